@@ -1,0 +1,207 @@
+#!/usr/bin/env bash
+# Installs what Berth needs on a Debian machine, and nothing that is already there.
+#
+#   setup.sh run         for `make run`: C tools, Rust, redis-server, a venv with Sail and PySpark
+#   setup.sh test        the above, plus Java, Apache Spark and the PySpark 3.5 client
+#   setup.sh lint        a venv with buf
+#   setup.sh test lint   sets can be combined
+#
+# Python packages go to venvs under BERTH_HOME (default: .berth in the repository), pinned by the
+# requirements-*.txt next to this file; a changed pin rebuilds its venv. Safe to run again at any time.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+repo=$(cd "$here/../.." && pwd)
+home=${BERTH_HOME:-$repo/.berth}
+min_rust=1.95
+min_java=17
+
+# Progress goes to stderr, so that callers may read stdout.
+say() { printf 'setup: %s\n' "$*" >&2; }
+die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# ---- Debian packages -------------------------------------------------------------------------
+
+policy=/usr/sbin/policy-rc.d
+policy_is_ours=
+apt_lists_fresh=
+
+as_root() {
+  if [[ $EUID -eq 0 ]]; then
+    "$@"
+  elif have sudo; then
+    sudo "$@"
+  else
+    die "need root for: $* (no sudo here; run that command as root, then try again)"
+  fi
+}
+
+# While packages are installed, invoke-rc.d asks this file and starts no service (101 = forbidden).
+forbid_service_start() {
+  [[ -e $policy ]] && return
+  as_root sh -c "printf '#!/bin/sh\nexit 101\n' > $policy && chmod 755 $policy"
+  policy_is_ours=1
+}
+allow_service_start() {
+  [[ -z $policy_is_ours ]] && return
+  as_root rm -f "$policy"
+  policy_is_ours=
+}
+trap allow_service_start EXIT
+
+apt_get() {
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 "$@" >"$home/apt.log" 2>&1 || {
+    tail -n 20 "$home/apt.log" >&2
+    die "apt-get $1 failed, see above (whole log: $home/apt.log)"
+  }
+}
+
+apt_install() {
+  have apt-get || die "please install $* yourself: this machine has no apt-get"
+  if [[ -z $apt_lists_fresh ]]; then
+    say "refreshing the Debian package lists"
+    apt_get update
+    apt_lists_fresh=1
+  fi
+  say "installing from Debian: $*"
+  forbid_service_start
+  apt_get install --no-install-recommends "$@"
+  allow_service_start
+}
+
+need_c_tools() {
+  local missing=()
+  { have cc && have c++ && have make; } || missing+=(build-essential)
+  have cmake || missing+=(cmake)
+  [[ -e /etc/ssl/certs/ca-certificates.crt ]] || missing+=(ca-certificates)
+  [[ ${#missing[@]} -eq 0 ]] || apt_install "${missing[@]}"
+}
+
+need_redis() {
+  have redis-server && return
+  apt_install redis-server
+  # Berth starts its own private Redis; the packaged service must not come up at the next boot either.
+  if [[ -d /run/systemd/system ]] && have systemctl; then
+    as_root systemctl disable --now --quiet redis-server || true
+  fi
+}
+
+need_java() {
+  local major=0
+  if have java; then
+    major=$(java -XshowSettings:none -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -n 1)
+  fi
+  [[ ${major:-0} -ge $min_java ]] && return
+  [[ ${major:-0} -eq 0 ]] || die "java on the PATH is version $major, Apache Spark needs $min_java or newer: put a newer one first on the PATH"
+  apt_install openjdk-17-jre-headless
+}
+
+# ---- Rust ------------------------------------------------------------------------------------
+
+at_least() { [[ $(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1) == "$1" ]]; }
+
+need_rust() {
+  local cargo version
+  cargo=$(command -v cargo || true)
+  if [[ -z $cargo && -x ${HOME:-/nonexistent}/.cargo/bin/cargo ]]; then
+    die "cargo is in ~/.cargo/bin but not on the PATH: run  . ~/.cargo/env  and try again"
+  fi
+  if [[ -z $cargo ]]; then
+    if have apt-cache && [[ -n $(apt-cache search --names-only '^rustup$' 2>/dev/null) ]]; then
+      apt_install rustup
+      say "installing the stable Rust toolchain"
+      rustup default stable >&2
+      cargo=$(command -v cargo || true)
+    fi
+    [[ -n $cargo ]] || die "no Rust toolchain: this Debian release has no package new enough. Install Rust $min_rust or newer (rustup is the usual way), then try again"
+  fi
+  version=$(cd "$repo" && "$cargo" --version | cut -d' ' -f2)
+  at_least "$min_rust" "$version" || die "Rust $version is too old, $min_rust or newer is needed: run  rustup update stable  and try again"
+}
+
+# ---- Python ----------------------------------------------------------------------------------
+
+python=
+
+# Debian's own Python first: venvs made from a version manager's shim break when it switches.
+need_python() {
+  local candidate
+  [[ -z $python ]] || return 0
+  if [[ -n ${BERTH_PYTHON:-} ]]; then
+    python=$BERTH_PYTHON
+  else
+    { [[ -x /usr/bin/python3 ]] || have python3; } || apt_install python3 python3-venv
+    for candidate in /usr/bin/python3 python3; do
+      have "$candidate" && { python=$candidate; break; }
+    done
+  fi
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    die "Python 3.11 or newer is needed, $python is $("$python" --version 2>&1); set BERTH_PYTHON to a newer one"
+  "$python" -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv
+}
+
+# need_venv NAME SIZE: the venv holds exactly its pinned list, or is built anew. The stamp is
+# written last, so an interrupted build is not taken for a good one.
+need_venv() {
+  local name=$1 size=$2 dir=$home/venv-$1 list=$here/requirements-$1.txt want started
+  need_python
+  want="$("$python" --version) $(sha256sum <"$list" | cut -d' ' -f1)"
+  if [[ -x $dir/bin/python && $(cat "$dir/berth-stamp" 2>/dev/null) == "$want" ]]; then
+    return
+  fi
+  say "building the Python venv '$name' ($size on disk): $(grep -cE '^[A-Za-z]' "$list") pinned packages"
+  started=$SECONDS
+  rm -rf "$dir"
+  "$python" -m venv "$dir"
+  if [[ -t 2 ]]; then
+    "$dir/bin/pip" install --disable-pip-version-check --use-pep517 -r "$list" >&2
+  else
+    "$dir/bin/pip" install --disable-pip-version-check --use-pep517 -q --progress-bar off -r "$list" >&2
+  fi || die "pip could not install $list, see above"
+  "$dir/bin/pip" --disable-pip-version-check check >/dev/null || die "the pins in $list contradict each other: $("$dir/bin/pip" check)"
+  if [[ $name == spark ]]; then
+    # A path without the Python version in it, for SPARK_HOME.
+    ln -sfn "$("$dir/bin/python" -c 'import os, pyspark; print(os.path.dirname(pyspark.__file__))')" "$dir/spark-home"
+  fi
+  printf '%s\n' "$want" >"$dir/berth-stamp"
+  say "venv '$name' is ready after $((SECONDS - started)) s"
+}
+
+need_old_python_for_py35() {
+  need_python
+  "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 13))' ||
+    die "the PySpark 3.5 client has no packages for $("$python" --version): set BERTH_PYTHON to a Python 3.11 or 3.12"
+}
+
+# ---- sets ------------------------------------------------------------------------------------
+
+set_run() {
+  need_c_tools
+  need_rust
+  need_redis
+  need_venv sail "0.6 GB"
+}
+
+set_test() {
+  set_run
+  need_java
+  need_venv spark "0.9 GB"
+  need_old_python_for_py35
+  need_venv py35 "0.7 GB"
+}
+
+set_lint() { need_venv lint "70 MB"; }
+
+[[ $# -gt 0 ]] || set -- run
+for name in "$@"; do
+  case $name in run | test | lint) ;; *) die "unknown set '$name' (known: run, test, lint)" ;; esac
+done
+
+mkdir -p "$home"
+exec 9>"$home/setup.lock"
+flock -n 9 || { say "another set-up is running, waiting for it"; flock 9; }
+
+started=$SECONDS
+for name in "$@"; do "set_$name"; done
+[[ $((SECONDS - started)) -lt 2 ]] || say "all is there ($* took $((SECONDS - started)) s)"
