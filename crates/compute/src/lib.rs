@@ -1,0 +1,64 @@
+//! Where sessions run: [`ComputeProvider`] and the ways to provide.
+//!
+//! Every effect is idempotent by (session, generation) and only *starts* work;
+//! what became of it is seen by [`ComputeProvider::observe`]. A provider tells
+//! of changes through its watch, so that nobody has to poll.
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use session_core::machine::Observation;
+use session_core::{Catalog, Cluster, SessionKey};
+use std::time::Duration;
+
+/// One session generation and all that is needed to make its compute.
+#[derive(Debug, Clone)]
+pub struct ComputeSpec {
+    /// Whose.
+    pub key: SessionKey,
+    /// Which.
+    pub generation: u64,
+    /// Where.
+    pub cluster: Cluster,
+    /// The default catalog.
+    pub catalog: Option<Catalog>,
+    /// The session's longest life; engine idle timers are set beyond it.
+    pub max_lifetime: Duration,
+}
+
+/// Why a provider could not do or tell. Nothing is decided from it; the caller asks again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The cluster is of another provider.
+    #[error("cluster {0} is not of this provider")]
+    WrongProvider(String),
+    /// The provider's own means are away for now.
+    #[error("compute cannot be reached: {0}")]
+    Unavailable(String),
+}
+
+/// Something about a session's compute changed: look at it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ComputeChanged {
+    /// Whose.
+    pub key: SessionKey,
+    /// Which generation.
+    pub generation: u64,
+}
+
+/// Makes, watches and gives back compute.
+#[async_trait]
+pub trait ComputeProvider: Send + Sync + std::fmt::Debug + 'static {
+    /// Starts making the compute, unless it exists already. Returns at once.
+    async fn ensure(&self, spec: &ComputeSpec) -> Result<(), Error>;
+
+    /// What there is of this generation's compute. Cheap: looks, never waits
+    /// for readiness.
+    async fn observe(&self, spec: &ComputeSpec) -> Result<Observation, Error>;
+
+    /// Starts giving back the compute of this generation and all before it.
+    async fn release(&self, spec: &ComputeSpec) -> Result<(), Error>;
+
+    /// Tells when some compute changed (ready, failed, gone). May repeat
+    /// itself and may miss some; the caller's own clock covers that.
+    fn watch(&self) -> BoxStream<'static, ComputeChanged>;
+}

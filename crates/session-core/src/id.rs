@@ -1,0 +1,222 @@
+//! Identifiers as newtypes, parsed once at the edge.
+//!
+//! Generated ids are a prefix and 20 lower-case Crockford base-32 characters:
+//! ten of time, so that they sort by age, and ten of randomness. The alphabet
+//! is safe in gRPC metadata, connection strings (no `=`, `;` or `%`), DNS
+//! labels and Kubernetes names.
+
+use crate::time::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+const CROCKFORD: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+const HALF: usize = 10;
+
+/// A text that is not the identifier it was offered as.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} must be {expected}")]
+pub struct InvalidId {
+    /// What was being parsed, as users call it.
+    pub kind: &'static str,
+    /// What would have been accepted.
+    pub expected: &'static str,
+}
+
+fn crockford(mut value: u64, out: &mut String) {
+    let mut digits = [b'0'; HALF];
+    for digit in digits.iter_mut().rev() {
+        *digit = CROCKFORD[(value & 31) as usize];
+        value >>= 5;
+    }
+    out.extend(digits.iter().map(|&b| char::from(b)));
+}
+
+macro_rules! text_newtype {
+    ($name:ident) => {
+        impl $name {
+            /// The identifier as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidId;
+
+            fn try_from(text: String) -> Result<Self, InvalidId> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.0
+            }
+        }
+    };
+}
+
+macro_rules! generated_id {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal, $kind:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// A new id from the present and 50 random bits (higher bits are ignored).
+            pub fn generate(now: Timestamp, random: u64) -> Self {
+                let mut text = String::with_capacity($prefix.len() + 2 * HALF);
+                text.push_str($prefix);
+                crockford(now.as_millis(), &mut text);
+                crockford(random, &mut text);
+                Self(text)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidId;
+
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                let tail = text.strip_prefix($prefix).unwrap_or("");
+                if tail.len() == 2 * HALF && tail.bytes().all(|b| CROCKFORD.contains(&b)) {
+                    Ok(Self(text.to_owned()))
+                } else {
+                    Err(InvalidId {
+                        kind: $kind,
+                        expected: concat!("\"", $prefix, "\" and 20 characters of 0-9 a-z without i, l, o, u"),
+                    })
+                }
+            }
+        }
+
+        text_newtype!($name);
+    };
+}
+
+generated_id!(
+    /// Names one session for ever, e.g. `s-01jdq8…`.
+    SessionId, "s-", "session id"
+);
+generated_id!(
+    /// Names one session token (the JWT's `jti`), e.g. `t-01jdq8…`.
+    TokenId, "t-", "token id"
+);
+
+macro_rules! named {
+    ($(#[$doc:meta])* $name:ident, $kind:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl FromStr for $name {
+            type Err = InvalidId;
+
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                if is_dns_label(text) {
+                    Ok(Self(text.to_owned()))
+                } else {
+                    Err(InvalidId {
+                        kind: $kind,
+                        expected: "1 to 63 characters of a-z 0-9 and '-', beginning and ending with a letter or digit",
+                    })
+                }
+            }
+        }
+
+        text_newtype!($name);
+    };
+}
+
+named!(
+    /// Names an organization, the tenant.
+    OrgId, "organization"
+);
+named!(
+    /// Names a cluster.
+    ClusterName, "cluster"
+);
+named!(
+    /// Names a catalog.
+    CatalogName, "catalog"
+);
+
+/// The name of a session together with whose it is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SessionKey {
+    /// The tenant; decides the partition.
+    pub org: OrgId,
+    /// The session.
+    pub id: SessionId,
+}
+
+fn is_dns_label(text: &str) -> bool {
+    let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+    let bytes = text.as_bytes();
+    bytes.len() <= 63
+        && edge(bytes.first())
+        && edge(bytes.last())
+        && bytes.iter().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+}
+
+impl OrgId {
+    /// How many hash slots organizations are spread over. Fixed for ever: it
+    /// is part of every stored key.
+    pub const PARTITIONS: u8 = 16;
+
+    /// The partition (0 to 15) that holds this organization's state: FNV-1a
+    /// over the name, which no version or platform may change.
+    pub fn partition(&self) -> u8 {
+        let hash = self
+            .0
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        u8::try_from(hash % u64::from(Self::PARTITIONS)).unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generated_ids_parse_sort_and_fit_a_dns_label() {
+        let early = SessionId::generate(Timestamp::from_millis(1_700_000_000_000), u64::MAX);
+        let late = SessionId::generate(Timestamp::from_millis(1_700_000_000_001), 0);
+        assert!(early < late);
+        assert_eq!(early.as_str().parse::<SessionId>().unwrap(), early);
+        assert_eq!(early.as_str().len(), 22);
+        assert!(is_dns_label(early.as_str()));
+    }
+
+    #[test]
+    fn foreign_spellings_are_refused() {
+        for text in ["", "s-", "t-01jdq8aaaaaaaaaaaaaa", "s-01JDQ8aaaaaaaaaaaaaa", "s-01jdq8aaaaaaaaaaaaai", "s-0"] {
+            assert!(text.parse::<SessionId>().is_err(), "{text}");
+        }
+        for text in ["", "-a", "a-", "A", "a_b", "a.b"] {
+            assert!(text.parse::<OrgId>().is_err(), "{text}");
+        }
+        assert!("a".repeat(64).parse::<OrgId>().is_err());
+    }
+
+    #[test]
+    fn partitions_never_move() {
+        let partition = |name: &str| name.parse::<OrgId>().unwrap().partition();
+        assert_eq!([partition("acme"), partition("local"), partition("a")], [13, 5, 12]);
+    }
+}

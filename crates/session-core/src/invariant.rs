@@ -1,0 +1,105 @@
+//! What must hold of every session and every change, named once: the property
+//! tests check all of it, and the manager checks it cheaply before a commit.
+
+use crate::machine::{Effect, RESTART_BUDGET, Transition};
+use crate::policy::LONGEST_LIFETIME;
+use crate::session::{Session, State, Status};
+
+/// A broken invariant.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invariant {name} broken for {session}: {detail}")]
+pub struct Broken {
+    /// Its name.
+    pub name: &'static str,
+    /// Of which session.
+    pub session: String,
+    /// What was seen.
+    pub detail: String,
+}
+
+fn hold(session: &Session, checks: &[(&'static str, bool)]) -> Result<(), Broken> {
+    match checks.iter().find(|(_, holds)| !holds) {
+        None => Ok(()),
+        Some((name, _)) => {
+            Err(Broken { name, session: session.id.to_string(), detail: format!("{:?}", session.state) })
+        }
+    }
+}
+
+/// Checks one record by itself.
+///
+/// # Errors
+/// The first invariant that does not hold.
+pub fn check_session(session: &Session) -> Result<(), Broken> {
+    let status = session.status();
+    hold(
+        session,
+        &[
+            ("versions_start_at_one", session.version >= 1),
+            ("generations_start_at_one", session.generation >= 1),
+            ("idle_since_only_while_idle", session.idle_since.is_some() == (status == Status::Idle)),
+            ("closed_at_only_when_ended", session.closed_at.is_some() == status.is_terminal()),
+            ("lifetime_is_bounded", session.expires_at <= session.created_at.after(LONGEST_LIFETIME)),
+            ("restarts_within_budget", session.restarts.len() <= RESTART_BUDGET),
+            ("route_only_while_active", session.state.published_route().is_some() == (status == Status::Active)),
+        ],
+    )
+}
+
+/// Checks a change from `before` (none for a creation).
+///
+/// # Errors
+/// The first invariant that does not hold.
+pub fn check_transition(before: Option<&Session>, change: &Transition) -> Result<(), Broken> {
+    let after = &change.session;
+    check_session(after)?;
+    let needs_compute = |generation: u64| {
+        generation >= after.generation
+            && !matches!(after.state, State::Closed | State::Failed | State::IdleReleased { .. })
+    };
+    hold(
+        after,
+        &[
+            (
+                "release_spares_compute_in_use",
+                change
+                    .effects
+                    .iter()
+                    .all(|e| !matches!(e, Effect::Release { up_to } if needs_compute(*up_to))),
+            ),
+            (
+                "ensure_only_the_current_generation_while_pending",
+                change.effects.iter().all(|e| match e {
+                    Effect::Ensure { generation } => {
+                        *generation == after.generation && after.status() == Status::Pending
+                    }
+                    Effect::Release { .. } => true,
+                }),
+            ),
+            ("history_tells_this_version", change.record.version == after.version),
+        ],
+    )?;
+    let Some(before) = before else { return Ok(()) };
+    let replaced = after.status() == Status::Pending && after.generation == before.generation + 1;
+    hold(
+        after,
+        &[
+            ("ended_is_final", !before.status().is_terminal()),
+            ("version_rises_by_one", after.version == before.version + 1),
+            (
+                "generation_rises_only_with_new_compute",
+                after.generation == before.generation || replaced,
+            ),
+            (
+                "new_compute_is_a_new_generation",
+                after.status() != Status::Pending || before.status() == Status::Pending || replaced,
+            ),
+            ("epoch_never_falls", after.token_epoch >= before.token_epoch),
+            (
+                "identity_never_changes",
+                (&after.id, &after.org, &after.owner, &after.cluster, &after.catalog, after.created_at)
+                    == (&before.id, &before.org, &before.owner, &before.cluster, &before.catalog, before.created_at),
+            ),
+        ],
+    )
+}

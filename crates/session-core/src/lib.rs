@@ -1,0 +1,33 @@
+//! What a Berth session is and what it may become.
+//!
+//! Pure data and pure functions: no I/O, no async, no clock of its own, no
+//! transport words. Time and randomness come in as values. Everything that
+//! decides about a session's life is in [`machine`]; everything that decides
+//! who may touch it is in [`access`].
+
+pub mod access;
+pub mod activity;
+pub mod catalog;
+pub mod cluster;
+pub mod id;
+pub mod invariant;
+pub mod machine;
+pub mod org;
+pub mod policy;
+pub mod principal;
+pub mod reason;
+pub mod route;
+pub mod session;
+pub mod time;
+
+pub use activity::Activity;
+pub use catalog::Catalog;
+pub use cluster::{Cluster, ClusterStatus, Engine, Provider};
+pub use id::{CatalogName, ClusterName, OrgId, SessionId, SessionKey, TokenId};
+pub use org::{Limits, Org};
+pub use policy::{IdlePolicy, SessionPolicy};
+pub use principal::{Actor, Principal, PrincipalId, Role};
+pub use reason::{ChangeReason, Reason};
+pub use route::Route;
+pub use session::{EventRecord, Phase, Session, State, Status};
+pub use time::{Clock, SystemClock, Timestamp};

@@ -1,0 +1,163 @@
+//! The clocks of a session: defaults, bounds, and what a caller may ask for.
+
+use crate::cluster::{Cluster, Engine};
+use crate::time::millis;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// What becomes of compute when its session goes idle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IdlePolicy {
+    /// Give it back; the next query warms a new one.
+    Release,
+    /// Keep it; the next query goes on at once.
+    Keep,
+}
+
+/// The settled clocks of one session; fixed when it is created.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionPolicy {
+    /// Idle after this much silence.
+    #[serde(with = "millis")]
+    pub idle_timeout: Duration,
+    /// Closed after this long in idle; zero closes instead of idling.
+    #[serde(with = "millis")]
+    pub close_after_idle: Duration,
+    /// Closed after this long in all, whatever else happens.
+    #[serde(with = "millis")]
+    pub max_lifetime: Duration,
+    /// How long provisioning, warming or a restart may take.
+    #[serde(with = "millis")]
+    pub provisioning_deadline: Duration,
+    /// What idling does with compute.
+    pub on_idle: IdlePolicy,
+    /// Compute serves this session only.
+    pub dedicated: bool,
+}
+
+/// What a caller may ask for; absent means the cluster's default.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PolicyRequest {
+    /// Idle after this much silence.
+    pub idle_timeout: Option<Duration>,
+    /// Closed after this long in idle.
+    pub close_after_idle: Option<Duration>,
+    /// Closed after this long in all.
+    pub max_lifetime: Option<Duration>,
+}
+
+/// A cluster's own defaults; absent means Berth's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyRange {
+    /// Default 15 min; 1 min (6 min on Spark) to 8 h.
+    #[serde(skip_serializing_if = "Option::is_none", with = "maybe_millis")]
+    pub idle_timeout: Option<Duration>,
+    /// Default 60 min; 0 to 24 h.
+    #[serde(skip_serializing_if = "Option::is_none", with = "maybe_millis")]
+    pub close_after_idle: Option<Duration>,
+    /// Default 24 h; 10 min to 7 d.
+    #[serde(skip_serializing_if = "Option::is_none", with = "maybe_millis")]
+    pub max_lifetime: Option<Duration>,
+    /// Default 120 s; 10 s to 15 min.
+    #[serde(skip_serializing_if = "Option::is_none", with = "maybe_millis")]
+    pub provisioning_deadline: Option<Duration>,
+}
+
+mod maybe_millis {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use std::time::Duration;
+
+    #[expect(clippy::ref_option, reason = "serde's `with` passes a reference to the field")]
+    pub(super) fn serialize<S: Serializer>(value: &Option<Duration>, ser: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => ser.serialize_u64(u64::try_from(value.as_millis()).unwrap_or(u64::MAX)),
+            None => ser.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(de: D) -> Result<Option<Duration>, D::Error> {
+        Ok(Option::<u64>::deserialize(de)?.map(Duration::from_millis))
+    }
+}
+
+/// A clock outside its bounds.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field} must be between {min:?} and {max:?}, not {given:?}")]
+pub struct OutOfBounds {
+    /// The clock's name.
+    pub field: &'static str,
+    /// The least it may be.
+    pub min: Duration,
+    /// The most it may be.
+    pub max: Duration,
+    /// What was asked for.
+    pub given: Duration,
+}
+
+/// The longest any session may live, also by ExtendSession.
+pub const LONGEST_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+
+impl SessionPolicy {
+    /// Settles the clocks of a new session on `cluster`.
+    ///
+    /// # Errors
+    /// The first clock that is outside its bounds.
+    pub fn settle(cluster: &Cluster, asked: &PolicyRequest) -> Result<Self, OutOfBounds> {
+        let own = &cluster.policy;
+        let least_idle = match cluster.engine {
+            Engine::Sail => MINUTE,
+            // Spark keeps a detached query for 5 minutes; idling sooner would
+            // take compute from under a client that is reattaching.
+            Engine::Spark => 6 * MINUTE,
+        };
+        let pick = |field, asked: Option<Duration>, own: Option<Duration>, default, min, max| {
+            let given = asked.or(own).unwrap_or(default);
+            if given < min || given > max {
+                Err(OutOfBounds { field, min, max, given })
+            } else {
+                Ok(given)
+            }
+        };
+        Ok(Self {
+            idle_timeout: pick(
+                "idle_timeout",
+                asked.idle_timeout,
+                own.idle_timeout,
+                15 * MINUTE,
+                least_idle,
+                8 * HOUR,
+            )?,
+            close_after_idle: pick(
+                "close_after_idle",
+                asked.close_after_idle,
+                own.close_after_idle,
+                HOUR,
+                Duration::ZERO,
+                24 * HOUR,
+            )?,
+            max_lifetime: pick(
+                "max_lifetime",
+                asked.max_lifetime,
+                own.max_lifetime,
+                24 * HOUR,
+                10 * MINUTE,
+                LONGEST_LIFETIME,
+            )?,
+            provisioning_deadline: pick(
+                "provisioning_deadline",
+                None,
+                own.provisioning_deadline,
+                2 * MINUTE,
+                Duration::from_secs(10),
+                15 * MINUTE,
+            )?,
+            on_idle: cluster.effective_idle_policy(),
+            dedicated: cluster.provider.is_dedicated(),
+        })
+    }
+}

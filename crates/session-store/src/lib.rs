@@ -1,0 +1,308 @@
+//! Where sessions are kept.
+//!
+//! [`SessionStore`] is the contract; [`memory`] and [`redis`] keep it, and one
+//! suite of tests holds both to it. Every write carries a precondition, and a
+//! lost race is its own error ([`Error::Conflict`]): the caller reads again.
+
+pub mod memory;
+pub mod redis;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+pub use session_core::SessionKey;
+use session_core::{
+    Activity, ClusterName, EventRecord, Limits, OrgId, PrincipalId, Session, Status, Timestamp, TokenId,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// How many changes of a session are kept readable.
+pub const HISTORY: usize = 50;
+/// How long a `request_id` is remembered.
+pub const REQUEST_ID_MEMORY: Duration = Duration::from_secs(24 * 3600);
+/// The most records one page of [`SessionStore::list`] reads; a page may come
+/// back short and still have a next token.
+pub const PAGE_READ_LIMIT: usize = 1000;
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Somebody else wrote first: read again.
+    #[error("the record was changed meanwhile")]
+    Conflict,
+    /// There is no such record.
+    #[error("no such record")]
+    NotFound,
+    /// A record of this name exists.
+    #[error("it exists already")]
+    Exists,
+    /// The same `request_id` came before with other fields.
+    #[error("request_id was used before with other fields")]
+    RequestIdReused,
+    /// A quota is used up.
+    #[error("{quota} is used up: {limit}")]
+    Quota {
+        /// Which, as [`Limits`] names it.
+        quota: &'static str,
+        /// The limit.
+        limit: u32,
+        /// Waiting this long helps, if waiting helps.
+        retry_after: Option<Duration>,
+    },
+    /// The session ended, or its tokens were revoked, before a token could be recorded.
+    #[error("the session takes no tokens: {0}")]
+    TokenRefused(&'static str),
+    /// A page token that this store did not make.
+    #[error("page_token is not one of ours")]
+    BadPageToken,
+    /// The store cannot be reached, or did not answer in time.
+    #[error("the state store is unavailable: {0}")]
+    Unavailable(String),
+    /// A record cannot be read.
+    #[error("a stored record is broken: {0}")]
+    Corrupt(String),
+}
+
+/// A session to be written for the first time.
+#[derive(Debug, Clone)]
+pub struct Create {
+    /// The record, version 1.
+    pub session: Session,
+    /// Its first event.
+    pub record: EventRecord,
+    /// When it is due.
+    pub due: Timestamp,
+    /// Makes a repeated create return the first one's session: the caller's
+    /// `request_id` and a digest of all other fields.
+    pub request: Option<RequestId>,
+    /// The quotas to hold: `live_sessions_per_owner`, `live_sessions`,
+    /// `creates_per_minute` (a fixed window of 60 s of the store's clock).
+    pub limits: Limits,
+}
+
+/// A caller's own name for a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestId {
+    /// As the caller gave it; unique per owner.
+    pub id: String,
+    /// A digest of every other field.
+    pub fingerprint: String,
+}
+
+/// What a create did.
+#[derive(Debug, Clone)]
+pub struct Created {
+    /// The session, as stored now.
+    pub session: Session,
+    /// False when an earlier create with the same `request_id` made it.
+    pub new: bool,
+}
+
+/// A change to write, on the condition that the stored version is the one before.
+#[derive(Debug, Clone)]
+pub struct Commit {
+    /// The new record; the stored one must have `version - 1`.
+    pub session: Session,
+    /// Its event.
+    pub record: EventRecord,
+    /// When it is due next; never, if none.
+    pub due: Option<Timestamp>,
+}
+
+/// A session, and what is known of its use.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The record.
+    pub session: Session,
+    /// Its use.
+    pub activity: Activity,
+}
+
+/// Which of an organization's sessions to list, newest first.
+#[derive(Debug, Clone)]
+pub struct ListQuery {
+    /// The tenant.
+    pub org: OrgId,
+    /// What the caller may see.
+    pub scope: Scope,
+    /// Only these statuses; all when empty.
+    pub statuses: BTreeSet<Status>,
+    /// Only this owner's.
+    pub owner: Option<PrincipalId>,
+    /// Only on this cluster.
+    pub cluster: Option<ClusterName>,
+    /// Only this team's.
+    pub team: Option<String>,
+    /// Only with all of these labels.
+    pub labels: BTreeMap<String, String>,
+    /// At most this many, 1 to 1000.
+    pub page_size: usize,
+    /// Where the last page ended.
+    pub page_token: Option<String>,
+}
+
+/// Which sessions a caller may see at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// Every session of the organization.
+    Org,
+    /// Its own, and those of the teams it administers.
+    OwnAndTeams {
+        /// Who.
+        owner: PrincipalId,
+        /// The teams.
+        teams: BTreeSet<String>,
+    },
+}
+
+/// One page of a list.
+#[derive(Debug, Clone, Default)]
+pub struct Page {
+    /// Newest first.
+    pub sessions: Vec<Session>,
+    /// Where the next page begins; none when there is no more.
+    pub next: Option<String>,
+}
+
+/// A change, as every replica hears of it.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// Of which session.
+    pub key: SessionKey,
+    /// What happened; its `version` orders the changes of one session.
+    pub record: EventRecord,
+    /// Tokens of a lower epoch are revoked.
+    pub token_epoch: u64,
+}
+
+/// What the change feed says.
+#[derive(Debug, Clone)]
+pub enum Feed {
+    /// A session changed.
+    Change(Box<Change>),
+    /// Changes may have been missed: everything known must be read again.
+    Reset,
+}
+
+/// What is kept of an issued token: never the token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// The JWT's `jti`.
+    pub id: TokenId,
+    /// The JWT's `kid`.
+    pub key_id: String,
+    /// For whom it was issued.
+    pub subject: PrincipalId,
+    /// The epoch it belongs to.
+    pub epoch: u64,
+    /// `iat`.
+    pub issued_at: Timestamp,
+    /// `exp`.
+    pub expires_at: Timestamp,
+}
+
+/// Things that are defined rather than lived: each is a JSON text under a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `session_core::Cluster`, by name.
+    Cluster,
+    /// `session_core::Catalog`, by `org/name`.
+    Catalog,
+    /// `session_core::Org`, by name.
+    Org,
+}
+
+/// A stored definition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Definition {
+    /// Rises by one with every write, from 1.
+    pub version: u64,
+    /// The JSON.
+    pub json: String,
+}
+
+/// The contract. Every method is bounded in time and safe to call again.
+#[async_trait]
+pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
+    /// The store's own clock, which all due times are of.
+    async fn now(&self) -> Result<Timestamp, Error>;
+
+    /// Writes a new session, its indexes, due entry and event, unless the
+    /// `request_id` was seen or a quota is used up; all in one step.
+    async fn create(&self, create: Create) -> Result<Created, Error>;
+
+    /// Reads a session.
+    async fn get(&self, key: &SessionKey) -> Result<Option<Session>, Error>;
+
+    /// Reads a session and what is known of its use.
+    async fn load(&self, key: &SessionKey) -> Result<Option<Loaded>, Error>;
+
+    /// Writes a change, its indexes, due entry, quota and event in one step.
+    /// [`Error::Conflict`] unless the stored version is the one before.
+    async fn commit(&self, commit: Commit) -> Result<(), Error>;
+
+    /// Sets when a session is due (never, if none), on the condition that its
+    /// version is still `version`. Makes no event.
+    async fn set_due(&self, key: &SessionKey, version: u64, due: Option<Timestamp>) -> Result<(), Error>;
+
+    /// Takes up to `limit` sessions that are due, the longest due first, and
+    /// makes them due again after `lease`, so that a crash loses none.
+    async fn claim_due(&self, limit: usize, lease: Duration) -> Result<Vec<SessionKey>, Error>;
+
+    /// Lists an organization's sessions, newest first.
+    async fn list(&self, query: &ListQuery) -> Result<Page, Error>;
+
+    /// Names up to `limit` live sessions of all organizations that run on
+    /// `cluster`, beginning after `after` in the order of the keys.
+    async fn live_on_cluster(
+        &self,
+        cluster: &ClusterName,
+        after: Option<&SessionKey>,
+        limit: usize,
+    ) -> Result<Vec<SessionKey>, Error>;
+
+    /// The last [`HISTORY`] changes of a session, oldest first.
+    async fn events(&self, key: &SessionKey) -> Result<Vec<EventRecord>, Error>;
+
+    /// Every change from now on, of all organizations, in version order for
+    /// each session. Begins with [`Feed::Reset`]; says it again after a gap.
+    /// Never ends while the store lives.
+    fn changes(&self) -> BoxStream<'static, Feed>;
+
+    /// Records a token before it leaves the issuer, on the condition that the
+    /// session is live and its epoch is still the token's, and that it has
+    /// fewer than `limit` live tokens.
+    async fn record_token(&self, key: &SessionKey, token: TokenRecord, limit: u32) -> Result<(), Error>;
+
+    /// The tokens of a session that have not expired, oldest first.
+    async fn tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error>;
+
+    /// Takes `name` for `holder` unless somebody else has it; says who has it now.
+    async fn claim(&self, name: &str, holder: &SessionKey) -> Result<SessionKey, Error>;
+
+    /// Gives `name` back if `holder` has it.
+    async fn unclaim(&self, name: &str, holder: &SessionKey) -> Result<(), Error>;
+
+    /// Who has `name`.
+    async fn claimed_by(&self, name: &str) -> Result<Option<SessionKey>, Error>;
+
+    /// Writes a definition if its stored version is `expected` (0: there is
+    /// none). Returns the new version.
+    async fn put_definition(&self, kind: Kind, name: &str, expected: u64, json: &str) -> Result<u64, Error>;
+
+    /// Reads a definition.
+    async fn definition(&self, kind: Kind, name: &str) -> Result<Option<Definition>, Error>;
+
+    /// Reads all definitions of a kind, by name.
+    async fn definitions(&self, kind: Kind) -> Result<BTreeMap<String, Definition>, Error>;
+
+    /// Removes a definition if its stored version is `expected`.
+    async fn delete_definition(&self, kind: Kind, name: &str, expected: u64) -> Result<(), Error>;
+
+    /// Rises when stored state may have gone back in time; routes carry it.
+    async fn epoch(&self) -> Result<u64, Error>;
+
+    /// Can it be reached now?
+    async fn ping(&self) -> Result<(), Error>;
+}
