@@ -1,1 +1,38 @@
-//! placeholder
+//! Berth's APIs as generated code, and the ways between them and session-core:
+//! [`convert`] for what is said, [`error`] for what went wrong.
+
+pub mod convert;
+pub mod error;
+
+#[expect(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    clippy::allow_attributes,
+    clippy::large_futures,
+    reason = "generated code"
+)]
+mod generated {
+    pub mod v1 {
+        tonic::include_proto!("berth.v1");
+    }
+    pub mod internal {
+        tonic::include_proto!("berth.internal.v1");
+    }
+    pub mod spark {
+        tonic::include_proto!("spark.connect");
+    }
+}
+
+/// `berth.v1`: the public API.
+pub use generated::v1;
+
+/// `berth.internal.v1`: between Berth's own services.
+pub use generated::internal;
+
+/// `spark.connect`: the part of Apache Spark's protocol that Berth speaks itself.
+pub use generated::spark;
+
+/// The file descriptors of `berth.v1`, for server reflection.
+pub const PUBLIC_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/berth.v1.bin"));

@@ -1,0 +1,188 @@
+//! [`Reason`] as a gRPC status, and back.
+//!
+//! Two rules come from how PySpark reacts (docs/errors.md): a final error
+//! carries ErrorInfo with an error class, so that it is shown as a clean
+//! SparkException; an error that passes, or that says a backend was lost,
+//! carries none, because PySpark 4 answers any ErrorInfo with one more call
+//! before it shows the error or retries.
+
+use session_core::Reason;
+use std::collections::HashMap;
+use std::time::Duration;
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// The `ErrorInfo.domain` of everything Berth itself says.
+pub const DOMAIN: &str = "berth";
+/// The trailer that names the reason of every error of Berth's.
+pub const REASON_TRAILER: &str = "berth-reason";
+const DEFAULT_RETRY: Duration = Duration::from_secs(2);
+
+/// The status code of `reason`.
+pub const fn code_of(reason: Reason) -> Code {
+    match reason {
+        Reason::TokenMissing
+        | Reason::TokenMalformed
+        | Reason::TokenExpired
+        | Reason::TokenRevoked
+        | Reason::TokenInvalid
+        | Reason::HeaderMissing
+        | Reason::CallerUnknown => Code::Unauthenticated,
+        Reason::HeaderDuplicate | Reason::MalformedMessage | Reason::InvalidArgument => Code::InvalidArgument,
+        Reason::SessionMismatch | Reason::SparkSessionTaken | Reason::NotAuthorized | Reason::OrgDisabled => {
+            Code::PermissionDenied
+        }
+        Reason::SessionClosed
+        | Reason::SessionFailed
+        | Reason::ComputeReleased
+        | Reason::CatalogUnavailable
+        | Reason::ClusterNotActive
+        | Reason::TlsRequired
+        | Reason::ManagedByConfig => Code::FailedPrecondition,
+        Reason::SessionWarming
+        | Reason::ProxyDraining
+        | Reason::BackendUnavailable
+        | Reason::ControlPlaneUnavailable => Code::Unavailable,
+        Reason::QuotaExceeded | Reason::RateLimited | Reason::TooManyWaiting => Code::ResourceExhausted,
+        Reason::CompressedRequest | Reason::UnknownMethod => Code::Unimplemented,
+        Reason::BackendLost | Reason::OperationLost | Reason::Conflict => Code::Aborted,
+        Reason::RequestIdReused | Reason::AlreadyExists => Code::AlreadyExists,
+        Reason::Internal => Code::Internal,
+    }
+}
+
+/// Does the error carry ErrorInfo?
+const fn has_error_info(reason: Reason) -> bool {
+    !matches!(
+        reason,
+        Reason::SessionWarming
+            | Reason::ProxyDraining
+            | Reason::BackendUnavailable
+            | Reason::ControlPlaneUnavailable
+            | Reason::BackendLost
+            | Reason::OperationLost
+    )
+}
+
+/// An error of Berth's, ready to be sent.
+#[derive(Debug, Clone)]
+pub struct Refused {
+    /// What kind.
+    pub reason: Reason,
+    /// What happened and what to do next. No address, stack or secret.
+    pub message: String,
+    /// When trying again may help.
+    pub retry_after: Option<Duration>,
+    /// More for programs, e.g. the field that is wrong.
+    pub metadata: Vec<(&'static str, String)>,
+}
+
+impl Refused {
+    /// An error with a text.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        let retry_after = matches!(code_of(reason), Code::Unavailable).then_some(DEFAULT_RETRY);
+        Self { reason, message: message.into(), retry_after, metadata: Vec::new() }
+    }
+
+    /// A field of the request is not acceptable.
+    pub fn field(field: &'static str, problem: impl std::fmt::Display) -> Self {
+        let mut refused = Self::new(Reason::InvalidArgument, format!("{field}: {problem}"));
+        refused.metadata.push(("field", field.to_owned()));
+        refused
+    }
+
+    /// The same for what is not the caller's and for what does not exist.
+    pub fn not_authorized() -> Self {
+        Self::new(
+            Reason::NotAuthorized,
+            "You have no access to this, or it does not exist. Check the name, and that you use the right account.",
+        )
+    }
+
+    /// Trying again may help after `delay`.
+    #[must_use]
+    pub fn retry_after(mut self, delay: Duration) -> Self {
+        self.retry_after = Some(delay);
+        self
+    }
+
+    /// Adds a key for programs.
+    #[must_use]
+    pub fn with(mut self, key: &'static str, value: impl Into<String>) -> Self {
+        self.metadata.push((key, value.into()));
+        self
+    }
+
+    /// The whole as a gRPC status with details and the reason trailer.
+    pub fn into_status(self) -> Status {
+        let mut details = ErrorDetails::new();
+        if has_error_info(self.reason) {
+            let mut metadata: HashMap<String, String> =
+                self.metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+            metadata.insert("classes".to_owned(), r#"["org.apache.spark.SparkException"]"#.to_owned());
+            metadata.insert("errorClass".to_owned(), format!("BERTH.{}", self.reason));
+            metadata.insert("sqlState".to_owned(), "08003".to_owned());
+            details.set_error_info(self.reason.as_str(), DOMAIN, metadata);
+        }
+        if let Some(delay) = self.retry_after {
+            details.set_retry_info(Some(delay));
+        }
+        let mut status = Status::with_error_details(code_of(self.reason), self.message, details);
+        status.metadata_mut().insert(REASON_TRAILER, MetadataValue::from_static(self.reason.as_str()));
+        status
+    }
+}
+
+impl From<Refused> for Status {
+    fn from(refused: Refused) -> Self {
+        refused.into_status()
+    }
+}
+
+/// The reason that a status of Berth's own carries.
+pub fn reason_of(status: &Status) -> Option<Reason> {
+    let from_info = status.get_details_error_info().filter(|info| info.domain == DOMAIN).map(|info| info.reason);
+    let text = match from_info {
+        Some(text) => text,
+        None => status.metadata().get(REASON_TRAILER)?.to_str().ok()?.to_owned(),
+    };
+    Reason::ALL.iter().copied().find(|reason| reason.as_str() == text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_survives_the_way_there_and_back() {
+        for &reason in Reason::ALL {
+            let status = Refused::new(reason, "text").into_status();
+            assert_eq!(status.code(), code_of(reason));
+            assert_eq!(reason_of(&status), Some(reason));
+            assert!(!status.details().is_empty() || matches!(status.code(), Code::Aborted), "{reason}");
+        }
+    }
+
+    #[test]
+    fn what_passes_says_when_to_retry_and_shows_no_error_info() {
+        let status = Refused::new(Reason::SessionWarming, "text").into_status();
+        assert!(status.get_details_error_info().is_none());
+        assert_eq!(status.get_details_retry_info().unwrap().retry_delay, Some(DEFAULT_RETRY));
+    }
+
+    #[test]
+    fn final_errors_are_spark_exceptions() {
+        let info = Refused::new(Reason::SessionClosed, "text").into_status().get_details_error_info().unwrap();
+        assert_eq!(info.metadata["errorClass"], "BERTH.SESSION_CLOSED");
+        assert_eq!(info.metadata["classes"], r#"["org.apache.spark.SparkException"]"#);
+    }
+
+    #[test]
+    fn codes_are_those_of_the_design() {
+        // PySpark retries UNAVAILABLE for ten minutes: only what passes may use it.
+        let unavailable: Vec<_> =
+            Reason::ALL.iter().filter(|reason| code_of(**reason) == Code::Unavailable).collect();
+        assert_eq!(unavailable.len(), 4);
+    }
+}
