@@ -1,0 +1,185 @@
+//! The one place that decides whether a session token is good.
+//!
+//! [`Verifier::verify`] is pure: the same token, keyring, time and grace give
+//! the same answer, so that answers may be cached in front of it.
+
+use crate::TOKEN_TYPE;
+use crate::claims::{Claims, at};
+use crate::error::TokenError;
+use crate::keyring::Keyring;
+use crate::strict::{self, Parts};
+use jsonwebtoken::{Algorithm, crypto::aws_lc, signature::Verifier as _};
+use session_core::Timestamp;
+use std::time::Duration;
+
+const ALGORITHM: &str = "ES256";
+
+/// What a verifier expects. Every verifier of an installation has the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifierConfig {
+    /// The exact `iss`.
+    pub issuer: String,
+    /// The exact `aud`.
+    pub audience: String,
+    /// The longest `exp - iat`.
+    pub max_ttl: Duration,
+    /// How far clocks may differ.
+    pub leeway: Duration,
+    /// How long after `exp` calls are accepted that only reattach to, or
+    /// release, a running operation. Zero is strict.
+    pub reattach_grace: Duration,
+    /// How long after `exp` running operations may be interrupted.
+    pub interrupt_grace: Duration,
+}
+
+impl VerifierConfig {
+    /// The product's defaults for this issuer and audience.
+    pub fn new(issuer: impl Into<String>, audience: impl Into<String>) -> Self {
+        Self {
+            issuer: issuer.into(),
+            audience: audience.into(),
+            max_ttl: Duration::from_secs(12 * 3600),
+            leeway: Duration::from_secs(30),
+            reattach_grace: Duration::from_secs(12 * 3600),
+            interrupt_grace: Duration::from_secs(15 * 60),
+        }
+    }
+
+    /// How long after its `exp` a token can still be accepted for anything:
+    /// the time a retired key must stay published and a revoked `jti` denied.
+    pub fn afterlife(&self) -> Duration {
+        self.reattach_grace.max(self.interrupt_grace) + self.leeway
+    }
+}
+
+/// Which calls are let through after `exp`: a client cannot change its token
+/// inside a channel, and running work must not die with the token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Grace {
+    /// Any call that may start work.
+    #[default]
+    None,
+    /// Reattaching to, or releasing, an operation.
+    Reattach,
+    /// Interrupting an operation.
+    Interrupt,
+}
+
+/// A good token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// What it says.
+    pub claims: Claims,
+    /// The key that signed it.
+    pub kid: String,
+    /// Is it past its `exp`, and accepted by grace alone?
+    pub by_grace: bool,
+}
+
+/// Decides whether tokens are good.
+#[derive(Debug, Clone)]
+pub struct Verifier {
+    config: VerifierConfig,
+}
+
+impl Verifier {
+    /// A verifier with these expectations.
+    pub fn new(config: VerifierConfig) -> Self {
+        Self { config }
+    }
+
+    /// What it expects.
+    pub fn config(&self) -> &VerifierConfig {
+        &self.config
+    }
+
+    /// Checks form, header, claims, signature and time, in this order: cheap
+    /// checks first, and nothing is said about the time of a token whose
+    /// signature is wrong.
+    pub fn verify(
+        &self,
+        token: &str,
+        keyring: &Keyring,
+        now: Timestamp,
+        grace: Grace,
+    ) -> Result<Verified, TokenError> {
+        let parts = strict::parse(token)?;
+        self.check_header(&parts)?;
+        self.check_claims(&parts.claims, now)?;
+        let expiry = self.check_expiry(&parts.claims, now, grace);
+        match keyring.with_key(&parts.header.kid, |key| signed_by(&parts, key)) {
+            Some(true) => {}
+            Some(false) => return Err(TokenError::Invalid("the signature does not match")),
+            // Its key may be retired long since: do not send the caller to fetch it.
+            None if expiry.is_err() => {
+                return Err(TokenError::Expired { at: parts.claims.expires_at(), session: None });
+            }
+            None => return Err(TokenError::UnknownKid),
+        }
+        let by_grace = expiry?;
+        Ok(Verified { claims: parts.claims, kid: parts.header.kid, by_grace })
+    }
+
+    fn check_header(&self, parts: &Parts<'_>) -> Result<(), TokenError> {
+        let header = &parts.header;
+        if header.typ != TOKEN_TYPE {
+            return Err(TokenError::Invalid("another typ"));
+        }
+        if header.alg != ALGORITHM {
+            return Err(TokenError::Invalid("another alg"));
+        }
+        let thumbprint = header.kid.len() == 43
+            && header.kid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        if !thumbprint {
+            return Err(TokenError::Invalid("the kid is not a thumbprint"));
+        }
+        Ok(())
+    }
+
+    fn check_claims(&self, claims: &Claims, now: Timestamp) -> Result<(), TokenError> {
+        if claims.iss != self.config.issuer {
+            return Err(TokenError::Invalid("another iss"));
+        }
+        if claims.aud != self.config.audience {
+            return Err(TokenError::Invalid("another aud"));
+        }
+        match claims.exp.checked_sub(claims.iat) {
+            None | Some(0) => return Err(TokenError::Invalid("exp is not after iat")),
+            Some(ttl) if ttl > self.config.max_ttl.as_secs() => {
+                return Err(TokenError::Invalid("exp is too far from iat"));
+            }
+            Some(_) => {}
+        }
+        if claims.nbf >= claims.exp {
+            return Err(TokenError::Invalid("nbf is not before exp"));
+        }
+        let soon = now.after(self.config.leeway);
+        if at(claims.iat) > soon {
+            return Err(TokenError::Invalid("iat is in the future"));
+        }
+        if at(claims.nbf) > soon {
+            return Err(TokenError::Invalid("nbf is in the future"));
+        }
+        Ok(())
+    }
+
+    /// Whether only grace lets it through.
+    fn check_expiry(&self, claims: &Claims, now: Timestamp, grace: Grace) -> Result<bool, TokenError> {
+        let end = claims.expires_at().after(self.config.leeway);
+        let grace = match grace {
+            Grace::None => Duration::ZERO,
+            Grace::Reattach => self.config.reattach_grace,
+            Grace::Interrupt => self.config.interrupt_grace,
+        };
+        if now >= end.after(grace) {
+            return Err(TokenError::Expired { at: claims.expires_at(), session: Some(claims.sid.clone()) });
+        }
+        Ok(now >= end)
+    }
+}
+
+/// jsonwebtoken's ES256 over the exact bytes of the first two parts.
+fn signed_by(parts: &Parts<'_>, key: &jsonwebtoken::DecodingKey) -> bool {
+    (aws_lc::DEFAULT_PROVIDER.verifier_factory)(&Algorithm::ES256, key)
+        .is_ok_and(|verifier| verifier.verify(parts.message, &parts.signature).is_ok())
+}
