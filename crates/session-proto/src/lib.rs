@@ -6,7 +6,6 @@ pub mod error;
 
 #[expect(
     missing_docs,
-    unreachable_pub,
     unused_qualifications,
     clippy::all,
     clippy::allow_attributes,

@@ -1,0 +1,418 @@
+//! Random lives of sessions keep every invariant, and the transitions of the
+//! design happen when and only when they should.
+
+use proptest::prelude::*;
+use session_core::invariant::{check_session, check_transition};
+use session_core::machine::{
+    self, Effect, Event, NewSession, Observation, RELEASE_GRACE, RESTART_BUDGET, RESTART_WINDOW, Refusal, Step,
+    Transition, apply, step,
+};
+use session_core::{
+    Activity, Actor, ChangeReason, Engine, IdlePolicy, Phase, Route, Session, SessionId, SessionPolicy, Status,
+    Timestamp,
+};
+use std::time::Duration;
+
+const START: Timestamp = Timestamp::from_millis(1_795_000_000_000);
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn policy(on_idle: IdlePolicy, dedicated: bool, close_after_idle: Duration) -> SessionPolicy {
+    SessionPolicy {
+        idle_timeout: 15 * MINUTE,
+        close_after_idle,
+        max_lifetime: 24 * 60 * MINUTE,
+        provisioning_deadline: 2 * MINUTE,
+        on_idle,
+        dedicated,
+    }
+}
+
+fn route() -> Route {
+    Route {
+        endpoint: "127.0.0.1:50051".to_owned(),
+        tls_server_name: None,
+        credential: None,
+        engine: Engine::Sail,
+        engine_version: "4.2.0".to_owned(),
+        dedicated: true,
+    }
+}
+
+fn ready() -> Observation {
+    Observation::Ready { route: route() }
+}
+
+fn quiet(at: Timestamp) -> Activity {
+    Activity::Quiet { last_activity_at: at }
+}
+
+fn created(policy: SessionPolicy) -> Transition {
+    let change = machine::create(
+        NewSession {
+            id: SessionId::generate(START, 7),
+            org: "acme".parse().unwrap(),
+            owner: "sa|ada".parse().unwrap(),
+            name: None,
+            team: None,
+            labels: std::collections::BTreeMap::default(),
+            cluster: "local".parse().unwrap(),
+            catalog: None,
+            policy,
+        },
+        START,
+    );
+    check_transition(None, &change).unwrap();
+    change
+}
+
+/// A session on the way, every change of which is checked.
+struct Life {
+    session: Session,
+    now: Timestamp,
+}
+
+impl Life {
+    fn new(policy: SessionPolicy) -> Self {
+        Self { session: created(policy).session, now: START }
+    }
+
+    fn release_policy() -> Self {
+        Self::new(policy(IdlePolicy::Release, true, 60 * MINUTE))
+    }
+
+    fn pass(&mut self, delta: Duration) -> &mut Self {
+        self.now = self.now.after(delta);
+        self
+    }
+
+    fn step(&mut self, observation: Option<&Observation>, activity: Activity) -> Step {
+        let step = step(&self.session, observation, activity, self.now);
+        if let Some(change) = &step.transition {
+            check_transition(Some(&self.session), change).unwrap();
+            self.session = change.session.clone();
+        }
+        step
+    }
+
+    fn apply(&mut self, event: &Event) -> Result<Option<Transition>, Refusal> {
+        let change = apply(&self.session, event, &Actor::System, self.now)?;
+        if let Some(change) = &change {
+            check_transition(Some(&self.session), change).unwrap();
+            self.session = change.session.clone();
+        }
+        Ok(change)
+    }
+
+    fn active(mut self) -> Self {
+        self.step(Some(&ready()), Activity::Unknown);
+        assert_eq!(self.session.status(), Status::Active);
+        self
+    }
+
+    fn idle_released(mut self) -> Self {
+        self.pass(15 * MINUTE).step(Some(&ready()), quiet(START));
+        self.pass(RELEASE_GRACE).step(Some(&ready()), quiet(START));
+        assert_eq!(self.session.state.phase(), Phase::Released);
+        self
+    }
+}
+
+#[test]
+fn a_session_becomes_active_when_its_compute_is_ready() {
+    let mut life = Life::release_policy();
+    let waiting = life.step(Some(&Observation::Missing), Activity::Unknown);
+    assert_eq!(waiting.effects, [Effect::Ensure { generation: 1 }]);
+    life.step(Some(&ready()), Activity::Unknown);
+    assert_eq!(life.session.status(), Status::Active);
+    assert_eq!((life.session.version, life.session.generation), (2, 1));
+}
+
+#[test]
+fn the_first_provisioning_fails_at_its_deadline_with_the_cause() {
+    let mut life = Life::release_policy();
+    life.pass(2 * MINUTE);
+    let starting = Observation::Starting { detail: "waiting for a slot".to_owned() };
+    let done = life.step(Some(&starting), Activity::Unknown).transition.unwrap();
+    assert_eq!(life.session.status(), Status::Failed);
+    assert_eq!(life.session.reason, ChangeReason::ProvisioningTimeout);
+    assert!(life.session.status_message.contains("waiting for a slot"));
+    assert_eq!(done.effects, [Effect::Release { up_to: 1 }]);
+}
+
+#[test]
+fn ready_compute_wins_over_a_deadline_seen_late() {
+    let mut life = Life::release_policy();
+    life.pass(5 * MINUTE).step(Some(&ready()), Activity::Unknown);
+    assert_eq!(life.session.status(), Status::Active);
+}
+
+#[test]
+fn idle_by_release_is_two_phased_and_a_late_report_wins() {
+    let mut life = Life::release_policy().active();
+    life.pass(15 * MINUTE).step(Some(&ready()), quiet(START));
+    assert_eq!(life.session.state.phase(), Phase::Releasing);
+    assert!(life.session.state.published_route().is_none());
+    life.pass(SECOND).step(Some(&ready()), Activity::Busy);
+    assert_eq!((life.session.status(), life.session.generation), (Status::Active, 1));
+
+    life.pass(15 * MINUTE).step(Some(&ready()), quiet(START));
+    let released = life.pass(RELEASE_GRACE).step(Some(&ready()), quiet(START)).transition.unwrap();
+    assert_eq!(released.effects, [Effect::Release { up_to: 1 }]);
+    assert_eq!(life.session.state.phase(), Phase::Released);
+}
+
+#[test]
+fn silence_that_is_not_known_idles_nothing() {
+    for activity in [Activity::Unknown, Activity::Busy] {
+        let mut life = Life::release_policy().active();
+        life.pass(8 * 60 * MINUTE);
+        assert!(life.step(Some(&ready()), activity).transition.is_none());
+    }
+}
+
+#[test]
+fn keep_alive_holds_the_idle_clock_and_lifetime_ends_it_all() {
+    let mut life = Life::release_policy().active();
+    let until = START.after(60 * MINUTE);
+    life.apply(&Event::KeepAlive { until }).unwrap();
+    assert!(life.pass(59 * MINUTE).step(Some(&ready()), quiet(START)).transition.is_none());
+    life.pass(MINUTE).step(Some(&ready()), quiet(START));
+    assert_eq!(life.session.status(), Status::Idle);
+    life.pass(24 * 60 * MINUTE).step(Some(&ready()), Activity::Busy);
+    assert_eq!((life.session.status(), life.session.reason), (Status::Closed, ChangeReason::MaxLifetime));
+}
+
+#[test]
+fn kept_compute_wakes_with_the_same_generation() {
+    let mut life = Life::new(policy(IdlePolicy::Keep, true, 60 * MINUTE)).active();
+    life.pass(15 * MINUTE).step(Some(&ready()), quiet(START));
+    assert_eq!(life.session.state.phase(), Phase::Kept);
+    life.apply(&Event::Wake).unwrap();
+    assert_eq!((life.session.status(), life.session.generation), (Status::Active, 1));
+}
+
+#[test]
+fn released_compute_is_warmed_once_under_a_new_generation() {
+    let mut life = Life::release_policy().active().idle_released();
+    let woken = life.apply(&Event::Wake).unwrap().unwrap();
+    assert!(woken.effects.contains(&Effect::Ensure { generation: 2 }));
+    assert_eq!(life.apply(&Event::Wake), Ok(None));
+    life.step(Some(&ready()), Activity::Unknown);
+    assert_eq!((life.session.status(), life.session.generation), (Status::Active, 2));
+}
+
+#[test]
+fn failed_warm_ups_back_off_and_the_fifth_fails_the_session() {
+    let mut life = Life::release_policy().active().idle_released();
+    for attempt in 1..=5_u32 {
+        life.apply(&Event::Wake).unwrap();
+        life.pass(2 * MINUTE).step(Some(&Observation::Missing), Activity::Unknown);
+        if attempt < 5 {
+            assert_eq!(life.session.reason, ChangeReason::WarmFailed);
+            assert!(matches!(life.apply(&Event::Wake), Err(Refusal::BackingOff { .. })));
+            life.pass(2 * MINUTE);
+        }
+    }
+    assert_eq!((life.session.status(), life.session.reason), (Status::Failed, ChangeReason::WarmBudgetSpent));
+}
+
+#[test]
+fn close_after_idle_zero_closes_instead_of_idling() {
+    let mut life = Life::new(policy(IdlePolicy::Release, true, Duration::ZERO)).active();
+    life.pass(15 * MINUTE).step(Some(&ready()), quiet(START));
+    assert_eq!((life.session.status(), life.session.reason), (Status::Closed, ChangeReason::IdleClose));
+}
+
+#[test]
+fn idle_sessions_close_after_their_time() {
+    let mut life = Life::release_policy().active().idle_released();
+    life.pass(60 * MINUTE).step(Some(&Observation::Missing), quiet(START));
+    assert_eq!((life.session.status(), life.session.reason), (Status::Closed, ChangeReason::IdleClose));
+}
+
+#[test]
+fn lost_dedicated_compute_is_replaced_within_the_budget() {
+    let mut life = Life::release_policy().active();
+    for lost in 1..=4_u64 {
+        life.pass(SECOND).step(Some(&Observation::Missing), Activity::Busy);
+        if lost <= 3 {
+            assert_eq!((life.session.status(), life.session.generation), (Status::Pending, lost + 1));
+            life.pass(SECOND).step(Some(&ready()), Activity::Busy);
+        }
+    }
+    assert_eq!((life.session.status(), life.session.reason), (Status::Failed, ChangeReason::RestartBudgetSpent));
+}
+
+#[test]
+fn old_losses_are_forgotten() {
+    let mut life = Life::release_policy().active();
+    for _ in 0..10 {
+        life.pass(RESTART_WINDOW / 3 + SECOND).step(Some(&Observation::Missing), Activity::Busy);
+        life.step(Some(&ready()), Activity::Busy);
+    }
+    assert_eq!(life.session.status(), Status::Active);
+}
+
+#[test]
+fn shared_compute_is_never_lost() {
+    let mut life = Life::new(policy(IdlePolicy::Keep, false, 60 * MINUTE)).active();
+    assert!(life.step(Some(&Observation::Missing), Activity::Busy).transition.is_none());
+}
+
+#[test]
+fn closing_twice_is_fine_and_nothing_else_moves_the_closed() {
+    let mut life = Life::release_policy().active();
+    let close = Event::Close { reason: ChangeReason::CloseRequested };
+    assert!(life.apply(&close).unwrap().is_some());
+    assert_eq!(life.apply(&close), Ok(None));
+    assert_eq!(life.apply(&Event::Wake), Err(Refusal::Terminal(Status::Closed)));
+    let release = life.step(Some(&ready()), Activity::Busy);
+    assert_eq!(release.effects, [Effect::Release { up_to: 1 }]);
+    let done = life.step(Some(&Observation::Missing), Activity::Busy);
+    assert_eq!((done.effects.len(), done.due), (0, None));
+}
+
+#[test]
+fn extending_stays_within_seven_days() {
+    let mut life = Life::release_policy();
+    let week = START.after(7 * 24 * 60 * MINUTE);
+    assert!(life.apply(&Event::Extend { expires_at: week }).unwrap().is_some());
+    let later = Event::Extend { expires_at: week.after(SECOND) };
+    assert!(matches!(life.apply(&later), Err(Refusal::OutOfBounds { field: "expires_at", .. })));
+}
+
+#[derive(Debug, Clone)]
+enum Move {
+    Ask(Event),
+    Look { observation: Option<Observation>, activity: Use },
+    Pass(Duration),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Use {
+    Unknown,
+    Busy,
+    QuietFor(Duration),
+}
+
+fn moves() -> impl Strategy<Value = Move> {
+    let span = prop_oneof![0..30_u64, 60..1200_u64, 3000..90_000_u64].prop_map(Duration::from_secs);
+    let observation = prop_oneof![
+        Just(None),
+        Just(Some(Observation::Missing)),
+        Just(Some(Observation::Starting { detail: "pulling".to_owned() })),
+        Just(Some(ready())),
+        any::<bool>().prop_map(|permanent| Some(Observation::Failed { cause: "é".repeat(200), permanent })),
+    ];
+    let activity = prop_oneof![
+        Just(Use::Unknown),
+        Just(Use::Busy),
+        (0..4000_u64).prop_map(|secs| Use::QuietFor(Duration::from_secs(secs))),
+    ];
+    let ask = prop_oneof![
+        4 => Just(Event::Wake),
+        1 => Just(Event::Close { reason: ChangeReason::CloseRequested }),
+        1 => Just(Event::RevokeTokens),
+        1 => (0..900_000_u64).prop_map(|secs| Event::Extend { expires_at: START.after(Duration::from_secs(secs)) }),
+        1 => (0..90_000_u64).prop_map(|secs| Event::KeepAlive { until: START.after(Duration::from_secs(secs)) }),
+        1 => any::<bool>().prop_map(|set| Event::Update {
+            name: Some(set.then(|| "nightly".to_owned())),
+            labels: None,
+        }),
+    ];
+    prop_oneof![
+        1 => ask.prop_map(Move::Ask),
+        3 => (observation, activity).prop_map(|(observation, activity)| Move::Look { observation, activity }),
+        1 => span.prop_map(Move::Pass),
+    ]
+}
+
+fn policies() -> impl Strategy<Value = SessionPolicy> {
+    (any::<bool>(), any::<bool>(), prop_oneof![Just(0), 60..7200_u64]).prop_map(|(keep, dedicated, close)| {
+        let on_idle = if keep { IdlePolicy::Keep } else { IdlePolicy::Release };
+        policy(on_idle, dedicated, Duration::from_secs(close))
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1500))]
+
+    #[test]
+    fn random_lives_keep_every_invariant(policy in policies(), moves in prop::collection::vec(moves(), 1..80)) {
+        let mut life = Life::new(policy);
+        let mut losses: Vec<Timestamp> = Vec::new();
+        for one in moves {
+            let before = life.session.clone();
+            match one {
+                Move::Pass(span) => { life.pass(span); }
+                Move::Ask(event) => {
+                    let asked = life.apply(&event);
+                    if before.status().is_terminal() {
+                        prop_assert!(!matches!(asked, Ok(Some(_))), "the ended never change");
+                    }
+                }
+                Move::Look { observation, activity } => {
+                    let activity = match activity {
+                        Use::Unknown => Activity::Unknown,
+                        Use::Busy => Activity::Busy,
+                        Use::QuietFor(span) => quiet(life.now.before(span)),
+                    };
+                    let looked = life.step(observation.as_ref(), activity);
+                    let after = &life.session;
+                    if let Some(change) = &looked.transition {
+                        let by_idle_clock = matches!(
+                            change.session.reason,
+                            ChangeReason::IdleTimeout | ChangeReason::IdleClose | ChangeReason::IdleReleased
+                        );
+                        prop_assert!(
+                            !by_idle_clock || matches!(activity, Activity::Quiet { .. }),
+                            "an idle clock fired without known silence"
+                        );
+                        if change.session.reason == ChangeReason::ComputeLost && after.status() == Status::Pending {
+                            losses.push(life.now);
+                        }
+                        prop_assert!(change.record.message.len() <= 128);
+                    }
+                    prop_assert!(after.status().is_terminal() || looked.due.is_some(), "the living are always due");
+                    let again = step(after, observation.as_ref(), activity, life.now);
+                    let twice = again.transition.as_ref().map(|change| change.session.status());
+                    prop_assert!(
+                        twice.is_none() || matches!(observation, Some(Observation::Missing | Observation::Failed { .. })),
+                        "looking again with the same eyes changes nothing more: {twice:?}"
+                    );
+                }
+            }
+            check_session(&life.session).map_err(|broken| TestCaseError::fail(broken.to_string()))?;
+        }
+        for at in &losses {
+            let window = losses.iter().filter(|other| *other >= at && other.since(*at) < RESTART_WINDOW).count();
+            prop_assert!(window <= RESTART_BUDGET, "{window} restarts within ten minutes");
+        }
+    }
+
+    /// Whatever its compute does, a session looked at when due is active or
+    /// ended by its deadline and one recheck.
+    #[test]
+    fn every_create_ends_in_time(never_ready in any::<bool>(), ready_after in 0..400_u64) {
+        let mut life = Life::release_policy();
+        let deadline = START.after(2 * MINUTE + machine::RECHECK);
+        let ready_at = START.after(Duration::from_secs(ready_after));
+        let mut looks = 0;
+        while life.session.status() == Status::Pending {
+            let observation = if !never_ready && life.now >= ready_at { ready() } else { Observation::Missing };
+            let looked = life.step(Some(&observation), Activity::Unknown);
+            prop_assert!(life.now <= deadline);
+            if let Some(due) = looked.due { life.now = life.now.max(due); }
+            looks += 1;
+            prop_assert!(looks < 200);
+        }
+    }
+
+    #[test]
+    fn records_survive_storage(policy in policies()) {
+        let session = created(policy).session;
+        let json = serde_json::to_string(&session).unwrap();
+        prop_assert_eq!(serde_json::from_str::<Session>(&json).unwrap(), session);
+    }
+}
