@@ -8,7 +8,7 @@ use crate::claims::{Claims, at};
 use crate::error::TokenError;
 use crate::keyring::Keyring;
 use crate::strict::{self, Parts};
-use jsonwebtoken::{Algorithm, crypto::aws_lc, signature::Verifier as _};
+use jsonwebtoken::{Algorithm, crypto::aws_lc};
 use session_core::Timestamp;
 use std::time::Duration;
 

@@ -1,0 +1,417 @@
+//! Metrics as plain atomics, shown in the Prometheus text format.
+//!
+//! A program keeps its families in one struct, made from a [`Registry`] at
+//! start. Label values are enums ([`Label`]), so the number of series is fixed
+//! and all of them exist, at zero, from the first scrape on.
+
+use std::fmt::Write as _;
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// An enum of label values; see [`crate::labels!`].
+pub trait Label: Copy + Send + Sync + 'static {
+    /// The label's name.
+    const NAME: &'static str;
+    /// Every value, in declaration order.
+    const ALL: &'static [Self];
+    /// The value's text.
+    fn as_str(self) -> &'static str;
+    /// Its place in [`Self::ALL`].
+    fn index(self) -> usize;
+}
+
+/// Declares an enum of label values:
+/// `labels! { /// Docs. pub enum Side("side") { Client => "client", Backend => "backend" } }`
+#[macro_export]
+macro_rules! labels {
+    ($(#[$doc:meta])* $vis:vis enum $name:ident($label:literal) { $($(#[$vdoc:meta])* $variant:ident => $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        $vis enum $name { $($(#[$vdoc])* $variant),+ }
+
+        impl $crate::metrics::Label for $name {
+            const NAME: &'static str = $label;
+            const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+
+            fn index(self) -> usize {
+                self as usize
+            }
+        }
+    };
+}
+
+/// None, one, two or three [`Label`]s together.
+pub trait LabelSet: Copy + Send + Sync + 'static {
+    /// How many series there are.
+    const COUNT: usize;
+    /// This one's place among them.
+    fn place(self) -> usize;
+    /// What stands between the braces at this place.
+    fn write(place: usize, out: &mut Vec<(&'static str, &'static str)>);
+}
+
+impl LabelSet for () {
+    const COUNT: usize = 1;
+
+    fn place(self) -> usize {
+        0
+    }
+
+    fn write(_: usize, _: &mut Vec<(&'static str, &'static str)>) {}
+}
+
+impl<A: Label> LabelSet for A {
+    const COUNT: usize = A::ALL.len();
+
+    fn place(self) -> usize {
+        self.index()
+    }
+
+    fn write(place: usize, out: &mut Vec<(&'static str, &'static str)>) {
+        out.push((A::NAME, A::ALL[place].as_str()));
+    }
+}
+
+impl<A: Label, B: Label> LabelSet for (A, B) {
+    const COUNT: usize = A::ALL.len() * B::ALL.len();
+
+    fn place(self) -> usize {
+        self.0.index() * B::ALL.len() + self.1.index()
+    }
+
+    fn write(place: usize, out: &mut Vec<(&'static str, &'static str)>) {
+        A::write(place / B::ALL.len(), out);
+        B::write(place % B::ALL.len(), out);
+    }
+}
+
+impl<A: Label, B: Label, C: Label> LabelSet for (A, B, C) {
+    const COUNT: usize = A::ALL.len() * B::ALL.len() * C::ALL.len();
+
+    fn place(self) -> usize {
+        (self.0, self.1).place() * C::ALL.len() + self.2.index()
+    }
+
+    fn write(place: usize, out: &mut Vec<(&'static str, &'static str)>) {
+        <(A, B)>::write(place / C::ALL.len(), out);
+        C::write(place % C::ALL.len(), out);
+    }
+}
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// One more.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// `n` more.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    /// The count.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A number that goes up and down.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicI64);
+
+impl Gauge {
+    /// Now it is `value`.
+    pub fn set(&self, value: i64) {
+        self.0.store(value, Relaxed);
+    }
+
+    /// Adds `delta`, which may be negative.
+    pub fn add(&self, delta: i64) {
+        self.0.fetch_add(delta, Relaxed);
+    }
+
+    /// The number.
+    pub fn get(&self) -> i64 {
+        self.0.load(Relaxed)
+    }
+
+    /// One more for as long as the guard lives.
+    pub fn guard(self: &Arc<Self>) -> GaugeGuard {
+        self.add(1);
+        GaugeGuard(Arc::clone(self))
+    }
+}
+
+/// Takes one off its gauge when dropped.
+#[derive(Debug)]
+pub struct GaugeGuard(Arc<Gauge>);
+
+impl Drop for GaugeGuard {
+    fn drop(&mut self) {
+        self.0.add(-1);
+    }
+}
+
+/// Bounds in seconds for calls that take from a tenth of a millisecond to minutes.
+pub const SECONDS: &[f64] =
+    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+
+/// How durations are spread over fixed buckets; observed in seconds.
+#[derive(Debug)]
+pub struct Histogram {
+    bounds: &'static [f64],
+    buckets: Box<[AtomicU64]>,
+    nanos: AtomicU64,
+}
+
+impl Histogram {
+    fn new(bounds: &'static [f64]) -> Self {
+        let buckets = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
+        Self { bounds, buckets, nanos: AtomicU64::new(0) }
+    }
+
+    /// One more observation.
+    pub fn observe(&self, value: Duration) {
+        let seconds = value.as_secs_f64();
+        let place = self.bounds.partition_point(|bound| *bound < seconds);
+        self.buckets[place].fetch_add(1, Relaxed);
+        self.nanos.fetch_add(u64::try_from(value.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// How many observations there were.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(|bucket| bucket.load(Relaxed)).sum()
+    }
+}
+
+/// One series per value of `L`.
+#[derive(Debug)]
+pub struct Family<L, M> {
+    series: Box<[Arc<M>]>,
+    labels: PhantomData<fn(L)>,
+}
+
+impl<L: LabelSet, M> Family<L, M> {
+    fn new(make: impl Fn() -> M) -> Self {
+        Self { series: (0..L::COUNT).map(|_| Arc::new(make())).collect(), labels: PhantomData }
+    }
+
+    /// The series of these label values.
+    pub fn at(&self, labels: L) -> &Arc<M> {
+        &self.series[labels.place()]
+    }
+}
+
+impl<M> Deref for Family<(), M> {
+    type Target = Arc<M>;
+
+    fn deref(&self) -> &Arc<M> {
+        &self.series[0]
+    }
+}
+
+type Show = Box<dyn Fn(&mut String) + Send + Sync>;
+
+/// All families of a program.
+#[derive(Clone, Default)]
+pub struct Registry {
+    shown: Arc<Mutex<Vec<(&'static str, Show)>>>,
+}
+
+impl Registry {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A family of counters; the name should end in `_total`.
+    pub fn counter<L: LabelSet>(&self, name: &'static str, help: &'static str) -> Arc<Family<L, Counter>> {
+        self.family(name, help, "counter", Counter::default, move |counter, labels, out| {
+            sample(out, name, "", labels, None, counter.get() as f64);
+        })
+    }
+
+    /// A family of gauges.
+    pub fn gauge<L: LabelSet>(&self, name: &'static str, help: &'static str) -> Arc<Family<L, Gauge>> {
+        self.family(name, help, "gauge", Gauge::default, move |gauge, labels, out| {
+            sample(out, name, "", labels, None, gauge.get() as f64);
+        })
+    }
+
+    /// A family of histograms; the name should end in `_seconds`.
+    pub fn histogram<L: LabelSet>(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        bounds: &'static [f64],
+    ) -> Arc<Family<L, Histogram>> {
+        let make = move || Histogram::new(bounds);
+        self.family(name, help, "histogram", make, move |histogram, labels, out| {
+            let mut count = 0;
+            for (place, bucket) in histogram.buckets.iter().enumerate() {
+                count += bucket.load(Relaxed);
+                let bound = bounds.get(place).copied().unwrap_or(f64::INFINITY);
+                sample(out, name, "_bucket", labels, Some(bound), count as f64);
+            }
+            let sum = Duration::from_nanos(histogram.nanos.load(Relaxed)).as_secs_f64();
+            sample(out, name, "_sum", labels, None, sum);
+            sample(out, name, "_count", labels, None, count as f64);
+        })
+    }
+
+    /// A gauge whose value is asked for at each scrape.
+    pub fn gauge_fn(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        read: impl Fn() -> f64 + Send + Sync + 'static,
+    ) {
+        self.show(name, help, "gauge", Box::new(move |out| sample(out, name, "", &[], None, read())));
+    }
+
+    /// Everything, in the Prometheus text format, in order of names.
+    pub fn render(&self) -> String {
+        let mut out = String::with_capacity(16 * 1024);
+        for (_, show) in self.shown.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            show(&mut out);
+        }
+        out
+    }
+
+    fn family<L: LabelSet, M: Send + Sync + 'static>(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        kind: &'static str,
+        make: impl Fn() -> M,
+        write: impl Fn(&M, &[(&'static str, &'static str)], &mut String) + Send + Sync + 'static,
+    ) -> Arc<Family<L, M>> {
+        let family = Arc::new(Family::<L, M>::new(make));
+        let shown = Arc::clone(&family);
+        let each = move |out: &mut String| {
+            for (place, series) in shown.series.iter().enumerate() {
+                let mut labels = Vec::with_capacity(3);
+                L::write(place, &mut labels);
+                write(series, &labels, out);
+            }
+        };
+        self.show(name, help, kind, Box::new(each));
+        family
+    }
+
+    /// A name given twice is a mistake in the program; the second is not shown.
+    fn show(&self, name: &'static str, help: &'static str, kind: &'static str, body: Show) {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        match shown.binary_search_by_key(&name, |(known, _)| *known) {
+            Ok(_) => debug_assert!(false, "metric {name} is registered twice"),
+            Err(place) => {
+                let head = format!("# HELP {name} {help}\n# TYPE {name} {kind}\n");
+                let whole = move |out: &mut String| {
+                    out.push_str(&head);
+                    body(out);
+                };
+                shown.insert(place, (name, Box::new(whole)));
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Registry")
+    }
+}
+
+fn sample(
+    out: &mut String,
+    name: &str,
+    suffix: &str,
+    labels: &[(&'static str, &'static str)],
+    le: Option<f64>,
+    value: f64,
+) {
+    let _ = write!(out, "{name}{suffix}");
+    let mut opening = '{';
+    for (label, text) in labels {
+        let _ = write!(out, "{opening}{label}=\"{text}\"");
+        opening = ',';
+    }
+    match le {
+        Some(f64::INFINITY) => {
+            let _ = write!(out, "{opening}le=\"+Inf\"");
+            opening = ',';
+        }
+        Some(bound) => {
+            let _ = write!(out, "{opening}le=\"{bound}\"");
+            opening = ',';
+        }
+        None => {}
+    }
+    let closing = if opening == ',' { "}" } else { "" };
+    let _ = writeln!(out, "{closing} {value}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    labels! {
+        enum Side("side") { Client => "client", Backend => "backend" }
+    }
+    labels! {
+        enum Outcome("outcome") { Good => "good", Bad => "bad" }
+    }
+
+    #[test]
+    fn every_series_is_there_at_zero_and_counts() {
+        let registry = Registry::new();
+        let calls = registry.counter::<(Side, Outcome)>("calls_total", "Calls.");
+        let open = registry.gauge::<()>("open_calls", "Open calls.");
+        registry.gauge_fn("age_seconds", "Age.", || 1.5);
+        calls.at((Side::Backend, Outcome::Good)).add(3);
+        let guard = open.guard();
+        assert_eq!(
+            registry.render(),
+            "# HELP age_seconds Age.\n# TYPE age_seconds gauge\nage_seconds 1.5\n\
+             # HELP calls_total Calls.\n# TYPE calls_total counter\n\
+             calls_total{side=\"client\",outcome=\"good\"} 0\n\
+             calls_total{side=\"client\",outcome=\"bad\"} 0\n\
+             calls_total{side=\"backend\",outcome=\"good\"} 3\n\
+             calls_total{side=\"backend\",outcome=\"bad\"} 0\n\
+             # HELP open_calls Open calls.\n# TYPE open_calls gauge\nopen_calls 1\n"
+        );
+        drop(guard);
+        assert_eq!(open.get(), 0);
+    }
+
+    #[test]
+    fn histograms_are_cumulative_and_bounds_are_inclusive() {
+        let registry = Registry::new();
+        let wait = registry.histogram::<Side>("wait_seconds", "Wait.", &[0.1, 1.0]);
+        for millis in [100, 101, 5000] {
+            wait.at(Side::Client).observe(Duration::from_millis(millis));
+        }
+        let text = registry.render();
+        for line in [
+            "wait_seconds_bucket{side=\"client\",le=\"0.1\"} 1",
+            "wait_seconds_bucket{side=\"client\",le=\"1\"} 2",
+            "wait_seconds_bucket{side=\"client\",le=\"+Inf\"} 3",
+            "wait_seconds_sum{side=\"client\"} 5.201",
+            "wait_seconds_count{side=\"client\"} 3",
+            "wait_seconds_count{side=\"backend\"} 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Ending well: signals, tracked tasks, a bounded drain.
+//!
+//! The first SIGTERM or SIGINT asks everything to stop; tasks get the drain
+//! time to finish; a second signal, or the end of that time, forces. A
+//! critical task that ends by itself stops the service, and
+//! [`Shutdown::finish`] then returns an error so that `main` exits non-zero.
+
+use futures::FutureExt as _;
+use std::fmt;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How long forced tasks may take to notice.
+const FORCED: Duration = Duration::from_secs(1);
+
+/// One service's end. Clones are handles to the same.
+#[derive(Debug, Clone, Default)]
+pub struct Shutdown {
+    stop: CancellationToken,
+    force: CancellationToken,
+    tasks: TaskTracker,
+    crash: Arc<Mutex<Option<Crashed>>>,
+}
+
+/// A critical task ended before anybody asked it to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{task} {how}")]
+pub struct Crashed {
+    /// The task's name.
+    pub task: &'static str,
+    /// How it ended.
+    pub how: String,
+}
+
+impl Shutdown {
+    /// A service that nothing but [`Self::stop`] ends: tests and embedded use.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Also ends on SIGTERM and SIGINT; a second signal forces. For `main`.
+    pub fn on_signals() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let shutdown = Self::new();
+        let handle = shutdown.clone();
+        tokio::spawn(async move {
+            let mut next = async || tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} };
+            next().await;
+            tracing::info!("signal received, stopping; a second one skips the drain");
+            handle.stop();
+            next().await;
+            tracing::warn!("second signal received, not waiting any longer");
+            handle.force();
+        });
+        Ok(shutdown)
+    }
+
+    /// Asks everything to stop.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Asks everything to stop now.
+    pub fn force(&self) {
+        self.stop.cancel();
+        self.force.cancel();
+    }
+
+    /// Cancelled when the service should stop taking work and drain.
+    pub fn stopping(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
+    /// Cancelled when the drain is over and what still runs must end.
+    pub fn forced(&self) -> CancellationToken {
+        self.force.clone()
+    }
+
+    /// The tracker whose tasks the drain waits for.
+    pub fn tasks(&self) -> &TaskTracker {
+        &self.tasks
+    }
+
+    /// Runs a task that the drain waits for.
+    pub fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.tasks.spawn(task)
+    }
+
+    /// Runs a task the service cannot do without: if it fails, panics, or ends
+    /// before the service stops, the service stops with an error.
+    pub fn spawn_critical<F, E>(&self, name: &'static str, task: F)
+    where
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<anyhow::Error>,
+    {
+        let handle = self.clone();
+        self.tasks.spawn(async move {
+            let how = match AssertUnwindSafe(task).catch_unwind().await {
+                Ok(Ok(())) if handle.stop.is_cancelled() => return,
+                Ok(Ok(())) => "ended by itself".to_owned(),
+                Ok(Err(error)) => format!("failed: {:#}", error.into()),
+                Err(_) => "panicked".to_owned(),
+            };
+            let crashed = Crashed { task: name, how };
+            tracing::error!(task = name, "critical task {}", crashed.how);
+            handle.crash.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(crashed);
+            handle.stop.cancel();
+        });
+    }
+
+    /// Waits until the service is asked to stop, then for its tasks, at most
+    /// `drain` long. The error is the first critical task that crashed.
+    pub async fn finish(&self, drain: Duration) -> Result<(), Crashed> {
+        self.stop.cancelled().await;
+        self.tasks.close();
+        tokio::select! {
+            () = self.tasks.wait() => {}
+            () = self.force.cancelled() => {}
+            () = tokio::time::sleep(drain) => {
+                tracing::warn!(tasks = self.tasks.len(), "drain time is over");
+            }
+        }
+        self.force.cancel();
+        if tokio::time::timeout(FORCED, self.tasks.wait()).await.is_err() {
+            tracing::warn!(tasks = self.tasks.len(), "tasks are left behind");
+        }
+        match self.crash.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(crashed) => Err(crashed),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Shutdown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.stop.is_cancelled(), self.force.is_cancelled()) {
+            (false, _) => "running",
+            (true, false) => "draining",
+            (true, true) => "ending",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn tasks_get_the_drain_time_and_then_are_forced() {
+        let shutdown = Shutdown::new();
+        let forced = shutdown.forced();
+        shutdown.spawn(async move { forced.cancelled().await });
+        shutdown.stop();
+        let begin = tokio::time::Instant::now();
+        assert_eq!(shutdown.finish(Duration::from_secs(150)).await, Ok(()));
+        assert_eq!(begin.elapsed(), Duration::from_secs(150));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_second_signal_skips_ahead() {
+        let shutdown = Shutdown::new();
+        shutdown.spawn(std::future::pending::<()>());
+        shutdown.force();
+        let begin = tokio::time::Instant::now();
+        assert_eq!(shutdown.finish(Duration::from_secs(150)).await, Ok(()));
+        assert!(begin.elapsed() <= FORCED);
+    }
+
+    #[tokio::test]
+    async fn a_crashed_critical_task_stops_the_service_with_an_error() {
+        let limit = Duration::from_secs(5);
+        let shutdown = Shutdown::new();
+        shutdown.spawn_critical("the pump", async { Err(anyhow::anyhow!("burst").context("no pressure")) });
+        let crashed = shutdown.finish(limit).await.unwrap_err();
+        assert_eq!(crashed.to_string(), "the pump failed: no pressure: burst");
+
+        let shutdown = Shutdown::new();
+        shutdown.spawn_critical("the pump", async { Ok::<_, std::io::Error>(()) });
+        assert_eq!(shutdown.finish(limit).await.unwrap_err().how, "ended by itself");
+
+        let shutdown = Shutdown::new();
+        let stopping = shutdown.stopping();
+        shutdown.spawn_critical("the pump", async move {
+            stopping.cancelled().await;
+            Ok::<_, std::io::Error>(())
+        });
+        shutdown.stop();
+        assert_eq!(shutdown.finish(limit).await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_crash() {
+        let shutdown = Shutdown::new();
+        shutdown.spawn_critical("the pump", async {
+            assert!(shutdown_is_safe(), "boom");
+            Ok::<_, std::io::Error>(())
+        });
+        assert_eq!(shutdown.finish(Duration::from_secs(5)).await.unwrap_err().how, "panicked");
+    }
+
+    fn shutdown_is_safe() -> bool {
+        false
+    }
+}

@@ -1,0 +1,159 @@
+//! Logs and traces.
+//!
+//! Logs go to standard error, as JSON or text. Traces go to an OTLP endpoint
+//! if there is one; a trace is kept when the caller's was, or else by a small
+//! chance. [`adopt`] joins a request to its caller's trace and writes the
+//! trace id into the span's `trace_id` field, so that every log line has it.
+
+use crate::config::{Problems, Validate};
+use anyhow::Context as _;
+use http::HeaderMap;
+use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator as _};
+use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use serde::{Deserialize, Serialize};
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object per line.
+    #[default]
+    Json,
+    /// For people.
+    Text,
+}
+
+/// What is logged and traced.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TelemetryConfig {
+    /// How log lines look.
+    pub format: LogFormat,
+    /// A level, or directives such as `info,h2=warn`.
+    pub level: String,
+    /// Where traces go, e.g. `http://collector:4317`; nowhere if not set.
+    pub otlp_endpoint: Option<String>,
+    /// The share of traces kept when the caller did not decide.
+    pub sample_ratio: f64,
+}
+
+impl Default for TelemetryConfig {
+    fn default() -> Self {
+        Self { format: LogFormat::Json, level: "info".to_owned(), otlp_endpoint: None, sample_ratio: 0.001 }
+    }
+}
+
+impl Validate for TelemetryConfig {
+    fn validate(&self, problems: &mut Problems) {
+        problems.require(
+            EnvFilter::try_new(&self.level).is_ok(),
+            "level",
+            "must be error, warn, info, debug, trace, or directives such as \"info,h2=warn\"",
+        );
+        problems.require((0.0..=1.0).contains(&self.sample_ratio), "sample_ratio", "must be from 0 to 1");
+        if let Some(endpoint) = &self.otlp_endpoint {
+            problems.require(endpoint.starts_with("http://"), "otlp_endpoint", "must be like http://host:4317");
+        }
+    }
+}
+
+/// Sends what is left of the traces when dropped; keep it until the end of `main`.
+#[derive(Debug)]
+pub struct Telemetry {
+    provider: Option<SdkTracerProvider>,
+}
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        if let Some(provider) = &self.provider {
+            let _ = provider.shutdown_with_timeout(std::time::Duration::from_secs(3));
+        }
+    }
+}
+
+/// Starts logs and traces of this process. Call once, inside a tokio runtime.
+pub fn init(config: &TelemetryConfig, service: &'static str) -> anyhow::Result<Telemetry> {
+    let filter = EnvFilter::try_new(&config.level).context("log level")?;
+    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let logs = match config.format {
+        LogFormat::Json => logs.json().flatten_event(true).boxed(),
+        LogFormat::Text => logs.boxed(),
+    };
+    let provider = config.otlp_endpoint.as_deref().map(|to| provider(to, config.sample_ratio, service)).transpose()?;
+    let traces =
+        provider.as_ref().map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer(service)));
+    tracing_subscriber::registry().with(filter).with(traces).with(logs).try_init().context("telemetry")?;
+    log_panics();
+    Ok(Telemetry { provider })
+}
+
+fn provider(endpoint: &str, ratio: f64, service: &'static str) -> anyhow::Result<SdkTracerProvider> {
+    let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).build().context("OTLP endpoint")?;
+    Ok(SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(ratio))))
+        .with_resource(Resource::builder().with_service_name(service).build())
+        .build())
+}
+
+fn log_panics() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tracing::error!(location = panic.location().map(tracing::field::display), "panic");
+        before(panic);
+    }));
+}
+
+struct Headers<'a>(&'a HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).and_then(|value| value.to_str().ok())
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(http::HeaderName::as_str).collect()
+    }
+}
+
+struct HeadersMut<'a>(&'a mut HeaderMap);
+
+impl Injector for HeadersMut<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        if let (Ok(name), Ok(value)) = (http::HeaderName::try_from(key), http::HeaderValue::try_from(value)) {
+            self.0.insert(name, value);
+        }
+    }
+}
+
+/// Makes `span` part of the trace that the request's `traceparent` names, and
+/// records the trace id in the span's `trace_id` field if it declared one
+/// (`trace_id = tracing::field::Empty`).
+pub fn adopt(span: &Span, headers: &HeaderMap) {
+    let parent = TraceContextPropagator::new().extract(&Headers(headers));
+    let incoming = parent.span().span_context().trace_id();
+    let _ = span.set_parent(parent);
+    let own = span.context().span().span_context().trace_id();
+    let trace_id = if own == opentelemetry::TraceId::INVALID { incoming } else { own };
+    if trace_id != opentelemetry::TraceId::INVALID {
+        span.record("trace_id", tracing::field::display(trace_id));
+    }
+}
+
+/// Writes `traceparent` of `span` into the headers of an outgoing request.
+/// Without traces, what is there already is passed on as it is.
+pub fn inject(span: &Span, headers: &mut HeaderMap) {
+    let context = span.context();
+    if context.span().span_context().is_valid() {
+        TraceContextPropagator::new().inject_context(&context, &mut HeadersMut(headers));
+    }
+}

@@ -1,0 +1,256 @@
+//! From a port to connections that are ready to be served.
+
+use super::server::ServerTls;
+use crate::listen::Listener;
+use futures::Stream;
+use rustls::client::verify_server_name;
+use rustls::server::ParsedCertificate;
+use rustls_pki_types::{CertificateDer, ServerName};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_rustls::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected;
+
+/// How much an [`Incoming`] takes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AcceptLimits {
+    /// How long a TLS handshake may take.
+    pub handshake_timeout: Duration,
+    /// How many handshakes may run at once.
+    pub handshakes: usize,
+    /// How many connections may be open at once; more wait in the kernel.
+    pub connections: usize,
+}
+
+impl Default for AcceptLimits {
+    fn default() -> Self {
+        Self { handshake_timeout: Duration::from_secs(10), handshakes: 512, connections: 10_000 }
+    }
+}
+
+/// Who is at the other end; gRPC handlers find it in the request's extensions.
+#[derive(Debug, Clone)]
+pub struct PeerInfo {
+    /// The other end's address.
+    pub remote: SocketAddr,
+    /// Does the connection speak TLS?
+    pub tls: bool,
+    /// The client's certificate chain, verified; empty if it showed none.
+    pub certificates: Arc<[CertificateDer<'static>]>,
+}
+
+impl PeerInfo {
+    /// Is this one of the names (DNS or IP SANs) in the client's certificate?
+    pub fn is_named(&self, name: &str) -> bool {
+        let Some(certificate) = self.certificates.first() else { return false };
+        match (ParsedCertificate::try_from(certificate), ServerName::try_from(name)) {
+            (Ok(parsed), Ok(name)) => verify_server_name(&parsed, &name).is_ok(),
+            _ => false,
+        }
+    }
+}
+
+/// A connection, plaintext or TLS, of a server or a client.
+#[derive(Debug)]
+pub struct Conn {
+    io: Io,
+    peer: PeerInfo,
+    /// Counts against [`AcceptLimits::connections`].
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+#[derive(Debug)]
+enum Io {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Conn {
+    /// A plaintext connection.
+    pub fn plain(tcp: TcpStream, remote: SocketAddr) -> Self {
+        let peer = PeerInfo { remote, tls: false, certificates: Arc::new([]) };
+        Self { io: Io::Plain(tcp), peer, _permit: None }
+    }
+
+    /// A connection after its handshake.
+    pub fn tls(stream: impl Into<TlsStream<TcpStream>>, remote: SocketAddr) -> Self {
+        let stream = stream.into();
+        let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let certificates = certificates.iter().map(|c| c.clone().into_owned()).collect();
+        let peer = PeerInfo { remote, tls: true, certificates };
+        Self { io: Io::Tls(Box::new(stream)), peer, _permit: None }
+    }
+
+    /// Who is at the other end.
+    pub fn peer(&self) -> &PeerInfo {
+        &self.peer
+    }
+
+    /// The protocol that ALPN agreed on, if any.
+    pub fn alpn(&self) -> Option<&[u8]> {
+        match &self.io {
+            Io::Plain(_) => None,
+            Io::Tls(stream) => stream.get_ref().1.alpn_protocol(),
+        }
+    }
+}
+
+impl Connected for Conn {
+    type ConnectInfo = PeerInfo;
+
+    fn connect_info(&self) -> PeerInfo {
+        self.peer.clone()
+    }
+}
+
+/// Why a connection did not come to be. Mostly the other end's doing.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    /// The handshake took too long.
+    #[error("the TLS handshake took too long")]
+    Timeout,
+    /// The handshake failed: not TLS, no trust, no good client certificate.
+    #[error("the TLS handshake failed: {0}")]
+    Handshake(#[from] io::Error),
+}
+
+/// Makes a connection of an accepted socket: the handshake if `tls` is given.
+pub async fn accept(
+    tcp: TcpStream,
+    remote: SocketAddr,
+    tls: Option<&ServerTls>,
+    handshake_timeout: Duration,
+) -> Result<Conn, AcceptError> {
+    let _ = tcp.set_nodelay(true);
+    let Some(tls) = tls else { return Ok(Conn::plain(tcp, remote)) };
+    match tokio::time::timeout(handshake_timeout, tls.acceptor().accept(tcp)).await {
+        Ok(Ok(stream)) => Ok(Conn::tls(TlsStream::Server(stream), remote)),
+        Ok(Err(error)) => Err(AcceptError::Handshake(error)),
+        Err(_) => Err(AcceptError::Timeout),
+    }
+}
+
+/// The connections of a port, as tonic's `serve_with_incoming` wants them.
+/// Also follows the port's certificate files. Ends when told to stop.
+#[derive(Debug)]
+pub struct Incoming {
+    ready: mpsc::Receiver<io::Result<Conn>>,
+}
+
+impl Incoming {
+    /// Begins to accept. Must be called inside a tokio runtime.
+    pub fn new(listener: Listener, limits: AcceptLimits, stop: CancellationToken) -> Self {
+        let (sender, ready) = mpsc::channel(16);
+        if let Some(tls) = &listener.tls {
+            tokio::spawn(Arc::clone(tls).keep_fresh(stop.clone()));
+        }
+        tokio::spawn(async move {
+            tokio::select! {
+                () = accept_all(listener, limits, sender.clone()) => {}
+                () = stop.cancelled() => {}
+                () = sender.closed() => {}
+            }
+        });
+        Self { ready }
+    }
+}
+
+impl Stream for Incoming {
+    type Item = io::Result<Conn>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.ready.poll_recv(cx)
+    }
+}
+
+/// Handshakes run beside each other, so that a slow one delays nobody.
+async fn accept_all(listener: Listener, limits: AcceptLimits, ready: mpsc::Sender<io::Result<Conn>>) {
+    let connections = Arc::new(Semaphore::new(limits.connections));
+    let handshakes = Arc::new(Semaphore::new(limits.handshakes));
+    loop {
+        let Ok(connection) = Arc::clone(&connections).acquire_owned().await else { return };
+        let Ok(handshake) = Arc::clone(&handshakes).acquire_owned().await else { return };
+        let (tcp, remote) = match listener.tcp.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, or a connection that is gone already.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            }
+        };
+        let (tls, ready) = (listener.tls.clone(), ready.clone());
+        tokio::spawn(async move {
+            let accepted = tokio::select! {
+                accepted = accept(tcp, remote, tls.as_deref(), limits.handshake_timeout) => accepted,
+                () = ready.closed() => return,
+            };
+            drop(handshake);
+            match accepted {
+                Ok(mut conn) => {
+                    conn._permit = Some(connection);
+                    let _ = ready.send(Ok(conn)).await;
+                }
+                Err(error) => tracing::debug!(%remote, %error, "connection refused"),
+            }
+        });
+    }
+}
+
+impl AsyncRead for Conn {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Plain(io) => Pin::new(io).poll_read(cx, buf),
+            Io::Tls(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Conn {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Plain(io) => Pin::new(io).poll_write(cx, buf),
+            Io::Tls(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Io::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.io {
+            Io::Plain(io) => io.is_write_vectored(),
+            Io::Tls(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Plain(io) => Pin::new(io).poll_flush(cx),
+            Io::Tls(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Plain(io) => Pin::new(io).poll_shutdown(cx),
+            Io::Tls(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! TLS by rustls with aws-lc-rs, passed explicitly and never the process's
+//! default, so that no dependency can change what we speak.
+//!
+//! [`ServerTls`] and [`ClientTls`] follow their files: certificates are
+//! replaced without a restart, and a broken replacement leaves the last good
+//! one in use. [`accept`] and [`Incoming`] make connections of a port.
+
+mod accept;
+mod client;
+mod files;
+mod server;
+
+pub use accept::{AcceptError, AcceptLimits, Conn, Incoming, PeerInfo, accept};
+pub use client::{ClientTls, ClientTlsFiles};
+pub use files::{TlsError, TlsFiles};
+pub use server::ServerTls;
+
+use rustls::crypto::CryptoProvider;
+use std::sync::Arc;
+
+/// ALPN of gRPC.
+pub const H2: &[&[u8]] = &[b"h2"];
+/// ALPN of web pages and JSON.
+pub const H2_HTTP1: &[&[u8]] = &[b"h2", b"http/1.1"];
+
+/// The one crypto provider of this program.
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}

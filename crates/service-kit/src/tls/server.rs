@@ -1,0 +1,126 @@
+//! The server side: one rustls configuration that follows its files.
+
+use super::files::{self, Fingerprint, TlsError, TlsFiles};
+use super::provider;
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use rustls::server::WebPkiClientVerifier;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+/// How often files are looked at.
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Certificates of a port, replaced while it serves.
+pub struct ServerTls {
+    files: TlsFiles,
+    alpn: &'static [&'static [u8]],
+    current: ArcSwap<ServerConfig>,
+    /// The contents last looked at, good or bad.
+    seen: Mutex<Fingerprint>,
+}
+
+impl ServerTls {
+    /// Reads the files; they must be good.
+    pub fn load(files: &TlsFiles, alpn: &'static [&'static [u8]]) -> Result<Arc<Self>, TlsError> {
+        let contents = Contents::read(files)?;
+        Ok(Arc::new(Self {
+            files: files.clone(),
+            alpn,
+            current: ArcSwap::from_pointee(contents.config(files, alpn)?),
+            seen: Mutex::new(contents.fingerprint()),
+        }))
+    }
+
+    /// The configuration of this moment, for one handshake.
+    pub fn current(&self) -> Arc<ServerConfig> {
+        self.current.load_full()
+    }
+
+    /// An acceptor with the certificates of this moment, for one handshake.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(self.current())
+    }
+
+    /// Takes over changed files and says whether there were any. Files that
+    /// cannot be used (half-written, not fitting) leave the last good ones in
+    /// use and are reported once per change.
+    pub fn reload_if_changed(&self) -> Result<bool, TlsError> {
+        let contents = Contents::read(&self.files)?;
+        let fingerprint = contents.fingerprint();
+        {
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            if *seen == fingerprint {
+                return Ok(false);
+            }
+            *seen = fingerprint;
+        }
+        self.current.store(Arc::new(contents.config(&self.files, self.alpn)?));
+        Ok(true)
+    }
+
+    /// Follows the files until told to stop; run it as a task.
+    pub async fn keep_fresh(self: Arc<Self>, stop: CancellationToken) {
+        let mut unreadable = false;
+        while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
+            let tls = Arc::clone(&self);
+            let Ok(result) = tokio::task::spawn_blocking(move || tls.reload_if_changed()).await else { continue };
+            match result {
+                Ok(true) => tracing::info!(cert = %self.files.cert.display(), "certificate replaced"),
+                Ok(false) => {}
+                Err(_) if unreadable => {}
+                Err(ref error) => tracing::error!(%error, "changed certificate files cannot be used; keeping the last good ones"),
+            }
+            unreadable = matches!(result, Err(TlsError::File { .. }));
+        }
+    }
+}
+
+impl fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerTls").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+struct Contents {
+    cert: Vec<u8>,
+    key: Vec<u8>,
+    client_ca: Option<Vec<u8>>,
+}
+
+impl Contents {
+    fn read(files: &TlsFiles) -> Result<Self, TlsError> {
+        Ok(Self {
+            cert: files::read(&files.cert)?,
+            key: files::read(&files.key)?,
+            client_ca: files.client_ca.as_deref().map(files::read).transpose()?,
+        })
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        let client_ca = self.client_ca.as_deref().unwrap_or_default();
+        Fingerprint::of([self.cert.as_slice(), self.key.as_slice(), client_ca])
+    }
+
+    fn config(&self, files: &TlsFiles, alpn: &[&[u8]]) -> Result<ServerConfig, TlsError> {
+        let chain = files::chain(&files.cert, &self.cert)?;
+        let key = files::key(&files.key, &self.key)?;
+        let builder = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(TlsError::unusable)?;
+        let builder = match (&files.client_ca, &self.client_ca) {
+            (Some(path), Some(pem)) => {
+                let roots = Arc::new(files::roots(path, pem)?);
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).build();
+                builder.with_client_cert_verifier(verifier.map_err(TlsError::unusable)?)
+            }
+            _ => builder.with_no_client_auth(),
+        };
+        let mut config = builder.with_single_cert(chain, key).map_err(TlsError::unusable)?;
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        Ok(config)
+    }
+}
