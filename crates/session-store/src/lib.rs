@@ -5,6 +5,7 @@
 //! lost race is its own error ([`Error::Conflict`]): the caller reads again.
 
 pub mod memory;
+mod query;
 pub mod redis;
 
 use async_trait::async_trait;
@@ -12,9 +13,11 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 pub use session_core::SessionKey;
 use session_core::{
-    Activity, ClusterName, EventRecord, Limits, OrgId, PrincipalId, Session, Status, Timestamp, TokenId,
+    Activity, ClusterName, EventRecord, Limits, OrgId, PrincipalId, Session, Status, SystemClock, Timestamp,
+    TokenId,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How many changes of a session are kept readable.
@@ -202,6 +205,13 @@ pub struct TokenRecord {
     pub expires_at: Timestamp,
 }
 
+impl TokenRecord {
+    /// The order in which tokens are listed.
+    pub(crate) fn sort_oldest_first(tokens: &mut [Self]) {
+        tokens.sort_by(|a, b| (a.issued_at, &a.id).cmp(&(b.issued_at, &b.id)));
+    }
+}
+
 /// Things that are defined rather than lived: each is a JSON text under a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
@@ -305,4 +315,16 @@ pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
 
     /// Can it be reached now?
     async fn ping(&self) -> Result<(), Error>;
+}
+
+/// Opens the store that `url` names: `memory://` forgets everything when the
+/// process ends, anything else is a Redis.
+///
+/// # Errors
+/// See [`redis::RedisStore::connect`].
+pub async fn open(url: &str, options: &redis::Options) -> Result<Arc<dyn SessionStore>, redis::ConnectError> {
+    if url == "memory://" {
+        return Ok(Arc::new(memory::MemoryStore::new(Arc::new(SystemClock))));
+    }
+    Ok(Arc::new(redis::RedisStore::connect(url, options).await?))
 }

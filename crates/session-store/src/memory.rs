@@ -1,0 +1,397 @@
+//! The store in one process's memory: for tests, the embedded process and
+//! `memory://`. Everything is behind one lock, so every method is one step;
+//! counts are taken from the records themselves, so nothing can drift.
+
+use crate::query::Filling;
+use crate::{
+    Change, Commit, Create, Created, Definition, Error, Feed, HISTORY, Kind, ListQuery, Loaded, Page,
+    REQUEST_ID_MEMORY, SessionStore, TokenRecord,
+};
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use session_core::{
+    Activity, Clock, ClusterName, EventRecord, Limits, OrgId, PrincipalId, Session, SessionId, SessionKey,
+    Timestamp, TokenId,
+};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::fmt;
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::broadcast;
+use tokio_stream::wrappers::BroadcastStream;
+
+/// A reader of changes that falls this far behind gets a reset.
+const FEED_BACKLOG: usize = 1024;
+/// The window of `creates_per_minute`.
+const MINUTE_MILLIS: u64 = 60_000;
+
+/// A store that forgets everything when the process ends.
+pub struct MemoryStore {
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+    feed: broadcast::Sender<Change>,
+}
+
+#[derive(Default)]
+struct State {
+    orgs: BTreeMap<OrgId, BTreeMap<SessionId, Entry>>,
+    due: BTreeSet<(Timestamp, SessionKey)>,
+    requests: HashMap<RequestKey, Request>,
+    requests_by_age: VecDeque<(Timestamp, RequestKey)>,
+    creates: HashMap<(OrgId, PrincipalId), (u64, u32)>,
+    claims: HashMap<String, SessionKey>,
+    definitions: BTreeMap<(Kind, String), Definition>,
+}
+
+type RequestKey = (OrgId, PrincipalId, String);
+
+struct Request {
+    fingerprint: String,
+    session: SessionKey,
+    at: Timestamp,
+}
+
+struct Entry {
+    session: Session,
+    history: VecDeque<EventRecord>,
+    due: Option<Timestamp>,
+    activity: Activity,
+    tokens: BTreeMap<TokenId, TokenRecord>,
+}
+
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore").finish_non_exhaustive()
+    }
+}
+
+impl MemoryStore {
+    /// An empty store on `clock`.
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { clock, state: Mutex::default(), feed: broadcast::Sender::new(FEED_BACKLOG) }
+    }
+
+    /// Sets what [`SessionStore::load`] says of a session's use, as reports of
+    /// proxies would. A new session's use is unknown.
+    pub fn set_activity(&self, key: &SessionKey, activity: Activity) {
+        if let Some(entry) = self.state().entry_mut(key) {
+            entry.activity = activity;
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, session: &Session, record: EventRecord) {
+        // Fails only when nobody listens.
+        drop(self.feed.send(Change { key: session.key(), record, token_epoch: session.token_epoch }));
+    }
+}
+
+impl State {
+    fn entry(&self, key: &SessionKey) -> Option<&Entry> {
+        self.orgs.get(&key.org)?.get(&key.id)
+    }
+
+    fn entry_mut(&mut self, key: &SessionKey) -> Option<&mut Entry> {
+        self.orgs.get_mut(&key.org)?.get_mut(&key.id)
+    }
+
+    fn set_due(&mut self, key: &SessionKey, due: Option<Timestamp>) {
+        let Some(entry) = self.entry_mut(key) else { return };
+        let before = std::mem::replace(&mut entry.due, due);
+        if let Some(at) = before {
+            self.due.remove(&(at, key.clone()));
+        }
+        if let Some(at) = due {
+            self.due.insert((at, key.clone()));
+        }
+    }
+
+    fn repeated(&mut self, create: &Create, now: Timestamp) -> Result<Option<Session>, Error> {
+        while let Some((at, _)) = self.requests_by_age.front()
+            && now.since(*at) >= REQUEST_ID_MEMORY
+        {
+            let Some((at, key)) = self.requests_by_age.pop_front() else { break };
+            if self.requests.get(&key).is_some_and(|request| request.at == at) {
+                self.requests.remove(&key);
+            }
+        }
+        let Some(key) = request_key(create) else { return Ok(None) };
+        let Some(first) = self.requests.get(&key) else { return Ok(None) };
+        if create.request.as_ref().is_some_and(|request| request.fingerprint != first.fingerprint) {
+            return Err(Error::RequestIdReused);
+        }
+        Ok(self.entry(&first.session).map(|entry| entry.session.clone()))
+    }
+
+    fn check_quotas(&self, session: &Session, limits: &Limits, now: Timestamp) -> Result<(), Error> {
+        let live = |of_owner: bool| {
+            let sessions = self.orgs.get(&session.org).into_iter().flat_map(BTreeMap::values);
+            sessions
+                .filter(|e| !e.session.status().is_terminal() && (!of_owner || e.session.owner == session.owner))
+                .count()
+        };
+        let used_up = |quota, limit, retry_after| Err(Error::Quota { quota, limit, retry_after });
+        if live(true) >= limits.live_sessions_per_owner as usize {
+            return used_up("live_sessions_per_owner", limits.live_sessions_per_owner, None);
+        }
+        if live(false) >= limits.live_sessions as usize {
+            return used_up("live_sessions", limits.live_sessions, None);
+        }
+        let (window, left) = window_of(now);
+        let creates = self.creates.get(&(session.org.clone(), session.owner.clone()));
+        let count = creates.filter(|(seen, _)| *seen == window).map_or(0, |(_, count)| *count);
+        if count >= limits.creates_per_minute {
+            return used_up("creates_per_minute", limits.creates_per_minute, Some(left));
+        }
+        Ok(())
+    }
+
+    fn count_create(&mut self, session: &Session, now: Timestamp) {
+        let (window, _) = window_of(now);
+        let creates = self.creates.entry((session.org.clone(), session.owner.clone())).or_default();
+        *creates = if creates.0 == window { (window, creates.1 + 1) } else { (window, 1) };
+    }
+}
+
+/// The minute that `now` is in, and what is left of it.
+fn window_of(now: Timestamp) -> (u64, Duration) {
+    let window = now.as_millis() / MINUTE_MILLIS;
+    (window, Timestamp::from_millis((window + 1) * MINUTE_MILLIS).since(now))
+}
+
+fn request_key(create: &Create) -> Option<RequestKey> {
+    let request = create.request.as_ref()?;
+    Some((create.session.org.clone(), create.session.owner.clone(), request.id.clone()))
+}
+
+fn check_definition(stored: Option<&Definition>, expected: u64) -> Result<(), Error> {
+    match stored.map_or(0, |definition| definition.version) {
+        version if version == expected => Ok(()),
+        0 => Err(Error::NotFound),
+        _ if expected == 0 => Err(Error::Exists),
+        _ => Err(Error::Conflict),
+    }
+}
+
+#[async_trait]
+impl SessionStore for MemoryStore {
+    async fn now(&self) -> Result<Timestamp, Error> {
+        Ok(self.clock.now())
+    }
+
+    async fn create(&self, create: Create) -> Result<Created, Error> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        if let Some(session) = state.repeated(&create, now)? {
+            return Ok(Created { session, new: false });
+        }
+        let key = create.session.key();
+        if state.entry(&key).is_some() {
+            return Err(Error::Exists);
+        }
+        state.check_quotas(&create.session, &create.limits, now)?;
+        state.count_create(&create.session, now);
+        if let (Some(request_key), Some(request)) = (request_key(&create), create.request) {
+            state.requests_by_age.push_back((now, request_key.clone()));
+            let request = Request { fingerprint: request.fingerprint, session: key.clone(), at: now };
+            state.requests.insert(request_key, request);
+        }
+        let entry = Entry {
+            session: create.session.clone(),
+            history: VecDeque::from([create.record.clone()]),
+            due: None,
+            activity: Activity::Unknown,
+            tokens: BTreeMap::new(),
+        };
+        state.orgs.entry(key.org.clone()).or_default().insert(key.id.clone(), entry);
+        state.set_due(&key, Some(create.due));
+        self.publish(&create.session, create.record);
+        Ok(Created { session: create.session, new: true })
+    }
+
+    async fn get(&self, key: &SessionKey) -> Result<Option<Session>, Error> {
+        Ok(self.state().entry(key).map(|entry| entry.session.clone()))
+    }
+
+    async fn load(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
+        let state = self.state();
+        Ok(state.entry(key).map(|e| Loaded { session: e.session.clone(), activity: e.activity }))
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<(), Error> {
+        let key = commit.session.key();
+        let mut state = self.state();
+        let entry = state.entry_mut(&key).ok_or(Error::NotFound)?;
+        if entry.session.version + 1 != commit.session.version {
+            return Err(Error::Conflict);
+        }
+        entry.session = commit.session.clone();
+        entry.history.push_back(commit.record.clone());
+        if entry.history.len() > HISTORY {
+            entry.history.pop_front();
+        }
+        state.set_due(&key, commit.due);
+        self.publish(&commit.session, commit.record);
+        Ok(())
+    }
+
+    async fn set_due(&self, key: &SessionKey, version: u64, due: Option<Timestamp>) -> Result<(), Error> {
+        let mut state = self.state();
+        let entry = state.entry(key).ok_or(Error::NotFound)?;
+        if entry.session.version != version {
+            return Err(Error::Conflict);
+        }
+        state.set_due(key, due);
+        Ok(())
+    }
+
+    async fn claim_due(&self, limit: usize, lease: Duration) -> Result<Vec<SessionKey>, Error> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let due = state.due.iter().take_while(|(at, _)| *at <= now).take(limit);
+        let keys: Vec<_> = due.map(|(_, key)| key.clone()).collect();
+        for key in &keys {
+            state.set_due(key, Some(now.after(lease)));
+        }
+        Ok(keys)
+    }
+
+    async fn list(&self, query: &ListQuery) -> Result<Page, Error> {
+        let mut page = Filling::begin(query)?;
+        let state = self.state();
+        let cursor = page.cursor().cloned();
+        let below = cursor.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        let sessions = state.orgs.get(&query.org).into_iter();
+        let mut sessions = sessions
+            .flat_map(|of_org| of_org.range::<SessionId, _>((Bound::Unbounded, below)).rev())
+            .filter(|(_, entry)| query.scope.admits(&entry.session))
+            .peekable();
+        while page.lacks() > 0
+            && let Some((id, entry)) = sessions.next()
+        {
+            page.examine(id.clone(), Some(entry.session.clone()));
+        }
+        let more = sessions.peek().is_some();
+        Ok(page.finish(more))
+    }
+
+    async fn live_on_cluster(
+        &self,
+        cluster: &ClusterName,
+        after: Option<&SessionKey>,
+        limit: usize,
+    ) -> Result<Vec<SessionKey>, Error> {
+        let state = self.state();
+        let all = state.orgs.values().flat_map(BTreeMap::values).map(|entry| &entry.session);
+        let live = all.filter(|session| session.cluster == *cluster && !session.status().is_terminal());
+        Ok(live.map(Session::key).filter(|key| after.is_none_or(|after| key > after)).take(limit).collect())
+    }
+
+    async fn events(&self, key: &SessionKey) -> Result<Vec<EventRecord>, Error> {
+        let state = self.state();
+        Ok(state.entry(key).map(|entry| entry.history.iter().cloned().collect()).unwrap_or_default())
+    }
+
+    fn changes(&self) -> BoxStream<'static, Feed> {
+        let changes = BroadcastStream::new(self.feed.subscribe());
+        let feed = changes.map(|change| match change {
+            Ok(change) => Feed::Change(Box::new(change)),
+            Err(tokio_stream::wrappers::errors::BroadcastStreamRecvError::Lagged(_)) => Feed::Reset,
+        });
+        futures::stream::iter([Feed::Reset]).chain(feed).boxed()
+    }
+
+    async fn record_token(&self, key: &SessionKey, token: TokenRecord, limit: u32) -> Result<(), Error> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let entry = state.entry_mut(key).ok_or(Error::NotFound)?;
+        let session = &entry.session;
+        if session.status().is_terminal() {
+            return Err(Error::TokenRefused("closed"));
+        }
+        if session.token_epoch != token.epoch {
+            return Err(Error::TokenRefused("epoch"));
+        }
+        entry.tokens.retain(|_, token| token.expires_at > now);
+        if entry.tokens.contains_key(&token.id) {
+            return Ok(());
+        }
+        let live = entry
+            .tokens
+            .values()
+            .filter(|t| t.epoch == session.token_epoch && !session.revoked_tokens.contains_key(&t.id));
+        if live.count() >= limit as usize {
+            return Err(Error::Quota { quota: "tokens_per_session", limit, retry_after: None });
+        }
+        entry.tokens.insert(token.id.clone(), token);
+        Ok(())
+    }
+
+    async fn tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error> {
+        let now = self.clock.now();
+        let state = self.state();
+        let tokens = state.entry(key).into_iter().flat_map(|entry| entry.tokens.values());
+        let mut tokens: Vec<_> = tokens.filter(|token| token.expires_at > now).cloned().collect();
+        TokenRecord::sort_oldest_first(&mut tokens);
+        Ok(tokens)
+    }
+
+    async fn claim(&self, name: &str, holder: &SessionKey) -> Result<SessionKey, Error> {
+        Ok(self.state().claims.entry(name.to_owned()).or_insert_with(|| holder.clone()).clone())
+    }
+
+    async fn unclaim(&self, name: &str, holder: &SessionKey) -> Result<(), Error> {
+        let mut state = self.state();
+        if state.claims.get(name) == Some(holder) {
+            state.claims.remove(name);
+        }
+        Ok(())
+    }
+
+    async fn claimed_by(&self, name: &str) -> Result<Option<SessionKey>, Error> {
+        Ok(self.state().claims.get(name).cloned())
+    }
+
+    async fn put_definition(&self, kind: Kind, name: &str, expected: u64, json: &str) -> Result<u64, Error> {
+        let mut state = self.state();
+        let key = (kind, name.to_owned());
+        check_definition(state.definitions.get(&key), expected)?;
+        let version = expected + 1;
+        state.definitions.insert(key, Definition { version, json: json.to_owned() });
+        Ok(version)
+    }
+
+    async fn definition(&self, kind: Kind, name: &str) -> Result<Option<Definition>, Error> {
+        Ok(self.state().definitions.get(&(kind, name.to_owned())).cloned())
+    }
+
+    async fn definitions(&self, kind: Kind) -> Result<BTreeMap<String, Definition>, Error> {
+        let state = self.state();
+        let of_kind = state.definitions.iter().filter(|((stored, _), _)| *stored == kind);
+        Ok(of_kind.map(|((_, name), definition)| (name.clone(), definition.clone())).collect())
+    }
+
+    async fn delete_definition(&self, kind: Kind, name: &str, expected: u64) -> Result<(), Error> {
+        let mut state = self.state();
+        let key = (kind, name.to_owned());
+        let stored = state.definitions.get(&key).ok_or(Error::NotFound)?;
+        if stored.version != expected {
+            return Err(Error::Conflict);
+        }
+        state.definitions.remove(&key);
+        Ok(())
+    }
+
+    async fn epoch(&self) -> Result<u64, Error> {
+        Ok(1)
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}

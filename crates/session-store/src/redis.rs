@@ -1,0 +1,303 @@
+//! The store in Redis.
+//!
+//! Every write is one Lua script: precondition, record, indexes, due entry,
+//! quota, history and the partition's stream of changes change together or not
+//! at all. An organization's keys share one hash slot ([`keys`]), so the same
+//! scripts run on one server and on Redis Cluster. Time is Redis `TIME`.
+
+mod connection;
+mod feed;
+mod keys;
+mod list;
+mod scripts;
+mod write;
+
+use crate::{
+    Commit, Create, Created, Definition, Error, Feed, Kind, ListQuery, Loaded, Page, SessionStore, TokenRecord,
+};
+use async_trait::async_trait;
+use connection::Connections;
+use futures::future::try_join_all;
+use futures::stream::BoxStream;
+use keys::{Keys, member, parse_member, partitions};
+use scripts::{Reply, Scripts};
+use serde::de::DeserializeOwned;
+use session_core::{Activity, ClusterName, EventRecord, OrgId, Session, SessionKey, Timestamp};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+/// How to use a Redis.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Put before every key, so that several installs can share a Redis.
+    pub prefix: String,
+    /// The longest any call takes; then it is [`Error::Unavailable`].
+    pub call_timeout: Duration,
+    /// Accept a Redis that may evict keys, that is, lose sessions.
+    pub allow_eviction: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { prefix: "berth:".to_owned(), call_timeout: Duration::from_secs(2), allow_eviction: false }
+    }
+}
+
+/// Why a Redis cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The URL cannot be used. Says why without repeating it, as it may hold a password.
+    #[error("the Redis URL cannot be used: {0}")]
+    Url(String),
+    /// The key prefix holds a brace.
+    #[error("the Redis key prefix may not hold '{{' or '}}': they choose the hash slot")]
+    Prefix,
+    /// Redis would drop keys when memory is short.
+    #[error(
+        "Redis has maxmemory-policy {policy} and may throw sessions away when memory is short; \
+         set `maxmemory-policy noeviction`, or allow eviction in the configuration"
+    )]
+    Evicts {
+        /// What it is set to.
+        policy: String,
+    },
+    /// It cannot be reached now.
+    #[error(transparent)]
+    Unavailable(Error),
+}
+
+/// Sessions in Redis.
+pub struct RedisStore {
+    connections: Arc<Connections>,
+    keys: Arc<Keys>,
+    scripts: Scripts,
+    /// Where the next claim of due sessions begins.
+    next_partition: AtomicU8,
+}
+
+impl fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisStore").field("keys", &self.keys).finish_non_exhaustive()
+    }
+}
+
+impl RedisStore {
+    /// Connects to the Redis at `url` (`redis://[user:password@]host:port/[db]`)
+    /// and checks that it keeps what it is given.
+    ///
+    /// # Errors
+    /// [`ConnectError`] says which of these it was.
+    pub async fn connect(url: &str, options: &Options) -> Result<Self, ConnectError> {
+        let keys = Keys::new(&options.prefix).ok_or(ConnectError::Prefix)?;
+        let connections = Connections::open(url, options).await?;
+        Ok(Self {
+            connections: Arc::new(connections),
+            keys: Arc::new(keys),
+            scripts: Scripts::new(),
+            next_partition: AtomicU8::new(0),
+        })
+    }
+
+    async fn run(&self, script: &redis::ScriptInvocation<'_>) -> Result<Reply, Error> {
+        self.connections.run(script).await.map(Reply)
+    }
+
+    /// What is known of a session's use. Reports of proxies will be kept beside
+    /// the record; until then nothing is known, which freezes idle clocks.
+    fn activity(_key: &SessionKey) -> Activity {
+        Activity::Unknown
+    }
+}
+
+fn encode<T: serde::Serialize>(value: &T) -> Result<String, Error> {
+    serde_json::to_string(value).map_err(|error| Error::Corrupt(error.to_string()))
+}
+
+fn decode<T: DeserializeOwned>(json: &str) -> Result<T, Error> {
+    serde_json::from_str(json).map_err(|error| Error::Corrupt(error.to_string()))
+}
+
+fn decode_definition(stored: &str) -> Result<Definition, Error> {
+    let parsed = stored
+        .split_once(' ')
+        .and_then(|(version, json)| Some(Definition { version: version.parse().ok()?, json: json.to_owned() }));
+    parsed.ok_or_else(|| Error::Corrupt("a definition has no version".to_owned()))
+}
+
+/// A moment as a score. Scores are doubles: exact up to 2^53, some 285 000 years.
+fn score(at: Timestamp) -> u64 {
+    at.as_millis().min(1 << 53)
+}
+
+#[async_trait]
+impl SessionStore for RedisStore {
+    async fn now(&self) -> Result<Timestamp, Error> {
+        let (seconds, micros): (u64, u64) = self.connections.query(&redis::cmd("TIME")).await?;
+        Ok(Timestamp::from_millis(seconds * 1000 + micros / 1000))
+    }
+
+    async fn create(&self, create: Create) -> Result<Created, Error> {
+        self.write_new(create).await
+    }
+
+    async fn get(&self, key: &SessionKey) -> Result<Option<Session>, Error> {
+        let mut cmd = redis::cmd("HGET");
+        cmd.arg(self.keys.record(key)).arg("json");
+        let json: Option<String> = self.connections.query(&cmd).await?;
+        json.map(|json| decode(&json)).transpose()
+    }
+
+    async fn load(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
+        let session = self.get(key).await?;
+        Ok(session.map(|session| Loaded { session, activity: Self::activity(key) }))
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<(), Error> {
+        self.write_change(&commit).await
+    }
+
+    async fn set_due(&self, key: &SessionKey, version: u64, due: Option<Timestamp>) -> Result<(), Error> {
+        let mut script = self.scripts.set_due.prepare_invoke();
+        script.key(self.keys.record(key)).key(self.keys.due(key.org.partition()));
+        script.arg(member(key)).arg(version).arg(write::optional(due.map(score)));
+        self.run(&script).await?.done().map(drop)
+    }
+
+    async fn claim_due(&self, limit: usize, lease: Duration) -> Result<Vec<SessionKey>, Error> {
+        let first = self.next_partition.fetch_add(1, Ordering::Relaxed);
+        let order: Vec<u8> = partitions().map(|p| first.wrapping_add(p) % OrgId::PARTITIONS).collect();
+        let moments = try_join_all(order.iter().map(async |&partition| {
+            let mut script = self.scripts.due.key(self.keys.due(partition));
+            let moments: Vec<f64> = self.connections.run(script.arg(limit)).await?;
+            Ok::<_, Error>(moments.into_iter().map(move |at| (at, partition)))
+        }))
+        .await?;
+
+        // The longest due of all partitions; where moments are equal, the
+        // partitions take turns at being first.
+        let mut moments: Vec<_> = moments.into_iter().flatten().collect();
+        moments.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let mut shares: BTreeMap<u8, usize> = BTreeMap::new();
+        for (_, partition) in moments.iter().take(limit) {
+            *shares.entry(*partition).or_default() += 1;
+        }
+        let claimed = try_join_all(shares.into_iter().map(async |(partition, share)| {
+            let lease = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX).min(1 << 52);
+            let mut script = self.scripts.claim_due.key(self.keys.due(partition));
+            let members: Vec<String> = self.connections.run(script.arg(share).arg(lease)).await?;
+            members.iter().map(|member| parse_member(member)).collect::<Result<Vec<_>, _>>()
+        }))
+        .await?;
+        Ok(claimed.into_iter().flatten().collect())
+    }
+
+    async fn list(&self, query: &ListQuery) -> Result<Page, Error> {
+        self.read_page(query).await
+    }
+
+    async fn live_on_cluster(
+        &self,
+        cluster: &ClusterName,
+        after: Option<&SessionKey>,
+        limit: usize,
+    ) -> Result<Vec<SessionKey>, Error> {
+        let from = after.map_or_else(|| "-".to_owned(), |key| format!("({}", member(key)));
+        let parts = try_join_all(partitions().map(async |partition| {
+            let mut cmd = redis::cmd("ZRANGEBYLEX");
+            cmd.arg(self.keys.live_on_cluster(partition, cluster)).arg(&from).arg("+");
+            cmd.arg("LIMIT").arg(0).arg(limit);
+            self.connections.query::<Vec<String>>(&cmd).await
+        }))
+        .await?;
+        let mut members: Vec<_> = parts.into_iter().flatten().collect();
+        members.sort_unstable();
+        members.iter().take(limit).map(|member| parse_member(member)).collect()
+    }
+
+    async fn events(&self, key: &SessionKey) -> Result<Vec<EventRecord>, Error> {
+        let mut cmd = redis::cmd("LRANGE");
+        cmd.arg(self.keys.history(key)).arg(0).arg(-1);
+        let events: Vec<String> = self.connections.query(&cmd).await?;
+        events.iter().map(|json| decode(json)).collect()
+    }
+
+    fn changes(&self) -> BoxStream<'static, Feed> {
+        feed::changes(Arc::clone(&self.connections), Arc::clone(&self.keys))
+    }
+
+    async fn record_token(&self, key: &SessionKey, token: TokenRecord, limit: u32) -> Result<(), Error> {
+        let mut script = self.scripts.record_token.prepare_invoke();
+        script.key(self.keys.record(key)).key(self.keys.token_expiry(key)).key(self.keys.tokens(key));
+        script.arg(token.id.as_str()).arg(encode(&token)?).arg(token.epoch);
+        script.arg(score(token.expires_at)).arg(limit);
+        self.run(&script).await?.accepted(|_| limit).map(drop)
+    }
+
+    async fn tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error> {
+        let now = self.now().await?;
+        let mut cmd = redis::cmd("HVALS");
+        cmd.arg(self.keys.tokens(key));
+        let stored: Vec<String> = self.connections.query(&cmd).await?;
+        let mut tokens = stored.iter().map(|json| decode(json)).collect::<Result<Vec<TokenRecord>, _>>()?;
+        tokens.retain(|token| token.expires_at > now);
+        TokenRecord::sort_oldest_first(&mut tokens);
+        Ok(tokens)
+    }
+
+    async fn claim(&self, name: &str, holder: &SessionKey) -> Result<SessionKey, Error> {
+        let mut script = self.scripts.claim.key(self.keys.claim(name));
+        let reply = self.run(script.arg(member(holder))).await?;
+        parse_member(reply.0.first().map_or("", String::as_str))
+    }
+
+    async fn unclaim(&self, name: &str, holder: &SessionKey) -> Result<(), Error> {
+        let mut script = self.scripts.unclaim.key(self.keys.claim(name));
+        self.run(script.arg(member(holder))).await?.done().map(drop)
+    }
+
+    async fn claimed_by(&self, name: &str) -> Result<Option<SessionKey>, Error> {
+        let holder: Option<String> =
+            self.connections.query(redis::cmd("GET").arg(self.keys.claim(name))).await?;
+        holder.map(|holder| parse_member(&holder)).transpose()
+    }
+
+    async fn put_definition(&self, kind: Kind, name: &str, expected: u64, json: &str) -> Result<u64, Error> {
+        let mut script = self.scripts.put_definition.key(self.keys.definitions(kind));
+        let reply = self.run(script.arg(name).arg(expected).arg(json)).await?.done()?;
+        let version = reply.first().and_then(|version| version.parse().ok());
+        version.ok_or_else(|| Error::Corrupt(format!("a definition's version is {reply:?}")))
+    }
+
+    async fn definition(&self, kind: Kind, name: &str) -> Result<Option<Definition>, Error> {
+        let mut cmd = redis::cmd("HGET");
+        cmd.arg(self.keys.definitions(kind)).arg(name);
+        let stored: Option<String> = self.connections.query(&cmd).await?;
+        stored.map(|stored| decode_definition(&stored)).transpose()
+    }
+
+    async fn definitions(&self, kind: Kind) -> Result<BTreeMap<String, Definition>, Error> {
+        let stored: BTreeMap<String, String> =
+            self.connections.query(redis::cmd("HGETALL").arg(self.keys.definitions(kind))).await?;
+        stored.into_iter().map(|(name, stored)| Ok((name, decode_definition(&stored)?))).collect()
+    }
+
+    async fn delete_definition(&self, kind: Kind, name: &str, expected: u64) -> Result<(), Error> {
+        let mut script = self.scripts.delete_definition.key(self.keys.definitions(kind));
+        self.run(script.arg(name).arg(expected)).await?.done().map(drop)
+    }
+
+    async fn epoch(&self) -> Result<u64, Error> {
+        let key = self.keys.epoch();
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("SET").arg(&key).arg(1).arg("NX").ignore().cmd("GET").arg(&key);
+        let (epoch,): (u64,) = self.connections.pipeline(&pipeline).await?;
+        Ok(epoch)
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        self.connections.query(&redis::cmd("PING")).await
+    }
+}

@@ -1,1 +1,3 @@
-//! placeholder
+//! What tests need of the world around Berth, and nothing that ships.
+
+pub mod redis;

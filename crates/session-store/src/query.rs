@@ -1,0 +1,85 @@
+//! What a list query means, for every store alike: which sessions it admits,
+//! and how a page fills and continues.
+
+use crate::{Error, ListQuery, PAGE_READ_LIMIT, Page, Scope};
+use session_core::{Session, SessionId};
+
+/// Tells our page tokens, and this form of them, from anything else.
+const TOKEN_PREFIX: &str = "1.";
+
+impl Scope {
+    /// May a caller with this scope see `session`?
+    pub fn admits(&self, session: &Session) -> bool {
+        match self {
+            Self::Org => true,
+            Self::OwnAndTeams { owner, teams } => {
+                session.owner == *owner || session.team.as_ref().is_some_and(|team| teams.contains(team))
+            }
+        }
+    }
+}
+
+impl ListQuery {
+    /// Does `session` belong on a page of this query?
+    pub fn admits(&self, session: &Session) -> bool {
+        session.org == self.org
+            && self.scope.admits(session)
+            && (self.statuses.is_empty() || self.statuses.contains(&session.status()))
+            && self.owner.as_ref().is_none_or(|owner| session.owner == *owner)
+            && self.cluster.as_ref().is_none_or(|cluster| session.cluster == *cluster)
+            && self.team.as_ref().is_none_or(|team| session.team.as_ref() == Some(team))
+            && self.labels.iter().all(|(key, value)| session.labels.get(key) == Some(value))
+    }
+
+    /// The last session that an earlier page examined.
+    pub(crate) fn cursor(&self) -> Result<Option<SessionId>, Error> {
+        let Some(token) = &self.page_token else { return Ok(None) };
+        let id = token.strip_prefix(TOKEN_PREFIX).and_then(|id| id.parse().ok());
+        id.map(Some).ok_or(Error::BadPageToken)
+    }
+}
+
+/// A page in the making: examines sessions newest first until it is full or
+/// has read its limit.
+pub(crate) struct Filling<'a> {
+    query: &'a ListQuery,
+    size: usize,
+    sessions: Vec<Session>,
+    examined: usize,
+    cursor: Option<SessionId>,
+}
+
+impl<'a> Filling<'a> {
+    pub(crate) fn begin(query: &'a ListQuery) -> Result<Self, Error> {
+        let size = query.page_size.clamp(1, PAGE_READ_LIMIT);
+        Ok(Self { query, size, sessions: Vec::new(), examined: 0, cursor: query.cursor()? })
+    }
+
+    /// Only sessions older than this one are still to be examined.
+    pub(crate) fn cursor(&self) -> Option<&SessionId> {
+        self.cursor.as_ref()
+    }
+
+    /// How many sessions the page lacks.
+    pub(crate) fn lacks(&self) -> usize {
+        if self.budget() == 0 { 0 } else { self.size - self.sessions.len() }
+    }
+
+    /// How many sessions may still be examined.
+    pub(crate) fn budget(&self) -> usize {
+        PAGE_READ_LIMIT - self.examined
+    }
+
+    /// Examines the next session; none when its index entry has no record.
+    pub(crate) fn examine(&mut self, id: SessionId, session: Option<Session>) {
+        self.examined += 1;
+        self.cursor = Some(id);
+        self.sessions.extend(session.filter(|session| self.query.admits(session)));
+    }
+
+    /// Ends the page; `more` says whether sessions are left to examine.
+    pub(crate) fn finish(self, more: bool) -> Page {
+        let next = self.cursor.filter(|_| more).map(|id| format!("{TOKEN_PREFIX}{id}"));
+        Page { sessions: self.sessions, next }
+    }
+}

@@ -1,0 +1,188 @@
+//! The change feed: the partitions' streams read as one, on a connection of its
+//! own.
+//!
+//! A reader knows the last entry it has seen of every stream. As long as that
+//! entry is still there, everything after it is too (trimming takes the oldest
+//! first), so the reader just goes on. When it is gone, or Redis was restarted
+//! and may have lost its last moments, the feed says `Reset` and goes on from
+//! the present. Readers pull: one that is slow falls behind and resets, it
+//! never makes the store hold anything for it.
+
+use super::connection::{Connections, Dedicated};
+use super::keys::{Keys, parse_member, partitions};
+use super::decode;
+use crate::{Change, Error, Feed};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use redis::streams::{StreamId, StreamRangeReply, StreamReadReply};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a read waits for the next change before it checks its place.
+const BLOCK: Duration = Duration::from_secs(2);
+/// Entries that one read takes of each stream.
+pub(super) const READ_COUNT: usize = 500;
+/// The place before the first entry of a stream.
+const BEGINNING: &str = "0-0";
+const LEAST_BACKOFF: Duration = Duration::from_millis(50);
+const MOST_BACKOFF: Duration = Duration::from_secs(2);
+
+/// Every change from now on; see [`crate::SessionStore::changes`].
+pub(super) fn changes(connections: Arc<Connections>, keys: Arc<Keys>) -> BoxStream<'static, Feed> {
+    let reader = Reader {
+        connections,
+        streams: partitions().map(|partition| keys.changes(partition)).collect(),
+        link: None,
+        place: None,
+        ready: VecDeque::new(),
+        backoff: LEAST_BACKOFF,
+    };
+    futures::stream::unfold(reader, async |mut reader| Some((reader.next().await, reader))).boxed()
+}
+
+struct Reader {
+    connections: Arc<Connections>,
+    streams: Vec<String>,
+    link: Option<Dedicated>,
+    place: Option<Place>,
+    ready: VecDeque<Feed>,
+    backoff: Duration,
+}
+
+/// How far a reader has come.
+struct Place {
+    /// The Redis process it read from.
+    run_id: String,
+    /// The last entry seen of every stream.
+    last: Vec<String>,
+}
+
+impl Reader {
+    async fn next(&mut self) -> Feed {
+        loop {
+            if let Some(feed) = self.ready.pop_front() {
+                return feed;
+            }
+            match self.advance().await {
+                Ok(()) => self.backoff = LEAST_BACKOFF,
+                Err(error) => {
+                    tracing::warn!(%error, retry_in = ?self.backoff, "the change feed was interrupted");
+                    tokio::time::sleep(self.backoff).await;
+                    self.backoff = (self.backoff * 2).min(MOST_BACKOFF);
+                }
+            }
+        }
+    }
+
+    async fn advance(&mut self) -> Result<(), Error> {
+        // The link is put back only after success: a failed one is dropped.
+        let link = match self.link.take() {
+            None => self.connect().await?,
+            Some(mut link) => {
+                self.read(&mut link).await?;
+                link
+            }
+        };
+        self.link = Some(link);
+        Ok(())
+    }
+
+    /// Connects, and finds out whether the reader's place is still good.
+    async fn connect(&mut self) -> Result<Dedicated, Error> {
+        let mut link = self.connections.dedicated().await?;
+        let run_id = run_id(&mut link).await?;
+        let intact = match &self.place {
+            Some(place) => place.run_id == run_id && is_intact(&mut link, &self.streams, &place.last).await?,
+            None => false,
+        };
+        if !intact {
+            self.start_over(&mut link, run_id).await?;
+        }
+        Ok(link)
+    }
+
+    /// Takes the present as the new place. What is written after this reads the
+    /// streams will be seen; what was written before is what `Reset` is for.
+    async fn start_over(&mut self, link: &mut Dedicated, run_id: String) -> Result<(), Error> {
+        let mut pipeline = redis::pipe();
+        for stream in &self.streams {
+            pipeline.cmd("XREVRANGE").arg(stream).arg("+").arg("-").arg("COUNT").arg(1);
+        }
+        let newest: Vec<StreamRangeReply> = link.pipeline(&pipeline).await?;
+        let last = newest.into_iter().map(|reply| {
+            reply.ids.into_iter().next().map_or_else(|| BEGINNING.to_owned(), |entry| entry.id)
+        });
+        self.place = Some(Place { run_id, last: last.collect() });
+        self.ready.push_back(Feed::Reset);
+        Ok(())
+    }
+
+    async fn read(&mut self, link: &mut Dedicated) -> Result<(), Error> {
+        let Some(place) = &mut self.place else { return Ok(()) };
+        let mut cmd = redis::cmd("XREAD");
+        cmd.arg("COUNT").arg(READ_COUNT).arg("BLOCK").arg(u64::try_from(BLOCK.as_millis()).unwrap_or(0));
+        cmd.arg("STREAMS").arg(&self.streams).arg(&place.last);
+        let reply: Option<StreamReadReply> = link.query(&cmd, BLOCK).await?;
+        let found = reply.map(|reply| reply.keys).unwrap_or_default();
+
+        // Streams keep more entries than one read takes, so a read that came
+        // back with fewer has missed none. Otherwise, and when nothing came at
+        // all, the place is checked before it is given up.
+        let doubtful = found.is_empty() || found.iter().any(|stream| stream.ids.len() >= READ_COUNT);
+        if doubtful && !is_intact(link, &self.streams, &place.last).await? {
+            let run_id = std::mem::take(&mut place.run_id);
+            return self.start_over(link, run_id).await;
+        }
+        for stream in found {
+            let Some(i) = self.streams.iter().position(|known| *known == stream.key) else { continue };
+            for entry in stream.ids {
+                self.ready.push_back(match change_of(&entry) {
+                    Ok(change) => Feed::Change(Box::new(change)),
+                    Err(error) => {
+                        tracing::error!(%error, entry = entry.id, "an entry of the change feed cannot be read");
+                        Feed::Reset
+                    }
+                });
+                place.last[i] = entry.id;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn run_id(link: &mut Dedicated) -> Result<String, Error> {
+    let info: redis::InfoDict = link.query(redis::cmd("INFO").arg("server"), Duration::ZERO).await?;
+    info.get("run_id").ok_or_else(|| Error::Corrupt("Redis tells no run_id".to_owned()))
+}
+
+/// Is the last seen entry of every stream still there? A stream of which none
+/// was seen yet must not have begun to lose entries.
+async fn is_intact(link: &mut Dedicated, streams: &[String], last: &[String]) -> Result<bool, Error> {
+    let mut pipeline = redis::pipe();
+    for (stream, id) in streams.iter().zip(last) {
+        if id == BEGINNING {
+            pipeline.cmd("XLEN").arg(stream);
+        } else {
+            pipeline.cmd("XRANGE").arg(stream).arg(id).arg(id);
+        }
+    }
+    let answers: Vec<redis::Value> = link.pipeline(&pipeline).await?;
+    Ok(answers.iter().all(|answer| match answer {
+        redis::Value::Int(length) => usize::try_from(*length).is_ok_and(|n| n < super::write::STREAM_LENGTH),
+        redis::Value::Array(entries) => !entries.is_empty(),
+        _ => false,
+    }))
+}
+
+fn change_of(entry: &StreamId) -> Result<Change, Error> {
+    let field = |name: &str| {
+        let value: Option<String> = entry.get(name);
+        value.ok_or_else(|| Error::Corrupt(format!("a change has no {name}")))
+    };
+    Ok(Change {
+        key: parse_member(&field("session")?)?,
+        record: decode(&field("event")?)?,
+        token_epoch: decode(&field("token_epoch")?)?,
+    })
+}

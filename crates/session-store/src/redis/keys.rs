@@ -1,0 +1,236 @@
+//! Every key of the store, built here and nowhere else.
+//!
+//! What must change in one step lives in one hash slot: all of an organization
+//! under `{pNN}` of its partition, everything global under `{g}`. The tag is
+//! the first brace of the key, so braces in names cannot move it. Names that
+//! users choose come last, after parts that cannot contain a colon, so no two
+//! things share a key.
+
+use crate::{Error, Kind};
+use session_core::{ClusterName, OrgId, PrincipalId, SessionKey, Status};
+
+/// Every partition.
+pub(super) fn partitions() -> impl Iterator<Item = u8> {
+    0..OrgId::PARTITIONS
+}
+
+/// Joins organization and id in index members. It sorts before every character
+/// of either, so members sort as [`SessionKey`]s do.
+const MEMBER_SEPARATOR: char = ',';
+
+/// A session as a member of an index that spans organizations.
+pub(super) fn member(key: &SessionKey) -> String {
+    format!("{}{MEMBER_SEPARATOR}{}", key.org, key.id)
+}
+
+/// The session that [`member`] wrote.
+pub(super) fn parse_member(member: &str) -> Result<SessionKey, Error> {
+    let parsed = member
+        .split_once(MEMBER_SEPARATOR)
+        .and_then(|(org, id)| Some(SessionKey { org: org.parse().ok()?, id: id.parse().ok()? }));
+    parsed.ok_or_else(|| Error::Corrupt(format!("{member:?} names no session")))
+}
+
+/// Builds keys under one prefix.
+#[derive(Debug, Clone)]
+pub(super) struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    /// Keys under `prefix`, which may not hold braces: they would become the
+    /// hash tag.
+    pub(super) fn new(prefix: &str) -> Option<Self> {
+        (!prefix.contains(['{', '}'])).then(|| Self { prefix: prefix.to_owned() })
+    }
+
+    fn in_partition(&self, partition: u8, rest: &str) -> String {
+        format!("{}{{p{partition:02}}}:{rest}", self.prefix)
+    }
+
+    fn of_org(&self, org: &OrgId, rest: &str) -> String {
+        self.in_partition(org.partition(), &format!("org:{org}:{rest}"))
+    }
+
+    fn of_session(&self, what: &str, key: &SessionKey) -> String {
+        self.in_partition(key.org.partition(), &format!("{what}:{}:{}", key.org, key.id))
+    }
+
+    fn global(&self, rest: &str) -> String {
+        format!("{}{{g}}:{rest}", self.prefix)
+    }
+
+    /// Hash: the record and what scripts compare.
+    pub(super) fn record(&self, key: &SessionKey) -> String {
+        self.of_session("session", key)
+    }
+
+    /// List: the last changes of a session.
+    pub(super) fn history(&self, key: &SessionKey) -> String {
+        self.of_session("history", key)
+    }
+
+    /// Hash: tokens by id.
+    pub(super) fn tokens(&self, key: &SessionKey) -> String {
+        self.of_session("tokens", key)
+    }
+
+    /// Sorted set: token ids by expiry.
+    pub(super) fn token_expiry(&self, key: &SessionKey) -> String {
+        self.of_session("token-expiry", key)
+    }
+
+    /// Sorted set: sessions by when they are due.
+    pub(super) fn due(&self, partition: u8) -> String {
+        self.in_partition(partition, "due")
+    }
+
+    /// Stream: every change in the partition.
+    pub(super) fn changes(&self, partition: u8) -> String {
+        self.in_partition(partition, "changes")
+    }
+
+    /// Sorted set by member: live sessions of the partition on a cluster.
+    pub(super) fn live_on_cluster(&self, partition: u8, cluster: &ClusterName) -> String {
+        self.in_partition(partition, &format!("cluster:{cluster}"))
+    }
+
+    /// Sorted set by id: all sessions.
+    pub(super) fn all(&self, org: &OrgId) -> String {
+        self.of_org(org, "all")
+    }
+
+    /// Sorted set by id: live sessions; its size is the quota's count.
+    pub(super) fn live(&self, org: &OrgId) -> String {
+        self.of_org(org, "live")
+    }
+
+    /// Sorted set by id: an owner's live sessions; its size is the quota's count.
+    pub(super) fn live_of_owner(&self, org: &OrgId, owner: &PrincipalId) -> String {
+        self.of_org(org, &format!("live-owner:{owner}"))
+    }
+
+    /// Sorted set by id: sessions in a status.
+    pub(super) fn status(&self, org: &OrgId, status: Status) -> String {
+        self.of_org(org, &format!("status:{}", status.as_str()))
+    }
+
+    /// Sorted set by id: sessions of an owner.
+    pub(super) fn owner(&self, org: &OrgId, owner: &PrincipalId) -> String {
+        self.of_org(org, &format!("owner:{owner}"))
+    }
+
+    /// Sorted set by id: sessions on a cluster.
+    pub(super) fn cluster(&self, org: &OrgId, cluster: &ClusterName) -> String {
+        self.of_org(org, &format!("cluster:{cluster}"))
+    }
+
+    /// Sorted set by id: sessions of a team.
+    pub(super) fn team(&self, org: &OrgId, team: &str) -> String {
+        self.of_org(org, &format!("team:{team}"))
+    }
+
+    /// Hash: an owner's creates in the current minute.
+    pub(super) fn creates(&self, org: &OrgId, owner: &PrincipalId) -> String {
+        self.of_org(org, &format!("creates:{owner}"))
+    }
+
+    /// Hash: the session that a request made. Both names are free text, so the
+    /// first one's length keeps them apart.
+    pub(super) fn request(&self, org: &OrgId, owner: &PrincipalId, id: &str) -> String {
+        self.of_org(org, &format!("request:{}:{owner}:{id}", owner.as_str().len()))
+    }
+
+    /// String: who has a name.
+    pub(super) fn claim(&self, name: &str) -> String {
+        self.global(&format!("claim:{name}"))
+    }
+
+    /// Hash: definitions of a kind by name.
+    pub(super) fn definitions(&self, kind: Kind) -> String {
+        self.global(match kind {
+            Kind::Cluster => "definitions:cluster",
+            Kind::Catalog => "definitions:catalog",
+            Kind::Org => "definitions:org",
+        })
+    }
+
+    /// String: the store epoch.
+    pub(super) fn epoch(&self) -> String {
+        self.global("epoch")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use session_core::{SessionId, Timestamp};
+    use std::collections::BTreeSet;
+
+    fn key(org: &str, n: u64) -> SessionKey {
+        SessionKey { org: org.parse().unwrap(), id: SessionId::generate(Timestamp::from_millis(n), n) }
+    }
+
+    /// The part between the first brace and the next closing one, as Redis Cluster reads it.
+    fn hash_tag(key: &str) -> &str {
+        let (_, rest) = key.split_once('{').unwrap();
+        rest.split_once('}').unwrap().0
+    }
+
+    #[test]
+    fn keys_of_an_organization_share_a_slot_and_none_is_used_twice() {
+        let keys = Keys::new("berth:").unwrap();
+        let session = key("acme", 1);
+        let org = &session.org;
+        let owner: PrincipalId = "idp|{x}:a".parse().unwrap();
+        let cluster: ClusterName = "c".parse().unwrap();
+        let mut of_org = vec![
+            keys.record(&session),
+            keys.history(&session),
+            keys.tokens(&session),
+            keys.token_expiry(&session),
+            keys.due(org.partition()),
+            keys.changes(org.partition()),
+            keys.live_on_cluster(org.partition(), &cluster),
+            keys.all(org),
+            keys.live(org),
+            keys.live_of_owner(org, &owner),
+            keys.owner(org, &owner),
+            keys.cluster(org, &cluster),
+            keys.team(org, "{team}"),
+            keys.creates(org, &owner),
+            keys.request(org, &owner, "a:b"),
+            keys.request(org, &"idp|{x}:a:a".parse().unwrap(), "b"),
+        ];
+        of_org.extend(Status::ALL.map(|status| keys.status(org, status)));
+        for key in &of_org {
+            assert_eq!(hash_tag(key), "p13", "{key}");
+        }
+        let mut all = of_org;
+        all.extend([Kind::Cluster, Kind::Catalog, Kind::Org].map(|kind| keys.definitions(kind)));
+        all.extend([keys.claim("{p13}"), keys.epoch()]);
+        for key in &all[21..] {
+            assert_eq!(hash_tag(key), "g", "{key}");
+        }
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
+        assert_eq!(keys.record(&session), format!("berth:{{p13}}:session:acme:{}", session.id));
+    }
+
+    #[test]
+    fn a_prefix_cannot_move_the_slot() {
+        assert!(Keys::new("a{b}").is_none());
+        assert_eq!(Keys::new("").unwrap().epoch(), "{g}:epoch");
+    }
+
+    #[test]
+    fn members_sort_as_keys_and_parse_back() {
+        let mut sessions =
+            [key("a-b", 1), key("a", 2), key("a", 1), key("ab", 1), key("a0", 3)].to_vec();
+        let mut members: Vec<_> = sessions.iter().map(member).collect();
+        sessions.sort();
+        members.sort();
+        let parsed: Vec<_> = members.iter().map(|m| parse_member(m).unwrap()).collect();
+        assert_eq!(parsed, sessions);
+        assert!(parse_member("a/s-1").is_err());
+    }
+}

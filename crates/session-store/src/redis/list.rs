@@ -1,0 +1,116 @@
+//! Listing: which index to walk, and reading its records page by page.
+
+use super::{RedisStore, decode};
+use crate::query::Filling;
+use crate::{Error, ListQuery, Page, Scope};
+use session_core::{Session, SessionId, SessionKey, Status};
+
+/// Records fetched at once when most of the first ones did not match.
+const BATCH: usize = 250;
+
+impl RedisStore {
+    pub(super) async fn read_page(&self, query: &ListQuery) -> Result<Page, Error> {
+        let mut page = Filling::begin(query)?;
+        let indexes = self.smallest(self.walks(query)).await?;
+        let mut batch = page.lacks();
+        loop {
+            let ids = self.older(&indexes, page.cursor(), batch + 1).await?;
+            let sessions = self.records(query, &ids[..ids.len().min(batch)]).await?;
+            let mut rest = ids.len();
+            for (id, session) in ids.into_iter().zip(sessions) {
+                if page.lacks() == 0 {
+                    break;
+                }
+                page.examine(id, session);
+                rest -= 1;
+            }
+            if rest == 0 || page.lacks() == 0 {
+                return Ok(page.finish(rest > 0));
+            }
+            batch = page.budget().min(BATCH);
+        }
+    }
+
+    /// Sets of indexes whose union holds every session the query admits. None
+    /// holds a session that the caller may not see, so page tokens name none.
+    fn walks(&self, query: &ListQuery) -> Vec<Vec<String>> {
+        let (keys, org) = (&self.keys, &query.org);
+        let only_live = !query.statuses.is_empty() && !query.statuses.iter().any(|status| status.is_terminal());
+        let of_owner =
+            |owner| if only_live { keys.live_of_owner(org, owner) } else { keys.owner(org, owner) };
+        let mut walks = Vec::new();
+        match &query.scope {
+            Scope::Org => {
+                walks.push(vec![if only_live { keys.live(org) } else { keys.all(org) }]);
+                if !query.statuses.is_empty() {
+                    let status = |status: &Status| keys.status(org, *status);
+                    walks.push(query.statuses.iter().map(status).collect());
+                }
+                walks.extend(query.owner.as_ref().map(|owner| vec![of_owner(owner)]));
+                walks.extend(query.cluster.as_ref().map(|cluster| vec![keys.cluster(org, cluster)]));
+                walks.extend(query.team.as_ref().map(|team| vec![keys.team(org, team)]));
+            }
+            Scope::OwnAndTeams { owner, teams } => {
+                let mut visible = vec![of_owner(owner)];
+                visible.extend(teams.iter().map(|team| keys.team(org, team)));
+                walks.push(visible);
+                if query.owner.as_ref() == Some(owner) {
+                    walks.push(vec![of_owner(owner)]);
+                }
+                let team = query.team.as_ref().filter(|team| teams.contains(*team));
+                walks.extend(team.map(|team| vec![keys.team(org, team)]));
+            }
+        }
+        walks
+    }
+
+    async fn smallest(&self, walks: Vec<Vec<String>>) -> Result<Vec<String>, Error> {
+        if walks.len() == 1 {
+            return Ok(walks.into_iter().flatten().collect());
+        }
+        let mut pipeline = redis::pipe();
+        for key in walks.iter().flatten() {
+            pipeline.cmd("ZCARD").arg(key);
+        }
+        let mut sizes = self.connections.pipeline::<Vec<u64>>(&pipeline).await?.into_iter();
+        let sized = walks.into_iter().map(|walk| (sizes.by_ref().take(walk.len()).sum::<u64>(), walk));
+        Ok(sized.min_by_key(|(size, _)| *size).map(|(_, walk)| walk).unwrap_or_default())
+    }
+
+    /// The newest ids in any of `indexes` that are older than `cursor`, newest
+    /// first. All indexes are read in one step, or a session that changes its
+    /// status meanwhile could be in none of them.
+    async fn older(
+        &self,
+        indexes: &[String],
+        cursor: Option<&SessionId>,
+        limit: usize,
+    ) -> Result<Vec<SessionId>, Error> {
+        let from = cursor.map_or_else(|| "+".to_owned(), |id| format!("({id}"));
+        let mut pipeline = redis::pipe();
+        pipeline.atomic();
+        for key in indexes {
+            pipeline.cmd("ZREVRANGEBYLEX").arg(key).arg(&from).arg("-").arg("LIMIT").arg(0).arg(limit);
+        }
+        let found: Vec<Vec<String>> = self.connections.pipeline(&pipeline).await?;
+        let mut ids: Vec<_> = found.into_iter().flatten().collect();
+        ids.sort_unstable_by(|a, b| b.cmp(a));
+        ids.dedup();
+        ids.truncate(limit);
+        let parse = |id: String| id.parse().map_err(|_| Error::Corrupt(format!("{id:?} names no session")));
+        ids.into_iter().map(parse).collect()
+    }
+
+    async fn records(&self, query: &ListQuery, ids: &[SessionId]) -> Result<Vec<Option<Session>>, Error> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipeline = redis::pipe();
+        for id in ids {
+            let key = SessionKey { org: query.org.clone(), id: id.clone() };
+            pipeline.cmd("HGET").arg(self.keys.record(&key)).arg("json");
+        }
+        let stored: Vec<Option<String>> = self.connections.pipeline(&pipeline).await?;
+        stored.into_iter().map(|json| json.map(|json| decode(&json)).transpose()).collect()
+    }
+}

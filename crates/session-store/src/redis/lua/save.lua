@@ -1,0 +1,34 @@
+-- Writes a record and everything that follows from it; shared by create and
+-- commit. The indexes a session must be in, and those it must not be in, come
+-- as keys after `first`, so this script knows no key's form.
+-- KEYS 1 record, 2 history, 3 due, 4 changes, 5 live sessions of the cluster
+-- ARGV 1 id, 2 member, 3 version, 4 json, 5 status, 6 owner, 7 cluster,
+--      8 token_epoch, 9 closed_at or '', 10 live (1 or 0), 11 due or '',
+--      12 event json, 13 history length, 14 changes length, 15 number of
+--      indexes to be in, 16 number of indexes not to be in
+local function save(first)
+  local id, member = ARGV[1], ARGV[2]
+  redis.call('HSET', KEYS[1], 'version', ARGV[3], 'json', ARGV[4], 'status', ARGV[5], 'owner', ARGV[6],
+    'cluster', ARGV[7], 'token_epoch', ARGV[8], 'closed_at', ARGV[9], 'live', ARGV[10])
+  local out = first + tonumber(ARGV[15])
+  for i = first, out - 1 do
+    redis.call('ZADD', KEYS[i], 0, id)
+  end
+  for i = out, out + tonumber(ARGV[16]) - 1 do
+    redis.call('ZREM', KEYS[i], id)
+  end
+  if ARGV[10] == '1' then
+    redis.call('ZADD', KEYS[5], 0, member)
+  else
+    redis.call('ZREM', KEYS[5], member)
+  end
+  if ARGV[11] == '' then
+    redis.call('ZREM', KEYS[3], member)
+  else
+    redis.call('ZADD', KEYS[3], ARGV[11], member)
+  end
+  redis.call('RPUSH', KEYS[2], ARGV[12])
+  redis.call('LTRIM', KEYS[2], '-' .. ARGV[13], -1)
+  redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[14], '*',
+    'session', member, 'event', ARGV[12], 'token_epoch', ARGV[8])
+end

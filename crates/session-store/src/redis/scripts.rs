@@ -1,0 +1,81 @@
+//! The Lua scripts, one file each, and what their answers mean.
+
+use crate::Error;
+use redis::Script;
+use std::time::Duration;
+
+macro_rules! script {
+    ($($file:literal),+) => {
+        Script::new(concat!($(include_str!(concat!("lua/", $file, ".lua")), "\n"),+))
+    };
+}
+
+/// Every script, hashed once.
+pub(super) struct Scripts {
+    pub(super) create: Script,
+    pub(super) commit: Script,
+    pub(super) set_due: Script,
+    pub(super) due: Script,
+    pub(super) claim_due: Script,
+    pub(super) record_token: Script,
+    pub(super) claim: Script,
+    pub(super) unclaim: Script,
+    pub(super) put_definition: Script,
+    pub(super) delete_definition: Script,
+}
+
+impl Scripts {
+    pub(super) fn new() -> Self {
+        Self {
+            create: script!("time", "save", "create"),
+            commit: script!("save", "commit"),
+            set_due: script!("set_due"),
+            due: script!("time", "due"),
+            claim_due: script!("time", "claim_due"),
+            record_token: script!("time", "record_token"),
+            claim: script!("claim"),
+            unclaim: script!("unclaim"),
+            put_definition: script!("put_definition"),
+            delete_definition: script!("delete_definition"),
+        }
+    }
+}
+
+/// What a writing script answers: one word, then what belongs to it.
+pub(super) struct Reply(pub(super) Vec<String>);
+
+impl Reply {
+    /// The words after `ok`, or what the script refused for. `limit_of` gives
+    /// the limit of a quota by its name.
+    pub(super) fn accepted(self, limit_of: impl Fn(&str) -> u32) -> Result<Vec<String>, Error> {
+        let mut words = self.0.into_iter();
+        let outcome = words.next().unwrap_or_default();
+        let rest: Vec<_> = words.collect();
+        match (outcome.as_str(), rest.first().map(String::as_str)) {
+            ("ok", _) => Ok(rest),
+            ("conflict", _) => Err(Error::Conflict),
+            ("not-found", _) => Err(Error::NotFound),
+            ("exists", _) => Err(Error::Exists),
+            ("reused", _) => Err(Error::RequestIdReused),
+            ("refused", Some("closed")) => Err(Error::TokenRefused("closed")),
+            ("refused", Some("epoch")) => Err(Error::TokenRefused("epoch")),
+            ("quota", Some(quota)) => Err(quota_error(quota, rest.get(1), limit_of)),
+            _ => Err(Error::Corrupt(format!("a script answered {outcome:?} {rest:?}"))),
+        }
+    }
+
+    /// [`Reply::accepted`] of a script that holds no quota.
+    pub(super) fn done(self) -> Result<Vec<String>, Error> {
+        self.accepted(|_| 0)
+    }
+}
+
+fn quota_error(quota: &str, retry_ms: Option<&String>, limit_of: impl Fn(&str) -> u32) -> Error {
+    const QUOTAS: [&str; 4] =
+        ["live_sessions_per_owner", "live_sessions", "creates_per_minute", "tokens_per_session"];
+    let Some(quota) = QUOTAS.into_iter().find(|known| *known == quota) else {
+        return Error::Corrupt(format!("a script named the quota {quota:?}"));
+    };
+    let retry_after = retry_ms.and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
+    Error::Quota { quota, limit: limit_of(quota), retry_after }
+}

@@ -1,0 +1,74 @@
+//! The contract of [`session_store::SessionStore`]: every case runs on memory
+//! and on a real Redis, and must not be able to tell them apart.
+
+mod common;
+
+#[path = "contract/definitions.rs"]
+mod definitions;
+#[path = "contract/due.rs"]
+mod due;
+#[path = "contract/feed.rs"]
+mod feed;
+#[path = "contract/lists.rs"]
+mod lists;
+#[path = "contract/sessions.rs"]
+mod sessions;
+#[path = "contract/tokens.rs"]
+mod tokens;
+
+macro_rules! contract {
+    ($($module:ident: $($case:ident),+;)+) => {
+        mod memory {
+            $($(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                crate::$module::$case(crate::common::memory()).await;
+            })+)+
+        }
+        mod redis {
+            $($(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                crate::$module::$case(crate::common::redis().await).await;
+            })+)+
+        }
+    };
+}
+
+contract! {
+    sessions:
+        created_sessions_are_read_back,
+        a_commit_needs_the_version_before,
+        one_of_two_concurrent_commits_wins,
+        history_keeps_the_last_fifty_in_order,
+        live_quota_of_an_owner_is_exact,
+        live_quota_of_an_organization_is_exact,
+        creates_per_minute_are_limited_and_say_when_to_retry,
+        ended_sessions_leave_the_quota_at_once,
+        a_repeated_create_returns_the_first_session,
+        a_hundred_repeats_at_once_make_one_session;
+    due:
+        the_longest_due_come_first_over_all_organizations,
+        a_lease_that_runs_out_makes_due_again,
+        claimers_never_share_a_session,
+        setting_due_needs_the_version;
+    lists:
+        every_filter_selects,
+        scope_hides_what_a_caller_may_not_see,
+        pages_continue_and_end,
+        a_page_reads_a_bounded_number_of_records,
+        page_tokens_of_others_are_refused,
+        clusters_list_their_live_sessions_in_order;
+    feed:
+        the_feed_begins_with_reset,
+        every_change_is_seen_once_in_version_order,
+        a_reader_that_falls_behind_is_reset;
+    tokens:
+        tokens_are_recorded_and_listed_oldest_first,
+        expired_tokens_make_room,
+        revoked_tokens_make_room,
+        tokens_are_refused_after_close_and_revocation;
+    definitions:
+        definitions_are_compared_and_set,
+        kinds_are_apart,
+        a_name_has_one_holder,
+        the_store_has_a_clock_an_epoch_and_a_pulse;
+}

@@ -1,0 +1,95 @@
+//! The due-queue.
+
+use crate::common::{Draft, FAR, LIMIT, Store, close, commit, eventually, nobody, touch};
+use session_core::{SessionKey, Timestamp};
+use session_store::{Commit, Create, Error};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+const ORGS: [&str; 6] = ["acme", "local", "a", "b", "c", "d"];
+
+async fn due_at(store: &Store, org: &'static str, at: u64) -> SessionKey {
+    let create = Create { due: Timestamp::from_millis(at), ..Draft::of(org, "sa|bob").create() };
+    store.create(create).await.unwrap().session.key()
+}
+
+pub(crate) async fn the_longest_due_come_first_over_all_organizations(store: Store) {
+    let mut expected = Vec::new();
+    for i in 0..30_u64 {
+        expected.push((i, due_at(&store, ORGS[i as usize % ORGS.len()], 1000 + i).await));
+    }
+    Draft::default().store(&store).await; // not due
+    let mut claimed = Vec::new();
+    for take in [1, 4, 10, 0, 5] {
+        let keys = store.claim_due(take, FAR).await.unwrap();
+        assert_eq!(keys.len(), take);
+        claimed.extend(keys);
+        let so_far: BTreeSet<_> = claimed.iter().collect();
+        let oldest: BTreeSet<_> = expected[..claimed.len()].iter().map(|(_, key)| key).collect();
+        assert_eq!(so_far, oldest, "each claim takes the longest due");
+    }
+    assert_eq!(store.claim_due(100, FAR).await.unwrap().len(), 10);
+    assert!(store.claim_due(100, FAR).await.unwrap().is_empty());
+}
+
+pub(crate) async fn a_lease_that_runs_out_makes_due_again(store: Store) {
+    let key = due_at(&store, "acme", 1).await;
+    assert_eq!(store.claim_due(10, Duration::from_millis(300)).await.unwrap(), [key.clone()]);
+    assert!(store.claim_due(10, FAR).await.unwrap().is_empty(), "leased");
+    let again = eventually("the lease ends", async || {
+        let keys = store.claim_due(10, FAR).await.unwrap();
+        if keys.is_empty() { Err(keys) } else { Ok(keys) }
+    })
+    .await;
+    assert_eq!(again, [key]);
+}
+
+pub(crate) async fn claimers_never_share_a_session(store: Store) {
+    for i in 0..200_u64 {
+        due_at(&store, ORGS[i as usize % ORGS.len()], 1 + i % 7).await;
+    }
+    let claimer = |store: Store| async move {
+        let mut mine = Vec::new();
+        loop {
+            let keys = store.claim_due(7, FAR).await.unwrap();
+            if keys.is_empty() {
+                return mine;
+            }
+            mine.extend(keys);
+        }
+    };
+    let claimers: Vec<_> = (0..4).map(|_| tokio::spawn(claimer(store.clone()))).collect();
+    let mut all = Vec::new();
+    for claimer in claimers {
+        all.extend(tokio::time::timeout(LIMIT, claimer).await.unwrap().unwrap());
+    }
+    // A claimer may stop early when another one was faster, so pick up the rest.
+    all.extend(claimer(store).await);
+    assert_eq!(all.len(), 200);
+    assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 200);
+}
+
+pub(crate) async fn setting_due_needs_the_version(store: Store) {
+    let past = Some(Timestamp::from_millis(1));
+    let session = Draft::default().store(&store).await;
+    let key = session.key();
+    assert!(matches!(store.set_due(&key, 2, past).await, Err(Error::Conflict)));
+    assert!(matches!(store.set_due(&nobody(), 1, past).await, Err(Error::NotFound)));
+    assert!(store.claim_due(10, FAR).await.unwrap().is_empty());
+
+    store.set_due(&key, 1, past).await.unwrap();
+    assert_eq!(store.events(&key).await.unwrap().len(), 1, "makes no event");
+    assert_eq!(store.claim_due(10, FAR).await.unwrap(), [key.clone()]);
+    store.set_due(&key, 1, None).await.unwrap();
+
+    // A commit says when it is due, or never.
+    let second = commit(&store, Commit { due: past, ..touch(&session) }).await;
+    assert_eq!(store.claim_due(10, Duration::ZERO).await.unwrap(), [key.clone()]);
+    let third = commit(&store, Commit { due: None, ..touch(&second) }).await;
+    assert!(store.claim_due(10, FAR).await.unwrap().is_empty());
+
+    // An ended session stays due as long as its compute must be given back.
+    let closed = commit(&store, Commit { due: past, ..close(&third) }).await;
+    assert_eq!(store.claim_due(10, FAR).await.unwrap(), [key.clone()]);
+    store.set_due(&key, closed.version, None).await.unwrap();
+}
