@@ -92,7 +92,7 @@ impl Validate for ClientConfig {
     }
 }
 
-fn is_loopback(host: &str) -> bool {
+pub(crate) fn is_loopback(host: &str) -> bool {
     let bare = host.trim_matches(['[', ']']);
     host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
@@ -119,7 +119,7 @@ pub fn channel(config: &ClientConfig) -> anyhow::Result<Channel> {
     Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |uri: Uri| connect(uri, port, tls.clone()))))
 }
 
-async fn connect(uri: Uri, port: u16, tls: Option<Arc<ClientTls>>) -> io::Result<TokioIo<Conn>> {
+pub(crate) async fn connect(uri: Uri, port: u16, tls: Option<Arc<ClientTls>>) -> io::Result<TokioIo<Conn>> {
     let host = uri.host().unwrap_or_default();
     let tcp = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
     tcp.set_nodelay(true)?;

@@ -9,6 +9,7 @@ pub mod admin;
 pub mod backoff;
 pub mod caller;
 pub mod config;
+pub mod document;
 pub mod grpc;
 pub mod listen;
 pub mod metrics;

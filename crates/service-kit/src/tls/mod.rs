@@ -20,6 +20,8 @@ use std::sync::Arc;
 
 /// ALPN of gRPC.
 pub const H2: &[&[u8]] = &[b"h2"];
+/// ALPN of plain HTTP/1.1.
+pub const HTTP1: &[&[u8]] = &[b"http/1.1"];
 /// ALPN of web pages and JSON.
 pub const H2_HTTP1: &[&[u8]] = &[b"h2", b"http/1.1"];
 
