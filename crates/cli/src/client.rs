@@ -1,0 +1,90 @@
+//! Connections to Berth's APIs, and their errors as people read them.
+
+use crate::Target;
+use anyhow::{Context, Result, bail};
+use session_proto::v1::catalog_service_client::CatalogServiceClient;
+use session_proto::v1::cluster_service_client::ClusterServiceClient;
+use session_proto::v1::session_service_client::SessionServiceClient;
+use session_proto::v1::token_service_client::TokenServiceClient;
+use std::time::Duration;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Code, Request, Status};
+
+pub(crate) type Service = InterceptedService<Channel, WithKey>;
+
+/// Adds the caller's key to every request.
+#[derive(Clone)]
+pub(crate) struct WithKey(MetadataValue<Ascii>);
+
+impl Interceptor for WithKey {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert("authorization", self.0.clone());
+        Ok(request)
+    }
+}
+
+pub(crate) fn sessions(target: &Target) -> Result<SessionServiceClient<Service>> {
+    Ok(SessionServiceClient::new(service(target, &target.manager)?))
+}
+
+pub(crate) fn clusters(target: &Target) -> Result<ClusterServiceClient<Service>> {
+    Ok(ClusterServiceClient::new(service(target, &target.manager)?))
+}
+
+pub(crate) fn catalogs(target: &Target) -> Result<CatalogServiceClient<Service>> {
+    Ok(CatalogServiceClient::new(service(target, &target.manager)?))
+}
+
+pub(crate) fn tokens(target: &Target) -> Result<TokenServiceClient<Service>> {
+    Ok(TokenServiceClient::new(service(target, &target.issuer)?))
+}
+
+fn service(target: &Target, address: &str) -> Result<Service> {
+    let Some(key) = &target.key else {
+        bail!("no key: set BERTH_KEY to your service-account key");
+    };
+    let mut bearer: MetadataValue<Ascii> =
+        format!("Bearer {key}").parse().context("the key in BERTH_KEY is not plain text")?;
+    bearer.set_sensitive(true);
+    let mut endpoint = Endpoint::from_shared(address.to_owned())
+        .with_context(|| format!("{address:?} is not an address like https://berth.example.org:8081"))?
+        .connect_timeout(Duration::from_secs(5))
+        .timeout(Duration::from_secs(90));
+    if address.starts_with("https://") {
+        let mut tls = ClientTlsConfig::new();
+        if let Some(file) = &target.ca {
+            let pem = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+            tls = tls.ca_certificate(Certificate::from_pem(pem));
+        } else {
+            tls = tls.with_enabled_roots();
+        }
+        endpoint = endpoint.tls_config(tls).context("setting TLS up")?;
+    }
+    Ok(InterceptedService::new(endpoint.connect_lazy(), WithKey(bearer)))
+}
+
+/// Berth's own texts say what to do next; a transport's do not.
+pub(crate) fn explain(status: Status) -> anyhow::Error {
+    let berths_own = session_proto::error::reason_of(&status).is_some();
+    if berths_own {
+        return anyhow::anyhow!("{}", status.message());
+    }
+    match status.code() {
+        Code::Unavailable => anyhow::anyhow!(
+            "Berth cannot be reached: {}. Check BERTH_MANAGER and BERTH_ISSUER (http:// or https://).",
+            root_cause(&status)
+        ),
+        code => anyhow::anyhow!("{code:?}: {}", status.message()),
+    }
+}
+
+fn root_cause(status: &Status) -> String {
+    let mut cause: &dyn std::error::Error = status;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
+}

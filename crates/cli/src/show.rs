@@ -1,0 +1,104 @@
+//! Results as tables for people or JSON for programs.
+
+use crate::Output;
+use serde_json::{Value, json};
+use session_core::Timestamp;
+use session_proto::convert;
+use session_proto::v1;
+
+/// Prints rows under their headings, or the same as a JSON array.
+pub(crate) fn rows(output: Output, headings: &[&str], rows: Vec<Vec<String>>, json: Vec<Value>) {
+    match output {
+        Output::Json => println!("{:#}", Value::Array(json)),
+        Output::Table => {
+            let width = |column: usize| {
+                rows.iter().map(|row| row[column].chars().count()).chain([headings[column].len()]).max().unwrap_or(0)
+            };
+            let widths: Vec<usize> = (0..headings.len()).map(width).collect();
+            let line = |cells: Vec<&str>| {
+                let padded: Vec<String> =
+                    cells.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
+                println!("{}", padded.join("  ").trim_end());
+            };
+            line(headings.to_vec());
+            for row in &rows {
+                line(row.iter().map(String::as_str).collect());
+            }
+        }
+    }
+}
+
+/// Prints one thing as `name  value` lines, or as a JSON object.
+pub(crate) fn fields(output: Output, fields: &[(&str, String)], json: &Value) {
+    match output {
+        Output::Json => println!("{json:#}"),
+        Output::Table => {
+            for (name, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
+                println!("{name:<16}  {value}");
+            }
+        }
+    }
+}
+
+pub(crate) fn moment(at: Option<&prost_types::Timestamp>) -> String {
+    at.map(|at| convert::from_timestamp(at).to_string()).unwrap_or_default()
+}
+
+/// How long ago, or in how long, in the largest unit that fits.
+pub(crate) fn distance(at: Option<&prost_types::Timestamp>, now: Timestamp) -> String {
+    let Some(at) = at.map(convert::from_timestamp) else { return String::new() };
+    let secs = at.since(now).as_secs().max(now.since(at).as_secs());
+    match secs {
+        0..=119 => format!("{secs}s"),
+        120..=7199 => format!("{}m", secs / 60),
+        7200..=172_799 => format!("{}h", secs / 3600),
+        _ => format!("{}d", secs / 86_400),
+    }
+}
+
+pub(crate) fn status(session: &v1::Session) -> &'static str {
+    match session.status() {
+        v1::SessionStatus::Pending => "pending",
+        v1::SessionStatus::Active => "active",
+        v1::SessionStatus::Idle => "idle",
+        v1::SessionStatus::Closed => "closed",
+        v1::SessionStatus::Failed => "failed",
+        v1::SessionStatus::Unspecified => "unknown",
+    }
+}
+
+pub(crate) fn session_json(session: &v1::Session) -> Value {
+    json!({
+        "id": session.id, "org": session.org, "owner": session.owner, "name": session.name, "team": session.team,
+        "labels": session.labels, "cluster": session.cluster, "catalog": session.catalog,
+        "status": status(session), "phase": session.phase, "reason": session.reason,
+        "status_message": session.status_message, "version": session.version, "generation": session.generation,
+        "created_at": moment(session.created_at.as_ref()), "active_at": moment(session.active_at.as_ref()),
+        "idle_since": moment(session.idle_since.as_ref()), "closed_at": moment(session.closed_at.as_ref()),
+        "idle_at": moment(session.idle_at.as_ref()), "closes_at": moment(session.closes_at.as_ref()),
+        "expires_at": moment(session.expires_at.as_ref()), "engine": session.engine,
+        "engine_version": session.engine_version,
+    })
+}
+
+pub(crate) fn session_fields(session: &v1::Session) -> Vec<(&'static str, String)> {
+    let labels: Vec<String> = session.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    vec![
+        ("session", session.id.clone()),
+        ("name", session.name.clone()),
+        ("status", format!("{} ({})", status(session), session.phase)),
+        ("reason", session.reason.clone()),
+        ("message", session.status_message.clone()),
+        ("cluster", session.cluster.clone()),
+        ("catalog", session.catalog.clone()),
+        ("engine", format!("{} {}", session.engine, session.engine_version).trim().to_owned()),
+        ("owner", session.owner.clone()),
+        ("organization", session.org.clone()),
+        ("team", session.team.clone()),
+        ("labels", labels.join(" ")),
+        ("created", moment(session.created_at.as_ref())),
+        ("idle since", moment(session.idle_since.as_ref())),
+        ("closes", moment(session.closes_at.as_ref())),
+        ("closed", moment(session.closed_at.as_ref())),
+    ]
+}
