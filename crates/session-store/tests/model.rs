@@ -1,0 +1,249 @@
+//! Memory and Redis under the same random operations: every answer must be the
+//! same, and in the end everything that can be read.
+
+mod common;
+
+use common::{Draft, FAR, Store, activate, close, principal, redis, request, revoke, revoke_one, touch};
+use proptest::prelude::*;
+use session_core::{Limits, Session, SessionKey, Status, Timestamp, TokenId};
+use session_store::{Commit, Create, Kind, ListQuery, Scope, TokenRecord};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+const ORGS: [&str; 3] = ["acme", "a", "a-b"];
+const OWNERS: [&str; 3] = ["sa|bob", "sa|eve", "idp|x:y"];
+const CLUSTERS: [&str; 2] = ["c1", "c2"];
+const TEAMS: [Option<&str>; 3] = [None, Some("data"), Some("ml")];
+/// Expired for ever, or live for ever, so that no answer depends on the moment.
+const MOMENTS: [Option<u64>; 4] = [None, Some(5), Some(70_000), Some(9_000_000_000_000)];
+
+/// One call. Numbers choose from what exists by remainder.
+#[derive(Debug, Clone)]
+enum Op {
+    Create { org: usize, owner: usize, cluster: usize, team: usize, due: usize, request: usize, fingerprint: u8 },
+    Commit { session: usize, change: usize, due: usize, stale: bool },
+    SetDue { session: usize, due: usize, stale: bool },
+    Claim { limit: usize },
+    Token { session: usize, token: u64, moment: usize, stale: bool },
+    Name { session: usize, name: u8, give_back: bool },
+    Put { kind: usize, name: u8, expected: u64 },
+    Delete { kind: usize, name: u8, expected: u64 },
+    List { query: usize, owner: usize, team: usize, statuses: u8, size: usize },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let n = 0..64_usize;
+    prop_oneof![
+        6 => (0..3_usize, 0..3_usize, 0..2_usize, 0..3_usize, 1..4_usize, 0..6_usize, 0..2_u8).prop_map(
+            |(org, owner, cluster, team, due, request, fingerprint)| Op::Create {
+                org, owner, cluster, team, due, request, fingerprint,
+            }
+        ),
+        8 => (n.clone(), 0..6_usize, 0..4_usize, prop::bool::weighted(0.1))
+            .prop_map(|(session, change, due, stale)| Op::Commit { session, change, due, stale }),
+        2 => (n.clone(), 0..4_usize, prop::bool::weighted(0.1))
+            .prop_map(|(session, due, stale)| Op::SetDue { session, due, stale }),
+        2 => (0..6_usize).prop_map(|limit| Op::Claim { limit }),
+        4 => (n.clone(), 0..20_u64, 1..4_usize, prop::bool::weighted(0.1))
+            .prop_map(|(session, token, moment, stale)| Op::Token { session, token, moment, stale }),
+        2 => (n, 0..3_u8, any::<bool>())
+            .prop_map(|(session, name, give_back)| Op::Name { session, name, give_back }),
+        2 => (0..3_usize, 0..3_u8, 0..3_u64).prop_map(|(kind, name, expected)| Op::Put { kind, name, expected }),
+        1 => (0..3_usize, 0..3_u8, 0..3_u64)
+            .prop_map(|(kind, name, expected)| Op::Delete { kind, name, expected }),
+        3 => (0..6_usize, 0..3_usize, 0..3_usize, 0..32_u8, 1..5_usize)
+            .prop_map(|(query, owner, team, statuses, size)| Op::List { query, owner, team, statuses, size }),
+    ]
+}
+
+/// The sessions written so far, in the order of their creation.
+#[derive(Default)]
+struct World {
+    sessions: Vec<Session>,
+}
+
+fn kind(n: usize) -> Kind {
+    [Kind::Cluster, Kind::Catalog, Kind::Org][n]
+}
+
+fn moment(n: usize) -> Option<Timestamp> {
+    MOMENTS[n].map(Timestamp::from_millis)
+}
+
+fn token_id(n: u64) -> TokenId {
+    TokenId::generate(Timestamp::from_millis(n), n)
+}
+
+async fn walk(store: &Store, mut query: ListQuery) -> String {
+    let mut sessions = Vec::new();
+    loop {
+        let page = store.list(&query).await.unwrap();
+        sessions.extend(page.sessions);
+        query.page_token = page.next;
+        if query.page_token.is_none() {
+            return format!("{sessions:?}");
+        }
+    }
+}
+
+fn list_query(query: usize, owner: usize, team: usize, statuses: u8, page_size: usize) -> ListQuery {
+    let pick = |i: usize, status: &Status| (statuses >> i & 1 == 1).then_some(*status);
+    let own = Scope::OwnAndTeams {
+        owner: principal(OWNERS[owner]),
+        teams: TEAMS[team].into_iter().map(str::to_owned).collect(),
+    };
+    ListQuery {
+        org: common::org(ORGS[query % 3]),
+        scope: if query < 3 { Scope::Org } else { own },
+        statuses: Status::ALL.iter().enumerate().filter_map(|(i, status)| pick(i, status)).collect(),
+        owner: (team == 1).then(|| principal(OWNERS[owner])),
+        cluster: (owner == 2).then(|| CLUSTERS[team % 2].parse().unwrap()),
+        team: TEAMS[team].filter(|_| query % 2 == 0).map(str::to_owned),
+        labels: BTreeMap::new(),
+        page_size,
+        page_token: None,
+    }
+}
+
+/// The call that an operation makes in the world as it is.
+fn change_of(session: &Session, change: usize) -> Commit {
+    if session.status().is_terminal() {
+        // Nothing may change it, so the commit must lose: it claims an old version.
+        let mut old = session.clone();
+        old.state = session_core::State::Failed;
+        let record = touch(&Draft::default().transition().session).record;
+        return Commit { session: old, record, due: None };
+    }
+    match change {
+        0 => close(session),
+        1 => activate(session),
+        2 => revoke(session),
+        3 => revoke_one(session, &token_id(session.version)),
+        _ => touch(session),
+    }
+}
+
+/// Carries out one operation and tells its outcome as text.
+async fn run(store: &Store, world: &World, op: &Op, fresh: &Create) -> String {
+    let session = |n: usize| &world.sessions[n % world.sessions.len()];
+    match op {
+        Op::Create { .. } => format!("{:?}", store.create(fresh.clone()).await),
+        Op::List { query, owner, team, statuses, size } => {
+            walk(store, list_query(*query, *owner, *team, *statuses, *size)).await
+        }
+        Op::Claim { limit } => {
+            // Equal moments have no order between partitions; claims of all or
+            // none are comparable whatever it is.
+            let limit = if *limit == 0 { 0 } else { 1000 };
+            let keys = store.claim_due(limit, FAR).await.unwrap();
+            format!("{:?}", keys.into_iter().collect::<BTreeSet<SessionKey>>())
+        }
+        Op::Put { kind: k, name, expected } => {
+            let json = format!("{{\"e\":{expected}}}");
+            format!("{:?}", store.put_definition(kind(*k), &name.to_string(), *expected, &json).await)
+        }
+        Op::Delete { kind: k, name, expected } => {
+            format!("{:?}", store.delete_definition(kind(*k), &name.to_string(), *expected).await)
+        }
+        _ if world.sessions.is_empty() => String::new(),
+        Op::Commit { session: n, change, due, stale } => {
+            let mut commit = Commit { due: moment(*due), ..change_of(session(*n), *change) };
+            commit.session.version += u64::from(*stale);
+            format!("{:?}", store.commit(commit).await)
+        }
+        Op::SetDue { session: n, due, stale } => {
+            let session = session(*n);
+            let version = session.version + u64::from(*stale);
+            format!("{:?}", store.set_due(&session.key(), version, moment(*due)).await)
+        }
+        Op::Token { session: n, token, moment: at, stale } => {
+            let session = session(*n);
+            let token = TokenRecord {
+                id: token_id(*token),
+                key_id: "k".to_owned(),
+                subject: session.owner.clone(),
+                epoch: session.token_epoch - u64::from(*stale),
+                issued_at: Timestamp::from_millis(token % 5),
+                expires_at: moment(*at).unwrap_or_default(),
+            };
+            format!("{:?}", store.record_token(&session.key(), token, 3).await)
+        }
+        Op::Name { session: n, name, give_back } => {
+            let key = session(*n).key();
+            if *give_back {
+                store.unclaim(&name.to_string(), &key).await.unwrap();
+                format!("{:?}", store.claimed_by(&name.to_string()).await)
+            } else {
+                format!("{:?}", store.claim(&name.to_string(), &key).await)
+            }
+        }
+    }
+}
+
+/// Everything of a world that can be read.
+async fn dump(store: &Store, world: &World) -> Vec<String> {
+    let mut all = Vec::new();
+    for session in &world.sessions {
+        let key = session.key();
+        all.push(format!(
+            "{:?} {:?} {:?}",
+            store.get(&key).await,
+            store.events(&key).await,
+            store.tokens(&key).await
+        ));
+    }
+    for cluster in CLUSTERS {
+        all.push(format!("{:?}", store.live_on_cluster(&cluster.parse().unwrap(), None, 1000).await));
+    }
+    for n in 0..3 {
+        all.push(format!("{:?}", store.definitions(kind(n)).await));
+    }
+    all
+}
+
+async fn compare(ops: &[Op]) {
+    let (memory, redis) = (common::memory(), redis().await);
+    let mut world = World::default();
+    for (i, op) in ops.iter().enumerate() {
+        let fresh = fresh(op);
+        let expected = run(&memory, &world, op, &fresh).await;
+        let got = run(&redis, &world, op, &fresh).await;
+        assert_eq!(got, expected, "operation {i}: {op:?}");
+        for session in &mut world.sessions {
+            *session = memory.get(&session.key()).await.unwrap().unwrap();
+        }
+        if memory.get(&fresh.session.key()).await.unwrap().is_some() {
+            world.sessions.push(fresh.session);
+        }
+    }
+    assert_eq!(dump(&redis, &world).await, dump(&memory, &world).await);
+}
+
+/// What a create writes; a new session for every operation.
+fn fresh(op: &Op) -> Create {
+    let Op::Create { org, owner, cluster, team, due, request: id, fingerprint } = op else {
+        return Draft::default().create();
+    };
+    let draft = Draft {
+        org: ORGS[*org],
+        owner: OWNERS[*owner].to_owned(),
+        cluster: CLUSTERS[*cluster],
+        team: TEAMS[*team],
+        ..Draft::default()
+    };
+    let limits = Limits { live_sessions_per_owner: 3, live_sessions: 6, ..common::plenty() };
+    let request = if *id < 3 { request(&id.to_string(), &fingerprint.to_string()) } else { None };
+    Create { due: moment(*due).unwrap_or_default(), request, limits, ..draft.create() }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, max_shrink_time: 20_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn memory_and_redis_cannot_be_told_apart(ops in prop::collection::vec(op(), 1..120)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            tokio::time::timeout(Duration::from_secs(120), compare(&ops)).await.expect("it takes too long");
+        });
+    }
+}

@@ -1,0 +1,221 @@
+//! What only Redis can show: restarts, absence, lost scripts, keys that expire
+//! by themselves, and a server that must not be trusted.
+
+mod common;
+
+use common::{Draft, FAR, LIMIT, Store, close, commit, eventually, options, request, token, touch};
+use futures::StreamExt;
+use session_core::{Session, SessionKey, Timestamp};
+use session_store::redis::{ConnectError, Options, RedisStore};
+use session_store::{Create, Error, Feed};
+use std::sync::Arc;
+use std::time::Duration;
+use test_support::redis::{PrivateRedis, RedisOptions};
+use tokio::time::{Instant, timeout};
+
+async fn connect(redis: &PrivateRedis, options: &Options) -> Store {
+    Arc::new(RedisStore::connect(&redis.url(), options).await.unwrap())
+}
+
+/// The hash tag of the organization that drafts belong to.
+fn tag() -> String {
+    format!("{{p{:02}}}", common::org("acme").partition())
+}
+
+async fn next(feed: &mut futures::stream::BoxStream<'static, Feed>) -> Feed {
+    timeout(LIMIT, feed.next()).await.expect("the feed is silent").expect("the feed ended")
+}
+
+#[tokio::test]
+async fn state_outlives_a_crash_and_the_feed_tells_of_it() {
+    let mut redis = PrivateRedis::start_with(RedisOptions { appendonly: true }).await.unwrap();
+    let store = connect(&redis, &Options::default()).await;
+    let mut feed = store.changes();
+    assert!(matches!(next(&mut feed).await, Feed::Reset));
+    let create = Create { request: request("r", "f"), ..Draft::default().create() };
+    let session = store.create(create.clone()).await.unwrap().session;
+    let session = commit(&store, touch(&session)).await;
+    let live = token(&store, &session, FAR).await;
+    store.record_token(&session.key(), live.clone(), 5).await.unwrap();
+    store.set_due(&session.key(), 2, Some(Timestamp::from_millis(1))).await.unwrap();
+    for version in [1, 2] {
+        assert!(matches!(next(&mut feed).await, Feed::Change(change) if change.record.version == version));
+    }
+
+    redis.kill9().unwrap();
+    let asked = Instant::now();
+    let absent = store.get(&session.key()).await;
+    assert!(matches!(absent, Err(Error::Unavailable(_))), "{absent:?}");
+    assert!(matches!(store.commit(touch(&session)).await, Err(Error::Unavailable(_))));
+    assert!(matches!(store.ping().await, Err(Error::Unavailable(_))));
+    assert!(asked.elapsed() < Duration::from_secs(3), "refused connections are known at once");
+
+    redis.restart().await.unwrap();
+    eventually("the store recovers", async || store.ping().await).await;
+    assert_eq!(store.get(&session.key()).await.unwrap(), Some(session.clone()));
+    assert_eq!(store.events(&session.key()).await.unwrap().len(), 2);
+    assert_eq!(store.tokens(&session.key()).await.unwrap(), [live]);
+    assert_eq!(store.claim_due(5, FAR).await.unwrap(), [session.key()]);
+    assert!(!store.create(create).await.unwrap().new);
+
+    assert!(matches!(next(&mut feed).await, Feed::Reset), "what came last may have been lost");
+    let third = commit(&store, touch(&session)).await;
+    assert!(matches!(next(&mut feed).await, Feed::Change(change) if change.record.version == third.version));
+}
+
+#[tokio::test]
+async fn a_redis_that_forgot_everything_resets_the_feed() {
+    let mut redis = PrivateRedis::start().await.unwrap();
+    let store = connect(&redis, &Options::default()).await;
+    let mut feed = store.changes();
+    assert!(matches!(next(&mut feed).await, Feed::Reset));
+    let session = Draft::default().store(&store).await;
+    assert!(matches!(next(&mut feed).await, Feed::Change(_)));
+    redis.restart().await.unwrap();
+    assert!(matches!(next(&mut feed).await, Feed::Reset));
+    eventually("the store recovers", async || store.ping().await).await;
+    assert!(store.get(&session.key()).await.unwrap().is_none());
+    let fresh = Draft::default().store(&store).await;
+    assert!(matches!(next(&mut feed).await, Feed::Change(change) if change.key == fresh.key()));
+    // The same without a restart, while the connection stays.
+    assert_eq!(redis.command("FLUSHALL").await.unwrap(), "+OK\r\n");
+    assert!(matches!(next(&mut feed).await, Feed::Reset));
+}
+
+#[tokio::test]
+async fn a_lost_connection_alone_misses_and_repeats_nothing() {
+    let redis = PrivateRedis::start().await.unwrap();
+    let store = connect(&redis, &Options::default()).await;
+    let mut feed = store.changes();
+    assert!(matches!(next(&mut feed).await, Feed::Reset));
+    let mut session = Draft::default().store(&store).await;
+    assert!(matches!(next(&mut feed).await, Feed::Change(_)));
+    for _ in 0..10 {
+        redis.command("CLIENT KILL TYPE normal SKIPME yes").await.unwrap();
+        eventually("the store recovers", async || store.ping().await).await;
+        session = commit(&store, touch(&session)).await;
+        match next(&mut feed).await {
+            Feed::Change(change) => assert_eq!(change.record.version, session.version),
+            Feed::Reset => panic!("nothing was lost"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_hangs_is_unavailable_in_time() {
+    // A listener that accepts and never answers.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}/", silent.local_addr().unwrap());
+    let begun = Instant::now();
+    let refused = RedisStore::connect(&url, &Options::default()).await.unwrap_err();
+    assert!(matches!(refused, ConnectError::Unavailable(Error::Unavailable(_))), "{refused:?}");
+    assert!(begun.elapsed() < Duration::from_secs(3));
+
+    let redis = PrivateRedis::start().await.unwrap();
+    let store = connect(&redis, &Options::default()).await;
+    let session = Draft::default().store(&store).await;
+    redis.command("CLIENT PAUSE 60000 ALL").await.unwrap();
+    let key = session.key();
+    let begun = Instant::now();
+    let (read, written, claimed) =
+        tokio::join!(store.get(&key), store.commit(touch(&session)), store.claim_due(1, FAR));
+    assert!(matches!(read, Err(Error::Unavailable(_))), "{read:?}");
+    assert!(matches!(written, Err(Error::Unavailable(_))), "{written:?}");
+    assert!(matches!(claimed, Err(Error::Unavailable(_))), "{claimed:?}");
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn scripts_that_redis_forgot_are_loaded_again() {
+    let redis = PrivateRedis::start().await.unwrap();
+    let store = connect(&redis, &Options::default()).await;
+    let mut session = Draft::default().store(&store).await;
+    for _ in 0..3 {
+        assert_eq!(redis.command("SCRIPT FLUSH").await.unwrap(), "+OK\r\n");
+        session = commit(&store, touch(&session)).await;
+        assert!(store.claim_due(1, FAR).await.unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_evicts_is_refused_unless_allowed() {
+    let redis = PrivateRedis::start().await.unwrap();
+    redis.command("CONFIG SET maxmemory-policy allkeys-lru").await.unwrap();
+    let refused = RedisStore::connect(&redis.url(), &Options::default()).await.unwrap_err();
+    assert!(matches!(&refused, ConnectError::Evicts { policy } if policy == "allkeys-lru"), "{refused:?}");
+    assert!(refused.to_string().contains("noeviction"), "{refused}");
+    let allowed = Options { allow_eviction: true, ..Options::default() };
+    RedisStore::connect(&redis.url(), &allowed).await.unwrap();
+}
+
+#[tokio::test]
+async fn urls_and_prefixes_are_checked() {
+    for url in ["", "nonsense", "http://localhost", "rediss://localhost:6379", "unix:///tmp/x"] {
+        let refused = RedisStore::connect(url, &Options::default()).await;
+        assert!(matches!(refused, Err(ConnectError::Url(_))), "{url}: {refused:?}");
+    }
+    let options = Options { prefix: "{x}".to_owned(), ..Options::default() };
+    let refused = RedisStore::connect("redis://127.0.0.1:1/", &options).await;
+    assert!(matches!(refused, Err(ConnectError::Prefix)), "{refused:?}");
+    let refused = session_store::open("redis://:hunter2@127.0.0.1:1/", &Options::default()).await.unwrap_err();
+    assert!(matches!(refused, ConnectError::Unavailable(_)));
+    assert!(!format!("{refused} {refused:?}").contains("hunter2"));
+    session_store::open("memory://", &Options::default()).await.unwrap().ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn prefixes_keep_installs_apart() {
+    let redis = PrivateRedis::start().await.unwrap();
+    let (a, b) = (connect(&redis, &options()).await, connect(&redis, &options()).await);
+    let session = Draft::default().store(&a).await;
+    assert!(b.get(&session.key()).await.unwrap().is_none());
+    let keys = redis.command("KEYS *").await.unwrap();
+    let foreign: Vec<_> = keys.lines().filter(|l| l.contains(':') && !l.starts_with("test")).collect();
+    assert!(foreign.is_empty(), "{foreign:?}");
+    assert!(keys.contains(&format!(":{}:session:acme:s-", tag())), "{keys}");
+}
+
+#[tokio::test]
+async fn what_is_only_needed_for_a_while_expires_by_itself() {
+    let redis = PrivateRedis::start().await.unwrap();
+    let store = connect(&redis, &Options { prefix: String::new(), ..Options::default() }).await;
+    let create = Create { request: request("r", "f"), ..Draft::default().create() };
+    let session = store.create(create).await.unwrap().session;
+    let hour = Duration::from_secs(3600);
+    for lifetime in [hour, hour * 2, hour] {
+        let token = token(&store, &session, lifetime).await;
+        store.record_token(&session.key(), token, 5).await.unwrap();
+    }
+    let ttl = async |key: String| {
+        let answer = redis.command(&format!("PTTL {}:{key}", tag())).await.unwrap();
+        Duration::from_millis(answer.trim().trim_start_matches(':').parse().unwrap())
+    };
+    let near = |ttl: Duration, expected: Duration| ttl <= expected && ttl + LIMIT > expected;
+    assert!(near(ttl("org:acme:request:6:sa|bob:r".to_owned()).await, hour * 24));
+    assert!(ttl("org:acme:creates:sa|bob".to_owned()).await <= Duration::from_secs(60));
+    for kind in ["tokens", "token-expiry"] {
+        assert!(near(ttl(format!("{kind}:acme:{}", session.id)).await, hour * 2));
+    }
+    let closed = commit(&store, close(&session)).await;
+    assert_eq!(store.get(&closed.key()).await.unwrap(), Some(closed), "tombstones stay");
+}
+
+#[tokio::test]
+async fn broken_records_are_told_from_absent_redis() {
+    let redis = PrivateRedis::start().await.unwrap();
+    let store = connect(&redis, &Options { prefix: String::new(), ..Options::default() }).await;
+    let session: Session = Draft::default().store(&store).await;
+    let record = format!("{}:session:acme:{}", tag(), session.id);
+    redis.command(&format!("HSET {record} json nonsense")).await.unwrap();
+    let broken = store.get(&session.key()).await;
+    assert!(matches!(broken, Err(Error::Corrupt(_))), "{broken:?}");
+    redis.command(&format!("SET {record} text")).await.unwrap();
+    let broken = store.commit(touch(&session)).await;
+    assert!(matches!(broken, Err(Error::Corrupt(_))), "{broken:?}");
+
+    // A due entry whose record is gone is dropped by whoever tries to settle it.
+    redis.command(&format!("DEL {record}")).await.unwrap();
+    let key: SessionKey = session.key();
+    assert!(matches!(store.set_due(&key, 1, None).await, Err(Error::NotFound)));
+    assert_eq!(redis.command(&format!("ZCARD {}:due", tag())).await.unwrap(), ":0\r\n");
+}
