@@ -4,6 +4,23 @@
 //! what became of it is seen by [`ComputeProvider::observe`]. A provider tells
 //! of changes through its watch, so that nobody has to poll.
 
+pub mod address;
+pub mod dial;
+pub mod fixed;
+pub mod probe;
+pub mod process;
+pub mod properties;
+pub mod sim;
+#[cfg(test)]
+mod testing;
+mod watch;
+
+pub use address::AllowList;
+pub use fixed::{Claims, StaticConfig, StaticProvider};
+pub use process::{ProcessConfig, ProcessProvider};
+pub use properties::{Invalid, validate_catalog, validate_cluster, validate_use};
+pub use sim::SimCompute;
+
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use session_core::machine::Observation;

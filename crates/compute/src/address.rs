@@ -1,0 +1,309 @@
+//! Which network addresses Berth may dial.
+//!
+//! A cluster definition names hosts, and names can be made to point anywhere,
+//! so every answer of every look-up is checked again, right before dialling.
+
+use ipnet::IpNet;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+/// Where endpoints may be.
+#[derive(Debug, Clone, Default)]
+pub struct AllowList {
+    nets: Vec<IpNet>,
+    hosts: BTreeSet<String>,
+    own_ports: BTreeSet<u16>,
+    dev: bool,
+}
+
+/// An entry of an allow-list that is neither a network nor a host.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("\"{0}\" is neither a network (10.0.0.0/8), an address, nor a host name")]
+pub struct InvalidEntry(pub String);
+
+/// Why an address may not be dialled, in words for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    /// Not `host:port`.
+    #[error("\"{0}\" is not host:port")]
+    Malformed(String),
+    /// The name has no address now.
+    #[error("{host} cannot be resolved: {cause}")]
+    Unresolved {
+        /// The name.
+        host: String,
+        /// What the resolver said.
+        cause: String,
+    },
+    /// The policy forbids it.
+    #[error("{host} ({addr}) may not be used: {why}")]
+    Refused {
+        /// The name.
+        host: String,
+        /// What it stands for.
+        addr: SocketAddr,
+        /// The rule.
+        why: &'static str,
+    },
+}
+
+impl AddressError {
+    /// Will asking again give the same answer, unless somebody changes the configuration?
+    pub const fn is_permanent(&self) -> bool {
+        match self {
+            Self::Malformed(_) | Self::Refused { .. } => true,
+            Self::Unresolved { .. } => false,
+        }
+    }
+}
+
+impl AllowList {
+    /// From networks, addresses and host names (`*.example.org` covers what is
+    /// below it). `own_ports` are those that Berth itself listens on. `dev`
+    /// permits loopback, link-local and own ports.
+    ///
+    /// # Errors
+    /// Every entry that cannot be read.
+    pub fn new<'a>(
+        entries: impl IntoIterator<Item = &'a str>,
+        own_ports: impl IntoIterator<Item = u16>,
+        dev: bool,
+    ) -> Result<Self, Vec<InvalidEntry>> {
+        let mut list = Self {
+            own_ports: own_ports.into_iter().collect(),
+            dev,
+            ..Self::default()
+        };
+        let mut invalid = Vec::new();
+        for entry in entries {
+            if let Ok(net) = entry.parse::<IpNet>() {
+                list.nets.push(net);
+            } else if let Ok(ip) = entry.parse::<IpAddr>() {
+                list.nets.push(IpNet::from(ip));
+            } else if is_host_name(entry.strip_prefix("*.").unwrap_or(entry)) {
+                list.hosts.insert(entry.to_ascii_lowercase());
+            } else {
+                invalid.push(InvalidEntry(entry.to_owned()));
+            }
+        }
+        if invalid.is_empty() {
+            Ok(list)
+        } else {
+            Err(invalid)
+        }
+    }
+
+    /// May `addr`, an answer to the look-up of `host`, be dialled?
+    ///
+    /// # Errors
+    /// [`AddressError::Refused`] with the rule that forbids it.
+    pub fn check(&self, host: &str, addr: SocketAddr) -> Result<(), AddressError> {
+        let ip = addr.ip().to_canonical();
+        let refused = |why| {
+            Err(AddressError::Refused {
+                host: host.to_owned(),
+                addr,
+                why,
+            })
+        };
+        if ip.is_unspecified() || ip.is_multicast() || is_broadcast(ip) {
+            return refused("it is not the address of one machine");
+        }
+        if !self.dev && ip.is_loopback() {
+            return refused("loopback addresses are Berth's own machine");
+        }
+        if !self.dev && is_link_local(ip) {
+            return refused("link-local addresses reach metadata services");
+        }
+        if !self.dev && self.own_ports.contains(&addr.port()) {
+            return refused("the port is one of Berth's own");
+        }
+        let listed = self.names(host) || self.nets.iter().any(|net| net.contains(&ip));
+        if listed || (self.dev && ip.is_loopback()) {
+            Ok(())
+        } else {
+            refused("it is not on the allow-list of endpoints")
+        }
+    }
+
+    /// The addresses of `host:port`, all of them allowed.
+    ///
+    /// # Errors
+    /// [`AddressError`]; one forbidden answer is enough.
+    pub async fn resolve(&self, host_port: &str) -> Result<Vec<SocketAddr>, AddressError> {
+        let (host, port) = split_host_port(host_port)?;
+        let unresolved = |cause: String| AddressError::Unresolved {
+            host: host.to_owned(),
+            cause,
+        };
+        let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port))
+            .await
+            .map_err(|e| unresolved(e.to_string()))?
+            .collect();
+        if found.is_empty() {
+            return Err(unresolved("no address".to_owned()));
+        }
+        for addr in &found {
+            self.check(host, *addr)?;
+        }
+        Ok(found)
+    }
+
+    fn names(&self, host: &str) -> bool {
+        let host = host.trim_end_matches('.').to_ascii_lowercase();
+        self.hosts.iter().any(|listed| match listed.strip_prefix('*') {
+            Some(suffix) => host.len() > suffix.len() && host.ends_with(suffix),
+            None => host == *listed,
+        })
+    }
+}
+
+/// Splits `host:port`; IPv6 hosts stand in brackets.
+///
+/// # Errors
+/// [`AddressError::Malformed`].
+pub fn split_host_port(text: &str) -> Result<(&str, u16), AddressError> {
+    let malformed = || AddressError::Malformed(text.to_owned());
+    let (host, port) = text.rsplit_once(':').ok_or_else(malformed)?;
+    let port = port
+        .parse::<u16>()
+        .ok()
+        .filter(|port| *port != 0)
+        .ok_or_else(malformed)?;
+    let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(v6) if v6.parse::<std::net::Ipv6Addr>().is_ok() => v6,
+        Some(_) => return Err(malformed()),
+        None if host.parse::<std::net::Ipv4Addr>().is_ok() || is_host_name(host) => host,
+        None => return Err(malformed()),
+    };
+    Ok((host, port))
+}
+
+fn is_host_name(text: &str) -> bool {
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    let text = text.strip_suffix('.').unwrap_or(text);
+    text.len() <= 253 && text.split('.').all(label)
+}
+
+fn is_broadcast(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V4(ip) if ip.is_broadcast())
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(entries: &[&str], dev: bool) -> AllowList {
+        AllowList::new(entries.iter().copied(), [8081], dev).unwrap()
+    }
+
+    fn allowed(list: &AllowList, host: &str, addr: &str) -> bool {
+        list.check(host, addr.parse().unwrap()).is_ok()
+    }
+
+    #[test]
+    fn only_listed_networks_and_hosts_pass() {
+        let list = list(
+            &[
+                "10.1.0.0/16",
+                "192.0.2.7",
+                "spark.example.org",
+                "*.lake.example.org",
+            ],
+            false,
+        );
+        assert!(allowed(&list, "anything", "10.1.2.3:15002"));
+        assert!(allowed(&list, "anything", "[::ffff:10.1.2.3]:15002"));
+        assert!(!allowed(&list, "anything", "10.2.2.3:15002"));
+        assert!(allowed(&list, "anything", "192.0.2.7:15002"));
+        assert!(allowed(&list, "Spark.Example.org.", "203.0.113.9:15002"));
+        assert!(allowed(&list, "a.lake.example.org", "203.0.113.9:15002"));
+        assert!(!allowed(&list, "lake.example.org", "203.0.113.9:15002"));
+        assert!(!allowed(&list, "xlake.example.org", "203.0.113.9:15002"));
+        assert!(!allowed(
+            &AllowList::default(),
+            "spark.example.org",
+            "203.0.113.9:15002"
+        ));
+    }
+
+    #[test]
+    fn dangerous_answers_are_refused_even_for_listed_hosts() {
+        let list = list(&["0.0.0.0/0", "::/0", "spark.example.org"], false);
+        for addr in [
+            "127.0.0.1:15002",
+            "127.8.9.1:15002",
+            "[::1]:15002",
+            "[::ffff:127.0.0.1]:15002",
+            "169.254.169.254:80",
+            "[fe80::1]:15002",
+            "0.0.0.0:15002",
+            "224.0.0.1:15002",
+            "255.255.255.255:15002",
+            "10.0.0.1:8081",
+        ] {
+            assert!(!allowed(&list, "spark.example.org", addr), "{addr}");
+        }
+        assert!(allowed(&list, "spark.example.org", "10.0.0.1:15002"));
+    }
+
+    #[test]
+    fn dev_permits_loopback_but_not_the_unlisted() {
+        let list = list(&[], true);
+        assert!(allowed(&list, "localhost", "127.0.0.1:8081"));
+        assert!(allowed(&list, "localhost", "[::1]:15002"));
+        assert!(!allowed(&list, "x", "10.0.0.1:15002"));
+    }
+
+    #[test]
+    fn every_bad_entry_is_named() {
+        let bad = AllowList::new(["10.0.0.0/33", "a b", "ok.example"], [], false).unwrap_err();
+        assert_eq!(
+            bad,
+            [InvalidEntry("10.0.0.0/33".into()), InvalidEntry("a b".into())]
+        );
+    }
+
+    #[test]
+    fn host_and_port_are_parsed_strictly() {
+        assert_eq!(split_host_port("a.b:1"), Ok(("a.b", 1)));
+        assert_eq!(split_host_port("[::1]:15002"), Ok(("::1", 15002)));
+        for text in [
+            "a",
+            "a:",
+            "a:0",
+            "a:65536",
+            ":1",
+            "::1:5",
+            "a/b:1",
+            "u@h:1",
+            "[x]:1",
+            "http://a:1",
+        ] {
+            assert!(split_host_port(text).is_err(), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn names_are_checked_by_what_they_resolve_to() {
+        let refused = list(&["localhost"], false)
+            .resolve("localhost:15002")
+            .await
+            .unwrap_err();
+        assert!(refused.is_permanent(), "{refused}");
+        assert!(list(&[], true).resolve("localhost:15002").await.is_ok());
+    }
+}

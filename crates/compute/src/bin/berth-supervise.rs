@@ -1,0 +1,224 @@
+//! Runs one engine so that it can never outlive the session-manager.
+//!
+//! Standard input is a pipe that only the manager holds. When it ends, however
+//! the manager died, the engine's whole process group is killed. The engine's
+//! output goes to a log of bounded size. Standard output tells the manager
+//! `started <process group>`, then `exited <code>` or `signal <number>`.
+//!
+//! Usage: `berth-supervise <log file> <log bytes> <program> [argument…]`
+
+use rustix::process::{Pid, Signal, getpid, getppid, kill_process_group, set_parent_process_death_signal};
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, PipeReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+/// The first argument of the stage between this program and the engine.
+const EXEC: &str = "--exec";
+/// Between SIGTERM and SIGKILL when the manager asks to stop.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+/// The same when the manager is gone: nobody waits for a clean end any more.
+const ORPHAN_GRACE: Duration = Duration::from_secs(2);
+/// For the last output, once everything in the group is dead.
+const LOG_GRACE: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let outcome = match args.as_slice() {
+        [stage, parent, program, rest @ ..] if stage.to_str() == Some(EXEC) => {
+            become_engine(parent, program, rest)
+        }
+        [log, bytes, program, rest @ ..] => supervise(log, bytes, program, rest),
+        _ => Err(io::Error::other(
+            "usage: berth-supervise <log file> <log bytes> <program> [argument…]",
+        )),
+    };
+    outcome.unwrap_or_else(|e| {
+        eprintln!("berth-supervise: {e}");
+        ExitCode::from(127)
+    })
+}
+
+/// Ties the engine's life to this helper's, should the helper itself be killed.
+fn become_engine(parent: &OsString, program: &OsString, args: &[OsString]) -> io::Result<ExitCode> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    let alive = getppid().map(Pid::as_raw_pid).map(|pid| pid.to_string());
+    if alive.as_deref() != parent.to_str() {
+        return Err(io::Error::other("the helper is gone"));
+    }
+    let failed = Command::new(program).args(args).exec();
+    Err(io::Error::new(
+        failed.kind(),
+        format!("cannot run {}: {failed}", Path::new(program).display()),
+    ))
+}
+
+enum Event {
+    Exited(io::Result<ExitStatus>),
+    Stop,
+    ManagerGone,
+}
+
+fn supervise(
+    log: &OsString,
+    bytes: &OsString,
+    program: &OsString,
+    args: &[OsString],
+) -> io::Result<ExitCode> {
+    let limit: u64 = bytes
+        .to_str()
+        .and_then(|bytes| bytes.parse().ok())
+        .ok_or_else(|| io::Error::other("log bytes is not a number"))?;
+    let mut log = RingLog::create(Path::new(log), limit)?;
+    let (output, to_output) = io::pipe()?;
+    // The engine must be a child of this very thread: the death signal is the
+    // thread's, and this one lives as long as the process.
+    let child = Command::new(std::env::current_exe()?)
+        .arg(EXEC)
+        .arg(getpid().as_raw_pid().to_string())
+        .arg(program)
+        .args(args)
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(to_output.try_clone()?)
+        .stderr(to_output)
+        .spawn()?;
+    let group = Pid::from_child(&child);
+    report(&format!("started {}", group.as_raw_pid()));
+
+    let (events_tx, events) = mpsc::channel();
+    let (logged_tx, logged) = mpsc::channel::<()>();
+    thread::spawn(move || {
+        log.pump(output);
+        drop(logged_tx);
+    });
+    let from_manager = events_tx.clone();
+    thread::spawn(move || {
+        let said_stop = io::stdin()
+            .lock()
+            .lines()
+            .map_while(Result::ok)
+            .any(|line| line == "stop");
+        let _ = from_manager.send(if said_stop {
+            Event::Stop
+        } else {
+            Event::ManagerGone
+        });
+        if said_stop {
+            io::copy(&mut io::stdin().lock(), &mut io::sink()).ok();
+            let _ = from_manager.send(Event::ManagerGone);
+        }
+    });
+    thread::spawn(move || wait_for(child, &events_tx));
+
+    let status = until_exited(&events, group)?;
+    // Whatever the engine left behind in its group.
+    let _ = kill_process_group(group, Signal::KILL);
+    let _ = logged.recv_timeout(LOG_GRACE);
+    Ok(match (status.code(), status.signal()) {
+        (Some(code), _) => {
+            report(&format!("exited {code}"));
+            ExitCode::from(u8::try_from(code).unwrap_or(1))
+        }
+        (None, signal) => {
+            let signal = signal.unwrap_or(0);
+            report(&format!("signal {signal}"));
+            ExitCode::from(u8::try_from(128 + signal).unwrap_or(1))
+        }
+    })
+}
+
+fn wait_for(mut child: Child, events: &mpsc::Sender<Event>) {
+    let _ = events.send(Event::Exited(child.wait()));
+}
+
+fn until_exited(events: &Receiver<Event>, group: Pid) -> io::Result<ExitStatus> {
+    let ended = || io::Error::other("a thread of the helper ended");
+    let mut grace = match events.recv().map_err(|_| ended())? {
+        Event::Exited(status) => return status,
+        Event::Stop => STOP_GRACE,
+        Event::ManagerGone => ORPHAN_GRACE,
+    };
+    let _ = kill_process_group(group, Signal::TERM);
+    loop {
+        match events.recv_timeout(grace) {
+            Ok(Event::Exited(status)) => return status,
+            // The manager died while it was waiting for a clean end.
+            Ok(Event::Stop | Event::ManagerGone) => grace = grace.min(ORPHAN_GRACE),
+            Err(RecvTimeoutError::Timeout) => {
+                let _ = kill_process_group(group, Signal::KILL);
+                grace = Duration::from_secs(60);
+            }
+            Err(RecvTimeoutError::Disconnected) => return Err(ended()),
+        }
+    }
+}
+
+/// The manager may be gone; that is no reason to fail.
+fn report(line: &str) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{line}");
+    let _ = out.flush();
+}
+
+/// A log of two files, each half of the limit: the newer one and the one before.
+struct RingLog {
+    path: PathBuf,
+    file: File,
+    written: u64,
+    half: u64,
+}
+
+impl RingLog {
+    fn create(path: &Path, limit: u64) -> io::Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            file: new_log(path)?,
+            written: 0,
+            half: (limit / 2).max(4096),
+        })
+    }
+
+    /// Copies until the engine closes its output. A full disk loses log lines,
+    /// never the engine.
+    fn pump(&mut self, mut from: PipeReader) {
+        let mut chunk = [0_u8; 8192];
+        loop {
+            match io::Read::read(&mut from, &mut chunk) {
+                Ok(0) => return,
+                Ok(n) => {
+                    if self.written + n as u64 > self.half {
+                        self.turn();
+                    }
+                    self.written += n as u64;
+                    let _ = self.file.write_all(&chunk[..n]);
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn turn(&mut self) {
+        let _ = std::fs::rename(&self.path, self.path.with_extension("log.1"));
+        if let Ok(file) = new_log(&self.path) {
+            self.file = file;
+        }
+        self.written = 0;
+    }
+}
+
+fn new_log(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+}

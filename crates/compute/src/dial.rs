@@ -1,0 +1,173 @@
+//! Connections to compute, every address checked right before it is dialled.
+
+use crate::address::{AddressError, AllowList, split_host_port};
+use futures::future::BoxFuture;
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::ServerName;
+use rustls_platform_verifier::BuilderVerifierExt;
+use session_core::route::Secret;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// A server to ask.
+#[derive(Clone)]
+pub struct Target {
+    /// `host:port`.
+    pub address: String,
+    /// Speak TLS with this configuration to a server of this name.
+    pub tls: Option<(ServerName<'static>, Arc<rustls::ClientConfig>)>,
+    /// The server's own token.
+    pub credential: Option<Secret>,
+    /// Where it may be; none for a child of ours, whose address we chose.
+    pub allow: Option<Arc<AllowList>>,
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target")
+            .field("address", &self.address)
+            .field("tls", &self.tls.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Target {
+    /// A child of ours on this machine.
+    pub(crate) fn child(port: u16, credential: Option<Secret>) -> Self {
+        Self {
+            address: format!("127.0.0.1:{port}"),
+            tls: None,
+            credential,
+            allow: None,
+        }
+    }
+
+    /// May it be dialled now?
+    ///
+    /// # Errors
+    /// [`AddressError`] with the reason.
+    pub async fn check(&self) -> Result<(), AddressError> {
+        self.resolve().await.map(drop)
+    }
+
+    async fn resolve(&self) -> Result<Vec<SocketAddr>, AddressError> {
+        match &self.allow {
+            Some(allow) => allow.resolve(&self.address).await,
+            None => self
+                .address
+                .parse()
+                .map(|addr| vec![addr])
+                .map_err(|_| AddressError::Malformed(self.address.clone())),
+        }
+    }
+
+    async fn dial(&self) -> io::Result<Stream> {
+        split_host_port(&self.address).map_err(io::Error::other)?;
+        let mut last = io::Error::other("no address");
+        for addr in self.resolve().await.map_err(io::Error::other)? {
+            match TcpStream::connect(addr).await {
+                Ok(tcp) => {
+                    tcp.set_nodelay(true)?;
+                    return match &self.tls {
+                        None => Ok(Stream::Plain(tcp)),
+                        Some((name, config)) => {
+                            let tls = TlsConnector::from(config.clone())
+                                .connect(name.clone(), tcp)
+                                .await?;
+                            Ok(Stream::Tls(Box::new(tls)))
+                        }
+                    };
+                }
+                Err(e) => last = e,
+            }
+        }
+        Err(last)
+    }
+}
+
+/// TLS to servers whose certificates this machine trusts.
+///
+/// # Errors
+/// If the machine's trust store cannot be used.
+pub fn system_tls() -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_platform_verifier()?
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// Dials a [`Target`] for tonic.
+#[derive(Debug, Clone)]
+pub(crate) struct Dialer {
+    target: Target,
+}
+
+impl Dialer {
+    pub(crate) fn new(target: Target) -> Self {
+        Self { target }
+    }
+}
+
+impl tower_service::Service<http::Uri> for Dialer {
+    type Response = TokioIo<Stream>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<TokioIo<Stream>>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: http::Uri) -> Self::Future {
+        let target = self.target.clone();
+        Box::pin(async move { target.dial().await.map(TokioIo::new) })
+    }
+}
+
+/// A connection, plain or TLS.
+pub(crate) enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(io) => Pin::new(io).poll_read(cx, buf),
+            Self::Tls(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(io) => Pin::new(io).poll_write(cx, buf),
+            Self::Tls(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(io) => Pin::new(io).poll_flush(cx),
+            Self::Tls(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Tls(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}

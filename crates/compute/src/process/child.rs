@@ -1,0 +1,167 @@
+//! One engine under its helper, seen from the manager.
+
+use super::command::{EngineCommand, Folders};
+use super::port::pids_of_group;
+use rustix::process::{Pid, Signal, kill_process_group};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::time::{sleep, timeout};
+
+/// The whole log of an engine on disk.
+const LOG_BYTES: u64 = 2 << 20;
+/// The helper tells the process group at once, or something is wrong with it.
+const START_LIMIT: Duration = Duration::from_secs(10);
+/// The helper's own 5 s between SIGTERM and SIGKILL, and a little more.
+const STOP_LIMIT: Duration = Duration::from_secs(7);
+const GONE_POLL: Duration = Duration::from_millis(10);
+
+/// How an engine ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Code(i32),
+    Signal(i32),
+    /// Its helper was killed, so we killed it.
+    HelperLost,
+}
+
+/// A running engine. Dropping it closes the helper's pipe, which ends both.
+#[derive(Debug)]
+pub(crate) struct Supervised {
+    helper: Child,
+    pipe: Option<ChildStdin>,
+    reports: Lines<BufReader<ChildStdout>>,
+    group: Pid,
+}
+
+impl Supervised {
+    /// Starts the engine in its own folders, made new.
+    pub(crate) async fn start(
+        supervise: &Path,
+        command: &EngineCommand,
+        folders: &Folders,
+    ) -> io::Result<Self> {
+        make_folders(folders, command)?;
+        let mut helper = Command::new(supervise)
+            .arg(folders.log())
+            .arg(LOG_BYTES.to_string())
+            .arg(&command.program)
+            .args(&command.args)
+            .env_clear()
+            .envs(&command.env)
+            .current_dir(folders.work())
+            // Ctrl-C at the manager's terminal is for the manager alone.
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let pipe = helper.stdin.take();
+        let stdout = helper
+            .stdout
+            .take()
+            .ok_or_else(|| io::Error::other("the helper has no output"))?;
+        let mut reports = BufReader::new(stdout).lines();
+        let first = timeout(START_LIMIT, reports.next_line()).await;
+        let group = match &first {
+            Ok(Ok(Some(line))) => line
+                .strip_prefix("started ")
+                .and_then(|pid| Pid::from_raw(pid.parse().ok()?)),
+            Ok(Ok(None) | Err(_)) | Err(_) => None,
+        };
+        match group {
+            Some(group) => Ok(Self {
+                helper,
+                pipe,
+                reports,
+                group,
+            }),
+            None => {
+                helper.kill().await.ok();
+                Err(io::Error::other(
+                    "the helper berth-supervise did not start the engine",
+                ))
+            }
+        }
+    }
+
+    /// The process group of the engine and all it starts.
+    pub(crate) fn group(&self) -> i32 {
+        self.group.as_raw_pid()
+    }
+
+    /// Waits for the end of the engine and of its whole group. Cancel-safe.
+    pub(crate) async fn ended(&mut self) -> Exit {
+        let exit = loop {
+            match self.reports.next_line().await {
+                Ok(Some(line)) => {
+                    if let Some(exit) = parse_exit(&line) {
+                        break exit;
+                    }
+                }
+                Ok(None) | Err(_) => break Exit::HelperLost,
+            }
+        };
+        if exit == Exit::HelperLost {
+            self.kill_group().await;
+        }
+        self.helper.wait().await.ok();
+        exit
+    }
+
+    /// SIGTERM, after 5 s SIGKILL, and returns when nothing is left.
+    pub(crate) async fn stop(mut self) {
+        if let Some(pipe) = &mut self.pipe {
+            pipe.write_all(b"stop\n").await.ok();
+            pipe.flush().await.ok();
+        }
+        if timeout(STOP_LIMIT, self.ended()).await.is_err() {
+            self.kill_group().await;
+            self.helper.kill().await.ok();
+        }
+    }
+
+    async fn kill_group(&self) {
+        while pids_of_group(self.group()).is_ok_and(|pids| !pids.is_empty()) {
+            if kill_process_group(self.group, Signal::KILL).is_err() {
+                return;
+            }
+            sleep(GONE_POLL).await;
+        }
+    }
+}
+
+fn parse_exit(line: &str) -> Option<Exit> {
+    let (what, number) = line.split_once(' ')?;
+    let number = number.parse().ok()?;
+    match what {
+        "exited" => Some(Exit::Code(number)),
+        "signal" => Some(Exit::Signal(number)),
+        _ => None,
+    }
+}
+
+fn make_folders(folders: &Folders, command: &EngineCommand) -> io::Result<()> {
+    match std::fs::remove_dir_all(&folders.root) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        Ok(()) | Err(_) => {}
+    }
+    let mut private = std::fs::DirBuilder::new();
+    private.mode(0o700);
+    for folder in [folders.root.clone(), folders.work(), folders.tmp()] {
+        private.create(folder)?;
+    }
+    for (path, text) in &command.files {
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
+        io::Write::write_all(&mut file, text.as_bytes())?;
+    }
+    Ok(())
+}

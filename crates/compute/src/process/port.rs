@@ -1,0 +1,201 @@
+//! Free loopback ports, and the proof that the right process listens.
+//!
+//! Between choosing a port and the engine's binding it anybody on the machine
+//! may take it. So the listener's owner is looked up in /proc before the first
+//! byte, the session's credential above all, is sent there.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Ports that this manager has given to its children.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Ports(Arc<Mutex<BTreeSet<u16>>>);
+
+/// A port given to one child; free again when dropped.
+#[derive(Debug)]
+pub(crate) struct Port {
+    pub(crate) number: u16,
+    ports: Ports,
+}
+
+impl Ports {
+    /// A loopback port that nobody listens on and no other child was given.
+    pub(crate) fn take(&self) -> io::Result<Port> {
+        // Held until one fits, so that the system offers a new one each time.
+        let mut tried = Vec::new();
+        for _ in 0..64 {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+            let number = listener.local_addr()?.port();
+            if self
+                .0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(number)
+            {
+                return Ok(Port {
+                    number,
+                    ports: self.clone(),
+                });
+            }
+            tried.push(listener);
+        }
+        Err(io::Error::new(io::ErrorKind::AddrInUse, "no free loopback port"))
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.ports
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.number);
+    }
+}
+
+/// Who listens on a loopback port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Listener {
+    Nobody,
+    Ours,
+    Foreign,
+}
+
+/// Looks up who listens on `port` and whether that is in process group `group`.
+pub(crate) fn listener(port: u16, group: i32) -> io::Result<Listener> {
+    let mut inodes = listening_inodes(&std::fs::read_to_string("/proc/net/tcp")?, port);
+    // Java listens on IPv4 addresses through an IPv6 socket.
+    if let Ok(table) = std::fs::read_to_string("/proc/net/tcp6") {
+        inodes.extend(listening_inodes(&table, port));
+    }
+    if inodes.is_empty() {
+        return Ok(Listener::Nobody);
+    }
+    let ours = sockets_of_group(group)?;
+    // Several may listen on one port; the kernel could hand us to any.
+    Ok(if inodes.iter().all(|inode| ours.contains(inode)) {
+        Listener::Ours
+    } else {
+        Listener::Foreign
+    })
+}
+
+/// Inodes of sockets in a `/proc/net/tcp` table that listen on `port` of an
+/// address by which 127.0.0.1 may be reached.
+fn listening_inodes(table: &str, port: u16) -> Vec<u64> {
+    const LISTEN: &str = "0A";
+    const LOOPBACK: [&str; 4] = [
+        "0100007F",
+        "00000000",
+        "0000000000000000FFFF00000100007F",
+        "00000000000000000000000000000000",
+    ];
+    let wanted = format!("{port:04X}");
+    table
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let (addr, local_port) = fields.get(1)?.split_once(':')?;
+            let listens = *fields.get(3)? == LISTEN && local_port == wanted && LOOPBACK.contains(&addr);
+            listens.then(|| fields.get(9)?.parse().ok()).flatten()
+        })
+        .collect()
+}
+
+fn sockets_of_group(group: i32) -> io::Result<BTreeSet<u64>> {
+    let mut sockets = BTreeSet::new();
+    for pid in pids_of_group(group)? {
+        // Processes come and go while we look.
+        let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
+            continue;
+        };
+        for descriptor in descriptors.flatten() {
+            let Ok(target) = std::fs::read_link(descriptor.path()) else {
+                continue;
+            };
+            let inode: Option<u64> = target
+                .to_str()
+                .and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
+            sockets.extend(inode);
+        }
+    }
+    Ok(sockets)
+}
+
+/// The processes of a group, zombies left out.
+pub(crate) fn pids_of_group(group: i32) -> io::Result<Vec<i32>> {
+    let mut pids = Vec::new();
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<i32>().ok())
+        else {
+            continue;
+        };
+        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else {
+            continue;
+        };
+        if stat_state_and_group(&stat).is_some_and(|(state, of)| of == group && state != "Z") {
+            pids.push(pid);
+        }
+    }
+    Ok(pids)
+}
+
+/// State and process group out of `/proc/<pid>/stat`, whose second field is the
+/// program's name in parentheses and may contain anything.
+fn stat_state_and_group(stat: &str) -> Option<(&str, i32)> {
+    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
+    let state = fields.next()?;
+    let group = fields.nth(1)?.parse().ok()?;
+    Some((state, group))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_given_once_and_come_back() {
+        let ports = Ports::default();
+        let held: Vec<Port> = (0..50).map(|_| ports.take().unwrap()).collect();
+        let numbers: BTreeSet<u16> = held.iter().map(|port| port.number).collect();
+        assert_eq!(numbers.len(), 50);
+        drop(held);
+        assert!(ports.0.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_owner_of_a_listening_socket_is_found() {
+        let own_group = rustix::process::getpgrp().as_raw_pid();
+        let free = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        assert_eq!(listener(free, own_group).unwrap(), Listener::Nobody);
+        for address in ["127.0.0.1:0", "0.0.0.0:0", "[::]:0"] {
+            let Ok(socket) = TcpListener::bind(address) else {
+                continue;
+            };
+            let port = socket.local_addr().unwrap().port();
+            assert_eq!(listener(port, own_group).unwrap(), Listener::Ours, "{address}");
+            assert_eq!(listener(port, i32::MAX).unwrap(), Listener::Foreign, "{address}");
+        }
+    }
+
+    #[test]
+    fn tables_of_the_kernel_are_read() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
+            0: 0100007F:3A98 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 111 1 0 100 0 0 10 0\n\
+            1: 0100007F:3A98 0100007F:9999 01 00000000:00000000 00:00000000 00000000 0 0 222 1 0 100 0 0 10 0\n\
+            2: 0200000A:3A98 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 333 1 0 100 0 0 10 0\n\
+            3: 0100007F:3A99 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 444 1 0 100 0 0 10 0\n";
+        assert_eq!(listening_inodes(table, 15000), [111]);
+        assert_eq!(stat_state_and_group("12 (a) b) S 1 77 77 0"), Some(("S", 77)));
+    }
+}

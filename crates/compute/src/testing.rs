@@ -1,0 +1,87 @@
+//! Definitions for this crate's unit tests.
+
+use crate::ComputeSpec;
+use session_core::catalog::PropertyValue;
+use session_core::cluster::StaticEndpoint;
+use session_core::policy::PolicyRange;
+use session_core::{Catalog, Cluster, ClusterStatus, Engine, Provider, SessionId, SessionKey, Timestamp};
+use std::time::Duration;
+
+fn cluster(engine: Engine, provider: Provider) -> Cluster {
+    Cluster {
+        name: "main".parse().unwrap(),
+        status: ClusterStatus::Active,
+        engine,
+        engine_version: None,
+        client_versions: Vec::new(),
+        granted_orgs: Default::default(),
+        provider,
+        idle_policy: None,
+        policy: PolicyRange::default(),
+        managed_by_config: false,
+        version: 0,
+    }
+}
+
+pub(crate) fn process_cluster(engine: Engine, program: &str, properties: &[(&str, &str)]) -> Cluster {
+    cluster(
+        engine,
+        Provider::Process {
+            program: program.to_owned(),
+            java_home: None,
+            properties: properties
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect(),
+            python: None,
+            driver_memory: None,
+        },
+    )
+}
+
+pub(crate) fn static_cluster(engine: Engine, addresses: &[&str]) -> Cluster {
+    let endpoint = |address: &&str| StaticEndpoint {
+        address: (*address).to_owned(),
+        tls_server_name: None,
+        token_env: None,
+    };
+    cluster(
+        engine,
+        Provider::Static {
+            endpoints: addresses.iter().map(endpoint).collect(),
+        },
+    )
+}
+
+pub(crate) fn catalog(engine: Engine, name: &str, properties: &[(&str, PropertyValue)]) -> Catalog {
+    Catalog {
+        name: name.parse().unwrap(),
+        org: "acme".parse().unwrap(),
+        default_database: None,
+        engine,
+        properties: properties
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), v.clone()))
+            .collect(),
+        allowed_teams: Default::default(),
+        managed_by_config: false,
+        version: 0,
+    }
+}
+
+pub(crate) fn key(n: u64) -> SessionKey {
+    SessionKey {
+        org: "acme".parse().unwrap(),
+        id: SessionId::generate(Timestamp::from_millis(1_700_000_000_000), n),
+    }
+}
+
+pub(crate) fn spec(cluster: Cluster, n: u64) -> ComputeSpec {
+    ComputeSpec {
+        key: key(n),
+        generation: 1,
+        cluster,
+        catalog: None,
+        max_lifetime: Duration::from_secs(86_400),
+    }
+}
