@@ -249,7 +249,8 @@ pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
     async fn load(&self, key: &SessionKey) -> Result<Option<Loaded>, Error>;
 
     /// Writes a change, its indexes, due entry, quota and event in one step.
-    /// [`Error::Conflict`] unless the stored version is the one before.
+    /// [`Error::Conflict`] unless the stored version is the one before. Owner,
+    /// cluster and team of a session never change.
     async fn commit(&self, commit: Commit) -> Result<(), Error>;
 
     /// Sets when a session is due (never, if none), on the condition that its
@@ -257,7 +258,8 @@ pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
     async fn set_due(&self, key: &SessionKey, version: u64, due: Option<Timestamp>) -> Result<(), Error>;
 
     /// Takes up to `limit` sessions that are due, the longest due first, and
-    /// makes them due again after `lease`, so that a crash loses none.
+    /// makes them due again after `lease`, so that a crash loses none. Whoever
+    /// finds no record under a key settles it by [`SessionStore::set_due`].
     async fn claim_due(&self, limit: usize, lease: Duration) -> Result<Vec<SessionKey>, Error>;
 
     /// Lists an organization's sessions, newest first.
@@ -272,7 +274,8 @@ pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
         limit: usize,
     ) -> Result<Vec<SessionKey>, Error>;
 
-    /// The last [`HISTORY`] changes of a session, oldest first.
+    /// The last [`HISTORY`] changes of a session, oldest first; none of an
+    /// unknown one.
     async fn events(&self, key: &SessionKey) -> Result<Vec<EventRecord>, Error>;
 
     /// Every change from now on, of all organizations, in version order for
@@ -282,10 +285,12 @@ pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
 
     /// Records a token before it leaves the issuer, on the condition that the
     /// session is live and its epoch is still the token's, and that it has
-    /// fewer than `limit` live tokens.
+    /// fewer than `limit` live tokens: not expired, of this epoch, not taken
+    /// back. Recording a token twice is recording it once.
     async fn record_token(&self, key: &SessionKey, token: TokenRecord, limit: u32) -> Result<(), Error>;
 
-    /// The tokens of a session that have not expired, oldest first.
+    /// The tokens of a session that have not expired, oldest first; revoked
+    /// ones too, as [`Session`] tells which those are.
     async fn tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error>;
 
     /// Takes `name` for `holder` unless somebody else has it; says who has it now.
@@ -298,7 +303,8 @@ pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
     async fn claimed_by(&self, name: &str) -> Result<Option<SessionKey>, Error>;
 
     /// Writes a definition if its stored version is `expected` (0: there is
-    /// none). Returns the new version.
+    /// none). Returns the new version. Otherwise [`Error::Exists`] if none was
+    /// expected, [`Error::NotFound`] if there is none, else [`Error::Conflict`].
     async fn put_definition(&self, kind: Kind, name: &str, expected: u64, json: &str) -> Result<u64, Error>;
 
     /// Reads a definition.

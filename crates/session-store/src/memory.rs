@@ -70,7 +70,11 @@ impl fmt::Debug for MemoryStore {
 impl MemoryStore {
     /// An empty store on `clock`.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, state: Mutex::default(), feed: broadcast::Sender::new(FEED_BACKLOG) }
+        Self {
+            clock,
+            state: Mutex::default(),
+            feed: broadcast::Sender::new(FEED_BACKLOG),
+        }
     }
 
     /// Sets what [`SessionStore::load`] says of a session's use, as reports of
@@ -87,7 +91,11 @@ impl MemoryStore {
 
     fn publish(&self, session: &Session, record: EventRecord) {
         // Fails only when nobody listens.
-        drop(self.feed.send(Change { key: session.key(), record, token_epoch: session.token_epoch }));
+        drop(self.feed.send(Change {
+            key: session.key(),
+            record,
+            token_epoch: session.token_epoch,
+        }));
     }
 }
 
@@ -115,14 +123,24 @@ impl State {
         while let Some((at, _)) = self.requests_by_age.front()
             && now.since(*at) >= REQUEST_ID_MEMORY
         {
-            let Some((at, key)) = self.requests_by_age.pop_front() else { break };
+            let Some((at, key)) = self.requests_by_age.pop_front() else {
+                break;
+            };
             if self.requests.get(&key).is_some_and(|request| request.at == at) {
                 self.requests.remove(&key);
             }
         }
-        let Some(key) = request_key(create) else { return Ok(None) };
-        let Some(first) = self.requests.get(&key) else { return Ok(None) };
-        if create.request.as_ref().is_some_and(|request| request.fingerprint != first.fingerprint) {
+        let Some(key) = request_key(create) else {
+            return Ok(None);
+        };
+        let Some(first) = self.requests.get(&key) else {
+            return Ok(None);
+        };
+        if create
+            .request
+            .as_ref()
+            .is_some_and(|request| request.fingerprint != first.fingerprint)
+        {
             return Err(Error::RequestIdReused);
         }
         Ok(self.entry(&first.session).map(|entry| entry.session.clone()))
@@ -132,10 +150,18 @@ impl State {
         let live = |of_owner: bool| {
             let sessions = self.orgs.get(&session.org).into_iter().flat_map(BTreeMap::values);
             sessions
-                .filter(|e| !e.session.status().is_terminal() && (!of_owner || e.session.owner == session.owner))
+                .filter(|e| {
+                    !e.session.status().is_terminal() && (!of_owner || e.session.owner == session.owner)
+                })
                 .count()
         };
-        let used_up = |quota, limit, retry_after| Err(Error::Quota { quota, limit, retry_after });
+        let used_up = |quota, limit, retry_after| {
+            Err(Error::Quota {
+                quota,
+                limit,
+                retry_after,
+            })
+        };
         if live(true) >= limits.live_sessions_per_owner as usize {
             return used_up("live_sessions_per_owner", limits.live_sessions_per_owner, None);
         }
@@ -144,7 +170,9 @@ impl State {
         }
         let (window, left) = window_of(now);
         let creates = self.creates.get(&(session.org.clone(), session.owner.clone()));
-        let count = creates.filter(|(seen, _)| *seen == window).map_or(0, |(_, count)| *count);
+        let count = creates
+            .filter(|(seen, _)| *seen == window)
+            .map_or(0, |(_, count)| *count);
         if count >= limits.creates_per_minute {
             return used_up("creates_per_minute", limits.creates_per_minute, Some(left));
         }
@@ -153,20 +181,34 @@ impl State {
 
     fn count_create(&mut self, session: &Session, now: Timestamp) {
         let (window, _) = window_of(now);
-        let creates = self.creates.entry((session.org.clone(), session.owner.clone())).or_default();
-        *creates = if creates.0 == window { (window, creates.1 + 1) } else { (window, 1) };
+        let creates = self
+            .creates
+            .entry((session.org.clone(), session.owner.clone()))
+            .or_default();
+        *creates = if creates.0 == window {
+            (window, creates.1 + 1)
+        } else {
+            (window, 1)
+        };
     }
 }
 
 /// The minute that `now` is in, and what is left of it.
 fn window_of(now: Timestamp) -> (u64, Duration) {
     let window = now.as_millis() / MINUTE_MILLIS;
-    (window, Timestamp::from_millis((window + 1) * MINUTE_MILLIS).since(now))
+    (
+        window,
+        Timestamp::from_millis((window + 1) * MINUTE_MILLIS).since(now),
+    )
 }
 
 fn request_key(create: &Create) -> Option<RequestKey> {
     let request = create.request.as_ref()?;
-    Some((create.session.org.clone(), create.session.owner.clone(), request.id.clone()))
+    Some((
+        create.session.org.clone(),
+        create.session.owner.clone(),
+        request.id.clone(),
+    ))
 }
 
 fn check_definition(stored: Option<&Definition>, expected: u64) -> Result<(), Error> {
@@ -198,7 +240,11 @@ impl SessionStore for MemoryStore {
         state.count_create(&create.session, now);
         if let (Some(request_key), Some(request)) = (request_key(&create), create.request) {
             state.requests_by_age.push_back((now, request_key.clone()));
-            let request = Request { fingerprint: request.fingerprint, session: key.clone(), at: now };
+            let request = Request {
+                fingerprint: request.fingerprint,
+                session: key.clone(),
+                at: now,
+            };
             state.requests.insert(request_key, request);
         }
         let entry = Entry {
@@ -208,10 +254,17 @@ impl SessionStore for MemoryStore {
             activity: Activity::Unknown,
             tokens: BTreeMap::new(),
         };
-        state.orgs.entry(key.org.clone()).or_default().insert(key.id.clone(), entry);
+        state
+            .orgs
+            .entry(key.org.clone())
+            .or_default()
+            .insert(key.id.clone(), entry);
         state.set_due(&key, Some(create.due));
         self.publish(&create.session, create.record);
-        Ok(Created { session: create.session, new: true })
+        Ok(Created {
+            session: create.session,
+            new: true,
+        })
     }
 
     async fn get(&self, key: &SessionKey) -> Result<Option<Session>, Error> {
@@ -220,7 +273,10 @@ impl SessionStore for MemoryStore {
 
     async fn load(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
         let state = self.state();
-        Ok(state.entry(key).map(|e| Loaded { session: e.session.clone(), activity: e.activity }))
+        Ok(state.entry(key).map(|e| Loaded {
+            session: e.session.clone(),
+            activity: e.activity,
+        }))
     }
 
     async fn commit(&self, commit: Commit) -> Result<(), Error> {
@@ -287,14 +343,25 @@ impl SessionStore for MemoryStore {
         limit: usize,
     ) -> Result<Vec<SessionKey>, Error> {
         let state = self.state();
-        let all = state.orgs.values().flat_map(BTreeMap::values).map(|entry| &entry.session);
+        let all = state
+            .orgs
+            .values()
+            .flat_map(BTreeMap::values)
+            .map(|entry| &entry.session);
         let live = all.filter(|session| session.cluster == *cluster && !session.status().is_terminal());
-        Ok(live.map(Session::key).filter(|key| after.is_none_or(|after| key > after)).take(limit).collect())
+        Ok(live
+            .map(Session::key)
+            .filter(|key| after.is_none_or(|after| key > after))
+            .take(limit)
+            .collect())
     }
 
     async fn events(&self, key: &SessionKey) -> Result<Vec<EventRecord>, Error> {
         let state = self.state();
-        Ok(state.entry(key).map(|entry| entry.history.iter().cloned().collect()).unwrap_or_default())
+        Ok(state
+            .entry(key)
+            .map(|entry| entry.history.iter().cloned().collect())
+            .unwrap_or_default())
     }
 
     fn changes(&self) -> BoxStream<'static, Feed> {
@@ -326,7 +393,11 @@ impl SessionStore for MemoryStore {
             .values()
             .filter(|t| t.epoch == session.token_epoch && !session.revoked_tokens.contains_key(&t.id));
         if live.count() >= limit as usize {
-            return Err(Error::Quota { quota: "tokens_per_session", limit, retry_after: None });
+            return Err(Error::Quota {
+                quota: "tokens_per_session",
+                limit,
+                retry_after: None,
+            });
         }
         entry.tokens.insert(token.id.clone(), token);
         Ok(())
@@ -335,14 +406,22 @@ impl SessionStore for MemoryStore {
     async fn tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error> {
         let now = self.clock.now();
         let state = self.state();
-        let tokens = state.entry(key).into_iter().flat_map(|entry| entry.tokens.values());
+        let tokens = state
+            .entry(key)
+            .into_iter()
+            .flat_map(|entry| entry.tokens.values());
         let mut tokens: Vec<_> = tokens.filter(|token| token.expires_at > now).cloned().collect();
         TokenRecord::sort_oldest_first(&mut tokens);
         Ok(tokens)
     }
 
     async fn claim(&self, name: &str, holder: &SessionKey) -> Result<SessionKey, Error> {
-        Ok(self.state().claims.entry(name.to_owned()).or_insert_with(|| holder.clone()).clone())
+        Ok(self
+            .state()
+            .claims
+            .entry(name.to_owned())
+            .or_insert_with(|| holder.clone())
+            .clone())
     }
 
     async fn unclaim(&self, name: &str, holder: &SessionKey) -> Result<(), Error> {
@@ -362,7 +441,13 @@ impl SessionStore for MemoryStore {
         let key = (kind, name.to_owned());
         check_definition(state.definitions.get(&key), expected)?;
         let version = expected + 1;
-        state.definitions.insert(key, Definition { version, json: json.to_owned() });
+        state.definitions.insert(
+            key,
+            Definition {
+                version,
+                json: json.to_owned(),
+            },
+        );
         Ok(version)
     }
 
@@ -372,8 +457,13 @@ impl SessionStore for MemoryStore {
 
     async fn definitions(&self, kind: Kind) -> Result<BTreeMap<String, Definition>, Error> {
         let state = self.state();
-        let of_kind = state.definitions.iter().filter(|((stored, _), _)| *stored == kind);
-        Ok(of_kind.map(|((_, name), definition)| (name.clone(), definition.clone())).collect())
+        let of_kind = state
+            .definitions
+            .iter()
+            .filter(|((stored, _), _)| *stored == kind);
+        Ok(of_kind
+            .map(|((_, name), definition)| (name.clone(), definition.clone()))
+            .collect())
     }
 
     async fn delete_definition(&self, kind: Kind, name: &str, expected: u64) -> Result<(), Error> {

@@ -26,14 +26,25 @@ impl ListQuery {
             && self.scope.admits(session)
             && (self.statuses.is_empty() || self.statuses.contains(&session.status()))
             && self.owner.as_ref().is_none_or(|owner| session.owner == *owner)
-            && self.cluster.as_ref().is_none_or(|cluster| session.cluster == *cluster)
-            && self.team.as_ref().is_none_or(|team| session.team.as_ref() == Some(team))
-            && self.labels.iter().all(|(key, value)| session.labels.get(key) == Some(value))
+            && self
+                .cluster
+                .as_ref()
+                .is_none_or(|cluster| session.cluster == *cluster)
+            && self
+                .team
+                .as_ref()
+                .is_none_or(|team| session.team.as_ref() == Some(team))
+            && self
+                .labels
+                .iter()
+                .all(|(key, value)| session.labels.get(key) == Some(value))
     }
 
     /// The last session that an earlier page examined.
     pub(crate) fn cursor(&self) -> Result<Option<SessionId>, Error> {
-        let Some(token) = &self.page_token else { return Ok(None) };
+        let Some(token) = &self.page_token else {
+            return Ok(None);
+        };
         let id = token.strip_prefix(TOKEN_PREFIX).and_then(|id| id.parse().ok());
         id.map(Some).ok_or(Error::BadPageToken)
     }
@@ -52,7 +63,13 @@ pub(crate) struct Filling<'a> {
 impl<'a> Filling<'a> {
     pub(crate) fn begin(query: &'a ListQuery) -> Result<Self, Error> {
         let size = query.page_size.clamp(1, PAGE_READ_LIMIT);
-        Ok(Self { query, size, sessions: Vec::new(), examined: 0, cursor: query.cursor()? })
+        Ok(Self {
+            query,
+            size,
+            sessions: Vec::new(),
+            examined: 0,
+            cursor: query.cursor()?,
+        })
     }
 
     /// Only sessions older than this one are still to be examined.
@@ -62,7 +79,11 @@ impl<'a> Filling<'a> {
 
     /// How many sessions the page lacks.
     pub(crate) fn lacks(&self) -> usize {
-        if self.budget() == 0 { 0 } else { self.size - self.sessions.len() }
+        if self.budget() == 0 {
+            0
+        } else {
+            self.size - self.sessions.len()
+        }
     }
 
     /// How many sessions may still be examined.
@@ -74,12 +95,19 @@ impl<'a> Filling<'a> {
     pub(crate) fn examine(&mut self, id: SessionId, session: Option<Session>) {
         self.examined += 1;
         self.cursor = Some(id);
-        self.sessions.extend(session.filter(|session| self.query.admits(session)));
+        self.sessions
+            .extend(session.filter(|session| self.query.admits(session)));
     }
 
     /// Ends the page; `more` says whether sessions are left to examine.
     pub(crate) fn finish(self, more: bool) -> Page {
-        let next = self.cursor.filter(|_| more).map(|id| format!("{TOKEN_PREFIX}{id}"));
-        Page { sessions: self.sessions, next }
+        let next = self
+            .cursor
+            .filter(|_| more)
+            .map(|id| format!("{TOKEN_PREFIX}{id}"));
+        Page {
+            sessions: self.sessions,
+            next,
+        }
     }
 }

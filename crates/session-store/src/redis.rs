@@ -6,6 +6,7 @@
 //! scripts run on one server and on Redis Cluster. Time is Redis `TIME`.
 
 mod connection;
+mod due;
 mod feed;
 mod keys;
 mod list;
@@ -13,7 +14,8 @@ mod scripts;
 mod write;
 
 use crate::{
-    Commit, Create, Created, Definition, Error, Feed, Kind, ListQuery, Loaded, Page, SessionStore, TokenRecord,
+    Commit, Create, Created, Definition, Error, Feed, Kind, ListQuery, Loaded, Page, SessionStore,
+    TokenRecord,
 };
 use async_trait::async_trait;
 use connection::Connections;
@@ -22,11 +24,11 @@ use futures::stream::BoxStream;
 use keys::{Keys, member, parse_member, partitions};
 use scripts::{Reply, Scripts};
 use serde::de::DeserializeOwned;
-use session_core::{Activity, ClusterName, EventRecord, OrgId, Session, SessionKey, Timestamp};
+use session_core::{Activity, ClusterName, EventRecord, Session, SessionKey, Timestamp};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::AtomicU8;
 use std::time::Duration;
 
 /// How to use a Redis.
@@ -42,7 +44,11 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { prefix: "berth:".to_owned(), call_timeout: Duration::from_secs(2), allow_eviction: false }
+        Self {
+            prefix: "berth:".to_owned(),
+            call_timeout: Duration::from_secs(2),
+            allow_eviction: false,
+        }
     }
 }
 
@@ -80,7 +86,9 @@ pub struct RedisStore {
 
 impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedisStore").field("keys", &self.keys).finish_non_exhaustive()
+        f.debug_struct("RedisStore")
+            .field("keys", &self.keys)
+            .finish_non_exhaustive()
     }
 }
 
@@ -121,9 +129,12 @@ fn decode<T: DeserializeOwned>(json: &str) -> Result<T, Error> {
 }
 
 fn decode_definition(stored: &str) -> Result<Definition, Error> {
-    let parsed = stored
-        .split_once(' ')
-        .and_then(|(version, json)| Some(Definition { version: version.parse().ok()?, json: json.to_owned() }));
+    let parsed = stored.split_once(' ').and_then(|(version, json)| {
+        Some(Definition {
+            version: version.parse().ok()?,
+            json: json.to_owned(),
+        })
+    });
     parsed.ok_or_else(|| Error::Corrupt("a definition has no version".to_owned()))
 }
 
@@ -152,7 +163,10 @@ impl SessionStore for RedisStore {
 
     async fn load(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
         let session = self.get(key).await?;
-        Ok(session.map(|session| Loaded { session, activity: Self::activity(key) }))
+        Ok(session.map(|session| Loaded {
+            session,
+            activity: Self::activity(key),
+        }))
     }
 
     async fn commit(&self, commit: Commit) -> Result<(), Error> {
@@ -160,38 +174,11 @@ impl SessionStore for RedisStore {
     }
 
     async fn set_due(&self, key: &SessionKey, version: u64, due: Option<Timestamp>) -> Result<(), Error> {
-        let mut script = self.scripts.set_due.prepare_invoke();
-        script.key(self.keys.record(key)).key(self.keys.due(key.org.partition()));
-        script.arg(member(key)).arg(version).arg(write::optional(due.map(score)));
-        self.run(&script).await?.done().map(drop)
+        self.move_due(key, version, due).await
     }
 
     async fn claim_due(&self, limit: usize, lease: Duration) -> Result<Vec<SessionKey>, Error> {
-        let first = self.next_partition.fetch_add(1, Ordering::Relaxed);
-        let order: Vec<u8> = partitions().map(|p| first.wrapping_add(p) % OrgId::PARTITIONS).collect();
-        let moments = try_join_all(order.iter().map(async |&partition| {
-            let mut script = self.scripts.due.key(self.keys.due(partition));
-            let moments: Vec<f64> = self.connections.run(script.arg(limit)).await?;
-            Ok::<_, Error>(moments.into_iter().map(move |at| (at, partition)))
-        }))
-        .await?;
-
-        // The longest due of all partitions; where moments are equal, the
-        // partitions take turns at being first.
-        let mut moments: Vec<_> = moments.into_iter().flatten().collect();
-        moments.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let mut shares: BTreeMap<u8, usize> = BTreeMap::new();
-        for (_, partition) in moments.iter().take(limit) {
-            *shares.entry(*partition).or_default() += 1;
-        }
-        let claimed = try_join_all(shares.into_iter().map(async |(partition, share)| {
-            let lease = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX).min(1 << 52);
-            let mut script = self.scripts.claim_due.key(self.keys.due(partition));
-            let members: Vec<String> = self.connections.run(script.arg(share).arg(lease)).await?;
-            members.iter().map(|member| parse_member(member)).collect::<Result<Vec<_>, _>>()
-        }))
-        .await?;
-        Ok(claimed.into_iter().flatten().collect())
+        self.take_due(limit, lease).await
     }
 
     async fn list(&self, query: &ListQuery) -> Result<Page, Error> {
@@ -207,14 +194,20 @@ impl SessionStore for RedisStore {
         let from = after.map_or_else(|| "-".to_owned(), |key| format!("({}", member(key)));
         let parts = try_join_all(partitions().map(async |partition| {
             let mut cmd = redis::cmd("ZRANGEBYLEX");
-            cmd.arg(self.keys.live_on_cluster(partition, cluster)).arg(&from).arg("+");
+            cmd.arg(self.keys.live_on_cluster(partition, cluster))
+                .arg(&from)
+                .arg("+");
             cmd.arg("LIMIT").arg(0).arg(limit);
             self.connections.query::<Vec<String>>(&cmd).await
         }))
         .await?;
         let mut members: Vec<_> = parts.into_iter().flatten().collect();
         members.sort_unstable();
-        members.iter().take(limit).map(|member| parse_member(member)).collect()
+        members
+            .iter()
+            .take(limit)
+            .map(|member| parse_member(member))
+            .collect()
     }
 
     async fn events(&self, key: &SessionKey) -> Result<Vec<EventRecord>, Error> {
@@ -230,8 +223,14 @@ impl SessionStore for RedisStore {
 
     async fn record_token(&self, key: &SessionKey, token: TokenRecord, limit: u32) -> Result<(), Error> {
         let mut script = self.scripts.record_token.prepare_invoke();
-        script.key(self.keys.record(key)).key(self.keys.token_expiry(key)).key(self.keys.tokens(key));
-        script.arg(token.id.as_str()).arg(encode(&token)?).arg(token.epoch);
+        script
+            .key(self.keys.record(key))
+            .key(self.keys.token_expiry(key))
+            .key(self.keys.tokens(key));
+        script
+            .arg(token.id.as_str())
+            .arg(encode(&token)?)
+            .arg(token.epoch);
         script.arg(score(token.expires_at)).arg(limit);
         self.run(&script).await?.accepted(|_| limit).map(drop)
     }
@@ -241,7 +240,10 @@ impl SessionStore for RedisStore {
         let mut cmd = redis::cmd("HVALS");
         cmd.arg(self.keys.tokens(key));
         let stored: Vec<String> = self.connections.query(&cmd).await?;
-        let mut tokens = stored.iter().map(|json| decode(json)).collect::<Result<Vec<TokenRecord>, _>>()?;
+        let mut tokens = stored
+            .iter()
+            .map(|json| decode(json))
+            .collect::<Result<Vec<TokenRecord>, _>>()?;
         tokens.retain(|token| token.expires_at > now);
         TokenRecord::sort_oldest_first(&mut tokens);
         Ok(tokens)
@@ -259,8 +261,10 @@ impl SessionStore for RedisStore {
     }
 
     async fn claimed_by(&self, name: &str) -> Result<Option<SessionKey>, Error> {
-        let holder: Option<String> =
-            self.connections.query(redis::cmd("GET").arg(self.keys.claim(name))).await?;
+        let holder: Option<String> = self
+            .connections
+            .query(redis::cmd("GET").arg(self.keys.claim(name)))
+            .await?;
         holder.map(|holder| parse_member(&holder)).transpose()
     }
 
@@ -279,9 +283,14 @@ impl SessionStore for RedisStore {
     }
 
     async fn definitions(&self, kind: Kind) -> Result<BTreeMap<String, Definition>, Error> {
-        let stored: BTreeMap<String, String> =
-            self.connections.query(redis::cmd("HGETALL").arg(self.keys.definitions(kind))).await?;
-        stored.into_iter().map(|(name, stored)| Ok((name, decode_definition(&stored)?))).collect()
+        let stored: BTreeMap<String, String> = self
+            .connections
+            .query(redis::cmd("HGETALL").arg(self.keys.definitions(kind)))
+            .await?;
+        stored
+            .into_iter()
+            .map(|(name, stored)| Ok((name, decode_definition(&stored)?)))
+            .collect()
     }
 
     async fn delete_definition(&self, kind: Kind, name: &str, expected: u64) -> Result<(), Error> {
@@ -292,7 +301,14 @@ impl SessionStore for RedisStore {
     async fn epoch(&self) -> Result<u64, Error> {
         let key = self.keys.epoch();
         let mut pipeline = redis::pipe();
-        pipeline.cmd("SET").arg(&key).arg(1).arg("NX").ignore().cmd("GET").arg(&key);
+        pipeline
+            .cmd("SET")
+            .arg(&key)
+            .arg(1)
+            .arg("NX")
+            .ignore()
+            .cmd("GET")
+            .arg(&key);
         let (epoch,): (u64,) = self.connections.pipeline(&pipeline).await?;
         Ok(epoch)
     }

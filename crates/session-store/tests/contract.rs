@@ -1,6 +1,8 @@
 //! The contract of [`session_store::SessionStore`]: every case runs on memory
 //! and on a real Redis, and must not be able to tell them apart.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail this way")]
+
 mod common;
 
 #[path = "contract/definitions.rs"]

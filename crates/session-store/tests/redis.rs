@@ -1,6 +1,8 @@
 //! What only Redis can show: restarts, absence, lost scripts, keys that expire
 //! by themselves, and a server that must not be trusted.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail this way")]
+
 mod common;
 
 use common::{Draft, FAR, LIMIT, Store, close, commit, eventually, options, request, token, touch};
@@ -23,21 +25,32 @@ fn tag() -> String {
 }
 
 async fn next(feed: &mut futures::stream::BoxStream<'static, Feed>) -> Feed {
-    timeout(LIMIT, feed.next()).await.expect("the feed is silent").expect("the feed ended")
+    timeout(LIMIT, feed.next())
+        .await
+        .expect("the feed is silent")
+        .expect("the feed ended")
 }
 
 #[tokio::test]
 async fn state_outlives_a_crash_and_the_feed_tells_of_it() {
-    let mut redis = PrivateRedis::start_with(RedisOptions { appendonly: true }).await.unwrap();
+    let mut redis = PrivateRedis::start_with(RedisOptions { appendonly: true })
+        .await
+        .unwrap();
     let store = connect(&redis, &Options::default()).await;
     let mut feed = store.changes();
     assert!(matches!(next(&mut feed).await, Feed::Reset));
-    let create = Create { request: request("r", "f"), ..Draft::default().create() };
+    let create = Create {
+        request: request("r", "f"),
+        ..Draft::default().create()
+    };
     let session = store.create(create.clone()).await.unwrap().session;
     let session = commit(&store, touch(&session)).await;
     let live = token(&store, &session, FAR).await;
     store.record_token(&session.key(), live.clone(), 5).await.unwrap();
-    store.set_due(&session.key(), 2, Some(Timestamp::from_millis(1))).await.unwrap();
+    store
+        .set_due(&session.key(), 2, Some(Timestamp::from_millis(1)))
+        .await
+        .unwrap();
     for version in [1, 2] {
         assert!(matches!(next(&mut feed).await, Feed::Change(change) if change.record.version == version));
     }
@@ -46,9 +59,15 @@ async fn state_outlives_a_crash_and_the_feed_tells_of_it() {
     let asked = Instant::now();
     let absent = store.get(&session.key()).await;
     assert!(matches!(absent, Err(Error::Unavailable(_))), "{absent:?}");
-    assert!(matches!(store.commit(touch(&session)).await, Err(Error::Unavailable(_))));
+    assert!(matches!(
+        store.commit(touch(&session)).await,
+        Err(Error::Unavailable(_))
+    ));
     assert!(matches!(store.ping().await, Err(Error::Unavailable(_))));
-    assert!(asked.elapsed() < Duration::from_secs(3), "refused connections are known at once");
+    assert!(
+        asked.elapsed() < Duration::from_secs(3),
+        "refused connections are known at once"
+    );
 
     redis.restart().await.unwrap();
     eventually("the store recovers", async || store.ping().await).await;
@@ -58,7 +77,10 @@ async fn state_outlives_a_crash_and_the_feed_tells_of_it() {
     assert_eq!(store.claim_due(5, FAR).await.unwrap(), [session.key()]);
     assert!(!store.create(create).await.unwrap().new);
 
-    assert!(matches!(next(&mut feed).await, Feed::Reset), "what came last may have been lost");
+    assert!(
+        matches!(next(&mut feed).await, Feed::Reset),
+        "what came last may have been lost"
+    );
     let third = commit(&store, touch(&session)).await;
     assert!(matches!(next(&mut feed).await, Feed::Change(change) if change.record.version == third.version));
 }
@@ -108,7 +130,10 @@ async fn a_redis_that_hangs_is_unavailable_in_time() {
     let url = format!("redis://{}/", silent.local_addr().unwrap());
     let begun = Instant::now();
     let refused = RedisStore::connect(&url, &Options::default()).await.unwrap_err();
-    assert!(matches!(refused, ConnectError::Unavailable(Error::Unavailable(_))), "{refused:?}");
+    assert!(
+        matches!(refused, ConnectError::Unavailable(Error::Unavailable(_))),
+        "{refused:?}"
+    );
     assert!(begun.elapsed() < Duration::from_secs(3));
 
     let redis = PrivateRedis::start().await.unwrap();
@@ -117,8 +142,11 @@ async fn a_redis_that_hangs_is_unavailable_in_time() {
     redis.command("CLIENT PAUSE 60000 ALL").await.unwrap();
     let key = session.key();
     let begun = Instant::now();
-    let (read, written, claimed) =
-        tokio::join!(store.get(&key), store.commit(touch(&session)), store.claim_due(1, FAR));
+    let (read, written, claimed) = tokio::join!(
+        store.get(&key),
+        store.commit(touch(&session)),
+        store.claim_due(1, FAR)
+    );
     assert!(matches!(read, Err(Error::Unavailable(_))), "{read:?}");
     assert!(matches!(written, Err(Error::Unavailable(_))), "{written:?}");
     assert!(matches!(claimed, Err(Error::Unavailable(_))), "{claimed:?}");
@@ -140,37 +168,70 @@ async fn scripts_that_redis_forgot_are_loaded_again() {
 #[tokio::test]
 async fn a_redis_that_evicts_is_refused_unless_allowed() {
     let redis = PrivateRedis::start().await.unwrap();
-    redis.command("CONFIG SET maxmemory-policy allkeys-lru").await.unwrap();
-    let refused = RedisStore::connect(&redis.url(), &Options::default()).await.unwrap_err();
-    assert!(matches!(&refused, ConnectError::Evicts { policy } if policy == "allkeys-lru"), "{refused:?}");
+    redis
+        .command("CONFIG SET maxmemory-policy allkeys-lru")
+        .await
+        .unwrap();
+    let refused = RedisStore::connect(&redis.url(), &Options::default())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&refused, ConnectError::Evicts { policy } if policy == "allkeys-lru"),
+        "{refused:?}"
+    );
     assert!(refused.to_string().contains("noeviction"), "{refused}");
-    let allowed = Options { allow_eviction: true, ..Options::default() };
+    let allowed = Options {
+        allow_eviction: true,
+        ..Options::default()
+    };
     RedisStore::connect(&redis.url(), &allowed).await.unwrap();
 }
 
 #[tokio::test]
 async fn urls_and_prefixes_are_checked() {
-    for url in ["", "nonsense", "http://localhost", "rediss://localhost:6379", "unix:///tmp/x"] {
+    for url in [
+        "",
+        "nonsense",
+        "http://localhost",
+        "rediss://localhost:6379",
+        "unix:///tmp/x",
+    ] {
         let refused = RedisStore::connect(url, &Options::default()).await;
         assert!(matches!(refused, Err(ConnectError::Url(_))), "{url}: {refused:?}");
     }
-    let options = Options { prefix: "{x}".to_owned(), ..Options::default() };
+    let options = Options {
+        prefix: "{x}".to_owned(),
+        ..Options::default()
+    };
     let refused = RedisStore::connect("redis://127.0.0.1:1/", &options).await;
     assert!(matches!(refused, Err(ConnectError::Prefix)), "{refused:?}");
-    let refused = session_store::open("redis://:hunter2@127.0.0.1:1/", &Options::default()).await.unwrap_err();
+    let refused = session_store::open("redis://:hunter2@127.0.0.1:1/", &Options::default())
+        .await
+        .unwrap_err();
     assert!(matches!(refused, ConnectError::Unavailable(_)));
     assert!(!format!("{refused} {refused:?}").contains("hunter2"));
-    session_store::open("memory://", &Options::default()).await.unwrap().ping().await.unwrap();
+    session_store::open("memory://", &Options::default())
+        .await
+        .unwrap()
+        .ping()
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
 async fn prefixes_keep_installs_apart() {
     let redis = PrivateRedis::start().await.unwrap();
-    let (a, b) = (connect(&redis, &options()).await, connect(&redis, &options()).await);
+    let (a, b) = (
+        connect(&redis, &options()).await,
+        connect(&redis, &options()).await,
+    );
     let session = Draft::default().store(&a).await;
     assert!(b.get(&session.key()).await.unwrap().is_none());
     let keys = redis.command("KEYS *").await.unwrap();
-    let foreign: Vec<_> = keys.lines().filter(|l| l.contains(':') && !l.starts_with("test")).collect();
+    let foreign: Vec<_> = keys
+        .lines()
+        .filter(|l| l.contains(':') && !l.starts_with("test"))
+        .collect();
     assert!(foreign.is_empty(), "{foreign:?}");
     assert!(keys.contains(&format!(":{}:session:acme:s-", tag())), "{keys}");
 }
@@ -178,8 +239,18 @@ async fn prefixes_keep_installs_apart() {
 #[tokio::test]
 async fn what_is_only_needed_for_a_while_expires_by_itself() {
     let redis = PrivateRedis::start().await.unwrap();
-    let store = connect(&redis, &Options { prefix: String::new(), ..Options::default() }).await;
-    let create = Create { request: request("r", "f"), ..Draft::default().create() };
+    let store = connect(
+        &redis,
+        &Options {
+            prefix: String::new(),
+            ..Options::default()
+        },
+    )
+    .await;
+    let create = Create {
+        request: request("r", "f"),
+        ..Draft::default().create()
+    };
     let session = store.create(create).await.unwrap().session;
     let hour = Duration::from_secs(3600);
     for lifetime in [hour, hour * 2, hour] {
@@ -191,22 +262,39 @@ async fn what_is_only_needed_for_a_while_expires_by_itself() {
         Duration::from_millis(answer.trim().trim_start_matches(':').parse().unwrap())
     };
     let near = |ttl: Duration, expected: Duration| ttl <= expected && ttl + LIMIT > expected;
-    assert!(near(ttl("org:acme:request:6:sa|bob:r".to_owned()).await, hour * 24));
+    assert!(near(
+        ttl("org:acme:request:6:sa|bob:r".to_owned()).await,
+        hour * 24
+    ));
     assert!(ttl("org:acme:creates:sa|bob".to_owned()).await <= Duration::from_secs(60));
     for kind in ["tokens", "token-expiry"] {
         assert!(near(ttl(format!("{kind}:acme:{}", session.id)).await, hour * 2));
     }
     let closed = commit(&store, close(&session)).await;
-    assert_eq!(store.get(&closed.key()).await.unwrap(), Some(closed), "tombstones stay");
+    assert_eq!(
+        store.get(&closed.key()).await.unwrap(),
+        Some(closed),
+        "tombstones stay"
+    );
 }
 
 #[tokio::test]
 async fn broken_records_are_told_from_absent_redis() {
     let redis = PrivateRedis::start().await.unwrap();
-    let store = connect(&redis, &Options { prefix: String::new(), ..Options::default() }).await;
+    let store = connect(
+        &redis,
+        &Options {
+            prefix: String::new(),
+            ..Options::default()
+        },
+    )
+    .await;
     let session: Session = Draft::default().store(&store).await;
     let record = format!("{}:session:acme:{}", tag(), session.id);
-    redis.command(&format!("HSET {record} json nonsense")).await.unwrap();
+    redis
+        .command(&format!("HSET {record} json nonsense"))
+        .await
+        .unwrap();
     let broken = store.get(&session.key()).await;
     assert!(matches!(broken, Err(Error::Corrupt(_))), "{broken:?}");
     redis.command(&format!("SET {record} text")).await.unwrap();
@@ -217,5 +305,8 @@ async fn broken_records_are_told_from_absent_redis() {
     redis.command(&format!("DEL {record}")).await.unwrap();
     let key: SessionKey = session.key();
     assert!(matches!(store.set_due(&key, 1, None).await, Err(Error::NotFound)));
-    assert_eq!(redis.command(&format!("ZCARD {}:due", tag())).await.unwrap(), ":0\r\n");
+    assert_eq!(
+        redis.command(&format!("ZCARD {}:due", tag())).await.unwrap(),
+        ":0\r\n"
+    );
 }

@@ -55,7 +55,12 @@ impl PrivateRedis {
     /// Starts a server and waits until it answers.
     pub async fn start_with(options: RedisOptions) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("berth-redis-").tempdir()?;
-        let mut redis = Self { options, dir, port: 0, server: None };
+        let mut redis = Self {
+            options,
+            dir,
+            port: 0,
+            server: None,
+        };
         for _ in 1..PORT_TRIES {
             redis.port = free_port()?;
             match redis.launch().await {
@@ -123,7 +128,10 @@ impl PrivateRedis {
                 return Err(PortTaken.into());
             }
             ensure!(!server.has_ended()?, "redis-server ended at once: {text}");
-            ensure!(Instant::now() < deadline, "redis-server does not answer ({last}): {text}");
+            ensure!(
+                Instant::now() < deadline,
+                "redis-server does not answer ({last}): {text}"
+            );
             sleep(Duration::from_millis(10)).await;
         }
         self.server = Some(server);
@@ -170,7 +178,10 @@ impl Server {
         let mut line = String::new();
         let stdout = helper.stdout.take().context("the helper has no output")?;
         BufReader::new(stdout).read_line(&mut line)?;
-        let pid = line.trim().parse().with_context(|| format!("the helper said {line:?} in place of a pid"))?;
+        let pid = line
+            .trim()
+            .parse()
+            .with_context(|| format!("the helper said {line:?} in place of a pid"))?;
         Ok(Self { helper, pid })
     }
 
@@ -208,11 +219,15 @@ async fn ask(address: SocketAddr, words: &str) -> anyhow::Result<String> {
         }
         Ok(String::from_utf8_lossy(&answer[..n]).into_owned())
     };
-    timeout(Duration::from_secs(5), exchange).await.context("no answer within 5 s")?
+    timeout(Duration::from_secs(5), exchange)
+        .await
+        .context("no answer within 5 s")?
 }
 
 fn free_port() -> anyhow::Result<u16> {
-    Ok(std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+    Ok(std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+        .local_addr()?
+        .port())
 }
 
 fn find_on_path(program: &str) -> anyhow::Result<PathBuf> {
@@ -230,7 +245,9 @@ mod tests {
 
     #[tokio::test]
     async fn starts_restarts_and_dies_with_its_owner() {
-        let mut redis = PrivateRedis::start_with(RedisOptions { appendonly: true }).await.unwrap();
+        let mut redis = PrivateRedis::start_with(RedisOptions { appendonly: true })
+            .await
+            .unwrap();
         assert_eq!(redis.command("SET k v").await.unwrap(), "+OK\r\n");
         redis.kill9().unwrap();
         assert!(redis.command("PING").await.is_err());

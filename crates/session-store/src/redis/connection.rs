@@ -6,8 +6,8 @@ use crate::Error;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo, Pipeline,
-    RedisError, RedisResult, ScriptInvocation, ServerErrorKind,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo,
+    Pipeline, RedisError, RedisResult, ScriptInvocation, ServerErrorKind,
 };
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
@@ -25,20 +25,34 @@ pub(super) struct Connections {
 impl Connections {
     /// Connects, and refuses a Redis that may throw state away.
     pub(super) async fn open(url: &str, options: &Options) -> Result<Self, ConnectError> {
-        let info = url.into_connection_info().map_err(|error| ConnectError::Url(error.to_string()))?;
+        let info = url
+            .into_connection_info()
+            .map_err(|error| ConnectError::Url(error.to_string()))?;
         if !matches!(info.addr(), ConnectionAddr::Tcp(..)) {
-            return Err(ConnectError::Url("only redis://host:port is supported yet".to_owned()));
+            return Err(ConnectError::Url(
+                "only redis://host:port is supported yet".to_owned(),
+            ));
         }
         // A peer that vanished without a word shows only by what it does not acknowledge.
-        let tcp = TcpSettings::default().set_nodelay(true).set_user_timeout(options.call_timeout * 2);
+        let tcp = TcpSettings::default().set_nodelay(true);
+        #[cfg(target_os = "linux")]
+        let tcp = tcp.set_user_timeout(options.call_timeout * 2);
         let client =
             Client::open(info.set_tcp_settings(tcp)).map_err(|error| ConnectError::Url(error.to_string()))?;
         let timeout = options.call_timeout;
         let shared = manager(&client, timeout).map_err(|error| ConnectError::Url(error.to_string()))?;
-        let connections = Self { client, shared: RwLock::new(shared), timeout };
-        let memory: redis::InfoDict =
-            connections.query(redis::cmd("INFO").arg("memory")).await.map_err(ConnectError::Unavailable)?;
-        let policy: String = memory.get("maxmemory_policy").unwrap_or_else(|| "unknown".to_owned());
+        let connections = Self {
+            client,
+            shared: RwLock::new(shared),
+            timeout,
+        };
+        let memory: redis::InfoDict = connections
+            .query(redis::cmd("INFO").arg("memory"))
+            .await
+            .map_err(ConnectError::Unavailable)?;
+        let policy: String = memory
+            .get("maxmemory_policy")
+            .unwrap_or_else(|| "unknown".to_owned());
         if policy != "noeviction" && !options.allow_eviction {
             return Err(ConnectError::Evicts { policy });
         }
@@ -68,9 +82,13 @@ impl Connections {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.timeout))
             .set_response_timeout(None);
-        let connection =
-            self.bounded(self.client.get_multiplexed_async_connection_with_config(&config)).await?;
-        Ok(Dedicated { connection, timeout: self.timeout })
+        let connection = self
+            .bounded(self.client.get_multiplexed_async_connection_with_config(&config))
+            .await?;
+        Ok(Dedicated {
+            connection,
+            timeout: self.timeout,
+        })
     }
 
     fn shared(&self) -> ConnectionManager {
@@ -105,12 +123,16 @@ pub(super) struct Dedicated {
 impl Dedicated {
     /// Sends a command that may block for `block` on the server.
     pub(super) async fn query<T: FromRedisValue>(&mut self, cmd: &Cmd, block: Duration) -> Result<T, Error> {
-        bounded(self.timeout + block, cmd.query_async(&mut self.connection)).await.map_err(Failure::into_error)
+        bounded(self.timeout + block, cmd.query_async(&mut self.connection))
+            .await
+            .map_err(Failure::into_error)
     }
 
     /// Sends several commands at once.
     pub(super) async fn pipeline<T: FromRedisValue>(&mut self, pipeline: &Pipeline) -> Result<T, Error> {
-        bounded(self.timeout, pipeline.query_async(&mut self.connection)).await.map_err(Failure::into_error)
+        bounded(self.timeout, pipeline.query_async(&mut self.connection))
+            .await
+            .map_err(Failure::into_error)
     }
 }
 

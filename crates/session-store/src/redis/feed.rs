@@ -9,8 +9,9 @@
 //! never makes the store hold anything for it.
 
 use super::connection::{Connections, Dedicated};
-use super::keys::{Keys, parse_member, partitions};
 use super::decode;
+use super::keys::{Keys, parse_member, partitions};
+use super::write::STREAM_LENGTH;
 use crate::{Change, Error, Feed};
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -21,8 +22,10 @@ use std::time::Duration;
 
 /// How long a read waits for the next change before it checks its place.
 const BLOCK: Duration = Duration::from_secs(2);
-/// Entries that one read takes of each stream.
-pub(super) const READ_COUNT: usize = 500;
+/// Entries that one read takes of each stream: fewer than streams keep, so a
+/// read that is not full has missed nothing.
+const READ_COUNT: usize = 500;
+const _: () = assert!(READ_COUNT < STREAM_LENGTH);
 /// The place before the first entry of a stream.
 const BEGINNING: &str = "0-0";
 const LEAST_BACKOFF: Duration = Duration::from_millis(50);
@@ -107,21 +110,39 @@ impl Reader {
     async fn start_over(&mut self, link: &mut Dedicated, run_id: String) -> Result<(), Error> {
         let mut pipeline = redis::pipe();
         for stream in &self.streams {
-            pipeline.cmd("XREVRANGE").arg(stream).arg("+").arg("-").arg("COUNT").arg(1);
+            pipeline
+                .cmd("XREVRANGE")
+                .arg(stream)
+                .arg("+")
+                .arg("-")
+                .arg("COUNT")
+                .arg(1);
         }
         let newest: Vec<StreamRangeReply> = link.pipeline(&pipeline).await?;
         let last = newest.into_iter().map(|reply| {
-            reply.ids.into_iter().next().map_or_else(|| BEGINNING.to_owned(), |entry| entry.id)
+            reply
+                .ids
+                .into_iter()
+                .next()
+                .map_or_else(|| BEGINNING.to_owned(), |entry| entry.id)
         });
-        self.place = Some(Place { run_id, last: last.collect() });
+        self.place = Some(Place {
+            run_id,
+            last: last.collect(),
+        });
         self.ready.push_back(Feed::Reset);
         Ok(())
     }
 
     async fn read(&mut self, link: &mut Dedicated) -> Result<(), Error> {
-        let Some(place) = &mut self.place else { return Ok(()) };
+        let Some(place) = &mut self.place else {
+            return Ok(());
+        };
         let mut cmd = redis::cmd("XREAD");
-        cmd.arg("COUNT").arg(READ_COUNT).arg("BLOCK").arg(u64::try_from(BLOCK.as_millis()).unwrap_or(0));
+        cmd.arg("COUNT")
+            .arg(READ_COUNT)
+            .arg("BLOCK")
+            .arg(u64::try_from(BLOCK.as_millis()).unwrap_or(0));
         cmd.arg("STREAMS").arg(&self.streams).arg(&place.last);
         let reply: Option<StreamReadReply> = link.query(&cmd, BLOCK).await?;
         let found = reply.map(|reply| reply.keys).unwrap_or_default();
@@ -135,7 +156,9 @@ impl Reader {
             return self.start_over(link, run_id).await;
         }
         for stream in found {
-            let Some(i) = self.streams.iter().position(|known| *known == stream.key) else { continue };
+            let Some(i) = self.streams.iter().position(|known| *known == stream.key) else {
+                continue;
+            };
             for entry in stream.ids {
                 self.ready.push_back(match change_of(&entry) {
                     Ok(change) => Feed::Change(Box::new(change)),
@@ -152,8 +175,11 @@ impl Reader {
 }
 
 async fn run_id(link: &mut Dedicated) -> Result<String, Error> {
-    let info: redis::InfoDict = link.query(redis::cmd("INFO").arg("server"), Duration::ZERO).await?;
-    info.get("run_id").ok_or_else(|| Error::Corrupt("Redis tells no run_id".to_owned()))
+    let info: redis::InfoDict = link
+        .query(redis::cmd("INFO").arg("server"), Duration::ZERO)
+        .await?;
+    info.get("run_id")
+        .ok_or_else(|| Error::Corrupt("Redis tells no run_id".to_owned()))
 }
 
 /// Is the last seen entry of every stream still there? A stream of which none
@@ -169,7 +195,7 @@ async fn is_intact(link: &mut Dedicated, streams: &[String], last: &[String]) ->
     }
     let answers: Vec<redis::Value> = link.pipeline(&pipeline).await?;
     Ok(answers.iter().all(|answer| match answer {
-        redis::Value::Int(length) => usize::try_from(*length).is_ok_and(|n| n < super::write::STREAM_LENGTH),
+        redis::Value::Int(length) => usize::try_from(*length).is_ok_and(|n| n < STREAM_LENGTH),
         redis::Value::Array(entries) => !entries.is_empty(),
         _ => false,
     }))

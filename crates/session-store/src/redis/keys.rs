@@ -25,9 +25,12 @@ pub(super) fn member(key: &SessionKey) -> String {
 
 /// The session that [`member`] wrote.
 pub(super) fn parse_member(member: &str) -> Result<SessionKey, Error> {
-    let parsed = member
-        .split_once(MEMBER_SEPARATOR)
-        .and_then(|(org, id)| Some(SessionKey { org: org.parse().ok()?, id: id.parse().ok()? }));
+    let parsed = member.split_once(MEMBER_SEPARATOR).and_then(|(org, id)| {
+        Some(SessionKey {
+            org: org.parse().ok()?,
+            id: id.parse().ok()?,
+        })
+    });
     parsed.ok_or_else(|| Error::Corrupt(format!("{member:?} names no session")))
 }
 
@@ -41,7 +44,9 @@ impl Keys {
     /// Keys under `prefix`, which may not hold braces: they would become the
     /// hash tag.
     pub(super) fn new(prefix: &str) -> Option<Self> {
-        (!prefix.contains(['{', '}'])).then(|| Self { prefix: prefix.to_owned() })
+        (!prefix.contains(['{', '}'])).then(|| Self {
+            prefix: prefix.to_owned(),
+        })
     }
 
     fn in_partition(&self, partition: u8, rest: &str) -> String {
@@ -168,7 +173,10 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn key(org: &str, n: u64) -> SessionKey {
-        SessionKey { org: org.parse().unwrap(), id: SessionId::generate(Timestamp::from_millis(n), n) }
+        SessionKey {
+            org: org.parse().unwrap(),
+            id: SessionId::generate(Timestamp::from_millis(n), n),
+        }
     }
 
     /// The part between the first brace and the next closing one, as Redis Cluster reads it.
@@ -214,7 +222,10 @@ mod tests {
             assert_eq!(hash_tag(key), "g", "{key}");
         }
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
-        assert_eq!(keys.record(&session), format!("berth:{{{tag}}}:session:acme:{}", session.id));
+        assert_eq!(
+            keys.record(&session),
+            format!("berth:{{{tag}}}:session:acme:{}", session.id)
+        );
     }
 
     #[test]
@@ -225,8 +236,14 @@ mod tests {
 
     #[test]
     fn members_sort_as_keys_and_parse_back() {
-        let mut sessions =
-            [key("a-b", 1), key("a", 2), key("a", 1), key("ab", 1), key("a0", 3)].to_vec();
+        let mut sessions = [
+            key("a-b", 1),
+            key("a", 2),
+            key("a", 1),
+            key("ab", 1),
+            key("a0", 3),
+        ]
+        .to_vec();
         let mut members: Vec<_> = sessions.iter().map(member).collect();
         sessions.sort();
         members.sort();

@@ -35,9 +35,15 @@ impl RedisStore {
     /// holds a session that the caller may not see, so page tokens name none.
     fn walks(&self, query: &ListQuery) -> Vec<Vec<String>> {
         let (keys, org) = (&self.keys, &query.org);
-        let only_live = !query.statuses.is_empty() && !query.statuses.iter().any(|status| status.is_terminal());
-        let of_owner =
-            |owner| if only_live { keys.live_of_owner(org, owner) } else { keys.owner(org, owner) };
+        let only_live =
+            !query.statuses.is_empty() && !query.statuses.iter().any(|status| status.is_terminal());
+        let of_owner = |owner| {
+            if only_live {
+                keys.live_of_owner(org, owner)
+            } else {
+                keys.owner(org, owner)
+            }
+        };
         let mut walks = Vec::new();
         match &query.scope {
             Scope::Org => {
@@ -47,7 +53,12 @@ impl RedisStore {
                     walks.push(query.statuses.iter().map(status).collect());
                 }
                 walks.extend(query.owner.as_ref().map(|owner| vec![of_owner(owner)]));
-                walks.extend(query.cluster.as_ref().map(|cluster| vec![keys.cluster(org, cluster)]));
+                walks.extend(
+                    query
+                        .cluster
+                        .as_ref()
+                        .map(|cluster| vec![keys.cluster(org, cluster)]),
+                );
                 walks.extend(query.team.as_ref().map(|team| vec![keys.team(org, team)]));
             }
             Scope::OwnAndTeams { owner, teams } => {
@@ -72,9 +83,18 @@ impl RedisStore {
         for key in walks.iter().flatten() {
             pipeline.cmd("ZCARD").arg(key);
         }
-        let mut sizes = self.connections.pipeline::<Vec<u64>>(&pipeline).await?.into_iter();
-        let sized = walks.into_iter().map(|walk| (sizes.by_ref().take(walk.len()).sum::<u64>(), walk));
-        Ok(sized.min_by_key(|(size, _)| *size).map(|(_, walk)| walk).unwrap_or_default())
+        let mut sizes = self
+            .connections
+            .pipeline::<Vec<u64>>(&pipeline)
+            .await?
+            .into_iter();
+        let sized = walks
+            .into_iter()
+            .map(|walk| (sizes.by_ref().take(walk.len()).sum::<u64>(), walk));
+        Ok(sized
+            .min_by_key(|(size, _)| *size)
+            .map(|(_, walk)| walk)
+            .unwrap_or_default())
     }
 
     /// The newest ids in any of `indexes` that are older than `cursor`, newest
@@ -90,14 +110,24 @@ impl RedisStore {
         let mut pipeline = redis::pipe();
         pipeline.atomic();
         for key in indexes {
-            pipeline.cmd("ZREVRANGEBYLEX").arg(key).arg(&from).arg("-").arg("LIMIT").arg(0).arg(limit);
+            pipeline
+                .cmd("ZREVRANGEBYLEX")
+                .arg(key)
+                .arg(&from)
+                .arg("-")
+                .arg("LIMIT")
+                .arg(0)
+                .arg(limit);
         }
         let found: Vec<Vec<String>> = self.connections.pipeline(&pipeline).await?;
         let mut ids: Vec<_> = found.into_iter().flatten().collect();
         ids.sort_unstable_by(|a, b| b.cmp(a));
         ids.dedup();
         ids.truncate(limit);
-        let parse = |id: String| id.parse().map_err(|_| Error::Corrupt(format!("{id:?} names no session")));
+        let parse = |id: String| {
+            id.parse()
+                .map_err(|_| Error::Corrupt(format!("{id:?} names no session")))
+        };
         ids.into_iter().map(parse).collect()
     }
 
@@ -107,10 +137,16 @@ impl RedisStore {
         }
         let mut pipeline = redis::pipe();
         for id in ids {
-            let key = SessionKey { org: query.org.clone(), id: id.clone() };
+            let key = SessionKey {
+                org: query.org.clone(),
+                id: id.clone(),
+            };
             pipeline.cmd("HGET").arg(self.keys.record(&key)).arg("json");
         }
         let stored: Vec<Option<String>> = self.connections.pipeline(&pipeline).await?;
-        stored.into_iter().map(|json| json.map(|json| decode(&json)).transpose()).collect()
+        stored
+            .into_iter()
+            .map(|json| json.map(|json| decode(&json)).transpose())
+            .collect()
     }
 }

@@ -71,11 +71,19 @@ impl Reply {
 }
 
 fn quota_error(quota: &str, retry_ms: Option<&String>, limit_of: impl Fn(&str) -> u32) -> Error {
-    const QUOTAS: [&str; 4] =
-        ["live_sessions_per_owner", "live_sessions", "creates_per_minute", "tokens_per_session"];
+    const QUOTAS: [&str; 4] = [
+        "live_sessions_per_owner",
+        "live_sessions",
+        "creates_per_minute",
+        "tokens_per_session",
+    ];
     let Some(quota) = QUOTAS.into_iter().find(|known| *known == quota) else {
         return Error::Corrupt(format!("a script named the quota {quota:?}"));
     };
     let retry_after = retry_ms.and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
-    Error::Quota { quota, limit: limit_of(quota), retry_after }
+    Error::Quota {
+        quota,
+        limit: limit_of(quota),
+        retry_after,
+    }
 }

@@ -1,7 +1,11 @@
 //! What the tests of the stores share: sessions to write, stores to write them
 //! to, and waiting for conditions.
 
-#![allow(dead_code, clippy::allow_attributes, reason = "each test program uses its own part of this module")]
+#![allow(
+    dead_code,
+    clippy::allow_attributes,
+    reason = "each test program uses its own part of this module"
+)]
 #![allow(unreachable_pub, reason = "a module shared by test programs")]
 #![allow(missing_docs, reason = "names of tests' helpers say what they do")]
 
@@ -41,16 +45,26 @@ pub fn memory() -> Store {
 
 /// The server that all tests of one program share; it ends with the program.
 pub async fn server() -> &'static PrivateRedis {
-    SERVER.get_or_init(async || PrivateRedis::start().await.unwrap()).await
+    SERVER
+        .get_or_init(async || PrivateRedis::start().await.unwrap())
+        .await
 }
 
 /// Options with a prefix of their own.
 pub fn options() -> Options {
-    Options { prefix: format!("test{}:", unique()), call_timeout: LIMIT, ..Options::default() }
+    Options {
+        prefix: format!("test{}:", unique()),
+        call_timeout: LIMIT,
+        ..Options::default()
+    }
 }
 
 pub async fn redis() -> Store {
-    Arc::new(RedisStore::connect(&server().await.url(), &options()).await.unwrap())
+    Arc::new(
+        RedisStore::connect(&server().await.url(), &options())
+            .await
+            .unwrap(),
+    )
 }
 
 /// Repeats `probe` until it gives something, and says what it last saw if it never does.
@@ -89,7 +103,11 @@ impl Default for Draft {
 
 impl Draft {
     pub fn of(org: &'static str, owner: &str) -> Self {
-        Self { org, owner: owner.to_owned(), ..Self::default() }
+        Self {
+            org,
+            owner: owner.to_owned(),
+            ..Self::default()
+        }
     }
 
     /// A new session; each is newer than the one before.
@@ -121,7 +139,13 @@ impl Draft {
     pub fn create(&self) -> Create {
         let Transition { session, record, .. } = self.transition();
         let due = session.created_at.after(FAR);
-        Create { session, record, due, request: None, limits: plenty() }
+        Create {
+            session,
+            record,
+            due,
+            request: None,
+            limits: plenty(),
+        }
     }
 
     pub async fn store(&self, store: &Store) -> Session {
@@ -141,7 +165,10 @@ pub fn plenty() -> Limits {
 }
 
 pub fn request(id: &str, fingerprint: &str) -> Option<RequestId> {
-    Some(RequestId { id: id.to_owned(), fingerprint: fingerprint.to_owned() })
+    Some(RequestId {
+        id: id.to_owned(),
+        fingerprint: fingerprint.to_owned(),
+    })
 }
 
 pub fn principal(text: &str) -> PrincipalId {
@@ -159,11 +186,21 @@ pub fn nobody() -> SessionKey {
 /// A change of a session that leaves it live, as its next version.
 pub fn touch(session: &Session) -> Commit {
     let name = Some(Some(format!("v{}", session.version + 1)));
-    commit_of(machine::apply(session, &Event::Update { name, labels: None }, &Actor::System, moment()).unwrap())
+    commit_of(
+        machine::apply(
+            session,
+            &Event::Update { name, labels: None },
+            &Actor::System,
+            moment(),
+        )
+        .unwrap(),
+    )
 }
 
 pub fn close(session: &Session) -> Commit {
-    let event = Event::Close { reason: ChangeReason::CloseRequested };
+    let event = Event::Close {
+        reason: ChangeReason::CloseRequested,
+    };
     let mut commit = commit_of(machine::apply(session, &event, &Actor::System, moment()).unwrap());
     commit.due = None;
     commit
@@ -174,7 +211,10 @@ pub fn revoke(session: &Session) -> Commit {
 }
 
 pub fn revoke_one(session: &Session, id: &TokenId) -> Commit {
-    let event = Event::RevokeToken { id: id.clone(), until: moment().after(FAR) };
+    let event = Event::RevokeToken {
+        id: id.clone(),
+        until: moment().after(FAR),
+    };
     commit_of(machine::apply(session, &event, &Actor::System, moment()).unwrap())
 }
 

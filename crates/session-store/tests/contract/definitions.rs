@@ -13,7 +13,10 @@ pub(crate) async fn definitions_are_compared_and_set(store: Store) {
     assert!(matches!(put(0, "{}").await, Err(Error::Exists)));
     assert!(matches!(put(7, "{}").await, Err(Error::Conflict)));
     assert_eq!(put(1, "{\"a\": 2}").await.unwrap(), 2);
-    let stored = Definition { version: 2, json: "{\"a\": 2}".to_owned() };
+    let stored = Definition {
+        version: 2,
+        json: "{\"a\": 2}".to_owned(),
+    };
     assert_eq!(store.definition(Kind::Cluster, name).await.unwrap(), Some(stored));
 
     let delete = async |expected| store.delete_definition(Kind::Cluster, name, expected).await;
@@ -23,18 +26,34 @@ pub(crate) async fn definitions_are_compared_and_set(store: Store) {
     assert!(store.definition(Kind::Cluster, name).await.unwrap().is_none());
 
     let racers = (0..50).map(|_| store.put_definition(Kind::Cluster, "race", 0, "{}"));
-    assert_eq!(join_all(racers).await.iter().filter(|result| result.is_ok()).count(), 1);
+    assert_eq!(
+        join_all(racers)
+            .await
+            .iter()
+            .filter(|result| result.is_ok())
+            .count(),
+        1
+    );
 }
 
 pub(crate) async fn kinds_are_apart(store: Store) {
-    for (kind, name) in
-        [(Kind::Cluster, "x"), (Kind::Cluster, "y"), (Kind::Catalog, "acme/x"), (Kind::Org, "x")]
-    {
+    for (kind, name) in [
+        (Kind::Cluster, "x"),
+        (Kind::Cluster, "y"),
+        (Kind::Catalog, "acme/x"),
+        (Kind::Org, "x"),
+    ] {
         store.put_definition(kind, name, 0, name).await.unwrap();
     }
     let clusters = store.definitions(Kind::Cluster).await.unwrap();
     assert_eq!(clusters.keys().collect::<Vec<_>>(), ["x", "y"]);
-    assert_eq!(clusters["y"], Definition { version: 1, json: "y".to_owned() });
+    assert_eq!(
+        clusters["y"],
+        Definition {
+            version: 1,
+            json: "y".to_owned()
+        }
+    );
     let catalogs = store.definitions(Kind::Catalog).await.unwrap();
     assert_eq!(catalogs.keys().collect::<Vec<_>>(), ["acme/x"]);
     store.delete_definition(Kind::Org, "x", 1).await.unwrap();
@@ -43,7 +62,10 @@ pub(crate) async fn kinds_are_apart(store: Store) {
 }
 
 pub(crate) async fn a_name_has_one_holder(store: Store) {
-    let (a, b) = (Draft::default().transition().session.key(), Draft::of("x", "sa|b").transition().session.key());
+    let (a, b) = (
+        Draft::default().transition().session.key(),
+        Draft::of("x", "sa|b").transition().session.key(),
+    );
     let name = "static:10.0.0.1:15002";
     assert_eq!(store.claimed_by(name).await.unwrap(), None);
     assert_eq!(store.claim(name, &a).await.unwrap(), a);
@@ -55,7 +77,9 @@ pub(crate) async fn a_name_has_one_holder(store: Store) {
     store.unclaim(name, &a).await.unwrap();
     assert_eq!(store.claim(name, &b).await.unwrap(), b);
 
-    let racers: Vec<_> = (0..50).map(|_| Draft::default().transition().session.key()).collect();
+    let racers: Vec<_> = (0..50)
+        .map(|_| Draft::default().transition().session.key())
+        .collect();
     let holders = join_all(racers.iter().map(|racer| store.claim("race", racer))).await;
     let winner = store.claimed_by("race").await.unwrap().unwrap();
     assert!(holders.into_iter().all(|holder| holder.unwrap() == winner));

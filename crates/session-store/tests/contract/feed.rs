@@ -10,7 +10,10 @@ use std::collections::HashMap;
 use tokio::time::timeout;
 
 async fn next(feed: &mut BoxStream<'static, Feed>) -> Feed {
-    timeout(LIMIT, feed.next()).await.expect("the feed is silent").expect("the feed ended")
+    timeout(LIMIT, feed.next())
+        .await
+        .expect("the feed is silent")
+        .expect("the feed ended")
 }
 
 async fn next_change(feed: &mut BoxStream<'static, Feed>) -> Change {
@@ -33,17 +36,23 @@ pub(crate) async fn the_feed_begins_with_reset(store: Store) {
     let revoked = revoke(&old);
     let session = commit(&store, revoked.clone()).await;
     let change = next_change(&mut feed).await;
-    assert_eq!((change.key, change.record, change.token_epoch), (session.key(), revoked.record, 2));
+    assert_eq!(
+        (change.key, change.record, change.token_epoch),
+        (session.key(), revoked.record, 2)
+    );
     let created = Draft::of("local", "sa|bob").store(&store).await;
     let change = next_change(&mut feed).await;
-    assert_eq!((change.key, change.record.version, change.token_epoch), (created.key(), 1, 1));
+    assert_eq!(
+        (change.key, change.record.version, change.token_epoch),
+        (created.key(), 1, 1)
+    );
 }
 
 pub(crate) async fn every_change_is_seen_once_in_version_order(store: Store) {
     const SESSIONS: usize = 40;
     const VERSIONS: u64 = 12;
     let orgs = ["acme", "local", "a", "b", "c", "d"];
-    let mut feeds = vec![begin(&store).await, begin(&store).await];
+    let mut feeds = [begin(&store).await, begin(&store).await];
     let lives = (0..SESSIONS).map(|i| {
         let store = store.clone();
         tokio::spawn(async move {

@@ -66,21 +66,58 @@ pub(crate) async fn every_filter_selects(store: Store) {
     let live = BTreeSet::from([Status::Pending, Status::Active]);
     let queries = [
         all(),
-        ListQuery { statuses: BTreeSet::from([Status::Closed]), ..all() },
-        ListQuery { statuses: live.clone(), ..all() },
-        ListQuery { statuses: BTreeSet::from([Status::Failed]), ..all() },
-        ListQuery { owner: owner.clone(), ..all() },
-        ListQuery { owner: owner.clone(), statuses: live.clone(), ..all() },
-        ListQuery { cluster: cluster.clone(), ..all() },
-        ListQuery { team: team.clone(), ..all() },
-        ListQuery { labels: BTreeMap::from([("n".to_owned(), "3".to_owned())]), ..all() },
-        ListQuery { owner, cluster, team, statuses: live, ..all() },
-        ListQuery { owner: Some(principal("sa|nobody")), ..all() },
+        ListQuery {
+            statuses: BTreeSet::from([Status::Closed]),
+            ..all()
+        },
+        ListQuery {
+            statuses: live.clone(),
+            ..all()
+        },
+        ListQuery {
+            statuses: BTreeSet::from([Status::Failed]),
+            ..all()
+        },
+        ListQuery {
+            owner: owner.clone(),
+            ..all()
+        },
+        ListQuery {
+            owner: owner.clone(),
+            statuses: live.clone(),
+            ..all()
+        },
+        ListQuery {
+            cluster: cluster.clone(),
+            ..all()
+        },
+        ListQuery {
+            team: team.clone(),
+            ..all()
+        },
+        ListQuery {
+            labels: BTreeMap::from([("n".to_owned(), "3".to_owned())]),
+            ..all()
+        },
+        ListQuery {
+            owner,
+            cluster,
+            team,
+            statuses: live,
+            ..all()
+        },
+        ListQuery {
+            owner: Some(principal("sa|nobody")),
+            ..all()
+        },
     ];
     for query in queries {
         let expected: Vec<_> = sessions.iter().filter(|s| query.admits(s)).cloned().collect();
         assert_eq!(walk(&store, query.clone()).await, expected, "{query:?}");
-        let paged = ListQuery { page_size: 3, ..query };
+        let paged = ListQuery {
+            page_size: 3,
+            ..query
+        };
         assert_eq!(walk(&store, paged).await, expected);
     }
 }
@@ -94,12 +131,36 @@ pub(crate) async fn scope_hides_what_a_caller_may_not_see(store: Store) {
     let live = BTreeSet::from([Status::Pending, Status::Active]);
     for scope in [scope(&[]), scope(&["data"]), scope(&["data", "ml:x"])] {
         for query in [
-            ListQuery { scope: scope.clone(), ..all() },
-            ListQuery { scope: scope.clone(), owner: Some(principal("sa|user-1")), ..all() },
-            ListQuery { scope: scope.clone(), owner: Some(principal("sa|user-2")), ..all() },
-            ListQuery { scope: scope.clone(), team: Some("data".to_owned()), ..all() },
-            ListQuery { scope: scope.clone(), cluster: Some("c1".parse().unwrap()), ..all() },
-            ListQuery { scope: scope.clone(), statuses: live.clone(), page_size: 2, ..all() },
+            ListQuery {
+                scope: scope.clone(),
+                ..all()
+            },
+            ListQuery {
+                scope: scope.clone(),
+                owner: Some(principal("sa|user-1")),
+                ..all()
+            },
+            ListQuery {
+                scope: scope.clone(),
+                owner: Some(principal("sa|user-2")),
+                ..all()
+            },
+            ListQuery {
+                scope: scope.clone(),
+                team: Some("data".to_owned()),
+                ..all()
+            },
+            ListQuery {
+                scope: scope.clone(),
+                cluster: Some("c1".parse().unwrap()),
+                ..all()
+            },
+            ListQuery {
+                scope: scope.clone(),
+                statuses: live.clone(),
+                page_size: 2,
+                ..all()
+            },
         ] {
             let expected: Vec<_> = sessions
                 .iter()
@@ -116,7 +177,10 @@ pub(crate) async fn pages_continue_and_end(store: Store) {
     for _ in 0..10 {
         keys.insert(0, Draft::default().store(&store).await.id);
     }
-    let mut query = ListQuery { page_size: 4, ..all() };
+    let mut query = ListQuery {
+        page_size: 4,
+        ..all()
+    };
     let first = store.list(&query).await.unwrap();
     // What is created meanwhile is newer than where the page ended.
     let newest = Draft::default().store(&store).await.id;
@@ -125,24 +189,49 @@ pub(crate) async fn pages_continue_and_end(store: Store) {
     query.page_token = second.next;
     let third = store.list(&query).await.unwrap();
     assert!(third.next.is_none());
-    let ids: Vec<_> =
-        [first.sessions, second.sessions, third.sessions].concat().into_iter().map(|s| s.id).collect();
+    let ids: Vec<_> = [first.sessions, second.sessions, third.sessions]
+        .concat()
+        .into_iter()
+        .map(|s| s.id)
+        .collect();
     assert_eq!(ids, keys);
-    let exact = store.list(&ListQuery { page_size: 11, ..all() }).await.unwrap();
+    let exact = store
+        .list(&ListQuery {
+            page_size: 11,
+            ..all()
+        })
+        .await
+        .unwrap();
     assert_eq!(exact.sessions[0].id, newest);
-    assert!(exact.next.is_none(), "a page that ends with the last session is the last page");
-    let empty = store.list(&ListQuery { org: org("empty"), ..all() }).await.unwrap();
+    assert!(
+        exact.next.is_none(),
+        "a page that ends with the last session is the last page"
+    );
+    let empty = store
+        .list(&ListQuery {
+            org: org("empty"),
+            ..all()
+        })
+        .await
+        .unwrap();
     assert!(empty.sessions.is_empty() && empty.next.is_none());
 }
 
 pub(crate) async fn a_page_reads_a_bounded_number_of_records(store: Store) {
     let wanted = BTreeMap::from([("rare".to_owned(), "yes".to_owned())]);
-    let rare = Draft { labels: wanted.clone(), ..Draft::default() };
+    let rare = Draft {
+        labels: wanted.clone(),
+        ..Draft::default()
+    };
     let oldest = rare.store(&store).await;
     for _ in 0..PAGE_READ_LIMIT + 50 {
         Draft::default().store(&store).await;
     }
-    let mut query = ListQuery { labels: wanted, page_size: 10, ..all() };
+    let mut query = ListQuery {
+        labels: wanted,
+        page_size: 10,
+        ..all()
+    };
     let first = store.list(&query).await.unwrap();
     assert!(first.sessions.is_empty(), "short");
     assert!(first.next.is_some(), "and yet there is more");
@@ -153,9 +242,22 @@ pub(crate) async fn a_page_reads_a_bounded_number_of_records(store: Store) {
 }
 
 pub(crate) async fn page_tokens_of_others_are_refused(store: Store) {
-    for token in ["", "1.", "x", "s-01jdq8aaaaaaaaaaaaaa", "1.s-01jdq8", "2.s-01jdq8aaaaaaaaaaaaaa"] {
-        let query = ListQuery { page_token: Some(token.to_owned()), ..all() };
-        assert!(matches!(store.list(&query).await, Err(Error::BadPageToken)), "{token}");
+    for token in [
+        "",
+        "1.",
+        "x",
+        "s-01jdq8aaaaaaaaaaaaaa",
+        "1.s-01jdq8",
+        "2.s-01jdq8aaaaaaaaaaaaaa",
+    ] {
+        let query = ListQuery {
+            page_token: Some(token.to_owned()),
+            ..all()
+        };
+        assert!(
+            matches!(store.list(&query).await, Err(Error::BadPageToken)),
+            "{token}"
+        );
     }
 }
 
@@ -164,7 +266,11 @@ pub(crate) async fn clusters_list_their_live_sessions_in_order(store: Store) {
     let orgs = ["a", "a-b", "a0", "ab", "b", "acme", "local"];
     let mut expected = Vec::new();
     for i in 0..21 {
-        let draft = Draft { org: orgs[i % orgs.len()], cluster: ["c1", "c2"][i % 2], ..Draft::default() };
+        let draft = Draft {
+            org: orgs[i % orgs.len()],
+            cluster: ["c1", "c2"][i % 2],
+            ..Draft::default()
+        };
         let session = draft.store(&store).await;
         if i % 5 == 0 {
             commit(&store, close(&session)).await;
@@ -184,6 +290,15 @@ pub(crate) async fn clusters_list_their_live_sessions_in_order(store: Store) {
         found.extend(next);
     }
     assert_eq!(found, expected);
-    assert_eq!(store.live_on_cluster(&cluster, None, 100).await.unwrap(), expected);
-    assert!(store.live_on_cluster(&"none".parse().unwrap(), None, 10).await.unwrap().is_empty());
+    assert_eq!(
+        store.live_on_cluster(&cluster, None, 100).await.unwrap(),
+        expected
+    );
+    assert!(
+        store
+            .live_on_cluster(&"none".parse().unwrap(), None, 10)
+            .await
+            .unwrap()
+            .is_empty()
+    );
 }

@@ -20,7 +20,10 @@ pub(crate) async fn created_sessions_are_read_back(store: Store) {
     assert_eq!(store.events(&key).await.unwrap(), [record]);
     assert!(matches!(store.create(create).await, Err(Error::Exists)));
 
-    let stranger = session_core::SessionKey { org: org("other"), id: key.id };
+    let stranger = session_core::SessionKey {
+        org: org("other"),
+        id: key.id,
+    };
     assert!(store.get(&stranger).await.unwrap().is_none());
     assert!(store.load(&nobody()).await.unwrap().is_none());
     assert!(store.events(&nobody()).await.unwrap().is_empty());
@@ -36,7 +39,10 @@ pub(crate) async fn a_commit_needs_the_version_before(store: Store) {
     assert_eq!(store.get(&first.key()).await.unwrap(), Some(second));
 
     let unknown = Draft::default().transition().session;
-    assert!(matches!(store.commit(touch(&unknown)).await, Err(Error::NotFound)));
+    assert!(matches!(
+        store.commit(touch(&unknown)).await,
+        Err(Error::NotFound)
+    ));
 }
 
 pub(crate) async fn one_of_two_concurrent_commits_wins(store: Store) {
@@ -57,7 +63,13 @@ pub(crate) async fn history_keeps_the_last_fifty_in_order(store: Store) {
     while session.version < HISTORY as u64 + 10 {
         session = commit(&store, touch(&session)).await;
     }
-    let versions: Vec<_> = store.events(&session.key()).await.unwrap().iter().map(|e| e.version).collect();
+    let versions: Vec<_> = store
+        .events(&session.key())
+        .await
+        .unwrap()
+        .iter()
+        .map(|e| e.version)
+        .collect();
     assert_eq!(versions, (11..=HISTORY as u64 + 10).collect::<Vec<_>>());
 }
 
@@ -65,7 +77,11 @@ pub(crate) async fn history_keeps_the_last_fifty_in_order(store: Store) {
 async fn race(store: &Store, create: impl Fn(usize) -> Create) -> Vec<Result<Created, Error>> {
     join_all((0..1000).map(|i| {
         let (store, create) = (store.clone(), create(i));
-        async move { tokio::spawn(async move { store.create(create).await }).await.unwrap() }
+        async move {
+            tokio::spawn(async move { store.create(create).await })
+                .await
+                .unwrap()
+        }
     }))
     .await
 }
@@ -74,52 +90,100 @@ fn assert_exactly(limit: u32, name: &str, results: &[Result<Created, Error>]) {
     let made = results.iter().filter(|result| result.is_ok()).count();
     assert_eq!(made, limit as usize);
     for error in results.iter().filter_map(|result| result.as_ref().err()) {
-        assert!(matches!(error, Error::Quota { quota, limit: l, retry_after: None }
-            if *quota == name && *l == limit), "{error:?}");
+        assert!(
+            matches!(error, Error::Quota { quota, limit: l, retry_after: None }
+            if *quota == name && *l == limit),
+            "{error:?}"
+        );
     }
 }
 
 pub(crate) async fn live_quota_of_an_owner_is_exact(store: Store) {
-    let limits = Limits { live_sessions_per_owner: 37, ..plenty() };
-    let results = race(&store, |_| Create { limits: limits.clone(), ..Draft::default().create() }).await;
+    let limits = Limits {
+        live_sessions_per_owner: 37,
+        ..plenty()
+    };
+    let results = race(&store, |_| Create {
+        limits: limits.clone(),
+        ..Draft::default().create()
+    })
+    .await;
     assert_exactly(37, "live_sessions_per_owner", &results);
-    let other = Create { limits, ..Draft::of("acme", "sa|eve").create() };
+    let other = Create {
+        limits,
+        ..Draft::of("acme", "sa|eve").create()
+    };
     assert!(store.create(other).await.unwrap().new);
 }
 
 pub(crate) async fn live_quota_of_an_organization_is_exact(store: Store) {
-    let limits = Limits { live_sessions: 53, ..plenty() };
+    let limits = Limits {
+        live_sessions: 53,
+        ..plenty()
+    };
     let results = race(&store, |i| {
         let draft = Draft::of("acme", &format!("sa|user-{}", i % 20));
-        Create { limits: limits.clone(), ..draft.create() }
+        Create {
+            limits: limits.clone(),
+            ..draft.create()
+        }
     })
     .await;
     assert_exactly(53, "live_sessions", &results);
-    let other = Create { limits, ..Draft::of("other", "sa|user-1").create() };
+    let other = Create {
+        limits,
+        ..Draft::of("other", "sa|user-1").create()
+    };
     assert!(store.create(other).await.unwrap().new);
 }
 
 pub(crate) async fn creates_per_minute_are_limited_and_say_when_to_retry(store: Store) {
-    let limits = Limits { creates_per_minute: 3, ..plenty() };
+    let limits = Limits {
+        creates_per_minute: 3,
+        ..plenty()
+    };
     let mut made = 0;
     for _ in 0..7 {
-        match store.create(Create { limits: limits.clone(), ..Draft::default().create() }).await {
+        match store
+            .create(Create {
+                limits: limits.clone(),
+                ..Draft::default().create()
+            })
+            .await
+        {
             Ok(_) => made += 1,
-            Err(Error::Quota { quota: "creates_per_minute", limit: 3, retry_after: Some(wait) }) => {
-                assert!(wait > Duration::ZERO && wait <= Duration::from_secs(60), "{wait:?}");
+            Err(Error::Quota {
+                quota: "creates_per_minute",
+                limit: 3,
+                retry_after: Some(wait),
+            }) => {
+                assert!(
+                    wait > Duration::ZERO && wait <= Duration::from_secs(60),
+                    "{wait:?}"
+                );
             }
             Err(other) => panic!("{other:?}"),
         }
     }
     // Six if a minute of the clock began meanwhile.
     assert!(made == 3 || (4..=6).contains(&made), "{made}");
-    let other = Create { limits, ..Draft::of("acme", "sa|eve").create() };
+    let other = Create {
+        limits,
+        ..Draft::of("acme", "sa|eve").create()
+    };
     assert!(store.create(other).await.unwrap().new);
 }
 
 pub(crate) async fn ended_sessions_leave_the_quota_at_once(store: Store) {
-    let limits = Limits { live_sessions_per_owner: 1, live_sessions: 1, ..plenty() };
-    let again = || Create { limits: limits.clone(), ..Draft::default().create() };
+    let limits = Limits {
+        live_sessions_per_owner: 1,
+        live_sessions: 1,
+        ..plenty()
+    };
+    let again = || Create {
+        limits: limits.clone(),
+        ..Draft::default().create()
+    };
     let session = store.create(again()).await.unwrap().session;
     assert!(matches!(store.create(again()).await, Err(Error::Quota { .. })));
     let closed = commit(&store, close(&session)).await;
@@ -130,7 +194,11 @@ pub(crate) async fn ended_sessions_leave_the_quota_at_once(store: Store) {
 pub(crate) async fn a_repeated_create_returns_the_first_session(store: Store) {
     let with = |draft: &Draft, id: &str, fingerprint: &str| Create {
         request: request(id, fingerprint),
-        limits: Limits { live_sessions_per_owner: 2, creates_per_minute: 2, ..plenty() },
+        limits: Limits {
+            live_sessions_per_owner: 2,
+            creates_per_minute: 2,
+            ..plenty()
+        },
         ..draft.create()
     };
     let bob = Draft::default();
@@ -143,17 +211,32 @@ pub(crate) async fn a_repeated_create_returns_the_first_session(store: Store) {
         assert!(!repeat.new);
         assert_eq!(repeat.session, changed, "as stored now");
     }
-    assert!(matches!(store.create(with(&bob, "r1", "g")).await, Err(Error::RequestIdReused)));
+    assert!(matches!(
+        store.create(with(&bob, "r1", "g")).await,
+        Err(Error::RequestIdReused)
+    ));
 
     // Repeats used up no quota: there is room for one more.
     assert!(store.create(with(&bob, "r2", "f")).await.unwrap().new);
-    assert!(matches!(store.create(with(&bob, "r3", "f")).await, Err(Error::Quota { .. })));
-    assert!(!store.create(with(&bob, "r1", "f")).await.unwrap().new, "also when the quota is used up");
+    assert!(matches!(
+        store.create(with(&bob, "r3", "f")).await,
+        Err(Error::Quota { .. })
+    ));
+    assert!(
+        !store.create(with(&bob, "r1", "f")).await.unwrap().new,
+        "also when the quota is used up"
+    );
 
     // Another owner's or organization's request is another request.
     let eve = Draft::of("acme", "sa|eve");
     assert!(store.create(with(&eve, "r1", "g")).await.unwrap().new);
-    assert!(store.create(with(&Draft::of("other", "sa|bob"), "r1", "g")).await.unwrap().new);
+    assert!(
+        store
+            .create(with(&Draft::of("other", "sa|bob"), "r1", "g"))
+            .await
+            .unwrap()
+            .new
+    );
 
     // It stays the answer after the session ended.
     let closed = commit(&store, close(&changed)).await;
@@ -164,8 +247,16 @@ pub(crate) async fn a_repeated_create_returns_the_first_session(store: Store) {
 pub(crate) async fn a_hundred_repeats_at_once_make_one_session(store: Store) {
     let results = join_all((0..100).map(|_| {
         let (store, request) = (store.clone(), request("r", "f"));
-        let create = Create { request, ..Draft::default().create() };
-        async move { tokio::spawn(async move { store.create(create).await }).await.unwrap().unwrap() }
+        let create = Create {
+            request,
+            ..Draft::default().create()
+        };
+        async move {
+            tokio::spawn(async move { store.create(create).await })
+                .await
+                .unwrap()
+                .unwrap()
+        }
     }))
     .await;
     assert_eq!(results.iter().filter(|created| created.new).count(), 1);

@@ -6,13 +6,22 @@ use session_store::Error;
 use std::time::Duration;
 
 async fn ids(store: &Store, key: &session_core::SessionKey) -> Vec<TokenId> {
-    store.tokens(key).await.unwrap().into_iter().map(|token| token.id).collect()
+    store
+        .tokens(key)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|token| token.id)
+        .collect()
 }
 
 pub(crate) async fn tokens_are_recorded_and_listed_oldest_first(store: Store) {
     let session = Draft::default().store(&store).await;
     let key = session.key();
-    let (mut first, second) = (token(&store, &session, FAR).await, token(&store, &session, FAR).await);
+    let (mut first, second) = (
+        token(&store, &session, FAR).await,
+        token(&store, &session, FAR).await,
+    );
     // Expiry and ids must not decide the order.
     first.expires_at = first.expires_at.after(FAR);
     store.record_token(&key, second.clone(), 2).await.unwrap();
@@ -22,12 +31,22 @@ pub(crate) async fn tokens_are_recorded_and_listed_oldest_first(store: Store) {
     let third = token(&store, &session, FAR).await;
     let refused = store.record_token(&key, third, 2).await;
     assert!(
-        matches!(refused, Err(Error::Quota { quota: "tokens_per_session", limit: 2, retry_after: None })),
+        matches!(
+            refused,
+            Err(Error::Quota {
+                quota: "tokens_per_session",
+                limit: 2,
+                retry_after: None
+            })
+        ),
         "{refused:?}"
     );
     assert!(store.tokens(&nobody()).await.unwrap().is_empty());
     let other = token(&store, &session, FAR).await;
-    assert!(matches!(store.record_token(&nobody(), other, 2).await, Err(Error::NotFound)));
+    assert!(matches!(
+        store.record_token(&nobody(), other, 2).await,
+        Err(Error::NotFound)
+    ));
 }
 
 pub(crate) async fn expired_tokens_make_room(store: Store) {
@@ -36,7 +55,10 @@ pub(crate) async fn expired_tokens_make_room(store: Store) {
     let short = token(&store, &session, Duration::from_millis(300)).await;
     store.record_token(&key, short.clone(), 1).await.unwrap();
     let next = token(&store, &session, FAR).await;
-    eventually("an expired token makes room", async || store.record_token(&key, next.clone(), 1).await).await;
+    eventually("an expired token makes room", async || {
+        store.record_token(&key, next.clone(), 1).await
+    })
+    .await;
     assert!(store.now().await.unwrap() >= short.expires_at);
     assert_eq!(ids(&store, &key).await, [next.id]);
 
@@ -57,8 +79,15 @@ pub(crate) async fn revoked_tokens_make_room(store: Store) {
     let third = token(&store, &session, FAR).await;
     store.record_token(&key, third.clone(), 1).await.unwrap();
     let fourth = token(&store, &session, FAR).await;
-    assert!(matches!(store.record_token(&key, fourth, 1).await, Err(Error::Quota { .. })));
-    assert_eq!(ids(&store, &key).await, [first.id, second.id, third.id], "listed until they expire");
+    assert!(matches!(
+        store.record_token(&key, fourth, 1).await,
+        Err(Error::Quota { .. })
+    ));
+    assert_eq!(
+        ids(&store, &key).await,
+        [first.id, second.id, third.id],
+        "listed until they expire"
+    );
 }
 
 pub(crate) async fn tokens_are_refused_after_close_and_revocation(store: Store) {
@@ -67,9 +96,15 @@ pub(crate) async fn tokens_are_refused_after_close_and_revocation(store: Store) 
     let old = token(&store, &session, FAR).await;
     let session = commit(&store, revoke(&session)).await;
     let refused = store.record_token(&key, old, 10).await;
-    assert!(matches!(refused, Err(Error::TokenRefused("epoch"))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(Error::TokenRefused("epoch"))),
+        "{refused:?}"
+    );
     let current = token(&store, &session, FAR).await;
     commit(&store, close(&session)).await;
     let refused = store.record_token(&key, current, 10).await;
-    assert!(matches!(refused, Err(Error::TokenRefused("closed"))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(Error::TokenRefused("closed"))),
+        "{refused:?}"
+    );
 }
