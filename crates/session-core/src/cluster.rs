@@ -86,7 +86,7 @@ pub struct Cluster {
 
 /// How a cluster gets compute.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case", deny_unknown_fields)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Provider {
     /// Existing Spark Connect servers.
     Static {
@@ -94,7 +94,6 @@ pub enum Provider {
         endpoints: Vec<StaticEndpoint>,
     },
     /// One child process per session, on the manager's own machine.
-    #[serde(rename_all = "snake_case")]
     Process {
         /// The engine's program. Sail: the `sail` executable. Spark: the
         /// `SPARK_HOME` folder, started with `java` of `java_home`.

@@ -79,7 +79,7 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
 }
 
 /// Where the present comes from.
-pub trait Clock: Send + Sync + 'static {
+pub trait Clock: Send + Sync + fmt::Debug + 'static {
     /// The present.
     fn now(&self) -> Timestamp;
 }

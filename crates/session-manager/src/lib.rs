@@ -1,1 +1,280 @@
-//! placeholder
+//! `session-manager`: the life of sessions, and the only part of Berth that
+//! opens the store or drives compute.
+//!
+//! [`run`] is the whole service: tests and `main` start the same function.
+
+mod api;
+mod computes;
+pub mod config;
+mod directory;
+mod driver;
+mod feed;
+mod refuse;
+
+pub use computes::{Computes, StoreClaims};
+pub use config::Config;
+
+use anyhow::{Context, Result};
+use api::Api;
+use directory::Directory;
+use driver::Driver;
+use feed::Hub;
+use service_kit::admin::{Admin, Condition};
+use service_kit::caller::Authenticator;
+use service_kit::document::{Document, Fetched};
+use service_kit::grpc::{self, MAX_MESSAGE, ServerConfig};
+use service_kit::listen::Listener;
+use service_kit::shutdown::Shutdown;
+use service_kit::tls::{AcceptLimits, H2, Incoming};
+use session_core::{Catalog, Clock, Cluster, Org, SystemClock};
+use session_proto::internal::route_service_server::RouteServiceServer;
+use session_proto::internal::token_ledger_server::TokenLedgerServer;
+use session_proto::v1::catalog_service_server::CatalogServiceServer;
+use session_proto::v1::cluster_service_server::ClusterServiceServer;
+use session_proto::v1::org_service_server::OrgServiceServer;
+use session_proto::v1::session_service_server::SessionServiceServer;
+use session_store::SessionStore;
+use session_store::memory::MemoryStore;
+use session_store::redis::{Options, RedisStore};
+use session_token::{Jwks, Keyring, Verifier, VerifierConfig};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+/// ResolveRoute may hold as long as a hold may be configured, and a little.
+const LONGEST_INTERNAL_CALL: Duration = Duration::from_secs(16 * 60);
+/// How often the store is asked whether it is there.
+const PING: Duration = Duration::from_secs(2);
+
+/// The ports, bound.
+#[derive(Debug)]
+pub struct Listeners {
+    /// `berth.v1`.
+    pub public: Listener,
+    /// `berth.internal.v1`.
+    pub internal: Listener,
+    /// Health and metrics.
+    pub admin: TcpListener,
+}
+
+impl Listeners {
+    /// Binds what the configuration names.
+    ///
+    /// # Errors
+    /// Names the address that cannot be had.
+    pub async fn bind(config: &Config) -> Result<Self> {
+        Ok(Self {
+            public: Listener::bind(&config.listen.public, H2).await.context("listen.public")?,
+            internal: Listener::bind(&config.listen.internal, H2).await.context("listen.internal")?,
+            admin: config.admin.bind().await?,
+        })
+    }
+
+    fn ports(&self) -> impl Iterator<Item = u16> + use<> {
+        let admin = self.admin.local_addr().map(|address| address.port()).ok();
+        [self.public.local_addr().port(), self.internal.local_addr().port()].into_iter().chain(admin)
+    }
+}
+
+/// Opens the store that the configuration names.
+///
+/// # Errors
+/// When it cannot be reached, or could lose sessions.
+pub async fn open_store(config: &Config) -> Result<Arc<dyn SessionStore>> {
+    let url = config.store.url.expose();
+    if url == "memory://" {
+        return Ok(Arc::new(MemoryStore::new(Arc::new(SystemClock))));
+    }
+    let options = Options {
+        prefix: config.store.key_prefix.clone(),
+        call_timeout: config.store.call_timeout,
+        allow_eviction: config.store.allow_eviction,
+    };
+    let store = RedisStore::connect(url, &options).await.context("store.url")?;
+    Ok(Arc::new(store))
+}
+
+/// Makes the providers that the configuration allows.
+///
+/// # Errors
+/// When one cannot work here.
+pub fn make_computes(
+    config: &Config,
+    store: &Arc<dyn SessionStore>,
+    own_ports: impl IntoIterator<Item = u16>,
+) -> Result<Computes> {
+    let allow = config.allow_list(own_ports).map_err(anyhow::Error::msg).context("compute.static.allow")?;
+    let fixed = compute::StaticProvider::new(
+        compute::StaticConfig { allow: Arc::new(allow), tls: None },
+        Arc::new(StoreClaims(Arc::clone(store))),
+    );
+    let process = match config.compute.process_config() {
+        None => None,
+        Some(settings) => {
+            let provider = compute::ProcessProvider::new(settings).context("compute.process")?;
+            Some(Arc::new(provider) as Arc<dyn compute::ComputeProvider>)
+        }
+    };
+    Ok(Computes::new(Arc::new(fixed), process))
+}
+
+/// Runs the service until `shutdown` says to stop.
+///
+/// # Errors
+/// When it cannot start, or one of its tasks crashed.
+pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Result<()> {
+    let store = open_store(&config).await?;
+    let computes = make_computes(&config, &store, listeners.ports())?;
+    run_with(config, listeners, shutdown, store, computes).await
+}
+
+/// [`run`] on a store and compute that the caller made: tests hold both.
+///
+/// # Errors
+/// When it cannot start, or one of its tasks crashed.
+pub async fn run_with(
+    config: Config,
+    listeners: Listeners,
+    shutdown: Shutdown,
+    store: Arc<dyn SessionStore>,
+    computes: Computes,
+) -> Result<()> {
+    let admin = Admin::new(service_kit::build_info!());
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let directory = Directory::new(Arc::clone(&store));
+    follow_configuration(&config, &directory).await?;
+
+    let (driver, kicked) = Driver::new(Arc::clone(&store), directory.clone(), computes.clone());
+    let hub = Arc::new(Hub::new());
+    let keyring = Arc::new(Keyring::empty());
+    let keys = key_document(&config, Arc::clone(&keyring), Arc::clone(&clock), admin.readiness.condition("token keys"))?;
+    let api = Arc::new(Api {
+        store: Arc::clone(&store),
+        directory,
+        driver: Arc::clone(&driver),
+        hub: Arc::clone(&hub),
+        authenticator: Authenticator::new(&config.service_accounts),
+        verifier: Verifier::new(VerifierConfig::new(&config.tokens.issuer, &config.tokens.audience)),
+        keyring,
+        keys: Arc::clone(&keys),
+        clock,
+        computes,
+        compute_config: config.compute.clone(),
+    });
+
+    let stop = shutdown.stopping();
+    shutdown.spawn(keys.keep_fresh(stop.clone()));
+    shutdown.spawn(ping(Arc::clone(&store), admin.readiness.condition("state store"), stop.clone()));
+    let ended = |name: &'static str| tracing::debug!(name, "task ended");
+    shutdown.spawn_critical("change feed", {
+        let stop = stop.clone();
+        async move {
+            hub.run(store, stop).await;
+            ended("change feed");
+            anyhow::Ok(())
+        }
+    });
+    shutdown.spawn_critical("driver", {
+        let stop = stop.clone();
+        async move {
+            driver.run(kicked, stop).await;
+            ended("driver");
+            anyhow::Ok(())
+        }
+    });
+    serve(&shutdown, &admin, listeners, &api)?;
+    tracing::info!("session-manager is up");
+    shutdown.finish(config.drain).await?;
+    Ok(())
+}
+
+async fn follow_configuration(config: &Config, directory: &Directory) -> Result<()> {
+    let clusters: Vec<Cluster> = config
+        .clusters
+        .iter()
+        .map(|cluster| cluster.define().map_err(anyhow::Error::msg))
+        .collect::<Result<_>>()
+        .context("clusters")?;
+    let catalogs: Vec<Catalog> = config.catalogs.iter().map(config::CatalogConfig::define).collect();
+    let orgs: Vec<Org> = config.orgs.iter().map(config::OrgConfig::define).collect();
+    directory.sync(&clusters).await?;
+    directory.sync(&catalogs).await?;
+    directory.sync(&orgs).await
+}
+
+fn key_document(
+    config: &Config,
+    keyring: Arc<Keyring>,
+    clock: Arc<dyn Clock>,
+    ready: Condition,
+) -> Result<Arc<Document>> {
+    Document::new(&config.tokens.keys, move |fetched| {
+        match fetched {
+            Fetched::New(text) => {
+                let keys = Jwks::from_json(text)?;
+                anyhow::ensure!(!keys.is_empty(), "it holds no key that signs session tokens");
+                keyring.replace(&keys, clock.now());
+            }
+            Fetched::Same => keyring.confirm(clock.now()),
+        }
+        ready.set(true);
+        Ok(())
+    })
+    .context("tokens.keys")
+}
+
+async fn ping(store: Arc<dyn SessionStore>, there: Condition, stop: tokio_util::sync::CancellationToken) {
+    loop {
+        there.set(store.ping().await.is_ok());
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(PING) => {}
+        }
+    }
+}
+
+fn serve(shutdown: &Shutdown, admin: &Admin, listeners: Listeners, api: &Arc<Api>) -> Result<()> {
+    let stop = shutdown.stopping();
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(session_proto::PUBLIC_DESCRIPTORS)
+        .build_v1()
+        .context("server reflection")?;
+    let public = grpc::server(&ServerConfig { timeout: Duration::from_secs(90), ..ServerConfig::default() })
+        .add_service(grpc::health(&admin.readiness, stop.clone()))
+        .add_service(reflection)
+        .add_service(
+            SessionServiceServer::new(api::sessions::Sessions(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
+        )
+        .add_service(
+            ClusterServiceServer::new(api::clusters::Clusters(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
+        )
+        .add_service(
+            CatalogServiceServer::new(api::catalogs::Catalogs(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
+        )
+        .add_service(OrgServiceServer::new(api::orgs::Orgs(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE));
+    let internal = grpc::server(&ServerConfig { timeout: LONGEST_INTERNAL_CALL, ..ServerConfig::default() })
+        .add_service(grpc::health(&admin.readiness, stop.clone()))
+        .add_service(
+            RouteServiceServer::new(api::routes::Routes(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
+        )
+        .add_service(
+            TokenLedgerServer::new(api::ledger::Ledger(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
+        );
+    for (name, server, listener) in
+        [("public API", public, listeners.public), ("internal API", internal, listeners.internal)]
+    {
+        let incoming = Incoming::new(listener, AcceptLimits::default(), stop.clone());
+        let stop = stop.clone();
+        shutdown.spawn_critical(name, async move {
+            server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await
+        });
+    }
+    let admin = admin.clone();
+    let forced = shutdown.forced();
+    tokio::spawn(async move {
+        if let Err(error) = admin.serve(listeners.admin, forced).await {
+            tracing::error!(%error, "the admin port ended");
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! CatalogService: org admins define named pointers to data.
+
+use super::{Api, not_yet};
+use session_core::access;
+use session_core::{Catalog, CatalogName, Principal};
+use session_proto::convert::{self, parse};
+use session_proto::error::Refused;
+use session_proto::v1::{self, catalog_service_server::CatalogService};
+use std::sync::Arc;
+use tonic::{Request, Response, Status};
+
+/// Serves `berth.v1.CatalogService`.
+#[derive(Debug, Clone)]
+pub(crate) struct Catalogs(pub(crate) Arc<Api>);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl CatalogService for Catalogs {
+    async fn create_catalog(
+        &self,
+        request: Request<v1::CreateCatalogRequest>,
+    ) -> Answer<v1::CreateCatalogResponse> {
+        let who = self.0.caller(request.metadata())?;
+        let catalog = checked(&who, request.into_inner().catalog)?;
+        let catalog = self.0.directory.create(catalog).await?;
+        tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog created");
+        Ok(Response::new(v1::CreateCatalogResponse { catalog: Some(convert::catalog(&catalog)) }))
+    }
+
+    async fn describe_catalog(
+        &self,
+        request: Request<v1::DescribeCatalogRequest>,
+    ) -> Answer<v1::DescribeCatalogResponse> {
+        let who = self.0.caller(request.metadata())?;
+        let catalog = self.find(&who, &request.into_inner().name).await?;
+        Ok(Response::new(v1::DescribeCatalogResponse { catalog: Some(convert::catalog(&catalog)) }))
+    }
+
+    async fn list_catalogs(
+        &self,
+        request: Request<v1::ListCatalogsRequest>,
+    ) -> Answer<v1::ListCatalogsResponse> {
+        let who = self.0.caller(request.metadata())?;
+        let all = self.0.directory.all::<Catalog>().await.map_err(crate::refuse::store)?;
+        let catalogs =
+            all.iter().filter(|catalog| access::use_catalog(&who, catalog)).map(convert::catalog).collect();
+        Ok(Response::new(v1::ListCatalogsResponse { catalogs }))
+    }
+
+    async fn update_catalog(
+        &self,
+        request: Request<v1::UpdateCatalogRequest>,
+    ) -> Answer<v1::UpdateCatalogResponse> {
+        let who = self.0.caller(request.metadata())?;
+        let catalog = checked(&who, request.into_inner().catalog)?;
+        self.find_writable(&who, catalog.name.as_str()).await?;
+        let catalog = self.0.directory.replace(catalog).await?;
+        tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog updated");
+        Ok(Response::new(v1::UpdateCatalogResponse { catalog: Some(convert::catalog(&catalog)) }))
+    }
+
+    async fn delete_catalog(
+        &self,
+        request: Request<v1::DeleteCatalogRequest>,
+    ) -> Answer<v1::DeleteCatalogResponse> {
+        let who = self.0.caller(request.metadata())?;
+        let catalog = self.find_writable(&who, &request.into_inner().name).await?;
+        self.0.directory.delete(&catalog).await?;
+        tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog deleted");
+        Ok(Response::new(v1::DeleteCatalogResponse {}))
+    }
+
+    async fn test_catalog(&self, request: Request<v1::TestCatalogRequest>) -> Answer<v1::TestCatalogResponse> {
+        self.0.caller(request.metadata())?;
+        not_yet("TestCatalog")
+    }
+}
+
+impl Catalogs {
+    async fn find(&self, who: &Principal, name: &str) -> Result<Catalog, Refused> {
+        let name: CatalogName = parse("name", name)?;
+        let catalog = self.0.directory.catalog(&who.org, &name).await.map_err(crate::refuse::store)?;
+        catalog.filter(|catalog| access::use_catalog(who, catalog)).ok_or_else(Refused::not_authorized)
+    }
+
+    async fn find_writable(&self, who: &Principal, name: &str) -> Result<Catalog, Refused> {
+        let catalog = self.find(who, name).await?;
+        if !access::write_catalogs(who, &catalog.org) {
+            return Err(Refused::not_authorized());
+        }
+        if catalog.managed_by_config {
+            return Err(super::managed_by_config("catalog", name));
+        }
+        Ok(catalog)
+    }
+}
+
+fn checked(who: &Principal, wire: Option<v1::Catalog>) -> Result<Catalog, Refused> {
+    let mut wire = wire.ok_or_else(|| Refused::field("catalog", "is missing"))?;
+    if wire.org.is_empty() {
+        wire.org = who.org.to_string();
+    }
+    let catalog = convert::from_catalog(wire)?;
+    if !access::write_catalogs(who, &catalog.org) {
+        return Err(Refused::not_authorized());
+    }
+    compute::validate_catalog(&catalog).map_err(|problem| Refused::field("properties", problem))?;
+    Ok(catalog)
+}

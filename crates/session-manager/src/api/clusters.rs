@@ -1,0 +1,169 @@
+//! ClusterService: platform admins define where compute runs; everybody sees
+//! the names they may use.
+
+use super::Api;
+use session_core::access;
+use session_core::machine::Event;
+use session_core::{Actor, ChangeReason, Cluster, ClusterName, ClusterStatus, Principal, Reason};
+use session_proto::convert::{self, parse};
+use session_proto::error::Refused;
+use session_proto::v1::{self, cluster_service_server::ClusterService};
+use std::sync::Arc;
+use tonic::{Request, Response, Status};
+
+/// Serves `berth.v1.ClusterService`.
+#[derive(Debug, Clone)]
+pub(crate) struct Clusters(pub(crate) Arc<Api>);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl ClusterService for Clusters {
+    async fn create_cluster(
+        &self,
+        request: Request<v1::CreateClusterRequest>,
+    ) -> Answer<v1::CreateClusterResponse> {
+        let who = self.writer(&request)?;
+        let cluster = self.checked(request.into_inner().cluster)?;
+        let cluster = match self.0.directory.cluster(&cluster.name).await.map_err(crate::refuse::store)? {
+            // A destroyed cluster's name may be used again.
+            Some(old) if old.status == ClusterStatus::Destroyed => {
+                self.0.directory.replace(Cluster { version: old.version, ..cluster }).await?
+            }
+            Some(_) | None => self.0.directory.create(cluster).await?,
+        };
+        tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster created");
+        Ok(Response::new(v1::CreateClusterResponse { cluster: Some(convert::cluster(&cluster, true)) }))
+    }
+
+    async fn describe_cluster(
+        &self,
+        request: Request<v1::DescribeClusterRequest>,
+    ) -> Answer<v1::DescribeClusterResponse> {
+        let who = self.0.caller(request.metadata())?;
+        let cluster = self.find(&who, &request.into_inner().name).await?;
+        let shown = convert::cluster(&cluster, access::write_platform(&who));
+        Ok(Response::new(v1::DescribeClusterResponse { cluster: Some(shown) }))
+    }
+
+    async fn list_clusters(
+        &self,
+        request: Request<v1::ListClustersRequest>,
+    ) -> Answer<v1::ListClustersResponse> {
+        let who = self.0.caller(request.metadata())?;
+        let all = self.0.directory.all::<Cluster>().await.map_err(crate::refuse::store)?;
+        let clusters = all
+            .iter()
+            .filter(|cluster| access::use_cluster(&who, cluster))
+            .map(|cluster| convert::cluster(cluster, access::write_platform(&who)))
+            .collect();
+        Ok(Response::new(v1::ListClustersResponse { clusters }))
+    }
+
+    async fn update_cluster(
+        &self,
+        request: Request<v1::UpdateClusterRequest>,
+    ) -> Answer<v1::UpdateClusterResponse> {
+        let who = self.writer(&request)?;
+        let cluster = self.checked(request.into_inner().cluster)?;
+        let old = self.find_writable(&who, cluster.name.as_str()).await?;
+        let provider_kind = |cluster: &Cluster| std::mem::discriminant(&cluster.provider);
+        if (old.engine, provider_kind(&old)) != (cluster.engine, provider_kind(&cluster)) {
+            return Err(Refused::field("cluster", "engine and provider cannot change: create another cluster").into());
+        }
+        let cluster = self.0.directory.replace(Cluster { status: old.status, ..cluster }).await?;
+        tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster updated");
+        Ok(Response::new(v1::UpdateClusterResponse { cluster: Some(convert::cluster(&cluster, true)) }))
+    }
+
+    async fn drain_cluster(
+        &self,
+        request: Request<v1::DrainClusterRequest>,
+    ) -> Answer<v1::DrainClusterResponse> {
+        let who = self.writer(&request)?;
+        let cluster = self.find_writable(&who, &request.into_inner().name).await?;
+        let cluster = self.set_status(cluster, ClusterStatus::Draining).await?;
+        tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster draining");
+        Ok(Response::new(v1::DrainClusterResponse { cluster: Some(convert::cluster(&cluster, true)) }))
+    }
+
+    async fn delete_cluster(
+        &self,
+        request: Request<v1::DeleteClusterRequest>,
+    ) -> Answer<v1::DeleteClusterResponse> {
+        let who = self.writer(&request)?;
+        let request = request.into_inner();
+        let cluster = self.find_writable(&who, &request.name).await?;
+        // No new session may slip in between the look and the end.
+        let cluster = self.set_status(cluster, ClusterStatus::Draining).await?;
+        if request.force {
+            self.close_all(&who, &cluster).await?;
+        } else if self.0.driver.has_sessions(&cluster).await? {
+            return Err(Refused::new(
+                Reason::ClusterNotActive,
+                format!("Sessions still run on {}. It takes no new ones now; wait, or repeat with force.", cluster.name),
+            )
+            .into());
+        }
+        // The definition stays, as destroyed, so that what is left of compute
+        // can still be given back.
+        let cluster = self.set_status(cluster, ClusterStatus::Destroyed).await?;
+        tracing::info!(cluster = %cluster.name, actor = %who.id, force = request.force, "cluster destroyed");
+        Ok(Response::new(v1::DeleteClusterResponse {}))
+    }
+}
+
+impl Clusters {
+    fn writer<T>(&self, request: &Request<T>) -> Result<Principal, Refused> {
+        let who = self.0.caller(request.metadata())?;
+        if access::write_platform(&who) { Ok(who) } else { Err(Refused::not_authorized()) }
+    }
+
+    /// Everything that can be known to be wrong is said before it is stored.
+    fn checked(&self, wire: Option<v1::Cluster>) -> Result<Cluster, Refused> {
+        let cluster = convert::from_cluster(wire.ok_or_else(|| Refused::field("cluster", "is missing"))?)?;
+        self.0.compute_config.check_cluster(&cluster).map_err(|problem| Refused::field("cluster", problem))?;
+        Ok(cluster)
+    }
+
+    async fn find(&self, who: &Principal, name: &str) -> Result<Cluster, Refused> {
+        let name: ClusterName = parse("name", name)?;
+        let cluster = self.0.directory.cluster(&name).await.map_err(crate::refuse::store)?;
+        cluster.filter(|cluster| access::use_cluster(who, cluster)).ok_or_else(Refused::not_authorized)
+    }
+
+    async fn find_writable(&self, who: &Principal, name: &str) -> Result<Cluster, Refused> {
+        let cluster = self.find(who, name).await?;
+        if cluster.managed_by_config {
+            return Err(super::managed_by_config("cluster", name));
+        }
+        Ok(cluster)
+    }
+
+    async fn set_status(&self, cluster: Cluster, status: ClusterStatus) -> Result<Cluster, Refused> {
+        if cluster.status == status {
+            return Ok(cluster);
+        }
+        self.0.directory.replace(Cluster { status, ..cluster }).await
+    }
+
+    async fn close_all(&self, who: &Principal, cluster: &Cluster) -> Result<(), Refused> {
+        let close = Event::Close { reason: ChangeReason::ClusterDestroyed };
+        let actor = Actor::Principal(who.id.clone());
+        let mut after = None;
+        loop {
+            let keys = self
+                .0
+                .store
+                .live_on_cluster(&cluster.name, after.as_ref(), 256)
+                .await
+                .map_err(crate::refuse::store)?;
+            let Some(last) = keys.last().cloned() else { return Ok(()) };
+            after = Some(last);
+            for key in keys {
+                self.0.driver.ask(&key, &close, &actor, |_| Ok(())).await?;
+                self.0.driver.kick(key);
+            }
+        }
+    }
+}

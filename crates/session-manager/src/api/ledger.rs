@@ -1,0 +1,133 @@
+//! TokenLedger: who may have a token, and which tokens there are.
+
+use super::Api;
+use session_core::access::SessionAction;
+use session_core::machine::Event;
+use session_core::{Actor, Principal, Session, TokenId, access};
+use session_proto::convert::{from_timestamp, parse, timestamp};
+use session_proto::error::Refused;
+use session_proto::internal as wire;
+use session_proto::internal::token_ledger_server::TokenLedger;
+use session_store::TokenRecord;
+use std::sync::Arc;
+use tonic::{Request, Response, Status};
+
+/// Serves `berth.internal.v1.TokenLedger`.
+#[derive(Debug, Clone)]
+pub(crate) struct Ledger(pub(crate) Arc<Api>);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl TokenLedger for Ledger {
+    async fn authorize_issue(
+        &self,
+        request: Request<wire::AuthorizeIssueRequest>,
+    ) -> Answer<wire::AuthorizeIssueResponse> {
+        let who = self.0.caller(request.metadata())?;
+        let session = self.connectable(&who, &request.into_inner().session_id).await?;
+        Ok(Response::new(wire::AuthorizeIssueResponse {
+            org: session.org.to_string(),
+            subject: who.id.to_string(),
+            token_epoch: session.token_epoch,
+            session_expires_at: Some(timestamp(session.expires_at)),
+        }))
+    }
+
+    async fn record_token(
+        &self,
+        request: Request<wire::RecordTokenRequest>,
+    ) -> Answer<wire::RecordTokenResponse> {
+        let who = self.0.caller(request.metadata())?;
+        let request = request.into_inner();
+        let session = self.connectable(&who, &request.session_id).await?;
+        let token = request.token.ok_or_else(|| Refused::field("token", "is missing"))?;
+        let moment = |field, at: Option<prost_types::Timestamp>| {
+            at.as_ref().map(from_timestamp).ok_or_else(|| Refused::field(field, "is missing"))
+        };
+        let record = TokenRecord {
+            id: parse("token.token_id", &token.token_id)?,
+            key_id: token.key_id,
+            subject: who.id.clone(),
+            epoch: token.token_epoch,
+            issued_at: moment("token.issued_at", token.issued_at)?,
+            expires_at: moment("token.expires_at", token.expires_at)?,
+        };
+        let limits = self.0.directory.org(&who.org).await.map_err(crate::refuse::store)?.limits;
+        let id = record.id.clone();
+        self.0
+            .store
+            .record_token(&session.key(), record, limits.tokens_per_session)
+            .await
+            .map_err(crate::refuse::store)?;
+        tracing::info!(session = %session.id, org = %session.org, token = %id, actor = %who.id, "token recorded");
+        Ok(Response::new(wire::RecordTokenResponse {}))
+    }
+
+    async fn list_tokens(&self, request: Request<wire::ListTokensRequest>) -> Answer<wire::ListTokensResponse> {
+        let who = self.0.caller(request.metadata())?;
+        let id = request.into_inner().session_id;
+        let (session, _) = self.0.session_for(&who, &id, SessionAction::Connect).await?;
+        let tokens = self.0.store.tokens(&session.key()).await.map_err(crate::refuse::store)?;
+        let tokens = tokens
+            .into_iter()
+            .map(|token| wire::LedgerToken {
+                revoked: token.epoch < session.token_epoch || session.revoked_tokens.contains_key(&token.id),
+                token_id: token.id.to_string(),
+                key_id: token.key_id,
+                subject: token.subject.to_string(),
+                token_epoch: token.epoch,
+                issued_at: Some(timestamp(token.issued_at)),
+                expires_at: Some(timestamp(token.expires_at)),
+                first_used_at: None,
+                last_used_at: None,
+            })
+            .collect();
+        Ok(Response::new(wire::ListTokensResponse { tokens }))
+    }
+
+    async fn revoke(&self, request: Request<wire::RevokeRequest>) -> Answer<wire::RevokeResponse> {
+        let who = self.0.caller(request.metadata())?;
+        let request = request.into_inner();
+        let id: TokenId = parse("token_id", &request.token_id)?;
+        let (session, _) = self.0.session_for(&who, &request.session_id, SessionAction::Connect).await?;
+        let tokens = self.0.store.tokens(&session.key()).await.map_err(crate::refuse::store)?;
+        // A token that is not listed has expired, or never was of this session.
+        if let Some(token) = tokens.iter().find(|token| token.id == id) {
+            let until = token.expires_at.after(self.0.verifier.config().afterlife());
+            self.change(&who, &session, Event::RevokeToken { id, until }).await?;
+        }
+        Ok(Response::new(wire::RevokeResponse {}))
+    }
+
+    async fn revoke_all(&self, request: Request<wire::RevokeAllRequest>) -> Answer<wire::RevokeAllResponse> {
+        let who = self.0.caller(request.metadata())?;
+        let id = request.into_inner().session_id;
+        let (session, _) = self.0.session_for(&who, &id, SessionAction::Connect).await?;
+        let session = self.change(&who, &session, Event::RevokeTokens).await?;
+        Ok(Response::new(wire::RevokeAllResponse { token_epoch: session.token_epoch }))
+    }
+}
+
+impl Ledger {
+    /// A live session that the caller may act as.
+    async fn connectable(&self, who: &Principal, id: &str) -> Result<Session, Refused> {
+        let (session, _) = self.0.session_for(who, id, SessionAction::Connect).await?;
+        if session.status().is_terminal() {
+            return Err(crate::refuse::ended(&session));
+        }
+        Ok(session)
+    }
+
+    async fn change(&self, who: &Principal, session: &Session, event: Event) -> Result<Session, Refused> {
+        let may = |session: &Session| {
+            if access::on_session(who, SessionAction::Connect, session) {
+                Ok(())
+            } else {
+                Err(Refused::not_authorized())
+            }
+        };
+        let actor = Actor::Principal(who.id.clone());
+        Ok(self.0.driver.ask(&session.key(), &event, &actor, may).await?.0)
+    }
+}

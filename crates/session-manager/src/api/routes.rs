@@ -1,0 +1,228 @@
+//! RouteService: tells spark-proxy where a session's compute answers, and
+//! what changed.
+
+use super::{Api, not_yet};
+use futures::stream::BoxStream;
+use futures::{StreamExt, stream};
+use session_core::machine::Event;
+use session_core::{Actor, Reason, Session, SessionKey, Status as SessionStatus};
+use session_proto::convert::{maybe_duration, timestamp};
+use session_proto::error::Refused;
+use session_proto::internal as wire;
+use session_proto::internal::route_service_server::RouteService;
+use session_store::{Change, Feed};
+use session_token::{Claims, Grace, TokenErrorKind};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::broadcast;
+use tonic::{Request, Response, Status};
+
+/// No resolve waits longer, whatever it asks for.
+const LONGEST_WAIT: Duration = Duration::from_secs(15 * 60);
+/// A waiting resolve reads the record this often even when it hears nothing.
+const REREAD: Duration = Duration::from_secs(2);
+
+/// Serves `berth.internal.v1.RouteService`.
+#[derive(Debug, Clone)]
+pub(crate) struct Routes(pub(crate) Arc<Api>);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl RouteService for Routes {
+    async fn resolve_route(
+        &self,
+        request: Request<wire::ResolveRouteRequest>,
+    ) -> Answer<wire::ResolveRouteResponse> {
+        let request = request.into_inner();
+        let wait = maybe_duration("wait", request.wait.as_ref())?.unwrap_or_default().min(LONGEST_WAIT);
+        let claims = self.verified(&request.session_token).await?;
+        let key = SessionKey { org: claims.org.clone(), id: claims.sid.clone() };
+        let until = tokio::time::Instant::now() + wait;
+        let epoch = self.0.store.epoch().await.map_err(crate::refuse::store)?;
+        loop {
+            let waiter = self.0.hub.wait_for(&key);
+            let changed = waiter.changed();
+            let session = self.0.store.get(&key).await.map_err(crate::refuse::store)?;
+            let Some(session) = session else {
+                return Ok(Response::new(unknown(&key, epoch)));
+            };
+            check_not_revoked(&claims, &session)?;
+            let settled = match session.status() {
+                SessionStatus::Active | SessionStatus::Closed | SessionStatus::Failed => true,
+                SessionStatus::Idle => !request.wake,
+                SessionStatus::Pending => false,
+            };
+            if settled || tokio::time::Instant::now() >= until {
+                let route = self.route(&session, epoch).await?;
+                return Ok(Response::new(wire::ResolveRouteResponse { route: Some(route) }));
+            }
+            if session.status() == SessionStatus::Idle && self.wake(&key, &claims).await? {
+                continue;
+            }
+            let _ = tokio::time::timeout_at(until.min(tokio::time::Instant::now() + REREAD), changed).await;
+        }
+    }
+
+    type WatchRoutesStream = BoxStream<'static, Result<wire::WatchRoutesResponse, Status>>;
+
+    async fn watch_routes(
+        &self,
+        _request: Request<wire::WatchRoutesRequest>,
+    ) -> Answer<Self::WatchRoutesStream> {
+        // Subscribe first: what changes while the epoch is read is not missed.
+        let changes = self.0.hub.subscribe();
+        let epoch = self.0.store.epoch().await.map_err(crate::refuse::store)?;
+        let stream = stream::once(async move { Ok(reset(epoch)) })
+            .chain(stream::unfold(changes, move |mut changes| async move {
+                let update = match changes.recv().await {
+                    Ok(Feed::Change(change)) => route_change(&change, epoch),
+                    Ok(Feed::Reset) | Err(broadcast::error::RecvError::Lagged(_)) => reset(epoch),
+                    Err(broadcast::error::RecvError::Closed) => return None,
+                };
+                Some((Ok(update), changes))
+            }))
+            .boxed();
+        Ok(Response::new(stream))
+    }
+
+    async fn report_activity(
+        &self,
+        _request: Request<wire::ReportActivityRequest>,
+    ) -> Answer<wire::ReportActivityResponse> {
+        not_yet("ReportActivity")
+    }
+
+    async fn bind_spark_session(
+        &self,
+        _request: Request<wire::BindSparkSessionRequest>,
+    ) -> Answer<wire::BindSparkSessionResponse> {
+        not_yet("BindSparkSession")
+    }
+}
+
+impl Routes {
+    /// The manager does not take the proxy's word for a token. Expiry is the
+    /// proxy's to judge by method; here a token in its longest grace passes.
+    async fn verified(&self, token: &str) -> Result<Claims, Refused> {
+        let verify = || self.0.verifier.verify(token, &self.0.keyring, self.0.clock.now(), Grace::Reattach);
+        let mut outcome = verify();
+        if matches!(&outcome, Err(error) if error.kind() == TokenErrorKind::UnknownKid) {
+            match self.0.keys.fetch_again().await {
+                Ok(_) => outcome = verify(),
+                Err(error) => tracing::warn!(error = format!("{error:#}"), "the token keys cannot be fetched"),
+            }
+        }
+        match outcome {
+            Ok(verified) => Ok(verified.claims),
+            Err(_) if self.0.keyring.is_empty() => Err(Refused::new(
+                Reason::ControlPlaneUnavailable,
+                "Berth has no keys to check tokens with yet. Try again shortly.",
+            )),
+            Err(error) => Err(Refused::new(error.reason(), error.client_text())),
+        }
+    }
+
+    /// Wakes an idle session; false while it must wait after a failed warm-up.
+    async fn wake(&self, key: &SessionKey, claims: &Claims) -> Result<bool, Refused> {
+        let actor = Actor::Principal(claims.sub.clone());
+        match self.0.driver.ask(key, &Event::Wake, &actor, |_| Ok(())).await {
+            Ok(_) => {
+                self.0.driver.kick(key.clone());
+                Ok(true)
+            }
+            Err(refused) if refused.reason == Reason::SessionWarming => Ok(false),
+            // It ended meanwhile: the next read tells.
+            Err(refused) if matches!(refused.reason, Reason::SessionClosed | Reason::SessionFailed) => Ok(true),
+            Err(refused) => Err(refused),
+        }
+    }
+
+    async fn route(&self, session: &Session, epoch: u64) -> Result<wire::Route, Refused> {
+        let org = self.0.directory.org(&session.org).await.map_err(crate::refuse::store)?;
+        let backend = session.state.published_route().map(|route| wire::Backend {
+            endpoint: route.endpoint.clone(),
+            tls_server_name: route.tls_server_name.clone().unwrap_or_default(),
+            credential: route.credential.as_ref().map(|secret| secret.expose().to_owned()).unwrap_or_default(),
+            engine: route.engine.to_string(),
+            dedicated: route.dedicated,
+        });
+        Ok(wire::Route {
+            session_id: session.id.to_string(),
+            org: session.org.to_string(),
+            status: status(session.status()).into(),
+            status_message: told(session),
+            store_epoch: epoch,
+            version: session.version,
+            generation: session.generation,
+            token_epoch: session.token_epoch,
+            revoked_tokens: session
+                .revoked_tokens
+                .iter()
+                .map(|(id, until)| wire::RevokedToken { token_id: id.to_string(), until: Some(timestamp(*until)) })
+                .collect(),
+            backend,
+            owner: session.owner.to_string(),
+            org_disabled: org.disabled,
+            user_id: session.id.to_string(),
+            bindings: Vec::new(),
+            expires_at: Some(timestamp(session.expires_at)),
+            default_catalog: None,
+        })
+    }
+}
+
+fn told(session: &Session) -> String {
+    if session.status_message.is_empty() { session.reason.to_string() } else { session.status_message.clone() }
+}
+
+fn check_not_revoked(claims: &Claims, session: &Session) -> Result<(), Refused> {
+    if claims.epoch < session.token_epoch || session.revoked_tokens.contains_key(&claims.jti) {
+        return Err(Refused::new(
+            Reason::TokenRevoked,
+            format!("The token was revoked. Generate a new one: `berth token {}`.", session.id),
+        ));
+    }
+    Ok(())
+}
+
+const fn status(status: SessionStatus) -> wire::RouteStatus {
+    match status {
+        SessionStatus::Pending => wire::RouteStatus::Pending,
+        SessionStatus::Active => wire::RouteStatus::Active,
+        SessionStatus::Idle => wire::RouteStatus::Idle,
+        SessionStatus::Closed => wire::RouteStatus::Closed,
+        SessionStatus::Failed => wire::RouteStatus::Failed,
+    }
+}
+
+/// To a good token an unknown session is one that was closed and forgotten.
+fn unknown(key: &SessionKey, epoch: u64) -> wire::ResolveRouteResponse {
+    wire::ResolveRouteResponse {
+        route: Some(wire::Route {
+            session_id: key.id.to_string(),
+            org: key.org.to_string(),
+            status: wire::RouteStatus::Closed.into(),
+            store_epoch: epoch,
+            ..wire::Route::default()
+        }),
+    }
+}
+
+fn reset(store_epoch: u64) -> wire::WatchRoutesResponse {
+    let update = wire::watch_routes_response::Update::Reset(wire::RouteReset { store_epoch });
+    wire::WatchRoutesResponse { update: Some(update) }
+}
+
+fn route_change(change: &Change, store_epoch: u64) -> wire::WatchRoutesResponse {
+    let update = wire::watch_routes_response::Update::Change(wire::RouteChange {
+        session_id: change.key.id.to_string(),
+        store_epoch,
+        version: change.record.version,
+        status: status(change.record.to).into(),
+        generation: change.record.generation,
+        token_epoch: change.token_epoch,
+        reason: change.record.reason.to_string(),
+    });
+    wire::WatchRoutesResponse { update: Some(update) }
+}

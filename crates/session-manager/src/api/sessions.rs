@@ -1,0 +1,382 @@
+//! SessionService: create, read, change and close sessions.
+
+use super::{Api, not_yet};
+use futures::stream::BoxStream;
+use session_core::access::{self, SessionAction};
+use session_core::machine::{Event, NewSession};
+use session_core::policy::PolicyRequest;
+use session_core::{
+    Activity, Actor, Catalog, CatalogName, ChangeReason, Cluster, ClusterName, ClusterStatus, Limits, Principal,
+    Reason, Role, Session, SessionId, SessionPolicy, Status as SessionStatus, Timestamp, machine,
+};
+use session_proto::convert::{self, maybe_duration, non_empty, parse};
+use session_proto::error::Refused;
+use session_proto::v1::{self, session_service_server::SessionService};
+use session_store::{Create, ListQuery, RequestId, Scope};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::{Request, Response, Status};
+
+const TEXT: usize = 128;
+const LABEL_KEY: usize = 63;
+const LABEL_VALUE: usize = 255;
+const DEFAULT_PAGE: usize = 100;
+const LARGEST_PAGE: usize = 1000;
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// Serves `berth.v1.SessionService`.
+#[derive(Debug, Clone)]
+pub(crate) struct Sessions(pub(crate) Arc<Api>);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl SessionService for Sessions {
+    async fn create_session(
+        &self,
+        request: Request<v1::CreateSessionRequest>,
+    ) -> Answer<v1::CreateSessionResponse> {
+        let who = self.0.caller(request.metadata())?;
+        let session = self.create(&who, request.into_inner()).await?;
+        Ok(Response::new(v1::CreateSessionResponse { session: Some(shown(&session, Activity::Unknown)) }))
+    }
+
+    async fn describe_session(
+        &self,
+        request: Request<v1::DescribeSessionRequest>,
+    ) -> Answer<v1::DescribeSessionResponse> {
+        let who = self.0.caller(request.metadata())?;
+        let request = request.into_inner();
+        let wait = maybe_duration("wait_ready", request.wait_ready.as_ref())?.unwrap_or_default();
+        if wait > LONGEST_WAIT {
+            return Err(Refused::field("wait_ready", "must be at most 60 s").into());
+        }
+        let key = self.0.key(&who, &request.session_id)?;
+        let until = tokio::time::Instant::now() + wait;
+        loop {
+            let waiter = self.0.hub.wait_for(&key);
+            let changed = waiter.changed();
+            let (session, activity) = self.0.session_for(&who, &request.session_id, SessionAction::Read).await?;
+            if session.status() != SessionStatus::Pending || tokio::time::Instant::now() >= until {
+                return Ok(Response::new(v1::DescribeSessionResponse { session: Some(shown(&session, activity)) }));
+            }
+            let _ = tokio::time::timeout_at(until, changed).await;
+        }
+    }
+
+    async fn list_sessions(
+        &self,
+        request: Request<v1::ListSessionsRequest>,
+    ) -> Answer<v1::ListSessionsResponse> {
+        let who = self.0.caller(request.metadata())?;
+        let query = list_query(&who, request.into_inner())?;
+        let page = self.0.store.list(&query).await.map_err(crate::refuse::store)?;
+        Ok(Response::new(v1::ListSessionsResponse {
+            sessions: page.sessions.iter().map(|session| shown(session, Activity::Unknown)).collect(),
+            next_page_token: page.next.unwrap_or_default(),
+        }))
+    }
+
+    async fn update_session(
+        &self,
+        request: Request<v1::UpdateSessionRequest>,
+    ) -> Answer<v1::UpdateSessionResponse> {
+        let who = self.0.caller(request.metadata())?;
+        let request = request.into_inner();
+        let labels = match request.labels {
+            None => None,
+            Some(labels) => {
+                let limits = self.0.directory.org(&who.org).await.map_err(crate::refuse::store)?.limits;
+                Some(checked_labels(labels.labels, &limits)?)
+            }
+        };
+        let name = match request.name {
+            None => None,
+            Some(name) => Some(checked_text("name", name)?),
+        };
+        let session = self.change(&who, &request.session_id, Event::Update { name, labels }).await?;
+        Ok(Response::new(v1::UpdateSessionResponse { session: Some(session) }))
+    }
+
+    async fn extend_session(
+        &self,
+        request: Request<v1::ExtendSessionRequest>,
+    ) -> Answer<v1::ExtendSessionResponse> {
+        let who = self.0.caller(request.metadata())?;
+        let request = request.into_inner();
+        let expires_at = required_moment("expires_at", request.expires_at.as_ref())?;
+        let session = self.change(&who, &request.session_id, Event::Extend { expires_at }).await?;
+        Ok(Response::new(v1::ExtendSessionResponse { session: Some(session) }))
+    }
+
+    async fn keep_session_alive(
+        &self,
+        request: Request<v1::KeepSessionAliveRequest>,
+    ) -> Answer<v1::KeepSessionAliveResponse> {
+        let who = self.0.caller(request.metadata())?;
+        let request = request.into_inner();
+        let until = required_moment("until", request.until.as_ref())?;
+        let session = self.change(&who, &request.session_id, Event::KeepAlive { until }).await?;
+        Ok(Response::new(v1::KeepSessionAliveResponse { session: Some(session) }))
+    }
+
+    async fn warm_session(&self, request: Request<v1::WarmSessionRequest>) -> Answer<v1::WarmSessionResponse> {
+        let who = self.0.caller(request.metadata())?;
+        let session = self.change(&who, &request.into_inner().session_id, Event::Wake).await?;
+        Ok(Response::new(v1::WarmSessionResponse { session: Some(session) }))
+    }
+
+    async fn close_session(&self, request: Request<v1::CloseSessionRequest>) -> Answer<v1::CloseSessionResponse> {
+        let who = self.0.caller(request.metadata())?;
+        let close = Event::Close { reason: ChangeReason::CloseRequested };
+        let session = self.change(&who, &request.into_inner().session_id, close).await?;
+        Ok(Response::new(v1::CloseSessionResponse { session: Some(session) }))
+    }
+
+    type WatchSessionsStream = BoxStream<'static, Result<v1::WatchSessionsResponse, Status>>;
+
+    async fn watch_sessions(
+        &self,
+        request: Request<v1::WatchSessionsRequest>,
+    ) -> Answer<Self::WatchSessionsStream> {
+        self.0.caller(request.metadata())?;
+        not_yet("WatchSessions")
+    }
+
+    async fn list_session_events(
+        &self,
+        request: Request<v1::ListSessionEventsRequest>,
+    ) -> Answer<v1::ListSessionEventsResponse> {
+        let who = self.0.caller(request.metadata())?;
+        let id = request.into_inner().session_id;
+        let (session, _) = self.0.session_for(&who, &id, SessionAction::Read).await?;
+        let events = self.0.store.events(&session.key()).await.map_err(crate::refuse::store)?;
+        Ok(Response::new(v1::ListSessionEventsResponse { events: events.iter().map(convert::event).collect() }))
+    }
+
+    async fn list_operations(
+        &self,
+        request: Request<v1::ListOperationsRequest>,
+    ) -> Answer<v1::ListOperationsResponse> {
+        self.0.caller(request.metadata())?;
+        not_yet("ListOperations")
+    }
+
+    async fn interrupt_operations(
+        &self,
+        request: Request<v1::InterruptOperationsRequest>,
+    ) -> Answer<v1::InterruptOperationsResponse> {
+        self.0.caller(request.metadata())?;
+        not_yet("InterruptOperations")
+    }
+}
+
+impl Sessions {
+    async fn create(&self, who: &Principal, request: v1::CreateSessionRequest) -> Result<Session, Refused> {
+        if !access::create_sessions(who) {
+            return Err(Refused::not_authorized());
+        }
+        let org = self.0.directory.org(&who.org).await.map_err(crate::refuse::store)?;
+        if org.disabled {
+            return Err(Refused::new(
+                Reason::OrgDisabled,
+                format!("The organization {} is disabled. Ask your platform team.", org.id),
+            ));
+        }
+        let request_id = checked_text("request_id", request.request_id.clone())?;
+        let fingerprint = fingerprint(&request);
+        let cluster = self.cluster_for(who, &request.cluster).await?;
+        let catalog = self.catalog_for(who, &request.catalog, &cluster).await?;
+        let asked = PolicyRequest {
+            idle_timeout: maybe_duration("idle_timeout", request.idle_timeout.as_ref())?,
+            close_after_idle: maybe_duration("close_after_idle", request.close_after_idle.as_ref())?,
+            max_lifetime: maybe_duration("max_lifetime", request.max_lifetime.as_ref())?,
+        };
+        let policy = SessionPolicy::settle(&cluster, &asked)
+            .map_err(|bounds| Refused::field(bounds.field, bounds.to_string()))?;
+        let team = non_empty(request.team);
+        if let Some(team) = &team
+            && !who.teams.contains(team)
+            && !who.has(Role::OrgAdmin)
+        {
+            return Err(Refused::field("team", "must be one of your teams"));
+        }
+        let now = self.0.store.now().await.map_err(crate::refuse::store)?;
+        let change = machine::create(
+            NewSession {
+                id: SessionId::generate(now, rand::random()),
+                org: who.org.clone(),
+                owner: who.id.clone(),
+                name: checked_text("name", request.name)?,
+                team,
+                labels: checked_labels(request.labels, &org.limits)?,
+                cluster: cluster.name.clone(),
+                catalog: catalog.map(|catalog| catalog.name),
+                policy,
+            },
+            now,
+        );
+        let created = self
+            .0
+            .store
+            .create(Create {
+                session: change.session,
+                record: change.record,
+                due: now.after(machine::RECHECK),
+                request: request_id.map(|id| RequestId { id, fingerprint }),
+                limits: org.limits,
+            })
+            .await
+            .map_err(crate::refuse::store)?;
+        if created.new {
+            tracing::info!(
+                session = %created.session.id, org = %who.org, actor = %who.id, cluster = %cluster.name,
+                "session created"
+            );
+            self.0.driver.start(&created.session, &change.effects).await;
+        }
+        Ok(created.session)
+    }
+
+    async fn cluster_for(&self, who: &Principal, name: &str) -> Result<Cluster, Refused> {
+        if name.is_empty() {
+            return Err(Refused::field("cluster", "is missing: `berth clusters` lists those you may use"));
+        }
+        let name: ClusterName = parse("cluster", name)?;
+        let cluster = self.0.directory.cluster(&name).await.map_err(crate::refuse::store)?;
+        let Some(cluster) = cluster.filter(|cluster| access::use_cluster(who, cluster)) else {
+            return Err(Refused::not_authorized());
+        };
+        if cluster.status != ClusterStatus::Active {
+            return Err(Refused::new(
+                Reason::ClusterNotActive,
+                format!("The cluster {name} takes no new sessions. `berth clusters` lists those that do."),
+            ));
+        }
+        if !self.0.computes.supports(&cluster.provider) {
+            return Err(Refused::new(
+                Reason::ClusterNotActive,
+                format!("The cluster {name} needs the {} provider, which is off here.", cluster.provider.as_str()),
+            ));
+        }
+        Ok(cluster)
+    }
+
+    async fn catalog_for(&self, who: &Principal, name: &str, cluster: &Cluster) -> Result<Option<Catalog>, Refused> {
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let name: CatalogName = parse("catalog", name)?;
+        let catalog = self.0.directory.catalog(&who.org, &name).await.map_err(crate::refuse::store)?;
+        let Some(catalog) = catalog.filter(|catalog| access::use_catalog(who, catalog)) else {
+            return Err(Refused::not_authorized());
+        };
+        if catalog.engine != cluster.engine {
+            return Err(Refused::field(
+                "catalog",
+                format!("{name} is written for {}, and {} runs {}", catalog.engine, cluster.name, cluster.engine),
+            ));
+        }
+        Ok(Some(catalog))
+    }
+
+    async fn change(&self, who: &Principal, id: &str, event: Event) -> Result<v1::Session, Refused> {
+        let key = self.0.key(who, id)?;
+        let may = |session: &Session| {
+            if access::on_session(who, SessionAction::Manage, session) {
+                Ok(())
+            } else {
+                Err(Refused::not_authorized())
+            }
+        };
+        let actor = Actor::Principal(who.id.clone());
+        let (session, activity) = self.0.driver.ask(&key, &event, &actor, may).await?;
+        self.0.driver.kick(key);
+        Ok(shown(&session, activity))
+    }
+}
+
+fn shown(session: &Session, activity: Activity) -> v1::Session {
+    let last = match activity {
+        Activity::Quiet { last_activity_at } => Some(last_activity_at),
+        Activity::Busy | Activity::Unknown => None,
+    };
+    convert::session(session, last)
+}
+
+/// Every field but the `request_id`, in a fixed order.
+fn fingerprint(request: &v1::CreateSessionRequest) -> String {
+    let labels: BTreeMap<_, _> = request.labels.iter().collect();
+    let seconds = |value: &Option<prost_types::Duration>| value.as_ref().map(|value| (value.seconds, value.nanos));
+    let all = (
+        (&request.cluster, &request.catalog, &request.name, &request.team, labels),
+        seconds(&request.idle_timeout),
+        seconds(&request.close_after_idle),
+        seconds(&request.max_lifetime),
+    );
+    serde_json::to_string(&all).unwrap_or_default()
+}
+
+fn checked_text(field: &'static str, text: String) -> Result<Option<String>, Refused> {
+    if text.len() > TEXT {
+        return Err(Refused::field(field, format!("must be at most {TEXT} bytes")));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(Refused::field(field, "must not contain control characters"));
+    }
+    Ok(non_empty(text))
+}
+
+fn checked_labels(
+    labels: impl IntoIterator<Item = (String, String)>,
+    limits: &Limits,
+) -> Result<BTreeMap<String, String>, Refused> {
+    let labels: BTreeMap<_, _> = labels.into_iter().collect();
+    if labels.len() > limits.labels as usize {
+        return Err(Refused::field("labels", format!("must be at most {}", limits.labels)));
+    }
+    for (key, value) in &labels {
+        let plain = |text: &str| !text.chars().any(char::is_control);
+        if key.is_empty() || key.len() > LABEL_KEY || value.len() > LABEL_VALUE || !plain(key) || !plain(value) {
+            return Err(Refused::field(
+                "labels",
+                format!("each needs a key of 1 to {LABEL_KEY} bytes and a value of at most {LABEL_VALUE}, without control characters"),
+            ));
+        }
+    }
+    Ok(labels)
+}
+
+fn required_moment(field: &'static str, at: Option<&prost_types::Timestamp>) -> Result<Timestamp, Refused> {
+    at.map(convert::from_timestamp).ok_or_else(|| Refused::field(field, "is missing"))
+}
+
+fn list_query(who: &Principal, request: v1::ListSessionsRequest) -> Result<ListQuery, Refused> {
+    let statuses: BTreeSet<_> = request
+        .statuses
+        .iter()
+        .map(|status| convert::from_status("statuses", *status))
+        .collect::<Result<_, _>>()?;
+    let page_size = match usize::try_from(request.page_size) {
+        Ok(0) => DEFAULT_PAGE,
+        Ok(size) if size <= LARGEST_PAGE => size,
+        Ok(_) | Err(_) => return Err(Refused::field("page_size", format!("must be 1 to {LARGEST_PAGE}"))),
+    };
+    let scope = if who.has(Role::OrgAdmin) {
+        Scope::Org
+    } else {
+        Scope::OwnAndTeams { owner: who.id.clone(), teams: who.team_admin_of.clone() }
+    };
+    Ok(ListQuery {
+        org: who.org.clone(),
+        scope,
+        statuses,
+        owner: non_empty(request.owner).map(|owner| parse("owner", &owner)).transpose()?,
+        cluster: non_empty(request.cluster).map(|cluster| parse("cluster", &cluster)).transpose()?,
+        team: non_empty(request.team),
+        labels: request.labels.into_iter().collect(),
+        page_size,
+        page_token: non_empty(request.page_token),
+    })
+}

@@ -1,0 +1,92 @@
+//! The providers by cluster, and their exclusive claims kept in the store.
+
+use async_trait::async_trait;
+use compute::{Claims, ComputeChanged, ComputeProvider, ComputeSpec};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use session_core::machine::Observation;
+use session_core::{Provider, SessionKey};
+use session_store::SessionStore;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// No question to a provider may take longer.
+const ASK: Duration = Duration::from_secs(10);
+
+/// Every provider that this manager runs.
+#[derive(Debug, Clone)]
+pub struct Computes {
+    fixed: Arc<dyn ComputeProvider>,
+    process: Option<Arc<dyn ComputeProvider>>,
+}
+
+impl Computes {
+    /// `process` is absent where the configuration does not allow it.
+    pub fn new(fixed: Arc<dyn ComputeProvider>, process: Option<Arc<dyn ComputeProvider>>) -> Self {
+        Self { fixed, process }
+    }
+
+    fn of(&self, spec: &ComputeSpec) -> Result<&Arc<dyn ComputeProvider>, compute::Error> {
+        match &spec.cluster.provider {
+            Provider::Static { .. } => Ok(&self.fixed),
+            Provider::Process { .. } => self.process.as_ref().ok_or_else(|| {
+                compute::Error::Unavailable("the process provider is off: set compute.process in the configuration".into())
+            }),
+        }
+    }
+
+    /// May clusters of this provider be defined here?
+    pub(crate) fn supports(&self, provider: &Provider) -> bool {
+        match provider {
+            Provider::Static { .. } => true,
+            Provider::Process { .. } => self.process.is_some(),
+        }
+    }
+
+    pub(crate) async fn ensure(&self, spec: &ComputeSpec) -> Result<(), compute::Error> {
+        bounded(self.of(spec)?.ensure(spec)).await
+    }
+
+    pub(crate) async fn observe(&self, spec: &ComputeSpec) -> Result<Observation, compute::Error> {
+        bounded(self.of(spec)?.observe(spec)).await
+    }
+
+    pub(crate) async fn release(&self, spec: &ComputeSpec) -> Result<(), compute::Error> {
+        bounded(self.of(spec)?.release(spec)).await
+    }
+
+    pub(crate) fn watch(&self) -> BoxStream<'static, ComputeChanged> {
+        let mut watches = vec![self.fixed.watch()];
+        watches.extend(self.process.iter().map(|process| process.watch()));
+        futures::stream::select_all(watches).boxed()
+    }
+}
+
+async fn bounded<T>(ask: impl Future<Output = Result<T, compute::Error>>) -> Result<T, compute::Error> {
+    tokio::time::timeout(ASK, ask)
+        .await
+        .unwrap_or_else(|_| Err(compute::Error::Unavailable("the provider did not answer in time".into())))
+}
+
+/// Claims on static endpoints, first writer wins across all replicas.
+#[derive(Debug)]
+pub struct StoreClaims(pub Arc<dyn SessionStore>);
+
+fn unavailable(error: session_store::Error) -> compute::Error {
+    compute::Error::Unavailable(error.to_string())
+}
+
+#[async_trait]
+impl Claims for StoreClaims {
+    async fn claim(&self, name: &str, holder: &SessionKey) -> Result<SessionKey, compute::Error> {
+        self.0.claim(name, holder).await.map_err(unavailable)
+    }
+
+    async fn unclaim(&self, name: &str, holder: &SessionKey) -> Result<(), compute::Error> {
+        self.0.unclaim(name, holder).await.map_err(unavailable)
+    }
+
+    async fn claimed_by(&self, name: &str) -> Result<Option<SessionKey>, compute::Error> {
+        self.0.claimed_by(name).await.map_err(unavailable)
+    }
+}

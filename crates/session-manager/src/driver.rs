@@ -1,0 +1,319 @@
+//! The loop that moves sessions on.
+//!
+//! Every session has one entry in the store's due-queue. The driver claims
+//! what is due, looks at the compute, asks the status machine, commits the
+//! change it decided, and only then starts effects. The claim is a lease: if
+//! this process dies anywhere between, the entry comes due again elsewhere.
+
+use crate::computes::Computes;
+use crate::directory::Directory;
+use compute::ComputeSpec;
+use futures::StreamExt;
+use session_core::machine::{self, Effect, Event, Observation, Transition};
+use session_core::{Actor, Activity, Cluster, Provider, Reason, Session, SessionKey, Timestamp};
+use session_proto::error::Refused;
+use session_store::{Commit, Error, SessionStore};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// A claimed entry comes due again after this, unless it was dealt with.
+const LEASE: Duration = Duration::from_secs(30);
+/// How often an empty due-queue is asked again.
+const POLL: Duration = Duration::from_millis(250);
+/// How many entries one claim takes, and how many are looked at together.
+const BATCH: usize = 64;
+/// How often a lost race is run again before the entry is left to its lease.
+const RACES: usize = 8;
+/// How often dedicated local compute is compared with the records.
+const SWEEP: Duration = Duration::from_secs(60);
+/// Sessions that somebody asked to look at and nobody has yet.
+const KICKS: usize = 65_536;
+
+/// Moves sessions on, by their clocks and by what is asked of them.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    store: Arc<dyn SessionStore>,
+    directory: Directory,
+    computes: Computes,
+    kicks: mpsc::Sender<SessionKey>,
+    looking: Mutex<HashSet<SessionKey>>,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        store: Arc<dyn SessionStore>,
+        directory: Directory,
+        computes: Computes,
+    ) -> (Arc<Self>, mpsc::Receiver<SessionKey>) {
+        let (kicks, kicked) = mpsc::channel(KICKS);
+        let driver = Self {
+            store,
+            directory,
+            computes,
+            kicks,
+            looking: Mutex::default(),
+        };
+        (Arc::new(driver), kicked)
+    }
+
+    /// Looks at a session soon. When too many wait, its due entry does it later.
+    pub(crate) fn kick(&self, key: SessionKey) {
+        let _ = self.kicks.try_send(key);
+    }
+
+    /// Drives until cancelled; the looks under way are finished, bounded by
+    /// their own time limits.
+    pub(crate) async fn run(self: Arc<Self>, mut kicked: mpsc::Receiver<SessionKey>, stop: CancellationToken) {
+        let looks = TaskTracker::new();
+        let slots = Arc::new(Semaphore::new(BATCH));
+        let claimer = looks.spawn(Arc::clone(&self).claim(looks.clone(), Arc::clone(&slots), stop.clone()));
+        let sweeper = looks.spawn(Arc::clone(&self).sweep(stop.clone()));
+        let mut changes = self.computes.watch();
+        loop {
+            let key = tokio::select! {
+                () = stop.cancelled() => break,
+                Some(changed) = changes.next() => changed.key,
+                Some(key) = kicked.recv() => key,
+            };
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { break };
+            let this = Arc::clone(&self);
+            looks.spawn(async move {
+                this.look(&key).await;
+                drop(slot);
+            });
+        }
+        looks.close();
+        drop((claimer, sweeper));
+        looks.wait().await;
+    }
+
+    async fn claim(self: Arc<Self>, looks: TaskTracker, slots: Arc<Semaphore>, stop: CancellationToken) {
+        let mut wait = POLL;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+            let due = match self.store.claim_due(BATCH, LEASE).await {
+                Ok(due) => due,
+                Err(error) => {
+                    tracing::warn!(%error, "the due-queue cannot be read");
+                    wait = Duration::from_secs(1);
+                    continue;
+                }
+            };
+            wait = if due.len() == BATCH { Duration::ZERO } else { POLL };
+            for key in due {
+                let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+                let this = Arc::clone(&self);
+                looks.spawn(async move {
+                    this.look(&key).await;
+                    drop(slot);
+                });
+            }
+        }
+    }
+
+    /// Dedicated local compute dies with its manager and leaves no trace that
+    /// would make a session due: so look at every session that should have it.
+    async fn sweep(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            if let Err(error) = self.sweep_once().await {
+                tracing::warn!(%error, "sessions cannot be compared with their compute");
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(SWEEP) => {}
+            }
+        }
+    }
+
+    async fn sweep_once(&self) -> Result<(), Error> {
+        for cluster in self.directory.all::<Cluster>().await? {
+            if !matches!(cluster.provider, Provider::Process { .. }) {
+                continue;
+            }
+            let mut after = None;
+            loop {
+                let keys = self.store.live_on_cluster(&cluster.name, after.as_ref(), 256).await?;
+                let Some(last) = keys.last().cloned() else { break };
+                after = Some(last);
+                for key in keys {
+                    if self.kicks.send(key).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at one session; a second look at the same time is left out, as
+    /// the first one ends by setting when it is due next.
+    pub(crate) async fn look(&self, key: &SessionKey) {
+        if !self.looking.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone()) {
+            return;
+        }
+        let outcome = self.look_until_settled(key).await;
+        self.looking.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        if let Err(error) = outcome {
+            tracing::warn!(session = %key.id, %error, "a session could not be moved on; its lease brings it back");
+        }
+    }
+
+    async fn look_until_settled(&self, key: &SessionKey) -> Result<(), Error> {
+        for _ in 0..RACES {
+            let Some(loaded) = self.store.load(key).await? else { return Ok(()) };
+            let session = loaded.session;
+            let observation = self.observe(&session).await;
+            let now = self.store.now().await?;
+            let step = machine::step(&session, observation.as_ref(), loaded.activity, now);
+            if let Some(change) = step.transition {
+                match self.commit(&session, change, step.due).await {
+                    // Look again at once: the new state may have more to do.
+                    Ok(_) | Err(Error::Conflict) => continue,
+                    Err(error) => return Err(error),
+                }
+            }
+            self.start(&session, &step.effects).await;
+            return match self.store.set_due(key, session.version, step.due).await {
+                Err(Error::Conflict) => continue,
+                outcome => outcome,
+            };
+        }
+        Ok(())
+    }
+
+    /// Commits a change, then starts its effects.
+    async fn commit(&self, before: &Session, change: Transition, due: Option<Timestamp>) -> Result<Session, Error> {
+        if let Err(broken) = session_core::invariant::check_transition(Some(before), &change) {
+            tracing::error!(%broken, "the status machine decided something impossible; nothing was written");
+            return Err(Error::Corrupt(broken.to_string()));
+        }
+        let Transition { session, record, effects } = change;
+        tracing::info!(
+            session = %session.id, org = %session.org, version = session.version, generation = session.generation,
+            from = before.status().as_str(), to = session.status().as_str(), phase = session.state.phase().as_str(),
+            reason = record.reason.as_str(), actor = %record.actor, "session changed"
+        );
+        self.store.commit(Commit { session: session.clone(), record, due }).await?;
+        self.start(&session, &effects).await;
+        Ok(session)
+    }
+
+    /// Starts what a committed record calls for. Failures are left to the
+    /// entry that is still due.
+    pub(crate) async fn start(&self, session: &Session, effects: &[Effect]) {
+        for effect in effects {
+            let outcome = match *effect {
+                Effect::Ensure { generation } => match self.spec(session, generation).await {
+                    Ok(Ok(spec)) => self.computes.ensure(&spec).await,
+                    Ok(Err(_)) | Err(_) => continue,
+                },
+                Effect::Release { up_to } => match self.release_spec(session, up_to).await {
+                    Some(spec) => self.computes.release(&spec).await,
+                    None => continue,
+                },
+            };
+            if let Err(error) = outcome {
+                tracing::warn!(session = %session.id, ?effect, %error, "an effect could not be started yet");
+            }
+        }
+    }
+
+    async fn observe(&self, session: &Session) -> Option<Observation> {
+        if session.status().is_terminal() {
+            let spec = self.release_spec(session, session.generation).await?;
+            return self.computes.observe(&spec).await.ok();
+        }
+        match self.spec(session, session.generation).await {
+            Ok(Ok(spec)) => match self.computes.observe(&spec).await {
+                Ok(observation) => Some(observation),
+                Err(error) => {
+                    tracing::warn!(session = %session.id, %error, "compute cannot be looked at");
+                    None
+                }
+            },
+            Ok(Err(cause)) => Some(Observation::Failed { cause, permanent: true }),
+            Err(error) => {
+                tracing::warn!(session = %session.id, %error, "definitions cannot be read");
+                None
+            }
+        }
+    }
+
+    /// What compute of this generation is made from; or why it cannot be.
+    async fn spec(&self, session: &Session, generation: u64) -> Result<Result<ComputeSpec, String>, Error> {
+        let Some(cluster) = self.directory.cluster(&session.cluster).await? else {
+            return Ok(Err(format!("the cluster {} no longer exists", session.cluster)));
+        };
+        let catalog = match &session.catalog {
+            None => None,
+            Some(name) => match self.directory.catalog(&session.org, name).await? {
+                None => return Ok(Err(format!("the catalog {name} no longer exists"))),
+                catalog => catalog,
+            },
+        };
+        Ok(Ok(ComputeSpec {
+            key: session.key(),
+            generation,
+            cluster,
+            catalog,
+            max_lifetime: session.expires_at.since(session.created_at),
+        }))
+    }
+
+    /// Giving back needs no catalog, and works on clusters that are going.
+    async fn release_spec(&self, session: &Session, generation: u64) -> Option<ComputeSpec> {
+        let cluster = self.directory.cluster(&session.cluster).await.ok()??;
+        Some(ComputeSpec {
+            key: session.key(),
+            generation,
+            cluster,
+            catalog: None,
+            max_lifetime: session.expires_at.since(session.created_at),
+        })
+    }
+
+    /// Carries out what somebody asked of a session they may manage, again
+    /// when a race is lost. `check` sees the very record that is changed.
+    pub(crate) async fn ask(
+        &self,
+        key: &SessionKey,
+        event: &Event,
+        actor: &Actor,
+        check: impl Fn(&Session) -> Result<(), Refused>,
+    ) -> Result<(Session, Activity), Refused> {
+        for _ in 0..RACES {
+            let loaded = self.store.load(key).await.map_err(crate::refuse::store)?;
+            let loaded = loaded.ok_or_else(Refused::not_authorized)?;
+            let session = loaded.session;
+            check(&session)?;
+            let now = self.store.now().await.map_err(crate::refuse::store)?;
+            let change = machine::apply(&session, event, actor, now)
+                .map_err(|refusal| crate::refuse::machine(&refusal, &session))?;
+            let Some(change) = change else { return Ok((session, loaded.activity)) };
+            let due = if change.effects.is_empty() {
+                machine::next_due(&change.session, loaded.activity, now)
+            } else {
+                Some(now.after(machine::RECHECK))
+            };
+            match self.commit(&session, change, due).await {
+                Ok(session) => return Ok((session, loaded.activity)),
+                Err(Error::Conflict) => {}
+                Err(error) => return Err(crate::refuse::store(error)),
+            }
+        }
+        Err(Refused::new(Reason::Conflict, "The session keeps changing. Try again."))
+    }
+
+    /// Does any live session run on this cluster?
+    pub(crate) async fn has_sessions(&self, cluster: &Cluster) -> Result<bool, Refused> {
+        let live = self.store.live_on_cluster(&cluster.name, None, 1).await.map_err(crate::refuse::store)?;
+        Ok(!live.is_empty())
+    }
+}
