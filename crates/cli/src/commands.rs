@@ -5,10 +5,10 @@ use crate::show::{self, distance, moment};
 use crate::{Cli, Command, Create, Keys, Output, Target};
 use anyhow::{Result, bail};
 use serde_json::json;
+use service_kit::caller::NewKey;
 use session_core::{Clock, SystemClock};
 use session_proto::convert;
 use session_proto::v1;
-use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};
 
 /// How long `create --wait` waits in all; longer than any provisioning may take.
@@ -45,10 +45,9 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
             Ok(())
         }
         Command::Keys(Keys::ServiceAccount) => {
-            let key = service_kit::caller::generate_key();
-            let digest = hex::encode(Sha256::digest(key.as_bytes()));
-            let fields = [("key", key.clone()), ("key_sha256", digest.clone())];
-            show::fields(output, &fields, &json!({"key": key, "key_sha256": digest}));
+            let NewKey { key, sha256 } = service_kit::caller::generate_key();
+            let json = json!({"key": key, "key_sha256": sha256});
+            show::fields(output, &[("key", key), ("key_sha256", sha256)], &json);
             Ok(())
         }
     }

@@ -1,1 +1,150 @@
-//! placeholder
+//! `token-issuer`: signs session-scoped tokens and publishes the public keys.
+//!
+//! It keeps nothing: session-manager's ledger says who may have a token, and
+//! records each before it leaves. [`run`] is the whole service.
+
+mod config;
+mod issue;
+mod jwks;
+mod metrics;
+mod public;
+
+pub use config::Config;
+pub use issue::{Issuance, LEAST_TTL, MOST_TTL};
+pub use public::PublicAddress;
+
+use anyhow::{Context, Result};
+use futures::StreamExt;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use issue::Tokens;
+use service_kit::admin::Admin;
+use service_kit::grpc::{self, MAX_MESSAGE, ServerConfig};
+use service_kit::listen::Listener;
+use service_kit::shutdown::Shutdown;
+use service_kit::tls::{AcceptLimits, H2, H2_HTTP1, Incoming};
+use session_core::SystemClock;
+use session_proto::internal::token_ledger_client::TokenLedgerClient;
+use session_proto::v1::token_service_server::TokenServiceServer;
+use session_token::{Jwks, Signer};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+/// No visitor of the key set stays longer.
+const JWKS_VISIT: Duration = Duration::from_secs(60);
+
+/// The ports, bound.
+#[derive(Debug)]
+pub struct Listeners {
+    /// `berth.v1.TokenService`.
+    pub grpc: Listener,
+    /// The public keys.
+    pub jwks: Listener,
+    /// Health and metrics.
+    pub admin: TcpListener,
+}
+
+impl Listeners {
+    /// Binds what the configuration names.
+    ///
+    /// # Errors
+    /// Names the address that cannot be had.
+    pub async fn bind(config: &Config) -> Result<Self> {
+        Ok(Self {
+            grpc: Listener::bind(&config.listen.grpc, H2).await.context("listen.grpc")?,
+            jwks: Listener::bind(&config.listen.jwks, H2_HTTP1).await.context("listen.jwks")?,
+            admin: config.admin.bind().await?,
+        })
+    }
+}
+
+/// The signing keys, read.
+#[derive(Debug)]
+pub struct Keys {
+    signer: Arc<Signer>,
+    published: Jwks,
+}
+
+impl Keys {
+    /// Reads the files that the configuration names. No key, no start.
+    ///
+    /// # Errors
+    /// Names the file that cannot be used.
+    pub fn read(config: &Config) -> Result<Self> {
+        let signer = read_key(&config.keys.signing).context("keys.signing")?;
+        let others =
+            config.keys.published.iter().map(|file| read_key(file)).collect::<Result<Vec<_>>>().context("keys.published")?;
+        let published = Jwks::new(std::iter::once(&signer).chain(&others).map(Signer::public_jwk));
+        Ok(Self { signer: Arc::new(signer), published })
+    }
+}
+
+fn read_key(file: &Path) -> Result<Signer> {
+    let pem = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    Signer::from_pkcs8_pem(&pem).with_context(|| format!("{} cannot be used", file.display()))
+}
+
+/// Runs the service until `shutdown` says to stop.
+///
+/// # Errors
+/// When it cannot start, or one of its tasks crashed.
+pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Result<()> {
+    let keys = Keys::read(&config)?;
+    let admin = Admin::new(service_kit::build_info!());
+    let tokens = Tokens {
+        ledger: TokenLedgerClient::new(grpc::channel(&config.manager).context("manager")?),
+        signer: keys.signer,
+        issuance: Issuance {
+            issuer: config.tokens.issuer.clone(),
+            audience: config.tokens.audience.clone(),
+            default_ttl: config.tokens.default_ttl,
+            public: PublicAddress::new(config.public.endpoint.clone(), config.public.tls),
+        },
+        clock: Arc::new(SystemClock),
+        metrics: Arc::new(metrics::Metrics::new(&admin.registry)),
+    };
+    let stop = shutdown.stopping();
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(session_proto::PUBLIC_DESCRIPTORS)
+        .build_v1()
+        .context("server reflection")?;
+    let server = grpc::server(&ServerConfig::default())
+        .add_service(grpc::health(&admin.readiness, stop.clone()))
+        .add_service(reflection)
+        .add_service(TokenServiceServer::new(tokens).max_decoding_message_size(MAX_MESSAGE));
+    let incoming = Incoming::new(listeners.grpc, AcceptLimits::default(), stop.clone());
+    shutdown.spawn_critical("token API", {
+        let stop = stop.clone();
+        async move { server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await }
+    });
+    shutdown.spawn_critical("key set", serve_keys(listeners.jwks, keys.published, shutdown.clone()));
+    let forced = shutdown.forced();
+    tokio::spawn(async move {
+        if let Err(error) = admin.serve(listeners.admin, forced).await {
+            tracing::error!(%error, "the admin port ended");
+        }
+    });
+    tracing::info!("token-issuer is up");
+    shutdown.finish(config.drain).await?;
+    Ok(())
+}
+
+async fn serve_keys(listener: Listener, keys: Jwks, shutdown: Shutdown) -> Result<()> {
+    let stop = shutdown.stopping();
+    let router = jwks::router(&keys);
+    let mut incoming = Incoming::new(listener, AcceptLimits::default(), stop.clone());
+    while let Some(connection) = incoming.next().await {
+        let Ok(connection) = connection else { continue };
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+            let server = auto::Builder::new(TokioExecutor::new());
+            let visit = server.serve_connection(TokioIo::new(connection), service);
+            // A visitor's mistake is not ours to report.
+            let _ = tokio::time::timeout(JWKS_VISIT, visit).await;
+        }));
+    }
+    Ok(())
+}

@@ -1,0 +1,153 @@
+//! Configuration of token-issuer. docs/config.md explains every key.
+
+use serde::{Deserialize, Serialize};
+use service_kit::admin::AdminConfig;
+use service_kit::config::{Problems, Validate, duration};
+use service_kit::grpc::ClientConfig;
+use service_kit::listen::ListenerConfig;
+use service_kit::telemetry::TelemetryConfig;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The whole configuration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The ports.
+    pub listen: Listen,
+    /// Health and metrics.
+    pub admin: AdminConfig,
+    /// What tokens say.
+    pub tokens: TokensConfig,
+    /// The keys that sign them.
+    pub keys: KeysConfig,
+    /// The spark-proxy, as clients reach it.
+    pub public: PublicConfig,
+    /// session-manager's internal port, which keeps the ledger.
+    pub manager: ClientConfig,
+    /// Logs and traces.
+    pub telemetry: TelemetryConfig,
+    /// How long open calls may take to finish when the service stops.
+    #[serde(with = "duration")]
+    pub drain: Duration,
+}
+
+/// The ports.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Listen {
+    /// `berth.v1.TokenService`.
+    pub grpc: ListenerConfig,
+    /// The public keys.
+    pub jwks: ListenerConfig,
+}
+
+/// What tokens say.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TokensConfig {
+    /// `iss`.
+    pub issuer: String,
+    /// `aud`.
+    pub audience: String,
+    /// A token's life when none is asked for; 60 s to 12 h.
+    #[serde(with = "duration")]
+    pub default_ttl: Duration,
+}
+
+/// The keys that sign tokens: PKCS#8 PEM files, P-256.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KeysConfig {
+    /// The one that signs. Required.
+    pub signing: PathBuf,
+    /// Others whose public half is published too: the next and the last one.
+    pub published: Vec<PathBuf>,
+}
+
+/// The spark-proxy, as clients reach it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PublicConfig {
+    /// `host:port` for connection strings.
+    pub endpoint: String,
+    /// It speaks TLS there.
+    pub tls: bool,
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: Listen::default(),
+            admin: AdminConfig { address: local(9083) },
+            tokens: TokensConfig::default(),
+            keys: KeysConfig::default(),
+            public: PublicConfig::default(),
+            manager: ClientConfig::new("http://127.0.0.1:8082"),
+            telemetry: TelemetryConfig::default(),
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self { grpc: ListenerConfig::plaintext(local(8083)), jwks: ListenerConfig::plaintext(local(8084)) }
+    }
+}
+
+impl Default for TokensConfig {
+    fn default() -> Self {
+        Self {
+            issuer: "berth".to_owned(),
+            audience: "berth-spark-connect".to_owned(),
+            default_ttl: Duration::from_secs(3600),
+        }
+    }
+}
+
+impl Default for PublicConfig {
+    fn default() -> Self {
+        Self { endpoint: "localhost:8085".to_owned(), tls: true }
+    }
+}
+
+impl Validate for Config {
+    fn validate(&self, problems: &mut Problems) {
+        problems.check("listen.grpc", &self.listen.grpc);
+        problems.check("listen.jwks", &self.listen.jwks);
+        problems.check("admin", &self.admin);
+        problems.within("tokens", |problems| {
+            problems.require(!self.tokens.issuer.is_empty(), "issuer", "must not be empty");
+            problems.require(!self.tokens.audience.is_empty(), "audience", "must not be empty");
+            let ttl = self.tokens.default_ttl;
+            problems.require(
+                (crate::LEAST_TTL..=crate::MOST_TTL).contains(&ttl),
+                "default_ttl",
+                "must be between 60s and 12h",
+            );
+        });
+        problems.within("keys", |problems| {
+            if self.keys.signing.as_os_str().is_empty() {
+                problems.add("signing", "is required: make one with `berth keys signing FILE`");
+            } else {
+                problems.require(self.keys.signing.is_file(), "signing", "is not a file");
+            }
+            for (index, file) in self.keys.published.iter().enumerate() {
+                problems.require(file.is_file(), &format!("published[{index}]"), "is not a file");
+            }
+        });
+        let endpoint_is_good = self.public.endpoint.rsplit_once(':').is_some_and(|(host, port)| {
+            let plain = |b: u8| b.is_ascii_alphanumeric() || b".-[]:".contains(&b);
+            !host.is_empty() && host.bytes().all(plain) && port.parse::<u16>().is_ok_and(|port| port > 0)
+        });
+        problems.require(endpoint_is_good, "public.endpoint", "must be host:port");
+        problems.check("manager", &self.manager);
+        problems.check("telemetry", &self.telemetry);
+    }
+}

@@ -1,0 +1,234 @@
+//! TokenService: asks the ledger, signs, records, and only then answers.
+
+use crate::public::PublicAddress;
+use service_kit::grpc;
+use session_core::{Clock, OrgId, PrincipalId, Reason, SessionId, Timestamp, TokenId};
+use session_proto::convert::{from_timestamp, maybe_duration, parse, timestamp};
+use session_proto::error::{REASON_TRAILER, Refused};
+use session_proto::internal as ledger;
+use session_proto::internal::token_ledger_client::TokenLedgerClient;
+use session_proto::v1::{self, token_service_server::TokenService};
+use session_token::{Claims, Signer};
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status};
+
+/// The shortest life a token can be asked for.
+pub const LEAST_TTL: Duration = Duration::from_secs(60);
+/// The longest.
+pub const MOST_TTL: Duration = Duration::from_secs(12 * 3600);
+
+/// What every token says.
+#[derive(Debug, Clone)]
+pub struct Issuance {
+    /// `iss`.
+    pub issuer: String,
+    /// `aud`.
+    pub audience: String,
+    /// Its life when none is asked for.
+    pub default_ttl: Duration,
+    /// Where tokens are good.
+    pub public: PublicAddress,
+}
+
+/// Serves `berth.v1.TokenService`.
+#[derive(Debug, Clone)]
+pub(crate) struct Tokens {
+    pub(crate) ledger: TokenLedgerClient<Channel>,
+    pub(crate) signer: Arc<Signer>,
+    pub(crate) issuance: Issuance,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) metrics: Arc<crate::metrics::Metrics>,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl TokenService for Tokens {
+    async fn issue_session_token(
+        &self,
+        request: Request<v1::IssueSessionTokenRequest>,
+    ) -> Answer<v1::IssueSessionTokenResponse> {
+        let outcome = self.issue(request).await;
+        self.metrics.count_issue(outcome.is_ok());
+        outcome.map(Response::new)
+    }
+
+    async fn list_session_tokens(
+        &self,
+        request: Request<v1::ListSessionTokensRequest>,
+    ) -> Answer<v1::ListSessionTokensResponse> {
+        let credential = credential(&request)?;
+        let session_id = request.into_inner().session_id;
+        let request = with_credential(ledger::ListTokensRequest { session_id }, &credential);
+        let listed = self.ledger.clone().list_tokens(request).await.map_err(relayed)?.into_inner();
+        let tokens = listed
+            .tokens
+            .into_iter()
+            .map(|token| v1::SessionToken {
+                token_id: token.token_id,
+                key_id: token.key_id,
+                subject: token.subject,
+                issued_at: token.issued_at,
+                expires_at: token.expires_at,
+                first_used_at: token.first_used_at,
+                last_used_at: token.last_used_at,
+                revoked: token.revoked,
+            })
+            .collect();
+        Ok(Response::new(v1::ListSessionTokensResponse { tokens }))
+    }
+
+    async fn revoke_session_token(
+        &self,
+        request: Request<v1::RevokeSessionTokenRequest>,
+    ) -> Answer<v1::RevokeSessionTokenResponse> {
+        let credential = credential(&request)?;
+        let v1::RevokeSessionTokenRequest { session_id, token_id } = request.into_inner();
+        let request = with_credential(ledger::RevokeRequest { session_id, token_id }, &credential);
+        self.ledger.clone().revoke(request).await.map_err(relayed)?;
+        Ok(Response::new(v1::RevokeSessionTokenResponse {}))
+    }
+
+    async fn revoke_all_session_tokens(
+        &self,
+        request: Request<v1::RevokeAllSessionTokensRequest>,
+    ) -> Answer<v1::RevokeAllSessionTokensResponse> {
+        let credential = credential(&request)?;
+        let session_id = request.into_inner().session_id;
+        let request = with_credential(ledger::RevokeAllRequest { session_id }, &credential);
+        let revoked = self.ledger.clone().revoke_all(request).await.map_err(relayed)?.into_inner();
+        Ok(Response::new(v1::RevokeAllSessionTokensResponse { token_epoch: revoked.token_epoch }))
+    }
+}
+
+impl Tokens {
+    async fn issue(
+        &self,
+        request: Request<v1::IssueSessionTokenRequest>,
+    ) -> Result<v1::IssueSessionTokenResponse, Status> {
+        let credential = credential(&request)?;
+        let request = request.into_inner();
+        let sid: SessionId = parse("session_id", &request.session_id)?;
+        let ttl = maybe_duration("ttl", request.ttl.as_ref())?.unwrap_or(self.issuance.default_ttl);
+        if ttl < LEAST_TTL || ttl > MOST_TTL {
+            return Err(Refused::field("ttl", "must be between 60 s and 12 h").into());
+        }
+        let authorize = ledger::AuthorizeIssueRequest { session_id: sid.to_string() };
+        let granted = self
+            .ledger
+            .clone()
+            .authorize_issue(with_credential(authorize, &credential))
+            .await
+            .map_err(relayed)?
+            .into_inner();
+
+        let claims = self.claims(&sid, &granted, ttl)?;
+        let token = self.signer.sign(&claims).map_err(|error| {
+            tracing::error!(%error, "a token could not be signed");
+            Refused::new(Reason::Internal, "The token could not be signed. Tell your platform team.")
+        })?;
+        let (issued_at, expires_at) = (from_secs(claims.iat), claims.expires_at());
+        let record = ledger::RecordTokenRequest {
+            session_id: sid.to_string(),
+            token: Some(ledger::LedgerToken {
+                token_id: claims.jti.to_string(),
+                key_id: self.signer.kid().to_owned(),
+                subject: claims.sub.to_string(),
+                token_epoch: claims.epoch,
+                issued_at: Some(timestamp(issued_at)),
+                expires_at: Some(timestamp(expires_at)),
+                ..ledger::LedgerToken::default()
+            }),
+        };
+        self.ledger.clone().record_token(with_credential(record, &credential)).await.map_err(relayed)?;
+        tracing::info!(session = %sid, org = %claims.org, token = %claims.jti, actor = %claims.sub, "token issued");
+        Ok(v1::IssueSessionTokenResponse {
+            connection_url: self.issuance.public.connection_url(&token, &sid),
+            token,
+            token_id: claims.jti.to_string(),
+            token_type: "Bearer".to_owned(),
+            issued_at: Some(timestamp(issued_at)),
+            expires_at: Some(timestamp(expires_at)),
+            grpc_endpoint: self.issuance.public.endpoint().to_owned(),
+        })
+    }
+
+    fn claims(
+        &self,
+        sid: &SessionId,
+        granted: &ledger::AuthorizeIssueResponse,
+        ttl: Duration,
+    ) -> Result<Claims, Refused> {
+        let broken = |what: &str| {
+            tracing::error!(what, "the ledger's answer cannot be used");
+            Refused::new(Reason::Internal, "Berth's parts do not fit together. Tell your platform team.")
+        };
+        let now = self.clock.now();
+        let session_end =
+            granted.session_expires_at.as_ref().map(from_timestamp).ok_or_else(|| broken("session_expires_at"))?;
+        let iat = now.as_secs();
+        let exp = now.after(ttl).min(session_end).as_secs();
+        if exp <= iat {
+            return Err(Refused::new(Reason::SessionClosed, format!("Session {sid} is at the end of its life.")));
+        }
+        Ok(Claims {
+            iss: self.issuance.issuer.clone(),
+            aud: self.issuance.audience.clone(),
+            sub: granted.subject.parse::<PrincipalId>().map_err(|_| broken("subject"))?,
+            org: granted.org.parse::<OrgId>().map_err(|_| broken("org"))?,
+            sid: sid.clone(),
+            epoch: granted.token_epoch,
+            iat,
+            nbf: iat,
+            exp,
+            jti: TokenId::generate(now, rand::random()),
+        })
+    }
+}
+
+fn from_secs(secs: u64) -> Timestamp {
+    Timestamp::from_millis(secs.saturating_mul(1000))
+}
+
+/// The caller's own credential goes on to the ledger, which judges it.
+fn credential<T>(request: &Request<T>) -> Result<MetadataValue<Ascii>, Refused> {
+    let unknown = |problem: String| {
+        Refused::new(
+            Reason::CallerUnknown,
+            format!("{problem}. Send your key as `authorization: Bearer <key>`; the berth command reads it from BERTH_KEY."),
+        )
+    };
+    let bearer = grpc::bearer(request.metadata().as_ref()).map_err(|problem| unknown(problem.to_string()))?;
+    let mut value: MetadataValue<Ascii> =
+        format!("Bearer {bearer}").parse().map_err(|_| unknown("The credential is not plain text".to_owned()))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn with_credential<T>(message: T, credential: &MetadataValue<Ascii>) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("authorization", credential.clone());
+    request
+}
+
+/// The ledger's refusals are for the caller; its absence is told as such.
+fn relayed(status: Status) -> Status {
+    if session_proto::error::reason_of(&status).is_some() {
+        let mut relayed = Status::with_details(status.code(), status.message(), status.details().to_vec().into());
+        if let Some(reason) = status.metadata().get(REASON_TRAILER) {
+            relayed.metadata_mut().insert(REASON_TRAILER, reason.clone());
+        }
+        return relayed;
+    }
+    if !matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) {
+        tracing::error!(code = ?status.code(), message = status.message(), "the session-manager refused the issuer");
+    }
+    Refused::new(
+        Reason::ControlPlaneUnavailable,
+        "The session-manager cannot be reached at the moment. Try again shortly.",
+    )
+    .into()
+}

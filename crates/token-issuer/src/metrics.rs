@@ -1,0 +1,30 @@
+//! token-issuer's metrics.
+
+use service_kit::metrics::{Counter, Family, Registry};
+use std::sync::Arc;
+
+service_kit::labels! {
+    /// How a request for a token ended.
+    pub enum Outcome("outcome") {
+        /// A token was handed out.
+        Issued => "issued",
+        /// It was refused, or could not be made.
+        Refused => "refused",
+    }
+}
+
+/// All of them.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    issues: Arc<Family<Outcome, Counter>>,
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &Registry) -> Self {
+        Self { issues: registry.counter("berth_issuer_token_requests_total", "Requests for a session token.") }
+    }
+
+    pub(crate) fn count_issue(&self, issued: bool) {
+        self.issues.at(if issued { Outcome::Issued } else { Outcome::Refused }).inc();
+    }
+}
