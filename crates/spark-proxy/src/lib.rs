@@ -1,1 +1,182 @@
-//! placeholder
+//! `spark-proxy`: the data path. It checks session tokens, finds the route,
+//! and streams bytes between Spark Connect clients and compute.
+//!
+//! One acceptor hands connections to worker threads ([`worker`]); a
+//! connection is TLS and HTTP/2 ([`connection`]); a call is one future
+//! ([`call`]). Everything that asks others (routes, keys) runs on the
+//! runtime that called [`run`]. HTTP/2 is spoken with h2 itself on both sides:
+//! the proxy needs to say when flow-control credit is given back and when a
+//! stream is reset, and one future per call keeps both sides of it.
+
+mod acceptor;
+mod auth;
+mod backend;
+mod call;
+pub mod config;
+mod connection;
+mod forward;
+mod headers;
+mod health;
+mod keys;
+mod method;
+mod metrics;
+mod respond;
+mod routes;
+mod session;
+mod worker;
+
+pub use config::Config;
+
+use crate::config::TlsMode;
+use crate::keys::Keys;
+use crate::metrics::Metrics;
+use crate::routes::book::Routes;
+use crate::worker::{Feed, Shared};
+use anyhow::Context as _;
+use service_kit::admin::Admin;
+use service_kit::shutdown::Shutdown;
+use service_kit::tls::{ClientTls, H2, ServerTls};
+use session_core::{Clock, SystemClock};
+use session_proto::internal::route_service_client::RouteServiceClient;
+use session_token::Verifier;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Ports that are bound already. What is `None` is bound by the configuration,
+/// the data port only when there is a key to check tokens with.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    /// Spark Connect.
+    pub data: Option<TcpListener>,
+    /// Health and metrics.
+    pub admin: Option<TcpListener>,
+}
+
+/// Runs the proxy until `shutdown`, drain included.
+///
+/// # Errors
+/// A port that cannot be bound, certificates that cannot be used, or a part
+/// that crashed.
+pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> anyhow::Result<()> {
+    run_with_clock(config, listeners, shutdown, Arc::new(SystemClock)).await
+}
+
+/// [`run`] with a clock of the caller's, which tests own.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with_clock(
+    mut config: Config,
+    listeners: Listeners,
+    shutdown: Shutdown,
+    clock: Arc<dyn Clock>,
+) -> anyhow::Result<()> {
+    // Questions for routes may take as long as a call may be held.
+    config.manager.timeout = config
+        .manager
+        .timeout
+        .max(config.routes.hold_max + routes::ANSWER_TIME);
+    let tls = match (config.listen.tls.mode, config.listen.tls.files()) {
+        (TlsMode::Off, _) | (_, None) => None,
+        (TlsMode::Required | TlsMode::Auto, Some(files)) => Some(ServerTls::load(&files, H2)?),
+    };
+    let backend_tls = ClientTls::load(&config.backend.tls, H2)?;
+    let channel = service_kit::grpc::channel(&config.manager).context("manager")?;
+
+    let admin = Admin::new(service_kit::build_info!());
+    let ready = admin.readiness.condition("keys");
+    let metrics = Arc::new(Metrics::new(&admin.registry));
+    let admin_end = CancellationToken::new();
+    let admin_listener = match listeners.admin {
+        Some(listener) => listener,
+        None => config.admin.bind().await?,
+    };
+    let admin_task = tokio::spawn(admin.serve(admin_listener, admin_end.clone()));
+
+    let keys = Keys::new(&config.tokens, Arc::clone(&clock), Arc::clone(&metrics))?;
+    let started = shutdown
+        .stopping()
+        .run_until_cancelled(keys.first())
+        .await
+        .is_some();
+    if started {
+        let listener = match listeners.data {
+            Some(listener) => listener,
+            None => TcpListener::bind(config.listen.address)
+                .await
+                .with_context(|| format!("cannot listen on {}", config.listen.address))?,
+        };
+        let address = listener.local_addr()?;
+        if let Some(tls) = &tls {
+            tokio::spawn(Arc::clone(tls).keep_fresh(shutdown.stopping()));
+        }
+        tokio::spawn(Arc::clone(&keys).keep_fresh(shutdown.forced()));
+
+        let count = match config.listen.workers {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            count => count,
+        };
+        let (events_to, events): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
+        let (accepted_to, accepted): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
+        let client = RouteServiceClient::new(channel);
+        let routes = Routes::new(client, config.routes.clone(), events_to, Arc::clone(&metrics));
+        tokio::spawn(routes::watch::run(
+            Arc::clone(&routes),
+            proxy_id(),
+            shutdown.forced(),
+        ));
+
+        let drain = config.drain.timeout;
+        let shared = Arc::new(Shared {
+            verifier: Verifier::new(config.tokens.verifier()),
+            config,
+            clock,
+            keys,
+            routes,
+            metrics,
+            tls,
+            backend_tls,
+            control: tokio::runtime::Handle::current(),
+            stopping: shutdown.stopping(),
+            forced: shutdown.forced(),
+        });
+        for (index, (accepted, events)) in accepted.into_iter().zip(events).enumerate() {
+            let ended = spawn_worker(index, Arc::clone(&shared), Feed { accepted, events })?;
+            shutdown.spawn_critical("worker", ended);
+        }
+        shutdown.spawn_critical("acceptor", acceptor::run(listener, shared, accepted_to));
+        ready.set(true);
+        tracing::info!(%address, workers = count, "serving");
+        shutdown.stopping().cancelled().await;
+        ready.set(false);
+        shutdown.finish(drain).await?;
+    } else {
+        shutdown.finish(std::time::Duration::ZERO).await?;
+    }
+    admin_end.cancel();
+    admin_task.await??;
+    Ok(())
+}
+
+/// Starts a worker's thread; the future ends with it.
+fn spawn_worker(
+    index: usize,
+    shared: Arc<Shared>,
+    feed: Feed,
+) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + 'static> {
+    let (done, ended) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name(format!("worker-{index}"))
+        .spawn(move || {
+            // Nobody waits for it any more if this fails.
+            let _ = done.send(worker::run(shared, feed));
+        })?;
+    Ok(async move { Ok(ended.await.context("the thread panicked")??) })
+}
+
+/// Names this process among the proxies; new at every start.
+fn proxy_id() -> String {
+    format!("p-{:016x}", rand::random::<u64>())
+}

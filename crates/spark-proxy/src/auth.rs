@@ -1,0 +1,153 @@
+//! Who calls, and which session the token opens.
+//!
+//! Good tokens are remembered by their exact text, per worker, until they
+//! expire or the key set changes. Epoch, denylist and the state of the session
+//! are looked at on every call, elsewhere.
+
+use crate::headers::{self, Doubled};
+use crate::method::Method;
+use crate::routes::expired;
+use crate::worker::Worker;
+use http::{HeaderMap, HeaderValue, header};
+use service_kit::grpc::{BearerError, bearer};
+use session_core::{Reason, Timestamp};
+use session_proto::error::Refused;
+use session_token::{Claims, TokenError, Verified};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Remembered tokens per worker; a token is half a kilobyte.
+const MOST: usize = 4096;
+
+/// A caller with a good token.
+pub(crate) struct Caller {
+    pub(crate) token: Arc<str>,
+    pub(crate) claims: Claims,
+}
+
+/// The good tokens of one worker.
+#[derive(Default)]
+pub(crate) struct Tokens {
+    callers: RefCell<HashMap<HeaderValue, Rc<Caller>>>,
+    generation: Cell<u64>,
+}
+
+impl Tokens {
+    /// The caller of this `authorization`, if it was good a moment ago.
+    fn get(&self, value: &HeaderValue, generation: u64) -> Option<Rc<Caller>> {
+        if self.generation.replace(generation) != generation {
+            self.callers.borrow_mut().clear();
+        }
+        self.callers.borrow().get(value).cloned()
+    }
+
+    fn put(&self, value: &HeaderValue, caller: &Rc<Caller>, leeway: Duration, now: Timestamp) {
+        let mut callers = self.callers.borrow_mut();
+        if callers.len() >= MOST {
+            callers.retain(|_, known| !expired(&known.claims, leeway, now));
+        }
+        if callers.len() >= MOST {
+            callers.clear();
+        }
+        // A copy of its own: the request's would keep its whole header block.
+        if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {
+            callers.insert(value, Rc::clone(caller));
+        }
+    }
+}
+
+/// Checks the token of a request and that its headers name the same session.
+pub(crate) async fn authenticate(
+    worker: &Worker,
+    headers: &HeaderMap,
+    method: Method,
+) -> Result<Rc<Caller>, Refused> {
+    let authorization = headers::at_most_one(headers, &header::AUTHORIZATION)
+        .map_err(|Doubled| doubled("authorization"))?
+        .ok_or_else(missing)?;
+    let named =
+        headers::at_most_one(headers, &headers::SESSION_ID).map_err(|Doubled| doubled("x-session-id"))?;
+    let caller = check_token(worker, headers, authorization, method).await?;
+    match named {
+        Some(named) if named.as_bytes() == caller.claims.sid.as_str().as_bytes() => Ok(caller),
+        Some(_) => Err(Refused::new(
+            Reason::SessionMismatch,
+            "The token opens another session than x-session-id names. Use the connection string that came with the token.",
+        )),
+        None if worker.shared.config.tokens.require_session_header => Err(Refused::new(
+            Reason::HeaderMissing,
+            "x-session-id is required here. Add `;x-session-id=<session>` to the connection string.",
+        )),
+        None => Ok(caller),
+    }
+}
+
+async fn check_token(
+    worker: &Worker,
+    headers: &HeaderMap,
+    authorization: &HeaderValue,
+    method: Method,
+) -> Result<Rc<Caller>, Refused> {
+    let shared = &worker.shared;
+    let now = shared.clock.now();
+    let leeway = shared.config.tokens.leeway;
+    let generation = shared.keys.generation();
+    if let Some(caller) = worker.tokens.get(authorization, generation)
+        && !expired(&caller.claims, leeway, now)
+    {
+        return Ok(caller);
+    }
+    let token = bearer(headers).map_err(|error| match error {
+        BearerError::Missing => missing(),
+        BearerError::Duplicate => doubled("authorization"),
+        BearerError::NotBearer => {
+            let refused = TokenError::Malformed("not a bearer credential");
+            Refused::new(refused.reason(), refused.client_text())
+        }
+    })?;
+    let verify = || {
+        shared
+            .verifier
+            .verify(token, shared.keys.ring(), now, method.grace())
+    };
+    let verified = match verify() {
+        Err(TokenError::UnknownKid) => {
+            worker.look_for_keys().await.map_err(|_| {
+                Refused::new(
+                    Reason::ControlPlaneUnavailable,
+                    "The token cannot be checked at the moment. Try again in a little while.",
+                )
+            })?;
+            verify()
+        }
+        other => other,
+    };
+    let Verified { claims, by_grace, .. } =
+        verified.map_err(|error| Refused::new(error.reason(), error.client_text()))?;
+    let caller = Rc::new(Caller {
+        token: token.into(),
+        claims,
+    });
+    if !by_grace {
+        worker.tokens.put(authorization, &caller, leeway, now);
+    }
+    Ok(caller)
+}
+
+fn missing() -> Refused {
+    Refused::new(
+        Reason::TokenMissing,
+        "No token came with the call. Use the connection string that `berth token <session>` prints.",
+    )
+}
+
+fn doubled(name: &'static str) -> Refused {
+    Refused::new(
+        Reason::HeaderDuplicate,
+        format!("{name} came more than once. Send it once."),
+    )
+    .with("header", name)
+}

@@ -1,0 +1,494 @@
+//! The configuration of the proxy: one struct per section, defaults < file <
+//! environment (`BERTH__SECTION__KEY`).
+
+use serde::{Deserialize, Serialize};
+use service_kit::admin::AdminConfig;
+use service_kit::config::{Problems, Validate, duration};
+use service_kit::grpc::ClientConfig;
+use service_kit::telemetry::TelemetryConfig;
+use service_kit::tls::{ClientTlsFiles, TlsFiles};
+use session_token::VerifierConfig;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything that can be configured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The Spark Connect port.
+    #[serde(default)]
+    pub listen: ListenConfig,
+    /// Health and metrics.
+    #[serde(default = "admin")]
+    pub admin: AdminConfig,
+    /// Which tokens are good.
+    pub tokens: TokenConfig,
+    /// Session-manager's internal port.
+    pub manager: ClientConfig,
+    /// Routes: how long calls are held and answers kept.
+    #[serde(default)]
+    pub routes: RouteConfig,
+    /// Connections to compute.
+    #[serde(default)]
+    pub backend: BackendConfig,
+    /// What one client, and all of them, may take.
+    #[serde(default)]
+    pub limits: LimitConfig,
+    /// How the proxy ends.
+    #[serde(default)]
+    pub drain: DrainConfig,
+    /// Logs and traces.
+    #[serde(default)]
+    pub telemetry: TelemetryConfig,
+}
+
+fn admin() -> AdminConfig {
+    AdminConfig {
+        address: (Ipv4Addr::UNSPECIFIED, 9085).into(),
+    }
+}
+
+/// The Spark Connect port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ListenConfig {
+    /// Address and port; port 0 takes a free one.
+    pub address: SocketAddr,
+    /// Worker threads; 0 takes one per core.
+    pub workers: usize,
+    /// Says in so many words that plaintext beyond loopback is meant.
+    pub insecure: bool,
+    /// TLS of the port.
+    pub tls: TlsConfig,
+}
+
+impl Default for ListenConfig {
+    fn default() -> Self {
+        Self {
+            address: (Ipv4Addr::UNSPECIFIED, 8085).into(),
+            workers: 0,
+            insecure: false,
+            tls: TlsConfig::default(),
+        }
+    }
+}
+
+/// How TLS and plaintext connections are treated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TlsMode {
+    /// Plaintext calls are told to use TLS.
+    #[default]
+    Required,
+    /// No TLS.
+    Off,
+    /// Both, told apart by the first byte (development).
+    Auto,
+}
+
+/// TLS of the Spark Connect port.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TlsConfig {
+    /// `required`, `off` or `auto`.
+    pub mode: TlsMode,
+    /// PEM file with the certificate chain, own certificate first.
+    pub cert: Option<PathBuf>,
+    /// PEM file with the private key.
+    pub key: Option<PathBuf>,
+}
+
+impl TlsConfig {
+    /// The files, if TLS is spoken at all.
+    pub fn files(&self) -> Option<TlsFiles> {
+        let (cert, key) = (self.cert.clone()?, self.key.clone()?);
+        (self.mode != TlsMode::Off).then_some(TlsFiles {
+            cert,
+            key,
+            client_ca: None,
+        })
+    }
+}
+
+/// Which tokens are good, and where their keys come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenConfig {
+    /// The exact issuer of every token.
+    pub issuer: String,
+    /// The exact audience of every token.
+    pub audience: String,
+    /// Where the key set is, `https://…` or `http://…`; this or `jwks_file`.
+    #[serde(default)]
+    pub jwks_url: Option<String>,
+    /// A file with the key set.
+    #[serde(default)]
+    pub jwks_file: Option<PathBuf>,
+    /// Certificates for an `https` key set.
+    #[serde(default)]
+    pub jwks_tls: ClientTlsFiles,
+    /// Says in so many words that a key set over plaintext beyond loopback is meant.
+    #[serde(default)]
+    pub jwks_insecure: bool,
+    /// How often the key set is read again.
+    #[serde(with = "duration", default = "defaults::refresh")]
+    pub refresh: Duration,
+    /// An unknown key has the set read again at most this often.
+    #[serde(with = "duration", default = "defaults::unknown_key_interval")]
+    pub unknown_key_interval: Duration,
+    /// How long the last good set is used when it cannot be read again.
+    #[serde(with = "duration", default = "defaults::keep_keys")]
+    pub keep_keys: Duration,
+    /// The longest life of a token.
+    #[serde(with = "duration", default = "defaults::max_ttl")]
+    pub max_ttl: Duration,
+    /// How far clocks may differ.
+    #[serde(with = "duration", default = "defaults::leeway")]
+    pub leeway: Duration,
+    /// How long after its expiry a token may reattach to, and release, running operations.
+    #[serde(with = "duration", default = "defaults::reattach_grace")]
+    pub reattach_grace: Duration,
+    /// How long after its expiry a token may interrupt running operations.
+    #[serde(with = "duration", default = "defaults::interrupt_grace")]
+    pub interrupt_grace: Duration,
+    /// Refuse calls without `x-session-id`.
+    #[serde(default)]
+    pub require_session_header: bool,
+}
+
+mod defaults {
+    use std::time::Duration;
+
+    pub(super) fn refresh() -> Duration {
+        Duration::from_secs(300)
+    }
+    pub(super) fn unknown_key_interval() -> Duration {
+        Duration::from_secs(30)
+    }
+    pub(super) fn keep_keys() -> Duration {
+        Duration::from_secs(24 * 3600)
+    }
+    pub(super) fn max_ttl() -> Duration {
+        Duration::from_secs(12 * 3600)
+    }
+    pub(super) fn leeway() -> Duration {
+        Duration::from_secs(30)
+    }
+    pub(super) fn reattach_grace() -> Duration {
+        Duration::from_secs(12 * 3600)
+    }
+    pub(super) fn interrupt_grace() -> Duration {
+        Duration::from_secs(15 * 60)
+    }
+}
+
+impl TokenConfig {
+    /// Tokens of this issuer and audience, with the defaults and no key set yet.
+    pub fn new(issuer: impl Into<String>, audience: impl Into<String>) -> Self {
+        Self {
+            issuer: issuer.into(),
+            audience: audience.into(),
+            jwks_url: None,
+            jwks_file: None,
+            jwks_tls: ClientTlsFiles::default(),
+            jwks_insecure: false,
+            refresh: defaults::refresh(),
+            unknown_key_interval: defaults::unknown_key_interval(),
+            keep_keys: defaults::keep_keys(),
+            max_ttl: defaults::max_ttl(),
+            leeway: defaults::leeway(),
+            reattach_grace: defaults::reattach_grace(),
+            interrupt_grace: defaults::interrupt_grace(),
+            require_session_header: false,
+        }
+    }
+
+    pub(crate) fn verifier(&self) -> VerifierConfig {
+        VerifierConfig {
+            issuer: self.issuer.clone(),
+            audience: self.audience.clone(),
+            max_ttl: self.max_ttl,
+            leeway: self.leeway,
+            reattach_grace: self.reattach_grace,
+            interrupt_grace: self.interrupt_grace,
+        }
+    }
+}
+
+/// Routes: how long calls are held and answers kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RouteConfig {
+    /// How long a call is held while its session warms.
+    #[serde(with = "duration")]
+    pub hold_max: Duration,
+    /// How long known routes are used while session-manager cannot be asked; zero fails closed.
+    #[serde(with = "duration")]
+    pub stale_if_unreachable: Duration,
+    /// What was not used for this long is forgotten.
+    #[serde(with = "duration")]
+    pub forget_after: Duration,
+}
+
+impl Default for RouteConfig {
+    fn default() -> Self {
+        Self {
+            hold_max: Duration::from_secs(50),
+            stale_if_unreachable: Duration::from_secs(600),
+            forget_after: Duration::from_secs(1800),
+        }
+    }
+}
+
+/// Connections to compute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BackendConfig {
+    /// How long a connection may take, handshake included.
+    #[serde(with = "duration")]
+    pub connect_timeout: Duration,
+    /// Certificates for routes that ask for TLS.
+    pub tls: ClientTlsFiles,
+    /// Response bytes in flight per call.
+    pub stream_window_bytes: u32,
+    /// Response bytes in flight per connection.
+    pub connection_window_bytes: u32,
+    /// The largest frame taken from a backend.
+    pub frame_bytes: u32,
+    /// A connection without calls is closed after this.
+    #[serde(with = "duration")]
+    pub idle_timeout: Duration,
+}
+
+impl Default for BackendConfig {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(5),
+            tls: ClientTlsFiles::default(),
+            stream_window_bytes: 4 << 20,
+            connection_window_bytes: 16 << 20,
+            frame_bytes: 256 << 10,
+            idle_timeout: Duration::from_secs(300),
+        }
+    }
+}
+
+/// What one client, and all of them, may take.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitConfig {
+    /// Client connections in all; more wait in the kernel.
+    pub connections: usize,
+    /// Calls at once on one connection.
+    pub streams_per_connection: u32,
+    /// Headers of one request.
+    pub header_list_bytes: u32,
+    /// From the first byte to the end of the TLS and HTTP/2 handshakes.
+    #[serde(with = "duration")]
+    pub handshake: Duration,
+    /// Request bytes in flight per call before the connection has shown a good token.
+    pub first_stream_window_bytes: u32,
+    /// Request bytes in flight per call afterwards.
+    pub stream_window_bytes: u32,
+    /// Request bytes in flight per connection.
+    pub connection_window_bytes: u32,
+    /// The largest frame taken from a client.
+    pub frame_bytes: u32,
+    /// Response bytes buffered per call beyond the client's window.
+    pub send_buffer_bytes: usize,
+}
+
+impl Default for LimitConfig {
+    fn default() -> Self {
+        Self {
+            connections: 10_000,
+            streams_per_connection: 128,
+            header_list_bytes: 16 << 10,
+            handshake: Duration::from_secs(10),
+            first_stream_window_bytes: 256 << 10,
+            stream_window_bytes: 1 << 20,
+            connection_window_bytes: 4 << 20,
+            frame_bytes: 256 << 10,
+            send_buffer_bytes: 512 << 10,
+        }
+    }
+}
+
+/// How the proxy ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DrainConfig {
+    /// How long running calls may go on.
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+}
+
+impl Default for DrainConfig {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(150),
+        }
+    }
+}
+
+impl Validate for Config {
+    fn validate(&self, problems: &mut Problems) {
+        problems.check("listen", &self.listen);
+        problems.check("admin", &self.admin);
+        problems.check("tokens", &self.tokens);
+        problems.check("manager", &self.manager);
+        problems.check("routes", &self.routes);
+        problems.check("backend", &self.backend);
+        problems.check("limits", &self.limits);
+        problems.check("telemetry", &self.telemetry);
+    }
+}
+
+impl Validate for ListenConfig {
+    fn validate(&self, problems: &mut Problems) {
+        problems.require(self.workers <= 1024, "workers", "must be at most 1024");
+        if self.tls.mode == TlsMode::Off {
+            problems.require(
+                self.insecure || self.address.ip().is_loopback(),
+                "tls.mode",
+                "must not be off beyond loopback (or say `insecure = true` to serve plaintext)",
+            );
+            return;
+        }
+        if self.tls.mode == TlsMode::Auto {
+            problems.require(
+                self.insecure || self.address.ip().is_loopback(),
+                "tls.mode",
+                "must not be auto beyond loopback (or say `insecure = true` to serve plaintext too)",
+            );
+        } else {
+            problems.require(
+                !self.insecure,
+                "insecure",
+                "contradicts `tls.mode = \"required\"`; remove it",
+            );
+        }
+        match self.tls.files() {
+            Some(files) => problems.check("tls", &files),
+            None => problems.within("tls", |problems| {
+                problems.require(self.tls.cert.is_some(), "cert", "is required unless mode is off");
+                problems.require(self.tls.key.is_some(), "key", "is required unless mode is off");
+            }),
+        }
+    }
+}
+
+impl Validate for TokenConfig {
+    fn validate(&self, problems: &mut Problems) {
+        problems.require(!self.issuer.is_empty(), "issuer", "must not be empty");
+        problems.require(!self.audience.is_empty(), "audience", "must not be empty");
+        match (&self.jwks_url, &self.jwks_file) {
+            (Some(url), None) => self.validate_url(url, problems),
+            (None, Some(_)) => {}
+            (None, None) => problems.add("jwks_url", "is required (or `jwks_file`)"),
+            (Some(_), Some(_)) => problems.add("jwks_file", "contradicts `jwks_url`; remove one of them"),
+        }
+        problems.check("jwks_tls", &self.jwks_tls);
+        problems.require(!self.refresh.is_zero(), "refresh", "must not be zero");
+        problems.require(!self.max_ttl.is_zero(), "max_ttl", "must not be zero");
+    }
+}
+
+impl TokenConfig {
+    fn validate_url(&self, url: &str, problems: &mut Problems) {
+        let uri: Option<http::Uri> = url.parse().ok();
+        match uri
+            .as_ref()
+            .and_then(|uri| Some((uri.scheme_str()?, uri.host()?)))
+        {
+            Some(("https", _)) => {}
+            Some(("http", host)) => problems.require(
+                self.jwks_insecure || is_loopback(host),
+                "jwks_url",
+                "must be https beyond loopback (or say `jwks_insecure = true`)",
+            ),
+            _ => problems.add("jwks_url", "must be like https://host:port/path"),
+        }
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let bare = host.trim_matches(['[', ']']);
+    host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+impl Validate for RouteConfig {
+    fn validate(&self, problems: &mut Problems) {
+        problems.require(
+            self.hold_max <= Duration::from_secs(900),
+            "hold_max",
+            "must be at most 15min",
+        );
+        problems.require(
+            self.forget_after >= Duration::from_secs(60),
+            "forget_after",
+            "must be at least 1min",
+        );
+    }
+}
+
+impl Validate for BackendConfig {
+    fn validate(&self, problems: &mut Problems) {
+        problems.require(
+            !self.connect_timeout.is_zero(),
+            "connect_timeout",
+            "must not be zero",
+        );
+        problems.check("tls", &self.tls);
+        window(problems, "stream_window_bytes", self.stream_window_bytes);
+        window(problems, "connection_window_bytes", self.connection_window_bytes);
+        frame(problems, self.frame_bytes);
+    }
+}
+
+impl Validate for LimitConfig {
+    fn validate(&self, problems: &mut Problems) {
+        problems.require(self.connections > 0, "connections", "must not be 0");
+        problems.require(
+            self.streams_per_connection > 0,
+            "streams_per_connection",
+            "must not be 0",
+        );
+        problems.require(
+            self.header_list_bytes >= 8 << 10,
+            "header_list_bytes",
+            "must be at least 8192",
+        );
+        problems.require(!self.handshake.is_zero(), "handshake", "must not be zero");
+        window(
+            problems,
+            "first_stream_window_bytes",
+            self.first_stream_window_bytes,
+        );
+        window(problems, "stream_window_bytes", self.stream_window_bytes);
+        window(problems, "connection_window_bytes", self.connection_window_bytes);
+        frame(problems, self.frame_bytes);
+        problems.require(
+            self.send_buffer_bytes >= 16 << 10,
+            "send_buffer_bytes",
+            "must be at least 16384",
+        );
+    }
+}
+
+fn window(problems: &mut Problems, key: &str, bytes: u32) {
+    problems.require(
+        (65_535..=1 << 30).contains(&bytes),
+        key,
+        "must be from 65535 to 1073741824",
+    );
+}
+
+fn frame(problems: &mut Problems, bytes: u32) {
+    problems.require(
+        (16_384..=(1 << 24) - 1).contains(&bytes),
+        "frame_bytes",
+        "must be from 16384 to 16777215",
+    );
+}

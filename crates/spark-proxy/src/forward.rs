@@ -1,0 +1,166 @@
+//! Bytes both ways, frame by frame: nothing is read that the other side cannot
+//! take, so a slow reader stops its own writer and nobody else.
+//!
+//! Both directions of a call run in the call's own task. When [`forward`]
+//! returns for whatever reason, the upstream stream is dropped, which resets
+//! it if it was not over; only then does the caller tell the client.
+
+use crate::backend::{Body, Upstream};
+use crate::call::Stop;
+use crate::headers;
+use crate::metrics::{Metrics, Outcome, Stage, Way};
+use crate::respond::{Client, Vanished, capacity};
+use bytes::Bytes;
+use h2::client::ResponseFuture;
+use h2::{RecvStream, SendStream};
+use http::{HeaderMap, StatusCode};
+use session_core::Reason;
+use session_proto::error::Refused;
+use std::future::poll_fn;
+use std::pin::pin;
+use tokio::time::Instant;
+
+/// Carries one call to its end.
+pub(crate) async fn forward(
+    metrics: &Metrics,
+    upstream: Upstream,
+    request: Option<RecvStream>,
+    client: &mut Client,
+) -> Result<Outcome, Stop> {
+    let Upstream { response, sender } = upstream;
+    let mut upload = pin!(upload(metrics, request, sender));
+    let mut download = pin!(download(metrics, response, client));
+    let mut uploading = true;
+    loop {
+        tokio::select! {
+            biased;
+            sent = &mut upload, if uploading => match sent {
+                Ok(_) => uploading = false,
+                Err(Vanished) => return Err(Stop::Vanished),
+            },
+            done = &mut download => return done,
+        }
+    }
+}
+
+/// The request's body to the backend. The sender comes back, because dropping
+/// it early would look like the end of the call.
+async fn upload(
+    metrics: &Metrics,
+    request: Option<RecvStream>,
+    mut backend: SendStream<Bytes>,
+) -> Result<SendStream<Bytes>, Vanished> {
+    let Some(mut request) = request else {
+        return Ok(backend);
+    };
+    while let Some(data) = request.data().await {
+        let data = data.map_err(|_| Vanished)?;
+        let (len, end) = (data.len(), request.is_end_stream());
+        if capacity(&mut backend, len).await.is_err() || backend.send_data(data, end).is_err() {
+            // The backend wants no more; its response says why.
+            return Ok(backend);
+        }
+        metrics.bytes.at(Way::ToBackend).add(len as u64);
+        let _ = request.flow_control().release_capacity(len);
+        if end {
+            return Ok(backend);
+        }
+    }
+    match request.trailers().await.map_err(|_| Vanished)? {
+        Some(trailers) => drop(backend.send_trailers(trailers)),
+        None => drop(backend.send_data(Bytes::new(), true)),
+    }
+    Ok(backend)
+}
+
+/// The response to the client.
+async fn download(metrics: &Metrics, response: ResponseFuture, client: &mut Client) -> Result<Outcome, Stop> {
+    let sent = Instant::now();
+    let response = client
+        .unless_gone(response)
+        .await?
+        .map_err(|error| lost(&error))?;
+    metrics.waited.at(Stage::FirstByte).observe(sent.elapsed());
+    let (mut head, body) = response.into_parts();
+    if head.status != StatusCode::OK {
+        tracing::info!(
+            status = head.status.as_u16(),
+            "compute answered with a bare HTTP status"
+        );
+        return Err(Stop::Refused(backend_lost("The compute's answer is not gRPC.")));
+    }
+    headers::toward_client(&mut head.headers);
+    let status = outcome(&head.headers);
+    if body.is_end_stream() {
+        client.begin(http::Response::from_parts(head, ()), true)?;
+        return Ok(status.unwrap_or(Outcome::BackendError));
+    }
+    client.begin(http::Response::from_parts(head, ()), false)?;
+    let trailers = stream(metrics, body, client).await?;
+    let Some(mut trailers) = trailers else {
+        return Err(Stop::Refused(backend_lost(
+            "The compute ended its answer without a status.",
+        )));
+    };
+    headers::toward_client(&mut trailers);
+    let outcome = outcome(&trailers).unwrap_or(Outcome::BackendError);
+    client.trailers(trailers)?;
+    Ok(outcome)
+}
+
+async fn stream(metrics: &Metrics, mut body: Body, client: &mut Client) -> Result<Option<HeaderMap>, Stop> {
+    loop {
+        let data = client.unless_gone(poll_fn(|cx| body.poll_data(cx))).await?;
+        let Some(data) = data else { break };
+        let data = data.map_err(|error| lost(&error))?;
+        let len = data.len();
+        client.capacity(len).await?;
+        client.data(data, false)?;
+        metrics.bytes.at(Way::ToClient).add(len as u64);
+        let _ = body.flow_control().release_capacity(len);
+    }
+    Ok(client
+        .unless_gone(poll_fn(|cx| body.poll_trailers(cx)))
+        .await?
+        .map_err(|error| lost(&error))?)
+}
+
+fn outcome(headers: &HeaderMap) -> Option<Outcome> {
+    let status = headers.get("grpc-status")?;
+    Some(if status.as_bytes() == b"0" {
+        Outcome::Ok
+    } else {
+        Outcome::BackendError
+    })
+}
+
+/// What the loss of an upstream stream means. Only a refusal, or a GOAWAY that
+/// names the stream as not processed, proves that nothing was done.
+fn lost(error: &h2::Error) -> Stop {
+    let refused = error.is_remote()
+        && match error.reason() {
+            Some(h2::Reason::REFUSED_STREAM) => error.is_reset(),
+            Some(h2::Reason::NO_ERROR) => error.is_go_away(),
+            _ => false,
+        };
+    tracing::debug!(%error, refused, "the stream to compute was lost");
+    Stop::Refused(if refused {
+        backend_unavailable()
+    } else {
+        backend_lost("The connection to the compute was lost while the call ran.")
+    })
+}
+
+pub(crate) fn backend_unavailable() -> Refused {
+    Refused::new(
+        Reason::BackendUnavailable,
+        "The session's compute does not accept calls at the moment; nothing was done. Try again in a little while.",
+    )
+}
+
+fn backend_lost(what: &str) -> Refused {
+    Refused::new(
+        Reason::BackendLost,
+        format!("{what} Whether the operation took effect is not known. Check before you run it again."),
+    )
+}

@@ -1,0 +1,124 @@
+//! Request and response headers, edited in place: what is ours, or belongs to
+//! one connection only, does not pass.
+
+use crate::routes::Backend;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::{Scheme, Uri};
+use std::time::Duration;
+
+/// Names the session; a second thought beside the token.
+pub(crate) static SESSION_ID: HeaderName = HeaderName::from_static("x-session-id");
+/// Parameters of the connection string that some clients send as metadata.
+static STRAY: [HeaderName; 2] = [
+    HeaderName::from_static("use_ssl"),
+    HeaderName::from_static("session_id"),
+];
+static HOP_BY_HOP: [HeaderName; 7] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHORIZATION,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::HOST,
+];
+static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// A header that may come once at most.
+pub(crate) fn at_most_one<'h>(
+    headers: &'h HeaderMap,
+    name: &HeaderName,
+) -> Result<Option<&'h HeaderValue>, Doubled> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (value, None) => Ok(value),
+        (_, Some(_)) => Err(Doubled),
+    }
+}
+
+/// The header came twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Doubled;
+
+/// Makes the client's request one of ours to `backend`.
+pub(crate) fn toward_backend(request: &mut http::request::Parts, backend: &Backend) {
+    let headers = &mut request.headers;
+    headers.remove(header::AUTHORIZATION);
+    headers.remove(&SESSION_ID);
+    headers.remove(header::CONTENT_LENGTH);
+    for name in STRAY.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+    headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    if let Some(credential) = &backend.credential {
+        headers.insert(header::AUTHORIZATION, credential.clone());
+    }
+    let mut uri = http::uri::Parts::default();
+    uri.scheme = Some(if backend.tls.is_some() {
+        Scheme::HTTPS
+    } else {
+        Scheme::HTTP
+    });
+    uri.authority = Some(backend.authority.clone());
+    uri.path_and_query = request.uri.path_and_query().cloned();
+    // All three parts are there, so this cannot fail; the old URI would do too.
+    if let Ok(uri) = Uri::from_parts(uri) {
+        request.uri = uri;
+    }
+}
+
+/// Makes the backend's response one of ours to the client.
+pub(crate) fn toward_client(headers: &mut HeaderMap) {
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+/// The client's own deadline: up to eight digits and a unit.
+pub(crate) fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(&GRPC_TIMEOUT)?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_are_read_as_grpc_writes_them() {
+        let read = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(&GRPC_TIMEOUT, HeaderValue::from_static(text));
+            grpc_timeout(&headers)
+        };
+        assert_eq!(read("20S"), Some(Duration::from_secs(20)));
+        assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!(read("5m"), Some(Duration::from_millis(5)));
+        for text in ["", "S", "20", "123456789S", "-1S", "1 S", "1x"] {
+            assert_eq!(read(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_doubled_header_is_noticed() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(at_most_one(&headers, &SESSION_ID), Ok(None));
+        headers.append(&SESSION_ID, HeaderValue::from_static("a"));
+        assert!(at_most_one(&headers, &SESSION_ID).unwrap().is_some());
+        headers.append(&SESSION_ID, HeaderValue::from_static("a"));
+        assert_eq!(at_most_one(&headers, &SESSION_ID), Err(Doubled));
+    }
+}

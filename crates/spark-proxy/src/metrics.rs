@@ -1,0 +1,149 @@
+//! What the proxy counts. Labels are enums; ids never are labels.
+
+use service_kit::labels;
+use service_kit::metrics::{Counter, Family, Gauge, Histogram, Registry, SECONDS};
+use session_core::Reason;
+use std::sync::Arc;
+
+labels! {
+    /// How a call ended, and by whom.
+    pub(crate) enum Outcome("outcome") {
+        Ok => "ok",
+        BackendError => "backend_error",
+        BackendLost => "backend_lost",
+        BackendUnavailable => "backend_unavailable",
+        ClientGone => "client_gone",
+        ClientError => "client_error",
+        Unauthenticated => "unauthenticated",
+        NotAllowed => "not_allowed",
+        SessionEnded => "session_ended",
+        Warming => "warming",
+        Limited => "limited",
+        ControlPlane => "control_plane",
+        Draining => "draining",
+        Health => "health",
+    }
+}
+
+labels! {
+    /// For whom a call waited.
+    pub(crate) enum Stage("stage") {
+        Auth => "auth",
+        Resolve => "resolve",
+        Connect => "connect",
+        FirstByte => "first_byte",
+    }
+}
+
+labels! {
+    /// Which way bytes went.
+    pub(crate) enum Way("direction") {
+        ToBackend => "to_backend",
+        ToClient => "to_client",
+    }
+}
+
+labels! {
+    /// Why a connection never carried a call.
+    pub(crate) enum Handshake("result") {
+        Failed => "failed",
+        TimedOut => "timed_out",
+        Plaintext => "plaintext",
+    }
+}
+
+impl Outcome {
+    /// What a refusal counts as.
+    pub(crate) fn of(reason: Reason) -> Self {
+        match reason {
+            Reason::TokenMissing
+            | Reason::TokenMalformed
+            | Reason::TokenExpired
+            | Reason::TokenRevoked
+            | Reason::TokenInvalid
+            | Reason::CallerUnknown => Self::Unauthenticated,
+            Reason::HeaderMissing
+            | Reason::HeaderDuplicate
+            | Reason::MalformedMessage
+            | Reason::InvalidArgument
+            | Reason::CompressedRequest
+            | Reason::UnknownMethod
+            | Reason::TlsRequired => Self::ClientError,
+            Reason::SessionMismatch
+            | Reason::SparkSessionTaken
+            | Reason::NotAuthorized
+            | Reason::OrgDisabled
+            | Reason::ManagedByConfig => Self::NotAllowed,
+            Reason::SessionClosed
+            | Reason::SessionFailed
+            | Reason::ComputeReleased
+            | Reason::CatalogUnavailable
+            | Reason::ClusterNotActive => Self::SessionEnded,
+            Reason::SessionWarming => Self::Warming,
+            Reason::ProxyDraining => Self::Draining,
+            Reason::BackendUnavailable => Self::BackendUnavailable,
+            Reason::BackendLost | Reason::OperationLost => Self::BackendLost,
+            Reason::QuotaExceeded | Reason::RateLimited | Reason::TooManyWaiting => Self::Limited,
+            Reason::ControlPlaneUnavailable
+            | Reason::RequestIdReused
+            | Reason::Conflict
+            | Reason::AlreadyExists
+            | Reason::Internal => Self::ControlPlane,
+        }
+    }
+}
+
+/// All families of the proxy.
+pub(crate) struct Metrics {
+    pub(crate) calls: Arc<Family<Outcome, Counter>>,
+    pub(crate) opened: Arc<Family<(), Counter>>,
+    pub(crate) bytes: Arc<Family<Way, Counter>>,
+    pub(crate) waited: Arc<Family<Stage, Histogram>>,
+    pub(crate) connections: Arc<Family<(), Gauge>>,
+    pub(crate) accepted: Arc<Family<(), Counter>>,
+    pub(crate) handshakes: Arc<Family<Handshake, Counter>>,
+    pub(crate) backend_connections: Arc<Family<(), Gauge>>,
+    pub(crate) backend_connected: Arc<Family<(), Counter>>,
+    pub(crate) resolves: Arc<Family<(), Counter>>,
+    pub(crate) key_fetches_failed: Arc<Family<(), Counter>>,
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &Registry) -> Self {
+        Self {
+            calls: registry.counter("spark_proxy_calls_total", "Calls that ended, by how."),
+            opened: registry.counter(
+                "spark_proxy_calls_opened_total",
+                "Calls that began; open now are these less those that ended.",
+            ),
+            bytes: registry.counter("spark_proxy_bytes_total", "Bytes of message bodies forwarded."),
+            waited: registry.histogram(
+                "spark_proxy_waited_seconds",
+                "How long forwarded calls waited, by for whom.",
+                SECONDS,
+            ),
+            connections: registry.gauge("spark_proxy_connections", "Client connections."),
+            accepted: registry.counter(
+                "spark_proxy_connections_accepted_total",
+                "Client connections accepted.",
+            ),
+            handshakes: registry.counter(
+                "spark_proxy_handshakes_failed_total",
+                "Connections that never carried a call.",
+            ),
+            backend_connections: registry.gauge("spark_proxy_backend_connections", "Connections to compute."),
+            backend_connected: registry.counter(
+                "spark_proxy_backend_connections_made_total",
+                "Connections made to compute.",
+            ),
+            resolves: registry.counter(
+                "spark_proxy_resolves_total",
+                "Questions for routes asked of session-manager.",
+            ),
+            key_fetches_failed: registry.counter(
+                "spark_proxy_key_fetches_failed_total",
+                "Readings of the key set that failed.",
+            ),
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Every reply that the proxy itself makes is built here: trailers alone while
+//! the response has not begun, trailers after it has. Never a bare HTTP status.
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, SendStream};
+use http::{HeaderMap, HeaderValue, Response, header};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::{Context, Poll};
+use tonic::Status;
+
+/// The client vanished, or wants no more of this call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Vanished;
+
+/// The client's end of one call: where its response goes.
+pub(crate) struct Client {
+    side: Side,
+}
+
+enum Side {
+    /// Nothing was sent yet.
+    Fresh(SendResponse<Bytes>),
+    /// Response headers were sent.
+    Begun(SendStream<Bytes>),
+    /// All was sent.
+    Done,
+}
+
+impl Client {
+    pub(crate) fn new(respond: SendResponse<Bytes>) -> Self {
+        Self {
+            side: Side::Fresh(respond),
+        }
+    }
+
+    /// Ends the call with `status`, whatever was sent before.
+    pub(crate) fn refuse(&mut self, status: Status) {
+        let sent = match &mut self.side {
+            Side::Fresh(respond) => respond.send_response(trailers_only(&status), true).map(|_| ()),
+            Side::Begun(stream) => stream.send_trailers(trailers(&status)),
+            Side::Done => Ok(()),
+        };
+        if sent.is_err() {
+            tracing::debug!("the client left before its error was sent");
+        }
+        self.side = Side::Done;
+    }
+
+    /// Answers with one message and OK.
+    pub(crate) fn reply(&mut self, message: Bytes) -> Result<(), Vanished> {
+        let mut head = Response::new(());
+        head.headers_mut().insert(header::CONTENT_TYPE, GRPC);
+        self.begin(head, false)?;
+        self.data(message, false)?;
+        self.trailers(trailers(&Status::ok("")))
+    }
+
+    /// Sends response headers; with `end` they are all there is.
+    pub(crate) fn begin(&mut self, head: Response<()>, end: bool) -> Result<(), Vanished> {
+        let Side::Fresh(respond) = &mut self.side else {
+            return Err(Vanished);
+        };
+        let stream = respond.send_response(head, end).map_err(|_| Vanished)?;
+        self.side = if end { Side::Done } else { Side::Begun(stream) };
+        Ok(())
+    }
+
+    /// Waits until the client can take more, of which `len` bytes are ready.
+    pub(crate) async fn capacity(&mut self, len: usize) -> Result<(), Vanished> {
+        let Side::Begun(stream) = &mut self.side else {
+            return Err(Vanished);
+        };
+        capacity(stream, len).await.map_err(|_| Vanished)
+    }
+
+    /// Sends bytes of the response.
+    pub(crate) fn data(&mut self, data: Bytes, end: bool) -> Result<(), Vanished> {
+        let Side::Begun(stream) = &mut self.side else {
+            return Err(Vanished);
+        };
+        stream.send_data(data, end).map_err(|_| Vanished)?;
+        if end {
+            self.side = Side::Done;
+        }
+        Ok(())
+    }
+
+    /// Sends trailers, the end of the response.
+    pub(crate) fn trailers(&mut self, trailers: HeaderMap) -> Result<(), Vanished> {
+        let Side::Begun(stream) = &mut self.side else {
+            return Err(Vanished);
+        };
+        stream.send_trailers(trailers).map_err(|_| Vanished)?;
+        self.side = Side::Done;
+        Ok(())
+    }
+
+    /// Waits for `future`, but not longer than the client does.
+    pub(crate) async fn unless_gone<F: Future>(&mut self, future: F) -> Result<F::Output, Vanished> {
+        let mut future = pin!(future);
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending => self.poll_gone(cx).map(|()| Err(Vanished)),
+        })
+        .await
+    }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.side {
+            Side::Fresh(respond) => respond.poll_reset(cx).map(|_| ()),
+            Side::Begun(stream) => stream.poll_reset(cx).map(|_| ()),
+            Side::Done => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Client {
+    /// A call whose task is dropped must not look as if it ended well.
+    fn drop(&mut self) {
+        match &mut self.side {
+            Side::Fresh(respond) => respond.send_reset(Reason::CANCEL),
+            Side::Begun(stream) => stream.send_reset(Reason::CANCEL),
+            Side::Done => {}
+        }
+    }
+}
+
+/// Waits until a stream can take more. What h2 then buffers beyond its window
+/// is at most the one chunk that is waiting.
+pub(crate) async fn capacity(stream: &mut SendStream<Bytes>, len: usize) -> Result<(), Closed> {
+    if len == 0 {
+        return Ok(());
+    }
+    stream.reserve_capacity(len);
+    while stream.capacity() == 0 {
+        match poll_fn(|cx| stream.poll_capacity(cx)).await {
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => return Err(Closed),
+        }
+    }
+    Ok(())
+}
+
+/// The other side takes no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Closed;
+
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+
+fn trailers_only(status: &Status) -> Response<()> {
+    let mut response = Response::new(());
+    *response.headers_mut() = trailers(status);
+    response.headers_mut().insert(header::CONTENT_TYPE, GRPC);
+    response
+}
+
+fn trailers(status: &Status) -> HeaderMap {
+    let mut trailers = HeaderMap::with_capacity(5);
+    if status.add_header(&mut trailers).is_err() {
+        // Some part of it is no header value; the code alone always is.
+        trailers.clear();
+        trailers.insert("grpc-status", HeaderValue::from(i32::from(status.code())));
+    }
+    trailers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use session_core::Reason as Why;
+    use session_proto::error::Refused;
+
+    #[test]
+    fn a_refusal_is_a_whole_grpc_status_in_headers_alone() {
+        let status = Refused::new(Why::SessionClosed, "Geschlossen: ä\n100 %").into_status();
+        let response = trailers_only(&status);
+        assert_eq!(response.status(), 200);
+        let headers = response.headers();
+        assert_eq!(headers["content-type"], "application/grpc");
+        assert_eq!(headers["grpc-status"], "9");
+        assert_eq!(headers["grpc-message"], "Geschlossen:%20%C3%A4%0A100%20%25");
+        assert_eq!(headers["berth-reason"], "SESSION_CLOSED");
+        assert!(
+            !headers["grpc-status-details-bin"]
+                .to_str()
+                .unwrap()
+                .ends_with('=')
+        );
+        let back = Status::from_header_map(headers).unwrap();
+        assert_eq!(session_proto::error::reason_of(&back), Some(Why::SessionClosed));
+    }
+}

@@ -1,0 +1,221 @@
+//! What one worker knows of one session: its route, its connections' calls,
+//! and why they must end. No other thread sees it, so nothing here is locked.
+//!
+//! A call is *open* from its admission until its last byte, also while it
+//! waits. It is on the session's list before the route is looked at, so that
+//! an end that is announced at any moment reaches it.
+
+use crate::auth::Caller;
+use crate::method::Method;
+use crate::routes::book::{Routes, Stamp};
+use crate::routes::{Gone, Order, Route, RouteState, revoked};
+use session_core::{Engine, SessionId};
+use session_proto::error::Refused;
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use tokio::time::Instant;
+
+/// One session in one worker.
+pub(crate) struct Session {
+    pub(crate) id: SessionId,
+    route: RefCell<Option<(Arc<Route>, Stamp)>>,
+    gone: RefCell<Option<Arc<Gone>>>,
+    floor: Cell<Order>,
+    calls: RefCell<Vec<Rc<Call>>>,
+    pub(crate) last_used: Cell<Instant>,
+}
+
+/// One open call.
+pub(crate) struct Call {
+    pub(crate) caller: Rc<Caller>,
+    pub(crate) method: Method,
+    /// Where it stands in its session's list.
+    index: Cell<usize>,
+    end: RefCell<Option<Refused>>,
+    waker: RefCell<Option<Waker>>,
+    /// Whose compute has it, once it was forwarded.
+    engine: Cell<Option<Engine>>,
+}
+
+/// Keeps a call on its session's list.
+pub(crate) struct OpenCall {
+    session: Rc<Session>,
+    call: Rc<Call>,
+}
+
+impl Session {
+    pub(crate) fn new(id: SessionId) -> Self {
+        Self {
+            id,
+            route: RefCell::default(),
+            gone: RefCell::default(),
+            floor: Cell::default(),
+            calls: RefCell::default(),
+            last_used: Cell::new(Instant::now()),
+        }
+    }
+
+    /// Puts a call on the list, unless the session ended.
+    pub(crate) fn open(self: &Rc<Self>, caller: &Rc<Caller>, method: Method) -> Result<OpenCall, Refused> {
+        if let Some(gone) = &*self.gone.borrow() {
+            return Err(gone.refused());
+        }
+        let mut calls = self.calls.borrow_mut();
+        let call = Rc::new(Call {
+            caller: Rc::clone(caller),
+            method,
+            index: Cell::new(calls.len()),
+            end: RefCell::default(),
+            waker: RefCell::default(),
+            engine: Cell::default(),
+        });
+        calls.push(Rc::clone(&call));
+        Ok(OpenCall {
+            session: Rc::clone(self),
+            call,
+        })
+    }
+
+    /// The route, if it may be used without asking.
+    pub(crate) fn fresh_route(&self, routes: &Routes) -> Option<(Arc<Route>, Stamp)> {
+        self.route
+            .borrow()
+            .as_ref()
+            .filter(|(_, stamp)| routes.is_fresh(*stamp))
+            .cloned()
+    }
+
+    /// The route, if it may be used while nobody can be asked.
+    pub(crate) fn bearable_route(&self, routes: &Routes) -> Option<(Arc<Route>, Stamp)> {
+        self.route
+            .borrow()
+            .as_ref()
+            .filter(|(_, stamp)| routes.is_bearable(*stamp))
+            .cloned()
+    }
+
+    /// Takes an answer. Says whether it is the newest that is known here.
+    pub(crate) fn learn(&self, route: &Arc<Route>, stamp: Stamp) -> bool {
+        if route.order < self.floor.get() {
+            return false;
+        }
+        self.floor.set(route.order);
+        *self.route.borrow_mut() = Some((Arc::clone(route), stamp));
+        true
+    }
+
+    /// Something newer than `order` is all that counts from now on.
+    pub(crate) fn outdate(&self, order: Order, token_epoch: u64) {
+        self.floor.set(self.floor.get().max(order));
+        if self
+            .route
+            .borrow()
+            .as_ref()
+            .is_some_and(|(route, _)| route.order < order)
+        {
+            *self.route.borrow_mut() = None;
+        }
+        self.end_calls(|call| (call.caller.claims.epoch < token_epoch).then(|| revoked(&self.id)));
+    }
+
+    /// The session ended, and with it all its calls.
+    pub(crate) fn bury(&self, gone: &Arc<Gone>) {
+        *self.route.borrow_mut() = None;
+        *self.gone.borrow_mut() = Some(Arc::clone(gone));
+        self.end_calls(|_| Some(gone.refused()));
+    }
+
+    /// Ends the calls that `route` no longer admits.
+    pub(crate) fn enforce(&self, route: &Route) {
+        if let RouteState::Gone(gone) = &route.state {
+            self.end_calls(|_| Some(gone.refused()));
+        }
+        self.end_calls(|call| route.admits(&call.caller.claims).err());
+    }
+
+    /// Ends each call that `why` finds a reason for.
+    pub(crate) fn end_calls(&self, why: impl Fn(&Call) -> Option<Refused>) {
+        for call in &*self.calls.borrow() {
+            if let Some(refused) = why(call) {
+                call.end(refused);
+            }
+        }
+    }
+
+    /// Who has calls open, each once.
+    pub(crate) fn callers(&self) -> Vec<Rc<Caller>> {
+        let mut callers: Vec<Rc<Caller>> = Vec::new();
+        for call in &*self.calls.borrow() {
+            if !callers.iter().any(|known| known.token == call.caller.token) {
+                callers.push(Rc::clone(&call.caller));
+            }
+        }
+        callers
+    }
+
+    pub(crate) fn open_calls(&self) -> usize {
+        self.calls.borrow().len()
+    }
+}
+
+impl Call {
+    pub(crate) fn engine(&self) -> Option<Engine> {
+        self.engine.get()
+    }
+
+    fn end(&self, refused: Refused) {
+        self.end.borrow_mut().get_or_insert(refused);
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
+impl OpenCall {
+    pub(crate) fn session(&self) -> &Rc<Session> {
+        &self.session
+    }
+
+    pub(crate) fn caller(&self) -> &Caller {
+        &self.call.caller
+    }
+
+    pub(crate) fn method(&self) -> Method {
+        self.call.method
+    }
+
+    /// The call goes to compute now.
+    pub(crate) fn forwarded(&self, engine: Engine) {
+        self.call.engine.set(Some(engine));
+    }
+
+    /// Waits until the call must end, and says why. Only one at a time may wait.
+    pub(crate) async fn ended(&self) -> Refused {
+        poll_fn(|cx| {
+            if let Some(refused) = &*self.call.end.borrow() {
+                return Poll::Ready(refused.clone());
+            }
+            let mut waker = self.call.waker.borrow_mut();
+            if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                *waker = Some(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        let mut calls = self.session.calls.borrow_mut();
+        let index = self.call.index.get();
+        calls.swap_remove(index);
+        if let Some(moved) = calls.get(index) {
+            moved.index.set(index);
+        }
+        self.session.last_used.set(Instant::now());
+    }
+}
