@@ -2,6 +2,7 @@
 
 use crate::config::{Problems, Validate};
 use crate::metrics::Registry;
+use crate::shutdown::Shutdown;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -27,7 +28,10 @@ impl AdminConfig {
     /// Binds it.
     pub async fn bind(&self) -> std::io::Result<TcpListener> {
         TcpListener::bind(self.address).await.map_err(|error| {
-            std::io::Error::new(error.kind(), format!("cannot listen on {} (admin): {error}", self.address))
+            std::io::Error::new(
+                error.kind(),
+                format!("cannot listen on {} (admin): {error}", self.address),
+            )
         })
     }
 }
@@ -51,7 +55,9 @@ pub struct Condition {
 
 impl Default for Readiness {
     fn default() -> Self {
-        Self { conditions: Arc::new(watch::Sender::new(BTreeMap::new())) }
+        Self {
+            conditions: Arc::new(watch::Sender::new(BTreeMap::new())),
+        }
     }
 }
 
@@ -66,7 +72,10 @@ impl Readiness {
         self.conditions.send_modify(|conditions| {
             conditions.insert(name, false);
         });
-        Condition { name, readiness: self.clone() }
+        Condition {
+            name,
+            readiness: self.clone(),
+        }
     }
 
     /// Is every condition true?
@@ -76,19 +85,28 @@ impl Readiness {
 
     /// The conditions that are not true.
     pub fn missing(&self) -> Vec<&'static str> {
-        self.conditions.borrow().iter().filter(|(_, met)| !**met).map(|(name, _)| *name).collect()
+        self.conditions
+            .borrow()
+            .iter()
+            .filter(|(_, met)| !**met)
+            .map(|(name, _)| *name)
+            .collect()
     }
 
     /// Returns when the service becomes ready.
     pub async fn ready(&self) {
         let mut changes = self.conditions.subscribe();
-        let _ = changes.wait_for(|conditions| conditions.values().all(|met| *met)).await;
+        let _ = changes
+            .wait_for(|conditions| conditions.values().all(|met| *met))
+            .await;
     }
 
     /// Returns when readiness is no longer `was`, with what it is now.
     pub async fn changed_from(&self, was: bool) -> bool {
         let mut changes = self.conditions.subscribe();
-        let _ = changes.wait_for(|conditions| conditions.values().all(|met| *met) != was).await;
+        let _ = changes
+            .wait_for(|conditions| conditions.values().all(|met| *met) != was)
+            .await;
         !was
     }
 }
@@ -96,9 +114,9 @@ impl Readiness {
 impl Condition {
     /// Is it met now?
     pub fn set(&self, met: bool) {
-        self.readiness.conditions.send_if_modified(|conditions| {
-            conditions.insert(self.name, met) != Some(met)
-        });
+        self.readiness
+            .conditions
+            .send_if_modified(|conditions| conditions.insert(self.name, met) != Some(met));
     }
 }
 
@@ -139,7 +157,11 @@ pub struct Admin {
 impl Admin {
     /// An admin server with nothing registered yet.
     pub fn new(build: Build) -> Self {
-        Self { build, readiness: Readiness::new(), registry: Registry::new() }
+        Self {
+            build,
+            readiness: Readiness::new(),
+            registry: Registry::new(),
+        }
     }
 
     /// The routes, for services that serve them themselves.
@@ -148,13 +170,31 @@ impl Admin {
             .route("/livez", get(async || "alive\n"))
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
-            .route("/buildz", get(async |State(admin): State<Self>| Json(admin.build)))
+            .route(
+                "/buildz",
+                get(async |State(admin): State<Self>| Json(admin.build)),
+            )
             .with_state(self.clone())
     }
 
-    /// Serves until told to stop. Stop it last: a draining service is alive.
+    /// Serves as part of a service: to the very end, because a draining
+    /// service is alive, but not ready from the moment it is asked to stop.
+    pub fn spawn(&self, listener: TcpListener, shutdown: &Shutdown) {
+        let running = self.readiness.condition("running");
+        running.set(true);
+        let stopping = shutdown.stopping();
+        shutdown.spawn(async move {
+            stopping.cancelled().await;
+            running.set(false);
+        });
+        shutdown.spawn_background("admin port", self.clone().serve(listener, shutdown.forced()));
+    }
+
+    /// Serves until told to stop.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> std::io::Result<()> {
-        axum::serve(listener, self.router()).with_graceful_shutdown(stop.cancelled_owned()).await
+        axum::serve(listener, self.router())
+            .with_graceful_shutdown(stop.cancelled_owned())
+            .await
     }
 }
 
@@ -169,5 +209,9 @@ async fn readyz(State(admin): State<Admin>) -> Response {
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], admin.registry.render()).into_response()
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+        admin.registry.render(),
+    )
+        .into_response()
 }

@@ -22,7 +22,12 @@ impl Backoff {
 
     /// The same with its randomness given.
     pub fn seeded(first: Duration, most: Duration, seed: u64) -> Self {
-        Self { first, most, failures: 0, rng: StdRng::seed_from_u64(seed) }
+        Self {
+            first,
+            most,
+            failures: 0,
+            rng: StdRng::seed_from_u64(seed),
+        }
     }
 
     /// After a success: the next failure is the first one again.

@@ -55,10 +55,21 @@ impl Validate for ServiceAccountConfig {
     fn validate(&self, problems: &mut Problems) {
         let named = !self.name.is_empty()
             && self.name.len() <= 128
-            && self.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.@".contains(&b));
-        problems.require(named, "name", "must be 1 to 128 letters, digits, '-', '_', '.' or '@'");
+            && self
+                .name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_.@".contains(&b));
+        problems.require(
+            named,
+            "name",
+            "must be 1 to 128 letters, digits, '-', '_', '.' or '@'",
+        );
         problems.require(!self.org.is_empty(), "org", "is required");
-        problems.require(self.digest().is_some(), "key_sha256", "must be 64 hexadecimal digits");
+        problems.require(
+            self.digest().is_some(),
+            "key_sha256",
+            "must be 64 hexadecimal digits",
+        );
     }
 }
 
@@ -71,7 +82,10 @@ pub fn validate_accounts(key: &str, accounts: &[ServiceAccountConfig], problems:
         if let Some(digest) = account.digest()
             && let Some(first) = keys.insert(digest, index)
         {
-            problems.add(&format!("{key}[{index}].key_sha256"), format!("is the same key as {key}[{first}]"));
+            problems.add(
+                &format!("{key}[{index}].key_sha256"),
+                format!("is the same key as {key}[{first}]"),
+            );
         }
         let first = *names.entry(account.name.as_str()).or_insert(index);
         let same = ServiceAccountConfig {
@@ -149,14 +163,18 @@ impl Authenticator {
                 },
             })
         });
-        Self { accounts: accounts.collect() }
+        Self {
+            accounts: accounts.collect(),
+        }
     }
 
     /// Who holds this bearer credential. The time is given so that tests own it.
     pub fn authenticate(&self, bearer: &str, now: SystemTime) -> Result<Caller, CallerError> {
         let encoded = bearer.strip_prefix(KEY_PREFIX).ok_or(CallerError::NotAKey)?;
         let well_formed = encoded.len() == ENCODED
-            && encoded.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+            && encoded
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
         if !well_formed {
             return Err(CallerError::NotAKey);
         }
@@ -166,8 +184,10 @@ impl Authenticator {
             let equal: Choice = account.digest.ct_eq(&digest);
             found.conditional_assign(&index, equal);
         }
-        let account =
-            usize::try_from(found).ok().and_then(|i| self.accounts.get(i)).ok_or(CallerError::Unknown)?;
+        let account = usize::try_from(found)
+            .ok()
+            .and_then(|i| self.accounts.get(i))
+            .ok_or(CallerError::Unknown)?;
         match account.expires_at {
             Some(end) if end <= now => Err(CallerError::Expired),
             _ => Ok(account.caller.clone()),
@@ -188,7 +208,10 @@ pub struct NewKey {
 pub fn generate_key() -> NewKey {
     let random: [u8; RANDOM_BYTES] = rand::random();
     let key = format!("{KEY_PREFIX}{}", URL_SAFE_NO_PAD.encode(random));
-    NewKey { sha256: key_sha256(&key), key }
+    NewKey {
+        sha256: key_sha256(&key),
+        key,
+    }
 }
 
 /// The `key_sha256` of a key.
@@ -208,7 +231,9 @@ mod rfc3339 {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(de: D) -> Result<Option<SystemTime>, D::Error> {
-        let Some(text) = Option::<String>::deserialize(de)? else { return Ok(None) };
+        let Some(text) = Option::<String>::deserialize(de)? else {
+            return Ok(None);
+        };
         humantime::parse_rfc3339(&text)
             .map(Some)
             .map_err(|_| D::Error::custom("must be a time like \"2026-12-31T00:00:00Z\""))

@@ -66,7 +66,11 @@ impl Validate for DocumentConfig {
     fn validate(&self, problems: &mut Problems) {
         problems.check("tls", &self.tls);
         problems.require(!self.refresh.is_zero(), "refresh", "must not be zero");
-        problems.require(!self.location.is_empty(), "location", "is required: a URL or a file");
+        problems.require(
+            !self.location.is_empty(),
+            "location",
+            "is required: a URL or a file",
+        );
         let looks_like_url = self.location.contains("://");
         match self.uri() {
             Some(uri) if uri.host().is_none() => problems.add("location", "must name a host"),
@@ -76,7 +80,11 @@ impl Validate for DocumentConfig {
                 "must be https beyond loopback (or say `insecure = true` to use plaintext)",
             ),
             Some(_) => {}
-            None => problems.require(!looks_like_url, "location", "must be like https://host/path, or a file"),
+            None => problems.require(
+                !looks_like_url,
+                "location",
+                "must be like https://host/path, or a file",
+            ),
         }
     }
 }
@@ -116,7 +124,11 @@ impl Document {
             None => Source::File(PathBuf::from(&config.location)),
             Some(uri) => {
                 let secure = uri.scheme_str() == Some("https");
-                let tls = if secure { Some(ClientTls::load(&config.tls, HTTP1)?) } else { None };
+                let tls = if secure {
+                    Some(ClientTls::load(&config.tls, HTTP1)?)
+                } else {
+                    None
+                };
                 Source::Web { uri, tls }
             }
         };
@@ -189,7 +201,9 @@ impl Document {
     async fn read(&self) -> anyhow::Result<Option<(String, Option<String>)>> {
         match &self.source {
             Source::File(path) => {
-                let text = tokio::fs::read(path).await.with_context(|| format!("reading {}", path.display()))?;
+                let text = tokio::fs::read(path)
+                    .await
+                    .with_context(|| format!("reading {}", path.display()))?;
                 if text.len() > LARGEST {
                     bail!("{} is larger than {LARGEST} bytes", path.display());
                 }
@@ -205,7 +219,9 @@ impl Document {
         tls: Option<Arc<ClientTls>>,
     ) -> anyhow::Result<Option<(String, Option<String>)>> {
         let port = uri.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
-        let io = crate::grpc::connect(uri.clone(), port, tls).await.context("connecting")?;
+        let io = crate::grpc::connect(uri.clone(), port, tls)
+            .await
+            .context("connecting")?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
         let connection = tokio::spawn(connection);
         let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
@@ -213,11 +229,17 @@ impl Document {
         if let Some(etag) = self.etag.lock().unwrap_or_else(PoisonError::into_inner).clone() {
             request = request.header(header::IF_NONE_MATCH, etag);
         }
-        let response = sender.send_request(request.body(Empty::<bytes::Bytes>::new())?).await?;
+        let response = sender
+            .send_request(request.body(Empty::<bytes::Bytes>::new())?)
+            .await?;
         let answer = match response.status() {
             StatusCode::NOT_MODIFIED => None,
             StatusCode::OK => {
-                let etag = response.headers().get(header::ETAG).and_then(|tag| tag.to_str().ok()).map(str::to_owned);
+                let etag = response
+                    .headers()
+                    .get(header::ETAG)
+                    .and_then(|tag| tag.to_str().ok())
+                    .map(str::to_owned);
                 let body = Limited::new(response.into_body(), LARGEST).collect().await;
                 let body = body.map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?;
                 Some((String::from_utf8(body.to_bytes().to_vec())?, etag))
@@ -241,7 +263,9 @@ impl fmt::Display for Source {
 
 impl fmt::Debug for Document {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Document").field("source", &self.source.to_string()).finish_non_exhaustive()
+        f.debug_struct("Document")
+            .field("source", &self.source.to_string())
+            .finish_non_exhaustive()
     }
 }
 
@@ -314,7 +338,11 @@ mod tests {
             DocumentConfig::new(location).validate(&mut problems);
             problems.found().len()
         };
-        for good in ["https://issuer:8084/jwks.json", "http://127.0.0.1:1/x", "/etc/berth/jwks.json"] {
+        for good in [
+            "https://issuer:8084/jwks.json",
+            "http://127.0.0.1:1/x",
+            "/etc/berth/jwks.json",
+        ] {
             assert_eq!(problems(good), 0, "{good}");
         }
         for bad in ["", "http://issuer:8084/jwks.json", "ftp://x/y", "https://"] {

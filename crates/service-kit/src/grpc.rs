@@ -76,18 +76,18 @@ impl Validate for ClientConfig {
         problems.check("tls", &self.tls);
         match self.parsed() {
             None => problems.add("uri", "must be like https://host:port"),
-            Some((_, true)) => problems.require(
-                !self.insecure,
-                "insecure",
-                "contradicts `https`; remove it",
-            ),
+            Some((_, true)) => problems.require(!self.insecure, "insecure", "contradicts `https`; remove it"),
             Some((uri, false)) => problems.require(
                 self.insecure || is_loopback(uri.host().unwrap_or_default()),
                 "uri",
                 "must be https beyond loopback (or say `insecure = true` to use plaintext)",
             ),
         }
-        problems.require(!self.connect_timeout.is_zero(), "connect_timeout", "must not be zero");
+        problems.require(
+            !self.connect_timeout.is_zero(),
+            "connect_timeout",
+            "must not be zero",
+        );
         problems.require(!self.timeout.is_zero(), "timeout", "must not be zero");
     }
 }
@@ -100,8 +100,14 @@ pub(crate) fn is_loopback(host: &str) -> bool {
 /// A channel that connects when first used, and again after every loss.
 /// Must be called inside a tokio runtime.
 pub fn channel(config: &ClientConfig) -> anyhow::Result<Channel> {
-    let (uri, secure) = config.parsed().with_context(|| format!("{:?} is not an address", config.uri))?;
-    let tls = if secure { Some(ClientTls::load(&config.tls, H2)?) } else { None };
+    let (uri, secure) = config
+        .parsed()
+        .with_context(|| format!("{:?} is not an address", config.uri))?;
+    let tls = if secure {
+        Some(ClientTls::load(&config.tls, H2)?)
+    } else {
+        None
+    };
     // tonic refuses `https` without its own TLS: the connection is made by us
     // under an `http` address, and requests carry the true one.
     let mut parts = uri.clone().into_parts();
@@ -116,7 +122,8 @@ pub fn channel(config: &ClientConfig) -> anyhow::Result<Channel> {
         .http2_keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(10))
         .keep_alive_while_idle(true);
-    Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |uri: Uri| connect(uri, port, tls.clone()))))
+    Ok(endpoint
+        .connect_with_connector_lazy(tower::service_fn(move |uri: Uri| connect(uri, port, tls.clone()))))
 }
 
 pub(crate) async fn connect(uri: Uri, port: u16, tls: Option<Arc<ClientTls>>) -> io::Result<TokioIo<Conn>> {
@@ -124,11 +131,18 @@ pub(crate) async fn connect(uri: Uri, port: u16, tls: Option<Arc<ClientTls>>) ->
     let tcp = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
     tcp.set_nodelay(true)?;
     let remote = tcp.peer_addr()?;
-    let Some(tls) = tls else { return Ok(TokioIo::new(Conn::plain(tcp, remote))) };
+    let Some(tls) = tls else {
+        return Ok(TokioIo::new(Conn::plain(tcp, remote)));
+    };
     let name = tls.server_name(host).map_err(io::Error::other)?;
-    let connector = tokio::task::spawn_blocking(move || tls.connector()).await.map_err(io::Error::other)?;
+    let connector = tokio::task::spawn_blocking(move || tls.connector())
+        .await
+        .map_err(io::Error::other)?;
     let stream = connector.connect(name, tcp).await?;
-    Ok(TokioIo::new(Conn::tls(tokio_rustls::TlsStream::Client(stream), remote)))
+    Ok(TokioIo::new(Conn::tls(
+        tokio_rustls::TlsStream::Client(stream),
+        remote,
+    )))
 }
 
 /// How a gRPC server treats its connections.
@@ -162,9 +176,21 @@ impl Default for ServerConfig {
 impl Validate for ServerConfig {
     fn validate(&self, problems: &mut Problems) {
         problems.require(!self.timeout.is_zero(), "timeout", "must not be zero");
-        problems.require(self.streams_per_connection > 0, "streams_per_connection", "must not be 0");
-        problems.require(!self.keepalive_interval.is_zero(), "keepalive_interval", "must not be zero");
-        problems.require(!self.keepalive_timeout.is_zero(), "keepalive_timeout", "must not be zero");
+        problems.require(
+            self.streams_per_connection > 0,
+            "streams_per_connection",
+            "must not be 0",
+        );
+        problems.require(
+            !self.keepalive_interval.is_zero(),
+            "keepalive_interval",
+            "must not be zero",
+        );
+        problems.require(
+            !self.keepalive_timeout.is_zero(),
+            "keepalive_timeout",
+            "must not be zero",
+        );
     }
 }
 
@@ -207,22 +233,38 @@ pub fn bearer(headers: &HeaderMap) -> Result<&str, BearerError> {
     let (scheme, credential) = text.split_once(' ').ok_or(BearerError::NotBearer)?;
     let credential = credential.trim_start_matches(' ');
     let usable = !credential.is_empty() && credential.bytes().all(|b| b.is_ascii_graphic() && b != b',');
-    if scheme.eq_ignore_ascii_case("bearer") && usable { Ok(credential) } else { Err(BearerError::NotBearer) }
+    if scheme.eq_ignore_ascii_case("bearer") && usable {
+        Ok(credential)
+    } else {
+        Err(BearerError::NotBearer)
+    }
 }
 
 /// The standard health service, which follows `readiness`: the whole server
-/// (the empty name) is serving while ready. Must be called inside a tokio runtime.
+/// (the empty name) is serving while ready. When told to stop it says so and
+/// ends the streams of its watchers, which would hold up the drain. Must be
+/// called inside a tokio runtime.
 pub fn health(readiness: &Readiness, stop: CancellationToken) -> HealthServer<impl Health> {
-    let (reporter, service) = tonic_health::server::health_reporter();
+    let (mut reporter, service) = tonic_health::server::health_reporter();
     let readiness = readiness.clone();
-    tokio::spawn(stop.run_until_cancelled_owned(async move {
+    tokio::spawn(async move {
         let mut ready = readiness.is_ready();
-        loop {
-            let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let mut running = true;
+        while running {
+            let status = if ready {
+                ServingStatus::Serving
+            } else {
+                ServingStatus::NotServing
+            };
             reporter.set_service_status("", status).await;
-            ready = readiness.changed_from(ready).await;
+            match stop.run_until_cancelled(readiness.changed_from(ready)).await {
+                Some(now) => ready = now,
+                None => running = false,
+            }
         }
-    }));
+        reporter.set_service_status("", ServingStatus::NotServing).await;
+        reporter.clear_service_status("").await;
+    });
     service
 }
 
@@ -231,7 +273,10 @@ mod tests {
     use super::*;
 
     fn headers(values: &[&str]) -> HeaderMap {
-        values.iter().map(|v| (header::AUTHORIZATION, v.parse().unwrap())).collect()
+        values
+            .iter()
+            .map(|v| (header::AUTHORIZATION, v.parse().unwrap()))
+            .collect()
     }
 
     #[test]
@@ -240,8 +285,20 @@ mod tests {
             assert_eq!(bearer(&headers(&[good])), Ok("abc.def"), "{good}");
         }
         assert_eq!(bearer(&headers(&[])), Err(BearerError::Missing));
-        assert_eq!(bearer(&headers(&["Bearer a", "Bearer a"])), Err(BearerError::Duplicate));
-        for bad in ["", "Bearer", "Bearer ", "Basic abc", "Bearerabc", "Bearer a b", "Bearer a,Bearer b", "Bearer\ta"] {
+        assert_eq!(
+            bearer(&headers(&["Bearer a", "Bearer a"])),
+            Err(BearerError::Duplicate)
+        );
+        for bad in [
+            "",
+            "Bearer",
+            "Bearer ",
+            "Basic abc",
+            "Bearerabc",
+            "Bearer a b",
+            "Bearer a,Bearer b",
+            "Bearer\ta",
+        ] {
             assert_eq!(bearer(&headers(&[bad])), Err(BearerError::NotBearer), "{bad:?}");
         }
     }
@@ -250,13 +307,28 @@ mod tests {
     fn plaintext_beyond_loopback_needs_the_word_insecure() {
         let problems = |uri: &str, insecure| {
             let mut problems = Problems::default();
-            ClientConfig { insecure, ..ClientConfig::new(uri) }.validate(&mut problems);
+            ClientConfig {
+                insecure,
+                ..ClientConfig::new(uri)
+            }
+            .validate(&mut problems);
             problems.found().len()
         };
-        for good in ["http://127.0.0.1:1", "http://[::1]:1", "http://localhost:1", "https://manager:8082"] {
+        for good in [
+            "http://127.0.0.1:1",
+            "http://[::1]:1",
+            "http://localhost:1",
+            "https://manager:8082",
+        ] {
             assert_eq!(problems(good, false), 0, "{good}");
         }
-        for bad in ["http://manager:8082", "manager:8082", "ftp://x", "", "http://127.0.0.1.evil.example"] {
+        for bad in [
+            "http://manager:8082",
+            "manager:8082",
+            "ftp://x",
+            "",
+            "http://127.0.0.1.evil.example",
+        ] {
             assert_eq!(problems(bad, false), 1, "{bad}");
         }
         assert_eq!(problems("http://manager:8082", true), 0);

@@ -25,7 +25,11 @@ pub struct ListenerConfig {
 impl ListenerConfig {
     /// A plaintext port; beyond loopback it does not validate.
     pub fn plaintext(address: SocketAddr) -> Self {
-        Self { address, tls: None, insecure: false }
+        Self {
+            address,
+            tls: None,
+            insecure: false,
+        }
     }
 }
 
@@ -34,7 +38,11 @@ impl Validate for ListenerConfig {
         match &self.tls {
             Some(files) => {
                 problems.check("tls", files);
-                problems.require(!self.insecure, "insecure", "contradicts `tls`; remove one of them");
+                problems.require(
+                    !self.insecure,
+                    "insecure",
+                    "contradicts `tls`; remove one of them",
+                );
             }
             None => problems.require(
                 self.insecure || self.address.ip().is_loopback(),
@@ -60,11 +68,17 @@ impl Listener {
     /// e.g. [`crate::tls::H2`].
     pub async fn bind(config: &ListenerConfig, alpn: &'static [&'static [u8]]) -> anyhow::Result<Self> {
         use anyhow::Context as _;
-        let tls = config.tls.as_ref().map(|files| ServerTls::load(files, alpn)).transpose()?;
+        let tls = config
+            .tls
+            .as_ref()
+            .map(|files| ServerTls::load(files, alpn))
+            .transpose()?;
         let tcp = TcpListener::bind(config.address)
             .await
             .with_context(|| format!("cannot listen on {}", config.address))?;
-        let address = tcp.local_addr().with_context(|| format!("cannot listen on {}", config.address))?;
+        let address = tcp
+            .local_addr()
+            .with_context(|| format!("cannot listen on {}", config.address))?;
         Ok(Self { tcp, tls, address })
     }
 
@@ -79,8 +93,10 @@ mod tests {
     use super::*;
 
     fn problems(address: &str, insecure: bool) -> usize {
-        let config =
-            ListenerConfig { insecure, ..ListenerConfig::plaintext(address.parse().unwrap()) };
+        let config = ListenerConfig {
+            insecure,
+            ..ListenerConfig::plaintext(address.parse().unwrap())
+        };
         let mut problems = Problems::default();
         config.validate(&mut problems);
         problems.found().len()
@@ -103,6 +119,9 @@ mod tests {
         assert_ne!(listener.local_addr().port(), 0);
         let taken = ListenerConfig::plaintext(listener.local_addr());
         let error = Listener::bind(&taken, crate::tls::H2).await.unwrap_err();
-        assert!(format!("{error:#}").contains(&listener.local_addr().to_string()), "{error:#}");
+        assert!(
+            format!("{error:#}").contains(&listener.local_addr().to_string()),
+            "{error:#}"
+        );
     }
 }

@@ -164,8 +164,10 @@ impl Drop for GaugeGuard {
 }
 
 /// Bounds in seconds for calls that take from a tenth of a millisecond to minutes.
-pub const SECONDS: &[f64] =
-    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+pub const SECONDS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+    30.0, 60.0, 300.0,
+];
 
 /// How durations are spread over fixed buckets; observed in seconds.
 #[derive(Debug)]
@@ -178,7 +180,11 @@ pub struct Histogram {
 impl Histogram {
     fn new(bounds: &'static [f64]) -> Self {
         let buckets = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
-        Self { bounds, buckets, nanos: AtomicU64::new(0) }
+        Self {
+            bounds,
+            buckets,
+            nanos: AtomicU64::new(0),
+        }
     }
 
     /// One more observation.
@@ -186,7 +192,8 @@ impl Histogram {
         let seconds = value.as_secs_f64();
         let place = self.bounds.partition_point(|bound| *bound < seconds);
         self.buckets[place].fetch_add(1, Relaxed);
-        self.nanos.fetch_add(u64::try_from(value.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+        self.nanos
+            .fetch_add(u64::try_from(value.as_nanos()).unwrap_or(u64::MAX), Relaxed);
     }
 
     /// How many observations there were.
@@ -204,7 +211,10 @@ pub struct Family<L, M> {
 
 impl<L: LabelSet, M> Family<L, M> {
     fn new(make: impl Fn() -> M) -> Self {
-        Self { series: (0..L::COUNT).map(|_| Arc::new(make())).collect(), labels: PhantomData }
+        Self {
+            series: (0..L::COUNT).map(|_| Arc::new(make())).collect(),
+            labels: PhantomData,
+        }
     }
 
     /// The series of these label values.
@@ -237,9 +247,15 @@ impl Registry {
 
     /// A family of counters; the name should end in `_total`.
     pub fn counter<L: LabelSet>(&self, name: &'static str, help: &'static str) -> Arc<Family<L, Counter>> {
-        self.family(name, help, "counter", Counter::default, move |counter, labels, out| {
-            sample(out, name, "", labels, None, counter.get() as f64);
-        })
+        self.family(
+            name,
+            help,
+            "counter",
+            Counter::default,
+            move |counter, labels, out| {
+                sample(out, name, "", labels, None, counter.get() as f64);
+            },
+        )
     }
 
     /// A family of gauges.
@@ -277,7 +293,12 @@ impl Registry {
         help: &'static str,
         read: impl Fn() -> f64 + Send + Sync + 'static,
     ) {
-        self.show(name, help, "gauge", Box::new(move |out| sample(out, name, "", &[], None, read())));
+        self.show(
+            name,
+            help,
+            "gauge",
+            Box::new(move |out| sample(out, name, "", &[], None, read())),
+        );
     }
 
     /// Everything, in the Prometheus text format, in order of names.

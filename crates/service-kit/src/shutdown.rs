@@ -23,6 +23,7 @@ pub struct Shutdown {
     stop: CancellationToken,
     force: CancellationToken,
     tasks: TaskTracker,
+    background: TaskTracker,
     crash: Arc<Mutex<Option<Crashed>>>,
 }
 
@@ -97,25 +98,44 @@ impl Shutdown {
     }
 
     /// Runs a task the service cannot do without: if it fails, panics, or ends
-    /// before the service stops, the service stops with an error.
+    /// before the service stops, the service stops with an error. The drain
+    /// waits for it, so it must end some time after [`Self::stopping`].
     pub fn spawn_critical<F, E>(&self, name: &'static str, task: F)
     where
         F: Future<Output = Result<(), E>> + Send + 'static,
-        E: Into<anyhow::Error>,
+        E: Into<anyhow::Error> + 'static,
     {
-        let handle = self.clone();
-        self.tasks.spawn(async move {
-            let how = match AssertUnwindSafe(task).catch_unwind().await {
-                Ok(Ok(())) if handle.stop.is_cancelled() => return,
-                Ok(Ok(())) => "ended by itself".to_owned(),
-                Ok(Err(error)) => format!("failed: {:#}", error.into()),
-                Err(_) => "panicked".to_owned(),
-            };
-            let crashed = Crashed { task: name, how };
-            tracing::error!(task = name, "critical task {}", crashed.how);
-            handle.crash.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(crashed);
-            handle.stop.cancel();
-        });
+        self.tasks.spawn(self.clone().watch(name, task));
+    }
+
+    /// The same for a task that serves until the very end, such as the admin
+    /// port: the drain does not wait for it, and it must end at [`Self::forced`].
+    pub fn spawn_background<F, E>(&self, name: &'static str, task: F)
+    where
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<anyhow::Error> + 'static,
+    {
+        self.background.spawn(self.clone().watch(name, task));
+    }
+
+    async fn watch<F, E>(self, name: &'static str, task: F)
+    where
+        F: Future<Output = Result<(), E>>,
+        E: Into<anyhow::Error> + 'static,
+    {
+        let how = match AssertUnwindSafe(task).catch_unwind().await {
+            Ok(Ok(())) if self.stop.is_cancelled() => return,
+            Ok(Ok(())) => "ended by itself".to_owned(),
+            Ok(Err(error)) => format!("failed: {:#}", error.into()),
+            Err(_) => "panicked".to_owned(),
+        };
+        let crashed = Crashed { task: name, how };
+        tracing::error!(task = name, "critical task {}", crashed.how);
+        self.crash
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(crashed);
+        self.stop.cancel();
     }
 
     /// Waits until the service is asked to stop, then for its tasks, at most
@@ -123,6 +143,7 @@ impl Shutdown {
     pub async fn finish(&self, drain: Duration) -> Result<(), Crashed> {
         self.stop.cancelled().await;
         self.tasks.close();
+        self.background.close();
         tokio::select! {
             () = self.tasks.wait() => {}
             () = self.force.cancelled() => {}
@@ -131,8 +152,12 @@ impl Shutdown {
             }
         }
         self.force.cancel();
-        if tokio::time::timeout(FORCED, self.tasks.wait()).await.is_err() {
-            tracing::warn!(tasks = self.tasks.len(), "tasks are left behind");
+        let all = async { tokio::join!(self.tasks.wait(), self.background.wait()) };
+        if tokio::time::timeout(FORCED, all).await.is_err() {
+            tracing::warn!(
+                tasks = self.tasks.len() + self.background.len(),
+                "tasks are left behind"
+            );
         }
         match self.crash.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(crashed) => Err(crashed),
@@ -180,7 +205,9 @@ mod tests {
     async fn a_crashed_critical_task_stops_the_service_with_an_error() {
         let limit = Duration::from_secs(5);
         let shutdown = Shutdown::new();
-        shutdown.spawn_critical("the pump", async { Err(anyhow::anyhow!("burst").context("no pressure")) });
+        shutdown.spawn_critical("the pump", async {
+            Err(anyhow::anyhow!("burst").context("no pressure"))
+        });
         let crashed = shutdown.finish(limit).await.unwrap_err();
         assert_eq!(crashed.to_string(), "the pump failed: no pressure: burst");
 
@@ -205,7 +232,10 @@ mod tests {
             assert!(shutdown_is_safe(), "boom");
             Ok::<_, std::io::Error>(())
         });
-        assert_eq!(shutdown.finish(Duration::from_secs(5)).await.unwrap_err().how, "panicked");
+        assert_eq!(
+            shutdown.finish(Duration::from_secs(5)).await.unwrap_err().how,
+            "panicked"
+        );
     }
 
     fn shutdown_is_safe() -> bool {

@@ -48,7 +48,12 @@ pub struct TelemetryConfig {
 
 impl Default for TelemetryConfig {
     fn default() -> Self {
-        Self { format: LogFormat::Json, level: "info".to_owned(), otlp_endpoint: None, sample_ratio: 0.001 }
+        Self {
+            format: LogFormat::Json,
+            level: "info".to_owned(),
+            otlp_endpoint: None,
+            sample_ratio: 0.001,
+        }
     }
 }
 
@@ -59,9 +64,17 @@ impl Validate for TelemetryConfig {
             "level",
             "must be error, warn, info, debug, trace, or directives such as \"info,h2=warn\"",
         );
-        problems.require((0.0..=1.0).contains(&self.sample_ratio), "sample_ratio", "must be from 0 to 1");
+        problems.require(
+            (0.0..=1.0).contains(&self.sample_ratio),
+            "sample_ratio",
+            "must be from 0 to 1",
+        );
         if let Some(endpoint) = &self.otlp_endpoint {
-            problems.require(endpoint.starts_with("http://"), "otlp_endpoint", "must be like http://host:4317");
+            problems.require(
+                endpoint.starts_with("http://"),
+                "otlp_endpoint",
+                "must be like http://host:4317",
+            );
         }
     }
 }
@@ -88,16 +101,30 @@ pub fn init(config: &TelemetryConfig, service: &'static str) -> anyhow::Result<T
         LogFormat::Json => logs.json().flatten_event(true).boxed(),
         LogFormat::Text => logs.boxed(),
     };
-    let provider = config.otlp_endpoint.as_deref().map(|to| provider(to, config.sample_ratio, service)).transpose()?;
-    let traces =
-        provider.as_ref().map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer(service)));
-    tracing_subscriber::registry().with(filter).with(traces).with(logs).try_init().context("telemetry")?;
+    let provider = config
+        .otlp_endpoint
+        .as_deref()
+        .map(|to| provider(to, config.sample_ratio, service))
+        .transpose()?;
+    let traces = provider
+        .as_ref()
+        .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer(service)));
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(traces)
+        .with(logs)
+        .try_init()
+        .context("telemetry")?;
     log_panics();
     Ok(Telemetry { provider })
 }
 
 fn provider(endpoint: &str, ratio: f64, service: &'static str) -> anyhow::Result<SdkTracerProvider> {
-    let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).build().context("OTLP endpoint")?;
+    let exporter = SpanExporter::builder()
+        .with_tonic()
+        .with_endpoint(endpoint)
+        .build()
+        .context("OTLP endpoint")?;
     Ok(SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
         .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(ratio))))
@@ -129,7 +156,10 @@ struct HeadersMut<'a>(&'a mut HeaderMap);
 
 impl Injector for HeadersMut<'_> {
     fn set(&mut self, key: &str, value: String) {
-        if let (Ok(name), Ok(value)) = (http::HeaderName::try_from(key), http::HeaderValue::try_from(value)) {
+        if let (Ok(name), Ok(value)) = (
+            http::HeaderName::try_from(key),
+            http::HeaderValue::try_from(value),
+        ) {
             self.0.insert(name, value);
         }
     }
@@ -143,7 +173,11 @@ pub fn adopt(span: &Span, headers: &HeaderMap) {
     let incoming = parent.span().span_context().trace_id();
     let _ = span.set_parent(parent);
     let own = span.context().span().span_context().trace_id();
-    let trace_id = if own == opentelemetry::TraceId::INVALID { incoming } else { own };
+    let trace_id = if own == opentelemetry::TraceId::INVALID {
+        incoming
+    } else {
+        own
+    };
     if trace_id != opentelemetry::TraceId::INVALID {
         span.record("trace_id", tracing::field::display(trace_id));
     }
@@ -155,5 +189,108 @@ pub fn inject(span: &Span, headers: &mut HeaderMap) {
     let context = span.context();
     if context.span().span_context().is_valid() {
         TraceContextPropagator::new().inject_context(&context, &mut HeadersMut(headers));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+    use std::sync::{Arc, Mutex};
+    use tracing_subscriber::fmt::MakeWriter;
+
+    const INCOMING: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl<'a> MakeWriter<'a> for Buffer {
+        type Writer = Self;
+
+        fn make_writer(&'a self) -> Self {
+            self.clone()
+        }
+    }
+
+    /// Handles one request under a subscriber and gives its log and the
+    /// `traceparent` of its outgoing call.
+    fn handle(traces: bool, ratio: f64, traceparent: Option<&str>) -> (String, Option<String>) {
+        let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(ratio)));
+        let provider = SdkTracerProvider::builder().with_sampler(sampler).build();
+        let layer = traces.then(|| tracing_opentelemetry::layer().with_tracer(provider.tracer("test")));
+        let buffer = Buffer::default();
+        let logs = tracing_subscriber::fmt::layer()
+            .json()
+            .with_writer(buffer.clone());
+        let subscriber = tracing_subscriber::registry().with(layer).with(logs);
+        let mut outgoing = HeaderMap::new();
+        tracing::subscriber::with_default(subscriber, || {
+            let headers: HeaderMap = traceparent
+                .iter()
+                .map(|t| ("traceparent".parse().unwrap(), t.parse().unwrap()))
+                .collect();
+            let span = tracing::info_span!("call", trace_id = tracing::field::Empty);
+            adopt(&span, &headers);
+            span.in_scope(|| tracing::info!("handled"));
+            inject(&span, &mut outgoing);
+        });
+        let log = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+        (
+            log,
+            outgoing
+                .get("traceparent")
+                .map(|v| v.to_str().unwrap().to_owned()),
+        )
+    }
+
+    #[test]
+    fn a_callers_trace_goes_on() {
+        let (log, outgoing) = handle(true, 0.0, Some(INCOMING));
+        assert!(log.contains("0af7651916cd43dd8448eb211c80319c"), "{log}");
+        let outgoing = outgoing.unwrap();
+        assert!(outgoing.starts_with("00-0af7651916cd43dd8448eb211c80319c-") && outgoing.ends_with("-01"));
+        assert_ne!(outgoing, INCOMING, "a span of its own");
+    }
+
+    #[test]
+    fn a_callers_no_is_respected_and_its_own_decision_is_by_chance() {
+        let unsampled = INCOMING.replace("-01", "-00");
+        assert!(handle(true, 1.0, Some(&unsampled)).1.unwrap().ends_with("-00"));
+        assert!(handle(true, 0.0, None).1.unwrap().ends_with("-00"));
+        assert!(handle(true, 1.0, None).1.unwrap().ends_with("-01"));
+    }
+
+    #[test]
+    fn without_traces_the_log_still_has_the_callers_id() {
+        let (log, outgoing) = handle(false, 0.0, Some(INCOMING));
+        assert!(log.contains("0af7651916cd43dd8448eb211c80319c"), "{log}");
+        assert_eq!(outgoing, None);
+        for junk in ["", "x", "00-0-0-00", &"0".repeat(5000)] {
+            assert!(!handle(false, 0.0, Some(junk)).0.contains("trace_id\":\"0"));
+        }
+    }
+
+    #[test]
+    fn bad_settings_are_named() {
+        let bad = TelemetryConfig {
+            level: "info,,=".into(),
+            sample_ratio: 2.0,
+            otlp_endpoint: Some("collector:4317".into()),
+            ..TelemetryConfig::default()
+        };
+        let mut problems = Problems::default();
+        bad.validate(&mut problems);
+        assert_eq!(problems.found().len(), 3, "{problems:?}");
     }
 }

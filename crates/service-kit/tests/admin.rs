@@ -22,15 +22,26 @@ async fn health_metrics_and_build() {
     let store = admin.readiness.condition("store");
     let keys = admin.readiness.condition("keys");
     let calls = admin.registry.counter::<()>("calls_total", "Calls.");
-    let listener = AdminConfig { address: "127.0.0.1:0".parse().unwrap() }.bind().await.unwrap();
+    let listener = AdminConfig {
+        address: "127.0.0.1:0".parse().unwrap(),
+    }
+    .bind()
+    .await
+    .unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
     let server = tokio::spawn(admin.clone().serve(listener, stop.clone()));
 
     assert_eq!(get(address, "/livez").await, (200, "alive\n".into()));
-    assert_eq!(get(address, "/readyz").await, (503, "not ready, missing: keys, store\n".into()));
+    assert_eq!(
+        get(address, "/readyz").await,
+        (503, "not ready, missing: keys, store\n".into())
+    );
     store.set(true);
-    assert_eq!(get(address, "/readyz").await, (503, "not ready, missing: keys\n".into()));
+    assert_eq!(
+        get(address, "/readyz").await,
+        (503, "not ready, missing: keys\n".into())
+    );
     keys.set(true);
     admin.readiness.ready().await;
     assert_eq!(get(address, "/readyz").await, (200, "ready\n".into()));
@@ -41,7 +52,10 @@ async fn health_metrics_and_build() {
     let (status, metrics) = get(address, "/metrics").await;
     assert!(status == 200 && metrics.ends_with("calls_total 1\n"), "{metrics}");
     let (status, build) = get(address, "/buildz").await;
-    assert!(status == 200 && build.contains("\"service\":\"service-kit\""), "{build}");
+    assert!(
+        status == 200 && build.contains("\"service\":\"service-kit\""),
+        "{build}"
+    );
     assert_eq!(get(address, "/").await.0, 404);
 
     stop.cancel();

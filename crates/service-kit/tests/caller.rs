@@ -25,19 +25,35 @@ fn account(name: &str, key: &str) -> ServiceAccountConfig {
 #[test]
 fn a_key_is_found_by_its_hash() {
     let keys: Vec<_> = (0..5).map(|_| generate_key()).collect();
-    let accounts: Vec<_> =
-        keys.iter().enumerate().map(|(i, k)| account(&format!("a{i}"), &k.key)).collect();
+    let accounts: Vec<_> = keys
+        .iter()
+        .enumerate()
+        .map(|(i, k)| account(&format!("a{i}"), &k.key))
+        .collect();
     let authenticator = Authenticator::new(&accounts);
     for (i, key) in keys.iter().enumerate() {
-        assert!(key.key.starts_with("berth_sa_") && key.key.len() == 9 + 43, "{}", key.key.len());
+        assert!(
+            key.key.starts_with("berth_sa_") && key.key.len() == 9 + 43,
+            "{}",
+            key.key.len()
+        );
         assert_eq!(key.sha256, accounts[i].key_sha256);
         let caller = authenticator.authenticate(&key.key, now()).unwrap();
-        assert_eq!((caller.issuer_alias.as_str(), caller.subject), ("sa", format!("a{i}")));
-        assert_eq!((caller.org.as_str(), caller.teams), ("acme", vec!["data".to_owned()]));
+        assert_eq!(
+            (caller.issuer_alias.as_str(), caller.subject),
+            ("sa", format!("a{i}"))
+        );
+        assert_eq!(
+            (caller.org.as_str(), caller.teams),
+            ("acme", vec!["data".to_owned()])
+        );
     }
     let unknown = authenticator.authenticate(&generate_key().key, now());
     assert_eq!(unknown, Err(CallerError::Unknown));
-    assert_eq!(Authenticator::default().authenticate(&keys[0].key, now()), Err(CallerError::Unknown));
+    assert_eq!(
+        Authenticator::default().authenticate(&keys[0].key, now()),
+        Err(CallerError::Unknown)
+    );
 }
 
 #[test]
@@ -57,16 +73,27 @@ fn other_credentials_are_not_keys() {
         "eyJhbGciOiJFUzI1NiJ9.e30.AAAA".into(),
     ];
     for other in others {
-        assert_eq!(authenticator.authenticate(&other, now()), Err(CallerError::NotAKey), "{other}");
+        assert_eq!(
+            authenticator.authenticate(&other, now()),
+            Err(CallerError::NotAKey),
+            "{other}"
+        );
     }
 }
 
 #[test]
 fn keys_expire() {
     let key = generate_key().key;
-    let expiring = ServiceAccountConfig { expires_at: Some(now()), ..account("a", &key) };
+    let expiring = ServiceAccountConfig {
+        expires_at: Some(now()),
+        ..account("a", &key)
+    };
     let authenticator = Authenticator::new(&[expiring]);
-    assert!(authenticator.authenticate(&key, now() - Duration::from_secs(1)).is_ok());
+    assert!(
+        authenticator
+            .authenticate(&key, now() - Duration::from_secs(1))
+            .is_ok()
+    );
     assert_eq!(authenticator.authenticate(&key, now()), Err(CallerError::Expired));
 }
 
@@ -78,15 +105,35 @@ fn bad_accounts_are_named_and_rotation_is_allowed() {
         validate_accounts("service_accounts", accounts, &mut problems);
         problems.found().iter().map(|p| p.key.clone()).collect::<Vec<_>>()
     };
-    let retiring = ServiceAccountConfig { expires_at: Some(now()), ..account("a", &old) };
+    let retiring = ServiceAccountConfig {
+        expires_at: Some(now()),
+        ..account("a", &old)
+    };
     assert!(found(&[retiring.clone(), account("a", &new)]).is_empty());
-    assert_eq!(found(&[account("a", &old), account("b", &old)]), ["service_accounts[1].key_sha256"]);
-    let elsewhere = ServiceAccountConfig { org: "evil".into(), ..account("a", &new) };
-    assert_eq!(found(&[account("a", &old), elsewhere]), ["service_accounts[1].name"]);
-    let bad = ServiceAccountConfig { org: String::new(), key_sha256: "beef".into(), ..account("a|b", &old) };
+    assert_eq!(
+        found(&[account("a", &old), account("b", &old)]),
+        ["service_accounts[1].key_sha256"]
+    );
+    let elsewhere = ServiceAccountConfig {
+        org: "evil".into(),
+        ..account("a", &new)
+    };
+    assert_eq!(
+        found(&[account("a", &old), elsewhere]),
+        ["service_accounts[1].name"]
+    );
+    let bad = ServiceAccountConfig {
+        org: String::new(),
+        key_sha256: "beef".into(),
+        ..account("a|b", &old)
+    };
     assert_eq!(
         found(&[bad]),
-        ["service_accounts[0].name", "service_accounts[0].org", "service_accounts[0].key_sha256"]
+        [
+            "service_accounts[0].name",
+            "service_accounts[0].org",
+            "service_accounts[0].key_sha256"
+        ]
     );
 }
 
@@ -98,6 +145,10 @@ fn expiry_is_written_as_people_do() {
     );
     let account: ServiceAccountConfig = toml::from_str(&text).unwrap();
     assert!(account.expires_at > Some(now()));
-    assert!(toml::to_string(&account).unwrap().contains("2026-12-31T00:00:00Z"));
+    assert!(
+        toml::to_string(&account)
+            .unwrap()
+            .contains("2026-12-31T00:00:00Z")
+    );
     assert!(toml::from_str::<ServiceAccountConfig>(&text.replace("T00", " at 00")).is_err());
 }

@@ -89,7 +89,11 @@ impl Validate for Shop {
 
 impl Validate for Till {
     fn validate(&self, problems: &mut Problems) {
-        problems.require(self.patience >= Duration::from_secs(1), "patience", "must be at least 1s");
+        problems.require(
+            self.patience >= Duration::from_secs(1),
+            "patience",
+            "must be at least 1s",
+        );
     }
 }
 
@@ -100,7 +104,10 @@ impl Validate for Person {
 }
 
 fn file(extension: &str, text: &str) -> NamedTempFile {
-    let mut file = tempfile::Builder::new().suffix(&format!(".{extension}")).tempfile().unwrap();
+    let mut file = tempfile::Builder::new()
+        .suffix(&format!(".{extension}"))
+        .tempfile()
+        .unwrap();
     file.write_all(text.as_bytes()).unwrap();
     file
 }
@@ -110,17 +117,28 @@ fn read(extension: &str, text: &str, env: &[(&str, &str)]) -> Result<Shop, Confi
     load(&Sources {
         prefix: "SHOP".into(),
         file: Some(file.path().to_owned()),
-        env: env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+        env: env
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect(),
     })
 }
 
 fn problems(result: Result<Shop, ConfigError>) -> BTreeMap<String, String> {
-    result.unwrap_err().problems.into_iter().map(|p| (p.key, p.what)).collect()
+    result
+        .unwrap_err()
+        .problems
+        .into_iter()
+        .map(|p| (p.key, p.what))
+        .collect()
 }
 
 #[test]
 fn nothing_configured_is_the_defaults() {
-    let sources = Sources { prefix: "SHOP".into(), ..Sources::default() };
+    let sources = Sources {
+        prefix: "SHOP".into(),
+        ..Sources::default()
+    };
     assert_eq!(load::<Shop>(&sources).unwrap(), Shop::default());
 }
 
@@ -145,7 +163,10 @@ fn toml_and_yaml_say_the_same() {
     let shop = read("toml", toml, &[]).unwrap();
     assert_eq!(shop, read("yaml", yaml, &[]).unwrap());
     assert_eq!(shop.till.patience, Duration::from_secs(5400));
-    assert_eq!((shop.shelves, shop.rate, shop.kind), (3, 2.0, Kind::Super { floors: 2 }));
+    assert_eq!(
+        (shop.shelves, shop.rate, shop.kind),
+        (3, 2.0, Kind::Super { floors: 2 })
+    );
 }
 
 #[test]
@@ -171,12 +192,24 @@ fn the_environment_wins_and_is_read_as_what_the_field_is() {
         ],
     )
     .unwrap();
-    assert_eq!((shop.name.as_str(), shop.open, shop.shelves, shop.rate), ("123", true, 7, 1.5));
-    assert_eq!((shop.tags, shop.ports), (vec!["x".into(), "y".into(), "z".into()], vec![80, 443]));
+    assert_eq!(
+        (shop.name.as_str(), shop.open, shop.shelves, shop.rate),
+        ("123", true, 7, 1.5)
+    );
+    assert_eq!(
+        (shop.tags, shop.ports),
+        (vec!["x".into(), "y".into(), "z".into()], vec![80, 443])
+    );
     assert_eq!(shop.till.patience, Duration::from_secs(120));
     assert_eq!(shop.till.nap, Some(Duration::from_secs(1)));
     assert_eq!(shop.till.password.expose(), "0123");
-    assert_eq!(shop.staff, [Person { name: "Cy".into(), age: 20 }]);
+    assert_eq!(
+        shop.staff,
+        [Person {
+            name: "Cy".into(),
+            age: 20
+        }]
+    );
     assert_eq!(shop.nick, None);
     let ports = read("toml", "", &[("SHOP__PORTS", "80,443")]).unwrap().ports;
     assert_eq!(ports, [80, 443]);
@@ -205,7 +238,11 @@ fn every_bad_key_is_named_at_once() {
             name = "Di"
             age = 17
         "#,
-        &[("SHOP__TILL__NAP", "soon"), ("SHOP__TILL__DRAW__ER", "1"), ("SHOP__KIND", "mega")],
+        &[
+            ("SHOP__TILL__NAP", "soon"),
+            ("SHOP__TILL__DRAW__ER", "1"),
+            ("SHOP__KIND", "mega"),
+        ],
     ));
     let keys: Vec<_> = found.keys().map(String::as_str).collect();
     assert_eq!(
@@ -233,8 +270,16 @@ fn every_bad_key_is_named_at_once() {
     assert_eq!(found["staff[2].age"], "must be at least 18");
     assert_eq!(found["shelves"], "must be at most 10");
     assert!(found["colour"].contains("not a known key"), "{}", found["colour"]);
-    assert!(found["till.patience"].contains("with a unit"), "{}", found["till.patience"]);
-    assert!(found["till.nap"].ends_with("(set by SHOP__TILL__NAP)"), "{}", found["till.nap"]);
+    assert!(
+        found["till.patience"].contains("with a unit"),
+        "{}",
+        found["till.patience"]
+    );
+    assert!(
+        found["till.nap"].ends_with("(set by SHOP__TILL__NAP)"),
+        "{}",
+        found["till.nap"]
+    );
 }
 
 #[test]
@@ -252,7 +297,11 @@ fn unknown_keys_are_refused_even_where_the_struct_forgot_to() {
     }
     impl Validate for Lax {
         fn validate(&self, problems: &mut Problems) {
-            problems.require(self.inner.known == 1 && self.many.len() == 1, "inner.known", "must be 1");
+            problems.require(
+                self.inner.known == 1 && self.many.len() == 1,
+                "inner.known",
+                "must be 1",
+            );
         }
     }
     let file = file("toml", "top = 1\n[inner]\nknown = 1\nx = 1\n[[many]]\nz = 1\n");
@@ -290,7 +339,9 @@ fn secrets_show_nowhere() {
         assert!(!error.contains(secret), "{error}");
         assert!(error.contains("1 problem:"), "{error}");
     }
-    let error = read("yaml", &format!("till: {{password: \"{secret}"), &[]).unwrap_err().to_string();
+    let error = read("yaml", &format!("till: {{password: \"{secret}"), &[])
+        .unwrap_err()
+        .to_string();
     assert!(!error.contains(secret), "{error}");
 }
 
@@ -303,9 +354,16 @@ fn what_is_printed_can_be_read_again() {
 
 #[test]
 fn files_that_cannot_be_read_are_named() {
-    for (name, says) in [("/nonexistent/x.toml", "cannot be read"), ("/etc/hostname", "must end in")] {
-        let error =
-            load::<Shop>(&Sources { file: Some(name.into()), ..Sources::default() }).unwrap_err().to_string();
+    for (name, says) in [
+        ("/nonexistent/x.toml", "cannot be read"),
+        ("/etc/hostname", "must end in"),
+    ] {
+        let error = load::<Shop>(&Sources {
+            file: Some(name.into()),
+            ..Sources::default()
+        })
+        .unwrap_err()
+        .to_string();
         assert!(error.contains(name) && error.contains(says), "{error}");
     }
     let error = read("toml", "a = 1\nb = \n", &[]).unwrap_err().to_string();

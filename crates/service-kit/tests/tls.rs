@@ -27,8 +27,12 @@ fn authority(name: &str) -> Ca {
 }
 
 fn write_leaf(dir: &Path, file: &str, ca: &Ca, names: &[&str]) -> (PathBuf, PathBuf) {
-    let mut params = CertificateParams::new(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>()).unwrap();
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let mut params =
+        CertificateParams::new(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>()).unwrap();
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
     let key = KeyPair::generate().unwrap();
     let cert = params.signed_by(&key, ca).unwrap();
     let (cert_path, key_path) = (dir.join(format!("{file}.crt")), dir.join(format!("{file}.key")));
@@ -58,7 +62,11 @@ async fn serve(tls: bool, client_ca: bool) -> Rig {
     let ca = authority("test authority");
     let ca_path = write_ca(dir.path(), "ca", &ca);
     let (cert, key) = write_leaf(dir.path(), "server", &ca, &["localhost", "127.0.0.1"]);
-    let files = TlsFiles { cert, key, client_ca: client_ca.then_some(ca_path) };
+    let files = TlsFiles {
+        cert,
+        key,
+        client_ca: client_ca.then_some(ca_path),
+    };
     let config = ListenerConfig {
         tls: tls.then_some(files),
         ..ListenerConfig::plaintext("127.0.0.1:0".parse().unwrap())
@@ -72,14 +80,24 @@ async fn serve(tls: bool, client_ca: bool) -> Rig {
         let peer = request.extensions().get::<PeerInfo>().expect("peer info");
         if request.metadata().contains_key("who-am-i") {
             let named = ["worker.internal", "other.internal"].map(|name| peer.is_named(name));
-            let text = format!("tls={} certs={} named={named:?}", peer.tls, peer.certificates.len());
+            let text = format!(
+                "tls={} certs={} named={named:?}",
+                peer.tls,
+                peer.certificates.len()
+            );
             return Err(tonic::Status::aborted(text));
         }
         Ok(request)
     });
     let server = grpc::server(&ServerConfig::default()).add_service(spy);
     tokio::spawn(server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
-    Rig { dir, ca, address, stop, tls }
+    Rig {
+        dir,
+        ca,
+        address,
+        stop,
+        tls,
+    }
 }
 
 impl Rig {
@@ -87,7 +105,12 @@ impl Rig {
         let (cert, key) = cert.unzip();
         let ca = Some(self.dir.path().join("ca.crt")).filter(|path| path.exists());
         ClientConfig {
-            tls: ClientTlsFiles { ca, cert, key, server_name: None },
+            tls: ClientTlsFiles {
+                ca,
+                cert,
+                key,
+                server_name: None,
+            },
             ..ClientConfig::new(format!("{scheme}://{host}:{}", self.address.port()))
         }
     }
@@ -95,7 +118,11 @@ impl Rig {
 
 async fn check(config: &ClientConfig) -> Result<ServingStatus, tonic::Status> {
     let mut client = HealthClient::new(grpc::channel(config).unwrap());
-    Ok(client.check(HealthCheckRequest::default()).await?.into_inner().status())
+    Ok(client
+        .check(HealthCheckRequest::default())
+        .await?
+        .into_inner()
+        .status())
 }
 
 async fn who_am_i(config: &ClientConfig) -> String {
@@ -117,7 +144,10 @@ async fn plaintext_and_tls_channels_reach_their_servers() {
         let client = tls.client("https", host, None);
         assert_eq!(check(&client).await.unwrap(), ServingStatus::Serving);
     }
-    assert_eq!(who_am_i(&tls.client("https", "localhost", None)).await, "tls=true certs=0 named=[false, false]");
+    assert_eq!(
+        who_am_i(&tls.client("https", "localhost", None)).await,
+        "tls=true certs=0 named=[false, false]"
+    );
 
     let mixed_up = tls.client("http", "127.0.0.1", None);
     assert!(check(&mixed_up).await.is_err());
@@ -134,16 +164,32 @@ async fn a_foreign_authority_and_a_wrong_name_are_not_trusted() {
     client.tls.ca = Some(write_ca(rig.dir.path(), "foreign", &authority("foreign")));
     assert!(check(&client).await.is_err());
     client.tls.ca = None;
-    assert!(check(&client).await.is_err(), "the system's authorities do not know ours");
+    assert!(
+        check(&client).await.is_err(),
+        "the system's authorities do not know ours"
+    );
 }
 
 #[tokio::test]
 async fn client_certificates_are_required_and_named() {
     let rig = serve(true, true).await;
-    assert!(check(&rig.client("https", "localhost", None)).await.is_err(), "no certificate");
+    assert!(
+        check(&rig.client("https", "localhost", None)).await.is_err(),
+        "no certificate"
+    );
 
-    let foreign = write_leaf(rig.dir.path(), "foreign", &authority("foreign"), &["worker.internal"]);
-    assert!(check(&rig.client("https", "localhost", Some(foreign))).await.is_err(), "foreign certificate");
+    let foreign = write_leaf(
+        rig.dir.path(),
+        "foreign",
+        &authority("foreign"),
+        &["worker.internal"],
+    );
+    assert!(
+        check(&rig.client("https", "localhost", Some(foreign)))
+            .await
+            .is_err(),
+        "foreign certificate"
+    );
 
     let worker = write_leaf(rig.dir.path(), "worker", &rig.ca, &["worker.internal"]);
     let client = rig.client("https", "localhost", Some(worker));
@@ -175,7 +221,10 @@ async fn certificates_are_replaced_without_a_restart_and_bad_ones_are_not() {
 
     std::fs::write(rig.dir.path().join("server.key"), new_key).unwrap();
     assert!(tls.reload_if_changed().unwrap());
-    assert!(check(&client).await.is_err(), "the client trusts the old authority only");
+    assert!(
+        check(&client).await.is_err(),
+        "the client trusts the old authority only"
+    );
     // A channel that was made before follows its own files, too.
     let channel = grpc::channel(&client).unwrap();
     write_ca(rig.dir.path(), "ca", &renewed);
@@ -194,7 +243,9 @@ async fn the_files_are_followed_by_themselves() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), replaced).await.expect("never reloaded");
+    tokio::time::timeout(Duration::from_secs(60), replaced)
+        .await
+        .expect("never reloaded");
 }
 
 #[tokio::test]
@@ -204,20 +255,33 @@ async fn a_silent_client_is_dropped_and_delays_nobody() {
     write_ca(dir.path(), "ca", &ca);
     let (cert, key) = write_leaf(dir.path(), "server", &ca, &["localhost"]);
     let config = ListenerConfig {
-        tls: Some(TlsFiles { cert, key, client_ca: None }),
+        tls: Some(TlsFiles {
+            cert,
+            key,
+            client_ca: None,
+        }),
         ..ListenerConfig::plaintext("127.0.0.1:0".parse().unwrap())
     };
     let listener = Listener::bind(&config, H2).await.unwrap();
     let address = listener.local_addr();
     let stop = CancellationToken::new();
-    let limits = AcceptLimits { handshake_timeout: Duration::from_millis(300), ..AcceptLimits::default() };
+    let limits = AcceptLimits {
+        handshake_timeout: Duration::from_millis(300),
+        ..AcceptLimits::default()
+    };
     let incoming = Incoming::new(listener, limits, stop.clone());
     let health = grpc::health(&Readiness::new(), stop.clone());
     let server = grpc::server(&ServerConfig::default()).add_service(health);
     let serving = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
 
     let mut silent = TcpStream::connect(address).await.unwrap();
-    let rig = Rig { dir, ca, address, stop, tls: None };
+    let rig = Rig {
+        dir,
+        ca,
+        address,
+        stop,
+        tls: None,
+    };
     assert!(check(&rig.client("https", "localhost", None)).await.is_ok());
     let closed = tokio::time::timeout(Duration::from_secs(30), silent.read(&mut [0; 8])).await;
     assert!(matches!(closed.expect("still open"), Ok(0) | Err(_)));
@@ -232,9 +296,15 @@ async fn no_more_connections_than_allowed() {
     let config = ListenerConfig::plaintext("127.0.0.1:0".parse().unwrap());
     let listener = Listener::bind(&config, H2).await.unwrap();
     let address = listener.local_addr();
-    let limits = AcceptLimits { connections: 1, ..AcceptLimits::default() };
+    let limits = AcceptLimits {
+        connections: 1,
+        ..AcceptLimits::default()
+    };
     let mut incoming = Incoming::new(listener, limits, CancellationToken::new());
-    let _clients = (TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap());
+    let _clients = (
+        TcpStream::connect(address).await.unwrap(),
+        TcpStream::connect(address).await.unwrap(),
+    );
     let next = async |incoming: &mut Incoming| {
         std::future::poll_fn(|cx| futures::Stream::poll_next(std::pin::Pin::new(&mut *incoming), cx)).await
     };
@@ -248,7 +318,13 @@ async fn no_more_connections_than_allowed() {
 #[tokio::test]
 async fn a_dead_address_answers_unavailable_within_the_connect_timeout() {
     // 192.0.2.0/24 is for documentation: nothing answers there.
-    let config = ClientConfig { connect_timeout: Duration::from_millis(300), ..ClientConfig::new("http://192.0.2.1:9") };
-    let status = tokio::time::timeout(Duration::from_secs(20), check(&config)).await.expect("hangs").unwrap_err();
+    let config = ClientConfig {
+        connect_timeout: Duration::from_millis(300),
+        ..ClientConfig::new("http://192.0.2.1:9")
+    };
+    let status = tokio::time::timeout(Duration::from_secs(20), check(&config))
+        .await
+        .expect("hangs")
+        .unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status}");
 }

@@ -60,7 +60,8 @@ impl TokenError {
     pub fn client_text(&self) -> String {
         match self {
             Self::Malformed(_) => {
-                "The credential is not a Berth session token. Generate one: `berth token <session>`".to_owned()
+                "The credential is not a Berth session token. Generate one: `berth token <session>`"
+                    .to_owned()
             }
             Self::Expired { at, session } => {
                 let session = session.as_ref().map_or("<session>", SessionId::as_str);

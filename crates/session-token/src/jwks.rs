@@ -53,7 +53,9 @@ struct Candidate {
 impl Jwk {
     /// From an uncompressed point (`04 || x || y`), as crypto libraries give it.
     pub(crate) fn from_point(point: &[u8]) -> Option<Self> {
-        let (&4, coordinates) = point.split_first()? else { return None };
+        let (&4, coordinates) = point.split_first()? else {
+            return None;
+        };
         if coordinates.len() != 2 * COORDINATE {
             return None;
         }
@@ -61,7 +63,15 @@ impl Jwk {
         let (x, y) = coordinates.split_at(COORDINATE);
         let (x, y) = (URL_SAFE_NO_PAD.encode(x), URL_SAFE_NO_PAD.encode(y));
         let kid = thumbprint(&x, &y);
-        Some(Self { kty: "EC", crv: "P-256", alg: "ES256", use_: "sig", kid, x, y })
+        Some(Self {
+            kty: "EC",
+            crv: "P-256",
+            alg: "ES256",
+            use_: "sig",
+            kid,
+            x,
+            y,
+        })
     }
 
     fn from_json(value: serde_json::Value) -> Option<Self> {

@@ -43,12 +43,18 @@ impl Keyring {
             let (x, y) = jwk.coordinates();
             Some((jwk.kid().to_owned(), DecodingKey::from_ec_components(x, y).ok()?))
         });
-        self.set.store(Arc::new(Set { keys: keys.collect(), refreshed: Some(now) }));
+        self.set.store(Arc::new(Set {
+            keys: keys.collect(),
+            refreshed: Some(now),
+        }));
     }
 
     /// The set was asked for again and had not changed (HTTP 304).
     pub fn confirm(&self, now: Timestamp) {
-        self.set.rcu(|set| Set { keys: set.keys.clone(), refreshed: Some(now) });
+        self.set.rcu(|set| Set {
+            keys: set.keys.clone(),
+            refreshed: Some(now),
+        });
     }
 
     /// Is a key of this name in the set?

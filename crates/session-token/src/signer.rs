@@ -15,7 +15,9 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// No `BEGIN PRIVATE KEY` block.
-    #[error("no PKCS#8 \"BEGIN PRIVATE KEY\" block in the PEM text (convert with `openssl pkcs8 -topk8 -nocrypt`)")]
+    #[error(
+        "no PKCS#8 \"BEGIN PRIVATE KEY\" block in the PEM text (convert with `openssl pkcs8 -topk8 -nocrypt`)"
+    )]
     NotPkcs8Pem,
     /// Another kind of key, or a damaged one.
     #[error("the private key is not a usable EC P-256 key")]
@@ -40,8 +42,15 @@ impl Signer {
         let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der.secret_pkcs8_der())
             .map_err(|_| KeyError::NotP256)?;
         let public = Jwk::from_point(key.public_key().as_ref()).ok_or(KeyError::NotP256)?;
-        let header = format!(r#"{{"alg":"ES256","typ":"{TOKEN_TYPE}","kid":"{}"}}"#, public.kid());
-        Ok(Self { key, header: URL_SAFE_NO_PAD.encode(header), public })
+        let header = format!(
+            r#"{{"alg":"ES256","typ":"{TOKEN_TYPE}","kid":"{}"}}"#,
+            public.kid()
+        );
+        Ok(Self {
+            key,
+            header: URL_SAFE_NO_PAD.encode(header),
+            public,
+        })
     }
 
     /// The name of the key.
@@ -59,15 +68,19 @@ impl Signer {
     pub fn sign(&self, claims: &Claims) -> Result<String, KeyError> {
         let payload = serde_json::to_vec(claims).map_err(|_| KeyError::Crypto)?;
         let message = format!("{}.{}", self.header, URL_SAFE_NO_PAD.encode(payload));
-        let signature =
-            self.key.sign(&SystemRandom::new(), message.as_bytes()).map_err(|_| KeyError::Crypto)?;
+        let signature = self
+            .key
+            .sign(&SystemRandom::new(), message.as_bytes())
+            .map_err(|_| KeyError::Crypto)?;
         Ok(format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }
 }
 
 impl fmt::Debug for Signer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Signer").field("kid", &self.kid()).finish_non_exhaustive()
+        f.debug_struct("Signer")
+            .field("kid", &self.kid())
+            .finish_non_exhaustive()
     }
 }
 

@@ -35,23 +35,37 @@ pub(crate) fn parse(token: &str) -> Result<Parts<'_>, TokenError> {
     if token.len() > MAX_TOKEN_BYTES {
         return Err(TokenError::Malformed("too long"));
     }
-    let (message, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed("not three parts"))?;
-    let (header, payload) = message.split_once('.').ok_or(TokenError::Malformed("not three parts"))?;
+    let (message, signature) = token
+        .rsplit_once('.')
+        .ok_or(TokenError::Malformed("not three parts"))?;
+    let (header, payload) = message
+        .split_once('.')
+        .ok_or(TokenError::Malformed("not three parts"))?;
     if payload.contains('.') {
         return Err(TokenError::Malformed("not three parts"));
     }
     let header = object(&decode(header)?, "the header is not exactly alg, typ and kid")?;
-    let claims = object(&decode(payload)?, "the claims are not exactly the ten of a session token")?;
+    let claims = object(
+        &decode(payload)?,
+        "the claims are not exactly the ten of a session token",
+    )?;
     let signature = decode(signature)?;
     if signature.len() != SIGNATURE_BYTES {
         return Err(TokenError::Malformed("the signature has the wrong length"));
     }
-    Ok(Parts { header, claims, message: message.as_bytes(), signature })
+    Ok(Parts {
+        header,
+        claims,
+        message: message.as_bytes(),
+        signature,
+    })
 }
 
 /// Base64url without padding, whitespace or stray trailing bits.
 fn decode(part: &str) -> Result<Vec<u8>, TokenError> {
-    URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Malformed("a part is not base64url"))
+    URL_SAFE_NO_PAD
+        .decode(part)
+        .map_err(|_| TokenError::Malformed("a part is not base64url"))
 }
 
 /// A JSON object, read into a struct that denies unknown and doubled members.

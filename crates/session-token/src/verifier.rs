@@ -112,12 +112,19 @@ impl Verifier {
             Some(false) => return Err(TokenError::Invalid("the signature does not match")),
             // Its key may be retired long since: do not send the caller to fetch it.
             None if expiry.is_err() => {
-                return Err(TokenError::Expired { at: parts.claims.expires_at(), session: None });
+                return Err(TokenError::Expired {
+                    at: parts.claims.expires_at(),
+                    session: None,
+                });
             }
             None => return Err(TokenError::UnknownKid),
         }
         let by_grace = expiry?;
-        Ok(Verified { claims: parts.claims, kid: parts.header.kid, by_grace })
+        Ok(Verified {
+            claims: parts.claims,
+            kid: parts.header.kid,
+            by_grace,
+        })
     }
 
     fn check_header(&self, parts: &Parts<'_>) -> Result<(), TokenError> {
@@ -129,7 +136,10 @@ impl Verifier {
             return Err(TokenError::Invalid("another alg"));
         }
         let thumbprint = header.kid.len() == 43
-            && header.kid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+            && header
+                .kid
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
         if !thumbprint {
             return Err(TokenError::Invalid("the kid is not a thumbprint"));
         }
@@ -172,7 +182,10 @@ impl Verifier {
             Grace::Interrupt => self.config.interrupt_grace,
         };
         if now >= end.after(grace) {
-            return Err(TokenError::Expired { at: claims.expires_at(), session: Some(claims.sid.clone()) });
+            return Err(TokenError::Expired {
+                at: claims.expires_at(),
+                session: Some(claims.sid.clone()),
+            });
         }
         Ok(now >= end)
     }

@@ -36,7 +36,10 @@ fn clocks_may_differ_by_the_leeway_and_no_more() {
     let token = rig.good();
     let verify = |secs| rig.verifier.verify(&token, &rig.keyring, at(secs), Grace::None);
     assert!(verify(NOW - 30).is_ok());
-    assert!(matches!(verify(NOW - 31), Err(TokenError::Invalid("iat is in the future"))));
+    assert!(matches!(
+        verify(NOW - 31),
+        Err(TokenError::Invalid("iat is in the future"))
+    ));
     assert!(verify(NOW + 3600 + 29).is_ok());
     assert!(matches!(verify(NOW + 3600 + 30), Err(TokenError::Expired { .. })));
 }
@@ -45,7 +48,10 @@ fn clocks_may_differ_by_the_leeway_and_no_more() {
 fn grace_is_for_its_own_kind_of_call_and_ends() {
     let rig = Rig::new();
     let token = rig.good();
-    let verify = |secs, grace| rig.verifier.verify(&token, &rig.keyring, at(NOW + 3600 + secs), grace);
+    let verify = |secs, grace| {
+        rig.verifier
+            .verify(&token, &rig.keyring, at(NOW + 3600 + secs), grace)
+    };
     let by_grace = verify(31, Grace::Reattach).unwrap();
     assert!(by_grace.by_grace);
     assert!(verify(31, Grace::None).is_err());
@@ -53,8 +59,14 @@ fn grace_is_for_its_own_kind_of_call_and_ends() {
     assert!(verify(12 * 3600 + 30, Grace::Reattach).is_err());
     assert!(verify(15 * 60 + 29, Grace::Interrupt).is_ok());
     assert!(verify(15 * 60 + 30, Grace::Interrupt).is_err());
-    assert!(!verify(0, Grace::Interrupt).unwrap().by_grace, "the leeway alone is no grace");
-    assert_eq!(rig.verifier.config().afterlife(), Duration::from_secs(12 * 3600 + 30));
+    assert!(
+        !verify(0, Grace::Interrupt).unwrap().by_grace,
+        "the leeway alone is no grace"
+    );
+    assert_eq!(
+        rig.verifier.config().afterlife(),
+        Duration::from_secs(12 * 3600 + 30)
+    );
 }
 
 #[test]
@@ -72,15 +84,20 @@ fn strict_installations_give_no_grace() {
 #[test]
 fn the_expiry_text_says_when_and_what_to_do() {
     let rig = Rig::new();
-    let error =
-        rig.verifier.verify(&rig.good(), &rig.keyring, at(NOW + 7200), Grace::None).unwrap_err();
+    let error = rig
+        .verifier
+        .verify(&rig.good(), &rig.keyring, at(NOW + 7200), Grace::None)
+        .unwrap_err();
     let expected = format!(
         "The token expired at {}. Generate a new one: `berth token {}`",
         at(NOW + 3600),
         claims().sid
     );
     assert_eq!(error.client_text(), expected);
-    assert_eq!((error.reason(), error.kind()), (Reason::TokenExpired, TokenErrorKind::Expired));
+    assert_eq!(
+        (error.reason(), error.kind()),
+        (Reason::TokenExpired, TokenErrorKind::Expired)
+    );
 }
 
 #[test]
@@ -88,13 +105,20 @@ fn an_unknown_key_can_be_learned_and_an_old_one_forgotten() {
     let (rig, other) = (Rig::new(), Rig::new());
     let token = other.good();
     let unknown = rig.check(&token).unwrap_err();
-    assert_eq!((&unknown, unknown.reason()), (&TokenError::UnknownKid, Reason::TokenInvalid));
+    assert_eq!(
+        (&unknown, unknown.reason()),
+        (&TokenError::UnknownKid, Reason::TokenInvalid)
+    );
 
-    rig.keyring.replace(&Jwks::new([rig.signer.public_jwk(), other.signer.public_jwk()]), at(NOW + 5));
+    rig.keyring.replace(
+        &Jwks::new([rig.signer.public_jwk(), other.signer.public_jwk()]),
+        at(NOW + 5),
+    );
     assert!(rig.check(&token).is_ok() && rig.check(&rig.good()).is_ok());
     assert_eq!(rig.keyring.last_refreshed(), Some(at(NOW + 5)));
 
-    rig.keyring.replace(&Jwks::new([other.signer.public_jwk()]), at(NOW + 6));
+    rig.keyring
+        .replace(&Jwks::new([other.signer.public_jwk()]), at(NOW + 6));
     assert!(!rig.keyring.knows(rig.signer.kid()));
     assert_eq!(rig.check(&rig.good()).unwrap_err(), TokenError::UnknownKid);
 }
@@ -102,9 +126,15 @@ fn an_unknown_key_can_be_learned_and_an_old_one_forgotten() {
 #[test]
 fn a_long_expired_token_of_a_retired_key_is_expired_and_causes_no_refetch() {
     let (rig, other) = (Rig::new(), Rig::new());
-    let error = rig.verifier.verify(&other.good(), &rig.keyring, at(NOW + 86_400), Grace::None).unwrap_err();
+    let error = rig
+        .verifier
+        .verify(&other.good(), &rig.keyring, at(NOW + 86_400), Grace::None)
+        .unwrap_err();
     assert_eq!(error.reason(), Reason::TokenExpired);
-    assert!(error.client_text().ends_with("`berth token <session>`"), "nothing unverified is echoed");
+    assert!(
+        error.client_text().ends_with("`berth token <session>`"),
+        "nothing unverified is echoed"
+    );
 }
 
 #[test]
@@ -112,7 +142,10 @@ fn an_empty_keyring_accepts_nothing_and_counts_no_age() {
     let rig = Rig::new();
     let empty = Keyring::empty();
     assert!(empty.is_empty() && empty.age(at(NOW)).is_none());
-    let error = rig.verifier.verify(&rig.good(), &empty, at(NOW), Grace::None).unwrap_err();
+    let error = rig
+        .verifier
+        .verify(&rig.good(), &empty, at(NOW), Grace::None)
+        .unwrap_err();
     assert_eq!(error, TokenError::UnknownKid);
     rig.keyring.confirm(at(NOW + 9));
     assert_eq!(rig.keyring.age(at(NOW + 10)), Some(Duration::from_secs(1)));

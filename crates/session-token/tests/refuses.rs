@@ -63,10 +63,33 @@ fn the_forger_itself_makes_good_tokens() {
 fn algorithms() {
     let mut cases = Vec::new();
     for alg in [
-        "none", "None", "NONE", "nOnE", "", " ", "es256", "Es256", "ES256 ", " ES256", "ES256\\u0000", "HS256",
-        "HS384", "HS512", "RS256", "RS512", "PS256", "ES384", "ES512", "ES256K", "EdDSA", "Ed25519",
+        "none",
+        "None",
+        "NONE",
+        "nOnE",
+        "",
+        " ",
+        "es256",
+        "Es256",
+        "ES256 ",
+        " ES256",
+        "ES256\\u0000",
+        "HS256",
+        "HS384",
+        "HS512",
+        "RS256",
+        "RS512",
+        "PS256",
+        "ES384",
+        "ES512",
+        "ES256K",
+        "EdDSA",
+        "Ed25519",
     ] {
-        cases.push((format!("alg {alg:?}"), with_header(&[("alg", &format!("\"{alg}\""))])));
+        cases.push((
+            format!("alg {alg:?}"),
+            with_header(&[("alg", &format!("\"{alg}\""))]),
+        ));
     }
     // The classic: the public key, which everybody has, as an HMAC secret.
     let jwks = session_token::Jwks::new([RIG.signer.public_jwk()]).to_json();
@@ -74,14 +97,21 @@ fn algorithms() {
         use aws_lc_rs::signature::KeyPair as _;
         RIG.raw.public_key().as_ref().to_vec()
     };
-    for (name, secret) in [("point", point), ("JWKS", jwks.into_bytes()), ("empty", Vec::new())] {
+    for (name, secret) in [
+        ("point", point),
+        ("JWKS", jwks.into_bytes()),
+        ("empty", Vec::new()),
+    ] {
         for alg in ["HS256", "ES256"] {
             let header = RIG.header().replace("ES256", alg);
             let message = format!("{}.{}", b64(header), b64(payload()));
             let key = hmac::Key::new(hmac::HMAC_SHA256, &secret);
             let tag = hmac::sign(&key, message.as_bytes());
             let doubled = [tag.as_ref(), tag.as_ref()].concat();
-            cases.push((format!("{alg} by HMAC with the {name}"), format!("{message}.{}", b64(doubled))));
+            cases.push((
+                format!("{alg} by HMAC with the {name}"),
+                format!("{message}.{}", b64(doubled)),
+            ));
         }
     }
     assert_eq!(refused(cases, Reason::TokenInvalid), 28);
@@ -89,17 +119,38 @@ fn algorithms() {
     let header = RIG.header();
     let none = header.replace("ES256", "none");
     let unsigned = [
-        ("none, empty signature", format!("{}.{}.", b64(&none), b64(payload()))),
+        (
+            "none, empty signature",
+            format!("{}.{}.", b64(&none), b64(payload())),
+        ),
         ("none, two parts", format!("{}.{}", b64(&none), b64(payload()))),
-        ("ES256, empty signature", format!("{}.{}.", b64(&header), b64(payload()))),
-        ("ES256, HMAC-sized signature", format!("{}.{}.{}", b64(&header), b64(payload()), b64([7; 32]))),
-        ("ES256, ES384-sized signature", format!("{}.{}.{}", b64(&header), b64(payload()), b64([7; 96]))),
-        ("ES256, DER signature", format!("{}.{}.{}", b64(&header), b64(payload()), b64([0x30; 71]))),
+        (
+            "ES256, empty signature",
+            format!("{}.{}.", b64(&header), b64(payload())),
+        ),
+        (
+            "ES256, HMAC-sized signature",
+            format!("{}.{}.{}", b64(&header), b64(payload()), b64([7; 32])),
+        ),
+        (
+            "ES256, ES384-sized signature",
+            format!("{}.{}.{}", b64(&header), b64(payload()), b64([7; 96])),
+        ),
+        (
+            "ES256, DER signature",
+            format!("{}.{}.{}", b64(&header), b64(payload()), b64([0x30; 71])),
+        ),
     ];
-    refused(unsigned.map(|(name, token)| (name.to_owned(), token)), Reason::TokenMalformed);
+    refused(
+        unsigned.map(|(name, token)| (name.to_owned(), token)),
+        Reason::TokenMalformed,
+    );
 
     let zeros = [[0; 64], [0xff; 64]].map(|signature| {
-        ("degenerate signature".to_owned(), format!("{}.{}.{}", b64(&header), b64(payload()), b64(signature)))
+        (
+            "degenerate signature".to_owned(),
+            format!("{}.{}.{}", b64(&header), b64(payload()), b64(signature)),
+        )
     });
     refused(zeros, Reason::TokenInvalid);
 }
@@ -108,19 +159,43 @@ fn algorithms() {
 fn types_and_key_names() {
     let mut cases = Vec::new();
     for typ in [
-        "JWT", "jwt", "", "at+jwt", "logout+jwt", "berth-session", "berth-session+JWT", "Berth-Session+jwt",
-        "application/berth-session+jwt", "berth-session+jwt ", "berth-session+jws", "berth-caller+jwt",
+        "JWT",
+        "jwt",
+        "",
+        "at+jwt",
+        "logout+jwt",
+        "berth-session",
+        "berth-session+JWT",
+        "Berth-Session+jwt",
+        "application/berth-session+jwt",
+        "berth-session+jwt ",
+        "berth-session+jws",
+        "berth-caller+jwt",
     ] {
-        cases.push((format!("typ {typ:?}"), with_header(&[("typ", &format!("\"{typ}\""))])));
+        cases.push((
+            format!("typ {typ:?}"),
+            with_header(&[("typ", &format!("\"{typ}\""))]),
+        ));
     }
     let stranger = Rig::new().signer.kid().to_owned();
     let upper = RIG.signer.kid().to_uppercase();
     let long = "A".repeat(1000);
     for kid in [
-        "", "0", "../../../../dev/null", "key' OR '1'='1", "https://evil.example/key", "\\u0000", "*", &long, &upper,
+        "",
+        "0",
+        "../../../../dev/null",
+        "key' OR '1'='1",
+        "https://evil.example/key",
+        "\\u0000",
+        "*",
+        &long,
+        &upper,
         &stranger,
     ] {
-        cases.push((format!("kid {kid:?}"), with_header(&[("kid", &format!("\"{kid}\""))])));
+        cases.push((
+            format!("kid {kid:?}"),
+            with_header(&[("kid", &format!("\"{kid}\""))]),
+        ));
     }
     assert_eq!(refused(cases, Reason::TokenInvalid), 22);
 }
@@ -186,8 +261,16 @@ fn header_members_that_are_not_ours() {
     ] {
         cases.push((format!("header {header}"), RIG.forge(&header, &payload())));
     }
-    let latin1: Vec<u8> = RIG.header().replace("ES256", "ES256é").chars().map(|c| c as u8).collect();
-    cases.push(("header not UTF-8".to_owned(), RIG.sign_parts(&b64(latin1), &b64(payload()))));
+    let latin1: Vec<u8> = RIG
+        .header()
+        .replace("ES256", "ES256é")
+        .chars()
+        .map(|c| c as u8)
+        .collect();
+    cases.push((
+        "header not UTF-8".to_owned(),
+        RIG.sign_parts(&b64(latin1), &b64(payload())),
+    ));
     assert_eq!(refused(cases, Reason::TokenMalformed), 49);
 }
 
@@ -196,10 +279,15 @@ fn claims_of_the_wrong_shape() {
     let good = payload();
     let iss = common::ISSUER;
     let mut cases = Vec::new();
-    for name in ["iss", "aud", "sub", "org", "sid", "epoch", "iat", "nbf", "exp", "jti"] {
+    for name in [
+        "iss", "aud", "sub", "org", "sid", "epoch", "iat", "nbf", "exp", "jti",
+    ] {
         let mut map: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&good).unwrap();
         let value = map.remove(name).unwrap();
-        cases.push((format!("no {name}"), RIG.forge(&RIG.header(), &serde_json::to_string(&map).unwrap())));
+        cases.push((
+            format!("no {name}"),
+            RIG.forge(&RIG.header(), &serde_json::to_string(&map).unwrap()),
+        ));
         cases.push((format!("{name} null"), with_claim(name, "null")));
         cases.push((format!("{name} array"), with_claim(name, &format!("[{value}]"))));
         cases.push((format!("{name} object"), with_claim(name, "{}")));
@@ -209,7 +297,14 @@ fn claims_of_the_wrong_shape() {
     }
     for name in ["epoch", "iat", "nbf", "exp"] {
         for value in [
-            "\"1790000000\"", "1790000000.0", "1790000000.5", "1.79e9", "-1", "-0.0", "1e400", "18446744073709551616",
+            "\"1790000000\"",
+            "1790000000.0",
+            "1790000000.5",
+            "1.79e9",
+            "-1",
+            "-0.0",
+            "1e400",
+            "18446744073709551616",
             "\"\"",
         ] {
             let number = format!("\"{name}\":{value}");
@@ -254,8 +349,16 @@ fn claims_of_the_wrong_shape() {
         format!("{good}\u{0}"),
         good.replacen('}', ",}", 1),
         good.replacen("{\"iss\"", &format!("{{\"\\u0069ss\":\"{iss}\",\"iss\""), 1),
-        good.replacen('{', &format!("{{\"x\":{}{},", "[".repeat(500), "]".repeat(500)), 1),
-        good.replacen('{', &format!("{{\"x\":{}1{},", "{\"a\":".repeat(200), "}".repeat(200)), 1),
+        good.replacen(
+            '{',
+            &format!("{{\"x\":{}{},", "[".repeat(500), "]".repeat(500)),
+            1,
+        ),
+        good.replacen(
+            '{',
+            &format!("{{\"x\":{}1{},", "{\"a\":".repeat(200), "}".repeat(200)),
+            1,
+        ),
         good.replacen("\"epoch\":3", "\"epoch\":03", 1),
         good.replacen("\"epoch\":3", "\"epoch\":+3", 1),
         good.replacen("\"epoch\":3", "\"epoch\":NaN", 1),
@@ -268,10 +371,22 @@ fn claims_of_the_wrong_shape() {
 #[test]
 fn claims_of_the_wrong_value() {
     let mut cases = Vec::new();
-    for iss in ["", "https://tokens.berth.example.com/", "https://TOKENS.berth.example.com", "https://evil.example"] {
+    for iss in [
+        "",
+        "https://tokens.berth.example.com/",
+        "https://TOKENS.berth.example.com",
+        "https://evil.example",
+    ] {
         cases.push((format!("iss {iss}"), with_claim("iss", &format!("\"{iss}\""))));
     }
-    for aud in ["", "berth", "berth-spark ", "BERTH-SPARK", "berth-spark,other", "berth-api"] {
+    for aud in [
+        "",
+        "berth",
+        "berth-spark ",
+        "BERTH-SPARK",
+        "berth-spark,other",
+        "berth-api",
+    ] {
         cases.push((format!("aud {aud}"), with_claim("aud", &format!("\"{aud}\""))));
     }
     for (name, value) in [
@@ -299,7 +414,9 @@ fn claims_of_the_wrong_value() {
 #[test]
 fn encodings_and_serialisations() {
     let good = RIG.good();
-    let [header, claims, signature] = good.split('.').collect::<Vec<_>>()[..] else { panic!("three parts") };
+    let [header, claims, signature] = good.split('.').collect::<Vec<_>>()[..] else {
+        panic!("three parts")
+    };
     let mut cases: Vec<(String, String)> = [
         String::new(),
         ".".into(),
@@ -331,7 +448,9 @@ fn encodings_and_serialisations() {
         good.replace('.', "%2E"),
         good.replace('.', "。"),
         format!(r#"{{"payload":"{claims}","protected":"{header}","signature":"{signature}"}}"#),
-        format!(r#"{{"payload":"{claims}","signatures":[{{"protected":"{header}","signature":"{signature}"}}]}}"#),
+        format!(
+            r#"{{"payload":"{claims}","signatures":[{{"protected":"{header}","signature":"{signature}"}}]}}"#
+        ),
         "A".repeat(MAX_TOKEN_BYTES + 1),
         "A".repeat(1 << 20),
         ".".repeat(1 << 20),
@@ -352,7 +471,10 @@ fn encodings_and_serialisations() {
     for _ in 0..200 {
         let token = RIG.good();
         if token.contains(['-', '_']) {
-            cases.push(("standard alphabet".into(), token.replace('-', "+").replace('_', "/")));
+            cases.push((
+                "standard alphabet".into(),
+                token.replace('-', "+").replace('_', "/"),
+            ));
             break;
         }
     }
@@ -369,12 +491,21 @@ fn parts_of_different_tokens_do_not_mix() {
     let stranger = Rig::new();
     let foreign = stranger.forge(&RIG.header(), &payload());
     let cases = [
-        ("claims of one, signature of the other", [a[0], b[1], a[2]].join(".")),
-        ("signature of one, claims of the other", [b[0], a[1], b[2]].join(".")),
+        (
+            "claims of one, signature of the other",
+            [a[0], b[1], a[2]].join("."),
+        ),
+        (
+            "signature of one, claims of the other",
+            [b[0], a[1], b[2]].join("."),
+        ),
         ("a stranger's signature under our kid", foreign),
         ("a stranger's token", stranger.good()),
     ];
-    refused(cases.map(|(name, token)| (name.to_owned(), token)), Reason::TokenInvalid);
+    refused(
+        cases.map(|(name, token)| (name.to_owned(), token)),
+        Reason::TokenInvalid,
+    );
 }
 
 /// What a single change of a good token may lead to.

@@ -30,7 +30,10 @@ impl std::error::Error for Error {}
 
 impl de::Error for Error {
     fn custom<T: fmt::Display>(text: T) -> Self {
-        Self { fault: Fault::Other, text: text.to_string() }
+        Self {
+            fault: Fault::Other,
+            text: text.to_string(),
+        }
     }
 
     fn invalid_type(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
@@ -42,11 +45,17 @@ impl de::Error for Error {
     }
 
     fn unknown_field(_: &str, expected: &'static [&'static str]) -> Self {
-        Self::custom(format_args!("is not a known key; here are known: {}", expected.join(", ")))
+        Self::custom(format_args!(
+            "is not a known key; here are known: {}",
+            expected.join(", ")
+        ))
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Self { fault: Fault::Missing(field), text: "is required".to_owned() }
+        Self {
+            fault: Fault::Missing(field),
+            text: "is required".to_owned(),
+        }
     }
 }
 
@@ -193,7 +202,10 @@ impl<'de> Deserializer<'de> for De {
                 Some(node) => Self(node?).deserialize_any(visitor),
                 None => {
                     let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-                    list(items.map(|item| Node::EnvText(item.to_owned())).collect(), visitor)
+                    list(
+                        items.map(|item| Node::EnvText(item.to_owned())).collect(),
+                        visitor,
+                    )
                 }
             },
             Node::Wild => list(Vec::new(), visitor),
@@ -205,7 +217,9 @@ impl<'de> Deserializer<'de> for De {
         match self.0 {
             Node::EnvText(text) => match json(&text, '{') {
                 Some(node) => Self(node?).deserialize_any(visitor),
-                None => Err(de::Error::custom("must be a table; from the environment, a JSON object")),
+                None => Err(de::Error::custom(
+                    "must be a table; from the environment, a JSON object",
+                )),
             },
             Node::Wild => table(None, visitor),
             _ => self.deserialize_any(visitor),

@@ -46,7 +46,11 @@ impl Sources {
         let env = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        Self { prefix: prefix.to_owned(), file, env }
+        Self {
+            prefix: prefix.to_owned(),
+            file,
+            env,
+        }
     }
 }
 
@@ -60,12 +64,17 @@ pub fn load<T: DeserializeOwned + Validate>(sources: &Sources) -> Result<T, Conf
     let mut found = Problems::default();
     value.validate(&mut found);
     problems.merge_new(found);
-    if problems.is_empty() { Ok(value) } else { Err(problems.into_error(&sources.prefix, &sources.env)) }
+    if problems.is_empty() {
+        Ok(value)
+    } else {
+        Err(problems.into_error(&sources.prefix, &sources.env))
+    }
 }
 
 /// The whole configuration as TOML; secrets hide themselves.
 pub fn to_toml<T: Serialize>(config: &T) -> Result<String, ConfigError> {
-    toml::to_string_pretty(config).map_err(|error| ConfigError::single("", format!("cannot be shown: {error}")))
+    toml::to_string_pretty(config)
+        .map_err(|error| ConfigError::single("", format!("cannot be shown: {error}")))
 }
 
 /// Converts as often as it takes to see every error: a bad value is noted and

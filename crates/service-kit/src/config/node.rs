@@ -119,9 +119,11 @@ impl Node {
             },
             Json::String(text) => Self::Text(text),
             Json::Array(items) => Self::List(items.into_iter().map(Self::from_json).collect()),
-            Json::Object(map) => {
-                Self::Table(map.into_iter().map(|(key, value)| (key, Self::from_json(value))).collect())
-            }
+            Json::Object(map) => Self::Table(
+                map.into_iter()
+                    .map(|(key, value)| (key, Self::from_json(value)))
+                    .collect(),
+            ),
         }
     }
 
@@ -138,9 +140,12 @@ impl Node {
             ValueKind::String(text) if from_env => Self::EnvText(text),
             ValueKind::String(text) => Self::Text(text),
             ValueKind::Array(items) => Self::List(items.into_iter().map(Self::from_value).collect()),
-            ValueKind::Table(table) => {
-                Self::Table(table.into_iter().map(|(key, value)| (key, Self::from_value(value))).collect())
-            }
+            ValueKind::Table(table) => Self::Table(
+                table
+                    .into_iter()
+                    .map(|(key, value)| (key, Self::from_value(value)))
+                    .collect(),
+            ),
         }
     }
 }

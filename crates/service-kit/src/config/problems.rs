@@ -72,7 +72,10 @@ impl Problems {
     /// By whole path. A second problem of the same key, or below a bad key,
     /// would only repeat the first.
     pub(super) fn add_at(&mut self, path: &str, what: impl Into<String>) {
-        let problem = Problem { key: path.to_owned(), what: what.into() };
+        let problem = Problem {
+            key: path.to_owned(),
+            what: what.into(),
+        };
         if !self.covers(path) || self.found.iter().all(|p| p.key == path && p.what != problem.what) {
             self.found.push(problem);
         }
@@ -101,7 +104,9 @@ impl Problems {
             }
             problem
         });
-        ConfigError { problems: named.collect() }
+        ConfigError {
+            problems: named.collect(),
+        }
     }
 }
 
@@ -122,14 +127,23 @@ pub struct ConfigError {
 
 impl ConfigError {
     pub(super) fn single(key: &str, what: impl Into<String>) -> Self {
-        Self { problems: vec![Problem { key: key.to_owned(), what: what.into() }] }
+        Self {
+            problems: vec![Problem {
+                key: key.to_owned(),
+                what: what.into(),
+            }],
+        }
     }
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = self.problems.len();
-        write!(f, "the configuration has {count} problem{}:", if count == 1 { "" } else { "s" })?;
+        write!(
+            f,
+            "the configuration has {count} problem{}:",
+            if count == 1 { "" } else { "s" }
+        )?;
         for Problem { key, what } in &self.problems {
             if key.is_empty() {
                 write!(f, "\n  {what}")?;

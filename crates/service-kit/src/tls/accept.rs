@@ -32,7 +32,11 @@ pub struct AcceptLimits {
 
 impl Default for AcceptLimits {
     fn default() -> Self {
-        Self { handshake_timeout: Duration::from_secs(10), handshakes: 512, connections: 10_000 }
+        Self {
+            handshake_timeout: Duration::from_secs(10),
+            handshakes: 512,
+            connections: 10_000,
+        }
     }
 }
 
@@ -50,8 +54,13 @@ pub struct PeerInfo {
 impl PeerInfo {
     /// Is this one of the names (DNS or IP SANs) in the client's certificate?
     pub fn is_named(&self, name: &str) -> bool {
-        let Some(certificate) = self.certificates.first() else { return false };
-        match (ParsedCertificate::try_from(certificate), ServerName::try_from(name)) {
+        let Some(certificate) = self.certificates.first() else {
+            return false;
+        };
+        match (
+            ParsedCertificate::try_from(certificate),
+            ServerName::try_from(name),
+        ) {
             (Ok(parsed), Ok(name)) => verify_server_name(&parsed, &name).is_ok(),
             _ => false,
         }
@@ -76,8 +85,16 @@ enum Io {
 impl Conn {
     /// A plaintext connection.
     pub fn plain(tcp: TcpStream, remote: SocketAddr) -> Self {
-        let peer = PeerInfo { remote, tls: false, certificates: Arc::new([]) };
-        Self { io: Io::Plain(tcp), peer, _permit: None }
+        let peer = PeerInfo {
+            remote,
+            tls: false,
+            certificates: Arc::new([]),
+        };
+        Self {
+            io: Io::Plain(tcp),
+            peer,
+            _permit: None,
+        }
     }
 
     /// A connection after its handshake.
@@ -85,8 +102,16 @@ impl Conn {
         let stream = stream.into();
         let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let certificates = certificates.iter().map(|c| c.clone().into_owned()).collect();
-        let peer = PeerInfo { remote, tls: true, certificates };
-        Self { io: Io::Tls(Box::new(stream)), peer, _permit: None }
+        let peer = PeerInfo {
+            remote,
+            tls: true,
+            certificates,
+        };
+        Self {
+            io: Io::Tls(Box::new(stream)),
+            peer,
+            _permit: None,
+        }
     }
 
     /// Who is at the other end.
@@ -130,7 +155,9 @@ pub async fn accept(
     handshake_timeout: Duration,
 ) -> Result<Conn, AcceptError> {
     let _ = tcp.set_nodelay(true);
-    let Some(tls) = tls else { return Ok(Conn::plain(tcp, remote)) };
+    let Some(tls) = tls else {
+        return Ok(Conn::plain(tcp, remote));
+    };
     match tokio::time::timeout(handshake_timeout, tls.acceptor().accept(tcp)).await {
         Ok(Ok(stream)) => Ok(Conn::tls(TlsStream::Server(stream), remote)),
         Ok(Err(error)) => Err(AcceptError::Handshake(error)),
@@ -176,8 +203,12 @@ async fn accept_all(listener: Listener, limits: AcceptLimits, ready: mpsc::Sende
     let connections = Arc::new(Semaphore::new(limits.connections));
     let handshakes = Arc::new(Semaphore::new(limits.handshakes));
     loop {
-        let Ok(connection) = Arc::clone(&connections).acquire_owned().await else { return };
-        let Ok(handshake) = Arc::clone(&handshakes).acquire_owned().await else { return };
+        let Ok(connection) = Arc::clone(&connections).acquire_owned().await else {
+            return;
+        };
+        let Ok(handshake) = Arc::clone(&handshakes).acquire_owned().await else {
+            return;
+        };
         let (tcp, remote) = match listener.tcp.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -206,7 +237,11 @@ async fn accept_all(listener: Listener, limits: AcceptLimits, ready: mpsc::Sende
 }
 
 impl AsyncRead for Conn {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match &mut self.io {
             Io::Plain(io) => Pin::new(io).poll_read(cx, buf),
             Io::Tls(io) => Pin::new(io).poll_read(cx, buf),

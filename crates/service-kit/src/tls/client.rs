@@ -4,8 +4,8 @@ use super::files::{self, Fingerprint, TlsError, must_be_file};
 use super::provider;
 use crate::config::{Problems, Validate};
 use rustls::ClientConfig;
-use rustls_platform_verifier::Verifier;
 use rustls_pki_types::ServerName;
+use rustls_platform_verifier::Verifier;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -34,7 +34,11 @@ impl Validate for ClientTlsFiles {
                 must_be_file(problems, key, path);
             }
         }
-        problems.require(self.cert.is_some() == self.key.is_some(), "key", "goes together with `cert`");
+        problems.require(
+            self.cert.is_some() == self.key.is_some(),
+            "key",
+            "goes together with `cert`",
+        );
         if let Some(name) = &self.server_name {
             problems.require(
                 ServerName::try_from(name.as_str()).is_ok(),
@@ -81,20 +85,27 @@ impl ClientTls {
             }
             return TlsConnector::from(Arc::clone(&current.1));
         }
-        TlsConnector::from(Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner).1))
+        TlsConnector::from(Arc::clone(
+            &self.current.lock().unwrap_or_else(PoisonError::into_inner).1,
+        ))
     }
 
     /// The name that the certificate of `host` must have.
     pub fn server_name(&self, host: &str) -> Result<ServerName<'static>, TlsError> {
         let name = self.files.server_name.as_deref().unwrap_or(host);
-        let name = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
+        let name = name
+            .strip_prefix('[')
+            .and_then(|n| n.strip_suffix(']'))
+            .unwrap_or(name);
         ServerName::try_from(name.to_owned()).map_err(TlsError::unusable)
     }
 }
 
 impl fmt::Debug for ClientTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClientTls").field("files", &self.files).finish_non_exhaustive()
+        f.debug_struct("ClientTls")
+            .field("files", &self.files)
+            .finish_non_exhaustive()
     }
 }
 
@@ -107,7 +118,11 @@ struct Contents {
 impl Contents {
     fn read(files: &ClientTlsFiles) -> Result<Self, TlsError> {
         let read = |path: &Option<PathBuf>| path.as_deref().map(files::read).transpose();
-        Ok(Self { ca: read(&files.ca)?, cert: read(&files.cert)?, key: read(&files.key)? })
+        Ok(Self {
+            ca: read(&files.ca)?,
+            cert: read(&files.cert)?,
+            key: read(&files.key)?,
+        })
     }
 
     fn fingerprint(&self) -> Fingerprint {
@@ -122,7 +137,9 @@ impl Contents {
             (Some(path), Some(pem)) => builder.with_root_certificates(files::roots(path, pem)?),
             _ => {
                 let verifier = Verifier::new(provider()).map_err(TlsError::unusable)?;
-                builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+                builder
+                    .dangerous()
+                    .with_custom_certificate_verifier(Arc::new(verifier))
             }
         };
         let mut config = match (&files.cert, &self.cert, &files.key, &self.key) {

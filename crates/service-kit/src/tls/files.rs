@@ -60,7 +60,10 @@ impl TlsError {
     }
 
     fn file(path: &Path, what: impl std::fmt::Display) -> Self {
-        Self::File { path: path.to_owned(), what: what.to_string() }
+        Self::File {
+            path: path.to_owned(),
+            what: what.to_string(),
+        }
     }
 }
 
@@ -70,9 +73,14 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
 }
 
 pub(super) fn chain(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let certs: Vec<_> =
-        CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|e| TlsError::file(path, e))?;
-    if certs.is_empty() { Err(TlsError::file(path, "no certificate in it")) } else { Ok(certs) }
+    let certs: Vec<_> = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|e| TlsError::file(path, e))?;
+    if certs.is_empty() {
+        Err(TlsError::file(path, "no certificate in it"))
+    } else {
+        Ok(certs)
+    }
 }
 
 pub(super) fn key(path: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {

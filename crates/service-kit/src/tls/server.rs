@@ -58,21 +58,30 @@ impl ServerTls {
             }
             *seen = fingerprint;
         }
-        self.current.store(Arc::new(contents.config(&self.files, self.alpn)?));
+        self.current
+            .store(Arc::new(contents.config(&self.files, self.alpn)?));
         Ok(true)
     }
 
     /// Follows the files until told to stop; run it as a task.
     pub async fn keep_fresh(self: Arc<Self>, stop: CancellationToken) {
         let mut unreadable = false;
-        while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
+        while stop
+            .run_until_cancelled(tokio::time::sleep(LOOK_EVERY))
+            .await
+            .is_some()
+        {
             let tls = Arc::clone(&self);
-            let Ok(result) = tokio::task::spawn_blocking(move || tls.reload_if_changed()).await else { continue };
+            let Ok(result) = tokio::task::spawn_blocking(move || tls.reload_if_changed()).await else {
+                continue;
+            };
             match result {
                 Ok(true) => tracing::info!(cert = %self.files.cert.display(), "certificate replaced"),
                 Ok(false) => {}
                 Err(_) if unreadable => {}
-                Err(ref error) => tracing::error!(%error, "changed certificate files cannot be used; keeping the last good ones"),
+                Err(ref error) => {
+                    tracing::error!(%error, "changed certificate files cannot be used; keeping the last good ones")
+                }
             }
             unreadable = matches!(result, Err(TlsError::File { .. }));
         }
@@ -81,7 +90,9 @@ impl ServerTls {
 
 impl fmt::Debug for ServerTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerTls").field("files", &self.files).finish_non_exhaustive()
+        f.debug_struct("ServerTls")
+            .field("files", &self.files)
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,5 +1,9 @@
 //! What the test files share: one signer, its keyring, and good claims.
-#![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses its own part")]
+#![allow(
+    dead_code,
+    clippy::allow_attributes,
+    reason = "each test binary uses its own part"
+)]
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
@@ -38,7 +42,12 @@ impl Rig {
         let der = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).unwrap();
         let raw = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der.secret_pkcs8_der()).unwrap();
         let keyring = Keyring::new(&Jwks::new([signer.public_jwk()]), at(NOW));
-        Self { signer, raw, keyring, verifier: Verifier::new(VerifierConfig::new(ISSUER, AUDIENCE)) }
+        Self {
+            signer,
+            raw,
+            keyring,
+            verifier: Verifier::new(VerifierConfig::new(ISSUER, AUDIENCE)),
+        }
     }
 
     pub(crate) fn good(&self) -> String {
@@ -46,7 +55,8 @@ impl Rig {
     }
 
     pub(crate) fn check(&self, token: &str) -> Result<Verified, TokenError> {
-        self.verifier.verify(token, &self.keyring, at(NOW + 60), Grace::None)
+        self.verifier
+            .verify(token, &self.keyring, at(NOW + 60), Grace::None)
     }
 
     /// A token with this header and payload, truly signed with our key.
@@ -62,7 +72,10 @@ impl Rig {
     }
 
     pub(crate) fn header(&self) -> String {
-        format!(r#"{{"alg":"ES256","typ":"berth-session+jwt","kid":"{}"}}"#, self.signer.kid())
+        format!(
+            r#"{{"alg":"ES256","typ":"berth-session+jwt","kid":"{}"}}"#,
+            self.signer.kid()
+        )
     }
 }
 
