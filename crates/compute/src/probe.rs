@@ -339,15 +339,14 @@ fn about_catalog(catalog: &CatalogQuestion, why: NotReady) -> NotReady {
 
 /// What engines say of a catalog or database that waiting will not bring.
 fn catalog_is_unknown(said: &str) -> bool {
-    const SAYINGS: [&str; 9] = [
+    const SAYINGS: [&str; 8] = [
         "Catalog not found",
         "catalog not found",
         "Database not found",
         "database not found",
         "CATALOG_NOT_FOUND",
         "SCHEMA_NOT_FOUND",
-        "Cannot find catalog plugin class",
-        "Cannot find constructor for catalog",
+        "CANNOT_LOAD_CATALOG",
         "is not the current catalog",
     ];
     SAYINGS.iter().any(|saying| said.contains(saying))

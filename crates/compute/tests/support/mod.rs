@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Much longer than anything takes, so that only a real fault reaches it.
-pub const LONG: Duration = Duration::from_secs(120);
+pub(crate) const LONG: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(10);
 
 fn installed(variable: &str, default: &str) -> String {
@@ -30,19 +30,19 @@ fn installed(variable: &str, default: &str) -> String {
     std::path::absolute(path).unwrap().to_string_lossy().into_owned()
 }
 
-pub fn sail() -> String {
+pub(crate) fn sail() -> String {
     installed("BERTH_SAIL", ".berth/venv-sail/bin/sail")
 }
 
-pub fn spark_home() -> String {
+pub(crate) fn spark_home() -> String {
     installed("BERTH_SPARK_HOME", ".berth/venv-spark/spark-home")
 }
 
-pub fn spark_python() -> String {
+pub(crate) fn spark_python() -> String {
     installed("BERTH_SPARK_PYTHON", ".berth/venv-spark/bin/python")
 }
 
-pub fn process_cluster(engine: Engine) -> Cluster {
+pub(crate) fn process_cluster(engine: Engine) -> Cluster {
     let (program, python, properties) = match engine {
         Engine::Sail => (sail(), None, vec![]),
         Engine::Spark => (
@@ -75,14 +75,14 @@ pub fn process_cluster(engine: Engine) -> Cluster {
     }
 }
 
-pub fn key(n: u64) -> SessionKey {
+pub(crate) fn key(n: u64) -> SessionKey {
     SessionKey {
         org: "acme".parse().unwrap(),
         id: SessionId::generate(Timestamp::from_millis(1_700_000_000_000), n),
     }
 }
 
-pub fn spec(engine: Engine, n: u64) -> ComputeSpec {
+pub(crate) fn spec(engine: Engine, n: u64) -> ComputeSpec {
     ComputeSpec {
         key: key(n),
         generation: 1,
@@ -92,7 +92,7 @@ pub fn spec(engine: Engine, n: u64) -> ComputeSpec {
     }
 }
 
-pub fn catalog(engine: Engine, name: &str, properties: &[(&str, &str)]) -> Catalog {
+pub(crate) fn catalog(engine: Engine, name: &str, properties: &[(&str, &str)]) -> Catalog {
     Catalog {
         name: name.parse().unwrap(),
         org: "acme".parse().unwrap(),
@@ -108,18 +108,18 @@ pub fn catalog(engine: Engine, name: &str, properties: &[(&str, &str)]) -> Catal
     }
 }
 
-pub fn config(state_dir: &Path) -> ProcessConfig {
+pub(crate) fn config(state_dir: &Path) -> ProcessConfig {
     let mut config = ProcessConfig::new(state_dir);
     config.supervise = env!("CARGO_BIN_EXE_berth-supervise").into();
     config
 }
 
-pub fn provider(state_dir: &Path) -> ProcessProvider {
+pub(crate) fn provider(state_dir: &Path) -> ProcessProvider {
     ProcessProvider::new(config(state_dir)).unwrap()
 }
 
 /// Looks until `wanted` is seen; the last observation is in the failure text.
-pub async fn until(
+pub(crate) async fn until(
     provider: &dyn ComputeProvider,
     spec: &ComputeSpec,
     wanted: impl Fn(&Observation) -> bool,
@@ -135,7 +135,7 @@ pub async fn until(
     }
 }
 
-pub async fn until_ready(provider: &dyn ComputeProvider, spec: &ComputeSpec) -> Route {
+pub(crate) async fn until_ready(provider: &dyn ComputeProvider, spec: &ComputeSpec) -> Route {
     let over = |o: &Observation| matches!(o, Observation::Ready { .. } | Observation::Failed { .. });
     match until(provider, spec, over).await {
         Observation::Ready { route } => route,
@@ -143,19 +143,18 @@ pub async fn until_ready(provider: &dyn ComputeProvider, spec: &ComputeSpec) -> 
     }
 }
 
-pub async fn until_failed(provider: &dyn ComputeProvider, spec: &ComputeSpec) -> (String, bool) {
-    let over = |o: &Observation| matches!(o, Observation::Ready { .. } | Observation::Failed { .. });
-    match until(provider, spec, over).await {
+pub(crate) async fn until_failed(provider: &dyn ComputeProvider, spec: &ComputeSpec) -> (String, bool) {
+    match until(provider, spec, |o| matches!(o, Observation::Failed { .. })).await {
         Observation::Failed { cause, permanent } => (cause, permanent),
         other => panic!("not failed but {other:?}"),
     }
 }
 
-pub async fn until_missing(provider: &dyn ComputeProvider, spec: &ComputeSpec) {
+pub(crate) async fn until_missing(provider: &dyn ComputeProvider, spec: &ComputeSpec) {
     until(provider, spec, |o| *o == Observation::Missing).await;
 }
 
-pub async fn wait_for(what: &str, limit: Duration, condition: impl Fn() -> bool) {
+pub(crate) async fn wait_for(what: &str, limit: Duration, condition: impl Fn() -> bool) {
     let begun = Instant::now();
     while !condition() {
         assert!(begun.elapsed() < limit, "after {limit:?} still not: {what}");
@@ -165,13 +164,13 @@ pub async fn wait_for(what: &str, limit: Duration, condition: impl Fn() -> bool)
 
 /// The processes that run in a folder below `dir`: helpers and engines apart.
 #[derive(Debug, Default)]
-pub struct Running {
-    pub helpers: Vec<i32>,
-    pub engines: Vec<i32>,
+pub(crate) struct Running {
+    pub(crate) helpers: Vec<i32>,
+    pub(crate) engines: Vec<i32>,
 }
 
 impl Running {
-    pub fn below(dir: &Path) -> Self {
+    pub(crate) fn below(dir: &Path) -> Self {
         let dir = dir.canonicalize().unwrap();
         let mut running = Self::default();
         for entry in std::fs::read_dir("/proc").unwrap().flatten() {
@@ -192,25 +191,25 @@ impl Running {
         running
     }
 
-    pub fn is_none(&self) -> bool {
+    pub(crate) fn is_none(&self) -> bool {
         self.helpers.is_empty() && self.engines.is_empty()
     }
 }
 
-pub fn kill(pid: i32) {
+pub(crate) fn kill(pid: i32) {
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }
 
 /// A raw Spark Connect client of one Spark session.
-pub struct RawClient {
+pub(crate) struct RawClient {
     client: SparkConnectServiceClient<tonic::transport::Channel>,
     session_id: String,
     token: Option<String>,
 }
 
 impl RawClient {
-    pub async fn connect(route: &Route) -> Self {
+    pub(crate) async fn connect(route: &Route) -> Self {
         let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", route.endpoint)).unwrap();
         let channel = endpoint.connect().await.unwrap();
         Self {
@@ -220,13 +219,13 @@ impl RawClient {
         }
     }
 
-    pub fn without_token(mut self) -> Self {
+    pub(crate) fn without_token(mut self) -> Self {
         self.token = None;
         self
     }
 
     /// Runs SQL the way PySpark does, and gives the raw Arrow bytes of its result.
-    pub async fn sql(&mut self, query: &str) -> Result<Vec<u8>, tonic::Status> {
+    pub(crate) async fn sql(&mut self, query: &str) -> Result<Vec<u8>, tonic::Status> {
         let relation = sc::Relation {
             common: Some(sc::RelationCommon { plan_id: Some(0) }),
             rel_type: Some(sc::relation::RelType::Sql(sc::Sql {
@@ -277,6 +276,6 @@ impl RawClient {
     }
 }
 
-pub fn has(bytes: &[u8], text: &str) -> bool {
+pub(crate) fn has(bytes: &[u8], text: &str) -> bool {
     bytes.windows(text.len()).any(|window| window == text.as_bytes())
 }

@@ -1,0 +1,283 @@
+//! The static provider, with a real Sail server as the existing one.
+
+mod support;
+
+use async_trait::async_trait;
+use compute::fixed::Health;
+use compute::{AllowList, Claims, ComputeProvider, ComputeSpec, Error, StaticConfig, StaticProvider};
+use futures::StreamExt;
+use session_core::cluster::StaticEndpoint;
+use session_core::machine::Observation;
+use session_core::{Cluster, Engine, Provider, SessionKey};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use support::*;
+
+#[derive(Debug, Default)]
+struct MemoryClaims(Mutex<BTreeMap<String, SessionKey>>);
+
+#[async_trait]
+impl Claims for MemoryClaims {
+    async fn claim(&self, name: &str, key: &SessionKey) -> Result<SessionKey, Error> {
+        Ok(self
+            .0
+            .lock()
+            .unwrap()
+            .entry(name.to_owned())
+            .or_insert_with(|| key.clone())
+            .clone())
+    }
+
+    async fn unclaim(&self, name: &str, key: &SessionKey) -> Result<(), Error> {
+        let mut claims = self.0.lock().unwrap();
+        if claims.get(name) == Some(key) {
+            claims.remove(name);
+        }
+        Ok(())
+    }
+
+    async fn claimed_by(&self, name: &str) -> Result<Option<SessionKey>, Error> {
+        Ok(self.0.lock().unwrap().get(name).cloned())
+    }
+}
+
+fn at(addresses: &[&str]) -> Cluster {
+    let endpoint = |address: &&str| StaticEndpoint {
+        address: (*address).to_owned(),
+        tls_server_name: None,
+        token_env: None,
+    };
+    let endpoints = addresses.iter().map(endpoint).collect();
+    Cluster {
+        provider: Provider::Static { endpoints },
+        ..process_cluster(Engine::Sail)
+    }
+}
+
+fn session(cluster: &Cluster, n: u64) -> ComputeSpec {
+    ComputeSpec {
+        cluster: cluster.clone(),
+        ..spec(Engine::Sail, n)
+    }
+}
+
+fn provider_with(claims: &Arc<MemoryClaims>, allow: &[&str], dev: bool) -> StaticProvider {
+    let allow = Arc::new(AllowList::new(allow.iter().copied(), [], dev).unwrap());
+    StaticProvider::new(StaticConfig { allow, tls: None }, claims.clone())
+}
+
+/// A Sail server that is there already.
+struct Existing {
+    _dir: tempfile::TempDir,
+    _children: compute::ProcessProvider,
+    address: String,
+}
+
+async fn existing() -> Existing {
+    let dir = tempfile::tempdir().unwrap();
+    let children = provider(dir.path());
+    let spec = spec(Engine::Sail, 1000);
+    children.ensure(&spec).await.unwrap();
+    let address = until_ready(&children, &spec).await.endpoint;
+    Existing {
+        _dir: dir,
+        _children: children,
+        address,
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_serves_one_session_at_a_time() {
+    let server = existing().await;
+    let claims = Arc::new(MemoryClaims::default());
+    let provider = provider_with(&claims, &[], true);
+    let cluster = at(&[&server.address]);
+    let (first, second) = (session(&cluster, 1), session(&cluster, 2));
+    assert_eq!(
+        provider.health(&cluster),
+        [(server.address.clone(), Health::Unknown)]
+    );
+    let mut changes = provider.watch();
+    provider.ensure(&first).await.unwrap();
+    provider.ensure(&first).await.unwrap();
+    let route = until_ready(&provider, &first).await;
+    assert_eq!(changes.next().await.unwrap().key, first.key);
+    assert!(!route.dedicated && route.endpoint == server.address && !route.engine_version.is_empty());
+    assert_eq!(
+        provider.health(&cluster),
+        [(server.address.clone(), Health::Healthy)]
+    );
+
+    provider.ensure(&second).await.unwrap();
+    let (cause, permanent) = until_failed(&provider, &second).await;
+    assert!(
+        permanent && cause.starts_with("every endpoint of cluster local is in use by another session"),
+        "{cause}"
+    );
+
+    // A new generation keeps its place when the one before is released.
+    let next = ComputeSpec {
+        generation: 2,
+        ..first.clone()
+    };
+    provider.ensure(&next).await.unwrap();
+    provider.release(&first).await.unwrap();
+    until_ready(&provider, &next).await;
+    assert_eq!(claims.0.lock().unwrap().len(), 1);
+
+    provider.release(&next).await.unwrap();
+    assert_eq!(provider.observe(&next).await.unwrap(), Observation::Missing);
+    assert!(claims.0.lock().unwrap().is_empty());
+    provider.ensure(&next).await.unwrap();
+    assert_eq!(provider.observe(&next).await.unwrap(), Observation::Missing);
+
+    let third = session(&cluster, 3);
+    provider.ensure(&third).await.unwrap();
+    until_ready(&provider, &third).await;
+}
+
+#[tokio::test]
+async fn a_new_manager_finds_the_claim_and_probes_again() {
+    let server = existing().await;
+    let claims = Arc::new(MemoryClaims::default());
+    let cluster = at(&["127.0.0.1:9", &server.address]);
+    let spec = session(&cluster, 1);
+    claims
+        .claim(&format!("endpoint/{}", server.address), &spec.key)
+        .await
+        .unwrap();
+    let provider = provider_with(&claims, &[], true);
+    assert!(matches!(
+        provider.observe(&spec).await.unwrap(),
+        Observation::Starting { .. }
+    ));
+    assert_eq!(until_ready(&provider, &spec).await.endpoint, server.address);
+    // Released by a manager that knows nothing of it.
+    provider_with(&claims, &[], true).release(&spec).await.unwrap();
+    assert!(claims.0.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn unhealthy_endpoints_are_taken_last_and_forbidden_ones_never() {
+    let server = existing().await;
+    let claims = Arc::new(MemoryClaims::default());
+    let cluster = at(&["127.0.0.1:9", &server.address]);
+    let provider = provider_with(&claims, &[], true);
+    let health = provider.check_health(&cluster).await;
+    assert!(
+        matches!(health[0].1, Health::Unhealthy(_)) && health[1].1 == Health::Healthy,
+        "{health:?}"
+    );
+    let spec = session(&cluster, 1);
+    provider.ensure(&spec).await.unwrap();
+    assert_eq!(until_ready(&provider, &spec).await.endpoint, server.address);
+
+    let strict = provider_with(&Arc::default(), &["0.0.0.0/0"], false);
+    strict.ensure(&spec).await.unwrap();
+    let (cause, permanent) = until_failed(&strict, &spec).await;
+    assert!(
+        permanent && cause.contains("loopback addresses are Berth's own machine"),
+        "{cause}"
+    );
+}
+
+#[tokio::test]
+async fn catalogs_are_chosen_by_calls_and_checked() {
+    let server = existing().await;
+    let provider = provider_with(&Arc::default(), &[], true);
+    let mut spec = session(&at(&[&server.address]), 1);
+    spec.catalog = Some(catalog(Engine::Sail, "nowhere", &[("type", "memory")]));
+    provider.ensure(&spec).await.unwrap();
+    let (cause, permanent) = until_failed(&provider, &spec).await;
+    assert!(
+        permanent && cause.contains("catalog nowhere cannot be used"),
+        "{cause}"
+    );
+    provider.release(&spec).await.unwrap();
+
+    let mut spec = session(&spec.cluster, 2);
+    let mut present = catalog(Engine::Sail, "sail", &[("type", "memory")]);
+    present.default_database = Some("default".into());
+    spec.catalog = Some(present);
+    provider.ensure(&spec).await.unwrap();
+    until_ready(&provider, &spec).await;
+}
+
+#[tokio::test]
+async fn tls_is_verified_against_the_endpoint_s_name() {
+    let server = existing().await;
+    let made = rcgen::generate_simple_self_signed(["spark.example.org".to_owned()]).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let key = rustls_pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+    let mut serving = rustls::ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    serving.alpn_protocols = vec![b"h2".to_vec()];
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let mut asking = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    asking.alpn_protocols = vec![b"h2".to_vec()];
+
+    // Ends TLS in front of Sail.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(serving));
+    let behind = server.address.clone();
+    tokio::spawn(async move {
+        loop {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let Ok(mut tls) = acceptor.accept(tcp).await else {
+                continue;
+            };
+            let mut plain = tokio::net::TcpStream::connect(&behind).await.unwrap();
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut tls, &mut plain).await });
+        }
+    });
+
+    let allow = Arc::new(AllowList::new([], [], true).unwrap());
+    let config = StaticConfig {
+        allow,
+        tls: Some(Arc::new(asking)),
+    };
+    let provider = StaticProvider::new(config, Arc::<MemoryClaims>::default());
+    let mut cluster = at(&[&address]);
+    let mut name = |text: &str| {
+        if let Provider::Static { endpoints } = &mut cluster.provider {
+            endpoints[0].tls_server_name = Some(text.to_owned());
+        }
+        cluster.clone()
+    };
+    let wrong = session(&name("other.example.org"), 1);
+    provider.ensure(&wrong).await.unwrap();
+    let told =
+        |o: &Observation| matches!(o, Observation::Starting { detail } if detail.contains("certificate"));
+    until(&provider, &wrong, told).await;
+    provider.release(&wrong).await.unwrap();
+
+    let right = session(&name("spark.example.org"), 2);
+    provider.ensure(&right).await.unwrap();
+    let route = until_ready(&provider, &right).await;
+    assert_eq!(route.tls_server_name.as_deref(), Some("spark.example.org"));
+}
+
+#[tokio::test]
+async fn a_backend_token_that_is_not_set_is_told() {
+    let provider = provider_with(&Arc::default(), &[], true);
+    let mut spec = session(&at(&["127.0.0.1:9"]), 1);
+    if let Provider::Static { endpoints } = &mut spec.cluster.provider {
+        endpoints[0].token_env = Some("BERTH_SECRET_NOT_SET_ANYWHERE".to_owned());
+    }
+    provider.ensure(&spec).await.unwrap();
+    let (cause, permanent) = until_failed(&provider, &spec).await;
+    assert!(
+        permanent && cause.contains("BERTH_SECRET_NOT_SET_ANYWHERE is not set"),
+        "{cause}"
+    );
+}
