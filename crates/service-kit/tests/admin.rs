@@ -1,5 +1,7 @@
 //! The admin port over a real socket.
 
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
 use service_kit::admin::{Admin, AdminConfig};
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

@@ -1,5 +1,7 @@
 //! Loading configuration: what is merged, and that every mistake is named.
 
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
 use serde::{Deserialize, Serialize};
 use service_kit::config::{ConfigError, Problems, Secret, Sources, Validate, duration, load, to_toml};
 use std::collections::BTreeMap;

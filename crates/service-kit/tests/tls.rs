@@ -1,6 +1,8 @@
 //! TLS and gRPC over real sockets: handshakes, client certificates, hot
 //! reload, limits. The health service stands in for any gRPC service.
 
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use service_kit::admin::Readiness;
 use service_kit::grpc::{self, ClientConfig, ServerConfig};

@@ -1,5 +1,7 @@
 //! What is accepted: good tokens, the grace after `exp`, changing keys.
 
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
 mod common;
 
 use common::{AUDIENCE, ISSUER, NOW, Rig, at, claims};
