@@ -7,9 +7,10 @@ mod common;
 
 use common::{Draft, FAR, LIMIT, Store, close, commit, eventually, options, request, token, touch};
 use futures::StreamExt;
-use session_core::{Session, SessionKey, Timestamp};
+use session_core::{Session, SessionKey, Status, Timestamp};
 use session_store::redis::{ConnectError, Options, RedisStore};
-use session_store::{Create, Error, Feed};
+use session_store::{Create, Error, Feed, Kind, ListQuery, Scope};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use test_support::redis::{PrivateRedis, RedisOptions};
@@ -33,9 +34,12 @@ async fn next(feed: &mut futures::stream::BoxStream<'static, Feed>) -> Feed {
 
 #[tokio::test]
 async fn state_outlives_a_crash_and_the_feed_tells_of_it() {
-    let mut redis = PrivateRedis::start_with(RedisOptions { appendonly: true })
-        .await
-        .unwrap();
+    let mut redis = PrivateRedis::start_with(RedisOptions {
+        appendonly: true,
+        ..RedisOptions::default()
+    })
+    .await
+    .unwrap();
     let store = connect(&redis, &Options::default()).await;
     let mut feed = store.changes();
     assert!(matches!(next(&mut feed).await, Feed::Reset));
@@ -309,4 +313,71 @@ async fn broken_records_are_told_from_absent_redis() {
         redis.command(&format!("ZCARD {}:due", tag())).await.unwrap(),
         ":0\r\n"
     );
+}
+
+/// Redis Cluster refuses any step that reaches into two slots; the feed, which
+/// reads all partitions at once, is left out.
+#[tokio::test]
+async fn every_step_stays_within_one_hash_slot() {
+    let options = RedisOptions {
+        cluster: true,
+        ..RedisOptions::default()
+    };
+    let redis = PrivateRedis::start_with(options).await.unwrap();
+    let store = connect(&redis, &Options::default()).await;
+    for org in ["acme", "local", "a", "b"] {
+        let draft = Draft {
+            team: Some("data"),
+            ..Draft::of(org, "sa|bob")
+        };
+        let create = Create {
+            request: request("r", "f"),
+            ..draft.create()
+        };
+        let session = store.create(create.clone()).await.unwrap().session;
+        assert!(!store.create(create).await.unwrap().new);
+        let key = session.key();
+        let session = commit(&store, touch(&session)).await;
+        store
+            .record_token(&key, token(&store, &session, FAR).await, 5)
+            .await
+            .unwrap();
+        assert_eq!(store.tokens(&key).await.unwrap().len(), 1);
+        store
+            .set_due(&key, 2, Some(Timestamp::from_millis(1)))
+            .await
+            .unwrap();
+        assert_eq!(store.claim_due(5, FAR).await.unwrap(), std::slice::from_ref(&key));
+        for scope in [
+            Scope::Org,
+            Scope::OwnAndTeams {
+                owner: session.owner.clone(),
+                teams: BTreeSet::from(["data".to_owned()]),
+            },
+        ] {
+            let query = ListQuery {
+                org: session.org.clone(),
+                scope,
+                statuses: BTreeSet::from([Status::Pending, Status::Closed]),
+                owner: None,
+                cluster: None,
+                team: Some("data".to_owned()),
+                labels: BTreeMap::new(),
+                page_size: 10,
+                page_token: None,
+            };
+            assert_eq!(
+                store.list(&query).await.unwrap().sessions,
+                std::slice::from_ref(&session)
+            );
+        }
+        assert_eq!(store.claim(org, &key).await.unwrap(), key);
+        store.unclaim(org, &key).await.unwrap();
+        assert_eq!(store.put_definition(Kind::Org, org, 0, "{}").await.unwrap(), 1);
+        let live = store.live_on_cluster(&session.cluster, None, 10).await.unwrap();
+        assert!(live.contains(&key));
+        commit(&store, close(&session)).await;
+    }
+    assert_eq!(store.definitions(Kind::Org).await.unwrap().len(), 4);
+    assert_eq!(store.epoch().await.unwrap(), 1);
 }

@@ -35,6 +35,9 @@ case "$how" in "") rm -rf -- "$0";; esac"#;
 pub struct RedisOptions {
     /// Write every change to an append-only file, so that data outlives a restart.
     pub appendonly: bool,
+    /// Run as a Redis Cluster of one master, which refuses whatever would
+    /// touch two hash slots in one step.
+    pub cluster: bool,
 }
 
 /// A running `redis-server`; ends when dropped.
@@ -65,11 +68,17 @@ impl PrivateRedis {
             redis.port = free_port()?;
             match redis.launch().await {
                 Err(error) if error.is::<PortTaken>() => {}
-                other => return other.map(|()| redis),
+                Err(error) => return Err(error),
+                Ok(()) => break,
             }
         }
-        redis.port = free_port()?;
-        redis.launch().await?;
+        if redis.server.is_none() {
+            redis.port = free_port()?;
+            redis.launch().await?;
+        }
+        if options.cluster {
+            redis.form_cluster().await?;
+        }
         Ok(redis)
     }
 
@@ -137,6 +146,20 @@ impl PrivateRedis {
         self.server = Some(server);
         Ok(())
     }
+
+    /// Gives the only master every slot and waits until it serves them.
+    async fn form_cluster(&self) -> anyhow::Result<()> {
+        self.command("CLUSTER ADDSLOTSRANGE 0 16383").await?;
+        let deadline = Instant::now() + READY_LIMIT;
+        loop {
+            let info = self.command("CLUSTER INFO").await?;
+            if info.contains("cluster_state:ok") {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "the cluster does not form: {info}");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
 }
 
 /// Somebody else listens on the port that was free a moment ago.
@@ -161,14 +184,24 @@ struct Server {
 impl Server {
     fn spawn(options: RedisOptions, dir: &std::path::Path, port: u16) -> anyhow::Result<Self> {
         let program = find_on_path("redis-server")?;
-        let mut helper = Command::new("sh")
+        let mut command = Command::new("sh");
+        command
             .args(["-c", HELPER])
             .arg(dir)
             .arg(program)
             .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""])
             .args(["--appendonly", if options.appendonly { "yes" } else { "no" }])
             .args(["--daemonize", "no", "--logfile", "redis.log", "--dir"])
-            .arg(dir)
+            .arg(dir);
+        if options.cluster {
+            command.args([
+                "--cluster-enabled",
+                "yes",
+                "--cluster-port",
+                &free_port()?.to_string(),
+            ]);
+        }
+        let mut helper = command
             .current_dir(dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -245,9 +278,12 @@ mod tests {
 
     #[tokio::test]
     async fn starts_restarts_and_dies_with_its_owner() {
-        let mut redis = PrivateRedis::start_with(RedisOptions { appendonly: true })
-            .await
-            .unwrap();
+        let mut redis = PrivateRedis::start_with(RedisOptions {
+            appendonly: true,
+            ..RedisOptions::default()
+        })
+        .await
+        .unwrap();
         assert_eq!(redis.command("SET k v").await.unwrap(), "+OK\r\n");
         redis.kill9().unwrap();
         assert!(redis.command("PING").await.is_err());
