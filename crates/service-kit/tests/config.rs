@@ -3,7 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 use serde::{Deserialize, Serialize};
-use service_kit::config::{ConfigError, Problems, Secret, Sources, Validate, duration, load, to_toml};
+use service_kit::config::{
+    ConfigArgs, ConfigError, Problems, Secret, Sources, Start, Validate, duration, load, load_over_defaults,
+    start, to_toml,
+};
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -372,4 +375,104 @@ fn files_that_cannot_be_read_are_named() {
     assert!(error.contains("line 2"), "{error}");
     assert!(read("yaml", "- a\n- b\n", &[]).is_err());
     assert!(read("yaml", "", &[]).is_ok() && read("toml", "", &[]).is_ok());
+}
+
+#[test]
+fn over_defaults_one_field_of_a_section_is_enough() {
+    #[derive(Debug, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Outer {
+        listen: service_kit::listen::ListenerConfig,
+        store: Store,
+    }
+    #[derive(Debug, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Store {
+        url: Secret,
+        names: Vec<String>,
+    }
+    impl Default for Outer {
+        fn default() -> Self {
+            let listen = service_kit::listen::ListenerConfig::plaintext("127.0.0.1:8081".parse().unwrap());
+            Self {
+                listen,
+                store: Store::default(),
+            }
+        }
+    }
+    impl Default for Store {
+        fn default() -> Self {
+            Self {
+                url: Secret::new("redis://localhost"),
+                names: vec!["a".into(), "b".into()],
+            }
+        }
+    }
+    impl Validate for Outer {
+        fn validate(&self, problems: &mut Problems) {
+            problems.check("listen", &self.listen);
+        }
+    }
+    let sources = |env: &[(&str, &str)]| Sources {
+        prefix: "P".into(),
+        file: None,
+        env: env
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect(),
+    };
+    let outer: Outer = load_over_defaults(&sources(&[
+        ("P__LISTEN__INSECURE", "true"),
+        ("P__STORE__NAMES", "c"),
+    ]))
+    .unwrap();
+    assert!(outer.listen.insecure && outer.listen.address.port() == 8081);
+    assert_eq!(
+        (outer.store.url.expose(), outer.store.names),
+        ("redis://localhost", vec!["c".to_owned()])
+    );
+
+    let error = load_over_defaults::<Outer>(&sources(&[
+        ("P__LISTEN__ADDRESS", "x"),
+        ("P__LISTEN__X", "1"),
+        ("P__STORE__NAMES__X", "1"),
+    ]))
+    .unwrap_err();
+    let mut keys: Vec<_> = error.problems.iter().map(|p| p.key.as_str()).collect();
+    keys.sort_unstable();
+    assert_eq!(keys, ["listen.address", "listen.x", "store.names"], "{error}");
+}
+
+#[test]
+fn the_options_check_or_print_instead_of_running() {
+    let file = file("toml", "name = \"Anna's\"\n[till]\npassword = \"hunter2\"\n");
+    let args = ConfigArgs {
+        config: Some(file.path().to_owned()),
+        ..ConfigArgs::default()
+    };
+    let run = start::<Shop>(&args, "NO_SUCH_PREFIX").unwrap();
+    assert!(matches!(run, Start::Run(shop) if shop.name == "Anna's"));
+
+    let print = ConfigArgs {
+        print_config: true,
+        ..args.clone()
+    };
+    let Start::Print(text) = start::<Shop>(&print, "NO_SUCH_PREFIX").unwrap() else {
+        panic!("runs")
+    };
+    assert!(text.contains("Anna's") && !text.contains("hunter2"), "{text}");
+
+    let check = ConfigArgs {
+        check_config: true,
+        ..args
+    };
+    assert!(matches!(
+        start::<Shop>(&check, "NO_SUCH_PREFIX"),
+        Ok(Start::Print(_))
+    ));
+    let missing = ConfigArgs {
+        config: Some("/nonexistent.toml".into()),
+        ..check
+    };
+    assert!(start::<Shop>(&missing, "NO_SUCH_PREFIX").is_err());
 }

@@ -18,7 +18,7 @@ mod node;
 mod problems;
 mod secret;
 
-pub use args::{ConfigArgs, Start, start};
+pub use args::{ConfigArgs, Start, start, start_over_defaults};
 pub use problems::{ConfigError, Problem, Problems, Validate};
 pub use secret::Secret;
 
@@ -26,7 +26,7 @@ use de::{De, Error, Fault};
 use node::{Node, Step};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 /// Where configuration comes from.
@@ -55,19 +55,39 @@ impl Sources {
 }
 
 /// Reads, merges, converts and validates; on failure names every problem found.
+/// Defaults are those that serde gives: a struct must supply them for each of
+/// its own fields (`#[serde(default)]` on the struct).
 pub fn load<T: DeserializeOwned + Validate>(sources: &Sources) -> Result<T, ConfigError> {
-    let root = node::read(sources)?;
+    finish(node::read(sources)?, sources)
+}
+
+/// The same over `T::default()`, whatever serde would give: then a file or
+/// the environment may set one field of a section (`listen.public.insecure`)
+/// and keep the default of another that serde holds to be required. An enum
+/// with fields should not be such a default: two variants would be merged.
+pub fn load_over_defaults<T>(sources: &Sources) -> Result<T, ConfigError>
+where
+    T: DeserializeOwned + Serialize + Validate + Default,
+{
+    let defaults = serde_json::to_value(T::default())
+        .map_err(|error| ConfigError::single("", format!("the defaults cannot be read: {error}")))?;
+    let mut root = Node::from_json(defaults);
+    root.remove_texts(secret::MASK);
+    root.overlay(node::read(sources)?);
+    finish(root, sources)
+}
+
+fn finish<T: DeserializeOwned + Validate>(root: Node, sources: &Sources) -> Result<T, ConfigError> {
     let mut problems = Problems::default();
-    let Some(value) = convert::<T>(root, &mut problems) else {
-        return Err(problems.into_error(&sources.prefix, &sources.env));
-    };
-    let mut found = Problems::default();
-    value.validate(&mut found);
-    problems.merge_new(found);
-    if problems.is_empty() {
-        Ok(value)
-    } else {
-        Err(problems.into_error(&sources.prefix, &sources.env))
+    let value = convert::<T>(root, &mut problems);
+    if let Some(value) = &value {
+        let mut found = Problems::default();
+        value.validate(&mut found);
+        problems.merge_new(found);
+    }
+    match value {
+        Some(value) if problems.is_empty() => Ok(value),
+        _ => Err(problems.into_error(&sources.prefix, &sources.env)),
     }
 }
 
@@ -79,36 +99,56 @@ pub fn to_toml<T: Serialize>(config: &T) -> Result<String, ConfigError> {
 
 /// Converts as often as it takes to see every error: a bad value is noted and
 /// replaced by its default, a missing one by an empty one, and the next round
-/// goes further. Gives up when a replacement is not acceptable either.
+/// goes further. Where the replacement is no better, the section around it
+/// goes the same way. No place is repaired twice the same way, so it ends.
 fn convert<T: DeserializeOwned>(mut root: Node, problems: &mut Problems) -> Option<T> {
+    let mut tried = BTreeSet::new();
     loop {
-        let mut track = serde_path_to_error::Track::new();
-        let mut unknown = Vec::new();
-        let result = {
-            let de = serde_path_to_error::Deserializer::new(De::new(root.clone()), &mut track);
-            serde_ignored::deserialize::<_, _, T>(de, |path| unknown.push(Step::from_ignored(&path)))
+        let (mut path, mut fault) = match attempt::<T>(&root, problems) {
+            Ok(value) => return Some(value),
+            Err(found) => found,
         };
-        let (mut path, Error { fault, text }) = match result {
-            Ok(value) => {
-                for path in unknown {
-                    problems.add_at(&node::show(&path), "is not a known key");
-                }
-                return Some(value);
+        loop {
+            if path.is_empty() {
+                return None;
             }
-            Err(error) => (Step::from_tracked(&track.path()), error),
-        };
-        if let Fault::Missing(field) = fault {
-            path.push(Step::Key(field.to_owned()));
+            let repaired = tried.insert((node::show(&path), fault == Fault::Other))
+                && match fault {
+                    Fault::Missing(_) => root.set_wild(&path),
+                    Fault::Other => root.reset(&path),
+                };
+            if repaired {
+                break;
+            }
+            path.pop();
+            fault = Fault::Other;
         }
-        let shown = node::show(&path);
-        let again = problems.covers(&shown);
-        problems.add_at(&shown, text);
-        let replaced = match fault {
-            Fault::Missing(_) => root.set_wild(&path),
-            Fault::Other => root.reset(&path),
-        };
-        if !replaced || (again && fault == Fault::Other) {
-            return None;
+    }
+}
+
+/// One conversion; what it finds wrong goes to `problems`, and where it failed
+/// comes back.
+fn attempt<T: DeserializeOwned>(root: &Node, problems: &mut Problems) -> Result<T, (Vec<Step>, Fault)> {
+    let mut track = serde_path_to_error::Track::new();
+    let mut unknown = Vec::new();
+    let result = {
+        let de = serde_path_to_error::Deserializer::new(De::new(root.clone()), &mut track);
+        serde_ignored::deserialize::<_, _, T>(de, |path| unknown.push(Step::from_ignored(&path)))
+    };
+    match result {
+        Ok(value) => {
+            for path in unknown {
+                problems.add_new(&node::show(&path), "is not a known key");
+            }
+            Ok(value)
+        }
+        Err(Error { fault, text }) => {
+            let mut path = Step::from_tracked(&track.path());
+            if let Fault::Missing(field) = fault {
+                path.push(Step::Key(field.to_owned()));
+            }
+            problems.add_new(&node::show(&path), text);
+            Err((path, fault))
         }
     }
 }

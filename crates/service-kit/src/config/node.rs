@@ -107,6 +107,26 @@ impl Node {
         }
     }
 
+    /// Lays `over` over this: tables are merged, all else is replaced.
+    pub(super) fn overlay(&mut self, over: Self) {
+        match (self, over) {
+            (Self::Table(under), Self::Table(over)) => {
+                for (key, value) in over {
+                    under.entry(key).or_insert(Self::Null).overlay(value);
+                }
+            }
+            (under, over) => *under = over,
+        }
+    }
+
+    /// Takes away every value of a table that is this text.
+    pub(super) fn remove_texts(&mut self, text: &str) {
+        if let Self::Table(table) = self {
+            table.retain(|_, value| *value != Self::Text(text.to_owned()));
+            table.values_mut().for_each(|value| value.remove_texts(text));
+        }
+    }
+
     pub(super) fn from_json(value: serde_json::Value) -> Self {
         use serde_json::Value as Json;
         match value {

@@ -28,8 +28,10 @@ pub struct Problems {
 impl Problems {
     /// `key` of the present section is bad. An empty key is the section itself.
     pub fn add(&mut self, key: &str, what: impl Into<String>) {
-        let key = join(&self.section, key);
-        self.add_at(&key, what);
+        self.found.push(Problem {
+            key: join(&self.section, key),
+            what: what.into(),
+        });
     }
 
     /// Adds a problem unless `ok`.
@@ -69,15 +71,14 @@ impl Problems {
         &self.found
     }
 
-    /// By whole path. A second problem of the same key, or below a bad key,
-    /// would only repeat the first.
-    pub(super) fn add_at(&mut self, path: &str, what: impl Into<String>) {
-        let problem = Problem {
-            key: path.to_owned(),
-            what: what.into(),
-        };
-        if !self.covers(path) || self.found.iter().all(|p| p.key == path && p.what != problem.what) {
-            self.found.push(problem);
+    /// By whole path, unless it, or one above it, is known to be bad already:
+    /// what a stand-in says about itself would only repeat the problem.
+    pub(super) fn add_new(&mut self, path: &str, what: impl Into<String>) {
+        if !self.covers(path) {
+            self.found.push(Problem {
+                key: path.to_owned(),
+                what: what.into(),
+            });
         }
     }
 
@@ -89,8 +90,7 @@ impl Problems {
         })
     }
 
-    /// Takes over what is new; what a value says about a key that had to be
-    /// replaced by its default is noise.
+    /// Takes over what is not about a stand-in.
     pub(super) fn merge_new(&mut self, other: Self) {
         let new: Vec<_> = other.found.into_iter().filter(|p| !self.covers(&p.key)).collect();
         self.found.extend(new);

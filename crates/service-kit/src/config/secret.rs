@@ -4,7 +4,7 @@ use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 
-const MASK: &str = "********";
+pub(super) const MASK: &str = "********";
 
 /// A secret of the configuration: masked in `Debug` and in `--print-config`.
 #[derive(Clone, PartialEq, Eq, Default)]
