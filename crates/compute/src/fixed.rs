@@ -8,7 +8,7 @@
 use crate::address::AllowList;
 use crate::dial::{Target, system_tls};
 use crate::probe::{self, CatalogQuestion, Question};
-use crate::properties::{secret_from_env, validate_catalog, validate_cluster, validate_use};
+use crate::properties::{secret_from_env, unfit};
 use crate::watch::Changes;
 use crate::{ComputeChanged, ComputeProvider, ComputeSpec, Error};
 use async_trait::async_trait;
@@ -19,6 +19,7 @@ use session_core::machine::Observation;
 use session_core::{Cluster, Provider, Route, SessionKey};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio_util::sync::CancellationToken;
 
@@ -83,6 +84,9 @@ struct Shared {
     config: StaticConfig,
     claims: Arc<dyn Claims>,
     state: Mutex<State>,
+    /// What is done to one session's claim is done one after the other; which
+    /// gate is decided by a hash, so some sessions share one.
+    gates: [tokio::sync::Mutex<()>; GATES],
     changes: Changes,
 }
 
@@ -90,9 +94,17 @@ struct Shared {
 struct State {
     /// By session: one claim serves all its generations.
     uses: HashMap<SessionKey, Use>,
-    released: HashMap<SessionKey, u64>,
+    released: HashMap<SessionKey, Release>,
     health: BTreeMap<String, Health>,
     runs: u64,
+}
+
+/// Generations that must not come back.
+#[derive(Debug, Clone, Copy, Default)]
+struct Release {
+    up_to: u64,
+    /// The store has ended the claim.
+    confirmed: bool,
 }
 
 #[derive(Debug)]
@@ -113,16 +125,17 @@ enum Stage {
 
 /// More released sessions are not remembered one by one; the claims decide.
 const REMEMBER_MANY: usize = 10_000;
+const GATES: usize = 64;
 
 impl StaticProvider {
     /// Endpoints reached by `config`, claimed in `claims`.
     pub fn new(config: StaticConfig, claims: Arc<dyn Claims>) -> Self {
-        let state = Mutex::default();
         Self {
             shared: Arc::new(Shared {
                 config,
                 claims,
-                state,
+                state: Mutex::default(),
+                gates: std::array::from_fn(|_| tokio::sync::Mutex::default()),
                 changes: Changes::default(),
             }),
         }
@@ -164,18 +177,18 @@ impl StaticProvider {
 impl ComputeProvider for StaticProvider {
     async fn ensure(&self, spec: &ComputeSpec) -> Result<(), Error> {
         must_be_static(spec)?;
+        let _gate = self.shared.gate(&spec.key).await;
         {
             let mut state = self.shared.state();
-            if state
-                .released
-                .get(&spec.key)
-                .is_some_and(|up_to| spec.generation <= *up_to)
-            {
+            if state.release_of(spec).is_some() {
                 return Ok(());
             }
             if let Some(used) = state.uses.get_mut(&spec.key) {
+                let again = match used.stage {
+                    Stage::Failed { permanent, .. } => !permanent || used.generation < spec.generation,
+                    Stage::Starting { .. } | Stage::Ready { .. } => false,
+                };
                 used.generation = used.generation.max(spec.generation);
-                let again = matches!(used.stage, Stage::Failed { permanent: false, .. });
                 if !again {
                     return Ok(());
                 }
@@ -192,19 +205,7 @@ impl ComputeProvider for StaticProvider {
             return Ok(());
         }
         match self.shared.claim(spec).await? {
-            Some(endpoint) => {
-                let was_released = |state: &State| {
-                    state
-                        .released
-                        .get(&spec.key)
-                        .is_some_and(|up_to| spec.generation <= *up_to)
-                };
-                // A release may have come while the store was asked.
-                if was_released(&self.shared.state()) {
-                    return self.shared.unclaim_all(spec).await;
-                }
-                self.shared.begin(spec, endpoint);
-            }
+            Some(endpoint) => self.shared.begin(spec, endpoint),
             None => {
                 let cause = format!(
                     "every endpoint of cluster {} is in use by another session; close one, or use another cluster",
@@ -226,12 +227,14 @@ impl ComputeProvider for StaticProvider {
         must_be_static(spec)?;
         {
             let mut state = self.shared.state();
-            if state
-                .released
-                .get(&spec.key)
-                .is_some_and(|up_to| spec.generation <= *up_to)
-            {
-                return Ok(Observation::Missing);
+            match state.release_of(spec) {
+                Some(Release { confirmed: true, .. }) => return Ok(Observation::Missing),
+                Some(Release { confirmed: false, .. }) => {
+                    return Ok(Observation::Starting {
+                        detail: "its endpoint is being given back".to_owned(),
+                    });
+                }
+                None => {}
             }
             if let Some(used) = state.uses.get_mut(&spec.key) {
                 used.generation = used.generation.max(spec.generation);
@@ -247,20 +250,22 @@ impl ComputeProvider for StaticProvider {
                 });
             }
         }
+        let _gate = self.shared.gate(&spec.key).await;
         // Claimed by a manager before this one.
         Ok(match self.shared.claimed(spec).await? {
-            Some(endpoint) => {
+            Some(endpoint) if self.shared.state().release_of(spec).is_none() => {
                 self.shared.begin(spec, endpoint);
                 Observation::Starting {
                     detail: "its endpoint is being probed again".to_owned(),
                 }
             }
-            None => Observation::Missing,
+            Some(_) | None => Observation::Missing,
         })
     }
 
     async fn release(&self, spec: &ComputeSpec) -> Result<(), Error> {
         must_be_static(spec)?;
+        let _gate = self.shared.gate(&spec.key).await;
         {
             let mut state = self.shared.state();
             let newest = state.uses.get(&spec.key).map(|used| used.generation);
@@ -268,15 +273,21 @@ impl ComputeProvider for StaticProvider {
                 return Ok(());
             }
             if state.released.len() >= REMEMBER_MANY {
-                state.released.clear();
+                state.released.retain(|_, release| !release.confirmed);
             }
-            let up_to = state.released.entry(spec.key.clone()).or_default();
-            *up_to = (*up_to).max(spec.generation);
+            let release = state.released.entry(spec.key.clone()).or_default();
+            *release = Release {
+                up_to: release.up_to.max(spec.generation),
+                confirmed: false,
+            };
             if let Some(used) = state.uses.remove(&spec.key) {
                 used.stop.cancel();
             }
         }
         self.shared.unclaim_all(spec).await?;
+        if let Some(release) = self.shared.state().released.get_mut(&spec.key) {
+            release.confirmed = true;
+        }
         self.shared.changes.tell(&spec.key, spec.generation);
         Ok(())
     }
@@ -291,16 +302,6 @@ fn must_be_static(spec: &ComputeSpec) -> Result<(), Error> {
         Provider::Static { .. } => Ok(()),
         Provider::Process { .. } => Err(Error::WrongProvider(spec.cluster.name.to_string())),
     }
-}
-
-fn unfit(spec: &ComputeSpec) -> Option<String> {
-    let cluster = validate_cluster(&spec.cluster).map_err(|e| format!("cluster {}: {e}", spec.cluster.name));
-    let catalog = spec.catalog.as_ref().map_or(Ok(()), |catalog| {
-        validate_catalog(catalog)
-            .and_then(|()| validate_use(&spec.cluster, catalog))
-            .map_err(|e| format!("catalog {}: {e}", catalog.name))
-    });
-    cluster.and(catalog).err()
 }
 
 fn endpoints(cluster: &Cluster) -> &[StaticEndpoint] {
@@ -318,6 +319,13 @@ fn claim_name(endpoint: &StaticEndpoint) -> String {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn gate(&self, key: &SessionKey) -> tokio::sync::MutexGuard<'_, ()> {
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(key);
+        self.gates[usize::try_from(hash % GATES as u64).unwrap_or(0)]
+            .lock()
+            .await
     }
 
     async fn claimed<'a>(&self, spec: &'a ComputeSpec) -> Result<Option<&'a StaticEndpoint>, Error> {
@@ -487,6 +495,13 @@ impl Shared {
 }
 
 impl State {
+    fn release_of(&self, spec: &ComputeSpec) -> Option<Release> {
+        self.released
+            .get(&spec.key)
+            .copied()
+            .filter(|release| spec.generation <= release.up_to)
+    }
+
     fn write(&mut self, spec: &ComputeSpec, run: u64, stage: Stage) {
         if let Some(used) = self.uses.get_mut(&spec.key).filter(|used| used.run == run) {
             used.stage = stage;

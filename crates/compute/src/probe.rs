@@ -73,7 +73,7 @@ pub async fn ask(target: &Target, question: &Question) -> Result<String, NotRead
             .await
             .map_err(|e| about_catalog(catalog, e))
             .map(|()| version),
-        (Err(e), Some(catalog)) if catalog_is_unknown(&e.text()) => Err(about_catalog(catalog, e)),
+        (Err(e), Some(catalog)) if catalog_is_unknown(e.text()) => Err(about_catalog(catalog, e)),
         (version, _) => version,
     };
     // Leaves nothing behind; the answer stands even if this fails.

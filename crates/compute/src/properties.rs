@@ -4,6 +4,7 @@
 //! move files or open the server. Every wrong key is named at once. Secrets
 //! are references to the manager's environment, never values.
 
+use crate::ComputeSpec;
 use crate::address::split_host_port;
 use session_core::catalog::PropertyValue;
 use session_core::route::Secret;
@@ -196,7 +197,7 @@ pub fn validate_cluster(cluster: &Cluster) -> Result<(), Invalid> {
                 if let Some(problem) = cluster_key_problem(cluster.engine, key) {
                     problems.add(key, problem);
                 }
-                check_text(&mut problems, key, value, |variable| is_secret_variable(variable));
+                check_text(&mut problems, key, value, is_secret_variable);
                 if key == "spark.master" && !value.starts_with("local") {
                     problems.add(key, "must be local[…]: the process provider runs one machine");
                 }
@@ -285,6 +286,17 @@ pub fn validate_use(cluster: &Cluster, catalog: &Catalog) -> Result<(), Invalid>
         );
     }
     problems.done()
+}
+
+/// Why this spec can never run, if so.
+pub(crate) fn unfit(spec: &ComputeSpec) -> Option<String> {
+    let cluster = validate_cluster(&spec.cluster).map_err(|e| format!("cluster {}: {e}", spec.cluster.name));
+    let catalog = spec.catalog.as_ref().map_or(Ok(()), |catalog| {
+        validate_catalog(catalog)
+            .and_then(|()| validate_use(&spec.cluster, catalog))
+            .map_err(|e| format!("catalog {}: {e}", catalog.name))
+    });
+    cluster.and(catalog).err()
 }
 
 /// Does the class of this Spark catalog know the property `default-namespace`?

@@ -12,7 +12,7 @@ use support::*;
 
 #[tokio::test]
 async fn a_session_starts_answers_and_leaves_nothing_behind() {
-    let dir = tempfile::tempdir().unwrap();
+    let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let provider = provider(dir.path());
     let spec = spec(Engine::Sail, 1);
     assert_eq!(provider.observe(&spec).await.unwrap(), Observation::Missing);
@@ -35,6 +35,7 @@ async fn a_session_starts_answers_and_leaves_nothing_behind() {
             .unwrap(),
         "hello"
     ));
+    python_udf_runs(&sail_python(), &route, outside.path());
 
     provider.release(&spec).await.unwrap();
     until_missing(&provider, &spec).await;

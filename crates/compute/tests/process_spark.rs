@@ -76,6 +76,8 @@ async fn without_a_catalog_tables_are_files_of_the_session() {
         .await
         .unwrap();
     assert!(has(&client.sql("SHOW TABLES").await.unwrap(), "orders"));
+    let outside = tempfile::tempdir().unwrap();
+    python_udf_runs(&spark_python(), &route, outside.path());
     let work = dir.path().join(format!("{}-g1/work", spec.key.id));
     assert!(work.join("spark-warehouse/orders").is_dir());
 

@@ -1,5 +1,7 @@
 //! The static provider, with a real Sail server as the existing one.
 
+#![expect(clippy::unwrap_used, reason = "a test program")]
+
 mod support;
 
 use async_trait::async_trait;
@@ -10,11 +12,12 @@ use session_core::cluster::StaticEndpoint;
 use session_core::machine::Observation;
 use session_core::{Cluster, Engine, Provider, SessionKey};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use support::*;
 
 #[derive(Debug, Default)]
-struct MemoryClaims(Mutex<BTreeMap<String, SessionKey>>);
+struct MemoryClaims(Mutex<BTreeMap<String, SessionKey>>, AtomicBool);
 
 #[async_trait]
 impl Claims for MemoryClaims {
@@ -29,6 +32,9 @@ impl Claims for MemoryClaims {
     }
 
     async fn unclaim(&self, name: &str, key: &SessionKey) -> Result<(), Error> {
+        if self.1.load(Ordering::SeqCst) {
+            return Err(Error::Unavailable("the store is away".to_owned()));
+        }
         let mut claims = self.0.lock().unwrap();
         if claims.get(name) == Some(key) {
             claims.remove(name);
@@ -280,4 +286,22 @@ async fn a_backend_token_that_is_not_set_is_told() {
         permanent && cause.contains("BERTH_SECRET_NOT_SET_ANYWHERE is not set"),
         "{cause}"
     );
+}
+
+#[tokio::test]
+async fn a_claim_that_the_store_could_not_end_is_not_forgotten() {
+    let claims = Arc::new(MemoryClaims::default());
+    let provider = provider_with(&claims, &[], true);
+    let spec = session(&at(&["127.0.0.1:9"]), 1);
+    provider.ensure(&spec).await.unwrap();
+    claims.1.store(true, Ordering::SeqCst);
+    assert!(provider.release(&spec).await.is_err());
+    assert!(matches!(
+        provider.observe(&spec).await.unwrap(),
+        Observation::Starting { .. }
+    ));
+    claims.1.store(false, Ordering::SeqCst);
+    provider.release(&spec).await.unwrap();
+    assert_eq!(provider.observe(&spec).await.unwrap(), Observation::Missing);
+    assert!(claims.0.lock().unwrap().is_empty());
 }

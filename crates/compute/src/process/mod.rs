@@ -7,19 +7,18 @@
 
 mod child;
 mod command;
+mod keeper;
 mod log;
 mod port;
 
-use crate::dial::Target;
-use crate::probe::{self, CatalogQuestion, Question};
-use crate::properties::{validate_catalog, validate_cluster, validate_use};
+use crate::properties::unfit;
 use crate::watch::Changes;
 use crate::{ComputeChanged, ComputeProvider, ComputeSpec, Error};
 use async_trait::async_trait;
-use child::{Exit, Supervised};
-use command::{EngineCommand, Folders};
+use command::Folders;
 use futures::stream::BoxStream;
-use port::{Listener, Port, Ports};
+use keeper::Keeper;
+use port::Ports;
 use session_core::machine::Observation;
 use session_core::route::Secret;
 use session_core::{Provider, Route, SessionKey};
@@ -31,20 +30,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// So many ends before readiness in a row, and trying again is no use.
-const CRASH_BUDGET: u32 = 3;
-/// So many ports taken by others in a row, and this start has failed.
-const PORT_TRIES: u32 = 3;
-/// A start that takes longer no longer holds others up.
-const TURN: Duration = Duration::from_secs(30);
 /// Released generations are remembered at least so long, should there be many.
 const REMEMBER: Duration = Duration::from_secs(3600);
 const REMEMBER_MANY: usize = 10_000;
-const LISTEN_POLL: Duration = Duration::from_millis(20);
 
 /// How children are run.
 #[derive(Debug, Clone)]
@@ -117,6 +109,7 @@ struct State {
     computes: HashMap<Id, Compute>,
     released: HashMap<SessionKey, (u64, Instant)>,
     runs: u64,
+    shut_down: bool,
 }
 
 #[derive(Debug)]
@@ -126,6 +119,8 @@ struct Compute {
     stage: Stage,
     stop: CancellationToken,
     crashes: u32,
+    /// What must not appear in its log tail.
+    secrets: Vec<Secret>,
     log_tail: Option<String>,
 }
 
@@ -186,13 +181,18 @@ impl ProcessProvider {
         compute
             .log_tail
             .clone()
-            .or_else(|| Some(log::tail(&folders.log(), &[])))
+            .or_else(|| Some(log::tail(&folders.log(), &compute.secrets)))
     }
 
-    /// Ends every child and waits until all are gone.
+    /// Ends every child and waits until all are gone. From now on the provider
+    /// cannot be asked, so that nobody takes the children for lost.
     pub async fn shutdown(&self) {
-        for compute in self.shared.state().computes.values() {
-            compute.stop.cancel();
+        {
+            let mut state = self.shared.state();
+            state.shut_down = true;
+            for compute in state.computes.values() {
+                compute.stop.cancel();
+            }
         }
         self.shared.keepers.close();
         self.shared.keepers.wait().await;
@@ -207,6 +207,7 @@ impl ComputeProvider for ProcessProvider {
         let id = (spec.key.clone(), spec.generation);
         let shared = &self.shared;
         let mut state = shared.state();
+        state.must_be_up()?;
         if state
             .released
             .get(&spec.key)
@@ -243,6 +244,7 @@ impl ComputeProvider for ProcessProvider {
                 stage,
                 stop: stop.clone(),
                 crashes,
+                secrets: Vec::new(),
                 log_tail: None,
             },
         );
@@ -264,6 +266,7 @@ impl ComputeProvider for ProcessProvider {
     async fn observe(&self, spec: &ComputeSpec) -> Result<Observation, Error> {
         must_be_process(spec)?;
         let state = self.shared.state();
+        state.must_be_up()?;
         Ok(
             match state
                 .computes
@@ -323,18 +326,15 @@ fn must_be_process(spec: &ComputeSpec) -> Result<(), Error> {
     }
 }
 
-/// Why this spec can never run, if so.
-fn unfit(spec: &ComputeSpec) -> Option<String> {
-    let cluster = validate_cluster(&spec.cluster).map_err(|e| format!("cluster {}: {e}", spec.cluster.name));
-    let catalog = spec.catalog.as_ref().map_or(Ok(()), |catalog| {
-        validate_catalog(catalog)
-            .and_then(|()| validate_use(&spec.cluster, catalog))
-            .map_err(|e| format!("catalog {}: {e}", catalog.name))
-    });
-    cluster.and(catalog).err()
-}
-
 impl State {
+    fn must_be_up(&self) -> Result<(), Error> {
+        if self.shut_down {
+            Err(Error::Unavailable("the provider is shutting down".to_owned()))
+        } else {
+            Ok(())
+        }
+    }
+
     fn remember_release(&mut self, key: &SessionKey, up_to: u64) {
         let now = Instant::now();
         if self.released.len() >= REMEMBER_MANY {
@@ -400,285 +400,4 @@ fn clear_leftovers(state_dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Owns one child from the first moment to the last.
-struct Keeper {
-    shared: Arc<Shared>,
-    spec: ComputeSpec,
-    run: u64,
-    stop: CancellationToken,
-}
-
-/// How a keeper's work ended.
-enum End {
-    Stopped,
-    Failed {
-        cause: String,
-        permanent: bool,
-        crashed: bool,
-        log_tail: Option<String>,
-    },
-}
-
-impl End {
-    fn failed(cause: String, permanent: bool) -> Self {
-        Self::Failed {
-            cause,
-            permanent,
-            crashed: false,
-            log_tail: None,
-        }
-    }
-}
-
-/// What became of a child that was started.
-enum Began {
-    Stopped,
-    Ended(Exit),
-    Ready(String),
-    PortTaken,
-    Never(String),
-}
-
-impl Keeper {
-    async fn keep(self) {
-        let end = self.live().await;
-        let folders = self.shared.folders(&self.spec.key, self.spec.generation);
-        if let Err(e) = tokio::task::spawn_blocking(move || remove_folders(&folders)).await {
-            tracing::warn!(session = %self.spec.key.id, cause = %e, "the session's folder was not removed");
-        }
-        {
-            let mut state = self.shared.state();
-            let id = (self.spec.key.clone(), self.spec.generation);
-            if let Some(compute) = state
-                .computes
-                .get_mut(&id)
-                .filter(|compute| compute.run == self.run)
-            {
-                match (end, &compute.stage) {
-                    // A release that came while it failed wants it gone all the same.
-                    (End::Stopped, _) | (End::Failed { .. }, Stage::Stopping) => {
-                        state.computes.remove(&id);
-                    }
-                    (
-                        End::Failed {
-                            cause,
-                            permanent,
-                            crashed,
-                            log_tail,
-                        },
-                        _,
-                    ) => {
-                        compute.crashes = if crashed { compute.crashes + 1 } else { 0 };
-                        let permanent = permanent || compute.crashes >= CRASH_BUDGET;
-                        tracing::info!(session = %self.spec.key.id, generation = self.spec.generation, %cause, permanent, "compute failed");
-                        compute.stage = Stage::Failed { cause, permanent };
-                        compute.log_tail = log_tail;
-                    }
-                }
-            }
-        }
-        self.shared.changes.tell(&self.spec.key, self.spec.generation);
-    }
-
-    async fn live(&self) -> End {
-        let ahead = self
-            .shared
-            .config
-            .max_starting
-            .saturating_sub(self.shared.starts.available_permits());
-        if self.shared.starts.available_permits() == 0 {
-            self.waiting(format!(
-                "waiting for its turn: {ahead} other engines are starting"
-            ));
-        }
-        let permit = tokio::select! {
-            biased;
-            () = self.stop.cancelled() => return End::Stopped,
-            permit = self.shared.starts.clone().acquire_owned() => permit,
-        };
-        // Given back when the start is over, or has taken too long to hold others up.
-        let started = CancellationToken::new();
-        let turn = started.clone();
-        tokio::spawn(async move {
-            let _permit = permit;
-            tokio::select! { () = turn.cancelled() => {}, () = sleep(TURN) => {} }
-        });
-        let _turn_ends = started.clone().drop_guard();
-
-        for _ in 0..PORT_TRIES {
-            let port = match self.shared.ports.take() {
-                Ok(port) => port,
-                Err(e) => return End::failed(format!("no loopback port: {e}"), false),
-            };
-            let folders = self.shared.folders(&self.spec.key, self.spec.generation);
-            let command = match EngineCommand::new(&self.spec, &folders, port.number) {
-                Ok(command) => command,
-                Err(cause) => return End::failed(cause, true),
-            };
-            self.waiting(format!("{} is starting", self.spec.cluster.engine));
-            let mut child = match Supervised::start(&self.shared.config.supervise, &command, &folders).await {
-                Ok(child) => child,
-                Err(e) => return self.not_started(&e),
-            };
-            let target = Target::child(port.number, command.credential.clone());
-            let group = child.group();
-            let began = tokio::select! {
-                biased;
-                () = self.stop.cancelled() => Began::Stopped,
-                exit = child.ended() => Began::Ended(exit),
-                began = self.until_ready(&port, group, &target) => began,
-            };
-            match began {
-                Began::Stopped => {
-                    child.stop().await;
-                    return End::Stopped;
-                }
-                Began::Ended(exit) => return self.crashed(exit, &folders, &command.secrets, true),
-                Began::PortTaken => child.stop().await,
-                Began::Never(cause) => {
-                    child.stop().await;
-                    let log_tail = Some(log::tail(&folders.log(), &command.secrets));
-                    let cause = log::mask(&cause, &command.secrets);
-                    return End::Failed {
-                        cause,
-                        permanent: true,
-                        crashed: false,
-                        log_tail,
-                    };
-                }
-                Began::Ready(version) => {
-                    started.cancel();
-                    self.ready(&target, &command, version);
-                    return tokio::select! {
-                        biased;
-                        () = self.stop.cancelled() => {
-                            child.stop().await;
-                            End::Stopped
-                        }
-                        exit = child.ended() => self.crashed(exit, &folders, &command.secrets, false),
-                    };
-                }
-            }
-        }
-        End::failed(
-            "other processes on this machine keep taking its port".to_owned(),
-            false,
-        )
-    }
-
-    async fn until_ready(&self, port: &Port, group: i32, target: &Target) -> Began {
-        let number = port.number;
-        loop {
-            let found = tokio::task::spawn_blocking(move || port::listener(number, group)).await;
-            match found {
-                Ok(Ok(Listener::Ours)) => break,
-                Ok(Ok(Listener::Foreign)) => return Began::PortTaken,
-                Ok(Ok(Listener::Nobody) | Err(_)) | Err(_) => sleep(LISTEN_POLL).await,
-            }
-        }
-        let question = Question {
-            user_id: self.spec.key.id.to_string(),
-            catalog: self.spec.catalog.as_ref().map(|catalog| CatalogQuestion {
-                name: catalog.name.to_string(),
-                database: catalog.default_database.clone(),
-                select: false,
-            }),
-        };
-        let engine = self.spec.cluster.engine;
-        let asked = probe::until_ready(target, &question, |why| {
-            self.waiting(format!("{engine} is not ready: {why}"))
-        });
-        match asked.await {
-            Ok(version) => Began::Ready(version),
-            Err(cause) => Began::Never(cause),
-        }
-    }
-
-    fn waiting(&self, detail: String) {
-        self.write(|stage| {
-            if let Stage::Starting { detail: old } = stage {
-                *old = detail;
-            }
-        });
-    }
-
-    fn ready(&self, target: &Target, command: &EngineCommand, engine_version: String) {
-        let route = Route {
-            endpoint: target.address.clone(),
-            tls_server_name: None,
-            credential: command.credential.clone(),
-            engine: self.spec.cluster.engine,
-            engine_version,
-            dedicated: true,
-        };
-        self.write(|stage| {
-            if let Stage::Starting { .. } = stage {
-                *stage = Stage::Ready { route };
-            }
-        });
-        self.shared.changes.tell(&self.spec.key, self.spec.generation);
-    }
-
-    fn write(&self, edit: impl FnOnce(&mut Stage)) {
-        let mut state = self.shared.state();
-        let id = (self.spec.key.clone(), self.spec.generation);
-        if let Some(compute) = state
-            .computes
-            .get_mut(&id)
-            .filter(|compute| compute.run == self.run)
-        {
-            edit(&mut compute.stage);
-        }
-    }
-
-    fn not_started(&self, e: &io::Error) -> End {
-        let helper = self.shared.config.supervise.display();
-        match e.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
-                if !self.shared.config.supervise.exists() =>
-            {
-                End::failed(format!("Berth is not installed whole: {helper} is missing"), true)
-            }
-            _ => End::failed(
-                format!("{} could not be started: {e}", self.spec.cluster.engine),
-                false,
-            ),
-        }
-    }
-
-    fn crashed(&self, exit: Exit, folders: &Folders, secrets: &[Secret], before_ready: bool) -> End {
-        let tail = log::tail(&folders.log(), secrets);
-        let how = match exit {
-            Exit::Code(code) => format!("exited with code {code}"),
-            Exit::Signal(signal) => format!("was killed by signal {signal}"),
-            Exit::HelperLost => "was ended because its helper berth-supervise was killed".to_owned(),
-        };
-        let when = if before_ready { " before it was ready" } else { "" };
-        let last_words = log::last_words(&tail);
-        let said = if last_words.is_empty() {
-            String::new()
-        } else {
-            format!(": {last_words}")
-        };
-        // 126 and 127: what the program's path names cannot be run.
-        let permanent = matches!(exit, Exit::Code(126 | 127)) && before_ready;
-        let cause = format!("{} {how}{when}{said}", self.spec.cluster.engine);
-        End::Failed {
-            cause,
-            permanent,
-            crashed: before_ready,
-            log_tail: Some(tail),
-        }
-    }
-}
-
-fn remove_folders(folders: &Folders) {
-    match std::fs::remove_dir_all(&folders.root) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(folder = %folders.root.display(), cause = %e, "a session's folder was not removed");
-        }
-        Ok(()) | Err(_) => {}
-    }
 }

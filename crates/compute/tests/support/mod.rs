@@ -1,6 +1,11 @@
 //! Real engines, and looking at what they left on the machine.
 
-#![expect(dead_code, reason = "each test program uses its own part")]
+#![allow(
+    dead_code,
+    clippy::allow_attributes,
+    reason = "each test program uses its own part"
+)]
+#![expect(clippy::unwrap_used, reason = "only tests use it")]
 
 use compute::{ComputeProvider, ComputeSpec, ProcessConfig, ProcessProvider};
 use session_core::catalog::PropertyValue;
@@ -40,6 +45,10 @@ pub(crate) fn spark_home() -> String {
 
 pub(crate) fn spark_python() -> String {
     installed("BERTH_SPARK_PYTHON", ".berth/venv-spark/bin/python")
+}
+
+pub(crate) fn sail_python() -> String {
+    installed("BERTH_SAIL_PYTHON", ".berth/venv-sail/bin/python")
 }
 
 pub(crate) fn process_cluster(engine: Engine) -> Cluster {
@@ -279,3 +288,32 @@ impl RawClient {
 pub(crate) fn has(bytes: &[u8], text: &str) -> bool {
     bytes.windows(text.len()).any(|window| window == text.as_bytes())
 }
+
+/// Runs a user function in a real PySpark client; `python` is one whose venv has it.
+pub(crate) fn python_udf_runs(python: &str, route: &Route, dir: &Path) {
+    let script = dir.join("udf.py");
+    std::fs::write(&script, UDF).unwrap();
+    let (_, port) = route.endpoint.rsplit_once(':').unwrap();
+    let token = route
+        .credential
+        .as_ref()
+        .map_or(String::new(), |secret| format!("/;token={}", secret.expose()));
+    let ran = std::process::Command::new(python)
+        .arg(script)
+        .arg(format!("sc://localhost:{port}{token}"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&ran.stdout);
+    assert_eq!(said.trim(), "HELLO", "{}", String::from_utf8_lossy(&ran.stderr));
+}
+
+const UDF: &str = r#"
+import sys
+from pyspark.sql import SparkSession
+from pyspark.sql.functions import lit, udf
+
+spark = SparkSession.builder.remote(sys.argv[1]).getOrCreate()
+shout = udf(lambda text: text.upper(), "string")
+print(spark.range(1).select(shout(lit("hello"))).collect()[0][0])
+spark.stop()
+"#;
