@@ -167,7 +167,13 @@ impl Driver {
 
     async fn look_until_settled(&self, key: &SessionKey) -> Result<(), Error> {
         for _ in 0..RACES {
-            let Some(loaded) = self.store.load(key).await? else { return Ok(()) };
+            let Some(loaded) = self.store.load(key).await? else {
+                // Drops the stray entry.
+                return match self.store.set_due(key, 0, None).await {
+                    Err(Error::NotFound) => Ok(()),
+                    outcome => outcome,
+                };
+            };
             let session = loaded.session;
             let observation = self.observe(&session).await;
             let now = self.store.now().await?;

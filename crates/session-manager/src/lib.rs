@@ -34,8 +34,7 @@ use session_proto::v1::cluster_service_server::ClusterServiceServer;
 use session_proto::v1::org_service_server::OrgServiceServer;
 use session_proto::v1::session_service_server::SessionServiceServer;
 use session_store::SessionStore;
-use session_store::memory::MemoryStore;
-use session_store::redis::{Options, RedisStore};
+use session_store::redis::Options;
 use session_token::{Jwks, Keyring, Verifier, VerifierConfig};
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,17 +80,12 @@ impl Listeners {
 /// # Errors
 /// When it cannot be reached, or could lose sessions.
 pub async fn open_store(config: &Config) -> Result<Arc<dyn SessionStore>> {
-    let url = config.store.url.expose();
-    if url == "memory://" {
-        return Ok(Arc::new(MemoryStore::new(Arc::new(SystemClock))));
-    }
     let options = Options {
         prefix: config.store.key_prefix.clone(),
         call_timeout: config.store.call_timeout,
         allow_eviction: config.store.allow_eviction,
     };
-    let store = RedisStore::connect(url, &options).await.context("store.url")?;
-    Ok(Arc::new(store))
+    session_store::open(config.store.url.expose(), &options).await.context("store.url")
 }
 
 /// Makes the providers that the configuration allows.
@@ -160,6 +154,7 @@ pub async fn run_with(
         clock,
         computes,
         compute_config: config.compute.clone(),
+        stopping: shutdown.stopping(),
     });
 
     let stop = shutdown.stopping();
@@ -269,12 +264,6 @@ fn serve(shutdown: &Shutdown, admin: &Admin, listeners: Listeners, api: &Arc<Api
             server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await
         });
     }
-    let admin = admin.clone();
-    let forced = shutdown.forced();
-    tokio::spawn(async move {
-        if let Err(error) = admin.serve(listeners.admin, forced).await {
-            tracing::error!(%error, "the admin port ended");
-        }
-    });
+    admin.clone().spawn(listeners.admin, shutdown);
     Ok(())
 }

@@ -121,12 +121,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
         async move { server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await }
     });
     shutdown.spawn_critical("key set", serve_keys(listeners.jwks, keys.published, shutdown.clone()));
-    let forced = shutdown.forced();
-    tokio::spawn(async move {
-        if let Err(error) = admin.serve(listeners.admin, forced).await {
-            tracing::error!(%error, "the admin port ended");
-        }
-    });
+    admin.spawn(listeners.admin, &shutdown);
     tracing::info!("token-issuer is up");
     shutdown.finish(config.drain).await?;
     Ok(())

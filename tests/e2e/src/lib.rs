@@ -1,1 +1,14 @@
-//! placeholder
+//! The whole of Berth on real parts, for the end-to-end tests: the services
+//! as the processes that ship, a private Redis, Sail and Apache Spark, the
+//! `berth` command, and PySpark.
+
+mod paths;
+mod process;
+mod python;
+mod stack;
+pub mod wait;
+
+pub use paths::{binary, home, repo};
+pub use process::Service;
+pub use python::{Client, Repl, RunningClient};
+pub use stack::{Engine, Stack, StackOptions, Tls};

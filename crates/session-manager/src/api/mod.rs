@@ -20,6 +20,7 @@ use session_proto::error::Refused;
 use session_store::SessionStore;
 use session_token::{Keyring, Verifier};
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
@@ -37,6 +38,8 @@ pub(crate) struct Api {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) computes: crate::computes::Computes,
     pub(crate) compute_config: crate::config::ComputeConfig,
+    /// Ends the streams that would otherwise hold the drain up.
+    pub(crate) stopping: CancellationToken,
 }
 
 impl Api {

@@ -82,6 +82,7 @@ impl RouteService for Routes {
                 };
                 Some((Ok(update), changes))
             }))
+            .take_until(self.0.stopping.clone().cancelled_owned())
             .boxed();
         Ok(Response::new(stream))
     }

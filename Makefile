@@ -1,0 +1,53 @@
+# Every task of the project. CI calls the same targets.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+TEST_THREADS ?= 2
+
+.PHONY: help run test unit e2e build fmt fmt-check lint deny proto-lint bench-latency setup clean
+
+help: ## Show this list
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## Install, build, start everything, run a PySpark query, serve until Ctrl-C (EXIT=1: stop after it)
+	@EXIT=$(EXIT) deploy/local/run.sh
+
+setup: ## Install what the tests need
+	@deploy/local/setup.sh run test
+
+test: setup fmt-check lint proto-lint unit e2e ## Everything: formatting, lints, unit, contract and end-to-end tests
+	@echo "all tests passed"
+
+build: ## Build every program
+	cargo build --locked --workspace --all-targets
+
+unit: build ## Unit, property, contract and provider tests
+	cargo test --locked --workspace --exclude e2e -- --test-threads=$(TEST_THREADS)
+
+e2e: build ## The whole of Berth on real Redis, Sail, Apache Spark and PySpark
+	cargo test --locked -p e2e -- --test-threads=$(TEST_THREADS)
+
+fmt: ## Format the code
+	cargo fmt --all
+
+fmt-check:
+	cargo fmt --all --check
+
+lint: ## Clippy, with warnings as errors
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+proto-lint: ## Lint the protos with buf
+	@deploy/local/setup.sh lint
+	cd proto && $${BERTH_HOME:-$(CURDIR)/.berth}/venv-lint/bin/buf lint
+
+deny: ## Licences, sources, bans (and advisories, where the database can be fetched)
+	@command -v cargo-deny >/dev/null || cargo install cargo-deny --locked --version 0.20.2
+	cargo deny check bans licenses sources
+
+bench-latency: ## Latency that the proxy adds, against a direct call, interleaved
+	@deploy/local/setup.sh run
+	cargo build --locked --release --workspace --bins
+	cargo run --locked --release -p e2e --bin latency
+
+clean: ## Remove what was built, not what was installed
+	cargo clean

@@ -1,0 +1,27 @@
+"""The quickstart's query: real PySpark through Berth, against the sample catalog.
+
+    python hello.py CONNECTION_STRING
+"""
+
+import faulthandler
+import sys
+
+from pyspark.sql import SparkSession
+
+# A wrong address makes PySpark retry silently for minutes; say where it hangs instead.
+faulthandler.dump_traceback_later(120, exit=True)
+
+spark = SparkSession.builder.remote(sys.argv[1]).getOrCreate()
+try:
+    print("SHOW TABLES, in the session's default catalog:")
+    spark.sql("SHOW TABLES").show()
+    print("Orders by customer, the largest five:")
+    spark.sql(
+        """
+        SELECT c.name, count(*) AS orders, round(sum(o.amount), 2) AS amount
+        FROM orders o JOIN customers c ON o.customer_id = c.id
+        GROUP BY c.name ORDER BY amount DESC LIMIT 5
+        """
+    ).show()
+finally:
+    spark.stop()

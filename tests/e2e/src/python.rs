@@ -1,0 +1,164 @@
+//! PySpark and raw gRPC clients, as people run them.
+
+use crate::paths::{installed, repo};
+use crate::process::output_file;
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+/// No client program runs longer.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Which client library.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Client {
+    /// PySpark 4.1, beside Sail.
+    Py41,
+    /// PySpark 3.5.
+    Py35,
+}
+
+impl Client {
+    fn python(self) -> Result<PathBuf> {
+        installed(match self {
+            Self::Py41 => "venv-sail/bin/python",
+            Self::Py35 => "venv-py35/bin/python",
+        })
+    }
+
+    fn command(self, dir: &Path, script: &str, args: &[&str], ca: Option<&Path>) -> Result<Command> {
+        let mut command = Command::new(self.python()?);
+        command
+            .arg(repo().join("tests/clients/pyspark").join(script))
+            .args(args)
+            .current_dir(dir)
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .env_remove("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH");
+        if let Some(ca) = ca {
+            command.env("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", ca);
+        }
+        Ok(command)
+    }
+
+    /// Runs a program to its end and returns the JSON of its last line.
+    ///
+    /// # Errors
+    /// When it fails; with the end of what it wrote.
+    pub async fn run(self, dir: &Path, script: &str, args: &[&str], ca: Option<&Path>) -> Result<Value> {
+        let mut command = self.command(dir, script, args, ca)?;
+        let output = tokio::time::timeout(LIMIT, command.output()).await.context("the client hangs")??;
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        let last = stdout.lines().last().unwrap_or_default();
+        if !output.status.success() {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            let tail: Vec<&str> = stderr.lines().rev().take(25).collect();
+            let tail: Vec<&str> = tail.into_iter().rev().collect();
+            bail!("{script} {} ended with {}: {last}\n{}", args.first().unwrap_or(&""), output.status, tail.join("\n"));
+        }
+        serde_json::from_str(last).with_context(|| format!("{script} printed no JSON but {last:?}"))
+    }
+
+    /// Starts a program and returns once it has printed the line `mark`.
+    ///
+    /// # Errors
+    /// When it ends or hangs before.
+    pub async fn start_until(
+        self,
+        dir: &Path,
+        script: &str,
+        args: &[&str],
+        ca: Option<&Path>,
+        mark: &str,
+    ) -> Result<RunningClient> {
+        let mut command = self.command(dir, script, args, ca)?;
+        let stderr = output_file(&dir.join("client-stderr.log"))?;
+        let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn()?;
+        let stdout = child.stdout.take().context("stdout")?;
+        let mut running = RunningClient { child, lines: BufReader::new(stdout).lines() };
+        let waited = tokio::time::timeout(LIMIT, async {
+            while let Some(line) = running.lines.next_line().await? {
+                if line == mark {
+                    return Ok(());
+                }
+            }
+            bail!("it ended before it printed {mark:?}")
+        });
+        waited.await.context("the client hangs")??;
+        Ok(running)
+    }
+
+    /// Starts the interactive program: one Spark session, SQL in, answers out.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn repl(self, dir: &Path, url: &str, ca: Option<&Path>) -> Result<Repl> {
+        let mut command = self.command(dir, "client.py", &["repl", "--url", url], ca)?;
+        let stderr = output_file(&dir.join("repl-stderr.log"))?;
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).spawn()?;
+        let stdin = child.stdin.take().context("stdin")?;
+        let lines = BufReader::new(child.stdout.take().context("stdout")?).lines();
+        let mut repl = Repl { _child: child, stdin, lines };
+        let ready = repl.answer().await?;
+        if ready["ready"] != true {
+            bail!("the client is not ready: {ready}");
+        }
+        Ok(repl)
+    }
+}
+
+/// A client program on its way.
+#[derive(Debug)]
+pub struct RunningClient {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl RunningClient {
+    /// Waits for its end and returns the JSON of its last line.
+    ///
+    /// # Errors
+    /// When it hangs or prints none.
+    pub async fn finish(mut self, limit: Duration) -> Result<Value> {
+        let mut last = String::new();
+        tokio::time::timeout(limit, async {
+            while let Some(line) = self.lines.next_line().await? {
+                last = line;
+            }
+            self.child.wait().await
+        })
+        .await
+        .with_context(|| format!("the client did not end within {limit:?}"))??;
+        serde_json::from_str(&last).with_context(|| format!("no JSON but {last:?}"))
+    }
+}
+
+/// One Spark session under the test's control.
+#[derive(Debug)]
+pub struct Repl {
+    _child: Child,
+    stdin: ChildStdin,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Repl {
+    /// Runs one statement and returns its answer: `rows` or `error`.
+    ///
+    /// # Errors
+    /// When the program ends or hangs.
+    pub async fn sql(&mut self, statement: &str) -> Result<Value> {
+        self.stdin.write_all(format!("{statement}\n").as_bytes()).await?;
+        self.stdin.flush().await?;
+        self.answer().await
+    }
+
+    async fn answer(&mut self) -> Result<Value> {
+        let line = tokio::time::timeout(LIMIT, self.lines.next_line()).await.context("the client hangs")??;
+        let line = line.context("the client ended")?;
+        serde_json::from_str(&line).with_context(|| format!("no JSON but {line:?}"))
+    }
+}

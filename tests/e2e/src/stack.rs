@@ -1,0 +1,445 @@
+//! Redis, the three services and the `berth` command, set up for one test.
+
+use crate::paths::{binary, installed};
+use crate::process::Service;
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tempfile::TempDir;
+use test_support::redis::{PrivateRedis, RedisOptions};
+
+/// What the sessions of a test run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// The cluster `sail`: one Sail process per session.
+    Sail,
+    /// The cluster `spark`: one Apache Spark process per session.
+    Spark,
+}
+
+impl Engine {
+    /// The name of its cluster.
+    pub fn cluster(self) -> &'static str {
+        match self {
+            Self::Sail => "sail",
+            Self::Spark => "spark",
+        }
+    }
+}
+
+/// What the proxy speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Tls {
+    /// Plaintext, as in the quickstart.
+    #[default]
+    Off,
+    /// TLS with a private authority.
+    Required,
+    /// Both.
+    Auto,
+}
+
+/// How a stack is set up.
+#[derive(Debug, Clone, Default)]
+pub struct StackOptions {
+    /// What the proxy speaks.
+    pub tls: Tls,
+    /// More of session-manager's configuration.
+    pub manager: String,
+    /// More of spark-proxy's configuration.
+    pub proxy: String,
+}
+
+/// The whole of Berth, in one folder that vanishes with it.
+#[derive(Debug)]
+pub struct Stack {
+    /// Where everything is.
+    pub dir: TempDir,
+    /// Its state.
+    pub redis: PrivateRedis,
+    /// session-manager.
+    pub manager: Service,
+    /// token-issuer.
+    pub issuer: Service,
+    /// spark-proxy.
+    pub proxy: Service,
+    /// Where the proxy listens.
+    pub proxy_address: SocketAddr,
+    /// Where session-manager's public API is.
+    pub manager_uri: String,
+    issuer_uri: String,
+    accounts: Vec<Account>,
+    ca: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+struct Account {
+    name: &'static str,
+    org: &'static str,
+    roles: &'static str,
+    key: String,
+    sha256: String,
+}
+
+/// `ada` and `bob` are members, `olga` administers their organization, `pat`
+/// the platform; `eve` is a member of another organization.
+const ACCOUNTS: [(&str, &str, &str); 5] = [
+    ("ada", "acme", r#""member""#),
+    ("bob", "acme", r#""member""#),
+    ("olga", "acme", r#""member", "org-admin""#),
+    ("pat", "acme", r#""member", "platform-admin""#),
+    ("eve", "umbrella", r#""member""#),
+];
+
+impl Stack {
+    /// Starts everything with the defaults.
+    ///
+    /// # Errors
+    /// When a part does not become ready.
+    pub async fn start() -> Result<Self> {
+        Self::start_with(StackOptions::default()).await
+    }
+
+    /// Starts everything.
+    ///
+    /// # Errors
+    /// When a part does not become ready.
+    pub async fn start_with(options: StackOptions) -> Result<Self> {
+        let mut stack = Self::prepare(&options).await?;
+        stack.manager.start()?;
+        stack.issuer.start_ready().await?;
+        stack.manager.ready().await?;
+        stack.proxy.start_ready().await?;
+        Ok(stack)
+    }
+
+    /// Everything but the services' start.
+    ///
+    /// # Errors
+    /// When the folder, Redis or the keys cannot be made.
+    pub async fn prepare(options: &StackOptions) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("berth-e2e-").tempdir()?;
+        let redis = PrivateRedis::start_with(RedisOptions { appendonly: true, ..RedisOptions::default() }).await?;
+        let [public, internal, tokens, jwks, spark, admin1, admin2, admin3] = free_ports()?;
+        let accounts = ACCOUNTS.into_iter().map(|(name, org, roles)| Account::new(name, org, roles)).collect::<Result<Vec<_>>>()?;
+        let signing = dir.path().join("signing.pem");
+        run_berth(&["keys", "signing", &signing.display().to_string()], &[])?;
+        let ca = match options.tls {
+            Tls::Off => None,
+            Tls::Required | Tls::Auto => Some(write_certificates(dir.path())?),
+        };
+        let manager = manager_config(dir.path(), &redis.url(), public, internal, jwks, admin1, &accounts, &options.manager)?;
+        let issuer = issuer_config(&signing, tokens, jwks, internal, spark, admin2, options.tls);
+        let proxy = proxy_config(dir.path(), spark, internal, jwks, admin3, options);
+        Ok(Self {
+            manager: Service::new("session-manager", dir.path(), &manager, admin1)?,
+            issuer: Service::new("token-issuer", dir.path(), &issuer, admin2)?,
+            proxy: Service::new("spark-proxy", dir.path(), &proxy, admin3)?,
+            proxy_address: spark,
+            manager_uri: format!("http://{public}"),
+            issuer_uri: format!("http://{tokens}"),
+            dir,
+            redis,
+            accounts,
+            ca,
+        })
+    }
+
+    /// The private authority's certificate, if the proxy speaks TLS.
+    pub fn ca(&self) -> Option<&Path> {
+        self.ca.as_deref()
+    }
+
+    /// The service-account key of `who`.
+    pub fn key_of(&self, who: &str) -> &str {
+        self.accounts.iter().find(|account| account.name == who).map_or("", |account| &account.key)
+    }
+
+    /// Runs the `berth` command as `who` and returns its JSON.
+    ///
+    /// # Errors
+    /// When it fails; with what it said.
+    pub fn berth(&self, who: &str, args: &[&str]) -> Result<Value> {
+        self.berth_with(self.key_of(who), args)
+    }
+
+    /// Runs the `berth` command with any credential.
+    ///
+    /// # Errors
+    /// When it fails; with what it said.
+    pub fn berth_with(&self, credential: &str, args: &[&str]) -> Result<Value> {
+        let env = [
+            ("BERTH_MANAGER", self.manager_uri.as_str()),
+            ("BERTH_ISSUER", self.issuer_uri.as_str()),
+            ("BERTH_KEY", credential),
+        ];
+        run_berth(&[&["--output", "json"], args].concat(), &env)
+    }
+
+    /// Creates a session of `who` and waits until it is active. Returns its id.
+    ///
+    /// # Errors
+    /// When it does not become active.
+    pub fn session(&self, who: &str, engine: Engine, more: &[&str]) -> Result<String> {
+        let args = [&["create", "--wait", "--cluster", engine.cluster()], more].concat();
+        let session = self.berth(who, &args)?;
+        ensure!(session["status"] == "active", "the session is not active: {session}");
+        text(&session, "id")
+    }
+
+    /// A new token of `who` for `session`.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn token(&self, who: &str, session: &str) -> Result<String> {
+        text(&self.berth(who, &["token", session])?, "token")
+    }
+
+    /// A connection string with a new token.
+    ///
+    /// # Errors
+    /// When the token is refused.
+    pub fn url(&self, who: &str, session: &str) -> Result<String> {
+        text(&self.berth(who, &["token", session])?, "connection_url")
+    }
+
+    /// A session as `who` sees it.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn show(&self, who: &str, session: &str) -> Result<Value> {
+        self.berth(who, &["show", session])
+    }
+
+    /// A connection string straight to the compute of a session, from its stored route.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub async fn backend_url(&self, session: &str) -> Result<String> {
+        let keys = self.redis.command(&format!("KEYS *{session}*")).await?;
+        for key in keys.split_whitespace().filter(|word| word.contains(session)) {
+            let record = self.redis.command(&format!("HGETALL {key}")).await.unwrap_or_default();
+            let field = |name: &str| {
+                let from = record.find(name)? + name.len();
+                record.get(from..)?.split('"').next().map(str::to_owned)
+            };
+            let Some(endpoint) = field(r#""endpoint":""#) else { continue };
+            let port = endpoint.rsplit(':').next().unwrap_or_default();
+            return Ok(match field(r#""credential":""#) {
+                // Plaintext with a token is for the literal localhost only.
+                Some(credential) => format!("sc://localhost:{port}/;token={credential}"),
+                None => format!("sc://localhost:{port}"),
+            });
+        }
+        bail!("no route of {session} is stored")
+    }
+
+    /// The processes that run below session-manager, by their command lines.
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    pub fn children_matching(&self, text: &str) -> Result<Vec<u32>> {
+        let marker = self.dir.path().display().to_string();
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc")? {
+            let Ok(entry) = entry else { continue };
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            let read = |file: &str| std::fs::read(entry.path().join(file)).unwrap_or_default();
+            let cwd = std::fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+            let ours = cwd.starts_with(&marker) || command.contains(&marker);
+            if ours && command.contains(text) {
+                found.push(pid);
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl Account {
+    fn new(name: &'static str, org: &'static str, roles: &'static str) -> Result<Self> {
+        let made = run_berth(&["--output", "json", "keys", "service-account"], &[])?;
+        Ok(Self { name, org, roles, key: text(&made, "key")?, sha256: text(&made, "key_sha256")? })
+    }
+}
+
+/// A text field of a JSON object.
+fn text(value: &Value, field: &str) -> Result<String> {
+    value[field].as_str().map(str::to_owned).with_context(|| format!("no {field} in {value}"))
+}
+
+fn run_berth(args: &[&str], env: &[(&str, &str)]) -> Result<Value> {
+    let output = Command::new(binary("berth")?).args(args).envs(env.iter().copied()).output()?;
+    if !output.status.success() {
+        bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(serde_json::from_slice(&output.stdout).unwrap_or(Value::Null))
+}
+
+/// Free now, and distinct; a test that loses the race for one says so at start.
+fn free_ports<const N: usize>() -> Result<[SocketAddr; N]> {
+    let held: Vec<TcpListener> =
+        (0..N).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<Result<_, _>>()?;
+    let ports: Vec<SocketAddr> = held.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
+    ports.try_into().map_err(|_| anyhow::anyhow!("ports"))
+}
+
+/// `ca.pem`, `cert.pem` and `key.pem` in `dir`, for localhost.
+fn write_certificates(dir: &Path) -> Result<PathBuf> {
+    let ca_key = rcgen::KeyPair::generate()?;
+    let mut ca_params = rcgen::CertificateParams::new(Vec::new())?;
+    ca_params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca = ca_params.self_signed(&ca_key)?;
+    let issuer = rcgen::Issuer::new(ca_params, ca_key);
+    let key = rcgen::KeyPair::generate()?;
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let cert = rcgen::CertificateParams::new(names)?.signed_by(&key, &issuer)?;
+    std::fs::write(dir.join("cert.pem"), cert.pem())?;
+    std::fs::write(dir.join("key.pem"), key.serialize_pem())?;
+    let path = dir.join("ca.pem");
+    std::fs::write(&path, ca.pem())?;
+    Ok(path)
+}
+
+#[expect(clippy::too_many_arguments, reason = "each is one address of the same kind of thing")]
+fn manager_config(
+    dir: &Path,
+    redis: &str,
+    public: SocketAddr,
+    internal: SocketAddr,
+    jwks: SocketAddr,
+    admin: SocketAddr,
+    accounts: &[Account],
+    more: &str,
+) -> Result<String> {
+    let sail = installed("venv-sail/bin/sail")?;
+    let spark = installed("venv-spark/spark-home")?;
+    let python = installed("venv-spark/bin/python")?;
+    let mut config = format!(
+        r#"
+listen.public.address = "{public}"
+listen.internal.address = "{internal}"
+admin.address = "{admin}"
+store.url = "{redis}"
+tokens.keys.location = "http://{jwks}/.well-known/jwks.json"
+telemetry.format = "text"
+{more}
+
+[compute.static]
+dev = true
+allow = ["127.0.0.0/8"]
+
+[compute.process]
+state_dir = "{dir}/compute"
+trust_all_users = true
+
+[[clusters]]
+name = "sail"
+engine = "sail"
+[clusters.process]
+program = "{sail}"
+
+[[clusters]]
+name = "spark"
+engine = "spark"
+provisioning_deadline = "5m"
+[clusters.process]
+program = "{spark}"
+python = "{python}"
+driver_memory = "1g"
+
+[[catalogs]]
+name = "dev"
+org = "acme"
+engine = "sail"
+default_database = "lab"
+[catalogs.properties]
+type = "memory"
+initial_database = ["lab"]
+
+[[catalogs]]
+name = "absent"
+org = "acme"
+engine = "sail"
+[catalogs.properties]
+type = "iceberg-rest"
+uri = "http://127.0.0.1:9"
+"#,
+        dir = dir.display(),
+        sail = sail.display(),
+        spark = spark.display(),
+        python = python.display(),
+    );
+    for Account { name, org, roles, sha256, .. } in accounts {
+        write!(
+            config,
+            "\n[[service_accounts]]\nname = \"{name}\"\norg = \"{org}\"\nroles = [{roles}]\nkey_sha256 = \"{sha256}\"\n"
+        )?;
+    }
+    Ok(config)
+}
+
+fn issuer_config(
+    signing: &Path,
+    tokens: SocketAddr,
+    jwks: SocketAddr,
+    internal: SocketAddr,
+    spark: SocketAddr,
+    admin: SocketAddr,
+    tls: Tls,
+) -> String {
+    format!(
+        r#"
+listen.grpc.address = "{tokens}"
+listen.jwks.address = "{jwks}"
+admin.address = "{admin}"
+keys.signing = "{signing}"
+public.endpoint = "localhost:{port}"
+public.tls = {tls}
+manager.uri = "http://{internal}"
+telemetry.format = "text"
+"#,
+        signing = signing.display(),
+        port = spark.port(),
+        tls = tls == Tls::Required,
+    )
+}
+
+fn proxy_config(
+    dir: &Path,
+    spark: SocketAddr,
+    internal: SocketAddr,
+    jwks: SocketAddr,
+    admin: SocketAddr,
+    options: &StackOptions,
+) -> String {
+    let mode = match options.tls {
+        Tls::Off => "off",
+        Tls::Required => "required",
+        Tls::Auto => "auto",
+    };
+    let files = match options.tls {
+        Tls::Off => String::new(),
+        Tls::Required | Tls::Auto => {
+            format!("listen.tls.cert = \"{0}/cert.pem\"\nlisten.tls.key = \"{0}/key.pem\"", dir.display())
+        }
+    };
+    format!(
+        r#"
+listen.address = "{spark}"
+listen.tls.mode = "{mode}"
+{files}
+admin.address = "{admin}"
+tokens.issuer = "berth"
+tokens.audience = "berth-spark-connect"
+tokens.keys.location = "http://{jwks}/.well-known/jwks.json"
+manager.uri = "http://{internal}"
+telemetry.format = "text"
+{more}
+"#,
+        more = options.proxy,
+    )
+}

@@ -1,0 +1,16 @@
+//! One file per promise. Everything is real: Redis, Sail, Apache Spark,
+//! PySpark, the services as processes. `make test` installs and builds what
+//! they need; `cargo test -p e2e NAME` runs some of them.
+
+mod catalog;
+mod close;
+mod config;
+mod errors;
+mod isolation;
+mod refusals;
+mod restarts;
+mod select;
+mod shared_server;
+mod udfs;
+mod uploads;
+mod who;
