@@ -7,7 +7,10 @@
 //!
 //! Usage: `berth-supervise <log file> <log bytes> <program> [argument…]`
 
-use rustix::process::{Pid, Signal, getpid, getppid, kill_process_group, set_parent_process_death_signal};
+use rustix::process::{
+    Pid, Signal, WaitOptions, getpid, getppid, kill_process, kill_process_group, set_child_subreaper,
+    set_parent_process_death_signal, wait,
+};
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, PipeReader, Write};
@@ -27,6 +30,9 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 const ORPHAN_GRACE: Duration = Duration::from_secs(2);
 /// For the last output, once everything in the group is dead.
 const LOG_GRACE: Duration = Duration::from_secs(1);
+/// Rounds of killing what the engine left behind, and the pause between them.
+const ORPHAN_ROUNDS: usize = 200;
+const ORPHAN_ROUND: Duration = Duration::from_millis(5);
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -76,6 +82,8 @@ fn supervise(
         .and_then(|bytes| bytes.parse().ok())
         .ok_or_else(|| io::Error::other("log bytes is not a number"))?;
     let mut log = RingLog::create(Path::new(log), limit)?;
+    // What the engine leaves behind becomes our child, so that we can end it.
+    let _ = set_child_subreaper(Some(getpid()));
     let (output, to_output) = io::pipe()?;
     // The engine must be a child of this very thread: the death signal is the
     // thread's, and this one lives as long as the process.
@@ -118,8 +126,9 @@ fn supervise(
     thread::spawn(move || wait_for(child, &events_tx));
 
     let status = until_exited(&events, group)?;
-    // Whatever the engine left behind in its group.
+    // Whatever the engine left behind, in its group or not.
     let _ = kill_process_group(group, Signal::KILL);
+    end_orphans();
     let _ = logged.recv_timeout(LOG_GRACE);
     Ok(match (status.code(), status.signal()) {
         (Some(code), _) => {
@@ -132,6 +141,45 @@ fn supervise(
             ExitCode::from(u8::try_from(128 + signal).unwrap_or(1))
         }
     })
+}
+
+/// Kills what the engine started and left: PySpark's worker daemon, for one,
+/// has a process group of its own. Orphans of orphans come to us in turn.
+fn end_orphans() {
+    for _ in 0..ORPHAN_ROUNDS {
+        while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+        let left = own_children();
+        if left.is_empty() {
+            return;
+        }
+        for pid in left {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        thread::park_timeout(ORPHAN_ROUND);
+    }
+}
+
+/// Some kernels lack `/proc/<pid>/task/*/children`, so the parents are read.
+fn own_children() -> Vec<Pid> {
+    let own = getpid().as_raw_pid();
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    processes
+        .flatten()
+        .filter_map(|process| {
+            let pid = process.file_name().to_str()?.parse().ok()?;
+            let stat = std::fs::read_to_string(process.path().join("stat")).ok()?;
+            // Behind the program's name, which may contain anything: state, parent.
+            let parent: i32 = stat
+                .get(stat.rfind(')')? + 1..)?
+                .split_ascii_whitespace()
+                .nth(1)?
+                .parse()
+                .ok()?;
+            (parent == own).then(|| Pid::from_raw(pid)).flatten()
+        })
+        .collect()
 }
 
 fn wait_for(mut child: Child, events: &mpsc::Sender<Event>) {
