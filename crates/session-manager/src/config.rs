@@ -12,12 +12,11 @@ use service_kit::telemetry::TelemetryConfig;
 use session_core::catalog::PropertyValue;
 use session_core::cluster::StaticEndpoint;
 use session_core::policy::{PolicyRange, PolicyRequest, SessionPolicy};
-use session_core::{
-    Catalog, CatalogName, Cluster, ClusterName, ClusterStatus, Engine, IdlePolicy, Limits, Org, OrgId, Provider,
-};
+use session_core::{Catalog, Cluster, ClusterStatus, Engine, IdlePolicy, Limits, Org, Provider};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 /// The whole configuration.
@@ -137,7 +136,7 @@ fn max_starting() -> usize {
 #[serde(deny_unknown_fields)]
 pub struct OrgConfig {
     /// Its name.
-    pub name: OrgId,
+    pub name: String,
     /// Its limits; each has a default.
     #[serde(default)]
     pub limits: Limits,
@@ -148,7 +147,7 @@ pub struct OrgConfig {
 #[serde(deny_unknown_fields)]
 pub struct ClusterConfig {
     /// Its name.
-    pub name: ClusterName,
+    pub name: String,
     /// `sail` or `spark`.
     pub engine: Engine,
     /// For people.
@@ -159,7 +158,7 @@ pub struct ClusterConfig {
     pub client_versions: Vec<String>,
     /// The organizations that may use it; every one if empty.
     #[serde(default)]
-    pub granted_orgs: BTreeSet<OrgId>,
+    pub granted_orgs: BTreeSet<String>,
     /// `release` or `keep`; the engine's default if not set.
     #[serde(default)]
     pub idle_policy: Option<IdlePolicy>,
@@ -219,9 +218,9 @@ pub struct ProcessCluster {
 #[serde(deny_unknown_fields)]
 pub struct CatalogConfig {
     /// Its name, also in SQL.
-    pub name: CatalogName,
+    pub name: String,
     /// Whose it is.
-    pub org: OrgId,
+    pub org: String,
     /// `sail` or `spark`.
     pub engine: Engine,
     /// Where a session starts in it.
@@ -337,30 +336,30 @@ impl Config {
     }
 
     fn validate_definitions(&self, problems: &mut Problems) {
+        let mut report = |key: &str, unique: bool, outcome: Result<(), Vec<Wrong>>| {
+            problems.require(unique, &format!("{key}.name"), "is there twice");
+            for (field, what) in outcome.err().into_iter().flatten() {
+                let key = if field.is_empty() { key.to_owned() } else { format!("{key}.{field}") };
+                problems.add(&key, what);
+            }
+        };
+        let mut names = BTreeSet::new();
+        for (index, org) in self.orgs.iter().enumerate() {
+            report(&format!("orgs[{index}]"), names.insert(&org.name), org.define().map(|_| ()));
+        }
         let mut names = BTreeSet::new();
         for (index, cluster) in self.clusters.iter().enumerate() {
-            let key = format!("clusters[{index}]");
-            problems.require(names.insert(cluster.name.as_str()), &format!("{key}.name"), "is there twice");
-            match cluster.define() {
-                Err(problem) => problems.add(&key, problem),
-                Ok(cluster) => {
-                    if let Err(problem) = self.compute.check_cluster(&cluster) {
-                        problems.add(&key, problem);
-                    }
-                }
-            }
+            let outcome = cluster
+                .define()
+                .and_then(|cluster| self.compute.check_cluster(&cluster).map_err(|what| vec![("", what)]));
+            report(&format!("clusters[{index}]"), names.insert(&cluster.name), outcome);
         }
         let mut names = BTreeSet::new();
         for (index, catalog) in self.catalogs.iter().enumerate() {
-            let key = format!("catalogs[{index}]");
-            problems.require(
-                names.insert((catalog.org.as_str(), catalog.name.as_str())),
-                &format!("{key}.name"),
-                "is there twice",
-            );
-            if let Err(problem) = compute::validate_catalog(&catalog.define()) {
-                problems.add(&key, problem.to_string());
-            }
+            let outcome = catalog.define().and_then(|catalog| {
+                compute::validate_catalog(&catalog).map_err(|invalid| vec![("", invalid.to_string())])
+            });
+            report(&format!("catalogs[{index}]"), names.insert((&catalog.org, &catalog.name)), outcome);
         }
     }
 
@@ -416,32 +415,48 @@ impl Validate for StoreConfig {
     }
 }
 
+/// A field that is wrong, and how.
+pub type Wrong = (&'static str, String);
+
+/// Reads a name; what is wrong with it goes to `wrong`. Names are texts in the
+/// configuration so that one bad name does not hide what else is bad.
+fn name<T: FromStr<Err: ToString>>(field: &'static str, text: &str, wrong: &mut Vec<Wrong>) -> Option<T> {
+    text.parse().map_err(|error: T::Err| wrong.push((field, error.to_string()))).ok()
+}
+
 impl ClusterConfig {
     /// The cluster as it is kept.
     ///
     /// # Errors
-    /// Unless exactly one provider is given.
-    pub fn define(&self) -> Result<Cluster, String> {
+    /// Every field that is wrong by itself.
+    pub fn define(&self) -> Result<Cluster, Vec<Wrong>> {
+        let mut wrong = Vec::new();
+        let own_name = name("name", &self.name, &mut wrong);
+        let granted_orgs = self.granted_orgs.iter().filter_map(|org| name("granted_orgs", org, &mut wrong)).collect();
         let provider = match (&self.r#static, &self.process) {
-            (Some(fixed), None) => Provider::Static { endpoints: fixed.endpoints.clone() },
-            (None, Some(process)) => Provider::Process {
+            (Some(fixed), None) => Some(Provider::Static { endpoints: fixed.endpoints.clone() }),
+            (None, Some(process)) => Some(Provider::Process {
                 program: process.program.clone(),
                 java_home: process.java_home.clone(),
                 properties: process.properties.clone(),
                 python: process.python.clone(),
                 driver_memory: process.driver_memory.clone(),
-            },
+            }),
             (None, None) | (Some(_), Some(_)) => {
-                return Err("needs exactly one of the sections static and process".to_owned());
+                wrong.push(("", "needs exactly one of the sections static and process".to_owned()));
+                None
             }
         };
+        let (Some(own_name), Some(provider), true) = (own_name, provider, wrong.is_empty()) else {
+            return Err(wrong);
+        };
         Ok(Cluster {
-            name: self.name.clone(),
+            name: own_name,
             status: if self.draining { ClusterStatus::Draining } else { ClusterStatus::Active },
             engine: self.engine,
             engine_version: self.engine_version.clone(),
             client_versions: self.client_versions.clone(),
-            granted_orgs: self.granted_orgs.clone(),
+            granted_orgs,
             provider,
             idle_policy: self.idle_policy,
             policy: PolicyRange {
@@ -458,29 +473,34 @@ impl ClusterConfig {
 
 impl CatalogConfig {
     /// The catalog as it is kept.
-    pub fn define(&self) -> Catalog {
-        Catalog {
-            name: self.name.clone(),
-            org: self.org.clone(),
+    ///
+    /// # Errors
+    /// Every field that is wrong by itself.
+    pub fn define(&self) -> Result<Catalog, Vec<Wrong>> {
+        let mut wrong = Vec::new();
+        let (own_name, org) = (name("name", &self.name, &mut wrong), name("org", &self.org, &mut wrong));
+        let (Some(own_name), Some(org)) = (own_name, org) else { return Err(wrong) };
+        Ok(Catalog {
+            name: own_name,
+            org,
             default_database: self.default_database.clone(),
             engine: self.engine,
             properties: self.properties.clone(),
             allowed_teams: self.allowed_teams.clone(),
             managed_by_config: true,
             version: 0,
-        }
+        })
     }
 }
 
 impl OrgConfig {
     /// The organization as it is kept.
-    pub fn define(&self) -> Org {
-        Org {
-            id: self.name.clone(),
-            disabled: false,
-            limits: self.limits.clone(),
-            managed_by_config: true,
-            version: 0,
-        }
+    ///
+    /// # Errors
+    /// Every field that is wrong by itself.
+    pub fn define(&self) -> Result<Org, Vec<Wrong>> {
+        let mut wrong = Vec::new();
+        let Some(id) = name("name", &self.name, &mut wrong) else { return Err(wrong) };
+        Ok(Org { id, disabled: false, limits: self.limits.clone(), managed_by_config: true, version: 0 })
     }
 }

@@ -26,7 +26,7 @@ use service_kit::grpc::{self, MAX_MESSAGE, ServerConfig};
 use service_kit::listen::Listener;
 use service_kit::shutdown::Shutdown;
 use service_kit::tls::{AcceptLimits, H2, Incoming};
-use session_core::{Catalog, Clock, Cluster, Org, SystemClock};
+use session_core::{Clock, SystemClock};
 use session_proto::internal::route_service_server::RouteServiceServer;
 use session_proto::internal::token_ledger_server::TokenLedgerServer;
 use session_proto::v1::catalog_service_server::CatalogServiceServer;
@@ -184,17 +184,16 @@ pub async fn run_with(
 }
 
 async fn follow_configuration(config: &Config, directory: &Directory) -> Result<()> {
-    let clusters: Vec<Cluster> = config
-        .clusters
-        .iter()
-        .map(|cluster| cluster.define().map_err(anyhow::Error::msg))
-        .collect::<Result<_>>()
-        .context("clusters")?;
-    let catalogs: Vec<Catalog> = config.catalogs.iter().map(config::CatalogConfig::define).collect();
-    let orgs: Vec<Org> = config.orgs.iter().map(config::OrgConfig::define).collect();
+    let clusters = defined(config.clusters.iter().map(config::ClusterConfig::define)).context("clusters")?;
+    let catalogs = defined(config.catalogs.iter().map(config::CatalogConfig::define)).context("catalogs")?;
+    let orgs = defined(config.orgs.iter().map(config::OrgConfig::define)).context("orgs")?;
     directory.sync(&clusters).await?;
     directory.sync(&catalogs).await?;
     directory.sync(&orgs).await
+}
+
+fn defined<T>(all: impl Iterator<Item = Result<T, Vec<config::Wrong>>>) -> Result<Vec<T>> {
+    all.map(|one| one.map_err(|wrong| anyhow::anyhow!("{wrong:?}"))).collect()
 }
 
 fn key_document(

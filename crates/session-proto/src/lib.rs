@@ -9,7 +9,6 @@ pub mod error;
     unused_qualifications,
     clippy::all,
     clippy::allow_attributes,
-    clippy::large_futures,
     reason = "generated code"
 )]
 mod generated {

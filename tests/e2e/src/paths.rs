@@ -1,6 +1,6 @@
 //! Where the tested programs and their clients are.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 
 /// The root of the repository.
@@ -18,10 +18,11 @@ pub fn home() -> PathBuf {
 /// # Errors
 /// When it is not there: `make test` builds it first.
 pub fn binary(name: &str) -> Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    let path = test.parent().and_then(Path::parent).map(|dir| dir.join(name)).unwrap_or_default();
-    ensure!(path.is_file(), "{} is missing: run `cargo build --workspace --bins` (make test does)", path.display());
-    Ok(path)
+    let own = std::env::current_exe()?;
+    // Test programs live one folder below the programs they test.
+    let folders = own.ancestors().skip(1).take(2);
+    let found = folders.map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.with_context(|| format!("{name} is not built: run `cargo build --workspace --bins` (make test does)"))
 }
 
 /// A file that `setup.sh test` installs.

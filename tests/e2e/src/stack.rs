@@ -361,12 +361,13 @@ type = "memory"
 initial_database = ["lab"]
 
 [[catalogs]]
-name = "absent"
+name = "broken"
 org = "acme"
 engine = "sail"
+default_database = "nowhere"
 [catalogs.properties]
-type = "iceberg-rest"
-uri = "http://127.0.0.1:9"
+type = "memory"
+initial_database = ["lab"]
 "#,
         dir = dir.display(),
         sail = sail.display(),

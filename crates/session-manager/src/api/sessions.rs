@@ -272,12 +272,8 @@ impl Sessions {
         let Some(catalog) = catalog.filter(|catalog| access::use_catalog(who, catalog)) else {
             return Err(Refused::not_authorized());
         };
-        if catalog.engine != cluster.engine {
-            return Err(Refused::field(
-                "catalog",
-                format!("{name} is written for {}, and {} runs {}", catalog.engine, cluster.name, cluster.engine),
-            ));
-        }
+        compute::validate_use(cluster, &catalog)
+            .map_err(|problem| Refused::field("catalog", format!("{name} cannot be used on {}: {problem}", cluster.name)))?;
         Ok(Some(catalog))
     }
 

@@ -29,7 +29,7 @@ async fn spark_begins_in_its_own_catalog() -> Result<()> {
 #[tokio::test]
 async fn a_catalog_that_cannot_be_used_fails_the_session_with_the_cause() -> Result<()> {
     let stack = Stack::start().await?;
-    let refused = stack.session("ada", Engine::Sail, &["--catalog", "absent"]).unwrap_err().to_string();
+    let refused = stack.session("ada", Engine::Sail, &["--catalog", "broken"]).unwrap_err().to_string();
     assert!(refused.contains("failed"), "{refused}");
     let failed = &stack.berth("ada", &["list", "--all"])?[0];
     assert_eq!(failed["status"], "failed", "{failed}");

@@ -157,7 +157,7 @@ async fn sessions_and_headers() -> Result<()> {
 #[tokio::test]
 async fn a_failed_session_says_why() -> Result<()> {
     let stack = Stack::start().await?;
-    stack.session("ada", Engine::Sail, &["--catalog", "absent"]).unwrap_err();
+    stack.session("ada", Engine::Sail, &["--catalog", "broken"]).unwrap_err();
     let failed = stack.berth("ada", &["list", "--all"])?[0]["id"].as_str().unwrap_or_default().to_owned();
     let token = real_signer(&stack)?.sign(&claims(&failed, SystemClock.now()))?;
     let raw = Raw { stack: &stack, target: format!("localhost:{}", stack.proxy_address.port()) };
