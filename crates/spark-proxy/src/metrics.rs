@@ -105,6 +105,7 @@ pub(crate) struct Metrics {
     pub(crate) backend_connections: Arc<Family<(), Gauge>>,
     pub(crate) backend_connected: Arc<Family<(), Counter>>,
     pub(crate) resolves: Arc<Family<(), Counter>>,
+    pub(crate) watching: Arc<Family<(), Gauge>>,
     pub(crate) key_fetches_failed: Arc<Family<(), Counter>>,
 }
 
@@ -139,6 +140,10 @@ impl Metrics {
             resolves: registry.counter(
                 "spark_proxy_resolves_total",
                 "Questions for routes asked of session-manager.",
+            ),
+            watching: registry.gauge(
+                "spark_proxy_watching_routes",
+                "1 while changes of routes are being watched.",
             ),
             key_fetches_failed: registry.counter(
                 "spark_proxy_key_fetches_failed_total",

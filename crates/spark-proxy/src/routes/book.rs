@@ -287,6 +287,7 @@ impl Routes {
         let number = lock(&self.lost).0 + 1;
         *lock(&self.lost) = (number, None);
         self.watch.store(number, Ordering::Release);
+        self.metrics.watching.set(1);
         self.tell(&RouteEvent::Recheck);
     }
 
@@ -299,6 +300,7 @@ impl Routes {
     /// The watch stream ended.
     pub(super) fn watch_lost(&self) {
         if self.watch.swap(0, Ordering::AcqRel) != 0 {
+            self.metrics.watching.set(0);
             lock(&self.lost).1 = Some(Instant::now());
         }
     }

@@ -1,0 +1,290 @@
+//! Routes: asked for once, kept as long as they are right, and what happens
+//! when session-manager is slow, wrong or away.
+
+mod common;
+
+use common::{Ask, Reply, Rig, within};
+use session_core::Reason;
+use session_proto::internal::{Route, RouteStatus};
+use std::time::{Duration, Instant};
+use test_support::fake_spark::{Shape, framed};
+use tonic::{Code, Status};
+
+fn with_status(route: Route, status: RouteStatus, version: u64) -> Route {
+    Route {
+        status: status.into(),
+        version,
+        backend: None,
+        ..route
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_first_calls_ask_once() {
+    let rig = Rig::start().await;
+    let route = rig.route();
+    rig.routes
+        .set(with_status(route.clone(), RouteStatus::Pending, 1));
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let client = rig.client().await;
+        for _ in 0..25 {
+            let (client, ask) = (client.clone(), rig.ask());
+            calls.spawn(async move { client.call(ask).await });
+        }
+    }
+    rig.routes.until_asked(1).await;
+    within(
+        "all are admitted",
+        rig.until_metric("spark_proxy_calls_opened_total", |n| n == 100.0),
+    )
+    .await;
+    assert!(rig.spark.seen().requests.is_empty(), "held while it warms");
+    rig.routes.set(route);
+    while let Some(reply) = within("they end", calls.join_next()).await {
+        assert_eq!(reply.unwrap().code(), Code::Ok);
+    }
+    assert_eq!(rig.routes.asked().len(), 1);
+    assert!(rig.routes.asked()[0].wake);
+    assert!(
+        rig.spark.seen().connections <= 2,
+        "one connection per worker: {:?}",
+        rig.spark.seen().connections
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hold_ends_with_warming_and_outlives_its_first_caller() {
+    let rig = Rig::with(|config| config.routes.hold_max = Duration::from_millis(300)).await;
+    rig.routes.set(with_status(rig.route(), RouteStatus::Pending, 1));
+    let reply = rig.call(rig.ask()).await;
+    reply.refused(Reason::SessionWarming);
+    let retry = tonic_types::StatusExt::get_details_retry_info(&reply.status()).unwrap();
+    assert!(retry.retry_delay.is_some());
+    // Its own deadline is the client's own affair.
+    assert_eq!(
+        rig.call(rig.ask().header("grpc-timeout", "50m")).await.code(),
+        Code::DeadlineExceeded
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wake_goes_on_when_its_caller_leaves() {
+    let rig = Rig::start().await;
+    let route = rig.route();
+    rig.routes.set(with_status(route.clone(), RouteStatus::Idle, 1));
+    let client = rig.client().await;
+    let mut running = client.begin(&rig.ask()).await.unwrap();
+    running.finish(framed(b"go"));
+    rig.routes.until_asked(1).await;
+    drop(running);
+    within(
+        "the call ends",
+        rig.until_metric("spark_proxy_calls_total", |n| n == 1.0),
+    )
+    .await;
+    rig.routes.set(route);
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(
+        rig.routes.asked().len(),
+        1,
+        "the first question was answered for the second caller"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn housekeeping_never_wakes() {
+    let rig = Rig::start().await;
+    rig.routes.set(with_status(rig.route(), RouteStatus::Idle, 1));
+    for method in [
+        "ReattachExecute",
+        "ReleaseExecute",
+        "Interrupt",
+        "ReleaseSession",
+        "GetStatus",
+    ] {
+        rig.call(Ask::spark(method).bearer(&rig.token()))
+            .await
+            .refused(Reason::ComputeReleased);
+    }
+    assert!(rig.routes.asked().iter().all(|asked| !asked.wake));
+    assert_eq!(rig.routes.asked().len(), 1, "an idle route is kept too");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closed_session_ends_at_once_everywhere_and_is_remembered() {
+    let rig = Rig::start().await;
+    let client = rig.client().await;
+    let mut running = client.begin(&rig.ask().shape(Shape::HangAfterOne)).await.unwrap();
+    running.finish(framed(b"go"));
+    let (_upload, response) = within("headers", running.head()).await.unwrap();
+    let mut hanging = client.begin(&rig.ask().shape(Shape::Hang)).await.unwrap();
+    hanging.finish(framed(b"go"));
+    within("both run", rig.spark.until(|seen| seen.requests.len() == 2)).await;
+
+    let closed = Instant::now();
+    rig.routes
+        .announce(with_status(rig.route(), RouteStatus::Closed, 2));
+    let reply = within("the stream ends", Reply::rest(response)).await.unwrap();
+    reply.refused(Reason::SessionClosed);
+    assert!(!reply.trailers_only && !reply.body.is_empty());
+    let reply = within("the call ends", Reply::read(hanging.response))
+        .await
+        .unwrap();
+    reply.refused(Reason::SessionClosed);
+    assert!(reply.trailers_only);
+    assert!(closed.elapsed() < Duration::from_secs(5));
+    within("both were reset", rig.spark.until(|seen| seen.resets == 2)).await;
+
+    let asked = rig.routes.asked().len();
+    for _ in 0..5 {
+        rig.call(rig.ask()).await.refused(Reason::SessionClosed);
+    }
+    assert_eq!(rig.routes.asked().len(), asked, "the end is remembered");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closed_failed_and_unknown_sessions_give_their_reasons() {
+    for (status, reason) in [
+        (RouteStatus::Closed, Reason::SessionClosed),
+        (RouteStatus::Failed, Reason::SessionFailed),
+    ] {
+        let rig = Rig::start().await;
+        let mut route = with_status(rig.route(), status, 2);
+        route.status_message = "the image cannot be pulled".to_owned();
+        rig.routes.set(route);
+        let reply = rig.call(rig.ask()).await;
+        reply.refused(reason);
+        let told = reply.status().message().contains("the image cannot be pulled");
+        assert_eq!(told, reason == Reason::SessionFailed);
+    }
+    let rig = Rig::start().await;
+    let mut claims = rig.claims();
+    claims.sid = session_core::SessionId::generate(session_core::Timestamp::from_millis(5), 5);
+    rig.call(Ask::execute(&rig.sign(&claims)))
+        .await
+        .refused(Reason::SessionClosed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failure_ends_running_streams_with_its_cause() {
+    let rig = Rig::start().await;
+    let mut running = rig
+        .client()
+        .await
+        .begin(&rig.ask().shape(Shape::HangAfterOne))
+        .await
+        .unwrap();
+    running.finish(framed(b"go"));
+    let (_upload, response) = within("headers", running.head()).await.unwrap();
+    let mut failed = with_status(rig.route(), RouteStatus::Failed, 2);
+    failed.status_message = "restarted too often".to_owned();
+    rig.routes.announce(failed);
+    let reply = within("the stream ends", Reply::rest(response)).await.unwrap();
+    reply.refused(Reason::SessionFailed);
+    assert!(reply.status().message().contains("restarted too often"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn known_sessions_work_while_session_manager_is_away() {
+    let rig = Rig::start().await;
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    rig.routes.go_away();
+    within(
+        "it is noticed",
+        rig.until_metric("spark_proxy_watching_routes", |n| n == 0.0),
+    )
+    .await;
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    let mut claims = rig.claims();
+    claims.sid = session_core::SessionId::generate(session_core::Timestamp::from_millis(5), 5);
+    rig.call(Ask::execute(&rig.sign(&claims)))
+        .await
+        .refused(Reason::ControlPlaneUnavailable);
+    // Longer than an unwatched answer is fresh: it is asked for in vain, and used.
+    tokio::time::sleep(Duration::from_millis(5200)).await;
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+
+    rig.routes.come_back().await.unwrap();
+    within(
+        "it watches again",
+        rig.until_metric("spark_proxy_watching_routes", |n| n == 1.0),
+    )
+    .await;
+    let asked = rig.routes.asked().len();
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(
+        rig.routes.asked().len(),
+        asked + 1,
+        "after a gap all is asked for again"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn zero_staleness_fails_closed() {
+    let rig = Rig::with(|config| config.routes.stale_if_unreachable = Duration::ZERO).await;
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    rig.routes.go_away();
+    within(
+        "it is noticed",
+        rig.until_metric("spark_proxy_watching_routes", |n| n == 0.0),
+    )
+    .await;
+    tokio::time::sleep(Duration::from_millis(5200)).await;
+    rig.call(rig.ask()).await.refused(Reason::ControlPlaneUnavailable);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_close_that_was_missed_is_found_after_the_gap() {
+    let rig = Rig::start().await;
+    let mut running = rig
+        .client()
+        .await
+        .begin(&rig.ask().shape(Shape::HangAfterOne))
+        .await
+        .unwrap();
+    running.finish(framed(b"go"));
+    let (_upload, response) = within("headers", running.head()).await.unwrap();
+    // Closed, but only the reset says that something may have been missed.
+    rig.routes.set(with_status(rig.route(), RouteStatus::Closed, 2));
+    rig.routes.reset();
+    within("the stream ends", Reply::rest(response))
+        .await
+        .unwrap()
+        .refused(Reason::SessionClosed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_older_than_what_was_announced_do_not_count() {
+    let rig = Rig::start().await;
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    // Version 3 is announced while the answers still are version 1.
+    rig.routes.announce(Route {
+        version: 3,
+        ..rig.route()
+    });
+    rig.routes.set(rig.route());
+    let old = rig.routes.asked().len();
+    let call = {
+        let (client, ask) = (rig.client().await, rig.ask());
+        tokio::spawn(async move { client.call(ask).await })
+    };
+    rig.routes.until_asked(old + 3).await;
+    assert!(!call.is_finished());
+    rig.routes.set(Route {
+        version: 3,
+        ..rig.route()
+    });
+    assert_eq!(within("the call", call).await.unwrap().code(), Code::Ok);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_session_manager_says_of_one_token_is_not_said_to_others() {
+    let rig = Rig::start().await;
+    let (bad, good) = (rig.token(), rig.token());
+    let refused = session_proto::error::Refused::new(Reason::NotAuthorized, "not yours").into_status();
+    rig.routes.refuse(&bad, refused);
+    rig.routes.refuse("never", Status::internal("unused"));
+    rig.call(Ask::execute(&bad)).await.refused(Reason::NotAuthorized);
+    assert_eq!(rig.call(Ask::execute(&good)).await.code(), Code::Ok);
+}

@@ -1,0 +1,317 @@
+//! Session-manager's RouteService as a test scripts it: what each session's
+//! route is, what is announced, and when all of it is away.
+
+use futures::Stream;
+use session_proto::internal::route_service_server::{RouteService, RouteServiceServer};
+use session_proto::internal::watch_routes_response::Update;
+use session_proto::internal::{
+    Backend, BindSparkSessionRequest, BindSparkSessionResponse, ReportActivityRequest,
+    ReportActivityResponse, ResolveRouteRequest, ResolveRouteResponse, Route, RouteChange, RouteReset,
+    RouteStatus, WatchRoutesRequest, WatchRoutesResponse,
+};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+/// The fake; it ends when dropped.
+#[derive(Debug)]
+pub struct FakeRoutes {
+    address: SocketAddr,
+    fake: Fake,
+    stop: Mutex<CancellationToken>,
+}
+
+#[derive(Debug, Clone)]
+struct Fake(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    routes: watch::Sender<HashMap<String, Route>>,
+    refusals: HashMap<String, Status>,
+    asked: watch::Sender<Vec<ResolveRouteRequest>>,
+    watchers: watch::Sender<usize>,
+    streams: Vec<mpsc::UnboundedSender<Result<WatchRoutesResponse, Status>>>,
+}
+
+/// An active route of version 1 to dedicated Spark at `backend`.
+pub fn active(session: &str, org: &str, backend: SocketAddr) -> Route {
+    Route {
+        session_id: session.to_owned(),
+        org: org.to_owned(),
+        status: RouteStatus::Active.into(),
+        store_epoch: 1,
+        version: 1,
+        generation: 1,
+        token_epoch: 1,
+        backend: Some(Backend {
+            endpoint: backend.to_string(),
+            engine: "spark".to_owned(),
+            dedicated: true,
+            ..Backend::default()
+        }),
+        user_id: session.to_owned(),
+        ..Route::default()
+    }
+}
+
+impl FakeRoutes {
+    /// Starts on a free port of loopback.
+    pub async fn start() -> std::io::Result<Self> {
+        let state = State {
+            routes: watch::Sender::default(),
+            refusals: HashMap::new(),
+            asked: watch::Sender::default(),
+            watchers: watch::Sender::new(0),
+            streams: Vec::new(),
+        };
+        let fake = Fake(Arc::new(Mutex::new(state)));
+        let (address, stop) = serve(fake.clone(), ([127, 0, 0, 1], 0).into()).await?;
+        Ok(Self {
+            address,
+            fake,
+            stop: Mutex::new(stop),
+        })
+    }
+
+    /// `http://…`, for the proxy's configuration.
+    pub fn uri(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// From now on this is the session's route. Nothing is announced.
+    pub fn set(&self, route: Route) {
+        self.fake.state().routes.send_modify(|routes| {
+            routes.insert(route.session_id.clone(), route);
+        });
+    }
+
+    /// This is the session's route now, and everybody is told.
+    pub fn announce(&self, route: Route) {
+        let change = RouteChange {
+            session_id: route.session_id.clone(),
+            store_epoch: route.store_epoch,
+            version: route.version,
+            status: route.status,
+            generation: route.generation,
+            token_epoch: route.token_epoch,
+            reason: String::new(),
+        };
+        self.set(route);
+        self.fake.state().tell(Update::Change(change));
+    }
+
+    /// Tells everybody that changes may have been missed.
+    pub fn reset(&self) {
+        self.fake
+            .state()
+            .tell(Update::Reset(RouteReset { store_epoch: 1 }));
+    }
+
+    /// Questions that carry this token are answered with an error.
+    pub fn refuse(&self, token: &str, status: Status) {
+        self.fake.state().refusals.insert(token.to_owned(), status);
+    }
+
+    /// The questions that came so far.
+    pub fn asked(&self) -> Vec<ResolveRouteRequest> {
+        self.fake.state().asked.borrow().clone()
+    }
+
+    /// Returns when this many questions came.
+    pub async fn until_asked(&self, count: usize) {
+        let mut asked = self.fake.state().asked.subscribe();
+        let _ = asked.wait_for(|asked| asked.len() >= count).await;
+    }
+
+    /// Returns when somebody watches.
+    pub async fn until_watched(&self) {
+        let mut watchers = self.fake.state().watchers.subscribe();
+        let _ = watchers.wait_for(|count| *count > 0).await;
+    }
+
+    /// Ends every stream and connection; the port is closed.
+    pub fn go_away(&self) {
+        self.stop.lock().unwrap_or_else(PoisonError::into_inner).cancel();
+        let state = self.fake.state();
+        state.watchers.send_replace(0);
+    }
+
+    /// Serves again at the same port.
+    pub async fn come_back(&self) -> std::io::Result<()> {
+        let (_, stop) = serve(self.fake.clone(), self.address).await?;
+        *self.stop.lock().unwrap_or_else(PoisonError::into_inner) = stop;
+        Ok(())
+    }
+}
+
+impl Drop for FakeRoutes {
+    fn drop(&mut self) {
+        self.go_away();
+    }
+}
+
+/// Connections are cut, not drained, when `stop` is cancelled: each is a task
+/// of a runtime of its own, which is dropped then.
+async fn serve(fake: Fake, address: SocketAddr) -> std::io::Result<(SocketAddr, CancellationToken)> {
+    let listener = bind(address).await?;
+    let address = listener.local_addr()?;
+    let listener = listener.into_std()?;
+    let stop = CancellationToken::new();
+    let until = stop.clone();
+    std::thread::spawn(move || {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+            return;
+        };
+        runtime.block_on(async move {
+            let Ok(listener) = TcpListener::from_std(listener) else {
+                return;
+            };
+            let service = RouteServiceServer::new(fake);
+            let server = tonic::transport::Server::builder()
+                .add_service(service)
+                .serve_with_incoming(TcpListenerStream::new(listener));
+            let _ = until.run_until_cancelled(server).await;
+        });
+    });
+    Ok((address, stop))
+}
+
+/// A port that was just closed may still be busy for a moment.
+async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let mut tries = 0;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && tries < 100 => {
+                tries += 1;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+impl Fake {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn tell(&mut self, update: Update) {
+        self.streams.retain(|stream| {
+            stream
+                .send(Ok(WatchRoutesResponse {
+                    update: Some(update.clone()),
+                }))
+                .is_ok()
+        });
+    }
+}
+
+/// The session that a token says it opens. The fake believes it.
+fn session_of(token: &str) -> Option<String> {
+    let payload = token.split('.').nth(1)?;
+    let json = decode(payload)?;
+    let text = String::from_utf8(json).ok()?;
+    let (_, rest) = text.split_once("\"sid\":\"")?;
+    Some(rest.split_once('"')?.0.to_owned())
+}
+
+/// Base64url without padding.
+fn decode(text: &str) -> Option<Vec<u8>> {
+    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut bits = 0_u32;
+    let mut held = 0;
+    let mut out = Vec::with_capacity(text.len() * 3 / 4);
+    for byte in text.bytes() {
+        let value = ALPHABET.iter().position(|&known| known == byte)?;
+        bits = (bits << 6) | u32::try_from(value).ok()?;
+        held += 6;
+        if held >= 8 {
+            held -= 8;
+            out.push(u8::try_from((bits >> held) & 0xff).ok()?);
+        }
+    }
+    Some(out)
+}
+
+type Updates = Pin<Box<dyn Stream<Item = Result<WatchRoutesResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl RouteService for Fake {
+    type WatchRoutesStream = Updates;
+
+    async fn resolve_route(
+        &self,
+        request: Request<ResolveRouteRequest>,
+    ) -> Result<Response<ResolveRouteResponse>, Status> {
+        let request = request.into_inner();
+        let session =
+            session_of(&request.session_token).ok_or_else(|| Status::invalid_argument("no token"))?;
+        let wait = request
+            .wait
+            .and_then(|wait| Duration::try_from(wait).ok())
+            .unwrap_or_default();
+        let waits = request.wake;
+        let mut routes = {
+            let state = self.state();
+            state.asked.send_modify(|asked| asked.push(request.clone()));
+            if let Some(status) = state.refusals.get(&request.session_token) {
+                return Err(status.clone());
+            }
+            state.routes.subscribe()
+        };
+        let ready = routes.wait_for(|routes| {
+            routes.get(&session).is_none_or(|route| {
+                !waits || !matches!(route.status(), RouteStatus::Pending | RouteStatus::Idle)
+            })
+        });
+        let found = match tokio::time::timeout(wait, ready).await {
+            Ok(Ok(routes)) => routes.get(&session).cloned(),
+            _ => self.state().routes.borrow().get(&session).cloned(),
+        };
+        let route = found.unwrap_or_else(|| Route {
+            session_id: session,
+            org: "acme".to_owned(),
+            status: RouteStatus::Closed.into(),
+            ..Route::default()
+        });
+        Ok(Response::new(ResolveRouteResponse { route: Some(route) }))
+    }
+
+    async fn watch_routes(&self, _: Request<WatchRoutesRequest>) -> Result<Response<Updates>, Status> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let reset = WatchRoutesResponse {
+            update: Some(Update::Reset(RouteReset { store_epoch: 1 })),
+        };
+        let _ = sender.send(Ok(reset));
+        let mut state = self.state();
+        state.streams.push(sender);
+        state.watchers.send_modify(|count| *count += 1);
+        Ok(Response::new(Box::pin(
+            UnboundedReceiverStream::new(receiver).fuse(),
+        )))
+    }
+
+    async fn report_activity(
+        &self,
+        _: Request<ReportActivityRequest>,
+    ) -> Result<Response<ReportActivityResponse>, Status> {
+        Ok(Response::new(ReportActivityResponse {}))
+    }
+
+    async fn bind_spark_session(
+        &self,
+        _: Request<BindSparkSessionRequest>,
+    ) -> Result<Response<BindSparkSessionResponse>, Status> {
+        Ok(Response::new(BindSparkSessionResponse { bound: true }))
+    }
+}
