@@ -292,6 +292,8 @@ fn write_certificates(dir: &Path) -> Result<PathBuf> {
     let ca_key = rcgen::KeyPair::generate()?;
     let mut ca_params = rcgen::CertificateParams::new(Vec::new())?;
     ca_params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    // Another name than the certificate's, which would look self-signed otherwise.
+    ca_params.distinguished_name.push(rcgen::DnType::CommonName, "berth e2e authority");
     let ca = ca_params.self_signed(&ca_key)?;
     let issuer = rcgen::Issuer::new(ca_params, ca_key);
     let key = rcgen::KeyPair::generate()?;
@@ -436,7 +438,7 @@ listen.tls.mode = "{mode}"
 admin.address = "{admin}"
 tokens.issuer = "berth"
 tokens.audience = "berth-spark-connect"
-tokens.keys.location = "http://{jwks}/.well-known/jwks.json"
+tokens.jwks_url = "http://{jwks}/.well-known/jwks.json"
 manager.uri = "http://{internal}"
 telemetry.format = "text"
 {more}
