@@ -1,0 +1,235 @@
+//! session-manager on a memory store and stepped compute: the whole service
+//! over real sockets, and nothing that happens by itself.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::allow_attributes, reason = "each test program uses its part of it")]
+
+use compute::SimCompute;
+use service_kit::shutdown::Shutdown;
+use session_core::{Clock, Engine, OrgId, Route, SessionId, SessionKey, SystemClock, TokenId};
+use session_manager::{Computes, Config, Listeners};
+use session_proto::internal::route_service_client::RouteServiceClient;
+use session_proto::internal::token_ledger_client::TokenLedgerClient;
+use session_proto::v1::session_service_client::SessionServiceClient;
+use session_proto::v1::{self, SessionStatus};
+use session_store::SessionStore;
+use session_store::memory::MemoryStore;
+use session_token::{Claims, Jwks, Signer, generate_key_pem};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A running manager. Several may share one store and one compute.
+pub struct Manager {
+    pub shutdown: Shutdown,
+    pub store: Arc<MemoryStore>,
+    pub sim: SimCompute,
+    pub signer: Arc<Signer>,
+    pub keys: Keys,
+    public: Channel,
+    internal: Channel,
+    dir: TempDir,
+    ended: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+/// The accounts' keys by name.
+#[derive(Clone)]
+pub struct Keys(Vec<(&'static str, service_kit::caller::NewKey)>);
+
+#[derive(Clone)]
+pub struct WithKey(String);
+
+impl Interceptor for WithKey {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert("authorization", format!("Bearer {}", self.0).parse().unwrap());
+        Ok(request)
+    }
+}
+
+pub type Sessions = SessionServiceClient<InterceptedService<Channel, WithKey>>;
+pub type Ledger = TokenLedgerClient<InterceptedService<Channel, WithKey>>;
+
+/// One cluster `c`, accounts `ada` and `bob` (members) and `olga` (org admin) of `acme`.
+const DEFINITIONS: &str = r#"
+[[clusters]]
+name = "c"
+engine = "sail"
+provisioning_deadline = "10s"
+process = { program = "/opt/sail" }
+[[clusters]]
+name = "gone"
+engine = "sail"
+draining = true
+process = { program = "/opt/sail" }
+"#;
+
+impl Manager {
+    pub async fn start() -> Self {
+        let keys = Keys(["ada", "bob", "olga"].map(|name| (name, service_kit::caller::generate_key())).into());
+        let store = Arc::new(MemoryStore::new(Arc::new(SystemClock)));
+        let signer = Arc::new(Signer::from_pkcs8_pem(&generate_key_pem().unwrap()).unwrap());
+        Self::join(store, SimCompute::new(), signer, keys, "").await
+    }
+
+    pub async fn start_with(more: &str) -> Self {
+        let keys = Keys(["ada", "bob", "olga"].map(|name| (name, service_kit::caller::generate_key())).into());
+        let store = Arc::new(MemoryStore::new(Arc::new(SystemClock)));
+        let signer = Arc::new(Signer::from_pkcs8_pem(&generate_key_pem().unwrap()).unwrap());
+        Self::join(store, SimCompute::new(), signer, keys, more).await
+    }
+
+    /// Another manager on the same state and compute.
+    pub async fn another(&self) -> Self {
+        let (store, sim) = (Arc::clone(&self.store), self.sim.clone());
+        Self::join(store, sim, Arc::clone(&self.signer), self.keys.clone(), "").await
+    }
+
+    async fn join(
+        store: Arc<MemoryStore>,
+        sim: SimCompute,
+        signer: Arc<Signer>,
+        keys: Keys,
+        more: &str,
+    ) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let jwks = dir.path().join("jwks.json");
+        std::fs::write(&jwks, Jwks::new([signer.public_jwk()]).to_json()).unwrap();
+        let mut text = format!(
+            "listen.public.address = \"127.0.0.1:0\"\nlisten.internal.address = \"127.0.0.1:0\"\n\
+             admin.address = \"127.0.0.1:0\"\nstore.url = \"memory://\"\n\
+             tokens.keys.location = \"{}\"\ncompute.process.state_dir = \"{}\"\n{more}\n{DEFINITIONS}",
+            jwks.display(),
+            dir.path().display()
+        );
+        for (name, key) in &keys.0 {
+            let roles = if *name == "olga" { r#""member", "org-admin""# } else { r#""member""# };
+            text += &format!(
+                "\n[[service_accounts]]\nname = \"{name}\"\norg = \"acme\"\nroles = [{roles}]\nkey_sha256 = \"{}\"\n",
+                key.sha256
+            );
+        }
+        let file = dir.path().join("config.toml");
+        std::fs::write(&file, text).unwrap();
+        let sources = service_kit::config::Sources { file: Some(file), ..Default::default() };
+        let config: Config = service_kit::config::load_over_defaults(&sources).unwrap();
+
+        let listeners = Listeners::bind(&config).await.unwrap();
+        let channel = |address| Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
+        let (public, internal) = (channel(listeners.public.local_addr()), channel(listeners.internal.local_addr()));
+        let shutdown = Shutdown::new();
+        let computes = Computes::new(Arc::new(sim.clone()), Some(Arc::new(sim.clone())));
+        let stored: Arc<dyn SessionStore> = Arc::clone(&store) as _;
+        let ended =
+            tokio::spawn(session_manager::run_with(config, listeners, shutdown.clone(), stored, computes));
+        Self { shutdown, store, sim, signer, keys, public, internal, dir, ended }
+    }
+
+    pub fn sessions(&self, who: &str) -> Sessions {
+        SessionServiceClient::with_interceptor(self.public.clone(), self.with_key(who))
+    }
+
+    pub fn ledger(&self, who: &str) -> Ledger {
+        TokenLedgerClient::with_interceptor(self.internal.clone(), self.with_key(who))
+    }
+
+    pub fn routes(&self) -> RouteServiceClient<Channel> {
+        RouteServiceClient::new(self.internal.clone())
+    }
+
+    pub fn public(&self) -> Channel {
+        self.public.clone()
+    }
+
+    fn with_key(&self, who: &str) -> WithKey {
+        WithKey(self.keys.0.iter().find(|(name, _)| *name == who).unwrap().1.key.clone())
+    }
+
+    /// Creates a session on `c` and returns its key.
+    pub async fn create(&self, who: &str) -> SessionKey {
+        let request = v1::CreateSessionRequest { cluster: "c".to_owned(), ..Default::default() };
+        let session = self.sessions(who).create_session(request).await.unwrap().into_inner().session.unwrap();
+        key(&session.id)
+    }
+
+    /// Creates a session and makes its compute ready.
+    pub async fn active(&self, who: &str) -> SessionKey {
+        let key = self.create(who).await;
+        until("the compute to be asked for", async || self.sim.made(&key, 1) == 1).await;
+        self.sim.ready(&key, 1, route("127.0.0.1:1"));
+        self.until_status(&key, SessionStatus::Active).await;
+        key
+    }
+
+    pub async fn show(&self, key: &SessionKey) -> v1::Session {
+        let request = v1::DescribeSessionRequest { session_id: key.id.to_string(), wait_ready: None };
+        self.sessions("olga").describe_session(request).await.unwrap().into_inner().session.unwrap()
+    }
+
+    pub async fn until_status(&self, key: &SessionKey, status: SessionStatus) -> v1::Session {
+        until(&format!("{status:?}"), async || self.show(key).await.status() == status).await;
+        self.show(key).await
+    }
+
+    pub async fn close(&self, who: &str, key: &SessionKey) -> v1::Session {
+        let request = v1::CloseSessionRequest { session_id: key.id.to_string() };
+        self.sessions(who).close_session(request).await.unwrap().into_inner().session.unwrap()
+    }
+
+    /// A token of ada's for `key`, signed as the issuer would.
+    pub fn token(&self, key: &SessionKey) -> String {
+        let now = SystemClock.now();
+        let claims = Claims {
+            iss: "berth".to_owned(),
+            aud: "berth-spark-connect".to_owned(),
+            sub: "sa|ada".parse().unwrap(),
+            org: key.org.clone(),
+            sid: key.id.clone(),
+            epoch: 1,
+            iat: now.as_secs(),
+            nbf: now.as_secs(),
+            exp: now.as_secs() + 600,
+            jti: TokenId::generate(now, 9),
+        };
+        self.signer.sign(&claims).unwrap()
+    }
+
+    pub async fn stop(self) {
+        self.shutdown.stop();
+        let ended = tokio::time::timeout(LIMIT, self.ended).await.expect("it stops in time");
+        ended.unwrap().unwrap();
+    }
+
+    /// Ends as a crash would: nothing is finished.
+    pub fn crash(self) {
+        self.ended.abort();
+        self.shutdown.force();
+    }
+}
+
+pub fn key(id: &str) -> SessionKey {
+    SessionKey { org: "acme".parse::<OrgId>().unwrap(), id: id.parse::<SessionId>().unwrap() }
+}
+
+pub fn route(endpoint: &str) -> Route {
+    Route {
+        endpoint: endpoint.to_owned(),
+        tls_server_name: None,
+        credential: None,
+        engine: Engine::Sail,
+        engine_version: "4.1".to_owned(),
+        dedicated: true,
+    }
+}
+
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds().await {
+        assert!(begun.elapsed() < LIMIT, "not within {LIMIT:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
