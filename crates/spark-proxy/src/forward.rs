@@ -119,10 +119,10 @@ async fn stream(metrics: &Metrics, mut body: Body, client: &mut Client) -> Resul
         metrics.bytes.at(Way::ToClient).add(len as u64);
         let _ = body.flow_control().release_capacity(len);
     }
-    Ok(client
+    client
         .unless_gone(poll_fn(|cx| body.poll_trailers(cx)))
         .await?
-        .map_err(|error| lost(&error))?)
+        .map_err(|error| lost(&error))
 }
 
 fn outcome(headers: &HeaderMap) -> Option<Outcome> {

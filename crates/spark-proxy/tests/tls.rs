@@ -1,5 +1,7 @@
 //! TLS, plaintext, and the answer to a mix-up.
 
+#![allow(clippy::unwrap_used, clippy::allow_attributes, reason = "helpers of tests")]
+
 mod common;
 
 use common::{Client, Rig, within};

@@ -2,6 +2,9 @@
 //! fake Spark, tokens of our own, and a raw HTTP/2 client.
 #![allow(
     dead_code,
+    unreachable_pub,
+    unused_imports,
+    clippy::unwrap_used,
     clippy::allow_attributes,
     reason = "each test binary uses its own part"
 )]
