@@ -89,8 +89,8 @@ async fn a_stalled_or_foreign_connection_is_closed_and_harms_nobody() {
     let secure = Client::tls(rig.address, &certificate.cert).await.unwrap();
     assert_eq!(secure.call(rig.ask()).await.code(), Code::Ok);
     for tcp in [&mut silent, &mut half, &mut foreign] {
-        let end = within("it is closed", tcp.read(&mut [0; 64])).await;
-        assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+        // Its end or an error; HTTP/2's own greeting may come first.
+        let _ = within("it is closed", tcp.read_to_end(&mut Vec::new())).await;
     }
     within(
         "it is counted",
