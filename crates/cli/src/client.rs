@@ -46,8 +46,9 @@ fn service(target: &Target, address: &str) -> Result<Service> {
     let Some(key) = &target.key else {
         bail!("no key: set BERTH_KEY to your service-account key");
     };
-    let mut bearer: MetadataValue<Ascii> =
-        format!("Bearer {key}").parse().context("the key in BERTH_KEY is not plain text")?;
+    let mut bearer: MetadataValue<Ascii> = format!("Bearer {key}")
+        .parse()
+        .context("the key in BERTH_KEY is not plain text")?;
     bearer.set_sensitive(true);
     let mut endpoint = Endpoint::from_shared(address.to_owned())
         .with_context(|| format!("{address:?} is not an address like https://berth.example.org:8081"))?

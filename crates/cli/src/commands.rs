@@ -16,7 +16,11 @@ const LONGEST_WAIT: Duration = Duration::from_secs(16 * 60);
 const ONE_WAIT: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(cli: Cli) -> Result<()> {
-    let Cli { target, output, command } = cli;
+    let Cli {
+        target,
+        output,
+        command,
+    } = cli;
     match command {
         Command::Create(create) => create_session(&target, output, create).await,
         Command::List { all, limit } => list(&target, output, all, limit).await,
@@ -29,19 +33,31 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Close { sessions } => close(&target, output, sessions).await,
         Command::Warm { session } => {
             let request = v1::WarmSessionRequest { session_id: session };
-            let warmed = client::sessions(&target)?.warm_session(request).await.map_err(explain)?.into_inner();
+            let warmed = client::sessions(&target)?
+                .warm_session(request)
+                .await
+                .map_err(explain)?
+                .into_inner();
             show_session(output, &warmed.session.unwrap_or_default());
             Ok(())
         }
         Command::Token { session, ttl } => token(&target, output, session, ttl).await,
         Command::Tokens { session } => tokens(&target, output, session).await,
-        Command::Revoke { session, token, all: _ } => revoke(&target, session, token).await,
+        Command::Revoke {
+            session,
+            token,
+            all: _,
+        } => revoke(&target, session, token).await,
         Command::Clusters => clusters(&target, output).await,
         Command::Catalogs => catalogs(&target, output).await,
         Command::Keys(Keys::Signing { file }) => {
             let kid = crate::keys::write_signing_key(&file)?;
             let path = file.display().to_string();
-            show::fields(output, &[("file", path.clone()), ("kid", kid.clone())], &json!({"file": path, "kid": kid}));
+            show::fields(
+                output,
+                &[("file", path.clone()), ("kid", kid.clone())],
+                &json!({"file": path, "kid": kid}),
+            );
             Ok(())
         }
         Command::Keys(Keys::ServiceAccount) => {
@@ -66,7 +82,11 @@ async fn create_session(target: &Target, output: Output, create: Create) -> Resu
         close_after_idle: create.close_after_idle.map(convert::duration),
         max_lifetime: create.max_lifetime.map(convert::duration),
     };
-    let created = client::sessions(target)?.create_session(request).await.map_err(explain)?.into_inner();
+    let created = client::sessions(target)?
+        .create_session(request)
+        .await
+        .map_err(explain)?
+        .into_inner();
     let mut session = created.session.unwrap_or_default();
     if create.wait {
         session = wait_ready(target, session).await?;
@@ -79,9 +99,17 @@ async fn wait_ready(target: &Target, mut session: v1::Session) -> Result<v1::Ses
     let begun = Instant::now();
     while session.status() == v1::SessionStatus::Pending {
         if begun.elapsed() > LONGEST_WAIT {
-            bail!("session {} is still pending; `berth show {0}` tells more", session.id);
+            bail!(
+                "session {} is still pending; `berth show {0}` tells more",
+                session.id
+            );
         }
-        eprintln!("{}: {} ({} s)", session.id, session.phase, begun.elapsed().as_secs());
+        eprintln!(
+            "{}: {} ({} s)",
+            session.id,
+            session.phase,
+            begun.elapsed().as_secs()
+        );
         session = describe(target, session.id, Some(ONE_WAIT)).await?;
     }
     if session.status() == v1::SessionStatus::Failed {
@@ -91,18 +119,37 @@ async fn wait_ready(target: &Target, mut session: v1::Session) -> Result<v1::Ses
 }
 
 async fn describe(target: &Target, session_id: String, wait: Option<Duration>) -> Result<v1::Session> {
-    let request = v1::DescribeSessionRequest { session_id, wait_ready: wait.map(convert::duration) };
-    let answer = client::sessions(target)?.describe_session(request).await.map_err(explain)?.into_inner();
+    let request = v1::DescribeSessionRequest {
+        session_id,
+        wait_ready: wait.map(convert::duration),
+    };
+    let answer = client::sessions(target)?
+        .describe_session(request)
+        .await
+        .map_err(explain)?
+        .into_inner();
     Ok(answer.session.unwrap_or_default())
 }
 
 fn show_session(output: Output, session: &v1::Session) {
-    show::fields(output, &show::session_fields(session), &show::session_json(session));
+    show::fields(
+        output,
+        &show::session_fields(session),
+        &show::session_json(session),
+    );
 }
 
 async fn list(target: &Target, output: Output, all: bool, limit: i32) -> Result<()> {
-    let live = [v1::SessionStatus::Pending, v1::SessionStatus::Active, v1::SessionStatus::Idle];
-    let statuses = if all { Vec::new() } else { live.into_iter().map(i32::from).collect() };
+    let live = [
+        v1::SessionStatus::Pending,
+        v1::SessionStatus::Active,
+        v1::SessionStatus::Idle,
+    ];
+    let statuses = if all {
+        Vec::new()
+    } else {
+        live.into_iter().map(i32::from).collect()
+    };
     let limit = usize::try_from(limit).unwrap_or(0);
     let mut sessions = Vec::new();
     let mut page_token = String::new();
@@ -139,14 +186,32 @@ async fn list(target: &Target, output: Output, all: bool, limit: i32) -> Result<
         })
         .collect();
     let json = sessions.iter().map(show::session_json).collect();
-    show::rows(output, &["SESSION", "NAME", "STATUS", "CLUSTER", "CATALOG", "OWNER", "AGE", "CLOSES IN"], rows, json);
+    show::rows(
+        output,
+        &[
+            "SESSION",
+            "NAME",
+            "STATUS",
+            "CLUSTER",
+            "CATALOG",
+            "OWNER",
+            "AGE",
+            "CLOSES IN",
+        ],
+        rows,
+        json,
+    );
     Ok(())
 }
 
 async fn events(target: &Target, output: Output, session_id: String) -> Result<()> {
     let request = v1::ListSessionEventsRequest { session_id };
-    let events =
-        client::sessions(target)?.list_session_events(request).await.map_err(explain)?.into_inner().events;
+    let events = client::sessions(target)?
+        .list_session_events(request)
+        .await
+        .map_err(explain)?
+        .into_inner()
+        .events;
     let rows = events
         .iter()
         .map(|event| {
@@ -169,23 +234,38 @@ async fn events(target: &Target, output: Output, session_id: String) -> Result<(
             })
         })
         .collect();
-    show::rows(output, &["AT", "VERSION", "PHASE", "REASON", "ACTOR", "MESSAGE"], rows, json);
+    show::rows(
+        output,
+        &["AT", "VERSION", "PHASE", "REASON", "ACTOR", "MESSAGE"],
+        rows,
+        json,
+    );
     Ok(())
 }
 
 async fn close(target: &Target, output: Output, sessions: Vec<String>) -> Result<()> {
     let mut client = client::sessions(target)?;
     for session_id in sessions {
-        let closed =
-            client.close_session(v1::CloseSessionRequest { session_id }).await.map_err(explain)?.into_inner();
+        let closed = client
+            .close_session(v1::CloseSessionRequest { session_id })
+            .await
+            .map_err(explain)?
+            .into_inner();
         show_session(output, &closed.session.unwrap_or_default());
     }
     Ok(())
 }
 
 async fn token(target: &Target, output: Output, session_id: String, ttl: Option<Duration>) -> Result<()> {
-    let request = v1::IssueSessionTokenRequest { session_id, ttl: ttl.map(convert::duration) };
-    let issued = client::tokens(target)?.issue_session_token(request).await.map_err(explain)?.into_inner();
+    let request = v1::IssueSessionTokenRequest {
+        session_id,
+        ttl: ttl.map(convert::duration),
+    };
+    let issued = client::tokens(target)?
+        .issue_session_token(request)
+        .await
+        .map_err(explain)?
+        .into_inner();
     let expires_at = moment(issued.expires_at.as_ref());
     match output {
         Output::Table => {
@@ -206,7 +286,12 @@ async fn token(target: &Target, output: Output, session_id: String, ttl: Option<
 
 async fn tokens(target: &Target, output: Output, session_id: String) -> Result<()> {
     let request = v1::ListSessionTokensRequest { session_id };
-    let tokens = client::tokens(target)?.list_session_tokens(request).await.map_err(explain)?.into_inner().tokens;
+    let tokens = client::tokens(target)?
+        .list_session_tokens(request)
+        .await
+        .map_err(explain)?
+        .into_inner()
+        .tokens;
     let rows = tokens
         .iter()
         .map(|token| {
@@ -230,7 +315,12 @@ async fn tokens(target: &Target, output: Output, session_id: String) -> Result<(
             })
         })
         .collect();
-    show::rows(output, &["TOKEN", "SUBJECT", "ISSUED", "EXPIRES", "STATE"], rows, json);
+    show::rows(
+        output,
+        &["TOKEN", "SUBJECT", "ISSUED", "EXPIRES", "STATE"],
+        rows,
+        json,
+    );
     Ok(())
 }
 
@@ -260,9 +350,20 @@ async fn clusters(target: &Target, output: Output) -> Result<()> {
         .map_err(explain)?
         .into_inner()
         .clusters;
-    let engine = |cluster: &v1::Cluster| cluster.engine().as_str_name().trim_start_matches("ENGINE_").to_lowercase();
-    let status =
-        |cluster: &v1::Cluster| cluster.status().as_str_name().trim_start_matches("CLUSTER_STATUS_").to_lowercase();
+    let engine = |cluster: &v1::Cluster| {
+        cluster
+            .engine()
+            .as_str_name()
+            .trim_start_matches("ENGINE_")
+            .to_lowercase()
+    };
+    let status = |cluster: &v1::Cluster| {
+        cluster
+            .status()
+            .as_str_name()
+            .trim_start_matches("CLUSTER_STATUS_")
+            .to_lowercase()
+    };
     let rows = clusters
         .iter()
         .map(|cluster| {
@@ -285,7 +386,12 @@ async fn clusters(target: &Target, output: Output) -> Result<()> {
             })
         })
         .collect();
-    show::rows(output, &["CLUSTER", "STATUS", "ENGINE", "VERSION", "CLIENTS"], rows, json);
+    show::rows(
+        output,
+        &["CLUSTER", "STATUS", "ENGINE", "VERSION", "CLIENTS"],
+        rows,
+        json,
+    );
     Ok(())
 }
 
@@ -296,10 +402,22 @@ async fn catalogs(target: &Target, output: Output) -> Result<()> {
         .map_err(explain)?
         .into_inner()
         .catalogs;
-    let engine = |catalog: &v1::Catalog| catalog.engine().as_str_name().trim_start_matches("ENGINE_").to_lowercase();
+    let engine = |catalog: &v1::Catalog| {
+        catalog
+            .engine()
+            .as_str_name()
+            .trim_start_matches("ENGINE_")
+            .to_lowercase()
+    };
     let rows = catalogs
         .iter()
-        .map(|catalog| vec![catalog.name.clone(), engine(catalog), catalog.default_database.clone()])
+        .map(|catalog| {
+            vec![
+                catalog.name.clone(),
+                engine(catalog),
+                catalog.default_database.clone(),
+            ]
+        })
         .collect();
     let json = catalogs
         .iter()

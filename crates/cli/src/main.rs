@@ -35,11 +35,21 @@ struct Cli {
 #[derive(Debug, clap::Args)]
 struct Target {
     /// The session-manager's address.
-    #[arg(long, global = true, env = "BERTH_MANAGER", default_value = "http://127.0.0.1:8081")]
+    #[arg(
+        long,
+        global = true,
+        env = "BERTH_MANAGER",
+        default_value = "http://127.0.0.1:8081"
+    )]
     manager: String,
 
     /// The token-issuer's address.
-    #[arg(long, global = true, env = "BERTH_ISSUER", default_value = "http://127.0.0.1:8083")]
+    #[arg(
+        long,
+        global = true,
+        env = "BERTH_ISSUER",
+        default_value = "http://127.0.0.1:8083"
+    )]
     issuer: String,
 
     /// Your service-account key. Prefer the environment variable: arguments

@@ -12,12 +12,19 @@ pub(crate) fn rows(output: Output, headings: &[&str], rows: Vec<Vec<String>>, js
         Output::Json => println!("{:#}", Value::Array(json)),
         Output::Table => {
             let width = |column: usize| {
-                rows.iter().map(|row| row[column].chars().count()).chain([headings[column].len()]).max().unwrap_or(0)
+                rows.iter()
+                    .map(|row| row[column].chars().count())
+                    .chain([headings[column].len()])
+                    .max()
+                    .unwrap_or(0)
             };
             let widths: Vec<usize> = (0..headings.len()).map(width).collect();
             let line = |cells: Vec<&str>| {
-                let padded: Vec<String> =
-                    cells.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
+                let padded: Vec<String> = cells
+                    .iter()
+                    .zip(&widths)
+                    .map(|(cell, &width)| format!("{cell:width$}"))
+                    .collect();
                 println!("{}", padded.join("  ").trim_end());
             };
             line(headings.to_vec());
@@ -41,12 +48,15 @@ pub(crate) fn fields(output: Output, fields: &[(&str, String)], json: &Value) {
 }
 
 pub(crate) fn moment(at: Option<&prost_types::Timestamp>) -> String {
-    at.map(|at| convert::from_timestamp(at).to_string()).unwrap_or_default()
+    at.map(|at| convert::from_timestamp(at).to_string())
+        .unwrap_or_default()
 }
 
 /// How long ago, or in how long, in the largest unit that fits.
 pub(crate) fn distance(at: Option<&prost_types::Timestamp>, now: Timestamp) -> String {
-    let Some(at) = at.map(convert::from_timestamp) else { return String::new() };
+    let Some(at) = at.map(convert::from_timestamp) else {
+        return String::new();
+    };
     let secs = at.since(now).as_secs().max(now.since(at).as_secs());
     match secs {
         0..=119 => format!("{secs}s"),
@@ -82,7 +92,11 @@ pub(crate) fn session_json(session: &v1::Session) -> Value {
 }
 
 pub(crate) fn session_fields(session: &v1::Session) -> Vec<(&'static str, String)> {
-    let labels: Vec<String> = session.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let labels: Vec<String> = session
+        .labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
     vec![
         ("session", session.id.clone()),
         ("name", session.name.clone()),
@@ -91,7 +105,12 @@ pub(crate) fn session_fields(session: &v1::Session) -> Vec<(&'static str, String
         ("message", session.status_message.clone()),
         ("cluster", session.cluster.clone()),
         ("catalog", session.catalog.clone()),
-        ("engine", format!("{} {}", session.engine, session.engine_version).trim().to_owned()),
+        (
+            "engine",
+            format!("{} {}", session.engine, session.engine_version)
+                .trim()
+                .to_owned(),
+        ),
         ("owner", session.owner.clone()),
         ("organization", session.org.clone()),
         ("team", session.team.clone()),

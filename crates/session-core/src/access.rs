@@ -28,7 +28,10 @@ pub fn on_session(who: &Principal, action: SessionAction, session: &Session) -> 
     }
     let owner = who.id == session.owner;
     let org_admin = who.has(Role::OrgAdmin);
-    let team_admin = session.team.as_ref().is_some_and(|team| who.team_admin_of.contains(team));
+    let team_admin = session
+        .team
+        .as_ref()
+        .is_some_and(|team| who.team_admin_of.contains(team));
     match action {
         SessionAction::Read | SessionAction::Manage => owner || team_admin || org_admin,
         SessionAction::Connect => owner || org_admin,

@@ -153,10 +153,11 @@ impl Cluster {
     /// released; Spark and shared servers are kept, because a Spark client
     /// cannot go on after its server was replaced.
     pub fn effective_idle_policy(&self) -> IdlePolicy {
-        self.idle_policy.unwrap_or(match (self.engine, self.provider.is_dedicated()) {
-            (Engine::Sail, true) => IdlePolicy::Release,
-            (Engine::Sail, false) | (Engine::Spark, _) => IdlePolicy::Keep,
-        })
+        self.idle_policy
+            .unwrap_or(match (self.engine, self.provider.is_dedicated()) {
+                (Engine::Sail, true) => IdlePolicy::Release,
+                (Engine::Sail, false) | (Engine::Spark, _) => IdlePolicy::Keep,
+            })
     }
 
     /// May sessions of `org` run here?

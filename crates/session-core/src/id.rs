@@ -170,7 +170,9 @@ fn is_dns_label(text: &str) -> bool {
     bytes.len() <= 63
         && edge(bytes.first())
         && edge(bytes.last())
-        && bytes.iter().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+        && bytes
+            .iter()
+            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
 }
 
 impl OrgId {
@@ -181,10 +183,9 @@ impl OrgId {
     /// The partition (0 to 15) that holds this organization's state: FNV-1a
     /// over the name, which no version or platform may change.
     pub fn partition(&self) -> u8 {
-        let hash = self
-            .0
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        let hash = self.0.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
+            (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+        });
         u8::try_from(hash % u64::from(Self::PARTITIONS)).unwrap_or(0)
     }
 }
@@ -205,7 +206,14 @@ mod tests {
 
     #[test]
     fn foreign_spellings_are_refused() {
-        for text in ["", "s-", "t-01jdq8aaaaaaaaaaaaaa", "s-01JDQ8aaaaaaaaaaaaaa", "s-01jdq8aaaaaaaaaaaaai", "s-0"] {
+        for text in [
+            "",
+            "s-",
+            "t-01jdq8aaaaaaaaaaaaaa",
+            "s-01JDQ8aaaaaaaaaaaaaa",
+            "s-01jdq8aaaaaaaaaaaaai",
+            "s-0",
+        ] {
             assert!(text.parse::<SessionId>().is_err(), "{text}");
         }
         for text in ["", "-a", "a-", "A", "a_b", "a.b"] {
@@ -217,6 +225,9 @@ mod tests {
     #[test]
     fn partitions_never_move() {
         let partition = |name: &str| name.parse::<OrgId>().unwrap().partition();
-        assert_eq!([partition("acme"), partition("local"), partition("a")], [15, 8, 12]);
+        assert_eq!(
+            [partition("acme"), partition("local"), partition("a")],
+            [15, 8, 12]
+        );
     }
 }

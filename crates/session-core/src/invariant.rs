@@ -20,9 +20,11 @@ pub struct Broken {
 fn hold(session: &Session, checks: &[(&'static str, bool)]) -> Result<(), Broken> {
     match checks.iter().find(|(_, holds)| !holds) {
         None => Ok(()),
-        Some((name, _)) => {
-            Err(Broken { name, session: session.id.to_string(), detail: format!("{:?}", session.state) })
-        }
+        Some((name, _)) => Err(Broken {
+            name,
+            session: session.id.to_string(),
+            detail: format!("{:?}", session.state),
+        }),
     }
 }
 
@@ -37,11 +39,23 @@ pub fn check_session(session: &Session) -> Result<(), Broken> {
         &[
             ("versions_start_at_one", session.version >= 1),
             ("generations_start_at_one", session.generation >= 1),
-            ("idle_since_only_while_idle", session.idle_since.is_some() == (status == Status::Idle)),
-            ("closed_at_only_when_ended", session.closed_at.is_some() == status.is_terminal()),
-            ("lifetime_is_bounded", session.expires_at <= session.created_at.after(LONGEST_LIFETIME)),
+            (
+                "idle_since_only_while_idle",
+                session.idle_since.is_some() == (status == Status::Idle),
+            ),
+            (
+                "closed_at_only_when_ended",
+                session.closed_at.is_some() == status.is_terminal(),
+            ),
+            (
+                "lifetime_is_bounded",
+                session.expires_at <= session.created_at.after(LONGEST_LIFETIME),
+            ),
             ("restarts_within_budget", session.restarts.len() <= RESTART_BUDGET),
-            ("route_only_while_active", session.state.published_route().is_some() == (status == Status::Active)),
+            (
+                "route_only_while_active",
+                session.state.published_route().is_some() == (status == Status::Active),
+            ),
         ],
     )
 }
@@ -55,7 +69,10 @@ pub fn check_transition(before: Option<&Session>, change: &Transition) -> Result
     check_session(after)?;
     let needs_compute = |generation: u64| {
         generation >= after.generation
-            && !matches!(after.state, State::Closed | State::Failed | State::IdleReleased { .. })
+            && !matches!(
+                after.state,
+                State::Closed | State::Failed | State::IdleReleased { .. }
+            )
     };
     hold(
         after,
@@ -76,7 +93,10 @@ pub fn check_transition(before: Option<&Session>, change: &Transition) -> Result
                     Effect::Release { .. } => true,
                 }),
             ),
-            ("history_tells_this_version", change.record.version == after.version),
+            (
+                "history_tells_this_version",
+                change.record.version == after.version,
+            ),
         ],
     )?;
     let Some(before) = before else { return Ok(()) };
@@ -97,8 +117,21 @@ pub fn check_transition(before: Option<&Session>, change: &Transition) -> Result
             ("epoch_never_falls", after.token_epoch >= before.token_epoch),
             (
                 "identity_never_changes",
-                (&after.id, &after.org, &after.owner, &after.cluster, &after.catalog, after.created_at)
-                    == (&before.id, &before.org, &before.owner, &before.cluster, &before.catalog, before.created_at),
+                (
+                    &after.id,
+                    &after.org,
+                    &after.owner,
+                    &after.cluster,
+                    &after.catalog,
+                    after.created_at,
+                ) == (
+                    &before.id,
+                    &before.org,
+                    &before.owner,
+                    &before.cluster,
+                    &before.catalog,
+                    before.created_at,
+                ),
             ),
         ],
     )

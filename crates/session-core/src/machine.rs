@@ -245,14 +245,22 @@ pub fn apply(
         Event::Extend { expires_at } => {
             let max = session.created_at.after(LONGEST_LIFETIME);
             if *expires_at <= now || *expires_at > max {
-                return Err(Refusal::OutOfBounds { field: "expires_at", min: now, max });
+                return Err(Refusal::OutOfBounds {
+                    field: "expires_at",
+                    min: now,
+                    max,
+                });
             }
             Ok((*expires_at != session.expires_at)
                 .then(|| change.update(|session| session.expires_at = *expires_at)))
         }
         Event::KeepAlive { until } => {
             if *until > session.expires_at {
-                return Err(Refusal::OutOfBounds { field: "until", min: now, max: session.expires_at });
+                return Err(Refusal::OutOfBounds {
+                    field: "until",
+                    min: now,
+                    max: session.expires_at,
+                });
             }
             Ok((Some(*until) != session.keep_alive_until)
                 .then(|| change.update(|session| session.keep_alive_until = Some(*until))))
@@ -301,7 +309,11 @@ fn wake(session: &Session, mut change: Change<'_>) -> Result<Option<Transition>,
         }
         State::IdleReleased { .. } => {
             change.next.generation += 1;
-            Ok(Some(change.make(Making::Warming, ChangeReason::Woken, String::new())))
+            Ok(Some(change.make(
+                Making::Warming,
+                ChangeReason::Woken,
+                String::new(),
+            )))
         }
         State::Closed | State::Failed => Err(Refusal::Terminal(session.status())),
     }
@@ -321,7 +333,11 @@ pub fn step(
     let broken = lost_cause(observation).filter(|_| session.policy.dedicated);
 
     if session.status().is_terminal() {
-        return if gone { Step::done() } else { Step::release(session, now) };
+        return if gone {
+            Step::done()
+        } else {
+            Step::release(session, now)
+        };
     }
     if now >= session.expires_at {
         return Step::commit(
@@ -335,16 +351,19 @@ pub fn step(
             Some(Observation::Ready { route }) => {
                 Some(change().activate(route.clone(), ChangeReason::ComputeReady))
             }
-            Some(Observation::Failed { cause, permanent: true }) => {
-                Some(change().not_made(*making, cause.clone(), true))
-            }
+            Some(Observation::Failed {
+                cause,
+                permanent: true,
+            }) => Some(change().not_made(*making, cause.clone(), true)),
             Some(_) | None if now >= *deadline => {
                 Some(change().not_made(*making, timeout_text(session, observation), false))
             }
             Some(Observation::Missing | Observation::Failed { .. }) => {
                 return Step {
                     transition: None,
-                    effects: vec![Effect::Ensure { generation: session.generation }],
+                    effects: vec![Effect::Ensure {
+                        generation: session.generation,
+                    }],
                     due: next_due(session, activity, now),
                 };
             }
@@ -367,11 +386,7 @@ pub fn step(
             } else if idle_is_over(session, activity, now) {
                 Some(change().end(State::Closed, ChangeReason::IdleClose, String::new()))
             } else if release_is_due(&session.state, activity, now) {
-                Some(change().idle_without_compute(
-                    ChangeReason::IdleReleased,
-                    String::new(),
-                    Duration::ZERO,
-                ))
+                Some(change().idle_without_compute(ChangeReason::IdleReleased, String::new(), Duration::ZERO))
             } else {
                 None
             }
@@ -389,7 +404,11 @@ pub fn step(
     };
     match transition {
         Some(transition) => Step::commit(transition, activity, now),
-        None => Step { transition: None, effects: Vec::new(), due: next_due(session, activity, now) },
+        None => Step {
+            transition: None,
+            effects: Vec::new(),
+            due: next_due(session, activity, now),
+        },
     }
 }
 
@@ -448,13 +467,18 @@ fn release_is_due(state: &State, activity: Activity, now: Timestamp) -> bool {
 
 fn wake_backoff(failed_wakes: u32) -> Duration {
     let doublings = failed_wakes.saturating_sub(1).min(10);
-    WAKE_BACKOFF_LEAST.saturating_mul(1 << doublings).min(WAKE_BACKOFF_MOST)
+    WAKE_BACKOFF_LEAST
+        .saturating_mul(1 << doublings)
+        .min(WAKE_BACKOFF_MOST)
 }
 
 fn record_of(from: Option<Status>, session: &Session, actor: Actor, at: Timestamp) -> EventRecord {
     let mut message = session.status_message.clone();
     if message.len() > EventRecord::MESSAGE_BYTES {
-        let cut = (0..=EventRecord::MESSAGE_BYTES).rev().find(|&i| message.is_char_boundary(i)).unwrap_or(0);
+        let cut = (0..=EventRecord::MESSAGE_BYTES)
+            .rev()
+            .find(|&i| message.is_char_boundary(i))
+            .unwrap_or(0);
         message.truncate(cut);
     }
     EventRecord {
@@ -482,7 +506,12 @@ impl<'a> Change<'a> {
     fn of(before: &'a Session, actor: Actor, now: Timestamp) -> Self {
         let mut next = before.clone();
         next.version += 1;
-        Self { before, next, actor, now }
+        Self {
+            before,
+            next,
+            actor,
+            now,
+        }
     }
 
     fn done(mut self, reason: ChangeReason, message: String, effects: Vec<Effect>) -> Transition {
@@ -521,7 +550,9 @@ impl<'a> Change<'a> {
         self.next.idle_since = None;
         let mut effects = vec![Effect::Ensure { generation }];
         if generation > 1 {
-            effects.push(Effect::Release { up_to: generation - 1 });
+            effects.push(Effect::Release {
+                up_to: generation - 1,
+            });
         }
         self.done(reason, message, effects)
     }
@@ -570,16 +601,19 @@ impl<'a> Change<'a> {
         self.next.idle_since = Some(self.now);
         self.next.state = match self.next.policy.on_idle {
             IdlePolicy::Keep => State::IdleKept { route },
-            IdlePolicy::Release => {
-                State::IdleReleasing { route, release_at: self.now.after(RELEASE_GRACE) }
-            }
+            IdlePolicy::Release => State::IdleReleasing {
+                route,
+                release_at: self.now.after(RELEASE_GRACE),
+            },
         };
         self.done(ChangeReason::IdleTimeout, String::new(), Vec::new())
     }
 
     fn idle_without_compute(mut self, reason: ChangeReason, message: String, wait: Duration) -> Transition {
         self.next.idle_since = self.next.idle_since.or(Some(self.now));
-        self.next.state = State::IdleReleased { wake_after: self.now.after(wait) };
+        self.next.state = State::IdleReleased {
+            wake_after: self.now.after(wait),
+        };
         let up_to = self.next.generation;
         self.done(reason, message, vec![Effect::Release { up_to }])
     }
@@ -595,13 +629,19 @@ impl<'a> Change<'a> {
 
 impl Step {
     fn done() -> Self {
-        Self { transition: None, effects: Vec::new(), due: None }
+        Self {
+            transition: None,
+            effects: Vec::new(),
+            due: None,
+        }
     }
 
     fn release(session: &Session, now: Timestamp) -> Self {
         Self {
             transition: None,
-            effects: vec![Effect::Release { up_to: session.generation }],
+            effects: vec![Effect::Release {
+                up_to: session.generation,
+            }],
             due: Some(now.after(RECHECK)),
         }
     }
@@ -612,6 +652,10 @@ impl Step {
         } else {
             Some(now.after(RECHECK))
         };
-        Self { transition: Some(transition), effects: Vec::new(), due }
+        Self {
+            transition: Some(transition),
+            effects: Vec::new(),
+            due,
+        }
     }
 }

@@ -118,7 +118,12 @@ impl SessionPolicy {
         let pick = |field, asked: Option<Duration>, own: Option<Duration>, default, min, max| {
             let given = asked.or(own).unwrap_or(default);
             if given < min || given > max {
-                Err(OutOfBounds { field, min, max, given })
+                Err(OutOfBounds {
+                    field,
+                    min,
+                    max,
+                    given,
+                })
             } else {
                 Ok(given)
             }

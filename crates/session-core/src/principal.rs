@@ -35,7 +35,9 @@ impl FromStr for PrincipalId {
             kind: "principal",
             expected: "\"issuer-alias|subject\", at most 255 bytes without control characters",
         };
-        let Some((alias, subject)) = text.split_once('|') else { return Err(invalid) };
+        let Some((alias, subject)) = text.split_once('|') else {
+            return Err(invalid);
+        };
         if alias.is_empty() || subject.is_empty() || text.len() > 255 || text.chars().any(char::is_control) {
             return Err(invalid);
         }

@@ -27,7 +27,13 @@ pub enum Status {
 
 impl Status {
     /// Every status.
-    pub const ALL: [Self; 5] = [Self::Pending, Self::Active, Self::Idle, Self::Closed, Self::Failed];
+    pub const ALL: [Self; 5] = [
+        Self::Pending,
+        Self::Active,
+        Self::Idle,
+        Self::Closed,
+        Self::Failed,
+    ];
 
     /// The status as APIs and indexes spell it.
     pub const fn as_str(self) -> &'static str {
@@ -151,9 +157,18 @@ impl State {
     /// The finer state.
     pub const fn phase(&self) -> Phase {
         match self {
-            Self::Pending { making: Making::Provisioning, .. } => Phase::Provisioning,
-            Self::Pending { making: Making::Warming, .. } => Phase::Warming,
-            Self::Pending { making: Making::Restarting, .. } => Phase::Restarting,
+            Self::Pending {
+                making: Making::Provisioning,
+                ..
+            } => Phase::Provisioning,
+            Self::Pending {
+                making: Making::Warming,
+                ..
+            } => Phase::Warming,
+            Self::Pending {
+                making: Making::Restarting,
+                ..
+            } => Phase::Restarting,
             Self::Active { .. } => Phase::Ready,
             Self::IdleKept { .. } => Phase::Kept,
             Self::IdleReleasing { .. } => Phase::Releasing,
@@ -241,7 +256,10 @@ pub struct Session {
     pub failed_wakes: u32,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde's skip_serializing_if passes a reference"
+)]
 fn is_zero(value: &u32) -> bool {
     *value == 0
 }
@@ -249,7 +267,10 @@ fn is_zero(value: &u32) -> bool {
 impl Session {
     /// Its id together with whose it is.
     pub fn key(&self) -> SessionKey {
-        SessionKey { org: self.org.clone(), id: self.id.clone() }
+        SessionKey {
+            org: self.org.clone(),
+            id: self.id.clone(),
+        }
     }
 
     /// The status users see.

@@ -32,13 +32,19 @@ impl Timestamp {
     /// This moment plus `delta`, saturating.
     #[must_use]
     pub fn after(self, delta: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(delta.as_millis()).unwrap_or(u64::MAX)))
+        Self(
+            self.0
+                .saturating_add(u64::try_from(delta.as_millis()).unwrap_or(u64::MAX)),
+        )
     }
 
     /// This moment minus `delta`, not below the epoch.
     #[must_use]
     pub fn before(self, delta: Duration) -> Self {
-        Self(self.0.saturating_sub(u64::try_from(delta.as_millis()).unwrap_or(u64::MAX)))
+        Self(
+            self.0
+                .saturating_sub(u64::try_from(delta.as_millis()).unwrap_or(u64::MAX)),
+        )
     }
 
     /// How long after `earlier` this is; zero when it is not after it.
@@ -74,7 +80,11 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
@@ -89,10 +99,14 @@ pub trait Clock: Send + Sync + fmt::Debug + 'static {
 pub struct SystemClock;
 
 impl Clock for SystemClock {
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the machine's clock")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place that reads the machine's clock"
+    )]
     fn now(&self) -> Timestamp {
-        let since_epoch =
-            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let since_epoch = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
         Timestamp::ZERO.after(since_epoch)
     }
 }
@@ -109,7 +123,8 @@ impl ManualClock {
 
     /// Moves the clock forward.
     pub fn advance(&self, delta: Duration) {
-        self.0.fetch_add(u64::try_from(delta.as_millis()).unwrap_or(0), Ordering::SeqCst);
+        self.0
+            .fetch_add(u64::try_from(delta.as_millis()).unwrap_or(0), Ordering::SeqCst);
     }
 }
 
@@ -142,8 +157,14 @@ mod tests {
     #[test]
     fn displays_rfc3339() {
         assert_eq!(Timestamp::from_millis(0).to_string(), "1970-01-01T00:00:00Z");
-        assert_eq!(Timestamp::from_millis(951_782_400_000).to_string(), "2000-02-29T00:00:00Z");
-        assert_eq!(Timestamp::from_millis(1_795_305_599_999).to_string(), "2026-11-21T23:59:59Z");
+        assert_eq!(
+            Timestamp::from_millis(951_782_400_000).to_string(),
+            "2000-02-29T00:00:00Z"
+        );
+        assert_eq!(
+            Timestamp::from_millis(1_795_305_599_999).to_string(),
+            "2026-11-21T23:59:59Z"
+        );
     }
 
     #[test]

@@ -4,12 +4,12 @@
 use proptest::prelude::*;
 use session_core::invariant::{check_session, check_transition};
 use session_core::machine::{
-    self, Effect, Event, NewSession, Observation, RELEASE_GRACE, RESTART_BUDGET, RESTART_WINDOW, Refusal, Step,
-    Transition, apply, step,
+    self, Effect, Event, NewSession, Observation, RELEASE_GRACE, RESTART_BUDGET, RESTART_WINDOW, Refusal,
+    Step, Transition, apply, step,
 };
 use session_core::{
-    Activity, Actor, ChangeReason, Engine, IdlePolicy, Phase, Route, Session, SessionId, SessionPolicy, Status,
-    Timestamp,
+    Activity, Actor, ChangeReason, Engine, IdlePolicy, Phase, Route, Session, SessionId, SessionPolicy,
+    Status, Timestamp,
 };
 use std::time::Duration;
 
@@ -74,7 +74,10 @@ struct Life {
 
 impl Life {
     fn new(policy: SessionPolicy) -> Self {
-        Self { session: created(policy).session, now: START }
+        Self {
+            session: created(policy).session,
+            now: START,
+        }
     }
 
     fn release_policy() -> Self {
@@ -132,7 +135,9 @@ fn a_session_becomes_active_when_its_compute_is_ready() {
 fn the_first_provisioning_fails_at_its_deadline_with_the_cause() {
     let mut life = Life::release_policy();
     life.pass(2 * MINUTE);
-    let starting = Observation::Starting { detail: "waiting for a slot".to_owned() };
+    let starting = Observation::Starting {
+        detail: "waiting for a slot".to_owned(),
+    };
     let done = life.step(Some(&starting), Activity::Unknown).transition.unwrap();
     assert_eq!(life.session.status(), Status::Failed);
     assert_eq!(life.session.reason, ChangeReason::ProvisioningTimeout);
@@ -154,10 +159,17 @@ fn idle_by_release_is_two_phased_and_a_late_report_wins() {
     assert_eq!(life.session.state.phase(), Phase::Releasing);
     assert!(life.session.state.published_route().is_none());
     life.pass(SECOND).step(Some(&ready()), Activity::Busy);
-    assert_eq!((life.session.status(), life.session.generation), (Status::Active, 1));
+    assert_eq!(
+        (life.session.status(), life.session.generation),
+        (Status::Active, 1)
+    );
 
     life.pass(15 * MINUTE).step(Some(&ready()), quiet(START));
-    let released = life.pass(RELEASE_GRACE).step(Some(&ready()), quiet(START)).transition.unwrap();
+    let released = life
+        .pass(RELEASE_GRACE)
+        .step(Some(&ready()), quiet(START))
+        .transition
+        .unwrap();
     assert_eq!(released.effects, [Effect::Release { up_to: 1 }]);
     assert_eq!(life.session.state.phase(), Phase::Released);
 }
@@ -176,11 +188,19 @@ fn keep_alive_holds_the_idle_clock_and_lifetime_ends_it_all() {
     let mut life = Life::release_policy().active();
     let until = START.after(60 * MINUTE);
     life.apply(&Event::KeepAlive { until }).unwrap();
-    assert!(life.pass(59 * MINUTE).step(Some(&ready()), quiet(START)).transition.is_none());
+    assert!(
+        life.pass(59 * MINUTE)
+            .step(Some(&ready()), quiet(START))
+            .transition
+            .is_none()
+    );
     life.pass(MINUTE).step(Some(&ready()), quiet(START));
     assert_eq!(life.session.status(), Status::Idle);
     life.pass(24 * 60 * MINUTE).step(Some(&ready()), Activity::Busy);
-    assert_eq!((life.session.status(), life.session.reason), (Status::Closed, ChangeReason::MaxLifetime));
+    assert_eq!(
+        (life.session.status(), life.session.reason),
+        (Status::Closed, ChangeReason::MaxLifetime)
+    );
 }
 
 #[test]
@@ -189,7 +209,10 @@ fn kept_compute_wakes_with_the_same_generation() {
     life.pass(15 * MINUTE).step(Some(&ready()), quiet(START));
     assert_eq!(life.session.state.phase(), Phase::Kept);
     life.apply(&Event::Wake).unwrap();
-    assert_eq!((life.session.status(), life.session.generation), (Status::Active, 1));
+    assert_eq!(
+        (life.session.status(), life.session.generation),
+        (Status::Active, 1)
+    );
 }
 
 #[test]
@@ -199,7 +222,10 @@ fn released_compute_is_warmed_once_under_a_new_generation() {
     assert!(woken.effects.contains(&Effect::Ensure { generation: 2 }));
     assert_eq!(life.apply(&Event::Wake), Ok(None));
     life.step(Some(&ready()), Activity::Unknown);
-    assert_eq!((life.session.status(), life.session.generation), (Status::Active, 2));
+    assert_eq!(
+        (life.session.status(), life.session.generation),
+        (Status::Active, 2)
+    );
 }
 
 #[test]
@@ -207,48 +233,70 @@ fn failed_warm_ups_back_off_and_the_fifth_fails_the_session() {
     let mut life = Life::release_policy().active().idle_released();
     for attempt in 1..=5_u32 {
         life.apply(&Event::Wake).unwrap();
-        life.pass(2 * MINUTE).step(Some(&Observation::Missing), Activity::Unknown);
+        life.pass(2 * MINUTE)
+            .step(Some(&Observation::Missing), Activity::Unknown);
         if attempt < 5 {
             assert_eq!(life.session.reason, ChangeReason::WarmFailed);
-            assert!(matches!(life.apply(&Event::Wake), Err(Refusal::BackingOff { .. })));
+            assert!(matches!(
+                life.apply(&Event::Wake),
+                Err(Refusal::BackingOff { .. })
+            ));
             life.pass(2 * MINUTE);
         }
     }
-    assert_eq!((life.session.status(), life.session.reason), (Status::Failed, ChangeReason::WarmBudgetSpent));
+    assert_eq!(
+        (life.session.status(), life.session.reason),
+        (Status::Failed, ChangeReason::WarmBudgetSpent)
+    );
 }
 
 #[test]
 fn close_after_idle_zero_closes_instead_of_idling() {
     let mut life = Life::new(policy(IdlePolicy::Release, true, Duration::ZERO)).active();
     life.pass(15 * MINUTE).step(Some(&ready()), quiet(START));
-    assert_eq!((life.session.status(), life.session.reason), (Status::Closed, ChangeReason::IdleClose));
+    assert_eq!(
+        (life.session.status(), life.session.reason),
+        (Status::Closed, ChangeReason::IdleClose)
+    );
 }
 
 #[test]
 fn idle_sessions_close_after_their_time() {
     let mut life = Life::release_policy().active().idle_released();
-    life.pass(60 * MINUTE).step(Some(&Observation::Missing), quiet(START));
-    assert_eq!((life.session.status(), life.session.reason), (Status::Closed, ChangeReason::IdleClose));
+    life.pass(60 * MINUTE)
+        .step(Some(&Observation::Missing), quiet(START));
+    assert_eq!(
+        (life.session.status(), life.session.reason),
+        (Status::Closed, ChangeReason::IdleClose)
+    );
 }
 
 #[test]
 fn lost_dedicated_compute_is_replaced_within_the_budget() {
     let mut life = Life::release_policy().active();
     for lost in 1..=4_u64 {
-        life.pass(SECOND).step(Some(&Observation::Missing), Activity::Busy);
+        life.pass(SECOND)
+            .step(Some(&Observation::Missing), Activity::Busy);
         if lost <= 3 {
-            assert_eq!((life.session.status(), life.session.generation), (Status::Pending, lost + 1));
+            assert_eq!(
+                (life.session.status(), life.session.generation),
+                (Status::Pending, lost + 1)
+            );
             life.pass(SECOND).step(Some(&ready()), Activity::Busy);
         }
     }
-    assert_eq!((life.session.status(), life.session.reason), (Status::Failed, ChangeReason::RestartBudgetSpent));
+    assert_eq!(
+        (life.session.status(), life.session.reason),
+        (Status::Failed, ChangeReason::RestartBudgetSpent)
+    );
 }
 
 #[test]
 fn old_losses_are_forgotten() {
     let mut life = Life::release_policy().active();
     for _ in 0..10 {
-        life.pass(RESTART_WINDOW / 3 + SECOND).step(Some(&Observation::Missing), Activity::Busy);
+        life.pass(RESTART_WINDOW / 3 + SECOND)
+            .step(Some(&Observation::Missing), Activity::Busy);
         life.step(Some(&ready()), Activity::Busy);
     }
     assert_eq!(life.session.status(), Status::Active);
@@ -257,13 +305,19 @@ fn old_losses_are_forgotten() {
 #[test]
 fn shared_compute_is_never_lost() {
     let mut life = Life::new(policy(IdlePolicy::Keep, false, 60 * MINUTE)).active();
-    assert!(life.step(Some(&Observation::Missing), Activity::Busy).transition.is_none());
+    assert!(
+        life.step(Some(&Observation::Missing), Activity::Busy)
+            .transition
+            .is_none()
+    );
 }
 
 #[test]
 fn closing_twice_is_fine_and_nothing_else_moves_the_closed() {
     let mut life = Life::release_policy().active();
-    let close = Event::Close { reason: ChangeReason::CloseRequested };
+    let close = Event::Close {
+        reason: ChangeReason::CloseRequested,
+    };
     assert!(life.apply(&close).unwrap().is_some());
     assert_eq!(life.apply(&close), Ok(None));
     assert_eq!(life.apply(&Event::Wake), Err(Refusal::Terminal(Status::Closed)));
@@ -278,14 +332,25 @@ fn extending_stays_within_seven_days() {
     let mut life = Life::release_policy();
     let week = START.after(7 * 24 * 60 * MINUTE);
     assert!(life.apply(&Event::Extend { expires_at: week }).unwrap().is_some());
-    let later = Event::Extend { expires_at: week.after(SECOND) };
-    assert!(matches!(life.apply(&later), Err(Refusal::OutOfBounds { field: "expires_at", .. })));
+    let later = Event::Extend {
+        expires_at: week.after(SECOND),
+    };
+    assert!(matches!(
+        life.apply(&later),
+        Err(Refusal::OutOfBounds {
+            field: "expires_at",
+            ..
+        })
+    ));
 }
 
 #[derive(Debug, Clone)]
 enum Move {
     Ask(Event),
-    Look { observation: Option<Observation>, activity: Use },
+    Look {
+        observation: Option<Observation>,
+        activity: Use,
+    },
     Pass(Duration),
 }
 
@@ -301,9 +366,14 @@ fn moves() -> impl Strategy<Value = Move> {
     let observation = prop_oneof![
         Just(None),
         Just(Some(Observation::Missing)),
-        Just(Some(Observation::Starting { detail: "pulling".to_owned() })),
+        Just(Some(Observation::Starting {
+            detail: "pulling".to_owned()
+        })),
         Just(Some(ready())),
-        any::<bool>().prop_map(|permanent| Some(Observation::Failed { cause: "é".repeat(200), permanent })),
+        any::<bool>().prop_map(|permanent| Some(Observation::Failed {
+            cause: "é".repeat(200),
+            permanent
+        })),
     ];
     let activity = prop_oneof![
         Just(Use::Unknown),
@@ -330,7 +400,11 @@ fn moves() -> impl Strategy<Value = Move> {
 
 fn policies() -> impl Strategy<Value = SessionPolicy> {
     (any::<bool>(), any::<bool>(), prop_oneof![Just(0), 60..7200_u64]).prop_map(|(keep, dedicated, close)| {
-        let on_idle = if keep { IdlePolicy::Keep } else { IdlePolicy::Release };
+        let on_idle = if keep {
+            IdlePolicy::Keep
+        } else {
+            IdlePolicy::Release
+        };
         policy(on_idle, dedicated, Duration::from_secs(close))
     })
 }

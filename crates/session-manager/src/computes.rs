@@ -30,7 +30,9 @@ impl Computes {
         match &spec.cluster.provider {
             Provider::Static { .. } => Ok(&self.fixed),
             Provider::Process { .. } => self.process.as_ref().ok_or_else(|| {
-                compute::Error::Unavailable("the process provider is off: set compute.process in the configuration".into())
+                compute::Error::Unavailable(
+                    "the process provider is off: set compute.process in the configuration".into(),
+                )
             }),
         }
     }
@@ -63,9 +65,11 @@ impl Computes {
 }
 
 async fn bounded<T>(ask: impl Future<Output = Result<T, compute::Error>>) -> Result<T, compute::Error> {
-    tokio::time::timeout(ASK, ask)
-        .await
-        .unwrap_or_else(|_| Err(compute::Error::Unavailable("the provider did not answer in time".into())))
+    tokio::time::timeout(ASK, ask).await.unwrap_or_else(|_| {
+        Err(compute::Error::Unavailable(
+            "the provider did not answer in time".into(),
+        ))
+    })
 }
 
 /// Claims on static endpoints, first writer wins across all replicas.

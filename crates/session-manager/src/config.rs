@@ -314,13 +314,27 @@ impl Config {
         if let Err(invalid) = self.allow_list([]) {
             problems.add("compute.static.allow", invalid);
         }
-        let Some(process) = &self.compute.process else { return };
-        problems.require(process.max_children > 0, "compute.process.max_children", "must not be 0");
-        problems.require(process.max_starting > 0, "compute.process.max_starting", "must not be 0");
+        let Some(process) = &self.compute.process else {
+            return;
+        };
+        problems.require(
+            process.max_children > 0,
+            "compute.process.max_children",
+            "must not be 0",
+        );
+        problems.require(
+            process.max_starting > 0,
+            "compute.process.max_starting",
+            "must not be 0",
+        );
         if process.trust_all_users {
             return;
         }
-        let orgs: BTreeSet<&str> = self.service_accounts.iter().map(|account| account.org.as_str()).collect();
+        let orgs: BTreeSet<&str> = self
+            .service_accounts
+            .iter()
+            .map(|account| account.org.as_str())
+            .collect();
         problems.require(
             orgs.len() <= 1,
             "compute.process",
@@ -339,27 +353,45 @@ impl Config {
         let mut report = |key: &str, unique: bool, outcome: Result<(), Vec<Wrong>>| {
             problems.require(unique, &format!("{key}.name"), "is there twice");
             for (field, what) in outcome.err().into_iter().flatten() {
-                let key = if field.is_empty() { key.to_owned() } else { format!("{key}.{field}") };
+                let key = if field.is_empty() {
+                    key.to_owned()
+                } else {
+                    format!("{key}.{field}")
+                };
                 problems.add(&key, what);
             }
         };
         let mut names = BTreeSet::new();
         for (index, org) in self.orgs.iter().enumerate() {
-            report(&format!("orgs[{index}]"), names.insert(&org.name), org.define().map(|_| ()));
+            report(
+                &format!("orgs[{index}]"),
+                names.insert(&org.name),
+                org.define().map(|_| ()),
+            );
         }
         let mut names = BTreeSet::new();
         for (index, cluster) in self.clusters.iter().enumerate() {
-            let outcome = cluster
-                .define()
-                .and_then(|cluster| self.compute.check_cluster(&cluster).map_err(|what| vec![("", what)]));
-            report(&format!("clusters[{index}]"), names.insert(&cluster.name), outcome);
+            let outcome = cluster.define().and_then(|cluster| {
+                self.compute
+                    .check_cluster(&cluster)
+                    .map_err(|what| vec![("", what)])
+            });
+            report(
+                &format!("clusters[{index}]"),
+                names.insert(&cluster.name),
+                outcome,
+            );
         }
         let mut names = BTreeSet::new();
         for (index, catalog) in self.catalogs.iter().enumerate() {
             let outcome = catalog.define().and_then(|catalog| {
                 compute::validate_catalog(&catalog).map_err(|invalid| vec![("", invalid.to_string())])
             });
-            report(&format!("catalogs[{index}]"), names.insert((&catalog.org, &catalog.name)), outcome);
+            report(
+                &format!("catalogs[{index}]"),
+                names.insert((&catalog.org, &catalog.name)),
+                outcome,
+            );
         }
     }
 
@@ -367,7 +399,11 @@ impl Config {
     pub(crate) fn allow_list(&self, own_ports: impl IntoIterator<Item = u16>) -> Result<AllowList, String> {
         let fixed = &self.compute.r#static;
         AllowList::new(fixed.allow.iter().map(String::as_str), own_ports, fixed.dev).map_err(|invalid| {
-            invalid.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+            invalid
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("; ")
         })
     }
 }
@@ -388,7 +424,11 @@ impl ComputeConfig {
         if matches!(cluster.provider, Provider::Process { .. }) && self.process.is_none() {
             problems.push("the process provider is off: set compute.process.state_dir".to_owned());
         }
-        if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(problems.join("; "))
+        }
     }
 
     /// The process provider's own configuration, if it is on.
@@ -421,7 +461,9 @@ pub type Wrong = (&'static str, String);
 /// Reads a name; what is wrong with it goes to `wrong`. Names are texts in the
 /// configuration so that one bad name does not hide what else is bad.
 fn name<T: FromStr<Err: ToString>>(field: &'static str, text: &str, wrong: &mut Vec<Wrong>) -> Option<T> {
-    text.parse().map_err(|error: T::Err| wrong.push((field, error.to_string()))).ok()
+    text.parse()
+        .map_err(|error: T::Err| wrong.push((field, error.to_string())))
+        .ok()
 }
 
 impl ClusterConfig {
@@ -432,9 +474,15 @@ impl ClusterConfig {
     pub fn define(&self) -> Result<Cluster, Vec<Wrong>> {
         let mut wrong = Vec::new();
         let own_name = name("name", &self.name, &mut wrong);
-        let granted_orgs = self.granted_orgs.iter().filter_map(|org| name("granted_orgs", org, &mut wrong)).collect();
+        let granted_orgs = self
+            .granted_orgs
+            .iter()
+            .filter_map(|org| name("granted_orgs", org, &mut wrong))
+            .collect();
         let provider = match (&self.r#static, &self.process) {
-            (Some(fixed), None) => Some(Provider::Static { endpoints: fixed.endpoints.clone() }),
+            (Some(fixed), None) => Some(Provider::Static {
+                endpoints: fixed.endpoints.clone(),
+            }),
             (None, Some(process)) => Some(Provider::Process {
                 program: process.program.clone(),
                 java_home: process.java_home.clone(),
@@ -443,7 +491,10 @@ impl ClusterConfig {
                 driver_memory: process.driver_memory.clone(),
             }),
             (None, None) | (Some(_), Some(_)) => {
-                wrong.push(("", "needs exactly one of the sections static and process".to_owned()));
+                wrong.push((
+                    "",
+                    "needs exactly one of the sections static and process".to_owned(),
+                ));
                 None
             }
         };
@@ -452,7 +503,11 @@ impl ClusterConfig {
         };
         Ok(Cluster {
             name: own_name,
-            status: if self.draining { ClusterStatus::Draining } else { ClusterStatus::Active },
+            status: if self.draining {
+                ClusterStatus::Draining
+            } else {
+                ClusterStatus::Active
+            },
             engine: self.engine,
             engine_version: self.engine_version.clone(),
             client_versions: self.client_versions.clone(),
@@ -478,8 +533,13 @@ impl CatalogConfig {
     /// Every field that is wrong by itself.
     pub fn define(&self) -> Result<Catalog, Vec<Wrong>> {
         let mut wrong = Vec::new();
-        let (own_name, org) = (name("name", &self.name, &mut wrong), name("org", &self.org, &mut wrong));
-        let (Some(own_name), Some(org)) = (own_name, org) else { return Err(wrong) };
+        let (own_name, org) = (
+            name("name", &self.name, &mut wrong),
+            name("org", &self.org, &mut wrong),
+        );
+        let (Some(own_name), Some(org)) = (own_name, org) else {
+            return Err(wrong);
+        };
         Ok(Catalog {
             name: own_name,
             org,
@@ -500,7 +560,15 @@ impl OrgConfig {
     /// Every field that is wrong by itself.
     pub fn define(&self) -> Result<Org, Vec<Wrong>> {
         let mut wrong = Vec::new();
-        let Some(id) = name("name", &self.name, &mut wrong) else { return Err(wrong) };
-        Ok(Org { id, disabled: false, limits: self.limits.clone(), managed_by_config: true, version: 0 })
+        let Some(id) = name("name", &self.name, &mut wrong) else {
+            return Err(wrong);
+        };
+        Ok(Org {
+            id,
+            disabled: false,
+            limits: self.limits.clone(),
+            managed_by_config: true,
+            version: 0,
+        })
     }
 }

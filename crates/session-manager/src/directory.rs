@@ -4,9 +4,9 @@
 use anyhow::Context;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use session_core::Reason;
 use session_core::{Catalog, CatalogName, Cluster, ClusterName, ClusterStatus, Org, OrgId};
 use session_proto::error::Refused;
-use session_core::Reason;
 use session_store::{Definition, Error, Kind, SessionStore};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -138,19 +138,33 @@ impl Directory {
     }
 
     async fn get<T: Defined>(&self, name: &str) -> Result<Option<T>, Error> {
-        self.store.definition(T::KIND, name).await?.map(|found| read(&found)).transpose()
+        self.store
+            .definition(T::KIND, name)
+            .await?
+            .map(|found| read(&found))
+            .transpose()
     }
 
     /// Every one of a kind, by name.
     pub(crate) async fn all<T: Defined>(&self) -> Result<Vec<T>, Error> {
-        self.store.definitions(T::KIND).await?.values().map(read).collect()
+        self.store
+            .definitions(T::KIND)
+            .await?
+            .values()
+            .map(read)
+            .collect()
     }
 
     /// Writes a thing that is not there yet. Returns it as stored.
     pub(crate) async fn create<T: Defined>(&self, mut thing: T) -> Result<T, Refused> {
         let version = self
             .store
-            .put_definition(T::KIND, &thing.name(), 0, &written(&thing).map_err(crate::refuse::store)?)
+            .put_definition(
+                T::KIND,
+                &thing.name(),
+                0,
+                &written(&thing).map_err(crate::refuse::store)?,
+            )
             .await
             .map_err(|error| match error {
                 Error::Conflict | Error::Exists => Refused::new(
@@ -190,7 +204,11 @@ impl Directory {
         for thing in declared {
             self.sync_one(thing.name(), Some(thing)).await?;
         }
-        for stored in self.all::<T>().await.with_context(|| format!("reading every {}", T::WORD))? {
+        for stored in self
+            .all::<T>()
+            .await
+            .with_context(|| format!("reading every {}", T::WORD))?
+        {
             if stored.managed_by_config() && !names.contains(&stored.name()) {
                 self.sync_one::<T>(stored.name(), None).await?;
             }
@@ -210,14 +228,21 @@ impl Directory {
             };
             let outcome = match &wanted {
                 Some(wanted) if stored.as_ref().is_some_and(|stored| same(stored, wanted)) => return Ok(()),
-                Some(wanted) => {
-                    self.store.put_definition(T::KIND, &name, version, &written(wanted)?).await.map(|_| ())
-                }
+                Some(wanted) => self
+                    .store
+                    .put_definition(T::KIND, &name, version, &written(wanted)?)
+                    .await
+                    .map(|_| ()),
                 None => self.store.delete_definition(T::KIND, &name, version).await,
             };
             match outcome {
                 Ok(()) => {
-                    tracing::info!(kind = T::WORD, name, removed = wanted.is_none(), "definition follows the configuration");
+                    tracing::info!(
+                        kind = T::WORD,
+                        name,
+                        removed = wanted.is_none(),
+                        "definition follows the configuration"
+                    );
                     return Ok(());
                 }
                 Err(Error::Conflict | Error::Exists | Error::NotFound) => {}
@@ -238,7 +263,10 @@ fn changed_meanwhile<T: Defined>(error: Error, name: &str) -> Refused {
     match error {
         Error::Conflict | Error::NotFound => Refused::new(
             Reason::Conflict,
-            format!("The {} {name} was changed meanwhile. Read it again and repeat the change.", T::WORD),
+            format!(
+                "The {} {name} was changed meanwhile. Read it again and repeat the change.",
+                T::WORD
+            ),
         ),
         other => crate::refuse::store(other),
     }

@@ -10,7 +10,7 @@ use crate::directory::Directory;
 use compute::ComputeSpec;
 use futures::StreamExt;
 use session_core::machine::{self, Effect, Event, Observation, Transition};
-use session_core::{Actor, Activity, Cluster, Provider, Reason, Session, SessionKey, Timestamp};
+use session_core::{Activity, Actor, Cluster, Provider, Reason, Session, SessionKey, Timestamp};
 use session_proto::error::Refused;
 use session_store::{Commit, Error, SessionStore};
 use std::collections::HashSet;
@@ -67,7 +67,11 @@ impl Driver {
 
     /// Drives until cancelled; the looks under way are finished, bounded by
     /// their own time limits.
-    pub(crate) async fn run(self: Arc<Self>, mut kicked: mpsc::Receiver<SessionKey>, stop: CancellationToken) {
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        mut kicked: mpsc::Receiver<SessionKey>,
+        stop: CancellationToken,
+    ) {
         let looks = TaskTracker::new();
         let slots = Arc::new(Semaphore::new(BATCH));
         let claimer = looks.spawn(Arc::clone(&self).claim(looks.clone(), Arc::clone(&slots), stop.clone()));
@@ -79,7 +83,9 @@ impl Driver {
                 Some(changed) = changes.next() => changed.key,
                 Some(key) = kicked.recv() => key,
             };
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { break };
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+                break;
+            };
             let this = Arc::clone(&self);
             looks.spawn(async move {
                 this.look(&key).await;
@@ -108,7 +114,9 @@ impl Driver {
             };
             wait = if due.len() == BATCH { Duration::ZERO } else { POLL };
             for key in due {
-                let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+                let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+                    return;
+                };
                 let this = Arc::clone(&self);
                 looks.spawn(async move {
                     this.look(&key).await;
@@ -139,7 +147,10 @@ impl Driver {
             }
             let mut after = None;
             loop {
-                let keys = self.store.live_on_cluster(&cluster.name, after.as_ref(), 256).await?;
+                let keys = self
+                    .store
+                    .live_on_cluster(&cluster.name, after.as_ref(), 256)
+                    .await?;
                 let Some(last) = keys.last().cloned() else { break };
                 after = Some(last);
                 for key in keys {
@@ -155,11 +166,19 @@ impl Driver {
     /// Looks at one session; a second look at the same time is left out, as
     /// the first one ends by setting when it is due next.
     pub(crate) async fn look(&self, key: &SessionKey) {
-        if !self.looking.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone()) {
+        if !self
+            .looking
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key.clone())
+        {
             return;
         }
         let outcome = self.look_until_settled(key).await;
-        self.looking.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        self.looking
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(key);
         if let Err(error) = outcome {
             tracing::warn!(session = %key.id, %error, "a session could not be moved on; its lease brings it back");
         }
@@ -195,18 +214,33 @@ impl Driver {
     }
 
     /// Commits a change, then starts its effects.
-    async fn commit(&self, before: &Session, change: Transition, due: Option<Timestamp>) -> Result<Session, Error> {
+    async fn commit(
+        &self,
+        before: &Session,
+        change: Transition,
+        due: Option<Timestamp>,
+    ) -> Result<Session, Error> {
         if let Err(broken) = session_core::invariant::check_transition(Some(before), &change) {
             tracing::error!(%broken, "the status machine decided something impossible; nothing was written");
             return Err(Error::Corrupt(broken.to_string()));
         }
-        let Transition { session, record, effects } = change;
+        let Transition {
+            session,
+            record,
+            effects,
+        } = change;
         tracing::info!(
             session = %session.id, org = %session.org, version = session.version, generation = session.generation,
             from = before.status().as_str(), to = session.status().as_str(), phase = session.state.phase().as_str(),
             reason = record.reason.as_str(), actor = %record.actor, "session changed"
         );
-        self.store.commit(Commit { session: session.clone(), record, due }).await?;
+        self.store
+            .commit(Commit {
+                session: session.clone(),
+                record,
+                due,
+            })
+            .await?;
         self.start(&session, &effects).await;
         Ok(session)
     }
@@ -244,7 +278,10 @@ impl Driver {
                     None
                 }
             },
-            Ok(Err(cause)) => Some(Observation::Failed { cause, permanent: true }),
+            Ok(Err(cause)) => Some(Observation::Failed {
+                cause,
+                permanent: true,
+            }),
             Err(error) => {
                 tracing::warn!(session = %session.id, %error, "definitions cannot be read");
                 None
@@ -302,7 +339,9 @@ impl Driver {
             let now = self.store.now().await.map_err(crate::refuse::store)?;
             let change = machine::apply(&session, event, actor, now)
                 .map_err(|refusal| crate::refuse::machine(&refusal, &session))?;
-            let Some(change) = change else { return Ok((session, loaded.activity)) };
+            let Some(change) = change else {
+                return Ok((session, loaded.activity));
+            };
             let due = if change.effects.is_empty() {
                 machine::next_due(&change.session, loaded.activity, now)
             } else {
@@ -314,12 +353,19 @@ impl Driver {
                 Err(error) => return Err(crate::refuse::store(error)),
             }
         }
-        Err(Refused::new(Reason::Conflict, "The session keeps changing. Try again."))
+        Err(Refused::new(
+            Reason::Conflict,
+            "The session keeps changing. Try again.",
+        ))
     }
 
     /// Does any live session run on this cluster?
     pub(crate) async fn has_sessions(&self, cluster: &Cluster) -> Result<bool, Refused> {
-        let live = self.store.live_on_cluster(&cluster.name, None, 1).await.map_err(crate::refuse::store)?;
+        let live = self
+            .store
+            .live_on_cluster(&cluster.name, None, 1)
+            .await
+            .map_err(crate::refuse::store)?;
         Ok(!live.is_empty())
     }
 }

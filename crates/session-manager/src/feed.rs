@@ -32,7 +32,10 @@ pub(crate) struct Waiter<'a> {
 
 impl Hub {
     pub(crate) fn new() -> Self {
-        Self { all: broadcast::Sender::new(BACKLOG), waiters: Mutex::default() }
+        Self {
+            all: broadcast::Sender::new(BACKLOG),
+            waiters: Mutex::default(),
+        }
     }
 
     /// Reads the store's feed until cancelled.
@@ -76,7 +79,11 @@ impl Hub {
     pub(crate) fn wait_for(&self, key: &SessionKey) -> Waiter<'_> {
         let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
         let notify = waiters.entry(key.clone()).or_default().clone();
-        Waiter { hub: self, key: key.clone(), notify: Some(notify) }
+        Waiter {
+            hub: self,
+            key: key.clone(),
+            notify: Some(notify),
+        }
     }
 }
 
@@ -97,7 +104,10 @@ impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         let mut waiters = self.hub.waiters.lock().unwrap_or_else(PoisonError::into_inner);
         drop(self.notify.take());
-        if waiters.get(&self.key).is_some_and(|notify| Arc::strong_count(notify) == 1) {
+        if waiters
+            .get(&self.key)
+            .is_some_and(|notify| Arc::strong_count(notify) == 1)
+        {
             waiters.remove(&self.key);
         }
     }

@@ -63,15 +63,21 @@ impl Listeners {
     /// Names the address that cannot be had.
     pub async fn bind(config: &Config) -> Result<Self> {
         Ok(Self {
-            public: Listener::bind(&config.listen.public, H2).await.context("listen.public")?,
-            internal: Listener::bind(&config.listen.internal, H2).await.context("listen.internal")?,
+            public: Listener::bind(&config.listen.public, H2)
+                .await
+                .context("listen.public")?,
+            internal: Listener::bind(&config.listen.internal, H2)
+                .await
+                .context("listen.internal")?,
             admin: config.admin.bind().await?,
         })
     }
 
     fn ports(&self) -> impl Iterator<Item = u16> + use<> {
         let admin = self.admin.local_addr().map(|address| address.port()).ok();
-        [self.public.local_addr().port(), self.internal.local_addr().port()].into_iter().chain(admin)
+        [self.public.local_addr().port(), self.internal.local_addr().port()]
+            .into_iter()
+            .chain(admin)
     }
 }
 
@@ -85,7 +91,9 @@ pub async fn open_store(config: &Config) -> Result<Arc<dyn SessionStore>> {
         call_timeout: config.store.call_timeout,
         allow_eviction: config.store.allow_eviction,
     };
-    session_store::open(config.store.url.expose(), &options).await.context("store.url")
+    session_store::open(config.store.url.expose(), &options)
+        .await
+        .context("store.url")
 }
 
 /// Makes the providers that the configuration allows.
@@ -97,9 +105,15 @@ pub fn make_computes(
     store: &Arc<dyn SessionStore>,
     own_ports: impl IntoIterator<Item = u16>,
 ) -> Result<Computes> {
-    let allow = config.allow_list(own_ports).map_err(anyhow::Error::msg).context("compute.static.allow")?;
+    let allow = config
+        .allow_list(own_ports)
+        .map_err(anyhow::Error::msg)
+        .context("compute.static.allow")?;
     let fixed = compute::StaticProvider::new(
-        compute::StaticConfig { allow: Arc::new(allow), tls: None },
+        compute::StaticConfig {
+            allow: Arc::new(allow),
+            tls: None,
+        },
         Arc::new(StoreClaims(Arc::clone(store))),
     );
     let process = match config.compute.process_config() {
@@ -141,14 +155,22 @@ pub async fn run_with(
     let (driver, kicked) = Driver::new(Arc::clone(&store), directory.clone(), computes.clone());
     let hub = Arc::new(Hub::new());
     let keyring = Arc::new(Keyring::empty());
-    let keys = key_document(&config, Arc::clone(&keyring), Arc::clone(&clock), admin.readiness.condition("token keys"))?;
+    let keys = key_document(
+        &config,
+        Arc::clone(&keyring),
+        Arc::clone(&clock),
+        admin.readiness.condition("token keys"),
+    )?;
     let api = Arc::new(Api {
         store: Arc::clone(&store),
         directory,
         driver: Arc::clone(&driver),
         hub: Arc::clone(&hub),
         authenticator: Authenticator::new(&config.service_accounts),
-        verifier: Verifier::new(VerifierConfig::new(&config.tokens.issuer, &config.tokens.audience)),
+        verifier: Verifier::new(VerifierConfig::new(
+            &config.tokens.issuer,
+            &config.tokens.audience,
+        )),
         keyring,
         keys: Arc::clone(&keys),
         clock,
@@ -159,7 +181,11 @@ pub async fn run_with(
 
     let stop = shutdown.stopping();
     shutdown.spawn(keys.keep_fresh(stop.clone()));
-    shutdown.spawn(ping(Arc::clone(&store), admin.readiness.condition("state store"), stop.clone()));
+    shutdown.spawn(ping(
+        Arc::clone(&store),
+        admin.readiness.condition("state store"),
+        stop.clone(),
+    ));
     let ended = |name: &'static str| tracing::debug!(name, "task ended");
     shutdown.spawn_critical("change feed", {
         let stop = stop.clone();
@@ -193,7 +219,8 @@ async fn follow_configuration(config: &Config, directory: &Directory) -> Result<
 }
 
 fn defined<T>(all: impl Iterator<Item = Result<T, Vec<config::Wrong>>>) -> Result<Vec<T>> {
-    all.map(|one| one.map_err(|wrong| anyhow::anyhow!("{wrong:?}"))).collect()
+    all.map(|one| one.map_err(|wrong| anyhow::anyhow!("{wrong:?}")))
+        .collect()
 }
 
 fn key_document(
@@ -233,34 +260,48 @@ fn serve(shutdown: &Shutdown, admin: &Admin, listeners: Listeners, api: &Arc<Api
         .register_encoded_file_descriptor_set(session_proto::PUBLIC_DESCRIPTORS)
         .build_v1()
         .context("server reflection")?;
-    let public = grpc::server(&ServerConfig { timeout: Duration::from_secs(90), ..ServerConfig::default() })
-        .add_service(grpc::health(&admin.readiness, stop.clone()))
-        .add_service(reflection)
-        .add_service(
-            SessionServiceServer::new(api::sessions::Sessions(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
-        )
-        .add_service(
-            ClusterServiceServer::new(api::clusters::Clusters(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
-        )
-        .add_service(
-            CatalogServiceServer::new(api::catalogs::Catalogs(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
-        )
-        .add_service(OrgServiceServer::new(api::orgs::Orgs(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE));
-    let internal = grpc::server(&ServerConfig { timeout: LONGEST_INTERNAL_CALL, ..ServerConfig::default() })
-        .add_service(grpc::health(&admin.readiness, stop.clone()))
-        .add_service(
-            RouteServiceServer::new(api::routes::Routes(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
-        )
-        .add_service(
-            TokenLedgerServer::new(api::ledger::Ledger(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
-        );
-    for (name, server, listener) in
-        [("public API", public, listeners.public), ("internal API", internal, listeners.internal)]
-    {
+    let public = grpc::server(&ServerConfig {
+        timeout: Duration::from_secs(90),
+        ..ServerConfig::default()
+    })
+    .add_service(grpc::health(&admin.readiness, stop.clone()))
+    .add_service(reflection)
+    .add_service(
+        SessionServiceServer::new(api::sessions::Sessions(Arc::clone(api)))
+            .max_decoding_message_size(MAX_MESSAGE),
+    )
+    .add_service(
+        ClusterServiceServer::new(api::clusters::Clusters(Arc::clone(api)))
+            .max_decoding_message_size(MAX_MESSAGE),
+    )
+    .add_service(
+        CatalogServiceServer::new(api::catalogs::Catalogs(Arc::clone(api)))
+            .max_decoding_message_size(MAX_MESSAGE),
+    )
+    .add_service(
+        OrgServiceServer::new(api::orgs::Orgs(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
+    );
+    let internal = grpc::server(&ServerConfig {
+        timeout: LONGEST_INTERNAL_CALL,
+        ..ServerConfig::default()
+    })
+    .add_service(grpc::health(&admin.readiness, stop.clone()))
+    .add_service(
+        RouteServiceServer::new(api::routes::Routes(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
+    )
+    .add_service(
+        TokenLedgerServer::new(api::ledger::Ledger(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
+    );
+    for (name, server, listener) in [
+        ("public API", public, listeners.public),
+        ("internal API", internal, listeners.internal),
+    ] {
         let incoming = Incoming::new(listener, AcceptLimits::default(), stop.clone());
         let stop = stop.clone();
         shutdown.spawn_critical(name, async move {
-            server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await
+            server
+                .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+                .await
         });
     }
     admin.clone().spawn(listeners.admin, shutdown);

@@ -15,7 +15,11 @@ pub(crate) fn store(error: Error) -> Refused {
             Reason::RequestIdReused,
             "This request_id was used before with other fields. Use a new request_id for a new session.",
         ),
-        Error::Quota { quota, limit, retry_after } => quota_used_up(quota, limit, retry_after),
+        Error::Quota {
+            quota,
+            limit,
+            retry_after,
+        } => quota_used_up(quota, limit, retry_after),
         Error::TokenRefused(_) => Refused::new(
             Reason::Conflict,
             "The session ended or its tokens were revoked while the token was made. Try again.",
@@ -30,7 +34,10 @@ pub(crate) fn store(error: Error) -> Refused {
         }
         Error::Corrupt(cause) => {
             tracing::error!(cause, "a stored record is broken");
-            Refused::new(Reason::Internal, "A stored record cannot be read. Tell your platform team.")
+            Refused::new(
+                Reason::Internal,
+                "A stored record cannot be read. Tell your platform team.",
+            )
         }
     }
 }
@@ -38,10 +45,14 @@ pub(crate) fn store(error: Error) -> Refused {
 fn quota_used_up(quota: &'static str, limit: u32, retry_after: Option<std::time::Duration>) -> Refused {
     let text = match quota {
         "live_sessions_per_owner" => {
-            format!("You have {limit} live sessions, the most you may have. Close one: `berth close <session>`.")
+            format!(
+                "You have {limit} live sessions, the most you may have. Close one: `berth close <session>`."
+            )
         }
         "live_sessions" => {
-            format!("Your organization has {limit} live sessions, the most it may have. Close one that is not needed.")
+            format!(
+                "Your organization has {limit} live sessions, the most it may have. Close one that is not needed."
+            )
         }
         "creates_per_minute" => {
             format!("You created {limit} sessions within a minute, the most you may. Wait a moment.")
@@ -51,8 +62,14 @@ fn quota_used_up(quota: &'static str, limit: u32, retry_after: Option<std::time:
         ),
         other => format!("The quota {other} of {limit} is used up."),
     };
-    let reason = if quota == "creates_per_minute" { Reason::RateLimited } else { Reason::QuotaExceeded };
-    let refused = Refused::new(reason, text).with("quota", quota).with("limit", limit.to_string());
+    let reason = if quota == "creates_per_minute" {
+        Reason::RateLimited
+    } else {
+        Reason::QuotaExceeded
+    };
+    let refused = Refused::new(reason, text)
+        .with("quota", quota)
+        .with("limit", limit.to_string());
     match retry_after {
         Some(delay) => refused.retry_after(delay),
         None => refused,
@@ -65,7 +82,10 @@ pub(crate) fn machine(refusal: &Refusal, session: &Session) -> Refused {
         Refusal::Terminal(_) => ended(session),
         Refusal::BackingOff { until } => Refused::new(
             Reason::SessionWarming,
-            format!("The last warm-up failed ({}); the next one may begin at {until}.", session.status_message),
+            format!(
+                "The last warm-up failed ({}); the next one may begin at {until}.",
+                session.status_message
+            ),
         ),
         Refusal::OutOfBounds { field, min, max } => {
             Refused::field(field, format!("must be after {min} and not after {max}"))
@@ -79,12 +99,18 @@ pub(crate) fn ended(session: &Session) -> Refused {
     if session.status() == Status::Failed {
         return Refused::new(
             Reason::SessionFailed,
-            format!("Session {id} failed: {}. Create a new one: `berth create`.", session.status_message),
+            format!(
+                "Session {id} failed: {}. Create a new one: `berth create`.",
+                session.status_message
+            ),
         )
         .with("cause", session.status_message.clone());
     }
     Refused::new(
         Reason::SessionClosed,
-        format!("Session {id} is closed ({}). Create a new one: `berth create`.", session.reason),
+        format!(
+            "Session {id} is closed ({}). Create a new one: `berth create`.",
+            session.reason
+        ),
     )
 }

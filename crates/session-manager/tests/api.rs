@@ -1,4 +1,5 @@
 //! What the APIs refuse, what they repeat, and what they tell the proxy.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod support;
 
@@ -12,7 +13,10 @@ use support::{Manager, route, until};
 use tonic::{Code, Status};
 
 fn on(cluster: &str) -> v1::CreateSessionRequest {
-    v1::CreateSessionRequest { cluster: cluster.to_owned(), ..Default::default() }
+    v1::CreateSessionRequest {
+        cluster: cluster.to_owned(),
+        ..Default::default()
+    }
 }
 
 async fn refused(manager: &Manager, request: v1::CreateSessionRequest) -> Status {
@@ -30,26 +34,112 @@ async fn bad_input_names_the_field_and_creates_nothing() {
     for (field, request) in [
         ("cluster", on("")),
         ("cluster", on("Not A Name")),
-        ("catalog", v1::CreateSessionRequest { catalog: "UPPER".into(), ..on("c") }),
-        ("team", v1::CreateSessionRequest { team: "not-mine".into(), ..on("c") }),
-        ("name", v1::CreateSessionRequest { name: "x".repeat(129), ..on("c") }),
-        ("name", v1::CreateSessionRequest { name: "a\nb".into(), ..on("c") }),
-        ("request_id", v1::CreateSessionRequest { request_id: "x".repeat(129), ..on("c") }),
-        ("labels", v1::CreateSessionRequest { labels: label("", "x"), ..on("c") }),
-        ("labels", v1::CreateSessionRequest { labels: label("k", &"x".repeat(256)), ..on("c") }),
-        ("labels", v1::CreateSessionRequest { labels: (0..33).map(|i| (format!("k{i}"), String::new())).collect(), ..on("c") }),
-        ("idle_timeout", v1::CreateSessionRequest { idle_timeout: seconds(59), ..on("c") }),
-        ("idle_timeout", v1::CreateSessionRequest { idle_timeout: seconds(-1), ..on("c") }),
-        ("close_after_idle", v1::CreateSessionRequest { close_after_idle: seconds(25 * 3600), ..on("c") }),
-        ("max_lifetime", v1::CreateSessionRequest { max_lifetime: seconds(8 * 24 * 3600), ..on("c") }),
+        (
+            "catalog",
+            v1::CreateSessionRequest {
+                catalog: "UPPER".into(),
+                ..on("c")
+            },
+        ),
+        (
+            "team",
+            v1::CreateSessionRequest {
+                team: "not-mine".into(),
+                ..on("c")
+            },
+        ),
+        (
+            "name",
+            v1::CreateSessionRequest {
+                name: "x".repeat(129),
+                ..on("c")
+            },
+        ),
+        (
+            "name",
+            v1::CreateSessionRequest {
+                name: "a\nb".into(),
+                ..on("c")
+            },
+        ),
+        (
+            "request_id",
+            v1::CreateSessionRequest {
+                request_id: "x".repeat(129),
+                ..on("c")
+            },
+        ),
+        (
+            "labels",
+            v1::CreateSessionRequest {
+                labels: label("", "x"),
+                ..on("c")
+            },
+        ),
+        (
+            "labels",
+            v1::CreateSessionRequest {
+                labels: label("k", &"x".repeat(256)),
+                ..on("c")
+            },
+        ),
+        (
+            "labels",
+            v1::CreateSessionRequest {
+                labels: (0..33).map(|i| (format!("k{i}"), String::new())).collect(),
+                ..on("c")
+            },
+        ),
+        (
+            "idle_timeout",
+            v1::CreateSessionRequest {
+                idle_timeout: seconds(59),
+                ..on("c")
+            },
+        ),
+        (
+            "idle_timeout",
+            v1::CreateSessionRequest {
+                idle_timeout: seconds(-1),
+                ..on("c")
+            },
+        ),
+        (
+            "close_after_idle",
+            v1::CreateSessionRequest {
+                close_after_idle: seconds(25 * 3600),
+                ..on("c")
+            },
+        ),
+        (
+            "max_lifetime",
+            v1::CreateSessionRequest {
+                max_lifetime: seconds(8 * 24 * 3600),
+                ..on("c")
+            },
+        ),
     ] {
         let status = refused(&manager, request).await;
         assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status}");
-        assert!(status.message().starts_with(field), "{field}: {}", status.message());
+        assert!(
+            status.message().starts_with(field),
+            "{field}: {}",
+            status.message()
+        );
     }
-    assert_eq!(reason_of(&refused(&manager, on("gone")).await), Some(Reason::ClusterNotActive));
-    assert_eq!(reason_of(&refused(&manager, on("nowhere")).await), Some(Reason::NotAuthorized));
-    let listed = manager.sessions("ada").list_sessions(v1::ListSessionsRequest::default()).await.unwrap();
+    assert_eq!(
+        reason_of(&refused(&manager, on("gone")).await),
+        Some(Reason::ClusterNotActive)
+    );
+    assert_eq!(
+        reason_of(&refused(&manager, on("nowhere")).await),
+        Some(Reason::NotAuthorized)
+    );
+    let listed = manager
+        .sessions("ada")
+        .list_sessions(v1::ListSessionsRequest::default())
+        .await
+        .unwrap();
     assert!(listed.into_inner().sessions.is_empty());
 }
 
@@ -63,7 +153,10 @@ async fn quotas_hold_under_parallel_creates_and_say_what_to_do() {
     let outcomes = futures::future::join_all(creates).await;
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 10);
     for status in outcomes.into_iter().filter_map(Result::err) {
-        assert_eq!((status.code(), reason_of(&status)), (Code::ResourceExhausted, Some(Reason::QuotaExceeded)));
+        assert_eq!(
+            (status.code(), reason_of(&status)),
+            (Code::ResourceExhausted, Some(Reason::QuotaExceeded))
+        );
         assert!(status.message().contains("berth close"), "{}", status.message());
     }
 }
@@ -74,7 +167,11 @@ async fn only_the_owner_and_org_admins_get_tokens() {
     let key = manager.active("ada").await;
     let ask = |who: &'static str, id: String| {
         let mut ledger = manager.ledger(who);
-        async move { ledger.authorize_issue(wire::AuthorizeIssueRequest { session_id: id }).await }
+        async move {
+            ledger
+                .authorize_issue(wire::AuthorizeIssueRequest { session_id: id })
+                .await
+        }
     };
     for who in ["ada", "olga"] {
         let granted = ask(who, key.id.to_string()).await.unwrap().into_inner();
@@ -82,7 +179,10 @@ async fn only_the_owner_and_org_admins_get_tokens() {
     }
     let foreign = ask("bob", key.id.to_string()).await.unwrap_err();
     let absent = ask("bob", "s-00000000000000000000".to_owned()).await.unwrap_err();
-    assert_eq!((foreign.code(), foreign.message()), (absent.code(), absent.message()));
+    assert_eq!(
+        (foreign.code(), foreign.message()),
+        (absent.code(), absent.message())
+    );
     assert_eq!(foreign.code(), Code::PermissionDenied);
     manager.close("ada", &key).await;
     let closed = ask("ada", key.id.to_string()).await.unwrap_err();
@@ -90,8 +190,11 @@ async fn only_the_owner_and_org_admins_get_tokens() {
 }
 
 async fn resolve(manager: &Manager, key: &SessionKey, wait: i64) -> Result<wire::Route, Status> {
-    let request =
-        wire::ResolveRouteRequest { session_token: manager.token(key), wait: seconds(wait), wake: true };
+    let request = wire::ResolveRouteRequest {
+        session_token: manager.token(key),
+        wait: seconds(wait),
+        wake: true,
+    };
     let answer = manager.routes().resolve_route(request).await?.into_inner();
     Ok(answer.route.unwrap_or_default())
 }
@@ -107,13 +210,19 @@ async fn resolving_waits_for_readiness_and_no_longer_than_asked() {
 
     let waiting = (0..50).map(|_| resolve(&manager, &key, 15));
     let ready = async {
-        until("the compute to be asked for", async || manager.sim.made(&key, 1) == 1).await;
+        until("the compute to be asked for", async || {
+            manager.sim.made(&key, 1) == 1
+        })
+        .await;
         manager.sim.ready(&key, 1, route("127.0.0.1:4242"));
     };
     let (routes, ()) = tokio::join!(futures::future::join_all(waiting), ready);
     for resolved in routes {
         let resolved = resolved.unwrap();
-        assert_eq!((resolved.status(), resolved.generation), (wire::RouteStatus::Active, 1));
+        assert_eq!(
+            (resolved.status(), resolved.generation),
+            (wire::RouteStatus::Active, 1)
+        );
         assert_eq!(resolved.backend.unwrap().endpoint, "127.0.0.1:4242");
     }
     assert_eq!(manager.sim.made(&key, 1), 1, "one provision however many wait");
@@ -123,33 +232,57 @@ async fn resolving_waits_for_readiness_and_no_longer_than_asked() {
 async fn resolving_needs_a_good_token_and_tells_of_ends() {
     let manager = Manager::start().await;
     let key = manager.active("ada").await;
-    let forged = wire::ResolveRouteRequest { session_token: "x.y.z".to_owned(), ..Default::default() };
+    let forged = wire::ResolveRouteRequest {
+        session_token: "x.y.z".to_owned(),
+        ..Default::default()
+    };
     let status = manager.routes().resolve_route(forged).await.unwrap_err();
     assert_eq!(reason_of(&status), Some(Reason::TokenMalformed));
 
     let session_id = key.id.to_string();
-    manager.ledger("ada").revoke_all(wire::RevokeAllRequest { session_id }).await.unwrap();
+    manager
+        .ledger("ada")
+        .revoke_all(wire::RevokeAllRequest { session_id })
+        .await
+        .unwrap();
     let status = resolve(&manager, &key, 0).await.unwrap_err();
     assert_eq!(reason_of(&status), Some(Reason::TokenRevoked));
 
     let other = manager.active("ada").await;
     manager.close("ada", &other).await;
-    assert_eq!(resolve(&manager, &other, 0).await.unwrap().status(), wire::RouteStatus::Closed);
+    assert_eq!(
+        resolve(&manager, &other, 0).await.unwrap().status(),
+        wire::RouteStatus::Closed
+    );
     let unknown = support::key("s-00000000000000000000");
-    assert_eq!(resolve(&manager, &unknown, 0).await.unwrap().status(), wire::RouteStatus::Closed);
+    assert_eq!(
+        resolve(&manager, &unknown, 0).await.unwrap().status(),
+        wire::RouteStatus::Closed
+    );
 }
 
 #[tokio::test]
 async fn watching_begins_with_a_reset_and_hears_every_change_in_order() {
     let manager = Manager::start().await;
-    let mut watch =
-        manager.routes().watch_routes(wire::WatchRoutesRequest::default()).await.unwrap().into_inner();
-    assert!(matches!(watch.message().await.unwrap().unwrap().update, Some(Update::Reset(_))));
+    let mut watch = manager
+        .routes()
+        .watch_routes(wire::WatchRoutesRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(matches!(
+        watch.message().await.unwrap().unwrap().update,
+        Some(Update::Reset(_))
+    ));
     let key = manager.active("ada").await;
     manager.close("ada", &key).await;
     let mut versions = Vec::new();
     while versions.len() < 3 {
-        let update = tokio::time::timeout(Duration::from_secs(5), watch.message()).await.unwrap().unwrap().unwrap();
+        let update = tokio::time::timeout(Duration::from_secs(5), watch.message())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
         if let Some(Update::Change(change)) = update.update {
             assert_eq!(change.session_id, key.id.as_str());
             versions.push((change.version, change.status()));
@@ -159,7 +292,10 @@ async fn watching_begins_with_a_reset_and_hears_every_change_in_order() {
     assert_eq!(versions, [(1, Pending), (2, Active), (3, Closed)]);
     let begun = Instant::now();
     manager.stop().await;
-    assert!(begun.elapsed() < Duration::from_secs(5), "an open watch does not hold the end up");
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "an open watch does not hold the end up"
+    );
 }
 
 #[tokio::test]
@@ -167,9 +303,21 @@ async fn waking_an_active_session_changes_nothing() {
     let manager = Manager::start().await;
     let key = manager.active("ada").await;
     let before = manager.show(&key).await;
-    let request = v1::WarmSessionRequest { session_id: key.id.to_string() };
-    let warmed = manager.sessions("ada").warm_session(request).await.unwrap().into_inner().session.unwrap();
-    assert_eq!((warmed.version, warmed.status()), (before.version, SessionStatus::Active));
+    let request = v1::WarmSessionRequest {
+        session_id: key.id.to_string(),
+    };
+    let warmed = manager
+        .sessions("ada")
+        .warm_session(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .session
+        .unwrap();
+    assert_eq!(
+        (warmed.version, warmed.status()),
+        (before.version, SessionStatus::Active)
+    );
 }
 
 #[tokio::test]
@@ -178,19 +326,63 @@ async fn sessions_can_be_renamed_extended_and_kept_alive_within_bounds() {
     let key = manager.active("ada").await;
     let id = key.id.to_string();
     let mut sessions = manager.sessions("ada");
-    let request = v1::UpdateSessionRequest { session_id: id.clone(), name: Some("etl".into()), labels: None };
-    assert_eq!(sessions.update_session(request).await.unwrap().into_inner().session.unwrap().name, "etl");
+    let request = v1::UpdateSessionRequest {
+        session_id: id.clone(),
+        name: Some("etl".into()),
+        labels: None,
+    };
+    assert_eq!(
+        sessions
+            .update_session(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .session
+            .unwrap()
+            .name,
+        "etl"
+    );
 
     let expires = manager.show(&key).await.expires_at.unwrap();
-    let later = prost_types::Timestamp { seconds: expires.seconds + 3600, nanos: 0 };
-    let request = v1::ExtendSessionRequest { session_id: id.clone(), expires_at: Some(later) };
-    let extended = sessions.extend_session(request).await.unwrap().into_inner().session.unwrap();
+    let later = prost_types::Timestamp {
+        seconds: expires.seconds + 3600,
+        nanos: 0,
+    };
+    let request = v1::ExtendSessionRequest {
+        session_id: id.clone(),
+        expires_at: Some(later),
+    };
+    let extended = sessions
+        .extend_session(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .session
+        .unwrap();
     assert_eq!(extended.expires_at.unwrap().seconds, expires.seconds + 3600);
-    let far = prost_types::Timestamp { seconds: expires.seconds + 30 * 24 * 3600, nanos: 0 };
-    let request = v1::ExtendSessionRequest { session_id: id.clone(), expires_at: Some(far) };
-    assert_eq!(sessions.extend_session(request).await.unwrap_err().code(), Code::InvalidArgument);
-    let request = v1::KeepSessionAliveRequest { session_id: id.clone(), until: Some(far) };
-    assert_eq!(sessions.keep_session_alive(request).await.unwrap_err().code(), Code::InvalidArgument);
-    let request = v1::KeepSessionAliveRequest { session_id: id, until: Some(later) };
+    let far = prost_types::Timestamp {
+        seconds: expires.seconds + 30 * 24 * 3600,
+        nanos: 0,
+    };
+    let request = v1::ExtendSessionRequest {
+        session_id: id.clone(),
+        expires_at: Some(far),
+    };
+    assert_eq!(
+        sessions.extend_session(request).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+    let request = v1::KeepSessionAliveRequest {
+        session_id: id.clone(),
+        until: Some(far),
+    };
+    assert_eq!(
+        sessions.keep_session_alive(request).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+    let request = v1::KeepSessionAliveRequest {
+        session_id: id,
+        until: Some(later),
+    };
     assert!(sessions.keep_session_alive(request).await.is_ok());
 }

@@ -65,7 +65,8 @@ pub fn maybe_duration(
 /// # Errors
 /// Names `field` and what would be accepted.
 pub fn parse<T: FromStr<Err: std::fmt::Display>>(field: &'static str, text: &str) -> Result<T, Refused> {
-    text.parse().map_err(|problem: T::Err| Refused::field(field, problem))
+    text.parse()
+        .map_err(|problem: T::Err| Refused::field(field, problem))
 }
 
 /// Empty means absent.
@@ -129,7 +130,11 @@ pub fn session(session: &Session, last_activity_at: Option<Timestamp>) -> v1::Se
         team: session.team.clone().unwrap_or_default(),
         labels: session.labels.clone().into_iter().collect(),
         cluster: session.cluster.to_string(),
-        catalog: session.catalog.as_ref().map(ToString::to_string).unwrap_or_default(),
+        catalog: session
+            .catalog
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
         status: status(session.status()).into(),
         phase: session.state.phase().as_str().to_owned(),
         reason: session.reason.as_str().to_owned(),
@@ -148,7 +153,9 @@ pub fn session(session: &Session, last_activity_at: Option<Timestamp>) -> v1::Se
         keep_alive_until: session.keep_alive_until.map(timestamp),
         active_operations: 0,
         engine: route.map(|route| route.engine.to_string()).unwrap_or_default(),
-        engine_version: route.map(|route| route.engine_version.clone()).unwrap_or_default(),
+        engine_version: route
+            .map(|route| route.engine_version.clone())
+            .unwrap_or_default(),
         usage: None,
         policy: Some(policy(&session.policy)),
     }
@@ -227,15 +234,19 @@ fn provider(provider: &Provider) -> v1::cluster::Provider {
                 })
                 .collect(),
         }),
-        Provider::Process { program, java_home, properties, python, driver_memory } => {
-            v1::cluster::Provider::Process(v1::ProcessProvider {
-                program: program.clone(),
-                java_home: java_home.clone().unwrap_or_default(),
-                properties: properties.clone().into_iter().collect(),
-                python: python.clone().unwrap_or_default(),
-                driver_memory: driver_memory.clone().unwrap_or_default(),
-            })
-        }
+        Provider::Process {
+            program,
+            java_home,
+            properties,
+            python,
+            driver_memory,
+        } => v1::cluster::Provider::Process(v1::ProcessProvider {
+            program: program.clone(),
+            java_home: java_home.clone().unwrap_or_default(),
+            properties: properties.clone().into_iter().collect(),
+            python: python.clone().unwrap_or_default(),
+            driver_memory: driver_memory.clone().unwrap_or_default(),
+        }),
     }
 }
 
@@ -264,7 +275,10 @@ pub fn from_cluster(wire: v1::Cluster) -> Result<Cluster, Refused> {
             driver_memory: non_empty(spec.driver_memory),
         },
         Some(v1::cluster::Provider::Kubernetes(_)) => {
-            return Err(Refused::field("provider", "kubernetes is not available in this release"));
+            return Err(Refused::field(
+                "provider",
+                "kubernetes is not available in this release",
+            ));
         }
         None => return Err(Refused::field("provider", "is missing: give static or process")),
     };
@@ -272,7 +286,12 @@ pub fn from_cluster(wire: v1::Cluster) -> Result<Cluster, Refused> {
         "" => None,
         "release" => Some(IdlePolicy::Release),
         "keep" => Some(IdlePolicy::Keep),
-        _ => return Err(Refused::field("idle_policy", "must be \"release\", \"keep\" or empty")),
+        _ => {
+            return Err(Refused::field(
+                "idle_policy",
+                "must be \"release\", \"keep\" or empty",
+            ));
+        }
     };
     Ok(Cluster {
         name: parse("name", &wire.name)?,
@@ -280,14 +299,21 @@ pub fn from_cluster(wire: v1::Cluster) -> Result<Cluster, Refused> {
         engine: from_engine(wire.engine)?,
         engine_version: non_empty(wire.engine_version),
         client_versions: wire.client_versions,
-        granted_orgs: wire.granted_orgs.iter().map(|org| parse("granted_orgs", org)).collect::<Result<_, _>>()?,
+        granted_orgs: wire
+            .granted_orgs
+            .iter()
+            .map(|org| parse("granted_orgs", org))
+            .collect::<Result<_, _>>()?,
         provider,
         idle_policy,
         policy: PolicyRange {
             idle_timeout: maybe_duration("idle_timeout", wire.idle_timeout.as_ref())?,
             close_after_idle: maybe_duration("close_after_idle", wire.close_after_idle.as_ref())?,
             max_lifetime: maybe_duration("max_lifetime", wire.max_lifetime.as_ref())?,
-            provisioning_deadline: maybe_duration("provisioning_deadline", wire.provisioning_deadline.as_ref())?,
+            provisioning_deadline: maybe_duration(
+                "provisioning_deadline",
+                wire.provisioning_deadline.as_ref(),
+            )?,
         },
         managed_by_config: false,
         version: wire.version,
@@ -299,7 +325,9 @@ pub fn catalog(catalog: &Catalog) -> v1::Catalog {
     let value = |value: &PropertyValue| v1::PropertyValue {
         value: Some(match value {
             PropertyValue::Text(text) => v1::property_value::Value::Text(text.clone()),
-            PropertyValue::List(items) => v1::property_value::Value::List(v1::TextList { items: items.clone() }),
+            PropertyValue::List(items) => {
+                v1::property_value::Value::List(v1::TextList { items: items.clone() })
+            }
         }),
     };
     v1::Catalog {
@@ -307,7 +335,11 @@ pub fn catalog(catalog: &Catalog) -> v1::Catalog {
         org: catalog.org.to_string(),
         default_database: catalog.default_database.clone().unwrap_or_default(),
         engine: engine(catalog.engine).into(),
-        properties: catalog.properties.iter().map(|(key, v)| (key.clone(), value(v))).collect(),
+        properties: catalog
+            .properties
+            .iter()
+            .map(|(key, v)| (key.clone(), value(v)))
+            .collect(),
         allowed_teams: catalog.allowed_teams.iter().cloned().collect(),
         managed_by_config: catalog.managed_by_config,
         version: catalog.version,

@@ -82,7 +82,12 @@ impl Refused {
     /// An error with a text.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         let retry_after = matches!(code_of(reason), Code::Unavailable).then_some(DEFAULT_RETRY);
-        Self { reason, message: message.into(), retry_after, metadata: Vec::new() }
+        Self {
+            reason,
+            message: message.into(),
+            retry_after,
+            metadata: Vec::new(),
+        }
     }
 
     /// A field of the request is not acceptable.
@@ -118,9 +123,15 @@ impl Refused {
     pub fn into_status(self) -> Status {
         let mut details = ErrorDetails::new();
         if has_error_info(self.reason) {
-            let mut metadata: HashMap<String, String> =
-                self.metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-            metadata.insert("classes".to_owned(), r#"["org.apache.spark.SparkException"]"#.to_owned());
+            let mut metadata: HashMap<String, String> = self
+                .metadata
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect();
+            metadata.insert(
+                "classes".to_owned(),
+                r#"["org.apache.spark.SparkException"]"#.to_owned(),
+            );
             metadata.insert("errorClass".to_owned(), format!("BERTH.{}", self.reason));
             metadata.insert("sqlState".to_owned(), "08003".to_owned());
             details.set_error_info(self.reason.as_str(), DOMAIN, metadata);
@@ -129,7 +140,9 @@ impl Refused {
             details.set_retry_info(Some(delay));
         }
         let mut status = Status::with_error_details(code_of(self.reason), self.message, details);
-        status.metadata_mut().insert(REASON_TRAILER, MetadataValue::from_static(self.reason.as_str()));
+        status
+            .metadata_mut()
+            .insert(REASON_TRAILER, MetadataValue::from_static(self.reason.as_str()));
         status
     }
 }
@@ -142,7 +155,10 @@ impl From<Refused> for Status {
 
 /// The reason that a status of Berth's own carries.
 pub fn reason_of(status: &Status) -> Option<Reason> {
-    let from_info = status.get_details_error_info().filter(|info| info.domain == DOMAIN).map(|info| info.reason);
+    let from_info = status
+        .get_details_error_info()
+        .filter(|info| info.domain == DOMAIN)
+        .map(|info| info.reason);
     let text = match from_info {
         Some(text) => text,
         None => status.metadata().get(REASON_TRAILER)?.to_str().ok()?.to_owned(),
@@ -160,7 +176,10 @@ mod tests {
             let status = Refused::new(reason, "text").into_status();
             assert_eq!(status.code(), code_of(reason));
             assert_eq!(reason_of(&status), Some(reason));
-            assert!(!status.details().is_empty() || matches!(status.code(), Code::Aborted), "{reason}");
+            assert!(
+                !status.details().is_empty() || matches!(status.code(), Code::Aborted),
+                "{reason}"
+            );
         }
     }
 
@@ -168,12 +187,18 @@ mod tests {
     fn what_passes_says_when_to_retry_and_shows_no_error_info() {
         let status = Refused::new(Reason::SessionWarming, "text").into_status();
         assert!(status.get_details_error_info().is_none());
-        assert_eq!(status.get_details_retry_info().unwrap().retry_delay, Some(DEFAULT_RETRY));
+        assert_eq!(
+            status.get_details_retry_info().unwrap().retry_delay,
+            Some(DEFAULT_RETRY)
+        );
     }
 
     #[test]
     fn final_errors_are_spark_exceptions() {
-        let info = Refused::new(Reason::SessionClosed, "text").into_status().get_details_error_info().unwrap();
+        let info = Refused::new(Reason::SessionClosed, "text")
+            .into_status()
+            .get_details_error_info()
+            .unwrap();
         assert_eq!(info.metadata["errorClass"], "BERTH.SESSION_CLOSED");
         assert_eq!(info.metadata["classes"], r#"["org.apache.spark.SparkException"]"#);
     }
@@ -181,8 +206,10 @@ mod tests {
     #[test]
     fn codes_are_those_of_the_design() {
         // PySpark retries UNAVAILABLE for ten minutes: only what passes may use it.
-        let unavailable: Vec<_> =
-            Reason::ALL.iter().filter(|reason| code_of(**reason) == Code::Unavailable).collect();
+        let unavailable: Vec<_> = Reason::ALL
+            .iter()
+            .filter(|reason| code_of(**reason) == Code::Unavailable)
+            .collect();
         assert_eq!(unavailable.len(), 4);
     }
 }

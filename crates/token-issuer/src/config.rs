@@ -97,7 +97,10 @@ impl Default for Config {
 
 impl Default for Listen {
     fn default() -> Self {
-        Self { grpc: ListenerConfig::plaintext(local(8083)), jwks: ListenerConfig::plaintext(local(8084)) }
+        Self {
+            grpc: ListenerConfig::plaintext(local(8083)),
+            jwks: ListenerConfig::plaintext(local(8084)),
+        }
     }
 }
 
@@ -113,7 +116,10 @@ impl Default for TokensConfig {
 
 impl Default for PublicConfig {
     fn default() -> Self {
-        Self { endpoint: "localhost:8085".to_owned(), tls: true }
+        Self {
+            endpoint: "localhost:8085".to_owned(),
+            tls: true,
+        }
     }
 }
 

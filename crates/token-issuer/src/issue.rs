@@ -63,7 +63,13 @@ impl TokenService for Tokens {
         let credential = credential(&request)?;
         let session_id = request.into_inner().session_id;
         let request = with_credential(ledger::ListTokensRequest { session_id }, &credential);
-        let listed = self.ledger.clone().list_tokens(request).await.map_err(relayed)?.into_inner();
+        let listed = self
+            .ledger
+            .clone()
+            .list_tokens(request)
+            .await
+            .map_err(relayed)?
+            .into_inner();
         let tokens = listed
             .tokens
             .into_iter()
@@ -99,8 +105,16 @@ impl TokenService for Tokens {
         let credential = credential(&request)?;
         let session_id = request.into_inner().session_id;
         let request = with_credential(ledger::RevokeAllRequest { session_id }, &credential);
-        let revoked = self.ledger.clone().revoke_all(request).await.map_err(relayed)?.into_inner();
-        Ok(Response::new(v1::RevokeAllSessionTokensResponse { token_epoch: revoked.token_epoch }))
+        let revoked = self
+            .ledger
+            .clone()
+            .revoke_all(request)
+            .await
+            .map_err(relayed)?
+            .into_inner();
+        Ok(Response::new(v1::RevokeAllSessionTokensResponse {
+            token_epoch: revoked.token_epoch,
+        }))
     }
 }
 
@@ -116,7 +130,9 @@ impl Tokens {
         if ttl < LEAST_TTL || ttl > MOST_TTL {
             return Err(Refused::field("ttl", "must be between 60 s and 12 h").into());
         }
-        let authorize = ledger::AuthorizeIssueRequest { session_id: sid.to_string() };
+        let authorize = ledger::AuthorizeIssueRequest {
+            session_id: sid.to_string(),
+        };
         let granted = self
             .ledger
             .clone()
@@ -128,7 +144,10 @@ impl Tokens {
         let claims = self.claims(&sid, &granted, ttl)?;
         let token = self.signer.sign(&claims).map_err(|error| {
             tracing::error!(%error, "a token could not be signed");
-            Refused::new(Reason::Internal, "The token could not be signed. Tell your platform team.")
+            Refused::new(
+                Reason::Internal,
+                "The token could not be signed. Tell your platform team.",
+            )
         })?;
         let (issued_at, expires_at) = (from_secs(claims.iat), claims.expires_at());
         let record = ledger::RecordTokenRequest {
@@ -143,7 +162,11 @@ impl Tokens {
                 ..ledger::LedgerToken::default()
             }),
         };
-        self.ledger.clone().record_token(with_credential(record, &credential)).await.map_err(relayed)?;
+        self.ledger
+            .clone()
+            .record_token(with_credential(record, &credential))
+            .await
+            .map_err(relayed)?;
         tracing::info!(session = %sid, org = %claims.org, token = %claims.jti, actor = %claims.sub, "token issued");
         Ok(v1::IssueSessionTokenResponse {
             connection_url: self.issuance.public.connection_url(&token, &sid),
@@ -164,20 +187,32 @@ impl Tokens {
     ) -> Result<Claims, Refused> {
         let broken = |what: &str| {
             tracing::error!(what, "the ledger's answer cannot be used");
-            Refused::new(Reason::Internal, "Berth's parts do not fit together. Tell your platform team.")
+            Refused::new(
+                Reason::Internal,
+                "Berth's parts do not fit together. Tell your platform team.",
+            )
         };
         let now = self.clock.now();
-        let session_end =
-            granted.session_expires_at.as_ref().map(from_timestamp).ok_or_else(|| broken("session_expires_at"))?;
+        let session_end = granted
+            .session_expires_at
+            .as_ref()
+            .map(from_timestamp)
+            .ok_or_else(|| broken("session_expires_at"))?;
         let iat = now.as_secs();
         let exp = now.after(ttl).min(session_end).as_secs();
         if exp <= iat {
-            return Err(Refused::new(Reason::SessionClosed, format!("Session {sid} is at the end of its life.")));
+            return Err(Refused::new(
+                Reason::SessionClosed,
+                format!("Session {sid} is at the end of its life."),
+            ));
         }
         Ok(Claims {
             iss: self.issuance.issuer.clone(),
             aud: self.issuance.audience.clone(),
-            sub: granted.subject.parse::<PrincipalId>().map_err(|_| broken("subject"))?,
+            sub: granted
+                .subject
+                .parse::<PrincipalId>()
+                .map_err(|_| broken("subject"))?,
             org: granted.org.parse::<OrgId>().map_err(|_| broken("org"))?,
             sid: sid.clone(),
             epoch: granted.token_epoch,
@@ -198,12 +233,15 @@ fn credential<T>(request: &Request<T>) -> Result<MetadataValue<Ascii>, Refused> 
     let unknown = |problem: String| {
         Refused::new(
             Reason::CallerUnknown,
-            format!("{problem}. Send your key as `authorization: Bearer <key>`; the berth command reads it from BERTH_KEY."),
+            format!(
+                "{problem}. Send your key as `authorization: Bearer <key>`; the berth command reads it from BERTH_KEY."
+            ),
         )
     };
     let bearer = grpc::bearer(request.metadata().as_ref()).map_err(|problem| unknown(problem.to_string()))?;
-    let mut value: MetadataValue<Ascii> =
-        format!("Bearer {bearer}").parse().map_err(|_| unknown("The credential is not plain text".to_owned()))?;
+    let mut value: MetadataValue<Ascii> = format!("Bearer {bearer}")
+        .parse()
+        .map_err(|_| unknown("The credential is not plain text".to_owned()))?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -217,7 +255,8 @@ fn with_credential<T>(message: T, credential: &MetadataValue<Ascii>) -> Request<
 /// The ledger's refusals are for the caller; its absence is told as such.
 fn relayed(status: Status) -> Status {
     if session_proto::error::reason_of(&status).is_some() {
-        let mut relayed = Status::with_details(status.code(), status.message(), status.details().to_vec().into());
+        let mut relayed =
+            Status::with_details(status.code(), status.message(), status.details().to_vec().into());
         if let Some(reason) = status.metadata().get(REASON_TRAILER) {
             relayed.metadata_mut().insert(REASON_TRAILER, reason.clone());
         }

@@ -19,7 +19,10 @@ struct Document {
 
 /// `GET /.well-known/jwks.json` (and `/jwks.json`), with ETag.
 pub(crate) fn router(keys: &Jwks) -> Router {
-    let document = Arc::new(Document { json: keys.to_json(), etag: keys.etag() });
+    let document = Arc::new(Document {
+        json: keys.to_json(),
+        etag: keys.etag(),
+    });
     Router::new()
         .route("/.well-known/jwks.json", get(serve))
         .route("/jwks.json", get(serve))
@@ -27,7 +30,10 @@ pub(crate) fn router(keys: &Jwks) -> Router {
 }
 
 async fn serve(State(document): State<Arc<Document>>, request: HeaderMap) -> Response {
-    let caching = [(header::ETAG, document.etag.clone()), (header::CACHE_CONTROL, MAX_AGE.to_owned())];
+    let caching = [
+        (header::ETAG, document.etag.clone()),
+        (header::CACHE_CONTROL, MAX_AGE.to_owned()),
+    ];
     let known = request
         .get_all(header::IF_NONE_MATCH)
         .iter()

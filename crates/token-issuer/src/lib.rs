@@ -54,8 +54,12 @@ impl Listeners {
     /// Names the address that cannot be had.
     pub async fn bind(config: &Config) -> Result<Self> {
         Ok(Self {
-            grpc: Listener::bind(&config.listen.grpc, H2).await.context("listen.grpc")?,
-            jwks: Listener::bind(&config.listen.jwks, H2_HTTP1).await.context("listen.jwks")?,
+            grpc: Listener::bind(&config.listen.grpc, H2)
+                .await
+                .context("listen.grpc")?,
+            jwks: Listener::bind(&config.listen.jwks, H2_HTTP1)
+                .await
+                .context("listen.jwks")?,
             admin: config.admin.bind().await?,
         })
     }
@@ -75,10 +79,18 @@ impl Keys {
     /// Names the file that cannot be used.
     pub fn read(config: &Config) -> Result<Self> {
         let signer = read_key(&config.keys.signing).context("keys.signing")?;
-        let others =
-            config.keys.published.iter().map(|file| read_key(file)).collect::<Result<Vec<_>>>().context("keys.published")?;
+        let others = config
+            .keys
+            .published
+            .iter()
+            .map(|file| read_key(file))
+            .collect::<Result<Vec<_>>>()
+            .context("keys.published")?;
         let published = Jwks::new(std::iter::once(&signer).chain(&others).map(Signer::public_jwk));
-        Ok(Self { signer: Arc::new(signer), published })
+        Ok(Self {
+            signer: Arc::new(signer),
+            published,
+        })
     }
 }
 
@@ -118,9 +130,16 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
     let incoming = Incoming::new(listeners.grpc, AcceptLimits::default(), stop.clone());
     shutdown.spawn_critical("token API", {
         let stop = stop.clone();
-        async move { server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await }
+        async move {
+            server
+                .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+                .await
+        }
     });
-    shutdown.spawn_critical("key set", serve_keys(listeners.jwks, keys.published, shutdown.clone()));
+    shutdown.spawn_critical(
+        "key set",
+        serve_keys(listeners.jwks, keys.published, shutdown.clone()),
+    );
     admin.spawn(listeners.admin, &shutdown);
     tracing::info!("token-issuer is up");
     shutdown.finish(config.drain).await?;

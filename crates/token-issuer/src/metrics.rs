@@ -21,10 +21,17 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn new(registry: &Registry) -> Self {
-        Self { issues: registry.counter("berth_issuer_token_requests_total", "Requests for a session token.") }
+        Self {
+            issues: registry.counter(
+                "berth_issuer_token_requests_total",
+                "Requests for a session token.",
+            ),
+        }
     }
 
     pub(crate) fn count_issue(&self, issued: bool) {
-        self.issues.at(if issued { Outcome::Issued } else { Outcome::Refused }).inc();
+        self.issues
+            .at(if issued { Outcome::Issued } else { Outcome::Refused })
+            .inc();
     }
 }

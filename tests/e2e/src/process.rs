@@ -75,10 +75,12 @@ impl Service {
     /// When it ends or does not become ready; with the end of its log.
     pub async fn ready(&mut self) -> Result<()> {
         let admin = self.admin;
-        let outcome = until(self.name, READY, async || match http_get(admin, "/readyz").await {
-            Ok(answer) if answer.starts_with("HTTP/1.1 200") => Ok(()),
-            Ok(answer) => Err(answer.lines().last().unwrap_or_default().to_owned()),
-            Err(error) => Err(error.to_string()),
+        let outcome = until(self.name, READY, async || {
+            match http_get(admin, "/readyz").await {
+                Ok(answer) if answer.starts_with("HTTP/1.1 200") => Ok(()),
+                Ok(answer) => Err(answer.lines().last().unwrap_or_default().to_owned()),
+                Err(error) => Err(error.to_string()),
+            }
         })
         .await;
         outcome.with_context(|| format!("{} is not ready; its log ends:\n{}", self.name, self.log_tail()))
@@ -106,8 +108,13 @@ impl Service {
     }
 
     async fn end(&mut self, signal: Signal) -> Result<Option<ExitStatus>> {
-        let Some(mut child) = self.child.take() else { return Ok(None) };
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a process id")?;
+        let Some(mut child) = self.child.take() else {
+            return Ok(None);
+        };
+        let pid = i32::try_from(child.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .context("a process id")?;
         kill_process(pid, signal).with_context(|| format!("signalling {}", self.name))?;
         let status = until("the end of a service", END, async || match child.try_wait() {
             Ok(Some(status)) => Ok(status),
@@ -158,7 +165,9 @@ pub(crate) fn output_file(path: &Path) -> Result<File> {
 async fn http_get(address: SocketAddr, path: &str) -> Result<String> {
     let get = async {
         let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n").as_bytes()).await?;
+        stream
+            .write_all(format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n").as_bytes())
+            .await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
         anyhow::Ok(answer)

@@ -51,14 +51,21 @@ impl Client {
     /// When it fails; with the end of what it wrote.
     pub async fn run(self, dir: &Path, script: &str, args: &[&str], ca: Option<&Path>) -> Result<Value> {
         let mut command = self.command(dir, script, args, ca)?;
-        let output = tokio::time::timeout(LIMIT, command.output()).await.context("the client hangs")??;
+        let output = tokio::time::timeout(LIMIT, command.output())
+            .await
+            .context("the client hangs")??;
         let stdout = String::from_utf8_lossy(&output.stdout);
         let last = stdout.lines().last().unwrap_or_default();
         if !output.status.success() {
             let stderr = String::from_utf8_lossy(&output.stderr);
             let tail: Vec<&str> = stderr.lines().rev().take(25).collect();
             let tail: Vec<&str> = tail.into_iter().rev().collect();
-            bail!("{script} {} ended with {}: {last}\n{}", args.first().unwrap_or(&""), output.status, tail.join("\n"));
+            bail!(
+                "{script} {} ended with {}: {last}\n{}",
+                args.first().unwrap_or(&""),
+                output.status,
+                tail.join("\n")
+            );
         }
         serde_json::from_str(last).with_context(|| format!("{script} printed no JSON but {last:?}"))
     }
@@ -79,7 +86,10 @@ impl Client {
         let stderr = output_file(&dir.join("client-stderr.log"))?;
         let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn()?;
         let stdout = child.stdout.take().context("stdout")?;
-        let mut running = RunningClient { child, lines: BufReader::new(stdout).lines() };
+        let mut running = RunningClient {
+            child,
+            lines: BufReader::new(stdout).lines(),
+        };
         let waited = tokio::time::timeout(LIMIT, async {
             while let Some(line) = running.lines.next_line().await? {
                 if line == mark {
@@ -99,10 +109,18 @@ impl Client {
     pub async fn repl(self, dir: &Path, url: &str, ca: Option<&Path>) -> Result<Repl> {
         let mut command = self.command(dir, "client.py", &["repl", "--url", url], ca)?;
         let stderr = output_file(&dir.join("repl-stderr.log"))?;
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).spawn()?;
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .spawn()?;
         let stdin = child.stdin.take().context("stdin")?;
         let lines = BufReader::new(child.stdout.take().context("stdout")?).lines();
-        let mut repl = Repl { _child: child, stdin, lines };
+        let mut repl = Repl {
+            _child: child,
+            stdin,
+            lines,
+        };
         let ready = repl.answer().await?;
         if ready["ready"] != true {
             bail!("the client is not ready: {ready}");
@@ -157,7 +175,9 @@ impl Repl {
     }
 
     async fn answer(&mut self) -> Result<Value> {
-        let line = tokio::time::timeout(LIMIT, self.lines.next_line()).await.context("the client hangs")??;
+        let line = tokio::time::timeout(LIMIT, self.lines.next_line())
+            .await
+            .context("the client hangs")??;
         let line = line.context("the client ended")?;
         serde_json::from_str(&line).with_context(|| format!("no JSON but {line:?}"))
     }

@@ -122,16 +122,32 @@ impl Stack {
     /// When the folder, Redis or the keys cannot be made.
     pub async fn prepare(options: &StackOptions) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("berth-e2e-").tempdir()?;
-        let redis = PrivateRedis::start_with(RedisOptions { appendonly: true, ..RedisOptions::default() }).await?;
+        let redis = PrivateRedis::start_with(RedisOptions {
+            appendonly: true,
+            ..RedisOptions::default()
+        })
+        .await?;
         let [public, internal, tokens, jwks, spark, admin1, admin2, admin3] = free_ports()?;
-        let accounts = ACCOUNTS.into_iter().map(|(name, org, roles)| Account::new(name, org, roles)).collect::<Result<Vec<_>>>()?;
+        let accounts = ACCOUNTS
+            .into_iter()
+            .map(|(name, org, roles)| Account::new(name, org, roles))
+            .collect::<Result<Vec<_>>>()?;
         let signing = dir.path().join("signing.pem");
         run_berth(&["keys", "signing", &signing.display().to_string()], &[])?;
         let ca = match options.tls {
             Tls::Off => None,
             Tls::Required | Tls::Auto => Some(write_certificates(dir.path())?),
         };
-        let manager = manager_config(dir.path(), &redis.url(), public, internal, jwks, admin1, &accounts, &options.manager)?;
+        let manager = manager_config(
+            dir.path(),
+            &redis.url(),
+            public,
+            internal,
+            jwks,
+            admin1,
+            &accounts,
+            &options.manager,
+        )?;
         let issuer = issuer_config(&signing, tokens, jwks, internal, spark, admin2, options.tls);
         let proxy = proxy_config(dir.path(), spark, internal, jwks, admin3, options);
         Ok(Self {
@@ -155,7 +171,10 @@ impl Stack {
 
     /// The service-account key of `who`.
     pub fn key_of(&self, who: &str) -> &str {
-        self.accounts.iter().find(|account| account.name == who).map_or("", |account| &account.key)
+        self.accounts
+            .iter()
+            .find(|account| account.name == who)
+            .map_or("", |account| &account.key)
     }
 
     /// Runs the `berth` command as `who` and returns its JSON.
@@ -186,7 +205,10 @@ impl Stack {
     pub fn session(&self, who: &str, engine: Engine, more: &[&str]) -> Result<String> {
         let args = [&["create", "--wait", "--cluster", engine.cluster()], more].concat();
         let session = self.berth(who, &args)?;
-        ensure!(session["status"] == "active", "the session is not active: {session}");
+        ensure!(
+            session["status"] == "active",
+            "the session is not active: {session}"
+        );
         text(&session, "id")
     }
 
@@ -221,12 +243,18 @@ impl Stack {
     pub async fn backend_url(&self, session: &str) -> Result<String> {
         let keys = self.redis.command(&format!("KEYS *{session}*")).await?;
         for key in keys.split_whitespace().filter(|word| word.contains(session)) {
-            let record = self.redis.command(&format!("HGETALL {key}")).await.unwrap_or_default();
+            let record = self
+                .redis
+                .command(&format!("HGETALL {key}"))
+                .await
+                .unwrap_or_default();
             let field = |name: &str| {
                 let from = record.find(name)? + name.len();
                 record.get(from..)?.split('"').next().map(str::to_owned)
             };
-            let Some(endpoint) = field(r#""endpoint":""#) else { continue };
+            let Some(endpoint) = field(r#""endpoint":""#) else {
+                continue;
+            };
             let port = endpoint.rsplit(':').next().unwrap_or_default();
             return Ok(match field(r#""credential":""#) {
                 // Plaintext with a token is for the literal localhost only.
@@ -246,7 +274,13 @@ impl Stack {
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc")? {
             let Ok(entry) = entry else { continue };
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<u32>().ok())
+            else {
+                continue;
+            };
             let read = |file: &str| std::fs::read(entry.path().join(file)).unwrap_or_default();
             let cwd = std::fs::read_link(entry.path().join("cwd")).unwrap_or_default();
             let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
@@ -262,17 +296,29 @@ impl Stack {
 impl Account {
     fn new(name: &'static str, org: &'static str, roles: &'static str) -> Result<Self> {
         let made = run_berth(&["--output", "json", "keys", "service-account"], &[])?;
-        Ok(Self { name, org, roles, key: text(&made, "key")?, sha256: text(&made, "key_sha256")? })
+        Ok(Self {
+            name,
+            org,
+            roles,
+            key: text(&made, "key")?,
+            sha256: text(&made, "key_sha256")?,
+        })
     }
 }
 
 /// A text field of a JSON object.
 fn text(value: &Value, field: &str) -> Result<String> {
-    value[field].as_str().map(str::to_owned).with_context(|| format!("no {field} in {value}"))
+    value[field]
+        .as_str()
+        .map(str::to_owned)
+        .with_context(|| format!("no {field} in {value}"))
 }
 
 fn run_berth(args: &[&str], env: &[(&str, &str)]) -> Result<Value> {
-    let output = Command::new(binary("berth")?).args(args).envs(env.iter().copied()).output()?;
+    let output = Command::new(binary("berth")?)
+        .args(args)
+        .envs(env.iter().copied())
+        .output()?;
     if !output.status.success() {
         bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
     }
@@ -281,9 +327,13 @@ fn run_berth(args: &[&str], env: &[(&str, &str)]) -> Result<Value> {
 
 /// Free now, and distinct; a test that loses the race for one says so at start.
 fn free_ports<const N: usize>() -> Result<[SocketAddr; N]> {
-    let held: Vec<TcpListener> =
-        (0..N).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<Result<_, _>>()?;
-    let ports: Vec<SocketAddr> = held.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
+    let held: Vec<TcpListener> = (0..N)
+        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
+        .collect::<Result<_, _>>()?;
+    let ports: Vec<SocketAddr> = held
+        .iter()
+        .map(TcpListener::local_addr)
+        .collect::<Result<_, _>>()?;
     ports.try_into().map_err(|_| anyhow::anyhow!("ports"))
 }
 
@@ -293,7 +343,9 @@ fn write_certificates(dir: &Path) -> Result<PathBuf> {
     let mut ca_params = rcgen::CertificateParams::new(Vec::new())?;
     ca_params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     // Another name than the certificate's, which would look self-signed otherwise.
-    ca_params.distinguished_name.push(rcgen::DnType::CommonName, "berth e2e authority");
+    ca_params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, "berth e2e authority");
     let ca = ca_params.self_signed(&ca_key)?;
     let issuer = rcgen::Issuer::new(ca_params, ca_key);
     let key = rcgen::KeyPair::generate()?;
@@ -306,7 +358,10 @@ fn write_certificates(dir: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-#[expect(clippy::too_many_arguments, reason = "each is one address of the same kind of thing")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is one address of the same kind of thing"
+)]
 fn manager_config(
     dir: &Path,
     redis: &str,
@@ -376,7 +431,14 @@ initial_database = ["lab"]
         spark = spark.display(),
         python = python.display(),
     );
-    for Account { name, org, roles, sha256, .. } in accounts {
+    for Account {
+        name,
+        org,
+        roles,
+        sha256,
+        ..
+    } in accounts
+    {
         write!(
             config,
             "\n[[service_accounts]]\nname = \"{name}\"\norg = \"{org}\"\nroles = [{roles}]\nkey_sha256 = \"{sha256}\"\n"
@@ -427,7 +489,10 @@ fn proxy_config(
     let files = match options.tls {
         Tls::Off => String::new(),
         Tls::Required | Tls::Auto => {
-            format!("listen.tls.cert = \"{0}/cert.pem\"\nlisten.tls.key = \"{0}/key.pem\"", dir.display())
+            format!(
+                "listen.tls.cert = \"{0}/cert.pem\"\nlisten.tls.key = \"{0}/key.pem\"",
+                dir.display()
+            )
         }
     };
     format!(

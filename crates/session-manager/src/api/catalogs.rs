@@ -25,7 +25,9 @@ impl CatalogService for Catalogs {
         let catalog = checked(&who, request.into_inner().catalog)?;
         let catalog = self.0.directory.create(catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog created");
-        Ok(Response::new(v1::CreateCatalogResponse { catalog: Some(convert::catalog(&catalog)) }))
+        Ok(Response::new(v1::CreateCatalogResponse {
+            catalog: Some(convert::catalog(&catalog)),
+        }))
     }
 
     async fn describe_catalog(
@@ -34,7 +36,9 @@ impl CatalogService for Catalogs {
     ) -> Answer<v1::DescribeCatalogResponse> {
         let who = self.0.caller(request.metadata())?;
         let catalog = self.find(&who, &request.into_inner().name).await?;
-        Ok(Response::new(v1::DescribeCatalogResponse { catalog: Some(convert::catalog(&catalog)) }))
+        Ok(Response::new(v1::DescribeCatalogResponse {
+            catalog: Some(convert::catalog(&catalog)),
+        }))
     }
 
     async fn list_catalogs(
@@ -42,9 +46,17 @@ impl CatalogService for Catalogs {
         request: Request<v1::ListCatalogsRequest>,
     ) -> Answer<v1::ListCatalogsResponse> {
         let who = self.0.caller(request.metadata())?;
-        let all = self.0.directory.all::<Catalog>().await.map_err(crate::refuse::store)?;
-        let catalogs =
-            all.iter().filter(|catalog| access::use_catalog(&who, catalog)).map(convert::catalog).collect();
+        let all = self
+            .0
+            .directory
+            .all::<Catalog>()
+            .await
+            .map_err(crate::refuse::store)?;
+        let catalogs = all
+            .iter()
+            .filter(|catalog| access::use_catalog(&who, catalog))
+            .map(convert::catalog)
+            .collect();
         Ok(Response::new(v1::ListCatalogsResponse { catalogs }))
     }
 
@@ -57,7 +69,9 @@ impl CatalogService for Catalogs {
         self.find_writable(&who, catalog.name.as_str()).await?;
         let catalog = self.0.directory.replace(catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog updated");
-        Ok(Response::new(v1::UpdateCatalogResponse { catalog: Some(convert::catalog(&catalog)) }))
+        Ok(Response::new(v1::UpdateCatalogResponse {
+            catalog: Some(convert::catalog(&catalog)),
+        }))
     }
 
     async fn delete_catalog(
@@ -71,7 +85,10 @@ impl CatalogService for Catalogs {
         Ok(Response::new(v1::DeleteCatalogResponse {}))
     }
 
-    async fn test_catalog(&self, request: Request<v1::TestCatalogRequest>) -> Answer<v1::TestCatalogResponse> {
+    async fn test_catalog(
+        &self,
+        request: Request<v1::TestCatalogRequest>,
+    ) -> Answer<v1::TestCatalogResponse> {
         self.0.caller(request.metadata())?;
         not_yet("TestCatalog")
     }
@@ -80,8 +97,15 @@ impl CatalogService for Catalogs {
 impl Catalogs {
     async fn find(&self, who: &Principal, name: &str) -> Result<Catalog, Refused> {
         let name: CatalogName = parse("name", name)?;
-        let catalog = self.0.directory.catalog(&who.org, &name).await.map_err(crate::refuse::store)?;
-        catalog.filter(|catalog| access::use_catalog(who, catalog)).ok_or_else(Refused::not_authorized)
+        let catalog = self
+            .0
+            .directory
+            .catalog(&who.org, &name)
+            .await
+            .map_err(crate::refuse::store)?;
+        catalog
+            .filter(|catalog| access::use_catalog(who, catalog))
+            .ok_or_else(Refused::not_authorized)
     }
 
     async fn find_writable(&self, who: &Principal, name: &str) -> Result<Catalog, Refused> {

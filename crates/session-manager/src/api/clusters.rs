@@ -25,15 +25,29 @@ impl ClusterService for Clusters {
     ) -> Answer<v1::CreateClusterResponse> {
         let who = self.writer(&request)?;
         let cluster = self.checked(request.into_inner().cluster)?;
-        let cluster = match self.0.directory.cluster(&cluster.name).await.map_err(crate::refuse::store)? {
+        let cluster = match self
+            .0
+            .directory
+            .cluster(&cluster.name)
+            .await
+            .map_err(crate::refuse::store)?
+        {
             // A destroyed cluster's name may be used again.
             Some(old) if old.status == ClusterStatus::Destroyed => {
-                self.0.directory.replace(Cluster { version: old.version, ..cluster }).await?
+                self.0
+                    .directory
+                    .replace(Cluster {
+                        version: old.version,
+                        ..cluster
+                    })
+                    .await?
             }
             Some(_) | None => self.0.directory.create(cluster).await?,
         };
         tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster created");
-        Ok(Response::new(v1::CreateClusterResponse { cluster: Some(convert::cluster(&cluster, true)) }))
+        Ok(Response::new(v1::CreateClusterResponse {
+            cluster: Some(convert::cluster(&cluster, true)),
+        }))
     }
 
     async fn describe_cluster(
@@ -43,7 +57,9 @@ impl ClusterService for Clusters {
         let who = self.0.caller(request.metadata())?;
         let cluster = self.find(&who, &request.into_inner().name).await?;
         let shown = convert::cluster(&cluster, access::write_platform(&who));
-        Ok(Response::new(v1::DescribeClusterResponse { cluster: Some(shown) }))
+        Ok(Response::new(v1::DescribeClusterResponse {
+            cluster: Some(shown),
+        }))
     }
 
     async fn list_clusters(
@@ -51,7 +67,12 @@ impl ClusterService for Clusters {
         request: Request<v1::ListClustersRequest>,
     ) -> Answer<v1::ListClustersResponse> {
         let who = self.0.caller(request.metadata())?;
-        let all = self.0.directory.all::<Cluster>().await.map_err(crate::refuse::store)?;
+        let all = self
+            .0
+            .directory
+            .all::<Cluster>()
+            .await
+            .map_err(crate::refuse::store)?;
         let clusters = all
             .iter()
             .filter(|cluster| access::use_cluster(&who, cluster))
@@ -69,11 +90,24 @@ impl ClusterService for Clusters {
         let old = self.find_writable(&who, cluster.name.as_str()).await?;
         let provider_kind = |cluster: &Cluster| std::mem::discriminant(&cluster.provider);
         if (old.engine, provider_kind(&old)) != (cluster.engine, provider_kind(&cluster)) {
-            return Err(Refused::field("cluster", "engine and provider cannot change: create another cluster").into());
+            return Err(Refused::field(
+                "cluster",
+                "engine and provider cannot change: create another cluster",
+            )
+            .into());
         }
-        let cluster = self.0.directory.replace(Cluster { status: old.status, ..cluster }).await?;
+        let cluster = self
+            .0
+            .directory
+            .replace(Cluster {
+                status: old.status,
+                ..cluster
+            })
+            .await?;
         tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster updated");
-        Ok(Response::new(v1::UpdateClusterResponse { cluster: Some(convert::cluster(&cluster, true)) }))
+        Ok(Response::new(v1::UpdateClusterResponse {
+            cluster: Some(convert::cluster(&cluster, true)),
+        }))
     }
 
     async fn drain_cluster(
@@ -84,7 +118,9 @@ impl ClusterService for Clusters {
         let cluster = self.find_writable(&who, &request.into_inner().name).await?;
         let cluster = self.set_status(cluster, ClusterStatus::Draining).await?;
         tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster draining");
-        Ok(Response::new(v1::DrainClusterResponse { cluster: Some(convert::cluster(&cluster, true)) }))
+        Ok(Response::new(v1::DrainClusterResponse {
+            cluster: Some(convert::cluster(&cluster, true)),
+        }))
     }
 
     async fn delete_cluster(
@@ -101,7 +137,10 @@ impl ClusterService for Clusters {
         } else if self.0.driver.has_sessions(&cluster).await? {
             return Err(Refused::new(
                 Reason::ClusterNotActive,
-                format!("Sessions still run on {}. It takes no new ones now; wait, or repeat with force.", cluster.name),
+                format!(
+                    "Sessions still run on {}. It takes no new ones now; wait, or repeat with force.",
+                    cluster.name
+                ),
             )
             .into());
         }
@@ -116,20 +155,34 @@ impl ClusterService for Clusters {
 impl Clusters {
     fn writer<T>(&self, request: &Request<T>) -> Result<Principal, Refused> {
         let who = self.0.caller(request.metadata())?;
-        if access::write_platform(&who) { Ok(who) } else { Err(Refused::not_authorized()) }
+        if access::write_platform(&who) {
+            Ok(who)
+        } else {
+            Err(Refused::not_authorized())
+        }
     }
 
     /// Everything that can be known to be wrong is said before it is stored.
     fn checked(&self, wire: Option<v1::Cluster>) -> Result<Cluster, Refused> {
         let cluster = convert::from_cluster(wire.ok_or_else(|| Refused::field("cluster", "is missing"))?)?;
-        self.0.compute_config.check_cluster(&cluster).map_err(|problem| Refused::field("cluster", problem))?;
+        self.0
+            .compute_config
+            .check_cluster(&cluster)
+            .map_err(|problem| Refused::field("cluster", problem))?;
         Ok(cluster)
     }
 
     async fn find(&self, who: &Principal, name: &str) -> Result<Cluster, Refused> {
         let name: ClusterName = parse("name", name)?;
-        let cluster = self.0.directory.cluster(&name).await.map_err(crate::refuse::store)?;
-        cluster.filter(|cluster| access::use_cluster(who, cluster)).ok_or_else(Refused::not_authorized)
+        let cluster = self
+            .0
+            .directory
+            .cluster(&name)
+            .await
+            .map_err(crate::refuse::store)?;
+        cluster
+            .filter(|cluster| access::use_cluster(who, cluster))
+            .ok_or_else(Refused::not_authorized)
     }
 
     async fn find_writable(&self, who: &Principal, name: &str) -> Result<Cluster, Refused> {
@@ -148,7 +201,9 @@ impl Clusters {
     }
 
     async fn close_all(&self, who: &Principal, cluster: &Cluster) -> Result<(), Refused> {
-        let close = Event::Close { reason: ChangeReason::ClusterDestroyed };
+        let close = Event::Close {
+            reason: ChangeReason::ClusterDestroyed,
+        };
         let actor = Actor::Principal(who.id.clone());
         let mut after = None;
         loop {
@@ -158,7 +213,9 @@ impl Clusters {
                 .live_on_cluster(&cluster.name, after.as_ref(), 256)
                 .await
                 .map_err(crate::refuse::store)?;
-            let Some(last) = keys.last().cloned() else { return Ok(()) };
+            let Some(last) = keys.last().cloned() else {
+                return Ok(());
+            };
             after = Some(last);
             for key in keys {
                 self.0.driver.ask(&key, &close, &actor, |_| Ok(())).await?;

@@ -41,9 +41,13 @@ impl TokenLedger for Ledger {
         let who = self.0.caller(request.metadata())?;
         let request = request.into_inner();
         let session = self.connectable(&who, &request.session_id).await?;
-        let token = request.token.ok_or_else(|| Refused::field("token", "is missing"))?;
+        let token = request
+            .token
+            .ok_or_else(|| Refused::field("token", "is missing"))?;
         let moment = |field, at: Option<prost_types::Timestamp>| {
-            at.as_ref().map(from_timestamp).ok_or_else(|| Refused::field(field, "is missing"))
+            at.as_ref()
+                .map(from_timestamp)
+                .ok_or_else(|| Refused::field(field, "is missing"))
         };
         let record = TokenRecord {
             id: parse("token.token_id", &token.token_id)?,
@@ -53,7 +57,13 @@ impl TokenLedger for Ledger {
             issued_at: moment("token.issued_at", token.issued_at)?,
             expires_at: moment("token.expires_at", token.expires_at)?,
         };
-        let limits = self.0.directory.org(&who.org).await.map_err(crate::refuse::store)?.limits;
+        let limits = self
+            .0
+            .directory
+            .org(&who.org)
+            .await
+            .map_err(crate::refuse::store)?
+            .limits;
         let id = record.id.clone();
         self.0
             .store
@@ -64,11 +74,19 @@ impl TokenLedger for Ledger {
         Ok(Response::new(wire::RecordTokenResponse {}))
     }
 
-    async fn list_tokens(&self, request: Request<wire::ListTokensRequest>) -> Answer<wire::ListTokensResponse> {
+    async fn list_tokens(
+        &self,
+        request: Request<wire::ListTokensRequest>,
+    ) -> Answer<wire::ListTokensResponse> {
         let who = self.0.caller(request.metadata())?;
         let id = request.into_inner().session_id;
         let (session, _) = self.0.session_for(&who, &id, SessionAction::Connect).await?;
-        let tokens = self.0.store.tokens(&session.key()).await.map_err(crate::refuse::store)?;
+        let tokens = self
+            .0
+            .store
+            .tokens(&session.key())
+            .await
+            .map_err(crate::refuse::store)?;
         let tokens = tokens
             .into_iter()
             .map(|token| wire::LedgerToken {
@@ -90,12 +108,21 @@ impl TokenLedger for Ledger {
         let who = self.0.caller(request.metadata())?;
         let request = request.into_inner();
         let id: TokenId = parse("token_id", &request.token_id)?;
-        let (session, _) = self.0.session_for(&who, &request.session_id, SessionAction::Connect).await?;
-        let tokens = self.0.store.tokens(&session.key()).await.map_err(crate::refuse::store)?;
+        let (session, _) = self
+            .0
+            .session_for(&who, &request.session_id, SessionAction::Connect)
+            .await?;
+        let tokens = self
+            .0
+            .store
+            .tokens(&session.key())
+            .await
+            .map_err(crate::refuse::store)?;
         // A token that is not listed has expired, or never was of this session.
         if let Some(token) = tokens.iter().find(|token| token.id == id) {
             let until = token.expires_at.after(self.0.verifier.config().afterlife());
-            self.change(&who, &session, Event::RevokeToken { id, until }).await?;
+            self.change(&who, &session, Event::RevokeToken { id, until })
+                .await?;
         }
         Ok(Response::new(wire::RevokeResponse {}))
     }
@@ -105,7 +132,9 @@ impl TokenLedger for Ledger {
         let id = request.into_inner().session_id;
         let (session, _) = self.0.session_for(&who, &id, SessionAction::Connect).await?;
         let session = self.change(&who, &session, Event::RevokeTokens).await?;
-        Ok(Response::new(wire::RevokeAllResponse { token_epoch: session.token_epoch }))
+        Ok(Response::new(wire::RevokeAllResponse {
+            token_epoch: session.token_epoch,
+        }))
     }
 }
 

@@ -53,11 +53,26 @@ impl Api {
         })?;
         let caller = self
             .authenticator
-            .authenticate(bearer, std::time::UNIX_EPOCH + std::time::Duration::from_millis(self.clock.now().as_millis()))
-            .map_err(|problem| Refused::new(Reason::CallerUnknown, format!("{problem}. Ask your platform team for a new one.")))?;
+            .authenticate(
+                bearer,
+                std::time::UNIX_EPOCH + std::time::Duration::from_millis(self.clock.now().as_millis()),
+            )
+            .map_err(|problem| {
+                Refused::new(
+                    Reason::CallerUnknown,
+                    format!("{problem}. Ask your platform team for a new one."),
+                )
+            })?;
         principal(&caller).map_err(|problem| {
-            tracing::error!(subject = caller.subject, problem, "a configured caller cannot be used");
-            Refused::new(Reason::CallerUnknown, "This key is not set up correctly. Tell your platform team.")
+            tracing::error!(
+                subject = caller.subject,
+                problem,
+                "a configured caller cannot be used"
+            );
+            Refused::new(
+                Reason::CallerUnknown,
+                "This key is not set up correctly. Tell your platform team.",
+            )
         })
     }
 
@@ -80,16 +95,26 @@ impl Api {
 
     pub(crate) fn key(&self, who: &Principal, id: &str) -> Result<SessionKey, Refused> {
         let id: SessionId = convert::parse("session_id", id)?;
-        Ok(SessionKey { org: who.org.clone(), id })
+        Ok(SessionKey {
+            org: who.org.clone(),
+            id,
+        })
     }
 }
 
 /// A configured caller as the domain knows it.
 pub(crate) fn principal(caller: &Caller) -> Result<Principal, String> {
-    let roles = caller.roles.iter().map(|role| role_of(role)).collect::<Result<_, _>>()?;
+    let roles = caller
+        .roles
+        .iter()
+        .map(|role| role_of(role))
+        .collect::<Result<_, _>>()?;
     Ok(Principal {
         id: PrincipalId::new(&caller.issuer_alias, &caller.subject).map_err(|error| error.to_string())?,
-        org: caller.org.parse().map_err(|error: session_core::id::InvalidId| error.to_string())?,
+        org: caller
+            .org
+            .parse()
+            .map_err(|error: session_core::id::InvalidId| error.to_string())?,
         roles,
         teams: caller.teams.iter().cloned().collect(),
         team_admin_of: caller.team_admin_of.iter().cloned().collect(),
@@ -113,13 +138,17 @@ fn role_of(text: &str) -> Result<Role, String> {
         "member" => Ok(Role::Member),
         "org-admin" => Ok(Role::OrgAdmin),
         "platform-admin" => Ok(Role::PlatformAdmin),
-        other => Err(format!("{other:?} is not a role: use member, org-admin or platform-admin")),
+        other => Err(format!(
+            "{other:?} is not a role: use member, org-admin or platform-admin"
+        )),
     }
 }
 
 /// What a later release will do.
 pub(crate) fn not_yet<T>(what: &str) -> Result<T, Status> {
-    Err(Status::unimplemented(format!("{what} is not available in this release")))
+    Err(Status::unimplemented(format!(
+        "{what} is not available in this release"
+    )))
 }
 
 /// Things declared in configuration are read-only here.

@@ -18,19 +18,29 @@ type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl OrgService for Orgs {
-    async fn describe_org(&self, request: Request<v1::DescribeOrgRequest>) -> Answer<v1::DescribeOrgResponse> {
+    async fn describe_org(
+        &self,
+        request: Request<v1::DescribeOrgRequest>,
+    ) -> Answer<v1::DescribeOrgResponse> {
         let who = self.0.caller(request.metadata())?;
         let id: OrgId = parse("name", &request.into_inner().name)?;
         if id != who.org && !access::write_platform(&who) {
             return Err(Refused::not_authorized().into());
         }
         let org = self.0.directory.org(&id).await.map_err(crate::refuse::store)?;
-        Ok(Response::new(v1::DescribeOrgResponse { org: Some(convert::org(&org)) }))
+        Ok(Response::new(v1::DescribeOrgResponse {
+            org: Some(convert::org(&org)),
+        }))
     }
 
     async fn list_orgs(&self, request: Request<v1::ListOrgsRequest>) -> Answer<v1::ListOrgsResponse> {
         let who = self.0.caller(request.metadata())?;
-        let all = self.0.directory.all::<Org>().await.map_err(crate::refuse::store)?;
+        let all = self
+            .0
+            .directory
+            .all::<Org>()
+            .await
+            .map_err(crate::refuse::store)?;
         let orgs = all
             .iter()
             .filter(|org| org.id == who.org || access::write_platform(&who))

@@ -35,9 +35,14 @@ impl RouteService for Routes {
         request: Request<wire::ResolveRouteRequest>,
     ) -> Answer<wire::ResolveRouteResponse> {
         let request = request.into_inner();
-        let wait = maybe_duration("wait", request.wait.as_ref())?.unwrap_or_default().min(LONGEST_WAIT);
+        let wait = maybe_duration("wait", request.wait.as_ref())?
+            .unwrap_or_default()
+            .min(LONGEST_WAIT);
         let claims = self.verified(&request.session_token).await?;
-        let key = SessionKey { org: claims.org.clone(), id: claims.sid.clone() };
+        let key = SessionKey {
+            org: claims.org.clone(),
+            id: claims.sid.clone(),
+        };
         let until = tokio::time::Instant::now() + wait;
         let epoch = self.0.store.epoch().await.map_err(crate::refuse::store)?;
         loop {
@@ -106,12 +111,18 @@ impl Routes {
     /// The manager does not take the proxy's word for a token. Expiry is the
     /// proxy's to judge by method; here a token in its longest grace passes.
     async fn verified(&self, token: &str) -> Result<Claims, Refused> {
-        let verify = || self.0.verifier.verify(token, &self.0.keyring, self.0.clock.now(), Grace::Reattach);
+        let verify = || {
+            self.0
+                .verifier
+                .verify(token, &self.0.keyring, self.0.clock.now(), Grace::Reattach)
+        };
         let mut outcome = verify();
         if matches!(&outcome, Err(error) if error.kind() == TokenErrorKind::UnknownKid) {
             match self.0.keys.fetch_again().await {
                 Ok(_) => outcome = verify(),
-                Err(error) => tracing::warn!(error = format!("{error:#}"), "the token keys cannot be fetched"),
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "the token keys cannot be fetched")
+                }
             }
         }
         match outcome {
@@ -134,17 +145,28 @@ impl Routes {
             }
             Err(refused) if refused.reason == Reason::SessionWarming => Ok(false),
             // It ended meanwhile: the next read tells.
-            Err(refused) if matches!(refused.reason, Reason::SessionClosed | Reason::SessionFailed) => Ok(true),
+            Err(refused) if matches!(refused.reason, Reason::SessionClosed | Reason::SessionFailed) => {
+                Ok(true)
+            }
             Err(refused) => Err(refused),
         }
     }
 
     async fn route(&self, session: &Session, epoch: u64) -> Result<wire::Route, Refused> {
-        let org = self.0.directory.org(&session.org).await.map_err(crate::refuse::store)?;
+        let org = self
+            .0
+            .directory
+            .org(&session.org)
+            .await
+            .map_err(crate::refuse::store)?;
         let backend = session.state.published_route().map(|route| wire::Backend {
             endpoint: route.endpoint.clone(),
             tls_server_name: route.tls_server_name.clone().unwrap_or_default(),
-            credential: route.credential.as_ref().map(|secret| secret.expose().to_owned()).unwrap_or_default(),
+            credential: route
+                .credential
+                .as_ref()
+                .map(|secret| secret.expose().to_owned())
+                .unwrap_or_default(),
             engine: route.engine.to_string(),
             dedicated: route.dedicated,
         });
@@ -160,7 +182,10 @@ impl Routes {
             revoked_tokens: session
                 .revoked_tokens
                 .iter()
-                .map(|(id, until)| wire::RevokedToken { token_id: id.to_string(), until: Some(timestamp(*until)) })
+                .map(|(id, until)| wire::RevokedToken {
+                    token_id: id.to_string(),
+                    until: Some(timestamp(*until)),
+                })
                 .collect(),
             backend,
             owner: session.owner.to_string(),
@@ -174,14 +199,21 @@ impl Routes {
 }
 
 fn told(session: &Session) -> String {
-    if session.status_message.is_empty() { session.reason.to_string() } else { session.status_message.clone() }
+    if session.status_message.is_empty() {
+        session.reason.to_string()
+    } else {
+        session.status_message.clone()
+    }
 }
 
 fn check_not_revoked(claims: &Claims, session: &Session) -> Result<(), Refused> {
     if claims.epoch < session.token_epoch || session.revoked_tokens.contains_key(&claims.jti) {
         return Err(Refused::new(
             Reason::TokenRevoked,
-            format!("The token was revoked. Generate a new one: `berth token {}`.", session.id),
+            format!(
+                "The token was revoked. Generate a new one: `berth token {}`.",
+                session.id
+            ),
         ));
     }
     Ok(())

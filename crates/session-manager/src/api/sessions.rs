@@ -6,8 +6,8 @@ use session_core::access::{self, SessionAction};
 use session_core::machine::{Event, NewSession};
 use session_core::policy::PolicyRequest;
 use session_core::{
-    Activity, Actor, Catalog, CatalogName, ChangeReason, Cluster, ClusterName, ClusterStatus, Limits, Principal,
-    Reason, Role, Session, SessionId, SessionPolicy, Status as SessionStatus, Timestamp, machine,
+    Activity, Actor, Catalog, CatalogName, ChangeReason, Cluster, ClusterName, ClusterStatus, Limits,
+    Principal, Reason, Role, Session, SessionId, SessionPolicy, Status as SessionStatus, Timestamp, machine,
 };
 use session_proto::convert::{self, maybe_duration, non_empty, parse};
 use session_proto::error::Refused;
@@ -39,7 +39,9 @@ impl SessionService for Sessions {
     ) -> Answer<v1::CreateSessionResponse> {
         let who = self.0.caller(request.metadata())?;
         let session = self.create(&who, request.into_inner()).await?;
-        Ok(Response::new(v1::CreateSessionResponse { session: Some(shown(&session, Activity::Unknown)) }))
+        Ok(Response::new(v1::CreateSessionResponse {
+            session: Some(shown(&session, Activity::Unknown)),
+        }))
     }
 
     async fn describe_session(
@@ -57,9 +59,14 @@ impl SessionService for Sessions {
         loop {
             let waiter = self.0.hub.wait_for(&key);
             let changed = waiter.changed();
-            let (session, activity) = self.0.session_for(&who, &request.session_id, SessionAction::Read).await?;
+            let (session, activity) = self
+                .0
+                .session_for(&who, &request.session_id, SessionAction::Read)
+                .await?;
             if session.status() != SessionStatus::Pending || tokio::time::Instant::now() >= until {
-                return Ok(Response::new(v1::DescribeSessionResponse { session: Some(shown(&session, activity)) }));
+                return Ok(Response::new(v1::DescribeSessionResponse {
+                    session: Some(shown(&session, activity)),
+                }));
             }
             let _ = tokio::time::timeout_at(until, changed).await;
         }
@@ -73,7 +80,11 @@ impl SessionService for Sessions {
         let query = list_query(&who, request.into_inner())?;
         let page = self.0.store.list(&query).await.map_err(crate::refuse::store)?;
         Ok(Response::new(v1::ListSessionsResponse {
-            sessions: page.sessions.iter().map(|session| shown(session, Activity::Unknown)).collect(),
+            sessions: page
+                .sessions
+                .iter()
+                .map(|session| shown(session, Activity::Unknown))
+                .collect(),
             next_page_token: page.next.unwrap_or_default(),
         }))
     }
@@ -87,7 +98,13 @@ impl SessionService for Sessions {
         let labels = match request.labels {
             None => None,
             Some(labels) => {
-                let limits = self.0.directory.org(&who.org).await.map_err(crate::refuse::store)?.limits;
+                let limits = self
+                    .0
+                    .directory
+                    .org(&who.org)
+                    .await
+                    .map_err(crate::refuse::store)?
+                    .limits;
                 Some(checked_labels(labels.labels, &limits)?)
             }
         };
@@ -95,8 +112,12 @@ impl SessionService for Sessions {
             None => None,
             Some(name) => Some(checked_text("name", name)?),
         };
-        let session = self.change(&who, &request.session_id, Event::Update { name, labels }).await?;
-        Ok(Response::new(v1::UpdateSessionResponse { session: Some(session) }))
+        let session = self
+            .change(&who, &request.session_id, Event::Update { name, labels })
+            .await?;
+        Ok(Response::new(v1::UpdateSessionResponse {
+            session: Some(session),
+        }))
     }
 
     async fn extend_session(
@@ -106,8 +127,12 @@ impl SessionService for Sessions {
         let who = self.0.caller(request.metadata())?;
         let request = request.into_inner();
         let expires_at = required_moment("expires_at", request.expires_at.as_ref())?;
-        let session = self.change(&who, &request.session_id, Event::Extend { expires_at }).await?;
-        Ok(Response::new(v1::ExtendSessionResponse { session: Some(session) }))
+        let session = self
+            .change(&who, &request.session_id, Event::Extend { expires_at })
+            .await?;
+        Ok(Response::new(v1::ExtendSessionResponse {
+            session: Some(session),
+        }))
     }
 
     async fn keep_session_alive(
@@ -117,21 +142,39 @@ impl SessionService for Sessions {
         let who = self.0.caller(request.metadata())?;
         let request = request.into_inner();
         let until = required_moment("until", request.until.as_ref())?;
-        let session = self.change(&who, &request.session_id, Event::KeepAlive { until }).await?;
-        Ok(Response::new(v1::KeepSessionAliveResponse { session: Some(session) }))
+        let session = self
+            .change(&who, &request.session_id, Event::KeepAlive { until })
+            .await?;
+        Ok(Response::new(v1::KeepSessionAliveResponse {
+            session: Some(session),
+        }))
     }
 
-    async fn warm_session(&self, request: Request<v1::WarmSessionRequest>) -> Answer<v1::WarmSessionResponse> {
+    async fn warm_session(
+        &self,
+        request: Request<v1::WarmSessionRequest>,
+    ) -> Answer<v1::WarmSessionResponse> {
         let who = self.0.caller(request.metadata())?;
-        let session = self.change(&who, &request.into_inner().session_id, Event::Wake).await?;
-        Ok(Response::new(v1::WarmSessionResponse { session: Some(session) }))
+        let session = self
+            .change(&who, &request.into_inner().session_id, Event::Wake)
+            .await?;
+        Ok(Response::new(v1::WarmSessionResponse {
+            session: Some(session),
+        }))
     }
 
-    async fn close_session(&self, request: Request<v1::CloseSessionRequest>) -> Answer<v1::CloseSessionResponse> {
+    async fn close_session(
+        &self,
+        request: Request<v1::CloseSessionRequest>,
+    ) -> Answer<v1::CloseSessionResponse> {
         let who = self.0.caller(request.metadata())?;
-        let close = Event::Close { reason: ChangeReason::CloseRequested };
+        let close = Event::Close {
+            reason: ChangeReason::CloseRequested,
+        };
         let session = self.change(&who, &request.into_inner().session_id, close).await?;
-        Ok(Response::new(v1::CloseSessionResponse { session: Some(session) }))
+        Ok(Response::new(v1::CloseSessionResponse {
+            session: Some(session),
+        }))
     }
 
     type WatchSessionsStream = BoxStream<'static, Result<v1::WatchSessionsResponse, Status>>;
@@ -151,8 +194,15 @@ impl SessionService for Sessions {
         let who = self.0.caller(request.metadata())?;
         let id = request.into_inner().session_id;
         let (session, _) = self.0.session_for(&who, &id, SessionAction::Read).await?;
-        let events = self.0.store.events(&session.key()).await.map_err(crate::refuse::store)?;
-        Ok(Response::new(v1::ListSessionEventsResponse { events: events.iter().map(convert::event).collect() }))
+        let events = self
+            .0
+            .store
+            .events(&session.key())
+            .await
+            .map_err(crate::refuse::store)?;
+        Ok(Response::new(v1::ListSessionEventsResponse {
+            events: events.iter().map(convert::event).collect(),
+        }))
     }
 
     async fn list_operations(
@@ -177,7 +227,12 @@ impl Sessions {
         if !access::create_sessions(who) {
             return Err(Refused::not_authorized());
         }
-        let org = self.0.directory.org(&who.org).await.map_err(crate::refuse::store)?;
+        let org = self
+            .0
+            .directory
+            .org(&who.org)
+            .await
+            .map_err(crate::refuse::store)?;
         if org.disabled {
             return Err(Refused::new(
                 Reason::OrgDisabled,
@@ -241,10 +296,18 @@ impl Sessions {
 
     async fn cluster_for(&self, who: &Principal, name: &str) -> Result<Cluster, Refused> {
         if name.is_empty() {
-            return Err(Refused::field("cluster", "is missing: `berth clusters` lists those you may use"));
+            return Err(Refused::field(
+                "cluster",
+                "is missing: `berth clusters` lists those you may use",
+            ));
         }
         let name: ClusterName = parse("cluster", name)?;
-        let cluster = self.0.directory.cluster(&name).await.map_err(crate::refuse::store)?;
+        let cluster = self
+            .0
+            .directory
+            .cluster(&name)
+            .await
+            .map_err(crate::refuse::store)?;
         let Some(cluster) = cluster.filter(|cluster| access::use_cluster(who, cluster)) else {
             return Err(Refused::not_authorized());
         };
@@ -257,23 +320,40 @@ impl Sessions {
         if !self.0.computes.supports(&cluster.provider) {
             return Err(Refused::new(
                 Reason::ClusterNotActive,
-                format!("The cluster {name} needs the {} provider, which is off here.", cluster.provider.as_str()),
+                format!(
+                    "The cluster {name} needs the {} provider, which is off here.",
+                    cluster.provider.as_str()
+                ),
             ));
         }
         Ok(cluster)
     }
 
-    async fn catalog_for(&self, who: &Principal, name: &str, cluster: &Cluster) -> Result<Option<Catalog>, Refused> {
+    async fn catalog_for(
+        &self,
+        who: &Principal,
+        name: &str,
+        cluster: &Cluster,
+    ) -> Result<Option<Catalog>, Refused> {
         if name.is_empty() {
             return Ok(None);
         }
         let name: CatalogName = parse("catalog", name)?;
-        let catalog = self.0.directory.catalog(&who.org, &name).await.map_err(crate::refuse::store)?;
+        let catalog = self
+            .0
+            .directory
+            .catalog(&who.org, &name)
+            .await
+            .map_err(crate::refuse::store)?;
         let Some(catalog) = catalog.filter(|catalog| access::use_catalog(who, catalog)) else {
             return Err(Refused::not_authorized());
         };
-        compute::validate_use(cluster, &catalog)
-            .map_err(|problem| Refused::field("catalog", format!("{name} cannot be used on {}: {problem}", cluster.name)))?;
+        compute::validate_use(cluster, &catalog).map_err(|problem| {
+            Refused::field(
+                "catalog",
+                format!("{name} cannot be used on {}: {problem}", cluster.name),
+            )
+        })?;
         Ok(Some(catalog))
     }
 
@@ -304,9 +384,16 @@ fn shown(session: &Session, activity: Activity) -> v1::Session {
 /// Every field but the `request_id`, in a fixed order.
 fn fingerprint(request: &v1::CreateSessionRequest) -> String {
     let labels: BTreeMap<_, _> = request.labels.iter().collect();
-    let seconds = |value: &Option<prost_types::Duration>| value.as_ref().map(|value| (value.seconds, value.nanos));
+    let seconds =
+        |value: &Option<prost_types::Duration>| value.as_ref().map(|value| (value.seconds, value.nanos));
     let all = (
-        (&request.cluster, &request.catalog, &request.name, &request.team, labels),
+        (
+            &request.cluster,
+            &request.catalog,
+            &request.name,
+            &request.team,
+            labels,
+        ),
         seconds(&request.idle_timeout),
         seconds(&request.close_after_idle),
         seconds(&request.max_lifetime),
@@ -330,14 +417,24 @@ fn checked_labels(
 ) -> Result<BTreeMap<String, String>, Refused> {
     let labels: BTreeMap<_, _> = labels.into_iter().collect();
     if labels.len() > limits.labels as usize {
-        return Err(Refused::field("labels", format!("must be at most {}", limits.labels)));
+        return Err(Refused::field(
+            "labels",
+            format!("must be at most {}", limits.labels),
+        ));
     }
     for (key, value) in &labels {
         let plain = |text: &str| !text.chars().any(char::is_control);
-        if key.is_empty() || key.len() > LABEL_KEY || value.len() > LABEL_VALUE || !plain(key) || !plain(value) {
+        if key.is_empty()
+            || key.len() > LABEL_KEY
+            || value.len() > LABEL_VALUE
+            || !plain(key)
+            || !plain(value)
+        {
             return Err(Refused::field(
                 "labels",
-                format!("each needs a key of 1 to {LABEL_KEY} bytes and a value of at most {LABEL_VALUE}, without control characters"),
+                format!(
+                    "each needs a key of 1 to {LABEL_KEY} bytes and a value of at most {LABEL_VALUE}, without control characters"
+                ),
             ));
         }
     }
@@ -345,7 +442,8 @@ fn checked_labels(
 }
 
 fn required_moment(field: &'static str, at: Option<&prost_types::Timestamp>) -> Result<Timestamp, Refused> {
-    at.map(convert::from_timestamp).ok_or_else(|| Refused::field(field, "is missing"))
+    at.map(convert::from_timestamp)
+        .ok_or_else(|| Refused::field(field, "is missing"))
 }
 
 fn list_query(who: &Principal, request: v1::ListSessionsRequest) -> Result<ListQuery, Refused> {
@@ -357,19 +455,31 @@ fn list_query(who: &Principal, request: v1::ListSessionsRequest) -> Result<ListQ
     let page_size = match usize::try_from(request.page_size) {
         Ok(0) => DEFAULT_PAGE,
         Ok(size) if size <= LARGEST_PAGE => size,
-        Ok(_) | Err(_) => return Err(Refused::field("page_size", format!("must be 1 to {LARGEST_PAGE}"))),
+        Ok(_) | Err(_) => {
+            return Err(Refused::field(
+                "page_size",
+                format!("must be 1 to {LARGEST_PAGE}"),
+            ));
+        }
     };
     let scope = if who.has(Role::OrgAdmin) {
         Scope::Org
     } else {
-        Scope::OwnAndTeams { owner: who.id.clone(), teams: who.team_admin_of.clone() }
+        Scope::OwnAndTeams {
+            owner: who.id.clone(),
+            teams: who.team_admin_of.clone(),
+        }
     };
     Ok(ListQuery {
         org: who.org.clone(),
         scope,
         statuses,
-        owner: non_empty(request.owner).map(|owner| parse("owner", &owner)).transpose()?,
-        cluster: non_empty(request.cluster).map(|cluster| parse("cluster", &cluster)).transpose()?,
+        owner: non_empty(request.owner)
+            .map(|owner| parse("owner", &owner))
+            .transpose()?,
+        cluster: non_empty(request.cluster)
+            .map(|cluster| parse("cluster", &cluster))
+            .transpose()?,
         team: non_empty(request.team),
         labels: request.labels.into_iter().collect(),
         page_size,

@@ -1,7 +1,13 @@
 //! session-manager on a memory store and stepped compute: the whole service
 //! over real sockets, and nothing that happens by itself.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
-#![allow(dead_code, unreachable_pub, missing_docs, clippy::allow_attributes, reason = "each test program uses its part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    clippy::allow_attributes,
+    reason = "each test program uses its part of it"
+)]
 
 use compute::SimCompute;
 use service_kit::shutdown::Shutdown;
@@ -46,7 +52,9 @@ pub struct WithKey(String);
 
 impl Interceptor for WithKey {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.metadata_mut().insert("authorization", format!("Bearer {}", self.0).parse().unwrap());
+        request
+            .metadata_mut()
+            .insert("authorization", format!("Bearer {}", self.0).parse().unwrap());
         Ok(request)
     }
 }
@@ -70,14 +78,22 @@ process = { program = "/opt/sail" }
 
 impl Manager {
     pub async fn start() -> Self {
-        let keys = Keys(["ada", "bob", "olga"].map(|name| (name, service_kit::caller::generate_key())).into());
+        let keys = Keys(
+            ["ada", "bob", "olga"]
+                .map(|name| (name, service_kit::caller::generate_key()))
+                .into(),
+        );
         let store = Arc::new(MemoryStore::new(Arc::new(SystemClock)));
         let signer = Arc::new(Signer::from_pkcs8_pem(&generate_key_pem().unwrap()).unwrap());
         Self::join(store, SimCompute::new(), signer, keys, "").await
     }
 
     pub async fn start_with(more: &str) -> Self {
-        let keys = Keys(["ada", "bob", "olga"].map(|name| (name, service_kit::caller::generate_key())).into());
+        let keys = Keys(
+            ["ada", "bob", "olga"]
+                .map(|name| (name, service_kit::caller::generate_key()))
+                .into(),
+        );
         let store = Arc::new(MemoryStore::new(Arc::new(SystemClock)));
         let signer = Arc::new(Signer::from_pkcs8_pem(&generate_key_pem().unwrap()).unwrap());
         Self::join(store, SimCompute::new(), signer, keys, more).await
@@ -107,7 +123,11 @@ impl Manager {
             dir.path().display()
         );
         for (name, key) in &keys.0 {
-            let roles = if *name == "olga" { r#""member", "org-admin""# } else { r#""member""# };
+            let roles = if *name == "olga" {
+                r#""member", "org-admin""#
+            } else {
+                r#""member""#
+            };
             text += &format!(
                 "\n[[service_accounts]]\nname = \"{name}\"\norg = \"acme\"\nroles = [{roles}]\nkey_sha256 = \"{}\"\n",
                 key.sha256
@@ -115,18 +135,43 @@ impl Manager {
         }
         let file = dir.path().join("config.toml");
         std::fs::write(&file, text).unwrap();
-        let sources = service_kit::config::Sources { file: Some(file), ..Default::default() };
+        let sources = service_kit::config::Sources {
+            file: Some(file),
+            ..Default::default()
+        };
         let config: Config = service_kit::config::load_over_defaults(&sources).unwrap();
 
         let listeners = Listeners::bind(&config).await.unwrap();
-        let channel = |address| Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
-        let (public, internal) = (channel(listeners.public.local_addr()), channel(listeners.internal.local_addr()));
+        let channel = |address| {
+            Endpoint::from_shared(format!("http://{address}"))
+                .unwrap()
+                .connect_lazy()
+        };
+        let (public, internal) = (
+            channel(listeners.public.local_addr()),
+            channel(listeners.internal.local_addr()),
+        );
         let shutdown = Shutdown::new();
         let computes = Computes::new(Arc::new(sim.clone()), Some(Arc::new(sim.clone())));
         let stored: Arc<dyn SessionStore> = Arc::clone(&store) as _;
-        let ended =
-            tokio::spawn(session_manager::run_with(config, listeners, shutdown.clone(), stored, computes));
-        Self { shutdown, store, sim, signer, keys, public, internal, dir, ended }
+        let ended = tokio::spawn(session_manager::run_with(
+            config,
+            listeners,
+            shutdown.clone(),
+            stored,
+            computes,
+        ));
+        Self {
+            shutdown,
+            store,
+            sim,
+            signer,
+            keys,
+            public,
+            internal,
+            dir,
+            ended,
+        }
     }
 
     pub fn sessions(&self, who: &str) -> Sessions {
@@ -146,38 +191,80 @@ impl Manager {
     }
 
     fn with_key(&self, who: &str) -> WithKey {
-        WithKey(self.keys.0.iter().find(|(name, _)| *name == who).unwrap().1.key.clone())
+        WithKey(
+            self.keys
+                .0
+                .iter()
+                .find(|(name, _)| *name == who)
+                .unwrap()
+                .1
+                .key
+                .clone(),
+        )
     }
 
     /// Creates a session on `c` and returns its key.
     pub async fn create(&self, who: &str) -> SessionKey {
-        let request = v1::CreateSessionRequest { cluster: "c".to_owned(), ..Default::default() };
-        let session = self.sessions(who).create_session(request).await.unwrap().into_inner().session.unwrap();
+        let request = v1::CreateSessionRequest {
+            cluster: "c".to_owned(),
+            ..Default::default()
+        };
+        let session = self
+            .sessions(who)
+            .create_session(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .session
+            .unwrap();
         key(&session.id)
     }
 
     /// Creates a session and makes its compute ready.
     pub async fn active(&self, who: &str) -> SessionKey {
         let key = self.create(who).await;
-        until("the compute to be asked for", async || self.sim.made(&key, 1) == 1).await;
+        until("the compute to be asked for", async || {
+            self.sim.made(&key, 1) == 1
+        })
+        .await;
         self.sim.ready(&key, 1, route("127.0.0.1:1"));
         self.until_status(&key, SessionStatus::Active).await;
         key
     }
 
     pub async fn show(&self, key: &SessionKey) -> v1::Session {
-        let request = v1::DescribeSessionRequest { session_id: key.id.to_string(), wait_ready: None };
-        self.sessions("olga").describe_session(request).await.unwrap().into_inner().session.unwrap()
+        let request = v1::DescribeSessionRequest {
+            session_id: key.id.to_string(),
+            wait_ready: None,
+        };
+        self.sessions("olga")
+            .describe_session(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .session
+            .unwrap()
     }
 
     pub async fn until_status(&self, key: &SessionKey, status: SessionStatus) -> v1::Session {
-        until(&format!("{status:?}"), async || self.show(key).await.status() == status).await;
+        until(&format!("{status:?}"), async || {
+            self.show(key).await.status() == status
+        })
+        .await;
         self.show(key).await
     }
 
     pub async fn close(&self, who: &str, key: &SessionKey) -> v1::Session {
-        let request = v1::CloseSessionRequest { session_id: key.id.to_string() };
-        self.sessions(who).close_session(request).await.unwrap().into_inner().session.unwrap()
+        let request = v1::CloseSessionRequest {
+            session_id: key.id.to_string(),
+        };
+        self.sessions(who)
+            .close_session(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .session
+            .unwrap()
     }
 
     /// A token of ada's for `key`, signed as the issuer would.
@@ -200,7 +287,9 @@ impl Manager {
 
     pub async fn stop(self) {
         self.shutdown.stop();
-        let ended = tokio::time::timeout(LIMIT, self.ended).await.expect("it stops in time");
+        let ended = tokio::time::timeout(LIMIT, self.ended)
+            .await
+            .expect("it stops in time");
         ended.unwrap().unwrap();
     }
 
@@ -212,7 +301,10 @@ impl Manager {
 }
 
 pub fn key(id: &str) -> SessionKey {
-    SessionKey { org: "acme".parse::<OrgId>().unwrap(), id: id.parse::<SessionId>().unwrap() }
+    SessionKey {
+        org: "acme".parse::<OrgId>().unwrap(),
+        id: id.parse::<SessionId>().unwrap(),
+    }
 }
 
 pub fn route(endpoint: &str) -> Route {

@@ -26,9 +26,15 @@ struct Way {
 impl Way {
     async fn new(uri: String, bearer: Option<String>) -> Result<Self> {
         let channel = Endpoint::from_shared(uri)?.tcp_nodelay(true).connect().await?;
-        let bearer = bearer.map(|token| format!("Bearer {token}").parse()).transpose()?;
+        let bearer = bearer
+            .map(|token| format!("Bearer {token}").parse())
+            .transpose()?;
         let spark_session = uuid::Uuid::new_v4().to_string();
-        Ok(Self { client: SparkConnectServiceClient::new(channel), bearer, spark_session })
+        Ok(Self {
+            client: SparkConnectServiceClient::new(channel),
+            bearer,
+            spark_session,
+        })
     }
 
     async fn call(&mut self) -> Result<Duration> {
@@ -69,7 +75,9 @@ async fn main() -> Result<()> {
     let session = stack.session("ada", Engine::Sail, &[])?;
     let token = stack.token("ada", &session)?;
     let direct = stack.backend_url(&session).await?;
-    let direct = direct.strip_prefix("sc://localhost:").context("a direct address")?;
+    let direct = direct
+        .strip_prefix("sc://localhost:")
+        .context("a direct address")?;
     let mut direct = Way::new(format!("http://127.0.0.1:{direct}"), None).await?;
     let mut proxied = Way::new(format!("http://{}", stack.proxy_address), Some(token)).await?;
 
@@ -86,8 +94,13 @@ async fn main() -> Result<()> {
             direct_rounds.push(direct.round().await?);
         }
     }
-    let column = |rounds: &[[f64; 2]], place: usize| rounds.iter().map(|round| round[place]).collect::<Vec<_>>();
-    let added: Vec<f64> = proxied_rounds.iter().zip(&direct_rounds).map(|(p, d)| p[0] - d[0]).collect();
+    let column =
+        |rounds: &[[f64; 2]], place: usize| rounds.iter().map(|round| round[place]).collect::<Vec<_>>();
+    let added: Vec<f64> = proxied_rounds
+        .iter()
+        .zip(&direct_rounds)
+        .map(|(p, d)| p[0] - d[0])
+        .collect();
     let result = json!({
         "what": "AnalyzePlan(spark_version) on Sail, one call at a time, plaintext, microseconds",
         "rounds": ROUNDS, "calls_per_round": CALLS,
@@ -96,9 +109,20 @@ async fn main() -> Result<()> {
         "added_p50": spread(added),
     });
     println!("{:<14}{:>10}{:>10}{:>10}", "µs", "min", "median", "max");
-    for row in ["direct_p50", "proxied_p50", "added_p50", "direct_p99", "proxied_p99"] {
+    for row in [
+        "direct_p50",
+        "proxied_p50",
+        "added_p50",
+        "direct_p99",
+        "proxied_p99",
+    ] {
         let of = |what: &str| result[row][what].as_f64().unwrap_or(0.0);
-        println!("{row:<14}{:>10.1}{:>10.1}{:>10.1}", of("min"), of("median"), of("max"));
+        println!(
+            "{row:<14}{:>10.1}{:>10.1}{:>10.1}",
+            of("min"),
+            of("median"),
+            of("max")
+        );
     }
     let folder = repo().join("target/bench");
     std::fs::create_dir_all(&folder)?;

@@ -9,7 +9,9 @@ async fn close_ends_it(engine: Engine, kind: &str, process: &str) -> Result<()> 
     let session = stack.session("ada", engine, &[])?;
     let url = stack.url("ada", &session)?;
     let args = ["stream", "--url", &url, "--kind", kind, "--seconds", "120"];
-    let running = Client::Py41.start_until(stack.dir.path(), "client.py", &args, None, "streaming").await?;
+    let running = Client::Py41
+        .start_until(stack.dir.path(), "client.py", &args, None, "streaming")
+        .await?;
     assert!(!stack.children_matching(process)?.is_empty());
 
     let closed = Instant::now();
@@ -17,15 +19,25 @@ async fn close_ends_it(engine: Engine, kind: &str, process: &str) -> Result<()> 
     assert_eq!(session["status"], "closed", "{session}");
     let seen = running.finish(Duration::from_secs(15)).await?;
     let took = closed.elapsed();
-    assert!(seen["error"]["text"].as_str().is_some_and(|text| text.contains("closed")), "{seen}");
-    assert!(took < Duration::from_secs(8), "the client learnt of it after {took:?}: {seen}");
-    wait::until("the end of the compute", Duration::from_secs(30), async || {
-        match stack.children_matching(process) {
+    assert!(
+        seen["error"]["text"]
+            .as_str()
+            .is_some_and(|text| text.contains("closed")),
+        "{seen}"
+    );
+    assert!(
+        took < Duration::from_secs(8),
+        "the client learnt of it after {took:?}: {seen}"
+    );
+    wait::until(
+        "the end of the compute",
+        Duration::from_secs(30),
+        async || match stack.children_matching(process) {
             Ok(left) if left.is_empty() => Ok(()),
             Ok(left) => Err(format!("{left:?} live")),
             Err(error) => Err(error.to_string()),
-        }
-    })
+        },
+    )
     .await
 }
 

@@ -11,13 +11,20 @@ fn refused(service: &str, config: &str, keys: &[&str]) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("config.toml");
     std::fs::write(&file, config)?;
-    let output = Command::new(binary(service)?).arg("--config").arg(&file).stdin(Stdio::null()).output()?;
+    let output = Command::new(binary(service)?)
+        .arg("--config")
+        .arg(&file)
+        .stdin(Stdio::null())
+        .output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success(), "{service} started: {said}");
     for key in keys {
         assert!(said.contains(key), "{service} does not name {key}:\n{said}");
     }
-    assert!(!said.contains("cannot listen"), "{service} tried to open a port:\n{said}");
+    assert!(
+        !said.contains("cannot listen"),
+        "{service} tried to open a port:\n{said}"
+    );
     Ok(())
 }
 
@@ -83,7 +90,13 @@ manager.uri = "http://manager.example:8082"
 speed = 3
 "#
         ),
-        &["keys.signing", "tokens.default_ttl", "public.endpoint", "manager.uri", "speed"],
+        &[
+            "keys.signing",
+            "tokens.default_ttl",
+            "public.endpoint",
+            "manager.uri",
+            "speed",
+        ],
     )
 }
 

@@ -12,12 +12,20 @@ async fn isolated(engine: Engine, files: bool) -> Result<()> {
     if files {
         args.push("--files");
     }
-    let seen = Client::Py41.run(stack.dir.path(), "client.py", &args, None).await?;
+    let seen = Client::Py41
+        .run(stack.dir.path(), "client.py", &args, None)
+        .await?;
     assert!(seen["own_rows"].as_u64().is_some_and(|rows| rows > 0), "{seen}");
-    assert_eq!(seen["error"]["class"], "AnalysisException", "the other session sees the view: {seen}");
+    assert_eq!(
+        seen["error"]["class"], "AnalysisException",
+        "the other session sees the view: {seen}"
+    );
     if files {
         assert!(seen["own_file"] == true, "{seen}");
-        assert!(seen["other_file"] == false || seen["other_file"].is_null(), "{seen}");
+        assert!(
+            seen["other_file"] == false || seen["other_file"].is_null(),
+            "{seen}"
+        );
     }
     Ok(())
 }

@@ -17,14 +17,19 @@ async fn connected() -> Result<(Stack, String, Repl)> {
 }
 
 fn assert_one(answer: &Value) {
-    assert!(answer["error"].is_null() && answer["rows"].to_string().contains('1'), "{answer}");
+    assert!(
+        answer["error"].is_null() && answer["rows"].to_string().contains('1'),
+        "{answer}"
+    );
 }
 
 async fn is_active(stack: &Stack, session: &str) -> Result<Value> {
-    wait::until("the session to be active", LIMIT, async || match stack.show("ada", session) {
-        Ok(shown) if shown["status"] == "active" => Ok(shown),
-        Ok(shown) => Err(shown.to_string()),
-        Err(error) => Err(error.to_string()),
+    wait::until("the session to be active", LIMIT, async || {
+        match stack.show("ada", session) {
+            Ok(shown) if shown["status"] == "active" => Ok(shown),
+            Ok(shown) => Err(shown.to_string()),
+            Err(error) => Err(error.to_string()),
+        }
     })
     .await
 }
@@ -60,8 +65,14 @@ async fn session_manager() -> Result<()> {
     let before = stack.children_matching("sail spark server")?;
     stack.manager.kill9().await?;
     wait::until("the children to end with their manager", LIMIT, async || {
-        let left = stack.children_matching("sail spark server").map_err(|error| error.to_string())?;
-        if left.iter().any(|pid| before.contains(pid)) { Err(format!("{left:?}")) } else { Ok(()) }
+        let left = stack
+            .children_matching("sail spark server")
+            .map_err(|error| error.to_string())?;
+        if left.iter().any(|pid| before.contains(pid)) {
+            Err(format!("{left:?}"))
+        } else {
+            Ok(())
+        }
     })
     .await?;
     stack.manager.start_ready().await?;
@@ -74,10 +85,12 @@ async fn session_manager() -> Result<()> {
 }
 
 async fn is_active_again(stack: &Stack, session: &str) -> Result<Value> {
-    wait::until("the session to be active again", LIMIT, async || match stack.show("ada", session) {
-        Ok(shown) if shown["status"] == "active" && shown["generation"] != 1 => Ok(shown),
-        Ok(shown) => Err(shown.to_string()),
-        Err(error) => Err(error.to_string()),
+    wait::until("the session to be active again", LIMIT, async || {
+        match stack.show("ada", session) {
+            Ok(shown) if shown["status"] == "active" && shown["generation"] != 1 => Ok(shown),
+            Ok(shown) => Err(shown.to_string()),
+            Err(error) => Err(error.to_string()),
+        }
     })
     .await
 }

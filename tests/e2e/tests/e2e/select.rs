@@ -4,15 +4,36 @@ use anyhow::Result;
 use e2e::{Client, Engine, Stack, StackOptions, Tls};
 
 async fn select_and_big(client: Client, engine: Engine, tls: Tls) -> Result<()> {
-    let stack = Stack::start_with(StackOptions { tls, ..StackOptions::default() }).await?;
+    let stack = Stack::start_with(StackOptions {
+        tls,
+        ..StackOptions::default()
+    })
+    .await?;
     let session = stack.session("ada", engine, &[])?;
     let url = stack.url("ada", &session)?;
-    let one = client.run(stack.dir.path(), "client.py", &["select1", "--url", &url], stack.ca()).await?;
+    let one = client
+        .run(
+            stack.dir.path(),
+            "client.py",
+            &["select1", "--url", &url],
+            stack.ca(),
+        )
+        .await?;
     assert_eq!(one["value"], 1, "{one}");
 
     let direct = stack.backend_url(&session).await?;
-    let args = ["big", "--url", &url, "--direct-url", &direct, "--rows", "10000000"];
-    let big = client.run(stack.dir.path(), "client.py", &args, stack.ca()).await?;
+    let args = [
+        "big",
+        "--url",
+        &url,
+        "--direct-url",
+        &direct,
+        "--rows",
+        "10000000",
+    ];
+    let big = client
+        .run(stack.dir.path(), "client.py", &args, stack.ca())
+        .await?;
     assert_eq!(big["equal"], true, "{big}");
     assert_eq!(big["through"]["rows"], 10_000_000, "{big}");
     Ok(())
@@ -40,13 +61,19 @@ async fn spark_tls_with_a_private_ca() -> Result<()> {
 
 #[tokio::test]
 async fn both_on_one_port_for_development() -> Result<()> {
-    let stack = Stack::start_with(StackOptions { tls: Tls::Auto, ..StackOptions::default() }).await?;
+    let stack = Stack::start_with(StackOptions {
+        tls: Tls::Auto,
+        ..StackOptions::default()
+    })
+    .await?;
     let session = stack.session("ada", Engine::Sail, &[])?;
     let plain = stack.url("ada", &session)?;
     let tls = plain.replacen("/;", "/;use_ssl=true;", 1);
     for url in [plain, tls] {
         let args = ["select1", "--url", &url];
-        let one = Client::Py41.run(stack.dir.path(), "client.py", &args, stack.ca()).await?;
+        let one = Client::Py41
+            .run(stack.dir.path(), "client.py", &args, stack.ca())
+            .await?;
         assert_eq!(one["value"], 1, "{one}");
     }
     Ok(())

@@ -18,12 +18,22 @@ impl Server {
     fn start() -> Result<Self> {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let child = Command::new(home().join("venv-sail/bin/sail"))
-            .args(["spark", "server", "--ip", "127.0.0.1", "--port", &port.to_string()])
+            .args([
+                "spark",
+                "server",
+                "--ip",
+                "127.0.0.1",
+                "--port",
+                &port.to_string(),
+            ])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        Ok(Self { child, address: format!("127.0.0.1:{port}") })
+        Ok(Self {
+            child,
+            address: format!("127.0.0.1:{port}"),
+        })
     }
 }
 
@@ -40,12 +50,17 @@ async fn define(stack: &Stack, who: &str, name: &str, address: &str) -> Result<v
             name: name.to_owned(),
             engine: v1::Engine::Sail.into(),
             provider: Some(v1::cluster::Provider::Static(v1::StaticProvider {
-                endpoints: vec![v1::StaticEndpoint { address: address.to_owned(), ..v1::StaticEndpoint::default() }],
+                endpoints: vec![v1::StaticEndpoint {
+                    address: address.to_owned(),
+                    ..v1::StaticEndpoint::default()
+                }],
             })),
             ..v1::Cluster::default()
         }),
     });
-    let bearer = format!("Bearer {}", stack.key_of(who)).parse().map_err(|_| tonic::Status::internal("key"))?;
+    let bearer = format!("Bearer {}", stack.key_of(who))
+        .parse()
+        .map_err(|_| tonic::Status::internal("key"))?;
     request.metadata_mut().insert("authorization", bearer);
     let channel = tonic::transport::Endpoint::from_shared(stack.manager_uri.clone())
         .map_err(|error| tonic::Status::internal(error.to_string()))?
@@ -60,16 +75,24 @@ async fn one_session_per_endpoint_and_the_next_after_it() -> Result<()> {
     let server = Server::start()?;
     define(&stack, "pat", "shared", &server.address).await?;
     let create = ["create", "--wait", "--cluster", "shared"];
-    let first = stack.berth("ada", &create)?["id"].as_str().unwrap_or_default().to_owned();
+    let first = stack.berth("ada", &create)?["id"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     let url = stack.url("ada", &first)?;
-    let one = Client::Py41.run(stack.dir.path(), "client.py", &["select1", "--url", &url], None).await?;
+    let one = Client::Py41
+        .run(stack.dir.path(), "client.py", &["select1", "--url", &url], None)
+        .await?;
     assert_eq!(one["value"], 1, "{one}");
 
     let refused = stack.berth("bob", &create).unwrap_err().to_string();
     assert!(refused.contains("in use"), "{refused}");
     stack.berth("ada", &["close", &first])?;
     wait::until("the endpoint to be free", Duration::from_secs(30), async || {
-        stack.berth("bob", &create).map(|_| ()).map_err(|error| error.to_string())
+        stack
+            .berth("bob", &create)
+            .map(|_| ())
+            .map_err(|error| error.to_string())
     })
     .await
 }
@@ -83,9 +106,15 @@ async fn only_platform_admins_define_clusters_and_bad_ones_are_refused() -> Resu
     }
     for (name, address) in [("Not_A_Label", "127.0.0.1:1"), ("fine", "no-port"), ("fine", "")] {
         let refused = define(&stack, "pat", name, address).await.unwrap_err();
-        assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{name} {address}: {refused}");
+        assert_eq!(
+            refused.code(),
+            tonic::Code::InvalidArgument,
+            "{name} {address}: {refused}"
+        );
     }
-    let exists = define(&stack, "pat", "sail", "127.0.0.1:15002").await.unwrap_err();
+    let exists = define(&stack, "pat", "sail", "127.0.0.1:15002")
+        .await
+        .unwrap_err();
     assert_eq!(exists.code(), tonic::Code::AlreadyExists, "{exists}");
     Ok(())
 }

@@ -4,11 +4,17 @@ use anyhow::Result;
 use e2e::{Client, Engine, Stack, StackOptions, Tls};
 
 async fn views_and_udfs(client: Client, engine: Engine, tls: Tls) -> Result<()> {
-    let stack = Stack::start_with(StackOptions { tls, ..StackOptions::default() }).await?;
+    let stack = Stack::start_with(StackOptions {
+        tls,
+        ..StackOptions::default()
+    })
+    .await?;
     let session = stack.session("ada", engine, &[])?;
     let url = stack.url("ada", &session)?;
     let args = ["views-udfs", "--url", &url];
-    let seen = client.run(stack.dir.path(), "client.py", &args, stack.ca()).await?;
+    let seen = client
+        .run(stack.dir.path(), "client.py", &args, stack.ca())
+        .await?;
     for what in ["view", "udf", "sql_udf", "pandas_udf"] {
         assert!(!seen[what].is_null() && seen[what] != false, "{what}: {seen}");
     }

@@ -9,7 +9,9 @@ async fn spark() -> Result<()> {
     let session = stack.session("ada", Engine::Spark, &[])?;
     let url = stack.url("ada", &session)?;
     let args = ["artifact", "--url", &url, "--size-mb", "50"];
-    let seen = Client::Py41.run(stack.dir.path(), "client.py", &args, None).await?;
+    let seen = Client::Py41
+        .run(stack.dir.path(), "client.py", &args, None)
+        .await?;
     assert_eq!(seen["same"], true, "{seen}");
     Ok(())
 }

@@ -8,9 +8,14 @@ async fn others_learn_nothing_and_admins_act() -> Result<()> {
     let stack = Stack::start().await?;
     let session = stack.session("ada", Engine::Sail, &["--name", "mine"])?;
     let nowhere = "s-00000000000000000000";
-    for (who, command) in
-        [("bob", "show"), ("eve", "show"), ("bob", "close"), ("eve", "token"), ("bob", "token"), ("pat", "token")]
-    {
+    for (who, command) in [
+        ("bob", "show"),
+        ("eve", "show"),
+        ("bob", "close"),
+        ("eve", "token"),
+        ("bob", "token"),
+        ("pat", "token"),
+    ] {
         let foreign = stack.berth(who, &[command, &session]).unwrap_err().to_string();
         let absent = stack.berth(who, &[command, nowhere]).unwrap_err().to_string();
         assert_eq!(foreign, absent, "{who} {command}");
@@ -29,10 +34,18 @@ async fn keys_are_checked_and_tokens_are_no_keys() -> Result<()> {
     let stack = Stack::start().await?;
     let session = stack.session("ada", Engine::Sail, &[])?;
     let token = stack.token("ada", &session)?;
-    for credential in ["", "nonsense", "berth_sa_0000000000000000000000000000000000000000000", &token] {
+    for credential in [
+        "",
+        "nonsense",
+        "berth_sa_0000000000000000000000000000000000000000000",
+        &token,
+    ] {
         let refused = stack.berth_with(credential, &["list"]).unwrap_err().to_string();
         assert!(refused.to_lowercase().contains("key"), "{refused}");
-        assert!(credential.is_empty() || !refused.contains(credential), "a credential is shown: {refused}");
+        assert!(
+            credential.is_empty() || !refused.contains(credential),
+            "a credential is shown: {refused}"
+        );
     }
     Ok(())
 }
@@ -43,8 +56,15 @@ async fn a_repeated_create_is_the_same_session() -> Result<()> {
     let create = ["create", "--cluster", "sail", "--request-id", "notebook-7"];
     let first = stack.berth("ada", &create)?;
     assert_eq!(stack.berth("ada", &create)?["id"], first["id"]);
-    let other = stack.berth("ada", &[&create[..], &["--name", "another"]].concat()).unwrap_err().to_string();
+    let other = stack
+        .berth("ada", &[&create[..], &["--name", "another"]].concat())
+        .unwrap_err()
+        .to_string();
     assert!(other.contains("request_id"), "{other}");
-    assert_ne!(stack.berth("bob", &create)?["id"], first["id"], "request ids are each caller's own");
+    assert_ne!(
+        stack.berth("bob", &create)?["id"],
+        first["id"],
+        "request ids are each caller's own"
+    );
     Ok(())
 }
