@@ -1,5 +1,6 @@
 //! Random lives of sessions keep every invariant, and the transitions of the
 //! design happen when and only when they should.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use proptest::prelude::*;
 use session_core::invariant::{check_session, check_transition};

@@ -1,5 +1,6 @@
 //! Imports run one way: the pure core below, then what builds on it, then the
 //! programs. Plumbing knows none of ours. Checked on what cargo itself says.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,26 +16,56 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("compute", &["session-core", "session-proto"]),
     (
         "session-manager",
-        &["session-core", "session-proto", "session-token", "session-store", "compute", "service-kit"],
+        &[
+            "session-core",
+            "session-proto",
+            "session-token",
+            "session-store",
+            "compute",
+            "service-kit",
+        ],
     ),
-    ("token-issuer", &["session-core", "session-proto", "session-token", "service-kit"]),
-    ("spark-proxy", &["session-core", "session-proto", "session-token", "service-kit"]),
-    ("cli", &["session-core", "session-proto", "session-token", "service-kit"]),
+    (
+        "token-issuer",
+        &["session-core", "session-proto", "session-token", "service-kit"],
+    ),
+    (
+        "spark-proxy",
+        &["session-core", "session-proto", "session-token", "service-kit"],
+    ),
+    (
+        "cli",
+        &["session-core", "session-proto", "session-token", "service-kit"],
+    ),
 ];
 
 /// Crates that one of ours fences in.
-const FENCED: &[(&str, &str)] =
-    &[("redis", "session-store"), ("jsonwebtoken", "session-token"), ("kube", "compute")];
+const FENCED: &[(&str, &str)] = &[
+    ("redis", "session-store"),
+    ("jsonwebtoken", "session-token"),
+    ("kube", "compute"),
+];
 
 /// Programs for tests only: they may use anything, and nothing that ships uses them.
 const TESTS_ONLY: &[&str] = &["test-support", "e2e", "load"];
 
 fn shipped_dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--no-deps", "--offline", "--locked"])
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--no-deps",
+            "--offline",
+            "--locked",
+        ])
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     metadata["packages"]
@@ -43,7 +74,9 @@ fn shipped_dependencies() -> BTreeMap<String, BTreeSet<String>> {
         .iter()
         .map(|package| {
             let uses = package["dependencies"].as_array().unwrap().iter();
-            let shipped = uses.filter(|dependency| dependency["kind"] != "dev").map(|d| text(&d["name"]));
+            let shipped = uses
+                .filter(|dependency| dependency["kind"] != "dev")
+                .map(|d| text(&d["name"]));
             (text(&package["name"]), shipped.collect())
         })
         .collect()
@@ -57,7 +90,10 @@ fn crates_use_only_what_is_below_them() {
         if TESTS_ONLY.contains(&name.as_str()) {
             continue;
         }
-        let allowed = MAY_USE.iter().find(|(known, _)| known == name).map(|(_, allowed)| *allowed);
+        let allowed = MAY_USE
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, allowed)| *allowed);
         let allowed = allowed.unwrap_or_else(|| panic!("{name} has no place in the order of crates yet"));
         for used in uses.iter().filter(|used| ours.contains(used.as_str())) {
             assert!(allowed.contains(&used.as_str()), "{name} must not use {used}");
@@ -69,7 +105,10 @@ fn crates_use_only_what_is_below_them() {
 fn fenced_crates_have_one_user() {
     for (name, uses) in shipped_dependencies() {
         for (fenced, owner) in FENCED {
-            assert!(!uses.contains(*fenced) || name == *owner, "{name} must not use {fenced}: {owner} does");
+            assert!(
+                !uses.contains(*fenced) || name == *owner,
+                "{name} must not use {fenced}: {owner} does"
+            );
         }
     }
 }
