@@ -2,8 +2,8 @@
 //!
 //! Made for key sets: fetched at start, again every so often with its ETag,
 //! and sooner when somebody meets a key that is not in it – but then by one
-//! caller at a time and at most once per [`AGAIN_AFTER`], so that strangers
-//! cannot make us flood its source.
+//! caller at a time and at most every `again_after`, so that strangers cannot
+//! make us flood its source.
 
 use crate::backoff::Backoff;
 use crate::config::{Problems, Validate, duration};
@@ -19,8 +19,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// An unexpected need fetches at most once in this time.
-pub const AGAIN_AFTER: Duration = Duration::from_secs(30);
 const LARGEST: usize = 256 * 1024;
 const LONGEST_FETCH: Duration = Duration::from_secs(5);
 
@@ -39,10 +37,17 @@ pub struct DocumentConfig {
     /// How often it is fetched.
     #[serde(with = "duration", default = "refresh")]
     pub refresh: Duration,
+    /// An unexpected need fetches it at most this often.
+    #[serde(with = "duration", default = "again_after")]
+    pub again_after: Duration,
 }
 
 fn refresh() -> Duration {
     Duration::from_secs(60)
+}
+
+fn again_after() -> Duration {
+    Duration::from_secs(30)
 }
 
 impl DocumentConfig {
@@ -53,6 +58,7 @@ impl DocumentConfig {
             tls: ClientTlsFiles::default(),
             insecure: false,
             refresh: refresh(),
+            again_after: again_after(),
         }
     }
 
@@ -109,6 +115,7 @@ type Accept = Box<dyn Fn(Fetched<'_>) -> anyhow::Result<()> + Send + Sync>;
 pub struct Document {
     source: Source,
     refresh: Duration,
+    again_after: Duration,
     accept: Accept,
     etag: Mutex<Option<String>>,
     last: tokio::sync::Mutex<Option<Instant>>,
@@ -135,6 +142,7 @@ impl Document {
         Ok(Arc::new(Self {
             source,
             refresh: config.refresh,
+            again_after: config.again_after,
             accept: Box::new(accept),
             etag: Mutex::default(),
             last: tokio::sync::Mutex::default(),
@@ -156,7 +164,7 @@ impl Document {
         match *last {
             // Somebody fetched while we waited for our turn.
             Some(at) if at >= asked => return Ok(true),
-            Some(at) if at.elapsed() < AGAIN_AFTER => return Ok(false),
+            Some(at) if at.elapsed() < self.again_after => return Ok(false),
             Some(_) | None => {}
         }
         *last = Some(Instant::now());
@@ -164,8 +172,9 @@ impl Document {
     }
 
     /// Fetches until the first success, then every so often, until stopped.
-    pub async fn keep_fresh(self: Arc<Self>, stop: CancellationToken) {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    /// `failed` hears of each failure; the first of several is logged here.
+    pub async fn keep_fresh(self: Arc<Self>, failed: impl Fn() + Send, stop: CancellationToken) {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         loop {
             let wait = match self.fetch().await {
                 Ok(()) => {
@@ -173,8 +182,10 @@ impl Document {
                     self.refresh
                 }
                 Err(error) => {
-                    if backoff.failures() == 3 {
-                        tracing::warn!(error = format!("{error:#}"), source = %self.source, "a document cannot be fetched");
+                    failed();
+                    if backoff.failures() == 2 {
+                        let error = format!("{error:#}");
+                        tracing::warn!(error, source = %self.source, "a document cannot be fetched; trying on");
                     }
                     backoff.next_delay()
                 }

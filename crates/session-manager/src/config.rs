@@ -281,7 +281,7 @@ impl Default for TokensConfig {
         Self {
             issuer: "berth".to_owned(),
             audience: "berth-spark-connect".to_owned(),
-            keys: DocumentConfig::new("https://127.0.0.1:8084/.well-known/jwks.json"),
+            keys: DocumentConfig::new("http://127.0.0.1:8084/.well-known/jwks.json"),
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::directory::Directory;
 use compute::ComputeSpec;
 use futures::StreamExt;
 use session_core::machine::{self, Effect, Event, Observation, Transition};
-use session_core::{Activity, Actor, Cluster, Provider, Reason, Session, SessionKey, Timestamp};
+use session_core::{Activity, Actor, Cluster, Provider, Reason, Session, SessionKey, Status, Timestamp};
 use session_proto::error::Refused;
 use session_store::{Commit, Error, SessionStore};
 use std::collections::HashSet;
@@ -254,7 +254,7 @@ impl Driver {
                     Ok(Ok(spec)) => self.computes.ensure(&spec).await,
                     Ok(Err(_)) | Err(_) => continue,
                 },
-                Effect::Release { up_to } => match self.release_spec(session, up_to).await {
+                Effect::Release { up_to } => match self.bare_spec(session, up_to).await {
                     Some(spec) => self.computes.release(&spec).await,
                     None => continue,
                 },
@@ -266,24 +266,29 @@ impl Driver {
     }
 
     async fn observe(&self, session: &Session) -> Option<Observation> {
-        if session.status().is_terminal() {
-            let spec = self.release_spec(session, session.generation).await?;
-            return self.computes.observe(&spec).await.ok();
-        }
-        match self.spec(session, session.generation).await {
-            Ok(Ok(spec)) => match self.computes.observe(&spec).await {
-                Ok(observation) => Some(observation),
-                Err(error) => {
-                    tracing::warn!(session = %session.id, %error, "compute cannot be looked at");
-                    None
+        // A catalog is needed to make compute, not to look at it: taking one
+        // away harms no session that has its compute.
+        let spec = if session.status() == Status::Pending {
+            match self.spec(session, session.generation).await {
+                Ok(Ok(spec)) => spec,
+                Ok(Err(cause)) => {
+                    return Some(Observation::Failed {
+                        cause,
+                        permanent: true,
+                    });
                 }
-            },
-            Ok(Err(cause)) => Some(Observation::Failed {
-                cause,
-                permanent: true,
-            }),
+                Err(error) => {
+                    tracing::warn!(session = %session.id, %error, "definitions cannot be read");
+                    return None;
+                }
+            }
+        } else {
+            self.bare_spec(session, session.generation).await?
+        };
+        match self.computes.observe(&spec).await {
+            Ok(observation) => Some(observation),
             Err(error) => {
-                tracing::warn!(session = %session.id, %error, "definitions cannot be read");
+                tracing::warn!(session = %session.id, %error, "compute cannot be looked at");
                 None
             }
         }
@@ -310,8 +315,8 @@ impl Driver {
         }))
     }
 
-    /// Giving back needs no catalog, and works on clusters that are going.
-    async fn release_spec(&self, session: &Session, generation: u64) -> Option<ComputeSpec> {
+    /// Enough to look at compute and to give it back.
+    async fn bare_spec(&self, session: &Session, generation: u64) -> Option<ComputeSpec> {
         let cluster = self.directory.cluster(&session.cluster).await.ok()??;
         Some(ComputeSpec {
             key: session.key(),

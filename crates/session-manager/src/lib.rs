@@ -180,7 +180,7 @@ pub async fn run_with(
     });
 
     let stop = shutdown.stopping();
-    shutdown.spawn(keys.keep_fresh(stop.clone()));
+    shutdown.spawn(keys.keep_fresh(|| {}, stop.clone()));
     shutdown.spawn(ping(
         Arc::clone(&store),
         admin.readiness.condition("state store"),

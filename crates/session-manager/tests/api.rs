@@ -386,3 +386,66 @@ async fn sessions_can_be_renamed_extended_and_kept_alive_within_bounds() {
     };
     assert!(sessions.keep_session_alive(request).await.is_ok());
 }
+
+#[tokio::test]
+async fn deleting_a_catalog_harms_no_session_that_has_its_compute() {
+    let manager = Manager::start().await;
+    let mut catalogs = manager.catalogs("olga");
+    let text = |text: &str| v1::PropertyValue {
+        value: Some(v1::property_value::Value::Text(text.to_owned())),
+    };
+    let catalog = v1::Catalog {
+        name: "lake".to_owned(),
+        engine: v1::Engine::Sail.into(),
+        properties: [("type".to_owned(), text("memory"))].into(),
+        ..Default::default()
+    };
+    let request = v1::CreateCatalogRequest {
+        catalog: Some(catalog),
+    };
+    catalogs.create_catalog(request).await.unwrap();
+
+    let request = v1::CreateSessionRequest {
+        catalog: "lake".to_owned(),
+        ..on("c")
+    };
+    let created = manager
+        .sessions("ada")
+        .create_session(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .session
+        .unwrap();
+    let key = support::key(&created.id);
+    until("the compute to be asked for", async || {
+        manager.sim.made(&key, 1) == 1
+    })
+    .await;
+    manager.sim.ready(&key, 1, route("127.0.0.1:1"));
+    manager.until_status(&key, SessionStatus::Active).await;
+
+    catalogs
+        .delete_catalog(v1::DeleteCatalogRequest {
+            name: "lake".to_owned(),
+        })
+        .await
+        .unwrap();
+    // Being told of a change makes the manager look; then it is lost for real.
+    manager.sim.ready(&key, 1, route("127.0.0.1:1"));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let shown = manager.show(&key).await;
+    assert_eq!(
+        (shown.status(), shown.generation),
+        (SessionStatus::Active, 1),
+        "{}",
+        shown.status_message
+    );
+    manager.sim.vanish(&key, 1);
+    let failed = manager.until_status(&key, SessionStatus::Failed).await;
+    assert!(
+        failed.status_message.contains("catalog lake no longer exists"),
+        "{}",
+        failed.status_message
+    );
+}

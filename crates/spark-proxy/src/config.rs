@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use service_kit::admin::AdminConfig;
 use service_kit::config::{Problems, Validate, duration};
+use service_kit::document::DocumentConfig;
 use service_kit::grpc::ClientConfig;
 use service_kit::telemetry::TelemetryConfig;
 use service_kit::tls::{ClientTlsFiles, TlsFiles};
@@ -14,38 +15,43 @@ use std::time::Duration;
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The Spark Connect port.
-    #[serde(default)]
     pub listen: ListenConfig,
     /// Health and metrics.
-    #[serde(default = "admin")]
     pub admin: AdminConfig,
     /// Which tokens are good.
     pub tokens: TokenConfig,
     /// Session-manager's internal port.
     pub manager: ClientConfig,
     /// Routes: how long calls are held and answers kept.
-    #[serde(default)]
     pub routes: RouteConfig,
     /// Connections to compute.
-    #[serde(default)]
     pub backend: BackendConfig,
     /// What one client, and all of them, may take.
-    #[serde(default)]
     pub limits: LimitConfig,
     /// How the proxy ends.
-    #[serde(default)]
     pub drain: DrainConfig,
     /// Logs and traces.
-    #[serde(default)]
     pub telemetry: TelemetryConfig,
 }
 
-fn admin() -> AdminConfig {
-    AdminConfig {
-        address: (Ipv4Addr::UNSPECIFIED, 9085).into(),
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: ListenConfig::default(),
+            admin: AdminConfig {
+                address: (Ipv4Addr::LOCALHOST, 9085).into(),
+            },
+            tokens: TokenConfig::default(),
+            manager: ClientConfig::new("http://127.0.0.1:8082"),
+            routes: RouteConfig::default(),
+            backend: BackendConfig::default(),
+            limits: LimitConfig::default(),
+            drain: DrainConfig::default(),
+            telemetry: TelemetryConfig::default(),
+        }
     }
 }
 
@@ -113,73 +119,36 @@ impl TlsConfig {
 
 /// Which tokens are good, and where their keys come from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct TokenConfig {
     /// The exact issuer of every token.
     pub issuer: String,
     /// The exact audience of every token.
     pub audience: String,
-    /// Where the key set is, `https://…` or `http://…`; this or `jwks_file`.
-    #[serde(default)]
-    pub jwks_url: Option<String>,
-    /// A file with the key set.
-    #[serde(default)]
-    pub jwks_file: Option<PathBuf>,
-    /// Certificates for an `https` key set.
-    #[serde(default)]
-    pub jwks_tls: ClientTlsFiles,
-    /// Says in so many words that a key set over plaintext beyond loopback is meant.
-    #[serde(default)]
-    pub jwks_insecure: bool,
-    /// How often the key set is read again.
-    #[serde(with = "duration", default = "defaults::refresh")]
-    pub refresh: Duration,
-    /// An unknown key has the set read again at most this often.
-    #[serde(with = "duration", default = "defaults::unknown_key_interval")]
-    pub unknown_key_interval: Duration,
+    /// The token-issuer's key set.
+    pub keys: DocumentConfig,
     /// How long the last good set is used when it cannot be read again.
-    #[serde(with = "duration", default = "defaults::keep_keys")]
+    #[serde(with = "duration")]
     pub keep_keys: Duration,
     /// The longest life of a token.
-    #[serde(with = "duration", default = "defaults::max_ttl")]
+    #[serde(with = "duration")]
     pub max_ttl: Duration,
     /// How far clocks may differ.
-    #[serde(with = "duration", default = "defaults::leeway")]
+    #[serde(with = "duration")]
     pub leeway: Duration,
     /// How long after its expiry a token may reattach to, and release, running operations.
-    #[serde(with = "duration", default = "defaults::reattach_grace")]
+    #[serde(with = "duration")]
     pub reattach_grace: Duration,
     /// How long after its expiry a token may interrupt running operations.
-    #[serde(with = "duration", default = "defaults::interrupt_grace")]
+    #[serde(with = "duration")]
     pub interrupt_grace: Duration,
     /// Refuse calls without `x-session-id`.
-    #[serde(default)]
     pub require_session_header: bool,
 }
 
-mod defaults {
-    use std::time::Duration;
-
-    pub(super) fn refresh() -> Duration {
-        Duration::from_secs(300)
-    }
-    pub(super) fn unknown_key_interval() -> Duration {
-        Duration::from_secs(30)
-    }
-    pub(super) fn keep_keys() -> Duration {
-        Duration::from_secs(24 * 3600)
-    }
-    pub(super) fn max_ttl() -> Duration {
-        Duration::from_secs(12 * 3600)
-    }
-    pub(super) fn leeway() -> Duration {
-        Duration::from_secs(30)
-    }
-    pub(super) fn reattach_grace() -> Duration {
-        Duration::from_secs(12 * 3600)
-    }
-    pub(super) fn interrupt_grace() -> Duration {
-        Duration::from_secs(15 * 60)
+impl Default for TokenConfig {
+    fn default() -> Self {
+        Self::new("berth", "berth-spark-connect")
     }
 }
 
@@ -189,17 +158,12 @@ impl TokenConfig {
         Self {
             issuer: issuer.into(),
             audience: audience.into(),
-            jwks_url: None,
-            jwks_file: None,
-            jwks_tls: ClientTlsFiles::default(),
-            jwks_insecure: false,
-            refresh: defaults::refresh(),
-            unknown_key_interval: defaults::unknown_key_interval(),
-            keep_keys: defaults::keep_keys(),
-            max_ttl: defaults::max_ttl(),
-            leeway: defaults::leeway(),
-            reattach_grace: defaults::reattach_grace(),
-            interrupt_grace: defaults::interrupt_grace(),
+            keys: DocumentConfig::new("http://127.0.0.1:8084/.well-known/jwks.json"),
+            keep_keys: Duration::from_secs(24 * 3600),
+            max_ttl: Duration::from_secs(12 * 3600),
+            leeway: Duration::from_secs(30),
+            reattach_grace: Duration::from_secs(12 * 3600),
+            interrupt_grace: Duration::from_secs(15 * 60),
             require_session_header: false,
         }
     }
@@ -383,39 +347,9 @@ impl Validate for TokenConfig {
     fn validate(&self, problems: &mut Problems) {
         problems.require(!self.issuer.is_empty(), "issuer", "must not be empty");
         problems.require(!self.audience.is_empty(), "audience", "must not be empty");
-        match (&self.jwks_url, &self.jwks_file) {
-            (Some(url), None) => self.validate_url(url, problems),
-            (None, Some(_)) => {}
-            (None, None) => problems.add("jwks_url", "is required (or `jwks_file`)"),
-            (Some(_), Some(_)) => problems.add("jwks_file", "contradicts `jwks_url`; remove one of them"),
-        }
-        problems.check("jwks_tls", &self.jwks_tls);
-        problems.require(!self.refresh.is_zero(), "refresh", "must not be zero");
+        problems.check("keys", &self.keys);
         problems.require(!self.max_ttl.is_zero(), "max_ttl", "must not be zero");
     }
-}
-
-impl TokenConfig {
-    fn validate_url(&self, url: &str, problems: &mut Problems) {
-        let uri: Option<http::Uri> = url.parse().ok();
-        match uri
-            .as_ref()
-            .and_then(|uri| Some((uri.scheme_str()?, uri.host()?)))
-        {
-            Some(("https", _)) => {}
-            Some(("http", host)) => problems.require(
-                self.jwks_insecure || is_loopback(host),
-                "jwks_url",
-                "must be https beyond loopback (or say `jwks_insecure = true`)",
-            ),
-            _ => problems.add("jwks_url", "must be like https://host:port/path"),
-        }
-    }
-}
-
-fn is_loopback(host: &str) -> bool {
-    let bare = host.trim_matches(['[', ']']);
-    host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 impl Validate for RouteConfig {

@@ -17,7 +17,9 @@ mod connection;
 mod forward;
 mod headers;
 mod health;
+mod identity;
 mod keys;
+mod messages;
 mod method;
 mod metrics;
 mod respond;
@@ -96,6 +98,7 @@ pub async fn run_with_clock(
     let admin_task = tokio::spawn(admin.serve(admin_listener, admin_end.clone()));
 
     let keys = Keys::new(&config.tokens, Arc::clone(&clock), Arc::clone(&metrics))?;
+    tokio::spawn(Arc::clone(&keys).keep_fresh(shutdown.forced()));
     let started = shutdown
         .stopping()
         .run_until_cancelled(keys.first())
@@ -112,7 +115,6 @@ pub async fn run_with_clock(
         if let Some(tls) = &tls {
             tokio::spawn(Arc::clone(tls).keep_fresh(shutdown.stopping()));
         }
-        tokio::spawn(Arc::clone(&keys).keep_fresh(shutdown.forced()));
 
         let count = match config.listen.workers {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),

@@ -142,10 +142,10 @@ async fn revoked_tokens_are_refused_and_their_running_calls_ended() {
     };
     let client = rig.client().await;
     let mut first = client.begin(&hang(&one)).await.unwrap();
-    first.finish(test_support::fake_spark::framed(b"go"));
+    first.finish(test_support::fake_spark::request(b"go"));
     let (_u1, first) = within("headers", first.head()).await.unwrap();
     let mut second = client.begin(&hang(&two)).await.unwrap();
-    second.finish(test_support::fake_spark::framed(b"go"));
+    second.finish(test_support::fake_spark::request(b"go"));
     let (_u2, second) = within("headers", second.head()).await.unwrap();
 
     // One token by its name.
@@ -211,7 +211,7 @@ async fn a_disabled_organization_and_a_foreign_one_are_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_key_is_found_when_a_token_names_it() {
-    let rig = Rig::with(|config| config.tokens.unknown_key_interval = Duration::from_millis(1)).await;
+    let rig = Rig::with(|config| config.tokens.keys.again_after = Duration::from_millis(1)).await;
     let next = new_signer();
     let token = next.sign(&rig.claims()).unwrap();
     rig.call(Ask::execute(&token)).await.refused(Reason::TokenInvalid);

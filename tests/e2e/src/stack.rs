@@ -503,7 +503,7 @@ listen.tls.mode = "{mode}"
 admin.address = "{admin}"
 tokens.issuer = "berth"
 tokens.audience = "berth-spark-connect"
-tokens.jwks_url = "http://{jwks}/.well-known/jwks.json"
+tokens.keys.location = "http://{jwks}/.well-known/jwks.json"
 manager.uri = "http://{internal}"
 telemetry.format = "text"
 {more}

@@ -15,6 +15,7 @@ use session_core::{Clock, Engine, OrgId, Route, SessionId, SessionKey, SystemClo
 use session_manager::{Computes, Config, Listeners};
 use session_proto::internal::route_service_client::RouteServiceClient;
 use session_proto::internal::token_ledger_client::TokenLedgerClient;
+use session_proto::v1::catalog_service_client::CatalogServiceClient;
 use session_proto::v1::session_service_client::SessionServiceClient;
 use session_proto::v1::{self, SessionStatus};
 use session_store::SessionStore;
@@ -182,12 +183,12 @@ impl Manager {
         TokenLedgerClient::with_interceptor(self.internal.clone(), self.with_key(who))
     }
 
-    pub fn routes(&self) -> RouteServiceClient<Channel> {
-        RouteServiceClient::new(self.internal.clone())
+    pub fn catalogs(&self, who: &str) -> CatalogServiceClient<InterceptedService<Channel, WithKey>> {
+        CatalogServiceClient::with_interceptor(self.public.clone(), self.with_key(who))
     }
 
-    pub fn public(&self) -> Channel {
-        self.public.clone()
+    pub fn routes(&self) -> RouteServiceClient<Channel> {
+        RouteServiceClient::new(self.internal.clone())
     }
 
     fn with_key(&self, who: &str) -> WithKey {

@@ -5,12 +5,13 @@ use bytes::{Bytes, BytesMut};
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use prost::Message as _;
 use service_kit::tls::{ClientTls, ClientTlsFiles, H2};
 use session_core::Reason;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::path::Path;
-use test_support::fake_spark::{SHAPE, Shape, framed};
+use test_support::fake_spark::{SHAPE, Shape, request};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -39,6 +40,27 @@ pub struct Reply {
     pub trailers_only: bool,
 }
 
+/// The fields of every request.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Echoed {
+    #[prost(string, tag = "1")]
+    pub session_id: String,
+    #[prost(message, optional, tag = "2")]
+    pub user_context: Option<User>,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub content: Bytes,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct User {
+    #[prost(string, tag = "1")]
+    pub user_id: String,
+    #[prost(string, tag = "2")]
+    pub user_name: String,
+    #[prost(bytes, repeated, tag = "999")]
+    pub extensions: Vec<Vec<u8>>,
+}
+
 /// A call that has begun.
 pub struct Running {
     pub response: ResponseFuture,
@@ -54,7 +76,7 @@ impl Ask {
             method: http::Method::POST,
             path: path.to_owned(),
             headers,
-            body: framed(b"request"),
+            body: request(b"request"),
         }
     }
 
@@ -203,6 +225,11 @@ impl Reply {
             trailers,
             trailers_only,
         })
+    }
+
+    /// What an echo of one request says: who spoke, and its content.
+    pub fn echoed(&self) -> Echoed {
+        Echoed::decode(&self.body[5..]).unwrap()
     }
 
     pub fn code(&self) -> tonic::Code {

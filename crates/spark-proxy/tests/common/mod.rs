@@ -11,9 +11,10 @@
 
 mod client;
 
-pub use client::{Ask, Client, Reply, Running, send};
+pub use client::{Ask, Client, Echoed, Reply, Running, User, send};
 
 use service_kit::admin::AdminConfig;
+use service_kit::document::DocumentConfig;
 use service_kit::grpc::ClientConfig;
 use service_kit::shutdown::Shutdown;
 use session_core::time::ManualClock;
@@ -32,7 +33,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 use test_support::fake_routes::{FakeRoutes, active};
-use test_support::fake_spark::FakeSpark;
+use test_support::fake_spark::{FakeSpark, request};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -82,7 +83,7 @@ pub fn config(routes: &FakeRoutes, jwks: PathBuf) -> Config {
         },
         admin: AdminConfig { address: loopback },
         tokens: TokenConfig {
-            jwks_file: Some(jwks),
+            keys: DocumentConfig::new(jwks.display().to_string()),
             ..TokenConfig::new(ISSUER, AUDIENCE)
         },
         manager,
@@ -192,6 +193,11 @@ impl Rig {
     /// The route that calls of the rig's session have at first.
     pub fn route(&self) -> Route {
         active(self.session.as_str(), ORG, self.spark.address())
+    }
+
+    /// By how much a message grows when we say who speaks.
+    pub async fn growth(&self) -> usize {
+        self.call(self.ask().body(request(b""))).await.body.len() - request(b"").len()
     }
 
     pub async fn client(&self) -> Client {
