@@ -7,6 +7,8 @@ use crate::backend::{Lease, Unreachable};
 use crate::forward::{backend_unavailable, forward};
 use crate::headers;
 use crate::health;
+use crate::identity::Identity;
+use crate::messages::{Broken, Messages};
 use crate::method::{self, Target};
 use crate::metrics::{Outcome, Stage};
 use crate::respond::{Client, Vanished};
@@ -47,6 +49,15 @@ impl From<Refused> for Stop {
     }
 }
 
+impl From<Broken> for Stop {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Refused(refused) => Self::Refused(refused),
+            Broken::Vanished => Self::Vanished,
+        }
+    }
+}
+
 impl From<Vanished> for Stop {
     fn from(Vanished: Vanished) -> Self {
         Self::Vanished
@@ -74,11 +85,11 @@ pub(crate) async fn handle(
         Ok(outcome) => outcome,
         Err(Stop::Refused(refused)) => {
             let outcome = Outcome::of(refused.reason);
-            client.refuse(refused.into_status());
+            client.refuse(refused);
             outcome
         }
         Err(Stop::Deadline) => {
-            client.refuse(Status::deadline_exceeded("The call's own deadline is over."));
+            client.fail(&Status::deadline_exceeded("The call's own deadline is over."));
             Outcome::Warming
         }
         Err(Stop::Vanished) => Outcome::ClientGone,
@@ -92,7 +103,7 @@ async fn serve(
     request: Request<RecvStream>,
     client: &mut Client,
 ) -> Result<Outcome, Stop> {
-    let (mut head, body) = request.into_parts();
+    let (head, body) = request.into_parts();
     let method = match method::target(&head) {
         Target::Spark(method) => method,
         Target::HealthCheck => {
@@ -115,15 +126,46 @@ async fn serve(
     tokio::select! {
         biased;
         refused = open.ended() => Err(refused.into()),
-        done = async {
-            let (lease, backend) = client.unless_gone(connect(worker, &open, deadline)).await??;
-            open.forwarded(backend.engine);
-            headers::toward_backend(&mut head, &backend);
-            let end = body.is_end_stream();
-            let upstream = lease.send(Request::from_parts(head, ()), end).await.map_err(|Unreachable| backend_unavailable())?;
-            forward(metrics, upstream, (!end).then_some(body), client).await
-        } => done,
+        done = pass_on(worker, &open, head, body, deadline, client) => done,
     }
+}
+
+/// The part of a call that takes time.
+async fn pass_on(
+    worker: &Rc<Worker>,
+    open: &OpenCall,
+    mut head: http::request::Parts,
+    body: RecvStream,
+    deadline: Option<Instant>,
+    client: &mut Client,
+) -> Result<Outcome, Stop> {
+    let metrics = &worker.shared.metrics;
+    let began = Instant::now();
+    let found = client
+        .unless_gone(resolve(worker, open, deadline, None))
+        .await??;
+    metrics.waited.at(Stage::Resolve).observe(began.elapsed());
+    let mut request = Messages::new(body, identity(&found.backend, open));
+    client.unless_gone(request.open()).await??;
+    let (lease, backend) = client
+        .unless_gone(connect(worker, open, found, deadline))
+        .await??;
+    open.forwarded(backend.engine);
+    headers::toward_backend(&mut head, &backend);
+    let upstream = lease
+        .send(Request::from_parts(head, ()))
+        .await
+        .map_err(|Unreachable| backend_unavailable())?;
+    forward(metrics, upstream, request, client).await
+}
+
+/// Who speaks, as the backend is to see it.
+fn identity(backend: &Backend, open: &OpenCall) -> Identity {
+    Identity::new(
+        &backend.user_id,
+        open.caller().claims.sub.as_str(),
+        backend.dedicated,
+    )
 }
 
 /// A place on a connection to the session's compute. If there is none to be
@@ -131,14 +173,13 @@ async fn serve(
 async fn connect(
     worker: &Rc<Worker>,
     open: &OpenCall,
+    mut found: Found,
     deadline: Option<Instant>,
 ) -> Result<(Lease, Arc<Backend>), Stop> {
     let metrics = &worker.shared.metrics;
     let began = Instant::now();
-    let mut found = resolve(worker, open, deadline, None).await?;
-    let now = Instant::now();
-    if !worker.pools.is_connected(&found.backend) && now.duration_since(found.stamp.at) > CONNECT_WITHIN {
-        found = resolve(worker, open, deadline, Some(now)).await?;
+    if !worker.pools.is_connected(&found.backend) && began.duration_since(found.stamp.at) > CONNECT_WITHIN {
+        found = resolve(worker, open, deadline, Some(began)).await?;
     }
     let resolved = Instant::now();
     metrics
@@ -156,7 +197,7 @@ async fn connect(
                 .map_err(|Unreachable| backend_unavailable())?
         }
     };
-    metrics.waited.at(Stage::Connect).observe(resolved.elapsed());
+    metrics.waited.at(Stage::Connect).observe(began.elapsed());
     Ok((lease, found.backend))
 }
 

@@ -100,7 +100,7 @@ async fn calls(worker: &Rc<Worker>, ready: Ready) -> Result<(), h2::Error> {
                 let Some(call) = call else { return Ok(()) };
                 let (request, respond) = call?;
                 if refused {
-                    Client::new(respond).refuse(tls_required().into_status());
+                    Client::new(respond).refuse(tls_required());
                     continue;
                 }
                 tokio::task::spawn_local(handle(Rc::clone(worker), Rc::clone(&state), request, respond));

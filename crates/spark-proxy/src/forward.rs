@@ -8,11 +8,12 @@
 use crate::backend::{Body, Upstream};
 use crate::call::Stop;
 use crate::headers;
+use crate::messages::{Broken, Messages, Next, Outgoing};
 use crate::metrics::{Metrics, Outcome, Stage, Way};
-use crate::respond::{Client, Vanished, capacity};
-use bytes::Bytes;
+use crate::respond::{Client, capacity};
+use bytes::{Buf as _, Bytes};
+use h2::SendStream;
 use h2::client::ResponseFuture;
-use h2::{RecvStream, SendStream};
 use http::{HeaderMap, StatusCode};
 use session_core::Reason;
 use session_proto::error::Refused;
@@ -24,7 +25,7 @@ use tokio::time::Instant;
 pub(crate) async fn forward(
     metrics: &Metrics,
     upstream: Upstream,
-    request: Option<RecvStream>,
+    request: Messages,
     client: &mut Client,
 ) -> Result<Outcome, Stop> {
     let Upstream { response, sender } = upstream;
@@ -36,41 +37,40 @@ pub(crate) async fn forward(
             biased;
             sent = &mut upload, if uploading => match sent {
                 Ok(_) => uploading = false,
-                Err(Vanished) => return Err(Stop::Vanished),
+                Err(broken) => return Err(broken.into()),
             },
             done = &mut download => return done,
         }
     }
 }
 
-/// The request's body to the backend. The sender comes back, because dropping
-/// it early would look like the end of the call.
+/// The request to the backend. Both ends come back, because dropping one early
+/// would look like the end of the call.
 async fn upload(
     metrics: &Metrics,
-    request: Option<RecvStream>,
-    mut backend: SendStream<Bytes>,
-) -> Result<SendStream<Bytes>, Vanished> {
-    let Some(mut request) = request else {
-        return Ok(backend);
-    };
-    while let Some(data) = request.data().await {
-        let data = data.map_err(|_| Vanished)?;
-        let (len, end) = (data.len(), request.is_end_stream());
-        if capacity(&mut backend, len).await.is_err() || backend.send_data(data, end).is_err() {
-            // The backend wants no more; its response says why.
-            return Ok(backend);
+    mut request: Messages,
+    mut backend: SendStream<Outgoing>,
+) -> Result<(Messages, SendStream<Outgoing>), Broken> {
+    while let Some(next) = request.next().await? {
+        let sent = match next {
+            Next::Data(data, end) => {
+                let len = data.remaining();
+                if capacity(&mut backend, len).await.is_err() {
+                    break;
+                }
+                metrics.bytes.at(Way::ToBackend).add(len as u64);
+                backend.send_data(data, end)
+            }
+            Next::End(Some(trailers)) => backend.send_trailers(trailers),
+            Next::End(None) => backend.send_data(Bytes::new().chain(Bytes::new()), true),
+        };
+        if sent.is_err() {
+            break;
         }
-        metrics.bytes.at(Way::ToBackend).add(len as u64);
-        let _ = request.flow_control().release_capacity(len);
-        if end {
-            return Ok(backend);
-        }
+        request.passed();
     }
-    match request.trailers().await.map_err(|_| Vanished)? {
-        Some(trailers) => drop(backend.send_trailers(trailers)),
-        None => drop(backend.send_data(Bytes::new(), true)),
-    }
-    Ok(backend)
+    // If the backend wanted no more, its response says why.
+    Ok((request, backend))
 }
 
 /// The response to the client.

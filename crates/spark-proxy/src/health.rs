@@ -29,12 +29,12 @@ pub(crate) async fn check(body: RecvStream, serving: bool, client: &mut Client) 
     let service = match client.unless_gone(asked_for(body)).await? {
         Some(service) => service,
         None => {
-            client.refuse(Status::invalid_argument("not a health check"));
+            client.fail(&Status::invalid_argument("not a health check"));
             return Ok(());
         }
     };
     if !service.is_empty() && service != SPARK_CONNECT {
-        client.refuse(Status::not_found("unknown service"));
+        client.fail(&Status::not_found("unknown service"));
         return Ok(());
     }
     let response = CheckResponse {

@@ -1,14 +1,17 @@
 //! Every reply that the proxy itself makes is built here: trailers alone while
 //! the response has not begun, trailers after it has. Never a bare HTTP status.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use h2::server::SendResponse;
 use h2::{Reason, SendStream};
 use http::{HeaderMap, HeaderValue, Response, header};
+use session_core::Reason as Why;
+use session_proto::error::Refused;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::{Context, Poll};
 use tonic::Status;
+use tonic::metadata::MetadataValue;
 
 /// The client vanished, or wants no more of this call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,11 +38,24 @@ impl Client {
         }
     }
 
+    /// Ends the call with an error of ours, whatever was sent before.
+    pub(crate) fn refuse(&mut self, refused: Refused) {
+        let compressed = refused.reason == Why::CompressedRequest;
+        let mut status = refused.into_status();
+        if compressed {
+            // So that the client knows what would be taken.
+            status
+                .metadata_mut()
+                .insert("grpc-accept-encoding", MetadataValue::from_static("identity"));
+        }
+        self.fail(&status);
+    }
+
     /// Ends the call with `status`, whatever was sent before.
-    pub(crate) fn refuse(&mut self, status: Status) {
+    pub(crate) fn fail(&mut self, status: &Status) {
         let sent = match &mut self.side {
-            Side::Fresh(respond) => respond.send_response(trailers_only(&status), true).map(|_| ()),
-            Side::Begun(stream) => stream.send_trailers(trailers(&status)),
+            Side::Fresh(respond) => respond.send_response(trailers_only(status), true).map(|_| ()),
+            Side::Begun(stream) => stream.send_trailers(trailers(status)),
             Side::Done => Ok(()),
         };
         if sent.is_err() {
@@ -129,7 +145,7 @@ impl Drop for Client {
 
 /// Waits until a stream can take more. What h2 then buffers beyond its window
 /// is at most the one chunk that is waiting.
-pub(crate) async fn capacity(stream: &mut SendStream<Bytes>, len: usize) -> Result<(), Closed> {
+pub(crate) async fn capacity<B: Buf>(stream: &mut SendStream<B>, len: usize) -> Result<(), Closed> {
     if len == 0 {
         return Ok(());
     }
@@ -169,8 +185,6 @@ fn trailers(status: &Status) -> HeaderMap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use session_core::Reason as Why;
-    use session_proto::error::Refused;
 
     #[test]
     fn a_refusal_is_a_whole_grpc_status_in_headers_alone() {

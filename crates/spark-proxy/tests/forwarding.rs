@@ -8,20 +8,29 @@ use common::{Ask, Client, Reply, Rig, send, within};
 use session_core::Reason;
 use session_proto::internal::Backend;
 use std::time::Duration;
-use test_support::fake_spark::{Shape, framed, message};
+use test_support::fake_spark::{SPARK_SESSION, Shape, framed, message, request};
 use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_unary_call_passes_with_metadata_and_trailers() {
     let rig = Rig::start().await;
-    let body = framed(b"SELECT 1");
     let ask = rig
         .ask()
         .header("x-custom", "one")
         .header("x-custom", "two")
         .header("grpc-timeout", "30S");
-    let reply = rig.call(ask.body(body.clone())).await;
-    assert_eq!((reply.code(), &reply.body), (Code::Ok, &body));
+    let reply = rig.call(ask.body(request(b"SELECT 1"))).await;
+    assert_eq!(reply.code(), Code::Ok);
+    let echoed = reply.echoed();
+    assert_eq!(
+        (echoed.session_id.as_str(), &echoed.content[..]),
+        (SPARK_SESSION, &b"SELECT 1"[..])
+    );
+    let user = echoed.user_context.unwrap();
+    assert_eq!(
+        (user.user_id.as_str(), user.user_name.as_str()),
+        (rig.session.as_str(), "sa|tester")
+    );
     assert_eq!(reply.head["x-initial"], "metadata");
     assert_eq!(reply.trailers["x-trailing"], "metadata");
     assert_eq!(reply.trailers["grpc-status-details-bin"], "CA0SBmthcHV0dA");
@@ -139,12 +148,14 @@ async fn streams_pass_whole_both_ways() {
         .begin(&rig.ask().shape(Shape::Count))
         .await
         .unwrap();
+    let part = request(&[7; 32 << 10]);
     for _ in 0..100 {
-        send(&mut running.upload, message(32_768)).await.unwrap();
+        send(&mut running.upload, part.clone()).await.unwrap();
     }
     running.upload.send_data(Bytes::new(), true).unwrap();
     let reply = within("the count", Reply::read(running.response)).await.unwrap();
-    assert_eq!(&reply.body[5..], b"3276800");
+    let sent = 100 * (part.len() + rig.growth().await);
+    assert_eq!(&reply.body[5..], sent.to_string().as_bytes());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -152,10 +163,12 @@ async fn both_directions_flow_at_once() {
     let rig = Rig::start().await;
     // More than all windows on the way together: an echo that is only read
     // when all was sent would never end.
-    let body = message(40 << 20);
-    let reply = rig.call(rig.ask().body(body.clone())).await;
+    let content: Vec<u8> = (0..40 << 20)
+        .map(|i: u32| i.to_le_bytes()[i as usize % 3])
+        .collect();
+    let reply = rig.call(rig.ask().body(request(&content))).await;
     assert_eq!(reply.code(), Code::Ok);
-    assert!(reply.body == body);
+    assert!(reply.echoed().content == content);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -166,7 +179,7 @@ async fn a_client_that_does_not_read_stops_the_backend_and_nobody_else() {
         .begin(&rig.ask().shape(Shape::Stream(64, 1 << 20)))
         .await
         .unwrap();
-    running.finish(framed(b"go"));
+    running.finish(request(b"go"));
     let (_upload, response) = within("headers", running.head()).await.unwrap();
     // It stops by itself: no more is sent although there is much more to send.
     let mut before = 0;
@@ -197,13 +210,13 @@ async fn a_client_that_leaves_resets_the_upstream_stream() {
     // While it waits for headers, in mid-stream, by reset and by disconnect.
     let client = rig.client().await;
     let mut hanging = client.begin(&rig.ask().shape(Shape::Hang)).await.unwrap();
-    hanging.finish(framed(b"go"));
+    hanging.finish(request(b"go"));
     within("it arrives", rig.spark.until(|seen| seen.requests.len() == 1)).await;
     drop(hanging);
     within("the reset", rig.spark.until(|seen| seen.resets == 1)).await;
 
     let mut streaming = client.begin(&rig.ask().shape(Shape::HangAfterOne)).await.unwrap();
-    streaming.finish(framed(b"go"));
+    streaming.finish(request(b"go"));
     let (mut upload, response) = within("headers", streaming.head()).await.unwrap();
     upload.send_reset(h2::Reason::CANCEL);
     within("the reset", rig.spark.until(|seen| seen.resets == 2)).await;
@@ -211,7 +224,7 @@ async fn a_client_that_leaves_resets_the_upstream_stream() {
 
     let other = Client::plain(rig.address).await.unwrap();
     let mut hanging = other.begin(&rig.ask().shape(Shape::Hang)).await.unwrap();
-    hanging.finish(framed(b"go"));
+    hanging.finish(request(b"go"));
     within("it arrives", rig.spark.until(|seen| seen.requests.len() == 3)).await;
     drop((hanging, other));
     within("the reset", rig.spark.until(|seen| seen.resets == 3)).await;

@@ -7,7 +7,7 @@ use common::{Ask, Reply, Rig, within};
 use session_core::Reason;
 use session_proto::internal::{Route, RouteStatus};
 use std::time::{Duration, Instant};
-use test_support::fake_spark::{Shape, framed};
+use test_support::fake_spark::{Shape, request};
 use tonic::{Code, Status};
 
 fn with_status(route: Route, status: RouteStatus, version: u64) -> Route {
@@ -75,7 +75,7 @@ async fn a_wake_goes_on_when_its_caller_leaves() {
     rig.routes.set(with_status(route.clone(), RouteStatus::Idle, 1));
     let client = rig.client().await;
     let mut running = client.begin(&rig.ask()).await.unwrap();
-    running.finish(framed(b"go"));
+    running.finish(request(b"go"));
     rig.routes.until_asked(1).await;
     drop(running);
     within(
@@ -116,10 +116,10 @@ async fn a_closed_session_ends_at_once_everywhere_and_is_remembered() {
     let rig = Rig::start().await;
     let client = rig.client().await;
     let mut running = client.begin(&rig.ask().shape(Shape::HangAfterOne)).await.unwrap();
-    running.finish(framed(b"go"));
+    running.finish(request(b"go"));
     let (_upload, response) = within("headers", running.head()).await.unwrap();
     let mut hanging = client.begin(&rig.ask().shape(Shape::Hang)).await.unwrap();
-    hanging.finish(framed(b"go"));
+    hanging.finish(request(b"go"));
     within("both run", rig.spark.until(|seen| seen.requests.len() == 2)).await;
 
     let closed = Instant::now();
@@ -175,7 +175,7 @@ async fn a_failure_ends_running_streams_with_its_cause() {
         .begin(&rig.ask().shape(Shape::HangAfterOne))
         .await
         .unwrap();
-    running.finish(framed(b"go"));
+    running.finish(request(b"go"));
     let (_upload, response) = within("headers", running.head()).await.unwrap();
     let mut failed = with_status(rig.route(), RouteStatus::Failed, 2);
     failed.status_message = "restarted too often".to_owned();
@@ -243,7 +243,7 @@ async fn a_close_that_was_missed_is_found_after_the_gap() {
         .begin(&rig.ask().shape(Shape::HangAfterOne))
         .await
         .unwrap();
-    running.finish(framed(b"go"));
+    running.finish(request(b"go"));
     let (_upload, response) = within("headers", running.head()).await.unwrap();
     // Closed, but only the reset says that something may have been missed.
     rig.routes.set(with_status(rig.route(), RouteStatus::Closed, 2));

@@ -16,6 +16,9 @@ use tokio_util::sync::CancellationToken;
 /// The header that says what to do.
 pub const SHAPE: &str = "x-shape";
 
+/// The Spark session that requests of tests are about.
+pub const SPARK_SESSION: &str = "01234567-89ab-cdef-0123-456789abcdef";
+
 /// What a request may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
@@ -338,6 +341,22 @@ pub fn framed(content: &[u8]) -> Bytes {
     message.extend_from_slice(&u32::try_from(content.len()).unwrap_or(u32::MAX).to_be_bytes());
     message.extend_from_slice(content);
     message.freeze()
+}
+
+/// A request as every Spark Connect client writes one: `session_id`, then
+/// `content` as field 3.
+pub fn request(content: &[u8]) -> Bytes {
+    let mut message = vec![0x0a, 36];
+    message.extend_from_slice(SPARK_SESSION.as_bytes());
+    message.push(0x1a);
+    let mut len = content.len();
+    while len >= 0x80 {
+        message.push(u8::try_from(len & 0x7f).unwrap_or(0) | 0x80);
+        len >>= 7;
+    }
+    message.push(u8::try_from(len).unwrap_or(0));
+    message.extend_from_slice(content);
+    framed(&message)
 }
 
 /// A gRPC message that is `size` bytes long with its prefix.

@@ -1,10 +1,10 @@
 //! Making one connection: TCP, TLS if the route asks for it, HTTP/2.
 
 use crate::config::BackendConfig;
+use crate::messages::Outgoing;
 use crate::metrics::Metrics;
 use crate::routes::Backend;
 use anyhow::Context as _;
-use bytes::Bytes;
 use h2::client::{self, SendRequest};
 use service_kit::tls::{ClientTls, Conn};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub(crate) struct Connector {
 
 /// The part of a connection that must be run for it to work.
 pub(super) struct Connection {
-    inner: client::Connection<Conn, Bytes>,
+    inner: client::Connection<Conn, Outgoing>,
     metrics: Arc<Metrics>,
 }
 
@@ -39,7 +39,7 @@ impl Connector {
     pub(super) async fn connect(
         &self,
         backend: &Backend,
-    ) -> Result<(SendRequest<Bytes>, Connection), Unreachable> {
+    ) -> Result<(SendRequest<Outgoing>, Connection), Unreachable> {
         let connected = tokio::time::timeout(self.config.connect_timeout, self.open(backend))
             .await
             .context("it took too long")
@@ -66,7 +66,7 @@ impl Connector {
     async fn open(
         &self,
         backend: &Backend,
-    ) -> anyhow::Result<(SendRequest<Bytes>, client::Connection<Conn, Bytes>)> {
+    ) -> anyhow::Result<(SendRequest<Outgoing>, client::Connection<Conn, Outgoing>)> {
         let host = backend.authority.host().trim_matches(['[', ']']);
         let port = backend.authority.port_u16().context("no port")?;
         let tcp = TcpStream::connect((host, port)).await?;
@@ -85,7 +85,7 @@ impl Connector {
             .initial_connection_window_size(config.connection_window_bytes)
             .max_frame_size(config.frame_bytes)
             .enable_push(false)
-            .handshake(conn)
+            .handshake::<_, Outgoing>(conn)
             .await?)
     }
 }

@@ -3,9 +3,9 @@
 
 mod connect;
 
+use crate::messages::Outgoing;
 use crate::metrics::Metrics;
 use crate::routes::{Backend, PoolKey};
-use bytes::Bytes;
 use connect::Connector;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
@@ -40,7 +40,7 @@ struct Pool {
 
 /// One connection.
 struct Link {
-    sender: SendRequest<Bytes>,
+    sender: SendRequest<Outgoing>,
     open: Cell<usize>,
     dead: Cell<bool>,
 }
@@ -54,7 +54,7 @@ pub(crate) struct Lease {
 /// One call on its way.
 pub(crate) struct Upstream {
     pub(crate) response: ResponseFuture,
-    pub(crate) sender: SendStream<Bytes>,
+    pub(crate) sender: SendStream<Outgoing>,
 }
 
 impl Pools {
@@ -148,10 +148,10 @@ impl Lease {
     }
 
     /// Sends the request's headers. If this fails, nothing was sent.
-    pub(crate) async fn send(&self, request: Request<()>, end: bool) -> Result<Upstream, Unreachable> {
+    pub(crate) async fn send(&self, request: Request<()>) -> Result<Upstream, Unreachable> {
         let mut sender = self.link.sender.clone();
         let sent = match poll_fn(|cx| sender.poll_ready(cx)).await {
-            Ok(()) => sender.send_request(request, end),
+            Ok(()) => sender.send_request(request, false),
             Err(error) => Err(error),
         };
         match sent {

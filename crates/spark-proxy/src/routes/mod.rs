@@ -73,6 +73,10 @@ pub(crate) struct Backend {
     /// `Bearer …`, marked sensitive.
     pub(crate) credential: Option<HeaderValue>,
     pub(crate) engine: Engine,
+    /// It serves this one session only.
+    pub(crate) dedicated: bool,
+    /// What the session is called there.
+    pub(crate) user_id: String,
     /// Who may share a connection to it.
     pub(crate) pool: PoolKey,
 }
@@ -132,6 +136,7 @@ impl Route {
                     backend,
                     &session,
                     route.generation,
+                    route.user_id,
                 )?))
             }
             pb::RouteStatus::Pending => RouteState::Pending(route.status_message),
@@ -193,7 +198,12 @@ pub(crate) fn revoked(session: &SessionId) -> Refused {
 }
 
 impl Backend {
-    fn from_proto(backend: pb::Backend, session: &SessionId, generation: u64) -> Result<Self, BadRoute> {
+    fn from_proto(
+        backend: pb::Backend,
+        session: &SessionId,
+        generation: u64,
+        user_id: String,
+    ) -> Result<Self, BadRoute> {
         let authority: Authority = backend.endpoint.parse().map_err(|_| BadRoute("endpoint"))?;
         if authority.port_u16().is_none() {
             return Err(BadRoute("endpoint: no port"));
@@ -226,6 +236,12 @@ impl Backend {
             tls,
             credential,
             engine,
+            dedicated: backend.dedicated,
+            user_id: if user_id.is_empty() {
+                session.to_string()
+            } else {
+                user_id
+            },
             pool,
         })
     }

@@ -1,0 +1,133 @@
+//! The head of a message: everything before the first field above 2. It holds
+//! who speaks, and is small with every released client.
+
+use super::wire::{self, Kind, Malformed, Scanner, Tag};
+
+/// How much of a message is looked at for its head.
+pub(crate) const MOST_HEAD: usize = 64 * 1024;
+const SESSION_ID: u64 = 1;
+const USER_CONTEXT: u64 = 2;
+const USER_CONTEXT_EXTENSIONS: u64 = 999;
+
+/// A Spark session id, by its exact bytes: the two spellings of one UUID are
+/// two sessions on every engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct SparkSessionId([u8; 36]);
+
+impl SparkSessionId {
+    /// 8-4-4-4-12 hexadecimal digits.
+    fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
+        let id: [u8; 36] = bytes.try_into().map_err(|_| "session_id is not a UUID")?;
+        let good = id.iter().enumerate().all(|(index, byte)| match index {
+            8 | 13 | 18 | 23 => *byte == b'-',
+            _ => byte.is_ascii_hexdigit(),
+        });
+        if good {
+            Ok(Self(id))
+        } else {
+            Err("session_id is not a UUID")
+        }
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8; 36] {
+        &self.0
+    }
+}
+
+/// Is the field one of the head's?
+pub(super) fn is_head(field: u64) -> bool {
+    field <= USER_CONTEXT
+}
+
+/// What was read of a head so far.
+#[derive(Debug, Default)]
+pub(super) struct Head {
+    /// Everything before this was taken in.
+    position: usize,
+    pub(super) session: Option<SparkSessionId>,
+    /// Whole fields, to be copied into our `user_context`.
+    pub(super) extensions: Vec<u8>,
+}
+
+impl Head {
+    /// Reads on. `bytes` are the message's from its beginning, as far as they
+    /// are there; `len` is how many there will be. Says where the head ends,
+    /// or `None` if more bytes are needed to know.
+    pub(super) fn read(
+        &mut self,
+        bytes: &[u8],
+        len: usize,
+        keep_extensions: bool,
+    ) -> Result<Option<usize>, Malformed> {
+        let whole = bytes.len() == len;
+        let more = || {
+            if whole {
+                Err("the message ends in the middle of a field")
+            } else {
+                Ok(None)
+            }
+        };
+        while self.position < len {
+            let Some((tag, after_tag)) = wire::varint(bytes, self.position)? else {
+                return more();
+            };
+            let tag = Tag::read(tag)?;
+            if !is_head(tag.field) {
+                break;
+            }
+            if tag.kind != Kind::Len {
+                return Err("session_id or user_context has the wrong type");
+            }
+            let Some((count, begin)) = wire::varint(bytes, after_tag)? else {
+                return more();
+            };
+            let count = wire::length(count, (len - begin) as u64)?;
+            // It fits into the message, whose length is a `usize`.
+            let end = begin + count as usize;
+            if end > MOST_HEAD {
+                return Err("session_id and user_context are too long");
+            }
+            let Some(content) = bytes.get(begin..end) else {
+                return more();
+            };
+            if tag.field == SESSION_ID {
+                if self.session.replace(SparkSessionId::parse(content)?).is_some() {
+                    return Err("session_id comes twice");
+                }
+            } else {
+                self.take_extensions(content, keep_extensions)?;
+            }
+            self.position = end;
+        }
+        Ok(Some(self.position))
+    }
+
+    /// The client's own `user_context` is dropped but for its extensions.
+    fn take_extensions(&mut self, context: &[u8], keep: bool) -> Result<(), Malformed> {
+        Scanner::new(context.len() as u64).scan(context, |_| false)?;
+        if !keep {
+            return Ok(());
+        }
+        let mut position = 0;
+        while position < context.len() {
+            let begin = position;
+            let Some((tag, after)) = wire::varint(context, position)? else {
+                return Err("a field is cut off");
+            };
+            let Tag { field, kind } = Tag::read(tag)?;
+            position = match kind {
+                Kind::Varint => wire::varint(context, after)?.map(|(_, end)| end),
+                Kind::Fixed64 => Some(after + 8),
+                Kind::Fixed32 => Some(after + 4),
+                // The scanner saw that it fits.
+                Kind::Len => wire::varint(context, after)?.map(|(count, begin)| begin + count as usize),
+            }
+            .ok_or("a field is cut off")?;
+            if field == USER_CONTEXT_EXTENSIONS && kind == Kind::Len {
+                self.extensions
+                    .extend_from_slice(context.get(begin..position).ok_or("a field is cut off")?);
+            }
+        }
+        Ok(())
+    }
+}

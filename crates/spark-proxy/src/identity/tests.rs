@@ -1,0 +1,436 @@
+//! Held against decoders that are not ours: prost, and a reader that cuts tags
+//! and lengths to 32 bits as protobuf-java does.
+
+use super::*;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use prost::Message as _;
+
+const ID: &str = "01234567-89ab-cdef-0123-456789abcdef";
+const OTHER: &str = "01234567-89AB-cdef-0123-456789abcdef";
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Request {
+    #[prost(string, tag = "1")]
+    session_id: String,
+    #[prost(message, optional, tag = "2")]
+    user_context: Option<UserContext>,
+    #[prost(bytes, tag = "3")]
+    plan: Vec<u8>,
+    #[prost(string, optional, tag = "4")]
+    client_type: Option<String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct UserContext {
+    #[prost(string, tag = "1")]
+    user_id: String,
+    #[prost(string, tag = "2")]
+    user_name: String,
+    #[prost(bytes, repeated, tag = "999")]
+    extensions: Vec<Vec<u8>>,
+}
+
+fn identity(keep_extensions: bool) -> Identity {
+    Identity::new("s-ours", "sa|me", keep_extensions)
+}
+
+fn grpc(message: &[u8]) -> Vec<u8> {
+    let mut out = vec![0];
+    out.extend_from_slice(&(message.len() as u32).to_be_bytes());
+    out.extend_from_slice(message);
+    out
+}
+
+fn field(number: u64, content: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    wire::put_field(&mut out, number, content);
+    out
+}
+
+fn joined(parts: &[Vec<u8>]) -> Vec<u8> {
+    parts.concat()
+}
+
+/// All that goes on, when the bytes come cut at these places.
+fn rewritten(bytes: &[u8], cuts: &[usize], keep: bool) -> Result<Vec<u8>, Hostile> {
+    let mut rewriter = Rewriter::new(identity(keep));
+    let mut out = VecDeque::new();
+    let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
+    cuts.extend([0, bytes.len()]);
+    cuts.sort_unstable();
+    for pair in cuts.windows(2) {
+        rewriter.feed(Bytes::copy_from_slice(&bytes[pair[0]..pair[1]]), &mut out)?;
+    }
+    rewriter.finish()?;
+    Ok(out
+        .iter()
+        .flat_map(|piece| [&piece.ours[..], &piece.theirs[..]].concat())
+        .collect())
+}
+
+fn one(message: &[u8]) -> Result<Request, Hostile> {
+    let out = rewritten(&grpc(message), &[], true)?;
+    assert_eq!(&out[..5], &grpc(&out[5..])[..5], "the length prefix is right");
+    Ok(Request::decode(&out[5..]).unwrap())
+}
+
+fn refused(message: &[u8]) -> &'static str {
+    for step in [1, 3, usize::MAX] {
+        let bytes = grpc(message);
+        let cuts: Vec<usize> = (0..bytes.len()).step_by(step).collect();
+        assert!(rewritten(&bytes, &cuts, true).is_err(), "cut every {step}");
+    }
+    match rewritten(&grpc(message), &[], true) {
+        Err(Hostile::Malformed(why)) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn whole() -> Request {
+    Request {
+        session_id: ID.to_owned(),
+        user_context: Some(UserContext {
+            user_id: "theirs".to_owned(),
+            user_name: "theirs".to_owned(),
+            extensions: vec![b"one".to_vec(), Vec::new(), b"two".to_vec()],
+        }),
+        plan: b"plan".to_vec(),
+        client_type: Some("tester".to_owned()),
+    }
+}
+
+#[test]
+fn the_user_is_ours_and_all_else_is_theirs() {
+    let got = one(&whole().encode_to_vec()).unwrap();
+    let context = got.user_context.clone().unwrap();
+    assert_eq!(
+        (context.user_id.as_str(), context.user_name.as_str()),
+        ("s-ours", "sa|me")
+    );
+    assert_eq!(
+        Request {
+            user_context: whole().user_context,
+            ..got
+        },
+        whole()
+    );
+    assert_eq!(context.extensions, whole().user_context.unwrap().extensions);
+
+    let shared = rewritten(&grpc(&whole().encode_to_vec()), &[], false).unwrap();
+    let context = Request::decode(&shared[5..]).unwrap().user_context.unwrap();
+    assert!(
+        context.extensions.is_empty(),
+        "dropped where the compute is shared"
+    );
+}
+
+#[test]
+fn a_user_is_put_in_where_there_was_none_and_doubled_ones_are_dropped() {
+    let alone = field(1, ID.as_bytes());
+    assert_eq!(one(&alone).unwrap().user_context.unwrap().user_id, "s-ours");
+    let context = |extension: &[u8]| field(2, &joined(&[field(1, b"theirs"), field(999, extension)]));
+    let doubled = joined(&[context(b"a"), alone.clone(), context(b"b"), field(3, b"plan")]);
+    let got = one(&doubled).unwrap();
+    assert_eq!(got.user_context.unwrap().extensions, [b"a", b"b"]);
+    assert_eq!(got.plan, b"plan");
+}
+
+#[test]
+fn what_hides_a_second_identity_is_refused() {
+    let head = field(1, ID.as_bytes());
+    let after = |rest: &[u8]| joined(&[head.clone(), field(3, b"plan"), rest.to_vec()]);
+    assert_eq!(
+        refused(&after(&field(2, b""))),
+        "a field that must come first and once comes again"
+    );
+    assert_eq!(
+        refused(&after(&field(1, ID.as_bytes()))),
+        "a field that must come first and once comes again"
+    );
+    assert_eq!(
+        refused(&joined(&[head.clone(), head.clone()])),
+        "session_id comes twice"
+    );
+    assert_eq!(refused(&field(3, b"plan")), "a message has no session_id");
+    assert_eq!(refused(&[]), "a message has no session_id");
+    for id in [
+        "",
+        "1-1-1-1-1",
+        "01234567-89ab-cdef-0123-456789abcdeg",
+        "01234567x89ab-cdef-0123-456789abcdef",
+    ] {
+        assert_eq!(refused(&field(1, id.as_bytes())), "session_id is not a UUID");
+    }
+    // Number 0; groups; types never in use.
+    assert_eq!(refused(&after(&[0x02, 0x00])), "a field has the number 0");
+    for tag in [0x1b, 0x1c, 0x1e, 0x1f] {
+        assert_eq!(
+            refused(&after(&[tag])),
+            "a field has a wire type that is not in use"
+        );
+    }
+    // Another wire type for our fields.
+    assert_eq!(
+        refused(&[0x08, 0x01]),
+        "session_id or user_context has the wrong type"
+    );
+    assert_eq!(
+        refused(&[0x15, 0, 0, 0, 0]),
+        "session_id or user_context has the wrong type"
+    );
+}
+
+#[test]
+fn numbers_that_decoders_cut_are_refused() {
+    let after = |rest: &[u8]| joined(&[field(1, ID.as_bytes()), field(3, b"plan"), rest.to_vec()]);
+    // 2^32 + (1 << 3 | 2): a decoder of 32 bits reads field 1.
+    let mut tag = Vec::new();
+    wire::put_varint(&mut tag, (1 << 32) | 0x0a);
+    assert_eq!(
+        refused(&after(&joined(&[tag, vec![0]]))),
+        "a field number is too large"
+    );
+    let mut len = vec![0x1a];
+    wire::put_varint(&mut len, 1 << 32);
+    assert_eq!(refused(&after(&len)), "a length is too large");
+    let mut len = vec![0x1a];
+    wire::put_varint(&mut len, 1 << 31);
+    assert_eq!(refused(&after(&len)), "a length is too large");
+    assert_eq!(
+        refused(&after(&[
+            0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02
+        ])),
+        "a varint is too long"
+    );
+    // Ten bytes of a tag that is our own field, written long, is our own field.
+    let long = [0x92, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x00, 0x00];
+    assert_eq!(
+        refused(&after(&long)),
+        "a field that must come first and once comes again"
+    );
+}
+
+#[test]
+fn lengths_must_agree() {
+    let head = field(1, ID.as_bytes());
+    let past = joined(&[head.clone(), vec![0x1a, 5, 1, 2]]);
+    assert_eq!(refused(&past), "a field goes past the end of its message");
+    assert_eq!(
+        refused(&joined(&[head.clone(), vec![0x1d, 1, 2, 3]])),
+        "a field goes past the end of its message"
+    );
+    assert_eq!(
+        refused(&joined(&[head.clone(), vec![0x18]])),
+        "the message ends in the middle of a field"
+    );
+    assert_eq!(
+        refused(&[0x0a, 36, b'0']),
+        "a field goes past the end of its message"
+    );
+    // A context that is not whole in itself.
+    assert!(!refused(&joined(&[field(2, &[0x0a, 5]), head.clone()])).is_empty());
+    // Cut off, or none at all.
+    let bytes = grpc(&joined(&[head.clone(), field(3, b"plan")]));
+    for end in 0..bytes.len() {
+        assert!(rewritten(&bytes[..end], &[], true).is_err(), "{end}");
+    }
+    // A head longer than any client writes.
+    let long = joined(&[field(2, &field(999, &vec![0; MOST_HEAD])), head]);
+    assert_eq!(refused(&long[..]), "session_id and user_context are too long");
+}
+
+#[test]
+fn flags_and_later_messages_are_looked_at_too() {
+    let message = field(1, ID.as_bytes());
+    let mut compressed = grpc(&message);
+    compressed[0] = 1;
+    assert_eq!(rewritten(&compressed, &[], true), Err(Hostile::Compressed));
+    compressed[0] = 2;
+    assert!(matches!(
+        rewritten(&compressed, &[], true),
+        Err(Hostile::Malformed(_))
+    ));
+    let later = |id: &str| joined(&[grpc(&message), grpc(&field(1, id.as_bytes()))]);
+    assert!(rewritten(&later(ID), &[], true).is_ok());
+    // The same UUID to people, another session to every engine.
+    assert_eq!(
+        rewritten(&later(OTHER), &[], true),
+        Err(Hostile::Malformed("session_id changes within a call"))
+    );
+    assert_eq!(
+        rewritten(&joined(&[grpc(&message), compressed]), &[], true),
+        Err(Hostile::Malformed("a message has unknown flags"))
+    );
+}
+
+#[test]
+fn bulk_bytes_are_neither_copied_nor_held() {
+    let mut rewriter = Rewriter::new(identity(true));
+    let mut out = VecDeque::new();
+    let content = vec![7; 1 << 20];
+    let message = Bytes::from(grpc(&joined(&[field(1, ID.as_bytes()), field(3, &content)])));
+    let (first, rest) = (message.slice(..1000), message.slice(1000..));
+    rewriter.feed(first.clone(), &mut out).unwrap();
+    rewriter.feed(rest.clone(), &mut out).unwrap();
+    assert_eq!(out.len(), 2);
+    assert!(
+        first.as_ptr_range().contains(&out[0].theirs.as_ptr()),
+        "a slice of what came"
+    );
+    assert_eq!(out[1].theirs.as_ptr(), rest.as_ptr());
+    assert!(out[1].ours.is_empty());
+}
+
+/// Top-level fields as a decoder of 32 bits reads them: number and content.
+fn fields_32(mut bytes: &[u8]) -> Option<Vec<(u32, Vec<u8>)>> {
+    fn varint(bytes: &mut &[u8]) -> Option<u64> {
+        let mut value = 0_u64;
+        for shift in 0..10 {
+            let (&byte, rest) = bytes.split_first()?;
+            *bytes = rest;
+            value |= u64::from(byte & 0x7f).checked_shl(7 * shift).unwrap_or(0);
+            if byte < 0x80 {
+                return Some(value);
+            }
+        }
+        None
+    }
+    let mut fields = Vec::new();
+    while !bytes.is_empty() {
+        let tag = varint(&mut bytes)? as u32;
+        let len = match tag & 7 {
+            0 => {
+                varint(&mut bytes)?;
+                0
+            }
+            1 => 8,
+            2 => usize::try_from(varint(&mut bytes)? as i32).ok()?,
+            5 => 4,
+            _ => return None,
+        };
+        let content = bytes.get(..len)?;
+        bytes = &bytes[len..];
+        fields.push((tag >> 3, content.to_vec()));
+    }
+    Some(fields)
+}
+
+/// Bytes that look like a message more often than not.
+fn almost_a_message() -> impl Strategy<Value = Vec<u8>> {
+    let small = vec(any::<u8>(), 0..40);
+    let part = prop_oneof![
+        4 => Just(field(1, ID.as_bytes())),
+        1 => Just(field(1, OTHER.as_bytes())),
+        2 => small.clone().prop_map(|content| field(2, &field(999, &content))),
+        1 => small.clone().prop_map(|content| field(2, &content)),
+        4 => (3_u64..40, small.clone()).prop_map(|(number, content)| field(number, &content)),
+        2 => (3_u64..40, any::<u64>()).prop_map(|(number, value)| {
+            let mut out = Vec::new();
+            wire::put_varint(&mut out, number << 3);
+            wire::put_varint(&mut out, value);
+            out
+        }),
+        1 => (3_u64..40).prop_map(|number| {
+            let mut out = Vec::new();
+            wire::put_varint(&mut out, number << 3 | 5);
+            out.extend_from_slice(&[1, 2, 3, 4]);
+            out
+        }),
+        1 => any::<u64>().prop_map(|value| {
+            let mut out = Vec::new();
+            wire::put_varint(&mut out, value);
+            out
+        }),
+        1 => small,
+    ];
+    (
+        vec(part, 0..8),
+        proptest::option::of((any::<prop::sample::Index>(), any::<u8>())),
+    )
+        .prop_map(|(parts, change)| {
+            let mut message = joined(&parts);
+            if let (Some((index, byte)), false) = (change, message.is_empty()) {
+                let index = index.index(message.len());
+                message[index] = byte;
+            }
+            message
+        })
+}
+
+fn good_message() -> impl Strategy<Value = Vec<u8>> {
+    let tail = vec((3_u64..1000, vec(any::<u8>(), 0..300)), 0..6);
+    (vec(vec(any::<u8>(), 0..30), 0..3), any::<bool>(), tail).prop_map(|(extensions, first, tail)| {
+        let context: Vec<Vec<u8>> = extensions.iter().map(|content| field(999, content)).collect();
+        let context = field(2, &joined(&[field(1, b"theirs"), joined(&context)]));
+        let id = field(1, ID.as_bytes());
+        let head = if first {
+            [id, context].concat()
+        } else {
+            [context, id].concat()
+        };
+        let tail: Vec<Vec<u8>> = tail
+            .iter()
+            .map(|(number, content)| field(*number, content))
+            .collect();
+        [head, joined(&tail)].concat()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Whatever passes, every decoder reads one session, one user and that one
+    /// is ours, and every other byte is as it came.
+    #[test]
+    fn what_passes_speaks_for_us_alone(message in almost_a_message(), cuts in vec(any::<usize>(), 0..8)) {
+        let Ok(out) = rewritten(&grpc(&message), &cuts, true) else { return Ok(()) };
+        let before = fields_32(&message).unwrap();
+        let after = fields_32(&out[5..]).unwrap();
+        let users: Vec<_> = after.iter().filter(|(number, _)| *number == 2).collect();
+        let sessions: Vec<_> = after.iter().filter(|(number, _)| *number == 1).collect();
+        prop_assert_eq!((users.len(), sessions.len()), (1, 1));
+        prop_assert_eq!(users[0], &after[0], "ours comes first");
+        let named: Vec<_> = before.iter().filter(|(number, _)| *number == 1).collect();
+        prop_assert_eq!(&sessions, &named);
+        let context = UserContext::decode(&users[0].1[..]).unwrap();
+        prop_assert_eq!((context.user_id.as_str(), context.user_name.as_str()), ("s-ours", "sa|me"));
+        let others = |fields: &[(u32, Vec<u8>)]| -> Vec<(u32, Vec<u8>)> {
+            fields.iter().filter(|(number, _)| *number > 2).cloned().collect()
+        };
+        prop_assert_eq!(others(&before), others(&after));
+        if let Ok(decoded) = Request::decode(&out[5..]) {
+            prop_assert_eq!(decoded.user_context.unwrap().user_id, "s-ours");
+        }
+    }
+
+    /// How the bytes are cut never matters.
+    #[test]
+    fn cuts_do_not_matter(
+        messages in vec(prop_oneof![almost_a_message(), good_message()], 1..4),
+        cuts in vec(any::<usize>(), 0..20),
+    ) {
+        let bytes: Vec<u8> = messages.iter().flat_map(|message| grpc(message)).collect();
+        let every: Vec<usize> = (0..bytes.len()).collect();
+        let whole = rewritten(&bytes, &[], true);
+        prop_assert_eq!(&rewritten(&bytes, &cuts, true), &whole);
+        prop_assert_eq!(&rewritten(&bytes, &every, true), &whole);
+    }
+
+    /// Good messages pass, and nothing but the user changed.
+    #[test]
+    fn good_messages_pass(messages in vec(good_message(), 1..4), cuts in vec(any::<usize>(), 0..8)) {
+        let bytes: Vec<u8> = messages.iter().flat_map(|message| grpc(message)).collect();
+        let mut out = &rewritten(&bytes, &cuts, false).unwrap()[..];
+        for message in &messages {
+            let len = u32::from_be_bytes(out[1..5].try_into().unwrap()) as usize;
+            let (before, after) = (fields_32(message).unwrap(), fields_32(&out[5..5 + len]).unwrap());
+            prop_assert_eq!(
+                before.into_iter().filter(|(number, _)| *number > 2).collect::<Vec<_>>(),
+                after.into_iter().filter(|(number, _)| *number > 2).collect::<Vec<_>>()
+            );
+            out = &out[5 + len..];
+        }
+        prop_assert!(out.is_empty());
+    }
+}

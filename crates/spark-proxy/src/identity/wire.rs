@@ -1,0 +1,207 @@
+//! The protobuf wire format, as far as top-level fields go, and only what
+//! every decoder reads alike: whatever two decoders could read differently is
+//! refused. In particular protobuf-java cuts tags and lengths to 32 bits, so
+//! that what looks like an unknown field here could be `session_id` there.
+
+/// Why bytes are not a message that may pass.
+pub(crate) type Malformed = &'static str;
+
+/// Varints have at most this many bytes.
+const MOST_VARINT: u8 = 10;
+/// protobuf-java reads lengths as signed 32-bit numbers.
+const MOST_LEN: u64 = (1 << 31) - 1;
+
+/// A varint that arrives byte by byte.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Varint {
+    value: u64,
+    bytes: u8,
+}
+
+impl Varint {
+    /// Takes one byte; the value is there when it was the last.
+    pub(super) fn push(&mut self, byte: u8) -> Result<Option<u64>, Malformed> {
+        if self.bytes == MOST_VARINT - 1 && byte > 1 {
+            return Err("a varint is too long");
+        }
+        self.value |= u64::from(byte & 0x7f) << (7 * u32::from(self.bytes));
+        self.bytes += 1;
+        Ok((byte & 0x80 == 0).then_some(self.value))
+    }
+
+    fn is_begun(self) -> bool {
+        self.bytes > 0
+    }
+}
+
+/// Reads a varint at `from`: its value and where it ends, or `None` if the
+/// bytes end before it does.
+pub(super) fn varint(bytes: &[u8], from: usize) -> Result<Option<(u64, usize)>, Malformed> {
+    let mut varint = Varint::default();
+    for (index, &byte) in bytes.iter().enumerate().skip(from) {
+        if let Some(value) = varint.push(byte)? {
+            return Ok(Some((value, index + 1)));
+        }
+    }
+    Ok(None)
+}
+
+/// A field's number and how its value is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tag {
+    pub(super) field: u64,
+    pub(super) kind: Kind,
+}
+
+/// How a value is written. Groups are no longer in use and other types never were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Varint,
+    Fixed64,
+    Len,
+    Fixed32,
+}
+
+impl Tag {
+    pub(super) fn read(value: u64) -> Result<Self, Malformed> {
+        if value > u64::from(u32::MAX) {
+            return Err("a field number is too large");
+        }
+        let kind = match value & 7 {
+            0 => Kind::Varint,
+            1 => Kind::Fixed64,
+            2 => Kind::Len,
+            5 => Kind::Fixed32,
+            _ => return Err("a field has a wire type that is not in use"),
+        };
+        match value >> 3 {
+            0 => Err("a field has the number 0"),
+            field => Ok(Self { field, kind }),
+        }
+    }
+}
+
+/// A length that fits into what is left.
+pub(super) fn length(value: u64, left: u64) -> Result<u64, Malformed> {
+    if value > MOST_LEN {
+        return Err("a length is too large");
+    }
+    if value > left {
+        Err("a field goes past the end of its message")
+    } else {
+        Ok(value)
+    }
+}
+
+/// Walks over the top-level fields of a message in pieces, whatever the
+/// pieces; holds no bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scanner {
+    state: State,
+    /// Bytes of the message that are still to come.
+    left: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum State {
+    Tag(Varint),
+    Value(Varint),
+    Len(Varint),
+    Skip(u64),
+}
+
+impl Scanner {
+    /// A scanner of `left` bytes, which begin with a tag.
+    pub(super) fn new(left: u64) -> Self {
+        Self {
+            state: State::Tag(Varint::default()),
+            left,
+        }
+    }
+
+    pub(super) fn left(&self) -> u64 {
+        self.left
+    }
+
+    /// Takes the next bytes, none of which is beyond the message's end.
+    /// Fields that satisfy `forbidden` are refused.
+    pub(super) fn scan(
+        &mut self,
+        mut bytes: &[u8],
+        forbidden: impl Fn(u64) -> bool,
+    ) -> Result<(), Malformed> {
+        while let Some((&byte, rest)) = bytes.split_first() {
+            if let State::Skip(count) = self.state {
+                let step = count.min(bytes.len() as u64);
+                // `step` is at most the length of a slice.
+                bytes = &bytes[step as usize..];
+                self.left -= step;
+                self.state = if step == count {
+                    State::Tag(Varint::default())
+                } else {
+                    State::Skip(count - step)
+                };
+                continue;
+            }
+            bytes = rest;
+            self.left -= 1;
+            self.state = match self.state {
+                State::Tag(mut varint) => match varint.push(byte)? {
+                    None => State::Tag(varint),
+                    Some(value) => {
+                        let tag = Tag::read(value)?;
+                        if forbidden(tag.field) {
+                            return Err("a field that must come first and once comes again");
+                        }
+                        match tag.kind {
+                            Kind::Varint => State::Value(Varint::default()),
+                            Kind::Len => State::Len(Varint::default()),
+                            Kind::Fixed64 => State::Skip(length(8, self.left)?),
+                            Kind::Fixed32 => State::Skip(length(4, self.left)?),
+                        }
+                    }
+                },
+                State::Value(mut varint) => match varint.push(byte)? {
+                    None => State::Value(varint),
+                    Some(_) => State::Tag(Varint::default()),
+                },
+                State::Len(mut varint) => match varint.push(byte)? {
+                    None => State::Len(varint),
+                    Some(value) => match length(value, self.left)? {
+                        0 => State::Tag(Varint::default()),
+                        count => State::Skip(count),
+                    },
+                },
+                State::Skip(count) => State::Skip(count),
+            };
+        }
+        if self.left == 0 { self.end() } else { Ok(()) }
+    }
+
+    /// At the end of a message only a whole field may just have ended.
+    fn end(&self) -> Result<(), Malformed> {
+        match self.state {
+            State::Tag(varint) if !varint.is_begun() => Ok(()),
+            State::Tag(_) | State::Value(_) | State::Len(_) | State::Skip(_) => {
+                Err("the message ends in the middle of a field")
+            }
+        }
+    }
+}
+
+/// Writes a varint.
+pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        // Seven bits and the mark that more follow.
+        out.push((value & 0x7f) as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// Writes a length-delimited field.
+pub(super) fn put_field(out: &mut Vec<u8>, field: u64, content: &[u8]) {
+    put_varint(out, field << 3 | 2);
+    put_varint(out, content.len() as u64);
+    out.extend_from_slice(content);
+}
