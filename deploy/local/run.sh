@@ -6,7 +6,8 @@
 #
 #   EXIT=1              stop after the query
 #   BERTH_PROFILE=dev   build without optimisation (default: release)
-#   BERTH_HOME=DIR      where everything is kept (default: .berth in the repository)
+#   BERTH_HOME=DIR      where setup.sh installs (default: .berth in the repository)
+#   BERTH_STATE=DIR     where this Berth keeps its state (default: BERTH_HOME/local)
 #   BERTH_PORT_OFFSET=N add N to every port (default: 0)
 set -euo pipefail
 
@@ -15,7 +16,7 @@ repo=$(cd "$here/../.." && pwd)
 home=${BERTH_HOME:-$repo/.berth}
 offset=${BERTH_PORT_OFFSET:-0}
 profile=${BERTH_PROFILE:-release}
-state=$home/local
+state=${BERTH_STATE:-$home/local}
 logs=$state/log
 org=local
 user=you

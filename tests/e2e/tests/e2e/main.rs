@@ -7,6 +7,7 @@ mod close;
 mod config;
 mod errors;
 mod isolation;
+mod quickstart;
 mod refusals;
 mod restarts;
 mod select;
