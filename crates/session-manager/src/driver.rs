@@ -7,6 +7,7 @@
 
 use crate::computes::Computes;
 use crate::directory::Directory;
+use crate::metrics::Metrics;
 use compute::ComputeSpec;
 use futures::StreamExt;
 use session_core::machine::{self, Effect, Event, Observation, Transition};
@@ -41,6 +42,7 @@ pub(crate) struct Driver {
     computes: Computes,
     kicks: mpsc::Sender<SessionKey>,
     looking: Mutex<HashSet<SessionKey>>,
+    metrics: Arc<Metrics>,
 }
 
 impl Driver {
@@ -48,6 +50,7 @@ impl Driver {
         store: Arc<dyn SessionStore>,
         directory: Directory,
         computes: Computes,
+        metrics: Arc<Metrics>,
     ) -> (Arc<Self>, mpsc::Receiver<SessionKey>) {
         let (kicks, kicked) = mpsc::channel(KICKS);
         let driver = Self {
@@ -56,6 +59,7 @@ impl Driver {
             computes,
             kicks,
             looking: Mutex::default(),
+            metrics,
         };
         (Arc::new(driver), kicked)
     }
@@ -179,6 +183,7 @@ impl Driver {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(key);
+        self.metrics.looked(outcome.is_ok());
         if let Err(error) = outcome {
             tracing::warn!(session = %key.id, %error, "a session could not be moved on; its lease brings it back");
         }
@@ -241,6 +246,7 @@ impl Driver {
                 due,
             })
             .await?;
+        self.metrics.changed(session.status());
         self.start(&session, &effects).await;
         Ok(session)
     }
@@ -259,6 +265,7 @@ impl Driver {
                     None => continue,
                 },
             };
+            self.metrics.started(effect, outcome.is_ok());
             if let Err(error) = outcome {
                 tracing::warn!(session = %session.id, ?effect, %error, "an effect could not be started yet");
             }

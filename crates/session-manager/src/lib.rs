@@ -9,6 +9,7 @@ pub mod config;
 mod directory;
 mod driver;
 mod feed;
+mod metrics;
 mod refuse;
 
 pub use computes::{Computes, StoreClaims};
@@ -19,6 +20,7 @@ use api::Api;
 use directory::Directory;
 use driver::Driver;
 use feed::Hub;
+use metrics::Metrics;
 use service_kit::admin::{Admin, Condition};
 use service_kit::caller::Authenticator;
 use service_kit::document::{Document, Fetched};
@@ -148,11 +150,17 @@ pub async fn run_with(
     computes: Computes,
 ) -> Result<()> {
     let admin = Admin::new(service_kit::build_info!());
+    let metrics = Arc::new(Metrics::new(&admin.registry));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let directory = Directory::new(Arc::clone(&store));
     follow_configuration(&config, &directory).await?;
 
-    let (driver, kicked) = Driver::new(Arc::clone(&store), directory.clone(), computes.clone());
+    let (driver, kicked) = Driver::new(
+        Arc::clone(&store),
+        directory.clone(),
+        computes.clone(),
+        Arc::clone(&metrics),
+    );
     let hub = Arc::new(Hub::new());
     let keyring = Arc::new(Keyring::empty());
     let keys = key_document(
@@ -176,6 +184,7 @@ pub async fn run_with(
         clock,
         computes,
         compute_config: config.compute.clone(),
+        metrics,
         stopping: shutdown.stopping(),
     });
 

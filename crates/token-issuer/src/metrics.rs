@@ -23,7 +23,7 @@ impl Metrics {
     pub(crate) fn new(registry: &Registry) -> Self {
         Self {
             issues: registry.counter(
-                "berth_issuer_token_requests_total",
+                "token_issuer_token_requests_total",
                 "Requests for a session token.",
             ),
         }

@@ -11,6 +11,7 @@ pub(crate) mod sessions;
 use crate::directory::Directory;
 use crate::driver::Driver;
 use crate::feed::Hub;
+use crate::metrics::Metrics;
 use service_kit::caller::{Authenticator, Caller, ISSUER_ALIAS, ServiceAccountConfig};
 use service_kit::document::Document;
 use session_core::access::{self, SessionAction};
@@ -38,6 +39,7 @@ pub(crate) struct Api {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) computes: crate::computes::Computes,
     pub(crate) compute_config: crate::config::ComputeConfig,
+    pub(crate) metrics: Arc<Metrics>,
     /// Ends the streams that would otherwise hold the drain up.
     pub(crate) stopping: CancellationToken,
 }

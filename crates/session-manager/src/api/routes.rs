@@ -60,6 +60,7 @@ impl RouteService for Routes {
             };
             if settled || tokio::time::Instant::now() >= until {
                 let route = self.route(&session, epoch).await?;
+                self.0.metrics.resolved(session.status());
                 return Ok(Response::new(wire::ResolveRouteResponse { route: Some(route) }));
             }
             if session.status() == SessionStatus::Idle && self.wake(&key, &claims).await? {
