@@ -147,14 +147,13 @@ async fn pass_on(
     metrics.waited.at(Stage::Resolve).observe(began.elapsed());
     let mut request = Messages::new(body, identity(&found.backend, open));
     client.unless_gone(request.open()).await??;
-    let (lease, backend) = client
+    let (mut lease, backend) = client
         .unless_gone(connect(worker, open, found, deadline))
         .await??;
     open.forwarded(backend.engine);
     headers::toward_backend(&mut head, &backend);
     let upstream = lease
         .send(Request::from_parts(head, ()))
-        .await
         .map_err(|Unreachable| backend_unavailable())?;
     forward(metrics, upstream, request, client).await
 }

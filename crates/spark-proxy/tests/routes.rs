@@ -293,3 +293,20 @@ async fn what_session_manager_says_of_one_token_is_not_said_to_others() {
     rig.call(Ask::execute(&bad)).await.refused(Reason::NotAuthorized);
     assert_eq!(rig.call(Ask::execute(&good)).await.code(), Code::Ok);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_the_manager_no_longer_knows_is_closed() {
+    let rig = Rig::start().await;
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    // Of what it does not know the manager has no version either.
+    rig.routes.set(Route {
+        store_epoch: 0,
+        ..with_status(rig.route(), RouteStatus::Closed, 0)
+    });
+    rig.routes.reset();
+    within("it is closed", async {
+        while rig.call(rig.ask()).await.code() == Code::Ok {}
+    })
+    .await;
+    rig.call(rig.ask()).await.refused(Reason::SessionClosed);
+}

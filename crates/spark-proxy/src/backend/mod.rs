@@ -49,6 +49,7 @@ struct Link {
 pub(crate) struct Lease {
     pool: Rc<Pool>,
     link: Rc<Link>,
+    sender: SendRequest<Outgoing>,
 }
 
 /// One call on its way.
@@ -76,40 +77,50 @@ impl Pools {
     /// A place on a connection, which is made if need be: by one caller, for all.
     pub(crate) async fn lease(&self, backend: &Backend) -> Result<Lease, Unreachable> {
         let pool = Rc::clone(self.by_key.borrow_mut().entry(backend.pool.clone()).or_default());
-        if let Some(link) = pool.pick() {
-            return Ok(Lease::new(pool, link));
+        loop {
+            let link = match pool.pick() {
+                Some(link) => link,
+                None => self.connect(&pool, backend).await?,
+            };
+            let mut sender = link.sender.clone();
+            // A connection that was told to take no more calls is not used for one.
+            match poll_fn(|cx| sender.poll_ready(cx)).await {
+                Ok(()) => return Ok(Lease::new(pool, link, sender)),
+                Err(error) => {
+                    tracing::debug!(%error, "a backend connection takes no more calls");
+                    link.dead.set(true);
+                }
+            }
         }
+    }
+
+    /// One new connection of a pool, however many ask for it at once.
+    async fn connect(&self, pool: &Rc<Pool>, backend: &Backend) -> Result<Rc<Link>, Unreachable> {
         let failures = pool.failures.get();
-        let gate = pool.gate.lock().await;
-        let link = match pool.pick() {
-            Some(link) => link,
+        let _gate = pool.gate.lock().await;
+        if let Some(link) = pool.pick() {
+            return Ok(link);
+        }
+        if pool.failures.get() != failures {
             // Who waited for an attempt that failed does not make another.
-            None if pool.failures.get() != failures => return Err(Unreachable),
-            None => match self.connector.connect(backend).await {
-                Ok((sender, connection)) => {
-                    let link = Rc::new(Link {
-                        sender,
-                        open: Cell::new(0),
-                        dead: Cell::new(false),
-                    });
-                    pool.links.borrow_mut().push(Rc::clone(&link));
-                    let ended = Rc::downgrade(&link);
-                    tokio::task::spawn_local(async move {
-                        connection.run().await;
-                        if let Some(link) = ended.upgrade() {
-                            link.dead.set(true);
-                        }
-                    });
-                    link
-                }
-                Err(Unreachable) => {
-                    pool.failures.set(failures + 1);
-                    return Err(Unreachable);
-                }
-            },
-        };
-        drop(gate);
-        Ok(Lease::new(pool, link))
+            return Err(Unreachable);
+        }
+        let connected = self.connector.connect(backend).await;
+        let (sender, connection) = connected.inspect_err(|Unreachable| pool.failures.set(failures + 1))?;
+        let link = Rc::new(Link {
+            sender,
+            open: Cell::new(0),
+            dead: Cell::new(false),
+        });
+        pool.links.borrow_mut().push(Rc::clone(&link));
+        let ended = Rc::downgrade(&link);
+        tokio::task::spawn_local(async move {
+            connection.run().await;
+            if let Some(link) = ended.upgrade() {
+                link.dead.set(true);
+            }
+        });
+        Ok(link)
     }
 
     /// Closes what serves nobody: connections that were idle for long.
@@ -142,19 +153,14 @@ impl Pool {
 }
 
 impl Lease {
-    fn new(pool: Rc<Pool>, link: Rc<Link>) -> Self {
+    fn new(pool: Rc<Pool>, link: Rc<Link>, sender: SendRequest<Outgoing>) -> Self {
         link.open.set(link.open.get() + 1);
-        Self { pool, link }
+        Self { pool, link, sender }
     }
 
     /// Sends the request's headers. If this fails, nothing was sent.
-    pub(crate) async fn send(&self, request: Request<()>) -> Result<Upstream, Unreachable> {
-        let mut sender = self.link.sender.clone();
-        let sent = match poll_fn(|cx| sender.poll_ready(cx)).await {
-            Ok(()) => sender.send_request(request, false),
-            Err(error) => Err(error),
-        };
-        match sent {
+    pub(crate) fn send(&mut self, request: Request<()>) -> Result<Upstream, Unreachable> {
+        match self.sender.send_request(request, false) {
             Ok((response, sender)) => Ok(Upstream { response, sender }),
             Err(error) => {
                 tracing::debug!(%error, "a backend connection takes no more calls");

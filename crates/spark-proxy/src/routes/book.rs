@@ -14,7 +14,7 @@ use session_proto::error::Refused;
 use session_proto::internal::route_service_client::RouteServiceClient;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -95,6 +95,8 @@ pub(crate) struct Routes {
     lost: Mutex<(u64, Option<Instant>)>,
     pub(super) control: tokio::runtime::Handle,
     pub(super) metrics: Arc<Metrics>,
+    /// The last question was answered, or none was asked yet.
+    reachable: AtomicBool,
 }
 
 #[derive(Default)]
@@ -128,6 +130,7 @@ impl Routes {
             lost: Mutex::new((0, None)),
             control: tokio::runtime::Handle::current(),
             metrics,
+            reachable: AtomicBool::new(true),
         })
     }
 
@@ -213,22 +216,18 @@ impl Routes {
 
     /// Keeps an answer unless something newer was announced meanwhile.
     pub(super) fn learn(&self, state: &mut State, route: &Arc<Route>, stamp: Stamp) -> Learned {
-        if let Some(floor) = state.floors.get(&route.session) {
-            if let Some(gone) = &floor.gone {
-                return Learned::Gone(Arc::clone(gone));
-            }
-            if route.order < floor.order {
-                return Learned::Outdated;
-            }
+        let floor = state.floors.get(&route.session);
+        if let Some(gone) = floor.and_then(|floor| floor.gone.as_ref()) {
+            return Learned::Gone(Arc::clone(gone));
         }
-        if let Some((known, _)) = state.known.get(&route.session)
-            && route.order < known.order
-        {
-            return Learned::Outdated;
-        }
+        // An end is final whatever its order; of an unknown session there is none.
         if let RouteState::Gone(gone) = &route.state {
             self.bury(state, route.session.clone(), route.order, gone.clone());
             return Learned::Gone(Arc::new(gone.clone()));
+        }
+        let known = state.known.get(&route.session).map(|(known, _)| known.order);
+        if Some(route.order) < floor.map(|floor| floor.order) || Some(route.order) < known {
+            return Learned::Outdated;
         }
         state
             .known
@@ -302,6 +301,18 @@ impl Routes {
         if self.watch.swap(0, Ordering::AcqRel) != 0 {
             self.metrics.watching.set(0);
             lock(&self.lost).1 = Some(Instant::now());
+        }
+    }
+
+    /// A question was answered, or could not be: logged when that changes.
+    pub(super) fn answered(&self, problem: Option<&tonic::Status>) {
+        let was = self.reachable.swap(problem.is_none(), Ordering::Relaxed);
+        match problem {
+            Some(status) if was => {
+                tracing::warn!(code = ?status.code(), "session-manager cannot be asked for routes");
+            }
+            None if !was => tracing::info!("session-manager can be asked for routes again"),
+            Some(_) | None => {}
         }
     }
 

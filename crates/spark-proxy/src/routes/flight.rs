@@ -99,6 +99,9 @@ fn deliver(
 ) {
     let mut state = routes.state();
     let waiters = state.flights.remove(session).unwrap_or_default();
+    if answer.is_ok() {
+        routes.answered(None);
+    }
     let route = match answer {
         Ok(answer) => answer.route.ok_or("no route").and_then(|route| {
             Route::from_proto(route).map_err(|problem| {
@@ -116,7 +119,7 @@ fn deliver(
                     others
                 }
                 None => {
-                    tracing::warn!(code = ?status.code(), "session-manager cannot be asked for routes");
+                    routes.answered(Some(&status));
                     reply(waiters, &Err(Miss::Unreachable));
                     Vec::new()
                 }
