@@ -244,7 +244,7 @@ impl ComputeProvider for StaticProvider {
                     },
                     Stage::Ready { route } => Observation::Ready { route: route.clone() },
                     Stage::Failed { cause, permanent } => Observation::Failed {
-                        cause: cause.clone(),
+                        cause: cause.as_str().into(),
                         permanent: *permanent,
                     },
                 });
@@ -479,7 +479,7 @@ impl Shared {
             }
             Err(cause) => (
                 Stage::Failed {
-                    cause: cause.clone(),
+                    cause: cause.as_str().into(),
                     permanent: true,
                 },
                 Health::Unhealthy(cause),

@@ -101,7 +101,7 @@ impl SimCompute {
             key,
             generation,
             Observation::Failed {
-                cause: cause.to_owned(),
+                cause: cause.into(),
                 permanent,
             },
         );

@@ -37,6 +37,35 @@ pub const FROZEN_RECHECK: Duration = Duration::from_secs(60);
 const WAKE_BACKOFF_LEAST: Duration = Duration::from_secs(5);
 const WAKE_BACKOFF_MOST: Duration = Duration::from_secs(120);
 
+/// Why compute failed, for two circles of readers.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Cause {
+    /// For everybody who may see the session: no address, path or log line.
+    pub text: String,
+    /// For those who may act as the session: the engine's last words and such.
+    pub detail: String,
+}
+
+impl Cause {
+    /// Longer details are cut at their beginning: the last words count.
+    pub const DETAIL_BYTES: usize = 1024;
+}
+
+impl From<String> for Cause {
+    fn from(text: String) -> Self {
+        Self {
+            text,
+            detail: String::new(),
+        }
+    }
+}
+
+impl From<&str> for Cause {
+    fn from(text: &str) -> Self {
+        text.to_owned().into()
+    }
+}
+
 /// What a provider sees of one session generation's compute.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Observation {
@@ -44,7 +73,7 @@ pub enum Observation {
     Missing,
     /// It exists and is not ready yet.
     Starting {
-        /// What it is waiting for, in words.
+        /// What it is waiting for, in words for everybody.
         detail: String,
     },
     /// It answered the readiness probe.
@@ -54,8 +83,8 @@ pub enum Observation {
     },
     /// It exists but will not become ready by itself.
     Failed {
-        /// Why, in words for users.
-        cause: String,
+        /// Why.
+        cause: Cause,
         /// Trying again cannot help.
         permanent: bool,
     },
@@ -203,6 +232,7 @@ pub fn create(new: NewSession, now: Timestamp) -> Transition {
         policy: new.policy,
         reason: ChangeReason::Created,
         status_message: String::new(),
+        status_detail: String::new(),
         version: 1,
         generation: 1,
         token_epoch: 1,
@@ -241,7 +271,7 @@ pub fn apply(
     let change = Change::of(session, actor.clone(), now);
     match event {
         Event::Wake => wake(session, change),
-        Event::Close { reason } => Ok(Some(change.end(State::Closed, *reason, String::new()))),
+        Event::Close { reason } => Ok(Some(change.end(State::Closed, *reason, Cause::default()))),
         Event::Extend { expires_at } => {
             let max = session.created_at.after(LONGEST_LIFETIME);
             if *expires_at <= now || *expires_at > max {
@@ -312,7 +342,7 @@ fn wake(session: &Session, mut change: Change<'_>) -> Result<Option<Transition>,
             Ok(Some(change.make(
                 Making::Warming,
                 ChangeReason::Woken,
-                String::new(),
+                Cause::default(),
             )))
         }
         State::Closed | State::Failed => Err(Refusal::Terminal(session.status())),
@@ -341,7 +371,7 @@ pub fn step(
     }
     if now >= session.expires_at {
         return Step::commit(
-            change().end(State::Closed, ChangeReason::MaxLifetime, String::new()),
+            change().end(State::Closed, ChangeReason::MaxLifetime, Cause::default()),
             activity,
             now,
         );
@@ -356,7 +386,7 @@ pub fn step(
                 permanent: true,
             }) => Some(change().not_made(*making, cause.clone(), true)),
             Some(_) | None if now >= *deadline => {
-                Some(change().not_made(*making, timeout_text(session, observation), false))
+                Some(change().not_made(*making, timeout_cause(session, observation), false))
             }
             Some(Observation::Missing | Observation::Failed { .. }) => {
                 return Step {
@@ -384,16 +414,20 @@ pub fn step(
             } else if used_since(session.idle_since, activity) {
                 Some(change().activate(route.clone(), ChangeReason::Activity))
             } else if idle_is_over(session, activity, now) {
-                Some(change().end(State::Closed, ChangeReason::IdleClose, String::new()))
+                Some(change().end(State::Closed, ChangeReason::IdleClose, Cause::default()))
             } else if release_is_due(&session.state, activity, now) {
-                Some(change().idle_without_compute(ChangeReason::IdleReleased, String::new(), Duration::ZERO))
+                Some(change().idle_without_compute(
+                    ChangeReason::IdleReleased,
+                    Cause::default(),
+                    Duration::ZERO,
+                ))
             } else {
                 None
             }
         }
         State::IdleReleased { .. } => {
             if idle_is_over(session, activity, now) {
-                Some(change().end(State::Closed, ChangeReason::IdleClose, String::new()))
+                Some(change().end(State::Closed, ChangeReason::IdleClose, Cause::default()))
             } else if gone {
                 None
             } else {
@@ -430,23 +464,32 @@ pub fn next_due(session: &Session, activity: Activity, now: Timestamp) -> Option
     Some(own.map_or(session.expires_at, |at| at.min(session.expires_at)))
 }
 
-fn lost_cause(observation: Option<&Observation>) -> Option<String> {
+fn lost_cause(observation: Option<&Observation>) -> Option<Cause> {
     match observation {
-        Some(Observation::Missing) => Some("its compute is gone".to_owned()),
+        Some(Observation::Missing) => Some("its compute is gone".into()),
         Some(Observation::Failed { cause, .. }) => Some(cause.clone()),
         Some(Observation::Starting { .. } | Observation::Ready { .. }) | None => None,
     }
 }
 
-fn timeout_text(session: &Session, observation: Option<&Observation>) -> String {
+fn timeout_cause(session: &Session, observation: Option<&Observation>) -> Cause {
     let allowed = session.policy.provisioning_deadline.as_secs();
     let last = match observation {
         Some(Observation::Starting { detail }) => detail.as_str(),
-        Some(Observation::Failed { cause, .. }) => cause.as_str(),
+        Some(Observation::Failed { cause, .. }) => cause.text.as_str(),
         Some(Observation::Missing) => "it could not be started",
         Some(Observation::Ready { .. }) | None => "its state is unknown",
     };
-    format!("compute was not ready within {allowed} s: {last}")
+    let detail = match observation {
+        Some(Observation::Failed { cause, .. }) => cause.detail.clone(),
+        Some(Observation::Starting { .. } | Observation::Ready { .. } | Observation::Missing) | None => {
+            String::new()
+        }
+    };
+    Cause {
+        text: format!("compute was not ready within {allowed} s: {last}"),
+        detail,
+    }
 }
 
 fn used_since(idle_since: Option<Timestamp>, activity: Activity) -> bool {
@@ -514,9 +557,18 @@ impl<'a> Change<'a> {
         }
     }
 
-    fn done(mut self, reason: ChangeReason, message: String, effects: Vec<Effect>) -> Transition {
+    fn done(mut self, reason: ChangeReason, cause: Cause, effects: Vec<Effect>) -> Transition {
         self.next.reason = reason;
-        self.next.status_message = message;
+        let mut detail = cause.detail;
+        if detail.len() > Cause::DETAIL_BYTES {
+            let from = detail.len() - Cause::DETAIL_BYTES;
+            let from = (from..detail.len())
+                .find(|&at| detail.is_char_boundary(at))
+                .unwrap_or(detail.len());
+            detail.drain(..from);
+        }
+        self.next.status_message = cause.text;
+        self.next.status_detail = detail;
         Transition {
             record: record_of(Some(self.before.status()), &self.next, self.actor, self.now),
             session: self.next,
@@ -525,8 +577,11 @@ impl<'a> Change<'a> {
     }
 
     fn keep_state(self, reason: ChangeReason) -> Transition {
-        let message = self.before.status_message.clone();
-        self.done(reason, message, Vec::new())
+        let cause = Cause {
+            text: self.before.status_message.clone(),
+            detail: self.before.status_detail.clone(),
+        };
+        self.done(reason, cause, Vec::new())
     }
 
     fn update(mut self, edit: impl FnOnce(&mut Session)) -> Transition {
@@ -539,11 +594,11 @@ impl<'a> Change<'a> {
         self.next.active_at = Some(self.now);
         self.next.idle_since = None;
         self.next.failed_wakes = 0;
-        self.done(reason, String::new(), Vec::new())
+        self.done(reason, Cause::default(), Vec::new())
     }
 
     /// Compute of `next.generation` is to be made.
-    fn make(mut self, making: Making, reason: ChangeReason, message: String) -> Transition {
+    fn make(mut self, making: Making, reason: ChangeReason, cause: Cause) -> Transition {
         let generation = self.next.generation;
         let deadline = self.now.after(self.next.policy.provisioning_deadline);
         self.next.state = State::Pending { making, deadline };
@@ -554,10 +609,10 @@ impl<'a> Change<'a> {
                 up_to: generation - 1,
             });
         }
-        self.done(reason, message, effects)
+        self.done(reason, cause, effects)
     }
 
-    fn not_made(mut self, making: Making, cause: String, permanent: bool) -> Transition {
+    fn not_made(mut self, making: Making, cause: Cause, permanent: bool) -> Transition {
         match making {
             Making::Provisioning => {
                 let reason = if permanent {
@@ -580,7 +635,7 @@ impl<'a> Change<'a> {
         }
     }
 
-    fn replace_lost(mut self, cause: String) -> Transition {
+    fn replace_lost(mut self, cause: Cause) -> Transition {
         let window_start = self.now.before(RESTART_WINDOW);
         self.next.restarts.retain(|at| *at > window_start);
         if self.next.restarts.len() >= RESTART_BUDGET {
@@ -596,7 +651,7 @@ impl<'a> Change<'a> {
             return self.keep_state(ChangeReason::IdleTimeout);
         };
         if self.next.policy.close_after_idle.is_zero() {
-            return self.end(State::Closed, ChangeReason::IdleClose, String::new());
+            return self.end(State::Closed, ChangeReason::IdleClose, Cause::default());
         }
         self.next.idle_since = Some(self.now);
         self.next.state = match self.next.policy.on_idle {
@@ -606,24 +661,24 @@ impl<'a> Change<'a> {
                 release_at: self.now.after(RELEASE_GRACE),
             },
         };
-        self.done(ChangeReason::IdleTimeout, String::new(), Vec::new())
+        self.done(ChangeReason::IdleTimeout, Cause::default(), Vec::new())
     }
 
-    fn idle_without_compute(mut self, reason: ChangeReason, message: String, wait: Duration) -> Transition {
+    fn idle_without_compute(mut self, reason: ChangeReason, cause: Cause, wait: Duration) -> Transition {
         self.next.idle_since = self.next.idle_since.or(Some(self.now));
         self.next.state = State::IdleReleased {
             wake_after: self.now.after(wait),
         };
         let up_to = self.next.generation;
-        self.done(reason, message, vec![Effect::Release { up_to }])
+        self.done(reason, cause, vec![Effect::Release { up_to }])
     }
 
-    fn end(mut self, state: State, reason: ChangeReason, message: String) -> Transition {
+    fn end(mut self, state: State, reason: ChangeReason, cause: Cause) -> Transition {
         self.next.state = state;
         self.next.closed_at = Some(self.now);
         self.next.idle_since = None;
         let up_to = self.next.generation;
-        self.done(reason, message, vec![Effect::Release { up_to }])
+        self.done(reason, cause, vec![Effect::Release { up_to }])
     }
 }
 

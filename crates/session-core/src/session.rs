@@ -223,6 +223,9 @@ pub struct Session {
     /// The same in words.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub status_message: String,
+    /// The engine's last words and such, for those who may act as the session.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub status_detail: String,
     /// Rises with every change of state or route; writes are conditional on it.
     pub version: u64,
     /// Rises only when compute is really replaced; from 1.

@@ -372,7 +372,7 @@ fn moves() -> impl Strategy<Value = Move> {
         })),
         Just(Some(ready())),
         any::<bool>().prop_map(|permanent| Some(Observation::Failed {
-            cause: "é".repeat(200),
+            cause: "é".repeat(200).into(),
             permanent
         })),
     ];

@@ -280,7 +280,7 @@ impl Driver {
                 Ok(Ok(spec)) => spec,
                 Ok(Err(cause)) => {
                     return Some(Observation::Failed {
-                        cause,
+                        cause: cause.into(),
                         permanent: true,
                     });
                 }

@@ -282,7 +282,7 @@ impl ComputeProvider for ProcessProvider {
                 },
                 Some(Stage::Ready { route }) => Observation::Ready { route: route.clone() },
                 Some(Stage::Failed { cause, permanent }) => Observation::Failed {
-                    cause: cause.clone(),
+                    cause: cause.as_str().into(),
                     permanent: *permanent,
                 },
             },

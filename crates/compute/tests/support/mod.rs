@@ -154,7 +154,7 @@ pub(crate) async fn until_ready(provider: &dyn ComputeProvider, spec: &ComputeSp
 
 pub(crate) async fn until_failed(provider: &dyn ComputeProvider, spec: &ComputeSpec) -> (String, bool) {
     match until(provider, spec, |o| matches!(o, Observation::Failed { .. })).await {
-        Observation::Failed { cause, permanent } => (cause, permanent),
+        Observation::Failed { cause, permanent } => (cause.text, permanent),
         other => panic!("not failed but {other:?}"),
     }
 }
