@@ -5,7 +5,7 @@ use crate::watch::Changes;
 use crate::{ComputeChanged, ComputeProvider, ComputeSpec, Error};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
-use session_core::machine::Observation;
+use session_core::machine::{Cause, Observation};
 use session_core::{Route, SessionKey};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -105,6 +105,12 @@ impl SimCompute {
                 permanent,
             },
         );
+    }
+
+    /// It failed for good, with a detail for those who may act as the session.
+    pub fn fail_with(&self, key: &SessionKey, generation: u64, text: &str, detail: &str) {
+        let cause = Cause { text: text.to_owned(), detail: detail.to_owned() };
+        self.put(key, generation, Observation::Failed { cause, permanent: true });
     }
 
     /// It is gone, asked for or not.
