@@ -50,6 +50,11 @@ fn service(target: &Target, address: &str) -> Result<Service> {
         .parse()
         .context("the key in BERTH_KEY is not plain text")?;
     bearer.set_sensitive(true);
+    if !target.insecure && !service_kit::grpc::is_secure(address) {
+        bail!(
+            "{address} is plaintext, and everybody on the way could read your key: use https://, or say --insecure"
+        );
+    }
     let mut endpoint = Endpoint::from_shared(address.to_owned())
         .with_context(|| format!("{address:?} is not an address like https://berth.example.org:8081"))?
         .connect_timeout(Duration::from_secs(5))

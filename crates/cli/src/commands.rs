@@ -350,13 +350,6 @@ async fn clusters(target: &Target, output: Output) -> Result<()> {
         .map_err(explain)?
         .into_inner()
         .clusters;
-    let engine = |cluster: &v1::Cluster| {
-        cluster
-            .engine()
-            .as_str_name()
-            .trim_start_matches("ENGINE_")
-            .to_lowercase()
-    };
     let status = |cluster: &v1::Cluster| {
         cluster
             .status()
@@ -370,7 +363,7 @@ async fn clusters(target: &Target, output: Output) -> Result<()> {
             vec![
                 cluster.name.clone(),
                 status(cluster),
-                engine(cluster),
+                show::engine(cluster.engine()),
                 cluster.engine_version.clone(),
                 cluster.client_versions.join(", "),
             ]
@@ -380,7 +373,7 @@ async fn clusters(target: &Target, output: Output) -> Result<()> {
         .iter()
         .map(|cluster| {
             json!({
-                "name": cluster.name, "status": status(cluster), "engine": engine(cluster),
+                "name": cluster.name, "status": status(cluster), "engine": show::engine(cluster.engine()),
                 "engine_version": cluster.engine_version, "client_versions": cluster.client_versions,
                 "idle_policy": cluster.idle_policy,
             })
@@ -402,19 +395,12 @@ async fn catalogs(target: &Target, output: Output) -> Result<()> {
         .map_err(explain)?
         .into_inner()
         .catalogs;
-    let engine = |catalog: &v1::Catalog| {
-        catalog
-            .engine()
-            .as_str_name()
-            .trim_start_matches("ENGINE_")
-            .to_lowercase()
-    };
     let rows = catalogs
         .iter()
         .map(|catalog| {
             vec![
                 catalog.name.clone(),
-                engine(catalog),
+                show::engine(catalog.engine()),
                 catalog.default_database.clone(),
             ]
         })
@@ -423,7 +409,7 @@ async fn catalogs(target: &Target, output: Output) -> Result<()> {
         .iter()
         .map(|catalog| {
             json!({
-                "name": catalog.name, "org": catalog.org, "engine": engine(catalog),
+                "name": catalog.name, "org": catalog.org, "engine": show::engine(catalog.engine()),
                 "default_database": catalog.default_database,
             })
         })

@@ -57,6 +57,10 @@ struct Target {
     #[arg(long, global = true, env = "BERTH_KEY", hide_env_values = true)]
     key: Option<String>,
 
+    /// Send the key in plaintext to an address beyond this machine.
+    #[arg(long, global = true, env = "BERTH_INSECURE")]
+    insecure: bool,
+
     /// A PEM file with the certificate authority of both, if it is private.
     #[arg(long, global = true, env = "BERTH_CA")]
     ca: Option<PathBuf>,

@@ -82,7 +82,7 @@ pub(crate) fn session_json(session: &v1::Session) -> Value {
         "id": session.id, "org": session.org, "owner": session.owner, "name": session.name, "team": session.team,
         "labels": session.labels, "cluster": session.cluster, "catalog": session.catalog,
         "status": status(session), "phase": session.phase, "reason": session.reason,
-        "status_message": session.status_message, "version": session.version, "generation": session.generation,
+        "status_message": session.status_message, "status_detail": session.status_detail, "version": session.version, "generation": session.generation,
         "created_at": moment(session.created_at.as_ref()), "active_at": moment(session.active_at.as_ref()),
         "idle_since": moment(session.idle_since.as_ref()), "closed_at": moment(session.closed_at.as_ref()),
         "idle_at": moment(session.idle_at.as_ref()), "closes_at": moment(session.closes_at.as_ref()),
@@ -103,6 +103,7 @@ pub(crate) fn session_fields(session: &v1::Session) -> Vec<(&'static str, String
         ("status", format!("{} ({})", status(session), session.phase)),
         ("reason", session.reason.clone()),
         ("message", session.status_message.clone()),
+        ("detail", session.status_detail.clone()),
         ("cluster", session.cluster.clone()),
         ("catalog", session.catalog.clone()),
         (
@@ -120,4 +121,9 @@ pub(crate) fn session_fields(session: &v1::Session) -> Vec<(&'static str, String
         ("closes", moment(session.closes_at.as_ref())),
         ("closed", moment(session.closed_at.as_ref())),
     ]
+}
+
+/// "sail" or "spark".
+pub(crate) fn engine(engine: v1::Engine) -> String {
+    engine.as_str_name().trim_start_matches("ENGINE_").to_lowercase()
 }

@@ -92,6 +92,15 @@ impl Validate for ClientConfig {
     }
 }
 
+/// Is it safe to send a secret to this address: `https`, or this very machine?
+pub fn is_secure(address: &str) -> bool {
+    address.parse::<Uri>().is_ok_and(|uri| match uri.scheme_str() {
+        Some("https") => true,
+        Some("http") => is_loopback(uri.host().unwrap_or_default()),
+        _ => false,
+    })
+}
+
 pub(crate) fn is_loopback(host: &str) -> bool {
     let bare = host.trim_matches(['[', ']']);
     host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())

@@ -67,3 +67,94 @@ pub fn write_catalogs(who: &Principal, org: &OrgId) -> bool {
 pub fn write_platform(who: &Principal) -> bool {
     who.has(Role::PlatformAdmin)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::{NewSession, create};
+    use crate::policy::{IdlePolicy, SessionPolicy};
+    use crate::principal::PrincipalId;
+    use crate::{SessionId, Timestamp};
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    fn who(id: &str, org: &str, roles: &[Role], admin_of: &[&str]) -> Principal {
+        Principal {
+            id: id.parse::<PrincipalId>().unwrap(),
+            org: org.parse().unwrap(),
+            roles: roles.iter().copied().collect(),
+            teams: BTreeSet::new(),
+            team_admin_of: admin_of.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    fn session_of(owner: &str, team: Option<&str>) -> Session {
+        let policy = SessionPolicy {
+            idle_timeout: Duration::from_secs(900),
+            close_after_idle: Duration::from_secs(3600),
+            max_lifetime: Duration::from_secs(86_400),
+            provisioning_deadline: Duration::from_secs(120),
+            on_idle: IdlePolicy::Release,
+            dedicated: true,
+        };
+        let new = NewSession {
+            id: SessionId::generate(Timestamp::ZERO, 1),
+            org: "acme".parse().unwrap(),
+            owner: owner.parse().unwrap(),
+            name: None,
+            team: team.map(str::to_owned),
+            labels: std::collections::BTreeMap::default(),
+            cluster: "c".parse().unwrap(),
+            catalog: None,
+            policy,
+        };
+        create(new, Timestamp::ZERO).session
+    }
+
+    /// Every row of the table: who, and what of read, connect, manage they may.
+    #[test]
+    fn the_table_of_sessions() {
+        use Role::{Member, OrgAdmin, PlatformAdmin};
+        let session = session_of("sa|ada", Some("data"));
+        for (name, principal, expected) in [
+            ("owner", who("sa|ada", "acme", &[Member], &[]), [true, true, true]),
+            (
+                "org admin",
+                who("sa|olga", "acme", &[OrgAdmin], &[]),
+                [true, true, true],
+            ),
+            (
+                "team admin",
+                who("sa|tom", "acme", &[Member], &["data"]),
+                [true, false, true],
+            ),
+            (
+                "admin of another team",
+                who("sa|tim", "acme", &[Member], &["ops"]),
+                [false; 3],
+            ),
+            ("colleague", who("sa|bob", "acme", &[Member], &[]), [false; 3]),
+            (
+                "platform admin",
+                who("sa|pat", "acme", &[PlatformAdmin], &[]),
+                [false; 3],
+            ),
+            (
+                "same name elsewhere",
+                who("sa|ada", "umbrella", &[Member], &[]),
+                [false; 3],
+            ),
+            (
+                "admin elsewhere",
+                who("sa|eve", "umbrella", &[OrgAdmin], &["data"]),
+                [false; 3],
+            ),
+        ] {
+            let may = SessionAction::ALL.map(|action| on_session(&principal, action, &session));
+            assert_eq!(may, expected, "{name}");
+        }
+        let without_team = session_of("sa|ada", None);
+        let team_admin = who("sa|tom", "acme", &[Member], &["data"]);
+        assert!(!on_session(&team_admin, SessionAction::Read, &without_team));
+    }
+}

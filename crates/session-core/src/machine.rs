@@ -32,6 +32,8 @@ pub const WAKE_BUDGET: u32 = 5;
 /// A session whose compute is in the making, or whose release is not yet
 /// confirmed, is looked at this often even if nothing calls for it.
 pub const RECHECK: Duration = Duration::from_secs(2);
+/// A release that is long in coming is looked at this often at the least.
+pub const SLOWEST_RECHECK: Duration = Duration::from_secs(60);
 /// While a proxy has not reported since an outage, look again after this.
 pub const FROZEN_RECHECK: Duration = Duration::from_secs(60);
 const WAKE_BACKOFF_LEAST: Duration = Duration::from_secs(5);
@@ -691,13 +693,16 @@ impl Step {
         }
     }
 
+    /// Looks again after as long as it has taken so far, within bounds.
     fn release(session: &Session, now: Timestamp) -> Self {
+        let begun = session.closed_at.or(session.idle_since).unwrap_or(now);
+        let wait = now.since(begun).clamp(RECHECK, SLOWEST_RECHECK);
         Self {
             transition: None,
             effects: vec![Effect::Release {
                 up_to: session.generation,
             }],
-            due: Some(now.after(RECHECK)),
+            due: Some(now.after(wait)),
         }
     }
 

@@ -50,6 +50,10 @@ impl Computes {
     }
 
     pub(crate) async fn observe(&self, spec: &ComputeSpec) -> Result<Observation, compute::Error> {
+        // Children end with their manager: where none can be, none is left.
+        if matches!(spec.cluster.provider, Provider::Process { .. }) && self.process.is_none() {
+            return Ok(Observation::Missing);
+        }
         bounded(self.of(spec)?.observe(spec)).await
     }
 
@@ -92,5 +96,9 @@ impl Claims for StoreClaims {
 
     async fn claimed_by(&self, name: &str) -> Result<Option<SessionKey>, compute::Error> {
         self.0.claimed_by(name).await.map_err(unavailable)
+    }
+
+    async fn claims_of(&self, holder: &SessionKey) -> Result<Vec<String>, compute::Error> {
+        self.0.claims_of(holder).await.map_err(unavailable)
     }
 }

@@ -40,9 +40,11 @@ impl Defined for Cluster {
     fn managed_by_config(&self) -> bool {
         self.managed_by_config
     }
-    /// Drained: its sessions live on, it takes no new ones.
+    /// Drained: its sessions live on, it takes no new ones. From now on the
+    /// API may delete it.
     fn orphaned(mut self) -> Option<Self> {
         self.status = ClusterStatus::Draining;
+        self.managed_by_config = false;
         Some(self)
     }
 }
@@ -267,6 +269,10 @@ fn changed_meanwhile<T: Defined>(error: Error, name: &str) -> Refused {
                 "The {} {name} was changed meanwhile. Read it again and repeat the change.",
                 T::WORD
             ),
+        ),
+        Error::Exists => Refused::field(
+            "version",
+            "is missing: read the definition first, and send it back changed",
         ),
         other => crate::refuse::store(other),
     }

@@ -11,11 +11,15 @@ use crate::metrics::Metrics;
 use compute::ComputeSpec;
 use futures::StreamExt;
 use session_core::machine::{self, Effect, Event, Observation, Transition};
-use session_core::{Activity, Actor, Cluster, Provider, Reason, Session, SessionKey, Status, Timestamp};
+use session_core::{
+    Activity, Actor, ChangeReason, Cluster, ClusterStatus, Provider, Reason, Session, SessionKey, Status,
+    Timestamp,
+};
 use session_proto::error::Refused;
 use session_store::{Commit, Error, SessionStore};
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -41,7 +45,8 @@ pub(crate) struct Driver {
     directory: Directory,
     computes: Computes,
     kicks: mpsc::Sender<SessionKey>,
-    looking: Mutex<HashSet<SessionKey>>,
+    /// The sessions being looked at, and whether to look once more after it.
+    looking: Mutex<HashMap<SessionKey, bool>>,
     metrics: Arc<Metrics>,
 }
 
@@ -167,26 +172,35 @@ impl Driver {
         Ok(())
     }
 
-    /// Looks at one session; a second look at the same time is left out, as
-    /// the first one ends by setting when it is due next.
+    /// Looks at one session. What is heard of it during a look makes for one
+    /// more look after it, because the first may have seen the world before.
     pub(crate) async fn look(&self, key: &SessionKey) {
-        if !self
-            .looking
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key.clone())
-        {
-            return;
+        match self.looking().entry(key.clone()) {
+            Entry::Occupied(mut again) => {
+                again.insert(true);
+                return;
+            }
+            Entry::Vacant(first) => {
+                first.insert(false);
+            }
         }
-        let outcome = self.look_until_settled(key).await;
-        self.looking
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(key);
-        self.metrics.looked(outcome.is_ok());
-        if let Err(error) = outcome {
-            tracing::warn!(session = %key.id, %error, "a session could not be moved on; its lease brings it back");
-        }
+        let mut looking = Looking {
+            driver: self,
+            key,
+            over: false,
+        };
+        while {
+            let outcome = self.look_until_settled(key).await;
+            self.metrics.looked(outcome.is_ok());
+            if let Err(error) = outcome {
+                tracing::warn!(session = %key.id, %error, "a session could not be moved on; its lease brings it back");
+            }
+            looking.again()
+        } {}
+    }
+
+    fn looking(&self) -> MutexGuard<'_, HashMap<SessionKey, bool>> {
+        self.looking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn look_until_settled(&self, key: &SessionKey) -> Result<(), Error> {
@@ -199,8 +213,27 @@ impl Driver {
                 };
             };
             let session = loaded.session;
-            let observation = self.observe(&session).await;
+            let cluster = self.directory.cluster(&session.cluster).await?;
             let now = self.store.now().await?;
+            // A create may have slipped in while its cluster was destroyed.
+            if cluster
+                .as_ref()
+                .is_some_and(|cluster| cluster.status == ClusterStatus::Destroyed)
+            {
+                let close = Event::Close {
+                    reason: ChangeReason::ClusterDestroyed,
+                };
+                if let Ok(Some(change)) = machine::apply(&session, &close, &Actor::System, now) {
+                    match self
+                        .commit(&session, change, Some(now.after(machine::RECHECK)))
+                        .await
+                    {
+                        Ok(_) | Err(Error::Conflict) => continue,
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
+            let observation = self.observe(&session).await;
             let step = machine::step(&session, observation.as_ref(), loaded.activity, now);
             if let Some(change) = step.transition {
                 match self.commit(&session, change, step.due).await {
@@ -237,7 +270,8 @@ impl Driver {
         tracing::info!(
             session = %session.id, org = %session.org, version = session.version, generation = session.generation,
             from = before.status().as_str(), to = session.status().as_str(), phase = session.state.phase().as_str(),
-            reason = record.reason.as_str(), actor = %record.actor, "session changed"
+            reason = record.reason.as_str(), actor = %record.actor, cause = session.status_message,
+            detail = session.status_detail, "session changed"
         );
         self.store
             .commit(Commit {
@@ -379,5 +413,39 @@ impl Driver {
             .await
             .map_err(crate::refuse::store)?;
         Ok(!live.is_empty())
+    }
+}
+
+/// A look on its way; its end, even by a panic, lets the next one begin.
+struct Looking<'a> {
+    driver: &'a Driver,
+    key: &'a SessionKey,
+    over: bool,
+}
+
+impl Looking<'_> {
+    /// Was something heard meanwhile? If not, the look is over in the same moment.
+    fn again(&mut self) -> bool {
+        let mut looking = self.driver.looking();
+        match looking.get_mut(self.key) {
+            Some(again) if *again => {
+                *again = false;
+                true
+            }
+            Some(_) | None => {
+                looking.remove(self.key);
+                self.over = true;
+                false
+            }
+        }
+    }
+}
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        // When it is over, the entry may be the next look's already.
+        if !self.over {
+            self.driver.looking().remove(self.key);
+        }
     }
 }

@@ -88,7 +88,7 @@ impl Hub {
 }
 
 impl Waiter<'_> {
-    /// Completes at the next change after it was first polled or enabled.
+    /// Completes at the next change after this call, polled or not.
     pub(crate) fn changed(&self) -> impl Future<Output = ()> + '_ {
         let notified = self.notify.as_ref().map(|notify| notify.notified());
         async move {

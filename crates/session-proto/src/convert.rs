@@ -7,7 +7,7 @@ use session_core::catalog::PropertyValue;
 use session_core::cluster::StaticEndpoint;
 use session_core::policy::PolicyRange;
 use session_core::{
-    Actor, Catalog, Cluster, ClusterStatus, Engine, EventRecord, IdlePolicy, Limits, Org, Provider, Session,
+    Actor, Catalog, Cluster, ClusterStatus, Engine, EventRecord, IdlePolicy, Org, Provider, Session,
     SessionPolicy, Status, Timestamp,
 };
 use std::collections::BTreeMap;
@@ -118,8 +118,9 @@ fn policy(policy: &SessionPolicy) -> v1::SessionPolicy {
 }
 
 /// A session for the wire. `last_activity_at` is the end of its last
-/// operation as far as anybody has reported.
-pub fn session(session: &Session, last_activity_at: Option<Timestamp>) -> v1::Session {
+/// operation as far as anybody has reported. The status detail is left out
+/// unless `with_detail`: it may hold log lines of the engine.
+pub fn session(session: &Session, last_activity_at: Option<Timestamp>, with_detail: bool) -> v1::Session {
     let route = session.state.published_route();
     let last = last_activity_at.unwrap_or(Timestamp::ZERO);
     v1::Session {
@@ -158,6 +159,11 @@ pub fn session(session: &Session, last_activity_at: Option<Timestamp>) -> v1::Se
             .unwrap_or_default(),
         usage: None,
         policy: Some(policy(&session.policy)),
+        status_detail: if with_detail {
+            session.status_detail.clone()
+        } else {
+            String::new()
+        },
     }
 }
 
@@ -386,18 +392,5 @@ pub fn org(org: &Org) -> v1::Org {
         }),
         managed_by_config: org.managed_by_config,
         version: org.version,
-    }
-}
-
-/// Limits from the wire; 0 means Berth's default.
-pub fn from_limits(wire: &v1::Limits) -> Limits {
-    let default = Limits::default();
-    let or = |value: u32, default: u32| if value == 0 { default } else { value };
-    Limits {
-        live_sessions_per_owner: or(wire.live_sessions_per_owner, default.live_sessions_per_owner),
-        live_sessions: or(wire.live_sessions, default.live_sessions),
-        creates_per_minute: or(wire.creates_per_minute, default.creates_per_minute),
-        labels: or(wire.labels, default.labels),
-        tokens_per_session: or(wire.tokens_per_session, default.tokens_per_session),
     }
 }

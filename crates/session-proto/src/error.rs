@@ -105,6 +105,16 @@ impl Refused {
         )
     }
 
+    /// No usable key came with an API call.
+    pub fn no_key(problem: impl std::fmt::Display) -> Self {
+        Self::new(
+            Reason::CallerUnknown,
+            format!(
+                "{problem}. Send your key as `authorization: Bearer <key>`; the berth command reads it from BERTH_KEY."
+            ),
+        )
+    }
+
     /// Trying again may help after `delay`.
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {

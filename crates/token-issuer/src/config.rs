@@ -7,7 +7,7 @@ use service_kit::grpc::ClientConfig;
 use service_kit::listen::ListenerConfig;
 use service_kit::telemetry::TelemetryConfig;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The whole configuration.
@@ -139,13 +139,14 @@ impl Validate for Config {
             );
         });
         problems.within("keys", |problems| {
-            if self.keys.signing.as_os_str().is_empty() {
-                problems.add("signing", "is required: make one with `berth keys signing FILE`");
-            } else {
-                problems.require(self.keys.signing.is_file(), "signing", "is not a file");
-            }
+            let mut check = |key: &str, file: &Path| {
+                if let Err(error) = crate::read_key(file) {
+                    problems.add(key, format!("{error:#}; make one with `berth keys signing FILE`"));
+                }
+            };
+            check("signing", &self.keys.signing);
             for (index, file) in self.keys.published.iter().enumerate() {
-                problems.require(file.is_file(), &format!("published[{index}]"), "is not a file");
+                check(&format!("published[{index}]"), file);
             }
         });
         let endpoint_is_good = self.public.endpoint.rsplit_once(':').is_some_and(|(host, port)| {

@@ -230,18 +230,10 @@ fn from_secs(secs: u64) -> Timestamp {
 
 /// The caller's own credential goes on to the ledger, which judges it.
 fn credential<T>(request: &Request<T>) -> Result<MetadataValue<Ascii>, Refused> {
-    let unknown = |problem: String| {
-        Refused::new(
-            Reason::CallerUnknown,
-            format!(
-                "{problem}. Send your key as `authorization: Bearer <key>`; the berth command reads it from BERTH_KEY."
-            ),
-        )
-    };
-    let bearer = grpc::bearer(request.metadata().as_ref()).map_err(|problem| unknown(problem.to_string()))?;
+    let bearer = grpc::bearer(request.metadata().as_ref()).map_err(Refused::no_key)?;
     let mut value: MetadataValue<Ascii> = format!("Bearer {bearer}")
         .parse()
-        .map_err(|_| unknown("The credential is not plain text".to_owned()))?;
+        .map_err(|_| Refused::no_key("the credential is not plain text"))?;
     value.set_sensitive(true);
     Ok(value)
 }

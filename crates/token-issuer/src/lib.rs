@@ -95,8 +95,11 @@ impl Keys {
 }
 
 fn read_key(file: &Path) -> Result<Signer> {
-    let pem = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
-    Signer::from_pkcs8_pem(&pem).with_context(|| format!("{} cannot be used", file.display()))
+    if file.as_os_str().is_empty() {
+        anyhow::bail!("is required");
+    }
+    let pem = std::fs::read_to_string(file).context("cannot be read")?;
+    Signer::from_pkcs8_pem(&pem).context("is not a P-256 key in PKCS#8 PEM")
 }
 
 /// Runs the service until `shutdown` says to stop.

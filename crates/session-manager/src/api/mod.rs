@@ -47,12 +47,7 @@ pub(crate) struct Api {
 impl Api {
     /// Who calls: a service-account key in `authorization`.
     pub(crate) fn caller(&self, metadata: &MetadataMap) -> Result<Principal, Refused> {
-        let bearer = service_kit::grpc::bearer(metadata.as_ref()).map_err(|problem| {
-            Refused::new(
-                Reason::CallerUnknown,
-                format!("{problem}. Send your key as `authorization: Bearer <key>`; the berth command reads it from BERTH_KEY."),
-            )
-        })?;
+        let bearer = service_kit::grpc::bearer(metadata.as_ref()).map_err(Refused::no_key)?;
         let caller = self
             .authenticator
             .authenticate(

@@ -128,10 +128,12 @@ impl Routes {
         }
         match outcome {
             Ok(verified) => Ok(verified.claims),
-            Err(_) if self.0.keyring.is_empty() => Err(Refused::new(
-                Reason::ControlPlaneUnavailable,
-                "Berth has no keys to check tokens with yet. Try again shortly.",
-            )),
+            Err(error) if error.kind() == TokenErrorKind::UnknownKid && self.0.keyring.is_empty() => {
+                Err(Refused::new(
+                    Reason::ControlPlaneUnavailable,
+                    "Berth has no keys to check tokens with yet. Try again shortly.",
+                ))
+            }
             Err(error) => Err(Refused::new(error.reason(), error.client_text())),
         }
     }

@@ -40,7 +40,7 @@ impl SessionService for Sessions {
         let who = self.0.caller(request.metadata())?;
         let session = self.create(&who, request.into_inner()).await?;
         Ok(Response::new(v1::CreateSessionResponse {
-            session: Some(shown(&session, Activity::Unknown)),
+            session: Some(shown(&who, &session, Activity::Unknown)),
         }))
     }
 
@@ -65,7 +65,7 @@ impl SessionService for Sessions {
                 .await?;
             if session.status() != SessionStatus::Pending || tokio::time::Instant::now() >= until {
                 return Ok(Response::new(v1::DescribeSessionResponse {
-                    session: Some(shown(&session, activity)),
+                    session: Some(shown(&who, &session, activity)),
                 }));
             }
             let _ = tokio::time::timeout_at(until, changed).await;
@@ -83,7 +83,7 @@ impl SessionService for Sessions {
             sessions: page
                 .sessions
                 .iter()
-                .map(|session| shown(session, Activity::Unknown))
+                .map(|session| shown(&who, session, Activity::Unknown))
                 .collect(),
             next_page_token: page.next.unwrap_or_default(),
         }))
@@ -250,7 +250,7 @@ impl Sessions {
         };
         let policy = SessionPolicy::settle(&cluster, &asked)
             .map_err(|bounds| Refused::field(bounds.field, bounds.to_string()))?;
-        let team = non_empty(request.team);
+        let team = checked_text("team", request.team)?;
         if let Some(team) = &team
             && !who.teams.contains(team)
             && !who.has(Role::OrgAdmin)
@@ -290,6 +290,8 @@ impl Sessions {
                 "session created"
             );
             self.0.driver.start(&created.session, &change.effects).await;
+            // It may have been closed meanwhile: look at what is true now.
+            self.0.driver.kick(created.session.key());
         }
         Ok(created.session)
     }
@@ -375,16 +377,20 @@ impl Sessions {
         let actor = Actor::Principal(who.id.clone());
         let (session, activity) = self.0.driver.ask(&key, &event, &actor, may).await?;
         self.0.driver.kick(key);
-        Ok(shown(&session, activity))
+        Ok(shown(who, &session, activity))
     }
 }
 
-fn shown(session: &Session, activity: Activity) -> v1::Session {
+fn shown(who: &Principal, session: &Session, activity: Activity) -> v1::Session {
     let last = match activity {
         Activity::Quiet { last_activity_at } => Some(last_activity_at),
         Activity::Busy | Activity::Unknown => None,
     };
-    convert::session(session, last)
+    convert::session(
+        session,
+        last,
+        access::on_session(who, SessionAction::Connect, session),
+    )
 }
 
 /// Every field but the `request_id`, in a fixed order.

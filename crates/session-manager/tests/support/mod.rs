@@ -16,6 +16,7 @@ use session_manager::{Computes, Config, Listeners};
 use session_proto::internal::route_service_client::RouteServiceClient;
 use session_proto::internal::token_ledger_client::TokenLedgerClient;
 use session_proto::v1::catalog_service_client::CatalogServiceClient;
+use session_proto::v1::cluster_service_client::ClusterServiceClient;
 use session_proto::v1::session_service_client::SessionServiceClient;
 use session_proto::v1::{self, SessionStatus};
 use session_store::SessionStore;
@@ -80,7 +81,7 @@ process = { program = "/opt/sail" }
 impl Manager {
     pub async fn start() -> Self {
         let keys = Keys(
-            ["ada", "bob", "olga"]
+            ["ada", "bob", "olga", "tom", "pat"]
                 .map(|name| (name, service_kit::caller::generate_key()))
                 .into(),
         );
@@ -91,13 +92,19 @@ impl Manager {
 
     pub async fn start_with(more: &str) -> Self {
         let keys = Keys(
-            ["ada", "bob", "olga"]
+            ["ada", "bob", "olga", "tom", "pat"]
                 .map(|name| (name, service_kit::caller::generate_key()))
                 .into(),
         );
         let store = Arc::new(MemoryStore::new(Arc::new(SystemClock)));
         let signer = Arc::new(Signer::from_pkcs8_pem(&generate_key_pem().unwrap()).unwrap());
         Self::join(store, SimCompute::new(), signer, keys, more).await
+    }
+
+    /// Another manager on the same state, whose configuration declares no clusters.
+    pub async fn another_without_clusters(&self) -> Self {
+        let (store, sim) = (Arc::clone(&self.store), self.sim.clone());
+        Self::join_declaring(store, sim, Arc::clone(&self.signer), self.keys.clone(), "").await
     }
 
     /// Another manager on the same state and compute.
@@ -113,24 +120,36 @@ impl Manager {
         keys: Keys,
         more: &str,
     ) -> Self {
+        Self::join_declaring(store, sim, signer, keys, &format!("{more}\n{DEFINITIONS}")).await
+    }
+
+    async fn join_declaring(
+        store: Arc<MemoryStore>,
+        sim: SimCompute,
+        signer: Arc<Signer>,
+        keys: Keys,
+        more: &str,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let jwks = dir.path().join("jwks.json");
         std::fs::write(&jwks, Jwks::new([signer.public_jwk()]).to_json()).unwrap();
         let mut text = format!(
             "listen.public.address = \"127.0.0.1:0\"\nlisten.internal.address = \"127.0.0.1:0\"\n\
              admin.address = \"127.0.0.1:0\"\nstore.url = \"memory://\"\n\
-             tokens.keys.location = \"{}\"\ncompute.process.state_dir = \"{}\"\n{more}\n{DEFINITIONS}",
+             tokens.keys.location = \"{}\"\ncompute.process.state_dir = \"{}\"\n{more}",
             jwks.display(),
             dir.path().display()
         );
         for (name, key) in &keys.0 {
-            let roles = if *name == "olga" {
-                r#""member", "org-admin""#
-            } else {
-                r#""member""#
+            let roles = match *name {
+                "olga" => r#"roles = ["member", "org-admin"]"#,
+                "pat" => r#"roles = ["platform-admin"]"#,
+                "ada" => "roles = [\"member\"]\nteams = [\"data\"]",
+                "tom" => "roles = [\"member\"]\nteam_admin_of = [\"data\"]",
+                _ => r#"roles = ["member"]"#,
             };
             text += &format!(
-                "\n[[service_accounts]]\nname = \"{name}\"\norg = \"acme\"\nroles = [{roles}]\nkey_sha256 = \"{}\"\n",
+                "\n[[service_accounts]]\nname = \"{name}\"\norg = \"acme\"\n{roles}\nkey_sha256 = \"{}\"\n",
                 key.sha256
             );
         }
@@ -181,6 +200,10 @@ impl Manager {
 
     pub fn ledger(&self, who: &str) -> Ledger {
         TokenLedgerClient::with_interceptor(self.internal.clone(), self.with_key(who))
+    }
+
+    pub fn clusters(&self, who: &str) -> ClusterServiceClient<InterceptedService<Channel, WithKey>> {
+        ClusterServiceClient::with_interceptor(self.public.clone(), self.with_key(who))
     }
 
     pub fn catalogs(&self, who: &str) -> CatalogServiceClient<InterceptedService<Channel, WithKey>> {
