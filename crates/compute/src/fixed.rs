@@ -43,6 +43,12 @@ pub trait Claims: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// If the store cannot tell.
     async fn claimed_by(&self, name: &str) -> Result<Option<SessionKey>, Error>;
+
+    /// All the names that are `key`'s.
+    ///
+    /// # Errors
+    /// If the store cannot tell.
+    async fn claims_of(&self, key: &SessionKey) -> Result<Vec<String>, Error>;
 }
 
 /// How existing servers are reached.

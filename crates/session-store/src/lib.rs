@@ -286,11 +286,13 @@ pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
     /// Records a token before it leaves the issuer, on the condition that the
     /// session is live and its epoch is still the token's, and that it has
     /// fewer than `limit` live tokens: not expired, of this epoch, not taken
-    /// back. Recording a token twice is recording it once.
+    /// back. Recording a token twice is recording it once. Tokens that no
+    /// longer count make room for it, so never more than `limit` are kept.
     async fn record_token(&self, key: &SessionKey, token: TokenRecord, limit: u32) -> Result<(), Error>;
 
-    /// The tokens of a session that have not expired, oldest first; revoked
-    /// ones too, as [`Session`] tells which those are.
+    /// The tokens of a session's present epoch that have not expired, oldest
+    /// first. One that was revoked alone is among them, as [`Session`] tells
+    /// which those are, until its room is needed.
     async fn tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error>;
 
     /// Takes `name` for `holder` unless somebody else has it; says who has it now.
@@ -301,6 +303,9 @@ pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
 
     /// Who has `name`.
     async fn claimed_by(&self, name: &str) -> Result<Option<SessionKey>, Error>;
+
+    /// The names that `holder` has, sorted.
+    async fn claims_of(&self, holder: &SessionKey) -> Result<Vec<String>, Error>;
 
     /// Writes a definition if its stored version is `expected` (0: there is
     /// none). Returns the new version. Otherwise [`Error::Exists`] if none was
@@ -323,13 +328,17 @@ pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
     async fn ping(&self) -> Result<(), Error>;
 }
 
+/// The URL of a [`memory::MemoryStore`].
+const MEMORY: &str = "memory://";
+
 /// Opens the store that `url` names: `memory://` forgets everything when the
 /// process ends, anything else is a Redis.
 ///
 /// # Errors
-/// See [`redis::RedisStore::connect`].
+/// See [`redis::RedisStore::connect`]; [`redis::check`] tells beforehand what
+/// can be told without connecting.
 pub async fn open(url: &str, options: &redis::Options) -> Result<Arc<dyn SessionStore>, redis::ConnectError> {
-    if url == "memory://" {
+    if url == MEMORY {
         return Ok(Arc::new(memory::MemoryStore::new(Arc::new(SystemClock))));
     }
     Ok(Arc::new(redis::RedisStore::connect(url, options).await?))

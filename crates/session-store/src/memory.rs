@@ -384,15 +384,18 @@ impl SessionStore for MemoryStore {
         if session.token_epoch != token.epoch {
             return Err(Error::TokenRefused("epoch"));
         }
-        entry.tokens.retain(|_, token| token.expires_at > now);
+        entry
+            .tokens
+            .retain(|_, kept| kept.expires_at > now && kept.epoch == token.epoch);
         if entry.tokens.contains_key(&token.id) {
             return Ok(());
         }
-        let live = entry
-            .tokens
-            .values()
-            .filter(|t| t.epoch == session.token_epoch && !session.revoked_tokens.contains_key(&t.id));
-        if live.count() >= limit as usize {
+        if entry.tokens.len() >= limit as usize {
+            entry
+                .tokens
+                .retain(|id, _| !session.revoked_tokens.contains_key(id));
+        }
+        if entry.tokens.len() >= limit as usize {
             return Err(Error::Quota {
                 quota: "tokens_per_session",
                 limit,
@@ -406,11 +409,15 @@ impl SessionStore for MemoryStore {
     async fn tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error> {
         let now = self.clock.now();
         let state = self.state();
-        let tokens = state
-            .entry(key)
-            .into_iter()
-            .flat_map(|entry| entry.tokens.values());
-        let mut tokens: Vec<_> = tokens.filter(|token| token.expires_at > now).cloned().collect();
+        let Some(entry) = state.entry(key) else {
+            return Ok(Vec::new());
+        };
+        let epoch = entry.session.token_epoch;
+        let tokens = entry.tokens.values();
+        let mut tokens: Vec<_> = tokens
+            .filter(|token| token.expires_at > now && token.epoch == epoch)
+            .cloned()
+            .collect();
         TokenRecord::sort_oldest_first(&mut tokens);
         Ok(tokens)
     }
@@ -434,6 +441,14 @@ impl SessionStore for MemoryStore {
 
     async fn claimed_by(&self, name: &str) -> Result<Option<SessionKey>, Error> {
         Ok(self.state().claims.get(name).cloned())
+    }
+
+    async fn claims_of(&self, holder: &SessionKey) -> Result<Vec<String>, Error> {
+        let state = self.state();
+        let held = state.claims.iter().filter(|(_, of)| *of == holder);
+        let mut names: Vec<_> = held.map(|(name, _)| name.clone()).collect();
+        names.sort_unstable();
+        Ok(names)
     }
 
     async fn put_definition(&self, kind: Kind, name: &str, expected: u64, json: &str) -> Result<u64, Error> {

@@ -21,10 +21,10 @@ use async_trait::async_trait;
 use connection::Connections;
 use futures::future::try_join_all;
 use futures::stream::BoxStream;
-use keys::{Keys, member, parse_member, partitions};
+use keys::{Keys, member, parse_member, parse_members, partitions};
 use scripts::{Reply, Scripts};
 use serde::de::DeserializeOwned;
-use session_core::{Activity, ClusterName, EventRecord, Session, SessionKey, Timestamp};
+use session_core::{Activity, ClusterName, EventRecord, Session, SessionKey, Timestamp, TokenId};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -75,6 +75,19 @@ pub enum ConnectError {
     Unavailable(Error),
 }
 
+/// Can `url` name a store, and `options` be used with it? Opens nothing, so that
+/// a configuration can be checked before anything is.
+///
+/// # Errors
+/// [`ConnectError::Url`] or [`ConnectError::Prefix`].
+pub fn check(url: &str, options: &Options) -> Result<(), ConnectError> {
+    if url == crate::MEMORY {
+        return Ok(());
+    }
+    Keys::new(&options.prefix).ok_or(ConnectError::Prefix)?;
+    connection::client(url, options).map(drop)
+}
+
 /// Sessions in Redis.
 pub struct RedisStore {
     connections: Arc<Connections>,
@@ -111,6 +124,37 @@ impl RedisStore {
 
     async fn run(&self, script: &redis::ScriptInvocation<'_>) -> Result<Reply, Error> {
         self.connections.run(script).await.map(Reply)
+    }
+
+    /// Takes members that name no session out of an index: nobody could ever
+    /// settle them, and they must not hold up the others.
+    async fn drop_strays(&self, index: &str, strays: &[String]) -> Result<(), Error> {
+        tracing::error!(index, ?strays, "entries that name no session are dropped");
+        let mut cmd = redis::cmd("ZREM");
+        self.connections.query::<()>(cmd.arg(index).arg(strays)).await
+    }
+
+    /// Records a token unless there is no room for it once `revoked` are gone.
+    async fn add_token(
+        &self,
+        key: &SessionKey,
+        token: &TokenRecord,
+        limit: u32,
+        revoked: &[&str],
+    ) -> Result<(), Error> {
+        let mut script = self.scripts.record_token.prepare_invoke();
+        script
+            .key(self.keys.record(key))
+            .key(self.keys.token_expiry(key))
+            .key(self.keys.tokens(key));
+        script
+            .arg(token.id.as_str())
+            .arg(encode(token)?)
+            .arg(token.epoch)
+            .arg(score(token.expires_at))
+            .arg(limit)
+            .arg(revoked);
+        self.run(&script).await?.accepted(|_| limit).map(drop)
     }
 
     /// What is known of a session's use. Reports of proxies will be kept beside
@@ -192,22 +236,26 @@ impl SessionStore for RedisStore {
         limit: usize,
     ) -> Result<Vec<SessionKey>, Error> {
         let from = after.map_or_else(|| "-".to_owned(), |key| format!("({}", member(key)));
-        let parts = try_join_all(partitions().map(async |partition| {
+        let parts = partitions().map(async |partition| {
+            let index = self.keys.live_on_cluster(partition, cluster);
             let mut cmd = redis::cmd("ZRANGEBYLEX");
-            cmd.arg(self.keys.live_on_cluster(partition, cluster))
-                .arg(&from)
-                .arg("+");
+            cmd.arg(&index).arg(&from).arg("+");
             cmd.arg("LIMIT").arg(0).arg(limit);
-            self.connections.query::<Vec<String>>(&cmd).await
-        }))
-        .await?;
-        let mut members: Vec<_> = parts.into_iter().flatten().collect();
-        members.sort_unstable();
-        members
-            .iter()
-            .take(limit)
-            .map(|member| parse_member(member))
-            .collect()
+            loop {
+                let members: Vec<String> = self.connections.query(&cmd).await?;
+                let (keys, strays) = parse_members(members.into_iter().map(|member| (member, ())));
+                if strays.is_empty() {
+                    return Ok(keys);
+                }
+                // Read again, or a page of strays would look like the end.
+                self.drop_strays(&index, &strays).await?;
+            }
+        });
+        let found = try_join_all(parts).await?;
+        let mut keys: Vec<_> = found.into_iter().flatten().map(|(key, ())| key).collect();
+        keys.sort_unstable();
+        keys.truncate(limit);
+        Ok(keys)
     }
 
     async fn events(&self, key: &SessionKey) -> Result<Vec<EventRecord>, Error> {
@@ -222,42 +270,53 @@ impl SessionStore for RedisStore {
     }
 
     async fn record_token(&self, key: &SessionKey, token: TokenRecord, limit: u32) -> Result<(), Error> {
-        let mut script = self.scripts.record_token.prepare_invoke();
-        script
-            .key(self.keys.record(key))
-            .key(self.keys.token_expiry(key))
-            .key(self.keys.tokens(key));
-        script
-            .arg(token.id.as_str())
-            .arg(encode(&token)?)
-            .arg(token.epoch);
-        script.arg(score(token.expires_at)).arg(limit);
-        self.run(&script).await?.accepted(|_| limit).map(drop)
+        let recorded = self.add_token(key, &token, limit, &[]).await;
+        if !matches!(recorded, Err(Error::Quota { .. })) {
+            return recorded;
+        }
+        // Only at the limit is it worth telling revoked tokens from live ones.
+        let Some(session) = self.get(key).await? else {
+            return Err(Error::NotFound);
+        };
+        let revoked: Vec<_> = session.revoked_tokens.keys().map(TokenId::as_str).collect();
+        if revoked.is_empty() {
+            return recorded;
+        }
+        self.add_token(key, &token, limit, &revoked).await
     }
 
     async fn tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error> {
         let now = self.now().await?;
-        let mut cmd = redis::cmd("HVALS");
-        cmd.arg(self.keys.tokens(key));
-        let stored: Vec<String> = self.connections.query(&cmd).await?;
+        let mut pipeline = redis::pipe();
+        pipeline
+            .atomic()
+            .cmd("HGET")
+            .arg(self.keys.record(key))
+            .arg("token_epoch")
+            .cmd("HVALS")
+            .arg(self.keys.tokens(key));
+        let (epoch, stored): (Option<u64>, Vec<String>) = self.connections.pipeline(&pipeline).await?;
         let mut tokens = stored
             .iter()
             .map(|json| decode(json))
             .collect::<Result<Vec<TokenRecord>, _>>()?;
-        tokens.retain(|token| token.expires_at > now);
+        tokens.retain(|token| token.expires_at > now && Some(token.epoch) == epoch);
         TokenRecord::sort_oldest_first(&mut tokens);
         Ok(tokens)
     }
 
     async fn claim(&self, name: &str, holder: &SessionKey) -> Result<SessionKey, Error> {
         let mut script = self.scripts.claim.key(self.keys.claim(name));
-        let reply = self.run(script.arg(member(holder))).await?;
+        script.key(self.keys.claims_of(holder));
+        let reply = self.run(script.arg(member(holder)).arg(name)).await?;
         parse_member(reply.0.first().map_or("", String::as_str))
     }
 
     async fn unclaim(&self, name: &str, holder: &SessionKey) -> Result<(), Error> {
         let mut script = self.scripts.unclaim.key(self.keys.claim(name));
-        self.run(script.arg(member(holder))).await?.done().map(drop)
+        script.key(self.keys.claims_of(holder));
+        let reply = self.run(script.arg(member(holder)).arg(name)).await?;
+        reply.done().map(drop)
     }
 
     async fn claimed_by(&self, name: &str) -> Result<Option<SessionKey>, Error> {
@@ -266,6 +325,14 @@ impl SessionStore for RedisStore {
             .query(redis::cmd("GET").arg(self.keys.claim(name)))
             .await?;
         holder.map(|holder| parse_member(&holder)).transpose()
+    }
+
+    async fn claims_of(&self, holder: &SessionKey) -> Result<Vec<String>, Error> {
+        let mut cmd = redis::cmd("SMEMBERS");
+        cmd.arg(self.keys.claims_of(holder));
+        let mut names: Vec<String> = self.connections.query(&cmd).await?;
+        names.sort_unstable();
+        Ok(names)
     }
 
     async fn put_definition(&self, kind: Kind, name: &str, expected: u64, json: &str) -> Result<u64, Error> {
@@ -300,15 +367,15 @@ impl SessionStore for RedisStore {
 
     async fn epoch(&self) -> Result<u64, Error> {
         let key = self.keys.epoch();
+        // Only read, as a rule: a full Redis refuses writes.
+        let mut read = redis::cmd("GET");
+        read.arg(&key);
+        if let Some(epoch) = self.connections.query::<Option<u64>>(&read).await? {
+            return Ok(epoch);
+        }
         let mut pipeline = redis::pipe();
-        pipeline
-            .cmd("SET")
-            .arg(&key)
-            .arg(1)
-            .arg("NX")
-            .ignore()
-            .cmd("GET")
-            .arg(&key);
+        pipeline.cmd("SET").arg(&key).arg(1).arg("NX").ignore();
+        pipeline.add_command(read);
         let (epoch,): (u64,) = self.connections.pipeline(&pipeline).await?;
         Ok(epoch)
     }

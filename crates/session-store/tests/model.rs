@@ -267,9 +267,17 @@ async fn run(store: &Store, world: &World, op: &Op, fresh: &Create) -> String {
             let key = session(*n).key();
             if *give_back {
                 store.unclaim(&name.to_string(), &key).await.unwrap();
-                format!("{:?}", store.claimed_by(&name.to_string()).await)
+                format!(
+                    "{:?} {:?}",
+                    store.claimed_by(&name.to_string()).await,
+                    store.claims_of(&key).await
+                )
             } else {
-                format!("{:?}", store.claim(&name.to_string(), &key).await)
+                format!(
+                    "{:?} {:?}",
+                    store.claim(&name.to_string(), &key).await,
+                    store.claims_of(&key).await
+                )
             }
         }
     }

@@ -5,7 +5,9 @@
 
 mod common;
 
-use common::{Draft, FAR, LIMIT, Store, close, commit, eventually, options, request, token, touch};
+use common::{
+    Draft, FAR, LIMIT, Store, close, commit, eventually, options, request, revoke, revoke_one, token, touch,
+};
 use futures::StreamExt;
 use session_core::{Session, SessionKey, Status, Timestamp};
 use session_store::redis::{ConnectError, Options, RedisStore};
@@ -202,6 +204,8 @@ async fn urls_and_prefixes_are_checked() {
     ] {
         let refused = RedisStore::connect(url, &Options::default()).await;
         assert!(matches!(refused, Err(ConnectError::Url(_))), "{url}: {refused:?}");
+        let refused = session_store::redis::check(url, &Options::default());
+        assert!(matches!(refused, Err(ConnectError::Url(_))), "{url}: {refused:?}");
     }
     let options = Options {
         prefix: "{x}".to_owned(),
@@ -209,6 +213,11 @@ async fn urls_and_prefixes_are_checked() {
     };
     let refused = RedisStore::connect("redis://127.0.0.1:1/", &options).await;
     assert!(matches!(refused, Err(ConnectError::Prefix)), "{refused:?}");
+    let refused = session_store::redis::check("redis://127.0.0.1:1/", &options);
+    assert!(matches!(refused, Err(ConnectError::Prefix)), "{refused:?}");
+    for url in ["memory://", "redis://127.0.0.1:1/"] {
+        session_store::redis::check(url, &Options::default()).unwrap();
+    }
     let refused = session_store::open("redis://:hunter2@127.0.0.1:1/", &Options::default())
         .await
         .unwrap_err();
@@ -315,6 +324,79 @@ async fn broken_records_are_told_from_absent_redis() {
     );
 }
 
+#[tokio::test]
+async fn revoked_tokens_do_not_pile_up() {
+    const LIMIT: u32 = 3;
+    let redis = PrivateRedis::start().await.unwrap();
+    let options = Options {
+        prefix: String::new(),
+        ..Options::default()
+    };
+    let store = connect(&redis, &options).await;
+    let mut session = Draft::default().store(&store).await;
+    let key = session.key();
+    for round in 0..50 {
+        for n in 0..=LIMIT {
+            let token = token(&store, &session, FAR).await;
+            store.record_token(&key, token.clone(), LIMIT).await.unwrap();
+            if n == 0 {
+                session = commit(&store, revoke_one(&session, &token.id)).await;
+            }
+        }
+        for (count, kind) in [("ZCARD", "token-expiry"), ("HLEN", "tokens")] {
+            let kept = redis
+                .command(&format!("{count} {}:{kind}:acme:{}", tag(), session.id))
+                .await
+                .unwrap();
+            assert_eq!(kept, format!(":{LIMIT}\r\n"), "{kind} in round {round}");
+        }
+        session = commit(&store, revoke(&session)).await;
+    }
+}
+
+#[tokio::test]
+async fn entries_that_name_no_session_hold_nobody_up() {
+    let redis = PrivateRedis::start().await.unwrap();
+    let options = Options {
+        prefix: String::new(),
+        ..Options::default()
+    };
+    let store = connect(&redis, &options).await;
+    let session = Draft::default().store(&store).await;
+    let key = session.key();
+    store
+        .set_due(&key, session.version, Some(Timestamp::from_millis(1)))
+        .await
+        .unwrap();
+    let (due, live) = (
+        format!("{}:due", tag()),
+        format!("{}:cluster:{}", tag(), session.cluster),
+    );
+    for stray in ["!", "0,nonsense", "acme"] {
+        redis.command(&format!("ZADD {due} 0 {stray}")).await.unwrap();
+        redis.command(&format!("ZADD {live} 0 {stray}")).await.unwrap();
+    }
+    // The strays have waited longest, and fill a whole page.
+    assert!(store.claim_due(3, FAR).await.unwrap().is_empty());
+    assert_eq!(store.claim_due(3, FAR).await.unwrap(), std::slice::from_ref(&key));
+    let found = store.live_on_cluster(&session.cluster, None, 2).await.unwrap();
+    assert_eq!(found, [key]);
+    for index in [due, live] {
+        assert_eq!(redis.command(&format!("ZCARD {index}")).await.unwrap(), ":1\r\n");
+    }
+}
+
+#[tokio::test]
+async fn a_full_redis_still_tells_its_epoch() {
+    let redis = PrivateRedis::start().await.unwrap();
+    let store = connect(&redis, &Options::default()).await;
+    assert_eq!(store.epoch().await.unwrap(), 1);
+    redis.command("CONFIG SET maxmemory 1").await.unwrap();
+    let refused = store.create(Draft::default().create()).await;
+    assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+    assert_eq!(store.epoch().await.unwrap(), 1);
+}
+
 /// Redis Cluster refuses any step that reaches into two slots; the feed, which
 /// reads all partitions at once, is left out.
 #[tokio::test]
@@ -372,6 +454,7 @@ async fn every_step_stays_within_one_hash_slot() {
             );
         }
         assert_eq!(store.claim(org, &key).await.unwrap(), key);
+        assert_eq!(store.claims_of(&key).await.unwrap(), [org]);
         store.unclaim(org, &key).await.unwrap();
         assert_eq!(store.put_definition(Kind::Org, org, 0, "{}").await.unwrap(), 1);
         let live = store.live_on_cluster(&session.cluster, None, 10).await.unwrap();

@@ -25,20 +25,7 @@ pub(super) struct Connections {
 impl Connections {
     /// Connects, and refuses a Redis that may throw state away.
     pub(super) async fn open(url: &str, options: &Options) -> Result<Self, ConnectError> {
-        let info = url
-            .into_connection_info()
-            .map_err(|error| ConnectError::Url(error.to_string()))?;
-        if !matches!(info.addr(), ConnectionAddr::Tcp(..)) {
-            return Err(ConnectError::Url(
-                "only redis://host:port is supported yet".to_owned(),
-            ));
-        }
-        // A peer that vanished without a word shows only by what it does not acknowledge.
-        let tcp = TcpSettings::default().set_nodelay(true);
-        #[cfg(target_os = "linux")]
-        let tcp = tcp.set_user_timeout(options.call_timeout * 2);
-        let client =
-            Client::open(info.set_tcp_settings(tcp)).map_err(|error| ConnectError::Url(error.to_string()))?;
+        let client = client(url, options)?;
         let timeout = options.call_timeout;
         let shared = manager(&client, timeout).map_err(|error| ConnectError::Url(error.to_string()))?;
         let connections = Self {
@@ -134,6 +121,22 @@ impl Dedicated {
             .await
             .map_err(Failure::into_error)
     }
+}
+
+/// Reads the URL; connects to nothing.
+pub(super) fn client(url: &str, options: &Options) -> Result<Client, ConnectError> {
+    let refused = |error: RedisError| ConnectError::Url(error.to_string());
+    let info = url.into_connection_info().map_err(refused)?;
+    if !matches!(info.addr(), ConnectionAddr::Tcp(..)) {
+        return Err(ConnectError::Url(
+            "only redis://host:port is supported yet".to_owned(),
+        ));
+    }
+    // A peer that vanished without a word shows only by what it does not acknowledge.
+    let tcp = TcpSettings::default().set_nodelay(true);
+    #[cfg(target_os = "linux")]
+    let tcp = tcp.set_user_timeout(options.call_timeout * 2);
+    Client::open(info.set_tcp_settings(tcp)).map_err(refused)
 }
 
 fn manager(client: &Client, timeout: Duration) -> RedisResult<ConnectionManager> {

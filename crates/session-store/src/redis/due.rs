@@ -1,6 +1,6 @@
 //! The due-queue: one sorted set per partition, read as one queue.
 
-use super::keys::{member, parse_member, partitions};
+use super::keys::{member, parse_members, partitions};
 use super::{RedisStore, score, write};
 use crate::Error;
 use futures::future::join_all;
@@ -48,14 +48,21 @@ impl RedisStore {
 
         let lease = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX).min(1 << 52);
         let taken = join_all(shares.into_iter().map(async |(partition, share)| {
-            let mut script = self.scripts.claim_due.key(self.keys.due(partition));
-            self.connections
-                .run::<Vec<(String, f64)>>(script.arg(share).arg(lease))
-                .await
+            let queue = self.keys.due(partition);
+            let mut script = self.scripts.claim_due.key(&queue);
+            let taken: Vec<(String, f64)> = self.connections.run(script.arg(share).arg(lease)).await?;
+            let (taken, strays) = parse_members(taken);
+            // What was taken is leased already: nothing may keep it from its taker.
+            if !strays.is_empty()
+                && let Err(error) = self.drop_strays(&queue, &strays).await
+            {
+                tracing::warn!(%error, "entries that name no session stay in the due-queue");
+            }
+            Ok(taken)
         }));
         let mut taken = reachable(taken.await)?;
         taken.sort_by(|a, b| a.1.total_cmp(&b.1));
-        taken.iter().map(|(member, _)| parse_member(member)).collect()
+        Ok(taken.into_iter().map(|(key, _)| key).collect())
     }
 }
 

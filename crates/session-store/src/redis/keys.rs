@@ -34,6 +34,21 @@ pub(super) fn parse_member(member: &str) -> Result<SessionKey, Error> {
     parsed.ok_or_else(|| Error::Corrupt(format!("{member:?} names no session")))
 }
 
+/// Members with what belongs to them, by the session they name; and the
+/// members that name none.
+pub(super) fn parse_members<T>(
+    members: impl IntoIterator<Item = (String, T)>,
+) -> (Vec<(SessionKey, T)>, Vec<String>) {
+    let (mut named, mut strays) = (Vec::new(), Vec::new());
+    for (member, value) in members {
+        match parse_member(&member) {
+            Ok(key) => named.push((key, value)),
+            Err(_) => strays.push(member),
+        }
+    }
+    (named, strays)
+}
+
 /// Builds keys under one prefix.
 #[derive(Debug, Clone)]
 pub(super) struct Keys {
@@ -151,6 +166,11 @@ impl Keys {
         self.global(&format!("claim:{name}"))
     }
 
+    /// Set: the names that a session has.
+    pub(super) fn claims_of(&self, holder: &SessionKey) -> String {
+        self.global(&format!("claims-of:{}", member(holder)))
+    }
+
     /// Hash: definitions of a kind by name.
     pub(super) fn definitions(&self, kind: Kind) -> String {
         self.global(match kind {
@@ -217,7 +237,7 @@ mod tests {
         }
         let mut all = of_org;
         all.extend([Kind::Cluster, Kind::Catalog, Kind::Org].map(|kind| keys.definitions(kind)));
-        all.extend([keys.claim("{p13}"), keys.epoch()]);
+        all.extend([keys.claim("{p13}"), keys.claims_of(&session), keys.epoch()]);
         for key in &all[21..] {
             assert_eq!(hash_tag(key), "g", "{key}");
         }

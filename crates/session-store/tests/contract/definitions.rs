@@ -73,9 +73,14 @@ pub(crate) async fn a_name_has_one_holder(store: Store) {
     assert_eq!(store.claim(name, &a).await.unwrap(), a, "safe to call again");
     store.unclaim(name, &b).await.unwrap();
     assert_eq!(store.claimed_by(name).await.unwrap(), Some(a.clone()));
+    assert_eq!(store.claims_of(&a).await.unwrap(), [name]);
+    assert!(store.claims_of(&b).await.unwrap().is_empty());
     store.unclaim(name, &a).await.unwrap();
+    assert!(store.claims_of(&a).await.unwrap().is_empty());
     store.unclaim(name, &a).await.unwrap();
     assert_eq!(store.claim(name, &b).await.unwrap(), b);
+    assert_eq!(store.claim("another", &b).await.unwrap(), b);
+    assert_eq!(store.claims_of(&b).await.unwrap(), ["another", name]);
 
     let racers: Vec<_> = (0..50)
         .map(|_| Draft::default().transition().session.key())

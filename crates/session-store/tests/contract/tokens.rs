@@ -83,10 +83,27 @@ pub(crate) async fn revoked_tokens_make_room(store: Store) {
         store.record_token(&key, fourth, 1).await,
         Err(Error::Quota { .. })
     ));
-    assert_eq!(
-        ids(&store, &key).await,
-        [first.id, second.id, third.id],
-        "listed until they expire"
+    assert_eq!(ids(&store, &key).await, [third.id]);
+}
+
+pub(crate) async fn a_revoked_token_is_listed_until_its_room_is_needed(store: Store) {
+    let session = Draft::default().store(&store).await;
+    let key = session.key();
+    let (first, second) = (
+        token(&store, &session, FAR).await,
+        token(&store, &session, FAR).await,
+    );
+    store.record_token(&key, first.clone(), 2).await.unwrap();
+    let session = commit(&store, revoke_one(&session, &first.id)).await;
+    store.record_token(&key, second.clone(), 2).await.unwrap();
+    assert_eq!(ids(&store, &key).await, [first.id, second.id.clone()]);
+    let third = token(&store, &session, FAR).await;
+    store.record_token(&key, third.clone(), 2).await.unwrap();
+    assert_eq!(ids(&store, &key).await, [second.id, third.id]);
+    commit(&store, revoke(&session)).await;
+    assert!(
+        ids(&store, &key).await.is_empty(),
+        "those of an older epoch are not"
     );
 }
 
