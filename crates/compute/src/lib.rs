@@ -25,7 +25,6 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use session_core::machine::Observation;
 use session_core::{Catalog, Cluster, SessionKey};
-use std::time::Duration;
 
 /// One session generation and all that is needed to make its compute.
 #[derive(Debug, Clone)]
@@ -38,8 +37,6 @@ pub struct ComputeSpec {
     pub cluster: Cluster,
     /// The default catalog.
     pub catalog: Option<Catalog>,
-    /// The session's longest life; engine idle timers are set beyond it.
-    pub max_lifetime: Duration,
 }
 
 /// Why a provider could not do or tell. Nothing is decided from it; the caller asks again.

@@ -109,8 +109,18 @@ impl SimCompute {
 
     /// It failed for good, with a detail for those who may act as the session.
     pub fn fail_with(&self, key: &SessionKey, generation: u64, text: &str, detail: &str) {
-        let cause = Cause { text: text.to_owned(), detail: detail.to_owned() };
-        self.put(key, generation, Observation::Failed { cause, permanent: true });
+        let cause = Cause {
+            text: text.to_owned(),
+            detail: detail.to_owned(),
+        };
+        self.put(
+            key,
+            generation,
+            Observation::Failed {
+                cause,
+                permanent: true,
+            },
+        );
     }
 
     /// It is gone, asked for or not.

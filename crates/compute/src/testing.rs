@@ -5,7 +5,6 @@ use session_core::catalog::PropertyValue;
 use session_core::cluster::StaticEndpoint;
 use session_core::policy::PolicyRange;
 use session_core::{Catalog, Cluster, ClusterStatus, Engine, Provider, SessionId, SessionKey, Timestamp};
-use std::time::Duration;
 
 fn cluster(engine: Engine, provider: Provider) -> Cluster {
     Cluster {
@@ -82,6 +81,5 @@ pub(crate) fn spec(cluster: Cluster, n: u64) -> ComputeSpec {
         generation: 1,
         cluster,
         catalog: None,
-        max_lifetime: Duration::from_secs(86_400),
     }
 }

@@ -352,7 +352,6 @@ impl Driver {
             generation,
             cluster,
             catalog,
-            max_lifetime: session.expires_at.since(session.created_at),
         }))
     }
 
@@ -364,7 +363,6 @@ impl Driver {
             generation,
             cluster,
             catalog: None,
-            max_lifetime: session.expires_at.since(session.created_at),
         })
     }
 

@@ -7,13 +7,14 @@
 use crate::ComputeSpec;
 use crate::properties::{resolve, takes_default_namespace};
 use session_core::catalog::PropertyValue;
+use session_core::policy::LONGEST_LIFETIME;
 use session_core::route::Secret;
 use session_core::{Catalog, Engine, Provider};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Engine idle timers run this much longer than the session can live.
+/// Engine idle timers run this much longer than any session can live.
 const BEYOND_LIFETIME: Duration = Duration::from_secs(3600);
 const SYSTEM_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 const DRIVER_MEMORY: &str = "1g";
@@ -65,8 +66,9 @@ impl EngineCommand {
     }
 }
 
-fn idle_timer(spec: &ComputeSpec) -> u64 {
-    (spec.max_lifetime + BEYOND_LIFETIME).as_secs()
+/// Beyond the longest life, not this session's own: it may yet be extended.
+fn idle_timer() -> u64 {
+    (LONGEST_LIFETIME + BEYOND_LIFETIME).as_secs()
 }
 
 fn common_env(folders: &Folders) -> BTreeMap<String, String> {
@@ -95,7 +97,7 @@ fn sail(spec: &ComputeSpec, folders: &Folders, port: u16) -> Result<EngineComman
     }
     env.insert(
         "SAIL_SPARK__SESSION_TIMEOUT_SECS".to_owned(),
-        idle_timer(spec).to_string(),
+        idle_timer().to_string(),
     );
     if let Some(catalog) = &spec.catalog {
         let entry = sail_catalog(catalog, &mut secrets)?;
@@ -252,7 +254,7 @@ fn spark(spec: &ComputeSpec, folders: &Folders, port: u16) -> Result<EngineComma
     set("spark.connect.authenticate.token", token.expose().to_owned());
     set(
         "spark.connect.session.manager.defaultSessionTimeout",
-        format!("{}s", idle_timer(spec)),
+        format!("{}s", idle_timer()),
     );
     if let Some(python) = python {
         set(
@@ -431,7 +433,6 @@ mod tests {
             "c1",
             &[("type", property("memory")), ("initial_database", list)],
         ));
-        spec.max_lifetime = Duration::from_secs(7200);
         let command = EngineCommand::new(&spec, &folders(dir.path()), 4711).unwrap();
         assert_eq!(
             command.args,
@@ -456,7 +457,7 @@ mod tests {
                 "[{name=\"c1\", initial_database=[\"dev\", \"x\"], type=\"memory\"}]",
             ),
             ("SAIL_EXECUTION__BATCH_SIZE", "1024"),
-            ("SAIL_SPARK__SESSION_TIMEOUT_SECS", "10800"),
+            ("SAIL_SPARK__SESSION_TIMEOUT_SECS", "608400"),
         ];
         assert_eq!(env, expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
     }
@@ -517,7 +518,7 @@ mod tests {
         for line in [
             "spark.connect.grpc.binding.address=127.0.0.1",
             "spark.connect.grpc.binding.port=4711",
-            "spark.connect.session.manager.defaultSessionTimeout=90000s",
+            "spark.connect.session.manager.defaultSessionTimeout=608400s",
             &format!("spark.connect.authenticate.token={}", token.expose()),
             "spark.master=local[2]",
             "spark.sql.catalog.lake=org.apache.iceberg.spark.SparkCatalog",

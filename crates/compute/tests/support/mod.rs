@@ -97,7 +97,6 @@ pub(crate) fn spec(engine: Engine, n: u64) -> ComputeSpec {
         generation: 1,
         cluster: process_cluster(engine),
         catalog: None,
-        max_lifetime: Duration::from_secs(86_400),
     }
 }
 
