@@ -2,6 +2,7 @@
 //! as the processes that ship, a private Redis, Sail and Apache Spark, the
 //! `berth` command, and PySpark.
 
+pub mod http;
 mod paths;
 mod process;
 mod python;

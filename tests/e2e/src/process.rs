@@ -1,5 +1,6 @@
 //! One service as a process that can be killed and started again.
 
+use crate::http;
 use crate::wait::until;
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
@@ -8,8 +9,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 const READY: Duration = Duration::from_secs(30);
 const END: Duration = Duration::from_secs(30);
@@ -76,7 +75,7 @@ impl Service {
     pub async fn ready(&mut self) -> Result<()> {
         let admin = self.admin;
         let outcome = until(self.name, READY, async || {
-            match http_get(admin, "/readyz").await {
+            match http::get(admin, "/readyz", "").await {
                 Ok(answer) if answer.starts_with("HTTP/1.1 200") => Ok(()),
                 Ok(answer) => Err(answer.lines().last().unwrap_or_default().to_owned()),
                 Err(error) => Err(error.to_string()),
@@ -133,7 +132,7 @@ impl Service {
     /// # Errors
     /// When it cannot be asked.
     pub async fn admin(&self, path: &str) -> Result<String> {
-        http_get(self.admin, path).await
+        http::get(self.admin, path, "").await
     }
 
     /// The whole of its log.
@@ -160,17 +159,4 @@ impl Drop for Service {
 /// A file to collect a client's output in.
 pub(crate) fn output_file(path: &Path) -> Result<File> {
     File::create(path).with_context(|| format!("creating {}", path.display()))
-}
-
-async fn http_get(address: SocketAddr, path: &str) -> Result<String> {
-    let get = async {
-        let mut stream = TcpStream::connect(address).await?;
-        stream
-            .write_all(format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n").as_bytes())
-            .await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        anyhow::Ok(answer)
-    };
-    tokio::time::timeout(Duration::from_secs(5), get).await?
 }

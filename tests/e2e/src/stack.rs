@@ -68,6 +68,8 @@ pub struct Stack {
     pub proxy: Service,
     /// Where the proxy listens.
     pub proxy_address: SocketAddr,
+    /// Where token-issuer publishes its keys.
+    pub jwks_address: SocketAddr,
     /// Where session-manager's public API is.
     pub manager_uri: String,
     issuer_uri: String,
@@ -155,6 +157,7 @@ impl Stack {
             issuer: Service::new("token-issuer", dir.path(), &issuer, admin2)?,
             proxy: Service::new("spark-proxy", dir.path(), &proxy, admin3)?,
             proxy_address: spark,
+            jwks_address: jwks,
             manager_uri: format!("http://{public}"),
             issuer_uri: format!("http://{tokens}"),
             dir,

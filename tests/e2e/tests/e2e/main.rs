@@ -12,6 +12,7 @@ mod refusals;
 mod restarts;
 mod select;
 mod shared_server;
+mod tokens;
 mod udfs;
 mod uploads;
 mod who;

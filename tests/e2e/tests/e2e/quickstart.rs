@@ -45,11 +45,15 @@ fn left_of(state: &TempDir) -> Result<Vec<String>> {
 }
 
 async fn until_nothing_is_left(state: &TempDir) -> Result<()> {
-    wait::until("everything to be stopped", Duration::from_secs(20), async || match left_of(state) {
-        Ok(left) if left.is_empty() => Ok(()),
-        Ok(left) => Err(left.join("; ")),
-        Err(error) => Err(error.to_string()),
-    })
+    wait::until(
+        "everything to be stopped",
+        Duration::from_secs(20),
+        async || match left_of(state) {
+            Ok(left) if left.is_empty() => Ok(()),
+            Ok(left) => Err(left.join("; ")),
+            Err(error) => Err(error.to_string()),
+        },
+    )
     .await
 }
 
@@ -58,10 +62,19 @@ async fn until_nothing_is_left(state: &TempDir) -> Result<()> {
 async fn it_queries_and_exits_or_serves_until_interrupted() -> Result<()> {
     let state = tempfile::tempdir()?;
     let output = tokio::time::timeout(LIMIT, run(&state, "1")?.wait_with_output()).await??;
-    let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (said, errors) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
     assert!(output.status.success(), "{said}\n{errors}");
-    assert!(said.contains("| default|   orders|"), "SHOW TABLES is not there:\n{said}\n{errors}");
-    assert!(said.contains("customer-090"), "the query's result is not there:\n{said}");
+    assert!(
+        said.contains("| default|   orders|"),
+        "SHOW TABLES is not there:\n{said}\n{errors}"
+    );
+    assert!(
+        said.contains("customer-090"),
+        "the query's result is not there:\n{said}"
+    );
     until_nothing_is_left(&state).await?;
 
     let mut serving = run(&state, "")?;
@@ -78,8 +91,15 @@ async fn it_queries_and_exits_or_serves_until_interrupted() -> Result<()> {
         anyhow::bail!("it ended")
     });
     waited.await?.with_context(|| said.clone())?;
-    assert!(said.contains(".remote(\"sc://localhost:"), "no connection string:\n{said}");
-    let pid = serving.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw).context("pid")?;
+    assert!(
+        said.contains(".remote(\"sc://localhost:"),
+        "no connection string:\n{said}"
+    );
+    let pid = serving
+        .id()
+        .and_then(|pid| i32::try_from(pid).ok())
+        .and_then(Pid::from_raw)
+        .context("pid")?;
     kill_process(pid, Signal::INT)?;
     let status = tokio::time::timeout(Duration::from_secs(40), serving.wait()).await??;
     assert_eq!(status.code(), Some(130));

@@ -77,12 +77,18 @@ async fn tokens() -> Result<()> {
         aud: "other".to_owned(),
         ..claims(&session, now)?
     })?;
-    let mut broken = good.clone();
-    broken.truncate(good.len() - 4);
+    // The last character of a signature has spare bits; the one before has none.
+    let (rest, last) = good.split_at(good.len() - 2);
+    let broken = format!(
+        "{rest}{}{}",
+        if last.starts_with('A') { 'B' } else { 'A' },
+        &last[1..]
+    );
     for (token, reason) in [
         (expired.as_str(), "TOKEN_EXPIRED"),
         (&stranger, "TOKEN_INVALID"),
         (&elsewhere, "TOKEN_INVALID"),
+        (&broken, "TOKEN_INVALID"),
         ("abc", "TOKEN_MALFORMED"),
         (stack.key_of("ada"), "TOKEN_MALFORMED"),
     ] {
@@ -90,10 +96,6 @@ async fn tokens() -> Result<()> {
         let args: Vec<&str> = args.iter().map(String::as_str).chain(header).collect();
         raw.expect(&args, "UNAUTHENTICATED", reason).await?;
     }
-    let seen = raw
-        .call(&[&["--token", broken.as_str()], &header[..]].concat())
-        .await?;
-    assert_eq!(seen["code"], "UNAUTHENTICATED", "{seen}");
     raw.expect(&header, "UNAUTHENTICATED", "TOKEN_MISSING").await?;
 
     // The clean text that a person sees, at once.
