@@ -9,18 +9,19 @@ use crate::headers;
 use crate::health;
 use crate::identity::Identity;
 use crate::messages::{Broken, Messages};
-use crate::method::{self, Target};
+use crate::method::{self, Method, Target};
 use crate::metrics::{Outcome, Stage};
 use crate::respond::{Client, Vanished};
 use crate::routes::book::{Ask, Miss, Stamp};
 use crate::routes::{Backend, Route, RouteState};
 use crate::session::OpenCall;
+use crate::translate::Sail;
 use crate::worker::Worker;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::Request;
-use session_core::Reason;
+use session_core::{Engine, Reason};
 use session_proto::error::Refused;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -33,10 +34,15 @@ use tonic::Status;
 /// addresses are used again by others.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
+/// A reattach request is a few ids.
+const MOST_REATTACH: usize = 64 * 1024;
+
 /// Why a call ends before its response is complete.
 pub(crate) enum Stop {
     /// With an error of ours.
     Refused(Refused),
+    /// With an engine's error, said in words that clients understand.
+    Engine(Box<Status>),
     /// The client's own deadline is over.
     Deadline,
     /// There is nobody left to tell.
@@ -87,6 +93,10 @@ pub(crate) async fn handle(
             let outcome = Outcome::of(refused.reason);
             client.refuse(refused);
             outcome
+        }
+        Err(Stop::Engine(status)) => {
+            client.fail(&status);
+            Outcome::BackendError
         }
         Err(Stop::Deadline) => {
             client.fail(&Status::deadline_exceeded("The call's own deadline is over."));
@@ -150,12 +160,38 @@ async fn pass_on(
     let (mut lease, backend) = client
         .unless_gone(connect(worker, open, found, deadline))
         .await??;
+    let sail = match backend.engine {
+        Engine::Spark => None,
+        Engine::Sail => {
+            let known = client
+                .unless_gone(sail_call(open.method(), &mut request))
+                .await??;
+            Some(known)
+        }
+    };
     open.forwarded(backend.engine);
     headers::toward_backend(&mut head, &backend);
     let upstream = lease
         .send(Request::from_parts(head, ()))
         .map_err(|Unreachable| backend_unavailable())?;
-    forward(metrics, upstream, request, client).await
+    forward(metrics, upstream, request, sail.as_ref(), client).await
+}
+
+/// What must be known of a call to Sail, to understand its answer.
+async fn sail_call(method: Method, request: &mut Messages) -> Result<Sail, Stop> {
+    let session = request.session().ok_or_else(|| {
+        Refused::new(
+            Reason::MalformedMessage,
+            "The request is not a Spark Connect message: it has no session_id.",
+        )
+    })?;
+    let mut sail = Sail::new(session);
+    if method == Method::ReattachExecute
+        && let Some(whole) = request.whole(MOST_REATTACH).await?
+    {
+        sail.reattach(&whole).map_err(Stop::Engine)?;
+    }
+    Ok(sail)
 }
 
 /// Who speaks, as the backend is to see it.

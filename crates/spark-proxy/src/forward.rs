@@ -11,6 +11,7 @@ use crate::headers;
 use crate::messages::{Broken, Messages, Next, Outgoing};
 use crate::metrics::{Metrics, Outcome, Stage, Way};
 use crate::respond::{Client, capacity};
+use crate::translate::Sail;
 use bytes::{Buf as _, Bytes};
 use h2::SendStream;
 use h2::client::ResponseFuture;
@@ -26,11 +27,12 @@ pub(crate) async fn forward(
     metrics: &Metrics,
     upstream: Upstream,
     request: Messages,
+    sail: Option<&Sail>,
     client: &mut Client,
 ) -> Result<Outcome, Stop> {
     let Upstream { response, sender } = upstream;
     let mut upload = pin!(upload(metrics, request, sender));
-    let mut download = pin!(download(metrics, response, client));
+    let mut download = pin!(download(metrics, response, sail, client));
     let mut uploading = true;
     loop {
         tokio::select! {
@@ -74,7 +76,12 @@ async fn upload(
 }
 
 /// The response to the client.
-async fn download(metrics: &Metrics, response: ResponseFuture, client: &mut Client) -> Result<Outcome, Stop> {
+async fn download(
+    metrics: &Metrics,
+    response: ResponseFuture,
+    sail: Option<&Sail>,
+    client: &mut Client,
+) -> Result<Outcome, Stop> {
     let sent = Instant::now();
     let response = client
         .unless_gone(response)
@@ -92,6 +99,7 @@ async fn download(metrics: &Metrics, response: ResponseFuture, client: &mut Clie
     headers::toward_client(&mut head.headers);
     let status = outcome(&head.headers);
     if body.is_end_stream() {
+        translated(sail, &head.headers)?;
         client.begin(http::Response::from_parts(head, ()), true)?;
         return Ok(status.unwrap_or(Outcome::BackendError));
     }
@@ -102,6 +110,7 @@ async fn download(metrics: &Metrics, response: ResponseFuture, client: &mut Clie
             "The compute ended its answer without a status.",
         )));
     };
+    translated(sail, &trailers)?;
     headers::toward_client(&mut trailers);
     let outcome = outcome(&trailers).unwrap_or(Outcome::BackendError);
     client.trailers(trailers)?;
@@ -123,6 +132,14 @@ async fn stream(metrics: &Metrics, mut body: Body, client: &mut Client) -> Resul
         .unless_gone(poll_fn(|cx| body.poll_trailers(cx)))
         .await?
         .map_err(|error| lost(&error))
+}
+
+/// Ends the call with another status where Sail's would not be understood.
+fn translated(sail: Option<&Sail>, trailers: &HeaderMap) -> Result<(), Stop> {
+    match sail.and_then(|sail| sail.translate(trailers)) {
+        Some(status) => Err(Stop::Engine(status)),
+        None => Ok(()),
+    }
 }
 
 fn outcome(headers: &HeaderMap) -> Option<Outcome> {

@@ -25,6 +25,7 @@ mod metrics;
 mod respond;
 mod routes;
 mod session;
+mod translate;
 mod worker;
 
 pub use config::Config;

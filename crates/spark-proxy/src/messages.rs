@@ -1,7 +1,7 @@
 //! A request's messages on their way to the backend: read from the client,
 //! rewritten by [`crate::identity`], and held back until the first head is known.
 
-use crate::identity::{Hostile, Identity, Piece, Rewriter};
+use crate::identity::{Hostile, Identity, Piece, Rewriter, SparkSessionId};
 use crate::respond::Vanished;
 use bytes::Buf;
 use bytes::buf::Chain;
@@ -82,6 +82,30 @@ impl Messages {
             self.read().await?;
         }
         Ok(())
+    }
+
+    /// The Spark session that the request is about, once it is open.
+    pub(crate) fn session(&self) -> Option<SparkSessionId> {
+        self.rewriter.session()
+    }
+
+    /// A copy of the whole request as it will go on, which stays to be sent;
+    /// `None` if it is longer than `most`.
+    pub(crate) async fn whole(&mut self, most: usize) -> Result<Option<Vec<u8>>, Broken> {
+        while !self.ended && self.credit <= most {
+            self.read().await?;
+        }
+        if self.credit > most {
+            return Ok(None);
+        }
+        Ok(Some(
+            self.ready
+                .iter()
+                .flat_map(|piece| [&piece.ours[..], &piece.theirs[..]])
+                .flatten()
+                .copied()
+                .collect(),
+        ))
     }
 
     /// The next bytes that may go on, or `None` after the end.
