@@ -5,6 +5,7 @@
 mod catalog;
 mod close;
 mod config;
+mod engine_words;
 mod errors;
 mod isolation;
 mod quickstart;
