@@ -242,6 +242,15 @@ pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
     /// `request_id` was seen or a quota is used up; all in one step.
     async fn create(&self, create: Create) -> Result<Created, Error>;
 
+    /// The session that an earlier create with this request made, if one did.
+    /// [`Error::RequestIdReused`] if it had other fields.
+    async fn repeated(
+        &self,
+        org: &OrgId,
+        owner: &PrincipalId,
+        request: &RequestId,
+    ) -> Result<Option<Session>, Error>;
+
     /// Reads a session.
     async fn get(&self, key: &SessionKey) -> Result<Option<Session>, Error>;
 

@@ -5,7 +5,7 @@
 use crate::query::Filling;
 use crate::{
     Change, Commit, Create, Created, Definition, Error, Feed, HISTORY, Kind, ListQuery, Loaded, Page,
-    REQUEST_ID_MEMORY, SessionStore, TokenRecord,
+    REQUEST_ID_MEMORY, RequestId, SessionStore, TokenRecord,
 };
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -119,7 +119,13 @@ impl State {
         }
     }
 
-    fn repeated(&mut self, create: &Create, now: Timestamp) -> Result<Option<Session>, Error> {
+    fn repeated(
+        &mut self,
+        org: &OrgId,
+        owner: &PrincipalId,
+        request: &RequestId,
+        now: Timestamp,
+    ) -> Result<Option<Session>, Error> {
         while let Some((at, _)) = self.requests_by_age.front()
             && now.since(*at) >= REQUEST_ID_MEMORY
         {
@@ -130,17 +136,13 @@ impl State {
                 self.requests.remove(&key);
             }
         }
-        let Some(key) = request_key(create) else {
+        let Some(first) = self
+            .requests
+            .get(&(org.clone(), owner.clone(), request.id.clone()))
+        else {
             return Ok(None);
         };
-        let Some(first) = self.requests.get(&key) else {
-            return Ok(None);
-        };
-        if create
-            .request
-            .as_ref()
-            .is_some_and(|request| request.fingerprint != first.fingerprint)
-        {
+        if request.fingerprint != first.fingerprint {
             return Err(Error::RequestIdReused);
         }
         Ok(self.entry(&first.session).map(|entry| entry.session.clone()))
@@ -229,8 +231,11 @@ impl SessionStore for MemoryStore {
     async fn create(&self, create: Create) -> Result<Created, Error> {
         let now = self.clock.now();
         let mut state = self.state();
-        if let Some(session) = state.repeated(&create, now)? {
-            return Ok(Created { session, new: false });
+        if let Some(request) = &create.request {
+            let Session { org, owner, .. } = &create.session;
+            if let Some(session) = state.repeated(org, owner, request, now)? {
+                return Ok(Created { session, new: false });
+            }
         }
         let key = create.session.key();
         if state.entry(&key).is_some() {
@@ -265,6 +270,16 @@ impl SessionStore for MemoryStore {
             session: create.session,
             new: true,
         })
+    }
+
+    async fn repeated(
+        &self,
+        org: &OrgId,
+        owner: &PrincipalId,
+        request: &RequestId,
+    ) -> Result<Option<Session>, Error> {
+        let now = self.clock.now();
+        self.state().repeated(org, owner, request, now)
     }
 
     async fn get(&self, key: &SessionKey) -> Result<Option<Session>, Error> {

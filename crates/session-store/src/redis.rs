@@ -14,7 +14,7 @@ mod scripts;
 mod write;
 
 use crate::{
-    Commit, Create, Created, Definition, Error, Feed, Kind, ListQuery, Loaded, Page, SessionStore,
+    Commit, Create, Created, Definition, Error, Feed, Kind, ListQuery, Loaded, Page, RequestId, SessionStore,
     TokenRecord,
 };
 use async_trait::async_trait;
@@ -24,7 +24,9 @@ use futures::stream::BoxStream;
 use keys::{Keys, member, parse_member, parse_members, partitions};
 use scripts::{Reply, Scripts};
 use serde::de::DeserializeOwned;
-use session_core::{Activity, ClusterName, EventRecord, Session, SessionKey, Timestamp, TokenId};
+use session_core::{
+    Activity, ClusterName, EventRecord, OrgId, PrincipalId, Session, SessionKey, Timestamp, TokenId,
+};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -196,6 +198,28 @@ impl SessionStore for RedisStore {
 
     async fn create(&self, create: Create) -> Result<Created, Error> {
         self.write_new(create).await
+    }
+
+    async fn repeated(
+        &self,
+        org: &OrgId,
+        owner: &PrincipalId,
+        request: &RequestId,
+    ) -> Result<Option<Session>, Error> {
+        let mut cmd = redis::cmd("HMGET");
+        cmd.arg(self.keys.request(org, owner, &request.id))
+            .arg("fingerprint")
+            .arg("record");
+        let (fingerprint, record): (Option<String>, Option<String>) = self.connections.query(&cmd).await?;
+        let Some(record) = record else { return Ok(None) };
+        let mut cmd = redis::cmd("HGET");
+        cmd.arg(record).arg("json");
+        let json: Option<String> = self.connections.query(&cmd).await?;
+        match json {
+            None => Ok(None),
+            Some(_) if fingerprint.as_ref() != Some(&request.fingerprint) => Err(Error::RequestIdReused),
+            Some(json) => decode(&json).map(Some),
+        }
     }
 
     async fn get(&self, key: &SessionKey) -> Result<Option<Session>, Error> {

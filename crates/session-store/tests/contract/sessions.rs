@@ -216,6 +216,23 @@ pub(crate) async fn a_repeated_create_returns_the_first_session(store: Store) {
         Err(Error::RequestIdReused)
     ));
 
+    let bob_is = (&first.session.org, &first.session.owner);
+    let asked = |id, fingerprint| request(id, fingerprint).unwrap();
+    let found = store
+        .repeated(bob_is.0, bob_is.1, &asked("r1", "f"))
+        .await
+        .unwrap();
+    assert_eq!(found, Some(changed.clone()), "without a record of its own");
+    assert_eq!(
+        store
+            .repeated(bob_is.0, bob_is.1, &asked("r9", "f"))
+            .await
+            .unwrap(),
+        None
+    );
+    let reused = store.repeated(bob_is.0, bob_is.1, &asked("r1", "g")).await;
+    assert!(matches!(reused, Err(Error::RequestIdReused)));
+
     // Repeats used up no quota: there is room for one more.
     assert!(store.create(with(&bob, "r2", "f")).await.unwrap().new);
     assert!(matches!(
