@@ -21,7 +21,7 @@ pub struct AllowList {
 #[error("\"{0}\" is neither a network (10.0.0.0/8), an address, nor a host name")]
 pub struct InvalidEntry(pub String);
 
-/// Why an address may not be dialled, in words for people.
+/// Why an address may not be dialled, in words for those who may know it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// Not `host:port`.
@@ -48,6 +48,15 @@ pub enum AddressError {
 }
 
 impl AddressError {
+    /// The same for everybody: without the address.
+    pub fn public(&self) -> String {
+        match self {
+            Self::Malformed(_) => "the address of its server is not host:port".to_owned(),
+            Self::Unresolved { .. } => "the name of its server cannot be resolved".to_owned(),
+            Self::Refused { why, .. } => format!("the address of its server may not be used: {why}"),
+        }
+    }
+
     /// Will asking again give the same answer, unless somebody changes the configuration?
     pub const fn is_permanent(&self) -> bool {
         match self {
@@ -304,6 +313,14 @@ mod tests {
             .await
             .unwrap_err();
         assert!(refused.is_permanent(), "{refused}");
+        assert!(
+            refused.to_string().contains("localhost (127.0.0.1:15002)"),
+            "{refused}"
+        );
+        assert_eq!(
+            refused.public(),
+            "the address of its server may not be used: loopback addresses are Berth's own machine"
+        );
         assert!(list(&[], true).resolve("localhost:15002").await.is_ok());
     }
 }

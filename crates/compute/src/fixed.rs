@@ -10,17 +10,20 @@ use crate::dial::{Target, system_tls};
 use crate::probe::{self, CatalogQuestion, Question};
 use crate::properties::{secret_from_env, unfit};
 use crate::watch::Changes;
+use crate::words;
 use crate::{ComputeChanged, ComputeProvider, ComputeSpec, Error};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use rustls_pki_types::ServerName;
 use session_core::cluster::StaticEndpoint;
-use session_core::machine::Observation;
+use session_core::machine::{Cause, Observation};
 use session_core::{Cluster, Provider, Route, SessionKey};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 /// Exclusive claims that outlive the manager. The names are ours.
@@ -68,17 +71,6 @@ impl fmt::Debug for StaticConfig {
     }
 }
 
-/// What is known of one endpoint.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Health {
-    /// Never asked.
-    Unknown,
-    /// It answered when last asked.
-    Healthy,
-    /// It did not, and why.
-    Unhealthy(String),
-}
-
 /// See the module.
 #[derive(Debug)]
 pub struct StaticProvider {
@@ -101,7 +93,8 @@ struct State {
     /// By session: one claim serves all its generations.
     uses: HashMap<SessionKey, Use>,
     released: HashMap<SessionKey, Release>,
-    health: BTreeMap<String, Health>,
+    /// Endpoints that did not answer when last asked.
+    unhealthy: BTreeSet<String>,
     runs: u64,
 }
 
@@ -118,20 +111,48 @@ struct Use {
     run: u64,
     /// The newest generation that asked for it.
     generation: u64,
+    /// The name it claimed; none if it never came to that.
+    claim: Option<String>,
     stage: Stage,
     stop: CancellationToken,
 }
 
 #[derive(Debug, Clone)]
 enum Stage {
-    Starting { detail: String },
-    Ready { route: Route },
-    Failed { cause: String, permanent: bool },
+    Starting {
+        detail: String,
+    },
+    Ready {
+        route: Route,
+    },
+    /// Asking again cannot help.
+    Failed {
+        cause: Cause,
+    },
+}
+
+impl Stage {
+    fn observation(&self) -> Observation {
+        match self {
+            Self::Starting { detail } => Observation::Starting {
+                detail: detail.clone(),
+            },
+            Self::Ready { route } => Observation::Ready { route: route.clone() },
+            Self::Failed { cause } => Observation::Failed {
+                cause: cause.clone(),
+                permanent: true,
+            },
+        }
+    }
 }
 
 /// More released sessions are not remembered one by one; the claims decide.
 const REMEMBER_MANY: usize = 10_000;
 const GATES: usize = 64;
+/// No session is provisioned for longer than 15 min, so nobody waits longer.
+const PROBE_LIMIT: Duration = Duration::from_secs(16 * 60);
+/// How often a probe asks whether its session still has the endpoint.
+const CLAIM_CHECK: Duration = Duration::from_secs(5);
 
 impl StaticProvider {
     /// Endpoints reached by `config`, claimed in `claims`.
@@ -146,37 +167,6 @@ impl StaticProvider {
             }),
         }
     }
-
-    /// What is known of each endpoint of a cluster.
-    pub fn health(&self, cluster: &Cluster) -> Vec<(String, Health)> {
-        let state = self.shared.state();
-        let known = |address: &String| state.health.get(address).cloned().unwrap_or(Health::Unknown);
-        endpoints(cluster)
-            .iter()
-            .map(|e| (e.address.clone(), known(&e.address)))
-            .collect()
-    }
-
-    /// Asks every endpoint of a cluster whether it lives.
-    pub async fn check_health(&self, cluster: &Cluster) -> Vec<(String, Health)> {
-        let asked = endpoints(cluster).iter().map(|endpoint| async {
-            let health = match self.shared.target(endpoint) {
-                Err(cause) => Health::Unhealthy(cause),
-                Ok(target) => match probe::is_alive(&target).await {
-                    Ok(()) => Health::Healthy,
-                    Err(probe::NotReady::Yet(cause) | probe::NotReady::Ever(cause)) => {
-                        Health::Unhealthy(cause)
-                    }
-                },
-            };
-            self.shared
-                .state()
-                .health
-                .insert(endpoint.address.clone(), health);
-        });
-        futures::future::join_all(asked).await;
-        self.health(cluster)
-    }
 }
 
 #[async_trait]
@@ -185,29 +175,13 @@ impl ComputeProvider for StaticProvider {
         must_be_static(spec)?;
         let _gate = self.shared.gate(&spec.key).await;
         {
-            let mut state = self.shared.state();
-            if state.release_of(spec).is_some() {
+            let state = self.shared.state();
+            if state.release_of(spec).is_some() || state.use_of(spec).is_some() {
                 return Ok(());
-            }
-            if let Some(used) = state.uses.get_mut(&spec.key) {
-                let again = match used.stage {
-                    Stage::Failed { permanent, .. } => !permanent || used.generation < spec.generation,
-                    Stage::Starting { .. } | Stage::Ready { .. } => false,
-                };
-                used.generation = used.generation.max(spec.generation);
-                if !again {
-                    return Ok(());
-                }
             }
         }
         if let Some(cause) = unfit(spec) {
-            self.shared.settle(
-                spec,
-                Stage::Failed {
-                    cause,
-                    permanent: true,
-                },
-            );
+            self.shared.settle(spec, cause);
             return Ok(());
         }
         match self.shared.claim(spec).await? {
@@ -217,13 +191,7 @@ impl ComputeProvider for StaticProvider {
                     "every endpoint of cluster {} is in use by another session; close one, or use another cluster",
                     spec.cluster.name
                 );
-                self.shared.settle(
-                    spec,
-                    Stage::Failed {
-                        cause,
-                        permanent: true,
-                    },
-                );
+                self.shared.settle(spec, cause.into());
             }
         }
         Ok(())
@@ -232,7 +200,7 @@ impl ComputeProvider for StaticProvider {
     async fn observe(&self, spec: &ComputeSpec) -> Result<Observation, Error> {
         must_be_static(spec)?;
         {
-            let mut state = self.shared.state();
+            let state = self.shared.state();
             match state.release_of(spec) {
                 Some(Release { confirmed: true, .. }) => return Ok(Observation::Missing),
                 Some(Release { confirmed: false, .. }) => {
@@ -242,31 +210,24 @@ impl ComputeProvider for StaticProvider {
                 }
                 None => {}
             }
-            if let Some(used) = state.uses.get_mut(&spec.key) {
-                used.generation = used.generation.max(spec.generation);
-                return Ok(match &used.stage {
-                    Stage::Starting { detail } => Observation::Starting {
-                        detail: detail.clone(),
-                    },
-                    Stage::Ready { route } => Observation::Ready { route: route.clone() },
-                    Stage::Failed { cause, permanent } => Observation::Failed {
-                        cause: cause.as_str().into(),
-                        permanent: *permanent,
-                    },
-                });
+            if let Some(used) = state.use_of(spec) {
+                return Ok(used.stage.observation());
             }
         }
         let _gate = self.shared.gate(&spec.key).await;
-        // Claimed by a manager before this one.
-        Ok(match self.shared.claimed(spec).await? {
-            Some(endpoint) if self.shared.state().release_of(spec).is_none() => {
-                self.shared.begin(spec, endpoint);
-                Observation::Starting {
-                    detail: "its endpoint is being probed again".to_owned(),
-                }
-            }
-            Some(_) | None => Observation::Missing,
-        })
+        // Claimed by another manager, or by one before this.
+        let claimed = self.shared.claimed(spec).await?;
+        if self.shared.state().release_of(spec).is_some() {
+            return Ok(Observation::Missing);
+        }
+        match claimed {
+            Some(endpoint) => self.shared.begin(spec, endpoint),
+            None => self.shared.state().drop_use(&spec.key),
+        }
+        let state = self.shared.state();
+        Ok(state
+            .use_of(spec)
+            .map_or(Observation::Missing, |used| used.stage.observation()))
     }
 
     async fn release(&self, spec: &ComputeSpec) -> Result<(), Error> {
@@ -286,11 +247,9 @@ impl ComputeProvider for StaticProvider {
                 up_to: release.up_to.max(spec.generation),
                 confirmed: false,
             };
-            if let Some(used) = state.uses.remove(&spec.key) {
-                used.stop.cancel();
-            }
+            state.drop_use(&spec.key);
         }
-        self.shared.unclaim_all(spec).await?;
+        self.shared.unclaim_all(&spec.key).await?;
         if let Some(release) = self.shared.state().released.get_mut(&spec.key) {
             release.confirmed = true;
         }
@@ -317,9 +276,12 @@ fn endpoints(cluster: &Cluster) -> &[StaticEndpoint] {
     }
 }
 
+/// Of all the claims in the store, these are ours.
+const CLAIM_PREFIX: &str = "endpoint/";
+
 /// One server is one claim, whichever cluster names it.
 fn claim_name(endpoint: &StaticEndpoint) -> String {
-    format!("endpoint/{}", endpoint.address.to_ascii_lowercase())
+    format!("{CLAIM_PREFIX}{}", endpoint.address.to_ascii_lowercase())
 }
 
 impl Shared {
@@ -334,13 +296,19 @@ impl Shared {
             .await
     }
 
+    /// What this session has, by the claims alone: the definition of its
+    /// cluster may have changed since.
+    async fn names_of(&self, key: &SessionKey) -> Result<Vec<String>, Error> {
+        let mut names = self.claims.claims_of(key).await?;
+        names.retain(|name| name.starts_with(CLAIM_PREFIX));
+        Ok(names)
+    }
+
     async fn claimed<'a>(&self, spec: &'a ComputeSpec) -> Result<Option<&'a StaticEndpoint>, Error> {
-        for endpoint in endpoints(&spec.cluster) {
-            if self.claims.claimed_by(&claim_name(endpoint)).await?.as_ref() == Some(&spec.key) {
-                return Ok(Some(endpoint));
-            }
-        }
-        Ok(None)
+        let names = self.names_of(&spec.key).await?;
+        Ok(endpoints(&spec.cluster)
+            .iter()
+            .find(|endpoint| names.contains(&claim_name(endpoint))))
     }
 
     /// The endpoint this session has, or the first that it gets. All replicas
@@ -349,10 +317,12 @@ impl Shared {
         if let Some(endpoint) = self.claimed(spec).await? {
             return Ok(Some(endpoint));
         }
+        // What it has is no endpoint of its cluster any more.
+        self.unclaim_all(&spec.key).await?;
         let mut order: Vec<&StaticEndpoint> = endpoints(&spec.cluster).iter().collect();
         {
             let state = self.state();
-            order.sort_by_key(|e| matches!(state.health.get(&e.address), Some(Health::Unhealthy(_))));
+            order.sort_by_key(|endpoint| state.unhealthy.contains(&endpoint.address));
         }
         for endpoint in order {
             if self.claims.claim(&claim_name(endpoint), &spec.key).await? == spec.key {
@@ -362,25 +332,22 @@ impl Shared {
         Ok(None)
     }
 
-    async fn unclaim_all(&self, spec: &ComputeSpec) -> Result<(), Error> {
-        for endpoint in endpoints(&spec.cluster) {
-            let name = claim_name(endpoint);
-            if self.claims.claimed_by(&name).await?.as_ref() == Some(&spec.key) {
-                self.claims.unclaim(&name, &spec.key).await?;
-            }
+    async fn unclaim_all(&self, key: &SessionKey) -> Result<(), Error> {
+        for name in self.names_of(key).await? {
+            self.claims.unclaim(&name, key).await?;
         }
         Ok(())
     }
 
-    fn target(&self, endpoint: &StaticEndpoint) -> Result<Target, String> {
+    fn target(&self, endpoint: &StaticEndpoint) -> Result<Target, Cause> {
         let tls = match &endpoint.tls_server_name {
             None => None,
             Some(name) => {
                 let server = ServerName::try_from(name.clone())
-                    .map_err(|_| format!("{name} is not a TLS server name"))?;
+                    .map_err(|_| words::cause("the TLS server name of its endpoint is none", name))?;
                 let config = match &self.config.tls {
                     Some(config) => config.clone(),
-                    None => system_tls().map_err(|e| format!("TLS cannot be used: {e}"))?,
+                    None => system_tls().map_err(|e| words::cause("TLS cannot be used", e))?,
                 };
                 Some((server, config))
             }
@@ -393,57 +360,35 @@ impl Shared {
         })
     }
 
-    /// Writes down an outcome that needed no probe.
-    fn settle(&self, spec: &ComputeSpec, stage: Stage) {
-        {
-            let mut state = self.state();
-            state.runs += 1;
-            let run = state.runs;
-            let used = Use {
-                run,
-                generation: spec.generation,
-                stage,
-                stop: CancellationToken::new(),
-            };
-            state.uses.insert(spec.key.clone(), used);
-        }
+    /// Writes down that there is no hope, without a probe.
+    fn settle(&self, spec: &ComputeSpec, cause: Cause) {
+        let stage = Stage::Failed { cause };
+        self.state().put_use(spec, None, stage);
         self.changes.tell(&spec.key, spec.generation);
     }
 
     /// Starts probing, unless somebody did.
     fn begin(self: &Arc<Self>, spec: &ComputeSpec, endpoint: &StaticEndpoint) {
+        let name = claim_name(endpoint);
         let target = match self.target(endpoint) {
             Ok(target) => target,
-            Err(cause) => {
-                return self.settle(
-                    spec,
-                    Stage::Failed {
-                        cause,
-                        permanent: true,
-                    },
-                );
-            }
+            Err(cause) => return self.settle(spec, cause),
         };
-        let stop = CancellationToken::new();
-        let run = {
+        let (run, stop) = {
             let mut state = self.state();
-            match state.uses.get(&spec.key).map(|used| &used.stage) {
-                Some(Stage::Starting { .. } | Stage::Ready { .. }) => return,
-                Some(Stage::Failed { .. }) | None => {}
+            // Whoever had it here has lost it without our being told.
+            state.drop_others(&name, &spec.key);
+            if let Some(used) = state.uses.get_mut(&spec.key)
+                && used.claim.as_ref() == Some(&name)
+                && !matches!(used.stage, Stage::Failed { .. })
+            {
+                used.generation = used.generation.max(spec.generation);
+                return;
             }
-            state.runs += 1;
-            let run = state.runs;
             let stage = Stage::Starting {
                 detail: "its endpoint is being probed".to_owned(),
             };
-            let used = Use {
-                run,
-                generation: spec.generation,
-                stage,
-                stop: stop.clone(),
-            };
-            state.uses.insert(spec.key.clone(), used);
-            run
+            state.put_use(spec, Some(name.clone()), stage)
         };
         let (shared, spec, endpoint) = (self.clone(), spec.clone(), endpoint.clone());
         tokio::spawn(async move {
@@ -451,8 +396,26 @@ impl Shared {
                 biased;
                 () = stop.cancelled() => {}
                 () = shared.probe(&spec, &endpoint, &target, run) => {}
+                () = shared.until_lost(&spec.key, &name) => {
+                    shared.state().end_run(&spec.key, run);
+                    shared.changes.tell(&spec.key, spec.generation);
+                }
             }
         });
+    }
+
+    /// Waits until the claim has been given back by another manager, or until
+    /// nobody can be waiting for this probe any more.
+    async fn until_lost(&self, key: &SessionKey, name: &str) {
+        let over = Instant::now() + PROBE_LIMIT;
+        while Instant::now() < over {
+            sleep(CLAIM_CHECK).await;
+            match self.claims.claimed_by(name).await {
+                Ok(holder) if holder.as_ref() == Some(key) => {}
+                Ok(_) => return,
+                Err(cause) => tracing::debug!(session = %key.id, %cause, "the claim cannot be looked up"),
+            }
+        }
     }
 
     async fn probe(&self, spec: &ComputeSpec, endpoint: &StaticEndpoint, target: &Target, run: u64) {
@@ -464,14 +427,15 @@ impl Shared {
                 select: true,
             }),
         };
+        let secrets = target.credential.as_slice();
         let asked = probe::until_ready(target, &question, |why| {
+            let why = words::masked(&why, secrets);
+            tracing::debug!(session = %spec.key.id, cause = %why.text, detail = %why.detail, "not ready yet");
             let mut state = self.state();
-            state
-                .health
-                .insert(endpoint.address.clone(), Health::Unhealthy(why.clone()));
-            state.write(spec, run, Stage::Starting { detail: why });
+            state.unhealthy.insert(endpoint.address.clone());
+            state.write(spec, run, Stage::Starting { detail: why.text });
         });
-        let (stage, health) = match asked.await {
+        let stage = match asked.await {
             Ok(engine_version) => {
                 let route = Route {
                     endpoint: endpoint.address.clone(),
@@ -481,19 +445,19 @@ impl Shared {
                     engine_version,
                     dedicated: false,
                 };
-                (Stage::Ready { route }, Health::Healthy)
+                Stage::Ready { route }
             }
-            Err(cause) => (
-                Stage::Failed {
-                    cause: cause.as_str().into(),
-                    permanent: true,
-                },
-                Health::Unhealthy(cause),
-            ),
+            Err(cause) => Stage::Failed {
+                cause: words::masked(&cause, secrets),
+            },
         };
         {
             let mut state = self.state();
-            state.health.insert(endpoint.address.clone(), health);
+            if matches!(stage, Stage::Ready { .. }) {
+                state.unhealthy.remove(&endpoint.address);
+            } else {
+                state.unhealthy.insert(endpoint.address.clone());
+            }
             state.write(spec, run, stage);
         }
         self.changes.tell(&spec.key, spec.generation);
@@ -506,6 +470,61 @@ impl State {
             .get(&spec.key)
             .copied()
             .filter(|release| spec.generation <= release.up_to)
+    }
+
+    /// What is known of this generation. One claim serves all of a session's
+    /// generations, but for a newer one it must be looked up: another manager
+    /// may have given it back in between.
+    fn use_of(&self, spec: &ComputeSpec) -> Option<&Use> {
+        self.uses
+            .get(&spec.key)
+            .filter(|used| used.generation >= spec.generation)
+    }
+
+    fn put_use(
+        &mut self,
+        spec: &ComputeSpec,
+        claim: Option<String>,
+        stage: Stage,
+    ) -> (u64, CancellationToken) {
+        self.drop_use(&spec.key);
+        if self.uses.len() >= REMEMBER_MANY {
+            // Whoever still asks is told again.
+            self.uses.retain(|_, used| used.claim.is_some());
+        }
+        self.runs += 1;
+        let stop = CancellationToken::new();
+        let used = Use {
+            run: self.runs,
+            generation: spec.generation,
+            claim,
+            stage,
+            stop: stop.clone(),
+        };
+        self.uses.insert(spec.key.clone(), used);
+        (self.runs, stop)
+    }
+
+    fn drop_use(&mut self, key: &SessionKey) {
+        if let Some(used) = self.uses.remove(key) {
+            used.stop.cancel();
+        }
+    }
+
+    fn drop_others(&mut self, claim: &str, holder: &SessionKey) {
+        self.uses.retain(|key, used| {
+            let lost = key != holder && used.claim.as_deref() == Some(claim);
+            if lost {
+                used.stop.cancel();
+            }
+            !lost
+        });
+    }
+
+    fn end_run(&mut self, key: &SessionKey, run: u64) {
+        if self.uses.get(key).is_some_and(|used| used.run == run) {
+            self.uses.remove(key);
+        }
     }
 
     fn write(&mut self, spec: &ComputeSpec, run: u64, stage: Stage) {

@@ -14,6 +14,7 @@ pub mod sim;
 #[cfg(test)]
 mod testing;
 mod watch;
+mod words;
 
 pub use address::AllowList;
 pub use fixed::{Claims, StaticConfig, StaticProvider};

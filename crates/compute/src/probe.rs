@@ -1,10 +1,12 @@
-//! Asking a Spark Connect server whether it is ready, and whether it lives.
+//! Asking a Spark Connect server whether it is ready.
 //!
 //! Ready means: it told its version to a new Spark session under the name of
 //! the Berth session, and the default catalog, if there is one, answered too
 //! (the right name of a catalog that cannot be reached must not look ready).
 
 use crate::dial::{Dialer, Target};
+use crate::words;
+use session_core::machine::Cause;
 use session_proto::spark::spark_connect_service_client::SparkConnectServiceClient;
 use session_proto::spark::{self as sc, UserContext};
 use std::time::Duration;
@@ -20,8 +22,8 @@ const CATALOG_LIMIT: Duration = Duration::from_secs(20);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 const CLIENT_TYPE: &str = "berth-probe";
-/// Of what an engine says, this much is passed on.
-const ENGINE_TEXT: usize = 300;
+/// Of what an engine says, this many characters are kept.
+const ENGINE_CHARS: usize = 600;
 
 /// What a probe asks.
 #[derive(Debug, Clone)]
@@ -47,15 +49,15 @@ pub struct CatalogQuestion {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotReady {
     /// It may become so by itself.
-    Yet(String),
+    Yet(Cause),
     /// It will not.
-    Ever(String),
+    Ever(Cause),
 }
 
 /// Asks once, with a new Spark session that is released at the end.
 ///
 /// # Errors
-/// [`NotReady`] in words for users.
+/// [`NotReady`] with the cause.
 pub async fn ask(target: &Target, question: &Question) -> Result<String, NotReady> {
     let channel = connect(target).await?;
     let asker = Asker {
@@ -73,12 +75,12 @@ pub async fn ask(target: &Target, question: &Question) -> Result<String, NotRead
             .await
             .map_err(|e| about_catalog(catalog, e))
             .map(|()| version),
-        (Err(e), Some(catalog)) if catalog_is_unknown(e.text()) => Err(about_catalog(catalog, e)),
+        (Err(e), Some(catalog)) if catalog_is_unknown(&e.cause().detail) => Err(about_catalog(catalog, e)),
         (version, _) => version,
     };
     // Leaves nothing behind; the answer stands even if this fails.
     if let Err(e) = within(TRY_LIMIT, asker.release()).await {
-        tracing::debug!(cause = %e.text(), "the probe's Spark session was not released");
+        tracing::debug!(cause = %e.cause().detail, "the probe's Spark session was not released");
     }
     answer
 }
@@ -91,8 +93,8 @@ pub async fn ask(target: &Target, question: &Question) -> Result<String, NotRead
 pub async fn until_ready(
     target: &Target,
     question: &Question,
-    mut waiting: impl FnMut(String),
-) -> Result<String, String> {
+    mut waiting: impl FnMut(Cause),
+) -> Result<String, Cause> {
     let mut pause = FIRST_PAUSE;
     loop {
         match ask(target, question).await {
@@ -102,31 +104,6 @@ pub async fn until_ready(
         }
         sleep(pause).await;
         pause = (pause * 3 / 2).min(LONGEST_PAUSE);
-    }
-}
-
-/// Is somebody there who speaks Spark Connect? Asks for a method that does not
-/// exist, which makes no Spark session and costs under a millisecond.
-///
-/// # Errors
-/// [`NotReady`] in words.
-pub async fn is_alive(target: &Target) -> Result<(), NotReady> {
-    let channel = connect(target).await?;
-    let bearer = bearer(target)?;
-    let unknown = async move {
-        let mut grpc = tonic::client::Grpc::new(channel);
-        grpc.ready()
-            .await
-            .map_err(|e| Status::unavailable(e.to_string()))?;
-        let path = http::uri::PathAndQuery::from_static("/spark.connect.SparkConnectService/BerthLiveness");
-        let codec = tonic_prost::ProstCodec::<(), ()>::default();
-        grpc.unary(with_bearer((), bearer.as_ref()), path, codec).await
-    };
-    match timeout(TRY_LIMIT, unknown).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(status)) if status.code() == Code::Unimplemented => Ok(()),
-        Ok(Err(status)) => Err(classify(&status)),
-        Err(_) => Err(too_late(TRY_LIMIT)),
     }
 }
 
@@ -248,16 +225,16 @@ impl Asker {
 }
 
 impl NotReady {
-    fn text(&self) -> &str {
+    fn cause(&self) -> &Cause {
         match self {
-            Self::Yet(text) | Self::Ever(text) => text,
+            Self::Yet(cause) | Self::Ever(cause) => cause,
         }
     }
 }
 
 async fn connect(target: &Target) -> Result<Channel, NotReady> {
     let endpoint = Endpoint::from_shared(format!("http://{}", target.address))
-        .map_err(|e| NotReady::Ever(format!("{} is no address: {e}", target.address)))?;
+        .map_err(|e| NotReady::Ever(words::cause("the address of its server is none", e)))?;
     let endpoint = match &target.tls {
         // The dialer does TLS itself; the server must still be told that it is.
         Some(_) => match format!("https://{}", target.address).parse() {
@@ -266,12 +243,12 @@ async fn connect(target: &Target) -> Result<Channel, NotReady> {
         },
         None => endpoint,
     };
-    let refusal = target.check().await;
-    if let Err(e) = refusal {
+    if let Err(e) = target.check().await {
+        let cause = words::cause(e.public(), &e);
         return Err(if e.is_permanent() {
-            NotReady::Ever(e.to_string())
+            NotReady::Ever(cause)
         } else {
-            NotReady::Yet(e.to_string())
+            NotReady::Yet(cause)
         });
     }
     match timeout(
@@ -281,7 +258,7 @@ async fn connect(target: &Target) -> Result<Channel, NotReady> {
     .await
     {
         Ok(Ok(channel)) => Ok(channel),
-        Ok(Err(e)) => Err(NotReady::Yet(format!("it does not answer: {}", innermost(&e)))),
+        Ok(Err(e)) => Err(NotReady::Yet(no_connection(&e))),
         Err(_) => Err(too_late(TRY_LIMIT)),
     }
 }
@@ -292,7 +269,7 @@ fn bearer(target: &Target) -> Result<Option<MetadataValue<Ascii>>, NotReady> {
     };
     let mut value: MetadataValue<Ascii> = format!("Bearer {}", secret.expose())
         .parse()
-        .map_err(|_| NotReady::Ever("the backend's token has characters that no token has".to_owned()))?;
+        .map_err(|_| NotReady::Ever("the backend's token has characters that no token has".into()))?;
     value.set_sensitive(true);
     Ok(Some(value))
 }
@@ -313,27 +290,41 @@ async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, Status>
 }
 
 fn too_late(limit: Duration) -> NotReady {
-    NotReady::Yet(format!("it did not answer within {} s", limit.as_secs()))
+    NotReady::Yet(format!("it did not answer within {} s", limit.as_secs()).into())
 }
 
 fn classify(status: &Status) -> NotReady {
     let said = shorten(status.message());
     match status.code() {
         Code::Unauthenticated | Code::PermissionDenied => {
-            NotReady::Ever(format!("it refuses the backend token: {said}"))
+            NotReady::Ever(words::cause("it refuses the backend token", said))
         }
-        Code::Unimplemented => NotReady::Ever(format!("it is no Spark Connect server: {said}")),
-        Code::Unavailable => NotReady::Yet(format!("it does not answer: {said}")),
-        _ => NotReady::Yet(said),
+        Code::Unimplemented => NotReady::Ever(words::cause("it is no Spark Connect server", said)),
+        Code::Unavailable => NotReady::Yet(words::cause("it does not answer", said)),
+        _ => NotReady::Yet(words::cause_said("it answered with an error", &said)),
     }
 }
 
 fn about_catalog(catalog: &CatalogQuestion, why: NotReady) -> NotReady {
-    let text = format!("catalog {} cannot be used: {}", catalog.name, why.text());
+    let told = |said: &Cause| {
+        words::cause_said(
+            &format!("catalog {} cannot be used", catalog.name),
+            detail_of(said),
+        )
+    };
     match why {
-        NotReady::Yet(said) if catalog_is_unknown(&said) => NotReady::Ever(text),
-        NotReady::Yet(_) => NotReady::Yet(text),
-        NotReady::Ever(_) => NotReady::Ever(text),
+        NotReady::Yet(said) if catalog_is_unknown(&said.detail) => NotReady::Ever(told(&said)),
+        NotReady::Yet(said) => NotReady::Yet(told(&said)),
+        NotReady::Ever(said) => NotReady::Ever(told(&said)),
+    }
+}
+
+/// All that is known of it.
+fn detail_of(cause: &Cause) -> &str {
+    if cause.detail.is_empty() {
+        &cause.text
+    } else {
+        &cause.detail
     }
 }
 
@@ -355,18 +346,30 @@ fn catalog_is_unknown(said: &str) -> bool {
 /// The first lines: engines append whole stack traces.
 fn shorten(text: &str) -> String {
     let first = text.split("\n\n").next().unwrap_or_default().replace('\n', " ");
-    match first.char_indices().nth(ENGINE_TEXT) {
+    match first.char_indices().nth(ENGINE_CHARS) {
         Some((cut, _)) => format!("{}…", &first[..cut]),
         None => first,
     }
 }
 
-fn innermost(error: &dyn std::error::Error) -> String {
+fn no_connection(error: &(dyn std::error::Error + 'static)) -> Cause {
+    let mut text = "it does not answer";
     let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
+    loop {
+        let tls = cause
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref)
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        match tls {
+            Some(rustls::Error::InvalidCertificate(_)) => text = "its TLS certificate is not accepted",
+            Some(_) => text = "TLS with it failed",
+            None => {}
+        }
+        match cause.source() {
+            Some(inner) => cause = inner,
+            None => return words::cause(text, cause),
+        }
     }
-    cause.to_string()
 }
 
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {

@@ -6,7 +6,9 @@
 
 use crate::ComputeSpec;
 use crate::address::split_host_port;
+use crate::words;
 use session_core::catalog::PropertyValue;
+use session_core::machine::Cause;
 use session_core::route::Secret;
 use session_core::{Catalog, Cluster, Engine, OrgId, Provider};
 use std::collections::BTreeSet;
@@ -241,14 +243,21 @@ pub fn validate_catalog(catalog: &Catalog) -> Result<(), Invalid> {
         if let Some(problem) = catalog_key_problem(catalog.engine, key) {
             problems.add(shown_key(key), problem);
         }
-        let texts: Vec<&String> = match value {
-            PropertyValue::Text(text) => vec![text],
-            PropertyValue::List(list) => list.iter().collect(),
+        let (texts, is_list) = match value {
+            PropertyValue::Text(text) => (std::slice::from_ref(text), false),
+            PropertyValue::List(list) => (list.as_slice(), true),
         };
         for text in texts {
-            check_text(&mut problems, shown_key(key), text, |name| {
-                is_secret_of(&catalog.org, name)
-            });
+            if is_list && text.contains("${") {
+                problems.add(
+                    shown_key(key),
+                    "is a list, and a list cannot refer to secrets: give the secret to a property that is one text",
+                );
+            } else {
+                check_text(&mut problems, shown_key(key), text, |name| {
+                    is_secret_of(&catalog.org, name)
+                });
+            }
             if catalog.engine == Engine::Sail && text.contains(['"', '\\']) {
                 problems.add(shown_key(key), "must not contain quotation marks or backslashes");
             }
@@ -289,12 +298,15 @@ pub fn validate_use(cluster: &Cluster, catalog: &Catalog) -> Result<(), Invalid>
 }
 
 /// Why this spec can never run, if so.
-pub(crate) fn unfit(spec: &ComputeSpec) -> Option<String> {
-    let cluster = validate_cluster(&spec.cluster).map_err(|e| format!("cluster {}: {e}", spec.cluster.name));
+pub(crate) fn unfit(spec: &ComputeSpec) -> Option<Cause> {
+    let told = |what: &str, name: &str, e: Invalid| {
+        words::cause_said(&format!("{what} {name} cannot be used"), &e.to_string())
+    };
+    let cluster = validate_cluster(&spec.cluster).map_err(|e| told("cluster", spec.cluster.name.as_str(), e));
     let catalog = spec.catalog.as_ref().map_or(Ok(()), |catalog| {
         validate_catalog(catalog)
             .and_then(|()| validate_use(&spec.cluster, catalog))
-            .map_err(|e| format!("catalog {}: {e}", catalog.name))
+            .map_err(|e| told("catalog", catalog.name.as_str(), e))
     });
     cluster.and(catalog).err()
 }
@@ -620,6 +632,18 @@ mod tests {
             ("initial_database", PropertyValue::List(vec!["a".into()])),
         ];
         assert_eq!(validate_catalog(&catalog(Engine::Sail, "lake", &nested)), Ok(()));
+        for reference in ["${BERTH_SECRET_ACME__LAKE}", "x${BERTH_SECRET_ACME__LAKE}"] {
+            let list = PropertyValue::List(vec!["a".into(), reference.into()]);
+            let hidden = [("type", text("memory")), ("scopes", list)];
+            let refused = validate_catalog(&catalog(Engine::Sail, "lake", &hidden)).unwrap_err();
+            assert_eq!(refused.problems.len(), 1, "{refused}");
+            assert!(
+                refused
+                    .to_string()
+                    .starts_with("scopes: is a list, and a list cannot refer to secrets"),
+                "{refused}"
+            );
+        }
     }
 
     #[test]

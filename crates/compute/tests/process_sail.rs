@@ -219,14 +219,16 @@ async fn a_wrong_catalog_fails_with_its_cause() {
     }
 
     for _ in 0..2 {
-        let (cause, permanent) = until_failed(&provider, &unknown_kind).await;
-        assert!(!permanent && cause.contains("nonsense"), "{cause}");
+        let (cause, permanent) = until_failed_with(&provider, &unknown_kind).await;
+        assert!(!permanent && cause.detail.contains("nonsense"), "{cause:?}");
+        assert!(cause.text.starts_with("sail exited with code "), "{cause:?}");
+        assert!(cause.text.ends_with(" before it was ready"), "{cause:?}");
         provider.ensure(&unknown_kind).await.unwrap();
     }
-    let (cause, permanent) = until_failed(&provider, &unknown_kind).await;
+    let (cause, permanent) = until_failed_with(&provider, &unknown_kind).await;
     assert!(
-        permanent && cause.contains("nonsense"),
-        "three crashes in a row: {cause}"
+        permanent && cause.detail.contains("nonsense"),
+        "three crashes in a row: {cause:?}"
     );
 
     let (cause, permanent) = until_failed(&provider, &lost_database).await;
@@ -237,7 +239,11 @@ async fn a_wrong_catalog_fails_with_its_cause() {
 
     // It may come back, so it is waited for; the detail tells why.
     let told = |o: &Observation| matches!(o, Observation::Starting { detail } if detail.contains("catalog lake cannot be used"));
-    until(&provider, &unreachable, told).await;
+    let seen = until(&provider, &unreachable, told).await;
+    assert!(
+        !matches!(&seen, Observation::Starting { detail } if detail.contains("127.0.0.1")),
+        "{seen:?}"
+    );
     provider.shutdown().await;
 }
 
@@ -250,11 +256,12 @@ async fn a_wrong_program_fails_at_once() {
         *program = "/nowhere/sail".into();
     }
     provider.ensure(&spec).await.unwrap();
-    let (cause, permanent) = until_failed(&provider, &spec).await;
-    assert!(permanent, "{cause}");
+    let (cause, permanent) = until_failed_with(&provider, &spec).await;
+    assert!(permanent, "{cause:?}");
+    assert_eq!(cause.text, "the cluster's program for Sail cannot be used");
     assert!(
-        cause.starts_with("the program /nowhere/sail cannot be used: No such file"),
-        "{cause}"
+        cause.detail.starts_with("/nowhere/sail: No such file"),
+        "{cause:?}"
     );
 }
 
@@ -266,8 +273,12 @@ async fn a_missing_helper_fails_at_once() {
     let provider = ProcessProvider::new(config).unwrap();
     let spec = spec(Engine::Sail, 1);
     provider.ensure(&spec).await.unwrap();
-    let (cause, permanent) = until_failed(&provider, &spec).await;
-    assert!(permanent && cause.contains("no-helper is missing"), "{cause}");
+    let (cause, permanent) = until_failed_with(&provider, &spec).await;
+    assert!(permanent && cause.detail.ends_with("/no-helper"), "{cause:?}");
+    assert_eq!(
+        cause.text,
+        "Berth is not installed whole: berth-supervise is missing"
+    );
 }
 
 #[tokio::test]

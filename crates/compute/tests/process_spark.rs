@@ -103,10 +103,12 @@ async fn wrong_catalogs_are_told_apart() {
         &[("", "org.example.NoSuchCatalog")],
     ));
     provider.ensure(&no_class).await.unwrap();
-    let (cause, permanent) = until_failed(&provider, &no_class).await;
+    let (cause, permanent) = until_failed_with(&provider, &no_class).await;
     assert!(
-        permanent && cause.contains("catalog lake cannot be used") && cause.contains("NoSuchCatalog"),
-        "{cause}"
+        permanent
+            && cause.text.contains("catalog lake cannot be used")
+            && cause.detail.contains("NoSuchCatalog"),
+        "{cause:?}"
     );
     provider.release(&no_class).await.unwrap();
     until_missing(&provider, &no_class).await;

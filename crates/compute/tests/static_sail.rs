@@ -5,7 +5,6 @@
 mod support;
 
 use async_trait::async_trait;
-use compute::fixed::Health;
 use compute::{AllowList, Claims, ComputeProvider, ComputeSpec, Error, StaticConfig, StaticProvider};
 use futures::StreamExt;
 use session_core::cluster::StaticEndpoint;
@@ -44,6 +43,12 @@ impl Claims for MemoryClaims {
 
     async fn claimed_by(&self, name: &str) -> Result<Option<SessionKey>, Error> {
         Ok(self.0.lock().unwrap().get(name).cloned())
+    }
+
+    async fn claims_of(&self, key: &SessionKey) -> Result<Vec<String>, Error> {
+        let claims = self.0.lock().unwrap();
+        let held = claims.iter().filter(|(_, holder)| *holder == key);
+        Ok(held.map(|(name, _)| name.clone()).collect())
     }
 }
 
@@ -99,20 +104,12 @@ async fn an_endpoint_serves_one_session_at_a_time() {
     let provider = provider_with(&claims, &[], true);
     let cluster = at(&[&server.address]);
     let (first, second) = (session(&cluster, 1), session(&cluster, 2));
-    assert_eq!(
-        provider.health(&cluster),
-        [(server.address.clone(), Health::Unknown)]
-    );
     let mut changes = provider.watch();
     provider.ensure(&first).await.unwrap();
     provider.ensure(&first).await.unwrap();
     let route = until_ready(&provider, &first).await;
     assert_eq!(changes.next().await.unwrap().key, first.key);
     assert!(!route.dedicated && route.endpoint == server.address && !route.engine_version.is_empty());
-    assert_eq!(
-        provider.health(&cluster),
-        [(server.address.clone(), Health::Healthy)]
-    );
 
     provider.ensure(&second).await.unwrap();
     let (cause, permanent) = until_failed(&provider, &second).await;
@@ -169,21 +166,23 @@ async fn unhealthy_endpoints_are_taken_last_and_forbidden_ones_never() {
     let claims = Arc::new(MemoryClaims::default());
     let cluster = at(&["127.0.0.1:9", &server.address]);
     let provider = provider_with(&claims, &[], true);
-    let health = provider.check_health(&cluster).await;
-    assert!(
-        matches!(health[0].1, Health::Unhealthy(_)) && health[1].1 == Health::Healthy,
-        "{health:?}"
-    );
-    let spec = session(&cluster, 1);
+    let unlucky = session(&cluster, 1);
+    provider.ensure(&unlucky).await.unwrap();
+    let told =
+        |o: &Observation| matches!(o, Observation::Starting { detail } if detail == "it does not answer");
+    until(&provider, &unlucky, told).await;
+    provider.release(&unlucky).await.unwrap();
+    let spec = session(&cluster, 2);
     provider.ensure(&spec).await.unwrap();
     assert_eq!(until_ready(&provider, &spec).await.endpoint, server.address);
 
     let strict = provider_with(&Arc::default(), &["0.0.0.0/0"], false);
     strict.ensure(&spec).await.unwrap();
-    let (cause, permanent) = until_failed(&strict, &spec).await;
-    assert!(
-        permanent && cause.contains("loopback addresses are Berth's own machine"),
-        "{cause}"
+    let (cause, permanent) = until_failed_with(&strict, &spec).await;
+    assert!(permanent && cause.detail.contains("127.0.0.1"), "{cause:?}");
+    assert_eq!(
+        cause.text,
+        "the address of its server may not be used: loopback addresses are Berth's own machine"
     );
 }
 
@@ -304,4 +303,81 @@ async fn a_claim_that_the_store_could_not_end_is_not_forgotten() {
     provider.release(&spec).await.unwrap();
     assert_eq!(provider.observe(&spec).await.unwrap(), Observation::Missing);
     assert!(claims.0.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_was_claimed_is_given_back_though_the_endpoints_changed() {
+    let claims = Arc::new(MemoryClaims::default());
+    let provider = provider_with(&claims, &[], true);
+    let before = session(&at(&["127.0.0.1:9"]), 1);
+    provider.ensure(&before).await.unwrap();
+    assert_eq!(claims.0.lock().unwrap().len(), 1);
+    let other = session(&before.cluster, 2);
+    let foreign = claims.claim("something/else", &before.key).await.unwrap();
+    assert_eq!(foreign, before.key);
+
+    let after = ComputeSpec {
+        cluster: at(&["127.0.0.1:10"]),
+        ..before.clone()
+    };
+    provider.release(&after).await.unwrap();
+    assert_eq!(provider.observe(&after).await.unwrap(), Observation::Missing);
+    assert_eq!(
+        claims.claims_of(&before.key).await.unwrap(),
+        ["something/else"],
+        "claims of others' kinds are not ours to end"
+    );
+    provider.ensure(&other).await.unwrap();
+    assert_eq!(
+        claims.claimed_by("endpoint/127.0.0.1:9").await.unwrap(),
+        Some(other.key)
+    );
+
+    // A next generation moves on to an endpoint that is still there.
+    let (first, moved) = (
+        session(&at(&["127.0.0.1:11"]), 3),
+        session(&at(&["127.0.0.1:12"]), 3),
+    );
+    provider.ensure(&first).await.unwrap();
+    let next = ComputeSpec {
+        generation: 2,
+        ..moved
+    };
+    provider.ensure(&next).await.unwrap();
+    assert_eq!(
+        claims.claims_of(&next.key).await.unwrap(),
+        ["endpoint/127.0.0.1:12"]
+    );
+}
+
+#[tokio::test]
+async fn what_another_manager_gave_back_is_let_go() {
+    let claims = Arc::new(MemoryClaims::default());
+    let (here, there) = (
+        provider_with(&claims, &[], true),
+        provider_with(&claims, &[], true),
+    );
+    let cluster = at(&["127.0.0.1:9"]);
+    let (first, second) = (session(&cluster, 1), session(&cluster, 2));
+    here.ensure(&first).await.unwrap();
+    there.release(&first).await.unwrap();
+    until_missing(&here, &first).await;
+
+    // The probe of one who lost the place goes when the next one gets it.
+    let again = ComputeSpec {
+        generation: 2,
+        ..first.clone()
+    };
+    here.ensure(&again).await.unwrap();
+    there.release(&again).await.unwrap();
+    here.ensure(&second).await.unwrap();
+    assert_eq!(here.observe(&again).await.unwrap(), Observation::Missing);
+    // A generation that comes after must not find what the one before had.
+    let later = ComputeSpec {
+        generation: 3,
+        ..first
+    };
+    here.ensure(&later).await.unwrap();
+    let (cause, _) = until_failed(&here, &later).await;
+    assert!(cause.contains("is in use by another session"), "{cause}");
 }

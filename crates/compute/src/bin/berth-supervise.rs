@@ -7,6 +7,9 @@
 //!
 //! Usage: `berth-supervise <log file> <log bytes> <program> [argument…]`
 
+#[path = "../process/stat.rs"]
+mod stat;
+
 use rustix::process::{
     Pid, Signal, WaitOptions, getpid, getppid, kill_process, kill_process_group, set_child_subreaper,
     set_parent_process_death_signal, wait,
@@ -170,13 +173,7 @@ fn own_children() -> Vec<Pid> {
         .filter_map(|process| {
             let pid = process.file_name().to_str()?.parse().ok()?;
             let stat = std::fs::read_to_string(process.path().join("stat")).ok()?;
-            // Behind the program's name, which may contain anything: state, parent.
-            let parent: i32 = stat
-                .get(stat.rfind(')')? + 1..)?
-                .split_ascii_whitespace()
-                .nth(1)?
-                .parse()
-                .ok()?;
+            let (_, parent, _) = stat::parse(&stat)?;
             (parent == own).then(|| Pid::from_raw(pid)).flatten()
         })
         .collect()

@@ -6,7 +6,9 @@
 
 use crate::ComputeSpec;
 use crate::properties::{resolve, takes_default_namespace};
+use crate::words;
 use session_core::catalog::PropertyValue;
+use session_core::machine::Cause;
 use session_core::policy::LONGEST_LIFETIME;
 use session_core::route::Secret;
 use session_core::{Catalog, Engine, Provider};
@@ -57,8 +59,8 @@ impl EngineCommand {
     /// Works out how to run the engine of `spec` on `port`.
     ///
     /// # Errors
-    /// Says in words what can never work.
-    pub(crate) fn new(spec: &ComputeSpec, folders: &Folders, port: u16) -> Result<Self, String> {
+    /// Says what can never work.
+    pub(crate) fn new(spec: &ComputeSpec, folders: &Folders, port: u16) -> Result<Self, Cause> {
         match spec.cluster.engine {
             Engine::Sail => sail(spec, folders, port),
             Engine::Spark => spark(spec, folders, port),
@@ -83,12 +85,12 @@ fn common_env(folders: &Folders) -> BTreeMap<String, String> {
     env
 }
 
-fn sail(spec: &ComputeSpec, folders: &Folders, port: u16) -> Result<EngineCommand, String> {
+fn sail(spec: &ComputeSpec, folders: &Folders, port: u16) -> Result<EngineCommand, Cause> {
     let Provider::Process {
         program, properties, ..
     } = &spec.cluster.provider
     else {
-        return Err("the cluster has no process provider".to_owned());
+        return Err("the cluster has no process provider".into());
     };
     let mut secrets = Vec::new();
     let mut env = common_env(folders);
@@ -111,7 +113,7 @@ fn sail(spec: &ComputeSpec, folders: &Folders, port: u16) -> Result<EngineComman
         }
     }
     Ok(EngineCommand {
-        program: existing_program(Path::new(program))?,
+        program: existing_program("Sail", Path::new(program))?,
         args: [
             "spark",
             "server",
@@ -201,7 +203,7 @@ const OPENED: [&str; 15] = [
     "java.security.jgss/sun.security.krb5",
 ];
 
-fn spark(spec: &ComputeSpec, folders: &Folders, port: u16) -> Result<EngineCommand, String> {
+fn spark(spec: &ComputeSpec, folders: &Folders, port: u16) -> Result<EngineCommand, Cause> {
     let Provider::Process {
         program,
         java_home,
@@ -210,15 +212,22 @@ fn spark(spec: &ComputeSpec, folders: &Folders, port: u16) -> Result<EngineComma
         driver_memory,
     } = &spec.cluster.provider
     else {
-        return Err("the cluster has no process provider".to_owned());
+        return Err("the cluster has no process provider".into());
     };
-    let home = std::fs::canonicalize(program)
-        .map_err(|e| format!("the SPARK_HOME {program} cannot be used: {e}"))?;
+    let home = std::fs::canonicalize(program).map_err(|e| {
+        words::cause(
+            "the cluster's SPARK_HOME cannot be used",
+            format!("{program}: {e}"),
+        )
+    })?;
     if !home.join("jars").is_dir() {
-        return Err(format!("{program} is no SPARK_HOME: it has no folder jars"));
+        return Err(words::cause(
+            "the cluster's SPARK_HOME has no folder jars",
+            program,
+        ));
     }
     let java = match java_home {
-        Some(home) => existing_program(&Path::new(home).join("bin/java"))?,
+        Some(home) => existing_program("Java", &Path::new(home).join("bin/java"))?,
         None => default_java()?,
     };
 
@@ -259,7 +268,7 @@ fn spark(spec: &ComputeSpec, folders: &Folders, port: u16) -> Result<EngineComma
     if let Some(python) = python {
         set(
             "spark.pyspark.python",
-            text(&existing_program(Path::new(python))?),
+            text(&existing_program("Python", Path::new(python))?),
         );
     }
     if let Some(catalog) = &spec.catalog {
@@ -379,24 +388,30 @@ fn java_properties(conf: &BTreeMap<String, String>) -> String {
         .collect()
 }
 
-fn existing_program(path: &Path) -> Result<PathBuf, String> {
+fn existing_program(what: &str, path: &Path) -> Result<PathBuf, Cause> {
     use std::os::unix::fs::PermissionsExt;
     let shown = path.display();
     match std::fs::metadata(path) {
         Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => Ok(path.to_owned()),
-        Ok(_) => Err(format!("the program {shown} cannot be executed")),
-        Err(e) => Err(format!("the program {shown} cannot be used: {e}")),
+        Ok(_) => Err(words::cause(
+            format!("the cluster's program for {what} cannot be executed"),
+            shown,
+        )),
+        Err(e) => Err(words::cause(
+            format!("the cluster's program for {what} cannot be used"),
+            format!("{shown}: {e}"),
+        )),
     }
 }
 
-fn default_java() -> Result<PathBuf, String> {
+fn default_java() -> Result<PathBuf, Cause> {
     if let Some(home) = std::env::var_os("JAVA_HOME").filter(|home| !home.is_empty()) {
-        return existing_program(&Path::new(&home).join("bin/java"));
+        return existing_program("Java", &Path::new(&home).join("bin/java"));
     }
     let path = std::env::var_os("PATH").unwrap_or_else(|| SYSTEM_PATH.into());
     std::env::split_paths(&path)
-        .find_map(|folder| existing_program(&folder.join("java")).ok())
-        .ok_or_else(|| "Apache Spark needs Java: set java_home on the cluster".to_owned())
+        .find_map(|folder| existing_program("Java", &folder.join("java")).ok())
+        .ok_or_else(|| "Apache Spark needs Java: set java_home on the cluster".into())
 }
 
 fn text(path: &Path) -> String {
@@ -539,23 +554,26 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let refused = |cluster| EngineCommand::new(&spec(cluster, 1), &folders(dir.path()), 1).unwrap_err();
         let missing = refused(process_cluster(Engine::Sail, "/nowhere/sail", &[]));
+        assert_eq!(missing.text, "the cluster's program for Sail cannot be used");
         assert!(
-            missing.starts_with("the program /nowhere/sail cannot be used: No such file"),
-            "{missing}"
+            missing.detail.starts_with("/nowhere/sail: No such file"),
+            "{missing:?}"
         );
         let plain = dir.path().join("plain");
         std::fs::write(&plain, "").unwrap();
         let plain_file = refused(process_cluster(Engine::Sail, plain.to_str().unwrap(), &[]));
-        assert!(plain_file.ends_with("/plain cannot be executed"), "{plain_file}");
-        let no_jars = refused(process_cluster(Engine::Spark, dir.path().to_str().unwrap(), &[]));
-        assert!(
-            no_jars.ends_with("is no SPARK_HOME: it has no folder jars"),
-            "{no_jars}"
+        assert_eq!(
+            plain_file.text,
+            "the cluster's program for Sail cannot be executed"
         );
+        assert!(plain_file.detail.ends_with("/plain"), "{plain_file:?}");
+        let no_jars = refused(process_cluster(Engine::Spark, dir.path().to_str().unwrap(), &[]));
+        assert_eq!(no_jars.text, "the cluster's SPARK_HOME has no folder jars");
+        assert_eq!(Path::new(&no_jars.detail), dir.path());
         let secret = [("AWS_SECRET_ACCESS_KEY", "${BERTH_SECRET_UNSET}")];
         let unset = refused(process_cluster(Engine::Sail, "/bin/sh", &secret));
         assert_eq!(
-            unset,
+            unset.text,
             "the secret BERTH_SECRET_UNSET is not set in the manager's environment"
         );
     }

@@ -8,7 +8,9 @@ use super::{Compute, Shared, Stage, log};
 use crate::ComputeSpec;
 use crate::dial::Target;
 use crate::probe::{self, CatalogQuestion, Question};
+use crate::words;
 use session_core::Route;
+use session_core::machine::Cause;
 use session_core::route::Secret;
 use std::io;
 use std::sync::Arc;
@@ -36,7 +38,7 @@ pub(super) struct Keeper {
 enum End {
     Stopped,
     Failed {
-        cause: String,
+        cause: Cause,
         permanent: bool,
         crashed: bool,
         log_tail: Option<String>,
@@ -44,9 +46,9 @@ enum End {
 }
 
 impl End {
-    fn failed(cause: String, permanent: bool) -> Self {
+    fn failed(cause: impl Into<Cause>, permanent: bool) -> Self {
         Self::Failed {
-            cause,
+            cause: cause.into(),
             permanent,
             crashed: false,
             log_tail: None,
@@ -60,7 +62,7 @@ enum Began {
     Ended(Exit),
     Ready(String),
     PortTaken,
-    Never(String),
+    Never(Cause),
 }
 
 impl Keeper {
@@ -94,7 +96,7 @@ impl Keeper {
                     ) => {
                         compute.crashes = if crashed { compute.crashes + 1 } else { 0 };
                         let permanent = permanent || compute.crashes >= CRASH_BUDGET;
-                        tracing::info!(session = %self.spec.key.id, generation = self.spec.generation, %cause, permanent, "compute failed");
+                        tracing::info!(session = %self.spec.key.id, generation = self.spec.generation, cause = %cause.text, detail = %cause.detail, permanent, "compute failed");
                         compute.stage = Stage::Failed { cause, permanent };
                         compute.log_tail = log_tail;
                     }
@@ -132,7 +134,7 @@ impl Keeper {
         for _ in 0..PORT_TRIES {
             let port = match self.shared.ports.take() {
                 Ok(port) => port,
-                Err(e) => return End::failed(format!("no loopback port: {e}"), false),
+                Err(e) => return End::failed(words::cause("no loopback port is free", e), false),
             };
             let folders = self.shared.folders(&self.spec.key, self.spec.generation);
             let command = match EngineCommand::new(&self.spec, &folders, port.number) {
@@ -151,7 +153,7 @@ impl Keeper {
                 biased;
                 () = self.stop.cancelled() => Began::Stopped,
                 exit = child.ended() => Began::Ended(exit),
-                began = self.until_ready(&port, group, &target) => began,
+                began = self.until_ready(&port, group, &target, &command.secrets) => began,
             };
             match began {
                 Began::Stopped => {
@@ -163,7 +165,7 @@ impl Keeper {
                 Began::Never(cause) => {
                     child.stop().await;
                     let log_tail = Some(log::tail(&folders.log(), &command.secrets));
-                    let cause = log::mask(&cause, &command.secrets);
+                    let cause = words::masked(&cause, &command.secrets);
                     return End::Failed {
                         cause,
                         permanent: true,
@@ -185,13 +187,10 @@ impl Keeper {
                 }
             }
         }
-        End::failed(
-            "other processes on this machine keep taking its port".to_owned(),
-            false,
-        )
+        End::failed("other processes on this machine keep taking its port", false)
     }
 
-    async fn until_ready(&self, port: &Port, group: i32, target: &Target) -> Began {
+    async fn until_ready(&self, port: &Port, group: i32, target: &Target, secrets: &[Secret]) -> Began {
         let number = port.number;
         loop {
             let found = tokio::task::spawn_blocking(move || port::listener(number, group)).await;
@@ -211,7 +210,9 @@ impl Keeper {
         };
         let engine = self.spec.cluster.engine;
         let asked = probe::until_ready(target, &question, |why| {
-            self.waiting(format!("{engine} is not ready: {why}"))
+            let why = words::masked(&why, secrets);
+            tracing::debug!(session = %self.spec.key.id, cause = %why.text, detail = %why.detail, "not ready yet");
+            self.waiting(format!("{engine} is not ready: {}", why.text));
         });
         match asked.await {
             Ok(version) => Began::Ready(version),
@@ -271,10 +272,11 @@ impl Keeper {
             io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
                 if !self.shared.config.supervise.exists() =>
             {
-                End::failed(format!("Berth is not installed whole: {helper} is missing"), true)
+                let text = "Berth is not installed whole: berth-supervise is missing";
+                End::failed(words::cause(text, helper), true)
             }
             _ => End::failed(
-                format!("{} could not be started: {e}", self.spec.cluster.engine),
+                words::cause(format!("{} could not be started", self.spec.cluster.engine), e),
                 false,
             ),
         }
@@ -288,15 +290,10 @@ impl Keeper {
             Exit::HelperLost => "was ended because its helper berth-supervise was killed".to_owned(),
         };
         let when = if before_ready { " before it was ready" } else { "" };
-        let last_words = log::last_words(&tail);
-        let said = if last_words.is_empty() {
-            String::new()
-        } else {
-            format!(": {last_words}")
-        };
         // 126 and 127: what the program's path names cannot be run.
         let permanent = matches!(exit, Exit::Code(126 | 127)) && before_ready;
-        let cause = format!("{} {how}{when}{said}", self.spec.cluster.engine);
+        let text = format!("{} {how}{when}", self.spec.cluster.engine);
+        let cause = words::cause(text, log::last_words(&tail));
         End::Failed {
             cause,
             permanent,

@@ -10,6 +10,7 @@ mod command;
 mod keeper;
 mod log;
 mod port;
+mod stat;
 
 use crate::properties::unfit;
 use crate::watch::Changes;
@@ -19,7 +20,7 @@ use command::Folders;
 use futures::stream::BoxStream;
 use keeper::Keeper;
 use port::Ports;
-use session_core::machine::Observation;
+use session_core::machine::{Cause, Observation};
 use session_core::route::Secret;
 use session_core::{Provider, Route, SessionKey};
 use std::collections::HashMap;
@@ -37,6 +38,11 @@ use tokio_util::task::TaskTracker;
 /// Released generations are remembered at least so long, should there be many.
 const REMEMBER: Duration = Duration::from_secs(3600);
 const REMEMBER_MANY: usize = 10_000;
+
+/// The helper's own 2 s between SIGTERM and SIGKILL once the manager is gone,
+/// and a little more.
+const LEFTOVERS_LIMIT: Duration = Duration::from_secs(5);
+const LEFTOVERS_POLL: Duration = Duration::from_millis(50);
 
 /// How children are run.
 #[derive(Debug, Clone)]
@@ -128,7 +134,7 @@ struct Compute {
 enum Stage {
     Starting { detail: String },
     Ready { route: Route },
-    Failed { cause: String, permanent: bool },
+    Failed { cause: Cause, permanent: bool },
     Stopping,
 }
 
@@ -158,7 +164,7 @@ impl ProcessProvider {
         let lock = File::create(state_dir.join("lock")).map_err(about)?;
         lock.try_lock()
             .map_err(|_| about(io::Error::other("another session-manager is using it")))?;
-        clear_leftovers(&state_dir).map_err(about)?;
+        clear_leftovers(&state_dir);
         Ok(Self {
             shared: Arc::new(Shared {
                 starts: Arc::new(Semaphore::new(config.max_starting.max(1))),
@@ -282,7 +288,7 @@ impl ComputeProvider for ProcessProvider {
                 },
                 Some(Stage::Ready { route }) => Observation::Ready { route: route.clone() },
                 Some(Stage::Failed { cause, permanent }) => Observation::Failed {
-                    cause: cause.as_str().into(),
+                    cause: cause.clone(),
                     permanent: *permanent,
                 },
             },
@@ -358,7 +364,7 @@ impl Shared {
     }
 
     /// Why there is no room for it now, and whether that is for good.
-    fn refusal(&self, state: &State, spec: &ComputeSpec) -> Option<(String, bool)> {
+    fn refusal(&self, state: &State, spec: &ComputeSpec) -> Option<(Cause, bool)> {
         let id = (spec.key.clone(), spec.generation);
         let live = || {
             state
@@ -371,7 +377,8 @@ impl Shared {
                 format!(
                     "cluster {} runs sessions of another organization, and its provider keeps users apart only by trust",
                     spec.cluster.name
-                ),
+                )
+                .into(),
                 true,
             ));
         }
@@ -380,14 +387,30 @@ impl Shared {
                 format!(
                     "all {} places for engines on this machine are in use",
                     self.config.max_children
-                ),
+                )
+                .into(),
                 false,
             )
         })
     }
 }
 
-fn clear_leftovers(state_dir: &Path) -> io::Result<()> {
+/// Removes the folders of engines that died with their manager. Some may have
+/// two more seconds to write, and a new file makes removing fail; what is left
+/// in the end is in nobody's way.
+fn clear_leftovers(state_dir: &Path) {
+    let begun = std::time::Instant::now();
+    while let Err(cause) = try_clear(state_dir) {
+        if begun.elapsed() >= LEFTOVERS_LIMIT {
+            tracing::warn!(folder = %state_dir.display(), %cause, "what a dead manager left was not cleared");
+            return;
+        }
+        std::thread::park_timeout(LEFTOVERS_POLL);
+    }
+}
+
+fn try_clear(state_dir: &Path) -> io::Result<()> {
+    let mut failure = None;
     for entry in std::fs::read_dir(state_dir)? {
         let entry = entry?;
         let is_ours = entry.file_name().to_str().is_some_and(|name| {
@@ -396,8 +419,8 @@ fn clear_leftovers(state_dir: &Path) -> io::Result<()> {
             })
         });
         if is_ours {
-            std::fs::remove_dir_all(entry.path())?;
+            failure = std::fs::remove_dir_all(entry.path()).err().or(failure);
         }
     }
-    Ok(())
+    failure.map_or(Ok(()), Err)
 }

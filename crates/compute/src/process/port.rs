@@ -4,6 +4,7 @@
 //! may take it. So the listener's owner is looked up in /proc before the first
 //! byte, the session's credential above all, is sent there.
 
+use super::stat;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
@@ -139,20 +140,11 @@ pub(crate) fn pids_of_group(group: i32) -> io::Result<Vec<i32>> {
         let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else {
             continue;
         };
-        if stat_state_and_group(&stat).is_some_and(|(state, of)| of == group && state != "Z") {
+        if stat::parse(&stat).is_some_and(|(state, _, of)| of == group && state != "Z") {
             pids.push(pid);
         }
     }
     Ok(pids)
-}
-
-/// State and process group out of `/proc/<pid>/stat`, whose second field is the
-/// program's name in parentheses and may contain anything.
-fn stat_state_and_group(stat: &str) -> Option<(&str, i32)> {
-    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
-    let state = fields.next()?;
-    let group = fields.nth(1)?.parse().ok()?;
-    Some((state, group))
 }
 
 #[cfg(test)]
@@ -196,6 +188,6 @@ mod tests {
             2: 0200000A:3A98 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 333 1 0 100 0 0 10 0\n\
             3: 0100007F:3A99 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 444 1 0 100 0 0 10 0\n";
         assert_eq!(listening_inodes(table, 15000), [111]);
-        assert_eq!(stat_state_and_group("12 (a) b) S 1 77 77 0"), Some(("S", 77)));
+        assert_eq!(stat::parse("12 (a) b) S 1 77 78 0"), Some(("S", 1, 77)));
     }
 }

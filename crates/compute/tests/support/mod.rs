@@ -9,7 +9,7 @@
 
 use compute::{ComputeProvider, ComputeSpec, ProcessConfig, ProcessProvider};
 use session_core::catalog::PropertyValue;
-use session_core::machine::Observation;
+use session_core::machine::{Cause, Observation};
 use session_core::policy::PolicyRange;
 use session_core::{
     Catalog, Cluster, ClusterStatus, Engine, Provider, Route, SessionId, SessionKey, Timestamp,
@@ -151,9 +151,20 @@ pub(crate) async fn until_ready(provider: &dyn ComputeProvider, spec: &ComputeSp
     }
 }
 
+/// The cause's text, after a check that it is fit for everybody.
 pub(crate) async fn until_failed(provider: &dyn ComputeProvider, spec: &ComputeSpec) -> (String, bool) {
+    let (cause, permanent) = until_failed_with(provider, spec).await;
+    let places = ["/", "127.0.0.1", "://", "\n"];
+    assert!(
+        !places.iter().any(|place| cause.text.contains(place)),
+        "{cause:?}"
+    );
+    (cause.text, permanent)
+}
+
+pub(crate) async fn until_failed_with(provider: &dyn ComputeProvider, spec: &ComputeSpec) -> (Cause, bool) {
     match until(provider, spec, |o| matches!(o, Observation::Failed { .. })).await {
-        Observation::Failed { cause, permanent } => (cause.text, permanent),
+        Observation::Failed { cause, permanent } => (cause, permanent),
         other => panic!("not failed but {other:?}"),
     }
 }
