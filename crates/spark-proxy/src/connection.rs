@@ -117,8 +117,10 @@ async fn calls(worker: &Rc<Worker>, ready: Ready) -> Result<(), h2::Error> {
             }
         }
         if !widened && state.admitted.get() {
-            widened = true;
-            http.set_initial_window_size(shared.config.limits.stream_window_bytes)?;
+            // Refused while the client has not acknowledged our first settings; then the next turn tries again.
+            widened = http
+                .set_initial_window_size(shared.config.limits.stream_window_bytes)
+                .is_ok();
         }
     }
 }

@@ -172,6 +172,26 @@ async fn both_directions_flow_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_connections_first_calls_pass_before_its_settings_are_acknowledged() {
+    let rig = Rig::start().await;
+    let token = rig.token();
+    for _ in 0..50 {
+        let client = rig.client().await;
+        let mut calls = tokio::task::JoinSet::new();
+        for _ in 0..16 {
+            let (client, ask) = (client.clone(), Ask::execute(&token));
+            calls.spawn(async move { client.call(ask).await.code() });
+        }
+        assert!(
+            within("all", calls.join_all())
+                .await
+                .iter()
+                .all(|code| *code == Code::Ok)
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_does_not_read_stops_the_backend_and_nobody_else() {
     let rig = Rig::start().await;
     let client = rig.client().await;
