@@ -13,6 +13,7 @@ use session_core::catalog::PropertyValue;
 use session_core::cluster::StaticEndpoint;
 use session_core::policy::{PolicyRange, PolicyRequest, SessionPolicy};
 use session_core::{Catalog, Cluster, ClusterStatus, Engine, IdlePolicy, Limits, Org, Provider};
+use session_store::redis::{ConnectError, Options};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -442,15 +443,25 @@ impl ComputeConfig {
     }
 }
 
+impl StoreConfig {
+    /// As the store takes it.
+    pub fn options(&self) -> Options {
+        Options {
+            prefix: self.key_prefix.clone(),
+            call_timeout: self.call_timeout,
+            allow_eviction: self.allow_eviction,
+        }
+    }
+}
+
 impl Validate for StoreConfig {
     fn validate(&self, problems: &mut Problems) {
-        let url = self.url.expose();
-        problems.require(
-            url == "memory://" || url.starts_with("redis://"),
-            "url",
-            "must be redis://host:port or memory://",
-        );
-        problems.require(!self.key_prefix.is_empty(), "key_prefix", "must not be empty");
+        match session_store::redis::check(self.url.expose(), &self.options()) {
+            Ok(()) => {}
+            Err(ConnectError::Prefix) => problems.add("key_prefix", ConnectError::Prefix.to_string()),
+            // Never what the URL says: it may hold a password.
+            Err(_) => problems.add("url", "must be redis://host:port or memory://"),
+        }
         problems.require(!self.call_timeout.is_zero(), "call_timeout", "must not be zero");
     }
 }

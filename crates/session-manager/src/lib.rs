@@ -36,7 +36,6 @@ use session_proto::v1::cluster_service_server::ClusterServiceServer;
 use session_proto::v1::org_service_server::OrgServiceServer;
 use session_proto::v1::session_service_server::SessionServiceServer;
 use session_store::SessionStore;
-use session_store::redis::Options;
 use session_token::{Jwks, Keyring, Verifier, VerifierConfig};
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,12 +87,7 @@ impl Listeners {
 /// # Errors
 /// When it cannot be reached, or could lose sessions.
 pub async fn open_store(config: &Config) -> Result<Arc<dyn SessionStore>> {
-    let options = Options {
-        prefix: config.store.key_prefix.clone(),
-        call_timeout: config.store.call_timeout,
-        allow_eviction: config.store.allow_eviction,
-    };
-    session_store::open(config.store.url.expose(), &options)
+    session_store::open(config.store.url.expose(), &config.store.options())
         .await
         .context("store.url")
 }

@@ -252,3 +252,24 @@ async fn team_admins_see_and_manage_but_do_not_connect() {
         .unwrap();
     assert_eq!(listed.into_inner().sessions.len(), 1);
 }
+
+/// The answer to a create may be lost, and the cluster drained before it is repeated.
+#[tokio::test]
+async fn a_repeated_create_is_answered_whatever_became_of_its_cluster() {
+    let manager = Manager::start().await;
+    define(&manager).await;
+    let create = || {
+        let mut sessions = manager.sessions("ada");
+        let request = v1::CreateSessionRequest {
+            request_id: "r-1".to_owned(),
+            ..on_lab()
+        };
+        async move { sessions.create_session(request).await }
+    };
+    let first = create().await.unwrap().into_inner().session.unwrap();
+    let request = v1::DrainClusterRequest {
+        name: "lab".to_owned(),
+    };
+    manager.clusters("pat").drain_cluster(request).await.unwrap();
+    assert_eq!(create().await.unwrap().into_inner().session.unwrap().id, first.id);
+}

@@ -240,7 +240,18 @@ impl Sessions {
             ));
         }
         let request_id = checked_text("request_id", request.request_id.clone())?;
-        let fingerprint = fingerprint(&request);
+        let request_id = request_id.map(|id| RequestId {
+            id,
+            fingerprint: fingerprint(&request),
+        });
+        // A repeat is answered before anything is judged anew: its cluster may
+        // take no more sessions by now.
+        if let Some(request_id) = &request_id {
+            let first = self.0.store.repeated(&who.org, &who.id, request_id).await;
+            if let Some(session) = first.map_err(crate::refuse::store)? {
+                return Ok(session);
+            }
+        }
         let cluster = self.cluster_for(who, &request.cluster).await?;
         let catalog = self.catalog_for(who, &request.catalog, &cluster).await?;
         let asked = PolicyRequest {
@@ -279,7 +290,7 @@ impl Sessions {
                 session: change.session,
                 record: change.record,
                 due: now.after(machine::RECHECK),
-                request: request_id.map(|id| RequestId { id, fingerprint }),
+                request: request_id,
                 limits: org.limits,
             })
             .await
