@@ -29,6 +29,9 @@ pub const RESTART_WINDOW: Duration = Duration::from_secs(600);
 pub const RESTART_BUDGET: usize = 3;
 /// The session fails when this many warm-ups in a row have failed.
 pub const WAKE_BUDGET: u32 = 5;
+/// Single tokens that a session may have revoked at one time; one more revokes
+/// every token issued so far, because the list travels with every route.
+pub const MOST_REVOKED: usize = 128;
 /// A session whose compute is in the making, or whose release is not yet
 /// confirmed, is looked at this often even if nothing calls for it.
 pub const RECHECK: Duration = Duration::from_secs(2);
@@ -324,7 +327,12 @@ pub fn apply(
             }
             let mut change = change;
             change.next.revoked_tokens.retain(|_, until| *until > now);
-            change.next.revoked_tokens.insert(id.clone(), *until);
+            if change.next.revoked_tokens.len() < MOST_REVOKED {
+                change.next.revoked_tokens.insert(id.clone(), *until);
+            } else {
+                change.next.token_epoch += 1;
+                change.next.revoked_tokens.clear();
+            }
             Ok(Some(change.keep_state(ChangeReason::TokensRevoked)))
         }
     }

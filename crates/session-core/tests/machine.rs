@@ -345,6 +345,34 @@ fn extending_stays_within_seven_days() {
     ));
 }
 
+#[test]
+fn revoking_too_many_single_tokens_revokes_them_all() {
+    let mut life = Life::release_policy();
+    for token in 0..=machine::MOST_REVOKED as u64 {
+        let id = session_core::TokenId::generate(START, token);
+        let until = START.after(60 * MINUTE);
+        assert!(
+            life.apply(&Event::RevokeToken {
+                id: id.clone(),
+                until
+            })
+            .unwrap()
+            .is_some()
+        );
+        if token < machine::MOST_REVOKED as u64 {
+            assert_eq!(
+                life.apply(&Event::RevokeToken { id, until }),
+                Ok(None),
+                "revoked already"
+            );
+        }
+    }
+    assert_eq!(
+        (life.session.token_epoch, life.session.revoked_tokens.len()),
+        (2, 0)
+    );
+}
+
 #[derive(Debug, Clone)]
 enum Move {
     Ask(Event),
