@@ -8,6 +8,7 @@ mod computes;
 pub mod config;
 mod directory;
 mod driver;
+mod exclusive;
 mod feed;
 mod metrics;
 mod refuse;
@@ -19,6 +20,7 @@ use anyhow::{Context, Result};
 use api::Api;
 use directory::Directory;
 use driver::Driver;
+use exclusive::Exclusive;
 use feed::Hub;
 use metrics::Metrics;
 use service_kit::admin::{Admin, Condition};
@@ -96,10 +98,11 @@ pub async fn open_store(config: &Config) -> Result<Arc<dyn SessionStore>> {
 ///
 /// # Errors
 /// When one cannot work here.
-pub fn make_computes(
+async fn make_computes(
     config: &Config,
     store: &Arc<dyn SessionStore>,
     own_ports: impl IntoIterator<Item = u16>,
+    shutdown: &Shutdown,
 ) -> Result<Computes> {
     let allow = config
         .allow_list(own_ports)
@@ -115,8 +118,10 @@ pub fn make_computes(
     let process = match config.compute.process_config() {
         None => None,
         Some(settings) => {
+            let folder = settings.state_dir.clone();
             let provider = compute::ProcessProvider::new(settings).context("compute.process")?;
-            Some(Arc::new(provider) as Arc<dyn compute::ComputeProvider>)
+            let exclusive = Exclusive::new(provider, Arc::clone(store), &folder, shutdown.stopping()).await;
+            Some(exclusive as Arc<dyn compute::ComputeProvider>)
         }
     };
     Ok(Computes::new(Arc::new(fixed), process))
@@ -128,7 +133,7 @@ pub fn make_computes(
 /// When it cannot start, or one of its tasks crashed.
 pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Result<()> {
     let store = open_store(&config).await?;
-    let computes = make_computes(&config, &store, listeners.ports())?;
+    let computes = make_computes(&config, &store, listeners.ports(), &shutdown).await?;
     run_with(config, listeners, shutdown, store, computes).await
 }
 

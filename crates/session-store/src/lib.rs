@@ -316,6 +316,10 @@ pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
     /// The names that `holder` has, sorted.
     async fn claims_of(&self, holder: &SessionKey) -> Result<Vec<String>, Error>;
 
+    /// Takes `name` for `owner`, or keeps it, for `ttl` from now; false while
+    /// another owner has it. A `ttl` of zero gives it back.
+    async fn lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool, Error>;
+
     /// Writes a definition if its stored version is `expected` (0: there is
     /// none). Returns the new version. Otherwise [`Error::Exists`] if none was
     /// expected, [`Error::NotFound`] if there is none, else [`Error::Conflict`].

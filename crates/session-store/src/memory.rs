@@ -42,6 +42,7 @@ struct State {
     requests_by_age: VecDeque<(Timestamp, RequestKey)>,
     creates: HashMap<(OrgId, PrincipalId), (u64, u32)>,
     claims: HashMap<String, SessionKey>,
+    leases: HashMap<String, (String, Timestamp)>,
     definitions: BTreeMap<(Kind, String), Definition>,
 }
 
@@ -464,6 +465,22 @@ impl SessionStore for MemoryStore {
         let mut names: Vec<_> = held.map(|(name, _)| name.clone()).collect();
         names.sort_unstable();
         Ok(names)
+    }
+
+    async fn lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool, Error> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        if state
+            .leases
+            .get(name)
+            .is_some_and(|(holder, until)| holder != owner && *until > now)
+        {
+            return Ok(false);
+        }
+        state
+            .leases
+            .insert(name.to_owned(), (owner.to_owned(), now.after(ttl)));
+        Ok(true)
     }
 
     async fn put_definition(&self, kind: Kind, name: &str, expected: u64, json: &str) -> Result<u64, Error> {

@@ -359,6 +359,13 @@ impl SessionStore for RedisStore {
         Ok(names)
     }
 
+    async fn lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool, Error> {
+        let mut script = self.scripts.lease.key(self.keys.lease(name));
+        let millis = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        let reply = self.run(script.arg(owner).arg(millis)).await?;
+        Ok(reply.0.first().is_some_and(|word| word == "ok"))
+    }
+
     async fn put_definition(&self, kind: Kind, name: &str, expected: u64, json: &str) -> Result<u64, Error> {
         let mut script = self.scripts.put_definition.key(self.keys.definitions(kind));
         let reply = self.run(script.arg(name).arg(expected).arg(json)).await?.done()?;

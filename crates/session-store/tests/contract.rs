@@ -50,6 +50,7 @@ contract! {
     due:
         the_longest_due_come_first_over_all_organizations,
         a_lease_that_runs_out_makes_due_again,
+        one_owner_has_a_lease_until_it_ends,
         claimers_never_share_a_session,
         setting_due_needs_the_version;
     lists:

@@ -166,6 +166,11 @@ impl Keys {
         self.global(&format!("claim:{name}"))
     }
 
+    /// String: who has a lease; expires with it.
+    pub(super) fn lease(&self, name: &str) -> String {
+        self.global(&format!("lease:{name}"))
+    }
+
     /// Set: the names that a session has.
     pub(super) fn claims_of(&self, holder: &SessionKey) -> String {
         self.global(&format!("claims-of:{}", member(holder)))

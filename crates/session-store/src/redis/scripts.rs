@@ -20,6 +20,7 @@ pub(super) struct Scripts {
     pub(super) record_token: Script,
     pub(super) claim: Script,
     pub(super) unclaim: Script,
+    pub(super) lease: Script,
     pub(super) put_definition: Script,
     pub(super) delete_definition: Script,
 }
@@ -35,6 +36,7 @@ impl Scripts {
             record_token: script!("time", "record_token"),
             claim: script!("claim"),
             unclaim: script!("unclaim"),
+            lease: script!("lease"),
             put_definition: script!("put_definition"),
             delete_definition: script!("delete_definition"),
         }

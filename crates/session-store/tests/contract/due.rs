@@ -128,3 +128,35 @@ pub(crate) async fn setting_due_needs_the_version(store: Store) {
     );
     store.set_due(&key, closed.version, None).await.unwrap();
 }
+
+pub(crate) async fn one_owner_has_a_lease_until_it_ends(store: Store) {
+    let long = Duration::from_secs(60);
+    assert!(store.lease("engines", "a", long).await.unwrap());
+    assert!(
+        store.lease("engines", "a", long).await.unwrap(),
+        "kept by its owner"
+    );
+    assert!(!store.lease("engines", "b", long).await.unwrap());
+    assert!(
+        store.lease("others", "b", long).await.unwrap(),
+        "another name is another lease"
+    );
+    assert!(
+        !store.lease("engines", "b", Duration::ZERO).await.unwrap(),
+        "not b's to give back"
+    );
+
+    assert!(store.lease("engines", "a", Duration::ZERO).await.unwrap());
+    assert!(
+        store
+            .lease("engines", "b", Duration::from_millis(1))
+            .await
+            .unwrap(),
+        "given back"
+    );
+    let begun = std::time::Instant::now();
+    while !store.lease("engines", "a", long).await.unwrap() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "it never ran out");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -9,8 +9,18 @@ const OPERATION: &str = "6b1f7a52-43c1-4a43-9f0e-0d5ad3a3c0ff";
 
 async fn raw(stack: &Stack, token: &str, rpc: &str, more: &[&str]) -> Result<Value> {
     let target = format!("localhost:{}", stack.proxy_address.port());
-    let common = [rpc, "--target", &target, "--token", token, "--session", SPARK_SESSION];
-    Client::Py41.run(stack.dir.path(), "raw.py", &[&common[..], more].concat(), None).await
+    let common = [
+        rpc,
+        "--target",
+        &target,
+        "--token",
+        token,
+        "--session",
+        SPARK_SESSION,
+    ];
+    Client::Py41
+        .run(stack.dir.path(), "raw.py", &[&common[..], more].concat(), None)
+        .await
 }
 
 fn class(answer: &Value) -> Option<&str> {
@@ -25,10 +35,22 @@ async fn unknown_operations_and_ended_sessions() -> Result<()> {
     let one = raw(&stack, &token, "execute", &["--sql", "SELECT 1"]).await?;
     assert_eq!(one["code"], "OK", "{one}");
 
-    for more in [&["--operation", OPERATION][..], &["--operation", OPERATION, "--last-response", OPERATION]] {
+    for more in [
+        &["--operation", OPERATION][..],
+        &["--operation", OPERATION, "--last-response", OPERATION],
+    ] {
         let answer = raw(&stack, &token, "reattach", more).await?;
-        assert_eq!(class(&answer), Some("INVALID_HANDLE.OPERATION_NOT_FOUND"), "{more:?}: {answer}");
-        assert!(answer["message"].as_str().is_some_and(|text| text.contains(OPERATION)), "{answer}");
+        assert_eq!(
+            class(&answer),
+            Some("INVALID_HANDLE.OPERATION_NOT_FOUND"),
+            "{more:?}: {answer}"
+        );
+        assert!(
+            answer["message"]
+                .as_str()
+                .is_some_and(|text| text.contains(OPERATION)),
+            "{answer}"
+        );
     }
     let released = raw(&stack, &token, "release-session", &[]).await?;
     assert_eq!(released["code"], "OK", "{released}");
