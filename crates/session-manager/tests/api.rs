@@ -409,19 +409,7 @@ async fn deleting_a_catalog_harms_no_session_that_has_its_compute() {
         catalog: "lake".to_owned(),
         ..on("c")
     };
-    let created = manager
-        .sessions("ada")
-        .create_session(request)
-        .await
-        .unwrap()
-        .into_inner()
-        .session
-        .unwrap();
-    let key = support::key(&created.id);
-    until("the compute to be asked for", async || {
-        manager.sim.made(&key, 1) == 1
-    })
-    .await;
+    let key = manager.create_as("ada", request).await;
     manager.sim.ready(&key, 1, route("127.0.0.1:1"));
     manager.until_status(&key, SessionStatus::Active).await;
 

@@ -56,19 +56,7 @@ async fn delete(manager: &Manager, force: bool) -> Result<(), tonic::Status> {
 async fn deleting_waits_for_sessions_unless_forced() {
     let manager = Manager::start().await;
     define(&manager).await;
-    let created = manager
-        .sessions("ada")
-        .create_session(on_lab())
-        .await
-        .unwrap()
-        .into_inner()
-        .session
-        .unwrap();
-    let session = key(&created.id);
-    until("the compute to be asked for", async || {
-        manager.sim.made(&session, 1) == 1
-    })
-    .await;
+    let session = manager.create_as("ada", on_lab()).await;
     manager.sim.ready(&session, 1, route("127.0.0.1:1"));
     manager.until_status(&session, SessionStatus::Active).await;
 
@@ -195,19 +183,7 @@ async fn team_admins_see_and_manage_but_do_not_connect() {
         team: "data".to_owned(),
         ..Default::default()
     };
-    let created = manager
-        .sessions("ada")
-        .create_session(request)
-        .await
-        .unwrap()
-        .into_inner()
-        .session
-        .unwrap();
-    let session = key(&created.id);
-    until("the compute to be asked for", async || {
-        manager.sim.made(&session, 1) == 1
-    })
-    .await;
+    let session = manager.create_as("ada", request).await;
     manager
         .sim
         .fail_with(&session, 1, "the engine stopped", "row of alice");
@@ -216,7 +192,7 @@ async fn team_admins_see_and_manage_but_do_not_connect() {
     let describe = |who: &str| {
         let mut sessions = manager.sessions(who);
         let request = v1::DescribeSessionRequest {
-            session_id: created.id.clone(),
+            session_id: session.id.to_string(),
             wait_ready: None,
         };
         async move {
@@ -234,7 +210,7 @@ async fn team_admins_see_and_manage_but_do_not_connect() {
     assert_eq!(describe("ada").await.unwrap().status_detail, "row of alice");
     assert_eq!(describe("bob").await.unwrap_err().code(), Code::PermissionDenied);
     let request = session_proto::internal::AuthorizeIssueRequest {
-        session_id: created.id.clone(),
+        session_id: session.id.to_string(),
     };
     assert_eq!(
         manager

@@ -3,7 +3,7 @@
 use super::Api;
 use session_core::access::SessionAction;
 use session_core::machine::Event;
-use session_core::{Actor, Principal, Session, TokenId, access};
+use session_core::{Principal, Session, TokenId};
 use session_proto::convert::{from_timestamp, parse, timestamp};
 use session_proto::error::Refused;
 use session_proto::internal as wire;
@@ -121,7 +121,13 @@ impl TokenLedger for Ledger {
         // A token that is not listed has expired, or never was of this session.
         if let Some(token) = tokens.iter().find(|token| token.id == id) {
             let until = token.expires_at.after(self.0.verifier.config().afterlife());
-            self.change(&who, &session, Event::RevokeToken { id, until })
+            self.0
+                .change(
+                    &who,
+                    &session.key(),
+                    SessionAction::Connect,
+                    &Event::RevokeToken { id, until },
+                )
                 .await?;
         }
         Ok(Response::new(wire::RevokeResponse {}))
@@ -131,7 +137,10 @@ impl TokenLedger for Ledger {
         let who = self.0.caller(request.metadata())?;
         let id = request.into_inner().session_id;
         let (session, _) = self.0.session_for(&who, &id, SessionAction::Connect).await?;
-        let session = self.change(&who, &session, Event::RevokeTokens).await?;
+        let (session, _) = self
+            .0
+            .change(&who, &session.key(), SessionAction::Connect, &Event::RevokeTokens)
+            .await?;
         Ok(Response::new(wire::RevokeAllResponse {
             token_epoch: session.token_epoch,
         }))
@@ -146,17 +155,5 @@ impl Ledger {
             return Err(crate::refuse::ended(&session));
         }
         Ok(session)
-    }
-
-    async fn change(&self, who: &Principal, session: &Session, event: Event) -> Result<Session, Refused> {
-        let may = |session: &Session| {
-            if access::on_session(who, SessionAction::Connect, session) {
-                Ok(())
-            } else {
-                Err(Refused::not_authorized())
-            }
-        };
-        let actor = Actor::Principal(who.id.clone());
-        Ok(self.0.driver.ask(&session.key(), &event, &actor, may).await?.0)
     }
 }

@@ -15,7 +15,10 @@ use crate::metrics::Metrics;
 use service_kit::caller::{Authenticator, Caller, ISSUER_ALIAS, ServiceAccountConfig};
 use service_kit::document::Document;
 use session_core::access::{self, SessionAction};
-use session_core::{Activity, Clock, Principal, PrincipalId, Reason, Role, Session, SessionId, SessionKey};
+use session_core::machine::Event;
+use session_core::{
+    Activity, Actor, Clock, Principal, PrincipalId, Reason, Role, Session, SessionId, SessionKey,
+};
 use session_proto::convert;
 use session_proto::error::Refused;
 use session_store::SessionStore;
@@ -88,6 +91,30 @@ impl Api {
             }
             Some(_) | None => Err(Refused::not_authorized()),
         }
+    }
+
+    /// Carries out what `who` asks of a session that they may use so, and has
+    /// it looked at.
+    pub(crate) async fn change(
+        &self,
+        who: &Principal,
+        key: &SessionKey,
+        action: SessionAction,
+        event: &Event,
+    ) -> Result<(Session, Activity), Refused> {
+        let may = |session: &Session| {
+            if access::on_session(who, action, session) {
+                Ok(())
+            } else {
+                Err(Refused::not_authorized())
+            }
+        };
+        let changed = self
+            .driver
+            .ask(key, event, &Actor::Principal(who.id.clone()), may)
+            .await?;
+        self.driver.kick(key.clone());
+        Ok(changed)
     }
 
     pub(crate) fn key(&self, who: &Principal, id: &str) -> Result<SessionKey, Refused> {

@@ -378,16 +378,7 @@ impl Sessions {
 
     async fn change(&self, who: &Principal, id: &str, event: Event) -> Result<v1::Session, Refused> {
         let key = self.0.key(who, id)?;
-        let may = |session: &Session| {
-            if access::on_session(who, SessionAction::Manage, session) {
-                Ok(())
-            } else {
-                Err(Refused::not_authorized())
-            }
-        };
-        let actor = Actor::Principal(who.id.clone());
-        let (session, activity) = self.0.driver.ask(&key, &event, &actor, may).await?;
-        self.0.driver.kick(key);
+        let (session, activity) = self.0.change(who, &key, SessionAction::Manage, &event).await?;
         Ok(shown(who, &session, activity))
     }
 }

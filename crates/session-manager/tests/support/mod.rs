@@ -80,14 +80,7 @@ process = { program = "/opt/sail" }
 
 impl Manager {
     pub async fn start() -> Self {
-        let keys = Keys(
-            ["ada", "bob", "olga", "tom", "pat"]
-                .map(|name| (name, service_kit::caller::generate_key()))
-                .into(),
-        );
-        let store = Arc::new(MemoryStore::new(Arc::new(SystemClock)));
-        let signer = Arc::new(Signer::from_pkcs8_pem(&generate_key_pem().unwrap()).unwrap());
-        Self::join(store, SimCompute::new(), signer, keys, "").await
+        Self::start_with("").await
     }
 
     pub async fn start_with(more: &str) -> Self {
@@ -229,19 +222,30 @@ impl Manager {
 
     /// Creates a session on `c` and returns its key.
     pub async fn create(&self, who: &str) -> SessionKey {
-        let request = v1::CreateSessionRequest {
-            cluster: "c".to_owned(),
-            ..Default::default()
-        };
-        let session = self
+        self.create_as(
+            who,
+            v1::CreateSessionRequest {
+                cluster: "c".to_owned(),
+                ..Default::default()
+            },
+        )
+        .await
+    }
+
+    /// Creates a session whose compute is asked for, and returns its key.
+    pub async fn create_as(&self, who: &str, request: v1::CreateSessionRequest) -> SessionKey {
+        let created = self
             .sessions(who)
             .create_session(request)
             .await
             .unwrap()
-            .into_inner()
-            .session
-            .unwrap();
-        key(&session.id)
+            .into_inner();
+        let key = key(&created.session.unwrap().id);
+        until("the compute to be asked for", async || {
+            self.sim.ensures(&key, 1) > 0
+        })
+        .await;
+        key
     }
 
     /// Creates a session and makes its compute ready.
