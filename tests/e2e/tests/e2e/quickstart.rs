@@ -15,7 +15,11 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// The script on ports and state of its own, and the programs of this build.
 fn run(state: &TempDir, exit: &str) -> Result<Child> {
     let offset = 1000 + std::process::id() % 18_000;
-    Command::new(repo().join("deploy/local/run.sh"))
+    // Where the tests run in the background, Ctrl-C is ignored and no shell can
+    // change that: give it its meaning back.
+    Command::new("env")
+        .arg("--default-signal=INT")
+        .arg(repo().join("deploy/local/run.sh"))
         .env("BERTH_PROFILE", "dev")
         .env("BERTH_STATE", state.path())
         .env("BERTH_PORT_OFFSET", offset.to_string())
