@@ -6,8 +6,8 @@ use session_core::access::{self, SessionAction};
 use session_core::machine::{Event, NewSession};
 use session_core::policy::PolicyRequest;
 use session_core::{
-    Activity, Actor, Catalog, CatalogName, ChangeReason, Cluster, ClusterName, ClusterStatus, Limits,
-    Principal, Reason, Role, Session, SessionId, SessionPolicy, Status as SessionStatus, Timestamp, machine,
+    Activity, Catalog, CatalogName, ChangeReason, Cluster, ClusterName, ClusterStatus, Limits, Principal,
+    Reason, Role, Session, SessionId, SessionPolicy, Status as SessionStatus, Timestamp, machine,
 };
 use session_proto::convert::{self, maybe_duration, non_empty, parse};
 use session_proto::error::Refused;
