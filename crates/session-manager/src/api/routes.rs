@@ -196,7 +196,7 @@ impl Routes {
             user_id: session.id.to_string(),
             bindings: Vec::new(),
             expires_at: Some(timestamp(session.expires_at)),
-            default_catalog: None,
+            compute_lost_at: session.restarts.last().map(|at| timestamp(*at)),
         })
     }
 }
