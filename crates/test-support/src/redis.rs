@@ -191,6 +191,8 @@ impl Server {
             .arg(program)
             .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""])
             .args(["--appendonly", if options.appendonly { "yes" } else { "no" }])
+            // Every second's fsync holds writes back while a disk is slow, and kill -9 would lose them.
+            .args(["--appendfsync", "always"])
             .args(["--daemonize", "no", "--logfile", "redis.log", "--dir"])
             .arg(dir);
         if options.cluster {
