@@ -18,6 +18,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Remembered tokens per worker; a token is half a kilobyte.
 const MOST: usize = 4096;
@@ -26,6 +27,22 @@ const MOST: usize = 4096;
 pub(crate) struct Caller {
     pub(crate) token: Arc<str>,
     pub(crate) claims: Claims,
+    /// When its use was last put down.
+    reported: Cell<Option<Instant>>,
+}
+
+/// The use of a token is put down this often.
+const REPORT_USE: Duration = Duration::from_secs(10);
+
+impl Caller {
+    /// Is it time to put down that the token is used? Says so once.
+    pub(crate) fn is_worth_reporting(&self) -> bool {
+        let worth = self.reported.get().is_none_or(|at| at.elapsed() >= REPORT_USE);
+        if worth {
+            self.reported.set(Some(Instant::now()));
+        }
+        worth
+    }
 }
 
 /// The good tokens of one worker.
@@ -130,6 +147,7 @@ async fn check_token(
     let caller = Rc::new(Caller {
         token: token.into(),
         claims,
+        reported: Cell::default(),
     });
     if !by_grace {
         worker.tokens.put(authorization, &caller, leeway, now);

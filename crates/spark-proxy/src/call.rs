@@ -2,27 +2,32 @@
 //! forward. Everything that is held for a call is held by this one future and
 //! is given back when it ends, however it ends.
 
-use crate::auth::authenticate;
-use crate::backend::{Lease, Unreachable};
-use crate::forward::{backend_unavailable, forward};
+use crate::auth::{Caller, authenticate};
+use crate::backend::Unreachable;
+use crate::bind::{self, Bound};
+use crate::forward::{Exchange, backend_unavailable, forward};
 use crate::headers;
 use crate::health;
-use crate::identity::Identity;
-use crate::messages::{Broken, Messages};
+use crate::hold::Hold;
+use crate::identity::{Identity, SparkSessionId};
+use crate::local;
+use crate::messages::{Broken, MOST_KEPT, Messages};
 use crate::method::{self, Method, Target};
 use crate::metrics::{Outcome, Stage};
 use crate::respond::{Client, Vanished};
 use crate::routes::book::{Ask, Miss, Stamp};
 use crate::routes::{Backend, Route, RouteState};
 use crate::session::OpenCall;
-use crate::translate::Sail;
+use crate::translate::Translator;
 use crate::worker::Worker;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::Request;
-use session_core::{Engine, Reason};
+use prost::Message as _;
+use session_core::Reason;
 use session_proto::error::Refused;
+use session_proto::spark::ReattachExecuteRequest;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -34,8 +39,12 @@ use tonic::Status;
 /// addresses are used again by others.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// A reattach request is a few ids.
-const MOST_REATTACH: usize = 64 * 1024;
+/// A call that provably did nothing is sent so many times in all.
+const MOST_TRIES: usize = 3;
+/// How long a question may take that waits for nothing.
+const LOOK_TIME: Duration = Duration::from_secs(5);
+/// How long an organization that calls too often should wait.
+const TOO_OFTEN: Duration = Duration::from_secs(1);
 
 /// Why a call ends before its response is complete.
 pub(crate) enum Stop {
@@ -45,6 +54,8 @@ pub(crate) enum Stop {
     Engine(Box<Status>),
     /// The client's own deadline is over.
     Deadline,
+    /// The compute provably did nothing with it.
+    Untouched,
     /// There is nobody left to tell.
     Vanished,
 }
@@ -102,6 +113,10 @@ pub(crate) async fn handle(
             client.fail(&Status::deadline_exceeded("The call's own deadline is over."));
             Outcome::Warming
         }
+        Err(Stop::Untouched) => {
+            client.refuse(backend_unavailable());
+            Outcome::BackendUnavailable
+        }
         Err(Stop::Vanished) => Outcome::ClientGone,
     };
     metrics.calls.at(outcome).inc();
@@ -130,7 +145,7 @@ async fn serve(
         .unless_gone(authenticate(worker, &head.headers, method))
         .await??;
     connection.admitted.set(true);
-    let open = worker.session(&caller.claims.sid).open(&caller, method)?;
+    let open = admit(worker, &caller, method)?;
     metrics.waited.at(Stage::Auth).observe(began.elapsed());
 
     tokio::select! {
@@ -140,58 +155,163 @@ async fn serve(
     }
 }
 
+/// A place for one more call, within what the session and its organization may take.
+fn admit(worker: &Rc<Worker>, caller: &Rc<Caller>, method: Method) -> Result<OpenCall, Refused> {
+    let session = worker.session(&caller.claims);
+    let tally = &session.tally;
+    // Clients send one ReleaseExecute for each part of a result.
+    if method != Method::ReleaseExecute && !tally.is_within_rate() {
+        return Err(Refused::new(
+            Reason::RateLimited,
+            "The organization makes too many calls at the moment. Try again in a little while.",
+        )
+        .retry_after(TOO_OFTEN));
+    }
+    let open = session.open(caller, method, worker.shared.config.limits.calls_per_session)?;
+    if caller.is_worth_reporting() {
+        tally.token_used(&caller.claims.jti);
+    }
+    Ok(open)
+}
+
 /// The part of a call that takes time.
 async fn pass_on(
     worker: &Rc<Worker>,
     open: &OpenCall,
-    mut head: http::request::Parts,
+    head: http::request::Parts,
     body: RecvStream,
     deadline: Option<Instant>,
     client: &mut Client,
 ) -> Result<Outcome, Stop> {
-    let metrics = &worker.shared.metrics;
-    let began = Instant::now();
-    let found = client
-        .unless_gone(resolve(worker, open, deadline, None))
-        .await??;
-    metrics.waited.at(Stage::Resolve).observe(began.elapsed());
-    let mut request = Messages::new(body, identity(&found.backend, open));
-    client.unless_gone(request.open()).await??;
-    let (mut lease, backend) = client
-        .unless_gone(connect(worker, open, found, deadline))
-        .await??;
-    let sail = match backend.engine {
-        Engine::Spark => None,
-        Engine::Sail => {
-            let known = client
-                .unless_gone(sail_call(open.method(), &mut request))
-                .await??;
-            Some(known)
+    let shared = &worker.shared;
+    let method = open.method();
+    let mut request = Messages::new(body, shared.config.limits.first_message);
+    let mut first = None;
+    let mut not_before = None;
+    for attempt in 0..MOST_TRIES {
+        let began = Instant::now();
+        let place = place(worker, open, &mut request, first.is_none(), deadline, not_before);
+        let found = match client.unless_gone(place).await?? {
+            Place::Compute(found) => found,
+            Place::Nowhere(answer) => {
+                client.reply(answer)?;
+                return Ok(Outcome::Local);
+            }
+        };
+        let Found {
+            route,
+            backend,
+            stamp,
+        } = found;
+        shared.metrics.waited.at(Stage::Resolve).observe(began.elapsed());
+        if method.is_work() {
+            open.work();
         }
-    };
-    open.forwarded(backend.engine);
-    headers::toward_backend(&mut head, &backend);
-    let upstream = lease
-        .send(Request::from_parts(head, ()))
-        .map_err(|Unreachable| backend_unavailable())?;
-    forward(metrics, upstream, request, sail.as_ref(), client).await
+        open.tally().on_generation(backend.generation);
+        if first.is_none() {
+            let known = client
+                .unless_gone(First::read(open, &backend, &mut request))
+                .await??;
+            first = Some(known);
+        }
+        let Some(known) = &first else { continue };
+
+        let bound = bind::check(worker, open, &route, &backend, known.spark_session);
+        if client.unless_gone(bound).await?? == Bound::Unused {
+            client.reply(bind::unused(method, &known.peeked)?)?;
+            return Ok(Outcome::Local);
+        }
+        if method == Method::CloneSession && !backend.dedicated {
+            let checked = bind::check_clone(worker, open, &backend, &known.peeked);
+            client.unless_gone(checked).await??;
+        }
+        let translator = Translator::new(
+            backend.engine,
+            known.spark_session,
+            known.reattach.as_ref(),
+            route.lost_compute(shared.clock.now()),
+        )?;
+
+        let began = Instant::now();
+        if !worker.pools.is_connected(&backend) && began.duration_since(stamp.at) > CONNECT_WITHIN {
+            not_before = Some(began);
+            continue;
+        }
+        let mut lease = match client.unless_gone(worker.pools.lease(&backend)).await? {
+            Ok(lease) => lease,
+            Err(Unreachable) => {
+                // The address is suspect: it is asked for again.
+                not_before = Some(Instant::now());
+                continue;
+            }
+        };
+        shared.metrics.waited.at(Stage::Connect).observe(began.elapsed());
+        open.forwarded(backend.engine);
+        if let Some(request) = &known.reattach {
+            open.runs(&known.spark_session, &request.operation_id);
+        }
+        let mut head = head.clone();
+        headers::toward_backend(&mut head, &backend, method);
+        let Ok(upstream) = lease.send(Request::from_parts(head, ())) else {
+            not_before = Some(Instant::now());
+            continue;
+        };
+        let exchange = Exchange {
+            worker,
+            open,
+            backend: &backend,
+            spark_session: known.spark_session,
+            translator,
+            clones: method == Method::CloneSession && !backend.dedicated,
+        };
+        match forward(&exchange, upstream, &mut request, client).await {
+            Err(Stop::Untouched) if client.is_fresh() && request.rewind() => {
+                tracing::debug!(attempt, "compute refused the call; sending it again");
+                shared.metrics.sent_again.inc();
+                not_before = Some(Instant::now());
+            }
+            done => return done,
+        }
+    }
+    Err(backend_unavailable().into())
 }
 
-/// What must be known of a call to Sail, to understand its answer.
-async fn sail_call(method: Method, request: &mut Messages) -> Result<Sail, Stop> {
-    let session = request.session().ok_or_else(|| {
-        Refused::new(
-            Reason::MalformedMessage,
-            "The request is not a Spark Connect message: it has no session_id.",
-        )
-    })?;
-    let mut sail = Sail::new(session);
-    if method == Method::ReattachExecute
-        && let Some(whole) = request.whole(MOST_REATTACH).await?
-    {
-        sail.reattach(&whole).map_err(Stop::Engine)?;
+/// What a request's first message says.
+struct First {
+    spark_session: SparkSessionId,
+    /// The whole request, where it must be understood here.
+    peeked: Vec<u8>,
+    reattach: Option<ReattachExecuteRequest>,
+}
+
+impl First {
+    async fn read(open: &OpenCall, backend: &Backend, request: &mut Messages) -> Result<Self, Stop> {
+        let method = open.method();
+        let understood = match method {
+            Method::ReattachExecute => true,
+            Method::CloneSession => !backend.dedicated,
+            _ => !method.is_work() && !backend.dedicated,
+        };
+        let peeked = if understood {
+            request.peek(MOST_KEPT).await?.ok_or_else(|| {
+                Refused::new(
+                    Reason::MalformedMessage,
+                    "The request is too long for what it asks.",
+                )
+            })?
+        } else {
+            Vec::new()
+        };
+        let reattach = (method == Method::ReattachExecute)
+            .then(|| ReattachExecuteRequest::decode(peeked.get(5..).unwrap_or_default()).ok())
+            .flatten();
+        request.identify(identity(backend, open), method == Method::ExecutePlan)?;
+        Ok(Self {
+            spark_session: request.open().await?,
+            peeked,
+            reattach,
+        })
     }
-    Ok(sail)
 }
 
 /// Who speaks, as the backend is to see it.
@@ -203,70 +323,117 @@ fn identity(backend: &Backend, open: &OpenCall) -> Identity {
     )
 }
 
-/// A place on a connection to the session's compute. If there is none to be
-/// had, the address is suspect: it is asked for again, and tried once more.
-async fn connect(
-    worker: &Rc<Worker>,
-    open: &OpenCall,
-    mut found: Found,
-    deadline: Option<Instant>,
-) -> Result<(Lease, Arc<Backend>), Stop> {
-    let metrics = &worker.shared.metrics;
-    let began = Instant::now();
-    if !worker.pools.is_connected(&found.backend) && began.duration_since(found.stamp.at) > CONNECT_WITHIN {
-        found = resolve(worker, open, deadline, Some(began)).await?;
-    }
-    let resolved = Instant::now();
-    metrics
-        .waited
-        .at(Stage::Resolve)
-        .observe(resolved.duration_since(began));
-    let lease = match worker.pools.lease(&found.backend).await {
-        Ok(lease) => lease,
-        Err(Unreachable) => {
-            found = resolve(worker, open, deadline, Some(Instant::now())).await?;
-            worker
-                .pools
-                .lease(&found.backend)
-                .await
-                .map_err(|Unreachable| backend_unavailable())?
-        }
-    };
-    metrics.waited.at(Stage::Connect).observe(began.elapsed());
-    Ok((lease, found.backend))
-}
-
 /// A route to active compute.
 struct Found {
+    route: Arc<Route>,
     backend: Arc<Backend>,
     stamp: Stamp,
 }
 
+/// Where a call goes.
+enum Place {
+    Compute(Found),
+    /// There is no compute and the call needs none: this is the answer.
+    Nowhere(Bytes),
+}
+
+/// Where the call goes: to compute that is there, or, after it was held, to
+/// compute that its session gets. A call that is no work is answered without.
+async fn place(
+    worker: &Rc<Worker>,
+    open: &OpenCall,
+    request: &mut Messages,
+    unread: bool,
+    deadline: Option<Instant>,
+    not_before: Option<Instant>,
+) -> Result<Place, Stop> {
+    let method = open.method();
+    let look_until = Instant::now() + LOOK_TIME;
+    let until = deadline.map_or(look_until, |deadline| deadline.min(look_until));
+    let (route, stamp) = resolve(worker, open, false, until, deadline, not_before).await?;
+    if let Some(backend) = usable(&route, open)? {
+        return Ok(Place::Compute(Found {
+            route,
+            backend,
+            stamp,
+        }));
+    }
+    if !method.is_work() {
+        let lost = route.lost_compute(worker.shared.clock.now());
+        let request = if unread {
+            request.peek(MOST_KEPT).await?
+        } else {
+            None
+        };
+        return local::without_compute(method, &request.unwrap_or_default(), lost).map(Place::Nowhere);
+    }
+    if unread && method.has_one_message() {
+        // What it holds is better known than guessed, and it may only look like work.
+        let peeked = tokio::select! {
+            biased;
+            peeked = request.peek(MOST_KEPT) => peeked?,
+            () = worker.shared.stopping.cancelled() => return Err(draining().into()),
+        };
+        if let Some(whole) = peeked
+            && whole.len() <= local::MOST_TALK
+            && let Some(answer) = local::idle_talk(method, &whole)
+        {
+            return Ok(Place::Nowhere(answer));
+        }
+    }
+    hold(worker, open, request, deadline).await.map(Place::Compute)
+}
+
+/// Waits until the session has compute, which it is made to get.
+async fn hold(
+    worker: &Rc<Worker>,
+    open: &OpenCall,
+    request: &mut Messages,
+    deadline: Option<Instant>,
+) -> Result<Found, Stop> {
+    let shared = &worker.shared;
+    let limits = &shared.config.limits;
+    let weight = request.weight(limits.stream_window_bytes as usize);
+    let _hold = Hold::enter(&shared.held, limits, open.tally(), &shared.metrics, weight)?;
+    open.work();
+    let hold_until = Instant::now() + shared.config.routes.hold_max;
+    let until = deadline.map_or(hold_until, |deadline| deadline.min(hold_until));
+    let (route, stamp) = resolve(worker, open, true, until, deadline, None).await?;
+    match usable(&route, open)? {
+        Some(backend) => Ok(Found {
+            route,
+            backend,
+            stamp,
+        }),
+        None => Err(warming(why_not_active(&route)).into()),
+    }
+}
+
 /// The session's route: as this worker knows it, or as session-manager says
-/// it, which may take until the compute is warm.
+/// it, which with `wake` may take until the compute is warm.
 async fn resolve(
     worker: &Rc<Worker>,
     open: &OpenCall,
+    wake: bool,
+    until: Instant,
     deadline: Option<Instant>,
     mut not_before: Option<Instant>,
-) -> Result<Found, Stop> {
+) -> Result<(Arc<Route>, Stamp), Stop> {
     let (session, claims) = (open.session(), &open.caller().claims);
     let routes = &worker.shared.routes;
-    let hold_until = Instant::now() + worker.shared.config.routes.hold_max;
-    let until = deadline.map_or(hold_until, |deadline| deadline.min(hold_until));
     loop {
         if not_before.is_none()
             && let Some((route, stamp)) = session.fresh_route(routes)
             // A token of a later epoch proves that the route is not the newest.
             && claims.epoch <= route.token_epoch
-            && let Some(backend) = usable(&route, open)?
+            && (!wake || matches!(route.state, RouteState::Active(_)))
         {
-            return Ok(Found { backend, stamp });
+            return Ok((route, stamp));
         }
         let ask = Ask {
             session: session.id.clone(),
             token: Arc::clone(&open.caller().token),
-            wake: open.method().wakes(),
+            wake,
             until,
             not_before,
         };
@@ -284,32 +451,26 @@ async fn resolve(
             Err(Miss::Waited) if deadline.is_some_and(|deadline| deadline <= until) => {
                 return Err(Stop::Deadline);
             }
-            Err(Miss::Waited) => return Err(warming("").into()),
+            Err(Miss::Waited) if wake => return Err(warming("").into()),
+            Err(Miss::Waited) => session
+                .bearable_route(routes)
+                .ok_or_else(control_plane_unavailable)?,
         };
-        if !session.learn(&route, stamp) {
-            // Something newer was announced on the way here.
-            not_before = Some(Instant::now());
-            continue;
+        if session.learn(&route, stamp) {
+            return Ok((route, stamp));
         }
-        return match usable(&route, open)? {
-            Some(backend) => Ok(Found { backend, stamp }),
-            None => Err(warming(why_not_active(&route)).into()),
-        };
+        // Something newer was announced on the way here.
+        not_before = Some(Instant::now());
     }
 }
 
-/// The compute to call; `None` if it must be waited for.
+/// The compute to call; `None` if there is none in use.
 fn usable(route: &Route, open: &OpenCall) -> Result<Option<Arc<Backend>>, Refused> {
     route.admits(&open.caller().claims)?;
     match &route.state {
         RouteState::Active(backend) => Ok(Some(Arc::clone(backend))),
         RouteState::Gone(gone) => Err(gone.refused()),
-        RouteState::Pending(_) | RouteState::Idle(_) if open.method().wakes() => Ok(None),
-        RouteState::Pending(why) => Err(warming(why)),
-        RouteState::Idle(_) => Err(Refused::new(
-            Reason::ComputeReleased,
-            "The session is idle and its compute was given back. The next query brings it up again.",
-        )),
+        RouteState::Pending(_) | RouteState::Idle(_) => Ok(None),
     }
 }
 

@@ -261,6 +261,20 @@ pub struct LimitConfig {
     pub frame_bytes: u32,
     /// Response bytes buffered per call beyond the client's window.
     pub send_buffer_bytes: usize,
+    /// From a call's headers to the first message of its request.
+    #[serde(with = "duration")]
+    pub first_message: Duration,
+    /// Calls of one session at once; `ReleaseExecute` is free.
+    pub calls_per_session: u32,
+    /// Calls of one organization per second, with bursts of as many; 0 is no
+    /// limit; `ReleaseExecute` is free.
+    pub calls_per_second_per_org: u32,
+    /// Calls of one session that wait for compute at once.
+    pub held_calls_per_session: u32,
+    /// Calls that wait for compute at once, in all.
+    pub held_calls: usize,
+    /// Bytes of requests that wait for compute, in all.
+    pub held_bytes: usize,
 }
 
 impl Default for LimitConfig {
@@ -275,6 +289,12 @@ impl Default for LimitConfig {
             connection_window_bytes: 4 << 20,
             frame_bytes: 256 << 10,
             send_buffer_bytes: 512 << 10,
+            first_message: Duration::from_secs(60),
+            calls_per_session: 512,
+            calls_per_second_per_org: 5000,
+            held_calls_per_session: 64,
+            held_calls: 10_000,
+            held_bytes: 256 << 20,
         }
     }
 }
@@ -403,6 +423,19 @@ impl Validate for LimitConfig {
         window(problems, "stream_window_bytes", self.stream_window_bytes);
         window(problems, "connection_window_bytes", self.connection_window_bytes);
         frame(problems, self.frame_bytes);
+        problems.require(!self.first_message.is_zero(), "first_message", "must not be zero");
+        problems.require(self.calls_per_session > 0, "calls_per_session", "must not be 0");
+        problems.require(
+            self.held_calls_per_session > 0,
+            "held_calls_per_session",
+            "must not be 0",
+        );
+        problems.require(self.held_calls > 0, "held_calls", "must not be 0");
+        problems.require(
+            self.held_bytes >= 1 << 20,
+            "held_bytes",
+            "must be at least 1048576",
+        );
         problems.require(
             self.send_buffer_bytes >= 16 << 10,
             "send_buffer_bytes",

@@ -6,33 +6,88 @@
 //! it if it was not over; only then does the caller tell the client.
 
 use crate::backend::{Body, Upstream};
+use crate::bind;
 use crate::call::Stop;
 use crate::headers;
+use crate::identity::SparkSessionId;
 use crate::messages::{Broken, Messages, Next, Outgoing};
+use crate::method::Method;
 use crate::metrics::{Metrics, Outcome, Stage, Way};
+use crate::redact::Redactor;
 use crate::respond::{Client, capacity};
-use crate::translate::Sail;
-use bytes::{Buf as _, Bytes};
+use crate::routes::Backend;
+use crate::session::OpenCall;
+use crate::translate::Translator;
+use crate::worker::Worker;
+use bytes::{Buf as _, Bytes, BytesMut};
 use h2::SendStream;
 use h2::client::ResponseFuture;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 use session_core::Reason;
 use session_proto::error::Refused;
 use std::future::poll_fn;
 use std::pin::pin;
+use std::task::{Context, Poll, ready};
 use tokio::time::Instant;
+
+/// Responses with fewer bytes in a frame are joined, if they are there together.
+const SMALL: usize = 4 * 1024;
+/// How many bytes are joined at most.
+const JOINED: usize = 32 * 1024;
+/// The answer to a `CloneSession` is a few ids.
+const MOST_CLONED: usize = 64 * 1024;
+
+/// Tells clients which compute answers: it rises when compute was replaced,
+/// and with it everything was lost that lived there only.
+static GENERATION: HeaderName = HeaderName::from_static("x-berth-generation");
+
+/// What both directions of a call need to know.
+pub(crate) struct Exchange<'a> {
+    pub(crate) worker: &'a Worker,
+    pub(crate) open: &'a OpenCall,
+    pub(crate) backend: &'a Backend,
+    pub(crate) spark_session: SparkSessionId,
+    pub(crate) translator: Option<Translator>,
+    /// A Spark session will come to be whose id only the answer tells.
+    pub(crate) clones: bool,
+}
+
+impl Exchange<'_> {
+    fn metrics(&self) -> &Metrics {
+        &self.worker.shared.metrics
+    }
+
+    /// Ends the call in another way where the engine's status would mislead.
+    fn translated(&self, trailers: &HeaderMap) -> Result<(), Stop> {
+        match self
+            .translator
+            .as_ref()
+            .and_then(|translator| translator.translate(trailers))
+        {
+            Some(stop) => Err(stop),
+            None => Ok(()),
+        }
+    }
+
+    /// Spark tells its own credential to whoever asks for all settings.
+    fn redactor(&self) -> Option<Redactor> {
+        let credential = self.backend.credential.as_ref()?;
+        (self.open.method() == Method::Config)
+            .then(|| Redactor::of(credential))
+            .flatten()
+    }
+}
 
 /// Carries one call to its end.
 pub(crate) async fn forward(
-    metrics: &Metrics,
+    exchange: &Exchange<'_>,
     upstream: Upstream,
-    request: Messages,
-    sail: Option<&Sail>,
+    request: &mut Messages,
     client: &mut Client,
 ) -> Result<Outcome, Stop> {
     let Upstream { response, sender } = upstream;
-    let mut upload = pin!(upload(metrics, request, sender));
-    let mut download = pin!(download(metrics, response, sail, client));
+    let mut upload = pin!(upload(exchange, request, sender));
+    let mut download = pin!(download(exchange, response, client));
     let mut uploading = true;
     loop {
         tokio::select! {
@@ -46,13 +101,13 @@ pub(crate) async fn forward(
     }
 }
 
-/// The request to the backend. Both ends come back, because dropping one early
+/// The request to the backend. Its end comes back, because dropping it early
 /// would look like the end of the call.
 async fn upload(
-    metrics: &Metrics,
-    mut request: Messages,
+    exchange: &Exchange<'_>,
+    request: &mut Messages,
     mut backend: SendStream<Outgoing>,
-) -> Result<(Messages, SendStream<Outgoing>), Broken> {
+) -> Result<SendStream<Outgoing>, Broken> {
     while let Some(next) = request.next().await? {
         let sent = match next {
             Next::Data(data, end) => {
@@ -60,7 +115,8 @@ async fn upload(
                 if capacity(&mut backend, len).await.is_err() {
                     break;
                 }
-                metrics.bytes.at(Way::ToBackend).add(len as u64);
+                exchange.metrics().bytes.at(Way::ToBackend).add(len as u64);
+                exchange.open.tally().count_in(len);
                 backend.send_data(data, end)
             }
             Next::End(Some(trailers)) => backend.send_trailers(trailers),
@@ -71,15 +127,17 @@ async fn upload(
         }
         request.passed();
     }
+    if let Some(operation) = request.operation() {
+        exchange.open.learn(&exchange.spark_session, operation);
+    }
     // If the backend wanted no more, its response says why.
-    Ok((request, backend))
+    Ok(backend)
 }
 
 /// The response to the client.
 async fn download(
-    metrics: &Metrics,
+    exchange: &Exchange<'_>,
     response: ResponseFuture,
-    sail: Option<&Sail>,
     client: &mut Client,
 ) -> Result<Outcome, Stop> {
     let sent = Instant::now();
@@ -87,7 +145,11 @@ async fn download(
         .unless_gone(response)
         .await?
         .map_err(|error| lost(&error))?;
-    metrics.waited.at(Stage::FirstByte).observe(sent.elapsed());
+    exchange
+        .metrics()
+        .waited
+        .at(Stage::FirstByte)
+        .observe(sent.elapsed());
     let (mut head, body) = response.into_parts();
     if head.status != StatusCode::OK {
         tracing::info!(
@@ -97,49 +159,142 @@ async fn download(
         return Err(Stop::Refused(backend_lost("The compute's answer is not gRPC.")));
     }
     headers::toward_client(&mut head.headers);
+    head.headers
+        .insert(&GENERATION, exchange.backend.generation_header.clone());
     let status = outcome(&head.headers);
     if body.is_end_stream() {
-        translated(sail, &head.headers)?;
+        exchange.translated(&head.headers)?;
         client.begin(http::Response::from_parts(head, ()), true)?;
         return Ok(status.unwrap_or(Outcome::BackendError));
     }
-    client.begin(http::Response::from_parts(head, ()), false)?;
-    let trailers = stream(metrics, body, client).await?;
+    if exchange.open.method() == Method::ReattachExecute {
+        // Spark has the operation: it runs, and keeps its session busy.
+        exchange.open.work();
+    }
+    let trailers = if exchange.clones {
+        cloned(exchange, head, body, client).await?
+    } else {
+        client.begin(http::Response::from_parts(head, ()), false)?;
+        stream(exchange, body, client).await?
+    };
     let Some(mut trailers) = trailers else {
         return Err(Stop::Refused(backend_lost(
             "The compute ended its answer without a status.",
         )));
     };
-    translated(sail, &trailers)?;
+    exchange.translated(&trailers)?;
     headers::toward_client(&mut trailers);
     let outcome = outcome(&trailers).unwrap_or(Outcome::BackendError);
     client.trailers(trailers)?;
     Ok(outcome)
 }
 
-async fn stream(metrics: &Metrics, mut body: Body, client: &mut Client) -> Result<Option<HeaderMap>, Stop> {
-    loop {
-        let data = client.unless_gone(poll_fn(|cx| body.poll_data(cx))).await?;
-        let Some(data) = data else { break };
-        let data = data.map_err(|error| lost(&error))?;
+/// Passes a response's bytes on, to its trailers.
+async fn stream(
+    exchange: &Exchange<'_>,
+    mut body: Body,
+    client: &mut Client,
+) -> Result<Option<HeaderMap>, Stop> {
+    let mut redactor = exchange.redactor();
+    let mut more = true;
+    while more {
+        let (data, taken, ended) = client
+            .unless_gone(poll_fn(|cx| poll_joined(&mut body, cx)))
+            .await??;
+        more = !ended;
+        let data = match &mut redactor {
+            None => data,
+            Some(redactor) if more => redactor.feed(&data),
+            Some(redactor) => {
+                let sure = redactor.feed(&data);
+                [sure, redactor.finish()].concat().into()
+            }
+        };
         let len = data.len();
-        client.capacity(len).await?;
-        client.data(data, false)?;
-        metrics.bytes.at(Way::ToClient).add(len as u64);
-        let _ = body.flow_control().release_capacity(len);
+        if len > 0 {
+            client.capacity(len).await?;
+            client.data(data, false)?;
+            exchange.metrics().bytes.at(Way::ToClient).add(len as u64);
+            exchange.open.tally().count_out(len);
+        }
+        let _ = body.flow_control().release_capacity(taken);
     }
+    trailers(&mut body, client).await
+}
+
+async fn trailers(body: &mut Body, client: &mut Client) -> Result<Option<HeaderMap>, Stop> {
     client
         .unless_gone(poll_fn(|cx| body.poll_trailers(cx)))
         .await?
         .map_err(|error| lost(&error))
 }
 
-/// Ends the call with another status where Sail's would not be understood.
-fn translated(sail: Option<&Sail>, trailers: &HeaderMap) -> Result<(), Stop> {
-    match sail.and_then(|sail| sail.translate(trailers)) {
-        Some(status) => Err(Stop::Engine(status)),
-        None => Ok(()),
+/// Bytes to be sent as one, how many were taken for them, and whether they are the last.
+type Joined = (Bytes, usize, bool);
+
+/// The next bytes; small ones that are there together come together, so that
+/// many small messages are few frames.
+fn poll_joined(body: &mut Body, cx: &mut Context<'_>) -> Poll<Result<Joined, Stop>> {
+    let first = match ready!(body.poll_data(cx)) {
+        None => return Poll::Ready(Ok((Bytes::new(), 0, true))),
+        Some(data) => data.map_err(|error| lost(&error))?,
+    };
+    if first.len() >= SMALL {
+        let taken = first.len();
+        return Poll::Ready(Ok((first, taken, false)));
     }
+    let mut joined = BytesMut::new();
+    let mut ended = false;
+    while first.len() + joined.len() < JOINED {
+        match body.poll_data(cx) {
+            Poll::Pending => break,
+            Poll::Ready(None) => {
+                ended = true;
+                break;
+            }
+            Poll::Ready(Some(data)) => {
+                let data = data.map_err(|error| lost(&error))?;
+                if joined.is_empty() {
+                    joined.reserve(JOINED);
+                    joined.extend_from_slice(&first);
+                }
+                joined.extend_from_slice(&data);
+            }
+        }
+    }
+    let data = if joined.is_empty() { first } else { joined.freeze() };
+    let taken = data.len();
+    Poll::Ready(Ok((data, taken, ended)))
+}
+
+/// The answer to a `CloneSession`, held until the Spark session that it names
+/// is known to be ours.
+async fn cloned(
+    exchange: &Exchange<'_>,
+    head: http::response::Parts,
+    mut body: Body,
+    client: &mut Client,
+) -> Result<Option<HeaderMap>, Stop> {
+    let mut answer = BytesMut::new();
+    while let Some(data) = client.unless_gone(poll_fn(|cx| body.poll_data(cx))).await? {
+        let data = data.map_err(|error| lost(&error))?;
+        answer.extend_from_slice(&data);
+        let _ = body.flow_control().release_capacity(data.len());
+        if answer.len() > MOST_CLONED {
+            return Err(Stop::Refused(backend_lost(
+                "The compute's answer to CloneSession is too long.",
+            )));
+        }
+    }
+    let trailers = trailers(&mut body, client).await?;
+    if trailers.as_ref().and_then(outcome) == Some(Outcome::Ok) {
+        let checked = bind::check_cloned(exchange.worker, exchange.open, exchange.backend, &answer);
+        client.unless_gone(checked).await??;
+    }
+    client.begin(http::Response::from_parts(head, ()), false)?;
+    client.capacity(answer.len()).await?;
+    client.data(answer.freeze(), false)?;
+    Ok(trailers)
 }
 
 fn outcome(headers: &HeaderMap) -> Option<Outcome> {
@@ -161,11 +316,13 @@ fn lost(error: &h2::Error) -> Stop {
             _ => false,
         };
     tracing::debug!(%error, refused, "the stream to compute was lost");
-    Stop::Refused(if refused {
-        backend_unavailable()
+    if refused {
+        Stop::Untouched
     } else {
-        backend_lost("The connection to the compute was lost while the call ran.")
-    })
+        Stop::Refused(backend_lost(
+            "The connection to the compute was lost while the call ran.",
+        ))
+    }
 }
 
 pub(crate) fn backend_unavailable() -> Refused {

@@ -1,6 +1,7 @@
 //! Request and response headers, edited in place: what is ours, or belongs to
 //! one connection only, does not pass.
 
+use crate::method::Method;
 use crate::routes::Backend;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Scheme, Uri};
@@ -22,6 +23,7 @@ static HOP_BY_HOP: [HeaderName; 7] = [
     header::UPGRADE,
     header::HOST,
 ];
+static GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// A header that may come once at most.
@@ -41,7 +43,7 @@ pub(crate) fn at_most_one<'h>(
 pub(crate) struct Doubled;
 
 /// Makes the client's request one of ours to `backend`.
-pub(crate) fn toward_backend(request: &mut http::request::Parts, backend: &Backend) {
+pub(crate) fn toward_backend(request: &mut http::request::Parts, backend: &Backend, method: Method) {
     let headers = &mut request.headers;
     headers.remove(header::AUTHORIZATION);
     headers.remove(&SESSION_ID);
@@ -52,6 +54,10 @@ pub(crate) fn toward_backend(request: &mut http::request::Parts, backend: &Backe
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
     if let Some(credential) = &backend.credential {
         headers.insert(header::AUTHORIZATION, credential.clone());
+        if method == Method::Config {
+            // The reply is looked into, so that the credential does not leave.
+            headers.insert(&GRPC_ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
     }
     let mut uri = http::uri::Parts::default();
     uri.scheme = Some(if backend.tls.is_some() {

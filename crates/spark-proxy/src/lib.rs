@@ -9,19 +9,24 @@
 //! stream is reset, and one future per call keeps both sides of it.
 
 mod acceptor;
+mod activity;
 mod auth;
 mod backend;
+mod bind;
 mod call;
 pub mod config;
 mod connection;
 mod forward;
 mod headers;
 mod health;
+mod hold;
 mod identity;
 mod keys;
+mod local;
 mod messages;
 mod method;
 mod metrics;
+mod redact;
 mod respond;
 mod routes;
 mod session;
@@ -30,6 +35,7 @@ mod worker;
 
 pub use config::Config;
 
+use crate::activity::Ledger;
 use crate::config::TlsMode;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
@@ -124,10 +130,27 @@ pub async fn run_with_clock(
         let (events_to, events): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
         let (accepted_to, accepted): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
         let client = RouteServiceClient::new(channel);
-        let routes = Routes::new(client, config.routes.clone(), events_to, Arc::clone(&metrics));
+        let routes = Routes::new(
+            client.clone(),
+            config.routes.clone(),
+            events_to,
+            Arc::clone(&metrics),
+        );
+        let proxy_id = proxy_id();
         tokio::spawn(routes::watch::run(
             Arc::clone(&routes),
-            proxy_id(),
+            proxy_id.clone(),
+            shutdown.forced(),
+        ));
+        let ledger = Arc::new(Ledger::new(
+            Arc::clone(&clock),
+            config.limits.calls_per_second_per_org,
+        ));
+        tokio::spawn(activity::run(
+            Arc::clone(&ledger),
+            client,
+            proxy_id,
+            Arc::clone(&metrics),
             shutdown.forced(),
         ));
 
@@ -138,6 +161,8 @@ pub async fn run_with_clock(
             clock,
             keys,
             routes,
+            ledger,
+            held: Arc::default(),
             metrics,
             tls,
             backend_tls,

@@ -12,13 +12,22 @@ const HEALTH: &str = "grpc.health.v1.Health";
 /// A method of the Spark Connect service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Method {
+    ExecutePlan,
+    AnalyzePlan,
+    Config,
+    AddArtifacts,
+    ArtifactStatus,
+    CloneSession,
     ReattachExecute,
     ReleaseExecute,
     Interrupt,
-    /// Others that ask about, or end, what exists already.
-    Housekeeping,
-    /// All the rest, also methods that this release does not know.
-    Working,
+    ReleaseSession,
+    GetStatus,
+    FetchErrorDetails,
+    ListSqlExecutions,
+    GetSqlExecution,
+    /// One that this release does not know: taken for work.
+    Unknown,
 }
 
 /// What a request asks for by its path.
@@ -35,21 +44,50 @@ pub(crate) enum Target {
 impl Method {
     fn named(name: &str) -> Self {
         match name {
+            "ExecutePlan" => Self::ExecutePlan,
+            "AnalyzePlan" => Self::AnalyzePlan,
+            "Config" => Self::Config,
+            "AddArtifacts" => Self::AddArtifacts,
+            "ArtifactStatus" => Self::ArtifactStatus,
+            "CloneSession" => Self::CloneSession,
             "ReattachExecute" => Self::ReattachExecute,
             "ReleaseExecute" => Self::ReleaseExecute,
             "Interrupt" => Self::Interrupt,
-            "ReleaseSession" | "GetStatus" | "FetchErrorDetails" | "ListSqlExecutions"
-            | "GetSqlExecution" => Self::Housekeeping,
-            _ => Self::Working,
+            "ReleaseSession" => Self::ReleaseSession,
+            "GetStatus" => Self::GetStatus,
+            "FetchErrorDetails" => Self::FetchErrorDetails,
+            "ListSqlExecutions" => Self::ListSqlExecutions,
+            "GetSqlExecution" => Self::GetSqlExecution,
+            _ => Self::Unknown,
         }
     }
 
-    /// Does the call bring compute back that was released?
-    pub(crate) const fn wakes(self) -> bool {
+    /// Is the call work? Then it brings compute back that was released, and
+    /// keeps its session from going idle. All others ask about, or end, what
+    /// exists already.
+    pub(crate) const fn is_work(self) -> bool {
         match self {
-            Self::ReattachExecute | Self::ReleaseExecute | Self::Interrupt | Self::Housekeeping => false,
-            Self::Working => true,
+            Self::ExecutePlan
+            | Self::AnalyzePlan
+            | Self::Config
+            | Self::AddArtifacts
+            | Self::ArtifactStatus
+            | Self::CloneSession
+            | Self::Unknown => true,
+            Self::ReattachExecute
+            | Self::ReleaseExecute
+            | Self::Interrupt
+            | Self::ReleaseSession
+            | Self::GetStatus
+            | Self::FetchErrorDetails
+            | Self::ListSqlExecutions
+            | Self::GetSqlExecution => false,
         }
+    }
+
+    /// Is its request surely one message?
+    pub(crate) const fn has_one_message(self) -> bool {
+        !matches!(self, Self::AddArtifacts | Self::Unknown)
     }
 
     /// How far past its expiry a token may make this call.
@@ -57,7 +95,39 @@ impl Method {
         match self {
             Self::ReattachExecute | Self::ReleaseExecute => Grace::Reattach,
             Self::Interrupt => Grace::Interrupt,
-            Self::Housekeeping | Self::Working => Grace::None,
+            Self::ExecutePlan
+            | Self::AnalyzePlan
+            | Self::Config
+            | Self::AddArtifacts
+            | Self::ArtifactStatus
+            | Self::CloneSession
+            | Self::ReleaseSession
+            | Self::GetStatus
+            | Self::FetchErrorDetails
+            | Self::ListSqlExecutions
+            | Self::GetSqlExecution
+            | Self::Unknown => Grace::None,
+        }
+    }
+
+    /// Its name, for reports.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::ExecutePlan => "ExecutePlan",
+            Self::AnalyzePlan => "AnalyzePlan",
+            Self::Config => "Config",
+            Self::AddArtifacts => "AddArtifacts",
+            Self::ArtifactStatus => "ArtifactStatus",
+            Self::CloneSession => "CloneSession",
+            Self::ReattachExecute => "ReattachExecute",
+            Self::ReleaseExecute => "ReleaseExecute",
+            Self::Interrupt => "Interrupt",
+            Self::ReleaseSession => "ReleaseSession",
+            Self::GetStatus => "GetStatus",
+            Self::FetchErrorDetails => "FetchErrorDetails",
+            Self::ListSqlExecutions => "ListSqlExecutions",
+            Self::GetSqlExecution => "GetSqlExecution",
+            Self::Unknown => "other",
         }
     }
 }
@@ -114,11 +184,11 @@ mod tests {
         let spark = |name: &str| format!("/{SPARK_CONNECT}/{name}");
         assert_eq!(
             of("POST", &spark("ExecutePlan"), grpc),
-            Target::Spark(Method::Working)
+            Target::Spark(Method::ExecutePlan)
         );
         assert_eq!(
             of("POST", &spark("NotYetInvented"), "application/grpc+proto"),
-            Target::Spark(Method::Working)
+            Target::Spark(Method::Unknown)
         );
         assert_eq!(
             of("POST", &spark("ReattachExecute"), grpc),
@@ -159,11 +229,11 @@ mod tests {
             "CloneSession",
             "NotYetInvented",
         ] {
-            assert!(Method::named(name).wakes());
+            assert!(Method::named(name).is_work());
             assert_eq!(Method::named(name).grace(), Grace::None);
         }
         assert_eq!(Method::named("ReleaseExecute").grace(), Grace::Reattach);
         assert_eq!(Method::named("Interrupt").grace(), Grace::Interrupt);
-        assert!(!Method::named("GetStatus").wakes());
+        assert!(!Method::named("GetStatus").is_work());
     }
 }

@@ -22,6 +22,7 @@ labels! {
         ControlPlane => "control_plane",
         Draining => "draining",
         Health => "health",
+        Local => "local",
     }
 }
 
@@ -107,6 +108,10 @@ pub(crate) struct Metrics {
     pub(crate) resolves: Arc<Family<(), Counter>>,
     pub(crate) watching: Arc<Family<(), Gauge>>,
     pub(crate) key_fetches_failed: Arc<Family<(), Counter>>,
+    pub(crate) held: Arc<Family<(), Gauge>>,
+    pub(crate) sent_again: Arc<Family<(), Counter>>,
+    pub(crate) bindings: Arc<Family<(), Counter>>,
+    pub(crate) reports_failed: Arc<Family<(), Counter>>,
 }
 
 impl Metrics {
@@ -148,6 +153,19 @@ impl Metrics {
             key_fetches_failed: registry.counter(
                 "spark_proxy_key_fetches_failed_total",
                 "Readings of the key set that failed.",
+            ),
+            held: registry.gauge("spark_proxy_held_calls", "Calls that wait for compute."),
+            sent_again: registry.counter(
+                "spark_proxy_calls_sent_again_total",
+                "Calls sent once more, because the compute had provably done nothing with them.",
+            ),
+            bindings: registry.counter(
+                "spark_proxy_spark_sessions_bound_total",
+                "Questions to session-manager whose a Spark session on shared compute is.",
+            ),
+            reports_failed: registry.counter(
+                "spark_proxy_activity_reports_failed_total",
+                "Reports of activity that session-manager did not take.",
             ),
         }
     }

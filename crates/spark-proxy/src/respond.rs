@@ -38,6 +38,11 @@ impl Client {
         }
     }
 
+    /// Was nothing sent yet?
+    pub(crate) fn is_fresh(&self) -> bool {
+        matches!(self.side, Side::Fresh(_))
+    }
+
     /// Ends the call with an error of ours, whatever was sent before.
     pub(crate) fn refuse(&mut self, refused: Refused) {
         let compressed = refused.reason == Why::CompressedRequest;

@@ -5,17 +5,21 @@
 //! waits. It is on the session's list before the route is looked at, so that
 //! an end that is announced at any moment reaches it.
 
+use crate::activity::{Tally, Working};
 use crate::auth::Caller;
+use crate::identity::{Operation, SparkSessionId};
 use crate::method::Method;
 use crate::routes::book::{Routes, Stamp};
 use crate::routes::{Gone, Order, Route, RouteState, revoked};
-use session_core::{Engine, SessionId};
+use session_core::{Engine, Reason, SessionId};
 use session_proto::error::Refused;
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// One session in one worker.
@@ -25,6 +29,11 @@ pub(crate) struct Session {
     gone: RefCell<Option<Arc<Gone>>>,
     floor: Cell<Order>,
     calls: RefCell<Vec<Rc<Call>>>,
+    pub(crate) tally: Arc<Tally>,
+    /// Spark sessions that are ours on shared compute, and on which of its generations.
+    bound: RefCell<(u64, HashSet<SparkSessionId>)>,
+    /// Held by the one that binds.
+    pub(crate) binding: tokio::sync::Mutex<()>,
     pub(crate) last_used: Cell<Instant>,
 }
 
@@ -38,18 +47,30 @@ pub(crate) struct Call {
     waker: RefCell<Option<Waker>>,
     /// Whose compute has it, once it was forwarded.
     engine: Cell<Option<Engine>>,
+    /// Its client can come back for its results.
+    reattachable: Cell<bool>,
 }
 
 /// Keeps a call on its session's list.
 pub(crate) struct OpenCall {
     session: Rc<Session>,
     call: Rc<Call>,
+    /// Since it is known to be work.
+    working: RefCell<Option<Working>>,
 }
 
+/// When to try again where calls of the session must end first.
+const WAIT_FOR_ROOM: Duration = Duration::from_secs(1);
+/// Bindings that are remembered; more can be asked for again.
+const MOST_BOUND: usize = 256;
+
 impl Session {
-    pub(crate) fn new(id: SessionId) -> Self {
+    pub(crate) fn new(id: SessionId, tally: Arc<Tally>) -> Self {
         Self {
             id,
+            tally,
+            bound: RefCell::default(),
+            binding: tokio::sync::Mutex::default(),
             route: RefCell::default(),
             gone: RefCell::default(),
             floor: Cell::default(),
@@ -58,10 +79,30 @@ impl Session {
         }
     }
 
-    /// Puts a call on the list, unless the session ended.
-    pub(crate) fn open(self: &Rc<Self>, caller: &Rc<Caller>, method: Method) -> Result<OpenCall, Refused> {
+    /// Puts a call on the list, unless the session ended or has `most` open.
+    pub(crate) fn open(
+        self: &Rc<Self>,
+        caller: &Rc<Caller>,
+        method: Method,
+        most: u32,
+    ) -> Result<OpenCall, Refused> {
         if let Some(gone) = &*self.gone.borrow() {
             return Err(gone.refused());
+        }
+        // To release results must always be possible, and starts nothing.
+        let most = if method == Method::ReleaseExecute {
+            u32::MAX
+        } else {
+            most
+        };
+        if !self.tally.enter(most) {
+            return Err(Refused::new(
+                Reason::QuotaExceeded,
+                format!(
+                    "The session has {most} calls open, which is the limit. Wait until one of them ends."
+                ),
+            )
+            .retry_after(WAIT_FOR_ROOM));
         }
         let mut calls = self.calls.borrow_mut();
         let call = Rc::new(Call {
@@ -71,12 +112,29 @@ impl Session {
             end: RefCell::default(),
             waker: RefCell::default(),
             engine: Cell::default(),
+            reattachable: Cell::default(),
         });
         calls.push(Rc::clone(&call));
         Ok(OpenCall {
             session: Rc::clone(self),
             call,
+            working: RefCell::default(),
         })
+    }
+
+    /// Is the Spark session known to be ours on this generation of shared compute?
+    pub(crate) fn is_bound(&self, generation: u64, spark_session: &SparkSessionId) -> bool {
+        let bound = self.bound.borrow();
+        bound.0 == generation && bound.1.contains(spark_session)
+    }
+
+    /// The Spark session is ours.
+    pub(crate) fn bind(&self, generation: u64, spark_session: SparkSessionId) {
+        let mut bound = self.bound.borrow_mut();
+        if bound.0 != generation || bound.1.len() >= MOST_BOUND {
+            *bound = (generation, HashSet::new());
+        }
+        bound.1.insert(spark_session);
     }
 
     /// The route, if it may be used without asking.
@@ -166,6 +224,11 @@ impl Call {
         self.engine.get()
     }
 
+    /// Does Spark keep its operation and results for a client that comes back?
+    pub(crate) fn is_reattachable(&self) -> bool {
+        self.method == Method::ReattachExecute || self.reattachable.get()
+    }
+
     fn end(&self, refused: Refused) {
         self.end.borrow_mut().get_or_insert(refused);
         if let Some(waker) = self.waker.borrow_mut().take() {
@@ -187,9 +250,36 @@ impl OpenCall {
         self.call.method
     }
 
+    pub(crate) fn tally(&self) -> &Arc<Tally> {
+        &self.session.tally
+    }
+
     /// The call goes to compute now.
     pub(crate) fn forwarded(&self, engine: Engine) {
         self.call.engine.set(Some(engine));
+        self.session.tally.count_call();
+    }
+
+    /// The call is work: its session is busy until it ends.
+    pub(crate) fn work(&self) {
+        self.working
+            .borrow_mut()
+            .get_or_insert_with(|| self.session.tally.work());
+    }
+
+    /// What its request said of the operation, once all of it was read.
+    pub(crate) fn learn(&self, spark_session: &SparkSessionId, operation: &Operation) {
+        self.call.reattachable.set(operation.is_reattachable());
+        if let Some(id) = operation.id() {
+            self.runs(spark_session, id);
+        }
+    }
+
+    /// Which operation it runs.
+    pub(crate) fn runs(&self, spark_session: &SparkSessionId, operation: &str) {
+        if let Some(working) = &mut *self.working.borrow_mut() {
+            working.on_operation(spark_session.as_str(), operation, self.method());
+        }
     }
 
     /// Waits until the call must end, and says why. Only one at a time may wait.
@@ -217,5 +307,6 @@ impl Drop for OpenCall {
             moved.index.set(index);
         }
         self.session.last_used.set(Instant::now());
+        self.session.tally.leave();
     }
 }

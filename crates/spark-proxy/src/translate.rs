@@ -1,4 +1,4 @@
-//! What Sail says, in the words that clients understand.
+//! What engines say, in the words that clients understand.
 //!
 //! PySpark re-sends a query, or gives a session up, only for certain error
 //! classes of Apache Spark. Sail says the same things in texts of its own
@@ -7,68 +7,104 @@
 //! parts: user data may stand in any error.
 //!
 //! Reattaching in the middle is answered here: Sail would lose rows silently,
-//! and a loud error is better than a short result.
+//! and a loud error is better than a short result. And where compute was lost,
+//! an engine's "no such operation" would have the client run it twice.
 
+use crate::call::Stop;
 use crate::identity::SparkSessionId;
+use crate::local::operation_lost;
 use http::HeaderMap;
-use prost::Message as _;
+use session_core::Engine;
 use session_proto::spark::ReattachExecuteRequest;
 use std::collections::HashMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-/// What is known of one call to Sail.
+/// What must be known of a call to understand its answer.
 #[derive(Debug)]
-pub(crate) struct Sail {
-    session: String,
+pub(crate) struct Translator {
+    engine: Engine,
+    session: SparkSessionId,
     /// The operation that is being reattached to.
     reattaching: Option<String>,
+    /// Compute was lost a short while ago, with what ran there.
+    lost: bool,
 }
 
-impl Sail {
-    /// A call about this Spark session.
-    pub(crate) fn new(session: SparkSessionId) -> Self {
-        Self {
-            session: String::from_utf8_lossy(session.as_bytes()).into_owned(),
-            reattaching: None,
-        }
-    }
-
-    /// A `ReattachExecute`, whose one message is `request`, flag and length
+impl Translator {
+    /// For a call about this Spark session; `None` if its answer passes as it
+    /// is. `reattach` is the message of a `ReattachExecute`, flag and length
     /// included.
     ///
     /// # Errors
-    /// The answer, if it must not go on to Sail.
-    pub(crate) fn reattach(&mut self, request: &[u8]) -> Result<(), Box<Status>> {
-        let Ok(request) = ReattachExecuteRequest::decode(request.get(5..).unwrap_or_default()) else {
-            // The identity scanner took it; what it means is Sail's to say.
-            return Ok(());
-        };
-        if request.last_response_id.is_some_and(|id| !id.is_empty()) {
-            return Err(Box::new(operation_not_found(&request.operation_id)));
+    /// The answer, if the call must not go on.
+    pub(crate) fn new(
+        engine: Engine,
+        session: SparkSessionId,
+        reattach: Option<&ReattachExecuteRequest>,
+        lost: bool,
+    ) -> Result<Option<Self>, Stop> {
+        match (engine, reattach) {
+            (Engine::Spark, None) => return Ok(None),
+            (Engine::Sail, Some(request))
+                if request.last_response_id.as_ref().is_some_and(|id| !id.is_empty()) =>
+            {
+                return Err(if lost {
+                    operation_lost().into()
+                } else {
+                    Stop::Engine(Box::new(operation_not_found(&request.operation_id)))
+                });
+            }
+            (Engine::Spark | Engine::Sail, _) => {}
         }
-        self.reattaching = Some(request.operation_id);
-        Ok(())
+        Ok(Some(Self {
+            engine,
+            session,
+            reattaching: reattach.map(|request| request.operation_id.clone()),
+            lost,
+        }))
     }
 
-    /// The status to say in place of Sail's, if Sail's is one that clients do
-    /// not understand.
-    pub(crate) fn translate(&self, trailers: &HeaderMap) -> Option<Box<Status>> {
+    /// How the call ends instead, if the engine's status is one that its
+    /// client would not understand, or would understand wrongly.
+    pub(crate) fn translate(&self, trailers: &HeaderMap) -> Option<Stop> {
         let status = Status::from_header_map(trailers)?;
         if status.code() != Code::Internal {
             return None;
         }
+        match self.engine {
+            Engine::Spark => (self.lost && self.reattaching.is_some() && is_unknown_to_spark(&status))
+                .then(|| operation_lost().into()),
+            Engine::Sail => self.translate_sail(&status),
+        }
+    }
+
+    fn translate_sail(&self, status: &Status) -> Option<Stop> {
         if let Some(operation) = &self.reattaching
             && status.message() == format!("invalid argument: operation not found: {operation}")
         {
-            return Some(Box::new(operation_not_found(operation)));
+            return Some(if self.lost {
+                operation_lost().into()
+            } else {
+                Stop::Engine(Box::new(operation_not_found(operation)))
+            });
         }
-        let ended = format!("invalid argument: session {} is not running", self.session);
-        (status.message() == ended).then(|| Box::new(session_changed(&self.session)))
+        let session = self.session.as_str();
+        let ended = format!("invalid argument: session {session} is not running");
+        (status.message() == ended).then(|| Stop::Engine(Box::new(session_changed(session))))
     }
 }
 
-fn operation_not_found(operation: &str) -> Status {
+/// Spark says that it has no such operation, or no such session.
+fn is_unknown_to_spark(status: &Status) -> bool {
+    status.get_details_error_info().is_some_and(|info| {
+        info.metadata.get("errorClass").is_some_and(|class| {
+            class == "INVALID_HANDLE.OPERATION_NOT_FOUND" || class == "INVALID_HANDLE.SESSION_NOT_FOUND"
+        })
+    })
+}
+
+pub(crate) fn operation_not_found(operation: &str) -> Status {
     rich(
         "INVALID_HANDLE.OPERATION_NOT_FOUND",
         &format!(
@@ -111,66 +147,92 @@ fn rich(class: &str, text: &str) -> Status {
 mod tests {
     use super::*;
 
-    const SESSION: &[u8] = b"11111111-2222-3333-4444-555555555555";
+    const SESSION: &str = "11111111-2222-3333-4444-555555555555";
 
-    fn sail() -> Sail {
-        Sail {
-            session: String::from_utf8_lossy(SESSION).into_owned(),
-            reattaching: None,
+    fn translator(engine: Engine, reattaching: Option<&str>, lost: bool) -> Translator {
+        Translator {
+            engine,
+            session: SESSION.parse().unwrap(),
+            reattaching: reattaching.map(str::to_owned),
+            lost,
         }
     }
 
-    fn framed(last_response_id: Option<&str>) -> Vec<u8> {
-        let request = ReattachExecuteRequest {
+    fn request(last_response_id: Option<&str>) -> ReattachExecuteRequest {
+        ReattachExecuteRequest {
             operation_id: "op-1".to_owned(),
             last_response_id: last_response_id.map(str::to_owned),
             ..ReattachExecuteRequest::default()
-        };
-        [vec![0; 5], request.encode_to_vec()].concat()
+        }
     }
 
-    fn trailers(code: Code, text: &str) -> HeaderMap {
+    fn trailers(status: &Status) -> HeaderMap {
         let mut trailers = HeaderMap::new();
-        Status::new(code, text).add_header(&mut trailers).unwrap();
+        status.add_header(&mut trailers).unwrap();
         trailers
     }
 
-    fn class(status: &Status) -> String {
-        status.get_details_error_info().unwrap().metadata["errorClass"].clone()
+    fn said(text: &str) -> HeaderMap {
+        trailers(&Status::new(Code::Internal, text))
+    }
+
+    fn class(stop: Option<Stop>) -> String {
+        match stop {
+            Some(Stop::Engine(status)) => {
+                status.get_details_error_info().unwrap().metadata["errorClass"].clone()
+            }
+            Some(Stop::Refused(refused)) => refused.reason.to_string(),
+            Some(Stop::Deadline | Stop::Vanished | Stop::Untouched) => "another".to_owned(),
+            None => "as it is".to_owned(),
+        }
     }
 
     #[test]
     fn an_unknown_operation_is_said_as_spark_says_it() {
-        let mut call = sail();
-        call.reattach(&framed(None)).unwrap();
-        let said = trailers(Code::Internal, "invalid argument: operation not found: op-1");
-        let translated = call.translate(&said).unwrap();
-        assert_eq!(class(&translated), "INVALID_HANDLE.OPERATION_NOT_FOUND");
-        assert!(
-            translated
-                .message()
-                .contains("INVALID_HANDLE.OPERATION_NOT_FOUND")
+        let unknown = said("invalid argument: operation not found: op-1");
+        let sail = translator(Engine::Sail, Some("op-1"), false);
+        assert_eq!(
+            class(sail.translate(&unknown)),
+            "INVALID_HANDLE.OPERATION_NOT_FOUND"
         );
+        let lost = translator(Engine::Sail, Some("op-1"), true);
+        assert_eq!(class(lost.translate(&unknown)), "OPERATION_LOST");
     }
 
     #[test]
-    fn reattaching_in_the_middle_is_refused_loudly() {
-        let refused = sail().reattach(&framed(Some("r-7"))).unwrap_err();
-        assert_eq!(class(&refused), "INVALID_HANDLE.OPERATION_NOT_FOUND");
-        assert!(sail().reattach(&framed(Some(""))).is_ok());
+    fn an_operation_that_spark_lost_is_lost() {
+        let unknown = trailers(&operation_not_found("op-1"));
+        for (lost, expected) in [(true, "OPERATION_LOST"), (false, "as it is")] {
+            let spark = translator(Engine::Spark, Some("op-1"), lost);
+            assert_eq!(class(spark.translate(&unknown)), expected);
+        }
+        let changed = trailers(&session_changed(SESSION));
+        let spark = translator(Engine::Spark, Some("op-1"), true);
+        assert_eq!(class(spark.translate(&changed)), "as it is");
+    }
+
+    #[test]
+    fn reattaching_to_sail_in_the_middle_is_refused_loudly() {
+        let of = |last, lost| {
+            let session = SESSION.parse().unwrap();
+            class(Translator::new(Engine::Sail, session, Some(&request(last)), lost).err())
+        };
+        assert_eq!(of(Some("r-7"), false), "INVALID_HANDLE.OPERATION_NOT_FOUND");
+        assert_eq!(of(Some("r-7"), true), "OPERATION_LOST");
+        assert_eq!(of(Some(""), false), "as it is");
+        assert_eq!(of(None, false), "as it is");
     }
 
     #[test]
     fn an_ended_session_is_said_as_spark_says_it() {
-        let said = "invalid argument: session 11111111-2222-3333-4444-555555555555 is not running";
-        let translated = sail().translate(&trailers(Code::Internal, said)).unwrap();
-        assert_eq!(class(&translated), "INVALID_HANDLE.SESSION_CHANGED");
+        let ended = said(&format!("invalid argument: session {SESSION} is not running"));
+        let sail = translator(Engine::Sail, None, false);
+        assert_eq!(class(sail.translate(&ended)), "INVALID_HANDLE.SESSION_CHANGED");
     }
 
     #[test]
     fn all_else_passes_as_it_is() {
-        let mut call = sail();
-        call.reattach(&framed(None)).unwrap();
+        let sail = translator(Engine::Sail, Some("op-1"), false);
         for (code, text) in [
             (Code::Internal, "invalid argument: operation not found: op-2"),
             (Code::Internal, "x: invalid argument: operation not found: op-1"),
@@ -182,9 +244,14 @@ mod tests {
             (Code::Internal, "invalid argument: session other is not running"),
             (Code::Ok, ""),
         ] {
-            assert!(call.translate(&trailers(code, text)).is_none(), "{code:?} {text}");
+            let status = trailers(&Status::new(code, text));
+            assert!(sail.translate(&status).is_none(), "{code:?} {text}");
         }
-        let said = trailers(Code::Internal, "invalid argument: operation not found: op-1");
-        assert!(sail().translate(&said).is_none(), "only a reattach is translated");
+        let unknown = said("invalid argument: operation not found: op-1");
+        let other = translator(Engine::Sail, None, false);
+        assert!(
+            other.translate(&unknown).is_none(),
+            "only a reattach is translated"
+        );
     }
 }

@@ -2,25 +2,26 @@
 //! its own connections to compute. A connection stays with its worker, so a
 //! call wakes no other thread on its way.
 
+use crate::activity::Ledger;
 use crate::auth::Tokens;
 use crate::backend::{self, Pools};
 use crate::call::draining;
 use crate::config::Config;
 use crate::connection;
+use crate::hold::Held;
 use crate::keys::{Keys, Unreadable};
-use crate::method::Method;
 use crate::metrics::Metrics;
 use crate::routes::book::{Ask, MARKER_LIFE, Miss, RouteEvent, Routes};
 use crate::session::{Call, Session};
 use service_kit::tls::{ClientTls, ServerTls};
 use session_core::{Clock, Engine, Reason, SessionId};
 use session_proto::error::Refused;
-use session_token::Verifier;
+use session_token::{Claims, Verifier};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::{LocalSet, spawn_local};
@@ -41,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) verifier: Verifier,
     pub(crate) keys: Arc<Keys>,
     pub(crate) routes: Arc<Routes>,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) held: Arc<Held>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tls: Option<Arc<ServerTls>>,
     pub(crate) backend_tls: Arc<ClientTls>,
@@ -146,12 +149,13 @@ impl Worker {
         }
     }
 
-    /// What this worker knows of a session, from now on something.
-    pub(crate) fn session(&self, id: &SessionId) -> Rc<Session> {
+    /// What this worker knows of a token's session, from now on something.
+    pub(crate) fn session(&self, claims: &Claims) -> Rc<Session> {
+        let id = &claims.sid;
         if let Some(session) = self.sessions.borrow().get(id) {
             return Rc::clone(session);
         }
-        let session = Rc::new(Session::new(id.clone()));
+        let session = Rc::new(Session::new(id.clone(), self.shared.ledger.of(claims)));
         self.sessions.borrow_mut().insert(id.clone(), Rc::clone(&session));
         session
     }
@@ -249,11 +253,18 @@ impl Worker {
 /// Spark keeps a reattachable operation and its results for the client that
 /// comes back; whatever else is cut is lost.
 fn last_words(call: &Call) -> Refused {
-    match (call.engine(), call.method) {
-        (None, _) | (Some(Engine::Spark), Method::ReattachExecute) => draining(),
-        (Some(Engine::Spark | Engine::Sail), _) => Refused::new(
+    match call.engine() {
+        None => draining(),
+        Some(Engine::Spark) if call.is_reattachable() => draining(),
+        Some(Engine::Spark | Engine::Sail) => Refused::new(
             Reason::BackendLost,
             "This proxy had to stop while the call ran. Whether the operation took effect is not known. Check before you run it again.",
         ),
     }
+}
+
+/// Nothing panics while it holds one of the proxy's locks; if it did, the data
+/// would still be whole, because every change is one step.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -39,6 +39,11 @@ struct State {
     asked: watch::Sender<Vec<ResolveRouteRequest>>,
     watchers: watch::Sender<usize>,
     streams: Vec<mpsc::UnboundedSender<Result<WatchRoutesResponse, Status>>>,
+    reports: watch::Sender<Vec<ReportActivityRequest>>,
+    binds: Vec<BindSparkSessionRequest>,
+    /// By Spark session id: whose it is.
+    bound: HashMap<String, String>,
+    bind_refusal: Option<Status>,
 }
 
 /// An active route of version 1 to dedicated Spark at `backend`.
@@ -71,6 +76,10 @@ impl FakeRoutes {
             asked: watch::Sender::default(),
             watchers: watch::Sender::new(0),
             streams: Vec::new(),
+            reports: watch::Sender::default(),
+            binds: Vec::new(),
+            bound: HashMap::new(),
+            bind_refusal: None,
         };
         let fake = Fake(Arc::new(Mutex::new(state)));
         let (address, stop) = serve(fake.clone(), ([127, 0, 0, 1], 0).into()).await?;
@@ -123,6 +132,33 @@ impl FakeRoutes {
     /// The questions that came so far.
     pub fn asked(&self) -> Vec<ResolveRouteRequest> {
         self.fake.state().asked.borrow().clone()
+    }
+
+    /// The reports that came so far.
+    pub fn reports(&self) -> Vec<ReportActivityRequest> {
+        self.fake.state().reports.borrow().clone()
+    }
+
+    /// Returns when the reports satisfy `condition`.
+    pub async fn until_reported(&self, mut condition: impl FnMut(&[ReportActivityRequest]) -> bool) {
+        let mut reports = self.fake.state().reports.subscribe();
+        let _ = reports.wait_for(|reports| condition(reports)).await;
+    }
+
+    /// The Spark sessions that were asked to be bound, in order.
+    pub fn binds(&self) -> Vec<BindSparkSessionRequest> {
+        self.fake.state().binds.clone()
+    }
+
+    /// This Spark session is that session's already.
+    pub fn bind(&self, spark_session: &str, session: &str) {
+        let mut state = self.fake.state();
+        state.bound.insert(spark_session.to_owned(), session.to_owned());
+    }
+
+    /// From now on every bind is answered so.
+    pub fn refuse_binds(&self, status: Option<Status>) {
+        self.fake.state().bind_refusal = status;
     }
 
     /// Returns when this many questions came.
@@ -303,15 +339,31 @@ impl RouteService for Fake {
 
     async fn report_activity(
         &self,
-        _: Request<ReportActivityRequest>,
+        request: Request<ReportActivityRequest>,
     ) -> Result<Response<ReportActivityResponse>, Status> {
+        self.state()
+            .reports
+            .send_modify(|reports| reports.push(request.into_inner()));
         Ok(Response::new(ReportActivityResponse {}))
     }
 
     async fn bind_spark_session(
         &self,
-        _: Request<BindSparkSessionRequest>,
+        request: Request<BindSparkSessionRequest>,
     ) -> Result<Response<BindSparkSessionResponse>, Status> {
-        Ok(Response::new(BindSparkSessionResponse { bound: true }))
+        let request = request.into_inner();
+        let session =
+            session_of(&request.session_token).ok_or_else(|| Status::invalid_argument("no token"))?;
+        let mut state = self.state();
+        state.binds.push(request.clone());
+        if let Some(status) = &state.bind_refusal {
+            return Err(status.clone());
+        }
+        let owner = state
+            .bound
+            .entry(request.spark_session_id)
+            .or_insert_with(|| session.clone());
+        let bound = *owner == session;
+        Ok(Response::new(BindSparkSessionResponse { bound }))
     }
 }

@@ -6,18 +6,23 @@ use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Request, Response};
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tonic_types::{ErrorDetails, StatusExt as _};
 
 /// The header that says what to do.
 pub const SHAPE: &str = "x-shape";
 
 /// The Spark session that requests of tests are about.
 pub const SPARK_SESSION: &str = "01234567-89ab-cdef-0123-456789abcdef";
+
+/// An operation that requests of tests are about.
+pub const OPERATION: &str = "fedcba98-7654-3210-fedc-ba9876543210";
 
 /// What a request may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +45,12 @@ pub enum Shape {
     KillAtOnce,
     /// `RST_STREAM(REFUSED_STREAM)`.
     Refuse,
+    /// The same for the first such request, [`Shape::Echo`] for all others.
+    RefuseOnce,
+    /// What Apache Spark answers about an operation that it does not know.
+    SparkUnknown,
+    /// What Sail answers about the operation [`OPERATION`] if it does not know it.
+    SailUnknown,
     /// HTTP 503 without any gRPC.
     Bare,
     /// A message, and no trailers.
@@ -59,6 +70,9 @@ impl Shape {
             Self::Kill => "kill".to_owned(),
             Self::KillAtOnce => "kill-at-once".to_owned(),
             Self::Refuse => "refuse".to_owned(),
+            Self::RefuseOnce => "refuse-once".to_owned(),
+            Self::SparkUnknown => "spark-unknown".to_owned(),
+            Self::SailUnknown => "sail-unknown".to_owned(),
             Self::Bare => "bare".to_owned(),
             Self::NoStatus => "no-status".to_owned(),
         };
@@ -82,6 +96,9 @@ impl Shape {
             "kill" => Self::Kill,
             "kill-at-once" => Self::KillAtOnce,
             "refuse" => Self::Refuse,
+            "refuse-once" => Self::RefuseOnce,
+            "spark-unknown" => Self::SparkUnknown,
+            "sail-unknown" => Self::SailUnknown,
             "bare" => Self::Bare,
             "no-status" => Self::NoStatus,
             _ => Self::Echo,
@@ -100,6 +117,8 @@ pub struct Seen {
     pub sent: usize,
     /// Streams that the other side reset.
     pub resets: usize,
+    /// Streams that were refused.
+    pub refused: usize,
     /// Connections accepted.
     pub connections: usize,
     /// Connections open now.
@@ -123,6 +142,16 @@ impl Record {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .send_modify(change);
+    }
+
+    /// Was no stream refused yet? From now on one was.
+    fn first_refusal(&self) -> bool {
+        let mut first = false;
+        self.note(|seen| {
+            first = seen.refused == 0;
+            seen.refused += 1;
+        });
+        first
     }
 
     fn watch(&self) -> watch::Receiver<Seen> {
@@ -233,7 +262,11 @@ async fn serve(
 ) -> Option<()> {
     let mut body = request.into_body();
     match shape {
-        Shape::Echo => {
+        Shape::RefuseOnce if seen.first_refusal() => {
+            respond.send_reset(Reason::REFUSED_STREAM);
+            Some(())
+        }
+        Shape::Echo | Shape::RefuseOnce => {
             let mut stream = begin(&mut respond)?;
             while let Some(data) = body.data().await {
                 let data = data.ok()?;
@@ -278,6 +311,15 @@ async fn serve(
                 .insert("content-type", HeaderValue::from_static("application/grpc"));
             respond.send_response(response, true).ok().map(drop)
         }
+        Shape::SparkUnknown | Shape::SailUnknown => {
+            drain(&mut body, seen).await?;
+            let mut response = Response::new(());
+            unknown_operation(shape).add_header(response.headers_mut()).ok()?;
+            response
+                .headers_mut()
+                .insert("content-type", HeaderValue::from_static("application/grpc"));
+            respond.send_response(response, true).ok().map(drop)
+        }
         Shape::Kill => {
             drain(&mut body, seen).await?;
             let mut stream = begin(&mut respond)?;
@@ -305,6 +347,24 @@ async fn serve(
             stream.send_data(message(10), true).ok()
         }
     }
+}
+
+/// As the two engines say it (measured with Sail 0.7.2 and Spark 4.3.0).
+fn unknown_operation(shape: Shape) -> tonic::Status {
+    let mut metadata = HashMap::from([(
+        "classes".to_owned(),
+        r#"["org.apache.spark.SparkException"]"#.to_owned(),
+    )]);
+    let text = if shape == Shape::SailUnknown {
+        format!("invalid argument: operation not found: {OPERATION}")
+    } else {
+        let class = "INVALID_HANDLE.OPERATION_NOT_FOUND";
+        metadata.insert("errorClass".to_owned(), class.to_owned());
+        format!("[{class}] The handle {OPERATION} is invalid. Operation not found.")
+    };
+    let details =
+        ErrorDetails::with_error_info("org.apache.spark.SparkException", "org.apache.spark", metadata);
+    tonic::Status::with_error_details(tonic::Code::Internal, text, details)
 }
 
 fn begin(respond: &mut SendResponse<Bytes>) -> Option<SendStream<Bytes>> {

@@ -1,7 +1,7 @@
 //! The head of a message: everything before the first field above 2. It holds
 //! who speaks, and is small with every released client.
 
-use super::wire::{self, Kind, Malformed, Scanner, Tag};
+use super::wire::{self, Fields, Kind, Malformed, Scanner, Tag};
 
 /// How much of a message is looked at for its head.
 pub(crate) const MOST_HEAD: usize = 64 * 1024;
@@ -32,11 +32,33 @@ impl SparkSessionId {
     pub(crate) fn as_bytes(&self) -> &[u8; 36] {
         &self.0
     }
+
+    pub(crate) fn as_str(&self) -> &str {
+        // Hexadecimal digits and hyphens.
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl std::str::FromStr for SparkSessionId {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        Self::parse(text.as_bytes())
+    }
 }
 
 /// Is the field one of the head's?
 pub(super) fn is_head(field: u64) -> bool {
     field <= USER_CONTEXT
+}
+
+/// Whatever fields there are.
+struct AllFields;
+
+impl Fields for AllFields {
+    fn allows(&self, _: u64) -> bool {
+        true
+    }
 }
 
 /// What was read of a head so far.
@@ -104,7 +126,7 @@ impl Head {
 
     /// The client's own `user_context` is dropped but for its extensions.
     fn take_extensions(&mut self, context: &[u8], keep: bool) -> Result<(), Malformed> {
-        Scanner::new(context.len() as u64).scan(context, |_| false)?;
+        Scanner::new(context.len() as u64).scan(context, &mut AllFields)?;
         if !keep {
             return Ok(());
         }

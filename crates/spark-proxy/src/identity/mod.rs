@@ -10,14 +10,17 @@
 //! Bulk bytes pass as they are; nothing is held but a head, 64 KiB at most.
 
 mod head;
+mod operation;
 #[cfg(test)]
 mod tests;
 mod wire;
 
 pub(crate) use head::SparkSessionId;
+pub(crate) use operation::Operation;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use head::{Head, MOST_HEAD, is_head};
+use head::{Head, MOST_HEAD};
+use operation::Rest;
 use std::collections::VecDeque;
 use wire::Scanner;
 
@@ -93,6 +96,8 @@ pub(crate) struct Rewriter {
     identity: Identity,
     /// Of the first message; all others must have the same.
     session: Option<SparkSessionId>,
+    /// What is noticed on the way, if that is wanted.
+    operation: Option<Operation>,
     state: State,
 }
 
@@ -118,8 +123,20 @@ impl Rewriter {
         Self {
             identity,
             session: None,
+            operation: None,
             state: State::START,
         }
+    }
+
+    /// Of an `ExecutePlan`: what it says of its operation is noticed too.
+    pub(crate) fn noticing_operation(mut self) -> Self {
+        self.operation = Some(Operation::default());
+        self
+    }
+
+    /// What was noticed of the operation so far.
+    pub(crate) fn operation(&self) -> Option<&Operation> {
+        self.operation.as_ref()
     }
 
     /// The Spark session that the call is about, once its first head is read.
@@ -185,7 +202,7 @@ impl Rewriter {
                                 message.advance(end);
                                 message
                             };
-                            scanner.scan(&theirs, is_head)?;
+                            scanner.scan(&theirs, &mut Rest(self.operation.as_mut()))?;
                             out.push_back(Piece {
                                 ours: ours.into(),
                                 theirs,
@@ -202,7 +219,7 @@ impl Rewriter {
                     // At most as many as there are bytes.
                     let count = scanner.left().min(bytes.len() as u64) as usize;
                     let theirs = bytes.split_to(count);
-                    scanner.scan(&theirs, is_head)?;
+                    scanner.scan(&theirs, &mut Rest(self.operation.as_mut()))?;
                     if scanner.left() == 0 {
                         self.state = State::START;
                     }

@@ -93,6 +93,24 @@ pub(super) fn length(value: u64, left: u64) -> Result<u64, Malformed> {
     }
 }
 
+/// What is to be done with the fields that a [`Scanner`] walks over.
+pub(super) trait Fields {
+    /// May it come?
+    fn allows(&self, field: u64) -> bool;
+
+    /// Is this length-delimited field's content to be shown? If so, its
+    /// content follows in pieces, and then its end.
+    fn wants(&mut self, _field: u64, _len: u64) -> bool {
+        false
+    }
+
+    /// Some of the content of a field that is wanted.
+    fn show(&mut self, _field: u64, _bytes: &[u8]) {}
+
+    /// The end of a field that is wanted.
+    fn shown(&mut self, _field: u64) {}
+}
+
 /// Walks over the top-level fields of a message in pieces, whatever the
 /// pieces; holds no bytes.
 #[derive(Debug, Clone, Copy)]
@@ -106,8 +124,9 @@ pub(super) struct Scanner {
 enum State {
     Tag(Varint),
     Value(Varint),
-    Len(Varint),
+    Len(u64, Varint),
     Skip(u64),
+    Show(u64, u64),
 }
 
 impl Scanner {
@@ -124,23 +143,30 @@ impl Scanner {
     }
 
     /// Takes the next bytes, none of which is beyond the message's end.
-    /// Fields that satisfy `forbidden` are refused.
-    pub(super) fn scan(
-        &mut self,
-        mut bytes: &[u8],
-        forbidden: impl Fn(u64) -> bool,
-    ) -> Result<(), Malformed> {
+    pub(super) fn scan(&mut self, mut bytes: &[u8], fields: &mut impl Fields) -> Result<(), Malformed> {
         while let Some((&byte, rest)) = bytes.split_first() {
-            if let State::Skip(count) = self.state {
+            if let State::Skip(count) | State::Show(_, count) = self.state {
                 let step = count.min(bytes.len() as u64);
                 // `step` is at most the length of a slice.
-                bytes = &bytes[step as usize..];
+                let (content, rest) = bytes.split_at(step as usize);
+                bytes = rest;
                 self.left -= step;
-                self.state = if step == count {
-                    State::Tag(Varint::default())
-                } else {
-                    State::Skip(count - step)
+                let done = step == count;
+                self.state = match self.state {
+                    State::Show(field, _) => {
+                        fields.show(field, content);
+                        if done {
+                            fields.shown(field);
+                        }
+                        State::Show(field, count - step)
+                    }
+                    State::Tag(_) | State::Value(_) | State::Len(..) | State::Skip(_) => {
+                        State::Skip(count - step)
+                    }
                 };
+                if done {
+                    self.state = State::Tag(Varint::default());
+                }
                 continue;
             }
             bytes = rest;
@@ -150,12 +176,12 @@ impl Scanner {
                     None => State::Tag(varint),
                     Some(value) => {
                         let tag = Tag::read(value)?;
-                        if forbidden(tag.field) {
+                        if !fields.allows(tag.field) {
                             return Err("a field that must come first and once comes again");
                         }
                         match tag.kind {
                             Kind::Varint => State::Value(Varint::default()),
-                            Kind::Len => State::Len(Varint::default()),
+                            Kind::Len => State::Len(tag.field, Varint::default()),
                             Kind::Fixed64 => State::Skip(length(8, self.left)?),
                             Kind::Fixed32 => State::Skip(length(4, self.left)?),
                         }
@@ -165,14 +191,15 @@ impl Scanner {
                     None => State::Value(varint),
                     Some(_) => State::Tag(Varint::default()),
                 },
-                State::Len(mut varint) => match varint.push(byte)? {
-                    None => State::Len(varint),
+                State::Len(field, mut varint) => match varint.push(byte)? {
+                    None => State::Len(field, varint),
                     Some(value) => match length(value, self.left)? {
                         0 => State::Tag(Varint::default()),
+                        count if fields.wants(field, count) => State::Show(field, count),
                         count => State::Skip(count),
                     },
                 },
-                State::Skip(count) => State::Skip(count),
+                skipping @ (State::Skip(_) | State::Show(..)) => skipping,
             };
         }
         if self.left == 0 { self.end() } else { Ok(()) }
@@ -182,7 +209,7 @@ impl Scanner {
     fn end(&self) -> Result<(), Malformed> {
         match self.state {
             State::Tag(varint) if !varint.is_begun() => Ok(()),
-            State::Tag(_) | State::Value(_) | State::Len(_) | State::Skip(_) => {
+            State::Tag(_) | State::Value(_) | State::Len(..) | State::Skip(_) | State::Show(..) => {
                 Err("the message ends in the middle of a field")
             }
         }

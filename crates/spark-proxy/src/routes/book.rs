@@ -9,6 +9,7 @@ use super::flight::{self, Waiter};
 use super::{Gone, Order, Route, RouteState};
 use crate::config::RouteConfig;
 use crate::metrics::Metrics;
+use crate::worker::lock;
 use session_core::SessionId;
 use session_proto::error::Refused;
 use session_proto::internal::route_service_client::RouteServiceClient;
@@ -132,6 +133,11 @@ impl Routes {
             metrics,
             reachable: AtomicBool::new(true),
         })
+    }
+
+    /// To ask session-manager other things than routes.
+    pub(crate) fn client(&self) -> RouteServiceClient<Channel> {
+        self.client.clone()
     }
 
     /// May an answer of this age be used without asking?
@@ -344,10 +350,4 @@ impl Routes {
             let _ = worker.send(event.clone());
         }
     }
-}
-
-/// Nothing panics while it holds one of these locks; if it did, the data would
-/// still be whole, because every change is one insert or remove.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

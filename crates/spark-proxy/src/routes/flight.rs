@@ -15,6 +15,10 @@ use tonic::{Code, Status};
 /// Between two questions about a session that is still not ready.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// A held call waits this long for a session-manager that is away, restarting
+/// mostly; others, which may have an older answer to go by, do not wait.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Somebody who waits for a flight.
 pub(super) struct Waiter {
     pub(super) token: Arc<str>,
@@ -41,6 +45,7 @@ pub(super) fn is_settled(route: &Route, wake: bool) -> bool {
 pub(super) async fn fly(routes: Arc<Routes>, session: SessionId) {
     let mut client = routes.client.clone();
     let mut first = true;
+    let mut away_since = None;
     loop {
         let Some((token, wake)) = next_question(&routes, &session) else {
             return;
@@ -64,12 +69,22 @@ pub(super) async fn fly(routes: Arc<Routes>, session: SessionId) {
         let stamp = routes.stamp();
         routes.metrics.resolves.inc();
         let answer = client.resolve_route(request).await;
+        let patient = match &answer {
+            Err(status) if refusal(status).is_none() => {
+                away_since.get_or_insert_with(Instant::now).elapsed() < PATIENCE
+            }
+            Ok(_) | Err(_) => {
+                away_since = None;
+                true
+            }
+        };
         deliver(
             &routes,
             &session,
             &token,
             stamp,
             answer.map(tonic::Response::into_inner),
+            patient,
         );
     }
 }
@@ -96,6 +111,7 @@ fn deliver(
     token: &Arc<str>,
     stamp: Stamp,
     answer: Result<session_proto::internal::ResolveRouteResponse, Status>,
+    patient: bool,
 ) {
     let mut state = routes.state();
     let waiters = state.flights.remove(session).unwrap_or_default();
@@ -120,8 +136,10 @@ fn deliver(
                 }
                 None => {
                     routes.answered(Some(&status));
-                    reply(waiters, &Err(Miss::Unreachable));
-                    Vec::new()
+                    let (held, others): (Vec<_>, Vec<_>) =
+                        waiters.into_iter().partition(|waiter| waiter.wake && patient);
+                    reply(others, &Err(Miss::Unreachable));
+                    held
                 }
             };
             state.flights.insert(session.clone(), left);
@@ -163,7 +181,7 @@ fn reply(waiters: Vec<Waiter>, answer: &Answer) {
 
 /// What session-manager's status means for the caller; `None` if it only
 /// means that session-manager cannot answer now.
-fn refusal(status: &Status) -> Option<Refused> {
+pub(crate) fn refusal(status: &Status) -> Option<Refused> {
     let reason = reason_of(status);
     match status.code() {
         Code::Unauthenticated

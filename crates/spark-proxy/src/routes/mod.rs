@@ -10,10 +10,14 @@ pub(crate) mod book;
 mod flight;
 pub(crate) mod watch;
 
+pub(crate) use flight::refusal;
+
+use crate::identity::SparkSessionId;
 use http::HeaderValue;
 use http::uri::Authority;
 use rustls::pki_types::ServerName;
 use session_core::{Engine, OrgId, Reason, SessionId, Timestamp, TokenId};
+use session_proto::convert::from_timestamp;
 use session_proto::error::Refused;
 use session_proto::internal as pb;
 use session_token::Claims;
@@ -22,6 +26,10 @@ use std::time::Duration;
 
 /// How much longer than the wait it was asked for session-manager may take.
 pub(crate) const ANSWER_TIME: Duration = Duration::from_secs(5);
+
+/// For how long after a loss an operation that is not found is taken for one
+/// that was lost (DESIGN §5.6).
+const LOSS_MATTERS: Duration = Duration::from_secs(15 * 60);
 
 /// Orders all that is known of one session: the store's epoch, then the
 /// session's version.
@@ -41,6 +49,10 @@ pub(crate) struct Route {
     pub(crate) revoked: Vec<TokenId>,
     pub(crate) org_disabled: bool,
     pub(crate) state: RouteState,
+    /// When compute of an earlier generation was lost last.
+    lost_at: Option<Timestamp>,
+    /// Spark sessions that are the session's on shared compute.
+    bindings: Vec<SparkSessionId>,
 }
 
 /// Whether it can get calls now.
@@ -75,6 +87,10 @@ pub(crate) struct Backend {
     pub(crate) engine: Engine,
     /// It serves this one session only.
     pub(crate) dedicated: bool,
+    /// Of the session; rises when its compute was really replaced.
+    pub(crate) generation: u64,
+    /// The same, to tell clients.
+    pub(crate) generation_header: HeaderValue,
     /// What the session is called there.
     pub(crate) user_id: String,
     /// Who may share a connection to it.
@@ -164,9 +180,26 @@ impl Route {
                 .map(|token| token.token_id.parse().map_err(|_| BadRoute("revoked token id")))
                 .collect::<Result<_, _>>()?,
             org_disabled: route.org_disabled,
+            lost_at: route.compute_lost_at.as_ref().map(from_timestamp),
+            bindings: route
+                .bindings
+                .iter()
+                .map(|binding| binding.spark_session_id.parse().map_err(|_| BadRoute("binding")))
+                .collect::<Result<_, _>>()?,
             state,
             session,
         })
+    }
+
+    /// Was compute lost so recently that clients may still come back for what
+    /// ran there?
+    pub(crate) fn lost_compute(&self, now: Timestamp) -> bool {
+        self.lost_at.is_some_and(|at| now < at.after(LOSS_MATTERS))
+    }
+
+    /// Is the Spark session known to be the session's?
+    pub(crate) fn binds(&self, spark_session: &SparkSessionId) -> bool {
+        self.bindings.contains(spark_session)
     }
 
     /// Is a token that verified also good for this session as it is now?
@@ -237,6 +270,8 @@ impl Backend {
             credential,
             engine,
             dedicated: backend.dedicated,
+            generation,
+            generation_header: HeaderValue::from(generation),
             user_id: if user_id.is_empty() {
                 session.to_string()
             } else {

@@ -1,0 +1,433 @@
+//! What sessions do, as session-manager must hear it: calls in flight, the end
+//! of the last one, the operations that run, bytes and times.
+//!
+//! A session has one [`Tally`], which all workers share; a call touches plain
+//! atomics of it. [`run`] reports every five seconds, and at once when a
+//! session that was quiet gets a call, because only then session-manager could
+//! take it for idle.
+
+use crate::method::Method;
+use crate::metrics::Metrics;
+use crate::worker::lock;
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use session_core::{Clock, OrgId, SessionId, Timestamp, TokenId};
+use session_proto::convert::timestamp;
+use session_proto::internal::route_service_client::RouteServiceClient;
+use session_proto::internal::{OpenOperation, ReportActivityRequest, SessionActivity, TokenUse, Usage};
+use session_token::Claims;
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+/// Reports are sent this often (DESIGN §5.10).
+const INTERVAL: Duration = Duration::from_secs(5);
+/// Calls that begin within this time of each other share a report.
+const GATHER: Duration = Duration::from_millis(20);
+/// Sessions in one report.
+const MOST_SESSIONS: usize = 1000;
+/// Operations of one session in one report.
+const MOST_OPERATIONS: usize = 64;
+/// Tokens of one session whose use is remembered between two reports.
+const MOST_TOKENS: usize = 256;
+const ANSWER_TIME: Duration = Duration::from_secs(5);
+
+/// All tallies.
+pub(crate) struct Ledger {
+    calls_per_second: Option<NonZeroU32>,
+    clock: Arc<dyn Clock>,
+    known: Mutex<Known>,
+    queue: Arc<Queue>,
+}
+
+#[derive(Default)]
+struct Known {
+    sessions: HashMap<SessionId, Weak<Tally>>,
+    orgs: HashMap<OrgId, Weak<Org>>,
+}
+
+/// Tallies that have something to say.
+#[derive(Default)]
+struct Queue {
+    changed: Mutex<Vec<Arc<Tally>>>,
+    /// One of them was quiet before.
+    urgent: Notify,
+}
+
+/// What all sessions of an organization share.
+struct Org {
+    id: OrgId,
+    rate: Option<DefaultDirectRateLimiter>,
+}
+
+/// What one session does.
+pub(crate) struct Tally {
+    session: SessionId,
+    org: Arc<Org>,
+    clock: Arc<dyn Clock>,
+    queue: Arc<Queue>,
+    /// Calls that are open, whatever they are.
+    open: AtomicU32,
+    /// Those that are work.
+    working: AtomicU32,
+    /// Those that wait for compute.
+    held: AtomicU32,
+    generation: AtomicU64,
+    last_activity: AtomicU64,
+    calls: AtomicU64,
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+    open_millis: AtomicU64,
+    /// It is in the queue.
+    queued: AtomicBool,
+    /// The reporter has it on its list.
+    listed: AtomicBool,
+    operations: Mutex<Vec<Arc<OpenOperation>>>,
+    tokens: Mutex<HashMap<TokenId, (Timestamp, Timestamp)>>,
+}
+
+/// A call that is work; its session is busy for as long as this lives.
+pub(crate) struct Working {
+    tally: Arc<Tally>,
+    began: Instant,
+    operation: Option<Arc<OpenOperation>>,
+}
+
+impl Ledger {
+    pub(crate) fn new(clock: Arc<dyn Clock>, calls_per_second: u32) -> Self {
+        Self {
+            calls_per_second: NonZeroU32::new(calls_per_second),
+            clock,
+            known: Mutex::default(),
+            queue: Arc::default(),
+        }
+    }
+
+    /// The tally of the session that a token opens.
+    pub(crate) fn of(&self, claims: &Claims) -> Arc<Tally> {
+        let mut known = lock(&self.known);
+        if let Some(tally) = known.sessions.get(&claims.sid).and_then(Weak::upgrade) {
+            return tally;
+        }
+        let org = known.orgs.get(&claims.org).and_then(Weak::upgrade);
+        let org = org.unwrap_or_else(|| {
+            let org = Arc::new(Org {
+                id: claims.org.clone(),
+                rate: self
+                    .calls_per_second
+                    .map(|rate| RateLimiter::direct(Quota::per_second(rate))),
+            });
+            known.orgs.insert(claims.org.clone(), Arc::downgrade(&org));
+            org
+        });
+        let tally = Arc::new(Tally {
+            session: claims.sid.clone(),
+            org,
+            clock: Arc::clone(&self.clock),
+            queue: Arc::clone(&self.queue),
+            open: AtomicU32::new(0),
+            working: AtomicU32::new(0),
+            held: AtomicU32::new(0),
+            generation: AtomicU64::new(0),
+            last_activity: AtomicU64::new(0),
+            calls: AtomicU64::new(0),
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+            open_millis: AtomicU64::new(0),
+            queued: AtomicBool::new(false),
+            listed: AtomicBool::new(false),
+            operations: Mutex::default(),
+            tokens: Mutex::default(),
+        });
+        known.sessions.insert(claims.sid.clone(), Arc::downgrade(&tally));
+        tally
+    }
+
+    /// Forgets sessions that no worker knows any more.
+    fn sweep(&self) {
+        let mut known = lock(&self.known);
+        known.sessions.retain(|_, tally| tally.strong_count() > 0);
+        known.orgs.retain(|_, org| org.strong_count() > 0);
+    }
+}
+
+impl Tally {
+    /// One more call, unless that is more than `most`.
+    pub(crate) fn enter(&self, most: u32) -> bool {
+        if self.open.fetch_add(1, Relaxed) < most {
+            return true;
+        }
+        self.open.fetch_sub(1, Relaxed);
+        false
+    }
+
+    /// A call that had entered is over.
+    pub(crate) fn leave(&self) {
+        self.open.fetch_sub(1, Relaxed);
+    }
+
+    /// One more call waits for compute; says how many did before.
+    pub(crate) fn hold(&self) -> u32 {
+        self.held.fetch_add(1, Relaxed)
+    }
+
+    /// A call does not wait any more.
+    pub(crate) fn unhold(&self) {
+        self.held.fetch_sub(1, Relaxed);
+    }
+
+    /// May the organization make one more call now?
+    pub(crate) fn is_within_rate(&self) -> bool {
+        self.org.rate.as_ref().is_none_or(|rate| rate.check().is_ok())
+    }
+
+    /// A call that is work begins.
+    pub(crate) fn work(self: &Arc<Self>) -> Working {
+        self.working.fetch_add(1, Relaxed);
+        self.touch();
+        Working {
+            tally: Arc::clone(self),
+            began: Instant::now(),
+            operation: None,
+        }
+    }
+
+    /// The compute that calls go to.
+    pub(crate) fn on_generation(&self, generation: u64) {
+        self.generation.fetch_max(generation, Relaxed);
+    }
+
+    /// A call was forwarded.
+    pub(crate) fn count_call(&self) {
+        self.calls.fetch_add(1, Relaxed);
+    }
+
+    /// Bytes of messages went to the compute.
+    pub(crate) fn count_in(&self, bytes: usize) {
+        self.bytes_in.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// Bytes of messages went to the client.
+    pub(crate) fn count_out(&self, bytes: usize) {
+        self.bytes_out.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// A token opened a call.
+    pub(crate) fn token_used(self: &Arc<Self>, token: &TokenId) {
+        let now = self.clock.now();
+        let mut tokens = lock(&self.tokens);
+        if tokens.len() < MOST_TOKENS || tokens.contains_key(token) {
+            tokens.entry(token.clone()).or_insert((now, now)).1 = now;
+        }
+        drop(tokens);
+        self.enqueue();
+    }
+
+    fn touch(self: &Arc<Self>) {
+        self.last_activity
+            .fetch_max(self.clock.now().as_millis(), Relaxed);
+        self.enqueue();
+    }
+
+    fn enqueue(self: &Arc<Self>) {
+        if self.queued.swap(true, Relaxed) {
+            return;
+        }
+        lock(&self.queue.changed).push(Arc::clone(self));
+        if !self.listed.load(Relaxed) {
+            self.queue.urgent.notify_one();
+        }
+    }
+
+    /// What there is to say, given away for good.
+    fn take(&self) -> SessionActivity {
+        let last = self.last_activity.load(Relaxed);
+        let uses: Vec<_> = lock(&self.tokens).drain().collect();
+        SessionActivity {
+            session_id: self.session.to_string(),
+            org: self.org.id.to_string(),
+            generation: self.generation.load(Relaxed),
+            open_calls: self.working.load(Relaxed),
+            last_activity_at: (last > 0).then(|| timestamp(Timestamp::from_millis(last))),
+            operations: lock(&self.operations)
+                .iter()
+                .take(MOST_OPERATIONS)
+                .map(|operation| (**operation).clone())
+                .collect(),
+            token_uses: uses
+                .into_iter()
+                .map(|(id, (first, last))| TokenUse {
+                    token_id: id.to_string(),
+                    first_used_at: Some(timestamp(first)),
+                    last_used_at: Some(timestamp(last)),
+                })
+                .collect(),
+            usage: Some(Usage {
+                rpcs: self.calls.swap(0, Relaxed),
+                bytes_in: self.bytes_in.swap(0, Relaxed),
+                bytes_out: self.bytes_out.swap(0, Relaxed),
+                open_stream_millis: self.open_millis.swap(0, Relaxed),
+            }),
+        }
+    }
+}
+
+impl Working {
+    /// Which operation it is.
+    pub(crate) fn on_operation(&mut self, spark_session: &str, operation: &str, method: Method) {
+        if self.operation.is_some() {
+            return;
+        }
+        let operation = Arc::new(OpenOperation {
+            spark_session_id: spark_session.to_owned(),
+            operation_id: operation.to_owned(),
+            method: method.as_str().to_owned(),
+            started_at: Some(timestamp(self.tally.clock.now())),
+        });
+        lock(&self.tally.operations).push(Arc::clone(&operation));
+        self.operation = Some(operation);
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        let tally = &self.tally;
+        if let Some(operation) = &self.operation {
+            lock(&tally.operations).retain(|open| !Arc::ptr_eq(open, operation));
+        }
+        // No call is open for as long as a `u64` of milliseconds.
+        let open = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tally.open_millis.fetch_add(open, Relaxed);
+        tally.working.fetch_sub(1, Relaxed);
+        tally.touch();
+    }
+}
+
+/// Reports until `stop`.
+pub(crate) async fn run(
+    ledger: Arc<Ledger>,
+    client: RouteServiceClient<Channel>,
+    proxy_id: String,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
+    let mut reporter = Reporter {
+        client,
+        proxy_id,
+        metrics,
+        sequence: 0,
+        listed: HashMap::new(),
+        unsent: None,
+    };
+    let mut tick = tokio::time::interval(INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let reporting = async {
+        loop {
+            let all = tokio::select! {
+                _ = tick.tick() => true,
+                () = ledger.queue.urgent.notified() => false,
+            };
+            if all {
+                ledger.sweep();
+            } else {
+                tokio::time::sleep(GATHER).await;
+            }
+            let changed = std::mem::take(&mut *lock(&ledger.queue.changed));
+            reporter.report(changed, all).await;
+        }
+    };
+    stop.run_until_cancelled(reporting).await;
+}
+
+struct Reporter {
+    client: RouteServiceClient<Channel>,
+    proxy_id: String,
+    metrics: Arc<Metrics>,
+    sequence: u64,
+    /// Sessions that were busy, or used, when last reported.
+    listed: HashMap<SessionId, Arc<Tally>>,
+    /// A report whose answer did not come: sent again before any other.
+    unsent: Option<ReportActivityRequest>,
+}
+
+impl Reporter {
+    /// Reports what changed, or with `all` everything that is listed too.
+    async fn report(&mut self, changed: Vec<Arc<Tally>>, all: bool) {
+        let mut batch: HashMap<SessionId, Arc<Tally>> = HashMap::with_capacity(changed.len());
+        for tally in changed {
+            tally.queued.store(false, Relaxed);
+            tally.listed.store(true, Relaxed);
+            self.listed.insert(tally.session.clone(), Arc::clone(&tally));
+            batch.insert(tally.session.clone(), tally);
+        }
+        let chosen: Vec<Arc<Tally>> = if all {
+            self.listed.values().cloned().collect()
+        } else {
+            batch.values().cloned().collect()
+        };
+        if let Some(report) = self.unsent.take()
+            && !self.send(report).await
+        {
+            // What the tallies gathered stays there; who is in flight is said when somebody listens.
+            return;
+        }
+        // One that has nothing to say still says that this proxy lives.
+        let empty: [&[Arc<Tally>]; 1] = [&[]];
+        let parts: Vec<&[Arc<Tally>]> = if chosen.is_empty() {
+            empty.to_vec()
+        } else {
+            chosen.chunks(MOST_SESSIONS).collect()
+        };
+        for part in parts {
+            self.sequence += 1;
+            let report = ReportActivityRequest {
+                proxy_id: self.proxy_id.clone(),
+                sessions: part.iter().map(|tally| tally.take()).collect(),
+                sequence: self.sequence,
+            };
+            if !self.send(report).await {
+                return;
+            }
+        }
+        // Who is silent, and was said to be, is not said again.
+        self.listed.retain(|_, tally| {
+            let busy = tally.working.load(Relaxed) > 0 || tally.queued.load(Relaxed);
+            if !busy && all {
+                tally.listed.store(false, Relaxed);
+            }
+            busy || !all
+        });
+    }
+
+    async fn send(&mut self, report: ReportActivityRequest) -> bool {
+        let sent = tokio::time::timeout(ANSWER_TIME, self.client.report_activity(report.clone())).await;
+        match sent {
+            Ok(Ok(_)) => true,
+            Ok(Err(status)) if status.code() == tonic::Code::InvalidArgument => {
+                // It would be refused again and again.
+                tracing::error!(
+                    message = status.message(),
+                    "session-manager refused a report of activity"
+                );
+                self.metrics.reports_failed.inc();
+                true
+            }
+            Ok(Err(status)) => {
+                tracing::debug!(code = ?status.code(), "a report of activity failed");
+                self.metrics.reports_failed.inc();
+                self.unsent = Some(report);
+                false
+            }
+            Err(_) => {
+                self.metrics.reports_failed.inc();
+                self.unsent = Some(report);
+                false
+            }
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! What an `ExecutePlan` says of the operation it starts, noticed as its bytes
+//! go by: the operation's id, and whether its client could reattach to it.
+
+use super::head::is_head;
+use super::wire::Fields;
+use prost::Message as _;
+use session_proto::spark::execute_plan_request::RequestOption;
+use session_proto::spark::execute_plan_request::request_option::RequestOption as Kind;
+
+const REQUEST_OPTIONS: u64 = 5;
+const OPERATION_ID: u64 = 6;
+/// Ids are UUIDs; whatever else a client calls its operation is not noticed.
+const ID_BYTES: usize = 36;
+/// The option that matters takes four bytes.
+const MOST_OPTION: usize = 32;
+
+/// What was noticed so far; the last of doubled fields counts, as it does for
+/// the engines.
+#[derive(Debug, Clone)]
+pub(crate) struct Operation {
+    id: [u8; ID_BYTES],
+    id_len: usize,
+    option: [u8; MOST_OPTION],
+    option_len: usize,
+    reattachable: bool,
+}
+
+impl Default for Operation {
+    fn default() -> Self {
+        Self {
+            id: [0; ID_BYTES],
+            id_len: 0,
+            option: [0; MOST_OPTION],
+            option_len: 0,
+            reattachable: false,
+        }
+    }
+}
+
+impl Operation {
+    /// The id that the client chose, if it chose one.
+    pub(crate) fn id(&self) -> Option<&str> {
+        if self.id_len < ID_BYTES {
+            return None;
+        }
+        std::str::from_utf8(&self.id).ok()
+    }
+
+    /// May the client come back for the results on another connection?
+    pub(crate) fn is_reattachable(&self) -> bool {
+        self.reattachable
+    }
+}
+
+/// The fields beyond the head: neither of the head's may come again.
+pub(super) struct Rest<'a>(pub(super) Option<&'a mut Operation>);
+
+impl Fields for Rest<'_> {
+    fn allows(&self, field: u64) -> bool {
+        !is_head(field)
+    }
+
+    fn wants(&mut self, field: u64, len: u64) -> bool {
+        let Some(operation) = &mut self.0 else {
+            return false;
+        };
+        match field {
+            OPERATION_ID => {
+                operation.id_len = 0;
+                len == ID_BYTES as u64
+            }
+            REQUEST_OPTIONS => {
+                operation.option_len = 0;
+                len <= MOST_OPTION as u64
+            }
+            _ => false,
+        }
+    }
+
+    fn show(&mut self, field: u64, bytes: &[u8]) {
+        let Some(operation) = &mut self.0 else { return };
+        let (buffer, len) = match field {
+            OPERATION_ID => (&mut operation.id[..], &mut operation.id_len),
+            _ => (&mut operation.option[..], &mut operation.option_len),
+        };
+        // Not more than was wanted comes.
+        if let Some(room) = buffer.get_mut(*len..*len + bytes.len()) {
+            room.copy_from_slice(bytes);
+            *len += bytes.len();
+        }
+    }
+
+    fn shown(&mut self, field: u64) {
+        let Some(operation) = &mut self.0 else { return };
+        if field != REQUEST_OPTIONS {
+            return;
+        }
+        if let Ok(option) = RequestOption::decode(&operation.option[..operation.option_len])
+            && let Some(Kind::ReattachOptions(options)) = option.request_option
+        {
+            operation.reattachable = options.reattachable;
+        }
+    }
+}

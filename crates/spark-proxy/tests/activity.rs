@@ -1,0 +1,235 @@
+//! What session-manager hears of the use of sessions, and what one session or
+//! organization may take.
+
+mod common;
+
+use common::{Ask, Client, Rig, within};
+use prost::Message;
+use session_core::{Reason, SessionId, Timestamp};
+use session_proto::internal::{Route, RouteStatus, SessionActivity};
+use session_proto::spark::execute_plan_request::RequestOption;
+use session_proto::spark::execute_plan_request::request_option::RequestOption as Kind;
+use session_proto::spark::{ExecutePlanRequest, ReattachOptions};
+use std::time::Duration;
+use test_support::fake_spark::{OPERATION, SPARK_SESSION, Shape, framed, request};
+use tonic::Code;
+
+fn of(rig: &Rig, open: u32) -> impl Fn(&SessionActivity) -> bool {
+    let session = rig.session.to_string();
+    move |activity| activity.session_id == session && activity.open_calls == open
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_is_reported_at_once_for_as_long_as_it_runs_and_when_it_ends() {
+    let rig = Rig::start().await;
+    within(
+        "a proxy with nothing to say says so",
+        rig.routes.until_reported(|reports| !reports.is_empty()),
+    )
+    .await;
+    let client = rig.client().await;
+    let mut running = client.begin(&rig.ask().shape(Shape::HangAfterOne)).await.unwrap();
+    let plan = ExecutePlanRequest {
+        session_id: SPARK_SESSION.to_owned(),
+        operation_id: Some(OPERATION.to_owned()),
+        request_options: vec![RequestOption {
+            request_option: Some(Kind::ReattachOptions(ReattachOptions { reattachable: true })),
+        }],
+        ..ExecutePlanRequest::default()
+    };
+    let began = std::time::Instant::now();
+    running.finish(framed(&plan.encode_to_vec()));
+    let busy = of(&rig, 1);
+    within(
+        "it is said at once",
+        rig.routes
+            .until_reported(|reports| reports.iter().flat_map(|report| &report.sessions).any(&busy)),
+    )
+    .await;
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    within(
+        "and again, with its operation",
+        rig.routes.until_reported(|reports| {
+            let said: Vec<_> = reports
+                .iter()
+                .flat_map(|report| &report.sessions)
+                .filter(|activity| busy(activity))
+                .collect();
+            said.len() >= 2 && !said[said.len() - 1].operations.is_empty()
+        }),
+    )
+    .await;
+    let reports = rig.routes.reports();
+    let last = reports
+        .iter()
+        .flat_map(|report| &report.sessions)
+        .rfind(|activity| busy(activity))
+        .unwrap();
+    assert_eq!((last.org.as_str(), last.generation), ("acme", 1));
+    assert_eq!(last.operations[0].operation_id, OPERATION);
+    assert_eq!(last.operations[0].method, "ExecutePlan");
+    drop(running);
+    let quiet = of(&rig, 0);
+    within(
+        "the end is said",
+        rig.routes
+            .until_reported(|reports| reports.iter().flat_map(|report| &report.sessions).any(&quiet)),
+    )
+    .await;
+    let reports = rig.routes.reports();
+    let all: Vec<_> = reports.iter().flat_map(|report| &report.sessions).collect();
+    assert_eq!(
+        all.iter()
+            .map(|activity| activity.usage.unwrap().rpcs)
+            .sum::<u64>(),
+        1
+    );
+    assert_eq!(
+        all.iter()
+            .map(|activity| activity.token_uses.len())
+            .sum::<usize>(),
+        1
+    );
+    let numbers: Vec<u64> = reports.iter().map(|report| report.sequence).collect();
+    assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
+    assert!(
+        reports
+            .iter()
+            .all(|report| report.proxy_id == reports[0].proxy_id)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn housekeeping_is_no_activity() {
+    let rig = Rig::start().await;
+    for method in ["ReleaseExecute", "Interrupt", "ReleaseSession", "GetStatus"] {
+        assert_eq!(
+            rig.call(Ask::spark(method).bearer(&rig.token())).await.code(),
+            Code::Ok
+        );
+    }
+    let calls = rig.spark.seen().requests.len();
+    assert_eq!(calls, 4);
+    within(
+        "their tokens are reported",
+        rig.routes.until_reported(|reports| {
+            reports
+                .iter()
+                .flat_map(|report| &report.sessions)
+                .any(|activity| !activity.token_uses.is_empty())
+        }),
+    )
+    .await;
+    for activity in rig.routes.reports().iter().flat_map(|report| &report.sessions) {
+        assert_eq!(activity.open_calls, 0);
+        assert_eq!(activity.last_activity_at, None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_has_so_many_calls_and_no_more() {
+    let rig = Rig::with(|config| config.limits.calls_per_session = 2).await;
+    let mut open = Vec::new();
+    // On two connections, which may be served by two workers.
+    for _ in 0..2 {
+        let client = rig.client().await;
+        let mut running = client.begin(&rig.ask().shape(Shape::Hang)).await.unwrap();
+        running.finish(request(b"go"));
+        open.push((client, running));
+    }
+    within("both run", rig.spark.until(|seen| seen.requests.len() == 2)).await;
+    let reply = rig.call(rig.ask()).await;
+    reply.refused(Reason::QuotaExceeded);
+    assert!(tonic_types::StatusExt::get_details_retry_info(&reply.status()).is_some());
+    let free = rig.call(Ask::spark("ReleaseExecute").bearer(&rig.token())).await;
+    assert_eq!(free.code(), Code::Ok);
+    open.pop();
+    within("there is room again", async {
+        while rig.call(rig.ask()).await.code() != Code::Ok {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_organization_calls_so_often_and_no_oftener() {
+    let rig = Rig::with(|config| config.limits.calls_per_second_per_org = 2).await;
+    let client = rig.client().await;
+    let mut limited = None;
+    for _ in 0..10 {
+        let reply = client.call(rig.ask()).await;
+        if reply.code() != Code::Ok {
+            limited = Some(reply);
+        }
+    }
+    limited.unwrap().refused(Reason::RateLimited);
+    let free = client
+        .call(Ask::spark("ReleaseExecute").bearer(&rig.token()))
+        .await;
+    assert_eq!(free.code(), Code::Ok);
+}
+
+async fn hold(rig: &Rig, client: &Client, session: &SessionId) -> common::Running {
+    let mut claims = rig.claims();
+    claims.sid = session.clone();
+    let mut running = client
+        .begin(&Ask::execute(&rig.sign(&claims)))
+        .await
+        .expect("it begins");
+    running.finish(request(b"go"));
+    running
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_many_calls_wait_and_no_more() {
+    let rig = Rig::with(|config| {
+        config.limits.held_calls_per_session = 2;
+        config.limits.held_calls = 3;
+    })
+    .await;
+    let sessions: Vec<SessionId> = (0..2)
+        .map(|n| SessionId::generate(Timestamp::from_millis(5), n))
+        .collect();
+    for session in &sessions {
+        rig.routes.set(Route {
+            session_id: session.to_string(),
+            status: RouteStatus::Pending.into(),
+            backend: None,
+            ..rig.route()
+        });
+    }
+    let client = rig.client().await;
+    let mut held = Vec::new();
+    for count in 1..=2 {
+        held.push(hold(&rig, &client, &sessions[0]).await);
+        within(
+            "it is held",
+            rig.until_metric("spark_proxy_held_calls", |n| n == f64::from(count)),
+        )
+        .await;
+    }
+    let refused = hold(&rig, &client, &sessions[0]).await;
+    let reply = within("the third of one session", common::Reply::read(refused.response))
+        .await
+        .unwrap();
+    reply.refused(Reason::TooManyWaiting);
+    held.push(hold(&rig, &client, &sessions[1]).await);
+    within(
+        "another session's is held",
+        rig.until_metric("spark_proxy_held_calls", |n| n == 3.0),
+    )
+    .await;
+    let refused = hold(&rig, &client, &sessions[1]).await;
+    let reply = within("the fourth of all", common::Reply::read(refused.response))
+        .await
+        .unwrap();
+    reply.refused(Reason::TooManyWaiting);
+    // Who leaves makes room.
+    held.clear();
+    within(
+        "none waits",
+        rig.until_metric("spark_proxy_held_calls", |n| n == 0.0),
+    )
+    .await;
+}

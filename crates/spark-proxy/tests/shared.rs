@@ -1,0 +1,149 @@
+//! Spark sessions on shared compute: whose they are, and what happens to calls
+//! about somebody else's.
+
+mod common;
+
+use common::{Ask, Rig};
+use prost::Message;
+use session_core::{Reason, SessionId, Timestamp};
+use session_proto::internal::{Backend, Route, SparkBinding};
+use session_proto::spark::CloneSessionRequest;
+use test_support::fake_spark::{SPARK_SESSION, framed, request};
+use tonic::{Code, Status};
+
+const OTHER: &str = "99999999-89ab-cdef-0123-456789abcdef";
+
+fn shared(rig: &Rig, engine: &str) -> Route {
+    let route = rig.route();
+    Route {
+        backend: Some(Backend {
+            engine: engine.to_owned(),
+            dedicated: false,
+            ..route.backend.clone().unwrap()
+        }),
+        ..route
+    }
+}
+
+async fn on_shared(engine: &str) -> Rig {
+    let rig = Rig::start().await;
+    rig.routes.set(shared(&rig, engine));
+    rig
+}
+
+/// A request about another Spark session than most.
+fn about(spark_session: &str) -> bytes::Bytes {
+    let mut bytes = request(b"SELECT 1").to_vec();
+    bytes[7..43].copy_from_slice(spark_session.as_bytes());
+    bytes.into()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_use_binds_and_the_second_knows() {
+    let rig = on_shared("sail").await;
+    let client = rig.client().await;
+    for _ in 0..3 {
+        let reply = client.call(rig.ask()).await;
+        assert_eq!(reply.code(), Code::Ok);
+        assert_eq!(reply.echoed().user_context.unwrap().user_id, rig.session.as_str());
+    }
+    let binds = rig.routes.binds();
+    assert_eq!(binds.len(), 1);
+    assert_eq!(
+        (binds[0].spark_session_id.as_str(), binds[0].generation),
+        (SPARK_SESSION, 1)
+    );
+    assert!(!binds[0].cloned);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_with_the_route_is_not_asked() {
+    let rig = Rig::start().await;
+    rig.routes.set(Route {
+        bindings: vec![SparkBinding {
+            spark_session_id: SPARK_SESSION.to_owned(),
+        }],
+        ..shared(&rig, "sail")
+    });
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    assert!(rig.routes.binds().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_sessions_id_is_refused_and_nothing_reaches_the_server() {
+    for engine in ["sail", "spark"] {
+        let rig = on_shared(engine).await;
+        let stranger = SessionId::generate(Timestamp::from_millis(5), 5);
+        rig.routes.bind(SPARK_SESSION, stranger.as_str());
+        rig.call(rig.ask()).await.refused(Reason::SparkSessionTaken);
+        for method in ["Interrupt", "ReleaseExecute", "ReleaseSession"] {
+            let reply = rig.call(Ask::spark(method).bearer(&rig.token())).await;
+            assert_eq!(
+                reply.code(),
+                Code::Ok,
+                "{method} of an id that is not ours is answered here"
+            );
+        }
+        assert!(rig.spark.seen().requests.is_empty(), "{engine}");
+        // An id of its own is fine.
+        assert_eq!(rig.call(rig.ask().body(about(OTHER))).await.code(), Code::Ok);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_nobody_can_tell_sail_refuses_and_spark_goes_on() {
+    for (engine, expected) in [("sail", Some(Reason::ControlPlaneUnavailable)), ("spark", None)] {
+        let rig = on_shared(engine).await;
+        rig.routes.refuse_binds(Some(Status::unavailable("away")));
+        let reply = rig.call(rig.ask()).await;
+        match expected {
+            Some(reason) => reply.refused(reason),
+            None => assert_eq!(reply.code(), Code::Ok),
+        }
+        // It is asked again as soon as it can be.
+        rig.routes.refuse_binds(None);
+        assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+        assert_eq!(rig.routes.binds().len(), 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unusable_catalog_is_said_and_not_remembered() {
+    let rig = on_shared("spark").await;
+    let refused = session_proto::error::Refused::new(Reason::CatalogUnavailable, "no such catalog");
+    rig.routes.refuse_binds(Some(refused.into_status()));
+    for _ in 0..2 {
+        rig.call(rig.ask()).await.refused(Reason::CatalogUnavailable);
+    }
+    assert_eq!(rig.routes.binds().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clone_is_bound_before_it_comes_to_be() {
+    let rig = on_shared("spark").await;
+    let clone = |new: &str| {
+        let message = CloneSessionRequest {
+            session_id: SPARK_SESSION.to_owned(),
+            new_session_id: Some(new.to_owned()),
+            ..CloneSessionRequest::default()
+        };
+        Ask::spark("CloneSession")
+            .bearer(&rig.token())
+            .body(framed(&message.encode_to_vec()))
+    };
+    rig.call(clone(OTHER)).await;
+    let binds = rig.routes.binds();
+    let asked: Vec<_> = binds
+        .iter()
+        .map(|bind| (bind.spark_session_id.as_str(), bind.cloned))
+        .collect();
+    assert_eq!(asked[..2], [(SPARK_SESSION, false), (OTHER, true)]);
+
+    let stranger = SessionId::generate(Timestamp::from_millis(5), 5);
+    let theirs = OTHER.replace('9', "8");
+    rig.routes.bind(&theirs, stranger.as_str());
+    let before = rig.spark.seen().requests.len();
+    rig.call(clone(&theirs)).await.refused(Reason::SparkSessionTaken);
+    rig.call(clone("no uuid")).await.refused(Reason::MalformedMessage);
+    assert_eq!(rig.spark.seen().requests.len(), before);
+}
