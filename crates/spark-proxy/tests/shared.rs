@@ -19,7 +19,7 @@ fn shared(rig: &Rig, engine: &str) -> Route {
         backend: Some(Backend {
             engine: engine.to_owned(),
             dedicated: false,
-            ..route.backend.clone().unwrap()
+            ..route.backend.clone().expect("a backend")
         }),
         ..route
     }
