@@ -5,98 +5,18 @@
 
 mod common;
 
-use common::{Ask, Client, new_signer, send, within, write_jwks};
-use session_core::{SessionId, Timestamp, TokenId};
-use session_token::Claims;
-use std::net::{SocketAddr, TcpListener};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
-use test_support::fake_routes::{FakeRoutes, active};
-use test_support::fake_spark::{FakeSpark, Shape, request};
+use common::{Client, OwnProcess, send, within};
+use test_support::fake_spark::{Shape, request};
 use tonic::Code;
 
 const MESSAGE: usize = 128 << 20;
 const MOST_MIB: u64 = 40;
 
-struct Proxy(Child);
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Proxy {
-    /// The most memory it ever had, in MiB.
-    fn peak(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))
-            .unwrap();
-        line.split_whitespace().next().unwrap().parse::<u64>().unwrap() / 1024
-    }
-}
-
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the child process reads the machine's clock"
-)]
-fn now() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap()
-        .as_secs()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_of_128_mib_pass_through_a_small_proxy() {
-    let (spark, routes) = (
-        FakeSpark::start().await.unwrap(),
-        FakeRoutes::start().await.unwrap(),
-    );
-    let (signer, dir) = (new_signer(), tempfile::tempdir().unwrap());
-    write_jwks(&dir.path().join("jwks.json"), &[&signer]);
-    let (address, admin) = (free(), free());
-    let mut config = common::config(&routes, dir.path().join("jwks.json"));
-    config.listen.address = address;
-    config.admin.address = admin;
-    let file = dir.path().join("proxy.toml");
-    std::fs::write(&file, toml::to_string(&config).unwrap()).unwrap();
-    let child = Command::new(env!("CARGO_BIN_EXE_spark-proxy"))
-        .arg("--config")
-        .arg(&file)
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let proxy = Proxy(child);
-    within("it gets ready", async {
-        while common::http_get(admin, "/readyz").await.0 != 200 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await;
-    let session = SessionId::generate(Timestamp::from_millis(now() * 1000), 7);
-    routes.set(active(session.as_str(), common::ORG, spark.address()));
-    let claims = Claims {
-        iss: common::ISSUER.into(),
-        aud: common::AUDIENCE.into(),
-        sub: "sa|tester".parse().unwrap(),
-        org: common::ORG.parse().unwrap(),
-        sid: session,
-        epoch: 1,
-        iat: now(),
-        nbf: now(),
-        exp: now() + 3600,
-        jti: TokenId::generate(Timestamp::from_millis(now() * 1000), 1),
-    };
-    let ask = |shape| Ask::execute(&signer.sign(&claims).unwrap()).shape(shape);
-    let client = Client::plain(address).await.unwrap();
+    let proxy = OwnProcess::start(|_| {}).await;
+    let ask = |shape| proxy.ask().shape(shape);
+    let client = Client::plain(proxy.address).await.unwrap();
 
     // Up: one message.
     let mut running = client.begin(&ask(Shape::Count)).await.unwrap();
@@ -127,7 +47,7 @@ async fn messages_of_128_mib_pass_through_a_small_proxy() {
         body.flow_control().release_capacity(data.len()).unwrap();
     }
     assert_eq!(count, 512 << 20);
-    let peak = proxy.peak();
+    let peak = proxy.peak_mib();
     println!("peak memory of the proxy: {peak} MiB");
     assert!(peak <= MOST_MIB, "the proxy took {peak} MiB");
 }

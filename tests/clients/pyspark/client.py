@@ -310,13 +310,19 @@ def expect_error(args):
     return result
 
 
-def slow_frame(spark, seconds):
-    """Rows that trickle for about `seconds` on an idle CPU: a UDF sleeps, partition by partition."""
+def slow_frame(spark, seconds, witness=None):
+    """Rows that trickle for about `seconds` on an idle CPU: a UDF sleeps, partition by partition.
+
+    Each row is also put down in the file `witness`, which tells what ran twice.
+    """
     partitions = max(2, int(seconds) * 2)
 
     def nap(value):
         import time
 
+        if witness:
+            with open(witness, "a") as file:
+                file.write(f"{value}\n")
         time.sleep(0.1)
         return value
 
@@ -328,14 +334,17 @@ def stream(args):
     """Reads a long result; says `streaming` after its first rows, in the end how it ended."""
     spark = connect(args.url)
     if args.kind == "sleep":
-        frame, pause_every = slow_frame(spark, args.seconds), None
+        frame, pause_every = slow_frame(spark, args.seconds, args.witness), None
     else:
         frame, pause_every = spark.range(args.rows), 10_000
     rows, error, last = 0, None, None
+    seen = set()
     started = time.monotonic()
     try:
         for row in frame.toLocalIterator():
             rows += 1
+            if args.kind == "sleep":
+                seen.add(row["id"])
             last = row["id"]
             if rows == 10:
                 print("streaming", flush=True)
@@ -343,7 +352,31 @@ def stream(args):
                 time.sleep(args.pause)
     except Exception as ended:
         error = describe(ended)
-    return {"rows": rows, "last": last, "error": error, "seconds": round(time.monotonic() - started, 2)}
+    return {
+        "rows": rows,
+        "distinct": len(seen),
+        "expected": max(2, int(args.seconds) * 2) * 10,
+        "last": last,
+        "error": error,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+
+
+def download(args):
+    """Reads a large result and throws it away, batch by batch."""
+    spark = connect(args.url)
+    wide = spark.range(0, args.rows, 1, 40).select(
+        F.col("id"), F.lpad(F.col("id").cast("string"), 1000, "x").alias("wide")
+    )
+    rows, size = 0, 0
+    started = time.monotonic()
+    for batch in wide._session.client.to_table_as_iterator(wide._plan.to_proto(wide._session.client), {}):
+        if hasattr(batch, "nbytes"):
+            rows += batch.num_rows
+            size += batch.nbytes
+    if rows != args.rows:
+        raise AssertionError(f"asked for {args.rows} rows, got {rows}")
+    return {"rows": rows, "bytes": size, "seconds": round(time.monotonic() - started, 2)}
 
 
 def interrupt(args):
@@ -432,8 +465,10 @@ def parse():
         kind={"choices": ["sleep", "range"], "default": "sleep"},
         seconds={"type": float, "default": 120, "help": "how long the rows of `sleep` trickle"},
         rows={"type": int, "default": 200_000_000, "help": "rows of `range`"},
+        witness={"help": "a file to put down each row of `sleep` in, as it is made"},
         pause={"type": float, "default": 0.2, "help": "seconds between 10000 rows of `range`"},
     )
+    command("download", download, rows={"type": int, "default": 1_000_000})
     command("interrupt", interrupt, after={"type": float, "default": 3})
     command("repl", repl)
     return parser.parse_args()

@@ -6,10 +6,14 @@ pub mod http;
 mod paths;
 mod process;
 mod python;
+mod relay;
+mod server;
 mod stack;
 pub mod wait;
 
 pub use paths::{binary, home, repo};
 pub use process::Service;
 pub use python::{Client, Repl, RunningClient};
+pub use relay::Relay;
+pub use server::Server;
 pub use stack::{Engine, Stack, StackOptions, Tls};

@@ -75,6 +75,8 @@ pub struct Stack {
     issuer_uri: String,
     accounts: Vec<Account>,
     ca: Option<PathBuf>,
+    internal_address: SocketAddr,
+    options: StackOptions,
 }
 
 #[derive(Debug)]
@@ -164,7 +166,38 @@ impl Stack {
             redis,
             accounts,
             ca,
+            internal_address: internal,
+            options: options.clone(),
         })
+    }
+
+    /// One more proxy of the same stack, ready, and where it listens.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn another_proxy(&self) -> Result<(Service, SocketAddr)> {
+        let [spark, admin] = free_ports()?;
+        let dir = self.dir.path().join("another-proxy");
+        std::fs::create_dir_all(&dir)?;
+        let config = proxy_config(
+            self.dir.path(),
+            spark,
+            self.internal_address,
+            self.jwks_address,
+            admin,
+            &self.options,
+        );
+        let mut proxy = Service::new("spark-proxy", &dir, &config, admin)?;
+        proxy.start_ready().await?;
+        Ok((proxy, spark))
+    }
+
+    /// `url`, but to another port of this machine.
+    pub fn via(&self, url: &str, address: SocketAddr) -> String {
+        url.replace(
+            &format!(":{}/", self.proxy_address.port()),
+            &format!(":{}/", address.port()),
+        )
     }
 
     /// The private authority's certificate, if the proxy speaks TLS.

@@ -2,13 +2,12 @@
 //! go by: the operation's id, and whether its client could reattach to it.
 
 use super::head::is_head;
-use super::wire::Fields;
-use prost::Message as _;
-use session_proto::spark::execute_plan_request::RequestOption;
-use session_proto::spark::execute_plan_request::request_option::RequestOption as Kind;
+use super::wire::{self, Fields, Kind, Malformed, Tag};
 
 const REQUEST_OPTIONS: u64 = 5;
 const OPERATION_ID: u64 = 6;
+const REATTACH_OPTIONS: u64 = 1;
+const REATTACHABLE: u64 = 1;
 /// Ids are UUIDs; whatever else a client calls its operation is not noticed.
 const ID_BYTES: usize = 36;
 /// The option that matters takes four bytes.
@@ -95,10 +94,60 @@ impl Fields for Rest<'_> {
         if field != REQUEST_OPTIONS {
             return;
         }
-        if let Ok(option) = RequestOption::decode(&operation.option[..operation.option_len])
-            && let Some(Kind::ReattachOptions(options)) = option.request_option
-        {
-            operation.reattachable = options.reattachable;
+        // An option that cannot be read is the engine's to refuse.
+        if let Ok(Some(reattachable)) = reattachable(&operation.option[..operation.option_len]) {
+            operation.reattachable = reattachable;
         }
     }
+}
+
+/// What a `RequestOption` says of reattaching; `None` if it is another option.
+fn reattachable(option: &[u8]) -> Result<Option<bool>, Malformed> {
+    let mut said = None;
+    each_field(option, |field, kind, content, _| {
+        if (field, kind) == (REATTACH_OPTIONS, Kind::Len) {
+            let mut value = false;
+            each_field(content, |field, kind, _, number| {
+                if (field, kind) == (REATTACHABLE, Kind::Varint) {
+                    value = number != 0;
+                }
+                Ok(())
+            })?;
+            said = Some(value);
+        }
+        Ok(())
+    })?;
+    Ok(said)
+}
+
+/// Shows each field of a short message: number, type, content, and the number
+/// that a varint is.
+fn each_field(
+    bytes: &[u8],
+    mut show: impl FnMut(u64, Kind, &[u8], u64) -> Result<(), Malformed>,
+) -> Result<(), Malformed> {
+    const CUT: Malformed = "a field is cut off";
+    let mut position = 0;
+    while position < bytes.len() {
+        let (tag, after) = wire::varint(bytes, position)?.ok_or(CUT)?;
+        let Tag { field, kind } = Tag::read(tag)?;
+        let (begin, len, number) = match kind {
+            Kind::Varint => {
+                let (number, end) = wire::varint(bytes, after)?.ok_or(CUT)?;
+                (end, 0, number)
+            }
+            Kind::Fixed64 => (after, 8, 0),
+            Kind::Fixed32 => (after, 4, 0),
+            Kind::Len => {
+                let (count, begin) = wire::varint(bytes, after)?.ok_or(CUT)?;
+                let count = wire::length(count, (bytes.len() - begin) as u64)?;
+                // It fits into a slice.
+                (begin, count as usize, 0)
+            }
+        };
+        let content = bytes.get(begin..begin + len).ok_or(CUT)?;
+        show(field, kind, content, number)?;
+        position = begin + len;
+    }
+    Ok(())
 }

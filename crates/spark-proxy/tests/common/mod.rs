@@ -10,8 +10,12 @@
 )]
 
 mod client;
+mod own_process;
+mod raw;
 
 pub use client::{Ask, Client, Echoed, Reply, Running, User, send};
+pub use own_process::OwnProcess;
+pub use raw::{Frame, Raw, flags, kinds};
 
 use service_kit::admin::AdminConfig;
 use service_kit::document::DocumentConfig;

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Runs each fuzz target for SECONDS_EACH seconds (default 60). Works with the
+# stable compiler: the flags are those that cargo-fuzz uses, without a sanitizer.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+each=${SECONDS_EACH:-60}
+target=$(uname -m)-unknown-linux-gnu
+export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+-Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1"
+cargo build --locked --release --target "$target" --bins
+for program in identity; do
+  mkdir -p "corpus/$program"
+  echo "fuzz: $program for $each s"
+  "target/$target/release/$program" "corpus/$program" "seeds/$program" \
+    -max_total_time="$each" -max_len=4096 -print_final_stats=1 -verbosity=0 -artifact_prefix="target/$program-"
+done

@@ -1,0 +1,84 @@
+//! Whatever bytes come, in whatever pieces: what the rewriter lets through is,
+//! to a real decoder, our user and nothing else of the client's, and all other
+//! bytes are the client's own, unchanged.
+
+#![no_main]
+
+#[path = "../../src/identity/mod.rs"]
+#[allow(dead_code, unused_imports, unreachable_pub)]
+mod identity;
+
+use bytes::Bytes;
+use identity::{Identity, Rewriter};
+use libfuzzer_sys::fuzz_target;
+use prost::Message;
+use std::collections::VecDeque;
+
+/// The fields of every request.
+#[derive(Clone, PartialEq, Message)]
+struct Request {
+    #[prost(string, tag = "1")]
+    session_id: String,
+    #[prost(message, optional, tag = "2")]
+    user_context: Option<User>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct User {
+    #[prost(string, tag = "1")]
+    user_id: String,
+    #[prost(string, tag = "2")]
+    user_name: String,
+}
+
+/// All that goes on, or `None` if the bytes are refused.
+fn rewritten(bytes: &[u8], step: usize) -> Option<Vec<u8>> {
+    let identity = Identity::new("s-ours", "sa|me", true);
+    let mut rewriter = Rewriter::new(identity).noticing_operation();
+    let mut out = VecDeque::new();
+    for piece in bytes.chunks(step.max(1)) {
+        rewriter.feed(Bytes::copy_from_slice(piece), &mut out).ok()?;
+    }
+    rewriter.finish().ok()?;
+    Some(
+        out.iter()
+            .flat_map(|piece| [&piece.ours[..], &piece.theirs[..]].concat())
+            .collect(),
+    )
+}
+
+fuzz_target!(|data: &[u8]| {
+    let Some((&step, message)) = data.split_first() else { return };
+    // The message alone, so that the fuzzer need not find its length.
+    let mut bytes = vec![0];
+    bytes.extend_from_slice(&(message.len() as u32).to_be_bytes());
+    bytes.extend_from_slice(message);
+    let out = rewritten(&bytes, usize::from(step));
+    assert_eq!(out, rewritten(&bytes, usize::MAX), "the pieces make no difference");
+    let Some(out) = out else { return };
+
+    let content = &out[5..];
+    assert_eq!(out[1..5], (content.len() as u32).to_be_bytes(), "the length is right");
+    // Other fields may be what prost refuses and engines do not, such as bad UTF-8; not these.
+    let Ok(request) = Request::decode(content) else { return };
+    let user = request.user_context.unwrap_or_default();
+    assert_eq!((user.user_id.as_str(), user.user_name.as_str()), ("s-ours", "sa|me"));
+    assert_eq!(request.session_id.len(), 36);
+    // Ours comes first and theirs, from the first field above 2, is the end of both.
+    let same = content
+        .iter()
+        .rev()
+        .zip(message.iter().rev())
+        .take_while(|(ours, theirs)| ours == theirs)
+        .count();
+    let head = 2 + 36 + 2 + "s-ours".len() + 2 + "sa|me".len() + 2;
+    assert!(
+        same + head >= content.len() || user_context_len(message) > 0,
+        "bytes of the client's were changed"
+    );
+});
+
+/// Bytes of extensions that were copied, which come among ours.
+fn user_context_len(message: &[u8]) -> usize {
+    message.windows(1).filter(|byte| byte[0] == 0x12).count()
+}
