@@ -261,6 +261,9 @@ pub struct LimitConfig {
     pub frame_bytes: u32,
     /// Response bytes buffered per call beyond the client's window.
     pub send_buffer_bytes: usize,
+    /// With more memory in use than this, new work is refused; 0 is never. 85 %
+    /// of the container's limit unless set.
+    pub shed_above_bytes: Option<u64>,
 }
 
 impl Default for LimitConfig {
@@ -275,6 +278,7 @@ impl Default for LimitConfig {
             connection_window_bytes: 4 << 20,
             frame_bytes: 256 << 10,
             send_buffer_bytes: 512 << 10,
+            shed_above_bytes: None,
         }
     }
 }

@@ -25,6 +25,7 @@ mod metrics;
 mod respond;
 mod routes;
 mod session;
+mod shed;
 mod translate;
 mod worker;
 
@@ -34,6 +35,7 @@ use crate::config::TlsMode;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::routes::book::Routes;
+use crate::shed::Shed;
 use crate::worker::{Feed, Shared};
 use anyhow::Context as _;
 use service_kit::admin::Admin;
@@ -131,8 +133,16 @@ pub async fn run_with_clock(
             shutdown.forced(),
         ));
 
+        let shed = Arc::new(Shed::default());
+        tokio::spawn(shutdown.forced().run_until_cancelled_owned(shed::sample(
+            Arc::clone(&shed),
+            config.limits.clone(),
+            Arc::clone(&metrics),
+        )));
+
         let drain = config.drain.timeout;
         let shared = Arc::new(Shared {
+            shed,
             verifier: Verifier::new(config.tokens.verifier()),
             config,
             clock,

@@ -107,6 +107,9 @@ pub(crate) struct Metrics {
     pub(crate) resolves: Arc<Family<(), Counter>>,
     pub(crate) watching: Arc<Family<(), Gauge>>,
     pub(crate) key_fetches_failed: Arc<Family<(), Counter>>,
+    pub(crate) shed: Arc<Family<(), Counter>>,
+    pub(crate) shedding: Arc<Family<(), Gauge>>,
+    pub(crate) memory: Arc<Family<(), Gauge>>,
 }
 
 impl Metrics {
@@ -149,6 +152,12 @@ impl Metrics {
                 "spark_proxy_key_fetches_failed_total",
                 "Readings of the key set that failed.",
             ),
+            shed: registry.counter(
+                "spark_proxy_calls_shed_total",
+                "Calls refused because memory was short.",
+            ),
+            shedding: registry.gauge("spark_proxy_shedding", "1 while memory is short."),
+            memory: registry.gauge("spark_proxy_memory_bytes", "Resident memory of the process."),
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::method::Method;
 use crate::metrics::Metrics;
 use crate::routes::book::{Ask, MARKER_LIFE, Miss, RouteEvent, Routes};
 use crate::session::{Call, Session};
+use crate::shed::{self, Shed};
 use service_kit::tls::{ClientTls, ServerTls};
 use session_core::{Clock, Engine, Reason, SessionId};
 use session_proto::error::Refused;
@@ -44,6 +45,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tls: Option<Arc<ServerTls>>,
     pub(crate) backend_tls: Arc<ClientTls>,
+    pub(crate) shed: Arc<Shed>,
     pub(crate) control: tokio::runtime::Handle,
     /// No new work; what runs may go on.
     pub(crate) stopping: CancellationToken,
@@ -54,6 +56,21 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn is_serving(&self) -> bool {
         !self.stopping.is_cancelled() && !self.keys.ring().is_empty()
+    }
+
+    /// Is memory so short that new work is refused?
+    pub(crate) fn is_shedding(&self) -> bool {
+        self.shed.is_on()
+    }
+
+    /// May a call begin, as far as memory goes? What reattaches to running
+    /// work, releases or interrupts it always may: it ends what takes memory.
+    pub(crate) fn admit(&self, method: Method) -> Result<(), Refused> {
+        if self.is_shedding() && method.wakes() {
+            self.metrics.shed.inc();
+            return Err(shed::refused());
+        }
+        Ok(())
     }
 }
 
