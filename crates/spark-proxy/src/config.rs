@@ -1,6 +1,7 @@
 //! The configuration of the proxy: one struct per section, defaults < file <
 //! environment (`BERTH__SECTION__KEY`).
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use service_kit::admin::AdminConfig;
 use service_kit::config::{Problems, Validate, duration};
@@ -67,6 +68,9 @@ pub struct ListenConfig {
     pub insecure: bool,
     /// TLS of the port.
     pub tls: TlsConfig,
+    /// Load balancers that begin each connection with a PROXY v2 header; from
+    /// nobody else one is taken.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 impl Default for ListenConfig {
@@ -76,6 +80,7 @@ impl Default for ListenConfig {
             workers: 0,
             insecure: false,
             tls: TlsConfig::default(),
+            trusted_proxies: Vec::new(),
         }
     }
 }
@@ -244,9 +249,11 @@ impl Default for BackendConfig {
 pub struct LimitConfig {
     /// Client connections in all; more wait in the kernel.
     pub connections: usize,
+    /// Connections of one client address (IPv6: of one /64); 0 is no limit.
+    pub connections_per_address: usize,
     /// Calls at once on one connection.
     pub streams_per_connection: u32,
-    /// Headers of one request.
+    /// Headers of one request; more than four times this breaks HTTP/2's own bound.
     pub header_list_bytes: u32,
     /// From the first byte to the end of the TLS and HTTP/2 handshakes.
     #[serde(with = "duration")]
@@ -266,10 +273,18 @@ pub struct LimitConfig {
     pub shed_above_bytes: Option<u64>,
 }
 
+impl LimitConfig {
+    /// What HTTP/2 itself enforces, by a bare HTTP 431.
+    pub(crate) const fn hard_header_list_bytes(&self) -> u32 {
+        self.header_list_bytes.saturating_mul(4)
+    }
+}
+
 impl Default for LimitConfig {
     fn default() -> Self {
         Self {
             connections: 10_000,
+            connections_per_address: 1000,
             streams_per_connection: 128,
             header_list_bytes: 16 << 10,
             handshake: Duration::from_secs(10),
@@ -394,9 +409,9 @@ impl Validate for LimitConfig {
             "must not be 0",
         );
         problems.require(
-            self.header_list_bytes >= 8 << 10,
+            (8 << 10..=4 << 20).contains(&self.header_list_bytes),
             "header_list_bytes",
-            "must be at least 8192",
+            "must be from 8192 to 4194304",
         );
         problems.require(!self.handshake.is_zero(), "handshake", "must not be zero");
         window(

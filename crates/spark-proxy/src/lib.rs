@@ -9,6 +9,7 @@
 //! stream is reset, and one future per call keeps both sides of it.
 
 mod acceptor;
+mod addresses;
 mod auth;
 mod backend;
 mod call;
@@ -22,6 +23,7 @@ mod keys;
 mod messages;
 mod method;
 mod metrics;
+mod proxy_header;
 mod respond;
 mod routes;
 mod session;
@@ -31,6 +33,7 @@ mod worker;
 
 pub use config::Config;
 
+use crate::addresses::Addresses;
 use crate::config::TlsMode;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
@@ -142,6 +145,7 @@ pub async fn run_with_clock(
 
         let drain = config.drain.timeout;
         let shared = Arc::new(Shared {
+            addresses: Addresses::new(config.limits.connections_per_address),
             shed,
             verifier: Verifier::new(config.tokens.verifier()),
             config,

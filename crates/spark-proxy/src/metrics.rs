@@ -52,6 +52,14 @@ labels! {
     }
 }
 
+labels! {
+    /// Why a connection was closed before its handshakes.
+    pub(crate) enum Unwanted("cause") {
+        AddressLimit => "address_limit",
+        ProxyHeader => "proxy_header",
+    }
+}
+
 impl Outcome {
     /// What a refusal counts as.
     pub(crate) fn of(reason: Reason) -> Self {
@@ -107,6 +115,7 @@ pub(crate) struct Metrics {
     pub(crate) resolves: Arc<Family<(), Counter>>,
     pub(crate) watching: Arc<Family<(), Gauge>>,
     pub(crate) key_fetches_failed: Arc<Family<(), Counter>>,
+    pub(crate) unwanted: Arc<Family<Unwanted, Counter>>,
     pub(crate) shed: Arc<Family<(), Counter>>,
     pub(crate) shedding: Arc<Family<(), Gauge>>,
     pub(crate) memory: Arc<Family<(), Gauge>>,
@@ -151,6 +160,10 @@ impl Metrics {
             key_fetches_failed: registry.counter(
                 "spark_proxy_key_fetches_failed_total",
                 "Readings of the key set that failed.",
+            ),
+            unwanted: registry.counter(
+                "spark_proxy_connections_refused_total",
+                "Client connections closed at once, by why.",
             ),
             shed: registry.counter(
                 "spark_proxy_calls_shed_total",

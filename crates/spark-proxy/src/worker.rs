@@ -2,6 +2,7 @@
 //! its own connections to compute. A connection stays with its worker, so a
 //! call wakes no other thread on its way.
 
+use crate::addresses::Addresses;
 use crate::auth::Tokens;
 use crate::backend::{self, Pools};
 use crate::call::draining;
@@ -45,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tls: Option<Arc<ServerTls>>,
     pub(crate) backend_tls: Arc<ClientTls>,
+    /// Locked once per connection.
+    pub(crate) addresses: Arc<Addresses>,
     pub(crate) shed: Arc<Shed>,
     pub(crate) control: tokio::runtime::Handle,
     /// No new work; what runs may go on.

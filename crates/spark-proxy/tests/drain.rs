@@ -100,6 +100,7 @@ fn every_bad_key_is_named_at_once_and_no_port_is_opened() {
             [listen]
             address = "0.0.0.0:0"
             tls = { mode = "off" }
+            trusted_proxies = ["balancer.example.com"]
             [tokens]
             issuer = ""
             keep_keys = 5
@@ -124,6 +125,7 @@ fn every_bad_key_is_named_at_once_and_no_port_is_opened() {
         "tokens.keep_keys",
         "manager.uri",
         "limits.frame_bytes",
+        "listen.trusted_proxies",
     ] {
         assert!(text.contains(key), "{key} is not named in:\n{text}");
     }

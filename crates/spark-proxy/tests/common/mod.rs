@@ -80,6 +80,7 @@ pub fn config(routes: &FakeRoutes, jwks: PathBuf) -> Config {
                 cert: None,
                 key: None,
             },
+            trusted_proxies: Vec::new(),
         },
         admin: AdminConfig { address: loopback },
         tokens: TokenConfig {
