@@ -1,12 +1,14 @@
 //! One client connection: who it is, TLS or not, then HTTP/2, then one task
-//! per call.
+//! per call. Nobody holds a place for ever: handshakes have their time, silent
+//! clients are pinged, and old connections take no new calls.
 
 use crate::addresses::{Full, Place};
 use crate::call::{ConnectionState, handle};
 use crate::config::{LimitConfig, TlsMode};
 use crate::headers;
-use crate::metrics::{Handshake, Outcome, Unwanted};
+use crate::metrics::{Handshake, Outcome, Peer, Unwanted};
 use crate::proxy_header::{self, Bad};
+use crate::pulse::{Beat, Ear, Heard, Pulse, Rules};
 use crate::respond::Client;
 use crate::worker::Worker;
 use anyhow::Context as _;
@@ -21,24 +23,28 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
 use tokio_rustls::TlsStream;
 
 /// The first byte of every TLS connection: a handshake record.
 const TLS_RECORD: u8 = 0x16;
 /// The first byte of `PRI * HTTP/2.0`.
 const HTTP2_PREFACE: u8 = b'P';
-/// So that an end that vanished is noticed at last.
+/// The second net below pings, for what is not HTTP/2 yet.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
 const KEEPALIVE_TRIES: u32 = 4;
+/// By how much the ages of connections differ, so that they do not end together.
+const AGE_SPREAD: std::ops::RangeInclusive<f64> = 0.9..=1.1;
 /// What a connection that ends on order has left to send takes no longer.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// A connection after its handshakes.
 struct Ready {
-    http: server::Connection<Conn, Bytes>,
+    http: server::Connection<Heard<Conn>, Bytes>,
     /// Plaintext where TLS is required: every call is told so.
     refused: bool,
+    ear: Rc<Ear>,
     /// Among those of its address.
     _place: Option<Place>,
 }
@@ -86,7 +92,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, tcp: std::net::TcpStream, mut remo
     if ready.refused {
         metrics.handshakes.at(Handshake::Plaintext).inc();
     }
-    if let Err(error) = calls(&worker, ready).await {
+    if let Err(error) = calls(&worker, ready, remote).await {
         tracing::debug!(%remote, %error, "connection ended");
     }
 }
@@ -103,6 +109,7 @@ async fn open(worker: &Worker, tcp: std::net::TcpStream, remote: &mut SocketAddr
     let place = shared.addresses.enter(remote.ip())?;
     let (conn, refused) = secured(worker, tcp, *remote).await?;
     let limits = &shared.config.limits;
+    let ear = Ear::new();
     let http = server::Builder::new()
         .initial_window_size(limits.first_stream_window_bytes)
         .initial_connection_window_size(limits.connection_window_bytes)
@@ -110,12 +117,13 @@ async fn open(worker: &Worker, tcp: std::net::TcpStream, remote: &mut SocketAddr
         .max_header_list_size(limits.hard_header_list_bytes())
         .max_concurrent_streams(limits.streams_per_connection)
         .max_send_buffer_size(limits.send_buffer_bytes)
-        .handshake(conn)
+        .handshake(Heard::new(conn, &ear))
         .await
         .context("HTTP/2")?;
     Ok(Ready {
         http,
         refused,
+        ear,
         _place: place,
     })
 }
@@ -149,10 +157,11 @@ async fn secured(worker: &Worker, tcp: TcpStream, remote: SocketAddr) -> anyhow:
     })
 }
 
-async fn calls(worker: &Rc<Worker>, ready: Ready) -> Result<(), h2::Error> {
+async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<(), h2::Error> {
     let Ready {
         mut http,
         refused,
+        ear,
         _place,
     } = ready;
     let shared = &worker.shared;
@@ -161,6 +170,9 @@ async fn calls(worker: &Rc<Worker>, ready: Ready) -> Result<(), h2::Error> {
     let (mut draining, mut widened) = (false, false);
     let mut stopping = pin!(shared.stopping.cancelled());
     let mut ending = pin!(worker.ending.cancelled());
+    let mut pulse = Pulse::new(rules(limits), ear, http.ping_pong());
+    let mut aged = pin!(sleep_until(end_of_life(limits)));
+    let ages = !limits.connection_age.is_zero();
     loop {
         tokio::select! {
             biased;
@@ -189,12 +201,40 @@ async fn calls(worker: &Rc<Worker>, ready: Ready) -> Result<(), h2::Error> {
                 let _ = tokio::time::timeout(LAST_WORDS, std::future::poll_fn(|cx| http.poll_closed(cx))).await;
                 return Ok(());
             }
+            // Each open call has a share in the state.
+            beat = pulse.next(|| Rc::strong_count(&state) > 1) => match beat {
+                Beat::Wait(_) => {}
+                Beat::Ping(_) => metrics.pings.at(Peer::Client).inc(),
+                Beat::Lost => {
+                    metrics.pings_lost.at(Peer::Client).inc();
+                    tracing::debug!(%remote, "the client vanished without a word");
+                    return Ok(());
+                }
+            },
+            () = &mut aged, if ages && !draining => {
+                draining = true;
+                metrics.aged.inc();
+                http.graceful_shutdown();
+            }
         }
         if !widened && state.admitted.get() {
             // Refused while the client has not acknowledged our first settings; then the next turn tries again.
             widened = http.set_initial_window_size(limits.stream_window_bytes).is_ok();
         }
     }
+}
+
+fn rules(limits: &LimitConfig) -> Rules {
+    Rules {
+        busy: limits.ping_interval,
+        idle: Some(limits.idle_ping_interval),
+        apart: limits.ping_interval,
+        timeout: limits.ping_timeout,
+    }
+}
+
+fn end_of_life(limits: &LimitConfig) -> Instant {
+    Instant::now() + limits.connection_age.mul_f64(rand::random_range(AGE_SPREAD))
 }
 
 fn headers_too_long(limits: &LimitConfig) -> Refused {

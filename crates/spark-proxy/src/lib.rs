@@ -24,6 +24,7 @@ mod messages;
 mod method;
 mod metrics;
 mod proxy_header;
+mod pulse;
 mod respond;
 mod routes;
 mod session;

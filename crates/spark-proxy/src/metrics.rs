@@ -60,6 +60,14 @@ labels! {
     }
 }
 
+labels! {
+    /// Who is at the other end of a connection.
+    pub(crate) enum Peer("peer") {
+        Client => "client",
+        Backend => "backend",
+    }
+}
+
 impl Outcome {
     /// What a refusal counts as.
     pub(crate) fn of(reason: Reason) -> Self {
@@ -116,6 +124,10 @@ pub(crate) struct Metrics {
     pub(crate) watching: Arc<Family<(), Gauge>>,
     pub(crate) key_fetches_failed: Arc<Family<(), Counter>>,
     pub(crate) unwanted: Arc<Family<Unwanted, Counter>>,
+    pub(crate) aged: Arc<Family<(), Counter>>,
+    pub(crate) pings: Arc<Family<Peer, Counter>>,
+    pub(crate) pings_lost: Arc<Family<Peer, Counter>>,
+    pub(crate) pool_full: Arc<Family<(), Counter>>,
     pub(crate) shed: Arc<Family<(), Counter>>,
     pub(crate) shedding: Arc<Family<(), Gauge>>,
     pub(crate) memory: Arc<Family<(), Gauge>>,
@@ -164,6 +176,19 @@ impl Metrics {
             unwanted: registry.counter(
                 "spark_proxy_connections_refused_total",
                 "Client connections closed at once, by why.",
+            ),
+            aged: registry.counter(
+                "spark_proxy_connections_aged_total",
+                "Client connections told to take no new calls because of their age.",
+            ),
+            pings: registry.counter("spark_proxy_pings_total", "Pings sent to silent connections."),
+            pings_lost: registry.counter(
+                "spark_proxy_pings_lost_total",
+                "Connections given up because nothing came after a ping.",
+            ),
+            pool_full: registry.counter(
+                "spark_proxy_backend_pool_full_total",
+                "Calls that had to wait because every allowed connection to their compute was full.",
             ),
             shed: registry.counter(
                 "spark_proxy_calls_shed_total",

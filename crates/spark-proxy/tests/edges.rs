@@ -1,16 +1,20 @@
-//! The client's edge: who is counted as whom.
+//! The client's edge: who is counted as whom, and that nobody holds a place
+//! for ever.
 
 #![allow(clippy::unwrap_used, clippy::allow_attributes, reason = "helpers of tests")]
 
 mod common;
 
-use common::{Ask, Client, Rig, within};
+use common::{Ask, Client, Relay, Reply, Rig, within};
 use session_core::Reason;
 use spark_proxy::config::Config;
 use std::time::Duration;
+use test_support::fake_spark::{Shape, request};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tonic::Code;
+
+const SHORT: Duration = Duration::from_millis(100);
 
 fn trusting(config: &mut Config) {
     config.listen.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
@@ -135,6 +139,120 @@ async fn each_real_address_has_its_own_connections_over_all_workers() {
         }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_vanished_is_dropped_and_its_call_reset() {
+    let rig = Rig::with(|config| {
+        config.limits.ping_interval = SHORT;
+        config.limits.ping_timeout = 5 * SHORT;
+        config.limits.idle_ping_interval = Duration::from_secs(100);
+    })
+    .await;
+    // Before the response, and in the middle of one.
+    for (index, shape) in [Shape::Hang, Shape::HangAfterOne].into_iter().enumerate() {
+        let relay = Relay::to(rig.address).await;
+        let client = Client::plain(relay.address).await.unwrap();
+        let mut running = client.begin(&rig.ask().shape(shape)).await.unwrap();
+        running.finish(request(b"go"));
+        within(
+            "it arrives",
+            rig.spark.until(|seen| seen.requests.len() == index + 1),
+        )
+        .await;
+        relay.freeze();
+        within("the reset", rig.spark.until(|seen| seen.resets == index + 1)).await;
+        let lost = rig.metric("spark_proxy_pings_lost_total{peer=\"client\"}").await;
+        assert_eq!(lost, (index + 1) as f64);
+        within(
+            "its place is free",
+            rig.until_metric("spark_proxy_connections", |n| n == 0.0),
+        )
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_vanished_without_calls_is_dropped_later() {
+    let rig = Rig::with(|config| {
+        config.limits.ping_interval = SHORT;
+        config.limits.ping_timeout = 5 * SHORT;
+        config.limits.idle_ping_interval = 3 * SHORT;
+    })
+    .await;
+    let relay = Relay::to(rig.address).await;
+    let client = Client::plain(relay.address).await.unwrap();
+    assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);
+    relay.freeze();
+    within(
+        "its place is free",
+        rig.until_metric("spark_proxy_connections", |n| n == 0.0),
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quiet_client_that_answers_pings_keeps_its_call() {
+    let rig = Rig::with(|config| {
+        config.limits.ping_interval = SHORT;
+        config.limits.ping_timeout = 50 * SHORT;
+    })
+    .await;
+    let client = rig.client().await;
+    let mut running = client.begin(&rig.ask().shape(Shape::Count)).await.unwrap();
+    within(
+        "it is pinged many times",
+        rig.until_metric("spark_proxy_pings_total{peer=\"client\"}", |n| n >= 10.0),
+    )
+    .await;
+    running.finish(request(b"done"));
+    let reply = within("the call", Reply::read(running.response)).await.unwrap();
+    assert_eq!(reply.code(), Code::Ok);
+    assert_eq!(rig.metric("spark_proxy_pings_lost_total").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_held_call_is_pinged_too() {
+    let rig = Rig::with(|config| config.limits.ping_interval = SHORT).await;
+    rig.routes.set(session_proto::internal::Route {
+        status: session_proto::internal::RouteStatus::Pending.into(),
+        backend: None,
+        ..rig.route()
+    });
+    let client = rig.client().await;
+    let mut held = client.begin(&rig.ask()).await.unwrap();
+    held.finish(request(b"go"));
+    within(
+        "it is pinged",
+        rig.until_metric("spark_proxy_pings_total{peer=\"client\"}", |n| n >= 2.0),
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_connection_takes_no_new_calls_and_ends_its_own() {
+    let rig = Rig::with(|config| config.limits.connection_age = 3 * SHORT).await;
+    let client = rig.client().await;
+    let mut running = client.begin(&rig.ask().shape(Shape::Count)).await.unwrap();
+    running.upload.send_data(request(b"begun"), false).unwrap();
+    within("it runs", rig.spark.until(|seen| seen.requests.len() == 1)).await;
+    within(
+        "it gets old",
+        rig.until_metric("spark_proxy_connections_aged_total", |n| n == 1.0),
+    )
+    .await;
+    within("no new calls on it", async {
+        while client.begin(&rig.ask()).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    running.upload.send_data(request(b"finished"), true).unwrap();
+    let reply = within("the running call", Reply::read(running.response))
+        .await
+        .unwrap();
+    assert_eq!(reply.code(), Code::Ok);
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -47,8 +47,8 @@ async fn a_hundred_first_calls_ask_once() {
     assert_eq!(rig.routes.asked().len(), 1);
     assert!(rig.routes.asked()[0].wake);
     assert!(
-        rig.spark.seen().connections <= 2,
-        "one connection per worker: {:?}",
+        rig.spark.seen().connections <= 2 * 50_usize.div_ceil(16),
+        "16 calls to a connection, 50 calls to a worker: {:?}",
         rig.spark.seen().connections
     );
 }

@@ -10,8 +10,10 @@
 )]
 
 mod client;
+mod relay;
 
 pub use client::{Ask, Client, Echoed, Reply, Running, User, send};
+pub use relay::Relay;
 
 use service_kit::admin::AdminConfig;
 use service_kit::document::DocumentConfig;
