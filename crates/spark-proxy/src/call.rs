@@ -145,6 +145,7 @@ async fn serve(
         .unless_gone(authenticate(worker, &head.headers, method))
         .await??;
     connection.admitted.set(true);
+    worker.shared.admit(method)?;
     let open = admit(worker, &caller, method)?;
     metrics.waited.at(Stage::Auth).observe(began.elapsed());
 

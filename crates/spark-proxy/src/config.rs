@@ -1,6 +1,7 @@
 //! The configuration of the proxy: one struct per section, defaults < file <
 //! environment (`BERTH__SECTION__KEY`).
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use service_kit::admin::AdminConfig;
 use service_kit::config::{Problems, Validate, duration};
@@ -67,6 +68,9 @@ pub struct ListenConfig {
     pub insecure: bool,
     /// TLS of the port.
     pub tls: TlsConfig,
+    /// Load balancers that begin each connection with a PROXY v2 header; from
+    /// nobody else one is taken.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 impl Default for ListenConfig {
@@ -76,6 +80,7 @@ impl Default for ListenConfig {
             workers: 0,
             insecure: false,
             tls: TlsConfig::default(),
+            trusted_proxies: Vec::new(),
         }
     }
 }
@@ -216,13 +221,30 @@ pub struct BackendConfig {
     pub tls: ClientTlsFiles,
     /// Response bytes in flight per call.
     pub stream_window_bytes: u32,
-    /// Response bytes in flight per connection.
+    /// Response bytes in flight per connection; a multiple of those per call.
+    /// As many calls share a connection as it holds whole windows of calls.
     pub connection_window_bytes: u32,
+    /// Connections of one worker to one server, or to one generation of a session's own.
+    pub connections_per_pool: usize,
     /// The largest frame taken from a backend.
     pub frame_bytes: u32,
     /// A connection without calls is closed after this.
     #[serde(with = "duration")]
     pub idle_timeout: Duration,
+    /// A connection with calls that sent nothing for this long is pinged.
+    #[serde(with = "duration")]
+    pub silence: Duration,
+    /// It is dropped if nothing comes within this time after the ping.
+    #[serde(with = "duration")]
+    pub ping_timeout: Duration,
+}
+
+impl BackendConfig {
+    /// How many calls share a connection: even if none of their clients reads,
+    /// they cannot use up its window.
+    pub(crate) fn calls_per_connection(&self) -> usize {
+        (self.connection_window_bytes / self.stream_window_bytes.max(1)).max(1) as usize
+    }
 }
 
 impl Default for BackendConfig {
@@ -231,9 +253,12 @@ impl Default for BackendConfig {
             connect_timeout: Duration::from_secs(5),
             tls: ClientTlsFiles::default(),
             stream_window_bytes: 4 << 20,
-            connection_window_bytes: 16 << 20,
+            connection_window_bytes: 64 << 20,
+            connections_per_pool: 64,
             frame_bytes: 256 << 10,
             idle_timeout: Duration::from_secs(300),
+            silence: Duration::from_secs(30),
+            ping_timeout: Duration::from_secs(20),
         }
     }
 }
@@ -244,9 +269,11 @@ impl Default for BackendConfig {
 pub struct LimitConfig {
     /// Client connections in all; more wait in the kernel.
     pub connections: usize,
+    /// Connections of one client address (IPv6: of one /64); 0 is no limit.
+    pub connections_per_address: usize,
     /// Calls at once on one connection.
     pub streams_per_connection: u32,
-    /// Headers of one request.
+    /// Headers of one request; beyond four times as much HTTP/2 itself refuses them.
     pub header_list_bytes: u32,
     /// From the first byte to the end of the TLS and HTTP/2 handshakes.
     #[serde(with = "duration")]
@@ -261,6 +288,21 @@ pub struct LimitConfig {
     pub frame_bytes: u32,
     /// Response bytes buffered per call beyond the client's window.
     pub send_buffer_bytes: usize,
+    /// A client with open calls that sent nothing for this long is pinged.
+    #[serde(with = "duration")]
+    pub ping_interval: Duration,
+    /// The same for a client without calls.
+    #[serde(with = "duration")]
+    pub idle_ping_interval: Duration,
+    /// It is given up if nothing comes within this time after the ping.
+    #[serde(with = "duration")]
+    pub ping_timeout: Duration,
+    /// After this long, give or take a tenth, a connection takes no new calls; zero is never.
+    #[serde(with = "duration")]
+    pub connection_age: Duration,
+    /// With more memory in use than this, new work is refused; 0 is never. 85 %
+    /// of the container's limit unless set.
+    pub shed_above_bytes: Option<u64>,
     /// From a call's headers to the first message of its request.
     #[serde(with = "duration")]
     pub first_message: Duration,
@@ -277,10 +319,18 @@ pub struct LimitConfig {
     pub held_bytes: usize,
 }
 
+impl LimitConfig {
+    /// What HTTP/2 itself enforces, by a bare HTTP 431.
+    pub(crate) const fn hard_header_list_bytes(&self) -> u32 {
+        self.header_list_bytes.saturating_mul(4)
+    }
+}
+
 impl Default for LimitConfig {
     fn default() -> Self {
         Self {
             connections: 10_000,
+            connections_per_address: 1000,
             streams_per_connection: 128,
             header_list_bytes: 16 << 10,
             handshake: Duration::from_secs(10),
@@ -295,6 +345,11 @@ impl Default for LimitConfig {
             held_calls_per_session: 64,
             held_calls: 10_000,
             held_bytes: 256 << 20,
+            ping_interval: Duration::from_secs(15),
+            idle_ping_interval: Duration::from_secs(120),
+            ping_timeout: Duration::from_secs(20),
+            connection_age: Duration::from_secs(3600),
+            shed_above_bytes: None,
         }
     }
 }
@@ -397,7 +452,20 @@ impl Validate for BackendConfig {
         problems.check("tls", &self.tls);
         window(problems, "stream_window_bytes", self.stream_window_bytes);
         window(problems, "connection_window_bytes", self.connection_window_bytes);
+        problems.require(
+            self.connection_window_bytes >= self.stream_window_bytes
+                && self.connection_window_bytes.checked_rem(self.stream_window_bytes) == Some(0),
+            "connection_window_bytes",
+            "must be a multiple of stream_window_bytes",
+        );
+        problems.require(
+            self.connections_per_pool > 0,
+            "connections_per_pool",
+            "must not be 0",
+        );
         frame(problems, self.frame_bytes);
+        patience(problems, "silence", self.silence);
+        patience(problems, "ping_timeout", self.ping_timeout);
     }
 }
 
@@ -410,9 +478,9 @@ impl Validate for LimitConfig {
             "must not be 0",
         );
         problems.require(
-            self.header_list_bytes >= 8 << 10,
+            (8 << 10..=4 << 20).contains(&self.header_list_bytes),
             "header_list_bytes",
-            "must be at least 8192",
+            "must be from 8192 to 4194304",
         );
         problems.require(!self.handshake.is_zero(), "handshake", "must not be zero");
         window(
@@ -441,7 +509,30 @@ impl Validate for LimitConfig {
             "send_buffer_bytes",
             "must be at least 16384",
         );
+        patience(problems, "ping_interval", self.ping_interval);
+        patience(problems, "idle_ping_interval", self.idle_ping_interval);
+        problems.require(
+            self.idle_ping_interval >= self.ping_interval,
+            "idle_ping_interval",
+            "must be at least ping_interval",
+        );
+        patience(problems, "ping_timeout", self.ping_timeout);
+        problems.require(
+            self.connection_age <= 365 * DAY,
+            "connection_age",
+            "must be at most 365days",
+        );
     }
+}
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+fn patience(problems: &mut Problems, key: &str, time: Duration) {
+    problems.require(
+        !time.is_zero() && time <= DAY,
+        key,
+        "must be more than zero and at most 1day",
+    );
 }
 
 fn window(problems: &mut Problems, key: &str, bytes: u32) {

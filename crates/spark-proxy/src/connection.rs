@@ -1,8 +1,14 @@
-//! One client connection: TLS or not, then HTTP/2, then one task per call.
+//! One client connection: who it is, TLS or not, then HTTP/2, then one task
+//! per call. Nobody holds a place for ever: handshakes have their time, silent
+//! clients are pinged, and old connections take no new calls.
 
+use crate::addresses::{Full, Place};
 use crate::call::{ConnectionState, handle};
-use crate::config::TlsMode;
-use crate::metrics::Handshake;
+use crate::config::{LimitConfig, TlsMode};
+use crate::headers;
+use crate::metrics::{Handshake, Outcome, Peer, Unwanted};
+use crate::proxy_header::{self, Bad};
+use crate::pulse::{Beat, Ear, Heard, Pulse, Rules};
 use crate::respond::Client;
 use crate::worker::Worker;
 use anyhow::Context as _;
@@ -11,53 +17,130 @@ use h2::server;
 use service_kit::tls::Conn;
 use session_core::Reason;
 use session_proto::error::Refused;
+use socket2::{SockRef, TcpKeepalive};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
 use tokio_rustls::TlsStream;
 
 /// The first byte of every TLS connection: a handshake record.
 const TLS_RECORD: u8 = 0x16;
 /// The first byte of `PRI * HTTP/2.0`.
 const HTTP2_PREFACE: u8 = b'P';
+/// The second net below pings, for what is not HTTP/2 yet.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
+const KEEPALIVE_TRIES: u32 = 4;
+/// By how much the ages of connections differ, so that they do not end together.
+const AGE_SPREAD: std::ops::RangeInclusive<f64> = 0.9..=1.1;
+/// What a connection that ends on order has left to send takes no longer.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// A connection after its handshakes.
 struct Ready {
-    http: server::Connection<Conn, Bytes>,
+    http: server::Connection<Heard<Conn>, Bytes>,
     /// Plaintext where TLS is required: every call is told so.
     refused: bool,
+    ear: Rc<Ear>,
+    /// Among those of its address.
+    _place: Option<Place>,
 }
 
-/// Serves a connection to its end.
-pub(crate) async fn serve(worker: Rc<Worker>, tcp: std::net::TcpStream, remote: SocketAddr) {
+/// Why there is none.
+#[derive(Debug, thiserror::Error)]
+enum Closed {
+    #[error("its address has as many connections as it may have")]
+    Full,
+    #[error(transparent)]
+    ProxyHeader(#[from] Bad),
+    #[error("{0:#}")]
+    Handshake(#[from] anyhow::Error),
+}
+
+impl From<Full> for Closed {
+    fn from(Full: Full) -> Self {
+        Self::Full
+    }
+}
+
+/// Serves a connection to its end. `remote` is who it comes from, until a
+/// trusted proxy says better.
+pub(crate) async fn serve(worker: Rc<Worker>, tcp: std::net::TcpStream, mut remote: SocketAddr) {
     let shared = &worker.shared;
-    let ready = match tokio::time::timeout(shared.config.limits.handshake, open(&worker, tcp, remote)).await {
+    let metrics = &shared.metrics;
+    let opening = open(&worker, tcp, &mut remote);
+    let ready = match tokio::time::timeout(shared.config.limits.handshake, opening).await {
         Ok(Ok(ready)) => ready,
-        Ok(Err(error)) => {
-            tracing::debug!(%remote, error = format!("{error:#}"), "connection refused");
-            shared.metrics.handshakes.at(Handshake::Failed).inc();
+        Ok(Err(closed)) => {
+            tracing::debug!(%remote, why = %closed, "connection refused");
+            match closed {
+                Closed::Full => metrics.unwanted.at(Unwanted::AddressLimit).inc(),
+                Closed::ProxyHeader(_) => metrics.unwanted.at(Unwanted::ProxyHeader).inc(),
+                Closed::Handshake(_) => metrics.handshakes.at(Handshake::Failed).inc(),
+            }
             return;
         }
         Err(_) => {
             tracing::debug!(%remote, "the handshakes took too long");
-            shared.metrics.handshakes.at(Handshake::TimedOut).inc();
+            metrics.handshakes.at(Handshake::TimedOut).inc();
             return;
         }
     };
     if ready.refused {
-        shared.metrics.handshakes.at(Handshake::Plaintext).inc();
+        metrics.handshakes.at(Handshake::Plaintext).inc();
     }
-    if let Err(error) = calls(&worker, ready).await {
+    if let Err(error) = calls(&worker, ready, remote).await {
         tracing::debug!(%remote, %error, "connection ended");
     }
 }
 
-async fn open(worker: &Worker, tcp: std::net::TcpStream, remote: SocketAddr) -> anyhow::Result<Ready> {
+async fn open(worker: &Worker, tcp: std::net::TcpStream, remote: &mut SocketAddr) -> Result<Ready, Closed> {
     let shared = &worker.shared;
-    let tcp = TcpStream::from_std(tcp)?;
+    let mut tcp = TcpStream::from_std(tcp).context("socket")?;
+    prepare(&tcp).context("socket")?;
+    if proxy_header::is_trusted(&shared.config.listen.trusted_proxies, remote.ip())
+        && let Some(real) = proxy_header::read(&mut tcp).await?
+    {
+        *remote = real;
+    }
+    let place = shared.addresses.enter(remote.ip())?;
+    let (conn, refused) = secured(worker, tcp, *remote).await?;
+    let limits = &shared.config.limits;
+    let ear = Ear::new();
+    let http = server::Builder::new()
+        .initial_window_size(limits.first_stream_window_bytes)
+        .initial_connection_window_size(limits.connection_window_bytes)
+        .max_frame_size(limits.frame_bytes)
+        .max_header_list_size(limits.hard_header_list_bytes())
+        .max_concurrent_streams(limits.streams_per_connection)
+        .max_send_buffer_size(limits.send_buffer_bytes)
+        .handshake(Heard::new(conn, &ear))
+        .await
+        .context("HTTP/2")?;
+    Ok(Ready {
+        http,
+        refused,
+        ear,
+        _place: place,
+    })
+}
+
+fn prepare(tcp: &TcpStream) -> std::io::Result<()> {
     tcp.set_nodelay(true)?;
-    let mode = shared.config.listen.tls.mode;
-    let (conn, refused) = match (&shared.tls, mode) {
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE_EVERY)
+        .with_retries(KEEPALIVE_TRIES);
+    SockRef::from(tcp).set_tcp_keepalive(&keepalive)
+}
+
+/// TLS or not, as configured; and whether plaintext is to be refused.
+async fn secured(worker: &Worker, tcp: TcpStream, remote: SocketAddr) -> anyhow::Result<(Conn, bool)> {
+    let mode = worker.shared.config.listen.tls.mode;
+    Ok(match (&worker.shared.tls, mode) {
         (_, TlsMode::Off) | (None, _) => (Conn::plain(tcp, remote), false),
         (Some(tls), TlsMode::Required | TlsMode::Auto) => {
             let mut first = [0];
@@ -71,28 +154,25 @@ async fn open(worker: &Worker, tcp: std::net::TcpStream, remote: SocketAddr) -> 
                 _ => anyhow::bail!("neither TLS nor HTTP/2"),
             }
         }
-    };
-    let limits = &shared.config.limits;
-    let http = server::Builder::new()
-        .initial_window_size(limits.first_stream_window_bytes)
-        .initial_connection_window_size(limits.connection_window_bytes)
-        .max_frame_size(limits.frame_bytes)
-        .max_header_list_size(limits.header_list_bytes)
-        .max_concurrent_streams(limits.streams_per_connection)
-        .max_send_buffer_size(limits.send_buffer_bytes)
-        .handshake(conn)
-        .await
-        .context("HTTP/2")?;
-    Ok(Ready { http, refused })
+    })
 }
 
-async fn calls(worker: &Rc<Worker>, ready: Ready) -> Result<(), h2::Error> {
-    let Ready { mut http, refused } = ready;
+async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<(), h2::Error> {
+    let Ready {
+        mut http,
+        refused,
+        ear,
+        _place,
+    } = ready;
     let shared = &worker.shared;
+    let (limits, metrics) = (&shared.config.limits, &shared.metrics);
     let state = Rc::new(ConnectionState::default());
     let (mut draining, mut widened) = (false, false);
-    let mut stopping = std::pin::pin!(shared.stopping.cancelled());
-    let mut ending = std::pin::pin!(worker.ending.cancelled());
+    let mut stopping = pin!(shared.stopping.cancelled());
+    let mut ending = pin!(worker.ending.cancelled());
+    let mut pulse = Pulse::new(rules(limits), ear, http.ping_pong());
+    let mut aged = pin!(sleep_until(end_of_life(limits)));
+    let ages = !limits.connection_age.is_zero();
     loop {
         tokio::select! {
             biased;
@@ -101,6 +181,12 @@ async fn calls(worker: &Rc<Worker>, ready: Ready) -> Result<(), h2::Error> {
                 let (request, respond) = call?;
                 if refused {
                     Client::new(respond).refuse(tls_required());
+                    continue;
+                }
+                if headers::list_size(&request) > limits.header_list_bytes as usize {
+                    metrics.opened.inc();
+                    Client::new(respond).refuse(headers_too_long(limits));
+                    metrics.calls.at(Outcome::of(Reason::InvalidArgument)).inc();
                     continue;
                 }
                 tokio::task::spawn_local(handle(Rc::clone(worker), Rc::clone(&state), request, respond));
@@ -112,17 +198,53 @@ async fn calls(worker: &Rc<Worker>, ready: Ready) -> Result<(), h2::Error> {
             () = &mut ending => {
                 http.abrupt_shutdown(h2::Reason::NO_ERROR);
                 // One more turn of the loop sends what is left to send.
-                let _ = tokio::time::timeout(std::time::Duration::from_millis(100), std::future::poll_fn(|cx| http.poll_closed(cx))).await;
+                let _ = tokio::time::timeout(LAST_WORDS, std::future::poll_fn(|cx| http.poll_closed(cx))).await;
                 return Ok(());
+            }
+            // Each open call has a share in the state.
+            beat = pulse.next(|| Rc::strong_count(&state) > 1) => match beat {
+                Beat::Wait(_) => {}
+                Beat::Ping(_) => metrics.pings.at(Peer::Client).inc(),
+                Beat::Lost => {
+                    metrics.pings_lost.at(Peer::Client).inc();
+                    tracing::debug!(%remote, "the client vanished without a word");
+                    return Ok(());
+                }
+            },
+            () = &mut aged, if ages && !draining => {
+                draining = true;
+                metrics.aged.inc();
+                http.graceful_shutdown();
             }
         }
         if !widened && state.admitted.get() {
             // Refused while the client has not acknowledged our first settings; then the next turn tries again.
-            widened = http
-                .set_initial_window_size(shared.config.limits.stream_window_bytes)
-                .is_ok();
+            widened = http.set_initial_window_size(limits.stream_window_bytes).is_ok();
         }
     }
+}
+
+fn rules(limits: &LimitConfig) -> Rules {
+    Rules {
+        busy: limits.ping_interval,
+        idle: Some(limits.idle_ping_interval),
+        apart: limits.ping_interval,
+        timeout: limits.ping_timeout,
+    }
+}
+
+fn end_of_life(limits: &LimitConfig) -> Instant {
+    Instant::now() + limits.connection_age.mul_f64(rand::random_range(AGE_SPREAD))
+}
+
+fn headers_too_long(limits: &LimitConfig) -> Refused {
+    Refused::field(
+        "headers",
+        format_args!(
+            "they are longer than the {} bytes that this proxy takes (limits.header_list_bytes). Send less metadata.",
+            limits.header_list_bytes
+        ),
+    )
 }
 
 fn tls_required() -> Refused {

@@ -4,7 +4,7 @@
 use crate::method::Method;
 use crate::routes::Backend;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::uri::{Scheme, Uri};
+use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use std::time::Duration;
 
 /// Names the session; a second thought beside the token.
@@ -41,6 +41,25 @@ pub(crate) fn at_most_one<'h>(
 /// The header came twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Doubled;
+
+/// How long the header list is, as HTTP/2 counts it.
+pub(crate) fn list_size<B>(request: &http::Request<B>) -> usize {
+    /// What each field counts beside its own bytes.
+    const FIELD: usize = 32;
+    let uri = request.uri();
+    let pseudo = [
+        (":method", request.method().as_str()),
+        (":scheme", uri.scheme_str().unwrap_or_default()),
+        (":authority", uri.authority().map_or("", Authority::as_str)),
+        (":path", uri.path_and_query().map_or("", PathAndQuery::as_str)),
+    ];
+    let pseudo = pseudo.iter().map(|(name, value)| name.len() + value.len());
+    let named = request
+        .headers()
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len());
+    pseudo.chain(named).map(|bytes| bytes + FIELD).sum()
+}
 
 /// Makes the client's request one of ours to `backend`.
 pub(crate) fn toward_backend(request: &mut http::request::Parts, backend: &Backend, method: Method) {
@@ -116,6 +135,18 @@ mod tests {
         for text in ["", "S", "20", "123456789S", "-1S", "1 S", "1x"] {
             assert_eq!(read(text), None, "{text:?}");
         }
+    }
+
+    #[test]
+    fn header_lists_are_counted_as_http2_counts_them() {
+        let request = http::Request::post("http://localhost/path")
+            .header("ab", "cde")
+            .body(())
+            .unwrap();
+        let bytes = [":method", "POST", ":scheme", "http", ":authority", "localhost"];
+        let bytes: usize = bytes.iter().map(|text| text.len()).sum();
+        let rest = ":path".len() + "/path".len() + "ab".len() + "cde".len();
+        assert_eq!(list_size(&request), bytes + rest + 5 * 32);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 
 mod acceptor;
 mod activity;
+mod addresses;
 mod auth;
 mod backend;
 mod bind;
@@ -26,20 +27,25 @@ mod local;
 mod messages;
 mod method;
 mod metrics;
+mod proxy_header;
+mod pulse;
 mod redact;
 mod respond;
 mod routes;
 mod session;
+mod shed;
 mod translate;
 mod worker;
 
 pub use config::Config;
 
 use crate::activity::Ledger;
+use crate::addresses::Addresses;
 use crate::config::TlsMode;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::routes::book::Routes;
+use crate::shed::Shed;
 use crate::worker::{Feed, Shared};
 use anyhow::Context as _;
 use service_kit::admin::Admin;
@@ -154,8 +160,17 @@ pub async fn run_with_clock(
             shutdown.forced(),
         ));
 
+        let shed = Arc::new(Shed::default());
+        tokio::spawn(shutdown.forced().run_until_cancelled_owned(shed::sample(
+            Arc::clone(&shed),
+            config.limits.clone(),
+            Arc::clone(&metrics),
+        )));
+
         let drain = config.drain.timeout;
         let shared = Arc::new(Shared {
+            addresses: Addresses::new(config.limits.connections_per_address),
+            shed,
             verifier: Verifier::new(config.tokens.verifier()),
             config,
             clock,

@@ -53,6 +53,22 @@ labels! {
     }
 }
 
+labels! {
+    /// Why a connection was closed before its handshakes.
+    pub(crate) enum Unwanted("cause") {
+        AddressLimit => "address_limit",
+        ProxyHeader => "proxy_header",
+    }
+}
+
+labels! {
+    /// Who is at the other end of a connection.
+    pub(crate) enum Peer("peer") {
+        Client => "client",
+        Backend => "backend",
+    }
+}
+
 impl Outcome {
     /// What a refusal counts as.
     pub(crate) fn of(reason: Reason) -> Self {
@@ -112,6 +128,14 @@ pub(crate) struct Metrics {
     pub(crate) sent_again: Arc<Family<(), Counter>>,
     pub(crate) bindings: Arc<Family<(), Counter>>,
     pub(crate) reports_failed: Arc<Family<(), Counter>>,
+    pub(crate) unwanted: Arc<Family<Unwanted, Counter>>,
+    pub(crate) aged: Arc<Family<(), Counter>>,
+    pub(crate) pings: Arc<Family<Peer, Counter>>,
+    pub(crate) pings_lost: Arc<Family<Peer, Counter>>,
+    pub(crate) pool_full: Arc<Family<(), Counter>>,
+    pub(crate) shed: Arc<Family<(), Counter>>,
+    pub(crate) shedding: Arc<Family<(), Gauge>>,
+    pub(crate) memory: Arc<Family<(), Gauge>>,
 }
 
 impl Metrics {
@@ -167,6 +191,29 @@ impl Metrics {
                 "spark_proxy_activity_reports_failed_total",
                 "Reports of activity that session-manager did not take.",
             ),
+            unwanted: registry.counter(
+                "spark_proxy_connections_refused_total",
+                "Client connections closed at once, by why.",
+            ),
+            aged: registry.counter(
+                "spark_proxy_connections_aged_total",
+                "Client connections told to take no new calls because of their age.",
+            ),
+            pings: registry.counter("spark_proxy_pings_total", "Pings sent to silent connections."),
+            pings_lost: registry.counter(
+                "spark_proxy_pings_lost_total",
+                "Connections given up because nothing came after a ping.",
+            ),
+            pool_full: registry.counter(
+                "spark_proxy_backend_pool_full_total",
+                "Calls that had to wait because every allowed connection to their compute was full.",
+            ),
+            shed: registry.counter(
+                "spark_proxy_calls_shed_total",
+                "Calls refused because memory was short.",
+            ),
+            shedding: registry.gauge("spark_proxy_shedding", "1 while memory is short."),
+            memory: registry.gauge("spark_proxy_memory_bytes", "Resident memory of the process."),
         }
     }
 }

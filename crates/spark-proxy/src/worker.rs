@@ -3,6 +3,7 @@
 //! call wakes no other thread on its way.
 
 use crate::activity::Ledger;
+use crate::addresses::Addresses;
 use crate::auth::Tokens;
 use crate::backend::{self, Pools};
 use crate::call::draining;
@@ -10,9 +11,11 @@ use crate::config::Config;
 use crate::connection;
 use crate::hold::Held;
 use crate::keys::{Keys, Unreadable};
+use crate::method::Method;
 use crate::metrics::Metrics;
 use crate::routes::book::{Ask, MARKER_LIFE, Miss, RouteEvent, Routes};
 use crate::session::{Call, Session};
+use crate::shed::{self, Shed};
 use service_kit::tls::{ClientTls, ServerTls};
 use session_core::{Clock, Engine, Reason, SessionId};
 use session_proto::error::Refused;
@@ -47,6 +50,9 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tls: Option<Arc<ServerTls>>,
     pub(crate) backend_tls: Arc<ClientTls>,
+    /// Locked once per connection.
+    pub(crate) addresses: Arc<Addresses>,
+    pub(crate) shed: Arc<Shed>,
     pub(crate) control: tokio::runtime::Handle,
     /// No new work; what runs may go on.
     pub(crate) stopping: CancellationToken,
@@ -57,6 +63,21 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn is_serving(&self) -> bool {
         !self.stopping.is_cancelled() && !self.keys.ring().is_empty()
+    }
+
+    /// Is memory so short that new work is refused?
+    pub(crate) fn is_shedding(&self) -> bool {
+        self.shed.is_on()
+    }
+
+    /// May a call begin, as far as memory goes? What reattaches to running
+    /// work, releases or interrupts it always may: it ends what takes memory.
+    pub(crate) fn admit(&self, method: Method) -> Result<(), Refused> {
+        if self.is_shedding() && method.is_work() {
+            self.metrics.shed.inc();
+            return Err(shed::refused());
+        }
+        Ok(())
     }
 }
 

@@ -100,6 +100,10 @@ fn every_bad_key_is_named_at_once_and_no_port_is_opened() {
             [listen]
             address = "0.0.0.0:0"
             tls = { mode = "off" }
+            trusted_proxies = ["balancer.example.com"]
+            [backend]
+            connection_window_bytes = 5000000
+            silence = "0s"
             [tokens]
             issuer = ""
             keep_keys = 5
@@ -107,6 +111,7 @@ fn every_bad_key_is_named_at_once_and_no_port_is_opened() {
             uri = "http://manager.example.com:8082"
             [limits]
             frame_bytes = 1
+            idle_ping_interval = "1s"
         "#,
     )
     .unwrap();
@@ -124,6 +129,10 @@ fn every_bad_key_is_named_at_once_and_no_port_is_opened() {
         "tokens.keep_keys",
         "manager.uri",
         "limits.frame_bytes",
+        "limits.idle_ping_interval",
+        "listen.trusted_proxies",
+        "backend.connection_window_bytes",
+        "backend.silence",
     ] {
         assert!(text.contains(key), "{key} is not named in:\n{text}");
     }

@@ -1,14 +1,23 @@
-//! Making one connection: TCP, TLS if the route asks for it, HTTP/2.
+//! One connection: TCP, TLS if the route asks for it, HTTP/2; and whether its
+//! other end is still there.
 
+use super::Bounds;
 use crate::config::BackendConfig;
 use crate::messages::Outgoing;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Peer};
+use crate::pulse::{Beat, Ear, Heard, Pulse, Rules};
 use crate::routes::Backend;
 use anyhow::Context as _;
 use h2::client::{self, SendRequest};
 use service_kit::tls::{ClientTls, Conn};
+use session_core::Engine;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpStream;
+
+/// Spark up to 4.2 ends connections that ping more often, or without calls.
+const SPARK_PINGS_APART: Duration = Duration::from_secs(5 * 60);
 
 /// No connection came to be, or it takes no more calls: nothing was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,9 +32,24 @@ pub(crate) struct Connector {
 
 /// The part of a connection that must be run for it to work.
 pub(super) struct Connection {
-    inner: client::Connection<Conn, Outgoing>,
+    inner: client::Connection<Heard<Conn>, Outgoing>,
+    pulse: Pulse,
     metrics: Arc<Metrics>,
 }
+
+/// What a new connection is.
+pub(super) struct Connected {
+    pub(super) sender: SendRequest<Outgoing>,
+    pub(super) connection: Connection,
+    /// Whether its other end is in doubt.
+    pub(super) ear: Rc<Ear>,
+}
+
+type Opened = (
+    SendRequest<Outgoing>,
+    client::Connection<Heard<Conn>, Outgoing>,
+    Rc<Ear>,
+);
 
 impl Connector {
     pub(super) fn new(config: &BackendConfig, tls: Arc<ClientTls>, metrics: Arc<Metrics>) -> Self {
@@ -36,25 +60,37 @@ impl Connector {
         }
     }
 
-    pub(super) async fn connect(
-        &self,
-        backend: &Backend,
-    ) -> Result<(SendRequest<Outgoing>, Connection), Unreachable> {
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    pub(super) fn bounds(&self) -> Bounds {
+        Bounds {
+            calls: self.config.calls_per_connection(),
+            links: self.config.connections_per_pool,
+            wait: self.config.connect_timeout,
+        }
+    }
+
+    pub(super) async fn connect(&self, backend: &Backend) -> Result<Connected, Unreachable> {
         let connected = tokio::time::timeout(self.config.connect_timeout, self.open(backend))
             .await
             .context("it took too long")
             .flatten();
         match connected {
-            Ok((sender, inner)) => {
+            Ok((sender, mut inner, ear)) => {
                 self.metrics.backend_connected.inc();
                 self.metrics.backend_connections.add(1);
-                Ok((
+                let pulse = Pulse::new(self.rules(backend.engine), Rc::clone(&ear), inner.ping_pong());
+                Ok(Connected {
                     sender,
-                    Connection {
+                    connection: Connection {
                         inner,
+                        pulse,
                         metrics: Arc::clone(&self.metrics),
                     },
-                ))
+                    ear,
+                })
             }
             Err(error) => {
                 tracing::info!(pool = ?backend.pool, error = format!("{error:#}"), "cannot connect to compute");
@@ -63,10 +99,21 @@ impl Connector {
         }
     }
 
-    async fn open(
-        &self,
-        backend: &Backend,
-    ) -> anyhow::Result<(SendRequest<Outgoing>, client::Connection<Conn, Outgoing>)> {
+    fn rules(&self, engine: Engine) -> Rules {
+        let silence = self.config.silence;
+        let (idle, apart) = match engine {
+            Engine::Sail => (Some(silence), silence),
+            Engine::Spark => (None, SPARK_PINGS_APART),
+        };
+        Rules {
+            busy: silence,
+            idle,
+            apart,
+            timeout: self.config.ping_timeout,
+        }
+    }
+
+    async fn open(&self, backend: &Backend) -> anyhow::Result<Opened> {
         let host = backend.authority.host().trim_matches(['[', ']']);
         let port = backend.authority.port_u16().context("no port")?;
         let tcp = TcpStream::connect((host, port)).await?;
@@ -80,22 +127,45 @@ impl Connector {
             }
         };
         let config = &self.config;
-        Ok(client::Builder::new()
+        let ear = Ear::new();
+        let (sender, connection) = client::Builder::new()
             .initial_window_size(config.stream_window_bytes)
             .initial_connection_window_size(config.connection_window_bytes)
             .max_frame_size(config.frame_bytes)
             .enable_push(false)
-            .handshake::<_, Outgoing>(conn)
-            .await?)
+            .handshake::<_, Outgoing>(Heard::new(conn, &ear))
+            .await?;
+        Ok((sender, connection, ear))
     }
 }
 
 impl Connection {
-    /// Until it ends.
-    pub(super) async fn run(self) {
-        let Self { inner, metrics } = self;
-        if let Err(error) = inner.await {
-            tracing::debug!(%error, "a backend connection ended");
+    /// Until it ends, or its other end does not answer: then its calls end too.
+    pub(super) async fn run(self, has_calls: impl Fn() -> bool) {
+        let Self {
+            mut inner,
+            mut pulse,
+            metrics,
+        } = self;
+        loop {
+            tokio::select! {
+                biased;
+                ended = &mut inner => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "a backend connection ended");
+                    }
+                    break;
+                }
+                beat = pulse.next(&has_calls) => match beat {
+                    Beat::Wait(_) => {}
+                    Beat::Ping(_) => metrics.pings.at(Peer::Backend).inc(),
+                    Beat::Lost => {
+                        metrics.pings_lost.at(Peer::Backend).inc();
+                        tracing::info!("a backend connection is silent and does not answer pings");
+                        break;
+                    }
+                },
+            }
         }
         metrics.backend_connections.add(-1);
     }

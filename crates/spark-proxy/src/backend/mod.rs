@@ -5,8 +5,9 @@ mod connect;
 
 use crate::messages::Outgoing;
 use crate::metrics::Metrics;
+use crate::pulse::Ear;
 use crate::routes::{Backend, PoolKey};
-use connect::Connector;
+use connect::{Connected, Connector};
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::Request;
@@ -17,6 +18,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 pub(crate) use connect::Unreachable;
@@ -24,7 +26,18 @@ pub(crate) use connect::Unreachable;
 /// All connections of one worker.
 pub(crate) struct Pools {
     connector: Connector,
+    bounds: Bounds,
     by_key: RefCell<HashMap<PoolKey, Rc<Pool>>>,
+}
+
+/// How far a pool may grow.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    /// Calls on one connection: they cannot use up its window, read or not.
+    calls: usize,
+    links: usize,
+    /// How long a call waits for a place when all is full.
+    wait: Duration,
 }
 
 /// The connections that calls with one key share.
@@ -36,6 +49,9 @@ struct Pool {
     /// How many attempts to connect failed, and how the last did.
     failures: Cell<u64>,
     last_used: Cell<Option<Instant>>,
+    /// Calls that wait for a place, and what wakes one of them.
+    waiting: Cell<usize>,
+    room: Notify,
 }
 
 /// One connection.
@@ -43,6 +59,7 @@ struct Link {
     sender: SendRequest<Outgoing>,
     open: Cell<usize>,
     dead: Cell<bool>,
+    ear: Rc<Ear>,
 }
 
 /// A place on a connection for one call.
@@ -61,6 +78,7 @@ pub(crate) struct Upstream {
 impl Pools {
     pub(crate) fn new(connector: Connector) -> Self {
         Self {
+            bounds: connector.bounds(),
             connector,
             by_key: RefCell::default(),
         }
@@ -71,16 +89,31 @@ impl Pools {
         self.by_key
             .borrow()
             .get(&backend.pool)
-            .is_some_and(|pool| pool.pick().is_some())
+            .is_some_and(|pool| pool.pick(self.bounds).is_some())
     }
 
-    /// A place on a connection, which is made if need be: by one caller, for all.
+    /// A place on a connection, which is made if need be: by one caller, for
+    /// all. When every connection that may be is full, it is waited for.
     pub(crate) async fn lease(&self, backend: &Backend) -> Result<Lease, Unreachable> {
         let pool = Rc::clone(self.by_key.borrow_mut().entry(backend.pool.clone()).or_default());
+        let mut patience = None;
         loop {
-            let link = match pool.pick() {
+            let link = match pool.pick(self.bounds) {
                 Some(link) => link,
-                None => self.connect(&pool, backend).await?,
+                None if !pool.may_grow(self.bounds) => {
+                    let until = *patience.get_or_insert_with(|| {
+                        self.connector.metrics().pool_full.inc();
+                        Instant::now() + self.bounds.wait
+                    });
+                    pool.wait(self.bounds, until).await?;
+                    continue;
+                }
+                // Who waited knows too little of the address by now to connect to it.
+                None if patience.is_some() => return Err(Unreachable),
+                None => match self.connect(&pool, backend).await? {
+                    Some(link) => link,
+                    None => continue,
+                },
             };
             let mut sender = link.sender.clone();
             // A connection that was told to take no more calls is not used for one.
@@ -94,33 +127,45 @@ impl Pools {
         }
     }
 
-    /// One new connection of a pool, however many ask for it at once.
-    async fn connect(&self, pool: &Rc<Pool>, backend: &Backend) -> Result<Rc<Link>, Unreachable> {
+    /// One new connection of a pool, however many ask for it at once; `None`
+    /// if the pool filled up meanwhile.
+    async fn connect(&self, pool: &Rc<Pool>, backend: &Backend) -> Result<Option<Rc<Link>>, Unreachable> {
         let failures = pool.failures.get();
         let _gate = pool.gate.lock().await;
-        if let Some(link) = pool.pick() {
-            return Ok(link);
+        if let Some(link) = pool.pick(self.bounds) {
+            return Ok(Some(link));
         }
         if pool.failures.get() != failures {
             // Who waited for an attempt that failed does not make another.
             return Err(Unreachable);
         }
+        if !pool.may_grow(self.bounds) {
+            return Ok(None);
+        }
         let connected = self.connector.connect(backend).await;
-        let (sender, connection) = connected.inspect_err(|Unreachable| pool.failures.set(failures + 1))?;
+        let Connected {
+            sender,
+            connection,
+            ear,
+        } = connected.inspect_err(|Unreachable| pool.failures.set(failures + 1))?;
         let link = Rc::new(Link {
             sender,
             open: Cell::new(0),
             dead: Cell::new(false),
+            ear,
         });
         pool.links.borrow_mut().push(Rc::clone(&link));
-        let ended = Rc::downgrade(&link);
+        // Not the link itself: the connection would keep its own sender, and never end.
+        let of = Rc::downgrade(&link);
         tokio::task::spawn_local(async move {
-            connection.run().await;
-            if let Some(link) = ended.upgrade() {
+            connection
+                .run(|| of.upgrade().is_some_and(|link| link.open.get() > 0))
+                .await;
+            if let Some(link) = of.upgrade() {
                 link.dead.set(true);
             }
         });
-        Ok(link)
+        Ok(Some(link))
     }
 
     /// Closes what serves nobody: connections that were idle for long.
@@ -142,18 +187,58 @@ impl Pools {
 }
 
 impl Pool {
-    fn pick(&self) -> Option<Rc<Link>> {
+    /// A connection with room. One whose other end is in doubt is spared: what
+    /// is sent there may be lost.
+    fn pick(&self, bounds: Bounds) -> Option<Rc<Link>> {
         let mut links = self.links.borrow_mut();
         links.retain(|link| !link.dead.get());
         links
             .iter()
-            .find(|link| link.open.get() < link.sender.current_max_send_streams())
+            .find(|link| {
+                link.open.get() < link.sender.current_max_send_streams().min(bounds.calls)
+                    && !link.ear.is_in_doubt()
+            })
             .cloned()
+    }
+
+    fn may_grow(&self, bounds: Bounds) -> bool {
+        self.links.borrow().len() < bounds.links
+    }
+
+    /// Waits until some call gave back its place. No more wait than there are
+    /// places.
+    async fn wait(&self, bounds: Bounds, until: Instant) -> Result<(), Unreachable> {
+        if self.waiting.get() >= bounds.calls * bounds.links {
+            return Err(Unreachable);
+        }
+        let _waiting = Waiting::new(&self.waiting);
+        tokio::time::timeout_at(until, self.room.notified())
+            .await
+            .map_err(|_| Unreachable)
+    }
+}
+
+/// Counts itself while it lives.
+struct Waiting<'a>(&'a Cell<usize>);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 
 impl Lease {
     fn new(pool: Rc<Pool>, link: Rc<Link>, sender: SendRequest<Outgoing>) -> Self {
+        if link.open.get() == 0 {
+            link.ear.begin();
+        }
         link.open.set(link.open.get() + 1);
         Self { pool, link, sender }
     }
@@ -175,6 +260,9 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.link.open.set(self.link.open.get() - 1);
         self.pool.last_used.set(Some(Instant::now()));
+        if self.pool.waiting.get() > 0 {
+            self.pool.room.notify_one();
+        }
     }
 }
 

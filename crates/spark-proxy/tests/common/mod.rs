@@ -12,10 +12,12 @@
 mod client;
 mod own_process;
 mod raw;
+mod relay;
 
 pub use client::{Ask, Client, Echoed, Reply, Running, User, send};
 pub use own_process::OwnProcess;
 pub use raw::{Frame, Raw, flags, kinds};
+pub use relay::Relay;
 
 use service_kit::admin::AdminConfig;
 use service_kit::document::DocumentConfig;
@@ -84,6 +86,7 @@ pub fn config(routes: &FakeRoutes, jwks: PathBuf) -> Config {
                 cert: None,
                 key: None,
             },
+            trusted_proxies: Vec::new(),
         },
         admin: AdminConfig { address: loopback },
         tokens: TokenConfig {

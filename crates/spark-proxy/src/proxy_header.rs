@@ -1,0 +1,215 @@
+//! The PROXY protocol, version 2: who is really at the other end when a load
+//! balancer stands before us. Only peers in `listen.trusted_proxies` may say
+//! it, and those must, as the very first bytes; nobody else is asked.
+//!
+//! The parser is our own: version 2 over TCP is one page, the crates at hand
+//! also take version 1, and nothing may be read beyond the header.
+
+use ipnet::IpNet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+/// What every header begins with.
+const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
+/// Signature, version and command, family and protocol, length.
+const FIXED: usize = 16;
+/// The longest rest that is read: addresses, and TLVs that are skipped.
+const MOST: usize = 1024;
+
+/// Why a header is not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Bad {
+    /// Version 1, or none.
+    #[error("no PROXY protocol v2 header came first")]
+    NotProxy,
+    /// Another version or command than is known.
+    #[error("a PROXY header of unknown version or command {0:#04x}")]
+    Command(u8),
+    /// Not TCP over IPv4 or IPv6.
+    #[error("a PROXY header about something else than TCP ({0:#04x})")]
+    Family(u8),
+    /// Longer than anybody needs, or too short for its addresses.
+    #[error("a PROXY header of {0} bytes")]
+    Length(usize),
+    /// The connection ended.
+    #[error("the connection ended within the PROXY header: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// Is a header expected from this peer?
+pub(crate) fn is_trusted(trusted: &[IpNet], peer: IpAddr) -> bool {
+    let peer = peer.to_canonical();
+    trusted.iter().any(|net| net.contains(&peer))
+}
+
+/// Reads the header, and not a byte more. `None`: the proxy speaks for itself.
+pub(crate) async fn read(io: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, Bad> {
+    let mut fixed = [0; FIXED];
+    io.read_exact(&mut fixed).await?;
+    let (command, family, len) = head(&fixed)?;
+    let mut rest = [0; MOST];
+    let rest = rest.get_mut(..len).ok_or(Bad::Length(len))?;
+    io.read_exact(rest).await?;
+    match command {
+        Command::Local => Ok(None),
+        Command::Proxy => source(family, rest).map(Some),
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Command {
+    /// The proxy's own connection, for its health checks.
+    Local,
+    /// Somebody else's.
+    Proxy,
+}
+
+/// Command, family and the length of the rest.
+fn head(fixed: &[u8; FIXED]) -> Result<(Command, u8, usize), Bad> {
+    let [signature @ .., command, family, high, low] = fixed;
+    if *signature != SIGNATURE {
+        return Err(Bad::NotProxy);
+    }
+    let command = match command {
+        0x20 => Command::Local,
+        0x21 => Command::Proxy,
+        other => return Err(Bad::Command(*other)),
+    };
+    let len = usize::from(u16::from_be_bytes([*high, *low]));
+    if len > MOST {
+        return Err(Bad::Length(len));
+    }
+    Ok((command, *family, len))
+}
+
+/// The address that the connection comes from: source, destination, then the
+/// two ports. What follows are TLVs.
+fn source(family: u8, rest: &[u8]) -> Result<SocketAddr, Bad> {
+    let short = || Bad::Length(rest.len());
+    let port = |at: usize| -> Option<u16> { Some(u16::from_be_bytes(*rest.get(at..)?.first_chunk()?)) };
+    let (ip, port) = match family {
+        0x11 => {
+            let ip: [u8; 4] = *rest.first_chunk().ok_or_else(short)?;
+            (
+                IpAddr::V4(Ipv4Addr::from(ip)),
+                port(8).filter(|_| rest.len() >= 12),
+            )
+        }
+        0x21 => {
+            let ip: [u8; 16] = *rest.first_chunk().ok_or_else(short)?;
+            (
+                IpAddr::V6(Ipv6Addr::from(ip)),
+                port(32).filter(|_| rest.len() >= 36),
+            )
+        }
+        other => return Err(Bad::Family(other)),
+    };
+    Ok(SocketAddr::new(ip.to_canonical(), port.ok_or_else(short)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn header(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
+        let mut header = SIGNATURE.to_vec();
+        header.extend([command, family]);
+        header.extend(u16::try_from(rest.len()).unwrap().to_be_bytes());
+        header.extend(rest);
+        header
+    }
+
+    fn v4(port: u16) -> Vec<u8> {
+        let mut rest = vec![192, 0, 2, 7, 10, 0, 0, 1];
+        rest.extend(port.to_be_bytes());
+        rest.extend(8085_u16.to_be_bytes());
+        rest
+    }
+
+    fn v6(ip: &str) -> Vec<u8> {
+        let mut rest = ip.parse::<Ipv6Addr>().unwrap().octets().to_vec();
+        rest.extend([0; 16]);
+        rest.extend(4711_u16.to_be_bytes());
+        rest.extend(8085_u16.to_be_bytes());
+        rest
+    }
+
+    /// What was understood, and what was left in the connection.
+    async fn parse(bytes: &[u8]) -> (Result<Option<SocketAddr>, Bad>, Vec<u8>) {
+        let mut left = bytes;
+        let read = read(&mut left).await;
+        (read, left.to_vec())
+    }
+
+    #[tokio::test]
+    async fn both_families_and_commands_are_read_and_nothing_after_them() {
+        let mut with_tlvs = v4(1234);
+        with_tlvs.extend([0x04, 0, 3, 1, 2, 3]);
+        for (bytes, expected) in [
+            (header(0x21, 0x11, &v4(1234)), Some("192.0.2.7:1234")),
+            (header(0x21, 0x11, &with_tlvs), Some("192.0.2.7:1234")),
+            (header(0x21, 0x21, &v6("2001:db8::9")), Some("[2001:db8::9]:4711")),
+            (
+                header(0x21, 0x21, &v6("::ffff:192.0.2.7")),
+                Some("192.0.2.7:4711"),
+            ),
+            (header(0x20, 0x00, &[]), None),
+            (header(0x20, 0x11, &v4(1)), None),
+        ] {
+            let mut bytes = bytes;
+            bytes.extend(b"PRI * ");
+            let (address, left) = parse(&bytes).await;
+            assert_eq!(address.unwrap(), expected.map(|text| text.parse().unwrap()));
+            assert_eq!(left, b"PRI * ");
+        }
+    }
+
+    #[tokio::test]
+    async fn everything_else_is_refused() {
+        let long = vec![0; MOST + 1];
+        let cut = header(0x21, 0x11, &v4(1));
+        for (bytes, problem) in [
+            (b"PROXY TCP4 192.0.2.7 10.0.0.1 1 2\r\n".to_vec(), "no PROXY"),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), "no PROXY"),
+            (header(0x11, 0x11, &v4(1)), "0x11"),
+            (header(0x22, 0x11, &v4(1)), "0x22"),
+            (header(0x21, 0x12, &v4(1)), "0x12"),
+            (header(0x21, 0x31, &[0; 216]), "0x31"),
+            (header(0x21, 0x00, &[]), "0x00"),
+            (header(0x21, 0x11, &v4(1)[..11]), "11 bytes"),
+            (header(0x21, 0x21, &v6("::1")[..35]), "35 bytes"),
+            (header(0x21, 0x11, &long), "1025 bytes"),
+            (cut[..20].to_vec(), "ended"),
+            (Vec::new(), "ended"),
+        ] {
+            let error = parse(&bytes).await.0.unwrap_err().to_string();
+            assert!(error.contains(problem), "{problem}: {error}");
+        }
+    }
+
+    #[test]
+    fn mapped_addresses_are_trusted_as_what_they_are() {
+        let trusted = ["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
+        for (peer, expected) in [
+            ("10.1.2.3", true),
+            ("::ffff:10.1.2.3", true),
+            ("2001:db8::1", true),
+            ("11.0.0.1", false),
+            ("::1", false),
+        ] {
+            assert_eq!(is_trusted(&trusted, peer.parse().unwrap()), expected, "{peer}");
+        }
+        assert!(!is_trusted(&[], "10.0.0.1".parse().unwrap()));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_too_strange(bytes in proptest::collection::vec(any::<u8>(), 0..64), signed: bool) {
+            let mut whole = if signed { SIGNATURE.to_vec() } else { Vec::new() };
+            whole.extend(bytes);
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let _ = runtime.block_on(parse(&whole));
+        }
+    }
+}
