@@ -172,3 +172,112 @@ impl Drop for UnderWay<'_> {
         self.bindings.under_way().remove(self.key);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use compute::SimCompute;
+    use compute::sim::{Call, Fault};
+    use session_core::time::ManualClock;
+    use session_core::{Cluster, ClusterStatus, Engine, Provider, SessionId};
+    use session_store::memory::MemoryStore;
+    use session_store::shared::{Bind, Bound, SparkSession};
+
+    fn spec(n: u64) -> ComputeSpec {
+        ComputeSpec {
+            key: SessionKey {
+                org: "acme".parse().unwrap(),
+                id: SessionId::generate(Timestamp::ZERO, n),
+            },
+            generation: 1,
+            cluster: Cluster {
+                name: "c".parse().unwrap(),
+                status: ClusterStatus::Active,
+                engine: Engine::Sail,
+                engine_version: None,
+                client_versions: Vec::new(),
+                granted_orgs: std::collections::BTreeSet::default(),
+                provider: Provider::Static {
+                    endpoints: Vec::new(),
+                    allow_shared_untrusted: false,
+                },
+                idle_policy: None,
+                policy: session_core::policy::PolicyRange::default(),
+                managed_by_config: false,
+                version: 1,
+            },
+            catalog: None,
+        }
+    }
+
+    fn bind(spec: &ComputeSpec) -> Bind {
+        Bind {
+            spark: SparkSession {
+                server: "a:1".to_owned(),
+                id: "0b5c2e9e-1f3a-4c6d-8e7f-0123456789ab".parse().unwrap(),
+            },
+            holder: spec.key.clone(),
+            generation: 1,
+            ticket: "t".to_owned(),
+            prepare: None,
+            limit: 1,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dead_server_is_given_up_after_a_while_and_its_ids_are_nobody_s_for_longer() {
+        let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1_000_000)));
+        let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _));
+        let sim = SimCompute::new();
+        let (done, mut over) = mpsc::channel(8);
+        let computes = Computes::new(Arc::new(sim.clone()), None);
+        let bindings = Bindings::new(Arc::clone(&store) as _, computes, done);
+        let (first, second) = (spec(1), spec(2));
+        let stored: &dyn SessionStore = &*store;
+        assert_eq!(stored.bind(&bind(&first)).await.unwrap(), Bound::Ready);
+        let ended = Some(stored.now().await.unwrap());
+        let idle = async || {
+            while !bindings.under_way().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+
+        // Asked in vain until its time is over, the last time included.
+        for (pass, left) in [(0, true), (GIVE_UP.as_secs() - 1, true), (1, false)] {
+            clock.advance(Duration::from_secs(pass));
+            sim.inject(Call::End, Fault::Fails("away".to_owned()));
+            assert!(!bindings.release(&first, ended).await.unwrap());
+            idle().await;
+            assert_eq!(bindings.any_left(&first.key, 1).await.unwrap(), left);
+        }
+        assert_eq!(over.recv().await.unwrap(), first.key, "somebody looks at once");
+        assert!(bindings.release(&first, ended).await.unwrap());
+        assert!(sim.ended().is_empty());
+
+        assert_eq!(stored.bind(&bind(&second)).await.unwrap(), Bound::Taken);
+        clock.advance(KEEP);
+        assert_eq!(stored.bind(&bind(&second)).await.unwrap(), Bound::Ready);
+    }
+
+    #[tokio::test]
+    async fn what_never_ends_is_never_given_up() {
+        let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1_000_000)));
+        let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _));
+        let sim = SimCompute::new();
+        let (done, _over) = mpsc::channel(8);
+        let computes = Computes::new(Arc::new(sim.clone()), None);
+        let bindings = Bindings::new(Arc::clone(&store) as _, computes, done);
+        let first = spec(1);
+        let stored: &dyn SessionStore = &*store;
+        assert_eq!(stored.bind(&bind(&first)).await.unwrap(), Bound::Ready);
+        clock.advance(GIVE_UP * 10);
+        sim.inject(Call::End, Fault::Fails("away".to_owned()));
+        assert!(!bindings.release(&first, None).await.unwrap());
+        while !bindings.under_way().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        // Left for the session's own end, and barred from use meanwhile.
+        assert!(bindings.any_left(&first.key, 1).await.unwrap());
+        assert_eq!(stored.bind(&bind(&first)).await.unwrap(), Bound::Sealed);
+    }
+}
