@@ -6,6 +6,8 @@
 //! again and probed anew. Sessions that share an endpoint are kept apart by
 //! binding their Spark sessions, see [`crate::shared`].
 
+mod state;
+
 use crate::address::AllowList;
 use crate::dial::{Target, system_tls};
 use crate::probe::{self, CatalogQuestion, Question};
@@ -20,13 +22,12 @@ use rustls_pki_types::ServerName;
 use session_core::cluster::StaticEndpoint;
 use session_core::machine::{Cause, Observation};
 use session_core::{Cluster, Provider, Route, SessionKey, SparkSessionId};
-use std::collections::HashMap;
+use state::{REMEMBER_MANY, Release, Stage, State};
 use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
-use tokio_util::sync::CancellationToken;
 
 /// Places on servers that outlive the manager.
 #[async_trait]
@@ -91,66 +92,6 @@ struct Shared {
     changes: Changes,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    /// By session: one place serves all its generations.
-    uses: HashMap<SessionKey, Use>,
-    released: HashMap<SessionKey, Release>,
-    /// Endpoints that did not answer, and when that was seen last.
-    unhealthy: HashMap<String, Instant>,
-    runs: u64,
-}
-
-/// Generations that must not come back.
-#[derive(Debug, Clone, Copy, Default)]
-struct Release {
-    up_to: u64,
-    /// The store has taken the place back.
-    confirmed: bool,
-}
-
-#[derive(Debug)]
-struct Use {
-    run: u64,
-    /// The newest generation that asked for it.
-    generation: u64,
-    /// The server where it has its place; none if it never came to that.
-    place: Option<String>,
-    stage: Stage,
-    stop: CancellationToken,
-}
-
-#[derive(Debug, Clone)]
-enum Stage {
-    Starting {
-        detail: String,
-    },
-    Ready {
-        route: Route,
-    },
-    /// Asking again cannot help.
-    Failed {
-        cause: Cause,
-    },
-}
-
-impl Stage {
-    fn observation(&self) -> Observation {
-        match self {
-            Self::Starting { detail } => Observation::Starting {
-                detail: detail.clone(),
-            },
-            Self::Ready { route } => Observation::Ready { route: route.clone() },
-            Self::Failed { cause } => Observation::Failed {
-                cause: cause.clone(),
-                permanent: true,
-            },
-        }
-    }
-}
-
-/// More released sessions are not remembered one by one; the places decide.
-const REMEMBER_MANY: usize = 10_000;
 const GATES: usize = 64;
 /// No session is provisioned for longer than 15 min, so nobody waits longer.
 const PROBE_LIMIT: Duration = Duration::from_secs(16 * 60);
@@ -500,65 +441,5 @@ impl Shared {
             state.write(spec, run, stage);
         }
         self.changes.tell(&spec.key, spec.generation);
-    }
-}
-
-impl State {
-    fn release_of(&self, spec: &ComputeSpec) -> Option<Release> {
-        self.released
-            .get(&spec.key)
-            .copied()
-            .filter(|release| spec.generation <= release.up_to)
-    }
-
-    /// What is known of this generation. One place serves all of a session's
-    /// generations, but for a newer one it must be looked up: another manager
-    /// may have given it back in between.
-    fn use_of(&self, spec: &ComputeSpec) -> Option<&Use> {
-        self.uses
-            .get(&spec.key)
-            .filter(|used| used.generation >= spec.generation)
-    }
-
-    fn put_use(
-        &mut self,
-        spec: &ComputeSpec,
-        place: Option<String>,
-        stage: Stage,
-    ) -> (u64, CancellationToken) {
-        self.drop_use(&spec.key);
-        if self.uses.len() >= REMEMBER_MANY {
-            // Whoever still asks is told again.
-            self.uses.retain(|_, used| used.place.is_some());
-        }
-        self.runs += 1;
-        let stop = CancellationToken::new();
-        let used = Use {
-            run: self.runs,
-            generation: spec.generation,
-            place,
-            stage,
-            stop: stop.clone(),
-        };
-        self.uses.insert(spec.key.clone(), used);
-        (self.runs, stop)
-    }
-
-    fn drop_use(&mut self, key: &SessionKey) {
-        if let Some(used) = self.uses.remove(key) {
-            used.stop.cancel();
-        }
-    }
-
-    fn end_run(&mut self, key: &SessionKey, run: u64) {
-        if self.uses.get(key).is_some_and(|used| used.run == run) {
-            self.uses.remove(key);
-        }
-    }
-
-    fn write(&mut self, spec: &ComputeSpec, run: u64, stage: Stage) {
-        if let Some(used) = self.uses.get_mut(&spec.key).filter(|used| used.run == run) {
-            used.stage = stage;
-        }
     }
 }
