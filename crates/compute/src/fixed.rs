@@ -1,14 +1,18 @@
 //! Existing, shared Spark Connect servers: the `static` provider.
 //!
-//! Nothing is started. A session claims one endpoint, the claim lives in the
-//! store (through [`Claims`]), and only what probing found is kept here: after
-//! a restart the claim is found again and probed anew. One live session per
-//! endpoint until Spark sessions are bound to Berth sessions (DESIGN §5.4).
+//! Nothing is started. A session takes a place on one endpoint, where the
+//! fewest sessions are; the place lives in the store (through [`Places`]), and
+//! only what probing found is kept here: after a restart the place is found
+//! again and probed anew. Sessions that share an endpoint are kept apart by
+//! binding their Spark sessions, see [`crate::shared`].
+
+mod state;
 
 use crate::address::AllowList;
 use crate::dial::{Target, system_tls};
 use crate::probe::{self, CatalogQuestion, Question};
 use crate::properties::{secret_from_env, unfit};
+use crate::shared::{self, Chosen, SharedCompute};
 use crate::watch::Changes;
 use crate::words;
 use crate::{ComputeChanged, ComputeProvider, ComputeSpec, Error};
@@ -17,41 +21,41 @@ use futures::stream::BoxStream;
 use rustls_pki_types::ServerName;
 use session_core::cluster::StaticEndpoint;
 use session_core::machine::{Cause, Observation};
-use session_core::{Cluster, Provider, Route, SessionKey};
-use std::collections::{BTreeSet, HashMap};
+use session_core::{Cluster, Provider, Route, SessionKey, SparkSessionId};
+use state::{REMEMBER_MANY, Release, Stage, State};
 use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
-use tokio_util::sync::CancellationToken;
 
-/// Exclusive claims that outlive the manager. The names are ours.
+/// Places on servers that outlive the manager.
 #[async_trait]
-pub trait Claims: Send + Sync + fmt::Debug + 'static {
-    /// Claims `name` for `key` unless somebody has it; returns whose it is now.
+pub trait Places: Send + Sync + fmt::Debug + 'static {
+    /// Gives `key` a place: the one it has if it is among `servers`, else where
+    /// the fewest are, the first of several such. If `org_alone`, not where
+    /// another organization is. None if nothing is left.
     ///
     /// # Errors
     /// If the store cannot tell.
-    async fn claim(&self, name: &str, key: &SessionKey) -> Result<SessionKey, Error>;
+    async fn take(
+        &self,
+        servers: &[String],
+        key: &SessionKey,
+        org_alone: bool,
+    ) -> Result<Option<String>, Error>;
 
-    /// Ends the claim of `key`; nothing happens if it is not its.
+    /// Gives a place of `key`'s back, if it has it.
     ///
     /// # Errors
     /// If the store cannot tell.
-    async fn unclaim(&self, name: &str, key: &SessionKey) -> Result<(), Error>;
+    async fn leave(&self, server: &str, key: &SessionKey) -> Result<(), Error>;
 
-    /// Whose it is.
+    /// All the servers where `key` has a place.
     ///
     /// # Errors
     /// If the store cannot tell.
-    async fn claimed_by(&self, name: &str) -> Result<Option<SessionKey>, Error>;
-
-    /// All the names that are `key`'s.
-    ///
-    /// # Errors
-    /// If the store cannot tell.
-    async fn claims_of(&self, key: &SessionKey) -> Result<Vec<String>, Error>;
+    async fn of(&self, key: &SessionKey) -> Result<Vec<String>, Error>;
 }
 
 /// How existing servers are reached.
@@ -80,87 +84,29 @@ pub struct StaticProvider {
 #[derive(Debug)]
 struct Shared {
     config: StaticConfig,
-    claims: Arc<dyn Claims>,
+    places: Arc<dyn Places>,
     state: Mutex<State>,
-    /// What is done to one session's claim is done one after the other; which
+    /// What is done to one session's place is done one after the other; which
     /// gate is decided by a hash, so some sessions share one.
     gates: [tokio::sync::Mutex<()>; GATES],
     changes: Changes,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    /// By session: one claim serves all its generations.
-    uses: HashMap<SessionKey, Use>,
-    released: HashMap<SessionKey, Release>,
-    /// Endpoints that did not answer when last asked.
-    unhealthy: BTreeSet<String>,
-    runs: u64,
-}
-
-/// Generations that must not come back.
-#[derive(Debug, Clone, Copy, Default)]
-struct Release {
-    up_to: u64,
-    /// The store has ended the claim.
-    confirmed: bool,
-}
-
-#[derive(Debug)]
-struct Use {
-    run: u64,
-    /// The newest generation that asked for it.
-    generation: u64,
-    /// The name it claimed; none if it never came to that.
-    claim: Option<String>,
-    stage: Stage,
-    stop: CancellationToken,
-}
-
-#[derive(Debug, Clone)]
-enum Stage {
-    Starting {
-        detail: String,
-    },
-    Ready {
-        route: Route,
-    },
-    /// Asking again cannot help.
-    Failed {
-        cause: Cause,
-    },
-}
-
-impl Stage {
-    fn observation(&self) -> Observation {
-        match self {
-            Self::Starting { detail } => Observation::Starting {
-                detail: detail.clone(),
-            },
-            Self::Ready { route } => Observation::Ready { route: route.clone() },
-            Self::Failed { cause } => Observation::Failed {
-                cause: cause.clone(),
-                permanent: true,
-            },
-        }
-    }
-}
-
-/// More released sessions are not remembered one by one; the claims decide.
-const REMEMBER_MANY: usize = 10_000;
 const GATES: usize = 64;
 /// No session is provisioned for longer than 15 min, so nobody waits longer.
 const PROBE_LIMIT: Duration = Duration::from_secs(16 * 60);
 /// How often a probe asks whether its session still has the endpoint.
-const CLAIM_CHECK: Duration = Duration::from_secs(5);
+const PLACE_CHECK: Duration = Duration::from_secs(5);
+/// How long an endpoint that did not answer is avoided.
+const AVOID: Duration = Duration::from_secs(60);
 
 impl StaticProvider {
-    /// Endpoints reached by `config`, claimed in `claims`.
-    pub fn new(config: StaticConfig, claims: Arc<dyn Claims>) -> Self {
+    /// Endpoints reached by `config`, shared by `places`.
+    pub fn new(config: StaticConfig, places: Arc<dyn Places>) -> Self {
         Self {
             shared: Arc::new(Shared {
                 config,
-                claims,
+                places,
                 state: Mutex::default(),
                 gates: std::array::from_fn(|_| tokio::sync::Mutex::default()),
                 changes: Changes::default(),
@@ -184,11 +130,11 @@ impl ComputeProvider for StaticProvider {
             self.shared.settle(spec, cause);
             return Ok(());
         }
-        match self.shared.claim(spec).await? {
+        match self.shared.take(spec).await? {
             Some(endpoint) => self.shared.begin(spec, endpoint),
             None => {
                 let cause = format!(
-                    "every endpoint of cluster {} is in use by another session; close one, or use another cluster",
+                    "every endpoint of cluster {} serves another organization; use another cluster, or ask your platform team",
                     spec.cluster.name
                 );
                 self.shared.settle(spec, cause.into());
@@ -215,12 +161,12 @@ impl ComputeProvider for StaticProvider {
             }
         }
         let _gate = self.shared.gate(&spec.key).await;
-        // Claimed by another manager, or by one before this.
-        let claimed = self.shared.claimed(spec).await?;
+        // Taken by another manager, or by one before this.
+        let taken = self.shared.taken(spec).await?;
         if self.shared.state().release_of(spec).is_some() {
             return Ok(Observation::Missing);
         }
-        match claimed {
+        match taken {
             Some(endpoint) => self.shared.begin(spec, endpoint),
             None => self.shared.state().drop_use(&spec.key),
         }
@@ -249,7 +195,7 @@ impl ComputeProvider for StaticProvider {
             };
             state.drop_use(&spec.key);
         }
-        self.shared.unclaim_all(&spec.key).await?;
+        self.shared.leave_all(&spec.key).await?;
         if let Some(release) = self.shared.state().released.get_mut(&spec.key) {
             release.confirmed = true;
         }
@@ -262,6 +208,30 @@ impl ComputeProvider for StaticProvider {
     }
 }
 
+#[async_trait]
+impl SharedCompute for StaticProvider {
+    async fn choose_catalog(
+        &self,
+        spec: &ComputeSpec,
+        server: &str,
+        id: &SparkSessionId,
+    ) -> Result<Chosen, Cause> {
+        let target = self.shared.target_at(spec, server)?;
+        shared::choose_catalog(&target, spec, id).await
+    }
+
+    async fn end_spark_sessions(
+        &self,
+        spec: &ComputeSpec,
+        server: &str,
+        ids: &[SparkSessionId],
+    ) -> Result<Vec<SparkSessionId>, Error> {
+        let target = self.shared.target_at(spec, server);
+        let target = target.map_err(|cause| Error::Unavailable(cause.text))?;
+        shared::end_spark_sessions(&target, &spec.key, ids).await
+    }
+}
+
 fn must_be_static(spec: &ComputeSpec) -> Result<(), Error> {
     match spec.cluster.provider {
         Provider::Static { .. } => Ok(()),
@@ -271,17 +241,20 @@ fn must_be_static(spec: &ComputeSpec) -> Result<(), Error> {
 
 fn endpoints(cluster: &Cluster) -> &[StaticEndpoint] {
     match &cluster.provider {
-        Provider::Static { endpoints } => endpoints,
+        Provider::Static { endpoints, .. } => endpoints,
         Provider::Process { .. } => &[],
     }
 }
 
-/// Of all the claims in the store, these are ours.
-const CLAIM_PREFIX: &str = "endpoint/";
+/// One server is one place, whichever cluster names it.
+fn server_name(endpoint: &StaticEndpoint) -> String {
+    endpoint.address.to_ascii_lowercase()
+}
 
-/// One server is one claim, whichever cluster names it.
-fn claim_name(endpoint: &StaticEndpoint) -> String {
-    format!("{CLAIM_PREFIX}{}", endpoint.address.to_ascii_lowercase())
+fn endpoint_at<'a>(cluster: &'a Cluster, server: &str) -> Option<&'a StaticEndpoint> {
+    endpoints(cluster)
+        .iter()
+        .find(|endpoint| server_name(endpoint) == server)
 }
 
 impl Shared {
@@ -296,47 +269,56 @@ impl Shared {
             .await
     }
 
-    /// What this session has, by the claims alone: the definition of its
-    /// cluster may have changed since.
-    async fn names_of(&self, key: &SessionKey) -> Result<Vec<String>, Error> {
-        let mut names = self.claims.claims_of(key).await?;
-        names.retain(|name| name.starts_with(CLAIM_PREFIX));
-        Ok(names)
-    }
-
-    async fn claimed<'a>(&self, spec: &'a ComputeSpec) -> Result<Option<&'a StaticEndpoint>, Error> {
-        let names = self.names_of(&spec.key).await?;
-        Ok(endpoints(&spec.cluster)
+    /// Where this session has its place, by the places alone: the definition
+    /// of its cluster may have changed since.
+    async fn taken<'a>(&self, spec: &'a ComputeSpec) -> Result<Option<&'a StaticEndpoint>, Error> {
+        let servers = self.places.of(&spec.key).await?;
+        Ok(servers
             .iter()
-            .find(|endpoint| names.contains(&claim_name(endpoint))))
+            .find_map(|server| endpoint_at(&spec.cluster, server)))
     }
 
-    /// The endpoint this session has, or the first that it gets. All replicas
-    /// try in the same order, healthy ones first.
-    async fn claim<'a>(&self, spec: &'a ComputeSpec) -> Result<Option<&'a StaticEndpoint>, Error> {
-        if let Some(endpoint) = self.claimed(spec).await? {
+    /// The endpoint where this session has its place, or the one it gets now:
+    /// where the fewest are, of those that answered when last asked, if any.
+    async fn take<'a>(&self, spec: &'a ComputeSpec) -> Result<Option<&'a StaticEndpoint>, Error> {
+        if let Some(endpoint) = self.taken(spec).await? {
             return Ok(Some(endpoint));
         }
         // What it has is no endpoint of its cluster any more.
-        self.unclaim_all(&spec.key).await?;
-        let mut order: Vec<&StaticEndpoint> = endpoints(&spec.cluster).iter().collect();
-        {
-            let state = self.state();
-            order.sort_by_key(|endpoint| state.unhealthy.contains(&endpoint.address));
-        }
-        for endpoint in order {
-            if self.claims.claim(&claim_name(endpoint), &spec.key).await? == spec.key {
-                return Ok(Some(endpoint));
+        self.leave_all(&spec.key).await?;
+        let (healthy, others): (Vec<_>, Vec<_>) = {
+            let mut state = self.state();
+            state.unhealthy.retain(|_, seen| seen.elapsed() < AVOID);
+            endpoints(&spec.cluster)
+                .iter()
+                .map(server_name)
+                .partition(|server| !state.unhealthy.contains_key(server))
+        };
+        let org_alone = spec.cluster.keeps_orgs_apart();
+        for servers in [healthy, others] {
+            if let Some(server) = self.places.take(&servers, &spec.key, org_alone).await? {
+                return Ok(endpoint_at(&spec.cluster, &server));
             }
         }
         Ok(None)
     }
 
-    async fn unclaim_all(&self, key: &SessionKey) -> Result<(), Error> {
-        for name in self.names_of(key).await? {
-            self.claims.unclaim(&name, key).await?;
+    async fn leave_all(&self, key: &SessionKey) -> Result<(), Error> {
+        for server in self.places.of(key).await? {
+            self.places.leave(&server, key).await?;
         }
         Ok(())
+    }
+
+    /// How to reach a server that Spark sessions were bound on.
+    fn target_at(&self, spec: &ComputeSpec, server: &str) -> Result<Target, Cause> {
+        let endpoint = endpoint_at(&spec.cluster, server).ok_or_else(|| {
+            Cause::from(format!(
+                "its server is no longer one of cluster {}",
+                spec.cluster.name
+            ))
+        })?;
+        self.target(endpoint)
     }
 
     fn target(&self, endpoint: &StaticEndpoint) -> Result<Target, Cause> {
@@ -369,17 +351,15 @@ impl Shared {
 
     /// Starts probing, unless somebody did.
     fn begin(self: &Arc<Self>, spec: &ComputeSpec, endpoint: &StaticEndpoint) {
-        let name = claim_name(endpoint);
+        let name = server_name(endpoint);
         let target = match self.target(endpoint) {
             Ok(target) => target,
             Err(cause) => return self.settle(spec, cause),
         };
         let (run, stop) = {
             let mut state = self.state();
-            // Whoever had it here has lost it without our being told.
-            state.drop_others(&name, &spec.key);
             if let Some(used) = state.uses.get_mut(&spec.key)
-                && used.claim.as_ref() == Some(&name)
+                && used.place.as_ref() == Some(&name)
                 && !matches!(used.stage, Stage::Failed { .. })
             {
                 used.generation = used.generation.max(spec.generation);
@@ -404,23 +384,23 @@ impl Shared {
         });
     }
 
-    /// Waits until the claim has been given back by another manager, or until
+    /// Waits until the place has been given back by another manager, or until
     /// nobody can be waiting for this probe any more.
     async fn until_lost(&self, key: &SessionKey, name: &str) {
         let over = Instant::now() + PROBE_LIMIT;
         while Instant::now() < over {
-            sleep(CLAIM_CHECK).await;
-            match self.claims.claimed_by(name).await {
-                Ok(holder) if holder.as_ref() == Some(key) => {}
+            sleep(PLACE_CHECK).await;
+            match self.places.of(key).await {
+                Ok(servers) if servers.iter().any(|server| server == name) => {}
                 Ok(_) => return,
-                Err(cause) => tracing::debug!(session = %key.id, %cause, "the claim cannot be looked up"),
+                Err(cause) => tracing::debug!(session = %key.id, %cause, "its place cannot be looked up"),
             }
         }
     }
 
     async fn probe(&self, spec: &ComputeSpec, endpoint: &StaticEndpoint, target: &Target, run: u64) {
         let question = Question {
-            user_id: spec.key.id.to_string(),
+            user_id: shared::user_id(&spec.key),
             catalog: spec.catalog.as_ref().map(|catalog| CatalogQuestion {
                 name: catalog.name.to_string(),
                 database: catalog.default_database.clone(),
@@ -432,7 +412,7 @@ impl Shared {
             let why = words::masked(&why, secrets);
             tracing::debug!(session = %spec.key.id, cause = %why.text, detail = %why.detail, "not ready yet");
             let mut state = self.state();
-            state.unhealthy.insert(endpoint.address.clone());
+            state.unhealthy.insert(server_name(endpoint), Instant::now());
             state.write(spec, run, Stage::Starting { detail: why.text });
         });
         let stage = match asked.await {
@@ -454,82 +434,12 @@ impl Shared {
         {
             let mut state = self.state();
             if matches!(stage, Stage::Ready { .. }) {
-                state.unhealthy.remove(&endpoint.address);
+                state.unhealthy.remove(&server_name(endpoint));
             } else {
-                state.unhealthy.insert(endpoint.address.clone());
+                state.unhealthy.insert(server_name(endpoint), Instant::now());
             }
             state.write(spec, run, stage);
         }
         self.changes.tell(&spec.key, spec.generation);
-    }
-}
-
-impl State {
-    fn release_of(&self, spec: &ComputeSpec) -> Option<Release> {
-        self.released
-            .get(&spec.key)
-            .copied()
-            .filter(|release| spec.generation <= release.up_to)
-    }
-
-    /// What is known of this generation. One claim serves all of a session's
-    /// generations, but for a newer one it must be looked up: another manager
-    /// may have given it back in between.
-    fn use_of(&self, spec: &ComputeSpec) -> Option<&Use> {
-        self.uses
-            .get(&spec.key)
-            .filter(|used| used.generation >= spec.generation)
-    }
-
-    fn put_use(
-        &mut self,
-        spec: &ComputeSpec,
-        claim: Option<String>,
-        stage: Stage,
-    ) -> (u64, CancellationToken) {
-        self.drop_use(&spec.key);
-        if self.uses.len() >= REMEMBER_MANY {
-            // Whoever still asks is told again.
-            self.uses.retain(|_, used| used.claim.is_some());
-        }
-        self.runs += 1;
-        let stop = CancellationToken::new();
-        let used = Use {
-            run: self.runs,
-            generation: spec.generation,
-            claim,
-            stage,
-            stop: stop.clone(),
-        };
-        self.uses.insert(spec.key.clone(), used);
-        (self.runs, stop)
-    }
-
-    fn drop_use(&mut self, key: &SessionKey) {
-        if let Some(used) = self.uses.remove(key) {
-            used.stop.cancel();
-        }
-    }
-
-    fn drop_others(&mut self, claim: &str, holder: &SessionKey) {
-        self.uses.retain(|key, used| {
-            let lost = key != holder && used.claim.as_deref() == Some(claim);
-            if lost {
-                used.stop.cancel();
-            }
-            !lost
-        });
-    }
-
-    fn end_run(&mut self, key: &SessionKey, run: u64) {
-        if self.uses.get(key).is_some_and(|used| used.run == run) {
-            self.uses.remove(key);
-        }
-    }
-
-    fn write(&mut self, spec: &ComputeSpec, run: u64, stage: Stage) {
-        if let Some(used) = self.uses.get_mut(&spec.key).filter(|used| used.run == run) {
-            used.stage = stage;
-        }
     }
 }

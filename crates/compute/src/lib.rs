@@ -10,6 +10,7 @@ pub mod fixed;
 pub mod probe;
 pub mod process;
 pub mod properties;
+pub mod shared;
 pub mod sim;
 #[cfg(test)]
 mod testing;
@@ -17,9 +18,10 @@ mod watch;
 mod words;
 
 pub use address::AllowList;
-pub use fixed::{Claims, StaticConfig, StaticProvider};
+pub use fixed::{Places, StaticConfig, StaticProvider};
 pub use process::{ProcessConfig, ProcessProvider};
 pub use properties::{Invalid, validate_catalog, validate_cluster, validate_use};
+pub use shared::{Chosen, SharedCompute};
 pub use sim::SimCompute;
 
 use async_trait::async_trait;

@@ -59,16 +59,8 @@ pub enum NotReady {
 /// # Errors
 /// [`NotReady`] with the cause.
 pub async fn ask(target: &Target, question: &Question) -> Result<String, NotReady> {
-    let channel = connect(target).await?;
-    let asker = Asker {
-        channel,
-        bearer: bearer(target)?,
-        session_id: uuid::Uuid::new_v4().to_string(),
-        user: UserContext {
-            user_id: question.user_id.clone(),
-            user_name: question.user_id.clone(),
-        },
-    };
+    let session_id = uuid::Uuid::new_v4().to_string();
+    let asker = Asker::connect(target, question.user_id.clone(), session_id).await?;
     let version = within(TRY_LIMIT, asker.version()).await;
     let answer = match (version, &question.catalog) {
         (Ok(version), Some(catalog)) => within(CATALOG_LIMIT, asker.use_catalog(catalog))
@@ -107,7 +99,9 @@ pub async fn until_ready(
     }
 }
 
-struct Asker {
+/// Speaks to a server as one Spark session of one user.
+#[derive(Clone)]
+pub(crate) struct Asker {
     channel: Channel,
     bearer: Option<MetadataValue<Ascii>>,
     session_id: String,
@@ -115,6 +109,30 @@ struct Asker {
 }
 
 impl Asker {
+    pub(crate) async fn connect(
+        target: &Target,
+        user_id: String,
+        session_id: String,
+    ) -> Result<Self, NotReady> {
+        Ok(Self {
+            channel: connect(target).await?,
+            bearer: bearer(target)?,
+            session_id,
+            user: UserContext {
+                user_name: user_id.clone(),
+                user_id,
+            },
+        })
+    }
+
+    /// The same user's Spark session of this id, on the same connection.
+    pub(crate) fn of(&self, session_id: String) -> Self {
+        Self {
+            session_id,
+            ..self.clone()
+        }
+    }
+
     fn client(&self) -> SparkConnectServiceClient<Channel> {
         SparkConnectServiceClient::new(self.channel.clone())
     }
@@ -123,7 +141,7 @@ impl Asker {
         with_bearer(message, self.bearer.as_ref())
     }
 
-    async fn version(&self) -> Result<String, Status> {
+    pub(crate) async fn version(&self) -> Result<String, Status> {
         use sc::{analyze_plan_request as ask, analyze_plan_response as answer};
         let message = sc::AnalyzePlanRequest {
             session_id: self.session_id.clone(),
@@ -144,20 +162,27 @@ impl Asker {
         }
     }
 
+    /// Makes a catalog current, and a database of it.
+    pub(crate) async fn choose(&self, catalog: &str, database: Option<&str>) -> Result<(), Status> {
+        use sc::catalog_operation::CatType;
+        self.run(CatType::SetCurrentCatalog(sc::SetCurrentCatalog {
+            catalog_name: catalog.to_owned(),
+        }))
+        .await?;
+        if let Some(database) = database {
+            self.run(CatType::SetCurrentDatabase(sc::SetCurrentDatabase {
+                db_name: database.to_owned(),
+            }))
+            .await?;
+        }
+        Ok(())
+    }
+
     /// Only a query makes an engine load its catalog and ask what is behind it.
     async fn use_catalog(&self, catalog: &CatalogQuestion) -> Result<(), Status> {
         use sc::catalog_operation::CatType;
         if catalog.select {
-            self.run(CatType::SetCurrentCatalog(sc::SetCurrentCatalog {
-                catalog_name: catalog.name.clone(),
-            }))
-            .await?;
-            if let Some(database) = &catalog.database {
-                self.run(CatType::SetCurrentDatabase(sc::SetCurrentDatabase {
-                    db_name: database.clone(),
-                }))
-                .await?;
-            }
+            self.choose(&catalog.name, catalog.database.as_deref()).await?;
         }
         let current = self.run(CatType::CurrentCatalog(sc::CurrentCatalog {})).await?;
         // The reply is an Arrow stream of one text, uncompressed.
@@ -210,7 +235,7 @@ impl Asker {
         Ok(bytes)
     }
 
-    async fn release(&self) -> Result<(), Status> {
+    pub(crate) async fn release(&self) -> Result<(), Status> {
         let message = sc::ReleaseSessionRequest {
             session_id: self.session_id.clone(),
             user_context: Some(self.user.clone()),
@@ -225,6 +250,16 @@ impl Asker {
 }
 
 impl NotReady {
+    pub(crate) fn from_status(status: &Status) -> Self {
+        classify(status)
+    }
+
+    pub(crate) fn into_cause(self) -> Cause {
+        match self {
+            Self::Yet(cause) | Self::Ever(cause) => cause,
+        }
+    }
+
     fn cause(&self) -> &Cause {
         match self {
             Self::Yet(cause) | Self::Ever(cause) => cause,
@@ -329,7 +364,7 @@ fn detail_of(cause: &Cause) -> &str {
 }
 
 /// What engines say of a catalog or database that waiting will not bring.
-fn catalog_is_unknown(said: &str) -> bool {
+pub(crate) fn catalog_is_unknown(said: &str) -> bool {
     const SAYINGS: [&str; 8] = [
         "Catalog not found",
         "catalog not found",

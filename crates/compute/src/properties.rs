@@ -142,9 +142,23 @@ const SPARK_RESERVED: &[&str] = &[
 pub fn validate_cluster(cluster: &Cluster) -> Result<(), Invalid> {
     let mut problems = Problems::default();
     match &cluster.provider {
-        Provider::Static { endpoints } => {
+        Provider::Static {
+            endpoints,
+            allow_shared_untrusted,
+        } => {
             if endpoints.is_empty() {
                 problems.add("endpoints", "must name at least one server");
+            }
+            if cluster.engine == Engine::Spark && *allow_shared_untrusted {
+                problems.add("allow_shared_untrusted", "is only for the engine sail");
+            }
+            if cluster.keeps_orgs_apart() && cluster.granted_orgs.len() != 1 {
+                problems.add(
+                    "granted_orgs",
+                    "must name exactly one organization: Sail finds a Spark session by its id alone, so \
+                     organizations that share a server depend on nobody learning an id; name one, or set \
+                     allow_shared_untrusted = true to accept that",
+                );
             }
             let mut seen = BTreeSet::new();
             for (i, endpoint) in endpoints.iter().enumerate() {
@@ -575,9 +589,31 @@ mod tests {
     }
 
     #[test]
+    fn a_sail_server_is_for_one_organization_unless_it_is_said_otherwise() {
+        let with = |engine, orgs: &[&str], allow: bool| {
+            let mut cluster = static_cluster(engine, &["a:1"]);
+            cluster.granted_orgs = orgs.iter().map(|org| org.parse().unwrap()).collect();
+            if let Provider::Static {
+                allow_shared_untrusted,
+                ..
+            } = &mut cluster.provider
+            {
+                *allow_shared_untrusted = allow;
+            }
+            validate_cluster(&cluster)
+        };
+        assert_eq!(with(Engine::Sail, &["acme"], false), Ok(()));
+        assert_eq!(keys(with(Engine::Sail, &[], false)), ["granted_orgs"]);
+        assert_eq!(keys(with(Engine::Sail, &["a", "b"], false)), ["granted_orgs"]);
+        assert_eq!(with(Engine::Sail, &[], true), Ok(()));
+        assert_eq!(with(Engine::Spark, &[], false), Ok(()));
+        assert_eq!(keys(with(Engine::Spark, &[], true)), ["allow_shared_untrusted"]);
+    }
+
+    #[test]
     fn endpoints_are_checked() {
         let mut cluster = static_cluster(Engine::Spark, &["a:1", "A:1", "nonsense"]);
-        if let Provider::Static { endpoints } = &mut cluster.provider {
+        if let Provider::Static { endpoints, .. } = &mut cluster.provider {
             endpoints[0].token_env = Some("REDIS_URL".into());
         }
         assert_eq!(

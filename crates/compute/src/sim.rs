@@ -2,11 +2,11 @@
 //! vanishes by itself, and what must never happen is written down.
 
 use crate::watch::Changes;
-use crate::{ComputeChanged, ComputeProvider, ComputeSpec, Error};
+use crate::{Chosen, ComputeChanged, ComputeProvider, ComputeSpec, Error, SharedCompute};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use session_core::machine::{Cause, Observation};
-use session_core::{Route, SessionKey};
+use session_core::{Route, SessionKey, SparkSessionId};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -32,7 +32,14 @@ struct State {
     faults: VecDeque<(Call, Fault)>,
     keeps_releasing: bool,
     violations: Vec<String>,
+    /// Catalogs that were chosen, in order.
+    chosen: Vec<SparkCall>,
+    /// Spark sessions that were ended, in order.
+    ended: Vec<SparkCall>,
 }
+
+/// A Spark session that a call was about: whose, where, which.
+pub type SparkCall = (SessionKey, String, SparkSessionId);
 
 #[derive(Debug)]
 enum Compute {
@@ -50,6 +57,10 @@ pub enum Call {
     Observe,
     /// [`ComputeProvider::release`].
     Release,
+    /// [`SharedCompute::choose_catalog`].
+    Choose,
+    /// [`SharedCompute::end_spark_sessions`].
+    End,
 }
 
 /// What befalls one call.
@@ -155,6 +166,16 @@ impl SimCompute {
     /// Every compute there is.
     pub fn live(&self) -> Vec<(SessionKey, u64)> {
         self.state().computes.keys().cloned().collect()
+    }
+
+    /// The Spark sessions in which a catalog was chosen, in order.
+    pub fn chosen(&self) -> Vec<SparkCall> {
+        self.state().chosen.clone()
+    }
+
+    /// The Spark sessions that were ended, in order.
+    pub fn ended(&self) -> Vec<SparkCall> {
+        self.state().ended.clone()
     }
 
     /// What should never have happened; a test ends by finding it empty.
@@ -290,6 +311,36 @@ impl ComputeProvider for SimCompute {
 
     fn watch(&self) -> BoxStream<'static, ComputeChanged> {
         self.shared.changes.watch()
+    }
+}
+
+#[async_trait]
+impl SharedCompute for SimCompute {
+    async fn choose_catalog(
+        &self,
+        spec: &ComputeSpec,
+        server: &str,
+        id: &SparkSessionId,
+    ) -> Result<Chosen, Cause> {
+        let told = |error: Error| Cause::from(error.to_string());
+        let error = self.meet(Call::Choose).await.map_err(told)?;
+        let call = (spec.key.clone(), server.to_owned(), id.clone());
+        self.state().chosen.push(call);
+        error.map_or(Ok(Chosen::Current), |error| Err(told(error)))
+    }
+
+    async fn end_spark_sessions(
+        &self,
+        spec: &ComputeSpec,
+        server: &str,
+        ids: &[SparkSessionId],
+    ) -> Result<Vec<SparkSessionId>, Error> {
+        let error = self.meet(Call::End).await?;
+        let calls = ids
+            .iter()
+            .map(|id| (spec.key.clone(), server.to_owned(), id.clone()));
+        self.state().ended.extend(calls);
+        error.map_or(Ok(ids.to_vec()), Err)
     }
 }
 

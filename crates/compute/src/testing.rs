@@ -44,12 +44,14 @@ pub(crate) fn static_cluster(engine: Engine, addresses: &[&str]) -> Cluster {
         tls_server_name: None,
         token_env: None,
     };
-    cluster(
-        engine,
-        Provider::Static {
-            endpoints: addresses.iter().map(endpoint).collect(),
-        },
-    )
+    let provider = Provider::Static {
+        endpoints: addresses.iter().map(endpoint).collect(),
+        allow_shared_untrusted: false,
+    };
+    Cluster {
+        granted_orgs: ["acme".parse().unwrap()].into(),
+        ..cluster(engine, provider)
+    }
 }
 
 pub(crate) fn catalog(engine: Engine, name: &str, properties: &[(&str, PropertyValue)]) -> Catalog {

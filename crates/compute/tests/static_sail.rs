@@ -5,50 +5,65 @@
 mod support;
 
 use async_trait::async_trait;
-use compute::{AllowList, Claims, ComputeProvider, ComputeSpec, Error, StaticConfig, StaticProvider};
+use compute::{
+    AllowList, Chosen, ComputeProvider, ComputeSpec, Error, Places, SharedCompute, StaticConfig,
+    StaticProvider,
+};
 use futures::StreamExt;
 use session_core::cluster::StaticEndpoint;
 use session_core::machine::Observation;
-use session_core::{Cluster, Engine, Provider, SessionKey};
-use std::collections::BTreeMap;
+use session_core::{Cluster, Engine, Provider, SessionKey, SparkSessionId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use support::*;
 
 #[derive(Debug, Default)]
-struct MemoryClaims(Mutex<BTreeMap<String, SessionKey>>, AtomicBool);
+struct MemoryPlaces(Mutex<BTreeMap<String, BTreeSet<SessionKey>>>, AtomicBool);
+
+impl MemoryPlaces {
+    fn all(&self) -> Vec<(String, SessionKey)> {
+        let places = self.0.lock().unwrap();
+        let all = places
+            .iter()
+            .flat_map(|(server, of)| of.iter().map(|key| (server.clone(), key.clone())));
+        all.collect()
+    }
+}
 
 #[async_trait]
-impl Claims for MemoryClaims {
-    async fn claim(&self, name: &str, key: &SessionKey) -> Result<SessionKey, Error> {
-        Ok(self
-            .0
-            .lock()
-            .unwrap()
-            .entry(name.to_owned())
-            .or_insert_with(|| key.clone())
-            .clone())
+impl Places for MemoryPlaces {
+    async fn take(
+        &self,
+        servers: &[String],
+        key: &SessionKey,
+        org_alone: bool,
+    ) -> Result<Option<String>, Error> {
+        let mut places = self.0.lock().unwrap();
+        let holders = |server: &String| places.get(server).cloned().unwrap_or_default();
+        let free = servers
+            .iter()
+            .filter(|server| !org_alone || holders(server).iter().all(|holder| holder.org == key.org));
+        let best = free.min_by_key(|server| holders(server).len()).cloned();
+        if let Some(server) = &best {
+            places.entry(server.clone()).or_default().insert(key.clone());
+        }
+        Ok(best)
     }
 
-    async fn unclaim(&self, name: &str, key: &SessionKey) -> Result<(), Error> {
+    async fn leave(&self, server: &str, key: &SessionKey) -> Result<(), Error> {
         if self.1.load(Ordering::SeqCst) {
             return Err(Error::Unavailable("the store is away".to_owned()));
         }
-        let mut claims = self.0.lock().unwrap();
-        if claims.get(name) == Some(key) {
-            claims.remove(name);
+        if let Some(of) = self.0.lock().unwrap().get_mut(server) {
+            of.remove(key);
         }
         Ok(())
     }
 
-    async fn claimed_by(&self, name: &str) -> Result<Option<SessionKey>, Error> {
-        Ok(self.0.lock().unwrap().get(name).cloned())
-    }
-
-    async fn claims_of(&self, key: &SessionKey) -> Result<Vec<String>, Error> {
-        let claims = self.0.lock().unwrap();
-        let held = claims.iter().filter(|(_, holder)| *holder == key);
-        Ok(held.map(|(name, _)| name.clone()).collect())
+    async fn of(&self, key: &SessionKey) -> Result<Vec<String>, Error> {
+        let held = self.all().into_iter().filter(|(_, holder)| holder == key);
+        Ok(held.map(|(server, _)| server).collect())
     }
 }
 
@@ -60,7 +75,11 @@ fn at(addresses: &[&str]) -> Cluster {
     };
     let endpoints = addresses.iter().map(endpoint).collect();
     Cluster {
-        provider: Provider::Static { endpoints },
+        granted_orgs: ["acme".parse().unwrap()].into(),
+        provider: Provider::Static {
+            endpoints,
+            allow_shared_untrusted: false,
+        },
         ..process_cluster(Engine::Sail)
     }
 }
@@ -72,9 +91,9 @@ fn session(cluster: &Cluster, n: u64) -> ComputeSpec {
     }
 }
 
-fn provider_with(claims: &Arc<MemoryClaims>, allow: &[&str], dev: bool) -> StaticProvider {
+fn provider_with(places: &Arc<MemoryPlaces>, allow: &[&str], dev: bool) -> StaticProvider {
     let allow = Arc::new(AllowList::new(allow.iter().copied(), [], dev).unwrap());
-    StaticProvider::new(StaticConfig { allow, tls: None }, claims.clone())
+    StaticProvider::new(StaticConfig { allow, tls: None }, places.clone())
 }
 
 /// A Sail server that is there already.
@@ -98,10 +117,10 @@ async fn existing() -> Existing {
 }
 
 #[tokio::test]
-async fn an_endpoint_serves_one_session_at_a_time() {
+async fn an_endpoint_serves_many_sessions_of_one_organization() {
     let server = existing().await;
-    let claims = Arc::new(MemoryClaims::default());
-    let provider = provider_with(&claims, &[], true);
+    let places = Arc::new(MemoryPlaces::default());
+    let provider = provider_with(&places, &[], true);
     let cluster = at(&[&server.address]);
     let (first, second) = (session(&cluster, 1), session(&cluster, 2));
     let mut changes = provider.watch();
@@ -110,11 +129,16 @@ async fn an_endpoint_serves_one_session_at_a_time() {
     let route = until_ready(&provider, &first).await;
     assert_eq!(changes.next().await.unwrap().key, first.key);
     assert!(!route.dedicated && route.endpoint == server.address && !route.engine_version.is_empty());
-
     provider.ensure(&second).await.unwrap();
-    let (cause, permanent) = until_failed(&provider, &second).await;
+    until_ready(&provider, &second).await;
+    assert_eq!(places.all().len(), 2);
+
+    let mut foreign = session(&cluster, 3);
+    foreign.key.org = "other".parse().unwrap();
+    provider.ensure(&foreign).await.unwrap();
+    let (cause, permanent) = until_failed(&provider, &foreign).await;
     assert!(
-        permanent && cause.starts_with("every endpoint of cluster local is in use by another session"),
+        permanent && cause.starts_with("every endpoint of cluster local serves another organization"),
         "{cause}"
     );
 
@@ -126,46 +150,58 @@ async fn an_endpoint_serves_one_session_at_a_time() {
     provider.ensure(&next).await.unwrap();
     provider.release(&first).await.unwrap();
     until_ready(&provider, &next).await;
-    assert_eq!(claims.0.lock().unwrap().len(), 1);
+    let place = places.of(&first.key).await.unwrap();
+    assert_eq!(place, std::slice::from_ref(&server.address));
 
     provider.release(&next).await.unwrap();
     assert_eq!(provider.observe(&next).await.unwrap(), Observation::Missing);
-    assert!(claims.0.lock().unwrap().is_empty());
+    assert!(places.of(&first.key).await.unwrap().is_empty());
     provider.ensure(&next).await.unwrap();
     assert_eq!(provider.observe(&next).await.unwrap(), Observation::Missing);
-
-    let third = session(&cluster, 3);
-    provider.ensure(&third).await.unwrap();
-    until_ready(&provider, &third).await;
+    until_ready(&provider, &second).await;
 }
 
 #[tokio::test]
-async fn a_new_manager_finds_the_claim_and_probes_again() {
+async fn sessions_go_where_the_fewest_are() {
+    let places = Arc::new(MemoryPlaces::default());
+    let provider = provider_with(&places, &[], true);
+    let cluster = at(&["127.0.0.1:9", "127.0.0.1:10"]);
+    for n in 1..=4 {
+        provider.ensure(&session(&cluster, n)).await.unwrap();
+    }
+    let mut servers: Vec<_> = places.all().into_iter().map(|(server, _)| server).collect();
+    servers.sort();
+    servers.dedup_by(|a, b| a == b);
+    assert_eq!(servers.len(), 2, "{servers:?}");
+}
+
+#[tokio::test]
+async fn a_new_manager_finds_the_place_and_probes_again() {
     let server = existing().await;
-    let claims = Arc::new(MemoryClaims::default());
+    let places = Arc::new(MemoryPlaces::default());
     let cluster = at(&["127.0.0.1:9", &server.address]);
     let spec = session(&cluster, 1);
-    claims
-        .claim(&format!("endpoint/{}", server.address), &spec.key)
-        .await
-        .unwrap();
-    let provider = provider_with(&claims, &[], true);
+    let taken = places
+        .take(std::slice::from_ref(&server.address), &spec.key, true)
+        .await;
+    assert!(taken.unwrap().is_some());
+    let provider = provider_with(&places, &[], true);
     assert!(matches!(
         provider.observe(&spec).await.unwrap(),
         Observation::Starting { .. }
     ));
     assert_eq!(until_ready(&provider, &spec).await.endpoint, server.address);
     // Released by a manager that knows nothing of it.
-    provider_with(&claims, &[], true).release(&spec).await.unwrap();
-    assert!(claims.0.lock().unwrap().is_empty());
+    provider_with(&places, &[], true).release(&spec).await.unwrap();
+    assert!(places.all().is_empty());
 }
 
 #[tokio::test]
 async fn unhealthy_endpoints_are_taken_last_and_forbidden_ones_never() {
     let server = existing().await;
-    let claims = Arc::new(MemoryClaims::default());
+    let places = Arc::new(MemoryPlaces::default());
     let cluster = at(&["127.0.0.1:9", &server.address]);
-    let provider = provider_with(&claims, &[], true);
+    let provider = provider_with(&places, &[], true);
     let unlucky = session(&cluster, 1);
     provider.ensure(&unlucky).await.unwrap();
     let told =
@@ -251,10 +287,10 @@ async fn tls_is_verified_against_the_endpoint_s_name() {
         allow,
         tls: Some(Arc::new(asking)),
     };
-    let provider = StaticProvider::new(config, Arc::<MemoryClaims>::default());
+    let provider = StaticProvider::new(config, Arc::<MemoryPlaces>::default());
     let mut cluster = at(&[&address]);
     let mut name = |text: &str| {
-        if let Provider::Static { endpoints } = &mut cluster.provider {
+        if let Provider::Static { endpoints, .. } = &mut cluster.provider {
             endpoints[0].tls_server_name = Some(text.to_owned());
         }
         cluster.clone()
@@ -276,7 +312,7 @@ async fn tls_is_verified_against_the_endpoint_s_name() {
 async fn a_backend_token_that_is_not_set_is_told() {
     let provider = provider_with(&Arc::default(), &[], true);
     let mut spec = session(&at(&["127.0.0.1:9"]), 1);
-    if let Provider::Static { endpoints } = &mut spec.cluster.provider {
+    if let Provider::Static { endpoints, .. } = &mut spec.cluster.provider {
         endpoints[0].token_env = Some("BERTH_SECRET_NOT_SET_ANYWHERE".to_owned());
     }
     provider.ensure(&spec).await.unwrap();
@@ -288,50 +324,37 @@ async fn a_backend_token_that_is_not_set_is_told() {
 }
 
 #[tokio::test]
-async fn a_claim_that_the_store_could_not_end_is_not_forgotten() {
-    let claims = Arc::new(MemoryClaims::default());
-    let provider = provider_with(&claims, &[], true);
+async fn a_place_that_the_store_could_not_take_back_is_not_forgotten() {
+    let places = Arc::new(MemoryPlaces::default());
+    let provider = provider_with(&places, &[], true);
     let spec = session(&at(&["127.0.0.1:9"]), 1);
     provider.ensure(&spec).await.unwrap();
-    claims.1.store(true, Ordering::SeqCst);
+    places.1.store(true, Ordering::SeqCst);
     assert!(provider.release(&spec).await.is_err());
     assert!(matches!(
         provider.observe(&spec).await.unwrap(),
         Observation::Starting { .. }
     ));
-    claims.1.store(false, Ordering::SeqCst);
+    places.1.store(false, Ordering::SeqCst);
     provider.release(&spec).await.unwrap();
     assert_eq!(provider.observe(&spec).await.unwrap(), Observation::Missing);
-    assert!(claims.0.lock().unwrap().is_empty());
+    assert!(places.all().is_empty());
 }
 
 #[tokio::test]
-async fn what_was_claimed_is_given_back_though_the_endpoints_changed() {
-    let claims = Arc::new(MemoryClaims::default());
-    let provider = provider_with(&claims, &[], true);
+async fn a_place_is_given_back_though_the_endpoints_changed() {
+    let places = Arc::new(MemoryPlaces::default());
+    let provider = provider_with(&places, &[], true);
     let before = session(&at(&["127.0.0.1:9"]), 1);
     provider.ensure(&before).await.unwrap();
-    assert_eq!(claims.0.lock().unwrap().len(), 1);
-    let other = session(&before.cluster, 2);
-    let foreign = claims.claim("something/else", &before.key).await.unwrap();
-    assert_eq!(foreign, before.key);
-
+    assert_eq!(places.all().len(), 1);
     let after = ComputeSpec {
         cluster: at(&["127.0.0.1:10"]),
         ..before.clone()
     };
     provider.release(&after).await.unwrap();
     assert_eq!(provider.observe(&after).await.unwrap(), Observation::Missing);
-    assert_eq!(
-        claims.claims_of(&before.key).await.unwrap(),
-        ["something/else"],
-        "claims of others' kinds are not ours to end"
-    );
-    provider.ensure(&other).await.unwrap();
-    assert_eq!(
-        claims.claimed_by("endpoint/127.0.0.1:9").await.unwrap(),
-        Some(other.key)
-    );
+    assert!(places.all().is_empty());
 
     // A next generation moves on to an endpoint that is still there.
     let (first, moved) = (
@@ -344,40 +367,66 @@ async fn what_was_claimed_is_given_back_though_the_endpoints_changed() {
         ..moved
     };
     provider.ensure(&next).await.unwrap();
-    assert_eq!(
-        claims.claims_of(&next.key).await.unwrap(),
-        ["endpoint/127.0.0.1:12"]
-    );
+    assert_eq!(places.of(&next.key).await.unwrap(), ["127.0.0.1:12"]);
 }
 
 #[tokio::test]
 async fn what_another_manager_gave_back_is_let_go() {
-    let claims = Arc::new(MemoryClaims::default());
+    let places = Arc::new(MemoryPlaces::default());
     let (here, there) = (
-        provider_with(&claims, &[], true),
-        provider_with(&claims, &[], true),
+        provider_with(&places, &[], true),
+        provider_with(&places, &[], true),
     );
     let cluster = at(&["127.0.0.1:9"]);
     let (first, second) = (session(&cluster, 1), session(&cluster, 2));
     here.ensure(&first).await.unwrap();
+    here.ensure(&second).await.unwrap();
     there.release(&first).await.unwrap();
     until_missing(&here, &first).await;
+    assert!(
+        matches!(here.observe(&second).await.unwrap(), Observation::Starting { .. }),
+        "its neighbour stays"
+    );
+}
 
-    // The probe of one who lost the place goes when the next one gets it.
-    let again = ComputeSpec {
-        generation: 2,
-        ..first.clone()
-    };
-    here.ensure(&again).await.unwrap();
-    there.release(&again).await.unwrap();
-    here.ensure(&second).await.unwrap();
-    assert_eq!(here.observe(&again).await.unwrap(), Observation::Missing);
-    // A generation that comes after must not find what the one before had.
-    let later = ComputeSpec {
-        generation: 3,
-        ..first
-    };
-    here.ensure(&later).await.unwrap();
-    let (cause, _) = until_failed(&here, &later).await;
-    assert!(cause.contains("is in use by another session"), "{cause}");
+fn spark_id() -> SparkSessionId {
+    uuid::Uuid::new_v4().to_string().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_catalog_is_chosen_and_spark_sessions_are_ended_at_the_session_s_server() {
+    let server = existing().await;
+    let provider = provider_with(&Arc::default(), &[], true);
+    let mut spec = session(&at(&[&server.address]), 1);
+    spec.catalog = Some(catalog(Engine::Sail, "sail", &[("type", "memory")]));
+    let id = spark_id();
+    let chosen = provider.choose_catalog(&spec, &server.address, &id).await;
+    assert_eq!(chosen, Ok(Chosen::Current));
+    let ids = std::slice::from_ref(&id);
+    let ended = provider.end_spark_sessions(&spec, &server.address, ids).await;
+    assert_eq!(ended.unwrap(), ids);
+    let chosen = provider.choose_catalog(&spec, &server.address, &id).await;
+    assert_eq!(chosen, Ok(Chosen::Ended));
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_or_gone_from_the_cluster_is_told() {
+    let provider = provider_with(&Arc::default(), &[], true);
+    let mut spec = session(&at(&["127.0.0.1:9"]), 1);
+    spec.catalog = Some(catalog(Engine::Sail, "lake", &[("type", "memory")]));
+    let id = spark_id();
+    let refused = provider
+        .choose_catalog(&spec, "127.0.0.1:9", &id)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.text, "it does not answer");
+    for server in ["127.0.0.1:9", "127.0.0.1:10"] {
+        let ids = std::slice::from_ref(&id);
+        assert!(provider.end_spark_sessions(&spec, server, ids).await.is_err());
+    }
+    let refused = provider
+        .choose_catalog(&spec, "127.0.0.1:10", &id)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.text, "its server is no longer one of cluster local");
 }

@@ -92,6 +92,10 @@ pub enum Provider {
     Static {
         /// Where they answer.
         endpoints: Vec<StaticEndpoint>,
+        /// Sail only: several organizations may share a server, although Sail
+        /// tells Spark sessions apart by their id alone.
+        #[serde(default, skip_serializing_if = "is_false")]
+        allow_shared_untrusted: bool,
     },
     /// One child process per session, on the manager's own machine.
     Process {
@@ -113,6 +117,14 @@ pub enum Provider {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         driver_memory: Option<String>,
     },
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde's skip_serializing_if passes a reference"
+)]
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 impl Provider {
@@ -158,6 +170,22 @@ impl Cluster {
                 (Engine::Sail, true) => IdlePolicy::Release,
                 (Engine::Sail, false) | (Engine::Spark, _) => IdlePolicy::Keep,
             })
+    }
+
+    /// Must each of its shared servers keep to one organization? Sail finds a
+    /// Spark session by its id alone, so whoever knows an id could reach it;
+    /// Spark asks for the user as well.
+    pub const fn keeps_orgs_apart(&self) -> bool {
+        match (&self.provider, self.engine) {
+            (
+                Provider::Static {
+                    allow_shared_untrusted,
+                    ..
+                },
+                Engine::Sail,
+            ) => !*allow_shared_untrusted,
+            (Provider::Static { .. }, Engine::Spark) | (Provider::Process { .. }, _) => false,
+        }
     }
 
     /// May sessions of `org` run here?

@@ -155,6 +155,35 @@ named!(
     CatalogName, "catalog"
 );
 
+/// Names a Spark session on its server: a UUID of 36 characters, chosen by the
+/// client. Kept by its exact bytes, because engines take two spellings of one
+/// UUID for two sessions.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SparkSessionId(String);
+
+impl FromStr for SparkSessionId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let is_uuid = text.len() == 36
+            && text.bytes().enumerate().all(|(index, byte)| match index {
+                8 | 13 | 18 | 23 => byte == b'-',
+                _ => byte.is_ascii_hexdigit(),
+            });
+        if is_uuid {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidId {
+                kind: "Spark session id",
+                expected: "a UUID of 36 characters",
+            })
+        }
+    }
+}
+
+text_newtype!(SparkSessionId);
+
 /// The name of a session together with whose it is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SessionKey {
@@ -220,6 +249,23 @@ mod tests {
             assert!(text.parse::<OrgId>().is_err(), "{text}");
         }
         assert!("a".repeat(64).parse::<OrgId>().is_err());
+    }
+
+    #[test]
+    fn spark_session_ids_keep_their_spelling() {
+        let text = "0B5C2E9e-1f3a-4c6d-8e7f-0123456789aB";
+        assert_eq!(text.parse::<SparkSessionId>().unwrap().as_str(), text);
+        for text in [
+            "",
+            "1-1-1-1-1",
+            "0b5c2e9e1f3a4c6d8e7f0123456789ab0000",
+            "0b5c2e9e-1f3a-4c6d-8e7f-0123456789a",
+            "0b5c2e9e-1f3a-4c6d-8e7f-0123456789abc",
+            "0b5c2e9e-1f3a-4c6d-8e7f-0123456789ag",
+            "{b5c2e9e-1f3a-4c6d-8e7f-0123456789a}",
+        ] {
+            assert!(text.parse::<SparkSessionId>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub mod time;
 pub use activity::Activity;
 pub use catalog::Catalog;
 pub use cluster::{Cluster, ClusterStatus, Engine, Provider};
-pub use id::{CatalogName, ClusterName, OrgId, SessionId, SessionKey, TokenId};
+pub use id::{CatalogName, ClusterName, OrgId, SessionId, SessionKey, SparkSessionId, TokenId};
 pub use org::{Limits, Org};
 pub use policy::{IdlePolicy, SessionPolicy};
 pub use principal::{Actor, Principal, PrincipalId, Role};

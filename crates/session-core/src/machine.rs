@@ -122,6 +122,9 @@ pub enum Event {
         /// New labels in place of all old ones.
         labels: Option<BTreeMap<String, String>>,
     },
+    /// The oldest of its Spark sessions on shared compute is given back, to
+    /// make room: whoever cached its bindings must read them again.
+    ReleaseSparkSession,
     /// End every token issued so far.
     RevokeTokens,
     /// End one token.
@@ -315,6 +318,7 @@ pub fn apply(
                 })
             }))
         }
+        Event::ReleaseSparkSession => Ok(Some(change.keep_state(ChangeReason::SparkSessionReleased))),
         Event::RevokeTokens => {
             let mut change = change;
             change.next.token_epoch += 1;

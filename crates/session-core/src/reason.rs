@@ -149,5 +149,7 @@ spelled! {
         Updated => "UPDATED",
         /// RevokeAllSessionTokens.
         TokensRevoked => "TOKENS_REVOKED",
+        /// A Spark session on shared compute made room for a newer one.
+        SparkSessionReleased => "SPARK_SESSION_RELEASED",
     }
 }

@@ -413,6 +413,7 @@ fn moves() -> impl Strategy<Value = Move> {
         4 => Just(Event::Wake),
         1 => Just(Event::Close { reason: ChangeReason::CloseRequested }),
         1 => Just(Event::RevokeTokens),
+        1 => Just(Event::ReleaseSparkSession),
         1 => (0..900_000_u64).prop_map(|secs| Event::Extend { expires_at: START.after(Duration::from_secs(secs)) }),
         1 => (0..90_000_u64).prop_map(|secs| Event::KeepAlive { until: START.after(Duration::from_secs(secs)) }),
         1 => any::<bool>().prop_map(|set| Event::Update {

@@ -1,7 +1,7 @@
-//! The providers by cluster, and their exclusive claims kept in the store.
+//! The providers by cluster, and the places on shared servers kept in the store.
 
 use async_trait::async_trait;
-use compute::{Claims, ComputeChanged, ComputeProvider, ComputeSpec};
+use compute::{ComputeChanged, ComputeProvider, ComputeSpec, Places, SharedCompute};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use session_core::machine::Observation;
@@ -16,25 +16,30 @@ const ASK: Duration = Duration::from_secs(10);
 /// Every provider that this manager runs.
 #[derive(Debug, Clone)]
 pub struct Computes {
-    fixed: Arc<dyn ComputeProvider>,
+    fixed: Arc<dyn SharedCompute>,
     process: Option<Arc<dyn ComputeProvider>>,
 }
 
 impl Computes {
     /// `process` is absent where the configuration does not allow it.
-    pub fn new(fixed: Arc<dyn ComputeProvider>, process: Option<Arc<dyn ComputeProvider>>) -> Self {
+    pub fn new(fixed: Arc<dyn SharedCompute>, process: Option<Arc<dyn ComputeProvider>>) -> Self {
         Self { fixed, process }
     }
 
-    fn of(&self, spec: &ComputeSpec) -> Result<&Arc<dyn ComputeProvider>, compute::Error> {
+    fn of(&self, spec: &ComputeSpec) -> Result<&dyn ComputeProvider, compute::Error> {
         match &spec.cluster.provider {
-            Provider::Static { .. } => Ok(&self.fixed),
-            Provider::Process { .. } => self.process.as_ref().ok_or_else(|| {
+            Provider::Static { .. } => Ok(&*self.fixed),
+            Provider::Process { .. } => self.process.as_deref().ok_or_else(|| {
                 compute::Error::Unavailable(
                     "the process provider is off: set compute.process in the configuration".into(),
                 )
             }),
         }
+    }
+
+    /// The provider whose servers are shared.
+    pub(crate) fn shared(&self) -> &dyn SharedCompute {
+        &*self.fixed
     }
 
     /// May clusters of this provider be defined here?
@@ -76,29 +81,31 @@ async fn bounded<T>(ask: impl Future<Output = Result<T, compute::Error>>) -> Res
     })
 }
 
-/// Claims on static endpoints, first writer wins across all replicas.
+/// Places on static endpoints, the same for all replicas.
 #[derive(Debug)]
-pub struct StoreClaims(pub Arc<dyn SessionStore>);
+pub struct StorePlaces(pub Arc<dyn SessionStore>);
 
 fn unavailable(error: session_store::Error) -> compute::Error {
     compute::Error::Unavailable(error.to_string())
 }
 
 #[async_trait]
-impl Claims for StoreClaims {
-    async fn claim(&self, name: &str, holder: &SessionKey) -> Result<SessionKey, compute::Error> {
-        self.0.claim(name, holder).await.map_err(unavailable)
+impl Places for StorePlaces {
+    async fn take(
+        &self,
+        servers: &[String],
+        key: &SessionKey,
+        org_alone: bool,
+    ) -> Result<Option<String>, compute::Error> {
+        let taken = self.0.take_place(servers, key, org_alone).await;
+        taken.map_err(unavailable)
     }
 
-    async fn unclaim(&self, name: &str, holder: &SessionKey) -> Result<(), compute::Error> {
-        self.0.unclaim(name, holder).await.map_err(unavailable)
+    async fn leave(&self, server: &str, key: &SessionKey) -> Result<(), compute::Error> {
+        self.0.leave_place(server, key).await.map_err(unavailable)
     }
 
-    async fn claimed_by(&self, name: &str) -> Result<Option<SessionKey>, compute::Error> {
-        self.0.claimed_by(name).await.map_err(unavailable)
-    }
-
-    async fn claims_of(&self, holder: &SessionKey) -> Result<Vec<String>, compute::Error> {
-        self.0.claims_of(holder).await.map_err(unavailable)
+    async fn of(&self, key: &SessionKey) -> Result<Vec<String>, compute::Error> {
+        self.0.places_of(key).await.map_err(unavailable)
     }
 }

@@ -192,6 +192,9 @@ pub struct ClusterConfig {
 pub struct StaticCluster {
     /// Where they answer.
     pub endpoints: Vec<StaticEndpoint>,
+    /// Sail only: several organizations may share these servers.
+    #[serde(default)]
+    pub allow_shared_untrusted: bool,
 }
 
 /// How a cluster's children are started.
@@ -493,6 +496,7 @@ impl ClusterConfig {
         let provider = match (&self.r#static, &self.process) {
             (Some(fixed), None) => Some(Provider::Static {
                 endpoints: fixed.endpoints.clone(),
+                allow_shared_untrusted: fixed.allow_shared_untrusted,
             }),
             (None, Some(process)) => Some(Provider::Process {
                 program: process.program.clone(),

@@ -5,6 +5,7 @@
 //! change it decided, and only then starts effects. The claim is a lease: if
 //! this process dies anywhere between, the entry comes due again elsewhere.
 
+use crate::bindings::Bindings;
 use crate::computes::Computes;
 use crate::directory::Directory;
 use crate::metrics::Metrics;
@@ -12,8 +13,8 @@ use compute::ComputeSpec;
 use futures::StreamExt;
 use session_core::machine::{self, Effect, Event, Observation, Transition};
 use session_core::{
-    Activity, Actor, ChangeReason, Cluster, ClusterStatus, Provider, Reason, Session, SessionKey, Status,
-    Timestamp,
+    Activity, Actor, ChangeReason, Cluster, ClusterStatus, Provider, Reason, Session, SessionKey, State,
+    Status, Timestamp,
 };
 use session_proto::error::Refused;
 use session_store::{Commit, Error, SessionStore};
@@ -44,6 +45,7 @@ pub(crate) struct Driver {
     store: Arc<dyn SessionStore>,
     directory: Directory,
     computes: Computes,
+    pub(crate) bindings: Arc<Bindings>,
     kicks: mpsc::Sender<SessionKey>,
     /// The sessions being looked at, and whether to look once more after it.
     looking: Mutex<HashMap<SessionKey, bool>>,
@@ -58,7 +60,9 @@ impl Driver {
         metrics: Arc<Metrics>,
     ) -> (Arc<Self>, mpsc::Receiver<SessionKey>) {
         let (kicks, kicked) = mpsc::channel(KICKS);
+        let bindings = Bindings::new(Arc::clone(&store), computes.clone(), kicks.clone());
         let driver = Self {
+            bindings,
             store,
             directory,
             computes,
@@ -295,7 +299,7 @@ impl Driver {
                     Ok(Err(_)) | Err(_) => continue,
                 },
                 Effect::Release { up_to } => match self.bare_spec(session, up_to).await {
-                    Some(spec) => self.computes.release(&spec).await,
+                    Some(spec) => self.release(session, &spec).await,
                     None => continue,
                 },
             };
@@ -306,7 +310,41 @@ impl Driver {
         }
     }
 
+    /// A place on a shared server goes back after everything the session has
+    /// there.
+    async fn release(&self, session: &Session, spec: &ComputeSpec) -> Result<(), compute::Error> {
+        if !session.policy.dedicated {
+            let ended = session.closed_at.or(session.idle_since);
+            match self.bindings.release(spec, ended).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(error) => return Err(compute::Error::Unavailable(error.to_string())),
+            }
+        }
+        self.computes.release(spec).await
+    }
+
+    /// What there is of a session's compute. What it still has on a shared
+    /// server counts when that is to go.
     async fn observe(&self, session: &Session) -> Option<Observation> {
+        let seen = self.observe_compute(session).await?;
+        let to_go = session.status().is_terminal() || matches!(session.state, State::IdleReleased { .. });
+        if seen != Observation::Missing || !to_go || session.policy.dedicated {
+            return Some(seen);
+        }
+        match self.bindings.any_left(&session.key(), session.generation).await {
+            Ok(false) => Some(seen),
+            Ok(true) => Some(Observation::Starting {
+                detail: "its Spark sessions are being given back".to_owned(),
+            }),
+            Err(error) => {
+                tracing::warn!(session = %session.id, %error, "its bindings cannot be read");
+                None
+            }
+        }
+    }
+
+    async fn observe_compute(&self, session: &Session) -> Option<Observation> {
         // A catalog is needed to make compute, not to look at it: taking one
         // away harms no session that has its compute.
         let spec = if session.status() == Status::Pending {

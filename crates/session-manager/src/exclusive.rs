@@ -155,6 +155,7 @@ mod tests {
                 granted_orgs: std::collections::BTreeSet::default(),
                 provider: Provider::Static {
                     endpoints: Vec::new(),
+                    allow_shared_untrusted: false,
                 },
                 idle_policy: None,
                 policy: session_core::policy::PolicyRange::default(),

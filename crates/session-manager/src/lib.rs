@@ -4,6 +4,7 @@
 //! [`run`] is the whole service: tests and `main` start the same function.
 
 mod api;
+mod bindings;
 mod computes;
 pub mod config;
 mod directory;
@@ -13,7 +14,7 @@ mod feed;
 mod metrics;
 mod refuse;
 
-pub use computes::{Computes, StoreClaims};
+pub use computes::{Computes, StorePlaces};
 pub use config::Config;
 
 use anyhow::{Context, Result};
@@ -113,7 +114,7 @@ async fn make_computes(
             allow: Arc::new(allow),
             tls: None,
         },
-        Arc::new(StoreClaims(Arc::clone(store))),
+        Arc::new(StorePlaces(Arc::clone(store))),
     );
     let process = match config.compute.process_config() {
         None => None,

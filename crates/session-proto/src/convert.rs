@@ -230,7 +230,11 @@ pub fn cluster(cluster: &Cluster, with_provider: bool) -> v1::Cluster {
 
 fn provider(provider: &Provider) -> v1::cluster::Provider {
     match provider {
-        Provider::Static { endpoints } => v1::cluster::Provider::Static(v1::StaticProvider {
+        Provider::Static {
+            endpoints,
+            allow_shared_untrusted,
+        } => v1::cluster::Provider::Static(v1::StaticProvider {
+            allow_shared_untrusted: *allow_shared_untrusted,
             endpoints: endpoints
                 .iter()
                 .map(|endpoint| v1::StaticEndpoint {
@@ -263,6 +267,7 @@ fn provider(provider: &Provider) -> v1::cluster::Provider {
 pub fn from_cluster(wire: v1::Cluster) -> Result<Cluster, Refused> {
     let provider = match wire.provider {
         Some(v1::cluster::Provider::Static(spec)) => Provider::Static {
+            allow_shared_untrusted: spec.allow_shared_untrusted,
             endpoints: spec
                 .endpoints
                 .into_iter()

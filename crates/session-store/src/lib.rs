@@ -7,6 +7,7 @@
 pub mod memory;
 mod query;
 pub mod redis;
+pub mod shared;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -16,6 +17,7 @@ use session_core::{
     Activity, ClusterName, EventRecord, Limits, OrgId, PrincipalId, Session, Status, SystemClock, Timestamp,
     TokenId,
 };
+pub use shared::SharedServers;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -234,7 +236,7 @@ pub struct Definition {
 
 /// The contract. Every method is bounded in time and safe to call again.
 #[async_trait]
-pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
+pub trait SessionStore: SharedServers + Send + Sync + std::fmt::Debug + 'static {
     /// The store's own clock, which all due times are of.
     async fn now(&self) -> Result<Timestamp, Error>;
 
@@ -303,18 +305,6 @@ pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
     /// first. One that was revoked alone is among them, as [`Session`] tells
     /// which those are, until its room is needed.
     async fn tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error>;
-
-    /// Takes `name` for `holder` unless somebody else has it; says who has it now.
-    async fn claim(&self, name: &str, holder: &SessionKey) -> Result<SessionKey, Error>;
-
-    /// Gives `name` back if `holder` has it.
-    async fn unclaim(&self, name: &str, holder: &SessionKey) -> Result<(), Error>;
-
-    /// Who has `name`.
-    async fn claimed_by(&self, name: &str) -> Result<Option<SessionKey>, Error>;
-
-    /// The names that `holder` has, sorted.
-    async fn claims_of(&self, holder: &SessionKey) -> Result<Vec<String>, Error>;
 
     /// Takes `name` for `owner`, or keeps it, for `ttl` from now; false while
     /// another owner has it. A `ttl` of zero gives it back.

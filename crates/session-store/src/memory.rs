@@ -2,6 +2,8 @@
 //! `memory://`. Everything is behind one lock, so every method is one step;
 //! counts are taken from the records themselves, so nothing can drift.
 
+mod shared;
+
 use crate::query::Filling;
 use crate::{
     Change, Commit, Create, Created, Definition, Error, Feed, HISTORY, Kind, ListQuery, Loaded, Page,
@@ -41,7 +43,7 @@ struct State {
     requests: HashMap<RequestKey, Request>,
     requests_by_age: VecDeque<(Timestamp, RequestKey)>,
     creates: HashMap<(OrgId, PrincipalId), (u64, u32)>,
-    claims: HashMap<String, SessionKey>,
+    shared: shared::Shared,
     leases: HashMap<String, (String, Timestamp)>,
     definitions: BTreeMap<(Kind, String), Definition>,
 }
@@ -436,35 +438,6 @@ impl SessionStore for MemoryStore {
             .collect();
         TokenRecord::sort_oldest_first(&mut tokens);
         Ok(tokens)
-    }
-
-    async fn claim(&self, name: &str, holder: &SessionKey) -> Result<SessionKey, Error> {
-        Ok(self
-            .state()
-            .claims
-            .entry(name.to_owned())
-            .or_insert_with(|| holder.clone())
-            .clone())
-    }
-
-    async fn unclaim(&self, name: &str, holder: &SessionKey) -> Result<(), Error> {
-        let mut state = self.state();
-        if state.claims.get(name) == Some(holder) {
-            state.claims.remove(name);
-        }
-        Ok(())
-    }
-
-    async fn claimed_by(&self, name: &str) -> Result<Option<SessionKey>, Error> {
-        Ok(self.state().claims.get(name).cloned())
-    }
-
-    async fn claims_of(&self, holder: &SessionKey) -> Result<Vec<String>, Error> {
-        let state = self.state();
-        let held = state.claims.iter().filter(|(_, of)| *of == holder);
-        let mut names: Vec<_> = held.map(|(name, _)| name.clone()).collect();
-        names.sort_unstable();
-        Ok(names)
     }
 
     async fn lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool, Error> {

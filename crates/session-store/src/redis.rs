@@ -11,6 +11,7 @@ mod feed;
 mod keys;
 mod list;
 mod scripts;
+mod shared;
 mod write;
 
 use crate::{
@@ -21,7 +22,7 @@ use async_trait::async_trait;
 use connection::Connections;
 use futures::future::try_join_all;
 use futures::stream::BoxStream;
-use keys::{Keys, member, parse_member, parse_members, partitions};
+use keys::{Keys, member, parse_members, partitions};
 use scripts::{Reply, Scripts};
 use serde::de::DeserializeOwned;
 use session_core::{
@@ -327,36 +328,6 @@ impl SessionStore for RedisStore {
         tokens.retain(|token| token.expires_at > now && Some(token.epoch) == epoch);
         TokenRecord::sort_oldest_first(&mut tokens);
         Ok(tokens)
-    }
-
-    async fn claim(&self, name: &str, holder: &SessionKey) -> Result<SessionKey, Error> {
-        let mut script = self.scripts.claim.key(self.keys.claim(name));
-        script.key(self.keys.claims_of(holder));
-        let reply = self.run(script.arg(member(holder)).arg(name)).await?;
-        parse_member(reply.0.first().map_or("", String::as_str))
-    }
-
-    async fn unclaim(&self, name: &str, holder: &SessionKey) -> Result<(), Error> {
-        let mut script = self.scripts.unclaim.key(self.keys.claim(name));
-        script.key(self.keys.claims_of(holder));
-        let reply = self.run(script.arg(member(holder)).arg(name)).await?;
-        reply.done().map(drop)
-    }
-
-    async fn claimed_by(&self, name: &str) -> Result<Option<SessionKey>, Error> {
-        let holder: Option<String> = self
-            .connections
-            .query(redis::cmd("GET").arg(self.keys.claim(name)))
-            .await?;
-        holder.map(|holder| parse_member(&holder)).transpose()
-    }
-
-    async fn claims_of(&self, holder: &SessionKey) -> Result<Vec<String>, Error> {
-        let mut cmd = redis::cmd("SMEMBERS");
-        cmd.arg(self.keys.claims_of(holder));
-        let mut names: Vec<String> = self.connections.query(&cmd).await?;
-        names.sort_unstable();
-        Ok(names)
     }
 
     async fn lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool, Error> {

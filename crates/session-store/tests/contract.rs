@@ -15,6 +15,8 @@ mod feed;
 mod lists;
 #[path = "contract/sessions.rs"]
 mod sessions;
+#[path = "contract/shared.rs"]
+mod shared;
 #[path = "contract/tokens.rs"]
 mod tokens;
 
@@ -73,6 +75,15 @@ contract! {
     definitions:
         definitions_are_compared_and_set,
         kinds_are_apart,
-        a_name_has_one_holder,
         the_store_has_a_clock_an_epoch_and_a_pulse;
+    shared:
+        the_first_binder_of_an_id_wins_over_all_organizations,
+        one_preparer_at_a_time_makes_a_binding_ready,
+        a_preparer_that_is_gone_is_followed_by_the_next,
+        the_least_recently_bound_makes_room,
+        never_more_than_the_limit_however_many_bind_at_once,
+        a_sealed_generation_gets_nothing_more,
+        only_the_very_binding_is_given_back,
+        places_are_taken_where_the_fewest_are,
+        a_server_can_be_kept_to_one_organization;
 }

@@ -8,6 +8,7 @@ mod common;
 use common::{Draft, FAR, Store, activate, close, principal, redis, request, revoke, revoke_one, touch};
 use proptest::prelude::*;
 use session_core::{Limits, Session, SessionKey, Status, Timestamp, TokenId};
+use session_store::shared::{Bind, SparkSession};
 use session_store::{Commit, Create, Kind, ListQuery, Scope, TokenRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,6 +17,7 @@ const ORGS: [&str; 3] = ["acme", "a", "a-b"];
 const OWNERS: [&str; 3] = ["sa|bob", "sa|eve", "idp|x:y"];
 const CLUSTERS: [&str; 2] = ["c1", "c2"];
 const TEAMS: [Option<&str>; 3] = [None, Some("data"), Some("ml")];
+const SERVERS: [&str; 3] = ["a:1", "b:1", "[::1]:1"];
 /// Expired for ever, or live for ever, so that no answer depends on the moment.
 const MOMENTS: [Option<u64>; 4] = [None, Some(5), Some(70_000), Some(9_000_000_000_000)];
 
@@ -51,10 +53,33 @@ enum Op {
         moment: usize,
         stale: bool,
     },
-    Name {
+    Place {
         session: usize,
-        name: u8,
-        give_back: bool,
+        servers: usize,
+        alone: bool,
+        leave: bool,
+    },
+    Bind {
+        session: usize,
+        spark: u8,
+        ticket: u8,
+        generation: u64,
+        prepare: bool,
+    },
+    Prepared {
+        session: usize,
+        spark: u8,
+        ticket: u8,
+        ready: bool,
+    },
+    Unbind {
+        session: usize,
+        which: usize,
+        keep: bool,
+    },
+    Seal {
+        session: usize,
+        generation: u64,
     },
     Put {
         kind: usize,
@@ -90,8 +115,16 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..6_usize).prop_map(|limit| Op::Claim { limit }),
         4 => (n.clone(), 0..20_u64, 1..4_usize, prop::bool::weighted(0.1))
             .prop_map(|(session, token, moment, stale)| Op::Token { session, token, moment, stale }),
-        2 => (n, 0..3_u8, any::<bool>())
-            .prop_map(|(session, name, give_back)| Op::Name { session, name, give_back }),
+        2 => (n.clone(), 0..4_usize, any::<bool>(), any::<bool>())
+            .prop_map(|(session, servers, alone, leave)| Op::Place { session, servers, alone, leave }),
+        4 => (n.clone(), 0..6_u8, 0..3_u8, 1..3_u64, any::<bool>()).prop_map(
+            |(session, spark, ticket, generation, prepare)| Op::Bind { session, spark, ticket, generation, prepare }
+        ),
+        2 => (n.clone(), 0..6_u8, 0..3_u8, any::<bool>())
+            .prop_map(|(session, spark, ticket, ready)| Op::Prepared { session, spark, ticket, ready }),
+        2 => (n.clone(), 0..3_usize, prop::bool::weighted(0.2))
+            .prop_map(|(session, which, keep)| Op::Unbind { session, which, keep }),
+        1 => (n, 0..3_u64).prop_map(|(session, generation)| Op::Seal { session, generation }),
         2 => (0..3_usize, 0..3_u8, 0..3_u64).prop_map(|(kind, name, expected)| Op::Put { kind, name, expected }),
         1 => (0..3_usize, 0..3_u8, 0..3_u64)
             .prop_map(|(kind, name, expected)| Op::Delete { kind, name, expected }),
@@ -259,27 +292,81 @@ async fn run(store: &Store, world: &World, op: &Op, fresh: &Create) -> String {
             };
             format!("{:?}", store.record_token(&session.key(), token, 3).await)
         }
-        Op::Name {
+        Op::Place {
             session: n,
-            name,
-            give_back,
+            servers,
+            alone,
+            leave,
         } => {
             let key = session(*n).key();
-            if *give_back {
-                store.unclaim(&name.to_string(), &key).await.unwrap();
-                format!(
-                    "{:?} {:?}",
-                    store.claimed_by(&name.to_string()).await,
-                    store.claims_of(&key).await
-                )
-            } else {
-                format!(
-                    "{:?} {:?}",
-                    store.claim(&name.to_string(), &key).await,
-                    store.claims_of(&key).await
-                )
+            if *leave {
+                store.leave_place(SERVERS[*servers % 3], &key).await.unwrap();
             }
+            let servers: Vec<_> = SERVERS[..*servers]
+                .iter()
+                .map(|name| (*name).to_owned())
+                .collect();
+            format!(
+                "{:?} {:?}",
+                store.take_place(&servers, &key, *alone).await,
+                store.places_of(&key).await
+            )
         }
+        Op::Bind {
+            session: n,
+            spark,
+            ticket,
+            generation,
+            prepare,
+        } => {
+            let bind = Bind {
+                spark: spark_session(*spark),
+                holder: session(*n).key(),
+                generation: *generation,
+                ticket: ticket.to_string(),
+                prepare: prepare.then_some(FAR),
+                limit: 3,
+            };
+            format!("{:?}", store.bind(&bind).await)
+        }
+        Op::Prepared {
+            session: n,
+            spark,
+            ticket,
+            ready,
+        } => {
+            let (key, spark) = (session(*n).key(), spark_session(*spark));
+            let prepared = store.prepared(&key, &spark, &ticket.to_string(), *ready).await;
+            format!("{prepared:?}")
+        }
+        Op::Unbind {
+            session: n,
+            which,
+            keep,
+        } => {
+            let key = session(*n).key();
+            let bindings = store.bindings(&key).await.unwrap();
+            if let Some(binding) = bindings.get(*which) {
+                let keep = if *keep { FAR } else { Duration::ZERO };
+                store.unbind(&key, binding, keep).await.unwrap();
+            }
+            format!("{bindings:?}")
+        }
+        Op::Seal {
+            session: n,
+            generation,
+        } => {
+            let key = session(*n).key();
+            format!("{:?}", store.seal_bindings(&key, *generation).await)
+        }
+    }
+}
+
+/// Few ids on few servers, so that sessions meet.
+fn spark_session(n: u8) -> SparkSession {
+    SparkSession {
+        server: SERVERS[usize::from(n % 2)].to_owned(),
+        id: format!("0b5c2e9e-1f3a-4c6d-8e7f-{:012x}", n / 2).parse().unwrap(),
     }
 }
 
@@ -289,10 +376,12 @@ async fn dump(store: &Store, world: &World) -> Vec<String> {
     for session in &world.sessions {
         let key = session.key();
         all.push(format!(
-            "{:?} {:?} {:?}",
+            "{:?} {:?} {:?} {:?} {:?}",
             store.get(&key).await,
             store.events(&key).await,
-            store.tokens(&key).await
+            store.tokens(&key).await,
+            store.places_of(&key).await,
+            store.bindings(&key).await
         ));
     }
     for cluster in CLUSTERS {

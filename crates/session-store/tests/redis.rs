@@ -11,6 +11,7 @@ use common::{
 use futures::StreamExt;
 use session_core::{Session, SessionKey, Status, Timestamp};
 use session_store::redis::{ConnectError, Options, RedisStore};
+use session_store::shared::{Bind, Bound, SparkSession};
 use session_store::{Create, Error, Feed, Kind, ListQuery, Scope};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -453,9 +454,28 @@ async fn every_step_stays_within_one_hash_slot() {
                 std::slice::from_ref(&session)
             );
         }
-        assert_eq!(store.claim(org, &key).await.unwrap(), key);
-        assert_eq!(store.claims_of(&key).await.unwrap(), [org]);
-        store.unclaim(org, &key).await.unwrap();
+        let servers = [format!("{org}:1"), format!("{org}:2")];
+        assert!(store.take_place(&servers, &key, true).await.unwrap().is_some());
+        for server in store.places_of(&key).await.unwrap() {
+            store.leave_place(&server, &key).await.unwrap();
+        }
+        let bind = Bind {
+            spark: SparkSession {
+                server: servers[0].clone(),
+                id: "0b5c2e9e-1f3a-4c6d-8e7f-0123456789ab".parse().unwrap(),
+            },
+            holder: key.clone(),
+            generation: 1,
+            ticket: "t".to_owned(),
+            prepare: Some(FAR),
+            limit: 1,
+        };
+        assert_eq!(store.bind(&bind).await.unwrap(), Bound::Prepare);
+        assert!(store.prepared(&key, &bind.spark, "t", true).await.unwrap());
+        for binding in store.bindings(&key).await.unwrap() {
+            store.unbind(&key, &binding, Duration::ZERO).await.unwrap();
+        }
+        store.seal_bindings(&key, 1).await.unwrap();
         assert_eq!(store.put_definition(Kind::Org, org, 0, "{}").await.unwrap(), 1);
         let live = store.live_on_cluster(&session.cluster, None, 10).await.unwrap();
         assert!(live.contains(&key));

@@ -224,6 +224,7 @@ pub(crate) fn kill(pid: i32) {
 pub(crate) struct RawClient {
     client: SparkConnectServiceClient<tonic::transport::Channel>,
     session_id: String,
+    user_id: String,
     token: Option<String>,
 }
 
@@ -234,8 +235,15 @@ impl RawClient {
         Self {
             client: SparkConnectServiceClient::new(channel),
             session_id: uuid::Uuid::new_v4().to_string(),
+            user_id: "tester".to_owned(),
             token: route.credential.as_ref().map(|secret| secret.expose().to_owned()),
         }
+    }
+
+    pub(crate) fn speaking_as(mut self, user_id: &str, session_id: &str) -> Self {
+        user_id.clone_into(&mut self.user_id);
+        session_id.clone_into(&mut self.session_id);
+        self
     }
 
     pub(crate) fn without_token(mut self) -> Self {
@@ -270,8 +278,8 @@ impl RawClient {
         let message = sc::ExecutePlanRequest {
             session_id: self.session_id.clone(),
             user_context: Some(sc::UserContext {
-                user_id: "tester".into(),
-                user_name: "tester".into(),
+                user_id: self.user_id.clone(),
+                user_name: self.user_id.clone(),
             }),
             plan: Some(sc::Plan { op_type: Some(plan) }),
             ..Default::default()

@@ -1,6 +1,7 @@
 //! The gRPC services. Each method reads: who calls, what is asked, may they,
 //! do it, answer.
 
+mod bind;
 pub(crate) mod catalogs;
 pub(crate) mod clusters;
 pub(crate) mod ledger;

@@ -1,15 +1,16 @@
 //! RouteService: tells spark-proxy where a session's compute answers, and
 //! what changed.
 
-use super::{Api, not_yet};
+use super::{Api, bind, not_yet};
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use session_core::machine::Event;
-use session_core::{Actor, Reason, Session, SessionKey, Status as SessionStatus};
-use session_proto::convert::{maybe_duration, timestamp};
+use session_core::{Actor, Reason, Route, Session, SessionKey, SparkSessionId, Status as SessionStatus};
+use session_proto::convert::{maybe_duration, parse, timestamp};
 use session_proto::error::Refused;
 use session_proto::internal as wire;
 use session_proto::internal::route_service_server::RouteService;
+use session_store::shared::BindingState;
 use session_store::{Change, Feed};
 use session_token::{Claims, Grace, TokenErrorKind};
 use std::sync::Arc;
@@ -102,9 +103,37 @@ impl RouteService for Routes {
 
     async fn bind_spark_session(
         &self,
-        _request: Request<wire::BindSparkSessionRequest>,
+        request: Request<wire::BindSparkSessionRequest>,
     ) -> Answer<wire::BindSparkSessionResponse> {
-        not_yet("BindSparkSession")
+        let request = request.into_inner();
+        let id: SparkSessionId = parse("spark_session_id", &request.spark_session_id)?;
+        let claims = self.verified(&request.session_token).await?;
+        let key = SessionKey {
+            org: claims.org.clone(),
+            id: claims.sid.clone(),
+        };
+        let session = self.0.store.get(&key).await.map_err(crate::refuse::store)?;
+        let session = session.ok_or_else(|| forgotten(&key))?;
+        check_not_revoked(&claims, &session)?;
+        let org = self.0.directory.org(&key.org).await;
+        if org.map_err(crate::refuse::store)?.disabled {
+            let text = format!(
+                "The organization {} is disabled. Ask your platform team.",
+                key.org
+            );
+            return Err(Refused::new(Reason::OrgDisabled, text).into());
+        }
+        if session.status().is_terminal() {
+            return Err(crate::refuse::ended(&session).into());
+        }
+        let Some(route) = session.state.published_route().cloned() else {
+            return Err(bind::changing(&session).into());
+        };
+        if session.generation != request.generation {
+            return Err(bind::changing(&session).into());
+        }
+        let bound = route.dedicated || bind::bind(&self.0, session, &route, id).await?;
+        Ok(Response::new(wire::BindSparkSessionResponse { bound }))
     }
 }
 
@@ -155,6 +184,22 @@ impl Routes {
         }
     }
 
+    /// The Spark sessions that may be used without asking again.
+    async fn bindings(&self, session: &Session, route: &Route) -> Result<Vec<wire::SparkBinding>, Refused> {
+        let server = route.endpoint.to_ascii_lowercase();
+        let all = self.0.store.bindings(&session.key()).await;
+        let ready = all.map_err(crate::refuse::store)?.into_iter().filter(|binding| {
+            binding.state == BindingState::Ready
+                && binding.generation == session.generation
+                && binding.spark.server == server
+        });
+        Ok(ready
+            .map(|binding| wire::SparkBinding {
+                spark_session_id: binding.spark.id.to_string(),
+            })
+            .collect())
+    }
+
     async fn route(&self, session: &Session, epoch: u64) -> Result<wire::Route, Refused> {
         let org = self
             .0
@@ -162,6 +207,10 @@ impl Routes {
             .org(&session.org)
             .await
             .map_err(crate::refuse::store)?;
+        let bindings = match session.state.published_route() {
+            Some(route) if !route.dedicated => self.bindings(session, route).await?,
+            Some(_) | None => Vec::new(),
+        };
         let backend = session.state.published_route().map(|route| wire::Backend {
             endpoint: route.endpoint.clone(),
             tls_server_name: route.tls_server_name.clone().unwrap_or_default(),
@@ -193,8 +242,8 @@ impl Routes {
             backend,
             owner: session.owner.to_string(),
             org_disabled: org.disabled,
-            user_id: session.id.to_string(),
-            bindings: Vec::new(),
+            user_id: compute::shared::user_id(&session.key()),
+            bindings,
             expires_at: Some(timestamp(session.expires_at)),
             compute_lost_at: session.restarts.last().map(|at| timestamp(*at)),
         })
@@ -230,6 +279,14 @@ const fn status(status: SessionStatus) -> wire::RouteStatus {
         SessionStatus::Closed => wire::RouteStatus::Closed,
         SessionStatus::Failed => wire::RouteStatus::Failed,
     }
+}
+
+/// The same, told as a refusal.
+fn forgotten(key: &SessionKey) -> Refused {
+    Refused::new(
+        Reason::SessionClosed,
+        format!("Session {} is closed. Create a new one: `berth create`.", key.id),
+    )
 }
 
 /// To a good token an unknown session is one that was closed and forgotten.

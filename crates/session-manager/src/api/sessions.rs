@@ -361,12 +361,6 @@ impl Sessions {
         let Some(catalog) = catalog.filter(|catalog| access::use_catalog(who, catalog)) else {
             return Err(Refused::not_authorized());
         };
-        if !cluster.provider.is_dedicated() {
-            return Err(Refused::field(
-                "catalog",
-                "sessions on shared servers have no default catalog in this release; leave it out and use qualified names",
-            ));
-        }
         compute::validate_use(cluster, &catalog).map_err(|problem| {
             Refused::field(
                 "catalog",

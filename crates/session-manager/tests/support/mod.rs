@@ -94,6 +94,26 @@ impl Manager {
         Self::join(store, SimCompute::new(), signer, keys, more).await
     }
 
+    /// A manager whose clusters of existing servers are real.
+    pub async fn start_on_servers(more: &str) -> Self {
+        let keys = Keys(
+            ["ada", "bob", "olga", "tom", "pat"]
+                .map(|name| (name, service_kit::caller::generate_key()))
+                .into(),
+        );
+        let store = Arc::new(MemoryStore::new(Arc::new(SystemClock)));
+        let signer = Arc::new(Signer::from_pkcs8_pem(&generate_key_pem().unwrap()).unwrap());
+        let places = session_manager::StorePlaces(Arc::clone(&store) as _);
+        let config = compute::StaticConfig {
+            allow: Arc::new(compute::AllowList::new([], [], true).unwrap()),
+            tls: None,
+        };
+        let servers = compute::StaticProvider::new(config, Arc::new(places));
+        let (sim, more) = (SimCompute::new(), format!("{more}\n{DEFINITIONS}"));
+        let computes = Computes::new(Arc::new(servers), Some(Arc::new(sim.clone())));
+        Self::join_on(store, sim, signer, keys, &more, computes).await
+    }
+
     /// Another manager on the same state, whose configuration declares no clusters.
     pub async fn another_without_clusters(&self) -> Self {
         let (store, sim) = (Arc::clone(&self.store), self.sim.clone());
@@ -102,8 +122,13 @@ impl Manager {
 
     /// Another manager on the same state and compute.
     pub async fn another(&self) -> Self {
+        self.another_with("").await
+    }
+
+    /// The same, started with more configuration.
+    pub async fn another_with(&self, more: &str) -> Self {
         let (store, sim) = (Arc::clone(&self.store), self.sim.clone());
-        Self::join(store, sim, Arc::clone(&self.signer), self.keys.clone(), "").await
+        Self::join(store, sim, Arc::clone(&self.signer), self.keys.clone(), more).await
     }
 
     async fn join(
@@ -122,6 +147,18 @@ impl Manager {
         signer: Arc<Signer>,
         keys: Keys,
         more: &str,
+    ) -> Self {
+        let computes = Computes::new(Arc::new(sim.clone()), Some(Arc::new(sim.clone())));
+        Self::join_on(store, sim, signer, keys, more, computes).await
+    }
+
+    async fn join_on(
+        store: Arc<MemoryStore>,
+        sim: SimCompute,
+        signer: Arc<Signer>,
+        keys: Keys,
+        more: &str,
+        computes: Computes,
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let jwks = dir.path().join("jwks.json");
@@ -165,7 +202,6 @@ impl Manager {
             channel(listeners.internal.local_addr()),
         );
         let shutdown = Shutdown::new();
-        let computes = Computes::new(Arc::new(sim.clone()), Some(Arc::new(sim.clone())));
         let stored: Arc<dyn SessionStore> = Arc::clone(&store) as _;
         let ended = tokio::spawn(session_manager::run_with(
             config,

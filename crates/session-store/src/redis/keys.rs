@@ -6,6 +6,7 @@
 //! users choose come last, after parts that cannot contain a colon, so no two
 //! things share a key.
 
+use crate::shared::SparkSession;
 use crate::{Error, Kind};
 use session_core::{ClusterName, OrgId, PrincipalId, SessionKey, Status};
 
@@ -161,19 +162,39 @@ impl Keys {
         self.of_org(org, &format!("request:{}:{owner}:{id}", owner.as_str().len()))
     }
 
-    /// String: who has a name.
-    pub(super) fn claim(&self, name: &str) -> String {
-        self.global(&format!("claim:{name}"))
+    /// Set: the sessions that have a place on a server.
+    pub(super) fn place(&self, server: &str) -> String {
+        self.global(&format!("place:{server}"))
+    }
+
+    /// Set: the servers on which a session has a place.
+    pub(super) fn places_of(&self, holder: &SessionKey) -> String {
+        self.global(&format!("places-of:{}", member(holder)))
+    }
+
+    /// String: whose a Spark session is; empty while it is kept from everybody.
+    pub(super) fn binding(&self, spark: &SparkSession) -> String {
+        self.global(&format!("binding:{}:{}", spark.id, spark.server))
+    }
+
+    /// Sorted set: a session's bindings by when they were bound last.
+    pub(super) fn binding_order(&self, holder: &SessionKey) -> String {
+        self.global(&format!("binding-order:{}", member(holder)))
+    }
+
+    /// Hash: the details of a session's bindings.
+    pub(super) fn bindings_of(&self, holder: &SessionKey) -> String {
+        self.global(&format!("bindings-of:{}", member(holder)))
+    }
+
+    /// String: the generation up to which a session gets no more bindings; expires.
+    pub(super) fn binding_seal(&self, holder: &SessionKey) -> String {
+        self.global(&format!("binding-seal:{}", member(holder)))
     }
 
     /// String: who has a lease; expires with it.
     pub(super) fn lease(&self, name: &str) -> String {
         self.global(&format!("lease:{name}"))
-    }
-
-    /// Set: the names that a session has.
-    pub(super) fn claims_of(&self, holder: &SessionKey) -> String {
-        self.global(&format!("claims-of:{}", member(holder)))
     }
 
     /// Hash: definitions of a kind by name.
@@ -242,7 +263,20 @@ mod tests {
         }
         let mut all = of_org;
         all.extend([Kind::Cluster, Kind::Catalog, Kind::Org].map(|kind| keys.definitions(kind)));
-        all.extend([keys.claim("{p13}"), keys.claims_of(&session), keys.epoch()]);
+        let spark = SparkSession {
+            server: "{p13}:1".to_owned(),
+            id: "00000000-0000-0000-0000-000000000000".parse().unwrap(),
+        };
+        all.extend([
+            keys.place("{p13}"),
+            keys.places_of(&session),
+            keys.binding(&spark),
+            keys.binding_order(&session),
+            keys.bindings_of(&session),
+            keys.binding_seal(&session),
+            keys.lease("{p13}"),
+            keys.epoch(),
+        ]);
         for key in &all[21..] {
             assert_eq!(hash_tag(key), "g", "{key}");
         }

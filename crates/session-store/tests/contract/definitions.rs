@@ -1,6 +1,6 @@
-//! Definitions, claims, and what a store says of itself.
+//! Definitions, and what a store says of itself.
 
-use crate::common::{Draft, Store};
+use crate::common::Store;
 use futures::future::join_all;
 use session_store::{Definition, Error, Kind};
 
@@ -59,35 +59,6 @@ pub(crate) async fn kinds_are_apart(store: Store) {
     store.delete_definition(Kind::Org, "x", 1).await.unwrap();
     assert!(store.definitions(Kind::Org).await.unwrap().is_empty());
     assert_eq!(store.definitions(Kind::Cluster).await.unwrap().len(), 2);
-}
-
-pub(crate) async fn a_name_has_one_holder(store: Store) {
-    let (a, b) = (
-        Draft::default().transition().session.key(),
-        Draft::of("x", "sa|b").transition().session.key(),
-    );
-    let name = "static:10.0.0.1:15002";
-    assert_eq!(store.claimed_by(name).await.unwrap(), None);
-    assert_eq!(store.claim(name, &a).await.unwrap(), a);
-    assert_eq!(store.claim(name, &b).await.unwrap(), a);
-    assert_eq!(store.claim(name, &a).await.unwrap(), a, "safe to call again");
-    store.unclaim(name, &b).await.unwrap();
-    assert_eq!(store.claimed_by(name).await.unwrap(), Some(a.clone()));
-    assert_eq!(store.claims_of(&a).await.unwrap(), [name]);
-    assert!(store.claims_of(&b).await.unwrap().is_empty());
-    store.unclaim(name, &a).await.unwrap();
-    assert!(store.claims_of(&a).await.unwrap().is_empty());
-    store.unclaim(name, &a).await.unwrap();
-    assert_eq!(store.claim(name, &b).await.unwrap(), b);
-    assert_eq!(store.claim("another", &b).await.unwrap(), b);
-    assert_eq!(store.claims_of(&b).await.unwrap(), ["another", name]);
-
-    let racers: Vec<_> = (0..50)
-        .map(|_| Draft::default().transition().session.key())
-        .collect();
-    let holders = join_all(racers.iter().map(|racer| store.claim("race", racer))).await;
-    let winner = store.claimed_by("race").await.unwrap().unwrap();
-    assert!(holders.into_iter().all(|holder| holder.unwrap() == winner));
 }
 
 pub(crate) async fn the_store_has_a_clock_an_epoch_and_a_pulse(store: Store) {
