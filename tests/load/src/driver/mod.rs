@@ -126,6 +126,22 @@ impl Rig {
         }
     }
 
+    /// Sessions `from..to` have routes to compute that all of them share, so
+    /// that knowing many sessions is not having many connections.
+    pub fn add_sharing_sessions(&mut self, from: u64, to: u64) {
+        for index in from..to {
+            let mut route = active(
+                callers::session(index).as_str(),
+                callers::ORG,
+                self.kit.backend.asserting[0],
+            );
+            if let Some(backend) = &mut route.backend {
+                backend.dedicated = false;
+            }
+            self.routes.set(route);
+        }
+    }
+
     /// A new token of session `index`.
     ///
     /// # Errors

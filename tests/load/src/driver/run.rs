@@ -204,8 +204,10 @@ impl<'r> Run<'r> {
         let one = vec![self.caller.clone()];
         let few = self.cost_of(one.clone()).await?;
         let few = few.min(self.cost_of(one.clone()).await?);
-        self.rig.add_sessions(0, self.effort.routes);
-        let callers = self.rig.callers(0..self.effort.routes)?;
+        // Beyond the sessions that have compute of their own, this one included.
+        let known = SESSIONS..SESSIONS + self.effort.routes;
+        self.rig.add_sharing_sessions(known.start, known.end);
+        let callers = self.rig.callers(known)?;
         self.each(callers).await?;
         let many = self.cost_of(one.clone()).await?;
         let many = many.min(self.cost_of(one).await?);

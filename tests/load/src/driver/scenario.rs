@@ -39,7 +39,7 @@ impl Effort {
         connects: 250,
         idle: 1000,
         idle_beside: 2000,
-        routes: 20_000,
+        routes: 50_000,
         tokens: 8000,
         stream_bytes: 1 << 30,
     };
