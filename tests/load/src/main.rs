@@ -82,6 +82,11 @@ async fn drive(options: Options) -> Result<()> {
     let mut rig = Rig::start(&std::env::current_exe()?, proxy, home).await?;
     let watch = noise::Watch::start(&rig)?;
 
+    for kind in [Kind::Berth, Kind::Envoy] {
+        if options.peers.is_empty() || options.peers.contains(&kind) {
+            rig.prove_refusal(kind).await?;
+        }
+    }
     let mut results = Results::default();
     for scenario in scenarios {
         let kinds: Vec<Kind> = scenario

@@ -55,6 +55,9 @@ async fn a_message_without_the_right_identity_is_counted() {
     let counts = rig.counts().await.unwrap();
     assert_eq!((counts.messages, counts.strangers), (count as u64, count as u64));
 
+    rig.prove_refusal(Kind::Berth).await.unwrap();
+    assert!(rig.prove_refusal(Kind::Direct).await.is_err());
+
     // And a call that Berth refuses is a failure, not a quick answer.
     let target = rig.peer(Kind::Berth).await.unwrap().target.clone();
     let job = Job::Calls {

@@ -229,6 +229,35 @@ impl Rig {
         }
     }
 
+    /// Makes sure that a peer which is to check tokens does: the token of one
+    /// session must not open another.
+    ///
+    /// # Errors
+    /// When it lets the call through, or does not start.
+    pub async fn prove_refusal(&mut self, kind: Kind) -> Result<()> {
+        let caller = Caller {
+            session: callers::session(0).as_str().to_owned(),
+            ..self.caller(1)?
+        };
+        let job = Job::Connects {
+            target: self.peer(kind).await?.target.clone(),
+            caller,
+            count: 1,
+            watch: Vec::new(),
+        };
+        // Not through `load`: here the error is what is right.
+        let outcome = self.generators[0].ask::<Outcome>(&job).await?;
+        let error = outcome.error.unwrap_or_default();
+        // UNAUTHENTICATED or PERMISSION_DENIED.
+        let refused = error.contains("gRPC status 7") || error.contains("gRPC status 16");
+        anyhow::ensure!(
+            refused,
+            "{} lets the token of one session open another: {error:?}",
+            kind.name()
+        );
+        Ok(())
+    }
+
     /// What the backend counted at the ports that look for identities.
     ///
     /// # Errors
