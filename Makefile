@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 TEST_THREADS ?= 2
 
-.PHONY: help run test unit e2e build fmt fmt-check lint deny proto-lint bench-latency setup clean
+.PHONY: help run test unit e2e build fmt fmt-check lint deny proto-lint load bench-latency setup clean
 
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,11 @@ proto-lint: ## Lint the protos with buf
 deny: ## Licences, sources, bans (and advisories, where the database can be fetched)
 	@command -v cargo-deny >/dev/null || cargo install cargo-deny --locked --version 0.20.2
 	cargo deny check bans licenses sources
+
+load: ## The data path beside Envoy, nginx and haproxy, interleaved, under 5 minutes (ARGS="--only latency --rounds 5")
+	@deploy/local/setup.sh load
+	cargo build --locked --profile dist -p spark-proxy -p load
+	$${CARGO_TARGET_DIR:-target}/dist/load $(ARGS)
 
 bench-latency: ## Latency that the proxy adds, against a direct call, interleaved
 	@deploy/local/setup.sh run

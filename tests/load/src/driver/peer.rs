@@ -1,0 +1,321 @@
+//! The proxies that are compared, each a process of its own that is ended by
+//! its id.
+
+use super::Kit;
+use crate::proc;
+use crate::protocol::Target;
+use anyhow::{Context as _, Result, bail};
+use std::fmt::Write as _;
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const START: Duration = Duration::from_secs(20);
+
+/// What a load goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Nothing: straight to the backend, plaintext.
+    Direct,
+    /// spark-proxy as it is shipped: one worker per core.
+    Berth,
+    /// spark-proxy with one worker.
+    BerthOne,
+    /// spark-proxy without TLS.
+    BerthPlain,
+    /// Envoy, one worker, tokens checked and cached.
+    Envoy,
+    /// nginx, one worker, no token check.
+    Nginx,
+    /// haproxy, one thread, no token check.
+    Haproxy,
+}
+
+impl Kind {
+    /// All of them, in the order of the table's columns.
+    pub const ALL: [Self; 7] = [
+        Self::Direct,
+        Self::Berth,
+        Self::BerthOne,
+        Self::BerthPlain,
+        Self::Envoy,
+        Self::Nginx,
+        Self::Haproxy,
+    ];
+
+    /// Its name on the command line and in the results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Berth => "berth",
+            Self::BerthOne => "berth-1",
+            Self::BerthPlain => "berth-plain",
+            Self::Envoy => "envoy",
+            Self::Nginx => "nginx",
+            Self::Haproxy => "haproxy",
+        }
+    }
+
+    /// Is it ours, so that the backend must find the right identity?
+    pub fn is_berth(self) -> bool {
+        matches!(self, Self::Berth | Self::BerthOne | Self::BerthPlain)
+    }
+}
+
+impl std::str::FromStr for Kind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.name() == text)
+            .ok_or_else(|| {
+                let known: Vec<&str> = Self::ALL.iter().map(|kind| kind.name()).collect();
+                format!("known are {}", known.join(", "))
+            })
+    }
+}
+
+/// A proxy that runs.
+#[derive(Debug)]
+pub struct Peer {
+    /// Which.
+    pub kind: Kind,
+    /// Where, and how, it is called.
+    pub target: Target,
+    /// Its processes.
+    pub pids: Vec<u32>,
+    process: Option<Process>,
+}
+
+impl Peer {
+    /// Starts it and waits until its port is open.
+    ///
+    /// # Errors
+    /// When it is not installed or does not start; with the end of its log.
+    pub async fn start(kind: Kind, kit: &Kit) -> Result<Self> {
+        if kind == Kind::Direct {
+            let target = Target {
+                address: kit.backend.open,
+                ca: None,
+                anonymous: true,
+            };
+            return Ok(Self {
+                kind,
+                target,
+                pids: Vec::new(),
+                process: None,
+            });
+        }
+        let address = free_port()?;
+        let log = kit.dir.join(format!("{}.log", kind.name()));
+        let mut process = Process::start(&command(kind, kit, address)?, Stdio::null(), File::create(&log)?)?;
+        let began = Instant::now();
+        while TcpStream::connect(address).is_err() {
+            let ended = process.child.try_wait()?;
+            if ended.is_some() || began.elapsed() > START {
+                let log = std::fs::read_to_string(&log).unwrap_or_default();
+                let end = log.lines().rev().take(15).collect::<Vec<_>>();
+                let end: Vec<&str> = end.into_iter().rev().collect();
+                bail!(
+                    "{} does not start ({ended:?}); its log ends:\n{}",
+                    kind.name(),
+                    end.join("\n")
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(Self {
+            kind,
+            target: Target {
+                address,
+                ca: (kind != Kind::BerthPlain).then(|| kit.dir.join("ca.pem")),
+                anonymous: false,
+            },
+            pids: vec![process.child.id()],
+            process: Some(process),
+        })
+    }
+
+    /// Ends it. Says how much CPU time it took in its life.
+    pub fn stop(self) -> f64 {
+        let spent = proc::cpu_seconds(&self.pids).unwrap_or(0.0);
+        drop(self.process);
+        spent
+    }
+}
+
+/// A child process; killed by its id when dropped, and when the driver dies.
+#[derive(Debug)]
+pub struct Process {
+    /// The child.
+    pub child: Child,
+}
+
+impl Process {
+    /// Starts `words[0]` with the rest as its arguments.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(words: &[String], stdin: Stdio, stderr: File) -> Result<Self> {
+        Self::start_with(words, stdin, stderr.try_clone()?.into(), stderr)
+    }
+
+    /// The same, with another standard output.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_with(words: &[String], stdin: Stdio, stdout: Stdio, stderr: File) -> Result<Self> {
+        let mut command = match Path::new("/usr/bin/setpriv").exists() {
+            true => {
+                // Keeps the process id and ends the child with us, even by SIGKILL.
+                let mut command = Command::new("/usr/bin/setpriv");
+                command.args(["--pdeathsig", "KILL", "--"]).arg(&words[0]);
+                command
+            }
+            false => Command::new(&words[0]),
+        };
+        let child = command
+            .args(&words[1..])
+            .stdin(stdin)
+            .stdout(stdout)
+            .stderr(stderr)
+            .spawn()
+            .with_context(|| format!("starting {}", words[0]))?;
+        Ok(Self { child })
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // By its id; none of them starts others.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The command line, its configuration file written.
+fn command(kind: Kind, kit: &Kit, address: SocketAddr) -> Result<Vec<String>> {
+    let file = |suffix: &str| kit.dir.join(format!("{}.{suffix}", kind.name()));
+    let write = |suffix: &str, text: &str| {
+        let file = file(suffix);
+        std::fs::write(&file, text)?;
+        anyhow::Ok(file.display().to_string())
+    };
+    let words: Vec<String> = match kind {
+        Kind::Direct => bail!("there is no program between"),
+        Kind::Berth | Kind::BerthOne | Kind::BerthPlain => {
+            let config = write("toml", &berth_config(kind, kit, address)?)?;
+            vec![kit.proxy.display().to_string(), "--config".to_owned(), config]
+        }
+        Kind::Envoy => {
+            let config = write("yaml", &kit.fill(include_str!("../../peers/envoy.yaml"), address))?;
+            let program = installed(&kit.home.join("venv-load/bin/envoy"))?;
+            [
+                &program,
+                "--concurrency",
+                "1",
+                "--disable-hot-restart",
+                "--log-level",
+                "error",
+                "-c",
+                &config,
+            ]
+            .map(str::to_owned)
+            .to_vec()
+        }
+        Kind::Nginx => {
+            let config = write("conf", &kit.fill(include_str!("../../peers/nginx.conf"), address))?;
+            let program = installed(Path::new("/usr/sbin/nginx"))?;
+            let prefix = kit.dir.display().to_string();
+            [&program, "-p", &prefix, "-e", "stderr", "-c", &config]
+                .map(str::to_owned)
+                .to_vec()
+        }
+        Kind::Haproxy => {
+            let config = write("cfg", &kit.fill(include_str!("../../peers/haproxy.cfg"), address))?;
+            let program = installed(Path::new("/usr/sbin/haproxy"))?;
+            [&program, "-db", "-f", &config].map(str::to_owned).to_vec()
+        }
+    };
+    Ok(words)
+}
+
+fn installed(program: &Path) -> Result<String> {
+    if !program.exists() {
+        bail!(
+            "{} is missing: run `deploy/local/setup.sh load` (`make load` does), or leave it out with --peers",
+            program.display()
+        );
+    }
+    Ok(program.display().to_string())
+}
+
+fn berth_config(kind: Kind, kit: &Kit, address: SocketAddr) -> Result<String> {
+    let dir = kit.dir.display();
+    let mut config = format!(
+        r#"
+listen.address = "{address}"
+listen.workers = {workers}
+admin.address = "127.0.0.1:0"
+tokens.issuer = "{issuer}"
+tokens.audience = "{audience}"
+tokens.keys.location = "{dir}/jwks.json"
+manager.uri = "{manager}"
+limits.connections = 20000
+"#,
+        workers = if kind == Kind::BerthOne { 1 } else { 0 },
+        issuer = crate::callers::ISSUER,
+        audience = crate::callers::AUDIENCE,
+        manager = kit.manager,
+    );
+    if kind == Kind::BerthPlain {
+        config.push_str("listen.tls.mode = \"off\"\n");
+    } else {
+        write!(
+            config,
+            "listen.tls.mode = \"required\"\nlisten.tls.cert = \"{dir}/cert.pem\"\nlisten.tls.key = \"{dir}/key.pem\"\n"
+        )?;
+    }
+    Ok(config)
+}
+
+impl Kit {
+    /// A template with its words filled in.
+    fn fill(&self, template: &str, address: SocketAddr) -> String {
+        template
+            .replace("@PORT@", &address.port().to_string())
+            .replace("@BACKEND@", &self.backend.open.port().to_string())
+            .replace("@DIR@", &self.dir.display().to_string())
+            .replace("@ISSUER@", crate::callers::ISSUER)
+            .replace("@AUDIENCE@", crate::callers::AUDIENCE)
+            .replace("@SESSION@", crate::callers::session(0).as_str())
+    }
+}
+
+/// Free now; a peer that loses the race for it says so at its start.
+fn free_port() -> Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
+/// The proxy's program: beside this one, built in the same profile.
+///
+/// # Errors
+/// When it is not built.
+pub fn find_proxy() -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    // Test programs live one folder below.
+    own.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join("spark-proxy"))
+        .find(|path| path.is_file())
+        .with_context(|| {
+            format!(
+                "spark-proxy is not built beside {}: run `cargo build -p spark-proxy` in the same profile",
+                own.display()
+            )
+        })
+}
