@@ -162,16 +162,26 @@ named!(
 #[serde(try_from = "String", into = "String")]
 pub struct SparkSessionId(String);
 
+impl SparkSessionId {
+    /// How long each is.
+    pub const BYTES: usize = 36;
+
+    /// Are these bytes one? 8-4-4-4-12 hexadecimal digits, as they are spelled:
+    /// the two spellings of one UUID are two sessions on every engine.
+    pub fn is_one(bytes: &[u8]) -> bool {
+        bytes.len() == Self::BYTES
+            && bytes.iter().enumerate().all(|(index, byte)| match index {
+                8 | 13 | 18 | 23 => *byte == b'-',
+                _ => byte.is_ascii_hexdigit(),
+            })
+    }
+}
+
 impl FromStr for SparkSessionId {
     type Err = InvalidId;
 
     fn from_str(text: &str) -> Result<Self, InvalidId> {
-        let is_uuid = text.len() == 36
-            && text.bytes().enumerate().all(|(index, byte)| match index {
-                8 | 13 | 18 | 23 => byte == b'-',
-                _ => byte.is_ascii_hexdigit(),
-            });
-        if is_uuid {
+        if Self::is_one(text.as_bytes()) {
             Ok(Self(text.to_owned()))
         } else {
             Err(InvalidId {

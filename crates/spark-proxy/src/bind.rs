@@ -15,8 +15,8 @@ use session_proto::internal::BindSparkSessionRequest;
 use session_proto::spark::{CloneSessionRequest, CloneSessionResponse};
 use std::time::Duration;
 
-/// Choosing the default catalog may take ten of these seconds.
-const ANSWER_TIME: Duration = Duration::from_secs(15);
+/// Session-manager takes 25 s at most, ten of them to choose the catalog.
+const ANSWER_TIME: Duration = Duration::from_secs(27);
 
 /// Whose a Spark session is, as far as this proxy can tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 const READY: Duration = Duration::from_secs(30);
-const END: Duration = Duration::from_secs(30);
+const END: Duration = Duration::from_secs(90);
 
 /// A service, its configuration file and its log.
 #[derive(Debug)]

@@ -27,11 +27,13 @@ const _: () = assert!(PREPARE.as_secs() > compute::shared::CHOOSE_LIMIT.as_secs(
 
 /// Binds `id` on the server of `route` to `session`; false if another session
 /// has it. Goes on when the caller leaves, so that nothing is left half done.
+/// What is `cloned` has the catalog of what it was cloned from.
 pub(crate) async fn bind(
     api: &Arc<Api>,
     session: Session,
     route: &Route,
     id: SparkSessionId,
+    cloned: bool,
 ) -> Result<bool, Refused> {
     let Ok(permit) = Arc::clone(&api.driver.bindings.binds).try_acquire_owned() else {
         return Err(Refused::new(
@@ -50,7 +52,7 @@ pub(crate) async fn bind(
             holder: session.key(),
             generation: session.generation,
             ticket: format!("{:032x}", rand::random::<u128>()),
-            prepare: session.catalog.as_ref().map(|_| PREPARE),
+            prepare: (session.catalog.is_some() && !cloned).then_some(PREPARE),
             limit: MOST,
         },
         session,

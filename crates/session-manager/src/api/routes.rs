@@ -132,7 +132,7 @@ impl RouteService for Routes {
         if session.generation != request.generation {
             return Err(bind::changing(&session).into());
         }
-        let bound = route.dedicated || bind::bind(&self.0, session, &route, id).await?;
+        let bound = route.dedicated || bind::bind(&self.0, session, &route, id, request.cloned).await?;
         Ok(Response::new(wire::BindSparkSessionResponse { bound }))
     }
 }

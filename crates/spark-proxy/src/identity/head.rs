@@ -9,27 +9,19 @@ const SESSION_ID: u64 = 1;
 const USER_CONTEXT: u64 = 2;
 const USER_CONTEXT_EXTENSIONS: u64 = 999;
 
-/// A Spark session id, by its exact bytes: the two spellings of one UUID are
-/// two sessions on every engine.
+/// A Spark session id, by its exact bytes, which it holds without allocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct SparkSessionId([u8; 36]);
+pub(crate) struct SparkSessionId([u8; session_core::SparkSessionId::BYTES]);
 
 impl SparkSessionId {
-    /// 8-4-4-4-12 hexadecimal digits.
     fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
-        let id: [u8; 36] = bytes.try_into().map_err(|_| "session_id is not a UUID")?;
-        let good = id.iter().enumerate().all(|(index, byte)| match index {
-            8 | 13 | 18 | 23 => *byte == b'-',
-            _ => byte.is_ascii_hexdigit(),
-        });
-        if good {
-            Ok(Self(id))
-        } else {
-            Err("session_id is not a UUID")
+        match bytes.try_into() {
+            Ok(id) if session_core::SparkSessionId::is_one(bytes) => Ok(Self(id)),
+            Ok(_) | Err(_) => Err("session_id is not a UUID"),
         }
     }
 
-    pub(crate) fn as_bytes(&self) -> &[u8; 36] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 

@@ -265,6 +265,8 @@ tokens.audience = "{audience}"
 tokens.keys.location = "{dir}/jwks.json"
 manager.uri = "{manager}"
 limits.connections = 20000
+limits.connections_per_address = 0
+limits.calls_per_second_per_org = 10000000
 "#,
         workers = if kind == Kind::BerthOne { 1 } else { 0 },
         issuer = crate::callers::ISSUER,
