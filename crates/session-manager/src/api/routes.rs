@@ -95,9 +95,10 @@ impl RouteService for Routes {
 
     async fn report_activity(
         &self,
-        _request: Request<wire::ReportActivityRequest>,
+        request: Request<wire::ReportActivityRequest>,
     ) -> Answer<wire::ReportActivityResponse> {
-        not_yet("ReportActivity")
+        super::activity::report(&self.0, request.into_inner()).await?;
+        Ok(Response::new(wire::ReportActivityResponse {}))
     }
 
     async fn bind_spark_session(
