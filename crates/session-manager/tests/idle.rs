@@ -96,12 +96,21 @@ impl World {
         sequence: u64,
         sessions: Vec<wire::SessionActivity>,
     ) -> Result<(), Status> {
+        Self::say_to(&self.manager, proxy, sequence, sessions).await
+    }
+
+    async fn say_to(
+        manager: &Manager,
+        proxy: &str,
+        sequence: u64,
+        sessions: Vec<wire::SessionActivity>,
+    ) -> Result<(), Status> {
         let request = wire::ReportActivityRequest {
             proxy_id: proxy.to_owned(),
             sessions,
             sequence,
         };
-        self.manager.routes().report_activity(request).await.map(drop)
+        manager.routes().report_activity(request).await.map(drop)
     }
 
     fn calls(&self, key: &SessionKey, open_calls: u32) -> wire::SessionActivity {
@@ -534,5 +543,51 @@ async fn keep_alive_holds_the_idle_clock() {
     world.stays(&key, "ready").await;
     world.pass(6).await;
     world.until_phase(&key, "releasing").await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn two_managers_count_once_and_idle_once() {
+    let world = World::new().await;
+    let key = world.active("release").await;
+    let second = world.manager.another().await;
+    let with_usage = |open| wire::SessionActivity {
+        usage: Some(wire::Usage {
+            rpcs: 1,
+            ..Default::default()
+        }),
+        ..world.calls(&key, open)
+    };
+    // The answer of the first was lost; the proxy goes to the second.
+    let number = world.sequence.fetch_add(1, Ordering::Relaxed) + 1;
+    world
+        .say_as("proxy-1", number, vec![with_usage(1)])
+        .await
+        .unwrap();
+    World::say_to(&second, "proxy-1", number, vec![with_usage(1)])
+        .await
+        .unwrap();
+    let shown = second.show(&key).await;
+    assert_eq!((shown.active_operations, shown.usage.unwrap().rpcs), (1, 1));
+    // What the second is told ends what the first was told.
+    let number = world.sequence.fetch_add(1, Ordering::Relaxed) + 1;
+    World::say_to(&second, "proxy-1", number, vec![with_usage(0)])
+        .await
+        .unwrap();
+    let shown = world.manager.show(&key).await;
+    assert_eq!((shown.active_operations, shown.usage.unwrap().rpcs), (0, 2));
+
+    world.pass(61).await;
+    world.until_phase(&key, "releasing").await;
+    // Both have seen enough by then.
+    for _ in 0..13 {
+        world.pass(5).await;
+    }
+    world.until_phase(&key, "released").await;
+    let events = world.manager.store.events(&key).await.unwrap();
+    let reasons: Vec<_> = events.iter().map(|event| event.reason.as_str()).collect();
+    let once = ["CREATED", "COMPUTE_READY", "IDLE_TIMEOUT", "IDLE_RELEASED"];
+    assert_eq!(reasons, once);
+    second.stop().await;
     world.end().await;
 }
