@@ -15,6 +15,7 @@ use session_core::machine::REPORT_INTERVAL;
 use session_core::{Operation, ProxyId, SessionKey, Status, Timestamp, TokenId, TokenUse, Totals};
 use session_store::{Error, Heard, More, Report, Reported, SessionStore};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -58,6 +59,8 @@ pub(crate) struct Reports {
     silence: Arc<Silence>,
     metrics: Arc<Metrics>,
     kept: Mutex<HashMap<Pair, Shared>>,
+    /// Nobody will write later what waits from now on.
+    closing: AtomicBool,
 }
 
 /// What is remembered of one proxy's word on one session. Its lock is held
@@ -103,6 +106,7 @@ impl Reports {
             silence,
             metrics,
             kept: Mutex::default(),
+            closing: AtomicBool::new(false),
         }
     }
 
@@ -145,7 +149,8 @@ impl Reports {
         kept.waits |= said.last_activity_at > kept.last_activity_at;
         kept.last_activity_at = kept.last_activity_at.max(said.last_activity_at);
         kept.generation = said.generation;
-        if !kept.must_tell(heard.at, said.open_calls > 0) {
+        let closing = self.closing.load(Ordering::Relaxed);
+        if !closing && !kept.must_tell(heard.at, said.open_calls > 0) {
             return Ok(());
         }
         let calls = Calls {
@@ -166,6 +171,7 @@ impl Reports {
                 tracing::warn!(%error, "activity of sessions cannot be written yet");
             }
         }
+        self.closing.store(true, Ordering::Relaxed);
         let last = tokio::time::timeout(LAST_WRITES, self.write_waiting(Duration::ZERO)).await;
         if !matches!(last, Ok(Ok(()))) {
             tracing::warn!("the last seconds of some sessions' usage were not written");

@@ -591,3 +591,29 @@ async fn two_managers_count_once_and_idle_once() {
     second.stop().await;
     world.end().await;
 }
+
+#[tokio::test]
+async fn what_waits_is_written_when_the_manager_stops() {
+    let world = World::new().await;
+    let key = world.active("keep").await;
+    for _ in 0..3 {
+        let said = wire::SessionActivity {
+            usage: Some(wire::Usage {
+                rpcs: 1,
+                ..Default::default()
+            }),
+            ..world.calls(&key, 1)
+        };
+        world.say(vec![said]).await.unwrap();
+    }
+    let store = Arc::clone(&world.manager.store);
+    let session = store.get(&key).await.unwrap().unwrap();
+    let rpcs = async || {
+        store.uses(std::slice::from_ref(&session)).await.unwrap()[0]
+            .totals
+            .rpcs
+    };
+    assert_eq!(rpcs().await, 1);
+    world.end().await;
+    assert_eq!(rpcs().await, 3);
+}
