@@ -302,7 +302,7 @@ async fn run(store: &Store, world: &World, op: &Op, fresh: &Create) -> String {
                     method: "ExecutePlan".to_owned(),
                     started_at: at,
                 }],
-                more: (*name > 0).then(|| More {
+                more: (*name > 0).then_some(More {
                     name: *name,
                     totals: Totals {
                         rpcs: *name,

@@ -220,7 +220,10 @@ pub(crate) async fn operations_are_told_while_their_calls_are_open(store: Store)
     let both = [first.clone(), second.clone()];
     store.report(&key, &with("p1", &both)).await.unwrap();
     store.report(&key, &with("p2", &[operation(3)])).await.unwrap();
-    store.report(&key, &with("p1", &[second.clone()])).await.unwrap();
+    store
+        .report(&key, &with("p1", std::slice::from_ref(&second)))
+        .await
+        .unwrap();
     let told = store.operations(&key).await.unwrap();
     assert_eq!(told, [second, operation(3)]);
     store.report(&key, &report("p2", 0)).await.unwrap();
