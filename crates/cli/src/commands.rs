@@ -301,6 +301,7 @@ async fn tokens(target: &Target, output: Output, session_id: String) -> Result<(
                 token.subject.clone(),
                 moment(token.issued_at.as_ref()),
                 moment(token.expires_at.as_ref()),
+                moment(token.last_used_at.as_ref()),
                 state.to_owned(),
             ]
         })
@@ -311,13 +312,14 @@ async fn tokens(target: &Target, output: Output, session_id: String) -> Result<(
             json!({
                 "token_id": token.token_id, "key_id": token.key_id, "subject": token.subject,
                 "issued_at": moment(token.issued_at.as_ref()), "expires_at": moment(token.expires_at.as_ref()),
-                "revoked": token.revoked,
+                "first_used_at": moment(token.first_used_at.as_ref()),
+                "last_used_at": moment(token.last_used_at.as_ref()), "revoked": token.revoked,
             })
         })
         .collect();
     show::rows(
         output,
-        &["TOKEN", "SUBJECT", "ISSUED", "EXPIRES", "STATE"],
+        &["TOKEN", "SUBJECT", "ISSUED", "EXPIRES", "LAST USED", "STATE"],
         rows,
         json,
     );

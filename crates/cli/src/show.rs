@@ -88,7 +88,48 @@ pub(crate) fn session_json(session: &v1::Session) -> Value {
         "idle_at": moment(session.idle_at.as_ref()), "closes_at": moment(session.closes_at.as_ref()),
         "expires_at": moment(session.expires_at.as_ref()), "engine": session.engine,
         "engine_version": session.engine_version,
+        "last_activity_at": moment(session.last_activity_at.as_ref()), "active_operations": session.active_operations,
+        "keep_alive_until": moment(session.keep_alive_until.as_ref()), "usage": usage_json(session.usage.as_ref()),
     })
+}
+
+fn usage_json(usage: Option<&v1::SessionUsage>) -> Value {
+    usage.map_or(Value::Null, |usage| {
+        json!({
+            "rpcs": usage.rpcs, "bytes_in": usage.bytes_in, "bytes_out": usage.bytes_out,
+            "open_stream_seconds": usage.open_stream_seconds,
+        })
+    })
+}
+
+/// What was used so far, in one line; nothing before the first call.
+fn usage_line(usage: Option<&v1::SessionUsage>) -> String {
+    let Some(usage) = usage.filter(|usage| usage.rpcs > 0) else {
+        return String::new();
+    };
+    format!(
+        "{} calls, {} in, {} out, {} s of open streams",
+        usage.rpcs,
+        bytes(usage.bytes_in),
+        bytes(usage.bytes_out),
+        usage.open_stream_seconds
+    )
+}
+
+/// In the largest unit that leaves at least one, with one decimal.
+fn bytes(count: u64) -> String {
+    const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match UNITS.into_iter().find(|(_, size)| count >= *size) {
+        None => format!("{count} B"),
+        Some((unit, size)) => format!("{}.{} {unit}", count / size, count % size * 10 / size),
+    }
+}
+
+fn open_calls(session: &v1::Session) -> String {
+    match session.active_operations {
+        0 => String::new(),
+        calls => calls.to_string(),
+    }
 }
 
 pub(crate) fn session_fields(session: &v1::Session) -> Vec<(&'static str, String)> {
@@ -117,6 +158,11 @@ pub(crate) fn session_fields(session: &v1::Session) -> Vec<(&'static str, String
         ("team", session.team.clone()),
         ("labels", labels.join(" ")),
         ("created", moment(session.created_at.as_ref())),
+        ("last activity", moment(session.last_activity_at.as_ref())),
+        ("open calls", open_calls(session)),
+        ("usage", usage_line(session.usage.as_ref())),
+        ("kept alive until", moment(session.keep_alive_until.as_ref())),
+        ("idle at", moment(session.idle_at.as_ref())),
         ("idle since", moment(session.idle_since.as_ref())),
         ("closes", moment(session.closes_at.as_ref())),
         ("closed", moment(session.closed_at.as_ref())),
@@ -126,4 +172,26 @@ pub(crate) fn session_fields(session: &v1::Session) -> Vec<(&'static str, String
 /// "sail" or "spark".
 pub(crate) fn engine(engine: v1::Engine) -> String {
     engine.as_str_name().trim_start_matches("ENGINE_").to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usage_reads_in_one_line() {
+        assert_eq!(usage_line(None), "");
+        assert_eq!(usage_line(Some(&v1::SessionUsage::default())), "");
+        let usage = v1::SessionUsage {
+            rpcs: 12,
+            bytes_in: 1023,
+            bytes_out: 3 * (1 << 29),
+            open_stream_seconds: 7,
+            warm_seconds: 0,
+        };
+        assert_eq!(
+            usage_line(Some(&usage)),
+            "12 calls, 1023 B in, 1.5 GiB out, 7 s of open streams"
+        );
+    }
 }

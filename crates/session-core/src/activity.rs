@@ -1,6 +1,10 @@
 //! What is known of a session's use, from the proxies' reports.
 
+use crate::id::{InvalidId, TokenId};
 use crate::time::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
 
 /// The state of a session's use at one moment. Only `Quiet` lets an idle
 /// clock run: not knowing is never taken for silence.
@@ -12,7 +16,157 @@ pub enum Activity {
     Busy,
     /// Every proxy has reported and nothing is in flight.
     Quiet {
-        /// The end of the last operation.
+        /// The end of the last operation; [`Timestamp::ZERO`] before the first.
         last_activity_at: Timestamp,
     },
+}
+
+/// What the proxies have said of one session, taken together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Use {
+    /// The end of the last call, or the present while one is in flight, to
+    /// within a report; none before the first.
+    pub last_activity_at: Option<Timestamp>,
+    /// Calls in flight on the present generation's compute.
+    pub open_calls: u32,
+    /// Totals since creation.
+    pub totals: Totals,
+}
+
+impl Use {
+    /// The same as the status machine takes it.
+    pub fn activity(&self) -> Activity {
+        if self.open_calls > 0 {
+            Activity::Busy
+        } else {
+            Activity::Quiet {
+                last_activity_at: self.last_activity_at.unwrap_or_default(),
+            }
+        }
+    }
+}
+
+/// How much a session was used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Calls.
+    pub rpcs: u64,
+    /// Bytes towards the compute.
+    pub bytes_in: u64,
+    /// Bytes towards clients.
+    pub bytes_out: u64,
+    /// Milliseconds that calls were open, of all calls together.
+    pub open_stream_millis: u64,
+}
+
+impl Totals {
+    /// Is there nothing to add?
+    pub fn is_zero(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Both together, saturating.
+    #[must_use]
+    pub fn plus(self, more: Self) -> Self {
+        Self {
+            rpcs: self.rpcs.saturating_add(more.rpcs),
+            bytes_in: self.bytes_in.saturating_add(more.bytes_in),
+            bytes_out: self.bytes_out.saturating_add(more.bytes_out),
+            open_stream_millis: self.open_stream_millis.saturating_add(more.open_stream_millis),
+        }
+    }
+}
+
+/// Work that a session's compute is doing for a client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operation {
+    /// The client's own id of its Spark session.
+    #[serde(rename = "s")]
+    pub spark_session_id: String,
+    /// The client's own id of the operation, if it gave one.
+    #[serde(rename = "o")]
+    pub operation_id: String,
+    /// The Spark Connect method.
+    #[serde(rename = "m")]
+    pub method: String,
+    /// When the proxy saw it begin.
+    #[serde(rename = "at")]
+    pub started_at: Timestamp,
+}
+
+/// When a token was used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenUse {
+    /// Which.
+    pub id: TokenId,
+    /// Its first use; what is recorded first stays.
+    pub first: Timestamp,
+    /// Its last use so far.
+    pub last: Timestamp,
+}
+
+/// One run of one proxy: a proxy that starts again has another.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProxyId(String);
+
+impl ProxyId {
+    /// The identifier as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ProxyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for ProxyId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let good = (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+        good.then(|| Self(text.to_owned())).ok_or(InvalidId {
+            kind: "proxy id",
+            expected: "1 to 128 visible ASCII characters without spaces",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_in_flight_is_never_silence() {
+        let last = Timestamp::from_millis(7);
+        let quiet = Use {
+            last_activity_at: Some(last),
+            ..Use::default()
+        };
+        assert_eq!(
+            quiet.activity(),
+            Activity::Quiet {
+                last_activity_at: last
+            }
+        );
+        let busy = Use {
+            open_calls: 1,
+            ..quiet
+        };
+        assert_eq!(busy.activity(), Activity::Busy);
+        let fresh = Activity::Quiet {
+            last_activity_at: Timestamp::ZERO,
+        };
+        assert_eq!(Use::default().activity(), fresh);
+    }
+
+    #[test]
+    fn proxy_ids_are_plain_and_short() {
+        assert!("proxy-1.example:8085/7".parse::<ProxyId>().is_ok());
+        for bad in ["", "two words", "ü", "a\n", &"x".repeat(129)] {
+            assert!(bad.parse::<ProxyId>().is_err(), "{bad:?}");
+        }
+    }
 }

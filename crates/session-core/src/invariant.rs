@@ -1,6 +1,7 @@
 //! What must hold of every session and every change, named once: the property
 //! tests check all of it, and the manager checks it cheaply before a commit.
 
+use crate::activity::Activity;
 use crate::machine::{Effect, RESTART_BUDGET, Transition};
 use crate::policy::LONGEST_LIFETIME;
 use crate::session::{Session, State, Status};
@@ -134,5 +135,17 @@ pub fn check_transition(before: Option<&Session>, change: &Transition) -> Result
                 ),
             ),
         ],
+    )
+}
+
+/// Checks what an idle clock decided against what was known of the use then.
+///
+/// # Errors
+/// The first invariant that does not hold.
+pub fn check_idle(change: &Transition, activity: Activity) -> Result<(), Broken> {
+    let quiet = matches!(activity, Activity::Quiet { .. });
+    hold(
+        &change.session,
+        &[("idle_clocks_need_known_silence", quiet || !change.by_idle_clock())],
     )
 }

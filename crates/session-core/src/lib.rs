@@ -20,7 +20,7 @@ pub mod route;
 pub mod session;
 pub mod time;
 
-pub use activity::Activity;
+pub use activity::{Activity, Operation, ProxyId, TokenUse, Totals, Use};
 pub use catalog::Catalog;
 pub use cluster::{Cluster, ClusterStatus, Engine, Provider};
 pub use id::{CatalogName, ClusterName, OrgId, SessionId, SessionKey, SparkSessionId, TokenId};

@@ -20,6 +20,16 @@ use std::time::Duration;
 
 /// Proxies report activity this often.
 pub const REPORT_INTERVAL: Duration = Duration::from_secs(5);
+/// A call that was reported counts as in flight for this long, unless its
+/// proxy says more of it: so a proxy that died holds nothing for long.
+pub const BUSY_LEASE: Duration = Duration::from_secs(30);
+/// A proxy that said nothing for two report intervals may know of calls that
+/// nobody else does.
+pub const PROXY_SILENT: Duration = Duration::from_secs(10);
+/// A proxy that said nothing for this long has ended: its leases, and 60 s.
+pub const PROXY_GONE: Duration = Duration::from_secs(90);
+/// After an outage no idle clock fires for this long at least.
+pub const OUTAGE_FREEZE: Duration = Duration::from_secs(60);
 /// Idle compute is given back after this much silence since its route was
 /// withdrawn: two report intervals, so that every proxy had its say.
 pub const RELEASE_GRACE: Duration = Duration::from_secs(10);
@@ -41,6 +51,9 @@ pub const SLOWEST_RECHECK: Duration = Duration::from_secs(60);
 pub const FROZEN_RECHECK: Duration = Duration::from_secs(60);
 const WAKE_BACKOFF_LEAST: Duration = Duration::from_secs(5);
 const WAKE_BACKOFF_MOST: Duration = Duration::from_secs(120);
+/// Tripling reaches the most at the last wait that the budget has: 5, 15, 45,
+/// 120 s; doubling would end at 40 s.
+const WAKE_BACKOFF_FACTOR: u32 = 3;
 
 /// Why compute failed, for two circles of readers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -160,6 +173,34 @@ pub struct Transition {
     pub record: EventRecord,
     /// Work to start once committed.
     pub effects: Vec<Effect>,
+}
+
+impl Transition {
+    /// Did an idle clock decide this? Then it may only be committed while
+    /// nothing is in flight and nothing happened since it was decided.
+    pub const fn by_idle_clock(&self) -> bool {
+        match self.session.reason {
+            ChangeReason::IdleTimeout | ChangeReason::IdleReleased | ChangeReason::IdleClose => true,
+            ChangeReason::Created
+            | ChangeReason::ComputeReady
+            | ChangeReason::ProvisioningTimeout
+            | ChangeReason::ProvisioningFailed
+            | ChangeReason::Activity
+            | ChangeReason::Woken
+            | ChangeReason::WarmFailed
+            | ChangeReason::WarmBudgetSpent
+            | ChangeReason::ComputeLost
+            | ChangeReason::RestartBudgetSpent
+            | ChangeReason::CloseRequested
+            | ChangeReason::MaxLifetime
+            | ChangeReason::ClusterDestroyed
+            | ChangeReason::OrgDisabled
+            | ChangeReason::OwnerDisabled
+            | ChangeReason::Updated
+            | ChangeReason::SparkSessionReleased
+            | ChangeReason::TokensRevoked => false,
+        }
+    }
 }
 
 /// The outcome of looking at a session that was due.
@@ -300,8 +341,18 @@ pub fn apply(
                     max: session.expires_at,
                 });
             }
-            Ok((Some(*until) != session.keep_alive_until)
-                .then(|| change.update(|session| session.keep_alive_until = Some(*until))))
+            if Some(*until) == session.keep_alive_until {
+                return Ok(None);
+            }
+            let mut change = change;
+            change.next.keep_alive_until = Some(*until);
+            // What it is to be kept alive for may be running there still.
+            if let State::IdleReleasing { route, .. } = &session.state
+                && *until > now
+            {
+                return Ok(Some(change.activate(route.clone(), ChangeReason::Updated)));
+            }
+            Ok(Some(change.keep_state(ChangeReason::Updated)))
         }
         Event::Update { name, labels } => {
             let mut next = session.clone();
@@ -425,7 +476,7 @@ pub fn step(
         State::IdleKept { route } | State::IdleReleasing { route, .. } => {
             if let Some(cause) = broken {
                 Some(change().idle_without_compute(ChangeReason::ComputeLost, cause, Duration::ZERO))
-            } else if used_since(session.idle_since, activity) {
+            } else if used_since(session, activity) {
                 Some(change().activate(route.clone(), ChangeReason::Activity))
             } else if idle_is_over(session, activity, now) {
                 Some(change().end(State::Closed, ChangeReason::IdleClose, Cause::default()))
@@ -506,10 +557,14 @@ fn timeout_cause(session: &Session, observation: Option<&Observation>) -> Cause 
     }
 }
 
-fn used_since(idle_since: Option<Timestamp>, activity: Activity) -> bool {
+/// Is there a call, or was there one that the decision to idle did not know of?
+/// A report that came late wins over it.
+fn used_since(session: &Session, activity: Activity) -> bool {
     match activity {
         Activity::Busy => true,
-        Activity::Quiet { last_activity_at } => idle_since.is_some_and(|since| last_activity_at > since),
+        Activity::Quiet { last_activity_at } => session
+            .idle_since
+            .is_some_and(|since| last_activity_at.after(session.policy.idle_timeout) > since),
         Activity::Unknown => false,
     }
 }
@@ -523,9 +578,8 @@ fn release_is_due(state: &State, activity: Activity, now: Timestamp) -> bool {
 }
 
 fn wake_backoff(failed_wakes: u32) -> Duration {
-    let doublings = failed_wakes.saturating_sub(1).min(10);
     WAKE_BACKOFF_LEAST
-        .saturating_mul(1 << doublings)
+        .saturating_mul(WAKE_BACKOFF_FACTOR.saturating_pow(failed_wakes.saturating_sub(1)))
         .min(WAKE_BACKOFF_MOST)
 }
 

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use proptest::prelude::*;
-use session_core::invariant::{check_session, check_transition};
+use session_core::invariant::{check_idle, check_session, check_transition};
 use session_core::machine::{
     self, Effect, Event, NewSession, Observation, RELEASE_GRACE, RESTART_BUDGET, RESTART_WINDOW, Refusal,
     Step, Transition, apply, step,
@@ -94,6 +94,7 @@ impl Life {
         let step = step(&self.session, observation, activity, self.now);
         if let Some(change) = &step.transition {
             check_transition(Some(&self.session), change).unwrap();
+            check_idle(change, activity).unwrap();
             self.session = change.session.clone();
         }
         step
@@ -205,6 +206,60 @@ fn keep_alive_holds_the_idle_clock_and_lifetime_ends_it_all() {
 }
 
 #[test]
+fn a_call_that_the_decision_to_idle_did_not_know_of_wins_over_it() {
+    for on_idle in [IdlePolicy::Keep, IdlePolicy::Release] {
+        let mut life = Life::new(policy(on_idle, true, 60 * MINUTE)).active();
+        life.pass(15 * MINUTE).step(Some(&ready()), quiet(START));
+        assert_eq!(life.session.status(), Status::Idle);
+        let known = life.pass(SECOND).step(Some(&ready()), quiet(START));
+        assert!(known.transition.is_none(), "what was known changes nothing");
+        // It ended long before the session idled, and was reported after it.
+        life.step(Some(&ready()), quiet(START.after(SECOND)));
+        assert_eq!(
+            (
+                life.session.status(),
+                life.session.generation,
+                life.session.reason
+            ),
+            (Status::Active, 1, ChangeReason::Activity)
+        );
+    }
+}
+
+#[test]
+fn keeping_alive_takes_back_a_release_that_has_only_begun() {
+    let mut life = Life::release_policy().active();
+    life.pass(15 * MINUTE).step(Some(&ready()), quiet(START));
+    let until = life.now.after(60 * MINUTE);
+    life.apply(&Event::KeepAlive { until: life.now }).unwrap();
+    assert_eq!(
+        life.session.state.phase(),
+        Phase::Releasing,
+        "until now is no time"
+    );
+    life.apply(&Event::KeepAlive { until }).unwrap();
+    assert_eq!(life.session.state.phase(), Phase::Ready);
+    assert_eq!(life.session.idle_at(START), Some(until));
+}
+
+#[test]
+fn idle_clocks_and_nothing_else_need_silence() {
+    let mut life = Life::release_policy().active();
+    let idled = life.pass(15 * MINUTE).step(Some(&ready()), quiet(START));
+    let idled = idled.transition.unwrap();
+    assert!(check_idle(&idled, quiet(START)).is_ok());
+    for activity in [Activity::Busy, Activity::Unknown] {
+        let broken = check_idle(&idled, activity).unwrap_err();
+        assert_eq!(broken.name, "idle_clocks_need_known_silence");
+    }
+    let close = Event::Close {
+        reason: ChangeReason::CloseRequested,
+    };
+    let closed = life.apply(&close).unwrap().unwrap();
+    assert!(check_idle(&closed, Activity::Busy).is_ok());
+}
+
+#[test]
 fn kept_compute_wakes_with_the_same_generation() {
     let mut life = Life::new(policy(IdlePolicy::Keep, true, 60 * MINUTE)).active();
     life.pass(15 * MINUTE).step(Some(&ready()), quiet(START));
@@ -232,19 +287,18 @@ fn released_compute_is_warmed_once_under_a_new_generation() {
 #[test]
 fn failed_warm_ups_back_off_and_the_fifth_fails_the_session() {
     let mut life = Life::release_policy().active().idle_released();
-    for attempt in 1..=5_u32 {
+    for wait in [5, 15, 45, 120].map(Duration::from_secs) {
         life.apply(&Event::Wake).unwrap();
         life.pass(2 * MINUTE)
             .step(Some(&Observation::Missing), Activity::Unknown);
-        if attempt < 5 {
-            assert_eq!(life.session.reason, ChangeReason::WarmFailed);
-            assert!(matches!(
-                life.apply(&Event::Wake),
-                Err(Refusal::BackingOff { .. })
-            ));
-            life.pass(2 * MINUTE);
-        }
+        assert_eq!(life.session.reason, ChangeReason::WarmFailed);
+        let until = life.now.after(wait);
+        assert_eq!(life.apply(&Event::Wake), Err(Refusal::BackingOff { until }));
+        life.pass(wait);
     }
+    life.apply(&Event::Wake).unwrap();
+    life.pass(2 * MINUTE)
+        .step(Some(&Observation::Missing), Activity::Unknown);
     assert_eq!(
         (life.session.status(), life.session.reason),
         (Status::Failed, ChangeReason::WarmBudgetSpent)
@@ -464,15 +518,10 @@ proptest! {
                     };
                     let looked = life.step(observation.as_ref(), activity);
                     let after = &life.session;
+                    if activity == Activity::Busy && before.state.published_route().is_some() {
+                        prop_assert!(after.status() != Status::Idle, "idled with a call in flight");
+                    }
                     if let Some(change) = &looked.transition {
-                        let by_idle_clock = matches!(
-                            change.session.reason,
-                            ChangeReason::IdleTimeout | ChangeReason::IdleClose | ChangeReason::IdleReleased
-                        );
-                        prop_assert!(
-                            !by_idle_clock || matches!(activity, Activity::Quiet { .. }),
-                            "an idle clock fired without known silence"
-                        );
                         if change.session.reason == ChangeReason::ComputeLost && after.status() == Status::Pending {
                             losses.push(life.now);
                         }

@@ -9,8 +9,10 @@ use crate::bindings::Bindings;
 use crate::computes::Computes;
 use crate::directory::Directory;
 use crate::metrics::Metrics;
+use crate::silence::Silence;
 use compute::ComputeSpec;
 use futures::StreamExt;
+use session_core::invariant;
 use session_core::machine::{self, Effect, Event, Observation, Transition};
 use session_core::{
     Activity, Actor, ChangeReason, Cluster, ClusterStatus, Provider, Reason, Session, SessionKey, State,
@@ -49,6 +51,7 @@ pub(crate) struct Driver {
     kicks: mpsc::Sender<SessionKey>,
     /// The sessions being looked at, and whether to look once more after it.
     looking: Mutex<HashMap<SessionKey, bool>>,
+    silence: Arc<Silence>,
     metrics: Arc<Metrics>,
 }
 
@@ -57,6 +60,7 @@ impl Driver {
         store: Arc<dyn SessionStore>,
         directory: Directory,
         computes: Computes,
+        silence: Arc<Silence>,
         metrics: Arc<Metrics>,
     ) -> (Arc<Self>, mpsc::Receiver<SessionKey>) {
         let (kicks, kicked) = mpsc::channel(KICKS);
@@ -68,6 +72,7 @@ impl Driver {
             computes,
             kicks,
             looking: Mutex::default(),
+            silence,
             metrics,
         };
         (Arc::new(driver), kicked)
@@ -121,6 +126,7 @@ impl Driver {
                 Ok(due) => due,
                 Err(error) => {
                     tracing::warn!(%error, "the due-queue cannot be read");
+                    self.silence.lost();
                     wait = Duration::from_secs(1);
                     continue;
                 }
@@ -229,7 +235,12 @@ impl Driver {
                 };
                 if let Ok(Some(change)) = machine::apply(&session, &close, &Actor::System, now) {
                     match self
-                        .commit(&session, change, Some(now.after(machine::RECHECK)))
+                        .commit(
+                            &session,
+                            change,
+                            Some(now.after(machine::RECHECK)),
+                            loaded.activity,
+                        )
                         .await
                     {
                         Ok(_) | Err(Error::Conflict) => continue,
@@ -238,9 +249,16 @@ impl Driver {
                 }
             }
             let observation = self.observe(&session).await;
-            let step = machine::step(&session, observation.as_ref(), loaded.activity, now);
+            let mut activity = loaded.activity;
+            let mut step = machine::step(&session, observation.as_ref(), activity, now);
+            let idles = step.transition.as_ref().is_some_and(Transition::by_idle_clock);
+            if idles && !self.silence.is_known(now).await? {
+                self.metrics.idle_put_off();
+                activity = Activity::Unknown;
+                step = machine::step(&session, observation.as_ref(), activity, now);
+            }
             if let Some(change) = step.transition {
-                match self.commit(&session, change, step.due).await {
+                match self.commit(&session, change, step.due, activity).await {
                     // Look again at once: the new state may have more to do.
                     Ok(_) | Err(Error::Conflict) => continue,
                     Err(error) => return Err(error),
@@ -255,17 +273,21 @@ impl Driver {
         Ok(())
     }
 
-    /// Commits a change, then starts its effects.
+    /// Commits a change that was decided from `activity`, then starts its effects.
     async fn commit(
         &self,
         before: &Session,
         change: Transition,
         due: Option<Timestamp>,
+        activity: Activity,
     ) -> Result<Session, Error> {
-        if let Err(broken) = session_core::invariant::check_transition(Some(before), &change) {
+        let sound = invariant::check_transition(Some(before), &change)
+            .and_then(|()| invariant::check_idle(&change, activity));
+        if let Err(broken) = sound {
             tracing::error!(%broken, "the status machine decided something impossible; nothing was written");
             return Err(Error::Corrupt(broken.to_string()));
         }
+        let by_idle_clock = change.by_idle_clock();
         let Transition {
             session,
             record,
@@ -277,13 +299,18 @@ impl Driver {
             reason = record.reason.as_str(), actor = %record.actor, cause = session.status_message,
             detail = session.status_detail, "session changed"
         );
-        self.store
-            .commit(Commit {
-                session: session.clone(),
-                record,
-                due,
-            })
-            .await?;
+        let commit = Commit {
+            session: session.clone(),
+            record,
+            due,
+        };
+        match activity {
+            // What is reported from here on wins over the decision.
+            Activity::Quiet { last_activity_at } if by_idle_clock => {
+                self.store.commit_quiet(commit, last_activity_at).await?;
+            }
+            Activity::Quiet { .. } | Activity::Busy | Activity::Unknown => self.store.commit(commit).await?,
+        }
         self.metrics.changed(session.status());
         self.start(&session, &effects).await;
         Ok(session)
@@ -429,7 +456,7 @@ impl Driver {
             } else {
                 Some(now.after(machine::RECHECK))
             };
-            match self.commit(&session, change, due).await {
+            match self.commit(&session, change, due, loaded.activity).await {
                 Ok(session) => return Ok((session, loaded.activity)),
                 Err(Error::Conflict) => {}
                 Err(error) => return Err(crate::refuse::store(error)),

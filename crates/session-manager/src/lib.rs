@@ -13,6 +13,8 @@ mod exclusive;
 mod feed;
 mod metrics;
 mod refuse;
+mod reports;
+mod silence;
 
 pub use computes::{Computes, StorePlaces};
 pub use config::Config;
@@ -24,6 +26,7 @@ use driver::Driver;
 use exclusive::Exclusive;
 use feed::Hub;
 use metrics::Metrics;
+use reports::Reports;
 use service_kit::admin::{Admin, Condition};
 use service_kit::caller::Authenticator;
 use service_kit::document::{Document, Fetched};
@@ -40,6 +43,7 @@ use session_proto::v1::org_service_server::OrgServiceServer;
 use session_proto::v1::session_service_server::SessionServiceServer;
 use session_store::SessionStore;
 use session_token::{Jwks, Keyring, Verifier, VerifierConfig};
+use silence::Silence;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -155,12 +159,21 @@ pub async fn run_with(
     let directory = Directory::new(Arc::clone(&store));
     follow_configuration(&config, &directory).await?;
 
+    let silence = Arc::new(Silence::new(Arc::clone(&store)));
+    silence.found().await;
     let (driver, kicked) = Driver::new(
         Arc::clone(&store),
         directory.clone(),
         computes.clone(),
+        Arc::clone(&silence),
         Arc::clone(&metrics),
     );
+    let reports = Arc::new(Reports::new(
+        Arc::clone(&store),
+        Arc::clone(&driver),
+        Arc::clone(&silence),
+        Arc::clone(&metrics),
+    ));
     let hub = Arc::new(Hub::new());
     let keyring = Arc::new(Keyring::empty());
     let keys = key_document(
@@ -174,6 +187,7 @@ pub async fn run_with(
         directory,
         driver: Arc::clone(&driver),
         hub: Arc::clone(&hub),
+        reports: Arc::clone(&reports),
         authenticator: Authenticator::new(&config.service_accounts),
         verifier: Verifier::new(VerifierConfig::new(
             &config.tokens.issuer,
@@ -192,6 +206,7 @@ pub async fn run_with(
     shutdown.spawn(keys.keep_fresh(|| {}, stop.clone()));
     shutdown.spawn(ping(
         Arc::clone(&store),
+        silence,
         admin.readiness.condition("state store"),
         stop.clone(),
     ));
@@ -209,6 +224,14 @@ pub async fn run_with(
         async move {
             driver.run(kicked, stop).await;
             ended("driver");
+            anyhow::Ok(())
+        }
+    });
+    shutdown.spawn_critical("activity", {
+        let stop = stop.clone();
+        async move {
+            reports.run(stop).await;
+            ended("activity");
             anyhow::Ok(())
         }
     });
@@ -253,9 +276,20 @@ fn key_document(
     .context("tokens.keys")
 }
 
-async fn ping(store: Arc<dyn SessionStore>, there: Condition, stop: tokio_util::sync::CancellationToken) {
+async fn ping(
+    store: Arc<dyn SessionStore>,
+    silence: Arc<Silence>,
+    there: Condition,
+    stop: tokio_util::sync::CancellationToken,
+) {
     loop {
-        there.set(store.ping().await.is_ok());
+        let answers = store.ping().await.is_ok();
+        there.set(answers);
+        if answers {
+            silence.found().await;
+        } else {
+            silence.lost();
+        }
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(PING) => {}

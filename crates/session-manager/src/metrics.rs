@@ -48,6 +48,9 @@ pub(crate) struct Metrics {
     effects: Arc<Family<(Kind, Outcome), Counter>>,
     looks: Arc<Family<Outcome, Counter>>,
     resolves: Arc<Family<To, Counter>>,
+    reports: Arc<Family<Outcome, Counter>>,
+    activity_writes: Arc<Family<Outcome, Counter>>,
+    idle_put_off: Arc<Family<(), Counter>>,
 }
 
 impl Metrics {
@@ -66,6 +69,18 @@ impl Metrics {
                 "session_manager_resolves_total",
                 "Routes told to proxies, by the session's status.",
             ),
+            reports: registry.counter(
+                "session_manager_activity_reports_total",
+                "Reports of activity that proxies sent.",
+            ),
+            activity_writes: registry.counter(
+                "session_manager_activity_writes_total",
+                "Writes of one session's activity to the store.",
+            ),
+            idle_put_off: registry.counter(
+                "session_manager_idle_put_off_total",
+                "Idle clocks that ran out while not every proxy had reported.",
+            ),
         }
     }
 
@@ -83,6 +98,18 @@ impl Metrics {
 
     pub(crate) fn looked(&self, ok: bool) {
         self.looks.at(outcome(ok)).inc();
+    }
+
+    pub(crate) fn reported(&self, ok: bool) {
+        self.reports.at(outcome(ok)).inc();
+    }
+
+    pub(crate) fn activity_written(&self, ok: bool) {
+        self.activity_writes.at(outcome(ok)).inc();
+    }
+
+    pub(crate) fn idle_put_off(&self) {
+        self.idle_put_off.at(()).inc();
     }
 
     pub(crate) fn resolved(&self, status: Status) {

@@ -64,7 +64,8 @@ async fn bind_in(manager: &Manager, key: &SessionKey, id: &str, generation: u64)
         session_token: manager.token(key),
         spark_session_id: id.to_owned(),
         generation,
-        cloned: false,    };
+        cloned: false,
+    };
     let answer = manager.routes().bind_spark_session(request).await?;
     Ok(answer.into_inner().bound)
 }
@@ -163,7 +164,8 @@ async fn bad_binds_are_refused_each_with_its_reason() {
         session_token: "x.y.z".to_owned(),
         spark_session_id: id(1),
         generation: 1,
-        cloned: false,    };
+        cloned: false,
+    };
     let refused = manager.routes().bind_spark_session(forged).await.unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::TokenMalformed));
     let unknown = support::key("s-00000000000000000000");

@@ -83,7 +83,8 @@ async fn bind(manager: &Manager, key: &SessionKey, id: &str) -> Result<bool, Sta
         session_token: manager.token(key),
         spark_session_id: id.to_owned(),
         generation: 1,
-        cloned: false,    };
+        cloned: false,
+    };
     let answer = manager.routes().bind_spark_session(request).await?;
     Ok(answer.into_inner().bound)
 }

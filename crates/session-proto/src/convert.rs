@@ -7,8 +7,8 @@ use session_core::catalog::PropertyValue;
 use session_core::cluster::StaticEndpoint;
 use session_core::policy::PolicyRange;
 use session_core::{
-    Actor, Catalog, Cluster, ClusterStatus, Engine, EventRecord, IdlePolicy, Org, Provider, Session,
-    SessionPolicy, Status, Timestamp,
+    Activity, Actor, Catalog, Cluster, ClusterStatus, Engine, EventRecord, IdlePolicy, Operation, Org,
+    Provider, Session, SessionPolicy, Status, Timestamp, Use,
 };
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -117,12 +117,16 @@ fn policy(policy: &SessionPolicy) -> v1::SessionPolicy {
     }
 }
 
-/// A session for the wire. `last_activity_at` is the end of its last
-/// operation as far as anybody has reported. The status detail is left out
-/// unless `with_detail`: it may hold log lines of the engine.
-pub fn session(session: &Session, last_activity_at: Option<Timestamp>, with_detail: bool) -> v1::Session {
+/// A session for the wire, with its use as far as proxies have reported it.
+/// While a call is in flight it does not go idle, so nobody can say when it
+/// will. The status detail is left out unless `with_detail`: it may hold log
+/// lines of the engine.
+pub fn session(session: &Session, used: &Use, with_detail: bool) -> v1::Session {
     let route = session.state.published_route();
-    let last = last_activity_at.unwrap_or(Timestamp::ZERO);
+    let idle_at = match used.activity() {
+        Activity::Quiet { last_activity_at } => session.idle_at(last_activity_at),
+        Activity::Busy | Activity::Unknown => None,
+    };
     v1::Session {
         id: session.id.to_string(),
         org: session.org.to_string(),
@@ -145,25 +149,41 @@ pub fn session(session: &Session, last_activity_at: Option<Timestamp>, with_deta
         token_epoch: session.token_epoch,
         created_at: Some(timestamp(session.created_at)),
         active_at: session.active_at.map(timestamp),
-        last_activity_at: last_activity_at.map(timestamp),
+        last_activity_at: used.last_activity_at.map(timestamp),
         idle_since: session.idle_since.map(timestamp),
         closed_at: session.closed_at.map(timestamp),
-        idle_at: session.idle_at(last).map(timestamp),
+        idle_at: idle_at.map(timestamp),
         closes_at: session.closes_at().map(timestamp),
         expires_at: Some(timestamp(session.expires_at)),
         keep_alive_until: session.keep_alive_until.map(timestamp),
-        active_operations: 0,
+        active_operations: used.open_calls,
         engine: route.map(|route| route.engine.to_string()).unwrap_or_default(),
         engine_version: route
             .map(|route| route.engine_version.clone())
             .unwrap_or_default(),
-        usage: None,
+        usage: Some(v1::SessionUsage {
+            rpcs: used.totals.rpcs,
+            bytes_in: used.totals.bytes_in,
+            bytes_out: used.totals.bytes_out,
+            open_stream_seconds: used.totals.open_stream_millis / 1000,
+            warm_seconds: 0,
+        }),
         policy: Some(policy(&session.policy)),
         status_detail: if with_detail {
             session.status_detail.clone()
         } else {
             String::new()
         },
+    }
+}
+
+/// An operation for the wire.
+pub fn operation(operation: Operation) -> v1::Operation {
+    v1::Operation {
+        operation_id: operation.operation_id,
+        spark_session_id: operation.spark_session_id,
+        method: operation.method,
+        started_at: Some(timestamp(operation.started_at)),
     }
 }
 

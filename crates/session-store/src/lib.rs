@@ -7,15 +7,17 @@
 pub mod memory;
 mod query;
 pub mod redis;
+mod reports;
 pub mod shared;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+pub use reports::{Heard, More, Proxies, Report, Reported};
 use serde::{Deserialize, Serialize};
 pub use session_core::SessionKey;
 use session_core::{
-    Activity, ClusterName, EventRecord, Limits, OrgId, PrincipalId, Session, Status, SystemClock, Timestamp,
-    TokenId,
+    Activity, ClusterName, EventRecord, Limits, Operation, OrgId, PrincipalId, ProxyId, Session, Status,
+    SystemClock, Timestamp, TokenId, TokenUse, Use,
 };
 pub use shared::SharedServers;
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +28,8 @@ use std::time::Duration;
 pub const HISTORY: usize = 50;
 /// How long a `request_id` is remembered.
 pub const REQUEST_ID_MEMORY: Duration = Duration::from_secs(24 * 3600);
+/// A proxy that said nothing for this long is not remembered.
+pub const PROXY_MEMORY: Duration = Duration::from_secs(24 * 3600);
 /// The most records one page of [`SessionStore::list`] reads; a page may come
 /// back short and still have a next token.
 pub const PAGE_READ_LIMIT: usize = 1000;
@@ -120,7 +124,7 @@ pub struct Commit {
 pub struct Loaded {
     /// The record.
     pub session: Session,
-    /// Its use.
+    /// Its use, as far as the proxies have reported it.
     pub activity: Activity,
 }
 
@@ -263,6 +267,36 @@ pub trait SessionStore: SharedServers + Send + Sync + std::fmt::Debug + 'static 
     /// [`Error::Conflict`] unless the stored version is the one before. Owner,
     /// cluster and team of a session never change.
     async fn commit(&self, commit: Commit) -> Result<(), Error>;
+
+    /// [`SessionStore::commit`] of what an idle clock decided: only while no
+    /// proxy has a call in flight on the session's generation, and while
+    /// `last_activity_at` is what the decision was made from; otherwise
+    /// [`Error::Conflict`].
+    async fn commit_quiet(&self, commit: Commit, last_activity_at: Timestamp) -> Result<(), Error>;
+
+    /// Takes what a proxy says of a session. Calls in flight on the session's
+    /// generation are a lease of [`session_core::machine::BUSY_LEASE`], zero
+    /// ends it at once; calls on an earlier generation count for nothing. The
+    /// last activity only rises, and never beyond the store's present. Makes
+    /// no event and no version.
+    async fn report(&self, key: &SessionKey, report: &Report) -> Result<Reported, Error>;
+
+    /// The use of sessions of one organization, in their order.
+    async fn uses(&self, sessions: &[Session]) -> Result<Vec<Use>, Error>;
+
+    /// What the calls in flight on a session's generation execute, oldest first.
+    async fn operations(&self, key: &SessionKey) -> Result<Vec<Operation>, Error>;
+
+    /// When those of a session's tokens were used that [`SessionStore::tokens`] lists.
+    async fn token_uses(&self, key: &SessionKey) -> Result<BTreeMap<TokenId, TokenUse>, Error>;
+
+    /// Notes that a proxy lives. `sequence` numbers its reports from 1; an
+    /// amount that comes under a number not above the last one came before.
+    async fn proxy_reported(&self, proxy: &ProxyId, sequence: u64) -> Result<Heard, Error>;
+
+    /// How the proxies stand: silent is who said nothing for `silent_after`.
+    /// Those that said nothing for `gone_after` are forgotten first.
+    async fn proxies(&self, silent_after: Duration, gone_after: Option<Duration>) -> Result<Proxies, Error>;
 
     /// Sets when a session is due (never, if none), on the condition that its
     /// version is still `version`. Makes no event.

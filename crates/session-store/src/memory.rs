@@ -2,19 +2,21 @@
 //! `memory://`. Everything is behind one lock, so every method is one step;
 //! counts are taken from the records themselves, so nothing can drift.
 
+mod reports;
 mod shared;
 
 use crate::query::Filling;
 use crate::{
-    Change, Commit, Create, Created, Definition, Error, Feed, HISTORY, Kind, ListQuery, Loaded, Page,
-    REQUEST_ID_MEMORY, RequestId, SessionStore, TokenRecord,
+    Change, Commit, Create, Created, Definition, Error, Feed, HISTORY, Heard, Kind, ListQuery, Loaded, Page,
+    Proxies, REQUEST_ID_MEMORY, Report, Reported, RequestId, SessionStore, TokenRecord,
 };
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use reports::{Registry, Used};
 use session_core::{
-    Activity, Clock, ClusterName, EventRecord, Limits, OrgId, PrincipalId, Session, SessionId, SessionKey,
-    Timestamp, TokenId,
+    Activity, Clock, ClusterName, EventRecord, Limits, Operation, OrgId, PrincipalId, ProxyId, Session,
+    SessionId, SessionKey, Timestamp, TokenId, TokenUse, Use,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
@@ -46,6 +48,7 @@ struct State {
     shared: shared::Shared,
     leases: HashMap<String, (String, Timestamp)>,
     definitions: BTreeMap<(Kind, String), Definition>,
+    proxies: Registry,
 }
 
 type RequestKey = (OrgId, PrincipalId, String);
@@ -60,8 +63,15 @@ struct Entry {
     session: Session,
     history: VecDeque<EventRecord>,
     due: Option<Timestamp>,
-    activity: Activity,
+    used: Used,
     tokens: BTreeMap<TokenId, TokenRecord>,
+}
+
+impl Entry {
+    /// Is the token among those that [`SessionStore::tokens`] tells of?
+    fn lists(&self, token: &TokenRecord, now: Timestamp) -> bool {
+        token.expires_at > now && token.epoch == self.session.token_epoch
+    }
 }
 
 impl fmt::Debug for MemoryStore {
@@ -80,16 +90,36 @@ impl MemoryStore {
         }
     }
 
-    /// Sets what [`SessionStore::load`] says of a session's use, as reports of
-    /// proxies would. A new session's use is unknown.
+    /// Sets what [`SessionStore::load`] says of a session's use, whatever
+    /// proxies report.
     pub fn set_activity(&self, key: &SessionKey, activity: Activity) {
         if let Some(entry) = self.state().entry_mut(key) {
-            entry.activity = activity;
+            entry.used.forced = Some(activity);
         }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a change; only while the use is `quiet`, if that is asked for.
+    fn write(&self, commit: Commit, quiet: Option<Activity>) -> Result<(), Error> {
+        let now = self.clock.now();
+        let key = commit.session.key();
+        let mut state = self.state();
+        let entry = state.entry_mut(&key).ok_or(Error::NotFound)?;
+        let is_quiet = |quiet| quiet == entry.used.activity(entry.session.generation, now);
+        if entry.session.version + 1 != commit.session.version || !quiet.is_none_or(is_quiet) {
+            return Err(Error::Conflict);
+        }
+        entry.session = commit.session.clone();
+        entry.history.push_back(commit.record.clone());
+        if entry.history.len() > HISTORY {
+            entry.history.pop_front();
+        }
+        state.set_due(&key, commit.due);
+        self.publish(&commit.session, commit.record);
+        Ok(())
     }
 
     fn publish(&self, session: &Session, record: EventRecord) {
@@ -259,7 +289,7 @@ impl SessionStore for MemoryStore {
             session: create.session.clone(),
             history: VecDeque::from([create.record.clone()]),
             due: None,
-            activity: Activity::Unknown,
+            used: Used::default(),
             tokens: BTreeMap::new(),
         };
         state
@@ -290,28 +320,75 @@ impl SessionStore for MemoryStore {
     }
 
     async fn load(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
+        let now = self.clock.now();
         let state = self.state();
         Ok(state.entry(key).map(|e| Loaded {
             session: e.session.clone(),
-            activity: e.activity,
+            activity: e.used.activity(e.session.generation, now),
         }))
     }
 
     async fn commit(&self, commit: Commit) -> Result<(), Error> {
-        let key = commit.session.key();
+        self.write(commit, None)
+    }
+
+    async fn commit_quiet(&self, commit: Commit, last_activity_at: Timestamp) -> Result<(), Error> {
+        self.write(commit, Some(Activity::Quiet { last_activity_at }))
+    }
+
+    async fn report(&self, key: &SessionKey, report: &Report) -> Result<Reported, Error> {
+        let now = self.clock.now();
         let mut state = self.state();
-        let entry = state.entry_mut(&key).ok_or(Error::NotFound)?;
-        if entry.session.version + 1 != commit.session.version {
-            return Err(Error::Conflict);
+        let Some(entry) = state.entry_mut(key) else {
+            return Ok(Reported::Unknown);
+        };
+        let tokens = &entry.tokens;
+        entry.used.add(report, |id| tokens.contains_key(id), now);
+        if entry.session.status().is_terminal() {
+            return Ok(Reported::Ended);
         }
-        entry.session = commit.session.clone();
-        entry.history.push_back(commit.record.clone());
-        if entry.history.len() > HISTORY {
-            entry.history.pop_front();
-        }
-        state.set_due(&key, commit.due);
-        self.publish(&commit.session, commit.record);
-        Ok(())
+        entry.used.take(report, entry.session.generation, now);
+        Ok(Reported::Live(entry.session.status()))
+    }
+
+    async fn uses(&self, sessions: &[Session]) -> Result<Vec<Use>, Error> {
+        let now = self.clock.now();
+        let state = self.state();
+        let used = |session: &Session| {
+            let entry = state.entry(&session.key())?;
+            Some(entry.used.seen(session.generation, now))
+        };
+        Ok(sessions
+            .iter()
+            .map(|session| used(session).unwrap_or_default())
+            .collect())
+    }
+
+    async fn operations(&self, key: &SessionKey) -> Result<Vec<Operation>, Error> {
+        let now = self.clock.now();
+        let state = self.state();
+        let operations = |e: &Entry| e.used.operations(e.session.generation, now);
+        Ok(state.entry(key).map(operations).unwrap_or_default())
+    }
+
+    async fn token_uses(&self, key: &SessionKey) -> Result<BTreeMap<TokenId, TokenUse>, Error> {
+        let now = self.clock.now();
+        let state = self.state();
+        let uses = |e: &Entry| {
+            e.used
+                .token_uses(|id| e.tokens.get(id).is_some_and(|token| e.lists(token, now)))
+        };
+        Ok(state.entry(key).map(uses).unwrap_or_default())
+    }
+
+    async fn proxy_reported(&self, proxy: &ProxyId, sequence: u64) -> Result<Heard, Error> {
+        let now = self.clock.now();
+        Ok(self.state().proxies.heard(proxy, sequence, now))
+    }
+
+    async fn proxies(&self, silent_after: Duration, gone_after: Option<Duration>) -> Result<Proxies, Error> {
+        let now = self.clock.now();
+        Ok(self.state().proxies.count(silent_after, gone_after, now))
     }
 
     async fn set_due(&self, key: &SessionKey, version: u64, due: Option<Timestamp>) -> Result<(), Error> {
@@ -420,6 +497,7 @@ impl SessionStore for MemoryStore {
                 retry_after: None,
             });
         }
+        entry.used.keep_tokens(|id| entry.tokens.contains_key(id));
         entry.tokens.insert(token.id.clone(), token);
         Ok(())
     }
@@ -430,12 +508,8 @@ impl SessionStore for MemoryStore {
         let Some(entry) = state.entry(key) else {
             return Ok(Vec::new());
         };
-        let epoch = entry.session.token_epoch;
         let tokens = entry.tokens.values();
-        let mut tokens: Vec<_> = tokens
-            .filter(|token| token.expires_at > now && token.epoch == epoch)
-            .cloned()
-            .collect();
+        let mut tokens: Vec<_> = tokens.filter(|token| entry.lists(token, now)).cloned().collect();
         TokenRecord::sort_oldest_first(&mut tokens);
         Ok(tokens)
     }

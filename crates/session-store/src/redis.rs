@@ -10,13 +10,14 @@ mod due;
 mod feed;
 mod keys;
 mod list;
+mod reports;
 mod scripts;
 mod shared;
 mod write;
 
 use crate::{
-    Commit, Create, Created, Definition, Error, Feed, Kind, ListQuery, Loaded, Page, RequestId, SessionStore,
-    TokenRecord,
+    Commit, Create, Created, Definition, Error, Feed, Heard, Kind, ListQuery, Loaded, Page, Proxies, Report,
+    Reported, RequestId, SessionStore, TokenRecord,
 };
 use async_trait::async_trait;
 use connection::Connections;
@@ -26,7 +27,8 @@ use keys::{Keys, member, parse_members, partitions};
 use scripts::{Reply, Scripts};
 use serde::de::DeserializeOwned;
 use session_core::{
-    Activity, ClusterName, EventRecord, OrgId, PrincipalId, Session, SessionKey, Timestamp, TokenId,
+    ClusterName, EventRecord, Operation, OrgId, PrincipalId, ProxyId, Session, SessionKey, Timestamp,
+    TokenId, TokenUse, Use,
 };
 use std::collections::BTreeMap;
 use std::fmt;
@@ -149,7 +151,8 @@ impl RedisStore {
         script
             .key(self.keys.record(key))
             .key(self.keys.token_expiry(key))
-            .key(self.keys.tokens(key));
+            .key(self.keys.tokens(key))
+            .key(self.keys.token_uses(key));
         script
             .arg(token.id.as_str())
             .arg(encode(token)?)
@@ -158,12 +161,6 @@ impl RedisStore {
             .arg(limit)
             .arg(revoked);
         self.run(&script).await?.accepted(|_| limit).map(drop)
-    }
-
-    /// What is known of a session's use. Reports of proxies will be kept beside
-    /// the record; until then nothing is known, which freezes idle clocks.
-    fn activity(_key: &SessionKey) -> Activity {
-        Activity::Unknown
     }
 }
 
@@ -231,15 +228,50 @@ impl SessionStore for RedisStore {
     }
 
     async fn load(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
-        let session = self.get(key).await?;
-        Ok(session.map(|session| Loaded {
+        let Some(session) = self.get(key).await? else {
+            return Ok(None);
+        };
+        // Read after the record: whoever decides from both compares both again
+        // as it writes.
+        let used = self.read_uses(std::slice::from_ref(&session)).await?;
+        Ok(Some(Loaded {
             session,
-            activity: Self::activity(key),
+            activity: used.first().copied().unwrap_or_default().activity(),
         }))
     }
 
     async fn commit(&self, commit: Commit) -> Result<(), Error> {
         self.write_change(&commit).await
+    }
+
+    async fn commit_quiet(&self, commit: Commit, last_activity_at: Timestamp) -> Result<(), Error> {
+        self.write_quiet_change(&commit, last_activity_at).await
+    }
+
+    async fn report(&self, key: &SessionKey, report: &Report) -> Result<Reported, Error> {
+        self.take_report(key, report).await
+    }
+
+    async fn uses(&self, sessions: &[Session]) -> Result<Vec<Use>, Error> {
+        self.read_uses(sessions).await
+    }
+
+    async fn operations(&self, key: &SessionKey) -> Result<Vec<Operation>, Error> {
+        self.read_operations(key).await
+    }
+
+    async fn token_uses(&self, key: &SessionKey) -> Result<BTreeMap<TokenId, TokenUse>, Error> {
+        let (tokens, mut uses) = tokio::try_join!(self.tokens(key), self.read_token_uses(key))?;
+        uses.retain(|id, _| tokens.iter().any(|token| token.id == *id));
+        Ok(uses)
+    }
+
+    async fn proxy_reported(&self, proxy: &ProxyId, sequence: u64) -> Result<Heard, Error> {
+        self.note_proxy(proxy, sequence).await
+    }
+
+    async fn proxies(&self, silent_after: Duration, gone_after: Option<Duration>) -> Result<Proxies, Error> {
+        self.count_proxies(silent_after, gone_after).await
     }
 
     async fn set_due(&self, key: &SessionKey, version: u64, due: Option<Timestamp>) -> Result<(), Error> {

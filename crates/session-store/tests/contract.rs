@@ -13,6 +13,8 @@ mod due;
 mod feed;
 #[path = "contract/lists.rs"]
 mod lists;
+#[path = "contract/reports.rs"]
+mod reports;
 #[path = "contract/sessions.rs"]
 mod sessions;
 #[path = "contract/shared.rs"]
@@ -72,6 +74,18 @@ contract! {
         revoked_tokens_make_room,
         a_revoked_token_is_listed_until_its_room_is_needed,
         tokens_are_refused_after_close_and_revocation;
+    reports:
+        a_call_in_flight_is_busy_until_every_proxy_says_it_ended,
+        the_last_activity_only_rises_and_never_beyond_the_present,
+        calls_on_an_earlier_generation_keep_nothing_alive,
+        an_amount_is_added_once,
+        an_idle_clock_needs_silence_and_nothing_new,
+        of_a_report_and_an_idle_clock_one_knows_of_the_other,
+        operations_are_told_while_their_calls_are_open,
+        uses_come_in_the_order_they_are_asked_for,
+        a_token_is_first_used_once,
+        proxies_live_fall_silent_and_are_forgotten,
+        the_number_of_a_report_tells_a_repeat;
     definitions:
         definitions_are_compared_and_set,
         kinds_are_apart,

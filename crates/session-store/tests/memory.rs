@@ -5,7 +5,8 @@
 
 mod common;
 
-use common::{Draft, plenty, request};
+use common::{Draft, plenty, report, request};
+use session_core::machine::BUSY_LEASE;
 use session_core::time::ManualClock;
 use session_core::{Activity, Limits, Timestamp};
 use session_store::memory::MemoryStore;
@@ -101,6 +102,50 @@ async fn activity_is_what_the_test_says() {
         .key();
     store.set_activity(&key, Activity::Busy);
     assert_eq!(store.load(&key).await.unwrap().unwrap().activity, Activity::Busy);
+}
+
+#[tokio::test]
+async fn a_proxy_that_says_no_more_holds_a_session_for_thirty_seconds() {
+    let (clock, store) = at_the_full_minute();
+    let session = store.create(Draft::default().create()).await.unwrap().session;
+    let key = session.key();
+    let activity = async || store.load(&key).await.unwrap().unwrap().activity;
+    for _ in 0..3 {
+        store.report(&key, &report("p", 1)).await.unwrap();
+        clock.advance(BUSY_LEASE - TICK);
+        assert_eq!(activity().await, Activity::Busy);
+    }
+    clock.advance(TICK);
+    let said = clock_now(&store).await.before(BUSY_LEASE);
+    assert_eq!(
+        activity().await,
+        Activity::Quiet {
+            last_activity_at: said
+        }
+    );
+}
+
+#[tokio::test]
+async fn proxies_are_silent_and_gone_to_the_millisecond() {
+    let (clock, store) = at_the_full_minute();
+    let ask = async || store.proxies(MINUTE, Some(2 * MINUTE)).await.unwrap();
+    store.proxy_reported(&"p".parse().unwrap(), 1).await.unwrap();
+    clock.advance(MINUTE - TICK);
+    assert_eq!((ask().await.known, ask().await.silent), (1, 0));
+    clock.advance(TICK);
+    assert_eq!((ask().await.known, ask().await.silent), (1, 1));
+    clock.advance(MINUTE - TICK);
+    assert_eq!((ask().await.known, ask().await.silent), (1, 1));
+    clock.advance(TICK);
+    assert_eq!((ask().await.known, ask().await.silent), (0, 0));
+    // Whoever comes back after that is somebody else.
+    assert!(
+        store
+            .proxy_reported(&"p".parse().unwrap(), 1)
+            .await
+            .unwrap()
+            .fresh
+    );
 }
 
 async fn clock_now(store: &MemoryStore) -> Timestamp {

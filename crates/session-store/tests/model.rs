@@ -7,9 +7,9 @@ mod common;
 
 use common::{Draft, FAR, Store, activate, close, principal, redis, request, revoke, revoke_one, touch};
 use proptest::prelude::*;
-use session_core::{Limits, Session, SessionKey, Status, Timestamp, TokenId};
+use session_core::{Limits, Operation, Session, SessionKey, Status, Timestamp, TokenId, TokenUse, Totals};
 use session_store::shared::{Bind, SparkSession};
-use session_store::{Commit, Create, Kind, ListQuery, Scope, TokenRecord};
+use session_store::{Commit, Create, Kind, ListQuery, More, Report, Scope, TokenRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -81,6 +81,20 @@ enum Op {
         session: usize,
         generation: u64,
     },
+    Report {
+        session: usize,
+        proxy: u8,
+        calls: Option<u32>,
+        last: usize,
+        name: u64,
+        token: u64,
+        stale: bool,
+    },
+    Quiet {
+        session: usize,
+        change: usize,
+        last: usize,
+    },
     Put {
         kind: usize,
         name: u8,
@@ -115,6 +129,14 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..6_usize).prop_map(|limit| Op::Claim { limit }),
         4 => (n.clone(), 0..20_u64, 1..4_usize, prop::bool::weighted(0.1))
             .prop_map(|(session, token, moment, stale)| Op::Token { session, token, moment, stale }),
+        6 => (
+            (n.clone(), 0..3_u8, prop::option::weighted(0.8, 0..3_u32), 0..3_usize),
+            (0..12_u64, 0..20_u64, prop::bool::weighted(0.1)),
+        ).prop_map(|((session, proxy, calls, last), (name, token, stale))| Op::Report {
+            session, proxy, calls, last, name, token, stale,
+        }),
+        3 => (n.clone(), 0..6_usize, 0..3_usize)
+            .prop_map(|(session, change, last)| Op::Quiet { session, change, last }),
         2 => (n.clone(), 0..4_usize, any::<bool>(), any::<bool>())
             .prop_map(|(session, servers, alone, leave)| Op::Place { session, servers, alone, leave }),
         4 => (n.clone(), 0..6_u8, 0..3_u8, 1..3_u64, any::<bool>()).prop_map(
@@ -292,6 +314,54 @@ async fn run(store: &Store, world: &World, op: &Op, fresh: &Create) -> String {
             };
             format!("{:?}", store.record_token(&session.key(), token, 3).await)
         }
+        Op::Report {
+            session: n,
+            proxy,
+            calls,
+            last,
+            name,
+            token,
+            stale,
+        } => {
+            let session = session(*n);
+            let at = Timestamp::from_millis(1000 + token);
+            let report = Report {
+                generation: session.generation - u64::from(*stale),
+                open_calls: *calls,
+                last_activity_at: moment(*last),
+                operations: vec![Operation {
+                    spark_session_id: "s".to_owned(),
+                    operation_id: name.to_string(),
+                    method: "ExecutePlan".to_owned(),
+                    started_at: at,
+                }],
+                more: (*name > 0).then_some(More {
+                    name: *name,
+                    totals: Totals {
+                        rpcs: *name,
+                        bytes_in: 1,
+                        bytes_out: 2,
+                        open_stream_millis: 3,
+                    },
+                }),
+                token_uses: vec![TokenUse {
+                    id: token_id(*token),
+                    first: at,
+                    last: at.after(Duration::from_millis(*name)),
+                }],
+                ..common::report(&format!("p{proxy}"), 0)
+            };
+            format!("{:?}", store.report(&session.key(), &report).await)
+        }
+        Op::Quiet {
+            session: n,
+            change,
+            last,
+        } => {
+            let commit = change_of(session(*n), *change);
+            let seen = moment(*last).unwrap_or_default();
+            format!("{:?}", store.commit_quiet(commit, seen).await)
+        }
         Op::Place {
             session: n,
             servers,
@@ -382,6 +452,16 @@ async fn dump(store: &Store, world: &World) -> Vec<String> {
             store.tokens(&key).await,
             store.places_of(&key).await,
             store.bindings(&key).await
+        ));
+        let mut used = store.uses(std::slice::from_ref(session)).await.unwrap()[0];
+        // The present is another one in each store.
+        used.last_activity_at = used
+            .last_activity_at
+            .map(|at| at.min(Timestamp::from_millis(1 << 30)));
+        all.push(format!(
+            "{used:?} {:?} {:?}",
+            store.operations(&key).await,
+            store.token_uses(&key).await
         ));
     }
     for cluster in CLUSTERS {

@@ -9,7 +9,7 @@ use common::{
     Draft, FAR, LIMIT, Store, close, commit, eventually, options, request, revoke, revoke_one, token, touch,
 };
 use futures::StreamExt;
-use session_core::{Session, SessionKey, Status, Timestamp};
+use session_core::{Activity, Session, SessionKey, Status, Timestamp};
 use session_store::redis::{ConnectError, Options, RedisStore};
 use session_store::shared::{Bind, Bound, SparkSession};
 use session_store::{Create, Error, Feed, Kind, ListQuery, Scope};
@@ -293,6 +293,37 @@ async fn what_is_only_needed_for_a_while_expires_by_itself() {
 }
 
 #[tokio::test]
+async fn leases_run_out_and_leave_nothing() {
+    let redis = PrivateRedis::start().await.unwrap();
+    let options = Options {
+        prefix: String::new(),
+        ..Options::default()
+    };
+    let store = connect(&redis, &options).await;
+    let session: Session = Draft::default().store(&store).await;
+    let (key, leases) = (session.key(), format!("{}:leases:acme:{}", tag(), session.id));
+    store.report(&key, &common::report("p", 1)).await.unwrap();
+    let ttl = redis.command(&format!("PTTL {leases}")).await.unwrap();
+    let ttl: u64 = ttl.trim().trim_start_matches(':').parse().unwrap();
+    assert!((20_000..=30_000).contains(&ttl), "{ttl}");
+    // As after 30 s without a word.
+    let raw = format!("HSET {leases} p \"1000 1 1 []\"\r\n");
+    redis.command(raw.trim()).await.unwrap();
+    let loaded = store.load(&key).await.unwrap().unwrap();
+    assert_ne!(loaded.activity, Activity::Busy);
+    assert!(store.operations(&key).await.unwrap().is_empty());
+    let last = store.uses(std::slice::from_ref(&session)).await.unwrap()[0].last_activity_at;
+    store.commit_quiet(touch(&session), last.unwrap()).await.unwrap();
+    // The next report of another proxy clears it away.
+    store.report(&key, &common::report("q", 1)).await.unwrap();
+    let left = redis.command(&format!("HLEN {leases}")).await.unwrap();
+    assert_eq!(left.trim(), ":1");
+    store.report(&key, &common::report("q", 0)).await.unwrap();
+    let left = redis.command(&format!("EXISTS {leases}")).await.unwrap();
+    assert_eq!(left.trim(), ":0");
+}
+
+#[tokio::test]
 async fn broken_records_are_told_from_absent_redis() {
     let redis = PrivateRedis::start().await.unwrap();
     let store = connect(
@@ -426,8 +457,22 @@ async fn every_step_stays_within_one_hash_slot() {
             .await
             .unwrap();
         assert_eq!(store.tokens(&key).await.unwrap().len(), 1);
+        store.report(&key, &common::report("p", 1)).await.unwrap();
+        store.report(&key, &common::report("p", 0)).await.unwrap();
+        let last = store.uses(std::slice::from_ref(&session)).await.unwrap()[0].last_activity_at;
+        assert!(store.operations(&key).await.unwrap().is_empty());
+        assert!(store.token_uses(&key).await.unwrap().is_empty());
+        let proxy = "p".parse().unwrap();
+        assert!(store.proxy_reported(&proxy, 0).await.unwrap().fresh);
+        assert_eq!(store.proxies(FAR, Some(FAR)).await.unwrap().known, 1);
+        let session = {
+            let change = touch(&session);
+            let next = change.session.clone();
+            store.commit_quiet(change, last.unwrap()).await.unwrap();
+            next
+        };
         store
-            .set_due(&key, 2, Some(Timestamp::from_millis(1)))
+            .set_due(&key, 3, Some(Timestamp::from_millis(1)))
             .await
             .unwrap();
         assert_eq!(store.claim_due(5, FAR).await.unwrap(), std::slice::from_ref(&key));

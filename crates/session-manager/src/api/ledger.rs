@@ -87,9 +87,17 @@ impl TokenLedger for Ledger {
             .tokens(&session.key())
             .await
             .map_err(crate::refuse::store)?;
+        let uses = self
+            .0
+            .store
+            .token_uses(&session.key())
+            .await
+            .map_err(crate::refuse::store)?;
         let tokens = tokens
             .into_iter()
             .map(|token| wire::LedgerToken {
+                first_used_at: uses.get(&token.id).map(|used| timestamp(used.first)),
+                last_used_at: uses.get(&token.id).map(|used| timestamp(used.last)),
                 revoked: token.epoch < session.token_epoch || session.revoked_tokens.contains_key(&token.id),
                 token_id: token.id.to_string(),
                 key_id: token.key_id,
@@ -97,8 +105,6 @@ impl TokenLedger for Ledger {
                 token_epoch: token.epoch,
                 issued_at: Some(timestamp(token.issued_at)),
                 expires_at: Some(timestamp(token.expires_at)),
-                first_used_at: None,
-                last_used_at: None,
             })
             .collect();
         Ok(Response::new(wire::ListTokensResponse { tokens }))

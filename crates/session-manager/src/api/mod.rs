@@ -1,6 +1,7 @@
 //! The gRPC services. Each method reads: who calls, what is asked, may they,
 //! do it, answer.
 
+pub(crate) mod activity;
 mod bind;
 pub(crate) mod catalogs;
 pub(crate) mod clusters;
@@ -13,6 +14,7 @@ use crate::directory::Directory;
 use crate::driver::Driver;
 use crate::feed::Hub;
 use crate::metrics::Metrics;
+use crate::reports::Reports;
 use service_kit::caller::{Authenticator, Caller, ISSUER_ALIAS, ServiceAccountConfig};
 use service_kit::document::Document;
 use session_core::access::{self, SessionAction};
@@ -36,6 +38,7 @@ pub(crate) struct Api {
     pub(crate) directory: Directory,
     pub(crate) driver: Arc<Driver>,
     pub(crate) hub: Arc<Hub>,
+    pub(crate) reports: Arc<Reports>,
     pub(crate) authenticator: Authenticator,
     pub(crate) verifier: Verifier,
     pub(crate) keyring: Arc<Keyring>,

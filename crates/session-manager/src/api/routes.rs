@@ -1,7 +1,7 @@
 //! RouteService: tells spark-proxy where a session's compute answers, and
 //! what changed.
 
-use super::{Api, bind, not_yet};
+use super::{Api, bind};
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use session_core::machine::Event;
@@ -96,9 +96,10 @@ impl RouteService for Routes {
 
     async fn report_activity(
         &self,
-        _request: Request<wire::ReportActivityRequest>,
+        request: Request<wire::ReportActivityRequest>,
     ) -> Answer<wire::ReportActivityResponse> {
-        not_yet("ReportActivity")
+        super::activity::report(&self.0, request.into_inner()).await?;
+        Ok(Response::new(wire::ReportActivityResponse {}))
     }
 
     async fn bind_spark_session(

@@ -6,8 +6,8 @@ use session_core::access::{self, SessionAction};
 use session_core::machine::{Event, NewSession};
 use session_core::policy::PolicyRequest;
 use session_core::{
-    Activity, Catalog, CatalogName, ChangeReason, Cluster, ClusterName, ClusterStatus, Limits, Principal,
-    Reason, Role, Session, SessionId, SessionPolicy, Status as SessionStatus, Timestamp, machine,
+    Catalog, CatalogName, ChangeReason, Cluster, ClusterName, ClusterStatus, Limits, Principal, Reason, Role,
+    Session, SessionId, SessionPolicy, Status as SessionStatus, Timestamp, Use, machine,
 };
 use session_proto::convert::{self, maybe_duration, non_empty, parse};
 use session_proto::error::Refused;
@@ -40,7 +40,7 @@ impl SessionService for Sessions {
         let who = self.0.caller(request.metadata())?;
         let session = self.create(&who, request.into_inner()).await?;
         Ok(Response::new(v1::CreateSessionResponse {
-            session: Some(shown(&who, &session, Activity::Unknown)),
+            session: Some(shown(&who, &session, &Use::default())),
         }))
     }
 
@@ -59,13 +59,13 @@ impl SessionService for Sessions {
         loop {
             let waiter = self.0.hub.wait_for(&key);
             let changed = waiter.changed();
-            let (session, activity) = self
+            let (session, _) = self
                 .0
                 .session_for(&who, &request.session_id, SessionAction::Read)
                 .await?;
             if session.status() != SessionStatus::Pending || tokio::time::Instant::now() >= until {
                 return Ok(Response::new(v1::DescribeSessionResponse {
-                    session: Some(shown(&who, &session, activity)),
+                    session: Some(self.shown_now(&who, &session).await?),
                 }));
             }
             let _ = tokio::time::timeout_at(until, changed).await;
@@ -79,11 +79,16 @@ impl SessionService for Sessions {
         let who = self.0.caller(request.metadata())?;
         let query = list_query(&who, request.into_inner())?;
         let page = self.0.store.list(&query).await.map_err(crate::refuse::store)?;
+        let uses = self
+            .0
+            .store
+            .uses(&page.sessions)
+            .await
+            .map_err(crate::refuse::store)?;
+        let sessions = page.sessions.iter().zip(&uses);
         Ok(Response::new(v1::ListSessionsResponse {
-            sessions: page
-                .sessions
-                .iter()
-                .map(|session| shown(&who, session, Activity::Unknown))
+            sessions: sessions
+                .map(|(session, used)| shown(&who, session, used))
                 .collect(),
             next_page_token: page.next.unwrap_or_default(),
         }))
@@ -209,8 +214,18 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::ListOperationsRequest>,
     ) -> Answer<v1::ListOperationsResponse> {
-        self.0.caller(request.metadata())?;
-        not_yet("ListOperations")
+        let who = self.0.caller(request.metadata())?;
+        let id = request.into_inner().session_id;
+        let (session, _) = self.0.session_for(&who, &id, SessionAction::Read).await?;
+        let operations = self
+            .0
+            .store
+            .operations(&session.key())
+            .await
+            .map_err(crate::refuse::store)?;
+        Ok(Response::new(v1::ListOperationsResponse {
+            operations: operations.into_iter().map(convert::operation).collect(),
+        }))
     }
 
     async fn interrupt_operations(
@@ -372,19 +387,26 @@ impl Sessions {
 
     async fn change(&self, who: &Principal, id: &str, event: Event) -> Result<v1::Session, Refused> {
         let key = self.0.key(who, id)?;
-        let (session, activity) = self.0.change(who, &key, SessionAction::Manage, &event).await?;
-        Ok(shown(who, &session, activity))
+        let (session, _) = self.0.change(who, &key, SessionAction::Manage, &event).await?;
+        self.shown_now(who, &session).await
+    }
+
+    /// A session with what is known of its use now.
+    async fn shown_now(&self, who: &Principal, session: &Session) -> Result<v1::Session, Refused> {
+        let uses = self
+            .0
+            .store
+            .uses(std::slice::from_ref(session))
+            .await
+            .map_err(crate::refuse::store)?;
+        Ok(shown(who, session, &uses.first().copied().unwrap_or_default()))
     }
 }
 
-fn shown(who: &Principal, session: &Session, activity: Activity) -> v1::Session {
-    let last = match activity {
-        Activity::Quiet { last_activity_at } => Some(last_activity_at),
-        Activity::Busy | Activity::Unknown => None,
-    };
+fn shown(who: &Principal, session: &Session, used: &Use) -> v1::Session {
     convert::session(
         session,
-        last,
+        used,
         access::on_session(who, SessionAction::Connect, session),
     )
 }

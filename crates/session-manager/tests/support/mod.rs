@@ -84,12 +84,17 @@ impl Manager {
     }
 
     pub async fn start_with(more: &str) -> Self {
+        Self::start_at(Arc::new(SystemClock), more).await
+    }
+
+    /// A manager whose store, and with it every clock of sessions, is on `clock`.
+    pub async fn start_at(clock: Arc<dyn Clock>, more: &str) -> Self {
         let keys = Keys(
             ["ada", "bob", "olga", "tom", "pat"]
                 .map(|name| (name, service_kit::caller::generate_key()))
                 .into(),
         );
-        let store = Arc::new(MemoryStore::new(Arc::new(SystemClock)));
+        let store = Arc::new(MemoryStore::new(clock));
         let signer = Arc::new(Signer::from_pkcs8_pem(&generate_key_pem().unwrap()).unwrap());
         Self::join(store, SimCompute::new(), signer, keys, more).await
     }

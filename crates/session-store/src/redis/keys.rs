@@ -101,6 +101,21 @@ impl Keys {
         self.of_session("token-expiry", key)
     }
 
+    /// Hash: last activity and totals of a session.
+    pub(super) fn used(&self, key: &SessionKey) -> String {
+        self.of_session("used", key)
+    }
+
+    /// Hash: busy leases of a session by proxy; expires with the last of them.
+    pub(super) fn leases(&self, key: &SessionKey) -> String {
+        self.of_session("leases", key)
+    }
+
+    /// Hash: first and last use of a session's tokens; expires with them.
+    pub(super) fn token_uses(&self, key: &SessionKey) -> String {
+        self.of_session("token-uses", key)
+    }
+
     /// Sorted set: sessions by when they are due.
     pub(super) fn due(&self, partition: u8) -> String {
         self.in_partition(partition, "due")
@@ -206,6 +221,16 @@ impl Keys {
         })
     }
 
+    /// Sorted set: proxies by their last report.
+    pub(super) fn proxies(&self) -> String {
+        self.global("proxies")
+    }
+
+    /// Hash: the number of each proxy's last report.
+    pub(super) fn proxy_sequences(&self) -> String {
+        self.global("proxy-sequences")
+    }
+
     /// String: the store epoch.
     pub(super) fn epoch(&self) -> String {
         self.global("epoch")
@@ -244,6 +269,9 @@ mod tests {
             keys.history(&session),
             keys.tokens(&session),
             keys.token_expiry(&session),
+            keys.used(&session),
+            keys.leases(&session),
+            keys.token_uses(&session),
             keys.due(org.partition()),
             keys.changes(org.partition()),
             keys.live_on_cluster(org.partition(), &cluster),
@@ -276,8 +304,10 @@ mod tests {
             keys.binding_seal(&session),
             keys.lease("{p13}"),
             keys.epoch(),
+            keys.proxies(),
+            keys.proxy_sequences(),
         ]);
-        for key in &all[21..] {
+        for key in &all[24..] {
             assert_eq!(hash_tag(key), "g", "{key}");
         }
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());

@@ -85,7 +85,8 @@ fn save<'a>(
         .arg(HISTORY)
         .arg(STREAM_LENGTH)
         .arg(indexes.within.len())
-        .arg(indexes.without.len());
+        .arg(indexes.without.len())
+        .arg(session.generation);
     Ok(())
 }
 
@@ -142,6 +143,28 @@ impl RedisStore {
             &commit.record,
             commit.due,
         )?;
+        self.run(&script).await?.done().map(drop)
+    }
+
+    /// [`Self::write_change`] while nothing is in flight and nothing happened
+    /// since `last_activity_at`.
+    pub(super) async fn write_quiet_change(
+        &self,
+        commit: &Commit,
+        last_activity_at: Timestamp,
+    ) -> Result<(), Error> {
+        let key = commit.session.key();
+        let own = [self.keys.used(&key), self.keys.leases(&key)];
+        let mut script = self.scripts.commit_quiet.prepare_invoke();
+        save(
+            &mut script,
+            &self.keys,
+            &own,
+            &commit.session,
+            &commit.record,
+            commit.due,
+        )?;
+        script.arg(score(last_activity_at));
         self.run(&script).await?.done().map(drop)
     }
 }

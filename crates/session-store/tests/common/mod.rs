@@ -16,7 +16,7 @@ use session_core::{
 };
 use session_store::memory::MemoryStore;
 use session_store::redis::{Options, RedisStore};
-use session_store::{Commit, Create, RequestId, SessionStore, TokenRecord};
+use session_store::{Commit, Create, Report, RequestId, SessionStore, TokenRecord};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -229,6 +229,29 @@ pub fn activate(session: &Session) -> Commit {
     };
     let ready = Observation::Ready { route };
     commit_of(machine::step(session, Some(&ready), Activity::Unknown, moment()).transition)
+}
+
+/// What the machine decides of a session that it looks at.
+pub fn commit_of_step(
+    session: &Session,
+    observation: &Observation,
+    activity: Activity,
+    now: Timestamp,
+) -> Commit {
+    commit_of(machine::step(session, Some(observation), activity, now).transition)
+}
+
+/// A proxy has so many calls in flight on the first generation.
+pub fn report(proxy: &str, open_calls: u32) -> Report {
+    Report {
+        proxy: proxy.parse().unwrap(),
+        generation: 1,
+        open_calls: Some(open_calls),
+        last_activity_at: None,
+        operations: Vec::new(),
+        more: None,
+        token_uses: Vec::new(),
+    }
 }
 
 fn moment() -> Timestamp {

@@ -16,7 +16,10 @@ pub(crate) async fn created_sessions_are_read_back(store: Store) {
     assert_eq!(created.session, session);
     assert_eq!(store.get(&key).await.unwrap(), Some(session.clone()));
     let loaded = store.load(&key).await.unwrap().unwrap();
-    assert_eq!((loaded.session, loaded.activity), (session, Activity::Unknown));
+    let unused = Activity::Quiet {
+        last_activity_at: session_core::Timestamp::ZERO,
+    };
+    assert_eq!((loaded.session, loaded.activity), (session, unused));
     assert_eq!(store.events(&key).await.unwrap(), [record]);
     assert!(matches!(store.create(create).await, Err(Error::Exists)));
 

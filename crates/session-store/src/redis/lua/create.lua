@@ -2,14 +2,14 @@
 -- After save.lua's keys: 6 creates of the owner, 7 live of the organization,
 -- 8 live of the owner, 9 the request (the creates key again if there is none),
 -- then the indexes.
--- After save.lua's arguments: 17 whether there is a request (1 or 0),
--- 18 fingerprint, 19 memory of requests in ms, 20 live_sessions_per_owner,
--- 21 live_sessions, 22 creates_per_minute
-if ARGV[17] == '1' then
+-- After save.lua's arguments: 18 whether there is a request (1 or 0),
+-- 19 fingerprint, 20 memory of requests in ms, 21 live_sessions_per_owner,
+-- 22 live_sessions, 23 creates_per_minute
+if ARGV[18] == '1' then
   local first = redis.call('HMGET', KEYS[9], 'fingerprint', 'record')
   local json = first[2] and redis.call('HGET', first[2], 'json')
   if json then
-    if first[1] ~= ARGV[18] then
+    if first[1] ~= ARGV[19] then
       return { 'reused' }
     end
     return { 'repeated', json }
@@ -20,10 +20,10 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
 end
 
 -- Counted from the indexes themselves, so that no counter can drift.
-if redis.call('ZCARD', KEYS[8]) >= tonumber(ARGV[20]) then
+if redis.call('ZCARD', KEYS[8]) >= tonumber(ARGV[21]) then
   return { 'quota', 'live_sessions_per_owner' }
 end
-if redis.call('ZCARD', KEYS[7]) >= tonumber(ARGV[21]) then
+if redis.call('ZCARD', KEYS[7]) >= tonumber(ARGV[22]) then
   return { 'quota', 'live_sessions' }
 end
 local now = now_ms()
@@ -34,15 +34,15 @@ local count = 0
 if tonumber(creates[1] or -1) == window then
   count = tonumber(creates[2])
 end
-if count >= tonumber(ARGV[22]) then
+if count >= tonumber(ARGV[23]) then
   return { 'quota', 'creates_per_minute', string.format('%d', window_end - now) }
 end
 
 redis.call('HSET', KEYS[6], 'window', window, 'count', count + 1)
 redis.call('PEXPIREAT', KEYS[6], window_end)
-if ARGV[17] == '1' then
-  redis.call('HSET', KEYS[9], 'fingerprint', ARGV[18], 'record', KEYS[1])
-  redis.call('PEXPIRE', KEYS[9], ARGV[19])
+if ARGV[18] == '1' then
+  redis.call('HSET', KEYS[9], 'fingerprint', ARGV[19], 'record', KEYS[1])
+  redis.call('PEXPIRE', KEYS[9], ARGV[20])
 end
 save(10)
 return { 'ok' }

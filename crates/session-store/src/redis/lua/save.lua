@@ -5,11 +5,12 @@
 -- ARGV 1 id, 2 member, 3 version, 4 json, 5 status, 6 owner, 7 cluster,
 --      8 token_epoch, 9 closed_at or '', 10 live (1 or 0), 11 due or '',
 --      12 event json, 13 history length, 14 changes length, 15 number of
---      indexes to be in, 16 number of indexes not to be in
+--      indexes to be in, 16 number of indexes not to be in, 17 generation
 local function save(first)
   local id, member = ARGV[1], ARGV[2]
   redis.call('HSET', KEYS[1], 'version', ARGV[3], 'json', ARGV[4], 'status', ARGV[5], 'owner', ARGV[6],
-    'cluster', ARGV[7], 'token_epoch', ARGV[8], 'closed_at', ARGV[9], 'live', ARGV[10])
+    'cluster', ARGV[7], 'token_epoch', ARGV[8], 'closed_at', ARGV[9], 'live', ARGV[10],
+    'generation', ARGV[17])
   local out = first + tonumber(ARGV[15])
   for i = first, out - 1 do
     redis.call('ZADD', KEYS[i], 0, id)

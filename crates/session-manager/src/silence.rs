@@ -1,0 +1,168 @@
+//! Is silence known, or was only nothing heard?
+//!
+//! An idle clock may fire only when every proxy that lives has had its say. So
+//! none fires for a while after this manager lost sight of the store, nor while
+//! a proxy that should report does not, nor while there is no proxy at all:
+//! clients that no proxy reports may be at work. All times are the store's.
+
+use session_core::Timestamp;
+use session_core::machine::{OUTAGE_FREEZE, PROXY_GONE, PROXY_SILENT};
+use session_store::{Error, SessionStore};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What this manager knows of outages.
+#[derive(Debug)]
+pub(crate) struct Silence {
+    store: Arc<dyn SessionStore>,
+    /// Since when the store has been there; none while it is away.
+    since: Mutex<Option<Timestamp>>,
+}
+
+impl Silence {
+    /// A manager that starts begins with an outage: what was before it is unknown.
+    pub(crate) fn new(store: Arc<dyn SessionStore>) -> Self {
+        Self {
+            store,
+            since: Mutex::new(None),
+        }
+    }
+
+    /// The store is away.
+    pub(crate) fn lost(&self) {
+        *self.since() = None;
+    }
+
+    /// The store is there.
+    pub(crate) async fn found(&self) {
+        if self.since().is_none()
+            && let Ok(now) = self.store.now().await
+        {
+            self.since().get_or_insert(now);
+        }
+    }
+
+    /// May an idle clock fire?
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub(crate) async fn is_known(&self, now: Timestamp) -> Result<bool, Error> {
+        let calm = now.since(*self.since().get_or_insert(now));
+        if calm < OUTAGE_FREEZE {
+            return Ok(false);
+        }
+        // Who lived before the outage gets time to find its way back.
+        let gone_after = (calm >= PROXY_GONE).then_some(PROXY_GONE);
+        let proxies = self.store.proxies(PROXY_SILENT, gone_after).await?;
+        Ok(proxies.known > 0 && proxies.silent == 0)
+    }
+
+    fn since(&self) -> MutexGuard<'_, Option<Timestamp>> {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use session_core::time::ManualClock;
+    use session_store::memory::MemoryStore;
+    use std::time::Duration;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    struct World {
+        clock: Arc<ManualClock>,
+        store: Arc<MemoryStore>,
+        silence: Silence,
+    }
+
+    impl World {
+        async fn new() -> Self {
+            let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1_800_000_000_000)));
+            let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _));
+            let silence = Silence::new(Arc::clone(&store) as _);
+            silence.found().await;
+            Self {
+                clock,
+                store,
+                silence,
+            }
+        }
+
+        /// Time passes while these proxies report.
+        async fn pass(&self, seconds: u64, proxies: &[&str]) {
+            for second in 0..seconds {
+                if second % 5 == 0 {
+                    for proxy in proxies {
+                        self.store
+                            .proxy_reported(&proxy.parse().unwrap(), 0)
+                            .await
+                            .unwrap();
+                    }
+                }
+                self.clock.advance(SECOND);
+            }
+        }
+
+        async fn known(&self) -> bool {
+            let now = self.store.now().await.unwrap();
+            self.silence.is_known(now).await.unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn it_is_known_a_minute_after_an_outage_when_every_proxy_reports() {
+        let world = World::new().await;
+        world.pass(59, &["a", "b"]).await;
+        assert!(!world.known().await, "the manager has just begun");
+        world.pass(1, &["a", "b"]).await;
+        assert!(world.known().await);
+        world.silence.lost();
+        world.silence.found().await;
+        world.pass(59, &["a", "b"]).await;
+        assert!(!world.known().await, "the store was away");
+        world.pass(1, &["a", "b"]).await;
+        assert!(world.known().await);
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_fell_silent_is_waited_for_until_it_must_be_gone() {
+        let world = World::new().await;
+        world.pass(100, &["a", "b"]).await;
+        // b reported 5 s ago, for the last time.
+        world.pass(4, &["a"]).await;
+        assert!(world.known().await);
+        world.pass(1, &["a"]).await;
+        assert!(!world.known().await);
+        world.pass(79, &["a"]).await;
+        assert!(!world.known().await);
+        world.pass(1, &["a"]).await;
+        assert!(world.known().await);
+    }
+
+    #[tokio::test]
+    async fn without_any_proxy_nothing_is_known() {
+        let world = World::new().await;
+        world.pass(1000, &[]).await;
+        assert!(!world.known().await);
+        world.pass(1, &["a"]).await;
+        assert!(world.known().await);
+        world.pass(1000, &[]).await;
+        assert!(!world.known().await);
+    }
+
+    #[tokio::test]
+    async fn proxies_of_before_the_outage_get_time_to_come_back() {
+        let world = World::new().await;
+        world.pass(100, &["a", "b"]).await;
+        // The manager is away for ten minutes; then a is back at once.
+        world.pass(600, &[]).await;
+        let silence = Silence::new(Arc::clone(&world.store) as _);
+        silence.found().await;
+        let world = World { silence, ..world };
+        world.pass(89, &["a"]).await;
+        assert!(!world.known().await, "b may come back");
+        world.pass(1, &["a"]).await;
+        assert!(world.known().await);
+    }
+}

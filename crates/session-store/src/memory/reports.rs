@@ -1,0 +1,149 @@
+//! Use and proxies, as the memory store keeps them.
+
+use crate::reports::{ADDED_MEMORY, Heard, Proxies, Report, sort_oldest_first};
+use session_core::machine::BUSY_LEASE;
+use session_core::{Activity, Operation, ProxyId, Timestamp, TokenId, TokenUse, Totals, Use};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
+
+/// One session's use.
+#[derive(Default)]
+pub(super) struct Used {
+    last_activity_at: Option<Timestamp>,
+    totals: Totals,
+    added: VecDeque<u64>,
+    leases: BTreeMap<ProxyId, Lease>,
+    tokens: BTreeMap<TokenId, TokenUse>,
+    /// What a test says instead.
+    pub(super) forced: Option<Activity>,
+}
+
+struct Lease {
+    until: Timestamp,
+    generation: u64,
+    open_calls: u32,
+    operations: Vec<Operation>,
+}
+
+impl Used {
+    /// Adds what is new of the amounts, and the uses of tokens that `known` has.
+    pub(super) fn add(&mut self, report: &Report, known: impl Fn(&TokenId) -> bool, now: Timestamp) {
+        if let Some(more) = report.more
+            && !self.added.contains(&more.name)
+        {
+            self.totals = self.totals.plus(more.totals);
+            self.added.push_front(more.name);
+            self.added.truncate(ADDED_MEMORY);
+        }
+        for one in report.token_uses.iter().filter(|one| known(&one.id)) {
+            let kept = self.tokens.entry(one.id.clone()).or_insert_with(|| TokenUse {
+                first: one.first.min(now),
+                ..one.clone()
+            });
+            kept.last = kept.last.max(one.last).min(now);
+        }
+    }
+
+    /// Takes, keeps or ends the proxy's lease; raises the last activity.
+    pub(super) fn take(&mut self, report: &Report, generation: u64, now: Timestamp) {
+        let of_now = report.generation >= generation;
+        let mut at = report.last_activity_at.filter(|_| of_now).map(|at| at.min(now));
+        match report.open_calls {
+            Some(open_calls) if of_now && open_calls > 0 => {
+                at = Some(now);
+                self.leases.retain(|_, lease| lease.until > now);
+                let lease = Lease {
+                    until: now.after(BUSY_LEASE),
+                    generation: report.generation,
+                    open_calls,
+                    operations: report.operations.clone(),
+                };
+                self.leases.insert(report.proxy.clone(), lease);
+            }
+            Some(_) => {
+                self.leases.remove(&report.proxy);
+            }
+            None => {}
+        }
+        self.last_activity_at = self.last_activity_at.max(at);
+    }
+
+    fn leases(&self, generation: u64, now: Timestamp) -> impl Iterator<Item = &Lease> {
+        self.leases
+            .values()
+            .filter(move |lease| lease.until > now && lease.generation >= generation)
+    }
+
+    pub(super) fn seen(&self, generation: u64, now: Timestamp) -> Use {
+        Use {
+            last_activity_at: self.last_activity_at,
+            open_calls: self
+                .leases(generation, now)
+                .fold(0, |sum, lease| sum.saturating_add(lease.open_calls)),
+            totals: self.totals,
+        }
+    }
+
+    pub(super) fn activity(&self, generation: u64, now: Timestamp) -> Activity {
+        self.forced
+            .unwrap_or_else(|| self.seen(generation, now).activity())
+    }
+
+    pub(super) fn operations(&self, generation: u64, now: Timestamp) -> Vec<Operation> {
+        let leases = self.leases(generation, now);
+        let mut operations: Vec<_> = leases
+            .flat_map(|lease| lease.operations.iter().cloned())
+            .collect();
+        sort_oldest_first(&mut operations);
+        operations
+    }
+
+    pub(super) fn token_uses(&self, known: impl Fn(&TokenId) -> bool) -> BTreeMap<TokenId, TokenUse> {
+        let uses = self.tokens.iter().filter(|(id, _)| known(id));
+        uses.map(|(id, one)| (id.clone(), one.clone())).collect()
+    }
+
+    /// Tokens that are no longer kept take their uses with them.
+    pub(super) fn keep_tokens(&mut self, known: impl Fn(&TokenId) -> bool) {
+        self.tokens.retain(|id, _| known(id));
+    }
+}
+
+/// The proxies that were heard of.
+#[derive(Default)]
+pub(super) struct Registry(HashMap<ProxyId, (Timestamp, u64)>);
+
+impl Registry {
+    pub(super) fn heard(&mut self, proxy: &ProxyId, sequence: u64, now: Timestamp) -> Heard {
+        self.forget(crate::PROXY_MEMORY, now);
+        let (at, last) = self.0.entry(proxy.clone()).or_default();
+        *at = now;
+        let fresh = sequence == 0 || sequence > *last;
+        *last = sequence.max(*last);
+        Heard { at: now, fresh }
+    }
+
+    pub(super) fn count(
+        &mut self,
+        silent_after: Duration,
+        gone_after: Option<Duration>,
+        now: Timestamp,
+    ) -> Proxies {
+        if let Some(gone_after) = gone_after {
+            self.forget(gone_after, now);
+        }
+        let silent = self
+            .0
+            .values()
+            .filter(|(at, _)| now.since(*at) >= silent_after)
+            .count();
+        Proxies {
+            known: self.0.len() as u64,
+            silent: silent as u64,
+        }
+    }
+
+    fn forget(&mut self, after: Duration, now: Timestamp) {
+        self.0.retain(|_, (at, _)| now.since(*at) < after);
+    }
+}

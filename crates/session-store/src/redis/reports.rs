@@ -1,0 +1,170 @@
+//! Use and proxies in Redis. A session's use is beside its record, in the same
+//! hash slot, so that an idle clock's change and the use it was decided from
+//! are compared in one step.
+
+use super::{RedisStore, decode, encode, write};
+use crate::reports::{ADDED_MEMORY, Heard, More, Proxies, Report, Reported, sort_oldest_first};
+use crate::{Error, PROXY_MEMORY};
+use futures::future::try_join_all;
+use session_core::machine::BUSY_LEASE;
+use session_core::{
+    Operation, ProxyId, Session, SessionKey, Status, Timestamp, TokenId, TokenUse, Totals, Use,
+};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Sessions whose use one script reads: a page must not hold Redis up.
+const BATCH: usize = 100;
+/// What the script tells of each.
+const TEXTS: usize = 6;
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis())
+        .unwrap_or(u64::MAX)
+        .min(1 << 52)
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> Result<T, Error> {
+    text.parse()
+        .map_err(|_| Error::Corrupt(format!("{text:?} is not a number")))
+}
+
+impl RedisStore {
+    pub(super) async fn take_report(&self, key: &SessionKey, report: &Report) -> Result<Reported, Error> {
+        let name = report.more.as_ref().map(More::tag);
+        let totals = report.more.map(|more| more.totals).unwrap_or_default();
+        let mut script = self.scripts.report.prepare_invoke();
+        script
+            .key(self.keys.record(key))
+            .key(self.keys.used(key))
+            .key(self.keys.leases(key))
+            .key(self.keys.tokens(key))
+            .key(self.keys.token_uses(key));
+        script
+            .arg(report.proxy.as_str())
+            .arg(report.generation)
+            .arg(write::optional(report.open_calls))
+            .arg(write::optional(report.last_activity_at.map(super::score)))
+            .arg(encode(&report.operations)?)
+            .arg(millis(BUSY_LEASE))
+            .arg(name.as_deref().unwrap_or_default())
+            .arg(ADDED_MEMORY * (name.as_ref().map_or(0, String::len) + 1))
+            .arg(totals.rpcs)
+            .arg(totals.bytes_in)
+            .arg(totals.bytes_out)
+            .arg(totals.open_stream_millis);
+        for one in &report.token_uses {
+            script
+                .arg(one.id.as_str())
+                .arg(super::score(one.first))
+                .arg(super::score(one.last));
+        }
+        let reply = self.run(&script).await?.0;
+        match reply.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+            ["unknown"] => Ok(Reported::Unknown),
+            ["ended"] => Ok(Reported::Ended),
+            ["live", status] => {
+                let known = Status::ALL.into_iter().find(|known| known.as_str() == *status);
+                let status = known.ok_or_else(|| Error::Corrupt(format!("{status:?} is no status")))?;
+                Ok(Reported::Live(status))
+            }
+            other => Err(Error::Corrupt(format!("a script answered {other:?}"))),
+        }
+    }
+
+    pub(super) async fn read_uses(&self, sessions: &[Session]) -> Result<Vec<Use>, Error> {
+        let batches = sessions.chunks(BATCH).map(async |batch| {
+            let mut script = self.scripts.uses.prepare_invoke();
+            for session in batch {
+                let key = session.key();
+                script.key(self.keys.used(&key)).key(self.keys.leases(&key));
+                script.arg(session.generation);
+            }
+            let texts = self.run(&script).await?.0;
+            texts
+                .chunks_exact(TEXTS)
+                .map(parse_use)
+                .collect::<Result<Vec<_>, _>>()
+        });
+        Ok(try_join_all(batches).await?.into_iter().flatten().collect())
+    }
+
+    pub(super) async fn read_operations(&self, key: &SessionKey) -> Result<Vec<Operation>, Error> {
+        let mut script = self.scripts.operations.prepare_invoke();
+        script.key(self.keys.record(key)).key(self.keys.leases(key));
+        let by_proxy = self.run(&script).await?.0;
+        let lists = by_proxy.iter().map(|json| decode::<Vec<Operation>>(json));
+        let mut operations = lists.collect::<Result<Vec<_>, _>>()?.concat();
+        sort_oldest_first(&mut operations);
+        Ok(operations)
+    }
+
+    pub(super) async fn read_token_uses(
+        &self,
+        key: &SessionKey,
+    ) -> Result<BTreeMap<TokenId, TokenUse>, Error> {
+        let mut cmd = redis::cmd("HGETALL");
+        cmd.arg(self.keys.token_uses(key));
+        let fields: BTreeMap<String, u64> = self.connections.query(&cmd).await?;
+        let uses = fields.iter().filter_map(|(field, first)| {
+            let id: TokenId = field.strip_prefix("first:")?.parse().ok()?;
+            let last = fields.get(&format!("last:{id}")).unwrap_or(first);
+            let one = TokenUse {
+                id: id.clone(),
+                first: Timestamp::from_millis(*first),
+                last: Timestamp::from_millis(*last),
+            };
+            Some((id, one))
+        });
+        Ok(uses.collect())
+    }
+
+    pub(super) async fn note_proxy(&self, proxy: &ProxyId, sequence: u64) -> Result<Heard, Error> {
+        let mut script = self.scripts.proxy_reported.prepare_invoke();
+        script.key(self.keys.proxies()).key(self.keys.proxy_sequences());
+        script.arg(proxy.as_str()).arg(sequence).arg(millis(PROXY_MEMORY));
+        let reply = self.run(&script).await?.0;
+        match reply.as_slice() {
+            [at, fresh] => Ok(Heard {
+                at: Timestamp::from_millis(number(at)?),
+                fresh: fresh == "1",
+            }),
+            other => Err(Error::Corrupt(format!("a script answered {other:?}"))),
+        }
+    }
+
+    pub(super) async fn count_proxies(
+        &self,
+        silent_after: Duration,
+        gone_after: Option<Duration>,
+    ) -> Result<Proxies, Error> {
+        let mut script = self.scripts.proxies.prepare_invoke();
+        script.key(self.keys.proxies()).key(self.keys.proxy_sequences());
+        script
+            .arg(millis(silent_after))
+            .arg(write::optional(gone_after.map(millis)));
+        let (known, silent) = self.connections.run(&script).await?;
+        Ok(Proxies { known, silent })
+    }
+}
+
+fn parse_use(texts: &[String]) -> Result<Use, Error> {
+    let [last, calls, rpcs, bytes_in, bytes_out, open_stream_millis] = texts else {
+        return Err(Error::Corrupt(format!("a script answered {texts:?}")));
+    };
+    let last = if last.is_empty() {
+        None
+    } else {
+        Some(number(last)?)
+    };
+    Ok(Use {
+        last_activity_at: last.map(Timestamp::from_millis),
+        open_calls: u32::try_from(number::<u64>(calls)?).unwrap_or(u32::MAX),
+        totals: Totals {
+            rpcs: number(rpcs)?,
+            bytes_in: number(bytes_in)?,
+            bytes_out: number(bytes_out)?,
+            open_stream_millis: number(open_stream_millis)?,
+        },
+    })
+}
