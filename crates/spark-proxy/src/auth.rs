@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, header};
 use service_kit::grpc::{BearerError, bearer};
 use session_core::{Reason, Timestamp};
 use session_proto::error::Refused;
-use session_token::{Claims, TokenError, Verified};
+use session_token::{Claims, Grace, TokenError, Verified};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -27,6 +27,9 @@ const MOST: usize = 4096;
 pub(crate) struct Caller {
     pub(crate) token: Arc<str>,
     pub(crate) claims: Claims,
+    /// The token's time is over, and this is what to say unless the call only
+    /// reads what a running query still needs (ADR 0011).
+    pub(crate) late: Option<Refused>,
     /// When its use was last put down.
     reported: Cell<Option<Instant>>,
 }
@@ -125,12 +128,8 @@ async fn check_token(
             Refused::new(refused.reason(), refused.client_text())
         }
     })?;
-    let verify = || {
-        shared
-            .verifier
-            .verify(token, shared.keys.ring(), now, method.grace())
-    };
-    let verified = match verify() {
+    let verify = |grace| shared.verifier.verify(token, shared.keys.ring(), now, grace);
+    let verified = match verify(method.grace()) {
         Err(TokenError::UnknownKid) => {
             worker.look_for_keys().await.map_err(|_| {
                 Refused::new(
@@ -138,15 +137,23 @@ async fn check_token(
                     "The token cannot be checked at the moment. Try again in a little while.",
                 )
             })?;
-            verify()
+            verify(method.grace())
         }
         other => other,
+    };
+    let (verified, late) = match verified {
+        Err(error) if method == Method::Config && error.reason() == Reason::TokenExpired => {
+            let late = Refused::new(error.reason(), error.client_text());
+            (verify(Grace::Reattach), Some(late))
+        }
+        other => (other, None),
     };
     let Verified { claims, by_grace, .. } =
         verified.map_err(|error| Refused::new(error.reason(), error.client_text()))?;
     let caller = Rc::new(Caller {
         token: token.into(),
         claims,
+        late,
         reported: Cell::default(),
     });
     if !by_grace {

@@ -41,7 +41,7 @@ pub(crate) async fn check(
     {
         return Ok(Bound::Ours);
     }
-    if !open.method().is_work() {
+    if !open.is_work() {
         return Ok(Bound::Unused);
     }
     let _gate = session.binding.lock().await;

@@ -98,10 +98,12 @@ pub(crate) async fn handle(
     let metrics = &worker.shared.metrics;
     metrics.opened.inc();
     let mut client = Client::new(respond);
+    let path = tracing::enabled!(tracing::Level::DEBUG).then(|| request.uri().path().to_owned());
     let outcome = match serve(&worker, &connection, request, &mut client).await {
         Ok(outcome) => outcome,
         Err(Stop::Refused(refused)) => {
             let outcome = Outcome::of(refused.reason);
+            tracing::debug!(path, reason = %refused.reason, "refused");
             client.refuse(refused);
             outcome
         }
@@ -187,6 +189,13 @@ async fn pass_on(
     let shared = &worker.shared;
     let method = open.method();
     let mut request = Messages::new(body, shared.config.limits.first_message);
+    if let Some(late) = &open.caller().late {
+        // Only what reads for a query that runs, or just ended, may come so late.
+        let reads = client.unless_gone(request.peek(local::MOST_TALK)).await??;
+        if !reads.is_some_and(|request| local::only_reads(&request)) {
+            return Err(late.clone().into());
+        }
+    }
     let mut first = None;
     let mut not_before = None;
     for attempt in 0..MOST_TRIES {
@@ -205,7 +214,7 @@ async fn pass_on(
             stamp,
         } = found;
         shared.metrics.waited.at(Stage::Resolve).observe(began.elapsed());
-        if method.is_work() {
+        if open.is_work() {
             open.work();
         }
         open.tally().on_generation(backend.generation);
@@ -358,6 +367,9 @@ async fn place(
             backend,
             stamp,
         }));
+    }
+    if let Some(late) = &open.caller().late {
+        return Err(late.clone().into());
     }
     if !method.is_work() {
         let lost = route.lost_compute(worker.shared.clock.now());

@@ -99,6 +99,19 @@ fn small_question(request: ConfigRequest) -> Option<Bytes> {
     }))
 }
 
+/// Does a `Config` request only read settings that it names? `request` is its
+/// one message, flag and length included.
+pub(crate) fn only_reads(request: &[u8]) -> bool {
+    let decoded = ConfigRequest::decode(request.get(5..).unwrap_or_default());
+    let Ok(Some(Operation { op_type: Some(what) })) = decoded.map(|request| request.operation) else {
+        return false;
+    };
+    match what {
+        OpType::Get(_) | OpType::GetWithDefault(_) | OpType::GetOption(_) => true,
+        OpType::Set(_) | OpType::GetAll(_) | OpType::Unset(_) | OpType::IsModifiable(_) => false,
+    }
+}
+
 /// The answer to a call that is no work, where there is no compute for it.
 /// `request` is its one message, flag and length included.
 pub(crate) fn without_compute(method: Method, request: &[u8], lost: bool) -> Result<Bytes, Stop> {
@@ -275,6 +288,31 @@ mod tests {
         assert!(idle_talk(Method::ExecutePlan, &execute(None)).is_none());
         assert!(idle_talk(Method::AnalyzePlan, &config(&COMPRESSION)).is_none());
         assert!(idle_talk(Method::ExecutePlan, b"").is_none());
+    }
+
+    #[test]
+    fn what_only_reads_is_told_apart() {
+        assert!(only_reads(&config(&["spark.sql.session.timeZone"])));
+        let other = |op_type| {
+            framed(&ConfigRequest {
+                session_id: ID.to_owned(),
+                operation: Some(Operation { op_type }),
+                ..ConfigRequest::default()
+            })
+        };
+        for what in [
+            Some(OpType::Set(session_proto::spark::config_request::Set::default())),
+            Some(OpType::Unset(
+                session_proto::spark::config_request::Unset::default(),
+            )),
+            Some(OpType::GetAll(
+                session_proto::spark::config_request::GetAll::default(),
+            )),
+            None,
+        ] {
+            assert!(!only_reads(&other(what)));
+        }
+        assert!(!only_reads(b"no message"));
     }
 
     #[test]

@@ -250,6 +250,11 @@ impl OpenCall {
         self.call.method
     }
 
+    /// Does the call start work, or make compute come up?
+    pub(crate) fn is_work(&self) -> bool {
+        self.call.method.is_work() && self.call.caller.late.is_none()
+    }
+
     pub(crate) fn tally(&self) -> &Arc<Tally> {
         &self.session.tally
     }

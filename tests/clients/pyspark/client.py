@@ -340,6 +340,7 @@ def stream(args):
     rows, error, last = 0, None, None
     seen = set()
     started = time.monotonic()
+    print("asking", flush=True)
     try:
         for row in frame.toLocalIterator():
             rows += 1

@@ -91,12 +91,17 @@ impl Client {
             lines: BufReader::new(stdout).lines(),
         };
         let waited = tokio::time::timeout(LIMIT, async {
+            let mut last = String::new();
             while let Some(line) = running.lines.next_line().await? {
                 if line == mark {
                     return Ok(());
                 }
+                last = line;
             }
-            bail!("it ended before it printed {mark:?}")
+            let said = std::fs::read_to_string(dir.join("client-stderr.log")).unwrap_or_default();
+            let tail: Vec<&str> = said.lines().rev().take(12).collect();
+            let tail: Vec<&str> = tail.into_iter().rev().collect();
+            bail!("it ended before it printed {mark:?}: {last}\n{}", tail.join("\n"))
         });
         waited.await.context("the client hangs")??;
         Ok(running)
