@@ -252,8 +252,8 @@ impl Default for BackendConfig {
         Self {
             connect_timeout: Duration::from_secs(5),
             tls: ClientTlsFiles::default(),
-            stream_window_bytes: 4 << 20,
-            connection_window_bytes: 64 << 20,
+            stream_window_bytes: 1 << 20,
+            connection_window_bytes: 16 << 20,
             connections_per_pool: 64,
             frame_bytes: 256 << 10,
             idle_timeout: Duration::from_secs(300),

@@ -23,6 +23,12 @@ const SPARK_PINGS_APART: Duration = Duration::from_secs(5 * 60);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Unreachable;
 
+/// h2 ends a connection when small frames that nobody takes pile up, 256 bytes
+/// less their length each, beyond half its window. Clients that do not read
+/// small messages would so end the calls of all others. The smallest message
+/// of Spark's has more than 51 bytes, and fits whole windows of it in this.
+const SMALL_FRAMES: usize = 4;
+
 /// Makes connections.
 pub(crate) struct Connector {
     config: BackendConfig,
@@ -133,6 +139,7 @@ impl Connector {
             .initial_connection_window_size(config.connection_window_bytes)
             .max_frame_size(config.frame_bytes)
             .enable_push(false)
+            .data_frame_budget(config.connection_window_bytes as usize * SMALL_FRAMES)
             .handshake::<_, Outgoing>(Heard::new(conn, &ear))
             .await?;
         Ok((sender, connection, ear))
