@@ -313,9 +313,7 @@ async fn small_messages_that_nobody_reads_harm_nobody_at_the_backend() {
     let proxy = OwnProcess::start(|_| {}).await;
     let token = proxy.token();
     beside_a_healthy_client(&proxy, "small messages never read", async {
-        let mut raw = Raw::connect(proxy.address, &[(INITIAL_WINDOW, 0)])
-            .await
-            .unwrap();
+        let mut raw = Raw::connect(proxy.address, &[(INITIAL_WINDOW, 0)]).await.unwrap();
         let block = Raw::headers(EXECUTE, &token, &[("x-shape", "stream 20000 100")]);
         for stream in (1..17).step_by(2) {
             raw.send(kinds::HEADERS, flags::END_HEADERS, stream, &block)

@@ -409,6 +409,16 @@ def interrupt(args):
     return result
 
 
+def leave(args):
+    """Queries once, waits for a line, and ends as a closed notebook does: without stop()."""
+    spark = connect(args.url)
+    value = spark.sql("SELECT 1").collect()[0][0]
+    OPENED.clear()
+    print("queried", flush=True)
+    sys.stdin.readline()
+    return {"value": value}
+
+
 def repl(args):
     """One session for as long as the test wants: a SQL text per line in, a JSON object per line out."""
     spark = connect(args.url)
@@ -471,6 +481,7 @@ def parse():
     )
     command("download", download, rows={"type": int, "default": 1_000_000})
     command("interrupt", interrupt, after={"type": float, "default": 3})
+    command("leave", leave)
     command("repl", repl)
     return parser.parse_args()
 

@@ -218,6 +218,25 @@ def run(args):
     return result
 
 
+def burst(args):
+    """The same call many times at once, each in a thread of its own; counts their codes."""
+    import collections
+    import threading
+
+    codes, threads = collections.Counter(), []
+
+    def one():
+        codes[run(args)["code"]] += 1
+
+    for _ in range(args.at_once):
+        threads.append(threading.Thread(target=one))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {"codes": dict(codes)}
+
+
 def parse():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
@@ -238,6 +257,7 @@ def parse():
     add("--reattachable", action="store_true")
     add("--artifact", default="raw.bin")
     add("--repeat", type=int, default=1, help="messages of `add-artifacts`")
+    add("--at-once", type=int, default=1, help="make the call so many times at once, print how they ended")
     add("--path", help="another method path, to be called with the same message")
     add("--body-hex", help="these bytes as the message")
     add("--append-hex", default="", help="bytes after the message")
@@ -250,5 +270,5 @@ def parse():
 if __name__ == "__main__":
     arguments = parse()
     faulthandler.dump_traceback_later(arguments.limit, exit=True)
-    print(json.dumps(run(arguments)))
+    print(json.dumps(burst(arguments) if arguments.at_once > 1 else run(arguments)))
     sys.stdout.flush()

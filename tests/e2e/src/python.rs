@@ -107,6 +107,31 @@ impl Client {
         Ok(running)
     }
 
+    /// As [`Client::start_until`], of a program that then waits for a line.
+    ///
+    /// # Errors
+    /// When it ends or hangs before.
+    pub async fn start_waiting(self, dir: &Path, script: &str, args: &[&str], mark: &str) -> Result<Waiting> {
+        let mut command = self.command(dir, script, args, None)?;
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(output_file(&dir.join("waiting-stderr.log"))?)
+            .spawn()?;
+        let stdin = child.stdin.take().context("stdin")?;
+        let mut lines = BufReader::new(child.stdout.take().context("stdout")?).lines();
+        let line = tokio::time::timeout(LIMIT, lines.next_line())
+            .await
+            .context("the client hangs")??;
+        if line.as_deref() != Some(mark) {
+            bail!("it printed {line:?} instead of {mark:?}");
+        }
+        Ok(Waiting {
+            running: RunningClient { child, lines },
+            stdin,
+        })
+    }
+
     /// Starts the interactive program: one Spark session, SQL in, answers out.
     ///
     /// # Errors
@@ -157,6 +182,25 @@ impl RunningClient {
         .await
         .with_context(|| format!("the client did not end within {limit:?}"))??;
         serde_json::from_str(&last).with_context(|| format!("no JSON but {last:?}"))
+    }
+}
+
+/// A client program that waits for a line.
+#[derive(Debug)]
+pub struct Waiting {
+    running: RunningClient,
+    stdin: ChildStdin,
+}
+
+impl Waiting {
+    /// Gives it the line, waits for its end and returns the JSON of its last line.
+    ///
+    /// # Errors
+    /// When it hangs or prints none.
+    pub async fn go_on(mut self, limit: Duration) -> Result<Value> {
+        self.stdin.write_all(b"\n").await?;
+        drop(self.stdin);
+        self.running.finish(limit).await
     }
 }
 

@@ -7,6 +7,7 @@ mod close;
 mod config;
 mod engine_words;
 mod errors;
+mod idle;
 mod isolation;
 mod large;
 mod long_queries;

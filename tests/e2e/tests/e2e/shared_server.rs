@@ -1,47 +1,10 @@
 //! A `static` cluster: an existing server that many sessions share.
 
 use anyhow::Result;
-use e2e::{Client, Stack, home};
+use e2e::{Client, Server, Stack, StackOptions};
 use session_proto::v1;
 use session_proto::v1::cluster_service_client::ClusterServiceClient;
-use std::net::{Ipv4Addr, TcpListener};
-use std::process::{Child, Command, Stdio};
 use tonic::Request;
-
-struct Server {
-    child: Child,
-    address: String,
-}
-
-impl Server {
-    fn start() -> Result<Self> {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let child = Command::new(home().join("venv-sail/bin/sail"))
-            .args([
-                "spark",
-                "server",
-                "--ip",
-                "127.0.0.1",
-                "--port",
-                &port.to_string(),
-            ])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
-        Ok(Self {
-            child,
-            address: format!("127.0.0.1:{port}"),
-        })
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 async fn define(stack: &Stack, who: &str, name: &str, address: &str) -> Result<v1::Cluster, tonic::Status> {
     let mut request = Request::new(v1::CreateClusterRequest {
@@ -73,8 +36,8 @@ async fn define(stack: &Stack, who: &str, name: &str, address: &str) -> Result<v
 #[tokio::test]
 async fn many_sessions_share_a_server_and_each_may_close() -> Result<()> {
     let stack = Stack::start().await?;
-    let server = Server::start()?;
-    define(&stack, "pat", "shared", &server.address).await?;
+    let server = Server::sail().await?;
+    define(&stack, "pat", "shared", &server.address.to_string()).await?;
     let create = ["create", "--wait", "--cluster", "shared"];
     let mut urls = Vec::new();
     for who in ["ada", "bob", "ada"] {
@@ -121,4 +84,65 @@ async fn only_platform_admins_define_clusters_and_bad_ones_are_refused() -> Resu
         .unwrap_err();
     assert_eq!(exists.code(), tonic::Code::AlreadyExists, "{exists}");
     Ok(())
+}
+
+/// One server, two sessions of Berth's, ONE Spark session id.
+async fn one_id_belongs_to_one_session(server: Server, engine: &str) -> Result<()> {
+    const ID: &str = "6b1f7a52-43c1-4a43-9f0e-0d5ad3a3c777";
+    let stack = Stack::start_with(StackOptions {
+        manager: format!(
+            "[[clusters]]\nname = \"shared\"\nengine = \"{engine}\"\ngranted_orgs = [\"acme\"]\nstatic.endpoints = [{{ address = \"{}\" }}]\n",
+            server.address
+        ),
+        ..StackOptions::default()
+    })
+    .await?;
+    let target = format!("localhost:{}", stack.proxy_address.port());
+    let mut tokens = Vec::new();
+    for who in ["ada", "bob"] {
+        let session = stack.berth(who, &["create", "--wait", "--cluster", "shared"])?;
+        tokens.push(stack.token(who, session["id"].as_str().unwrap_or_default())?);
+    }
+    let call = async |rpc: &'static str, token: &str, id: &str, sql: &str| {
+        let args = [
+            rpc,
+            "--target",
+            &target,
+            "--token",
+            token,
+            "--session",
+            id,
+            "--sql",
+            sql,
+        ];
+        Client::Py41.run(stack.dir.path(), "raw.py", &args, None).await
+    };
+    let own = call("execute", &tokens[0], ID, "SELECT 1").await?;
+    assert_eq!(own["code"], "OK", "{own}");
+    for rpc in ["execute", "config", "analyze"] {
+        let foreign = call(rpc, &tokens[1], ID, "SELECT 1").await?;
+        assert_eq!(foreign["code"], "PERMISSION_DENIED", "{rpc}: {foreign}");
+        assert_eq!(foreign["reason"], "SPARK_SESSION_TAKEN", "{rpc}: {foreign}");
+    }
+    // What could end or disturb it does not reach it.
+    for rpc in ["release-session", "interrupt", "release-execute"] {
+        let foreign = call(rpc, &tokens[1], ID, "SELECT 1").await?;
+        assert_eq!(foreign["code"], "OK", "{rpc}: {foreign}");
+    }
+    let own = call("execute", &tokens[0], ID, "SELECT 1").await?;
+    assert_eq!(own["code"], "OK", "it is still there: {own}");
+    let other = call("execute", &tokens[1], &ID.replace("777", "778"), "SELECT 1").await?;
+    assert_eq!(other["code"], "OK", "{other}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_spark_session_id_on_one_sail() -> Result<()> {
+    one_id_belongs_to_one_session(Server::sail().await?, "sail").await
+}
+
+#[tokio::test]
+async fn one_spark_session_id_on_one_spark() -> Result<()> {
+    let server = Server::spark(std::env::temp_dir().as_path(), &[]).await?;
+    one_id_belongs_to_one_session(server, "spark").await
 }
