@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 TEST_THREADS ?= 2
 
-.PHONY: help run test unit e2e build fmt fmt-check lint deny proto-lint load bench-latency setup clean
+.PHONY: help run test unit e2e fuzz build fmt fmt-check lint deny proto-lint load bench-latency setup clean
 
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,7 +15,7 @@ run: ## Install, build, start everything, run a PySpark query, serve until Ctrl-
 setup: ## Install what the tests need
 	@deploy/local/setup.sh run test
 
-test: setup fmt-check lint proto-lint unit e2e ## Everything: formatting, lints, unit, contract and end-to-end tests
+test: setup fmt-check lint proto-lint unit fuzz-briefly e2e ## Everything: formatting, lints, unit, contract, fuzz (10 s) and end-to-end tests
 	@echo "all tests passed"
 
 build: ## Build every program
@@ -26,6 +26,13 @@ unit: build ## Unit, property, contract and provider tests
 
 e2e: build ## The whole of Berth on real Redis, Sail, Apache Spark and PySpark
 	cargo test --locked -p e2e -- --test-threads=$(TEST_THREADS)
+
+fuzz: ## Fuzz what reads hostile bytes (SECONDS_EACH=60)
+	@crates/spark-proxy/fuzz/run.sh
+
+.PHONY: fuzz-briefly
+fuzz-briefly:
+	@SECONDS_EACH=10 crates/spark-proxy/fuzz/run.sh
 
 fmt: ## Format the code
 	cargo fmt --all

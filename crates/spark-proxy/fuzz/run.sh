@@ -12,6 +12,12 @@ cargo build --locked --release --target "$target" --bins
 for program in identity; do
   mkdir -p "corpus/$program"
   echo "fuzz: $program for $each s"
-  "target/$target/release/$program" "corpus/$program" "seeds/$program" \
-    -max_total_time="$each" -max_len=4096 -print_final_stats=1 -verbosity=0 -artifact_prefix="target/$program-"
+  log=target/$program.log
+  if ! "target/$target/release/$program" "corpus/$program" "seeds/$program" \
+    -max_total_time="$each" -max_len=4096 -print_final_stats=1 -artifact_prefix="target/$program-" >"$log" 2>&1; then
+    tail -n 40 "$log" >&2
+    echo "fuzz: $program failed; the input is beside $PWD/$log" >&2
+    exit 1
+  fi
+  grep -E 'number_of_executed_units|new_units_added' "$log"
 done
