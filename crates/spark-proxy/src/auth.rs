@@ -8,6 +8,7 @@ use crate::headers::{self, Doubled};
 use crate::method::Method;
 use crate::routes::expired;
 use crate::worker::Worker;
+use foldhash::fast::RandomState;
 use http::{HeaderMap, HeaderValue, header};
 use service_kit::grpc::{BearerError, bearer};
 use session_core::{Reason, Timestamp};
@@ -51,7 +52,7 @@ impl Caller {
 /// The good tokens of one worker.
 #[derive(Default)]
 pub(crate) struct Tokens {
-    callers: RefCell<HashMap<HeaderValue, Rc<Caller>>>,
+    callers: RefCell<HashMap<HeaderValue, Rc<Caller>, RandomState>>,
     generation: Cell<u64>,
 }
 
@@ -131,7 +132,7 @@ async fn check_token(
     let verify = |grace| shared.verifier.verify(token, shared.keys.ring(), now, grace);
     let verified = match verify(method.grace()) {
         Err(TokenError::UnknownKid) => {
-            worker.look_for_keys().await.map_err(|_| {
+            Box::pin(worker.look_for_keys()).await.map_err(|_| {
                 Refused::new(
                     Reason::ControlPlaneUnavailable,
                     "The token cannot be checked at the moment. Try again in a little while.",

@@ -44,11 +44,14 @@ pub(crate) async fn check(
     if !open.is_work() {
         return Ok(Bound::Unused);
     }
-    let _gate = session.binding.lock().await;
-    if !session.is_bound(backend.generation, &spark_session) {
-        bind(worker, open, backend, spark_session, false).await?;
-    }
-    Ok(Bound::Ours)
+    Box::pin(async {
+        let _gate = session.binding.lock().await;
+        if !session.is_bound(backend.generation, &spark_session) {
+            bind(worker, open, backend, spark_session, false).await?;
+        }
+        Ok(Bound::Ours)
+    })
+    .await
 }
 
 /// Binds the session that a `CloneSession` names, before it comes to be.

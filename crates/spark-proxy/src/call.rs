@@ -232,7 +232,7 @@ async fn pass_on(
             return Ok(Outcome::Local);
         }
         if method == Method::CloneSession && !backend.dedicated {
-            let checked = bind::check_clone(worker, open, &backend, &known.peeked);
+            let checked = Box::pin(bind::check_clone(worker, open, &backend, &known.peeked));
             client.unless_gone(checked).await??;
         }
         let translator = Translator::new(
@@ -394,7 +394,10 @@ async fn place(
             return Ok(Place::Nowhere(answer));
         }
     }
-    hold(worker, open, request, deadline).await.map(Place::Compute)
+    // Boxed, as all that is rare: a call's future is moved, and is as large as its largest part.
+    Box::pin(hold(worker, open, request, deadline))
+        .await
+        .map(Place::Compute)
 }
 
 /// Waits until the session has compute, which it is made to get.
@@ -452,7 +455,7 @@ async fn resolve(
         };
         let answer = tokio::select! {
             biased;
-            answer = routes.resolve(ask) => answer,
+            answer = Box::pin(routes.resolve(ask)) => answer,
             () = worker.shared.stopping.cancelled() => return Err(draining().into()),
         };
         let (route, stamp) = match answer {

@@ -172,7 +172,7 @@ async fn download(
         exchange.open.work();
     }
     let trailers = if exchange.clones {
-        cloned(exchange, head, body, client).await?
+        Box::pin(cloned(exchange, head, body, client)).await?
     } else {
         client.begin(http::Response::from_parts(head, ()), false)?;
         stream(exchange, body, client).await?

@@ -16,6 +16,7 @@ use crate::metrics::Metrics;
 use crate::routes::book::{Ask, MARKER_LIFE, Miss, RouteEvent, Routes};
 use crate::session::{Call, Session};
 use crate::shed::{self, Shed};
+use foldhash::fast::RandomState;
 use service_kit::tls::{ClientTls, ServerTls};
 use session_core::{Clock, Engine, Reason, SessionId};
 use session_proto::error::Refused;
@@ -102,7 +103,7 @@ pub(crate) struct Worker {
     pub(crate) pools: Pools,
     /// Its connections must close now.
     pub(crate) ending: CancellationToken,
-    sessions: RefCell<HashMap<SessionId, Rc<Session>>>,
+    sessions: RefCell<HashMap<SessionId, Rc<Session>, RandomState>>,
 }
 
 /// Runs a worker on this thread until its last connection is closed.

@@ -8,6 +8,7 @@ use crate::metrics::Metrics;
 use crate::pulse::Ear;
 use crate::routes::{Backend, PoolKey};
 use connect::{Connected, Connector};
+use foldhash::fast::RandomState;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::Request;
@@ -27,7 +28,7 @@ pub(crate) use connect::Unreachable;
 pub(crate) struct Pools {
     connector: Connector,
     bounds: Bounds,
-    by_key: RefCell<HashMap<PoolKey, Rc<Pool>>>,
+    by_key: RefCell<HashMap<PoolKey, Rc<Pool>, RandomState>>,
 }
 
 /// How far a pool may grow.
@@ -92,10 +93,17 @@ impl Pools {
             .is_some_and(|pool| pool.pick(self.bounds).is_some())
     }
 
+    fn pool(&self, backend: &Backend) -> Rc<Pool> {
+        if let Some(pool) = self.by_key.borrow().get(&backend.pool) {
+            return Rc::clone(pool);
+        }
+        Rc::clone(self.by_key.borrow_mut().entry(backend.pool.clone()).or_default())
+    }
+
     /// A place on a connection, which is made if need be: by one caller, for
     /// all. When every connection that may be is full, it is waited for.
     pub(crate) async fn lease(&self, backend: &Backend) -> Result<Lease, Unreachable> {
-        let pool = Rc::clone(self.by_key.borrow_mut().entry(backend.pool.clone()).or_default());
+        let pool = self.pool(backend);
         let mut patience = None;
         loop {
             let link = match pool.pick(self.bounds) {
@@ -105,12 +113,12 @@ impl Pools {
                         self.connector.metrics().pool_full.inc();
                         Instant::now() + self.bounds.wait
                     });
-                    pool.wait(self.bounds, until).await?;
+                    Box::pin(pool.wait(self.bounds, until)).await?;
                     continue;
                 }
                 // Who waited knows too little of the address by now to connect to it.
                 None if patience.is_some() => return Err(Unreachable),
-                None => match self.connect(&pool, backend).await? {
+                None => match Box::pin(self.connect(&pool, backend)).await? {
                     Some(link) => link,
                     None => continue,
                 },
