@@ -4,6 +4,7 @@
 
 pub mod http;
 mod paths;
+mod ports;
 mod process;
 mod python;
 mod relay;

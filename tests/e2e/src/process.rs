@@ -74,7 +74,12 @@ impl Service {
     /// When it ends or does not become ready; with the end of its log.
     pub async fn ready(&mut self) -> Result<()> {
         let admin = self.admin;
+        let child = &mut self.child;
         let outcome = until(self.name, READY, async || {
+            // Somebody else might answer in its place.
+            if let Some(Ok(Some(status))) = child.as_mut().map(Child::try_wait) {
+                return Err(format!("it ended: {status}"));
+            }
             match http::get(admin, "/readyz", "").await {
                 Ok(answer) if answer.starts_with("HTTP/1.1 200") => Ok(()),
                 Ok(answer) => Err(answer.lines().last().unwrap_or_default().to_owned()),

@@ -1,9 +1,10 @@
 //! Spark Connect servers that Berth did not start, for `static` clusters.
 
 use crate::paths::installed;
+use crate::ports::free_port;
 use crate::wait::until;
 use anyhow::Result;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -96,8 +97,4 @@ impl Drop for Server {
         }
         let _ = self.child.wait();
     }
-}
-
-fn free_port() -> Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }

@@ -1,11 +1,12 @@
 //! Redis, the three services and the `berth` command, set up for one test.
 
 use crate::paths::{binary, installed};
+use crate::ports::free_ports;
 use crate::process::Service;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::fmt::Write as _;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
@@ -359,18 +360,6 @@ fn run_berth(args: &[&str], env: &[(&str, &str)]) -> Result<Value> {
         bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(serde_json::from_slice(&output.stdout).unwrap_or(Value::Null))
-}
-
-/// Free now, and distinct; a test that loses the race for one says so at start.
-fn free_ports<const N: usize>() -> Result<[SocketAddr; N]> {
-    let held: Vec<TcpListener> = (0..N)
-        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
-        .collect::<Result<_, _>>()?;
-    let ports: Vec<SocketAddr> = held
-        .iter()
-        .map(TcpListener::local_addr)
-        .collect::<Result<_, _>>()?;
-    ports.try_into().map_err(|_| anyhow::anyhow!("ports"))
 }
 
 /// `ca.pem`, `cert.pem` and `key.pem` in `dir`, for localhost.
