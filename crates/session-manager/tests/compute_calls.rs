@@ -13,6 +13,7 @@ use session_proto::internal as wire;
 use session_proto::spark as sc;
 use session_proto::spark::spark_connect_service_server::{SparkConnectService, SparkConnectServiceServer};
 use session_proto::v1::{self, SessionStatus};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::{Manager, route, until};
@@ -276,6 +277,8 @@ async fn only_bound_spark_sessions_are_interrupted_on_shared_servers() {
 #[derive(Debug, Clone, Default)]
 struct Noting {
     sim: SimCompute,
+    known: Arc<Mutex<BTreeSet<(SessionKey, u64)>>>,
+    /// Each once, until it is taken.
     specs: Arc<Mutex<Vec<ComputeSpec>>>,
 }
 
@@ -283,12 +286,9 @@ struct Noting {
 impl ComputeProvider for Noting {
     async fn ensure(&self, spec: &ComputeSpec) -> Result<(), compute::Error> {
         self.sim.ensure(spec).await?;
-        let mut specs = self.specs.lock().unwrap();
-        if !specs
-            .iter()
-            .any(|known| known.key == spec.key && known.generation == spec.generation)
-        {
-            specs.push(spec.clone());
+        let id = (spec.key.clone(), spec.generation);
+        if self.known.lock().unwrap().insert(id) {
+            self.specs.lock().unwrap().push(spec.clone());
         }
         Ok(())
     }

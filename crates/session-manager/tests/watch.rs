@@ -227,7 +227,7 @@ async fn it_ends_for_who_is_no_longer_let_in() {
         org: String::new(),
     };
     manager.orgs("olga").disable_principal(request).await.unwrap();
-    let ended = tokio::time::timeout(Duration::from_secs(45), stream.message()).await;
-    let refused = ended.expect("within 30 s and a little").unwrap_err();
+    let ended = tokio::time::timeout(Duration::from_secs(30), stream.message()).await;
+    let refused = ended.expect("within 10 s and a little").unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::CallerUnknown));
 }
