@@ -331,7 +331,7 @@ pub(crate) enum Orgs {
         /// Its name.
         name: String,
         #[command(flatten)]
-        limits: Limits,
+        limits: LimitArgs,
     },
     /// Change limits of an organization; those not given stay.
     #[command(group = at_least_one(&[
@@ -341,7 +341,7 @@ pub(crate) enum Orgs {
         /// Its name.
         name: String,
         #[command(flatten)]
-        limits: Limits,
+        limits: LimitArgs,
     },
     /// Let a disabled organization in again.
     Enable {
@@ -356,7 +356,7 @@ pub(crate) enum Orgs {
 }
 
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
-pub(crate) struct Limits {
+pub(crate) struct LimitArgs {
     /// Live sessions of one owner.
     #[arg(long, value_name = "N")]
     pub(crate) live_sessions_per_owner: Option<u32>,

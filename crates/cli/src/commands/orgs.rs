@@ -1,6 +1,6 @@
 //! Organizations: their limits, and who is shut out.
 
-use crate::args::{Limits, Orgs, Who};
+use crate::args::{LimitArgs, Orgs, Who};
 use crate::client::{self, explain};
 use crate::{Output, Target, show};
 use anyhow::Result;
@@ -84,7 +84,7 @@ async fn describe(target: &Target, name: String) -> Result<v1::Org> {
 }
 
 /// The API takes all limits at once.
-fn changed(limits: v1::Limits, wanted: Limits) -> v1::Limits {
+fn changed(limits: v1::Limits, wanted: LimitArgs) -> v1::Limits {
     v1::Limits {
         live_sessions_per_owner: wanted
             .live_sessions_per_owner
