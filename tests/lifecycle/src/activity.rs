@@ -19,7 +19,12 @@ const WARM_UP: Duration = Duration::from_secs(11);
 const TIME: Duration = Duration::from_secs(30);
 
 /// Twenty proxies report calls on all of the sessions.
-pub async fn measure(stage: &Stage, manager: &Manager, sessions: &[Session], rows: &mut Rows) -> Result<()> {
+pub(crate) async fn measure(
+    stage: &Stage,
+    manager: &Manager,
+    sessions: &[Session],
+    rows: &mut Rows,
+) -> Result<()> {
     let mut proxies = JoinSet::new();
     for (n, share) in sessions.chunks(sessions.len().div_ceil(PROXIES)).enumerate() {
         let client = RouteServiceClient::new(manager.internal.clone());

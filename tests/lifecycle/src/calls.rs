@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 #[derive(Clone)]
-pub struct WithKey(String);
+pub(crate) struct WithKey(String);
 
 impl Interceptor for WithKey {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -28,13 +28,13 @@ impl Interceptor for WithKey {
     }
 }
 
-pub type Sessions = SessionServiceClient<InterceptedService<Channel, WithKey>>;
+pub(crate) type Sessions = SessionServiceClient<InterceptedService<Channel, WithKey>>;
 
-pub fn sessions(channel: &Channel, key: &NewKey) -> Sessions {
+pub(crate) fn sessions(channel: &Channel, key: &NewKey) -> Sessions {
     SessionServiceClient::with_interceptor(channel.clone(), WithKey(key.key.clone()))
 }
 
-pub async fn list_once(mut sessions: Sessions) -> Result<(), Status> {
+pub(crate) async fn list_once(mut sessions: Sessions) -> Result<(), Status> {
     let request = v1::ListSessionsRequest {
         page_size: 1,
         ..Default::default()
@@ -43,25 +43,26 @@ pub async fn list_once(mut sessions: Sessions) -> Result<(), Status> {
 }
 
 /// Times in microseconds.
-pub struct Times(pub Histogram<u64>);
+pub(crate) struct Times(pub(crate) Histogram<u64>);
 
 impl Times {
-    pub fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         Ok(Self(Histogram::new(3)?))
     }
 
-    pub fn note(&mut self, time: Duration) {
-        self.0
-            .saturating_record(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+    pub(crate) fn note(&mut self, time: Duration) {
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        // It grows by itself: nothing is out of its range.
+        let _ = self.0.record(micros);
     }
 
-    pub fn millis(&self, quantile: f64) -> f64 {
+    pub(crate) fn millis(&self, quantile: f64) -> f64 {
         self.0.value_at_quantile(quantile) as f64 / 1e3
     }
 }
 
 /// Makes calls one after another from `at_once` places for `time`; how many a second.
-pub async fn closed_loop<F, Fut>(at_once: usize, time: Duration, call: F) -> Result<f64>
+pub(crate) async fn closed_loop<F, Fut>(at_once: usize, time: Duration, call: F) -> Result<f64>
 where
     F: Fn(u64) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<(), Status>> + Send,
@@ -95,7 +96,7 @@ where
 
 /// Makes calls at a fixed rate for `time`, whatever happens. A call's time
 /// counts from the moment it was due.
-pub async fn open_loop<F, Fut>(rate: u32, time: Duration, call: F) -> Result<Times>
+pub(crate) async fn open_loop<F, Fut>(rate: u32, time: Duration, call: F) -> Result<Times>
 where
     F: Fn(u64) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<(), Status>> + Send,

@@ -20,7 +20,7 @@ const LEAD: Duration = Duration::from_secs(40);
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// Ends of sessions, each at its own moment.
-pub async fn measure(stage: &Stage, live: usize, rows: &mut Rows) -> Result<()> {
+pub(crate) async fn measure(stage: &Stage, live: usize, rows: &mut Rows) -> Result<()> {
     let sessions = seed::sessions(stage, live, Depth::Plain).await?;
     let managers = [stage.manager().await?, stage.manager().await?];
     let mut changes = stage.store.changes();

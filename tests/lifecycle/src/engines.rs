@@ -68,7 +68,7 @@ fn query(sql: &str) -> ExecutePlanRequest {
 }
 
 /// The first query after idle, one session after another; then many at once.
-pub async fn wake(rows: &mut Rows) -> Result<()> {
+pub(crate) async fn wake(rows: &mut Rows) -> Result<()> {
     let stack = Stack::start_with(StackOptions {
         proxy: format!("limits.held_calls_per_session = {WAITING}\nlimits.calls_per_session = 4000"),
         ..StackOptions::default()
@@ -141,7 +141,7 @@ pub async fn wake(rows: &mut Rows) -> Result<()> {
 
 /// From a close to the refusal at each of two proxies, the end of running
 /// streams and the end of the engine.
-pub async fn close(rows: &mut Rows) -> Result<()> {
+pub(crate) async fn close(rows: &mut Rows) -> Result<()> {
     let stack = Stack::start().await?;
     let (_other, other) = stack.another_proxy().await?;
     let (mut refused, mut ended, mut gone) = (Times::new()?, Times::new()?, Times::new()?);

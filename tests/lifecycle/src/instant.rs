@@ -12,12 +12,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Every compute exists until it is given back.
 #[derive(Debug, Default)]
-pub struct InstantCompute {
+pub(crate) struct InstantCompute {
     released: Mutex<HashMap<SessionKey, u64>>,
 }
 
 /// Where all of it answers: nowhere.
-pub fn route() -> Route {
+pub(crate) fn route() -> Route {
     Route {
         endpoint: "127.0.0.1:1".to_owned(),
         tls_server_name: None,

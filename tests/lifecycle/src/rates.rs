@@ -18,7 +18,7 @@ const TOKENS: usize = 2000;
 const LISTS: usize = 200;
 
 /// CreateSession over the API: quota, indexes and all.
-pub async fn creates(stage: &Stage, manager: &Manager, rows: &mut Rows) -> Result<()> {
+pub(crate) async fn creates(stage: &Stage, manager: &Manager, rows: &mut Rows) -> Result<()> {
     let callers: Vec<_> = stage
         .keys
         .iter()
@@ -46,7 +46,7 @@ pub async fn creates(stage: &Stage, manager: &Manager, rows: &mut Rows) -> Resul
 }
 
 /// Waits until the manager rests.
-pub async fn settle(manager: &Manager) -> Result<()> {
+pub(crate) async fn settle(manager: &Manager) -> Result<()> {
     for _ in 0..120 {
         let before = manager.cpu()?;
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -58,7 +58,12 @@ pub async fn settle(manager: &Manager) -> Result<()> {
 }
 
 /// ResolveRoute of active sessions, as a proxy asks that does not know them.
-pub async fn routes(stage: &Stage, manager: &Manager, sessions: &[Session], rows: &mut Rows) -> Result<()> {
+pub(crate) async fn routes(
+    stage: &Stage,
+    manager: &Manager,
+    sessions: &[Session],
+    rows: &mut Rows,
+) -> Result<()> {
     let now = SystemClock.now();
     let tokens = sessions
         .iter()
@@ -106,7 +111,7 @@ pub async fn routes(stage: &Stage, manager: &Manager, sessions: &[Session], rows
 }
 
 /// Pages of 100 by an index.
-pub async fn lists(stage: &Stage, manager: &Manager, rows: &mut Rows) -> Result<()> {
+pub(crate) async fn lists(stage: &Stage, manager: &Manager, rows: &mut Rows) -> Result<()> {
     let mut times = Times::new()?;
     for n in 0..LISTS {
         let mut sessions = calls::sessions(&manager.public, &stage.keys[n % ORGS]);

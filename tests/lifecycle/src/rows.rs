@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 /// One figure.
-pub struct Row {
+pub(crate) struct Row {
     name: &'static str,
     unit: &'static str,
     seen: Vec<f64>,
@@ -13,28 +13,28 @@ pub struct Row {
 
 /// Which side of the limit is good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
+pub(crate) enum Side {
     AtMost,
     AtLeast,
 }
 
 /// All of them.
 #[derive(Default)]
-pub struct Rows(Vec<Row>);
+pub(crate) struct Rows(Vec<Row>);
 
 impl Rows {
     /// Notes a figure that must be at most `limit`.
-    pub fn at_most(&mut self, name: &'static str, unit: &'static str, seen: f64, limit: f64) {
+    pub(crate) fn at_most(&mut self, name: &'static str, unit: &'static str, seen: f64, limit: f64) {
         self.note(name, unit, seen, Some((Side::AtMost, limit)));
     }
 
     /// Notes a figure that must be at least `limit`.
-    pub fn at_least(&mut self, name: &'static str, unit: &'static str, seen: f64, limit: f64) {
+    pub(crate) fn at_least(&mut self, name: &'static str, unit: &'static str, seen: f64, limit: f64) {
         self.note(name, unit, seen, Some((Side::AtLeast, limit)));
     }
 
     /// Notes a figure without a limit.
-    pub fn tell(&mut self, name: &'static str, unit: &'static str, seen: f64) {
+    pub(crate) fn tell(&mut self, name: &'static str, unit: &'static str, seen: f64) {
         self.note(name, unit, seen, None);
     }
 
@@ -54,7 +54,7 @@ impl Rows {
     }
 
     /// The table for people.
-    pub fn print(&self) {
+    pub(crate) fn print(&self) {
         println!("{:<58}{:>30}  wanted", "", "min / median / max");
         for row in &self.0 {
             println!("{}", row.line());
@@ -62,7 +62,7 @@ impl Rows {
     }
 
     /// The file for machines.
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         let rows = self.0.iter().map(|row| {
             let [min, median, max] = row.spread();
             let wanted = row.wanted.map(|(side, limit)| json!({"side": format!("{side:?}"), "limit": limit}));

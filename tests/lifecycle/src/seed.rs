@@ -21,7 +21,7 @@ const QUIET: Activity = Activity::Quiet {
 
 /// How much each session has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Depth {
+pub(crate) enum Depth {
     /// Two events.
     Plain,
     /// Five events, a token and a Spark session.
@@ -30,7 +30,7 @@ pub enum Depth {
 
 /// Makes `count` active sessions, over all organizations; each organization
 /// has ten owners.
-pub async fn sessions(stage: &Stage, count: usize, depth: Depth) -> Result<Vec<Session>> {
+pub(crate) async fn sessions(stage: &Stage, count: usize, depth: Depth) -> Result<Vec<Session>> {
     let store = &*stage.store;
     futures::stream::iter(0..count)
         .map(|n| one(store, n, depth))
@@ -60,7 +60,7 @@ async fn one(store: &dyn SessionStore, n: usize, depth: Depth) -> Result<Session
             )
             .parse()?,
             name: Some(format!("notebook {n}")),
-            team: (n % 4 == 0).then(|| "data".to_owned()),
+            team: n.is_multiple_of(4).then(|| "data".to_owned()),
             labels: BTreeMap::from([("purpose".to_owned(), "benchmark".to_owned())]),
             cluster: CLUSTER.parse()?,
             catalog: None,
@@ -121,7 +121,7 @@ async fn one(store: &dyn SessionStore, n: usize, depth: Depth) -> Result<Session
 }
 
 /// Asks something of a session that nobody else changes.
-pub async fn ask(store: &dyn SessionStore, session: &Session, event: &Event) -> Result<Session> {
+pub(crate) async fn ask(store: &dyn SessionStore, session: &Session, event: &Event) -> Result<Session> {
     let now = store.now().await?;
     let change =
         machine::apply(session, event, &Actor::System, now)?.context("an event that changes nothing")?;

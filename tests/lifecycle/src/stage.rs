@@ -21,36 +21,36 @@ use test_support::redis::PrivateRedis;
 use tonic::transport::{Channel, Endpoint};
 
 /// Organizations, so that every partition has some.
-pub const ORGS: usize = 64;
+pub(crate) const ORGS: usize = 64;
 /// The cluster that all sessions are on.
-pub const CLUSTER: &str = "instant";
+pub(crate) const CLUSTER: &str = "instant";
 const READY: Duration = Duration::from_secs(120);
 
 /// Redis, its client and the managers' configuration.
-pub struct Stage {
-    pub redis: PrivateRedis,
-    pub store: Arc<dyn SessionStore>,
-    pub signer: Signer,
-    pub keys: Vec<NewKey>,
+pub(crate) struct Stage {
+    pub(crate) redis: PrivateRedis,
+    pub(crate) store: Arc<dyn SessionStore>,
+    pub(crate) signer: Signer,
+    pub(crate) keys: Vec<NewKey>,
     dir: TempDir,
 }
 
 /// One session-manager in a process of its own; it ends when dropped.
-pub struct Manager {
+pub(crate) struct Manager {
     child: Child,
-    pub public: Channel,
-    pub internal: Channel,
+    pub(crate) public: Channel,
+    pub(crate) internal: Channel,
     /// From its start until it answered.
-    pub ready_after: Duration,
+    pub(crate) ready_after: Duration,
 }
 
 /// The organization number `n`.
-pub fn org(n: usize) -> Result<OrgId> {
+pub(crate) fn org(n: usize) -> Result<OrgId> {
     Ok(format!("org-{:03}", n % ORGS).parse()?)
 }
 
 impl Stage {
-    pub async fn set() -> Result<Self> {
+    pub(crate) async fn set() -> Result<Self> {
         let redis = PrivateRedis::start().await?;
         let dir = tempfile::Builder::new().prefix("berth-lifecycle-").tempdir()?;
         let signer = Signer::from_pkcs8_pem(&generate_key_pem()?)?;
@@ -60,7 +60,7 @@ impl Stage {
         let mut text = format!(
             "listen.public.address = \"127.0.0.1:0\"\nlisten.internal.address = \"127.0.0.1:0\"\n\
              admin.address = \"127.0.0.1:0\"\nstore.url = \"{}\"\ntelemetry.level = \"error\"\n\
-             tokens.keys.location = \"{}\"\ncompute.process.state_dir = \"{}\"\n\
+             tokens.keys.location = \"{}\"\ncompute.process = {{ state_dir = \"{}\", trust_all_users = true }}\n\
              [[clusters]]\nname = \"{CLUSTER}\"\nengine = \"sail\"\nprocess = {{ program = \"/opt/sail\" }}\n",
             redis.url(),
             jwks.display(),
@@ -87,7 +87,7 @@ impl Stage {
     }
 
     /// Starts one more manager and waits until it answers.
-    pub async fn manager(&self) -> Result<Manager> {
+    pub(crate) async fn manager(&self) -> Result<Manager> {
         let begun = Instant::now();
         let mut child = Command::new(std::env::current_exe()?)
             .arg("--manager")
@@ -120,7 +120,7 @@ impl Stage {
     }
 
     /// A figure of Redis' INFO.
-    pub async fn info(&self, section: &str, name: &str) -> Result<f64> {
+    pub(crate) async fn info(&self, section: &str, name: &str) -> Result<f64> {
         let text = self.redis.command(&format!("INFO {section}")).await?;
         let value = text
             .lines()
@@ -130,7 +130,7 @@ impl Stage {
     }
 
     /// How often scripts were run so far.
-    pub async fn scripts_run(&self) -> Result<f64> {
+    pub(crate) async fn scripts_run(&self) -> Result<f64> {
         let text = self.redis.command("INFO commandstats").await?;
         let calls = |name: &str| {
             text.lines()
@@ -144,7 +144,7 @@ impl Stage {
 
 impl Manager {
     /// CPU seconds it has used so far.
-    pub fn cpu(&self) -> Result<f64> {
+    pub(crate) fn cpu(&self) -> Result<f64> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         let rest = stat.rsplit_once(')').context("/proc")?.1;
         let fields: Vec<&str> = rest.split_whitespace().collect();
@@ -171,7 +171,7 @@ fn config(file: &Path) -> Result<Config> {
 
 /// What a manager's own process does: says where it listens, and runs until
 /// its parent's pipe closes.
-pub async fn be_a_manager(file: &Path) -> Result<()> {
+pub(crate) async fn be_a_manager(file: &Path) -> Result<()> {
     let config = config(file)?;
     let listeners = Listeners::bind(&config).await?;
     println!("{}", listeners.public.local_addr());
