@@ -68,6 +68,11 @@ pub fn write_platform(who: &Principal) -> bool {
     who.has(Role::PlatformAdmin)
 }
 
+/// May `who` shut principals of `org` out, and let them in again?
+pub fn disable_principals(who: &Principal, org: &OrgId) -> bool {
+    who.has(Role::PlatformAdmin) || (who.org == *org && who.has(Role::OrgAdmin))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -578,9 +578,11 @@ impl OrgConfig {
         let Some(id) = name("name", &self.name, &mut wrong) else {
             return Err(wrong);
         };
+        self.limits
+            .check()
+            .map_err(|problem| vec![(problem.field, problem.to_string())])?;
         Ok(Org {
             id,
-            disabled: false,
             limits: self.limits.clone(),
             managed_by_config: true,
             version: 0,

@@ -14,7 +14,9 @@ mod feed;
 mod metrics;
 mod refuse;
 mod reports;
+mod shut_out;
 mod silence;
+mod slots;
 
 pub use computes::{Computes, StorePlaces};
 pub use config::Config;
@@ -43,6 +45,7 @@ use session_proto::v1::org_service_server::OrgServiceServer;
 use session_proto::v1::session_service_server::SessionServiceServer;
 use session_store::SessionStore;
 use session_token::{Jwks, Keyring, Verifier, VerifierConfig};
+use shut_out::ShutOut;
 use silence::Silence;
 use std::sync::Arc;
 use std::time::Duration;
@@ -182,17 +185,27 @@ pub async fn run_with(
         Arc::clone(&clock),
         admin.readiness.condition("token keys"),
     )?;
+    let verifier = Verifier::new(VerifierConfig::new(
+        &config.tokens.issuer,
+        &config.tokens.audience,
+    ));
+    let shut_out = ShutOut::new(
+        Arc::clone(&store),
+        directory.clone(),
+        Arc::clone(&driver),
+        verifier.config().afterlife(),
+    );
     let api = Arc::new(Api {
         store: Arc::clone(&store),
         directory,
         driver: Arc::clone(&driver),
         hub: Arc::clone(&hub),
         reports: Arc::clone(&reports),
+        shut_out: Arc::clone(&shut_out),
+        watches: api::watch::Watches::new(),
+        trials: api::trial::trials(),
         authenticator: Authenticator::new(&config.service_accounts),
-        verifier: Verifier::new(VerifierConfig::new(
-            &config.tokens.issuer,
-            &config.tokens.audience,
-        )),
+        verifier,
         keyring,
         keys: Arc::clone(&keys),
         clock,
@@ -211,6 +224,19 @@ pub async fn run_with(
         stop.clone(),
     ));
     let ended = |name: &'static str| tracing::debug!(name, "task ended");
+    shutdown.spawn(shut_out.run(stop.clone()));
+    shutdown.spawn_critical("watched sessions", {
+        let (api, hub, store, stop) = (
+            Arc::clone(&api),
+            Arc::clone(&hub),
+            Arc::clone(&store),
+            stop.clone(),
+        );
+        async move {
+            api.watches.run(&hub, store, stop).await;
+            anyhow::Ok(())
+        }
+    });
     shutdown.spawn_critical("change feed", {
         let stop = stop.clone();
         async move {

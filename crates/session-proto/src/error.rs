@@ -39,6 +39,7 @@ pub const fn code_of(reason: Reason) -> Code {
         | Reason::CatalogUnavailable
         | Reason::ClusterNotActive
         | Reason::TlsRequired
+        | Reason::InUse
         | Reason::ManagedByConfig => Code::FailedPrecondition,
         Reason::SessionWarming
         | Reason::ProxyDraining

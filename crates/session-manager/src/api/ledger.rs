@@ -3,7 +3,7 @@
 use super::Api;
 use session_core::access::SessionAction;
 use session_core::machine::Event;
-use session_core::{Principal, Session, TokenId};
+use session_core::{Actor, Principal, Session, TokenId};
 use session_proto::convert::{from_timestamp, parse, timestamp};
 use session_proto::error::Refused;
 use session_proto::internal as wire;
@@ -24,7 +24,7 @@ impl TokenLedger for Ledger {
         &self,
         request: Request<wire::AuthorizeIssueRequest>,
     ) -> Answer<wire::AuthorizeIssueResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(request.metadata()).await?;
         let session = self.connectable(&who, &request.into_inner().session_id).await?;
         Ok(Response::new(wire::AuthorizeIssueResponse {
             org: session.org.to_string(),
@@ -38,7 +38,7 @@ impl TokenLedger for Ledger {
         &self,
         request: Request<wire::RecordTokenRequest>,
     ) -> Answer<wire::RecordTokenResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(request.metadata()).await?;
         let request = request.into_inner();
         let session = self.connectable(&who, &request.session_id).await?;
         let token = request
@@ -64,12 +64,25 @@ impl TokenLedger for Ledger {
             .await
             .map_err(crate::refuse::store)?
             .limits;
-        let id = record.id.clone();
+        let (id, until) = (
+            record.id.clone(),
+            record.expires_at.after(self.0.verifier.config().afterlife()),
+        );
         self.0
             .store
             .record_token(&session.key(), record, limits.tokens_per_session)
             .await
             .map_err(crate::refuse::store)?;
+        // Shut out meanwhile: whoever took back their tokens may not have seen this one.
+        if let Err(refused) = self.0.let_in(&who).await {
+            let revoke = Event::RevokeToken { id, until };
+            let key = session.key();
+            self.0
+                .driver
+                .ask(&key, &revoke, &Actor::System, |_| Ok(()))
+                .await?;
+            return Err(refused.into());
+        }
         tracing::info!(session = %session.id, org = %session.org, token = %id, actor = %who.id, "token recorded");
         Ok(Response::new(wire::RecordTokenResponse {}))
     }
@@ -78,7 +91,7 @@ impl TokenLedger for Ledger {
         &self,
         request: Request<wire::ListTokensRequest>,
     ) -> Answer<wire::ListTokensResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(request.metadata()).await?;
         let id = request.into_inner().session_id;
         let (session, _) = self.0.session_for(&who, &id, SessionAction::Connect).await?;
         let tokens = self
@@ -111,7 +124,7 @@ impl TokenLedger for Ledger {
     }
 
     async fn revoke(&self, request: Request<wire::RevokeRequest>) -> Answer<wire::RevokeResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(request.metadata()).await?;
         let request = request.into_inner();
         let id: TokenId = parse("token_id", &request.token_id)?;
         let (session, _) = self
@@ -140,7 +153,7 @@ impl TokenLedger for Ledger {
     }
 
     async fn revoke_all(&self, request: Request<wire::RevokeAllRequest>) -> Answer<wire::RevokeAllResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(request.metadata()).await?;
         let id = request.into_inner().session_id;
         let (session, _) = self.0.session_for(&who, &id, SessionAction::Connect).await?;
         let (session, _) = self

@@ -6,21 +6,26 @@ mod bind;
 pub(crate) mod catalogs;
 pub(crate) mod clusters;
 pub(crate) mod ledger;
+mod operations;
 pub(crate) mod orgs;
+mod placing;
 pub(crate) mod routes;
 pub(crate) mod sessions;
+pub(crate) mod trial;
+pub(crate) mod watch;
 
 use crate::directory::Directory;
 use crate::driver::Driver;
 use crate::feed::Hub;
 use crate::metrics::Metrics;
 use crate::reports::Reports;
-use service_kit::caller::{Authenticator, Caller, ISSUER_ALIAS, ServiceAccountConfig};
+use crate::shut_out::ShutOut;
+use service_kit::caller::{Authenticator, Caller, CallerError, ISSUER_ALIAS, ServiceAccountConfig};
 use service_kit::document::Document;
 use session_core::access::{self, SessionAction};
 use session_core::machine::Event;
 use session_core::{
-    Activity, Actor, Clock, Principal, PrincipalId, Reason, Role, Session, SessionId, SessionKey,
+    Activity, Actor, Clock, OrgId, Principal, PrincipalId, Reason, Role, Session, SessionId, SessionKey,
 };
 use session_proto::convert;
 use session_proto::error::Refused;
@@ -28,7 +33,6 @@ use session_store::SessionStore;
 use session_token::{Keyring, Verifier};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 /// What every service works with.
@@ -39,6 +43,9 @@ pub(crate) struct Api {
     pub(crate) driver: Arc<Driver>,
     pub(crate) hub: Arc<Hub>,
     pub(crate) reports: Arc<Reports>,
+    pub(crate) shut_out: Arc<ShutOut>,
+    pub(crate) watches: watch::Watches,
+    pub(crate) trials: trial::Trials,
     pub(crate) authenticator: Authenticator,
     pub(crate) verifier: Verifier,
     pub(crate) keyring: Arc<Keyring>,
@@ -52,8 +59,33 @@ pub(crate) struct Api {
 }
 
 impl Api {
+    /// Who calls, if they are let in.
+    pub(crate) async fn caller(&self, metadata: &MetadataMap) -> Result<Principal, Refused> {
+        let who = self.authenticated(metadata)?;
+        self.let_in(&who).await?;
+        Ok(who)
+    }
+
+    /// Refuses who is shut out. Platform admins are heard although their
+    /// organization is: nobody could enable it again otherwise.
+    pub(crate) async fn let_in(&self, who: &Principal) -> Result<(), Refused> {
+        let standing = self.directory.standing(&who.org, &who.id).await;
+        let standing = standing.map_err(crate::refuse::store)?;
+        let platform = who.has(Role::PlatformAdmin);
+        if let Some(disabled) = standing.principal
+            && (disabled.by_platform || !platform)
+        {
+            tracing::info!(org = %who.org, actor = %who.id, "a disabled principal was refused");
+            return Err(unknown(CallerError::Unknown));
+        }
+        if standing.org.is_some() && !platform {
+            return Err(org_disabled(&who.org));
+        }
+        Ok(())
+    }
+
     /// Who calls: a service-account key in `authorization`.
-    pub(crate) fn caller(&self, metadata: &MetadataMap) -> Result<Principal, Refused> {
+    fn authenticated(&self, metadata: &MetadataMap) -> Result<Principal, Refused> {
         let bearer = service_kit::grpc::bearer(metadata.as_ref()).map_err(Refused::no_key)?;
         let caller = self
             .authenticator
@@ -61,12 +93,7 @@ impl Api {
                 bearer,
                 std::time::UNIX_EPOCH + std::time::Duration::from_millis(self.clock.now().as_millis()),
             )
-            .map_err(|problem| {
-                Refused::new(
-                    Reason::CallerUnknown,
-                    format!("{problem}. Ask your platform team for a new one."),
-                )
-            })?;
+            .map_err(unknown)?;
         principal(&caller).map_err(|problem| {
             tracing::error!(
                 subject = caller.subject,
@@ -130,6 +157,21 @@ impl Api {
     }
 }
 
+/// No such caller; the same for one that is shut out.
+fn unknown(problem: CallerError) -> Refused {
+    Refused::new(
+        Reason::CallerUnknown,
+        format!("{problem}. Ask your platform team for a new one."),
+    )
+}
+
+pub(crate) fn org_disabled(org: &OrgId) -> Refused {
+    Refused::new(
+        Reason::OrgDisabled,
+        format!("The organization {org} is disabled. Ask your platform team."),
+    )
+}
+
 /// A configured caller as the domain knows it.
 pub(crate) fn principal(caller: &Caller) -> Result<Principal, String> {
     let roles = caller
@@ -170,13 +212,6 @@ fn role_of(text: &str) -> Result<Role, String> {
             "{other:?} is not a role: use member, org-admin or platform-admin"
         )),
     }
-}
-
-/// What a later release will do.
-pub(crate) fn not_yet<T>(what: &str) -> Result<T, Status> {
-    Err(Status::unimplemented(format!(
-        "{what} is not available in this release"
-    )))
 }
 
 /// Things declared in configuration are read-only here.
