@@ -10,7 +10,7 @@ use crate::config::{Problems, Validate};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -239,6 +239,80 @@ impl<K: Hash + Eq> Drop for Permit<K> {
     }
 }
 
+/// What one address, and all together, may do before it is known who calls.
+#[derive(Debug)]
+pub struct ByAddress {
+    config: LimitsConfig,
+    calls: Rates<IpAddr>,
+    failures: Rates<IpAddr>,
+    at_once: Arc<AtOnce<()>>,
+}
+
+/// Too much, and when to try again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Exceeded {
+    /// Too many calls of one address.
+    #[error("Too many calls come from your address")]
+    Calls(Duration),
+    /// Too many wrong credentials of one address.
+    #[error("Too many credentials from your address were wrong")]
+    Failures(Duration),
+    /// Too many calls at once.
+    #[error("Too many calls are under way")]
+    AtOnce,
+}
+
+impl Exceeded {
+    /// How long to wait.
+    pub fn wait(self) -> Duration {
+        match self {
+            Self::Calls(wait) | Self::Failures(wait) => wait,
+            Self::AtOnce => Duration::from_secs(1),
+        }
+    }
+}
+
+impl ByAddress {
+    /// As configured.
+    pub fn new(config: &LimitsConfig) -> Self {
+        let (calls, failures) = (
+            config.calls_per_second_per_address,
+            config.failures_per_minute_per_address,
+        );
+        Self {
+            calls: Rates::new(calls, Duration::from_secs(1), calls.saturating_mul(2)),
+            failures: Rates::new(failures, Duration::from_secs(60), failures),
+            at_once: AtOnce::new(config.calls_at_once),
+            config: config.clone(),
+        }
+    }
+
+    /// Lets a call in; it holds what it gets until its end.
+    ///
+    /// # Errors
+    /// [`Exceeded`]; nothing was done for the call yet.
+    pub fn enter(&self, peer: Option<SocketAddr>, now: Instant) -> Result<Permit<()>, Exceeded> {
+        if let Some(address) = self.key(peer) {
+            self.calls.take(&address, now).map_err(Exceeded::Calls)?;
+            self.failures.peek(&address, now).map_err(Exceeded::Failures)?;
+        }
+        self.at_once.enter(()).ok_or(Exceeded::AtOnce)
+    }
+
+    /// A credential that came from there was wrong.
+    pub fn failed(&self, peer: Option<SocketAddr>, now: Instant) {
+        if let Some(address) = self.key(peer) {
+            let _ = self.failures.take(&address, now);
+        }
+    }
+
+    /// What the peer counts for, if limits by address apply to it.
+    fn key(&self, peer: Option<SocketAddr>) -> Option<IpAddr> {
+        let address = peer?.ip();
+        self.config.counts(address).then(|| address_key(address))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -309,6 +383,30 @@ mod tests {
         assert!(at_once.enter("a").is_some());
         drop(second);
         assert!(at_once.open.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn wrong_credentials_shut_the_door_for_their_address_alone() {
+        let doors = ByAddress::new(&LimitsConfig {
+            failures_per_minute_per_address: 3,
+            shared_addresses: vec!["10.0.0.1/32".parse().unwrap()],
+            ..LimitsConfig::default()
+        });
+        let peer = |text: &str| Some(text.parse::<SocketAddr>().unwrap());
+        let (bad, good, shared) = (peer("192.0.2.1:1"), peer("192.0.2.2:1"), peer("10.0.0.1:1"));
+        let now = Instant::now();
+        for _ in 0..3 {
+            assert!(doors.enter(bad, now).is_ok());
+            doors.failed(bad, now);
+            doors.failed(shared, now);
+        }
+        let Err(Exceeded::Failures(wait)) = doors.enter(peer("192.0.2.1:2"), now) else {
+            panic!("the door is open");
+        };
+        assert_eq!(wait, 20 * SECOND);
+        assert!(doors.enter(good, now).is_ok() && doors.enter(shared, now).is_ok());
+        assert!(doors.enter(None, now).is_ok());
+        assert!(doors.enter(bad, now + wait).is_ok());
     }
 
     #[test]

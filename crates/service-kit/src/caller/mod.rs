@@ -48,6 +48,9 @@ pub enum CallerError {
     /// Not a kind of credential that is accepted here.
     #[error("the credential is neither a service-account key nor a token of an identity provider")]
     NotACredential,
+    /// Nobody who may call.
+    #[error("the caller is not known here")]
+    Unknown,
     /// No such key.
     #[error("the service-account key is not known")]
     UnknownKey,

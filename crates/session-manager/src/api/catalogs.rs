@@ -23,7 +23,7 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::CreateCatalogRequest>,
     ) -> Answer<v1::CreateCatalogResponse> {
-        let who = self.0.caller(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let catalog = checked(&who, request.into_inner().catalog)?;
         let catalog = self.0.directory.create(catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog created");
@@ -36,7 +36,7 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::DescribeCatalogRequest>,
     ) -> Answer<v1::DescribeCatalogResponse> {
-        let who = self.0.caller(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let catalog = self.find(&who, &request.into_inner().name).await?;
         Ok(Response::new(v1::DescribeCatalogResponse {
             catalog: Some(convert::catalog(&catalog)),
@@ -47,7 +47,7 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::ListCatalogsRequest>,
     ) -> Answer<v1::ListCatalogsResponse> {
-        let who = self.0.caller(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let all = self
             .0
             .directory
@@ -66,7 +66,7 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::UpdateCatalogRequest>,
     ) -> Answer<v1::UpdateCatalogResponse> {
-        let who = self.0.caller(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let catalog = checked(&who, request.into_inner().catalog)?;
         self.find_writable(&who, catalog.name.as_str()).await?;
         let catalog = self.0.directory.replace(catalog).await?;
@@ -80,7 +80,7 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::DeleteCatalogRequest>,
     ) -> Answer<v1::DeleteCatalogResponse> {
-        let who = self.0.caller(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let request = request.into_inner();
         let catalog = self.find_writable(&who, &request.name).await?;
         if !request.force
@@ -97,7 +97,7 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::TestCatalogRequest>,
     ) -> Answer<v1::TestCatalogResponse> {
-        let who = self.0.caller(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let request = request.into_inner();
         let catalog = self.find(&who, &request.name).await?;
         if !access::write_catalogs(&who, &catalog.org) {

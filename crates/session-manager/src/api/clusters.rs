@@ -9,7 +9,6 @@ use session_proto::convert::{self, parse};
 use session_proto::error::Refused;
 use session_proto::v1::{self, cluster_service_server::ClusterService};
 use std::sync::Arc;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 /// Serves `berth.v1.ClusterService`.
@@ -24,7 +23,7 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::CreateClusterRequest>,
     ) -> Answer<v1::CreateClusterResponse> {
-        let who = self.writer(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let (cluster, wanted) = self.checked(request.into_inner().cluster)?;
         let status = match wanted {
             Some(v1::ClusterStatus::Active) | None => ClusterStatus::Active,
@@ -67,7 +66,7 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::DescribeClusterRequest>,
     ) -> Answer<v1::DescribeClusterResponse> {
-        let who = self.0.caller(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let cluster = self.find(&who, &request.into_inner().name).await?;
         let shown = convert::cluster(&cluster, access::write_platform(&who));
         Ok(Response::new(v1::DescribeClusterResponse {
@@ -79,7 +78,7 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::ListClustersRequest>,
     ) -> Answer<v1::ListClustersResponse> {
-        let who = self.0.caller(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let all = self
             .0
             .directory
@@ -98,7 +97,7 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::UpdateClusterRequest>,
     ) -> Answer<v1::UpdateClusterResponse> {
-        let who = self.writer(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let (cluster, wanted) = self.checked(request.into_inner().cluster)?;
         let old = self.find_writable(&who, cluster.name.as_str()).await?;
         let provider_kind = |cluster: &Cluster| std::mem::discriminant(&cluster.provider);
@@ -126,7 +125,7 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::DrainClusterRequest>,
     ) -> Answer<v1::DrainClusterResponse> {
-        let who = self.writer(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let cluster = self.find_writable(&who, &request.into_inner().name).await?;
         let cluster = self.set_status(cluster, ClusterStatus::Draining).await?;
         tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster draining");
@@ -139,7 +138,7 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::DeleteClusterRequest>,
     ) -> Answer<v1::DeleteClusterResponse> {
-        let who = self.writer(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let request = request.into_inner();
         let cluster = match self.find_writable(&who, &request.name).await {
             Ok(cluster) => cluster,
@@ -173,15 +172,6 @@ impl ClusterService for Clusters {
 }
 
 impl Clusters {
-    async fn writer(&self, metadata: &MetadataMap) -> Result<Principal, Refused> {
-        let who = self.0.caller(metadata).await?;
-        if access::write_platform(&who) {
-            Ok(who)
-        } else {
-            Err(Refused::not_authorized())
-        }
-    }
-
     /// Everything that can be known to be wrong is said before it is stored.
     /// Its status is told apart: it is a wish.
     fn checked(&self, wire: Option<v1::Cluster>) -> Result<(Cluster, Option<v1::ClusterStatus>), Refused> {

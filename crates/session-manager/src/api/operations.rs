@@ -4,7 +4,7 @@
 
 use super::Api;
 use compute::interrupt::{self, Wanted};
-use session_core::access::SessionAction;
+use session_core::access::Rpc;
 use session_core::{Operation, Principal, Reason, Route, Session, SparkSessionId, State};
 use session_proto::error::Refused;
 use session_proto::v1;
@@ -23,7 +23,7 @@ pub(super) async fn interrupt(
 ) -> Result<Vec<String>, Refused> {
     check(&request.operation_ids)?;
     let (session, _) = api
-        .session_for(who, &request.session_id, SessionAction::Manage)
+        .session_for(who, &request.session_id, Rpc::InterruptOperations)
         .await?;
     let route = route_of(&session)?;
     let key = session.key();

@@ -10,7 +10,6 @@ use session_proto::error::Refused;
 use session_proto::v1::{self, org_service_server::OrgService};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 /// How often a lost race is run again.
@@ -28,7 +27,7 @@ impl OrgService for Orgs {
         &self,
         request: Request<v1::DescribeOrgRequest>,
     ) -> Answer<v1::DescribeOrgResponse> {
-        let who = self.0.caller(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let id: OrgId = parse("name", &request.into_inner().name)?;
         if id != who.org && !access::write_platform(&who) {
             return Err(Refused::not_authorized().into());
@@ -41,7 +40,7 @@ impl OrgService for Orgs {
     }
 
     async fn list_orgs(&self, request: Request<v1::ListOrgsRequest>) -> Answer<v1::ListOrgsResponse> {
-        let who = self.0.caller(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let orgs = if access::write_platform(&who) {
             self.all().await?
         } else {
@@ -51,7 +50,7 @@ impl OrgService for Orgs {
     }
 
     async fn create_org(&self, request: Request<v1::CreateOrgRequest>) -> Answer<v1::CreateOrgResponse> {
-        let who = self.writer(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let wire = request.into_inner().org;
         let wire = wire.ok_or_else(|| Refused::field("org", "is missing"))?;
         if wire.disabled {
@@ -76,7 +75,7 @@ impl OrgService for Orgs {
     }
 
     async fn set_limits(&self, request: Request<v1::SetLimitsRequest>) -> Answer<v1::SetLimitsResponse> {
-        let who = self.writer(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let request = request.into_inner();
         let id: OrgId = parse("name", &request.name)?;
         let limits = request
@@ -91,7 +90,7 @@ impl OrgService for Orgs {
     }
 
     async fn enable_org(&self, request: Request<v1::EnableOrgRequest>) -> Answer<v1::EnableOrgResponse> {
-        let who = self.writer(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let id: OrgId = parse("name", &request.into_inner().name)?;
         self.0.shut_out.enable(&id, None, |_| true).await?;
         tracing::info!(org = %id, actor = %who.id, "organization enabled");
@@ -101,7 +100,7 @@ impl OrgService for Orgs {
     }
 
     async fn disable_org(&self, request: Request<v1::DisableOrgRequest>) -> Answer<v1::DisableOrgResponse> {
-        let who = self.writer(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let id: OrgId = parse("name", &request.into_inner().name)?;
         let closed_sessions = self.disable(&who, &id, None).await?;
         tracing::info!(org = %id, actor = %who.id, closed_sessions, "organization disabled");
@@ -115,7 +114,7 @@ impl OrgService for Orgs {
         &self,
         request: Request<v1::DisablePrincipalRequest>,
     ) -> Answer<v1::DisablePrincipalResponse> {
-        let who = self.0.caller(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let request = request.into_inner();
         let org = match non_empty(request.org) {
             None => who.org.clone(),
@@ -142,15 +141,6 @@ impl OrgService for Orgs {
 }
 
 impl Orgs {
-    async fn writer(&self, metadata: &MetadataMap) -> Result<Principal, Refused> {
-        let who = self.0.caller(metadata).await?;
-        if access::write_platform(&who) {
-            Ok(who)
-        } else {
-            Err(Refused::not_authorized())
-        }
-    }
-
     async fn shown(&self, id: &OrgId) -> Result<v1::Org, Refused> {
         let directory = &self.0.directory;
         let (org, disabled) =
