@@ -18,7 +18,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed={}", root.display());
     let descriptors = protox::compile(PROTOS, [&root])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    for (folder, file) in [("berth/v1/", "berth.v1.bin"), ("berth/internal/v1/", "berth.internal.v1.bin")] {
+    for (folder, file) in [
+        ("berth/v1/", "berth.v1.bin"),
+        ("berth/internal/v1/", "berth.internal.v1.bin"),
+    ] {
         let ours = PROTOS.iter().filter(|path| path.starts_with(folder));
         let ours = protox::compile(ours, [&root])?;
         std::fs::write(out.join(file), prost::Message::encode_to_vec(&ours))?;

@@ -325,7 +325,8 @@ mod tests {
 
     #[test]
     fn what_others_chose_stays_in_its_line() {
-        const HOSTILE: &str = "x\n2026-01-01T00:00:00Z ERROR forged\r\u{1b}[2J\u{7}\u{9b}31m\u{202e}\u{2028}\0end";
+        const HOSTILE: &str =
+            "x\n2026-01-01T00:00:00Z ERROR forged\r\u{1b}[2J\u{7}\u{9b}31m\u{202e}\u{2028}\0end";
         let buffer = Buffer::default();
         let logs = tracing_subscriber::fmt::layer()
             .with_ansi(false)

@@ -89,11 +89,7 @@ fn keys_expire() {
         ..account("a", &key)
     };
     let book = Accounts::new(&[expiring]);
-    assert!(
-        book
-            .authenticate(&key, now() - Duration::from_secs(1))
-            .is_ok()
-    );
+    assert!(book.authenticate(&key, now() - Duration::from_secs(1)).is_ok());
     assert_eq!(book.authenticate(&key, now()), Err(CallerError::KeyExpired));
 }
 

@@ -46,7 +46,11 @@ impl Callers {
             .context("oidc")?;
         Ok(Self {
             authenticator,
-            platform_admins: config.platform_admins.iter().filter_map(|id| id.parse().ok()).collect(),
+            platform_admins: config
+                .platform_admins
+                .iter()
+                .filter_map(|id| id.parse().ok())
+                .collect(),
             clock,
         })
     }
@@ -60,7 +64,11 @@ impl Callers {
     pub(crate) async fn identify(&self, headers: &HeaderMap) -> Result<Principal, Refused> {
         let bearer = service_kit::grpc::bearer(headers).map_err(Refused::no_key)?;
         let now = UNIX_EPOCH + Duration::from_millis(self.clock.now().as_millis());
-        let caller = self.authenticator.authenticate(bearer, now).await.map_err(refused)?;
+        let caller = self
+            .authenticator
+            .authenticate(bearer, now)
+            .await
+            .map_err(refused)?;
         let mut who = principal(&caller).map_err(|problem| {
             tracing::error!(subject = caller.subject, problem, "a caller cannot be used");
             Refused::new(
@@ -114,7 +122,11 @@ pub(crate) fn shut_out(who: &Principal) -> Refused {
 
 /// A caller as the domain knows it.
 fn principal(caller: &Caller) -> Result<Principal, String> {
-    let roles = caller.roles.iter().map(|role| role_of(role)).collect::<Result<_, _>>()?;
+    let roles = caller
+        .roles
+        .iter()
+        .map(|role| role_of(role))
+        .collect::<Result<_, _>>()?;
     Ok(Principal {
         id: PrincipalId::new(&caller.issuer_alias, &caller.subject).map_err(|error| error.to_string())?,
         org: caller

@@ -4,8 +4,8 @@
 use compute::{AllowList, ProcessConfig};
 use serde::{Deserialize, Serialize};
 use service_kit::admin::AdminConfig;
-use service_kit::caller::oidc::IssuerConfig;
 use service_kit::caller::ServiceAccountConfig;
+use service_kit::caller::oidc::IssuerConfig;
 use service_kit::config::{Problems, Secret, Validate, duration};
 use service_kit::document::DocumentConfig;
 use service_kit::limits::LimitsConfig;

@@ -3,7 +3,9 @@
 
 use service_kit::caller::{TokenClaims, TokenFormat, TokenProblem, TokenRules, TokenVerifier};
 use session_core::Timestamp;
-use session_token::{ForeignAlgorithm, ForeignError, ForeignKeys, ForeignRules, ForeignVerifier, foreign_issuer};
+use session_token::{
+    ForeignAlgorithm, ForeignError, ForeignKeys, ForeignRules, ForeignVerifier, foreign_issuer,
+};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -38,7 +40,13 @@ impl TokenFormat for Foreign {
 /// # Errors
 /// Names the one that is not known, and those that are.
 pub(crate) fn algorithms(names: &[String]) -> Result<Vec<ForeignAlgorithm>, String> {
-    let known = || ForeignAlgorithm::ALL.iter().map(|one| one.as_str()).collect::<Vec<_>>().join(", ");
+    let known = || {
+        ForeignAlgorithm::ALL
+            .iter()
+            .map(|one| one.as_str())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     names
         .iter()
         .map(|name| {

@@ -369,9 +369,7 @@ fn serve(
         CatalogServiceServer::new(api::catalogs::Catalogs(Arc::clone(api)))
             .max_decoding_message_size(largest),
     )
-    .add_service(
-        OrgServiceServer::new(api::orgs::Orgs(Arc::clone(api))).max_decoding_message_size(largest),
-    );
+    .add_service(OrgServiceServer::new(api::orgs::Orgs(Arc::clone(api))).max_decoding_message_size(largest));
     let internal = grpc::server(&ServerConfig {
         timeout: LONGEST_INTERNAL_CALL,
         ..ServerConfig::default()
@@ -389,8 +387,8 @@ fn serve(
         TokenLedgerServer::new(api::ledger::Ledger(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
     );
     let connections = |listener| Incoming::new(listener, AcceptLimits::default(), stop.clone());
-    let public = public
-        .serve_with_incoming_shutdown(connections(listeners.public), stop.clone().cancelled_owned());
+    let public =
+        public.serve_with_incoming_shutdown(connections(listeners.public), stop.clone().cancelled_owned());
     let internal = internal
         .serve_with_incoming_shutdown(connections(listeners.internal), stop.clone().cancelled_owned());
     shutdown.spawn_critical("public API", public);

@@ -14,7 +14,12 @@ fn defined(set: &[u8]) -> BTreeSet<String> {
     for file in files {
         for service in &file.service {
             for method in &service.method {
-                all.insert(format!("/{}.{}/{}", file.package(), service.name(), method.name()));
+                all.insert(format!(
+                    "/{}.{}/{}",
+                    file.package(),
+                    service.name(),
+                    method.name()
+                ));
             }
         }
     }
@@ -25,7 +30,10 @@ fn defined(set: &[u8]) -> BTreeSet<String> {
 fn every_rpc_has_a_row_and_every_row_an_rpc() {
     let public = defined(PUBLIC_DESCRIPTORS);
     let internal = defined(INTERNAL_DESCRIPTORS);
-    assert!(public.len() > 30 && internal.len() >= 9, "the descriptors are read");
+    assert!(
+        public.len() > 30 && internal.len() >= 9,
+        "the descriptors are read"
+    );
     let rows = |internal: bool| -> BTreeSet<String> {
         let rows = Rpc::ALL.iter().filter(|rpc| rpc.rule().is_internal() == internal);
         rows.map(|rpc| rpc.path().to_owned()).collect()

@@ -185,8 +185,8 @@ fn good_tokens_of_every_kind_are_accepted() {
 fn algorithms_are_the_keys_not_the_headers() {
     let mut cases = Vec::new();
     for alg in [
-        "none", "None", "NONE", "nOnE", "", " ", "es256", "ES256 ", "HS256", "HS384", "HS512", "RS1", "ES512",
-        "ES256K", "Ed25519", "RSA-OAEP", "dir",
+        "none", "None", "NONE", "nOnE", "", " ", "es256", "ES256 ", "HS256", "HS384", "HS512", "RS1",
+        "ES512", "ES256K", "Ed25519", "RSA-OAEP", "dir",
     ] {
         for kid in ["rsa", "p256", "ed"] {
             let header = json!({"alg": alg, "typ": "JWT", "kid": kid});
@@ -215,7 +215,10 @@ fn algorithms_are_the_keys_not_the_headers() {
     for (name, secret) in [
         ("modulus", b64("x").into_bytes()),
         ("spki", spki.clone()),
-        ("pem", format!("-----BEGIN PUBLIC KEY-----\n{}", b64(spki)).into_bytes()),
+        (
+            "pem",
+            format!("-----BEGIN PUBLIC KEY-----\n{}", b64(spki)).into_bytes(),
+        ),
         ("jwk", IDP.rsa_jwk("rsa").to_string().into_bytes()),
         ("empty", Vec::new()),
     ] {
@@ -250,7 +253,8 @@ fn an_algorithm_that_is_not_configured_is_refused_whatever_the_key_allows() {
 fn headers() {
     let mut cases = Vec::new();
     for name in [
-        "crit", "jwk", "jku", "x5u", "x5c", "b64", "zip", "cty", "enc", "epk", "apu", "nonce", "iss", "url", "",
+        "crit", "jwk", "jku", "x5u", "x5c", "b64", "zip", "cty", "enc", "epk", "apu", "nonce", "iss", "url",
+        "",
     ] {
         for value in [json!("x"), json!(null), json!(["exp"])] {
             let title = format!("{name} = {value}");
@@ -268,7 +272,10 @@ fn headers() {
         json!(null),
         json!(["JWT"]),
     ] {
-        cases.push((format!("typ {typ}"), IDP.token(&changed(header(), "typ", typ), &claims())));
+        cases.push((
+            format!("typ {typ}"),
+            IDP.token(&changed(header(), "typ", typ), &claims()),
+        ));
     }
     for kid in [
         json!(""),
@@ -284,10 +291,16 @@ fn headers() {
         json!(["p256"]),
         json!({"p256": 1}),
     ] {
-        cases.push((format!("kid {kid}"), IDP.token(&changed(header(), "kid", kid), &claims())));
+        cases.push((
+            format!("kid {kid}"),
+            IDP.token(&changed(header(), "kid", kid), &claims()),
+        ));
     }
     for name in ["alg", "kid"] {
-        cases.push((format!("no {name}"), IDP.token(&without(header(), name), &claims())));
+        cases.push((
+            format!("no {name}"),
+            IDP.token(&without(header(), name), &claims()),
+        ));
     }
     for doubled in [
         r#"{"alg":"ES256","kid":"p256","kid":"p256"}"#,
@@ -311,7 +324,10 @@ fn headers() {
         Err(ForeignError::SessionToken),
         "a real one"
     );
-    assert_eq!(foreign_issuer(&Rig::new().good()), Err(ForeignError::SessionToken));
+    assert_eq!(
+        foreign_issuer(&Rig::new().good()),
+        Err(ForeignError::SessionToken)
+    );
     let unknown = IDP.token(&changed(header(), "kid", json!("new")), &claims());
     assert_eq!(check(&unknown), Err(ForeignError::UnknownKid));
 }
@@ -330,7 +346,10 @@ fn issuers_and_audiences() {
         json!(null),
         json!([ISSUER]),
     ] {
-        cases.push((format!("iss {iss}"), IDP.token(&header(), &changed(claims(), "iss", iss))));
+        cases.push((
+            format!("iss {iss}"),
+            IDP.token(&header(), &changed(claims(), "iss", iss)),
+        ));
     }
     for aud in [
         json!("other"),
@@ -348,13 +367,23 @@ fn issuers_and_audiences() {
         json!(null),
         json!(vec!["berth"; 17]),
     ] {
-        cases.push((format!("aud {aud}"), IDP.token(&header(), &changed(claims(), "aud", aud))));
+        cases.push((
+            format!("aud {aud}"),
+            IDP.token(&header(), &changed(claims(), "aud", aud)),
+        ));
     }
     for azp in [json!(1), json!(null), json!(["web"])] {
-        cases.push((format!("azp {azp}"), IDP.token(&header(), &changed(claims(), "azp", azp))));
+        cases.push((
+            format!("azp {azp}"),
+            IDP.token(&header(), &changed(claims(), "azp", azp)),
+        ));
     }
     assert_eq!(refused(cases), 26);
-    for aud in [json!(["berth"]), json!(["berth", "berth-too"]), json!("berth-too")] {
+    for aud in [
+        json!(["berth"]),
+        json!(["berth", "berth-too"]),
+        json!("berth-too"),
+    ] {
         assert!(check(&IDP.token(&header(), &changed(claims(), "aud", aud))).is_ok());
     }
 }
@@ -362,7 +391,9 @@ fn issuers_and_audiences() {
 #[test]
 fn other_audiences_and_clients_by_rule() {
     let token = |more: &[(&str, Value)]| {
-        let all = more.iter().fold(claims(), |all, (name, value)| changed(all, name, value.clone()));
+        let all = more
+            .iter()
+            .fold(claims(), |all, (name, value)| changed(all, name, value.clone()));
         IDP.token(&header(), &all)
     };
     let lenient = verifier(ForeignRules {
@@ -371,14 +402,22 @@ fn other_audiences_and_clients_by_rule() {
     });
     let with_others = ("aud", json!(["account", "berth"]));
     assert!(lenient.verify(&token(&[with_others]), at(NOW)).is_ok());
-    assert!(lenient.verify(&token(&[("aud", json!(["account"]))]), at(NOW)).is_err());
+    assert!(
+        lenient
+            .verify(&token(&[("aud", json!(["account"]))]), at(NOW))
+            .is_err()
+    );
 
     let pinned = verifier(ForeignRules {
         authorized_parties: vec!["web".to_owned()],
         ..rules()
     });
     assert!(pinned.verify(&token(&[("azp", json!("web"))]), at(NOW)).is_ok());
-    assert!(pinned.verify(&token(&[("client_id", json!("web"))]), at(NOW)).is_ok());
+    assert!(
+        pinned
+            .verify(&token(&[("client_id", json!("web"))]), at(NOW))
+            .is_ok()
+    );
     for wrong in [
         vec![],
         vec![("azp", json!("Web"))],
@@ -395,7 +434,10 @@ fn other_audiences_and_clients_by_rule() {
 fn subjects_and_times() {
     let mut cases = Vec::new();
     for name in ["iss", "aud", "sub", "iat", "exp"] {
-        cases.push((format!("no {name}"), IDP.token(&header(), &without(claims(), name))));
+        cases.push((
+            format!("no {name}"),
+            IDP.token(&header(), &without(claims(), name)),
+        ));
     }
     for sub in [
         json!(""),
@@ -406,7 +448,10 @@ fn subjects_and_times() {
         json!(null),
         json!(["ada"]),
     ] {
-        cases.push((format!("sub {sub}"), IDP.token(&header(), &changed(claims(), "sub", sub))));
+        cases.push((
+            format!("sub {sub}"),
+            IDP.token(&header(), &changed(claims(), "sub", sub)),
+        ));
     }
     let far = u64::MAX;
     for (name, value) in [
@@ -473,10 +518,19 @@ fn forms() {
         ("space after", format!("{good} ")),
         ("newline", format!("{good}\n")),
         ("standard base64", good.replace(['-', '_'], "+")),
-        ("JSON serialisation", json!({"payload": body, "protected": head, "signature": signature}).to_string()),
+        (
+            "JSON serialisation",
+            json!({"payload": body, "protected": head, "signature": signature}).to_string(),
+        ),
         ("cut signature", good[..good.len() - 4].to_owned()),
         ("longer signature", format!("{good}AAAA")),
-        ("another body", format!("{head}.{}.{signature}", b64(changed(claims(), "org", json!("beta")).to_string()))),
+        (
+            "another body",
+            format!(
+                "{head}.{}.{signature}",
+                b64(changed(claims(), "org", json!("beta")).to_string())
+            ),
+        ),
         ("null byte", format!("{head}\0.{body}.{signature}")),
         ("a key", "berth_sa_abc.def".to_owned()),
         ("1 MB", format!("{head}.{}.{signature}", "A".repeat(1_000_000))),
@@ -490,8 +544,14 @@ fn forms() {
         "null".to_owned(),
         claims().to_string().replacen('{', r#"{"org":"beta","#, 1),
         claims().to_string().replacen('{', r#"{"x":{"a":1,"a":2},"#, 1),
-        claims().to_string().replacen('{', &format!(r#"{{"x":{}1{},"#, "[".repeat(9), "]".repeat(9)), 1),
-        claims().to_string().replacen('{', &format!(r#"{{"x":{}1{},"#, "[".repeat(4000), "]".repeat(4000)), 1),
+        claims()
+            .to_string()
+            .replacen('{', &format!(r#"{{"x":{}1{},"#, "[".repeat(9), "]".repeat(9)), 1),
+        claims().to_string().replacen(
+            '{',
+            &format!(r#"{{"x":{}1{},"#, "[".repeat(4000), "]".repeat(4000)),
+            1,
+        ),
         format!("{}x", claims()),
         claims().to_string().replace("acme", "\u{0}"),
         claims().to_string().replacen('{', "{\u{feff}", 1),

@@ -140,7 +140,9 @@ impl Accounts {
 
     /// Who holds this bearer credential. The time is given so that tests own it.
     pub fn authenticate(&self, bearer: &str, now: SystemTime) -> Result<Caller, CallerError> {
-        let encoded = bearer.strip_prefix(KEY_PREFIX).ok_or(CallerError::NotACredential)?;
+        let encoded = bearer
+            .strip_prefix(KEY_PREFIX)
+            .ok_or(CallerError::NotACredential)?;
         let well_formed = encoded.len() == ENCODED
             && encoded
                 .bytes()

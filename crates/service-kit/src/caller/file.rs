@@ -74,7 +74,9 @@ impl AccountsFile {
         if let Some(first) = problems.found().first() {
             anyhow::bail!("{}: {} {}", shown(), first.key, first.what);
         }
-        (self.check)(&all).map_err(anyhow::Error::msg).with_context(shown)?;
+        (self.check)(&all)
+            .map_err(anyhow::Error::msg)
+            .with_context(shown)?;
         Ok(Accounts::new(&all))
     }
 

@@ -204,8 +204,17 @@ mod tests {
             assert_eq!(rpc.rule().is_internal(), internal, "{rpc:?}");
         }
         let resolve = Rpc::ResolveRoute;
-        assert_eq!((resolve.service(), resolve.method()), ("RouteService", "ResolveRoute"));
-        for other in ["", "/", "/berth.v1.SessionService/", "/berth.v1.SessionService/createSession", "/x/CreateSession"] {
+        assert_eq!(
+            (resolve.service(), resolve.method()),
+            ("RouteService", "ResolveRoute")
+        );
+        for other in [
+            "",
+            "/",
+            "/berth.v1.SessionService/",
+            "/berth.v1.SessionService/createSession",
+            "/x/CreateSession",
+        ] {
             assert_eq!(Rpc::of_path(other), None, "{other}");
         }
     }
@@ -225,7 +234,13 @@ mod tests {
             who(&[Role::OrgAdmin]),
             who(&[Role::PlatformAdmin]),
         );
-        for rpc in [Rpc::CreateCluster, Rpc::UpdateCluster, Rpc::CreateOrg, Rpc::SetLimits, Rpc::DisableOrg] {
+        for rpc in [
+            Rpc::CreateCluster,
+            Rpc::UpdateCluster,
+            Rpc::CreateOrg,
+            Rpc::SetLimits,
+            Rpc::DisableOrg,
+        ] {
             let may = [&nobody, &member, &org_admin, &platform].map(|who| rpc.rule().may_be(who));
             assert_eq!(may, [false, false, false, true], "{rpc:?}");
         }

@@ -25,7 +25,9 @@ impl TokenLedger for Ledger {
         request: Request<wire::AuthorizeIssueRequest>,
     ) -> Answer<wire::AuthorizeIssueResponse> {
         let who = self.0.caller(&request)?;
-        let session = self.connectable(&who, &request.into_inner().session_id, Rpc::AuthorizeIssue).await?;
+        let session = self
+            .connectable(&who, &request.into_inner().session_id, Rpc::AuthorizeIssue)
+            .await?;
         Ok(Response::new(wire::AuthorizeIssueResponse {
             org: session.org.to_string(),
             subject: who.id.to_string(),
@@ -40,7 +42,9 @@ impl TokenLedger for Ledger {
     ) -> Answer<wire::RecordTokenResponse> {
         let who = self.0.caller(&request)?;
         let request = request.into_inner();
-        let session = self.connectable(&who, &request.session_id, Rpc::RecordToken).await?;
+        let session = self
+            .connectable(&who, &request.session_id, Rpc::RecordToken)
+            .await?;
         let token = request
             .token
             .ok_or_else(|| Refused::field("token", "is missing"))?;
@@ -127,10 +131,7 @@ impl TokenLedger for Ledger {
         let who = self.0.caller(&request)?;
         let request = request.into_inner();
         let id: TokenId = parse("token_id", &request.token_id)?;
-        let (session, _) = self
-            .0
-            .session_for(&who, &request.session_id, Rpc::Revoke)
-            .await?;
+        let (session, _) = self.0.session_for(&who, &request.session_id, Rpc::Revoke).await?;
         let tokens = self
             .0
             .store

@@ -25,9 +25,7 @@ use crate::shut_out::ShutOut;
 use service_kit::document::Document;
 use session_core::access::{self, Rpc};
 use session_core::machine::Event;
-use session_core::{
-    Activity, Actor, Clock, OrgId, Principal, Reason, Role, Session, SessionId, SessionKey,
-};
+use session_core::{Activity, Actor, Clock, OrgId, Principal, Reason, Role, Session, SessionId, SessionKey};
 use session_proto::convert;
 use session_proto::error::Refused;
 use session_store::SessionStore;

@@ -118,7 +118,12 @@ impl SessionService for Sessions {
             Some(name) => Some(checked_text("name", name)?),
         };
         let session = self
-            .change(&who, &request.session_id, Rpc::UpdateSession, Event::Update { name, labels })
+            .change(
+                &who,
+                &request.session_id,
+                Rpc::UpdateSession,
+                Event::Update { name, labels },
+            )
             .await?;
         Ok(Response::new(v1::UpdateSessionResponse {
             session: Some(session),
@@ -133,7 +138,12 @@ impl SessionService for Sessions {
         let request = request.into_inner();
         let expires_at = required_moment("expires_at", request.expires_at.as_ref())?;
         let session = self
-            .change(&who, &request.session_id, Rpc::ExtendSession, Event::Extend { expires_at })
+            .change(
+                &who,
+                &request.session_id,
+                Rpc::ExtendSession,
+                Event::Extend { expires_at },
+            )
             .await?;
         Ok(Response::new(v1::ExtendSessionResponse {
             session: Some(session),
@@ -148,7 +158,12 @@ impl SessionService for Sessions {
         let request = request.into_inner();
         let until = required_moment("until", request.until.as_ref())?;
         let session = self
-            .change(&who, &request.session_id, Rpc::KeepSessionAlive, Event::KeepAlive { until })
+            .change(
+                &who,
+                &request.session_id,
+                Rpc::KeepSessionAlive,
+                Event::KeepAlive { until },
+            )
             .await?;
         Ok(Response::new(v1::KeepSessionAliveResponse {
             session: Some(session),
@@ -161,7 +176,12 @@ impl SessionService for Sessions {
     ) -> Answer<v1::WarmSessionResponse> {
         let who = self.0.caller(&request)?;
         let session = self
-            .change(&who, &request.into_inner().session_id, Rpc::WarmSession, Event::Wake)
+            .change(
+                &who,
+                &request.into_inner().session_id,
+                Rpc::WarmSession,
+                Event::Wake,
+            )
             .await?;
         Ok(Response::new(v1::WarmSessionResponse {
             session: Some(session),
@@ -176,7 +196,9 @@ impl SessionService for Sessions {
         let close = Event::Close {
             reason: ChangeReason::CloseRequested,
         };
-        let session = self.change(&who, &request.into_inner().session_id, Rpc::CloseSession, close).await?;
+        let session = self
+            .change(&who, &request.into_inner().session_id, Rpc::CloseSession, close)
+            .await?;
         Ok(Response::new(v1::CloseSessionResponse {
             session: Some(session),
         }))
@@ -317,7 +339,13 @@ impl Sessions {
         Ok(created.session)
     }
 
-    async fn change(&self, who: &Principal, id: &str, rpc: Rpc, event: Event) -> Result<v1::Session, Refused> {
+    async fn change(
+        &self,
+        who: &Principal,
+        id: &str,
+        rpc: Rpc,
+        event: Event,
+    ) -> Result<v1::Session, Refused> {
         let key = self.0.key(who, id)?;
         let (session, _) = self.0.change(who, &key, rpc, &event).await?;
         self.shown_now(who, &session).await

@@ -78,7 +78,12 @@ impl Config {
     }
 
     fn validate_internal(&self, problems: &mut Problems) {
-        for key in self.internal.allow.keys().filter(|key| !InternalConfig::is_key(key)) {
+        for key in self
+            .internal
+            .allow
+            .keys()
+            .filter(|key| !InternalConfig::is_key(key))
+        {
             problems.add(
                 &format!("internal.allow.{key}"),
                 "is not a service of the internal port, or a method of one like RouteService/WatchRoutes",
@@ -128,13 +133,18 @@ impl Config {
     /// Child processes run as one user, so all callers must be of one organization.
     pub(super) fn check_trust(&self, accounts: &[ServiceAccountConfig]) -> Result<(), String> {
         let accounts = accounts.iter().map(|account| account.org.as_str());
-        let issuers = self.oidc.iter().flat_map(|issuer| issuer.orgs.iter().map(String::as_str));
+        let issuers = self
+            .oidc
+            .iter()
+            .flat_map(|issuer| issuer.orgs.iter().map(String::as_str));
         let orgs: BTreeSet<&str> = accounts.chain(issuers).collect();
         if orgs.len() <= 1 {
             return Ok(());
         }
-        Err("runs every child as one user, and several organizations have accounts here; \
+        Err(
+            "runs every child as one user, and several organizations have accounts here; \
              set compute.process.trust_all_users = true if they may see each other's data"
-            .to_owned())
+                .to_owned(),
+        )
     }
 }

@@ -9,6 +9,8 @@
     reason = "each test program uses its part of it"
 )]
 
+pub mod idp;
+
 use compute::SimCompute;
 use service_kit::shutdown::Shutdown;
 use session_core::{Clock, Engine, OrgId, Route, SessionId, SessionKey, SystemClock, TokenId};
@@ -39,9 +41,10 @@ pub struct Manager {
     pub sim: SimCompute,
     pub signer: Arc<Signer>,
     pub keys: Keys,
-    public: Channel,
-    internal: Channel,
-    dir: TempDir,
+    pub public: Channel,
+    pub internal: Channel,
+    pub internal_uri: String,
+    pub dir: TempDir,
     ended: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
 
@@ -206,6 +209,7 @@ impl Manager {
             channel(listeners.public.local_addr()),
             channel(listeners.internal.local_addr()),
         );
+        let internal_uri = format!("http://{}", listeners.internal.local_addr());
         let shutdown = Shutdown::new();
         let stored: Arc<dyn SessionStore> = Arc::clone(&store) as _;
         let ended = tokio::spawn(session_manager::run_with(
@@ -223,6 +227,7 @@ impl Manager {
             keys,
             public,
             internal,
+            internal_uri,
             dir,
             ended,
         }

@@ -95,7 +95,11 @@ mod tests {
 
     #[test]
     fn doubled_members_and_depth_are_refused_wherever_they_are() {
-        for good in [r#"{}"#, r#"{"a":{"a":[1,{"a":null}]},"b":1.5}"#, r#" {"a":true} "#] {
+        for good in [
+            r#"{}"#,
+            r#"{"a":{"a":[1,{"a":null}]},"b":1.5}"#,
+            r#" {"a":true} "#,
+        ] {
             assert!(object(good.as_bytes(), 8).is_some(), "{good}");
         }
         for bad in [

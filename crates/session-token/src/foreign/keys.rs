@@ -154,7 +154,9 @@ impl ForeignKeys {
         let mut keys: HashMap<String, Option<Key>> = HashMap::new();
         for candidate in raw.keys {
             if let Some((kid, key)) = Key::from_json(candidate) {
-                keys.entry(kid).and_modify(|known| *known = None).or_insert(Some(key));
+                keys.entry(kid)
+                    .and_modify(|known| *known = None)
+                    .or_insert(Some(key));
             }
         }
         let keys = keys.into_iter().filter_map(|(kid, key)| Some((kid, key?)));

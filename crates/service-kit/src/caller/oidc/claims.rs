@@ -79,7 +79,11 @@ fn claimed_org(config: &IssuerConfig, all: &Map<String, Value>, claim: &str) -> 
     if config.org_values.is_empty() {
         return Ok(value.clone());
     }
-    config.org_values.get(value).cloned().ok_or(CallerError::NotPinned)
+    config
+        .org_values
+        .get(value)
+        .cloned()
+        .ok_or(CallerError::NotPinned)
 }
 
 /// A claim by its whole name, or else by a path with dots.
@@ -152,8 +156,14 @@ mod tests {
             "https://berth.example/teams": ["data", "ops", "data"], "groups": {"admin": "data"},
         });
         let caller = said(&config(json!({})), claims).unwrap();
-        assert_eq!((caller.issuer_alias.as_str(), caller.subject.as_str()), ("corp", "ada"));
-        assert_eq!((caller.org.as_str(), caller.roles), ("acme", vec!["member".to_owned()]));
+        assert_eq!(
+            (caller.issuer_alias.as_str(), caller.subject.as_str()),
+            ("corp", "ada")
+        );
+        assert_eq!(
+            (caller.org.as_str(), caller.roles),
+            ("acme", vec!["member".to_owned()])
+        );
         assert_eq!(caller.teams, ["data", "ops"]);
         assert_eq!(caller.team_admin_of, ["data"]);
     }
@@ -196,7 +206,10 @@ mod tests {
             json!({"org": "tenant-1", "roles": ["berth-users", "gods", "org-admin", "platform-admin"]}),
         )
         .unwrap();
-        assert_eq!((caller.org.as_str(), caller.roles), ("acme", vec!["member".to_owned()]));
+        assert_eq!(
+            (caller.org.as_str(), caller.roles),
+            ("acme", vec!["member".to_owned()])
+        );
         assert_eq!(said(&config, json!({"org": "acme"})), Err(CallerError::NotPinned));
         let both = said(
             &config,
@@ -209,13 +222,21 @@ mod tests {
     fn a_configured_subject_is_what_the_configuration_says() {
         let config = config(json!({"subjects": [{"sub": "ada", "org": "beta", "roles": ["member"]}]}));
         let caller = said(&config, json!({"org": "acme", "roles": ["org-admin"]})).unwrap();
-        assert_eq!((caller.org.as_str(), caller.roles), ("beta", vec!["member".to_owned()]));
+        assert_eq!(
+            (caller.org.as_str(), caller.roles),
+            ("beta", vec!["member".to_owned()])
+        );
     }
 
     #[test]
     fn odd_shapes_are_refused_and_hostile_names_left_out() {
         let config = config(json!({}));
-        for roles in [json!(1), json!(true), json!({"member": true}), json!(["member", 1])] {
+        for roles in [
+            json!(1),
+            json!(true),
+            json!({"member": true}),
+            json!(["member", 1]),
+        ] {
             let refused = said(&config, json!({"org": "acme", "roles": roles}));
             assert_eq!(refused, Err(SHAPE), "{roles}");
         }

@@ -82,6 +82,9 @@ pub struct IssuerConfig {
     /// How often its keys are read again.
     #[serde(with = "duration", default = "refresh")]
     pub refresh: Duration,
+    /// A token with an unknown key has them read again at most this often.
+    #[serde(with = "duration", default = "again_after")]
+    pub again_after: Duration,
     /// How long the last good keys are used when they cannot be read again.
     #[serde(with = "duration", default = "keep_keys")]
     pub keep_keys: Duration,
@@ -122,6 +125,10 @@ fn refresh() -> Duration {
     Duration::from_secs(300)
 }
 
+fn again_after() -> Duration {
+    Duration::from_secs(30)
+}
+
 fn keep_keys() -> Duration {
     Duration::from_secs(24 * 3600)
 }
@@ -151,6 +158,7 @@ impl IssuerConfig {
             tls: self.tls.clone(),
             insecure: self.insecure,
             refresh: self.refresh,
+            again_after: self.again_after,
             ..DocumentConfig::new(location)
         }
     }
@@ -264,6 +272,11 @@ impl Validate for IssuerConfig {
             "must be more than 0 and at most 7days",
         );
         problems.require(!self.refresh.is_zero(), "refresh", "must not be zero");
+        problems.require(
+            self.again_after >= Duration::from_secs(1),
+            "again_after",
+            "must be at least 1s",
+        );
         problems.require(
             self.keep_keys >= self.refresh,
             "keep_keys",

@@ -100,7 +100,11 @@ impl Issuer {
                 Ok(()) => outcome = self.verifier.verify(token, now),
                 Err(error) => {
                     let error = format!("{error:#}");
-                    tracing::warn!(alias = self.config.alias, error, "an issuer's keys cannot be read");
+                    tracing::warn!(
+                        alias = self.config.alias,
+                        error,
+                        "an issuer's keys cannot be read"
+                    );
                 }
             }
         }
