@@ -24,7 +24,7 @@ const PAGE: usize = 256;
 /// Of these, so many are closed at once.
 const TOGETHER: usize = 32;
 /// How often passes that came to no end are looked for.
-const SWEEP: Duration = Duration::from_secs(10);
+const SWEEP: Duration = Duration::from_secs(5);
 /// How often a lost race is run again.
 const RACES: usize = 8;
 

@@ -34,7 +34,7 @@ const READS: usize = 32;
 /// Sessions that are read at once when a watcher begins.
 const PAGE: usize = 200;
 /// How often it is looked whether the caller is still let in.
-const CHECK: Duration = Duration::from_secs(30);
+const CHECK: Duration = Duration::from_secs(10);
 /// A watcher begins anew no more often than this.
 const PAUSE: Duration = Duration::from_secs(1);
 
