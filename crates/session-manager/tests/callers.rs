@@ -29,7 +29,7 @@ use tonic_types::StatusExt as _;
 /// The provider `corp`, which speaks for `acme` and `beta`.
 fn trusting(idp: &Idp, more: &str) -> String {
     format!(
-        "platform_admins = [\"corp|root\"]\ncompute.process.trust_all_users = true\n{more}\n\
+        "platform_admins = [\"corp|root\"]\n{more}\n\
          [[oidc]]\nalias = \"corp\"\nissuer = \"{}\"\naudiences = [\"berth\"]\norgs = [\"acme\", \"beta\"]\n\
          org_claim = \"org\"\nroles_claim = \"roles\"\nteams_claim = \"groups\"\nagain_after = \"1s\"\n",
         idp.issuer

@@ -104,8 +104,7 @@ impl Stage {
     async fn set(rng: &mut StdRng) -> Self {
         let people: Vec<Who> = (0..PRINCIPALS).map(|index| somebody(rng, index)).collect();
         let mut config = String::from(
-            "compute.process.trust_all_users = true\n\
-             [limits]\ncalls_per_second_per_principal = 0\ncalls_per_second_per_address = 0\n\
+            "[limits]\ncalls_per_second_per_principal = 0\ncalls_per_second_per_address = 0\n\
              [[clusters]]\nname = \"for-one\"\nengine = \"sail\"\ngranted_orgs = [\"one\"]\nprocess = { program = \"/opt/sail\" }\n",
         );
         for (org, teams) in [

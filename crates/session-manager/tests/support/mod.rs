@@ -188,11 +188,16 @@ impl Manager {
         let dir = tempfile::tempdir().unwrap();
         let jwks = dir.path().join("jwks.json");
         std::fs::write(&jwks, Jwks::new([signer.public_jwk()]).to_json()).unwrap();
+        // Tests call often; one that is about it says so.
+        let limits = match more.contains("limits.") || more.contains("[limits]") {
+            true => "",
+            false => "limits.calls_per_second_per_principal = 0\n",
+        };
         let mut text = format!(
             "listen.public.address = \"127.0.0.1:0\"\nlisten.internal.address = \"127.0.0.1:0\"\n\
              admin.address = \"127.0.0.1:0\"\nstore.url = \"memory://\"\n\
              tokens.keys.location = \"{}\"\ncompute.process.state_dir = \"{}\"\n\
-             compute.process.trust_all_users = true\n{more}",
+             compute.process.trust_all_users = true\n{limits}{more}",
             jwks.display(),
             dir.path().display()
         );
