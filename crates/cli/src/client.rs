@@ -76,7 +76,8 @@ fn credential(target: &Target) -> Result<String> {
     let from_file = match &target.token_file {
         None => None,
         Some(file) => {
-            let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+            let text =
+                std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
             Some(text.trim().to_owned())
         }
     };
@@ -85,7 +86,9 @@ fn credential(target: &Target) -> Result<String> {
         (None, None) => bail!(
             "no credential: set BERTH_KEY to your service-account key, or BERTH_TOKEN to a token of your identity provider"
         ),
-        (Some(_), Some(_)) => bail!("a key and a token were given: unset BERTH_KEY, or BERTH_TOKEN and BERTH_TOKEN_FILE"),
+        (Some(_), Some(_)) => {
+            bail!("a key and a token were given: unset BERTH_KEY, or BERTH_TOKEN and BERTH_TOKEN_FILE")
+        }
     }
 }
 

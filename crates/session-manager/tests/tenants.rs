@@ -266,10 +266,7 @@ impl Stage {
             Rpc::WarmSession => call!(sessions.warm_session(v1::WarmSessionRequest { session_id })),
             Rpc::CloseSession => call!(sessions.close_session(v1::CloseSessionRequest { session_id })),
             Rpc::WatchSessions => {
-                let request = v1::WatchSessionsRequest {
-                    session_id,
-                    ..Default::default()
-                };
+                let request = v1::WatchSessionsRequest { session_id };
                 call!(sessions.watch_sessions(request))
             }
             Rpc::ListSessionEvents => {

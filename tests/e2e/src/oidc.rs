@@ -76,7 +76,9 @@ impl OidcProvider {
         let answer = self.ask("POST", "/token", headers, &form).await?;
         let answer: Value = serde_json::from_str(&answer)?;
         let token = answer["access_token"].as_str();
-        token.map(str::to_owned).with_context(|| format!("no token: {answer}"))
+        token
+            .map(str::to_owned)
+            .with_context(|| format!("no token: {answer}"))
     }
 
     /// Signs with a new key from now on; the earlier one stays published.
@@ -103,7 +105,9 @@ impl OidcProvider {
             ensure!(head.contains(" 200 "), "{head}: {body}");
             Ok(body.to_owned())
         };
-        tokio::time::timeout(ANSWER, ask).await.context("no answer in time")?
+        tokio::time::timeout(ANSWER, ask)
+            .await
+            .context("no answer in time")?
     }
 }
 

@@ -22,6 +22,7 @@ roles_claim = "roles"
 teams_claim = "groups"
 algorithms = ["RS256", "ES256"]
 again_after = "1s"
+leeway = "1s"
 subjects = [{{ sub = "etl", org = "acme", roles = ["member"] }}]
 "#
         ),
@@ -59,25 +60,48 @@ async fn a_real_providers_tokens_open_sessions_and_nothing_more() -> Result<()> 
     ensure!(refused.contains("no access"), "{refused}");
     let olga = provider.token("olga", "urn:berth").await?;
     let all = stack.berth_with_token(&olga, &["list"])?;
-    assert_eq!(all.as_array().map(Vec::len), Some(2), "an org admin by claim: {all}");
+    assert_eq!(
+        all.as_array().map(Vec::len),
+        Some(2),
+        "an org admin by claim: {all}"
+    );
     let etl = provider.token("etl", "urn:berth").await?;
     let none = stack.berth_with_token(&etl, &["list"])?;
-    assert_eq!(none.as_array().map(Vec::len), Some(0), "a configured subject: {none}");
+    assert_eq!(
+        none.as_array().map(Vec::len),
+        Some(0),
+        "a configured subject: {none}"
+    );
 
     // What is refused, each for its own reason.
     let short = provider.token("ada", "urn:short").await?;
     let far = OidcProvider::start().await?;
     for (name, credential, says) in [
-        ("another audience", provider.token("ada", "urn:other").await?, "another aud"),
-        ("another issuer", far.token("ada", "urn:berth").await?, "not one that is trusted"),
-        ("another organization", provider.token("mallory", "urn:berth").await?, "may not speak for"),
+        (
+            "another audience",
+            provider.token("ada", "urn:other").await?,
+            "another aud",
+        ),
+        (
+            "another issuer",
+            far.token("ada", "urn:berth").await?,
+            "not one that is trusted",
+        ),
+        (
+            "another organization",
+            provider.token("mallory", "urn:berth").await?,
+            "may not speak for",
+        ),
         ("a session token", token.clone(), "session token"),
     ] {
         let refused = refusal(stack.berth_with_token(&credential, &["list"]))?;
         ensure!(refused.contains(says), "{name}: {refused}");
         let refused = refusal(stack.berth_with_token(&credential, &["token", &id]))?;
         ensure!(refused.contains(says), "{name}, at token-issuer: {refused}");
-        ensure!(!refused.contains(&credential), "{name}: the credential is in the text");
+        ensure!(
+            !refused.contains(&credential),
+            "{name}: the credential is in the text"
+        );
     }
     until("the short token to expire", Duration::from_secs(90), async || {
         let said = refusal(stack.berth_with_token(&short, &["list"])).unwrap_or_default();
@@ -97,7 +121,9 @@ async fn a_real_providers_tokens_open_sessions_and_nothing_more() -> Result<()> 
 
     // The proxy takes no token but a session token.
     let target = format!("localhost:{}", stack.proxy_address.port());
-    let args = ["execute", "--target", &target, "--sql", "SELECT 1", "--token", &ada];
+    let args = [
+        "execute", "--target", &target, "--sql", "SELECT 1", "--token", &ada,
+    ];
     let seen = Client::Py41.run(stack.dir.path(), "raw.py", &args, None).await?;
     assert_eq!(seen["reason"], "TOKEN_MALFORMED", "{seen}");
     Ok(())
