@@ -24,7 +24,7 @@ pub use activity::{Activity, Operation, ProxyId, TokenUse, Totals, Use};
 pub use catalog::Catalog;
 pub use cluster::{Cluster, ClusterStatus, Engine, Provider};
 pub use id::{CatalogName, ClusterName, OrgId, SessionId, SessionKey, SparkSessionId, TokenId};
-pub use org::{Limits, Org};
+pub use org::{Disabled, Limits, Org};
 pub use policy::{IdlePolicy, SessionPolicy};
 pub use principal::{Actor, Principal, PrincipalId, Role};
 pub use reason::{ChangeReason, Reason};

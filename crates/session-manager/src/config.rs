@@ -4,9 +4,11 @@
 use compute::{AllowList, ProcessConfig};
 use serde::{Deserialize, Serialize};
 use service_kit::admin::AdminConfig;
-use service_kit::caller::{ServiceAccountConfig, validate_accounts};
+use service_kit::caller::ServiceAccountConfig;
+use service_kit::caller::oidc::IssuerConfig;
 use service_kit::config::{Problems, Secret, Validate, duration};
 use service_kit::document::DocumentConfig;
+use service_kit::limits::LimitsConfig;
 use service_kit::listen::ListenerConfig;
 use service_kit::telemetry::TelemetryConfig;
 use session_core::catalog::PropertyValue;
@@ -19,6 +21,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
+
+mod callers;
+
+pub use callers::InternalConfig;
 
 /// The whole configuration.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -34,8 +40,18 @@ pub struct Config {
     pub tokens: TokensConfig,
     /// How compute is made.
     pub compute: ComputeConfig,
+    /// Who may call the internal port.
+    pub internal: InternalConfig,
     /// Who may call the APIs.
     pub service_accounts: Vec<ServiceAccountConfig>,
+    /// More of them, in a file that is followed.
+    pub service_accounts_file: Option<PathBuf>,
+    /// Identity providers whose tokens are accepted.
+    pub oidc: Vec<IssuerConfig>,
+    /// Who of all these administers the platform.
+    pub platform_admins: BTreeSet<String>,
+    /// How much callers may ask for.
+    pub limits: LimitsConfig,
     /// Organizations with other limits than the default.
     pub orgs: Vec<OrgConfig>,
     /// Clusters declared here are read-only in the API.
@@ -246,7 +262,12 @@ impl Default for Config {
             store: StoreConfig::default(),
             tokens: TokensConfig::default(),
             compute: ComputeConfig::default(),
+            internal: InternalConfig::default(),
             service_accounts: Vec::new(),
+            service_accounts_file: None,
+            oidc: Vec::new(),
+            platform_admins: BTreeSet::new(),
+            limits: LimitsConfig::default(),
             orgs: Vec::new(),
             clusters: Vec::new(),
             catalogs: Vec::new(),
@@ -301,12 +322,8 @@ impl Validate for Config {
             problems.require(!self.tokens.audience.is_empty(), "audience", "must not be empty");
             problems.check("keys", &self.tokens.keys);
         });
-        validate_accounts("service_accounts", &self.service_accounts, problems);
-        for (index, account) in self.service_accounts.iter().enumerate() {
-            if let Err(problem) = crate::api::account_principal(account) {
-                problems.add(&format!("service_accounts[{index}]"), problem);
-            }
-        }
+        problems.check("limits", &self.limits);
+        self.validate_callers(problems);
         self.validate_compute(problems);
         self.validate_definitions(problems);
         problems.check("telemetry", &self.telemetry);
@@ -334,17 +351,9 @@ impl Config {
         if process.trust_all_users {
             return;
         }
-        let orgs: BTreeSet<&str> = self
-            .service_accounts
-            .iter()
-            .map(|account| account.org.as_str())
-            .collect();
-        problems.require(
-            orgs.len() <= 1,
-            "compute.process",
-            "runs every child as one user, and several organizations have accounts here; \
-             set compute.process.trust_all_users = true if they may see each other's data",
-        );
+        if let Err(problem) = self.check_trust(&self.service_accounts) {
+            problems.add("compute.process", problem);
+        }
         problems.require(
             self.listen.public.address.ip().is_loopback(),
             "compute.process",
@@ -578,9 +587,11 @@ impl OrgConfig {
         let Some(id) = name("name", &self.name, &mut wrong) else {
             return Err(wrong);
         };
+        self.limits
+            .check()
+            .map_err(|problem| vec![(problem.field, problem.to_string())])?;
         Ok(Org {
             id,
-            disabled: false,
             limits: self.limits.clone(),
             managed_by_config: true,
             version: 0,

@@ -227,6 +227,9 @@ pub enum Kind {
     Catalog,
     /// `session_core::Org`, by name.
     Org,
+    /// `session_core::Disabled`: an organization by name, a principal by
+    /// `org/principal`.
+    Disabled,
 }
 
 /// A stored definition.

@@ -21,6 +21,7 @@ use session_core::{
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::broadcast;
@@ -35,6 +36,7 @@ const MINUTE_MILLIS: u64 = 60_000;
 pub struct MemoryStore {
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
+    calls: AtomicU64,
     feed: broadcast::Sender<Change>,
 }
 
@@ -86,6 +88,7 @@ impl MemoryStore {
         Self {
             clock,
             state: Mutex::default(),
+            calls: AtomicU64::new(0),
             feed: broadcast::Sender::new(FEED_BACKLOG),
         }
     }
@@ -98,7 +101,14 @@ impl MemoryStore {
         }
     }
 
+    /// How often its state was looked at: a test sees from it how much work
+    /// an answer took.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -105,6 +105,7 @@ impl Outcome {
             | Reason::RequestIdReused
             | Reason::Conflict
             | Reason::AlreadyExists
+            | Reason::InUse
             | Reason::Internal => Self::ControlPlane,
         }
     }

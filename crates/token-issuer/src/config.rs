@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use service_kit::admin::AdminConfig;
 use service_kit::config::{Problems, Validate, duration};
 use service_kit::grpc::ClientConfig;
+use service_kit::limits::LimitsConfig;
 use service_kit::listen::ListenerConfig;
 use service_kit::telemetry::TelemetryConfig;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -26,6 +27,8 @@ pub struct Config {
     pub public: PublicConfig,
     /// session-manager's internal port, which keeps the ledger.
     pub manager: ClientConfig,
+    /// How much callers may ask for.
+    pub limits: LimitsConfig,
     /// Logs and traces.
     pub telemetry: TelemetryConfig,
     /// How long open calls may take to finish when the service stops.
@@ -89,6 +92,7 @@ impl Default for Config {
             keys: KeysConfig::default(),
             public: PublicConfig::default(),
             manager: ClientConfig::new("http://127.0.0.1:8082"),
+            limits: LimitsConfig::default(),
             telemetry: TelemetryConfig::default(),
             drain: Duration::from_secs(10),
         }
@@ -155,6 +159,7 @@ impl Validate for Config {
         });
         problems.require(endpoint_is_good, "public.endpoint", "must be host:port");
         problems.check("manager", &self.manager);
+        problems.check("limits", &self.limits);
         problems.check("telemetry", &self.telemetry);
     }
 }

@@ -4,6 +4,7 @@
 //! records each before it leaves. [`run`] is the whole service.
 
 mod config;
+mod gate;
 mod issue;
 mod jwks;
 mod metrics;
@@ -20,7 +21,9 @@ use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use issue::Tokens;
 use service_kit::admin::Admin;
-use service_kit::grpc::{self, MAX_MESSAGE, ServerConfig};
+use service_kit::gate::Gate;
+use service_kit::grpc::{self, ServerConfig};
+use service_kit::limits::ByAddress;
 use service_kit::listen::Listener;
 use service_kit::shutdown::Shutdown;
 use service_kit::tls::{AcceptLimits, H2, H2_HTTP1, Incoming};
@@ -127,9 +130,10 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
         .build_v1()
         .context("server reflection")?;
     let server = grpc::server(&ServerConfig::default())
+        .layer(Gate::new(gate::Door(ByAddress::new(&config.limits))))
         .add_service(grpc::health(&admin.readiness, stop.clone()))
         .add_service(reflection)
-        .add_service(TokenServiceServer::new(tokens).max_decoding_message_size(MAX_MESSAGE));
+        .add_service(TokenServiceServer::new(tokens).max_decoding_message_size(config.limits.request_bytes));
     let incoming = Incoming::new(listeners.grpc, AcceptLimits::default(), stop.clone());
     shutdown.spawn_critical("token API", {
         let stop = stop.clone();

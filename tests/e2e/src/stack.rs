@@ -235,6 +235,23 @@ impl Stack {
         run_berth(&[&["--output", "json"], args].concat(), &env)
     }
 
+    /// Runs the `berth` command with the token in a file.
+    ///
+    /// # Errors
+    /// When it fails; with what it said.
+    pub fn berth_with_token(&self, token: &str, args: &[&str]) -> Result<Value> {
+        let file = self.dir.path().join("bearer-token");
+        std::fs::write(&file, token)?;
+        let file = file.display().to_string();
+        let env = [
+            ("BERTH_MANAGER", self.manager_uri.as_str()),
+            ("BERTH_ISSUER", self.issuer_uri.as_str()),
+            ("BERTH_KEY", ""),
+            ("BERTH_TOKEN_FILE", file.as_str()),
+        ];
+        run_berth(&[&["--output", "json"], args].concat(), &env)
+    }
+
     /// Creates a session of `who` and waits until it is active. Returns its id.
     ///
     /// # Errors

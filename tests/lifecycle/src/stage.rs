@@ -61,6 +61,8 @@ impl Stage {
             "listen.public.address = \"127.0.0.1:0\"\nlisten.internal.address = \"127.0.0.1:0\"\n\
              admin.address = \"127.0.0.1:0\"\nstore.url = \"{}\"\ntelemetry.level = \"error\"\n\
              tokens.keys.location = \"{}\"\ncompute.process = {{ state_dir = \"{}\", trust_all_users = true }}\n\
+             limits.calls_per_second_per_principal = 0\nlimits.calls_at_once_per_principal = 0\n\
+             limits.calls_per_second_per_address = 0\nlimits.calls_at_once = 0\n\
              [[clusters]]\nname = \"{CLUSTER}\"\nengine = \"sail\"\nprocess = {{ program = \"/opt/sail\" }}\n",
             redis.url(),
             jwks.display(),

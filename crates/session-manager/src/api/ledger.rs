@@ -1,9 +1,9 @@
 //! TokenLedger: who may have a token, and which tokens there are.
 
 use super::Api;
-use session_core::access::SessionAction;
+use session_core::access::Rpc;
 use session_core::machine::Event;
-use session_core::{Principal, Session, TokenId};
+use session_core::{Actor, Principal, Session, TokenId};
 use session_proto::convert::{from_timestamp, parse, timestamp};
 use session_proto::error::Refused;
 use session_proto::internal as wire;
@@ -24,8 +24,10 @@ impl TokenLedger for Ledger {
         &self,
         request: Request<wire::AuthorizeIssueRequest>,
     ) -> Answer<wire::AuthorizeIssueResponse> {
-        let who = self.0.caller(request.metadata())?;
-        let session = self.connectable(&who, &request.into_inner().session_id).await?;
+        let who = self.0.caller(&request)?;
+        let session = self
+            .connectable(&who, &request.into_inner().session_id, Rpc::AuthorizeIssue)
+            .await?;
         Ok(Response::new(wire::AuthorizeIssueResponse {
             org: session.org.to_string(),
             subject: who.id.to_string(),
@@ -38,9 +40,11 @@ impl TokenLedger for Ledger {
         &self,
         request: Request<wire::RecordTokenRequest>,
     ) -> Answer<wire::RecordTokenResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let request = request.into_inner();
-        let session = self.connectable(&who, &request.session_id).await?;
+        let session = self
+            .connectable(&who, &request.session_id, Rpc::RecordToken)
+            .await?;
         let token = request
             .token
             .ok_or_else(|| Refused::field("token", "is missing"))?;
@@ -64,12 +68,25 @@ impl TokenLedger for Ledger {
             .await
             .map_err(crate::refuse::store)?
             .limits;
-        let id = record.id.clone();
+        let (id, until) = (
+            record.id.clone(),
+            record.expires_at.after(self.0.verifier.config().afterlife()),
+        );
         self.0
             .store
             .record_token(&session.key(), record, limits.tokens_per_session)
             .await
             .map_err(crate::refuse::store)?;
+        // Shut out meanwhile: whoever took back their tokens may not have seen this one.
+        if let Err(refused) = self.0.let_in(&who).await {
+            let revoke = Event::RevokeToken { id, until };
+            let key = session.key();
+            self.0
+                .driver
+                .ask(&key, &revoke, &Actor::System, |_| Ok(()))
+                .await?;
+            return Err(refused.into());
+        }
         tracing::info!(session = %session.id, org = %session.org, token = %id, actor = %who.id, "token recorded");
         Ok(Response::new(wire::RecordTokenResponse {}))
     }
@@ -78,9 +95,9 @@ impl TokenLedger for Ledger {
         &self,
         request: Request<wire::ListTokensRequest>,
     ) -> Answer<wire::ListTokensResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let id = request.into_inner().session_id;
-        let (session, _) = self.0.session_for(&who, &id, SessionAction::Connect).await?;
+        let (session, _) = self.0.session_for(&who, &id, Rpc::ListTokens).await?;
         let tokens = self
             .0
             .store
@@ -111,13 +128,10 @@ impl TokenLedger for Ledger {
     }
 
     async fn revoke(&self, request: Request<wire::RevokeRequest>) -> Answer<wire::RevokeResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let request = request.into_inner();
         let id: TokenId = parse("token_id", &request.token_id)?;
-        let (session, _) = self
-            .0
-            .session_for(&who, &request.session_id, SessionAction::Connect)
-            .await?;
+        let (session, _) = self.0.session_for(&who, &request.session_id, Rpc::Revoke).await?;
         let tokens = self
             .0
             .store
@@ -131,7 +145,7 @@ impl TokenLedger for Ledger {
                 .change(
                     &who,
                     &session.key(),
-                    SessionAction::Connect,
+                    Rpc::Revoke,
                     &Event::RevokeToken { id, until },
                 )
                 .await?;
@@ -140,12 +154,12 @@ impl TokenLedger for Ledger {
     }
 
     async fn revoke_all(&self, request: Request<wire::RevokeAllRequest>) -> Answer<wire::RevokeAllResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let id = request.into_inner().session_id;
-        let (session, _) = self.0.session_for(&who, &id, SessionAction::Connect).await?;
+        let (session, _) = self.0.session_for(&who, &id, Rpc::RevokeAll).await?;
         let (session, _) = self
             .0
-            .change(&who, &session.key(), SessionAction::Connect, &Event::RevokeTokens)
+            .change(&who, &session.key(), Rpc::RevokeAll, &Event::RevokeTokens)
             .await?;
         Ok(Response::new(wire::RevokeAllResponse {
             token_epoch: session.token_epoch,
@@ -155,8 +169,8 @@ impl TokenLedger for Ledger {
 
 impl Ledger {
     /// A live session that the caller may act as.
-    async fn connectable(&self, who: &Principal, id: &str) -> Result<Session, Refused> {
-        let (session, _) = self.0.session_for(who, id, SessionAction::Connect).await?;
+    async fn connectable(&self, who: &Principal, id: &str, rpc: Rpc) -> Result<Session, Refused> {
+        let (session, _) = self.0.session_for(who, id, rpc).await?;
         if session.status().is_terminal() {
             return Err(crate::refuse::ended(&session));
         }

@@ -11,6 +11,7 @@ mod idle;
 mod isolation;
 mod large;
 mod long_queries;
+mod oidc;
 mod quickstart;
 mod refusals;
 mod restarts;
