@@ -92,7 +92,10 @@ async fn tokens_and_keys_side_by_side() {
     // The same name by another way is somebody else.
     let by_key = manager.create("ada").await;
     let of = |sessions: Vec<v1::Session>| -> Vec<String> { sessions.into_iter().map(|one| one.id).collect() };
-    assert_eq!(of(list(&manager, &ada).await.unwrap()), std::slice::from_ref(&session.id));
+    assert_eq!(
+        of(list(&manager, &ada).await.unwrap()),
+        std::slice::from_ref(&session.id)
+    );
     let olga = idp.token(member(json!({"sub": "olga", "roles": ["org-admin"]})));
     assert_eq!(
         list(&manager, &olga).await.unwrap().len(),
