@@ -1,0 +1,39 @@
+-- Notes which keys an issuer publishes and signs with; answers what all know.
+-- KEYS 1 keys: "since signed seen" by their ids
+-- ARGV 1 the one that signs or '', 2 gap in ms, 3 memory in ms, 4 most keys,
+--      then the ids that are published
+local now = now_ms()
+local function read(id)
+  local text = redis.call('HGET', KEYS[1], id)
+  if not text then
+    return nil
+  end
+  local since, signed, seen = string.match(text, '^(%d+) (%d+) (%d+)$')
+  return tonumber(since), tonumber(signed), tonumber(seen)
+end
+local stored = redis.call('HKEYS', KEYS[1])
+for _, id in ipairs(stored) do
+  local _, _, seen = read(id)
+  if not seen or seen + tonumber(ARGV[3]) < now then
+    redis.call('HDEL', KEYS[1], id)
+  end
+end
+local answer = { string.format('%d', now) }
+for i = 5, #ARGV do
+  local id = ARGV[i]
+  local since, signed, seen = read(id)
+  if since or redis.call('HLEN', KEYS[1]) < tonumber(ARGV[4]) then
+    if not since or seen + tonumber(ARGV[2]) < now then
+      since = now
+    end
+    signed = signed or 0
+    if id == ARGV[1] then
+      signed = now
+    end
+    redis.call('HSET', KEYS[1], id, string.format('%d %d %d', since, signed, now))
+    answer[#answer + 1] = id
+    answer[#answer + 1] = string.format('%d', since)
+    answer[#answer + 1] = string.format('%d', signed)
+  end
+end
+return answer
