@@ -43,7 +43,7 @@ pub struct DocumentConfig {
 }
 
 fn refresh() -> Duration {
-    Duration::from_secs(60)
+    Duration::from_secs(30)
 }
 
 fn again_after() -> Duration {

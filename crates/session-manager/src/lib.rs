@@ -4,6 +4,7 @@
 //! [`run`] is the whole service: tests and `main` start the same function.
 
 mod api;
+mod audit;
 mod bindings;
 mod computes;
 pub mod config;
@@ -50,6 +51,8 @@ use tokio::net::TcpListener;
 
 /// ResolveRoute may hold as long as a hold may be configured, and a little.
 const LONGEST_INTERNAL_CALL: Duration = Duration::from_secs(16 * 60);
+/// The last good key set is used this long when it cannot be read again.
+const KEEP_KEYS: Duration = Duration::from_secs(24 * 3600);
 /// How often the store is asked whether it is there.
 const PING: Duration = Duration::from_secs(2);
 
@@ -182,7 +185,9 @@ pub async fn run_with(
         Arc::clone(&clock),
         admin.readiness.condition("token keys"),
     )?;
+    let (trail, refusals) = audit::Trail::new(Arc::clone(&clock), Arc::clone(&metrics));
     let api = Arc::new(Api {
+        trail,
         store: Arc::clone(&store),
         directory,
         driver: Arc::clone(&driver),
@@ -203,7 +208,13 @@ pub async fn run_with(
     });
 
     let stop = shutdown.stopping();
-    shutdown.spawn(keys.keep_fresh(|| {}, stop.clone()));
+    let too_old = {
+        let (keyring, clock) = (Arc::clone(&api.keyring), Arc::clone(&api.clock));
+        move || forget_old_keys(&keyring, &*clock)
+    };
+    shutdown.spawn(keys.keep_fresh(too_old, stop.clone()));
+    shutdown.spawn(audit::write_later(Arc::clone(&store), refusals, stop.clone()));
+    shutdown.spawn(audit::export(Arc::clone(&store), stop.clone()));
     shutdown.spawn(ping(
         Arc::clone(&store),
         silence,
@@ -274,6 +285,15 @@ fn key_document(
         Ok(())
     })
     .context("tokens.keys")
+}
+
+/// A key set that could not be read for a day says nothing of today's keys.
+fn forget_old_keys(keyring: &Keyring, clock: &dyn Clock) {
+    let now = clock.now();
+    if !keyring.is_empty() && keyring.age(now).is_some_and(|age| age > KEEP_KEYS) {
+        tracing::error!("the key set could not be read for too long; tokens are no longer accepted");
+        keyring.replace(&Jwks::default(), now);
+    }
 }
 
 async fn ping(

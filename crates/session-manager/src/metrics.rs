@@ -51,6 +51,7 @@ pub(crate) struct Metrics {
     reports: Arc<Family<Outcome, Counter>>,
     activity_writes: Arc<Family<Outcome, Counter>>,
     idle_put_off: Arc<Family<(), Counter>>,
+    audit_left_out: Arc<Family<(), Counter>>,
 }
 
 impl Metrics {
@@ -81,6 +82,10 @@ impl Metrics {
                 "session_manager_idle_put_off_total",
                 "Idle clocks that ran out while not every proxy had reported.",
             ),
+            audit_left_out: registry.counter(
+                "session_manager_audit_left_out_total",
+                "Refusals that came too fast to be in the audit trail.",
+            ),
         }
     }
 
@@ -110,6 +115,10 @@ impl Metrics {
 
     pub(crate) fn idle_put_off(&self) {
         self.idle_put_off.at(()).inc();
+    }
+
+    pub(crate) fn audit_left_out(&self) {
+        self.audit_left_out.at(()).inc();
     }
 
     pub(crate) fn resolved(&self, status: Status) {

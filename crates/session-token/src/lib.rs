@@ -6,12 +6,14 @@
 //! clock or a file: keys, the time and key sets come in as values.
 //!
 //! [`Signer`] makes tokens, [`Jwks`] publishes public keys, [`Keyring`] holds
-//! the ones a verifier trusts now, and [`Verifier`] decides.
+//! the ones a verifier trusts now, and [`Verifier`] decides. [`schedule`] says
+//! which key signs.
 
 mod claims;
 mod error;
 mod jwks;
 mod keyring;
+pub mod schedule;
 mod signer;
 mod strict;
 mod verifier;

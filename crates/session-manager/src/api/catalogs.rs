@@ -2,7 +2,7 @@
 
 use super::{Api, not_yet};
 use session_core::access;
-use session_core::{Catalog, CatalogName, Principal};
+use session_core::{AuditAction, Catalog, CatalogName, Principal};
 use session_proto::convert::{self, parse};
 use session_proto::error::Refused;
 use session_proto::v1::{self, catalog_service_server::CatalogService};
@@ -25,6 +25,9 @@ impl CatalogService for Catalogs {
         let catalog = checked(&who, request.into_inner().catalog)?;
         let catalog = self.0.directory.create(catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog created");
+        self.0
+            .audit(&who, AuditAction::CatalogCreated, |record| record.on(catalog.name.as_str()))
+            .await;
         Ok(Response::new(v1::CreateCatalogResponse {
             catalog: Some(convert::catalog(&catalog)),
         }))
@@ -69,6 +72,9 @@ impl CatalogService for Catalogs {
         self.find_writable(&who, catalog.name.as_str()).await?;
         let catalog = self.0.directory.replace(catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog updated");
+        self.0
+            .audit(&who, AuditAction::CatalogUpdated, |record| record.on(catalog.name.as_str()))
+            .await;
         Ok(Response::new(v1::UpdateCatalogResponse {
             catalog: Some(convert::catalog(&catalog)),
         }))
@@ -82,6 +88,9 @@ impl CatalogService for Catalogs {
         let catalog = self.find_writable(&who, &request.into_inner().name).await?;
         self.0.directory.delete(&catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog deleted");
+        self.0
+            .audit(&who, AuditAction::CatalogDeleted, |record| record.on(catalog.name.as_str()))
+            .await;
         Ok(Response::new(v1::DeleteCatalogResponse {}))
     }
 

@@ -3,12 +3,13 @@
 use super::Api;
 use session_core::access::SessionAction;
 use session_core::machine::Event;
-use session_core::{Principal, Session, TokenId};
+use session_core::{Actor, AuditAction, Principal, Session, TokenId};
 use session_proto::convert::{from_timestamp, parse, timestamp};
 use session_proto::error::Refused;
 use session_proto::internal as wire;
 use session_proto::internal::token_ledger_server::TokenLedger;
 use session_store::TokenRecord;
+use session_store::signing::MOST_KEYS;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -25,7 +26,9 @@ impl TokenLedger for Ledger {
         request: Request<wire::AuthorizeIssueRequest>,
     ) -> Answer<wire::AuthorizeIssueResponse> {
         let who = self.0.caller(request.metadata())?;
-        let session = self.connectable(&who, &request.into_inner().session_id).await?;
+        let id = request.into_inner().session_id;
+        let session = self.connectable(&who, &id).await;
+        let session = session.inspect_err(|refused| self.denied(&who, &id, refused))?;
         Ok(Response::new(wire::AuthorizeIssueResponse {
             org: session.org.to_string(),
             subject: who.id.to_string(),
@@ -69,7 +72,8 @@ impl TokenLedger for Ledger {
             .store
             .record_token(&session.key(), record, limits.tokens_per_session)
             .await
-            .map_err(crate::refuse::store)?;
+            .map_err(crate::refuse::store)
+            .inspect_err(|refused| self.denied(&who, &request.session_id, refused))?;
         tracing::info!(session = %session.id, org = %session.org, token = %id, actor = %who.id, "token recorded");
         Ok(Response::new(wire::RecordTokenResponse {}))
     }
@@ -124,18 +128,23 @@ impl TokenLedger for Ledger {
             .tokens(&session.key())
             .await
             .map_err(crate::refuse::store)?;
-        // A token that is not listed has expired, or never was of this session.
-        if let Some(token) = tokens.iter().find(|token| token.id == id) {
-            let until = token.expires_at.after(self.0.verifier.config().afterlife());
-            self.0
-                .change(
-                    &who,
-                    &session.key(),
-                    SessionAction::Connect,
-                    &Event::RevokeToken { id, until },
-                )
-                .await?;
-        }
+        // One that is not listed has expired, but may still reattach for a while.
+        let now = self.0.store.now().await.map_err(crate::refuse::store)?;
+        let listed = tokens.iter().find(|token| token.id == id);
+        let expires_at = listed.map_or(now, |token| token.expires_at);
+        let until = expires_at.after(self.0.verifier.config().afterlife());
+        let revoke = Event::RevokeToken {
+            id: id.clone(),
+            until,
+        };
+        self.0
+            .change(&who, &session.key(), SessionAction::Connect, &revoke)
+            .await?;
+        self.0
+            .audit(&who, AuditAction::TokenRevoked, |record| {
+                record.on_session(&session.key()).on_token(&id)
+            })
+            .await;
         Ok(Response::new(wire::RevokeResponse {}))
     }
 
@@ -147,13 +156,66 @@ impl TokenLedger for Ledger {
             .0
             .change(&who, &session.key(), SessionAction::Connect, &Event::RevokeTokens)
             .await?;
+        self.0
+            .audit(&who, AuditAction::TokensRevoked, |record| {
+                record.on_session(&session.key())
+            })
+            .await;
         Ok(Response::new(wire::RevokeAllResponse {
             token_epoch: session.token_epoch,
         }))
     }
+
+    async fn report_keys(
+        &self,
+        request: Request<wire::ReportKeysRequest>,
+    ) -> Answer<wire::ReportKeysResponse> {
+        let wire::ReportKeysRequest { published, signing } = request.into_inner();
+        if published.len() > MOST_KEYS || !published.iter().all(|id| is_key_id(id)) {
+            return Err(Refused::field("published", "must be at most 64 key ids").into());
+        }
+        let signing = (!signing.is_empty()).then_some(signing);
+        if signing.as_ref().is_some_and(|signing| !published.contains(signing)) {
+            return Err(Refused::field("signing", "must be one of those that are published").into());
+        }
+        let known = self
+            .0
+            .store
+            .report_keys(&published, signing.as_deref())
+            .await
+            .map_err(crate::refuse::store)?;
+        let keys = known.keys.into_iter().map(|key| wire::KnownKey {
+            key_id: key.id,
+            published_since: Some(timestamp(key.published_since)),
+            signed_at: key.signed_at.map(timestamp),
+        });
+        Ok(Response::new(wire::ReportKeysResponse {
+            now: Some(timestamp(known.now)),
+            keys: keys.collect(),
+        }))
+    }
+}
+
+/// An RFC 7638 thumbprint by its form.
+fn is_key_id(text: &str) -> bool {
+    text.len() == 43
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 
 impl Ledger {
+    /// Somebody was refused a token.
+    fn denied(&self, who: &Principal, id: &str, refused: &Refused) {
+        self.0.trail.refused(AuditAction::TokenIssued, refused, |record| {
+            let record = record.by(Actor::Principal(who.id.clone())).of_org(&who.org);
+            match self.0.key(who, id) {
+                Ok(key) => record.on_session(&key),
+                Err(_) => record,
+            }
+        });
+    }
+
     /// A live session that the caller may act as.
     async fn connectable(&self, who: &Principal, id: &str) -> Result<Session, Refused> {
         let (session, _) = self.0.session_for(who, id, SessionAction::Connect).await?;

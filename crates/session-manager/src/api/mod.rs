@@ -10,6 +10,7 @@ pub(crate) mod orgs;
 pub(crate) mod routes;
 pub(crate) mod sessions;
 
+use crate::audit::Trail;
 use crate::directory::Directory;
 use crate::driver::Driver;
 use crate::feed::Hub;
@@ -20,7 +21,7 @@ use service_kit::document::Document;
 use session_core::access::{self, SessionAction};
 use session_core::machine::Event;
 use session_core::{
-    Activity, Actor, Clock, Principal, PrincipalId, Reason, Role, Session, SessionId, SessionKey,
+    Activity, Actor, AuditAction, Clock, Principal, PrincipalId, Reason, Role, Session, SessionId, SessionKey,
 };
 use session_proto::convert;
 use session_proto::error::Refused;
@@ -34,6 +35,7 @@ use tonic::metadata::MetadataMap;
 /// What every service works with.
 #[derive(Debug)]
 pub(crate) struct Api {
+    pub(crate) trail: Trail,
     pub(crate) store: Arc<dyn SessionStore>,
     pub(crate) directory: Directory,
     pub(crate) driver: Arc<Driver>,
@@ -54,6 +56,14 @@ pub(crate) struct Api {
 impl Api {
     /// Who calls: a service-account key in `authorization`.
     pub(crate) fn caller(&self, metadata: &MetadataMap) -> Result<Principal, Refused> {
+        let caller = self.authenticate(metadata);
+        if let Err(refused) = &caller {
+            self.trail.refused(AuditAction::CallerRefused, refused, |record| record);
+        }
+        caller
+    }
+
+    fn authenticate(&self, metadata: &MetadataMap) -> Result<Principal, Refused> {
         let bearer = service_kit::grpc::bearer(metadata.as_ref()).map_err(Refused::no_key)?;
         let caller = self
             .authenticator
