@@ -203,6 +203,7 @@ set_test() {
   need_venv spark "0.9 GB"
   need_old_python_for_py35
   need_venv py35 "0.7 GB"
+  need_venv jwt "30 MB"
 }
 
 set_lint() { need_venv lint "70 MB"; }

@@ -168,7 +168,7 @@ impl Validate for Config {
         });
         problems.within("keys", |problems| {
             let mut check = |key: &str, file: &Path| {
-                if let Err(error) = crate::read_key(file) {
+                if let Err(error) = crate::keys::read_key(file) {
                     problems.add(key, format!("{error:#}; make one with `berth keys signing FILE`"));
                 }
             };

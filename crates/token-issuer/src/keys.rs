@@ -215,6 +215,7 @@ impl Follower {
         let present: HashSet<&str> = found.candidates.iter().map(|signer| signer.kid()).collect();
         self.here.retain(|kid, _| present.contains(kid.as_str()));
         self.before.retain(|kid| present.contains(kid.as_str()));
+        self.retired.retain(|kid| present.contains(kid.as_str()));
         let candidates: Vec<Candidate> = found
             .candidates
             .iter()
@@ -255,6 +256,10 @@ impl Follower {
             } else {
                 tracing::info!(kid = signer.kid(), "signing with this key from now on");
             }
+        }
+        if let Some(signer) = signer {
+            // It had to be taken back: there is no other.
+            self.retired.remove(signer.kid());
         }
         let retired = plan.map(|plan| plan.retired.as_slice()).unwrap_or_default();
         for place in retired {
