@@ -143,7 +143,7 @@ mod tests {
             key("b", Some(1_001_000), Some(1_090_000)),
         ];
         let retired = |now| plan(&pair, None, at(now), WINDOWS).retired;
-        assert_eq!(retired(1_001_300 + 87_000), []);
+        assert!(retired(1_001_300 + 87_000).is_empty());
         assert_eq!(retired(1_001_300 + 87_001), [0]);
     }
 
@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn a_key_that_never_signed_is_never_retired() {
         let pair = [key("a", Some(1), None), key("b", Some(1), Some(1_000_000))];
-        assert_eq!(plan(&pair, None, at(1_000_000), WINDOWS).retired, []);
+        assert!(plan(&pair, None, at(1_000_000), WINDOWS).retired.is_empty());
     }
 
     proptest! {

@@ -59,7 +59,7 @@ fn value(dice: &mut Dice, old: &serde_json::Value) -> serde_json::Value {
     use serde_json::json;
     let near = old.as_u64().map_or(0, |old| {
         let by = *dice.one(&[0, 1, 29, 30, 31, 59, 60, 61, 89, 90, 91, 3600, 43_200, 43_201]);
-        if dice.roll(2) == 0 { old + by } else { old.saturating_sub(by) }
+        if dice.roll(2) == 0 { old.saturating_add(by) } else { old.saturating_sub(by) }
     });
     match dice.roll(16) {
         0 => json!(null),

@@ -6,7 +6,7 @@
 mod common;
 
 use common::corpus::{RIG, arithmetic, ORDER, rows, taken_apart, with_claim, with_header};
-use common::{NOW, Rig, at, b64, claims, payload};
+use common::{NOW, at, b64, claims, payload};
 use proptest::prelude::*;
 use session_token::{Grace, TokenError};
 

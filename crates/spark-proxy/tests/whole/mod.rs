@@ -1,5 +1,12 @@
 //! session-manager, token-issuer and two proxies as they ship, in one process:
 //! a memory store, stepped compute, and a fake Spark behind it.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    clippy::allow_attributes,
+    reason = "each test binary uses its own part"
+)]
 
 use super::common::{self, Ask, Client, Reply, within};
 use compute::SimCompute;
