@@ -279,7 +279,10 @@ fn key_document(
                 anyhow::ensure!(!keys.is_empty(), "it holds no key that signs session tokens");
                 keyring.replace(&keys, clock.now());
             }
-            Fetched::Same => keyring.confirm(clock.now()),
+            Fetched::Same => {
+                anyhow::ensure!(!keyring.is_empty(), "the last set was given up");
+                keyring.confirm(clock.now());
+            }
         }
         ready.set(true);
         Ok(())

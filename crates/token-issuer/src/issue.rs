@@ -143,7 +143,7 @@ impl Tokens {
             .into_inner();
 
         let claims = self.claims(&sid, &granted, ttl)?;
-        let signer = self.keys.signer().map_err(|NoPlan| unreachable_manager())?;
+        let signer = self.keys.signer().await.map_err(|NoPlan| unreachable_manager())?;
         let token = signer.sign(&claims).map_err(|error| {
             tracing::error!(%error, "a token could not be signed");
             Refused::new(

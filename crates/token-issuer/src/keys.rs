@@ -23,6 +23,7 @@ use session_token::{Jwks, Signer};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -34,6 +35,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// A plan that was not confirmed for this long is not signed by: the keys may
 /// have moved on elsewhere.
 const PLAN_LIFE: Duration = Duration::from_secs(60);
+/// Until the first report it is tried this often, and a caller waits this long.
+const FIRST_LOOKS: Duration = Duration::from_millis(200);
+const PLAN_WAIT: Duration = Duration::from_secs(3);
 /// The ledger's answer may take this long.
 const REPORT_TIME: Duration = Duration::from_secs(5);
 
@@ -47,9 +51,10 @@ pub(crate) struct Now {
 }
 
 /// The keys of this issuer.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Keys {
     now: ArcSwap<Now>,
+    confirmed: Notify,
 }
 
 /// The plan is too old, or there is none yet.
@@ -61,11 +66,29 @@ impl Keys {
         self.now.load_full()
     }
 
-    /// The one to sign with.
-    pub(crate) fn signer(&self) -> Result<Arc<Signer>, NoPlan> {
+    /// The one to sign with; waits a little for the first word of the ledger.
+    pub(crate) async fn signer(&self) -> Result<Arc<Signer>, NoPlan> {
+        let found = async {
+            loop {
+                let confirmed = self.confirmed.notified();
+                if let Some(signer) = self.fresh_signer() {
+                    return signer;
+                }
+                confirmed.await;
+            }
+        };
+        tokio::time::timeout(PLAN_WAIT, found).await.map_err(|_| NoPlan)
+    }
+
+    fn fresh_signer(&self) -> Option<Arc<Signer>> {
         let now = self.now.load();
         let fresh = now.confirmed.is_some_and(|at| at.elapsed() < PLAN_LIFE);
-        now.signer.clone().filter(|_| fresh).ok_or(NoPlan)
+        now.signer.clone().filter(|_| fresh)
+    }
+
+    fn set(&self, now: Now) {
+        self.now.store(Arc::new(now));
+        self.confirmed.notify_waiters();
     }
 }
 
@@ -113,9 +136,7 @@ impl Follower {
             config: config.clone(),
             ledger,
             metrics,
-            keys: Arc::new(Keys {
-                now: ArcSwap::default(),
-            }),
+            keys: Arc::default(),
             files,
             here: HashMap::new(),
             before: HashSet::new(),
@@ -135,9 +156,10 @@ impl Follower {
         let every = LOOK_EVERY.min(self.config.publish_before_signing / 10);
         loop {
             self.look().await;
+            let wait = if self.known.is_some() { every } else { every.min(FIRST_LOOKS) };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(every.max(Duration::from_millis(20))) => {}
+                () = tokio::time::sleep(wait.max(Duration::from_millis(20))) => {}
             }
         }
     }
@@ -278,19 +300,19 @@ impl Follower {
         );
         let confirmed = self.known.as_ref().map(|known| known.at);
         if before.document.is_of(&jwks) && signer.map(|s| s.kid()) == before.signer.as_ref().map(|s| s.kid()) {
-            self.keys.now.store(Arc::new(Now {
+            self.keys.set(Now {
                 signer: before.signer.clone(),
                 document: Arc::clone(&before.document),
                 confirmed,
-            }));
+            });
             return;
         }
         let document = jwks::Document::new(&jwks);
         tracing::info!(keys = jwks.keys().len(), "the key set changed");
-        self.keys.now.store(Arc::new(Now {
+        self.keys.set(Now {
             signer: signer.cloned(),
             document: Arc::new(document),
             confirmed,
-        }));
+        });
     }
 }

@@ -101,7 +101,7 @@ impl Checks {
         Ok(Self {
             keyring: Keyring::new(&Jwks::new([signer.public_jwk()]), now),
             verifier: Verifier::new(VerifierConfig::new("berth", "berth-spark-connect")),
-            point: [&[4], &coordinate("x")?[..], &coordinate("y")?].concat(),
+            point: [&[4_u8][..], &coordinate("x")?, &coordinate("y")?].concat(),
             alone,
             tokens,
             cache,

@@ -70,14 +70,14 @@ async fn trace_sink() -> Result<(SocketAddr, Arc<Mutex<Vec<u8>>>)> {
                             let _ = body.flow_control().release_capacity(data.len());
                             kept.lock().unwrap_or_else(PoisonError::into_inner).extend(data);
                         }
-                        let head = http::Response::builder()
+                        let head = ::http::Response::builder()
                             .header("content-type", "application/grpc")
                             .body(())
                             .unwrap_or_default();
                         let Ok(mut stream) = answer.send_response(head, false) else { return };
                         let _ = stream.send_data(Bytes::from_static(&[0, 0, 0, 0, 0]), false);
-                        let mut trailers = http::HeaderMap::new();
-                        trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+                        let mut trailers = ::http::HeaderMap::new();
+                        trailers.insert("grpc-status", ::http::HeaderValue::from_static("0"));
                         let _ = stream.send_trailers(trailers);
                     });
                 }
