@@ -12,7 +12,7 @@ use std::time::Duration;
 pub const KEY_GAP: Duration = Duration::from_secs(60);
 /// A key that nobody reported for this long is not remembered.
 pub const KEY_MEMORY: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Keys that are remembered.
+/// Keys that are remembered; beyond it those go first that nobody reports any more.
 pub const MOST_KEYS: usize = 64;
 
 /// What is known of one signing key: never the key.

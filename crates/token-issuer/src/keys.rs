@@ -205,6 +205,7 @@ impl Follower {
                 .unwrap_or_default(),
             published,
         };
+        let request_size = request.published.len();
         let sent = Instant::now();
         let answer = tokio::time::timeout(REPORT_TIME, self.ledger.report_keys(request)).await;
         let answer = answer.context("it took too long")??.into_inner();
@@ -223,6 +224,10 @@ impl Follower {
                 .filter(|(_, (since, _))| *since < now)
                 .map(|(kid, _)| kid.clone())
                 .collect();
+        }
+        let missing = request_size - keys.len().min(request_size);
+        if missing > 0 {
+            tracing::warn!(missing, "the ledger knows too many keys to take these; they cannot sign");
         }
         self.known = Some(Known { now, at: sent, keys });
         Ok(())
@@ -291,13 +296,8 @@ impl Follower {
             }
         }
         let kept = found.candidates.iter().filter(|signer| !self.retired.contains(signer.kid()));
-        let jwks = Jwks::new(
-            signer
-                .into_iter()
-                .chain(kept)
-                .chain(&found.published)
-                .map(|signer| signer.public_jwk()),
-        );
+        // In one order, whoever signs: verifiers check all anew when the set changes.
+        let jwks = Jwks::new(kept.chain(&found.published).map(|signer| signer.public_jwk()));
         let confirmed = self.known.as_ref().map(|known| known.at);
         if before.document.is_of(&jwks) && signer.map(|s| s.kid()) == before.signer.as_ref().map(|s| s.kid()) {
             self.keys.set(Now {

@@ -79,7 +79,10 @@ impl SigningKeys for MemoryStore {
         let mut keys = Vec::new();
         for id in published {
             if !kept.contains_key(id) && kept.len() >= MOST_KEYS {
-                continue;
+                let gone = kept.iter().filter(|(_, key)| now.since(key.seen) > KEY_GAP);
+                let stalest = gone.min_by_key(|(_, key)| key.seen).map(|(id, _)| id.clone());
+                let Some(stalest) = stalest else { continue };
+                kept.remove(&stalest);
             }
             let key = kept.entry(id.clone()).or_insert(Kept {
                 since: now,
