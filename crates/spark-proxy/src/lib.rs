@@ -24,6 +24,7 @@ mod headers;
 mod health;
 mod hold;
 mod identity;
+mod keep;
 mod keys;
 mod local;
 mod messages;
