@@ -1,8 +1,8 @@
 //! One function per command.
 
 use crate::client::{self, explain};
-use crate::show::{self, distance, moment};
 use crate::keyfolder::{self, KeyFile};
+use crate::show::{self, distance, moment};
 use crate::{Cli, Command, Create, Keys, Output, Target};
 use anyhow::{Result, bail};
 use serde_json::json;

@@ -71,7 +71,10 @@ pub(crate) fn retire(
     emergency: bool,
     now: Timestamp,
 ) -> Result<(KeyFile, Option<KeyFile>)> {
-    ensure!(kid.len() >= LEAST_NAME, "give at least {LEAST_NAME} characters of the key's id");
+    ensure!(
+        kid.len() >= LEAST_NAME,
+        "give at least {LEAST_NAME} characters of the key's id"
+    );
     let keys = list(dir)?;
     let found: Vec<_> = keys.iter().filter(|key| key.kid.starts_with(kid)).collect();
     let [gone] = found[..] else {
@@ -83,7 +86,11 @@ pub(crate) fn retire(
             made = Some(rotate(dir, now)?);
         }
     } else {
-        let name = |key: &KeyFile| key.file.file_name().map(|name| name.to_string_lossy().into_owned());
+        let name = |key: &KeyFile| {
+            key.file
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+        };
         let long_ago = stamp(now.before(SURELY_DEAD));
         let followed = keys.iter().any(|key| {
             let later = key.file > gone.file;
@@ -112,7 +119,11 @@ mod tests {
         let dir = parent.path().join("keys");
         let then = Timestamp::from_millis(1_795_305_599_000);
         let first = rotate(&dir, then).unwrap();
-        assert!(first.file.ends_with(format!("20261121T235959Z-{}.pem", &first.kid[..8])));
+        assert!(
+            first
+                .file
+                .ends_with(format!("20261121T235959Z-{}.pem", &first.kid[..8]))
+        );
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&dir), mode(&first.file)), (0o700, 0o600));
         let second = rotate(&dir, then.after(DAY)).unwrap();
@@ -120,7 +131,10 @@ mod tests {
 
         let early = retire(&dir, &first.kid, false, then.after(DAY * 2)).unwrap_err();
         assert!(early.to_string().contains("may still be good"), "{early}");
-        assert!(retire(&dir, &second.kid, false, then.after(DAY * 9)).is_err(), "nothing follows it");
+        assert!(
+            retire(&dir, &second.kid, false, then.after(DAY * 9)).is_err(),
+            "nothing follows it"
+        );
         assert!(retire(&dir, "x", true, then).is_err());
         assert!(retire(&dir, "not-a-key-of-ours", true, then).is_err());
         let (gone, made) = retire(&dir, &first.kid[..10], false, then.after(DAY * 3)).unwrap();

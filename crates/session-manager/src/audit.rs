@@ -77,7 +77,12 @@ impl Trail {
     }
 
     /// Somebody was refused. Beyond the rate it is only counted.
-    pub(crate) fn refused(&self, action: AuditAction, refused: &Refused, more: impl FnOnce(AuditRecord) -> AuditRecord) {
+    pub(crate) fn refused(
+        &self,
+        action: AuditAction,
+        refused: &Refused,
+        more: impl FnOnce(AuditRecord) -> AuditRecord,
+    ) {
         let room = self
             .refusals
             .lock()
@@ -130,11 +135,7 @@ pub(crate) async fn write_later(
 pub(crate) async fn export(store: Arc<dyn SessionStore>, stop: CancellationToken) {
     let owner = format!("m-{:016x}", rand::random::<u64>());
     let mut told = false;
-    while stop
-        .run_until_cancelled(tokio::time::sleep(LOOK))
-        .await
-        .is_some()
-    {
+    while stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
         // Where the log drops these lines, the trail waits for a manager whose log does not.
         if !tracing::enabled!(target: "audit", tracing::Level::INFO) {
             continue;

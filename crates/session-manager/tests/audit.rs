@@ -36,7 +36,9 @@ impl Log {
         for line in text.lines() {
             let line: serde_json::Value = serde_json::from_str(line).unwrap();
             if line["target"] == "audit" {
-                *lines.entry(name(|field| line[field].to_string().replace('"', ""))).or_default() += 1;
+                *lines
+                    .entry(name(|field| line[field].to_string().replace('"', "")))
+                    .or_default() += 1;
             }
         }
         lines
@@ -44,9 +46,11 @@ impl Log {
 }
 
 fn name(field: impl Fn(&str) -> String) -> String {
-    ["at_ms", "action", "outcome", "reason", "actor", "session", "token", "object", "version"]
-        .map(field)
-        .join(" ")
+    [
+        "at_ms", "action", "outcome", "reason", "actor", "session", "token", "object", "version",
+    ]
+    .map(field)
+    .join(" ")
 }
 
 fn name_of(record: &AuditRecord) -> String {
@@ -77,7 +81,9 @@ fn find(trail: &[AuditRecord], action: AuditAction, outcome: AuditOutcome) -> &A
     let mut found = trail
         .iter()
         .filter(|record| record.action == action && record.outcome == outcome);
-    found.next().unwrap_or_else(|| panic!("no {action} {outcome} in {trail:#?}"))
+    found
+        .next()
+        .unwrap_or_else(|| panic!("no {action} {outcome} in {trail:#?}"))
 }
 
 fn by(who: &str) -> Option<Actor> {
@@ -122,7 +128,11 @@ async fn what_is_done_is_in_the_trail_and_once_in_the_log_of_all_managers() {
     let authorize = wire::AuthorizeIssueRequest {
         session_id: key.id.to_string(),
     };
-    manager.ledger("bob").authorize_issue(authorize).await.unwrap_err();
+    manager
+        .ledger("bob")
+        .authorize_issue(authorize)
+        .await
+        .unwrap_err();
     let revoke = wire::RevokeRequest {
         session_id: key.id.to_string(),
         token_id: id.to_string(),
@@ -149,7 +159,11 @@ async fn what_is_done_is_in_the_trail_and_once_in_the_log_of_all_managers() {
     // Nobody at all, far too often.
     for _ in 0..300 {
         let request = v1::ListSessionsRequest::default();
-        manager.sessions_with("berth_sa_wrong").list_sessions(request).await.unwrap_err();
+        manager
+            .sessions_with("berth_sa_wrong")
+            .list_sessions(request)
+            .await
+            .unwrap_err();
     }
     manager.close("ada", &key).await;
 
@@ -157,18 +171,32 @@ async fn what_is_done_is_in_the_trail_and_once_in_the_log_of_all_managers() {
     let done = |action| find(&trail, action, AuditOutcome::Done);
     assert_eq!(done(AuditAction::SessionCreated).actor, by("ada"));
     let issued = done(AuditAction::TokenIssued);
-    assert_eq!((issued.token.as_ref(), issued.session.as_ref()), (Some(&id), Some(&key.id)));
+    assert_eq!(
+        (issued.token.as_ref(), issued.session.as_ref()),
+        (Some(&id), Some(&key.id))
+    );
     let denied = find(&trail, AuditAction::TokenIssued, AuditOutcome::Denied);
-    assert_eq!((denied.actor.clone(), denied.reason.as_str()), (by("bob"), "NOT_AUTHORIZED"));
+    assert_eq!(
+        (denied.actor.clone(), denied.reason.as_str()),
+        (by("bob"), "NOT_AUTHORIZED")
+    );
     assert_eq!(done(AuditAction::TokenRevoked).token.as_ref(), Some(&id));
     assert_eq!(done(AuditAction::TokensRevoked).actor, by("olga"));
     let made = done(AuditAction::ClusterCreated);
     assert_eq!((made.actor.clone(), made.object.as_str()), (by("pat"), "made"));
-    let refused = trail.iter().filter(|record| record.action == AuditAction::CallerRefused);
+    let refused = trail
+        .iter()
+        .filter(|record| record.action == AuditAction::CallerRefused);
     let refused = refused.count();
     assert!((90..200).contains(&refused), "{refused}: at a bounded rate");
-    let last = trail.iter().rfind(|record| record.session.as_ref() == Some(&key.id)).unwrap();
-    assert_eq!((last.action, last.reason.as_str()), (AuditAction::SessionChanged, "CLOSE_REQUESTED"));
+    let last = trail
+        .iter()
+        .rfind(|record| record.session.as_ref() == Some(&key.id))
+        .unwrap();
+    assert_eq!(
+        (last.action, last.reason.as_str()),
+        (AuditAction::SessionChanged, "CLOSE_REQUESTED")
+    );
 
     // The log of both managers together has each record once.
     let expected: BTreeMap<_, _> = trail.iter().map(|record| (name_of(record), 1)).collect();

@@ -19,8 +19,8 @@ pub use reports::{Heard, More, Proxies, Report, Reported};
 use serde::{Deserialize, Serialize};
 pub use session_core::SessionKey;
 use session_core::{
-    Activity, Actor, AuditAction, AuditRecord, ClusterName, EventRecord, Limits, Operation, OrgId, PrincipalId, ProxyId, Session, Status,
-    SystemClock, Timestamp, TokenId, TokenUse, Use,
+    Activity, Actor, AuditAction, AuditRecord, ClusterName, EventRecord, Limits, Operation, OrgId,
+    PrincipalId, ProxyId, Session, Status, SystemClock, Timestamp, TokenId, TokenUse, Use,
 };
 pub use shared::SharedServers;
 pub use signing::SigningKeys;
@@ -260,7 +260,9 @@ pub struct Definition {
 
 /// The contract. Every method is bounded in time and safe to call again.
 #[async_trait]
-pub trait SessionStore: SharedServers + AuditTrail + SigningKeys + Send + Sync + std::fmt::Debug + 'static {
+pub trait SessionStore:
+    SharedServers + AuditTrail + SigningKeys + Send + Sync + std::fmt::Debug + 'static
+{
     /// The store's own clock, which all due times are of.
     async fn now(&self) -> Result<Timestamp, Error>;
 

@@ -16,8 +16,8 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use reports::{Registry, Used};
 use session_core::{
-    Activity, AuditRecord, Clock, ClusterName, EventRecord, Limits, Operation, OrgId, PrincipalId, ProxyId, Session,
-    SessionId, SessionKey, Timestamp, TokenId, TokenUse, Use,
+    Activity, AuditRecord, Clock, ClusterName, EventRecord, Limits, Operation, OrgId, PrincipalId, ProxyId,
+    Session, SessionId, SessionKey, Timestamp, TokenId, TokenUse, Use,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
@@ -302,9 +302,7 @@ impl SessionStore for MemoryStore {
             .or_default()
             .insert(key.id.clone(), entry);
         state.set_due(&key, Some(create.due));
-        state
-            .trail
-            .add(AuditRecord::of_change(&key, &create.record));
+        state.trail.add(AuditRecord::of_change(&key, &create.record));
         self.publish(&create.session, create.record);
         Ok(Created {
             session: create.session,

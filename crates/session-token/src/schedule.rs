@@ -120,7 +120,10 @@ mod tests {
     fn the_first_key_signs_at_once_and_a_later_one_after_its_window() {
         let first = key("a", Some(1_000_000), None);
         assert_eq!(signing(std::slice::from_ref(&first), 1_000_000), (0, true));
-        let pair = [key("a", Some(1_000_000), Some(1_000_999)), key("b", Some(1_001_000), None)];
+        let pair = [
+            key("a", Some(1_000_000), Some(1_000_999)),
+            key("b", Some(1_001_000), None),
+        ];
         assert_eq!(signing(&pair, 1_001_299), (0, false));
         assert_eq!(signing(&pair, 1_001_300), (1, false));
     }
@@ -150,7 +153,10 @@ mod tests {
     #[test]
     fn what_was_withdrawn_is_followed_by_who_signed_last() {
         // All begin anew after a gap, or after the knowledge was lost.
-        let pair = [key("a", Some(2_000_000), Some(1_500_000)), key("b", Some(2_000_000), Some(1_900_000))];
+        let pair = [
+            key("a", Some(2_000_000), Some(1_500_000)),
+            key("b", Some(2_000_000), Some(1_900_000)),
+        ];
         assert_eq!(signing(&pair, 2_000_001), (1, true));
         let lost = [key("a", None, None), key("b", None, None)];
         assert_eq!(signing(&lost, 1), (0, true));

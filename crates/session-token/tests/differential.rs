@@ -59,7 +59,11 @@ fn value(dice: &mut Dice, old: &serde_json::Value) -> serde_json::Value {
     use serde_json::json;
     let near = old.as_u64().map_or(0, |old| {
         let by = *dice.one(&[0, 1, 29, 30, 31, 59, 60, 61, 89, 90, 91, 3600, 43_200, 43_201]);
-        if dice.roll(2) == 0 { old.saturating_add(by) } else { old.saturating_sub(by) }
+        if dice.roll(2) == 0 {
+            old.saturating_add(by)
+        } else {
+            old.saturating_sub(by)
+        }
     });
     match dice.roll(16) {
         0 => json!(null),
@@ -182,7 +186,11 @@ fn another_implementation_agrees_on_thousands_of_changed_tokens() {
         .output()
         .unwrap();
     std::fs::remove_dir_all(&dir).unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let verdicts: Vec<Verdict> = String::from_utf8(output.stdout)
         .unwrap()
         .lines()
@@ -194,7 +202,9 @@ fn another_implementation_agrees_on_thousands_of_changed_tokens() {
     let mut stricter: BTreeMap<String, u32> = BTreeMap::new();
     let mut disagree = Vec::new();
     for (token, theirs) in tokens.iter().zip(verdicts) {
-        let ours = rig.verifier.verify(token, &rig.keyring, at(NOW + 60), Grace::None);
+        let ours = rig
+            .verifier
+            .verify(token, &rig.keyring, at(NOW + 60), Grace::None);
         match (ours, theirs.good) {
             (Ok(verified), true) => {
                 both += 1;
@@ -214,15 +224,26 @@ fn another_implementation_agrees_on_thousands_of_changed_tokens() {
             }
         }
     }
-    println!("seed {seed}: both accept {both}, both refuse {neither}, only we refuse, by rule: {stricter:#?}");
+    println!(
+        "seed {seed}: both accept {both}, both refuse {neither}, only we refuse, by rule: {stricter:#?}"
+    );
     assert!(disagree.is_empty(), "{disagree:#?}");
-    assert_eq!(both + neither + stricter.values().sum::<u32>(), u32::try_from(tokens.len()).unwrap());
+    assert_eq!(
+        both + neither + stricter.values().sum::<u32>(),
+        u32::try_from(tokens.len()).unwrap()
+    );
     // The mutations reach all three outcomes, or they show nothing.
-    assert!(both > 100 && neither > 1000 && stricter.len() >= 3, "{both} {neither}");
+    assert!(
+        both > 100 && neither > 1000 && stricter.len() >= 3,
+        "{both} {neither}"
+    );
     assert!(matches!(rig.check(&tokens[1]), Err(TokenError::UnknownKid)));
 }
 
 #[test]
 fn the_unchanged_claims_are_what_both_judge() {
-    assert_eq!(serde_json::from_str::<session_token::Claims>(&payload()).unwrap(), claims());
+    assert_eq!(
+        serde_json::from_str::<session_token::Claims>(&payload()).unwrap(),
+        claims()
+    );
 }

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::corpus::{RIG, arithmetic, ORDER, rows, taken_apart, with_claim, with_header};
+use common::corpus::{ORDER, RIG, arithmetic, rows, taken_apart, with_claim, with_header};
 use common::{NOW, at, b64, claims, payload};
 use proptest::prelude::*;
 use session_token::{Grace, TokenError};
@@ -23,7 +23,10 @@ fn every_row_of_the_corpus_is_refused_for_its_own_reason() {
                 Err(error) if error.reason() != row.reason => wrong.push(format!("{}: {error}", row.name)),
                 Err(error) => {
                     let said = format!("{error} {error:?} {}", error.client_text());
-                    let echoed = row.token.split('.').any(|part| part.len() > 8 && said.contains(part));
+                    let echoed = row
+                        .token
+                        .split('.')
+                        .any(|part| part.len() > 8 && said.contains(part));
                     if echoed {
                         wrong.push(format!("{}: echoes the token", row.name));
                     }
@@ -40,7 +43,9 @@ fn every_row_of_the_corpus_is_refused_for_its_own_reason() {
 fn the_mirrored_signature_is_the_same_token() {
     let (message, r, s) = taken_apart();
     let mirrored = arithmetic(&ORDER, &s, false).0;
-    let verified = RIG.check(&format!("{message}.{}", b64([r, mirrored].concat()))).unwrap();
+    let verified = RIG
+        .check(&format!("{message}.{}", b64([r, mirrored].concat())))
+        .unwrap();
     assert_eq!(verified.claims, claims());
 }
 

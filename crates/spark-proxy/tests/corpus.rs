@@ -94,7 +94,9 @@ async fn every_token_of_the_corpus_is_refused_over_the_wire() {
         let mut raw = Raw::connect(rig.address, &[]).await.unwrap();
         let token = format!("{}{ending}", good(&rig));
         let block = Raw::headers("/spark.connect.SparkConnectService/ExecutePlan", &token, &[]);
-        raw.send(kinds::HEADERS, flags::END_HEADERS, 1, &block).await.unwrap();
+        raw.send(kinds::HEADERS, flags::END_HEADERS, 1, &block)
+            .await
+            .unwrap();
         within("it is reset", async {
             while let Some(frame) = raw.next().await {
                 assert_ne!((frame.kind, frame.stream), (kinds::HEADERS, 1), "it was answered");
@@ -139,7 +141,11 @@ async fn every_header_that_is_not_one_bearer_token_is_refused() {
         "sec-websocket-protocol",
     ] {
         for value in [token.clone(), format!("Bearer {token}"), format!("token={token}")] {
-            rows.push((format!("{name}: {value:.12}…"), one(name, value), Reason::TokenMissing));
+            rows.push((
+                format!("{name}: {value:.12}…"),
+                one(name, value),
+                Reason::TokenMissing,
+            ));
         }
     }
     for text in [
@@ -187,7 +193,11 @@ async fn every_header_that_is_not_one_bearer_token_is_refused() {
         "Bearer %00".to_owned(),
         "Bearer berth_sa_0123456789012345678901234567890123456789012".to_owned(),
     ] {
-        rows.push((format!("authorization: {text:.24}…"), bearer(&text), Reason::TokenMalformed));
+        rows.push((
+            format!("authorization: {text:.24}…"),
+            bearer(&text),
+            Reason::TokenMalformed,
+        ));
     }
     for (first, second) in [
         (format!("Bearer {token}"), format!("Bearer {token}")),
@@ -199,7 +209,11 @@ async fn every_header_that_is_not_one_bearer_token_is_refused() {
         (String::new(), format!("Bearer {token}")),
     ] {
         let both = vec![("authorization", first.clone()), ("authorization", second)];
-        rows.push((format!("twice, first {first:.12}…"), both, Reason::HeaderDuplicate));
+        rows.push((
+            format!("twice, first {first:.12}…"),
+            both,
+            Reason::HeaderDuplicate,
+        ));
     }
     let good_one = ("authorization", format!("Bearer {token}"));
     let other = "s-01234567890123456789".to_owned();
@@ -227,7 +241,11 @@ async fn every_header_that_is_not_one_bearer_token_is_refused() {
         "../x".to_owned(),
     ] {
         let headers = vec![good_one.clone(), ("x-session-id", value.clone())];
-        rows.push((format!("x-session-id {value:?}"), headers, Reason::SessionMismatch));
+        rows.push((
+            format!("x-session-id {value:?}"),
+            headers,
+            Reason::SessionMismatch,
+        ));
     }
 
     let mut wrong = Vec::new();

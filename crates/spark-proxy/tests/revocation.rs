@@ -49,7 +49,10 @@ async fn revoke_and_close_are_effective_at_every_proxy_within_a_second() {
     let (mut one, mut all, mut closed, mut streams) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
         let session = whole.session().await;
-        let (revoked, kept) = (whole.first_token(&session).await, whole.issue(&session).await.unwrap());
+        let (revoked, kept) = (
+            whole.first_token(&session).await,
+            whole.issue(&session).await.unwrap(),
+        );
         let mut running = Vec::new();
         for client in &clients {
             for token in [&revoked.token, &kept.token] {
@@ -70,12 +73,18 @@ async fn revoke_and_close_are_effective_at_every_proxy_within_a_second() {
         );
         one.extend([a, b]);
         for (_upload, response) in running {
-            let reply = within("the running stream ends", Reply::rest(response)).await.unwrap();
+            let reply = within("the running stream ends", Reply::rest(response))
+                .await
+                .unwrap();
             reply.refused(Reason::TokenRevoked);
             streams.push(since.elapsed());
         }
         for client in &clients {
-            assert_eq!(client.call(Ask::execute(&kept.token)).await.code(), Code::Ok, "the other token");
+            assert_eq!(
+                client.call(Ask::execute(&kept.token)).await.code(),
+                Code::Ok,
+                "the other token"
+            );
         }
         let since = Instant::now();
         whole.revoke_all(&session).await;
@@ -142,14 +151,21 @@ async fn a_token_is_recorded_listed_used_and_taken_back() {
     whole.revoke(&session, &issued.token_id).await;
     assert!(whole.listed(&session).await[0].revoked);
     whole.revoke_all(&session).await;
-    assert!(whole.listed(&session).await.is_empty(), "those of an older epoch are gone");
+    assert!(
+        whole.listed(&session).await.is_empty(),
+        "those of an older epoch are gone"
+    );
 
     let partition = session_core::OrgId::partition(&"acme".parse().unwrap());
     let trail = whole.store.audited(partition, "", 1000).await.unwrap();
     let of_token = |action| {
         let of = trail.iter().filter(|audited| audited.record.action == action);
         of.filter(|audited| {
-            audited.record.token.as_ref().is_none_or(|id| id.as_str() == issued.token_id)
+            audited
+                .record
+                .token
+                .as_ref()
+                .is_none_or(|id| id.as_str() == issued.token_id)
         })
         .count()
     };

@@ -73,7 +73,10 @@ async fn twenty_rotations_under_load_refuse_no_good_token() {
             loop {
                 let issued = whole.issue(&session).await.unwrap();
                 let listed = whole.listed(&session).await;
-                let mine = listed.iter().find(|token| token.token_id == issued.token_id).unwrap();
+                let mine = listed
+                    .iter()
+                    .find(|token| token.token_id == issued.token_id)
+                    .unwrap();
                 if mine.key_id == kid {
                     return;
                 }
@@ -86,7 +89,10 @@ async fn twenty_rotations_under_load_refuse_no_good_token() {
     }
     stop.store(true, Ordering::Relaxed);
     load.await.unwrap();
-    println!("{rotations} rotations, {} calls, none refused", calls.load(Ordering::Relaxed));
+    println!(
+        "{rotations} rotations, {} calls, none refused",
+        calls.load(Ordering::Relaxed)
+    );
     assert!(calls.load(Ordering::Relaxed) >= 10 * rotations as u64);
 
     // Old ones retire by themselves, though their files are still there, and
@@ -119,7 +125,10 @@ async fn a_key_that_is_withdrawn_is_refused_at_every_proxy_and_the_next_one_sign
         assert_eq!(whole.call(proxy, &issued.token).await.code(), Code::Ok);
     }
     // An empty folder is a mistake: the key stays.
-    let (key, aside) = (whole.dir.path().join("keys/000.pem"), whole.dir.path().join("aside.pem"));
+    let (key, aside) = (
+        whole.dir.path().join("keys/000.pem"),
+        whole.dir.path().join("aside.pem"),
+    );
     std::fs::rename(&key, &aside).unwrap();
     tokio::time::sleep(whole::BEFORE_SIGNING).await;
     assert_eq!(whole.call(0, &issued.token).await.code(), Code::Ok);
@@ -132,7 +141,10 @@ async fn a_key_that_is_withdrawn_is_refused_at_every_proxy_and_the_next_one_sign
             while whole.call(proxy, &issued.token).await.code() == Code::Ok {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            whole.call(proxy, &issued.token).await.refused(Reason::TokenInvalid);
+            whole
+                .call(proxy, &issued.token)
+                .await
+                .refused(Reason::TokenInvalid);
         }
     })
     .await;

@@ -156,7 +156,11 @@ impl Follower {
         let every = LOOK_EVERY.min(self.config.publish_before_signing / 10);
         loop {
             self.look().await;
-            let wait = if self.known.is_some() { every } else { every.min(FIRST_LOOKS) };
+            let wait = if self.known.is_some() {
+                every
+            } else {
+                every.min(FIRST_LOOKS)
+            };
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait.max(Duration::from_millis(20))) => {}
@@ -198,7 +202,12 @@ impl Follower {
             .map(|signer| signer.kid().to_owned())
             .filter(|kid| !self.retired.contains(kid))
             .collect();
-        let signing = self.keys.current().signer.as_ref().map(|signer| signer.kid().to_owned());
+        let signing = self
+            .keys
+            .current()
+            .signer
+            .as_ref()
+            .map(|signer| signer.kid().to_owned());
         let request = ReportKeysRequest {
             signing: signing
                 .filter(|kid| self.known.is_some() && published.contains(kid))
@@ -227,7 +236,10 @@ impl Follower {
         }
         let missing = request_size - keys.len().min(request_size);
         if missing > 0 {
-            tracing::warn!(missing, "the ledger knows too many keys to take these; they cannot sign");
+            tracing::warn!(
+                missing,
+                "the ledger knows too many keys to take these; they cannot sign"
+            );
         }
         self.known = Some(Known { now, at: sent, keys });
         Ok(())
@@ -258,7 +270,12 @@ impl Follower {
                 }
             })
             .collect();
-        let current = self.keys.current().signer.as_ref().map(|signer| signer.kid().to_owned());
+        let current = self
+            .keys
+            .current()
+            .signer
+            .as_ref()
+            .map(|signer| signer.kid().to_owned());
         let windows = Windows {
             before_signing: self.config.publish_before_signing,
             after_signing: self.config.publish_after_signing,
@@ -270,16 +287,26 @@ impl Follower {
 
     fn publish(&mut self, found: &Found, plan: Option<&Plan>) {
         for signer in &found.candidates {
-            self.here.entry(signer.kid().to_owned()).or_insert_with(Instant::now);
+            self.here
+                .entry(signer.kid().to_owned())
+                .or_insert_with(Instant::now);
         }
-        let signer = plan.and_then(|plan| plan.signing).map(|place| &found.candidates[place]);
+        let signer = plan
+            .and_then(|plan| plan.signing)
+            .map(|place| &found.candidates[place]);
         let before = self.keys.current();
         if let (Some(signer), Some(plan)) = (signer, plan)
-            && before.signer.as_ref().is_none_or(|last| last.kid() != signer.kid())
+            && before
+                .signer
+                .as_ref()
+                .is_none_or(|last| last.kid() != signer.kid())
         {
             self.metrics.signing_key_changes.at(()).inc();
             if plan.premature {
-                tracing::warn!(kid = signer.kid(), "signing with a key that verifiers may not know yet: there is no other");
+                tracing::warn!(
+                    kid = signer.kid(),
+                    "signing with a key that verifiers may not know yet: there is no other"
+                );
             } else {
                 tracing::info!(kid = signer.kid(), "signing with this key from now on");
             }
@@ -292,14 +319,21 @@ impl Follower {
         for place in retired {
             let kid = found.candidates[*place].kid();
             if self.retired.insert(kid.to_owned()) {
-                tracing::info!(kid, "no token of this key can be accepted any more; its file can be removed");
+                tracing::info!(
+                    kid,
+                    "no token of this key can be accepted any more; its file can be removed"
+                );
             }
         }
-        let kept = found.candidates.iter().filter(|signer| !self.retired.contains(signer.kid()));
+        let kept = found
+            .candidates
+            .iter()
+            .filter(|signer| !self.retired.contains(signer.kid()));
         // In one order, whoever signs: verifiers check all anew when the set changes.
         let jwks = Jwks::new(kept.chain(&found.published).map(|signer| signer.public_jwk()));
         let confirmed = self.known.as_ref().map(|known| known.at);
-        if before.document.is_of(&jwks) && signer.map(|s| s.kid()) == before.signer.as_ref().map(|s| s.kid()) {
+        if before.document.is_of(&jwks) && signer.map(|s| s.kid()) == before.signer.as_ref().map(|s| s.kid())
+        {
             self.keys.set(Now {
                 signer: before.signer.clone(),
                 document: Arc::clone(&before.document),

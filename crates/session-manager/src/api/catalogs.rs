@@ -26,7 +26,9 @@ impl CatalogService for Catalogs {
         let catalog = self.0.directory.create(catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog created");
         self.0
-            .audit(&who, AuditAction::CatalogCreated, |record| record.on(catalog.name.as_str()))
+            .audit(&who, AuditAction::CatalogCreated, |record| {
+                record.on(catalog.name.as_str())
+            })
             .await;
         Ok(Response::new(v1::CreateCatalogResponse {
             catalog: Some(convert::catalog(&catalog)),
@@ -73,7 +75,9 @@ impl CatalogService for Catalogs {
         let catalog = self.0.directory.replace(catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog updated");
         self.0
-            .audit(&who, AuditAction::CatalogUpdated, |record| record.on(catalog.name.as_str()))
+            .audit(&who, AuditAction::CatalogUpdated, |record| {
+                record.on(catalog.name.as_str())
+            })
             .await;
         Ok(Response::new(v1::UpdateCatalogResponse {
             catalog: Some(convert::catalog(&catalog)),
@@ -89,7 +93,9 @@ impl CatalogService for Catalogs {
         self.0.directory.delete(&catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog deleted");
         self.0
-            .audit(&who, AuditAction::CatalogDeleted, |record| record.on(catalog.name.as_str()))
+            .audit(&who, AuditAction::CatalogDeleted, |record| {
+                record.on(catalog.name.as_str())
+            })
             .await;
         Ok(Response::new(v1::DeleteCatalogResponse {}))
     }

@@ -4,7 +4,9 @@
 use super::Api;
 use session_core::access;
 use session_core::machine::Event;
-use session_core::{Actor, AuditAction, ChangeReason, Cluster, ClusterName, ClusterStatus, Principal, Reason};
+use session_core::{
+    Actor, AuditAction, ChangeReason, Cluster, ClusterName, ClusterStatus, Principal, Reason,
+};
 use session_proto::convert::{self, parse};
 use session_proto::error::Refused;
 use session_proto::v1::{self, cluster_service_server::ClusterService};
@@ -46,7 +48,9 @@ impl ClusterService for Clusters {
         };
         tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster created");
         self.0
-            .audit(&who, AuditAction::ClusterCreated, |record| record.on(cluster.name.as_str()))
+            .audit(&who, AuditAction::ClusterCreated, |record| {
+                record.on(cluster.name.as_str())
+            })
             .await;
         Ok(Response::new(v1::CreateClusterResponse {
             cluster: Some(convert::cluster(&cluster, true)),
@@ -109,7 +113,9 @@ impl ClusterService for Clusters {
             .await?;
         tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster updated");
         self.0
-            .audit(&who, AuditAction::ClusterUpdated, |record| record.on(cluster.name.as_str()))
+            .audit(&who, AuditAction::ClusterUpdated, |record| {
+                record.on(cluster.name.as_str())
+            })
             .await;
         Ok(Response::new(v1::UpdateClusterResponse {
             cluster: Some(convert::cluster(&cluster, true)),
@@ -125,7 +131,9 @@ impl ClusterService for Clusters {
         let cluster = self.set_status(cluster, ClusterStatus::Draining).await?;
         tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster draining");
         self.0
-            .audit(&who, AuditAction::ClusterDrained, |record| record.on(cluster.name.as_str()))
+            .audit(&who, AuditAction::ClusterDrained, |record| {
+                record.on(cluster.name.as_str())
+            })
             .await;
         Ok(Response::new(v1::DrainClusterResponse {
             cluster: Some(convert::cluster(&cluster, true)),
@@ -158,7 +166,9 @@ impl ClusterService for Clusters {
         let cluster = self.set_status(cluster, ClusterStatus::Destroyed).await?;
         tracing::info!(cluster = %cluster.name, actor = %who.id, force = request.force, "cluster destroyed");
         self.0
-            .audit(&who, AuditAction::ClusterDeleted, |record| record.on(cluster.name.as_str()))
+            .audit(&who, AuditAction::ClusterDeleted, |record| {
+                record.on(cluster.name.as_str())
+            })
             .await;
         Ok(Response::new(v1::DeleteClusterResponse {}))
     }

@@ -175,7 +175,10 @@ impl TokenLedger for Ledger {
             return Err(Refused::field("published", "must be at most 64 key ids").into());
         }
         let signing = (!signing.is_empty()).then_some(signing);
-        if signing.as_ref().is_some_and(|signing| !published.contains(signing)) {
+        if signing
+            .as_ref()
+            .is_some_and(|signing| !published.contains(signing))
+        {
             return Err(Refused::field("signing", "must be one of those that are published").into());
         }
         let known = self

@@ -58,7 +58,8 @@ impl Api {
     pub(crate) fn caller(&self, metadata: &MetadataMap) -> Result<Principal, Refused> {
         let caller = self.authenticate(metadata);
         if let Err(refused) = &caller {
-            self.trail.refused(AuditAction::CallerRefused, refused, |record| record);
+            self.trail
+                .refused(AuditAction::CallerRefused, refused, |record| record);
         }
         caller
     }

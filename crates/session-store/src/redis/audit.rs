@@ -15,7 +15,11 @@ const RECORD: &str = "audit";
 
 impl RedisStore {
     /// The last two arguments of a script that writes a record with what it does.
-    pub(super) fn audit_last(&self, script: &mut ScriptInvocation<'_>, record: &AuditRecord) -> Result<(), Error> {
+    pub(super) fn audit_last(
+        &self,
+        script: &mut ScriptInvocation<'_>,
+        record: &AuditRecord,
+    ) -> Result<(), Error> {
         script.arg(encode(record)?).arg(self.audit_length);
         Ok(())
     }

@@ -27,14 +27,20 @@ pub(crate) async fn every_change_is_in_the_trail_once(store: Store) {
 
     let trail = of(&store, &key).await;
     let events = store.events(&key).await.unwrap();
-    let expected: Vec<_> = events.iter().map(|event| AuditRecord::of_change(&key, event)).collect();
+    let expected: Vec<_> = events
+        .iter()
+        .map(|event| AuditRecord::of_change(&key, event))
+        .collect();
     assert_eq!(trail, expected);
     assert_eq!(trail[0].action, AuditAction::SessionCreated);
     assert_eq!((trail[0].from, trail[0].to), (None, Some(Status::Pending)));
     let last = &trail[3];
     assert_eq!(last.action, AuditAction::SessionChanged);
     assert_eq!(last.reason, ChangeReason::CloseRequested.as_str());
-    assert_eq!((last.from, last.to), (Some(Status::Pending), Some(Status::Closed)));
+    assert_eq!(
+        (last.from, last.to),
+        (Some(Status::Pending), Some(Status::Closed))
+    );
     assert_eq!(last.version, Some(session.version));
     assert_eq!(last.actor, Some(Actor::System));
 }
@@ -73,9 +79,17 @@ pub(crate) async fn tokens_are_in_the_trail_when_recorded_and_first_used(store: 
     let told: Vec<_> = trail.iter().map(|record| record.action).collect();
     assert_eq!(
         told,
-        [AuditAction::SessionCreated, AuditAction::TokenIssued, AuditAction::TokenFirstUsed]
+        [
+            AuditAction::SessionCreated,
+            AuditAction::TokenIssued,
+            AuditAction::TokenFirstUsed
+        ]
     );
-    assert!(trail[1..].iter().all(|record| record.token.as_ref() == Some(&issued.id)));
+    assert!(
+        trail[1..]
+            .iter()
+            .all(|record| record.token.as_ref() == Some(&issued.id))
+    );
     assert_eq!(trail[1].actor, Some(Actor::Principal(issued.subject)));
     assert_eq!(trail[1].object, issued.key_id);
 }
@@ -107,7 +121,10 @@ pub(crate) async fn other_records_are_read_in_pages(store: Store) {
     let nobody = AuditRecord::new(now, AuditAction::CallerRefused).denied("CALLER_UNKNOWN");
     store.audit(&nobody).await.unwrap();
     let all = store.audited(0, "", 1000).await.unwrap();
-    let found = all.into_iter().map(|audited| audited.record).find(|record| *record == nobody);
+    let found = all
+        .into_iter()
+        .map(|audited| audited.record)
+        .find(|record| *record == nobody);
     assert_eq!(found.map(|record| record.outcome), Some(AuditOutcome::Denied));
 }
 

@@ -24,8 +24,8 @@ pub(crate) struct Row {
 
 /// What stands before the point of a P-256 key in SubjectPublicKeyInfo.
 const SPKI_OF_P256: &[u8] = &[
-    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48,
-    0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
+    0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
 ];
 
 #[derive(Default)]
@@ -128,7 +128,10 @@ fn algorithms(rows: &mut Rows) {
         ("JWKS", jwks.into_bytes()),
         ("JWK", jwk),
         ("DER", der),
-        ("PEM without its last line end", pem.trim_end().as_bytes().to_vec()),
+        (
+            "PEM without its last line end",
+            pem.trim_end().as_bytes().to_vec(),
+        ),
         ("PEM", pem.into_bytes()),
         ("empty", Vec::new()),
     ] {
@@ -528,11 +531,10 @@ fn parts_of_different_tokens_do_not_mix(rows: &mut Rows) {
     );
 }
 
-
 /// The order of the group of P-256.
 pub(crate) const ORDER: [u8; 32] = [
-    0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc, 0xe6, 0xfa,
-    0xad, 0xa7, 0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
+    0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc,
+    0xe6, 0xfa, 0xad, 0xa7, 0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
 ];
 
 /// `a - b`, or `a + b`, as 32-byte numbers; and whether it fits.
@@ -555,7 +557,11 @@ pub(crate) fn taken_apart() -> (String, Vec<u8>, Vec<u8>) {
     let signature = base64::engine::general_purpose::URL_SAFE_NO_PAD
         .decode(signature)
         .unwrap();
-    (message.to_owned(), signature[..32].to_vec(), signature[32..].to_vec())
+    (
+        message.to_owned(),
+        signature[..32].to_vec(),
+        signature[32..].to_vec(),
+    )
 }
 
 fn signatures(rows: &mut Rows) {
@@ -574,13 +580,20 @@ fn signatures(rows: &mut Rows) {
         ("r and s are one".to_owned(), with(&unit, &unit)),
         ("r and s are swapped".to_owned(), with(&s, &r)),
         ("r twice".to_owned(), with(&r, &r)),
-        ("s mirrored in r".to_owned(), with(&arithmetic(&ORDER, &r, false).0, &s)),
+        (
+            "s mirrored in r".to_owned(),
+            with(&arithmetic(&ORDER, &r, false).0, &s),
+        ),
     ];
     // Beyond the order, where it still fits: the same number to whoever reduces.
     for (name, value, first) in [("r", &r, true), ("s", &s, false)] {
         let (beyond, fits) = arithmetic(value, &ORDER, true);
         if fits {
-            let token = if first { with(&beyond, &s) } else { with(&r, &beyond) };
+            let token = if first {
+                with(&beyond, &s)
+            } else {
+                with(&r, &beyond)
+            };
             cases.push((format!("{name} plus the order"), token));
         }
     }
@@ -588,7 +601,11 @@ fn signatures(rows: &mut Rows) {
 
     let der = |r: &[u8], s: &[u8]| {
         let number = |value: &[u8]| {
-            let padded = if value[0] > 0x7f { [&[0], value].concat() } else { value.to_vec() };
+            let padded = if value[0] > 0x7f {
+                [&[0], value].concat()
+            } else {
+                value.to_vec()
+            };
             [&[2, u8::try_from(padded.len()).unwrap()], padded.as_slice()].concat()
         };
         let both = [number(r), number(s)].concat();
@@ -632,21 +649,45 @@ fn tokens_of_others(rows: &mut Rows) {
         ("an identity token that says it is ours", idp("berth-session+jwt")),
         ("a token in a token", nested(&good)),
         ("a token in a token, as JSON text", nested(&format!("\"{good}\""))),
-        ("a JWE by its five parts", format!("{header}..{claims_part}.{signature}.{signature}")),
-        ("four parts", format!("{header}.{claims_part}.{signature}.{signature}")),
+        (
+            "a JWE by its five parts",
+            format!("{header}..{claims_part}.{signature}.{signature}"),
+        ),
+        (
+            "four parts",
+            format!("{header}.{claims_part}.{signature}.{signature}"),
+        ),
         ("detached claims", format!("{header}..{signature}")),
-        ("a byte order mark before the claims", RIG.forge(&RIG.header(), &format!("\u{feff}{}", payload()))),
+        (
+            "a byte order mark before the claims",
+            RIG.forge(&RIG.header(), &format!("\u{feff}{}", payload())),
+        ),
         ("a byte order mark before all", format!("\u{feff}{good}")),
-        ("a lookalike of alg", RIG.forge(&RIG.header().replace("alg", "\u{430}lg"), &payload())),
-        ("a lookalike of sid", RIG.forge(&RIG.header(), &payload().replace("\"sid\"", "\"s\u{456}d\""))),
-        ("UTF-16", RIG.sign_parts(&b64(utf16(&RIG.header())), &b64(utf16(&payload())))),
+        (
+            "a lookalike of alg",
+            RIG.forge(&RIG.header().replace("alg", "\u{430}lg"), &payload()),
+        ),
+        (
+            "a lookalike of sid",
+            RIG.forge(&RIG.header(), &payload().replace("\"sid\"", "\"s\u{456}d\"")),
+        ),
+        (
+            "UTF-16",
+            RIG.sign_parts(&b64(utf16(&RIG.header())), &b64(utf16(&payload()))),
+        ),
         ("tabs between", format!("{header}.\t{claims_part}.{signature}")),
         ("a URL fragment", format!("{good}#x")),
         ("a query", format!("{good}?x=1")),
         ("a semicolon", format!("{good};x-session-id=s")),
         ("a PASETO", "v4.public.eyJzdWIiOiJhZGEifQ".to_owned()),
         ("upper case", good.to_uppercase()),
-        ("JSON as CBOR", RIG.sign_parts(&b64(RIG.header()), &b64([0xa1, 0x63, 0x69, 0x73, 0x73, 0x61, 0x61]))),
+        (
+            "JSON as CBOR",
+            RIG.sign_parts(
+                &b64(RIG.header()),
+                &b64([0xa1, 0x63, 0x69, 0x73, 0x73, 0x61, 0x61]),
+            ),
+        ),
     ];
     rows.add(
         cases.map(|(name, token)| (name.to_owned(), token)),
@@ -655,8 +696,14 @@ fn tokens_of_others(rows: &mut Rows) {
     let stranger = Rig::new();
     let foreign_header = stranger.header();
     let cases = [
-        ("a stranger's key under his own name", stranger.forge(&foreign_header, &payload())),
-        ("our signature under a stranger's name", RIG.forge(&foreign_header, &payload())),
+        (
+            "a stranger's key under his own name",
+            stranger.forge(&foreign_header, &payload()),
+        ),
+        (
+            "our signature under a stranger's name",
+            RIG.forge(&foreign_header, &payload()),
+        ),
     ];
     rows.add(
         cases.map(|(name, token)| (name.to_owned(), token)),
@@ -665,7 +712,10 @@ fn tokens_of_others(rows: &mut Rows) {
     let mut mine = claims();
     mine.aud = "berth-api".to_owned();
     let other_use = RIG.signer.sign(&mine).unwrap();
-    rows.add([("our token for another use".to_owned(), other_use)], Reason::TokenInvalid);
+    rows.add(
+        [("our token for another use".to_owned(), other_use)],
+        Reason::TokenInvalid,
+    );
 }
 
 fn utf16(text: &str) -> Vec<u8> {

@@ -262,7 +262,11 @@ impl Whole {
         let request = self.asks(v1::RevokeAllSessionTokensRequest {
             session_id: session.to_owned(),
         });
-        self.tokens.clone().revoke_all_session_tokens(request).await.unwrap();
+        self.tokens
+            .clone()
+            .revoke_all_session_tokens(request)
+            .await
+            .unwrap();
     }
 
     pub async fn listed(&self, session: &str) -> Vec<v1::SessionToken> {
@@ -302,7 +306,9 @@ impl Whole {
         let (_, text) = common::http_get(self.jwks, "/jwks.json").await;
         let set: serde_json::Value = serde_json::from_str(&text).unwrap();
         let keys = set["keys"].as_array().unwrap();
-        keys.iter().map(|key| key["kid"].as_str().unwrap().to_owned()).collect()
+        keys.iter()
+            .map(|key| key["kid"].as_str().unwrap().to_owned())
+            .collect()
     }
 }
 

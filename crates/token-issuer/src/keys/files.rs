@@ -91,7 +91,11 @@ impl KeyFiles {
         }
         // The last one is not withdrawn: an empty folder is a mistake.
         if found.candidates.is_empty() {
-            self.tell(Path::new(""), "no key is left; the last ones stay in use".to_owned(), &mut found.problems);
+            self.tell(
+                Path::new(""),
+                "no key is left; the last ones stay in use".to_owned(),
+                &mut found.problems,
+            );
         } else {
             self.told.remove(Path::new(""));
             self.good = now;
@@ -139,7 +143,11 @@ mod tests {
     use session_token::generate_key_pem;
 
     fn kids(found: &Found) -> Vec<String> {
-        found.candidates.iter().map(|signer| signer.kid().to_owned()).collect()
+        found
+            .candidates
+            .iter()
+            .map(|signer| signer.kid().to_owned())
+            .collect()
     }
 
     #[test]

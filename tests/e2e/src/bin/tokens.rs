@@ -143,7 +143,10 @@ impl Checks {
         let now = Timestamp::from_millis((NOW + 60) * 1000);
         let times = self.headers.chunks_exact(AT_A_TIME).map(|headers| {
             let begun = Instant::now();
-            let known = headers.iter().filter(|header| self.cache.knows(black_box(header), now)).count();
+            let known = headers
+                .iter()
+                .filter(|header| self.cache.knows(black_box(header), now))
+                .count();
             let took = begun.elapsed();
             assert_eq!(known, AT_A_TIME);
             took / AT_A_TIME as u32
@@ -165,7 +168,9 @@ impl Issue {
             session_id: self.sessions[number % self.sessions.len()].clone(),
             ttl: None,
         });
-        request.metadata_mut().insert("authorization", self.bearer.clone());
+        request
+            .metadata_mut()
+            .insert("authorization", self.bearer.clone());
         let begun = Instant::now();
         let issued = self.client.clone().issue_session_token(request).await?;
         let took = begun.elapsed();
@@ -286,7 +291,8 @@ async fn main() -> Result<()> {
         issuer_only.push(issue.closed_loop(time, &pids[..1]).await?);
     }
 
-    let column = |rounds: &[[f64; 2]], place: usize| spread(rounds.iter().map(|round| round[place]).collect());
+    let column =
+        |rounds: &[[f64; 2]], place: usize| spread(rounds.iter().map(|round| round[place]).collect());
     let result = json!({
         "what": "session tokens: checked, found again, issued; microseconds unless named otherwise",
         "rounds": rounds, "tokens_per_round": count, "smoke": smoke,
@@ -300,8 +306,14 @@ async fn main() -> Result<()> {
         "issued_per_cpu_s_of_issuer_and_manager": column(&closed, 1),
         "issued_per_cpu_s_of_issuer": column(&issuer_only, 1),
     });
-    println!("noise before the run: {noise} % of the machine; the largest token: {} bytes (at most 600)", checks.largest());
-    println!("{:<42}{:>12}{:>12}{:>12}   must", "µs, or per second", "min", "median", "max");
+    println!(
+        "noise before the run: {noise} % of the machine; the largest token: {} bytes (at most 600)",
+        checks.largest()
+    );
+    println!(
+        "{:<42}{:>12}{:>12}{:>12}   must",
+        "µs, or per second", "min", "median", "max"
+    );
     for (row, must) in [
         ("signature_alone_p50", ""),
         ("signature_alone_p99", ""),
@@ -316,7 +328,12 @@ async fn main() -> Result<()> {
         ("issued_per_cpu_s_of_issuer", ">= 1000"),
     ] {
         let of = |what: &str| result[row][what].as_f64().unwrap_or(0.0);
-        println!("{row:<42}{:>12.2}{:>12.2}{:>12.2}   {must}", of("min"), of("median"), of("max"));
+        println!(
+            "{row:<42}{:>12.2}{:>12.2}{:>12.2}   {must}",
+            of("min"),
+            of("median"),
+            of("max")
+        );
     }
     let folder = repo().join("target/bench");
     std::fs::create_dir_all(&folder)?;

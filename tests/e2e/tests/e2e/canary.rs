@@ -40,7 +40,8 @@ impl Secrets {
     fn add_token(&mut self, name: &str, token: &str) {
         let signature = token.rsplit('.').next().unwrap_or_default();
         self.add(name, token.as_bytes());
-        self.0.push((format!("{name}: its signature"), vec![signature[..12].to_owned()]));
+        self.0
+            .push((format!("{name}: its signature"), vec![signature[..12].to_owned()]));
     }
 
     /// Where it is found in `text`, and what.
@@ -74,7 +75,9 @@ async fn trace_sink() -> Result<(SocketAddr, Arc<Mutex<Vec<u8>>>)> {
                             .header("content-type", "application/grpc")
                             .body(())
                             .unwrap_or_default();
-                        let Ok(mut stream) = answer.send_response(head, false) else { return };
+                        let Ok(mut stream) = answer.send_response(head, false) else {
+                            return;
+                        };
                         let _ = stream.send_data(Bytes::from_static(&[0, 0, 0, 0, 0]), false);
                         let mut trailers = ::http::HeaderMap::new();
                         trailers.insert("grpc-status", ::http::HeaderValue::from_static("0"));
@@ -105,8 +108,13 @@ async fn query(stack: &Stack, bearer: &str, session: Option<&str>) -> Result<Str
     if let Some(session) = session {
         request.metadata_mut().insert("x-session-id", session.parse()?);
     }
-    let answer = SparkConnectServiceClient::new(channel).analyze_plan(request).await;
-    Ok(answer.err().map(|status| format!("{status:?}")).unwrap_or_default())
+    let answer = SparkConnectServiceClient::new(channel)
+        .analyze_plan(request)
+        .await;
+    Ok(answer
+        .err()
+        .map(|status| format!("{status:?}"))
+        .unwrap_or_default())
 }
 
 #[tokio::test]
@@ -153,7 +161,10 @@ async fn no_output_holds_a_secret() -> Result<()> {
     // The private number stands in the PKCS#8 text after the version and its mark.
     let der = STANDARD.decode(lines.concat())?;
     secrets.add("the signing key", &der);
-    secrets.add("the signing key's number", der.get(36..68).context("a private number")?);
+    secrets.add(
+        "the signing key's number",
+        der.get(36..68).context("a private number")?,
+    );
 
     // Good use, on both kinds of compute.
     let mut said = Vec::new();
@@ -163,7 +174,10 @@ async fn no_output_holds_a_secret() -> Result<()> {
         .context("an id")?
         .to_owned();
     let mut tokens = Vec::new();
-    for (name, id) in [("ada's token", &session), ("her token on shared compute", &on_shared)] {
+    for (name, id) in [
+        ("ada's token", &session),
+        ("her token on shared compute", &on_shared),
+    ] {
         let token = stack.token("ada", id)?;
         secrets.add_token(name, &token);
         let failed = query(&stack, &token, Some(id)).await?;
@@ -210,25 +224,43 @@ async fn no_output_holds_a_secret() -> Result<()> {
     ] {
         said.push(stack.berth("ada", args)?.to_string());
     }
-    wait::until("the revoked token is refused", Duration::from_secs(20), async || {
-        let answer = query(&stack, &tokens[0], None).await.map_err(|error| error.to_string())?;
-        if answer.is_empty() { Err("still good") } else { Ok(()) }.map_err(str::to_owned)
-    })
+    wait::until(
+        "the revoked token is refused",
+        Duration::from_secs(20),
+        async || {
+            let answer = query(&stack, &tokens[0], None)
+                .await
+                .map_err(|error| error.to_string())?;
+            if answer.is_empty() {
+                Err("still good")
+            } else {
+                Ok(())
+            }
+            .map_err(str::to_owned)
+        },
+    )
     .await?;
     said.push(query(&stack, &tokens[0], None).await?);
     // The store away, and back.
     stack.redis.kill9()?;
-    said.push(format!("{:?}", stack.berth("ada", &["token", on_shared.as_str()]).err()));
+    said.push(format!(
+        "{:?}",
+        stack.berth("ada", &["token", on_shared.as_str()]).err()
+    ));
     stack.redis.restart().await?;
     stack.redis.command(&user).await?;
     stack.manager.ready().await?;
     wait::until("closing works again", Duration::from_secs(30), async || {
-        stack.berth("ada", &["close", on_shared.as_str()]).map_err(|error| error.to_string())
+        stack
+            .berth("ada", &["close", on_shared.as_str()])
+            .map_err(|error| error.to_string())
     })
     .await?;
     // A compute that dies under a session.
     for pid in stack.children_matching("sail")? {
-        let _ = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status();
+        let _ = std::process::Command::new("kill")
+            .args(["-9", &pid.to_string()])
+            .status();
     }
     let trail = wait::until("the trail is in the log", Duration::from_secs(20), async || {
         let log = stack.manager.log();
@@ -242,7 +274,11 @@ async fn no_output_holds_a_secret() -> Result<()> {
     ensure!(trail.contains("token.first-used"), "the first use is audited");
 
     let mut outputs = Vec::new();
-    for (name, service) in [("manager", &stack.manager), ("issuer", &stack.issuer), ("proxy", &stack.proxy)] {
+    for (name, service) in [
+        ("manager", &stack.manager),
+        ("issuer", &stack.issuer),
+        ("proxy", &stack.proxy),
+    ] {
         for path in ["/metrics", "/readyz", "/livez", "/buildz"] {
             outputs.push((format!("{name} {path}"), service.admin(path).await?));
         }
@@ -260,14 +296,21 @@ async fn no_output_holds_a_secret() -> Result<()> {
     for service in [&mut stack.proxy, &mut stack.issuer, &mut stack.manager] {
         service.terminate().await?;
     }
-    for (name, service) in [("manager", &stack.manager), ("issuer", &stack.issuer), ("proxy", &stack.proxy)] {
+    for (name, service) in [
+        ("manager", &stack.manager),
+        ("issuer", &stack.issuer),
+        ("proxy", &stack.proxy),
+    ] {
         let log = service.log();
         ensure!(log.contains("DEBUG"), "the log of the {name} is at debug level");
         outputs.push((format!("the log of the {name}"), log));
     }
     let traces = traces.lock().unwrap_or_else(PoisonError::into_inner).clone();
     ensure!(traces.len() > 1000, "traces were exported");
-    outputs.push(("the traces".to_owned(), String::from_utf8_lossy(&traces).into_owned()));
+    outputs.push((
+        "the traces".to_owned(),
+        String::from_utf8_lossy(&traces).into_owned(),
+    ));
     outputs.push(("what callers were told".to_owned(), said.join("\n")));
 
     let found: Vec<String> = outputs
@@ -278,7 +321,10 @@ async fn no_output_holds_a_secret() -> Result<()> {
     // The search itself works: the token is where it was given out.
     ensure!(!secrets.found_in("a token", &tokens[1]).is_empty());
     ensure!(!secrets.found_in("a PEM file", &pem).is_empty());
-    let sizes: Vec<_> = outputs.iter().map(|(place, text)| format!("{place}: {}", text.len())).collect();
+    let sizes: Vec<_> = outputs
+        .iter()
+        .map(|(place, text)| format!("{place}: {}", text.len()))
+        .collect();
     println!("{} secrets, searched in {sizes:?}", secrets.0.len());
     Ok(())
 }
