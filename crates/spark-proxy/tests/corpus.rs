@@ -15,6 +15,8 @@ use session_token::Claims;
 use std::time::Duration;
 use tonic::Code;
 
+type Headers = Vec<(&'static str, String)>;
+
 /// What a header list may hold by default; longer ones do not reach the token.
 const HEADER_LIST: usize = 16 << 10;
 
@@ -120,7 +122,7 @@ async fn every_header_that_is_not_one_bearer_token_is_refused() {
     let one = |name: &'static str, value: String| vec![(name, value)];
     let bearer = |text: &str| one("authorization", text.to_owned());
 
-    let mut rows: Vec<(String, Vec<(&'static str, String)>, Reason)> = Vec::new();
+    let mut rows: Vec<(String, Headers, Reason)> = Vec::new();
     rows.push(("nothing".into(), Vec::new(), Reason::TokenMissing));
     // Another place for the token is no place.
     for name in [
