@@ -2,7 +2,7 @@
 # Installs what Berth needs on a Debian machine, and nothing that is already there.
 #
 #   setup.sh run         for `make run`: C tools, Rust, redis-server, a venv with Sail and PySpark
-#   setup.sh test        the above, plus Java, Apache Spark and the PySpark 3.5 client
+#   setup.sh test        the above, plus Java, Apache Spark, the PySpark 3.5 client and PyJWT
 #   setup.sh lint        a venv with buf
 #   setup.sh load        a venv with Envoy, and nginx and haproxy: the peers of `make load`
 #   setup.sh test lint   sets can be combined

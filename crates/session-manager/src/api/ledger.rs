@@ -60,6 +60,7 @@ impl TokenLedger for Ledger {
             issued_at: moment("token.issued_at", token.issued_at)?,
             expires_at: moment("token.expires_at", token.expires_at)?,
         };
+        self.possible(&session, &record)?;
         let limits = self
             .0
             .directory
@@ -217,6 +218,23 @@ impl Ledger {
                 Err(_) => record,
             }
         });
+    }
+
+    /// Could the issuer have made such a token? It decides the same; what is
+    /// recorded is what the ledger answers for.
+    fn possible(&self, session: &Session, record: &TokenRecord) -> Result<(), Refused> {
+        if !is_key_id(&record.key_id) {
+            return Err(Refused::field("token.key_id", "must be a key's thumbprint"));
+        }
+        let most = record.issued_at.after(self.0.verifier.config().max_ttl);
+        let end = most.min(session.expires_at);
+        if record.expires_at <= record.issued_at || record.expires_at > end {
+            return Err(Refused::field(
+                "token.expires_at",
+                format!("must be after it was issued, and not after {end}"),
+            ));
+        }
+        Ok(())
     }
 
     /// A live session that the caller may act as.

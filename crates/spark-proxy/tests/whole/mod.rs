@@ -32,7 +32,7 @@ use tonic::transport::{Channel, Endpoint};
 pub const REFRESH: Duration = Duration::from_millis(150);
 /// The schedule, shortened.
 pub const BEFORE_SIGNING: Duration = Duration::from_millis(600);
-pub const AFTER_SIGNING: Duration = Duration::from_millis(1500);
+pub const AFTER_SIGNING: Duration = Duration::from_secs(5);
 
 /// The whole of Berth.
 pub struct Whole {
