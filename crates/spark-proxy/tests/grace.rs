@@ -26,6 +26,7 @@ async fn expiry_never_ends_a_running_stream_and_revocation_does() {
     call.finish(request(b"go"));
     let (_upload, response) = within("headers", call.head()).await.unwrap();
     let rest = tokio::spawn(Reply::rest(response));
+    rig.clock.advance(Duration::from_secs(60));
     for _ in 0..48 {
         rig.clock.advance(HOUR);
         // A call that starts now is refused, the one that runs is not even looked at.
