@@ -1,5 +1,4 @@
 //! The ledger of tokens, as token-issuer meets it.
-#![expect(clippy::unwrap_used, reason = "a test may fail this way")]
 
 mod support;
 

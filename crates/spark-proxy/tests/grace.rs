@@ -1,8 +1,6 @@
 //! After a token's time: what runs goes on, what only follows it is let
 //! through for a while, and a strict installation lets nothing through.
 
-#![expect(clippy::unwrap_used, reason = "a test may fail this way")]
-
 mod common;
 
 use common::{Ask, Reply, Rig, within};
