@@ -1,4 +1,4 @@
-//! session-manager, token-issuer and two proxies as they ship, in one process:
+//! session-manager, two token-issuers and two proxies as they ship, in one process:
 //! a memory store, stepped compute, and a fake Spark behind it.
 #![allow(
     dead_code,
@@ -18,9 +18,11 @@ use session_proto::v1::token_service_client::TokenServiceClient;
 use session_store::SessionStore;
 use session_store::memory::MemoryStore;
 use session_token::generate_key_pem;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 use test_support::fake_spark::FakeSpark;
@@ -41,10 +43,11 @@ pub struct Whole {
     pub spark: FakeSpark,
     pub dir: TempDir,
     pub proxies: Vec<SocketAddr>,
-    pub jwks: SocketAddr,
+    pub jwks: [SocketAddr; 2],
     pub key: String,
     sessions: SessionServiceClient<Channel>,
-    tokens: TokenServiceClient<Channel>,
+    tokens: Vec<TokenServiceClient<Channel>>,
+    turn: AtomicUsize,
     all: Vec<Shutdown>,
 }
 
@@ -61,19 +64,23 @@ impl Whole {
         let account = service_kit::caller::generate_key();
 
         // The ports that have to be known before their owners start.
-        let jwks = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let jwks_address = jwks.local_addr().unwrap();
-        drop(jwks);
-        let set = format!("http://{jwks_address}/.well-known/jwks.json");
+        let bound = [
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        ];
+        let jwks = [0, 1].map(|n| bound[n].local_addr().unwrap());
+        drop(bound);
+        let sets = jwks.map(|jwks| format!("http://{jwks}/.well-known/jwks.json"));
         let text = format!(
             "listen.public.address = \"127.0.0.1:0\"\nlisten.internal.address = \"127.0.0.1:0\"\n\
              admin.address = \"127.0.0.1:0\"\nstore.url = \"memory://\"\n\
-             tokens.keys.location = \"{set}\"\ntokens.keys.refresh = \"150ms\"\n\
+             tokens.keys.location = \"{}\"\ntokens.keys.refresh = \"150ms\"\n\
              tokens.keys.again_after = \"150ms\"\ncompute.process.state_dir = \"{}\"\n\
              [[clusters]]\nname = \"c\"\nengine = \"sail\"\nprocess = {{ program = \"/opt/sail\" }}\n\
              [[orgs]]\nname = \"acme\"\n[orgs.limits]\ntokens_per_session = 100000\n\
              live_sessions_per_owner = 1000\nlive_sessions = 1000\ncreates_per_minute = 1000\n\
              [[service_accounts]]\nname = \"ada\"\norg = \"acme\"\nroles = [\"member\"]\nkey_sha256 = \"{}\"\n",
+            sets[0],
             dir.path().display(),
             account.sha256
         );
@@ -97,23 +104,28 @@ impl Whole {
             computes,
         ));
 
-        let mut config = token_issuer::Config::default();
-        config.keys.dir = Some(keys);
-        config.keys.publish_before_signing = BEFORE_SIGNING;
-        config.keys.publish_after_signing = AFTER_SIGNING;
-        config.manager.uri = format!("http://{internal}");
-        config.listen.grpc.address = ([127, 0, 0, 1], 0).into();
-        config.listen.jwks.address = jwks_address;
-        config.admin.address = ([127, 0, 0, 1], 0).into();
-        let listeners = token_issuer::Listeners::bind(&config).await.unwrap();
-        let grpc = listeners.grpc.local_addr();
-        let issuer = Shutdown::new();
-        tokio::spawn(token_issuer::run(config, listeners, issuer.clone()));
-
-        let mut all = vec![manager, issuer];
+        // Two issuers of one folder, each with a key set of its own.
+        let mut all = vec![manager];
+        let mut issuers = Vec::new();
+        for jwks in jwks {
+            let mut config = token_issuer::Config::default();
+            config.keys.dir = Some(keys.clone());
+            config.keys.publish_before_signing = BEFORE_SIGNING;
+            config.keys.publish_after_signing = AFTER_SIGNING;
+            config.manager.uri = format!("http://{internal}");
+            config.listen.grpc.address = ([127, 0, 0, 1], 0).into();
+            config.listen.jwks.address = jwks;
+            config.admin.address = ([127, 0, 0, 1], 0).into();
+            let listeners = token_issuer::Listeners::bind(&config).await.unwrap();
+            issuers.push(listeners.grpc.local_addr());
+            let issuer = Shutdown::new();
+            tokio::spawn(token_issuer::run(config, listeners, issuer.clone()));
+            all.push(issuer);
+        }
         let mut proxies = Vec::new();
-        for _ in 0..2 {
-            let mut config = common::config_of(&format!("http://{internal}"), PathBuf::from(&set));
+        // Each proxy reads the set of another issuer.
+        for set in &sets {
+            let mut config = common::config_of(&format!("http://{internal}"), PathBuf::from(set));
             "berth".clone_into(&mut config.tokens.issuer);
             "berth-spark-connect".clone_into(&mut config.tokens.audience);
             config.tokens.keys.refresh = REFRESH;
@@ -151,10 +163,14 @@ impl Whole {
             spark,
             dir,
             proxies,
-            jwks: jwks_address,
+            jwks,
             key: account.key,
             sessions: SessionServiceClient::new(channel(public)),
-            tokens: TokenServiceClient::new(channel(grpc)),
+            tokens: issuers
+                .into_iter()
+                .map(|address| TokenServiceClient::new(channel(address)))
+                .collect(),
+            turn: AtomicUsize::new(0),
             all,
         };
         whole.settle().await;
@@ -227,13 +243,19 @@ impl Whole {
         id
     }
 
+    /// The issuers in turn.
+    fn issuer(&self) -> TokenServiceClient<Channel> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        self.tokens[turn % self.tokens.len()].clone()
+    }
+
     /// A new token.
     pub async fn issue(&self, session: &str) -> Result<v1::IssueSessionTokenResponse, tonic::Status> {
         let request = self.asks(v1::IssueSessionTokenRequest {
             session_id: session.to_owned(),
             ttl: None,
         });
-        let issued = self.tokens.clone().issue_session_token(request).await?;
+        let issued = self.issuer().issue_session_token(request).await?;
         Ok(issued.into_inner())
     }
 
@@ -255,25 +277,21 @@ impl Whole {
             session_id: session.to_owned(),
             token_id: token.to_owned(),
         });
-        self.tokens.clone().revoke_session_token(request).await.unwrap();
+        self.issuer().revoke_session_token(request).await.unwrap();
     }
 
     pub async fn revoke_all(&self, session: &str) {
         let request = self.asks(v1::RevokeAllSessionTokensRequest {
             session_id: session.to_owned(),
         });
-        self.tokens
-            .clone()
-            .revoke_all_session_tokens(request)
-            .await
-            .unwrap();
+        self.issuer().revoke_all_session_tokens(request).await.unwrap();
     }
 
     pub async fn listed(&self, session: &str) -> Vec<v1::SessionToken> {
         let request = self.asks(v1::ListSessionTokensRequest {
             session_id: session.to_owned(),
         });
-        let listed = self.tokens.clone().list_session_tokens(request).await.unwrap();
+        let listed = self.issuer().list_session_tokens(request).await.unwrap();
         listed.into_inner().tokens
     }
 
@@ -301,14 +319,21 @@ impl Whole {
         self.client(proxy).await.call(Ask::execute(token)).await
     }
 
-    /// The ids of the keys that are published now.
-    pub async fn published(&self) -> Vec<String> {
-        let (_, text) = common::http_get(self.jwks, "/jwks.json").await;
-        let set: serde_json::Value = serde_json::from_str(&text).unwrap();
-        let keys = set["keys"].as_array().unwrap();
-        keys.iter()
-            .map(|key| key["kid"].as_str().unwrap().to_owned())
-            .collect()
+    /// The ids of the keys that both issuers publish now, or at least one of them.
+    pub async fn published(&self, any: bool) -> BTreeSet<String> {
+        let mut sets = Vec::new();
+        for jwks in self.jwks {
+            let (_, text) = common::http_get(jwks, "/jwks.json").await;
+            let set: serde_json::Value = serde_json::from_str(&text).unwrap();
+            let keys = set["keys"].as_array().unwrap();
+            let kids = keys.iter().map(|key| key["kid"].as_str().unwrap().to_owned());
+            sets.push(kids.collect::<BTreeSet<_>>());
+        }
+        if any {
+            &sets[0] | &sets[1]
+        } else {
+            &sets[0] & &sets[1]
+        }
     }
 }
 
