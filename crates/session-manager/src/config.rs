@@ -88,6 +88,8 @@ pub struct StoreConfig {
     pub call_timeout: Duration,
     /// Start although Redis may evict keys, that is, lose sessions.
     pub allow_eviction: bool,
+    /// Records that each of 16 partitions of the audit trail keeps, at least.
+    pub audit_length: usize,
 }
 
 /// What session tokens must say, and the keys to check them with.
@@ -297,6 +299,7 @@ impl Default for StoreConfig {
             key_prefix: "berth:".to_owned(),
             call_timeout: Duration::from_secs(2),
             allow_eviction: false,
+            audit_length: session_store::audit::AUDIT_LENGTH,
         }
     }
 }
@@ -462,6 +465,7 @@ impl StoreConfig {
             prefix: self.key_prefix.clone(),
             call_timeout: self.call_timeout,
             allow_eviction: self.allow_eviction,
+            audit_length: self.audit_length,
         }
     }
 }
@@ -475,6 +479,11 @@ impl Validate for StoreConfig {
             Err(_) => problems.add("url", "must be redis://host:port or memory://"),
         }
         problems.require(!self.call_timeout.is_zero(), "call_timeout", "must not be zero");
+        problems.require(
+            (1000..=10_000_000).contains(&self.audit_length),
+            "audit_length",
+            "must be between 1000 and 10000000",
+        );
     }
 }
 

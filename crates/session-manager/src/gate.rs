@@ -13,7 +13,7 @@ use service_kit::gate::{Doorkeeper, Pass, remote};
 use service_kit::limits::{AtOnce, ByAddress, LimitsConfig, Permit, Rates};
 use service_kit::tls::PeerInfo;
 use session_core::access::Rpc;
-use session_core::{Principal, PrincipalId, Reason};
+use session_core::{AuditAction, Principal, PrincipalId, Reason};
 use session_proto::error::Refused;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -138,7 +138,11 @@ impl Api {
         rpc: Rpc,
         call: &mut Parts,
     ) -> Result<Permit<PrincipalId>, Refused> {
-        let who = self.callers.identify(&call.headers).await?;
+        let who = self.callers.identify(&call.headers).await;
+        let who = who.inspect_err(|refused| {
+            self.trail
+                .refused(AuditAction::CallerRefused, refused, |record| record);
+        })?;
         let within = counts.calls.take(&who.id, Instant::now());
         within.map_err(|wait| self.limited("You call too often", wait))?;
         let permit = counts.at_once.enter(who.id.clone());

@@ -4,6 +4,7 @@
 //! [`run`] is the whole service: tests and `main` start the same function.
 
 mod api;
+mod audit;
 mod bindings;
 mod callers;
 mod computes;
@@ -58,6 +59,8 @@ use tokio::net::TcpListener;
 
 /// ResolveRoute may hold as long as a hold may be configured, and a little.
 const LONGEST_INTERNAL_CALL: Duration = Duration::from_secs(16 * 60);
+/// The last good key set is used this long when it cannot be read again.
+const KEEP_KEYS: Duration = Duration::from_secs(24 * 3600);
 /// How often the store is asked whether it is there.
 const PING: Duration = Duration::from_secs(2);
 
@@ -200,7 +203,9 @@ pub async fn run_with(
         Arc::clone(&driver),
         verifier.config().afterlife(),
     );
+    let (trail, refusals) = audit::Trail::new(Arc::clone(&clock), Arc::clone(&metrics));
     let api = Arc::new(Api {
+        trail,
         store: Arc::clone(&store),
         directory,
         driver: Arc::clone(&driver),
@@ -221,7 +226,13 @@ pub async fn run_with(
     });
 
     let stop = shutdown.stopping();
-    shutdown.spawn(keys.keep_fresh(|| {}, stop.clone()));
+    let too_old = {
+        let (keyring, clock) = (Arc::clone(&api.keyring), Arc::clone(&api.clock));
+        move || forget_old_keys(&keyring, &*clock)
+    };
+    shutdown.spawn(keys.keep_fresh(too_old, stop.clone()));
+    shutdown.spawn(audit::write_later(Arc::clone(&store), refusals, stop.clone()));
+    shutdown.spawn(audit::export(Arc::clone(&store), stop.clone()));
     shutdown.spawn(ping(
         Arc::clone(&store),
         silence,
@@ -303,12 +314,24 @@ fn key_document(
                 anyhow::ensure!(!keys.is_empty(), "it holds no key that signs session tokens");
                 keyring.replace(&keys, clock.now());
             }
-            Fetched::Same => keyring.confirm(clock.now()),
+            Fetched::Same => {
+                anyhow::ensure!(!keyring.is_empty(), "the last set was given up");
+                keyring.confirm(clock.now());
+            }
         }
         ready.set(true);
         Ok(())
     })
     .context("tokens.keys")
+}
+
+/// A key set that could not be read for a day says nothing of today's keys.
+fn forget_old_keys(keyring: &Keyring, clock: &dyn Clock) {
+    let now = clock.now();
+    if !keyring.is_empty() && keyring.age(now).is_some_and(|age| age > KEEP_KEYS) {
+        tracing::error!("the key set could not be read for too long; tokens are no longer accepted");
+        keyring.replace(&Jwks::default(), now);
+    }
 }
 
 async fn ping(

@@ -66,6 +66,7 @@ pub(crate) struct Metrics {
     activity_writes: Arc<Family<Outcome, Counter>>,
     idle_put_off: Arc<Family<(), Counter>>,
     doors: Arc<Family<Door, Counter>>,
+    audit_left_out: Arc<Family<(), Counter>>,
 }
 
 impl Metrics {
@@ -100,6 +101,10 @@ impl Metrics {
                 "session_manager_calls_total",
                 "Calls of the APIs, by what was decided before they were looked at.",
             ),
+            audit_left_out: registry.counter(
+                "session_manager_audit_left_out_total",
+                "Refusals that came too fast to be in the audit trail.",
+            ),
         }
     }
 
@@ -133,6 +138,10 @@ impl Metrics {
 
     pub(crate) fn door(&self, door: Door) {
         self.doors.at(door).inc();
+    }
+
+    pub(crate) fn audit_left_out(&self) {
+        self.audit_left_out.at(()).inc();
     }
 
     pub(crate) fn resolved(&self, status: Status) {

@@ -379,7 +379,11 @@ impl Stage {
             })),
             Rpc::RevokeAll => call!(ledger.revoke_all(ledger::RevokeAllRequest { session_id })),
             // For services, not for people: `doors.rs` has these.
-            Rpc::ResolveRoute | Rpc::WatchRoutes | Rpc::ReportActivity | Rpc::BindSparkSession => {
+            Rpc::ResolveRoute
+            | Rpc::ReportKeys
+            | Rpc::WatchRoutes
+            | Rpc::ReportActivity
+            | Rpc::BindSparkSession => {
                 return None;
             }
         })

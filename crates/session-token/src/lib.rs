@@ -6,14 +6,15 @@
 //! clock or a file: keys, the time and key sets come in as values.
 //!
 //! [`Signer`] makes tokens, [`Jwks`] publishes public keys, [`Keyring`] holds
-//! the ones a verifier trusts now, and [`Verifier`] decides. Tokens that others
-//! signed are [`ForeignVerifier`]'s.
+//! the ones a verifier trusts now, and [`Verifier`] decides. [`schedule`] says
+//! which key signs. Tokens that others signed are [`ForeignVerifier`]'s.
 
 mod claims;
 mod error;
 mod foreign;
 mod jwks;
 mod keyring;
+pub mod schedule;
 mod signer;
 mod strict;
 mod verifier;

@@ -430,6 +430,18 @@ impl Validate for TokenConfig {
         problems.require(!self.audience.is_empty(), "audience", "must not be empty");
         problems.check("keys", &self.keys);
         problems.require(!self.max_ttl.is_zero(), "max_ttl", "must not be zero");
+        // What session-manager remembers revoked tokens for.
+        let most = VerifierConfig::new("", "");
+        problems.require(
+            self.leeway <= most.leeway,
+            "leeway",
+            "must be at most 30s: revoked tokens are not remembered for longer",
+        );
+        problems.require(
+            self.reattach_grace.max(self.interrupt_grace) <= most.reattach_grace,
+            "reattach_grace",
+            "and interrupt_grace must be at most 12h: revoked tokens are not remembered for longer",
+        );
     }
 }
 

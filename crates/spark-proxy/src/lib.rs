@@ -17,6 +17,8 @@ mod bind;
 mod call;
 pub mod config;
 mod connection;
+#[doc(hidden)]
+pub mod figures;
 mod forward;
 mod headers;
 mod health;

@@ -201,6 +201,11 @@ impl Stack {
         )
     }
 
+    /// Where token-issuer's API is.
+    pub fn issuer_uri(&self) -> &str {
+        &self.issuer_uri
+    }
+
     /// The private authority's certificate, if the proxy speaks TLS.
     pub fn ca(&self) -> Option<&Path> {
         self.ca.as_deref()

@@ -149,6 +149,7 @@ table! {
         ListTokens => ServiceForCaller(Connect),
         Revoke => ServiceForCaller(Connect),
         RevokeAll => ServiceForCaller(Connect),
+        ReportKeys => Service,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Api, trial};
 use session_core::access;
-use session_core::{Catalog, CatalogName, Principal, Reason, SessionId, Status as Live};
+use session_core::{AuditAction, Catalog, CatalogName, Principal, Reason, SessionId, Status as Live};
 use session_proto::convert::{self, parse};
 use session_proto::error::Refused;
 use session_proto::v1::{self, catalog_service_server::CatalogService};
@@ -27,6 +27,11 @@ impl CatalogService for Catalogs {
         let catalog = checked(&who, request.into_inner().catalog)?;
         let catalog = self.0.directory.create(catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog created");
+        self.0
+            .audit(&who, AuditAction::CatalogCreated, |record| {
+                record.on(catalog.name.as_str())
+            })
+            .await;
         Ok(Response::new(v1::CreateCatalogResponse {
             catalog: Some(convert::catalog(&catalog)),
         }))
@@ -71,6 +76,11 @@ impl CatalogService for Catalogs {
         self.find_writable(&who, catalog.name.as_str()).await?;
         let catalog = self.0.directory.replace(catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog updated");
+        self.0
+            .audit(&who, AuditAction::CatalogUpdated, |record| {
+                record.on(catalog.name.as_str())
+            })
+            .await;
         Ok(Response::new(v1::UpdateCatalogResponse {
             catalog: Some(convert::catalog(&catalog)),
         }))
@@ -90,6 +100,11 @@ impl CatalogService for Catalogs {
         }
         self.0.directory.delete(&catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog deleted");
+        self.0
+            .audit(&who, AuditAction::CatalogDeleted, |record| {
+                record.on(catalog.name.as_str())
+            })
+            .await;
         Ok(Response::new(v1::DeleteCatalogResponse {}))
     }
 
@@ -103,7 +118,13 @@ impl CatalogService for Catalogs {
         if !access::write_catalogs(&who, &catalog.org) {
             return Err(Refused::not_authorized().into());
         }
+        let name = catalog.name.clone();
         let tested = trial::run(&self.0, &who, catalog, &request.cluster).await?;
+        self.0
+            .audit(&who, AuditAction::CatalogTested, |record| {
+                record.on(name.as_str())
+            })
+            .await;
         Ok(Response::new(tested))
     }
 }

@@ -4,7 +4,9 @@
 use super::Api;
 use session_core::access;
 use session_core::machine::Event;
-use session_core::{Actor, ChangeReason, Cluster, ClusterName, ClusterStatus, Principal, Reason};
+use session_core::{
+    Actor, AuditAction, ChangeReason, Cluster, ClusterName, ClusterStatus, Principal, Reason,
+};
 use session_proto::convert::{self, parse};
 use session_proto::error::Refused;
 use session_proto::v1::{self, cluster_service_server::ClusterService};
@@ -57,6 +59,11 @@ impl ClusterService for Clusters {
             Some(_) | None => self.0.directory.create(cluster).await?,
         };
         tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster created");
+        self.0
+            .audit(&who, AuditAction::ClusterCreated, |record| {
+                record.on(cluster.name.as_str())
+            })
+            .await;
         Ok(Response::new(v1::CreateClusterResponse {
             cluster: Some(convert::cluster(&cluster, true)),
         }))
@@ -116,6 +123,11 @@ impl ClusterService for Clusters {
         };
         let cluster = self.0.directory.replace(Cluster { status, ..cluster }).await?;
         tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster updated");
+        self.0
+            .audit(&who, AuditAction::ClusterUpdated, |record| {
+                record.on(cluster.name.as_str())
+            })
+            .await;
         Ok(Response::new(v1::UpdateClusterResponse {
             cluster: Some(convert::cluster(&cluster, true)),
         }))
@@ -129,6 +141,11 @@ impl ClusterService for Clusters {
         let cluster = self.find_writable(&who, &request.into_inner().name).await?;
         let cluster = self.set_status(cluster, ClusterStatus::Draining).await?;
         tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster draining");
+        self.0
+            .audit(&who, AuditAction::ClusterDrained, |record| {
+                record.on(cluster.name.as_str())
+            })
+            .await;
         Ok(Response::new(v1::DrainClusterResponse {
             cluster: Some(convert::cluster(&cluster, true)),
         }))
@@ -167,6 +184,11 @@ impl ClusterService for Clusters {
         // can still be given back.
         let cluster = self.set_status(cluster, ClusterStatus::Destroyed).await?;
         tracing::info!(cluster = %cluster.name, actor = %who.id, force = request.force, "cluster destroyed");
+        self.0
+            .audit(&who, AuditAction::ClusterDeleted, |record| {
+                record.on(cluster.name.as_str())
+            })
+            .await;
         Ok(Response::new(v1::DeleteClusterResponse {}))
     }
 }

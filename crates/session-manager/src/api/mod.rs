@@ -14,6 +14,7 @@ pub(crate) mod sessions;
 pub(crate) mod trial;
 pub(crate) mod watch;
 
+use crate::audit::Trail;
 use crate::callers::Callers;
 use crate::directory::Directory;
 use crate::driver::Driver;
@@ -38,6 +39,7 @@ use tonic::metadata::MetadataMap;
 /// What every service works with.
 #[derive(Debug)]
 pub(crate) struct Api {
+    pub(crate) trail: Trail,
     pub(crate) store: Arc<dyn SessionStore>,
     pub(crate) directory: Directory,
     pub(crate) driver: Arc<Driver>,

@@ -5,7 +5,7 @@
 use super::Api;
 use compute::interrupt::{self, Wanted};
 use session_core::access::Rpc;
-use session_core::{Operation, Principal, Reason, Route, Session, SparkSessionId, State};
+use session_core::{AuditAction, Operation, Principal, Reason, Route, Session, SparkSessionId, State};
 use session_proto::error::Refused;
 use session_proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,6 +61,10 @@ pub(super) async fn interrupt(
         session = %session.id, org = %session.org, actor = %who.id, count = interrupted.len(),
         "operations interrupted"
     );
+    api.audit(who, AuditAction::OperationsInterrupted, |record| {
+        record.on_session(&key)
+    })
+    .await;
     Ok(interrupted)
 }
 

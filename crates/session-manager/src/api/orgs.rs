@@ -4,7 +4,7 @@
 use super::Api;
 use crate::directory::Defined;
 use session_core::access;
-use session_core::{Disabled, Limits, Org, OrgId, Principal, PrincipalId, Reason};
+use session_core::{AuditAction, Disabled, Limits, Org, OrgId, Principal, PrincipalId, Reason};
 use session_proto::convert::{self, non_empty, parse};
 use session_proto::error::Refused;
 use session_proto::v1::{self, org_service_server::OrgService};
@@ -69,6 +69,11 @@ impl OrgService for Orgs {
         };
         let org = self.0.directory.create(org).await?;
         tracing::info!(org = %org.id, actor = %who.id, "organization created");
+        self.0
+            .audit(&who, AuditAction::OrgCreated, |record| {
+                record.of_org(&org.id).on(org.id.as_str())
+            })
+            .await;
         Ok(Response::new(v1::CreateOrgResponse {
             org: Some(self.shown(&org.id).await?),
         }))
@@ -84,6 +89,11 @@ impl OrgService for Orgs {
         let limits = convert::from_limits(&limits)?;
         self.write_limits(&id, &limits).await?;
         tracing::info!(org = %id, actor = %who.id, ?limits, "limits set");
+        self.0
+            .audit(&who, AuditAction::OrgUpdated, |record| {
+                record.of_org(&id).on(id.as_str())
+            })
+            .await;
         Ok(Response::new(v1::SetLimitsResponse {
             org: Some(self.shown(&id).await?),
         }))
@@ -94,6 +104,11 @@ impl OrgService for Orgs {
         let id: OrgId = parse("name", &request.into_inner().name)?;
         self.0.shut_out.enable(&id, None, |_| true).await?;
         tracing::info!(org = %id, actor = %who.id, "organization enabled");
+        self.0
+            .audit(&who, AuditAction::OrgEnabled, |record| {
+                record.of_org(&id).on(id.as_str())
+            })
+            .await;
         Ok(Response::new(v1::EnableOrgResponse {
             org: Some(self.shown(&id).await?),
         }))
@@ -104,6 +119,11 @@ impl OrgService for Orgs {
         let id: OrgId = parse("name", &request.into_inner().name)?;
         let closed_sessions = self.disable(&who, &id, None).await?;
         tracing::info!(org = %id, actor = %who.id, closed_sessions, "organization disabled");
+        self.0
+            .audit(&who, AuditAction::OrgDisabled, |record| {
+                record.of_org(&id).on(id.as_str())
+            })
+            .await;
         Ok(Response::new(v1::DisableOrgResponse {
             org: Some(self.shown(&id).await?),
             closed_sessions,
@@ -136,6 +156,14 @@ impl OrgService for Orgs {
         tracing::info!(
             %org, %principal, actor = %who.id, closed_sessions, disabled = request.disabled, "principal changed"
         );
+        let action = if request.disabled {
+            AuditAction::PrincipalDisabled
+        } else {
+            AuditAction::PrincipalEnabled
+        };
+        self.0
+            .audit(&who, action, |record| record.of_org(&org).on(principal.as_str()))
+            .await;
         Ok(Response::new(v1::DisablePrincipalResponse { closed_sessions }))
     }
 }

@@ -261,6 +261,11 @@ impl Manager {
         SessionServiceClient::with_interceptor(self.public.clone(), self.with_key(who))
     }
 
+    /// With any credential.
+    pub fn sessions_with(&self, key: &str) -> Sessions {
+        SessionServiceClient::with_interceptor(self.public.clone(), WithKey(key.to_owned()))
+    }
+
     pub fn ledger(&self, who: &str) -> Ledger {
         TokenLedgerClient::with_interceptor(self.internal.clone(), self.with_key(who))
     }
