@@ -176,6 +176,29 @@ pub(crate) enum Keys {
         /// The file to write; must not exist.
         file: PathBuf,
     },
+    /// Put a new signing key into the folder that token-issuer follows
+    /// (`keys.dir`). It is published at once, and signs by itself later.
+    Rotate {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// List the signing keys of a folder, oldest first.
+    List {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// Remove a signing key from the folder, when no token of it can be good
+    /// any more.
+    Retire {
+        /// The folder.
+        dir: PathBuf,
+        /// The key's id, or how it begins.
+        kid: String,
+        /// Remove it now, whatever it signed: within a minute all its tokens
+        /// are refused. If it is the last one, another is made first.
+        #[arg(long)]
+        emergency: bool,
+    },
     /// A new service-account key: the key itself for its user, its SHA-256
     /// for the configuration.
     ServiceAccount,

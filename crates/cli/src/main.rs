@@ -4,6 +4,7 @@ mod args;
 mod client;
 mod commands;
 mod definition;
+mod keyfolder;
 mod keys;
 mod show;
 
@@ -14,7 +15,8 @@ use std::process::ExitCode;
 
 /// Warm, private Spark Connect sessions.
 ///
-/// Set BERTH_KEY to your service-account key. A first session:
+/// Set BERTH_KEY to your service-account key, or BERTH_TOKEN to a token of your
+/// identity provider. A first session:
 ///
 ///   berth create --cluster local --wait
 ///   berth token <session>
@@ -63,7 +65,16 @@ struct Target {
     #[arg(long, global = true, env = "BERTH_KEY", hide_env_values = true)]
     key: Option<String>,
 
-    /// Send the key in plaintext to an address beyond this machine.
+    /// A token of your identity provider, instead of a key. Prefer the
+    /// environment variable, or a file.
+    #[arg(long, global = true, env = "BERTH_TOKEN", hide_env_values = true)]
+    bearer: Option<String>,
+
+    /// A file with such a token, which is read anew by each command.
+    #[arg(long, global = true, env = "BERTH_TOKEN_FILE", conflicts_with = "bearer")]
+    token_file: Option<PathBuf>,
+
+    /// Send the key or token in plaintext to an address beyond this machine.
     #[arg(long, global = true, env = "BERTH_INSECURE")]
     insecure: bool,
 

@@ -1,4 +1,8 @@
-//! Who may do what: the one table.
+//! Who may do what: the one place. [`Rpc`] is the table of all calls.
+
+mod table;
+
+pub use table::{Rpc, Rule, call_on_session};
 
 use crate::cluster::{Cluster, ClusterStatus};
 use crate::principal::{Principal, Role};

@@ -4,9 +4,11 @@
 use compute::{AllowList, ProcessConfig};
 use serde::{Deserialize, Serialize};
 use service_kit::admin::AdminConfig;
-use service_kit::caller::{ServiceAccountConfig, validate_accounts};
+use service_kit::caller::ServiceAccountConfig;
+use service_kit::caller::oidc::IssuerConfig;
 use service_kit::config::{Problems, Secret, Validate, duration};
 use service_kit::document::DocumentConfig;
+use service_kit::limits::LimitsConfig;
 use service_kit::listen::ListenerConfig;
 use service_kit::telemetry::TelemetryConfig;
 use session_core::catalog::PropertyValue;
@@ -19,6 +21,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
+
+mod callers;
+
+pub use callers::InternalConfig;
 
 /// The whole configuration.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -34,8 +40,18 @@ pub struct Config {
     pub tokens: TokensConfig,
     /// How compute is made.
     pub compute: ComputeConfig,
+    /// Who may call the internal port.
+    pub internal: InternalConfig,
     /// Who may call the APIs.
     pub service_accounts: Vec<ServiceAccountConfig>,
+    /// More of them, in a file that is followed.
+    pub service_accounts_file: Option<PathBuf>,
+    /// Identity providers whose tokens are accepted.
+    pub oidc: Vec<IssuerConfig>,
+    /// Who of all these administers the platform.
+    pub platform_admins: BTreeSet<String>,
+    /// How much callers may ask for.
+    pub limits: LimitsConfig,
     /// Organizations with other limits than the default.
     pub orgs: Vec<OrgConfig>,
     /// Clusters declared here are read-only in the API.
@@ -72,6 +88,8 @@ pub struct StoreConfig {
     pub call_timeout: Duration,
     /// Start although Redis may evict keys, that is, lose sessions.
     pub allow_eviction: bool,
+    /// Records that each of 16 partitions of the audit trail keeps, at least.
+    pub audit_length: usize,
 }
 
 /// What session tokens must say, and the keys to check them with.
@@ -246,7 +264,12 @@ impl Default for Config {
             store: StoreConfig::default(),
             tokens: TokensConfig::default(),
             compute: ComputeConfig::default(),
+            internal: InternalConfig::default(),
             service_accounts: Vec::new(),
+            service_accounts_file: None,
+            oidc: Vec::new(),
+            platform_admins: BTreeSet::new(),
+            limits: LimitsConfig::default(),
             orgs: Vec::new(),
             clusters: Vec::new(),
             catalogs: Vec::new(),
@@ -276,6 +299,7 @@ impl Default for StoreConfig {
             key_prefix: "berth:".to_owned(),
             call_timeout: Duration::from_secs(2),
             allow_eviction: false,
+            audit_length: session_store::audit::AUDIT_LENGTH,
         }
     }
 }
@@ -301,12 +325,8 @@ impl Validate for Config {
             problems.require(!self.tokens.audience.is_empty(), "audience", "must not be empty");
             problems.check("keys", &self.tokens.keys);
         });
-        validate_accounts("service_accounts", &self.service_accounts, problems);
-        for (index, account) in self.service_accounts.iter().enumerate() {
-            if let Err(problem) = crate::api::account_principal(account) {
-                problems.add(&format!("service_accounts[{index}]"), problem);
-            }
-        }
+        problems.check("limits", &self.limits);
+        self.validate_callers(problems);
         self.validate_compute(problems);
         self.validate_definitions(problems);
         problems.check("telemetry", &self.telemetry);
@@ -334,17 +354,9 @@ impl Config {
         if process.trust_all_users {
             return;
         }
-        let orgs: BTreeSet<&str> = self
-            .service_accounts
-            .iter()
-            .map(|account| account.org.as_str())
-            .collect();
-        problems.require(
-            orgs.len() <= 1,
-            "compute.process",
-            "runs every child as one user, and several organizations have accounts here; \
-             set compute.process.trust_all_users = true if they may see each other's data",
-        );
+        if let Err(problem) = self.check_trust(&self.service_accounts) {
+            problems.add("compute.process", problem);
+        }
         problems.require(
             self.listen.public.address.ip().is_loopback(),
             "compute.process",
@@ -453,6 +465,7 @@ impl StoreConfig {
             prefix: self.key_prefix.clone(),
             call_timeout: self.call_timeout,
             allow_eviction: self.allow_eviction,
+            audit_length: self.audit_length,
         }
     }
 }
@@ -466,6 +479,11 @@ impl Validate for StoreConfig {
             Err(_) => problems.add("url", "must be redis://host:port or memory://"),
         }
         problems.require(!self.call_timeout.is_zero(), "call_timeout", "must not be zero");
+        problems.require(
+            (1000..=10_000_000).contains(&self.audit_length),
+            "audit_length",
+            "must be between 1000 and 10000000",
+        );
     }
 }
 

@@ -111,7 +111,7 @@ impl Refused {
         Self::new(
             Reason::CallerUnknown,
             format!(
-                "{problem}. Send your key as `authorization: Bearer <key>`; the berth command reads it from BERTH_KEY."
+                "{problem}. Send your key or token as `authorization: Bearer …`; the berth command reads it from BERTH_KEY or BERTH_TOKEN."
             ),
         )
     }

@@ -5,6 +5,7 @@
 //! at all. An organization's keys share one hash slot ([`keys`]), so the same
 //! scripts run on one server and on Redis Cluster. Time is Redis `TIME`.
 
+mod audit;
 mod connection;
 mod due;
 mod feed;
@@ -45,6 +46,8 @@ pub struct Options {
     pub call_timeout: Duration,
     /// Accept a Redis that may evict keys, that is, lose sessions.
     pub allow_eviction: bool,
+    /// Records that each of the 16 partitions of the audit trail keeps, at least.
+    pub audit_length: usize,
 }
 
 impl Default for Options {
@@ -53,6 +56,7 @@ impl Default for Options {
             prefix: "berth:".to_owned(),
             call_timeout: Duration::from_secs(2),
             allow_eviction: false,
+            audit_length: crate::audit::AUDIT_LENGTH,
         }
     }
 }
@@ -98,6 +102,7 @@ pub struct RedisStore {
     connections: Arc<Connections>,
     keys: Arc<Keys>,
     scripts: Scripts,
+    audit_length: usize,
     /// Where the next claim of due sessions begins.
     next_partition: AtomicU8,
 }
@@ -123,6 +128,7 @@ impl RedisStore {
             connections: Arc::new(connections),
             keys: Arc::new(keys),
             scripts: Scripts::new(),
+            audit_length: options.audit_length,
             next_partition: AtomicU8::new(0),
         })
     }
@@ -152,7 +158,8 @@ impl RedisStore {
             .key(self.keys.record(key))
             .key(self.keys.token_expiry(key))
             .key(self.keys.tokens(key))
-            .key(self.keys.token_uses(key));
+            .key(self.keys.token_uses(key))
+            .key(self.keys.audit(key.org.partition()));
         script
             .arg(token.id.as_str())
             .arg(encode(token)?)
@@ -160,6 +167,7 @@ impl RedisStore {
             .arg(score(token.expires_at))
             .arg(limit)
             .arg(revoked);
+        self.audit_last(&mut script, &token.audited(key))?;
         self.run(&script).await?.accepted(|_| limit).map(drop)
     }
 }

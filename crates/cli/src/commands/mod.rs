@@ -2,17 +2,16 @@
 
 mod catalogs;
 mod clusters;
+mod keys;
 mod operations;
 mod orgs;
 mod sessions;
 mod tokens;
 mod watch;
 
-use crate::args::{Catalogs, Clusters, Command, Keys, Orgs};
-use crate::{Cli, show};
+use crate::Cli;
+use crate::args::{Catalogs, Clusters, Command, Orgs};
 use anyhow::Result;
-use serde_json::json;
-use service_kit::caller::NewKey;
 
 pub(crate) async fn run(cli: Cli) -> Result<()> {
     let Cli {
@@ -54,21 +53,6 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Orgs { command } => orgs::run(&target, output, command.unwrap_or(Orgs::List)).await,
         Command::DisablePrincipal(who) => orgs::set_disabled(&target, output, who, true).await,
         Command::EnablePrincipal(who) => orgs::set_disabled(&target, output, who, false).await,
-        Command::Keys(Keys::Signing { file }) => {
-            let kid = crate::keys::write_signing_key(&file)?;
-            let path = file.display().to_string();
-            show::fields(
-                output,
-                &[("file", path.clone()), ("kid", kid.clone())],
-                &json!({"file": path, "kid": kid}),
-            );
-            Ok(())
-        }
-        Command::Keys(Keys::ServiceAccount) => {
-            let NewKey { key, sha256 } = service_kit::caller::generate_key();
-            let json = json!({"key": key, "key_sha256": sha256});
-            show::fields(output, &[("key", key), ("key_sha256", sha256)], &json);
-            Ok(())
-        }
+        Command::Keys(command) => keys::run(output, command),
     }
 }

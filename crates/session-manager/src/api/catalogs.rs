@@ -2,7 +2,7 @@
 
 use super::{Api, trial};
 use session_core::access;
-use session_core::{Catalog, CatalogName, Principal, Reason, SessionId, Status as Live};
+use session_core::{AuditAction, Catalog, CatalogName, Principal, Reason, SessionId, Status as Live};
 use session_proto::convert::{self, parse};
 use session_proto::error::Refused;
 use session_proto::v1::{self, catalog_service_server::CatalogService};
@@ -23,10 +23,15 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::CreateCatalogRequest>,
     ) -> Answer<v1::CreateCatalogResponse> {
-        let who = self.0.caller(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let catalog = checked(&who, request.into_inner().catalog)?;
         let catalog = self.0.directory.create(catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog created");
+        self.0
+            .audit(&who, AuditAction::CatalogCreated, |record| {
+                record.on(catalog.name.as_str())
+            })
+            .await;
         Ok(Response::new(v1::CreateCatalogResponse {
             catalog: Some(convert::catalog(&catalog)),
         }))
@@ -36,7 +41,7 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::DescribeCatalogRequest>,
     ) -> Answer<v1::DescribeCatalogResponse> {
-        let who = self.0.caller(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let catalog = self.find(&who, &request.into_inner().name).await?;
         Ok(Response::new(v1::DescribeCatalogResponse {
             catalog: Some(convert::catalog(&catalog)),
@@ -47,7 +52,7 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::ListCatalogsRequest>,
     ) -> Answer<v1::ListCatalogsResponse> {
-        let who = self.0.caller(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let all = self
             .0
             .directory
@@ -66,11 +71,16 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::UpdateCatalogRequest>,
     ) -> Answer<v1::UpdateCatalogResponse> {
-        let who = self.0.caller(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let catalog = checked(&who, request.into_inner().catalog)?;
         self.find_writable(&who, catalog.name.as_str()).await?;
         let catalog = self.0.directory.replace(catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog updated");
+        self.0
+            .audit(&who, AuditAction::CatalogUpdated, |record| {
+                record.on(catalog.name.as_str())
+            })
+            .await;
         Ok(Response::new(v1::UpdateCatalogResponse {
             catalog: Some(convert::catalog(&catalog)),
         }))
@@ -80,7 +90,7 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::DeleteCatalogRequest>,
     ) -> Answer<v1::DeleteCatalogResponse> {
-        let who = self.0.caller(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let request = request.into_inner();
         let catalog = self.find_writable(&who, &request.name).await?;
         if !request.force
@@ -90,6 +100,11 @@ impl CatalogService for Catalogs {
         }
         self.0.directory.delete(&catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog deleted");
+        self.0
+            .audit(&who, AuditAction::CatalogDeleted, |record| {
+                record.on(catalog.name.as_str())
+            })
+            .await;
         Ok(Response::new(v1::DeleteCatalogResponse {}))
     }
 
@@ -97,13 +112,19 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::TestCatalogRequest>,
     ) -> Answer<v1::TestCatalogResponse> {
-        let who = self.0.caller(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let request = request.into_inner();
         let catalog = self.find(&who, &request.name).await?;
         if !access::write_catalogs(&who, &catalog.org) {
             return Err(Refused::not_authorized().into());
         }
+        let name = catalog.name.clone();
         let tested = trial::run(&self.0, &who, catalog, &request.cluster).await?;
+        self.0
+            .audit(&who, AuditAction::CatalogTested, |record| {
+                record.on(name.as_str())
+            })
+            .await;
         Ok(Response::new(tested))
     }
 }

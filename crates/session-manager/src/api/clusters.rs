@@ -4,12 +4,13 @@
 use super::Api;
 use session_core::access;
 use session_core::machine::Event;
-use session_core::{Actor, ChangeReason, Cluster, ClusterName, ClusterStatus, Principal, Reason};
+use session_core::{
+    Actor, AuditAction, ChangeReason, Cluster, ClusterName, ClusterStatus, Principal, Reason,
+};
 use session_proto::convert::{self, parse};
 use session_proto::error::Refused;
 use session_proto::v1::{self, cluster_service_server::ClusterService};
 use std::sync::Arc;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 /// Serves `berth.v1.ClusterService`.
@@ -24,7 +25,7 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::CreateClusterRequest>,
     ) -> Answer<v1::CreateClusterResponse> {
-        let who = self.writer(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let (cluster, wanted) = self.checked(request.into_inner().cluster)?;
         let status = match wanted {
             Some(v1::ClusterStatus::Active) | None => ClusterStatus::Active,
@@ -58,6 +59,11 @@ impl ClusterService for Clusters {
             Some(_) | None => self.0.directory.create(cluster).await?,
         };
         tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster created");
+        self.0
+            .audit(&who, AuditAction::ClusterCreated, |record| {
+                record.on(cluster.name.as_str())
+            })
+            .await;
         Ok(Response::new(v1::CreateClusterResponse {
             cluster: Some(convert::cluster(&cluster, true)),
         }))
@@ -67,7 +73,7 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::DescribeClusterRequest>,
     ) -> Answer<v1::DescribeClusterResponse> {
-        let who = self.0.caller(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let cluster = self.find(&who, &request.into_inner().name).await?;
         let shown = convert::cluster(&cluster, access::write_platform(&who));
         Ok(Response::new(v1::DescribeClusterResponse {
@@ -79,7 +85,7 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::ListClustersRequest>,
     ) -> Answer<v1::ListClustersResponse> {
-        let who = self.0.caller(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let all = self
             .0
             .directory
@@ -98,7 +104,7 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::UpdateClusterRequest>,
     ) -> Answer<v1::UpdateClusterResponse> {
-        let who = self.writer(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let (cluster, wanted) = self.checked(request.into_inner().cluster)?;
         let old = self.find_writable(&who, cluster.name.as_str()).await?;
         let provider_kind = |cluster: &Cluster| std::mem::discriminant(&cluster.provider);
@@ -117,6 +123,11 @@ impl ClusterService for Clusters {
         };
         let cluster = self.0.directory.replace(Cluster { status, ..cluster }).await?;
         tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster updated");
+        self.0
+            .audit(&who, AuditAction::ClusterUpdated, |record| {
+                record.on(cluster.name.as_str())
+            })
+            .await;
         Ok(Response::new(v1::UpdateClusterResponse {
             cluster: Some(convert::cluster(&cluster, true)),
         }))
@@ -126,10 +137,15 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::DrainClusterRequest>,
     ) -> Answer<v1::DrainClusterResponse> {
-        let who = self.writer(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let cluster = self.find_writable(&who, &request.into_inner().name).await?;
         let cluster = self.set_status(cluster, ClusterStatus::Draining).await?;
         tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster draining");
+        self.0
+            .audit(&who, AuditAction::ClusterDrained, |record| {
+                record.on(cluster.name.as_str())
+            })
+            .await;
         Ok(Response::new(v1::DrainClusterResponse {
             cluster: Some(convert::cluster(&cluster, true)),
         }))
@@ -139,7 +155,7 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::DeleteClusterRequest>,
     ) -> Answer<v1::DeleteClusterResponse> {
-        let who = self.writer(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let request = request.into_inner();
         let cluster = match self.find_writable(&who, &request.name).await {
             Ok(cluster) => cluster,
@@ -168,20 +184,16 @@ impl ClusterService for Clusters {
         // can still be given back.
         let cluster = self.set_status(cluster, ClusterStatus::Destroyed).await?;
         tracing::info!(cluster = %cluster.name, actor = %who.id, force = request.force, "cluster destroyed");
+        self.0
+            .audit(&who, AuditAction::ClusterDeleted, |record| {
+                record.on(cluster.name.as_str())
+            })
+            .await;
         Ok(Response::new(v1::DeleteClusterResponse {}))
     }
 }
 
 impl Clusters {
-    async fn writer(&self, metadata: &MetadataMap) -> Result<Principal, Refused> {
-        let who = self.0.caller(metadata).await?;
-        if access::write_platform(&who) {
-            Ok(who)
-        } else {
-            Err(Refused::not_authorized())
-        }
-    }
-
     /// Everything that can be known to be wrong is said before it is stored.
     /// Its status is told apart: it is a wish.
     fn checked(&self, wire: Option<v1::Cluster>) -> Result<(Cluster, Option<v1::ClusterStatus>), Refused> {

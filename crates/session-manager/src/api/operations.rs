@@ -4,8 +4,8 @@
 
 use super::Api;
 use compute::interrupt::{self, Wanted};
-use session_core::access::SessionAction;
-use session_core::{Operation, Principal, Reason, Route, Session, SparkSessionId, State};
+use session_core::access::Rpc;
+use session_core::{AuditAction, Operation, Principal, Reason, Route, Session, SparkSessionId, State};
 use session_proto::error::Refused;
 use session_proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +23,7 @@ pub(super) async fn interrupt(
 ) -> Result<Vec<String>, Refused> {
     check(&request.operation_ids)?;
     let (session, _) = api
-        .session_for(who, &request.session_id, SessionAction::Manage)
+        .session_for(who, &request.session_id, Rpc::InterruptOperations)
         .await?;
     let route = route_of(&session)?;
     let key = session.key();
@@ -61,6 +61,10 @@ pub(super) async fn interrupt(
         session = %session.id, org = %session.org, actor = %who.id, count = interrupted.len(),
         "operations interrupted"
     );
+    api.audit(who, AuditAction::OperationsInterrupted, |record| {
+        record.on_session(&key)
+    })
+    .await;
     Ok(interrupted)
 }
 

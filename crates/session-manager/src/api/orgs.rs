@@ -4,13 +4,12 @@
 use super::Api;
 use crate::directory::Defined;
 use session_core::access;
-use session_core::{Disabled, Limits, Org, OrgId, Principal, PrincipalId, Reason};
+use session_core::{AuditAction, Disabled, Limits, Org, OrgId, Principal, PrincipalId, Reason};
 use session_proto::convert::{self, non_empty, parse};
 use session_proto::error::Refused;
 use session_proto::v1::{self, org_service_server::OrgService};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 /// How often a lost race is run again.
@@ -28,7 +27,7 @@ impl OrgService for Orgs {
         &self,
         request: Request<v1::DescribeOrgRequest>,
     ) -> Answer<v1::DescribeOrgResponse> {
-        let who = self.0.caller(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let id: OrgId = parse("name", &request.into_inner().name)?;
         if id != who.org && !access::write_platform(&who) {
             return Err(Refused::not_authorized().into());
@@ -41,7 +40,7 @@ impl OrgService for Orgs {
     }
 
     async fn list_orgs(&self, request: Request<v1::ListOrgsRequest>) -> Answer<v1::ListOrgsResponse> {
-        let who = self.0.caller(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let orgs = if access::write_platform(&who) {
             self.all().await?
         } else {
@@ -51,7 +50,7 @@ impl OrgService for Orgs {
     }
 
     async fn create_org(&self, request: Request<v1::CreateOrgRequest>) -> Answer<v1::CreateOrgResponse> {
-        let who = self.writer(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let wire = request.into_inner().org;
         let wire = wire.ok_or_else(|| Refused::field("org", "is missing"))?;
         if wire.disabled {
@@ -70,13 +69,18 @@ impl OrgService for Orgs {
         };
         let org = self.0.directory.create(org).await?;
         tracing::info!(org = %org.id, actor = %who.id, "organization created");
+        self.0
+            .audit(&who, AuditAction::OrgCreated, |record| {
+                record.of_org(&org.id).on(org.id.as_str())
+            })
+            .await;
         Ok(Response::new(v1::CreateOrgResponse {
             org: Some(self.shown(&org.id).await?),
         }))
     }
 
     async fn set_limits(&self, request: Request<v1::SetLimitsRequest>) -> Answer<v1::SetLimitsResponse> {
-        let who = self.writer(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let request = request.into_inner();
         let id: OrgId = parse("name", &request.name)?;
         let limits = request
@@ -85,26 +89,41 @@ impl OrgService for Orgs {
         let limits = convert::from_limits(&limits)?;
         self.write_limits(&id, &limits).await?;
         tracing::info!(org = %id, actor = %who.id, ?limits, "limits set");
+        self.0
+            .audit(&who, AuditAction::OrgUpdated, |record| {
+                record.of_org(&id).on(id.as_str())
+            })
+            .await;
         Ok(Response::new(v1::SetLimitsResponse {
             org: Some(self.shown(&id).await?),
         }))
     }
 
     async fn enable_org(&self, request: Request<v1::EnableOrgRequest>) -> Answer<v1::EnableOrgResponse> {
-        let who = self.writer(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let id: OrgId = parse("name", &request.into_inner().name)?;
         self.0.shut_out.enable(&id, None, |_| true).await?;
         tracing::info!(org = %id, actor = %who.id, "organization enabled");
+        self.0
+            .audit(&who, AuditAction::OrgEnabled, |record| {
+                record.of_org(&id).on(id.as_str())
+            })
+            .await;
         Ok(Response::new(v1::EnableOrgResponse {
             org: Some(self.shown(&id).await?),
         }))
     }
 
     async fn disable_org(&self, request: Request<v1::DisableOrgRequest>) -> Answer<v1::DisableOrgResponse> {
-        let who = self.writer(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let id: OrgId = parse("name", &request.into_inner().name)?;
         let closed_sessions = self.disable(&who, &id, None).await?;
         tracing::info!(org = %id, actor = %who.id, closed_sessions, "organization disabled");
+        self.0
+            .audit(&who, AuditAction::OrgDisabled, |record| {
+                record.of_org(&id).on(id.as_str())
+            })
+            .await;
         Ok(Response::new(v1::DisableOrgResponse {
             org: Some(self.shown(&id).await?),
             closed_sessions,
@@ -115,7 +134,7 @@ impl OrgService for Orgs {
         &self,
         request: Request<v1::DisablePrincipalRequest>,
     ) -> Answer<v1::DisablePrincipalResponse> {
-        let who = self.0.caller(request.metadata()).await?;
+        let who = self.0.caller(&request)?;
         let request = request.into_inner();
         let org = match non_empty(request.org) {
             None => who.org.clone(),
@@ -137,20 +156,19 @@ impl OrgService for Orgs {
         tracing::info!(
             %org, %principal, actor = %who.id, closed_sessions, disabled = request.disabled, "principal changed"
         );
+        let action = if request.disabled {
+            AuditAction::PrincipalDisabled
+        } else {
+            AuditAction::PrincipalEnabled
+        };
+        self.0
+            .audit(&who, action, |record| record.of_org(&org).on(principal.as_str()))
+            .await;
         Ok(Response::new(v1::DisablePrincipalResponse { closed_sessions }))
     }
 }
 
 impl Orgs {
-    async fn writer(&self, metadata: &MetadataMap) -> Result<Principal, Refused> {
-        let who = self.0.caller(metadata).await?;
-        if access::write_platform(&who) {
-            Ok(who)
-        } else {
-            Err(Refused::not_authorized())
-        }
-    }
-
     async fn shown(&self, id: &OrgId) -> Result<v1::Org, Refused> {
         let directory = &self.0.directory;
         let (org, disabled) =

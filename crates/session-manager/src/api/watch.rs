@@ -9,7 +9,7 @@ use crate::feed::Hub;
 use crate::slots::{Full, Slot, Slots};
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, pin_mut};
-use session_core::access::{self, SessionAction};
+use session_core::access::{self, Rpc, SessionAction};
 use session_core::{EventRecord, Principal, PrincipalId, Reason, Role, Session, SessionKey, Status, Use};
 use session_proto::convert;
 use session_proto::error::Refused;
@@ -129,13 +129,14 @@ type Answer = Result<v1::WatchSessionsResponse, tonic::Status>;
 /// Begins to watch.
 pub(super) async fn watch(
     api: &Arc<Api>,
-    metadata: MetadataMap,
-    request: v1::WatchSessionsRequest,
+    request: tonic::Request<v1::WatchSessionsRequest>,
 ) -> Result<BoxStream<'static, Answer>, Refused> {
-    let who = api.caller(&metadata).await?;
+    let who = api.caller(&request)?;
+    let metadata = request.metadata().clone();
+    let request = request.into_inner();
     let only = match convert::non_empty(request.session_id) {
         None => None,
-        Some(id) => Some(api.session_for(&who, &id, SessionAction::Read).await?.0.key()),
+        Some(id) => Some(api.session_for(&who, &id, Rpc::WatchSessions).await?.0.key()),
     };
     let slot = api.watches.slots.take(&who.id).map_err(too_many)?;
     let watch = Watch {
@@ -226,7 +227,7 @@ impl Watch {
             return Ok(());
         }
         self.checked = Instant::now();
-        match self.api.caller(&self.metadata).await {
+        match self.api.caller_still(&self.metadata).await {
             Ok(who) => self.who = who,
             // Not knowing is no reason to end it.
             Err(refused) if refused.reason == Reason::ControlPlaneUnavailable => {}

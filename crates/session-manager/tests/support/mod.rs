@@ -9,6 +9,8 @@
     reason = "each test program uses its part of it"
 )]
 
+pub mod idp;
+
 use compute::SimCompute;
 use service_kit::shutdown::Shutdown;
 use session_core::{Clock, Engine, OrgId, Route, SessionId, SessionKey, SystemClock, TokenId};
@@ -40,9 +42,10 @@ pub struct Manager {
     pub sim: SimCompute,
     pub signer: Arc<Signer>,
     pub keys: Keys,
-    public: Channel,
-    internal: Channel,
-    dir: TempDir,
+    pub public: Channel,
+    pub internal: Channel,
+    pub internal_uri: String,
+    pub dir: TempDir,
     ended: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
 
@@ -185,11 +188,16 @@ impl Manager {
         let dir = tempfile::tempdir().unwrap();
         let jwks = dir.path().join("jwks.json");
         std::fs::write(&jwks, Jwks::new([signer.public_jwk()]).to_json()).unwrap();
+        // Tests call often; one that is about it says so.
+        let limits = match more.contains("limits.") || more.contains("[limits]") {
+            true => "",
+            false => "limits.calls_per_second_per_principal = 0\n",
+        };
         let mut text = format!(
             "listen.public.address = \"127.0.0.1:0\"\nlisten.internal.address = \"127.0.0.1:0\"\n\
              admin.address = \"127.0.0.1:0\"\nstore.url = \"memory://\"\n\
              tokens.keys.location = \"{}\"\ncompute.process.state_dir = \"{}\"\n\
-             compute.process.trust_all_users = true\n{more}",
+             compute.process.trust_all_users = true\n{limits}{more}",
             jwks.display(),
             dir.path().display()
         );
@@ -225,6 +233,7 @@ impl Manager {
             channel(listeners.public.local_addr()),
             channel(listeners.internal.local_addr()),
         );
+        let internal_uri = format!("http://{}", listeners.internal.local_addr());
         let shutdown = Shutdown::new();
         let stored: Arc<dyn SessionStore> = Arc::clone(&store) as _;
         let ended = tokio::spawn(session_manager::run_with(
@@ -242,6 +251,7 @@ impl Manager {
             keys,
             public,
             internal,
+            internal_uri,
             dir,
             ended,
         }
@@ -249,6 +259,11 @@ impl Manager {
 
     pub fn sessions(&self, who: &str) -> Sessions {
         SessionServiceClient::with_interceptor(self.public.clone(), self.with_key(who))
+    }
+
+    /// With any credential.
+    pub fn sessions_with(&self, key: &str) -> Sessions {
+        SessionServiceClient::with_interceptor(self.public.clone(), WithKey(key.to_owned()))
     }
 
     pub fn ledger(&self, who: &str) -> Ledger {

@@ -126,6 +126,11 @@ impl Keys {
         self.in_partition(partition, "changes")
     }
 
+    /// Stream: the audit trail of the partition.
+    pub(super) fn audit(&self, partition: u8) -> String {
+        self.in_partition(partition, "audit")
+    }
+
     /// Sorted set by member: live sessions of the partition on a cluster.
     pub(super) fn live_on_cluster(&self, partition: u8, cluster: &ClusterName) -> String {
         self.in_partition(partition, &format!("cluster:{cluster}"))
@@ -232,6 +237,16 @@ impl Keys {
         self.global("proxy-sequences")
     }
 
+    /// Hash: how far each partition's audit trail was exported.
+    pub(super) fn audit_exported(&self) -> String {
+        self.global("audit-exported")
+    }
+
+    /// Hash: what is known of the keys that sign tokens.
+    pub(super) fn signing_keys(&self) -> String {
+        self.global("signing-keys")
+    }
+
     /// String: the store epoch.
     pub(super) fn epoch(&self) -> String {
         self.global("epoch")
@@ -275,6 +290,7 @@ mod tests {
             keys.token_uses(&session),
             keys.due(org.partition()),
             keys.changes(org.partition()),
+            keys.audit(org.partition()),
             keys.live_on_cluster(org.partition(), &cluster),
             keys.all(org),
             keys.live(org),
@@ -309,8 +325,10 @@ mod tests {
             keys.epoch(),
             keys.proxies(),
             keys.proxy_sequences(),
+            keys.audit_exported(),
+            keys.signing_keys(),
         ]);
-        for key in &all[24..] {
+        for key in &all[25..] {
             assert_eq!(hash_tag(key), "g", "{key}");
         }
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());

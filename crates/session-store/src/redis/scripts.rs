@@ -33,6 +33,7 @@ pub(super) struct Scripts {
     pub(super) lease: Script,
     pub(super) put_definition: Script,
     pub(super) delete_definition: Script,
+    pub(super) report_keys: Script,
 }
 
 impl Scripts {
@@ -59,6 +60,7 @@ impl Scripts {
             lease: script!("lease"),
             put_definition: script!("put_definition"),
             delete_definition: script!("delete_definition"),
+            report_keys: script!("time", "report_keys"),
         }
     }
 }

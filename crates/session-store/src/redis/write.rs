@@ -4,7 +4,7 @@ use super::keys::{Keys, member};
 use super::{RedisStore, decode, encode, score};
 use crate::{Commit, Create, Created, Error, HISTORY, REQUEST_ID_MEMORY};
 use redis::ScriptInvocation;
-use session_core::{EventRecord, Limits, Session, Status, Timestamp};
+use session_core::{AuditRecord, EventRecord, Limits, Session, Status, Timestamp};
 
 /// How many changes a partition's stream keeps, at least; a reader that falls
 /// further behind gets a reset.
@@ -68,7 +68,8 @@ fn save<'a>(
         .key(keys.live_on_cluster(partition, &session.cluster))
         .key(own)
         .key(&indexes.within)
-        .key(&indexes.without);
+        .key(&indexes.without)
+        .key(keys.audit(partition));
     script
         .arg(key.id.as_str())
         .arg(member(&key))
@@ -120,6 +121,7 @@ impl RedisStore {
             .arg(limits.live_sessions_per_owner)
             .arg(limits.live_sessions)
             .arg(limits.creates_per_minute);
+        self.audit_last(&mut script, &AuditRecord::of_change(&session.key(), &record))?;
         let reply = self.run(&script).await?;
         if let [outcome, json] = reply.0.as_slice()
             && outcome == "repeated"
@@ -143,6 +145,7 @@ impl RedisStore {
             &commit.record,
             commit.due,
         )?;
+        self.audit_last(&mut script, &audited(commit))?;
         self.run(&script).await?.done().map(drop)
     }
 
@@ -165,8 +168,13 @@ impl RedisStore {
             commit.due,
         )?;
         script.arg(score(last_activity_at));
+        self.audit_last(&mut script, &audited(commit))?;
         self.run(&script).await?.done().map(drop)
     }
+}
+
+fn audited(commit: &Commit) -> AuditRecord {
+    AuditRecord::of_change(&commit.session.key(), &commit.record)
 }
 
 fn limit_named(limits: &Limits, quota: &str) -> u32 {
