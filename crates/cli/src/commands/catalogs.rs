@@ -83,14 +83,20 @@ async fn test(target: &Target, output: Output, name: String, cluster: String) ->
         .await
         .map_err(explain)?
         .into_inner();
-    let usable = if tested.usable { "yes" } else { "no" };
-    show::fields(
-        output,
-        &[("usable", usable.to_owned()), ("message", tested.message.clone())],
-        &json!({"usable": tested.usable, "message": tested.message}),
-    );
+    // Of a failure, people read the error; programs get the answer too.
+    if tested.usable || output == Output::Json {
+        let usable = if tested.usable { "yes" } else { "no" };
+        show::fields(
+            output,
+            &[("usable", usable.to_owned()), ("message", tested.message.clone())],
+            &json!({"usable": tested.usable, "message": tested.message}),
+        );
+    }
     if !tested.usable {
-        bail!("catalog {name} cannot be used on cluster {cluster}");
+        bail!(
+            "catalog {name} cannot be used on cluster {cluster}: {}",
+            tested.message
+        );
     }
     Ok(())
 }
