@@ -2,7 +2,7 @@
 
 use crate::dial::Target;
 use crate::probe::{Asker, NotReady};
-use crate::shared::user_id;
+use crate::shared::{has_ended, user_id};
 use crate::words;
 use futures::{StreamExt, stream};
 use session_core::machine::Cause;
@@ -65,6 +65,8 @@ pub async fn interrupt(
         while let Some(answer) = answers.next().await {
             match answer {
                 Ok(Ok(ids)) => interrupted.extend(ids),
+                // It ended after its operation was reported: nothing runs there.
+                Ok(Err(status)) if has_ended(&status) => {}
                 Ok(Err(status)) => failed = Some(NotReady::from_status(&status).into_cause()),
                 Err(_) => failed = Some(too_late(CALL_LIMIT)),
             }

@@ -203,7 +203,7 @@ async fn release(asker: &Asker) -> Released {
 }
 
 /// Does the server say that it ended this Spark session before?
-fn has_ended(status: &Status) -> bool {
+pub(crate) fn has_ended(status: &Status) -> bool {
     let said = status.message();
     said.contains("INVALID_HANDLE.SESSION_CLOSED") || said.contains("is not running")
 }
