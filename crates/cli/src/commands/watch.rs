@@ -62,11 +62,11 @@ async fn follow(
                 ended = matches!(session.status(), SessionStatus::Closed | SessionStatus::Failed);
                 print(output, &session, told.event.as_ref());
             }
-            Some(Update::Reset(_)) => {
-                if output == Output::Json {
-                    print_line(&json!({"reset": true}).to_string());
-                }
+            Some(Update::Reset(_)) if output == Output::Json => {
+                print_line(&json!({"reset": true}).to_string());
             }
+            // Lines that people read need no beginning.
+            Some(Update::Reset(_)) => {}
             None => {}
         }
     }
