@@ -268,3 +268,53 @@ properties = {{ type = "memory" }}
     let closed = manager.close("ada", &key).await;
     assert_eq!(closed.status(), SessionStatus::Closed, "at once");
 }
+
+/// A trial on existing servers: what the server knows is usable, what it does
+/// not know is not, and nothing of the trial stays.
+#[tokio::test]
+async fn catalogs_are_tried_on_a_running_server() {
+    let server = Sail::start();
+    let manager = Manager::start_on_servers(&format!(
+        r#"
+[[clusters]]
+name = "shared"
+engine = "sail"
+granted_orgs = ["acme"]
+static.endpoints = [{{ address = "{}" }}]
+[[catalogs]]
+name = "lake"
+org = "acme"
+engine = "sail"
+default_database = "dev"
+properties = {{ type = "memory" }}
+[[catalogs]]
+name = "swamp"
+org = "acme"
+engine = "sail"
+properties = {{ type = "memory" }}
+"#,
+        server.address
+    ))
+    .await;
+    let test = async |name: &str| {
+        let request = v1::TestCatalogRequest {
+            name: name.to_owned(),
+            cluster: "shared".to_owned(),
+        };
+        let tested = manager.catalogs("olga").test_catalog(request).await.unwrap();
+        tested.into_inner()
+    };
+    until("the server to answer", async || test("lake").await.usable).await;
+    let good = test("lake").await;
+    assert!(good.message.starts_with("sail "), "{}", good.message);
+    let bad = test("swamp").await;
+    assert!(!bad.usable, "{}", bad.message);
+    assert!(
+        bad.message.contains("catalog swamp cannot be used"),
+        "{}",
+        bad.message
+    );
+    drop(server);
+    let away = test("lake").await;
+    assert!(!away.usable && !away.message.is_empty(), "{}", away.message);
+}

@@ -154,7 +154,86 @@ async fn disabling_an_organization_ends_its_streams() -> Result<()> {
     assert!(refused.contains("disabled"), "{refused}");
 
     stack.berth("pat", &["orgs", "enable", "umbrella"])?;
+    // To watch what has ended is to hear of its end.
+    stack.berth("eve", &["watch", &session])?;
     let all = stack.berth("eve", &["list", "--all"])?;
     assert_eq!(all[0]["reason"], "ORG_DISABLED", "{all}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn definitions_and_people_by_berth() -> Result<()> {
+    let stack = Stack::start().await?;
+    let file = |name: &str, text: &str| -> Result<String> {
+        let path = stack.dir.path().join(name);
+        std::fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    };
+    let sail = e2e::home().join("venv-sail/bin/sail");
+    let lab = format!(
+        "name = \"lab\"\nengine = \"sail\"\nidle_timeout = \"5min\"\n[process]\nprogram = \"{}\"\n",
+        sail.display()
+    );
+    let lab = file("lab.toml", &lab)?;
+    let created = stack.berth("pat", &["clusters", "create", &lab, "--pending"])?;
+    assert_eq!(created["status"], "pending", "{created}");
+    let refused = refusal(stack.berth("ada", &["create", "--cluster", "lab"]));
+    assert!(refused.contains("takes no new sessions"), "{refused}");
+    assert_eq!(
+        stack.berth("pat", &["clusters", "activate", "lab"])?["status"],
+        "active"
+    );
+    assert_eq!(
+        stack.berth("pat", &["clusters", "update", &lab])?["status"],
+        "active"
+    );
+
+    let lake = file(
+        "lake.json",
+        r#"{"name": "lake", "engine": "sail", "properties": {"type": "memory", "initial_database": ["lab"]}}"#,
+    )?;
+    let refused = refusal(stack.berth("ada", &["catalogs", "create", &lake]));
+    assert!(refused.contains("no access"), "{refused}");
+    assert_eq!(
+        stack.berth("olga", &["catalogs", "create", &lake])?["org"],
+        "acme"
+    );
+
+    let session = stack.berth(
+        "ada",
+        &["create", "--cluster", "lab", "--catalog", "lake", "--wait"],
+    )?;
+    let session = session["id"].as_str().context("an id")?.to_owned();
+    let extended = stack.berth("ada", &["extend", &session, "--for", "48h"])?;
+    let kept = stack.berth("ada", &["keep-alive", &session, "--for", "40h"])?;
+    assert_ne!(kept["keep_alive_until"], "", "{extended} {kept}");
+    let updated = stack.berth("ada", &["update", &session, "--name", "etl", "--label", "a=b"])?;
+    assert_eq!(
+        (&updated["name"], &updated["labels"]["a"]),
+        (&"etl".into(), &"b".into())
+    );
+    let refused = refusal(stack.berth("olga", &["catalogs", "delete", "lake"]));
+    assert!(refused.contains(&session), "{refused}");
+    assert_eq!(
+        stack.berth("pat", &["clusters", "drain", "lab"])?["status"],
+        "draining"
+    );
+    let refused = refusal(stack.berth("pat", &["clusters", "delete", "lab"]));
+    assert!(refused.contains("repeat with force"), "{refused}");
+
+    stack.berth("olga", &["disable-principal", "sa|ada"])?;
+    let refused = refusal(stack.berth("ada", &["list"]));
+    assert!(refused.contains("not known"), "{refused}");
+    stack.berth("olga", &["enable-principal", "sa|ada"])?;
+    assert_eq!(stack.show("ada", &session)?["reason"], "OWNER_DISABLED");
+    stack.berth("olga", &["catalogs", "delete", "lake"])?;
+    stack.berth("pat", &["clusters", "delete", "lab", "--force"])?;
+
+    stack.berth("pat", &["orgs", "create", "initech", "--live-sessions", "5"])?;
+    let limits = stack.berth("pat", &["orgs", "limits", "initech", "--labels", "3"])?;
+    assert_eq!(
+        (&limits["limits"]["live_sessions"], &limits["limits"]["labels"]),
+        (&5.into(), &3.into())
+    );
     Ok(())
 }
