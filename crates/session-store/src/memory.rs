@@ -4,11 +4,12 @@
 
 mod reports;
 mod shared;
+mod tombstones;
 
 use crate::query::Filling;
 use crate::{
     Change, Commit, Create, Created, Definition, Error, Feed, HISTORY, Heard, Kind, ListQuery, Loaded, Page,
-    Proxies, REQUEST_ID_MEMORY, Report, Reported, RequestId, SessionStore, TokenRecord,
+    Proxies, REQUEST_ID_MEMORY, Report, Reported, RequestId, SessionStore, TokenRecord, Tombstones,
 };
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -34,6 +35,7 @@ const MINUTE_MILLIS: u64 = 60_000;
 /// A store that forgets everything when the process ends.
 pub struct MemoryStore {
     clock: Arc<dyn Clock>,
+    epoch: u64,
     state: Mutex<State>,
     feed: broadcast::Sender<Change>,
 }
@@ -84,6 +86,8 @@ impl MemoryStore {
     /// An empty store on `clock`.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
+            // What an earlier process knew is forgotten.
+            epoch: clock.now().as_millis(),
             clock,
             state: Mutex::default(),
             feed: broadcast::Sender::new(FEED_BACKLOG),
@@ -571,8 +575,13 @@ impl SessionStore for MemoryStore {
         Ok(())
     }
 
+    async fn trim_ended(&self, keep: &Tombstones, limit: usize) -> Result<usize, Error> {
+        let now = self.clock.now();
+        Ok(self.state().trim(keep, limit, now))
+    }
+
     async fn epoch(&self) -> Result<u64, Error> {
-        Ok(1)
+        Ok(self.epoch)
     }
 
     async fn ping(&self) -> Result<(), Error> {
