@@ -118,6 +118,13 @@ impl PrivateRedis {
         self.server.take().map_or(Ok(()), |server| server.end("kill"))
     }
 
+    /// Makes the server stand still, or go on: one that hangs.
+    pub fn stand_still(&mut self, still: bool) -> anyhow::Result<()> {
+        self.server
+            .as_mut()
+            .map_or(Ok(()), |server| server.stand_still(still))
+    }
+
     /// Ends the server in order, if it runs, and starts it again on the same
     /// port and folder.
     pub async fn restart(&mut self) -> anyhow::Result<()> {

@@ -16,8 +16,12 @@ use tokio::time::{Instant, sleep, timeout};
 pub(super) const READY_LIMIT: Duration = Duration::from_secs(60);
 
 /// Starts the server, tells its pid, and ends it: on `term` in order, on `kill`
-/// at once, and when the pipe closes at once and with its folder, `$0`.
-const HELPER: &str = r#""$@" & server=$!; echo "$server"; read -r how
+/// at once, and when the pipe closes at once and with its folder, `$0`. On
+/// `stop` and `cont` it makes the server stand still and go on.
+const HELPER: &str = r#""$@" & server=$!; echo "$server"
+while read -r how; do
+case "$how" in stop) kill -STOP "$server";; cont) kill -CONT "$server";; *) break;; esac
+done
 case "$how" in term) kill -TERM "$server";; *) kill -KILL "$server";; esac
 wait "$server"
 case "$how" in "") rm -rf -- "$0";; esac"#;
@@ -105,6 +109,24 @@ impl Server {
         let state = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
         let zombie = state.rsplit(") ").next().is_none_or(|rest| rest.starts_with('Z'));
         Ok(state.is_empty() || zombie || self.helper.try_wait()?.is_some())
+    }
+
+    /// Makes it stand still, or go on.
+    pub(super) fn stand_still(&mut self, still: bool) -> anyhow::Result<()> {
+        let pipe = self.helper.stdin.as_mut().context("the helper has no input")?;
+        pipe.write_all(if still { b"stop\n" } else { b"cont\n" })?;
+        let deadline = std::time::Instant::now() + READY_LIMIT;
+        while self.state()?.starts_with('T') != still {
+            ensure!(std::time::Instant::now() < deadline, "the server does not obey");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// As the kernel calls it.
+    fn state(&self) -> anyhow::Result<String> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid))?;
+        Ok(stat.rsplit(") ").next().unwrap_or_default().to_owned())
     }
 
     pub(super) fn end(mut self, how: &str) -> anyhow::Result<()> {

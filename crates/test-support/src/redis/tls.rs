@@ -1,7 +1,7 @@
 //! Certificates for servers that speak TLS.
 
 use anyhow::Context;
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use std::path::PathBuf;
 use tempfile::TempDir;
 
@@ -19,6 +19,8 @@ impl Certificates {
         let made = Self { dir };
         let key = KeyPair::generate()?;
         let mut authority = CertificateParams::new(Vec::new())?;
+        // Names differ, or OpenSSL takes each certificate for its own issuer.
+        authority.distinguished_name.push(DnType::CommonName, "a private authority");
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         std::fs::write(made.ca(), authority.self_signed(&key)?.pem())?;
         let issuer = Issuer::new(authority, key);
@@ -29,6 +31,7 @@ impl Certificates {
             let key = KeyPair::generate()?;
             let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
             let mut params = CertificateParams::new(names)?;
+            params.distinguished_name.push(DnType::CommonName, name);
             // Servers are clients of each other.
             params.extended_key_usages = vec![purpose, ExtendedKeyUsagePurpose::ClientAuth];
             std::fs::write(made.file(name, "pem"), params.signed_by(&key, &issuer)?.pem())?;

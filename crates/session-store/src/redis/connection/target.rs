@@ -371,14 +371,14 @@ mod tests {
         let options = Options {
             credentials: Credentials {
                 username: Some("berth".to_owned()),
-                password: Some("hidden".to_owned()),
+                password: Some("hunter2".to_owned()),
             },
             ..Options::default()
         };
         let target = Target::parse("redis://u:p@h", &options).unwrap();
         assert_eq!(target.data.username(), Some("berth"));
-        assert_eq!(target.data.password(), Some("hidden"));
-        assert!(!format!("{options:?}").contains("hidden"));
+        assert_eq!(target.data.password(), Some("hunter2"));
+        assert!(!format!("{options:?}").contains("hunter"));
     }
 
     #[test]
