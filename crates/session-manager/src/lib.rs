@@ -21,6 +21,7 @@ mod reports;
 mod shut_out;
 mod silence;
 mod slots;
+mod tombstones;
 
 pub use computes::{Computes, StorePlaces};
 pub use config::Config;
@@ -233,6 +234,7 @@ pub async fn run_with(
     shutdown.spawn(keys.keep_fresh(too_old, stop.clone()));
     shutdown.spawn(audit::write_later(Arc::clone(&store), refusals, stop.clone()));
     shutdown.spawn(audit::export(Arc::clone(&store), stop.clone()));
+    shutdown.spawn(tombstones::run(Arc::clone(&store), stop.clone()));
     shutdown.spawn(ping(
         Arc::clone(&store),
         silence,

@@ -38,6 +38,28 @@ pub const PROXY_MEMORY: Duration = Duration::from_secs(24 * 3600);
 /// back short and still have a next token.
 pub const PAGE_READ_LIMIT: usize = 1000;
 
+/// How long ended sessions stay listed, and how many: beyond that, the longest
+/// ended go first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tombstones {
+    /// Since their end.
+    pub age: Duration,
+    /// Of each owner.
+    pub per_owner: usize,
+    /// Of each organization.
+    pub per_org: usize,
+}
+
+impl Default for Tombstones {
+    fn default() -> Self {
+        Self {
+            age: Duration::from_secs(7 * 24 * 3600),
+            per_owner: 5_000,
+            per_org: 20_000,
+        }
+    }
+}
+
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -72,6 +94,10 @@ pub enum Error {
     /// The store cannot be reached, or did not answer in time.
     #[error("the state store is unavailable: {0}")]
     Unavailable(String),
+    /// The store is short of memory and takes nothing new. What ends things is
+    /// still taken.
+    #[error("the state store is short of memory")]
+    Full,
     /// A record cannot be read.
     #[error("a stored record is broken: {0}")]
     Corrupt(String),
@@ -383,7 +409,13 @@ pub trait SessionStore:
     /// Removes a definition if its stored version is `expected`.
     async fn delete_definition(&self, kind: Kind, name: &str, expected: u64) -> Result<(), Error>;
 
-    /// Rises when stored state may have gone back in time; routes carry it.
+    /// Forgets up to `limit` ended sessions that are not kept any more, with
+    /// their history, tokens and uses, and tells how many. Never one that
+    /// lives, nor one that is still due: somebody must look at that once more.
+    async fn trim_ended(&self, keep: &Tombstones, limit: usize) -> Result<usize, Error>;
+
+    /// Rises when stored state may have gone back in time; routes carry it. The
+    /// feed says [`Feed::Reset`] after it rose.
     async fn epoch(&self) -> Result<u64, Error>;
 
     /// Can it be reached now?

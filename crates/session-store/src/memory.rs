@@ -5,11 +5,12 @@
 mod audit;
 mod reports;
 mod shared;
+mod tombstones;
 
 use crate::query::Filling;
 use crate::{
     Change, Commit, Create, Created, Definition, Error, Feed, HISTORY, Heard, Kind, ListQuery, Loaded, Page,
-    Proxies, REQUEST_ID_MEMORY, Report, Reported, RequestId, SessionStore, TokenRecord, first_use,
+    Proxies, REQUEST_ID_MEMORY, Report, Reported, RequestId, SessionStore, TokenRecord, Tombstones, first_use,
 };
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -36,6 +37,7 @@ const MINUTE_MILLIS: u64 = 60_000;
 /// A store that forgets everything when the process ends.
 pub struct MemoryStore {
     clock: Arc<dyn Clock>,
+    epoch: u64,
     state: Mutex<State>,
     calls: AtomicU64,
     feed: broadcast::Sender<Change>,
@@ -89,6 +91,8 @@ impl MemoryStore {
     /// An empty store on `clock`.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
+            // What an earlier process knew is forgotten.
+            epoch: clock.now().as_millis(),
             clock,
             state: Mutex::default(),
             calls: AtomicU64::new(0),
@@ -595,8 +599,13 @@ impl SessionStore for MemoryStore {
         Ok(())
     }
 
+    async fn trim_ended(&self, keep: &Tombstones, limit: usize) -> Result<usize, Error> {
+        let now = self.clock.now();
+        Ok(self.state().trim(keep, limit, now))
+    }
+
     async fn epoch(&self) -> Result<u64, Error> {
-        Ok(1)
+        Ok(self.epoch)
     }
 
     async fn ping(&self) -> Result<(), Error> {

@@ -23,6 +23,8 @@ mod sessions;
 mod shared;
 #[path = "contract/tokens.rs"]
 mod tokens;
+#[path = "contract/tombstones.rs"]
+mod tombstones;
 
 macro_rules! contract {
     ($($module:ident: $($case:ident),+;)+) => {
@@ -110,4 +112,10 @@ contract! {
         only_the_very_binding_is_given_back,
         places_are_taken_where_the_fewest_are,
         a_server_can_be_kept_to_one_organization;
+    tombstones:
+        the_limits_are_those_of_the_design,
+        what_ended_long_ago_is_forgotten_with_all_of_it,
+        one_that_lives_or_is_still_due_is_never_forgotten,
+        beyond_the_number_the_longest_ended_go_first,
+        many_are_forgotten_in_batches_by_whoever_comes;
 }
