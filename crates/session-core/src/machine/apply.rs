@@ -8,6 +8,7 @@ use crate::reason::ChangeReason;
 use crate::session::{Making, Session, State};
 use crate::time::Timestamp;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// A new session: pending, with compute to be made.
 pub fn create(new: NewSession, now: Timestamp) -> Transition {
@@ -40,6 +41,9 @@ pub fn create(new: NewSession, now: Timestamp) -> Transition {
         keep_alive_until: None,
         restarts: Vec::new(),
         revoked_tokens: BTreeMap::new(),
+        closing_announced: None,
+        warm_since: None,
+        warm_before: Duration::ZERO,
         failed_wakes: 0,
     };
     Transition {

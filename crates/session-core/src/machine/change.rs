@@ -60,6 +60,7 @@ impl<'a> Change<'a> {
 
     fn done(mut self, reason: ChangeReason, cause: Cause, effects: Vec<Effect>) -> Transition {
         self.next.reason = reason;
+        self.count_warm();
         let mut detail = cause.detail;
         if detail.len() > Cause::DETAIL_BYTES {
             let from = detail.len() - Cause::DETAIL_BYTES;
@@ -75,6 +76,26 @@ impl<'a> Change<'a> {
             session: self.next,
             effects,
         }
+    }
+
+    /// Of compute that was replaced, the time ends with the old generation.
+    fn count_warm(&mut self) {
+        let next = &mut self.next;
+        let goes_on = self.before.state.has_compute() && next.state.has_compute();
+        if let Some(since) = next.warm_since.take_if(|_| !goes_on) {
+            next.warm_before = next.warm_before.saturating_add(self.now.since(since));
+        }
+        if next.state.has_compute() {
+            next.warm_since.get_or_insert(self.now);
+        }
+    }
+
+    /// A clock will close it then.
+    pub(super) fn announce(mut self, closes_at: Timestamp) -> Transition {
+        self.next.closing_announced = Some(closes_at);
+        let mut change = self.keep_state(ChangeReason::ClosingSoon);
+        change.record.message = format!("it will be closed at {closes_at}");
+        change
     }
 
     pub(super) fn keep_state(self, reason: ChangeReason) -> Transition {

@@ -20,5 +20,9 @@ pub fn next_due(session: &Session, activity: Activity, now: Timestamp) -> Option
         (State::IdleKept { .. } | State::IdleReleased { .. }, _) => idle_clock(session.closes_at()),
         (State::Closed | State::Failed, _) => return Some(now.after(RECHECK)),
     };
-    Some(own.map_or(session.expires_at, |at| at.min(session.expires_at)))
+    let announced_at = session.closing_soon().map(|(at, _)| at);
+    [own, announced_at, Some(session.expires_at)]
+        .into_iter()
+        .flatten()
+        .min()
 }

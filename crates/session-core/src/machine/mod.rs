@@ -50,6 +50,8 @@ pub const WAKE_BUDGET: u32 = 5;
 /// Single tokens that a session may have revoked at one time; one more revokes
 /// every token issued so far, because the list travels with every route.
 pub const MOST_REVOKED: usize = 128;
+/// That a clock will close a session is announced so long before.
+pub const CLOSING_SOON: Duration = Duration::from_secs(300);
 /// A session whose compute is in the making, or whose release is not yet
 /// confirmed, is looked at this often even if nothing calls for it.
 pub const RECHECK: Duration = Duration::from_secs(2);
@@ -200,6 +202,7 @@ impl Transition {
             | ChangeReason::OrgDisabled
             | ChangeReason::OwnerDisabled
             | ChangeReason::Updated
+            | ChangeReason::ClosingSoon
             | ChangeReason::SparkSessionReleased
             | ChangeReason::TokensRevoked => false,
         }

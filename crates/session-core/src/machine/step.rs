@@ -37,7 +37,7 @@ pub fn step(
             now,
         );
     }
-    let transition = match &session.state {
+    let decided = match &session.state {
         State::Pending { making, deadline } => match observation {
             Some(Observation::Ready { route }) => {
                 Some(change().activate(route.clone(), ChangeReason::ComputeReady))
@@ -49,16 +49,9 @@ pub fn step(
             Some(_) | None if now >= *deadline => {
                 Some(change().not_made(*making, timeout_cause(session, observation), false))
             }
-            Some(Observation::Missing | Observation::Failed { .. }) => {
-                return Step {
-                    transition: None,
-                    effects: vec![Effect::Ensure {
-                        generation: session.generation,
-                    }],
-                    due: next_due(session, activity, now),
-                };
+            Some(Observation::Missing | Observation::Failed { .. } | Observation::Starting { .. }) | None => {
+                None
             }
-            Some(Observation::Starting { .. }) | None => None,
         },
         State::Active { .. } => match (broken, activity) {
             (Some(cause), _) => Some(change().replace_lost(cause)),
@@ -86,24 +79,47 @@ pub fn step(
                 None
             }
         }
-        State::IdleReleased { .. } => {
-            if idle_is_over(session, activity, now) {
-                Some(change().end(State::Closed, ChangeReason::IdleClose, Cause::default()))
-            } else if gone {
-                None
-            } else {
-                return Step::release(session, now);
-            }
-        }
+        State::IdleReleased { .. } => idle_is_over(session, activity, now)
+            .then(|| change().end(State::Closed, ChangeReason::IdleClose, Cause::default())),
         State::Closed | State::Failed => None,
     };
-    match transition {
+    let announced = || {
+        let (at, closes_at) = session.closing_soon()?;
+        (now >= at).then(|| change().announce(closes_at))
+    };
+    match decided.or_else(announced) {
         Some(transition) => Step::commit(transition, activity, now),
-        None => Step {
-            transition: None,
-            effects: Vec::new(),
-            due: next_due(session, activity, now),
-        },
+        None => unfinished(session, observation, activity, now),
+    }
+}
+
+/// Nothing is to be decided: what an earlier decision calls for goes on until
+/// it is seen to be done.
+fn unfinished(
+    session: &Session,
+    observation: Option<&Observation>,
+    activity: Activity,
+    now: Timestamp,
+) -> Step {
+    let gone = matches!(observation, Some(Observation::Missing));
+    let broken = matches!(observation, Some(Observation::Failed { .. }));
+    let effects = match session.state {
+        State::IdleReleased { .. } if !gone => return Step::release(session, now),
+        State::Pending { .. } if gone || broken => vec![Effect::Ensure {
+            generation: session.generation,
+        }],
+        State::Pending { .. }
+        | State::Active { .. }
+        | State::IdleKept { .. }
+        | State::IdleReleasing { .. }
+        | State::IdleReleased { .. }
+        | State::Closed
+        | State::Failed => Vec::new(),
+    };
+    Step {
+        transition: None,
+        effects,
+        due: next_due(session, activity, now),
     }
 }
 

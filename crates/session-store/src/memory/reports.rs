@@ -76,6 +76,7 @@ impl Used {
 
     pub(super) fn seen(&self, generation: u64, now: Timestamp) -> Use {
         Use {
+            at: now,
             last_activity_at: self.last_activity_at,
             open_calls: self
                 .leases(generation, now)
