@@ -5,13 +5,16 @@
 
 mod api;
 mod bindings;
+mod census;
 mod computes;
 pub mod config;
 mod directory;
 mod driver;
 mod exclusive;
 mod feed;
+mod install;
 mod metrics;
+mod reconcile;
 mod refuse;
 mod reports;
 mod silence;
@@ -26,6 +29,7 @@ use driver::Driver;
 use exclusive::Exclusive;
 use feed::Hub;
 use metrics::Metrics;
+use reconcile::Reconcile;
 use reports::Reports;
 use service_kit::admin::{Admin, Condition};
 use service_kit::caller::Authenticator;
@@ -122,7 +126,8 @@ async fn make_computes(
     );
     let process = match config.compute.process_config() {
         None => None,
-        Some(settings) => {
+        Some(mut settings) => {
+            settings.install_id = install::id(store).await.context("store.url")?;
             let folder = settings.state_dir.clone();
             let provider = compute::ProcessProvider::new(settings).context("compute.process")?;
             let exclusive = Exclusive::new(provider, Arc::clone(store), &folder, shutdown.stopping()).await;
@@ -174,6 +179,20 @@ pub async fn run_with(
         Arc::clone(&silence),
         Arc::clone(&metrics),
     ));
+    let reconcile = Reconcile::new(
+        Arc::clone(&store),
+        directory.clone(),
+        computes.clone(),
+        Arc::clone(&driver),
+        Arc::clone(&silence),
+        Arc::clone(&metrics),
+    );
+    let census = census::run(
+        Arc::clone(&store),
+        directory.clone(),
+        Arc::clone(&metrics),
+        shutdown.stopping(),
+    );
     let hub = Arc::new(Hub::new());
     let keyring = Arc::new(Keyring::empty());
     let keys = key_document(
@@ -224,6 +243,15 @@ pub async fn run_with(
         async move {
             driver.run(kicked, stop).await;
             ended("driver");
+            anyhow::Ok(())
+        }
+    });
+    shutdown.spawn(census);
+    shutdown.spawn_critical("reconcile", {
+        let stop = stop.clone();
+        async move {
+            reconcile.run(stop).await;
+            ended("reconcile");
             anyhow::Ok(())
         }
     });

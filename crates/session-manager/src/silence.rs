@@ -9,6 +9,7 @@ use session_core::Timestamp;
 use session_core::machine::{OUTAGE_FREEZE, PROXY_GONE, PROXY_SILENT};
 use session_store::{Error, SessionStore};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// What this manager knows of outages.
 #[derive(Debug)]
@@ -41,6 +42,11 @@ impl Silence {
         }
     }
 
+    /// How long the store has been there without a break.
+    pub(crate) fn calm(&self, now: Timestamp) -> Duration {
+        self.since().map_or(Duration::ZERO, |since| now.since(since))
+    }
+
     /// May an idle clock fire?
     ///
     /// # Errors
@@ -66,7 +72,6 @@ mod tests {
     use super::*;
     use session_core::time::ManualClock;
     use session_store::memory::MemoryStore;
-    use std::time::Duration;
 
     const SECOND: Duration = Duration::from_secs(1);
 

@@ -227,6 +227,8 @@ pub enum Kind {
     Catalog,
     /// `session_core::Org`, by name.
     Org,
+    /// What tells this installation from others, under one name.
+    Install,
 }
 
 /// A stored definition.
@@ -318,6 +320,12 @@ pub trait SessionStore: SharedServers + Send + Sync + std::fmt::Debug + 'static 
         after: Option<&SessionKey>,
         limit: usize,
     ) -> Result<Vec<SessionKey>, Error>;
+
+    /// How many of an organization's sessions are in each status.
+    async fn counts(&self, org: &OrgId) -> Result<BTreeMap<Status, u64>, Error>;
+
+    /// When the session that is due longest was, or will be, due.
+    async fn oldest_due(&self) -> Result<Option<Timestamp>, Error>;
 
     /// The last [`HISTORY`] changes of a session, oldest first; none of an
     /// unknown one.

@@ -16,7 +16,7 @@ use futures::stream::BoxStream;
 use reports::{Registry, Used};
 use session_core::{
     Activity, Clock, ClusterName, EventRecord, Limits, Operation, OrgId, PrincipalId, ProxyId, Session,
-    SessionId, SessionKey, Timestamp, TokenId, TokenUse, Use,
+    SessionId, SessionKey, Status, Timestamp, TokenId, TokenUse, Use,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
@@ -449,6 +449,19 @@ impl SessionStore for MemoryStore {
             .filter(|key| after.is_none_or(|after| key > after))
             .take(limit)
             .collect())
+    }
+
+    async fn counts(&self, org: &OrgId) -> Result<BTreeMap<Status, u64>, Error> {
+        let state = self.state();
+        let mut counts: BTreeMap<_, _> = Status::ALL.map(|status| (status, 0)).into();
+        for entry in state.orgs.get(org).into_iter().flat_map(BTreeMap::values) {
+            *counts.entry(entry.session.status()).or_default() += 1;
+        }
+        Ok(counts)
+    }
+
+    async fn oldest_due(&self) -> Result<Option<Timestamp>, Error> {
+        Ok(self.state().due.first().map(|(at, _)| *at))
     }
 
     async fn events(&self, key: &SessionKey) -> Result<Vec<EventRecord>, Error> {

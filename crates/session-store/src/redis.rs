@@ -5,6 +5,7 @@
 //! at all. An organization's keys share one hash slot ([`keys`]), so the same
 //! scripts run on one server and on Redis Cluster. Time is Redis `TIME`.
 
+mod census;
 mod connection;
 mod due;
 mod feed;
@@ -27,7 +28,7 @@ use keys::{Keys, member, parse_members, partitions};
 use scripts::{Reply, Scripts};
 use serde::de::DeserializeOwned;
 use session_core::{
-    ClusterName, EventRecord, Operation, OrgId, PrincipalId, ProxyId, Session, SessionKey, Timestamp,
+    ClusterName, EventRecord, Operation, OrgId, PrincipalId, ProxyId, Session, SessionKey, Status, Timestamp,
     TokenId, TokenUse, Use,
 };
 use std::collections::BTreeMap;
@@ -313,6 +314,14 @@ impl SessionStore for RedisStore {
         keys.sort_unstable();
         keys.truncate(limit);
         Ok(keys)
+    }
+
+    async fn counts(&self, org: &OrgId) -> Result<BTreeMap<Status, u64>, Error> {
+        self.count_by_status(org).await
+    }
+
+    async fn oldest_due(&self) -> Result<Option<Timestamp>, Error> {
+        self.first_due().await
     }
 
     async fn events(&self, key: &SessionKey) -> Result<Vec<EventRecord>, Error> {

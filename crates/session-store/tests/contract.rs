@@ -56,14 +56,16 @@ contract! {
         a_lease_that_runs_out_makes_due_again,
         one_owner_has_a_lease_until_it_ends,
         claimers_never_share_a_session,
-        setting_due_needs_the_version;
+        setting_due_needs_the_version,
+        the_longest_due_is_told_without_taking_it;
     lists:
         every_filter_selects,
         scope_hides_what_a_caller_may_not_see,
         pages_continue_and_end,
         a_page_reads_a_bounded_number_of_records,
         page_tokens_of_others_are_refused,
-        clusters_list_their_live_sessions_in_order;
+        clusters_list_their_live_sessions_in_order,
+        sessions_are_counted_by_status;
     feed:
         the_feed_begins_with_reset,
         every_change_is_seen_once_in_version_order,

@@ -218,6 +218,7 @@ impl Keys {
             Kind::Cluster => "definitions:cluster",
             Kind::Catalog => "definitions:catalog",
             Kind::Org => "definitions:org",
+            Kind::Install => "definitions:install",
         })
     }
 
@@ -290,7 +291,9 @@ mod tests {
             assert_eq!(hash_tag(key), tag, "{key}");
         }
         let mut all = of_org;
-        all.extend([Kind::Cluster, Kind::Catalog, Kind::Org].map(|kind| keys.definitions(kind)));
+        all.extend(
+            [Kind::Cluster, Kind::Catalog, Kind::Org, Kind::Install].map(|kind| keys.definitions(kind)),
+        );
         let spark = SparkSession {
             server: "{p13}:1".to_owned(),
             id: "00000000-0000-0000-0000-000000000000".parse().unwrap(),
