@@ -18,6 +18,8 @@ mod reconcile;
 mod refuse;
 mod reports;
 mod silence;
+#[cfg(test)]
+mod simulation;
 
 pub use computes::{Computes, StorePlaces};
 pub use config::Config;
@@ -223,10 +225,11 @@ pub async fn run_with(
 
     let stop = shutdown.stopping();
     shutdown.spawn(keys.keep_fresh(|| {}, stop.clone()));
-    shutdown.spawn(ping(
+    let there = admin.readiness.condition("state store");
+    shutdown.spawn(watch_store(
         Arc::clone(&store),
         silence,
-        admin.readiness.condition("state store"),
+        move |answers| there.set(answers),
         stop.clone(),
     ));
     let ended = |name: &'static str| tracing::debug!(name, "task ended");
@@ -304,21 +307,23 @@ fn key_document(
     .context("tokens.keys")
 }
 
-async fn ping(
+/// Asks again and again whether the store is there.
+async fn watch_store(
     store: Arc<dyn SessionStore>,
     silence: Arc<Silence>,
-    there: Condition,
+    there: impl Fn(bool),
     stop: tokio_util::sync::CancellationToken,
 ) {
     loop {
         let answers = store.ping().await.is_ok();
-        there.set(answers);
+        there(answers);
         if answers {
             silence.found().await;
         } else {
             silence.lost();
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(PING) => {}
         }
