@@ -266,7 +266,7 @@ impl Driver {
             let mut activity = loaded.activity;
             let mut step = machine::step(&session, observation.as_ref(), activity, now);
             let idles = step.transition.as_ref().is_some_and(Transition::by_idle_clock);
-            if idles && !self.silence.is_known(now).await? {
+            if idles && !self.silence.is_known().await? {
                 self.metrics.idle_put_off();
                 activity = Activity::Unknown;
                 step = machine::step(&session, observation.as_ref(), activity, now);

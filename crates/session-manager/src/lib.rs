@@ -49,7 +49,7 @@ use session_proto::v1::org_service_server::OrgServiceServer;
 use session_proto::v1::session_service_server::SessionServiceServer;
 use session_store::SessionStore;
 use session_token::{Jwks, Keyring, Verifier, VerifierConfig};
-use silence::Silence;
+use silence::{Jumps, Silence};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -146,10 +146,11 @@ async fn make_computes(
 pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Result<()> {
     let store = open_store(&config).await?;
     let computes = make_computes(&config, &store, listeners.ports(), &shutdown).await?;
-    run_with(config, listeners, shutdown, store, computes).await
+    run_on(config, listeners, shutdown, store, computes, Jumps::AreOutages).await
 }
 
-/// [`run`] on a store and compute that the caller made: tests hold both.
+/// [`run`] on a store and compute that the caller made: tests hold both, and
+/// set the clock of the store as they like.
 ///
 /// # Errors
 /// When it cannot start, or one of its tasks crashed.
@@ -160,13 +161,24 @@ pub async fn run_with(
     store: Arc<dyn SessionStore>,
     computes: Computes,
 ) -> Result<()> {
+    run_on(config, listeners, shutdown, store, computes, Jumps::AreMeant).await
+}
+
+async fn run_on(
+    config: Config,
+    listeners: Listeners,
+    shutdown: Shutdown,
+    store: Arc<dyn SessionStore>,
+    computes: Computes,
+    jumps: Jumps,
+) -> Result<()> {
     let admin = Admin::new(service_kit::build_info!());
     let metrics = Arc::new(Metrics::new(&admin.registry));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let directory = Directory::new(Arc::clone(&store));
     follow_configuration(&config, &directory).await?;
 
-    let silence = Arc::new(Silence::new(Arc::clone(&store)));
+    let silence = Arc::new(Silence::new(Arc::clone(&store), jumps));
     silence.found().await;
     let (driver, kicked) = Driver::new(
         Arc::clone(&store),

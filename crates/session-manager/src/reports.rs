@@ -131,7 +131,10 @@ impl Reports {
             .buffer_unordered(TOGETHER)
             .collect()
             .await;
-        outcomes.into_iter().collect()
+        outcomes.into_iter().collect::<Result<(), Error>>()?;
+        // Only now: an idle clock that stood still because of this proxy's
+        // silence must find its calls known.
+        self.store.proxy_spoke(proxy, heard.at).await
     }
 
     async fn take_one(&self, proxy: &ProxyId, sequence: u64, heard: Heard, said: Said) -> Result<(), Error> {

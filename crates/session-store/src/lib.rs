@@ -292,9 +292,15 @@ pub trait SessionStore: SharedServers + Send + Sync + std::fmt::Debug + 'static 
     /// When those of a session's tokens were used that [`SessionStore::tokens`] lists.
     async fn token_uses(&self, key: &SessionKey) -> Result<BTreeMap<TokenId, TokenUse>, Error>;
 
-    /// Notes that a proxy lives. `sequence` numbers its reports from 1; an
-    /// amount that comes under a number not above the last one came before.
+    /// A report of a proxy begins. `sequence` numbers its reports from 1; an
+    /// amount that comes under a number not above the last one came before. An
+    /// unknown proxy is known from now on.
     async fn proxy_reported(&self, proxy: &ProxyId, sequence: u64) -> Result<Heard, Error>;
+
+    /// All that a proxy's report says, which began at `at`, is written: it lived
+    /// then. Not before it is written, because what it says must be known when
+    /// its silence ends.
+    async fn proxy_spoke(&self, proxy: &ProxyId, at: Timestamp) -> Result<(), Error>;
 
     /// How the proxies stand: silent is who said nothing for `silent_after`.
     /// Those that said nothing for `gone_after` are forgotten first.

@@ -386,6 +386,11 @@ impl SessionStore for MemoryStore {
         Ok(self.state().proxies.heard(proxy, sequence, now))
     }
 
+    async fn proxy_spoke(&self, proxy: &ProxyId, at: Timestamp) -> Result<(), Error> {
+        self.state().proxies.spoke(proxy, at);
+        Ok(())
+    }
+
     async fn proxies(&self, silent_after: Duration, gone_after: Option<Duration>) -> Result<Proxies, Error> {
         let now = self.clock.now();
         Ok(self.state().proxies.count(silent_after, gone_after, now))

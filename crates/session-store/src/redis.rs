@@ -271,6 +271,10 @@ impl SessionStore for RedisStore {
         self.note_proxy(proxy, sequence).await
     }
 
+    async fn proxy_spoke(&self, proxy: &ProxyId, at: Timestamp) -> Result<(), Error> {
+        self.note_proxy_lived(proxy, at).await
+    }
+
     async fn proxies(&self, silent_after: Duration, gone_after: Option<Duration>) -> Result<Proxies, Error> {
         self.count_proxies(silent_after, gone_after).await
     }

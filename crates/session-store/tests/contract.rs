@@ -87,6 +87,7 @@ contract! {
         uses_come_in_the_order_they_are_asked_for,
         a_token_is_first_used_once,
         proxies_live_fall_silent_and_are_forgotten,
+        a_proxy_lives_by_what_is_written_of_its_report,
         the_number_of_a_report_tells_a_repeat;
     definitions:
         definitions_are_compared_and_set,

@@ -146,7 +146,9 @@ impl World {
         let keys = self.state().sessions.clone();
         for key in &keys {
             let Some(Loaded { session, .. }) = self.stored(key) else {
-                self.broken(format!("{} is gone", short(key)));
+                if self.state().fed.contains_key(key) {
+                    self.broken(format!("{} is gone", short(key)));
+                }
                 continue;
             };
             self.check_history(&session);
@@ -199,15 +201,23 @@ impl World {
             return;
         }
         let used = state.used.get(&key).copied().unwrap_or_default();
-        let free = |now: Timestamp| session.keep_alive_until.is_none_or(|until| until < now.before(LEASE));
+        let free = |now: Timestamp| {
+            session
+                .keep_alive_until
+                .is_none_or(|until| until < now.before(LEASE))
+        };
         let long = Duration::from_secs(60 + 60 + 30) + session.policy.idle_timeout;
-        let active = session.active_at.map_or(Duration::ZERO, |at| self.now().since(at));
+        let active = session
+            .active_at
+            .map_or(Duration::ZERO, |at| self.now().since(at));
         let stuck = match session.state.phase() {
             Phase::Ready => {
                 now.saturating_sub(used.max(state.last_fault)) > long && active > long && free(self.now())
             }
             Phase::Releasing => {
-                let idle = session.idle_since.map_or(Duration::ZERO, |at| self.now().since(at));
+                let idle = session
+                    .idle_since
+                    .map_or(Duration::ZERO, |at| self.now().since(at));
                 now.saturating_sub(state.last_fault) > long && idle > long
             }
             Phase::Provisioning

@@ -37,9 +37,8 @@ async fn ensure(world: &Arc<World>, spec: &ComputeSpec) -> Result<(), Error> {
 
 async fn live(world: Arc<World>, key: SessionKey, generation: u64, made: usize) {
     let stormy = !world.is_calm();
-    let there = || {
-        world.sim.live().contains(&(key.clone(), generation)) && world.sim.made(&key, generation) == made
-    };
+    let there =
+        || world.sim.live().contains(&(key.clone(), generation)) && world.sim.made(&key, generation) == made;
     let tell = |what: &str| world.note("compute", format_args!("{} g{generation} {what}", short(&key)));
     tokio::time::sleep(world.between(50, 4000)).await;
     let luck = world.below(if stormy { 20 } else { 60 });
@@ -56,7 +55,9 @@ async fn live(world: Arc<World>, key: SessionKey, generation: u64, made: usize) 
     if luck == 2 || luck == 3 {
         tell("fails");
         let permanent = luck == 3 && world.one_in(3);
-        return world.sim.fail(&key, generation, "the simulation says so", permanent);
+        return world
+            .sim
+            .fail(&key, generation, "the simulation says so", permanent);
     }
     tell("is ready");
     let route = Route {

@@ -10,7 +10,7 @@ use crate::driver::Driver;
 use crate::metrics::Metrics;
 use crate::reconcile::Reconcile;
 use crate::reports::Reports;
-use crate::silence::Silence;
+use crate::silence::{Jumps, Silence};
 use service_kit::metrics::Registry;
 use session_store::SessionStore;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ impl Manager {
         let provider = Arc::new(FaultyCompute { run: run.clone() });
         let computes = Computes::new(Arc::clone(&provider) as _, Some(provider));
         let metrics = Arc::new(Metrics::new(&Registry::new()));
-        let silence = Arc::new(Silence::new(Arc::clone(&store)));
+        let silence = Arc::new(Silence::new(Arc::clone(&store), Jumps::AreOutages));
         let directory = Directory::new(Arc::clone(&store));
         let (driver, kicked) = Driver::new(
             Arc::clone(&store),
@@ -67,7 +67,12 @@ impl Manager {
                 let (reports, stop) = (Arc::clone(&reports), stop.clone());
                 async move { reports.run(stop).await }
             }),
-            tokio::spawn(crate::watch_store(Arc::clone(&store), silence, |_| {}, stop.clone())),
+            tokio::spawn(crate::watch_store(
+                Arc::clone(&store),
+                silence,
+                |_| {},
+                stop.clone(),
+            )),
             tokio::spawn(async move { reconcile.run(stop).await }),
         ];
         Arc::new(Self {
@@ -120,7 +125,11 @@ impl Managers {
                 match *back_at {
                     None if manager.run.is_dead() => {
                         manager.bury();
-                        let down = if self.world.is_calm() { 0 } else { self.world.below(30_000) };
+                        let down = if self.world.is_calm() {
+                            0
+                        } else {
+                            self.world.below(30_000)
+                        };
                         *back_at = Some(now + Duration::from_millis(down));
                     }
                     None if self.world.strikes(8_000) => manager.run.crash("by chance"),

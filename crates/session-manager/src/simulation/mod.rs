@@ -116,7 +116,11 @@ async fn listen(world: Arc<World>) {
         match feed {
             Feed::Change(change) => {
                 let mut state = world.state();
-                state.fed.entry(change.key).or_default().push(change.record.version);
+                state
+                    .fed
+                    .entry(change.key)
+                    .or_default()
+                    .push(change.record.version);
             }
             Feed::Reset => {}
         }
@@ -172,7 +176,14 @@ fn lives_of_sessions_hold_every_invariant() {
         );
     }
     // Nothing is proven where nothing happened.
-    for what in ["IDLE_RELEASED", "IDLE_CLOSE", "COMPUTE_LOST", "WOKEN", "CLOSING_SOON", "crashes"] {
+    for what in [
+        "IDLE_RELEASED",
+        "IDLE_CLOSE",
+        "COMPUTE_LOST",
+        "WOKEN",
+        "CLOSING_SOON",
+        "crashes",
+    ] {
         let seen = counts.get(what).copied().unwrap_or(0);
         assert!(seeds < SEEDS || seen > 0, "{what} never happened");
     }

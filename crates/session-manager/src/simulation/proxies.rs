@@ -197,7 +197,10 @@ impl Proxy {
         let taking = tokio::spawn(async move { manager.reports.take(&id, sequence, words).await });
         let taken = matches!(tokio::time::timeout(ANSWER, taking).await, Ok(Ok(Ok(()))));
         if world.strikes(30_000) {
-            world.fault(&self.name, format_args!("the answer to report {sequence} is lost"));
+            world.fault(
+                &self.name,
+                format_args!("the answer to report {sequence} is lost"),
+            );
             return false;
         }
         if taken && report.all && !self.gone.is_cancelled() {

@@ -83,7 +83,12 @@ impl FaultyStore {
             if !away {
                 world.fault(&run.name, format_args!("{what} is lost"));
             }
-            tokio::time::sleep(if world.one_in(4) { TIMEOUT } else { Duration::from_millis(1) }).await;
+            tokio::time::sleep(if world.one_in(4) {
+                TIMEOUT
+            } else {
+                Duration::from_millis(1)
+            })
+            .await;
             run.alive().await;
             return Err(Error::Unavailable("lost".to_owned()));
         }
@@ -94,7 +99,12 @@ impl FaultyStore {
         run.pause().await;
         if world.strikes(5_000) {
             world.fault(&run.name, format_args!("the answer to {what} is lost"));
-            tokio::time::sleep(if world.one_in(4) { TIMEOUT } else { Duration::from_millis(1) }).await;
+            tokio::time::sleep(if world.one_in(4) {
+                TIMEOUT
+            } else {
+                Duration::from_millis(1)
+            })
+            .await;
             run.alive().await;
             return Err(Error::Unavailable("the answer was lost".to_owned()));
         }
@@ -201,6 +211,10 @@ impl SessionStore for FaultyStore {
         self.call("proxy_reported", self.inner().proxy_reported(proxy, sequence))
             .await
     }
+    async fn proxy_spoke(&self, proxy: &ProxyId, at: Timestamp) -> Result<(), Error> {
+        self.call("proxy_spoke", self.inner().proxy_spoke(proxy, at))
+            .await
+    }
     async fn proxies(&self, silent_after: Duration, gone_after: Option<Duration>) -> Result<Proxies, Error> {
         self.call("proxies", self.inner().proxies(silent_after, gone_after))
             .await
@@ -214,7 +228,8 @@ impl SessionStore for FaultyStore {
             });
             return Err(Error::Unavailable("no answer in time".to_owned()));
         }
-        self.call("set_due", self.inner().set_due(key, version, due)).await
+        self.call("set_due", self.inner().set_due(key, version, due))
+            .await
     }
     async fn claim_due(&self, limit: usize, lease: Duration) -> Result<Vec<SessionKey>, Error> {
         self.call("claim_due", self.inner().claim_due(limit, lease)).await

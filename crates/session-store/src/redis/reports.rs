@@ -133,6 +133,13 @@ impl RedisStore {
         }
     }
 
+    pub(super) async fn note_proxy_lived(&self, proxy: &ProxyId, at: Timestamp) -> Result<(), Error> {
+        let mut raise = redis::cmd("ZADD");
+        raise.arg(self.keys.proxies()).arg("GT");
+        raise.arg(super::score(at)).arg(proxy.as_str());
+        self.connections.query::<u64>(&raise).await.map(drop)
+    }
+
     pub(super) async fn count_proxies(
         &self,
         silent_after: Duration,
