@@ -40,7 +40,9 @@ pub struct RedisOptions {
 impl RedisOptions {
     /// The command line, but for the port.
     fn words(&self, dir: &Path) -> anyhow::Result<Vec<String>> {
-        let mut words = ["--bind", "127.0.0.1", "--save", "", "--daemonize", "no"].map(str::to_owned).to_vec();
+        let mut words = ["--bind", "127.0.0.1", "--save", "", "--daemonize", "no"]
+            .map(str::to_owned)
+            .to_vec();
         let mut add = |name: &str, value: &str| words.extend([name.to_owned(), value.to_owned()]);
         add("--logfile", "redis.log");
         add("--dir", &dir.to_string_lossy());

@@ -176,4 +176,3 @@ pub(super) fn find_on_path(program: &str) -> anyhow::Result<PathBuf> {
         .find(|file| file.is_file())
         .with_context(|| format!("{program} is not installed: run `make setup`"))
 }
-
