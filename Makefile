@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 TEST_THREADS ?= 2
 
-.PHONY: help run test unit e2e fuzz build fmt fmt-check lint deny proto-lint load bench-latency setup clean
+.PHONY: help run test unit e2e fuzz build fmt fmt-check lint deny proto-lint load bench-latency bench-lifecycle bench-tokens setup clean
 
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,16 @@ bench-latency: ## Latency that the proxy adds, against a direct call, interleave
 	@deploy/local/setup.sh run
 	cargo build --locked --release --workspace --bins
 	cargo run --locked --release -p e2e --bin latency
+
+bench-tokens: ## What tokens cost: checked, found again, issued end to end
+	@deploy/local/setup.sh run
+	cargo build --locked --release --workspace --bins
+	cargo run --locked --release -p e2e --bin tokens
+
+bench-lifecycle: ## The life of sessions: clocks, creates, routes, memory, wake-ups (ARGS="--only creates --rounds 5")
+	@deploy/local/setup.sh run
+	cargo build --locked --release --workspace --bins
+	target/release/lifecycle $(ARGS)
 
 clean: ## Remove what was built, not what was installed
 	cargo clean

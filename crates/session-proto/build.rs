@@ -17,12 +17,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
     println!("cargo:rerun-if-changed={}", root.display());
     let descriptors = protox::compile(PROTOS, [&root])?;
-    let public = protox::compile(
-        PROTOS.iter().filter(|path| path.starts_with("berth/v1/")),
-        [&root],
-    )?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    std::fs::write(out.join("berth.v1.bin"), prost::Message::encode_to_vec(&public))?;
+    for (folder, file) in [
+        ("berth/v1/", "berth.v1.bin"),
+        ("berth/internal/v1/", "berth.internal.v1.bin"),
+    ] {
+        let ours = PROTOS.iter().filter(|path| path.starts_with(folder));
+        let ours = protox::compile(ours, [&root])?;
+        std::fs::write(out.join(file), prost::Message::encode_to_vec(&ours))?;
+    }
     tonic_prost_build::configure().compile_fds(descriptors)?;
     Ok(())
 }

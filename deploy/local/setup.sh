@@ -2,7 +2,7 @@
 # Installs what Berth needs on a Debian machine, and nothing that is already there.
 #
 #   setup.sh run         for `make run`: C tools, Rust, redis-server, a venv with Sail and PySpark
-#   setup.sh test        the above, plus Java, Apache Spark and the PySpark 3.5 client
+#   setup.sh test        the above, plus Java, Apache Spark, the PySpark 3.5 client, PyJWT and an OpenID provider (Node)
 #   setup.sh lint        a venv with buf
 #   setup.sh load        a venv with Envoy, and nginx and haproxy: the peers of `make load`
 #   setup.sh test lint   sets can be combined
@@ -188,6 +188,22 @@ need_old_python_for_py35() {
     die "the PySpark 3.5 client has no packages for $("$python" --version): set BERTH_PYTHON to a Python 3.11 or 3.12"
 }
 
+# ---- Node ------------------------------------------------------------------------------------
+
+# The OpenID provider of the end-to-end tests, exactly as its lock file says.
+need_oidc() {
+  local dir=$home/oidc from=$repo/tests/clients/oidc want
+  { have node && have npm; } || apt_install nodejs npm
+  want="$(node --version) $(cat "$from/package-lock.json" "$from/provider.mjs" | sha256sum | cut -d' ' -f1)"
+  [[ $(cat "$dir/berth-stamp" 2>/dev/null) == "$want" ]] && return
+  say "installing the OpenID provider of the tests (4 MB on disk)"
+  rm -rf "$dir"
+  mkdir -p "$dir"
+  cp "$from/package.json" "$from/package-lock.json" "$from/provider.mjs" "$dir/"
+  (cd "$dir" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2) || die "npm could not install tests/clients/oidc, see above"
+  printf '%s\n' "$want" >"$dir/berth-stamp"
+}
+
 # ---- sets ------------------------------------------------------------------------------------
 
 set_run() {
@@ -203,6 +219,8 @@ set_test() {
   need_venv spark "0.9 GB"
   need_old_python_for_py35
   need_venv py35 "0.7 GB"
+  need_oidc
+  need_venv jwt "30 MB"
 }
 
 set_lint() { need_venv lint "70 MB"; }

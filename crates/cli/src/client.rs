@@ -43,16 +43,14 @@ pub(crate) fn tokens(target: &Target) -> Result<TokenServiceClient<Service>> {
 }
 
 fn service(target: &Target, address: &str) -> Result<Service> {
-    let Some(key) = &target.key else {
-        bail!("no key: set BERTH_KEY to your service-account key");
-    };
-    let mut bearer: MetadataValue<Ascii> = format!("Bearer {key}")
+    let credential = credential(target)?;
+    let mut bearer: MetadataValue<Ascii> = format!("Bearer {credential}")
         .parse()
-        .context("the key in BERTH_KEY is not plain text")?;
+        .context("the key or token is not plain text")?;
     bearer.set_sensitive(true);
     if !target.insecure && !service_kit::grpc::is_secure(address) {
         bail!(
-            "{address} is plaintext, and everybody on the way could read your key: use https://, or say --insecure"
+            "{address} is plaintext, and everybody on the way could read your key or token: use https://, or say --insecure"
         );
     }
     let mut endpoint = Endpoint::from_shared(address.to_owned())
@@ -70,6 +68,28 @@ fn service(target: &Target, address: &str) -> Result<Service> {
         endpoint = endpoint.tls_config(tls).context("setting TLS up")?;
     }
     Ok(InterceptedService::new(endpoint.connect_lazy(), WithKey(bearer)))
+}
+
+/// The one credential that was given. An empty variable is not one.
+fn credential(target: &Target) -> Result<String> {
+    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let from_file = match &target.token_file {
+        None => None,
+        Some(file) => {
+            let text =
+                std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+            Some(text.trim().to_owned())
+        }
+    };
+    match (given(&target.key), given(&target.bearer).or(from_file)) {
+        (Some(one), None) | (None, Some(one)) => Ok(one),
+        (None, None) => bail!(
+            "no credential: set BERTH_KEY to your service-account key, or BERTH_TOKEN to a token of your identity provider"
+        ),
+        (Some(_), Some(_)) => {
+            bail!("a key and a token were given: unset BERTH_KEY, or BERTH_TOKEN and BERTH_TOKEN_FILE")
+        }
+    }
 }
 
 /// Berth's own texts say what to do next; a transport's do not.

@@ -1,6 +1,7 @@
 //! One function per command.
 
 use crate::client::{self, explain};
+use crate::keyfolder::{self, KeyFile};
 use crate::show::{self, distance, moment};
 use crate::{Cli, Command, Create, Keys, Output, Target};
 use anyhow::{Result, bail};
@@ -60,6 +61,28 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
             );
             Ok(())
         }
+        Command::Keys(Keys::Rotate { dir }) => {
+            show_key(output, &keyfolder::rotate(&dir, SystemClock.now())?);
+            Ok(())
+        }
+        Command::Keys(Keys::List { dir }) => {
+            let keys = keyfolder::list(&dir)?;
+            let json = keys.iter().map(key_json).collect();
+            let rows = keys
+                .iter()
+                .map(|key| vec![key.kid.clone(), key.file.display().to_string()])
+                .collect();
+            show::rows(output, &["KID", "FILE"], rows, json);
+            Ok(())
+        }
+        Command::Keys(Keys::Retire { dir, kid, emergency }) => {
+            let (gone, next) = keyfolder::retire(&dir, &kid, emergency, SystemClock.now())?;
+            if let Some(next) = next {
+                eprintln!("Made {} first: it was the last one.", next.file.display());
+            }
+            show_key(output, &gone);
+            Ok(())
+        }
         Command::Keys(Keys::ServiceAccount) => {
             let NewKey { key, sha256 } = service_kit::caller::generate_key();
             let json = json!({"key": key, "key_sha256": sha256});
@@ -67,6 +90,15 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
             Ok(())
         }
     }
+}
+
+fn key_json(key: &KeyFile) -> serde_json::Value {
+    json!({"file": key.file.display().to_string(), "kid": key.kid})
+}
+
+fn show_key(output: Output, key: &KeyFile) {
+    let fields = [("file", key.file.display().to_string()), ("kid", key.kid.clone())];
+    show::fields(output, &fields, &key_json(key));
 }
 
 async fn create_session(target: &Target, output: Output, create: Create) -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod client;
 mod commands;
+mod keyfolder;
 mod keys;
 mod show;
 
@@ -13,7 +14,8 @@ use std::time::Duration;
 
 /// Warm, private Spark Connect sessions.
 ///
-/// Set BERTH_KEY to your service-account key. A first session:
+/// Set BERTH_KEY to your service-account key, or BERTH_TOKEN to a token of your
+/// identity provider. A first session:
 ///
 ///   berth create --cluster local --wait
 ///   berth token <session>
@@ -57,7 +59,16 @@ struct Target {
     #[arg(long, global = true, env = "BERTH_KEY", hide_env_values = true)]
     key: Option<String>,
 
-    /// Send the key in plaintext to an address beyond this machine.
+    /// A token of your identity provider, instead of a key. Prefer the
+    /// environment variable, or a file.
+    #[arg(long, global = true, env = "BERTH_TOKEN", hide_env_values = true)]
+    bearer: Option<String>,
+
+    /// A file with such a token, which is read anew by each command.
+    #[arg(long, global = true, env = "BERTH_TOKEN_FILE", conflicts_with = "bearer")]
+    token_file: Option<PathBuf>,
+
+    /// Send the key or token in plaintext to an address beyond this machine.
     #[arg(long, global = true, env = "BERTH_INSECURE")]
     insecure: bool,
 
@@ -187,6 +198,29 @@ enum Keys {
     Signing {
         /// The file to write; must not exist.
         file: PathBuf,
+    },
+    /// Put a new signing key into the folder that token-issuer follows
+    /// (`keys.dir`). It is published at once, and signs by itself later.
+    Rotate {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// List the signing keys of a folder, oldest first.
+    List {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// Remove a signing key from the folder, when no token of it can be good
+    /// any more.
+    Retire {
+        /// The folder.
+        dir: PathBuf,
+        /// The key's id, or how it begins.
+        kid: String,
+        /// Remove it now, whatever it signed: within a minute all its tokens
+        /// are refused. If it is the last one, another is made first.
+        #[arg(long)]
+        emergency: bool,
     },
     /// A new service-account key: the key itself for its user, its SHA-256
     /// for the configuration.

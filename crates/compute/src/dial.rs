@@ -5,6 +5,7 @@ use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use rustls_platform_verifier::BuilderVerifierExt;
+use session_core::Route;
 use session_core::route::Secret;
 use std::fmt;
 use std::io;
@@ -40,6 +41,16 @@ impl fmt::Debug for Target {
 }
 
 impl Target {
+    /// Dedicated compute, whose address Berth itself chose.
+    pub fn dedicated(route: &Route) -> Self {
+        Self {
+            address: route.endpoint.clone(),
+            tls: None,
+            credential: route.credential.clone(),
+            allow: None,
+        }
+    }
+
     /// A child of ours on this machine.
     pub(crate) fn child(port: u16, credential: Option<Secret>) -> Self {
         Self {

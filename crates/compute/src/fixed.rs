@@ -210,13 +210,17 @@ impl ComputeProvider for StaticProvider {
 
 #[async_trait]
 impl SharedCompute for StaticProvider {
+    fn target_at(&self, cluster: &Cluster, server: &str) -> Result<Target, Cause> {
+        self.shared.target_at(cluster, &server.to_ascii_lowercase())
+    }
+
     async fn choose_catalog(
         &self,
         spec: &ComputeSpec,
         server: &str,
         id: &SparkSessionId,
     ) -> Result<Chosen, Cause> {
-        let target = self.shared.target_at(spec, server)?;
+        let target = self.shared.target_at(&spec.cluster, server)?;
         shared::choose_catalog(&target, spec, id).await
     }
 
@@ -226,7 +230,7 @@ impl SharedCompute for StaticProvider {
         server: &str,
         ids: &[SparkSessionId],
     ) -> Result<Vec<SparkSessionId>, Error> {
-        let target = self.shared.target_at(spec, server);
+        let target = self.shared.target_at(&spec.cluster, server);
         let target = target.map_err(|cause| Error::Unavailable(cause.text))?;
         shared::end_spark_sessions(&target, &spec.key, ids).await
     }
@@ -311,13 +315,9 @@ impl Shared {
     }
 
     /// How to reach a server that Spark sessions were bound on.
-    fn target_at(&self, spec: &ComputeSpec, server: &str) -> Result<Target, Cause> {
-        let endpoint = endpoint_at(&spec.cluster, server).ok_or_else(|| {
-            Cause::from(format!(
-                "its server is no longer one of cluster {}",
-                spec.cluster.name
-            ))
-        })?;
+    fn target_at(&self, cluster: &Cluster, server: &str) -> Result<Target, Cause> {
+        let endpoint = endpoint_at(cluster, server)
+            .ok_or_else(|| Cause::from(format!("its server is no longer one of cluster {}", cluster.name)))?;
         self.target(endpoint)
     }
 

@@ -7,6 +7,7 @@
 pub mod address;
 pub mod dial;
 pub mod fixed;
+pub mod interrupt;
 pub mod probe;
 pub mod process;
 pub mod properties;

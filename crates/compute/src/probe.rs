@@ -133,6 +133,12 @@ impl Asker {
         }
     }
 
+    /// The same user, called otherwise.
+    pub(crate) fn named(mut self, user_name: &str) -> Self {
+        user_name.clone_into(&mut self.user.user_name);
+        self
+    }
+
     fn client(&self) -> SparkConnectServiceClient<Channel> {
         SparkConnectServiceClient::new(self.channel.clone())
     }
@@ -233,6 +239,25 @@ impl Asker {
             }
         }
         Ok(bytes)
+    }
+
+    /// Interrupts one operation, or all of them; returns what was interrupted.
+    pub(crate) async fn interrupt(&self, operation: Option<String>) -> Result<Vec<String>, Status> {
+        use sc::interrupt_request::{Interrupt, InterruptType};
+        let kind = match operation {
+            None => InterruptType::All,
+            Some(_) => InterruptType::OperationId,
+        };
+        let message = sc::InterruptRequest {
+            session_id: self.session_id.clone(),
+            user_context: Some(self.user.clone()),
+            client_type: Some(CLIENT_TYPE.to_owned()),
+            interrupt_type: kind.into(),
+            interrupt: operation.map(Interrupt::OperationId),
+            ..Default::default()
+        };
+        let answer = self.client().interrupt(self.request(message)).await?;
+        Ok(answer.into_inner().interrupted_ids)
     }
 
     pub(crate) async fn release(&self) -> Result<(), Status> {

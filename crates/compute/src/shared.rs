@@ -6,12 +6,12 @@
 //! because Spark finds a Spark session by user and id.
 
 use crate::dial::Target;
-use crate::probe::{Asker, NotReady, catalog_is_unknown};
+use crate::probe::{self, Asker, CatalogQuestion, NotReady, Question, catalog_is_unknown};
 use crate::{ComputeProvider, ComputeSpec, Error, words};
 use async_trait::async_trait;
 use futures::StreamExt;
 use session_core::machine::Cause;
-use session_core::{SessionKey, SparkSessionId};
+use session_core::{Cluster, SessionKey, SparkSessionId};
 use std::time::Duration;
 use tokio::time::timeout;
 use tonic::{Code, Status};
@@ -22,6 +22,8 @@ pub const CHOOSE_LIMIT: Duration = Duration::from_secs(10);
 const END_LIMIT: Duration = Duration::from_secs(5);
 /// Ending any number of them takes no longer.
 const END_ALL_LIMIT: Duration = Duration::from_secs(20);
+/// Trying a catalog takes no longer, connecting included.
+const TRY_LIMIT: Duration = Duration::from_secs(40);
 /// So many are ended at once.
 const TOGETHER: usize = 8;
 
@@ -38,6 +40,12 @@ pub enum Chosen {
 /// A provider whose servers are shared.
 #[async_trait]
 pub trait SharedCompute: ComputeProvider {
+    /// How to reach a server of this cluster.
+    ///
+    /// # Errors
+    /// Why it cannot be, for two circles of readers.
+    fn target_at(&self, cluster: &Cluster, server: &str) -> Result<Target, Cause>;
+
     /// Makes the spec's catalog, and the database it names, current in a Spark
     /// session. Safe to call again.
     ///
@@ -104,6 +112,28 @@ pub async fn choose_catalog(
         Err(format!("it did not answer within {seconds} s").into())
     });
     outcome.map_err(|cause| words::masked(&cause, target.credential.as_slice()))
+}
+
+/// Can the spec's catalog be used on a server, by a Spark session like that of a
+/// new session? Leaves nothing behind. Returns the server's version.
+///
+/// # Errors
+/// Why it cannot be, for two circles of readers.
+pub async fn try_catalog(target: &Target, spec: &ComputeSpec) -> Result<String, Cause> {
+    let question = Question {
+        user_id: user_id(&spec.key),
+        catalog: spec.catalog.as_ref().map(|catalog| CatalogQuestion {
+            name: catalog.name.to_string(),
+            database: catalog.default_database.clone(),
+            select: true,
+        }),
+    };
+    let asked = timeout(TRY_LIMIT, probe::ask(target, &question)).await;
+    let version = match asked {
+        Ok(answer) => answer.map_err(NotReady::into_cause),
+        Err(_) => Err(format!("it did not answer within {} s", TRY_LIMIT.as_secs()).into()),
+    };
+    version.map_err(|cause| words::masked(&cause, target.credential.as_slice()))
 }
 
 /// See [`SharedCompute::end_spark_sessions`].

@@ -316,6 +316,15 @@ impl ComputeProvider for SimCompute {
 
 #[async_trait]
 impl SharedCompute for SimCompute {
+    fn target_at(&self, _: &session_core::Cluster, server: &str) -> Result<crate::dial::Target, Cause> {
+        Ok(crate::dial::Target {
+            address: server.to_owned(),
+            tls: None,
+            credential: None,
+            allow: None,
+        })
+    }
+
     async fn choose_catalog(
         &self,
         spec: &ComputeSpec,

@@ -43,7 +43,7 @@ pub struct DocumentConfig {
 }
 
 fn refresh() -> Duration {
-    Duration::from_secs(60)
+    Duration::from_secs(30)
 }
 
 fn again_after() -> Duration {
@@ -123,6 +123,8 @@ pub struct Document {
 
 impl Document {
     /// `accept` takes what was fetched; its error leaves things as they were.
+    /// One that no longer has the last text refuses [`Fetched::Same`], and is
+    /// given the whole text next time.
     pub fn new(
         config: &DocumentConfig,
         accept: impl Fn(Fetched<'_>) -> anyhow::Result<()> + Send + Sync + 'static,
@@ -200,7 +202,10 @@ impl Document {
     async fn fetch_unlimited(&self) -> anyhow::Result<()> {
         let fetched = tokio::time::timeout(LONGEST_FETCH, self.read()).await;
         match fetched.context("it took too long").and_then(|read| read)? {
-            None => (self.accept)(Fetched::Same),
+            None => (self.accept)(Fetched::Same).inspect_err(|_| {
+                // It has nothing to be the same as any more: the next one is read whole.
+                *self.etag.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            }),
             Some((text, etag)) => {
                 (self.accept)(Fetched::New(&text))?;
                 *self.etag.lock().unwrap_or_else(PoisonError::into_inner) = etag;

@@ -15,9 +15,13 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
@@ -99,7 +103,7 @@ pub fn init(config: &TelemetryConfig, service: &'static str) -> anyhow::Result<T
     let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let logs = match config.format {
         LogFormat::Json => logs.json().flatten_event(true).boxed(),
-        LogFormat::Text => logs.boxed(),
+        LogFormat::Text => logs.with_ansi(false).map_event_format(OneLine).boxed(),
     };
     let provider = config
         .otlp_endpoint
@@ -130,6 +134,44 @@ fn provider(endpoint: &str, ratio: f64, service: &'static str) -> anyhow::Result
         .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(ratio))))
         .with_resource(Resource::builder().with_service_name(service).build())
         .build())
+}
+
+/// Writes an event as one line of plain text, whatever is in it: names and
+/// texts that others chose must neither begin a line of their own nor speak to
+/// a terminal. JSON escapes by itself.
+struct OneLine<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for OneLine<F>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &tracing::Event<'_>,
+    ) -> fmt::Result {
+        let mut line = String::new();
+        self.0.format_event(context, Writer::new(&mut line), event)?;
+        for char in line.trim_end_matches('\n').chars() {
+            if is_plain(char) {
+                writer.write_char(char)?;
+            } else {
+                write!(writer, "{}", char.escape_unicode())?;
+            }
+        }
+        writer.write_char('\n')
+    }
+}
+
+/// Not a control character, not a line separator, and nothing that turns the
+/// direction of the text around it.
+fn is_plain(char: char) -> bool {
+    !(char.is_control()
+        || matches!(char, '\u{200e}' | '\u{200f}' | '\u{2028}' | '\u{2029}'
+            | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'))
 }
 
 fn log_panics() {
@@ -279,6 +321,26 @@ mod tests {
         for junk in ["", "x", "00-0-0-00", &"0".repeat(5000)] {
             assert!(!handle(false, 0.0, Some(junk)).0.contains("trace_id\":\"0"));
         }
+    }
+
+    #[test]
+    fn what_others_chose_stays_in_its_line() {
+        const HOSTILE: &str =
+            "x\n2026-01-01T00:00:00Z ERROR forged\r\u{1b}[2J\u{7}\u{9b}31m\u{202e}\u{2028}\0end";
+        let buffer = Buffer::default();
+        let logs = tracing_subscriber::fmt::layer()
+            .with_ansi(false)
+            .map_event_format(OneLine)
+            .with_writer(buffer.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(logs), || {
+            let span = tracing::info_span!("call", name = HOSTILE, shown = %HOSTILE);
+            let _inside = span.enter();
+            tracing::info!(name = HOSTILE, shown = %HOSTILE, debug = ?HOSTILE, "{HOSTILE}");
+        });
+        let log = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(log.matches('\n').count(), 1, "{log:?}");
+        assert!(log.ends_with('\n') && log.matches("end").count() >= 6, "{log:?}");
+        assert!(log.trim_end_matches('\n').chars().all(is_plain), "{log:?}");
     }
 
     #[test]

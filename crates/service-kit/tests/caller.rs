@@ -1,7 +1,7 @@
 //! Service-account keys.
 
 use service_kit::caller::{
-    Authenticator, CallerError, ServiceAccountConfig, generate_key, key_sha256, validate_accounts,
+    Accounts, CallerError, ServiceAccountConfig, generate_key, key_sha256, validate_accounts,
 };
 use service_kit::config::Problems;
 use std::time::{Duration, SystemTime};
@@ -30,7 +30,7 @@ fn a_key_is_found_by_its_hash() {
         .enumerate()
         .map(|(i, k)| account(&format!("a{i}"), &k.key))
         .collect();
-    let authenticator = Authenticator::new(&accounts);
+    let book = Accounts::new(&accounts);
     for (i, key) in keys.iter().enumerate() {
         assert!(
             key.key.starts_with("berth_sa_") && key.key.len() == 9 + 43,
@@ -38,7 +38,7 @@ fn a_key_is_found_by_its_hash() {
             key.key.len()
         );
         assert_eq!(key.sha256, accounts[i].key_sha256);
-        let caller = authenticator.authenticate(&key.key, now()).unwrap();
+        let caller = book.authenticate(&key.key, now()).unwrap();
         assert_eq!(
             (caller.issuer_alias.as_str(), caller.subject),
             ("sa", format!("a{i}"))
@@ -48,18 +48,18 @@ fn a_key_is_found_by_its_hash() {
             ("acme", vec!["data".to_owned()])
         );
     }
-    let unknown = authenticator.authenticate(&generate_key().key, now());
-    assert_eq!(unknown, Err(CallerError::Unknown));
+    let unknown = book.authenticate(&generate_key().key, now());
+    assert_eq!(unknown, Err(CallerError::UnknownKey));
     assert_eq!(
-        Authenticator::default().authenticate(&keys[0].key, now()),
-        Err(CallerError::Unknown)
+        Accounts::default().authenticate(&keys[0].key, now()),
+        Err(CallerError::UnknownKey)
     );
 }
 
 #[test]
 fn other_credentials_are_not_keys() {
     let key = generate_key().key;
-    let authenticator = Authenticator::new(&[account("a", &key)]);
+    let book = Accounts::new(&[account("a", &key)]);
     let others = [
         String::new(),
         "berth_sa_".into(),
@@ -74,8 +74,8 @@ fn other_credentials_are_not_keys() {
     ];
     for other in others {
         assert_eq!(
-            authenticator.authenticate(&other, now()),
-            Err(CallerError::NotAKey),
+            book.authenticate(&other, now()),
+            Err(CallerError::NotACredential),
             "{other}"
         );
     }
@@ -88,13 +88,9 @@ fn keys_expire() {
         expires_at: Some(now()),
         ..account("a", &key)
     };
-    let authenticator = Authenticator::new(&[expiring]);
-    assert!(
-        authenticator
-            .authenticate(&key, now() - Duration::from_secs(1))
-            .is_ok()
-    );
-    assert_eq!(authenticator.authenticate(&key, now()), Err(CallerError::Expired));
+    let book = Accounts::new(&[expiring]);
+    assert!(book.authenticate(&key, now() - Duration::from_secs(1)).is_ok());
+    assert_eq!(book.authenticate(&key, now()), Err(CallerError::KeyExpired));
 }
 
 #[test]

@@ -1,4 +1,8 @@
-//! Who may do what: the one table.
+//! Who may do what: the one place. [`Rpc`] is the table of all calls.
+
+mod table;
+
+pub use table::{Rpc, Rule, call_on_session};
 
 use crate::cluster::{Cluster, ClusterStatus};
 use crate::principal::{Principal, Role};
@@ -66,6 +70,11 @@ pub fn write_catalogs(who: &Principal, org: &OrgId) -> bool {
 /// start processes and reach addresses.
 pub fn write_platform(who: &Principal) -> bool {
     who.has(Role::PlatformAdmin)
+}
+
+/// May `who` shut principals of `org` out, and let them in again?
+pub fn disable_principals(who: &Principal, org: &OrgId) -> bool {
+    who.has(Role::PlatformAdmin) || (who.org == *org && who.has(Role::OrgAdmin))
 }
 
 #[cfg(test)]

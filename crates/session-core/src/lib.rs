@@ -7,6 +7,7 @@
 
 pub mod access;
 pub mod activity;
+pub mod audit;
 pub mod catalog;
 pub mod cluster;
 pub mod id;
@@ -21,10 +22,11 @@ pub mod session;
 pub mod time;
 
 pub use activity::{Activity, Operation, ProxyId, TokenUse, Totals, Use};
+pub use audit::{AuditAction, AuditOutcome, AuditRecord};
 pub use catalog::Catalog;
 pub use cluster::{Cluster, ClusterStatus, Engine, Provider};
 pub use id::{CatalogName, ClusterName, OrgId, SessionId, SessionKey, SparkSessionId, TokenId};
-pub use org::{Limits, Org};
+pub use org::{Disabled, Limits, Org};
 pub use policy::{IdlePolicy, SessionPolicy};
 pub use principal::{Actor, Principal, PrincipalId, Role};
 pub use reason::{ChangeReason, Reason};

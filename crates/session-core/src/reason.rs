@@ -99,6 +99,8 @@ spelled! {
         CallerUnknown => "CALLER_UNKNOWN",
         /// The thing was changed meanwhile; read it again.
         Conflict => "CONFLICT",
+        /// It cannot go while something uses it.
+        InUse => "IN_USE",
         /// A thing of this name exists already.
         AlreadyExists => "ALREADY_EXISTS",
         /// Something in Berth is broken; the logs say more.

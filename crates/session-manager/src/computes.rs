@@ -1,11 +1,12 @@
 //! The providers by cluster, and the places on shared servers kept in the store.
 
 use async_trait::async_trait;
+use compute::dial::Target;
 use compute::{ComputeChanged, ComputeProvider, ComputeSpec, Places, SharedCompute};
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use session_core::machine::Observation;
-use session_core::{Provider, SessionKey};
+use session_core::machine::{Cause, Observation};
+use session_core::{Cluster, Provider, Route, SessionKey};
 use session_store::SessionStore;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +41,14 @@ impl Computes {
     /// The provider whose servers are shared.
     pub(crate) fn shared(&self) -> &dyn SharedCompute {
         &*self.fixed
+    }
+
+    /// How to speak to the compute that a route leads to.
+    pub(crate) fn target(&self, cluster: &Cluster, route: &Route) -> Result<Target, Cause> {
+        match &cluster.provider {
+            Provider::Static { .. } => self.fixed.target_at(cluster, &route.endpoint),
+            Provider::Process { .. } => Ok(Target::dedicated(route)),
+        }
     }
 
     /// May clusters of this provider be defined here?

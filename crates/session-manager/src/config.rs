@@ -4,21 +4,28 @@
 use compute::{AllowList, ProcessConfig};
 use serde::{Deserialize, Serialize};
 use service_kit::admin::AdminConfig;
-use service_kit::caller::{ServiceAccountConfig, validate_accounts};
-use service_kit::config::{Problems, Secret, Validate, duration};
+use service_kit::caller::ServiceAccountConfig;
+use service_kit::caller::oidc::IssuerConfig;
+use service_kit::config::{Problems, Validate, duration};
 use service_kit::document::DocumentConfig;
+use service_kit::limits::LimitsConfig;
 use service_kit::listen::ListenerConfig;
 use service_kit::telemetry::TelemetryConfig;
 use session_core::catalog::PropertyValue;
 use session_core::cluster::StaticEndpoint;
 use session_core::policy::{PolicyRange, PolicyRequest, SessionPolicy};
 use session_core::{Catalog, Cluster, ClusterStatus, Engine, IdlePolicy, Limits, Org, Provider};
-use session_store::redis::{ConnectError, Options};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
+
+mod callers;
+mod store;
+
+pub use callers::InternalConfig;
+pub use store::{StoreConfig, StoreTls};
 
 /// The whole configuration.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -34,8 +41,18 @@ pub struct Config {
     pub tokens: TokensConfig,
     /// How compute is made.
     pub compute: ComputeConfig,
+    /// Who may call the internal port.
+    pub internal: InternalConfig,
     /// Who may call the APIs.
     pub service_accounts: Vec<ServiceAccountConfig>,
+    /// More of them, in a file that is followed.
+    pub service_accounts_file: Option<PathBuf>,
+    /// Identity providers whose tokens are accepted.
+    pub oidc: Vec<IssuerConfig>,
+    /// Who of all these administers the platform.
+    pub platform_admins: BTreeSet<String>,
+    /// How much callers may ask for.
+    pub limits: LimitsConfig,
     /// Organizations with other limits than the default.
     pub orgs: Vec<OrgConfig>,
     /// Clusters declared here are read-only in the API.
@@ -57,21 +74,6 @@ pub struct Listen {
     pub public: ListenerConfig,
     /// For spark-proxy and token-issuer only.
     pub internal: ListenerConfig,
-}
-
-/// Where state is kept.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct StoreConfig {
-    /// `redis://host:port`, or `memory://` for one process that keeps nothing.
-    pub url: Secret,
-    /// Before every key, so that several installations can share a Redis.
-    pub key_prefix: String,
-    /// No call to Redis takes longer.
-    #[serde(with = "duration")]
-    pub call_timeout: Duration,
-    /// Start although Redis may evict keys, that is, lose sessions.
-    pub allow_eviction: bool,
 }
 
 /// What session tokens must say, and the keys to check them with.
@@ -246,7 +248,12 @@ impl Default for Config {
             store: StoreConfig::default(),
             tokens: TokensConfig::default(),
             compute: ComputeConfig::default(),
+            internal: InternalConfig::default(),
             service_accounts: Vec::new(),
+            service_accounts_file: None,
+            oidc: Vec::new(),
+            platform_admins: BTreeSet::new(),
+            limits: LimitsConfig::default(),
             orgs: Vec::new(),
             clusters: Vec::new(),
             catalogs: Vec::new(),
@@ -265,17 +272,6 @@ impl Default for Listen {
         Self {
             public: ListenerConfig::plaintext(local(8081)),
             internal: ListenerConfig::plaintext(local(8082)),
-        }
-    }
-}
-
-impl Default for StoreConfig {
-    fn default() -> Self {
-        Self {
-            url: Secret::new("redis://127.0.0.1:6379"),
-            key_prefix: "berth:".to_owned(),
-            call_timeout: Duration::from_secs(2),
-            allow_eviction: false,
         }
     }
 }
@@ -301,12 +297,8 @@ impl Validate for Config {
             problems.require(!self.tokens.audience.is_empty(), "audience", "must not be empty");
             problems.check("keys", &self.tokens.keys);
         });
-        validate_accounts("service_accounts", &self.service_accounts, problems);
-        for (index, account) in self.service_accounts.iter().enumerate() {
-            if let Err(problem) = crate::api::account_principal(account) {
-                problems.add(&format!("service_accounts[{index}]"), problem);
-            }
-        }
+        problems.check("limits", &self.limits);
+        self.validate_callers(problems);
         self.validate_compute(problems);
         self.validate_definitions(problems);
         problems.check("telemetry", &self.telemetry);
@@ -334,17 +326,9 @@ impl Config {
         if process.trust_all_users {
             return;
         }
-        let orgs: BTreeSet<&str> = self
-            .service_accounts
-            .iter()
-            .map(|account| account.org.as_str())
-            .collect();
-        problems.require(
-            orgs.len() <= 1,
-            "compute.process",
-            "runs every child as one user, and several organizations have accounts here; \
-             set compute.process.trust_all_users = true if they may see each other's data",
-        );
+        if let Err(problem) = self.check_trust(&self.service_accounts) {
+            problems.add("compute.process", problem);
+        }
         problems.require(
             self.listen.public.address.ip().is_loopback(),
             "compute.process",
@@ -443,29 +427,6 @@ impl ComputeConfig {
             trust_all_users: settings.trust_all_users,
             ..ProcessConfig::new(&settings.state_dir)
         })
-    }
-}
-
-impl StoreConfig {
-    /// As the store takes it.
-    pub fn options(&self) -> Options {
-        Options {
-            prefix: self.key_prefix.clone(),
-            call_timeout: self.call_timeout,
-            allow_eviction: self.allow_eviction,
-        }
-    }
-}
-
-impl Validate for StoreConfig {
-    fn validate(&self, problems: &mut Problems) {
-        match session_store::redis::check(self.url.expose(), &self.options()) {
-            Ok(()) => {}
-            Err(ConnectError::Prefix) => problems.add("key_prefix", ConnectError::Prefix.to_string()),
-            // Never what the URL says: it may hold a password.
-            Err(_) => problems.add("url", "must be redis://host:port or memory://"),
-        }
-        problems.require(!self.call_timeout.is_zero(), "call_timeout", "must not be zero");
     }
 }
 
@@ -578,9 +539,11 @@ impl OrgConfig {
         let Some(id) = name("name", &self.name, &mut wrong) else {
             return Err(wrong);
         };
+        self.limits
+            .check()
+            .map_err(|problem| vec![(problem.field, problem.to_string())])?;
         Ok(Org {
             id,
-            disabled: false,
             limits: self.limits.clone(),
             managed_by_config: true,
             version: 0,

@@ -130,16 +130,11 @@ impl Directory {
 
     /// An organization that nobody defined has Berth's default limits.
     pub(crate) async fn org(&self, id: &OrgId) -> Result<Org, Error> {
-        Ok(self.get(id.as_str()).await?.unwrap_or_else(|| Org {
-            id: id.clone(),
-            disabled: false,
-            limits: session_core::Limits::default(),
-            managed_by_config: false,
-            version: 0,
-        }))
+        let defined = self.get(id.as_str()).await?;
+        Ok(defined.unwrap_or_else(|| Org::undefined(id.clone())))
     }
 
-    async fn get<T: Defined>(&self, name: &str) -> Result<Option<T>, Error> {
+    pub(crate) async fn get<T: Defined>(&self, name: &str) -> Result<Option<T>, Error> {
         self.store
             .definition(T::KIND, name)
             .await?

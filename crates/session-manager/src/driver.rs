@@ -9,6 +9,7 @@ use crate::bindings::Bindings;
 use crate::computes::Computes;
 use crate::directory::Directory;
 use crate::metrics::Metrics;
+use crate::shut_out::Standing;
 use crate::silence::Silence;
 use compute::ComputeSpec;
 use futures::StreamExt;
@@ -223,17 +224,14 @@ impl Driver {
                 };
             };
             let session = loaded.session;
-            let cluster = self.directory.cluster(&session.cluster).await?;
-            let now = self.store.now().await?;
-            // A create may have slipped in while its cluster was destroyed.
-            if cluster
-                .as_ref()
-                .is_some_and(|cluster| cluster.status == ClusterStatus::Destroyed)
-            {
-                let close = Event::Close {
-                    reason: ChangeReason::ClusterDestroyed,
-                };
-                if let Ok(Some(change)) = machine::apply(&session, &close, &Actor::System, now) {
+            let (cluster, standing, now) = tokio::try_join!(
+                self.directory.cluster(&session.cluster),
+                self.directory.standing(&session.org, &session.owner),
+                self.store.now(),
+            )?;
+            if let Some((reason, actor)) = closed_from_outside(cluster.as_ref(), &standing) {
+                let close = Event::Close { reason };
+                if let Ok(Some(change)) = machine::apply(&session, &close, &actor, now) {
                     match self
                         .commit(
                             &session,
@@ -477,6 +475,14 @@ impl Driver {
             .map_err(crate::refuse::store)?;
         Ok(!live.is_empty())
     }
+}
+
+/// What ends a session whatever its own clocks say, and by whom. A create may
+/// slip in while its cluster is destroyed, or its organization or owner disabled.
+fn closed_from_outside(cluster: Option<&Cluster>, standing: &Standing) -> Option<(ChangeReason, Actor)> {
+    let destroyed = cluster.is_some_and(|cluster| cluster.status == ClusterStatus::Destroyed);
+    let destroyed = destroyed.then_some((ChangeReason::ClusterDestroyed, Actor::System));
+    destroyed.or_else(|| standing.closes())
 }
 
 /// A look on its way; its end, even by a panic, lets the next one begin.

@@ -4,23 +4,31 @@
 //! [`run`] is the whole service: tests and `main` start the same function.
 
 mod api;
+mod audit;
 mod bindings;
+mod callers;
 mod computes;
 pub mod config;
 mod directory;
 mod driver;
 mod exclusive;
 mod feed;
+mod foreign;
+mod gate;
 mod metrics;
 mod refuse;
 mod reports;
+mod shut_out;
 mod silence;
+mod slots;
+mod tombstones;
 
 pub use computes::{Computes, StorePlaces};
 pub use config::Config;
 
 use anyhow::{Context, Result};
 use api::Api;
+use callers::Callers;
 use directory::Directory;
 use driver::Driver;
 use exclusive::Exclusive;
@@ -28,9 +36,10 @@ use feed::Hub;
 use metrics::Metrics;
 use reports::Reports;
 use service_kit::admin::{Admin, Condition};
-use service_kit::caller::Authenticator;
 use service_kit::document::{Document, Fetched};
+use service_kit::gate::Gate;
 use service_kit::grpc::{self, MAX_MESSAGE, ServerConfig};
+use service_kit::limits::ByAddress;
 use service_kit::listen::Listener;
 use service_kit::shutdown::Shutdown;
 use service_kit::tls::{AcceptLimits, H2, Incoming};
@@ -43,6 +52,7 @@ use session_proto::v1::org_service_server::OrgServiceServer;
 use session_proto::v1::session_service_server::SessionServiceServer;
 use session_store::SessionStore;
 use session_token::{Jwks, Keyring, Verifier, VerifierConfig};
+use shut_out::ShutOut;
 use silence::Silence;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +60,8 @@ use tokio::net::TcpListener;
 
 /// ResolveRoute may hold as long as a hold may be configured, and a little.
 const LONGEST_INTERNAL_CALL: Duration = Duration::from_secs(16 * 60);
+/// The last good key set is used this long when it cannot be read again.
+const KEEP_KEYS: Duration = Duration::from_secs(24 * 3600);
 /// How often the store is asked whether it is there.
 const PING: Duration = Duration::from_secs(2);
 
@@ -182,17 +194,29 @@ pub async fn run_with(
         Arc::clone(&clock),
         admin.readiness.condition("token keys"),
     )?;
+    let verifier = Verifier::new(VerifierConfig::new(
+        &config.tokens.issuer,
+        &config.tokens.audience,
+    ));
+    let shut_out = ShutOut::new(
+        Arc::clone(&store),
+        directory.clone(),
+        Arc::clone(&driver),
+        verifier.config().afterlife(),
+    );
+    let (trail, refusals) = audit::Trail::new(Arc::clone(&clock), Arc::clone(&metrics));
     let api = Arc::new(Api {
+        trail,
         store: Arc::clone(&store),
         directory,
         driver: Arc::clone(&driver),
         hub: Arc::clone(&hub),
         reports: Arc::clone(&reports),
-        authenticator: Authenticator::new(&config.service_accounts),
-        verifier: Verifier::new(VerifierConfig::new(
-            &config.tokens.issuer,
-            &config.tokens.audience,
-        )),
+        shut_out: Arc::clone(&shut_out),
+        watches: api::watch::Watches::new(),
+        trials: api::trial::trials(),
+        callers: Callers::new(&config, Arc::clone(&clock))?,
+        verifier,
         keyring,
         keys: Arc::clone(&keys),
         clock,
@@ -203,7 +227,14 @@ pub async fn run_with(
     });
 
     let stop = shutdown.stopping();
-    shutdown.spawn(keys.keep_fresh(|| {}, stop.clone()));
+    let too_old = {
+        let (keyring, clock) = (Arc::clone(&api.keyring), Arc::clone(&api.clock));
+        move || forget_old_keys(&keyring, &*clock)
+    };
+    shutdown.spawn(keys.keep_fresh(too_old, stop.clone()));
+    shutdown.spawn(audit::write_later(Arc::clone(&store), refusals, stop.clone()));
+    shutdown.spawn(audit::export(Arc::clone(&store), stop.clone()));
+    shutdown.spawn(tombstones::run(Arc::clone(&store), stop.clone()));
     shutdown.spawn(ping(
         Arc::clone(&store),
         silence,
@@ -211,6 +242,19 @@ pub async fn run_with(
         stop.clone(),
     ));
     let ended = |name: &'static str| tracing::debug!(name, "task ended");
+    shutdown.spawn(shut_out.run(stop.clone()));
+    shutdown.spawn_critical("watched sessions", {
+        let (api, hub, store, stop) = (
+            Arc::clone(&api),
+            Arc::clone(&hub),
+            Arc::clone(&store),
+            stop.clone(),
+        );
+        async move {
+            api.watches.run(&hub, store, stop).await;
+            anyhow::Ok(())
+        }
+    });
     shutdown.spawn_critical("change feed", {
         let stop = stop.clone();
         async move {
@@ -235,7 +279,11 @@ pub async fn run_with(
             anyhow::Ok(())
         }
     });
-    serve(&shutdown, &admin, listeners, &api)?;
+    shutdown.spawn({
+        let (api, stop) = (Arc::clone(&api), stop.clone());
+        async move { api.callers.keep_fresh(stop).await }
+    });
+    serve(&shutdown, &admin, listeners, &config, &api)?;
     tracing::info!("session-manager is up");
     shutdown.finish(config.drain).await?;
     Ok(())
@@ -268,12 +316,24 @@ fn key_document(
                 anyhow::ensure!(!keys.is_empty(), "it holds no key that signs session tokens");
                 keyring.replace(&keys, clock.now());
             }
-            Fetched::Same => keyring.confirm(clock.now()),
+            Fetched::Same => {
+                anyhow::ensure!(!keyring.is_empty(), "the last set was given up");
+                keyring.confirm(clock.now());
+            }
         }
         ready.set(true);
         Ok(())
     })
     .context("tokens.keys")
+}
+
+/// A key set that could not be read for a day says nothing of today's keys.
+fn forget_old_keys(keyring: &Keyring, clock: &dyn Clock) {
+    let now = clock.now();
+    if !keyring.is_empty() && keyring.age(now).is_some_and(|age| age > KEEP_KEYS) {
+        tracing::error!("the key set could not be read for too long; tokens are no longer accepted");
+        keyring.replace(&Jwks::default(), now);
+    }
 }
 
 async fn ping(
@@ -297,7 +357,15 @@ async fn ping(
     }
 }
 
-fn serve(shutdown: &Shutdown, admin: &Admin, listeners: Listeners, api: &Arc<Api>) -> Result<()> {
+fn serve(
+    shutdown: &Shutdown,
+    admin: &Admin,
+    listeners: Listeners,
+    config: &Config,
+    api: &Arc<Api>,
+) -> Result<()> {
+    let counts = Arc::new(gate::Counts::new(&config.limits));
+    let largest = config.limits.request_bytes;
     let stop = shutdown.stopping();
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(session_proto::PUBLIC_DESCRIPTORS)
@@ -307,27 +375,35 @@ fn serve(shutdown: &Shutdown, admin: &Admin, listeners: Listeners, api: &Arc<Api
         timeout: Duration::from_secs(90),
         ..ServerConfig::default()
     })
+    .layer(Gate::new(gate::Public {
+        api: Arc::clone(api),
+        addresses: ByAddress::new(&config.limits),
+        counts: Arc::clone(&counts),
+    }))
     .add_service(grpc::health(&admin.readiness, stop.clone()))
     .add_service(reflection)
     .add_service(
         SessionServiceServer::new(api::sessions::Sessions(Arc::clone(api)))
-            .max_decoding_message_size(MAX_MESSAGE),
+            .max_decoding_message_size(largest),
     )
     .add_service(
         ClusterServiceServer::new(api::clusters::Clusters(Arc::clone(api)))
-            .max_decoding_message_size(MAX_MESSAGE),
+            .max_decoding_message_size(largest),
     )
     .add_service(
         CatalogServiceServer::new(api::catalogs::Catalogs(Arc::clone(api)))
-            .max_decoding_message_size(MAX_MESSAGE),
+            .max_decoding_message_size(largest),
     )
-    .add_service(
-        OrgServiceServer::new(api::orgs::Orgs(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
-    );
+    .add_service(OrgServiceServer::new(api::orgs::Orgs(Arc::clone(api))).max_decoding_message_size(largest));
     let internal = grpc::server(&ServerConfig {
         timeout: LONGEST_INTERNAL_CALL,
         ..ServerConfig::default()
     })
+    .layer(Gate::new(gate::Internal {
+        api: Arc::clone(api),
+        counts,
+        allow: config.internal.clone(),
+    }))
     .add_service(grpc::health(&admin.readiness, stop.clone()))
     .add_service(
         RouteServiceServer::new(api::routes::Routes(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
@@ -335,18 +411,13 @@ fn serve(shutdown: &Shutdown, admin: &Admin, listeners: Listeners, api: &Arc<Api
     .add_service(
         TokenLedgerServer::new(api::ledger::Ledger(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
     );
-    for (name, server, listener) in [
-        ("public API", public, listeners.public),
-        ("internal API", internal, listeners.internal),
-    ] {
-        let incoming = Incoming::new(listener, AcceptLimits::default(), stop.clone());
-        let stop = stop.clone();
-        shutdown.spawn_critical(name, async move {
-            server
-                .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
-                .await
-        });
-    }
+    let connections = |listener| Incoming::new(listener, AcceptLimits::default(), stop.clone());
+    let public =
+        public.serve_with_incoming_shutdown(connections(listeners.public), stop.clone().cancelled_owned());
+    let internal = internal
+        .serve_with_incoming_shutdown(connections(listeners.internal), stop.clone().cancelled_owned());
+    shutdown.spawn_critical("public API", public);
+    shutdown.spawn_critical("internal API", internal);
     admin.clone().spawn(listeners.admin, shutdown);
     Ok(())
 }

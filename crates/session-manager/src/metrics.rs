@@ -22,6 +22,20 @@ service_kit::labels! {
 }
 
 service_kit::labels! {
+    /// What the door did with a call.
+    pub(crate) enum Door("outcome") {
+        /// Let it in.
+        Open => "open",
+        /// It showed no credential that is known.
+        Unknown => "unknown",
+        /// It was not the caller's to make.
+        Refused => "refused",
+        /// There was too much of it.
+        Limited => "limited",
+    }
+}
+
+service_kit::labels! {
     /// Work that a change starts.
     pub(crate) enum Kind("effect") {
         /// Compute is to be made.
@@ -51,6 +65,8 @@ pub(crate) struct Metrics {
     reports: Arc<Family<Outcome, Counter>>,
     activity_writes: Arc<Family<Outcome, Counter>>,
     idle_put_off: Arc<Family<(), Counter>>,
+    doors: Arc<Family<Door, Counter>>,
+    audit_left_out: Arc<Family<(), Counter>>,
 }
 
 impl Metrics {
@@ -81,6 +97,14 @@ impl Metrics {
                 "session_manager_idle_put_off_total",
                 "Idle clocks that ran out while not every proxy had reported.",
             ),
+            doors: registry.counter(
+                "session_manager_calls_total",
+                "Calls of the APIs, by what was decided before they were looked at.",
+            ),
+            audit_left_out: registry.counter(
+                "session_manager_audit_left_out_total",
+                "Refusals that came too fast to be in the audit trail.",
+            ),
         }
     }
 
@@ -110,6 +134,14 @@ impl Metrics {
 
     pub(crate) fn idle_put_off(&self) {
         self.idle_put_off.at(()).inc();
+    }
+
+    pub(crate) fn door(&self, door: Door) {
+        self.doors.at(door).inc();
+    }
+
+    pub(crate) fn audit_left_out(&self) {
+        self.audit_left_out.at(()).inc();
     }
 
     pub(crate) fn resolved(&self, status: Status) {

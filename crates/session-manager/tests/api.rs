@@ -416,6 +416,7 @@ async fn deleting_a_catalog_harms_no_session_that_has_its_compute() {
     catalogs
         .delete_catalog(v1::DeleteCatalogRequest {
             name: "lake".to_owned(),
+            force: true,
         })
         .await
         .unwrap();

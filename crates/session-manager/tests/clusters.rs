@@ -249,3 +249,72 @@ async fn a_repeated_create_is_answered_whatever_became_of_its_cluster() {
     manager.clusters("pat").drain_cluster(request).await.unwrap();
     assert_eq!(create().await.unwrap().into_inner().session.unwrap().id, first.id);
 }
+
+#[tokio::test]
+async fn only_active_clusters_take_sessions() {
+    let manager = Manager::start().await;
+    let create = async || manager.sessions("ada").create_session(on_lab()).await;
+    let pending = v1::Cluster {
+        status: ClusterStatus::Pending.into(),
+        ..lab(0)
+    };
+    let request = v1::CreateClusterRequest {
+        cluster: Some(pending),
+    };
+    let mut clusters = manager.clusters("pat");
+    let defined = clusters.create_cluster(request).await.unwrap().into_inner();
+    let defined = defined.cluster.unwrap();
+    assert_eq!(defined.status(), ClusterStatus::Pending);
+    assert_eq!(
+        reason_of(&create().await.unwrap_err()),
+        Some(Reason::ClusterNotActive)
+    );
+
+    let update = async |version, status: ClusterStatus| {
+        let cluster = v1::Cluster {
+            status: status.into(),
+            ..lab(version)
+        };
+        let request = v1::UpdateClusterRequest {
+            cluster: Some(cluster),
+        };
+        let updated = manager.clusters("pat").update_cluster(request).await.unwrap();
+        updated.into_inner().cluster.unwrap()
+    };
+    let same = update(defined.version, ClusterStatus::Unspecified).await;
+    assert_eq!(same.status(), ClusterStatus::Pending, "nothing was wished for");
+    let active = update(same.version, ClusterStatus::Active).await;
+    assert_eq!(active.status(), ClusterStatus::Active);
+    create().await.unwrap();
+
+    let name = || "lab".to_owned();
+    let drain = v1::DrainClusterRequest { name: name() };
+    let drained = clusters.drain_cluster(drain.clone()).await.unwrap().into_inner();
+    assert_eq!(
+        reason_of(&create().await.unwrap_err()),
+        Some(Reason::ClusterNotActive)
+    );
+    let again = update(drained.cluster.unwrap().version, ClusterStatus::Active).await;
+    assert_eq!(again.status(), ClusterStatus::Active, "a drain can be taken back");
+    create().await.unwrap();
+
+    delete(&manager, true).await.unwrap();
+    delete(&manager, false).await.unwrap();
+    let refused = clusters.drain_cluster(drain).await.unwrap_err();
+    assert_eq!(
+        reason_of(&refused),
+        Some(Reason::NotAuthorized),
+        "a destroyed cluster stays so"
+    );
+    for who in ["ada", "olga"] {
+        let refused = manager
+            .clusters(who)
+            .delete_cluster(v1::DeleteClusterRequest {
+                name: "c".to_owned(),
+                force: true,
+            })
+            .await
+            .unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied);
+    }
+}

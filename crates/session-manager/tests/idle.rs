@@ -617,3 +617,63 @@ async fn what_waits_is_written_when_the_manager_stops() {
     world.end().await;
     assert_eq!(rpcs().await, 3);
 }
+
+/// Draining refuses new sessions; one that gave its compute back wakes as before.
+#[tokio::test]
+async fn an_idle_session_wakes_on_a_draining_cluster() {
+    let world = World::new().await;
+    let cluster = v1::Cluster {
+        name: "lab".to_owned(),
+        engine: v1::Engine::Sail.into(),
+        provider: Some(v1::cluster::Provider::Process(v1::ProcessProvider {
+            program: "/opt/sail".to_owned(),
+            ..Default::default()
+        })),
+        idle_timeout: Some(prost_types::Duration {
+            seconds: 60,
+            nanos: 0,
+        }),
+        ..Default::default()
+    };
+    let mut clusters = world.manager.clusters("pat");
+    let request = v1::CreateClusterRequest {
+        cluster: Some(cluster),
+    };
+    clusters.create_cluster(request).await.unwrap();
+    let key = world.active("lab").await;
+    world.pass(61).await;
+    world.until_phase(&key, "releasing").await;
+    world.pass(11).await;
+    world.until_phase(&key, "released").await;
+    // An idle session is not interrupted, and not woken for it.
+    let request = v1::InterruptOperationsRequest {
+        session_id: key.id.to_string(),
+        operation_ids: Vec::new(),
+    };
+    let refused = world
+        .manager
+        .sessions("ada")
+        .interrupt_operations(request)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        session_proto::error::reason_of(&refused),
+        Some(session_core::Reason::ComputeReleased)
+    );
+    let request = v1::DrainClusterRequest {
+        name: "lab".to_owned(),
+    };
+    clusters.drain_cluster(request).await.unwrap();
+    let request = v1::WarmSessionRequest {
+        session_id: key.id.to_string(),
+    };
+    world.manager.sessions("ada").warm_session(request).await.unwrap();
+    world.ready(&key, 2).await;
+    let request = v1::CreateSessionRequest {
+        cluster: "lab".to_owned(),
+        ..Default::default()
+    };
+    let refused = world.manager.sessions("ada").create_session(request).await;
+    assert_eq!(refused.unwrap_err().code(), Code::FailedPrecondition);
+    world.end().await;
+}

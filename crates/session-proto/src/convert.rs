@@ -7,8 +7,8 @@ use session_core::catalog::PropertyValue;
 use session_core::cluster::StaticEndpoint;
 use session_core::policy::PolicyRange;
 use session_core::{
-    Activity, Actor, Catalog, Cluster, ClusterStatus, Engine, EventRecord, IdlePolicy, Operation, Org,
-    Provider, Session, SessionPolicy, Status, Timestamp, Use,
+    Activity, Actor, Catalog, Cluster, ClusterStatus, Engine, EventRecord, IdlePolicy, Limits, Operation,
+    Org, Provider, Session, SessionPolicy, Status, Timestamp, Use,
 };
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -404,10 +404,10 @@ pub fn from_catalog(wire: v1::Catalog) -> Result<Catalog, Refused> {
 }
 
 /// An organization for the wire.
-pub fn org(org: &Org) -> v1::Org {
+pub fn org(org: &Org, disabled: bool) -> v1::Org {
     v1::Org {
         name: org.id.to_string(),
-        disabled: org.disabled,
+        disabled,
         limits: Some(v1::Limits {
             live_sessions_per_owner: org.limits.live_sessions_per_owner,
             live_sessions: org.limits.live_sessions,
@@ -417,5 +417,24 @@ pub fn org(org: &Org) -> v1::Org {
         }),
         managed_by_config: org.managed_by_config,
         version: org.version,
+        disabled_principals: Vec::new(),
     }
+}
+
+/// Limits from the wire.
+///
+/// # Errors
+/// Names the first limit that is out of its bounds.
+pub fn from_limits(wire: &v1::Limits) -> Result<Limits, Refused> {
+    let limits = Limits {
+        live_sessions_per_owner: wire.live_sessions_per_owner,
+        live_sessions: wire.live_sessions,
+        creates_per_minute: wire.creates_per_minute,
+        labels: wire.labels,
+        tokens_per_session: wire.tokens_per_session,
+    };
+    limits
+        .check()
+        .map_err(|wrong| Refused::field(wrong.field, &wrong))?;
+    Ok(limits)
 }

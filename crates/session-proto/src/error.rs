@@ -39,6 +39,7 @@ pub const fn code_of(reason: Reason) -> Code {
         | Reason::CatalogUnavailable
         | Reason::ClusterNotActive
         | Reason::TlsRequired
+        | Reason::InUse
         | Reason::ManagedByConfig => Code::FailedPrecondition,
         Reason::SessionWarming
         | Reason::ProxyDraining
@@ -110,7 +111,7 @@ impl Refused {
         Self::new(
             Reason::CallerUnknown,
             format!(
-                "{problem}. Send your key as `authorization: Bearer <key>`; the berth command reads it from BERTH_KEY."
+                "{problem}. Send your key or token as `authorization: Bearer …`; the berth command reads it from BERTH_KEY or BERTH_TOKEN."
             ),
         )
     }

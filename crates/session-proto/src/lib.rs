@@ -34,3 +34,6 @@ pub use generated::spark;
 
 /// The file descriptors of `berth.v1`, for server reflection.
 pub const PUBLIC_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/berth.v1.bin"));
+
+/// The file descriptors of `berth.internal.v1`, which no server reflects.
+pub const INTERNAL_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/berth.internal.v1.bin"));

@@ -4,22 +4,26 @@
 //! suite of tests holds both to it. Every write carries a precondition, and a
 //! lost race is its own error ([`Error::Conflict`]): the caller reads again.
 
+pub mod audit;
 pub mod memory;
 mod query;
 pub mod redis;
 mod reports;
 pub mod shared;
+pub mod signing;
 
 use async_trait::async_trait;
+pub use audit::{AuditTrail, Audited};
 use futures::stream::BoxStream;
 pub use reports::{Heard, More, Proxies, Report, Reported};
 use serde::{Deserialize, Serialize};
 pub use session_core::SessionKey;
 use session_core::{
-    Activity, ClusterName, EventRecord, Limits, Operation, OrgId, PrincipalId, ProxyId, Session, Status,
-    SystemClock, Timestamp, TokenId, TokenUse, Use,
+    Activity, Actor, AuditAction, AuditRecord, ClusterName, EventRecord, Limits, Operation, OrgId,
+    PrincipalId, ProxyId, Session, Status, SystemClock, Timestamp, TokenId, TokenUse, Use,
 };
 pub use shared::SharedServers;
+pub use signing::SigningKeys;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -238,10 +242,26 @@ pub struct TokenRecord {
 }
 
 impl TokenRecord {
+    /// What the trail says when it is recorded.
+    pub(crate) fn audited(&self, key: &SessionKey) -> AuditRecord {
+        AuditRecord::new(self.issued_at, AuditAction::TokenIssued)
+            .by(Actor::Principal(self.subject.clone()))
+            .on_session(key)
+            .on_token(&self.id)
+            .on(&self.key_id)
+    }
+
     /// The order in which tokens are listed.
     pub(crate) fn sort_oldest_first(tokens: &mut [Self]) {
         tokens.sort_by(|a, b| (a.issued_at, &a.id).cmp(&(b.issued_at, &b.id)));
     }
+}
+
+/// What the trail says when a token is used for the first time.
+pub(crate) fn first_use(key: &SessionKey, id: &TokenId, at: Timestamp) -> AuditRecord {
+    AuditRecord::new(at, AuditAction::TokenFirstUsed)
+        .on_session(key)
+        .on_token(id)
 }
 
 /// Things that are defined rather than lived: each is a JSON text under a name.
@@ -253,6 +273,9 @@ pub enum Kind {
     Catalog,
     /// `session_core::Org`, by name.
     Org,
+    /// `session_core::Disabled`: an organization by name, a principal by
+    /// `org/principal`.
+    Disabled,
 }
 
 /// A stored definition.
@@ -266,7 +289,9 @@ pub struct Definition {
 
 /// The contract. Every method is bounded in time and safe to call again.
 #[async_trait]
-pub trait SessionStore: SharedServers + Send + Sync + std::fmt::Debug + 'static {
+pub trait SessionStore:
+    SharedServers + AuditTrail + SigningKeys + Send + Sync + std::fmt::Debug + 'static
+{
     /// The store's own clock, which all due times are of.
     async fn now(&self) -> Result<Timestamp, Error>;
 

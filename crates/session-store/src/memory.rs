@@ -2,6 +2,7 @@
 //! `memory://`. Everything is behind one lock, so every method is one step;
 //! counts are taken from the records themselves, so nothing can drift.
 
+mod audit;
 mod reports;
 mod shared;
 mod tombstones;
@@ -9,19 +10,20 @@ mod tombstones;
 use crate::query::Filling;
 use crate::{
     Change, Commit, Create, Created, Definition, Error, Feed, HISTORY, Heard, Kind, ListQuery, Loaded, Page,
-    Proxies, REQUEST_ID_MEMORY, Report, Reported, RequestId, SessionStore, TokenRecord, Tombstones,
+    Proxies, REQUEST_ID_MEMORY, Report, Reported, RequestId, SessionStore, TokenRecord, Tombstones, first_use,
 };
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use reports::{Registry, Used};
 use session_core::{
-    Activity, Clock, ClusterName, EventRecord, Limits, Operation, OrgId, PrincipalId, ProxyId, Session,
-    SessionId, SessionKey, Timestamp, TokenId, TokenUse, Use,
+    Activity, AuditRecord, Clock, ClusterName, EventRecord, Limits, Operation, OrgId, PrincipalId, ProxyId,
+    Session, SessionId, SessionKey, Timestamp, TokenId, TokenUse, Use,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::broadcast;
@@ -37,6 +39,7 @@ pub struct MemoryStore {
     clock: Arc<dyn Clock>,
     epoch: u64,
     state: Mutex<State>,
+    calls: AtomicU64,
     feed: broadcast::Sender<Change>,
 }
 
@@ -51,6 +54,8 @@ struct State {
     leases: HashMap<String, (String, Timestamp)>,
     definitions: BTreeMap<(Kind, String), Definition>,
     proxies: Registry,
+    trail: audit::Trail,
+    signing_keys: audit::Keys,
 }
 
 type RequestKey = (OrgId, PrincipalId, String);
@@ -90,6 +95,7 @@ impl MemoryStore {
             epoch: clock.now().as_millis(),
             clock,
             state: Mutex::default(),
+            calls: AtomicU64::new(0),
             feed: broadcast::Sender::new(FEED_BACKLOG),
         }
     }
@@ -102,7 +108,14 @@ impl MemoryStore {
         }
     }
 
+    /// How often its state was looked at: a test sees from it how much work
+    /// an answer took.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -122,6 +135,7 @@ impl MemoryStore {
             entry.history.pop_front();
         }
         state.set_due(&key, commit.due);
+        state.trail.add(AuditRecord::of_change(&key, &commit.record));
         self.publish(&commit.session, commit.record);
         Ok(())
     }
@@ -302,6 +316,7 @@ impl SessionStore for MemoryStore {
             .or_default()
             .insert(key.id.clone(), entry);
         state.set_due(&key, Some(create.due));
+        state.trail.add(AuditRecord::of_change(&key, &create.record));
         self.publish(&create.session, create.record);
         Ok(Created {
             session: create.session,
@@ -347,12 +362,19 @@ impl SessionStore for MemoryStore {
             return Ok(Reported::Unknown);
         };
         let tokens = &entry.tokens;
-        entry.used.add(report, |id| tokens.contains_key(id), now);
-        if entry.session.status().is_terminal() {
-            return Ok(Reported::Ended);
+        let first_used = entry.used.add(report, |id| tokens.contains_key(id), now);
+        let status = entry.session.status();
+        if !status.is_terminal() {
+            entry.used.take(report, entry.session.generation, now);
         }
-        entry.used.take(report, entry.session.generation, now);
-        Ok(Reported::Live(entry.session.status()))
+        for id in first_used {
+            state.trail.add(first_use(key, &id, now));
+        }
+        Ok(if status.is_terminal() {
+            Reported::Ended
+        } else {
+            Reported::Live(status)
+        })
     }
 
     async fn uses(&self, sessions: &[Session]) -> Result<Vec<Use>, Error> {
@@ -502,7 +524,9 @@ impl SessionStore for MemoryStore {
             });
         }
         entry.used.keep_tokens(|id| entry.tokens.contains_key(id));
+        let issued = token.audited(key);
         entry.tokens.insert(token.id.clone(), token);
+        state.trail.add(issued);
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 //! at all. An organization's keys share one hash slot ([`keys`]), so the same
 //! scripts run on one server and on Redis Cluster. Time is Redis `TIME`.
 
+mod audit;
 mod connection;
 mod due;
 mod durable;
@@ -53,6 +54,8 @@ pub struct Options {
     pub call_timeout: Duration,
     /// Accept a Redis that may evict keys, that is, lose sessions.
     pub allow_eviction: bool,
+    /// Records that each of the 16 partitions of the audit trail keeps, at least.
+    pub audit_length: usize,
     /// Calls that may be in flight; one more is [`Error::Unavailable`] at once.
     pub max_in_flight: usize,
     /// For the servers that keep state; these win over the URL's.
@@ -102,6 +105,7 @@ impl Default for Options {
             credentials: Credentials::default(),
             sentinel_credentials: Credentials::default(),
             tls: TlsFiles::default(),
+            audit_length: crate::audit::AUDIT_LENGTH,
         }
     }
 }
@@ -153,6 +157,7 @@ pub struct RedisStore {
     scripts: Arc<Scripts>,
     epoch: Arc<Epoch>,
     durable: Arc<Durable>,
+    audit_length: usize,
     /// Where the next claim of due sessions begins.
     next_partition: Arc<AtomicU8>,
     /// Ends with the last of those that callers hold.
@@ -191,6 +196,7 @@ impl RedisStore {
             scripts,
             epoch: Arc::new(epoch),
             durable: Arc::default(),
+            audit_length: options.audit_length,
             next_partition: Arc::default(),
             _watch: None,
         };
@@ -224,7 +230,8 @@ impl RedisStore {
             .key(self.keys.record(key))
             .key(self.keys.token_expiry(key))
             .key(self.keys.tokens(key))
-            .key(self.keys.token_uses(key));
+            .key(self.keys.token_uses(key))
+            .key(self.keys.audit(key.org.partition()));
         script
             .arg(token.id.as_str())
             .arg(encode(token)?)
@@ -232,6 +239,7 @@ impl RedisStore {
             .arg(score(token.expires_at))
             .arg(limit)
             .arg(revoked);
+        self.audit_last(&mut script, &token.audited(key))?;
         self.run(&script).await?.accepted(|_| limit).map(drop)
     }
 }

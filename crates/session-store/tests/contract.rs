@@ -5,6 +5,8 @@
 
 mod common;
 
+#[path = "contract/audit.rs"]
+mod audit;
 #[path = "contract/definitions.rs"]
 mod definitions;
 #[path = "contract/due.rs"]
@@ -88,6 +90,14 @@ contract! {
         a_token_is_first_used_once,
         proxies_live_fall_silent_and_are_forgotten,
         the_number_of_a_report_tells_a_repeat;
+    audit:
+        every_change_is_in_the_trail_once,
+        what_an_idle_clock_decides_is_in_the_trail_too,
+        tokens_are_in_the_trail_when_recorded_and_first_used,
+        other_records_are_read_in_pages,
+        the_place_of_the_export_is_kept,
+        keys_are_known_since_they_were_first_published,
+        a_bounded_number_of_keys_is_known;
     definitions:
         definitions_are_compared_and_set,
         kinds_are_apart,

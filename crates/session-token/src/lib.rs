@@ -6,18 +6,25 @@
 //! clock or a file: keys, the time and key sets come in as values.
 //!
 //! [`Signer`] makes tokens, [`Jwks`] publishes public keys, [`Keyring`] holds
-//! the ones a verifier trusts now, and [`Verifier`] decides.
+//! the ones a verifier trusts now, and [`Verifier`] decides. [`schedule`] says
+//! which key signs. Tokens that others signed are [`ForeignVerifier`]'s.
 
 mod claims;
 mod error;
+mod foreign;
 mod jwks;
 mod keyring;
+pub mod schedule;
 mod signer;
 mod strict;
 mod verifier;
 
 pub use claims::Claims;
 pub use error::{TokenError, TokenErrorKind};
+pub use foreign::{
+    ForeignAlgorithm, ForeignClaims, ForeignError, ForeignKeys, ForeignRules, ForeignVerifier,
+    MAX_FOREIGN_BYTES, foreign_issuer,
+};
 pub use jwks::{Jwk, Jwks, JwksError};
 pub use keyring::Keyring;
 pub use signer::{KeyError, Signer, generate_key_pem};

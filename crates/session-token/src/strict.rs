@@ -31,19 +31,44 @@ pub(crate) struct Parts<'t> {
     pub(crate) signature: Vec<u8>,
 }
 
+/// A token's parts as they stand there.
+pub(crate) struct Three<'t> {
+    pub(crate) header: &'t str,
+    pub(crate) payload: &'t str,
+    /// The first two with their dot.
+    pub(crate) message: &'t [u8],
+    pub(crate) signature: &'t str,
+}
+
+impl<'t> Three<'t> {
+    /// Exactly three parts.
+    pub(crate) fn split(token: &'t str) -> Option<Self> {
+        let (message, signature) = token.rsplit_once('.')?;
+        let (header, payload) = message.split_once('.')?;
+        (!payload.contains('.')).then_some(Self {
+            header,
+            payload,
+            message: message.as_bytes(),
+            signature,
+        })
+    }
+}
+
+/// Base64url without padding, whitespace or stray trailing bits.
+pub(crate) fn base64url(text: &str) -> Option<Vec<u8>> {
+    URL_SAFE_NO_PAD.decode(text).ok()
+}
+
 pub(crate) fn parse(token: &str) -> Result<Parts<'_>, TokenError> {
     if token.len() > MAX_TOKEN_BYTES {
         return Err(TokenError::Malformed("too long"));
     }
-    let (message, signature) = token
-        .rsplit_once('.')
-        .ok_or(TokenError::Malformed("not three parts"))?;
-    let (header, payload) = message
-        .split_once('.')
-        .ok_or(TokenError::Malformed("not three parts"))?;
-    if payload.contains('.') {
-        return Err(TokenError::Malformed("not three parts"));
-    }
+    let Three {
+        header,
+        payload,
+        message,
+        signature,
+    } = Three::split(token).ok_or(TokenError::Malformed("not three parts"))?;
     let header = object(&decode(header)?, "the header is not exactly alg, typ and kid")?;
     let claims = object(
         &decode(payload)?,
@@ -56,16 +81,13 @@ pub(crate) fn parse(token: &str) -> Result<Parts<'_>, TokenError> {
     Ok(Parts {
         header,
         claims,
-        message: message.as_bytes(),
+        message,
         signature,
     })
 }
 
-/// Base64url without padding, whitespace or stray trailing bits.
 fn decode(part: &str) -> Result<Vec<u8>, TokenError> {
-    URL_SAFE_NO_PAD
-        .decode(part)
-        .map_err(|_| TokenError::Malformed("a part is not base64url"))
+    base64url(part).ok_or(TokenError::Malformed("a part is not base64url"))
 }
 
 /// A JSON object, read into a struct that denies unknown and doubled members.

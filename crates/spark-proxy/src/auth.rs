@@ -39,6 +39,15 @@ pub(crate) struct Caller {
 const REPORT_USE: Duration = Duration::from_secs(10);
 
 impl Caller {
+    pub(crate) fn of(token: &str, claims: Claims, late: Option<Refused>) -> Self {
+        Self {
+            token: token.into(),
+            claims,
+            late,
+            reported: Cell::default(),
+        }
+    }
+
     /// Is it time to put down that the token is used? Says so once.
     pub(crate) fn is_worth_reporting(&self) -> bool {
         let worth = self.reported.get().is_none_or(|at| at.elapsed() >= REPORT_USE);
@@ -58,14 +67,14 @@ pub(crate) struct Tokens {
 
 impl Tokens {
     /// The caller of this `authorization`, if it was good a moment ago.
-    fn get(&self, value: &HeaderValue, generation: u64) -> Option<Rc<Caller>> {
+    pub(crate) fn get(&self, value: &HeaderValue, generation: u64) -> Option<Rc<Caller>> {
         if self.generation.replace(generation) != generation {
             self.callers.borrow_mut().clear();
         }
         self.callers.borrow().get(value).cloned()
     }
 
-    fn put(&self, value: &HeaderValue, caller: &Rc<Caller>, leeway: Duration, now: Timestamp) {
+    pub(crate) fn put(&self, value: &HeaderValue, caller: &Rc<Caller>, leeway: Duration, now: Timestamp) {
         let mut callers = self.callers.borrow_mut();
         if callers.len() >= MOST {
             callers.retain(|_, known| !expired(&known.claims, leeway, now));
@@ -132,12 +141,14 @@ async fn check_token(
     let verify = |grace| shared.verifier.verify(token, shared.keys.ring(), now, grace);
     let verified = match verify(method.grace()) {
         Err(TokenError::UnknownKid) => {
-            Box::pin(worker.look_for_keys()).await.map_err(|_| {
-                Refused::new(
+            let looked = Box::pin(worker.look_for_keys()).await;
+            // Without any key nothing can be said of a token, good or bad.
+            if looked.is_err() || shared.keys.ring().is_empty() {
+                return Err(Refused::new(
                     Reason::ControlPlaneUnavailable,
                     "The token cannot be checked at the moment. Try again in a little while.",
-                )
-            })?;
+                ));
+            }
             verify(method.grace())
         }
         other => other,
@@ -151,12 +162,7 @@ async fn check_token(
     };
     let Verified { claims, by_grace, .. } =
         verified.map_err(|error| Refused::new(error.reason(), error.client_text()))?;
-    let caller = Rc::new(Caller {
-        token: token.into(),
-        claims,
-        late,
-        reported: Cell::default(),
-    });
+    let caller = Rc::new(Caller::of(token, claims, late));
     if !by_grace {
         worker.tokens.put(authorization, &caller, leeway, now);
     }

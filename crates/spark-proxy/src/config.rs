@@ -237,6 +237,11 @@ pub struct BackendConfig {
     /// It is dropped if nothing comes within this time after the ping.
     #[serde(with = "duration")]
     pub ping_timeout: Duration,
+    /// While a query runs on a shared Sail server, its Spark session gets a
+    /// small call this often, because Sail's own timer does not wait for
+    /// queries. Less than that timer; zero is never.
+    #[serde(with = "duration")]
+    pub sail_keep_alive: Duration,
 }
 
 impl BackendConfig {
@@ -259,6 +264,7 @@ impl Default for BackendConfig {
             idle_timeout: Duration::from_secs(300),
             silence: Duration::from_secs(30),
             ping_timeout: Duration::from_secs(20),
+            sail_keep_alive: Duration::from_secs(60),
         }
     }
 }
@@ -424,6 +430,18 @@ impl Validate for TokenConfig {
         problems.require(!self.audience.is_empty(), "audience", "must not be empty");
         problems.check("keys", &self.keys);
         problems.require(!self.max_ttl.is_zero(), "max_ttl", "must not be zero");
+        // What session-manager remembers revoked tokens for.
+        let most = VerifierConfig::new("", "");
+        problems.require(
+            self.leeway <= most.leeway,
+            "leeway",
+            "must be at most 30s: revoked tokens are not remembered for longer",
+        );
+        problems.require(
+            self.reattach_grace.max(self.interrupt_grace) <= most.reattach_grace,
+            "reattach_grace",
+            "and interrupt_grace must be at most 12h: revoked tokens are not remembered for longer",
+        );
     }
 }
 
@@ -464,6 +482,11 @@ impl Validate for BackendConfig {
             "must not be 0",
         );
         frame(problems, self.frame_bytes);
+        problems.require(
+            self.sail_keep_alive.is_zero() || (Duration::from_secs(1)..=DAY).contains(&self.sail_keep_alive),
+            "sail_keep_alive",
+            "must be from 1s to 1day, or zero",
+        );
         patience(problems, "silence", self.silence);
         patience(problems, "ping_timeout", self.ping_timeout);
     }

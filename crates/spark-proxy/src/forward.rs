@@ -10,6 +10,7 @@ use crate::bind;
 use crate::call::Stop;
 use crate::headers;
 use crate::identity::SparkSessionId;
+use crate::keep;
 use crate::messages::{Broken, Messages, Next, Outgoing};
 use crate::method::Method;
 use crate::metrics::{Metrics, Outcome, Stage, Way};
@@ -25,8 +26,9 @@ use h2::client::ResponseFuture;
 use http::{HeaderMap, HeaderName, StatusCode};
 use session_core::Reason;
 use session_proto::error::Refused;
+use std::convert::Infallible;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use tokio::time::Instant;
 
@@ -88,6 +90,7 @@ pub(crate) async fn forward(
     let Upstream { response, sender } = upstream;
     let mut upload = pin!(upload(exchange, request, sender));
     let mut download = pin!(download(exchange, response, client));
+    let mut keeping = keep::is_needed(exchange).then(|| Box::pin(keep::alive(exchange)));
     let mut uploading = true;
     loop {
         tokio::select! {
@@ -97,8 +100,16 @@ pub(crate) async fn forward(
                 Err(broken) => return Err(broken.into()),
             },
             done = &mut download => return done,
+            never = poll_fn(|cx| poll_kept(keeping.as_mut(), cx)) => match never {},
         }
     }
+}
+
+fn poll_kept(
+    keeping: Option<&mut Pin<Box<impl Future<Output = Infallible>>>>,
+    cx: &mut Context<'_>,
+) -> Poll<Infallible> {
+    keeping.map_or(Poll::Pending, |keeping| keeping.as_mut().poll(cx))
 }
 
 /// The request to the backend. Its end comes back, because dropping it early

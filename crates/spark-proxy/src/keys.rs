@@ -45,6 +45,7 @@ impl Keys {
         let last = std::sync::Mutex::new(Jwks::default());
         let document = Document::new(&config.keys, move |fetched| {
             let Fetched::New(text) = fetched else {
+                anyhow::ensure!(!accepting.ring.is_empty(), "the last set was given up");
                 accepting.ring.confirm(now.now());
                 return Ok(());
             };

@@ -17,11 +17,14 @@ mod bind;
 mod call;
 pub mod config;
 mod connection;
+#[doc(hidden)]
+pub mod figures;
 mod forward;
 mod headers;
 mod health;
 mod hold;
 mod identity;
+mod keep;
 mod keys;
 mod local;
 mod messages;

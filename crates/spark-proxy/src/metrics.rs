@@ -105,6 +105,7 @@ impl Outcome {
             | Reason::RequestIdReused
             | Reason::Conflict
             | Reason::AlreadyExists
+            | Reason::InUse
             | Reason::Internal => Self::ControlPlane,
         }
     }
@@ -126,6 +127,7 @@ pub(crate) struct Metrics {
     pub(crate) key_fetches_failed: Arc<Family<(), Counter>>,
     pub(crate) held: Arc<Family<(), Gauge>>,
     pub(crate) sent_again: Arc<Family<(), Counter>>,
+    pub(crate) kept_alive: Arc<Family<(), Counter>>,
     pub(crate) bindings: Arc<Family<(), Counter>>,
     pub(crate) reports_failed: Arc<Family<(), Counter>>,
     pub(crate) unwanted: Arc<Family<Unwanted, Counter>>,
@@ -182,6 +184,10 @@ impl Metrics {
             sent_again: registry.counter(
                 "spark_proxy_calls_sent_again_total",
                 "Calls sent once more, because the compute had provably done nothing with them.",
+            ),
+            kept_alive: registry.counter(
+                "spark_proxy_spark_sessions_kept_alive_total",
+                "Small calls that kept a Spark session with a running query alive on shared Sail.",
             ),
             bindings: registry.counter(
                 "spark_proxy_spark_sessions_bound_total",

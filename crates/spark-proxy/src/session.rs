@@ -14,7 +14,7 @@ use crate::routes::{Gone, Order, Route, RouteState, revoked};
 use session_core::{Engine, Reason, SessionId};
 use session_proto::error::Refused;
 use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -32,6 +32,8 @@ pub(crate) struct Session {
     pub(crate) tally: Arc<Tally>,
     /// Spark sessions that are ours on shared compute, and on which of its generations.
     bound: RefCell<(u64, HashSet<SparkSessionId>)>,
+    /// When Spark sessions on a shared Sail server were last kept alive.
+    kept: RefCell<HashMap<SparkSessionId, Instant>>,
     /// Held by the one that binds.
     pub(crate) binding: tokio::sync::Mutex<()>,
     pub(crate) last_used: Cell<Instant>,
@@ -70,6 +72,7 @@ impl Session {
             id,
             tally,
             bound: RefCell::default(),
+            kept: RefCell::default(),
             binding: tokio::sync::Mutex::default(),
             route: RefCell::default(),
             gone: RefCell::default(),
@@ -135,6 +138,18 @@ impl Session {
             *bound = (generation, HashSet::new());
         }
         bound.1.insert(spark_session);
+    }
+
+    /// Is it time to keep the Spark session alive? Not if another call did so
+    /// within `recently`; otherwise it counts as done.
+    pub(crate) fn keep(&self, spark_session: &SparkSessionId, recently: Duration) -> bool {
+        let mut kept = self.kept.borrow_mut();
+        kept.retain(|_, at| at.elapsed() < recently);
+        if kept.contains_key(spark_session) {
+            return false;
+        }
+        kept.insert(*spark_session, Instant::now());
+        true
     }
 
     /// The route, if it may be used without asking.

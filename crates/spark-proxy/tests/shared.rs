@@ -3,12 +3,13 @@
 
 mod common;
 
-use common::{Ask, Rig};
+use common::{Ask, Rig, within};
 use prost::Message;
 use session_core::{Reason, SessionId, Timestamp};
 use session_proto::internal::{Backend, Route, SparkBinding};
 use session_proto::spark::CloneSessionRequest;
-use test_support::fake_spark::{SPARK_SESSION, framed, request};
+use std::time::Duration;
+use test_support::fake_spark::{SPARK_SESSION, Seen, Shape, framed, request};
 use tonic::{Code, Status};
 
 const OTHER: &str = "99999999-89ab-cdef-0123-456789abcdef";
@@ -67,6 +68,44 @@ async fn what_comes_with_the_route_is_not_asked() {
     });
     assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
     assert!(rig.routes.binds().is_empty());
+}
+
+/// A query that hangs, and how many small calls came beside it within `time`.
+async fn kept_alive(rig: &Rig, time: Duration) -> usize {
+    let client = rig.client().await;
+    let mut running = client.begin(&rig.ask().shape(Shape::Hang)).await.unwrap();
+    running.finish(request(b"SELECT 1"));
+    let asked = |seen: &Seen| {
+        let config = |path: &str| path.ends_with("/Config");
+        seen.requests.iter().filter(|(path, _)| config(path)).count()
+    };
+    let _ = tokio::time::timeout(time, rig.spark.until(|seen| asked(seen) >= 2)).await;
+    drop(running);
+    asked(&rig.spark.seen())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_query_on_shared_sail_keeps_its_spark_session_alive() {
+    let rig = Rig::with(|config| config.backend.sail_keep_alive = Duration::from_secs(1)).await;
+    rig.routes.set(shared(&rig, "sail"));
+    assert!(kept_alive(&rig, Duration::from_secs(20)).await >= 2);
+    let name = "spark_proxy_spark_sessions_kept_alive_total";
+    within("counted", async {
+        while rig.metric(name).await < 1.0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // Where the timer is ours, or there is none that counts so, it is not needed.
+    for (engine, dedicated) in [("spark", false), ("sail", true)] {
+        let rig = Rig::with(|config| config.backend.sail_keep_alive = Duration::from_secs(1)).await;
+        let mut route = shared(&rig, engine);
+        if let Some(backend) = &mut route.backend {
+            backend.dedicated = dedicated;
+        }
+        rig.routes.set(route);
+        assert_eq!(kept_alive(&rig, Duration::from_millis(2500)).await, 0, "{engine}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

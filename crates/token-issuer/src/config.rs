@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use service_kit::admin::AdminConfig;
 use service_kit::config::{Problems, Validate, duration};
 use service_kit::grpc::ClientConfig;
+use service_kit::limits::LimitsConfig;
 use service_kit::listen::ListenerConfig;
 use service_kit::telemetry::TelemetryConfig;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -26,6 +27,8 @@ pub struct Config {
     pub public: PublicConfig,
     /// session-manager's internal port, which keeps the ledger.
     pub manager: ClientConfig,
+    /// How much callers may ask for.
+    pub limits: LimitsConfig,
     /// Logs and traces.
     pub telemetry: TelemetryConfig,
     /// How long open calls may take to finish when the service stops.
@@ -57,14 +60,29 @@ pub struct TokensConfig {
 }
 
 /// The keys that sign tokens: PKCS#8 PEM files, P-256.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KeysConfig {
-    /// The one that signs. Required.
+    /// One that signs. Required without `dir`.
     pub signing: PathBuf,
-    /// Others whose public half is published too: the next and the last one.
+    /// A folder whose `.pem` files are keys: a new one is published at once and
+    /// signs later, by itself.
+    pub dir: Option<PathBuf>,
+    /// Others whose public half is published too; they never sign.
     pub published: Vec<PathBuf>,
+    /// How long a key is published before it signs.
+    #[serde(with = "duration")]
+    pub publish_before_signing: Duration,
+    /// How long it stays published after it signed last.
+    #[serde(with = "duration")]
+    pub publish_after_signing: Duration,
 }
+
+/// Verifiers read the key set every 30 s, caches keep it 15 s, and files of a
+/// Kubernetes Secret reach all replicas within a minute or so.
+const LEAST_BEFORE_SIGNING: Duration = Duration::from_secs(90);
+/// The longest life of a token, clocks that differ, and replicas that are late.
+const LEAST_AFTER_SIGNING: Duration = Duration::from_secs(12 * 3600 + 5 * 60);
 
 /// The spark-proxy, as clients reach it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -89,6 +107,7 @@ impl Default for Config {
             keys: KeysConfig::default(),
             public: PublicConfig::default(),
             manager: ClientConfig::new("http://127.0.0.1:8082"),
+            limits: LimitsConfig::default(),
             telemetry: TelemetryConfig::default(),
             drain: Duration::from_secs(10),
         }
@@ -100,6 +119,19 @@ impl Default for Listen {
         Self {
             grpc: ListenerConfig::plaintext(local(8083)),
             jwks: ListenerConfig::plaintext(local(8084)),
+        }
+    }
+}
+
+impl Default for KeysConfig {
+    fn default() -> Self {
+        Self {
+            signing: PathBuf::new(),
+            dir: None,
+            published: Vec::new(),
+            publish_before_signing: Duration::from_secs(5 * 60),
+            // 12 h of life, 12 h of grace, and ten minutes.
+            publish_after_signing: Duration::from_secs(24 * 3600 + 10 * 60),
         }
     }
 }
@@ -140,21 +172,47 @@ impl Validate for Config {
         });
         problems.within("keys", |problems| {
             let mut check = |key: &str, file: &Path| {
-                if let Err(error) = crate::read_key(file) {
+                if let Err(error) = crate::keys::read_key(file) {
                     problems.add(key, format!("{error:#}; make one with `berth keys signing FILE`"));
                 }
             };
-            check("signing", &self.keys.signing);
+            if self.keys.dir.is_none() || !self.keys.signing.as_os_str().is_empty() {
+                check("signing", &self.keys.signing);
+            }
             for (index, file) in self.keys.published.iter().enumerate() {
                 check(&format!("published[{index}]"), file);
             }
         });
+        problems.within("keys", |problems| self.keys.check_schedule(problems));
         let endpoint_is_good = self.public.endpoint.rsplit_once(':').is_some_and(|(host, port)| {
             let plain = |b: u8| b.is_ascii_alphanumeric() || b".-[]:".contains(&b);
             !host.is_empty() && host.bytes().all(plain) && port.parse::<u16>().is_ok_and(|port| port > 0)
         });
         problems.require(endpoint_is_good, "public.endpoint", "must be host:port");
         problems.check("manager", &self.manager);
+        problems.check("limits", &self.limits);
         problems.check("telemetry", &self.telemetry);
+    }
+}
+
+impl KeysConfig {
+    fn check_schedule(&self, problems: &mut Problems) {
+        if let Some(dir) = &self.dir {
+            problems.require(
+                dir.is_dir(),
+                "dir",
+                "is not a folder; make a key in one with `berth keys rotate DIR`",
+            );
+        }
+        problems.require(
+            self.publish_before_signing >= LEAST_BEFORE_SIGNING,
+            "publish_before_signing",
+            "must be at least 90s: verifiers have to learn of a key before it signs",
+        );
+        problems.require(
+            self.publish_after_signing >= LEAST_AFTER_SIGNING,
+            "publish_after_signing",
+            "must be at least 12h 5m: tokens of a key must stay good when the next one signs",
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! TokenService: asks the ledger, signs, records, and only then answers.
 
+use crate::keys::{Keys, NoPlan};
 use crate::public::PublicAddress;
 use service_kit::grpc;
 use session_core::{Clock, OrgId, PrincipalId, Reason, SessionId, Timestamp, TokenId};
@@ -8,7 +9,7 @@ use session_proto::error::{REASON_TRAILER, Refused};
 use session_proto::internal as ledger;
 use session_proto::internal::token_ledger_client::TokenLedgerClient;
 use session_proto::v1::{self, token_service_server::TokenService};
-use session_token::{Claims, Signer};
+use session_token::Claims;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -37,7 +38,7 @@ pub struct Issuance {
 #[derive(Debug, Clone)]
 pub(crate) struct Tokens {
     pub(crate) ledger: TokenLedgerClient<Channel>,
-    pub(crate) signer: Arc<Signer>,
+    pub(crate) keys: Arc<Keys>,
     pub(crate) issuance: Issuance,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: Arc<crate::metrics::Metrics>,
@@ -142,7 +143,8 @@ impl Tokens {
             .into_inner();
 
         let claims = self.claims(&sid, &granted, ttl)?;
-        let token = self.signer.sign(&claims).map_err(|error| {
+        let signer = self.keys.signer().await.map_err(|NoPlan| unreachable_manager())?;
+        let token = signer.sign(&claims).map_err(|error| {
             tracing::error!(%error, "a token could not be signed");
             Refused::new(
                 Reason::Internal,
@@ -154,7 +156,7 @@ impl Tokens {
             session_id: sid.to_string(),
             token: Some(ledger::LedgerToken {
                 token_id: claims.jti.to_string(),
-                key_id: self.signer.kid().to_owned(),
+                key_id: signer.kid().to_owned(),
                 subject: claims.sub.to_string(),
                 token_epoch: claims.epoch,
                 issued_at: Some(timestamp(issued_at)),
@@ -257,9 +259,12 @@ fn relayed(status: Status) -> Status {
     if !matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) {
         tracing::error!(code = ?status.code(), message = status.message(), "the session-manager refused the issuer");
     }
+    unreachable_manager().into()
+}
+
+fn unreachable_manager() -> Refused {
     Refused::new(
         Reason::ControlPlaneUnavailable,
         "The session-manager cannot be reached at the moment. Try again shortly.",
     )
-    .into()
 }

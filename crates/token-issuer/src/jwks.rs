@@ -1,5 +1,6 @@
 //! The public keys, for everybody who checks tokens.
 
+use crate::keys::Keys;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -8,28 +9,41 @@ use axum::routing::get;
 use session_token::Jwks;
 use std::sync::Arc;
 
-/// Verifiers ask again after this.
-const MAX_AGE: &str = "public, max-age=300";
+/// Caches between may keep it this long: with what verifiers wait between two
+/// readings (30 s) a key that is withdrawn is gone everywhere within 60 s.
+const MAX_AGE: &str = "public, max-age=15";
 
-#[derive(Debug)]
-struct Document {
+/// What is served, made once per change.
+#[derive(Debug, Default)]
+pub(crate) struct Document {
     json: String,
     etag: String,
 }
 
+impl Document {
+    pub(crate) fn new(keys: &Jwks) -> Self {
+        Self {
+            json: keys.to_json(),
+            etag: keys.etag(),
+        }
+    }
+
+    /// Does it say this already?
+    pub(crate) fn is_of(&self, keys: &Jwks) -> bool {
+        self.json == keys.to_json()
+    }
+}
+
 /// `GET /.well-known/jwks.json` (and `/jwks.json`), with ETag.
-pub(crate) fn router(keys: &Jwks) -> Router {
-    let document = Arc::new(Document {
-        json: keys.to_json(),
-        etag: keys.etag(),
-    });
+pub(crate) fn router(keys: Arc<Keys>) -> Router {
     Router::new()
         .route("/.well-known/jwks.json", get(serve))
         .route("/jwks.json", get(serve))
-        .with_state(document)
+        .with_state(keys)
 }
 
-async fn serve(State(document): State<Arc<Document>>, request: HeaderMap) -> Response {
+async fn serve(State(keys): State<Arc<Keys>>, request: HeaderMap) -> Response {
+    let document = Arc::clone(&keys.current().document);
     let caching = [
         (header::ETAG, document.etag.clone()),
         (header::CACHE_CONTROL, MAX_AGE.to_owned()),

@@ -1,15 +1,17 @@
 //! `token-issuer`: signs session-scoped tokens and publishes the public keys.
 //!
-//! It keeps nothing: session-manager's ledger says who may have a token, and
-//! records each before it leaves. [`run`] is the whole service.
+//! It keeps nothing but keys in files: session-manager's ledger says who may
+//! have a token, and records each before it leaves. [`run`] is the whole service.
 
 mod config;
+mod gate;
 mod issue;
 mod jwks;
+mod keys;
 mod metrics;
 mod public;
 
-pub use config::Config;
+pub use config::{Config, KeysConfig};
 pub use issue::{Issuance, LEAST_TTL, MOST_TTL};
 pub use public::PublicAddress;
 
@@ -19,16 +21,17 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use issue::Tokens;
+use keys::{Follower, Keys};
 use service_kit::admin::Admin;
-use service_kit::grpc::{self, MAX_MESSAGE, ServerConfig};
+use service_kit::gate::Gate;
+use service_kit::grpc::{self, ServerConfig};
+use service_kit::limits::ByAddress;
 use service_kit::listen::Listener;
 use service_kit::shutdown::Shutdown;
 use service_kit::tls::{AcceptLimits, H2, H2_HTTP1, Incoming};
 use session_core::SystemClock;
 use session_proto::internal::token_ledger_client::TokenLedgerClient;
 use session_proto::v1::token_service_server::TokenServiceServer;
-use session_token::{Jwks, Signer};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -65,53 +68,19 @@ impl Listeners {
     }
 }
 
-/// The signing keys, read.
-#[derive(Debug)]
-pub struct Keys {
-    signer: Arc<Signer>,
-    published: Jwks,
-}
-
-impl Keys {
-    /// Reads the files that the configuration names. No key, no start.
-    ///
-    /// # Errors
-    /// Names the file that cannot be used.
-    pub fn read(config: &Config) -> Result<Self> {
-        let signer = read_key(&config.keys.signing).context("keys.signing")?;
-        let others = config
-            .keys
-            .published
-            .iter()
-            .map(|file| read_key(file))
-            .collect::<Result<Vec<_>>>()
-            .context("keys.published")?;
-        let published = Jwks::new(std::iter::once(&signer).chain(&others).map(Signer::public_jwk));
-        Ok(Self {
-            signer: Arc::new(signer),
-            published,
-        })
-    }
-}
-
-fn read_key(file: &Path) -> Result<Signer> {
-    if file.as_os_str().is_empty() {
-        anyhow::bail!("is required");
-    }
-    let pem = std::fs::read_to_string(file).context("cannot be read")?;
-    Signer::from_pkcs8_pem(&pem).context("is not a P-256 key in PKCS#8 PEM")
-}
-
 /// Runs the service until `shutdown` says to stop.
 ///
 /// # Errors
 /// When it cannot start, or one of its tasks crashed.
 pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Result<()> {
-    let keys = Keys::read(&config)?;
     let admin = Admin::new(service_kit::build_info!());
+    let metrics = Arc::new(metrics::Metrics::new(&admin.registry));
+    let ledger = TokenLedgerClient::new(grpc::channel(&config.manager).context("manager")?);
+    let follower = Follower::start(&config.keys, ledger.clone(), Arc::clone(&metrics))?;
+    let keys = follower.keys();
     let tokens = Tokens {
-        ledger: TokenLedgerClient::new(grpc::channel(&config.manager).context("manager")?),
-        signer: keys.signer,
+        ledger,
+        keys: Arc::clone(&keys),
         issuance: Issuance {
             issuer: config.tokens.issuer.clone(),
             audience: config.tokens.audience.clone(),
@@ -119,7 +88,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
             public: PublicAddress::new(config.public.endpoint.clone(), config.public.tls),
         },
         clock: Arc::new(SystemClock),
-        metrics: Arc::new(metrics::Metrics::new(&admin.registry)),
+        metrics,
     };
     let stop = shutdown.stopping();
     let reflection = tonic_reflection::server::Builder::configure()
@@ -127,9 +96,10 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
         .build_v1()
         .context("server reflection")?;
     let server = grpc::server(&ServerConfig::default())
+        .layer(Gate::new(gate::Door(ByAddress::new(&config.limits))))
         .add_service(grpc::health(&admin.readiness, stop.clone()))
         .add_service(reflection)
-        .add_service(TokenServiceServer::new(tokens).max_decoding_message_size(MAX_MESSAGE));
+        .add_service(TokenServiceServer::new(tokens).max_decoding_message_size(config.limits.request_bytes));
     let incoming = Incoming::new(listeners.grpc, AcceptLimits::default(), stop.clone());
     shutdown.spawn_critical("token API", {
         let stop = stop.clone();
@@ -139,19 +109,23 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
                 .await
         }
     });
-    shutdown.spawn_critical(
-        "key set",
-        serve_keys(listeners.jwks, keys.published, shutdown.clone()),
-    );
+    shutdown.spawn_critical("key set", serve_keys(listeners.jwks, keys, shutdown.clone()));
+    shutdown.spawn_critical("keys", {
+        let stop = stop.clone();
+        async move {
+            follower.run(stop).await;
+            anyhow::Ok(())
+        }
+    });
     admin.spawn(listeners.admin, &shutdown);
     tracing::info!("token-issuer is up");
     shutdown.finish(config.drain).await?;
     Ok(())
 }
 
-async fn serve_keys(listener: Listener, keys: Jwks, shutdown: Shutdown) -> Result<()> {
+async fn serve_keys(listener: Listener, keys: Arc<Keys>, shutdown: Shutdown) -> Result<()> {
     let stop = shutdown.stopping();
-    let router = jwks::router(&keys);
+    let router = jwks::router(keys);
     let mut incoming = Incoming::new(listener, AcceptLimits::default(), stop.clone());
     while let Some(connection) = incoming.next().await {
         let Ok(connection) = connection else { continue };

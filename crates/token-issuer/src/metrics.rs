@@ -17,6 +17,8 @@ service_kit::labels! {
 #[derive(Debug)]
 pub(crate) struct Metrics {
     issues: Arc<Family<Outcome, Counter>>,
+    pub(crate) key_reports_failed: Arc<Family<(), Counter>>,
+    pub(crate) signing_key_changes: Arc<Family<(), Counter>>,
 }
 
 impl Metrics {
@@ -25,6 +27,14 @@ impl Metrics {
             issues: registry.counter(
                 "token_issuer_token_requests_total",
                 "Requests for a session token.",
+            ),
+            key_reports_failed: registry.counter(
+                "token_issuer_key_reports_failed_total",
+                "Reports of keys that session-manager did not take.",
+            ),
+            signing_key_changes: registry.counter(
+                "token_issuer_signing_key_changes_total",
+                "Times that another key began to sign.",
             ),
         }
     }

@@ -335,6 +335,9 @@ def stream(args):
     spark = connect(args.url)
     if args.kind == "sleep":
         frame, pause_every = slow_frame(spark, args.seconds, args.witness), None
+    elif args.kind == "sum":
+        # One row, after a long time in which nothing comes.
+        frame, pause_every = spark.range(args.rows).select(F.sum(F.col("id") % F.lit(7)).alias("id")), None
     else:
         frame, pause_every = spark.range(args.rows), 10_000
     rows, error, last = 0, None, None
@@ -473,7 +476,7 @@ def parse():
     command(
         "stream",
         stream,
-        kind={"choices": ["sleep", "range"], "default": "sleep"},
+        kind={"choices": ["sleep", "range", "sum"], "default": "sleep"},
         seconds={"type": float, "default": 120, "help": "how long the rows of `sleep` trickle"},
         rows={"type": int, "default": 200_000_000, "help": "rows of `range`"},
         witness={"help": "a file to put down each row of `sleep` in, as it is made"},

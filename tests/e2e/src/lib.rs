@@ -3,6 +3,7 @@
 //! `berth` command, and PySpark.
 
 pub mod http;
+mod oidc;
 mod paths;
 mod ports;
 mod process;
@@ -12,6 +13,7 @@ mod server;
 mod stack;
 pub mod wait;
 
+pub use oidc::OidcProvider;
 pub use paths::{binary, home, repo};
 pub use process::Service;
 pub use python::{Client, Repl, RunningClient};

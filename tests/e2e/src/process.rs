@@ -90,6 +90,26 @@ impl Service {
         outcome.with_context(|| format!("{} is not ready; its log ends:\n{}", self.name, self.log_tail()))
     }
 
+    /// A variable of its environment, from the next start on.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.env.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// What the program prints with its configuration and one more argument.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn print(&self, argument: &str) -> Result<String> {
+        let output = Command::new(&self.program)
+            .arg("--config")
+            .arg(&self.config)
+            .arg(argument)
+            .envs(self.env.iter().map(|(key, value)| (key.as_str(), value.as_str())))
+            .output()?;
+        let text = [output.stdout, output.stderr].concat();
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
     /// Its process id.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)

@@ -27,9 +27,18 @@ impl Server {
     /// # Errors
     /// When it does not listen in time.
     pub async fn sail() -> Result<Self> {
+        Self::sail_with(&[]).await
+    }
+
+    /// Starts Sail with more environment variables.
+    ///
+    /// # Errors
+    /// When it does not listen in time.
+    pub async fn sail_with(settings: &[(&str, &str)]) -> Result<Self> {
         let address = free_port()?;
         let mut command = Command::new(installed("venv-sail/bin/sail")?);
         command
+            .envs(settings.iter().copied())
             .args(["spark", "server", "--ip", "127.0.0.1", "--port"])
             .arg(address.port().to_string());
         Self::start(command, address).await

@@ -201,6 +201,11 @@ impl Stack {
         )
     }
 
+    /// Where token-issuer's API is.
+    pub fn issuer_uri(&self) -> &str {
+        &self.issuer_uri
+    }
+
     /// The private authority's certificate, if the proxy speaks TLS.
     pub fn ca(&self) -> Option<&Path> {
         self.ca.as_deref()
@@ -231,6 +236,23 @@ impl Stack {
             ("BERTH_MANAGER", self.manager_uri.as_str()),
             ("BERTH_ISSUER", self.issuer_uri.as_str()),
             ("BERTH_KEY", credential),
+        ];
+        run_berth(&[&["--output", "json"], args].concat(), &env)
+    }
+
+    /// Runs the `berth` command with the token in a file.
+    ///
+    /// # Errors
+    /// When it fails; with what it said.
+    pub fn berth_with_token(&self, token: &str, args: &[&str]) -> Result<Value> {
+        let file = self.dir.path().join("bearer-token");
+        std::fs::write(&file, token)?;
+        let file = file.display().to_string();
+        let env = [
+            ("BERTH_MANAGER", self.manager_uri.as_str()),
+            ("BERTH_ISSUER", self.issuer_uri.as_str()),
+            ("BERTH_KEY", ""),
+            ("BERTH_TOKEN_FILE", file.as_str()),
         ];
         run_berth(&[&["--output", "json"], args].concat(), &env)
     }

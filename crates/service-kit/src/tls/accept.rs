@@ -3,8 +3,6 @@
 use super::server::ServerTls;
 use crate::listen::Listener;
 use futures::Stream;
-use rustls::client::verify_server_name;
-use rustls::server::ParsedCertificate;
 use rustls_pki_types::{CertificateDer, ServerName};
 use std::io;
 use std::net::SocketAddr;
@@ -52,18 +50,43 @@ pub struct PeerInfo {
 }
 
 impl PeerInfo {
-    /// Is this one of the names (DNS or IP SANs) in the client's certificate?
+    /// Is this one of the names in the client's certificate: a DNS name or an
+    /// IP address as TLS compares them, or a URI (`spiffe://…`) to the letter?
+    /// A wildcard in the certificate is nobody's name.
     pub fn is_named(&self, name: &str) -> bool {
         let Some(certificate) = self.certificates.first() else {
             return false;
         };
-        match (
-            ParsedCertificate::try_from(certificate),
-            ServerName::try_from(name),
-        ) {
-            (Ok(parsed), Ok(name)) => verify_server_name(&parsed, &name).is_ok(),
-            _ => false,
+        let Ok(parsed) = webpki::EndEntityCert::try_from(certificate) else {
+            return false;
+        };
+        if name.contains("://") {
+            return parsed.valid_uri_names().any(|uri| uri == name);
         }
+        match ServerName::try_from(name) {
+            Ok(ServerName::DnsName(dns)) => parsed
+                .valid_dns_names()
+                .any(|one| one.eq_ignore_ascii_case(dns.as_ref())),
+            Ok(address @ ServerName::IpAddress(_)) => {
+                parsed.verify_is_valid_for_subject_name(&address).is_ok()
+            }
+            Ok(_) | Err(_) => false,
+        }
+    }
+
+    /// The names in the client's certificate, for logs: at most eight.
+    pub fn names(&self) -> Vec<String> {
+        let parsed = self
+            .certificates
+            .first()
+            .and_then(|certificate| webpki::EndEntityCert::try_from(certificate).ok());
+        let names = parsed.iter().flat_map(|parsed| {
+            parsed
+                .valid_dns_names()
+                .chain(parsed.valid_uri_names())
+                .map(str::to_owned)
+        });
+        names.take(8).collect()
     }
 }
 

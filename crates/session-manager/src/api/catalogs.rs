@@ -1,11 +1,13 @@
 //! CatalogService: org admins define named pointers to data.
 
-use super::{Api, not_yet};
+use super::{Api, trial};
 use session_core::access;
-use session_core::{Catalog, CatalogName, Principal};
+use session_core::{AuditAction, Catalog, CatalogName, Principal, Reason, SessionId, Status as Live};
 use session_proto::convert::{self, parse};
 use session_proto::error::Refused;
 use session_proto::v1::{self, catalog_service_server::CatalogService};
+use session_store::{ListQuery, Scope};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -21,10 +23,15 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::CreateCatalogRequest>,
     ) -> Answer<v1::CreateCatalogResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let catalog = checked(&who, request.into_inner().catalog)?;
         let catalog = self.0.directory.create(catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog created");
+        self.0
+            .audit(&who, AuditAction::CatalogCreated, |record| {
+                record.on(catalog.name.as_str())
+            })
+            .await;
         Ok(Response::new(v1::CreateCatalogResponse {
             catalog: Some(convert::catalog(&catalog)),
         }))
@@ -34,7 +41,7 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::DescribeCatalogRequest>,
     ) -> Answer<v1::DescribeCatalogResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let catalog = self.find(&who, &request.into_inner().name).await?;
         Ok(Response::new(v1::DescribeCatalogResponse {
             catalog: Some(convert::catalog(&catalog)),
@@ -45,7 +52,7 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::ListCatalogsRequest>,
     ) -> Answer<v1::ListCatalogsResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let all = self
             .0
             .directory
@@ -64,11 +71,16 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::UpdateCatalogRequest>,
     ) -> Answer<v1::UpdateCatalogResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let catalog = checked(&who, request.into_inner().catalog)?;
         self.find_writable(&who, catalog.name.as_str()).await?;
         let catalog = self.0.directory.replace(catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog updated");
+        self.0
+            .audit(&who, AuditAction::CatalogUpdated, |record| {
+                record.on(catalog.name.as_str())
+            })
+            .await;
         Ok(Response::new(v1::UpdateCatalogResponse {
             catalog: Some(convert::catalog(&catalog)),
         }))
@@ -78,10 +90,21 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::DeleteCatalogRequest>,
     ) -> Answer<v1::DeleteCatalogResponse> {
-        let who = self.0.caller(request.metadata())?;
-        let catalog = self.find_writable(&who, &request.into_inner().name).await?;
+        let who = self.0.caller(&request)?;
+        let request = request.into_inner();
+        let catalog = self.find_writable(&who, &request.name).await?;
+        if !request.force
+            && let Some(session) = self.user_of(&catalog).await?
+        {
+            return Err(in_use(&catalog, &session).into());
+        }
         self.0.directory.delete(&catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog deleted");
+        self.0
+            .audit(&who, AuditAction::CatalogDeleted, |record| {
+                record.on(catalog.name.as_str())
+            })
+            .await;
         Ok(Response::new(v1::DeleteCatalogResponse {}))
     }
 
@@ -89,8 +112,20 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::TestCatalogRequest>,
     ) -> Answer<v1::TestCatalogResponse> {
-        self.0.caller(request.metadata())?;
-        not_yet("TestCatalog")
+        let who = self.0.caller(&request)?;
+        let request = request.into_inner();
+        let catalog = self.find(&who, &request.name).await?;
+        if !access::write_catalogs(&who, &catalog.org) {
+            return Err(Refused::not_authorized().into());
+        }
+        let name = catalog.name.clone();
+        let tested = trial::run(&self.0, &who, catalog, &request.cluster).await?;
+        self.0
+            .audit(&who, AuditAction::CatalogTested, |record| {
+                record.on(name.as_str())
+            })
+            .await;
+        Ok(Response::new(tested))
     }
 }
 
@@ -118,6 +153,43 @@ impl Catalogs {
         }
         Ok(catalog)
     }
+
+    /// A live session with this default catalog, if there is one.
+    async fn user_of(&self, catalog: &Catalog) -> Result<Option<SessionId>, Refused> {
+        let mut query = ListQuery {
+            org: catalog.org.clone(),
+            scope: Scope::Org,
+            statuses: BTreeSet::from([Live::Pending, Live::Active, Live::Idle]),
+            owner: None,
+            cluster: None,
+            team: None,
+            labels: BTreeMap::new(),
+            page_size: session_store::PAGE_READ_LIMIT,
+            page_token: None,
+        };
+        loop {
+            let page = self.0.store.list(&query).await.map_err(crate::refuse::store)?;
+            let mut sessions = page.sessions.into_iter();
+            if let Some(user) = sessions.find(|session| session.catalog.as_ref() == Some(&catalog.name)) {
+                return Ok(Some(user.id));
+            }
+            if page.next.is_none() {
+                return Ok(None);
+            }
+            query.page_token = page.next;
+        }
+    }
+}
+
+fn in_use(catalog: &Catalog, session: &SessionId) -> Refused {
+    Refused::new(
+        Reason::InUse,
+        format!(
+            "Live sessions use the catalog {}, {session} for one. Close them first, or repeat with force: \
+             then they go on, and fail when they need new compute.",
+            catalog.name
+        ),
+    )
 }
 
 fn checked(who: &Principal, wire: Option<v1::Catalog>) -> Result<Catalog, Refused> {

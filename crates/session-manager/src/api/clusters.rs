@@ -4,7 +4,9 @@
 use super::Api;
 use session_core::access;
 use session_core::machine::Event;
-use session_core::{Actor, ChangeReason, Cluster, ClusterName, ClusterStatus, Principal, Reason};
+use session_core::{
+    Actor, AuditAction, ChangeReason, Cluster, ClusterName, ClusterStatus, Principal, Reason,
+};
 use session_proto::convert::{self, parse};
 use session_proto::error::Refused;
 use session_proto::v1::{self, cluster_service_server::ClusterService};
@@ -23,8 +25,20 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::CreateClusterRequest>,
     ) -> Answer<v1::CreateClusterResponse> {
-        let who = self.writer(&request)?;
-        let cluster = self.checked(request.into_inner().cluster)?;
+        let who = self.0.caller(&request)?;
+        let (cluster, wanted) = self.checked(request.into_inner().cluster)?;
+        let status = match wanted {
+            Some(v1::ClusterStatus::Active) | None => ClusterStatus::Active,
+            Some(v1::ClusterStatus::Pending) => ClusterStatus::Pending,
+            Some(
+                v1::ClusterStatus::Draining | v1::ClusterStatus::Destroyed | v1::ClusterStatus::Unspecified,
+            ) => {
+                return Err(
+                    Refused::field("cluster.status", "must be PENDING, ACTIVE or unspecified").into(),
+                );
+            }
+        };
+        let cluster = Cluster { status, ..cluster };
         let cluster = match self
             .0
             .directory
@@ -45,6 +59,11 @@ impl ClusterService for Clusters {
             Some(_) | None => self.0.directory.create(cluster).await?,
         };
         tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster created");
+        self.0
+            .audit(&who, AuditAction::ClusterCreated, |record| {
+                record.on(cluster.name.as_str())
+            })
+            .await;
         Ok(Response::new(v1::CreateClusterResponse {
             cluster: Some(convert::cluster(&cluster, true)),
         }))
@@ -54,7 +73,7 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::DescribeClusterRequest>,
     ) -> Answer<v1::DescribeClusterResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let cluster = self.find(&who, &request.into_inner().name).await?;
         let shown = convert::cluster(&cluster, access::write_platform(&who));
         Ok(Response::new(v1::DescribeClusterResponse {
@@ -66,7 +85,7 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::ListClustersRequest>,
     ) -> Answer<v1::ListClustersResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let all = self
             .0
             .directory
@@ -85,8 +104,8 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::UpdateClusterRequest>,
     ) -> Answer<v1::UpdateClusterResponse> {
-        let who = self.writer(&request)?;
-        let cluster = self.checked(request.into_inner().cluster)?;
+        let who = self.0.caller(&request)?;
+        let (cluster, wanted) = self.checked(request.into_inner().cluster)?;
         let old = self.find_writable(&who, cluster.name.as_str()).await?;
         let provider_kind = |cluster: &Cluster| std::mem::discriminant(&cluster.provider);
         if (old.engine, provider_kind(&old)) != (cluster.engine, provider_kind(&cluster)) {
@@ -96,15 +115,19 @@ impl ClusterService for Clusters {
             )
             .into());
         }
-        let cluster = self
-            .0
-            .directory
-            .replace(Cluster {
-                status: old.status,
-                ..cluster
-            })
-            .await?;
+        let status = match (old.status, wanted) {
+            (ClusterStatus::Pending | ClusterStatus::Draining, Some(v1::ClusterStatus::Active)) => {
+                ClusterStatus::Active
+            }
+            (old, _) => old,
+        };
+        let cluster = self.0.directory.replace(Cluster { status, ..cluster }).await?;
         tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster updated");
+        self.0
+            .audit(&who, AuditAction::ClusterUpdated, |record| {
+                record.on(cluster.name.as_str())
+            })
+            .await;
         Ok(Response::new(v1::UpdateClusterResponse {
             cluster: Some(convert::cluster(&cluster, true)),
         }))
@@ -114,10 +137,15 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::DrainClusterRequest>,
     ) -> Answer<v1::DrainClusterResponse> {
-        let who = self.writer(&request)?;
+        let who = self.0.caller(&request)?;
         let cluster = self.find_writable(&who, &request.into_inner().name).await?;
         let cluster = self.set_status(cluster, ClusterStatus::Draining).await?;
         tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster draining");
+        self.0
+            .audit(&who, AuditAction::ClusterDrained, |record| {
+                record.on(cluster.name.as_str())
+            })
+            .await;
         Ok(Response::new(v1::DrainClusterResponse {
             cluster: Some(convert::cluster(&cluster, true)),
         }))
@@ -127,9 +155,17 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::DeleteClusterRequest>,
     ) -> Answer<v1::DeleteClusterResponse> {
-        let who = self.writer(&request)?;
+        let who = self.0.caller(&request)?;
         let request = request.into_inner();
-        let cluster = self.find_writable(&who, &request.name).await?;
+        let cluster = match self.find_writable(&who, &request.name).await {
+            Ok(cluster) => cluster,
+            // Deleting again is fine.
+            Err(refused) if refused.reason == Reason::NotAuthorized => {
+                self.find(&who, &request.name).await?;
+                return Ok(Response::new(v1::DeleteClusterResponse {}));
+            }
+            Err(refused) => return Err(refused.into()),
+        };
         // No new session may slip in between the look and the end.
         let cluster = self.set_status(cluster, ClusterStatus::Draining).await?;
         if request.force {
@@ -148,28 +184,27 @@ impl ClusterService for Clusters {
         // can still be given back.
         let cluster = self.set_status(cluster, ClusterStatus::Destroyed).await?;
         tracing::info!(cluster = %cluster.name, actor = %who.id, force = request.force, "cluster destroyed");
+        self.0
+            .audit(&who, AuditAction::ClusterDeleted, |record| {
+                record.on(cluster.name.as_str())
+            })
+            .await;
         Ok(Response::new(v1::DeleteClusterResponse {}))
     }
 }
 
 impl Clusters {
-    fn writer<T>(&self, request: &Request<T>) -> Result<Principal, Refused> {
-        let who = self.0.caller(request.metadata())?;
-        if access::write_platform(&who) {
-            Ok(who)
-        } else {
-            Err(Refused::not_authorized())
-        }
-    }
-
     /// Everything that can be known to be wrong is said before it is stored.
-    fn checked(&self, wire: Option<v1::Cluster>) -> Result<Cluster, Refused> {
-        let cluster = convert::from_cluster(wire.ok_or_else(|| Refused::field("cluster", "is missing"))?)?;
+    /// Its status is told apart: it is a wish.
+    fn checked(&self, wire: Option<v1::Cluster>) -> Result<(Cluster, Option<v1::ClusterStatus>), Refused> {
+        let wire = wire.ok_or_else(|| Refused::field("cluster", "is missing"))?;
+        let wanted = Some(wire.status()).filter(|status| *status != v1::ClusterStatus::Unspecified);
+        let cluster = convert::from_cluster(wire)?;
         self.0
             .compute_config
             .check_cluster(&cluster)
             .map_err(|problem| Refused::field("cluster", problem))?;
-        Ok(cluster)
+        Ok((cluster, wanted))
     }
 
     async fn find(&self, who: &Principal, name: &str) -> Result<Cluster, Refused> {
@@ -187,6 +222,10 @@ impl Clusters {
 
     async fn find_writable(&self, who: &Principal, name: &str) -> Result<Cluster, Refused> {
         let cluster = self.find(who, name).await?;
+        // Its definition is only kept for what is left of it.
+        if cluster.status == ClusterStatus::Destroyed {
+            return Err(Refused::not_authorized());
+        }
         if cluster.managed_by_config {
             return Err(super::managed_by_config("cluster", name));
         }

@@ -1,14 +1,15 @@
 //! TokenLedger: who may have a token, and which tokens there are.
 
 use super::Api;
-use session_core::access::SessionAction;
+use session_core::access::Rpc;
 use session_core::machine::Event;
-use session_core::{Principal, Session, TokenId};
+use session_core::{Actor, AuditAction, Principal, Session, TokenId};
 use session_proto::convert::{from_timestamp, parse, timestamp};
 use session_proto::error::Refused;
 use session_proto::internal as wire;
 use session_proto::internal::token_ledger_server::TokenLedger;
 use session_store::TokenRecord;
+use session_store::signing::MOST_KEYS;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -24,8 +25,10 @@ impl TokenLedger for Ledger {
         &self,
         request: Request<wire::AuthorizeIssueRequest>,
     ) -> Answer<wire::AuthorizeIssueResponse> {
-        let who = self.0.caller(request.metadata())?;
-        let session = self.connectable(&who, &request.into_inner().session_id).await?;
+        let who = self.0.caller(&request)?;
+        let id = request.into_inner().session_id;
+        let session = self.connectable(&who, &id, Rpc::AuthorizeIssue).await;
+        let session = session.inspect_err(|refused| self.denied(&who, &id, refused))?;
         Ok(Response::new(wire::AuthorizeIssueResponse {
             org: session.org.to_string(),
             subject: who.id.to_string(),
@@ -38,9 +41,11 @@ impl TokenLedger for Ledger {
         &self,
         request: Request<wire::RecordTokenRequest>,
     ) -> Answer<wire::RecordTokenResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let request = request.into_inner();
-        let session = self.connectable(&who, &request.session_id).await?;
+        let session = self
+            .connectable(&who, &request.session_id, Rpc::RecordToken)
+            .await?;
         let token = request
             .token
             .ok_or_else(|| Refused::field("token", "is missing"))?;
@@ -57,6 +62,7 @@ impl TokenLedger for Ledger {
             issued_at: moment("token.issued_at", token.issued_at)?,
             expires_at: moment("token.expires_at", token.expires_at)?,
         };
+        self.possible(&session, &record)?;
         let limits = self
             .0
             .directory
@@ -64,12 +70,30 @@ impl TokenLedger for Ledger {
             .await
             .map_err(crate::refuse::store)?
             .limits;
-        let id = record.id.clone();
+        let (id, until) = (
+            record.id.clone(),
+            record.expires_at.after(self.0.verifier.config().afterlife()),
+        );
         self.0
             .store
             .record_token(&session.key(), record, limits.tokens_per_session)
             .await
-            .map_err(crate::refuse::store)?;
+            .map_err(crate::refuse::store)
+            .inspect_err(|refused| self.denied(&who, &request.session_id, refused))?;
+        // Shut out meanwhile: whoever took back their tokens may not have seen this one.
+        if let Err(refused) = self.0.let_in(&who).await {
+            let revoke = Event::RevokeToken {
+                id: id.clone(),
+                until,
+            };
+            let key = session.key();
+            self.0
+                .driver
+                .ask(&key, &revoke, &Actor::System, |_| Ok(()))
+                .await?;
+            self.denied(&who, &request.session_id, &refused);
+            return Err(refused.into());
+        }
         tracing::info!(session = %session.id, org = %session.org, token = %id, actor = %who.id, "token recorded");
         Ok(Response::new(wire::RecordTokenResponse {}))
     }
@@ -78,9 +102,9 @@ impl TokenLedger for Ledger {
         &self,
         request: Request<wire::ListTokensRequest>,
     ) -> Answer<wire::ListTokensResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let id = request.into_inner().session_id;
-        let (session, _) = self.0.session_for(&who, &id, SessionAction::Connect).await?;
+        let (session, _) = self.0.session_for(&who, &id, Rpc::ListTokens).await?;
         let tokens = self
             .0
             .store
@@ -111,52 +135,125 @@ impl TokenLedger for Ledger {
     }
 
     async fn revoke(&self, request: Request<wire::RevokeRequest>) -> Answer<wire::RevokeResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let request = request.into_inner();
         let id: TokenId = parse("token_id", &request.token_id)?;
-        let (session, _) = self
-            .0
-            .session_for(&who, &request.session_id, SessionAction::Connect)
-            .await?;
+        let (session, _) = self.0.session_for(&who, &request.session_id, Rpc::Revoke).await?;
         let tokens = self
             .0
             .store
             .tokens(&session.key())
             .await
             .map_err(crate::refuse::store)?;
-        // A token that is not listed has expired, or never was of this session.
-        if let Some(token) = tokens.iter().find(|token| token.id == id) {
-            let until = token.expires_at.after(self.0.verifier.config().afterlife());
-            self.0
-                .change(
-                    &who,
-                    &session.key(),
-                    SessionAction::Connect,
-                    &Event::RevokeToken { id, until },
-                )
-                .await?;
-        }
+        // One that is not listed has expired, but may still reattach for a while.
+        let now = self.0.store.now().await.map_err(crate::refuse::store)?;
+        let listed = tokens.iter().find(|token| token.id == id);
+        let expires_at = listed.map_or(now, |token| token.expires_at);
+        let until = expires_at.after(self.0.verifier.config().afterlife());
+        let revoke = Event::RevokeToken {
+            id: id.clone(),
+            until,
+        };
+        self.0.change(&who, &session.key(), Rpc::Revoke, &revoke).await?;
+        self.0
+            .audit(&who, AuditAction::TokenRevoked, |record| {
+                record.on_session(&session.key()).on_token(&id)
+            })
+            .await;
         Ok(Response::new(wire::RevokeResponse {}))
     }
 
     async fn revoke_all(&self, request: Request<wire::RevokeAllRequest>) -> Answer<wire::RevokeAllResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let id = request.into_inner().session_id;
-        let (session, _) = self.0.session_for(&who, &id, SessionAction::Connect).await?;
+        let (session, _) = self.0.session_for(&who, &id, Rpc::RevokeAll).await?;
         let (session, _) = self
             .0
-            .change(&who, &session.key(), SessionAction::Connect, &Event::RevokeTokens)
+            .change(&who, &session.key(), Rpc::RevokeAll, &Event::RevokeTokens)
             .await?;
+        self.0
+            .audit(&who, AuditAction::TokensRevoked, |record| {
+                record.on_session(&session.key())
+            })
+            .await;
         Ok(Response::new(wire::RevokeAllResponse {
             token_epoch: session.token_epoch,
         }))
     }
+
+    async fn report_keys(
+        &self,
+        request: Request<wire::ReportKeysRequest>,
+    ) -> Answer<wire::ReportKeysResponse> {
+        let wire::ReportKeysRequest { published, signing } = request.into_inner();
+        if published.len() > MOST_KEYS || !published.iter().all(|id| is_key_id(id)) {
+            return Err(Refused::field("published", "must be at most 64 key ids").into());
+        }
+        let signing = (!signing.is_empty()).then_some(signing);
+        if signing
+            .as_ref()
+            .is_some_and(|signing| !published.contains(signing))
+        {
+            return Err(Refused::field("signing", "must be one of those that are published").into());
+        }
+        let known = self
+            .0
+            .store
+            .report_keys(&published, signing.as_deref())
+            .await
+            .map_err(crate::refuse::store)?;
+        let keys = known.keys.into_iter().map(|key| wire::KnownKey {
+            key_id: key.id,
+            published_since: Some(timestamp(key.published_since)),
+            signed_at: key.signed_at.map(timestamp),
+        });
+        Ok(Response::new(wire::ReportKeysResponse {
+            now: Some(timestamp(known.now)),
+            keys: keys.collect(),
+        }))
+    }
+}
+
+/// An RFC 7638 thumbprint by its form.
+fn is_key_id(text: &str) -> bool {
+    text.len() == 43
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 
 impl Ledger {
+    /// Somebody was refused a token.
+    fn denied(&self, who: &Principal, id: &str, refused: &Refused) {
+        self.0.trail.refused(AuditAction::TokenIssued, refused, |record| {
+            let record = record.by(Actor::Principal(who.id.clone())).of_org(&who.org);
+            match self.0.key(who, id) {
+                Ok(key) => record.on_session(&key),
+                Err(_) => record,
+            }
+        });
+    }
+
+    /// Could the issuer have made such a token? It decides the same; what is
+    /// recorded is what the ledger answers for.
+    fn possible(&self, session: &Session, record: &TokenRecord) -> Result<(), Refused> {
+        if !is_key_id(&record.key_id) {
+            return Err(Refused::field("token.key_id", "must be a key's thumbprint"));
+        }
+        let most = record.issued_at.after(self.0.verifier.config().max_ttl);
+        let end = most.min(session.expires_at);
+        if record.expires_at <= record.issued_at || record.expires_at > end {
+            return Err(Refused::field(
+                "token.expires_at",
+                format!("must be after it was issued, and not after {end}"),
+            ));
+        }
+        Ok(())
+    }
+
     /// A live session that the caller may act as.
-    async fn connectable(&self, who: &Principal, id: &str) -> Result<Session, Refused> {
-        let (session, _) = self.0.session_for(who, id, SessionAction::Connect).await?;
+    async fn connectable(&self, who: &Principal, id: &str, rpc: Rpc) -> Result<Session, Refused> {
+        let (session, _) = self.0.session_for(who, id, rpc).await?;
         if session.status().is_terminal() {
             return Err(crate::refuse::ended(&session));
         }

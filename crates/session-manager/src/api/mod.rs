@@ -6,40 +6,49 @@ mod bind;
 pub(crate) mod catalogs;
 pub(crate) mod clusters;
 pub(crate) mod ledger;
+mod operations;
 pub(crate) mod orgs;
+mod placing;
 pub(crate) mod routes;
 pub(crate) mod sessions;
+pub(crate) mod trial;
+pub(crate) mod watch;
 
+use crate::audit::Trail;
+use crate::callers::Callers;
 use crate::directory::Directory;
 use crate::driver::Driver;
 use crate::feed::Hub;
+use crate::gate::Admitted;
 use crate::metrics::Metrics;
 use crate::reports::Reports;
-use service_kit::caller::{Authenticator, Caller, ISSUER_ALIAS, ServiceAccountConfig};
+use crate::shut_out::ShutOut;
 use service_kit::document::Document;
-use session_core::access::{self, SessionAction};
+use session_core::access::{self, Rpc};
 use session_core::machine::Event;
-use session_core::{
-    Activity, Actor, Clock, Principal, PrincipalId, Reason, Role, Session, SessionId, SessionKey,
-};
+use session_core::{Activity, Actor, Clock, OrgId, Principal, Reason, Role, Session, SessionId, SessionKey};
 use session_proto::convert;
 use session_proto::error::Refused;
 use session_store::SessionStore;
 use session_token::{Keyring, Verifier};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
+use tonic::Request;
 use tonic::metadata::MetadataMap;
 
 /// What every service works with.
 #[derive(Debug)]
 pub(crate) struct Api {
+    pub(crate) trail: Trail,
     pub(crate) store: Arc<dyn SessionStore>,
     pub(crate) directory: Directory,
     pub(crate) driver: Arc<Driver>,
     pub(crate) hub: Arc<Hub>,
     pub(crate) reports: Arc<Reports>,
-    pub(crate) authenticator: Authenticator,
+    pub(crate) shut_out: Arc<ShutOut>,
+    pub(crate) watches: watch::Watches,
+    pub(crate) trials: trial::Trials,
+    pub(crate) callers: Callers,
     pub(crate) verifier: Verifier,
     pub(crate) keyring: Arc<Keyring>,
     pub(crate) keys: Arc<Document>,
@@ -52,32 +61,40 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    /// Who calls: a service-account key in `authorization`.
-    pub(crate) fn caller(&self, metadata: &MetadataMap) -> Result<Principal, Refused> {
-        let bearer = service_kit::grpc::bearer(metadata.as_ref()).map_err(Refused::no_key)?;
-        let caller = self
-            .authenticator
-            .authenticate(
-                bearer,
-                std::time::UNIX_EPOCH + std::time::Duration::from_millis(self.clock.now().as_millis()),
-            )
-            .map_err(|problem| {
-                Refused::new(
-                    Reason::CallerUnknown,
-                    format!("{problem}. Ask your platform team for a new one."),
-                )
-            })?;
-        principal(&caller).map_err(|problem| {
-            tracing::error!(
-                subject = caller.subject,
-                problem,
-                "a configured caller cannot be used"
-            );
-            Refused::new(
-                Reason::CallerUnknown,
-                "This key is not set up correctly. Tell your platform team.",
-            )
-        })
+    /// Who calls, as the door let them in.
+    pub(crate) fn caller<T>(&self, request: &Request<T>) -> Result<Principal, Refused> {
+        match request.extensions().get::<Admitted>() {
+            Some(Admitted(who)) => Ok(who.clone()),
+            None => {
+                tracing::error!("a call that no door let in");
+                Err(Refused::no_key("no credential"))
+            }
+        }
+    }
+
+    /// Who calls, found out anew from the headers of a call that goes on.
+    pub(crate) async fn caller_still(&self, metadata: &MetadataMap) -> Result<Principal, Refused> {
+        let who = self.callers.identify(metadata.as_ref()).await?;
+        self.let_in(&who).await?;
+        Ok(who)
+    }
+
+    /// Refuses who is shut out. Platform admins are heard although their
+    /// organization is: nobody could enable it again otherwise.
+    pub(crate) async fn let_in(&self, who: &Principal) -> Result<(), Refused> {
+        let standing = self.directory.standing(&who.org, &who.id).await;
+        let standing = standing.map_err(crate::refuse::store)?;
+        let platform = who.has(Role::PlatformAdmin);
+        if let Some(disabled) = standing.principal
+            && (disabled.by_platform || !platform)
+        {
+            tracing::info!(org = %who.org, actor = %who.id, "a disabled principal was refused");
+            return Err(crate::callers::shut_out(who));
+        }
+        if standing.org.is_some() && !platform {
+            return Err(org_disabled(&who.org));
+        }
+        Ok(())
     }
 
     /// Reads a session that `who` may use so. "Not yours" and "no such" answer alike.
@@ -85,12 +102,12 @@ impl Api {
         &self,
         who: &Principal,
         id: &str,
-        action: SessionAction,
+        rpc: Rpc,
     ) -> Result<(Session, Activity), Refused> {
         let key = self.key(who, id)?;
         let loaded = self.store.load(&key).await.map_err(crate::refuse::store)?;
         match loaded {
-            Some(loaded) if access::on_session(who, action, &loaded.session) => {
+            Some(loaded) if access::call_on_session(who, rpc, &loaded.session) => {
                 Ok((loaded.session, loaded.activity))
             }
             Some(_) | None => Err(Refused::not_authorized()),
@@ -103,11 +120,11 @@ impl Api {
         &self,
         who: &Principal,
         key: &SessionKey,
-        action: SessionAction,
+        rpc: Rpc,
         event: &Event,
     ) -> Result<(Session, Activity), Refused> {
         let may = |session: &Session| {
-            if access::on_session(who, action, session) {
+            if access::call_on_session(who, rpc, session) {
                 Ok(())
             } else {
                 Err(Refused::not_authorized())
@@ -130,53 +147,11 @@ impl Api {
     }
 }
 
-/// A configured caller as the domain knows it.
-pub(crate) fn principal(caller: &Caller) -> Result<Principal, String> {
-    let roles = caller
-        .roles
-        .iter()
-        .map(|role| role_of(role))
-        .collect::<Result<_, _>>()?;
-    Ok(Principal {
-        id: PrincipalId::new(&caller.issuer_alias, &caller.subject).map_err(|error| error.to_string())?,
-        org: caller
-            .org
-            .parse()
-            .map_err(|error: session_core::id::InvalidId| error.to_string())?,
-        roles,
-        teams: caller.teams.iter().cloned().collect(),
-        team_admin_of: caller.team_admin_of.iter().cloned().collect(),
-    })
-}
-
-/// Checks that a configured account can be used.
-pub(crate) fn account_principal(account: &ServiceAccountConfig) -> Result<Principal, String> {
-    principal(&Caller {
-        issuer_alias: ISSUER_ALIAS.to_owned(),
-        subject: account.name.clone(),
-        org: account.org.clone(),
-        roles: account.roles.clone(),
-        teams: account.teams.clone(),
-        team_admin_of: account.team_admin_of.clone(),
-    })
-}
-
-fn role_of(text: &str) -> Result<Role, String> {
-    match text {
-        "member" => Ok(Role::Member),
-        "org-admin" => Ok(Role::OrgAdmin),
-        "platform-admin" => Ok(Role::PlatformAdmin),
-        other => Err(format!(
-            "{other:?} is not a role: use member, org-admin or platform-admin"
-        )),
-    }
-}
-
-/// What a later release will do.
-pub(crate) fn not_yet<T>(what: &str) -> Result<T, Status> {
-    Err(Status::unimplemented(format!(
-        "{what} is not available in this release"
-    )))
+pub(crate) fn org_disabled(org: &OrgId) -> Refused {
+    Refused::new(
+        Reason::OrgDisabled,
+        format!("The organization {org} is disabled. Ask your platform team."),
+    )
 }
 
 /// Things declared in configuration are read-only here.

@@ -1,14 +1,19 @@
-//! OrgService: organizations come from configuration in this release; the API
-//! reads them.
+//! OrgService: platform admins define organizations and their limits, and shut
+//! out who must be; org admins shut out principals of their own.
 
-use super::{Api, not_yet};
+use super::Api;
+use crate::directory::Defined;
 use session_core::access;
-use session_core::{Org, OrgId};
-use session_proto::convert::{self, parse};
+use session_core::{AuditAction, Disabled, Limits, Org, OrgId, Principal, PrincipalId, Reason};
+use session_proto::convert::{self, non_empty, parse};
 use session_proto::error::Refused;
 use session_proto::v1::{self, org_service_server::OrgService};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
+
+/// How often a lost race is run again.
+const RACES: usize = 8;
 
 /// Serves `berth.v1.OrgService`.
 #[derive(Debug, Clone)]
@@ -22,58 +27,224 @@ impl OrgService for Orgs {
         &self,
         request: Request<v1::DescribeOrgRequest>,
     ) -> Answer<v1::DescribeOrgResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let id: OrgId = parse("name", &request.into_inner().name)?;
         if id != who.org && !access::write_platform(&who) {
             return Err(Refused::not_authorized().into());
         }
-        let org = self.0.directory.org(&id).await.map_err(crate::refuse::store)?;
-        Ok(Response::new(v1::DescribeOrgResponse {
-            org: Some(convert::org(&org)),
-        }))
+        let mut org = self.shown(&id).await?;
+        if access::disable_principals(&who, &id) {
+            org.disabled_principals = self.disabled_in(&id).await?;
+        }
+        Ok(Response::new(v1::DescribeOrgResponse { org: Some(org) }))
     }
 
     async fn list_orgs(&self, request: Request<v1::ListOrgsRequest>) -> Answer<v1::ListOrgsResponse> {
-        let who = self.0.caller(request.metadata())?;
-        let all = self
-            .0
-            .directory
-            .all::<Org>()
-            .await
-            .map_err(crate::refuse::store)?;
-        let orgs = all
-            .iter()
-            .filter(|org| org.id == who.org || access::write_platform(&who))
-            .map(convert::org)
-            .collect();
+        let who = self.0.caller(&request)?;
+        let orgs = if access::write_platform(&who) {
+            self.all().await?
+        } else {
+            vec![self.shown(&who.org).await?]
+        };
         Ok(Response::new(v1::ListOrgsResponse { orgs }))
     }
 
     async fn create_org(&self, request: Request<v1::CreateOrgRequest>) -> Answer<v1::CreateOrgResponse> {
-        self.0.caller(request.metadata())?;
-        not_yet("CreateOrg")
+        let who = self.0.caller(&request)?;
+        let wire = request.into_inner().org;
+        let wire = wire.ok_or_else(|| Refused::field("org", "is missing"))?;
+        if wire.disabled {
+            return Err(
+                Refused::field("org.disabled", "cannot be set here: create it, then disable it").into(),
+            );
+        }
+        let org = Org {
+            id: parse("org.name", &wire.name)?,
+            limits: match &wire.limits {
+                None => Limits::default(),
+                Some(limits) => convert::from_limits(limits)?,
+            },
+            managed_by_config: false,
+            version: 0,
+        };
+        let org = self.0.directory.create(org).await?;
+        tracing::info!(org = %org.id, actor = %who.id, "organization created");
+        self.0
+            .audit(&who, AuditAction::OrgCreated, |record| {
+                record.of_org(&org.id).on(org.id.as_str())
+            })
+            .await;
+        Ok(Response::new(v1::CreateOrgResponse {
+            org: Some(self.shown(&org.id).await?),
+        }))
     }
 
     async fn set_limits(&self, request: Request<v1::SetLimitsRequest>) -> Answer<v1::SetLimitsResponse> {
-        self.0.caller(request.metadata())?;
-        not_yet("SetLimits")
+        let who = self.0.caller(&request)?;
+        let request = request.into_inner();
+        let id: OrgId = parse("name", &request.name)?;
+        let limits = request
+            .limits
+            .ok_or_else(|| Refused::field("limits", "is missing"))?;
+        let limits = convert::from_limits(&limits)?;
+        self.write_limits(&id, &limits).await?;
+        tracing::info!(org = %id, actor = %who.id, ?limits, "limits set");
+        self.0
+            .audit(&who, AuditAction::OrgUpdated, |record| {
+                record.of_org(&id).on(id.as_str())
+            })
+            .await;
+        Ok(Response::new(v1::SetLimitsResponse {
+            org: Some(self.shown(&id).await?),
+        }))
     }
 
     async fn enable_org(&self, request: Request<v1::EnableOrgRequest>) -> Answer<v1::EnableOrgResponse> {
-        self.0.caller(request.metadata())?;
-        not_yet("EnableOrg")
+        let who = self.0.caller(&request)?;
+        let id: OrgId = parse("name", &request.into_inner().name)?;
+        self.0.shut_out.enable(&id, None, |_| true).await?;
+        tracing::info!(org = %id, actor = %who.id, "organization enabled");
+        self.0
+            .audit(&who, AuditAction::OrgEnabled, |record| {
+                record.of_org(&id).on(id.as_str())
+            })
+            .await;
+        Ok(Response::new(v1::EnableOrgResponse {
+            org: Some(self.shown(&id).await?),
+        }))
     }
 
     async fn disable_org(&self, request: Request<v1::DisableOrgRequest>) -> Answer<v1::DisableOrgResponse> {
-        self.0.caller(request.metadata())?;
-        not_yet("DisableOrg")
+        let who = self.0.caller(&request)?;
+        let id: OrgId = parse("name", &request.into_inner().name)?;
+        let closed_sessions = self.disable(&who, &id, None).await?;
+        tracing::info!(org = %id, actor = %who.id, closed_sessions, "organization disabled");
+        self.0
+            .audit(&who, AuditAction::OrgDisabled, |record| {
+                record.of_org(&id).on(id.as_str())
+            })
+            .await;
+        Ok(Response::new(v1::DisableOrgResponse {
+            org: Some(self.shown(&id).await?),
+            closed_sessions,
+        }))
     }
 
     async fn disable_principal(
         &self,
         request: Request<v1::DisablePrincipalRequest>,
     ) -> Answer<v1::DisablePrincipalResponse> {
-        self.0.caller(request.metadata())?;
-        not_yet("DisablePrincipal")
+        let who = self.0.caller(&request)?;
+        let request = request.into_inner();
+        let org = match non_empty(request.org) {
+            None => who.org.clone(),
+            Some(org) => parse("org", &org)?,
+        };
+        if !access::disable_principals(&who, &org) {
+            return Err(Refused::not_authorized().into());
+        }
+        let principal: PrincipalId = parse("principal", &request.principal)?;
+        let closed_sessions = if !request.disabled {
+            let may = |stored: &Disabled| !stored.by_platform || access::write_platform(&who);
+            self.0.shut_out.enable(&org, Some(&principal), may).await?;
+            0
+        } else if principal == who.id && org == who.org {
+            return Err(Refused::field("principal", "is yourself: ask another administrator").into());
+        } else {
+            self.disable(&who, &org, Some(principal.clone())).await?
+        };
+        tracing::info!(
+            %org, %principal, actor = %who.id, closed_sessions, disabled = request.disabled, "principal changed"
+        );
+        let action = if request.disabled {
+            AuditAction::PrincipalDisabled
+        } else {
+            AuditAction::PrincipalEnabled
+        };
+        self.0
+            .audit(&who, action, |record| record.of_org(&org).on(principal.as_str()))
+            .await;
+        Ok(Response::new(v1::DisablePrincipalResponse { closed_sessions }))
+    }
+}
+
+impl Orgs {
+    async fn shown(&self, id: &OrgId) -> Result<v1::Org, Refused> {
+        let directory = &self.0.directory;
+        let (org, disabled) =
+            tokio::try_join!(directory.org(id), directory.is_disabled(id)).map_err(crate::refuse::store)?;
+        Ok(convert::org(&org, disabled))
+    }
+
+    /// Those that somebody defined, and those that are disabled.
+    async fn all(&self) -> Result<Vec<v1::Org>, Refused> {
+        let directory = &self.0.directory;
+        let (defined, disabled) = tokio::try_join!(directory.all::<Org>(), directory.all::<Disabled>())
+            .map_err(crate::refuse::store)?;
+        let mut all: BTreeMap<OrgId, v1::Org> = defined
+            .iter()
+            .map(|org| (org.id.clone(), convert::org(org, false)))
+            .collect();
+        for disabled in disabled.into_iter().filter(|one| one.principal.is_none()) {
+            let undefined = || convert::org(&Org::undefined(disabled.org.clone()), true);
+            all.entry(disabled.org.clone()).or_insert_with(undefined).disabled = true;
+        }
+        Ok(all.into_values().collect())
+    }
+
+    async fn disabled_in(&self, id: &OrgId) -> Result<Vec<String>, Refused> {
+        let all = self.0.directory.all::<Disabled>().await;
+        let here = all.map_err(crate::refuse::store)?.into_iter();
+        let here = here.filter(|disabled| disabled.org == *id);
+        Ok(here
+            .filter_map(|disabled| disabled.principal)
+            .map(|principal| principal.to_string())
+            .collect())
+    }
+
+    async fn write_limits(&self, id: &OrgId, limits: &Limits) -> Result<(), Refused> {
+        for _ in 0..RACES {
+            let org = self.0.directory.org(id).await.map_err(crate::refuse::store)?;
+            if org.managed_by_config {
+                return Err(super::managed_by_config("organization", id.as_str()));
+            }
+            let wanted = Org {
+                limits: limits.clone(),
+                ..org
+            };
+            let written = if wanted.version() == 0 {
+                self.0.directory.create(wanted).await
+            } else {
+                self.0.directory.replace(wanted).await
+            };
+            match written {
+                Ok(_) => return Ok(()),
+                Err(refused) if matches!(refused.reason, Reason::Conflict | Reason::AlreadyExists) => {}
+                Err(refused) => return Err(refused),
+            }
+        }
+        Err(Refused::new(
+            Reason::Conflict,
+            "The organization keeps changing. Try again.",
+        ))
+    }
+
+    async fn disable(
+        &self,
+        who: &Principal,
+        org: &OrgId,
+        principal: Option<PrincipalId>,
+    ) -> Result<u32, Refused> {
+        let at = self.0.store.now().await.map_err(crate::refuse::store)?;
+        let disabled = Disabled {
+            org: org.clone(),
+            principal,
+            by: who.id.clone(),
+            by_platform: access::write_platform(who),
+            at,
+            settled: false,
+            version: 0,
+        };
+        self.0.shut_out.disable(disabled).await
     }
 }

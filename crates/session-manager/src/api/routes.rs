@@ -2,6 +2,7 @@
 //! what changed.
 
 use super::{Api, bind};
+use crate::shut_out::Standing;
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use session_core::machine::Event;
@@ -45,8 +46,10 @@ impl RouteService for Routes {
             id: claims.sid.clone(),
         };
         let until = tokio::time::Instant::now() + wait;
-        let epoch = self.0.store.epoch().await.map_err(crate::refuse::store)?;
         loop {
+            // Read before the record: one of an earlier epoch than the record's
+            // own is announced as outdated, the other way round nobody would know.
+            let epoch = self.0.store.epoch().await.map_err(crate::refuse::store)?;
             let waiter = self.0.hub.wait_for(&key);
             let changed = waiter.changed();
             let session = self.0.store.get(&key).await.map_err(crate::refuse::store)?;
@@ -60,7 +63,10 @@ impl RouteService for Routes {
                 SessionStatus::Pending => false,
             };
             if settled || tokio::time::Instant::now() >= until {
-                let route = self.route(&session, epoch).await?;
+                let standing = self.0.directory.standing(&key.org, &claims.sub).await;
+                let standing = standing.map_err(crate::refuse::store)?;
+                check_let_in(&standing, &session)?;
+                let route = self.route(&session, standing.org.is_some(), epoch).await?;
                 self.0.metrics.resolved(session.status());
                 return Ok(Response::new(wire::ResolveRouteResponse { route: Some(route) }));
             }
@@ -80,14 +86,23 @@ impl RouteService for Routes {
         // Subscribe first: what changes while the epoch is read is not missed.
         let changes = self.0.hub.subscribe();
         let epoch = self.0.store.epoch().await.map_err(crate::refuse::store)?;
+        let store = Arc::clone(&self.0.store);
         let stream = stream::once(async move { Ok(reset(epoch)) })
-            .chain(stream::unfold(changes, move |mut changes| async move {
-                let update = match changes.recv().await {
-                    Ok(Feed::Change(change)) => route_change(&change, epoch),
-                    Ok(Feed::Reset) | Err(broadcast::error::RecvError::Lagged(_)) => reset(epoch),
-                    Err(broadcast::error::RecvError::Closed) => return None,
-                };
-                Some((Ok(update), changes))
+            .chain(stream::unfold((changes, epoch), move |(mut changes, known)| {
+                let store = Arc::clone(&store);
+                async move {
+                    let (update, epoch) = match changes.recv().await {
+                        Ok(Feed::Change(change)) => (route_change(&change, known), known),
+                        Ok(Feed::Reset) | Err(broadcast::error::RecvError::Lagged(_)) => {
+                            // While the store is away, the reset that follows its
+                            // return tells the new epoch.
+                            let epoch = store.epoch().await.unwrap_or(known);
+                            (reset(epoch), epoch)
+                        }
+                        Err(broadcast::error::RecvError::Closed) => return None,
+                    };
+                    Some((Ok(update), (changes, epoch)))
+                }
             }))
             .take_until(self.0.stopping.clone().cancelled_owned())
             .boxed();
@@ -116,13 +131,11 @@ impl RouteService for Routes {
         let session = self.0.store.get(&key).await.map_err(crate::refuse::store)?;
         let session = session.ok_or_else(|| forgotten(&key))?;
         check_not_revoked(&claims, &session)?;
-        let org = self.0.directory.org(&key.org).await;
-        if org.map_err(crate::refuse::store)?.disabled {
-            let text = format!(
-                "The organization {} is disabled. Ask your platform team.",
-                key.org
-            );
-            return Err(Refused::new(Reason::OrgDisabled, text).into());
+        let standing = self.0.directory.standing(&key.org, &claims.sub).await;
+        let standing = standing.map_err(crate::refuse::store)?;
+        check_let_in(&standing, &session)?;
+        if standing.org.is_some() {
+            return Err(super::org_disabled(&key.org).into());
         }
         if session.status().is_terminal() {
             return Err(crate::refuse::ended(&session).into());
@@ -201,13 +214,7 @@ impl Routes {
             .collect())
     }
 
-    async fn route(&self, session: &Session, epoch: u64) -> Result<wire::Route, Refused> {
-        let org = self
-            .0
-            .directory
-            .org(&session.org)
-            .await
-            .map_err(crate::refuse::store)?;
+    async fn route(&self, session: &Session, org_disabled: bool, epoch: u64) -> Result<wire::Route, Refused> {
         let bindings = match session.state.published_route() {
             Some(route) if !route.dedicated => self.bindings(session, route).await?,
             Some(_) | None => Vec::new(),
@@ -242,7 +249,7 @@ impl Routes {
                 .collect(),
             backend,
             owner: session.owner.to_string(),
-            org_disabled: org.disabled,
+            org_disabled,
             user_id: compute::shared::user_id(&session.key()),
             bindings,
             expires_at: Some(timestamp(session.expires_at)),
@@ -261,15 +268,27 @@ fn told(session: &Session) -> String {
 
 fn check_not_revoked(claims: &Claims, session: &Session) -> Result<(), Refused> {
     if claims.epoch < session.token_epoch || session.revoked_tokens.contains_key(&claims.jti) {
-        return Err(Refused::new(
-            Reason::TokenRevoked,
-            format!(
-                "The token was revoked. Generate a new one: `berth token {}`.",
-                session.id
-            ),
-        ));
+        return Err(revoked(session));
     }
     Ok(())
+}
+
+/// A token of somebody who is shut out is as good as revoked.
+fn check_let_in(standing: &Standing, session: &Session) -> Result<(), Refused> {
+    match standing.principal {
+        Some(_) => Err(revoked(session)),
+        None => Ok(()),
+    }
+}
+
+fn revoked(session: &Session) -> Refused {
+    Refused::new(
+        Reason::TokenRevoked,
+        format!(
+            "The token was revoked. Generate a new one: `berth token {}`.",
+            session.id
+        ),
+    )
 }
 
 const fn status(status: SessionStatus) -> wire::RouteStatus {

@@ -1,13 +1,13 @@
 //! SessionService: create, read, change and close sessions.
 
-use super::{Api, not_yet};
+use super::Api;
 use futures::stream::BoxStream;
-use session_core::access::{self, SessionAction};
+use session_core::access::{self, Rpc, SessionAction};
 use session_core::machine::{Event, NewSession};
 use session_core::policy::PolicyRequest;
 use session_core::{
-    Catalog, CatalogName, ChangeReason, Cluster, ClusterName, ClusterStatus, Limits, Principal, Reason, Role,
-    Session, SessionId, SessionPolicy, Status as SessionStatus, Timestamp, Use, machine,
+    ChangeReason, Limits, Principal, Role, Session, SessionId, SessionPolicy, Status as SessionStatus,
+    Timestamp, Use, machine,
 };
 use session_proto::convert::{self, maybe_duration, non_empty, parse};
 use session_proto::error::Refused;
@@ -37,7 +37,7 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::CreateSessionRequest>,
     ) -> Answer<v1::CreateSessionResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let session = self.create(&who, request.into_inner()).await?;
         Ok(Response::new(v1::CreateSessionResponse {
             session: Some(shown(&who, &session, &Use::default())),
@@ -48,7 +48,7 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::DescribeSessionRequest>,
     ) -> Answer<v1::DescribeSessionResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let request = request.into_inner();
         let wait = maybe_duration("wait_ready", request.wait_ready.as_ref())?.unwrap_or_default();
         if wait > LONGEST_WAIT {
@@ -61,7 +61,7 @@ impl SessionService for Sessions {
             let changed = waiter.changed();
             let (session, _) = self
                 .0
-                .session_for(&who, &request.session_id, SessionAction::Read)
+                .session_for(&who, &request.session_id, Rpc::DescribeSession)
                 .await?;
             if session.status() != SessionStatus::Pending || tokio::time::Instant::now() >= until {
                 return Ok(Response::new(v1::DescribeSessionResponse {
@@ -76,7 +76,7 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::ListSessionsRequest>,
     ) -> Answer<v1::ListSessionsResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let query = list_query(&who, request.into_inner())?;
         let page = self.0.store.list(&query).await.map_err(crate::refuse::store)?;
         let uses = self
@@ -98,7 +98,7 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::UpdateSessionRequest>,
     ) -> Answer<v1::UpdateSessionResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let request = request.into_inner();
         let labels = match request.labels {
             None => None,
@@ -118,7 +118,12 @@ impl SessionService for Sessions {
             Some(name) => Some(checked_text("name", name)?),
         };
         let session = self
-            .change(&who, &request.session_id, Event::Update { name, labels })
+            .change(
+                &who,
+                &request.session_id,
+                Rpc::UpdateSession,
+                Event::Update { name, labels },
+            )
             .await?;
         Ok(Response::new(v1::UpdateSessionResponse {
             session: Some(session),
@@ -129,11 +134,16 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::ExtendSessionRequest>,
     ) -> Answer<v1::ExtendSessionResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let request = request.into_inner();
         let expires_at = required_moment("expires_at", request.expires_at.as_ref())?;
         let session = self
-            .change(&who, &request.session_id, Event::Extend { expires_at })
+            .change(
+                &who,
+                &request.session_id,
+                Rpc::ExtendSession,
+                Event::Extend { expires_at },
+            )
             .await?;
         Ok(Response::new(v1::ExtendSessionResponse {
             session: Some(session),
@@ -144,11 +154,16 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::KeepSessionAliveRequest>,
     ) -> Answer<v1::KeepSessionAliveResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let request = request.into_inner();
         let until = required_moment("until", request.until.as_ref())?;
         let session = self
-            .change(&who, &request.session_id, Event::KeepAlive { until })
+            .change(
+                &who,
+                &request.session_id,
+                Rpc::KeepSessionAlive,
+                Event::KeepAlive { until },
+            )
             .await?;
         Ok(Response::new(v1::KeepSessionAliveResponse {
             session: Some(session),
@@ -159,9 +174,14 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::WarmSessionRequest>,
     ) -> Answer<v1::WarmSessionResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let session = self
-            .change(&who, &request.into_inner().session_id, Event::Wake)
+            .change(
+                &who,
+                &request.into_inner().session_id,
+                Rpc::WarmSession,
+                Event::Wake,
+            )
             .await?;
         Ok(Response::new(v1::WarmSessionResponse {
             session: Some(session),
@@ -172,11 +192,13 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::CloseSessionRequest>,
     ) -> Answer<v1::CloseSessionResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let close = Event::Close {
             reason: ChangeReason::CloseRequested,
         };
-        let session = self.change(&who, &request.into_inner().session_id, close).await?;
+        let session = self
+            .change(&who, &request.into_inner().session_id, Rpc::CloseSession, close)
+            .await?;
         Ok(Response::new(v1::CloseSessionResponse {
             session: Some(session),
         }))
@@ -188,17 +210,17 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::WatchSessionsRequest>,
     ) -> Answer<Self::WatchSessionsStream> {
-        self.0.caller(request.metadata())?;
-        not_yet("WatchSessions")
+        let stream = super::watch::watch(&self.0, request).await?;
+        Ok(Response::new(stream))
     }
 
     async fn list_session_events(
         &self,
         request: Request<v1::ListSessionEventsRequest>,
     ) -> Answer<v1::ListSessionEventsResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let id = request.into_inner().session_id;
-        let (session, _) = self.0.session_for(&who, &id, SessionAction::Read).await?;
+        let (session, _) = self.0.session_for(&who, &id, Rpc::ListSessionEvents).await?;
         let events = self
             .0
             .store
@@ -214,9 +236,9 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::ListOperationsRequest>,
     ) -> Answer<v1::ListOperationsResponse> {
-        let who = self.0.caller(request.metadata())?;
+        let who = self.0.caller(&request)?;
         let id = request.into_inner().session_id;
-        let (session, _) = self.0.session_for(&who, &id, SessionAction::Read).await?;
+        let (session, _) = self.0.session_for(&who, &id, Rpc::ListOperations).await?;
         let operations = self
             .0
             .store
@@ -232,27 +254,22 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::InterruptOperationsRequest>,
     ) -> Answer<v1::InterruptOperationsResponse> {
-        self.0.caller(request.metadata())?;
-        not_yet("InterruptOperations")
+        let who = self.0.caller(&request)?;
+        let interrupted_operation_ids =
+            super::operations::interrupt(&self.0, &who, &request.into_inner()).await?;
+        Ok(Response::new(v1::InterruptOperationsResponse {
+            interrupted_operation_ids,
+        }))
     }
 }
 
 impl Sessions {
     async fn create(&self, who: &Principal, request: v1::CreateSessionRequest) -> Result<Session, Refused> {
-        if !access::create_sessions(who) {
-            return Err(Refused::not_authorized());
-        }
-        let org = self
-            .0
-            .directory
-            .org(&who.org)
-            .await
+        let directory = &self.0.directory;
+        let (org, disabled) = tokio::try_join!(directory.org(&who.org), directory.is_disabled(&who.org))
             .map_err(crate::refuse::store)?;
-        if org.disabled {
-            return Err(Refused::new(
-                Reason::OrgDisabled,
-                format!("The organization {} is disabled. Ask your platform team.", org.id),
-            ));
+        if disabled {
+            return Err(super::org_disabled(&who.org));
         }
         let request_id = checked_text("request_id", request.request_id.clone())?;
         let request_id = request_id.map(|id| RequestId {
@@ -267,8 +284,8 @@ impl Sessions {
                 return Ok(session);
             }
         }
-        let cluster = self.cluster_for(who, &request.cluster).await?;
-        let catalog = self.catalog_for(who, &request.catalog, &cluster).await?;
+        let cluster = self.0.cluster_for(who, &request.cluster).await?;
+        let catalog = self.0.catalog_for(who, &request.catalog, &cluster).await?;
         let asked = PolicyRequest {
             idle_timeout: maybe_duration("idle_timeout", request.idle_timeout.as_ref())?,
             close_after_idle: maybe_duration("close_after_idle", request.close_after_idle.as_ref())?,
@@ -322,72 +339,15 @@ impl Sessions {
         Ok(created.session)
     }
 
-    async fn cluster_for(&self, who: &Principal, name: &str) -> Result<Cluster, Refused> {
-        if name.is_empty() {
-            return Err(Refused::field(
-                "cluster",
-                "is missing: `berth clusters` lists those you may use",
-            ));
-        }
-        let name: ClusterName = parse("cluster", name)?;
-        let cluster = self
-            .0
-            .directory
-            .cluster(&name)
-            .await
-            .map_err(crate::refuse::store)?;
-        let Some(cluster) = cluster.filter(|cluster| access::use_cluster(who, cluster)) else {
-            return Err(Refused::not_authorized());
-        };
-        if cluster.status != ClusterStatus::Active {
-            return Err(Refused::new(
-                Reason::ClusterNotActive,
-                format!("The cluster {name} takes no new sessions. `berth clusters` lists those that do."),
-            ));
-        }
-        if !self.0.computes.supports(&cluster.provider) {
-            return Err(Refused::new(
-                Reason::ClusterNotActive,
-                format!(
-                    "The cluster {name} needs the {} provider, which is off here.",
-                    cluster.provider.as_str()
-                ),
-            ));
-        }
-        Ok(cluster)
-    }
-
-    async fn catalog_for(
+    async fn change(
         &self,
         who: &Principal,
-        name: &str,
-        cluster: &Cluster,
-    ) -> Result<Option<Catalog>, Refused> {
-        if name.is_empty() {
-            return Ok(None);
-        }
-        let name: CatalogName = parse("catalog", name)?;
-        let catalog = self
-            .0
-            .directory
-            .catalog(&who.org, &name)
-            .await
-            .map_err(crate::refuse::store)?;
-        let Some(catalog) = catalog.filter(|catalog| access::use_catalog(who, catalog)) else {
-            return Err(Refused::not_authorized());
-        };
-        compute::validate_use(cluster, &catalog).map_err(|problem| {
-            Refused::field(
-                "catalog",
-                format!("{name} cannot be used on {}: {problem}", cluster.name),
-            )
-        })?;
-        Ok(Some(catalog))
-    }
-
-    async fn change(&self, who: &Principal, id: &str, event: Event) -> Result<v1::Session, Refused> {
+        id: &str,
+        rpc: Rpc,
+        event: Event,
+    ) -> Result<v1::Session, Refused> {
         let key = self.0.key(who, id)?;
-        let (session, _) = self.0.change(who, &key, SessionAction::Manage, &event).await?;
+        let (session, _) = self.0.change(who, &key, rpc, &event).await?;
         self.shown_now(who, &session).await
     }
 

@@ -9,6 +9,8 @@
     reason = "each test program uses its part of it"
 )]
 
+pub mod idp;
+
 use compute::SimCompute;
 use service_kit::shutdown::Shutdown;
 use session_core::{Clock, Engine, OrgId, Route, SessionId, SessionKey, SystemClock, TokenId};
@@ -17,6 +19,7 @@ use session_proto::internal::route_service_client::RouteServiceClient;
 use session_proto::internal::token_ledger_client::TokenLedgerClient;
 use session_proto::v1::catalog_service_client::CatalogServiceClient;
 use session_proto::v1::cluster_service_client::ClusterServiceClient;
+use session_proto::v1::org_service_client::OrgServiceClient;
 use session_proto::v1::session_service_client::SessionServiceClient;
 use session_proto::v1::{self, SessionStatus};
 use session_store::SessionStore;
@@ -39,9 +42,10 @@ pub struct Manager {
     pub sim: SimCompute,
     pub signer: Arc<Signer>,
     pub keys: Keys,
-    public: Channel,
-    internal: Channel,
-    dir: TempDir,
+    pub public: Channel,
+    pub internal: Channel,
+    pub internal_uri: String,
+    pub dir: TempDir,
     ended: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
 
@@ -63,6 +67,9 @@ impl Interceptor for WithKey {
 
 pub type Sessions = SessionServiceClient<InterceptedService<Channel, WithKey>>;
 pub type Ledger = TokenLedgerClient<InterceptedService<Channel, WithKey>>;
+
+/// All of `acme` but `eve`, who is a member of `umbrella`.
+const ACCOUNTS: [&str; 6] = ["ada", "bob", "olga", "tom", "pat", "eve"];
 
 /// One cluster `c`, accounts `ada` and `bob` (members) and `olga` (org admin) of `acme`.
 const DEFINITIONS: &str = r#"
@@ -90,7 +97,7 @@ impl Manager {
     /// A manager whose store, and with it every clock of sessions, is on `clock`.
     pub async fn start_at(clock: Arc<dyn Clock>, more: &str) -> Self {
         let keys = Keys(
-            ["ada", "bob", "olga", "tom", "pat"]
+            ACCOUNTS
                 .map(|name| (name, service_kit::caller::generate_key()))
                 .into(),
         );
@@ -102,7 +109,7 @@ impl Manager {
     /// A manager whose clusters of existing servers are real.
     pub async fn start_on_servers(more: &str) -> Self {
         let keys = Keys(
-            ["ada", "bob", "olga", "tom", "pat"]
+            ACCOUNTS
                 .map(|name| (name, service_kit::caller::generate_key()))
                 .into(),
         );
@@ -123,6 +130,19 @@ impl Manager {
     pub async fn another_without_clusters(&self) -> Self {
         let (store, sim) = (Arc::clone(&self.store), self.sim.clone());
         Self::join_declaring(store, sim, Arc::clone(&self.signer), self.keys.clone(), "").await
+    }
+
+    /// A manager on a store that others may use too, and on compute of the test's.
+    pub async fn start_on(computes: Computes, sim: SimCompute, more: &str) -> Self {
+        let keys = Keys(
+            ACCOUNTS
+                .map(|name| (name, service_kit::caller::generate_key()))
+                .into(),
+        );
+        let store = Arc::new(MemoryStore::new(Arc::new(SystemClock)));
+        let signer = Arc::new(Signer::from_pkcs8_pem(&generate_key_pem().unwrap()).unwrap());
+        let more = format!("{more}\n{DEFINITIONS}");
+        Self::join_on(store, sim, signer, keys, &more, computes).await
     }
 
     /// Another manager on the same state and compute.
@@ -168,10 +188,16 @@ impl Manager {
         let dir = tempfile::tempdir().unwrap();
         let jwks = dir.path().join("jwks.json");
         std::fs::write(&jwks, Jwks::new([signer.public_jwk()]).to_json()).unwrap();
+        // Tests call often; one that is about it says so.
+        let limits = match more.contains("limits.") || more.contains("[limits]") {
+            true => "",
+            false => "limits.calls_per_second_per_principal = 0\n",
+        };
         let mut text = format!(
             "listen.public.address = \"127.0.0.1:0\"\nlisten.internal.address = \"127.0.0.1:0\"\n\
              admin.address = \"127.0.0.1:0\"\nstore.url = \"memory://\"\n\
-             tokens.keys.location = \"{}\"\ncompute.process.state_dir = \"{}\"\n{more}",
+             tokens.keys.location = \"{}\"\ncompute.process.state_dir = \"{}\"\n\
+             compute.process.trust_all_users = true\n{limits}{more}",
             jwks.display(),
             dir.path().display()
         );
@@ -183,8 +209,9 @@ impl Manager {
                 "tom" => "roles = [\"member\"]\nteam_admin_of = [\"data\"]",
                 _ => r#"roles = ["member"]"#,
             };
+            let org = if *name == "eve" { "umbrella" } else { "acme" };
             text += &format!(
-                "\n[[service_accounts]]\nname = \"{name}\"\norg = \"acme\"\n{roles}\nkey_sha256 = \"{}\"\n",
+                "\n[[service_accounts]]\nname = \"{name}\"\norg = \"{org}\"\n{roles}\nkey_sha256 = \"{}\"\n",
                 key.sha256
             );
         }
@@ -206,6 +233,7 @@ impl Manager {
             channel(listeners.public.local_addr()),
             channel(listeners.internal.local_addr()),
         );
+        let internal_uri = format!("http://{}", listeners.internal.local_addr());
         let shutdown = Shutdown::new();
         let stored: Arc<dyn SessionStore> = Arc::clone(&store) as _;
         let ended = tokio::spawn(session_manager::run_with(
@@ -223,6 +251,7 @@ impl Manager {
             keys,
             public,
             internal,
+            internal_uri,
             dir,
             ended,
         }
@@ -230,6 +259,11 @@ impl Manager {
 
     pub fn sessions(&self, who: &str) -> Sessions {
         SessionServiceClient::with_interceptor(self.public.clone(), self.with_key(who))
+    }
+
+    /// With any credential.
+    pub fn sessions_with(&self, key: &str) -> Sessions {
+        SessionServiceClient::with_interceptor(self.public.clone(), WithKey(key.to_owned()))
     }
 
     pub fn ledger(&self, who: &str) -> Ledger {
@@ -242,6 +276,10 @@ impl Manager {
 
     pub fn catalogs(&self, who: &str) -> CatalogServiceClient<InterceptedService<Channel, WithKey>> {
         CatalogServiceClient::with_interceptor(self.public.clone(), self.with_key(who))
+    }
+
+    pub fn orgs(&self, who: &str) -> OrgServiceClient<InterceptedService<Channel, WithKey>> {
+        OrgServiceClient::with_interceptor(self.public.clone(), self.with_key(who))
     }
 
     pub fn routes(&self) -> RouteServiceClient<Channel> {

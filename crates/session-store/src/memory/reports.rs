@@ -27,7 +27,13 @@ struct Lease {
 
 impl Used {
     /// Adds what is new of the amounts, and the uses of tokens that `known` has.
-    pub(super) fn add(&mut self, report: &Report, known: impl Fn(&TokenId) -> bool, now: Timestamp) {
+    /// Returns those that were never used before.
+    pub(super) fn add(
+        &mut self,
+        report: &Report,
+        known: impl Fn(&TokenId) -> bool,
+        now: Timestamp,
+    ) -> Vec<TokenId> {
         if let Some(more) = report.more
             && !self.added.contains(&more.name)
         {
@@ -35,13 +41,18 @@ impl Used {
             self.added.push_front(more.name);
             self.added.truncate(ADDED_MEMORY);
         }
+        let mut first_used = Vec::new();
         for one in report.token_uses.iter().filter(|one| known(&one.id)) {
+            if !self.tokens.contains_key(&one.id) {
+                first_used.push(one.id.clone());
+            }
             let kept = self.tokens.entry(one.id.clone()).or_insert_with(|| TokenUse {
                 first: one.first.min(now),
                 ..one.clone()
             });
             kept.last = kept.last.max(one.last).min(now);
         }
+        first_used
     }
 
     /// Takes, keeps or ends the proxy's lease; raises the last activity.

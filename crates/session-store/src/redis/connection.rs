@@ -191,7 +191,13 @@ impl Connections {
                     self.topology.doubt();
                     told = Some(address);
                 }
-                Advice::Ask(address) => return self.send_asking(&address, request).await,
+                Advice::Ask(address) => match self.send_asking(&address, request).await {
+                    // Some of its keys are there and some are not: until they all are.
+                    Err(failure) if failure.advice(&address) == Advice::Later => {
+                        tokio::time::sleep(RETRY).await;
+                    }
+                    outcome => return outcome,
+                },
                 Advice::Later => {
                     self.topology.doubt();
                     tokio::time::sleep(RETRY).await;

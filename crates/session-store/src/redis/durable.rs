@@ -10,8 +10,8 @@
 use super::connection::{Address, Connections, Dedicated};
 use super::keys::Slot;
 use super::{RedisStore, write};
-use crate::{Commit, Error, SessionStore};
-use session_core::{ChangeReason, EventRecord, Session, SessionKey, Timestamp};
+use crate::{AuditTrail, Commit, Error, SessionStore};
+use session_core::{AuditRecord, ChangeReason, EventRecord, Session, SessionKey, Timestamp};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -126,12 +126,7 @@ impl RedisStore {
         let written = tokio::spawn(async move {
             store.write_any(&commit, last_activity_at).await?;
             if !store.is_replicated(slot_of(&commit)).await {
-                let Session { id, org, version, .. } = &commit.session;
-                tracing::warn!(
-                    target: "audit", session = %id, org = %org, version,
-                    reason = commit.record.reason.as_str(), durability = "weak",
-                    "no replica has this change yet"
-                );
+                store.note_weak(&commit).await;
                 store.durable.keep(commit);
             }
             Ok(())
@@ -139,6 +134,20 @@ impl RedisStore {
         written
             .await
             .unwrap_or_else(|error| Err(Error::Unavailable(error.to_string())))
+    }
+
+    /// The change's own record in the trail was written with it, before anybody
+    /// knew: a second one says that it is weak.
+    async fn note_weak(&self, commit: &Commit) {
+        let record = AuditRecord {
+            weak: true,
+            ..write::audited(commit)
+        };
+        let session = &commit.session.id;
+        tracing::warn!(%session, version = commit.session.version, "no replica has this change yet");
+        if let Err(error) = self.audit(&record).await {
+            tracing::warn!(%session, %error, "the audit trail does not say that a change is weak");
+        }
     }
 
     /// Does a replica have all that was written to `slot`? Yes if it never had one.
@@ -194,12 +203,13 @@ impl RedisStore {
             return Ok(());
         };
         tracing::warn!(
-            target: "audit", session = %key.id, org = %key.org, version = again.session.version,
+            session = %key.id, org = %key.org, version = again.session.version,
             reason = again.record.reason.as_str(), "a change that a fail-over lost is written again"
         );
         let mut call = self.scripts.restore.prepare_invoke();
         write::save(&mut call, &self.keys, &[], &again)?;
         call.arg(stored.version);
+        self.audit_last(&mut call, &write::audited(&again))?;
         self.run(&call).await?.done().map(drop)
     }
 }

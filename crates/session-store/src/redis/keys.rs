@@ -185,6 +185,11 @@ impl Keys {
         self.in_partition(partition, "changes")
     }
 
+    /// Stream: the audit trail of the partition.
+    pub(super) fn audit(&self, partition: u8) -> String {
+        self.in_partition(partition, "audit")
+    }
+
     /// Sorted set by member: live sessions of the partition on a cluster.
     pub(super) fn live_on_cluster(&self, partition: u8, cluster: &ClusterName) -> String {
         self.in_partition(partition, &format!("cluster:{cluster}"))
@@ -314,6 +319,7 @@ impl Keys {
             Kind::Cluster => "definitions:cluster",
             Kind::Catalog => "definitions:catalog",
             Kind::Org => "definitions:org",
+            Kind::Disabled => "definitions:disabled",
         })
     }
 
@@ -325,6 +331,16 @@ impl Keys {
     /// Hash: the number of each proxy's last report.
     pub(super) fn proxy_sequences(&self) -> String {
         self.global("proxy-sequences")
+    }
+
+    /// Hash: how far each partition's audit trail was exported.
+    pub(super) fn audit_exported(&self) -> String {
+        self.global("audit-exported")
+    }
+
+    /// Hash: what is known of the keys that sign tokens.
+    pub(super) fn signing_keys(&self) -> String {
+        self.global("signing-keys")
     }
 
     /// Hash: the store epoch, and the history of servers it stands for.
@@ -375,6 +391,7 @@ mod tests {
             keys.token_uses(&session),
             keys.due(org.partition()),
             keys.changes(org.partition()),
+            keys.audit(org.partition()),
             keys.live_on_cluster(org.partition(), &cluster),
             keys.all(org),
             keys.live(org),
@@ -402,7 +419,9 @@ mod tests {
         }
         let mut all = of_org;
         let global = all.len();
-        all.extend([Kind::Cluster, Kind::Catalog, Kind::Org].map(|kind| keys.definitions(kind)));
+        all.extend(
+            [Kind::Cluster, Kind::Catalog, Kind::Org, Kind::Disabled].map(|kind| keys.definitions(kind)),
+        );
         let spark = SparkSession {
             server: "{p13}:1".to_owned(),
             id: "00000000-0000-0000-0000-000000000000".parse().unwrap(),
@@ -419,6 +438,8 @@ mod tests {
             keys.proxies(),
             keys.proxy_sequences(),
             keys.pulse(Slot::Global),
+            keys.audit_exported(),
+            keys.signing_keys(),
         ]);
         for key in &all[global..] {
             assert_eq!(hash_tag(key), "g", "{key}");

@@ -39,7 +39,8 @@ impl RedisStore {
             .key(self.keys.used(key))
             .key(self.keys.leases(key))
             .key(self.keys.tokens(key))
-            .key(self.keys.token_uses(key));
+            .key(self.keys.token_uses(key))
+            .key(self.keys.audit(key.org.partition()));
         script
             .arg(report.proxy.as_str())
             .arg(report.generation)
@@ -52,12 +53,14 @@ impl RedisStore {
             .arg(totals.rpcs)
             .arg(totals.bytes_in)
             .arg(totals.bytes_out)
-            .arg(totals.open_stream_millis);
+            .arg(totals.open_stream_millis)
+            .arg(self.audit_length);
         for one in &report.token_uses {
             script
                 .arg(one.id.as_str())
                 .arg(super::score(one.first))
-                .arg(super::score(one.last));
+                .arg(super::score(one.last))
+                .arg(encode(&crate::first_use(key, &one.id, one.first))?);
         }
         let reply = self.run(&script).await?.0;
         match reply.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {

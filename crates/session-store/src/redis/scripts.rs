@@ -117,6 +117,7 @@ pub(super) struct Scripts {
     pub(super) pulse: Script,
     pub(super) restore: Script,
     pub(super) trim: Script,
+    pub(super) report_keys: Script,
 }
 
 impl Scripts {
@@ -147,6 +148,7 @@ impl Scripts {
             pulse: script!(always "pulse"),
             restore: script!(always "ended", "save", "restore"),
             trim: script!(always "ended", "trim"),
+            report_keys: script!("time", "report_keys"),
         }
     }
 }

@@ -4,7 +4,7 @@ use super::keys::{Keys, Slot, member, owner_member};
 use super::scripts::Call;
 use super::{RedisStore, decode, encode, score};
 use crate::{Commit, Create, Created, Error, HISTORY, REQUEST_ID_MEMORY, SessionStore};
-use session_core::{Limits, OrgId, Session, Status, Timestamp};
+use session_core::{AuditRecord, Limits, OrgId, Session, Status, Timestamp};
 
 /// How many changes a partition's stream keeps, at least; a reader that falls
 /// further behind gets a reset.
@@ -66,7 +66,8 @@ pub(super) fn save(script: &mut Call<'_>, keys: &Keys, own: &[String], commit: &
         .key(&keys.ended_of(session))
         .key(own)
         .key(&indexes.within)
-        .key(&indexes.without);
+        .key(&indexes.without)
+        .key(keys.audit(partition));
     script
         .arg(key.id.as_str())
         .arg(member(&key))
@@ -131,6 +132,7 @@ impl RedisStore {
             .arg(limits.live_sessions_per_owner)
             .arg(limits.live_sessions)
             .arg(limits.creates_per_minute);
+        self.audit_last(&mut script, &audited(&first))?;
         let reply = self.run(&script).await?;
         if let [outcome, json] = reply.0.as_slice()
             && outcome == "repeated"
@@ -168,6 +170,7 @@ impl RedisStore {
                 script.arg(score(last_activity_at));
             }
         }
+        self.audit_last(&mut script, &audited(commit))?;
         self.run(&script).await?.done().map(drop)
     }
 
@@ -178,6 +181,11 @@ impl RedisStore {
         let facts = server.map(|server| server.facts()).unwrap_or_default();
         facts.limit > 0 && facts.used >= facts.limit / 100 * MEMORY_GUARD_PERCENT
     }
+}
+
+/// What the trail says of a change.
+pub(super) fn audited(commit: &Commit) -> AuditRecord {
+    AuditRecord::of_change(&commit.session.key(), &commit.record)
 }
 
 fn limit_named(limits: &Limits, quota: &str) -> u32 {

@@ -42,6 +42,8 @@ pub(crate) async fn kinds_are_apart(store: Store) {
         (Kind::Cluster, "y"),
         (Kind::Catalog, "acme/x"),
         (Kind::Org, "x"),
+        (Kind::Disabled, "x"),
+        (Kind::Disabled, "x/sa|ada"),
     ] {
         store.put_definition(kind, name, 0, name).await.unwrap();
     }
@@ -58,6 +60,8 @@ pub(crate) async fn kinds_are_apart(store: Store) {
     assert_eq!(catalogs.keys().collect::<Vec<_>>(), ["acme/x"]);
     store.delete_definition(Kind::Org, "x", 1).await.unwrap();
     assert!(store.definitions(Kind::Org).await.unwrap().is_empty());
+    let disabled = store.definitions(Kind::Disabled).await.unwrap();
+    assert_eq!(disabled.keys().collect::<Vec<_>>(), ["x", "x/sa|ada"]);
     assert_eq!(store.definitions(Kind::Cluster).await.unwrap().len(), 2);
 }
 

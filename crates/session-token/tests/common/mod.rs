@@ -5,6 +5,8 @@
     reason = "each test binary uses its own part"
 )]
 
+pub(crate) mod corpus;
+
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use base64::Engine as _;

@@ -73,8 +73,13 @@ pub struct Rig {
 
 /// A configuration that works with these parts; tests change what they are about.
 pub fn config(routes: &FakeRoutes, jwks: PathBuf) -> Config {
+    config_of(&routes.uri(), jwks)
+}
+
+/// The same with the manager at any address.
+pub fn config_of(manager: &str, jwks: PathBuf) -> Config {
     let loopback: SocketAddr = ([127, 0, 0, 1], 0).into();
-    let mut manager = ClientConfig::new(routes.uri());
+    let mut manager = ClientConfig::new(manager);
     manager.connect_timeout = Duration::from_millis(500);
     Config {
         listen: ListenConfig {

@@ -184,7 +184,7 @@ mod tests {
         let dir = redis.dir.path().to_owned();
         drop(redis);
         assert!(!dir.exists());
-        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
     }
 
     #[test]

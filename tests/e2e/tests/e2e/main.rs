@@ -2,6 +2,7 @@
 //! PySpark, the services as processes. `make test` installs and builds what
 //! they need; `cargo test -p e2e NAME` runs some of them.
 
+mod canary;
 mod catalog;
 mod close;
 mod config;
@@ -11,6 +12,7 @@ mod idle;
 mod isolation;
 mod large;
 mod long_queries;
+mod oidc;
 mod quickstart;
 mod refusals;
 mod restarts;

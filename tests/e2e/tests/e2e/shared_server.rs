@@ -136,6 +136,33 @@ async fn one_id_belongs_to_one_session(server: Server, engine: &str) -> Result<(
     Ok(())
 }
 
+/// Sail's own timer counts from the start of the last call and would end the
+/// query, in which nothing is heard of its client for longer than that.
+#[tokio::test]
+async fn a_long_query_on_shared_sail_outlives_sails_own_timer() -> Result<()> {
+    let server = Server::sail_with(&[("SAIL_SPARK__SESSION_TIMEOUT_SECS", "3")]).await?;
+    let stack = Stack::start_with(StackOptions {
+        manager: format!(
+            "[[clusters]]\nname = \"shared\"\nengine = \"sail\"\ngranted_orgs = [\"acme\"]\nstatic.endpoints = [{{ address = \"{}\" }}]\n",
+            server.address
+        ),
+        proxy: "backend.sail_keep_alive = \"1s\"".to_owned(),
+        ..StackOptions::default()
+    })
+    .await?;
+    let session = stack.berth("ada", &["create", "--wait", "--cluster", "shared"])?;
+    let url = stack.url("ada", session["id"].as_str().unwrap_or_default())?;
+    let args = ["stream", "--url", &url, "--kind", "sum", "--rows", "4000000000"];
+    let seen = Client::Py41
+        .run(stack.dir.path(), "client.py", &args, None)
+        .await?;
+    assert!(seen["error"].is_null(), "{seen}");
+    assert_eq!(seen["rows"], 1, "{seen}");
+    let long_enough = seen["seconds"].as_f64().is_some_and(|seconds| seconds > 4.0);
+    assert!(long_enough, "it says nothing about Sail's timer: {seen}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn one_spark_session_id_on_one_sail() -> Result<()> {
     one_id_belongs_to_one_session(Server::sail().await?, "sail").await

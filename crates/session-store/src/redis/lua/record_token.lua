@@ -2,8 +2,9 @@
 -- fewer live tokens than the limit. No token is read: those of an older epoch
 -- go all at once when the first of a new one comes, so never more than the
 -- limit are kept.
--- KEYS 1 record, 2 expiry times, 3 tokens, 4 their uses
--- ARGV 1 id, 2 json, 3 epoch, 4 expires_at, 5 limit, then ids that are revoked
+-- KEYS 1 record, 2 expiry times, 3 tokens, 4 their uses, 5 audit trail
+-- ARGV 1 id, 2 json, 3 epoch, 4 expires_at, 5 limit, then ids that are revoked,
+--      last an audit record and the trail's length
 local record = redis.call('HMGET', KEYS[1], 'live', 'token_epoch', 'ledger_epoch')
 if not record[1] then
   return { 'not-found' }
@@ -30,7 +31,7 @@ end
 if redis.call('HEXISTS', KEYS[3], ARGV[1]) == 1 then
   return { 'ok' }
 end
-for i = 6, #ARGV do
+for i = 6, #ARGV - 2 do
   forget(ARGV[i])
 end
 if redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[5]) then
@@ -42,4 +43,5 @@ local last = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2]
 redis.call('PEXPIREAT', KEYS[2], last)
 redis.call('PEXPIREAT', KEYS[3], last)
 redis.call('PEXPIREAT', KEYS[4], last)
+redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[#ARGV], '*', 'audit', ARGV[#ARGV - 1])
 return { 'ok' }

@@ -1,10 +1,11 @@
 -- Takes what a proxy says of a session.
--- KEYS 1 record, 2 use, 3 leases, 4 tokens, 5 uses of tokens
+-- KEYS 1 record, 2 use, 3 leases, 4 tokens, 5 uses of tokens, 6 audit trail
 -- ARGV 1 proxy, 2 generation, 3 calls in flight or '', 4 last_activity_at or '',
 --      5 operations, 6 length of a lease in ms, 7 the name of the amount or '',
 --      8 length of all names that are remembered, 9 rpcs, 10 bytes_in,
---      11 bytes_out, 12 open_stream_millis, then of each token its id, first
---      and last use
+--      11 bytes_out, 12 open_stream_millis, 13 length of the audit trail, then
+--      of each token its id, first and last use, and the audit record of its
+--      first use
 local record = redis.call('HMGET', KEYS[1], 'live', 'status', 'generation')
 if not record[1] then
   return { 'unknown' }
@@ -23,17 +24,19 @@ end
 local function moment(text)
   return string.format('%d', math.min(tonumber(text), now))
 end
-for i = 13, #ARGV, 3 do
+for i = 14, #ARGV, 4 do
   local id = ARGV[i]
   if redis.call('HEXISTS', KEYS[4], id) == 1 then
-    redis.call('HSETNX', KEYS[5], 'first:' .. id, moment(ARGV[i + 1]))
+    if redis.call('HSETNX', KEYS[5], 'first:' .. id, moment(ARGV[i + 1])) == 1 then
+      redis.call('XADD', KEYS[6], 'MAXLEN', '~', ARGV[13], '*', 'audit', ARGV[i + 3])
+    end
     local last = redis.call('HGET', KEYS[5], 'last:' .. id)
     if not last or tonumber(last) < tonumber(moment(ARGV[i + 2])) then
       redis.call('HSET', KEYS[5], 'last:' .. id, moment(ARGV[i + 2]))
     end
   end
 end
-if #ARGV > 12 then
+if #ARGV > 13 then
   -- Uses are kept as long as their tokens are.
   local left = redis.call('PTTL', KEYS[4])
   if left > 0 then

@@ -7,6 +7,7 @@
 --      8 token_epoch, 9 closed_at or '', 10 live (1 or 0), 11 due or '',
 --      12 event json, 13 history length, 14 changes length, 15 number of
 --      indexes to be in, 16 number of indexes not to be in, 17 generation
+-- Last of all: the audit trail as key; a record and its length as arguments.
 local function save(first)
   local id, member = ARGV[1], ARGV[2]
   redis.call('HSET', KEYS[1], 'version', ARGV[3], 'json', ARGV[4], 'status', ARGV[5],
@@ -37,4 +38,5 @@ local function save(first)
   redis.call('LTRIM', KEYS[2], '-' .. ARGV[13], -1)
   redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[14], '*',
     'session', member, 'event', ARGV[12], 'token_epoch', ARGV[8])
+  redis.call('XADD', KEYS[#KEYS], 'MAXLEN', '~', ARGV[#ARGV], '*', 'audit', ARGV[#ARGV - 1])
 end

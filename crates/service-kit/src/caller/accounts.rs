@@ -1,9 +1,10 @@
-//! Who calls an API: service-account keys.
+//! Service-account keys.
 //!
 //! Configuration holds only the SHA-256 of a key. A key has 256 random bits,
 //! so a plain hash of it is enough, and its lookup compares every configured
-//! hash in constant time. OIDC will be a second way into the same [`Caller`].
+//! hash in constant time.
 
+use super::{Caller, CallerError};
 use crate::config::{Problems, Validate};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -102,40 +103,9 @@ pub fn validate_accounts(key: &str, accounts: &[ServiceAccountConfig], problems:
     }
 }
 
-/// An authenticated caller in plain words; programs turn it into their own type.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Caller {
-    /// Who vouched for it; [`ISSUER_ALIAS`] for service accounts.
-    pub issuer_alias: String,
-    /// Its name at that issuer.
-    pub subject: String,
-    /// The organization it acts in.
-    pub org: String,
-    /// Its roles.
-    pub roles: Vec<String>,
-    /// Its teams.
-    pub teams: Vec<String>,
-    /// The teams it administers.
-    pub team_admin_of: Vec<String>,
-}
-
-/// Why a credential was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum CallerError {
-    /// Not a kind of credential that is accepted here.
-    #[error("the credential is not a service-account key")]
-    NotAKey,
-    /// No such key.
-    #[error("the service-account key is not known")]
-    Unknown,
-    /// The key's time is over.
-    #[error("the service-account key has expired")]
-    Expired,
-}
-
-/// Knows the configured callers.
+/// Knows the configured accounts.
 #[derive(Debug, Clone, Default)]
-pub struct Authenticator {
+pub struct Accounts {
     accounts: Vec<Account>,
 }
 
@@ -146,7 +116,7 @@ struct Account {
     caller: Caller,
 }
 
-impl Authenticator {
+impl Accounts {
     /// From validated configuration; an account whose hash is unreadable is left out.
     pub fn new(accounts: &[ServiceAccountConfig]) -> Self {
         let accounts = accounts.iter().filter_map(|account| {
@@ -170,13 +140,15 @@ impl Authenticator {
 
     /// Who holds this bearer credential. The time is given so that tests own it.
     pub fn authenticate(&self, bearer: &str, now: SystemTime) -> Result<Caller, CallerError> {
-        let encoded = bearer.strip_prefix(KEY_PREFIX).ok_or(CallerError::NotAKey)?;
+        let encoded = bearer
+            .strip_prefix(KEY_PREFIX)
+            .ok_or(CallerError::NotACredential)?;
         let well_formed = encoded.len() == ENCODED
             && encoded
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
         if !well_formed {
-            return Err(CallerError::NotAKey);
+            return Err(CallerError::NotACredential);
         }
         let digest: [u8; 32] = Sha256::digest(bearer.as_bytes()).into();
         let mut found = u32::MAX;
@@ -187,9 +159,9 @@ impl Authenticator {
         let account = usize::try_from(found)
             .ok()
             .and_then(|i| self.accounts.get(i))
-            .ok_or(CallerError::Unknown)?;
+            .ok_or(CallerError::UnknownKey)?;
         match account.expires_at {
-            Some(end) if end <= now => Err(CallerError::Expired),
+            Some(end) if end <= now => Err(CallerError::KeyExpired),
             _ => Ok(account.caller.clone()),
         }
     }

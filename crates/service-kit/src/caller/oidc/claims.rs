@@ -1,0 +1,253 @@
+//! From what a good token says to a [`Caller`]. Where a claim is not of the
+//! shape that it must have, the token is refused: to guess would be to grant.
+
+use super::config::IssuerConfig;
+use crate::caller::{Caller, CallerError, TokenClaims};
+use serde_json::{Map, Value};
+use std::collections::BTreeSet;
+
+/// More roles or teams than anybody has.
+const MOST_VALUES: usize = 500;
+const LONGEST_VALUE: usize = 128;
+/// Claims that OAuth writes as one text with spaces.
+const SPACED: [&str; 2] = ["scope", "scp"];
+
+const SHAPE: CallerError = CallerError::Token("a claim does not have the shape that it must have");
+
+/// Who a good token of this issuer speaks of. Roles beyond `grantable` are
+/// left out, whoever claims them.
+pub(super) fn caller(
+    config: &IssuerConfig,
+    grantable: &BTreeSet<String>,
+    claims: TokenClaims,
+) -> Result<Caller, CallerError> {
+    let TokenClaims { subject, all } = claims;
+    let granted = |roles: &mut dyn Iterator<Item = &String>| -> Vec<String> {
+        let roles: BTreeSet<_> = roles.filter(|role| grantable.contains(*role)).collect();
+        roles.into_iter().cloned().collect()
+    };
+    if let Some(fixed) = config.subjects.iter().find(|fixed| fixed.sub == subject) {
+        return Ok(Caller {
+            issuer_alias: config.alias.clone(),
+            subject,
+            org: pinned(config, &fixed.org)?,
+            roles: granted(&mut fixed.roles.iter()),
+            teams: fixed.teams.iter().cloned().collect(),
+            team_admin_of: fixed.team_admin_of.iter().cloned().collect(),
+        });
+    }
+    let org = match (&config.org, &config.org_claim) {
+        (Some(org), _) => org.clone(),
+        (None, Some(claim)) => claimed_org(config, &all, claim)?,
+        (None, None) => return Err(CallerError::NotPinned),
+    };
+    let claimed = list(&all, config.roles_claim.as_deref())?;
+    let named: Vec<String> = if config.role_values.is_empty() {
+        claimed
+    } else {
+        claimed
+            .iter()
+            .filter_map(|value| config.role_values.get(value).cloned())
+            .collect()
+    };
+    Ok(Caller {
+        issuer_alias: config.alias.clone(),
+        subject,
+        org: pinned(config, &org)?,
+        roles: granted(&mut config.roles.iter().chain(&named)),
+        teams: list(&all, config.teams_claim.as_deref())?,
+        team_admin_of: list(&all, config.team_admin_claim.as_deref())?,
+    })
+}
+
+/// The organization, if the issuer may speak for it.
+fn pinned(config: &IssuerConfig, org: &str) -> Result<String, CallerError> {
+    config.orgs.get(org).cloned().ok_or(CallerError::NotPinned)
+}
+
+fn claimed_org(config: &IssuerConfig, all: &Map<String, Value>, claim: &str) -> Result<String, CallerError> {
+    let value = match find(all, claim) {
+        None => return Err(CallerError::NotPinned),
+        Some(Value::String(text)) => text,
+        // A list is taken for one organization only if it is one.
+        Some(Value::Array(items)) => match items.as_slice() {
+            [Value::String(text)] => text,
+            _ => return Err(SHAPE),
+        },
+        Some(_) => return Err(SHAPE),
+    };
+    if config.org_values.is_empty() {
+        return Ok(value.clone());
+    }
+    config
+        .org_values
+        .get(value)
+        .cloned()
+        .ok_or(CallerError::NotPinned)
+}
+
+/// A claim by its whole name, or else by a path with dots.
+fn find<'c>(all: &'c Map<String, Value>, claim: &str) -> Option<&'c Value> {
+    if let Some(value) = all.get(claim) {
+        return Some(value);
+    }
+    let (first, rest) = claim.split_once('.')?;
+    let mut value = all.get(first)?;
+    for step in rest.split('.') {
+        value = value.as_object()?.get(step)?;
+    }
+    Some(value)
+}
+
+/// The texts that a claim lists; none if it is not configured or not there.
+fn list(all: &Map<String, Value>, claim: Option<&str>) -> Result<Vec<String>, CallerError> {
+    let Some((claim, value)) = claim.and_then(|claim| Some((claim, find(all, claim)?))) else {
+        return Ok(Vec::new());
+    };
+    let texts: Vec<&str> = match value {
+        Value::Null => Vec::new(),
+        Value::String(text) if SPACED.contains(&claim) => text.split(' ').collect(),
+        Value::String(text) => vec![text],
+        Value::Array(items) => items
+            .iter()
+            .map(|item| item.as_str().ok_or(SHAPE))
+            .collect::<Result<_, _>>()?,
+        Value::Bool(_) | Value::Number(_) | Value::Object(_) => return Err(SHAPE),
+    };
+    if texts.len() > MOST_VALUES {
+        return Err(CallerError::Token("a claim lists too much"));
+    }
+    let usable =
+        |text: &&str| !text.is_empty() && text.len() <= LONGEST_VALUE && !text.chars().any(char::is_control);
+    let texts: BTreeSet<&str> = texts.into_iter().filter(usable).collect();
+    Ok(texts.into_iter().map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn config(more: Value) -> IssuerConfig {
+        let mut all = json!({
+            "alias": "corp", "issuer": "https://id.example", "audiences": ["berth"],
+            "orgs": ["acme", "beta"], "org_claim": "org", "roles_claim": "roles",
+            "teams_claim": "https://berth.example/teams", "team_admin_claim": "groups.admin",
+        });
+        for (name, value) in more.as_object().unwrap() {
+            all[name] = value.clone();
+        }
+        serde_json::from_value(all).unwrap()
+    }
+
+    fn said(config: &IssuerConfig, claims: Value) -> Result<Caller, CallerError> {
+        let grantable = ["member", "org-admin"].map(str::to_owned).into();
+        let claims = TokenClaims {
+            subject: "ada".to_owned(),
+            all: claims.as_object().unwrap().clone(),
+        };
+        caller(config, &grantable, claims)
+    }
+
+    #[test]
+    fn claims_become_org_roles_and_teams() {
+        let claims = json!({
+            "org": "acme", "roles": ["member", "platform-admin", "root"],
+            "https://berth.example/teams": ["data", "ops", "data"], "groups": {"admin": "data"},
+        });
+        let caller = said(&config(json!({})), claims).unwrap();
+        assert_eq!(
+            (caller.issuer_alias.as_str(), caller.subject.as_str()),
+            ("corp", "ada")
+        );
+        assert_eq!(
+            (caller.org.as_str(), caller.roles),
+            ("acme", vec!["member".to_owned()])
+        );
+        assert_eq!(caller.teams, ["data", "ops"]);
+        assert_eq!(caller.team_admin_of, ["data"]);
+    }
+
+    #[test]
+    fn an_issuer_speaks_only_for_its_own_organizations() {
+        let config = config(json!({}));
+        for org in [
+            json!("umbrella"),
+            json!("ACME"),
+            json!("acme "),
+            json!(""),
+            json!("acme,umbrella"),
+        ] {
+            let refused = said(&config, json!({"org": org}));
+            assert_eq!(refused, Err(CallerError::NotPinned), "{org}");
+        }
+        assert_eq!(said(&config, json!({})), Err(CallerError::NotPinned));
+        for org in [
+            json!(1),
+            json!(null),
+            json!({"acme": 1}),
+            json!(["acme", "beta"]),
+            json!([]),
+            json!([["acme"]]),
+        ] {
+            assert_eq!(said(&config, json!({"org": org})), Err(SHAPE), "{org}");
+        }
+        assert_eq!(said(&config, json!({"org": ["beta"]})).unwrap().org, "beta");
+    }
+
+    #[test]
+    fn values_are_mapped_and_nobody_is_made_a_platform_admin() {
+        let config = config(json!({
+            "org_values": {"tenant-1": "acme"},
+            "role_values": {"berth-users": "member", "gods": "platform-admin", "chiefs": "org-admin"},
+        }));
+        let caller = said(
+            &config,
+            json!({"org": "tenant-1", "roles": ["berth-users", "gods", "org-admin", "platform-admin"]}),
+        )
+        .unwrap();
+        assert_eq!(
+            (caller.org.as_str(), caller.roles),
+            ("acme", vec!["member".to_owned()])
+        );
+        assert_eq!(said(&config, json!({"org": "acme"})), Err(CallerError::NotPinned));
+        let both = said(
+            &config,
+            json!({"org": "tenant-1", "roles": ["chiefs", "berth-users"]}),
+        );
+        assert_eq!(both.unwrap().roles, ["member", "org-admin"]);
+    }
+
+    #[test]
+    fn a_configured_subject_is_what_the_configuration_says() {
+        let config = config(json!({"subjects": [{"sub": "ada", "org": "beta", "roles": ["member"]}]}));
+        let caller = said(&config, json!({"org": "acme", "roles": ["org-admin"]})).unwrap();
+        assert_eq!(
+            (caller.org.as_str(), caller.roles),
+            ("beta", vec!["member".to_owned()])
+        );
+    }
+
+    #[test]
+    fn odd_shapes_are_refused_and_hostile_names_left_out() {
+        let config = config(json!({}));
+        for roles in [
+            json!(1),
+            json!(true),
+            json!({"member": true}),
+            json!(["member", 1]),
+        ] {
+            let refused = said(&config, json!({"org": "acme", "roles": roles}));
+            assert_eq!(refused, Err(SHAPE), "{roles}");
+        }
+        let many: Vec<String> = (0..501).map(|index| index.to_string()).collect();
+        assert!(said(&config, json!({"org": "acme", "roles": many})).is_err());
+        let teams = json!(["ok", "", "a\nb", "\u{1b}[31m", "x".repeat(129)]);
+        let caller = said(
+            &config,
+            json!({"org": "acme", "https://berth.example/teams": teams}),
+        )
+        .unwrap();
+        assert_eq!(caller.teams, ["ok"]);
+    }
+}

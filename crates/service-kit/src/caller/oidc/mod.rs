@@ -1,0 +1,250 @@
+//! Tokens of OpenID Connect providers: discovery, keys that rotate, and what
+//! the tokens of one issuer may claim.
+//!
+//! An issuer that is away costs nothing but new keys: the last good ones stay
+//! for `keep_keys`. A token with an unknown key has them read again, one
+//! reading at a time and at most every 30 s, whoever sends how many.
+
+mod claims;
+mod config;
+
+pub use config::{IssuerConfig, SubjectConfig, validate_issuers};
+
+use super::{Caller, CallerError, TokenFormat, TokenProblem, TokenVerifier};
+use crate::backoff::Backoff;
+use crate::config::{Problems, Validate as _};
+use crate::document::{Document, DocumentConfig, Fetched};
+use anyhow::{Context as _, ensure};
+use arc_swap::ArcSwapOption;
+use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// One identity provider that is trusted.
+pub struct Issuer {
+    config: IssuerConfig,
+    grantable: BTreeSet<String>,
+    verifier: Arc<dyn TokenVerifier>,
+    /// None where the key set's place is configured.
+    discovery: Option<Arc<Document>>,
+    /// What discovery found.
+    found: Arc<ArcSwapOption<String>>,
+    keys: ArcSwapOption<Keys>,
+    confirmed: Arc<Mutex<Option<Instant>>>,
+}
+
+/// The key set at its present place.
+struct Keys {
+    location: String,
+    document: Arc<Document>,
+}
+
+/// What is read of a provider's description of itself.
+#[derive(Deserialize)]
+struct Description {
+    issuer: String,
+    jwks_uri: String,
+}
+
+impl Issuer {
+    /// `grantable` are the roles that its tokens may claim.
+    pub(super) fn new(
+        config: &IssuerConfig,
+        grantable: &[&str],
+        format: &dyn TokenFormat,
+    ) -> anyhow::Result<Self> {
+        let verifier = format
+            .verifier(config.rules())
+            .map_err(anyhow::Error::msg)
+            .with_context(|| config.alias.clone())?;
+        let found = Arc::new(ArcSwapOption::empty());
+        let discovery = match &config.jwks {
+            Some(_) => None,
+            None => {
+                let (config, found) = (config.clone(), Arc::clone(&found));
+                let document = config.document(config.discovery());
+                let accept = move |fetched: Fetched<'_>| match fetched {
+                    Fetched::Same => Ok(()),
+                    Fetched::New(text) => {
+                        found.store(Some(Arc::new(described(&config, text)?)));
+                        Ok(())
+                    }
+                };
+                Some(Document::new(&document, accept)?)
+            }
+        };
+        Ok(Self {
+            config: config.clone(),
+            grantable: grantable.iter().map(|role| (*role).to_owned()).collect(),
+            verifier,
+            discovery,
+            found,
+            keys: ArcSwapOption::empty(),
+            confirmed: Arc::default(),
+        })
+    }
+
+    pub(super) fn is_named(&self, issuer: &str) -> bool {
+        self.config.issuer == issuer
+    }
+
+    pub(super) async fn authenticate(&self, token: &str, now: SystemTime) -> Result<Caller, CallerError> {
+        self.forget_old_keys();
+        let mut outcome = self.verifier.verify(token, now);
+        if outcome == Err(TokenProblem::UnknownKey) {
+            match self.fetch_again().await {
+                Ok(()) => outcome = self.verifier.verify(token, now),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    tracing::warn!(
+                        alias = self.config.alias,
+                        error,
+                        "an issuer's keys cannot be read"
+                    );
+                }
+            }
+        }
+        match outcome {
+            Ok(claims) => claims::caller(&self.config, &self.grantable, claims),
+            Err(TokenProblem::UnknownKey) if !self.verifier.has_keys() => Err(CallerError::Unavailable),
+            Err(TokenProblem::UnknownKey) => Err(CallerError::Token("its signing key is not known")),
+            Err(TokenProblem::Expired) => Err(CallerError::TokenExpired),
+            Err(TokenProblem::Refused(why)) => Err(CallerError::Token(why)),
+        }
+    }
+
+    /// Reads description and keys until the first success, then every so often.
+    pub(super) async fn keep_fresh(&self, stop: &CancellationToken) {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+        loop {
+            let wait = match self.fetch().await {
+                Ok(()) => {
+                    backoff.reset();
+                    self.config.refresh
+                }
+                Err(error) => {
+                    if backoff.failures() == 2 {
+                        let error = format!("{error:#}");
+                        tracing::warn!(
+                            alias = self.config.alias,
+                            error,
+                            "an identity provider cannot be read; trying on"
+                        );
+                    }
+                    backoff.next_delay()
+                }
+            };
+            self.forget_old_keys();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    async fn fetch(&self) -> anyhow::Result<()> {
+        if let Some(discovery) = &self.discovery {
+            discovery.fetch().await.context("discovery")?;
+        }
+        self.keys()?.document.fetch().await.context("key set")
+    }
+
+    /// Because a key was missing: only what was not read a moment ago.
+    async fn fetch_again(&self) -> anyhow::Result<()> {
+        if self.found.load().is_none()
+            && let Some(discovery) = &self.discovery
+        {
+            discovery.fetch_again().await.context("discovery")?;
+        }
+        self.keys()?
+            .document
+            .fetch_again()
+            .await
+            .context("key set")
+            .map(drop)
+    }
+
+    /// The key set where it is configured, or where discovery found it last.
+    fn keys(&self) -> anyhow::Result<Arc<Keys>> {
+        let found = self.found.load_full();
+        if let Some(location) = self.config.jwks.as_ref().or(found.as_deref()) {
+            self.read_keys_at(location)?;
+        }
+        self.keys.load_full().context("its key set was not found yet")
+    }
+
+    fn read_keys_at(&self, location: &str) -> anyhow::Result<()> {
+        if self
+            .keys
+            .load()
+            .as_ref()
+            .is_some_and(|keys| keys.location == location)
+        {
+            return Ok(());
+        }
+        let (verifier, confirmed) = (Arc::clone(&self.verifier), Arc::clone(&self.confirmed));
+        let document = Document::new(&self.config.document(location), move |fetched| {
+            if let Fetched::New(text) = fetched {
+                verifier.replace_keys(text)?;
+            }
+            *confirmed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            Ok(())
+        })?;
+        self.keys.store(Some(Arc::new(Keys {
+            location: location.to_owned(),
+            document,
+        })));
+        Ok(())
+    }
+
+    /// Keys that could not be confirmed for too long may have been taken back.
+    fn forget_old_keys(&self) {
+        let mut confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
+        if confirmed.is_some_and(|at| at.elapsed() > self.config.keep_keys) {
+            *confirmed = None;
+            self.verifier.forget_keys();
+            // Its ETag went with the keys: the next reading must bring them whole.
+            self.keys.store(None);
+            tracing::error!(
+                alias = self.config.alias,
+                "an issuer's keys could not be read for too long; its tokens are refused now"
+            );
+        }
+    }
+}
+
+/// Where the key set is, from a description that is truly this issuer's.
+fn described(config: &IssuerConfig, text: &str) -> anyhow::Result<String> {
+    let description: Description =
+        serde_json::from_str(text).map_err(|_| anyhow::anyhow!("it is not a provider's description"))?;
+    ensure!(
+        description.issuer == config.issuer,
+        "it describes another issuer than {}",
+        config.issuer
+    );
+    let location = description.jwks_uri;
+    // Never a file: what a provider says is not to be believed that far.
+    ensure!(
+        location.starts_with("https://") || location.starts_with("http://"),
+        "its jwks_uri is not a URL"
+    );
+    let document: DocumentConfig = config.document(&location);
+    let mut problems = Problems::default();
+    document.validate(&mut problems);
+    if let Some(problem) = problems.found().iter().find(|problem| problem.key == "location") {
+        anyhow::bail!("its jwks_uri {}", problem.what);
+    }
+    Ok(location)
+}
+
+impl fmt::Debug for Issuer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Issuer")
+            .field("alias", &self.config.alias)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,154 @@
+//! The door of a gRPC server: every call passes a [`Doorkeeper`] before any
+//! handler sees it, so that none can forget to ask who calls.
+//!
+//! What the doorkeeper hands out for a call ([`Pass`]) lives until the end of
+//! the response's body, also when the client leaves early.
+
+use crate::tls::PeerInfo;
+use bytes::Bytes;
+use http::request::Parts;
+use http_body::{Frame, SizeHint};
+use std::any::Any;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tower::{Layer, Service};
+
+/// What a call holds while it runs: permits, gauges. Dropped at its end.
+pub type Pass = Box<dyn Any + Send>;
+
+/// Decides about each call.
+pub trait Doorkeeper: Send + Sync + 'static {
+    /// May this call go on? What handlers need of the answer goes into its
+    /// extensions.
+    fn admit(&self, call: &mut Parts) -> impl Future<Output = Result<Pass, Status>> + Send;
+
+    /// A call from there was answered so; of streams, how they began.
+    fn answered(&self, peer: Option<SocketAddr>, code: Code);
+}
+
+/// Puts a [`Doorkeeper`] before everything that a server serves.
+#[derive(Debug)]
+pub struct Gate<D>(Arc<D>);
+
+impl<D> Gate<D> {
+    /// This one's.
+    pub fn new(keeper: D) -> Self {
+        Self(Arc::new(keeper))
+    }
+}
+
+impl<D> Clone for Gate<D> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<D, S> Layer<S> for Gate<D> {
+    type Service = Guarded<D, S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Guarded {
+            keeper: Arc::clone(&self.0),
+            inner,
+        }
+    }
+}
+
+/// A service behind a [`Gate`].
+#[derive(Debug)]
+pub struct Guarded<D, S> {
+    keeper: Arc<D>,
+    inner: S,
+}
+
+impl<D, S: Clone> Clone for Guarded<D, S> {
+    fn clone(&self) -> Self {
+        Self {
+            keeper: Arc::clone(&self.keeper),
+            inner: self.inner.clone(),
+        }
+    }
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
+
+impl<D, S> Service<http::Request<Body>> for Guarded<D, S>
+where
+    D: Doorkeeper,
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Answer {
+        let keeper = Arc::clone(&self.keeper);
+        // The one that is ready is this one; a clone stays for the next call.
+        let next = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, next);
+        Box::pin(async move {
+            let (mut parts, body) = request.into_parts();
+            let peer = remote(&parts);
+            let response = match keeper.admit(&mut parts).await {
+                Ok(pass) => {
+                    let answer = inner.call(http::Request::from_parts(parts, body)).await?;
+                    answer.map(|body| Body::new(Held { body, _pass: pass }))
+                }
+                Err(status) => status.into_http(),
+            };
+            keeper.answered(peer, code(&response));
+            Ok(response)
+        })
+    }
+}
+
+/// Where a call comes from.
+pub fn remote(call: &Parts) -> Option<SocketAddr> {
+    call.extensions.get::<PeerInfo>().map(|peer| peer.remote)
+}
+
+/// An error before the first message is in the headers.
+fn code(response: &http::Response<Body>) -> Code {
+    response
+        .headers()
+        .get("grpc-status")
+        .map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
+}
+
+struct Held {
+    body: Body,
+    _pass: Pass,
+}
+
+impl http_body::Body for Held {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

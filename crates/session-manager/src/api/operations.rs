@@ -1,0 +1,177 @@
+//! InterruptOperations: what a session executes is interrupted at its compute,
+//! in the session's name. Nothing is woken for it, and no engine is asked about
+//! a Spark session that may not exist: it might make one.
+
+use super::Api;
+use compute::interrupt::{self, Wanted};
+use session_core::access::Rpc;
+use session_core::{AuditAction, Operation, Principal, Reason, Route, Session, SparkSessionId, State};
+use session_proto::error::Refused;
+use session_proto::v1;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Operations that one request may name.
+const MOST: usize = 256;
+/// Longer names are nobody's: reports cut them.
+const TEXT: usize = 128;
+
+/// Interrupts what was asked for; the ids that the engine says it interrupted.
+pub(super) async fn interrupt(
+    api: &Api,
+    who: &Principal,
+    request: &v1::InterruptOperationsRequest,
+) -> Result<Vec<String>, Refused> {
+    check(&request.operation_ids)?;
+    let (session, _) = api
+        .session_for(who, &request.session_id, Rpc::InterruptOperations)
+        .await?;
+    let route = route_of(&session)?;
+    let key = session.key();
+    let (operations, cluster) = tokio::try_join!(
+        api.store.operations(&key),
+        api.directory.cluster(&session.cluster)
+    )
+    .map_err(crate::refuse::store)?;
+    let cluster = cluster.ok_or_else(|| nothing_runs(&session))?;
+    let mut wanted = wanted(&operations, &request.operation_ids);
+    if !route.dedicated {
+        // Only what is bound to this very session may be touched there.
+        let bound = bound(api, &session, route).await?;
+        wanted.retain(|id, _| bound.contains(id));
+    }
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let target = api.computes.target(&cluster, route);
+    let interrupted = match target {
+        Ok(target) => interrupt::interrupt(&target, &key, who.id.as_str(), &wanted).await,
+        Err(cause) => Err(cause),
+    };
+    let interrupted = interrupted.map_err(|cause| {
+        tracing::warn!(session = %session.id, cause = cause.text, detail = cause.detail, "an interrupt failed");
+        Refused::new(
+            Reason::BackendUnavailable,
+            format!(
+                "The session's compute did not take the interrupt: {}. Try again shortly, or close the session.",
+                cause.text
+            ),
+        )
+    })?;
+    tracing::info!(
+        session = %session.id, org = %session.org, actor = %who.id, count = interrupted.len(),
+        "operations interrupted"
+    );
+    api.audit(who, AuditAction::OperationsInterrupted, |record| {
+        record.on_session(&key)
+    })
+    .await;
+    Ok(interrupted)
+}
+
+fn check(operation_ids: &[String]) -> Result<(), Refused> {
+    if operation_ids.len() > MOST {
+        return Err(Refused::field(
+            "operation_ids",
+            format!("must be at most {MOST}; leave it empty to interrupt all"),
+        ));
+    }
+    if operation_ids.iter().any(|id| id.is_empty() || id.len() > TEXT) {
+        return Err(Refused::field(
+            "operation_ids",
+            format!("each must be 1 to {TEXT} bytes, as ListOperations names them"),
+        ));
+    }
+    Ok(())
+}
+
+fn route_of(session: &Session) -> Result<&Route, Refused> {
+    match &session.state {
+        State::Active { route } => Ok(route),
+        State::Pending { .. } => Err(Refused::new(
+            Reason::SessionWarming,
+            format!(
+                "Session {} is being made ready: nothing runs there yet.",
+                session.id
+            ),
+        )),
+        State::IdleKept { .. } | State::IdleReleasing { .. } | State::IdleReleased { .. } => {
+            Err(nothing_runs(session))
+        }
+        State::Closed | State::Failed => Err(crate::refuse::ended(session)),
+    }
+}
+
+fn nothing_runs(session: &Session) -> Refused {
+    Refused::new(
+        Reason::ComputeReleased,
+        format!(
+            "Session {} is idle: nothing runs there that could be interrupted. The next query wakes it.",
+            session.id
+        ),
+    )
+}
+
+/// What to say to which Spark session.
+fn wanted(operations: &[Operation], ids: &[String]) -> BTreeMap<SparkSessionId, Wanted> {
+    let mut wanted: BTreeMap<SparkSessionId, Wanted> = BTreeMap::new();
+    for operation in operations {
+        let Ok(spark) = operation.spark_session_id.parse::<SparkSessionId>() else {
+            continue;
+        };
+        if ids.is_empty() {
+            wanted.insert(spark, Wanted::All);
+        } else if ids.contains(&operation.operation_id) {
+            let of = wanted.entry(spark).or_insert(Wanted::Operations(Vec::new()));
+            if let Wanted::Operations(of) = of
+                && !of.contains(&operation.operation_id)
+            {
+                of.push(operation.operation_id.clone());
+            }
+        }
+    }
+    wanted
+}
+
+async fn bound(api: &Api, session: &Session, route: &Route) -> Result<BTreeSet<SparkSessionId>, Refused> {
+    let server = route.endpoint.to_ascii_lowercase();
+    let bindings = api.store.bindings(&session.key()).await;
+    let bindings = bindings.map_err(crate::refuse::store)?.into_iter();
+    Ok(bindings
+        .filter(|binding| binding.generation == session.generation && binding.spark.server == server)
+        .map(|binding| binding.spark.id)
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use session_core::Timestamp;
+
+    const A: &str = "00000000-0000-0000-0000-00000000000a";
+    const B: &str = "00000000-0000-0000-0000-00000000000b";
+
+    fn operation(spark: &str, id: &str) -> Operation {
+        Operation {
+            spark_session_id: spark.to_owned(),
+            operation_id: id.to_owned(),
+            method: "ExecutePlan".to_owned(),
+            started_at: Timestamp::ZERO,
+        }
+    }
+
+    #[test]
+    fn all_or_the_named_ones_of_each_spark_session() {
+        let (a, b) = (A.parse().unwrap(), B.parse().unwrap());
+        let running = [
+            operation(A, "1"),
+            operation(A, "2"),
+            operation(B, "3"),
+            operation("?", "4"),
+        ];
+        let all = wanted(&running, &[]);
+        assert_eq!(all, [(a, Wanted::All), (b, Wanted::All)].into());
+        let a = A.parse().unwrap();
+        let some = wanted(&running, &["2".to_owned(), "9".to_owned(), "4".to_owned()]);
+        assert_eq!(some, [(a, Wanted::Operations(vec!["2".to_owned()]))].into());
+    }
+}

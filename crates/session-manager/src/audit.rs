@@ -1,0 +1,215 @@
+//! The audit trail, as the services write it and as it leaves this process.
+//!
+//! Changes of sessions, tokens and their first use are in the trail by the
+//! store's own doing. Everything else is one line in the method that did it:
+//! `self.0.audit(&who, AuditAction::…, |record| record.on(name)).await`.
+//! Log lines of the target `audit` repeat the trail; whichever manager holds
+//! the lease writes them, so each record is one line of one manager.
+
+use crate::api::Api;
+use crate::metrics::Metrics;
+use session_core::{Actor, AuditAction, AuditRecord, Clock, OrgId, Principal};
+use session_proto::error::Refused;
+use session_store::{Error, SessionStore};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Refusals that are put down per second, after a burst of ten times as many:
+/// whoever is refused must not be able to flush the trail.
+const REFUSALS_PER_SECOND: f64 = 10.0;
+const BURST: f64 = 100.0;
+/// Records that wait for the store.
+const WAITING: usize = 1024;
+/// How often it is looked for what to export.
+const LOOK: Duration = Duration::from_secs(1);
+/// For how long one manager exports, unless it says so again.
+const LEASE: Duration = Duration::from_secs(15);
+const LEASE_NAME: &str = "audit-export";
+/// Records of one partition that are read together.
+const PAGE: usize = 256;
+
+/// Puts down who was refused, without making them wait.
+#[derive(Debug)]
+pub(crate) struct Trail {
+    clock: Arc<dyn Clock>,
+    later: mpsc::Sender<AuditRecord>,
+    refusals: Mutex<Bucket>,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Debug)]
+struct Bucket {
+    left: f64,
+    filled: Instant,
+}
+
+impl Bucket {
+    fn take(&mut self) -> bool {
+        let now = Instant::now();
+        let gained = now.duration_since(self.filled).as_secs_f64() * REFUSALS_PER_SECOND;
+        self.left = (self.left + gained).min(BURST);
+        self.filled = now;
+        let some = self.left >= 1.0;
+        if some {
+            self.left -= 1.0;
+        }
+        some
+    }
+}
+
+impl Trail {
+    pub(crate) fn new(clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> (Self, mpsc::Receiver<AuditRecord>) {
+        let (later, waiting) = mpsc::channel(WAITING);
+        let refusals = Mutex::new(Bucket {
+            left: BURST,
+            filled: Instant::now(),
+        });
+        let trail = Self {
+            clock,
+            later,
+            refusals,
+            metrics,
+        };
+        (trail, waiting)
+    }
+
+    /// Somebody was refused. Beyond the rate it is only counted.
+    pub(crate) fn refused(
+        &self,
+        action: AuditAction,
+        refused: &Refused,
+        more: impl FnOnce(AuditRecord) -> AuditRecord,
+    ) {
+        let room = self
+            .refusals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let record = AuditRecord::new(self.clock.now(), action).denied(refused.reason.as_str());
+        if !room || self.later.try_send(more(record)).is_err() {
+            self.metrics.audit_left_out();
+        }
+    }
+}
+
+impl Api {
+    /// Puts down what `who` did. If the store cannot take it, the log has it.
+    pub(crate) async fn audit(
+        &self,
+        who: &Principal,
+        action: AuditAction,
+        more: impl FnOnce(AuditRecord) -> AuditRecord,
+    ) {
+        let record = AuditRecord::new(self.clock.now(), action)
+            .by(Actor::Principal(who.id.clone()))
+            .of_org(&who.org);
+        write(&*self.store, &more(record)).await;
+    }
+}
+
+async fn write(store: &dyn SessionStore, record: &AuditRecord) {
+    if let Err(error) = store.audit(record).await {
+        tracing::error!(%error, "an audit record could not be stored; the next line is all there is of it");
+        line(record);
+    }
+}
+
+/// Writes what refusals left, until `stop`.
+pub(crate) async fn write_later(
+    store: Arc<dyn SessionStore>,
+    mut waiting: mpsc::Receiver<AuditRecord>,
+    stop: CancellationToken,
+) {
+    while let Some(Some(record)) = stop.run_until_cancelled(waiting.recv()).await {
+        write(&*store, &record).await;
+    }
+    while let Ok(record) = waiting.try_recv() {
+        write(&*store, &record).await;
+    }
+}
+
+/// Repeats the trail in the log, while no other manager does, until `stop`.
+pub(crate) async fn export(store: Arc<dyn SessionStore>, stop: CancellationToken) {
+    let owner = format!("m-{:016x}", rand::random::<u64>());
+    let mut told = false;
+    while stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
+        // Where the log drops these lines, the trail waits for a manager whose log does not.
+        if !tracing::enabled!(target: "audit", tracing::Level::INFO) {
+            continue;
+        }
+        match export_once(&*store, &owner).await {
+            Ok(()) => told = false,
+            Err(error) if !told => {
+                told = true;
+                tracing::warn!(%error, "the audit trail cannot be read; it is repeated in the log later");
+            }
+            Err(_) => {}
+        }
+    }
+    // Nobody has to wait for the lease's end.
+    let _ = store.lease(LEASE_NAME, &owner, Duration::ZERO).await;
+}
+
+async fn export_once(store: &dyn SessionStore, owner: &str) -> Result<(), Error> {
+    if !store.lease(LEASE_NAME, owner, LEASE).await? {
+        return Ok(());
+    }
+    let begun = Instant::now();
+    for partition in 0..OrgId::PARTITIONS {
+        let mut place = store.exported(partition).await?;
+        // Well within the lease, so that no two managers write the same record.
+        while begun.elapsed() < LEASE / 3 {
+            let page = store.audited(partition, &place, PAGE).await?;
+            let Some(last) = page.last() else { break };
+            place.clone_from(&last.place);
+            // First the lines: a crash between may repeat some, and loses none.
+            page.iter().for_each(|audited| line(&audited.record));
+            store.set_exported(partition, &place).await?;
+        }
+    }
+    Ok(())
+}
+
+/// One record as one line of the log.
+fn line(record: &AuditRecord) {
+    let text = |value: Option<String>| value.unwrap_or_default();
+    tracing::info!(
+        target: "audit",
+        at = %record.at,
+        at_ms = record.at.as_millis(),
+        action = record.action.as_str(),
+        outcome = record.outcome.as_str(),
+        reason = record.reason,
+        actor = text(record.actor.as_ref().map(ToString::to_string)),
+        address = record.address,
+        org = text(record.org.as_ref().map(ToString::to_string)),
+        session = text(record.session.as_ref().map(ToString::to_string)),
+        token = text(record.token.as_ref().map(ToString::to_string)),
+        object = record.object,
+        from = record.from.map(session_core::Status::as_str).unwrap_or_default(),
+        to = record.to.map(session_core::Status::as_str).unwrap_or_default(),
+        version = record.version.unwrap_or_default(),
+        durability = if record.weak { "weak" } else { "" },
+        "audit"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn refusals_are_put_down_at_a_bounded_rate() {
+        let mut bucket = Bucket {
+            left: BURST,
+            filled: Instant::now(),
+        };
+        let taken = (0..1000).filter(|_| bucket.take()).count();
+        assert_eq!(taken, 100);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!((0..1000).filter(|_| bucket.take()).count(), 20);
+    }
+}

@@ -1,0 +1,172 @@
+//! The doors of both ports. Nothing reaches a handler that the table of
+//! [`session_core::access`] does not let through as far as the caller alone
+//! can tell; handlers get the caller from here.
+//!
+//! In this order, cheapest first: is there a row for the call; how much comes
+//! from this address; who calls; how much do they call; may they at all.
+
+use crate::api::Api;
+use crate::config::InternalConfig;
+use crate::metrics::Door;
+use http::request::Parts;
+use service_kit::gate::{Doorkeeper, Pass, remote};
+use service_kit::limits::{AtOnce, ByAddress, LimitsConfig, Permit, Rates};
+use service_kit::tls::PeerInfo;
+use session_core::access::Rpc;
+use session_core::{AuditAction, Principal, PrincipalId, Reason};
+use session_proto::error::Refused;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// How long to wait when too much is asked at once.
+const CROWDED: Duration = Duration::from_secs(1);
+const OURS: &str = "/berth.";
+
+/// What is counted of each principal, at both ports together.
+#[derive(Debug)]
+pub(crate) struct Counts {
+    calls: Rates<PrincipalId>,
+    at_once: Arc<AtOnce<PrincipalId>>,
+}
+
+impl Counts {
+    pub(crate) fn new(config: &LimitsConfig) -> Self {
+        let calls = config.calls_per_second_per_principal;
+        Self {
+            calls: Rates::new(calls, SECOND, calls.saturating_mul(2)),
+            at_once: AtOnce::new(config.calls_at_once_per_principal),
+        }
+    }
+}
+
+/// The door of the public port.
+#[derive(Debug)]
+pub(crate) struct Public {
+    pub(crate) api: Arc<Api>,
+    pub(crate) addresses: ByAddress,
+    pub(crate) counts: Arc<Counts>,
+}
+
+/// The door of the internal port.
+#[derive(Debug)]
+pub(crate) struct Internal {
+    pub(crate) api: Arc<Api>,
+    pub(crate) counts: Arc<Counts>,
+    pub(crate) allow: InternalConfig,
+}
+
+impl Doorkeeper for Public {
+    async fn admit(&self, call: &mut Parts) -> Result<Pass, Status> {
+        let rpc = known(call, false)?;
+        let place = self.addresses.enter(remote(call), Instant::now());
+        let place = place.map_err(|much| self.api.limited(&much.to_string(), much.wait()))?;
+        let Some(rpc) = rpc else {
+            return Ok(Box::new(place));
+        };
+        let permit = self.api.let_through(&self.counts, rpc, call).await?;
+        Ok(Box::new((place, permit)))
+    }
+
+    fn answered(&self, peer: Option<SocketAddr>, code: Code) {
+        if code == Code::Unauthenticated {
+            self.api.metrics.door(Door::Unknown);
+            self.addresses.failed(peer, Instant::now());
+        }
+    }
+}
+
+impl Doorkeeper for Internal {
+    async fn admit(&self, call: &mut Parts) -> Result<Pass, Status> {
+        let Some(rpc) = known(call, true)? else {
+            return Ok(Box::new(()));
+        };
+        if let Some(names) = self.allow.names_for(rpc) {
+            let peer = call.extensions.get::<PeerInfo>();
+            let may = peer.is_some_and(|peer| {
+                let shown = !peer.certificates.is_empty();
+                shown && names.iter().any(|name| name == "*" || peer.is_named(name))
+            });
+            if !may {
+                let shown = peer.map(PeerInfo::names).unwrap_or_default();
+                let remote = peer.map(|peer| tracing::field::display(peer.remote));
+                tracing::warn!(method = rpc.path(), ?shown, remote, "a service was refused");
+                self.api.metrics.door(Door::Refused);
+                return Err(Refused::new(
+                    Reason::NotAuthorized,
+                    "This certificate may not call this method. See internal.allow.",
+                )
+                .into());
+            }
+        }
+        if !rpc.rule().needs_caller() {
+            return Ok(Box::new(()));
+        }
+        // The address is the token-issuer's, who counts its own callers'.
+        let permit = self.api.let_through(&self.counts, rpc, call).await?;
+        Ok(Box::new(permit))
+    }
+
+    fn answered(&self, _: Option<SocketAddr>, code: Code) {
+        if code == Code::Unauthenticated {
+            self.api.metrics.door(Door::Unknown);
+        }
+    }
+}
+
+/// The row of a call of ours; none for what is not (health, reflection). A
+/// call of ours without a row, or at the wrong port, is not served.
+fn known(call: &Parts, internal: bool) -> Result<Option<Rpc>, Status> {
+    let path = call.uri.path();
+    if !path.starts_with(OURS) {
+        return Ok(None);
+    }
+    match Rpc::of_path(path) {
+        Some(rpc) if rpc.rule().is_internal() == internal => Ok(Some(rpc)),
+        Some(_) | None => Err(Status::unimplemented("There is no such method here.")),
+    }
+}
+
+impl Api {
+    /// Finds out who calls, counts them, and asks the table.
+    async fn let_through(
+        &self,
+        counts: &Counts,
+        rpc: Rpc,
+        call: &mut Parts,
+    ) -> Result<Permit<PrincipalId>, Refused> {
+        let who = self.callers.identify(&call.headers).await;
+        let who = who.inspect_err(|refused| {
+            self.trail
+                .refused(AuditAction::CallerRefused, refused, |record| record);
+        })?;
+        let within = counts.calls.take(&who.id, Instant::now());
+        within.map_err(|wait| self.limited("You call too often", wait))?;
+        let permit = counts.at_once.enter(who.id.clone());
+        let permit = permit.ok_or_else(|| self.limited("You have too many calls under way", CROWDED))?;
+        self.let_in(&who).await?;
+        if !rpc.rule().may_be(&who) {
+            self.metrics.door(Door::Refused);
+            return Err(Refused::not_authorized());
+        }
+        self.metrics.door(Door::Open);
+        call.extensions.insert(Admitted(who));
+        Ok(permit)
+    }
+
+    fn limited(&self, what: &str, wait: Duration) -> Refused {
+        self.metrics.door(Door::Limited);
+        Refused::new(
+            Reason::RateLimited,
+            format!("{what}. Wait a moment, and call less often."),
+        )
+        .retry_after(wait.max(Duration::from_millis(10)))
+    }
+}
+
+/// The caller, as the door let them through.
+#[derive(Debug, Clone)]
+pub(crate) struct Admitted(pub(crate) Principal);

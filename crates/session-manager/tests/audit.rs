@@ -1,0 +1,221 @@
+//! What was done is in the trail with who did it, and each record is one line
+//! in the log of one manager.
+#![expect(clippy::unwrap_used, reason = "a test may fail this way")]
+
+mod support;
+
+use session_core::{Actor, AuditAction, AuditOutcome, AuditRecord, OrgId, SessionKey, TokenId};
+use session_proto::internal as wire;
+use session_proto::v1;
+use session_store::AuditTrail as _;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+use support::{Manager, until};
+
+/// The log of this program.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    /// Its lines of the target `audit`, by what names a record, with how often each came.
+    fn lines(&self) -> BTreeMap<String, usize> {
+        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        let mut lines = BTreeMap::new();
+        for line in text.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            if line["target"] == "audit" {
+                *lines
+                    .entry(name(|field| line[field].to_string().replace('"', "")))
+                    .or_default() += 1;
+            }
+        }
+        lines
+    }
+}
+
+fn name(field: impl Fn(&str) -> String) -> String {
+    [
+        "at_ms", "action", "outcome", "reason", "actor", "session", "token", "object", "version",
+    ]
+    .map(field)
+    .join(" ")
+}
+
+fn name_of(record: &AuditRecord) -> String {
+    let text = |value: Option<String>| value.unwrap_or_default();
+    name(|field| match field {
+        "at_ms" => record.at.as_millis().to_string(),
+        "action" => record.action.to_string(),
+        "outcome" => record.outcome.to_string(),
+        "reason" => record.reason.clone(),
+        "actor" => text(record.actor.as_ref().map(ToString::to_string)),
+        "session" => text(record.session.as_ref().map(ToString::to_string)),
+        "token" => text(record.token.as_ref().map(ToString::to_string)),
+        "object" => record.object.clone(),
+        "version" => record.version.unwrap_or_default().to_string(),
+        _ => unreachable!(),
+    })
+}
+
+async fn trail(manager: &Manager) -> Vec<AuditRecord> {
+    let mut all = Vec::new();
+    for partition in 0..OrgId::PARTITIONS {
+        all.extend(manager.store.audited(partition, "", 100_000).await.unwrap());
+    }
+    all.into_iter().map(|audited| audited.record).collect()
+}
+
+fn find(trail: &[AuditRecord], action: AuditAction, outcome: AuditOutcome) -> &AuditRecord {
+    let mut found = trail
+        .iter()
+        .filter(|record| record.action == action && record.outcome == outcome);
+    found
+        .next()
+        .unwrap_or_else(|| panic!("no {action} {outcome} in {trail:#?}"))
+}
+
+fn by(who: &str) -> Option<Actor> {
+    Some(Actor::Principal(format!("sa|{who}").parse().unwrap()))
+}
+
+async fn record_token(manager: &Manager, key: &SessionKey, id: &TokenId) {
+    let now = session_core::Clock::now(&session_core::SystemClock);
+    let token = wire::LedgerToken {
+        token_id: id.to_string(),
+        key_id: "k".repeat(43),
+        token_epoch: 1,
+        issued_at: Some(session_proto::convert::timestamp(now)),
+        expires_at: Some(session_proto::convert::timestamp(
+            now.after(std::time::Duration::from_secs(600)),
+        )),
+        ..Default::default()
+    };
+    let request = wire::RecordTokenRequest {
+        session_id: key.id.to_string(),
+        token: Some(token),
+    };
+    manager.ledger("ada").record_token(request).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_done_is_in_the_trail_and_once_in_the_log_of_all_managers() {
+    let log = Log::default();
+    let writer = log.clone();
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_writer(move || writer.clone())
+        .init();
+    let manager = Manager::start().await;
+    let other = manager.another().await;
+
+    // Tokens: issued, denied, taken back.
+    let key = manager.create("ada").await;
+    let id = TokenId::generate(session_core::Timestamp::from_millis(1), 1);
+    record_token(&manager, &key, &id).await;
+    let authorize = wire::AuthorizeIssueRequest {
+        session_id: key.id.to_string(),
+    };
+    manager
+        .ledger("bob")
+        .authorize_issue(authorize)
+        .await
+        .unwrap_err();
+    let revoke = wire::RevokeRequest {
+        session_id: key.id.to_string(),
+        token_id: id.to_string(),
+    };
+    manager.ledger("ada").revoke(revoke).await.unwrap();
+    let revoke_all = wire::RevokeAllRequest {
+        session_id: key.id.to_string(),
+    };
+    manager.ledger("olga").revoke_all(revoke_all).await.unwrap();
+    // Definitions.
+    let cluster = v1::Cluster {
+        name: "made".to_owned(),
+        engine: v1::Engine::Sail.into(),
+        provider: Some(v1::cluster::Provider::Process(v1::ProcessProvider {
+            program: "/opt/sail".to_owned(),
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    let create = v1::CreateClusterRequest {
+        cluster: Some(cluster),
+    };
+    manager.clusters("pat").create_cluster(create).await.unwrap();
+    // Nobody at all, far too often.
+    for _ in 0..300 {
+        let request = v1::ListSessionsRequest::default();
+        manager
+            .sessions_with("berth_sa_wrong")
+            .list_sessions(request)
+            .await
+            .unwrap_err();
+    }
+    manager.close("ada", &key).await;
+
+    let trail = trail(&manager).await;
+    let done = |action| find(&trail, action, AuditOutcome::Done);
+    assert_eq!(done(AuditAction::SessionCreated).actor, by("ada"));
+    let issued = done(AuditAction::TokenIssued);
+    assert_eq!(
+        (issued.token.as_ref(), issued.session.as_ref()),
+        (Some(&id), Some(&key.id))
+    );
+    let denied = find(&trail, AuditAction::TokenIssued, AuditOutcome::Denied);
+    assert_eq!(
+        (denied.actor.clone(), denied.reason.as_str()),
+        (by("bob"), "NOT_AUTHORIZED")
+    );
+    assert_eq!(done(AuditAction::TokenRevoked).token.as_ref(), Some(&id));
+    assert_eq!(done(AuditAction::TokensRevoked).actor, by("olga"));
+    let made = done(AuditAction::ClusterCreated);
+    assert_eq!((made.actor.clone(), made.object.as_str()), (by("pat"), "made"));
+    let refused = trail
+        .iter()
+        .filter(|record| record.action == AuditAction::CallerRefused);
+    let refused = refused.count();
+    assert!((90..200).contains(&refused), "{refused}: at a bounded rate");
+    let last = trail
+        .iter()
+        .rfind(|record| record.session.as_ref() == Some(&key.id))
+        .unwrap();
+    assert_eq!(
+        (last.action, last.reason.as_str()),
+        (AuditAction::SessionChanged, "CLOSE_REQUESTED")
+    );
+
+    // The log of both managers together has each record once.
+    let expected: BTreeMap<_, _> = trail.iter().map(|record| (name_of(record), 1)).collect();
+    until("every record is in the log", async || {
+        let lines = log.lines();
+        expected.keys().all(|name| lines.contains_key(name))
+    })
+    .await;
+    manager.stop().await;
+    // The other one goes on with it.
+    let key = other.create("ada").await;
+    until("the other manager writes the log", async || {
+        log.lines().keys().any(|name| name.contains(key.id.as_str()))
+    })
+    .await;
+    let twice: Vec<_> = log
+        .lines()
+        .into_iter()
+        .filter(|(name, count)| *count > 1 && !name.contains("caller.refused"))
+        .collect();
+    assert!(twice.is_empty(), "{twice:#?}");
+}

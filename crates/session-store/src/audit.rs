@@ -1,0 +1,40 @@
+//! The audit trail: what was done, kept beside what it was done to.
+//!
+//! A change of a session and its record are written in one step, so neither is
+//! ever there without the other. The trail is bounded: the oldest records of a
+//! partition go first. Whoever must keep them longer has them exported.
+
+use crate::Error;
+use async_trait::async_trait;
+use session_core::AuditRecord;
+
+/// How many records a partition keeps, unless configured: some 3 MiB each.
+pub const AUDIT_LENGTH: usize = 10_000;
+
+/// A record and where it stands in its partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Audited {
+    /// Its place; sorts by nothing but the store.
+    pub place: String,
+    /// What happened.
+    pub record: AuditRecord,
+}
+
+/// The contract of the trail. [`crate::SessionStore::create`], `commit`,
+/// `commit_quiet`, `record_token` and the first use in `report` write their
+/// records by themselves.
+#[async_trait]
+pub trait AuditTrail {
+    /// Adds a record to its partition.
+    async fn audit(&self, record: &AuditRecord) -> Result<(), Error>;
+
+    /// Up to `limit` records of a partition that come after the place `after`,
+    /// the oldest that is kept if it is empty or gone.
+    async fn audited(&self, partition: u8, after: &str, limit: usize) -> Result<Vec<Audited>, Error>;
+
+    /// The place up to which a partition was exported; empty at first.
+    async fn exported(&self, partition: u8) -> Result<String, Error>;
+
+    /// A partition was exported up to `place`.
+    async fn set_exported(&self, partition: u8, place: &str) -> Result<(), Error>;
+}

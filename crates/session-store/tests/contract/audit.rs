@@ -1,0 +1,161 @@
+//! The audit trail, and what is known of signing keys.
+
+use crate::common::{Draft, FAR, Store, close, commit, principal, report, revoke, token, touch};
+use session_core::{
+    Actor, AuditAction, AuditOutcome, AuditRecord, ChangeReason, SessionKey, Status, TokenUse,
+};
+use session_store::{Error, Reported};
+
+/// What the trail has of one session, oldest first.
+async fn of(store: &Store, key: &SessionKey) -> Vec<AuditRecord> {
+    let all = store.audited(key.org.partition(), "", 1000).await.unwrap();
+    all.into_iter()
+        .map(|audited| audited.record)
+        .filter(|record| record.session.as_ref() == Some(&key.id))
+        .collect()
+}
+
+pub(crate) async fn every_change_is_in_the_trail_once(store: Store) {
+    let session = Draft::default().store(&store).await;
+    let key = session.key();
+    let renamed = touch(&session);
+    let session = commit(&store, renamed.clone()).await;
+    // A lost race leaves nothing.
+    assert!(matches!(store.commit(renamed).await, Err(Error::Conflict)));
+    let session = commit(&store, revoke(&session)).await;
+    let session = commit(&store, close(&session)).await;
+
+    let trail = of(&store, &key).await;
+    let events = store.events(&key).await.unwrap();
+    let expected: Vec<_> = events
+        .iter()
+        .map(|event| AuditRecord::of_change(&key, event))
+        .collect();
+    assert_eq!(trail, expected);
+    assert_eq!(trail[0].action, AuditAction::SessionCreated);
+    assert_eq!((trail[0].from, trail[0].to), (None, Some(Status::Pending)));
+    let last = &trail[3];
+    assert_eq!(last.action, AuditAction::SessionChanged);
+    assert_eq!(last.reason, ChangeReason::CloseRequested.as_str());
+    assert_eq!(
+        (last.from, last.to),
+        (Some(Status::Pending), Some(Status::Closed))
+    );
+    assert_eq!(last.version, Some(session.version));
+    assert_eq!(last.actor, Some(Actor::System));
+}
+
+pub(crate) async fn what_an_idle_clock_decides_is_in_the_trail_too(store: Store) {
+    let session = Draft::default().store(&store).await;
+    let decided = touch(&session);
+    let last_activity = session_core::Timestamp::ZERO;
+    store.commit_quiet(decided, last_activity).await.unwrap();
+    assert_eq!(of(&store, &session.key()).await.len(), 2);
+}
+
+pub(crate) async fn tokens_are_in_the_trail_when_recorded_and_first_used(store: Store) {
+    let session = Draft::default().store(&store).await;
+    let key = session.key();
+    let issued = token(&store, &session, FAR).await;
+    for _ in 0..2 {
+        store.record_token(&key, issued.clone(), 2).await.unwrap();
+    }
+    // One that is refused is not issued.
+    let other = token(&store, &session, FAR).await;
+    store.record_token(&key, other, 1).await.unwrap_err();
+    let now = store.now().await.unwrap();
+    let mut used = report("p-1", 1);
+    used.token_uses = vec![TokenUse {
+        id: issued.id.clone(),
+        first: now,
+        last: now,
+    }];
+    for _ in 0..2 {
+        let taken = store.report(&key, &used).await.unwrap();
+        assert_eq!(taken, Reported::Live(Status::Pending));
+    }
+
+    let trail = of(&store, &key).await;
+    let told: Vec<_> = trail.iter().map(|record| record.action).collect();
+    assert_eq!(
+        told,
+        [
+            AuditAction::SessionCreated,
+            AuditAction::TokenIssued,
+            AuditAction::TokenFirstUsed
+        ]
+    );
+    assert!(
+        trail[1..]
+            .iter()
+            .all(|record| record.token.as_ref() == Some(&issued.id))
+    );
+    assert_eq!(trail[1].actor, Some(Actor::Principal(issued.subject)));
+    assert_eq!(trail[1].object, issued.key_id);
+}
+
+pub(crate) async fn other_records_are_read_in_pages(store: Store) {
+    let now = store.now().await.unwrap();
+    let written: Vec<_> = (0..7)
+        .map(|n| {
+            AuditRecord::new(now, AuditAction::ClusterUpdated)
+                .by(Actor::Principal(principal("sa|pat")))
+                .of_org(&"pages".parse().unwrap())
+                .on(&format!("c{n}"))
+        })
+        .collect();
+    for record in &written {
+        store.audit(record).await.unwrap();
+    }
+    let partition = written[0].partition();
+    let (mut read, mut after) = (Vec::new(), String::new());
+    loop {
+        let page = store.audited(partition, &after, 3).await.unwrap();
+        assert!(page.len() <= 3);
+        let Some(last) = page.last() else { break };
+        after = last.place.clone();
+        read.extend(page.into_iter().map(|audited| audited.record));
+    }
+    assert_eq!(read, written);
+    // What has no organization is in the trail as well.
+    let nobody = AuditRecord::new(now, AuditAction::CallerRefused).denied("CALLER_UNKNOWN");
+    store.audit(&nobody).await.unwrap();
+    let all = store.audited(0, "", 1000).await.unwrap();
+    let found = all
+        .into_iter()
+        .map(|audited| audited.record)
+        .find(|record| *record == nobody);
+    assert_eq!(found.map(|record| record.outcome), Some(AuditOutcome::Denied));
+}
+
+pub(crate) async fn the_place_of_the_export_is_kept(store: Store) {
+    assert_eq!(store.exported(3).await.unwrap(), "");
+    store.set_exported(3, "7-1").await.unwrap();
+    store.set_exported(4, "9-0").await.unwrap();
+    assert_eq!(store.exported(3).await.unwrap(), "7-1");
+}
+
+pub(crate) async fn keys_are_known_since_they_were_first_published(store: Store) {
+    let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
+    let first = store.report_keys(&ids(&["a"]), Some("a")).await.unwrap();
+    assert_eq!(first.keys.len(), 1);
+    assert_eq!(first.keys[0].published_since, first.now);
+    assert_eq!(first.keys[0].signed_at, Some(first.now));
+    let both = store.report_keys(&ids(&["b", "a"]), None).await.unwrap();
+    let named: Vec<_> = both.keys.iter().map(|key| key.id.as_str()).collect();
+    assert_eq!(named, ["b", "a"]);
+    assert_eq!(both.keys[0].signed_at, None);
+    assert_eq!(both.keys[1].published_since, first.now);
+    assert_eq!(both.keys[1].signed_at, Some(first.now));
+    // One issuer that says less takes nothing away.
+    store.report_keys(&[], None).await.unwrap();
+    let again = store.report_keys(&ids(&["b", "a"]), Some("b")).await.unwrap();
+    assert_eq!(again.keys[0].published_since, both.now);
+    assert_eq!(again.keys[0].signed_at, Some(again.now));
+}
+
+pub(crate) async fn a_bounded_number_of_keys_is_known(store: Store) {
+    let many: Vec<_> = (0..100).map(|n| format!("k{n}")).collect();
+    let known = store.report_keys(&many, None).await.unwrap();
+    assert_eq!(known.keys.len(), session_store::signing::MOST_KEYS);
+}

@@ -1,0 +1,176 @@
+//! How soon a revocation and a close are effective at every proxy, and the
+//! life of a token in the ledger. Prints its figures; `ROUNDS=200` for more.
+
+#![expect(clippy::unwrap_used, reason = "a test may fail this way")]
+
+mod common;
+mod whole;
+
+use common::{Ask, Client, Reply, within};
+use session_core::{AuditAction, Reason};
+use session_store::AuditTrail as _;
+use std::time::{Duration, Instant};
+use test_support::fake_spark::{Shape, request};
+use tonic::Code;
+use whole::Whole;
+
+/// How long calls with `token` still succeed there.
+async fn until_refused(client: &Client, token: &str, reason: Reason, since: Instant) -> Duration {
+    within("the token is refused", async {
+        loop {
+            let reply = client.call(Ask::execute(token)).await;
+            if reply.code() != Code::Ok {
+                reply.refused(reason);
+                return since.elapsed();
+            }
+        }
+    })
+    .await
+}
+
+fn figures(what: &str, mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    let at = |share: usize| times[(times.len() * share / 100).min(times.len() - 1)];
+    println!(
+        "{what}: {} times, p50 {:.1?}, p99 {:.1?}, max {:.1?}",
+        times.len(),
+        at(50),
+        at(99),
+        at(100)
+    );
+    at(99)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn revoke_and_close_are_effective_at_every_proxy_within_a_second() {
+    let rounds: usize = std::env::var("ROUNDS").map_or(20, |n| n.parse().unwrap());
+    let whole = Whole::start().await;
+    let clients = [whole.client(0).await, whole.client(1).await];
+    let (mut one, mut all, mut closed, mut streams) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let session = whole.session().await;
+        let (revoked, kept) = (
+            whole.first_token(&session).await,
+            whole.issue(&session).await.unwrap(),
+        );
+        let mut running = Vec::new();
+        for client in &clients {
+            for token in [&revoked.token, &kept.token] {
+                assert_eq!(client.call(Ask::execute(token)).await.code(), Code::Ok);
+            }
+            let mut call = client
+                .begin(&Ask::execute(&revoked.token).shape(Shape::HangAfterOne))
+                .await
+                .unwrap();
+            call.finish(request(b"go"));
+            running.push(within("headers", call.head()).await.unwrap());
+        }
+        let since = Instant::now();
+        whole.revoke(&session, &revoked.token_id).await;
+        let (a, b) = tokio::join!(
+            until_refused(&clients[0], &revoked.token, Reason::TokenRevoked, since),
+            until_refused(&clients[1], &revoked.token, Reason::TokenRevoked, since)
+        );
+        one.extend([a, b]);
+        for (_upload, response) in running {
+            let reply = within("the running stream ends", Reply::rest(response))
+                .await
+                .unwrap();
+            reply.refused(Reason::TokenRevoked);
+            streams.push(since.elapsed());
+        }
+        for client in &clients {
+            assert_eq!(
+                client.call(Ask::execute(&kept.token)).await.code(),
+                Code::Ok,
+                "the other token"
+            );
+        }
+        let since = Instant::now();
+        whole.revoke_all(&session).await;
+        let (a, b) = tokio::join!(
+            until_refused(&clients[0], &kept.token, Reason::TokenRevoked, since),
+            until_refused(&clients[1], &kept.token, Reason::TokenRevoked, since)
+        );
+        all.extend([a, b]);
+        let last = whole.issue(&session).await.unwrap();
+        for client in &clients {
+            assert_eq!(client.call(Ask::execute(&last.token)).await.code(), Code::Ok);
+        }
+        let since = Instant::now();
+        whole.close(&session).await;
+        let (a, b) = tokio::join!(
+            until_refused(&clients[0], &last.token, Reason::SessionClosed, since),
+            until_refused(&clients[1], &last.token, Reason::SessionClosed, since)
+        );
+        closed.extend([a, b]);
+    }
+    let second = Duration::from_secs(1);
+    assert!(figures("revoke one", one) <= second);
+    assert!(figures("revoke all", all) <= second);
+    assert!(figures("close", closed) <= second);
+    assert!(figures("running streams ended", streams) <= 5 * second);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_is_recorded_listed_used_and_taken_back() {
+    let whole = Whole::start().await;
+    let session = whole.session().await;
+    let issued = whole.first_token(&session).await;
+    assert!(issued.token.len() <= 600, "{} bytes", issued.token.len());
+    assert_eq!(issued.token_type, "Bearer");
+    let listed = whole.listed(&session).await;
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0].token_id, issued.token_id);
+    assert!(listed[0].first_used_at.is_none() && !listed[0].revoked);
+    // It is shown once: nothing that is listed holds a part of it.
+    let text = format!("{listed:?}");
+    assert!(issued.token.split('.').all(|part| !text.contains(part)));
+
+    // Good at the proxy, and nowhere else; the account's key the other way round.
+    let refused = whole.list_with(&issued.token).await.unwrap_err();
+    assert_eq!(
+        session_proto::error::reason_of(&refused),
+        Some(Reason::CallerUnknown)
+    );
+    whole.list_with(&whole.key).await.unwrap();
+    whole.call(0, &whole.key).await.refused(Reason::TokenMalformed);
+    assert_eq!(whole.call(0, &issued.token).await.code(), Code::Ok);
+    let used = within("its first use is known", async {
+        loop {
+            let listed = whole.listed(&session).await;
+            if listed[0].first_used_at.is_some() {
+                return listed;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    assert!(used[0].last_used_at.is_some());
+    whole.revoke(&session, &issued.token_id).await;
+    whole.revoke(&session, &issued.token_id).await;
+    assert!(whole.listed(&session).await[0].revoked);
+    whole.revoke_all(&session).await;
+    assert!(
+        whole.listed(&session).await.is_empty(),
+        "those of an older epoch are gone"
+    );
+
+    let partition = session_core::OrgId::partition(&"acme".parse().unwrap());
+    let trail = whole.store.audited(partition, "", 1000).await.unwrap();
+    let of_token = |action| {
+        let of = trail.iter().filter(|audited| audited.record.action == action);
+        of.filter(|audited| {
+            audited
+                .record
+                .token
+                .as_ref()
+                .is_none_or(|id| id.as_str() == issued.token_id)
+        })
+        .count()
+    };
+    assert_eq!(of_token(AuditAction::TokenIssued), 1);
+    assert_eq!(of_token(AuditAction::TokenFirstUsed), 1);
+    assert_eq!(of_token(AuditAction::TokenRevoked), 2);
+    assert_eq!(of_token(AuditAction::TokensRevoked), 1);
+}

@@ -1,0 +1,185 @@
+//! Key files, read again and again.
+
+use crate::config::KeysConfig;
+use anyhow::{Context as _, Result};
+use session_token::Signer;
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// No key is larger.
+const LARGEST: u64 = 64 * 1024;
+/// Files of a folder that are looked at.
+const MOST_FILES: usize = 32;
+/// What the files of keys end in.
+const ENDING: &str = "pem";
+
+/// What the files hold now.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Those that may sign: the configured one first, then the folder's by name.
+    pub(super) candidates: Vec<Arc<Signer>>,
+    /// Those that are only published.
+    pub(super) published: Vec<Arc<Signer>>,
+    /// What became wrong since the last look.
+    pub(super) problems: Vec<String>,
+}
+
+/// Remembers the last good content of each file.
+#[derive(Debug, Default)]
+pub(super) struct KeyFiles {
+    good: BTreeMap<PathBuf, Arc<Signer>>,
+    told: BTreeMap<PathBuf, String>,
+    listed: Vec<PathBuf>,
+}
+
+/// Reads one private key.
+pub(crate) fn read_key(file: &Path) -> Result<Signer> {
+    if file.as_os_str().is_empty() {
+        anyhow::bail!("is required");
+    }
+    let mut pem = String::new();
+    std::fs::File::open(file)
+        .and_then(|opened| opened.take(LARGEST).read_to_string(&mut pem))
+        .context("cannot be read")?;
+    Signer::from_pkcs8_pem(&pem).context("is not a P-256 key in PKCS#8 PEM")
+}
+
+/// The key files of a folder, by name. Names that begin with a dot are not
+/// ours: Kubernetes keeps its own there.
+fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).context("cannot be listed")? {
+        let path = entry.context("cannot be listed")?.path();
+        let hidden = path
+            .file_name()
+            .is_none_or(|name| name.to_string_lossy().starts_with('.'));
+        if !hidden && path.extension().is_some_and(|ending| ending == ENDING) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    anyhow::ensure!(files.len() <= MOST_FILES, "holds more than {MOST_FILES} keys");
+    Ok(files)
+}
+
+impl KeyFiles {
+    pub(super) fn read(&mut self, config: &KeysConfig) -> Found {
+        let mut found = Found::default();
+        let mut now = BTreeMap::new();
+        if !config.signing.as_os_str().is_empty() {
+            let key = self.one(&config.signing, "keys.signing", &mut now, &mut found.problems);
+            found.candidates.extend(key);
+        }
+        if let Some(dir) = &config.dir {
+            match list(dir) {
+                Ok(files) => {
+                    self.listed = files;
+                    self.told.remove(dir);
+                }
+                Err(error) => self.tell(dir, format!("keys.dir {error:#}"), &mut found.problems),
+            }
+            for file in self.listed.clone() {
+                let key = self.one(&file, "keys.dir", &mut now, &mut found.problems);
+                found.candidates.extend(key);
+            }
+        }
+        for file in &config.published {
+            let key = self.one(file, "keys.published", &mut now, &mut found.problems);
+            found.published.extend(key);
+        }
+        // The last one is not withdrawn: an empty folder is a mistake.
+        if found.candidates.is_empty() {
+            self.tell(
+                Path::new(""),
+                "no key is left; the last ones stay in use".to_owned(),
+                &mut found.problems,
+            );
+        } else {
+            self.told.remove(Path::new(""));
+            self.good = now;
+        }
+        found
+    }
+
+    /// The key in a file; what it was, while the file is there but unusable.
+    fn one(
+        &mut self,
+        file: &Path,
+        what: &str,
+        now: &mut BTreeMap<PathBuf, Arc<Signer>>,
+        problems: &mut Vec<String>,
+    ) -> Option<Arc<Signer>> {
+        let key = match read_key(file) {
+            Ok(signer) => {
+                self.told.remove(file);
+                let same = self.good.get(file).filter(|last| last.kid() == signer.kid());
+                same.cloned().unwrap_or_else(|| Arc::new(signer))
+            }
+            Err(error) => {
+                self.tell(file, format!("{what}: {} {error:#}", file.display()), problems);
+                // Half-written, perhaps. One that is gone is gone.
+                let there = file.try_exists().unwrap_or(true);
+                self.good.get(file).filter(|_| there).cloned()?
+            }
+        };
+        now.insert(file.to_owned(), Arc::clone(&key));
+        Some(key)
+    }
+
+    /// Each problem once, until it changes.
+    fn tell(&mut self, file: &Path, problem: String, problems: &mut Vec<String>) {
+        if self.told.get(file) != Some(&problem) {
+            self.told.insert(file.to_owned(), problem.clone());
+            problems.push(problem);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use session_token::generate_key_pem;
+
+    fn kids(found: &Found) -> Vec<String> {
+        found
+            .candidates
+            .iter()
+            .map(|signer| signer.kid().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn files_are_followed_and_a_broken_one_keeps_its_last_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = KeysConfig {
+            dir: Some(dir.path().to_owned()),
+            ..KeysConfig::default()
+        };
+        let mut files = KeyFiles::default();
+        assert_eq!(files.read(&config).problems.len(), 1, "no key at all");
+        let (b, a) = (dir.path().join("b.pem"), dir.path().join("a.pem"));
+        std::fs::write(&b, generate_key_pem().unwrap()).unwrap();
+        std::fs::write(dir.path().join(".hidden.pem"), generate_key_pem().unwrap()).unwrap();
+        std::fs::write(dir.path().join("notes.txt"), "no key").unwrap();
+        let first = files.read(&config);
+        assert_eq!((first.candidates.len(), first.problems.len()), (1, 0));
+        std::fs::write(&a, generate_key_pem().unwrap()).unwrap();
+        let both = kids(&files.read(&config));
+        assert_eq!(both[1], kids(&first)[0], "by name");
+
+        // Half-written: said once, and the key stays.
+        std::fs::write(&b, "-----BEGIN PRIV").unwrap();
+        let broken = files.read(&config);
+        assert_eq!((kids(&broken), broken.problems.len()), (both.clone(), 1));
+        assert!(broken.problems[0].contains("b.pem"), "{:?}", broken.problems);
+        assert_eq!(files.read(&config).problems.len(), 0);
+        // Gone is gone, but for the last one.
+        std::fs::remove_file(&b).unwrap();
+        assert_eq!(kids(&files.read(&config)), both[..1]);
+        std::fs::remove_file(&a).unwrap();
+        let none = files.read(&config);
+        assert!(none.candidates.is_empty() && none.problems[0].contains("last ones stay"));
+    }
+}

@@ -1,0 +1,193 @@
+//! What is measured: session-managers as processes of their own, on one real
+//! Redis, and what is needed to call them.
+
+use crate::instant::InstantCompute;
+use anyhow::{Context as _, Result};
+use compute::SimCompute;
+use service_kit::caller::{NewKey, generate_key};
+use service_kit::config::{Sources, load_over_defaults};
+use service_kit::shutdown::Shutdown;
+use session_core::OrgId;
+use session_manager::{Computes, Config, Listeners};
+use session_store::SessionStore;
+use session_token::{Jwks, Signer, generate_key_pem};
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use test_support::redis::PrivateRedis;
+use tonic::transport::{Channel, Endpoint};
+
+/// Organizations, so that every partition has some.
+pub(crate) const ORGS: usize = 64;
+/// The cluster that all sessions are on.
+pub(crate) const CLUSTER: &str = "instant";
+const READY: Duration = Duration::from_secs(120);
+
+/// Redis, its client and the managers' configuration.
+pub(crate) struct Stage {
+    pub(crate) redis: PrivateRedis,
+    pub(crate) store: Arc<dyn SessionStore>,
+    pub(crate) signer: Signer,
+    pub(crate) keys: Vec<NewKey>,
+    dir: TempDir,
+}
+
+/// One session-manager in a process of its own; it ends when dropped.
+pub(crate) struct Manager {
+    child: Child,
+    pub(crate) public: Channel,
+    pub(crate) internal: Channel,
+    /// From its start until it answered.
+    pub(crate) ready_after: Duration,
+}
+
+/// The organization number `n`.
+pub(crate) fn org(n: usize) -> Result<OrgId> {
+    Ok(format!("org-{:03}", n % ORGS).parse()?)
+}
+
+impl Stage {
+    pub(crate) async fn set() -> Result<Self> {
+        let redis = PrivateRedis::start().await?;
+        let dir = tempfile::Builder::new().prefix("berth-lifecycle-").tempdir()?;
+        let signer = Signer::from_pkcs8_pem(&generate_key_pem()?)?;
+        let jwks = dir.path().join("jwks.json");
+        std::fs::write(&jwks, Jwks::new([signer.public_jwk()]).to_json())?;
+        let keys: Vec<NewKey> = (0..ORGS).map(|_| generate_key()).collect();
+        let mut text = format!(
+            "listen.public.address = \"127.0.0.1:0\"\nlisten.internal.address = \"127.0.0.1:0\"\n\
+             admin.address = \"127.0.0.1:0\"\nstore.url = \"{}\"\ntelemetry.level = \"error\"\n\
+             tokens.keys.location = \"{}\"\ncompute.process = {{ state_dir = \"{}\", trust_all_users = true }}\n\
+             limits.calls_per_second_per_principal = 0\nlimits.calls_at_once_per_principal = 0\n\
+             limits.calls_per_second_per_address = 0\nlimits.calls_at_once = 0\n\
+             [[clusters]]\nname = \"{CLUSTER}\"\nengine = \"sail\"\nprocess = {{ program = \"/opt/sail\" }}\n",
+            redis.url(),
+            jwks.display(),
+            dir.path().display()
+        );
+        for (n, key) in keys.iter().enumerate() {
+            let org = org(n)?;
+            text += &format!(
+                "[[orgs]]\nname = \"{org}\"\nlimits = {{ live_sessions_per_owner = 4000000, live_sessions = 4000000, creates_per_minute = 4000000 }}\n\
+                 [[service_accounts]]\nname = \"caller-{n}\"\norg = \"{org}\"\nroles = [\"member\", \"org-admin\"]\nkey_sha256 = \"{}\"\n",
+                key.sha256
+            );
+        }
+        std::fs::write(dir.path().join("config.toml"), text)?;
+        let config = config(&dir.path().join("config.toml"))?;
+        let store = session_manager::open_store(&config).await?;
+        Ok(Self {
+            redis,
+            store,
+            signer,
+            keys,
+            dir,
+        })
+    }
+
+    /// Starts one more manager and waits until it answers.
+    pub(crate) async fn manager(&self) -> Result<Manager> {
+        let begun = Instant::now();
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg("--manager")
+            .arg(self.dir.path().join("config.toml"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let out = child.stdout.take().context("its output")?;
+        let mut lines = BufReader::new(out).lines();
+        let mut channel = async || {
+            let line = lines.next().context("it ended at once")??;
+            let endpoint = Endpoint::from_shared(format!("http://{line}"))?.tcp_nodelay(true);
+            anyhow::Ok(endpoint.connect_timeout(READY).connect().await?)
+        };
+        let (public, internal) = (channel().await?, channel().await?);
+        loop {
+            let sessions = crate::calls::sessions(&public, &self.keys[0]);
+            if crate::calls::list_once(sessions).await.is_ok() {
+                break;
+            }
+            anyhow::ensure!(begun.elapsed() < READY, "a manager did not become ready");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(Manager {
+            child,
+            public,
+            internal,
+            ready_after: begun.elapsed(),
+        })
+    }
+
+    /// A figure of Redis' INFO.
+    pub(crate) async fn info(&self, section: &str, name: &str) -> Result<f64> {
+        let text = self.redis.command(&format!("INFO {section}")).await?;
+        let value = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'))
+            .with_context(|| format!("INFO {section} has no {name}"))?;
+        Ok(value.trim().parse()?)
+    }
+
+    /// How often scripts were run so far.
+    pub(crate) async fn scripts_run(&self) -> Result<f64> {
+        let text = self.redis.command("INFO commandstats").await?;
+        let calls = |name: &str| {
+            text.lines()
+                .find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(":calls="))
+                .and_then(|rest| rest.split(',').next()?.parse::<f64>().ok())
+                .unwrap_or(0.0)
+        };
+        Ok(calls("cmdstat_evalsha") + calls("cmdstat_eval"))
+    }
+}
+
+impl Manager {
+    /// CPU seconds it has used so far.
+    pub(crate) fn cpu(&self) -> Result<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let rest = stat.rsplit_once(')').context("/proc")?.1;
+        let fields: Vec<&str> = rest.split_whitespace().collect();
+        let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
+        // USER_HZ is 100 on every Linux.
+        Ok(ticks / 100.0)
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn config(file: &Path) -> Result<Config> {
+    load_over_defaults(&Sources {
+        file: Some(file.to_owned()),
+        ..Sources::default()
+    })
+    .map_err(|problems| anyhow::anyhow!("{problems}"))
+}
+
+/// What a manager's own process does: says where it listens, and runs until
+/// its parent's pipe closes.
+pub(crate) async fn be_a_manager(file: &Path) -> Result<()> {
+    let config = config(file)?;
+    let listeners = Listeners::bind(&config).await?;
+    println!("{}", listeners.public.local_addr());
+    println!("{}", listeners.internal.local_addr());
+    let store = session_manager::open_store(&config).await?;
+    let computes = Computes::new(
+        Arc::new(SimCompute::new()),
+        Some(Arc::new(InstantCompute::default())),
+    );
+    let shutdown = Shutdown::new();
+    let parent = shutdown.clone();
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        parent.stop();
+    });
+    session_manager::run_with(config, listeners, shutdown, store, computes).await
+}
