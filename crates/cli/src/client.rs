@@ -4,6 +4,7 @@ use crate::Target;
 use anyhow::{Context, Result, bail};
 use session_proto::v1::catalog_service_client::CatalogServiceClient;
 use session_proto::v1::cluster_service_client::ClusterServiceClient;
+use session_proto::v1::org_service_client::OrgServiceClient;
 use session_proto::v1::session_service_client::SessionServiceClient;
 use session_proto::v1::token_service_client::TokenServiceClient;
 use std::time::Duration;
@@ -36,6 +37,10 @@ pub(crate) fn clusters(target: &Target) -> Result<ClusterServiceClient<Service>>
 
 pub(crate) fn catalogs(target: &Target) -> Result<CatalogServiceClient<Service>> {
     Ok(CatalogServiceClient::new(service(target, &target.manager)?))
+}
+
+pub(crate) fn orgs(target: &Target) -> Result<OrgServiceClient<Service>> {
+    Ok(OrgServiceClient::new(service(target, &target.manager)?))
 }
 
 pub(crate) fn tokens(target: &Target) -> Result<TokenServiceClient<Service>> {

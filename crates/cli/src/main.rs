@@ -1,16 +1,17 @@
 //! `berth`: sessions and tokens from the terminal, for people and scripts.
 
+mod args;
 mod client;
 mod commands;
+mod definition;
 mod keyfolder;
 mod keys;
 mod show;
 
-use clap::{Parser, Subcommand, ValueEnum};
-use std::collections::BTreeMap;
+use args::Command;
+use clap::{Parser, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 /// Warm, private Spark Connect sessions.
 ///
@@ -20,7 +21,12 @@ use std::time::Duration;
 ///   berth create --cluster local --wait
 ///   berth token <session>
 #[derive(Debug, Parser)]
-#[command(name = "berth", version, max_term_width = 100)]
+#[command(
+    name = "berth",
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done, 1 refused or failed (the reason is on stderr), 2 not a command."
+)]
 struct Cli {
     #[command(flatten)]
     target: Target,
@@ -85,155 +91,6 @@ enum Output {
     Json,
 }
 
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Create a session.
-    Create(Create),
-    /// List your sessions, newest first.
-    List {
-        /// Also those that are closed or failed.
-        #[arg(short, long)]
-        all: bool,
-        /// At most this many.
-        #[arg(long, default_value_t = 100)]
-        limit: i32,
-    },
-    /// Show a session.
-    Show {
-        /// The session's id.
-        session: String,
-    },
-    /// Show what happened to a session.
-    Events {
-        /// The session's id.
-        session: String,
-    },
-    /// Close a session: ends its queries and gives its compute back.
-    Close {
-        /// The sessions' ids.
-        #[arg(required = true)]
-        sessions: Vec<String>,
-    },
-    /// Wake an idle session before the first query needs it.
-    Warm {
-        /// The session's id.
-        session: String,
-    },
-    /// Make a token for a session and print the connection string.
-    Token {
-        /// The session's id.
-        session: String,
-        /// How long it is good, e.g. 30m; 60 s to 12 h.
-        #[arg(long, value_parser = humantime::parse_duration)]
-        ttl: Option<Duration>,
-    },
-    /// List the tokens of a session, never the tokens themselves.
-    Tokens {
-        /// The session's id.
-        session: String,
-    },
-    /// Take back one token, or all; their running queries end too.
-    Revoke {
-        /// The session's id.
-        session: String,
-        /// The token's id.
-        #[arg(required_unless_present = "all")]
-        token: Option<String>,
-        /// Every token issued so far.
-        #[arg(long, conflicts_with = "token")]
-        all: bool,
-    },
-    /// List the clusters you may use.
-    Clusters,
-    /// List the catalogs you may use.
-    Catalogs,
-    /// Make keys, for setting Berth up. Needs no server.
-    #[command(subcommand)]
-    Keys(Keys),
-}
-
-#[derive(Debug, clap::Args)]
-struct Create {
-    /// Where it runs: `berth clusters` lists them.
-    #[arg(long)]
-    cluster: String,
-    /// Its default catalog: `berth catalogs` lists them.
-    #[arg(long)]
-    catalog: Option<String>,
-    /// A name for people.
-    #[arg(long)]
-    name: Option<String>,
-    /// One of your teams.
-    #[arg(long)]
-    team: Option<String>,
-    /// Labels, as key=value; may be repeated.
-    #[arg(long = "label", value_parser = label)]
-    labels: Vec<(String, String)>,
-    /// Idle after this much silence, e.g. 15m.
-    #[arg(long, value_parser = humantime::parse_duration)]
-    idle_timeout: Option<Duration>,
-    /// Closed after this long in idle; 0s closes instead of idling.
-    #[arg(long, value_parser = humantime::parse_duration)]
-    close_after_idle: Option<Duration>,
-    /// Closed after this long in all, e.g. 24h.
-    #[arg(long, value_parser = humantime::parse_duration)]
-    max_lifetime: Option<Duration>,
-    /// Makes a repeat of this very command return the same session.
-    #[arg(long)]
-    request_id: Option<String>,
-    /// Wait until it is ready.
-    #[arg(short, long)]
-    wait: bool,
-}
-
-impl Create {
-    fn labels(&self) -> BTreeMap<String, String> {
-        self.labels.iter().cloned().collect()
-    }
-}
-
-#[derive(Debug, Subcommand)]
-enum Keys {
-    /// A new key that signs session tokens, as a PKCS#8 PEM file.
-    Signing {
-        /// The file to write; must not exist.
-        file: PathBuf,
-    },
-    /// Put a new signing key into the folder that token-issuer follows
-    /// (`keys.dir`). It is published at once, and signs by itself later.
-    Rotate {
-        /// The folder.
-        dir: PathBuf,
-    },
-    /// List the signing keys of a folder, oldest first.
-    List {
-        /// The folder.
-        dir: PathBuf,
-    },
-    /// Remove a signing key from the folder, when no token of it can be good
-    /// any more.
-    Retire {
-        /// The folder.
-        dir: PathBuf,
-        /// The key's id, or how it begins.
-        kid: String,
-        /// Remove it now, whatever it signed: within a minute all its tokens
-        /// are refused. If it is the last one, another is made first.
-        #[arg(long)]
-        emergency: bool,
-    },
-    /// A new service-account key: the key itself for its user, its SHA-256
-    /// for the configuration.
-    ServiceAccount,
-}
-
-fn label(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        Some(_) | None => Err("write it as key=value".to_owned()),
-    }
-}
-
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -242,6 +99,62 @@ async fn main() -> ExitCode {
         Err(error) => {
             eprintln!("berth: {error:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_commands_are_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    fn parses(line: &str) -> bool {
+        Cli::try_parse_from(line.split(' ')).is_ok()
+    }
+
+    #[test]
+    fn what_can_be_said_and_what_cannot() {
+        for line in [
+            "berth watch",
+            "berth watch s-1",
+            "berth extend s-1 --for 2h",
+            "berth extend s-1 --until 2030-01-01T00:00:00Z",
+            "berth keep-alive s-1 --for 30m",
+            "berth update s-1 --name x --label a=b --remove-label c",
+            "berth ops s-1",
+            "berth interrupt s-1 --all",
+            "berth interrupt s-1 --operation a --operation b",
+            "berth orgs",
+            "berth orgs create acme --live-sessions 5",
+            "berth orgs limits acme --labels 3",
+            "berth orgs disable acme",
+            "berth disable-principal sa|ada --org acme",
+            "berth enable-principal sa|ada",
+            "berth clusters",
+            "berth clusters create lab.toml",
+            "berth clusters delete lab --force",
+            "berth catalogs test lake --cluster c",
+            "berth catalogs delete lake --force",
+        ] {
+            assert!(parses(line), "{line}");
+        }
+        for line in [
+            "berth extend s-1",
+            "berth extend s-1 --for 2h --until 2030-01-01T00:00:00Z",
+            "berth keep-alive s-1 --for soon",
+            "berth update s-1",
+            "berth update s-1 --name x --no-name",
+            "berth interrupt s-1",
+            "berth interrupt s-1 --all --operation a",
+            "berth orgs limits acme",
+            "berth catalogs test lake",
+        ] {
+            assert!(!parses(line), "{line}");
         }
     }
 }

@@ -169,6 +169,23 @@ pub(crate) fn session_fields(session: &v1::Session) -> Vec<(&'static str, String
     ]
 }
 
+pub(crate) fn event_json(event: &v1::SessionEvent) -> Value {
+    json!({
+        "at": moment(event.at.as_ref()), "version": event.version, "generation": event.generation,
+        "phase": event.phase, "reason": event.reason, "actor": event.actor, "message": event.message,
+    })
+}
+
+/// Whether a definition is read-only here.
+pub(crate) fn declared(managed_by_config: bool) -> String {
+    let text = if managed_by_config {
+        "in the configuration"
+    } else {
+        ""
+    };
+    text.to_owned()
+}
+
 /// "sail" or "spark".
 pub(crate) fn engine(engine: v1::Engine) -> String {
     engine.as_str_name().trim_start_matches("ENGINE_").to_lowercase()

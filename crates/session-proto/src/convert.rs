@@ -408,16 +408,21 @@ pub fn org(org: &Org, disabled: bool) -> v1::Org {
     v1::Org {
         name: org.id.to_string(),
         disabled,
-        limits: Some(v1::Limits {
-            live_sessions_per_owner: org.limits.live_sessions_per_owner,
-            live_sessions: org.limits.live_sessions,
-            creates_per_minute: org.limits.creates_per_minute,
-            labels: org.limits.labels,
-            tokens_per_session: org.limits.tokens_per_session,
-        }),
+        limits: Some(limits(&org.limits)),
         managed_by_config: org.managed_by_config,
         version: org.version,
         disabled_principals: Vec::new(),
+    }
+}
+
+/// Limits for the wire.
+pub const fn limits(limits: &Limits) -> v1::Limits {
+    v1::Limits {
+        live_sessions_per_owner: limits.live_sessions_per_owner,
+        live_sessions: limits.live_sessions,
+        creates_per_minute: limits.creates_per_minute,
+        labels: limits.labels,
+        tokens_per_session: limits.tokens_per_session,
     }
 }
 

@@ -73,7 +73,10 @@ async fn what_comes_with_the_route_is_not_asked() {
 /// A query that hangs, and how many small calls came beside it within `time`.
 async fn kept_alive(rig: &Rig, time: Duration) -> usize {
     let client = rig.client().await;
-    let mut running = client.begin(&rig.ask().shape(Shape::Hang)).await.unwrap();
+    let mut running = client
+        .begin(&rig.ask().shape(Shape::Hang))
+        .await
+        .expect("a call that begins");
     running.finish(request(b"SELECT 1"));
     let asked = |seen: &Seen| {
         let config = |path: &str| path.ends_with("/Config");

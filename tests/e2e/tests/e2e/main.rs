@@ -13,6 +13,7 @@ mod isolation;
 mod large;
 mod long_queries;
 mod oidc;
+mod operations;
 mod quickstart;
 mod refusals;
 mod restarts;

@@ -1,0 +1,398 @@
+//! What can be said on the command line.
+
+use clap::Subcommand;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create a session.
+    Create(Create),
+    /// List your sessions, newest first.
+    List {
+        /// Also those that are closed or failed.
+        #[arg(short, long)]
+        all: bool,
+        /// At most this many.
+        #[arg(long, default_value_t = 100)]
+        limit: i32,
+    },
+    /// Show a session.
+    Show {
+        /// The session's id.
+        session: String,
+    },
+    /// Show what happened to a session.
+    Events {
+        /// The session's id.
+        session: String,
+    },
+    /// Close a session: ends its queries and gives its compute back.
+    Close {
+        /// The sessions' ids.
+        #[arg(required = true)]
+        sessions: Vec<String>,
+    },
+    /// Wake an idle session before the first query needs it.
+    Warm {
+        /// The session's id.
+        session: String,
+    },
+    /// Make a token for a session and print the connection string.
+    Token {
+        /// The session's id.
+        session: String,
+        /// How long it is good, e.g. 30m; 60 s to 12 h.
+        #[arg(long, value_parser = humantime::parse_duration)]
+        ttl: Option<Duration>,
+    },
+    /// List the tokens of a session, never the tokens themselves.
+    Tokens {
+        /// The session's id.
+        session: String,
+    },
+    /// Take back one token, or all; their running queries end too.
+    Revoke {
+        /// The session's id.
+        session: String,
+        /// The token's id.
+        #[arg(required_unless_present = "all")]
+        token: Option<String>,
+        /// Every token issued so far.
+        #[arg(long, conflicts_with = "token")]
+        all: bool,
+    },
+    /// Follow sessions as they change: yours, or those you administer. Ends
+    /// with the session if one is given.
+    Watch {
+        /// Only this session.
+        session: Option<String>,
+    },
+    /// Move the moment at which a session is closed at the latest; at most 7
+    /// days after it was created.
+    Extend {
+        /// The session's id.
+        session: String,
+        #[command(flatten)]
+        until: Until,
+    },
+    /// Hold a session's idle clocks, for work without an open call, such as
+    /// structured streaming.
+    KeepAlive {
+        /// The session's id.
+        session: String,
+        #[command(flatten)]
+        until: Until,
+    },
+    /// Change what a session is called.
+    #[command(group = at_least_one(&["name", "no_name", "labels", "removed"]))]
+    Update(Update),
+    /// List what a session is executing.
+    Ops {
+        /// The session's id.
+        session: String,
+    },
+    /// Interrupt queries of a session. The session lives on.
+    Interrupt {
+        /// The session's id.
+        session: String,
+        /// One operation, as `berth ops` lists it; may be repeated.
+        #[arg(long = "operation", value_name = "ID", required_unless_present = "all")]
+        operations: Vec<String>,
+        /// Everything that it executes.
+        #[arg(long, conflicts_with = "operations")]
+        all: bool,
+    },
+    /// List the clusters you may use, or define them (platform admins).
+    Clusters {
+        #[command(subcommand)]
+        command: Option<Clusters>,
+    },
+    /// List the catalogs you may use, or define them (org admins).
+    Catalogs {
+        #[command(subcommand)]
+        command: Option<Catalogs>,
+    },
+    /// Show your organization, or manage all of them (platform admins).
+    Orgs {
+        #[command(subcommand)]
+        command: Option<Orgs>,
+    },
+    /// Shut a principal out: closes its sessions, takes back its tokens, and
+    /// refuses its calls (org admins in their organization, platform admins).
+    DisablePrincipal(Who),
+    /// Let a principal in again.
+    EnablePrincipal(Who),
+    /// Make keys, for setting Berth up. Needs no server.
+    #[command(subcommand)]
+    Keys(Keys),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Create {
+    /// Where it runs: `berth clusters` lists them.
+    #[arg(long)]
+    pub(crate) cluster: String,
+    /// Its default catalog: `berth catalogs` lists them.
+    #[arg(long)]
+    pub(crate) catalog: Option<String>,
+    /// A name for people.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// One of your teams.
+    #[arg(long)]
+    pub(crate) team: Option<String>,
+    /// Labels, as key=value; may be repeated.
+    #[arg(long = "label", value_parser = label)]
+    pub(crate) labels: Vec<(String, String)>,
+    /// Idle after this much silence, e.g. 15m.
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub(crate) idle_timeout: Option<Duration>,
+    /// Closed after this long in idle; 0s closes instead of idling.
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub(crate) close_after_idle: Option<Duration>,
+    /// Closed after this long in all, e.g. 24h.
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub(crate) max_lifetime: Option<Duration>,
+    /// Makes a repeat of this very command return the same session.
+    #[arg(long)]
+    pub(crate) request_id: Option<String>,
+    /// Wait until it is ready.
+    #[arg(short, long)]
+    pub(crate) wait: bool,
+}
+
+impl Create {
+    pub(crate) fn labels(&self) -> BTreeMap<String, String> {
+        self.labels.iter().cloned().collect()
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Keys {
+    /// A new key that signs session tokens, as a PKCS#8 PEM file.
+    Signing {
+        /// The file to write; must not exist.
+        file: PathBuf,
+    },
+    /// Put a new signing key into the folder that token-issuer follows
+    /// (`keys.dir`). It is published at once, and signs by itself later.
+    Rotate {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// List the signing keys of a folder, oldest first.
+    List {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// Remove a signing key from the folder, when no token of it can be good
+    /// any more.
+    Retire {
+        /// The folder.
+        dir: PathBuf,
+        /// The key's id, or how it begins.
+        kid: String,
+        /// Remove it now, whatever it signed: within a minute all its tokens
+        /// are refused. If it is the last one, another is made first.
+        #[arg(long)]
+        emergency: bool,
+    },
+    /// A new service-account key: the key itself for its user, its SHA-256
+    /// for the configuration.
+    ServiceAccount,
+}
+
+fn at_least_one(args: &[&'static str]) -> clap::ArgGroup {
+    let args = args.iter().copied();
+    clap::ArgGroup::new("at_least_one")
+        .args(args)
+        .required(true)
+        .multiple(true)
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        Some(_) | None => Err("write it as key=value".to_owned()),
+    }
+}
+
+/// A moment, in one of two ways.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Until {
+    /// From now on for this long, e.g. 2h.
+    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) duration: Option<Duration>,
+    /// Until this time, e.g. 2026-12-31T18:00:00Z.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
+    pub(crate) until: Option<SystemTime>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Update {
+    /// The session's id.
+    pub(crate) session: String,
+    /// A new name.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Take its name away.
+    #[arg(long, conflicts_with = "name")]
+    pub(crate) no_name: bool,
+    /// A label to set, as key=value; may be repeated. Others stay.
+    #[arg(long = "label", value_parser = label)]
+    pub(crate) labels: Vec<(String, String)>,
+    /// The key of a label to take away; may be repeated.
+    #[arg(long = "remove-label", value_name = "KEY")]
+    pub(crate) removed: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Who {
+    /// "issuer-alias|subject", as `berth list` shows owners; quote it.
+    pub(crate) principal: String,
+    /// Where it acts; your own organization if not given.
+    #[arg(long)]
+    pub(crate) org: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Clusters {
+    /// List the clusters you may use.
+    List,
+    /// Show a cluster; to platform admins with how compute is made.
+    Show {
+        /// Its name.
+        name: String,
+    },
+    /// Define a cluster.
+    Create {
+        /// A TOML or JSON file with the keys of [[clusters]] in the
+        /// configuration (docs/config.md).
+        file: PathBuf,
+        /// Take no sessions before `berth clusters activate`.
+        #[arg(long)]
+        pending: bool,
+    },
+    /// Replace the definition of a cluster. New sessions get it.
+    Update {
+        /// A TOML or JSON file, as for create.
+        file: PathBuf,
+    },
+    /// Let a pending or draining cluster take sessions.
+    Activate {
+        /// Its name.
+        name: String,
+    },
+    /// Take no new sessions; those there live on to their own deadlines.
+    Drain {
+        /// Its name.
+        name: String,
+    },
+    /// Remove a cluster.
+    Delete {
+        /// Its name.
+        name: String,
+        /// Close the sessions that still run there.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Catalogs {
+    /// List the catalogs you may use.
+    List,
+    /// Show a catalog.
+    Show {
+        /// Its name.
+        name: String,
+    },
+    /// Define a catalog.
+    Create {
+        /// A TOML or JSON file with the keys of [[catalogs]] in the
+        /// configuration (docs/config.md).
+        file: PathBuf,
+    },
+    /// Replace the definition of a catalog. It reaches new compute only.
+    Update {
+        /// A TOML or JSON file, as for create.
+        file: PathBuf,
+    },
+    /// Remove a catalog.
+    Delete {
+        /// Its name.
+        name: String,
+        /// Although live sessions use it: they fail when they need new compute.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Try a catalog on a cluster as a new session would. Fails if it cannot be
+    /// used.
+    Test {
+        /// Its name.
+        name: String,
+        /// Where.
+        #[arg(long)]
+        cluster: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Orgs {
+    /// List organizations: your own, or all for platform admins.
+    List,
+    /// Show an organization and its limits.
+    Show {
+        /// Its name.
+        name: String,
+    },
+    /// Define an organization.
+    Create {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        limits: LimitArgs,
+    },
+    /// Change limits of an organization; those not given stay.
+    #[command(group = at_least_one(&[
+        "live_sessions_per_owner", "live_sessions", "creates_per_minute", "labels", "tokens_per_session",
+    ]))]
+    Limits {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        limits: LimitArgs,
+    },
+    /// Let a disabled organization in again.
+    Enable {
+        /// Its name.
+        name: String,
+    },
+    /// Close every session of an organization and refuse its calls.
+    Disable {
+        /// Its name.
+        name: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub(crate) struct LimitArgs {
+    /// Live sessions of one owner.
+    #[arg(long, value_name = "N")]
+    pub(crate) live_sessions_per_owner: Option<u32>,
+    /// Live sessions of the organization.
+    #[arg(long, value_name = "N")]
+    pub(crate) live_sessions: Option<u32>,
+    /// Creates of one owner in a minute.
+    #[arg(long, value_name = "N")]
+    pub(crate) creates_per_minute: Option<u32>,
+    /// Labels on one session.
+    #[arg(long, value_name = "N")]
+    pub(crate) labels: Option<u32>,
+    /// Live tokens of one session.
+    #[arg(long, value_name = "N")]
+    pub(crate) tokens_per_session: Option<u32>,
+}

@@ -1,0 +1,186 @@
+//! Clusters: listed by everybody, defined by platform admins.
+
+use crate::args::Clusters;
+use crate::client::{self, explain};
+use crate::{Output, Target, definition, show};
+use anyhow::Result;
+use serde_json::{Value, json};
+use session_proto::v1;
+use std::path::Path;
+
+pub(super) async fn run(target: &Target, output: Output, command: Clusters) -> Result<()> {
+    match command {
+        Clusters::List => list(target, output).await,
+        Clusters::Show { name } => {
+            let cluster = describe(target, name).await?;
+            show_cluster(output, &cluster);
+            Ok(())
+        }
+        Clusters::Create { file, pending } => create(target, output, &file, pending).await,
+        Clusters::Update { file } => update(target, output, &file).await,
+        Clusters::Activate { name } => {
+            let cluster = v1::Cluster {
+                status: v1::ClusterStatus::Active.into(),
+                ..describe(target, name).await?
+            };
+            replace(target, output, cluster).await
+        }
+        Clusters::Drain { name } => drain(target, output, name).await,
+        Clusters::Delete { name, force } => {
+            let request = v1::DeleteClusterRequest {
+                name: name.clone(),
+                force,
+            };
+            client::clusters(target)?
+                .delete_cluster(request)
+                .await
+                .map_err(explain)?;
+            show::fields(output, &[("deleted", name.clone())], &json!({"deleted": name}));
+            Ok(())
+        }
+    }
+}
+
+async fn describe(target: &Target, name: String) -> Result<v1::Cluster> {
+    let described = client::clusters(target)?
+        .describe_cluster(v1::DescribeClusterRequest { name })
+        .await
+        .map_err(explain)?
+        .into_inner();
+    Ok(described.cluster.unwrap_or_default())
+}
+
+async fn create(target: &Target, output: Output, file: &Path, pending: bool) -> Result<()> {
+    let mut cluster = definition::cluster(file)?;
+    if pending {
+        cluster.set_status(v1::ClusterStatus::Pending);
+    }
+    let request = v1::CreateClusterRequest {
+        cluster: Some(cluster),
+    };
+    let created = client::clusters(target)?
+        .create_cluster(request)
+        .await
+        .map_err(explain)?
+        .into_inner();
+    show_cluster(output, &created.cluster.unwrap_or_default());
+    Ok(())
+}
+
+/// Whoever changes it between our read and our write wins; then it says so.
+async fn update(target: &Target, output: Output, file: &Path) -> Result<()> {
+    let cluster = definition::cluster(file)?;
+    let stored = describe(target, cluster.name.clone()).await?;
+    let cluster = v1::Cluster {
+        version: stored.version,
+        ..cluster
+    };
+    replace(target, output, cluster).await
+}
+
+async fn replace(target: &Target, output: Output, cluster: v1::Cluster) -> Result<()> {
+    let request = v1::UpdateClusterRequest {
+        cluster: Some(cluster),
+    };
+    let updated = client::clusters(target)?
+        .update_cluster(request)
+        .await
+        .map_err(explain)?
+        .into_inner();
+    show_cluster(output, &updated.cluster.unwrap_or_default());
+    Ok(())
+}
+
+async fn drain(target: &Target, output: Output, name: String) -> Result<()> {
+    let drained = client::clusters(target)?
+        .drain_cluster(v1::DrainClusterRequest { name })
+        .await
+        .map_err(explain)?
+        .into_inner();
+    show_cluster(output, &drained.cluster.unwrap_or_default());
+    Ok(())
+}
+
+fn status(cluster: &v1::Cluster) -> String {
+    let name = cluster.status().as_str_name();
+    name.trim_start_matches("CLUSTER_STATUS_").to_lowercase()
+}
+
+fn cluster_json(cluster: &v1::Cluster) -> Value {
+    json!({
+        "name": cluster.name, "status": status(cluster), "engine": show::engine(cluster.engine()),
+        "engine_version": cluster.engine_version, "client_versions": cluster.client_versions,
+        "granted_orgs": cluster.granted_orgs, "idle_policy": cluster.idle_policy,
+        "managed_by_config": cluster.managed_by_config, "version": cluster.version,
+        "provider": provider(cluster),
+    })
+}
+
+/// What only platform admins are told.
+fn provider(cluster: &v1::Cluster) -> Value {
+    match &cluster.provider {
+        Some(v1::cluster::Provider::Static(spec)) => {
+            let endpoints: Vec<_> = spec.endpoints.iter().map(|endpoint| &endpoint.address).collect();
+            json!({"static": {"endpoints": endpoints, "allow_shared_untrusted": spec.allow_shared_untrusted}})
+        }
+        Some(v1::cluster::Provider::Process(spec)) => {
+            json!({"process": {"program": spec.program, "properties": spec.properties}})
+        }
+        Some(v1::cluster::Provider::Kubernetes(spec)) => {
+            json!({"kubernetes": {"template": spec.template, "namespace": spec.namespace}})
+        }
+        None => Value::Null,
+    }
+}
+
+fn show_cluster(output: Output, cluster: &v1::Cluster) {
+    let made = match provider(cluster) {
+        Value::Null => String::new(),
+        made => made.to_string(),
+    };
+    let fields = [
+        ("cluster", cluster.name.clone()),
+        ("status", status(cluster)),
+        (
+            "engine",
+            format!("{} {}", show::engine(cluster.engine()), cluster.engine_version)
+                .trim()
+                .to_owned(),
+        ),
+        ("clients", cluster.client_versions.join(", ")),
+        ("organizations", cluster.granted_orgs.join(", ")),
+        ("idle policy", cluster.idle_policy.clone()),
+        ("made by", made),
+        ("declared", show::declared(cluster.managed_by_config)),
+    ];
+    show::fields(output, &fields, &cluster_json(cluster));
+}
+
+pub(super) async fn list(target: &Target, output: Output) -> Result<()> {
+    let clusters = client::clusters(target)?
+        .list_clusters(v1::ListClustersRequest {})
+        .await
+        .map_err(explain)?
+        .into_inner()
+        .clusters;
+    let rows = clusters
+        .iter()
+        .map(|cluster| {
+            vec![
+                cluster.name.clone(),
+                status(cluster),
+                show::engine(cluster.engine()),
+                cluster.engine_version.clone(),
+                cluster.client_versions.join(", "),
+            ]
+        })
+        .collect();
+    let json = clusters.iter().map(cluster_json).collect();
+    show::rows(
+        output,
+        &["CLUSTER", "STATUS", "ENGINE", "VERSION", "CLIENTS"],
+        rows,
+        json,
+    );
+    Ok(())
+}

@@ -1,0 +1,50 @@
+//! Keys for setting Berth up: no server.
+
+use crate::args::Keys;
+use crate::keyfolder::{self, KeyFile};
+use crate::{Output, show};
+use anyhow::Result;
+use serde_json::json;
+use service_kit::caller::NewKey;
+use session_core::{Clock, SystemClock};
+
+pub(super) fn run(output: Output, command: Keys) -> Result<()> {
+    match command {
+        Keys::Signing { file } => {
+            let kid = crate::keys::write_signing_key(&file)?;
+            show_key(output, &KeyFile { file, kid });
+        }
+        Keys::Rotate { dir } => show_key(output, &keyfolder::rotate(&dir, SystemClock.now())?),
+        Keys::List { dir } => {
+            let keys = keyfolder::list(&dir)?;
+            let json = keys.iter().map(key_json).collect();
+            let rows = keys
+                .iter()
+                .map(|key| vec![key.kid.clone(), key.file.display().to_string()])
+                .collect();
+            show::rows(output, &["KID", "FILE"], rows, json);
+        }
+        Keys::Retire { dir, kid, emergency } => {
+            let (gone, next) = keyfolder::retire(&dir, &kid, emergency, SystemClock.now())?;
+            if let Some(next) = next {
+                eprintln!("Made {} first: it was the last one.", next.file.display());
+            }
+            show_key(output, &gone);
+        }
+        Keys::ServiceAccount => {
+            let NewKey { key, sha256 } = service_kit::caller::generate_key();
+            let json = json!({"key": key, "key_sha256": sha256});
+            show::fields(output, &[("key", key), ("key_sha256", sha256)], &json);
+        }
+    }
+    Ok(())
+}
+
+fn key_json(key: &KeyFile) -> serde_json::Value {
+    json!({"file": key.file.display().to_string(), "kid": key.kid})
+}
+
+fn show_key(output: Output, key: &KeyFile) {
+    let fields = [("file", key.file.display().to_string()), ("kid", key.kid.clone())];
+    show::fields(output, &fields, &key_json(key));
+}

@@ -1,0 +1,72 @@
+//! What a session executes.
+
+use crate::client::{self, explain};
+use crate::show::{self, distance, moment};
+use crate::{Output, Target};
+use anyhow::Result;
+use serde_json::{Value, json};
+use session_core::{Clock, SystemClock};
+use session_proto::v1;
+
+pub(super) async fn list(target: &Target, output: Output, session_id: String) -> Result<()> {
+    let request = v1::ListOperationsRequest { session_id };
+    let operations = client::sessions(target)?
+        .list_operations(request)
+        .await
+        .map_err(explain)?
+        .into_inner()
+        .operations;
+    let now = SystemClock.now();
+    let rows = operations
+        .iter()
+        .map(|operation| {
+            vec![
+                operation.operation_id.clone(),
+                operation.method.clone(),
+                distance(operation.started_at.as_ref(), now),
+                operation.spark_session_id.clone(),
+            ]
+        })
+        .collect();
+    let json = operations
+        .iter()
+        .map(|operation| {
+            json!({
+                "operation_id": operation.operation_id, "spark_session_id": operation.spark_session_id,
+                "method": operation.method, "started_at": moment(operation.started_at.as_ref()),
+            })
+        })
+        .collect();
+    show::rows(
+        output,
+        &["OPERATION", "METHOD", "RUNS FOR", "SPARK SESSION"],
+        rows,
+        json,
+    );
+    Ok(())
+}
+
+pub(super) async fn interrupt(
+    target: &Target,
+    output: Output,
+    session_id: String,
+    operation_ids: Vec<String>,
+) -> Result<()> {
+    let request = v1::InterruptOperationsRequest {
+        session_id,
+        operation_ids,
+    };
+    let interrupted = client::sessions(target)?
+        .interrupt_operations(request)
+        .await
+        .map_err(explain)?
+        .into_inner()
+        .interrupted_operation_ids;
+    if interrupted.is_empty() && output == Output::Table {
+        eprintln!("Nothing was interrupted: `berth ops` lists what runs.");
+    }
+    let rows = interrupted.iter().map(|id| vec![id.clone()]).collect();
+    let json = interrupted.iter().cloned().map(Value::String).collect();
+    show::rows(output, &["INTERRUPTED"], rows, json);
+    Ok(())
+}

@@ -1,0 +1,315 @@
+//! Sessions: made, listed, shown, changed, closed.
+
+use crate::args::{Create, Until, Update};
+use crate::client::{self, explain};
+use crate::show::{self, distance, moment};
+use crate::{Output, Target};
+use anyhow::{Result, bail};
+use session_core::{Clock, SystemClock};
+use session_proto::convert;
+use session_proto::v1;
+use std::collections::HashMap;
+use std::time::{Duration, Instant, SystemTime};
+
+/// How long `create --wait` waits in all; longer than any provisioning may take.
+const LONGEST_WAIT: Duration = Duration::from_secs(16 * 60);
+const ONE_WAIT: Duration = Duration::from_secs(30);
+
+pub(super) async fn create_session(target: &Target, output: Output, create: Create) -> Result<()> {
+    let labels = create.labels().into_iter().collect();
+    let request = v1::CreateSessionRequest {
+        request_id: create.request_id.unwrap_or_default(),
+        cluster: create.cluster,
+        catalog: create.catalog.unwrap_or_default(),
+        name: create.name.unwrap_or_default(),
+        team: create.team.unwrap_or_default(),
+        labels,
+        idle_timeout: create.idle_timeout.map(convert::duration),
+        close_after_idle: create.close_after_idle.map(convert::duration),
+        max_lifetime: create.max_lifetime.map(convert::duration),
+    };
+    let created = client::sessions(target)?
+        .create_session(request)
+        .await
+        .map_err(explain)?
+        .into_inner();
+    let mut session = created.session.unwrap_or_default();
+    if create.wait {
+        session = wait_ready(target, session).await?;
+    }
+    show_session(output, &session);
+    Ok(())
+}
+
+pub(super) async fn wait_ready(target: &Target, mut session: v1::Session) -> Result<v1::Session> {
+    let begun = Instant::now();
+    while session.status() == v1::SessionStatus::Pending {
+        if begun.elapsed() > LONGEST_WAIT {
+            bail!(
+                "session {} is still pending; `berth show {0}` tells more",
+                session.id
+            );
+        }
+        eprintln!(
+            "{}: {} ({} s)",
+            session.id,
+            session.phase,
+            begun.elapsed().as_secs()
+        );
+        session = describe(target, session.id, Some(ONE_WAIT)).await?;
+    }
+    if session.status() == v1::SessionStatus::Failed {
+        bail!("session {} failed: {}", session.id, session.status_message);
+    }
+    Ok(session)
+}
+
+pub(super) async fn describe(
+    target: &Target,
+    session_id: String,
+    wait: Option<Duration>,
+) -> Result<v1::Session> {
+    let request = v1::DescribeSessionRequest {
+        session_id,
+        wait_ready: wait.map(convert::duration),
+    };
+    let answer = client::sessions(target)?
+        .describe_session(request)
+        .await
+        .map_err(explain)?
+        .into_inner();
+    Ok(answer.session.unwrap_or_default())
+}
+
+fn show_session(output: Output, session: &v1::Session) {
+    show::fields(
+        output,
+        &show::session_fields(session),
+        &show::session_json(session),
+    );
+}
+
+pub(super) async fn list(target: &Target, output: Output, all: bool, limit: i32) -> Result<()> {
+    let live = [
+        v1::SessionStatus::Pending,
+        v1::SessionStatus::Active,
+        v1::SessionStatus::Idle,
+    ];
+    let statuses = if all {
+        Vec::new()
+    } else {
+        live.into_iter().map(i32::from).collect()
+    };
+    let limit = usize::try_from(limit).unwrap_or(0);
+    let mut sessions = Vec::new();
+    let mut page_token = String::new();
+    let mut client = client::sessions(target)?;
+    loop {
+        let wanted = i32::try_from((limit - sessions.len()).min(1000)).unwrap_or(1000);
+        let request = v1::ListSessionsRequest {
+            statuses: statuses.clone(),
+            page_size: wanted,
+            page_token,
+            ..v1::ListSessionsRequest::default()
+        };
+        let page = client.list_sessions(request).await.map_err(explain)?.into_inner();
+        sessions.extend(page.sessions);
+        page_token = page.next_page_token;
+        if page_token.is_empty() || sessions.len() >= limit {
+            break;
+        }
+    }
+    let now = SystemClock.now();
+    let rows = sessions
+        .iter()
+        .map(|session| {
+            vec![
+                session.id.clone(),
+                session.name.clone(),
+                show::status(session).to_owned(),
+                session.cluster.clone(),
+                session.catalog.clone(),
+                session.owner.clone(),
+                distance(session.created_at.as_ref(), now),
+                distance(session.closes_at.as_ref(), now),
+            ]
+        })
+        .collect();
+    let json = sessions.iter().map(show::session_json).collect();
+    show::rows(
+        output,
+        &[
+            "SESSION",
+            "NAME",
+            "STATUS",
+            "CLUSTER",
+            "CATALOG",
+            "OWNER",
+            "AGE",
+            "CLOSES IN",
+        ],
+        rows,
+        json,
+    );
+    Ok(())
+}
+
+pub(super) async fn events(target: &Target, output: Output, session_id: String) -> Result<()> {
+    let request = v1::ListSessionEventsRequest { session_id };
+    let events = client::sessions(target)?
+        .list_session_events(request)
+        .await
+        .map_err(explain)?
+        .into_inner()
+        .events;
+    let rows = events
+        .iter()
+        .map(|event| {
+            vec![
+                moment(event.at.as_ref()),
+                event.version.to_string(),
+                event.phase.clone(),
+                event.reason.clone(),
+                event.actor.clone(),
+                event.message.clone(),
+            ]
+        })
+        .collect();
+    let json = events.iter().map(show::event_json).collect();
+    show::rows(
+        output,
+        &["AT", "VERSION", "PHASE", "REASON", "ACTOR", "MESSAGE"],
+        rows,
+        json,
+    );
+    Ok(())
+}
+
+pub(super) async fn close(target: &Target, output: Output, sessions: Vec<String>) -> Result<()> {
+    let mut client = client::sessions(target)?;
+    for session_id in sessions {
+        let closed = client
+            .close_session(v1::CloseSessionRequest { session_id })
+            .await
+            .map_err(explain)?
+            .into_inner();
+        show_session(output, &closed.session.unwrap_or_default());
+    }
+    Ok(())
+}
+
+pub(super) async fn show(target: &Target, output: Output, session: String) -> Result<()> {
+    let session = describe(target, session, None).await?;
+    show_session(output, &session);
+    Ok(())
+}
+
+pub(super) async fn warm(target: &Target, output: Output, session_id: String) -> Result<()> {
+    let request = v1::WarmSessionRequest { session_id };
+    let warmed = client::sessions(target)?
+        .warm_session(request)
+        .await
+        .map_err(explain)?
+        .into_inner();
+    show_session(output, &warmed.session.unwrap_or_default());
+    Ok(())
+}
+
+pub(super) async fn extend(target: &Target, output: Output, session_id: String, until: Until) -> Result<()> {
+    let request = v1::ExtendSessionRequest {
+        session_id,
+        expires_at: Some(moment_of(&until)?),
+    };
+    let extended = client::sessions(target)?
+        .extend_session(request)
+        .await
+        .map_err(explain)?
+        .into_inner();
+    show_session(output, &extended.session.unwrap_or_default());
+    Ok(())
+}
+
+pub(super) async fn keep_alive(
+    target: &Target,
+    output: Output,
+    session_id: String,
+    until: Until,
+) -> Result<()> {
+    let request = v1::KeepSessionAliveRequest {
+        session_id,
+        until: Some(moment_of(&until)?),
+    };
+    let kept = client::sessions(target)?
+        .keep_session_alive(request)
+        .await
+        .map_err(explain)?
+        .into_inner();
+    show_session(output, &kept.session.unwrap_or_default());
+    Ok(())
+}
+
+/// From the one of the two that was given.
+fn moment_of(until: &Until) -> Result<prost_types::Timestamp> {
+    let now = SystemClock.now();
+    let at = match (until.duration, until.until) {
+        (Some(duration), None) => now.after(duration),
+        (None, Some(at)) => {
+            let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            session_core::Timestamp::ZERO.after(since)
+        }
+        (Some(_), Some(_)) | (None, None) => bail!("say either --for or --until"),
+    };
+    Ok(convert::timestamp(at))
+}
+
+pub(super) async fn update(target: &Target, output: Output, update: Update) -> Result<()> {
+    let name = if update.no_name {
+        Some(String::new())
+    } else {
+        update.name
+    };
+    let labels = if update.labels.is_empty() && update.removed.is_empty() {
+        None
+    } else {
+        let session = describe(target, update.session.clone(), None).await?;
+        Some(v1::Labels {
+            labels: relabelled(session.labels, update.labels, &update.removed),
+        })
+    };
+    let request = v1::UpdateSessionRequest {
+        session_id: update.session,
+        name,
+        labels,
+    };
+    let updated = client::sessions(target)?
+        .update_session(request)
+        .await
+        .map_err(explain)?
+        .into_inner();
+    show_session(output, &updated.session.unwrap_or_default());
+    Ok(())
+}
+
+/// The API takes all labels at once.
+fn relabelled(
+    mut labels: HashMap<String, String>,
+    set: Vec<(String, String)>,
+    removed: &[String],
+) -> HashMap<String, String> {
+    labels.retain(|key, _| !removed.contains(key));
+    labels.extend(set);
+    labels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_labels_stay() {
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let before = HashMap::from([pair("a", "1"), pair("b", "2"), pair("c", "3")]);
+        let after = relabelled(before, vec![pair("b", "9")], &["a".to_owned()]);
+        assert_eq!(after, HashMap::from([pair("b", "9"), pair("c", "3")]));
+    }
+}

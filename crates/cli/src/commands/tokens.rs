@@ -1,0 +1,104 @@
+//! Tokens of a session.
+
+use crate::client::{self, explain};
+use crate::show::{self, moment};
+use crate::{Output, Target};
+use anyhow::Result;
+use serde_json::json;
+use session_proto::convert;
+use session_proto::v1;
+use std::time::Duration;
+
+pub(super) async fn token(
+    target: &Target,
+    output: Output,
+    session_id: String,
+    ttl: Option<Duration>,
+) -> Result<()> {
+    let request = v1::IssueSessionTokenRequest {
+        session_id,
+        ttl: ttl.map(convert::duration),
+    };
+    let issued = client::tokens(target)?
+        .issue_session_token(request)
+        .await
+        .map_err(explain)?
+        .into_inner();
+    let expires_at = moment(issued.expires_at.as_ref());
+    match output {
+        Output::Table => {
+            println!("{}", issued.connection_url);
+            eprintln!("Good until {expires_at}. It is not stored: keep it, or make another.");
+        }
+        Output::Json => println!(
+            "{:#}",
+            json!({
+                "token": issued.token, "token_id": issued.token_id, "token_type": issued.token_type,
+                "issued_at": moment(issued.issued_at.as_ref()), "expires_at": expires_at,
+                "grpc_endpoint": issued.grpc_endpoint, "connection_url": issued.connection_url,
+            })
+        ),
+    }
+    Ok(())
+}
+
+pub(super) async fn tokens(target: &Target, output: Output, session_id: String) -> Result<()> {
+    let request = v1::ListSessionTokensRequest { session_id };
+    let tokens = client::tokens(target)?
+        .list_session_tokens(request)
+        .await
+        .map_err(explain)?
+        .into_inner()
+        .tokens;
+    let rows = tokens
+        .iter()
+        .map(|token| {
+            let state = if token.revoked { "revoked" } else { "good" };
+            vec![
+                token.token_id.clone(),
+                token.subject.clone(),
+                moment(token.issued_at.as_ref()),
+                moment(token.expires_at.as_ref()),
+                moment(token.last_used_at.as_ref()),
+                state.to_owned(),
+            ]
+        })
+        .collect();
+    let json = tokens
+        .iter()
+        .map(|token| {
+            json!({
+                "token_id": token.token_id, "key_id": token.key_id, "subject": token.subject,
+                "issued_at": moment(token.issued_at.as_ref()), "expires_at": moment(token.expires_at.as_ref()),
+                "first_used_at": moment(token.first_used_at.as_ref()),
+                "last_used_at": moment(token.last_used_at.as_ref()), "revoked": token.revoked,
+            })
+        })
+        .collect();
+    show::rows(
+        output,
+        &["TOKEN", "SUBJECT", "ISSUED", "EXPIRES", "LAST USED", "STATE"],
+        rows,
+        json,
+    );
+    Ok(())
+}
+
+pub(super) async fn revoke(target: &Target, session_id: String, token: Option<String>) -> Result<()> {
+    let mut client = client::tokens(target)?;
+    match token {
+        Some(token_id) => {
+            let request = v1::RevokeSessionTokenRequest { session_id, token_id };
+            client.revoke_session_token(request).await.map_err(explain)?;
+            println!("The token is revoked.");
+        }
+        None => {
+            client
+                .revoke_all_session_tokens(v1::RevokeAllSessionTokensRequest { session_id })
+                .await
+                .map_err(explain)?;
+            println!("Every token issued so far is revoked.");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! Following sessions: one line for each change, until the end.
+
+use crate::client::{self, explain};
+use crate::show::{self, moment};
+use crate::{Output, Target};
+use anyhow::Result;
+use serde_json::json;
+use session_proto::v1::watch_sessions_response::Update;
+use session_proto::v1::{self, SessionStatus};
+use std::io::Write as _;
+use std::time::Duration;
+use tonic::{Code, Status};
+
+/// After a lost connection it is tried again at first after this long…
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// …and never later than this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+pub(super) async fn watch(target: &Target, output: Output, session: Option<String>) -> Result<()> {
+    let session_id = session.unwrap_or_default();
+    let mut client = client::sessions(target)?;
+    let (mut pause, mut heard) = (FIRST_PAUSE, false);
+    loop {
+        let request = v1::WatchSessionsRequest {
+            session_id: session_id.clone(),
+        };
+        let problem = match client.watch_sessions(request).await {
+            Ok(answer) => {
+                (pause, heard) = (FIRST_PAUSE, true);
+                match follow(answer.into_inner(), output).await {
+                    Ok(true) if !session_id.is_empty() => return Ok(()),
+                    // The session-manager stops; another one goes on.
+                    Ok(_) => Status::unavailable("the stream ended"),
+                    Err(status) => status,
+                }
+            }
+            Err(status) => status,
+        };
+        // What was never reached is more likely a wrong address.
+        if problem.code() != Code::Unavailable || !heard {
+            return Err(explain(problem));
+        }
+        eprintln!(
+            "berth: {}; trying again in {} s",
+            problem.message(),
+            pause.as_secs()
+        );
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Prints what comes; true if the last session told of has ended.
+async fn follow(
+    mut stream: tonic::Streaming<v1::WatchSessionsResponse>,
+    output: Output,
+) -> Result<bool, Status> {
+    let mut ended = false;
+    while let Some(told) = stream.message().await? {
+        match told.update {
+            Some(Update::Session(session)) => {
+                ended = matches!(session.status(), SessionStatus::Closed | SessionStatus::Failed);
+                print(output, &session, told.event.as_ref());
+            }
+            Some(Update::Reset(_)) => {
+                if output == Output::Json {
+                    print_line(&json!({"reset": true}).to_string());
+                }
+            }
+            None => {}
+        }
+    }
+    Ok(ended)
+}
+
+fn print(output: Output, session: &v1::Session, event: Option<&v1::SessionEvent>) {
+    match output {
+        // One object a line, so that programs need not wait for an end.
+        Output::Json => {
+            let event = event.map(show::event_json);
+            print_line(&json!({"session": show::session_json(session), "event": event}).to_string());
+        }
+        Output::Table => {
+            let (at, reason, actor, message) = match event {
+                Some(event) => (
+                    moment(event.at.as_ref()),
+                    event.reason.as_str(),
+                    event.actor.as_str(),
+                    event.message.as_str(),
+                ),
+                None => (
+                    moment(session.created_at.as_ref()),
+                    session.reason.as_str(),
+                    session.owner.as_str(),
+                    session.status_message.as_str(),
+                ),
+            };
+            let line = format!(
+                "{at}  {}  {:<7}  {:<12}  {reason:<20}  {actor}  {message}",
+                session.id,
+                show::status(session),
+                session.phase,
+            );
+            print_line(line.trim_end());
+        }
+    }
+}
+
+/// Whoever reads a pipe sees each line at once; when nobody does any more, the
+/// next print ends the program.
+fn print_line(line: &str) {
+    println!("{line}");
+    let _ = std::io::stdout().flush();
+}
