@@ -459,7 +459,8 @@ async fn nothing_is_left_of_a_forgotten_session() {
     };
     assert_eq!(store.trim_ended(&nothing, 10).await.unwrap(), 1);
     let left: BTreeSet<_> = keys().await.difference(&before).cloned().collect();
-    assert_eq!(left, BTreeSet::from([format!("berth:{}:changes", tag())]));
+    let streams = ["audit", "changes"].map(|stream| format!("berth:{}:{stream}", tag()));
+    assert_eq!(left, BTreeSet::from(streams));
 }
 
 /// What ends things is written until Redis itself is out of memory.

@@ -1,8 +1,9 @@
--- Forgets an ended session, unless it lives or somebody must still look at it.
+-- Forgets an ended session, unless it lives, somebody must still look at it, or
+-- it is forgotten already.
 -- KEYS 1 record, 2 due, 3 to 7 as in ended.lua, 8 to 13 what else is kept of
 --      it, then the indexes it may be in
 -- ARGV 1 id, 2 member, 3 organization, 4 owner
-if redis.call('HGET', KEYS[1], 'live') == '1' or redis.call('ZSCORE', KEYS[2], ARGV[2]) then
+if redis.call('HGET', KEYS[1], 'live') ~= '0' or redis.call('ZSCORE', KEYS[2], ARGV[2]) then
   return { 'kept' }
 end
 redis.call('UNLINK', KEYS[1], unpack(KEYS, 8, 13))
