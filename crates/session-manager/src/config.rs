@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use service_kit::admin::AdminConfig;
 use service_kit::caller::ServiceAccountConfig;
 use service_kit::caller::oidc::IssuerConfig;
-use service_kit::config::{Problems, Secret, Validate, duration};
+use service_kit::config::{Problems, Validate, duration};
 use service_kit::document::DocumentConfig;
 use service_kit::limits::LimitsConfig;
 use service_kit::listen::ListenerConfig;
@@ -15,7 +15,6 @@ use session_core::catalog::PropertyValue;
 use session_core::cluster::StaticEndpoint;
 use session_core::policy::{PolicyRange, PolicyRequest, SessionPolicy};
 use session_core::{Catalog, Cluster, ClusterStatus, Engine, IdlePolicy, Limits, Org, Provider};
-use session_store::redis::{ConnectError, Options};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -23,8 +22,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 mod callers;
+mod store;
 
 pub use callers::InternalConfig;
+pub use store::{StoreConfig, StoreTls};
 
 /// The whole configuration.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -73,23 +74,6 @@ pub struct Listen {
     pub public: ListenerConfig,
     /// For spark-proxy and token-issuer only.
     pub internal: ListenerConfig,
-}
-
-/// Where state is kept.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct StoreConfig {
-    /// `redis://host:port`, or `memory://` for one process that keeps nothing.
-    pub url: Secret,
-    /// Before every key, so that several installations can share a Redis.
-    pub key_prefix: String,
-    /// No call to Redis takes longer.
-    #[serde(with = "duration")]
-    pub call_timeout: Duration,
-    /// Start although Redis may evict keys, that is, lose sessions.
-    pub allow_eviction: bool,
-    /// Records that each of 16 partitions of the audit trail keeps, at least.
-    pub audit_length: usize,
 }
 
 /// What session tokens must say, and the keys to check them with.
@@ -292,18 +276,6 @@ impl Default for Listen {
     }
 }
 
-impl Default for StoreConfig {
-    fn default() -> Self {
-        Self {
-            url: Secret::new("redis://127.0.0.1:6379"),
-            key_prefix: "berth:".to_owned(),
-            call_timeout: Duration::from_secs(2),
-            allow_eviction: false,
-            audit_length: session_store::audit::AUDIT_LENGTH,
-        }
-    }
-}
-
 impl Default for TokensConfig {
     fn default() -> Self {
         Self {
@@ -455,35 +427,6 @@ impl ComputeConfig {
             trust_all_users: settings.trust_all_users,
             ..ProcessConfig::new(&settings.state_dir)
         })
-    }
-}
-
-impl StoreConfig {
-    /// As the store takes it.
-    pub fn options(&self) -> Options {
-        Options {
-            prefix: self.key_prefix.clone(),
-            call_timeout: self.call_timeout,
-            allow_eviction: self.allow_eviction,
-            audit_length: self.audit_length,
-        }
-    }
-}
-
-impl Validate for StoreConfig {
-    fn validate(&self, problems: &mut Problems) {
-        match session_store::redis::check(self.url.expose(), &self.options()) {
-            Ok(()) => {}
-            Err(ConnectError::Prefix) => problems.add("key_prefix", ConnectError::Prefix.to_string()),
-            // Never what the URL says: it may hold a password.
-            Err(_) => problems.add("url", "must be redis://host:port or memory://"),
-        }
-        problems.require(!self.call_timeout.is_zero(), "call_timeout", "must not be zero");
-        problems.require(
-            (1000..=10_000_000).contains(&self.audit_length),
-            "audit_length",
-            "must be between 1000 and 10000000",
-        );
     }
 }
 

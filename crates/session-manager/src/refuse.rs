@@ -32,6 +32,14 @@ pub(crate) fn store(error: Error) -> Refused {
                 "Berth cannot reach its state at the moment. Running queries go on; try again shortly.",
             )
         }
+        Error::Full => {
+            tracing::error!("the state store is short of memory; nothing new is taken");
+            Refused::new(
+                Reason::QuotaExceeded,
+                "Berth's state store is short of memory and takes nothing new. Close what is not needed, and tell your platform team.",
+            )
+            .with("quota", "store_memory")
+        }
         Error::Corrupt(cause) => {
             tracing::error!(cause, "a stored record is broken");
             Refused::new(

@@ -38,6 +38,28 @@ pub const PROXY_MEMORY: Duration = Duration::from_secs(24 * 3600);
 /// back short and still have a next token.
 pub const PAGE_READ_LIMIT: usize = 1000;
 
+/// How long ended sessions stay listed, and how many: beyond that, the longest
+/// ended go first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tombstones {
+    /// Since their end.
+    pub age: Duration,
+    /// Of each owner.
+    pub per_owner: usize,
+    /// Of each organization.
+    pub per_org: usize,
+}
+
+impl Default for Tombstones {
+    fn default() -> Self {
+        Self {
+            age: Duration::from_secs(7 * 24 * 3600),
+            per_owner: 5_000,
+            per_org: 20_000,
+        }
+    }
+}
+
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -72,6 +94,10 @@ pub enum Error {
     /// The store cannot be reached, or did not answer in time.
     #[error("the state store is unavailable: {0}")]
     Unavailable(String),
+    /// The store is short of memory and takes nothing new. What ends things is
+    /// still taken.
+    #[error("the state store is short of memory")]
+    Full,
     /// A record cannot be read.
     #[error("a stored record is broken: {0}")]
     Corrupt(String),
@@ -250,6 +276,8 @@ pub enum Kind {
     /// `session_core::Disabled`: an organization by name, a principal by
     /// `org/principal`.
     Disabled,
+    /// What tells this installation from others, under one name.
+    Install,
 }
 
 /// A stored definition.
@@ -315,9 +343,15 @@ pub trait SessionStore:
     /// When those of a session's tokens were used that [`SessionStore::tokens`] lists.
     async fn token_uses(&self, key: &SessionKey) -> Result<BTreeMap<TokenId, TokenUse>, Error>;
 
-    /// Notes that a proxy lives. `sequence` numbers its reports from 1; an
-    /// amount that comes under a number not above the last one came before.
+    /// A report of a proxy begins. `sequence` numbers its reports from 1; an
+    /// amount that comes under a number not above the last one came before. An
+    /// unknown proxy is known from now on.
     async fn proxy_reported(&self, proxy: &ProxyId, sequence: u64) -> Result<Heard, Error>;
+
+    /// All that a proxy's report says, which began at `at`, is written: it lived
+    /// then. Not before it is written, because what it says must be known when
+    /// its silence ends.
+    async fn proxy_spoke(&self, proxy: &ProxyId, at: Timestamp) -> Result<(), Error>;
 
     /// How the proxies stand: silent is who said nothing for `silent_after`.
     /// Those that said nothing for `gone_after` are forgotten first.
@@ -343,6 +377,12 @@ pub trait SessionStore:
         after: Option<&SessionKey>,
         limit: usize,
     ) -> Result<Vec<SessionKey>, Error>;
+
+    /// How many of an organization's sessions are in each status.
+    async fn counts(&self, org: &OrgId) -> Result<BTreeMap<Status, u64>, Error>;
+
+    /// When the session that is due longest was, or will be, due.
+    async fn oldest_due(&self) -> Result<Option<Timestamp>, Error>;
 
     /// The last [`HISTORY`] changes of a session, oldest first; none of an
     /// unknown one.
@@ -383,7 +423,13 @@ pub trait SessionStore:
     /// Removes a definition if its stored version is `expected`.
     async fn delete_definition(&self, kind: Kind, name: &str, expected: u64) -> Result<(), Error>;
 
-    /// Rises when stored state may have gone back in time; routes carry it.
+    /// Forgets up to `limit` ended sessions that are not kept any more, with
+    /// their history, tokens and uses, and tells how many. Never one that
+    /// lives, nor one that is still due: somebody must look at that once more.
+    async fn trim_ended(&self, keep: &Tombstones, limit: usize) -> Result<usize, Error>;
+
+    /// Rises when stored state may have gone back in time; routes carry it. The
+    /// feed says [`Feed::Reset`] after it rose.
     async fn epoch(&self) -> Result<u64, Error>;
 
     /// Can it be reached now?

@@ -5,11 +5,13 @@
 mod audit;
 mod reports;
 mod shared;
+mod tombstones;
 
 use crate::query::Filling;
 use crate::{
     Change, Commit, Create, Created, Definition, Error, Feed, HISTORY, Heard, Kind, ListQuery, Loaded, Page,
-    Proxies, REQUEST_ID_MEMORY, Report, Reported, RequestId, SessionStore, TokenRecord, first_use,
+    Proxies, REQUEST_ID_MEMORY, Report, Reported, RequestId, SessionStore, TokenRecord, Tombstones,
+    first_use,
 };
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -17,7 +19,7 @@ use futures::stream::BoxStream;
 use reports::{Registry, Used};
 use session_core::{
     Activity, AuditRecord, Clock, ClusterName, EventRecord, Limits, Operation, OrgId, PrincipalId, ProxyId,
-    Session, SessionId, SessionKey, Timestamp, TokenId, TokenUse, Use,
+    Session, SessionId, SessionKey, Status, Timestamp, TokenId, TokenUse, Use,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
@@ -36,6 +38,7 @@ const MINUTE_MILLIS: u64 = 60_000;
 /// A store that forgets everything when the process ends.
 pub struct MemoryStore {
     clock: Arc<dyn Clock>,
+    epoch: u64,
     state: Mutex<State>,
     calls: AtomicU64,
     feed: broadcast::Sender<Change>,
@@ -89,6 +92,8 @@ impl MemoryStore {
     /// An empty store on `clock`.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
+            // What an earlier process knew is forgotten.
+            epoch: clock.now().as_millis(),
             clock,
             state: Mutex::default(),
             calls: AtomicU64::new(0),
@@ -408,6 +413,11 @@ impl SessionStore for MemoryStore {
         Ok(self.state().proxies.heard(proxy, sequence, now))
     }
 
+    async fn proxy_spoke(&self, proxy: &ProxyId, at: Timestamp) -> Result<(), Error> {
+        self.state().proxies.spoke(proxy, at);
+        Ok(())
+    }
+
     async fn proxies(&self, silent_after: Duration, gone_after: Option<Duration>) -> Result<Proxies, Error> {
         let now = self.clock.now();
         Ok(self.state().proxies.count(silent_after, gone_after, now))
@@ -471,6 +481,19 @@ impl SessionStore for MemoryStore {
             .filter(|key| after.is_none_or(|after| key > after))
             .take(limit)
             .collect())
+    }
+
+    async fn counts(&self, org: &OrgId) -> Result<BTreeMap<Status, u64>, Error> {
+        let state = self.state();
+        let mut counts: BTreeMap<_, _> = Status::ALL.map(|status| (status, 0)).into();
+        for entry in state.orgs.get(org).into_iter().flat_map(BTreeMap::values) {
+            *counts.entry(entry.session.status()).or_default() += 1;
+        }
+        Ok(counts)
+    }
+
+    async fn oldest_due(&self) -> Result<Option<Timestamp>, Error> {
+        Ok(self.state().due.first().map(|(at, _)| *at))
     }
 
     async fn events(&self, key: &SessionKey) -> Result<Vec<EventRecord>, Error> {
@@ -595,8 +618,13 @@ impl SessionStore for MemoryStore {
         Ok(())
     }
 
+    async fn trim_ended(&self, keep: &Tombstones, limit: usize) -> Result<usize, Error> {
+        let now = self.clock.now();
+        Ok(self.state().trim(keep, limit, now))
+    }
+
     async fn epoch(&self) -> Result<u64, Error> {
-        Ok(1)
+        Ok(self.epoch)
     }
 
     async fn ping(&self) -> Result<(), Error> {

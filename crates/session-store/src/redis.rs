@@ -6,36 +6,45 @@
 //! scripts run on one server and on Redis Cluster. Time is Redis `TIME`.
 
 mod audit;
+mod census;
 mod connection;
 mod due;
+mod durable;
+mod epoch;
 mod feed;
 mod keys;
 mod list;
 mod reports;
 mod scripts;
 mod shared;
+mod tombstones;
+mod watch;
 mod write;
 
 use crate::{
     Commit, Create, Created, Definition, Error, Feed, Heard, Kind, ListQuery, Loaded, Page, Proxies, Report,
-    Reported, RequestId, SessionStore, TokenRecord,
+    Reported, RequestId, SessionStore, TokenRecord, Tombstones,
 };
 use async_trait::async_trait;
-use connection::Connections;
+use connection::{Connections, Failure};
+use durable::Durable;
+use epoch::Epoch;
 use futures::future::try_join_all;
 use futures::stream::BoxStream;
 use keys::{Keys, member, parse_members, partitions};
-use scripts::{Reply, Scripts};
+use scripts::{Call, Reply, Scripts};
 use serde::de::DeserializeOwned;
 use session_core::{
-    ClusterName, EventRecord, Operation, OrgId, PrincipalId, ProxyId, Session, SessionKey, Timestamp,
+    ClusterName, EventRecord, Operation, OrgId, PrincipalId, ProxyId, Session, SessionKey, Status, Timestamp,
     TokenId, TokenUse, Use,
 };
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 use std::time::Duration;
+use watch::Watch;
 
 /// How to use a Redis.
 #[derive(Debug, Clone)]
@@ -48,6 +57,43 @@ pub struct Options {
     pub allow_eviction: bool,
     /// Records that each of the 16 partitions of the audit trail keeps, at least.
     pub audit_length: usize,
+    /// Calls that may be in flight; one more is [`Error::Unavailable`] at once.
+    pub max_in_flight: usize,
+    /// For the servers that keep state; these win over the URL's.
+    pub credentials: Credentials,
+    /// For the sentinels.
+    pub sentinel_credentials: Credentials,
+    /// Certificates, where the URL asks for TLS.
+    pub tls: TlsFiles,
+}
+
+/// How to log in.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// An ACL user; `default` if none is given.
+    pub username: Option<String>,
+    /// Its password.
+    pub password: Option<String>,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("username", &self.username)
+            .field("password", &self.password.as_ref().map(|_| "[hidden]"))
+            .finish()
+    }
+}
+
+/// PEM files; read again for each new connection.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The authorities to trust; the system's if none are given.
+    pub ca: Option<PathBuf>,
+    /// The certificate to show, with its chain.
+    pub certificate: Option<PathBuf>,
+    /// Its key.
+    pub key: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -56,6 +102,10 @@ impl Default for Options {
             prefix: "berth:".to_owned(),
             call_timeout: Duration::from_secs(2),
             allow_eviction: false,
+            max_in_flight: 4096,
+            credentials: Credentials::default(),
+            sentinel_credentials: Credentials::default(),
+            tls: TlsFiles::default(),
             audit_length: crate::audit::AUDIT_LENGTH,
         }
     }
@@ -70,6 +120,9 @@ pub enum ConnectError {
     /// The key prefix holds a brace.
     #[error("the Redis key prefix may not hold '{{' or '}}': they choose the hash slot")]
     Prefix,
+    /// The certificate files cannot be used.
+    #[error("the Redis certificates cannot be used: {0}")]
+    Tls(String),
     /// Redis would drop keys when memory is short.
     #[error(
         "Redis has maxmemory-policy {policy} and may throw sessions away when memory is short; \
@@ -88,23 +141,28 @@ pub enum ConnectError {
 /// a configuration can be checked before anything is.
 ///
 /// # Errors
-/// [`ConnectError::Url`] or [`ConnectError::Prefix`].
+/// [`ConnectError::Url`], [`ConnectError::Prefix`] or [`ConnectError::Tls`].
 pub fn check(url: &str, options: &Options) -> Result<(), ConnectError> {
     if url == crate::MEMORY {
         return Ok(());
     }
     Keys::new(&options.prefix).ok_or(ConnectError::Prefix)?;
-    connection::client(url, options).map(drop)
+    connection::check(url, options)
 }
 
 /// Sessions in Redis.
+#[derive(Clone)]
 pub struct RedisStore {
     connections: Arc<Connections>,
     keys: Arc<Keys>,
-    scripts: Scripts,
+    scripts: Arc<Scripts>,
+    epoch: Arc<Epoch>,
+    durable: Arc<Durable>,
     audit_length: usize,
     /// Where the next claim of due sessions begins.
-    next_partition: AtomicU8,
+    next_partition: Arc<AtomicU8>,
+    /// Ends with the last of those that callers hold.
+    _watch: Option<Arc<Watch>>,
 }
 
 impl fmt::Debug for RedisStore {
@@ -116,25 +174,40 @@ impl fmt::Debug for RedisStore {
 }
 
 impl RedisStore {
-    /// Connects to the Redis at `url` (`redis://[user:password@]host:port/[db]`)
-    /// and checks that it keeps what it is given.
+    /// Connects to the Redis at `url` and checks that it keeps what it is
+    /// given. The URL is one of
+    /// - `redis://[user:password@]host[:port][/db]`: one server;
+    /// - `redis-sentinel://[user:password@]host[:port],.../name[?db=N]`: the
+    ///   server that the sentinels call by that name;
+    /// - `redis-cluster://[user:password@]host[:port],...`: a cluster, found
+    ///   through any of these;
+    ///
+    /// or the same with `rediss` in place of `redis` for TLS.
     ///
     /// # Errors
     /// [`ConnectError`] says which of these it was.
     pub async fn connect(url: &str, options: &Options) -> Result<Self, ConnectError> {
-        let keys = Keys::new(&options.prefix).ok_or(ConnectError::Prefix)?;
-        let connections = Connections::open(url, options).await?;
-        Ok(Self {
-            connections: Arc::new(connections),
-            keys: Arc::new(keys),
-            scripts: Scripts::new(),
+        let keys = Arc::new(Keys::new(&options.prefix).ok_or(ConnectError::Prefix)?);
+        let connections = Arc::new(Connections::open(url, options).await?);
+        let scripts = Arc::new(Scripts::new());
+        let epoch = Epoch::new(Arc::clone(&connections), Arc::clone(&keys), Arc::clone(&scripts));
+        let store = Self {
+            connections,
+            keys,
+            scripts,
+            epoch: Arc::new(epoch),
+            durable: Arc::default(),
             audit_length: options.audit_length,
-            next_partition: AtomicU8::new(0),
-        })
+            next_partition: Arc::default(),
+            _watch: None,
+        };
+        store.epoch.current().await.map_err(ConnectError::Unavailable)?;
+        let _watch = Some(Arc::new(Watch::begin(store.clone())));
+        Ok(Self { _watch, ..store })
     }
 
-    async fn run(&self, script: &redis::ScriptInvocation<'_>) -> Result<Reply, Error> {
-        self.connections.run(script).await.map(Reply)
+    async fn run(&self, call: &Call<'_>) -> Result<Reply, Error> {
+        self.connections.run(call).await.map(Reply)
     }
 
     /// Takes members that name no session out of an index: nobody could ever
@@ -249,11 +322,17 @@ impl SessionStore for RedisStore {
     }
 
     async fn commit(&self, commit: Commit) -> Result<(), Error> {
-        self.write_change(&commit).await
+        if durable::must_last(&commit) {
+            return self.write_to_last(commit, None).await;
+        }
+        self.write_any(&commit, None).await
     }
 
     async fn commit_quiet(&self, commit: Commit, last_activity_at: Timestamp) -> Result<(), Error> {
-        self.write_quiet_change(&commit, last_activity_at).await
+        if durable::must_last(&commit) {
+            return self.write_to_last(commit, Some(last_activity_at)).await;
+        }
+        self.write_any(&commit, Some(last_activity_at)).await
     }
 
     async fn report(&self, key: &SessionKey, report: &Report) -> Result<Reported, Error> {
@@ -276,6 +355,10 @@ impl SessionStore for RedisStore {
 
     async fn proxy_reported(&self, proxy: &ProxyId, sequence: u64) -> Result<Heard, Error> {
         self.note_proxy(proxy, sequence).await
+    }
+
+    async fn proxy_spoke(&self, proxy: &ProxyId, at: Timestamp) -> Result<(), Error> {
+        self.note_proxy_lived(proxy, at).await
     }
 
     async fn proxies(&self, silent_after: Duration, gone_after: Option<Duration>) -> Result<Proxies, Error> {
@@ -323,6 +406,14 @@ impl SessionStore for RedisStore {
         Ok(keys)
     }
 
+    async fn counts(&self, org: &OrgId) -> Result<BTreeMap<Status, u64>, Error> {
+        self.count_by_status(org).await
+    }
+
+    async fn oldest_due(&self) -> Result<Option<Timestamp>, Error> {
+        self.first_due().await
+    }
+
     async fn events(&self, key: &SessionKey) -> Result<Vec<EventRecord>, Error> {
         let mut cmd = redis::cmd("LRANGE");
         cmd.arg(self.keys.history(key)).arg(0).arg(-1);
@@ -331,7 +422,7 @@ impl SessionStore for RedisStore {
     }
 
     fn changes(&self) -> BoxStream<'static, Feed> {
-        feed::changes(Arc::clone(&self.connections), Arc::clone(&self.keys))
+        feed::changes(&self.connections, &self.keys, &self.epoch)
     }
 
     async fn record_token(&self, key: &SessionKey, token: TokenRecord, limit: u32) -> Result<(), Error> {
@@ -407,22 +498,15 @@ impl SessionStore for RedisStore {
         self.run(script.arg(name).arg(expected)).await?.done().map(drop)
     }
 
+    async fn trim_ended(&self, keep: &Tombstones, limit: usize) -> Result<usize, Error> {
+        self.trim(keep, limit).await
+    }
+
     async fn epoch(&self) -> Result<u64, Error> {
-        let key = self.keys.epoch();
-        // Only read, as a rule: a full Redis refuses writes.
-        let mut read = redis::cmd("GET");
-        read.arg(&key);
-        if let Some(epoch) = self.connections.query::<Option<u64>>(&read).await? {
-            return Ok(epoch);
-        }
-        let mut pipeline = redis::pipe();
-        pipeline.cmd("SET").arg(&key).arg(1).arg("NX").ignore();
-        pipeline.add_command(read);
-        let (epoch,): (u64,) = self.connections.pipeline(&pipeline).await?;
-        Ok(epoch)
+        self.epoch.current().await
     }
 
     async fn ping(&self) -> Result<(), Error> {
-        self.connections.query(&redis::cmd("PING")).await
+        self.connections.ping().await.map_err(Failure::into_error)
     }
 }

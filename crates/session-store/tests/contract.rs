@@ -23,6 +23,8 @@ mod sessions;
 mod shared;
 #[path = "contract/tokens.rs"]
 mod tokens;
+#[path = "contract/tombstones.rs"]
+mod tombstones;
 
 macro_rules! contract {
     ($($module:ident: $($case:ident),+;)+) => {
@@ -58,14 +60,16 @@ contract! {
         a_lease_that_runs_out_makes_due_again,
         one_owner_has_a_lease_until_it_ends,
         claimers_never_share_a_session,
-        setting_due_needs_the_version;
+        setting_due_needs_the_version,
+        the_longest_due_is_told_without_taking_it;
     lists:
         every_filter_selects,
         scope_hides_what_a_caller_may_not_see,
         pages_continue_and_end,
         a_page_reads_a_bounded_number_of_records,
         page_tokens_of_others_are_refused,
-        clusters_list_their_live_sessions_in_order;
+        clusters_list_their_live_sessions_in_order,
+        sessions_are_counted_by_status;
     feed:
         the_feed_begins_with_reset,
         every_change_is_seen_once_in_version_order,
@@ -87,6 +91,7 @@ contract! {
         uses_come_in_the_order_they_are_asked_for,
         a_token_is_first_used_once,
         proxies_live_fall_silent_and_are_forgotten,
+        a_proxy_lives_by_what_is_written_of_its_report,
         the_number_of_a_report_tells_a_repeat;
     audit:
         every_change_is_in_the_trail_once,
@@ -110,4 +115,10 @@ contract! {
         only_the_very_binding_is_given_back,
         places_are_taken_where_the_fewest_are,
         a_server_can_be_kept_to_one_organization;
+    tombstones:
+        the_limits_are_those_of_the_design,
+        what_ended_long_ago_is_forgotten_with_all_of_it,
+        one_that_lives_or_is_still_due_is_never_forgotten,
+        beyond_the_number_the_longest_ended_go_first,
+        many_are_forgotten_in_batches_by_whoever_comes;
 }

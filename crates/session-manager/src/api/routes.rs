@@ -46,8 +46,10 @@ impl RouteService for Routes {
             id: claims.sid.clone(),
         };
         let until = tokio::time::Instant::now() + wait;
-        let epoch = self.0.store.epoch().await.map_err(crate::refuse::store)?;
         loop {
+            // Read before the record: one of an earlier epoch than the record's
+            // own is announced as outdated, the other way round nobody would know.
+            let epoch = self.0.store.epoch().await.map_err(crate::refuse::store)?;
             let waiter = self.0.hub.wait_for(&key);
             let changed = waiter.changed();
             let session = self.0.store.get(&key).await.map_err(crate::refuse::store)?;
@@ -84,14 +86,23 @@ impl RouteService for Routes {
         // Subscribe first: what changes while the epoch is read is not missed.
         let changes = self.0.hub.subscribe();
         let epoch = self.0.store.epoch().await.map_err(crate::refuse::store)?;
+        let store = Arc::clone(&self.0.store);
         let stream = stream::once(async move { Ok(reset(epoch)) })
-            .chain(stream::unfold(changes, move |mut changes| async move {
-                let update = match changes.recv().await {
-                    Ok(Feed::Change(change)) => route_change(&change, epoch),
-                    Ok(Feed::Reset) | Err(broadcast::error::RecvError::Lagged(_)) => reset(epoch),
-                    Err(broadcast::error::RecvError::Closed) => return None,
-                };
-                Some((Ok(update), changes))
+            .chain(stream::unfold((changes, epoch), move |(mut changes, known)| {
+                let store = Arc::clone(&store);
+                async move {
+                    let (update, epoch) = match changes.recv().await {
+                        Ok(Feed::Change(change)) => (route_change(&change, known), known),
+                        Ok(Feed::Reset) | Err(broadcast::error::RecvError::Lagged(_)) => {
+                            // While the store is away, the reset that follows its
+                            // return tells the new epoch.
+                            let epoch = store.epoch().await.unwrap_or(known);
+                            (reset(epoch), epoch)
+                        }
+                        Err(broadcast::error::RecvError::Closed) => return None,
+                    };
+                    Some((Ok(update), (changes, epoch)))
+                }
             }))
             .take_until(self.0.stopping.clone().cancelled_owned())
             .boxed();

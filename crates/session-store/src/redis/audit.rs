@@ -1,12 +1,12 @@
 //! The audit trail and the signing keys in Redis: a stream in each partition,
 //! and one hash.
 
+use super::scripts::Call;
 use super::{RedisStore, decode, encode};
 use crate::Error;
 use crate::audit::{AuditTrail, Audited};
 use crate::signing::{KEY_GAP, KEY_MEMORY, KnownKey, KnownKeys, MOST_KEYS, SigningKeys};
 use async_trait::async_trait;
-use redis::ScriptInvocation;
 use redis::streams::StreamRangeReply;
 use session_core::{AuditRecord, Timestamp};
 
@@ -15,11 +15,7 @@ const RECORD: &str = "audit";
 
 impl RedisStore {
     /// The last two arguments of a script that writes a record with what it does.
-    pub(super) fn audit_last(
-        &self,
-        script: &mut ScriptInvocation<'_>,
-        record: &AuditRecord,
-    ) -> Result<(), Error> {
+    pub(super) fn audit_last(&self, script: &mut Call<'_>, record: &AuditRecord) -> Result<(), Error> {
         script.arg(encode(record)?).arg(self.audit_length);
         Ok(())
     }

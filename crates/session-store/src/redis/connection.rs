@@ -1,102 +1,236 @@
-//! How Redis is reached: the one place that knows connections, timeouts and
-//! what their failures mean. The rest of the store sends commands through it.
+//! How Redis is reached: the one place that knows connections, servers,
+//! timeouts and what their failures mean. The rest of the store sends commands
+//! through it and does not know how many servers there are.
+//!
+//! Every command names its keys, and a key names its slot ([`Slot`]); so a
+//! command is sent to the server that has the slot. A command that a server
+//! turned away is sent where it belongs; one whose fate is unknown never is
+//! sent again here.
 
+mod failure;
+mod server;
+mod target;
+mod topology;
+
+use super::keys::Slot;
+use super::scripts::Call;
 use super::{ConnectError, Options};
 use crate::Error;
-use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
-use redis::io::tcp::TcpSettings;
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo,
-    Pipeline, RedisError, RedisResult, ScriptInvocation, ServerErrorKind,
-};
-use std::sync::{PoisonError, RwLock};
+use failure::Advice;
+pub(super) use failure::Failure;
+use futures::future::join_all;
+use redis::aio::MultiplexedConnection;
+use redis::{Arg, Cmd, FromRedisValue, Pipeline};
+use server::Request;
+pub(super) use server::{Facts, Server};
+use std::sync::Arc;
 use std::time::Duration;
+pub(super) use target::Address;
+use target::Target;
+use tokio::sync::Semaphore;
+use topology::Topology;
 
-/// Requests that may queue on the connection before callers wait.
-const QUEUE: usize = 1024;
+/// A call that a server turned away is sent again after this.
+const RETRY: Duration = Duration::from_millis(50);
 
 /// The connections of one store.
 pub(super) struct Connections {
-    client: Client,
-    shared: RwLock<ConnectionManager>,
-    timeout: Duration,
+    topology: Topology,
+    in_flight: Semaphore,
+}
+
+/// Can this URL be used, with these options?
+pub(super) fn check(url: &str, options: &Options) -> Result<(), ConnectError> {
+    Target::parse(url, options)?.check_files()
 }
 
 impl Connections {
     /// Connects, and refuses a Redis that may throw state away.
     pub(super) async fn open(url: &str, options: &Options) -> Result<Self, ConnectError> {
-        let client = client(url, options)?;
-        let timeout = options.call_timeout;
-        let shared = manager(&client, timeout).map_err(|error| ConnectError::Url(error.to_string()))?;
+        let target = Target::parse(url, options)?;
+        target.check_files()?;
         let connections = Self {
-            client,
-            shared: RwLock::new(shared),
-            timeout,
+            topology: Topology::new(target, options.allow_eviction),
+            in_flight: Semaphore::new(options.max_in_flight),
         };
-        let memory: redis::InfoDict = connections
-            .query(redis::cmd("INFO").arg("memory"))
-            .await
-            .map_err(ConnectError::Unavailable)?;
-        let policy: String = memory
-            .get("maxmemory_policy")
-            .unwrap_or_else(|| "unknown".to_owned());
-        if policy != "noeviction" && !options.allow_eviction {
-            return Err(ConnectError::Evicts { policy });
+        match connections.ping().await {
+            Ok(()) => Ok(connections),
+            Err(Failure::Evicts(policy)) => Err(ConnectError::Evicts { policy }),
+            Err(failure) => Err(ConnectError::Unavailable(failure.into_error())),
         }
-        Ok(connections)
     }
 
     /// Sends one command.
     pub(super) async fn query<T: FromRedisValue>(&self, cmd: &Cmd) -> Result<T, Error> {
-        let mut shared = self.shared();
-        self.bounded(cmd.query_async(&mut shared)).await
+        self.send(slot_of(cmd), Request::One(cmd))
+            .await
+            .map_err(Failure::into_error)
     }
 
-    /// Sends several commands at once; in one step if the pipeline is atomic.
+    /// Sends several commands at once, all of one slot; in one step if the
+    /// pipeline is atomic.
     pub(super) async fn pipeline<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, Error> {
-        let mut shared = self.shared();
-        self.bounded(pipeline.query_async(&mut shared)).await
+        let slot = pipeline.cmd_iter().next().map_or(Slot::Global, slot_of);
+        self.send(slot, Request::Many(pipeline))
+            .await
+            .map_err(Failure::into_error)
     }
 
-    /// Runs a script, loading it first if this Redis does not know it.
-    pub(super) async fn run<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, Error> {
-        let mut shared = self.shared();
-        self.bounded(script.invoke_async(&mut shared)).await
-    }
-
-    /// A connection of its own, for commands that block.
-    pub(super) async fn dedicated(&self) -> Result<Dedicated, Error> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.timeout))
-            .set_response_timeout(None);
-        let connection = self
-            .bounded(self.client.get_multiplexed_async_connection_with_config(&config))
-            .await?;
-        Ok(Dedicated {
-            connection,
-            timeout: self.timeout,
-        })
-    }
-
-    fn shared(&self) -> ConnectionManager {
-        self.shared.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    async fn bounded<T>(&self, call: impl Future<Output = RedisResult<T>>) -> Result<T, Error> {
-        let result = bounded(self.timeout, call).await;
-        result.map_err(|failure| {
-            if failure.needs_new_manager() {
-                self.replace_manager();
+    /// Runs a script. One that Redis does not know, or has forgotten, is sent
+    /// in full, so that nothing can come between.
+    pub(super) async fn run<T: FromRedisValue>(&self, call: &Call<'_>) -> Result<T, Error> {
+        let slot = call.slot();
+        let outcome = match self.send(slot, Request::One(&call.by_hash())).await {
+            Err(failure) if failure.is_unknown_script() => {
+                self.send(slot, Request::One(&call.in_full())).await
             }
-            failure.into_error()
+            outcome => outcome,
+        };
+        outcome.map_err(Failure::into_error)
+    }
+
+    /// A connection of its own to the server that has `slot`, for commands
+    /// that block.
+    pub(super) async fn dedicated(&self, slot: Slot) -> Result<Dedicated, Error> {
+        let opened = async {
+            let server = self.topology.server_of(slot).await?;
+            let opened = server.open(self.topology.target()).await;
+            if opened.is_err() {
+                self.topology.doubt();
+            }
+            opened
+        };
+        Ok(Dedicated {
+            connection: self.bounded(opened).await.map_err(Failure::into_error)?,
+            timeout: self.timeout(),
         })
     }
 
-    /// The manager reconnects by itself after I/O errors only; after a refused
-    /// login it would repeat that answer for ever.
-    fn replace_manager(&self) {
-        if let Ok(fresh) = manager(&self.client, self.timeout) {
-            *self.shared.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+    /// The server that has `slot`.
+    pub(super) async fn server(&self, slot: Slot) -> Result<Arc<Server>, Failure> {
+        self.bounded(self.topology.server_of(slot)).await
+    }
+
+    /// The server of every slot, in the order of the slots.
+    pub(super) async fn servers(&self) -> Result<Arc<Vec<Arc<Server>>>, Failure> {
+        self.bounded(self.topology.map()).await
+    }
+
+    /// What a server said of itself when it was connected to, or since.
+    pub(super) async fn meet(&self, server: &Server) -> Result<Facts, Failure> {
+        let met = self.bounded(server.meet(self.topology.target())).await;
+        if met.is_err() {
+            self.topology.doubt();
+        }
+        met
+    }
+
+    /// Finds out anew who has which slot, and asks each server about itself.
+    pub(super) async fn refresh(&self) -> Result<(), Failure> {
+        self.bounded(self.topology.refresh()).await?;
+        let map = self.servers().await?;
+        let target = self.topology.target();
+        let asked = distinct(&map).into_iter().map(|server| server.refresh(target));
+        self.all(asked.collect()).await
+    }
+
+    /// Is every server there?
+    pub(super) async fn ping(&self) -> Result<(), Failure> {
+        let map = self.servers().await?;
+        let (target, ping) = (self.topology.target(), redis::cmd("PING"));
+        let asked = distinct(&map)
+            .into_iter()
+            .map(|server| server.call(target, Request::One(&ping)));
+        self.all(asked.collect()).await
+    }
+
+    /// Waits for all answers, bounded; an error if one of them is.
+    async fn all(&self, asked: Vec<impl Future<Output = Result<(), Failure>>>) -> Result<(), Failure> {
+        let mut outcome = Ok(());
+        for answer in join_all(asked.into_iter().map(|one| self.bounded(one))).await {
+            if answer.is_err() {
+                self.topology.doubt();
+                outcome = answer;
+            }
+        }
+        outcome
+    }
+
+    /// Do all slots live on one server?
+    pub(super) fn is_one_server(&self) -> bool {
+        self.topology.is_one_server()
+    }
+
+    /// The longest that any call may take.
+    pub(super) fn timeout(&self) -> Duration {
+        self.topology.target().timeout()
+    }
+
+    async fn send<T: FromRedisValue>(&self, slot: Slot, request: Request<'_>) -> Result<T, Failure> {
+        // Whoever cannot be served soon is told at once, rather than piling up.
+        let _place = self.in_flight.try_acquire().map_err(|_| Failure::Crowded)?;
+        self.bounded(self.send_on(slot, request)).await
+    }
+
+    async fn send_on<T: FromRedisValue>(&self, slot: Slot, request: Request<'_>) -> Result<T, Failure> {
+        let target = self.topology.target();
+        let mut told: Option<Address> = None;
+        loop {
+            let server = match told.take() {
+                Some(address) => self.topology.server_at(&address),
+                None => self.topology.server_of(slot).await?,
+            };
+            let failure = match server.call(target, request).await {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => failure,
+            };
+            match failure.advice(&server.address) {
+                Advice::GiveUp => {
+                    if failure.is_loss() {
+                        self.topology.doubt();
+                    }
+                    return Err(failure);
+                }
+                Advice::Moved(address) => {
+                    self.topology.doubt();
+                    told = Some(address);
+                }
+                Advice::Ask(address) => match self.send_asking(&address, request).await {
+                    // Some of its keys are there and some are not: until they all are.
+                    Err(failure) if failure.advice(&address) == Advice::Later => {
+                        tokio::time::sleep(RETRY).await;
+                    }
+                    outcome => return outcome,
+                },
+                Advice::Later => {
+                    self.topology.doubt();
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Sends to a server that is about to get the slot. It takes only what
+    /// follows `ASKING` at once, so no other caller may come between.
+    async fn send_asking<T: FromRedisValue>(
+        &self,
+        address: &Address,
+        request: Request<'_>,
+    ) -> Result<T, Failure> {
+        let server = self.topology.server_at(address);
+        let mut connection = server.open(self.topology.target()).await?;
+        redis::cmd("ASKING").query_async::<()>(&mut connection).await?;
+        Ok(request.send(&mut connection).await?)
+    }
+
+    async fn bounded<T>(&self, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        let limit = self.timeout();
+        match tokio::time::timeout(limit, call).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                self.topology.doubt();
+                Err(Failure::Late(limit))
+            }
         }
     }
 }
@@ -110,82 +244,44 @@ pub(super) struct Dedicated {
 impl Dedicated {
     /// Sends a command that may block for `block` on the server.
     pub(super) async fn query<T: FromRedisValue>(&mut self, cmd: &Cmd, block: Duration) -> Result<T, Error> {
-        bounded(self.timeout + block, cmd.query_async(&mut self.connection))
-            .await
-            .map_err(Failure::into_error)
+        self.send(Request::One(cmd), self.timeout + block).await
     }
 
-    /// Sends several commands at once.
-    pub(super) async fn pipeline<T: FromRedisValue>(&mut self, pipeline: &Pipeline) -> Result<T, Error> {
-        bounded(self.timeout, pipeline.query_async(&mut self.connection))
-            .await
-            .map_err(Failure::into_error)
-    }
-}
-
-/// Reads the URL; connects to nothing.
-pub(super) fn client(url: &str, options: &Options) -> Result<Client, ConnectError> {
-    let refused = |error: RedisError| ConnectError::Url(error.to_string());
-    let info = url.into_connection_info().map_err(refused)?;
-    if !matches!(info.addr(), ConnectionAddr::Tcp(..)) {
-        return Err(ConnectError::Url(
-            "only redis://host:port is supported yet".to_owned(),
-        ));
-    }
-    // A peer that vanished without a word shows only by what it does not acknowledge.
-    let tcp = TcpSettings::default().set_nodelay(true);
-    #[cfg(target_os = "linux")]
-    let tcp = tcp.set_user_timeout(options.call_timeout * 2);
-    Client::open(info.set_tcp_settings(tcp)).map_err(refused)
-}
-
-fn manager(client: &Client, timeout: Duration) -> RedisResult<ConnectionManager> {
-    let config = ConnectionManagerConfig::new()
-        .set_connection_timeout(Some(timeout))
-        .set_response_timeout(Some(timeout))
-        .set_number_of_retries(1)
-        .set_min_delay(Duration::from_millis(20))
-        .set_pipeline_buffer_size(QUEUE);
-    ConnectionManager::new_lazy_with_config(client.clone(), config)
-}
-
-/// Why a call did not succeed.
-enum Failure {
-    Late(Duration),
-    Redis(RedisError),
-}
-
-async fn bounded<T>(limit: Duration, call: impl Future<Output = RedisResult<T>>) -> Result<T, Failure> {
-    match tokio::time::timeout(limit, call).await {
-        Ok(result) => result.map_err(Failure::Redis),
-        Err(_) => Err(Failure::Late(limit)),
-    }
-}
-
-impl Failure {
-    fn needs_new_manager(&self) -> bool {
-        match self {
-            Self::Late(_) => false,
-            Self::Redis(error) => matches!(error.kind(), ErrorKind::AuthenticationFailed),
-        }
+    /// Sends several commands at once, which may block for `block` in all.
+    pub(super) async fn pipeline<T: FromRedisValue>(
+        &mut self,
+        pipeline: &Pipeline,
+        block: Duration,
+    ) -> Result<T, Error> {
+        self.send(Request::Many(pipeline), self.timeout + block).await
     }
 
-    /// What a caller can do about it: wait, or call for a human.
-    fn into_error(self) -> Error {
-        let error = match self {
-            Self::Late(limit) => return Error::Unavailable(format!("no answer within {limit:?}")),
-            Self::Redis(error) => error,
+    async fn send<T: FromRedisValue>(&mut self, request: Request<'_>, limit: Duration) -> Result<T, Error> {
+        let outcome = match tokio::time::timeout(limit, request.send(&mut self.connection)).await {
+            Ok(answer) => answer.map_err(Failure::Redis),
+            Err(_) => Err(Failure::Late(limit)),
         };
-        match error.kind() {
-            // A command on a key of another type, a script that failed, an
-            // answer of another form: the data is not what we wrote.
-            ErrorKind::UnexpectedReturnType
-            | ErrorKind::Parse
-            | ErrorKind::Server(ServerErrorKind::ResponseError | ServerErrorKind::CrossSlot) => {
-                Error::Corrupt(error.to_string())
-            }
-            ErrorKind::Extension if error.code() == Some("WRONGTYPE") => Error::Corrupt(error.to_string()),
-            _ => Error::Unavailable(error.to_string()),
+        outcome.map_err(Failure::into_error)
+    }
+}
+
+/// Each server once.
+fn distinct(map: &[Arc<Server>]) -> Vec<&Arc<Server>> {
+    let mut servers: Vec<&Arc<Server>> = Vec::new();
+    for server in map {
+        if !servers.iter().any(|known| Arc::ptr_eq(known, server)) {
+            servers.push(server);
         }
     }
+    servers
+}
+
+/// The slot of the first key; commands without one go where everything global is.
+fn slot_of(cmd: &Cmd) -> Slot {
+    cmd.args_iter()
+        .find_map(|arg| match arg {
+            Arg::Simple(bytes) => Slot::of_key(bytes),
+            _ => None,
+        })
+        .unwrap_or(Slot::Global)
 }

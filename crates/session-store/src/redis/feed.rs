@@ -1,16 +1,20 @@
-//! The change feed: the partitions' streams read as one, on a connection of its
-//! own.
+//! The change feed: the partitions' streams read as one, on connections of
+//! their own.
 //!
 //! A reader knows the last entry it has seen of every stream. As long as that
 //! entry is still there, everything after it is too (trimming takes the oldest
-//! first), so the reader just goes on. When it is gone, or Redis was restarted
-//! and may have lost its last moments, the feed says `Reset` and goes on from
-//! the present. Readers pull: one that is slow falls behind and resets, it
-//! never makes the store hold anything for it.
+//! first), so the reader just goes on. When it is gone, or the store epoch rose
+//! and the last moments may be lost, the feed says `Reset` and goes on from the
+//! present. Readers pull: one that is slow falls behind and resets, it never
+//! makes the store hold anything for it.
+//!
+//! One server is asked for all streams at once. In a cluster each stream is
+//! asked for alone, because it may be anywhere and may move.
 
 use super::connection::{Connections, Dedicated};
 use super::decode;
-use super::keys::{Keys, parse_member, partitions};
+use super::epoch::Epoch;
+use super::keys::{Keys, Slot, parse_member, partitions};
 use super::write::STREAM_LENGTH;
 use crate::{Change, Error, Feed};
 use futures::StreamExt;
@@ -19,6 +23,8 @@ use redis::streams::{StreamId, StreamRangeReply, StreamReadReply};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
 /// How long a read waits for the next change before it checks its place.
 const BLOCK: Duration = Duration::from_secs(2);
@@ -30,23 +36,61 @@ const _: () = assert!(READ_COUNT < STREAM_LENGTH);
 const BEGINNING: &str = "0-0";
 const LEAST_BACKOFF: Duration = Duration::from_millis(50);
 const MOST_BACKOFF: Duration = Duration::from_secs(2);
+/// Readers that begin or reset together within this make one `Reset`.
+const TOGETHER: Duration = Duration::from_millis(100);
 
 /// Every change from now on; see [`crate::SessionStore::changes`].
-pub(super) fn changes(connections: Arc<Connections>, keys: Arc<Keys>) -> BoxStream<'static, Feed> {
-    let reader = Reader {
-        connections,
-        streams: partitions().map(|partition| keys.changes(partition)).collect(),
+pub(super) fn changes(
+    connections: &Arc<Connections>,
+    keys: &Arc<Keys>,
+    epoch: &Arc<Epoch>,
+) -> BoxStream<'static, Feed> {
+    let reader = |partitions: Vec<u8>| Reader {
+        connections: Arc::clone(connections),
+        slot: Slot::Partition(partitions.first().copied().unwrap_or_default()),
+        streams: partitions
+            .into_iter()
+            .map(|partition| keys.changes(partition))
+            .collect(),
+        epoch: Arc::clone(epoch),
+        known: epoch.subscribe(),
         link: None,
         place: None,
         ready: VecDeque::new(),
         backoff: LEAST_BACKOFF,
     };
-    futures::stream::unfold(reader, async |mut reader| Some((reader.next().await, reader))).boxed()
+    let read = |reader: Reader| {
+        futures::stream::unfold(reader, async |mut reader| Some((reader.next().await, reader))).boxed()
+    };
+    if connections.is_one_server() {
+        read(reader(partitions().collect()))
+    } else {
+        let each = partitions().map(|partition| read(reader(vec![partition])));
+        one_reset(futures::stream::select_all(each).boxed())
+    }
+}
+
+/// Makes one `Reset` of those that come together. What else comes with them is
+/// read anew after it anyway.
+fn one_reset(feed: BoxStream<'static, Feed>) -> BoxStream<'static, Feed> {
+    futures::stream::unfold(feed, async |mut feed| {
+        let first = feed.next().await?;
+        if matches!(first, Feed::Reset) {
+            let until = Instant::now() + TOGETHER;
+            while let Ok(Some(_)) = timeout_at(until, feed.next()).await {}
+        }
+        Some((first, feed))
+    })
+    .boxed()
 }
 
 struct Reader {
     connections: Arc<Connections>,
+    /// Where its streams are.
+    slot: Slot,
     streams: Vec<String>,
+    epoch: Arc<Epoch>,
+    known: watch::Receiver<u64>,
     link: Option<Dedicated>,
     place: Option<Place>,
     ready: VecDeque<Feed>,
@@ -55,8 +99,8 @@ struct Reader {
 
 /// How far a reader has come.
 struct Place {
-    /// The Redis process it read from.
-    run_id: String,
+    /// The life of the store that it read.
+    epoch: u64,
     /// The last entry seen of every stream.
     last: Vec<String>,
 }
@@ -79,8 +123,11 @@ impl Reader {
     }
 
     async fn advance(&mut self) -> Result<(), Error> {
-        // The link is put back only after success: a failed one is dropped.
-        let link = match self.link.take() {
+        // The link is put back only after success: a failed one is dropped, and
+        // so is one to a server that may no longer be the right one.
+        let epoch = *self.known.borrow_and_update();
+        let up_to_date = self.place.as_ref().is_some_and(|place| place.epoch >= epoch);
+        let link = match self.link.take().filter(|_| up_to_date) {
             None => self.connect().await?,
             Some(mut link) => {
                 self.read(&mut link).await?;
@@ -93,21 +140,21 @@ impl Reader {
 
     /// Connects, and finds out whether the reader's place is still good.
     async fn connect(&mut self) -> Result<Dedicated, Error> {
-        let mut link = self.connections.dedicated().await?;
-        let run_id = run_id(&mut link).await?;
+        let mut link = self.connections.dedicated(self.slot).await?;
+        let epoch = self.epoch.current().await?;
         let intact = match &self.place {
-            Some(place) => place.run_id == run_id && is_intact(&mut link, &self.streams, &place.last).await?,
+            Some(place) => place.epoch == epoch && is_intact(&mut link, &self.streams, &place.last).await?,
             None => false,
         };
         if !intact {
-            self.start_over(&mut link, run_id).await?;
+            self.start_over(&mut link, epoch).await?;
         }
         Ok(link)
     }
 
     /// Takes the present as the new place. What is written after this reads the
     /// streams will be seen; what was written before is what `Reset` is for.
-    async fn start_over(&mut self, link: &mut Dedicated, run_id: String) -> Result<(), Error> {
+    async fn start_over(&mut self, link: &mut Dedicated, epoch: u64) -> Result<(), Error> {
         let mut pipeline = redis::pipe();
         for stream in &self.streams {
             pipeline
@@ -118,7 +165,7 @@ impl Reader {
                 .arg("COUNT")
                 .arg(1);
         }
-        let newest: Vec<StreamRangeReply> = link.pipeline(&pipeline).await?;
+        let newest: Vec<StreamRangeReply> = link.pipeline(&pipeline, Duration::ZERO).await?;
         let last = newest.into_iter().map(|reply| {
             reply
                 .ids
@@ -127,7 +174,7 @@ impl Reader {
                 .map_or_else(|| BEGINNING.to_owned(), |entry| entry.id)
         });
         self.place = Some(Place {
-            run_id,
+            epoch,
             last: last.collect(),
         });
         self.ready.push_back(Feed::Reset);
@@ -152,8 +199,8 @@ impl Reader {
         // all, the place is checked before it is given up.
         let doubtful = found.is_empty() || found.iter().any(|stream| stream.ids.len() >= READ_COUNT);
         if doubtful && !is_intact(link, &self.streams, &place.last).await? {
-            let run_id = std::mem::take(&mut place.run_id);
-            return self.start_over(link, run_id).await;
+            let epoch = place.epoch;
+            return self.start_over(link, epoch).await;
         }
         for stream in found {
             let Some(i) = self.streams.iter().position(|known| *known == stream.key) else {
@@ -174,14 +221,6 @@ impl Reader {
     }
 }
 
-async fn run_id(link: &mut Dedicated) -> Result<String, Error> {
-    let info: redis::InfoDict = link
-        .query(redis::cmd("INFO").arg("server"), Duration::ZERO)
-        .await?;
-    info.get("run_id")
-        .ok_or_else(|| Error::Corrupt("Redis tells no run_id".to_owned()))
-}
-
 /// Is the last seen entry of every stream still there? A stream of which none
 /// was seen yet must not have begun to lose entries.
 async fn is_intact(link: &mut Dedicated, streams: &[String], last: &[String]) -> Result<bool, Error> {
@@ -193,7 +232,7 @@ async fn is_intact(link: &mut Dedicated, streams: &[String], last: &[String]) ->
             pipeline.cmd("XRANGE").arg(stream).arg(id).arg(id);
         }
     }
-    let answers: Vec<redis::Value> = link.pipeline(&pipeline).await?;
+    let answers: Vec<redis::Value> = link.pipeline(&pipeline, Duration::ZERO).await?;
     Ok(answers.iter().all(|answer| match answer {
         redis::Value::Int(length) => usize::try_from(*length).is_ok_and(|n| n < STREAM_LENGTH),
         redis::Value::Array(entries) => !entries.is_empty(),

@@ -8,11 +8,55 @@
 
 use crate::shared::SparkSession;
 use crate::{Error, Kind};
-use session_core::{ClusterName, OrgId, PrincipalId, SessionKey, Status};
+use session_core::{ClusterName, OrgId, PrincipalId, Session, SessionKey, Status};
 
 /// Every partition.
 pub(super) fn partitions() -> impl Iterator<Item = u8> {
     0..OrgId::PARTITIONS
+}
+
+/// What must be on one server: a partition, or everything global.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Slot {
+    /// The organizations of a partition.
+    Partition(u8),
+    /// What belongs to no organization.
+    Global,
+}
+
+impl Slot {
+    /// Every slot, in the order of [`Slot::index`].
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        partitions().map(Self::Partition).chain([Self::Global])
+    }
+
+    /// Its place among all.
+    pub(super) fn index(self) -> usize {
+        usize::from(match self {
+            Self::Partition(partition) => partition,
+            Self::Global => OrgId::PARTITIONS,
+        })
+    }
+
+    /// The hash tag of its keys.
+    pub(super) fn tag(self) -> String {
+        match self {
+            Self::Partition(partition) => format!("{{p{partition:02}}}"),
+            Self::Global => "{g}".to_owned(),
+        }
+    }
+
+    /// The slot of a key; none if it is not one of ours.
+    pub(super) fn of_key(key: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(key).ok()?;
+        let (_, rest) = text.split_once('{')?;
+        let (tag, _) = rest.split_once("}:")?;
+        if tag == "g" {
+            return Some(Self::Global);
+        }
+        let partition = tag.strip_prefix('p')?.parse().ok()?;
+        (partition < OrgId::PARTITIONS).then_some(Self::Partition(partition))
+    }
 }
 
 /// Joins organization and id in index members. It sorts before every character
@@ -50,6 +94,17 @@ pub(super) fn parse_members<T>(
     (named, strays)
 }
 
+/// An owner as a member of an index that spans organizations.
+pub(super) fn owner_member(org: &OrgId, owner: &PrincipalId) -> String {
+    format!("{org}{MEMBER_SEPARATOR}{owner}")
+}
+
+/// The owner that [`owner_member`] wrote.
+pub(super) fn parse_owner(member: &str) -> Option<(OrgId, PrincipalId)> {
+    let (org, owner) = member.split_once(MEMBER_SEPARATOR)?;
+    Some((org.parse().ok()?, owner.parse().ok()?))
+}
+
 /// Builds keys under one prefix.
 #[derive(Debug, Clone)]
 pub(super) struct Keys {
@@ -65,8 +120,12 @@ impl Keys {
         })
     }
 
+    fn in_slot(&self, slot: Slot, rest: &str) -> String {
+        format!("{}{}:{rest}", self.prefix, slot.tag())
+    }
+
     fn in_partition(&self, partition: u8, rest: &str) -> String {
-        format!("{}{{p{partition:02}}}:{rest}", self.prefix)
+        self.in_slot(Slot::Partition(partition), rest)
     }
 
     fn of_org(&self, org: &OrgId, rest: &str) -> String {
@@ -78,7 +137,7 @@ impl Keys {
     }
 
     fn global(&self, rest: &str) -> String {
-        format!("{}{{g}}:{rest}", self.prefix)
+        self.in_slot(Slot::Global, rest)
     }
 
     /// Hash: the record and what scripts compare.
@@ -171,6 +230,43 @@ impl Keys {
         self.of_org(org, &format!("team:{team}"))
     }
 
+    /// Sorted set: ended sessions by when they ended.
+    pub(super) fn ended(&self, org: &OrgId) -> String {
+        self.of_org(org, "ended")
+    }
+
+    /// Sorted set: an owner's ended sessions by when they ended.
+    pub(super) fn ended_of_owner(&self, org: &OrgId, owner: &PrincipalId) -> String {
+        self.of_org(org, &format!("ended-owner:{owner}"))
+    }
+
+    /// Sorted set: organizations by when the first of their ended sessions did.
+    pub(super) fn ended_since(&self, partition: u8) -> String {
+        self.in_partition(partition, "ended-since")
+    }
+
+    /// Sorted set: organizations by how many ended sessions they have.
+    pub(super) fn ended_by_org(&self, partition: u8) -> String {
+        self.in_partition(partition, "ended-by-org")
+    }
+
+    /// Sorted set: [`owner_member`]s by how many ended sessions they have.
+    pub(super) fn ended_by_owner(&self, partition: u8) -> String {
+        self.in_partition(partition, "ended-by-owner")
+    }
+
+    /// What `ended.lua` keeps count in, in its order.
+    pub(super) fn ended_of(&self, session: &Session) -> [String; 5] {
+        let (org, partition) = (&session.org, session.org.partition());
+        [
+            self.ended(org),
+            self.ended_of_owner(org, &session.owner),
+            self.ended_since(partition),
+            self.ended_by_org(partition),
+            self.ended_by_owner(partition),
+        ]
+    }
+
     /// Hash: an owner's creates in the current minute.
     pub(super) fn creates(&self, org: &OrgId, owner: &PrincipalId) -> String {
         self.of_org(org, &format!("creates:{owner}"))
@@ -224,6 +320,7 @@ impl Keys {
             Kind::Catalog => "definitions:catalog",
             Kind::Org => "definitions:org",
             Kind::Disabled => "definitions:disabled",
+            Kind::Install => "definitions:install",
         })
     }
 
@@ -247,9 +344,14 @@ impl Keys {
         self.global("signing-keys")
     }
 
-    /// String: the store epoch.
+    /// Hash: the store epoch, and the history of servers it stands for.
     pub(super) fn epoch(&self) -> String {
-        self.global("epoch")
+        self.global("store-epoch")
+    }
+
+    /// String: a number that every manager raises every moment.
+    pub(super) fn pulse(&self, slot: Slot) -> String {
+        self.in_slot(slot, "pulse")
     }
 }
 
@@ -301,14 +403,32 @@ mod tests {
             keys.creates(org, &owner),
             keys.request(org, &owner, "a:b"),
             keys.request(org, &"idp|{x}:a:a".parse().unwrap(), "b"),
+            keys.ended(org),
+            keys.ended_of_owner(org, &owner),
+            keys.ended_since(org.partition()),
+            keys.ended_by_org(org.partition()),
+            keys.ended_by_owner(org.partition()),
+            keys.pulse(Slot::Partition(org.partition())),
         ];
         of_org.extend(Status::ALL.map(|status| keys.status(org, status)));
         for key in &of_org {
             assert_eq!(hash_tag(key), tag, "{key}");
+            assert_eq!(
+                Slot::of_key(key.as_bytes()),
+                Some(Slot::Partition(org.partition()))
+            );
         }
         let mut all = of_org;
+        let global = all.len();
         all.extend(
-            [Kind::Cluster, Kind::Catalog, Kind::Org, Kind::Disabled].map(|kind| keys.definitions(kind)),
+            [
+                Kind::Cluster,
+                Kind::Catalog,
+                Kind::Org,
+                Kind::Disabled,
+                Kind::Install,
+            ]
+            .map(|kind| keys.definitions(kind)),
         );
         let spark = SparkSession {
             server: "{p13}:1".to_owned(),
@@ -325,11 +445,16 @@ mod tests {
             keys.epoch(),
             keys.proxies(),
             keys.proxy_sequences(),
+            keys.pulse(Slot::Global),
             keys.audit_exported(),
             keys.signing_keys(),
         ]);
-        for key in &all[25..] {
+        for key in &all[global..] {
             assert_eq!(hash_tag(key), "g", "{key}");
+            assert_eq!(Slot::of_key(key.as_bytes()), Some(Slot::Global));
+        }
+        for other in ["", "{\"g\":1}", "{p99}:x", "{p1", "{x}:y"] {
+            assert_eq!(Slot::of_key(other.as_bytes()), None, "{other}");
         }
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
         assert_eq!(
@@ -341,7 +466,7 @@ mod tests {
     #[test]
     fn a_prefix_cannot_move_the_slot() {
         assert!(Keys::new("a{b}").is_none());
-        assert_eq!(Keys::new("").unwrap().epoch(), "{g}:epoch");
+        assert_eq!(Keys::new("").unwrap().epoch(), "{g}:store-epoch");
     }
 
     #[test]

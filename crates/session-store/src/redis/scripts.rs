@@ -1,13 +1,96 @@
 //! The Lua scripts, one file each, and what their answers mean.
 
+use super::keys::Slot;
 use crate::Error;
-use redis::Script;
+use redis::{Cmd, ToRedisArgs};
 use std::time::Duration;
 
 macro_rules! script {
     ($($file:literal),+) => {
         Script::new(concat!($(include_str!(concat!("lua/", $file, ".lua")), "\n"),+))
     };
+    // Also when memory is used up: what ends things, or moves them on.
+    (always $($file:literal),+) => {
+        Script::new(concat!(
+            "#!lua flags=allow-oom\n",
+            $(include_str!(concat!("lua/", $file, ".lua")), "\n"),+
+        ))
+    };
+}
+
+/// A script, and the name that Redis knows it by.
+pub(super) struct Script {
+    code: &'static str,
+    hash: String,
+}
+
+impl Script {
+    fn new(code: &'static str) -> Self {
+        let hash = redis::Script::new(code).get_hash().to_owned();
+        Self { code, hash }
+    }
+
+    /// A call that has its first key.
+    pub(super) fn key(&self, key: impl ToRedisArgs) -> Call<'_> {
+        let mut call = self.prepare_invoke();
+        call.key(key);
+        call
+    }
+
+    /// A call without keys and arguments yet.
+    pub(super) fn prepare_invoke(&self) -> Call<'_> {
+        Call {
+            script: self,
+            keys: Vec::new(),
+            args: Vec::new(),
+        }
+    }
+}
+
+/// A script with what it is given.
+pub(super) struct Call<'a> {
+    script: &'a Script,
+    keys: Vec<Vec<u8>>,
+    args: Vec<Vec<u8>>,
+}
+
+impl Call<'_> {
+    /// Adds keys.
+    pub(super) fn key(&mut self, key: impl ToRedisArgs) -> &mut Self {
+        key.write_redis_args(&mut self.keys);
+        self
+    }
+
+    /// Adds arguments.
+    pub(super) fn arg(&mut self, arg: impl ToRedisArgs) -> &mut Self {
+        arg.write_redis_args(&mut self.args);
+        self
+    }
+
+    /// The slot that all its keys are in.
+    pub(super) fn slot(&self) -> Slot {
+        let first = self.keys.first().and_then(|key| Slot::of_key(key));
+        first.unwrap_or(Slot::Global)
+    }
+
+    /// For a Redis that knows the script.
+    pub(super) fn by_hash(&self) -> Cmd {
+        self.cmd("EVALSHA", &self.script.hash)
+    }
+
+    /// For one that does not.
+    pub(super) fn in_full(&self) -> Cmd {
+        self.cmd("EVAL", self.script.code)
+    }
+
+    fn cmd(&self, name: &str, script: &str) -> Cmd {
+        let mut cmd = redis::cmd(name);
+        cmd.arg(script)
+            .arg(self.keys.len())
+            .arg(&self.keys)
+            .arg(&self.args);
+        cmd
+    }
 }
 
 /// Every script, hashed once.
@@ -33,33 +116,41 @@ pub(super) struct Scripts {
     pub(super) lease: Script,
     pub(super) put_definition: Script,
     pub(super) delete_definition: Script,
+    pub(super) epoch: Script,
+    pub(super) pulse: Script,
+    pub(super) restore: Script,
+    pub(super) trim: Script,
     pub(super) report_keys: Script,
 }
 
 impl Scripts {
     pub(super) fn new() -> Self {
         Self {
-            create: script!("time", "save", "create"),
-            commit: script!("save", "commit"),
-            commit_quiet: script!("time", "save", "leases", "commit_quiet"),
+            create: script!("time", "ended", "save", "create"),
+            commit: script!(always "ended", "save", "commit"),
+            commit_quiet: script!(always "time", "ended", "save", "leases", "commit_quiet"),
             report: script!("time", "leases", "report"),
             uses: script!("time", "leases", "uses"),
             operations: script!("time", "leases", "operations"),
             proxy_reported: script!("time", "proxy_reported"),
             proxies: script!("time", "proxies"),
-            set_due: script!("set_due"),
+            set_due: script!(always "set_due"),
             due: script!("time", "due"),
-            claim_due: script!("time", "claim_due"),
+            claim_due: script!(always "time", "claim_due"),
             record_token: script!("time", "record_token"),
             take_place: script!("take_place"),
-            leave_place: script!("leave_place"),
+            leave_place: script!(always "leave_place"),
             bind: script!("time", "bind"),
             prepared: script!("prepared"),
-            unbind: script!("unbind"),
-            seal: script!("seal"),
+            unbind: script!(always "unbind"),
+            seal: script!(always "seal"),
             lease: script!("lease"),
             put_definition: script!("put_definition"),
             delete_definition: script!("delete_definition"),
+            epoch: script!(always "time", "epoch"),
+            pulse: script!(always "pulse"),
+            restore: script!(always "ended", "save", "restore"),
+            trim: script!(always "ended", "trim"),
             report_keys: script!("time", "report_keys"),
         }
     }

@@ -1,26 +1,29 @@
 //! Writing sessions: what `save.lua` and the scripts around it are given.
 
-use super::keys::{Keys, member};
+use super::keys::{Keys, Slot, member, owner_member};
+use super::scripts::Call;
 use super::{RedisStore, decode, encode, score};
-use crate::{Commit, Create, Created, Error, HISTORY, REQUEST_ID_MEMORY};
-use redis::ScriptInvocation;
-use session_core::{AuditRecord, EventRecord, Limits, Session, Status, Timestamp};
+use crate::{Commit, Create, Created, Error, HISTORY, REQUEST_ID_MEMORY, SessionStore};
+use session_core::{AuditRecord, Limits, OrgId, Session, Status, Timestamp};
 
 /// How many changes a partition's stream keeps, at least; a reader that falls
 /// further behind gets a reset.
 pub(super) const STREAM_LENGTH: usize = 10_000;
 
+/// At so much of `maxmemory`, creates are refused.
+const MEMORY_GUARD_PERCENT: u64 = 85;
+
 /// The organization's indexes that a session belongs in, and those it must have left.
-struct Membership {
-    within: Vec<String>,
-    without: Vec<String>,
+pub(super) struct Membership {
+    pub(super) within: Vec<String>,
+    pub(super) without: Vec<String>,
 }
 
 impl Membership {
     /// Owner, cluster and team of a session never change, so only statuses and
     /// liveness are ever left. A session that ended leaves the live indexes,
     /// and with them the quotas, at once; it stays listed.
-    fn of(session: &Session, keys: &Keys) -> Self {
+    pub(super) fn of(session: &Session, keys: &Keys) -> Self {
         let org = &session.org;
         let mut within = vec![
             keys.all(org),
@@ -49,14 +52,8 @@ pub(super) fn optional<T: ToString>(value: Option<T>) -> String {
 }
 
 /// The keys and arguments of `save.lua`; `own` are the calling script's keys.
-fn save<'a>(
-    script: &mut ScriptInvocation<'a>,
-    keys: &Keys,
-    own: &[String],
-    session: &Session,
-    record: &EventRecord,
-    due: Option<Timestamp>,
-) -> Result<(), Error> {
+pub(super) fn save(script: &mut Call<'_>, keys: &Keys, own: &[String], commit: &Commit) -> Result<(), Error> {
+    let Commit { session, record, due } = commit;
     let key = session.key();
     let partition = key.org.partition();
     let indexes = Membership::of(session, keys);
@@ -66,6 +63,7 @@ fn save<'a>(
         .key(keys.due(partition))
         .key(keys.changes(partition))
         .key(keys.live_on_cluster(partition, &session.cluster))
+        .key(&keys.ended_of(session))
         .key(own)
         .key(&indexes.within)
         .key(&indexes.without)
@@ -76,8 +74,8 @@ fn save<'a>(
         .arg(session.version)
         .arg(encode(session)?)
         .arg(session.status().as_str())
-        .arg(session.owner.as_str())
-        .arg(session.cluster.as_str())
+        .arg(key.org.as_str())
+        .arg(owner_member(&key.org, &session.owner))
         .arg(session.token_epoch)
         .arg(optional(session.closed_at.map(score)))
         .arg(u8::from(!session.status().is_terminal()))
@@ -101,6 +99,14 @@ impl RedisStore {
             limits,
         } = create;
         let (org, owner) = (&session.org, &session.owner);
+        if self.is_short_of_memory(org).await {
+            let first = match &request {
+                Some(request) => self.repeated(org, owner, request).await?,
+                None => None,
+            };
+            let repeated = |session| Created { session, new: false };
+            return first.map(repeated).ok_or(Error::Full);
+        }
         let creates = self.keys.creates(org, owner);
         let request_key = request
             .as_ref()
@@ -112,8 +118,13 @@ impl RedisStore {
             request_key,
         ];
 
+        let first = Commit {
+            session,
+            record,
+            due: Some(due),
+        };
         let mut script = self.scripts.create.prepare_invoke();
-        save(&mut script, &self.keys, &own, &session, &record, Some(due))?;
+        save(&mut script, &self.keys, &own, &first)?;
         script
             .arg(u8::from(request.is_some()))
             .arg(request.map(|r| r.fingerprint).unwrap_or_default())
@@ -121,7 +132,7 @@ impl RedisStore {
             .arg(limits.live_sessions_per_owner)
             .arg(limits.live_sessions)
             .arg(limits.creates_per_minute);
-        self.audit_last(&mut script, &AuditRecord::of_change(&session.key(), &record))?;
+        self.audit_last(&mut script, &audited(&first))?;
         let reply = self.run(&script).await?;
         if let [outcome, json] = reply.0.as_slice()
             && outcome == "repeated"
@@ -132,48 +143,48 @@ impl RedisStore {
             });
         }
         reply.accepted(|quota| limit_named(&limits, quota))?;
-        Ok(Created { session, new: true })
+        Ok(Created {
+            session: first.session,
+            new: true,
+        })
     }
 
-    pub(super) async fn write_change(&self, commit: &Commit) -> Result<(), Error> {
-        let mut script = self.scripts.commit.prepare_invoke();
-        save(
-            &mut script,
-            &self.keys,
-            &[],
-            &commit.session,
-            &commit.record,
-            commit.due,
-        )?;
-        self.audit_last(&mut script, &audited(commit))?;
-        self.run(&script).await?.done().map(drop)
-    }
-
-    /// [`Self::write_change`] while nothing is in flight and nothing happened
-    /// since `last_activity_at`.
-    pub(super) async fn write_quiet_change(
+    /// Writes a change; if `last_activity_at` is given, only while nothing is
+    /// in flight and nothing happened since.
+    pub(super) async fn write_any(
         &self,
         commit: &Commit,
-        last_activity_at: Timestamp,
+        last_activity_at: Option<Timestamp>,
     ) -> Result<(), Error> {
-        let key = commit.session.key();
-        let own = [self.keys.used(&key), self.keys.leases(&key)];
-        let mut script = self.scripts.commit_quiet.prepare_invoke();
-        save(
-            &mut script,
-            &self.keys,
-            &own,
-            &commit.session,
-            &commit.record,
-            commit.due,
-        )?;
-        script.arg(score(last_activity_at));
+        let mut script;
+        match last_activity_at {
+            None => {
+                script = self.scripts.commit.prepare_invoke();
+                save(&mut script, &self.keys, &[], commit)?;
+            }
+            Some(last_activity_at) => {
+                let key = commit.session.key();
+                let own = [self.keys.used(&key), self.keys.leases(&key)];
+                script = self.scripts.commit_quiet.prepare_invoke();
+                save(&mut script, &self.keys, &own, commit)?;
+                script.arg(score(last_activity_at));
+            }
+        }
         self.audit_last(&mut script, &audited(commit))?;
         self.run(&script).await?.done().map(drop)
+    }
+
+    /// As of a moment ago: what ends things must find room, so nothing new is
+    /// taken when most of it is used up.
+    async fn is_short_of_memory(&self, org: &OrgId) -> bool {
+        let server = self.connections.server(Slot::Partition(org.partition())).await;
+        let facts = server.map(|server| server.facts()).unwrap_or_default();
+        facts.limit > 0 && facts.used >= facts.limit / 100 * MEMORY_GUARD_PERCENT
     }
 }
 
-fn audited(commit: &Commit) -> AuditRecord {
+/// What the trail says of a change.
+pub(super) fn audited(commit: &Commit) -> AuditRecord {
     AuditRecord::of_change(&commit.session.key(), &commit.record)
 }
 

@@ -69,7 +69,8 @@ pub(crate) async fn the_store_has_a_clock_an_epoch_and_a_pulse(store: Store) {
     let before = store.now().await.unwrap();
     assert!(store.now().await.unwrap() >= before);
     assert!(before.as_secs() > 1_700_000_000);
-    assert_eq!(store.epoch().await.unwrap(), 1);
-    assert_eq!(store.epoch().await.unwrap(), 1);
+    let epoch = store.epoch().await.unwrap();
+    assert!(epoch > 0);
+    assert_eq!(store.epoch().await.unwrap(), epoch);
     store.ping().await.unwrap();
 }

@@ -1,0 +1,46 @@
+//! Ended sessions that are no longer kept, in memory.
+
+use super::State;
+use crate::Tombstones;
+use session_core::{PrincipalId, SessionId, SessionKey, Timestamp};
+use std::collections::HashMap;
+
+impl State {
+    pub(super) fn trim(&mut self, keep: &Tombstones, limit: usize, now: Timestamp) -> usize {
+        let mut beyond = Vec::new();
+        for (org, sessions) in &self.orgs {
+            let mut ended: Vec<(Timestamp, &SessionId, &PrincipalId, bool)> = sessions
+                .iter()
+                .filter_map(|(id, entry)| {
+                    let at = entry.session.closed_at?;
+                    Some((at, id, &entry.session.owner, entry.due.is_some()))
+                })
+                .collect();
+            ended.sort_unstable();
+            let mut of_owner: HashMap<&PrincipalId, usize> = HashMap::new();
+            for (_, _, owner, _) in &ended {
+                *of_owner.entry(owner).or_default() += 1;
+            }
+            let mut of_org = ended.len();
+            for (at, id, owner, due) in ended {
+                let left = of_owner.entry(owner).or_default();
+                let kept = now.since(at) < keep.age && *left <= keep.per_owner && of_org <= keep.per_org;
+                *left -= 1;
+                of_org -= 1;
+                if !kept && !due {
+                    beyond.push(SessionKey {
+                        org: org.clone(),
+                        id: id.clone(),
+                    });
+                }
+            }
+        }
+        beyond.truncate(limit);
+        for key in &beyond {
+            self.orgs
+                .get_mut(&key.org)
+                .map(|sessions| sessions.remove(&key.id));
+        }
+        beyond.len()
+    }
+}

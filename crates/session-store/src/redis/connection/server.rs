@@ -1,0 +1,246 @@
+//! One Redis server: a connection that all callers share, and what the server
+//! last told of itself. A connection is handed out only after the server said
+//! that it takes writes and keeps what it is given.
+
+use super::failure::Failure;
+use super::target::{Address, Role, Target};
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, FromRedisValue, InfoDict, Pipeline, RedisResult};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A server that could not be reached is not tried again for this long, so
+/// that callers who wait for each other do not wait for each other's tries.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// What is sent.
+#[derive(Clone, Copy)]
+pub(super) enum Request<'a> {
+    One(&'a Cmd),
+    Many(&'a Pipeline),
+}
+
+impl Request<'_> {
+    pub(super) async fn send<T: FromRedisValue>(&self, to: &mut MultiplexedConnection) -> RedisResult<T> {
+        match self {
+            Self::One(cmd) => cmd.query_async(to).await,
+            Self::Many(pipeline) => pipeline.query_async(to).await,
+        }
+    }
+}
+
+/// What a server tells of itself.
+#[derive(Debug, Clone, Default)]
+pub(in crate::redis) struct Facts {
+    /// This process, with this history of writes: another one when the server
+    /// was started again, or took over from another one.
+    pub(in crate::redis) run: String,
+    /// Bytes in use.
+    pub(in crate::redis) used: u64,
+    /// Bytes it may use; 0 if that is not limited.
+    pub(in crate::redis) limit: u64,
+    /// Replicas that are connected.
+    pub(in crate::redis) replicas: u64,
+    primary: bool,
+    policy: String,
+}
+
+impl Facts {
+    async fn ask(connection: &mut MultiplexedConnection) -> Result<Self, Failure> {
+        let mut pipeline = redis::pipe();
+        for section in ["server", "replication", "memory"] {
+            pipeline.cmd("INFO").arg(section);
+        }
+        let (server, replication, memory): (InfoDict, InfoDict, InfoDict) =
+            pipeline.query_async(connection).await?;
+        let text = |info: &InfoDict, name: &str| info.get::<String>(name).unwrap_or_default();
+        let number = |info: &InfoDict, name: &str| text(info, name).parse().unwrap_or(0);
+        Ok(Self {
+            run: format!(
+                "{}/{}",
+                text(&server, "run_id"),
+                text(&replication, "master_replid")
+            ),
+            used: number(&memory, "used_memory"),
+            limit: number(&memory, "maxmemory"),
+            replicas: number(&replication, "connected_slaves"),
+            primary: text(&replication, "role") == "master",
+            policy: text(&memory, "maxmemory_policy"),
+        })
+    }
+}
+
+#[derive(Clone)]
+struct Link {
+    connection: MultiplexedConnection,
+    number: u64,
+}
+
+#[derive(Default)]
+struct State {
+    link: Option<Link>,
+    facts: Facts,
+    /// It had a replica once.
+    replicated: bool,
+    opened: u64,
+    failed: Option<(Instant, Failure)>,
+}
+
+/// One server.
+pub(in crate::redis) struct Server {
+    pub(super) address: Address,
+    role: Role,
+    allow_eviction: bool,
+    state: Mutex<State>,
+    opening: tokio::sync::Mutex<()>,
+}
+
+impl Server {
+    pub(super) fn new(address: Address, role: Role, allow_eviction: bool) -> Self {
+        Self {
+            address,
+            role,
+            allow_eviction,
+            state: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Sends a request on the shared connection, opening it first if need be.
+    pub(super) async fn call<T: FromRedisValue>(
+        &self,
+        target: &Target,
+        request: Request<'_>,
+    ) -> Result<T, Failure> {
+        let mut link = self.link(target).await?;
+        let answer = request.send(&mut link.connection).await;
+        if answer
+            .as_ref()
+            .is_err_and(redis::RedisError::is_unrecoverable_error)
+        {
+            self.drop_link(link.number);
+        }
+        Ok(answer?)
+    }
+
+    /// Has the shared connection opened, if it is not, and tells what the
+    /// server said of itself then.
+    pub(super) async fn meet(&self, target: &Target) -> Result<Facts, Failure> {
+        self.link(target).await?;
+        Ok(self.facts())
+    }
+
+    /// Asks the server about itself again. One that must not be used any more
+    /// loses its connection.
+    pub(super) async fn refresh(&self, target: &Target) -> Result<(), Failure> {
+        let mut link = self.link(target).await?;
+        let checked = match Facts::ask(&mut link.connection).await {
+            Ok(facts) => self.check(facts),
+            Err(failure) => Err(failure),
+        };
+        match checked {
+            Ok(facts) => {
+                self.note(&facts);
+                Ok(())
+            }
+            Err(failure) => {
+                self.drop_link(link.number);
+                Err(failure)
+            }
+        }
+    }
+
+    /// A connection of its own to this server.
+    pub(super) async fn open(&self, target: &Target) -> Result<MultiplexedConnection, Failure> {
+        let mut connection = target.open(&self.address, self.role).await?;
+        if self.role == Role::Data {
+            let facts = self.check(Facts::ask(&mut connection).await?)?;
+            self.note(&facts);
+        }
+        Ok(connection)
+    }
+
+    /// Where it answers.
+    pub(in crate::redis) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// What it last told.
+    pub(in crate::redis) fn facts(&self) -> Facts {
+        self.state().facts.clone()
+    }
+
+    /// Did it ever have a replica?
+    pub(in crate::redis) fn is_replicated(&self) -> bool {
+        self.state().replicated
+    }
+
+    async fn link(&self, target: &Target) -> Result<Link, Failure> {
+        if let Some(link) = self.state().link.clone() {
+            return Ok(link);
+        }
+        let _one_at_a_time = self.opening.lock().await;
+        {
+            let state = self.state();
+            if let Some(link) = state.link.clone() {
+                return Ok(link);
+            }
+            if let Some((at, failure)) = &state.failed
+                && at.elapsed() < RETRY_PAUSE
+            {
+                return Err(failure.clone());
+            }
+        }
+        let opened = self.open(target).await;
+        let mut state = self.state();
+        match opened {
+            Ok(connection) => {
+                state.opened += 1;
+                let link = Link {
+                    connection,
+                    number: state.opened,
+                };
+                state.link = Some(link.clone());
+                state.failed = None;
+                Ok(link)
+            }
+            Err(failure) => {
+                state.failed = Some((Instant::now(), failure.clone()));
+                Err(failure)
+            }
+        }
+    }
+
+    fn check(&self, facts: Facts) -> Result<Facts, Failure> {
+        if !facts.primary {
+            return Err(Failure::Replica(self.address.clone()));
+        }
+        if facts.policy != "noeviction" && !self.allow_eviction {
+            tracing::error!(
+                server = %self.address, policy = facts.policy,
+                "Redis may throw sessions away when memory is short: set maxmemory-policy noeviction"
+            );
+            return Err(Failure::Evicts(facts.policy));
+        }
+        Ok(facts)
+    }
+
+    fn note(&self, facts: &Facts) {
+        let mut state = self.state();
+        state.replicated |= facts.replicas > 0;
+        state.facts = facts.clone();
+    }
+
+    /// Drops the shared connection, unless a newer one has taken its place.
+    fn drop_link(&self, number: u64) {
+        let mut state = self.state();
+        if state.link.as_ref().is_some_and(|link| link.number == number) {
+            state.link = None;
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,150 @@
+//! Ended sessions that are no longer kept: finds them by age and by number,
+//! and forgets each in one step that any other manager may repeat.
+
+use super::keys::{member, owner_member, parse_owner, partitions};
+use super::write::Membership;
+use super::{RedisStore, decode, score};
+use crate::{Error, Tombstones};
+use session_core::{OrgId, Session, SessionKey, Timestamp};
+use std::collections::BTreeSet;
+
+impl RedisStore {
+    pub(super) async fn trim(&self, keep: &Tombstones, limit: usize) -> Result<usize, Error> {
+        let now = crate::SessionStore::now(self).await?;
+        let mut trimmed = 0;
+        for partition in partitions() {
+            for key in self.beyond(partition, keep, now, limit - trimmed).await? {
+                if trimmed < limit && self.forget(&key).await? {
+                    trimmed += 1;
+                }
+            }
+        }
+        Ok(trimmed)
+    }
+
+    /// Up to some `limit` ended sessions of a partition that are not kept, the
+    /// longest ended of each organization and owner.
+    async fn beyond(
+        &self,
+        partition: u8,
+        keep: &Tombstones,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<BTreeSet<SessionKey>, Error> {
+        let mut found = BTreeSet::new();
+        if limit == 0 {
+            return Ok(found);
+        }
+        let until = score(now.before(keep.age));
+        let old: Vec<String> = self
+            .connections
+            .query(
+                redis::cmd("ZRANGEBYSCORE")
+                    .arg(self.keys.ended_since(partition))
+                    .arg("-inf")
+                    .arg(until)
+                    .arg("LIMIT")
+                    .arg(0)
+                    .arg(limit),
+            )
+            .await?;
+        for org in old.iter().filter_map(|name| name.parse::<OrgId>().ok()) {
+            let mut cmd = redis::cmd("ZRANGEBYSCORE");
+            cmd.arg(self.keys.ended(&org)).arg("-inf").arg(until);
+            cmd.arg("LIMIT").arg(0).arg(limit);
+            self.find(&mut found, &org, &cmd).await?;
+        }
+        for (name, number) in self
+            .most(self.keys.ended_by_org(partition), keep.per_org, limit)
+            .await?
+        {
+            if let Ok(org) = name.parse() {
+                let index = self.keys.ended(&org);
+                self.find(&mut found, &org, &first(index, number - keep.per_org, limit))
+                    .await?;
+            }
+        }
+        let owners = self.keys.ended_by_owner(partition);
+        for (name, number) in self.most(owners, keep.per_owner, limit).await? {
+            if let Some((org, owner)) = parse_owner(&name) {
+                let index = self.keys.ended_of_owner(&org, &owner);
+                self.find(&mut found, &org, &first(index, number - keep.per_owner, limit))
+                    .await?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Who has more ended sessions than `most`, and how many.
+    async fn most(&self, index: String, most: usize, limit: usize) -> Result<Vec<(String, usize)>, Error> {
+        let mut cmd = redis::cmd("ZRANGEBYSCORE");
+        cmd.arg(index)
+            .arg(format!("({most}"))
+            .arg("+inf")
+            .arg("WITHSCORES");
+        cmd.arg("LIMIT").arg(0).arg(limit);
+        self.connections.query(&cmd).await
+    }
+
+    async fn find(
+        &self,
+        found: &mut BTreeSet<SessionKey>,
+        org: &OrgId,
+        cmd: &redis::Cmd,
+    ) -> Result<(), Error> {
+        let ids: Vec<String> = self.connections.query(cmd).await?;
+        found.extend(ids.iter().filter_map(|id| {
+            Some(SessionKey {
+                org: org.clone(),
+                id: id.parse().ok()?,
+            })
+        }));
+        Ok(())
+    }
+
+    /// Removes all that is kept of an ended session; not while it lives, nor
+    /// while somebody still has to look at it.
+    async fn forget(&self, key: &SessionKey) -> Result<bool, Error> {
+        let record = self.keys.record(key);
+        let json: Option<String> = self
+            .connections
+            .query(redis::cmd("HGET").arg(&record).arg("json"))
+            .await?;
+        let Some(json) = json else {
+            // Another manager was faster, or the entry is a stray one.
+            let mut cmd = redis::cmd("ZREM");
+            cmd.arg(self.keys.ended(&key.org)).arg(key.id.as_str());
+            return self.connections.query::<u64>(&cmd).await.map(|_| false);
+        };
+        let session: Session = decode(&json)?;
+        let indexes = Membership::of(&session, &self.keys);
+        let mut call = self.scripts.trim.key(record);
+        call.key(self.keys.due(key.org.partition()))
+            .key(&self.keys.ended_of(&session))
+            .key(self.keys.history(key))
+            .key(self.keys.tokens(key))
+            .key(self.keys.token_expiry(key))
+            .key(self.keys.token_uses(key))
+            .key(self.keys.used(key))
+            .key(self.keys.leases(key))
+            .key(&indexes.within)
+            .key(&indexes.without);
+        call.arg(key.id.as_str())
+            .arg(member(key))
+            .arg(key.org.as_str())
+            .arg(owner_member(&key.org, &session.owner));
+        let reply = self.run(&call).await?;
+        match reply.0.first().map(String::as_str) {
+            Some("ok") => Ok(true),
+            Some("kept") => Ok(false),
+            other => Err(Error::Corrupt(format!("a script answered {other:?}"))),
+        }
+    }
+}
+
+/// The first so many of an index, at most `limit`.
+fn first(index: String, number: usize, limit: usize) -> redis::Cmd {
+    let mut cmd = redis::cmd("ZRANGE");
+    cmd.arg(index).arg(0).arg(number.min(limit).saturating_sub(1));
+    cmd
+}

@@ -1,0 +1,197 @@
+//! A real `redis-server` that belongs to one test.
+//!
+//! It listens on a free loopback port, keeps its files in a temporary folder,
+//! and never outlives the test: a small shell holds a pipe to the test process
+//! and kills the server when the pipe closes, also when the test is killed.
+//! The same shell ends it on purpose, so no pid is ever killed that has been
+//! given to somebody else.
+
+mod cluster;
+mod process;
+mod sentinel;
+mod tls;
+
+use anyhow::ensure;
+pub use cluster::PrivateCluster;
+use process::{PortTaken, READY_LIMIT, Server, ask, free_port};
+pub use sentinel::Watched;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+use tempfile::TempDir;
+pub use tls::Certificates;
+use tokio::time::{Instant, sleep};
+
+/// How often another port is tried when somebody else was faster.
+const PORT_TRIES: usize = 5;
+
+/// How a private server is set up.
+#[derive(Debug, Clone, Default)]
+pub struct RedisOptions {
+    /// Write every change to an append-only file, so that data outlives a restart.
+    pub appendonly: bool,
+    /// Run as a member of a Redis Cluster, which refuses whatever would touch
+    /// two hash slots in one step. Alone, it has every slot.
+    pub cluster: bool,
+    /// More words of the command line.
+    pub more: Vec<String>,
+}
+
+impl RedisOptions {
+    /// The command line, but for the port.
+    fn words(&self, dir: &Path) -> anyhow::Result<Vec<String>> {
+        let mut words = ["--bind", "127.0.0.1", "--save", "", "--daemonize", "no"]
+            .map(str::to_owned)
+            .to_vec();
+        let mut add = |name: &str, value: &str| words.extend([name.to_owned(), value.to_owned()]);
+        add("--logfile", "redis.log");
+        add("--dir", &dir.to_string_lossy());
+        add("--appendonly", if self.appendonly { "yes" } else { "no" });
+        // Every second's fsync holds writes back while a disk is slow, and kill -9 would lose them.
+        add("--appendfsync", "always");
+        if self.cluster {
+            add("--cluster-enabled", "yes");
+            add("--cluster-port", &free_port()?.to_string());
+        }
+        words.extend(self.more.iter().cloned());
+        Ok(words)
+    }
+}
+
+/// A running `redis-server`; ends when dropped.
+#[derive(Debug)]
+pub struct PrivateRedis {
+    options: RedisOptions,
+    dir: TempDir,
+    port: u16,
+    server: Option<Server>,
+}
+
+impl PrivateRedis {
+    /// Starts a server that forgets everything when it ends.
+    pub async fn start() -> anyhow::Result<Self> {
+        Self::start_with(RedisOptions::default()).await
+    }
+
+    /// Starts a server and waits until it answers.
+    pub async fn start_with(options: RedisOptions) -> anyhow::Result<Self> {
+        let redis = Self::launch_with(options).await?;
+        if redis.options.cluster {
+            redis.form_cluster().await?;
+        }
+        Ok(redis)
+    }
+
+    async fn launch_with(options: RedisOptions) -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new().prefix("berth-redis-").tempdir()?;
+        let mut redis = Self {
+            options,
+            dir,
+            port: 0,
+            server: None,
+        };
+        for _ in 1..PORT_TRIES {
+            redis.port = free_port()?;
+            match redis.launch().await {
+                Err(error) if error.is::<PortTaken>() => {}
+                Err(error) => return Err(error),
+                Ok(()) => break,
+            }
+        }
+        if redis.server.is_none() {
+            redis.port = free_port()?;
+            redis.launch().await?;
+        }
+        Ok(redis)
+    }
+
+    /// Where it answers, as a URL.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    /// Where it answers.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+    }
+
+    /// Ends the server as a crash would.
+    pub fn kill9(&mut self) -> anyhow::Result<()> {
+        self.server.take().map_or(Ok(()), |server| server.end("kill"))
+    }
+
+    /// Makes the server stand still, or go on: one that hangs.
+    pub fn stand_still(&mut self, still: bool) -> anyhow::Result<()> {
+        self.server
+            .as_mut()
+            .map_or(Ok(()), |server| server.stand_still(still))
+    }
+
+    /// Ends the server in order, if it runs, and starts it again on the same
+    /// port and folder.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        if let Some(server) = self.server.take() {
+            server.end("term")?;
+        }
+        self.launch().await
+    }
+
+    /// Sends one command, words separated by spaces, and returns the raw start
+    /// of the answer; for what a test wants to do behind the program's back.
+    pub async fn command(&self, words: &str) -> anyhow::Result<String> {
+        ask(self.address(), words).await
+    }
+
+    async fn launch(&mut self) -> anyhow::Result<()> {
+        let mut words = self.options.words(self.dir.path())?;
+        words.extend(["--port".to_owned(), self.port.to_string()]);
+        self.server = Some(Server::launch(self.dir.path(), self.port, &words).await?);
+        Ok(())
+    }
+
+    /// Gives the only master every slot and waits until it serves them.
+    async fn form_cluster(&self) -> anyhow::Result<()> {
+        self.command("CLUSTER ADDSLOTSRANGE 0 16383").await?;
+        let deadline = Instant::now() + READY_LIMIT;
+        loop {
+            let info = self.command("CLUSTER INFO").await?;
+            if info.contains("cluster_state:ok") {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "the cluster does not form: {info}");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::process::find_on_path;
+    use super::*;
+
+    #[tokio::test]
+    async fn starts_restarts_and_dies_with_its_owner() {
+        let mut redis = PrivateRedis::start_with(RedisOptions {
+            appendonly: true,
+            ..RedisOptions::default()
+        })
+        .await
+        .unwrap();
+        assert_eq!(redis.command("SET k v").await.unwrap(), "+OK\r\n");
+        redis.kill9().unwrap();
+        assert!(redis.command("PING").await.is_err());
+        redis.restart().await.unwrap();
+        assert!(redis.command("GET k").await.unwrap().contains('v'));
+        let pid = redis.server.as_ref().unwrap().pid;
+        let dir = redis.dir.path().to_owned();
+        drop(redis);
+        assert!(!dir.exists());
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[test]
+    fn says_what_is_missing() {
+        let error = find_on_path("no-such-program-anywhere").unwrap_err().to_string();
+        assert!(error.contains("make setup"), "{error}");
+    }
+}

@@ -1,0 +1,141 @@
+//! A primary with replicas, and the sentinels that watch over them.
+
+use super::process::{READY_LIMIT, Server, free_port};
+use super::{PrivateRedis, RedisOptions};
+use anyhow::{Context, ensure};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+
+/// The name under which the sentinels know the primary.
+const NAME: &str = "main";
+/// So many sentinels there are; two of them decide.
+const SENTINELS: usize = 3;
+
+/// Servers of which one is the primary, and sentinels that make another one
+/// the primary when it is gone. All end when dropped.
+#[derive(Debug)]
+pub struct Watched {
+    /// The servers; the first began as the primary.
+    pub servers: Vec<PrivateRedis>,
+    sentinels: Vec<Sentinel>,
+}
+
+#[derive(Debug)]
+struct Sentinel {
+    port: u16,
+    _server: Server,
+    _dir: TempDir,
+}
+
+impl PrivateRedis {
+    /// Makes it follow `primary`, and waits until it does.
+    pub async fn follow(&self, primary: &Self) -> anyhow::Result<()> {
+        let address = primary.address();
+        self.command(&format!("REPLICAOF {} {}", address.ip(), address.port()))
+            .await?;
+        self.wait_for("INFO replication", "master_link_status:up").await
+    }
+
+    /// Asks until the answer holds `expected`.
+    pub async fn wait_for(&self, words: &str, expected: &str) -> anyhow::Result<()> {
+        let deadline = Instant::now() + READY_LIMIT;
+        loop {
+            let answer = self.command(words).await;
+            if answer.as_ref().is_ok_and(|answer| answer.contains(expected)) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "no {expected:?} in {answer:?}");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Watched {
+    /// Starts a primary, `replicas` that follow it, and the sentinels.
+    pub async fn start(replicas: usize, options: &RedisOptions) -> anyhow::Result<Self> {
+        let primary = PrivateRedis::start_with(options.clone()).await?;
+        let mut servers = vec![primary];
+        for _ in 0..replicas {
+            let replica = PrivateRedis::start_with(options.clone()).await?;
+            replica.follow(&servers[0]).await?;
+            servers.push(replica);
+        }
+        let mut sentinels = Vec::new();
+        for _ in 0..SENTINELS {
+            sentinels.push(Sentinel::start(servers[0].address()).await?);
+        }
+        let watched = Self { servers, sentinels };
+        watched.wait_until_all_know_all(replicas).await?;
+        Ok(watched)
+    }
+
+    /// Where the sentinels answer, as a URL.
+    pub fn url(&self) -> String {
+        let hosts: Vec<_> = self
+            .sentinels
+            .iter()
+            .map(|sentinel| format!("127.0.0.1:{}", sentinel.port))
+            .collect();
+        format!("redis-sentinel://{}/{NAME}", hosts.join(","))
+    }
+
+    /// Which of the servers the sentinels call the primary.
+    pub async fn primary(&self) -> anyhow::Result<usize> {
+        let sentinel = self.sentinels.first().context("no sentinel")?;
+        let answer = sentinel
+            .ask(&format!("SENTINEL GET-MASTER-ADDR-BY-NAME {NAME}"))
+            .await?;
+        let is_named = |server: &PrivateRedis| answer.contains(&format!("\r\n{}\r\n", server.port));
+        self.servers
+            .iter()
+            .position(is_named)
+            .with_context(|| format!("the sentinels name {answer:?}"))
+    }
+
+    async fn wait_until_all_know_all(&self, replicas: usize) -> anyhow::Result<()> {
+        let deadline = Instant::now() + READY_LIMIT;
+        let expected = format!("slaves={replicas},sentinels={SENTINELS}");
+        for sentinel in &self.sentinels {
+            loop {
+                let info = sentinel.ask("INFO sentinel").await?;
+                if info.contains(&expected) {
+                    break;
+                }
+                ensure!(Instant::now() < deadline, "the sentinels do not meet: {info}");
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Sentinel {
+    async fn start(primary: SocketAddr) -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new().prefix("berth-sentinel-").tempdir()?;
+        let port = free_port()?;
+        let config = format!(
+            "port {port}\nbind 127.0.0.1\ndir {dir}\nlogfile redis.log\n\
+             sentinel monitor {NAME} {ip} {primary_port} 2\n\
+             sentinel down-after-milliseconds {NAME} 1000\n\
+             sentinel failover-timeout {NAME} 5000\n",
+            dir = dir.path().display(),
+            ip = primary.ip(),
+            primary_port = primary.port(),
+        );
+        let file = dir.path().join("sentinel.conf");
+        std::fs::write(&file, config)?;
+        let words = [file.to_string_lossy().into_owned(), "--sentinel".to_owned()];
+        let server = Server::launch(dir.path(), port, &words).await?;
+        Ok(Self {
+            port,
+            _server: server,
+            _dir: dir,
+        })
+    }
+
+    async fn ask(&self, words: &str) -> anyhow::Result<String> {
+        super::ask(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)), words).await
+    }
+}

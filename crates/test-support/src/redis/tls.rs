@@ -1,0 +1,80 @@
+//! Certificates for servers that speak TLS.
+
+use anyhow::Context;
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use std::path::PathBuf;
+use tempfile::TempDir;
+
+/// A private authority, and the PEM files of a server and a client it vouches
+/// for. The files vanish with the value.
+#[derive(Debug)]
+pub struct Certificates {
+    dir: TempDir,
+}
+
+impl Certificates {
+    /// Makes them for `127.0.0.1` and `localhost`.
+    pub fn make() -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new().prefix("berth-redis-tls-").tempdir()?;
+        let made = Self { dir };
+        let key = KeyPair::generate()?;
+        let mut authority = CertificateParams::new(Vec::new())?;
+        // Names differ, or OpenSSL takes each certificate for its own issuer.
+        authority
+            .distinguished_name
+            .push(DnType::CommonName, "a private authority");
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        std::fs::write(made.ca(), authority.self_signed(&key)?.pem())?;
+        let issuer = Issuer::new(authority, key);
+        for (name, purpose) in [
+            ("server", ExtendedKeyUsagePurpose::ServerAuth),
+            ("client", ExtendedKeyUsagePurpose::ClientAuth),
+        ] {
+            let key = KeyPair::generate()?;
+            let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
+            let mut params = CertificateParams::new(names)?;
+            params.distinguished_name.push(DnType::CommonName, name);
+            // Servers are clients of each other.
+            params.extended_key_usages = vec![purpose, ExtendedKeyUsagePurpose::ClientAuth];
+            std::fs::write(made.file(name, "pem"), params.signed_by(&key, &issuer)?.pem())?;
+            std::fs::write(made.file(name, "key"), key.serialize_pem())?;
+        }
+        Ok(made)
+    }
+
+    /// The authority.
+    pub fn ca(&self) -> PathBuf {
+        self.file("ca", "pem")
+    }
+
+    /// A client's certificate and key.
+    pub fn client(&self) -> (PathBuf, PathBuf) {
+        (self.file("client", "pem"), self.file("client", "key"))
+    }
+
+    /// The words that make a server speak TLS on `port`, and ask every client
+    /// for its certificate.
+    pub fn words(&self, port: u16) -> anyhow::Result<Vec<String>> {
+        let path = |path: PathBuf| {
+            path.into_os_string()
+                .into_string()
+                .ok()
+                .context("a path is not text")
+        };
+        let words = [
+            ("--tls-port", port.to_string()),
+            ("--tls-ca-cert-file", path(self.ca())?),
+            ("--tls-cert-file", path(self.file("server", "pem"))?),
+            ("--tls-key-file", path(self.file("server", "key"))?),
+            ("--tls-auth-clients", "yes".to_owned()),
+        ];
+        let words = words
+            .into_iter()
+            .flat_map(|(name, value)| [name.to_owned(), value]);
+        Ok(words.collect())
+    }
+
+    fn file(&self, name: &str, kind: &str) -> PathBuf {
+        self.dir.path().join(format!("{name}.{kind}"))
+    }
+}
