@@ -83,7 +83,9 @@ mod tests {
         let close = Event::Close {
             reason: ChangeReason::CloseRequested,
         };
-        let closed = machine::apply(&session, &close, &Actor::System, now).unwrap().unwrap();
+        let closed = machine::apply(&session, &close, &Actor::System, now)
+            .unwrap()
+            .unwrap();
         let commit = Commit {
             session: closed.session,
             record: closed.record,

@@ -10,7 +10,8 @@ mod tombstones;
 use crate::query::Filling;
 use crate::{
     Change, Commit, Create, Created, Definition, Error, Feed, HISTORY, Heard, Kind, ListQuery, Loaded, Page,
-    Proxies, REQUEST_ID_MEMORY, Report, Reported, RequestId, SessionStore, TokenRecord, Tombstones, first_use,
+    Proxies, REQUEST_ID_MEMORY, Report, Reported, RequestId, SessionStore, TokenRecord, Tombstones,
+    first_use,
 };
 use async_trait::async_trait;
 use futures::StreamExt;

@@ -13,6 +13,7 @@ use session_store::Feed;
 use session_store::redis::{Options, RedisStore};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 use test_support::redis::PrivateCluster;
 use tokio::time::timeout;
 
@@ -70,7 +71,10 @@ async fn partitions_on_three_masters_are_one_store() {
     let cluster = PrivateCluster::start(3, false).await.unwrap();
     let store = connect(&cluster).await;
     let mut feed = store.changes();
-    assert!(matches!(timeout(LIMIT, feed.next()).await.unwrap(), Some(Feed::Reset)));
+    assert!(matches!(
+        timeout(LIMIT, feed.next()).await.unwrap(),
+        Some(Feed::Reset)
+    ));
     let mut sessions = Vec::new();
     let mut masters = BTreeSet::new();
     for org in orgs() {
@@ -87,7 +91,11 @@ async fn partitions_on_three_masters_are_one_store() {
     // One stream after the other: they are read at the same time.
     let mut seen: BTreeMap<SessionKey, Vec<u64>> = BTreeMap::new();
     while seen.values().map(Vec::len).sum::<usize>() < sessions.len() * 2 {
-        match timeout(LIMIT, feed.next()).await.expect("the feed is silent").unwrap() {
+        match timeout(LIMIT, feed.next())
+            .await
+            .expect("the feed is silent")
+            .unwrap()
+        {
             Feed::Change(change) => seen.entry(change.key).or_default().push(change.record.version),
             Feed::Reset => panic!("nothing was lost"),
         }
@@ -102,9 +110,15 @@ async fn partitions_on_three_masters_are_one_store() {
         claimed.extend(taken);
     }
     assert_eq!(claimed, all);
-    let live = store.live_on_cluster(&sessions[0].cluster, None, 100).await.unwrap();
+    let live = store
+        .live_on_cluster(&sessions[0].cluster, None, 100)
+        .await
+        .unwrap();
     assert_eq!(live.into_iter().collect::<BTreeSet<_>>(), all);
-    assert_eq!(store.epoch().await.unwrap(), connect(&cluster).await.epoch().await.unwrap());
+    assert_eq!(
+        store.epoch().await.unwrap(),
+        connect(&cluster).await.epoch().await.unwrap()
+    );
     for session in &sessions {
         commit(&store, close(session)).await;
     }
@@ -118,7 +132,10 @@ async fn a_partition_that_moves_is_followed() {
     let session = Draft::default().store(&store).await;
     let other = Draft::default().store(&store).await;
     let mut feed = store.changes();
-    assert!(matches!(timeout(LIMIT, feed.next()).await.unwrap(), Some(Feed::Reset)));
+    assert!(matches!(
+        timeout(LIMIT, feed.next()).await.unwrap(),
+        Some(Feed::Reset)
+    ));
     let slot = slot_of(&cluster, &session.org).await;
     let from = cluster.master_of(slot);
     let to = (from + 1) % 3;
@@ -130,7 +147,10 @@ async fn a_partition_that_moves_is_followed() {
     };
     ok(target, format!("CLUSTER SETSLOT {slot} IMPORTING {from_id}")).await;
     ok(source, format!("CLUSTER SETSLOT {slot} MIGRATING {to_id}")).await;
-    let keys = source.command(&format!("CLUSTER GETKEYSINSLOT {slot} 1000")).await.unwrap();
+    let keys = source
+        .command(&format!("CLUSTER GETKEYSINSLOT {slot} 1000"))
+        .await
+        .unwrap();
     let port = target.address().port();
     for key in keys.lines().filter(|line| line.starts_with("berth:")) {
         ok(source, format!("MIGRATE 127.0.0.1 {port} {key} 0 5000")).await;
@@ -170,7 +190,10 @@ async fn a_master_that_dies_is_replaced_and_the_others_go_on() {
     let store = connect(&cluster).await;
     let epoch = store.epoch().await.unwrap();
     let mut feed = store.changes();
-    assert!(matches!(timeout(LIMIT, feed.next()).await.unwrap(), Some(Feed::Reset)));
+    assert!(matches!(
+        timeout(LIMIT, feed.next()).await.unwrap(),
+        Some(Feed::Reset)
+    ));
     let mut by_master: BTreeMap<usize, Session> = BTreeMap::new();
     for org in orgs() {
         let session = Draft::of(org, "sa|bob").store(&store).await;
@@ -197,14 +220,20 @@ async fn a_master_that_dies_is_replaced_and_the_others_go_on() {
     let found = eventually("a replica takes over", async || store.get(&lost.key()).await).await;
     assert_eq!(found.as_ref(), Some(&lost));
     assert_eq!(store.get(&ended.key()).await.unwrap(), Some(ended));
-    eventually("it takes writes", async || match store.commit(touch(&lost)).await {
-        Ok(()) | Err(session_store::Error::Conflict) => Ok(()),
-        Err(error) => Err(error),
+    eventually("it takes writes", async || {
+        match store.commit(touch(&lost)).await {
+            Ok(()) | Err(session_store::Error::Conflict) => Ok(()),
+            Err(error) => Err(error),
+        }
     })
     .await;
     eventually("the epoch rises", async || {
         let now = store.epoch().await;
-        if matches!(now, Ok(now) if now > epoch) { Ok(()) } else { Err(now) }
+        if matches!(now, Ok(now) if now > epoch) {
+            Ok(())
+        } else {
+            Err(now)
+        }
     })
     .await;
     let mut told = false;
@@ -212,9 +241,11 @@ async fn a_master_that_dies_is_replaced_and_the_others_go_on() {
         let next = timeout(LIMIT, feed.next()).await.expect("the feed is silent");
         told = matches!(next, Some(Feed::Reset));
     }
-    eventually("the others are written", async || match store.commit(touch(&kept)).await {
-        Ok(()) | Err(session_store::Error::Conflict) => Ok(()),
-        Err(error) => Err(error),
+    eventually("the others are written", async || {
+        match store.commit(touch(&kept)).await {
+            Ok(()) | Err(session_store::Error::Conflict) => Ok(()),
+            Err(error) => Err(error),
+        }
     })
     .await;
 }

@@ -196,13 +196,7 @@ async fn a_redis_that_evicts_is_refused_unless_allowed() {
 
 #[tokio::test]
 async fn urls_and_prefixes_are_checked() {
-    for url in [
-        "",
-        "nonsense",
-        "http://localhost",
-        "redis://a,b",
-        "unix:///tmp/x",
-    ] {
+    for url in ["", "nonsense", "http://localhost", "redis://a,b", "unix:///tmp/x"] {
         let refused = RedisStore::connect(url, &Options::default()).await;
         assert!(matches!(refused, Err(ConnectError::Url(_))), "{url}: {refused:?}");
         let refused = session_store::redis::check(url, &Options::default());
@@ -536,7 +530,11 @@ async fn the_epoch_rises_when_redis_was_started_again_or_went_back() {
     assert!(second > first, "its last moment may be lost");
     eventually("the other one hears of it", async || {
         let epoch = two.epoch().await;
-        if matches!(epoch, Ok(epoch) if epoch == second) { Ok(()) } else { Err(epoch) }
+        if matches!(epoch, Ok(epoch) if epoch == second) {
+            Ok(())
+        } else {
+            Err(epoch)
+        }
     })
     .await;
 

@@ -85,7 +85,11 @@ async fn a_fail_over_under_load_loses_nothing_that_was_acknowledged() {
     .await;
     let rose = eventually("the epoch rises", async || {
         let now = store.epoch().await;
-        if matches!(now, Ok(now) if now > epoch) { now.map_err(|e| e.to_string()) } else { Err(format!("{now:?}")) }
+        if matches!(now, Ok(now) if now > epoch) {
+            now.map_err(|e| e.to_string())
+        } else {
+            Err(format!("{now:?}"))
+        }
     })
     .await;
     assert!(rose > epoch);
@@ -115,7 +119,11 @@ async fn a_fail_over_under_load_loses_nothing_that_was_acknowledged() {
     assert!(gone <= writers_count, "{gone} of {acknowledged} are gone");
     let mut resets = 0;
     while resets == 0 {
-        match timeout(LIMIT, feed.next()).await.expect("the feed is silent").unwrap() {
+        match timeout(LIMIT, feed.next())
+            .await
+            .expect("the feed is silent")
+            .unwrap()
+        {
             Feed::Reset => resets += 1,
             Feed::Change(_) => {}
         }
@@ -123,7 +131,11 @@ async fn a_fail_over_under_load_loses_nothing_that_was_acknowledged() {
     assert_eq!(store.claim_due(1, FAR).await.unwrap(), [due.key()]);
     let fresh = Draft::of("third", "sa|eve").store(&store).await;
     loop {
-        match timeout(LIMIT, feed.next()).await.expect("the feed is silent").unwrap() {
+        match timeout(LIMIT, feed.next())
+            .await
+            .expect("the feed is silent")
+            .unwrap()
+        {
             Feed::Change(change) if change.key == fresh.key() => break,
             Feed::Change(_) | Feed::Reset => {}
         }
@@ -149,15 +161,19 @@ async fn an_end_that_a_fail_over_lost_is_written_again() {
     let (ends, revoked) = (&sessions[1], &sessions[2]);
     let old = watched.primary().await.unwrap();
     let replica = 1 - old;
-    watched.servers[replica].stand_still(true).unwrap();
+    watched.servers[replica].stand_still(true).await.unwrap();
     let ended = commit(&store, close(ends)).await;
     let taken_back = commit(&store, revoke(revoked)).await;
     let taken_back = commit(&store, touch(&taken_back)).await;
     watched.servers[old].kill9().unwrap();
-    watched.servers[replica].stand_still(false).unwrap();
-    eventually("the end is there again", async || match store.get(&ended.key()).await {
-        Ok(Some(stored)) if stored.status() == Status::Closed && stored.version >= ended.version => Ok(()),
-        other => Err(other),
+    watched.servers[replica].stand_still(false).await.unwrap();
+    eventually("the end is there again", async || {
+        match store.get(&ended.key()).await {
+            Ok(Some(stored)) if stored.status() == Status::Closed && stored.version >= ended.version => {
+                Ok(())
+            }
+            other => Err(other),
+        }
     })
     .await;
     eventually("the tokens are taken back again", async || {

@@ -57,7 +57,9 @@ impl Secured {
 #[tokio::test]
 async fn a_client_with_a_certificate_works_and_no_other() {
     let secured = Secured::start().await;
-    let store = RedisStore::connect(&secured.url(""), &secured.options()).await.unwrap();
+    let store = RedisStore::connect(&secured.url(""), &secured.options())
+        .await
+        .unwrap();
     let mut feed = store.changes();
     assert!(matches!(feed.next().await, Some(Feed::Reset)));
     let store: common::Store = std::sync::Arc::new(store);
@@ -85,10 +87,13 @@ async fn a_client_with_a_certificate_works_and_no_other() {
     for (who, options) in [
         ("no certificate", without_own),
         ("trusts somebody else", of_strangers),
-        ("trusts the system's authorities", Options {
-            tls: TlsFiles::default(),
-            ..Options::default()
-        }),
+        (
+            "trusts the system's authorities",
+            Options {
+                tls: TlsFiles::default(),
+                ..Options::default()
+            },
+        ),
     ] {
         let refused = RedisStore::connect(&secured.url(""), &options).await;
         assert!(
@@ -98,13 +103,18 @@ async fn a_client_with_a_certificate_works_and_no_other() {
     }
     // Not by the name it was made for.
     let wrong_name = secured.url("").replace("127.0.0.1", "127.0.0.2");
-    assert!(RedisStore::connect(&wrong_name, &secured.options()).await.is_err());
+    assert!(
+        RedisStore::connect(&wrong_name, &secured.options())
+            .await
+            .is_err()
+    );
 }
 
 #[tokio::test]
 async fn an_acl_user_needs_only_its_keys_and_its_password_is_never_told() {
     let secured = Secured::start().await;
-    let acl = "ACL SETUSER berth on >hunter2 ~berth:* +@all -@dangerous +info +cluster|slots +cluster|keyslot";
+    let acl =
+        "ACL SETUSER berth on >hunter2 ~berth:* +@all -@dangerous +info +cluster|slots +cluster|keyslot";
     assert_eq!(secured.redis.command(acl).await.unwrap(), "+OK\r\n");
     let with = |username: &str, password: &str| Options {
         credentials: Credentials {
@@ -118,7 +128,10 @@ async fn an_acl_user_needs_only_its_keys_and_its_password_is_never_told() {
     RedisStore::connect(&secured.url("berth:hunter2@"), &secured.options())
         .await
         .unwrap();
-    assert_eq!(secured.redis.command("ACL SETUSER default off").await.unwrap(), "+OK\r\n");
+    assert_eq!(
+        secured.redis.command("ACL SETUSER default off").await.unwrap(),
+        "+OK\r\n"
+    );
     let store: common::Store = std::sync::Arc::new(store);
     let session = Draft::default().store(&store).await;
     let session = commit(&store, touch(&session)).await;

@@ -97,11 +97,13 @@ impl Validate for StoreConfig {
             Err(ConnectError::Prefix) => problems.add("key_prefix", ConnectError::Prefix.to_string()),
             Err(ConnectError::Tls(why)) => problems.add("tls", why),
             // Never what the URL says: it may hold a password.
-            Err(ConnectError::Url(_) | ConnectError::Evicts { .. } | ConnectError::Unavailable(_)) => problems.add(
-                "url",
-                "must be redis://host:port, redis-sentinel://host:port,host:port/name, \
+            Err(ConnectError::Url(_) | ConnectError::Evicts { .. } | ConnectError::Unavailable(_)) => {
+                problems.add(
+                    "url",
+                    "must be redis://host:port, redis-sentinel://host:port,host:port/name, \
                  redis-cluster://host:port,host:port, one of these with rediss, or memory://",
-            ),
+                )
+            }
         }
         problems.require(!self.call_timeout.is_zero(), "call_timeout", "must not be zero");
         problems.require(
@@ -116,7 +118,11 @@ impl Validate for StoreConfig {
         );
         for (user, password, key) in [
             (&self.username, &self.password, "password"),
-            (&self.sentinel_username, &self.sentinel_password, "sentinel_password"),
+            (
+                &self.sentinel_username,
+                &self.sentinel_password,
+                "sentinel_password",
+            ),
         ] {
             problems.require(
                 user.is_none() || password.is_some(),

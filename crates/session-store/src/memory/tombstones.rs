@@ -37,7 +37,9 @@ impl State {
         }
         beyond.truncate(limit);
         for key in &beyond {
-            self.orgs.get_mut(&key.org).map(|sessions| sessions.remove(&key.id));
+            self.orgs
+                .get_mut(&key.org)
+                .map(|sessions| sessions.remove(&key.id));
         }
         beyond.len()
     }

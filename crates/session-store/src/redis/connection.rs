@@ -16,8 +16,8 @@ use super::keys::Slot;
 use super::scripts::Call;
 use super::{ConnectError, Options};
 use crate::Error;
-pub(super) use failure::Failure;
 use failure::Advice;
+pub(super) use failure::Failure;
 use futures::future::join_all;
 use redis::aio::MultiplexedConnection;
 use redis::{Arg, Cmd, FromRedisValue, Pipeline};
@@ -62,14 +62,18 @@ impl Connections {
 
     /// Sends one command.
     pub(super) async fn query<T: FromRedisValue>(&self, cmd: &Cmd) -> Result<T, Error> {
-        self.send(slot_of(cmd), Request::One(cmd)).await.map_err(Failure::into_error)
+        self.send(slot_of(cmd), Request::One(cmd))
+            .await
+            .map_err(Failure::into_error)
     }
 
     /// Sends several commands at once, all of one slot; in one step if the
     /// pipeline is atomic.
     pub(super) async fn pipeline<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, Error> {
         let slot = pipeline.cmd_iter().next().map_or(Slot::Global, slot_of);
-        self.send(slot, Request::Many(pipeline)).await.map_err(Failure::into_error)
+        self.send(slot, Request::Many(pipeline))
+            .await
+            .map_err(Failure::into_error)
     }
 
     /// Runs a script. One that Redis does not know, or has forgotten, is sent

@@ -54,7 +54,10 @@ impl RedisStore {
             cmd.arg("LIMIT").arg(0).arg(limit);
             self.find(&mut found, &org, &cmd).await?;
         }
-        for (name, number) in self.most(self.keys.ended_by_org(partition), keep.per_org, limit).await? {
+        for (name, number) in self
+            .most(self.keys.ended_by_org(partition), keep.per_org, limit)
+            .await?
+        {
             if let Ok(org) = name.parse() {
                 let index = self.keys.ended(&org);
                 self.find(&mut found, &org, &first(index, number - keep.per_org, limit))
@@ -75,7 +78,10 @@ impl RedisStore {
     /// Who has more ended sessions than `most`, and how many.
     async fn most(&self, index: String, most: usize, limit: usize) -> Result<Vec<(String, usize)>, Error> {
         let mut cmd = redis::cmd("ZRANGEBYSCORE");
-        cmd.arg(index).arg(format!("({most}")).arg("+inf").arg("WITHSCORES");
+        cmd.arg(index)
+            .arg(format!("({most}"))
+            .arg("+inf")
+            .arg("WITHSCORES");
         cmd.arg("LIMIT").arg(0).arg(limit);
         self.connections.query(&cmd).await
     }
@@ -100,7 +106,10 @@ impl RedisStore {
     /// while somebody still has to look at it.
     async fn forget(&self, key: &SessionKey) -> Result<bool, Error> {
         let record = self.keys.record(key);
-        let json: Option<String> = self.connections.query(redis::cmd("HGET").arg(&record).arg("json")).await?;
+        let json: Option<String> = self
+            .connections
+            .query(redis::cmd("HGET").arg(&record).arg("json"))
+            .await?;
         let Some(json) = json else {
             // Another manager was faster, or the entry is a stray one.
             let mut cmd = redis::cmd("ZREM");

@@ -83,7 +83,10 @@ pub(crate) async fn what_ended_long_ago_is_forgotten_with_all_of_it(store: Store
         store.uses(std::slice::from_ref(&old)).await.unwrap(),
         [session_core::Use::default()]
     );
-    assert_eq!(listed(&store, "acme", None).await, ids(&[recent.clone(), live.clone()]));
+    assert_eq!(
+        listed(&store, "acme", None).await,
+        ids(&[recent.clone(), live.clone()])
+    );
     assert_eq!(store.get(&recent.key()).await.unwrap(), Some(recent));
     let again = store.create(Create {
         request: request("r", "f"),
@@ -100,7 +103,10 @@ pub(crate) async fn one_that_lives_or_is_still_due_is_never_forgotten(store: Sto
     let due = commit(&store, change).await;
     let nothing = keep(Duration::ZERO, 0, 0);
     assert_eq!(store.trim_ended(&nothing, 10).await.unwrap(), 0);
-    assert_eq!(listed(&store, "acme", None).await, ids(&[live.clone(), due.clone()]));
+    assert_eq!(
+        listed(&store, "acme", None).await,
+        ids(&[live.clone(), due.clone()])
+    );
     store.set_due(&due.key(), due.version, None).await.unwrap();
     assert_eq!(store.trim_ended(&nothing, 10).await.unwrap(), 1);
     assert_eq!(listed(&store, "acme", None).await, ids(&[live]));

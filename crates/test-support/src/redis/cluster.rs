@@ -35,12 +35,18 @@ impl PrivateCluster {
             let port = server.address().port();
             if n < masters {
                 let (from, to) = (n * SLOTS / masters, (n + 1) * SLOTS / masters - 1);
-                server.command(&format!("CLUSTER ADDSLOTSRANGE {from} {to}")).await?;
+                server
+                    .command(&format!("CLUSTER ADDSLOTSRANGE {from} {to}"))
+                    .await?;
             }
             // Or all would begin with the same epoch, and quarrel.
-            server.command(&format!("CLUSTER SET-CONFIG-EPOCH {}", n + 1)).await?;
+            server
+                .command(&format!("CLUSTER SET-CONFIG-EPOCH {}", n + 1))
+                .await?;
             let bus = server.bus_port().await?;
-            first.command(&format!("CLUSTER MEET 127.0.0.1 {port} {bus}")).await?;
+            first
+                .command(&format!("CLUSTER MEET 127.0.0.1 {port} {bus}"))
+                .await?;
         }
         let all = format!("cluster_known_nodes:{}", cluster.servers.len());
         for server in &cluster.servers {
@@ -52,11 +58,17 @@ impl PrivateCluster {
                 let replica = &cluster.servers[masters + n];
                 // Until it has heard of the master's part.
                 let deadline = Instant::now() + READY_LIMIT;
-                while !replica.command(&format!("CLUSTER REPLICATE {master}")).await?.starts_with("+OK") {
+                while !replica
+                    .command(&format!("CLUSTER REPLICATE {master}"))
+                    .await?
+                    .starts_with("+OK")
+                {
                     ensure!(Instant::now() < deadline, "{master} cannot be followed");
                     sleep(Duration::from_millis(20)).await;
                 }
-                replica.wait_for("INFO replication", "master_link_status:up").await?;
+                replica
+                    .wait_for("INFO replication", "master_link_status:up")
+                    .await?;
             }
         }
         for server in &cluster.servers {

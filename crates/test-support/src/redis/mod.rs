@@ -40,7 +40,9 @@ pub struct RedisOptions {
 impl RedisOptions {
     /// The command line, but for the port.
     fn words(&self, dir: &Path) -> anyhow::Result<Vec<String>> {
-        let mut words = ["--bind", "127.0.0.1", "--save", "", "--daemonize", "no"].map(str::to_owned).to_vec();
+        let mut words = ["--bind", "127.0.0.1", "--save", "", "--daemonize", "no"]
+            .map(str::to_owned)
+            .to_vec();
         let mut add = |name: &str, value: &str| words.extend([name.to_owned(), value.to_owned()]);
         add("--logfile", "redis.log");
         add("--dir", &dir.to_string_lossy());
@@ -119,10 +121,11 @@ impl PrivateRedis {
     }
 
     /// Makes the server stand still, or go on: one that hangs.
-    pub fn stand_still(&mut self, still: bool) -> anyhow::Result<()> {
-        self.server
-            .as_mut()
-            .map_or(Ok(()), |server| server.stand_still(still))
+    pub async fn stand_still(&mut self, still: bool) -> anyhow::Result<()> {
+        match &mut self.server {
+            Some(server) => server.stand_still(still).await,
+            None => Ok(()),
+        }
     }
 
     /// Ends the server in order, if it runs, and starts it again on the same

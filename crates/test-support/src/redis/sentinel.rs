@@ -84,7 +84,9 @@ impl Watched {
     /// Which of the servers the sentinels call the primary.
     pub async fn primary(&self) -> anyhow::Result<usize> {
         let sentinel = self.sentinels.first().context("no sentinel")?;
-        let answer = sentinel.ask(&format!("SENTINEL GET-MASTER-ADDR-BY-NAME {NAME}")).await?;
+        let answer = sentinel
+            .ask(&format!("SENTINEL GET-MASTER-ADDR-BY-NAME {NAME}"))
+            .await?;
         let is_named = |server: &PrivateRedis| answer.contains(&format!("\r\n{}\r\n", server.port));
         self.servers
             .iter()

@@ -20,7 +20,9 @@ impl Certificates {
         let key = KeyPair::generate()?;
         let mut authority = CertificateParams::new(Vec::new())?;
         // Names differ, or OpenSSL takes each certificate for its own issuer.
-        authority.distinguished_name.push(DnType::CommonName, "a private authority");
+        authority
+            .distinguished_name
+            .push(DnType::CommonName, "a private authority");
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         std::fs::write(made.ca(), authority.self_signed(&key)?.pem())?;
         let issuer = Issuer::new(authority, key);
@@ -53,7 +55,12 @@ impl Certificates {
     /// The words that make a server speak TLS on `port`, and ask every client
     /// for its certificate.
     pub fn words(&self, port: u16) -> anyhow::Result<Vec<String>> {
-        let path = |path: PathBuf| path.into_os_string().into_string().ok().context("a path is not text");
+        let path = |path: PathBuf| {
+            path.into_os_string()
+                .into_string()
+                .ok()
+                .context("a path is not text")
+        };
         let words = [
             ("--tls-port", port.to_string()),
             ("--tls-ca-cert-file", path(self.ca())?),
@@ -61,7 +68,9 @@ impl Certificates {
             ("--tls-key-file", path(self.file("server", "key"))?),
             ("--tls-auth-clients", "yes".to_owned()),
         ];
-        let words = words.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+        let words = words
+            .into_iter()
+            .flat_map(|(name, value)| [name.to_owned(), value]);
         Ok(words.collect())
     }
 

@@ -97,7 +97,12 @@ impl Failure {
 
 /// A step of several commands tells of the one that was turned away.
 fn advice(error: &RedisError, asked: &Address) -> Advice {
-    for (_, one) in error.clone().into_server_errors().iter().flat_map(|all| all.iter()) {
+    for (_, one) in error
+        .clone()
+        .into_server_errors()
+        .iter()
+        .flat_map(|all| all.iter())
+    {
         let address = || {
             let (_, address) = one.details()?.split_once(' ')?;
             Address::parse(address.split_whitespace().next()?, &asked.host)
@@ -145,7 +150,13 @@ mod tests {
         assert_eq!(advice("MOVED 3999 10.0.0.1:7001"), Advice::Moved(there.clone()));
         assert_eq!(advice("ASK 3999 10.0.0.1:7001"), Advice::Ask(there));
         assert_eq!(advice("MOVED 3999 :7001"), Advice::Moved(address(7001)));
-        for later in ["TRYAGAIN x", "CLUSTERDOWN x", "LOADING x", "READONLY x", "MOVED x"] {
+        for later in [
+            "TRYAGAIN x",
+            "CLUSTERDOWN x",
+            "LOADING x",
+            "READONLY x",
+            "MOVED x",
+        ] {
             assert_eq!(advice(later), Advice::Later, "{later}");
         }
         for never in ["ERR x", "OOM x", "NOAUTH x", "WRONGTYPE x"] {

@@ -115,7 +115,10 @@ impl Server {
     ) -> Result<T, Failure> {
         let mut link = self.link(target).await?;
         let answer = request.send(&mut link.connection).await;
-        if answer.as_ref().is_err_and(redis::RedisError::is_unrecoverable_error) {
+        if answer
+            .as_ref()
+            .is_err_and(redis::RedisError::is_unrecoverable_error)
+        {
             self.drop_link(link.number);
         }
         Ok(answer?)

@@ -108,9 +108,15 @@ impl Target {
         let addresses = addresses.ok_or_else(|| refused("it names no host"))?;
         let kind = match (parts.form, addresses.as_slice()) {
             (Form::Single, [address]) => Kind::Single(address.clone()),
-            (Form::Single, _) => return Err(refused("several hosts need redis-sentinel:// or redis-cluster://")),
+            (Form::Single, _) => {
+                return Err(refused(
+                    "several hosts need redis-sentinel:// or redis-cluster://",
+                ));
+            }
             (Form::Sentinel, _) if parts.master.is_empty() => {
-                return Err(refused("a sentinel URL ends with the name of the master: redis-sentinel://host:port/name"));
+                return Err(refused(
+                    "a sentinel URL ends with the name of the master: redis-sentinel://host:port/name",
+                ));
             }
             (Form::Sentinel, _) => Kind::Sentinel {
                 sentinels: addresses,
@@ -121,7 +127,9 @@ impl Target {
         };
         let files = &options.tls;
         if !parts.tls && *files != TlsFiles::default() {
-            return Err(ConnectError::Tls("certificate files need a rediss:// URL".to_owned()));
+            return Err(ConnectError::Tls(
+                "certificate files need a rediss:// URL".to_owned(),
+            ));
         }
         if files.certificate.is_some() != files.key.is_some() {
             return Err(ConnectError::Tls(
@@ -215,7 +223,8 @@ fn with_credentials(info: RedisConnectionInfo, credentials: &Credentials) -> Red
 
 fn certificates(files: &TlsFiles) -> Result<TlsCertificates, Failure> {
     let read = |path: &Path| {
-        std::fs::read(path).map_err(|error| Failure::Lost(format!("{} cannot be read: {error}", path.display())))
+        std::fs::read(path)
+            .map_err(|error| Failure::Lost(format!("{} cannot be read: {error}", path.display())))
     };
     let client_tls = match (&files.certificate, &files.key) {
         (Some(certificate), Some(key)) => Some(ClientTlsConfig {
@@ -293,14 +302,19 @@ impl<'a> Parts<'a> {
 
     /// What the URL of one of its hosts says.
     fn info(&self, host: &str) -> Result<ConnectionInfo, ConnectError> {
-        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        let has_port = host
+            .rsplit_once(':')
+            .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
         let port = match (has_port, self.form) {
             (true, _) => String::new(),
             (false, Form::Sentinel) => format!(":{SENTINEL_PORT}"),
             (false, Form::Single | Form::Cluster) => format!(":{REDIS_PORT}"),
         };
         let scheme = if self.tls { "rediss" } else { "redis" };
-        let protocol = self.protocol.map(|protocol| format!("?protocol={protocol}")).unwrap_or_default();
+        let protocol = self
+            .protocol
+            .map(|protocol| format!("?protocol={protocol}"))
+            .unwrap_or_default();
         let url = format!("{scheme}://{}{host}{port}/{}{protocol}", self.login, self.db);
         url.into_connection_info()
             .map_err(|error| ConnectError::Url(error.to_string()))
@@ -391,13 +405,22 @@ mod tests {
             ca: Some("/nowhere/ca.pem".into()),
             ..TlsFiles::default()
         });
-        assert!(matches!(Target::parse("redis://h", &ca), Err(ConnectError::Tls(_))));
-        let missing = Target::parse("rediss://h", &ca).unwrap().check_files().unwrap_err();
+        assert!(matches!(
+            Target::parse("redis://h", &ca),
+            Err(ConnectError::Tls(_))
+        ));
+        let missing = Target::parse("rediss://h", &ca)
+            .unwrap()
+            .check_files()
+            .unwrap_err();
         assert!(missing.to_string().contains("/nowhere/ca.pem"), "{missing}");
         let half = options(TlsFiles {
             certificate: Some("/nowhere/cert.pem".into()),
             ..TlsFiles::default()
         });
-        assert!(matches!(Target::parse("rediss://h", &half), Err(ConnectError::Tls(_))));
+        assert!(matches!(
+            Target::parse("rediss://h", &half),
+            Err(ConnectError::Tls(_))
+        ));
     }
 }

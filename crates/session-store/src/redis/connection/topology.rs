@@ -161,7 +161,9 @@ impl Topology {
         cmd.arg("MASTER").arg(master);
         let asked = self.sentinels.iter().map(async |sentinel| {
             let answer = sentinel.call::<HashMap<String, String>>(&self.target, Request::One(&cmd));
-            let master = timeout(ASK_LIMIT, answer).await.map_err(|_| Failure::Late(ASK_LIMIT))??;
+            let master = timeout(ASK_LIMIT, answer)
+                .await
+                .map_err(|_| Failure::Late(ASK_LIMIT))??;
             let number = |field: &str| master.get(field).and_then(|text| text.parse().ok());
             let address = || {
                 let host = master.get("ip")?.clone();
@@ -230,7 +232,9 @@ impl Topology {
 /// of our slots; `teller` is who told it.
 fn read_map(answers: Vec<Value>, teller: &Address) -> Result<Vec<Address>, Failure> {
     let mut answers = answers.into_iter();
-    let ranges = answers.next().and_then(|answer| read_ranges(answer, &teller.host));
+    let ranges = answers
+        .next()
+        .and_then(|answer| read_ranges(answer, &teller.host));
     let ranges = ranges.ok_or_else(|| Failure::Lost("the cluster's map cannot be read".to_owned()))?;
     let owner = |number: Value| {
         let number: u16 = from_redis_value(number).ok()?;
