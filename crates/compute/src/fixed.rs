@@ -15,7 +15,7 @@ use crate::properties::{secret_from_env, unfit};
 use crate::shared::{self, Chosen, SharedCompute};
 use crate::watch::Changes;
 use crate::words;
-use crate::{ComputeChanged, ComputeProvider, ComputeSpec, Error};
+use crate::{ComputeChanged, ComputeProvider, ComputeSpec, Error, Found};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use rustls_pki_types::ServerName;
@@ -201,6 +201,10 @@ impl ComputeProvider for StaticProvider {
         }
         self.shared.changes.tell(&spec.key, spec.generation);
         Ok(())
+    }
+
+    async fn inventory(&self) -> Result<Vec<Found>, Error> {
+        Ok(Vec::new())
     }
 
     fn watch(&self) -> BoxStream<'static, ComputeChanged> {

@@ -28,7 +28,8 @@ pub use sim::SimCompute;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use session_core::machine::Observation;
-use session_core::{Catalog, Cluster, SessionKey};
+use session_core::{Catalog, Cluster, ClusterName, SessionKey};
+use std::time::Duration;
 
 /// One session generation and all that is needed to make its compute.
 #[derive(Debug, Clone)]
@@ -54,6 +55,21 @@ pub enum Error {
     Unavailable(String),
 }
 
+/// Compute that exists, as its labels tell of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Whose it is.
+    pub key: SessionKey,
+    /// Which generation.
+    pub generation: u64,
+    /// The cluster it was made for.
+    pub cluster: ClusterName,
+    /// The installation that made it.
+    pub install_id: String,
+    /// How long it has been there.
+    pub age: Duration,
+}
+
 /// Something about a session's compute changed: look at it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ComputeChanged {
@@ -75,6 +91,10 @@ pub trait ComputeProvider: Send + Sync + std::fmt::Debug + 'static {
 
     /// Starts giving back the compute of this generation and all before it.
     async fn release(&self, spec: &ComputeSpec) -> Result<(), Error>;
+
+    /// All compute there is, whoever made it, but what is on its way out. A
+    /// provider that makes none has none.
+    async fn inventory(&self) -> Result<Vec<Found>, Error>;
 
     /// Tells when some compute changed (ready, failed, gone). May repeat
     /// itself and may miss some; the caller's own clock covers that.

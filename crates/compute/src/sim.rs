@@ -2,14 +2,15 @@
 //! vanishes by itself, and what must never happen is written down.
 
 use crate::watch::Changes;
-use crate::{Chosen, ComputeChanged, ComputeProvider, ComputeSpec, Error, SharedCompute};
+use crate::{Chosen, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found, SharedCompute};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use session_core::machine::{Cause, Observation};
-use session_core::{Route, SessionKey, SparkSessionId};
+use session_core::{ClusterName, Route, SessionKey, SparkSessionId};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// A provider stepped by a test. Clones are the same provider.
 #[derive(Debug, Clone, Default)]
@@ -30,7 +31,10 @@ struct State {
     ensures: BTreeMap<(SessionKey, u64), usize>,
     made: BTreeMap<(SessionKey, u64), usize>,
     faults: VecDeque<(Call, Fault)>,
+    labels: BTreeMap<(SessionKey, u64), (ClusterName, Instant)>,
+    install_id: String,
     keeps_releasing: bool,
+    forgets_releases: bool,
     violations: Vec<String>,
     /// Catalogs that were chosen, in order.
     chosen: Vec<SparkCall>,
@@ -57,6 +61,8 @@ pub enum Call {
     Observe,
     /// [`ComputeProvider::release`].
     Release,
+    /// [`ComputeProvider::inventory`].
+    Inventory,
     /// [`SharedCompute::choose_catalog`].
     Choose,
     /// [`SharedCompute::end_spark_sessions`].
@@ -88,6 +94,17 @@ impl SimCompute {
     /// Makes releases take until [`Self::vanish`].
     pub fn hold_releases(&self) {
         self.state().keeps_releasing = true;
+    }
+
+    /// Makes compute anew, and older beside newer, if it is asked for after it
+    /// was released: what a provider does that keeps no list of what went.
+    pub fn forget_releases(&self) {
+        self.state().forgets_releases = true;
+    }
+
+    /// From now on compute belongs to this installation.
+    pub fn install(&self, install_id: &str) {
+        install_id.clone_into(&mut self.state().install_id);
     }
 
     /// Says what an unready compute is waiting for.
@@ -228,18 +245,16 @@ impl State {
     fn ensure(&mut self, spec: &ComputeSpec) {
         let id = (spec.key.clone(), spec.generation);
         *self.ensures.entry(id.clone()).or_default() += 1;
-        if self
-            .released
-            .get(&spec.key)
-            .is_some_and(|up_to| spec.generation <= *up_to)
-        {
+        let forgets = self.forgets_releases;
+        let was_released = |up_to: &u64| spec.generation <= *up_to;
+        if self.released.get(&spec.key).is_some_and(was_released) && !forgets {
             return;
         }
         let newer = self
             .computes
             .keys()
             .find(|(key, generation)| *key == spec.key && *generation > spec.generation);
-        if let Some((_, newer)) = newer {
+        if let Some((_, newer)) = newer.filter(|_| !forgets) {
             let told = format!(
                 "{} generation {} was wanted while {newer} exists",
                 spec.key.id, spec.generation
@@ -253,10 +268,31 @@ impl State {
                 let starting = Observation::Starting {
                     detail: "the test has not decided".to_owned(),
                 };
+                let labels = (spec.cluster.name.clone(), Instant::now());
+                self.labels.insert(id.clone(), labels);
                 self.computes.insert(id, Compute::Made(starting));
             }
             Some(Compute::Made(_) | Compute::Going) => {}
         }
+    }
+
+    fn inventory(&self) -> Vec<Found> {
+        let there = self.computes.iter().filter(|(_, compute)| match compute {
+            Compute::Made(_) => true,
+            Compute::Going => false,
+        });
+        there
+            .filter_map(|(id, _)| {
+                let (cluster, made) = self.labels.get(id)?;
+                Some(Found {
+                    key: id.0.clone(),
+                    generation: id.1,
+                    cluster: cluster.clone(),
+                    install_id: self.install_id.clone(),
+                    age: made.elapsed(),
+                })
+            })
+            .collect()
     }
 
     fn release(&mut self, spec: &ComputeSpec) -> Vec<u64> {
@@ -307,6 +343,12 @@ impl ComputeProvider for SimCompute {
             self.shared.changes.tell(&spec.key, generation);
         }
         error.map_or(Ok(()), Err)
+    }
+
+    async fn inventory(&self) -> Result<Vec<Found>, Error> {
+        let error = self.meet(Call::Inventory).await?;
+        let found = self.state().inventory();
+        error.map_or(Ok(found), Err)
     }
 
     fn watch(&self) -> BoxStream<'static, ComputeChanged> {

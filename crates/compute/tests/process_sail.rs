@@ -99,10 +99,18 @@ async fn a_killed_child_is_reported_and_made_again() {
         generation: 2,
         ..spec.clone()
     };
+    let dead = provider.inventory().await.unwrap();
+    assert!(dead.is_empty(), "what has ended is not there: {dead:?}");
     provider.ensure(&next).await.unwrap();
     provider.release(&spec).await.unwrap();
     until_ready(&provider, &next).await;
     until_missing(&provider, &spec).await;
+    let found = provider.inventory().await.unwrap();
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(
+        (&found[0].key, found[0].generation, &found[0].cluster),
+        (&spec.key, 2, &spec.cluster.name)
+    );
     provider.shutdown().await;
 }
 

@@ -24,6 +24,8 @@ pub enum Activity {
 /// What the proxies have said of one session, taken together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Use {
+    /// The store's present when it was read.
+    pub at: Timestamp,
     /// The end of the last call, or the present while one is in flight, to
     /// within a report; none before the first.
     pub last_activity_at: Option<Timestamp>,

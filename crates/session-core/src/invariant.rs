@@ -4,6 +4,7 @@
 use crate::activity::Activity;
 use crate::machine::{Effect, RESTART_BUDGET, Transition};
 use crate::policy::LONGEST_LIFETIME;
+use crate::reason::ChangeReason;
 use crate::session::{Session, State, Status};
 
 /// A broken invariant.
@@ -51,6 +52,10 @@ pub fn check_session(session: &Session) -> Result<(), Broken> {
             (
                 "lifetime_is_bounded",
                 session.expires_at <= session.created_at.after(LONGEST_LIFETIME),
+            ),
+            (
+                "warm_while_it_has_compute",
+                session.warm_since.is_some() == session.state.has_compute(),
             ),
             ("restarts_within_budget", session.restarts.len() <= RESTART_BUDGET),
             (
@@ -116,6 +121,11 @@ pub fn check_transition(before: Option<&Session>, change: &Transition) -> Result
                 after.status() != Status::Pending || before.status() == Status::Pending || replaced,
             ),
             ("epoch_never_falls", after.token_epoch >= before.token_epoch),
+            (
+                "announcing_changes_no_state",
+                after.reason != ChangeReason::ClosingSoon || after.state == before.state,
+            ),
+            ("warm_time_never_falls", after.warm_before >= before.warm_before),
             (
                 "identity_never_changes",
                 (

@@ -151,6 +151,8 @@ spelled! {
         Updated => "UPDATED",
         /// RevokeAllSessionTokens.
         TokensRevoked => "TOKENS_REVOKED",
+        /// A clock will close the session in five minutes.
+        ClosingSoon => "CLOSING_SOON",
         /// A Spark session on shared compute made room for a newer one.
         SparkSessionReleased => "SPARK_SESSION_RELEASED",
     }

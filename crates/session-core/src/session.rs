@@ -1,13 +1,15 @@
 //! The session record.
 
 use crate::id::{CatalogName, ClusterName, OrgId, SessionId, SessionKey, TokenId};
+use crate::machine::CLOSING_SOON;
 use crate::policy::SessionPolicy;
 use crate::principal::{Actor, PrincipalId};
 use crate::reason::ChangeReason;
 use crate::route::Route;
-use crate::time::Timestamp;
+use crate::time::{Timestamp, millis};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Where a session stands, as users see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -177,6 +179,14 @@ impl State {
         }
     }
 
+    /// Does compute that answered belong to it now?
+    pub const fn has_compute(&self) -> bool {
+        match self {
+            Self::Active { .. } | Self::IdleKept { .. } | Self::IdleReleasing { .. } => true,
+            Self::Pending { .. } | Self::IdleReleased { .. } | Self::Closed | Self::Failed => false,
+        }
+    }
+
     /// The route that may be given to a proxy: only while active.
     pub const fn published_route(&self) -> Option<&Route> {
         match self {
@@ -254,6 +264,15 @@ pub struct Session {
     /// Single tokens taken back, each until nobody can accept it any more.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub revoked_tokens: BTreeMap<TokenId, Timestamp>,
+    /// The moment of closing that was announced last (`CLOSING_SOON`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closing_announced: Option<Timestamp>,
+    /// Since when the present compute has been there, while it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_since: Option<Timestamp>,
+    /// How long compute was there before that, all generations together.
+    #[serde(default, skip_serializing_if = "Duration::is_zero", with = "millis")]
+    pub warm_before: Duration,
     /// Warm-ups that failed in a row.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub failed_wakes: u32,
@@ -296,6 +315,25 @@ impl Session {
             | State::Closed
             | State::Failed => None,
         }
+    }
+
+    /// How long it has had compute that answered, in all.
+    pub fn warm(&self, now: Timestamp) -> Duration {
+        let present = self.warm_since.map_or(Duration::ZERO, |since| now.since(since));
+        self.warm_before.saturating_add(present)
+    }
+
+    /// When it is to be announced that it will be closed, and when that will
+    /// be. None if it was announced, or if the clock is too short for it.
+    pub fn closing_soon(&self) -> Option<(Timestamp, Timestamp)> {
+        let closes_at = self.closes_at()?;
+        let by_lifetime = closes_at == self.expires_at;
+        let begun = self
+            .idle_since
+            .filter(|_| !by_lifetime)
+            .unwrap_or(self.created_at);
+        let told = self.closing_announced == Some(closes_at);
+        (!told && closes_at.since(begun) > CLOSING_SOON).then(|| (closes_at.before(CLOSING_SOON), closes_at))
     }
 
     /// When it will be closed if nothing more happens, while live.

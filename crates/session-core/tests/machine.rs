@@ -206,6 +206,114 @@ fn keep_alive_holds_the_idle_clock_and_lifetime_ends_it_all() {
 }
 
 #[test]
+fn that_a_clock_will_close_it_is_said_once_for_each_deadline() {
+    let announced = |life: &mut Life| {
+        let step = life.step(Some(&ready()), quiet(START));
+        step.transition
+            .filter(|change| change.record.reason == ChangeReason::ClosingSoon)
+    };
+    let mut life = Life::release_policy().active();
+    life.apply(&Event::KeepAlive {
+        until: START.after(24 * 60 * MINUTE),
+    })
+    .unwrap();
+    life.now = START.after(24 * 60 * MINUTE - machine::CLOSING_SOON);
+    let before = life.session.clone();
+    life.now = life.now.before(SECOND);
+    assert_eq!(announced(&mut life), None);
+    assert_eq!(
+        machine::next_due(&before, quiet(START), life.now),
+        Some(life.now.after(SECOND)),
+        "somebody looks when it is time"
+    );
+    life.pass(SECOND);
+    let change = announced(&mut life).unwrap();
+    assert_eq!(
+        (change.record.from, change.record.to, &change.session.state),
+        (Some(Status::Active), Status::Active, &before.state)
+    );
+    assert!(
+        change.record.message.contains("2026"),
+        "{:?}",
+        change.record.message
+    );
+    assert_eq!(announced(&mut life), None, "once");
+
+    // Another deadline is announced anew.
+    life.apply(&Event::Extend {
+        expires_at: START.after(25 * 60 * MINUTE),
+    })
+    .unwrap();
+    assert_eq!(announced(&mut life), None);
+    life.now = START.after(25 * 60 * MINUTE).before(machine::CLOSING_SOON);
+    life.apply(&Event::KeepAlive {
+        until: START.after(25 * 60 * MINUTE),
+    })
+    .unwrap();
+    assert!(announced(&mut life).is_some());
+}
+
+#[test]
+fn closing_by_the_idle_clock_is_announced_unless_that_clock_is_too_short() {
+    for (close_after_idle, said) in [(60 * MINUTE, true), (5 * MINUTE, false)] {
+        for on_idle in [IdlePolicy::Keep, IdlePolicy::Release] {
+            let mut life = Life::new(policy(on_idle, true, close_after_idle)).active();
+            life.pass(15 * MINUTE).step(Some(&ready()), quiet(START));
+            life.pass(close_after_idle.saturating_sub(machine::CLOSING_SOON).max(SECOND));
+            if on_idle == IdlePolicy::Release {
+                life.pass(RELEASE_GRACE).step(Some(&ready()), quiet(START));
+                assert_eq!(life.session.state.phase(), Phase::Released);
+            }
+            // Also while a release is not confirmed, and while silence is not known.
+            let step = life.step(Some(&ready()), Activity::Unknown);
+            let reason = step.transition.map(|change| change.record.reason);
+            assert_eq!(reason == Some(ChangeReason::ClosingSoon), said);
+        }
+    }
+}
+
+#[test]
+fn activity_that_moves_the_moment_of_closing_allows_another_announcement() {
+    let mut life = Life::new(policy(IdlePolicy::Keep, true, 60 * MINUTE)).active();
+    for _ in 0..2 {
+        let now = life.now;
+        life.pass(15 * MINUTE).step(Some(&ready()), quiet(now));
+        assert_eq!(life.session.state.phase(), Phase::Kept);
+        life.pass(55 * MINUTE);
+        let step = life.step(Some(&ready()), quiet(now));
+        assert_eq!(step.transition.unwrap().record.reason, ChangeReason::ClosingSoon);
+        life.apply(&Event::Wake).unwrap();
+        assert_eq!(life.session.status(), Status::Active);
+    }
+}
+
+#[test]
+fn warm_time_counts_compute_that_answered_and_nothing_else() {
+    let mut life = Life::release_policy();
+    life.pass(MINUTE);
+    assert_eq!(life.session.warm(life.now), Duration::ZERO, "it was being made");
+    life.step(Some(&ready()), Activity::Unknown);
+    life.pass(10 * MINUTE);
+    assert_eq!(life.session.warm(life.now), 10 * MINUTE);
+    life.step(Some(&Observation::Missing), Activity::Unknown);
+    life.pass(MINUTE);
+    assert_eq!(life.session.warm(life.now), 10 * MINUTE, "it was lost");
+    life.step(Some(&ready()), Activity::Unknown);
+    let begun = life.now;
+    life.pass(15 * MINUTE).step(Some(&ready()), quiet(begun));
+    life.pass(RELEASE_GRACE).step(Some(&ready()), quiet(begun));
+    life.pass(MINUTE);
+    let all = 25 * MINUTE + RELEASE_GRACE;
+    assert_eq!(life.session.warm(life.now), all, "also while idle, until it goes");
+    life.apply(&Event::Close {
+        reason: ChangeReason::CloseRequested,
+    })
+    .unwrap();
+    life.pass(MINUTE);
+    assert_eq!(life.session.warm(life.now), all);
+}
+
+#[test]
 fn a_call_that_the_decision_to_idle_did_not_know_of_wins_over_it() {
     for on_idle in [IdlePolicy::Keep, IdlePolicy::Release] {
         let mut life = Life::new(policy(on_idle, true, 60 * MINUTE)).active();
@@ -529,7 +637,9 @@ proptest! {
                     }
                     prop_assert!(after.status().is_terminal() || looked.due.is_some(), "the living are always due");
                     let again = step(after, observation.as_ref(), activity, life.now);
-                    let twice = again.transition.as_ref().map(|change| change.session.status());
+                    let said = |step: &Step| step.transition.as_ref().is_some_and(|c| c.record.reason == ChangeReason::ClosingSoon);
+                    prop_assert!(!(said(&looked) && said(&again)), "one deadline was announced twice");
+                    let twice = again.transition.as_ref().filter(|_| !said(&again)).map(|change| change.session.status());
                     prop_assert!(
                         twice.is_none() || matches!(observation, Some(Observation::Missing | Observation::Failed { .. })),
                         "looking again with the same eyes changes nothing more: {twice:?}"

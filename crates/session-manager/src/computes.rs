@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use compute::dial::Target;
-use compute::{ComputeChanged, ComputeProvider, ComputeSpec, Places, SharedCompute};
+use compute::{ComputeChanged, ComputeProvider, ComputeSpec, Found, Places, SharedCompute};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use session_core::machine::{Cause, Observation};
@@ -73,6 +73,19 @@ impl Computes {
 
     pub(crate) async fn release(&self, spec: &ComputeSpec) -> Result<(), compute::Error> {
         bounded(self.of(spec)?.release(spec)).await
+    }
+
+    /// All compute of those providers that can tell now.
+    pub(crate) async fn inventory(&self) -> Vec<Found> {
+        let mut all = Vec::new();
+        for provider in self.process.iter() {
+            match bounded(provider.inventory()).await {
+                Ok(found) => all.extend(found),
+                // Another manager's turn, or it is away: what it has is not known.
+                Err(error) => tracing::debug!(%error, "a provider cannot tell what it has"),
+            }
+        }
+        all
     }
 
     pub(crate) fn watch(&self) -> BoxStream<'static, ComputeChanged> {

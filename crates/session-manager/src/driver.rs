@@ -12,7 +12,7 @@ use crate::metrics::Metrics;
 use crate::shut_out::Standing;
 use crate::silence::Silence;
 use compute::ComputeSpec;
-use futures::StreamExt;
+use futures::{Stream, StreamExt, stream};
 use session_core::invariant;
 use session_core::machine::{self, Effect, Event, Observation, Transition};
 use session_core::{
@@ -23,6 +23,7 @@ use session_proto::error::Refused;
 use session_store::{Commit, Error, SessionStore};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
@@ -95,31 +96,43 @@ impl Driver {
         let slots = Arc::new(Semaphore::new(BATCH));
         let claimer = looks.spawn(Arc::clone(&self).claim(looks.clone(), Arc::clone(&slots), stop.clone()));
         let sweeper = looks.spawn(Arc::clone(&self).sweep(stop.clone()));
-        let mut changes = self.computes.watch();
-        loop {
-            let key = tokio::select! {
-                () = stop.cancelled() => break,
-                Some(changed) = changes.next() => changed.key,
-                Some(key) = kicked.recv() => key,
+        let changed = self.computes.watch().map(|changed| changed.key);
+        let kicked = stream::poll_fn(move |cx| kicked.poll_recv(cx));
+        tokio::join!(
+            self.hear(changed, &looks, &slots, &stop),
+            self.hear(kicked, &looks, &slots, &stop),
+        );
+        looks.close();
+        drop((claimer, sweeper));
+        looks.wait().await;
+    }
+
+    /// Looks at every session that is named.
+    async fn hear(
+        self: &Arc<Self>,
+        names: impl Stream<Item = SessionKey>,
+        looks: &TaskTracker,
+        slots: &Arc<Semaphore>,
+        stop: &CancellationToken,
+    ) {
+        let mut names = pin!(names.take_until(stop.cancelled()));
+        while let Some(key) = names.next().await {
+            let Ok(slot) = Arc::clone(slots).acquire_owned().await else {
+                return;
             };
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-                break;
-            };
-            let this = Arc::clone(&self);
+            let this = Arc::clone(self);
             looks.spawn(async move {
                 this.look(&key).await;
                 drop(slot);
             });
         }
-        looks.close();
-        drop((claimer, sweeper));
-        looks.wait().await;
     }
 
     async fn claim(self: Arc<Self>, looks: TaskTracker, slots: Arc<Semaphore>, stop: CancellationToken) {
         let mut wait = POLL;
         loop {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
             }
@@ -154,6 +167,7 @@ impl Driver {
                 tracing::warn!(%error, "sessions cannot be compared with their compute");
             }
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(SWEEP) => {}
             }
@@ -250,7 +264,7 @@ impl Driver {
             let mut activity = loaded.activity;
             let mut step = machine::step(&session, observation.as_ref(), activity, now);
             let idles = step.transition.as_ref().is_some_and(Transition::by_idle_clock);
-            if idles && !self.silence.is_known(now).await? {
+            if idles && !self.silence.is_known().await? {
                 self.metrics.idle_put_off();
                 activity = Activity::Unknown;
                 step = machine::step(&session, observation.as_ref(), activity, now);

@@ -8,7 +8,7 @@
 //! at once; another one waits until the lease runs out.
 
 use async_trait::async_trait;
-use compute::{ComputeChanged, ComputeProvider, ComputeSpec, Error};
+use compute::{ComputeChanged, ComputeProvider, ComputeSpec, Error, Found};
 use futures::stream::BoxStream;
 use session_core::machine::Observation;
 use session_store::SessionStore;
@@ -124,6 +124,10 @@ impl<P: ComputeProvider> ComputeProvider for Exclusive<P> {
 
     async fn release(&self, spec: &ComputeSpec) -> Result<(), Error> {
         self.mine()?.release(spec).await
+    }
+
+    async fn inventory(&self) -> Result<Vec<Found>, Error> {
+        self.mine()?.inventory().await
     }
 
     fn watch(&self) -> BoxStream<'static, ComputeChanged> {

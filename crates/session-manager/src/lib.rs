@@ -7,6 +7,7 @@ mod api;
 mod audit;
 mod bindings;
 mod callers;
+mod census;
 mod computes;
 pub mod config;
 mod directory;
@@ -15,11 +16,15 @@ mod exclusive;
 mod feed;
 mod foreign;
 mod gate;
+mod install;
 mod metrics;
+mod reconcile;
 mod refuse;
 mod reports;
 mod shut_out;
 mod silence;
+#[cfg(test)]
+mod simulation;
 mod slots;
 mod tombstones;
 
@@ -34,6 +39,7 @@ use driver::Driver;
 use exclusive::Exclusive;
 use feed::Hub;
 use metrics::Metrics;
+use reconcile::Reconcile;
 use reports::Reports;
 use service_kit::admin::{Admin, Condition};
 use service_kit::document::{Document, Fetched};
@@ -53,7 +59,7 @@ use session_proto::v1::session_service_server::SessionServiceServer;
 use session_store::SessionStore;
 use session_token::{Jwks, Keyring, Verifier, VerifierConfig};
 use shut_out::ShutOut;
-use silence::Silence;
+use silence::{Jumps, Silence};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -134,7 +140,8 @@ async fn make_computes(
     );
     let process = match config.compute.process_config() {
         None => None,
-        Some(settings) => {
+        Some(mut settings) => {
+            settings.install_id = install::id(store).await.context("store.url")?;
             let folder = settings.state_dir.clone();
             let provider = compute::ProcessProvider::new(settings).context("compute.process")?;
             let exclusive = Exclusive::new(provider, Arc::clone(store), &folder, shutdown.stopping()).await;
@@ -151,10 +158,11 @@ async fn make_computes(
 pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Result<()> {
     let store = open_store(&config).await?;
     let computes = make_computes(&config, &store, listeners.ports(), &shutdown).await?;
-    run_with(config, listeners, shutdown, store, computes).await
+    run_on(config, listeners, shutdown, store, computes, Jumps::AreOutages).await
 }
 
-/// [`run`] on a store and compute that the caller made: tests hold both.
+/// [`run`] on a store and compute that the caller made: tests hold both, and
+/// set the clock of the store as they like.
 ///
 /// # Errors
 /// When it cannot start, or one of its tasks crashed.
@@ -165,13 +173,24 @@ pub async fn run_with(
     store: Arc<dyn SessionStore>,
     computes: Computes,
 ) -> Result<()> {
+    run_on(config, listeners, shutdown, store, computes, Jumps::AreMeant).await
+}
+
+async fn run_on(
+    config: Config,
+    listeners: Listeners,
+    shutdown: Shutdown,
+    store: Arc<dyn SessionStore>,
+    computes: Computes,
+    jumps: Jumps,
+) -> Result<()> {
     let admin = Admin::new(service_kit::build_info!());
     let metrics = Arc::new(Metrics::new(&admin.registry));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let directory = Directory::new(Arc::clone(&store));
     follow_configuration(&config, &directory).await?;
 
-    let silence = Arc::new(Silence::new(Arc::clone(&store)));
+    let silence = Arc::new(Silence::new(Arc::clone(&store), jumps));
     silence.found().await;
     let (driver, kicked) = Driver::new(
         Arc::clone(&store),
@@ -186,6 +205,20 @@ pub async fn run_with(
         Arc::clone(&silence),
         Arc::clone(&metrics),
     ));
+    let reconcile = Reconcile::new(
+        Arc::clone(&store),
+        directory.clone(),
+        computes.clone(),
+        Arc::clone(&driver),
+        Arc::clone(&silence),
+        Arc::clone(&metrics),
+    );
+    let census = census::run(
+        Arc::clone(&store),
+        directory.clone(),
+        Arc::clone(&metrics),
+        shutdown.stopping(),
+    );
     let hub = Arc::new(Hub::new());
     let keyring = Arc::new(Keyring::empty());
     let keys = key_document(
@@ -235,10 +268,11 @@ pub async fn run_with(
     shutdown.spawn(audit::write_later(Arc::clone(&store), refusals, stop.clone()));
     shutdown.spawn(audit::export(Arc::clone(&store), stop.clone()));
     shutdown.spawn(tombstones::run(Arc::clone(&store), stop.clone()));
-    shutdown.spawn(ping(
+    let there = admin.readiness.condition("state store");
+    shutdown.spawn(watch_store(
         Arc::clone(&store),
         silence,
-        admin.readiness.condition("state store"),
+        move |answers| there.set(answers),
         stop.clone(),
     ));
     let ended = |name: &'static str| tracing::debug!(name, "task ended");
@@ -268,6 +302,15 @@ pub async fn run_with(
         async move {
             driver.run(kicked, stop).await;
             ended("driver");
+            anyhow::Ok(())
+        }
+    });
+    shutdown.spawn(census);
+    shutdown.spawn_critical("reconcile", {
+        let stop = stop.clone();
+        async move {
+            reconcile.run(stop).await;
+            ended("reconcile");
             anyhow::Ok(())
         }
     });
@@ -336,21 +379,23 @@ fn forget_old_keys(keyring: &Keyring, clock: &dyn Clock) {
     }
 }
 
-async fn ping(
+/// Asks again and again whether the store is there.
+async fn watch_store(
     store: Arc<dyn SessionStore>,
     silence: Arc<Silence>,
-    there: Condition,
+    there: impl Fn(bool),
     stop: tokio_util::sync::CancellationToken,
 ) {
     loop {
         let answers = store.ping().await.is_ok();
-        there.set(answers);
+        there(answers);
         if answers {
             silence.found().await;
         } else {
             silence.lost();
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(PING) => {}
         }

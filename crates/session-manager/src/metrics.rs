@@ -1,9 +1,11 @@
 //! session-manager's metrics.
 
-use service_kit::metrics::{Counter, Family, Registry};
+use service_kit::metrics::{Counter, Family, Gauge, Label, Registry};
 use session_core::Status;
 use session_core::machine::Effect;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 service_kit::labels! {
     /// Where a session stands.
@@ -55,6 +57,50 @@ service_kit::labels! {
     }
 }
 
+service_kit::labels! {
+    /// What a live session is.
+    pub(crate) enum Live("status") {
+        /// Compute is being made ready.
+        Pending => "pending",
+        /// Compute answers.
+        Active => "active",
+        /// Unused.
+        Idle => "idle",
+    }
+}
+
+service_kit::labels! {
+    /// How compute stands to the records.
+    pub(crate) enum Standing("standing") {
+        /// Its session uses it.
+        Wanted => "wanted",
+        /// Its session gives it back.
+        Leaving => "leaving",
+        /// Its session ended.
+        Ended => "ended",
+        /// Its session has a newer generation.
+        Replaced => "replaced",
+        /// There is no record of its session.
+        Unknown => "quarantined",
+        /// It is newer than the record of its session.
+        Ahead => "ahead",
+        /// It is of another installation.
+        Foreign => "foreign",
+    }
+}
+
+service_kit::labels! {
+    /// Why compute may be given back.
+    pub(crate) enum Proof("proof") {
+        /// Its session ended.
+        Ended => "ended",
+        /// Its session has a newer generation.
+        Replaced => "replaced",
+        /// It was without a record for the whole quarantine.
+        Quarantined => "quarantined",
+    }
+}
+
 /// All of them. Registering shows them at zero.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -67,6 +113,12 @@ pub(crate) struct Metrics {
     idle_put_off: Arc<Family<(), Counter>>,
     doors: Arc<Family<Door, Counter>>,
     audit_left_out: Arc<Family<(), Counter>>,
+    sessions: Arc<Family<Live, Gauge>>,
+    due_lag: Arc<Family<(), Gauge>>,
+    compute: Arc<Family<Standing, Gauge>>,
+    brake: Arc<Family<(), Gauge>>,
+    passes: Arc<Family<Outcome, Counter>>,
+    reconcile_releases: Arc<Family<Proof, Counter>>,
 }
 
 impl Metrics {
@@ -105,6 +157,27 @@ impl Metrics {
                 "session_manager_audit_left_out_total",
                 "Refusals that came too fast to be in the audit trail.",
             ),
+            sessions: registry.gauge("session_manager_sessions", "Live sessions, by status."),
+            due_lag: registry.gauge(
+                "session_manager_due_lag_milliseconds",
+                "How long the session that is due longest has been due.",
+            ),
+            compute: registry.gauge(
+                "session_manager_compute",
+                "Compute at the last comparison, by how it stands to the records.",
+            ),
+            brake: registry.gauge(
+                "session_manager_reconcile_brake",
+                "1 while so much compute is superfluous that none is given back.",
+            ),
+            passes: registry.counter(
+                "session_manager_reconcile_passes_total",
+                "Comparisons of compute with the records.",
+            ),
+            reconcile_releases: registry.counter(
+                "session_manager_reconcile_releases_total",
+                "Compute that was given back because a comparison found it.",
+            ),
         }
     }
 
@@ -142,6 +215,41 @@ impl Metrics {
 
     pub(crate) fn audit_left_out(&self) {
         self.audit_left_out.at(()).inc();
+    }
+
+    pub(crate) fn sessions(&self, counts: &BTreeMap<Status, u64>) {
+        for (status, live) in [
+            (Status::Pending, Live::Pending),
+            (Status::Active, Live::Active),
+            (Status::Idle, Live::Idle),
+        ] {
+            let count = counts.get(&status).copied().unwrap_or(0);
+            self.sessions
+                .at(live)
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    pub(crate) fn due_lag(&self, lag: Duration) {
+        let millis = i64::try_from(lag.as_millis()).unwrap_or(i64::MAX);
+        self.due_lag.at(()).set(millis);
+    }
+
+    pub(crate) fn compared(&self, counts: &BTreeMap<Standing, u64>, braked: bool) {
+        for standing in Standing::ALL {
+            let count = counts.get(standing).copied().unwrap_or(0);
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.compute.at(*standing).set(count);
+        }
+        self.brake.at(()).set(i64::from(braked));
+    }
+
+    pub(crate) fn reconciled(&self, ok: bool) {
+        self.passes.at(outcome(ok)).inc();
+    }
+
+    pub(crate) fn reconcile_released(&self, proof: Proof) {
+        self.reconcile_releases.at(proof).inc();
     }
 
     pub(crate) fn resolved(&self, status: Status) {

@@ -14,7 +14,7 @@ use futures::{StreamExt, stream};
 use session_core::machine::REPORT_INTERVAL;
 use session_core::{Operation, ProxyId, SessionKey, Status, Timestamp, TokenId, TokenUse, Totals};
 use session_store::{Error, Heard, More, Report, Reported, SessionStore};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -58,7 +58,7 @@ pub(crate) struct Reports {
     driver: Arc<Driver>,
     silence: Arc<Silence>,
     metrics: Arc<Metrics>,
-    kept: Mutex<HashMap<Pair, Shared>>,
+    kept: Mutex<BTreeMap<Pair, Shared>>,
     /// Nobody will write later what waits from now on.
     closing: AtomicBool,
 }
@@ -131,7 +131,10 @@ impl Reports {
             .buffer_unordered(TOGETHER)
             .collect()
             .await;
-        outcomes.into_iter().collect()
+        outcomes.into_iter().collect::<Result<(), Error>>()?;
+        // Only now: an idle clock that stood still because of this proxy's
+        // silence must find its calls known.
+        self.store.proxy_spoke(proxy, heard.at).await
     }
 
     async fn take_one(&self, proxy: &ProxyId, sequence: u64, heard: Heard, said: Said) -> Result<(), Error> {
@@ -164,6 +167,7 @@ impl Reports {
     pub(crate) async fn run(&self, stop: CancellationToken) {
         loop {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => break,
                 () = tokio::time::sleep(TICK) => {}
             }
@@ -265,7 +269,7 @@ impl Reports {
         kept
     }
 
-    fn all(&self) -> MutexGuard<'_, HashMap<Pair, Shared>> {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<Pair, Shared>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

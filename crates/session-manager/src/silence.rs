@@ -9,6 +9,21 @@ use session_core::Timestamp;
 use session_core::machine::{OUTAGE_FREEZE, PROXY_GONE, PROXY_SILENT};
 use session_store::{Error, SessionStore};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The store's clock may be so far from where this machine's says that it must
+/// be; more is a jump.
+const JUMP: Duration = Duration::from_secs(5);
+
+/// What to make of a store's clock that jumps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Jumps {
+    /// Proxies seem silent or gone that are not: what was before is unknown.
+    AreOutages,
+    /// The clock belongs to a test.
+    AreMeant,
+}
 
 /// What this manager knows of outages.
 #[derive(Debug)]
@@ -16,14 +31,19 @@ pub(crate) struct Silence {
     store: Arc<dyn SessionStore>,
     /// Since when the store has been there; none while it is away.
     since: Mutex<Option<Timestamp>>,
+    jumps: Jumps,
+    /// When the store's clock was last read, by both clocks.
+    last: Mutex<Option<(Timestamp, Instant)>>,
 }
 
 impl Silence {
     /// A manager that starts begins with an outage: what was before it is unknown.
-    pub(crate) fn new(store: Arc<dyn SessionStore>) -> Self {
+    pub(crate) fn new(store: Arc<dyn SessionStore>, jumps: Jumps) -> Self {
         Self {
             store,
             since: Mutex::new(None),
+            jumps,
+            last: Mutex::new(None),
         }
     }
 
@@ -34,18 +54,43 @@ impl Silence {
 
     /// The store is there.
     pub(crate) async fn found(&self) {
-        if self.since().is_none()
-            && let Ok(now) = self.store.now().await
-        {
+        if let Ok(now) = self.present().await {
             self.since().get_or_insert(now);
         }
+    }
+
+    /// The store's present. If it is not where it must be by this machine's
+    /// own clock, that is an outage.
+    async fn present(&self) -> Result<Timestamp, Error> {
+        let asked = Instant::now();
+        let now = self.store.now().await?;
+        let before = self
+            .last
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .replace((now, asked));
+        if let (Jumps::AreOutages, Some((last, at))) = (self.jumps, before) {
+            let earliest = last.after(asked.duration_since(at)).before(JUMP);
+            let latest = last.after(at.elapsed()).after(JUMP);
+            if now < earliest || now > latest {
+                tracing::warn!(from = %last, to = %now, "the clock of the state store jumped; idle clocks stand still");
+                *self.since() = Some(now);
+            }
+        }
+        Ok(now)
+    }
+
+    /// How long the store has been there without a break.
+    pub(crate) fn calm(&self, now: Timestamp) -> Duration {
+        self.since().map_or(Duration::ZERO, |since| now.since(since))
     }
 
     /// May an idle clock fire?
     ///
     /// # Errors
     /// When the store cannot be asked.
-    pub(crate) async fn is_known(&self, now: Timestamp) -> Result<bool, Error> {
+    pub(crate) async fn is_known(&self) -> Result<bool, Error> {
+        let now = self.present().await?;
         let calm = now.since(*self.since().get_or_insert(now));
         if calm < OUTAGE_FREEZE {
             return Ok(false);
@@ -64,9 +109,9 @@ impl Silence {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use session_core::Clock;
     use session_core::time::ManualClock;
     use session_store::memory::MemoryStore;
-    use std::time::Duration;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -80,7 +125,7 @@ mod tests {
         async fn new() -> Self {
             let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1_800_000_000_000)));
             let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _));
-            let silence = Silence::new(Arc::clone(&store) as _);
+            let silence = Silence::new(Arc::clone(&store) as _, Jumps::AreMeant);
             silence.found().await;
             Self {
                 clock,
@@ -93,11 +138,10 @@ mod tests {
         async fn pass(&self, seconds: u64, proxies: &[&str]) {
             for second in 0..seconds {
                 if second % 5 == 0 {
+                    let now = self.clock.now();
                     for proxy in proxies {
-                        self.store
-                            .proxy_reported(&proxy.parse().unwrap(), 0)
-                            .await
-                            .unwrap();
+                        let proxy = proxy.parse().unwrap();
+                        self.store.proxy_spoke(&proxy, now).await.unwrap();
                     }
                 }
                 self.clock.advance(SECOND);
@@ -105,8 +149,7 @@ mod tests {
         }
 
         async fn known(&self) -> bool {
-            let now = self.store.now().await.unwrap();
-            self.silence.is_known(now).await.unwrap()
+            self.silence.is_known().await.unwrap()
         }
     }
 
@@ -140,6 +183,29 @@ mod tests {
         assert!(world.known().await);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_jumps_is_an_outage() {
+        for jump in [JUMP + 2 * SECOND, 3600 * SECOND] {
+            let mut world = World::new().await;
+            world.silence.jumps = Jumps::AreOutages;
+            let pass = async |seconds: u64| {
+                for _ in 0..seconds {
+                    world.pass(1, &["a"]).await;
+                    tokio::time::advance(SECOND).await;
+                    world.silence.found().await;
+                }
+            };
+            pass(61).await;
+            assert!(world.known().await);
+            world.clock.advance(jump);
+            // It is noticed a second later.
+            pass(60).await;
+            assert!(!world.known().await);
+            pass(1).await;
+            assert!(world.known().await);
+        }
+    }
+
     #[tokio::test]
     async fn without_any_proxy_nothing_is_known() {
         let world = World::new().await;
@@ -157,7 +223,7 @@ mod tests {
         world.pass(100, &["a", "b"]).await;
         // The manager is away for ten minutes; then a is back at once.
         world.pass(600, &[]).await;
-        let silence = Silence::new(Arc::clone(&world.store) as _);
+        let silence = Silence::new(Arc::clone(&world.store) as _, Jumps::AreMeant);
         silence.found().await;
         let world = World { silence, ..world };
         world.pass(89, &["a"]).await;

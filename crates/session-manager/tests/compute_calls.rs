@@ -298,6 +298,9 @@ impl ComputeProvider for Noting {
     async fn release(&self, spec: &ComputeSpec) -> Result<(), compute::Error> {
         self.sim.release(spec).await
     }
+    async fn inventory(&self) -> Result<Vec<compute::Found>, compute::Error> {
+        self.sim.inventory().await
+    }
     fn watch(&self) -> BoxStream<'static, ComputeChanged> {
         self.sim.watch()
     }

@@ -166,7 +166,7 @@ pub fn session(session: &Session, used: &Use, with_detail: bool) -> v1::Session 
             bytes_in: used.totals.bytes_in,
             bytes_out: used.totals.bytes_out,
             open_stream_seconds: used.totals.open_stream_millis / 1000,
-            warm_seconds: 0,
+            warm_seconds: session.warm(used.at).as_secs(),
         }),
         policy: Some(policy(&session.policy)),
         status_detail: if with_detail {

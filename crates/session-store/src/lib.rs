@@ -276,6 +276,8 @@ pub enum Kind {
     /// `session_core::Disabled`: an organization by name, a principal by
     /// `org/principal`.
     Disabled,
+    /// What tells this installation from others, under one name.
+    Install,
 }
 
 /// A stored definition.
@@ -341,9 +343,15 @@ pub trait SessionStore:
     /// When those of a session's tokens were used that [`SessionStore::tokens`] lists.
     async fn token_uses(&self, key: &SessionKey) -> Result<BTreeMap<TokenId, TokenUse>, Error>;
 
-    /// Notes that a proxy lives. `sequence` numbers its reports from 1; an
-    /// amount that comes under a number not above the last one came before.
+    /// A report of a proxy begins. `sequence` numbers its reports from 1; an
+    /// amount that comes under a number not above the last one came before. An
+    /// unknown proxy is known from now on.
     async fn proxy_reported(&self, proxy: &ProxyId, sequence: u64) -> Result<Heard, Error>;
+
+    /// All that a proxy's report says, which began at `at`, is written: it lived
+    /// then. Not before it is written, because what it says must be known when
+    /// its silence ends.
+    async fn proxy_spoke(&self, proxy: &ProxyId, at: Timestamp) -> Result<(), Error>;
 
     /// How the proxies stand: silent is who said nothing for `silent_after`.
     /// Those that said nothing for `gone_after` are forgotten first.
@@ -369,6 +377,12 @@ pub trait SessionStore:
         after: Option<&SessionKey>,
         limit: usize,
     ) -> Result<Vec<SessionKey>, Error>;
+
+    /// How many of an organization's sessions are in each status.
+    async fn counts(&self, org: &OrgId) -> Result<BTreeMap<Status, u64>, Error>;
+
+    /// When the session that is due longest was, or will be, due.
+    async fn oldest_due(&self) -> Result<Option<Timestamp>, Error>;
 
     /// The last [`HISTORY`] changes of a session, oldest first; none of an
     /// unknown one.

@@ -19,7 +19,7 @@ use futures::stream::BoxStream;
 use reports::{Registry, Used};
 use session_core::{
     Activity, AuditRecord, Clock, ClusterName, EventRecord, Limits, Operation, OrgId, PrincipalId, ProxyId,
-    Session, SessionId, SessionKey, Timestamp, TokenId, TokenUse, Use,
+    Session, SessionId, SessionKey, Status, Timestamp, TokenId, TokenUse, Use,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
@@ -413,6 +413,11 @@ impl SessionStore for MemoryStore {
         Ok(self.state().proxies.heard(proxy, sequence, now))
     }
 
+    async fn proxy_spoke(&self, proxy: &ProxyId, at: Timestamp) -> Result<(), Error> {
+        self.state().proxies.spoke(proxy, at);
+        Ok(())
+    }
+
     async fn proxies(&self, silent_after: Duration, gone_after: Option<Duration>) -> Result<Proxies, Error> {
         let now = self.clock.now();
         Ok(self.state().proxies.count(silent_after, gone_after, now))
@@ -476,6 +481,19 @@ impl SessionStore for MemoryStore {
             .filter(|key| after.is_none_or(|after| key > after))
             .take(limit)
             .collect())
+    }
+
+    async fn counts(&self, org: &OrgId) -> Result<BTreeMap<Status, u64>, Error> {
+        let state = self.state();
+        let mut counts: BTreeMap<_, _> = Status::ALL.map(|status| (status, 0)).into();
+        for entry in state.orgs.get(org).into_iter().flat_map(BTreeMap::values) {
+            *counts.entry(entry.session.status()).or_default() += 1;
+        }
+        Ok(counts)
+    }
+
+    async fn oldest_due(&self) -> Result<Option<Timestamp>, Error> {
+        Ok(self.state().due.first().map(|(at, _)| *at))
     }
 
     async fn events(&self, key: &SessionKey) -> Result<Vec<EventRecord>, Error> {

@@ -6,6 +6,7 @@
 //! scripts run on one server and on Redis Cluster. Time is Redis `TIME`.
 
 mod audit;
+mod census;
 mod connection;
 mod due;
 mod durable;
@@ -34,7 +35,7 @@ use keys::{Keys, member, parse_members, partitions};
 use scripts::{Call, Reply, Scripts};
 use serde::de::DeserializeOwned;
 use session_core::{
-    ClusterName, EventRecord, Operation, OrgId, PrincipalId, ProxyId, Session, SessionKey, Timestamp,
+    ClusterName, EventRecord, Operation, OrgId, PrincipalId, ProxyId, Session, SessionKey, Status, Timestamp,
     TokenId, TokenUse, Use,
 };
 use std::collections::BTreeMap;
@@ -356,6 +357,10 @@ impl SessionStore for RedisStore {
         self.note_proxy(proxy, sequence).await
     }
 
+    async fn proxy_spoke(&self, proxy: &ProxyId, at: Timestamp) -> Result<(), Error> {
+        self.note_proxy_lived(proxy, at).await
+    }
+
     async fn proxies(&self, silent_after: Duration, gone_after: Option<Duration>) -> Result<Proxies, Error> {
         self.count_proxies(silent_after, gone_after).await
     }
@@ -399,6 +404,14 @@ impl SessionStore for RedisStore {
         keys.sort_unstable();
         keys.truncate(limit);
         Ok(keys)
+    }
+
+    async fn counts(&self, org: &OrgId) -> Result<BTreeMap<Status, u64>, Error> {
+        self.count_by_status(org).await
+    }
+
+    async fn oldest_due(&self) -> Result<Option<Timestamp>, Error> {
+        self.first_due().await
     }
 
     async fn events(&self, key: &SessionKey) -> Result<Vec<EventRecord>, Error> {

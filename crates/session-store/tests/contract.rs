@@ -60,14 +60,16 @@ contract! {
         a_lease_that_runs_out_makes_due_again,
         one_owner_has_a_lease_until_it_ends,
         claimers_never_share_a_session,
-        setting_due_needs_the_version;
+        setting_due_needs_the_version,
+        the_longest_due_is_told_without_taking_it;
     lists:
         every_filter_selects,
         scope_hides_what_a_caller_may_not_see,
         pages_continue_and_end,
         a_page_reads_a_bounded_number_of_records,
         page_tokens_of_others_are_refused,
-        clusters_list_their_live_sessions_in_order;
+        clusters_list_their_live_sessions_in_order,
+        sessions_are_counted_by_status;
     feed:
         the_feed_begins_with_reset,
         every_change_is_seen_once_in_version_order,
@@ -89,6 +91,7 @@ contract! {
         uses_come_in_the_order_they_are_asked_for,
         a_token_is_first_used_once,
         proxies_live_fall_silent_and_are_forgotten,
+        a_proxy_lives_by_what_is_written_of_its_report,
         the_number_of_a_report_tells_a_repeat;
     audit:
         every_change_is_in_the_trail_once,

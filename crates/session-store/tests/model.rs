@@ -458,6 +458,7 @@ async fn dump(store: &Store, world: &World) -> Vec<String> {
         used.last_activity_at = used
             .last_activity_at
             .map(|at| at.min(Timestamp::from_millis(1 << 30)));
+        used.at = Timestamp::ZERO;
         all.push(format!(
             "{used:?} {:?} {:?}",
             store.operations(&key).await,

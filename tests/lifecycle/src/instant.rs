@@ -2,7 +2,7 @@
 //! not an engine's start.
 
 use async_trait::async_trait;
-use compute::{ComputeChanged, ComputeProvider, ComputeSpec, Error};
+use compute::{ComputeChanged, ComputeProvider, ComputeSpec, Error, Found};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use session_core::machine::Observation;
@@ -55,6 +55,11 @@ impl ComputeProvider for InstantCompute {
     async fn release(&self, spec: &ComputeSpec) -> Result<(), Error> {
         self.released().insert(spec.key.clone(), spec.generation);
         Ok(())
+    }
+
+    async fn inventory(&self) -> Result<Vec<Found>, Error> {
+        // It is nowhere, so there is nothing to find.
+        Ok(Vec::new())
     }
 
     fn watch(&self) -> BoxStream<'static, ComputeChanged> {

@@ -14,7 +14,7 @@ mod stat;
 
 use crate::properties::unfit;
 use crate::watch::Changes;
-use crate::{ComputeChanged, ComputeProvider, ComputeSpec, Error};
+use crate::{ComputeChanged, ComputeProvider, ComputeSpec, Error, Found};
 use async_trait::async_trait;
 use command::Folders;
 use futures::stream::BoxStream;
@@ -22,7 +22,7 @@ use keeper::Keeper;
 use port::Ports;
 use session_core::machine::{Cause, Observation};
 use session_core::route::Secret;
-use session_core::{Provider, Route, SessionKey};
+use session_core::{ClusterName, Provider, Route, SessionKey};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -58,6 +58,8 @@ pub struct ProcessConfig {
     /// Let sessions of several organizations run side by side, though nothing
     /// but the engine keeps their users apart.
     pub trust_all_users: bool,
+    /// The installation that the children belong to.
+    pub install_id: String,
 }
 
 impl ProcessConfig {
@@ -70,6 +72,7 @@ impl ProcessConfig {
             max_children: 64,
             max_starting: 4,
             trust_all_users: false,
+            install_id: String::new(),
         }
     }
 }
@@ -122,6 +125,8 @@ struct State {
 struct Compute {
     /// Which keeper may write here.
     run: u64,
+    cluster: ClusterName,
+    made: Instant,
     stage: Stage,
     stop: CancellationToken,
     crashes: u32,
@@ -247,6 +252,8 @@ impl ComputeProvider for ProcessProvider {
             id,
             Compute {
                 run,
+                cluster: spec.cluster.name.clone(),
+                made: Instant::now(),
                 stage,
                 stop: stop.clone(),
                 crashes,
@@ -318,6 +325,24 @@ impl ComputeProvider for ProcessProvider {
             self.shared.changes.tell(&spec.key, generation);
         }
         Ok(())
+    }
+
+    async fn inventory(&self) -> Result<Vec<Found>, Error> {
+        let state = self.shared.state();
+        state.must_be_up()?;
+        let there = state.computes.iter().filter(|(_, compute)| match compute.stage {
+            Stage::Starting { .. } | Stage::Ready { .. } => true,
+            Stage::Failed { .. } | Stage::Stopping => false,
+        });
+        Ok(there
+            .map(|((key, generation), compute)| Found {
+                key: key.clone(),
+                generation: *generation,
+                cluster: compute.cluster.clone(),
+                install_id: self.shared.config.install_id.clone(),
+                age: compute.made.elapsed(),
+            })
+            .collect())
     }
 
     fn watch(&self) -> BoxStream<'static, ComputeChanged> {

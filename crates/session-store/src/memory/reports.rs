@@ -87,6 +87,7 @@ impl Used {
 
     pub(super) fn seen(&self, generation: u64, now: Timestamp) -> Use {
         Use {
+            at: now,
             last_activity_at: self.last_activity_at,
             open_calls: self
                 .leases(generation, now)
@@ -127,11 +128,15 @@ pub(super) struct Registry(HashMap<ProxyId, (Timestamp, u64)>);
 impl Registry {
     pub(super) fn heard(&mut self, proxy: &ProxyId, sequence: u64, now: Timestamp) -> Heard {
         self.forget(crate::PROXY_MEMORY, now);
-        let (at, last) = self.0.entry(proxy.clone()).or_default();
-        *at = now;
+        let (_, last) = self.0.entry(proxy.clone()).or_insert((now, 0));
         let fresh = sequence == 0 || sequence > *last;
         *last = sequence.max(*last);
         Heard { at: now, fresh }
+    }
+
+    pub(super) fn spoke(&mut self, proxy: &ProxyId, at: Timestamp) {
+        let (last, _) = self.0.entry(proxy.clone()).or_insert((at, 0));
+        *last = at.max(*last);
     }
 
     pub(super) fn count(
@@ -146,7 +151,7 @@ impl Registry {
         let silent = self
             .0
             .values()
-            .filter(|(at, _)| now.since(*at) >= silent_after)
+            .filter(|(at, _)| *at <= now.before(silent_after))
             .count();
         Proxies {
             known: self.0.len() as u64,

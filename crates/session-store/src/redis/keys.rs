@@ -320,6 +320,7 @@ impl Keys {
             Kind::Catalog => "definitions:catalog",
             Kind::Org => "definitions:org",
             Kind::Disabled => "definitions:disabled",
+            Kind::Install => "definitions:install",
         })
     }
 
@@ -420,7 +421,14 @@ mod tests {
         let mut all = of_org;
         let global = all.len();
         all.extend(
-            [Kind::Cluster, Kind::Catalog, Kind::Org, Kind::Disabled].map(|kind| keys.definitions(kind)),
+            [
+                Kind::Cluster,
+                Kind::Catalog,
+                Kind::Org,
+                Kind::Disabled,
+                Kind::Install,
+            ]
+            .map(|kind| keys.definitions(kind)),
         );
         let spark = SparkSession {
             server: "{p13}:1".to_owned(),

@@ -16,7 +16,7 @@ use std::time::Duration;
 /// Sessions whose use one script reads: a page must not hold Redis up.
 const BATCH: usize = 100;
 /// What the script tells of each.
-const TEXTS: usize = 6;
+const TEXTS: usize = 7;
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis())
@@ -136,6 +136,13 @@ impl RedisStore {
         }
     }
 
+    pub(super) async fn note_proxy_lived(&self, proxy: &ProxyId, at: Timestamp) -> Result<(), Error> {
+        let mut raise = redis::cmd("ZADD");
+        raise.arg(self.keys.proxies()).arg("GT");
+        raise.arg(super::score(at)).arg(proxy.as_str());
+        self.connections.query::<u64>(&raise).await.map(drop)
+    }
+
     pub(super) async fn count_proxies(
         &self,
         silent_after: Duration,
@@ -152,7 +159,7 @@ impl RedisStore {
 }
 
 fn parse_use(texts: &[String]) -> Result<Use, Error> {
-    let [last, calls, rpcs, bytes_in, bytes_out, open_stream_millis] = texts else {
+    let [last, calls, rpcs, bytes_in, bytes_out, open_stream_millis, at] = texts else {
         return Err(Error::Corrupt(format!("a script answered {texts:?}")));
     };
     let last = if last.is_empty() {
@@ -161,6 +168,7 @@ fn parse_use(texts: &[String]) -> Result<Use, Error> {
         Some(number(last)?)
     };
     Ok(Use {
+        at: Timestamp::from_millis(number(at)?),
         last_activity_at: last.map(Timestamp::from_millis),
         open_calls: u32::try_from(number::<u64>(calls)?).unwrap_or(u32::MAX),
         totals: Totals {

@@ -160,3 +160,18 @@ pub(crate) async fn one_owner_has_a_lease_until_it_ends(store: Store) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
+
+pub(crate) async fn the_longest_due_is_told_without_taking_it(store: Store) {
+    assert_eq!(store.oldest_due().await.unwrap(), None);
+    let mut keys = Vec::new();
+    for (org, at) in [("acme", 3000), ("local", 2000), ("a", 4000)] {
+        keys.push(due_at(&store, org, at).await);
+    }
+    for _ in 0..2 {
+        let oldest = store.oldest_due().await.unwrap();
+        assert_eq!(oldest, Some(Timestamp::from_millis(2000)));
+    }
+    store.set_due(&keys[1], 1, None).await.unwrap();
+    let oldest = store.oldest_due().await.unwrap();
+    assert_eq!(oldest, Some(Timestamp::from_millis(3000)));
+}

@@ -302,3 +302,14 @@ pub(crate) async fn clusters_list_their_live_sessions_in_order(store: Store) {
             .is_empty()
     );
 }
+
+pub(crate) async fn sessions_are_counted_by_status(store: Store) {
+    let sessions = populate(&store).await;
+    let counts = store.counts(&org("acme")).await.unwrap();
+    for status in Status::ALL {
+        let expected = sessions.iter().filter(|session| session.status() == status);
+        assert_eq!(counts[&status], expected.count() as u64, "{status:?}");
+    }
+    let nobody = store.counts(&org("nobody")).await.unwrap();
+    assert!(nobody.values().all(|count| *count == 0));
+}

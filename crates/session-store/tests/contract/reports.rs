@@ -284,6 +284,25 @@ pub(crate) async fn proxies_live_fall_silent_and_are_forgotten(store: Store) {
     assert_eq!(nobody_left, Proxies { known: 0, silent: 0 });
 }
 
+pub(crate) async fn a_proxy_lives_by_what_is_written_of_its_report(store: Store) {
+    let proxy = "p".parse().unwrap();
+    let silent = async || {
+        let proxies = store.proxies(Duration::ZERO, None).await.unwrap();
+        proxies.silent
+    };
+    let began = store.proxy_reported(&proxy, 1).await.unwrap().at;
+    assert_eq!(silent().await, 1);
+    let later = began.after(FAR);
+    store.proxy_spoke(&proxy, later).await.unwrap();
+    assert_eq!(silent().await, 0);
+    // A report that begins says nothing yet, and an old one nothing more.
+    store.proxy_reported(&proxy, 2).await.unwrap();
+    store.proxy_spoke(&proxy, began).await.unwrap();
+    assert_eq!(silent().await, 0);
+    store.proxy_spoke(&"q".parse().unwrap(), began).await.unwrap();
+    assert_eq!(silent().await, 1);
+}
+
 pub(crate) async fn the_number_of_a_report_tells_a_repeat(store: Store) {
     let proxy = "p".parse().unwrap();
     let before = store.now().await.unwrap();

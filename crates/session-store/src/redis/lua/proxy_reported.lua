@@ -1,4 +1,4 @@
--- Notes that a proxy lives; answers the present and whether the amounts of
+-- Makes a proxy known; answers the present and whether the amounts of
 -- this report are new.
 -- KEYS 1 proxies by their last report, 2 their sequence numbers
 -- ARGV 1 proxy, 2 sequence number or 0, 3 memory of proxies in ms
@@ -7,7 +7,7 @@ for _, gone in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[3]
   redis.call('ZREM', KEYS[1], gone)
   redis.call('HDEL', KEYS[2], gone)
 end
-redis.call('ZADD', KEYS[1], now, ARGV[1])
+redis.call('ZADD', KEYS[1], 'NX', now, ARGV[1])
 local last = tonumber(redis.call('HGET', KEYS[2], ARGV[1]) or 0)
 local fresh = ARGV[2] == '0' or tonumber(ARGV[2]) > last
 if tonumber(ARGV[2]) > last then

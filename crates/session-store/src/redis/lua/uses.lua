@@ -1,5 +1,5 @@
--- The use of sessions, six texts each: last_activity_at or '', calls in flight,
--- rpcs, bytes_in, bytes_out, open_stream_millis.
+-- The use of sessions, seven texts each: last_activity_at or '', calls in
+-- flight, rpcs, bytes_in, bytes_out, open_stream_millis, the present.
 -- KEYS of each session its use and its leases; ARGV of each its generation
 local now = now_ms()
 local answer = {}
@@ -14,5 +14,6 @@ for i = 1, #KEYS, 2 do
   for total = 2, 5 do
     answer[#answer + 1] = use[total] or '0'
   end
+  answer[#answer + 1] = string.format('%d', now)
 end
 return answer

@@ -1,0 +1,167 @@
+//! What somebody asked for: creating a session, and changing one.
+
+use super::change::{Change, record_of};
+use super::{Cause, Effect, Event, MOST_REVOKED, NewSession, Refusal, Transition};
+use crate::policy::LONGEST_LIFETIME;
+use crate::principal::Actor;
+use crate::reason::ChangeReason;
+use crate::session::{Making, Session, State};
+use crate::time::Timestamp;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A new session: pending, with compute to be made.
+pub fn create(new: NewSession, now: Timestamp) -> Transition {
+    let actor = Actor::Principal(new.owner.clone());
+    let session = Session {
+        state: State::Pending {
+            making: Making::Provisioning,
+            deadline: now.after(new.policy.provisioning_deadline),
+        },
+        expires_at: now.after(new.policy.max_lifetime),
+        id: new.id,
+        org: new.org,
+        owner: new.owner,
+        name: new.name,
+        team: new.team,
+        labels: new.labels,
+        cluster: new.cluster,
+        catalog: new.catalog,
+        policy: new.policy,
+        reason: ChangeReason::Created,
+        status_message: String::new(),
+        status_detail: String::new(),
+        version: 1,
+        generation: 1,
+        token_epoch: 1,
+        created_at: now,
+        active_at: None,
+        idle_since: None,
+        closed_at: None,
+        keep_alive_until: None,
+        restarts: Vec::new(),
+        revoked_tokens: BTreeMap::new(),
+        closing_announced: None,
+        warm_since: None,
+        warm_before: Duration::ZERO,
+        failed_wakes: 0,
+    };
+    Transition {
+        record: record_of(None, &session, actor, now),
+        effects: vec![Effect::Ensure { generation: 1 }],
+        session,
+    }
+}
+
+/// Carries out `event`. `Ok(None)` means that it is so already.
+///
+/// # Errors
+/// [`Refusal`] when the session cannot do what was asked.
+pub fn apply(
+    session: &Session,
+    event: &Event,
+    actor: &Actor,
+    now: Timestamp,
+) -> Result<Option<Transition>, Refusal> {
+    if let (Event::Close { .. }, true) = (event, session.status().is_terminal()) {
+        return Ok(None);
+    }
+    if session.status().is_terminal() {
+        return Err(Refusal::Terminal(session.status()));
+    }
+    let change = Change::of(session, actor.clone(), now);
+    match event {
+        Event::Wake => wake(session, change),
+        Event::Close { reason } => Ok(Some(change.end(State::Closed, *reason, Cause::default()))),
+        Event::Extend { expires_at } => {
+            let max = session.created_at.after(LONGEST_LIFETIME);
+            if *expires_at <= now || *expires_at > max {
+                return Err(Refusal::OutOfBounds {
+                    field: "expires_at",
+                    min: now,
+                    max,
+                });
+            }
+            Ok((*expires_at != session.expires_at)
+                .then(|| change.update(|session| session.expires_at = *expires_at)))
+        }
+        Event::KeepAlive { until } => {
+            if *until > session.expires_at {
+                return Err(Refusal::OutOfBounds {
+                    field: "until",
+                    min: now,
+                    max: session.expires_at,
+                });
+            }
+            if Some(*until) == session.keep_alive_until {
+                return Ok(None);
+            }
+            let mut change = change;
+            change.next.keep_alive_until = Some(*until);
+            // What it is to be kept alive for may be running there still.
+            if let State::IdleReleasing { route, .. } = &session.state
+                && *until > now
+            {
+                return Ok(Some(change.activate(route.clone(), ChangeReason::Updated)));
+            }
+            Ok(Some(change.keep_state(ChangeReason::Updated)))
+        }
+        Event::Update { name, labels } => {
+            let mut next = session.clone();
+            if let Some(name) = name {
+                next.name.clone_from(name);
+            }
+            if let Some(labels) = labels {
+                next.labels.clone_from(labels);
+            }
+            Ok((next != *session).then(|| {
+                change.update(|session| {
+                    session.name = next.name;
+                    session.labels = next.labels;
+                })
+            }))
+        }
+        Event::ReleaseSparkSession => Ok(Some(change.keep_state(ChangeReason::SparkSessionReleased))),
+        Event::RevokeTokens => {
+            let mut change = change;
+            change.next.token_epoch += 1;
+            change.next.revoked_tokens.clear();
+            Ok(Some(change.keep_state(ChangeReason::TokensRevoked)))
+        }
+        Event::RevokeToken { id, until } => {
+            if session.revoked_tokens.contains_key(id) {
+                return Ok(None);
+            }
+            let mut change = change;
+            change.next.revoked_tokens.retain(|_, until| *until > now);
+            if change.next.revoked_tokens.len() < MOST_REVOKED {
+                change.next.revoked_tokens.insert(id.clone(), *until);
+            } else {
+                change.next.token_epoch += 1;
+                change.next.revoked_tokens.clear();
+            }
+            Ok(Some(change.keep_state(ChangeReason::TokensRevoked)))
+        }
+    }
+}
+
+fn wake(session: &Session, mut change: Change<'_>) -> Result<Option<Transition>, Refusal> {
+    match &session.state {
+        State::Pending { .. } | State::Active { .. } => Ok(None),
+        State::IdleKept { route } | State::IdleReleasing { route, .. } => {
+            Ok(Some(change.activate(route.clone(), ChangeReason::Woken)))
+        }
+        State::IdleReleased { wake_after } if change.now < *wake_after => {
+            Err(Refusal::BackingOff { until: *wake_after })
+        }
+        State::IdleReleased { .. } => {
+            change.next.generation += 1;
+            Ok(Some(change.make(
+                Making::Warming,
+                ChangeReason::Woken,
+                Cause::default(),
+            )))
+        }
+        State::Closed | State::Failed => Err(Refusal::Terminal(session.status())),
+    }
+}

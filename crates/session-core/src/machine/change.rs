@@ -1,0 +1,216 @@
+//! How a change is made: the record after it, what history says of it, and the
+//! work it starts.
+
+use super::{Cause, Effect, RELEASE_GRACE, RESTART_BUDGET, RESTART_WINDOW, Transition, WAKE_BUDGET};
+use crate::policy::IdlePolicy;
+use crate::principal::Actor;
+use crate::reason::ChangeReason;
+use crate::route::Route;
+use crate::session::{EventRecord, Making, Session, State, Status};
+use crate::time::Timestamp;
+use std::time::Duration;
+
+const WAKE_BACKOFF_LEAST: Duration = Duration::from_secs(5);
+const WAKE_BACKOFF_MOST: Duration = Duration::from_secs(120);
+/// Tripling reaches the most at the last wait that the budget has: 5, 15, 45,
+/// 120 s; doubling would end at 40 s.
+const WAKE_BACKOFF_FACTOR: u32 = 3;
+
+pub(super) fn record_of(from: Option<Status>, session: &Session, actor: Actor, at: Timestamp) -> EventRecord {
+    let mut message = session.status_message.clone();
+    if message.len() > EventRecord::MESSAGE_BYTES {
+        let cut = (0..=EventRecord::MESSAGE_BYTES)
+            .rev()
+            .find(|&i| message.is_char_boundary(i))
+            .unwrap_or(0);
+        message.truncate(cut);
+    }
+    EventRecord {
+        version: session.version,
+        at,
+        from,
+        to: session.status(),
+        phase: session.state.phase(),
+        generation: session.generation,
+        reason: session.reason,
+        actor,
+        message,
+    }
+}
+
+/// A transition in the making.
+pub(super) struct Change<'a> {
+    before: &'a Session,
+    pub(super) next: Session,
+    actor: Actor,
+    pub(super) now: Timestamp,
+}
+
+impl<'a> Change<'a> {
+    pub(super) fn of(before: &'a Session, actor: Actor, now: Timestamp) -> Self {
+        let mut next = before.clone();
+        next.version += 1;
+        Self {
+            before,
+            next,
+            actor,
+            now,
+        }
+    }
+
+    fn done(mut self, reason: ChangeReason, cause: Cause, effects: Vec<Effect>) -> Transition {
+        self.next.reason = reason;
+        self.count_warm();
+        let mut detail = cause.detail;
+        if detail.len() > Cause::DETAIL_BYTES {
+            let from = detail.len() - Cause::DETAIL_BYTES;
+            let from = (from..detail.len())
+                .find(|&at| detail.is_char_boundary(at))
+                .unwrap_or(detail.len());
+            detail.drain(..from);
+        }
+        self.next.status_message = cause.text;
+        self.next.status_detail = detail;
+        Transition {
+            record: record_of(Some(self.before.status()), &self.next, self.actor, self.now),
+            session: self.next,
+            effects,
+        }
+    }
+
+    /// Of compute that was replaced, the time ends with the old generation.
+    fn count_warm(&mut self) {
+        let next = &mut self.next;
+        let goes_on = self.before.state.has_compute() && next.state.has_compute();
+        if let Some(since) = next.warm_since.take_if(|_| !goes_on) {
+            next.warm_before = next.warm_before.saturating_add(self.now.since(since));
+        }
+        if next.state.has_compute() {
+            next.warm_since.get_or_insert(self.now);
+        }
+    }
+
+    /// A clock will close it then.
+    pub(super) fn announce(mut self, closes_at: Timestamp) -> Transition {
+        self.next.closing_announced = Some(closes_at);
+        let mut change = self.keep_state(ChangeReason::ClosingSoon);
+        change.record.message = format!("it will be closed at {closes_at}");
+        change
+    }
+
+    pub(super) fn keep_state(self, reason: ChangeReason) -> Transition {
+        let cause = Cause {
+            text: self.before.status_message.clone(),
+            detail: self.before.status_detail.clone(),
+        };
+        self.done(reason, cause, Vec::new())
+    }
+
+    pub(super) fn update(mut self, edit: impl FnOnce(&mut Session)) -> Transition {
+        edit(&mut self.next);
+        self.keep_state(ChangeReason::Updated)
+    }
+
+    pub(super) fn activate(mut self, route: Route, reason: ChangeReason) -> Transition {
+        self.next.state = State::Active { route };
+        self.next.active_at = Some(self.now);
+        self.next.idle_since = None;
+        self.next.failed_wakes = 0;
+        self.done(reason, Cause::default(), Vec::new())
+    }
+
+    /// Compute of `next.generation` is to be made.
+    pub(super) fn make(mut self, making: Making, reason: ChangeReason, cause: Cause) -> Transition {
+        let generation = self.next.generation;
+        let deadline = self.now.after(self.next.policy.provisioning_deadline);
+        self.next.state = State::Pending { making, deadline };
+        self.next.idle_since = None;
+        let mut effects = vec![Effect::Ensure { generation }];
+        if generation > 1 {
+            effects.push(Effect::Release {
+                up_to: generation - 1,
+            });
+        }
+        self.done(reason, cause, effects)
+    }
+
+    pub(super) fn not_made(mut self, making: Making, cause: Cause, permanent: bool) -> Transition {
+        match making {
+            Making::Provisioning => {
+                let reason = if permanent {
+                    ChangeReason::ProvisioningFailed
+                } else {
+                    ChangeReason::ProvisioningTimeout
+                };
+                self.end(State::Failed, reason, cause)
+            }
+            Making::Warming => {
+                self.next.failed_wakes += 1;
+                let failed = self.next.failed_wakes;
+                if permanent || failed >= WAKE_BUDGET {
+                    self.end(State::Failed, ChangeReason::WarmBudgetSpent, cause)
+                } else {
+                    self.idle_without_compute(ChangeReason::WarmFailed, cause, wake_backoff(failed))
+                }
+            }
+            Making::Restarting => self.replace_lost(cause),
+        }
+    }
+
+    pub(super) fn replace_lost(mut self, cause: Cause) -> Transition {
+        let window_start = self.now.before(RESTART_WINDOW);
+        self.next.restarts.retain(|at| *at > window_start);
+        if self.next.restarts.len() >= RESTART_BUDGET {
+            return self.end(State::Failed, ChangeReason::RestartBudgetSpent, cause);
+        }
+        self.next.restarts.push(self.now);
+        self.next.generation += 1;
+        self.make(Making::Restarting, ChangeReason::ComputeLost, cause)
+    }
+
+    pub(super) fn idle(mut self) -> Transition {
+        let State::Active { route } = self.next.state.clone() else {
+            return self.keep_state(ChangeReason::IdleTimeout);
+        };
+        if self.next.policy.close_after_idle.is_zero() {
+            return self.end(State::Closed, ChangeReason::IdleClose, Cause::default());
+        }
+        self.next.idle_since = Some(self.now);
+        self.next.state = match self.next.policy.on_idle {
+            IdlePolicy::Keep => State::IdleKept { route },
+            IdlePolicy::Release => State::IdleReleasing {
+                route,
+                release_at: self.now.after(RELEASE_GRACE),
+            },
+        };
+        self.done(ChangeReason::IdleTimeout, Cause::default(), Vec::new())
+    }
+
+    pub(super) fn idle_without_compute(
+        mut self,
+        reason: ChangeReason,
+        cause: Cause,
+        wait: Duration,
+    ) -> Transition {
+        self.next.idle_since = self.next.idle_since.or(Some(self.now));
+        self.next.state = State::IdleReleased {
+            wake_after: self.now.after(wait),
+        };
+        let up_to = self.next.generation;
+        self.done(reason, cause, vec![Effect::Release { up_to }])
+    }
+
+    pub(super) fn end(mut self, state: State, reason: ChangeReason, cause: Cause) -> Transition {
+        self.next.state = state;
+        self.next.closed_at = Some(self.now);
+        self.next.idle_since = None;
+        let up_to = self.next.generation;
+        self.done(reason, cause, vec![Effect::Release { up_to }])
+    }
+}
+
+fn wake_backoff(failed_wakes: u32) -> Duration {
+    WAKE_BACKOFF_LEAST
+        .saturating_mul(WAKE_BACKOFF_FACTOR.saturating_pow(failed_wakes.saturating_sub(1)))
+        .min(WAKE_BACKOFF_MOST)
+}

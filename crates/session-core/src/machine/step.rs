@@ -1,0 +1,208 @@
+//! A look at a session: what its compute, its use and its clocks make of it.
+
+use super::change::Change;
+use super::due::next_due;
+use super::{Cause, Effect, Observation, RECHECK, SLOWEST_RECHECK, Step, Transition};
+use crate::activity::Activity;
+use crate::principal::Actor;
+use crate::reason::ChangeReason;
+use crate::session::{Session, State};
+use crate::time::Timestamp;
+use std::time::Duration;
+
+/// Looks at a session because it is due or something was heard of it.
+/// `observation` is what its provider sees of the current generation's
+/// compute; none when the provider could not be asked, which decides nothing.
+pub fn step(
+    session: &Session,
+    observation: Option<&Observation>,
+    activity: Activity,
+    now: Timestamp,
+) -> Step {
+    let change = || Change::of(session, Actor::System, now);
+    let gone = matches!(observation, Some(Observation::Missing));
+    let broken = lost_cause(observation).filter(|_| session.policy.dedicated);
+
+    if session.status().is_terminal() {
+        return if gone {
+            Step::done()
+        } else {
+            Step::release(session, now)
+        };
+    }
+    if now >= session.expires_at {
+        return Step::commit(
+            change().end(State::Closed, ChangeReason::MaxLifetime, Cause::default()),
+            activity,
+            now,
+        );
+    }
+    let decided = match &session.state {
+        State::Pending { making, deadline } => match observation {
+            Some(Observation::Ready { route }) => {
+                Some(change().activate(route.clone(), ChangeReason::ComputeReady))
+            }
+            Some(Observation::Failed {
+                cause,
+                permanent: true,
+            }) => Some(change().not_made(*making, cause.clone(), true)),
+            Some(_) | None if now >= *deadline => {
+                Some(change().not_made(*making, timeout_cause(session, observation), false))
+            }
+            Some(Observation::Missing | Observation::Failed { .. } | Observation::Starting { .. }) | None => {
+                None
+            }
+        },
+        State::Active { .. } => match (broken, activity) {
+            (Some(cause), _) => Some(change().replace_lost(cause)),
+            (None, Activity::Quiet { last_activity_at })
+                if session.idle_at(last_activity_at).is_some_and(|at| now >= at) =>
+            {
+                Some(change().idle())
+            }
+            (None, _) => None,
+        },
+        State::IdleKept { route } | State::IdleReleasing { route, .. } => {
+            if let Some(cause) = broken {
+                Some(change().idle_without_compute(ChangeReason::ComputeLost, cause, Duration::ZERO))
+            } else if used_since(session, activity) {
+                Some(change().activate(route.clone(), ChangeReason::Activity))
+            } else if idle_is_over(session, activity, now) {
+                Some(change().end(State::Closed, ChangeReason::IdleClose, Cause::default()))
+            } else if release_is_due(&session.state, activity, now) {
+                Some(change().idle_without_compute(
+                    ChangeReason::IdleReleased,
+                    Cause::default(),
+                    Duration::ZERO,
+                ))
+            } else {
+                None
+            }
+        }
+        State::IdleReleased { .. } => idle_is_over(session, activity, now)
+            .then(|| change().end(State::Closed, ChangeReason::IdleClose, Cause::default())),
+        State::Closed | State::Failed => None,
+    };
+    let announced = || {
+        let (at, closes_at) = session.closing_soon()?;
+        (now >= at).then(|| change().announce(closes_at))
+    };
+    match decided.or_else(announced) {
+        Some(transition) => Step::commit(transition, activity, now),
+        None => unfinished(session, observation, activity, now),
+    }
+}
+
+/// Nothing is to be decided: what an earlier decision calls for goes on until
+/// it is seen to be done.
+fn unfinished(
+    session: &Session,
+    observation: Option<&Observation>,
+    activity: Activity,
+    now: Timestamp,
+) -> Step {
+    let gone = matches!(observation, Some(Observation::Missing));
+    let broken = matches!(observation, Some(Observation::Failed { .. }));
+    let effects = match session.state {
+        State::IdleReleased { .. } if !gone => return Step::release(session, now),
+        State::Pending { .. } if gone || broken => vec![Effect::Ensure {
+            generation: session.generation,
+        }],
+        State::Pending { .. }
+        | State::Active { .. }
+        | State::IdleKept { .. }
+        | State::IdleReleasing { .. }
+        | State::IdleReleased { .. }
+        | State::Closed
+        | State::Failed => Vec::new(),
+    };
+    Step {
+        transition: None,
+        effects,
+        due: next_due(session, activity, now),
+    }
+}
+
+fn lost_cause(observation: Option<&Observation>) -> Option<Cause> {
+    match observation {
+        Some(Observation::Missing) => Some("its compute is gone".into()),
+        Some(Observation::Failed { cause, .. }) => Some(cause.clone()),
+        Some(Observation::Starting { .. } | Observation::Ready { .. }) | None => None,
+    }
+}
+
+fn timeout_cause(session: &Session, observation: Option<&Observation>) -> Cause {
+    let allowed = session.policy.provisioning_deadline.as_secs();
+    let last = match observation {
+        Some(Observation::Starting { detail }) => detail.as_str(),
+        Some(Observation::Failed { cause, .. }) => cause.text.as_str(),
+        Some(Observation::Missing) => "it could not be started",
+        Some(Observation::Ready { .. }) | None => "its state is unknown",
+    };
+    let detail = match observation {
+        Some(Observation::Failed { cause, .. }) => cause.detail.clone(),
+        Some(Observation::Starting { .. } | Observation::Ready { .. } | Observation::Missing) | None => {
+            String::new()
+        }
+    };
+    Cause {
+        text: format!("compute was not ready within {allowed} s: {last}"),
+        detail,
+    }
+}
+
+/// Is there a call, or was there one that the decision to idle did not know of?
+/// A report that came late wins over it.
+fn used_since(session: &Session, activity: Activity) -> bool {
+    match activity {
+        Activity::Busy => true,
+        Activity::Quiet { last_activity_at } => session
+            .idle_since
+            .is_some_and(|since| last_activity_at.after(session.policy.idle_timeout) > since),
+        Activity::Unknown => false,
+    }
+}
+
+fn idle_is_over(session: &Session, activity: Activity, now: Timestamp) -> bool {
+    matches!(activity, Activity::Quiet { .. }) && session.closes_at().is_some_and(|at| now >= at)
+}
+
+fn release_is_due(state: &State, activity: Activity, now: Timestamp) -> bool {
+    matches!((state, activity), (State::IdleReleasing { release_at, .. }, Activity::Quiet { .. }) if now >= *release_at)
+}
+
+impl Step {
+    fn done() -> Self {
+        Self {
+            transition: None,
+            effects: Vec::new(),
+            due: None,
+        }
+    }
+
+    /// Looks again after as long as it has taken so far, within bounds.
+    fn release(session: &Session, now: Timestamp) -> Self {
+        let begun = session.closed_at.or(session.idle_since).unwrap_or(now);
+        let wait = now.since(begun).clamp(RECHECK, SLOWEST_RECHECK);
+        Self {
+            transition: None,
+            effects: vec![Effect::Release {
+                up_to: session.generation,
+            }],
+            due: Some(now.after(wait)),
+        }
+    }
+
+    fn commit(transition: Transition, activity: Activity, now: Timestamp) -> Self {
+        let due = if transition.effects.is_empty() {
+            next_due(&transition.session, activity, now)
+        } else {
+            Some(now.after(RECHECK))
+        };
+        Self {
+            transition: Some(transition),
+            effects: Vec::new(),
+            due,
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Compute as one manager reaches it, and what compute does by itself: it gets
+//! ready in time or too late, fails, hangs, and vanishes with or without a word.
+
+use super::store::Run;
+use super::world::{World, short};
+use async_trait::async_trait;
+use compute::dial::Target;
+use compute::{Chosen, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found, SharedCompute};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use session_core::machine::{Cause, Observation};
+use session_core::{Cluster, Engine, Route, SessionKey, SparkSessionId};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct FaultyCompute {
+    pub(super) run: Run,
+}
+
+fn lost() -> Error {
+    Error::Unavailable("lost".to_owned())
+}
+
+/// Makes the compute, and begins its life if that was not there.
+async fn ensure(world: &Arc<World>, spec: &ComputeSpec) -> Result<(), Error> {
+    let (key, generation) = (spec.key.clone(), spec.generation);
+    let before = world.sim.made(&key, generation);
+    world.sim.ensure(spec).await?;
+    let made = world.sim.made(&key, generation);
+    if made > before {
+        world.note("compute", format_args!("{} g{generation} is made", short(&key)));
+        tokio::spawn(live(Arc::clone(world), key, generation, made));
+    }
+    Ok(())
+}
+
+async fn live(world: Arc<World>, key: SessionKey, generation: u64, made: usize) {
+    let stormy = !world.is_calm();
+    let there =
+        || world.sim.live().contains(&(key.clone(), generation)) && world.sim.made(&key, generation) == made;
+    let tell = |what: &str| world.note("compute", format_args!("{} g{generation} {what}", short(&key)));
+    tokio::time::sleep(world.between(50, 4000)).await;
+    let luck = world.below(if stormy { 20 } else { 60 });
+    if luck == 0 {
+        tell("hangs");
+        return;
+    }
+    if luck == 1 {
+        tokio::time::sleep(world.between(1000, 20_000)).await;
+    }
+    if !there() {
+        return;
+    }
+    if luck == 2 || luck == 3 {
+        tell("fails");
+        let permanent = luck == 3 && world.one_in(3);
+        return world
+            .sim
+            .fail(&key, generation, "the simulation says so", permanent);
+    }
+    tell("is ready");
+    let route = Route {
+        endpoint: "127.0.0.1:1".to_owned(),
+        tls_server_name: None,
+        credential: None,
+        engine: Engine::Sail,
+        engine_version: "1".to_owned(),
+        dedicated: true,
+    };
+    world.sim.ready(&key, generation, route);
+    if !world.one_in(if stormy { 4 } else { 12 }) {
+        return;
+    }
+    tokio::time::sleep(world.between(1000, 300_000)).await;
+    if !there() {
+        return;
+    }
+    if world.one_in(2) {
+        tell("vanishes silently");
+        world.sim.vanish_silently(&key, generation);
+    } else if world.one_in(2) {
+        tell("crashes");
+        world.sim.fail(&key, generation, "it crashed", false);
+    } else {
+        tell("vanishes");
+        world.sim.vanish(&key, generation);
+    }
+}
+
+impl FaultyCompute {
+    /// Requests are lost, or take their time.
+    async fn arrive(&self, what: &str) -> Result<(), Error> {
+        self.run.pause().await;
+        let world = &self.run.world;
+        if world.strikes(15_000) {
+            world.fault(&self.run.name, format_args!("{what} is lost"));
+            return Err(lost());
+        }
+        if world.strikes(5_000) {
+            let delay = world.between(1000, 15_000);
+            world.fault(&self.run.name, format_args!("{what} takes {delay:?}"));
+            tokio::time::sleep(delay).await;
+        }
+        self.run.alive().await;
+        Ok(())
+    }
+
+    async fn answer(&self, what: &str) -> Result<(), Error> {
+        let world = &self.run.world;
+        if world.strikes(1_000) {
+            self.run.crash(&format!("after {what}"));
+        }
+        self.run.pause().await;
+        if world.strikes(15_000) {
+            world.fault(&self.run.name, format_args!("the answer to {what} is lost"));
+            return Err(lost());
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl ComputeProvider for FaultyCompute {
+    async fn ensure(&self, spec: &ComputeSpec) -> Result<(), Error> {
+        let world = &self.run.world;
+        world.check_ensure(&spec.key, spec.generation);
+        if world.strikes(40_000) {
+            // It arrives once more, when nobody thinks of it.
+            let (world, spec, delay) = (Arc::clone(world), spec.clone(), world.between(10, 20_000));
+            world.fault(
+                &self.run.name,
+                format_args!(
+                    "ensure {} g{} comes again {delay:?} later",
+                    short(&spec.key),
+                    spec.generation
+                ),
+            );
+            tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                drop(ensure(&world, &spec).await);
+                let now = world.elapsed();
+                world.state().last_fault = now;
+            });
+        }
+        self.arrive("ensure").await?;
+        ensure(world, spec).await?;
+        self.answer("ensure").await
+    }
+
+    async fn observe(&self, spec: &ComputeSpec) -> Result<Observation, Error> {
+        self.arrive("observe").await?;
+        let seen = self.run.world.sim.observe(spec).await?;
+        self.answer("observe").await?;
+        Ok(seen)
+    }
+
+    async fn release(&self, spec: &ComputeSpec) -> Result<(), Error> {
+        let world = &self.run.world;
+        world.check_release(&spec.key, spec.generation);
+        self.arrive("release").await?;
+        world.check_release(&spec.key, spec.generation);
+        world.note(
+            &self.run.name,
+            format_args!("releases {} up to g{}", short(&spec.key), spec.generation),
+        );
+        world.sim.release(spec).await?;
+        self.answer("release").await
+    }
+
+    async fn inventory(&self) -> Result<Vec<Found>, Error> {
+        self.arrive("inventory").await?;
+        self.run.world.sim.inventory().await
+    }
+
+    fn watch(&self) -> BoxStream<'static, ComputeChanged> {
+        let run = self.run.clone();
+        let heard = self.run.world.sim.watch().filter_map(move |change| {
+            let run = run.clone();
+            async move {
+                run.pause().await;
+                let lost = run.world.strikes(100_000);
+                (!lost).then_some(change)
+            }
+        });
+        heard.boxed()
+    }
+}
+
+#[async_trait]
+impl SharedCompute for FaultyCompute {
+    fn target_at(&self, cluster: &Cluster, server: &str) -> Result<Target, Cause> {
+        self.run.world.sim.target_at(cluster, server)
+    }
+
+    async fn choose_catalog(
+        &self,
+        spec: &ComputeSpec,
+        server: &str,
+        id: &SparkSessionId,
+    ) -> Result<Chosen, Cause> {
+        self.run.world.sim.choose_catalog(spec, server, id).await
+    }
+
+    async fn end_spark_sessions(
+        &self,
+        spec: &ComputeSpec,
+        server: &str,
+        ids: &[SparkSessionId],
+    ) -> Result<Vec<SparkSessionId>, Error> {
+        self.arrive("end_spark_sessions").await?;
+        self.run.world.sim.end_spark_sessions(spec, server, ids).await
+    }
+}
+
+/// Waits no longer than compute of this generation is there.
+pub(super) async fn until_gone(world: &World, key: &SessionKey, generation: u64, limit: Duration) {
+    let until = world.elapsed() + limit;
+    while world.elapsed() < until {
+        if !world.sim.live().contains(&(key.clone(), generation)) {
+            return;
+        }
+        let left = until.saturating_sub(world.elapsed());
+        tokio::time::sleep(left.min(Duration::from_secs(2))).await;
+    }
+}

@@ -1,0 +1,148 @@
+//! Whole managers without their sockets: the real driver, reports, silence and
+//! reconcile, on a store and on compute that fail.
+
+use super::engines::FaultyCompute;
+use super::store::{FaultyStore, Run};
+use super::world::World;
+use crate::computes::Computes;
+use crate::directory::Directory;
+use crate::driver::Driver;
+use crate::metrics::Metrics;
+use crate::reconcile::Reconcile;
+use crate::reports::Reports;
+use crate::silence::{Jumps, Silence};
+use service_kit::metrics::Registry;
+use session_store::SessionStore;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// A manager that runs, or that crashed.
+#[derive(Debug)]
+pub(super) struct Manager {
+    pub(super) run: Run,
+    pub(super) store: Arc<dyn SessionStore>,
+    pub(super) driver: Arc<Driver>,
+    pub(super) reports: Arc<Reports>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Manager {
+    pub(super) fn start(world: &Arc<World>, name: String) -> Arc<Self> {
+        let run = Run::new(world, name);
+        world.note(&run.name, format_args!("starts"));
+        let store: Arc<dyn SessionStore> = Arc::new(FaultyStore { run: run.clone() });
+        let provider = Arc::new(FaultyCompute { run: run.clone() });
+        let computes = Computes::new(Arc::clone(&provider) as _, Some(provider));
+        let metrics = Arc::new(Metrics::new(&Registry::new()));
+        let silence = Arc::new(Silence::new(Arc::clone(&store), Jumps::AreOutages));
+        let directory = Directory::new(Arc::clone(&store));
+        let (driver, kicked) = Driver::new(
+            Arc::clone(&store),
+            directory.clone(),
+            computes.clone(),
+            Arc::clone(&silence),
+            Arc::clone(&metrics),
+        );
+        let reports = Arc::new(Reports::new(
+            Arc::clone(&store),
+            Arc::clone(&driver),
+            Arc::clone(&silence),
+            Arc::clone(&metrics),
+        ));
+        let reconcile = Reconcile::new(
+            Arc::clone(&store),
+            directory,
+            computes,
+            Arc::clone(&driver),
+            Arc::clone(&silence),
+            metrics,
+        );
+        // Nobody stops it: it crashes.
+        let stop = CancellationToken::new();
+        let tasks = vec![
+            tokio::spawn(Arc::clone(&driver).run(kicked, stop.clone())),
+            tokio::spawn({
+                let (reports, stop) = (Arc::clone(&reports), stop.clone());
+                async move { reports.run(stop).await }
+            }),
+            tokio::spawn(crate::watch_store(
+                Arc::clone(&store),
+                silence,
+                |_| {},
+                stop.clone(),
+            )),
+            tokio::spawn(async move { reconcile.run(stop).await }),
+        ];
+        Arc::new(Self {
+            run,
+            store,
+            driver,
+            reports,
+            tasks,
+        })
+    }
+
+    fn bury(&self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+/// The managers of a world; those that crash are started again.
+#[derive(Debug)]
+pub(super) struct Managers {
+    world: Arc<World>,
+    running: std::sync::Mutex<Vec<Arc<Manager>>>,
+}
+
+impl Managers {
+    pub(super) fn start(world: &Arc<World>, count: u64) -> Arc<Self> {
+        let running = (0..count).map(|n| Manager::start(world, format!("m{n}.0")));
+        Arc::new(Self {
+            running: std::sync::Mutex::new(running.collect()),
+            world: Arc::clone(world),
+        })
+    }
+
+    /// One of them, by chance; it may have crashed.
+    pub(super) fn any(&self) -> Arc<Manager> {
+        let running = self.running.lock().unwrap();
+        let n = usize::try_from(self.world.below(running.len() as u64)).unwrap();
+        Arc::clone(&running[n])
+    }
+
+    pub(super) async fn keep_running(self: Arc<Self>) {
+        let mut runs = 0;
+        let mut back_at: Vec<Option<Duration>> = vec![None; self.running.lock().unwrap().len()];
+        loop {
+            tokio::time::sleep(self.world.between(200, 1000)).await;
+            for (n, back_at) in back_at.iter_mut().enumerate() {
+                let manager = Arc::clone(&self.running.lock().unwrap()[n]);
+                let now = self.world.elapsed();
+                match *back_at {
+                    None if manager.run.is_dead() => {
+                        manager.bury();
+                        let down = if self.world.is_calm() {
+                            0
+                        } else {
+                            self.world.below(30_000)
+                        };
+                        *back_at = Some(now + Duration::from_millis(down));
+                    }
+                    None if self.world.strikes(8_000) => manager.run.crash("by chance"),
+                    Some(at) if now >= at || self.world.is_calm() => {
+                        *back_at = None;
+                        runs += 1;
+                        let manager = Manager::start(&self.world, format!("m{n}.{runs}"));
+                        self.running.lock().unwrap()[n] = manager;
+                        self.world.state().last_fault = now;
+                    }
+                    None | Some(_) => {}
+                }
+            }
+        }
+    }
+}
