@@ -13,6 +13,7 @@ use session_store::Feed;
 use session_store::redis::{Options, RedisStore};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 use test_support::redis::PrivateCluster;
 use tokio::time::timeout;
 

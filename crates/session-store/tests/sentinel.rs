@@ -161,12 +161,12 @@ async fn an_end_that_a_fail_over_lost_is_written_again() {
     let (ends, revoked) = (&sessions[1], &sessions[2]);
     let old = watched.primary().await.unwrap();
     let replica = 1 - old;
-    watched.servers[replica].stand_still(true).unwrap();
+    watched.servers[replica].stand_still(true).await.unwrap();
     let ended = commit(&store, close(ends)).await;
     let taken_back = commit(&store, revoke(revoked)).await;
     let taken_back = commit(&store, touch(&taken_back)).await;
     watched.servers[old].kill9().unwrap();
-    watched.servers[replica].stand_still(false).unwrap();
+    watched.servers[replica].stand_still(false).await.unwrap();
     eventually("the end is there again", async || {
         match store.get(&ended.key()).await {
             Ok(Some(stored)) if stored.status() == Status::Closed && stored.version >= ended.version => {

@@ -121,10 +121,11 @@ impl PrivateRedis {
     }
 
     /// Makes the server stand still, or go on: one that hangs.
-    pub fn stand_still(&mut self, still: bool) -> anyhow::Result<()> {
-        self.server
-            .as_mut()
-            .map_or(Ok(()), |server| server.stand_still(still))
+    pub async fn stand_still(&mut self, still: bool) -> anyhow::Result<()> {
+        match &mut self.server {
+            Some(server) => server.stand_still(still).await,
+            None => Ok(()),
+        }
     }
 
     /// Ends the server in order, if it runs, and starts it again on the same

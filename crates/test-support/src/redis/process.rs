@@ -112,13 +112,13 @@ impl Server {
     }
 
     /// Makes it stand still, or go on.
-    pub(super) fn stand_still(&mut self, still: bool) -> anyhow::Result<()> {
+    pub(super) async fn stand_still(&mut self, still: bool) -> anyhow::Result<()> {
         let pipe = self.helper.stdin.as_mut().context("the helper has no input")?;
         pipe.write_all(if still { b"stop\n" } else { b"cont\n" })?;
-        let deadline = std::time::Instant::now() + READY_LIMIT;
+        let deadline = Instant::now() + READY_LIMIT;
         while self.state()?.starts_with('T') != still {
-            ensure!(std::time::Instant::now() < deadline, "the server does not obey");
-            std::thread::sleep(Duration::from_millis(1));
+            ensure!(Instant::now() < deadline, "the server does not obey");
+            sleep(Duration::from_millis(1)).await;
         }
         Ok(())
     }
