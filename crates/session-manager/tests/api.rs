@@ -299,6 +299,39 @@ async fn watching_begins_with_a_reset_and_hears_every_change_in_order() {
 }
 
 #[tokio::test]
+async fn a_store_that_may_have_lost_something_makes_proxies_ask_anew() {
+    let manager = Manager::start().await;
+    let key = manager.active("ada").await;
+    let mut watch = manager
+        .routes()
+        .watch_routes(wire::WatchRoutesRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    let mut next = async || {
+        let update = tokio::time::timeout(Duration::from_secs(5), watch.message());
+        update.await.unwrap().unwrap().unwrap().update.unwrap()
+    };
+    let Update::Reset(first) = next().await else {
+        panic!("it begins with a reset");
+    };
+    let before = resolve(&manager, &key, 0).await.unwrap();
+    assert_eq!(before.store_epoch, first.store_epoch);
+    manager.store.fail_over();
+    let Update::Reset(second) = next().await else {
+        panic!("a reset says that something may be lost");
+    };
+    assert!(second.store_epoch > first.store_epoch);
+    let after = resolve(&manager, &key, 0).await.unwrap();
+    assert_eq!(after.store_epoch, second.store_epoch);
+    manager.close("ada", &key).await;
+    let Update::Change(change) = next().await else {
+        panic!("changes go on");
+    };
+    assert_eq!(change.store_epoch, second.store_epoch);
+}
+
+#[tokio::test]
 async fn waking_an_active_session_changes_nothing() {
     let manager = Manager::start().await;
     let key = manager.active("ada").await;

@@ -38,10 +38,10 @@ const MINUTE_MILLIS: u64 = 60_000;
 /// A store that forgets everything when the process ends.
 pub struct MemoryStore {
     clock: Arc<dyn Clock>,
-    epoch: u64,
+    epoch: AtomicU64,
     state: Mutex<State>,
     calls: AtomicU64,
-    feed: broadcast::Sender<Change>,
+    feed: broadcast::Sender<Feed>,
 }
 
 #[derive(Default)]
@@ -93,7 +93,7 @@ impl MemoryStore {
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
             // What an earlier process knew is forgotten.
-            epoch: clock.now().as_millis(),
+            epoch: AtomicU64::new(clock.now().as_millis()),
             clock,
             state: Mutex::default(),
             calls: AtomicU64::new(0),
@@ -113,6 +113,13 @@ impl MemoryStore {
     /// an answer took.
     pub fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)
+    }
+
+    /// As after a fail-over: what was written last may be lost.
+    pub fn fail_over(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        // Fails only when nobody listens.
+        drop(self.feed.send(Feed::Reset));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -143,11 +150,11 @@ impl MemoryStore {
 
     fn publish(&self, session: &Session, record: EventRecord) {
         // Fails only when nobody listens.
-        drop(self.feed.send(Change {
+        drop(self.feed.send(Feed::Change(Box::new(Change {
             key: session.key(),
             record,
             token_epoch: session.token_epoch,
-        }));
+        }))));
     }
 }
 
@@ -506,8 +513,8 @@ impl SessionStore for MemoryStore {
 
     fn changes(&self) -> BoxStream<'static, Feed> {
         let changes = BroadcastStream::new(self.feed.subscribe());
-        let feed = changes.map(|change| match change {
-            Ok(change) => Feed::Change(Box::new(change)),
+        let feed = changes.map(|feed| match feed {
+            Ok(feed) => feed,
             Err(tokio_stream::wrappers::errors::BroadcastStreamRecvError::Lagged(_)) => Feed::Reset,
         });
         futures::stream::iter([Feed::Reset]).chain(feed).boxed()
@@ -624,7 +631,7 @@ impl SessionStore for MemoryStore {
     }
 
     async fn epoch(&self) -> Result<u64, Error> {
-        Ok(self.epoch)
+        Ok(self.epoch.load(Ordering::Acquire))
     }
 
     async fn ping(&self) -> Result<(), Error> {

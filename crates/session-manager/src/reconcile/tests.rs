@@ -189,7 +189,7 @@ fn a_record_that_comes_back_ends_the_quarantine() {
     while at <= 10 * QUARANTINE {
         // Every tenth minute the record is there.
         let minute = at.as_secs() / 60;
-        let record = (minute % 10 == 0).then(|| session.clone());
+        let record = minute.is_multiple_of(10).then(|| session.clone());
         let mut one = found(&session, 1);
         one.age += at;
         assert!(
