@@ -36,12 +36,20 @@ async fn twenty_rotations_under_load_refuse_no_good_token() {
 
     let (stop, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let load = tokio::spawn({
-        let (whole, session) = (Arc::clone(&whole), session.clone());
+        let (whole, mut session) = (Arc::clone(&whole), session.clone());
         let (stop, calls) = (Arc::clone(&stop), Arc::clone(&calls));
         async move {
             let clients = [whole.client(0).await, whole.client(1).await];
             let mut kept = std::collections::VecDeque::new();
-            while !stop.load(Ordering::Relaxed) {
+            for number in 1.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                // A session has at most 1000 live tokens.
+                if number % 500 == 0 {
+                    session = whole.session().await;
+                    kept.clear();
+                }
                 let issued = whole.issue(&session).await.unwrap();
                 kept.push_back(issued.token);
                 // The newest, and one that is a little older, at both proxies.
@@ -69,6 +77,7 @@ async fn twenty_rotations_under_load_refuse_no_good_token() {
             }
         })
         .await;
+        let session = whole.session().await;
         within("it signs after its window", async {
             loop {
                 let issued = whole.issue(&session).await.unwrap();

@@ -77,7 +77,7 @@ impl Whole {
              tokens.keys.location = \"{}\"\ntokens.keys.refresh = \"150ms\"\n\
              tokens.keys.again_after = \"150ms\"\ncompute.process.state_dir = \"{}\"\n\
              [[clusters]]\nname = \"c\"\nengine = \"sail\"\nprocess = {{ program = \"/opt/sail\" }}\n\
-             [[orgs]]\nname = \"acme\"\n[orgs.limits]\ntokens_per_session = 100000\n\
+             [[orgs]]\nname = \"acme\"\n[orgs.limits]\ntokens_per_session = 1000\n\
              live_sessions_per_owner = 1000\nlive_sessions = 1000\ncreates_per_minute = 1000\n\
              [[service_accounts]]\nname = \"ada\"\norg = \"acme\"\nroles = [\"member\"]\nkey_sha256 = \"{}\"\n",
             sets[0],
