@@ -21,6 +21,7 @@ mod metrics;
 mod reconcile;
 mod refuse;
 mod reports;
+mod show;
 mod shut_out;
 mod silence;
 #[cfg(test)]
@@ -30,6 +31,7 @@ mod tombstones;
 
 pub use computes::{Computes, StorePlaces};
 pub use config::Config;
+pub use show::show;
 
 use anyhow::{Context, Result};
 use api::Api;

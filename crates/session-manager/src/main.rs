@@ -5,7 +5,7 @@ use clap::Parser;
 use service_kit::config::{ConfigArgs, Start, start_over_defaults};
 use service_kit::shutdown::Shutdown;
 use service_kit::telemetry;
-use session_manager::{Config, Listeners, run};
+use session_manager::{Config, Listeners, open_store, run, show};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -16,17 +16,26 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 struct Args {
     #[command(flatten)]
     config: ConfigArgs,
+    /// Print what the store holds of one session, and stop.
+    #[arg(long, value_name = "ORG/SESSION")]
+    show: Option<String>,
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let config: Config = match start_over_defaults(&Args::parse().config, "BERTH")? {
+    let args = Args::parse();
+    let config: Config = match start_over_defaults(&args.config, "BERTH")? {
         Start::Run(config) => config,
         Start::Print(text) => {
             println!("{text}");
             return Ok(());
         }
     };
+    if let Some(name) = &args.show {
+        let store = open_store(&config).await?;
+        println!("{:#}", show(&*store, name).await?);
+        return Ok(());
+    }
     let _telemetry = telemetry::init(&config.telemetry, "session-manager")?;
     let listeners = Listeners::bind(&config).await?;
     run(config, listeners, Shutdown::on_signals()?).await

@@ -15,9 +15,12 @@ mod feed;
 mod keys;
 mod list;
 mod options;
+mod packed;
+mod record;
 mod reports;
 mod scripts;
 mod shared;
+mod tokens;
 mod tombstones;
 mod watch;
 mod write;
@@ -30,9 +33,8 @@ use async_trait::async_trait;
 use connection::{Connections, Failure};
 use durable::Durable;
 use epoch::Epoch;
-use futures::future::try_join_all;
 use futures::stream::BoxStream;
-use keys::{Keys, member, parse_members, partitions};
+use keys::Keys;
 pub use options::{ConnectError, Credentials, Options, TlsFiles};
 use scripts::{Call, Reply, Scripts};
 use serde::de::DeserializeOwned;
@@ -128,31 +130,6 @@ impl RedisStore {
         self.connections.query::<()>(cmd.arg(index).arg(strays)).await
     }
 
-    /// Records a token unless there is no room for it once `revoked` are gone.
-    async fn add_token(
-        &self,
-        key: &SessionKey,
-        token: &TokenRecord,
-        limit: u32,
-        revoked: &[&str],
-    ) -> Result<(), Error> {
-        let mut script = self.scripts.record_token.prepare_invoke();
-        script
-            .key(self.keys.record(key))
-            .key(self.keys.token_expiry(key))
-            .key(self.keys.tokens(key))
-            .key(self.keys.token_uses(key))
-            .key(self.keys.audit(key.org.partition()));
-        script
-            .arg(token.id.as_str())
-            .arg(encode(token)?)
-            .arg(token.epoch)
-            .arg(score(token.expires_at))
-            .arg(limit)
-            .arg(revoked);
-        self.audit_last(&mut script, &token.audited(key))?;
-        self.run(&script).await?.accepted(|_| limit).map(drop)
-    }
 }
 
 fn encode<T: serde::Serialize>(value: &T) -> Result<String, Error> {
@@ -201,21 +178,14 @@ impl SessionStore for RedisStore {
             .arg("record");
         let (fingerprint, record): (Option<String>, Option<String>) = self.connections.query(&cmd).await?;
         let Some(record) = record else { return Ok(None) };
-        let mut cmd = redis::cmd("HGET");
-        cmd.arg(record).arg("json");
-        let json: Option<String> = self.connections.query(&cmd).await?;
-        match json {
-            None => Ok(None),
+        match self.read_record(&record).await? {
             Some(_) if fingerprint.as_ref() != Some(&request.fingerprint) => Err(Error::RequestIdReused),
-            Some(json) => decode(&json).map(Some),
+            stored => Ok(stored),
         }
     }
 
     async fn get(&self, key: &SessionKey) -> Result<Option<Session>, Error> {
-        let mut cmd = redis::cmd("HGET");
-        cmd.arg(self.keys.record(key)).arg("json");
-        let json: Option<String> = self.connections.query(&cmd).await?;
-        json.map(|json| decode(&json)).transpose()
+        self.read_record(&self.keys.record(key)).await
     }
 
     async fn load(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
@@ -258,9 +228,9 @@ impl SessionStore for RedisStore {
     }
 
     async fn token_uses(&self, key: &SessionKey) -> Result<BTreeMap<TokenId, TokenUse>, Error> {
-        let (tokens, mut uses) = tokio::try_join!(self.tokens(key), self.read_token_uses(key))?;
-        uses.retain(|id, _| tokens.iter().any(|token| token.id == *id));
-        Ok(uses)
+        let tokens = self.read_tokens(key).await?;
+        let uses = tokens.into_iter().filter_map(|(_, used)| used);
+        Ok(uses.map(|used| (used.id.clone(), used)).collect())
     }
 
     async fn proxy_reported(&self, proxy: &ProxyId, sequence: u64) -> Result<Heard, Error> {
@@ -293,27 +263,7 @@ impl SessionStore for RedisStore {
         after: Option<&SessionKey>,
         limit: usize,
     ) -> Result<Vec<SessionKey>, Error> {
-        let from = after.map_or_else(|| "-".to_owned(), |key| format!("({}", member(key)));
-        let parts = partitions().map(async |partition| {
-            let index = self.keys.live_on_cluster(partition, cluster);
-            let mut cmd = redis::cmd("ZRANGEBYLEX");
-            cmd.arg(&index).arg(&from).arg("+");
-            cmd.arg("LIMIT").arg(0).arg(limit);
-            loop {
-                let members: Vec<String> = self.connections.query(&cmd).await?;
-                let (keys, strays) = parse_members(members.into_iter().map(|member| (member, ())));
-                if strays.is_empty() {
-                    return Ok(keys);
-                }
-                // Read again, or a page of strays would look like the end.
-                self.drop_strays(&index, &strays).await?;
-            }
-        });
-        let found = try_join_all(parts).await?;
-        let mut keys: Vec<_> = found.into_iter().flatten().map(|(key, ())| key).collect();
-        keys.sort_unstable();
-        keys.truncate(limit);
-        Ok(keys)
+        self.find_on_cluster(cluster, after, limit).await
     }
 
     async fn counts(&self, org: &OrgId) -> Result<BTreeMap<Status, u64>, Error> {
@@ -325,10 +275,7 @@ impl SessionStore for RedisStore {
     }
 
     async fn events(&self, key: &SessionKey) -> Result<Vec<EventRecord>, Error> {
-        let mut cmd = redis::cmd("LRANGE");
-        cmd.arg(self.keys.history(key)).arg(0).arg(-1);
-        let events: Vec<String> = self.connections.query(&cmd).await?;
-        events.iter().map(|json| decode(json)).collect()
+        self.read_history(&self.keys.record(key)).await
     }
 
     fn changes(&self) -> BoxStream<'static, Feed> {
@@ -352,21 +299,8 @@ impl SessionStore for RedisStore {
     }
 
     async fn tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error> {
-        let now = self.now().await?;
-        let mut pipeline = redis::pipe();
-        pipeline
-            .atomic()
-            .cmd("HGET")
-            .arg(self.keys.record(key))
-            .arg("token_epoch")
-            .cmd("HVALS")
-            .arg(self.keys.tokens(key));
-        let (epoch, stored): (Option<u64>, Vec<String>) = self.connections.pipeline(&pipeline).await?;
-        let mut tokens = stored
-            .iter()
-            .map(|json| decode(json))
-            .collect::<Result<Vec<TokenRecord>, _>>()?;
-        tokens.retain(|token| token.expires_at > now && Some(token.epoch) == epoch);
+        let tokens = self.read_tokens(key).await?;
+        let mut tokens: Vec<_> = tokens.into_iter().map(|(token, _)| token).collect();
         TokenRecord::sort_oldest_first(&mut tokens);
         Ok(tokens)
     }

@@ -6,7 +6,7 @@
 mod common;
 
 use common::{
-    Draft, FAR, LIMIT, Store, close, commit, eventually, options, request, revoke, revoke_one, token, touch,
+    Draft, FAR, LIMIT, Store, activate, close, commit, eventually, options, request, revoke, revoke_one, token, touch,
 };
 use futures::StreamExt;
 use session_core::{Activity, Session, SessionKey, Status, Timestamp};
@@ -275,10 +275,10 @@ async fn what_is_only_needed_for_a_while_expires_by_itself() {
         hour * 24
     ));
     assert!(ttl("org:acme:creates:sa|bob".to_owned()).await <= Duration::from_secs(60));
-    for kind in ["tokens", "token-expiry"] {
-        assert!(near(ttl(format!("{kind}:acme:{}", session.id)).await, hour * 2));
-    }
+    let tokens = store.tokens(&session.key()).await.unwrap();
     let closed = commit(&store, close(&session)).await;
+    assert!(near(ttl(format!("tokens:acme:{}", session.id)).await, hour * 2));
+    assert_eq!(store.tokens(&session.key()).await.unwrap(), tokens);
     assert_eq!(
         store.get(&closed.key()).await.unwrap(),
         Some(closed),
@@ -331,11 +331,21 @@ async fn broken_records_are_told_from_absent_redis() {
     let session: Session = Draft::default().store(&store).await;
     let record = format!("{}:session:acme:{}", tag(), session.id);
     redis
-        .command(&format!("HSET {record} json nonsense"))
+        .command(&format!("LSET {record} 1 nonsense"))
         .await
         .unwrap();
     let broken = store.get(&session.key()).await;
     assert!(matches!(broken, Err(Error::Corrupt(_))), "{broken:?}");
+    let json = serde_json::to_string(&session).unwrap();
+    redis
+        .command(&format!("LSET {record} 1 '{json}'"))
+        .await
+        .unwrap();
+    let by_hand = store.get(&session.key()).await.unwrap();
+    assert_eq!(by_hand.as_ref(), Some(&session), "a person may write it as JSON");
+    redis.command(&format!("LSET {record} 0 2")).await.unwrap();
+    let later = store.commit(touch(&session)).await;
+    assert!(matches!(later, Err(Error::Corrupt(_))), "{later:?}");
     redis.command(&format!("SET {record} text")).await.unwrap();
     let broken = store.commit(touch(&session)).await;
     assert!(matches!(broken, Err(Error::Corrupt(_))), "{broken:?}");
@@ -369,13 +379,12 @@ async fn revoked_tokens_do_not_pile_up() {
                 session = commit(&store, revoke_one(&session, &token.id)).await;
             }
         }
-        for (count, kind) in [("ZCARD", "token-expiry"), ("HLEN", "tokens")] {
-            let kept = redis
-                .command(&format!("{count} {}:{kind}:acme:{}", tag(), session.id))
-                .await
-                .unwrap();
-            assert_eq!(kept, format!(":{LIMIT}\r\n"), "{kind} in round {round}");
-        }
+        let length = redis
+            .command(&format!("LLEN {}:session:acme:{}", tag(), session.id))
+            .await
+            .unwrap();
+        // What else is in the list is four things.
+        assert_eq!(length, format!(":{}\r\n", 4 + LIMIT), "round {round}");
         session = commit(&store, revoke(&session)).await;
     }
 }
@@ -396,18 +405,20 @@ async fn entries_that_name_no_session_hold_nobody_up() {
         .unwrap();
     let (due, live) = (
         format!("{}:due", tag()),
-        format!("{}:cluster:{}", tag(), session.cluster),
+        format!("{}:org:acme:cluster:{}", tag(), session.cluster),
     );
-    for stray in ["!", "0,nonsense", "acme"] {
-        redis.command(&format!("ZADD {due} 0 {stray}")).await.unwrap();
-        redis.command(&format!("ZADD {live} 0 {stray}")).await.unwrap();
+    let orgs = format!("{}:cluster:{}", tag(), session.cluster);
+    for stray in ["!", "0,nonsense", "acme!"] {
+        for index in [&due, &orgs, &live] {
+            redis.command(&format!("ZADD {index} 0 {stray}")).await.unwrap();
+        }
     }
     // The strays have waited longest, and fill a whole page.
     assert!(store.claim_due(3, FAR).await.unwrap().is_empty());
     assert_eq!(store.claim_due(3, FAR).await.unwrap(), std::slice::from_ref(&key));
     let found = store.live_on_cluster(&session.cluster, None, 2).await.unwrap();
     assert_eq!(found, [key]);
-    for index in [due, live] {
+    for index in [due, orgs, live] {
         assert_eq!(redis.command(&format!("ZCARD {index}")).await.unwrap(), ":1\r\n");
     }
 }
@@ -450,6 +461,27 @@ async fn nothing_is_left_of_a_forgotten_session() {
         .report(&session.key(), &common::report("p", 1))
         .await
         .unwrap();
+    let session = commit(&store, activate(&session)).await;
+    let spark = |server: &str| Bind {
+        spark: SparkSession {
+            server: server.to_owned(),
+            id: "0b5c2e9e-1f3a-4c6d-8e7f-0123456789ab".parse().unwrap(),
+        },
+        holder: session.key(),
+        generation: 1,
+        ticket: "t".to_owned(),
+        prepare: None,
+        limit: 2,
+    };
+    for server in ["a:1", "b:1"] {
+        assert_eq!(store.bind(&spark(server)).await.unwrap(), Bound::Ready);
+    }
+    for binding in store.bindings(&session.key()).await.unwrap() {
+        store
+            .unbind(&session.key(), &binding, Duration::ZERO)
+            .await
+            .unwrap();
+    }
     commit(&store, close(&session)).await;
     assert!(keys().await.len() > before.len() + 10);
     let nothing = Tombstones {

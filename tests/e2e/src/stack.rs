@@ -300,24 +300,26 @@ impl Stack {
     /// # Errors
     /// When it has none.
     pub async fn backend_url(&self, session: &str) -> Result<String> {
-        let keys = self.redis.command(&format!("KEYS *{session}*")).await?;
-        for key in keys.split_whitespace().filter(|word| word.contains(session)) {
-            let record = self
-                .redis
-                .command(&format!("HGETALL {key}"))
-                .await
-                .unwrap_or_default();
-            let field = |name: &str| {
-                let from = record.find(name)? + name.len();
-                record.get(from..)?.split('"').next().map(str::to_owned)
-            };
-            let Some(endpoint) = field(r#""endpoint":""#) else {
-                continue;
-            };
-            let port = endpoint.rsplit(':').next().unwrap_or_default();
-            return Ok(match field(r#""credential":""#) {
+        let store = session_store::open(&self.redis.url(), &session_store::redis::Options::default()).await?;
+        let keys = self
+            .redis
+            .command(&format!("KEYS *:session:*:{session}"))
+            .await?;
+        let key = keys.lines().find_map(|line| {
+            let (_, name) = line.split_once(":session:")?;
+            let (org, id) = name.trim().split_once(':')?;
+            Some(session_core::SessionKey {
+                org: org.parse().ok()?,
+                id: id.parse().ok()?,
+            })
+        });
+        let key = key.with_context(|| format!("{session} is not stored"))?;
+        let stored = store.get(&key).await?;
+        if let Some(route) = stored.as_ref().and_then(|session| session.state.published_route()) {
+            let port = route.endpoint.rsplit(':').next().unwrap_or_default();
+            return Ok(match &route.credential {
                 // Plaintext with a token is for the literal localhost only.
-                Some(credential) => format!("sc://localhost:{port}/;token={credential}"),
+                Some(credential) => format!("sc://localhost:{port}/;token={}", credential.expose()),
                 None => format!("sc://localhost:{port}"),
             });
         }

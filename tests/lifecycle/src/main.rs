@@ -12,6 +12,7 @@ mod rates;
 mod rows;
 mod seed;
 mod stage;
+mod weights;
 
 use anyhow::Result;
 use clap::Parser;
@@ -116,6 +117,10 @@ async fn stored(count: usize, rows: &mut Rows) -> Result<()> {
     let before = stage.info("memory", "used_memory").await?;
     drop(seed::sessions(&stage, count, Depth::Full).await?);
     let used = stage.info("memory", "used_memory").await? - before;
+    eprintln!("  bytes per session by kind of key, as Redis weighs them:");
+    for (kind, bytes) in weights::by_kind(&stage).await? {
+        eprintln!("    {kind:<24}{:>8.0}", bytes / count as f64);
+    }
     rows.at_most(
         "Redis memory per session (1.5 GiB for a million)",
         "bytes",

@@ -59,6 +59,41 @@ impl Slot {
     }
 }
 
+/// How many hashes share the holders of Spark sessions: with a million, each is
+/// small enough for Redis to keep it as one piece. Fixed for ever: it is part
+/// of stored keys.
+const HOLDER_SHARES: u64 = 16_384;
+
+/// FNV-1a, which no version or platform may change.
+fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// The two parts of an index of sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// Those that live.
+    Live,
+    /// Those that ended.
+    Past,
+}
+
+impl Part {
+    /// The part that a session in `status` is in.
+    pub(super) const fn of(status: Status) -> Self {
+        if status.is_terminal() { Self::Past } else { Self::Live }
+    }
+
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Live => "",
+            Self::Past => "past-",
+        }
+    }
+}
+
 /// Joins organization and id in index members. It sorts before every character
 /// of either, so members sort as [`SessionKey`]s do.
 const MEMBER_SEPARATOR: char = ',';
@@ -140,39 +175,20 @@ impl Keys {
         self.in_slot(Slot::Global, rest)
     }
 
-    /// Hash: the record and what scripts compare.
+    /// List: all that is kept of a session for as long as its record is; see
+    /// [`super::record`].
     pub(super) fn record(&self, key: &SessionKey) -> String {
         self.of_session("session", key)
     }
 
-    /// List: the last changes of a session.
-    pub(super) fn history(&self, key: &SessionKey) -> String {
-        self.of_session("history", key)
-    }
-
-    /// Hash: tokens by id.
+    /// List: the tokens of a session that ended; expires with the last of them.
     pub(super) fn tokens(&self, key: &SessionKey) -> String {
         self.of_session("tokens", key)
-    }
-
-    /// Sorted set: token ids by expiry.
-    pub(super) fn token_expiry(&self, key: &SessionKey) -> String {
-        self.of_session("token-expiry", key)
-    }
-
-    /// Hash: last activity and totals of a session.
-    pub(super) fn used(&self, key: &SessionKey) -> String {
-        self.of_session("used", key)
     }
 
     /// Hash: busy leases of a session by proxy; expires with the last of them.
     pub(super) fn leases(&self, key: &SessionKey) -> String {
         self.of_session("leases", key)
-    }
-
-    /// Hash: first and last use of a session's tokens; expires with them.
-    pub(super) fn token_uses(&self, key: &SessionKey) -> String {
-        self.of_session("token-uses", key)
     }
 
     /// Sorted set: sessions by when they are due.
@@ -190,39 +206,25 @@ impl Keys {
         self.in_partition(partition, "audit")
     }
 
-    /// Sorted set by member: live sessions of the partition on a cluster.
-    pub(super) fn live_on_cluster(&self, partition: u8, cluster: &ClusterName) -> String {
+    /// Sorted set by name: organizations with live sessions on a cluster.
+    pub(super) fn orgs_on_cluster(&self, partition: u8, cluster: &ClusterName) -> String {
         self.in_partition(partition, &format!("cluster:{cluster}"))
     }
 
-    /// Sorted set by id: all sessions.
-    pub(super) fn all(&self, org: &OrgId) -> String {
-        self.of_org(org, "all")
-    }
-
-    /// Sorted set by id: live sessions; its size is the quota's count.
-    pub(super) fn live(&self, org: &OrgId) -> String {
-        self.of_org(org, "live")
-    }
-
-    /// Sorted set by id: an owner's live sessions; its size is the quota's count.
-    pub(super) fn live_of_owner(&self, org: &OrgId, owner: &PrincipalId) -> String {
-        self.of_org(org, &format!("live-owner:{owner}"))
-    }
-
-    /// Sorted set by id: sessions in a status.
+    /// Sorted set by id: sessions in a status; every session is in one.
     pub(super) fn status(&self, org: &OrgId, status: Status) -> String {
         self.of_org(org, &format!("status:{}", status.as_str()))
     }
 
-    /// Sorted set by id: sessions of an owner.
-    pub(super) fn owner(&self, org: &OrgId, owner: &PrincipalId) -> String {
-        self.of_org(org, &format!("owner:{owner}"))
+    /// Sorted set by id: an owner's live sessions, whose number is the quota's
+    /// count, or the ended ones.
+    pub(super) fn owner(&self, org: &OrgId, owner: &PrincipalId, part: Part) -> String {
+        self.of_org(org, &format!("{}owner:{owner}", part.prefix()))
     }
 
-    /// Sorted set by id: sessions on a cluster.
-    pub(super) fn cluster(&self, org: &OrgId, cluster: &ClusterName) -> String {
-        self.of_org(org, &format!("cluster:{cluster}"))
+    /// Sorted set by id: the live, or the ended, sessions on a cluster.
+    pub(super) fn cluster(&self, org: &OrgId, cluster: &ClusterName, part: Part) -> String {
+        self.of_org(org, &format!("{}cluster:{cluster}", part.prefix()))
     }
 
     /// Sorted set by id: sessions of a team.
@@ -288,19 +290,20 @@ impl Keys {
         self.global(&format!("places-of:{}", member(holder)))
     }
 
-    /// String: whose a Spark session is; empty while it is kept from everybody.
-    pub(super) fn binding(&self, spark: &SparkSession) -> String {
-        self.global(&format!("binding:{}:{}", spark.id, spark.server))
+    /// Hash: whose the Spark sessions of one share of all ids are.
+    pub(super) fn holders(&self, spark: &SparkSession) -> String {
+        let share = fnv1a(spark.id.as_str().bytes()) % HOLDER_SHARES;
+        self.global(&format!("holders:{share}"))
     }
 
-    /// Sorted set: a session's bindings by when they were bound last.
-    pub(super) fn binding_order(&self, holder: &SessionKey) -> String {
-        self.global(&format!("binding-order:{}", member(holder)))
+    /// String: exists while a Spark session is kept from everybody; expires.
+    pub(super) fn kept_id(&self, spark: &SparkSession) -> String {
+        self.global(&format!("kept-id:{}:{}", spark.id, spark.server))
     }
 
-    /// Hash: the details of a session's bindings.
-    pub(super) fn bindings_of(&self, holder: &SessionKey) -> String {
-        self.global(&format!("bindings-of:{}", member(holder)))
+    /// String: a session's bindings, one a line; see `bindings.lua`.
+    pub(super) fn bindings(&self, holder: &SessionKey) -> String {
+        self.global(&format!("bindings:{}", member(holder)))
     }
 
     /// String: the generation up to which a session gets no more bindings; expires.
@@ -384,21 +387,16 @@ mod tests {
         let cluster: ClusterName = "c".parse().unwrap();
         let mut of_org = vec![
             keys.record(&session),
-            keys.history(&session),
             keys.tokens(&session),
-            keys.token_expiry(&session),
-            keys.used(&session),
             keys.leases(&session),
-            keys.token_uses(&session),
             keys.due(org.partition()),
             keys.changes(org.partition()),
             keys.audit(org.partition()),
-            keys.live_on_cluster(org.partition(), &cluster),
-            keys.all(org),
-            keys.live(org),
-            keys.live_of_owner(org, &owner),
-            keys.owner(org, &owner),
-            keys.cluster(org, &cluster),
+            keys.orgs_on_cluster(org.partition(), &cluster),
+            keys.owner(org, &owner, Part::Live),
+            keys.owner(org, &owner, Part::Past),
+            keys.cluster(org, &cluster, Part::Live),
+            keys.cluster(org, &cluster, Part::Past),
             keys.team(org, "{team}"),
             keys.creates(org, &owner),
             keys.request(org, &owner, "a:b"),
@@ -437,9 +435,9 @@ mod tests {
         all.extend([
             keys.place("{p13}"),
             keys.places_of(&session),
-            keys.binding(&spark),
-            keys.binding_order(&session),
-            keys.bindings_of(&session),
+            keys.holders(&spark),
+            keys.kept_id(&spark),
+            keys.bindings(&session),
             keys.binding_seal(&session),
             keys.lease("{p13}"),
             keys.epoch(),
@@ -461,6 +459,20 @@ mod tests {
             keys.record(&session),
             format!("berth:{{{tag}}}:session:acme:{}", session.id)
         );
+    }
+
+    #[test]
+    fn shares_of_spark_sessions_never_move() {
+        let keys = Keys::new("").unwrap();
+        let share = |id: &str| {
+            let spark = SparkSession {
+                server: "a:1".to_owned(),
+                id: id.parse().unwrap(),
+            };
+            keys.holders(&spark)
+        };
+        assert_eq!(share("00000000-0000-0000-0000-000000000000"), "{g}:holders:0");
+        assert_eq!(share("0b5c2e9e-1f3a-4c6d-8e7f-0123456789ab"), "{g}:holders:0");
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! Listing: which index to walk, and reading its records page by page.
 
-use super::{RedisStore, decode};
+use super::RedisStore;
+use super::keys::Part;
+use super::packed::unpack;
+use super::record::RECORD;
 use crate::query::Filling;
 use crate::{Error, ListQuery, Page, Scope};
 use session_core::{Session, SessionId, SessionKey, Status};
@@ -35,38 +38,30 @@ impl RedisStore {
     /// holds a session that the caller may not see, so page tokens name none.
     fn walks(&self, query: &ListQuery) -> Vec<Vec<String>> {
         let (keys, org) = (&self.keys, &query.org);
-        let only_live =
-            !query.statuses.is_empty() && !query.statuses.iter().any(|status| status.is_terminal());
-        let of_owner = |owner| {
-            if only_live {
-                keys.live_of_owner(org, owner)
-            } else {
-                keys.owner(org, owner)
-            }
-        };
+        let admits = |status: &Status| query.statuses.is_empty() || query.statuses.contains(status);
+        let statuses: Vec<Status> = Status::ALL.into_iter().filter(admits).collect();
+        let parts: Vec<Part> = [Part::Live, Part::Past]
+            .into_iter()
+            .filter(|part| statuses.iter().any(|status| Part::of(*status) == *part))
+            .collect();
+        let of_owner = |owner| -> Vec<String> { parts.iter().map(|part| keys.owner(org, owner, *part)).collect() };
         let mut walks = Vec::new();
         match &query.scope {
             Scope::Org => {
-                walks.push(vec![if only_live { keys.live(org) } else { keys.all(org) }]);
-                if !query.statuses.is_empty() {
-                    let status = |status: &Status| keys.status(org, *status);
-                    walks.push(query.statuses.iter().map(status).collect());
-                }
-                walks.extend(query.owner.as_ref().map(|owner| vec![of_owner(owner)]));
-                walks.extend(
-                    query
-                        .cluster
-                        .as_ref()
-                        .map(|cluster| vec![keys.cluster(org, cluster)]),
-                );
+                walks.push(statuses.iter().map(|status| keys.status(org, *status)).collect());
+                walks.extend(query.owner.as_ref().map(of_owner));
+                walks.extend(query.cluster.as_ref().map(|cluster| {
+                    let of_part = |part: &Part| keys.cluster(org, cluster, *part);
+                    parts.iter().map(of_part).collect()
+                }));
                 walks.extend(query.team.as_ref().map(|team| vec![keys.team(org, team)]));
             }
             Scope::OwnAndTeams { owner, teams } => {
-                let mut visible = vec![of_owner(owner)];
+                let mut visible = of_owner(owner);
                 visible.extend(teams.iter().map(|team| keys.team(org, team)));
                 walks.push(visible);
                 if query.owner.as_ref() == Some(owner) {
-                    walks.push(vec![of_owner(owner)]);
+                    walks.push(of_owner(owner));
                 }
                 let team = query.team.as_ref().filter(|team| teams.contains(*team));
                 walks.extend(team.map(|team| vec![keys.team(org, team)]));
@@ -141,12 +136,12 @@ impl RedisStore {
                 org: query.org.clone(),
                 id: id.clone(),
             };
-            pipeline.cmd("HGET").arg(self.keys.record(&key)).arg("json");
+            pipeline.cmd("LINDEX").arg(self.keys.record(&key)).arg(RECORD);
         }
-        let stored: Vec<Option<String>> = self.connections.pipeline(&pipeline).await?;
+        let stored: Vec<Option<Vec<u8>>> = self.connections.pipeline(&pipeline).await?;
         stored
             .into_iter()
-            .map(|json| json.map(|json| decode(&json)).transpose())
+            .map(|packed| packed.map(|packed| unpack(&packed)).transpose())
             .collect()
     }
 }

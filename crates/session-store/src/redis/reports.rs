@@ -1,5 +1,5 @@
 //! Use and proxies in Redis. A session's use is beside its record, in the same
-//! hash slot, so that an idle clock's change and the use it was decided from
+//! list, so that an idle clock's change and the use it was decided from
 //! are compared in one step.
 
 use super::{RedisStore, decode, encode, write};
@@ -7,10 +7,7 @@ use crate::reports::{ADDED_MEMORY, Heard, More, Proxies, Report, Reported, sort_
 use crate::{Error, PROXY_MEMORY};
 use futures::future::try_join_all;
 use session_core::machine::BUSY_LEASE;
-use session_core::{
-    Operation, ProxyId, Session, SessionKey, Status, Timestamp, TokenId, TokenUse, Totals, Use,
-};
-use std::collections::BTreeMap;
+use session_core::{Operation, ProxyId, Session, SessionKey, Status, Timestamp, Totals, Use};
 use std::time::Duration;
 
 /// Sessions whose use one script reads: a page must not hold Redis up.
@@ -36,10 +33,8 @@ impl RedisStore {
         let mut script = self.scripts.report.prepare_invoke();
         script
             .key(self.keys.record(key))
-            .key(self.keys.used(key))
             .key(self.keys.leases(key))
             .key(self.keys.tokens(key))
-            .key(self.keys.token_uses(key))
             .key(self.keys.audit(key.org.partition()));
         script
             .arg(report.proxy.as_str())
@@ -80,7 +75,7 @@ impl RedisStore {
             let mut script = self.scripts.uses.prepare_invoke();
             for session in batch {
                 let key = session.key();
-                script.key(self.keys.used(&key)).key(self.keys.leases(&key));
+                script.key(self.keys.record(&key)).key(self.keys.leases(&key));
                 script.arg(session.generation);
             }
             let texts = self.run(&script).await?.0;
@@ -100,26 +95,6 @@ impl RedisStore {
         let mut operations = lists.collect::<Result<Vec<_>, _>>()?.concat();
         sort_oldest_first(&mut operations);
         Ok(operations)
-    }
-
-    pub(super) async fn read_token_uses(
-        &self,
-        key: &SessionKey,
-    ) -> Result<BTreeMap<TokenId, TokenUse>, Error> {
-        let mut cmd = redis::cmd("HGETALL");
-        cmd.arg(self.keys.token_uses(key));
-        let fields: BTreeMap<String, u64> = self.connections.query(&cmd).await?;
-        let uses = fields.iter().filter_map(|(field, first)| {
-            let id: TokenId = field.strip_prefix("first:")?.parse().ok()?;
-            let last = fields.get(&format!("last:{id}")).unwrap_or(first);
-            let one = TokenUse {
-                id: id.clone(),
-                first: Timestamp::from_millis(*first),
-                last: Timestamp::from_millis(*last),
-            };
-            Some((id, one))
-        });
-        Ok(uses.collect())
     }
 
     pub(super) async fn note_proxy(&self, proxy: &ProxyId, sequence: u64) -> Result<Heard, Error> {

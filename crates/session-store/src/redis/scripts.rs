@@ -126,31 +126,33 @@ pub(super) struct Scripts {
 impl Scripts {
     pub(super) fn new() -> Self {
         Self {
-            create: script!("time", "ended", "save", "create"),
-            commit: script!(always "ended", "save", "commit"),
-            commit_quiet: script!(always "time", "ended", "save", "leases", "commit_quiet"),
-            report: script!("time", "leases", "report"),
-            uses: script!("time", "leases", "uses"),
-            operations: script!("time", "leases", "operations"),
+            create: script!("time", "record", "token", "ended", "save", "create"),
+            commit: script!(always "record", "token", "ended", "save", "commit"),
+            commit_quiet: script!(
+                always "time", "record", "use", "token", "ended", "save", "leases", "commit_quiet"
+            ),
+            report: script!("time", "record", "use", "token", "leases", "report"),
+            uses: script!("time", "record", "use", "leases", "uses"),
+            operations: script!("time", "record", "leases", "operations"),
             proxy_reported: script!("time", "proxy_reported"),
             proxies: script!("time", "proxies"),
-            set_due: script!(always "set_due"),
+            set_due: script!(always "record", "set_due"),
             due: script!("time", "due"),
             claim_due: script!(always "time", "claim_due"),
-            record_token: script!("time", "record_token"),
+            record_token: script!("time", "record", "token", "record_token"),
             take_place: script!("take_place"),
             leave_place: script!(always "leave_place"),
-            bind: script!("time", "bind"),
-            prepared: script!("prepared"),
-            unbind: script!(always "unbind"),
+            bind: script!("time", "bindings", "bind"),
+            prepared: script!("bindings", "prepared"),
+            unbind: script!(always "bindings", "unbind"),
             seal: script!(always "seal"),
             lease: script!("lease"),
             put_definition: script!("put_definition"),
             delete_definition: script!("delete_definition"),
             epoch: script!(always "time", "epoch"),
             pulse: script!(always "pulse"),
-            restore: script!(always "ended", "save", "restore"),
-            trim: script!(always "ended", "trim"),
+            restore: script!(always "record", "token", "ended", "save", "restore"),
+            trim: script!(always "record", "ended", "trim"),
             report_keys: script!("time", "report_keys"),
         }
     }
@@ -160,6 +162,11 @@ impl Scripts {
 pub(super) struct Reply(pub(super) Vec<String>);
 
 impl Reply {
+    /// All words.
+    pub(super) fn words(&self) -> Vec<&str> {
+        self.0.iter().map(String::as_str).collect()
+    }
+
     /// The words after `ok`, or what the script refused for. `limit_of` gives
     /// the limit of a quota by its name.
     pub(super) fn accepted(self, limit_of: impl Fn(&str) -> u32) -> Result<Vec<String>, Error> {

@@ -2,47 +2,57 @@
 //! may serve sessions of several organizations.
 
 use super::keys::member;
-use super::{RedisStore, Reply, decode};
+use super::{RedisStore, Reply};
 use crate::Error;
 use crate::shared::{Bind, Binding, BindingState, Bound, SEAL_MEMORY, SharedServers, SparkSession};
 use async_trait::async_trait;
-use serde::Deserialize;
 use session_core::SessionKey;
-use std::collections::HashMap;
 use std::time::Duration;
 
-/// Separates id and server in a binding's name; neither the id before it nor an
-/// address has it.
+/// Separates the words of a binding; neither an id nor an address nor a ticket
+/// has it.
 const SEPARATOR: char = ' ';
-
-/// The part of a binding's details that is not the scripts' alone.
-#[derive(Deserialize)]
-struct Details {
-    r#gen: u64,
-    is: BindingState,
-    serial: String,
-}
 
 /// A binding among those of its holder.
 fn name(spark: &SparkSession) -> String {
     format!("{}{SEPARATOR}{}", spark.id, spark.server)
 }
 
-fn binding(name: &str, details: &str) -> Result<Binding, Error> {
-    let spark = name.split_once(SEPARATOR).and_then(|(id, server)| {
-        Some(SparkSession {
-            server: server.to_owned(),
-            id: id.parse().ok()?,
-        })
-    });
-    let spark = spark.ok_or_else(|| Error::Corrupt(format!("{name:?} names no binding")))?;
-    let Details { r#gen, is, serial } = decode(details)?;
-    Ok(Binding {
-        spark,
-        generation: r#gen,
-        state: is,
-        serial,
-    })
+fn state(word: &str) -> Option<BindingState> {
+    match word {
+        "unready" => Some(BindingState::Unready),
+        "ready" => Some(BindingState::Ready),
+        "releasing" => Some(BindingState::Releasing),
+        _ => None,
+    }
+}
+
+/// A line of `bindings.lua`.
+fn binding(line: &str) -> Result<Binding, Error> {
+    let words: Vec<&str> = line.split(SEPARATOR).collect();
+    let parsed = match words.as_slice() {
+        [id, server, generation, is, serial, _preparer, _till] => (|| {
+            Some(Binding {
+                spark: SparkSession {
+                    server: (*server).to_owned(),
+                    id: id.parse().ok()?,
+                },
+                generation: generation.parse().ok()?,
+                state: state(is)?,
+                serial: (*serial).to_owned(),
+            })
+        })(),
+        _ => None,
+    };
+    parsed.ok_or_else(|| Error::Corrupt(format!("{line:?} is no binding")))
+}
+
+/// What becomes a word of a line.
+fn word(text: &str) -> Result<&str, Error> {
+    if text.is_empty() || text.contains(|c: char| c.is_ascii_whitespace()) {
+        return Err(Error::Corrupt(format!("{text:?} cannot be part of a binding")));
+    }
+    Ok(text)
 }
 
 fn millis(time: Duration) -> u64 {
@@ -57,7 +67,7 @@ fn bound(reply: &Reply) -> Result<Bound, Error> {
         ["wait"] => Ok(Bound::Wait),
         ["taken"] => Ok(Bound::Taken),
         ["sealed"] => Ok(Bound::Sealed),
-        ["release", name, details] => Ok(Bound::Release(Box::new(binding(name, details)?))),
+        ["release", line] => Ok(Bound::Release(Box::new(binding(line)?))),
         _ => Err(Error::Corrupt(format!("a script answered {words:?}"))),
     }
 }
@@ -107,16 +117,17 @@ impl SharedServers for RedisStore {
     }
 
     async fn bind(&self, bind: &Bind) -> Result<Bound, Error> {
-        let mut script = self.scripts.bind.key(self.keys.binding(&bind.spark));
+        word(&bind.spark.server)?;
+        let mut script = self.scripts.bind.key(self.keys.holders(&bind.spark));
         script
-            .key(self.keys.binding_order(&bind.holder))
-            .key(self.keys.bindings_of(&bind.holder))
-            .key(self.keys.binding_seal(&bind.holder));
+            .key(self.keys.bindings(&bind.holder))
+            .key(self.keys.binding_seal(&bind.holder))
+            .key(self.keys.kept_id(&bind.spark));
         script
             .arg(member(&bind.holder))
             .arg(name(&bind.spark))
             .arg(bind.generation)
-            .arg(&bind.ticket)
+            .arg(word(&bind.ticket)?)
             .arg(super::write::optional(bind.prepare.map(millis)))
             .arg(bind.limit);
         bound(&self.run(&script).await?)
@@ -129,7 +140,7 @@ impl SharedServers for RedisStore {
         ticket: &str,
         ready: bool,
     ) -> Result<bool, Error> {
-        let mut script = self.scripts.prepared.key(self.keys.bindings_of(holder));
+        let mut script = self.scripts.prepared.key(self.keys.bindings(holder));
         script.arg(name(spark)).arg(ticket).arg(u8::from(ready));
         let reply = self.run(&script).await?;
         match reply.0.first().map(String::as_str) {
@@ -140,21 +151,10 @@ impl SharedServers for RedisStore {
     }
 
     async fn bindings(&self, holder: &SessionKey) -> Result<Vec<Binding>, Error> {
-        let mut pipeline = redis::pipe();
-        pipeline
-            .atomic()
-            .cmd("ZRANGE")
-            .arg(self.keys.binding_order(holder))
-            .arg(0)
-            .arg(-1)
-            .cmd("HGETALL")
-            .arg(self.keys.bindings_of(holder));
-        let (order, details): (Vec<String>, HashMap<String, String>) =
-            self.connections.pipeline(&pipeline).await?;
-        let with_details = order
-            .iter()
-            .map(|name| binding(name, details.get(name).map_or("", String::as_str)));
-        with_details.collect()
+        let mut cmd = redis::cmd("GET");
+        cmd.arg(self.keys.bindings(holder));
+        let lines: Option<String> = self.connections.query(&cmd).await?;
+        lines.unwrap_or_default().lines().map(binding).collect()
     }
 
     async fn seal_bindings(&self, holder: &SessionKey, generation: u64) -> Result<(), Error> {
@@ -164,10 +164,10 @@ impl SharedServers for RedisStore {
     }
 
     async fn unbind(&self, holder: &SessionKey, binding: &Binding, keep: Duration) -> Result<(), Error> {
-        let mut script = self.scripts.unbind.key(self.keys.binding(&binding.spark));
+        let mut script = self.scripts.unbind.key(self.keys.holders(&binding.spark));
         script
-            .key(self.keys.binding_order(holder))
-            .key(self.keys.bindings_of(holder));
+            .key(self.keys.bindings(holder))
+            .key(self.keys.kept_id(&binding.spark));
         script
             .arg(name(&binding.spark))
             .arg(&binding.serial)

@@ -3,9 +3,9 @@
 
 use super::keys::{member, owner_member, parse_owner, partitions};
 use super::write::Membership;
-use super::{RedisStore, decode, score};
+use super::{RedisStore, score};
 use crate::{Error, Tombstones};
-use session_core::{OrgId, Session, SessionKey, Timestamp};
+use session_core::{OrgId, SessionKey, Timestamp};
 use std::collections::BTreeSet;
 
 impl RedisStore {
@@ -105,27 +105,17 @@ impl RedisStore {
     /// Removes all that is kept of an ended session; not while it lives, nor
     /// while somebody still has to look at it.
     async fn forget(&self, key: &SessionKey) -> Result<bool, Error> {
-        let record = self.keys.record(key);
-        let json: Option<String> = self
-            .connections
-            .query(redis::cmd("HGET").arg(&record).arg("json"))
-            .await?;
-        let Some(json) = json else {
+        let Some(session) = self.read_record(&self.keys.record(key)).await? else {
             // Another manager was faster, or the entry is a stray one.
             let mut cmd = redis::cmd("ZREM");
             cmd.arg(self.keys.ended(&key.org)).arg(key.id.as_str());
             return self.connections.query::<u64>(&cmd).await.map(|_| false);
         };
-        let session: Session = decode(&json)?;
         let indexes = Membership::of(&session, &self.keys);
-        let mut call = self.scripts.trim.key(record);
+        let mut call = self.scripts.trim.key(self.keys.record(key));
         call.key(self.keys.due(key.org.partition()))
             .key(&self.keys.ended_of(&session))
-            .key(self.keys.history(key))
             .key(self.keys.tokens(key))
-            .key(self.keys.token_expiry(key))
-            .key(self.keys.token_uses(key))
-            .key(self.keys.used(key))
             .key(self.keys.leases(key))
             .key(&indexes.within)
             .key(&indexes.without);

@@ -1,8 +1,9 @@
 //! Writing sessions: what `save.lua` and the scripts around it are given.
 
-use super::keys::{Keys, Slot, member, owner_member};
+use super::keys::{Keys, Part, Slot, member, owner_member};
+use super::packed::pack;
 use super::scripts::Call;
-use super::{RedisStore, decode, encode, score};
+use super::{RedisStore, encode, score};
 use crate::{Commit, Create, Created, Error, HISTORY, REQUEST_ID_MEMORY, SessionStore};
 use session_core::{AuditRecord, Limits, OrgId, Session, Status, Timestamp};
 
@@ -21,26 +22,27 @@ pub(super) struct Membership {
 
 impl Membership {
     /// Owner, cluster and team of a session never change, so only statuses and
-    /// liveness are ever left. A session that ended leaves the live indexes,
+    /// liveness are ever left. A session that ended leaves the live parts,
     /// and with them the quotas, at once; it stays listed.
     pub(super) fn of(session: &Session, keys: &Keys) -> Self {
         let org = &session.org;
-        let mut within = vec![
-            keys.all(org),
-            keys.owner(org, &session.owner),
-            keys.cluster(org, &session.cluster),
-            keys.status(org, session.status()),
-        ];
+        let part = Part::of(session.status());
+        let of_part = |part| {
+            [
+                keys.owner(org, &session.owner, part),
+                keys.cluster(org, &session.cluster, part),
+            ]
+        };
+        let mut within = Vec::from(of_part(part));
+        within.push(keys.status(org, session.status()));
         within.extend(session.team.as_deref().map(|team| keys.team(org, team)));
         let others = Status::ALL
             .into_iter()
             .filter(|status| *status != session.status());
         let mut without: Vec<_> = others.map(|status| keys.status(org, status)).collect();
-        let live = [keys.live(org), keys.live_of_owner(org, &session.owner)];
-        if session.status().is_terminal() {
-            without.extend(live)
-        } else {
-            within.extend(live)
+        match part {
+            Part::Live => {}
+            Part::Past => without.extend(of_part(Part::Live)),
         }
         Self { within, without }
     }
@@ -59,11 +61,12 @@ pub(super) fn save(script: &mut Call<'_>, keys: &Keys, own: &[String], commit: &
     let indexes = Membership::of(session, keys);
     script
         .key(keys.record(&key))
-        .key(keys.history(&key))
+        .key(keys.tokens(&key))
         .key(keys.due(partition))
         .key(keys.changes(partition))
-        .key(keys.live_on_cluster(partition, &session.cluster))
+        .key(keys.orgs_on_cluster(partition, &session.cluster))
         .key(&keys.ended_of(session))
+        .key(keys.cluster(&key.org, &session.cluster, Part::Live))
         .key(own)
         .key(&indexes.within)
         .key(&indexes.without)
@@ -72,7 +75,7 @@ pub(super) fn save(script: &mut Call<'_>, keys: &Keys, own: &[String], commit: &
         .arg(key.id.as_str())
         .arg(member(&key))
         .arg(session.version)
-        .arg(encode(session)?)
+        .arg(pack(session)?)
         .arg(session.status().as_str())
         .arg(key.org.as_str())
         .arg(owner_member(&key.org, &session.owner))
@@ -85,7 +88,8 @@ pub(super) fn save(script: &mut Call<'_>, keys: &Keys, own: &[String], commit: &
         .arg(STREAM_LENGTH)
         .arg(indexes.within.len())
         .arg(indexes.without.len())
-        .arg(session.generation);
+        .arg(session.generation)
+        .arg(pack(record)?);
     Ok(())
 }
 
@@ -111,12 +115,9 @@ impl RedisStore {
         let request_key = request
             .as_ref()
             .map_or_else(|| creates.clone(), |r| self.keys.request(org, owner, &r.id));
-        let own = [
-            creates,
-            self.keys.live(org),
-            self.keys.live_of_owner(org, owner),
-            request_key,
-        ];
+        let mut own = vec![creates, self.keys.owner(org, owner, Part::Live), request_key];
+        let live = Status::ALL.into_iter().filter(|status| !status.is_terminal());
+        own.extend(live.map(|status| self.keys.status(org, status)));
 
         let first = Commit {
             session,
@@ -127,20 +128,19 @@ impl RedisStore {
         save(&mut script, &self.keys, &own, &first)?;
         script
             .arg(u8::from(request.is_some()))
-            .arg(request.map(|r| r.fingerprint).unwrap_or_default())
+            .arg(request.as_ref().map_or("", |r| &r.fingerprint))
             .arg(u64::try_from(REQUEST_ID_MEMORY.as_millis()).unwrap_or(u64::MAX))
             .arg(limits.live_sessions_per_owner)
             .arg(limits.live_sessions)
             .arg(limits.creates_per_minute);
         self.audit_last(&mut script, &audited(&first))?;
         let reply = self.run(&script).await?;
-        if let [outcome, json] = reply.0.as_slice()
-            && outcome == "repeated"
-        {
-            return Ok(Created {
-                session: decode(json)?,
-                new: false,
-            });
+        if let (["repeated"], Some(request)) = (reply.words().as_slice(), &request) {
+            let session = &first.session;
+            let stored = self.repeated(&session.org, &session.owner, request).await?;
+            // Gone again within this moment: the caller asks once more.
+            let session = stored.ok_or(Error::Conflict)?;
+            return Ok(Created { session, new: false });
         }
         reply.accepted(|quota| limit_named(&limits, quota))?;
         Ok(Created {
@@ -164,7 +164,7 @@ impl RedisStore {
             }
             Some(last_activity_at) => {
                 let key = commit.session.key();
-                let own = [self.keys.used(&key), self.keys.leases(&key)];
+                let own = [self.keys.leases(&key)];
                 script = self.scripts.commit_quiet.prepare_invoke();
                 save(&mut script, &self.keys, &own, commit)?;
                 script.arg(score(last_activity_at));

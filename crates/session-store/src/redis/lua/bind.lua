@@ -1,61 +1,58 @@
--- Makes a binding of a Spark session, or says why not. A binding's details are
--- {gen, is, serial, by, till}: generation, state, serial, preparer, and until
--- when the preparer has it.
--- KEYS 1 whose the id is, 2 order of the holder's bindings, 3 their details, 4 seal
+-- Makes a binding of a Spark session, or says why not.
+-- KEYS 1 holders by binding, 2 the holder's bindings, 3 seal, 4 exists while
+--      the id is kept from everybody
 -- ARGV 1 holder, 2 name of the binding, 3 generation, 4 ticket,
 --      5 ms to prepare it or '', 6 limit
 local generation, now = tonumber(ARGV[3]), now_ms()
-if generation <= tonumber(redis.call('GET', KEYS[4]) or -1) then
+if generation <= tonumber(redis.call('GET', KEYS[3]) or -1) then
   return { 'sealed' }
 end
-local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then
+local holder = redis.call('HGET', KEYS[1], ARGV[2])
+if redis.call('EXISTS', KEYS[4]) == 1 or holder and holder ~= ARGV[1] then
   return { 'taken' }
 end
 
-local function write(name, details)
-  redis.call('HSET', KEYS[3], name, cjson.encode(details))
+local lines = lines_of(KEYS[2])
+local function release(place)
+  local binding = binding_of(lines[place])
+  binding.is = 'releasing'
+  lines[place] = line_of(binding)
+  write_lines(KEYS[2], lines)
+  return { 'release', lines[place] }
 end
-local function release(name)
-  local details = cjson.decode(redis.call('HGET', KEYS[3], name))
-  details.is = 'releasing'
-  write(name, details)
-  return { 'release', name, cjson.encode(details) }
+-- It counts as bound last.
+local function write_last(place, binding)
+  table.remove(lines, place)
+  lines[#lines + 1] = line_of(binding)
+  write_lines(KEYS[2], lines)
 end
-local function freshen()
-  local last = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2] or 0
-  redis.call('ZADD', KEYS[2], last + 1, ARGV[2])
-end
-local till = ARGV[5] ~= '' and now + ARGV[5] or 0
+local unprepared = ARGV[5] == ''
+local by, till = ARGV[4], unprepared and 0 or now + ARGV[5]
 
-local stored = redis.call('HGET', KEYS[3], ARGV[2])
-if stored then
-  local details = cjson.decode(stored)
-  if details.is == 'releasing' or details.gen ~= generation then
-    return release(ARGV[2])
+local place = place_of(lines, ARGV[2])
+if place then
+  local binding = binding_of(lines[place])
+  if binding.is == 'releasing' or binding.generation ~= generation then
+    return release(place)
   end
-  freshen()
-  if details.is == 'ready' then
-    return { 'ready' }
+  local answer = 'ready'
+  if binding.is ~= 'ready' then
+    if binding.till > now and binding.by ~= by then
+      answer = 'wait'
+    elseif unprepared then
+      binding.is, binding.by, binding.till = 'ready', '-', 0
+    else
+      binding.by, binding.till, answer = by, till, 'prepare'
+    end
   end
-  if details.till > now and details.by ~= ARGV[4] then
-    return { 'wait' }
-  end
-  if ARGV[5] == '' then
-    details.is = 'ready'
-    write(ARGV[2], details)
-    return { 'ready' }
-  end
-  details.by, details.till = ARGV[4], till
-  write(ARGV[2], details)
-  return { 'prepare' }
+  write_last(place, binding)
+  return { answer }
 end
 
-if redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[6]) then
-  return release(redis.call('ZRANGE', KEYS[2], 0, 0)[1])
+if #lines >= tonumber(ARGV[6]) then
+  return release(1)
 end
-redis.call('SET', KEYS[1], ARGV[1])
-freshen()
-local is = ARGV[5] == '' and 'ready' or 'unready'
-write(ARGV[2], { gen = generation, is = is, serial = ARGV[4], by = ARGV[4], till = till })
-return { ARGV[5] == '' and 'ready' or 'prepare' }
+redis.call('HSET', KEYS[1], ARGV[2], ARGV[1])
+write_last(#lines + 1, { name = ARGV[2], generation = generation, is = unprepared and 'ready' or 'unready',
+  serial = ARGV[4], by = unprepared and '-' or by, till = till })
+return { unprepared and 'ready' or 'prepare' }

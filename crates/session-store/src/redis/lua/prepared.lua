@@ -1,14 +1,16 @@
 -- Ends the preparation of a binding if it is still the ticket's.
--- KEYS 1 details of the holder's bindings
+-- KEYS 1 the holder's bindings
 -- ARGV 1 name of the binding, 2 ticket, 3 '1' if it is ready now
-local stored = redis.call('HGET', KEYS[1], ARGV[1])
-local details = stored and cjson.decode(stored)
-if not details or details.is ~= 'unready' or details.by ~= ARGV[2] then
+local lines = lines_of(KEYS[1])
+local place = place_of(lines, ARGV[1])
+local binding = place and binding_of(lines[place])
+if not binding or binding.is ~= 'unready' or binding.by ~= ARGV[2] then
   return { 'lost' }
 end
-details.till = 0
 if ARGV[3] == '1' then
-  details.is = 'ready'
+  binding.is, binding.by = 'ready', '-'
 end
-redis.call('HSET', KEYS[1], ARGV[1], cjson.encode(details))
+binding.till = 0
+lines[place] = line_of(binding)
+write_lines(KEYS[1], lines)
 return { 'ok' }

@@ -1,72 +1,94 @@
 -- Takes what a proxy says of a session.
--- KEYS 1 record, 2 use, 3 leases, 4 tokens, 5 uses of tokens, 6 audit trail
+-- KEYS 1 record, 2 leases, 3 tokens that outlive the session, 4 audit trail
 -- ARGV 1 proxy, 2 generation, 3 calls in flight or '', 4 last_activity_at or '',
 --      5 operations, 6 length of a lease in ms, 7 the name of the amount or '',
 --      8 length of all names that are remembered, 9 rpcs, 10 bytes_in,
 --      11 bytes_out, 12 open_stream_millis, 13 length of the audit trail, then
 --      of each token its id, first and last use, and the audit record of its
 --      first use
-local record = redis.call('HMGET', KEYS[1], 'live', 'status', 'generation')
-if not record[1] then
+local head = head_of(KEYS[1])
+if not head then
   return { 'unknown' }
 end
 local now = now_ms()
-local use = redis.call('HMGET', KEYS[2], 'last_activity_at', 'added')
+local use = use_of(KEYS[1])
+local used = false
 
-local added = use[2] or ''
-if ARGV[7] ~= '' and not string.find(added, ARGV[7], 1, true) then
-  for i, total in ipairs({ 'rpcs', 'bytes_in', 'bytes_out', 'open_stream_millis' }) do
-    redis.call('HINCRBY', KEYS[2], total, ARGV[8 + i])
+if ARGV[7] ~= '' and not string.find(use.added, ARGV[7], 1, true) then
+  for i = 1, 4 do
+    -- Numbers of scripts are exact up to there.
+    local total = math.min(tonumber(use.totals[i]) + tonumber(ARGV[8 + i]), 2 ^ 53)
+    use.totals[i] = string.format('%d', total)
   end
-  redis.call('HSET', KEYS[2], 'added', string.sub(ARGV[7] .. ' ' .. added, 1, tonumber(ARGV[8])))
+  use.added = string.sub(ARGV[7] .. ' ' .. use.added, 1, tonumber(ARGV[8]))
+  used = true
 end
 
 local function moment(text)
-  return string.format('%d', math.min(tonumber(text), now))
+  return math.min(tonumber(text), now)
 end
-for i = 14, #ARGV, 4 do
-  local id = ARGV[i]
-  if redis.call('HEXISTS', KEYS[4], id) == 1 then
-    if redis.call('HSETNX', KEYS[5], 'first:' .. id, moment(ARGV[i + 1])) == 1 then
-      redis.call('XADD', KEYS[6], 'MAXLEN', '~', ARGV[13], '*', 'audit', ARGV[i + 3])
-    end
-    local last = redis.call('HGET', KEYS[5], 'last:' .. id)
-    if not last or tonumber(last) < tonumber(moment(ARGV[i + 2])) then
-      redis.call('HSET', KEYS[5], 'last:' .. id, moment(ARGV[i + 2]))
+local function note_uses(key, first)
+  local places, tokens = {}, redis.call('LRANGE', key, first, -1)
+  for i, text in ipairs(tokens) do
+    places[string.match(text, '^%S+')] = i
+  end
+  for i = 14, #ARGV, 4 do
+    local place = places[ARGV[i]]
+    if place then
+      local token = token_of(tokens[place])
+      if token.first == '' then
+        token.first = string.format('%d', moment(ARGV[i + 1]))
+        redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[13], '*', 'audit', ARGV[i + 3])
+      end
+      if (tonumber(token.last) or -1) < moment(ARGV[i + 2]) then
+        token.last = string.format('%d', moment(ARGV[i + 2]))
+      end
+      local text = token_text(token)
+      if text ~= tokens[place] then
+        tokens[place] = text
+        redis.call('LSET', key, first + place - 1, text)
+      end
     end
   end
 end
 if #ARGV > 13 then
-  -- Uses are kept as long as their tokens are.
-  local left = redis.call('PTTL', KEYS[4])
-  if left > 0 then
-    redis.call('PEXPIRE', KEYS[5], left)
+  if head.live then
+    note_uses(KEYS[1], TOKENS)
+  else
+    note_uses(KEYS[3], 0)
   end
 end
-if record[1] ~= '1' then
+if not head.live then
+  if used then
+    write_use(KEYS[1], use)
+  end
   return { 'ended' }
 end
 
 -- What runs on an earlier generation is lost: it keeps nothing alive.
-local of_now = tonumber(ARGV[2]) >= tonumber(record[3])
+local of_now = tonumber(ARGV[2]) >= tonumber(head.generation)
 local at = of_now and math.min(tonumber(ARGV[4]) or 0, now) or 0
 if of_now and (tonumber(ARGV[3]) or 0) > 0 then
   at = now
-  if redis.call('HLEN', KEYS[3]) > 0 then
-    local leases = redis.call('HGETALL', KEYS[3])
+  if redis.call('HLEN', KEYS[2]) > 0 then
+    local leases = redis.call('HGETALL', KEYS[2])
     for i = 1, #leases, 2 do
       if parts_of(leases[i + 1]) <= now then
-        redis.call('HDEL', KEYS[3], leases[i])
+        redis.call('HDEL', KEYS[2], leases[i])
       end
     end
   end
   local lease = string.format('%d %s %s ', now + ARGV[6], ARGV[2], ARGV[3])
-  redis.call('HSET', KEYS[3], ARGV[1], lease .. ARGV[5])
-  redis.call('PEXPIRE', KEYS[3], ARGV[6])
+  redis.call('HSET', KEYS[2], ARGV[1], lease .. ARGV[5])
+  redis.call('PEXPIRE', KEYS[2], ARGV[6])
 elseif ARGV[3] ~= '' then
-  redis.call('HDEL', KEYS[3], ARGV[1])
+  redis.call('HDEL', KEYS[2], ARGV[1])
 end
-if at > tonumber(use[1] or 0) then
-  redis.call('HSET', KEYS[2], 'last_activity_at', string.format('%d', at))
+if at > (tonumber(use.last) or 0) then
+  use.last = string.format('%d', at)
+  used = true
 end
-return { 'live', record[2] }
+if used then
+  write_use(KEYS[1], use)
+end
+return { 'live', head.status }

@@ -1,7 +1,8 @@
 -- Writes a record that a fail-over lost, if the stored one is still the one
 -- that was seen. Keys and arguments are save.lua's; then the version seen.
-if redis.call('HGET', KEYS[1], 'version') ~= ARGV[18] then
+local stored = head_of(KEYS[1])
+if not stored or stored.version ~= ARGV[19] then
   return { 'conflict' }
 end
-save(11)
+save(12, stored)
 return { 'ok' }

@@ -1,17 +1,57 @@
 -- Writes a record and everything that follows from it; shared by create and
--- commit. The indexes a session must be in, and those it must not be in, come
+-- commit. `stored` is what scripts compare of the one before, if there is one.
+-- The indexes a session must be in, and those it must not be in, come
 -- as keys after `first`, so this script knows no key's form.
--- KEYS 1 record, 2 history, 3 due, 4 changes, 5 live sessions of the cluster,
---      6 to 10 as in ended.lua
--- ARGV 1 id, 2 member, 3 version, 4 json, 5 status, 6 organization, 7 owner,
+-- KEYS 1 record, 2 tokens that outlive the session, 3 due, 4 changes,
+--      5 organizations with live sessions on the cluster, 6 to 10 as in
+--      ended.lua, 11 live sessions of the organization on the cluster
+-- ARGV 1 id, 2 member, 3 version, 4 record, 5 status, 6 organization, 7 owner,
 --      8 token_epoch, 9 closed_at or '', 10 live (1 or 0), 11 due or '',
 --      12 event json, 13 history length, 14 changes length, 15 number of
---      indexes to be in, 16 number of indexes not to be in, 17 generation
+--      indexes to be in, 16 number of indexes not to be in, 17 generation,
+--      18 event packed
 -- Last of all: the audit trail as key; a record and its length as arguments.
-local function save(first)
-  local id, member = ARGV[1], ARGV[2]
-  redis.call('HSET', KEYS[1], 'version', ARGV[3], 'json', ARGV[4], 'status', ARGV[5],
-    'token_epoch', ARGV[8], 'live', ARGV[10], 'generation', ARGV[17])
+
+-- Changes follow each other, each after its length in two bytes.
+local function remember(history, event, most)
+  history = history .. struct.pack('>I2', #event) .. event
+  local starts, at = {}, 1
+  while at <= #history do
+    starts[#starts + 1] = at
+    at = at + 2 + struct.unpack('>I2', history, at)
+  end
+  if #starts > most then
+    return string.sub(history, starts[#starts - most + 1])
+  end
+  return history
+end
+
+-- The tokens of a session that ended are kept as long as the last of them is good.
+local function set_tokens_aside()
+  local last = 0
+  for _, text in ipairs(redis.call('LRANGE', KEYS[1], TOKENS, -1)) do
+    last = math.max(last, token_of(text).expires_at)
+    redis.call('RPUSH', KEYS[2], text)
+  end
+  if last > 0 then
+    redis.call('PEXPIREAT', KEYS[2], string.format('%d', last))
+    redis.call('LTRIM', KEYS[1], 0, TOKENS - 1)
+  end
+end
+
+local function save(first, stored)
+  local id, member, live = ARGV[1], ARGV[2], ARGV[10] == '1'
+  local head = head_text({ version = ARGV[3], live = live, status = ARGV[5], generation = ARGV[17],
+    token_epoch = ARGV[8], ledger_epoch = stored and stored.ledger_epoch or '0' })
+  local history = stored and redis.call('LINDEX', KEYS[1], HISTORY) or ''
+  history = remember(history, ARGV[18], tonumber(ARGV[13]))
+  if stored then
+    redis.call('LSET', KEYS[1], HEAD, head)
+    redis.call('LSET', KEYS[1], RECORD, ARGV[4])
+    redis.call('LSET', KEYS[1], HISTORY, history)
+  else
+    redis.call('RPUSH', KEYS[1], head, ARGV[4], '', history)
+  end
   local out = first + tonumber(ARGV[15])
   for i = first, out - 1 do
     redis.call('ZADD', KEYS[i], 0, id)
@@ -19,10 +59,13 @@ local function save(first)
   for i = out, out + tonumber(ARGV[16]) - 1 do
     redis.call('ZREM', KEYS[i], id)
   end
-  if ARGV[10] == '1' then
-    redis.call('ZADD', KEYS[5], 0, member)
+  if live then
+    redis.call('ZADD', KEYS[5], 0, ARGV[6])
   else
-    redis.call('ZREM', KEYS[5], member)
+    set_tokens_aside()
+    if redis.call('EXISTS', KEYS[11]) == 0 then
+      redis.call('ZREM', KEYS[5], ARGV[6])
+    end
   end
   if ARGV[9] ~= '' then
     redis.call('ZADD', KEYS[6], ARGV[9], id)
@@ -34,8 +77,6 @@ local function save(first)
   else
     redis.call('ZADD', KEYS[3], ARGV[11], member)
   end
-  redis.call('RPUSH', KEYS[2], ARGV[12])
-  redis.call('LTRIM', KEYS[2], '-' .. ARGV[13], -1)
   redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[14], '*',
     'session', member, 'event', ARGV[12], 'token_epoch', ARGV[8])
   redis.call('XADD', KEYS[#KEYS], 'MAXLEN', '~', ARGV[#ARGV], '*', 'audit', ARGV[#ARGV - 1])

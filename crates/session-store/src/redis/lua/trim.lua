@@ -1,13 +1,14 @@
 -- Forgets an ended session, unless it lives, somebody must still look at it, or
 -- it is forgotten already.
--- KEYS 1 record, 2 due, 3 to 7 as in ended.lua, 8 to 13 what else is kept of
+-- KEYS 1 record, 2 due, 3 to 7 as in ended.lua, 8 and 9 what else is kept of
 --      it, then the indexes it may be in
 -- ARGV 1 id, 2 member, 3 organization, 4 owner
-if redis.call('HGET', KEYS[1], 'live') ~= '0' or redis.call('ZSCORE', KEYS[2], ARGV[2]) then
+local stored = head_of(KEYS[1])
+if not stored or stored.live or redis.call('ZSCORE', KEYS[2], ARGV[2]) then
   return { 'kept' }
 end
-redis.call('UNLINK', KEYS[1], unpack(KEYS, 8, 13))
-for i = 14, #KEYS do
+redis.call('UNLINK', KEYS[1], KEYS[8], KEYS[9])
+for i = 10, #KEYS do
   redis.call('ZREM', KEYS[i], ARGV[1])
 end
 redis.call('ZREM', KEYS[3], ARGV[1])

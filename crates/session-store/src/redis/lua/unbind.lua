@@ -1,15 +1,16 @@
 -- Gives a binding back if it is still this one.
--- KEYS 1 whose the id is, 2 order of the holder's bindings, 3 their details
+-- KEYS 1 holders by binding, 2 the holder's bindings, 3 exists while the id is
+--      kept from everybody
 -- ARGV 1 name of the binding, 2 serial, 3 ms to keep the id from everybody
-local stored = redis.call('HGET', KEYS[3], ARGV[1])
-if not stored or cjson.decode(stored).serial ~= ARGV[2] then
+local lines = lines_of(KEYS[2])
+local place = place_of(lines, ARGV[1])
+if not place or binding_of(lines[place]).serial ~= ARGV[2] then
   return { 'ok' }
 end
-redis.call('ZREM', KEYS[2], ARGV[1])
-redis.call('HDEL', KEYS[3], ARGV[1])
-if ARGV[3] == '0' then
-  redis.call('DEL', KEYS[1])
-else
-  redis.call('SET', KEYS[1], '', 'PX', ARGV[3])
+table.remove(lines, place)
+write_lines(KEYS[2], lines)
+redis.call('HDEL', KEYS[1], ARGV[1])
+if ARGV[3] ~= '0' then
+  redis.call('SET', KEYS[3], '', 'PX', ARGV[3])
 end
 return { 'ok' }

@@ -1,0 +1,130 @@
+//! Tokens in Redis: in the list of their session while it lives; `save.lua`
+//! sets them aside when it ends. `token.lua` says how each is written.
+
+use super::record::{HEAD, TOKENS, token_epoch};
+use super::{RedisStore, score};
+use crate::{Error, SessionStore, TokenRecord};
+use session_core::{SessionKey, Timestamp, TokenUse};
+
+/// Ends the key's id in the details: no principal has it.
+const END_OF_KEY: char = '\n';
+
+/// What scripts need not know of a token: "<issued_at> <epoch> <key>", and the
+/// subject in a line of its own.
+fn details(token: &TokenRecord) -> String {
+    format!(
+        "{} {} {}{END_OF_KEY}{}",
+        token.issued_at.as_millis(),
+        token.epoch,
+        token.key_id,
+        token.subject
+    )
+}
+
+fn parse(text: &str) -> Option<(TokenRecord, Option<TokenUse>)> {
+    let mut words = text.splitn(7, ' ');
+    let id: session_core::TokenId = words.next()?.parse().ok()?;
+    let moment = |word: &str| word.parse().ok().map(Timestamp::from_millis);
+    let expires_at = moment(words.next()?)?;
+    let (first, last) = (moment(words.next()?), moment(words.next()?));
+    let issued_at = moment(words.next()?)?;
+    let epoch = words.next()?.parse().ok()?;
+    let (key_id, subject) = words.next()?.rsplit_once(END_OF_KEY)?;
+    let used = first.map(|first| TokenUse {
+        id: id.clone(),
+        first,
+        last: last.unwrap_or(first),
+    });
+    let token = TokenRecord {
+        id,
+        key_id: key_id.to_owned(),
+        subject: subject.parse().ok()?,
+        epoch,
+        issued_at,
+        expires_at,
+    };
+    Some((token, used))
+}
+
+impl RedisStore {
+    /// Records a token unless there is no room for it once `revoked` are gone.
+    pub(super) async fn add_token(
+        &self,
+        key: &SessionKey,
+        token: &TokenRecord,
+        limit: u32,
+        revoked: &[&str],
+    ) -> Result<(), Error> {
+        let mut script = self.scripts.record_token.prepare_invoke();
+        script
+            .key(self.keys.record(key))
+            .key(self.keys.audit(key.org.partition()));
+        script
+            .arg(token.id.as_str())
+            .arg(details(token))
+            .arg(token.epoch)
+            .arg(score(token.expires_at))
+            .arg(limit)
+            .arg(revoked);
+        self.audit_last(&mut script, &token.audited(key))?;
+        self.run(&script).await?.accepted(|_| limit).map(drop)
+    }
+
+    /// The tokens of the present epoch that have not expired, with their uses.
+    pub(super) async fn read_tokens(
+        &self,
+        key: &SessionKey,
+    ) -> Result<Vec<(TokenRecord, Option<TokenUse>)>, Error> {
+        let now = self.now().await?;
+        let record = self.keys.record(key);
+        let mut pipeline = redis::pipe();
+        pipeline.atomic();
+        pipeline.cmd("LINDEX").arg(&record).arg(HEAD);
+        pipeline.cmd("LRANGE").arg(&record).arg(TOKENS).arg(-1);
+        pipeline.cmd("LRANGE").arg(self.keys.tokens(key)).arg(0).arg(-1);
+        let (head, live, ended): (Option<String>, Vec<String>, Vec<String>) =
+            self.connections.pipeline(&pipeline).await?;
+        let Some(head) = head else {
+            return Ok(Vec::new());
+        };
+        let epoch = token_epoch(&head)?;
+        let mut tokens = Vec::with_capacity(live.len() + ended.len());
+        for text in live.iter().chain(&ended) {
+            let token = parse(text).ok_or_else(|| Error::Corrupt("a token cannot be read".to_owned()))?;
+            if token.0.expires_at > now && token.0.epoch == epoch {
+                tokens.push(token);
+            }
+        }
+        Ok(tokens)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use session_core::TokenId;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let (now, later) = (Timestamp::from_millis(1_800_000_000_000), Timestamp::from_millis(9));
+        let token = TokenRecord {
+            id: TokenId::generate(now, 1),
+            key_id: "a key\nof any form ".to_owned(),
+            subject: "idp|a b c".parse().unwrap(),
+            epoch: 3,
+            issued_at: now,
+            expires_at: later,
+        };
+        let text = |first: &str, last: &str| format!("{} 9 {first} {last} {}", token.id, details(&token));
+        assert_eq!(parse(&text("", "")), Some((token.clone(), None)));
+        let used = TokenUse {
+            id: token.id.clone(),
+            first: Timestamp::from_millis(5),
+            last: Timestamp::from_millis(7),
+        };
+        assert_eq!(parse(&text("5", "7")), Some((token.clone(), Some(used))));
+        for broken in ["", "t-1", &format!("{} 9   1 3 k", token.id)] {
+            assert_eq!(parse(broken), None, "{broken}");
+        }
+    }
+}
