@@ -111,7 +111,7 @@ async fn one(store: &dyn SessionStore, n: usize, depth: Depth) -> Result<Session
             },
             holder: session.key(),
             generation: 1,
-            ticket: uuid::Uuid::new_v4().to_string(),
+            ticket: format!("{:016x}", rand::random::<u64>()),
             prepare: None,
             limit: 256,
         };

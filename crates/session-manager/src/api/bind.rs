@@ -51,7 +51,7 @@ pub(crate) async fn bind(
             },
             holder: session.key(),
             generation: session.generation,
-            ticket: format!("{:032x}", rand::random::<u128>()),
+            ticket: format!("{:016x}", rand::random::<u64>()),
             prepare: (session.catalog.is_some() && !cloned).then_some(PREPARE),
             limit: MOST,
         },

@@ -471,8 +471,8 @@ mod tests {
             };
             keys.holders(&spark)
         };
-        assert_eq!(share("00000000-0000-0000-0000-000000000000"), "{g}:holders:0");
-        assert_eq!(share("0b5c2e9e-1f3a-4c6d-8e7f-0123456789ab"), "{g}:holders:0");
+        assert_eq!(share("00000000-0000-0000-0000-000000000000"), "{g}:holders:6641");
+        assert_eq!(share("0b5c2e9e-1f3a-4c6d-8e7f-0123456789ab"), "{g}:holders:3896");
     }
 
     #[test]
