@@ -175,13 +175,13 @@ impl Keys {
         self.in_slot(Slot::Global, rest)
     }
 
-    /// List: all that is kept of a session for as long as its record is; see
-    /// [`super::record`].
+    /// String: all that is kept of a session for as long as its record is; see
+    /// `record.lua`.
     pub(super) fn record(&self, key: &SessionKey) -> String {
         self.of_session("session", key)
     }
 
-    /// List: the tokens of a session that ended; expires with the last of them.
+    /// String: the tokens of a session that ended; expires with the last of them.
     pub(super) fn tokens(&self, key: &SessionKey) -> String {
         self.of_session("tokens", key)
     }

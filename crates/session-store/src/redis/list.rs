@@ -2,8 +2,7 @@
 
 use super::RedisStore;
 use super::keys::Part;
-use super::packed::unpack;
-use super::record::RECORD;
+use super::record::Stored;
 use crate::query::Filling;
 use crate::{Error, ListQuery, Page, Scope};
 use session_core::{Session, SessionId, SessionKey, Status};
@@ -136,12 +135,12 @@ impl RedisStore {
                 org: query.org.clone(),
                 id: id.clone(),
             };
-            pipeline.cmd("LINDEX").arg(self.keys.record(&key)).arg(RECORD);
+            pipeline.cmd("GET").arg(self.keys.record(&key));
         }
         let stored: Vec<Option<Vec<u8>>> = self.connections.pipeline(&pipeline).await?;
         stored
             .into_iter()
-            .map(|packed| packed.map(|packed| unpack(&packed)).transpose())
+            .map(|text| text.map(|text| Stored::parse(&text)?.session()).transpose())
             .collect()
     }
 }

@@ -1,4 +1,4 @@
-//! A session's list: `record.lua` says what stands where, and writes it; this
+//! A session's string: `record.lua` says what is where, and writes it; this
 //! reads it.
 
 use super::RedisStore;
@@ -6,60 +6,98 @@ use super::packed::unpack;
 use crate::Error;
 use session_core::{EventRecord, Session};
 
-/// Where what scripts compare is.
-pub(super) const HEAD: usize = 0;
-/// Where the record is.
-pub(super) const RECORD: usize = 1;
-/// Where the last changes are.
-const HISTORY: usize = 3;
-/// Where the tokens begin.
-pub(super) const TOKENS: usize = 4;
-
-/// The length before each change, in bytes.
+/// The length before each change and each token, in bytes.
 const LENGTH: usize = 2;
 
-/// The token epoch that scripts compare.
-pub(super) fn token_epoch(head: &str) -> Result<u64, Error> {
-    let words: Vec<&str> = head.split(' ').collect();
-    let epoch = match words.as_slice() {
-        ["1", _version, _live, _status, _generation, token_epoch, _ledger_epoch] => token_epoch.parse().ok(),
-        _ => None,
-    };
-    epoch.ok_or_else(|| Error::Corrupt("a session of another layout, or broken".to_owned()))
+/// The parts of a session's string that somebody reads.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Stored<'a> {
+    /// The token epoch that scripts compare.
+    pub(super) token_epoch: u64,
+    record: &'a [u8],
+    history: &'a [u8],
+    tokens: &'a [u8],
 }
 
-/// The changes that `save.lua` put together.
-fn changes(mut history: &[u8]) -> Result<Vec<EventRecord>, Error> {
-    let mut changes = Vec::new();
-    while let Some((length, rest)) = history.split_first_chunk::<LENGTH>() {
-        let length = usize::from(u16::from_be_bytes(*length));
-        let change = rest
-            .get(..length)
-            .ok_or_else(|| Error::Corrupt("a history that ends within a change".to_owned()))?;
-        changes.push(unpack(change)?);
-        history = &rest[length..];
+impl<'a> Stored<'a> {
+    pub(super) fn parse(text: &'a [u8]) -> Result<Self, Error> {
+        Self::parts(text).ok_or_else(|| Error::Corrupt("a session of another layout, or broken".to_owned()))
     }
-    if !history.is_empty() {
-        return Err(Error::Corrupt("a history that ends within a length".to_owned()));
+
+    fn parts(text: &'a [u8]) -> Option<Self> {
+        let end = text.iter().position(|byte| *byte == b'\n')?;
+        let (line, rest) = (std::str::from_utf8(&text[..end]).ok()?, &text[end + 1..]);
+        let words: Vec<&str> = line.split(' ').collect();
+        let [
+            "1",
+            _version,
+            _live,
+            _status,
+            _generation,
+            token_epoch,
+            _ledger_epoch,
+            record,
+            used,
+            history,
+        ] = words.as_slice()
+        else {
+            return None;
+        };
+        let (record, rest) = rest.split_at_checked(record.parse().ok()?)?;
+        let (_, rest) = rest.split_at_checked(used.parse().ok()?)?;
+        let (history, tokens) = rest.split_at_checked(history.parse().ok()?)?;
+        Some(Self {
+            token_epoch: token_epoch.parse().ok()?,
+            record,
+            history,
+            tokens,
+        })
     }
-    Ok(changes)
+
+    /// The record.
+    pub(super) fn session(&self) -> Result<Session, Error> {
+        unpack(self.record)
+    }
+
+    fn events(&self) -> Result<Vec<EventRecord>, Error> {
+        pieces(self.history)?.into_iter().map(unpack).collect()
+    }
+
+    /// The tokens of a session that lives.
+    pub(super) fn tokens(&self) -> Result<Vec<&'a [u8]>, Error> {
+        pieces(self.tokens)
+    }
+}
+
+/// What scripts put one after the other, each after its length.
+pub(super) fn pieces(mut text: &[u8]) -> Result<Vec<&[u8]>, Error> {
+    let mut pieces = Vec::new();
+    while !text.is_empty() {
+        let piece = text.split_first_chunk::<LENGTH>().and_then(|(length, rest)| {
+            rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))
+        });
+        let (piece, rest) = piece.ok_or_else(|| Error::Corrupt("a part of a session is cut off".to_owned()))?;
+        pieces.push(piece);
+        text = rest;
+    }
+    Ok(pieces)
 }
 
 impl RedisStore {
-    /// The record in the list `key`, if there is one.
+    /// The record under `key`, if there is one.
     pub(super) async fn read_record(&self, key: &str) -> Result<Option<Session>, Error> {
-        let packed = self.read_at(key, RECORD).await?;
-        packed.map(|packed| unpack(&packed)).transpose()
+        let text = self.read_text(key).await?;
+        text.map(|text| Stored::parse(&text)?.session()).transpose()
     }
 
-    /// The last changes in the list `key`, oldest first.
+    /// The last changes of the session under `key`, oldest first.
     pub(super) async fn read_history(&self, key: &str) -> Result<Vec<EventRecord>, Error> {
-        changes(&self.read_at(key, HISTORY).await?.unwrap_or_default())
+        let text = self.read_text(key).await?;
+        text.map_or_else(|| Ok(Vec::new()), |text| Stored::parse(&text)?.events())
     }
 
-    async fn read_at(&self, key: &str, place: usize) -> Result<Option<Vec<u8>>, Error> {
-        let mut cmd = redis::cmd("LINDEX");
-        self.connections.query(cmd.arg(key).arg(place)).await
+    async fn read_text(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
+        self.connections.query(redis::cmd("GET").arg(key)).await
     }
 }
 
@@ -68,14 +106,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_broken_list_is_corrupt() {
-        assert_eq!(token_epoch("1 12 1 active 3 7 0").unwrap(), 7);
-        for head in ["", "2 12 1 active 3 7 0", "1 12 1 active 3 x 0", "1 12 1 active 3 7"] {
-            assert!(matches!(token_epoch(head), Err(Error::Corrupt(_))), "{head}");
+    fn parts_are_found_and_broken_ones_are_corrupt() {
+        let text = b"1 12 1 active 3 7 0 3 2 4\nRECuu\x00\x02h\n\x00\x01t\x00\x00";
+        let stored = Stored::parse(text).unwrap();
+        assert_eq!(stored.token_epoch, 7);
+        assert_eq!(stored.record, b"REC");
+        assert_eq!(pieces(stored.history).unwrap(), [b"h\n"]);
+        assert_eq!(stored.tokens().unwrap(), [&b"t"[..], b""]);
+        let broken = [
+            &b""[..],
+            b"text",
+            b"2 12 1 active 3 7 0 0 0 0\n",
+            b"1 12 1 active 3 7 0 0 0\n",
+            b"1 12 1 active 3 x 0 0 0 0\n",
+            b"1 12 1 active 3 7 0 9 0 0\nREC",
+        ];
+        for text in broken {
+            assert!(matches!(Stored::parse(text), Err(Error::Corrupt(_))), "{text:?}");
         }
-        assert!(changes(b"").unwrap().is_empty());
-        for broken in [&[0, 9, b'{'][..], &[0]] {
-            assert!(matches!(changes(broken), Err(Error::Corrupt(_))), "{broken:?}");
+        for text in [&[0][..], &[0, 9, b'{']] {
+            assert!(matches!(pieces(text), Err(Error::Corrupt(_))), "{text:?}");
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Use and proxies in Redis. A session's use is beside its record, in the same
-//! list, so that an idle clock's change and the use it was decided from
+//! string, so that an idle clock's change and the use it was decided from
 //! are compared in one step.
 
 use super::{RedisStore, decode, encode, write};

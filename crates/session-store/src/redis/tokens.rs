@@ -1,7 +1,7 @@
-//! Tokens in Redis: in the list of their session while it lives; `save.lua`
-//! sets them aside when it ends. `token.lua` says how each is written.
+//! Tokens in Redis: with their session while it lives; `save.lua` sets them
+//! aside when it ends. `token.lua` says how each is written.
 
-use super::record::{HEAD, TOKENS, token_epoch};
+use super::record::{Stored, pieces};
 use super::{RedisStore, score};
 use crate::{Error, SessionStore, TokenRecord};
 use session_core::{SessionKey, Timestamp, TokenUse};
@@ -76,22 +76,22 @@ impl RedisStore {
         key: &SessionKey,
     ) -> Result<Vec<(TokenRecord, Option<TokenUse>)>, Error> {
         let now = self.now().await?;
-        let record = self.keys.record(key);
         let mut pipeline = redis::pipe();
         pipeline.atomic();
-        pipeline.cmd("LINDEX").arg(&record).arg(HEAD);
-        pipeline.cmd("LRANGE").arg(&record).arg(TOKENS).arg(-1);
-        pipeline.cmd("LRANGE").arg(self.keys.tokens(key)).arg(0).arg(-1);
-        let (head, live, ended): (Option<String>, Vec<String>, Vec<String>) =
-            self.connections.pipeline(&pipeline).await?;
-        let Some(head) = head else {
+        pipeline.cmd("GET").arg(self.keys.record(key));
+        pipeline.cmd("GET").arg(self.keys.tokens(key));
+        let (text, aside): (Option<Vec<u8>>, Option<Vec<u8>>) = self.connections.pipeline(&pipeline).await?;
+        let Some(text) = text else {
             return Ok(Vec::new());
         };
-        let epoch = token_epoch(&head)?;
-        let mut tokens = Vec::with_capacity(live.len() + ended.len());
-        for text in live.iter().chain(&ended) {
-            let token = parse(text).ok_or_else(|| Error::Corrupt("a token cannot be read".to_owned()))?;
-            if token.0.expires_at > now && token.0.epoch == epoch {
+        let stored = Stored::parse(&text)?;
+        let mut texts = stored.tokens()?;
+        texts.extend(pieces(aside.as_deref().unwrap_or_default())?);
+        let mut tokens = Vec::with_capacity(texts.len());
+        for text in texts {
+            let token = std::str::from_utf8(text).ok().and_then(parse);
+            let token = token.ok_or_else(|| Error::Corrupt("a token cannot be read".to_owned()))?;
+            if token.0.expires_at > now && token.0.epoch == stored.token_epoch {
                 tokens.push(token);
             }
         }

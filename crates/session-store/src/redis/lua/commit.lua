@@ -1,6 +1,6 @@
 -- Writes a change if the stored version is the one before.
 -- Keys and arguments are save.lua's; the indexes begin at 12.
-local stored = head_of(KEYS[1])
+local stored = read_session(KEYS[1])
 if not stored then
   return { 'not-found' }
 end

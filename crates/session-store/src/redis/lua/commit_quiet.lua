@@ -2,14 +2,14 @@
 -- no call is in flight and the last activity is still the one that was seen.
 -- After save.lua's keys: 12 leases, then the indexes.
 -- After save.lua's arguments: 19 last_activity_at, 0 before the first
-local stored = head_of(KEYS[1])
+local stored = read_session(KEYS[1])
 if not stored then
   return { 'not-found' }
 end
 if tonumber(stored.version) + 1 ~= tonumber(ARGV[3]) then
   return { 'conflict' }
 end
-local last = tonumber(use_of(KEYS[1]).last) or 0
+local last = tonumber(use_of(stored).last) or 0
 if last ~= tonumber(ARGV[19]) or #live_leases(KEYS[12], tonumber(ARGV[17]), now_ms()) > 0 then
   return { 'conflict' }
 end

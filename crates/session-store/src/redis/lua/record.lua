@@ -1,18 +1,22 @@
--- A session is a list: 0 what scripts compare, 1 the record, 2 its use or '',
--- 3 its last changes, from 4 on its tokens while it lives. What scripts compare
--- is "<layout> <version> <live> <status> <generation> <token_epoch>
--- <ledger_epoch>": this is layout 1, and the ledger's epoch is the one that the
--- tokens are of.
+-- A session is one string: a line that scripts compare, "<layout> <version>
+-- <live> <status> <generation> <token_epoch> <ledger_epoch> <lengths>", then
+-- the record, its use, its last changes, and its tokens while it lives; the
+-- lengths are of the first three. This is layout 1, and the ledger's epoch is
+-- the one that the tokens are of.
 -- Records and changes are packed: scripts pass them on and look into none.
-local HEAD, RECORD, USE, HISTORY, TOKENS = 0, 1, 2, 3, 4
-local function head_of(key)
-  local text = redis.call('LINDEX', key, HEAD)
+local function read_session(key)
+  local text = redis.call('GET', key)
   if not text then
     return nil
   end
-  local version, live, status, generation, token_epoch, ledger_epoch =
-    string.match(text, '^1 (%d+) ([01]) (%a+) (%d+) (%d+) (%d+)$')
+  local version, live, status, generation, token_epoch, ledger_epoch, record, use, history, at =
+    string.match(text, '^1 (%d+) ([01]) (%a+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)\n()')
   assert(version, 'a session of another layout, or broken')
+  local function take(length)
+    local from = at
+    at = from + length
+    return string.sub(text, from, at - 1)
+  end
   return {
     version = version,
     live = live == '1',
@@ -20,9 +24,14 @@ local function head_of(key)
     generation = generation,
     token_epoch = token_epoch,
     ledger_epoch = ledger_epoch,
+    record = take(tonumber(record)),
+    use = take(tonumber(use)),
+    history = take(tonumber(history)),
+    tokens = string.sub(text, at),
   }
 end
-local function head_text(head)
-  return table.concat({ '1', head.version, head.live and '1' or '0', head.status, head.generation,
-    head.token_epoch, head.ledger_epoch }, ' ')
+local function write_session(key, session)
+  local line = table.concat({ '1', session.version, session.live and '1' or '0', session.status, session.generation,
+    session.token_epoch, session.ledger_epoch, #session.record, #session.use, #session.history }, ' ')
+  redis.call('SET', key, line .. '\n' .. session.record .. session.use .. session.history .. session.tokens)
 end

@@ -6,13 +6,13 @@
 --      11 bytes_out, 12 open_stream_millis, 13 length of the audit trail, then
 --      of each token its id, first and last use, and the audit record of its
 --      first use
-local head = head_of(KEYS[1])
-if not head then
+local session = read_session(KEYS[1])
+if not session then
   return { 'unknown' }
 end
 local now = now_ms()
-local use = use_of(KEYS[1])
-local used = false
+local use = use_of(session)
+local used, renewed = false, false
 
 if ARGV[7] ~= '' and not string.find(use.added, ARGV[7], 1, true) then
   for i = 1, 4 do
@@ -27,15 +27,15 @@ end
 local function moment(text)
   return math.min(tonumber(text), now)
 end
-local function note_uses(key, first)
-  local places, tokens = {}, redis.call('LRANGE', key, first, -1)
-  for i, text in ipairs(tokens) do
-    places[string.match(text, '^%S+')] = i
+-- Notes uses in the text of tokens; answers the text as it is then.
+local function note_uses(text)
+  local tokens, by_id = tokens_of(text), {}
+  for _, token in ipairs(tokens) do
+    by_id[token.id] = token
   end
   for i = 14, #ARGV, 4 do
-    local place = places[ARGV[i]]
-    if place then
-      local token = token_of(tokens[place])
+    local token = by_id[ARGV[i]]
+    if token then
       if token.first == '' then
         token.first = string.format('%d', moment(ARGV[i + 1]))
         redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[13], '*', 'audit', ARGV[i + 3])
@@ -43,30 +43,34 @@ local function note_uses(key, first)
       if (tonumber(token.last) or -1) < moment(ARGV[i + 2]) then
         token.last = string.format('%d', moment(ARGV[i + 2]))
       end
-      local text = token_text(token)
-      if text ~= tokens[place] then
-        tokens[place] = text
-        redis.call('LSET', key, first + place - 1, text)
-      end
     end
+  end
+  return tokens_text(tokens)
+end
+local function write()
+  if used then
+    session.use = use_text(use)
+  end
+  if used or renewed then
+    write_session(KEYS[1], session)
   end
 end
 if #ARGV > 13 then
-  if head.live then
-    note_uses(KEYS[1], TOKENS)
-  else
-    note_uses(KEYS[3], 0)
+  local text = session.live and session.tokens or redis.call('GET', KEYS[3]) or ''
+  local noted = note_uses(text)
+  if noted ~= text and session.live then
+    session.tokens, renewed = noted, true
+  elseif noted ~= text then
+    redis.call('SET', KEYS[3], noted, 'KEEPTTL')
   end
 end
-if not head.live then
-  if used then
-    write_use(KEYS[1], use)
-  end
+if not session.live then
+  write()
   return { 'ended' }
 end
 
 -- What runs on an earlier generation is lost: it keeps nothing alive.
-local of_now = tonumber(ARGV[2]) >= tonumber(head.generation)
+local of_now = tonumber(ARGV[2]) >= tonumber(session.generation)
 local at = of_now and math.min(tonumber(ARGV[4]) or 0, now) or 0
 if of_now and (tonumber(ARGV[3]) or 0) > 0 then
   at = now
@@ -88,7 +92,5 @@ if at > (tonumber(use.last) or 0) then
   use.last = string.format('%d', at)
   used = true
 end
-if used then
-  write_use(KEYS[1], use)
-end
-return { 'live', head.status }
+write()
+return { 'live', session.status }

@@ -1,6 +1,6 @@
 -- Writes a record that a fail-over lost, if the stored one is still the one
 -- that was seen. Keys and arguments are save.lua's; then the version seen.
-local stored = head_of(KEYS[1])
+local stored = read_session(KEYS[1])
 if not stored or stored.version ~= ARGV[19] then
   return { 'conflict' }
 end

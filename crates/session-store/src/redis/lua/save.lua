@@ -1,7 +1,7 @@
 -- Writes a record and everything that follows from it; shared by create and
--- commit. `stored` is what scripts compare of the one before, if there is one.
--- The indexes a session must be in, and those it must not be in, come
--- as keys after `first`, so this script knows no key's form.
+-- commit. `stored` is the one before, if there is one. The indexes a session
+-- must be in, and those it must not be in, come as keys after `first`, so this
+-- script knows no key's form.
 -- KEYS 1 record, 2 tokens that outlive the session, 3 due, 4 changes,
 --      5 organizations with live sessions on the cluster, 6 to 10 as in
 --      ended.lua, 11 live sessions of the organization on the cluster
@@ -27,31 +27,27 @@ local function remember(history, event, most)
 end
 
 -- The tokens of a session that ended are kept as long as the last of them is good.
-local function set_tokens_aside()
+local function set_tokens_aside(session)
   local last = 0
-  for _, text in ipairs(redis.call('LRANGE', KEYS[1], TOKENS, -1)) do
-    last = math.max(last, token_of(text).expires_at)
-    redis.call('RPUSH', KEYS[2], text)
+  for _, token in ipairs(tokens_of(session.tokens)) do
+    last = math.max(last, token.expires_at)
   end
   if last > 0 then
-    redis.call('PEXPIREAT', KEYS[2], string.format('%d', last))
-    redis.call('LTRIM', KEYS[1], 0, TOKENS - 1)
+    redis.call('SET', KEYS[2], session.tokens, 'PXAT', string.format('%d', last))
+    session.tokens = ''
   end
 end
 
 local function save(first, stored)
-  local id, member, live = ARGV[1], ARGV[2], ARGV[10] == '1'
-  local head = head_text({ version = ARGV[3], live = live, status = ARGV[5], generation = ARGV[17],
-    token_epoch = ARGV[8], ledger_epoch = stored and stored.ledger_epoch or '0' })
-  local history = stored and redis.call('LINDEX', KEYS[1], HISTORY) or ''
-  history = remember(history, ARGV[18], tonumber(ARGV[13]))
-  if stored then
-    redis.call('LSET', KEYS[1], HEAD, head)
-    redis.call('LSET', KEYS[1], RECORD, ARGV[4])
-    redis.call('LSET', KEYS[1], HISTORY, history)
-  else
-    redis.call('RPUSH', KEYS[1], head, ARGV[4], '', history)
+  local id, member = ARGV[1], ARGV[2]
+  local session = stored or { ledger_epoch = '0', use = '', history = '', tokens = '' }
+  session.version, session.record, session.status, session.token_epoch = ARGV[3], ARGV[4], ARGV[5], ARGV[8]
+  session.live, session.generation = ARGV[10] == '1', ARGV[17]
+  session.history = remember(session.history, ARGV[18], tonumber(ARGV[13]))
+  if not session.live then
+    set_tokens_aside(session)
   end
+  write_session(KEYS[1], session)
   local out = first + tonumber(ARGV[15])
   for i = first, out - 1 do
     redis.call('ZADD', KEYS[i], 0, id)
@@ -59,13 +55,10 @@ local function save(first, stored)
   for i = out, out + tonumber(ARGV[16]) - 1 do
     redis.call('ZREM', KEYS[i], id)
   end
-  if live then
+  if session.live then
     redis.call('ZADD', KEYS[5], 0, ARGV[6])
-  else
-    set_tokens_aside()
-    if redis.call('EXISTS', KEYS[11]) == 0 then
-      redis.call('ZREM', KEYS[5], ARGV[6])
-    end
+  elseif redis.call('EXISTS', KEYS[11]) == 0 then
+    redis.call('ZREM', KEYS[5], ARGV[6])
   end
   if ARGV[9] ~= '' then
     redis.call('ZADD', KEYS[6], ARGV[9], id)

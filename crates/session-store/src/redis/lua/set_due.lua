@@ -1,7 +1,7 @@
 -- Moves a session's due entry if its version is still the expected one. An
 -- entry without a record is dropped: nobody could ever settle it.
 -- KEYS 1 record, 2 due; ARGV 1 member, 2 version, 3 due or ''
-local stored = head_of(KEYS[1])
+local stored = read_session(KEYS[1])
 if not stored then
   redis.call('ZREM', KEYS[2], ARGV[1])
   return { 'not-found' }

@@ -1,8 +1,22 @@
--- A token is "<id> <expires_at> <first use or ''> <last use or ''> <details>".
-local function token_of(text)
-  local id, expires_at, first, last, details = string.match(text, '^(%S+) (%d+) (%d*) (%d*) (.*)$')
-  return { id = id, expires_at = tonumber(expires_at), first = first, last = last, details = details }
+-- Tokens follow each other, each after its length in two bytes:
+-- "<id> <expires_at> <first use or ''> <last use or ''> <details>".
+local function tokens_of(text)
+  local tokens, at = {}, 1
+  while at <= #text do
+    local length = struct.unpack('>I2', text, at)
+    local id, expires_at, first, last, details =
+      string.match(string.sub(text, at + 2, at + 1 + length), '^(%S+) (%d+) (%d*) (%d*) (.*)$')
+    tokens[#tokens + 1] = { id = id, expires_at = tonumber(expires_at), first = first, last = last, details = details }
+    at = at + 2 + length
+  end
+  return tokens
 end
-local function token_text(token)
-  return table.concat({ token.id, string.format('%d', token.expires_at), token.first, token.last, token.details }, ' ')
+local function tokens_text(tokens)
+  local parts = {}
+  for _, token in ipairs(tokens) do
+    local text = table.concat({ token.id, string.format('%d', token.expires_at), token.first, token.last,
+      token.details }, ' ')
+    parts[#parts + 1] = struct.pack('>I2', #text) .. text
+  end
+  return table.concat(parts)
 end

@@ -8,7 +8,8 @@ for i = 1, #KEYS, 2 do
   for _, lease in ipairs(live_leases(KEYS[i + 1], tonumber(ARGV[(i + 1) / 2]), now)) do
     calls = calls + lease.calls
   end
-  local use = use_of(KEYS[i])
+  local session = read_session(KEYS[i])
+  local use = use_of(session or { use = '' })
   answer[#answer + 1] = use.last
   answer[#answer + 1] = string.format('%d', calls)
   for _, total in ipairs(use.totals) do
