@@ -68,7 +68,9 @@ mod tests {
     use super::*;
     use session_core::machine::{self, NewSession, Observation};
     use session_core::route::Secret;
-    use session_core::{Activity, Engine, IdlePolicy, Route, SessionId, SessionPolicy, SystemClock, Timestamp};
+    use session_core::{
+        Activity, Engine, IdlePolicy, Route, SessionId, SessionPolicy, SystemClock, Timestamp,
+    };
     use session_store::Create;
     use session_store::memory::MemoryStore;
     use std::collections::BTreeMap;
@@ -120,7 +122,10 @@ mod tests {
             limits: session_core::Limits::default(),
         };
         let session = store.create(create).await.unwrap().session;
-        let text = show(&store, &format!("acme/{}", session.id)).await.unwrap().to_string();
+        let text = show(&store, &format!("acme/{}", session.id))
+            .await
+            .unwrap()
+            .to_string();
         for part in ["report", "sa|bob", "127.0.0.1:1", "[secret]", "CREATED"] {
             assert!(text.contains(part), "{part}: {text}");
         }

@@ -129,7 +129,6 @@ impl RedisStore {
         let mut cmd = redis::cmd("ZREM");
         self.connections.query::<()>(cmd.arg(index).arg(strays)).await
     }
-
 }
 
 fn encode<T: serde::Serialize>(value: &T) -> Result<String, Error> {

@@ -8,11 +8,11 @@
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use session_core::machine::{self, Cause, Event, NewSession, Observation, Transition};
-use session_core::{
-    Activity, Actor, ChangeReason, Engine, IdlePolicy, Route, Session, SessionId, SessionPolicy,
-    Timestamp, TokenId,
-};
 use session_core::route::Secret;
+use session_core::{
+    Activity, Actor, ChangeReason, Engine, IdlePolicy, Route, Session, SessionId, SessionPolicy, Timestamp,
+    TokenId,
+};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -82,7 +82,9 @@ impl Life {
             tls_server_name: None,
             credential: (engine == Engine::Spark).then(|| Secret::new(format!("{secret:032x}"))),
             engine,
-            engine_version: self.pick(&["0.7.2", "4.0.1", "4.1.3", "4.2.0", "3.5.9"]).to_owned(),
+            engine_version: self
+                .pick(&["0.7.2", "4.0.1", "4.1.3", "4.2.0", "3.5.9"])
+                .to_owned(),
             dedicated,
         }
     }
@@ -100,7 +102,9 @@ impl Life {
         let on_idle = self.pick(&[IdlePolicy::Release, IdlePolicy::Keep]);
         let owner = self.owner();
         let org = self.word();
-        let name = self.chance(50).then(|| format!("{} {}", self.word(), self.word()));
+        let name = self
+            .chance(50)
+            .then(|| format!("{} {}", self.word(), self.word()));
         let team = self.chance(25).then(|| self.word());
         let labels = if self.chance(40) {
             BTreeMap::from([(self.word(), self.word())])
@@ -144,7 +148,13 @@ impl Life {
         }
     }
 
-    fn next(&mut self, session: &Session, engine: Engine, dedicated: bool, now: &mut Timestamp) -> Option<Transition> {
+    fn next(
+        &mut self,
+        session: &Session,
+        engine: Engine,
+        dedicated: bool,
+        now: &mut Timestamp,
+    ) -> Option<Transition> {
         let owner = Actor::Principal(session.owner.clone());
         let event = match self.random.random_range(0..12) {
             0..=3 => {
@@ -154,7 +164,8 @@ impl Life {
                 return machine::step(session, Some(&ready), Activity::Unknown, *now).transition;
             }
             4 | 5 => {
-                let silence = session.policy.idle_timeout + Duration::from_millis(self.random.random_range(0..5000));
+                let silence =
+                    session.policy.idle_timeout + Duration::from_millis(self.random.random_range(0..5000));
                 *now = now.after(silence);
                 let quiet = Activity::Quiet {
                     last_activity_at: session.active_at.unwrap_or_default(),
@@ -171,7 +182,10 @@ impl Life {
                 };
                 return machine::step(session, Some(&failed), Activity::Unknown, *now).transition;
             }
-            7 => return machine::step(session, Some(&Observation::Missing), Activity::Unknown, *now).transition,
+            7 => {
+                return machine::step(session, Some(&Observation::Missing), Activity::Unknown, *now)
+                    .transition;
+            }
             8 => Event::Update {
                 name: Some(Some(self.word())),
                 labels: None,

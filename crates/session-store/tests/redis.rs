@@ -6,7 +6,8 @@
 mod common;
 
 use common::{
-    Draft, FAR, LIMIT, Store, activate, close, commit, eventually, options, request, revoke, revoke_one, token, touch,
+    Draft, FAR, LIMIT, Store, activate, close, commit, eventually, options, request, revoke, revoke_one,
+    token, touch,
 };
 use futures::StreamExt;
 use session_core::{Activity, Session, SessionKey, Status, Timestamp};

@@ -49,7 +49,14 @@ async fn make(store: &Store, n: usize) -> Session {
     };
     store.record_token(&session.key(), token, 100).await.unwrap();
     let id = random();
-    let id = format!("{}-{}-{}-{}-{}", &id[..8], &id[8..12], &id[12..16], &id[16..20], &id[20..]);
+    let id = format!(
+        "{}-{}-{}-{}-{}",
+        &id[..8],
+        &id[8..12],
+        &id[12..16],
+        &id[16..20],
+        &id[20..]
+    );
     let bind = Bind {
         spark: SparkSession {
             server: "10.20.30.40:15002".to_owned(),
@@ -130,5 +137,8 @@ async fn a_million_sessions_fit_into_their_memory() {
     let use_of_each = (used(&redis).await - made) / number;
     println!("{each} bytes each, {use_of_each} more when used");
     assert!(each <= MOST, "a session takes {each} bytes");
-    assert!(use_of_each <= MOST_USED, "the use of a session takes {use_of_each} bytes");
+    assert!(
+        use_of_each <= MOST_USED,
+        "the use of a session takes {use_of_each} bytes"
+    );
 }

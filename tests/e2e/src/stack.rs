@@ -356,10 +356,7 @@ impl Stack {
     /// When it has none.
     pub async fn backend_url(&self, session: &str) -> Result<String> {
         let store = session_store::open(&self.redis.url(), &session_store::redis::Options::default()).await?;
-        let keys = self
-            .redis
-            .command(&format!("KEYS *:session:*:{session}"))
-            .await?;
+        let keys = self.redis.command(&format!("KEYS *:session:*:{session}")).await?;
         let key = keys.lines().find_map(|line| {
             let (_, name) = line.split_once(":session:")?;
             let (org, id) = name.trim().split_once(':')?;
@@ -370,7 +367,10 @@ impl Stack {
         });
         let key = key.with_context(|| format!("{session} is not stored"))?;
         let stored = store.get(&key).await?;
-        if let Some(route) = stored.as_ref().and_then(|session| session.state.published_route()) {
+        if let Some(route) = stored
+            .as_ref()
+            .and_then(|session| session.state.published_route())
+        {
             let port = route.endpoint.rsplit(':').next().unwrap_or_default();
             return Ok(match &route.credential {
                 // Plaintext with a token is for the literal localhost only.

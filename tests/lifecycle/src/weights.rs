@@ -46,7 +46,9 @@ pub(crate) async fn by_kind(stage: &Stage) -> Result<Vec<(String, f64)>> {
     let text = String::from_utf8(answer.stdout)?;
     let mut kinds = Vec::new();
     for line in text.lines() {
-        let (name, bytes) = line.split_once('\t').with_context(|| format!("Redis answered {line:?}"))?;
+        let (name, bytes) = line
+            .split_once('\t')
+            .with_context(|| format!("Redis answered {line:?}"))?;
         kinds.push((name.to_owned(), bytes.parse()?));
     }
     ensure!(!kinds.is_empty(), "Redis weighs no key");

@@ -83,7 +83,11 @@ pub(super) enum Part {
 impl Part {
     /// The part that a session in `status` is in.
     pub(super) const fn of(status: Status) -> Self {
-        if status.is_terminal() { Self::Past } else { Self::Live }
+        if status.is_terminal() {
+            Self::Past
+        } else {
+            Self::Live
+        }
     }
 
     const fn prefix(self) -> &'static str {

@@ -43,7 +43,8 @@ impl RedisStore {
             .into_iter()
             .filter(|part| statuses.iter().any(|status| Part::of(*status) == *part))
             .collect();
-        let of_owner = |owner| -> Vec<String> { parts.iter().map(|part| keys.owner(org, owner, *part)).collect() };
+        let of_owner =
+            |owner| -> Vec<String> { parts.iter().map(|part| keys.owner(org, owner, *part)).collect() };
         let mut walks = Vec::new();
         match &query.scope {
             Scope::Org => {

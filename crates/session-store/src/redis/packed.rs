@@ -144,7 +144,14 @@ mod tests {
     #[test]
     fn nonsense_is_corrupt_and_no_panic() {
         let good = pack(&typical()).unwrap();
-        let mut samples = vec![Vec::new(), vec![0], vec![1], vec![2, 3], b"{".to_vec(), b"nonsense".to_vec()];
+        let mut samples = vec![
+            Vec::new(),
+            vec![0],
+            vec![1],
+            vec![2, 3],
+            b"{".to_vec(),
+            b"nonsense".to_vec(),
+        ];
         samples.extend((0..good.len()).map(|end| good[..end].to_vec()));
         samples.extend((1..good.len()).map(|at| {
             let mut bent = good.clone();

@@ -73,10 +73,11 @@ impl<'a> Stored<'a> {
 pub(super) fn pieces(mut text: &[u8]) -> Result<Vec<&[u8]>, Error> {
     let mut pieces = Vec::new();
     while !text.is_empty() {
-        let piece = text.split_first_chunk::<LENGTH>().and_then(|(length, rest)| {
-            rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))
-        });
-        let (piece, rest) = piece.ok_or_else(|| Error::Corrupt("a part of a session is cut off".to_owned()))?;
+        let piece = text
+            .split_first_chunk::<LENGTH>()
+            .and_then(|(length, rest)| rest.split_at_checked(usize::from(u16::from_be_bytes(*length))));
+        let (piece, rest) =
+            piece.ok_or_else(|| Error::Corrupt("a part of a session is cut off".to_owned()))?;
         pieces.push(piece);
         text = rest;
     }

@@ -106,7 +106,10 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let (now, later) = (Timestamp::from_millis(1_800_000_000_000), Timestamp::from_millis(9));
+        let (now, later) = (
+            Timestamp::from_millis(1_800_000_000_000),
+            Timestamp::from_millis(9),
+        );
         let token = TokenRecord {
             id: TokenId::generate(now, 1),
             key_id: "a key\nof any form ".to_owned(),
