@@ -71,7 +71,7 @@ impl Stage {
         for (n, key) in keys.iter().enumerate() {
             let org = org(n)?;
             text += &format!(
-                "[[orgs]]\nname = \"{org}\"\nlimits = {{ live_sessions_per_owner = 4000000, live_sessions = 4000000, creates_per_minute = 4000000 }}\n\
+                "[[orgs]]\nname = \"{org}\"\nlimits = {{ live_sessions_per_owner = 100000, live_sessions = 1000000, creates_per_minute = 10000 }}\n\
                  [[service_accounts]]\nname = \"caller-{n}\"\norg = \"{org}\"\nroles = [\"member\", \"org-admin\"]\nkey_sha256 = \"{}\"\n",
                 key.sha256
             );
