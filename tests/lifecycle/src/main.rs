@@ -135,7 +135,11 @@ async fn stored(count: usize, rows: &mut Rows) -> Result<()> {
         (used - streams) / count as f64,
         1545.0,
     );
-    rows.tell("streams, whatever the number of sessions", "MiB", streams / 1_048_576.0);
+    rows.tell(
+        "streams, whatever the number of sessions",
+        "MiB",
+        streams / 1_048_576.0,
+    );
     let manager = stage.manager().await?;
     rows.at_most(
         "start of a manager to ready",
