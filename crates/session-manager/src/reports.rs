@@ -5,7 +5,8 @@
 //! amounts wait here. The store tells a repeated report by its number, so its
 //! amounts count once whichever manager it reaches; an amount has a name, so
 //! it also counts once when a write's answer was lost. What waits in a manager
-//! that dies is lost, and was never counted.
+//! that dies is lost, and was never counted. What another manager took between
+//! makes this one write at once: its memory is no longer what the store has.
 
 use crate::driver::Driver;
 use crate::metrics::Metrics;
@@ -59,6 +60,8 @@ pub(crate) struct Reports {
     silence: Arc<Silence>,
     metrics: Arc<Metrics>,
     kept: Mutex<BTreeMap<Pair, Shared>>,
+    /// The last report of each proxy that was taken here, and when.
+    taken: Mutex<BTreeMap<ProxyId, (u64, Timestamp)>>,
     /// Nobody will write later what waits from now on.
     closing: AtomicBool,
 }
@@ -106,6 +109,7 @@ impl Reports {
             silence,
             metrics,
             kept: Mutex::default(),
+            taken: Mutex::default(),
             closing: AtomicBool::new(false),
         }
     }
@@ -126,21 +130,40 @@ impl Reports {
 
     async fn take_all(&self, proxy: &ProxyId, sequence: u64, said: Vec<Said>) -> Result<(), Error> {
         let heard = self.store.proxy_reported(proxy, sequence).await?;
+        let follows = self.follows(proxy, sequence);
         let outcomes: Vec<_> = stream::iter(said)
-            .map(|said| self.take_one(proxy, sequence, heard, said))
+            .map(|said| self.take_one(proxy, sequence, heard, follows, said))
             .buffer_unordered(TOGETHER)
             .collect()
             .await;
         outcomes.into_iter().collect::<Result<(), Error>>()?;
+        self.taken().insert(proxy.clone(), (sequence, heard.at));
         // Only now: an idle clock that stood still because of this proxy's
         // silence must find its calls known.
         self.store.proxy_spoke(proxy, heard.at).await
     }
 
-    async fn take_one(&self, proxy: &ProxyId, sequence: u64, heard: Heard, said: Said) -> Result<(), Error> {
+    /// Was the report before this one taken here too? If not, another manager
+    /// may have told the store what is not remembered here.
+    fn follows(&self, proxy: &ProxyId, sequence: u64) -> bool {
+        let last = self.taken().get(proxy).map(|(last, _)| *last);
+        sequence == 0 || last.is_some_and(|last| last == sequence || last + 1 == sequence)
+    }
+
+    async fn take_one(
+        &self,
+        proxy: &ProxyId,
+        sequence: u64,
+        heard: Heard,
+        follows: bool,
+        said: Said,
+    ) -> Result<(), Error> {
         let pair = (proxy.clone(), said.key.clone());
         let kept = self.kept_of(&pair);
         let mut kept = kept.lock().await;
+        if !follows {
+            kept.written = None;
+        }
         if heard.fresh {
             kept.add(&said);
         }
@@ -183,10 +206,11 @@ impl Reports {
     }
 
     async fn write_waiting(&self, after: Duration) -> Result<(), Error> {
-        if self.all().is_empty() {
+        if self.all().is_empty() && self.taken().is_empty() {
             return Ok(());
         }
         let now = self.store.now().await?;
+        self.taken().retain(|_, (_, at)| now.since(*at) < FORGET);
         let (mut waiting, mut outcome) = (Vec::new(), Ok(()));
         self.all().retain(|pair, shared| {
             let Ok(kept) = shared.try_lock() else { return true };
@@ -267,6 +291,10 @@ impl Reports {
             all.insert(pair.clone(), Arc::clone(&kept));
         }
         kept
+    }
+
+    fn taken(&self) -> MutexGuard<'_, BTreeMap<ProxyId, (u64, Timestamp)>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<Pair, Shared>> {

@@ -119,8 +119,9 @@ async fn tell(seed: u64) -> Told {
         let mut state = world.state();
         state.last_fault = now;
         if now < state.outage_until {
+            // It ends here, and so does what it was to last.
             state.outage_until = Duration::ZERO;
-            state.ledger.unsure.pop_if(|until| now < *until);
+            state.ledger.unsure.retain(|until| *until <= now);
         }
     }
     tokio::time::sleep(calm).await;
