@@ -23,7 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Mere activity is written this often.
 const COALESCE: Duration = Duration::from_secs(10);
-/// What waits is written by itself when no report took it along by then.
+/// What waits is written by itself when no report took it along by then: of a
+/// session without calls a look earlier, as users see when it will idle.
 const LATEST: Duration = COALESCE.saturating_add(REPORT_INTERVAL);
 /// Nothing is remembered of a session that nobody reported for so long.
 const FORGET: Duration = Duration::from_secs(60);
@@ -214,7 +215,8 @@ impl Reports {
         let (mut waiting, mut outcome) = (Vec::new(), Ok(()));
         self.all().retain(|pair, shared| {
             let Ok(kept) = shared.try_lock() else { return true };
-            if kept.waits && kept.age(now) >= after {
+            let look = if kept.is_open() { Duration::ZERO } else { TICK };
+            if kept.waits && kept.age(now) >= after.saturating_sub(look) {
                 waiting.push((pair.clone(), Arc::clone(shared)));
             }
             let in_use = kept.waits || kept.age(now) < FORGET;
@@ -264,12 +266,17 @@ impl Reports {
         kept.token_uses.clear();
         // An amount that came while another one was under way.
         kept.waits = !kept.more.is_zero();
-        if let Some(open) = open {
-            kept.written = Some(Written {
-                at: now,
-                open: open > 0,
-                generation: kept.generation,
-            });
+        match (open, &mut kept.written) {
+            (Some(open), written) => {
+                *written = Some(Written {
+                    at: now,
+                    open: open > 0,
+                    generation: kept.generation,
+                });
+            }
+            // A lease was not renewed by this.
+            (None, Some(written)) if !written.open => written.at = now,
+            (None, _) => {}
         }
         match taken {
             // The idle decision and this report passed each other.
@@ -323,6 +330,10 @@ impl Kept {
             Some(written) if written.open != open || written.generation != self.generation => true,
             Some(written) => now.since(written.at) >= COALESCE && (open || self.waits),
         }
+    }
+
+    fn is_open(&self) -> bool {
+        self.written.is_some_and(|written| written.open)
     }
 
     fn age(&self, now: Timestamp) -> Duration {

@@ -20,8 +20,8 @@ pub(super) struct Ledger {
     pub(super) unsure: Vec<Duration>,
     /// Who has seen that nothing is left of an ended session's compute.
     seen_gone: BTreeSet<(String, SessionKey)>,
-    /// The end of each session's last call, on which generation.
-    pub(super) ended: BTreeMap<SessionKey, Ended>,
+    /// The ends of each session's calls, on which generation.
+    pub(super) ended: BTreeMap<SessionKey, Vec<Ended>>,
     pub(super) owed: Vec<Owed>,
     /// Since when compute has been there that no record wants.
     pub(super) unwanted: BTreeMap<(SessionKey, u64), Duration>,

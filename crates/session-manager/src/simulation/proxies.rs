@@ -103,7 +103,8 @@ impl Proxy {
         let mut state = self.world.state();
         state.calls.remove(&n);
         state.used.insert(key.clone(), at.0);
-        state.ledger.ended.insert(key.clone(), Ended { generation, at });
+        let ended = state.ledger.ended.entry(key.clone()).or_default();
+        ended.push(Ended { generation, at });
         drop(state);
         self.touch(key, generation, -1);
     }

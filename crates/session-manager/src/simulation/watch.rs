@@ -2,7 +2,7 @@
 //! somebody looks every second.
 
 use super::check::LEASE;
-use super::ledger::{Owed, wants};
+use super::ledger::{Ended, Owed, wants};
 use super::world::{World, short};
 use futures::FutureExt;
 use session_core::{Phase, Session, SessionKey, State, Timestamp};
@@ -19,11 +19,12 @@ const ORPHANED: Duration = Duration::from_secs(70);
 /// A call that is reported brings its session back: by the report at once, by
 /// the next one if that was passed over as mere activity.
 const BROUGHT_BACK: Duration = Duration::from_secs(18);
-/// Deadlines that users see: so far off while in use.
-const IN_USE: Duration = Duration::from_secs(15);
-/// And so far once quiet, which is when all is written.
-const QUIET: Duration = Duration::from_secs(2);
-const WRITTEN: Duration = Duration::from_secs(17);
+/// The end of a call shows after this, and the waits of the simulation.
+const IN_USE: Duration = Duration::from_millis(15_500);
+/// To within so much.
+const EXACT: Duration = Duration::from_secs(2);
+/// What a proxy says late because of a fault is said by then.
+const SETTLED: Duration = Duration::from_secs(12);
 /// The report of a call's beginning or end.
 const REPORT: Duration = Duration::from_secs(7);
 
@@ -128,51 +129,66 @@ impl World {
             .collect()
     }
 
-    /// Does `idle_at`, as users see it, tell the truth?
+    /// Does `idle_at`, as users see it, tell the truth? While a session is in
+    /// use it may tell the truth of 15 s ago; once quiet it tells that of now.
     fn check_visible(&self, session: &Session) {
         let State::Active { .. } = session.state else {
             return;
         };
         let key = session.key();
-        let (last_fault, ended) = {
-            let state = self.state();
-            (state.last_fault, state.ledger.ended.get(&key).copied())
-        };
         let visible = self.visible_idle_at(&key);
         let calls = self.calls_on(&key, session.generation);
         if let Some(longest) = calls.iter().max() {
             if let Some(visible) = visible.filter(|_| *longest > REPORT) {
-                let told = format!("{} is in use and would idle at {visible}", short(&key));
-                self.broken(told);
+                self.broken(format!("{} is in use and would idle at {visible}", short(&key)));
             }
             return;
         }
-        // Of calls before the last fault it is not known what was written.
-        let Some(ended) = ended.filter(|ended| ended.generation == session.generation) else {
+        let (now, last_fault, ended) = {
+            let state = self.state();
+            let ended = state.ledger.ended.get(&key).cloned().unwrap_or_default();
+            (self.elapsed(), state.last_fault, ended)
+        };
+        let ended = || {
+            ended
+                .iter()
+                .filter(|ended| ended.generation == session.generation)
+        };
+        // Of calls before it was calm it is not known what was written.
+        let Some(last) = ended()
+            .next_back()
+            .filter(|last| last.at.0 > last_fault + SETTLED)
+        else {
             return;
         };
-        if ended.at.0 <= last_fault {
-            return;
-        }
-        let silent = self.elapsed().saturating_sub(ended.at.0);
-        let begun = ended.at.1.max(session.active_at.unwrap_or_default());
-        let kept_until = session.keep_alive_until.unwrap_or_default();
-        let truth = begun.after(session.policy.idle_timeout).max(kept_until);
-        let within = if silent > WRITTEN { QUIET } else { IN_USE };
-        let told = match visible {
-            None if silent <= REPORT => return,
-            None => "never".to_owned(),
-            Some(visible) if visible.since(truth).max(truth.since(visible)) <= within => {
-                self.count("idle_at seen");
-                return;
+        let by = |ended: &Ended| {
+            let begun = ended.at.1.max(session.active_at.unwrap_or_default());
+            let kept_until = session.keep_alive_until.unwrap_or_default();
+            begun.after(session.policy.idle_timeout).max(kept_until)
+        };
+        let silent = now.saturating_sub(last.at.0);
+        let Some(visible) = visible else {
+            if silent > REPORT {
+                self.broken(format!(
+                    "{} is silent for {silent:?} and seems in use",
+                    short(&key)
+                ));
             }
-            Some(visible) => format!("at {} ms", visible.as_millis()),
+            return;
         };
-        self.broken(format!(
-            "{} is silent for {silent:?}, would idle {told} by what users see, and in truth at {} ms",
-            short(&key),
-            truth.as_millis()
-        ));
+        let known = ended().rfind(|ended| now.saturating_sub(ended.at.0) > IN_USE);
+        let least = known.map_or(Timestamp::ZERO, by).before(EXACT);
+        let most = by(last).after(EXACT);
+        if visible < least || visible > most {
+            self.broken(format!(
+                "{} is silent for {silent:?} and would idle at {} by what users see, not within {}..{}",
+                short(&key),
+                visible.as_millis(),
+                least.as_millis(),
+                most.as_millis()
+            ));
+        }
+        self.count("idle_at seen");
     }
 
     /// As the API makes it.
