@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 TEST_THREADS ?= 2
 
-.PHONY: help run test unit e2e simulate fuzz build fmt fmt-check lint deny proto-lint load bench-latency bench-lifecycle bench-tokens setup clean
+.PHONY: help run test unit e2e simulate mutants mutations-apply fuzz build fmt fmt-check lint deny proto-lint load bench-latency bench-lifecycle bench-tokens setup clean
 
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,7 +15,7 @@ run: ## Install, build, start everything, run a PySpark query, serve until Ctrl-
 setup: ## Install what the tests need
 	@deploy/local/setup.sh run test
 
-test: setup fmt-check lint proto-lint unit fuzz-briefly e2e ## Everything: formatting, lints, unit, contract, fuzz (10 s) and end-to-end tests
+test: setup fmt-check lint proto-lint mutations-apply unit fuzz-briefly e2e ## Everything: formatting, lints, unit, contract, fuzz (10 s) and end-to-end tests
 	@echo "all tests passed"
 
 build: ## Build every program
@@ -29,6 +29,12 @@ e2e: build ## The whole of Berth on real Redis, Sail, Apache Spark and PySpark
 
 simulate: ## Lives of sessions under faults, from seeds 1 to SEEDS=20000 (SEED=n tells one in full)
 	SEEDS=$(or $(SEEDS),20000) SEED=$(SEED) cargo test --locked -p session-manager --lib simulation::lives -- --nocapture
+
+mutants: ## Break the code on purpose and demand that the simulation notices (SEEDS=1000, ONLY="name ...")
+	SEEDS=$(SEEDS) crates/session-manager/mutations/run.sh $(ONLY)
+
+mutations-apply: ## Do the mutations still fit the code?
+	@crates/session-manager/mutations/run.sh --apply
 
 fuzz: ## Fuzz what reads hostile bytes (SECONDS_EACH=60)
 	@crates/spark-proxy/fuzz/run.sh
