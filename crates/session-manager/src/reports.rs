@@ -61,10 +61,17 @@ pub(crate) struct Reports {
     silence: Arc<Silence>,
     metrics: Arc<Metrics>,
     kept: Mutex<BTreeMap<Pair, Shared>>,
-    /// The last report of each proxy that was taken here, and when.
-    taken: Mutex<BTreeMap<ProxyId, (u64, Timestamp)>>,
+    taken: Mutex<BTreeMap<ProxyId, Taken>>,
     /// Nobody will write later what waits from now on.
     closing: AtomicBool,
+}
+
+/// The last reports of one proxy that were taken here, and by no other manager.
+#[derive(Debug, Clone, Copy)]
+struct Taken {
+    first: u64,
+    last: u64,
+    at: Timestamp,
 }
 
 /// What is remembered of one proxy's word on one session. Its lock is held
@@ -131,24 +138,30 @@ impl Reports {
 
     async fn take_all(&self, proxy: &ProxyId, sequence: u64, said: Vec<Said>) -> Result<(), Error> {
         let heard = self.store.proxy_reported(proxy, sequence).await?;
-        let follows = self.follows(proxy, sequence);
+        let first = self.first_in_row(proxy, sequence);
         let outcomes: Vec<_> = stream::iter(said)
-            .map(|said| self.take_one(proxy, sequence, heard, follows, said))
+            .map(|said| self.take_one(proxy, sequence, heard, first, said))
             .buffer_unordered(TOGETHER)
             .collect()
             .await;
         outcomes.into_iter().collect::<Result<(), Error>>()?;
-        self.taken().insert(proxy.clone(), (sequence, heard.at));
+        let taken = Taken {
+            first,
+            last: sequence,
+            at: heard.at,
+        };
+        self.taken().insert(proxy.clone(), taken);
         // Only now: an idle clock that stood still because of this proxy's
         // silence must find its calls known.
         self.store.proxy_spoke(proxy, heard.at).await
     }
 
-    /// Was the report before this one taken here too? If not, another manager
-    /// may have told the store what is not remembered here.
-    fn follows(&self, proxy: &ProxyId, sequence: u64) -> bool {
-        let last = self.taken().get(proxy).map(|(last, _)| *last);
-        sequence == 0 || last.is_some_and(|last| last == sequence || last + 1 == sequence)
+    /// Since which of its reports has every one been taken here? Before that
+    /// another manager may have told the store what is not remembered here.
+    fn first_in_row(&self, proxy: &ProxyId, sequence: u64) -> u64 {
+        let taken = self.taken().get(proxy).copied();
+        let follows = |taken: &Taken| taken.last == sequence || taken.last + 1 == sequence;
+        taken.filter(follows).map_or(sequence, |taken| taken.first)
     }
 
     async fn take_one(
@@ -156,13 +169,13 @@ impl Reports {
         proxy: &ProxyId,
         sequence: u64,
         heard: Heard,
-        follows: bool,
+        first: u64,
         said: Said,
     ) -> Result<(), Error> {
         let pair = (proxy.clone(), said.key.clone());
         let kept = self.kept_of(&pair);
         let mut kept = kept.lock().await;
-        if !follows {
+        if kept.sequence < first {
             kept.written = None;
         }
         if heard.fresh {
@@ -211,7 +224,7 @@ impl Reports {
             return Ok(());
         }
         let now = self.store.now().await?;
-        self.taken().retain(|_, (_, at)| now.since(*at) < FORGET);
+        self.taken().retain(|_, taken| now.since(taken.at) < FORGET);
         let (mut waiting, mut outcome) = (Vec::new(), Ok(()));
         self.all().retain(|pair, shared| {
             let Ok(kept) = shared.try_lock() else { return true };
@@ -300,7 +313,7 @@ impl Reports {
         kept
     }
 
-    fn taken(&self) -> MutexGuard<'_, BTreeMap<ProxyId, (u64, Timestamp)>> {
+    fn taken(&self) -> MutexGuard<'_, BTreeMap<ProxyId, Taken>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
