@@ -28,7 +28,7 @@ e2e: build ## The whole of Berth on real Redis, Sail, Apache Spark and PySpark
 	cargo test --locked -p e2e -- --test-threads=$(TEST_THREADS)
 
 simulate: ## Lives of sessions under faults, from seeds 1 to SEEDS=20000 (SEED=n tells one in full)
-	SEEDS=$(or $(SEEDS),20000) SEED=$(SEED) cargo test --locked -p session-manager --lib simulation::lives -- --nocapture
+	SEEDS=$(or $(SEEDS),20000) SEED=$(SEED) FIRST=$(FIRST) THREADS=$(THREADS) cargo test --locked -p session-manager --lib simulation::lives -- --nocapture
 
 mutants: ## Break the code on purpose and demand that the simulation notices (SEEDS=1000, ONLY="name ...")
 	SEEDS=$(SEEDS) crates/session-manager/mutations/run.sh $(ONLY)
