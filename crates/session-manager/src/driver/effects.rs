@@ -146,3 +146,121 @@ impl Driver {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::computes::Computes;
+    use crate::directory::Directory;
+    use crate::metrics::Metrics;
+    use crate::silence::{Jumps, Silence};
+    use compute::SimCompute;
+    use service_kit::metrics::Registry;
+    use session_core::machine::{self, NewSession, Transition};
+    use session_core::policy::{PolicyRange, PolicyRequest};
+    use session_core::time::ManualClock;
+    use session_core::{
+        Activity, Cluster, ClusterStatus, Engine, Limits, Route, SessionId, SessionPolicy, Timestamp,
+    };
+    use session_store::memory::MemoryStore;
+    use session_store::{Commit, Create, Kind, SessionStore};
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::Arc;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+
+    fn cluster() -> Cluster {
+        Cluster {
+            name: "c".parse().unwrap(),
+            status: ClusterStatus::Active,
+            engine: Engine::Sail,
+            engine_version: None,
+            client_versions: Vec::new(),
+            granted_orgs: BTreeSet::default(),
+            provider: Provider::Process {
+                program: "/opt/sail".to_owned(),
+                java_home: None,
+                properties: BTreeMap::default(),
+                python: None,
+                driver_memory: None,
+            },
+            idle_policy: None,
+            policy: PolicyRange::default(),
+            managed_by_config: false,
+            version: 0,
+        }
+    }
+
+    async fn create(store: &MemoryStore) -> Session {
+        let json = serde_json::to_string(&cluster()).unwrap();
+        store.put_definition(Kind::Cluster, "c", 0, &json).await.unwrap();
+        let new = NewSession {
+            id: SessionId::generate(NOW, 1),
+            org: "acme".parse().unwrap(),
+            owner: "sa|ada".parse().unwrap(),
+            name: None,
+            team: None,
+            labels: BTreeMap::default(),
+            cluster: "c".parse().unwrap(),
+            catalog: None,
+            policy: SessionPolicy::settle(&cluster(), &PolicyRequest::default()).unwrap(),
+        };
+        let Transition { session, record, .. } = machine::create(new, NOW);
+        let create = Create {
+            session,
+            record,
+            due: NOW,
+            request: None,
+            limits: Limits::default(),
+        };
+        store.create(create).await.unwrap().session
+    }
+
+    /// What a look that sees this decides, committed.
+    async fn after(store: &MemoryStore, session: &Session, seen: Observation) -> Session {
+        let step = machine::step(session, Some(&seen), Activity::Unknown, NOW);
+        let Transition { session, record, .. } = step.transition.unwrap();
+        let commit = Commit {
+            session: session.clone(),
+            record,
+            due: step.due,
+        };
+        store.commit(commit).await.unwrap();
+        session
+    }
+
+    #[tokio::test]
+    async fn compute_that_is_stale_when_it_is_made_goes_at_once() {
+        let clock = Arc::new(ManualClock::at(NOW));
+        let store = Arc::new(MemoryStore::new(clock));
+        let shared: Arc<dyn SessionStore> = Arc::clone(&store) as _;
+        let sim = SimCompute::new();
+        sim.forget_releases();
+        let (driver, _kicked) = Driver::new(
+            Arc::clone(&shared),
+            Directory::new(Arc::clone(&shared)),
+            Computes::new(Arc::new(sim.clone()), Some(Arc::new(sim.clone()))),
+            Arc::new(Silence::new(shared, Jumps::AreMeant)),
+            Arc::new(Metrics::new(&Registry::new())),
+        );
+        let first = create(&store).await;
+        let ensure = [Effect::Ensure { generation: 1 }];
+        driver.start(&first, &ensure).await;
+        assert_eq!(sim.live(), [(first.key(), 1)], "it is wanted");
+        let route = Route {
+            endpoint: "127.0.0.1:1".to_owned(),
+            tls_server_name: None,
+            credential: None,
+            engine: Engine::Sail,
+            engine_version: "1".to_owned(),
+            dedicated: true,
+        };
+        let active = after(&store, &first, Observation::Ready { route }).await;
+        sim.vanish(&first.key(), 1);
+        let second = after(&store, &active, Observation::Missing).await;
+        assert_eq!(second.generation, 2);
+        // Another manager's request for the first generation comes only now.
+        driver.start(&first, &ensure).await;
+        assert_eq!((sim.made(&first.key(), 1), sim.live()), (2, Vec::new()));
+    }
+}
