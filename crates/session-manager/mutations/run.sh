@@ -27,25 +27,26 @@ field() { sed -n "s/^$2: //p" "$here/$1.patch"; }
 
 files_of() { sed -n 's|^+++ b/||p' "$here"/*.patch | sort -u; }
 
+# Exactly, or not at all.
+fits() { patch --strip=1 --fuzz=0 --force --reject-file=- --silent "$@"; }
+
 if [[ ${1:-} == --apply ]]; then
     cd "$root"
     bad=0
     for name in $(names); do
         [[ -n $(field "$name" What) && $(field "$name" Expect) =~ ^(caught|harmless)$ ]] ||
             { echo "mutation $name says not what it is"; bad=1; }
-        git apply --check "$here/$name.patch" ||
+        fits --dry-run <"$here/$name.patch" ||
             { echo "mutation $name no longer applies: write it anew for the code as it is"; bad=1; }
     done
     exit $bad
 fi
 
-# Git must not take the copy for a part of this repository.
-export GIT_CEILING_DIRECTORIES=$work CARGO_TARGET_DIR=$work/build RUST_BACKTRACE=0
+export CARGO_TARGET_DIR=$work/build RUST_BACKTRACE=0
+rm -rf "$work/tree"
 mkdir -p "$work/tree"
-cd "$root"
-git ls-files -z --cached --others --exclude-standard |
-    while IFS= read -r -d '' file; do [[ -e $file ]] && printf '%s\0' "$file"; done |
-    tar --create --null --files-from - | tar --extract --directory "$work/tree"
+tar --create --directory "$root" --exclude=./target --exclude=./.berth --exclude=./.git . |
+    tar --extract --directory "$work/tree"
 cd "$work/tree"
 # A run that was broken off may have left newer builds of other text.
 files_of | xargs touch
@@ -81,7 +82,7 @@ if ! (($#)); then
     [[ -z $what ]] || failed=1
 fi
 for name in $(names "$@"); do
-    git apply "$here/$name.patch"
+    fits <"$here/$name.patch"
     expect=$(field "$name" Expect)
     if build "$name"; then
         limit=$seeds
@@ -95,6 +96,6 @@ for name in $(names "$@"); do
         *) failed=1; what="${what:-nothing} - **but it is to be $expect**" ;;
     esac
     row "\`$name\`" "$(field "$name" What)" "$took" "${what:-nothing: it is harmless}"
-    git apply --reverse "$here/$name.patch"
+    fits --reverse <"$here/$name.patch"
 done
 exit $failed

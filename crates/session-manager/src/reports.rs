@@ -32,8 +32,8 @@ const FORGET: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_secs(1);
 /// Writes of one report, or of one look, that are under way together.
 const TOGETHER: usize = 64;
-/// Pairs of proxy and session that are remembered; beyond it every report is
-/// written at once.
+/// Pairs of proxy and session that are remembered, and proxies; beyond it
+/// every report is written at once.
 const MOST_KEPT: usize = 200_000;
 /// What waits at the end gets this long.
 const LAST_WRITES: Duration = Duration::from_secs(5);
@@ -145,12 +145,14 @@ impl Reports {
             .collect()
             .await;
         outcomes.into_iter().collect::<Result<(), Error>>()?;
-        let taken = Taken {
-            first,
-            last: sequence,
-            at: heard.at,
-        };
-        self.taken().insert(proxy.clone(), taken);
+        self.remember(
+            proxy,
+            Taken {
+                first,
+                last: sequence,
+                at: heard.at,
+            },
+        );
         // Only now: an idle clock that stood still because of this proxy's
         // silence must find its calls known.
         self.store.proxy_spoke(proxy, heard.at).await
@@ -162,6 +164,13 @@ impl Reports {
         let taken = self.taken().get(proxy).copied();
         let follows = |taken: &Taken| taken.last == sequence || taken.last + 1 == sequence;
         taken.filter(follows).map_or(sequence, |taken| taken.first)
+    }
+
+    fn remember(&self, proxy: &ProxyId, taken: Taken) {
+        let mut all = self.taken();
+        if all.len() < MOST_KEPT || all.contains_key(proxy) {
+            all.insert(proxy.clone(), taken);
+        }
     }
 
     async fn take_one(
