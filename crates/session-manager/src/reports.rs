@@ -162,7 +162,7 @@ impl Reports {
     /// another manager may have told the store what is not remembered here.
     fn first_in_row(&self, proxy: &ProxyId, sequence: u64) -> u64 {
         let taken = self.taken().get(proxy).copied();
-        let follows = |taken: &Taken| taken.last == sequence || taken.last + 1 == sequence;
+        let follows = |taken: &Taken| taken.last == sequence || taken.last.checked_add(1) == Some(sequence);
         taken.filter(follows).map_or(sequence, |taken| taken.first)
     }
 
