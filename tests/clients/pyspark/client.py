@@ -93,6 +93,22 @@ def caught(action):
     raise AssertionError(f"expected an error, got {value!r}")
 
 
+def when_running(spark):
+    """Set once tasks of a query of this client run: Spark 4 tells of them every 2 s, Sail never does.
+
+    An interrupt that reaches Spark before the first task started ends the query, but not the tasks
+    that come then: they go on and hold every core.
+    """
+    running = threading.Event()
+
+    def told(stages, inflight_tasks, operation_id, done):
+        if inflight_tasks:
+            running.set()
+
+    spark.registerProgressHandler(told)
+    return running
+
+
 # ---- promises --------------------------------------------------------------------------------
 
 
@@ -344,6 +360,9 @@ def stream(args):
     seen = set()
     started = time.monotonic()
     print("asking", flush=True)
+    if args.tasks:
+        running = when_running(spark)
+        threading.Thread(target=lambda: running.wait() and print("running", flush=True), daemon=True).start()
     try:
         for row in frame.toLocalIterator():
             rows += 1
@@ -394,9 +413,13 @@ def interrupt(args):
         except Exception as error:
             outcome["error"] = describe(error)
 
+    running = when_running(spark) if args.tasks else None
     worker = threading.Thread(target=run, daemon=True)
     worker.start()
-    time.sleep(args.after)
+    if running:
+        running.wait()
+    else:
+        time.sleep(args.after)
     started = time.monotonic()
     interrupted = spark.interruptAll()
     worker.join(timeout=30)
@@ -481,9 +504,15 @@ def parse():
         rows={"type": int, "default": 200_000_000, "help": "rows of `range`"},
         witness={"help": "a file to put down each row of `sleep` in, as it is made"},
         pause={"type": float, "default": 0.2, "help": "seconds between 10000 rows of `range`"},
+        tasks={"action": "store_true", "help": "print `running` with its first task (Spark 4 only)"},
     )
     command("download", download, rows={"type": int, "default": 1_000_000})
-    command("interrupt", interrupt, after={"type": float, "default": 3})
+    command(
+        "interrupt",
+        interrupt,
+        after={"type": float, "default": 3},
+        tasks={"action": "store_true", "help": "after its first task instead (Spark 4 only)"},
+    )
     command("leave", leave)
     command("repl", repl)
     return parser.parse_args()

@@ -218,7 +218,10 @@ async fn an_interrupt_ends_the_query_and_not_the_session() -> Result<()> {
     for engine in [Engine::Spark, Engine::Sail] {
         let session = stack.session("ada", engine, &[])?;
         let url = stack.url("ada", &session)?;
-        let args = ["interrupt", "--url", &url, "--limit", "90"];
+        let mut args = vec!["interrupt", "--url", &url, "--limit", "90"];
+        if engine == Engine::Spark {
+            args.push("--tasks");
+        }
         let seen = Client::Py41
             .run(stack.dir.path(), "client.py", &args, None)
             .await?;

@@ -34,14 +34,14 @@ async fn keys_are_checked_and_tokens_are_no_keys() -> Result<()> {
     let stack = Stack::start().await?;
     let session = stack.session("ada", Engine::Sail, &[])?;
     let token = stack.token("ada", &session)?;
-    for credential in [
-        "",
-        "nonsense",
-        "berth_sa_0000000000000000000000000000000000000000000",
-        &token,
+    for (credential, word) in [
+        ("", "key"),
+        ("nonsense", "key"),
+        ("berth_sa_0000000000000000000000000000000000000000000", "key"),
+        (&token, "it is a session token"),
     ] {
         let refused = stack.berth_with(credential, &["list"]).unwrap_err().to_string();
-        assert!(refused.to_lowercase().contains("key"), "{refused}");
+        assert!(refused.to_lowercase().contains(word), "{refused}");
         assert!(
             credential.is_empty() || !refused.contains(credential),
             "a credential is shown: {refused}"
