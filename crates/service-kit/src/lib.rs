@@ -90,6 +90,7 @@ pub mod grpc;
 pub mod limits;
 pub mod listen;
 pub mod metrics;
+pub mod origin;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;

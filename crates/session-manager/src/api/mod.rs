@@ -62,9 +62,9 @@ pub(crate) struct Api {
 
 impl Api {
     /// Who calls, as the door let them in.
-    pub(crate) fn caller<T>(&self, request: &Request<T>) -> Result<Principal, Refused> {
+    pub(crate) fn caller<T>(&self, request: &Request<T>) -> Result<Admitted, Refused> {
         match request.extensions().get::<Admitted>() {
-            Some(Admitted(who)) => Ok(who.clone()),
+            Some(who) => Ok(who.clone()),
             None => {
                 tracing::error!("a call that no door let in");
                 Err(Refused::no_key("no credential"))
@@ -118,7 +118,7 @@ impl Api {
     /// it looked at.
     pub(crate) async fn change(
         &self,
-        who: &Principal,
+        who: &Admitted,
         key: &SessionKey,
         rpc: Rpc,
         event: &Event,
@@ -130,9 +130,10 @@ impl Api {
                 Err(Refused::not_authorized())
             }
         };
+        let actor = Actor::Principal(who.id.clone());
         let changed = self
             .driver
-            .ask(key, event, &Actor::Principal(who.id.clone()), may)
+            .ask_from(&who.address, key, event, &actor, may)
             .await?;
         self.driver.kick(key.clone());
         Ok(changed)
