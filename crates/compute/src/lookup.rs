@@ -117,8 +117,10 @@ mod tests {
         let checked = checked(&names);
         let ask = || checked.addresses("spark.example.org:15002");
         let all = futures::future::join_all((0..100).map(|_| ask())).await;
-        let expected: Vec<SocketAddr> =
-            vec!["10.0.0.1:15002".parse().unwrap(), "[fd00::1]:15002".parse().unwrap()];
+        let expected: Vec<SocketAddr> = vec![
+            "10.0.0.1:15002".parse().unwrap(),
+            "[fd00::1]:15002".parse().unwrap(),
+        ];
         assert!(all.iter().all(|found| found.as_deref().unwrap() == expected));
         assert_eq!(names.asked(), 1);
 

@@ -91,6 +91,7 @@ pub mod limits;
 pub mod listen;
 pub mod metrics;
 pub mod origin;
+pub mod projected;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;

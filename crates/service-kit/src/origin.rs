@@ -78,10 +78,15 @@ mod tests {
             of("10.0.0.1:5", &["127.0.0.1, 10.9.9.9, 192.0.2.7"]),
             "192.0.2.7:0"
         );
-        assert_eq!(of("10.0.0.1:5", &["127.0.0.1", "192.0.2.7,10.0.0.2"]), "192.0.2.7:0");
+        assert_eq!(
+            of("10.0.0.1:5", &["127.0.0.1", "192.0.2.7,10.0.0.2"]),
+            "192.0.2.7:0"
+        );
         // Nothing, or nothing that can be read: the last that is known.
         for bad in ["", "unknown", "192.0.2.7 evil", "192.0.2.7, ", "\u{7f}", "1.2.3"] {
-            let Ok(_) = http::HeaderValue::from_str(bad) else { continue };
+            let Ok(_) = http::HeaderValue::from_str(bad) else {
+                continue;
+            };
             assert_eq!(of("10.0.0.1:5", &[bad]), "10.0.0.1:5", "{bad:?}");
         }
         assert_eq!(of("10.0.0.1:5", &[]), "10.0.0.1:5");

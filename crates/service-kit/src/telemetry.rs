@@ -207,7 +207,11 @@ fn is_plain(char: char) -> bool {
 fn log_panics() {
     std::panic::set_hook(Box::new(move |panic| {
         let said = panic.payload_as_str().unwrap_or_default();
-        tracing::error!(location = panic.location().map(tracing::field::display), said, "panic");
+        tracing::error!(
+            location = panic.location().map(tracing::field::display),
+            said,
+            "panic"
+        );
     }));
 }
 

@@ -191,7 +191,11 @@ async fn a_rotated_client_certificate_is_shown_at_the_next_connection() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    let until = async |name: &str| tokio::time::timeout(LONG, until(name)).await.expect("never shown");
+    let until = async |name: &str| {
+        tokio::time::timeout(LONG, until(name))
+            .await
+            .expect("never shown")
+    };
     until("new.berth.svc").await;
 
     // Half a rotation, and files that are gone: the last good one goes on.
@@ -214,7 +218,12 @@ async fn a_rotated_bundle_lets_the_new_authority_in_and_the_old_one_out() {
     let dir = rig.dir.path();
     write_leaf(dir, "of-old", &old, "of-old.berth.svc", soon());
     write_leaf(dir, "of-new", &new, "of-new.berth.svc", soon());
-    let known = async || (rig.known("of-old").await.is_some(), rig.known("of-new").await.is_some());
+    let known = async || {
+        (
+            rig.known("of-old").await.is_some(),
+            rig.known("of-new").await.is_some(),
+        )
+    };
     assert_eq!(known().await, (true, false));
     write_bundle(dir, &[&old, &new]);
     assert!(rig.tls.reload_if_changed().unwrap());
@@ -223,7 +232,10 @@ async fn a_rotated_bundle_lets_the_new_authority_in_and_the_old_one_out() {
     assert!(rig.tls.reload_if_changed().unwrap());
     assert_eq!(known().await, (false, true), "the authority was taken out");
     // A bundle that cannot be used opens nothing and closes nothing.
-    for broken in ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+    for broken in [
+        "",
+        "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    ] {
         std::fs::write(dir.join("clients.crt"), broken).unwrap();
         assert!(rig.tls.reload_if_changed().is_err());
         assert_eq!(known().await, (false, true));
@@ -245,7 +257,10 @@ async fn a_rotated_server_authority_is_trusted_without_a_restart() {
     write_leaf(dir, "server", &new, "localhost", soon());
     assert!(rig.tls.reload_if_changed().unwrap());
     relay.cut();
-    assert!(rig.known("client").await.is_none(), "the client does not know it yet");
+    assert!(
+        rig.known("client").await.is_none(),
+        "the client does not know it yet"
+    );
     std::fs::write(dir.join("ca.crt"), old.pem() + &new.pem()).unwrap();
     tokio::time::timeout(LONG, async {
         while known(&channel).await.is_none() {
@@ -261,11 +276,23 @@ async fn what_expired_is_refused_also_when_it_was_good_a_moment_ago() {
     let ca = authority("services");
     let rig = Rig::start(&ca, &[&ca]).await;
     let dir = rig.dir.path();
-    write_leaf(dir, "expired", &ca, "x.berth.svc", SystemTime::now() - Duration::from_secs(60));
+    write_leaf(
+        dir,
+        "expired",
+        &ca,
+        "x.berth.svc",
+        SystemTime::now() - Duration::from_secs(60),
+    );
     assert_eq!(rig.known("expired").await, None);
 
     // A client that would resume its TLS session, if it were let.
-    write_leaf(dir, "expiring", &ca, "x.berth.svc", SystemTime::now() + Duration::from_secs(4));
+    write_leaf(
+        dir,
+        "expiring",
+        &ca,
+        "x.berth.svc",
+        SystemTime::now() + Duration::from_secs(4),
+    );
     let tls = ClientTls::load(&rig.files("expiring"), H2).unwrap();
     let connect = async || {
         let tcp = TcpStream::connect(rig.address).await?;

@@ -11,11 +11,13 @@ use crate::metrics::Door;
 use http::request::Parts;
 use service_kit::gate::{Doorkeeper, Pass};
 use service_kit::limits::{AtOnce, ByAddress, LimitsConfig, Permit, Rates};
+use service_kit::projected::{SERVICE_TOKEN, ServiceTokens};
 use service_kit::tls::PeerInfo;
 use session_core::access::Rpc;
 use session_core::{AuditAction, Principal, PrincipalId, Reason};
 use session_proto::CALLER_ADDRESS;
 use session_proto::error::Refused;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::sync::Arc;
@@ -59,6 +61,57 @@ pub(crate) struct Internal {
     pub(crate) api: Arc<Api>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) allow: InternalConfig,
+    /// Where services show tokens in place of certificates.
+    pub(crate) tokens: Option<Arc<ServiceTokens>>,
+}
+
+impl Internal {
+    /// May a service with such a certificate, or such a token, call this?
+    async fn check_service(
+        &self,
+        rpc: Rpc,
+        names: &BTreeSet<String>,
+        call: &mut Parts,
+    ) -> Result<(), Status> {
+        let peer = call.extensions.get::<PeerInfo>();
+        let remote = peer.map(|peer| tracing::field::display(peer.remote));
+        let (may, shown) = match &self.tokens {
+            None => {
+                let may = peer.is_some_and(|peer| {
+                    let shown = !peer.certificates.is_empty();
+                    shown && names.iter().any(|name| name == "*" || peer.is_named(name))
+                });
+                (may, peer.map(PeerInfo::names).unwrap_or_default())
+            }
+            Some(tokens) => {
+                let subject = tokens.subject(&call.headers, self.api.now()).await;
+                let subject = subject.map_err(|problem| {
+                    tracing::warn!(method = rpc.path(), %problem, remote, "a service's token was refused");
+                    self.api.metrics.door(Door::Refused);
+                    // Without a reason of ours: it is about the service, not about its caller.
+                    Status::unauthenticated("This service's token is not accepted. See internal.tokens.")
+                })?;
+                (names.contains(&subject), vec![subject])
+            }
+        };
+        if !may {
+            tracing::warn!(method = rpc.path(), ?shown, remote, "a service was refused");
+            self.api.metrics.door(Door::Refused);
+            let what = if self.tokens.is_some() {
+                "token"
+            } else {
+                "certificate"
+            };
+            return Err(Refused::new(
+                Reason::NotAuthorized,
+                format!("This {what} may not call this method. See internal.allow."),
+            )
+            .into());
+        }
+        // Nobody behind the door needs it.
+        call.headers.remove(SERVICE_TOKEN);
+        Ok(())
+    }
 }
 
 impl Doorkeeper for Public {
@@ -93,22 +146,7 @@ impl Doorkeeper for Internal {
             return Ok(Box::new(()));
         };
         if let Some(names) = self.allow.names_for(rpc) {
-            let peer = call.extensions.get::<PeerInfo>();
-            let may = peer.is_some_and(|peer| {
-                let shown = !peer.certificates.is_empty();
-                shown && names.iter().any(|name| name == "*" || peer.is_named(name))
-            });
-            if !may {
-                let shown = peer.map(PeerInfo::names).unwrap_or_default();
-                let remote = peer.map(|peer| tracing::field::display(peer.remote));
-                tracing::warn!(method = rpc.path(), ?shown, remote, "a service was refused");
-                self.api.metrics.door(Door::Refused);
-                return Err(Refused::new(
-                    Reason::NotAuthorized,
-                    "This certificate may not call this method. See internal.allow.",
-                )
-                .into());
-            }
+            self.check_service(rpc, names, call).await?;
         }
         if !rpc.rule().needs_caller() {
             return Ok(Box::new(()));

@@ -150,7 +150,11 @@ async fn what_is_done_is_in_the_trail_and_once_in_the_log_of_all_managers() {
         session_id: key.id.to_string(),
         token_id: id.to_string(),
     };
-    manager.ledger("ada").revoke(from("203.0.113.8", revoke)).await.unwrap();
+    manager
+        .ledger("ada")
+        .revoke(from("203.0.113.8", revoke))
+        .await
+        .unwrap();
     let revoke_all = wire::RevokeAllRequest {
         session_id: key.id.to_string(),
     };

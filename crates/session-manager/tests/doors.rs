@@ -54,7 +54,11 @@ fn internal() -> impl Iterator<Item = Rpc> {
 
 /// The one name that may call it.
 fn name_for(rpc: Rpc) -> String {
-    format!("{}.{}.berth.svc", rpc.method().to_lowercase(), rpc.service().to_lowercase())
+    format!(
+        "{}.{}.berth.svc",
+        rpc.method().to_lowercase(),
+        rpc.service().to_lowercase()
+    )
 }
 
 /// Calls it with nothing in the request.
@@ -120,12 +124,15 @@ async fn each_method_takes_its_own_callers_and_nobody_else() {
         let channel = channel(&name_for(caller));
         for rpc in internal() {
             let outcome = call(&channel, rpc).await;
-            assert_eq!(is_shut(&outcome), rpc != caller, "{caller:?} calls {rpc:?}: {outcome:?}");
+            assert_eq!(
+                is_shut(&outcome),
+                rpc != caller,
+                "{caller:?} calls {rpc:?}: {outcome:?}"
+            );
             // The handler, or the question who calls, answers what is let in.
-            let reached = outcome
-                .as_ref()
-                .err()
-                .is_none_or(|status| reason_of(status).is_some() || status.code() == tonic::Code::InvalidArgument);
+            let reached = outcome.as_ref().err().is_none_or(|status| {
+                reason_of(status).is_some() || status.code() == tonic::Code::InvalidArgument
+            });
             assert!(reached, "{caller:?} calls {rpc:?}: {outcome:?}");
             let_in += usize::from(rpc == caller);
         }

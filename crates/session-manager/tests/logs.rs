@@ -112,7 +112,10 @@ impl Program {
             keys,
             dir,
         };
-        until("it is up", async || program.log().contains("session-manager is up")).await;
+        until("it is up", async || {
+            program.log().contains("session-manager is up")
+        })
+        .await;
         program
     }
 
@@ -126,7 +129,12 @@ impl Program {
         let metadata = request.metadata_mut();
         let key = format!("Bearer {}", self.keys[who].key).parse().unwrap();
         metadata.insert("authorization", key);
-        for name in ["traceparent", "x-forwarded-for", "x-berth-caller-address", "x-anything"] {
+        for name in [
+            "traceparent",
+            "x-forwarded-for",
+            "x-berth-caller-address",
+            "x-anything",
+        ] {
             metadata.insert(name, header(text));
         }
         request
@@ -143,7 +151,11 @@ impl Program {
         let mut ledger = TokenLedgerClient::new(self.internal.clone());
         let mut routes = RouteServiceClient::new(self.internal.clone());
 
-        for bearer in [text(), format!("Bearer {}", text()), format!("Bearer berth_sa_{}", text())] {
+        for bearer in [
+            text(),
+            format!("Bearer {}", text()),
+            format!("Bearer berth_sa_{}", text()),
+        ] {
             let mut request = Request::new(v1::ListSessionsRequest::default());
             request.metadata_mut().insert("authorization", header(&bearer));
             let _ = sessions.list_sessions(request).await;
@@ -162,7 +174,9 @@ impl Program {
                 labels: [(text(), text())].into(),
                 ..Default::default()
             };
-            let _ = sessions.create_session(self.asks(0, &text(), request.clone())).await;
+            let _ = sessions
+                .create_session(self.asks(0, &text(), request.clone()))
+                .await;
             let plain = v1::CreateSessionRequest {
                 labels: Default::default(),
                 ..request
@@ -184,9 +198,15 @@ impl Program {
             }))
         };
         for (name, provider) in [
-            (text(), program("/opt/sail".to_owned(), "RUST_LOG".to_owned(), "info".to_owned())),
+            (
+                text(),
+                program("/opt/sail".to_owned(), "RUST_LOG".to_owned(), "info".to_owned()),
+            ),
             ("k".to_owned(), program(text(), text(), text())),
-            ("k".to_owned(), program(format!("/{}", text()), "RUST_LOG".to_owned(), text())),
+            (
+                "k".to_owned(),
+                program(format!("/{}", text()), "RUST_LOG".to_owned(), text()),
+            ),
         ] {
             let cluster = Some(v1::Cluster {
                 name,
@@ -256,7 +276,15 @@ fn read(path: &Path) -> String {
 
 /// Can a terminal, or a reader of lines, take it for anything but text?
 fn is_plain(char: char) -> bool {
-    let turns = ['\u{61c}', '\u{200b}', '\u{200f}', '\u{202e}', '\u{2066}', '\u{feff}', '\u{e0041}'];
+    let turns = [
+        '\u{61c}',
+        '\u{200b}',
+        '\u{200f}',
+        '\u{202e}',
+        '\u{2066}',
+        '\u{feff}',
+        '\u{e0041}',
+    ];
     !char.is_control() && !turns.contains(&char) && !['\u{2028}', '\u{2029}'].contains(&char)
 }
 
@@ -271,7 +299,10 @@ async fn attacked(format: &str) -> String {
     Command::new("kill").arg(&pid).status().unwrap();
     until("it ends", async || program.child.try_wait().unwrap().is_some()).await;
     let log = program.log();
-    assert!(log.contains(MARK), "nothing that was said is in the log, so this shows nothing");
+    assert!(
+        log.contains(MARK),
+        "nothing that was said is in the log, so this shows nothing"
+    );
     assert!(log.ends_with('\n'));
     for line in log.lines() {
         assert!(line.chars().all(is_plain), "{line:?}");
@@ -287,7 +318,10 @@ async fn each_line_of_json_is_one_object() {
         let line: serde_json::Map<_, _> =
             serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
         for field in ["timestamp", "level", "target"] {
-            assert!(line.get(field).is_some_and(serde_json::Value::is_string), "{line:?}");
+            assert!(
+                line.get(field).is_some_and(serde_json::Value::is_string),
+                "{line:?}"
+            );
         }
         assert!(!line.contains_key(MARK), "a field was forged: {line:?}");
         named += usize::from(line.values().any(|value| value.to_string().contains(MARK)));

@@ -135,11 +135,18 @@ async fn answers(endpoint: &Endpoint) -> bool {
 }
 
 async fn may(uri: &str, key: &NewKey) -> bool {
-    let channel = Endpoint::from_shared(uri.to_owned()).unwrap().connect().await.unwrap();
+    let channel = Endpoint::from_shared(uri.to_owned())
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
     let mut request = Request::new(v1::ListSessionsRequest::default());
     let bearer = format!("Bearer {}", key.key).parse().unwrap();
     request.metadata_mut().insert("authorization", bearer);
-    SessionServiceClient::new(channel).list_sessions(request).await.is_ok()
+    SessionServiceClient::new(channel)
+        .list_sessions(request)
+        .await
+        .is_ok()
 }
 
 #[tokio::test]

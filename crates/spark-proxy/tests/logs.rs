@@ -29,7 +29,10 @@ fn header(text: &str) -> String {
 }
 
 fn escaped(text: &str) -> String {
-    text.bytes().map(|byte| format!("%{byte:02x}")).collect::<String>() + MARK
+    text.bytes()
+        .map(|byte| format!("%{byte:02x}"))
+        .collect::<String>()
+        + MARK
 }
 
 fn log_of(path: &Path) -> String {
@@ -58,7 +61,9 @@ async fn each_line_is_one_object_whatever_clients_say() {
             proxy.ask().header("traceparent", &said),
             proxy.ask().header("grpc-timeout", &said),
             proxy.ask().header("user-agent", &said),
-            proxy.ask().body(test_support::fake_spark::framed(text.as_bytes())),
+            proxy
+                .ask()
+                .body(test_support::fake_spark::framed(text.as_bytes())),
         ] {
             let _ = within("an answer", client.call(ask)).await;
         }
@@ -75,13 +80,22 @@ async fn each_line_is_one_object_whatever_clients_say() {
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
     let log = log_of(&path);
-    assert!(log.contains(MARK), "nothing that was said is in the log, so this shows nothing");
+    assert!(
+        log.contains(MARK),
+        "nothing that was said is in the log, so this shows nothing"
+    );
     let turns = ['\u{200b}', '\u{202e}', '\u{2028}', '\u{feff}'];
     for line in log.lines() {
-        assert!(!line.chars().any(|c| c.is_control() || turns.contains(&c)), "{line:?}");
+        assert!(
+            !line.chars().any(|c| c.is_control() || turns.contains(&c)),
+            "{line:?}"
+        );
         let line: serde_json::Map<_, _> =
             serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
-        assert!(line["timestamp"].is_string() && line["level"] != "ERROR", "{line:?}");
+        assert!(
+            line["timestamp"].is_string() && line["level"] != "ERROR",
+            "{line:?}"
+        );
         assert!(!line.contains_key(MARK), "a field was forged: {line:?}");
     }
 }

@@ -58,18 +58,26 @@ impl Named {
 async fn only_what_was_checked_is_dialled_and_a_change_is_followed() {
     let rig = Rig::with(|config| config.listen.workers = 1).await;
     let named = Named::start().await;
-    let resolved: Vec<_> = tokio::net::lookup_host(("localhost", named.port)).await.unwrap().collect();
-    assert!(resolved.contains(&named.trap.address()), "the name leads to the trap here");
+    let resolved: Vec<_> = tokio::net::lookup_host(("localhost", named.port))
+        .await
+        .unwrap()
+        .collect();
+    assert!(
+        resolved.contains(&named.trap.address()),
+        "the name leads to the trap here"
+    );
 
     // Nobody listens at the first two; IPv6 is among them.
     let dead = ["127.0.0.9", "[::1]"].map(|ip| format!("{ip}:{}", named.port));
     let good = named.good.address().to_string();
-    rig.routes.set(named.route(&rig, &[dead[0].clone(), dead[1].clone(), good]));
+    rig.routes
+        .set(named.route(&rig, &[dead[0].clone(), dead[1].clone(), good]));
     assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
     assert_eq!(named.good.seen().requests.len(), 1);
 
     // It moved: neither version nor generation tells, only the next connection.
-    rig.routes.set(named.route(&rig, &[named.moved.address().to_string()]));
+    rig.routes
+        .set(named.route(&rig, &[named.moved.address().to_string()]));
     named.good.stop();
     within("calls follow the name", async {
         while rig.call(rig.ask()).await.code() != Code::Ok {}
@@ -92,14 +100,19 @@ async fn only_what_was_checked_is_dialled_and_a_change_is_followed() {
     })
     .await;
 
-    assert_eq!(named.trap.seen().connections, 0, "what the name means here is nobody's business");
+    assert_eq!(
+        named.trap.seen().connections,
+        0,
+        "what the name means here is nobody's business"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_session_manager_nothing_is_looked_up_either() {
     let rig = Rig::with(|config| config.listen.workers = 1).await;
     let named = Named::start().await;
-    rig.routes.set(named.route(&rig, &[named.good.address().to_string()]));
+    rig.routes
+        .set(named.route(&rig, &[named.good.address().to_string()]));
     assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
     rig.routes.go_away();
     assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok, "what is open goes on");

@@ -4,10 +4,11 @@ use crate::gate::Origin;
 use crate::keys::{Keys, NoPlan};
 use crate::public::PublicAddress;
 use service_kit::grpc;
+use service_kit::projected::ServiceChannel;
 use session_core::{Clock, OrgId, PrincipalId, Reason, SessionId, Timestamp, TokenId};
+use session_proto::CALLER_ADDRESS;
 use session_proto::convert::{from_timestamp, maybe_duration, parse, timestamp};
 use session_proto::error::{REASON_TRAILER, Refused};
-use session_proto::CALLER_ADDRESS;
 use session_proto::internal as ledger;
 use session_proto::internal::token_ledger_client::TokenLedgerClient;
 use session_proto::v1::{self, token_service_server::TokenService};
@@ -15,7 +16,6 @@ use session_token::Claims;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 /// The shortest life a token can be asked for.
@@ -39,7 +39,7 @@ pub struct Issuance {
 /// Serves `berth.v1.TokenService`.
 #[derive(Debug, Clone)]
 pub(crate) struct Tokens {
-    pub(crate) ledger: TokenLedgerClient<Channel>,
+    pub(crate) ledger: TokenLedgerClient<ServiceChannel>,
     pub(crate) keys: Arc<Keys>,
     pub(crate) issuance: Issuance,
     pub(crate) clock: Arc<dyn Clock>,

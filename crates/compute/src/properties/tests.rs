@@ -251,7 +251,9 @@ fn spellings(name: &str) -> Vec<String> {
         name.replace('_', "\u{ff3f}"),
         name.replace('_', "-"),
     ];
-    for blank in [" ", "\t", "\n", "\r", "\0", "\u{a0}", "\u{200b}", "\u{feff}", "\u{202e}"] {
+    for blank in [
+        " ", "\t", "\n", "\r", "\0", "\u{a0}", "\u{200b}", "\u{feff}", "\u{202e}",
+    ] {
         all.push(format!("{blank}{name}"));
         all.push(format!("{name}{blank}"));
         all.push(format!("{}{blank}{}", &name[..last], &name[last..]));
@@ -380,7 +382,11 @@ fn values_are_bounded_and_of_one_line() {
     let many: Vec<String> = (0..300).map(|n| format!("spark.sql.x{n}")).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|key| (key.as_str(), "1")).collect();
     assert_eq!(
-        keys(validate_cluster(&process_cluster(Engine::Spark, "/opt/spark", &many))),
+        keys(validate_cluster(&process_cluster(
+            Engine::Spark,
+            "/opt/spark",
+            &many
+        ))),
         ["properties"]
     );
 }

@@ -107,4 +107,3 @@ fn names_a_secret(key: &str) -> bool {
 fn is_plain_scalar(text: &str) -> bool {
     matches!(text, "true" | "false") || (text.len() <= 9 && text.bytes().all(|b| b.is_ascii_digit()))
 }
-

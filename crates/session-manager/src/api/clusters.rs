@@ -258,7 +258,10 @@ impl Clusters {
             };
             after = Some(last);
             for key in keys {
-                self.0.driver.ask_from(&who.address, &key, &close, &actor, |_| Ok(())).await?;
+                self.0
+                    .driver
+                    .ask_from(&who.address, &key, &close, &actor, |_| Ok(()))
+                    .await?;
                 self.0.driver.kick(key);
             }
         }

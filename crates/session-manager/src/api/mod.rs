@@ -32,6 +32,7 @@ use session_proto::error::Refused;
 use session_store::SessionStore;
 use session_token::{Keyring, Verifier};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio_util::sync::CancellationToken;
 use tonic::Request;
 use tonic::metadata::MetadataMap;
@@ -70,6 +71,11 @@ impl Api {
                 Err(Refused::no_key("no credential"))
             }
         }
+    }
+
+    /// The present, as credentials are judged by.
+    pub(crate) fn now(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_millis(self.clock.now().as_millis())
     }
 
     /// Who calls, found out anew from the headers of a call that goes on.

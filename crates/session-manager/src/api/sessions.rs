@@ -341,13 +341,7 @@ impl Sessions {
         Ok(created.session)
     }
 
-    async fn change(
-        &self,
-        who: &Admitted,
-        id: &str,
-        rpc: Rpc,
-        event: Event,
-    ) -> Result<v1::Session, Refused> {
+    async fn change(&self, who: &Admitted, id: &str, rpc: Rpc, event: Event) -> Result<v1::Session, Refused> {
         let key = self.0.key(who, id)?;
         let (session, _) = self.0.change(who, &key, rpc, &event).await?;
         self.shown_now(who, &session).await

@@ -270,7 +270,9 @@ impl Backend {
         };
         let addresses = backend.addresses.iter().map(|address| address.parse());
         Ok(Self {
-            addresses: addresses.collect::<Result<_, _>>().map_err(|_| BadRoute("address"))?,
+            addresses: addresses
+                .collect::<Result<_, _>>()
+                .map_err(|_| BadRoute("address"))?,
             authority,
             tls,
             credential,
