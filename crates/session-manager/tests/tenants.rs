@@ -14,7 +14,7 @@ use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 use service_kit::caller::{NewKey, generate_key};
 use service_kit::shutdown::Shutdown;
-use session_core::access::{Rpc, Rule};
+use session_core::access::Rpc;
 use session_core::{
     Clock as _, Principal, Reason, Role, Session, SessionId, SessionKey, SystemClock, Timestamp,
 };
