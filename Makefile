@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 TEST_THREADS ?= 2
 
-.PHONY: help run test unit e2e simulate fuzz build fmt fmt-check lint deny proto-lint load bench-latency bench-lifecycle bench-tokens setup clean
+.PHONY: help run test unit e2e churn simulate fuzz build fmt fmt-check lint deny proto-lint load bench-latency bench-lifecycle bench-tokens setup clean
 
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ unit: build ## Unit, property, contract and provider tests
 
 e2e: build ## The whole of Berth on real Redis, Sail, Apache Spark and PySpark
 	cargo test --locked -p e2e -- --test-threads=$(TEST_THREADS)
+
+churn: build ## Managers, Redis, primaries and masters die under load, SECONDS_EACH=600 each (ONLY=managers)
+	CHURN_SECONDS=$(or $(SECONDS_EACH),600) cargo test --locked -p e2e churn::$(ONLY) -- --test-threads=1 --nocapture
 
 simulate: ## Lives of sessions under faults, from seeds 1 to SEEDS=20000 (SEED=n tells one in full)
 	SEEDS=$(or $(SEEDS),20000) SEED=$(SEED) cargo test --locked -p session-manager --lib simulation::lives -- --nocapture

@@ -142,6 +142,48 @@ async fn a_fail_over_under_load_loses_nothing_that_was_acknowledged() {
     }
 }
 
+/// A primary without a file of its own is started again at once after another
+/// one took its place, as a supervisor would: it is empty and says that it is a
+/// primary. The sentinel that leads the change still shows its address in some
+/// of its answers, until the other replica follows the new primary.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_former_primary_that_comes_back_empty_is_not_believed() {
+    const LOOK: Duration = Duration::from_secs(4);
+    let mut watched = Watched::start(2, &RedisOptions::default()).await.unwrap();
+    let store: Store = Arc::new(
+        RedisStore::connect(&watched.url(), &Options::default())
+            .await
+            .unwrap(),
+    );
+    let session = Draft::default().store(&store).await;
+    // The end is waited for, so a replica has the other one too.
+    commit(&store, close(&Draft::default().store(&store).await)).await;
+    let old = watched.primary().await.unwrap();
+    watched.servers[old].kill9().unwrap();
+    let named = async || match watched.primary().await {
+        Ok(now) if now != old => Ok(()),
+        other => Err(format!("{other:?}")),
+    };
+    eventually("another one is named", named).await;
+    watched.servers[old].restart().await.unwrap();
+    let begun = std::time::Instant::now();
+    let mut found = 0;
+    while begun.elapsed() < LOOK {
+        match store.get(&session.key()).await {
+            Ok(stored) => {
+                assert_eq!(stored.as_ref(), Some(&session), "{:?} later", begun.elapsed());
+                found += 1;
+            }
+            Err(Error::Unavailable(_)) => {}
+            Err(other) => panic!("{other:?}"),
+        }
+        // Each look finds out anew whom to ask.
+        let _ = store.epoch().await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(found > 0);
+}
+
 /// The replica is there, and hears nothing: what ends then is weak. Then the
 /// primary dies, and the replica takes its place without that end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -19,4 +19,4 @@ pub use process::Service;
 pub use python::{Client, Repl, RunningClient};
 pub use relay::Relay;
 pub use server::Server;
-pub use stack::{Engine, Stack, StackOptions, Tls};
+pub use stack::{AnotherManager, Engine, Stack, StackOptions, Tls};

@@ -1,5 +1,6 @@
-//! A load balancer as simple as can be: each new connection goes to where it
-//! points at that moment. It can also cut what it carries.
+//! A load balancer as simple as can be: each new connection goes to the next
+//! of where it points at that moment that takes it. It can also cut what it
+//! carries.
 
 use anyhow::Result;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -14,7 +15,7 @@ use tokio::task::JoinHandle;
 pub struct Relay {
     /// Where it listens.
     pub address: SocketAddr,
-    target: Arc<Mutex<SocketAddr>>,
+    targets: Arc<Mutex<Vec<SocketAddr>>>,
     cuts: watch::Sender<u64>,
     task: JoinHandle<()>,
 }
@@ -27,15 +28,19 @@ impl Relay {
     pub async fn start(target: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let target = Arc::new(Mutex::new(target));
+        let targets = Arc::new(Mutex::new(vec![target]));
         let cuts = watch::Sender::new(0);
-        let (to, cut) = (Arc::clone(&target), cuts.clone());
+        let (to, cut) = (Arc::clone(&targets), cuts.clone());
         let task = tokio::spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {
-                let to = *to.lock().unwrap_or_else(PoisonError::into_inner);
+                let to = {
+                    let mut targets = to.lock().unwrap_or_else(PoisonError::into_inner);
+                    targets.rotate_left(1);
+                    targets.clone()
+                };
                 let mut cut = cut.subscribe();
                 tokio::spawn(async move {
-                    let Ok(mut server) = TcpStream::connect(to).await else {
+                    let Some(mut server) = first_that_answers(to).await else {
                         return;
                     };
                     tokio::select! {
@@ -47,7 +52,7 @@ impl Relay {
         });
         Ok(Self {
             address,
-            target,
+            targets,
             cuts,
             task,
         })
@@ -55,13 +60,27 @@ impl Relay {
 
     /// New connections go there from now on.
     pub fn point_at(&self, target: SocketAddr) {
-        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = target;
+        self.balance(vec![target]);
+    }
+
+    /// New connections go to these in turn from now on, past those that are away.
+    pub fn balance(&self, targets: Vec<SocketAddr>) {
+        *self.targets.lock().unwrap_or_else(PoisonError::into_inner) = targets;
     }
 
     /// Cuts every connection.
     pub fn cut(&self) {
         self.cuts.send_modify(|count| *count += 1);
     }
+}
+
+async fn first_that_answers(targets: Vec<SocketAddr>) -> Option<TcpStream> {
+    for target in targets {
+        if let Ok(stream) = TcpStream::connect(target).await {
+            return Some(stream);
+        }
+    }
+    None
 }
 
 impl Drop for Relay {

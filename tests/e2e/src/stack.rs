@@ -52,6 +52,12 @@ pub struct StackOptions {
     pub manager: String,
     /// More of spark-proxy's configuration.
     pub proxy: String,
+    /// Where the state is instead of in the stack's own Redis, which then
+    /// stands unused: a URL as session-manager takes it.
+    pub store: Option<String>,
+    /// Where proxies and token-issuer find session-manager's internal API
+    /// instead of at the first manager: a load balancer.
+    pub managers: Option<SocketAddr>,
 }
 
 /// The whole of Berth, in one folder that vanishes with it.
@@ -76,8 +82,20 @@ pub struct Stack {
     issuer_uri: String,
     accounts: Vec<Account>,
     ca: Option<PathBuf>,
-    internal_address: SocketAddr,
+    /// Where the first manager's internal API is.
+    pub internal_address: SocketAddr,
     options: StackOptions,
+}
+
+/// One more session-manager of a stack.
+#[derive(Debug)]
+pub struct AnotherManager {
+    /// The process.
+    pub service: Service,
+    /// Where its public API is.
+    pub public: SocketAddr,
+    /// Where its internal API is.
+    pub internal: SocketAddr,
 }
 
 #[derive(Debug)]
@@ -114,11 +132,19 @@ impl Stack {
     /// When a part does not become ready.
     pub async fn start_with(options: StackOptions) -> Result<Self> {
         let mut stack = Self::prepare(&options).await?;
-        stack.manager.start()?;
-        stack.issuer.start_ready().await?;
-        stack.manager.ready().await?;
-        stack.proxy.start_ready().await?;
+        stack.up().await?;
         Ok(stack)
+    }
+
+    /// Starts the services of a prepared stack.
+    ///
+    /// # Errors
+    /// When a part does not become ready.
+    pub async fn up(&mut self) -> Result<()> {
+        self.manager.start()?;
+        self.issuer.start_ready().await?;
+        self.manager.ready().await?;
+        self.proxy.start_ready().await
     }
 
     /// Everything but the services' start.
@@ -143,9 +169,10 @@ impl Stack {
             Tls::Off => None,
             Tls::Required | Tls::Auto => Some(write_certificates(dir.path())?),
         };
+        let store = options.store.clone().unwrap_or_else(|| redis.url());
         let manager = manager_config(
             dir.path(),
-            &redis.url(),
+            &store,
             public,
             internal,
             jwks,
@@ -153,8 +180,9 @@ impl Stack {
             &accounts,
             &options.manager,
         )?;
-        let issuer = issuer_config(&signing, tokens, jwks, internal, spark, admin2, options.tls);
-        let proxy = proxy_config(dir.path(), spark, internal, jwks, admin3, options);
+        let managers = options.managers.unwrap_or(internal);
+        let issuer = issuer_config(&signing, tokens, jwks, managers, spark, admin2, options.tls);
+        let proxy = proxy_config(dir.path(), spark, managers, jwks, admin3, options);
         Ok(Self {
             manager: Service::new("session-manager", dir.path(), &manager, admin1)?,
             issuer: Service::new("token-issuer", dir.path(), &issuer, admin2)?,
@@ -172,6 +200,33 @@ impl Stack {
         })
     }
 
+    /// One more session-manager of the same stack, ready.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn another_manager(&self) -> Result<AnotherManager> {
+        let [public, internal, admin] = free_ports()?;
+        let dir = self.dir.path().join("another-manager");
+        std::fs::create_dir_all(&dir)?;
+        let config = manager_config(
+            &dir,
+            &self.options.store.clone().unwrap_or_else(|| self.redis.url()),
+            public,
+            internal,
+            self.jwks_address,
+            admin,
+            &self.accounts,
+            &self.options.manager,
+        )?;
+        let mut service = Service::new("session-manager", &dir, &config, admin)?;
+        service.start_ready().await?;
+        Ok(AnotherManager {
+            service,
+            public,
+            internal,
+        })
+    }
+
     /// One more proxy of the same stack, ready, and where it listens.
     ///
     /// # Errors
@@ -183,7 +238,7 @@ impl Stack {
         let config = proxy_config(
             self.dir.path(),
             spark,
-            self.internal_address,
+            self.options.managers.unwrap_or(self.internal_address),
             self.jwks_address,
             admin,
             &self.options,

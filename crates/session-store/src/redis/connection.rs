@@ -8,6 +8,7 @@
 //! sent again here.
 
 mod failure;
+mod sentinels;
 mod server;
 mod target;
 mod topology;

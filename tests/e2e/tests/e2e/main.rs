@@ -4,6 +4,7 @@
 
 mod canary;
 mod catalog;
+mod churn;
 mod close;
 mod config;
 mod engine_words;

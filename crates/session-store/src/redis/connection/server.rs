@@ -1,12 +1,15 @@
 //! One Redis server: a connection that all callers share, and what the server
 //! last told of itself. A connection is handed out only after the server said
-//! that it takes writes and keeps what it is given.
+//! that it takes writes and keeps what it is given, and after that the sentinels,
+//! if there are any, still called it the primary: one that was started again
+//! after another one took its place does not know yet that it is none.
 
 use super::failure::Failure;
+use super::sentinels::Sentinels;
 use super::target::{Address, Role, Target};
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, FromRedisValue, InfoDict, Pipeline, RedisResult};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -92,16 +95,27 @@ pub(in crate::redis) struct Server {
     pub(super) address: Address,
     role: Role,
     allow_eviction: bool,
+    named_by: Option<Arc<Sentinels>>,
     state: Mutex<State>,
     opening: tokio::sync::Mutex<()>,
 }
 
 impl Server {
-    pub(super) fn new(address: Address, role: Role, allow_eviction: bool) -> Self {
+    pub(super) fn sentinel(address: Address) -> Self {
+        Self::new(address, Role::Sentinel, true, None)
+    }
+
+    /// A server that has state; `named_by` are the sentinels that choose it.
+    pub(super) fn data(address: Address, allow_eviction: bool, named_by: Option<Arc<Sentinels>>) -> Self {
+        Self::new(address, Role::Data, allow_eviction, named_by)
+    }
+
+    fn new(address: Address, role: Role, allow_eviction: bool, named_by: Option<Arc<Sentinels>>) -> Self {
         Self {
             address,
             role,
             allow_eviction,
+            named_by,
             state: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
         }
@@ -158,6 +172,14 @@ impl Server {
             let facts = self.check(Facts::ask(&mut connection).await?)?;
             self.note(&facts);
         }
+        if let Some(sentinels) = &self.named_by {
+            let named = sentinels.named(target).await?;
+            if named.address != self.address {
+                return Err(Failure::Replica(self.address.clone()));
+            }
+            // Also when none is connected, as after a fail-over.
+            self.state().replicated |= named.has_replicas;
+        }
         Ok(connection)
     }
 
@@ -171,7 +193,7 @@ impl Server {
         self.state().facts.clone()
     }
 
-    /// Did it ever have a replica?
+    /// Has it replicas, or had it ever one?
     pub(in crate::redis) fn is_replicated(&self) -> bool {
         self.state().replicated
     }

@@ -4,9 +4,9 @@
 
 use super::super::keys::Slot;
 use super::failure::Failure;
+use super::sentinels::Sentinels;
 use super::server::{Request, Server};
 use super::target::{Address, Kind, Role, Target};
-use futures::future::join_all;
 use redis::{Value, from_redis_value};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,7 +33,7 @@ struct State {
 pub(super) struct Topology {
     target: Target,
     allow_eviction: bool,
-    sentinels: Vec<Server>,
+    sentinels: Option<Arc<Sentinels>>,
     state: Mutex<State>,
     asking: tokio::sync::Mutex<()>,
 }
@@ -41,13 +41,9 @@ pub(super) struct Topology {
 impl Topology {
     pub(super) fn new(target: Target, allow_eviction: bool) -> Self {
         let sentinels = match &target.kind {
-            Kind::Sentinel { sentinels, .. } => sentinels.as_slice(),
-            Kind::Single(_) | Kind::Cluster { .. } => &[],
+            Kind::Sentinel { sentinels, master } => Some(Arc::new(Sentinels::new(sentinels, master))),
+            Kind::Single(_) | Kind::Cluster { .. } => None,
         };
-        let sentinels = sentinels
-            .iter()
-            .map(|address| Server::new(address.clone(), Role::Sentinel, true))
-            .collect();
         Self {
             target,
             allow_eviction,
@@ -119,20 +115,21 @@ impl Topology {
     pub(super) fn server_at(&self, address: &Address) -> Arc<Server> {
         let mut state = self.state();
         let server = state.servers.entry(address.clone()).or_insert_with(|| {
-            let address = address.clone();
-            Arc::new(Server::new(address, Role::Data, self.allow_eviction))
+            let named_by = self.sentinels.clone();
+            Arc::new(Server::data(address.clone(), self.allow_eviction, named_by))
         });
         Arc::clone(server)
     }
 
     async fn ask(&self) -> Result<Map, Failure> {
-        let addresses = match &self.target.kind {
-            Kind::Single(address) => Ok(vec![address.clone(); Slot::all().count()]),
-            Kind::Sentinel { master, .. } => {
-                let primary = self.ask_sentinels(master).await;
-                primary.map(|primary| vec![primary; Slot::all().count()])
+        let addresses = match (&self.target.kind, &self.sentinels) {
+            (_, Some(sentinels)) => {
+                let named = sentinels.named(&self.target).await;
+                named.map(|named| vec![named.address; Slot::all().count()])
             }
-            Kind::Cluster { seeds } => self.ask_cluster(seeds).await,
+            (Kind::Single(address), _) => Ok(vec![address.clone(); Slot::all().count()]),
+            (Kind::Cluster { seeds }, _) => self.ask_cluster(seeds).await,
+            (Kind::Sentinel { .. }, None) => Err(Failure::Lost("there is no sentinel to ask".to_owned())),
         };
         match addresses {
             Ok(addresses) => {
@@ -152,41 +149,6 @@ impl Topology {
                 Err(failure)
             }
         }
-    }
-
-    /// The sentinels may disagree while they change their mind: the one that
-    /// knows of the latest change is right.
-    async fn ask_sentinels(&self, master: &str) -> Result<Address, Failure> {
-        let mut cmd = redis::cmd("SENTINEL");
-        cmd.arg("MASTER").arg(master);
-        let asked = self.sentinels.iter().map(async |sentinel| {
-            let answer = sentinel.call::<HashMap<String, String>>(&self.target, Request::One(&cmd));
-            let master = timeout(ASK_LIMIT, answer)
-                .await
-                .map_err(|_| Failure::Late(ASK_LIMIT))??;
-            let number = |field: &str| master.get(field).and_then(|text| text.parse().ok());
-            let address = || {
-                let host = master.get("ip")?.clone();
-                let port = number("port").and_then(|port: u64| u16::try_from(port).ok())?;
-                Some(Address { host, port })
-            };
-            let address = address().ok_or_else(|| Failure::Lost("a sentinel names no address".to_owned()))?;
-            Ok((number("config-epoch").unwrap_or(0), address))
-        });
-        let (mut best, mut why) = (None, None);
-        for answer in join_all(asked).await {
-            match answer {
-                Ok((epoch, address)) => {
-                    if best.as_ref().is_none_or(|(newest, _)| epoch > *newest) {
-                        best = Some((epoch, address));
-                    }
-                }
-                Err(failure) => why = Some(failure),
-            }
-        }
-        let nobody = || Failure::Lost("there is no sentinel to ask".to_owned());
-        best.map(|(_, address)| address)
-            .ok_or_else(|| why.unwrap_or_else(nobody))
     }
 
     /// Any server of the cluster knows all of it. Those that were of use are
