@@ -10,29 +10,33 @@ use session_core::{Catalog, Cluster, ClusterStatus, Engine, Provider, SessionId,
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Names as a test has them. Clones are the same.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Names(Arc<Mutex<(HashMap<String, Vec<IpAddr>>, usize)>>);
+pub(crate) struct Names {
+    known: Arc<Mutex<HashMap<String, Vec<IpAddr>>>>,
+    asked: Arc<AtomicUsize>,
+}
 
 impl Names {
     pub(crate) fn set(&self, host: &str, addresses: &[&str]) {
         let addresses = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
-        self.0.lock().unwrap().0.insert(host.to_owned(), addresses);
+        self.known.lock().unwrap().insert(host.to_owned(), addresses);
     }
 
     /// How many questions came.
     pub(crate) fn asked(&self) -> usize {
-        self.0.lock().unwrap().1
+        self.asked.load(Ordering::Relaxed)
     }
 }
 
 impl Lookup for Names {
     fn lookup<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
-        let mut names = self.0.lock().unwrap();
-        names.1 += 1;
-        let found = names.0.get(host).into_iter().flatten();
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let known = self.known.lock().unwrap();
+        let found = known.get(host).into_iter().flatten();
         let found = found.map(|ip| SocketAddr::new(*ip, port)).collect();
         Box::pin(async move { Ok(found) })
     }

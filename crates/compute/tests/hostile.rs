@@ -3,6 +3,8 @@
 //! Nothing of it is run by anybody, and nothing of the manager's own
 //! environment is there.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod support;
 
 use compute::{ComputeProvider, ComputeSpec, ProcessProvider, validate_catalog, validate_cluster};

@@ -2,6 +2,10 @@
 //! restart, and refused once they expired or their authority is gone.
 
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "certificates are judged by the machine's clock"
+)]
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use service_kit::admin::Readiness;
