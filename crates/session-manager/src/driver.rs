@@ -337,6 +337,18 @@ impl Driver {
         actor: &Actor,
         check: impl Fn(&Session) -> Result<(), Refused>,
     ) -> Result<(Session, Activity), Refused> {
+        self.ask_from("", key, event, actor, check).await
+    }
+
+    /// The same, for somebody who calls from this address.
+    pub(crate) async fn ask_from(
+        &self,
+        address: &str,
+        key: &SessionKey,
+        event: &Event,
+        actor: &Actor,
+        check: impl Fn(&Session) -> Result<(), Refused>,
+    ) -> Result<(Session, Activity), Refused> {
         for _ in 0..RACES {
             let loaded = self.store.load(key).await.map_err(crate::refuse::store)?;
             let loaded = loaded.ok_or_else(Refused::not_authorized)?;
@@ -345,9 +357,10 @@ impl Driver {
             let now = self.store.now().await.map_err(crate::refuse::store)?;
             let change = machine::apply(&session, event, actor, now)
                 .map_err(|refusal| crate::refuse::machine(&refusal, &session))?;
-            let Some(change) = change else {
+            let Some(mut change) = change else {
                 return Ok((session, loaded.activity));
             };
+            address.clone_into(&mut change.record.address);
             let due = if change.effects.is_empty() {
                 machine::next_due(&change.session, loaded.activity, now)
             } else {
