@@ -15,7 +15,7 @@ run: ## Install, build, start everything, run a PySpark query, serve until Ctrl-
 setup: ## Install what the tests need
 	@deploy/local/setup.sh run test
 
-test: setup fmt-check lint proto-lint unit fuzz-briefly e2e ## Everything: formatting, lints, unit, contract, fuzz (10 s) and end-to-end tests
+test: setup fmt-check lint proto-lint mutations-apply unit fuzz-briefly e2e ## Everything: formatting, lints, unit, contract, fuzz (10 s) and end-to-end tests
 	@echo "all tests passed"
 
 build: ## Build every program
@@ -31,7 +31,14 @@ churn: build ## Managers, Redis, primaries and masters die under load, SECONDS_E
 	CHURN_SECONDS=$(or $(SECONDS_EACH),600) cargo test --locked -p e2e churn::$(ONLY) -- --test-threads=1 --nocapture
 
 simulate: ## Lives of sessions under faults, from seeds 1 to SEEDS=20000 (SEED=n tells one in full)
-	SEEDS=$(or $(SEEDS),20000) SEED=$(SEED) cargo test --locked -p session-manager --lib simulation::lives -- --nocapture
+	SEEDS=$(or $(SEEDS),20000) SEED=$(SEED) FIRST=$(FIRST) THREADS=$(THREADS) cargo test --locked -p session-manager --lib simulation::lives -- --nocapture
+
+.PHONY: mutants mutations-apply
+mutants: ## Break the code on purpose and demand that the simulation notices (SEEDS=1000, ONLY="name ...")
+	SEEDS=$(SEEDS) crates/session-manager/mutations/run.sh $(ONLY)
+
+mutations-apply: ## Do the mutations still fit the code?
+	@crates/session-manager/mutations/run.sh --apply
 
 fuzz: ## Fuzz what reads hostile bytes (SECONDS_EACH=60)
 	@crates/spark-proxy/fuzz/run.sh

@@ -75,6 +75,7 @@ need_c_tools() {
   local missing=()
   { have cc && have c++ && have make; } || missing+=(build-essential)
   have cmake || missing+=(cmake)
+  have patch || missing+=(patch)
   [[ -e /etc/ssl/certs/ca-certificates.crt ]] || missing+=(ca-certificates)
   [[ ${#missing[@]} -eq 0 ]] || apt_install "${missing[@]}"
 }

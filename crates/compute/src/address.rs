@@ -3,9 +3,18 @@
 //! A cluster definition names hosts, and names can be made to point anywhere,
 //! so every answer of every look-up is checked again, right before dialling.
 
+use crate::lookup::{Lookup, SystemLookup};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+/// Where clouds answer with credentials, beyond link-local addresses.
+const METADATA: [IpAddr; 3] = [
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+];
 
 /// Where endpoints may be.
 #[derive(Debug, Clone, Default)]
@@ -14,6 +23,16 @@ pub struct AllowList {
     hosts: BTreeSet<String>,
     own_ports: BTreeSet<u16>,
     dev: bool,
+    lookup: Names,
+}
+
+#[derive(Debug, Clone)]
+struct Names(Arc<dyn Lookup>);
+
+impl Default for Names {
+    fn default() -> Self {
+        Self(Arc::new(SystemLookup))
+    }
 }
 
 /// An entry of an allow-list that is neither a network nor a host.
@@ -102,12 +121,19 @@ impl AllowList {
         }
     }
 
+    /// The same with another resolver than this machine's.
+    #[must_use]
+    pub fn with_lookup(mut self, lookup: Arc<dyn Lookup>) -> Self {
+        self.lookup = Names(lookup);
+        self
+    }
+
     /// May `addr`, an answer to the look-up of `host`, be dialled?
     ///
     /// # Errors
     /// [`AddressError::Refused`] with the rule that forbids it.
     pub fn check(&self, host: &str, addr: SocketAddr) -> Result<(), AddressError> {
-        let ip = addr.ip().to_canonical();
+        let ip = meant(addr.ip());
         let refused = |why| {
             Err(AddressError::Refused {
                 host: host.to_owned(),
@@ -121,8 +147,8 @@ impl AllowList {
         if !self.dev && ip.is_loopback() {
             return refused("loopback addresses are Berth's own machine");
         }
-        if !self.dev && is_link_local(ip) {
-            return refused("link-local addresses reach metadata services");
+        if !self.dev && (is_link_local(ip) || METADATA.contains(&ip)) {
+            return refused("link-local addresses and their like reach metadata services");
         }
         if !self.dev && self.own_ports.contains(&addr.port()) {
             return refused("the port is one of Berth's own");
@@ -145,10 +171,8 @@ impl AllowList {
             host: host.to_owned(),
             cause,
         };
-        let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port))
-            .await
-            .map_err(|e| unresolved(e.to_string()))?
-            .collect();
+        let found = self.lookup.0.lookup(host, port).await;
+        let found = found.map_err(|e| unresolved(e.to_string()))?;
         if found.is_empty() {
             return Err(unresolved("no address".to_owned()));
         }
@@ -180,9 +204,9 @@ pub fn split_host_port(text: &str) -> Result<(&str, u16), AddressError> {
         .filter(|port| *port != 0)
         .ok_or_else(malformed)?;
     let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(v6) if v6.parse::<std::net::Ipv6Addr>().is_ok() => v6,
+        Some(v6) if v6.parse::<Ipv6Addr>().is_ok() => v6,
         Some(_) => return Err(malformed()),
-        None if host.parse::<std::net::Ipv4Addr>().is_ok() || is_host_name(host) => host,
+        None if host.parse::<Ipv4Addr>().is_ok() || is_host_name(host) => host,
         None => return Err(malformed()),
     };
     Ok((host, port))
@@ -198,6 +222,23 @@ fn is_host_name(text: &str) -> bool {
     };
     let text = text.strip_suffix('.').unwrap_or(text);
     text.len() <= 253 && text.split('.').all(label)
+}
+
+/// An IPv4 address that an IPv6 one only wraps: mapped, compatible, NAT64, 6to4.
+fn meant(ip: IpAddr) -> IpAddr {
+    let IpAddr::V6(v6) = ip.to_canonical() else {
+        return ip.to_canonical();
+    };
+    let v4 = |high: u16, low: u16| {
+        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+        IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+    };
+    match v6.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => v4(high, low),
+        [0x2002, high, low, ..] => v4(high, low),
+        [0, 0, 0, 0, 0, 0, high, low] if high != 0 => v4(high, low),
+        _ => IpAddr::V6(v6),
+    }
 }
 
 fn is_broadcast(ip: IpAddr) -> bool {
@@ -259,6 +300,12 @@ mod tests {
             "[::ffff:127.0.0.1]:15002",
             "169.254.169.254:80",
             "[fe80::1]:15002",
+            "[::7f00:1]:15002",
+            "[64:ff9b::a9fe:a9fe]:80",
+            "[2002:7f00:1::]:15002",
+            "[fd00:ec2::254]:80",
+            "100.100.100.200:80",
+            "192.0.0.192:80",
             "0.0.0.0:15002",
             "224.0.0.1:15002",
             "255.255.255.255:15002",

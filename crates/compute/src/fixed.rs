@@ -8,8 +8,9 @@
 
 mod state;
 
-use crate::address::AllowList;
+use crate::address::{AddressError, AllowList};
 use crate::dial::{Target, system_tls};
+use crate::lookup::Checked;
 use crate::probe::{self, CatalogQuestion, Question};
 use crate::properties::{secret_from_env, unfit};
 use crate::shared::{self, Chosen, SharedCompute};
@@ -25,6 +26,7 @@ use session_core::{Cluster, Provider, Route, SessionKey, SparkSessionId};
 use state::{REMEMBER_MANY, Release, Stage, State};
 use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -90,6 +92,7 @@ struct Shared {
     /// gate is decided by a hash, so some sessions share one.
     gates: [tokio::sync::Mutex<()>; GATES],
     changes: Changes,
+    checked: Checked,
 }
 
 const GATES: usize = 64;
@@ -105,6 +108,7 @@ impl StaticProvider {
     pub fn new(config: StaticConfig, places: Arc<dyn Places>) -> Self {
         Self {
             shared: Arc::new(Shared {
+                checked: Checked::new(Arc::clone(&config.allow)),
                 config,
                 places,
                 state: Mutex::default(),
@@ -216,6 +220,10 @@ impl ComputeProvider for StaticProvider {
 impl SharedCompute for StaticProvider {
     fn target_at(&self, cluster: &Cluster, server: &str) -> Result<Target, Cause> {
         self.shared.target_at(cluster, &server.to_ascii_lowercase())
+    }
+
+    async fn addresses(&self, server: &str) -> Result<Arc<[SocketAddr]>, AddressError> {
+        self.shared.checked.addresses(&server.to_ascii_lowercase()).await
     }
 
     async fn choose_catalog(

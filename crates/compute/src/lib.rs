@@ -8,6 +8,7 @@ pub mod address;
 pub mod dial;
 pub mod fixed;
 pub mod interrupt;
+pub mod lookup;
 pub mod probe;
 pub mod process;
 pub mod properties;

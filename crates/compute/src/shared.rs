@@ -5,6 +5,7 @@
 //! prepared by calls and given back by calls, in the name of its session,
 //! because Spark finds a Spark session by user and id.
 
+use crate::address::AddressError;
 use crate::dial::Target;
 use crate::probe::{self, Asker, CatalogQuestion, NotReady, Question, catalog_is_unknown};
 use crate::{ComputeProvider, ComputeSpec, Error, words};
@@ -12,6 +13,8 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use session_core::machine::Cause;
 use session_core::{Cluster, SessionKey, SparkSessionId};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 use tonic::{Code, Status};
@@ -45,6 +48,18 @@ pub trait SharedCompute: ComputeProvider {
     /// # Errors
     /// Why it cannot be, for two circles of readers.
     fn target_at(&self, cluster: &Cluster, server: &str) -> Result<Target, Cause>;
+
+    /// The addresses of a server, all of them checked a moment ago at most.
+    /// Others dial these and look up nothing. A provider that checks no names
+    /// has none for them.
+    ///
+    /// # Errors
+    /// Why it may not be dialled now.
+    async fn addresses(&self, server: &str) -> Result<Arc<[SocketAddr]>, AddressError> {
+        let address = server.parse();
+        let address = address.map_err(|_| AddressError::Malformed(server.to_owned()))?;
+        Ok(Arc::new([address]))
+    }
 
     /// Makes the spec's catalog, and the database it names, current in a Spark
     /// session. Safe to call again.

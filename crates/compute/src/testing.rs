@@ -1,10 +1,46 @@
 //! Definitions for this crate's unit tests.
 
 use crate::ComputeSpec;
+use crate::lookup::Lookup;
+use futures::future::BoxFuture;
 use session_core::catalog::PropertyValue;
 use session_core::cluster::StaticEndpoint;
 use session_core::policy::PolicyRange;
 use session_core::{Catalog, Cluster, ClusterStatus, Engine, Provider, SessionId, SessionKey, Timestamp};
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// Names as a test has them. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Names {
+    known: Arc<Mutex<HashMap<String, Vec<IpAddr>>>>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Names {
+    pub(crate) fn set(&self, host: &str, addresses: &[&str]) {
+        let addresses = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
+        self.known.lock().unwrap().insert(host.to_owned(), addresses);
+    }
+
+    /// How many questions came.
+    pub(crate) fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
+impl Lookup for Names {
+    fn lookup<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let known = self.known.lock().unwrap();
+        let found = known.get(host).into_iter().flatten();
+        let found = found.map(|ip| SocketAddr::new(*ip, port)).collect();
+        Box::pin(async move { Ok(found) })
+    }
+}
 
 fn cluster(engine: Engine, provider: Provider) -> Cluster {
     Cluster {

@@ -27,6 +27,11 @@ pub trait Doorkeeper: Send + Sync + 'static {
     /// extensions.
     fn admit(&self, call: &mut Parts) -> impl Future<Output = Result<Pass, Status>> + Send;
 
+    /// Where the call comes from, as this door sees it.
+    fn origin(&self, call: &Parts) -> Option<SocketAddr> {
+        remote(call)
+    }
+
     /// A call from there was answered so; of streams, how they began.
     fn answered(&self, peer: Option<SocketAddr>, code: Code);
 }
@@ -101,7 +106,7 @@ where
         let mut inner = std::mem::replace(&mut self.inner, next);
         Box::pin(async move {
             let (mut parts, body) = request.into_parts();
-            let peer = remote(&parts);
+            let peer = keeper.origin(&parts);
             let response = match keeper.admit(&mut parts).await {
                 Ok(pass) => {
                     let answer = inner.call(http::Request::from_parts(parts, body)).await?;
@@ -115,7 +120,7 @@ where
     }
 }
 
-/// Where a call comes from.
+/// The other end of a call's connection.
 pub fn remote(call: &Parts) -> Option<SocketAddr> {
     call.extensions.get::<PeerInfo>().map(|peer| peer.remote)
 }

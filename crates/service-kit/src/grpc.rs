@@ -2,12 +2,13 @@
 
 use crate::admin::Readiness;
 use crate::config::{Problems, Validate, duration};
-use crate::tls::{ClientTls, ClientTlsFiles, Conn, H2};
+use crate::tls::{ClientTls, ClientTlsFiles, Conn, H2, must_be_file};
 use anyhow::Context as _;
 use http::{HeaderMap, Uri, header};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -28,6 +29,10 @@ pub struct ClientConfig {
     /// Certificates for `https`.
     #[serde(default)]
     pub tls: ClientTlsFiles,
+    /// A file with our own token, to show in place of a client certificate;
+    /// `https` only.
+    #[serde(default)]
+    pub token_file: Option<PathBuf>,
     /// Says in so many words that plaintext beyond loopback is meant.
     #[serde(default)]
     pub insecure: bool,
@@ -53,6 +58,7 @@ impl ClientConfig {
         Self {
             uri: uri.into(),
             tls: ClientTlsFiles::default(),
+            token_file: None,
             insecure: false,
             connect_timeout: connect_timeout(),
             timeout: timeout(),
@@ -74,6 +80,14 @@ impl ClientConfig {
 impl Validate for ClientConfig {
     fn validate(&self, problems: &mut Problems) {
         problems.check("tls", &self.tls);
+        if let Some(path) = &self.token_file {
+            must_be_file(problems, "token_file", path);
+            problems.require(
+                matches!(self.parsed(), Some((_, true))),
+                "token_file",
+                "needs an https address: our token is shown over TLS only",
+            );
+        }
         match self.parsed() {
             None => problems.add("uri", "must be like https://host:port"),
             Some((_, true)) => problems.require(!self.insecure, "insecure", "contradicts `https`; remove it"),

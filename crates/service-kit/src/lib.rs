@@ -90,6 +90,8 @@ pub mod grpc;
 pub mod limits;
 pub mod listen;
 pub mod metrics;
+pub mod origin;
+pub mod projected;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;

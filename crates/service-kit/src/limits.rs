@@ -41,6 +41,9 @@ pub struct LimitsConfig {
     /// Networks whose addresses stand for many callers: load balancers, the
     /// console. Limits by address do not apply to them.
     pub shared_addresses: Vec<ipnet::IpNet>,
+    /// Networks of proxies whose `x-forwarded-for` is believed: the address it
+    /// names is limited, and audited, instead of theirs.
+    pub trusted_proxies: Vec<ipnet::IpNet>,
 }
 
 impl Default for LimitsConfig {
@@ -53,6 +56,7 @@ impl Default for LimitsConfig {
             calls_at_once: 4000,
             request_bytes: 256 * 1024,
             shared_addresses: Vec::new(),
+            trusted_proxies: Vec::new(),
         }
     }
 }
@@ -285,6 +289,11 @@ impl ByAddress {
             at_once: AtOnce::new(config.calls_at_once),
             config: config.clone(),
         }
+    }
+
+    /// The address that a call counts for.
+    pub fn origin(&self, call: &http::request::Parts) -> Option<SocketAddr> {
+        crate::origin::origin(call, &self.config.trusted_proxies)
     }
 
     /// Lets a call in; it holds what it gets until its end.

@@ -102,8 +102,12 @@ pub fn init(config: &TelemetryConfig, service: &'static str) -> anyhow::Result<T
     let filter = EnvFilter::try_new(&config.level).context("log level")?;
     let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let logs = match config.format {
-        LogFormat::Json => logs.json().flatten_event(true).boxed(),
-        LogFormat::Text => logs.with_ansi(false).map_event_format(OneLine).boxed(),
+        LogFormat::Json => logs
+            .json()
+            .flatten_event(true)
+            .map_event_format(OneLine::json)
+            .boxed(),
+        LogFormat::Text => logs.with_ansi(false).map_event_format(OneLine::text).boxed(),
     };
     let provider = config
         .otlp_endpoint
@@ -138,8 +142,32 @@ fn provider(endpoint: &str, ratio: f64, service: &'static str) -> anyhow::Result
 
 /// Writes an event as one line of plain text, whatever is in it: names and
 /// texts that others chose must neither begin a line of their own nor speak to
-/// a terminal. JSON escapes by itself.
-struct OneLine<F>(F);
+/// a terminal. JSON by itself escapes only what would break it.
+struct OneLine<F> {
+    inner: F,
+    escape: fn(&mut Writer<'_>, char) -> fmt::Result,
+}
+
+impl<F> OneLine<F> {
+    fn text(inner: F) -> Self {
+        Self {
+            inner,
+            escape: |writer, char| write!(writer, "{}", char.escape_unicode()),
+        }
+    }
+
+    /// What is not plain is inside a string here, so that its escape is one of
+    /// JSON's own.
+    fn json(inner: F) -> Self {
+        Self {
+            inner,
+            escape: |writer, char| {
+                let units = char.encode_utf16(&mut [0; 2]).to_vec();
+                units.iter().try_for_each(|unit| write!(writer, "\\u{unit:04x}"))
+            },
+        }
+    }
+}
 
 impl<S, N, F> FormatEvent<S, N> for OneLine<F>
 where
@@ -154,31 +182,36 @@ where
         event: &tracing::Event<'_>,
     ) -> fmt::Result {
         let mut line = String::new();
-        self.0.format_event(context, Writer::new(&mut line), event)?;
+        self.inner.format_event(context, Writer::new(&mut line), event)?;
         for char in line.trim_end_matches('\n').chars() {
             if is_plain(char) {
                 writer.write_char(char)?;
             } else {
-                write!(writer, "{}", char.escape_unicode())?;
+                (self.escape)(&mut writer, char)?;
             }
         }
         writer.write_char('\n')
     }
 }
 
-/// Not a control character, not a line separator, and nothing that turns the
-/// direction of the text around it.
+/// Not a control character, not a line separator, nothing that turns the
+/// direction of the text around it, and nothing that cannot be seen.
 fn is_plain(char: char) -> bool {
     !(char.is_control()
-        || matches!(char, '\u{200e}' | '\u{200f}' | '\u{2028}' | '\u{2029}'
-            | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'))
+        || matches!(char, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}'))
 }
 
+/// A panic is one log line like any other, and nothing besides.
 fn log_panics() {
-    let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        tracing::error!(location = panic.location().map(tracing::field::display), "panic");
-        before(panic);
+        let said = panic.payload_as_str().unwrap_or_default();
+        tracing::error!(
+            location = panic.location().map(tracing::field::display),
+            said,
+            "panic"
+        );
     }));
 }
 
@@ -326,21 +359,34 @@ mod tests {
     #[test]
     fn what_others_chose_stays_in_its_line() {
         const HOSTILE: &str =
-            "x\n2026-01-01T00:00:00Z ERROR forged\r\u{1b}[2J\u{7}\u{9b}31m\u{202e}\u{2028}\0end";
-        let buffer = Buffer::default();
-        let logs = tracing_subscriber::fmt::layer()
-            .with_ansi(false)
-            .map_event_format(OneLine)
-            .with_writer(buffer.clone());
-        tracing::subscriber::with_default(tracing_subscriber::registry().with(logs), || {
-            let span = tracing::info_span!("call", name = HOSTILE, shown = %HOSTILE);
-            let _inside = span.enter();
-            tracing::info!(name = HOSTILE, shown = %HOSTILE, debug = ?HOSTILE, "{HOSTILE}");
-        });
-        let log = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
-        assert_eq!(log.matches('\n').count(), 1, "{log:?}");
-        assert!(log.ends_with('\n') && log.matches("end").count() >= 6, "{log:?}");
-        assert!(log.trim_end_matches('\n').chars().all(is_plain), "{log:?}");
+            "x\n2026-01-01T00:00:00Z ERROR forged\r\u{1b}[2J\u{7}\u{9b}31m\u{202e}\u{2028}\u{e0041}\0end";
+        for json in [false, true] {
+            let buffer = Buffer::default();
+            let logs = tracing_subscriber::fmt::layer()
+                .with_ansi(false)
+                .with_writer(buffer.clone());
+            let logs = if json {
+                let logs = logs.json().flatten_event(true);
+                logs.map_event_format(OneLine::json).boxed()
+            } else {
+                logs.map_event_format(OneLine::text).boxed()
+            };
+            tracing::subscriber::with_default(tracing_subscriber::registry().with(logs), || {
+                let span = tracing::info_span!("call", name = HOSTILE, shown = %HOSTILE);
+                let _inside = span.enter();
+                tracing::info!(name = HOSTILE, shown = %HOSTILE, debug = ?HOSTILE, "{HOSTILE}");
+            });
+            let log = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+            assert_eq!(log.matches('\n').count(), 1, "{log:?}");
+            assert!(log.ends_with('\n') && log.matches("end").count() >= 6, "{log:?}");
+            assert!(log.trim_end_matches('\n').chars().all(is_plain), "{log:?}");
+            if json {
+                // Nothing is lost: who reads the JSON has the very text.
+                let line: serde_json::Value = serde_json::from_str(&log).unwrap();
+                assert_eq!(line["name"], HOSTILE);
+                assert_eq!(line["shown"], HOSTILE);
+            }
+        }
     }
 
     #[test]

@@ -177,6 +177,7 @@ impl AuditRecord {
             version: Some(event.version),
             ..Self::new(event.at, action)
                 .by(event.actor.clone())
+                .from_address(&event.address)
                 .on_session(key)
         }
     }

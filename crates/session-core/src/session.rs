@@ -375,6 +375,10 @@ pub struct EventRecord {
     /// The cause in words, at most [`EventRecord::MESSAGE_BYTES`].
     #[serde(default, skip_serializing_if = "String::is_empty", rename = "msg")]
     pub message: String,
+    /// From which address its actor called, where that is known: for the audit
+    /// trail, and kept nowhere else.
+    #[serde(skip)]
+    pub address: String,
 }
 
 impl EventRecord {

@@ -7,8 +7,9 @@
 //! the lease writes them, so each record is one line of one manager.
 
 use crate::api::Api;
+use crate::gate::Admitted;
 use crate::metrics::Metrics;
-use session_core::{Actor, AuditAction, AuditRecord, Clock, OrgId, Principal};
+use session_core::{Actor, AuditAction, AuditRecord, Clock, OrgId};
 use session_proto::error::Refused;
 use session_store::{Error, SessionStore};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -99,12 +100,13 @@ impl Api {
     /// Puts down what `who` did. If the store cannot take it, the log has it.
     pub(crate) async fn audit(
         &self,
-        who: &Principal,
+        who: &Admitted,
         action: AuditAction,
         more: impl FnOnce(AuditRecord) -> AuditRecord,
     ) {
         let record = AuditRecord::new(self.clock.now(), action)
             .by(Actor::Principal(who.id.clone()))
+            .from_address(&who.address)
             .of_org(&who.org);
         write(&*self.store, &more(record)).await;
     }

@@ -1,6 +1,7 @@
 //! The providers by cluster, and the places on shared servers kept in the store.
 
 use async_trait::async_trait;
+use compute::address::AddressError;
 use compute::dial::Target;
 use compute::{ComputeChanged, ComputeProvider, ComputeSpec, Found, Places, SharedCompute};
 use futures::StreamExt;
@@ -8,6 +9,7 @@ use futures::stream::BoxStream;
 use session_core::machine::{Cause, Observation};
 use session_core::{Cluster, Provider, Route, SessionKey};
 use session_store::SessionStore;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,6 +51,20 @@ impl Computes {
             Provider::Static { .. } => self.fixed.target_at(cluster, &route.endpoint),
             Provider::Process { .. } => Ok(Target::dedicated(route)),
         }
+    }
+
+    /// What proxies may dial to reach the compute of a route, checked now.
+    ///
+    /// # Errors
+    /// Why it may not be dialled.
+    pub(crate) async fn addresses(&self, route: &Route) -> Result<Arc<[SocketAddr]>, AddressError> {
+        if !route.dedicated {
+            return self.fixed.addresses(&route.endpoint).await;
+        }
+        // Ours, at an address that its provider chose.
+        let address = route.endpoint.parse();
+        let address = address.map_err(|_| AddressError::Malformed(route.endpoint.clone()))?;
+        Ok(Arc::new([address]))
     }
 
     /// May clusters of this provider be defined here?

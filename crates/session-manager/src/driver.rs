@@ -5,19 +5,19 @@
 //! change it decided, and only then starts effects. The claim is a lease: if
 //! this process dies anywhere between, the entry comes due again elsewhere.
 
+mod effects;
+
 use crate::bindings::Bindings;
 use crate::computes::Computes;
 use crate::directory::Directory;
 use crate::metrics::Metrics;
 use crate::shut_out::Standing;
 use crate::silence::Silence;
-use compute::ComputeSpec;
 use futures::{Stream, StreamExt, stream};
 use session_core::invariant;
-use session_core::machine::{self, Effect, Event, Observation, Transition};
+use session_core::machine::{self, Event, Transition};
 use session_core::{
-    Activity, Actor, ChangeReason, Cluster, ClusterStatus, Provider, Reason, Session, SessionKey, State,
-    Status, Timestamp,
+    Activity, Actor, ChangeReason, Cluster, ClusterStatus, Provider, Reason, Session, SessionKey, Timestamp,
 };
 use session_proto::error::Refused;
 use session_store::{Commit, Error, SessionStore};
@@ -328,125 +328,22 @@ impl Driver {
         Ok(session)
     }
 
-    /// Starts what a committed record calls for. Failures are left to the
-    /// entry that is still due.
-    pub(crate) async fn start(&self, session: &Session, effects: &[Effect]) {
-        for effect in effects {
-            let outcome = match *effect {
-                Effect::Ensure { generation } => match self.spec(session, generation).await {
-                    Ok(Ok(spec)) => self.computes.ensure(&spec).await,
-                    Ok(Err(_)) | Err(_) => continue,
-                },
-                Effect::Release { up_to } => match self.bare_spec(session, up_to).await {
-                    Some(spec) => self.release(session, &spec).await,
-                    None => continue,
-                },
-            };
-            self.metrics.started(effect, outcome.is_ok());
-            if let Err(error) = outcome {
-                tracing::warn!(session = %session.id, ?effect, %error, "an effect could not be started yet");
-            }
-        }
-    }
-
-    /// A place on a shared server goes back after everything the session has
-    /// there.
-    async fn release(&self, session: &Session, spec: &ComputeSpec) -> Result<(), compute::Error> {
-        if !session.policy.dedicated {
-            let ended = session.closed_at.or(session.idle_since);
-            match self.bindings.release(spec, ended).await {
-                Ok(true) => {}
-                Ok(false) => return Ok(()),
-                Err(error) => return Err(compute::Error::Unavailable(error.to_string())),
-            }
-        }
-        self.computes.release(spec).await
-    }
-
-    /// What there is of a session's compute. What it still has on a shared
-    /// server counts when that is to go.
-    async fn observe(&self, session: &Session) -> Option<Observation> {
-        let seen = self.observe_compute(session).await?;
-        let to_go = session.status().is_terminal() || matches!(session.state, State::IdleReleased { .. });
-        if seen != Observation::Missing || !to_go || session.policy.dedicated {
-            return Some(seen);
-        }
-        match self.bindings.any_left(&session.key(), session.generation).await {
-            Ok(false) => Some(seen),
-            Ok(true) => Some(Observation::Starting {
-                detail: "its Spark sessions are being given back".to_owned(),
-            }),
-            Err(error) => {
-                tracing::warn!(session = %session.id, %error, "its bindings cannot be read");
-                None
-            }
-        }
-    }
-
-    async fn observe_compute(&self, session: &Session) -> Option<Observation> {
-        // A catalog is needed to make compute, not to look at it: taking one
-        // away harms no session that has its compute.
-        let spec = if session.status() == Status::Pending {
-            match self.spec(session, session.generation).await {
-                Ok(Ok(spec)) => spec,
-                Ok(Err(cause)) => {
-                    return Some(Observation::Failed {
-                        cause: cause.into(),
-                        permanent: true,
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(session = %session.id, %error, "definitions cannot be read");
-                    return None;
-                }
-            }
-        } else {
-            self.bare_spec(session, session.generation).await?
-        };
-        match self.computes.observe(&spec).await {
-            Ok(observation) => Some(observation),
-            Err(error) => {
-                tracing::warn!(session = %session.id, %error, "compute cannot be looked at");
-                None
-            }
-        }
-    }
-
-    /// What compute of this generation is made from; or why it cannot be.
-    async fn spec(&self, session: &Session, generation: u64) -> Result<Result<ComputeSpec, String>, Error> {
-        let Some(cluster) = self.directory.cluster(&session.cluster).await? else {
-            return Ok(Err(format!("the cluster {} no longer exists", session.cluster)));
-        };
-        let catalog = match &session.catalog {
-            None => None,
-            Some(name) => match self.directory.catalog(&session.org, name).await? {
-                None => return Ok(Err(format!("the catalog {name} no longer exists"))),
-                catalog => catalog,
-            },
-        };
-        Ok(Ok(ComputeSpec {
-            key: session.key(),
-            generation,
-            cluster,
-            catalog,
-        }))
-    }
-
-    /// Enough to look at compute and to give it back.
-    async fn bare_spec(&self, session: &Session, generation: u64) -> Option<ComputeSpec> {
-        let cluster = self.directory.cluster(&session.cluster).await.ok()??;
-        Some(ComputeSpec {
-            key: session.key(),
-            generation,
-            cluster,
-            catalog: None,
-        })
-    }
-
     /// Carries out what somebody asked of a session they may manage, again
     /// when a race is lost. `check` sees the very record that is changed.
     pub(crate) async fn ask(
         &self,
+        key: &SessionKey,
+        event: &Event,
+        actor: &Actor,
+        check: impl Fn(&Session) -> Result<(), Refused>,
+    ) -> Result<(Session, Activity), Refused> {
+        self.ask_from("", key, event, actor, check).await
+    }
+
+    /// The same, for somebody who calls from this address.
+    pub(crate) async fn ask_from(
+        &self,
+        address: &str,
         key: &SessionKey,
         event: &Event,
         actor: &Actor,
@@ -460,9 +357,10 @@ impl Driver {
             let now = self.store.now().await.map_err(crate::refuse::store)?;
             let change = machine::apply(&session, event, actor, now)
                 .map_err(|refusal| crate::refuse::machine(&refusal, &session))?;
-            let Some(change) = change else {
+            let Some(mut change) = change else {
                 return Ok((session, loaded.activity));
             };
+            address.clone_into(&mut change.record.address);
             let due = if change.effects.is_empty() {
                 machine::next_due(&change.session, loaded.activity, now)
             } else {

@@ -9,13 +9,17 @@ use crate::api::Api;
 use crate::config::InternalConfig;
 use crate::metrics::Door;
 use http::request::Parts;
-use service_kit::gate::{Doorkeeper, Pass, remote};
+use service_kit::gate::{Doorkeeper, Pass};
 use service_kit::limits::{AtOnce, ByAddress, LimitsConfig, Permit, Rates};
+use service_kit::projected::{SERVICE_TOKEN, ServiceTokens};
 use service_kit::tls::PeerInfo;
 use session_core::access::Rpc;
 use session_core::{AuditAction, Principal, PrincipalId, Reason};
+use session_proto::CALLER_ADDRESS;
 use session_proto::error::Refused;
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -57,18 +61,75 @@ pub(crate) struct Internal {
     pub(crate) api: Arc<Api>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) allow: InternalConfig,
+    /// Where services show tokens in place of certificates.
+    pub(crate) tokens: Option<Arc<ServiceTokens>>,
+}
+
+impl Internal {
+    /// May a service with such a certificate, or such a token, call this?
+    async fn check_service(
+        &self,
+        rpc: Rpc,
+        names: &BTreeSet<String>,
+        call: &mut Parts,
+    ) -> Result<(), Status> {
+        let peer = call.extensions.get::<PeerInfo>();
+        let remote = peer.map(|peer| tracing::field::display(peer.remote));
+        let (may, shown) = match &self.tokens {
+            None => {
+                let may = peer.is_some_and(|peer| {
+                    let shown = !peer.certificates.is_empty();
+                    shown && names.iter().any(|name| name == "*" || peer.is_named(name))
+                });
+                (may, peer.map(PeerInfo::names).unwrap_or_default())
+            }
+            Some(tokens) => {
+                let subject = tokens.subject(&call.headers, self.api.now()).await;
+                let subject = subject.map_err(|problem| {
+                    tracing::warn!(method = rpc.path(), %problem, remote, "a service's token was refused");
+                    self.api.metrics.door(Door::Refused);
+                    // Without a reason of ours: it is about the service, not about its caller.
+                    Status::unauthenticated("This service's token is not accepted. See internal.tokens.")
+                })?;
+                (names.contains(&subject), vec![subject])
+            }
+        };
+        if !may {
+            tracing::warn!(method = rpc.path(), ?shown, remote, "a service was refused");
+            self.api.metrics.door(Door::Refused);
+            let what = if self.tokens.is_some() {
+                "token"
+            } else {
+                "certificate"
+            };
+            return Err(Refused::new(
+                Reason::NotAuthorized,
+                format!("This {what} may not call this method. See internal.allow."),
+            )
+            .into());
+        }
+        // Nobody behind the door needs it.
+        call.headers.remove(SERVICE_TOKEN);
+        Ok(())
+    }
 }
 
 impl Doorkeeper for Public {
     async fn admit(&self, call: &mut Parts) -> Result<Pass, Status> {
         let rpc = known(call, false)?;
-        let place = self.addresses.enter(remote(call), Instant::now());
+        let origin = self.origin(call);
+        let place = self.addresses.enter(origin, Instant::now());
         let place = place.map_err(|much| self.api.limited(&much.to_string(), much.wait()))?;
         let Some(rpc) = rpc else {
             return Ok(Box::new(place));
         };
-        let permit = self.api.let_through(&self.counts, rpc, call).await?;
+        let address = origin.map(|origin| origin.ip());
+        let permit = self.api.let_through(&self.counts, rpc, call, address).await?;
         Ok(Box::new((place, permit)))
+    }
+
+    fn origin(&self, call: &Parts) -> Option<SocketAddr> {
+        self.addresses.origin(call)
     }
 
     fn answered(&self, peer: Option<SocketAddr>, code: Code) {
@@ -85,28 +146,15 @@ impl Doorkeeper for Internal {
             return Ok(Box::new(()));
         };
         if let Some(names) = self.allow.names_for(rpc) {
-            let peer = call.extensions.get::<PeerInfo>();
-            let may = peer.is_some_and(|peer| {
-                let shown = !peer.certificates.is_empty();
-                shown && names.iter().any(|name| name == "*" || peer.is_named(name))
-            });
-            if !may {
-                let shown = peer.map(PeerInfo::names).unwrap_or_default();
-                let remote = peer.map(|peer| tracing::field::display(peer.remote));
-                tracing::warn!(method = rpc.path(), ?shown, remote, "a service was refused");
-                self.api.metrics.door(Door::Refused);
-                return Err(Refused::new(
-                    Reason::NotAuthorized,
-                    "This certificate may not call this method. See internal.allow.",
-                )
-                .into());
-            }
+            self.check_service(rpc, names, call).await?;
         }
         if !rpc.rule().needs_caller() {
             return Ok(Box::new(()));
         }
-        // The address is the token-issuer's, who counts its own callers'.
-        let permit = self.api.let_through(&self.counts, rpc, call).await?;
+        // The peer is the token-issuer, who counts its own callers' addresses
+        // and says which it was.
+        let address = told_address(call);
+        let permit = self.api.let_through(&self.counts, rpc, call, address).await?;
         Ok(Box::new(permit))
     }
 
@@ -115,6 +163,13 @@ impl Doorkeeper for Internal {
             self.api.metrics.door(Door::Unknown);
         }
     }
+}
+
+/// The caller's address as a service tells it, once and in one spelling.
+fn told_address(call: &Parts) -> Option<IpAddr> {
+    let mut told = call.headers.get_all(CALLER_ADDRESS).iter();
+    let address = told.next()?.to_str().ok()?.parse().ok()?;
+    told.next().is_none().then_some(address)
 }
 
 /// The row of a call of ours; none for what is not (health, reflection). A
@@ -137,11 +192,14 @@ impl Api {
         counts: &Counts,
         rpc: Rpc,
         call: &mut Parts,
+        address: Option<IpAddr>,
     ) -> Result<Permit<PrincipalId>, Refused> {
+        let address = address.map(|address| address.to_string()).unwrap_or_default();
         let who = self.callers.identify(&call.headers).await;
         let who = who.inspect_err(|refused| {
-            self.trail
-                .refused(AuditAction::CallerRefused, refused, |record| record);
+            self.trail.refused(AuditAction::CallerRefused, refused, |record| {
+                record.from_address(&address)
+            });
         })?;
         let within = counts.calls.take(&who.id, Instant::now());
         within.map_err(|wait| self.limited("You call too often", wait))?;
@@ -153,7 +211,7 @@ impl Api {
             return Err(Refused::not_authorized());
         }
         self.metrics.door(Door::Open);
-        call.extensions.insert(Admitted(who));
+        call.extensions.insert(Admitted { who, address });
         Ok(permit)
     }
 
@@ -167,6 +225,24 @@ impl Api {
     }
 }
 
-/// The caller, as the door let them through.
+/// The caller, as the door let them through, and from which address.
 #[derive(Debug, Clone)]
-pub(crate) struct Admitted(pub(crate) Principal);
+pub(crate) struct Admitted {
+    who: Principal,
+    pub(crate) address: String,
+}
+
+impl Admitted {
+    /// Who it is, wherever they call from.
+    pub(crate) fn into_principal(self) -> Principal {
+        self.who
+    }
+}
+
+impl Deref for Admitted {
+    type Target = Principal;
+
+    fn deref(&self) -> &Principal {
+        &self.who
+    }
+}

@@ -49,6 +49,7 @@ use service_kit::gate::Gate;
 use service_kit::grpc::{self, MAX_MESSAGE, ServerConfig};
 use service_kit::limits::ByAddress;
 use service_kit::listen::Listener;
+use service_kit::projected::ServiceTokens;
 use service_kit::shutdown::Shutdown;
 use service_kit::tls::{AcceptLimits, H2, Incoming};
 use session_core::{Clock, SystemClock};
@@ -412,6 +413,16 @@ fn serve(
     api: &Arc<Api>,
 ) -> Result<()> {
     let counts = Arc::new(gate::Counts::new(&config.limits));
+    let tokens = config.internal.tokens.as_ref();
+    let tokens = tokens
+        .map(|tokens| ServiceTokens::new(tokens, Arc::new(foreign::Foreign)))
+        .transpose()
+        .context("internal.tokens")?
+        .map(Arc::new);
+    if let Some(tokens) = tokens.clone() {
+        let stop = shutdown.stopping();
+        shutdown.spawn(async move { tokens.keep_fresh(stop).await });
+    }
     let largest = config.limits.request_bytes;
     let stop = shutdown.stopping();
     let reflection = tonic_reflection::server::Builder::configure()
@@ -450,6 +461,7 @@ fn serve(
         api: Arc::clone(api),
         counts,
         allow: config.internal.clone(),
+        tokens,
     }))
     .add_service(grpc::health(&admin.readiness, stop.clone()))
     .add_service(

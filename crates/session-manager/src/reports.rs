@@ -5,7 +5,8 @@
 //! amounts wait here. The store tells a repeated report by its number, so its
 //! amounts count once whichever manager it reaches; an amount has a name, so
 //! it also counts once when a write's answer was lost. What waits in a manager
-//! that dies is lost, and was never counted.
+//! that dies is lost, and was never counted. What another manager took between
+//! makes this one write at once: its memory is no longer what the store has.
 
 use crate::driver::Driver;
 use crate::metrics::Metrics;
@@ -22,7 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Mere activity is written this often.
 const COALESCE: Duration = Duration::from_secs(10);
-/// What waits is written by itself when no report took it along by then.
+/// What waits is written by itself when no report took it along by then: of a
+/// session without calls a look earlier, as users see when it will idle.
 const LATEST: Duration = COALESCE.saturating_add(REPORT_INTERVAL);
 /// Nothing is remembered of a session that nobody reported for so long.
 const FORGET: Duration = Duration::from_secs(60);
@@ -30,8 +32,8 @@ const FORGET: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_secs(1);
 /// Writes of one report, or of one look, that are under way together.
 const TOGETHER: usize = 64;
-/// Pairs of proxy and session that are remembered; beyond it every report is
-/// written at once.
+/// Pairs of proxy and session that are remembered, and proxies; beyond it
+/// every report is written at once.
 const MOST_KEPT: usize = 200_000;
 /// What waits at the end gets this long.
 const LAST_WRITES: Duration = Duration::from_secs(5);
@@ -59,8 +61,17 @@ pub(crate) struct Reports {
     silence: Arc<Silence>,
     metrics: Arc<Metrics>,
     kept: Mutex<BTreeMap<Pair, Shared>>,
+    taken: Mutex<BTreeMap<ProxyId, Taken>>,
     /// Nobody will write later what waits from now on.
     closing: AtomicBool,
+}
+
+/// The last reports of one proxy that were taken here, and by no other manager.
+#[derive(Debug, Clone, Copy)]
+struct Taken {
+    first: u64,
+    last: u64,
+    at: Timestamp,
 }
 
 /// What is remembered of one proxy's word on one session. Its lock is held
@@ -106,6 +117,7 @@ impl Reports {
             silence,
             metrics,
             kept: Mutex::default(),
+            taken: Mutex::default(),
             closing: AtomicBool::new(false),
         }
     }
@@ -126,21 +138,55 @@ impl Reports {
 
     async fn take_all(&self, proxy: &ProxyId, sequence: u64, said: Vec<Said>) -> Result<(), Error> {
         let heard = self.store.proxy_reported(proxy, sequence).await?;
+        let first = self.first_in_row(proxy, sequence);
         let outcomes: Vec<_> = stream::iter(said)
-            .map(|said| self.take_one(proxy, sequence, heard, said))
+            .map(|said| self.take_one(proxy, sequence, heard, first, said))
             .buffer_unordered(TOGETHER)
             .collect()
             .await;
         outcomes.into_iter().collect::<Result<(), Error>>()?;
+        self.remember(
+            proxy,
+            Taken {
+                first,
+                last: sequence,
+                at: heard.at,
+            },
+        );
         // Only now: an idle clock that stood still because of this proxy's
         // silence must find its calls known.
         self.store.proxy_spoke(proxy, heard.at).await
     }
 
-    async fn take_one(&self, proxy: &ProxyId, sequence: u64, heard: Heard, said: Said) -> Result<(), Error> {
+    /// Since which of its reports has every one been taken here? Before that
+    /// another manager may have told the store what is not remembered here.
+    fn first_in_row(&self, proxy: &ProxyId, sequence: u64) -> u64 {
+        let taken = self.taken().get(proxy).copied();
+        let follows = |taken: &Taken| taken.last == sequence || taken.last.checked_add(1) == Some(sequence);
+        taken.filter(follows).map_or(sequence, |taken| taken.first)
+    }
+
+    fn remember(&self, proxy: &ProxyId, taken: Taken) {
+        let mut all = self.taken();
+        if all.len() < MOST_KEPT || all.contains_key(proxy) {
+            all.insert(proxy.clone(), taken);
+        }
+    }
+
+    async fn take_one(
+        &self,
+        proxy: &ProxyId,
+        sequence: u64,
+        heard: Heard,
+        first: u64,
+        said: Said,
+    ) -> Result<(), Error> {
         let pair = (proxy.clone(), said.key.clone());
         let kept = self.kept_of(&pair);
         let mut kept = kept.lock().await;
+        if kept.sequence < first {
+            kept.written = None;
+        }
         if heard.fresh {
             kept.add(&said);
         }
@@ -183,14 +229,16 @@ impl Reports {
     }
 
     async fn write_waiting(&self, after: Duration) -> Result<(), Error> {
-        if self.all().is_empty() {
+        if self.all().is_empty() && self.taken().is_empty() {
             return Ok(());
         }
         let now = self.store.now().await?;
+        self.taken().retain(|_, taken| now.since(taken.at) < FORGET);
         let (mut waiting, mut outcome) = (Vec::new(), Ok(()));
         self.all().retain(|pair, shared| {
             let Ok(kept) = shared.try_lock() else { return true };
-            if kept.waits && kept.age(now) >= after {
+            let look = if kept.is_open() { Duration::ZERO } else { TICK };
+            if kept.waits && kept.age(now) >= after.saturating_sub(look) {
                 waiting.push((pair.clone(), Arc::clone(shared)));
             }
             let in_use = kept.waits || kept.age(now) < FORGET;
@@ -240,12 +288,17 @@ impl Reports {
         kept.token_uses.clear();
         // An amount that came while another one was under way.
         kept.waits = !kept.more.is_zero();
-        if let Some(open) = open {
-            kept.written = Some(Written {
-                at: now,
-                open: open > 0,
-                generation: kept.generation,
-            });
+        match (open, &mut kept.written) {
+            (Some(open), written) => {
+                *written = Some(Written {
+                    at: now,
+                    open: open > 0,
+                    generation: kept.generation,
+                });
+            }
+            // A lease was not renewed by this.
+            (None, Some(written)) if !written.open => written.at = now,
+            (None, _) => {}
         }
         match taken {
             // The idle decision and this report passed each other.
@@ -267,6 +320,10 @@ impl Reports {
             all.insert(pair.clone(), Arc::clone(&kept));
         }
         kept
+    }
+
+    fn taken(&self) -> MutexGuard<'_, BTreeMap<ProxyId, Taken>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<Pair, Shared>> {
@@ -295,6 +352,10 @@ impl Kept {
             Some(written) if written.open != open || written.generation != self.generation => true,
             Some(written) => now.since(written.at) >= COALESCE && (open || self.waits),
         }
+    }
+
+    fn is_open(&self) -> bool {
+        self.written.is_some_and(|written| written.open)
     }
 
     fn age(&self, now: Timestamp) -> Duration {

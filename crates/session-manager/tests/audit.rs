@@ -7,7 +7,7 @@ mod support;
 use session_core::{Actor, AuditAction, AuditOutcome, AuditRecord, OrgId, SessionKey, TokenId};
 use session_proto::internal as wire;
 use session_proto::v1;
-use session_store::AuditTrail as _;
+use session_store::{AuditTrail as _, SessionStore as _};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -47,7 +47,7 @@ impl Log {
 
 fn name(field: impl Fn(&str) -> String) -> String {
     [
-        "at_ms", "action", "outcome", "reason", "actor", "session", "token", "object", "version",
+        "at_ms", "action", "outcome", "reason", "actor", "address", "session", "token", "object", "version",
     ]
     .map(field)
     .join(" ")
@@ -61,6 +61,7 @@ fn name_of(record: &AuditRecord) -> String {
         "outcome" => record.outcome.to_string(),
         "reason" => record.reason.clone(),
         "actor" => text(record.actor.as_ref().map(ToString::to_string)),
+        "address" => record.address.clone(),
         "session" => text(record.session.as_ref().map(ToString::to_string)),
         "token" => text(record.token.as_ref().map(ToString::to_string)),
         "object" => record.object.clone(),
@@ -90,6 +91,14 @@ fn by(who: &str) -> Option<Actor> {
     Some(Actor::Principal(format!("sa|{who}").parse().unwrap()))
 }
 
+/// From an address, as token-issuer tells it.
+fn from<T>(address: &'static str, message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    let metadata = request.metadata_mut();
+    metadata.insert(session_proto::CALLER_ADDRESS, address.parse().unwrap());
+    request
+}
+
 async fn record_token(manager: &Manager, key: &SessionKey, id: &TokenId) {
     let now = session_core::Clock::now(&session_core::SystemClock);
     let token = wire::LedgerToken {
@@ -106,6 +115,7 @@ async fn record_token(manager: &Manager, key: &SessionKey, id: &TokenId) {
         session_id: key.id.to_string(),
         token: Some(token),
     };
+    let request = from("203.0.113.7", request);
     manager.ledger("ada").record_token(request).await.unwrap();
 }
 
@@ -133,17 +143,23 @@ async fn what_is_done_is_in_the_trail_and_once_in_the_log_of_all_managers() {
     };
     manager
         .ledger("bob")
-        .authorize_issue(authorize)
+        .authorize_issue(from("2001:db8::7", authorize))
         .await
         .unwrap_err();
     let revoke = wire::RevokeRequest {
         session_id: key.id.to_string(),
         token_id: id.to_string(),
     };
-    manager.ledger("ada").revoke(revoke).await.unwrap();
+    manager
+        .ledger("ada")
+        .revoke(from("203.0.113.8", revoke))
+        .await
+        .unwrap();
     let revoke_all = wire::RevokeAllRequest {
         session_id: key.id.to_string(),
     };
+    // What is no address is not taken for one.
+    let revoke_all = from("203.0.113.8, berth", revoke_all);
     manager.ledger("olga").revoke_all(revoke_all).await.unwrap();
     // Definitions.
     let cluster = v1::Cluster {
@@ -158,6 +174,11 @@ async fn what_is_done_is_in_the_trail_and_once_in_the_log_of_all_managers() {
     let create = v1::CreateClusterRequest {
         cluster: Some(cluster),
     };
+    // At the public port nobody says for themselves where they call from.
+    let mut create = from("203.0.113.9", create);
+    create
+        .metadata_mut()
+        .insert("x-forwarded-for", "203.0.113.9".parse().unwrap());
     manager.clusters("pat").create_cluster(create).await.unwrap();
     // Nobody at all, far too often.
     for _ in 0..300 {
@@ -187,6 +208,20 @@ async fn what_is_done_is_in_the_trail_and_once_in_the_log_of_all_managers() {
     assert_eq!(done(AuditAction::TokensRevoked).actor, by("olga"));
     let made = done(AuditAction::ClusterCreated);
     assert_eq!((made.actor.clone(), made.object.as_str()), (by("pat"), "made"));
+    for (record, address) in [
+        (done(AuditAction::SessionCreated), "127.0.0.1"),
+        (issued, "203.0.113.7"),
+        (denied, "2001:db8::7"),
+        (done(AuditAction::TokenRevoked), "203.0.113.8"),
+        (done(AuditAction::TokensRevoked), ""),
+        (made, "127.0.0.1"),
+        (
+            find(&trail, AuditAction::CallerRefused, AuditOutcome::Denied),
+            "127.0.0.1",
+        ),
+    ] {
+        assert_eq!(record.address, address, "{record:?}");
+    }
     let refused = trail
         .iter()
         .filter(|record| record.action == AuditAction::CallerRefused);
@@ -200,6 +235,11 @@ async fn what_is_done_is_in_the_trail_and_once_in_the_log_of_all_managers() {
         (last.action, last.reason.as_str()),
         (AuditAction::SessionChanged, "CLOSE_REQUESTED")
     );
+    assert_eq!(last.address, "127.0.0.1");
+    // It is the trail's alone: who may read a session's history does not see it.
+    let history = manager.store.events(&key).await.unwrap();
+    let kept = serde_json::to_string(&history).unwrap();
+    assert!(history.len() > 2 && !kept.contains("127.0.0.1"), "{kept}");
 
     // The log of both managers together has each record once.
     let expected: BTreeMap<_, _> = trail.iter().map(|record| (name_of(record), 1)).collect();

@@ -480,6 +480,7 @@ async fn operations_and_uses_of_tokens_are_told() {
         epoch: 1,
         issued_at: world.now(),
         expires_at: world.now().after(60 * MINUTE),
+        address: String::new(),
     };
     let store = &world.manager.store;
     store.record_token(&key, token.clone(), 5).await.unwrap();

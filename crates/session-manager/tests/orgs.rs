@@ -371,6 +371,7 @@ async fn a_disabled_principal_is_as_unknown_and_loses_sessions_and_tokens() {
         epoch: 1,
         issued_at: now,
         expires_at: now.after(Duration::from_secs(600)),
+        address: String::new(),
     };
     manager.store.record_token(&foreign, token, 100).await.unwrap();
 

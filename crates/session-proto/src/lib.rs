@@ -32,6 +32,10 @@ pub use generated::internal;
 /// `spark.connect`: the part of Apache Spark's protocol that Berth speaks itself.
 pub use generated::spark;
 
+/// The metadata in which a service tells session-manager's internal port from
+/// which address its caller called.
+pub const CALLER_ADDRESS: &str = "x-berth-caller-address";
+
 /// The file descriptors of `berth.v1`, for server reflection.
 pub const PUBLIC_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/berth.v1.bin"));
 

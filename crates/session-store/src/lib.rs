@@ -239,6 +239,10 @@ pub struct TokenRecord {
     pub issued_at: Timestamp,
     /// `exp`.
     pub expires_at: Timestamp,
+    /// From which address it was asked for, where that is known: for the audit
+    /// trail, and kept nowhere else.
+    #[serde(skip)]
+    pub address: String,
 }
 
 impl TokenRecord {
@@ -246,6 +250,7 @@ impl TokenRecord {
     pub(crate) fn audited(&self, key: &SessionKey) -> AuditRecord {
         AuditRecord::new(self.issued_at, AuditAction::TokenIssued)
             .by(Actor::Principal(self.subject.clone()))
+            .from_address(&self.address)
             .on_session(key)
             .on_token(&self.id)
             .on(&self.key_id)

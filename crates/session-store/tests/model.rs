@@ -311,6 +311,7 @@ async fn run(store: &Store, world: &World, op: &Op, fresh: &Create) -> String {
                 epoch: session.token_epoch - u64::from(*stale),
                 issued_at: Timestamp::from_millis(token % 5),
                 expires_at: moment(*at).unwrap_or_default(),
+                address: String::new(),
             };
             format!("{:?}", store.record_token(&session.key(), token, 3).await)
         }

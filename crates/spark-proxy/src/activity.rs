@@ -10,6 +10,7 @@ use crate::method::Method;
 use crate::metrics::Metrics;
 use crate::worker::lock;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use service_kit::projected::ServiceChannel;
 use session_core::{Clock, OrgId, SessionId, Timestamp, TokenId};
 use session_proto::convert::timestamp;
 use session_proto::internal::route_service_client::RouteServiceClient;
@@ -23,7 +24,6 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 
 /// Reports are sent this often (DESIGN §5.10).
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -311,7 +311,7 @@ impl Drop for Working {
 /// Reports until `stop`.
 pub(crate) async fn run(
     ledger: Arc<Ledger>,
-    client: RouteServiceClient<Channel>,
+    client: RouteServiceClient<ServiceChannel>,
     proxy_id: String,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
@@ -345,7 +345,7 @@ pub(crate) async fn run(
 }
 
 struct Reporter {
-    client: RouteServiceClient<Channel>,
+    client: RouteServiceClient<ServiceChannel>,
     proxy_id: String,
     metrics: Arc<Metrics>,
     sequence: u64,

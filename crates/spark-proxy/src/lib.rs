@@ -101,7 +101,7 @@ pub async fn run_with_clock(
         (TlsMode::Required | TlsMode::Auto, Some(files)) => Some(ServerTls::load(&files, H2)?),
     };
     let backend_tls = ClientTls::load(&config.backend.tls, H2)?;
-    let channel = service_kit::grpc::channel(&config.manager).context("manager")?;
+    let channel = service_kit::projected::service_channel(&config.manager).context("manager")?;
 
     let admin = Admin::new(service_kit::build_info!());
     let ready = admin.readiness.condition("keys");

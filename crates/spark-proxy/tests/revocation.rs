@@ -173,4 +173,14 @@ async fn a_token_is_recorded_listed_used_and_taken_back() {
     assert_eq!(of_token(AuditAction::TokenFirstUsed), 1);
     assert_eq!(of_token(AuditAction::TokenRevoked), 2);
     assert_eq!(of_token(AuditAction::TokensRevoked), 1);
+    // Token-issuer says where its callers call from.
+    let by_callers = trail.iter().map(|audited| &audited.record).filter(|record| {
+        matches!(
+            record.action,
+            AuditAction::TokenIssued | AuditAction::TokenRevoked | AuditAction::TokensRevoked
+        )
+    });
+    for record in by_callers {
+        assert_eq!(record.address, "127.0.0.1", "{record:?}");
+    }
 }

@@ -95,8 +95,14 @@ impl FakeRoutes {
         format!("http://{}", self.address)
     }
 
-    /// From now on this is the session's route. Nothing is announced.
-    pub fn set(&self, route: Route) {
+    /// From now on this is the session's route. Nothing is announced. As of
+    /// session-manager itself, a server that is named by its address has it.
+    pub fn set(&self, mut route: Route) {
+        if let Some(backend) = &mut route.backend
+            && backend.endpoint.parse::<SocketAddr>().is_ok()
+        {
+            backend.addresses = vec![backend.endpoint.clone()];
+        }
         self.fake.state().routes.send_modify(|routes| {
             routes.insert(route.session_id.clone(), route);
         });

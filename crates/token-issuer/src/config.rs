@@ -57,6 +57,10 @@ pub struct TokensConfig {
     /// A token's life when none is asked for; 60 s to 12 h.
     #[serde(with = "duration")]
     pub default_ttl: Duration,
+    /// How long proxies take an expired token for reattaching: the largest
+    /// `tokens.reattach_grace` among them. Keys stay published for it.
+    #[serde(with = "duration")]
+    pub reattach_grace: Duration,
 }
 
 /// The keys that sign tokens: PKCS#8 PEM files, P-256.
@@ -81,8 +85,8 @@ pub struct KeysConfig {
 /// Verifiers read the key set every 30 s, caches keep it 15 s, and files of a
 /// Kubernetes Secret reach all replicas within a minute or so.
 const LEAST_BEFORE_SIGNING: Duration = Duration::from_secs(90);
-/// The longest life of a token, clocks that differ, and replicas that are late.
-const LEAST_AFTER_SIGNING: Duration = Duration::from_secs(12 * 3600 + 5 * 60);
+/// Clocks that differ, and replicas that are late.
+const LATE: Duration = Duration::from_secs(5 * 60);
 
 /// The spark-proxy, as clients reach it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -142,6 +146,7 @@ impl Default for TokensConfig {
             issuer: "berth".to_owned(),
             audience: "berth-spark-connect".to_owned(),
             default_ttl: Duration::from_secs(3600),
+            reattach_grace: Duration::from_secs(12 * 3600),
         }
     }
 }
@@ -183,7 +188,8 @@ impl Validate for Config {
                 check(&format!("published[{index}]"), file);
             }
         });
-        problems.within("keys", |problems| self.keys.check_schedule(problems));
+        let last_use = crate::MOST_TTL + self.tokens.reattach_grace;
+        problems.within("keys", |problems| self.keys.check_schedule(last_use, problems));
         let endpoint_is_good = self.public.endpoint.rsplit_once(':').is_some_and(|(host, port)| {
             let plain = |b: u8| b.is_ascii_alphanumeric() || b".-[]:".contains(&b);
             !host.is_empty() && host.bytes().all(plain) && port.parse::<u16>().is_ok_and(|port| port > 0)
@@ -196,7 +202,8 @@ impl Validate for Config {
 }
 
 impl KeysConfig {
-    fn check_schedule(&self, problems: &mut Problems) {
+    /// `last_use`: how long after it was made a token may still be shown.
+    fn check_schedule(&self, last_use: Duration, problems: &mut Problems) {
         if let Some(dir) = &self.dir {
             problems.require(
                 dir.is_dir(),
@@ -209,10 +216,43 @@ impl KeysConfig {
             "publish_before_signing",
             "must be at least 90s: verifiers have to learn of a key before it signs",
         );
-        problems.require(
-            self.publish_after_signing >= LEAST_AFTER_SIGNING,
-            "publish_after_signing",
-            "must be at least 12h 5m: tokens of a key must stay good when the next one signs",
-        );
+        let least = last_use + LATE;
+        if self.publish_after_signing < least {
+            problems.add(
+                "publish_after_signing",
+                format!(
+                    "must be at least {}s: the 12h that a token may live, tokens.reattach_grace, and 5m; its key must \
+                     be known for as long as it may be shown",
+                    least.as_secs()
+                ),
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems_of(grace: u64, after_signing: u64) -> Vec<String> {
+        let mut config = Config::default();
+        config.tokens.reattach_grace = Duration::from_secs(grace);
+        config.keys.publish_after_signing = Duration::from_secs(after_signing);
+        let mut problems = Problems::default();
+        config.validate(&mut problems);
+        let found = problems.found().iter();
+        let of_schedule = found.filter(|problem| problem.key == "keys.publish_after_signing");
+        of_schedule.map(|problem| problem.what.clone()).collect()
+    }
+
+    #[test]
+    fn keys_outlive_every_use_of_their_tokens() {
+        let hour = 3600;
+        assert!(problems_of(12 * hour, 24 * hour + 300).is_empty());
+        let late = problems_of(12 * hour, 24 * hour + 299);
+        assert!(late.len() == 1 && late[0].contains("86700s"), "{late:?}");
+        assert!(problems_of(0, 12 * hour + 300).is_empty());
+        assert_eq!(problems_of(0, 12 * hour).len(), 1);
+        assert_eq!(problems_of(hour, 12 * hour + 300).len(), 1);
     }
 }

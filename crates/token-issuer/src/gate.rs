@@ -1,35 +1,137 @@
 //! The door of the token API: how much comes from one address, and how many
 //! of its credentials were wrong. Who calls is for session-manager to say.
 
-use service_kit::gate::{Doorkeeper, Pass, remote};
-use service_kit::limits::ByAddress;
+use crate::metrics::{self, Metrics};
+use service_kit::gate::{Doorkeeper, Pass};
+use service_kit::limits::{ByAddress, Exceeded};
 use session_core::Reason;
 use session_proto::error::Refused;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
+/// Where a call comes from, for handlers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin(pub(crate) Option<IpAddr>);
+
 /// The door.
 #[derive(Debug)]
-pub(crate) struct Door(pub(crate) ByAddress);
+pub(crate) struct Door {
+    pub(crate) addresses: ByAddress,
+    pub(crate) metrics: Arc<Metrics>,
+}
 
 impl Doorkeeper for Door {
     async fn admit(&self, call: &mut http::request::Parts) -> Result<Pass, Status> {
-        let place = self.0.enter(remote(call), Instant::now());
+        let origin = self.origin(call);
+        let place = self.addresses.enter(origin, Instant::now());
         let place = place.map_err(|much| {
+            self.metrics.door(match much {
+                Exceeded::Calls(_) => metrics::Door::TooOften,
+                Exceeded::Failures(_) => metrics::Door::TooManyWrong,
+                Exceeded::AtOnce => metrics::Door::TooMuchAtOnce,
+            });
             Refused::new(
                 Reason::RateLimited,
                 format!("{much}. Wait a moment, and call less often."),
             )
             .retry_after(much.wait().max(Duration::from_millis(10)))
         })?;
+        self.metrics.door(metrics::Door::Open);
+        call.extensions.insert(Origin(origin.map(|origin| origin.ip())));
         Ok(Box::new(place))
+    }
+
+    fn origin(&self, call: &http::request::Parts) -> Option<SocketAddr> {
+        self.addresses.origin(call)
     }
 
     fn answered(&self, peer: Option<SocketAddr>, code: Code) {
         if code == Code::Unauthenticated {
-            self.0.failed(peer, Instant::now());
+            self.metrics.door(metrics::Door::Unknown);
+            self.addresses.failed(peer, Instant::now());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use service_kit::limits::LimitsConfig;
+    use service_kit::metrics::Registry;
+    use service_kit::tls::PeerInfo;
+
+    fn door(limits: LimitsConfig) -> (Door, Registry) {
+        let registry = Registry::new();
+        let door = Door {
+            addresses: ByAddress::new(&limits),
+            metrics: Arc::new(Metrics::new(&registry)),
+        };
+        (door, registry)
+    }
+
+    fn call(address: &str) -> http::request::Parts {
+        let (mut parts, ()) = http::Request::new(()).into_parts();
+        parts.extensions.insert(PeerInfo {
+            remote: address.parse().unwrap(),
+            tls: true,
+            certificates: [].into(),
+        });
+        parts
+    }
+
+    fn counted(registry: &Registry, outcome: &str) -> f64 {
+        let series = format!("token_issuer_calls_total{{outcome=\"{outcome}\"}} ");
+        let text = registry.render();
+        let line = text.lines().find_map(|line| line.strip_prefix(&series));
+        line.unwrap_or_else(|| panic!("no {series}in {text}"))
+            .parse()
+            .unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_limit_is_counted_by_its_name() {
+        let (door, registry) = door(LimitsConfig {
+            calls_per_second_per_address: 2,
+            failures_per_minute_per_address: 3,
+            calls_at_once: 5,
+            ..LimitsConfig::default()
+        });
+        for outcome in [
+            "open",
+            "too_often",
+            "too_many_wrong",
+            "too_much_at_once",
+            "unknown",
+        ] {
+            assert_eq!(counted(&registry, outcome), 0.0, "{outcome}");
+        }
+        for _ in 0..6 {
+            let _ = door.admit(&mut call("192.0.2.1:5")).await;
+        }
+        assert_eq!(
+            (counted(&registry, "open"), counted(&registry, "too_often")),
+            (4.0, 2.0)
+        );
+        let wrong = Some("192.0.2.2:5".parse().unwrap());
+        for _ in 0..3 {
+            door.answered(wrong, Code::Unauthenticated);
+            door.answered(wrong, Code::PermissionDenied);
+        }
+        assert!(door.admit(&mut call("192.0.2.2:6")).await.is_err());
+        assert_eq!(
+            (
+                counted(&registry, "unknown"),
+                counted(&registry, "too_many_wrong")
+            ),
+            (3.0, 1.0)
+        );
+        let mut held = Vec::new();
+        for n in 0..7 {
+            held.extend(door.admit(&mut call(&format!("192.0.2.1{n}:5"))).await.ok());
+        }
+        assert_eq!((held.len(), counted(&registry, "too_much_at_once")), (5, 2.0));
     }
 }

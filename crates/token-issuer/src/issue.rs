@@ -1,9 +1,12 @@
 //! TokenService: asks the ledger, signs, records, and only then answers.
 
+use crate::gate::Origin;
 use crate::keys::{Keys, NoPlan};
 use crate::public::PublicAddress;
 use service_kit::grpc;
+use service_kit::projected::ServiceChannel;
 use session_core::{Clock, OrgId, PrincipalId, Reason, SessionId, Timestamp, TokenId};
+use session_proto::CALLER_ADDRESS;
 use session_proto::convert::{from_timestamp, maybe_duration, parse, timestamp};
 use session_proto::error::{REASON_TRAILER, Refused};
 use session_proto::internal as ledger;
@@ -13,7 +16,6 @@ use session_token::Claims;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 /// The shortest life a token can be asked for.
@@ -37,7 +39,7 @@ pub struct Issuance {
 /// Serves `berth.v1.TokenService`.
 #[derive(Debug, Clone)]
 pub(crate) struct Tokens {
-    pub(crate) ledger: TokenLedgerClient<Channel>,
+    pub(crate) ledger: TokenLedgerClient<ServiceChannel>,
     pub(crate) keys: Arc<Keys>,
     pub(crate) issuance: Issuance,
     pub(crate) clock: Arc<dyn Clock>,
@@ -61,9 +63,9 @@ impl TokenService for Tokens {
         &self,
         request: Request<v1::ListSessionTokensRequest>,
     ) -> Answer<v1::ListSessionTokensResponse> {
-        let credential = credential(&request)?;
+        let caller = Caller::of(&request)?;
         let session_id = request.into_inner().session_id;
-        let request = with_credential(ledger::ListTokensRequest { session_id }, &credential);
+        let request = caller.asks(ledger::ListTokensRequest { session_id });
         let listed = self
             .ledger
             .clone()
@@ -92,9 +94,9 @@ impl TokenService for Tokens {
         &self,
         request: Request<v1::RevokeSessionTokenRequest>,
     ) -> Answer<v1::RevokeSessionTokenResponse> {
-        let credential = credential(&request)?;
+        let caller = Caller::of(&request)?;
         let v1::RevokeSessionTokenRequest { session_id, token_id } = request.into_inner();
-        let request = with_credential(ledger::RevokeRequest { session_id, token_id }, &credential);
+        let request = caller.asks(ledger::RevokeRequest { session_id, token_id });
         self.ledger.clone().revoke(request).await.map_err(relayed)?;
         Ok(Response::new(v1::RevokeSessionTokenResponse {}))
     }
@@ -103,9 +105,9 @@ impl TokenService for Tokens {
         &self,
         request: Request<v1::RevokeAllSessionTokensRequest>,
     ) -> Answer<v1::RevokeAllSessionTokensResponse> {
-        let credential = credential(&request)?;
+        let caller = Caller::of(&request)?;
         let session_id = request.into_inner().session_id;
-        let request = with_credential(ledger::RevokeAllRequest { session_id }, &credential);
+        let request = caller.asks(ledger::RevokeAllRequest { session_id });
         let revoked = self
             .ledger
             .clone()
@@ -124,7 +126,7 @@ impl Tokens {
         &self,
         request: Request<v1::IssueSessionTokenRequest>,
     ) -> Result<v1::IssueSessionTokenResponse, Status> {
-        let credential = credential(&request)?;
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let sid: SessionId = parse("session_id", &request.session_id)?;
         let ttl = maybe_duration("ttl", request.ttl.as_ref())?.unwrap_or(self.issuance.default_ttl);
@@ -137,7 +139,7 @@ impl Tokens {
         let granted = self
             .ledger
             .clone()
-            .authorize_issue(with_credential(authorize, &credential))
+            .authorize_issue(caller.asks(authorize))
             .await
             .map_err(relayed)?
             .into_inner();
@@ -166,7 +168,7 @@ impl Tokens {
         };
         self.ledger
             .clone()
-            .record_token(with_credential(record, &credential))
+            .record_token(caller.asks(record))
             .await
             .map_err(relayed)?;
         tracing::info!(session = %sid, org = %claims.org, token = %claims.jti, actor = %claims.sub, "token issued");
@@ -230,20 +232,37 @@ fn from_secs(secs: u64) -> Timestamp {
     Timestamp::from_millis(secs.saturating_mul(1000))
 }
 
-/// The caller's own credential goes on to the ledger, which judges it.
-fn credential<T>(request: &Request<T>) -> Result<MetadataValue<Ascii>, Refused> {
-    let bearer = grpc::bearer(request.metadata().as_ref()).map_err(Refused::no_key)?;
-    let mut value: MetadataValue<Ascii> = format!("Bearer {bearer}")
-        .parse()
-        .map_err(|_| Refused::no_key("the credential is not plain text"))?;
-    value.set_sensitive(true);
-    Ok(value)
+/// Who asks: their own credential goes on to the ledger, which judges it, and
+/// with it where they call from, for the audit trail.
+struct Caller {
+    credential: MetadataValue<Ascii>,
+    address: Option<MetadataValue<Ascii>>,
 }
 
-fn with_credential<T>(message: T, credential: &MetadataValue<Ascii>) -> Request<T> {
-    let mut request = Request::new(message);
-    request.metadata_mut().insert("authorization", credential.clone());
-    request
+impl Caller {
+    fn of<T>(request: &Request<T>) -> Result<Self, Refused> {
+        let bearer = grpc::bearer(request.metadata().as_ref()).map_err(Refused::no_key)?;
+        let mut credential: MetadataValue<Ascii> = format!("Bearer {bearer}")
+            .parse()
+            .map_err(|_| Refused::no_key("the credential is not plain text"))?;
+        credential.set_sensitive(true);
+        let origin = request.extensions().get::<Origin>();
+        let address = origin.and_then(|Origin(address)| address.as_ref());
+        Ok(Self {
+            credential,
+            address: address.and_then(|address| address.to_string().parse().ok()),
+        })
+    }
+
+    fn asks<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        let metadata = request.metadata_mut();
+        metadata.insert("authorization", self.credential.clone());
+        if let Some(address) = &self.address {
+            metadata.insert(CALLER_ADDRESS, address.clone());
+        }
+        request
+    }
 }
 
 /// The ledger's refusals are for the caller; its absence is told as such.

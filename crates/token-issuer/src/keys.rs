@@ -14,6 +14,7 @@ use crate::metrics::Metrics;
 use anyhow::{Context as _, Result};
 use arc_swap::ArcSwap;
 use files::{Found, KeyFiles};
+use service_kit::projected::ServiceChannel;
 use session_core::Timestamp;
 use session_proto::convert::from_timestamp;
 use session_proto::internal::ReportKeysRequest;
@@ -26,7 +27,6 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 
 pub(crate) use files::read_key;
 
@@ -96,7 +96,7 @@ impl Keys {
 #[derive(Debug)]
 pub(crate) struct Follower {
     config: KeysConfig,
-    ledger: TokenLedgerClient<Channel>,
+    ledger: TokenLedgerClient<ServiceChannel>,
     metrics: Arc<Metrics>,
     keys: Arc<Keys>,
     files: KeyFiles,
@@ -123,7 +123,7 @@ impl Follower {
     /// Names the file that cannot be used.
     pub(crate) fn start(
         config: &KeysConfig,
-        ledger: TokenLedgerClient<Channel>,
+        ledger: TokenLedgerClient<ServiceChannel>,
         metrics: Arc<Metrics>,
     ) -> Result<Self> {
         let mut files = KeyFiles::default();

@@ -27,6 +27,7 @@ use service_kit::gate::Gate;
 use service_kit::grpc::{self, ServerConfig};
 use service_kit::limits::ByAddress;
 use service_kit::listen::Listener;
+use service_kit::projected::service_channel;
 use service_kit::shutdown::Shutdown;
 use service_kit::tls::{AcceptLimits, H2, H2_HTTP1, Incoming};
 use session_core::SystemClock;
@@ -75,7 +76,7 @@ impl Listeners {
 pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Result<()> {
     let admin = Admin::new(service_kit::build_info!());
     let metrics = Arc::new(metrics::Metrics::new(&admin.registry));
-    let ledger = TokenLedgerClient::new(grpc::channel(&config.manager).context("manager")?);
+    let ledger = TokenLedgerClient::new(service_channel(&config.manager).context("manager")?);
     let follower = Follower::start(&config.keys, ledger.clone(), Arc::clone(&metrics))?;
     let keys = follower.keys();
     let tokens = Tokens {
@@ -88,7 +89,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
             public: PublicAddress::new(config.public.endpoint.clone(), config.public.tls),
         },
         clock: Arc::new(SystemClock),
-        metrics,
+        metrics: Arc::clone(&metrics),
     };
     let stop = shutdown.stopping();
     let reflection = tonic_reflection::server::Builder::configure()
@@ -96,7 +97,10 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
         .build_v1()
         .context("server reflection")?;
     let server = grpc::server(&ServerConfig::default())
-        .layer(Gate::new(gate::Door(ByAddress::new(&config.limits))))
+        .layer(Gate::new(gate::Door {
+            addresses: ByAddress::new(&config.limits),
+            metrics,
+        }))
         .add_service(grpc::health(&admin.readiness, stop.clone()))
         .add_service(reflection)
         .add_service(TokenServiceServer::new(tokens).max_decoding_message_size(config.limits.request_bytes));

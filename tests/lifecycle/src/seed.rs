@@ -102,6 +102,7 @@ async fn one(store: &dyn SessionStore, n: usize, depth: Depth) -> Result<Session
             epoch: 1,
             issued_at: now,
             expires_at: now.after(Duration::from_secs(3600)),
+            address: String::new(),
         };
         store.record_token(&session.key(), token, 100).await?;
         let bind = Bind {

@@ -32,7 +32,7 @@ impl Validate for TlsFiles {
     }
 }
 
-pub(super) fn must_be_file(problems: &mut Problems, key: &str, path: &Path) {
+pub(crate) fn must_be_file(problems: &mut Problems, key: &str, path: &Path) {
     if !path.is_file() {
         problems.add(key, format!("{} is not a readable file", path.display()));
     }

@@ -12,6 +12,7 @@ mod server;
 
 pub use accept::{AcceptError, AcceptLimits, Conn, Incoming, PeerInfo, accept};
 pub use client::{ClientTls, ClientTlsFiles};
+pub(crate) use files::must_be_file;
 pub use files::{TlsError, TlsFiles};
 pub use server::ServerTls;
 

@@ -4,7 +4,7 @@ use super::files::{self, Fingerprint, TlsError, TlsFiles};
 use super::provider;
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -132,6 +132,12 @@ impl Contents {
         };
         let mut config = builder.with_single_cert(chain, key).map_err(TlsError::unusable)?;
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        if files.client_ca.is_some() {
+            // A resumed session takes the client's certificate as checked: one
+            // that expired since would go on being good for as long as tickets are.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        }
         Ok(config)
     }
 }

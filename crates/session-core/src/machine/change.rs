@@ -35,6 +35,7 @@ pub(super) fn record_of(from: Option<Status>, session: &Session, actor: Actor, a
         reason: session.reason,
         actor,
         message,
+        address: String::new(),
     }
 }
 

@@ -2,6 +2,7 @@
 //! the names they may use.
 
 use super::Api;
+use crate::gate::Admitted;
 use session_core::access;
 use session_core::machine::Event;
 use session_core::{
@@ -239,7 +240,7 @@ impl Clusters {
         self.0.directory.replace(Cluster { status, ..cluster }).await
     }
 
-    async fn close_all(&self, who: &Principal, cluster: &Cluster) -> Result<(), Refused> {
+    async fn close_all(&self, who: &Admitted, cluster: &Cluster) -> Result<(), Refused> {
         let close = Event::Close {
             reason: ChangeReason::ClusterDestroyed,
         };
@@ -257,7 +258,10 @@ impl Clusters {
             };
             after = Some(last);
             for key in keys {
-                self.0.driver.ask(&key, &close, &actor, |_| Ok(())).await?;
+                self.0
+                    .driver
+                    .ask_from(&who.address, &key, &close, &actor, |_| Ok(()))
+                    .await?;
                 self.0.driver.kick(key);
             }
         }

@@ -1,6 +1,7 @@
 //! TokenLedger: who may have a token, and which tokens there are.
 
 use super::Api;
+use crate::gate::Admitted;
 use session_core::access::Rpc;
 use session_core::machine::Event;
 use session_core::{Actor, AuditAction, Principal, Session, TokenId};
@@ -61,6 +62,7 @@ impl TokenLedger for Ledger {
             epoch: token.token_epoch,
             issued_at: moment("token.issued_at", token.issued_at)?,
             expires_at: moment("token.expires_at", token.expires_at)?,
+            address: who.address.clone(),
         };
         self.possible(&session, &record)?;
         let limits = self
@@ -224,9 +226,12 @@ fn is_key_id(text: &str) -> bool {
 
 impl Ledger {
     /// Somebody was refused a token.
-    fn denied(&self, who: &Principal, id: &str, refused: &Refused) {
+    fn denied(&self, who: &Admitted, id: &str, refused: &Refused) {
         self.0.trail.refused(AuditAction::TokenIssued, refused, |record| {
-            let record = record.by(Actor::Principal(who.id.clone())).of_org(&who.org);
+            let record = record
+                .by(Actor::Principal(who.id.clone()))
+                .from_address(&who.address)
+                .of_org(&who.org);
             match self.0.key(who, id) {
                 Ok(key) => record.on_session(&key),
                 Err(_) => record,

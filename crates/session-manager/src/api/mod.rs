@@ -32,6 +32,7 @@ use session_proto::error::Refused;
 use session_store::SessionStore;
 use session_token::{Keyring, Verifier};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio_util::sync::CancellationToken;
 use tonic::Request;
 use tonic::metadata::MetadataMap;
@@ -62,14 +63,19 @@ pub(crate) struct Api {
 
 impl Api {
     /// Who calls, as the door let them in.
-    pub(crate) fn caller<T>(&self, request: &Request<T>) -> Result<Principal, Refused> {
+    pub(crate) fn caller<T>(&self, request: &Request<T>) -> Result<Admitted, Refused> {
         match request.extensions().get::<Admitted>() {
-            Some(Admitted(who)) => Ok(who.clone()),
+            Some(who) => Ok(who.clone()),
             None => {
                 tracing::error!("a call that no door let in");
                 Err(Refused::no_key("no credential"))
             }
         }
+    }
+
+    /// The present, as credentials are judged by.
+    pub(crate) fn now(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_millis(self.clock.now().as_millis())
     }
 
     /// Who calls, found out anew from the headers of a call that goes on.
@@ -118,7 +124,7 @@ impl Api {
     /// it looked at.
     pub(crate) async fn change(
         &self,
-        who: &Principal,
+        who: &Admitted,
         key: &SessionKey,
         rpc: Rpc,
         event: &Event,
@@ -130,9 +136,10 @@ impl Api {
                 Err(Refused::not_authorized())
             }
         };
+        let actor = Actor::Principal(who.id.clone());
         let changed = self
             .driver
-            .ask(key, event, &Actor::Principal(who.id.clone()), may)
+            .ask_from(&who.address, key, event, &actor, may)
             .await?;
         self.driver.kick(key.clone());
         Ok(changed)

@@ -3,9 +3,10 @@
 //! a Spark session that may not exist: it might make one.
 
 use super::Api;
+use crate::gate::Admitted;
 use compute::interrupt::{self, Wanted};
 use session_core::access::Rpc;
-use session_core::{AuditAction, Operation, Principal, Reason, Route, Session, SparkSessionId, State};
+use session_core::{AuditAction, Operation, Reason, Route, Session, SparkSessionId, State};
 use session_proto::error::Refused;
 use session_proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +19,7 @@ const TEXT: usize = 128;
 /// Interrupts what was asked for; the ids that the engine says it interrupted.
 pub(super) async fn interrupt(
     api: &Api,
-    who: &Principal,
+    who: &Admitted,
     request: &v1::InterruptOperationsRequest,
 ) -> Result<Vec<String>, Refused> {
     check(&request.operation_ids)?;

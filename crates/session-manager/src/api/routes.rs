@@ -21,6 +21,8 @@ use tonic::{Request, Response, Status};
 
 /// No resolve waits longer, whatever it asks for.
 const LONGEST_WAIT: Duration = Duration::from_secs(15 * 60);
+/// Of one server no more addresses are told.
+const MOST_ADDRESSES: usize = 16;
 /// A waiting resolve reads the record this often even when it hears nothing.
 const REREAD: Duration = Duration::from_secs(2);
 
@@ -214,12 +216,11 @@ impl Routes {
             .collect())
     }
 
-    async fn route(&self, session: &Session, org_disabled: bool, epoch: u64) -> Result<wire::Route, Refused> {
-        let bindings = match session.state.published_route() {
-            Some(route) if !route.dedicated => self.bindings(session, route).await?,
-            Some(_) | None => Vec::new(),
-        };
-        let backend = session.state.published_route().map(|route| wire::Backend {
+    /// How a proxy reaches the compute. Of what may not be dialled now no
+    /// address is told, so that new connections wait; those that are open go on.
+    async fn backend(&self, route: &Route) -> wire::Backend {
+        let addresses = self.0.computes.addresses(route).await;
+        wire::Backend {
             endpoint: route.endpoint.clone(),
             tls_server_name: route.tls_server_name.clone().unwrap_or_default(),
             credential: route
@@ -229,7 +230,23 @@ impl Routes {
                 .unwrap_or_default(),
             engine: route.engine.to_string(),
             dedicated: route.dedicated,
-        });
+            addresses: addresses
+                .iter()
+                .flat_map(|all| all.iter().take(MOST_ADDRESSES))
+                .map(ToString::to_string)
+                .collect(),
+        }
+    }
+
+    async fn route(&self, session: &Session, org_disabled: bool, epoch: u64) -> Result<wire::Route, Refused> {
+        let bindings = match session.state.published_route() {
+            Some(route) if !route.dedicated => self.bindings(session, route).await?,
+            Some(_) | None => Vec::new(),
+        };
+        let backend = match session.state.published_route() {
+            Some(route) => Some(self.backend(route).await),
+            None => None,
+        };
         Ok(wire::Route {
             session_id: session.id.to_string(),
             org: session.org.to_string(),

@@ -1,6 +1,7 @@
 //! SessionService: create, read, change and close sessions.
 
 use super::Api;
+use crate::gate::Admitted;
 use futures::stream::BoxStream;
 use session_core::access::{self, Rpc, SessionAction};
 use session_core::machine::{Event, NewSession};
@@ -264,7 +265,7 @@ impl SessionService for Sessions {
 }
 
 impl Sessions {
-    async fn create(&self, who: &Principal, request: v1::CreateSessionRequest) -> Result<Session, Refused> {
+    async fn create(&self, who: &Admitted, request: v1::CreateSessionRequest) -> Result<Session, Refused> {
         let directory = &self.0.directory;
         let (org, disabled) = tokio::try_join!(directory.org(&who.org), directory.is_disabled(&who.org))
             .map_err(crate::refuse::store)?;
@@ -301,7 +302,7 @@ impl Sessions {
             return Err(Refused::field("team", "must be one of your teams"));
         }
         let now = self.0.store.now().await.map_err(crate::refuse::store)?;
-        let change = machine::create(
+        let mut change = machine::create(
             NewSession {
                 id: SessionId::generate(now, rand::random()),
                 org: who.org.clone(),
@@ -315,6 +316,7 @@ impl Sessions {
             },
             now,
         );
+        who.address.clone_into(&mut change.record.address);
         let created = self
             .0
             .store
@@ -339,13 +341,7 @@ impl Sessions {
         Ok(created.session)
     }
 
-    async fn change(
-        &self,
-        who: &Principal,
-        id: &str,
-        rpc: Rpc,
-        event: Event,
-    ) -> Result<v1::Session, Refused> {
+    async fn change(&self, who: &Admitted, id: &str, rpc: Rpc, event: Event) -> Result<v1::Session, Refused> {
         let key = self.0.key(who, id)?;
         let (session, _) = self.0.change(who, &key, rpc, &event).await?;
         self.shown_now(who, &session).await

@@ -144,7 +144,7 @@ pub(super) async fn watch(
         sightings: api.watches.sightings.subscribe(),
         api: Arc::clone(api),
         metadata,
-        who,
+        who: who.into_principal(),
         only,
         beginning: Beginning::Due,
         begun: None,

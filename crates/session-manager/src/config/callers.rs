@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use service_kit::caller::oidc::validate_issuers;
 use service_kit::caller::{ServiceAccountConfig, validate_accounts};
 use service_kit::config::Problems;
+use service_kit::projected::ProjectedConfig;
 use session_core::access::Rpc;
 use session_core::{OrgId, PrincipalId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,8 +18,11 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct InternalConfig {
     /// The names (DNS or URI) in client certificates that may call a service
     /// (`RouteService`) or one method of it (`RouteService/WatchRoutes`), whose
-    /// own list counts alone. `*` is every certificate of the authority.
+    /// own list counts alone. `*` is every certificate of the authority. With
+    /// `tokens` the names are the `sub`s of services' tokens.
     pub allow: BTreeMap<String, BTreeSet<String>>,
+    /// Services show tokens of their platform in place of client certificates.
+    pub tokens: Option<ProjectedConfig>,
 }
 
 impl InternalConfig {
@@ -102,11 +106,37 @@ impl Config {
             }
         };
         let listener = &self.listen.internal;
+        if let Some(tokens) = &self.internal.tokens {
+            problems.check("internal.tokens", tokens);
+            for (key, _) in self
+                .internal
+                .allow
+                .iter()
+                .filter(|(_, names)| names.contains("*"))
+            {
+                problems.add(
+                    &format!("internal.allow.{key}"),
+                    "must name each `sub`: with internal.tokens \"*\" would be everybody on the platform",
+                );
+            }
+        }
         match &listener.tls {
-            Some(tls) if tls.client_ca.is_some() => named(problems),
+            Some(tls) if tls.client_ca.is_some() => {
+                problems.require(
+                    self.internal.tokens.is_none(),
+                    "internal.tokens",
+                    "contradicts listen.internal.tls.client_ca; services show one or the other",
+                );
+                named(problems);
+            }
+            Some(_) if self.internal.tokens.is_some() => named(problems),
+            None if self.internal.tokens.is_some() => problems.add(
+                "internal.tokens",
+                "needs listen.internal.tls: services show their tokens over TLS only",
+            ),
             Some(_) if !listener.address.ip().is_loopback() => problems.add(
                 "listen.internal.tls.client_ca",
-                "is required beyond loopback: only certificates tell Berth's own services apart",
+                "is required beyond loopback (or internal.tokens): only certificates or tokens tell Berth's own services apart",
             ),
             Some(_) | None => problems.require(
                 self.internal.allow.is_empty(),

@@ -146,12 +146,25 @@ impl ComputeProvider for FaultyCompute {
         }
         self.arrive("ensure").await?;
         ensure(world, spec).await?;
-        self.answer("ensure").await
+        if world.strikes(20_000) {
+            let delay = world.between(1000, 9000);
+            world.fault(
+                &self.run.name,
+                format_args!("the answer to ensure {} takes {delay:?}", short(&spec.key)),
+            );
+            tokio::time::sleep(delay).await;
+        }
+        self.answer("ensure").await?;
+        world.told_made(&self.run, &spec.key, spec.generation);
+        Ok(())
     }
 
     async fn observe(&self, spec: &ComputeSpec) -> Result<Observation, Error> {
         self.arrive("observe").await?;
         let seen = self.run.world.sim.observe(spec).await?;
+        if seen == Observation::Missing {
+            self.run.world.saw_gone(&self.run, &spec.key, spec.generation);
+        }
         self.answer("observe").await?;
         Ok(seen)
     }

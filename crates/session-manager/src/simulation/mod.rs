@@ -10,10 +10,12 @@
 
 mod check;
 mod engines;
+mod ledger;
 mod managers;
 mod proxies;
 mod store;
 mod users;
+mod watch;
 mod world;
 
 use futures::StreamExt;
@@ -30,10 +32,15 @@ use world::World;
 /// What `cargo test` runs.
 const SEEDS: u64 = 300;
 /// Threads; each runs one seed at a time.
-const THREADS: usize = 2;
+const THREADS: u64 = 2;
+/// Seeds that broke something, before it is enough.
+const FAILURES: u64 = 20;
 /// Long enough that whatever was in doubt is settled: claims, the freeze after
 /// an outage, the idle clocks after it, a pass of reconcile.
 const CALM: (u64, u64) = (240_000, 320_000);
+
+/// An outage that every manager must notice: longer than two of its looks.
+const NOTICED: Duration = Duration::from_secs(5);
 
 /// What became of a seed.
 struct Told {
@@ -61,6 +68,7 @@ async fn tell(seed: u64) -> Told {
     let store: Arc<dyn SessionStore> = Arc::clone(&world.store) as _;
     world.sim.install(&crate::install::id(&store).await.unwrap());
     tokio::spawn(listen(Arc::clone(&world)));
+    tokio::spawn(watch::watch(Arc::clone(&world)));
 
     let managers = Managers::start(&world, 1 + world.below(3));
     let proxies = Proxies::start(&world, &managers, 1 + world.below(3));
@@ -69,7 +77,13 @@ async fn tell(seed: u64) -> Told {
 
     let storm = world.between(60_000, 400_000);
     let calm = world.between(CALM.0, CALM.1);
-    for n in 0..2 + world.below(5) {
+    // Seldom many, because it takes its time.
+    let people = if world.one_in(16) {
+        12 + world.below(20)
+    } else {
+        2 + world.below(5)
+    };
+    for n in 0..people {
         let user = User {
             world: Arc::clone(&world),
             managers: Arc::clone(&managers),
@@ -88,7 +102,11 @@ async fn tell(seed: u64) -> Told {
             let length = world.between(500, 90_000);
             world.fault("world", format_args!("the store is away for {length:?}"));
             let until = world.elapsed() + length;
-            world.state().outage_until = until;
+            let mut state = world.state();
+            state.outage_until = until.max(state.outage_until);
+            if length > NOTICED {
+                state.ledger.unsure.push(until);
+            }
         }
         if world.strikes(20_000) {
             let millis = i64::try_from(world.below(600_000)).unwrap();
@@ -97,8 +115,15 @@ async fn tell(seed: u64) -> Told {
     }
     world.set_temper(0);
     let now = world.elapsed();
-    world.state().last_fault = now;
-    world.state().outage_until = Duration::ZERO;
+    {
+        let mut state = world.state();
+        state.last_fault = now;
+        if now < state.outage_until {
+            // It ends here, and so does what it was to last.
+            state.outage_until = Duration::ZERO;
+            state.ledger.unsure.retain(|until| *until <= now);
+        }
+    }
     tokio::time::sleep(calm).await;
     world.check_end();
     let mut state = world.state();
@@ -116,11 +141,7 @@ async fn listen(world: Arc<World>) {
         match feed {
             Feed::Change(change) => {
                 let mut state = world.state();
-                state
-                    .fed
-                    .entry(change.key)
-                    .or_default()
-                    .push(change.record.version);
+                state.fed.entry(change.key).or_default().push(change.record);
             }
             Feed::Reset => {}
         }
@@ -140,10 +161,11 @@ fn lives_of_sessions_hold_every_invariant() {
         return;
     }
     let (first, seeds) = (number("FIRST").unwrap_or(1), number("SEEDS").unwrap_or(SEEDS));
+    let enough = number("FAILURES").unwrap_or(FAILURES);
     let next = AtomicU64::new(first);
     let results = std::sync::Mutex::new((Vec::new(), BTreeMap::new()));
     std::thread::scope(|threads| {
-        for _ in 0..THREADS {
+        for _ in 0..number("THREADS").unwrap_or(THREADS) {
             threads.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Relaxed);
@@ -152,26 +174,32 @@ fn lives_of_sessions_hold_every_invariant() {
                     }
                     let told = run(seed);
                     let (failed, counts) = &mut *results.lock().unwrap();
+                    *counts.entry("seeds").or_insert(0) += 1;
                     for (what, count) in &told.counts {
                         *counts.entry(*what).or_insert(0) += count;
                     }
-                    if !told.broken.is_empty() && failed.len() < 20 {
+                    if !told.broken.is_empty() {
                         failed.push(told);
+                    }
+                    if failed.len() as u64 >= enough {
+                        return;
                     }
                 }
             });
         }
     });
-    let (failed, counts): (Vec<Told>, BTreeMap<&str, u64>) = results.into_inner().unwrap();
-    println!("{seeds} seeds: {counts:?}");
-    for told in failed.iter().rev() {
+    let (mut failed, counts): (Vec<Told>, BTreeMap<&str, u64>) = results.into_inner().unwrap();
+    println!("{counts:?}");
+    failed.sort_by_key(|told| told.seed);
+    for told in &failed {
         println!("seed {}: {:#?}", told.seed, told.broken);
     }
     if let Some(told) = failed.first() {
         panic!(
-            "{} of {seeds} seeds broke something. Again, with all that happened:\n\
+            "{} of {} seeds broke something. Again, with all that happened:\n\
              SEED={} cargo test -p session-manager --lib simulation::lives -- --nocapture",
             failed.len(),
+            counts["seeds"],
             told.seed
         );
     }
@@ -183,6 +211,9 @@ fn lives_of_sessions_hold_every_invariant() {
         "WOKEN",
         "CLOSING_SOON",
         "crashes",
+        "faults",
+        "stale compute",
+        "idle_at seen",
     ] {
         let seen = counts.get(what).copied().unwrap_or(0);
         assert!(seeds < SEEDS || seen > 0, "{what} never happened");

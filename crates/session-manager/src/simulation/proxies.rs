@@ -4,6 +4,7 @@
 //! without an answer is sent again before any other.
 
 use super::engines::until_gone;
+use super::ledger::{Ended, Saying};
 use super::managers::Managers;
 use super::world::{Call, World, short};
 use crate::reports::Said;
@@ -98,10 +99,12 @@ impl Proxy {
             () = self.gone.cancelled() => {}
             () = until_gone(&self.world, key, generation, length) => {}
         }
-        let now = self.world.elapsed();
+        let at = (self.world.elapsed(), self.world.now());
         let mut state = self.world.state();
         state.calls.remove(&n);
-        state.used.insert(key.clone(), now);
+        state.used.insert(key.clone(), at.0);
+        let ended = state.ledger.ended.entry(key.clone()).or_default();
+        ended.push(Ended { generation, at });
         drop(state);
         self.touch(key, generation, -1);
     }
@@ -193,8 +196,17 @@ impl Proxy {
         let manager = self.managers.any();
         let id = self.id.clone();
         let (sequence, words) = (report.sequence, said(report));
+        let sayings = self.sayings(report);
+        for (key, saying) in &sayings {
+            world.sends(&self.name, key, *saying);
+        }
+        let (hears, name) = (Arc::clone(world), self.name.clone());
         // A manager finishes what it began when the proxy gives up on it.
-        let taking = tokio::spawn(async move { manager.reports.take(&id, sequence, words).await });
+        let taking = tokio::spawn(async move {
+            manager.reports.take(&id, sequence, words).await?;
+            hears.heard(&name, &sayings);
+            Ok::<_, session_store::Error>(())
+        });
         let taken = matches!(tokio::time::timeout(ANSWER, taking).await, Ok(Ok(Ok(()))));
         if world.strikes(30_000) {
             world.fault(
@@ -209,6 +221,23 @@ impl Proxy {
             *heard = (*heard).max(report.built);
         }
         taken
+    }
+}
+
+impl Proxy {
+    fn sayings(&self, report: &Report) -> Vec<(SessionKey, Saying)> {
+        let at = (self.world.elapsed(), self.world.now());
+        let one = |(key, tally): &(SessionKey, Tally)| {
+            let saying = Saying {
+                sequence: report.sequence,
+                generation: tally.generation,
+                open: tally.open,
+                last: tally.last,
+                at,
+            };
+            (key.clone(), saying)
+        };
+        report.tallies.iter().map(one).collect()
     }
 }
 

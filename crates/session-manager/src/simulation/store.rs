@@ -2,6 +2,7 @@
 //! after they took effect, come late, take their time; and at each of these
 //! points the manager may have crashed, which is to never hear of it again.
 
+use super::check::Asked;
 use super::world::{World, short};
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -30,6 +31,7 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) struct Run {
     pub(super) name: String,
     pub(super) world: Arc<World>,
+    pub(super) began: Duration,
     dead: Arc<AtomicBool>,
 }
 
@@ -37,6 +39,7 @@ impl Run {
     pub(super) fn new(world: &Arc<World>, name: String) -> Self {
         Self {
             name,
+            began: world.elapsed(),
             world: Arc::clone(world),
             dead: Arc::default(),
         }
@@ -127,30 +130,34 @@ impl FaultyStore {
     }
 
     async fn commit_as(&self, commit: Commit, quiet: Option<Timestamp>) -> Result<(), Error> {
-        let (world, name) = (Arc::clone(&self.run.world), self.run.name.clone());
+        let asked = Asked {
+            run: self.run.clone(),
+            at: self.run.world.elapsed(),
+        };
         let write = move |commit: Commit| async move {
+            let world = &asked.run.world;
             let key = commit.session.key();
-            let before = world.stored(&key);
+            let before = world.recorded(&key);
             let outcome = match quiet {
                 Some(last) => world.store.commit_quiet(commit.clone(), last).await,
                 None => world.store.commit(commit.clone()).await,
             };
-            if let (Ok(()), Some(before)) = (&outcome, before) {
+            if outcome.is_ok() {
                 let session = &commit.session;
                 world.note(
-                    &name,
+                    &asked.run.name,
                     format_args!(
                         "{} v{} g{} {} -> {} by {}",
                         short(&key),
                         session.version,
                         session.generation,
-                        before.session.state.phase().as_str(),
+                        before.map_or("nothing", |before| before.state.phase().as_str()),
                         session.state.phase().as_str(),
                         session.reason
                     ),
                 );
                 world.count(session.reason.as_str());
-                world.check_commit(&before, &commit);
+                world.check_commit(&commit, &asked);
             }
             outcome
         };
@@ -207,7 +214,15 @@ impl SessionStore for FaultyStore {
         self.call("now", self.inner().now()).await
     }
     async fn create(&self, create: Create) -> Result<Created, Error> {
-        self.call("create", self.inner().create(create)).await
+        let world = &self.run.world;
+        let effect = async {
+            let created = world.store.create(create.clone()).await?;
+            if created.new {
+                world.created(&create);
+            }
+            Ok(created)
+        };
+        self.call("create", effect).await
     }
     async fn repeated(
         &self,
@@ -219,10 +234,21 @@ impl SessionStore for FaultyStore {
             .await
     }
     async fn get(&self, key: &SessionKey) -> Result<Option<Session>, Error> {
-        self.call("get", self.inner().get(key)).await
+        let effect = async {
+            let session = self.inner().get(key).await?;
+            self.run.world.check_read(key, session.as_ref());
+            Ok(session)
+        };
+        self.call("get", effect).await
     }
     async fn load(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
-        self.call("load", self.inner().load(key)).await
+        let effect = async {
+            let loaded = self.inner().load(key).await?;
+            let session = loaded.as_ref().map(|loaded| &loaded.session);
+            self.run.world.check_read(key, session);
+            Ok(loaded)
+        };
+        self.call("load", effect).await
     }
     async fn commit(&self, commit: Commit) -> Result<(), Error> {
         self.commit_as(commit, None).await
@@ -255,16 +281,22 @@ impl SessionStore for FaultyStore {
             .await
     }
     async fn set_due(&self, key: &SessionKey, version: u64, due: Option<Timestamp>) -> Result<(), Error> {
+        let (run, key) = (self.run.clone(), key.clone());
+        let write = async move {
+            let outcome = run.world.store.set_due(&key, version, due).await;
+            if outcome.is_ok() {
+                run.world.check_set_due(&key, version, due, &run);
+            }
+            outcome
+        };
         if let Some(delay) = self.comes_late("set_due") {
-            let (world, key) = (Arc::clone(&self.run.world), key.clone());
             tokio::spawn(async move {
                 tokio::time::sleep(delay).await;
-                drop(world.store.set_due(&key, version, due).await);
+                drop(write.await);
             });
             return Err(Error::Unavailable("no answer in time".to_owned()));
         }
-        self.call("set_due", self.inner().set_due(key, version, due))
-            .await
+        self.call("set_due", write).await
     }
     async fn claim_due(&self, limit: usize, lease: Duration) -> Result<Vec<SessionKey>, Error> {
         self.call("claim_due", self.inner().claim_due(limit, lease)).await

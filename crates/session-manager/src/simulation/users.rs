@@ -2,7 +2,7 @@
 //! everything that can be asked, whenever they like.
 
 use super::managers::Managers;
-use super::proxies::Proxies;
+use super::proxies::{Proxies, Proxy};
 use super::world::{World, short};
 use session_core::machine::{self, Event, NewSession};
 use session_core::policy::{PolicyRange, PolicyRequest};
@@ -165,7 +165,7 @@ impl User {
                     limits: Limits::default(),
                 });
                 let created = created.await;
-                if world.stored(&key).is_none() {
+                if world.recorded(&key).is_none() {
                     world.state().sessions.remove(&key);
                 }
                 let created = created.ok()?;
@@ -221,6 +221,10 @@ impl User {
                     if world.one_in(3) {
                         tokio::time::sleep(world.between(0, 900)).await;
                     }
+                    if world.one_in(8) {
+                        self.burst(&proxy, key, session.generation).await;
+                        return false;
+                    }
                     let length = match world.below(4) {
                         0 => world.between(1, 500),
                         1 => world.between(500, 10_000),
@@ -240,5 +244,13 @@ impl User {
             tokio::time::sleep(Duration::from_millis(700)).await;
         }
         false
+    }
+
+    /// A program of many short calls, most of which are mere activity.
+    async fn burst(&self, proxy: &Proxy, key: &SessionKey, generation: u64) {
+        for _ in 0..self.world.between(2, 40).as_millis() {
+            proxy.call(key, generation, self.world.between(1, 300)).await;
+            tokio::time::sleep(self.world.between(1, 2000)).await;
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! What everybody in a simulation shares: one seeded source of chance, the
 //! store's clock, what happened, and what should not have.
 
+use super::ledger::Ledger;
 use compute::SimCompute;
-use session_core::{Clock, SessionKey, Timestamp};
+use session_core::{Clock, EventRecord, SessionKey, Timestamp};
 use session_store::memory::MemoryStore;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
@@ -11,6 +12,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 const START: u64 = 1_795_000_000_000;
+/// What a manager takes for a jump of the store's clock, and some more.
+const JUMP: u64 = 8000;
 
 /// The store's clock: tokio's, which jumps from one wait to the next, and what
 /// it was set forward or back.
@@ -52,8 +55,9 @@ pub(super) struct State {
     /// When a session last had a call.
     pub(super) used: BTreeMap<SessionKey, Duration>,
     pub(super) announced: BTreeSet<(SessionKey, Timestamp)>,
-    /// Versions that the feed told of, in its order.
-    pub(super) fed: BTreeMap<SessionKey, Vec<u64>>,
+    /// What the feed told, in its order.
+    pub(super) fed: BTreeMap<SessionKey, Vec<EventRecord>>,
+    pub(super) ledger: Ledger,
     pub(super) sessions: BTreeSet<SessionKey>,
     pub(super) counts: BTreeMap<&'static str, u64>,
 }
@@ -139,6 +143,11 @@ impl World {
 
     pub(super) fn step_clock(&self, millis: i64) {
         self.clock.offset.fetch_add(millis, Relaxed);
+        self.forget_words();
+        if millis.unsigned_abs() > JUMP {
+            let now = self.elapsed();
+            self.state().ledger.unsure.push(now);
+        }
         self.fault("world", format_args!("the store's clock steps by {millis} ms"));
     }
 
@@ -154,6 +163,7 @@ impl World {
 
     pub(super) fn fault(&self, who: &str, what: std::fmt::Arguments<'_>) {
         self.note(who, what);
+        self.count("faults");
         let now = self.elapsed();
         self.state().last_fault = now;
     }

@@ -10,8 +10,10 @@
 )]
 
 pub mod idp;
+pub mod recording;
 
 use compute::SimCompute;
+use recording::RecordingStore;
 use service_kit::shutdown::Shutdown;
 use session_core::{Clock, Engine, OrgId, Route, SessionId, SessionKey, SystemClock, TokenId};
 use session_manager::{Computes, Config, Listeners};
@@ -39,6 +41,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 pub struct Manager {
     pub shutdown: Shutdown,
     pub store: Arc<MemoryStore>,
+    /// The same store, as this manager reaches it.
+    pub recording: RecordingStore,
     pub sim: SimCompute,
     pub signer: Arc<Signer>,
     pub keys: Keys,
@@ -235,7 +239,8 @@ impl Manager {
         );
         let internal_uri = format!("http://{}", listeners.internal.local_addr());
         let shutdown = Shutdown::new();
-        let stored: Arc<dyn SessionStore> = Arc::clone(&store) as _;
+        let recording = RecordingStore::new(Arc::clone(&store));
+        let stored: Arc<dyn SessionStore> = Arc::new(recording.clone());
         let ended = tokio::spawn(session_manager::run_with(
             config,
             listeners,
@@ -246,6 +251,7 @@ impl Manager {
         Self {
             shutdown,
             store,
+            recording,
             sim,
             signer,
             keys,
@@ -309,6 +315,20 @@ impl Manager {
             },
         )
         .await
+    }
+
+    /// Creates a session on `c` of somebody of another organization than `acme`.
+    pub async fn create_in(&self, org: &str, who: &str) -> SessionKey {
+        let request = v1::CreateSessionRequest {
+            cluster: "c".to_owned(),
+            ..Default::default()
+        };
+        let created = self.sessions(who).create_session(request).await.unwrap();
+        let id = created.into_inner().session.unwrap().id;
+        SessionKey {
+            org: org.parse().unwrap(),
+            id: id.parse().unwrap(),
+        }
     }
 
     /// Creates a session whose compute is asked for, and returns its key.

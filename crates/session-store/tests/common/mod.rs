@@ -281,5 +281,6 @@ pub async fn token(store: &Store, session: &Session, lifetime: Duration) -> Toke
         epoch: session.token_epoch,
         issued_at: Timestamp::from_millis(n),
         expires_at: now.after(lifetime),
+        address: String::new(),
     }
 }

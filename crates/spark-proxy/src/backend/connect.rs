@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use h2::client::{self, SendRequest};
 use service_kit::tls::{ClientTls, Conn};
 use session_core::Engine;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -120,9 +121,7 @@ impl Connector {
     }
 
     async fn open(&self, backend: &Backend) -> anyhow::Result<Opened> {
-        let host = backend.authority.host().trim_matches(['[', ']']);
-        let port = backend.authority.port_u16().context("no port")?;
-        let tcp = TcpStream::connect((host, port)).await?;
+        let tcp = dial(&backend.addresses).await?;
         tcp.set_nodelay(true)?;
         let remote = tcp.peer_addr()?;
         let conn = match &backend.tls {
@@ -144,6 +143,19 @@ impl Connector {
             .await?;
         Ok((sender, connection, ear))
     }
+}
+
+/// The first that answers. A name is not looked up again here: it could stand
+/// for something else by now than what session-manager checked.
+async fn dial(addresses: &[SocketAddr]) -> anyhow::Result<TcpStream> {
+    let mut last = anyhow::anyhow!("session-manager names no address that may be dialled");
+    for address in addresses {
+        match TcpStream::connect(address).await {
+            Ok(tcp) => return Ok(tcp),
+            Err(error) => last = error.into(),
+        }
+    }
+    Err(last)
 }
 
 impl Connection {

@@ -10,6 +10,7 @@ use super::{Gone, Order, Route, RouteState};
 use crate::config::RouteConfig;
 use crate::metrics::Metrics;
 use crate::worker::lock;
+use service_kit::projected::ServiceChannel;
 use session_core::SessionId;
 use session_proto::error::Refused;
 use session_proto::internal::route_service_client::RouteServiceClient;
@@ -20,7 +21,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use tonic::transport::Channel;
 
 /// How long the end of a session is remembered after everything else of it was
 /// dropped, so that a late answer cannot bring it back.
@@ -86,7 +86,7 @@ pub(super) enum Learned {
 
 /// The routes, shared by all workers.
 pub(crate) struct Routes {
-    pub(super) client: RouteServiceClient<Channel>,
+    pub(super) client: RouteServiceClient<ServiceChannel>,
     pub(super) config: RouteConfig,
     state: Mutex<State>,
     workers: Vec<mpsc::UnboundedSender<RouteEvent>>,
@@ -117,7 +117,7 @@ struct Floor {
 impl Routes {
     /// Must be called on the control runtime: flights will run there.
     pub(crate) fn new(
-        client: RouteServiceClient<Channel>,
+        client: RouteServiceClient<ServiceChannel>,
         config: RouteConfig,
         workers: Vec<mpsc::UnboundedSender<RouteEvent>>,
         metrics: Arc<Metrics>,
@@ -136,7 +136,7 @@ impl Routes {
     }
 
     /// To ask session-manager other things than routes.
-    pub(crate) fn client(&self) -> RouteServiceClient<Channel> {
+    pub(crate) fn client(&self) -> RouteServiceClient<ServiceChannel> {
         self.client.clone()
     }
 

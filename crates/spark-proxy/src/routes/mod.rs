@@ -21,6 +21,7 @@ use session_proto::convert::from_timestamp;
 use session_proto::error::Refused;
 use session_proto::internal as pb;
 use session_token::Claims;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,7 +80,10 @@ pub(crate) struct Gone {
 
 /// A Spark Connect server.
 pub(crate) struct Backend {
+    /// How the server is called. Nobody looks this up.
     pub(crate) authority: Authority,
+    /// What may be dialled: session-manager checked each of these.
+    pub(crate) addresses: Vec<SocketAddr>,
     /// Speak TLS, verified against this name.
     pub(crate) tls: Option<ServerName<'static>>,
     /// `Bearer …`, marked sensitive.
@@ -264,7 +268,11 @@ impl Backend {
         } else {
             PoolKey::Shared(authority.clone(), tls.clone())
         };
+        let addresses = backend.addresses.iter().map(|address| address.parse());
         Ok(Self {
+            addresses: addresses
+                .collect::<Result<_, _>>()
+                .map_err(|_| BadRoute("address"))?,
             authority,
             tls,
             credential,

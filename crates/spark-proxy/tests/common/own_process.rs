@@ -32,6 +32,11 @@ impl Drop for OwnProcess {
 
 impl OwnProcess {
     pub async fn start(change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_logging(Stdio::null(), change).await
+    }
+
+    /// The same, with its log somewhere.
+    pub async fn start_logging(log: Stdio, change: impl FnOnce(&mut Config)) -> Self {
         let (spark, routes) = (
             FakeSpark::start().await.unwrap(),
             FakeRoutes::start().await.unwrap(),
@@ -48,7 +53,7 @@ impl OwnProcess {
         let child = Command::new(env!("CARGO_BIN_EXE_spark-proxy"))
             .arg("--config")
             .arg(&file)
-            .stderr(Stdio::null())
+            .stderr(log)
             .spawn()
             .unwrap();
         let session = SessionId::generate(Timestamp::from_millis(now() * 1000), 7);

@@ -134,6 +134,40 @@ fn keep_keys() -> Duration {
 }
 
 impl IssuerConfig {
+    /// One with the defaults, which can name nobody yet.
+    pub fn new(
+        alias: impl Into<String>,
+        issuer: impl Into<String>,
+        audiences: impl IntoIterator<Item = String>,
+    ) -> Self {
+        Self {
+            alias: alias.into(),
+            issuer: issuer.into(),
+            audiences: audiences.into_iter().collect(),
+            other_audiences: false,
+            authorized_parties: Vec::new(),
+            orgs: BTreeSet::new(),
+            org: None,
+            org_claim: None,
+            org_values: BTreeMap::new(),
+            roles: BTreeSet::new(),
+            roles_claim: None,
+            role_values: BTreeMap::new(),
+            teams_claim: None,
+            team_admin_claim: None,
+            subjects: Vec::new(),
+            algorithms: algorithms(),
+            leeway: leeway(),
+            max_ttl: max_ttl(),
+            jwks: None,
+            tls: ClientTlsFiles::default(),
+            insecure: false,
+            refresh: refresh(),
+            again_after: again_after(),
+            keep_keys: keep_keys(),
+        }
+    }
+
     /// The rules for its tokens.
     pub fn rules(&self) -> TokenRules {
         TokenRules {

@@ -1,0 +1,129 @@
+//! The memory store as a manager reaches it, with a note of every call: what
+//! was asked of it, of which kind, and for which organization.
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use session_core::{
+    AuditRecord, ClusterName, EventRecord, Operation, OrgId, PrincipalId, ProxyId, Session, SessionKey,
+    Status, Timestamp, TokenId, TokenUse, Use,
+};
+use session_store::audit::{AuditTrail, Audited};
+use session_store::memory::MemoryStore;
+use session_store::shared::{Bind, Binding, Bound, SparkSession};
+use session_store::signing::{KnownKeys, SigningKeys};
+use session_store::{
+    Commit, Create, Created, Definition, Error, Feed, Heard, Kind, ListQuery, Loaded, Page, Proxies, Report,
+    Reported, RequestId, SessionStore, SharedServers, TokenRecord, Tombstones,
+};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// How often each method was called.
+pub type Calls = BTreeMap<&'static str, u64>;
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct RecordingStore {
+    inner: Arc<MemoryStore>,
+    calls: Arc<Mutex<Calls>>,
+}
+
+impl RecordingStore {
+    pub fn new(inner: Arc<MemoryStore>) -> Self {
+        Self {
+            inner,
+            calls: Arc::default(),
+        }
+    }
+
+    /// What was called so far.
+    pub fn calls(&self) -> Calls {
+        self.calls.lock().unwrap().clone()
+    }
+
+    fn note(&self, method: &'static str) {
+        *self.calls.lock().unwrap().entry(method).or_default() += 1;
+    }
+}
+
+macro_rules! recorded {
+    ($contract:ident { $($method:ident($($name:ident: $kind:ty),*) -> $answer:ty;)+ } $($more:tt)*) => {
+        #[async_trait]
+        impl $contract for RecordingStore {
+            $(async fn $method(&self, $($name: $kind),*) -> Result<$answer, Error> {
+                self.note(stringify!($method));
+                self.inner.$method($($name),*).await
+            })+
+            $($more)*
+        }
+    };
+}
+
+recorded! {
+    SessionStore {
+        now() -> Timestamp;
+        create(create: Create) -> Created;
+        repeated(org: &OrgId, owner: &PrincipalId, request: &RequestId) -> Option<Session>;
+        get(key: &SessionKey) -> Option<Session>;
+        load(key: &SessionKey) -> Option<Loaded>;
+        commit(commit: Commit) -> ();
+        commit_quiet(commit: Commit, last_activity_at: Timestamp) -> ();
+        report(key: &SessionKey, report: &Report) -> Reported;
+        uses(sessions: &[Session]) -> Vec<Use>;
+        operations(key: &SessionKey) -> Vec<Operation>;
+        token_uses(key: &SessionKey) -> BTreeMap<TokenId, TokenUse>;
+        proxy_reported(proxy: &ProxyId, sequence: u64) -> Heard;
+        proxy_spoke(proxy: &ProxyId, at: Timestamp) -> ();
+        proxies(silent_after: Duration, gone_after: Option<Duration>) -> Proxies;
+        set_due(key: &SessionKey, version: u64, due: Option<Timestamp>) -> ();
+        claim_due(limit: usize, lease: Duration) -> Vec<SessionKey>;
+        list(query: &ListQuery) -> Page;
+        live_on_cluster(cluster: &ClusterName, after: Option<&SessionKey>, limit: usize) -> Vec<SessionKey>;
+        counts(org: &OrgId) -> BTreeMap<Status, u64>;
+        oldest_due() -> Option<Timestamp>;
+        events(key: &SessionKey) -> Vec<EventRecord>;
+        record_token(key: &SessionKey, token: TokenRecord, limit: u32) -> ();
+        tokens(key: &SessionKey) -> Vec<TokenRecord>;
+        lease(name: &str, owner: &str, ttl: Duration) -> bool;
+        put_definition(kind: Kind, name: &str, expected: u64, json: &str) -> u64;
+        definition(kind: Kind, name: &str) -> Option<Definition>;
+        definitions(kind: Kind) -> BTreeMap<String, Definition>;
+        delete_definition(kind: Kind, name: &str, expected: u64) -> ();
+        trim_ended(keep: &Tombstones, limit: usize) -> usize;
+        epoch() -> u64;
+        ping() -> ();
+    }
+
+    fn changes(&self) -> BoxStream<'static, Feed> {
+        self.inner.changes()
+    }
+}
+
+recorded! {
+    AuditTrail {
+        audit(record: &AuditRecord) -> ();
+        audited(partition: u8, after: &str, limit: usize) -> Vec<Audited>;
+        exported(partition: u8) -> String;
+        set_exported(partition: u8, place: &str) -> ();
+    }
+}
+
+recorded! {
+    SigningKeys {
+        report_keys(published: &[String], signing: Option<&str>) -> KnownKeys;
+    }
+}
+
+recorded! {
+    SharedServers {
+        take_place(servers: &[String], holder: &SessionKey, org_alone: bool) -> Option<String>;
+        leave_place(server: &str, holder: &SessionKey) -> ();
+        places_of(holder: &SessionKey) -> Vec<String>;
+        bind(bind: &Bind) -> Bound;
+        prepared(holder: &SessionKey, spark: &SparkSession, ticket: &str, ready: bool) -> bool;
+        bindings(holder: &SessionKey) -> Vec<Binding>;
+        seal_bindings(holder: &SessionKey, generation: u64) -> ();
+        unbind(holder: &SessionKey, binding: &Binding, keep: Duration) -> ();
+    }
+}
