@@ -47,6 +47,7 @@ async fn make(store: &Store, n: usize) -> Session {
         epoch: 1,
         issued_at: now,
         expires_at: now.after(FAR),
+        address: String::new(),
     };
     store.record_token(&session.key(), token, 100).await.unwrap();
     let id = random();

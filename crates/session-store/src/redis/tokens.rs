@@ -42,6 +42,8 @@ fn parse(text: &str) -> Option<(TokenRecord, Option<TokenUse>)> {
         epoch,
         issued_at,
         expires_at,
+        // Only the audit trail has it.
+        address: String::new(),
     };
     Some((token, used))
 }
@@ -117,6 +119,7 @@ mod tests {
             epoch: 3,
             issued_at: now,
             expires_at: later,
+            address: String::new(),
         };
         let text = |first: &str, last: &str| format!("{} 9 {first} {last} {}", token.id, details(&token));
         assert_eq!(parse(&text("", "")), Some((token.clone(), None)));
