@@ -42,7 +42,6 @@ fn parse(text: &str) -> Option<(TokenRecord, Option<TokenUse>)> {
         epoch,
         issued_at,
         expires_at,
-        // Only the audit trail has it.
         address: String::new(),
     };
     Some((token, used))
