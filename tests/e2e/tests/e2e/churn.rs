@@ -132,7 +132,8 @@ impl Churn {
     }
 
     async fn run(self, what: &str, victims: Victims) -> Result<()> {
-        LocalSet::new().run_until(self.live_through(what, victims)).await
+        let life = Box::pin(self.live_through(what, victims));
+        LocalSet::new().run_until(life).await
     }
 
     /// Lets people work while parts die, then looks at what is left.
