@@ -74,6 +74,7 @@ impl Whole {
         let text = format!(
             "listen.public.address = \"127.0.0.1:0\"\nlisten.internal.address = \"127.0.0.1:0\"\n\
              admin.address = \"127.0.0.1:0\"\nstore.url = \"memory://\"\n\
+             limits.calls_per_second_per_principal = 0\n\
              tokens.keys.location = \"{}\"\ntokens.keys.refresh = \"150ms\"\n\
              tokens.keys.again_after = \"150ms\"\ncompute.process.state_dir = \"{}\"\n\
              [[clusters]]\nname = \"c\"\nengine = \"sail\"\nprocess = {{ program = \"/opt/sail\" }}\n\
