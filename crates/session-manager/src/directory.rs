@@ -142,6 +142,13 @@ impl Directory {
             .transpose()
     }
 
+    /// Several of a kind, read at once, in the order of their names.
+    pub(crate) async fn some<T: Defined>(&self, names: &[String]) -> Result<Vec<Option<T>>, Error> {
+        let found = self.store.some_definitions(T::KIND, names).await?;
+        let read = |found: Option<Definition>| found.as_ref().map(read).transpose();
+        found.into_iter().map(read).collect()
+    }
+
     /// Every one of a kind, by name.
     pub(crate) async fn all<T: Defined>(&self) -> Result<Vec<T>, Error> {
         self.store

@@ -237,11 +237,10 @@ impl Driver {
                     outcome => outcome,
                 };
             };
-            let session = loaded.session;
-            let (cluster, standing, now) = tokio::try_join!(
+            let (session, now) = (loaded.session, loaded.at);
+            let (cluster, standing) = tokio::try_join!(
                 self.directory.cluster(&session.cluster),
                 self.directory.standing(&session.org, &session.owner),
-                self.store.now(),
             )?;
             if let Some((reason, actor)) = closed_from_outside(cluster.as_ref(), &standing) {
                 let close = Event::Close { reason };
@@ -260,7 +259,7 @@ impl Driver {
                     }
                 }
             }
-            let observation = self.observe(&session).await;
+            let observation = self.observe(&session, cluster.as_ref()).await;
             let mut activity = loaded.activity;
             let mut step = machine::step(&session, observation.as_ref(), activity, now);
             let idles = step.transition.as_ref().is_some_and(Transition::by_idle_clock);
@@ -271,10 +270,17 @@ impl Driver {
             }
             if let Some(change) = step.transition {
                 match self.commit(&session, change, step.due, activity).await {
-                    // Look again at once: the new state may have more to do.
-                    Ok(_) | Err(Error::Conflict) => continue,
+                    Ok(changed) if changed.generation == session.generation => {
+                        let next = machine::step(&changed, observation.as_ref(), activity, now);
+                        if next.transition.is_none() && next.effects.is_empty() && next.due == step.due {
+                            return Ok(());
+                        }
+                    }
+                    // The new state may have more to do: look again at once.
+                    Ok(_) | Err(Error::Conflict) => {}
                     Err(error) => return Err(error),
                 }
+                continue;
             }
             self.start(&session, &step.effects).await;
             return match self.store.set_due(key, session.version, step.due).await {
@@ -352,9 +358,8 @@ impl Driver {
         for _ in 0..RACES {
             let loaded = self.store.load(key).await.map_err(crate::refuse::store)?;
             let loaded = loaded.ok_or_else(Refused::not_authorized)?;
-            let session = loaded.session;
+            let (session, now) = (loaded.session, loaded.at);
             check(&session)?;
-            let now = self.store.now().await.map_err(crate::refuse::store)?;
             let change = machine::apply(&session, event, actor, now)
                 .map_err(|refusal| crate::refuse::machine(&refusal, &session))?;
             let Some(mut change) = change else {

@@ -73,9 +73,12 @@ impl Standing {
 
 impl Directory {
     pub(crate) async fn standing(&self, org: &OrgId, principal: &PrincipalId) -> Result<Standing, Error> {
-        let (of_org, of_principal) = (name(org, None), name(org, Some(principal)));
-        let (org, principal) = tokio::try_join!(self.get(&of_org), self.get(&of_principal))?;
-        Ok(Standing { org, principal })
+        let names = [name(org, None), name(org, Some(principal))];
+        let mut found = self.some(&names).await?.into_iter();
+        Ok(Standing {
+            org: found.next().flatten(),
+            principal: found.next().flatten(),
+        })
     }
 
     pub(crate) async fn is_disabled(&self, org: &OrgId) -> Result<bool, Error> {

@@ -156,6 +156,8 @@ pub struct Loaded {
     pub session: Session,
     /// Its use, as far as the proxies have reported it.
     pub activity: Activity,
+    /// The store's present when it was read.
+    pub at: Timestamp,
 }
 
 /// Which of an organization's sessions to list, newest first.
@@ -421,6 +423,9 @@ pub trait SessionStore:
 
     /// Reads a definition.
     async fn definition(&self, kind: Kind, name: &str) -> Result<Option<Definition>, Error>;
+
+    /// Reads several definitions of a kind at once, in the order of their names.
+    async fn some_definitions(&self, kind: Kind, names: &[String]) -> Result<Vec<Option<Definition>>, Error>;
 
     /// Reads all definitions of a kind, by name.
     async fn definitions(&self, kind: Kind) -> Result<BTreeMap<String, Definition>, Error>;

@@ -352,6 +352,7 @@ impl SessionStore for MemoryStore {
         Ok(state.entry(key).map(|e| Loaded {
             session: e.session.clone(),
             activity: e.used.activity(e.session.generation, now),
+            at: now,
         }))
     }
 
@@ -601,6 +602,12 @@ impl SessionStore for MemoryStore {
 
     async fn definition(&self, kind: Kind, name: &str) -> Result<Option<Definition>, Error> {
         Ok(self.state().definitions.get(&(kind, name.to_owned())).cloned())
+    }
+
+    async fn some_definitions(&self, kind: Kind, names: &[String]) -> Result<Vec<Option<Definition>>, Error> {
+        let state = self.state();
+        let stored = |name: &String| state.definitions.get(&(kind, name.clone())).cloned();
+        Ok(names.iter().map(stored).collect())
     }
 
     async fn definitions(&self, kind: Kind) -> Result<BTreeMap<String, Definition>, Error> {

@@ -188,16 +188,7 @@ impl SessionStore for RedisStore {
     }
 
     async fn load(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
-        let Some(session) = self.get(key).await? else {
-            return Ok(None);
-        };
-        // Read after the record: whoever decides from both compares both again
-        // as it writes.
-        let used = self.read_uses(std::slice::from_ref(&session)).await?;
-        Ok(Some(Loaded {
-            session,
-            activity: used.first().copied().unwrap_or_default().activity(),
-        }))
+        self.read_with_use(key).await
     }
 
     async fn commit(&self, commit: Commit) -> Result<(), Error> {
@@ -323,6 +314,14 @@ impl SessionStore for RedisStore {
         cmd.arg(self.keys.definitions(kind)).arg(name);
         let stored: Option<String> = self.connections.query(&cmd).await?;
         stored.map(|stored| decode_definition(&stored)).transpose()
+    }
+
+    async fn some_definitions(&self, kind: Kind, names: &[String]) -> Result<Vec<Option<Definition>>, Error> {
+        let mut cmd = redis::cmd("HMGET");
+        cmd.arg(self.keys.definitions(kind)).arg(names);
+        let stored: Vec<Option<String>> = self.connections.query(&cmd).await?;
+        let read = |stored: Option<String>| stored.map(|stored| decode_definition(&stored)).transpose();
+        stored.into_iter().map(read).collect()
     }
 
     async fn definitions(&self, kind: Kind) -> Result<BTreeMap<String, Definition>, Error> {

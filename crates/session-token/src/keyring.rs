@@ -1,6 +1,7 @@
 //! The keys a verifier trusts at this moment, replaceable while it works.
 
 use crate::jwks::Jwks;
+use crate::proven::Proven;
 use arc_swap::ArcSwap;
 use jsonwebtoken::DecodingKey;
 use session_core::Timestamp;
@@ -16,12 +17,16 @@ use std::time::Duration;
 #[derive(Default)]
 pub struct Keyring {
     set: ArcSwap<Set>,
+    /// Signatures that are remembered.
+    remembers: usize,
 }
 
 #[derive(Default)]
 struct Set {
     keys: HashMap<String, DecodingKey>,
     refreshed: Option<Timestamp>,
+    /// What these keys signed: forgotten with them.
+    proven: Arc<Proven>,
 }
 
 impl Keyring {
@@ -37,6 +42,16 @@ impl Keyring {
         keyring
     }
 
+    /// One that remembers up to this many good signatures, for a verifier that
+    /// sees the same tokens again and again. Only the signature is remembered;
+    /// all else is checked every time.
+    pub fn remembering(signatures: usize) -> Self {
+        Self {
+            set: ArcSwap::default(),
+            remembers: signatures,
+        }
+    }
+
     /// Trusts exactly this set from now on.
     pub fn replace(&self, jwks: &Jwks, now: Timestamp) {
         let keys = jwks.keys().iter().filter_map(|jwk| {
@@ -46,6 +61,7 @@ impl Keyring {
         self.set.store(Arc::new(Set {
             keys: keys.collect(),
             refreshed: Some(now),
+            proven: Arc::new(Proven::new(self.remembers)),
         }));
     }
 
@@ -54,6 +70,7 @@ impl Keyring {
         self.set.rcu(|set| Set {
             keys: set.keys.clone(),
             refreshed: Some(now),
+            proven: Arc::clone(&set.proven),
         });
     }
 
@@ -77,9 +94,17 @@ impl Keyring {
         self.last_refreshed().map(|then| now.since(then))
     }
 
-    /// Runs `check` on the key of this name, if it is known.
-    pub(crate) fn with_key<T>(&self, kid: &str, check: impl FnOnce(&DecodingKey) -> T) -> Option<T> {
-        self.set.load().keys.get(kid).map(check)
+    /// Did the key of this name sign the token, as `check` says? None if the key
+    /// is not known.
+    pub(crate) fn signed(
+        &self,
+        kid: &str,
+        token: &str,
+        check: impl FnOnce(&DecodingKey) -> bool,
+    ) -> Option<bool> {
+        let set = self.set.load();
+        let key = set.keys.get(kid)?;
+        Some(set.proven.is(token, || check(key)))
     }
 }
 

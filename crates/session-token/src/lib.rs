@@ -14,6 +14,7 @@ mod error;
 mod foreign;
 mod jwks;
 mod keyring;
+mod proven;
 pub mod schedule;
 mod signer;
 mod strict;

@@ -107,7 +107,7 @@ impl Verifier {
         self.check_header(&parts)?;
         self.check_claims(&parts.claims, now)?;
         let expiry = self.check_expiry(&parts.claims, now, grace);
-        match keyring.with_key(&parts.header.kid, |key| signed_by(&parts, key)) {
+        match keyring.signed(&parts.header.kid, token, |key| signed_by(&parts, key)) {
             Some(true) => {}
             Some(false) => return Err(TokenError::Invalid("the signature does not match")),
             // Its key may be retired long since: do not send the caller to fetch it.

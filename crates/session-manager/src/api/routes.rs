@@ -54,7 +54,11 @@ impl RouteService for Routes {
             let epoch = self.0.store.epoch().await.map_err(crate::refuse::store)?;
             let waiter = self.0.hub.wait_for(&key);
             let changed = waiter.changed();
-            let session = self.0.store.get(&key).await.map_err(crate::refuse::store)?;
+            let read = tokio::try_join!(
+                self.0.store.get(&key),
+                self.0.directory.standing(&key.org, &claims.sub),
+            );
+            let (session, standing) = read.map_err(crate::refuse::store)?;
             let Some(session) = session else {
                 return Ok(Response::new(unknown(&key, epoch)));
             };
@@ -65,8 +69,6 @@ impl RouteService for Routes {
                 SessionStatus::Pending => false,
             };
             if settled || tokio::time::Instant::now() >= until {
-                let standing = self.0.directory.standing(&key.org, &claims.sub).await;
-                let standing = standing.map_err(crate::refuse::store)?;
                 check_let_in(&standing, &session)?;
                 let route = self.route(&session, standing.org.is_some(), epoch).await?;
                 self.0.metrics.resolved(session.status());
@@ -130,11 +132,13 @@ impl RouteService for Routes {
             org: claims.org.clone(),
             id: claims.sid.clone(),
         };
-        let session = self.0.store.get(&key).await.map_err(crate::refuse::store)?;
+        let read = tokio::try_join!(
+            self.0.store.get(&key),
+            self.0.directory.standing(&key.org, &claims.sub),
+        );
+        let (session, standing) = read.map_err(crate::refuse::store)?;
         let session = session.ok_or_else(|| forgotten(&key))?;
         check_not_revoked(&claims, &session)?;
-        let standing = self.0.directory.standing(&key.org, &claims.sub).await;
-        let standing = standing.map_err(crate::refuse::store)?;
         check_let_in(&standing, &session)?;
         if standing.org.is_some() {
             return Err(super::org_disabled(&key.org).into());

@@ -266,26 +266,37 @@ impl SessionService for Sessions {
 
 impl Sessions {
     async fn create(&self, who: &Admitted, request: v1::CreateSessionRequest) -> Result<Session, Refused> {
-        let directory = &self.0.directory;
-        let (org, disabled) = tokio::try_join!(directory.org(&who.org), directory.is_disabled(&who.org))
-            .map_err(crate::refuse::store)?;
-        if disabled {
-            return Err(super::org_disabled(&who.org));
-        }
+        let (directory, store) = (&self.0.directory, &self.0.store);
         let request_id = checked_text("request_id", request.request_id.clone())?;
         let request_id = request_id.map(|id| RequestId {
             id,
             fingerprint: fingerprint(&request),
         });
+        let first = async {
+            match &request_id {
+                Some(request_id) => store.repeated(&who.org, &who.id, request_id).await,
+                None => Ok(None),
+            }
+        };
+        // Others than platform admins were not let in.
+        let disabled = async {
+            let may_be = who.has(Role::PlatformAdmin);
+            Ok(may_be && directory.is_disabled(&who.org).await?)
+        };
+        let (known, cluster) = tokio::join!(
+            async { tokio::try_join!(directory.org(&who.org), disabled, store.now(), first) },
+            self.0.cluster_for(who, &request.cluster),
+        );
+        let (org, disabled, now, first) = known.map_err(crate::refuse::store)?;
+        if disabled {
+            return Err(super::org_disabled(&who.org));
+        }
         // A repeat is answered before anything is judged anew: its cluster may
         // take no more sessions by now.
-        if let Some(request_id) = &request_id {
-            let first = self.0.store.repeated(&who.org, &who.id, request_id).await;
-            if let Some(session) = first.map_err(crate::refuse::store)? {
-                return Ok(session);
-            }
+        if let Some(session) = first {
+            return Ok(session);
         }
-        let cluster = self.0.cluster_for(who, &request.cluster).await?;
+        let cluster = cluster?;
         let catalog = self.0.catalog_for(who, &request.catalog, &cluster).await?;
         let asked = PolicyRequest {
             idle_timeout: maybe_duration("idle_timeout", request.idle_timeout.as_ref())?,
@@ -301,7 +312,6 @@ impl Sessions {
         {
             return Err(Refused::field("team", "must be one of your teams"));
         }
-        let now = self.0.store.now().await.map_err(crate::refuse::store)?;
         let mut change = machine::create(
             NewSession {
                 id: SessionId::generate(now, rand::random()),

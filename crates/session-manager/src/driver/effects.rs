@@ -4,7 +4,7 @@
 use super::Driver;
 use compute::ComputeSpec;
 use session_core::machine::{Effect, Observation};
-use session_core::{Provider, Session, State, Status};
+use session_core::{Cluster, Provider, Session, State, Status};
 use session_store::Error;
 
 impl Driver {
@@ -68,8 +68,8 @@ impl Driver {
 
     /// What there is of a session's compute. What it still has on a shared
     /// server counts when that is to go.
-    pub(super) async fn observe(&self, session: &Session) -> Option<Observation> {
-        let seen = self.observe_compute(session).await?;
+    pub(super) async fn observe(&self, session: &Session, cluster: Option<&Cluster>) -> Option<Observation> {
+        let seen = self.observe_compute(session, cluster).await?;
         let to_go = session.status().is_terminal() || matches!(session.state, State::IdleReleased { .. });
         if seen != Observation::Missing || !to_go || session.policy.dedicated {
             return Some(seen);
@@ -86,11 +86,11 @@ impl Driver {
         }
     }
 
-    async fn observe_compute(&self, session: &Session) -> Option<Observation> {
+    async fn observe_compute(&self, session: &Session, cluster: Option<&Cluster>) -> Option<Observation> {
         // A catalog is needed to make compute, not to look at it: taking one
         // away harms no session that has its compute.
         let spec = if session.status() == Status::Pending {
-            match self.spec(session, session.generation).await {
+            match self.spec_on(cluster, session, session.generation).await {
                 Ok(Ok(spec)) => spec,
                 Ok(Err(cause)) => {
                     return Some(Observation::Failed {
@@ -104,7 +104,7 @@ impl Driver {
                 }
             }
         } else {
-            self.bare_spec(session, session.generation).await?
+            bare_spec_on(cluster?, session, session.generation)
         };
         match self.computes.observe(&spec).await {
             Ok(observation) => Some(observation),
@@ -117,7 +117,18 @@ impl Driver {
 
     /// What compute of this generation is made from; or why it cannot be.
     async fn spec(&self, session: &Session, generation: u64) -> Result<Result<ComputeSpec, String>, Error> {
-        let Some(cluster) = self.directory.cluster(&session.cluster).await? else {
+        let cluster = self.directory.cluster(&session.cluster).await?;
+        self.spec_on(cluster.as_ref(), session, generation).await
+    }
+
+    /// The same, on this cluster, if there still is one.
+    async fn spec_on(
+        &self,
+        cluster: Option<&Cluster>,
+        session: &Session,
+        generation: u64,
+    ) -> Result<Result<ComputeSpec, String>, Error> {
+        let Some(cluster) = cluster else {
             return Ok(Err(format!("the cluster {} no longer exists", session.cluster)));
         };
         let catalog = match &session.catalog {
@@ -128,22 +139,24 @@ impl Driver {
             },
         };
         Ok(Ok(ComputeSpec {
-            key: session.key(),
-            generation,
-            cluster,
             catalog,
+            ..bare_spec_on(cluster, session, generation)
         }))
     }
 
-    /// Enough to look at compute and to give it back.
     async fn bare_spec(&self, session: &Session, generation: u64) -> Option<ComputeSpec> {
         let cluster = self.directory.cluster(&session.cluster).await.ok()??;
-        Some(ComputeSpec {
-            key: session.key(),
-            generation,
-            cluster,
-            catalog: None,
-        })
+        Some(bare_spec_on(&cluster, session, generation))
+    }
+}
+
+/// Enough to look at compute and to give it back.
+fn bare_spec_on(cluster: &Cluster, session: &Session, generation: u64) -> ComputeSpec {
+    ComputeSpec {
+        key: session.key(),
+        generation,
+        cluster: cluster.clone(),
+        catalog: None,
     }
 }
 
@@ -159,9 +172,7 @@ mod tests {
     use session_core::machine::{self, NewSession, Transition};
     use session_core::policy::{PolicyRange, PolicyRequest};
     use session_core::time::ManualClock;
-    use session_core::{
-        Activity, Cluster, ClusterStatus, Engine, Limits, Route, SessionId, SessionPolicy, Timestamp,
-    };
+    use session_core::{Activity, ClusterStatus, Engine, Limits, Route, SessionId, SessionPolicy, Timestamp};
     use session_store::memory::MemoryStore;
     use session_store::{Commit, Create, Kind, SessionStore};
     use std::collections::{BTreeMap, BTreeSet};

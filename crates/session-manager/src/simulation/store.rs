@@ -348,6 +348,10 @@ impl SessionStore for FaultyStore {
     async fn definition(&self, kind: Kind, name: &str) -> Result<Option<Definition>, Error> {
         self.call("definition", self.inner().definition(kind, name)).await
     }
+    async fn some_definitions(&self, kind: Kind, names: &[String]) -> Result<Vec<Option<Definition>>, Error> {
+        self.call("some_definitions", self.inner().some_definitions(kind, names))
+            .await
+    }
     async fn definitions(&self, kind: Kind) -> Result<BTreeMap<String, Definition>, Error> {
         self.call("definitions", self.inner().definitions(kind)).await
     }

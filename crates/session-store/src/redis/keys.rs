@@ -90,10 +90,17 @@ impl Part {
         }
     }
 
-    const fn prefix(self) -> &'static str {
+    const fn of_owner(self) -> &'static str {
         match self {
-            Self::Live => "",
-            Self::Past => "past-",
+            Self::Live => "owner:",
+            Self::Past => "past-owner:",
+        }
+    }
+
+    const fn of_cluster(self) -> &'static str {
+        match self {
+            Self::Live => "cluster:",
+            Self::Past => "past-cluster:",
         }
     }
 }
@@ -147,7 +154,8 @@ pub(super) fn parse_owner(member: &str) -> Option<(OrgId, PrincipalId)> {
 /// Builds keys under one prefix.
 #[derive(Debug, Clone)]
 pub(super) struct Keys {
-    prefix: String,
+    /// How the keys of each slot begin, in the order of [`Slot::index`].
+    starts: Vec<String>,
 }
 
 impl Keys {
@@ -155,28 +163,37 @@ impl Keys {
     /// hash tag.
     pub(super) fn new(prefix: &str) -> Option<Self> {
         (!prefix.contains(['{', '}'])).then(|| Self {
-            prefix: prefix.to_owned(),
+            starts: Slot::all()
+                .map(|slot| format!("{prefix}{}:", slot.tag()))
+                .collect(),
         })
     }
 
-    fn in_slot(&self, slot: Slot, rest: &str) -> String {
-        format!("{}{}:{rest}", self.prefix, slot.tag())
+    /// A change needs two dozen keys, so they are put together in one go.
+    fn in_slot(&self, slot: Slot, rest: &[&str]) -> String {
+        let start = self.starts.get(slot.index()).map_or("", String::as_str);
+        let mut key = String::with_capacity(start.len() + rest.iter().map(|part| part.len()).sum::<usize>());
+        key.push_str(start);
+        key.extend(rest.iter().copied());
+        key
     }
 
-    fn in_partition(&self, partition: u8, rest: &str) -> String {
-        self.in_slot(Slot::Partition(partition), rest)
+    fn in_partition(&self, partition: u8, what: &str, name: &str) -> String {
+        self.in_slot(Slot::Partition(partition), &[what, name])
     }
 
-    fn of_org(&self, org: &OrgId, rest: &str) -> String {
-        self.in_partition(org.partition(), &format!("org:{org}:{rest}"))
+    fn of_org(&self, org: &OrgId, what: &str, name: &str) -> String {
+        let slot = Slot::Partition(org.partition());
+        self.in_slot(slot, &["org:", org.as_str(), ":", what, name])
     }
 
     fn of_session(&self, what: &str, key: &SessionKey) -> String {
-        self.in_partition(key.org.partition(), &format!("{what}:{}:{}", key.org, key.id))
+        let slot = Slot::Partition(key.org.partition());
+        self.in_slot(slot, &[what, ":", key.org.as_str(), ":", key.id.as_str()])
     }
 
-    fn global(&self, rest: &str) -> String {
-        self.in_slot(Slot::Global, rest)
+    fn global(&self, what: &str, name: &str) -> String {
+        self.in_slot(Slot::Global, &[what, name])
     }
 
     /// String: all that is kept of a session for as long as its record is; see
@@ -197,68 +214,68 @@ impl Keys {
 
     /// Sorted set: sessions by when they are due.
     pub(super) fn due(&self, partition: u8) -> String {
-        self.in_partition(partition, "due")
+        self.in_partition(partition, "due", "")
     }
 
     /// Stream: every change in the partition.
     pub(super) fn changes(&self, partition: u8) -> String {
-        self.in_partition(partition, "changes")
+        self.in_partition(partition, "changes", "")
     }
 
     /// Stream: the audit trail of the partition.
     pub(super) fn audit(&self, partition: u8) -> String {
-        self.in_partition(partition, "audit")
+        self.in_partition(partition, "audit", "")
     }
 
     /// Sorted set by name: organizations with live sessions on a cluster.
     pub(super) fn orgs_on_cluster(&self, partition: u8, cluster: &ClusterName) -> String {
-        self.in_partition(partition, &format!("cluster:{cluster}"))
+        self.in_partition(partition, "cluster:", cluster.as_str())
     }
 
     /// Sorted set by id: sessions in a status; every session is in one.
     pub(super) fn status(&self, org: &OrgId, status: Status) -> String {
-        self.of_org(org, &format!("status:{}", status.as_str()))
+        self.of_org(org, "status:", status.as_str())
     }
 
     /// Sorted set by id: an owner's live sessions, whose number is the quota's
     /// count, or the ended ones.
     pub(super) fn owner(&self, org: &OrgId, owner: &PrincipalId, part: Part) -> String {
-        self.of_org(org, &format!("{}owner:{owner}", part.prefix()))
+        self.of_org(org, part.of_owner(), owner.as_str())
     }
 
     /// Sorted set by id: the live, or the ended, sessions on a cluster.
     pub(super) fn cluster(&self, org: &OrgId, cluster: &ClusterName, part: Part) -> String {
-        self.of_org(org, &format!("{}cluster:{cluster}", part.prefix()))
+        self.of_org(org, part.of_cluster(), cluster.as_str())
     }
 
     /// Sorted set by id: sessions of a team.
     pub(super) fn team(&self, org: &OrgId, team: &str) -> String {
-        self.of_org(org, &format!("team:{team}"))
+        self.of_org(org, "team:", team)
     }
 
     /// Sorted set: ended sessions by when they ended.
     pub(super) fn ended(&self, org: &OrgId) -> String {
-        self.of_org(org, "ended")
+        self.of_org(org, "ended", "")
     }
 
     /// Sorted set: an owner's ended sessions by when they ended.
     pub(super) fn ended_of_owner(&self, org: &OrgId, owner: &PrincipalId) -> String {
-        self.of_org(org, &format!("ended-owner:{owner}"))
+        self.of_org(org, "ended-owner:", owner.as_str())
     }
 
     /// Sorted set: organizations by when the first of their ended sessions did.
     pub(super) fn ended_since(&self, partition: u8) -> String {
-        self.in_partition(partition, "ended-since")
+        self.in_partition(partition, "ended-since", "")
     }
 
     /// Sorted set: organizations by how many ended sessions they have.
     pub(super) fn ended_by_org(&self, partition: u8) -> String {
-        self.in_partition(partition, "ended-by-org")
+        self.in_partition(partition, "ended-by-org", "")
     }
 
     /// Sorted set: [`owner_member`]s by how many ended sessions they have.
     pub(super) fn ended_by_owner(&self, partition: u8) -> String {
-        self.in_partition(partition, "ended-by-owner")
+        self.in_partition(partition, "ended-by-owner", "")
     }
 
     /// What `ended.lua` keeps count in, in its order.
@@ -275,90 +292,91 @@ impl Keys {
 
     /// Hash: an owner's creates in the current minute.
     pub(super) fn creates(&self, org: &OrgId, owner: &PrincipalId) -> String {
-        self.of_org(org, &format!("creates:{owner}"))
+        self.of_org(org, "creates:", owner.as_str())
     }
 
     /// Hash: the session that a request made. Both names are free text, so the
     /// first one's length keeps them apart.
     pub(super) fn request(&self, org: &OrgId, owner: &PrincipalId, id: &str) -> String {
-        self.of_org(org, &format!("request:{}:{owner}:{id}", owner.as_str().len()))
+        self.of_org(org, "request:", &format!("{}:{owner}:{id}", owner.as_str().len()))
     }
 
     /// Set: the sessions that have a place on a server.
     pub(super) fn place(&self, server: &str) -> String {
-        self.global(&format!("place:{server}"))
+        self.global("place:", server)
     }
 
     /// Set: the servers on which a session has a place.
     pub(super) fn places_of(&self, holder: &SessionKey) -> String {
-        self.global(&format!("places-of:{}", member(holder)))
+        self.global("places-of:", &member(holder))
     }
 
     /// Hash: whose the Spark sessions of one share of all ids are.
     pub(super) fn holders(&self, spark: &SparkSession) -> String {
         let share = fnv1a(spark.id.as_str().bytes()) % HOLDER_SHARES;
-        self.global(&format!("holders:{share}"))
+        self.global("holders:", &share.to_string())
     }
 
     /// String: exists while a Spark session is kept from everybody; expires.
     pub(super) fn kept_id(&self, spark: &SparkSession) -> String {
-        self.global(&format!("kept-id:{}:{}", spark.id, spark.server))
+        self.global("kept-id:", &format!("{}:{}", spark.id, spark.server))
     }
 
     /// String: a session's bindings, one a line; see `bindings.lua`.
     pub(super) fn bindings(&self, holder: &SessionKey) -> String {
-        self.global(&format!("bindings:{}", member(holder)))
+        self.global("bindings:", &member(holder))
     }
 
     /// String: the generation up to which a session gets no more bindings; expires.
     pub(super) fn binding_seal(&self, holder: &SessionKey) -> String {
-        self.global(&format!("binding-seal:{}", member(holder)))
+        self.global("binding-seal:", &member(holder))
     }
 
     /// String: who has a lease; expires with it.
     pub(super) fn lease(&self, name: &str) -> String {
-        self.global(&format!("lease:{name}"))
+        self.global("lease:", name)
     }
 
     /// Hash: definitions of a kind by name.
     pub(super) fn definitions(&self, kind: Kind) -> String {
-        self.global(match kind {
-            Kind::Cluster => "definitions:cluster",
-            Kind::Catalog => "definitions:catalog",
-            Kind::Org => "definitions:org",
-            Kind::Disabled => "definitions:disabled",
-            Kind::Install => "definitions:install",
-        })
+        let name = match kind {
+            Kind::Cluster => "cluster",
+            Kind::Catalog => "catalog",
+            Kind::Org => "org",
+            Kind::Disabled => "disabled",
+            Kind::Install => "install",
+        };
+        self.global("definitions:", name)
     }
 
     /// Sorted set: proxies by their last report.
     pub(super) fn proxies(&self) -> String {
-        self.global("proxies")
+        self.global("proxies", "")
     }
 
     /// Hash: the number of each proxy's last report.
     pub(super) fn proxy_sequences(&self) -> String {
-        self.global("proxy-sequences")
+        self.global("proxy-sequences", "")
     }
 
     /// Hash: how far each partition's audit trail was exported.
     pub(super) fn audit_exported(&self) -> String {
-        self.global("audit-exported")
+        self.global("audit-exported", "")
     }
 
     /// Hash: what is known of the keys that sign tokens.
     pub(super) fn signing_keys(&self) -> String {
-        self.global("signing-keys")
+        self.global("signing-keys", "")
     }
 
     /// Hash: the store epoch, and the history of servers it stands for.
     pub(super) fn epoch(&self) -> String {
-        self.global("store-epoch")
+        self.global("store-epoch", "")
     }
 
     /// String: a number that every manager raises every moment.
     pub(super) fn pulse(&self, slot: Slot) -> String {
-        self.in_slot(slot, "pulse")
+        self.in_slot(slot, &["pulse"])
     }
 }
 

@@ -2,9 +2,10 @@
 //! string, so that an idle clock's change and the use it was decided from
 //! are compared in one step.
 
+use super::record::Stored;
 use super::{RedisStore, decode, encode, write};
 use crate::reports::{ADDED_MEMORY, Heard, More, Proxies, Report, Reported, sort_oldest_first};
-use crate::{Error, PROXY_MEMORY};
+use crate::{Error, Loaded, PROXY_MEMORY};
 use futures::future::try_join_all;
 use session_core::machine::BUSY_LEASE;
 use session_core::{Operation, ProxyId, Session, SessionKey, Status, Timestamp, Totals, Use};
@@ -70,6 +71,28 @@ impl RedisStore {
         }
     }
 
+    /// The session under `key` with what its idle clocks go by, read in one step.
+    pub(super) async fn read_with_use(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
+        let mut script = self.scripts.load.key(self.keys.record(key));
+        script.key(self.keys.leases(key));
+        let parts: Vec<Vec<u8>> = self.connections.run(&script).await?;
+        let [stored, last, calls, at] = parts.as_slice() else {
+            return Ok(None);
+        };
+        let text = |bytes| std::str::from_utf8(bytes).map_err(|error| Error::Corrupt(error.to_string()));
+        let used = Use {
+            at: Timestamp::from_millis(number(text(at)?)?),
+            last_activity_at: moment(text(last)?)?,
+            open_calls: calls_in(text(calls)?)?,
+            ..Use::default()
+        };
+        Ok(Some(Loaded {
+            session: Stored::parse(stored)?.session()?,
+            activity: used.activity(),
+            at: used.at,
+        }))
+    }
+
     pub(super) async fn read_uses(&self, sessions: &[Session]) -> Result<Vec<Use>, Error> {
         let batches = sessions.chunks(BATCH).map(async |batch| {
             let mut script = self.scripts.uses.prepare_invoke();
@@ -133,19 +156,25 @@ impl RedisStore {
     }
 }
 
+/// A number of calls.
+fn calls_in(text: &str) -> Result<u32, Error> {
+    Ok(u32::try_from(number::<u64>(text)?).unwrap_or(u32::MAX))
+}
+
+/// A moment, or '' for none.
+fn moment(text: &str) -> Result<Option<Timestamp>, Error> {
+    let millis = (!text.is_empty()).then(|| number(text)).transpose()?;
+    Ok(millis.map(Timestamp::from_millis))
+}
+
 fn parse_use(texts: &[String]) -> Result<Use, Error> {
     let [last, calls, rpcs, bytes_in, bytes_out, open_stream_millis, at] = texts else {
         return Err(Error::Corrupt(format!("a script answered {texts:?}")));
     };
-    let last = if last.is_empty() {
-        None
-    } else {
-        Some(number(last)?)
-    };
     Ok(Use {
         at: Timestamp::from_millis(number(at)?),
-        last_activity_at: last.map(Timestamp::from_millis),
-        open_calls: u32::try_from(number::<u64>(calls)?).unwrap_or(u32::MAX),
+        last_activity_at: moment(last)?,
+        open_calls: calls_in(calls)?,
         totals: Totals {
             rpcs: number(rpcs)?,
             bytes_in: number(bytes_in)?,

@@ -2,7 +2,7 @@
 
 use super::keys::Slot;
 use crate::Error;
-use redis::{Cmd, ToRedisArgs};
+use redis::{Arg, Cmd, ToRedisArgs};
 use std::time::Duration;
 
 macro_rules! script {
@@ -41,35 +41,36 @@ impl Script {
     pub(super) fn prepare_invoke(&self) -> Call<'_> {
         Call {
             script: self,
-            keys: Vec::new(),
-            args: Vec::new(),
+            keys: Cmd::new(),
+            args: Cmd::new(),
         }
     }
 }
 
-/// A script with what it is given.
+/// A script with what it is given. The number of its keys comes before them, so
+/// keys and arguments are collected first.
 pub(super) struct Call<'a> {
     script: &'a Script,
-    keys: Vec<Vec<u8>>,
-    args: Vec<Vec<u8>>,
+    keys: Cmd,
+    args: Cmd,
 }
 
 impl Call<'_> {
     /// Adds keys.
     pub(super) fn key(&mut self, key: impl ToRedisArgs) -> &mut Self {
-        key.write_redis_args(&mut self.keys);
+        self.keys.arg(key);
         self
     }
 
     /// Adds arguments.
     pub(super) fn arg(&mut self, arg: impl ToRedisArgs) -> &mut Self {
-        arg.write_redis_args(&mut self.args);
+        self.args.arg(arg);
         self
     }
 
     /// The slot that all its keys are in.
     pub(super) fn slot(&self) -> Slot {
-        let first = self.keys.first().and_then(|key| Slot::of_key(key));
+        let first = texts(&self.keys).next().and_then(Slot::of_key);
         first.unwrap_or(Slot::Global)
     }
 
@@ -85,12 +86,20 @@ impl Call<'_> {
 
     fn cmd(&self, name: &str, script: &str) -> Cmd {
         let mut cmd = redis::cmd(name);
-        cmd.arg(script)
-            .arg(self.keys.len())
-            .arg(&self.keys)
-            .arg(&self.args);
+        cmd.arg(script).arg(texts(&self.keys).count());
+        for text in texts(&self.keys).chain(texts(&self.args)) {
+            cmd.arg(text);
+        }
         cmd
     }
+}
+
+/// What was collected.
+fn texts(of: &Cmd) -> impl Iterator<Item = &[u8]> {
+    of.args_iter().filter_map(|arg| match arg {
+        Arg::Simple(text) => Some(text),
+        _ => None,
+    })
 }
 
 /// Every script, hashed once.
@@ -99,6 +108,7 @@ pub(super) struct Scripts {
     pub(super) commit: Script,
     pub(super) commit_quiet: Script,
     pub(super) report: Script,
+    pub(super) load: Script,
     pub(super) uses: Script,
     pub(super) operations: Script,
     pub(super) proxy_reported: Script,
@@ -132,6 +142,7 @@ impl Scripts {
                 always "time", "record", "use", "token", "ended", "save", "leases", "commit_quiet"
             ),
             report: script!("time", "record", "use", "token", "leases", "report"),
+            load: script!("time", "record", "use", "leases", "load"),
             uses: script!("time", "record", "use", "leases", "uses"),
             operations: script!("time", "record", "leases", "operations"),
             proxy_reported: script!("time", "proxy_reported"),

@@ -2,7 +2,7 @@
 //! and forgets each in one step that any other manager may repeat.
 
 use super::keys::{member, owner_member, parse_owner, partitions};
-use super::write::Membership;
+use super::write::indexes_of;
 use super::{RedisStore, score};
 use crate::{Error, Tombstones};
 use session_core::{OrgId, SessionKey, Timestamp};
@@ -111,14 +111,13 @@ impl RedisStore {
             cmd.arg(self.keys.ended(&key.org)).arg(key.id.as_str());
             return self.connections.query::<u64>(&cmd).await.map(|_| false);
         };
-        let indexes = Membership::of(&session, &self.keys);
+        let indexes = indexes_of(&session, session.status(), &self.keys);
         let mut call = self.scripts.trim.key(self.keys.record(key));
         call.key(self.keys.due(key.org.partition()))
             .key(&self.keys.ended_of(&session))
             .key(self.keys.tokens(key))
             .key(self.keys.leases(key))
-            .key(&indexes.within)
-            .key(&indexes.without);
+            .key(&indexes);
         call.arg(key.id.as_str())
             .arg(member(key))
             .arg(key.org.as_str())

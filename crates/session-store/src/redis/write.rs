@@ -14,38 +14,32 @@ pub(super) const STREAM_LENGTH: usize = 10_000;
 /// At so much of `maxmemory`, creates are refused.
 const MEMORY_GUARD_PERCENT: u64 = 85;
 
-/// The organization's indexes that a session belongs in, and those it must have left.
-pub(super) struct Membership {
-    pub(super) within: Vec<String>,
-    pub(super) without: Vec<String>,
+/// The organization's indexes that a session in a status belongs in. Its owner,
+/// cluster and team never change. One that ended is in other parts than the live
+/// ones, by which quotas count; it stays listed.
+pub(super) fn indexes_of(session: &Session, status: Status, keys: &Keys) -> Vec<String> {
+    let (org, part) = (&session.org, Part::of(status));
+    let mut indexes = vec![
+        keys.owner(org, &session.owner, part),
+        keys.cluster(org, &session.cluster, part),
+        keys.status(org, status),
+    ];
+    indexes.extend(session.team.as_deref().map(|team| keys.team(org, team)));
+    indexes
 }
 
-impl Membership {
-    /// Owner, cluster and team of a session never change, so only statuses and
-    /// liveness are ever left. A session that ended leaves the live parts,
-    /// and with them the quotas, at once; it stays listed.
-    pub(super) fn of(session: &Session, keys: &Keys) -> Self {
-        let org = &session.org;
-        let part = Part::of(session.status());
-        let of_part = |part| {
-            [
-                keys.owner(org, &session.owner, part),
-                keys.cluster(org, &session.cluster, part),
-            ]
-        };
-        let mut within = Vec::from(of_part(part));
-        within.push(keys.status(org, session.status()));
-        within.extend(session.team.as_deref().map(|team| keys.team(org, team)));
-        let others = Status::ALL
-            .into_iter()
-            .filter(|status| *status != session.status());
-        let mut without: Vec<_> = others.map(|status| keys.status(org, status)).collect();
-        match part {
-            Part::Live => {}
-            Part::Past => without.extend(of_part(Part::Live)),
-        }
-        Self { within, without }
-    }
+/// The indexes that a change puts its session into, and those that it takes it
+/// out of. Records and indexes change together, so the rest is as it must be.
+fn moved(commit: &Commit, keys: &Keys) -> (Vec<String>, Vec<String>) {
+    let Commit { session, record, .. } = commit;
+    let mut within = indexes_of(session, session.status(), keys);
+    let mut without = record
+        .from
+        .map_or_else(Vec::new, |from| indexes_of(session, from, keys));
+    let before = without.clone();
+    without.retain(|index| !within.contains(index));
+    within.retain(|index| !before.contains(index));
+    (within, without)
 }
 
 /// An argument that scripts read as absent when it is empty.
@@ -58,7 +52,7 @@ pub(super) fn save(script: &mut Call<'_>, keys: &Keys, own: &[String], commit: &
     let Commit { session, record, due } = commit;
     let key = session.key();
     let partition = key.org.partition();
-    let indexes = Membership::of(session, keys);
+    let (within, without) = moved(commit, keys);
     script
         .key(keys.record(&key))
         .key(keys.tokens(&key))
@@ -68,8 +62,8 @@ pub(super) fn save(script: &mut Call<'_>, keys: &Keys, own: &[String], commit: &
         .key(&keys.ended_of(session))
         .key(keys.cluster(&key.org, &session.cluster, Part::Live))
         .key(own)
-        .key(&indexes.within)
-        .key(&indexes.without)
+        .key(&within)
+        .key(&without)
         .key(keys.audit(partition));
     script
         .arg(key.id.as_str())
@@ -86,8 +80,8 @@ pub(super) fn save(script: &mut Call<'_>, keys: &Keys, own: &[String], commit: &
         .arg(encode(record)?)
         .arg(HISTORY)
         .arg(STREAM_LENGTH)
-        .arg(indexes.within.len())
-        .arg(indexes.without.len())
+        .arg(within.len())
+        .arg(without.len())
         .arg(session.generation)
         .arg(pack(record)?);
     Ok(())

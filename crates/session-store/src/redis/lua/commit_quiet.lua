@@ -10,7 +10,7 @@ if tonumber(stored.version) + 1 ~= tonumber(ARGV[3]) then
   return { 'conflict' }
 end
 local last = tonumber(use_of(stored).last) or 0
-if last ~= tonumber(ARGV[19]) or #live_leases(KEYS[12], tonumber(ARGV[17]), now_ms()) > 0 then
+if last ~= tonumber(ARGV[19]) or calls_in_flight(KEYS[12], tonumber(ARGV[17]), now_ms()) > 0 then
   return { 'conflict' }
 end
 save(13, stored)

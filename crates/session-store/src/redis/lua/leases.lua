@@ -14,3 +14,10 @@ local function live_leases(key, least, now)
   end
   return live
 end
+local function calls_in_flight(key, least, now)
+  local calls = 0
+  for _, lease in ipairs(live_leases(key, least, now)) do
+    calls = calls + lease.calls
+  end
+  return calls
+end

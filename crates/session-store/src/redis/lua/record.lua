@@ -18,6 +18,7 @@ local function read_session(key)
     return string.sub(text, from, at - 1)
   end
   return {
+    text = text,
     version = version,
     live = live == '1',
     status = status,

@@ -1,14 +1,14 @@
 -- Writes a record and everything that follows from it; shared by create and
--- commit. `stored` is the one before, if there is one. The indexes a session
--- must be in, and those it must not be in, come as keys after `first`, so this
--- script knows no key's form.
+-- commit. `stored` is the one before, if there is one. The indexes that a session
+-- comes into, and those that it leaves, come as keys after `first`, so this script
+-- knows no key's form.
 -- KEYS 1 record, 2 tokens that outlive the session, 3 due, 4 changes,
 --      5 organizations with live sessions on the cluster, 6 to 10 as in
 --      ended.lua, 11 live sessions of the organization on the cluster
 -- ARGV 1 id, 2 member, 3 version, 4 record, 5 status, 6 organization, 7 owner,
 --      8 token_epoch, 9 closed_at or '', 10 live (1 or 0), 11 due or '',
 --      12 event json, 13 history length, 14 changes length, 15 number of
---      indexes to be in, 16 number of indexes not to be in, 17 generation,
+--      indexes to come into, 16 number of indexes to leave, 17 generation,
 --      18 event packed
 -- Last of all: the audit trail as key; a record and its length as arguments.
 
@@ -55,9 +55,9 @@ local function save(first, stored)
   for i = out, out + tonumber(ARGV[16]) - 1 do
     redis.call('ZREM', KEYS[i], id)
   end
-  if session.live then
+  if not stored then
     redis.call('ZADD', KEYS[5], 0, ARGV[6])
-  elseif redis.call('EXISTS', KEYS[11]) == 0 then
+  elseif not session.live and redis.call('EXISTS', KEYS[11]) == 0 then
     redis.call('ZREM', KEYS[5], ARGV[6])
   end
   if ARGV[9] ~= '' then

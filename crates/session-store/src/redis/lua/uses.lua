@@ -4,10 +4,7 @@
 local now = now_ms()
 local answer = {}
 for i = 1, #KEYS, 2 do
-  local calls = 0
-  for _, lease in ipairs(live_leases(KEYS[i + 1], tonumber(ARGV[(i + 1) / 2]), now)) do
-    calls = calls + lease.calls
-  end
+  local calls = calls_in_flight(KEYS[i + 1], tonumber(ARGV[(i + 1) / 2]), now)
   local session = read_session(KEYS[i])
   local use = use_of(session or { use = '' })
   answer[#answer + 1] = use.last
