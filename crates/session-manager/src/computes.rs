@@ -9,6 +9,7 @@ use futures::stream::BoxStream;
 use session_core::machine::{Cause, Observation};
 use session_core::{Cluster, Provider, Route, SessionKey};
 use session_store::SessionStore;
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,6 +90,16 @@ impl Computes {
 
     pub(crate) async fn release(&self, spec: &ComputeSpec) -> Result<(), compute::Error> {
         bounded(self.of(spec)?.release(spec)).await
+    }
+
+    /// The sessions that have compute on this manager's machine; none if that is
+    /// another manager's to tell.
+    pub(crate) async fn local(&self) -> Option<HashSet<SessionKey>> {
+        let Some(provider) = &self.process else {
+            return Some(HashSet::new());
+        };
+        let found = bounded(provider.inventory()).await.ok()?;
+        Some(found.into_iter().map(|found| found.key).collect())
     }
 
     /// All compute of those providers that can tell now.

@@ -142,11 +142,25 @@ impl Directory {
             .transpose()
     }
 
-    /// Several of a kind, read at once, in the order of their names.
-    pub(crate) async fn some<T: Defined>(&self, names: &[String]) -> Result<Vec<Option<T>>, Error> {
-        let found = self.store.some_definitions(T::KIND, names).await?;
-        let read = |found: Option<Definition>| found.as_ref().map(read).transpose();
-        found.into_iter().map(read).collect()
+    /// Several at once, by kind and name.
+    pub(crate) async fn some(&self, wanted: &[(Kind, String)]) -> Result<Found, Error> {
+        Ok(Found(self.store.some_definitions(wanted).await?.into_iter()))
+    }
+
+    /// Where somebody wants to create a session: the organization, and the
+    /// cluster if there is one of that name.
+    pub(crate) async fn place(
+        &self,
+        org: &OrgId,
+        cluster: &ClusterName,
+    ) -> Result<(Org, Option<Cluster>), Error> {
+        let wanted = [(Kind::Org, org.to_string()), (Kind::Cluster, cluster.to_string())];
+        let mut found = self.some(&wanted).await?;
+        let defined = found.next()?;
+        Ok((
+            defined.unwrap_or_else(|| Org::undefined(org.clone())),
+            found.next()?,
+        ))
     }
 
     /// Every one of a kind, by name.
@@ -254,6 +268,16 @@ impl Directory {
             }
         }
         anyhow::bail!("{} {name} keeps changing while it is written", T::WORD)
+    }
+}
+
+/// Definitions that were read at once, one after the other.
+pub(crate) struct Found(std::vec::IntoIter<Option<Definition>>);
+
+impl Found {
+    /// The next of them, if it is defined.
+    pub(crate) fn next<T: Defined>(&mut self) -> Result<Option<T>, Error> {
+        self.0.next().flatten().as_ref().map(read).transpose()
     }
 }
 

@@ -21,8 +21,8 @@ use session_core::{
 };
 use session_proto::error::Refused;
 use session_store::{Commit, Error, SessionStore};
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -40,6 +40,8 @@ const BATCH: usize = 64;
 const RACES: usize = 8;
 /// How often dedicated local compute is compared with the records.
 const SWEEP: Duration = Duration::from_secs(60);
+/// How often a manager asks whether it is its turn to run local compute.
+const TURN: Duration = Duration::from_secs(2);
 /// Sessions that somebody asked to look at and nobody has yet.
 const KICKS: usize = 65_536;
 
@@ -160,21 +162,27 @@ impl Driver {
     }
 
     /// Dedicated local compute dies with its manager and leaves no trace that
-    /// would make a session due: so look at every session that should have it.
+    /// would make a session due: so look at every session that has none.
     async fn sweep(self: Arc<Self>, stop: CancellationToken) {
         loop {
-            if let Err(error) = self.sweep_once().await {
-                tracing::warn!(%error, "sessions cannot be compared with their compute");
-            }
+            let wait = match self.computes.local().await {
+                Some(there) => {
+                    if let Err(error) = self.sweep_once(&there).await {
+                        tracing::warn!(%error, "sessions cannot be compared with their compute");
+                    }
+                    SWEEP
+                }
+                None => TURN,
+            };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(SWEEP) => {}
+                () = tokio::time::sleep(wait) => {}
             }
         }
     }
 
-    async fn sweep_once(&self) -> Result<(), Error> {
+    async fn sweep_once(&self, there: &HashSet<SessionKey>) -> Result<(), Error> {
         for cluster in self.directory.all::<Cluster>().await? {
             if !matches!(cluster.provider, Provider::Process { .. }) {
                 continue;
@@ -187,7 +195,7 @@ impl Driver {
                     .await?;
                 let Some(last) = keys.last().cloned() else { break };
                 after = Some(last);
-                for key in keys {
+                for key in keys.into_iter().filter(|key| !there.contains(key)) {
                     if self.kicks.send(key).await.is_err() {
                         return Ok(());
                     }
@@ -238,10 +246,7 @@ impl Driver {
                 };
             };
             let (session, now) = (loaded.session, loaded.at);
-            let (cluster, standing) = tokio::try_join!(
-                self.directory.cluster(&session.cluster),
-                self.directory.standing(&session.org, &session.owner),
-            )?;
+            let (cluster, standing) = self.directory.ground_of(&session).await?;
             if let Some((reason, actor)) = closed_from_outside(cluster.as_ref(), &standing) {
                 let close = Event::Close { reason };
                 if let Ok(Some(change)) = machine::apply(&session, &close, &actor, now) {

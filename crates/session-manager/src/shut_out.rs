@@ -7,11 +7,11 @@
 //! whoever disabled them, and by any manager again until a pass came to its
 //! end. So a crash half-way leaves nothing open.
 
-use crate::directory::{Defined, Directory};
+use crate::directory::{Defined, Directory, Found};
 use crate::driver::Driver;
 use futures::{StreamExt, stream};
 use session_core::machine::Event;
-use session_core::{Actor, ChangeReason, Disabled, OrgId, PrincipalId, Reason, Session, Status};
+use session_core::{Actor, ChangeReason, Cluster, Disabled, OrgId, PrincipalId, Reason, Session, Status};
 use session_proto::error::Refused;
 use session_store::{Error, Kind, ListQuery, Scope, SessionStore};
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,6 +62,17 @@ pub(crate) struct Standing {
 }
 
 impl Standing {
+    fn names(org: &OrgId, principal: &PrincipalId) -> [(Kind, String); 2] {
+        [name(org, None), name(org, Some(principal))].map(|name| (Kind::Disabled, name))
+    }
+
+    fn of(found: &mut Found) -> Result<Self, Error> {
+        Ok(Self {
+            org: found.next()?,
+            principal: found.next()?,
+        })
+    }
+
     /// Why a session of this owner may not go on, and by whom.
     pub(crate) fn closes(&self) -> Option<(ChangeReason, Actor)> {
         let by = |disabled: &Disabled| Actor::Principal(disabled.by.clone());
@@ -73,12 +84,17 @@ impl Standing {
 
 impl Directory {
     pub(crate) async fn standing(&self, org: &OrgId, principal: &PrincipalId) -> Result<Standing, Error> {
-        let names = [name(org, None), name(org, Some(principal))];
-        let mut found = self.some(&names).await?.into_iter();
-        Ok(Standing {
-            org: found.next().flatten(),
-            principal: found.next().flatten(),
-        })
+        let wanted = Standing::names(org, principal);
+        Standing::of(&mut self.some(&wanted).await?)
+    }
+
+    /// What a session hangs on: its cluster, if that still exists, and how its
+    /// owner stands.
+    pub(crate) async fn ground_of(&self, session: &Session) -> Result<(Option<Cluster>, Standing), Error> {
+        let [org, owner] = Standing::names(&session.org, &session.owner);
+        let cluster = (Kind::Cluster, session.cluster.to_string());
+        let mut found = self.some(&[cluster, org, owner]).await?;
+        Ok((found.next()?, Standing::of(&mut found)?))
     }
 
     pub(crate) async fn is_disabled(&self, org: &OrgId) -> Result<bool, Error> {

@@ -424,8 +424,8 @@ pub trait SessionStore:
     /// Reads a definition.
     async fn definition(&self, kind: Kind, name: &str) -> Result<Option<Definition>, Error>;
 
-    /// Reads several definitions of a kind at once, in the order of their names.
-    async fn some_definitions(&self, kind: Kind, names: &[String]) -> Result<Vec<Option<Definition>>, Error>;
+    /// Reads several definitions at once, by kind and name, in this order.
+    async fn some_definitions(&self, wanted: &[(Kind, String)]) -> Result<Vec<Option<Definition>>, Error>;
 
     /// Reads all definitions of a kind, by name.
     async fn definitions(&self, kind: Kind) -> Result<BTreeMap<String, Definition>, Error>;

@@ -604,10 +604,10 @@ impl SessionStore for MemoryStore {
         Ok(self.state().definitions.get(&(kind, name.to_owned())).cloned())
     }
 
-    async fn some_definitions(&self, kind: Kind, names: &[String]) -> Result<Vec<Option<Definition>>, Error> {
+    async fn some_definitions(&self, wanted: &[(Kind, String)]) -> Result<Vec<Option<Definition>>, Error> {
         let state = self.state();
-        let stored = |name: &String| state.definitions.get(&(kind, name.clone())).cloned();
-        Ok(names.iter().map(stored).collect())
+        let stored = |one| state.definitions.get(one).cloned();
+        Ok(wanted.iter().map(stored).collect())
     }
 
     async fn definitions(&self, kind: Kind) -> Result<BTreeMap<String, Definition>, Error> {

@@ -316,10 +316,12 @@ impl SessionStore for RedisStore {
         stored.map(|stored| decode_definition(&stored)).transpose()
     }
 
-    async fn some_definitions(&self, kind: Kind, names: &[String]) -> Result<Vec<Option<Definition>>, Error> {
-        let mut cmd = redis::cmd("HMGET");
-        cmd.arg(self.keys.definitions(kind)).arg(names);
-        let stored: Vec<Option<String>> = self.connections.query(&cmd).await?;
+    async fn some_definitions(&self, wanted: &[(Kind, String)]) -> Result<Vec<Option<Definition>>, Error> {
+        let mut pipeline = redis::pipe();
+        for (kind, name) in wanted {
+            pipeline.cmd("HGET").arg(self.keys.definitions(*kind)).arg(name);
+        }
+        let stored: Vec<Option<String>> = self.connections.pipeline(&pipeline).await?;
         let read = |stored: Option<String>| stored.map(|stored| decode_definition(&stored)).transpose();
         stored.into_iter().map(read).collect()
     }

@@ -58,8 +58,9 @@ impl ComputeProvider for InstantCompute {
     }
 
     async fn inventory(&self) -> Result<Vec<Found>, Error> {
-        // It is nowhere, so there is nothing to find.
-        Ok(Vec::new())
+        Err(Error::Unavailable(
+            "it is nowhere, so nothing can be found".to_owned(),
+        ))
     }
 
     fn watch(&self) -> BoxStream<'static, ComputeChanged> {

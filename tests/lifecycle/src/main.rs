@@ -73,6 +73,8 @@ async fn main() -> Result<()> {
         let stage = Stage::set().await?;
         let sessions = seed::sessions(&stage, args.sessions, Depth::Plain).await?;
         let manager = stage.manager().await?;
+        // It compares all sessions with their compute when it starts.
+        rates::settle(&manager).await?;
         if wanted("routes") {
             for _ in 0..args.rounds {
                 rates::routes(&stage, &manager, &sessions, &mut rows).await?;

@@ -4,6 +4,8 @@ use crate::calls::{self, Times, closed_loop, open_loop};
 use crate::rows::Rows;
 use crate::stage::{CLUSTER, Manager, ORGS, Stage};
 use anyhow::{Context as _, Result};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use session_core::{Clock as _, Session, SystemClock, TokenId};
 use session_proto::internal::ResolveRouteRequest;
 use session_proto::internal::route_service_client::RouteServiceClient;
@@ -11,6 +13,8 @@ use session_proto::v1::{self, SessionStatus};
 use session_token::Claims;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
 const TIME: Duration = Duration::from_secs(6);
 const AT_ONCE: usize = 64;
@@ -107,7 +111,27 @@ pub(crate) async fn routes(
     rows.at_least("ResolveRoute, active session", "/s", rate, 10_000.0);
     let times = open_loop(2000, TIME, resolve).await?;
     rows.at_most("ResolveRoute at 2000/s: p99", "ms", times.millis(0.99), 3.0);
+    rows.tell("ResolveRoute at 2000/s: p50", "ms", times.millis(0.5));
+    let times = open_loop(2000, TIME, nothing(manager)).await?;
+    rows.tell(
+        "a call that does nothing at 2000/s: p99",
+        "ms",
+        times.millis(0.99),
+    );
+    rows.tell("a call that does nothing at 2000/s: p50", "ms", times.millis(0.5));
     Ok(())
+}
+
+/// The same way to the same process, and nothing to do there: what of a call's
+/// time is the machine's.
+fn nothing(
+    manager: &Manager,
+) -> impl Fn(u64) -> BoxFuture<'static, Result<(), tonic::Status>> + Clone + use<> {
+    let client = HealthClient::new(manager.internal.clone());
+    move |_| {
+        let mut client = client.clone();
+        async move { client.check(HealthCheckRequest::default()).await.map(drop) }.boxed()
+    }
 }
 
 /// Pages of 100 by an index.

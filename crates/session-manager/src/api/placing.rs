@@ -10,18 +10,19 @@ use session_proto::error::Refused;
 impl Api {
     /// A cluster that takes new sessions of this caller.
     pub(super) async fn cluster_for(&self, who: &Principal, name: &str) -> Result<Cluster, Refused> {
-        if name.is_empty() {
-            return Err(Refused::field(
-                "cluster",
-                "is missing: `berth clusters` lists those you may use",
-            ));
-        }
-        let name: ClusterName = parse("cluster", name)?;
-        let cluster = self
-            .directory
-            .cluster(&name)
-            .await
-            .map_err(crate::refuse::store)?;
+        let name = cluster_name(name)?;
+        let cluster = self.directory.cluster(&name).await;
+        self.judge_cluster(who, &name, cluster.map_err(crate::refuse::store)?)
+    }
+
+    /// The cluster of this name, if there is one and it takes new sessions of
+    /// this caller.
+    pub(super) fn judge_cluster(
+        &self,
+        who: &Principal,
+        name: &ClusterName,
+        cluster: Option<Cluster>,
+    ) -> Result<Cluster, Refused> {
         let Some(cluster) = cluster.filter(|cluster| access::use_cluster(who, cluster)) else {
             return Err(Refused::not_authorized());
         };
@@ -65,6 +66,17 @@ impl Api {
         fits(cluster, &catalog)?;
         Ok(Some(catalog))
     }
+}
+
+/// The name of a cluster that a caller gives.
+pub(super) fn cluster_name(text: &str) -> Result<ClusterName, Refused> {
+    if text.is_empty() {
+        return Err(Refused::field(
+            "cluster",
+            "is missing: `berth clusters` lists those you may use",
+        ));
+    }
+    parse("cluster", text)
 }
 
 /// Can the catalog be used on the cluster, as far as their definitions tell?

@@ -1,6 +1,6 @@
 //! SessionService: create, read, change and close sessions.
 
-use super::Api;
+use super::{Api, placing};
 use crate::gate::Admitted;
 use futures::stream::BoxStream;
 use session_core::access::{self, Rpc, SessionAction};
@@ -283,11 +283,9 @@ impl Sessions {
             let may_be = who.has(Role::PlatformAdmin);
             Ok(may_be && directory.is_disabled(&who.org).await?)
         };
-        let (known, cluster) = tokio::join!(
-            async { tokio::try_join!(directory.org(&who.org), disabled, store.now(), first) },
-            self.0.cluster_for(who, &request.cluster),
-        );
-        let (org, disabled, now, first) = known.map_err(crate::refuse::store)?;
+        let named = placing::cluster_name(&request.cluster)?;
+        let known = tokio::try_join!(directory.place(&who.org, &named), disabled, store.now(), first);
+        let ((org, cluster), disabled, now, first) = known.map_err(crate::refuse::store)?;
         if disabled {
             return Err(super::org_disabled(&who.org));
         }
@@ -296,7 +294,7 @@ impl Sessions {
         if let Some(session) = first {
             return Ok(session);
         }
-        let cluster = cluster?;
+        let cluster = self.0.judge_cluster(who, &named, cluster)?;
         let catalog = self.0.catalog_for(who, &request.catalog, &cluster).await?;
         let asked = PolicyRequest {
             idle_timeout: maybe_duration("idle_timeout", request.idle_timeout.as_ref())?,

@@ -348,8 +348,8 @@ impl SessionStore for FaultyStore {
     async fn definition(&self, kind: Kind, name: &str) -> Result<Option<Definition>, Error> {
         self.call("definition", self.inner().definition(kind, name)).await
     }
-    async fn some_definitions(&self, kind: Kind, names: &[String]) -> Result<Vec<Option<Definition>>, Error> {
-        self.call("some_definitions", self.inner().some_definitions(kind, names))
+    async fn some_definitions(&self, wanted: &[(Kind, String)]) -> Result<Vec<Option<Definition>>, Error> {
+        self.call("some_definitions", self.inner().some_definitions(wanted))
             .await
     }
     async fn definitions(&self, kind: Kind) -> Result<BTreeMap<String, Definition>, Error> {

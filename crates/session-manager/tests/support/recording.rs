@@ -88,7 +88,7 @@ recorded! {
         lease(name: &str, owner: &str, ttl: Duration) -> bool;
         put_definition(kind: Kind, name: &str, expected: u64, json: &str) -> u64;
         definition(kind: Kind, name: &str) -> Option<Definition>;
-        some_definitions(kind: Kind, names: &[String]) -> Vec<Option<Definition>>;
+        some_definitions(wanted: &[(Kind, String)]) -> Vec<Option<Definition>>;
         definitions(kind: Kind) -> BTreeMap<String, Definition>;
         delete_definition(kind: Kind, name: &str, expected: u64) -> ();
         trim_ended(keep: &Tombstones, limit: usize) -> usize;

@@ -290,7 +290,7 @@ impl Keys {
         ]
     }
 
-    /// Hash: an owner's creates in the current minute.
+    /// String: a minute, and an owner's creates in it; expires with the minute.
     pub(super) fn creates(&self, org: &OrgId, owner: &PrincipalId) -> String {
         self.of_org(org, "creates:", owner.as_str())
     }

@@ -26,17 +26,13 @@ end
 local now = now_ms()
 local window = math.floor(now / 60000)
 local window_end = (window + 1) * 60000
-local creates = redis.call('HMGET', KEYS[12], 'window', 'count')
-local count = 0
-if tonumber(creates[1] or -1) == window then
-  count = tonumber(creates[2])
-end
+local of, count = string.match(redis.call('GET', KEYS[12]) or '', '^(%d+) (%d+)$')
+count = tonumber(of) == window and tonumber(count) or 0
 if count >= tonumber(ARGV[24]) then
   return { 'quota', 'creates_per_minute', string.format('%d', window_end - now) }
 end
 
-redis.call('HSET', KEYS[12], 'window', window, 'count', count + 1)
-redis.call('PEXPIREAT', KEYS[12], window_end)
+redis.call('SET', KEYS[12], string.format('%d %d', window, count + 1), 'PXAT', window_end)
 if ARGV[19] == '1' then
   redis.call('HSET', KEYS[14], 'fingerprint', ARGV[20], 'record', KEYS[1])
   redis.call('PEXPIRE', KEYS[14], ARGV[21])
