@@ -217,3 +217,30 @@ fn wrong_private_keys_are_named() {
     let shown = format!("{signer:?}");
     assert!(shown.contains(signer.kid()) && !shown.contains(pem.lines().nth(1).unwrap()));
 }
+
+/// Of a token that is remembered, only the signature is not checked again.
+#[test]
+fn a_remembered_signature_ends_with_its_time_and_with_its_key() {
+    let rig = Rig::new();
+    let keyring = Keyring::remembering(16);
+    let keys = Jwks::new([rig.signer.public_jwk()]);
+    keyring.replace(&keys, at(NOW));
+    let token = rig.good();
+    let verify = |secs, grace| rig.verifier.verify(&token, &keyring, at(secs), grace);
+    for _ in 0..2 {
+        assert_eq!(verify(NOW, Grace::None).unwrap().claims, claims());
+    }
+    let late = NOW + 3600 + 30;
+    assert!(matches!(
+        verify(late, Grace::None),
+        Err(TokenError::Expired { .. })
+    ));
+    assert!(verify(late, Grace::Reattach).unwrap().by_grace);
+    keyring.confirm(at(NOW + 60));
+    assert!(verify(NOW, Grace::None).is_ok());
+    let other = Signer::from_pkcs8_pem(&generate_key_pem().unwrap()).unwrap();
+    keyring.replace(&Jwks::new([other.public_jwk()]), at(NOW));
+    assert!(matches!(verify(NOW, Grace::None), Err(TokenError::UnknownKid)));
+    keyring.replace(&Jwks::default(), at(NOW));
+    assert!(matches!(verify(NOW, Grace::None), Err(TokenError::UnknownKid)));
+}

@@ -50,6 +50,8 @@ pub struct StackOptions {
     pub tls: Tls,
     /// More of session-manager's configuration.
     pub manager: String,
+    /// More of token-issuer's configuration.
+    pub issuer: String,
     /// More of spark-proxy's configuration.
     pub proxy: String,
     /// Where the state is instead of in the stack's own Redis, which then
@@ -181,7 +183,7 @@ impl Stack {
             &options.manager,
         )?;
         let managers = options.managers.unwrap_or(internal);
-        let issuer = issuer_config(&signing, tokens, jwks, managers, spark, admin2, options.tls);
+        let issuer = issuer_config(&signing, tokens, jwks, managers, spark, admin2, options);
         let proxy = proxy_config(dir.path(), spark, managers, jwks, admin3, options);
         Ok(Self {
             manager: Service::new("session-manager", dir.path(), &manager, admin1)?,
@@ -558,7 +560,7 @@ fn issuer_config(
     internal: SocketAddr,
     spark: SocketAddr,
     admin: SocketAddr,
-    tls: Tls,
+    options: &StackOptions,
 ) -> String {
     format!(
         r#"
@@ -570,10 +572,12 @@ public.endpoint = "localhost:{port}"
 public.tls = {tls}
 manager.uri = "http://{internal}"
 telemetry.format = "text"
+{more}
 "#,
         signing = signing.display(),
         port = spark.port(),
-        tls = tls == Tls::Required,
+        tls = options.tls == Tls::Required,
+        more = options.issuer,
     )
 }
 

@@ -8,6 +8,7 @@ use session_proto::v1::session_service_client::SessionServiceClient;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tonic::service::Interceptor;
@@ -102,18 +103,27 @@ where
     Fut: Future<Output = Result<(), Status>> + Send,
 {
     let call = Arc::new(call);
-    let mut running = JoinSet::new();
-    let begun = Instant::now();
-    let count = u64::from(rate) * time.as_secs();
-    for n in 0..count {
-        let due = begun + Duration::from_secs_f64(n as f64 / f64::from(rate));
-        tokio::time::sleep_until(due).await;
-        let call = Arc::clone(&call);
-        running.spawn(async move {
-            call(n).await?;
-            Ok::<_, Status>(due.elapsed())
-        });
-    }
+    let runtime = Handle::current();
+    // By a thread of its own: tokio's timers are a millisecond wide, and would
+    // make bursts of what should come one by one.
+    let pacing = tokio::task::spawn_blocking(move || {
+        let mut running = JoinSet::new();
+        let begun = Instant::now();
+        let count = u64::from(rate) * time.as_secs();
+        for n in 0..count {
+            let due = begun + Duration::from_secs_f64(n as f64 / f64::from(rate));
+            #[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            let call = Arc::clone(&call);
+            let call = async move {
+                call(n).await?;
+                Ok::<_, Status>(due.elapsed())
+            };
+            running.spawn_on(call, &runtime);
+        }
+        running
+    });
+    let mut running = pacing.await?;
     let mut times = Times::new()?;
     while let Some(done) = running.join_next().await {
         times.note(done??);

@@ -259,8 +259,10 @@ async fn main() -> Result<()> {
     let noise = noise::at_rest().await?;
 
     let server = Server::sail().await?;
+    // All come from one caller at one address, as they would not.
+    let limits = "limits.calls_per_second_per_principal = 0\nlimits.calls_per_second_per_address = 0\n";
     let manager = format!(
-        "[[clusters]]\nname = \"shared\"\nengine = \"sail\"\ngranted_orgs = [\"acme\"]\n\
+        "{limits}[[clusters]]\nname = \"shared\"\nengine = \"sail\"\ngranted_orgs = [\"acme\"]\n\
          [[clusters.static.endpoints]]\naddress = \"{}\"\n\
          [[orgs]]\nname = \"acme\"\n[orgs.limits]\ntokens_per_session = 1000\n\
          live_sessions_per_owner = 100\nlive_sessions = 100\n",
@@ -268,6 +270,7 @@ async fn main() -> Result<()> {
     );
     let options = StackOptions {
         manager,
+        issuer: limits.to_owned(),
         ..StackOptions::default()
     };
     let stack = Stack::start_with(options).await?;
