@@ -44,9 +44,12 @@ impl TokenLedger for Ledger {
     ) -> Answer<wire::RecordTokenResponse> {
         let who = self.0.caller(&request)?;
         let request = request.into_inner();
-        let session = self
-            .connectable(&who, &request.session_id, Rpc::RecordToken)
-            .await?;
+        let read = async {
+            let org = self.0.directory.org(&who.org).await;
+            Ok(org.map_err(crate::refuse::store)?.limits)
+        };
+        let session = self.connectable(&who, &request.session_id, Rpc::RecordToken);
+        let (session, limits) = tokio::try_join!(session, read)?;
         let token = request
             .token
             .ok_or_else(|| Refused::field("token", "is missing"))?;
@@ -65,13 +68,6 @@ impl TokenLedger for Ledger {
             address: who.address.clone(),
         };
         self.possible(&session, &record)?;
-        let limits = self
-            .0
-            .directory
-            .org(&who.org)
-            .await
-            .map_err(crate::refuse::store)?
-            .limits;
         let (id, until) = (
             record.id.clone(),
             record.expires_at.after(self.0.verifier.config().afterlife()),

@@ -18,26 +18,47 @@ if session.ledger_epoch ~= ARGV[3] then
   session.tokens, session.ledger_epoch = '', ARGV[3]
 end
 
-local revoked = {}
-for i = 6, #ARGV - 2 do
-  revoked[ARGV[i]] = true
-end
-local now, kept = now_ms(), {}
-for _, token in ipairs(tokens_of(session.tokens)) do
-  if token.expires_at > now then
-    if token.id == ARGV[1] then
-      return { 'ok' }
+-- How many there are, whatever became of them; nothing if this one is among them.
+local function count(tokens)
+  local number, at, name = 0, 1, ARGV[1] .. ' '
+  while at <= #tokens do
+    if string.sub(tokens, at + 2, at + 1 + #name) == name then
+      return nil
     end
-    if not revoked[token.id] then
+    number = number + 1
+    at = at + 2 + struct.unpack('>I2', tokens, at)
+  end
+  return number
+end
+-- Those that still count.
+local function live(tokens, now)
+  local revoked, kept = {}, {}
+  for i = 6, #ARGV - 2 do
+    revoked[ARGV[i]] = true
+  end
+  for _, token in ipairs(tokens_of(tokens)) do
+    if token.expires_at > now and not revoked[token.id] then
       kept[#kept + 1] = token
     end
   end
+  return kept
 end
-if #kept >= tonumber(ARGV[5]) then
-  return { 'quota', 'tokens_per_session' }
+
+local number = count(session.tokens)
+if not number then
+  return { 'ok' }
 end
-kept[#kept + 1] = { id = ARGV[1], expires_at = tonumber(ARGV[4]), first = '', last = '', details = ARGV[2] }
-session.tokens = tokens_text(kept)
+-- The oldest comes first: while it is good, most are, and need no look.
+local oldest, now = tonumber(string.match(session.tokens, '^..%S+ (%d+)')), now_ms()
+if number >= tonumber(ARGV[5]) or (oldest and oldest <= now) then
+  local kept = live(session.tokens, now)
+  if #kept >= tonumber(ARGV[5]) then
+    return { 'quota', 'tokens_per_session' }
+  end
+  session.tokens = tokens_text(kept)
+end
+session.tokens = session.tokens
+  .. token_text({ id = ARGV[1], expires_at = tonumber(ARGV[4]), first = '', last = '', details = ARGV[2] })
 write_session(KEYS[1], session)
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[#ARGV], '*', 'audit', ARGV[#ARGV - 1])
 return { 'ok' }

@@ -11,12 +11,15 @@ local function tokens_of(text)
   end
   return tokens
 end
+local function token_text(token)
+  local text = table.concat({ token.id, string.format('%d', token.expires_at), token.first, token.last,
+    token.details }, ' ')
+  return struct.pack('>I2', #text) .. text
+end
 local function tokens_text(tokens)
   local parts = {}
   for _, token in ipairs(tokens) do
-    local text = table.concat({ token.id, string.format('%d', token.expires_at), token.first, token.last,
-      token.details }, ' ')
-    parts[#parts + 1] = struct.pack('>I2', #text) .. text
+    parts[#parts + 1] = token_text(token)
   end
   return table.concat(parts)
 end
