@@ -65,6 +65,15 @@ pub(crate) async fn expired_tokens_make_room(store: Store) {
     let expired = token(&store, &session, Duration::ZERO).await;
     store.record_token(&key, expired, 2).await.unwrap();
     assert_eq!(store.tokens(&key).await.unwrap().len(), 1);
+    // Also one that is not the oldest.
+    let third = token(&store, &session, FAR).await;
+    store.record_token(&key, third, 2).await.unwrap();
+    assert_eq!(store.tokens(&key).await.unwrap().len(), 2);
+    let fourth = token(&store, &session, FAR).await;
+    assert!(matches!(
+        store.record_token(&key, fourth, 2).await,
+        Err(Error::Quota { .. })
+    ));
 }
 
 pub(crate) async fn revoked_tokens_make_room(store: Store) {

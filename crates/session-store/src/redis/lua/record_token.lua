@@ -18,17 +18,25 @@ if session.ledger_epoch ~= ARGV[3] then
   session.tokens, session.ledger_epoch = '', ARGV[3]
 end
 
--- How many there are, whatever became of them; nothing if this one is among them.
-local function count(tokens)
-  local number, at, name = 0, 1, ARGV[1] .. ' '
+-- How many there are, and whether one that expired is known to be among them;
+-- nothing if this one is there.
+local function count(tokens, now)
+  local function is_over(at)
+    return tonumber(string.match(tokens, '^%S+ (%d+)', at + 2)) <= now
+  end
+  -- The oldest comes first: while it is good, most are, and need no look.
+  local number, at, name, over = 0, 1, ARGV[1] .. ' ', tokens ~= '' and is_over(1)
   while at <= #tokens do
     if string.sub(tokens, at + 2, at + 1 + #name) == name then
-      return nil
+      if not is_over(at) then
+        return nil
+      end
+      over = true
     end
     number = number + 1
     at = at + 2 + struct.unpack('>I2', tokens, at)
   end
-  return number
+  return number, over
 end
 -- Those that still count.
 local function live(tokens, now)
@@ -44,13 +52,12 @@ local function live(tokens, now)
   return kept
 end
 
-local number = count(session.tokens)
+local now = now_ms()
+local number, over = count(session.tokens, now)
 if not number then
   return { 'ok' }
 end
--- The oldest comes first: while it is good, most are, and need no look.
-local oldest, now = tonumber(string.match(session.tokens, '^..%S+ (%d+)')), now_ms()
-if number >= tonumber(ARGV[5]) or (oldest and oldest <= now) then
+if number >= tonumber(ARGV[5]) or over then
   local kept = live(session.tokens, now)
   if #kept >= tonumber(ARGV[5]) then
     return { 'quota', 'tokens_per_session' }
