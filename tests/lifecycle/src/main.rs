@@ -32,7 +32,7 @@ struct Args {
     /// Live sessions of the rows that need many.
     #[arg(long, default_value_t = 100_000)]
     sessions: usize,
-    /// Sessions of the memory row; 1000000 takes some ten minutes.
+    /// Sessions of the memory row; 1000000 takes more than ten minutes.
     #[arg(long, default_value_t = 100_000)]
     stored: usize,
     /// Only these of clocks, creates, routes, activity, stored, wake, close.
