@@ -22,8 +22,9 @@ const ANSWER_TIME: Duration = Duration::from_secs(27);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bound {
     Ours,
-    /// It was never used, and a call that is no work does not begin to.
-    Unused,
+    /// The route does not say that it is ours, and the call is no work, which
+    /// would bind it.
+    Unknown,
 }
 
 /// Makes sure that a call on shared compute is about a Spark session of ours.
@@ -42,7 +43,7 @@ pub(crate) async fn check(
         return Ok(Bound::Ours);
     }
     if !open.is_work() {
-        return Ok(Bound::Unused);
+        return Ok(Bound::Unknown);
     }
     Box::pin(async {
         let _gate = session.binding.lock().await;
@@ -130,15 +131,23 @@ async fn bind(
             Reason::SparkSessionTaken,
             "This Spark session id is used by somebody else on this server. Leave session_id out of the connection string, or choose another one.",
         )),
-        Err(status) => match (crate::routes::refusal(&status), backend.engine) {
-            (Some(refused), _) => Err(refused),
-            // JVM Spark keeps the sessions of two users apart even under one id; ours is in every message.
-            (None, Engine::Spark) => Ok(()),
-            (None, Engine::Sail) => Err(Refused::new(
-                Reason::ControlPlaneUnavailable,
-                "Berth cannot check at the moment whose Spark session this is. Try again in a little while.",
-            )),
+        Err(status) => match crate::routes::refusal(&status) {
+            Some(refused) => Err(refused),
+            None => nobody_can_tell(backend.engine),
         },
+    }
+}
+
+/// May a call go on about a Spark session of which session-manager cannot say
+/// at the moment whose it is?
+pub(crate) fn nobody_can_tell(engine: Engine) -> Result<(), Refused> {
+    match engine {
+        // JVM Spark keeps the sessions of two users apart even under one id; ours is in every message.
+        Engine::Spark => Ok(()),
+        Engine::Sail => Err(Refused::new(
+            Reason::ControlPlaneUnavailable,
+            "Berth cannot check at the moment whose Spark session this is. Try again in a little while.",
+        )),
     }
 }
 

@@ -25,7 +25,7 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use http::Request;
 use prost::Message as _;
-use session_core::Reason;
+use session_core::{Engine, Reason};
 use session_proto::error::Refused;
 use session_proto::spark::ReattachExecuteRequest;
 use std::cell::Cell;
@@ -196,6 +196,7 @@ async fn pass_on(
             return Err(late.clone().into());
         }
     }
+    let admitted = Instant::now();
     let mut first = None;
     let mut not_before = None;
     for attempt in 0..MOST_TRIES {
@@ -227,9 +228,24 @@ async fn pass_on(
         let Some(known) = &first else { continue };
 
         let bound = bind::check(worker, open, &route, &backend, known.spark_session);
-        if client.unless_gone(bound).await?? == Bound::Unused {
-            client.reply(bind::unused(method, &known.peeked)?)?;
-            return Ok(Outcome::Local);
+        match client.unless_gone(bound).await?? {
+            Bound::Ours => {}
+            // Another worker or proxy may have bound it after this route was asked for.
+            Bound::Unknown if stamp.at < admitted && not_before.is_none() => {
+                not_before = Some(admitted);
+                continue;
+            }
+            // Asked in vain. Only whoever reattaches had better try again.
+            Bound::Unknown
+                if stamp.at < admitted
+                    && (method == Method::ReattachExecute || backend.engine == Engine::Spark) =>
+            {
+                bind::nobody_can_tell(backend.engine)?;
+            }
+            Bound::Unknown => {
+                client.reply(bind::unused(method, &known.peeked)?)?;
+                return Ok(Outcome::Local);
+            }
         }
         if method == Method::CloneSession && !backend.dedicated {
             let checked = Box::pin(bind::check_clone(worker, open, &backend, &known.peeked));

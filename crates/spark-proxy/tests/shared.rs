@@ -3,15 +3,19 @@
 
 mod common;
 
+use bytes::Bytes;
 use common::{Ask, Rig, within};
 use prost::Message;
 use session_core::{Reason, SessionId, Timestamp};
 use session_proto::internal::{Backend, Route, SparkBinding};
-use session_proto::spark::CloneSessionRequest;
+use session_proto::spark::{
+    CloneSessionRequest, ReattachExecuteRequest, ReleaseExecuteRequest, ReleaseSessionRequest,
+};
 use std::time::Duration;
 use test_support::fake_spark::{SPARK_SESSION, Seen, Shape, framed, request};
 use tonic::{Code, Status};
 
+const OPERATION: &str = "aaaaaaaa-89ab-cdef-0123-456789abcdef";
 const OTHER: &str = "99999999-89ab-cdef-0123-456789abcdef";
 
 fn shared(rig: &Rig, engine: &str) -> Route {
@@ -33,7 +37,7 @@ async fn on_shared(engine: &str) -> Rig {
 }
 
 /// A request about another Spark session than most.
-fn about(spark_session: &str) -> bytes::Bytes {
+fn about(spark_session: &str) -> Bytes {
     let mut bytes = request(b"SELECT 1").to_vec();
     bytes[7..43].copy_from_slice(spark_session.as_bytes());
     bytes.into()
@@ -68,6 +72,93 @@ async fn what_comes_with_the_route_is_not_asked() {
     });
     assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
     assert!(rig.routes.binds().is_empty());
+}
+
+/// Calls about a Spark session that are no work: a message of each.
+fn no_work(method: &str) -> Bytes {
+    let (session_id, operation_id) = (SPARK_SESSION.to_owned(), OPERATION.to_owned());
+    framed(&match method {
+        "ReattachExecute" => ReattachExecuteRequest {
+            session_id,
+            operation_id,
+            ..ReattachExecuteRequest::default()
+        }
+        .encode_to_vec(),
+        "ReleaseExecute" => ReleaseExecuteRequest {
+            session_id,
+            operation_id,
+            ..ReleaseExecuteRequest::default()
+        }
+        .encode_to_vec(),
+        _ => ReleaseSessionRequest {
+            session_id,
+            ..ReleaseSessionRequest::default()
+        }
+        .encode_to_vec(),
+    })
+}
+
+const NO_WORK: [&str; 3] = ["ReattachExecute", "ReleaseExecute", "ReleaseSession"];
+
+/// A client whose connection was cut comes back to another worker or another
+/// proxy, where the route was asked for before the Spark session was bound.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_bound_elsewhere_is_asked_for_and_not_taken_for_unused() {
+    for engine in ["sail", "spark"] {
+        for method in NO_WORK {
+            let rig = on_shared(engine).await;
+            let ask = || Ask::spark(method).bearer(&rig.token()).body(no_work(method));
+            // Not bound: it is asked whether it still is not, and nothing is sent on.
+            for asked in 1..=3 {
+                let reply = rig.call(ask()).await;
+                assert_eq!(reply.code() == Code::Ok, method != "ReattachExecute", "{method}");
+                assert!(rig.spark.seen().requests.is_empty(), "{engine} {method}");
+                assert_eq!(rig.routes.asked().len(), asked, "{engine} {method}");
+            }
+            rig.routes.set(Route {
+                bindings: vec![SparkBinding {
+                    spark_session_id: SPARK_SESSION.to_owned(),
+                }],
+                ..shared(&rig, engine)
+            });
+            for sent in 1..=3 {
+                rig.call(ask()).await;
+                assert_eq!(rig.spark.seen().requests.len(), sent, "{engine} {method}");
+            }
+            // From then on it is known, to each of the two workers.
+            assert!(rig.routes.asked().len() <= 5, "{:?}", rig.routes.asked());
+            assert!(rig.routes.binds().is_empty(), "{engine} {method}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_may_be_bound_elsewhere_while_nobody_can_tell() {
+    for (engine, method, forwarded) in [
+        ("sail", "ReattachExecute", Err(Reason::ControlPlaneUnavailable)),
+        ("sail", "ReleaseExecute", Ok(false)),
+        // A notebook that ends must not wait for it.
+        ("sail", "ReleaseSession", Ok(false)),
+        ("spark", "ReattachExecute", Ok(true)),
+        ("spark", "ReleaseExecute", Ok(true)),
+        ("spark", "ReleaseSession", Ok(true)),
+    ] {
+        let rig = on_shared(engine).await;
+        let ask = || Ask::spark(method).bearer(&rig.token()).body(no_work(method));
+        rig.call(ask()).await;
+        rig.routes.go_away();
+        let reply = within(method, rig.call(ask())).await;
+        match forwarded {
+            Err(reason) => reply.refused(reason),
+            Ok(forwarded) => {
+                assert_eq!(
+                    rig.spark.seen().requests.len(),
+                    usize::from(forwarded),
+                    "{engine} {method}"
+                );
+            }
+        }
+    }
 }
 
 /// A query that hangs, and how many small calls came beside it within `time`.

@@ -143,7 +143,7 @@ impl Churn {
         let mut watchers = JoinSet::new();
         for manager in 0..2 {
             let api = self.api_at("olga", manager, &shared)?;
-            watchers.spawn_local(checks::watch(api, Arc::clone(&watched)));
+            watchers.spawn_local(checks::watch(api, manager, Arc::clone(&watched)));
         }
         let analyst = spawn_local(people::a_long_query(self.api("ada", &shared)?));
         let mut people = JoinSet::new();

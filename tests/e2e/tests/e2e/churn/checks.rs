@@ -8,7 +8,7 @@ use session_core::Reason;
 use session_proto::v1;
 use session_proto::v1::SessionStatus;
 use session_proto::v1::watch_sessions_response::Update;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +26,8 @@ struct Seen {
     resets: u64,
     /// The version with which a session ended.
     ended: BTreeMap<String, u64>,
+    /// What is live, as each manager that is watched tells it.
+    live: BTreeMap<usize, BTreeSet<String>>,
     wrong: Vec<String>,
 }
 
@@ -44,9 +46,11 @@ impl Watched {
 }
 
 impl Seen {
-    fn session(&mut self, session: &v1::Session) {
+    fn session(&mut self, manager: usize, session: &v1::Session) {
+        let live = self.live.entry(manager).or_default();
         match session.status() {
             SessionStatus::Closed | SessionStatus::Failed => {
+                live.remove(&session.id);
                 let ended = self.ended.entry(session.id.clone()).or_insert(session.version);
                 if *ended != session.version {
                     self.wrong
@@ -54,6 +58,7 @@ impl Seen {
                 }
             }
             SessionStatus::Pending | SessionStatus::Active | SessionStatus::Idle => {
+                live.insert(session.id.clone());
                 if self
                     .ended
                     .get(&session.id)
@@ -78,7 +83,7 @@ impl Seen {
 }
 
 /// Watches all sessions at one manager, for ever.
-pub(super) async fn watch(api: Api, watched: Arc<Watched>) {
+pub(super) async fn watch(api: Api, manager: usize, watched: Arc<Watched>) {
     loop {
         // Whoever watches again begins with a reset.
         let mut last = BTreeMap::new();
@@ -92,10 +97,11 @@ pub(super) async fn watch(api: Api, watched: Arc<Watched>) {
                 watched.with(|seen| match told.update {
                     Some(Update::Reset(_)) => {
                         seen.resets += 1;
+                        seen.live.insert(manager, BTreeSet::new());
                         last.clear();
                     }
                     Some(Update::Session(session)) => {
-                        seen.session(&session);
+                        seen.session(manager, &session);
                         if let Some(event) = &told.event {
                             seen.event(&mut last, &session.id, event);
                         }
@@ -104,6 +110,7 @@ pub(super) async fn watch(api: Api, watched: Arc<Watched>) {
                 });
             }
         }
+        watched.with(|seen| seen.live.remove(&manager));
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -180,22 +187,28 @@ pub(super) async fn settled(
         }
     })
     .await?;
-    wait::until("the watchers see the ends", SETTLED, async || {
-        let ended_now = deeds.iter().filter(|deed| !deed.closed);
-        let unseen: Vec<&str> = watched.with(|seen| {
-            ended_now
-                .filter(|deed| !seen.ended.contains_key(&deed.id))
-                .map(|deed| deed.id.as_str())
-                .collect()
-        });
-        if unseen.is_empty() {
-            Ok(())
-        } else {
-            Err(format!("{unseen:?}"))
-        }
-    })
-    .await?;
+    // Not each end: whoever begins anew is told what is live, and nothing more.
+    let last = olga.create("the last one").await?;
+    let mut live: BTreeSet<String> = engine.into_iter().cloned().collect();
+    live.insert(last.clone());
+    sees(watched, &live).await?;
+    olga.close(&last).await?;
+    live.remove(&last);
+    sees(watched, &live).await?;
     let wrong = watched.with(|seen| seen.wrong.clone());
     ensure!(wrong.is_empty(), "{wrong:#?}");
     Ok(())
+}
+
+/// Both watchers come to see that just these sessions are live.
+async fn sees(watched: &Watched, live: &BTreeSet<String>) -> Result<()> {
+    wait::until("the watchers see what is live", SETTLED, async || {
+        let seen = watched.with(|seen| seen.live.clone());
+        if seen.len() == 2 && seen.values().all(|seen| seen == live) {
+            Ok(())
+        } else {
+            Err(format!("{seen:?} instead of {live:?}"))
+        }
+    })
+    .await
 }

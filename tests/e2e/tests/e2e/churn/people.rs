@@ -170,7 +170,7 @@ impl Api {
     }
 
     /// The same request again gives the same session.
-    async fn create(&self, name: &str) -> Result<String> {
+    pub(super) async fn create(&self, name: &str) -> Result<String> {
         let request_id = uuid::Uuid::new_v4().to_string();
         let mut ids = Vec::new();
         for _ in 0..2 {
