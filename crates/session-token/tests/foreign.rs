@@ -500,7 +500,10 @@ fn nothing_is_said_of_the_time_of_a_token_that_is_not_truly_signed() {
 
 #[test]
 fn forms() {
-    let good = IDP.token(&header(), &claims());
+    // One that base64 writes in another way: some signatures look alike in both.
+    let good = std::iter::repeat_with(|| IDP.token(&header(), &claims()))
+        .find(|token| token.contains(['-', '_']))
+        .unwrap();
     let [head, body, signature] = good.split('.').collect::<Vec<_>>().try_into().unwrap();
     let cases = [
         ("nothing", String::new()),
