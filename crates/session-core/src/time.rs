@@ -19,6 +19,11 @@ impl Timestamp {
         Self(millis)
     }
 
+    /// From seconds since the Unix epoch (the unit of JWT claims), saturating.
+    pub const fn from_secs(secs: u64) -> Self {
+        Self(secs.saturating_mul(1000))
+    }
+
     /// Milliseconds since the Unix epoch.
     pub const fn as_millis(self) -> u64 {
         self.0

@@ -100,20 +100,9 @@ fn from<T>(address: &'static str, message: T) -> tonic::Request<T> {
 }
 
 async fn record_token(manager: &Manager, key: &SessionKey, id: &TokenId) {
-    let now = session_core::Clock::now(&session_core::SystemClock);
-    let token = wire::LedgerToken {
-        token_id: id.to_string(),
-        key_id: "k".repeat(43),
-        token_epoch: 1,
-        issued_at: Some(session_proto::convert::timestamp(now)),
-        expires_at: Some(session_proto::convert::timestamp(
-            now.after(std::time::Duration::from_secs(600)),
-        )),
-        ..Default::default()
-    };
     let request = wire::RecordTokenRequest {
-        session_id: key.id.to_string(),
-        token: Some(token),
+        token_id: id.to_string(),
+        ..support::a_token(key.id.as_str(), 1)
     };
     let request = from("203.0.113.7", request);
     manager.ledger("ada").record_token(request).await.unwrap();
@@ -138,12 +127,13 @@ async fn what_is_done_is_in_the_trail_and_once_in_the_log_of_all_managers() {
     let key = manager.create("ada").await;
     let id = TokenId::generate(session_core::Timestamp::from_millis(1), 1);
     record_token(&manager, &key, &id).await;
-    let authorize = wire::AuthorizeIssueRequest {
+    let theirs = wire::RecordTokenRequest {
         session_id: key.id.to_string(),
+        ..Default::default()
     };
     manager
         .ledger("bob")
-        .authorize_issue(from("2001:db8::7", authorize))
+        .record_token(from("2001:db8::7", theirs))
         .await
         .unwrap_err();
     let revoke = wire::RevokeRequest {

@@ -15,7 +15,7 @@ use session_core::Reason;
 use session_proto::error::reason_of;
 use session_proto::internal::route_service_client::RouteServiceClient;
 use session_proto::internal::token_ledger_client::TokenLedgerClient;
-use session_proto::internal::{AuthorizeIssueRequest, ReportActivityRequest, WatchRoutesRequest};
+use session_proto::internal::{RecordTokenRequest, ReportActivityRequest, WatchRoutesRequest};
 use session_proto::v1::cluster_service_client::ClusterServiceClient;
 use session_proto::v1::session_service_client::SessionServiceClient;
 use session_proto::v1::{self};
@@ -428,8 +428,9 @@ async fn services_call_what_their_certificates_names_allow() {
             proxy_id: "p".to_owned(),
             ..Default::default()
         };
-        let asked = AuthorizeIssueRequest {
+        let asked = RecordTokenRequest {
             session_id: "s-01jdq8f2mxk7w3v9c5ba".to_owned(),
+            ..Default::default()
         };
         let refused = |status: &Status| {
             reason_of(status) == Some(Reason::NotAuthorized) && status.message().contains("certificate")
@@ -443,7 +444,7 @@ async fn services_call_what_their_certificates_names_allow() {
                 .await
                 .map(drop),
             // Let through, it is asked who calls.
-            ledger.authorize_issue(asked).await.map(drop),
+            ledger.record_token(asked).await.map(drop),
         ];
         outcomes.map(|outcome| !outcome.is_err_and(|status| refused(&status)))
     };

@@ -209,13 +209,14 @@ async fn team_admins_see_and_manage_but_do_not_connect() {
     );
     assert_eq!(describe("ada").await.unwrap().status_detail, "row of alice");
     assert_eq!(describe("bob").await.unwrap_err().code(), Code::PermissionDenied);
-    let request = session_proto::internal::AuthorizeIssueRequest {
+    let request = session_proto::internal::RecordTokenRequest {
         session_id: session.id.to_string(),
+        ..Default::default()
     };
     assert_eq!(
         manager
             .ledger("tom")
-            .authorize_issue(request)
+            .record_token(request)
             .await
             .unwrap_err()
             .code(),

@@ -75,7 +75,6 @@ async fn call(channel: &Channel, rpc: Rpc) -> Result<(), Status> {
         Rpc::WatchRoutes => call!(routes.watch_routes(WatchRoutesRequest)),
         Rpc::ReportActivity => call!(routes.report_activity(ReportActivityRequest)),
         Rpc::BindSparkSession => call!(routes.bind_spark_session(BindSparkSessionRequest)),
-        Rpc::AuthorizeIssue => call!(ledger.authorize_issue(AuthorizeIssueRequest)),
         Rpc::RecordToken => call!(ledger.record_token(RecordTokenRequest)),
         Rpc::ListTokens => call!(ledger.list_tokens(ListTokensRequest)),
         Rpc::Revoke => call!(ledger.revoke(RevokeRequest)),

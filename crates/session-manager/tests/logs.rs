@@ -243,12 +243,9 @@ impl Program {
         let _ = orgs.create_org(self.asks(1, &text(), create)).await;
         let record = wire::RecordTokenRequest {
             session_id: text(),
-            token: Some(wire::LedgerToken {
-                token_id: text(),
-                key_id: text(),
-                subject: text(),
-                ..Default::default()
-            }),
+            token_id: text(),
+            key_id: text(),
+            ..Default::default()
         };
         let _ = ledger.record_token(self.asks(0, &text(), record)).await;
         let keys = wire::ReportKeysRequest {

@@ -243,10 +243,11 @@ async fn a_disabled_organization_is_refused_everywhere_until_enabled() {
         );
         let refused = at.sessions("olga").create_session(on("c")).await.unwrap_err();
         assert_eq!(reason_of(&refused), Some(Reason::OrgDisabled));
-        let request = wire::AuthorizeIssueRequest {
+        let request = wire::RecordTokenRequest {
             session_id: first.id.to_string(),
+            ..Default::default()
         };
-        let refused = at.ledger("ada").authorize_issue(request).await.unwrap_err();
+        let refused = at.ledger("ada").record_token(request).await.unwrap_err();
         assert_eq!(reason_of(&refused), Some(Reason::OrgDisabled));
         let request = wire::ResolveRouteRequest {
             session_token: at.token(&first),
@@ -399,10 +400,11 @@ async fn a_disabled_principal_is_as_unknown_and_loses_sessions_and_tokens() {
         refused.message(),
         "the service-account key is not known. Ask your platform team for a new one."
     );
-    let request = wire::AuthorizeIssueRequest {
+    let request = wire::RecordTokenRequest {
         session_id: foreign.id.to_string(),
+        ..Default::default()
     };
-    let refused = other.ledger("olga").authorize_issue(request).await.unwrap_err();
+    let refused = other.ledger("olga").record_token(request).await.unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::CallerUnknown));
     assert!(list(&other, "ada").await.is_ok(), "nobody else is");
     let shown = describe(&other, "pat", "acme").await.unwrap();

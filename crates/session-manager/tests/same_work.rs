@@ -100,10 +100,9 @@ async fn about(manager: &Manager, id: &str, rpc: Rpc) -> Result<(), Status> {
                 operation_ids: Vec::new(),
             }))
         }
-        Rpc::AuthorizeIssue => call!(ledger.authorize_issue(ledger::AuthorizeIssueRequest { session_id })),
         Rpc::RecordToken => call!(ledger.record_token(ledger::RecordTokenRequest {
             session_id,
-            token: None
+            ..Default::default()
         })),
         Rpc::ListTokens => call!(ledger.list_tokens(ledger::ListTokensRequest { session_id })),
         Rpc::Revoke => call!(ledger.revoke(ledger::RevokeRequest {

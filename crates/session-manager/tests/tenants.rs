@@ -343,12 +343,9 @@ impl Stage {
             Rpc::RevokeAllSessionTokens => {
                 call!(tokens.revoke_all_session_tokens(v1::RevokeAllSessionTokensRequest { session_id }))
             }
-            Rpc::AuthorizeIssue => {
-                call!(ledger.authorize_issue(ledger::AuthorizeIssueRequest { session_id }))
-            }
             Rpc::RecordToken => call!(ledger.record_token(ledger::RecordTokenRequest {
                 session_id,
-                token: None
+                ..Default::default()
             })),
             Rpc::ListTokens => call!(ledger.list_tokens(ledger::ListTokensRequest { session_id })),
             Rpc::Revoke => call!(ledger.revoke(ledger::RevokeRequest {

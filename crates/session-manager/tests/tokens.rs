@@ -2,30 +2,19 @@
 
 mod support;
 
-use session_core::{Clock as _, Reason, SessionKey, SystemClock, Timestamp, TokenId};
-use session_proto::convert::timestamp;
+use session_core::{Clock as _, Reason, SessionKey, SystemClock, Timestamp};
+use session_proto::convert::{from_timestamp, timestamp};
 use session_proto::error::reason_of;
 use session_proto::internal as wire;
+use session_proto::v1;
 use session_store::SessionStore as _;
 use std::time::Duration;
-use support::{Manager, until};
+use support::{Manager, a_token, until};
 
-fn token(id: u64, life: Duration) -> wire::LedgerToken {
-    let now = SystemClock.now();
-    wire::LedgerToken {
-        token_id: TokenId::generate(Timestamp::from_millis(1), id).to_string(),
-        key_id: "k".repeat(43),
-        token_epoch: 1,
-        issued_at: Some(timestamp(now)),
-        expires_at: Some(timestamp(now.after(life))),
-        ..Default::default()
-    }
-}
-
-fn record(key: &SessionKey, token: &wire::LedgerToken) -> wire::RecordTokenRequest {
+fn token(key: &SessionKey, n: u64, life: Duration) -> wire::RecordTokenRequest {
     wire::RecordTokenRequest {
-        session_id: key.id.to_string(),
-        token: Some(token.clone()),
+        expires_at: Some(timestamp(SystemClock.now().after(life))),
+        ..a_token(key.id.as_str(), n)
     }
 }
 
@@ -35,62 +24,112 @@ async fn the_ledger_takes_no_token_that_could_not_be() {
     let key = manager.create("ada").await;
     let hour = Duration::from_secs(3600);
     let cases = [
-        ("past the session's end", token(1, 25 * hour)),
         (
             "longer than twelve hours",
-            token(2, 12 * hour + Duration::from_secs(1)),
+            "expires_at",
+            token(&key, 2, 12 * hour + Duration::from_secs(1)),
         ),
         (
             "over before it began",
-            wire::LedgerToken {
+            "expires_at",
+            wire::RecordTokenRequest {
                 expires_at: Some(timestamp(Timestamp::from_millis(1))),
-                ..token(3, hour)
+                ..token(&key, 3, hour)
             },
         ),
         (
             "signed with no key",
-            wire::LedgerToken {
+            "key_id",
+            wire::RecordTokenRequest {
                 key_id: "../etc/passwd".to_owned(),
-                ..token(4, hour)
+                ..token(&key, 4, hour)
             },
         ),
         (
             "without an expiry",
-            wire::LedgerToken {
+            "expires_at",
+            wire::RecordTokenRequest {
                 expires_at: None,
-                ..token(5, hour)
+                ..token(&key, 5, hour)
+            },
+        ),
+        (
+            "without an id",
+            "token_id",
+            wire::RecordTokenRequest {
+                token_id: String::new(),
+                ..token(&key, 5, hour)
             },
         ),
     ];
-    for (what, token) in cases {
-        let refused = manager.ledger("ada").record_token(record(&key, &token)).await;
-        let reason = reason_of(&refused.expect_err(what));
-        assert_eq!(reason, Some(Reason::InvalidArgument), "{what}");
+    for (what, field, token) in cases {
+        let refused = manager.ledger("ada").record_token(token).await.expect_err(what);
+        assert_eq!(reason_of(&refused), Some(Reason::InvalidArgument), "{what}");
+        assert!(refused.message().contains(field), "{what}: {}", refused.message());
     }
-    let others = manager
-        .ledger("bob")
-        .record_token(record(&key, &token(6, hour)))
-        .await;
+    let others = manager.ledger("bob").record_token(token(&key, 6, hour)).await;
     assert_eq!(reason_of(&others.unwrap_err()), Some(Reason::NotAuthorized));
     assert!(manager.store.tokens(&key).await.unwrap().is_empty());
-    manager
-        .ledger("ada")
-        .record_token(record(&key, &token(7, hour)))
-        .await
-        .unwrap();
-    assert_eq!(manager.store.tokens(&key).await.unwrap().len(), 1);
+    let granted = manager.ledger("ada").record_token(token(&key, 7, hour)).await;
+    let granted = granted.unwrap().into_inner();
+    assert_eq!(
+        (
+            granted.org.as_str(),
+            granted.subject.as_str(),
+            granted.token_epoch
+        ),
+        ("acme", "sa|ada", 1)
+    );
+    let recorded = manager.store.tokens(&key).await.unwrap();
+    assert_eq!(recorded.len(), 1);
+    assert_eq!(granted.expires_at, Some(timestamp(recorded[0].expires_at)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_token_outlives_its_session() {
+    let manager = Manager::start().await;
+    let request = v1::CreateSessionRequest {
+        cluster: "c".to_owned(),
+        max_lifetime: Some(prost_types::Duration {
+            seconds: 600,
+            nanos: 0,
+        }),
+        ..Default::default()
+    };
+    let key = manager.create_as("ada", request).await;
+    let end = manager.store.get(&key).await.unwrap().unwrap().expires_at;
+    let asked = token(&key, 1, Duration::from_secs(3600));
+    let granted = manager.ledger("ada").record_token(asked).await.unwrap();
+    let expires_at = from_timestamp(&granted.into_inner().expires_at.unwrap());
+    assert_eq!(expires_at, Timestamp::from_secs(end.as_secs()));
+    assert_eq!(
+        manager.store.tokens(&key).await.unwrap()[0].expires_at,
+        expires_at
+    );
+    // As of an issuer whose clock is ahead.
+    let late = wire::RecordTokenRequest {
+        issued_at: Some(timestamp(end)),
+        expires_at: Some(timestamp(end.after(Duration::from_secs(60)))),
+        ..token(&key, 2, Duration::ZERO)
+    };
+    let refused = manager.ledger("ada").record_token(late).await.unwrap_err();
+    assert_eq!(reason_of(&refused), Some(Reason::SessionClosed));
+    assert!(
+        refused.message().contains("end of its life"),
+        "{}",
+        refused.message()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_expired_token_can_be_taken_back_while_it_has_its_grace() {
     let manager = Manager::start().await;
     let key = manager.create("ada").await;
-    let short = token(1, Duration::from_millis(300));
-    manager
-        .ledger("ada")
-        .record_token(record(&key, &short))
-        .await
-        .unwrap();
+    let short = wire::RecordTokenRequest {
+        issued_at: Some(timestamp(SystemClock.now().before(Duration::from_secs(5)))),
+        ..token(&key, 1, Duration::from_secs(1))
+    };
+    manager.ledger("ada").record_token(short.clone()).await.unwrap();
     until("it expires", async || {
         manager.store.tokens(&key).await.unwrap().is_empty()
     })

@@ -98,7 +98,7 @@ mod tests {
     };
 
     fn at(secs: u64) -> Timestamp {
-        Timestamp::from_millis(secs * 1000)
+        Timestamp::from_secs(secs)
     }
 
     fn key(kid: &str, since: Option<u64>, signed: Option<u64>) -> Candidate {

@@ -1,4 +1,4 @@
-//! TokenService: asks the ledger, signs, records, and only then answers.
+//! TokenService: has the ledger record a token, and only then signs it.
 
 use crate::gate::Origin;
 use crate::keys::{Keys, NoPlan};
@@ -133,19 +133,23 @@ impl Tokens {
         if ttl < LEAST_TTL || ttl > MOST_TTL {
             return Err(Refused::field("ttl", "must be between 60 s and 12 h").into());
         }
-        let authorize = ledger::AuthorizeIssueRequest {
-            session_id: sid.to_string(),
-        };
-        let granted = self
-            .ledger
-            .clone()
-            .authorize_issue(caller.asks(authorize))
-            .await
-            .map_err(relayed)?
-            .into_inner();
-
-        let claims = self.claims(&sid, &granted, ttl)?;
         let signer = self.keys.signer().await.map_err(|NoPlan| unreachable_manager())?;
+        let now = self.clock.now();
+        let asked = Asked {
+            sid,
+            iat: now.as_secs(),
+            exp: now.after(ttl).as_secs(),
+            jti: TokenId::generate(now, rand::random()),
+        };
+        let record = ledger::RecordTokenRequest {
+            session_id: asked.sid.to_string(),
+            token_id: asked.jti.to_string(),
+            key_id: signer.kid().to_owned(),
+            issued_at: Some(timestamp(Timestamp::from_secs(asked.iat))),
+            expires_at: Some(timestamp(Timestamp::from_secs(asked.exp))),
+        };
+        let recorded = self.ledger.clone().record_token(caller.asks(record)).await;
+        let claims = self.claims(asked, recorded.map_err(relayed)?.get_ref())?;
         let token = signer.sign(&claims).map_err(|error| {
             tracing::error!(%error, "a token could not be signed");
             Refused::new(
@@ -153,42 +157,20 @@ impl Tokens {
                 "The token could not be signed. Tell your platform team.",
             )
         })?;
-        let (issued_at, expires_at) = (from_secs(claims.iat), claims.expires_at());
-        let record = ledger::RecordTokenRequest {
-            session_id: sid.to_string(),
-            token: Some(ledger::LedgerToken {
-                token_id: claims.jti.to_string(),
-                key_id: signer.kid().to_owned(),
-                subject: claims.sub.to_string(),
-                token_epoch: claims.epoch,
-                issued_at: Some(timestamp(issued_at)),
-                expires_at: Some(timestamp(expires_at)),
-                ..ledger::LedgerToken::default()
-            }),
-        };
-        self.ledger
-            .clone()
-            .record_token(caller.asks(record))
-            .await
-            .map_err(relayed)?;
-        tracing::info!(session = %sid, org = %claims.org, token = %claims.jti, actor = %claims.sub, "token issued");
+        tracing::info!(session = %claims.sid, org = %claims.org, token = %claims.jti, actor = %claims.sub, "token issued");
         Ok(v1::IssueSessionTokenResponse {
-            connection_url: self.issuance.public.connection_url(&token, &sid),
+            connection_url: self.issuance.public.connection_url(&token, &claims.sid),
             token,
             token_id: claims.jti.to_string(),
             token_type: "Bearer".to_owned(),
-            issued_at: Some(timestamp(issued_at)),
-            expires_at: Some(timestamp(expires_at)),
+            issued_at: Some(timestamp(Timestamp::from_secs(claims.iat))),
+            expires_at: Some(timestamp(claims.expires_at())),
             grpc_endpoint: self.issuance.public.endpoint().to_owned(),
         })
     }
 
-    fn claims(
-        &self,
-        sid: &SessionId,
-        granted: &ledger::AuthorizeIssueResponse,
-        ttl: Duration,
-    ) -> Result<Claims, Refused> {
+    /// What the token says: what was asked for, as the ledger has it.
+    fn claims(&self, asked: Asked, recorded: &ledger::RecordTokenResponse) -> Result<Claims, Refused> {
         let broken = |what: &str| {
             tracing::error!(what, "the ledger's answer cannot be used");
             Refused::new(
@@ -196,40 +178,35 @@ impl Tokens {
                 "Berth's parts do not fit together. Tell your platform team.",
             )
         };
-        let now = self.clock.now();
-        let session_end = granted
-            .session_expires_at
-            .as_ref()
-            .map(from_timestamp)
-            .ok_or_else(|| broken("session_expires_at"))?;
-        let iat = now.as_secs();
-        let exp = now.after(ttl).min(session_end).as_secs();
-        if exp <= iat {
-            return Err(Refused::new(
-                Reason::SessionClosed,
-                format!("Session {sid} is at the end of its life."),
-            ));
+        let exp = recorded.expires_at.as_ref().map(from_timestamp);
+        let exp = exp.map(Timestamp::as_secs).unwrap_or_default();
+        if exp <= asked.iat || exp > asked.exp {
+            return Err(broken("expires_at"));
         }
         Ok(Claims {
             iss: self.issuance.issuer.clone(),
             aud: self.issuance.audience.clone(),
-            sub: granted
+            sub: recorded
                 .subject
                 .parse::<PrincipalId>()
                 .map_err(|_| broken("subject"))?,
-            org: granted.org.parse::<OrgId>().map_err(|_| broken("org"))?,
-            sid: sid.clone(),
-            epoch: granted.token_epoch,
-            iat,
-            nbf: iat,
+            org: recorded.org.parse::<OrgId>().map_err(|_| broken("org"))?,
+            sid: asked.sid,
+            epoch: recorded.token_epoch,
+            iat: asked.iat,
+            nbf: asked.iat,
             exp,
-            jti: TokenId::generate(now, rand::random()),
+            jti: asked.jti,
         })
     }
 }
 
-fn from_secs(secs: u64) -> Timestamp {
-    Timestamp::from_millis(secs.saturating_mul(1000))
+/// A token as it was asked for.
+struct Asked {
+    sid: SessionId,
+    iat: u64,
+    exp: u64,
+    jti: TokenId,
 }
 
 /// Who asks: their own credential goes on to the ledger, which judges it, and

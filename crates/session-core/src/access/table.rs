@@ -144,7 +144,6 @@ table! {
         BindSparkSession => Service,
     }
     "berth.internal.v1.TokenLedger" {
-        AuthorizeIssue => ServiceForCaller(Connect),
         RecordToken => ServiceForCaller(Connect),
         ListTokens => ServiceForCaller(Connect),
         Revoke => ServiceForCaller(Connect),

@@ -4,7 +4,7 @@ use super::Api;
 use crate::gate::Admitted;
 use session_core::access::Rpc;
 use session_core::machine::Event;
-use session_core::{Actor, AuditAction, Principal, Session, TokenId};
+use session_core::{Actor, AuditAction, Principal, Reason, Session, Timestamp, TokenId};
 use session_proto::convert::{from_timestamp, parse, timestamp};
 use session_proto::error::Refused;
 use session_proto::internal as wire;
@@ -22,22 +22,6 @@ type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl TokenLedger for Ledger {
-    async fn authorize_issue(
-        &self,
-        request: Request<wire::AuthorizeIssueRequest>,
-    ) -> Answer<wire::AuthorizeIssueResponse> {
-        let who = self.0.caller(&request)?;
-        let id = request.into_inner().session_id;
-        let session = self.connectable(&who, &id, Rpc::AuthorizeIssue).await;
-        let session = session.inspect_err(|refused| self.denied(&who, &id, refused))?;
-        Ok(Response::new(wire::AuthorizeIssueResponse {
-            org: session.org.to_string(),
-            subject: who.id.to_string(),
-            token_epoch: session.token_epoch,
-            session_expires_at: Some(timestamp(session.expires_at)),
-        }))
-    }
-
     async fn record_token(
         &self,
         request: Request<wire::RecordTokenRequest>,
@@ -49,51 +33,39 @@ impl TokenLedger for Ledger {
             Ok(org.map_err(crate::refuse::store)?.limits)
         };
         let session = self.connectable(&who, &request.session_id, Rpc::RecordToken);
-        let (session, limits) = tokio::try_join!(session, read)?;
-        let token = request
-            .token
-            .ok_or_else(|| Refused::field("token", "is missing"))?;
-        let moment = |field, at: Option<prost_types::Timestamp>| {
-            at.as_ref()
-                .map(from_timestamp)
-                .ok_or_else(|| Refused::field(field, "is missing"))
+        let (session, limits) = tokio::try_join!(session, read)
+            .inspect_err(|refused| self.denied(&who, &request.session_id, refused))?;
+        let record = self.to_record(&who, &session, request)?;
+        let key = session.key();
+        let id = record.id.clone();
+        let until = record.expires_at.after(self.0.verifier.config().afterlife());
+        let answer = wire::RecordTokenResponse {
+            org: key.org.to_string(),
+            subject: record.subject.to_string(),
+            token_epoch: record.epoch,
+            expires_at: Some(timestamp(record.expires_at)),
         };
-        let record = TokenRecord {
-            id: parse("token.token_id", &token.token_id)?,
-            key_id: token.key_id,
-            subject: who.id.clone(),
-            epoch: token.token_epoch,
-            issued_at: moment("token.issued_at", token.issued_at)?,
-            expires_at: moment("token.expires_at", token.expires_at)?,
-            address: who.address.clone(),
-        };
-        self.possible(&session, &record)?;
-        let (id, until) = (
-            record.id.clone(),
-            record.expires_at.after(self.0.verifier.config().afterlife()),
-        );
         self.0
             .store
-            .record_token(&session.key(), record, limits.tokens_per_session)
+            .record_token(&key, record, limits.tokens_per_session)
             .await
             .map_err(crate::refuse::store)
-            .inspect_err(|refused| self.denied(&who, &request.session_id, refused))?;
+            .inspect_err(|refused| self.denied(&who, key.id.as_str(), refused))?;
         // Shut out meanwhile: whoever took back their tokens may not have seen this one.
         if let Err(refused) = self.0.let_in(&who).await {
             let revoke = Event::RevokeToken {
                 id: id.clone(),
                 until,
             };
-            let key = session.key();
             self.0
                 .driver
                 .ask(&key, &revoke, &Actor::System, |_| Ok(()))
                 .await?;
-            self.denied(&who, &request.session_id, &refused);
+            self.denied(&who, key.id.as_str(), &refused);
             return Err(refused.into());
         }
-        tracing::info!(session = %session.id, org = %session.org, token = %id, actor = %who.id, "token recorded");
-        Ok(Response::new(wire::RecordTokenResponse {}))
+        tracing::info!(session = %key.id, org = %key.org, token = %id, actor = %who.id, "token recorded");
+        Ok(Response::new(answer))
     }
 
     async fn list_tokens(
@@ -235,21 +207,46 @@ impl Ledger {
         });
     }
 
-    /// Could the issuer have made such a token? It decides the same; what is
-    /// recorded is what the ledger answers for.
-    fn possible(&self, session: &Session, record: &TokenRecord) -> Result<(), Refused> {
-        if !is_key_id(&record.key_id) {
-            return Err(Refused::field("token.key_id", "must be a key's thumbprint"));
+    /// What is asked for, as far as it may be.
+    fn to_record(
+        &self,
+        who: &Admitted,
+        session: &Session,
+        request: wire::RecordTokenRequest,
+    ) -> Result<TokenRecord, Refused> {
+        if !is_key_id(&request.key_id) {
+            return Err(Refused::field("key_id", "must be a key's thumbprint"));
         }
-        let most = record.issued_at.after(self.0.verifier.config().max_ttl);
-        let end = most.min(session.expires_at);
-        if record.expires_at <= record.issued_at || record.expires_at > end {
+        let moment = |field, at: Option<prost_types::Timestamp>| {
+            at.as_ref()
+                .map(from_timestamp)
+                .ok_or_else(|| Refused::field(field, "is missing"))
+        };
+        let issued_at = moment("issued_at", request.issued_at)?;
+        let asked = moment("expires_at", request.expires_at)?;
+        let most = issued_at.after(self.0.verifier.config().max_ttl);
+        if asked <= issued_at || asked > most {
             return Err(Refused::field(
-                "token.expires_at",
-                format!("must be after it was issued, and not after {end}"),
+                "expires_at",
+                format!("must be after it was issued, and not after {most}"),
             ));
         }
-        Ok(())
+        let expires_at = Timestamp::from_secs(asked.min(session.expires_at).as_secs());
+        if expires_at <= issued_at {
+            return Err(Refused::new(
+                Reason::SessionClosed,
+                format!("Session {} is at the end of its life.", session.id),
+            ));
+        }
+        Ok(TokenRecord {
+            id: parse("token_id", &request.token_id)?,
+            key_id: request.key_id,
+            subject: who.id.clone(),
+            epoch: session.token_epoch,
+            issued_at,
+            expires_at,
+            address: who.address.clone(),
+        })
     }
 
     /// A live session that the caller may act as.

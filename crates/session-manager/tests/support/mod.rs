@@ -15,8 +15,10 @@ pub mod recording;
 use compute::SimCompute;
 use recording::RecordingStore;
 use service_kit::shutdown::Shutdown;
-use session_core::{Clock, Engine, OrgId, Route, SessionId, SessionKey, SystemClock, TokenId};
+use session_core::{Clock, Engine, OrgId, Route, SessionId, SessionKey, SystemClock, Timestamp, TokenId};
 use session_manager::{Computes, Config, Listeners};
+use session_proto::convert::timestamp;
+use session_proto::internal::RecordTokenRequest;
 use session_proto::internal::route_service_client::RouteServiceClient;
 use session_proto::internal::token_ledger_client::TokenLedgerClient;
 use session_proto::v1::catalog_service_client::CatalogServiceClient;
@@ -424,6 +426,18 @@ impl Manager {
     pub fn crash(self) {
         self.ended.abort();
         self.shutdown.force();
+    }
+}
+
+/// What token-issuer asks for: a token of ten minutes, the `n`th.
+pub fn a_token(session_id: &str, n: u64) -> RecordTokenRequest {
+    let now = SystemClock.now();
+    RecordTokenRequest {
+        session_id: session_id.to_owned(),
+        token_id: TokenId::generate(Timestamp::from_millis(1), n).to_string(),
+        key_id: "k".repeat(43),
+        issued_at: Some(timestamp(now)),
+        expires_at: Some(timestamp(now.after(Duration::from_secs(600)))),
     }
 }
 

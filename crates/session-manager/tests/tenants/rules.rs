@@ -78,7 +78,6 @@ const TABLE: &[(&str, &[Is])] = &[
     ("ListSessionTokens", ACT_AS),
     ("RevokeSessionToken", ACT_AS),
     ("RevokeAllSessionTokens", ACT_AS),
-    ("AuthorizeIssue", ACT_AS),
     ("RecordToken", ACT_AS),
     ("ListTokens", ACT_AS),
     ("Revoke", ACT_AS),

@@ -313,7 +313,7 @@ fn seconds(members: &Map<String, Value>, name: &str) -> Result<Option<u64>, Fore
 }
 
 fn at(seconds: u64) -> Timestamp {
-    Timestamp::from_millis(seconds.saturating_mul(1000))
+    Timestamp::from_secs(seconds)
 }
 
 impl fmt::Debug for ForeignVerifier {
