@@ -169,6 +169,7 @@ mod tests {
     use crate::silence::{Jumps, Silence};
     use compute::SimCompute;
     use service_kit::metrics::Registry;
+    use session_core::SessionKey;
     use session_core::machine::{self, NewSession, Transition};
     use session_core::policy::{PolicyRange, PolicyRequest};
     use session_core::time::ManualClock;
@@ -177,6 +178,7 @@ mod tests {
     use session_store::{Commit, Create, Kind, SessionStore};
     use std::collections::{BTreeMap, BTreeSet};
     use std::sync::Arc;
+    use tokio::sync::mpsc;
 
     const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 
@@ -202,11 +204,23 @@ mod tests {
         }
     }
 
-    async fn create(store: &MemoryStore) -> Session {
+    fn driver(store: &Arc<MemoryStore>, sim: &SimCompute) -> (Arc<Driver>, mpsc::Receiver<SessionKey>) {
+        let shared: Arc<dyn SessionStore> = Arc::clone(store) as _;
+        Driver::new(
+            Arc::clone(&shared),
+            Directory::new(Arc::clone(&shared)),
+            Computes::new(Arc::new(sim.clone()), Some(Arc::new(sim.clone()))),
+            Arc::new(Silence::new(shared, Jumps::AreMeant)),
+            Arc::new(Metrics::new(&Registry::new())),
+        )
+    }
+
+    async fn create(store: &MemoryStore, n: u64) -> Session {
         let json = serde_json::to_string(&cluster()).unwrap();
-        store.put_definition(Kind::Cluster, "c", 0, &json).await.unwrap();
+        // There already after the first.
+        let _ = store.put_definition(Kind::Cluster, "c", 0, &json).await;
         let new = NewSession {
-            id: SessionId::generate(NOW, 1),
+            id: SessionId::generate(NOW, n),
             org: "acme".parse().unwrap(),
             owner: "sa|ada".parse().unwrap(),
             name: None,
@@ -244,17 +258,10 @@ mod tests {
     async fn compute_that_is_stale_when_it_is_made_goes_at_once() {
         let clock = Arc::new(ManualClock::at(NOW));
         let store = Arc::new(MemoryStore::new(clock));
-        let shared: Arc<dyn SessionStore> = Arc::clone(&store) as _;
         let sim = SimCompute::new();
         sim.forget_releases();
-        let (driver, _kicked) = Driver::new(
-            Arc::clone(&shared),
-            Directory::new(Arc::clone(&shared)),
-            Computes::new(Arc::new(sim.clone()), Some(Arc::new(sim.clone()))),
-            Arc::new(Silence::new(shared, Jumps::AreMeant)),
-            Arc::new(Metrics::new(&Registry::new())),
-        );
-        let first = create(&store).await;
+        let (driver, _kicked) = driver(&store, &sim);
+        let first = create(&store, 1).await;
         let ensure = [Effect::Ensure { generation: 1 }];
         driver.start(&first, &ensure).await;
         assert_eq!(sim.live(), [(first.key(), 1)], "it is wanted");
@@ -273,5 +280,27 @@ mod tests {
         // Another manager's request for the first generation comes only now.
         driver.start(&first, &ensure).await;
         assert_eq!((sim.made(&first.key(), 1), sim.live()), (2, Vec::new()));
+    }
+
+    #[tokio::test]
+    async fn a_sweep_leaves_those_alone_whose_compute_is_there() {
+        let store = Arc::new(MemoryStore::new(Arc::new(ManualClock::at(NOW))));
+        let sim = SimCompute::new();
+        let (driver, mut kicked) = driver(&store, &sim);
+        let ensure = [Effect::Ensure { generation: 1 }];
+        let mut sessions = Vec::new();
+        for n in 1..=3 {
+            let session = create(&store, n).await;
+            driver.start(&session, &ensure).await;
+            sessions.push(session.key());
+        }
+        let mut swept = async || {
+            let there = driver.computes.local().await.unwrap();
+            driver.sweep_once(&there).await.unwrap();
+            std::iter::from_fn(|| kicked.try_recv().ok()).collect::<Vec<_>>()
+        };
+        assert_eq!(swept().await, []);
+        sim.vanish(&sessions[1], 1);
+        assert_eq!(swept().await, sessions[1..2]);
     }
 }
