@@ -315,6 +315,11 @@ async fn main() -> Result<()> {
 
     let column =
         |rounds: &[[f64; 2]], place: usize| spread(rounds.iter().map(|round| round[place]).collect());
+    // Of the same round: how fast the machine is at the moment is in both.
+    let beside = |place: usize| {
+        let rounds = verify.iter().zip(&alone);
+        spread(rounds.map(|(ours, alone)| ours[place] / alone[place]).collect())
+    };
     let result = json!({
         "what": "session tokens: checked, found again, issued; microseconds unless named otherwise",
         "rounds": rounds, "tokens_per_round": count, "smoke": smoke,
@@ -322,6 +327,7 @@ async fn main() -> Result<()> {
         "token_bytes": checks.largest(),
         "signature_alone_p50": column(&alone, 0), "signature_alone_p99": column(&alone, 1),
         "verify_p50": column(&verify, 0), "verify_p99": column(&verify, 1),
+        "verify_beside_signature_p50": beside(0), "verify_beside_signature_p99": beside(1),
         "cached_p50": column(&cached, 0), "cached_p99": column(&cached, 1),
         "issue_at_200_per_s_p50": column(&open, 0), "issue_at_200_per_s_p99": column(&open, 1),
         "issued_per_s": column(&closed, 0),
@@ -340,7 +346,9 @@ async fn main() -> Result<()> {
         ("signature_alone_p50", ""),
         ("signature_alone_p99", ""),
         ("verify_p50", ""),
-        ("verify_p99", "<= 80"),
+        ("verify_p99", "<= 80 where the signature alone takes 64"),
+        ("verify_beside_signature_p50", "<= 1.25"),
+        ("verify_beside_signature_p99", "<= 1.25"),
         ("cached_p50", "<= 2"),
         ("cached_p99", ""),
         ("issue_at_200_per_s_p50", ""),
