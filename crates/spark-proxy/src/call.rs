@@ -196,7 +196,6 @@ async fn pass_on(
             return Err(late.clone().into());
         }
     }
-    let admitted = Instant::now();
     let mut first = None;
     let mut not_before = None;
     for attempt in 0..MOST_TRIES {
@@ -231,13 +230,17 @@ async fn pass_on(
         match client.unless_gone(bound).await?? {
             Bound::Ours => {}
             // Another worker or proxy may have bound it after this route was asked for.
-            Bound::Unknown if stamp.at < admitted && not_before.is_none() => {
-                not_before = Some(admitted);
+            // ReleaseExecute was admitted whatever the rate, which must bound questions.
+            Bound::Unknown
+                if not_before.is_none()
+                    && (method != Method::ReleaseExecute || open.tally().is_within_rate()) =>
+            {
+                not_before = Some(Instant::now());
                 continue;
             }
             // Asked in vain. Only whoever reattaches had better try again.
             Bound::Unknown
-                if stamp.at < admitted
+                if not_before.is_some_and(|moment| stamp.at < moment)
                     && (method == Method::ReattachExecute || backend.engine == Engine::Spark) =>
             {
                 bind::nobody_can_tell(backend.engine)?;

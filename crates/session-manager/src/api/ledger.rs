@@ -35,8 +35,10 @@ impl TokenLedger for Ledger {
         let session = self.connectable(&who, &request.session_id, Rpc::RecordToken);
         let (session, limits) = tokio::try_join!(session, read)
             .inspect_err(|refused| self.denied(&who, &request.session_id, refused))?;
-        let record = self.to_record(&who, &session, request)?;
         let key = session.key();
+        let record = self
+            .to_record(&who, &session, request)
+            .inspect_err(|refused| self.denied(&who, key.id.as_str(), refused))?;
         let id = record.id.clone();
         let until = record.expires_at.after(self.0.verifier.config().afterlife());
         let answer = wire::RecordTokenResponse {

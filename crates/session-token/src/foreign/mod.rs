@@ -182,15 +182,15 @@ impl ForeignVerifier {
             Some(_) => {}
         }
         let soon = now.after(self.rules.leeway);
-        if at(iat) > soon {
+        if Timestamp::from_secs(iat) > soon {
             return Err(ForeignError::Invalid("iat is in the future"));
         }
         if let Some(nbf) = seconds(claims, "nbf")?
-            && at(nbf) > soon
+            && Timestamp::from_secs(nbf) > soon
         {
             return Err(ForeignError::Invalid("nbf is in the future"));
         }
-        Ok((subject.to_owned(), at(exp)))
+        Ok((subject.to_owned(), Timestamp::from_secs(exp)))
     }
 
     /// One of ours must be named. Others beside would make the token good at
@@ -310,10 +310,6 @@ fn seconds(members: &Map<String, Value>, name: &str) -> Result<Option<u64>, Fore
             .map(Some)
             .ok_or(ForeignError::Invalid("a time is not a whole number of seconds")),
     }
-}
-
-fn at(seconds: u64) -> Timestamp {
-    Timestamp::from_secs(seconds)
 }
 
 impl fmt::Debug for ForeignVerifier {
