@@ -95,15 +95,27 @@ where
     Ok(done as f64 / begun.elapsed().as_secs_f64())
 }
 
+/// What calls at a fixed rate took.
+pub(crate) struct Paced {
+    /// All of them.
+    pub(crate) all: Times,
+    /// Those of each second. Where the machine stands still for some milliseconds
+    /// now and then, most seconds tell of the calls and some of the machine.
+    pub(crate) seconds: Vec<Times>,
+    /// How late the pacing thread itself woke: time that is the machine's.
+    pub(crate) late: Times,
+}
+
 /// Makes calls at a fixed rate for `time`, whatever happens. A call's time
 /// counts from the moment it was due.
-pub(crate) async fn open_loop<F, Fut>(rate: u32, time: Duration, call: F) -> Result<Times>
+pub(crate) async fn open_loop<F, Fut>(rate: u32, time: Duration, call: F) -> Result<Paced>
 where
     F: Fn(u64) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<(), Status>> + Send,
 {
     let call = Arc::new(call);
     let runtime = Handle::current();
+    let mut late = Times::new()?;
     // By a thread of its own: tokio's timers are a millisecond wide, and would
     // make bursts of what should come one by one.
     let pacing = tokio::task::spawn_blocking(move || {
@@ -114,19 +126,27 @@ where
             let due = begun + Duration::from_secs_f64(n as f64 / f64::from(rate));
             #[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            late.note(due.elapsed());
             let call = Arc::clone(&call);
             let call = async move {
                 call(n).await?;
-                Ok::<_, Status>(due.elapsed())
+                Ok::<_, Status>((n, due.elapsed()))
             };
             running.spawn_on(call, &runtime);
         }
-        running
+        (running, late)
     });
-    let mut running = pacing.await?;
-    let mut times = Times::new()?;
+    let (mut running, late) = pacing.await?;
+    let mut all = Times::new()?;
+    let mut seconds = (0..time.as_secs())
+        .map(|_| Times::new())
+        .collect::<Result<Vec<_>>>()?;
     while let Some(done) = running.join_next().await {
-        times.note(done??);
+        let (n, took) = done??;
+        all.note(took);
+        if let Some(second) = seconds.get_mut(usize::try_from(n / u64::from(rate))?) {
+            second.note(took);
+        }
     }
-    Ok(times)
+    Ok(Paced { all, seconds, late })
 }
