@@ -97,11 +97,7 @@ where
 
 /// What calls at a fixed rate took.
 pub(crate) struct Paced {
-    /// All of them.
-    pub(crate) all: Times,
-    /// Those of each second. Where the machine stands still for some milliseconds
-    /// now and then, most seconds tell of the calls and some of the machine.
-    pub(crate) seconds: Vec<Times>,
+    pub(crate) calls: Times,
     /// How late the pacing thread itself woke: time that is the machine's.
     pub(crate) late: Times,
 }
@@ -130,23 +126,16 @@ where
             let call = Arc::clone(&call);
             let call = async move {
                 call(n).await?;
-                Ok::<_, Status>((n, due.elapsed()))
+                Ok::<_, Status>(due.elapsed())
             };
             running.spawn_on(call, &runtime);
         }
         (running, late)
     });
     let (mut running, late) = pacing.await?;
-    let mut all = Times::new()?;
-    let mut seconds = (0..time.as_secs())
-        .map(|_| Times::new())
-        .collect::<Result<Vec<_>>>()?;
+    let mut calls = Times::new()?;
     while let Some(done) = running.join_next().await {
-        let (n, took) = done??;
-        all.note(took);
-        if let Some(second) = seconds.get_mut(usize::try_from(n / u64::from(rate))?) {
-            second.note(took);
-        }
+        calls.note(done??);
     }
-    Ok(Paced { all, seconds, late })
+    Ok(Paced { calls, late })
 }

@@ -1,6 +1,6 @@
 //! Creates, routes and lists: how many, and how soon, at one manager.
 
-use crate::calls::{self, Times, closed_loop, open_loop};
+use crate::calls::{self, Paced, Times, closed_loop, open_loop};
 use crate::rows::Rows;
 use crate::stage::{CLUSTER, Manager, ORGS, Stage};
 use anyhow::{Context as _, Result};
@@ -43,17 +43,9 @@ pub(crate) async fn creates(stage: &Stage, manager: &Manager, rows: &mut Rows) -
     rows.at_least("creates, one manager", "/s", rate, 3000.0);
     // What was created goes on to become active: not the next row's burden.
     settle(manager).await?;
-    let paced = open_loop(1000, TIME, create).await?;
-    for second in &paced.seconds {
-        rows.at_most(
-            "create at 1000/s: p99 of a second",
-            "ms",
-            second.millis(0.99),
-            20.0,
-        );
-    }
-    rows.tell("create at 1000/s: p99 of all", "ms", paced.all.millis(0.99));
-    rows.tell("create at 1000/s: p50", "ms", paced.all.millis(0.5));
+    let times = open_loop(1000, TIME, create).await?.calls;
+    rows.at_most("create at 1000/s: p99", "ms", times.millis(0.99), 20.0);
+    rows.tell("create at 1000/s: p50", "ms", times.millis(0.5));
     Ok(())
 }
 
@@ -117,40 +109,17 @@ pub(crate) async fn routes(
     };
     let rate = closed_loop(AT_ONCE, TIME, resolve.clone()).await?;
     rows.at_least("ResolveRoute, active session", "/s", rate, 10_000.0);
-    let paced = open_loop(2000, TIME, resolve).await?;
-    for second in &paced.seconds {
-        rows.at_most(
-            "ResolveRoute at 2000/s: p99 of a second",
-            "ms",
-            second.millis(0.99),
-            3.0,
-        );
-    }
-    rows.tell("ResolveRoute at 2000/s: p99 of all", "ms", paced.all.millis(0.99));
-    rows.tell("ResolveRoute at 2000/s: p50", "ms", paced.all.millis(0.5));
-    let paced = open_loop(2000, TIME, nothing(manager)).await?;
-    for second in &paced.seconds {
-        rows.tell(
-            "a call that does nothing at 2000/s: p99 of a second",
-            "ms",
-            second.millis(0.99),
-        );
-    }
+    let times = open_loop(2000, TIME, resolve).await?.calls;
+    rows.at_most("ResolveRoute at 2000/s: p99", "ms", times.millis(0.99), 3.0);
+    rows.tell("ResolveRoute at 2000/s: p50", "ms", times.millis(0.5));
+    let Paced { calls, late } = open_loop(2000, TIME, nothing(manager)).await?;
     rows.tell(
-        "a call that does nothing at 2000/s: p99 of all",
+        "a call that does nothing at 2000/s: p99",
         "ms",
-        paced.all.millis(0.99),
+        calls.millis(0.99),
     );
-    rows.tell(
-        "a call that does nothing at 2000/s: p50",
-        "ms",
-        paced.all.millis(0.5),
-    );
-    rows.tell(
-        "the pacing thread's own lateness: p99",
-        "ms",
-        paced.late.millis(0.99),
-    );
+    rows.tell("a call that does nothing at 2000/s: p50", "ms", calls.millis(0.5));
+    rows.tell("the pacing thread woke late by: p99", "ms", late.millis(0.99));
     Ok(())
 }
 
