@@ -75,7 +75,8 @@ impl World {
         }
         if new.reason == ChangeReason::ClosingSoon {
             let deadline = new.closing_announced.unwrap();
-            if !self.state().announced.insert((new.key(), deadline)) {
+            // One that went away, for another that was announced, may come back.
+            if self.state().announced.insert(new.key(), deadline) == Some(deadline) {
                 self.broken(format!("{} announced {deadline} twice", short(&new.key())));
             }
             if self.now().after(CLOSING_SOON) < deadline {

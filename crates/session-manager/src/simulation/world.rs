@@ -54,7 +54,8 @@ pub(super) struct State {
     pub(super) heard: BTreeMap<String, Duration>,
     /// When a session last had a call.
     pub(super) used: BTreeMap<SessionKey, Duration>,
-    pub(super) announced: BTreeSet<(SessionKey, Timestamp)>,
+    /// The moment of closing that was announced last.
+    pub(super) announced: BTreeMap<SessionKey, Timestamp>,
     /// What the feed told, in its order.
     pub(super) fed: BTreeMap<SessionKey, Vec<EventRecord>>,
     pub(super) ledger: Ledger,
