@@ -5,7 +5,7 @@ use anyhow::Context;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use session_core::Reason;
-use session_core::{Catalog, CatalogName, Cluster, ClusterName, ClusterStatus, Org, OrgId};
+use session_core::{Catalog, CatalogName, Cluster, ClusterName, ClusterStatus, Org, OrgId, Timestamp};
 use session_proto::error::Refused;
 use session_store::{Definition, Error, Kind, SessionStore};
 use std::collections::BTreeSet;
@@ -147,19 +147,21 @@ impl Directory {
         Ok(Found(self.store.some_definitions(wanted).await?.into_iter()))
     }
 
-    /// Where somebody wants to create a session: the organization, and the
-    /// cluster if there is one of that name.
+    /// Where and when somebody wants to create a session: the organization, the
+    /// cluster if there is one of that name, and the present.
     pub(crate) async fn place(
         &self,
         org: &OrgId,
         cluster: &ClusterName,
-    ) -> Result<(Org, Option<Cluster>), Error> {
+    ) -> Result<(Org, Option<Cluster>, Timestamp), Error> {
         let wanted = [(Kind::Org, org.to_string()), (Kind::Cluster, cluster.to_string())];
-        let mut found = self.some(&wanted).await?;
+        let (found, now) = self.store.some_definitions_now(&wanted).await?;
+        let mut found = Found(found.into_iter());
         let defined = found.next()?;
         Ok((
             defined.unwrap_or_else(|| Org::undefined(org.clone())),
             found.next()?,
+            now,
         ))
     }
 

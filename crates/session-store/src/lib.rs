@@ -427,6 +427,14 @@ pub trait SessionStore:
     /// Reads several definitions at once, by kind and name, in this order.
     async fn some_definitions(&self, wanted: &[(Kind, String)]) -> Result<Vec<Option<Definition>>, Error>;
 
+    /// The same, and the store's clock as of then.
+    async fn some_definitions_now(
+        &self,
+        wanted: &[(Kind, String)],
+    ) -> Result<(Vec<Option<Definition>>, Timestamp), Error> {
+        Ok((self.some_definitions(wanted).await?, self.now().await?))
+    }
+
     /// Reads all definitions of a kind, by name.
     async fn definitions(&self, kind: Kind) -> Result<BTreeMap<String, Definition>, Error>;
 

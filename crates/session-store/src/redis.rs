@@ -36,6 +36,7 @@ use epoch::Epoch;
 use futures::stream::BoxStream;
 use keys::Keys;
 pub use options::{ConnectError, Credentials, Options, TlsFiles};
+use redis::{Pipeline, Value, from_redis_value};
 use scripts::{Call, Reply, Scripts};
 use serde::de::DeserializeOwned;
 use session_core::{
@@ -122,6 +123,14 @@ impl RedisStore {
         self.connections.run(call).await.map(Reply)
     }
 
+    fn reads_of(&self, wanted: &[(Kind, String)]) -> Pipeline {
+        let mut pipeline = redis::pipe();
+        for (kind, name) in wanted {
+            pipeline.cmd("HGET").arg(self.keys.definitions(*kind)).arg(name);
+        }
+        pipeline
+    }
+
     /// Takes members that name no session out of an index: nobody could ever
     /// settle them, and they must not hold up the others.
     async fn drop_strays(&self, index: &str, strays: &[String]) -> Result<(), Error> {
@@ -149,6 +158,16 @@ fn decode_definition(stored: &str) -> Result<Definition, Error> {
     parsed.ok_or_else(|| Error::Corrupt("a definition has no version".to_owned()))
 }
 
+fn decode_definitions(stored: Vec<Option<String>>) -> Result<Vec<Option<Definition>>, Error> {
+    let read = |stored: Option<String>| stored.map(|stored| decode_definition(&stored)).transpose();
+    stored.into_iter().map(read).collect()
+}
+
+/// What `TIME` answers.
+fn moment((seconds, micros): (u64, u64)) -> Timestamp {
+    Timestamp::from_millis(seconds * 1000 + micros / 1000)
+}
+
 /// A moment as a score. Scores are doubles: exact up to 2^53, some 285 000 years.
 fn score(at: Timestamp) -> u64 {
     at.as_millis().min(1 << 53)
@@ -157,8 +176,7 @@ fn score(at: Timestamp) -> u64 {
 #[async_trait]
 impl SessionStore for RedisStore {
     async fn now(&self) -> Result<Timestamp, Error> {
-        let (seconds, micros): (u64, u64) = self.connections.query(&redis::cmd("TIME")).await?;
-        Ok(Timestamp::from_millis(seconds * 1000 + micros / 1000))
+        self.connections.query(&redis::cmd("TIME")).await.map(moment)
     }
 
     async fn create(&self, create: Create) -> Result<Created, Error> {
@@ -317,13 +335,25 @@ impl SessionStore for RedisStore {
     }
 
     async fn some_definitions(&self, wanted: &[(Kind, String)]) -> Result<Vec<Option<Definition>>, Error> {
-        let mut pipeline = redis::pipe();
-        for (kind, name) in wanted {
-            pipeline.cmd("HGET").arg(self.keys.definitions(*kind)).arg(name);
+        if wanted.is_empty() {
+            return Ok(Vec::new());
         }
-        let stored: Vec<Option<String>> = self.connections.pipeline(&pipeline).await?;
-        let read = |stored: Option<String>| stored.map(|stored| decode_definition(&stored)).transpose();
-        stored.into_iter().map(read).collect()
+        let stored: Vec<Option<String>> = self.connections.pipeline(&self.reads_of(wanted)).await?;
+        decode_definitions(stored)
+    }
+
+    async fn some_definitions_now(
+        &self,
+        wanted: &[(Kind, String)],
+    ) -> Result<(Vec<Option<Definition>>, Timestamp), Error> {
+        let mut pipeline = self.reads_of(wanted);
+        pipeline.cmd("TIME");
+        let mut answers: Vec<Value> = self.connections.pipeline(&pipeline).await?;
+        let now = answers.pop().unwrap_or(Value::Nil);
+        let corrupt = |error: redis::ParsingError| Error::Corrupt(error.to_string());
+        let stored = from_redis_value(Value::Array(answers)).map_err(corrupt)?;
+        let now = from_redis_value(now).map_err(corrupt)?;
+        Ok((decode_definitions(stored)?, moment(now)))
     }
 
     async fn definitions(&self, kind: Kind) -> Result<BTreeMap<String, Definition>, Error> {

@@ -103,6 +103,7 @@ contract! {
         a_bounded_number_of_keys_is_known;
     definitions:
         definitions_are_compared_and_set,
+        several_are_read_in_their_order,
         kinds_are_apart,
         the_store_has_a_clock_an_epoch_and_a_pulse;
     shared:

@@ -284,8 +284,8 @@ impl Sessions {
             Ok(may_be && directory.is_disabled(&who.org).await?)
         };
         let named = placing::cluster_name(&request.cluster)?;
-        let known = tokio::try_join!(directory.place(&who.org, &named), disabled, store.now(), first);
-        let ((org, cluster), disabled, now, first) = known.map_err(crate::refuse::store)?;
+        let known = tokio::try_join!(directory.place(&who.org, &named), disabled, first);
+        let ((org, cluster, now), disabled, first) = known.map_err(crate::refuse::store)?;
         if disabled {
             return Err(super::org_disabled(&who.org));
         }
@@ -319,7 +319,7 @@ impl Sessions {
                 team,
                 labels: checked_labels(request.labels, &org.limits)?,
                 cluster: cluster.name.clone(),
-                catalog: catalog.map(|catalog| catalog.name),
+                catalog: catalog.as_ref().map(|catalog| catalog.name.clone()),
                 policy,
             },
             now,
@@ -342,7 +342,10 @@ impl Sessions {
                 session = %created.session.id, org = %who.org, actor = %who.id, cluster = %cluster.name,
                 "session created"
             );
-            self.0.driver.start(&created.session, &change.effects).await;
+            self.0
+                .driver
+                .start_new(&created.session, &change.effects, &cluster, catalog)
+                .await;
             // It may have been closed meanwhile: look at what is true now.
             self.0.driver.kick(created.session.key());
         }

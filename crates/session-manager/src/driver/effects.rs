@@ -4,7 +4,7 @@
 use super::Driver;
 use compute::ComputeSpec;
 use session_core::machine::{Effect, Observation};
-use session_core::{Cluster, Provider, Session, State, Status};
+use session_core::{Catalog, Cluster, Provider, Session, State, Status};
 use session_store::Error;
 
 impl Driver {
@@ -14,11 +14,7 @@ impl Driver {
         for effect in effects {
             let outcome = match *effect {
                 Effect::Ensure { generation } => match self.spec(session, generation).await {
-                    Ok(Ok(spec)) => {
-                        let made = self.computes.ensure(&spec).await;
-                        self.give_back_if_stale(&spec).await;
-                        made
-                    }
+                    Ok(Ok(spec)) => self.ensure(&spec).await,
                     Ok(Err(_)) | Err(_) => continue,
                 },
                 Effect::Release { up_to } => match self.bare_spec(session, up_to).await {
@@ -26,10 +22,45 @@ impl Driver {
                     None => continue,
                 },
             };
-            self.metrics.started(effect, outcome.is_ok());
-            if let Err(error) = outcome {
-                tracing::warn!(session = %session.id, ?effect, %error, "an effect could not be started yet");
+            self.note_started(session, effect, outcome);
+        }
+    }
+
+    /// The same for a new session, on what was read to create it.
+    pub(crate) async fn start_new(
+        &self,
+        session: &Session,
+        effects: &[Effect],
+        cluster: &Cluster,
+        catalog: Option<Catalog>,
+    ) {
+        let spec = ComputeSpec {
+            catalog,
+            ..bare_spec_on(cluster, session, session.generation)
+        };
+        for effect in effects {
+            match *effect {
+                Effect::Ensure { generation } if generation == spec.generation => {
+                    let outcome = self.ensure(&spec).await;
+                    self.note_started(session, effect, outcome);
+                }
+                Effect::Ensure { .. } | Effect::Release { .. } => {
+                    self.start(session, std::slice::from_ref(effect)).await;
+                }
             }
+        }
+    }
+
+    async fn ensure(&self, spec: &ComputeSpec) -> Result<(), compute::Error> {
+        let made = self.computes.ensure(spec).await;
+        self.give_back_if_stale(spec).await;
+        made
+    }
+
+    fn note_started(&self, session: &Session, effect: &Effect, outcome: Result<(), compute::Error>) {
+        self.metrics.started(effect, outcome.is_ok());
+        if let Err(error) = outcome {
+            tracing::warn!(session = %session.id, ?effect, %error, "an effect could not be started yet");
         }
     }
 

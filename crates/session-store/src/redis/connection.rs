@@ -196,7 +196,7 @@ impl Connections {
                     self.topology.doubt();
                     told = Some(address);
                 }
-                Advice::Ask(address) => match self.send_asking(&address, request).await {
+                Advice::Ask(address) => match Box::pin(self.send_asking(&address, request)).await {
                     // Some of its keys are there and some are not: until they all are.
                     Err(failure) if failure.advice(&address) == Advice::Later => {
                         tokio::time::sleep(RETRY).await;
@@ -285,4 +285,26 @@ fn slot_of(cmd: &Cmd) -> Slot {
             _ => None,
         })
         .unwrap_or(Slot::Global)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every call is moved a few times on its way; what is rarely done must
+    /// not make it larger.
+    #[tokio::test]
+    async fn a_call_does_not_carry_the_size_of_a_handshake() {
+        let target = Target::parse("redis://127.0.0.1:1", &Options::default()).unwrap();
+        let connections = Connections {
+            topology: Topology::new(target, false),
+            in_flight: Semaphore::new(1),
+        };
+        let (one, many) = (redis::cmd("TIME"), redis::pipe());
+        let sizes = [
+            size_of_val(&connections.query::<(u64, u64)>(&one)),
+            size_of_val(&connections.pipeline::<Vec<Option<String>>>(&many)),
+        ];
+        assert!(sizes.iter().all(|size| *size < 2048), "{sizes:?}");
+    }
 }

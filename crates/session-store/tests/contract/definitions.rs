@@ -36,6 +36,32 @@ pub(crate) async fn definitions_are_compared_and_set(store: Store) {
     );
 }
 
+pub(crate) async fn several_are_read_in_their_order(store: Store) {
+    let of = |version: u64, json: &str| {
+        Some(Definition {
+            version,
+            json: json.to_owned(),
+        })
+    };
+    store.put_definition(Kind::Org, "acme", 0, "{}").await.unwrap();
+    store.put_definition(Kind::Cluster, "c", 0, "1").await.unwrap();
+    store.put_definition(Kind::Cluster, "c", 1, "[2]").await.unwrap();
+    let wanted = [
+        (Kind::Cluster, "c".to_owned()),
+        (Kind::Disabled, "acme".to_owned()),
+        (Kind::Org, "acme".to_owned()),
+    ];
+    let expected = [of(2, "[2]"), None, of(1, "{}")];
+    assert_eq!(store.some_definitions(&wanted).await.unwrap(), expected);
+    assert_eq!(store.some_definitions(&[]).await.unwrap(), []);
+
+    let before = store.now().await.unwrap();
+    let (found, now) = store.some_definitions_now(&wanted).await.unwrap();
+    assert_eq!(found, expected);
+    assert!((before..=store.now().await.unwrap()).contains(&now));
+    assert_eq!(store.some_definitions_now(&[]).await.unwrap().0, []);
+}
+
 pub(crate) async fn kinds_are_apart(store: Store) {
     for (kind, name) in [
         (Kind::Cluster, "x"),

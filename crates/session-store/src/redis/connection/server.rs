@@ -199,9 +199,16 @@ impl Server {
     }
 
     async fn link(&self, target: &Target) -> Result<Link, Failure> {
-        if let Some(link) = self.state().link.clone() {
-            return Ok(link);
+        let link = self.state().link.clone();
+        match link {
+            Some(link) => Ok(link),
+            // Boxed, because every call would carry the size of a handshake.
+            None => Box::pin(self.open_link(target)).await,
         }
+    }
+
+    /// Opens the shared connection, unless somebody else just did.
+    async fn open_link(&self, target: &Target) -> Result<Link, Failure> {
         let _one_at_a_time = self.opening.lock().await;
         {
             let state = self.state();

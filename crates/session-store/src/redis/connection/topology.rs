@@ -75,9 +75,15 @@ impl Topology {
 
     /// The server of every slot, in the order of the slots.
     pub(super) async fn map(&self) -> Result<Map, Failure> {
-        if let Some(map) = self.state().map.clone() {
-            return Ok(map);
+        let known = self.state().map.clone();
+        match known {
+            Some(map) => Ok(map),
+            // Boxed, because every call would carry the size of it.
+            None => Box::pin(self.ask_unless_known()).await,
         }
+    }
+
+    async fn ask_unless_known(&self) -> Result<Map, Failure> {
         let _one_at_a_time = self.asking.lock().await;
         {
             let state = self.state();
