@@ -169,7 +169,10 @@ impl User {
                     world.state().sessions.remove(&key);
                 }
                 let created = created.ok()?;
-                manager.driver.start(&created.session, &change.effects).await;
+                manager
+                    .driver
+                    .start_new(&created.session, &change.effects, cluster, None)
+                    .await;
                 manager.driver.kick(key.clone());
                 Some(key)
             };
