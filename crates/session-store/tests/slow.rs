@@ -5,19 +5,15 @@
 
 mod common;
 
-use common::{Draft, FAR, LIMIT, Store, commit, eventually, touch};
+use common::{Draft, FAR, LIMIT, commit, connect, eventually, touch};
 use futures::future::join_all;
 use session_store::Error;
-use session_store::redis::{Options, RedisStore};
+use session_store::redis::Options;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use test_support::redis::PrivateRedis;
 use tokio::time::Instant;
-
-async fn connect(redis: &PrivateRedis, options: &Options) -> Store {
-    Arc::new(RedisStore::connect(&redis.url(), options).await.unwrap())
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn callers_beyond_the_limit_are_turned_away_at_once() {

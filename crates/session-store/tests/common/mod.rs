@@ -28,6 +28,15 @@ use tokio::time::{Instant, sleep};
 
 pub type Store = Arc<dyn SessionStore>;
 
+pub async fn connect(redis: &PrivateRedis, options: &Options) -> Store {
+    Arc::new(RedisStore::connect(&redis.url(), options).await.unwrap())
+}
+
+/// The hash tag of the organization that drafts belong to.
+pub fn tag() -> String {
+    format!("{{p{:02}}}", org("acme").partition())
+}
+
 /// Long, because the machine is shared.
 pub const LIMIT: Duration = Duration::from_secs(30);
 pub const FAR: Duration = Duration::from_secs(100 * 24 * 3600);
