@@ -14,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 const LAG: Duration = Duration::from_secs(10);
 /// Sessions are counted once in so many of those.
 const COUNT: u64 = 6;
-const PAGE: usize = 1000;
 
 /// Counts until `stop`.
 pub(crate) async fn run(
@@ -51,13 +50,7 @@ pub(crate) async fn run(
 async fn count(store: &dyn SessionStore, directory: &Directory) -> Result<BTreeMap<Status, u64>, Error> {
     let mut orgs: BTreeSet<OrgId> = BTreeSet::new();
     for cluster in directory.all::<Cluster>().await? {
-        let mut after = None;
-        loop {
-            let keys = store.live_on_cluster(&cluster.name, after.as_ref(), PAGE).await?;
-            let Some(last) = keys.last().cloned() else { break };
-            after = Some(last);
-            orgs.extend(keys.into_iter().map(|key| key.org));
-        }
+        orgs.extend(store.orgs_on_cluster(&cluster.name).await?);
     }
     let mut all = BTreeMap::new();
     for org in orgs {
@@ -66,4 +59,95 @@ async fn count(store: &dyn SessionStore, directory: &Directory) -> Result<BTreeM
         }
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use session_core::machine::{self, Event, NewSession, Transition};
+    use session_core::policy::{PolicyRange, PolicyRequest};
+    use session_core::time::ManualClock;
+    use session_core::{
+        Actor, ChangeReason, ClusterStatus, Engine, Limits, Provider, Session, SessionId, SessionPolicy,
+        Timestamp,
+    };
+    use session_store::memory::MemoryStore;
+    use session_store::{Commit, Create, Kind};
+
+    const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+
+    async fn define(store: &MemoryStore, name: &str) -> Cluster {
+        let cluster = Cluster {
+            name: name.parse().unwrap(),
+            status: ClusterStatus::Active,
+            engine: Engine::Sail,
+            engine_version: None,
+            client_versions: Vec::new(),
+            granted_orgs: BTreeSet::default(),
+            provider: Provider::Process {
+                program: "/opt/sail".to_owned(),
+                java_home: None,
+                properties: BTreeMap::default(),
+                python: None,
+                driver_memory: None,
+            },
+            idle_policy: None,
+            policy: PolicyRange::default(),
+            managed_by_config: false,
+            version: 0,
+        };
+        let json = serde_json::to_string(&cluster).unwrap();
+        store.put_definition(Kind::Cluster, name, 0, &json).await.unwrap();
+        cluster
+    }
+
+    async fn create(store: &MemoryStore, n: u64, org: &str, cluster: &Cluster) -> Session {
+        let new = NewSession {
+            id: SessionId::generate(NOW, n),
+            org: org.parse().unwrap(),
+            owner: "sa|ada".parse().unwrap(),
+            name: None,
+            team: None,
+            labels: BTreeMap::default(),
+            cluster: cluster.name.clone(),
+            catalog: None,
+            policy: SessionPolicy::settle(cluster, &PolicyRequest::default()).unwrap(),
+        };
+        let Transition { session, record, .. } = machine::create(new, NOW);
+        let create = Create {
+            session,
+            record,
+            due: NOW,
+            request: None,
+            limits: Limits::default(),
+        };
+        store.create(create).await.unwrap().session
+    }
+
+    #[tokio::test]
+    async fn every_session_is_counted_once_wherever_its_organization_has_more() {
+        let store = Arc::new(MemoryStore::new(Arc::new(ManualClock::at(NOW))));
+        let (one, two) = (define(&store, "one").await, define(&store, "two").await);
+        // `acme` lives on both clusters; `gone` has nothing that lives.
+        for (n, org, cluster) in [(1, "acme", &one), (2, "acme", &two), (3, "other", &two)] {
+            create(&store, n, org, cluster).await;
+        }
+        for (n, org) in [(4, "acme"), (5, "gone")] {
+            let session = create(&store, n, org, &one).await;
+            let close = Event::Close {
+                reason: ChangeReason::CloseRequested,
+            };
+            let change = machine::apply(&session, &close, &Actor::System, NOW).unwrap();
+            let Transition { session, record, .. } = change.unwrap();
+            let commit = Commit {
+                session,
+                record,
+                due: None,
+            };
+            store.commit(commit).await.unwrap();
+        }
+        let directory = Directory::new(Arc::clone(&store) as _);
+        let counts = count(&*store, &directory).await.unwrap();
+        assert_eq!((counts[&Status::Pending], counts[&Status::Active]), (3, 0));
+    }
 }

@@ -385,6 +385,9 @@ pub trait SessionStore:
         limit: usize,
     ) -> Result<Vec<SessionKey>, Error>;
 
+    /// The organizations that have live sessions on `cluster`.
+    async fn orgs_on_cluster(&self, cluster: &ClusterName) -> Result<BTreeSet<OrgId>, Error>;
+
     /// How many of an organization's sessions are in each status.
     async fn counts(&self, org: &OrgId) -> Result<BTreeMap<Status, u64>, Error>;
 

@@ -491,6 +491,11 @@ impl SessionStore for MemoryStore {
             .collect())
     }
 
+    async fn orgs_on_cluster(&self, cluster: &ClusterName) -> Result<BTreeSet<OrgId>, Error> {
+        let live = self.live_on_cluster(cluster, None, usize::MAX).await?;
+        Ok(live.into_iter().map(|key| key.org).collect())
+    }
+
     async fn counts(&self, org: &OrgId) -> Result<BTreeMap<Status, u64>, Error> {
         let state = self.state();
         let mut counts: BTreeMap<_, _> = Status::ALL.map(|status| (status, 0)).into();

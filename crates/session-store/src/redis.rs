@@ -43,7 +43,7 @@ use session_core::{
     ClusterName, EventRecord, Operation, OrgId, PrincipalId, ProxyId, Session, SessionKey, Status, Timestamp,
     TokenId, TokenUse, Use,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
@@ -272,6 +272,10 @@ impl SessionStore for RedisStore {
         limit: usize,
     ) -> Result<Vec<SessionKey>, Error> {
         self.find_on_cluster(cluster, after, limit).await
+    }
+
+    async fn orgs_on_cluster(&self, cluster: &ClusterName) -> Result<BTreeSet<OrgId>, Error> {
+        self.find_orgs_on_cluster(cluster).await
     }
 
     async fn counts(&self, org: &OrgId) -> Result<BTreeMap<Status, u64>, Error> {

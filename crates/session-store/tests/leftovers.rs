@@ -7,6 +7,7 @@ mod common;
 
 use common::{
     Draft, FAR, LIMIT, activate, close, commit, connect, request, revoke, revoke_one, tag, token, touch,
+    unprefixed,
 };
 use session_core::{Activity, Session, Timestamp};
 use session_store::redis::Options;
@@ -19,14 +20,7 @@ use test_support::redis::PrivateRedis;
 #[tokio::test]
 async fn what_is_only_needed_for_a_while_expires_by_itself() {
     let redis = PrivateRedis::start().await.unwrap();
-    let store = connect(
-        &redis,
-        &Options {
-            prefix: String::new(),
-            ..Options::default()
-        },
-    )
-    .await;
+    let store = connect(&redis, &unprefixed()).await;
     let create = Create {
         request: request("r", "f"),
         ..Draft::default().create()
@@ -61,11 +55,7 @@ async fn what_is_only_needed_for_a_while_expires_by_itself() {
 #[tokio::test]
 async fn leases_run_out_and_leave_nothing() {
     let redis = PrivateRedis::start().await.unwrap();
-    let options = Options {
-        prefix: String::new(),
-        ..Options::default()
-    };
-    let store = connect(&redis, &options).await;
+    let store = connect(&redis, &unprefixed()).await;
     let session: Session = Draft::default().store(&store).await;
     let (key, leases) = (session.key(), format!("{}:leases:acme:{}", tag(), session.id));
     store.report(&key, &common::report("p", 1)).await.unwrap();
@@ -93,11 +83,7 @@ async fn leases_run_out_and_leave_nothing() {
 async fn revoked_tokens_do_not_pile_up() {
     const LIMIT: u32 = 3;
     let redis = PrivateRedis::start().await.unwrap();
-    let options = Options {
-        prefix: String::new(),
-        ..Options::default()
-    };
-    let store = connect(&redis, &options).await;
+    let store = connect(&redis, &unprefixed()).await;
     let mut session = Draft::default().store(&store).await;
     let key = session.key();
     for round in 0..50 {
@@ -121,11 +107,7 @@ async fn revoked_tokens_do_not_pile_up() {
 #[tokio::test]
 async fn entries_that_name_no_session_hold_nobody_up() {
     let redis = PrivateRedis::start().await.unwrap();
-    let options = Options {
-        prefix: String::new(),
-        ..Options::default()
-    };
-    let store = connect(&redis, &options).await;
+    let store = connect(&redis, &unprefixed()).await;
     let session = Draft::default().store(&store).await;
     let key = session.key();
     store
@@ -147,6 +129,9 @@ async fn entries_that_name_no_session_hold_nobody_up() {
     assert_eq!(store.claim_due(3, FAR).await.unwrap(), std::slice::from_ref(&key));
     let found = store.live_on_cluster(&session.cluster, None, 2).await.unwrap();
     assert_eq!(found, [key]);
+    redis.command(&format!("ZADD {orgs} 0 !")).await.unwrap();
+    let named = store.orgs_on_cluster(&session.cluster).await.unwrap();
+    assert_eq!(named, BTreeSet::from([session.org]));
     for index in [due, orgs, live] {
         assert_eq!(redis.command(&format!("ZCARD {index}")).await.unwrap(), ":1\r\n");
     }

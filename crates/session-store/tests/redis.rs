@@ -5,7 +5,9 @@
 
 mod common;
 
-use common::{Draft, FAR, LIMIT, close, commit, connect, eventually, options, request, tag, token, touch};
+use common::{
+    Draft, FAR, LIMIT, close, commit, connect, eventually, options, request, tag, token, touch, unprefixed,
+};
 use futures::StreamExt;
 use session_core::{Session, SessionKey, Status, Timestamp};
 use session_store::redis::{ConnectError, Options, RedisStore};
@@ -236,14 +238,7 @@ async fn prefixes_keep_installs_apart() {
 #[tokio::test]
 async fn broken_records_are_told_from_absent_redis() {
     let redis = PrivateRedis::start().await.unwrap();
-    let store = connect(
-        &redis,
-        &Options {
-            prefix: String::new(),
-            ..Options::default()
-        },
-    )
-    .await;
+    let store = connect(&redis, &unprefixed()).await;
     let session: Session = Draft::default().store(&store).await;
     let record = format!("{}:session:acme:{}", tag(), session.id);
     let set = async |text: String| {
@@ -513,6 +508,8 @@ async fn every_step_stays_within_one_hash_slot() {
         assert_eq!(store.put_definition(Kind::Org, org, 0, "{}").await.unwrap(), 1);
         let live = store.live_on_cluster(&session.cluster, None, 10).await.unwrap();
         assert!(live.contains(&key));
+        let orgs = store.orgs_on_cluster(&session.cluster).await.unwrap();
+        assert!(orgs.contains(&session.org));
         commit(&store, close(&session)).await;
     }
     assert_eq!(store.definitions(Kind::Org).await.unwrap().len(), 4);

@@ -18,7 +18,7 @@ use session_store::{
     Commit, Create, Created, Definition, Error, Feed, Heard, Kind, ListQuery, Loaded, Page, Proxies, Report,
     Reported, RequestId, SessionStore, SharedServers, TokenRecord, Tombstones,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -315,6 +315,10 @@ impl SessionStore for FaultyStore {
             self.inner().live_on_cluster(cluster, after, limit),
         )
         .await
+    }
+    async fn orgs_on_cluster(&self, cluster: &ClusterName) -> Result<BTreeSet<OrgId>, Error> {
+        self.call("orgs_on_cluster", self.inner().orgs_on_cluster(cluster))
+            .await
     }
     async fn counts(&self, org: &OrgId) -> Result<BTreeMap<Status, u64>, Error> {
         self.call("counts", self.inner().counts(org)).await

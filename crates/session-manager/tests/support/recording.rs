@@ -15,7 +15,7 @@ use session_store::{
     Commit, Create, Created, Definition, Error, Feed, Heard, Kind, ListQuery, Loaded, Page, Proxies, Report,
     Reported, RequestId, SessionStore, SharedServers, TokenRecord, Tombstones,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -80,6 +80,7 @@ recorded! {
         claim_due(limit: usize, lease: Duration) -> Vec<SessionKey>;
         list(query: &ListQuery) -> Page;
         live_on_cluster(cluster: &ClusterName, after: Option<&SessionKey>, limit: usize) -> Vec<SessionKey>;
+        orgs_on_cluster(cluster: &ClusterName) -> BTreeSet<OrgId>;
         counts(org: &OrgId) -> BTreeMap<Status, u64>;
         oldest_due() -> Option<Timestamp>;
         events(key: &SessionKey) -> Vec<EventRecord>;

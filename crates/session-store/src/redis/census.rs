@@ -7,11 +7,14 @@ use crate::Error;
 use futures::future::try_join_all;
 use redis::Cmd;
 use session_core::{ClusterName, OrgId, SessionId, SessionKey, Status, Timestamp};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 /// Organizations whose sessions are read at once.
+/// Organizations whose sessions are read together.
 const ORGS: usize = 32;
+/// Organizations that are read together by name alone.
+const PAGE: usize = 1000;
 
 impl RedisStore {
     pub(super) async fn count_by_status(&self, org: &OrgId) -> Result<BTreeMap<Status, u64>, Error> {
@@ -57,6 +60,24 @@ impl RedisStore {
         keys.sort_unstable();
         keys.truncate(limit);
         Ok(keys)
+    }
+
+    /// The organizations with live sessions on a cluster: read from the index
+    /// of them, whatever the number of sessions.
+    pub(super) async fn find_orgs_on_cluster(&self, cluster: &ClusterName) -> Result<BTreeSet<OrgId>, Error> {
+        let parts = partitions().map(async |partition| {
+            let index = self.keys.orgs_on_cluster(partition, cluster);
+            let (mut all, mut from) = (Vec::new(), "-".to_owned());
+            loop {
+                let orgs = self.orgs(&index, &by_lex(&index, &from, PAGE)).await?;
+                let Some(last) = orgs.last() else {
+                    return Ok::<_, Error>(all);
+                };
+                from = format!("({last}");
+                all.extend(orgs);
+            }
+        });
+        Ok(try_join_all(parts).await?.into_iter().flatten().collect())
     }
 
     async fn find_in_partition(

@@ -32,6 +32,14 @@ pub async fn connect(redis: &PrivateRedis, options: &Options) -> Store {
     Arc::new(RedisStore::connect(&redis.url(), options).await.unwrap())
 }
 
+/// Keys without a prefix, for tests that name them.
+pub fn unprefixed() -> Options {
+    Options {
+        prefix: String::new(),
+        ..Options::default()
+    }
+}
+
 /// The hash tag of the organization that drafts belong to.
 pub fn tag() -> String {
     format!("{{p{:02}}}", org("acme").partition())

@@ -294,13 +294,21 @@ pub(crate) async fn clusters_list_their_live_sessions_in_order(store: Store) {
         store.live_on_cluster(&cluster, None, 100).await.unwrap(),
         expected
     );
+    let orgs: BTreeSet<_> = expected.iter().map(|key| key.org.clone()).collect();
+    assert_eq!(store.orgs_on_cluster(&cluster).await.unwrap(), orgs);
+    for key in expected.iter().filter(|key| key.org == expected[0].org) {
+        let session = store.get(key).await.unwrap().unwrap();
+        commit(&store, close(&session)).await;
+    }
+    let left = store.orgs_on_cluster(&cluster).await.unwrap();
     assert!(
-        store
-            .live_on_cluster(&"none".parse().unwrap(), None, 10)
-            .await
-            .unwrap()
-            .is_empty()
+        !left.contains(&expected[0].org) && left.len() + 1 == orgs.len(),
+        "{left:?}"
     );
+
+    let none = "none".parse().unwrap();
+    assert!(store.live_on_cluster(&none, None, 10).await.unwrap().is_empty());
+    assert!(store.orgs_on_cluster(&none).await.unwrap().is_empty());
 }
 
 pub(crate) async fn sessions_are_counted_by_status(store: Store) {
