@@ -408,9 +408,9 @@ async fn place(
         };
         if let Some(whole) = peeked
             && whole.len() <= local::MOST_TALK
-            && let Some(answer) = local::idle_talk(method, &whole)
+            && let Some(answer) = local::exit_or_error_reply(method, &whole)
         {
-            return Ok(Place::Nowhere(answer));
+            return answer.map(Place::Nowhere);
         }
     }
     // Boxed, as all that is rare: a call's future is moved, and is as large as its largest part.

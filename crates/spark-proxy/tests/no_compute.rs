@@ -79,6 +79,7 @@ async fn a_notebook_that_ends_on_an_idle_session_leaves_it_idle() {
     let rig = idle().await;
     let compression = ConfigRequest {
         session_id: SPARK_SESSION.to_owned(),
+        client_observed_server_side_session_id: Some(SERVER.to_owned()),
         operation: Some(Operation {
             op_type: Some(OpType::Get(Get {
                 keys: vec![
@@ -90,10 +91,12 @@ async fn a_notebook_that_ends_on_an_idle_session_leaves_it_idle() {
         ..ConfigRequest::default()
     };
     let reply: ConfigResponse = message(&rig.call(ask(&rig, "Config", &compression)).await);
+    assert_eq!(reply.server_side_session_id, SERVER);
     assert_eq!(reply.session_id, SPARK_SESSION);
     let goodbye = ExecutePlanRequest {
         session_id: SPARK_SESSION.to_owned(),
         operation_id: Some(OPERATION.to_owned()),
+        client_observed_server_side_session_id: Some(SERVER.to_owned()),
         plan: Some(Plan {
             op_type: Some(plan::OpType::Command(Command {
                 command_type: Some(command::CommandType::MlCommand(MlCommand {
@@ -105,6 +108,7 @@ async fn a_notebook_that_ends_on_an_idle_session_leaves_it_idle() {
     };
     let reply: ExecutePlanResponse = message(&rig.call(ask(&rig, "ExecutePlan", &goodbye)).await);
     assert_eq!(reply.session_id, SPARK_SESSION);
+    assert_eq!(reply.server_side_session_id, SERVER);
     assert_nothing_woke(&rig);
 
     // A real query does wake, and is told apart.
@@ -116,6 +120,43 @@ async fn a_notebook_that_ends_on_an_idle_session_leaves_it_idle() {
         b"SELECT 1",
         "what was looked at goes on whole"
     );
+}
+
+/// PySpark 4.1 and later begin their first query with this question, and keep
+/// the server-side session id of its answer: only the engine has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_question_of_a_new_client_wakes_and_is_held() {
+    let rig = idle().await;
+    let question = ConfigRequest {
+        session_id: SPARK_SESSION.to_owned(),
+        client_type: Some("_SPARK_CONNECT_PYTHON spark/4.1.3 os/linux python/3.11.7".to_owned()),
+        operation: Some(Operation {
+            op_type: Some(OpType::Get(Get {
+                keys: vec![
+                    "spark.connect.session.planCompression.threshold".to_owned(),
+                    "spark.connect.session.planCompression.defaultAlgorithm".to_owned(),
+                ],
+            })),
+        }),
+        ..ConfigRequest::default()
+    };
+    let client = rig.client().await;
+    let question = ask(&rig, "Config", &question);
+    let held = tokio::spawn(async move { client.call(question).await });
+    within("the session is woken", async {
+        while !rig.routes.asked().iter().any(|asked| asked.wake) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert!(rig.spark.seen().requests.is_empty());
+    rig.routes.announce(Route {
+        version: 2,
+        ..rig.route()
+    });
+    let reply = within("the engine answers", held).await.unwrap();
+    assert_eq!(reply.code(), Code::Ok, "{reply:?}");
+    assert_eq!(rig.spark.seen().requests.len(), 1, "the engine's own answer");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
