@@ -27,9 +27,20 @@ pub enum Wanted {
     Operations(Vec<String>),
 }
 
-/// Interrupts operations of Spark sessions on one server, as `user_name` of the
-/// session's own user, which is how engines find them. Returns the ids that the
-/// server says it interrupted; some, if it answered for some.
+/// A Spark session as an engine finds it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Running {
+    /// The `user_id` under which it runs; empty if that is the session's id.
+    pub user_id: String,
+    /// The client's own id of it.
+    pub spark_session: SparkSessionId,
+}
+
+/// Interrupts operations of Spark sessions on one server, each as the user
+/// under whom it runs, which is how Apache Spark finds it, called `user_name`.
+/// Returns the ids that the server says it interrupted; some, if it answered
+/// for some. No call waits longer than 5 s: Apache Spark 4.1 never answers
+/// about an operation that it does not know.
 ///
 /// Only for Spark sessions that exist: asked about another one, an engine may
 /// make it.
@@ -40,15 +51,19 @@ pub async fn interrupt(
     target: &Target,
     key: &SessionKey,
     user_name: &str,
-    wanted: &BTreeMap<SparkSessionId, Wanted>,
+    wanted: &BTreeMap<Running, Wanted>,
 ) -> Result<Vec<String>, Cause> {
     let work = async {
         let asker = Asker::connect(target, user_id(key), String::new())
             .await
-            .map_err(NotReady::into_cause)?
-            .named(user_name);
-        let calls = wanted.iter().flat_map(|(id, wanted)| {
-            let asker = asker.of(id.to_string());
+            .map_err(NotReady::into_cause)?;
+        let calls = wanted.iter().flat_map(|(running, wanted)| {
+            let asker = if running.user_id.is_empty() {
+                asker.clone()
+            } else {
+                asker.clone().as_user(&running.user_id)
+            };
+            let asker = asker.named(user_name).of(running.spark_session.to_string());
             let operations: Vec<Option<String>> = match wanted {
                 Wanted::All => vec![None],
                 Wanted::Operations(ids) => ids.iter().cloned().map(Some).collect(),
@@ -59,7 +74,9 @@ pub async fn interrupt(
         });
         let calls: Vec<_> = calls.collect();
         let mut answers = stream::iter(calls)
-            .map(|(asker, operation)| async move { timeout(CALL_LIMIT, asker.interrupt(operation)).await })
+            .map(|(asker, operation)| async move {
+                timeout(CALL_LIMIT, asker.interrupt(operation, CALL_LIMIT)).await
+            })
             .buffer_unordered(TOGETHER);
         let (mut interrupted, mut failed) = (Vec::new(), None);
         while let Some(answer) = answers.next().await {
@@ -87,4 +104,37 @@ pub async fn interrupt(
 
 fn too_late(limit: Duration) -> Cause {
     format!("it did not answer within {} s", limit.as_secs()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use session_core::{SessionId, Timestamp};
+
+    /// A server that takes calls and never answers, as Apache Spark 4.1 does
+    /// about an operation that it does not know.
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_never_answers_is_not_waited_for() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = Target {
+            address: listener.local_addr().unwrap().to_string(),
+            tls: None,
+            credential: None,
+            allow: None,
+        };
+        let key = SessionKey {
+            org: "acme".parse().unwrap(),
+            id: SessionId::generate(Timestamp::ZERO, 1),
+        };
+        let running = Running {
+            user_id: String::new(),
+            spark_session: "01234567-89ab-cdef-0123-456789abcdef".parse().unwrap(),
+        };
+        let unknown = (0..40).map(|id| id.to_string()).collect();
+        let wanted = [(running, Wanted::Operations(unknown))].into();
+        let began = tokio::time::Instant::now();
+        let cause = interrupt(&target, &key, "ada", &wanted).await.unwrap_err();
+        assert!(began.elapsed() <= LIMIT + CALL_LIMIT, "{:?}", began.elapsed());
+        assert!(cause.text.contains("did not answer within"), "{cause:?}");
+    }
 }

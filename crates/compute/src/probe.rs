@@ -125,6 +125,12 @@ impl Asker {
         })
     }
 
+    /// The same Spark session of another user.
+    pub(crate) fn as_user(mut self, user_id: &str) -> Self {
+        user_id.clone_into(&mut self.user.user_id);
+        self
+    }
+
     /// The same user's Spark session of this id, on the same connection.
     pub(crate) fn of(&self, session_id: String) -> Self {
         Self {
@@ -242,7 +248,12 @@ impl Asker {
     }
 
     /// Interrupts one operation, or all of them; returns what was interrupted.
-    pub(crate) async fn interrupt(&self, operation: Option<String>) -> Result<Vec<String>, Status> {
+    /// The engine is told to give up after `limit` too.
+    pub(crate) async fn interrupt(
+        &self,
+        operation: Option<String>,
+        limit: Duration,
+    ) -> Result<Vec<String>, Status> {
         use sc::interrupt_request::{Interrupt, InterruptType};
         let kind = match operation {
             None => InterruptType::All,
@@ -256,7 +267,9 @@ impl Asker {
             interrupt: operation.map(Interrupt::OperationId),
             ..Default::default()
         };
-        let answer = self.client().interrupt(self.request(message)).await?;
+        let mut request = self.request(message);
+        request.set_timeout(limit);
+        let answer = self.client().interrupt(request).await?;
         Ok(answer.into_inner().interrupted_ids)
     }
 

@@ -94,6 +94,10 @@ pub struct Operation {
     /// When the proxy saw it begin.
     #[serde(rename = "at")]
     pub started_at: Timestamp,
+    /// The `user_id` that the engine was told, by which Apache Spark finds the
+    /// Spark session; empty if it is the session's id.
+    #[serde(rename = "u", default, skip_serializing_if = "String::is_empty")]
+    pub user_id: String,
 }
 
 /// When a token was used.

@@ -127,6 +127,7 @@ async fn running(manager: &Manager, key: &SessionKey, operations: &[(&str, &str)
             operation_id: (*id).to_owned(),
             method: "ExecutePlan".to_owned(),
             started_at: None,
+            user_id: format!("user-of-{spark}"),
         })
         .collect();
     let said = wire::SessionActivity {
@@ -182,10 +183,10 @@ async fn operations_are_listed_and_interrupted_in_the_session_s_name() {
     assert_eq!(got.len(), 2, "once for each Spark session");
     for request in got {
         let user = request.user_context.unwrap();
-        // As spark-proxy speaks for the session: engines find it by this.
+        // As spark-proxy said that it runs: Apache Spark finds it by this.
         assert_eq!(
-            (user.user_id.as_str(), user.user_name.as_str()),
-            (key.id.as_str(), "sa|olga")
+            (user.user_id, user.user_name.as_str()),
+            (format!("user-of-{}", request.session_id), "sa|olga")
         );
         assert_eq!(
             request.interrupt_type,

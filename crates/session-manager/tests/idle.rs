@@ -490,6 +490,7 @@ async fn operations_and_uses_of_tokens_are_told() {
             operation_id: "op".to_owned(),
             method: "ExecutePlan".to_owned(),
             started_at: at(9),
+            user_id: String::new(),
         }],
         token_uses: vec![wire::TokenUse {
             token_id: token.id.to_string(),

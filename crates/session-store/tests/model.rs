@@ -335,6 +335,7 @@ async fn run(store: &Store, world: &World, op: &Op, fresh: &Create) -> String {
                     operation_id: name.to_string(),
                     method: "ExecutePlan".to_owned(),
                     started_at: at,
+                    user_id: String::new(),
                 }],
                 more: (*name > 0).then_some(More {
                     name: *name,

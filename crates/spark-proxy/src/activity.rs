@@ -8,6 +8,7 @@
 
 use crate::method::Method;
 use crate::metrics::Metrics;
+use crate::operations::Operations;
 use crate::worker::lock;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use service_kit::projected::ServiceChannel;
@@ -89,6 +90,8 @@ pub(crate) struct Tally {
     listed: AtomicBool,
     operations: Mutex<Vec<Arc<OpenOperation>>>,
     tokens: Mutex<HashMap<TokenId, (Timestamp, Timestamp)>>,
+    /// What its clients could reattach to on Sail.
+    pub(crate) on_sail: Operations,
 }
 
 /// A call that is work; its session is busy for as long as this lives.
@@ -143,6 +146,7 @@ impl Ledger {
             listed: AtomicBool::new(false),
             operations: Mutex::default(),
             tokens: Mutex::default(),
+            on_sail: Operations::default(),
         });
         known.sessions.insert(claims.sid.clone(), Arc::downgrade(&tally));
         tally
@@ -279,13 +283,20 @@ impl Tally {
 
 impl Working {
     /// Which operation it is.
-    pub(crate) fn on_operation(&mut self, spark_session: &str, operation: &str, method: Method) {
+    pub(crate) fn on_operation(
+        &mut self,
+        spark_session: &str,
+        user_id: &str,
+        operation: &str,
+        method: Method,
+    ) {
         if self.operation.is_some() {
             return;
         }
         let operation = Arc::new(OpenOperation {
             spark_session_id: spark_session.to_owned(),
             operation_id: operation.to_owned(),
+            user_id: user_id.to_owned(),
             method: method.as_str().to_owned(),
             started_at: Some(timestamp(self.tally.clock.now())),
         });

@@ -18,7 +18,7 @@ use crate::respond::{Client, Vanished};
 use crate::routes::book::{Ask, Miss, Stamp};
 use crate::routes::{Backend, Route, RouteState};
 use crate::session::OpenCall;
-use crate::translate::Translator;
+use crate::translate::{self, Translator};
 use crate::worker::Worker;
 use bytes::Bytes;
 use h2::RecvStream;
@@ -28,7 +28,7 @@ use prost::Message as _;
 use session_core::{Engine, Reason};
 use session_proto::error::Refused;
 use session_proto::spark::ReattachExecuteRequest;
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -254,12 +254,15 @@ async fn pass_on(
             let checked = Box::pin(bind::check_clone(worker, open, &backend, &known.peeked));
             client.unless_gone(checked).await??;
         }
-        let translator = Translator::new(
-            backend.engine,
-            known.spark_session,
-            known.reattach.as_ref(),
-            route.lost_compute(shared.clock.now()),
-        )?;
+        let lost = route.lost_compute(shared.clock.now());
+        if let Some(request) = &known.reattach
+            && backend.engine == Engine::Sail
+        {
+            let on_sail = &open.tally().on_sail;
+            let may = on_sail.reattach(backend.generation, &known.spark_session, &request.operation_id);
+            translate::admit_reattach(request, client.unless_gone(Box::pin(may)).await?, lost)?;
+        }
+        let translator = Translator::new(backend.engine, known.spark_session, known.reattach.as_ref(), lost);
 
         let began = Instant::now();
         if !worker.pools.is_connected(&backend) && began.duration_since(stamp.at) > CONNECT_WITHIN {
@@ -275,9 +278,13 @@ async fn pass_on(
             }
         };
         shared.metrics.waited.at(Stage::Connect).observe(began.elapsed());
-        open.forwarded(backend.engine);
+        open.forwarded(&backend);
         if let Some(request) = &known.reattach {
-            open.runs(&known.spark_session, &request.operation_id);
+            open.runs(
+                &known.spark_session,
+                user_id(&backend, open),
+                &request.operation_id,
+            );
         }
         let mut head = head.clone();
         headers::toward_backend(&mut head, &backend, method);
@@ -292,8 +299,21 @@ async fn pass_on(
             spark_session: known.spark_session,
             translator,
             clones: method == Method::CloneSession && !backend.dedicated,
+            on_sail: OnceCell::new(),
         };
-        match forward(&exchange, upstream, &mut request, client).await {
+        if let Some(request) = &known.reattach {
+            exchange.begin_on_sail(&request.operation_id);
+        }
+        let forwarded = forward(&exchange, upstream, &mut request, client);
+        let forwarded = if method == Method::Interrupt {
+            let limit = shared.config.backend.interrupt_timeout;
+            Box::pin(tokio::time::timeout(limit, forwarded))
+                .await
+                .unwrap_or_else(|_| Err(interrupt_unanswered(limit)))
+        } else {
+            forwarded.await
+        };
+        match forwarded {
             Err(Stop::Untouched) if client.is_fresh() && request.rewind() => {
                 tracing::debug!(attempt, "compute refused the call; sending it again");
                 shared.metrics.sent_again.inc();
@@ -346,10 +366,22 @@ impl First {
 /// Who speaks, as the backend is to see it.
 fn identity(backend: &Backend, open: &OpenCall) -> Identity {
     Identity::new(
-        &backend.user_id,
+        user_id(backend, open),
         open.caller().claims.sub.as_str(),
         backend.dedicated,
     )
+}
+
+/// The `user_id` that the backend is told; Sail shows it as `current_user()`.
+/// It is the token's subject, but on a shared Spark server the session's name
+/// there: Spark keeps the Spark sessions of two users apart even under one id,
+/// and two sessions of one person must be apart too. Sail keys by the id alone.
+pub(crate) fn user_id<'a>(backend: &'a Backend, open: &'a OpenCall) -> &'a str {
+    if backend.dedicated || backend.engine == Engine::Sail {
+        open.caller().claims.sub.as_str()
+    } else {
+        &backend.user_id
+    }
 }
 
 /// A route to active compute.
@@ -540,6 +572,13 @@ fn control_plane_unavailable() -> Refused {
         Reason::ControlPlaneUnavailable,
         "Berth cannot look up the session at the moment. Try again in a little while.",
     )
+}
+
+fn interrupt_unanswered(limit: Duration) -> Stop {
+    Stop::Engine(Box::new(Status::deadline_exceeded(format!(
+        "The session's compute did not answer the interrupt within {} s. It may know no such operation; what runs goes on.",
+        limit.as_secs()
+    ))))
 }
 
 fn unknown_method() -> Refused {

@@ -231,12 +231,22 @@ pub struct BackendConfig {
     /// A connection without calls is closed after this.
     #[serde(with = "duration")]
     pub idle_timeout: Duration,
-    /// A connection with calls that sent nothing for this long is pinged.
+    /// A connection with calls to a shared server that sent nothing for this
+    /// long is pinged. Dedicated compute is not: its owner knows whether it lives.
     #[serde(with = "duration")]
     pub silence: Duration,
-    /// It is dropped if nothing comes within this time after the ping.
+    /// It is dropped if nothing comes within this time after the ping. An
+    /// engine that is busy can be silent for minutes.
     #[serde(with = "duration")]
     pub ping_timeout: Duration,
+    /// How long the other end's kernel may acknowledge nothing before a
+    /// connection to compute is dropped (TCP keepalive and `TCP_USER_TIMEOUT`).
+    #[serde(with = "duration")]
+    pub half_open_timeout: Duration,
+    /// How long an `Interrupt` may take: Apache Spark 4.1 never answers about
+    /// an operation that it does not know.
+    #[serde(with = "duration")]
+    pub interrupt_timeout: Duration,
     /// While a query runs on a shared Sail server, its Spark session gets a
     /// small call this often, because Sail's own timer does not wait for
     /// queries. Less than that timer; zero is never.
@@ -263,7 +273,9 @@ impl Default for BackendConfig {
             frame_bytes: 256 << 10,
             idle_timeout: Duration::from_secs(300),
             silence: Duration::from_secs(30),
-            ping_timeout: Duration::from_secs(20),
+            ping_timeout: Duration::from_secs(300),
+            half_open_timeout: Duration::from_secs(180),
+            interrupt_timeout: Duration::from_secs(120),
             sail_keep_alive: Duration::from_secs(60),
         }
     }
@@ -489,6 +501,8 @@ impl Validate for BackendConfig {
         );
         patience(problems, "silence", self.silence);
         patience(problems, "ping_timeout", self.ping_timeout);
+        patience(problems, "half_open_timeout", self.half_open_timeout);
+        patience(problems, "interrupt_timeout", self.interrupt_timeout);
     }
 }
 

@@ -7,25 +7,30 @@
 
 use crate::backend::{Body, Upstream};
 use crate::bind;
-use crate::call::Stop;
+use crate::call::{Stop, user_id};
 use crate::headers;
 use crate::identity::SparkSessionId;
 use crate::keep;
 use crate::messages::{Broken, Messages, Next, Outgoing};
 use crate::method::Method;
 use crate::metrics::{Metrics, Outcome, Stage, Way};
+use crate::operations;
 use crate::redact::Redactor;
+use crate::reply::{self, Encoding, ResultWatch};
 use crate::respond::{Client, capacity};
 use crate::routes::Backend;
 use crate::session::OpenCall;
-use crate::translate::Translator;
+use crate::translate::{self, Translator};
 use crate::worker::Worker;
 use bytes::{Buf as _, Bytes, BytesMut};
 use h2::SendStream;
 use h2::client::ResponseFuture;
 use http::{HeaderMap, HeaderName, StatusCode};
-use session_core::Reason;
+use prost::Message as _;
+use session_core::{Engine, Reason};
 use session_proto::error::Refused;
+use session_proto::spark::InterruptResponse;
+use std::cell::OnceCell;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -36,6 +41,10 @@ use tokio::time::Instant;
 const SMALL: usize = 4 * 1024;
 /// How many bytes are joined at most.
 const JOINED: usize = 32 * 1024;
+/// The answer to an `Interrupt` is a list of ids.
+const MAX_INTERRUPT_ANSWER: usize = 64 * 1024;
+/// Ids of one answer that are taken.
+const MAX_INTERRUPTED: usize = 256;
 /// The answer to a `CloneSession` is a few ids.
 const MOST_CLONED: usize = 64 * 1024;
 
@@ -52,11 +61,45 @@ pub(crate) struct Exchange<'a> {
     pub(crate) translator: Option<Translator>,
     /// A Spark session will come to be whose id only the answer tells.
     pub(crate) clones: bool,
+    /// On Sail: the stream of an operation that its client can reattach to.
+    pub(crate) on_sail: OnceCell<operations::Stream>,
 }
 
 impl Exchange<'_> {
     fn metrics(&self) -> &Metrics {
         &self.worker.shared.metrics
+    }
+
+    /// The call's stream is one of this operation.
+    pub(crate) fn begin_on_sail(&self, operation: &str) {
+        if self.backend.engine == Engine::Sail {
+            let on_sail = &self.open.tally().on_sail;
+            let stream = on_sail.begin(self.backend.generation, &self.spark_session, operation);
+            // It begins once.
+            let _ = self.on_sail.set(stream);
+        }
+    }
+
+    /// Waits until another stream of the same operation takes over.
+    async fn superseded(&self) {
+        match self.on_sail.get() {
+            Some(stream) => stream.superseded.cancelled().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// What Sail's answer to an `Interrupt` names was interrupted.
+    fn note_interrupted(&self, encoding: Encoding, body: &[u8]) {
+        let Some(message) = reply::unary(encoding, body) else {
+            return;
+        };
+        let Ok(answer) = InterruptResponse::decode(message) else {
+            return;
+        };
+        let on_sail = &self.open.tally().on_sail;
+        for operation in answer.interrupted_ids.iter().take(MAX_INTERRUPTED) {
+            on_sail.interrupted(self.backend.generation, &self.spark_session, operation);
+        }
     }
 
     /// Ends the call in another way where the engine's status would mislead.
@@ -100,6 +143,9 @@ pub(crate) async fn forward(
                 Err(broken) => return Err(broken.into()),
             },
             done = &mut download => return done,
+            () = exchange.superseded(), if !uploading => {
+                return Err(Stop::Engine(Box::new(translate::superseded())));
+            }
             never = poll_fn(|cx| poll_kept(keeping.as_mut(), cx)) => match never {},
         }
     }
@@ -139,7 +185,13 @@ async fn upload(
         request.passed();
     }
     if let Some(operation) = request.operation() {
-        exchange.open.learn(&exchange.spark_session, operation);
+        let user_id = user_id(exchange.backend, exchange.open);
+        exchange.open.learn(&exchange.spark_session, user_id, operation);
+        if operation.is_reattachable()
+            && let Some(id) = operation.id()
+        {
+            exchange.begin_on_sail(id);
+        }
     }
     // If the backend wanted no more, its response says why.
     Ok(backend)
@@ -185,8 +237,13 @@ async fn download(
     let trailers = if exchange.clones {
         Box::pin(cloned(exchange, head, body, client)).await?
     } else {
+        let mut inspection = Inspection::of(exchange, &head.headers);
         client.begin(http::Response::from_parts(head, ()), false)?;
-        stream(exchange, body, client).await?
+        let trailers = stream(exchange, body, client, &mut inspection).await?;
+        if trailers.as_ref().and_then(outcome) == Some(Outcome::Ok) {
+            inspection.end(exchange)?;
+        }
+        trailers
     };
     let Some(mut trailers) = trailers else {
         return Err(Stop::Refused(backend_lost(
@@ -200,11 +257,72 @@ async fn download(
     Ok(outcome)
 }
 
+/// What is read of a response on its way, beside its bytes.
+enum Inspection {
+    None,
+    /// Of a query on Sail.
+    Results(ResultWatch),
+    /// Sail's answer to an `Interrupt`, as far as it came.
+    Interrupt(Encoding, Vec<u8>),
+}
+
+impl Inspection {
+    fn of(exchange: &Exchange<'_>, headers: &HeaderMap) -> Self {
+        if exchange.backend.engine != Engine::Sail {
+            return Self::None;
+        }
+        match exchange.open.method() {
+            Method::Interrupt => Self::Interrupt(Encoding::of(headers), Vec::new()),
+            _ if exchange.on_sail.get().is_some() => Self::Results(ResultWatch::new(Encoding::of(headers))),
+            _ => Self::None,
+        }
+    }
+
+    fn feed(&mut self, exchange: &Exchange<'_>, data: &[u8]) {
+        match self {
+            Self::None => {}
+            Self::Results(watch) => {
+                watch.feed(data);
+                if watch.has_results()
+                    && let Some(stream) = exchange.on_sail.get()
+                {
+                    stream.has_results();
+                }
+            }
+            Self::Interrupt(_, body) => {
+                if body.len() + data.len() <= MAX_INTERRUPT_ANSWER {
+                    body.extend_from_slice(data);
+                }
+            }
+        }
+    }
+
+    /// The response ended with OK.
+    fn end(self, exchange: &Exchange<'_>) -> Result<(), Stop> {
+        match self {
+            Self::None => Ok(()),
+            Self::Results(watch) if watch.is_complete() => Ok(()),
+            Self::Results(_) => {
+                // Its client would reattach to what is not there any more, or take it for whole.
+                if let Some(stream) = exchange.on_sail.get() {
+                    stream.interrupted();
+                }
+                Err(Stop::Engine(Box::new(translate::operation_canceled())))
+            }
+            Self::Interrupt(encoding, body) => {
+                exchange.note_interrupted(encoding, &body);
+                Ok(())
+            }
+        }
+    }
+}
+
 /// Passes a response's bytes on, to its trailers.
 async fn stream(
     exchange: &Exchange<'_>,
     mut body: Body,
     client: &mut Client,
+    inspection: &mut Inspection,
 ) -> Result<Option<HeaderMap>, Stop> {
     let mut redactor = exchange.redactor();
     let mut more = true;
@@ -213,6 +331,7 @@ async fn stream(
             .unless_gone(poll_fn(|cx| poll_joined(&mut body, cx)))
             .await??;
         more = !ended;
+        inspection.feed(exchange, &data);
         let data = match &mut redactor {
             None => data,
             Some(redactor) if more => redactor.feed(&data),
@@ -343,7 +462,7 @@ pub(crate) fn backend_unavailable() -> Refused {
     )
 }
 
-fn backend_lost(what: &str) -> Refused {
+pub(crate) fn backend_lost(what: &str) -> Refused {
     Refused::new(
         Reason::BackendLost,
         format!("{what} Whether the operation took effect is not known. Check before you run it again."),

@@ -4,6 +4,7 @@
 //! while a query runs there, a small call about its Spark session is made now
 //! and then. It is nobody's activity: the query itself is.
 
+use crate::call::user_id;
 use crate::forward::Exchange;
 use crate::headers;
 use crate::method::Method;
@@ -88,7 +89,7 @@ fn question(exchange: &Exchange<'_>) -> Option<Bytes> {
     let request = ConfigRequest {
         session_id: exchange.spark_session.as_str().to_owned(),
         user_context: Some(UserContext {
-            user_id: exchange.backend.user_id.clone(),
+            user_id: user_id(exchange.backend, exchange.open).to_owned(),
             user_name: exchange.open.caller().claims.sub.as_str().to_owned(),
         }),
         operation: Some(Operation {

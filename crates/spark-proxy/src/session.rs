@@ -7,10 +7,11 @@
 
 use crate::activity::{Tally, Working};
 use crate::auth::Caller;
+use crate::forward::backend_lost;
 use crate::identity::{Operation, SparkSessionId};
 use crate::method::Method;
 use crate::routes::book::{Routes, Stamp};
-use crate::routes::{Gone, Order, Route, RouteState, revoked};
+use crate::routes::{Backend, Gone, Order, Route, RouteState, revoked};
 use session_core::{Engine, Reason, SessionId};
 use session_proto::error::Refused;
 use std::cell::{Cell, RefCell};
@@ -49,6 +50,8 @@ pub(crate) struct Call {
     waker: RefCell<Option<Waker>>,
     /// Whose compute has it, once it was forwarded.
     engine: Cell<Option<Engine>>,
+    /// Of the session's own compute that has it.
+    dedicated_generation: Cell<Option<u64>>,
     /// Its client can come back for its results.
     reattachable: Cell<bool>,
 }
@@ -115,6 +118,7 @@ impl Session {
             end: RefCell::default(),
             waker: RefCell::default(),
             engine: Cell::default(),
+            dedicated_generation: Cell::default(),
             reattachable: Cell::default(),
         });
         calls.push(Rc::clone(&call));
@@ -207,6 +211,12 @@ impl Session {
             self.end_calls(|_| Some(gone.refused()));
         }
         self.end_calls(|call| route.admits(&call.caller.claims).err());
+        self.end_calls(|call| {
+            call.dedicated_generation
+                .get()
+                .filter(|generation| *generation < route.generation)
+                .map(|_| backend_lost("The session's compute was replaced while the call ran."))
+        });
     }
 
     /// Ends each call that `why` finds a reason for.
@@ -275,8 +285,11 @@ impl OpenCall {
     }
 
     /// The call goes to compute now.
-    pub(crate) fn forwarded(&self, engine: Engine) {
-        self.call.engine.set(Some(engine));
+    pub(crate) fn forwarded(&self, backend: &Backend) {
+        self.call.engine.set(Some(backend.engine));
+        self.call
+            .dedicated_generation
+            .set(backend.dedicated.then_some(backend.generation));
         self.session.tally.count_call();
     }
 
@@ -288,17 +301,17 @@ impl OpenCall {
     }
 
     /// What its request said of the operation, once all of it was read.
-    pub(crate) fn learn(&self, spark_session: &SparkSessionId, operation: &Operation) {
+    pub(crate) fn learn(&self, spark_session: &SparkSessionId, user_id: &str, operation: &Operation) {
         self.call.reattachable.set(operation.is_reattachable());
         if let Some(id) = operation.id() {
-            self.runs(spark_session, id);
+            self.runs(spark_session, user_id, id);
         }
     }
 
-    /// Which operation it runs.
-    pub(crate) fn runs(&self, spark_session: &SparkSessionId, operation: &str) {
+    /// Which operation it runs, and under which `user_id` at the engine.
+    pub(crate) fn runs(&self, spark_session: &SparkSessionId, user_id: &str, operation: &str) {
         if let Some(working) = &mut *self.working.borrow_mut() {
-            working.on_operation(spark_session.as_str(), operation, self.method());
+            working.on_operation(spark_session.as_str(), user_id, operation, self.method());
         }
     }
 

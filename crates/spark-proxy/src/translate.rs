@@ -7,12 +7,14 @@
 //! parts: user data may stand in any error.
 //!
 //! Reattaching in the middle is answered here: Sail would lose rows silently,
-//! and a loud error is better than a short result. And where compute was lost,
-//! an engine's "no such operation" would have the client run it twice.
+//! and a loud error is better than a short result. Sail also ends the stream
+//! of an interrupted query with OK. And where compute was lost, an engine's
+//! "no such operation" would have the client run it twice.
 
 use crate::call::Stop;
 use crate::identity::SparkSessionId;
 use crate::local::operation_lost;
+use crate::operations::Reattach;
 use http::HeaderMap;
 use session_core::Engine;
 use session_proto::spark::ReattachExecuteRequest;
@@ -33,36 +35,22 @@ pub(crate) struct Translator {
 
 impl Translator {
     /// For a call about this Spark session; `None` if its answer passes as it
-    /// is. `reattach` is the message of a `ReattachExecute`, flag and length
-    /// included.
-    ///
-    /// # Errors
-    /// The answer, if the call must not go on.
+    /// is. `reattach` is the message of a `ReattachExecute`.
     pub(crate) fn new(
         engine: Engine,
         session: SparkSessionId,
         reattach: Option<&ReattachExecuteRequest>,
         lost: bool,
-    ) -> Result<Option<Self>, Stop> {
+    ) -> Option<Self> {
         match (engine, reattach) {
-            (Engine::Spark, None) => return Ok(None),
-            (Engine::Sail, Some(request))
-                if request.last_response_id.as_ref().is_some_and(|id| !id.is_empty()) =>
-            {
-                return Err(if lost {
-                    operation_lost().into()
-                } else {
-                    Stop::Engine(Box::new(operation_not_found(&request.operation_id)))
-                });
-            }
-            (Engine::Spark | Engine::Sail, _) => {}
+            (Engine::Spark, None) => None,
+            (Engine::Spark, Some(_)) | (Engine::Sail, _) => Some(Self {
+                engine,
+                session,
+                reattaching: reattach.map(|request| request.operation_id.clone()),
+                lost,
+            }),
         }
-        Ok(Some(Self {
-            engine,
-            session,
-            reattaching: reattach.map(|request| request.operation_id.clone()),
-            lost,
-        }))
     }
 
     /// How the call ends instead, if the engine's status is one that its
@@ -95,6 +83,26 @@ impl Translator {
     }
 }
 
+/// Whether a `ReattachExecute` may go to Sail.
+///
+/// # Errors
+/// The answer, if it may not.
+pub(crate) fn admit_reattach(
+    request: &ReattachExecuteRequest,
+    may: Reattach,
+    lost: bool,
+) -> Result<(), Stop> {
+    let has_responses = request.last_response_id.as_ref().is_some_and(|id| !id.is_empty());
+    match may {
+        Reattach::Interrupted => Err(Stop::Engine(Box::new(operation_canceled()))),
+        Reattach::Exact => Ok(()),
+        // Its client has nothing yet, so Sail still has all of it, or says that it knows no such operation.
+        Reattach::WouldLoseResults if !has_responses => Ok(()),
+        Reattach::WouldLoseResults if lost => Err(operation_lost().into()),
+        Reattach::WouldLoseResults => Err(Stop::Engine(Box::new(operation_not_found(&request.operation_id)))),
+    }
+}
+
 /// Spark says that it has no such operation, or no such session.
 fn is_unknown_to_spark(status: &Status) -> bool {
     status.get_details_error_info().is_some_and(|info| {
@@ -113,6 +121,20 @@ pub(crate) fn operation_not_found(operation: &str) -> Status {
     )
 }
 
+/// What Apache Spark says of an interrupted operation.
+pub(crate) fn operation_canceled() -> Status {
+    rich_with_state(
+        "OPERATION_CANCELED",
+        "The operation was interrupted, or its Spark session ended on the server while it ran.",
+        "HY008",
+    )
+}
+
+/// A newer connection of the same client reads the operation's results.
+pub(crate) fn superseded() -> Status {
+    Status::aborted("The client has reattached to this operation on another connection.")
+}
+
 fn session_changed(session: &str) -> Status {
     rich(
         "INVALID_HANDLE.SESSION_CHANGED",
@@ -126,9 +148,13 @@ fn session_changed(session: &str) -> Status {
 /// As Apache Spark would say it. Without an `errorId`, so that clients do not
 /// ask for more of it.
 fn rich(class: &str, text: &str) -> Status {
+    rich_with_state(class, text, "HY000")
+}
+
+fn rich_with_state(class: &str, text: &str, sql_state: &str) -> Status {
     let metadata = HashMap::from([
         ("errorClass".to_owned(), class.to_owned()),
-        ("sqlState".to_owned(), "HY000".to_owned()),
+        ("sqlState".to_owned(), sql_state.to_owned()),
         (
             "classes".to_owned(),
             r#"["org.apache.spark.SparkException","java.lang.Exception"]"#.to_owned(),
@@ -138,7 +164,7 @@ fn rich(class: &str, text: &str) -> Status {
         ErrorDetails::with_error_info("org.apache.spark.SparkException", "org.apache.spark", metadata);
     Status::with_error_details(
         Code::Internal,
-        format!("[{class}] {text} SQLSTATE: HY000"),
+        format!("[{class}] {text} SQLSTATE: {sql_state}"),
         details,
     )
 }
@@ -212,15 +238,20 @@ mod tests {
     }
 
     #[test]
-    fn reattaching_to_sail_in_the_middle_is_refused_loudly() {
-        let of = |last, lost| {
-            let session = SESSION.parse().unwrap();
-            class(Translator::new(Engine::Sail, session, Some(&request(last)), lost).err())
-        };
-        assert_eq!(of(Some("r-7"), false), "INVALID_HANDLE.OPERATION_NOT_FOUND");
-        assert_eq!(of(Some("r-7"), true), "OPERATION_LOST");
-        assert_eq!(of(Some(""), false), "as it is");
-        assert_eq!(of(None, false), "as it is");
+    fn reattaching_to_sail_is_refused_loudly_where_rows_would_be_lost() {
+        let of = |last, may, lost| class(admit_reattach(&request(last), may, lost).err());
+        let (exact, loses) = (Reattach::Exact, Reattach::WouldLoseResults);
+        assert_eq!(
+            of(Some("r-7"), loses, false),
+            "INVALID_HANDLE.OPERATION_NOT_FOUND"
+        );
+        assert_eq!(of(Some("r-7"), loses, true), "OPERATION_LOST");
+        assert_eq!(of(Some(""), loses, false), "as it is");
+        assert_eq!(of(None, loses, false), "as it is");
+        for last in [None, Some(""), Some("r-7")] {
+            assert_eq!(of(last, exact, false), "as it is");
+            assert_eq!(of(last, Reattach::Interrupted, false), "OPERATION_CANCELED");
+        }
     }
 
     #[test]

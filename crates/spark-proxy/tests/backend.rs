@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Relay, Reply, Rig, within};
+use common::{Ask, Relay, Reply, Rig, within};
 use session_core::Reason;
 use session_proto::internal::Route;
 use std::net::SocketAddr;
@@ -15,18 +15,28 @@ use tonic::Code;
 
 const SHORT: Duration = Duration::from_millis(150);
 
+/// A route to a shared server.
 fn through(rig: &Rig, address: SocketAddr, engine: &str) -> Route {
+    let mut route = dedicated_through(rig, address, engine);
+    if let Some(backend) = &mut route.backend {
+        backend.dedicated = false;
+    }
+    route
+}
+
+fn dedicated_through(rig: &Rig, address: SocketAddr, engine: &str) -> Route {
     let mut route = rig.route();
     route.version = 2;
     if let Some(backend) = &mut route.backend {
         backend.endpoint = address.to_string();
         backend.engine = engine.to_owned();
+        backend.dedicated = true;
     }
     route
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_half_open_backend_ends_its_calls_and_new_ones_connect_anew() {
+async fn a_silent_shared_server_ends_its_calls_and_new_ones_connect_anew() {
     for engine in ["spark", "sail"] {
         let rig = Rig::with(|config| {
             config.listen.workers = 1;
@@ -57,6 +67,39 @@ async fn a_half_open_backend_ends_its_calls_and_new_ones_connect_anew() {
         );
         assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
         assert_eq!(rig.spark.seen().connections, 2);
+    }
+}
+
+/// An engine that is busy is silent for minutes. Who started it knows whether
+/// it lives; its next generation ends what ran on this one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_dedicated_compute_is_not_lost_until_it_is_replaced() {
+    for engine in ["spark", "sail"] {
+        let rig = Rig::with(|config| {
+            config.listen.workers = 1;
+            config.backend.silence = SHORT;
+            config.backend.ping_timeout = SHORT;
+            // By these the test knows that time has passed.
+            config.limits.ping_interval = SHORT;
+        })
+        .await;
+        let relay = Relay::to(rig.spark.address()).await;
+        rig.routes.set(dedicated_through(&rig, relay.address, engine));
+        let client = rig.client().await;
+        let mut waiting = client.begin(&rig.ask().shape(Shape::Hang)).await.unwrap();
+        waiting.finish(request(b"go"));
+        within("it runs", rig.spark.until(|seen| seen.requests.len() == 1)).await;
+        relay.freeze();
+        let pings = "spark_proxy_pings_total{peer=\"client\"}";
+        within("time passes", rig.until_metric(pings, |n| n >= 10.0)).await;
+        assert_eq!(rig.metric("spark_proxy_pings_lost_total").await, 0.0);
+        let mut replaced = dedicated_through(&rig, rig.spark.address(), engine);
+        replaced.version = 3;
+        replaced.generation = 2;
+        rig.routes.announce(replaced);
+        let reply = within("it ends", Reply::read(waiting.response)).await.unwrap();
+        reply.refused(Reason::BackendLost);
+        assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
     }
 }
 
@@ -107,6 +150,7 @@ async fn spark_is_pinged_once_in_five_minutes_and_not_without_calls() {
         config.limits.idle_ping_interval = SHORT;
     })
     .await;
+    rig.routes.set(through(&rig, rig.spark.address(), "spark"));
     let client = rig.client().await;
     assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);
     let pings = "spark_proxy_pings_total{peer=\"client\"}";
@@ -204,4 +248,18 @@ async fn a_full_pool_is_waited_for_and_not_for_ever() {
         .unwrap();
     assert_eq!(reply.code(), Code::Ok);
     assert_eq!(rig.spark.seen().connections, 2);
+}
+
+/// Apache Spark 4.1 does so when it does not know the operation.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupt_that_is_never_answered_ends() {
+    let rig = Rig::with(|config| config.backend.interrupt_timeout = SHORT).await;
+    let interrupt = Ask::spark("Interrupt")
+        .bearer(&rig.token())
+        .shape(Shape::Hang)
+        .body(request(b""));
+    let reply = within("it ends", rig.call(interrupt)).await;
+    assert_eq!(reply.code(), Code::DeadlineExceeded);
+    assert!(reply.status().message().contains("did not answer the interrupt"));
+    within("compute is told", rig.spark.until(|seen| seen.resets == 1)).await;
 }

@@ -29,7 +29,7 @@ async fn a_unary_call_passes_with_metadata_and_trailers() {
     let user = echoed.user_context.unwrap();
     assert_eq!(
         (user.user_id.as_str(), user.user_name.as_str()),
-        (rig.session.as_str(), "sa|tester")
+        ("sa|tester", "sa|tester")
     );
     assert_eq!(reply.head["x-initial"], "metadata");
     assert_eq!(reply.trailers["x-trailing"], "metadata");

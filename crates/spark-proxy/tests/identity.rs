@@ -37,7 +37,7 @@ async fn the_clients_user_is_replaced() {
         let user = reply.echoed().user_context.unwrap();
         assert_eq!(
             (user.user_id.as_str(), user.user_name.as_str()),
-            (rig.session.as_str(), "sa|tester")
+            ("sa|tester", "sa|tester")
         );
     }
 }
@@ -57,7 +57,7 @@ async fn one_byte_at_a_time_is_the_same() {
         .await
         .unwrap();
     assert_eq!(reply.echoed().content, "plan");
-    assert_eq!(reply.echoed().user_context.unwrap().user_id, rig.session.as_str());
+    assert_eq!(reply.echoed().user_context.unwrap().user_id, "sa|tester");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

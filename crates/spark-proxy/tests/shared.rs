@@ -43,6 +43,25 @@ fn about(spark_session: &str) -> Bytes {
     bytes.into()
 }
 
+/// Sail keys by the Spark session id alone and shows the user as
+/// `current_user()`. Spark keys by user and id, and two sessions of one person
+/// must be apart on a shared server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_user_is_the_subject_on_sail_and_the_session_on_spark() {
+    let rig = on_shared("sail").await;
+    let user = rig.call(rig.ask()).await.echoed().user_context.unwrap();
+    assert_eq!(
+        (user.user_id.as_str(), user.user_name.as_str()),
+        ("sa|tester", "sa|tester")
+    );
+    let rig = on_shared("spark").await;
+    let user = rig.call(rig.ask()).await.echoed().user_context.unwrap();
+    assert_eq!(
+        (user.user_id.as_str(), user.user_name.as_str()),
+        (rig.session.as_str(), "sa|tester")
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_use_binds_and_the_second_knows() {
     let rig = on_shared("sail").await;
@@ -50,7 +69,6 @@ async fn the_first_use_binds_and_the_second_knows() {
     for _ in 0..3 {
         let reply = client.call(rig.ask()).await;
         assert_eq!(reply.code(), Code::Ok);
-        assert_eq!(reply.echoed().user_context.unwrap().user_id, rig.session.as_str());
     }
     let binds = rig.routes.binds();
     assert_eq!(binds.len(), 1);
@@ -107,7 +125,15 @@ async fn what_was_bound_elsewhere_is_asked_for_and_not_taken_for_unused() {
     for engine in ["sail", "spark"] {
         for method in NO_WORK {
             let rig = on_shared(engine).await;
-            let ask = || Ask::spark(method).bearer(&rig.token()).body(no_work(method));
+            let shape = match (engine, method) {
+                // A stream that Sail ends with OK, and not as complete, was interrupted.
+                ("sail", "ReattachExecute") => Shape::SailUnknown,
+                _ => Shape::Echo,
+            };
+            let ask = || {
+                let ask = Ask::spark(method).bearer(&rig.token()).shape(shape);
+                ask.body(no_work(method))
+            };
             // Not bound: it is asked whether it still is not, and nothing is sent on.
             // The first call asks where to go, too.
             for asked in 2..=4 {

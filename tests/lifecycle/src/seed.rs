@@ -47,6 +47,7 @@ async fn one(store: &dyn SessionStore, n: usize, depth: Depth) -> Result<Session
         max_lifetime: Duration::from_secs(24 * 3600),
         provisioning_deadline: Duration::from_secs(120),
         on_idle: IdlePolicy::Release,
+        wake: Default::default(),
         dedicated: true,
     };
     let created = machine::create(

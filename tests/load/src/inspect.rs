@@ -1,7 +1,7 @@
 //! Walks gRPC messages as they stream in, and looks at who speaks in each one:
 //! exactly one `session_id` and one `user_context` must be there, and the
-//! context must name the Berth session and the token's subject. Bulk bytes are
-//! skipped, not held.
+//! context must name the token's subject, and on shared Spark the Berth
+//! session. Bulk bytes are skipped, not held.
 
 use crate::callers;
 use prost::Message as _;
@@ -188,8 +188,10 @@ impl Walker {
             return false;
         };
         UserContext::decode(&self.context.bytes[..]).is_ok_and(|context| {
-            context.user_id == callers::session(index).as_str()
-                && context.user_name == callers::subject(index)
+            // The session's name on shared Spark, the subject everywhere else.
+            let (session, subject) = (callers::session(index), callers::subject(index));
+            (context.user_id == session.as_str() || context.user_id == subject)
+                && context.user_name == subject
         })
     }
 
@@ -264,7 +266,8 @@ mod tests {
     fn the_right_speaker_is_recognized_in_every_message_and_in_any_pieces() {
         let session = callers::session(9);
         let good = message(9, session.as_str(), &callers::subject(9));
-        let bytes = [good.clone(), good.clone(), good].concat();
+        let dedicated = message(9, &callers::subject(9), &callers::subject(9));
+        let bytes = [good.clone(), dedicated, good].concat();
         for step in [1, 2, 7, 100, bytes.len()] {
             assert_eq!(walk(&bytes, step), (Ok(()), 3, 0), "in pieces of {step}");
         }

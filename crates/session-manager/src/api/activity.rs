@@ -15,6 +15,8 @@ const MOST_OPERATIONS: usize = 64;
 const MOST_TOKENS: usize = 1000;
 /// Names that clients choose are cut here: they must not make a report bad.
 const TEXT: usize = 128;
+/// The longest `user_id` that a proxy sends: a token's subject.
+const MAX_USER_ID: usize = 512;
 /// More than any call can move, and far from what a sum could overflow at.
 const LARGEST_AMOUNT: u64 = 1 << 50;
 
@@ -76,6 +78,10 @@ fn operation(operation: wire::OpenOperation) -> Operation {
         operation_id: cut(operation.operation_id),
         method: cut(operation.method),
         started_at: moment(operation.started_at.as_ref()),
+        // A name that was cut would be somebody else's.
+        user_id: Some(operation.user_id)
+            .filter(|user| user.len() <= MAX_USER_ID)
+            .unwrap_or_default(),
     }
 }
 

@@ -4,7 +4,7 @@
 
 use super::Api;
 use crate::gate::Admitted;
-use compute::interrupt::{self, Wanted};
+use compute::interrupt::{self, Running, Wanted};
 use session_core::access::Rpc;
 use session_core::{AuditAction, Operation, Reason, Route, Session, SparkSessionId, State};
 use session_proto::error::Refused;
@@ -38,7 +38,7 @@ pub(super) async fn interrupt(
     if !route.dedicated {
         // Only what is bound to this very session may be touched there.
         let bound = bound(api, &session, route).await?;
-        wanted.retain(|id, _| bound.contains(id));
+        wanted.retain(|running, _| bound.contains(&running.spark_session));
     }
     if wanted.is_empty() {
         return Ok(Vec::new());
@@ -113,11 +113,15 @@ fn nothing_runs(session: &Session) -> Refused {
 }
 
 /// What to say to which Spark session.
-fn wanted(operations: &[Operation], ids: &[String]) -> BTreeMap<SparkSessionId, Wanted> {
-    let mut wanted: BTreeMap<SparkSessionId, Wanted> = BTreeMap::new();
+fn wanted(operations: &[Operation], ids: &[String]) -> BTreeMap<Running, Wanted> {
+    let mut wanted: BTreeMap<Running, Wanted> = BTreeMap::new();
     for operation in operations {
-        let Ok(spark) = operation.spark_session_id.parse::<SparkSessionId>() else {
+        let Ok(spark_session) = operation.spark_session_id.parse::<SparkSessionId>() else {
             continue;
+        };
+        let spark = Running {
+            user_id: operation.user_id.clone(),
+            spark_session,
         };
         if ids.is_empty() {
             wanted.insert(spark, Wanted::All);
@@ -157,12 +161,17 @@ mod tests {
             operation_id: id.to_owned(),
             method: "ExecutePlan".to_owned(),
             started_at: Timestamp::ZERO,
+            user_id: String::new(),
         }
     }
 
     #[test]
     fn all_or_the_named_ones_of_each_spark_session() {
-        let (a, b) = (A.parse().unwrap(), B.parse().unwrap());
+        let of = |id: &str| Running {
+            user_id: String::new(),
+            spark_session: id.parse().unwrap(),
+        };
+        let (a, b) = (of(A), of(B));
         let running = [
             operation(A, "1"),
             operation(A, "2"),
@@ -171,8 +180,7 @@ mod tests {
         ];
         let all = wanted(&running, &[]);
         assert_eq!(all, [(a, Wanted::All), (b, Wanted::All)].into());
-        let a = A.parse().unwrap();
         let some = wanted(&running, &["2".to_owned(), "9".to_owned(), "4".to_owned()]);
-        assert_eq!(some, [(a, Wanted::Operations(vec!["2".to_owned()]))].into());
+        assert_eq!(some, [(of(A), Wanted::Operations(vec!["2".to_owned()]))].into());
     }
 }

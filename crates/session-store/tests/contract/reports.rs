@@ -218,6 +218,7 @@ pub(crate) async fn operations_are_told_while_their_calls_are_open(store: Store)
         operation_id: format!("op {n} \"é\""),
         method: "ExecutePlan".to_owned(),
         started_at: Timestamp::from_millis(n),
+        user_id: String::new(),
     };
     let with = |proxy, operations: &[Operation]| Report {
         operations: operations.to_vec(),

@@ -195,17 +195,16 @@ impl Pools {
 }
 
 impl Pool {
-    /// A connection with room. One whose other end is in doubt is spared: what
-    /// is sent there may be lost.
+    /// A connection with room. One whose other end is in doubt is spared while
+    /// there may be others: what is sent there may be lost.
     fn pick(&self, bounds: Bounds) -> Option<Rc<Link>> {
         let mut links = self.links.borrow_mut();
         links.retain(|link| !link.dead.get());
-        links
-            .iter()
-            .find(|link| {
-                link.open.get() < link.sender.current_max_send_streams().min(bounds.calls)
-                    && !link.ear.is_in_doubt()
-            })
+        let has_room =
+            |link: &&Rc<Link>| link.open.get() < link.sender.current_max_send_streams().min(bounds.calls);
+        let sure = links.iter().filter(has_room).find(|link| !link.ear.is_in_doubt());
+        let may_grow = links.len() < bounds.links;
+        sure.or_else(|| links.iter().find(has_room).filter(|_| !may_grow))
             .cloned()
     }
 

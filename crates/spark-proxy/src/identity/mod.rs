@@ -16,7 +16,7 @@ mod tests;
 mod wire;
 
 pub(crate) use head::SparkSessionId;
-pub(crate) use operation::Operation;
+pub(crate) use operation::{Operation, fields};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use head::{Head, MOST_HEAD};

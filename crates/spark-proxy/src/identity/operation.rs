@@ -120,6 +120,17 @@ fn reattachable(option: &[u8]) -> Result<Option<bool>, Malformed> {
     Ok(said)
 }
 
+/// Shows the number of each top-level field of a short message.
+///
+/// # Errors
+/// The message cannot be read.
+pub(crate) fn fields(message: &[u8], mut show: impl FnMut(u64)) -> Result<(), Malformed> {
+    each_field(message, |field, _, _, _| {
+        show(field);
+        Ok(())
+    })
+}
+
 /// Shows each field of a short message: number, type, content, and the number
 /// that a varint is.
 fn each_field(

@@ -50,6 +50,8 @@ pub(crate) struct Route {
     pub(crate) revoked: Vec<TokenId>,
     pub(crate) org_disabled: bool,
     pub(crate) state: RouteState,
+    /// Of its compute, or of what it had last.
+    pub(crate) generation: u64,
     /// When compute of an earlier generation was lost last.
     lost_at: Option<Timestamp>,
     /// Spark sessions that are the session's on shared compute.
@@ -190,6 +192,7 @@ impl Route {
                 .iter()
                 .map(|binding| binding.spark_session_id.parse().map_err(|_| BadRoute("binding")))
                 .collect::<Result<_, _>>()?,
+            generation: route.generation,
             state,
             session,
         })

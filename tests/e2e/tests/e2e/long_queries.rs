@@ -226,6 +226,8 @@ async fn an_interrupt_ends_the_query_and_not_the_session() -> Result<()> {
             .run(stack.dir.path(), "client.py", &args, None)
             .await?;
         assert_eq!(seen["alive"], true, "{engine:?}: {seen}");
+        let said = seen["error"]["text"].as_str().unwrap_or_default();
+        assert!(said.contains("OPERATION_CANCELED"), "{engine:?}: {seen}");
     }
     Ok(())
 }

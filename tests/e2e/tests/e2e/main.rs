@@ -18,6 +18,7 @@ mod operations;
 mod quickstart;
 mod refusals;
 mod restarts;
+mod sail_streams;
 mod select;
 mod shared_server;
 mod tokens;
