@@ -4,7 +4,7 @@ use crate::admin::Readiness;
 use crate::config::{Problems, Validate, duration};
 use crate::tls::{ClientTls, ClientTlsFiles, Conn, H2, must_be_file};
 use anyhow::Context as _;
-use http::{HeaderMap, Uri, header};
+use http::{HeaderMap, HeaderValue, Uri, header};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -252,6 +252,11 @@ pub fn bearer(headers: &HeaderMap) -> Result<&str, BearerError> {
     if values.next().is_some() {
         return Err(BearerError::Duplicate);
     }
+    bearer_of(value)
+}
+
+/// The bearer credential of one header's value.
+pub fn bearer_of(value: &HeaderValue) -> Result<&str, BearerError> {
     let text = value.to_str().map_err(|_| BearerError::NotBearer)?;
     let (scheme, credential) = text.split_once(' ').ok_or(BearerError::NotBearer)?;
     let credential = credential.trim_start_matches(' ');

@@ -9,8 +9,8 @@ use crate::method::Method;
 use crate::routes::expired;
 use crate::worker::Worker;
 use foldhash::fast::RandomState;
-use http::{HeaderMap, HeaderValue, header};
-use service_kit::grpc::{BearerError, bearer};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use service_kit::grpc::bearer_of;
 use session_core::{Reason, Timestamp};
 use session_proto::error::Refused;
 use session_token::{Claims, Grace, TokenError, Verified};
@@ -66,7 +66,7 @@ pub(crate) struct Tokens {
 }
 
 impl Tokens {
-    /// The caller of this `authorization`, if it was good a moment ago.
+    /// The caller with this credential, if it was good a moment ago.
     pub(crate) fn get(&self, value: &HeaderValue, generation: u64) -> Option<Rc<Caller>> {
         if self.generation.replace(generation) != generation {
             self.callers.borrow_mut().clear();
@@ -95,12 +95,9 @@ pub(crate) async fn authenticate(
     headers: &HeaderMap,
     method: Method,
 ) -> Result<Rc<Caller>, Refused> {
-    let authorization = headers::at_most_one(headers, &header::AUTHORIZATION)
-        .map_err(|Doubled| doubled("authorization"))?
-        .ok_or_else(missing)?;
-    let named =
-        headers::at_most_one(headers, &headers::SESSION_ID).map_err(|Doubled| doubled("x-session-id"))?;
-    let caller = check_token(worker, headers, authorization, method).await?;
+    let credential = credential(headers)?;
+    let named = single(headers, &headers::SESSION_ID)?;
+    let caller = check_token(worker, credential, method).await?;
     match named {
         Some(named) if named.as_bytes() == caller.claims.sid.as_str().as_bytes() => Ok(caller),
         Some(_) => Err(Refused::new(
@@ -115,28 +112,52 @@ pub(crate) async fn authenticate(
     }
 }
 
+/// The header that carries the token. The Scala client has sent it as
+/// `authentication` for years (3.5, 4.0.0 to 4.0.1, 4.1.0 to 4.1.2; SPARK-57336),
+/// all others send `authorization`. Both may come if they are equal: a request
+/// with two credentials has no caller.
+fn credential(headers: &HeaderMap) -> Result<&HeaderValue, Refused> {
+    let authorization = single(headers, &header::AUTHORIZATION)?;
+    let authentication = single(headers, &headers::AUTHENTICATION)?;
+    match (authorization, authentication) {
+        (Some(one), Some(other)) if one != other => Err(Refused::new(
+            Reason::HeaderDuplicate,
+            "authorization and authentication carry different values. Send one of them, with the token.",
+        )
+        .with("header", headers::AUTHENTICATION.as_str())),
+        (Some(value), _) | (None, Some(value)) => Ok(value),
+        (None, None) => Err(missing()),
+    }
+}
+
+/// A header that may come once.
+fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h HeaderValue>, Refused> {
+    headers::at_most_one(headers, name).map_err(|Doubled| {
+        Refused::new(
+            Reason::HeaderDuplicate,
+            format!("{name} came more than once. Send it once."),
+        )
+        .with("header", name.as_str())
+    })
+}
+
 async fn check_token(
     worker: &Worker,
-    headers: &HeaderMap,
-    authorization: &HeaderValue,
+    credential: &HeaderValue,
     method: Method,
 ) -> Result<Rc<Caller>, Refused> {
     let shared = &worker.shared;
     let now = shared.clock.now();
     let leeway = shared.config.tokens.leeway;
     let generation = shared.keys.generation();
-    if let Some(caller) = worker.tokens.get(authorization, generation)
+    if let Some(caller) = worker.tokens.get(credential, generation)
         && !expired(&caller.claims, leeway, now)
     {
         return Ok(caller);
     }
-    let token = bearer(headers).map_err(|error| match error {
-        BearerError::Missing => missing(),
-        BearerError::Duplicate => doubled("authorization"),
-        BearerError::NotBearer => {
-            let refused = TokenError::Malformed("not a bearer credential");
-            Refused::new(refused.reason(), refused.client_text())
-        }
+    let token = bearer_of(credential).map_err(|_| {
+        let refused = TokenError::Malformed("not a bearer credential");
+        Refused::new(refused.reason(), refused.client_text())
     })?;
     let verify = |grace| shared.verifier.verify(token, shared.keys.ring(), now, grace);
     let verified = match verify(method.grace()) {
@@ -164,7 +185,7 @@ async fn check_token(
         verified.map_err(|error| Refused::new(error.reason(), error.client_text()))?;
     let caller = Rc::new(Caller::of(token, claims, late));
     if !by_grace {
-        worker.tokens.put(authorization, &caller, leeway, now);
+        worker.tokens.put(credential, &caller, leeway, now);
     }
     Ok(caller)
 }
@@ -174,12 +195,4 @@ fn missing() -> Refused {
         Reason::TokenMissing,
         "No token came with the call. Use the connection string that `berth token <session>` prints.",
     )
-}
-
-fn doubled(name: &'static str) -> Refused {
-    Refused::new(
-        Reason::HeaderDuplicate,
-        format!("{name} came more than once. Send it once."),
-    )
-    .with("header", name)
 }

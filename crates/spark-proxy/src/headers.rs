@@ -9,6 +9,8 @@ use std::time::Duration;
 
 /// Names the session; a second thought beside the token.
 pub(crate) static SESSION_ID: HeaderName = HeaderName::from_static("x-session-id");
+/// How older Scala clients name `authorization`.
+pub(crate) static AUTHENTICATION: HeaderName = HeaderName::from_static("authentication");
 /// Parameters of the connection string that some clients send as metadata.
 static STRAY: [HeaderName; 2] = [
     HeaderName::from_static("use_ssl"),
@@ -65,6 +67,7 @@ pub(crate) fn list_size<B>(request: &http::Request<B>) -> usize {
 pub(crate) fn toward_backend(request: &mut http::request::Parts, backend: &Backend, method: Method) {
     let headers = &mut request.headers;
     headers.remove(header::AUTHORIZATION);
+    headers.remove(&AUTHENTICATION);
     headers.remove(&SESSION_ID);
     headers.remove(header::CONTENT_LENGTH);
     for name in STRAY.iter().chain(&HOP_BY_HOP) {

@@ -93,6 +93,52 @@ async fn headers_must_be_single_and_agree() {
     assert_eq!(strict.call(strict.ask()).await.code(), Code::Ok);
 }
 
+/// The Scala client before 4.0.4, 4.1.3 and 4.2.0 names the header so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_token_of_older_scala_clients_is_accepted() {
+    let rig = Rig::with(|config| config.listen.workers = 1).await;
+    let older = |token: &str| Ask::spark("ExecutePlan").header("authentication", &format!("Bearer {token}"));
+    let (token, other) = (rig.token(), rig.token());
+    let client = rig.client().await;
+    // Checked, then remembered, under one name and under the other.
+    for ask in [
+        older(&token),
+        older(&token),
+        Ask::execute(&token),
+        older(&token).bearer(&token),
+    ] {
+        assert_eq!(client.call(ask).await.code(), Code::Ok);
+    }
+    let passed = rig.spark.seen().requests;
+    assert_eq!(passed.len(), 4);
+    for (_, headers) in passed {
+        assert!(!headers.contains_key("authentication"), "{headers:?}");
+        assert!(!headers.contains_key("authorization"), "{headers:?}");
+    }
+
+    // Two good tokens, in either order, and each of them doubled.
+    for ask in [older(&token).bearer(&other), older(&other).bearer(&token)] {
+        let reply = client.call(ask).await;
+        reply.refused(Reason::HeaderDuplicate);
+        let info = reply.status().get_details_error_info().unwrap();
+        assert_eq!(info.metadata["header"], "authentication");
+    }
+    for ask in [
+        older(&token).header("authentication", &format!("Bearer {token}")),
+        older(&token).bearer(&token).bearer(&token),
+    ] {
+        client.call(ask).await.refused(Reason::HeaderDuplicate);
+    }
+    let wrong = new_signer().sign(&rig.claims()).unwrap();
+    client.call(older(&wrong)).await.refused(Reason::TokenInvalid);
+    client.call(older("abc")).await.refused(Reason::TokenMalformed);
+    client
+        .call(Ask::spark("ExecutePlan").header("authentication", "Basic abc"))
+        .await
+        .refused(Reason::TokenMalformed);
+    assert_eq!(rig.spark.seen().requests.len(), 4, "only the good ones passed");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_connection_carries_several_callers() {
     let rig = Rig::start().await;
