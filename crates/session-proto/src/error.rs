@@ -6,6 +6,7 @@
 //! carries none, because PySpark 4 answers any ErrorInfo with one more call
 //! before it shows the error or retries.
 
+use crate::trailers;
 use session_core::Reason;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -130,14 +131,18 @@ impl Refused {
         self
     }
 
-    /// The whole as a gRPC status with details and the reason trailer.
+    /// The whole as a gRPC status with details and the reason trailer. What is
+    /// too long for gRPC clients is cut.
     pub fn into_status(self) -> Status {
         let mut details = ErrorDetails::new();
         if has_error_info(self.reason) {
             let mut metadata: HashMap<String, String> = self
                 .metadata
                 .into_iter()
-                .map(|(key, value)| (key.to_owned(), value))
+                .map(|(key, mut value)| {
+                    trailers::cut_at_char(&mut value, trailers::MAX_METADATA_VALUE);
+                    (key.to_owned(), value)
+                })
                 .collect();
             metadata.insert(
                 "classes".to_owned(),
@@ -150,7 +155,8 @@ impl Refused {
         if let Some(delay) = self.retry_after {
             details.set_retry_info(Some(delay));
         }
-        let mut status = Status::with_error_details(code_of(self.reason), self.message, details);
+        let text = trailers::short_text(&self.message);
+        let mut status = Status::with_error_details(code_of(self.reason), text, details);
         status
             .metadata_mut()
             .insert(REASON_TRAILER, MetadataValue::from_static(self.reason.as_str()));

@@ -1,8 +1,10 @@
 //! Berth's APIs as generated code, and the ways between them and session-core:
-//! [`convert`] for what is said, [`error`] for what went wrong.
+//! [`convert`] for what is said, [`error`] for what went wrong, [`trailers`] for
+//! errors of a size that clients accept.
 
 pub mod convert;
 pub mod error;
+pub mod trailers;
 
 #[expect(
     missing_docs,

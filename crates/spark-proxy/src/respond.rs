@@ -79,7 +79,10 @@ impl Client {
     }
 
     /// Sends response headers; with `end` they are all there is.
-    pub(crate) fn begin(&mut self, head: Response<()>, end: bool) -> Result<(), Vanished> {
+    pub(crate) fn begin(&mut self, mut head: Response<()>, end: bool) -> Result<(), Vanished> {
+        if end {
+            fit(head.headers_mut());
+        }
         let Side::Fresh(respond) = &mut self.side else {
             return Err(Vanished);
         };
@@ -109,7 +112,8 @@ impl Client {
     }
 
     /// Sends trailers, the end of the response.
-    pub(crate) fn trailers(&mut self, trailers: HeaderMap) -> Result<(), Vanished> {
+    pub(crate) fn trailers(&mut self, mut trailers: HeaderMap) -> Result<(), Vanished> {
+        fit(&mut trailers);
         let Side::Begun(stream) = &mut self.side else {
             return Err(Vanished);
         };
@@ -174,7 +178,15 @@ fn trailers_only(status: &Status) -> Response<()> {
     let mut response = Response::new(());
     *response.headers_mut() = trailers(status);
     response.headers_mut().insert(header::CONTENT_TYPE, GRPC);
+    fit(response.headers_mut());
     response
+}
+
+/// Cuts what gRPC clients would not accept, whoever made it.
+fn fit(headers: &mut HeaderMap) {
+    if session_proto::trailers::fit(headers) {
+        tracing::debug!(status = ?headers.get("grpc-status"), "trailers cut to the size that clients accept");
+    }
 }
 
 fn trailers(status: &Status) -> HeaderMap {
@@ -184,6 +196,7 @@ fn trailers(status: &Status) -> HeaderMap {
         trailers.clear();
         trailers.insert("grpc-status", HeaderValue::from(i32::from(status.code())));
     }
+    fit(&mut trailers);
     trailers
 }
 

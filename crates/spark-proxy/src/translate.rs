@@ -18,6 +18,7 @@ use crate::operations::Reattach;
 use http::HeaderMap;
 use session_core::Engine;
 use session_proto::spark::ReattachExecuteRequest;
+use session_proto::trailers::status_of;
 use std::collections::HashMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -56,7 +57,7 @@ impl Translator {
     /// How the call ends instead, if the engine's status is one that its
     /// client would not understand, or would understand wrongly.
     pub(crate) fn translate(&self, trailers: &HeaderMap) -> Option<Stop> {
-        let status = Status::from_header_map(trailers)?;
+        let status = status_of(trailers)?;
         if status.code() != Code::Internal {
             return None;
         }

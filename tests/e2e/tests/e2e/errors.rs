@@ -37,3 +37,39 @@ async fn spark() -> Result<()> {
     assert!(seen["alive"] == true || seen["alive"] == 1, "{seen}");
     Ok(())
 }
+
+/// A text of CJK letters takes nine bytes a letter in `grpc-message`, and gRPC
+/// clients drop trailers beyond 8 KiB.
+#[tokio::test]
+async fn long_texts_reach_clients_cut() -> Result<()> {
+    let stack = Stack::start().await?;
+    let session = stack.session("ada", Engine::Sail, &[])?;
+    let token = stack.token("ada", &session)?;
+    let target = format!("localhost:{}", stack.proxy_address.port());
+    for letters in [10, 900, 20_000] {
+        let table = "查".repeat(letters);
+        let sql = format!("SELECT * FROM `{table}`");
+        let args = [
+            "execute",
+            "--target",
+            &target,
+            "--token",
+            &token,
+            "--session",
+            "6b1f7a52-43c1-4a43-9f0e-0d5ad3a3c016",
+            "--sql",
+            &sql,
+        ];
+        for client in [Client::Py41, Client::Py35] {
+            let seen = client.run(stack.dir.path(), "raw.py", &args, None).await?;
+            assert_eq!(seen["code"], "INTERNAL", "{letters}: {seen}");
+            let text = seen["message"].as_str().unwrap_or_default();
+            assert!(text.contains("查查查"), "{letters}: {seen}");
+            assert_eq!(text.contains("[cut: "), letters > 800, "{letters}: {seen}");
+            assert!(seen["details_error"].is_null(), "{letters}: {seen}");
+            let classes = seen["info"]["classes"].as_str().unwrap_or_default();
+            assert!(classes.contains("AnalysisException"), "{letters}: {seen}");
+        }
+    }
+    Ok(())
+}
