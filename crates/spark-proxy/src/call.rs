@@ -265,11 +265,11 @@ async fn pass_on(
         let translator = Translator::new(backend.engine, known.spark_session, known.reattach.as_ref(), lost);
 
         let began = Instant::now();
-        if !worker.pools.is_connected(&backend) && began.duration_since(stamp.at) > CONNECT_WITHIN {
+        if !worker.pools.is_connected(&backend, method) && began.duration_since(stamp.at) > CONNECT_WITHIN {
             not_before = Some(began);
             continue;
         }
-        let mut lease = match client.unless_gone(worker.pools.lease(&backend)).await? {
+        let mut lease = match client.unless_gone(worker.pools.lease(&backend, method)).await? {
             Ok(lease) => lease,
             Err(Unreachable) => {
                 // The address is suspect: it is asked for again.

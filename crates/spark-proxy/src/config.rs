@@ -289,9 +289,11 @@ pub struct LimitConfig {
     pub connections: usize,
     /// Connections of one client address (IPv6: of one /64); 0 is no limit.
     pub connections_per_address: usize,
-    /// Calls at once on one connection.
+    /// Calls at once on one connection, which can carry several sessions; more
+    /// than `calls_per_session`. What ends work is free.
     pub streams_per_connection: u32,
-    /// Headers of one request; beyond four times as much HTTP/2 itself refuses them.
+    /// Headers of one request; beyond four times as much, and beyond 256 KiB,
+    /// HTTP/2 itself refuses them.
     pub header_list_bytes: u32,
     /// From the first byte to the end of the TLS and HTTP/2 handshakes.
     #[serde(with = "duration")]
@@ -324,7 +326,7 @@ pub struct LimitConfig {
     /// From a call's headers to the first message of its request.
     #[serde(with = "duration")]
     pub first_message: Duration,
-    /// Calls of one session at once; `ReleaseExecute` is free.
+    /// Calls of one session at once; what ends work is free.
     pub calls_per_session: u32,
     /// Calls of one organization per second, with bursts of as many; 0 is no
     /// limit; `ReleaseExecute` is free.
@@ -339,17 +341,28 @@ pub struct LimitConfig {
 
 impl LimitConfig {
     /// What HTTP/2 itself enforces, by a bare HTTP 431.
-    pub(crate) const fn hard_header_list_bytes(&self) -> u32 {
-        self.header_list_bytes.saturating_mul(4)
+    pub(crate) fn hard_header_list_bytes(&self) -> u32 {
+        self.header_list_bytes.saturating_mul(4).max(MIN_HARD_HEADER_LIST)
+    }
+
+    /// What HTTP/2 itself enforces, in silence: clients queue what is above it.
+    /// The difference is for calls that end work, and for errors.
+    pub(crate) fn hard_streams_per_connection(&self) -> u32 {
+        self.streams_per_connection.saturating_add(SPARE_STREAMS)
     }
 }
+
+/// Streams of a connection beyond the calls that it may have.
+const SPARE_STREAMS: u32 = 256;
+/// Headers up to this size get an error with a text, whatever is accepted.
+const MIN_HARD_HEADER_LIST: u32 = 256 << 10;
 
 impl Default for LimitConfig {
     fn default() -> Self {
         Self {
             connections: 10_000,
             connections_per_address: 1000,
-            streams_per_connection: 128,
+            streams_per_connection: 2048,
             header_list_bytes: 16 << 10,
             handshake: Duration::from_secs(10),
             first_stream_window_bytes: 256 << 10,
@@ -510,9 +523,9 @@ impl Validate for LimitConfig {
     fn validate(&self, problems: &mut Problems) {
         problems.require(self.connections > 0, "connections", "must not be 0");
         problems.require(
-            self.streams_per_connection > 0,
+            self.streams_per_connection > self.calls_per_session,
             "streams_per_connection",
-            "must not be 0",
+            "must be more than calls_per_session: a connection can carry several sessions",
         );
         problems.require(
             (8 << 10..=4 << 20).contains(&self.header_list_bytes),

@@ -1,12 +1,18 @@
 //! One client connection: who it is, TLS or not, then HTTP/2, then one task
 //! per call. Nobody holds a place for ever: handshakes have their time, silent
 //! clients are pinged, and old connections take no new calls.
+//!
+//! The limit of calls is ours and is answered with an error. HTTP/2's own limit
+//! is above it, because gRPC clients queue in silence what exceeds that one:
+//! calls that end work would wait behind the work.
 
 use crate::addresses::{Full, Place};
 use crate::call::{ConnectionState, handle};
 use crate::config::{LimitConfig, TlsMode};
 use crate::headers;
+use crate::method;
 use crate::metrics::{Handshake, Outcome, Peer, Unwanted};
+use crate::pace::{Pace, Paced};
 use crate::proxy_header::{self, Bad};
 use crate::pulse::{Beat, Ear, Heard, Pulse, Rules};
 use crate::respond::Client;
@@ -18,9 +24,11 @@ use service_kit::tls::Conn;
 use session_core::Reason;
 use session_proto::error::Refused;
 use socket2::{SockRef, TcpKeepalive};
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
@@ -38,13 +46,21 @@ const KEEPALIVE_TRIES: u32 = 4;
 const AGE_SPREAD: std::ops::RangeInclusive<f64> = 0.9..=1.1;
 /// What a connection that ends on order has left to send takes no longer.
 const LAST_WORDS: Duration = Duration::from_millis(100);
+/// Calls at once on a connection that has not shown a good token. Nearly all
+/// are checked without waiting; the others wait for a key set.
+const MAX_UNVERIFIED_CALLS: usize = 128;
+/// When to try again where calls of the connection must end first.
+const RETRY_CROWDED: Duration = Duration::from_secs(1);
+
+type Io = Paced<Heard<Conn>>;
 
 /// A connection after its handshakes.
 struct Ready {
-    http: server::Connection<Heard<Conn>, Bytes>,
+    http: server::Connection<Io, Bytes>,
     /// Plaintext where TLS is required: every call is told so.
     refused: bool,
     ear: Rc<Ear>,
+    pace: Rc<Pace>,
     /// Among those of its address.
     _place: Option<Place>,
 }
@@ -109,21 +125,24 @@ async fn open(worker: &Worker, tcp: std::net::TcpStream, remote: &mut SocketAddr
     let place = shared.addresses.enter(remote.ip())?;
     let (conn, refused) = secured(worker, tcp, *remote).await?;
     let limits = &shared.config.limits;
-    let ear = Ear::new();
+    let (ear, pace) = (Ear::new(), Pace::new());
     let http = server::Builder::new()
         .initial_window_size(limits.first_stream_window_bytes)
         .initial_connection_window_size(limits.connection_window_bytes)
         .max_frame_size(limits.frame_bytes)
         .max_header_list_size(limits.hard_header_list_bytes())
-        .max_concurrent_streams(limits.streams_per_connection)
+        .max_concurrent_streams(limits.hard_streams_per_connection())
+        // As many may be refused at once, and what their clients had sent already is expected.
+        .max_concurrent_reset_streams(limits.hard_streams_per_connection() as usize)
         .max_send_buffer_size(limits.send_buffer_bytes)
-        .handshake(Heard::new(conn, &ear))
+        .handshake(Paced::new(Heard::new(conn, &ear), &pace))
         .await
         .context("HTTP/2")?;
     Ok(Ready {
         http,
         refused,
         ear,
+        pace,
         _place: place,
     })
 }
@@ -162,6 +181,7 @@ async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<
         mut http,
         refused,
         ear,
+        pace,
         _place,
     } = ready;
     let shared = &worker.shared;
@@ -176,7 +196,7 @@ async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<
     loop {
         tokio::select! {
             biased;
-            call = http.accept() => {
+            call = poll_fn(|cx| poll_call(&mut http, &pace, cx)) => {
                 let Some(call) = call else { return Ok(()) };
                 let (request, respond) = call?;
                 if refused {
@@ -189,6 +209,12 @@ async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<
                     metrics.calls.at(Outcome::of(Reason::InvalidArgument)).inc();
                     continue;
                 }
+                if let Err(refused) = has_room(limits, &state, request.uri().path()).await {
+                    metrics.opened.inc();
+                    metrics.calls.at(Outcome::of(refused.reason)).inc();
+                    Client::new(respond).refuse(refused);
+                    continue;
+                }
                 tokio::task::spawn_local(handle(Rc::clone(worker), Rc::clone(&state), request, respond));
             }
             () = &mut stopping, if !draining => {
@@ -198,7 +224,7 @@ async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<
             () = &mut ending => {
                 http.abrupt_shutdown(h2::Reason::NO_ERROR);
                 // One more turn of the loop sends what is left to send.
-                let _ = tokio::time::timeout(LAST_WORDS, std::future::poll_fn(|cx| http.poll_closed(cx))).await;
+                let _ = tokio::time::timeout(LAST_WORDS, poll_fn(|cx| http.poll_closed(cx))).await;
                 return Ok(());
             }
             // Each open call has a share in the state.
@@ -218,10 +244,50 @@ async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<
             }
         }
         if !widened && state.admitted.get() {
+            pace.lift();
             // Refused while the client has not acknowledged our first settings; then the next turn tries again.
             widened = http.set_initial_window_size(limits.stream_window_bytes).is_ok();
         }
     }
+}
+
+type Incoming = Option<Result<(http::Request<h2::RecvStream>, server::SendResponse<Bytes>), h2::Error>>;
+
+/// The next call. When all that came have been taken, more may be read.
+fn poll_call(http: &mut server::Connection<Io, Bytes>, pace: &Pace, cx: &mut Context<'_>) -> Poll<Incoming> {
+    let call = http.poll_accept(cx);
+    if call.is_pending() {
+        pace.next_turn();
+    }
+    call
+}
+
+/// May the connection have one more call? Each open call has a share in its state.
+async fn has_room(limits: &LimitConfig, state: &Rc<ConnectionState>, path: &str) -> Result<(), Refused> {
+    let open = || Rc::strong_count(state) - 1;
+    if open() >= MAX_UNVERIFIED_CALLS && !state.admitted.get() {
+        // Those that came before are looked at first; most do not wait for anything.
+        tokio::task::yield_now().await;
+        if open() >= MAX_UNVERIFIED_CALLS && !state.admitted.get() {
+            return Err(crowded(format!(
+                "{MAX_UNVERIFIED_CALLS} calls of this connection wait for their tokens to be checked, \
+                 and none has shown a good one yet. Try again when one of them has ended."
+            )));
+        }
+    }
+    let most = limits.streams_per_connection as usize;
+    if open() >= most && !method::ends_work(path) {
+        return Err(crowded(format!(
+            "This connection has {most} calls open, which is the limit (limits.streams_per_connection). \
+             Wait until one of them ends, or open another connection."
+        ))
+        .with("limit", "limits.streams_per_connection"));
+    }
+    Ok(())
+}
+
+fn crowded(text: String) -> Refused {
+    Refused::new(Reason::QuotaExceeded, text).retry_after(RETRY_CROWDED)
 }
 
 fn rules(limits: &LimitConfig) -> Rules {

@@ -55,10 +55,10 @@ pub(crate) async fn alive(exchange: &Exchange<'_>) -> Infallible {
 async fn touch(exchange: &Exchange<'_>) -> Option<()> {
     let (pools, backend) = (&exchange.worker.pools, exchange.backend);
     // A new connection would need a fresh route, and there is one: the query runs on it.
-    if !pools.is_connected(backend) {
+    if !pools.is_connected(backend, Method::Config) {
         return None;
     }
-    let mut lease = pools.lease(backend).await.ok()?;
+    let mut lease = pools.lease(backend, Method::Config).await.ok()?;
     let (mut head, ()) = Request::post("/spark.connect.SparkConnectService/Config")
         .header(header::CONTENT_TYPE, "application/grpc")
         .body(())

@@ -31,6 +31,7 @@ mod messages;
 mod method;
 mod metrics;
 mod operations;
+mod pace;
 mod proxy_header;
 mod pulse;
 mod redact;

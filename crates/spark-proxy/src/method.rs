@@ -85,6 +85,15 @@ impl Method {
         }
     }
 
+    /// Does it end work, or give back what work has left? Such a call passes
+    /// whatever else is open: without it nothing would end.
+    pub(crate) const fn ends_work(self) -> bool {
+        matches!(
+            self,
+            Self::Interrupt | Self::ReleaseExecute | Self::ReleaseSession
+        )
+    }
+
     /// Is its request surely one message?
     pub(crate) const fn has_one_message(self) -> bool {
         !matches!(self, Self::AddArtifacts | Self::Unknown)
@@ -130,6 +139,12 @@ impl Method {
             Self::Unknown => "other",
         }
     }
+}
+
+/// Is it the path of a call that [`Method::ends_work`]?
+pub(crate) fn ends_work(path: &str) -> bool {
+    let name = path.strip_prefix('/').and_then(|path| path.split_once('/'));
+    name.is_some_and(|(service, name)| service == SPARK_CONNECT && Method::named(name).ends_work())
 }
 
 /// Reads method, path and content type of a request.
@@ -216,6 +231,22 @@ mod tests {
                 Target::Unknown,
                 "{method} {path} {content_type}"
             );
+        }
+    }
+
+    #[test]
+    fn what_ends_work_starts_none() {
+        for name in ["Interrupt", "ReleaseExecute", "ReleaseSession"] {
+            assert!(ends_work(&format!("/{SPARK_CONNECT}/{name}")), "{name}");
+            assert!(!Method::named(name).is_work(), "{name}");
+        }
+        for path in [
+            "/spark.connect.SparkConnectService/ExecutePlan",
+            "/other/Interrupt",
+            "",
+            "/",
+        ] {
+            assert!(!ends_work(path), "{path}");
         }
     }
 

@@ -95,12 +95,8 @@ impl Session {
         if let Some(gone) = &*self.gone.borrow() {
             return Err(gone.refused());
         }
-        // To release results must always be possible, and starts nothing.
-        let most = if method == Method::ReleaseExecute {
-            u32::MAX
-        } else {
-            most
-        };
+        // What ends work must always be possible, and starts nothing.
+        let most = if method.ends_work() { u32::MAX } else { most };
         if !self.tally.enter(most) {
             return Err(Refused::new(
                 Reason::QuotaExceeded,

@@ -190,6 +190,39 @@ async fn floods_of_headers_are_refused() {
     );
 }
 
+/// A byte of HPACK can stand for a whole field, so a few megabytes of headers
+/// can become hundreds. No token is needed to send them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_that_decode_to_much_more_are_not_piled_up() {
+    /// `via` of the static table, empty: 35 bytes of a header list.
+    const FIELD: u8 = 0x80 | 60;
+    let proxy = OwnProcess::start(|_| {}).await;
+    beside_a_healthy_client(&proxy, "header bombs", async {
+        for fields in [300, 7000] {
+            let mut block = Raw::headers(EXECUTE, "x", &[]);
+            block.extend(std::iter::repeat_n(FIELD, fields));
+            let mut attackers = tokio::task::JoinSet::new();
+            for _ in 0..4 {
+                let (block, address) = (block.clone(), proxy.address);
+                attackers.spawn(async move {
+                    let mut raw = Raw::connect(address, &[]).await.unwrap();
+                    for stream in (1..2000).step_by(2) {
+                        let sent = raw.send(kinds::HEADERS, flags::END_HEADERS, stream, &block);
+                        if !matches!(
+                            tokio::time::timeout(Duration::from_secs(2), sent).await,
+                            Ok(Ok(()))
+                        ) {
+                            break;
+                        }
+                    }
+                });
+            }
+            attackers.join_all().await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_stalls_is_cut_off() {
     let proxy = OwnProcess::start(|config| config.limits.handshake = Duration::from_secs(1)).await;

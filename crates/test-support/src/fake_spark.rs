@@ -167,6 +167,15 @@ impl FakeSpark {
 
     /// Starts at this address.
     pub async fn start_at(address: SocketAddr) -> std::io::Result<Self> {
+        Self::start_bounded(address, None).await
+    }
+
+    /// Starts on a free port of loopback; a connection takes so many calls at once.
+    pub async fn start_with_streams(most: u32) -> std::io::Result<Self> {
+        Self::start_bounded(([127, 0, 0, 1], 0).into(), Some(most)).await
+    }
+
+    async fn start_bounded(address: SocketAddr, streams: Option<u32>) -> std::io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let seen = Arc::new(Record(Mutex::new(watch::Sender::new(Seen::default()))));
@@ -175,6 +184,7 @@ impl FakeSpark {
             listener,
             Arc::clone(&seen),
             stop.clone(),
+            streams,
         )));
         Ok(Self { address, seen, stop })
     }
@@ -207,7 +217,7 @@ impl Drop for FakeSpark {
     }
 }
 
-async fn accept(listener: TcpListener, seen: Arc<Record>, stop: CancellationToken) {
+async fn accept(listener: TcpListener, seen: Arc<Record>, stop: CancellationToken, streams: Option<u32>) {
     while let Ok((tcp, _)) = listener.accept().await {
         let seen = Arc::clone(&seen);
         let cut = stop.child_token();
@@ -217,16 +227,20 @@ async fn accept(listener: TcpListener, seen: Arc<Record>, stop: CancellationToke
                 seen.open_connections += 1;
             });
             cut.clone()
-                .run_until_cancelled_owned(connection(tcp, Arc::clone(&seen), cut))
+                .run_until_cancelled_owned(connection(tcp, Arc::clone(&seen), cut, streams))
                 .await;
             seen.note(|seen| seen.open_connections -= 1);
         });
     }
 }
 
-async fn connection(tcp: TcpStream, seen: Arc<Record>, cut: CancellationToken) {
+async fn connection(tcp: TcpStream, seen: Arc<Record>, cut: CancellationToken, streams: Option<u32>) {
     let _ = tcp.set_nodelay(true);
-    let handshake = h2::server::Builder::new()
+    let mut builder = h2::server::Builder::new();
+    if let Some(most) = streams {
+        builder.max_concurrent_streams(most);
+    }
+    let handshake = builder
         .initial_window_size(4 << 20)
         .initial_connection_window_size(16 << 20)
         .max_frame_size(256 << 10)

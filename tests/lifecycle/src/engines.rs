@@ -70,7 +70,7 @@ fn query(sql: &str) -> ExecutePlanRequest {
 /// The first query after idle, one session after another; then many at once.
 pub(crate) async fn wake(rows: &mut Rows) -> Result<()> {
     let stack = Stack::start_with(StackOptions {
-        proxy: format!("limits.held_calls_per_session = {WAITING}\nlimits.calls_per_session = 4000"),
+        proxy: format!("limits.held_calls_per_session = {WAITING}\nlimits.calls_per_session = 4000\nlimits.streams_per_connection = 5000"),
         ..StackOptions::default()
     })
     .await?;

@@ -19,9 +19,12 @@ use h2::client::{self, SendRequest};
 use service_kit::tls::{ClientTls, Conn};
 use session_core::Engine;
 use socket2::{SockRef, TcpKeepalive};
+use std::future::{Future as _, poll_fn};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::net::TcpStream;
 
@@ -31,6 +34,11 @@ const SPARK_PINGS_APART: Duration = Duration::from_secs(5 * 60);
 /// When the kernel asks the other end's whether a quiet connection still stands.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Calls on a connection before the server's settings say how many it takes.
+const ONE: usize = 1;
+/// How long these are waited for.
+const SETTINGS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// No connection came to be, or it takes no more calls: nothing was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,7 +156,8 @@ impl Connector {
         };
         let config = &self.config;
         let ear = Ear::new();
-        let (sender, connection) = client::Builder::new()
+        let (sender, mut connection) = client::Builder::new()
+            .initial_max_send_streams(ONE)
             .initial_window_size(config.stream_window_bytes)
             .initial_connection_window_size(config.connection_window_bytes)
             .max_frame_size(config.frame_bytes)
@@ -156,6 +165,18 @@ impl Connector {
             .data_frame_budget(config.connection_window_bytes as usize * SMALL_FRAMES)
             .handshake::<_, Outgoing>(Heard::new(conn, &ear))
             .await?;
+        // Until its settings are here it is not known how many calls the server
+        // takes on a connection, and more than one would queue in silence. A
+        // busy engine sends them late, and takes the one call then.
+        let settings = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
+            Poll::Ready(Ok(())) => Poll::Ready(Err(anyhow::anyhow!("it was closed at once"))),
+            Poll::Pending if sender.current_max_send_streams() != ONE => Poll::Ready(Ok(())),
+            Poll::Pending => Poll::Pending,
+        });
+        if let Ok(arrived) = tokio::time::timeout(SETTINGS_TIMEOUT, settings).await {
+            arrived?;
+        }
         Ok((sender, connection, ear))
     }
 }

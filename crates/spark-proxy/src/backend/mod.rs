@@ -4,6 +4,7 @@
 mod connect;
 
 use crate::messages::Outgoing;
+use crate::method::Method;
 use crate::metrics::Metrics;
 use crate::pulse::Ear;
 use crate::routes::{Backend, PoolKey};
@@ -36,10 +37,16 @@ pub(crate) struct Pools {
 struct Bounds {
     /// Calls on one connection: they cannot use up its window, read or not.
     calls: usize,
+    /// Connections that calls of all kinds use.
     links: usize,
     /// How long a call waits for a place when all is full.
     wait: Duration,
 }
+
+/// Connections beyond [`Bounds::links`] for calls that end work: they do not
+/// wait until work has ended by itself. Connections, because the calls on a full
+/// one may have used up its window.
+const SPARE_LINKS: usize = 2;
 
 /// The connections that calls with one key share.
 #[derive(Default)]
@@ -60,6 +67,8 @@ struct Link {
     sender: SendRequest<Outgoing>,
     open: Cell<usize>,
     dead: Cell<bool>,
+    /// For calls that end work only.
+    spare: bool,
     ear: Rc<Ear>,
 }
 
@@ -86,11 +95,11 @@ impl Pools {
     }
 
     /// Is there a connection already, so that none must be made?
-    pub(crate) fn is_connected(&self, backend: &Backend) -> bool {
+    pub(crate) fn is_connected(&self, backend: &Backend, method: Method) -> bool {
         self.by_key
             .borrow()
             .get(&backend.pool)
-            .is_some_and(|pool| pool.pick(self.bounds).is_some())
+            .is_some_and(|pool| pool.pick(self.bounds, method).is_some())
     }
 
     fn pool(&self, backend: &Backend) -> Rc<Pool> {
@@ -102,23 +111,23 @@ impl Pools {
 
     /// A place on a connection, which is made if need be: by one caller, for
     /// all. When every connection that may be is full, it is waited for.
-    pub(crate) async fn lease(&self, backend: &Backend) -> Result<Lease, Unreachable> {
+    pub(crate) async fn lease(&self, backend: &Backend, method: Method) -> Result<Lease, Unreachable> {
         let pool = self.pool(backend);
         let mut patience = None;
         loop {
-            let link = match pool.pick(self.bounds) {
+            let link = match pool.pick(self.bounds, method) {
                 Some(link) => link,
-                None if !pool.may_grow(self.bounds) => {
+                None if !pool.may_grow(self.bounds, method) => {
                     let until = *patience.get_or_insert_with(|| {
                         self.connector.metrics().pool_full.inc();
                         Instant::now() + self.bounds.wait
                     });
-                    Box::pin(pool.wait(self.bounds, until)).await?;
+                    Box::pin(pool.wait(self.bounds, method, until)).await?;
                     continue;
                 }
                 // Who waited knows too little of the address by now to connect to it.
                 None if patience.is_some() => return Err(Unreachable),
-                None => match Box::pin(self.connect(&pool, backend)).await? {
+                None => match Box::pin(self.connect(&pool, backend, method)).await? {
                     Some(link) => link,
                     None => continue,
                 },
@@ -137,19 +146,25 @@ impl Pools {
 
     /// One new connection of a pool, however many ask for it at once; `None`
     /// if the pool filled up meanwhile.
-    async fn connect(&self, pool: &Rc<Pool>, backend: &Backend) -> Result<Option<Rc<Link>>, Unreachable> {
+    async fn connect(
+        &self,
+        pool: &Rc<Pool>,
+        backend: &Backend,
+        method: Method,
+    ) -> Result<Option<Rc<Link>>, Unreachable> {
         let failures = pool.failures.get();
         let _gate = pool.gate.lock().await;
-        if let Some(link) = pool.pick(self.bounds) {
+        if let Some(link) = pool.pick(self.bounds, method) {
             return Ok(Some(link));
         }
         if pool.failures.get() != failures {
             // Who waited for an attempt that failed does not make another.
             return Err(Unreachable);
         }
-        if !pool.may_grow(self.bounds) {
+        if !pool.may_grow(self.bounds, method) {
             return Ok(None);
         }
+        let spare = pool.count(false) >= self.bounds.links;
         let connected = self.connector.connect(backend).await;
         let Connected {
             sender,
@@ -160,6 +175,7 @@ impl Pools {
             sender,
             open: Cell::new(0),
             dead: Cell::new(false),
+            spare,
             ear,
         });
         pool.links.borrow_mut().push(Rc::clone(&link));
@@ -197,25 +213,35 @@ impl Pools {
 impl Pool {
     /// A connection with room. One whose other end is in doubt is spared while
     /// there may be others: what is sent there may be lost.
-    fn pick(&self, bounds: Bounds) -> Option<Rc<Link>> {
-        let mut links = self.links.borrow_mut();
-        links.retain(|link| !link.dead.get());
-        let has_room =
-            |link: &&Rc<Link>| link.open.get() < link.sender.current_max_send_streams().min(bounds.calls);
-        let sure = links.iter().filter(has_room).find(|link| !link.ear.is_in_doubt());
-        let may_grow = links.len() < bounds.links;
-        sure.or_else(|| links.iter().find(has_room).filter(|_| !may_grow))
-            .cloned()
+    fn pick(&self, bounds: Bounds, method: Method) -> Option<Rc<Link>> {
+        self.links.borrow_mut().retain(|link| !link.dead.get());
+        let may_grow = self.may_grow(bounds, method);
+        let links = self.links.borrow();
+        let has_room = |link: &&Rc<Link>| {
+            (!link.spare || method.ends_work())
+                && link.open.get() < link.sender.current_max_send_streams().min(bounds.calls)
+        };
+        let mut with_room = links.iter().filter(has_room);
+        let sure = with_room.clone().find(|link| !link.ear.is_in_doubt());
+        sure.or_else(|| with_room.find(|_| !may_grow)).cloned()
     }
 
-    fn may_grow(&self, bounds: Bounds) -> bool {
-        self.links.borrow().len() < bounds.links
+    fn may_grow(&self, bounds: Bounds, method: Method) -> bool {
+        self.count(false) < bounds.links || (method.ends_work() && self.count(true) < SPARE_LINKS)
+    }
+
+    fn count(&self, spare: bool) -> usize {
+        self.links
+            .borrow()
+            .iter()
+            .filter(|link| link.spare == spare)
+            .count()
     }
 
     /// Waits until some call gave back its place. No more wait than there are
-    /// places.
-    async fn wait(&self, bounds: Bounds, until: Instant) -> Result<(), Unreachable> {
-        if self.waiting.get() >= bounds.calls * bounds.links {
+    /// places, those aside that end work.
+    async fn wait(&self, bounds: Bounds, method: Method, until: Instant) -> Result<(), Unreachable> {
+        if !method.ends_work() && self.waiting.get() >= bounds.calls * bounds.links {
             return Err(Unreachable);
         }
         let _waiting = Waiting::new(&self.waiting);
@@ -267,7 +293,10 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.link.open.set(self.link.open.get() - 1);
         self.pool.last_used.set(Some(Instant::now()));
-        if self.pool.waiting.get() > 0 {
+        if self.link.spare {
+            // Not all that wait may have the place.
+            self.pool.room.notify_waiters();
+        } else if self.pool.waiting.get() > 0 {
             self.pool.room.notify_one();
         }
     }

@@ -1,0 +1,93 @@
+//! Spark sessions in Redis: one hash for each session, a JSON text for each
+//! Spark session in it.
+
+use super::{RedisStore, Reply};
+use crate::Error;
+use crate::spark_sessions::{
+    KeptSparkSession, MAX_SETTINGS_BYTES, MAX_SPARK_SESSIONS, SPARK_SESSION_MEMORY, SettingsChange,
+    SparkSessions, Used,
+};
+use async_trait::async_trait;
+use session_core::{SessionKey, SparkSessionId};
+use std::collections::BTreeMap;
+
+/// The field that counts changes, beside the Spark sessions.
+const COUNTER: &str = "#";
+
+fn memory() -> u64 {
+    u64::try_from(SPARK_SESSION_MEMORY.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn answer(reply: &Reply) -> &str {
+    reply.0.first().map_or("", String::as_str)
+}
+
+#[async_trait]
+impl SparkSessions for RedisStore {
+    async fn keep_settings(&self, key: &SessionKey, change: &SettingsChange) -> Result<bool, Error> {
+        let mut script = self.scripts.keep_settings.key(self.keys.spark_sessions(key));
+        script
+            .arg(change.spark_session.as_str())
+            .arg(change.generation)
+            .arg(MAX_SPARK_SESSIONS)
+            .arg(MAX_SETTINGS_BYTES)
+            .arg(memory())
+            .arg(change.set.len());
+        for (name, value) in &change.set {
+            script.arg(name).arg(value);
+        }
+        script.arg(&change.unset);
+        let reply = self.run(&script).await?;
+        match answer(&reply) {
+            "kept" => Ok(true),
+            "not-kept" => Ok(false),
+            other => Err(Error::Corrupt(format!("a script answered {other:?}"))),
+        }
+    }
+
+    async fn use_spark_session(
+        &self,
+        key: &SessionKey,
+        spark_session: &SparkSessionId,
+        generation: u64,
+    ) -> Result<Used, Error> {
+        let mut script = self.scripts.use_spark_session.key(self.keys.spark_sessions(key));
+        script
+            .arg(spark_session.as_str())
+            .arg(generation)
+            .arg(MAX_SPARK_SESSIONS)
+            .arg(memory());
+        let reply = self.run(&script).await?;
+        match answer(&reply) {
+            "new" => Ok(Used::New),
+            "again" => Ok(Used::Again),
+            "moved" => Ok(Used::Moved),
+            other => Err(Error::Corrupt(format!("a script answered {other:?}"))),
+        }
+    }
+
+    async fn spark_sessions(
+        &self,
+        key: &SessionKey,
+    ) -> Result<BTreeMap<SparkSessionId, KeptSparkSession>, Error> {
+        let mut cmd = redis::cmd("HGETALL");
+        cmd.arg(self.keys.spark_sessions(key));
+        let stored: BTreeMap<String, String> = self.connections.query(&cmd).await?;
+        stored
+            .iter()
+            .filter(|(id, _)| *id != COUNTER)
+            .map(|(id, text)| {
+                let kept = serde_json::from_str(text).ok();
+                id.parse().ok().zip(kept).ok_or_else(|| {
+                    Error::Corrupt(format!("what is kept of Spark session {id:?} cannot be read"))
+                })
+            })
+            .collect()
+    }
+
+    async fn forget_spark_sessions(&self, key: &SessionKey) -> Result<(), Error> {
+        let mut cmd = redis::cmd("UNLINK");
+        cmd.arg(self.keys.spark_sessions(key));
+        self.connections.query::<i64>(&cmd).await.map(drop)
+    }
+}

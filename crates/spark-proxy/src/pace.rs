@@ -1,0 +1,152 @@
+//! Reads from a client in small turns until it has shown a good token.
+//!
+//! HTTP/2 decodes everything that can be read before the first request is
+//! taken, and a header block of a few bytes can decode to seventy times as
+//! many. h2 cannot raise its limit of streams during a connection's life, so
+//! that limit must be the one of good clients. What a stranger can make this
+//! proxy hold is bounded here instead: requests that one turn brought are
+//! answered before more is read.
+
+use std::cell::Cell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes of one turn, and at most one read more.
+const TURN: usize = 16 * 1024;
+
+/// How much may be read now; shared by the connection and its reader.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    left: Cell<usize>,
+    unlimited: Cell<bool>,
+}
+
+impl Pace {
+    pub(crate) fn new() -> Rc<Self> {
+        Rc::new(Self {
+            left: Cell::new(TURN),
+            unlimited: Cell::default(),
+        })
+    }
+
+    /// All that was read has been taken: one more turn may be read.
+    pub(crate) fn next_turn(&self) {
+        self.left.set(TURN);
+    }
+
+    /// The client has shown a good token.
+    pub(crate) fn lift(&self) {
+        self.unlimited.set(true);
+    }
+}
+
+/// A connection that is read in turns.
+#[derive(Debug)]
+pub(crate) struct Paced<S> {
+    inner: S,
+    pace: Rc<Pace>,
+}
+
+impl<S> Paced<S> {
+    pub(crate) fn new(inner: S, pace: &Rc<Pace>) -> Self {
+        Self {
+            inner,
+            pace: Rc::clone(pace),
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.pace.unlimited.get() {
+            return Pin::new(&mut self.inner).poll_read(cx, buf);
+        }
+        let left = self.pace.left.get();
+        if left == 0 {
+            // The connection is polled again at once, after its calls were.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        self.pace
+            .left
+            .set(left.saturating_sub(buf.filled().len() - before));
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use tokio::io::AsyncReadExt as _;
+
+    #[tokio::test]
+    async fn one_turn_is_read_until_the_next_begins() {
+        let (mut near, far) = tokio::io::duplex(1 << 20);
+        tokio::io::AsyncWriteExt::write_all(&mut near, &[7; 5 * TURN])
+            .await
+            .unwrap();
+        let pace = Pace::new();
+        let mut paced = Paced::new(far, &pace);
+        let mut chunk = [0; 1000];
+        let mut read = 0;
+        // Reads until nothing more may be read.
+        let mut drain = async |read: &mut usize, paced: &mut Paced<tokio::io::DuplexStream>| {
+            while let Some(Ok(count)) = poll_fn(|cx| {
+                let mut buf = ReadBuf::new(&mut chunk);
+                Poll::Ready(match Pin::new(&mut *paced).poll_read(cx, &mut buf) {
+                    Poll::Ready(Ok(())) => Some(Ok(buf.filled().len())),
+                    Poll::Ready(Err(error)) => Some(Err(error)),
+                    Poll::Pending => None,
+                })
+            })
+            .await
+            {
+                *read += count;
+            }
+        };
+        drain(&mut read, &mut paced).await;
+        assert!((TURN..TURN + 1000).contains(&read), "{read}");
+        pace.next_turn();
+        drain(&mut read, &mut paced).await;
+        assert!((2 * TURN..2 * (TURN + 1000)).contains(&read), "{read}");
+        pace.lift();
+        let mut rest = vec![0; 5 * TURN - read];
+        paced.read_exact(&mut rest).await.unwrap();
+    }
+}
