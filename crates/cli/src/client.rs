@@ -7,6 +7,7 @@ use session_proto::v1::cluster_service_client::ClusterServiceClient;
 use session_proto::v1::org_service_client::OrgServiceClient;
 use session_proto::v1::session_service_client::SessionServiceClient;
 use session_proto::v1::token_service_client::TokenServiceClient;
+use session_token::MAX_FOREIGN_BYTES;
 use std::time::Duration;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -49,6 +50,12 @@ pub(crate) fn tokens(target: &Target) -> Result<TokenServiceClient<Service>> {
 
 fn service(target: &Target, address: &str) -> Result<Service> {
     let credential = credential(target)?;
+    if credential.len() > MAX_FOREIGN_BYTES {
+        bail!(
+            "the key or token has {} bytes, and Berth accepts at most {MAX_FOREIGN_BYTES}: ask your identity provider for a token with fewer groups or claims",
+            credential.len()
+        );
+    }
     let mut bearer: MetadataValue<Ascii> = format!("Bearer {credential}")
         .parse()
         .context("the key or token is not plain text")?;
@@ -108,8 +115,17 @@ pub(crate) fn explain(status: Status) -> anyhow::Error {
             "Berth cannot be reached: {}. Check BERTH_MANAGER and BERTH_ISSUER (http:// or https://).",
             root_cause(&status)
         ),
+        _ if is_head_too_large(&status) => anyhow::anyhow!(
+            "a proxy on the way to Berth refused the size of your request's headers (HTTP 431): \
+             use a token with fewer groups or claims, or have that proxy allow larger headers"
+        ),
         code => anyhow::anyhow!("{code:?}: {}", status.message()),
     }
+}
+
+/// The answer was no gRPC, but a bare HTTP 431; tonic says so in words only.
+fn is_head_too_large(status: &Status) -> bool {
+    status.message().contains("HTTP status code 431")
 }
 
 fn root_cause(status: &Status) -> String {

@@ -4,8 +4,10 @@
 //! What the doorkeeper hands out for a call ([`Pass`]) lives until the end of
 //! the response's body, also when the client leaves early.
 
+use crate::grpc::MAX_HEAD_BYTES;
 use crate::tls::PeerInfo;
 use bytes::Bytes;
+use http::header;
 use http::request::Parts;
 use http_body::{Frame, SizeHint};
 use std::any::Any;
@@ -21,11 +23,23 @@ use tower::{Layer, Service};
 /// What a call holds while it runs: permits, gauges. Dropped at its end.
 pub type Pass = Box<dyn Any + Send>;
 
+/// A call whose headers exceed [`MAX_HEAD_BYTES`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadTooLarge {
+    /// All headers, as HTTP/2 counts them.
+    pub bytes: usize,
+    /// `authorization` alone.
+    pub credential: usize,
+}
+
 /// Decides about each call.
 pub trait Doorkeeper: Send + Sync + 'static {
     /// May this call go on? What handlers need of the answer goes into its
     /// extensions.
     fn admit(&self, call: &mut Parts) -> impl Future<Output = Result<Pass, Status>> + Send;
+
+    /// What a call is answered whose headers are too large.
+    fn too_large(&self, head: HeadTooLarge) -> Status;
 
     /// Where the call comes from, as this door sees it.
     fn origin(&self, call: &Parts) -> Option<SocketAddr> {
@@ -107,7 +121,17 @@ where
         Box::pin(async move {
             let (mut parts, body) = request.into_parts();
             let peer = keeper.origin(&parts);
-            let response = match keeper.admit(&mut parts).await {
+            let admitted = match head_bytes(&parts) {
+                ..=MAX_HEAD_BYTES => keeper.admit(&mut parts).await,
+                bytes => Err(keeper.too_large(HeadTooLarge {
+                    bytes,
+                    credential: parts
+                        .headers
+                        .get(header::AUTHORIZATION)
+                        .map_or(0, |value| value.len()),
+                })),
+            };
+            let response = match admitted {
                 Ok(pass) => {
                     let answer = inner.call(http::Request::from_parts(parts, body)).await?;
                     answer.map(|body| Body::new(Held { body, _pass: pass }))
@@ -118,6 +142,18 @@ where
             Ok(response)
         })
     }
+}
+
+/// The size of a request's header list as HTTP/2 counts it, but for its
+/// pseudo-headers other than the path.
+fn head_bytes(parts: &Parts) -> usize {
+    const FIELD: usize = 32;
+    let fields = parts
+        .headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + FIELD);
+    let path = parts.uri.path_and_query().map_or(0, |path| path.as_str().len());
+    path + FIELD + fields.sum::<usize>()
 }
 
 /// The other end of a call's connection.

@@ -20,6 +20,17 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 /// The largest message our own APIs take.
 pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 
+/// The largest header list of a request that our own APIs take, counted as
+/// HTTP/2 counts it. It holds a token of 48 KiB, as identity providers make them
+/// for members of many groups, what one service adds when it passes that token
+/// on, and a service's own token.
+pub const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// What HTTP/2 itself enforces, by a bare HTTP 431: what is between the two is
+/// answered with a status that says what is too large.
+const HARD_HEAD_BYTES: u32 = 128 * 1024;
+/// The largest header list of a response that our own clients take.
+const MAX_RESPONSE_HEAD_BYTES: u32 = 64 * 1024;
+
 /// Where another service is and how to reach it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -142,6 +153,7 @@ pub fn channel(config: &ClientConfig) -> anyhow::Result<Channel> {
         .connect_timeout(config.connect_timeout)
         .timeout(config.timeout)
         .tcp_nodelay(true)
+        .http2_max_header_list_size(MAX_RESPONSE_HEAD_BYTES)
         .http2_keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(10))
         .keep_alive_while_idle(true);
@@ -175,7 +187,9 @@ pub struct ServerConfig {
     /// How long a handler may take to begin its answer; open streams are not ended.
     #[serde(with = "duration")]
     pub timeout: Duration,
-    /// Calls at once on one connection.
+    /// Streams at once on one connection. HTTP/2 enforces it, and clients queue
+    /// in silence what exceeds it: it must be above every limit that is
+    /// answered with an error.
     pub streams_per_connection: u32,
     /// How often a silent client is asked whether it is there.
     #[serde(with = "duration")]
@@ -189,7 +203,7 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             timeout: Duration::from_secs(60),
-            streams_per_connection: 256,
+            streams_per_connection: 512,
             keepalive_interval: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(20),
         }
@@ -223,10 +237,9 @@ pub fn server(config: &ServerConfig) -> Server {
     Server::builder()
         .timeout(config.timeout)
         .max_concurrent_streams(config.streams_per_connection)
-        .concurrency_limit_per_connection(config.streams_per_connection as usize)
         .http2_keepalive_interval(Some(config.keepalive_interval))
         .http2_keepalive_timeout(Some(config.keepalive_timeout))
-        .http2_max_header_list_size(16 * 1024)
+        .http2_max_header_list_size(HARD_HEAD_BYTES)
         .http2_max_pending_accept_reset_streams(Some(64))
 }
 

@@ -9,7 +9,8 @@ use crate::api::Api;
 use crate::config::InternalConfig;
 use crate::metrics::Door;
 use http::request::Parts;
-use service_kit::gate::{Doorkeeper, Pass};
+use service_kit::gate::{Doorkeeper, HeadTooLarge, Pass};
+use service_kit::grpc::MAX_HEAD_BYTES;
 use service_kit::limits::{AtOnce, ByAddress, LimitsConfig, Permit, Rates};
 use service_kit::projected::{SERVICE_TOKEN, ServiceTokens};
 use service_kit::tls::PeerInfo;
@@ -128,6 +129,10 @@ impl Doorkeeper for Public {
         Ok(Box::new((place, permit)))
     }
 
+    fn too_large(&self, head: HeadTooLarge) -> Status {
+        Refused::head_too_large(head.bytes, head.credential, MAX_HEAD_BYTES).into()
+    }
+
     fn origin(&self, call: &Parts) -> Option<SocketAddr> {
         self.addresses.origin(call)
     }
@@ -156,6 +161,10 @@ impl Doorkeeper for Internal {
         let address = told_address(call);
         let permit = self.api.let_through(&self.counts, rpc, call, address).await?;
         Ok(Box::new(permit))
+    }
+
+    fn too_large(&self, head: HeadTooLarge) -> Status {
+        Refused::head_too_large(head.bytes, head.credential, MAX_HEAD_BYTES).into()
     }
 
     fn answered(&self, _: Option<SocketAddr>, code: Code) {

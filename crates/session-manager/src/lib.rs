@@ -69,6 +69,10 @@ use tokio::net::TcpListener;
 
 /// ResolveRoute may hold as long as a hold may be configured, and a little.
 const LONGEST_INTERNAL_CALL: Duration = Duration::from_secs(16 * 60);
+/// Streams of one connection at the internal port. A proxy has one connection,
+/// and asks for the routes of all its sessions on it; each question may wait for
+/// compute. More than all calls that a proxy holds (`limits.held_calls`).
+const INTERNAL_STREAMS: u32 = 16 * 1024;
 /// The last good key set is used this long when it cannot be read again.
 const KEEP_KEYS: Duration = Duration::from_secs(24 * 3600);
 /// Good signatures that are remembered, 32 bytes each: proxies show the same tokens
@@ -458,6 +462,7 @@ fn serve(
     .add_service(OrgServiceServer::new(api::orgs::Orgs(Arc::clone(api))).max_decoding_message_size(largest));
     let internal = grpc::server(&ServerConfig {
         timeout: LONGEST_INTERNAL_CALL,
+        streams_per_connection: INTERNAL_STREAMS,
         ..ServerConfig::default()
     })
     .layer(Gate::new(gate::Internal {

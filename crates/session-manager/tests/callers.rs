@@ -116,6 +116,60 @@ async fn tokens_and_keys_side_by_side() {
     manager.stop().await;
 }
 
+/// Group ids as directories make them; a thousand of them are 39 KiB.
+fn groups(count: u32) -> Value {
+    let id = |n: u32| format!("{n:08x}-5f0e-4b6e-9c1d-{:012x}", u64::from(n) * 0x9e37_79b9);
+    (0..count).map(id).collect()
+}
+
+#[tokio::test]
+async fn tokens_of_many_groups_are_accepted_and_larger_ones_get_a_reason() {
+    let idp = Idp::start().await;
+    let manager = Manager::start_with(&trusting(&idp, "limits.failures_per_minute_per_address = 0")).await;
+    known(&manager, &idp).await;
+    let mut ledger = TokenLedgerClient::new(manager.internal.clone());
+    let mut internal = async |credential: &str| {
+        ledger
+            .record_token(bearer(RecordTokenRequest::default(), credential))
+            .await
+            .unwrap_err()
+    };
+    let mut largest = 0;
+    for count in [10, 330, 620, 880] {
+        let token = idp.token(member(json!({"groups": groups(count)})));
+        largest = token.len();
+        assert!(
+            list(&manager, &token).await.is_ok(),
+            "{count} groups, {largest} bytes"
+        );
+        // The issuer passes the same credential on; it is known there too.
+        let answer = internal(&token).await;
+        assert_ne!(answer.code(), Code::Unauthenticated, "{count}: {answer:?}");
+    }
+    assert!(largest > 32 << 10, "{largest}");
+    // 53, 69 and 110 KiB.
+    for count in [1000, 1300, 2000] {
+        let token = idp.token(member(json!({"groups": groups(count)})));
+        for refused in [list(&manager, &token).await.unwrap_err(), internal(&token).await] {
+            assert_eq!(refused.code(), Code::Unauthenticated, "{count}: {refused:?}");
+            assert_eq!(reason_of(&refused), Some(Reason::CallerUnknown));
+            let text = refused.message();
+            assert!(text.contains("too l"), "{count}: {text}");
+        }
+    }
+    // Headers other than the token.
+    let mut padded = bearer(v1::ListSessionsRequest::default(), &idp.token(member(json!({}))));
+    let padding = "x".repeat(70 << 10).parse().unwrap();
+    padded.metadata_mut().insert("x-padding", padding);
+    let refused = SessionServiceClient::new(manager.public.clone())
+        .list_sessions(padded)
+        .await
+        .unwrap_err();
+    assert_eq!(reason_of(&refused), Some(Reason::InvalidArgument), "{refused:?}");
+    assert!(refused.message().contains("65536"), "{refused:?}");
+    manager.stop().await;
+}
+
 #[tokio::test]
 async fn what_is_not_good_is_told_apart_and_refused() {
     let idp = Idp::start().await;

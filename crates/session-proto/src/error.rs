@@ -117,6 +117,26 @@ impl Refused {
         )
     }
 
+    /// An API call's headers exceed `most` bytes; of `bytes` in all the
+    /// credential alone has `credential`.
+    pub fn head_too_large(bytes: usize, credential: usize, most: usize) -> Self {
+        let refused = if credential > most / 2 {
+            Self::new(
+                Reason::CallerUnknown,
+                format!(
+                    "The token is too large: it has {credential} bytes, and a call may have {most} bytes of headers in all. \
+                     Ask your identity provider for a token with fewer groups or claims."
+                ),
+            )
+        } else {
+            Self::field(
+                "headers",
+                format_args!("they have {bytes} bytes, and a call may have {most}. Send less metadata."),
+            )
+        };
+        refused.with("limit", most.to_string())
+    }
+
     /// Trying again may help after `delay`.
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {

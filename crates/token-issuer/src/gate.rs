@@ -2,7 +2,8 @@
 //! of its credentials were wrong. Who calls is for session-manager to say.
 
 use crate::metrics::{self, Metrics};
-use service_kit::gate::{Doorkeeper, Pass};
+use service_kit::gate::{Doorkeeper, HeadTooLarge, Pass};
+use service_kit::grpc::MAX_HEAD_BYTES;
 use service_kit::limits::{ByAddress, Exceeded};
 use session_core::Reason;
 use session_proto::error::Refused;
@@ -42,6 +43,10 @@ impl Doorkeeper for Door {
         self.metrics.door(metrics::Door::Open);
         call.extensions.insert(Origin(origin.map(|origin| origin.ip())));
         Ok(Box::new(place))
+    }
+
+    fn too_large(&self, head: HeadTooLarge) -> Status {
+        Refused::head_too_large(head.bytes, head.credential, MAX_HEAD_BYTES).into()
     }
 
     fn origin(&self, call: &http::request::Parts) -> Option<SocketAddr> {

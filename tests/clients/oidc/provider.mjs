@@ -10,11 +10,16 @@ import Provider from 'oidc-provider';
 const port = Number(process.argv[2]);
 const issuer = `http://127.0.0.1:${port}`;
 
+const groupIds = (count) => Array.from({ length: count }, () => randomUUID());
+
 const claims = {
   ada: { org: 'acme', roles: ['member'], groups: ['data'] },
   olga: { org: 'acme', roles: ['member', 'org-admin', 'platform-admin'] },
   mallory: { org: 'umbrella', roles: ['org-admin'] },
   etl: {},
+  // A member of very many groups: some 34 KiB, and more than is accepted.
+  gina: { org: 'acme', roles: ['member'], groups: groupIds(630) },
+  hugo: { org: 'acme', roles: ['member'], groups: groupIds(1100) },
 };
 
 // The resource that a token is asked for, its audience and its life.

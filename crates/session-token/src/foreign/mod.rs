@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The largest foreign token that is looked at. Group lists make them long;
-/// all headers of a call together may have 16 KiB.
-pub const MAX_FOREIGN_BYTES: usize = 12 * 1024;
+/// all headers of a call together may have 64 KiB.
+pub const MAX_FOREIGN_BYTES: usize = 48 * 1024;
 /// How deep what a foreign token says may nest.
 const DEEPEST: usize = 8;
 const MOST_AUDIENCES: usize = 16;

@@ -128,3 +128,23 @@ async fn a_real_providers_tokens_open_sessions_and_nothing_more() -> Result<()> 
     assert_eq!(seen["reason"], "TOKEN_MALFORMED", "{seen}");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_token_of_many_groups_passes_every_hop_and_a_larger_one_is_explained() -> Result<()> {
+    let provider = OidcProvider::start().await?;
+    let stack = Stack::start_with(trusting(&provider)).await?;
+    let gina = provider.token("gina", "urn:berth").await?;
+    ensure!(gina.len() > 32 << 10, "only {} bytes", gina.len());
+    // To session-manager; to token-issuer, and from there to session-manager.
+    let session = stack.berth_with_token(&gina, &["create", "--cluster", Engine::Sail.cluster()])?;
+    let id = session["id"].as_str().context("id")?.to_owned();
+    let issued = stack.berth_with_token(&gina, &["token", &id])?;
+    ensure!(issued["token"].is_string(), "{issued}");
+
+    let hugo = provider.token("hugo", "urn:berth").await?;
+    for args in [&["list"][..], &["token", &id]] {
+        let said = refusal(stack.berth_with_token(&hugo, args))?;
+        ensure!(said.contains("fewer groups"), "{args:?}: {said}");
+    }
+    Ok(())
+}
