@@ -193,3 +193,45 @@ impl http_body::Body for Held {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tower::ServiceExt as _;
+
+    /// Lets everything in.
+    #[derive(Debug)]
+    struct Open;
+
+    impl Doorkeeper for Open {
+        async fn admit(&self, _: &mut Parts) -> Result<Pass, Status> {
+            Ok(Box::new(()))
+        }
+
+        fn too_large(&self, head: HeadTooLarge) -> Status {
+            Status::resource_exhausted(format!("{} {}", head.bytes > MAX_HEAD_BYTES, head.credential))
+        }
+
+        fn answered(&self, _: Option<SocketAddr>, _: Code) {}
+    }
+
+    #[tokio::test]
+    async fn heads_beyond_the_limit_get_a_status_and_reach_no_handler() {
+        let handler = tower::service_fn(async |_: http::Request<Body>| {
+            Ok::<_, Infallible>(http::Response::new(Body::empty()))
+        });
+        let gate = Gate::new(Open).layer(handler);
+        let ask = |bytes: usize| {
+            http::Request::post("http://localhost/berth.v1.X/Y")
+                .header("authorization", "x".repeat(bytes))
+                .body(Body::empty())
+                .unwrap()
+        };
+        let answer = gate.clone().oneshot(ask(48 << 10)).await.unwrap();
+        assert_eq!(code(&answer), Code::Ok);
+        let answer = gate.oneshot(ask(MAX_HEAD_BYTES)).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert_eq!(code(&answer), Code::ResourceExhausted);
+        assert_eq!(answer.headers()["grpc-message"], "true%2065536");
+    }
+}

@@ -139,4 +139,18 @@ mod tests {
         }
         assert_eq!((held.len(), counted(&registry, "too_much_at_once")), (5, 2.0));
     }
+
+    #[test]
+    fn a_token_that_is_too_large_is_told_so_with_the_limit() {
+        let (door, _) = door(LimitsConfig::default());
+        let status = door.too_large(HeadTooLarge {
+            bytes: 70_000,
+            credential: 69_000,
+        });
+        assert_eq!(
+            session_proto::error::reason_of(&status),
+            Some(Reason::CallerUnknown)
+        );
+        assert!(status.message().contains("69000") && status.message().contains("65536"));
+    }
 }

@@ -73,3 +73,33 @@ async fn long_texts_reach_clients_cut() -> Result<()> {
     }
     Ok(())
 }
+
+/// Metadata beyond what the proxy takes, and beyond what HTTP/2 takes there.
+#[tokio::test]
+async fn too_much_metadata_is_explained() -> Result<()> {
+    let stack = Stack::start().await?;
+    let session = stack.session("ada", Engine::Sail, &[])?;
+    let token = stack.token("ada", &session)?;
+    let target = format!("localhost:{}", stack.proxy_address.port());
+    let padding = format!("x-padding={}", "x".repeat(100 << 10));
+    for (count, code, says) in [
+        (1, "INVALID_ARGUMENT", "limits.header_list_bytes"),
+        (3, "RESOURCE_EXHAUSTED", "metadata"),
+    ] {
+        let mut args = vec!["execute", "--target", &target, "--token", &token];
+        args.extend([
+            "--session",
+            "6b1f7a52-43c1-4a43-9f0e-0d5ad3a3c016",
+            "--sql",
+            "SELECT 1",
+        ]);
+        for _ in 0..count {
+            args.extend(["--md", &padding]);
+        }
+        let seen = Client::Py41.run(stack.dir.path(), "raw.py", &args, None).await?;
+        assert_eq!(seen["code"], code, "{count}: {seen}");
+        let text = seen["message"].as_str().unwrap_or_default();
+        assert!(text.contains(says), "{count}: {seen}");
+    }
+    Ok(())
+}

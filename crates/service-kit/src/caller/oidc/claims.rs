@@ -240,7 +240,7 @@ mod tests {
             let refused = said(&config, json!({"org": "acme", "roles": roles}));
             assert_eq!(refused, Err(SHAPE), "{roles}");
         }
-        let many: Vec<String> = (0..501).map(|index| index.to_string()).collect();
+        let many: Vec<String> = (0..=MOST_VALUES).map(|index| index.to_string()).collect();
         assert!(said(&config, json!({"org": "acme", "roles": many})).is_err());
         let teams = json!(["ok", "", "a\nb", "\u{1b}[31m", "x".repeat(129)]);
         let caller = said(
