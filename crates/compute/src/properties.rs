@@ -20,7 +20,7 @@ use session_core::{Catalog, Cluster, Engine, Provider};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
-use values::{check_text, is_secret_of, is_secret_variable};
+use values::{check_printable, check_text, is_secret_of, is_secret_variable};
 
 /// One definition has no more properties.
 const MOST_PROPERTIES: usize = 256;
@@ -79,6 +79,14 @@ impl Problems {
 /// [`Invalid`] names every wrong field and property.
 pub fn validate_cluster(cluster: &Cluster) -> Result<(), Invalid> {
     let mut problems = Problems::default();
+    let version = cluster.engine_version.iter().map(|text| ("engine_version", text));
+    let versions = cluster
+        .client_versions
+        .iter()
+        .map(|text| ("client_versions", text));
+    for (field, text) in version.chain(versions) {
+        check_printable(&mut problems, field, text);
+    }
     match &cluster.provider {
         Provider::Static {
             endpoints,
@@ -175,6 +183,9 @@ pub fn validate_catalog(catalog: &Catalog) -> Result<(), Invalid> {
             "default_database",
             "must be names of letters, digits, _ and -, joined by dots",
         );
+    }
+    for team in &catalog.allowed_teams {
+        check_printable(&mut problems, "allowed_teams", team);
     }
     let implementation = match catalog.engine {
         Engine::Sail => "type",
@@ -285,8 +296,11 @@ fn is_jvm_size(text: &str) -> bool {
 }
 
 fn must_be_absolute(problems: &mut Problems, field: &str, text: &str) {
-    if !Path::new(text).is_absolute() || text.chars().any(char::is_control) {
-        problems.add(field, "must be an absolute path");
+    if !Path::new(text).is_absolute() || !printable::all_printable(text) {
+        problems.add(
+            field,
+            "must be an absolute path without control or invisible characters",
+        );
     }
 }
 

@@ -27,11 +27,13 @@ pub(crate) fn cause_said(text: &str, said: &str) -> Cause {
     }
 }
 
-/// The cause without secrets, cut to what is kept of it.
+/// The cause without secrets, escaped, and cut to what is kept of it: engines
+/// colour their logs, and quote whatever a user wrote.
 pub(crate) fn masked(cause: &Cause, secrets: &[Secret]) -> Cause {
+    let detail = mask(&cause.detail, secrets);
     Cause {
-        text: mask(&cause.text, secrets),
-        detail: clip(&mask(&cause.detail, secrets), Cause::DETAIL_BYTES),
+        text: printable::escape(&mask(&cause.text, secrets)).into_owned(),
+        detail: clip(&printable::escape_lines(&detail), Cause::DETAIL_BYTES),
     }
 }
 
@@ -43,7 +45,7 @@ pub(crate) fn public(said: &str) -> Option<&str> {
     let lower = said.to_ascii_lowercase();
     let fits = !said.is_empty()
         && said.chars().count() <= PUBLIC_CHARS
-        && !said.chars().any(char::is_control)
+        && printable::all_printable(said)
         && !OF_NETWORKS.iter().any(|word| lower.contains(word))
         && !lower.split_ascii_whitespace().any(is_place);
     fits.then_some(said)
@@ -169,6 +171,14 @@ mod tests {
             "a token=[secret] and a token=[secret]"
         );
         assert_eq!(masked("größe password=ä b"), "größe password=[secret] b");
+    }
+
+    #[test]
+    fn what_engines_say_cannot_reach_a_terminal_as_it_is() {
+        let cause = cause("bad \u{202e}name", "\u{1b}[31mERROR\u{1b}[0m\n\tat x\u{9b}");
+        let kept = masked(&cause, &[]);
+        assert_eq!(kept.text, "bad \\u{202e}name");
+        assert_eq!(kept.detail, "\\u{1b}[31mERROR\\u{1b}[0m\n\tat x\\u{9b}");
     }
 
     #[test]

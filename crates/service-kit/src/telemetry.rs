@@ -162,8 +162,9 @@ impl<F> OneLine<F> {
         Self {
             inner,
             escape: |writer, char| {
-                let units = char.encode_utf16(&mut [0; 2]).to_vec();
-                units.iter().try_for_each(|unit| write!(writer, "\\u{unit:04x}"))
+                let mut escaped = String::new();
+                printable::push_json_escape(&mut escaped, char);
+                writer.write_str(&escaped)
             },
         }
     }
@@ -184,7 +185,7 @@ where
         let mut line = String::new();
         self.inner.format_event(context, Writer::new(&mut line), event)?;
         for char in line.trim_end_matches('\n').chars() {
-            if is_plain(char) {
+            if printable::is_printable(char) {
                 writer.write_char(char)?;
             } else {
                 (self.escape)(&mut writer, char)?;
@@ -192,15 +193,6 @@ where
         }
         writer.write_char('\n')
     }
-}
-
-/// Not a control character, not a line separator, nothing that turns the
-/// direction of the text around it, and nothing that cannot be seen.
-fn is_plain(char: char) -> bool {
-    !(char.is_control()
-        || matches!(char, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
-            | '\u{e0000}'..='\u{e007f}'))
 }
 
 /// A panic is one log line like any other, and nothing besides.
@@ -379,7 +371,7 @@ mod tests {
             let log = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
             assert_eq!(log.matches('\n').count(), 1, "{log:?}");
             assert!(log.ends_with('\n') && log.matches("end").count() >= 6, "{log:?}");
-            assert!(log.trim_end_matches('\n').chars().all(is_plain), "{log:?}");
+            assert!(printable::all_printable(log.trim_end_matches('\n')), "{log:?}");
             if json {
                 // Nothing is lost: who reads the JSON has the very text.
                 let line: serde_json::Value = serde_json::from_str(&log).unwrap();

@@ -244,7 +244,7 @@ impl AuditRecord {
 fn text(text: &str) -> String {
     let mut kept = String::new();
     for c in text.chars() {
-        let c = if c.is_control() { '?' } else { c };
+        let c = if printable::is_printable(c) { c } else { '?' };
         if kept.len() + c.len_utf8() > AuditRecord::TEXT_BYTES {
             break;
         }

@@ -16,8 +16,15 @@ impl PrincipalId {
     /// The alias that service-account keys live under.
     pub const SERVICE_ACCOUNT: &'static str = "sa";
 
-    /// Joins an issuer's alias and its subject.
+    /// Joins an issuer's alias and its subject. Stricter than reading one that
+    /// is stored: new ones are [`printable`].
     pub fn new(issuer_alias: &str, subject: &str) -> Result<Self, InvalidId> {
+        if !printable::all_printable(subject) {
+            return Err(InvalidId {
+                kind: "principal",
+                expected: "\"issuer-alias|subject\" without control or invisible characters",
+            });
+        }
         format!("{issuer_alias}|{subject}").parse()
     }
 

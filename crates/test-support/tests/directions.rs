@@ -8,15 +8,17 @@ use std::process::Command;
 
 /// What each crate may use of ours when it ships. Tests may use more.
 const MAY_USE: &[(&str, &[&str])] = &[
-    ("session-core", &[]),
-    ("service-kit", &[]),
+    ("printable", &[]),
+    ("session-core", &["printable"]),
+    ("service-kit", &["printable"]),
     ("session-proto", &["session-core"]),
-    ("session-token", &["session-core"]),
+    ("session-token", &["printable", "session-core"]),
     ("session-store", &["session-core"]),
-    ("compute", &["session-core", "session-proto"]),
+    ("compute", &["printable", "session-core", "session-proto"]),
     (
         "session-manager",
         &[
+            "printable",
             "session-core",
             "session-proto",
             "session-token",
@@ -35,7 +37,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "cli",
-        &["session-core", "session-proto", "session-token", "service-kit"],
+        &[
+            "printable",
+            "session-core",
+            "session-proto",
+            "session-token",
+            "service-kit",
+        ],
     ),
 ];
 

@@ -390,3 +390,30 @@ fn values_are_bounded_and_of_one_line() {
         ["properties"]
     );
 }
+
+#[test]
+fn names_that_break_a_table_are_refused_and_values_are_exact() {
+    for bad in ["a\u{202e}b", "a\u{200b}", "\u{2028}", "\u{1b}[2J", "a\u{9b}31m"] {
+        let mut cluster = process_cluster(Engine::Sail, "/opt/sail", &[]);
+        cluster.engine_version = Some(bad.to_owned());
+        cluster.client_versions = vec!["4.1".to_owned(), bad.to_owned()];
+        assert_eq!(
+            keys(validate_cluster(&cluster)),
+            ["engine_version", "client_versions"],
+            "{bad:?}"
+        );
+        let mut lake = catalog(Engine::Sail, "lake", &[("type", text("memory"))]);
+        lake.allowed_teams = [bad.to_owned()].into();
+        assert_eq!(keys(validate_catalog(&lake)), ["allowed_teams"], "{bad:?}");
+    }
+    let mut lake = catalog(
+        Engine::Sail,
+        "lake",
+        &[
+            ("type", text("memory")),
+            ("warehouse", text("s3://\u{202e}données")),
+        ],
+    );
+    lake.allowed_teams = ["équipe".to_owned(), "データ".to_owned()].into();
+    assert_eq!(validate_catalog(&lake), Ok(()));
+}

@@ -64,7 +64,18 @@ pub(super) fn is_secret_of(org: &OrgId, variable: &str) -> bool {
             .is_some_and(|name| !name.is_empty() && !name.contains("__"))
 }
 
+/// What is shown in tables and logs must not break them.
+pub(super) fn check_printable(problems: &mut Problems, key: &str, text: &str) {
+    if !printable::all_printable(text) {
+        problems.add(
+            key,
+            "must not contain control characters, direction marks or characters that cannot be seen",
+        );
+    }
+}
+
 pub(super) fn check_text(problems: &mut Problems, key: &str, text: &str, may_refer: impl Fn(&str) -> bool) {
+    // Values are data for engines, exact and of any character that fits a line.
     if text.chars().any(char::is_control) {
         problems.add(key, "must not contain control characters");
     }

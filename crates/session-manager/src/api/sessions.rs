@@ -398,12 +398,16 @@ fn fingerprint(request: &v1::CreateSessionRequest) -> String {
     serde_json::to_string(&all).unwrap_or_default()
 }
 
+/// What is said of a text with a character that is not [`printable`].
+const UNPRINTABLE: &str =
+    "must not contain control characters, direction marks or characters that cannot be seen";
+
 fn checked_text(field: &'static str, text: String) -> Result<Option<String>, Refused> {
     if text.len() > TEXT {
         return Err(Refused::field(field, format!("must be at most {TEXT} bytes")));
     }
-    if text.chars().any(char::is_control) {
-        return Err(Refused::field(field, "must not contain control characters"));
+    if !printable::all_printable(&text) {
+        return Err(Refused::field(field, UNPRINTABLE));
     }
     Ok(non_empty(text))
 }
@@ -420,19 +424,14 @@ fn checked_labels(
         ));
     }
     for (key, value) in &labels {
-        let plain = |text: &str| !text.chars().any(char::is_control);
-        if key.is_empty()
-            || key.len() > LABEL_KEY
-            || value.len() > LABEL_VALUE
-            || !plain(key)
-            || !plain(value)
-        {
+        if key.is_empty() || key.len() > LABEL_KEY || value.len() > LABEL_VALUE {
             return Err(Refused::field(
                 "labels",
-                format!(
-                    "each needs a key of 1 to {LABEL_KEY} bytes and a value of at most {LABEL_VALUE}, without control characters"
-                ),
+                format!("each needs a key of 1 to {LABEL_KEY} bytes and a value of at most {LABEL_VALUE}"),
             ));
+        }
+        if !printable::all_printable(key) || !printable::all_printable(value) {
+            return Err(Refused::field("labels", UNPRINTABLE));
         }
     }
     Ok(labels)
