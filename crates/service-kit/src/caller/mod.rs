@@ -100,7 +100,7 @@ pub struct TokenRules {
     pub algorithms: Vec<String>,
     /// How far clocks may differ.
     pub leeway: Duration,
-    /// The longest `exp - iat`.
+    /// The longest `exp - iat`; without `iat` from `nbf`, without both from now.
     pub max_ttl: Duration,
 }
 

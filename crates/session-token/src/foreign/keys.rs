@@ -16,6 +16,8 @@ use std::str::FromStr;
 
 const MAX_SET_BYTES: usize = 256 * 1024;
 const MAX_KEYS: usize = 128;
+/// Keys of one `kid` that a signature is checked with: what a bad token costs.
+const MAX_CANDIDATES: usize = 4;
 /// RSA moduli, in bytes. Shorter ones are weak, longer ones are slow.
 const RSA_BYTES: std::ops::RangeInclusive<usize> = 256..=1024;
 
@@ -111,10 +113,11 @@ struct Key {
     decoding: DecodingKey,
 }
 
-/// Public keys by `kid`.
+/// Public keys by `kid`. RFC 7517 allows several keys of one `kid`: providers
+/// publish one RSA key for each of its algorithms that way.
 #[derive(Default)]
 pub struct ForeignKeys {
-    keys: HashMap<String, Key>,
+    keys: HashMap<String, Vec<Key>>,
 }
 
 #[derive(Deserialize)]
@@ -134,8 +137,8 @@ struct Candidate {
 
 impl ForeignKeys {
     /// Reads a key set. Keys without a `kid`, keys for encryption, secrets and
-    /// kinds that are not known are left out; of two with one `kid` both are,
-    /// because which of them is meant cannot be told.
+    /// kinds that are not known are left out and fail nothing; members that
+    /// are not known are ignored.
     ///
     /// # Errors
     /// When it is not a key set, or larger than any sane one.
@@ -151,16 +154,11 @@ impl ForeignKeys {
         if raw.keys.len() > MAX_KEYS {
             return Err(JwksError::TooLarge);
         }
-        let mut keys: HashMap<String, Option<Key>> = HashMap::new();
-        for candidate in raw.keys {
-            if let Some((kid, key)) = Key::from_json(candidate) {
-                keys.entry(kid)
-                    .and_modify(|known| *known = None)
-                    .or_insert(Some(key));
-            }
+        let mut keys: HashMap<String, Vec<Key>> = HashMap::new();
+        for (kid, key) in raw.keys.into_iter().filter_map(Key::from_json) {
+            keys.entry(kid).or_default().push(key);
         }
-        let keys = keys.into_iter().filter_map(|(kid, key)| Some((kid, key?)));
-        Ok(Self { keys: keys.collect() })
+        Ok(Self { keys })
     }
 
     /// Has it no key at all?
@@ -168,7 +166,8 @@ impl ForeignKeys {
         self.keys.is_empty()
     }
 
-    /// Was `message` signed with the key of this name? `None` without such a key.
+    /// Whether `message` was signed with a key of this `kid`. `None` without
+    /// such a key. Of several the ones that fit the algorithm are tried.
     pub(super) fn verify(
         &self,
         kid: &str,
@@ -176,17 +175,28 @@ impl ForeignKeys {
         message: &[u8],
         signature: &Vec<u8>,
     ) -> Option<Result<(), &'static str>> {
-        let key = self.keys.get(kid)?;
-        if key.family != algorithm.family() || key.only.is_some_and(|only| only != algorithm) {
+        let keys = self.keys.get(kid)?;
+        let mut fitting = keys.iter().filter(|key| key.fits(algorithm)).peekable();
+        if fitting.peek().is_none() {
             return Some(Err("its alg is not its key's"));
         }
-        let good = (aws_lc::DEFAULT_PROVIDER.verifier_factory)(&algorithm.library(), &key.decoding)
-            .is_ok_and(|verifier| verifier.verify(message, signature).is_ok());
+        let good = fitting
+            .take(MAX_CANDIDATES)
+            .any(|key| key.verify(algorithm, message, signature));
         Some(good.then_some(()).ok_or("the signature does not match"))
     }
 }
 
 impl Key {
+    fn fits(&self, algorithm: ForeignAlgorithm) -> bool {
+        self.family == algorithm.family() && self.only.is_none_or(|only| only == algorithm)
+    }
+
+    fn verify(&self, algorithm: ForeignAlgorithm, message: &[u8], signature: &Vec<u8>) -> bool {
+        (aws_lc::DEFAULT_PROVIDER.verifier_factory)(&algorithm.library(), &self.decoding)
+            .is_ok_and(|verifier| verifier.verify(message, signature).is_ok())
+    }
+
     fn from_json(value: Value) -> Option<(String, Self)> {
         let key: Candidate = serde_json::from_value(value).ok()?;
         let to_verify = key.use_.as_deref().is_none_or(|use_| use_ == "sig")

@@ -1,17 +1,20 @@
 //! Tokens that others signed: OpenID Connect providers and Kubernetes.
 //!
-//! They are read as strictly as ours where that is safe to ask of others: one
-//! encoding, no doubled member at any depth, no header that says where a key
-//! is, an algorithm that both the key and the configuration allow. What they
-//! say beyond that is handed on as it is; nothing here touches the network.
+//! The form is checked as strictly as ours: one encoding, no doubled member at
+//! any depth, no header that carries or locates a key or changes what is
+//! signed, an algorithm that both the key and the configuration allow. What
+//! the standards tell a recipient to ignore is ignored (RFC 7515 section 4,
+//! RFC 7517 section 5, RFC 7519 section 4). Nothing here touches the network.
 
 mod json;
 mod keys;
+mod numeric_date;
 
 pub use keys::{ForeignAlgorithm, ForeignKeys};
 
 use crate::{TOKEN_TYPE, strict};
 use arc_swap::ArcSwap;
+use numeric_date::NumericDate;
 use serde_json::{Map, Value};
 use session_core::Timestamp;
 use std::fmt;
@@ -23,15 +26,26 @@ use std::time::Duration;
 pub const MAX_FOREIGN_BYTES: usize = 48 * 1024;
 /// How deep what a foreign token says may nest.
 const DEEPEST: usize = 8;
-const MOST_AUDIENCES: usize = 16;
+/// Keycloak lists each client that the caller has a role at.
+const MAX_AUDIENCES: usize = 500;
 const LONGEST_KID: usize = 256;
 const LONGEST_SUBJECT: usize = 200;
 
-/// Header members that change nothing about what is checked here. All others
-/// are refused, above all `crit`, `jwk`, `jku`, `x5u`, `x5c`, `b64` and `zip`.
-const HARMLESS: [&str; 5] = ["alg", "kid", "typ", "x5t", "x5t#S256"];
-/// What `typ` may say, in any case of letters.
-const TYPES: [&str; 3] = ["jwt", "at+jwt", "application/at+jwt"];
+/// Header members that a token must not have: `crit` demands an extension, and
+/// none is implemented; the others carry or locate a key, or change how the
+/// payload is encoded. All that is not known beside is ignored, as RFC 7515
+/// says; providers write `x5t`, `pi.atm`, `cty`, `ver`, `nonce`.
+const REFUSED_HEADERS: [&str; 10] = [
+    "crit", "jwk", "jku", "x5u", "x5c", "b64", "zip", "enc", "epk", "apu",
+];
+/// Claims that a header may repeat. RFC 7519 section 5.3: they must be equal.
+const REPEATED_CLAIMS: [&str; 3] = ["iss", "sub", "aud"];
+/// What `typ` may say, in any case of letters. Other types are tokens made for
+/// another purpose (RFC 8725 section 3.11), as `logout+jwt` or `dpop+jwt`.
+const TYPES: [&str; 4] = ["jwt", "application/jwt", "at+jwt", "application/at+jwt"];
+/// Claims that name the client, first first: OpenID Connect, RFC 9068, Entra
+/// ID's tokens of version 1, Okta.
+const PARTY_CLAIMS: [&str; 4] = ["azp", "client_id", "appid", "cid"];
 
 /// What the tokens of one issuer must be like.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,13 +56,15 @@ pub struct ForeignRules {
     pub audiences: Vec<String>,
     /// May `aud` name others beside? Each of them could use the token here.
     pub other_audiences: bool,
-    /// If not empty, `azp`, or else `client_id`, must be one of these.
+    /// If not empty, the client that the token was made for must be one of
+    /// these: `azp`, or else `client_id`, `appid` or `cid`.
     pub authorized_parties: Vec<String>,
     /// No other algorithm is accepted, whatever a key allows.
     pub algorithms: Vec<ForeignAlgorithm>,
     /// How far clocks may differ.
     pub leeway: Duration,
-    /// The longest `exp - iat`.
+    /// The longest `exp - iat`. Without `iat` it counts from `nbf`, and
+    /// without both from now.
     pub max_ttl: Duration,
 }
 
@@ -79,7 +95,7 @@ pub enum ForeignError {
 /// A good foreign token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ForeignClaims {
-    /// `sub`: 1 to 200 bytes without control characters.
+    /// `sub`: 1 to 200 bytes, all of them [`printable`].
     pub subject: String,
     /// `exp`.
     pub expires_at: Timestamp,
@@ -167,30 +183,44 @@ impl ForeignVerifier {
         self.check_audience(claims)?;
         self.check_party(claims)?;
         let subject = text(claims, "sub")?.ok_or(ForeignError::Invalid("no sub"))?;
-        if subject.is_empty() || subject.len() > LONGEST_SUBJECT || subject.chars().any(char::is_control) {
+        if subject.is_empty() || subject.len() > LONGEST_SUBJECT || !printable::all_printable(subject) {
             return Err(ForeignError::Invalid(
-                "its sub is empty, too long or has control characters",
+                "its sub is empty, too long or has control or invisible characters",
             ));
         }
-        let exp = seconds(claims, "exp")?.ok_or(ForeignError::Invalid("no exp"))?;
-        let iat = seconds(claims, "iat")?.ok_or(ForeignError::Invalid("no iat"))?;
-        match exp.checked_sub(iat) {
-            None | Some(0) => return Err(ForeignError::Invalid("exp is not after iat")),
-            Some(ttl) if ttl > self.rules.max_ttl.as_secs() => {
+        let exp = self.check_times(claims, now)?;
+        Ok((subject.to_owned(), exp))
+    }
+
+    /// Checks `exp`, `iat` and `nbf`, each rounded to the strict side, and
+    /// returns when the token expires.
+    fn check_times(&self, claims: &Map<String, Value>, now: Timestamp) -> Result<Timestamp, ForeignError> {
+        let exp = date(claims, "exp")?.ok_or(ForeignError::Invalid("no exp"))?;
+        let (iat, nbf) = (date(claims, "iat")?, date(claims, "nbf")?);
+        let ttl = match iat.or(nbf) {
+            Some(begin) => exp.since(begin).filter(|ttl| !ttl.is_zero()),
+            // Expired already: said only of a token that is truly signed.
+            None => Some(
+                exp.since(NumericDate::from_millis(now.as_millis()))
+                    .unwrap_or_default(),
+            ),
+        };
+        match ttl {
+            None => return Err(ForeignError::Invalid("exp is not after iat")),
+            Some(ttl) if ttl > self.rules.max_ttl => {
                 return Err(ForeignError::Invalid("exp is too far from iat"));
             }
             Some(_) => {}
         }
         let soon = now.after(self.rules.leeway);
-        if Timestamp::from_secs(iat) > soon {
+        let future = |date: Option<NumericDate>| date.is_some_and(|date| date.rounded_up() > soon);
+        if future(iat) {
             return Err(ForeignError::Invalid("iat is in the future"));
         }
-        if let Some(nbf) = seconds(claims, "nbf")?
-            && Timestamp::from_secs(nbf) > soon
-        {
+        if future(nbf) {
             return Err(ForeignError::Invalid("nbf is in the future"));
         }
-        Ok((subject.to_owned(), Timestamp::from_secs(exp)))
+        Ok(exp.rounded_down())
     }
 
     /// One of ours must be named. Others beside would make the token good at
@@ -199,7 +229,7 @@ impl ForeignVerifier {
         let wrong = ForeignError::Invalid("another aud");
         let named: Vec<&str> = match claims.get("aud") {
             Some(Value::String(one)) => vec![one],
-            Some(Value::Array(many)) if !many.is_empty() && many.len() <= MOST_AUDIENCES => many
+            Some(Value::Array(many)) if !many.is_empty() && many.len() <= MAX_AUDIENCES => many
                 .iter()
                 .map(|one| one.as_str().ok_or(wrong))
                 .collect::<Result<_, _>>()?,
@@ -216,10 +246,10 @@ impl ForeignVerifier {
     }
 
     fn check_party(&self, claims: &Map<String, Value>) -> Result<(), ForeignError> {
-        let party = match text(claims, "azp")? {
-            Some(azp) => Some(azp),
-            None => text(claims, "client_id")?,
-        };
+        let mut party = None;
+        for name in PARTY_CLAIMS {
+            party = party.or(text(claims, name)?);
+        }
         let allowed = &self.rules.authorized_parties;
         if allowed.is_empty() || party.is_some_and(|party| allowed.iter().any(|one| one == party)) {
             Ok(())
@@ -250,8 +280,10 @@ fn header(token: &str) -> Result<Map<String, Value>, ForeignError> {
     if header.get("typ").is_some_and(|typ| typ == TOKEN_TYPE) {
         return Err(ForeignError::SessionToken);
     }
-    if header.keys().any(|name| !HARMLESS.contains(&name.as_str())) {
-        return Err(ForeignError::Invalid("a header member that is not accepted"));
+    if header.keys().any(|name| REFUSED_HEADERS.contains(&name.as_str())) {
+        return Err(ForeignError::Invalid(
+            "its header has a member that is refused, as crit, jwk, jku, x5u or x5c",
+        ));
     }
     match header.get("typ") {
         None => {}
@@ -273,10 +305,21 @@ fn parts<'t>(token: &'t str, header: &'t Map<String, Value>) -> Result<Parts<'t>
     if kid.is_empty() || kid.len() > LONGEST_KID {
         return Err(ForeignError::Invalid("its kid is empty or too long"));
     }
+    let claims = object(payload)?;
+    let repeated = |name: &&str| {
+        header
+            .get(*name)
+            .is_none_or(|value| claims.get(*name) == Some(value))
+    };
+    if !REPEATED_CLAIMS.iter().all(repeated) {
+        return Err(ForeignError::Invalid(
+            "its header repeats a claim with another value",
+        ));
+    }
     Ok(Parts {
         algorithm,
         kid,
-        claims: object(payload)?,
+        claims,
         message,
         signature: decoded(signature)?,
     })
@@ -301,14 +344,13 @@ fn text<'m>(members: &'m Map<String, Value>, name: &str) -> Result<Option<&'m st
     }
 }
 
-/// A member that is a moment in whole seconds, if it is there at all.
-fn seconds(members: &Map<String, Value>, name: &str) -> Result<Option<u64>, ForeignError> {
+/// A member that is a date, if it is there at all.
+fn date(members: &Map<String, Value>, name: &str) -> Result<Option<NumericDate>, ForeignError> {
     match members.get(name) {
         None => Ok(None),
-        Some(value) => value
-            .as_u64()
+        Some(value) => NumericDate::from_json(value)
             .map(Some)
-            .ok_or(ForeignError::Invalid("a time is not a whole number of seconds")),
+            .ok_or(ForeignError::Invalid("a time is not a number of seconds")),
     }
 }
 

@@ -6,9 +6,11 @@ use crate::caller::{Caller, CallerError, TokenClaims};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
-/// More roles or teams than anybody has.
-const MOST_VALUES: usize = 2000;
-const LONGEST_VALUE: usize = 128;
+/// More roles or teams than the largest token can list.
+const MAX_VALUES: usize = 2000;
+/// Groups of a directory are whole distinguished names.
+const MAX_VALUE_BYTES: usize = 512;
+const MAX_TEAM_BYTES: usize = 128;
 /// Claims that OAuth writes as one text with spaces.
 const SPACED: [&str; 2] = ["scope", "scp"];
 
@@ -55,8 +57,29 @@ pub(super) fn caller(
         subject,
         org: pinned(config, &org)?,
         roles: granted(&mut config.roles.iter().chain(&named)),
-        teams: list(&all, config.teams_claim.as_deref())?,
-        team_admin_of: list(&all, config.team_admin_claim.as_deref())?,
+        teams: teams(&all, config.teams_claim.as_deref())?,
+        team_admin_of: teams(&all, config.team_admin_claim.as_deref())?,
+    })
+}
+
+/// The configured claim that the provider left out of this token because it is
+/// too long: Entra ID names such in `_claim_names`, or sets `hasgroups`.
+pub(super) fn left_out<'c>(config: &'c IssuerConfig, all: &Map<String, Value>) -> Option<&'c str> {
+    let elsewhere = all.get("_claim_names").and_then(Value::as_object);
+    let hasgroups = all
+        .get("hasgroups")
+        .is_some_and(|value| *value != Value::Bool(false));
+    [
+        &config.org_claim,
+        &config.roles_claim,
+        &config.teams_claim,
+        &config.team_admin_claim,
+    ]
+    .into_iter()
+    .filter_map(|claim| claim.as_deref())
+    .filter(|claim| find(all, claim).is_none())
+    .find(|claim| {
+        elsewhere.is_some_and(|names| names.contains_key(*claim)) || (hasgroups && *claim == "groups")
     })
 }
 
@@ -114,13 +137,20 @@ fn list(all: &Map<String, Value>, claim: Option<&str>) -> Result<Vec<String>, Ca
             .collect::<Result<_, _>>()?,
         Value::Bool(_) | Value::Number(_) | Value::Object(_) => return Err(SHAPE),
     };
-    if texts.len() > MOST_VALUES {
+    if texts.len() > MAX_VALUES {
         return Err(CallerError::Token("a claim lists too much"));
     }
     let usable =
-        |text: &&str| !text.is_empty() && text.len() <= LONGEST_VALUE && !text.chars().any(char::is_control);
+        |text: &&str| !text.is_empty() && text.len() <= MAX_VALUE_BYTES && printable::all_printable(text);
     let texts: BTreeSet<&str> = texts.into_iter().filter(usable).collect();
     Ok(texts.into_iter().map(str::to_owned).collect())
+}
+
+/// The texts that a claim lists, as far as they can be names of teams.
+fn teams(all: &Map<String, Value>, claim: Option<&str>) -> Result<Vec<String>, CallerError> {
+    let mut teams = list(all, claim)?;
+    teams.retain(|team| team.len() <= MAX_TEAM_BYTES);
+    Ok(teams)
 }
 
 #[cfg(test)]
@@ -240,7 +270,7 @@ mod tests {
             let refused = said(&config, json!({"org": "acme", "roles": roles}));
             assert_eq!(refused, Err(SHAPE), "{roles}");
         }
-        let many: Vec<String> = (0..=MOST_VALUES).map(|index| index.to_string()).collect();
+        let many: Vec<String> = (0..2001).map(|index| index.to_string()).collect();
         assert!(said(&config, json!({"org": "acme", "roles": many})).is_err());
         let teams = json!(["ok", "", "a\nb", "\u{1b}[31m", "x".repeat(129)]);
         let caller = said(
@@ -249,5 +279,40 @@ mod tests {
         )
         .unwrap();
         assert_eq!(caller.teams, ["ok"]);
+    }
+
+    #[test]
+    fn long_lists_and_long_names_of_real_directories_are_read() {
+        let name = format!("CN=berth-users,{}DC=example,DC=org", "OU=Groups,".repeat(20));
+        let mut groups: Vec<String> = (0..900)
+            .map(|n| format!("{n:08}-0000-0000-0000-000000000000"))
+            .collect();
+        groups.push(name.clone());
+        let config = config(json!({"roles_claim": "groups", "role_values": {name.clone(): "member"}}));
+        let caller = said(&config, json!({"org": "acme", "groups": groups})).unwrap();
+        assert_eq!(caller.roles, ["member"]);
+        let one = said(&config, json!({"org": "acme", "groups": name})).unwrap();
+        assert_eq!(one.roles, ["member"], "one text instead of a list");
+    }
+
+    #[test]
+    fn a_claim_that_the_provider_left_out_is_none_and_is_named() {
+        let config = config(json!({"teams_claim": "groups"}));
+        for (claims, named) in [
+            (
+                json!({"org": "acme", "_claim_names": {"groups": "src1"}}),
+                Some("groups"),
+            ),
+            (json!({"org": "acme", "hasgroups": true}), Some("groups")),
+            (json!({"org": "acme", "_claim_names": {"other": "src1"}}), None),
+            (
+                json!({"org": "acme", "groups": [], "_claim_names": {"groups": "src1"}}),
+                None,
+            ),
+            (json!({"org": "acme"}), None),
+        ] {
+            assert_eq!(left_out(&config, claims.as_object().unwrap()), named, "{claims}");
+            assert!(said(&config, claims).unwrap().teams.is_empty());
+        }
     }
 }

@@ -27,7 +27,8 @@ pub struct IssuerConfig {
     /// May `aud` name others beside? Each of them could then use the token here.
     #[serde(default)]
     pub other_audiences: bool,
-    /// If not empty, `azp` (or `client_id`) must be one of these.
+    /// If not empty, `azp` (else `client_id`, `appid`,
+    /// `cid`) must be one of these.
     #[serde(default)]
     pub authorized_parties: Vec<String>,
     /// The organizations it may speak for. It can name no other.

@@ -10,7 +10,7 @@ mod config;
 
 pub use config::{IssuerConfig, SubjectConfig, validate_issuers};
 
-use super::{Caller, CallerError, TokenFormat, TokenProblem, TokenVerifier};
+use super::{Caller, CallerError, TokenClaims, TokenFormat, TokenProblem, TokenVerifier};
 use crate::backoff::Backoff;
 use crate::config::{Problems, Validate as _};
 use crate::document::{Document, DocumentConfig, Fetched};
@@ -19,6 +19,7 @@ use arc_swap::ArcSwapOption;
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
@@ -35,6 +36,8 @@ pub struct Issuer {
     found: Arc<ArcSwapOption<String>>,
     keys: ArcSwapOption<Keys>,
     confirmed: Arc<Mutex<Option<Instant>>>,
+    /// A token without a claim that was too long for it has been logged.
+    overage_logged: AtomicBool,
 }
 
 /// The key set at its present place.
@@ -85,6 +88,7 @@ impl Issuer {
             found,
             keys: ArcSwapOption::empty(),
             confirmed: Arc::default(),
+            overage_logged: AtomicBool::new(false),
         })
     }
 
@@ -109,11 +113,30 @@ impl Issuer {
             }
         }
         match outcome {
-            Ok(claims) => claims::caller(&self.config, &self.grantable, claims),
+            Ok(claims) => {
+                self.log_overage(&claims);
+                claims::caller(&self.config, &self.grantable, claims)
+            }
             Err(TokenProblem::UnknownKey) if !self.verifier.has_keys() => Err(CallerError::Unavailable),
             Err(TokenProblem::UnknownKey) => Err(CallerError::Token("its signing key is not known")),
             Err(TokenProblem::Expired) => Err(CallerError::TokenExpired),
             Err(TokenProblem::Refused(why)) => Err(CallerError::Token(why)),
+        }
+    }
+
+    /// Logs once that tokens lack a claim, so that the roles or teams of some
+    /// callers are missing: the provider has to be set up for fewer groups.
+    fn log_overage(&self, claims: &TokenClaims) {
+        let Some(claim) = claims::left_out(&self.config, &claims.all) else {
+            return;
+        };
+        if !self.overage_logged.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                alias = self.config.alias,
+                claim,
+                "identity provider omitted an oversized claim from a token; \
+                 callers in too many groups have no roles or teams from it"
+            );
         }
     }
 
