@@ -7,6 +7,7 @@
 use crate::grpc::MAX_HEAD_BYTES;
 use crate::tls::PeerInfo;
 use bytes::Bytes;
+use http::HeaderMap;
 use http::header;
 use http::request::Parts;
 use http_body::{Frame, SizeHint};
@@ -48,6 +49,9 @@ pub trait Doorkeeper: Send + Sync + 'static {
 
     /// A call from there was answered so; of streams, how they began.
     fn answered(&self, peer: Option<SocketAddr>, code: Code);
+
+    /// Headers or trailers of an answer, before they are sent.
+    fn sends(&self, _: &HeaderMap) {}
 }
 
 /// Puts a [`Doorkeeper`] before everything that a server serves.
@@ -134,10 +138,18 @@ where
             let response = match admitted {
                 Ok(pass) => {
                     let answer = inner.call(http::Request::from_parts(parts, body)).await?;
-                    answer.map(|body| Body::new(Held { body, _pass: pass }))
+                    let keeper = Arc::clone(&keeper);
+                    answer.map(|body| {
+                        Body::new(Held {
+                            body,
+                            keeper,
+                            _pass: pass,
+                        })
+                    })
                 }
                 Err(status) => status.into_http(),
             };
+            keeper.sends(response.headers());
             keeper.answered(peer, code(&response));
             Ok(response)
         })
@@ -169,12 +181,13 @@ fn code(response: &http::Response<Body>) -> Code {
         .map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
 }
 
-struct Held {
+struct Held<D> {
     body: Body,
+    keeper: Arc<D>,
     _pass: Pass,
 }
 
-impl http_body::Body for Held {
+impl<D: Doorkeeper> http_body::Body for Held<D> {
     type Data = Bytes;
     type Error = Status;
 
@@ -182,7 +195,13 @@ impl http_body::Body for Held {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &frame
+            && let Some(trailers) = frame.trailers_ref()
+        {
+            self.keeper.sends(trailers);
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

@@ -8,6 +8,7 @@
 use crate::api::Api;
 use crate::config::InternalConfig;
 use crate::metrics::Door;
+use http::HeaderMap;
 use http::request::Parts;
 use service_kit::gate::{Doorkeeper, HeadTooLarge, Pass};
 use service_kit::grpc::MAX_HEAD_BYTES;
@@ -17,7 +18,8 @@ use service_kit::tls::PeerInfo;
 use session_core::access::Rpc;
 use session_core::{AuditAction, Principal, PrincipalId, Reason};
 use session_proto::CALLER_ADDRESS;
-use session_proto::error::Refused;
+use session_proto::error::{REASON_TRAILER, Refused};
+use session_proto::ports::{Port, check_sent, misdirected};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
@@ -29,7 +31,10 @@ use tonic::{Code, Status};
 const SECOND: Duration = Duration::from_secs(1);
 /// How long to wait when too much is asked at once.
 const CROWDED: Duration = Duration::from_secs(1);
-const OURS: &str = "/berth.";
+/// Has rows, because token-issuer asks for them, and is served there.
+const TOKEN_SERVICE: &str = "/berth.v1.TokenService/";
+/// What is served beside our own services: standard ones.
+const STANDARD: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
 
 /// What is counted of each principal, at both ports together.
 #[derive(Debug)]
@@ -117,7 +122,7 @@ impl Internal {
 
 impl Doorkeeper for Public {
     async fn admit(&self, call: &mut Parts) -> Result<Pass, Status> {
-        let rpc = known(call, false)?;
+        let rpc = known(call, Port::Public)?;
         let origin = self.origin(call);
         let place = self.addresses.enter(origin, Instant::now());
         let place = place.map_err(|much| self.api.limited(&much.to_string(), much.wait()))?;
@@ -143,11 +148,15 @@ impl Doorkeeper for Public {
             self.addresses.failed(peer, Instant::now());
         }
     }
+
+    fn sends(&self, headers: &HeaderMap) {
+        check(Port::Public, headers);
+    }
 }
 
 impl Doorkeeper for Internal {
     async fn admit(&self, call: &mut Parts) -> Result<Pass, Status> {
-        let Some(rpc) = known(call, true)? else {
+        let Some(rpc) = known(call, Port::Internal)? else {
             return Ok(Box::new(()));
         };
         if let Some(names) = self.allow.names_for(rpc) {
@@ -172,6 +181,10 @@ impl Doorkeeper for Internal {
             self.api.metrics.door(Door::Unknown);
         }
     }
+
+    fn sends(&self, headers: &HeaderMap) {
+        check(Port::Internal, headers);
+    }
 }
 
 /// The caller's address as a service tells it, once and in one spelling.
@@ -181,16 +194,25 @@ fn told_address(call: &Parts) -> Option<IpAddr> {
     told.next().is_none().then_some(address)
 }
 
-/// The row of a call of ours; none for what is not (health, reflection). A
-/// call of ours without a row, or at the wrong port, is not served.
-fn known(call: &Parts, internal: bool) -> Result<Option<Rpc>, Status> {
+/// The row of a call of ours; none for standard services (health, reflection).
+/// What has no row, or belongs to another port, is not served.
+fn known(call: &Parts, here: Port) -> Result<Option<Rpc>, Refused> {
     let path = call.uri.path();
-    if !path.starts_with(OURS) {
+    if STANDARD.iter().any(|service| path.starts_with(service)) {
         return Ok(None);
     }
-    match Rpc::of_path(path) {
-        Some(rpc) if rpc.rule().is_internal() == internal => Ok(Some(rpc)),
-        Some(_) | None => Err(Status::unimplemented("There is no such method here.")),
+    let here_served =
+        |rpc: &Rpc| rpc.rule().is_internal() == (here == Port::Internal) && !path.starts_with(TOKEN_SERVICE);
+    match Rpc::of_path(path).filter(here_served) {
+        Some(rpc) => Ok(Some(rpc)),
+        None => Err(misdirected(path, here)),
+    }
+}
+
+/// In debug builds: is the error that is sent one that this port may send?
+fn check(here: Port, headers: &HeaderMap) {
+    if let Some(reason) = headers.get(REASON_TRAILER) {
+        check_sent(here, reason.as_bytes());
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub mod convert;
 pub mod error;
+pub mod ports;
 pub mod trailers;
 
 #[expect(

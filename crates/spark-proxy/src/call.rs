@@ -584,6 +584,6 @@ fn interrupt_unanswered(limit: Duration) -> Stop {
 fn unknown_method() -> Refused {
     Refused::new(
         Reason::UnknownMethod,
-        "Only Spark Connect is served here (gRPC, POST /spark.connect.SparkConnectService/…).",
+        "Only Spark Connect is served here (gRPC, POST /spark.connect.SparkConnectService/…). The berth command needs session-manager (port 8081, BERTH_MANAGER) and token-issuer (port 8083, BERTH_ISSUER).",
     )
 }

@@ -6,7 +6,8 @@ use h2::server::SendResponse;
 use h2::{Reason, SendStream};
 use http::{HeaderMap, HeaderValue, Response, header};
 use session_core::Reason as Why;
-use session_proto::error::Refused;
+use session_proto::error::{REASON_TRAILER, Refused};
+use session_proto::ports::{Port, check_sent};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::{Context, Poll};
@@ -58,6 +59,9 @@ impl Client {
 
     /// Ends the call with `status`, whatever was sent before.
     pub(crate) fn fail(&mut self, status: &Status) {
+        if let Some(reason) = status.metadata().get(REASON_TRAILER) {
+            check_sent(Port::SparkConnect, reason.as_bytes());
+        }
         let sent = match &mut self.side {
             Side::Fresh(respond) => respond.send_response(trailers_only(status), true).map(|_| ()),
             Side::Begun(stream) => stream.send_trailers(trailers(status)),

@@ -2,16 +2,25 @@
 //! of its credentials were wrong. Who calls is for session-manager to say.
 
 use crate::metrics::{self, Metrics};
+use http::HeaderMap;
 use service_kit::gate::{Doorkeeper, HeadTooLarge, Pass};
 use service_kit::grpc::MAX_HEAD_BYTES;
 use service_kit::limits::{ByAddress, Exceeded};
 use session_core::Reason;
-use session_proto::error::Refused;
+use session_proto::error::{REASON_TRAILER, Refused};
+use session_proto::ports::{Port, check_sent, misdirected};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tonic::{Code, Status};
+
+/// The services of this port.
+const SERVED: [&str; 3] = [
+    "/berth.v1.TokenService/",
+    "/grpc.health.v1.Health/",
+    "/grpc.reflection.",
+];
 
 /// Where a call comes from, for handlers.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +35,10 @@ pub(crate) struct Door {
 
 impl Doorkeeper for Door {
     async fn admit(&self, call: &mut http::request::Parts) -> Result<Pass, Status> {
+        let path = call.uri.path();
+        if !SERVED.iter().any(|service| path.starts_with(service)) {
+            return Err(misdirected(path, Port::Issuer).into());
+        }
         let origin = self.origin(call);
         let place = self.addresses.enter(origin, Instant::now());
         let place = place.map_err(|much| {
@@ -59,6 +72,12 @@ impl Doorkeeper for Door {
             self.addresses.failed(peer, Instant::now());
         }
     }
+
+    fn sends(&self, headers: &HeaderMap) {
+        if let Some(reason) = headers.get(REASON_TRAILER) {
+            check_sent(Port::Issuer, reason.as_bytes());
+        }
+    }
 }
 
 #[cfg(test)]
@@ -78,7 +97,8 @@ mod tests {
     }
 
     fn call(address: &str) -> http::request::Parts {
-        let (mut parts, ()) = http::Request::new(()).into_parts();
+        let path = "/berth.v1.TokenService/IssueSessionToken";
+        let (mut parts, ()) = http::Request::get(path).body(()).unwrap().into_parts();
         parts.extensions.insert(PeerInfo {
             remote: address.parse().unwrap(),
             tls: true,
