@@ -15,8 +15,8 @@ pub(crate) enum Command {
         #[arg(short, long)]
         all: bool,
         /// At most this many.
-        #[arg(long, default_value_t = 100)]
-        limit: i32,
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        limit: u32,
     },
     /// Show a session.
     Show {

@@ -119,6 +119,11 @@ pub(crate) fn explain(status: Status) -> anyhow::Error {
             "a proxy on the way to Berth refused the size of your request's headers (HTTP 431): \
              use a token with fewer groups or claims, or have that proxy allow larger headers"
         ),
+        Code::Unimplemented => anyhow::anyhow!(
+            "The server at this address does not serve this command. --manager (BERTH_MANAGER) is \
+             session-manager's API, port 8081 by default; --issuer (BERTH_ISSUER) is token-issuer's, \
+             port 8083 by default. If both are right, the server is older than this command."
+        ),
         code => anyhow::anyhow!("{code:?}: {}", status.message()),
     }
 }

@@ -10,6 +10,7 @@ mod show;
 
 use args::Command;
 use clap::{Parser, ValueEnum};
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -25,7 +26,7 @@ use std::process::ExitCode;
     name = "berth",
     version,
     max_term_width = 100,
-    after_help = "Exit codes: 0 done, 1 refused or failed (the reason is on stderr), 2 not a command."
+    after_help = "Exit codes: 0 done (also when the reader of the output closed it), 1 refused or failed (the reason is on stderr), 2 not a command."
 )]
 struct Cli {
     #[command(flatten)]
@@ -94,12 +95,17 @@ enum Output {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    match commands::run(cli).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("berth: {error:#}");
+    if let Err(error) = commands::run(cli).await {
+        show::note(&format!("berth: {error:#}"));
+        return ExitCode::FAILURE;
+    }
+    match show::failure() {
+        // Whoever read it has seen enough.
+        Some(error) if error.kind() != ErrorKind::BrokenPipe => {
+            show::note(&format!("berth: writing the output failed: {error}"));
             ExitCode::FAILURE
         }
+        Some(_) | None => ExitCode::SUCCESS,
     }
 }
 

@@ -1,16 +1,69 @@
 //! Results as tables for people or JSON for programs.
+//!
+//! Every output of the command goes through here. Texts that somebody else
+//! chose are escaped, so that they stay in their cell. A reader that closes the
+//! pipe (`berth list | head`) ends the output and nothing else: what the
+//! command does for the other sessions that it was given is still done.
 
 use crate::Output;
 use serde_json::{Value, json};
 use session_core::Timestamp;
 use session_proto::convert;
 use session_proto::v1;
+use std::io::{self, Write as _};
+use std::sync::OnceLock;
+
+/// Why the output could not be written, once it could not.
+static FAILURE: OnceLock<io::Error> = OnceLock::new();
+/// Where the second and later lines of a value begin.
+const VALUE_COLUMN: usize = 18;
+
+/// Why the output could not be written: nothing more is printed then.
+pub(crate) fn failure() -> Option<&'static io::Error> {
+    FAILURE.get()
+}
+
+/// Prints a line, or several, as they are. Whoever reads a pipe sees them at once.
+fn print(text: &str) {
+    if failure().is_some() {
+        return;
+    }
+    let mut out = io::stdout().lock();
+    let written = writeln!(out, "{text}").and_then(|()| out.flush());
+    if let Err(error) = written {
+        // Set at most once: nothing is printed after it.
+        let _ = FAILURE.set(error);
+    }
+}
+
+/// Prints a line of text, escaped.
+pub(crate) fn line(text: &str) {
+    print(&printable::escape(text));
+}
+
+/// Prints JSON, with what a terminal must not get as JSON's own escapes.
+pub(crate) fn json(json: &str) {
+    print(&printable::escape_json(json));
+}
+
+/// Tells people something on stderr, escaped. It is lost if nobody reads.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "{}", printable::escape_lines(text));
+}
 
 /// Prints rows under their headings, or the same as a JSON array.
 pub(crate) fn rows(output: Output, headings: &[&str], rows: Vec<Vec<String>>, json: Vec<Value>) {
     match output {
-        Output::Json => println!("{:#}", Value::Array(json)),
+        Output::Json => self::json(&format!("{:#}", Value::Array(json))),
         Output::Table => {
+            let rows: Vec<Vec<String>> = rows
+                .iter()
+                .map(|row| {
+                    row.iter()
+                        .map(|cell| printable::escape(cell).into_owned())
+                        .collect()
+                })
+                .collect();
             let width = |column: usize| {
                 rows.iter()
                     .map(|row| row[column].chars().count())
@@ -19,30 +72,40 @@ pub(crate) fn rows(output: Output, headings: &[&str], rows: Vec<Vec<String>>, js
                     .unwrap_or(0)
             };
             let widths: Vec<usize> = (0..headings.len()).map(width).collect();
-            let line = |cells: Vec<&str>| {
+            let padded_line = |cells: Vec<&str>| {
                 let padded: Vec<String> = cells
                     .iter()
                     .zip(&widths)
                     .map(|(cell, &width)| format!("{cell:width$}"))
                     .collect();
-                println!("{}", padded.join("  ").trim_end());
+                padded.join("  ").trim_end().to_owned()
             };
-            line(headings.to_vec());
-            for row in &rows {
-                line(row.iter().map(String::as_str).collect());
-            }
+            let mut lines = vec![padded_line(headings.to_vec())];
+            lines.extend(
+                rows.iter()
+                    .map(|row| padded_line(row.iter().map(String::as_str).collect())),
+            );
+            print(&lines.join("\n"));
         }
     }
 }
 
-/// Prints one thing as `name  value` lines, or as a JSON object.
+/// Prints one thing as `name  value` lines, or as a JSON object. Further lines
+/// of a value are indented, so that none can pass for another field.
 pub(crate) fn fields(output: Output, fields: &[(&str, String)], json: &Value) {
     match output {
-        Output::Json => println!("{json:#}"),
+        Output::Json => self::json(&format!("{json:#}")),
         Output::Table => {
-            for (name, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
-                println!("{name:<16}  {value}");
-            }
+            let indent = format!("\n{:VALUE_COLUMN$}", "");
+            let lines: Vec<String> = fields
+                .iter()
+                .filter(|(_, value)| !value.is_empty())
+                .map(|(name, value)| {
+                    let value = printable::escape_lines(value).replace('\n', &indent);
+                    format!("{name:<16}  {value}")
+                })
+                .collect();
+            print(&lines.join("\n"));
         }
     }
 }

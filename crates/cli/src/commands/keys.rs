@@ -27,7 +27,10 @@ pub(super) fn run(output: Output, command: Keys) -> Result<()> {
         Keys::Retire { dir, kid, emergency } => {
             let (gone, next) = keyfolder::retire(&dir, &kid, emergency, SystemClock.now())?;
             if let Some(next) = next {
-                eprintln!("Made {} first: it was the last one.", next.file.display());
+                show::note(&format!(
+                    "Made {} first: it was the last one.",
+                    next.file.display()
+                ));
             }
             show_key(output, &gone);
         }

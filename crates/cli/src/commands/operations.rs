@@ -63,7 +63,7 @@ pub(super) async fn interrupt(
         .into_inner()
         .interrupted_operation_ids;
     if interrupted.is_empty() && output == Output::Table {
-        eprintln!("Nothing was interrupted: `berth ops` lists what runs.");
+        show::note("Nothing was interrupted: `berth ops` lists what runs.");
     }
     let rows = interrupted.iter().map(|id| vec![id.clone()]).collect();
     let json = interrupted.iter().cloned().map(Value::String).collect();

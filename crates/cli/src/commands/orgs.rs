@@ -43,7 +43,7 @@ pub(super) async fn run(target: &Target, output: Output, command: Orgs) -> Resul
             let request = v1::DisableOrgRequest { name };
             let disabled = client.disable_org(request).await.map_err(explain)?.into_inner();
             if output == Output::Table {
-                eprintln!("{} sessions were closed.", disabled.closed_sessions);
+                show::note(&format!("{} sessions were closed.", disabled.closed_sessions));
             }
             disabled.org.unwrap_or_default()
         }

@@ -50,12 +50,12 @@ pub(super) async fn wait_ready(target: &Target, mut session: v1::Session) -> Res
                 session.id
             );
         }
-        eprintln!(
+        show::note(&format!(
             "{}: {} ({} s)",
             session.id,
             session.phase,
             begun.elapsed().as_secs()
-        );
+        ));
         session = describe(target, session.id, Some(ONE_WAIT)).await?;
     }
     if session.status() == v1::SessionStatus::Failed {
@@ -89,7 +89,7 @@ fn show_session(output: Output, session: &v1::Session) {
     );
 }
 
-pub(super) async fn list(target: &Target, output: Output, all: bool, limit: i32) -> Result<()> {
+pub(super) async fn list(target: &Target, output: Output, all: bool, limit: u32) -> Result<()> {
     let live = [
         v1::SessionStatus::Pending,
         v1::SessionStatus::Active,
@@ -100,7 +100,7 @@ pub(super) async fn list(target: &Target, output: Output, all: bool, limit: i32)
     } else {
         live.into_iter().map(i32::from).collect()
     };
-    let limit = usize::try_from(limit).unwrap_or(0);
+    let limit = usize::try_from(limit)?;
     let mut sessions = Vec::new();
     let mut page_token = String::new();
     let mut client = client::sessions(target)?;

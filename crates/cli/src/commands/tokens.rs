@@ -27,17 +27,19 @@ pub(super) async fn token(
     let expires_at = moment(issued.expires_at.as_ref());
     match output {
         Output::Table => {
-            println!("{}", issued.connection_url);
-            eprintln!("Good until {expires_at}. It is not stored: keep it, or make another.");
+            show::line(&issued.connection_url);
+            show::note(&format!(
+                "Good until {expires_at}. It is not stored: keep it, or make another."
+            ));
         }
-        Output::Json => println!(
+        Output::Json => show::json(&format!(
             "{:#}",
             json!({
                 "token": issued.token, "token_id": issued.token_id, "token_type": issued.token_type,
                 "issued_at": moment(issued.issued_at.as_ref()), "expires_at": expires_at,
                 "grpc_endpoint": issued.grpc_endpoint, "connection_url": issued.connection_url,
             })
-        ),
+        )),
     }
     Ok(())
 }
@@ -90,14 +92,14 @@ pub(super) async fn revoke(target: &Target, session_id: String, token: Option<St
         Some(token_id) => {
             let request = v1::RevokeSessionTokenRequest { session_id, token_id };
             client.revoke_session_token(request).await.map_err(explain)?;
-            println!("The token is revoked.");
+            show::line("The token is revoked.");
         }
         None => {
             client
                 .revoke_all_session_tokens(v1::RevokeAllSessionTokensRequest { session_id })
                 .await
                 .map_err(explain)?;
-            println!("Every token issued so far is revoked.");
+            show::line("Every token issued so far is revoked.");
         }
     }
     Ok(())

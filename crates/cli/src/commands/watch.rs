@@ -7,7 +7,6 @@ use anyhow::Result;
 use serde_json::json;
 use session_proto::v1::watch_sessions_response::Update;
 use session_proto::v1::{self, SessionStatus};
-use std::io::Write as _;
 use std::time::Duration;
 use tonic::{Code, Status};
 
@@ -28,6 +27,8 @@ pub(super) async fn watch(target: &Target, output: Output, session: Option<Strin
             Ok(answer) => {
                 (pause, heard) = (FIRST_PAUSE, true);
                 match follow(answer.into_inner(), output).await {
+                    // Nobody reads any more.
+                    Ok(_) if show::failure().is_some() => return Ok(()),
                     Ok(true) if !session_id.is_empty() => return Ok(()),
                     // The session-manager stops; another one goes on.
                     Ok(_) => Status::unavailable("the stream ended"),
@@ -40,11 +41,11 @@ pub(super) async fn watch(target: &Target, output: Output, session: Option<Strin
         if problem.code() != Code::Unavailable || !heard {
             return Err(explain(problem));
         }
-        eprintln!(
+        show::note(&format!(
             "berth: {}; trying again in {} s",
             problem.message(),
             pause.as_secs()
-        );
+        ));
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
@@ -63,11 +64,14 @@ async fn follow(
                 print(output, &session, told.event.as_ref());
             }
             Some(Update::Reset(_)) if output == Output::Json => {
-                print_line(&json!({"reset": true}).to_string());
+                show::json(&json!({"reset": true}).to_string());
             }
             // Lines that people read need no beginning.
             Some(Update::Reset(_)) => {}
             None => {}
+        }
+        if show::failure().is_some() {
+            break;
         }
     }
     Ok(ended)
@@ -78,7 +82,7 @@ fn print(output: Output, session: &v1::Session, event: Option<&v1::SessionEvent>
         // One object a line, so that programs need not wait for an end.
         Output::Json => {
             let event = event.map(show::event_json);
-            print_line(&json!({"session": show::session_json(session), "event": event}).to_string());
+            show::json(&json!({"session": show::session_json(session), "event": event}).to_string());
         }
         Output::Table => {
             let (at, reason, actor, message) = match event {
@@ -101,14 +105,7 @@ fn print(output: Output, session: &v1::Session, event: Option<&v1::SessionEvent>
                 show::status(session),
                 session.phase,
             );
-            print_line(line.trim_end());
+            show::line(line.trim_end());
         }
     }
-}
-
-/// Whoever reads a pipe sees each line at once; when nobody does any more, the
-/// next print ends the program.
-fn print_line(line: &str) {
-    println!("{line}");
-    let _ = std::io::stdout().flush();
 }

@@ -7,6 +7,7 @@ mod canary;
 mod catalog;
 mod churn;
 mod close;
+mod command;
 mod config;
 mod engine_words;
 mod errors;
