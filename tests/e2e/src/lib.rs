@@ -1,7 +1,8 @@
 //! The whole of Berth on real parts, for the end-to-end tests: the services
 //! as the processes that ship, a private Redis, Sail and Apache Spark, the
-//! `berth` command, and PySpark.
+//! `berth` command, and PySpark and Scala clients in several releases.
 
+mod gate;
 pub mod http;
 mod oidc;
 mod paths;
@@ -13,6 +14,7 @@ mod server;
 mod stack;
 pub mod wait;
 
+pub use gate::Gate;
 pub use oidc::OidcProvider;
 pub use paths::{binary, home, repo};
 pub use process::Service;

@@ -1,9 +1,10 @@
-//! PySpark and raw gRPC clients, as people run them.
+//! Real Spark Connect clients as people run them, PySpark and Scala in several releases, and raw gRPC.
 
 use crate::paths::{installed, repo};
 use crate::process::output_file;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -16,24 +17,56 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// Which client library.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Client {
+    /// PySpark 3.5. Speaks TLS only.
+    Py35,
+    /// PySpark 4.0.
+    Py40,
     /// PySpark 4.1, beside Sail.
     Py41,
-    /// PySpark 3.5.
-    Py35,
+    /// PySpark 4.2.
+    Py42,
+    /// PySpark 4.3, beside Apache Spark.
+    Py43,
+    /// The Scala client 4.1.1, which sends its token as `authentication`.
+    ScalaOld,
+    /// The Scala client 4.3, which sends it as `authorization`.
+    ScalaNew,
 }
 
 impl Client {
-    fn python(self) -> Result<PathBuf> {
-        installed(match self {
-            Self::Py41 => "venv-sail/bin/python",
-            Self::Py35 => "venv-py35/bin/python",
-        })
+    /// Every installed client, the oldest of each language first.
+    pub const ALL: [Self; 7] = [
+        Self::Py35,
+        Self::Py40,
+        Self::Py41,
+        Self::Py42,
+        Self::Py43,
+        Self::ScalaOld,
+        Self::ScalaNew,
+    ];
+
+    /// Those of [`Client::ALL`] that the environment names (`CLIENTS="Py40 ScalaNew"`), or all.
+    pub fn chosen() -> Vec<Self> {
+        let chosen = std::env::var("CLIENTS").unwrap_or_default();
+        let named = |client: &Self| {
+            let name = format!("{client:?}");
+            chosen.is_empty() || chosen.split_whitespace().any(|word| word == name)
+        };
+        Self::ALL.into_iter().filter(named).collect()
+    }
+
+    /// Whether the tests drive it over TLS: PySpark 3.5 does nothing else once it has a token, and
+    /// the old Scala client says `authentication` only there. The others come in plaintext.
+    pub fn over_tls(self) -> bool {
+        matches!(self, Self::Py35 | Self::ScalaOld)
     }
 
     fn command(self, dir: &Path, script: &str, args: &[&str], ca: Option<&Path>) -> Result<Command> {
-        let mut command = Command::new(self.python()?);
+        let mut command = match self {
+            Self::ScalaOld | Self::ScalaNew => self.java(dir, script, ca)?,
+            _ => self.python(script)?,
+        };
         command
-            .arg(repo().join("tests/clients/pyspark").join(script))
             .args(args)
             .current_dir(dir)
             .stdin(Stdio::null())
@@ -42,6 +75,49 @@ impl Client {
         if let Some(ca) = ca {
             command.env("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", ca);
         }
+        Ok(command)
+    }
+
+    fn python(self, script: &str) -> Result<Command> {
+        let mut command = Command::new(installed(match self {
+            Self::Py35 => "venv-py35/bin/python",
+            Self::Py43 => "venv-spark/bin/python",
+            _ => "venv-sail/bin/python",
+        })?);
+        command
+            .arg(repo().join("tests/clients/pyspark").join(script))
+            .env_remove("PYTHONPATH");
+        match self {
+            Self::Py40 => command.env("PYTHONPATH", installed("client-py40")?),
+            Self::Py42 => command.env("PYTHONPATH", installed("client-py42")?),
+            _ => &mut command,
+        };
+        Ok(command)
+    }
+
+    /// The commands that `Client.java` has.
+    fn java(self, dir: &Path, script: &str, ca: Option<&Path>) -> Result<Command> {
+        ensure!(script == "client.py", "the Scala client has no {script}");
+        let class_path = match self {
+            Self::ScalaOld => format!("{}/*", installed("scala-old")?.display()),
+            _ => scala_beside_spark()?,
+        };
+        let mut command = Command::new("java");
+        command.args([
+            "--add-opens=java.base/java.nio=ALL-UNNAMED",
+            "-XX:TieredStopAtLevel=1",
+        ]);
+        if let Some(ca) = ca {
+            let store = trust_store(dir, ca)?;
+            command
+                .arg(format!("-Djavax.net.ssl.trustStore={}", store.display()))
+                .arg("-Djavax.net.ssl.trustStorePassword=changeit");
+        }
+        command
+            .arg("-cp")
+            .arg(class_path)
+            .arg(repo().join("tests/clients/scala/Client.java"))
+            .env("SPARK_LOCAL_IP", "127.0.0.1");
         Ok(command)
     }
 
@@ -159,6 +235,43 @@ impl Client {
     }
 }
 
+/// `ca` as Java takes it. Made anew for each program: a key store that another one writes is broken.
+fn trust_store(dir: &Path, ca: &Path) -> Result<PathBuf> {
+    let store = tempfile::tempdir_in(dir)?.keep().join("trust.p12");
+    let made = std::process::Command::new("keytool")
+        .args([
+            "-importcert",
+            "-noprompt",
+            "-storetype",
+            "PKCS12",
+            "-storepass",
+            "changeit",
+        ])
+        .arg("-file")
+        .arg(ca)
+        .arg("-keystore")
+        .arg(&store)
+        .output()?;
+    ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stdout));
+    Ok(store)
+}
+
+/// The class path of the Scala client that comes with Apache Spark, as its own shell has it: without
+/// the server's classes of the same names.
+fn scala_beside_spark() -> Result<String> {
+    let jars = installed("venv-spark/spark-home/jars")?;
+    let mut path = format!("{}/connect-repl/*", jars.display());
+    for jar in std::fs::read_dir(&jars)? {
+        let jar = jar?.path();
+        let name = jar.file_name().unwrap_or_default().to_string_lossy();
+        let server = name.starts_with("spark-sql_") || name.starts_with("spark-connect_");
+        if !server && jar.extension().is_some_and(|extension| extension == "jar") {
+            write!(path, ":{}", jar.display())?;
+        }
+    }
+    Ok(path)
+}
+
 /// A client program on its way.
 #[derive(Debug)]
 pub struct RunningClient {
@@ -221,6 +334,27 @@ impl Repl {
         self.stdin.write_all(format!("{statement}\n").as_bytes()).await?;
         self.stdin.flush().await?;
         self.answer().await
+    }
+
+    /// `getOrCreate()` with another connection string, as a user does who was told to. Tells whether
+    /// the client gave a `new` Spark session or the `same` one.
+    ///
+    /// # Errors
+    /// When the program ends or hangs, or the client refuses.
+    pub async fn connect(&mut self, url: &str) -> Result<String> {
+        let answer = self.sql(&format!(":connect {url}")).await?;
+        let which = answer["rows"][0].as_str().map(str::to_owned);
+        which.with_context(|| format!("getOrCreate() failed: {answer}"))
+    }
+
+    /// `spark.stop()`.
+    ///
+    /// # Errors
+    /// When the program ends or hangs, or `stop()` raises.
+    pub async fn stop(&mut self) -> Result<()> {
+        let answer = self.sql(":stop").await?;
+        ensure!(answer["error"].is_null(), "stop() failed: {answer}");
+        Ok(())
     }
 
     async fn answer(&mut self) -> Result<Value> {

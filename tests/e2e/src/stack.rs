@@ -3,12 +3,18 @@
 use crate::paths::{binary, home, installed};
 use crate::ports::free_ports;
 use crate::process::Service;
+use crate::python::Client;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+use session_core::machine::{self, Event};
+use session_core::{Actor, SessionKey};
+use session_store::{Commit, SessionStore};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
 use tempfile::TempDir;
 use test_support::redis::{PrivateRedis, RedisOptions};
 
@@ -344,6 +350,28 @@ impl Stack {
         text(&self.berth(who, &["token", session])?, "connection_url")
     }
 
+    /// As [`Stack::url`], for a client of a stack that takes TLS and plaintext ([`Tls::Auto`]).
+    ///
+    /// # Errors
+    /// When the token is refused.
+    pub fn url_for(&self, client: Client, who: &str, session: &str) -> Result<String> {
+        Ok(Self::as_taken_by(client, &self.url(who, session)?))
+    }
+
+    /// A connection string that asks for TLS where the tests drive `client` over TLS.
+    pub fn as_taken_by(client: Client, url: &str) -> String {
+        if client.over_tls() {
+            url.replacen("/;", "/;use_ssl=true;", 1)
+        } else {
+            url.to_owned()
+        }
+    }
+
+    /// The private authority's certificate, for a client that is driven over TLS.
+    pub fn ca_for(&self, client: Client) -> Option<&Path> {
+        self.ca().filter(|_| client.over_tls())
+    }
+
     /// A session as `who` sees it.
     ///
     /// # Errors
@@ -352,22 +380,57 @@ impl Stack {
         self.berth(who, &["show", session])
     }
 
-    /// A connection string straight to the compute of a session, from its stored route.
+    /// Gives a stored session an idle timeout below what its cluster allows, so that a test need not
+    /// wait for minutes; session-manager then decides by itself.
     ///
     /// # Errors
-    /// When it has none.
-    pub async fn backend_url(&self, session: &str) -> Result<String> {
+    /// When the session is not stored or keeps changing.
+    pub async fn shorten_idle_timeout(&self, session: &str, timeout: Duration) -> Result<()> {
+        let (store, key) = self.stored(session).await?;
+        for _ in 0..10 {
+            let loaded = store.load(&key).await?.context("the session is not stored")?;
+            let rename = Event::Update {
+                name: Some(Some("short idle timeout".to_owned())),
+                labels: None,
+            };
+            let changed = machine::apply(&loaded.session, &rename, &Actor::System, loaded.at)
+                .map_err(|refusal| anyhow::anyhow!("{refusal:?}"))?;
+            let mut changed = changed.context("it has a short idle timeout already")?;
+            changed.session.policy.idle_timeout = timeout;
+            let commit = Commit {
+                due: machine::next_due(&changed.session, loaded.activity, loaded.at),
+                session: changed.session,
+                record: changed.record,
+            };
+            match store.commit(commit).await {
+                Err(session_store::Error::Conflict) => {}
+                done => return Ok(done?),
+            }
+        }
+        bail!("{session} keeps changing")
+    }
+
+    /// The state store, and the key of a session in it.
+    async fn stored(&self, session: &str) -> Result<(Arc<dyn SessionStore>, SessionKey)> {
         let store = session_store::open(&self.redis.url(), &session_store::redis::Options::default()).await?;
         let keys = self.redis.command(&format!("KEYS *:session:*:{session}")).await?;
         let key = keys.lines().find_map(|line| {
             let (_, name) = line.split_once(":session:")?;
             let (org, id) = name.trim().split_once(':')?;
-            Some(session_core::SessionKey {
+            Some(SessionKey {
                 org: org.parse().ok()?,
                 id: id.parse().ok()?,
             })
         });
-        let key = key.with_context(|| format!("{session} is not stored"))?;
+        Ok((store, key.with_context(|| format!("{session} is not stored"))?))
+    }
+
+    /// A connection string straight to the compute of a session, from its stored route.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub async fn backend_url(&self, session: &str) -> Result<String> {
+        let (store, key) = self.stored(session).await?;
         let stored = store.get(&key).await?;
         if let Some(route) = stored
             .as_ref()
@@ -388,6 +451,23 @@ impl Stack {
     /// # Errors
     /// When /proc cannot be read.
     pub fn children_matching(&self, text: &str) -> Result<Vec<u32>> {
+        self.children(|_, command| command.contains(text))
+    }
+
+    /// Ends the compute of a session without a word, as a crash does.
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    pub fn crash_compute_of(&self, session: &str) -> Result<()> {
+        for pid in self.children(|cwd, command| cwd.contains(session) || command.contains(session))? {
+            let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+            // The supervisor is among them; either end is a loss.
+            let _ = pid.map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL));
+        }
+        Ok(())
+    }
+
+    fn children(&self, wanted: impl Fn(&str, &str) -> bool) -> Result<Vec<u32>> {
         let marker = self.dir.path().display().to_string();
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc")? {
@@ -403,7 +483,7 @@ impl Stack {
             let cwd = std::fs::read_link(entry.path().join("cwd")).unwrap_or_default();
             let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
             let ours = cwd.starts_with(&marker) || command.contains(&marker);
-            if ours && command.contains(text) {
+            if ours && wanted(&cwd.to_string_lossy(), &command) {
                 found.push(pid);
             }
         }
