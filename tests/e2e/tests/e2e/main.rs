@@ -11,6 +11,7 @@ mod command;
 mod config;
 mod engine_words;
 mod errors;
+mod fresh_clients;
 mod idle;
 mod isolation;
 mod large;
