@@ -101,24 +101,32 @@ pub(crate) fn machine(refusal: &Refusal, session: &Session) -> Refused {
     }
 }
 
-/// The session is over.
+/// The session is over, for callers of the API.
 pub(crate) fn ended(session: &Session) -> Refused {
+    ended_with(session, "Create a new one: `berth create`.")
+}
+
+/// The session is over, for a Spark client. Its user has to stop the Spark session first: otherwise
+/// PySpark's `getOrCreate()` returns it again, whatever the connection string says.
+pub(crate) fn ended_for_spark(session: &Session) -> Refused {
+    ended_with(
+        session,
+        "Call spark.stop(), then connect to a new one: `berth create`",
+    )
+}
+
+fn ended_with(session: &Session, advice: &str) -> Refused {
     let id = &session.id;
     if session.status() == Status::Failed {
+        let cause = &session.status_message;
         return Refused::new(
             Reason::SessionFailed,
-            format!(
-                "Session {id} failed: {}. Create a new one: `berth create`.",
-                session.status_message
-            ),
+            format!("Session {id} failed: {cause}. {advice}"),
         )
-        .with("cause", session.status_message.clone());
+        .with("cause", cause.clone());
     }
     Refused::new(
         Reason::SessionClosed,
-        format!(
-            "Session {id} is closed ({}). Create a new one: `berth create`.",
-            session.reason
-        ),
+        format!("Session {id} is closed ({}). {advice}", session.reason),
     )
 }

@@ -56,19 +56,20 @@ impl TokenError {
         }
     }
 
-    /// The text a client is shown: what happened and what to do next.
+    /// The text a client is shown: what happened and what to do next. `spark.stop()` comes first because
+    /// PySpark's `getOrCreate()` returns the old Spark session otherwise, whatever the connection string says.
     pub fn client_text(&self) -> String {
         match self {
             Self::Malformed(_) => {
-                "The credential is not a Berth session token. Generate one: `berth token <session>`"
+                "The credential is not a Berth session token. Call spark.stop(), then connect with one: `berth token <session>`"
                     .to_owned()
             }
             Self::Expired { at, session } => {
                 let session = session.as_ref().map_or("<session>", SessionId::as_str);
-                format!("The token expired at {at}. Generate a new one: `berth token {session}`")
+                format!("The token expired at {at}. Call spark.stop(), then connect with a new one: `berth token {session}`")
             }
             Self::Invalid(_) | Self::UnknownKid => {
-                "The token is not valid here. Generate a new one: `berth token <session>`".to_owned()
+                "The token is not valid here. Call spark.stop(), then connect with a new one: `berth token <session>`".to_owned()
             }
         }
     }

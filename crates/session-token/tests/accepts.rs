@@ -91,7 +91,7 @@ fn the_expiry_text_says_when_and_what_to_do() {
         .verify(&rig.good(), &rig.keyring, at(NOW + 7200), Grace::None)
         .unwrap_err();
     let expected = format!(
-        "The token expired at {}. Generate a new one: `berth token {}`",
+        "The token expired at {}. Call spark.stop(), then connect with a new one: `berth token {}`",
         at(NOW + 3600),
         claims().sid
     );

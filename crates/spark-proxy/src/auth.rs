@@ -102,11 +102,11 @@ pub(crate) async fn authenticate(
         Some(named) if named.as_bytes() == caller.claims.sid.as_str().as_bytes() => Ok(caller),
         Some(_) => Err(Refused::new(
             Reason::SessionMismatch,
-            "The token opens another session than x-session-id names. Use the connection string that came with the token.",
+            "The token opens another session than x-session-id names. Call spark.stop(), then connect with the string that came with the token.",
         )),
         None if worker.shared.config.tokens.require_session_header => Err(Refused::new(
             Reason::HeaderMissing,
-            "x-session-id is required here. Add `;x-session-id=<session>` to the connection string.",
+            "x-session-id is required here. Call spark.stop(), then add `;x-session-id=<session>` to the connection string.",
         )),
         None => Ok(caller),
     }
@@ -193,6 +193,6 @@ async fn check_token(
 fn missing() -> Refused {
     Refused::new(
         Reason::TokenMissing,
-        "No token came with the call. Use the connection string that `berth token <session>` prints.",
+        "No token came with the call. Call spark.stop(), then connect with the string that `berth token <session>` prints.",
     )
 }

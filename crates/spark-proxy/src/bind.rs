@@ -129,7 +129,7 @@ async fn bind(
         }
         Ok(_) => Err(Refused::new(
             Reason::SparkSessionTaken,
-            "This Spark session id is used by somebody else on this server. Leave session_id out of the connection string, or choose another one.",
+            "This Spark session id is used by somebody else on this server. Call spark.stop(), then connect without session_id, or with another one.",
         )),
         Err(status) => match crate::routes::refusal(&status) {
             Some(refused) => Err(refused),

@@ -316,6 +316,6 @@ fn headers_too_long(limits: &LimitConfig) -> Refused {
 fn tls_required() -> Refused {
     Refused::new(
         Reason::TlsRequired,
-        "This address speaks TLS only. Add use_ssl=true to the connection string: sc://host:port/;use_ssl=true;token=…",
+        "This address speaks TLS only. Call spark.stop(), then add use_ssl=true to the connection string: sc://host:port/;use_ssl=true;token=…",
     )
 }

@@ -221,7 +221,7 @@ impl Wanted {
         let now = self.api.store.get(&self.session.key()).await;
         let now = now.map_err(crate::refuse::store)?;
         Ok(match now {
-            Some(session) if session.status().is_terminal() => crate::refuse::ended(&session),
+            Some(session) if session.status().is_terminal() => crate::refuse::ended_for_spark(&session),
             Some(_) | None => changing(&self.session),
         })
     }

@@ -144,7 +144,7 @@ impl RouteService for Routes {
             return Err(super::org_disabled(&key.org).into());
         }
         if session.status().is_terminal() {
-            return Err(crate::refuse::ended(&session).into());
+            return Err(crate::refuse::ended_for_spark(&session).into());
         }
         let Some(route) = session.state.published_route().cloned() else {
             return Err(bind::changing(&session).into());
@@ -306,7 +306,7 @@ fn revoked(session: &Session) -> Refused {
     Refused::new(
         Reason::TokenRevoked,
         format!(
-            "The token was revoked. Generate a new one: `berth token {}`.",
+            "The token was revoked. Call spark.stop(), then connect with a new one: `berth token {}`",
             session.id
         ),
     )
@@ -326,7 +326,10 @@ const fn status(status: SessionStatus) -> wire::RouteStatus {
 fn forgotten(key: &SessionKey) -> Refused {
     Refused::new(
         Reason::SessionClosed,
-        format!("Session {} is closed. Create a new one: `berth create`.", key.id),
+        format!(
+            "Session {} is closed. Call spark.stop(), then connect to a new one: `berth create`",
+            key.id
+        ),
     )
 }
 

@@ -137,13 +137,15 @@ impl Gone {
             };
             return Refused::new(
                 Reason::SessionFailed,
-                format!("The session failed: {why}. Create a new session: `berth create`"),
+                format!(
+                    "The session failed: {why}. Call spark.stop(), then connect to a new one: `berth create`"
+                ),
             )
             .with("why", why);
         }
         Refused::new(
             Reason::SessionClosed,
-            "The session is closed, or does not exist. Create a new session: `berth create`",
+            "The session is closed, or does not exist. Call spark.stop(), then connect to a new one: `berth create`",
         )
     }
 }
@@ -220,7 +222,7 @@ impl Route {
         if claims.org != self.org {
             return Err(Refused::new(
                 Reason::TokenInvalid,
-                "The token belongs to another organization than its session. Generate a new one: `berth token <session>`",
+                "The token belongs to another organization than its session. Call spark.stop(), then connect with a new one: `berth token <session>`",
             ));
         }
         if claims.epoch < self.token_epoch || self.revoked.contains(&claims.jti) {
@@ -233,7 +235,9 @@ impl Route {
 pub(crate) fn revoked(session: &SessionId) -> Refused {
     Refused::new(
         Reason::TokenRevoked,
-        format!("The token was revoked. Generate a new one: `berth token {session}`"),
+        format!(
+            "The token was revoked. Call spark.stop(), then connect with a new one: `berth token {session}`"
+        ),
     )
 }
 

@@ -2,6 +2,7 @@
 //! PySpark, the services as processes. `make test` installs and builds what
 //! they need; `cargo test -p e2e NAME` runs some of them.
 
+mod advice;
 mod at_once;
 mod canary;
 mod catalog;
