@@ -2,8 +2,8 @@
 # Installs what Berth needs on a Debian machine, and nothing that is already there.
 #
 #   setup.sh run         for `make run`: C tools, Rust, redis-server, a venv with Sail and PySpark
-#   setup.sh test        the above, plus Java with Maven, Apache Spark, PySpark clients from 3.5 to 4.3, the Scala
-#                        client in an old release, PyJWT and an OpenID provider (Node)
+#   setup.sh test        the above, plus Java with Maven, Apache Spark, PySpark clients from 3.5 to 4.3, the Rust and
+#                        ADBC clients, the Scala client in an old release, PyJWT and an OpenID provider (Node)
 #   setup.sh lint        a venv with buf
 #   setup.sh load        a venv with Envoy, and nginx and haproxy: the peers of `make load`
 #   setup.sh test lint   sets can be combined
@@ -198,13 +198,13 @@ need_old_python_for_py35() {
     die "the PySpark 3.5 client has no packages for $("$python" --version): set BERTH_PYTHON to a Python 3.11 or 3.12"
 }
 
-# need_client NAME BASE: one more release of the Python client, alone in a folder that goes before the
-# packages of the venv BASE (PYTHONPATH). So each costs 10 MB instead of 0.6 GB.
+# need_client NAME BASE: one more client for Python, alone in a folder that goes before the packages of
+# the venv BASE (PYTHONPATH). So each costs 10 to 40 MB instead of 0.6 GB.
 need_client() {
   local name=$1 base=$2 dir=$home/client-$1 list=$here/requirements-$1.txt want
   want="$(cat "$home/venv-$base/berth-stamp") $(sha256sum <"$list" | cut -d' ' -f1)"
   [[ $(cat "$dir/berth-stamp" 2>/dev/null) == "$want" ]] && return
-  say "installing the PySpark client '$name' (10 MB on disk)"
+  say "installing the client '$name'"
   rm -rf "$dir"
   "$home/venv-$base/bin/pip" install --disable-pip-version-check --use-pep517 -q --progress-bar off \
     --no-deps --target "$dir" -r "$list" >&2 || die "pip could not install $list, see above"
@@ -262,6 +262,8 @@ set_test() {
   need_venv py35 "0.7 GB"
   need_client py40 sail
   need_client py42 sail
+  need_client pyrust sail
+  need_client adbc sail
   need_scala
   need_oidc
   need_venv jwt "30 MB"

@@ -23,16 +23,11 @@ impl PublicAddress {
         &self.endpoint
     }
 
-    /// Ready for `SparkSession.builder.remote(…)`. PySpark 4 and Scala take
-    /// the literal host `localhost` for plaintext, even with a token, so only
-    /// there TLS has to be asked for.
+    /// Ready for `SparkSession.builder.remote(…)` and for clients of other languages. Behind TLS it
+    /// says `use_ssl=true` for every host: PySpark and Scala need that for `localhost`, Rust and Swift
+    /// for all hosts, and no client refuses it.
     pub fn connection_url(&self, token: &str, session: &SessionId) -> String {
-        let local = self
-            .endpoint
-            .rsplit_once(':')
-            .map_or(self.endpoint.as_str(), |(host, _)| host)
-            == "localhost";
-        let use_ssl = if self.tls && local { "use_ssl=true;" } else { "" };
+        let use_ssl = if self.tls { "use_ssl=true;" } else { "" };
         format!(
             "sc://{}/;{use_ssl}token={token};x-session-id={session}",
             self.endpoint
@@ -45,14 +40,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tls_is_asked_for_only_where_clients_would_not_use_it() {
+    fn tls_is_asked_for_at_every_host_that_speaks_it() {
         let session: SessionId = "s-0123456789abcdefghjk".parse().unwrap();
         let url = |endpoint: &str, tls| PublicAddress::new(endpoint, tls).connection_url("T", &session);
         assert_eq!(
             url("localhost:8085", false),
             "sc://localhost:8085/;token=T;x-session-id=s-0123456789abcdefghjk"
         );
-        assert!(url("localhost:8085", true).contains(";use_ssl=true;token="));
-        assert!(!url("berth.example.org:443", true).contains("use_ssl"));
+        for endpoint in ["localhost:8085", "127.0.0.1:8085", "berth.example.org:443"] {
+            assert_eq!(
+                url(endpoint, true),
+                format!("sc://{endpoint}/;use_ssl=true;token=T;x-session-id=s-0123456789abcdefghjk")
+            );
+        }
     }
 }

@@ -3,6 +3,10 @@ import java.io.InputStreamReader;
 import java.io.PrintStream;
 import java.lang.reflect.Method;
 import java.nio.charset.StandardCharsets;
+import java.sql.Connection;
+import java.sql.DriverManager;
+import java.sql.ResultSet;
+import java.sql.Statement;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -23,7 +27,7 @@ public final class Client {
         PrintStream out = new PrintStream(new java.io.FileOutputStream(java.io.FileDescriptor.out), true, "UTF-8");
         System.setOut(System.err);
         if (args.length != 3 || !args[1].equals("--url")) {
-            System.err.println("usage: Client.java select1|repl --url URL");
+            System.err.println("usage: Client.java select1|repl|jdbc --url URL");
             System.exit(2);
         }
         Map<String, Object> result = new LinkedHashMap<>();
@@ -33,6 +37,7 @@ public final class Client {
             switch (args[0]) {
                 case "select1" -> result.putAll(selectOne(args[2]));
                 case "repl" -> result.putAll(repl(args[2], out));
+                case "jdbc" -> result.putAll(jdbc(args[2]));
                 default -> throw new IllegalArgumentException("unknown command " + args[0]);
             }
             stop();
@@ -67,6 +72,18 @@ public final class Client {
         Map<String, Object> result = new LinkedHashMap<>();
         result.put("value", value);
         result.put("seconds", (System.nanoTime() - started) / 1e9);
+        return result;
+    }
+
+    /** The JDBC driver that comes with the client: the same connection string after `jdbc:`. */
+    private static Map<String, Object> jdbc(String url) throws Exception {
+        Map<String, Object> result = new LinkedHashMap<>();
+        try (Connection connection = DriverManager.getConnection("jdbc:" + url);
+                Statement statement = connection.createStatement();
+                ResultSet rows = statement.executeQuery("SELECT 1 AS one")) {
+            result.put("value", rows.next() ? rows.getInt("one") : null);
+            result.put("driver", connection.getMetaData().getDriverName());
+        }
         return result;
     }
 

@@ -27,20 +27,25 @@ pub enum Client {
     Py42,
     /// PySpark 4.3, beside Apache Spark.
     Py43,
+    /// The PySpark API on the Rust client 4.2.
+    PyRust,
     /// The Scala client 4.1.1, which sends its token as `authentication`.
     ScalaOld,
     /// The Scala client 4.3, which sends it as `authorization`.
     ScalaNew,
+    /// The ADBC driver, which knows `adbc.py` only.
+    Adbc,
 }
 
 impl Client {
-    /// Every installed client, the oldest of each language first.
-    pub const ALL: [Self; 7] = [
+    /// Every client that knows the commands of `client.py`.
+    pub const ALL: [Self; 8] = [
         Self::Py35,
         Self::Py40,
         Self::Py41,
         Self::Py42,
         Self::Py43,
+        Self::PyRust,
         Self::ScalaOld,
         Self::ScalaNew,
     ];
@@ -56,9 +61,10 @@ impl Client {
     }
 
     /// Whether the tests drive it over TLS: PySpark 3.5 does nothing else once it has a token, and
-    /// the old Scala client says `authentication` only there. The others come in plaintext.
+    /// the old Scala client says `authentication` only there; the Rust client and ADBC demand it in
+    /// their own ways. The others come in plaintext.
     pub fn over_tls(self) -> bool {
-        matches!(self, Self::Py35 | Self::ScalaOld)
+        matches!(self, Self::Py35 | Self::PyRust | Self::ScalaOld | Self::Adbc)
     }
 
     fn command(self, dir: &Path, script: &str, args: &[&str], ca: Option<&Path>) -> Result<Command> {
@@ -73,7 +79,9 @@ impl Client {
             .kill_on_drop(true)
             .env_remove("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH");
         if let Some(ca) = ca {
+            // gRPC for Python, and Go and Rust.
             command.env("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", ca);
+            command.env("SSL_CERT_FILE", ca);
         }
         Ok(command)
     }
@@ -90,6 +98,8 @@ impl Client {
         match self {
             Self::Py40 => command.env("PYTHONPATH", installed("client-py40")?),
             Self::Py42 => command.env("PYTHONPATH", installed("client-py42")?),
+            Self::PyRust => command.env("PYTHONPATH", installed("client-pyrust")?),
+            Self::Adbc => command.env("PYTHONPATH", installed("client-adbc")?),
             _ => &mut command,
         };
         Ok(command)

@@ -10,6 +10,7 @@ mod churn;
 mod close;
 mod command;
 mod config;
+mod connect;
 mod engine_words;
 mod errors;
 mod fresh_clients;
