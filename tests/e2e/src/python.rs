@@ -357,14 +357,12 @@ impl Repl {
         which.with_context(|| format!("getOrCreate() failed: {answer}"))
     }
 
-    /// `spark.stop()`.
+    /// `spark.stop()`. Answers whether it raised nothing.
     ///
     /// # Errors
-    /// When the program ends or hangs, or `stop()` raises.
-    pub async fn stop(&mut self) -> Result<()> {
-        let answer = self.sql(":stop").await?;
-        ensure!(answer["error"].is_null(), "stop() failed: {answer}");
-        Ok(())
+    /// When the program ends or hangs.
+    pub async fn stop(&mut self) -> Result<bool> {
+        Ok(self.sql(":stop").await?["error"].is_null())
     }
 
     async fn answer(&mut self) -> Result<Value> {

@@ -32,3 +32,23 @@ async fn one_string_for_all() -> Result<()> {
     }
     Ok(())
 }
+
+/// The string of a proxy without TLS, as `make run` prints it.
+#[tokio::test]
+async fn plaintext_on_localhost() -> Result<()> {
+    let stack = Stack::start().await?;
+    let session = stack.session("ada", Engine::Sail, &[])?;
+    let dir = stack.dir.path();
+    let url = stack.url("ada", &session)?;
+    for (client, script, command) in [
+        (Client::ScalaNew, "client.py", Some("jdbc")),
+        (Client::Adbc, "adbc.py", None),
+        (Client::PyRust, "client.py", Some("select1")),
+        (Client::ScalaOld, "client.py", Some("select1")),
+    ] {
+        let args: Vec<&str> = command.into_iter().chain(["--url", &url]).collect();
+        let seen = client.run(dir, script, &args, None).await?;
+        ensure!(seen["value"] == 1, "{client:?}: {seen}");
+    }
+    Ok(())
+}

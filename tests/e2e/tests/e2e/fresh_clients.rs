@@ -67,11 +67,12 @@ impl Trial {
         }
         wait::until("every client to wait for compute", LIMIT, async || {
             let held = self.held().await.map_err(|error| error.to_string())?;
-            let ended = running.iter().filter(|(_, run)| run.is_finished()).count();
-            if held + ended >= clients.len() {
+            let going = running.iter().filter(|(_, run)| !run.is_finished());
+            let going: Vec<Client> = going.map(|(client, _)| *client).collect();
+            if held >= going.len() {
                 Ok(())
             } else {
-                Err(format!("{held} calls are held, {ended} clients ended"))
+                Err(format!("{held} calls of {going:?} are held"))
             }
         })
         .await?;
