@@ -23,6 +23,8 @@ struct ClusterFile {
     granted_orgs: Vec<String>,
     #[serde(default)]
     idle_policy: String,
+    #[serde(default)]
+    wake: String,
     idle_timeout: Option<String>,
     close_after_idle: Option<String>,
     max_lifetime: Option<String>,
@@ -116,6 +118,7 @@ pub(crate) fn cluster(file: &Path) -> Result<v1::Cluster> {
         granted_orgs: read.granted_orgs,
         provider: Some(provider),
         idle_policy: read.idle_policy,
+        wake: read.wake,
         idle_timeout: duration("idle_timeout", read.idle_timeout).with_context(about)?,
         close_after_idle: duration("close_after_idle", read.close_after_idle).with_context(about)?,
         max_lifetime: duration("max_lifetime", read.max_lifetime).with_context(about)?,

@@ -12,6 +12,7 @@ pub mod lookup;
 pub mod probe;
 pub mod process;
 pub mod properties;
+pub mod settings;
 pub mod shared;
 pub mod sim;
 #[cfg(test)]

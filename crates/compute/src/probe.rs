@@ -9,6 +9,7 @@ use crate::words;
 use session_core::machine::Cause;
 use session_proto::spark::spark_connect_service_client::SparkConnectServiceClient;
 use session_proto::spark::{self as sc, UserContext};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tonic::metadata::{Ascii, MetadataValue};
@@ -245,6 +246,28 @@ impl Asker {
             }
         }
         Ok(bytes)
+    }
+
+    /// Sets settings.
+    pub(crate) async fn set(&self, settings: &BTreeMap<String, String>) -> Result<(), Status> {
+        use sc::config_request::{Operation, Set, operation::OpType};
+        let pairs = settings.iter().map(|(key, value)| sc::KeyValue {
+            key: key.clone(),
+            value: Some(value.clone()),
+        });
+        let message = sc::ConfigRequest {
+            session_id: self.session_id.clone(),
+            user_context: Some(self.user.clone()),
+            client_type: Some(CLIENT_TYPE.to_owned()),
+            operation: Some(Operation {
+                op_type: Some(OpType::Set(Set {
+                    pairs: pairs.collect(),
+                    ..Default::default()
+                })),
+            }),
+            ..Default::default()
+        };
+        self.client().config(self.request(message)).await.map(drop)
     }
 
     /// Interrupts one operation, or all of them; returns what was interrupted.

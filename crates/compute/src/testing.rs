@@ -52,6 +52,7 @@ fn cluster(engine: Engine, provider: Provider) -> Cluster {
         granted_orgs: Default::default(),
         provider,
         idle_policy: None,
+        wake: Default::default(),
         policy: PolicyRange::default(),
         managed_by_config: false,
         version: 0,

@@ -100,6 +100,7 @@ fn spec_of(engine: Engine, program: &Path, java_home: Option<&Path>) -> ComputeS
         granted_orgs: BTreeSet::new(),
         provider,
         idle_policy: None,
+        wake: Default::default(),
         policy: PolicyRange::default(),
         managed_by_config: false,
         version: 0,

@@ -104,6 +104,7 @@ mod tests {
             max_lifetime: Duration::from_secs(86_400),
             provisioning_deadline: Duration::from_secs(120),
             on_idle: IdlePolicy::Release,
+            wake: Default::default(),
             dedicated: true,
         };
         let new = NewSession {

@@ -1,7 +1,7 @@
 //! Clusters: where compute runs and by whom it may be used.
 
 use crate::id::{ClusterName, OrgId};
-use crate::policy::{IdlePolicy, PolicyRange};
+use crate::policy::{IdlePolicy, PolicyRange, WakePolicy};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -73,6 +73,9 @@ pub struct Cluster {
     /// What happens to idle compute; the engine's default if none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_policy: Option<IdlePolicy>,
+    /// What Spark sessions that are older than the session's compute meet.
+    #[serde(default, skip_serializing_if = "WakePolicy::is_default")]
+    pub wake: WakePolicy,
     /// Defaults of the sessions' clocks on this cluster.
     #[serde(default)]
     pub policy: PolicyRange,

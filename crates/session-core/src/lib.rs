@@ -27,7 +27,7 @@ pub use catalog::Catalog;
 pub use cluster::{Cluster, ClusterStatus, Engine, Provider};
 pub use id::{CatalogName, ClusterName, OrgId, SessionId, SessionKey, SparkSessionId, TokenId};
 pub use org::{Disabled, Limits, Org};
-pub use policy::{IdlePolicy, SessionPolicy};
+pub use policy::{IdlePolicy, SessionPolicy, WakePolicy};
 pub use principal::{Actor, Principal, PrincipalId, Role};
 pub use reason::{ChangeReason, Reason};
 pub use route::Route;

@@ -18,6 +18,37 @@ pub enum IdlePolicy {
     Keep,
 }
 
+/// What a Spark session that is older than its session's compute meets, after
+/// the compute was given back or lost and replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WakePolicy {
+    /// Its settings are applied again, and its calls go on.
+    #[default]
+    Restore,
+    /// Its first call ends with `INVALID_HANDLE.SESSION_CHANGED`.
+    Signal,
+}
+
+impl WakePolicy {
+    /// As configuration and APIs spell it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Restore => "restore",
+            Self::Signal => "signal",
+        }
+    }
+
+    /// Is it the default?
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde's skip_serializing_if passes a reference"
+    )]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// The settled clocks of one session; fixed when it is created.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionPolicy {
@@ -35,6 +66,9 @@ pub struct SessionPolicy {
     pub provisioning_deadline: Duration,
     /// What idling does with compute.
     pub on_idle: IdlePolicy,
+    /// What older Spark sessions meet on replaced compute.
+    #[serde(default, skip_serializing_if = "WakePolicy::is_default")]
+    pub wake: WakePolicy,
     /// Compute serves this session only.
     pub dedicated: bool,
 }
@@ -162,6 +196,7 @@ impl SessionPolicy {
                 15 * MINUTE,
             )?,
             on_idle: cluster.effective_idle_policy(),
+            wake: cluster.wake,
             dedicated: cluster.provider.is_dedicated(),
         })
     }

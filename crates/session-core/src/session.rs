@@ -261,6 +261,10 @@ pub struct Session {
     /// When compute was lost, within the last ten minutes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub restarts: Vec<Timestamp>,
+    /// When its generation last rose: compute was lost, or an idle session
+    /// without compute was woken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaced_at: Option<Timestamp>,
     /// Single tokens taken back, each until nobody can accept it any more.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub revoked_tokens: BTreeMap<TokenId, Timestamp>,

@@ -25,6 +25,7 @@ fn policy(on_idle: IdlePolicy, dedicated: bool, close_after_idle: Duration) -> S
         max_lifetime: 24 * 60 * MINUTE,
         provisioning_deadline: 2 * MINUTE,
         on_idle,
+        wake: Default::default(),
         dedicated,
     }
 }

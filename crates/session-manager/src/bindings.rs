@@ -202,6 +202,7 @@ mod tests {
                     allow_shared_untrusted: false,
                 },
                 idle_policy: None,
+                wake: Default::default(),
                 policy: session_core::policy::PolicyRange::default(),
                 managed_by_config: false,
                 version: 1,

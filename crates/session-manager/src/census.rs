@@ -92,6 +92,7 @@ mod tests {
                 driver_memory: None,
             },
             idle_policy: None,
+            wake: Default::default(),
             policy: PolicyRange::default(),
             managed_by_config: false,
             version: 0,

@@ -14,7 +14,7 @@ use service_kit::telemetry::TelemetryConfig;
 use session_core::catalog::PropertyValue;
 use session_core::cluster::StaticEndpoint;
 use session_core::policy::{PolicyRange, PolicyRequest, SessionPolicy};
-use session_core::{Catalog, Cluster, ClusterStatus, Engine, IdlePolicy, Limits, Org, Provider};
+use session_core::{Catalog, Cluster, ClusterStatus, Engine, IdlePolicy, Limits, Org, Provider, WakePolicy};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -165,6 +165,10 @@ pub struct ClusterConfig {
     /// `release` or `keep`; the engine's default if not set.
     #[serde(default)]
     pub idle_policy: Option<IdlePolicy>,
+    /// `restore` (the default) or `signal`: what Spark sessions that are older
+    /// than the session's compute meet.
+    #[serde(default)]
+    pub wake: WakePolicy,
     /// Sessions' default idle timeout.
     #[serde(default, with = "duration::option")]
     pub idle_timeout: Option<Duration>,
@@ -490,6 +494,7 @@ impl ClusterConfig {
             granted_orgs,
             provider,
             idle_policy: self.idle_policy,
+            wake: self.wake,
             policy: PolicyRange {
                 idle_timeout: self.idle_timeout,
                 close_after_idle: self.close_after_idle,

@@ -98,6 +98,7 @@ mod tests {
                     max_lifetime: hour,
                     provisioning_deadline: hour,
                     on_idle: IdlePolicy::Release,
+                    wake: Default::default(),
                     dedicated: true,
                 },
             },

@@ -68,6 +68,7 @@ mod tests {
                 max_lifetime: DAY,
                 provisioning_deadline: DAY,
                 on_idle: IdlePolicy::Release,
+                wake: Default::default(),
                 dedicated: true,
             },
         };

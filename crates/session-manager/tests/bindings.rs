@@ -65,6 +65,7 @@ async fn bind_in(manager: &Manager, key: &SessionKey, id: &str, generation: u64)
         spark_session_id: id.to_owned(),
         generation,
         cloned: false,
+        ..Default::default()
     };
     let answer = manager.routes().bind_spark_session(request).await?;
     Ok(answer.into_inner().bound)
@@ -165,6 +166,7 @@ async fn bad_binds_are_refused_each_with_its_reason() {
         spark_session_id: id(1),
         generation: 1,
         cloned: false,
+        ..Default::default()
     };
     let refused = manager.routes().bind_spark_session(forged).await.unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::TokenMalformed));

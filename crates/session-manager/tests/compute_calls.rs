@@ -22,10 +22,14 @@ use tonic::{Code, Request, Response, Status};
 const A: &str = "0b5c2e9e-1f3a-4c6d-8e7f-00000000000a";
 const B: &str = "0b5c2e9e-1f3a-4c6d-8e7f-00000000000b";
 
-/// A server that writes interrupts down, and says that it interrupted `op-…`.
+/// A server that writes interrupts and settings down, and says that it
+/// interrupted `op-…`.
 #[derive(Debug, Clone, Default)]
 struct Server {
     got: Arc<Mutex<Vec<sc::InterruptRequest>>>,
+    configs: Arc<Mutex<Vec<sc::ConfigRequest>>>,
+    /// It refuses this setting.
+    refused: &'static str,
 }
 
 type Answers = BoxStream<'static, Result<sc::ExecutePlanResponse, Status>>;
@@ -64,8 +68,16 @@ impl SparkConnectService for Server {
     ) -> Result<Response<sc::AnalyzePlanResponse>, Status> {
         no()
     }
-    async fn config(&self, _: Request<sc::ConfigRequest>) -> Result<Response<sc::ConfigResponse>, Status> {
-        no()
+    async fn config(
+        &self,
+        request: Request<sc::ConfigRequest>,
+    ) -> Result<Response<sc::ConfigResponse>, Status> {
+        let request = request.into_inner();
+        if pairs(&request).iter().any(|(name, _)| name == self.refused) {
+            return Err(Status::internal("no such setting"));
+        }
+        self.configs.lock().unwrap().push(request);
+        Ok(Response::new(sc::ConfigResponse::default()))
     }
     async fn add_artifacts(
         &self,
@@ -93,9 +105,29 @@ impl SparkConnectService for Server {
     }
 }
 
+/// What a request sets.
+fn pairs(request: &sc::ConfigRequest) -> Vec<(String, String)> {
+    use sc::config_request::operation::OpType;
+    match request.operation.clone().and_then(|operation| operation.op_type) {
+        Some(OpType::Set(set)) => set
+            .pairs
+            .into_iter()
+            .map(|pair| (pair.key, pair.value.unwrap_or_default()))
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
 impl Server {
     async fn start() -> (Self, String) {
-        let server = Self::default();
+        Self::refusing("-").await
+    }
+
+    async fn refusing(refused: &'static str) -> (Self, String) {
+        let server = Self {
+            refused,
+            ..Self::default()
+        };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let incoming = tonic::transport::server::TcpIncoming::from(listener);
@@ -256,6 +288,7 @@ async fn only_bound_spark_sessions_are_interrupted_on_shared_servers() {
         spark_session_id: A.to_owned(),
         generation: 1,
         cloned: false,
+        ..Default::default()
     };
     assert!(
         manager
@@ -491,4 +524,107 @@ async fn a_catalog_in_use_is_deleted_by_force_only() {
     assert!(refused.message().contains(key.id.as_str()), "{refused}");
     manager.close("ada", &key).await;
     delete(false).await.unwrap();
+}
+
+async fn bind(
+    manager: &Manager,
+    key: &SessionKey,
+    generation: u64,
+    set: &[(&str, &str)],
+) -> Result<wire::BindSparkSessionResponse, Status> {
+    let request = wire::BindSparkSessionRequest {
+        session_token: manager.token(key),
+        spark_session_id: A.to_owned(),
+        generation,
+        set: set
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect(),
+        ..Default::default()
+    };
+    let answer = manager.routes().bind_spark_session(request).await?;
+    Ok(answer.into_inner())
+}
+
+async fn resolved(manager: &Manager, key: &SessionKey) -> wire::Route {
+    let request = wire::ResolveRouteRequest {
+        session_token: manager.token(key),
+        ..Default::default()
+    };
+    let answer = manager.routes().resolve_route(request).await.unwrap();
+    answer.into_inner().route.unwrap()
+}
+
+/// The session gets a second generation of compute, at `address`.
+async fn replace(manager: &Manager, key: &SessionKey, address: &str) {
+    manager.sim.vanish(key, 1);
+    until("the second generation is asked for", async || {
+        manager.sim.made(key, 2) > 0
+    })
+    .await;
+    manager.sim.ready(key, 2, route(address));
+    manager.until_status(key, SessionStatus::Active).await;
+}
+
+#[tokio::test]
+async fn settings_are_applied_again_on_the_compute_that_replaced_another() {
+    let manager = Manager::start().await;
+    let (_first, first_address) = Server::start().await;
+    let key = manager.create("ada").await;
+    ready_at(&manager, &key, &first_address).await;
+    let taken = bind(&manager, &key, 1, &[("spark.a", "1"), ("spark.gone", "2")])
+        .await
+        .unwrap();
+    assert!(taken.bound && !taken.not_kept);
+    let long = "x".repeat(9000);
+    assert!(
+        bind(&manager, &key, 1, &[("spark.b", &long)])
+            .await
+            .unwrap()
+            .not_kept
+    );
+    assert!(resolved(&manager, &key).await.kept_spark_sessions.is_empty());
+
+    let (second, address) = Server::refusing("spark.gone").await;
+    replace(&manager, &key, &address).await;
+    let route = resolved(&manager, &key).await;
+    assert_eq!(route.generation, 2);
+    assert_eq!(route.kept_spark_sessions, [A]);
+    assert!(route.compute_replaced_at.is_some() && !route.signals_replacement);
+    // Both managers are asked at once; what the engine refuses is left out.
+    let other = manager.another().await;
+    let (one, two) = tokio::join!(bind(&manager, &key, 2, &[]), bind(&other, &key, 2, &[]));
+    let replaced = [one.unwrap().replaced, two.unwrap().replaced];
+    assert_eq!(replaced.iter().filter(|replaced| **replaced).count(), 1);
+    let configs = std::mem::take(&mut *second.configs.lock().unwrap());
+    let set: Vec<_> = configs.iter().flat_map(pairs).collect();
+    assert_eq!(set, [("spark.a".to_owned(), "1".to_owned())], "once");
+    assert_eq!(configs[0].session_id, A);
+    assert_eq!(configs[0].user_context.clone().unwrap().user_id, "sa|ada");
+    assert!(resolved(&manager, &key).await.kept_spark_sessions.is_empty());
+    assert!(
+        bind(&manager, &key, 1, &[]).await.is_err(),
+        "of the generation before"
+    );
+}
+
+#[tokio::test]
+async fn a_compute_that_cannot_be_prepared_keeps_the_call() {
+    let manager = Manager::start().await;
+    let (_first, address) = Server::start().await;
+    let key = manager.create("ada").await;
+    ready_at(&manager, &key, &address).await;
+    bind(&manager, &key, 1, &[("spark.a", "1")]).await.unwrap();
+    replace(&manager, &key, "127.0.0.1:1").await;
+    let refused = bind(&manager, &key, 2, &[]).await.unwrap_err();
+    assert_eq!(
+        reason_of(&refused),
+        Some(Reason::BackendUnavailable),
+        "{refused:?}"
+    );
+    assert_eq!(
+        resolved(&manager, &key).await.kept_spark_sessions,
+        [A],
+        "not taken for done"
+    );
 }

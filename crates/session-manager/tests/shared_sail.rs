@@ -84,6 +84,7 @@ async fn bind(manager: &Manager, key: &SessionKey, id: &str) -> Result<bool, Sta
         spark_session_id: id.to_owned(),
         generation: 1,
         cloned: false,
+        ..Default::default()
     };
     let answer = manager.routes().bind_spark_session(request).await?;
     Ok(answer.into_inner().bound)

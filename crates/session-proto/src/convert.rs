@@ -8,7 +8,7 @@ use session_core::cluster::StaticEndpoint;
 use session_core::policy::PolicyRange;
 use session_core::{
     Activity, Actor, Catalog, Cluster, ClusterStatus, Engine, EventRecord, IdlePolicy, Limits, Operation,
-    Org, Provider, Session, SessionPolicy, Status, Timestamp, Use,
+    Org, Provider, Session, SessionPolicy, Status, Timestamp, Use, WakePolicy,
 };
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -239,6 +239,7 @@ pub fn cluster(cluster: &Cluster, with_provider: bool) -> v1::Cluster {
         granted_orgs: cluster.granted_orgs.iter().map(ToString::to_string).collect(),
         provider: with_provider.then(|| provider(&cluster.provider)),
         idle_policy: idle_policy(cluster.effective_idle_policy()).to_owned(),
+        wake: cluster.wake.as_str().to_owned(),
         idle_timeout: cluster.policy.idle_timeout.map(duration),
         close_after_idle: cluster.policy.close_after_idle.map(duration),
         max_lifetime: cluster.policy.max_lifetime.map(duration),
@@ -324,6 +325,13 @@ pub fn from_cluster(wire: v1::Cluster) -> Result<Cluster, Refused> {
             ));
         }
     };
+    let wake = match wire.wake.as_str() {
+        "" | "restore" => WakePolicy::Restore,
+        "signal" => WakePolicy::Signal,
+        _ => {
+            return Err(Refused::field("wake", "must be \"restore\", \"signal\" or empty"));
+        }
+    };
     Ok(Cluster {
         name: parse("name", &wire.name)?,
         status: ClusterStatus::Active,
@@ -337,6 +345,7 @@ pub fn from_cluster(wire: v1::Cluster) -> Result<Cluster, Refused> {
             .collect::<Result<_, _>>()?,
         provider,
         idle_policy,
+        wake,
         policy: PolicyRange {
             idle_timeout: maybe_duration("idle_timeout", wire.idle_timeout.as_ref())?,
             close_after_idle: maybe_duration("close_after_idle", wire.close_after_idle.as_ref())?,

@@ -92,6 +92,25 @@ pub fn status_of(trailers: &HeaderMap) -> Option<Status> {
     Status::from_header_map(&trailers)
 }
 
+/// Adds `note` to the text of the error in trailers; details keep the rest of
+/// what they say.
+pub fn append_text(trailers: &mut HeaderMap, note: &str) {
+    let Some(status) = status_of(trailers) else { return };
+    let text = format!("{}{note}", status.message());
+    trailers.insert(MESSAGE, percent_encoded(&text));
+    if let Some(mut details) = Some(status.details())
+        .filter(|details| !details.is_empty())
+        .and_then(|details| pb::Status::decode(details).ok())
+    {
+        // Clients refuse details whose text is not that of the status.
+        details.message = text;
+        let encoded = MetadataValue::<Binary>::from_bytes(&details.encode_to_vec());
+        if let Ok(value) = HeaderValue::from_bytes(encoded.as_encoded_bytes()) {
+            trailers.insert(DETAILS, value);
+        }
+    }
+}
+
 /// Makes the headers that end a response small enough for every client. The
 /// code and the class of the error stay; the text is cut at the end of a
 /// character, and says so. Trailers that fit are left alone.

@@ -11,6 +11,7 @@ pub mod redis;
 mod reports;
 pub mod shared;
 pub mod signing;
+pub mod spark_sessions;
 
 use async_trait::async_trait;
 pub use audit::{AuditTrail, Audited};
@@ -24,6 +25,7 @@ use session_core::{
 };
 pub use shared::SharedServers;
 pub use signing::SigningKeys;
+pub use spark_sessions::SparkSessions;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -299,7 +301,7 @@ pub struct Definition {
 /// The contract. Every method is bounded in time and safe to call again.
 #[async_trait]
 pub trait SessionStore:
-    SharedServers + AuditTrail + SigningKeys + Send + Sync + std::fmt::Debug + 'static
+    SharedServers + SparkSessions + AuditTrail + SigningKeys + Send + Sync + std::fmt::Debug + 'static
 {
     /// The store's own clock, which all due times are of.
     async fn now(&self) -> Result<Timestamp, Error>;

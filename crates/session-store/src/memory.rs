@@ -5,6 +5,7 @@
 mod audit;
 mod reports;
 mod shared;
+mod spark_sessions;
 mod tombstones;
 
 use crate::query::Filling;
@@ -52,6 +53,7 @@ struct State {
     requests_by_age: VecDeque<(Timestamp, RequestKey)>,
     creates: HashMap<(OrgId, PrincipalId), (u64, u32)>,
     shared: shared::Shared,
+    spark_sessions: spark_sessions::Kept,
     leases: HashMap<String, (String, Timestamp)>,
     definitions: BTreeMap<(Kind, String), Definition>,
     proxies: Registry,

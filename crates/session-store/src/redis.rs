@@ -20,6 +20,7 @@ mod record;
 mod reports;
 mod scripts;
 mod shared;
+mod spark_sessions;
 mod tokens;
 mod tombstones;
 mod watch;

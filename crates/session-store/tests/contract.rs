@@ -21,6 +21,8 @@ mod reports;
 mod sessions;
 #[path = "contract/shared.rs"]
 mod shared;
+#[path = "contract/spark_sessions.rs"]
+mod spark_sessions;
 #[path = "contract/tokens.rs"]
 mod tokens;
 #[path = "contract/tombstones.rs"]
@@ -74,6 +76,10 @@ contract! {
         the_feed_begins_with_reset,
         every_change_is_seen_once_in_version_order,
         a_reader_that_falls_behind_is_reset;
+    spark_sessions:
+        settings_are_kept_as_they_were_last,
+        settings_beyond_the_bounds_change_nothing,
+        one_caller_moves_a_spark_session_to_a_generation;
     tokens:
         tokens_are_recorded_and_listed_oldest_first,
         expired_tokens_make_room,

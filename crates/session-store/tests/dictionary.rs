@@ -119,6 +119,7 @@ impl Life {
             max_lifetime: Duration::from_secs(self.pick(&[24, 24, 24, 8, 168]) * 60 * MINUTE),
             provisioning_deadline: Duration::from_secs(self.pick(&[120, 120, 120, 300])),
             on_idle,
+            wake: Default::default(),
             dedicated,
         };
         let new = NewSession {

@@ -1,5 +1,10 @@
 //! Spark sessions on shared compute belong to one Berth session: the first
 //! use of a Spark session id binds it, and session-manager says to whom.
+//!
+//! On dedicated compute that replaced another, session-manager applies the
+//! settings of an older Spark session again before its first call, or has its
+//! client told that it is gone. The settings come from here: what a client
+//! changed by `Config` is kept once the engine has taken it.
 
 use crate::call::Stop;
 use crate::identity::SparkSessionId;
@@ -11,12 +16,16 @@ use crate::worker::Worker;
 use prost::Message as _;
 use session_core::{Engine, Reason};
 use session_proto::error::Refused;
-use session_proto::internal::BindSparkSessionRequest;
-use session_proto::spark::{CloneSessionRequest, CloneSessionResponse};
+use session_proto::internal::{BindSparkSessionRequest, BindSparkSessionResponse};
+use session_proto::spark::config_request::operation::OpType;
+use session_proto::spark::{CloneSessionRequest, CloneSessionResponse, ConfigRequest};
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// Session-manager takes 25 s at most, ten of them to choose the catalog.
 const ANSWER_TIME: Duration = Duration::from_secs(27);
+/// How long the answer to a change of settings is held back until it is kept.
+const KEEP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Whose a Spark session is, as far as this proxy can tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +34,8 @@ pub(crate) enum Bound {
     /// The route does not say that it is ours, and the call is no work, which
     /// would bind it.
     Unknown,
+    /// It is ours, older than the compute, and its client is to be told so.
+    Replaced,
 }
 
 /// Makes sure that a call on shared compute is about a Spark session of ours.
@@ -36,10 +47,12 @@ pub(crate) async fn check(
     spark_session: SparkSessionId,
 ) -> Result<Bound, Refused> {
     let session = open.session();
-    if backend.dedicated
-        || session.is_bound(backend.generation, &spark_session)
-        || route.binds(&spark_session)
-    {
+    let needs_nothing = if backend.dedicated {
+        !open.is_work() || !route.must_prepare(&spark_session)
+    } else {
+        route.binds(&spark_session)
+    };
+    if needs_nothing || session.is_bound(backend.generation, &spark_session) {
         return Ok(Bound::Ours);
     }
     if !open.is_work() {
@@ -47,12 +60,74 @@ pub(crate) async fn check(
     }
     Box::pin(async {
         let _gate = session.binding.lock().await;
-        if !session.is_bound(backend.generation, &spark_session) {
-            bind(worker, open, backend, spark_session, false).await?;
+        if session.is_bound(backend.generation, &spark_session) {
+            return Ok(Bound::Ours);
+        }
+        let bound = bind(worker, open, backend, spark_session, false).await?;
+        if bound.replaced && route.signals_replacement {
+            return Ok(Bound::Replaced);
         }
         Ok(Bound::Ours)
     })
     .await
+}
+
+/// Keeps a change of settings that the engine took, for the compute that
+/// replaces it. The client has them either way, so a failure is not its error.
+pub(crate) async fn keep_settings(
+    worker: &Worker,
+    open: &OpenCall,
+    backend: &Backend,
+    spark_session: SparkSessionId,
+    change: &SettingsChange,
+) {
+    let request = BindSparkSessionRequest {
+        set: change.set.clone(),
+        unset: change.unset.clone(),
+        ..request(open, backend, spark_session)
+    };
+    let kept = ask(worker, request, KEEP_TIMEOUT).await;
+    let outcome = match kept {
+        Ok(answer) if !answer.not_kept => return,
+        Ok(_) => "beyond the bounds",
+        Err(_) => "session-manager did not take them",
+    };
+    worker.shared.metrics.settings_not_kept.inc();
+    tracing::debug!(%outcome, "settings of a Spark session were not kept");
+}
+
+/// Settings that a `Config` request changes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct SettingsChange {
+    set: HashMap<String, String>,
+    unset: Vec<String>,
+}
+
+impl SettingsChange {
+    /// Those of a request, flag and length included; `None` if it changes none.
+    pub(crate) fn of(request: &[u8]) -> Option<Self> {
+        let message = request.get(5..)?;
+        let change = match ConfigRequest::decode(message).ok()?.operation?.op_type? {
+            OpType::Set(set) => Self {
+                set: set
+                    .pairs
+                    .into_iter()
+                    .filter_map(|pair| Some((pair.key, pair.value?)))
+                    .collect(),
+                unset: Vec::new(),
+            },
+            OpType::Unset(unset) => Self {
+                set: HashMap::new(),
+                unset: unset.keys,
+            },
+            OpType::Get(_)
+            | OpType::GetWithDefault(_)
+            | OpType::GetOption(_)
+            | OpType::GetAll(_)
+            | OpType::IsModifiable(_) => return None,
+        };
+        (!change.set.is_empty() || !change.unset.is_empty()).then_some(change)
+    }
 }
 
 /// Binds the session that a `CloneSession` names, before it comes to be.
@@ -69,7 +144,10 @@ pub(crate) async fn check_clone(
         )
     })?;
     match request.new_session_id {
-        Some(id) => Ok(bind(worker, open, backend, parse(&id)?, true).await?),
+        Some(id) => {
+            bind(worker, open, backend, parse(&id)?, true).await?;
+            Ok(())
+        }
         None => Ok(()),
     }
 }
@@ -87,7 +165,8 @@ pub(crate) async fn check_cloned(
             "The compute's answer to CloneSession is not one.",
         ));
     };
-    bind(worker, open, backend, parse(&response.new_session_id)?, true).await
+    bind(worker, open, backend, parse(&response.new_session_id)?, true).await?;
+    Ok(())
 }
 
 fn parse(id: &str) -> Result<SparkSessionId, Refused> {
@@ -103,39 +182,63 @@ async fn bind(
     backend: &Backend,
     spark_session: SparkSessionId,
     cloned: bool,
-) -> Result<(), Refused> {
-    let shared = &worker.shared;
-    shared.metrics.bindings.inc();
-    let mut request = tonic::Request::new(BindSparkSessionRequest {
+) -> Result<BindSparkSessionResponse, Refused> {
+    worker.shared.metrics.bindings.inc();
+    let request = BindSparkSessionRequest {
+        cloned,
+        ..request(open, backend, spark_session)
+    };
+    match ask(worker, request, ANSWER_TIME).await {
+        Ok(answer) if answer.bound => {
+            open.session().bind(backend.generation, spark_session);
+            Ok(answer)
+        }
+        Ok(_) => Err(Refused::new(
+            Reason::SparkSessionTaken,
+            "This Spark session id is used by somebody else on this server. Leave session_id out of the connection string, or choose another one.",
+        )),
+        Err(status) => match crate::routes::refusal(&status) {
+            Some(refused) => Err(refused),
+            // What is to be prepared on dedicated compute is not there yet.
+            None if backend.dedicated => Err(unchecked()),
+            None => nobody_can_tell(backend.engine).map(|()| BindSparkSessionResponse::default()),
+        },
+    }
+}
+
+fn request(open: &OpenCall, backend: &Backend, spark_session: SparkSessionId) -> BindSparkSessionRequest {
+    BindSparkSessionRequest {
         session_token: open.caller().token.to_string(),
         spark_session_id: spark_session.as_str().to_owned(),
         generation: backend.generation,
-        cloned,
-    });
-    request.set_timeout(ANSWER_TIME);
+        ..BindSparkSessionRequest::default()
+    }
+}
+
+async fn ask(
+    worker: &Worker,
+    request: BindSparkSessionRequest,
+    within: Duration,
+) -> Result<BindSparkSessionResponse, tonic::Status> {
+    let shared = &worker.shared;
+    let mut request = tonic::Request::new(request);
+    request.set_timeout(within);
     let mut client = shared.routes.client();
     // On the control runtime, where the channel lives; it goes on if the call is given up.
     let asked = shared
         .control
         .spawn(async move { client.bind_spark_session(request).await });
-    let answer = match tokio::time::timeout(ANSWER_TIME, asked).await {
-        Ok(Ok(answer)) => answer,
+    match tokio::time::timeout(within, asked).await {
+        Ok(Ok(answer)) => answer.map(tonic::Response::into_inner),
         Ok(Err(_)) | Err(_) => Err(tonic::Status::unavailable("no answer")),
-    };
-    match answer {
-        Ok(answer) if answer.get_ref().bound => {
-            open.session().bind(backend.generation, spark_session);
-            Ok(())
-        }
-        Ok(_) => Err(Refused::new(
-            Reason::SparkSessionTaken,
-            "This Spark session id is used by somebody else on this server. Call spark.stop(), then connect without session_id, or with another one.",
-        )),
-        Err(status) => match crate::routes::refusal(&status) {
-            Some(refused) => Err(refused),
-            None => nobody_can_tell(backend.engine),
-        },
     }
+}
+
+fn unchecked() -> Refused {
+    Refused::new(
+        Reason::ControlPlaneUnavailable,
+        "Berth cannot check at the moment whose Spark session this is. Try again in a little while.",
+    )
 }
 
 /// May a call go on about a Spark session of which session-manager cannot say
@@ -144,10 +247,7 @@ pub(crate) fn nobody_can_tell(engine: Engine) -> Result<(), Refused> {
     match engine {
         // JVM Spark keeps the sessions of two users apart even under one id; ours is in every message.
         Engine::Spark => Ok(()),
-        Engine::Sail => Err(Refused::new(
-            Reason::ControlPlaneUnavailable,
-            "Berth cannot check at the moment whose Spark session this is. Try again in a little while.",
-        )),
+        Engine::Sail => Err(unchecked()),
     }
 }
 

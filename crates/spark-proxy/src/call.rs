@@ -4,7 +4,7 @@
 
 use crate::auth::{Caller, authenticate};
 use crate::backend::Unreachable;
-use crate::bind::{self, Bound};
+use crate::bind::{self, Bound, SettingsChange};
 use crate::forward::{Exchange, backend_unavailable, forward};
 use crate::headers;
 use crate::health;
@@ -229,6 +229,12 @@ async fn pass_on(
         let bound = bind::check(worker, open, &route, &backend, known.spark_session);
         match client.unless_gone(bound).await?? {
             Bound::Ours => {}
+            Bound::Replaced => {
+                return Err(Stop::Engine(Box::new(translate::session_replaced(
+                    &known.spark_session,
+                    &route,
+                ))));
+            }
             // Another worker or proxy may have bound it after this route was asked for.
             // ReleaseExecute was admitted whatever the rate, which must bound questions.
             Bound::Unknown
@@ -300,6 +306,8 @@ async fn pass_on(
             translator,
             clones: method == Method::CloneSession && !backend.dedicated,
             on_sail: OnceCell::new(),
+            settings: known.settings.as_ref(),
+            route: &route,
         };
         if let Some(request) = &known.reattach {
             exchange.begin_on_sail(&request.operation_id);
@@ -331,6 +339,8 @@ struct First {
     /// The whole request, where it must be understood here.
     peeked: Vec<u8>,
     reattach: Option<ReattachExecuteRequest>,
+    /// What it changes of settings that are to be kept.
+    settings: Option<SettingsChange>,
 }
 
 impl First {
@@ -340,6 +350,13 @@ impl First {
             Method::ReattachExecute => true,
             Method::CloneSession => !backend.dedicated,
             _ => !method.is_work() && !backend.dedicated,
+        };
+        let settings = if method == Method::Config && backend.dedicated {
+            // One that is longer than that is beyond what is kept anyway.
+            let whole = request.peek(MOST_KEPT).await?;
+            whole.and_then(|whole| SettingsChange::of(&whole))
+        } else {
+            None
         };
         let peeked = if understood {
             request.peek(MOST_KEPT).await?.ok_or_else(|| {
@@ -359,6 +376,7 @@ impl First {
             spark_session: request.open().await?,
             peeked,
             reattach,
+            settings,
         })
     }
 }
@@ -518,7 +536,10 @@ async fn resolve(
             Err(Miss::Waited) if deadline.is_some_and(|deadline| deadline <= until) => {
                 return Err(Stop::Deadline);
             }
-            Err(Miss::Waited) if wake => return Err(warming("").into()),
+            Err(Miss::Waited) if wake => {
+                let last = routes.last_known(&session.id);
+                return Err(warming(last.as_deref().map_or("", why_not_active)).into());
+            }
             Err(Miss::Waited) => session
                 .bearable_route(routes)
                 .ok_or_else(control_plane_unavailable)?,

@@ -6,7 +6,7 @@
 //! it if it was not over; only then does the caller tell the client.
 
 use crate::backend::{Body, Upstream};
-use crate::bind;
+use crate::bind::{self, SettingsChange};
 use crate::call::{Stop, user_id};
 use crate::headers;
 use crate::identity::SparkSessionId;
@@ -18,7 +18,7 @@ use crate::operations;
 use crate::redact::Redactor;
 use crate::reply::{self, Encoding, ResultWatch};
 use crate::respond::{Client, capacity};
-use crate::routes::Backend;
+use crate::routes::{Backend, Route};
 use crate::session::OpenCall;
 use crate::translate::{self, Translator};
 use crate::worker::Worker;
@@ -63,6 +63,9 @@ pub(crate) struct Exchange<'a> {
     pub(crate) clones: bool,
     /// On Sail: the stream of an operation that its client can reattach to.
     pub(crate) on_sail: OnceCell<operations::Stream>,
+    /// What the call changes of settings that are to be kept.
+    pub(crate) settings: Option<&'a SettingsChange>,
+    pub(crate) route: &'a Route,
 }
 
 impl Exchange<'_> {
@@ -227,6 +230,7 @@ async fn download(
     let status = outcome(&head.headers);
     if body.is_end_stream() {
         exchange.translated(&head.headers)?;
+        translate::explain_replacement(&mut head.headers, exchange.route);
         client.begin(http::Response::from_parts(head, ()), true)?;
         return Ok(status.unwrap_or(Outcome::BackendError));
     }
@@ -253,6 +257,21 @@ async fn download(
     exchange.translated(&trailers)?;
     headers::toward_client(&mut trailers);
     let outcome = outcome(&trailers).unwrap_or(Outcome::BackendError);
+    if outcome == Outcome::Ok {
+        if let Some(change) = exchange.settings {
+            let Exchange {
+                worker,
+                open,
+                backend,
+                spark_session,
+                ..
+            } = exchange;
+            let kept = Box::pin(bind::keep_settings(worker, open, backend, *spark_session, change));
+            client.unless_gone(kept).await?;
+        }
+    } else {
+        translate::explain_replacement(&mut trailers, exchange.route);
+    }
     client.trailers(trailers)?;
     Ok(outcome)
 }

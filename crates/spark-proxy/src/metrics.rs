@@ -129,6 +129,7 @@ pub(crate) struct Metrics {
     pub(crate) sent_again: Arc<Family<(), Counter>>,
     pub(crate) kept_alive: Arc<Family<(), Counter>>,
     pub(crate) bindings: Arc<Family<(), Counter>>,
+    pub(crate) settings_not_kept: Arc<Family<(), Counter>>,
     pub(crate) reports_failed: Arc<Family<(), Counter>>,
     pub(crate) unwanted: Arc<Family<Unwanted, Counter>>,
     pub(crate) aged: Arc<Family<(), Counter>>,
@@ -192,6 +193,10 @@ impl Metrics {
             bindings: registry.counter(
                 "spark_proxy_spark_sessions_bound_total",
                 "Questions to session-manager whose a Spark session on shared compute is.",
+            ),
+            settings_not_kept: registry.counter(
+                "spark_proxy_settings_not_kept_total",
+                "Changes of Spark sessions' settings that will be lost when compute is replaced.",
             ),
             reports_failed: registry.counter(
                 "spark_proxy_activity_reports_failed_total",

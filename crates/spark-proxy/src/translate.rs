@@ -15,10 +15,11 @@ use crate::call::Stop;
 use crate::identity::SparkSessionId;
 use crate::local::operation_lost;
 use crate::operations::Reattach;
+use crate::routes::Route;
 use http::HeaderMap;
 use session_core::Engine;
 use session_proto::spark::ReattachExecuteRequest;
-use session_proto::trailers::status_of;
+use session_proto::trailers::{append_text, status_of};
 use std::collections::HashMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -134,6 +135,67 @@ pub(crate) fn operation_canceled() -> Status {
 /// A newer connection of the same client reads the operation's results.
 pub(crate) fn superseded() -> Status {
     Status::aborted("The client has reattached to this operation on another connection.")
+}
+
+/// The Spark session is older than the session's compute, and the cluster's
+/// `wake` is `signal`.
+pub(crate) fn session_replaced(session: &SparkSessionId, route: &Route) -> Status {
+    rich(
+        "INVALID_HANDLE.SESSION_CHANGED",
+        &format!(
+            "The Spark session {} ended with the compute that it ran on, {}. Build a new one: \
+             spark.stop(), then SparkSession.builder.remote(…).getOrCreate().",
+            session.as_str(),
+            replacement(route),
+        ),
+    )
+}
+
+/// Where the engine does not find something by its name, and compute was
+/// replaced, says so: what lived only in the engine's memory is gone.
+pub(crate) fn explain_replacement(trailers: &mut HeaderMap, route: &Route) {
+    if route.replaced_at.is_some()
+        && status_of(trailers).is_some_and(|status| status.code() == Code::Internal && is_missing(&status))
+    {
+        let note = format!(
+            " [Berth: this session's compute was replaced, {}. Temporary views, functions, artifacts and the \
+             current catalog or database of Spark sessions from before are gone; make them again.]",
+            replacement(route)
+        );
+        append_text(trailers, &note);
+    }
+}
+
+/// When and why compute was replaced last.
+fn replacement(route: &Route) -> String {
+    let at = route.replaced_at.unwrap_or_default();
+    if route.replaced_lost() {
+        format!("which was lost at {at}")
+    } else {
+        format!("which was given back while the session was idle and started anew at {at}")
+    }
+}
+
+/// A table, view, function or schema is not there. Spark says it by its error
+/// class, Sail in its text (measured with Sail 0.7.2).
+fn is_missing(status: &Status) -> bool {
+    const CLASSES: [&str; 5] = [
+        "TABLE_OR_VIEW_NOT_FOUND",
+        "VIEW_NOT_FOUND",
+        "UNRESOLVED_ROUTINE",
+        "ROUTINE_NOT_FOUND",
+        "SCHEMA_NOT_FOUND",
+    ];
+    let class = status
+        .get_details_error_info()
+        .and_then(|mut info| info.metadata.remove("errorClass"));
+    match class {
+        Some(class) => CLASSES.contains(&class.as_str()),
+        None => {
+            let text = status.message();
+            text.starts_with("unknown function: ") || text.contains("[TABLE_OR_VIEW_NOT_FOUND]")
+        }
+    }
 }
 
 fn session_changed(session: &str) -> Status {

@@ -44,6 +44,7 @@ struct State {
     /// By Spark session id: whose it is.
     bound: HashMap<String, String>,
     bind_refusal: Option<Status>,
+    replaced: bool,
 }
 
 /// An active route of version 1 to dedicated Spark at `backend`.
@@ -68,6 +69,11 @@ pub fn active(session: &str, org: &str, backend: SocketAddr) -> Route {
 }
 
 impl FakeRoutes {
+    /// The next bind says that the Spark session is older than the compute.
+    pub fn replace_next(&self) {
+        self.fake.state().replaced = true;
+    }
+
     /// Starts on a free port of loopback.
     pub async fn start() -> std::io::Result<Self> {
         let state = State {
@@ -80,6 +86,7 @@ impl FakeRoutes {
             binds: Vec::new(),
             bound: HashMap::new(),
             bind_refusal: None,
+            replaced: false,
         };
         let fake = Fake(Arc::new(Mutex::new(state)));
         let (address, stop) = serve(fake.clone(), ([127, 0, 0, 1], 0).into()).await?;
@@ -370,6 +377,11 @@ impl RouteService for Fake {
             .entry(request.spark_session_id)
             .or_insert_with(|| session.clone());
         let bound = *owner == session;
-        Ok(Response::new(BindSparkSessionResponse { bound }))
+        let replaced = std::mem::take(&mut state.replaced);
+        Ok(Response::new(BindSparkSessionResponse {
+            bound,
+            replaced,
+            not_kept: false,
+        }))
     }
 }

@@ -51,6 +51,8 @@ pub enum Shape {
     SparkUnknown,
     /// What Sail answers about the operation [`OPERATION`] if it does not know it.
     SailUnknown,
+    /// What Apache Spark answers about a table that is not there.
+    MissingTable,
     /// HTTP 503 without any gRPC.
     Bare,
     /// A message, and no trailers.
@@ -73,6 +75,7 @@ impl Shape {
             Self::RefuseOnce => "refuse-once".to_owned(),
             Self::SparkUnknown => "spark-unknown".to_owned(),
             Self::SailUnknown => "sail-unknown".to_owned(),
+            Self::MissingTable => "missing-table".to_owned(),
             Self::Bare => "bare".to_owned(),
             Self::NoStatus => "no-status".to_owned(),
         };
@@ -99,6 +102,7 @@ impl Shape {
             "refuse-once" => Self::RefuseOnce,
             "spark-unknown" => Self::SparkUnknown,
             "sail-unknown" => Self::SailUnknown,
+            "missing-table" => Self::MissingTable,
             "bare" => Self::Bare,
             "no-status" => Self::NoStatus,
             _ => Self::Echo,
@@ -325,10 +329,15 @@ async fn serve(
                 .insert("content-type", HeaderValue::from_static("application/grpc"));
             respond.send_response(response, true).ok().map(drop)
         }
-        Shape::SparkUnknown | Shape::SailUnknown => {
+        Shape::SparkUnknown | Shape::SailUnknown | Shape::MissingTable => {
             drain(&mut body, seen).await?;
             let mut response = Response::new(());
-            unknown_operation(shape).add_header(response.headers_mut()).ok()?;
+            let error = if shape == Shape::MissingTable {
+                missing_table()
+            } else {
+                unknown_operation(shape)
+            };
+            error.add_header(response.headers_mut()).ok()?;
             response
                 .headers_mut()
                 .insert("content-type", HeaderValue::from_static("application/grpc"));
@@ -378,6 +387,18 @@ fn unknown_operation(shape: Shape) -> tonic::Status {
     };
     let details =
         ErrorDetails::with_error_info("org.apache.spark.SparkException", "org.apache.spark", metadata);
+    tonic::Status::with_error_details(tonic::Code::Internal, text, details)
+}
+
+fn missing_table() -> tonic::Status {
+    let class = "TABLE_OR_VIEW_NOT_FOUND";
+    let metadata = HashMap::from([("errorClass".to_owned(), class.to_owned())]);
+    let details = ErrorDetails::with_error_info(
+        "org.apache.spark.sql.AnalysisException",
+        "org.apache.spark",
+        metadata,
+    );
+    let text = format!("[{class}] The table or view `v` cannot be found.");
     tonic::Status::with_error_details(tonic::Code::Internal, text, details)
 }
 

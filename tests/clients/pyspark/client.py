@@ -448,7 +448,7 @@ def leave(args):
 
 
 def statement(spark, line):
-    """The session to go on with and the rows; `:stop` and `:connect URL` are what users do in a notebook."""
+    """The session to go on with and the rows; what begins with a colon users do in a notebook beside SQL."""
     if line == ":stop":
         stop(spark)
         # PySpark 4.0 closes its threads again when the stopped session is collected, which then ends
@@ -461,6 +461,12 @@ def statement(spark, line):
             return spark, ["same"]
         OPENED[:] = [now]
         return now, ["new"]
+    if line.startswith(":set "):
+        _, name, value = line.split(maxsplit=2)
+        spark.conf.set(name, value)
+        return spark, []
+    if line.startswith(":get "):
+        return spark, [[spark.conf.get(line.split()[1])]]
     return spark, [list(row) for row in spark.sql(line).collect()]
 
 

@@ -16,7 +16,7 @@ pub mod wait;
 
 pub use gate::Gate;
 pub use oidc::OidcProvider;
-pub use paths::{binary, home, repo};
+pub use paths::{binary, home, installed, repo};
 pub use process::Service;
 pub use python::{Client, Repl, RunningClient};
 pub use relay::Relay;

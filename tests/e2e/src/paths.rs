@@ -33,7 +33,7 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 }
 
 /// A file that `setup.sh test` installs.
-pub(crate) fn installed(path: &str) -> Result<PathBuf> {
+pub fn installed(path: &str) -> Result<PathBuf> {
     let path = home().join(path);
     ensure!(
         path.exists(),

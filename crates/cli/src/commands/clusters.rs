@@ -110,7 +110,7 @@ fn cluster_json(cluster: &v1::Cluster) -> Value {
     json!({
         "name": cluster.name, "status": status(cluster), "engine": show::engine(cluster.engine()),
         "engine_version": cluster.engine_version, "client_versions": cluster.client_versions,
-        "granted_orgs": cluster.granted_orgs, "idle_policy": cluster.idle_policy,
+        "granted_orgs": cluster.granted_orgs, "idle_policy": cluster.idle_policy, "wake": cluster.wake,
         "managed_by_config": cluster.managed_by_config, "version": cluster.version,
         "provider": provider(cluster),
     })
@@ -150,6 +150,7 @@ fn show_cluster(output: Output, cluster: &v1::Cluster) {
         ("clients", cluster.client_versions.join(", ")),
         ("organizations", cluster.granted_orgs.join(", ")),
         ("idle policy", cluster.idle_policy.clone()),
+        ("wake", cluster.wake.clone()),
         ("made by", made),
         ("declared", show::declared(cluster.managed_by_config)),
     ];

@@ -78,6 +78,7 @@ pub(crate) fn process_cluster(engine: Engine) -> Cluster {
             driver_memory: None,
         },
         idle_policy: None,
+        wake: Default::default(),
         policy: PolicyRange::default(),
         managed_by_config: false,
         version: 0,

@@ -40,6 +40,7 @@ pub fn create(new: NewSession, now: Timestamp) -> Transition {
         closed_at: None,
         keep_alive_until: None,
         restarts: Vec::new(),
+        replaced_at: None,
         revoked_tokens: BTreeMap::new(),
         closing_announced: None,
         warm_since: None,
@@ -156,6 +157,7 @@ fn wake(session: &Session, mut change: Change<'_>) -> Result<Option<Transition>,
         }
         State::IdleReleased { .. } => {
             change.next.generation += 1;
+            change.next.replaced_at = Some(change.now);
             Ok(Some(change.make(
                 Making::Warming,
                 ChangeReason::Woken,

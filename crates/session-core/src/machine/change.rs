@@ -166,6 +166,7 @@ impl<'a> Change<'a> {
         }
         self.next.restarts.push(self.now);
         self.next.generation += 1;
+        self.next.replaced_at = Some(self.now);
         self.make(Making::Restarting, ChangeReason::ComputeLost, cause)
     }
 

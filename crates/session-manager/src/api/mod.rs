@@ -11,6 +11,7 @@ pub(crate) mod orgs;
 mod placing;
 pub(crate) mod routes;
 pub(crate) mod sessions;
+mod spark_sessions;
 pub(crate) mod trial;
 pub(crate) mod watch;
 

@@ -1,12 +1,14 @@
 //! RouteService: tells spark-proxy where a session's compute answers, and
 //! what changed.
 
-use super::{Api, bind};
+use super::{Api, bind, spark_sessions};
 use crate::shut_out::Standing;
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use session_core::machine::Event;
-use session_core::{Actor, Reason, Route, Session, SessionKey, SparkSessionId, Status as SessionStatus};
+use session_core::{
+    Actor, Reason, Route, Session, SessionKey, SparkSessionId, Status as SessionStatus, WakePolicy,
+};
 use session_proto::convert::{maybe_duration, parse, timestamp};
 use session_proto::error::Refused;
 use session_proto::internal as wire;
@@ -48,6 +50,7 @@ impl RouteService for Routes {
             id: claims.sid.clone(),
         };
         let until = tokio::time::Instant::now() + wait;
+        let mut woken = false;
         loop {
             // Read before the record: one of an earlier epoch than the record's
             // own is announced as outdated, the other way round nobody would know.
@@ -63,6 +66,14 @@ impl RouteService for Routes {
                 return Ok(Response::new(unknown(&key, epoch)));
             };
             check_not_revoked(&claims, &session)?;
+            // Waking is not waiting: it also happens for who asks and does not wait.
+            if session.status() == SessionStatus::Idle && request.wake && !woken {
+                check_let_in(&standing, &session)?;
+                woken = true;
+                if self.wake(&key, &claims).await? {
+                    continue;
+                }
+            }
             let settled = match session.status() {
                 SessionStatus::Active | SessionStatus::Closed | SessionStatus::Failed => true,
                 SessionStatus::Idle => !request.wake,
@@ -74,9 +85,8 @@ impl RouteService for Routes {
                 self.0.metrics.resolved(session.status());
                 return Ok(Response::new(wire::ResolveRouteResponse { route: Some(route) }));
             }
-            if session.status() == SessionStatus::Idle && self.wake(&key, &claims).await? {
-                continue;
-            }
+            // It went idle again, or must wait after a failed warm-up.
+            woken = false;
             let _ = tokio::time::timeout_at(until.min(tokio::time::Instant::now() + REREAD), changed).await;
         }
     }
@@ -152,8 +162,15 @@ impl RouteService for Routes {
         if session.generation != request.generation {
             return Err(bind::changing(&session).into());
         }
-        let bound = route.dedicated || bind::bind(&self.0, session, &route, id, request.cloned).await?;
-        Ok(Response::new(wire::BindSparkSessionResponse { bound }))
+        if route.dedicated {
+            let answer = spark_sessions::bind(&self.0, &session, &route, &claims.sub, id, &request).await?;
+            return Ok(Response::new(answer));
+        }
+        let bound = bind::bind(&self.0, session, &route, id, request.cloned).await?;
+        Ok(Response::new(wire::BindSparkSessionResponse {
+            bound,
+            ..Default::default()
+        }))
     }
 }
 
@@ -251,6 +268,10 @@ impl Routes {
             Some(route) => Some(self.backend(route).await),
             None => None,
         };
+        let kept_spark_sessions = match session.state.published_route() {
+            Some(route) if route.dedicated => spark_sessions::outdated(&self.0, session).await?,
+            Some(_) | None => Vec::new(),
+        };
         Ok(wire::Route {
             session_id: session.id.to_string(),
             org: session.org.to_string(),
@@ -275,6 +296,9 @@ impl Routes {
             bindings,
             expires_at: Some(timestamp(session.expires_at)),
             compute_lost_at: session.restarts.last().map(|at| timestamp(*at)),
+            compute_replaced_at: session.replaced_at.map(timestamp),
+            kept_spark_sessions,
+            signals_replacement: session.policy.dedicated && session.policy.wake == WakePolicy::Signal,
         })
     }
 }

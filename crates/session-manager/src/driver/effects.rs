@@ -93,6 +93,11 @@ impl Driver {
                 Ok(false) => return Ok(()),
                 Err(error) => return Err(compute::Error::Unavailable(error.to_string())),
             }
+        } else if session.status().is_terminal()
+            && let Err(error) = self.store.forget_spark_sessions(&spec.key).await
+        {
+            // They expire by themselves too.
+            tracing::debug!(session = %spec.key.id, %error, "forgetting Spark sessions failed");
         }
         self.computes.release(spec).await
     }
@@ -229,6 +234,7 @@ mod tests {
                 driver_memory: None,
             },
             idle_policy: None,
+            wake: Default::default(),
             policy: PolicyRange::default(),
             managed_by_config: false,
             version: 0,

@@ -30,6 +30,7 @@ fn cluster() -> Cluster {
             driver_memory: None,
         },
         idle_policy: None,
+        wake: Default::default(),
         policy: session_core::policy::PolicyRange::default(),
         managed_by_config: false,
         version: 0,

@@ -9,11 +9,12 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use session_core::{
     AuditRecord, ClusterName, EventRecord, Operation, OrgId, PrincipalId, ProxyId, Session, SessionKey,
-    Status, Timestamp, TokenId, TokenUse, Use,
+    SparkSessionId, Status, Timestamp, TokenId, TokenUse, Use,
 };
 use session_store::audit::{AuditTrail, Audited};
 use session_store::shared::{Bind, Binding, Bound, SparkSession};
 use session_store::signing::{KnownKeys, SigningKeys};
+use session_store::spark_sessions::{KeptSparkSession, SettingsChange, SparkSessions, Used};
 use session_store::{
     Commit, Create, Created, Definition, Error, Feed, Heard, Kind, ListQuery, Loaded, Page, Proxies, Report,
     Reported, RequestId, SessionStore, SharedServers, TokenRecord, Tombstones,
@@ -371,6 +372,34 @@ impl SessionStore for FaultyStore {
     }
     async fn ping(&self) -> Result<(), Error> {
         self.call("ping", self.inner().ping()).await
+    }
+}
+
+#[async_trait]
+impl SparkSessions for FaultyStore {
+    async fn keep_settings(&self, key: &SessionKey, change: &SettingsChange) -> Result<bool, Error> {
+        self.call("keep_settings", self.inner().keep_settings(key, change))
+            .await
+    }
+    async fn use_spark_session(
+        &self,
+        key: &SessionKey,
+        spark_session: &SparkSessionId,
+        generation: u64,
+    ) -> Result<Used, Error> {
+        let used = self.inner().use_spark_session(key, spark_session, generation);
+        self.call("use_spark_session", used).await
+    }
+    async fn spark_sessions(
+        &self,
+        key: &SessionKey,
+    ) -> Result<BTreeMap<SparkSessionId, KeptSparkSession>, Error> {
+        self.call("spark_sessions", self.inner().spark_sessions(key))
+            .await
+    }
+    async fn forget_spark_sessions(&self, key: &SessionKey) -> Result<(), Error> {
+        self.call("forget_spark_sessions", self.inner().forget_spark_sessions(key))
+            .await
     }
 }
 

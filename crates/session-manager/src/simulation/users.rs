@@ -27,6 +27,7 @@ pub(super) fn clusters() -> Vec<Cluster> {
         granted_orgs: BTreeSet::default(),
         provider,
         idle_policy: Some(idle_policy),
+        wake: Default::default(),
         policy: PolicyRange {
             provisioning_deadline: Some(Duration::from_secs(10)),
             ..PolicyRange::default()

@@ -5,12 +5,13 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use session_core::{
     AuditRecord, ClusterName, EventRecord, Operation, OrgId, PrincipalId, ProxyId, Session, SessionKey,
-    Status, Timestamp, TokenId, TokenUse, Use,
+    SparkSessionId, Status, Timestamp, TokenId, TokenUse, Use,
 };
 use session_store::audit::{AuditTrail, Audited};
 use session_store::memory::MemoryStore;
 use session_store::shared::{Bind, Binding, Bound, SparkSession};
 use session_store::signing::{KnownKeys, SigningKeys};
+use session_store::spark_sessions::{KeptSparkSession, SettingsChange, SparkSessions, Used};
 use session_store::{
     Commit, Create, Created, Definition, Error, Feed, Heard, Kind, ListQuery, Loaded, Page, Proxies, Report,
     Reported, RequestId, SessionStore, SharedServers, TokenRecord, Tombstones,
@@ -114,6 +115,15 @@ recorded! {
 recorded! {
     SigningKeys {
         report_keys(published: &[String], signing: Option<&str>) -> KnownKeys;
+    }
+}
+
+recorded! {
+    SparkSessions {
+        keep_settings(key: &SessionKey, change: &SettingsChange) -> bool;
+        use_spark_session(key: &SessionKey, spark_session: &SparkSessionId, generation: u64) -> Used;
+        spark_sessions(key: &SessionKey) -> BTreeMap<SparkSessionId, KeptSparkSession>;
+        forget_spark_sessions(key: &SessionKey) -> ();
     }
 }
 

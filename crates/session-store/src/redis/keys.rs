@@ -332,6 +332,11 @@ impl Keys {
         self.global("binding-seal:", &member(holder))
     }
 
+    /// Hash: what is kept of a session's Spark sessions, by their ids; expires.
+    pub(super) fn spark_sessions(&self, key: &SessionKey) -> String {
+        self.of_session("spark", key)
+    }
+
     /// String: who has a lease; expires with it.
     pub(super) fn lease(&self, name: &str) -> String {
         self.global("lease:", name)
@@ -429,6 +434,7 @@ mod tests {
             keys.ended_by_org(org.partition()),
             keys.ended_by_owner(org.partition()),
             keys.pulse(Slot::Partition(org.partition())),
+            keys.spark_sessions(&session),
         ];
         of_org.extend(Status::ALL.map(|status| keys.status(org, status)));
         for key in &of_org {

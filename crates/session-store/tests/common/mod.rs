@@ -137,6 +137,7 @@ impl Draft {
             max_lifetime: FAR,
             provisioning_deadline: Duration::from_secs(120),
             on_idle: IdlePolicy::Release,
+            wake: Default::default(),
             dedicated: true,
         };
         let new = NewSession {

@@ -5,7 +5,7 @@
 //! change (its *floor*) is never kept; and an answer counts as fresh only as
 //! long as the very watch stream goes on during which it was asked for.
 
-use super::flight::{self, Waiter};
+use super::flight::{self, Flight, Waiter};
 use super::{Gone, Order, Route, RouteState};
 use crate::config::RouteConfig;
 use crate::metrics::Metrics;
@@ -104,7 +104,7 @@ pub(crate) struct Routes {
 pub(super) struct State {
     known: HashMap<SessionId, (Arc<Route>, Stamp)>,
     floors: HashMap<SessionId, Floor>,
-    pub(super) flights: HashMap<SessionId, Vec<Waiter>>,
+    pub(super) flights: HashMap<SessionId, Flight>,
 }
 
 /// The newest that was announced of a session.
@@ -205,10 +205,17 @@ impl Routes {
                 reply,
             };
             match state.flights.entry(ask.session.clone()) {
-                Entry::Occupied(mut waiting) => waiting.get_mut().push(waiter),
+                Entry::Occupied(mut flight) => {
+                    let flight = flight.get_mut();
+                    flight.waiters.push(waiter);
+                    flight.news.notify_one();
+                }
                 Entry::Vacant(nobody) => {
-                    nobody.insert(vec![waiter]);
-                    self.control.spawn(flight::fly(Arc::clone(self), ask.session));
+                    let flight = nobody.insert(Flight::default());
+                    flight.waiters.push(waiter);
+                    let news = Arc::clone(&flight.news);
+                    self.control
+                        .spawn(flight::fly(Arc::clone(self), ask.session, news));
                 }
             }
             answer
@@ -218,6 +225,14 @@ impl Routes {
             Ok(Err(_)) => Err(Miss::Unreachable),
             Err(_) => Err(Miss::Waited),
         }
+    }
+
+    /// What was learned last of a session, however old.
+    pub(crate) fn last_known(&self, session: &SessionId) -> Option<Arc<Route>> {
+        self.state()
+            .known
+            .get(session)
+            .map(|(route, _)| Arc::clone(route))
     }
 
     /// Keeps an answer unless something newer was announced meanwhile.
@@ -262,6 +277,9 @@ impl Routes {
         {
             state.known.remove(&session);
         }
+        if let Some(flight) = state.flights.get(&session) {
+            flight.news.notify_one();
+        }
         self.tell(&RouteEvent::Changed {
             session,
             order,
@@ -277,6 +295,9 @@ impl Routes {
 
     fn bury(&self, state: &mut State, session: SessionId, order: Order, gone: Gone) {
         state.known.remove(&session);
+        if let Some(flight) = state.flights.get(&session) {
+            flight.news.notify_one();
+        }
         let gone = Arc::new(gone);
         let floor = Floor {
             order,

@@ -1,23 +1,38 @@
 //! One flight: the task that asks session-manager for one session's route on
 //! behalf of everybody who waits for it, and outlives the first of them.
 
-use super::book::{Answer, Learned, Miss, Routes, Stamp};
+use super::book::{Answer, Learned, Miss, Routes, Stamp, State};
 use super::{ANSWER_TIME, Route, RouteState};
 use session_core::{Reason, SessionId};
 use session_proto::error::{Refused, reason_of};
 use session_proto::internal::ResolveRouteRequest;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-/// Between two questions about a session that is still not ready.
+/// Between two questions about a session while session-manager is away, or
+/// knows less than was announced.
 const PAUSE: Duration = Duration::from_millis(100);
+/// The least between two questions about a session whose route changed.
+const SHORT_PAUSE: Duration = Duration::from_millis(10);
+/// Between two questions about a session that is not ready, without word of a change.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// The same while no changes are announced.
+const LOOK_AGAIN_UNWATCHED: Duration = Duration::from_millis(500);
 
 /// A held call waits this long for a session-manager that is away, restarting
 /// mostly; others, which may have an older answer to go by, do not wait.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is under way for one session.
+#[derive(Default)]
+pub(super) struct Flight {
+    pub(super) waiters: Vec<Waiter>,
+    /// The session changed, or somebody new waits.
+    pub(super) news: Arc<Notify>,
+}
 
 /// Somebody who waits for a flight.
 pub(super) struct Waiter {
@@ -41,44 +56,32 @@ pub(super) fn is_settled(route: &Route, wake: bool) -> bool {
     }
 }
 
-/// Asks until nobody waits any more.
-pub(super) async fn fly(routes: Arc<Routes>, session: SessionId) {
+/// Asks until nobody waits any more. No question waits at session-manager: a
+/// session that is not ready is asked for again when its change is announced.
+/// So waiting takes no stream of the connection that everything else needs.
+pub(super) async fn fly(routes: Arc<Routes>, session: SessionId, news: Arc<Notify>) {
     let mut client = routes.client.clone();
-    let mut first = true;
     let mut away_since = None;
-    loop {
-        let Some((token, wake)) = next_question(&routes, &session) else {
-            return;
-        };
-        if !std::mem::take(&mut first) {
-            tokio::time::sleep(PAUSE).await;
-        }
-        let wait = if wake {
-            routes.config.hold_max
-        } else {
-            Duration::ZERO
-        };
+    while let Some((token, wake)) = next_question(&routes, &session) {
         let mut request = tonic::Request::new(ResolveRouteRequest {
             session_token: token.to_string(),
-            wait: wait.try_into().ok(),
+            wait: None,
             wake,
         });
-        request.set_timeout(wait + ANSWER_TIME);
+        request.set_timeout(ANSWER_TIME);
         // Before the question is sent: a change that is announced later than
         // this must win over the answer.
         let stamp = routes.stamp();
         routes.metrics.resolves.inc();
         let answer = client.resolve_route(request).await;
-        let patient = match &answer {
-            Err(status) if refusal(status).is_none() => {
-                away_since.get_or_insert_with(Instant::now).elapsed() < PATIENCE
-            }
-            Ok(_) | Err(_) => {
-                away_since = None;
-                true
-            }
+        let is_away = matches!(&answer, Err(status) if refusal(status).is_none());
+        let patient = if is_away {
+            away_since.get_or_insert_with(Instant::now).elapsed() < PATIENCE
+        } else {
+            away_since = None;
+            true
         };
-        deliver(
+        let is_outdated = deliver(
             &routes,
             &session,
             &token,
@@ -86,13 +89,34 @@ pub(super) async fn fly(routes: Arc<Routes>, session: SessionId) {
             answer.map(tonic::Response::into_inner),
             patient,
         );
+        if is_away || is_outdated {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        }
+        let again = if routes.is_watching() {
+            LOOK_AGAIN
+        } else {
+            LOOK_AGAIN_UNWATCHED
+        };
+        if is_waited_for(&routes, &session) {
+            let _ = tokio::time::timeout(again, news.notified()).await;
+            tokio::time::sleep(SHORT_PAUSE).await;
+        }
     }
+}
+
+fn is_waited_for(routes: &Routes, session: &SessionId) -> bool {
+    let mut state = routes.state();
+    state.flights.get_mut(session).is_some_and(|flight| {
+        flight.waiters.retain(|waiter| !waiter.reply.is_closed());
+        !flight.waiters.is_empty()
+    })
 }
 
 /// The token to ask with and whether to wake; `None` ends the flight.
 fn next_question(routes: &Routes, session: &SessionId) -> Option<(Arc<str>, bool)> {
     let mut state = routes.state();
-    let waiters = state.flights.get_mut(session)?;
+    let waiters = &mut state.flights.get_mut(session)?.waiters;
     waiters.retain(|waiter| !waiter.reply.is_closed());
     let question = waiters
         .iter()
@@ -105,6 +129,7 @@ fn next_question(routes: &Routes, session: &SessionId) -> Option<(Arc<str>, bool
     question
 }
 
+/// Gives an answer to those whom it answers. True if something newer is known.
 fn deliver(
     routes: &Routes,
     session: &SessionId,
@@ -112,9 +137,13 @@ fn deliver(
     stamp: Stamp,
     answer: Result<session_proto::internal::ResolveRouteResponse, Status>,
     patient: bool,
-) {
+) -> bool {
     let mut state = routes.state();
-    let waiters = state.flights.remove(session).unwrap_or_default();
+    let waiters = state
+        .flights
+        .get_mut(session)
+        .map(|flight| std::mem::take(&mut flight.waiters))
+        .unwrap_or_default();
     if answer.is_ok() {
         routes.answered(None);
     }
@@ -142,10 +171,11 @@ fn deliver(
                     held
                 }
             };
-            state.flights.insert(session.clone(), left);
-            return;
+            go_on(&mut state, session, left);
+            return false;
         }
     };
+    let mut is_outdated = false;
     let left = match route {
         Ok(route) if route.session == *session => {
             let route = Arc::new(route);
@@ -157,7 +187,10 @@ fn deliver(
                     reply(done, &Ok((route, stamp)));
                     left
                 }
-                Learned::Outdated => waiters,
+                Learned::Outdated => {
+                    is_outdated = true;
+                    waiters
+                }
                 Learned::Gone(gone) => {
                     reply(waiters, &Err(Miss::Refused(gone.refused())));
                     Vec::new()
@@ -169,7 +202,15 @@ fn deliver(
             Vec::new()
         }
     };
-    state.flights.insert(session.clone(), left);
+    go_on(&mut state, session, left);
+    is_outdated
+}
+
+/// They go on waiting.
+fn go_on(state: &mut State, session: &SessionId, left: Vec<Waiter>) {
+    if let Some(flight) = state.flights.get_mut(session) {
+        flight.waiters = left;
+    }
 }
 
 fn reply(waiters: Vec<Waiter>, answer: &Answer) {

@@ -54,8 +54,14 @@ pub(crate) struct Route {
     pub(crate) generation: u64,
     /// When compute of an earlier generation was lost last.
     lost_at: Option<Timestamp>,
+    /// When its generation last rose.
+    pub(crate) replaced_at: Option<Timestamp>,
     /// Spark sessions that are the session's on shared compute.
     bindings: Vec<SparkSessionId>,
+    /// Spark sessions whose settings are those of an earlier generation.
+    outdated: Vec<SparkSessionId>,
+    /// A Spark session that is older than the compute is told so.
+    pub(crate) signals_replacement: bool,
 }
 
 /// Whether it can get calls now.
@@ -189,11 +195,18 @@ impl Route {
                 .collect::<Result<_, _>>()?,
             org_disabled: route.org_disabled,
             lost_at: route.compute_lost_at.as_ref().map(from_timestamp),
+            replaced_at: route.compute_replaced_at.as_ref().map(from_timestamp),
             bindings: route
                 .bindings
                 .iter()
                 .map(|binding| binding.spark_session_id.parse().map_err(|_| BadRoute("binding")))
                 .collect::<Result<_, _>>()?,
+            outdated: route
+                .kept_spark_sessions
+                .iter()
+                .map(|id| id.parse().map_err(|_| BadRoute("kept Spark session")))
+                .collect::<Result<_, _>>()?,
+            signals_replacement: route.signals_replacement,
             generation: route.generation,
             state,
             session,
@@ -204,6 +217,17 @@ impl Route {
     /// ran there?
     pub(crate) fn lost_compute(&self, now: Timestamp) -> bool {
         self.lost_at.is_some_and(|at| now < at.after(LOSS_MATTERS))
+    }
+
+    /// Was the compute before this one lost, and not given back?
+    pub(crate) fn replaced_lost(&self) -> bool {
+        self.replaced_at.is_some() && self.replaced_at == self.lost_at
+    }
+
+    /// Must session-manager be asked before the Spark session is used on this
+    /// generation of dedicated compute?
+    pub(crate) fn must_prepare(&self, spark_session: &SparkSessionId) -> bool {
+        self.signals_replacement || self.outdated.contains(spark_session)
     }
 
     /// Is the Spark session known to be the session's?

@@ -22,6 +22,7 @@ mod oidc;
 mod operations;
 mod quickstart;
 mod refusals;
+mod replaced;
 mod restarts;
 mod sail_streams;
 mod select;

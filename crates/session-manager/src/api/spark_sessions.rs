@@ -1,0 +1,181 @@
+//! Spark sessions on a session's own compute: what is kept of them, and what
+//! becomes of it when the compute was replaced.
+//!
+//! Settings that clients changed are kept when the engine has taken them, and
+//! applied again before the first call on the next generation. One manager at a
+//! time applies those of a Spark session, by a lease, and only then the Spark
+//! session counts as used on that generation; so a crash between the two has
+//! them applied once more, which changes nothing.
+
+use super::{Api, bind};
+use session_core::{PrincipalId, Reason, Route, Session, SparkSessionId, WakePolicy};
+use session_proto::error::Refused;
+use session_proto::internal as wire;
+use session_store::spark_sessions::{KeptSparkSession, SettingsChange, Used};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Nobody waits longer for settings to be applied.
+const LIMIT: Duration = Duration::from_secs(20);
+/// The lease of the one who applies them: longer than that may take.
+const LEASE: Duration = Duration::from_secs(15);
+/// How often one who waits for another's work looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Names and values of one change, and their number.
+const MAX_CHANGED: usize = 256;
+
+/// What of a session's Spark sessions is of an earlier generation, for its route.
+pub(super) async fn outdated(api: &Api, session: &Session) -> Result<Vec<String>, Refused> {
+    if session.generation == 1 || session.policy.wake != WakePolicy::Restore {
+        return Ok(Vec::new());
+    }
+    let kept = api.store.spark_sessions(&session.key()).await;
+    let kept = kept.map_err(crate::refuse::store)?.into_iter();
+    Ok(kept
+        .filter(|(_, kept)| kept.generation < session.generation && !kept.settings.is_empty())
+        .map(|(id, _)| id.to_string())
+        .collect())
+}
+
+/// Answers `BindSparkSession` for dedicated compute.
+pub(super) async fn bind(
+    api: &Arc<Api>,
+    session: &Session,
+    route: &Route,
+    user: &PrincipalId,
+    id: SparkSessionId,
+    request: &wire::BindSparkSessionRequest,
+) -> Result<wire::BindSparkSessionResponse, Refused> {
+    if !request.set.is_empty() || !request.unset.is_empty() {
+        return keep(api, session, id, request).await;
+    }
+    let moved = tokio::time::timeout(LIMIT, move_to_generation(api, session, route, user, &id));
+    let moved = moved.await.unwrap_or_else(|_| Err(bind::changing(session)))?;
+    Ok(wire::BindSparkSessionResponse {
+        bound: true,
+        replaced: moved == Used::Moved,
+        not_kept: false,
+    })
+}
+
+async fn keep(
+    api: &Api,
+    session: &Session,
+    id: SparkSessionId,
+    request: &wire::BindSparkSessionRequest,
+) -> Result<wire::BindSparkSessionResponse, Refused> {
+    let bound = |not_kept| wire::BindSparkSessionResponse {
+        bound: true,
+        replaced: false,
+        not_kept,
+    };
+    if request.set.len() + request.unset.len() > MAX_CHANGED {
+        return Ok(bound(true));
+    }
+    let change = SettingsChange {
+        spark_session: id,
+        generation: request.generation,
+        set: request
+            .set
+            .iter()
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect(),
+        unset: request.unset.clone(),
+    };
+    let kept = api.store.keep_settings(&session.key(), &change).await;
+    Ok(bound(!kept.map_err(crate::refuse::store)?))
+}
+
+/// The Spark session is used on the session's generation from now on, with the
+/// settings that are kept of it.
+async fn move_to_generation(
+    api: &Api,
+    session: &Session,
+    route: &Route,
+    user: &PrincipalId,
+    id: &SparkSessionId,
+) -> Result<Used, Refused> {
+    let (key, generation) = (session.key(), session.generation);
+    let name = format!("spark-settings:{}:{id}", key.id);
+    let holder = format!("{:016x}", rand::random::<u64>());
+    loop {
+        let kept = api
+            .store
+            .spark_sessions(&key)
+            .await
+            .map_err(crate::refuse::store)?;
+        let outdated = kept.get(id).filter(|kept| kept.generation < generation);
+        let Some(KeptSparkSession { settings, .. }) = outdated.filter(|_| applies(session)) else {
+            let used = api.store.use_spark_session(&key, id, generation).await;
+            return used.map_err(crate::refuse::store);
+        };
+        let leased = api.store.lease(&name, &holder, LEASE).await;
+        if !leased.map_err(crate::refuse::store)? {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            continue;
+        }
+        let applied = apply(api, session, route, user, id, settings).await;
+        let used = match applied {
+            Ok(()) => {
+                let used = api.store.use_spark_session(&key, id, generation).await;
+                used.map_err(crate::refuse::store)
+            }
+            Err(refused) => Err(refused),
+        };
+        // It ends by itself too.
+        let _ = api.store.lease(&name, &holder, Duration::ZERO).await;
+        return used;
+    }
+}
+
+fn applies(session: &Session) -> bool {
+    match session.policy.wake {
+        WakePolicy::Restore => true,
+        // Its client builds a new one.
+        WakePolicy::Signal => false,
+    }
+}
+
+async fn apply(
+    api: &Api,
+    session: &Session,
+    route: &Route,
+    user: &PrincipalId,
+    id: &SparkSessionId,
+    settings: &std::collections::BTreeMap<String, String>,
+) -> Result<(), Refused> {
+    if settings.is_empty() {
+        return Ok(());
+    }
+    let cluster = api.directory.cluster(&session.cluster).await;
+    let cluster = cluster
+        .map_err(crate::refuse::store)?
+        .ok_or_else(|| bind::changing(session))?;
+    let target = api.computes.target(&cluster, route);
+    let applied = match target {
+        Ok(target) => compute::settings::apply(&target, user.as_str(), id, settings).await,
+        Err(cause) => Err(cause),
+    };
+    match applied {
+        Ok(refused) if refused.is_empty() => {}
+        Ok(refused) => tracing::warn!(
+            session = %session.id, spark_session = %id, settings = ?refused,
+            "the engine refused kept settings of a Spark session"
+        ),
+        Err(cause) => {
+            tracing::warn!(
+                session = %session.id, spark_session = %id, cause = cause.text, detail = cause.detail,
+                "applying kept settings failed"
+            );
+            return Err(Refused::new(
+                Reason::BackendUnavailable,
+                format!(
+                    "The settings of your Spark session cannot be applied again on the session's new compute: {}. \
+                     Nothing was run. Try again shortly.",
+                    cause.text
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
