@@ -22,7 +22,7 @@ async fn until(stack: &Stack, session: &str, what: &str, good: impl Fn(&Value) -
 #[tokio::test]
 async fn idle_and_warm_again() -> Result<()> {
     let stack = Stack::start_with(StackOptions {
-        proxy: format!("limits.held_calls_per_session = {CALLS}"),
+        proxy: "limits.held_calls_per_session = 101".to_owned(),
         ..StackOptions::default()
     })
     .await?;
@@ -61,7 +61,7 @@ async fn idle_and_warm_again() -> Result<()> {
         "{shown}"
     );
 
-    // A hundred first queries at once bring it back once.
+    // A hundred first queries at once, and that of a fresh client, bring it back once.
     let target = format!("localhost:{}", stack.proxy_address.port());
     let args = [
         "execute",
@@ -72,8 +72,14 @@ async fn idle_and_warm_again() -> Result<()> {
         "--at-once",
         CALLS,
     ];
-    let seen = Client::Py41.run(dir, "raw.py", &args, None).await?;
+    let fresh = ["select1", "--url", &url];
+    let (seen, fresh) = tokio::join!(
+        Client::Py41.run(dir, "raw.py", &args, None),
+        Client::Py43.run(dir, "client.py", &fresh, None),
+    );
+    let (seen, fresh) = (seen?, fresh?);
     assert_eq!(seen["codes"]["OK"], 100, "{seen}");
+    assert_eq!(fresh["value"], 1, "{fresh}");
     let shown = until(&stack, &session, "active again", |shown| {
         shown["status"] == "active"
     })

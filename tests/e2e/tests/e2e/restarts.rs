@@ -23,6 +23,17 @@ fn assert_one(answer: &Value) {
     );
 }
 
+/// A client that knows nothing of what was before.
+async fn fresh_client(stack: &Stack, session: &str) -> Result<()> {
+    let url = stack.url("ada", session)?;
+    let args = ["select1", "--url", &url];
+    let seen = Client::Py43
+        .run(stack.dir.path(), "client.py", &args, None)
+        .await?;
+    assert_eq!(seen["value"], 1, "{seen}");
+    Ok(())
+}
+
 async fn is_active(stack: &Stack, session: &str) -> Result<Value> {
     wait::until("the session to be active", LIMIT, async || {
         match stack.show("ada", session) {
@@ -39,6 +50,7 @@ async fn spark_proxy() -> Result<()> {
     let (mut stack, session, mut repl) = connected().await?;
     stack.proxy.kill9().await?;
     stack.proxy.start_ready().await?;
+    fresh_client(&stack, &session).await?;
     assert_one(&repl.sql("SELECT 1").await?);
     assert_eq!(is_active(&stack, &session).await?["generation"], 1);
     Ok(())
@@ -76,6 +88,7 @@ async fn session_manager() -> Result<()> {
     })
     .await?;
     stack.manager.start_ready().await?;
+    fresh_client(&stack, &session).await?;
     let shown = is_active_again(&stack, &session).await?;
     assert_eq!(shown["generation"], 2, "{shown}");
     assert_one(&repl.sql("SELECT 1").await?);
@@ -122,6 +135,7 @@ async fn a_lost_child_is_replaced() -> Result<()> {
         }
     }
     is_active_again(&stack, &session).await?;
+    fresh_client(&stack, &session).await?;
     assert_one(&repl.sql("SELECT 1").await?);
     Ok(())
 }
