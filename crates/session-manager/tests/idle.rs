@@ -201,13 +201,8 @@ async fn kept_compute_idles_and_wakes_at_once() {
     let idle = world.until_phase(&key, "kept").await;
     assert_eq!(idle.reason, "IDLE_TIMEOUT");
 
+    // To wake is not to wait.
     let woken = world.resolve(&key, 0).await.unwrap();
-    assert_eq!(
-        woken.status(),
-        wire::RouteStatus::Idle,
-        "no time to wait, no wake"
-    );
-    let woken = world.resolve(&key, 5).await.unwrap();
     assert_eq!(
         (woken.status(), woken.generation, woken.version),
         (wire::RouteStatus::Active, 1, idle.version + 1)

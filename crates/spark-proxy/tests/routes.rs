@@ -40,15 +40,20 @@ async fn a_hundred_first_calls_ask_once() {
     )
     .await;
     assert!(rig.spark.seen().requests.is_empty(), "held while it warms");
-    rig.routes.set(route);
+    rig.routes.announce(Route { version: 2, ..route });
     while let Some(reply) = within("they end", calls.join_next()).await {
         assert_eq!(reply.unwrap().code(), Code::Ok);
     }
-    let wakes: Vec<bool> = rig.routes.asked().iter().map(|asked| asked.wake).collect();
+    let asked = rig.routes.asked();
+    let wakes: Vec<bool> = asked.iter().map(|asked| asked.wake).collect();
     assert_eq!(
         wakes,
-        [false, true],
-        "one looks, one waits, however many there are"
+        [false, true, true],
+        "one looks, one wakes, one hears of the change, however many there are"
+    );
+    assert!(
+        asked.iter().all(|asked| asked.wait.is_none()),
+        "no question waits at session-manager"
     );
     assert!(
         rig.spark.seen().connections <= 2 * 50_usize.div_ceil(16),
@@ -87,13 +92,44 @@ async fn a_wake_goes_on_when_its_caller_leaves() {
         rig.until_metric("spark_proxy_calls_total", |n| n == 1.0),
     )
     .await;
-    rig.routes.set(route);
-    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
-    assert_eq!(
-        rig.routes.asked().len(),
-        2,
-        "the first question was answered for the second caller"
+    assert!(
+        rig.routes.asked()[1].wake,
+        "session-manager knows that it is to wake"
     );
+    rig.routes.announce(Route { version: 2, ..route });
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    assert!(rig.routes.asked().len() <= 4, "nobody asks on for who has left");
+}
+
+/// Other calls of a session that warms are held as the first one is, however
+/// long it takes: a question of theirs must not wait behind the wake-up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_come_while_a_session_warms_are_held_too() {
+    let rig = Rig::with(|config| config.listen.workers = 2).await;
+    let route = rig.route();
+    rig.routes.set(with_status(route.clone(), RouteStatus::Idle, 1));
+    let mut calls = tokio::task::JoinSet::new();
+    let call = |calls: &mut tokio::task::JoinSet<_>, client: common::Client| {
+        let ask = rig.ask();
+        calls.spawn(async move { client.call(ask).await });
+    };
+    call(&mut calls, rig.client().await);
+    rig.routes.until_asked(2).await;
+    // The wake-up is announced: what the workers knew is outdated.
+    rig.routes
+        .announce(with_status(route.clone(), RouteStatus::Pending, 2));
+    for _ in 0..6 {
+        call(&mut calls, rig.client().await);
+    }
+    within(
+        "all are held",
+        rig.until_metric("spark_proxy_held_calls", |n| n == 7.0),
+    )
+    .await;
+    rig.routes.announce(Route { version: 3, ..route });
+    while let Some(reply) = within("they end", calls.join_next()).await {
+        assert_eq!(reply.unwrap().code(), Code::Ok);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -387,6 +387,21 @@ def stream(args):
     }
 
 
+def job(args):
+    """One number after a long time, and whether it is right; says `asking` before."""
+    spark = connect(args.url)
+    frame = spark.range(args.rows).select(F.sum(F.col("id") % F.lit(7)).alias("total"))
+    print("asking", flush=True)
+    started = time.monotonic()
+    rows = frame.collect()
+    weeks, days = divmod(args.rows, 7)
+    return {
+        "rows": len(rows),
+        "right": rows[0]["total"] == weeks * 21 + days * (days - 1) // 2,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+
+
 def download(args):
     """Reads a large result and throws it away, batch by batch."""
     spark = connect(args.url)
@@ -533,6 +548,7 @@ def parse():
         pause={"type": float, "default": 0.2, "help": "seconds between 10000 rows of `range`"},
         tasks={"action": "store_true", "help": "print `running` with its first task (Spark 4 only)"},
     )
+    command("job", job, rows={"type": int, "default": 12_000_000_000})
     command("download", download, rows={"type": int, "default": 1_000_000})
     command(
         "interrupt",

@@ -207,8 +207,11 @@ impl Routes {
             match state.flights.entry(ask.session.clone()) {
                 Entry::Occupied(mut flight) => {
                     let flight = flight.get_mut();
+                    // One more that waits for what is asked for already is no news.
+                    if !(waiter.wake && flight.waiters.iter().any(|other| other.wake)) {
+                        flight.news.notify_one();
+                    }
                     flight.waiters.push(waiter);
-                    flight.news.notify_one();
                 }
                 Entry::Vacant(nobody) => {
                     let flight = nobody.insert(Flight::default());
