@@ -79,7 +79,8 @@ impl World {
             if self.state().announced.insert(new.key(), deadline) == Some(deadline) {
                 self.broken(format!("{} announced {deadline} twice", short(&new.key())));
             }
-            if self.now().after(CLOSING_SOON) < deadline {
+            // By the store's clock when it was decided: it may have gone back since.
+            if commit.record.at.after(CLOSING_SOON) < deadline {
                 self.broken(format!("{} announced {deadline} too early", short(&new.key())));
             }
         }

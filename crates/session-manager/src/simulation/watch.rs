@@ -54,12 +54,21 @@ impl World {
     }
 
     fn check_owed(&self) {
-        let (now, last_fault) = (self.elapsed(), self.state().last_fault);
-        let mut owed = std::mem::take(&mut self.state().ledger.owed);
+        let now = self.elapsed();
+        let (mut owed, faults_of, outage_until) = {
+            let mut state = self.state();
+            let owed = std::mem::take(&mut state.ledger.owed);
+            (owed, state.faults_of.clone(), state.outage_until)
+        };
+        // What others meet is no excuse.
+        let met = |who: &str, at| faults_of.get(who).is_some_and(|fault| *fault > at);
         owed.retain(|one: &Owed| {
             let there = self.sim.live().contains(&(one.key.clone(), one.generation))
                 && self.sim.made(&one.key, one.generation) == one.made;
-            let excused = one.run.is_dead() || last_fault > one.at;
+            let excused = one.run.is_dead()
+                || outage_until > one.at
+                || met("world", one.at)
+                || met(&one.run.name, one.at);
             if there && !excused && now.saturating_sub(one.at) > AT_ONCE {
                 self.broken(format!(
                     "{} learned that compute of {} generation {} is stale, and left it",
@@ -155,10 +164,8 @@ impl World {
                 .filter(|ended| ended.generation == session.generation)
         };
         // Of calls before it was calm it is not known what was written.
-        let Some(last) = ended()
-            .next_back()
-            .filter(|last| last.at.0 > last_fault + SETTLED)
-        else {
+        let calm = |ended: &Ended| ended.at.0 > last_fault + SETTLED;
+        let Some(last) = ended().next_back().filter(|last| calm(last)) else {
             return;
         };
         let by = |ended: &Ended| {
@@ -176,7 +183,7 @@ impl World {
             }
             return;
         };
-        let known = ended().rfind(|ended| now.saturating_sub(ended.at.0) > IN_USE);
+        let known = ended().rfind(|ended| calm(ended) && now.saturating_sub(ended.at.0) > IN_USE);
         let least = known.map_or(Timestamp::ZERO, by).before(EXACT);
         let most = by(last).after(EXACT);
         if visible < least || visible > most {

@@ -46,6 +46,8 @@ pub(super) struct State {
     pub(super) broken: Vec<String>,
     /// When something last went wrong: a fault, a crash, a jump of the clock.
     pub(super) last_fault: Duration,
+    /// When each one last met a fault of its own; `world` is everybody's.
+    pub(super) faults_of: BTreeMap<String, Duration>,
     /// Everything is lost until then.
     pub(super) outage_until: Duration,
     /// What is in flight, by a number.
@@ -166,7 +168,9 @@ impl World {
         self.note(who, what);
         self.count("faults");
         let now = self.elapsed();
-        self.state().last_fault = now;
+        let mut state = self.state();
+        state.last_fault = now;
+        state.faults_of.insert(who.to_owned(), now);
     }
 
     pub(super) fn broken(&self, what: String) {
