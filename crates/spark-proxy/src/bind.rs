@@ -24,6 +24,8 @@ use std::time::Duration;
 
 /// Session-manager takes 25 s at most, ten of them to choose the catalog.
 const ANSWER_TIME: Duration = Duration::from_secs(27);
+/// The setting in which clients keep their connection string, token included.
+const CONNECTION_STRING: &str = "spark.remote";
 /// How long the answer to a change of settings is held back until it is kept.
 const KEEP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -105,9 +107,11 @@ pub(crate) struct SettingsChange {
 
 impl SettingsChange {
     /// Those of a request, flag and length included; `None` if it changes none.
-    pub(crate) fn of(request: &[u8]) -> Option<Self> {
+    /// What holds the caller's `token` is not kept: PySpark 3.5 sets the whole
+    /// connection string as `spark.remote`.
+    pub(crate) fn of(request: &[u8], token: &str) -> Option<Self> {
         let message = request.get(5..)?;
-        let change = match ConfigRequest::decode(message).ok()?.operation?.op_type? {
+        let mut change = match ConfigRequest::decode(message).ok()?.operation?.op_type? {
             OpType::Set(set) => Self {
                 set: set
                     .pairs
@@ -126,6 +130,9 @@ impl SettingsChange {
             | OpType::GetAll(_)
             | OpType::IsModifiable(_) => return None,
         };
+        change
+            .set
+            .retain(|name, value| name != CONNECTION_STRING && !holds_token(value, token));
         (!change.set.is_empty() || !change.unset.is_empty()).then_some(change)
     }
 }
@@ -174,6 +181,10 @@ fn parse(id: &str) -> Result<SparkSessionId, Refused> {
         Refused::new(Reason::MalformedMessage, "new_session_id is not a UUID.")
             .with("field", "new_session_id")
     })
+}
+
+fn holds_token(value: &str, token: &str) -> bool {
+    value.contains(token) || value.contains(";token=")
 }
 
 async fn bind(

@@ -354,7 +354,7 @@ impl First {
         let settings = if method == Method::Config && backend.dedicated {
             // One that is longer than that is beyond what is kept anyway.
             let whole = request.peek(MOST_KEPT).await?;
-            whole.and_then(|whole| SettingsChange::of(&whole))
+            whole.and_then(|whole| SettingsChange::of(&whole, &open.caller().token))
         } else {
             None
         };

@@ -17,13 +17,17 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 fn config(rig: &Rig, op: OpType) -> Ask {
+    config_with(&rig.token(), op)
+}
+
+fn config_with(token: &str, op: OpType) -> Ask {
     let message = ConfigRequest {
         session_id: SPARK_SESSION.to_owned(),
         operation: Some(Operation { op_type: Some(op) }),
         ..ConfigRequest::default()
     };
     Ask::spark("Config")
-        .bearer(&rig.token())
+        .bearer(token)
         .body(framed(&message.encode_to_vec()))
 }
 
@@ -80,6 +84,18 @@ async fn settings_that_the_engine_took_are_kept_before_the_call_ends() {
         (1, SPARK_SESSION)
     );
     assert_eq!(binds[1].unset, ["spark.a"]);
+
+    // PySpark 3.5 sets its connection string. A token is kept nowhere.
+    let token = rig.token();
+    let url = format!("sc://localhost:8085/;token={token}");
+    let remote = set(&[
+        ("spark.remote", "sc://localhost"),
+        ("spark.url", &url),
+        ("spark.jwt", &token),
+    ]);
+    let reply = rig.call(config_with(&token, remote)).await;
+    assert_eq!(reply.code(), Code::Ok);
+    assert_eq!(rig.routes.binds().len(), 2);
 
     // The client has them anyway.
     rig.routes.refuse_binds(Some(tonic::Status::unavailable("away")));
