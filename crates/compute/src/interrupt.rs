@@ -61,7 +61,7 @@ pub async fn interrupt(
             let asker = if running.user_id.is_empty() {
                 asker.clone()
             } else {
-                asker.clone().as_user(&running.user_id)
+                asker.clone().for_user(&running.user_id)
             };
             let asker = asker.named(user_name).of(running.spark_session.to_string());
             let operations: Vec<Option<String>> = match wanted {

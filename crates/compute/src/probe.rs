@@ -127,7 +127,7 @@ impl Asker {
     }
 
     /// The same Spark session of another user.
-    pub(crate) fn as_user(mut self, user_id: &str) -> Self {
+    pub(crate) fn for_user(mut self, user_id: &str) -> Self {
         user_id.clone_into(&mut self.user.user_id);
         self
     }

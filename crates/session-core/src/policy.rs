@@ -40,10 +40,6 @@ impl WakePolicy {
     }
 
     /// Is it the default?
-    #[expect(
-        clippy::trivially_copy_pass_by_ref,
-        reason = "serde's skip_serializing_if passes a reference"
-    )]
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
