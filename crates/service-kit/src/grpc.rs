@@ -31,6 +31,12 @@ const HARD_HEAD_BYTES: u32 = 128 * 1024;
 /// The largest header list of a response that our own clients take.
 const MAX_RESPONSE_HEAD_BYTES: u32 = 64 * 1024;
 
+/// A connection on which nothing came for so long is pinged,
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// and is replaced if no answer comes within this: one that is half open fails
+/// calls for 15 s at most.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Where another service is and how to reach it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -154,8 +160,8 @@ pub fn channel(config: &ClientConfig) -> anyhow::Result<Channel> {
         .timeout(config.timeout)
         .tcp_nodelay(true)
         .http2_max_header_list_size(MAX_RESPONSE_HEAD_BYTES)
-        .http2_keep_alive_interval(Duration::from_secs(20))
-        .keep_alive_timeout(Duration::from_secs(10))
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
     Ok(endpoint
         .connect_with_connector_lazy(tower::service_fn(move |uri: Uri| connect(uri, port, tls.clone()))))

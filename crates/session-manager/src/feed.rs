@@ -6,9 +6,10 @@
 
 use futures::StreamExt;
 use session_core::SessionKey;
-use session_store::{Feed, SessionStore};
+use session_store::{Feed, FeedProgress, SessionStore};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +21,7 @@ const BACKLOG: usize = 8192;
 pub(crate) struct Hub {
     all: broadcast::Sender<Feed>,
     waiters: Mutex<HashMap<SessionKey, Arc<Notify>>>,
+    progress: FeedProgress,
 }
 
 /// Interest in one session; ends with its value.
@@ -35,12 +37,13 @@ impl Hub {
         Self {
             all: broadcast::Sender::new(BACKLOG),
             waiters: Mutex::default(),
+            progress: FeedProgress::default(),
         }
     }
 
     /// Reads the store's feed until cancelled.
     pub(crate) async fn run(&self, store: Arc<dyn SessionStore>, stop: CancellationToken) {
-        let mut changes = store.changes();
+        let mut changes = store.changes_with_progress(&self.progress);
         loop {
             let feed = tokio::select! {
                 () = stop.cancelled() => return,
@@ -67,6 +70,12 @@ impl Hub {
         }
         // Nobody listening is fine.
         let _ = self.all.send(feed);
+    }
+
+    /// Was the store's feed read to its end within the last `age`, and all of
+    /// it passed on?
+    pub(crate) fn is_read_within(&self, age: Duration) -> bool {
+        self.progress.is_read_within(age)
     }
 
     /// Everything from now on.

@@ -305,8 +305,13 @@ async fn a_store_that_may_have_lost_something_makes_proxies_ask_anew() {
         .unwrap()
         .into_inner();
     let mut next = async || {
-        let update = tokio::time::timeout(Duration::from_secs(5), watch.message());
-        update.await.unwrap().unwrap().unwrap().update.unwrap()
+        loop {
+            let update = tokio::time::timeout(Duration::from_secs(5), watch.message());
+            let update = update.await.unwrap().unwrap().unwrap().update.unwrap();
+            if !matches!(update, Update::Heartbeat(_)) {
+                return update;
+            }
+        }
     };
     let Update::Reset(first) = next().await else {
         panic!("it begins with a reset");

@@ -6,6 +6,7 @@
 
 pub mod audit;
 pub mod memory;
+mod progress;
 mod query;
 pub mod redis;
 mod reports;
@@ -16,6 +17,7 @@ pub mod spark_sessions;
 use async_trait::async_trait;
 pub use audit::{AuditTrail, Audited};
 use futures::stream::BoxStream;
+pub use progress::FeedProgress;
 pub use reports::{Heard, More, Proxies, Report, Reported};
 use serde::{Deserialize, Serialize};
 pub use session_core::SessionKey;
@@ -403,7 +405,13 @@ pub trait SessionStore:
     /// Every change from now on, of all organizations, in version order for
     /// each session. Begins with [`Feed::Reset`]; says it again after a gap.
     /// Never ends while the store lives.
-    fn changes(&self) -> BoxStream<'static, Feed>;
+    fn changes(&self) -> BoxStream<'static, Feed> {
+        self.changes_with_progress(&FeedProgress::default())
+    }
+
+    /// [`SessionStore::changes`], which also records how recently the store was
+    /// read, so that silence can be told from a feed that is broken.
+    fn changes_with_progress(&self, progress: &FeedProgress) -> BoxStream<'static, Feed>;
 
     /// Records a token before it leaves the issuer, on the condition that the
     /// session is live and its epoch is still the token's, and that it has

@@ -10,9 +10,9 @@ mod tombstones;
 
 use crate::query::Filling;
 use crate::{
-    Change, Commit, Create, Created, Definition, Error, Feed, HISTORY, Heard, Kind, ListQuery, Loaded, Page,
-    Proxies, REQUEST_ID_MEMORY, Report, Reported, RequestId, SessionStore, TokenRecord, Tombstones,
-    first_use,
+    Change, Commit, Create, Created, Definition, Error, Feed, FeedProgress, HISTORY, Heard, Kind, ListQuery,
+    Loaded, Page, Proxies, REQUEST_ID_MEMORY, Report, Reported, RequestId, SessionStore, TokenRecord,
+    Tombstones, first_use,
 };
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -519,7 +519,8 @@ impl SessionStore for MemoryStore {
             .unwrap_or_default())
     }
 
-    fn changes(&self) -> BoxStream<'static, Feed> {
+    fn changes_with_progress(&self, progress: &FeedProgress) -> BoxStream<'static, Feed> {
+        progress.in_process();
         let changes = BroadcastStream::new(self.feed.subscribe());
         let feed = changes.map(|feed| match feed {
             Ok(feed) => feed,

@@ -27,8 +27,8 @@ mod watch;
 mod write;
 
 use crate::{
-    Commit, Create, Created, Definition, Error, Feed, Heard, Kind, ListQuery, Loaded, Page, Proxies, Report,
-    Reported, RequestId, SessionStore, TokenRecord, Tombstones,
+    Commit, Create, Created, Definition, Error, Feed, FeedProgress, Heard, Kind, ListQuery, Loaded, Page,
+    Proxies, Report, Reported, RequestId, SessionStore, TokenRecord, Tombstones,
 };
 use async_trait::async_trait;
 use connection::{Connections, Failure};
@@ -291,8 +291,8 @@ impl SessionStore for RedisStore {
         self.read_history(&self.keys.record(key)).await
     }
 
-    fn changes(&self) -> BoxStream<'static, Feed> {
-        feed::changes(&self.connections, &self.keys, &self.epoch)
+    fn changes_with_progress(&self, progress: &FeedProgress) -> BoxStream<'static, Feed> {
+        feed::changes(&self.connections, &self.keys, &self.epoch, progress)
     }
 
     async fn record_token(&self, key: &SessionKey, token: TokenRecord, limit: u32) -> Result<(), Error> {

@@ -8,9 +8,13 @@ mod whole;
 
 use common::{Ask, Client, Reply, within};
 use session_core::{AuditAction, Reason};
-use session_store::AuditTrail as _;
+use session_proto::internal::WatchRoutesRequest;
+use session_proto::internal::route_service_client::RouteServiceClient;
+use session_proto::internal::watch_routes_response::Update;
+use session_store::redis::Options;
 use std::time::{Duration, Instant};
 use test_support::fake_spark::{Shape, request};
+use test_support::redis::PrivateRedis;
 use tonic::Code;
 use whole::Whole;
 
@@ -110,6 +114,83 @@ async fn revoke_and_close_are_effective_at_every_proxy_within_a_second() {
     assert!(figures("revoke all", all) <= second);
     assert!(figures("close", closed) <= second);
     assert!(figures("running streams ended", streams) <= 5 * second);
+}
+
+/// How long calls still succeed there; none may be refused for another reason.
+async fn until_unavailable(client: &Client, token: &str, since: Instant) -> Duration {
+    until_refused(client, token, Reason::ControlPlaneUnavailable, since).await
+}
+
+/// Known routes count for 5 s after the last word of session-manager, which may
+/// have come 2 s after the cut; looking in vain takes a while too.
+const TRUSTED_WHEN_CUT: Duration = Duration::from_secs(12);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_manager_that_lost_its_store_is_not_trusted() {
+    let mut redis = PrivateRedis::start().await.unwrap();
+    let store = session_store::open(&redis.url(), &Options::default())
+        .await
+        .unwrap();
+    let whole = Whole::start_on(store, |config| {
+        config.routes.stale_if_unreachable = Duration::ZERO;
+    })
+    .await;
+    let session = whole.session().await;
+    let token = whole.first_token(&session).await.token;
+    let client = whole.client(0).await;
+    let mut manager = RouteServiceClient::new(whole.internal_channel());
+    let mut watch = manager
+        .watch_routes(WatchRoutesRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    within("heartbeats", async {
+        let mut beats = 0;
+        // For longer than a lost watch would count.
+        while beats < 10 {
+            let update = watch.message().await.unwrap().unwrap().update;
+            beats += u32::from(matches!(update, Some(Update::Heartbeat(_))));
+            assert_eq!(client.call(Ask::execute(&token)).await.code(), Code::Ok);
+        }
+    })
+    .await;
+    redis.stand_still(true).await.unwrap();
+    let since = Instant::now();
+    let refused = tokio::spawn({
+        let (client, token) = (client.clone(), token.clone());
+        async move { until_unavailable(&client, &token, since).await }
+    });
+    let (beats, ended) = within("the watch ends", async {
+        let mut beats = 0;
+        loop {
+            match watch.message().await {
+                Ok(Some(_)) => beats += 1,
+                Ok(None) => panic!("it ends with its cause"),
+                Err(status) => return (beats, status),
+            }
+        }
+    })
+    .await;
+    println!(
+        "watch ended {:.1?} after the cut, {beats} heartbeats",
+        since.elapsed()
+    );
+    assert!(beats <= 3, "{beats} heartbeats of a feed that nobody reads");
+    assert_eq!(ended.code(), Code::Unavailable);
+    assert!(since.elapsed() < Duration::from_secs(6));
+    let again = manager.watch_routes(WatchRoutesRequest::default()).await;
+    assert_eq!(again.unwrap_err().code(), Code::Unavailable);
+    let trusted = refused.await.unwrap();
+    println!("routes were trusted for {trusted:.1?} after the cut");
+    assert!(trusted < TRUSTED_WHEN_CUT);
+
+    redis.stand_still(false).await.unwrap();
+    within("it works again", async {
+        while client.call(Ask::execute(&token)).await.code() != Code::Ok {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Ask, Reply, Rig, within};
+use common::{Ask, Relay, Reply, Rig, within};
 use session_core::Reason;
 use session_proto::internal::{Route, RouteStatus};
 use std::time::{Duration, Instant};
@@ -204,6 +204,75 @@ async fn a_failure_ends_running_streams_with_its_cause() {
     let reply = within("the stream ends", Reply::rest(response)).await.unwrap();
     reply.refused(Reason::SessionFailed);
     assert!(reply.status().message().contains("restarted too often"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_without_heartbeats_is_lost() {
+    let rig = Rig::with(|config| config.routes.stale_if_unreachable = Duration::ZERO).await;
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let asked = rig.routes.asked().len();
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(rig.routes.asked().len(), asked, "heartbeats keep it");
+    rig.routes.be_silent(true);
+    let silent = Instant::now();
+    within(
+        "it is noticed",
+        rig.until_metric("spark_proxy_watching_routes", |n| n == 0.0),
+    )
+    .await;
+    let noticed = silent.elapsed();
+    assert!(
+        (2500..5500).contains(&noticed.as_millis()),
+        "{noticed:?} after the last heartbeat"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_half_open_connection_to_session_manager_is_not_trusted() {
+    let mut relay = None;
+    let rig = Rig::with(|config| {
+        config.routes.stale_if_unreachable = Duration::ZERO;
+        let target = config.manager.uri.trim_start_matches("http://").parse().unwrap();
+        let started =
+            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(Relay::to(target)));
+        config.manager.uri = format!("http://{}", started.address);
+        relay = Some(started);
+    })
+    .await;
+    let token = rig.token();
+    let client = rig.client().await;
+    assert_eq!(client.call(Ask::execute(&token)).await.code(), Code::Ok);
+    relay.unwrap().freeze();
+    let frozen = Instant::now();
+    // It is announced where nobody can hear it.
+    rig.routes
+        .announce(with_status(rig.route(), RouteStatus::Closed, 2));
+    let refused = within("calls end", async {
+        loop {
+            let reply = client.call(Ask::execute(&token)).await;
+            if reply.code() != Code::Ok {
+                return reply;
+            }
+        }
+    })
+    .await;
+    println!(
+        "routes were trusted for {:.1?} after the freeze",
+        frozen.elapsed()
+    );
+    assert!(frozen.elapsed() < Duration::from_secs(12));
+    refused.refused(Reason::ControlPlaneUnavailable);
+    within("a new connection is made", async {
+        while client.call(Ask::execute(&token)).await.code() == Code::Unavailable {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    client
+        .call(Ask::execute(&token))
+        .await
+        .refused(Reason::SessionClosed);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,8 +6,8 @@ use session_proto::internal::route_service_server::{RouteService, RouteServiceSe
 use session_proto::internal::watch_routes_response::Update;
 use session_proto::internal::{
     Backend, BindSparkSessionRequest, BindSparkSessionResponse, ReportActivityRequest,
-    ReportActivityResponse, ResolveRouteRequest, ResolveRouteResponse, Route, RouteChange, RouteReset,
-    RouteStatus, WatchRoutesRequest, WatchRoutesResponse,
+    ReportActivityResponse, ResolveRouteRequest, ResolveRouteResponse, Route, RouteChange, RouteHeartbeat,
+    RouteReset, RouteStatus, WatchRoutesRequest, WatchRoutesResponse,
 };
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -45,6 +45,7 @@ struct State {
     bound: HashMap<String, String>,
     bind_refusal: Option<Status>,
     replaced: bool,
+    is_silent: bool,
 }
 
 /// An active route of version 1 to dedicated Spark at `backend`.
@@ -69,6 +70,11 @@ pub fn active(session: &str, org: &str, backend: SocketAddr) -> Route {
 }
 
 impl FakeRoutes {
+    /// Sends no more heartbeats, or sends them again.
+    pub fn be_silent(&self, silent: bool) {
+        self.fake.state().is_silent = silent;
+    }
+
     /// The next bind says that the Spark session is older than the compute.
     pub fn replace_next(&self) {
         self.fake.state().replaced = true;
@@ -87,6 +93,7 @@ impl FakeRoutes {
             bound: HashMap::new(),
             bind_refusal: None,
             replaced: false,
+            is_silent: false,
         };
         let fake = Fake(Arc::new(Mutex::new(state)));
         let (address, stop) = serve(fake.clone(), ([127, 0, 0, 1], 0).into()).await?;
@@ -292,6 +299,19 @@ fn decode(text: &str) -> Option<Vec<u8>> {
     Some(out)
 }
 
+/// Every second, as session-manager does, until the stream ends.
+async fn send_heartbeats(fake: Fake, stream: mpsc::UnboundedSender<Result<WatchRoutesResponse, Status>>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let heartbeat = WatchRoutesResponse {
+            update: Some(Update::Heartbeat(RouteHeartbeat {})),
+        };
+        if !fake.state().is_silent && stream.send(Ok(heartbeat)).is_err() {
+            return;
+        }
+    }
+}
+
 type Updates = Pin<Box<dyn Stream<Item = Result<WatchRoutesResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -342,6 +362,7 @@ impl RouteService for Fake {
             update: Some(Update::Reset(RouteReset { store_epoch: 1 })),
         };
         let _ = sender.send(Ok(reset));
+        tokio::spawn(send_heartbeats(self.clone(), sender.clone()));
         let mut state = self.state();
         state.streams.push(sender);
         state.watchers.send_modify(|count| *count += 1);

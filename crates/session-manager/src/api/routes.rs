@@ -19,6 +19,7 @@ use session_token::{Claims, Grace, TokenErrorKind};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::broadcast;
+use tokio::time::{Interval, MissedTickBehavior};
 use tonic::{Request, Response, Status};
 
 /// No resolve waits longer, whatever it asks for.
@@ -27,6 +28,15 @@ const LONGEST_WAIT: Duration = Duration::from_secs(15 * 60);
 const MOST_ADDRESSES: usize = 16;
 /// A waiting resolve reads the record this often even when it hears nothing.
 const REREAD: Duration = Duration::from_secs(2);
+
+/// A watch sends a heartbeat this often while the change feed is read.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// A heartbeat is sent only if the feed was read this recently: twice the time
+/// that one read waits for a change.
+const HEARTBEAT_MAX_AGE: Duration = Duration::from_secs(2);
+/// A watch ends when the feed was not read for this long. Proxies take a watch
+/// for lost 4 s after its last message.
+const FEED_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Serves `berth.internal.v1.RouteService`.
 #[derive(Debug, Clone)]
@@ -99,24 +109,20 @@ impl RouteService for Routes {
     ) -> Answer<Self::WatchRoutesStream> {
         // Subscribe first: what changes while the epoch is read is not missed.
         let changes = self.0.hub.subscribe();
+        if !self.0.hub.is_read_within(FEED_TIMEOUT) {
+            return Err(feed_broken().into());
+        }
         let epoch = self.0.store.epoch().await.map_err(crate::refuse::store)?;
-        let store = Arc::clone(&self.0.store);
+        let watch = Watch {
+            api: Arc::clone(&self.0),
+            changes,
+            epoch,
+            heartbeats: heartbeats(),
+            is_over: false,
+        };
         let stream = stream::once(async move { Ok(reset(epoch)) })
-            .chain(stream::unfold((changes, epoch), move |(mut changes, known)| {
-                let store = Arc::clone(&store);
-                async move {
-                    let (update, epoch) = match changes.recv().await {
-                        Ok(Feed::Change(change)) => (route_change(&change, known), known),
-                        Ok(Feed::Reset) | Err(broadcast::error::RecvError::Lagged(_)) => {
-                            // While the store is away, the reset that follows its
-                            // return tells the new epoch.
-                            let epoch = store.epoch().await.unwrap_or(known);
-                            (reset(epoch), epoch)
-                        }
-                        Err(broadcast::error::RecvError::Closed) => return None,
-                    };
-                    Some((Ok(update), (changes, epoch)))
-                }
+            .chain(stream::unfold(watch, async |mut watch| {
+                Some((watch.next().await?, watch))
             }))
             .take_until(self.0.stopping.clone().cancelled_owned())
             .boxed();
@@ -303,6 +309,61 @@ impl Routes {
     }
 }
 
+/// One stream of WatchRoutes.
+struct Watch {
+    api: Arc<Api>,
+    changes: broadcast::Receiver<Feed>,
+    epoch: u64,
+    heartbeats: Interval,
+    is_over: bool,
+}
+
+fn heartbeats() -> Interval {
+    let mut heartbeats = tokio::time::interval(HEARTBEAT_INTERVAL);
+    heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    heartbeats
+}
+
+impl Watch {
+    /// The next message; a heartbeat only when no change waits to be sent.
+    async fn next(&mut self) -> Option<Result<wire::WatchRoutesResponse, Status>> {
+        if self.is_over {
+            return None;
+        }
+        loop {
+            tokio::select! {
+                biased;
+                changed = self.changes.recv() => return match changed {
+                    Ok(Feed::Change(change)) => Some(Ok(route_change(&change, self.epoch))),
+                    Ok(Feed::Reset) | Err(broadcast::error::RecvError::Lagged(_)) => {
+                        // While the store is away, the reset that follows its
+                        // return tells the new epoch.
+                        self.epoch = self.api.store.epoch().await.unwrap_or(self.epoch);
+                        Some(Ok(reset(self.epoch)))
+                    }
+                    Err(broadcast::error::RecvError::Closed) => None,
+                },
+                _ = self.heartbeats.tick() => {
+                    if self.api.hub.is_read_within(HEARTBEAT_MAX_AGE) {
+                        return Some(Ok(heartbeat()));
+                    }
+                    if !self.api.hub.is_read_within(FEED_TIMEOUT) {
+                        self.is_over = true;
+                        return Some(Err(feed_broken().into()));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn feed_broken() -> Refused {
+    Refused::new(
+        Reason::ControlPlaneUnavailable,
+        "This session-manager cannot read the change feed of its state store at the moment.",
+    )
+}
+
 fn told(session: &Session) -> String {
     if session.status_message.is_empty() {
         session.reason.to_string()
@@ -368,6 +429,11 @@ fn unknown(key: &SessionKey, epoch: u64) -> wire::ResolveRouteResponse {
             ..wire::Route::default()
         }),
     }
+}
+
+fn heartbeat() -> wire::WatchRoutesResponse {
+    let update = wire::watch_routes_response::Update::Heartbeat(wire::RouteHeartbeat {});
+    wire::WatchRoutesResponse { update: Some(update) }
 }
 
 fn reset(store_epoch: u64) -> wire::WatchRoutesResponse {

@@ -5,7 +5,6 @@
 use super::check::Asked;
 use super::world::{World, short};
 use async_trait::async_trait;
-use futures::StreamExt;
 use futures::stream::BoxStream;
 use session_core::{
     AuditRecord, ClusterName, EventRecord, Operation, OrgId, PrincipalId, ProxyId, Session, SessionKey,
@@ -16,8 +15,8 @@ use session_store::shared::{Bind, Binding, Bound, SparkSession};
 use session_store::signing::{KnownKeys, SigningKeys};
 use session_store::spark_sessions::{KeptSparkSession, SettingsChange, SparkSessions, Used};
 use session_store::{
-    Commit, Create, Created, Definition, Error, Feed, Heard, Kind, ListQuery, Loaded, Page, Proxies, Report,
-    Reported, RequestId, SessionStore, SharedServers, TokenRecord, Tombstones,
+    Commit, Create, Created, Definition, Error, Feed, FeedProgress, Heard, Kind, ListQuery, Loaded, Page,
+    Proxies, Report, Reported, RequestId, SessionStore, SharedServers, TokenRecord, Tombstones,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -330,8 +329,8 @@ impl SessionStore for FaultyStore {
     async fn events(&self, key: &SessionKey) -> Result<Vec<EventRecord>, Error> {
         self.call("events", self.inner().events(key)).await
     }
-    fn changes(&self) -> BoxStream<'static, Feed> {
-        self.run.world.store.changes().boxed()
+    fn changes_with_progress(&self, progress: &FeedProgress) -> BoxStream<'static, Feed> {
+        self.inner().changes_with_progress(progress)
     }
     async fn record_token(&self, key: &SessionKey, token: TokenRecord, limit: u32) -> Result<(), Error> {
         self.call("record_token", self.inner().record_token(key, token, limit))

@@ -13,8 +13,8 @@ use session_store::shared::{Bind, Binding, Bound, SparkSession};
 use session_store::signing::{KnownKeys, SigningKeys};
 use session_store::spark_sessions::{KeptSparkSession, SettingsChange, SparkSessions, Used};
 use session_store::{
-    Commit, Create, Created, Definition, Error, Feed, Heard, Kind, ListQuery, Loaded, Page, Proxies, Report,
-    Reported, RequestId, SessionStore, SharedServers, TokenRecord, Tombstones,
+    Commit, Create, Created, Definition, Error, Feed, FeedProgress, Heard, Kind, ListQuery, Loaded, Page,
+    Proxies, Report, Reported, RequestId, SessionStore, SharedServers, TokenRecord, Tombstones,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -98,8 +98,8 @@ recorded! {
         ping() -> ();
     }
 
-    fn changes(&self) -> BoxStream<'static, Feed> {
-        self.inner.changes()
+    fn changes_with_progress(&self, progress: &FeedProgress) -> BoxStream<'static, Feed> {
+        self.inner.changes_with_progress(progress)
     }
 }
 

@@ -16,7 +16,8 @@ use super::decode;
 use super::epoch::Epoch;
 use super::keys::{Keys, Slot, parse_member, partitions};
 use super::write::STREAM_LENGTH;
-use crate::{Change, Error, Feed};
+use crate::progress::PartProgress;
+use crate::{Change, Error, Feed, FeedProgress};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use redis::streams::{StreamId, StreamRangeReply, StreamReadReply};
@@ -27,7 +28,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 /// How long a read waits for the next change before it checks its place.
-const BLOCK: Duration = Duration::from_secs(2);
+const BLOCK: Duration = Duration::from_secs(1);
 /// Entries that one read takes of each stream: fewer than streams keep, so a
 /// read that is not full has missed nothing.
 const READ_COUNT: usize = 500;
@@ -39,11 +40,12 @@ const MOST_BACKOFF: Duration = Duration::from_secs(2);
 /// Readers that begin or reset together within this make one `Reset`.
 const TOGETHER: Duration = Duration::from_millis(100);
 
-/// Every change from now on; see [`crate::SessionStore::changes`].
+/// Every change from now on; see [`crate::SessionStore::changes_with_progress`].
 pub(super) fn changes(
     connections: &Arc<Connections>,
     keys: &Arc<Keys>,
     epoch: &Arc<Epoch>,
+    progress: &FeedProgress,
 ) -> BoxStream<'static, Feed> {
     let reader = |partitions: Vec<u8>| Reader {
         connections: Arc::clone(connections),
@@ -57,6 +59,8 @@ pub(super) fn changes(
         link: None,
         place: None,
         ready: VecDeque::new(),
+        progress: progress.part(),
+        read_at: None,
         backoff: LEAST_BACKOFF,
     };
     let read = |reader: Reader| {
@@ -94,6 +98,9 @@ struct Reader {
     link: Option<Dedicated>,
     place: Option<Place>,
     ready: VecDeque<Feed>,
+    progress: PartProgress,
+    /// When what is ready was read.
+    read_at: Option<Instant>,
     backoff: Duration,
 }
 
@@ -111,8 +118,15 @@ impl Reader {
             if let Some(feed) = self.ready.pop_front() {
                 return feed;
             }
+            // All that was read has been taken.
+            if let Some(at) = self.read_at.take() {
+                self.progress.read(at);
+            }
             match self.advance().await {
-                Ok(()) => self.backoff = LEAST_BACKOFF,
+                Ok(()) => {
+                    self.read_at = Some(Instant::now());
+                    self.backoff = LEAST_BACKOFF;
+                }
                 Err(error) => {
                     tracing::warn!(%error, retry_in = ?self.backoff, "the change feed was interrupted");
                     tokio::time::sleep(self.backoff).await;

@@ -207,8 +207,9 @@ impl Routes {
             match state.flights.entry(ask.session.clone()) {
                 Entry::Occupied(mut flight) => {
                     let flight = flight.get_mut();
-                    // One more that waits for what is asked for already is no news.
-                    if !(waiter.wake && flight.waiters.iter().any(|other| other.wake)) {
+                    // What only waits for compute is answered by the question
+                    // that woke it, and by what is announced then.
+                    if !(waiter.wake && flight.wakes && waiter.not_before.is_none()) {
                         flight.news.notify_one();
                     }
                     flight.waiters.push(waiter);
@@ -322,15 +323,15 @@ impl Routes {
 
     /// The watch stream said that changes may have been missed.
     pub(super) fn watch_reset(&self) {
-        self.watch_lost();
+        self.watch_lost(Instant::now());
         self.watch_began();
     }
 
-    /// The watch stream ended.
-    pub(super) fn watch_lost(&self) {
+    /// The watch stream ended. Nothing is known of changes since `last_message`.
+    pub(super) fn watch_lost(&self, last_message: Instant) {
         if self.watch.swap(0, Ordering::AcqRel) != 0 {
             self.metrics.watching.set(0);
-            lock(&self.lost).1 = Some(Instant::now());
+            lock(&self.lost).1 = Some(last_message);
         }
     }
 

@@ -30,6 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub(super) struct Flight {
     pub(super) waiters: Vec<Waiter>,
+    /// The last question woke the session.
+    pub(super) wakes: bool,
     /// The session changed, or somebody new waits.
     pub(super) news: Arc<Notify>,
 }
@@ -62,7 +64,16 @@ pub(super) fn is_settled(route: &Route, wake: bool) -> bool {
 pub(super) async fn fly(routes: Arc<Routes>, session: SessionId, news: Arc<Notify>) {
     let mut client = routes.client.clone();
     let mut away_since = None;
-    while let Some((token, wake)) = next_question(&routes, &session) {
+    loop {
+        // The next question takes account of all that was notified so far.
+        tokio::select! {
+            biased;
+            () = news.notified() => {}
+            () = std::future::ready(()) => {}
+        }
+        let Some((token, wake)) = next_question(&routes, &session) else {
+            return;
+        };
         let mut request = tonic::Request::new(ResolveRouteRequest {
             session_token: token.to_string(),
             wait: None,
@@ -116,13 +127,15 @@ fn is_waited_for(routes: &Routes, session: &SessionId) -> bool {
 /// The token to ask with and whether to wake; `None` ends the flight.
 fn next_question(routes: &Routes, session: &SessionId) -> Option<(Arc<str>, bool)> {
     let mut state = routes.state();
-    let waiters = &mut state.flights.get_mut(session)?.waiters;
+    let flight = state.flights.get_mut(session)?;
+    let waiters = &mut flight.waiters;
     waiters.retain(|waiter| !waiter.reply.is_closed());
     let question = waiters
         .iter()
         .find(|waiter| waiter.wake)
         .or(waiters.first())
         .map(|waiter| (Arc::clone(&waiter.token), waiter.wake));
+    flight.wakes = question.as_ref().is_some_and(|(_, wake)| *wake);
     if question.is_none() {
         state.flights.remove(session);
     }

@@ -7,11 +7,15 @@ use session_proto::internal::watch_routes_response::Update;
 use session_proto::internal::{RouteChange, RouteStatus, WatchRoutesRequest};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 const RETRY: Duration = Duration::from_secs(1);
 /// While there is no stream, running calls are checked this often.
 const RECHECK: Duration = Duration::from_secs(5);
+/// Session-manager sends a heartbeat every second while it reads the changes:
+/// a stream without any message for this long is lost, whatever broke it.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(4);
 const SWEEP: Duration = Duration::from_secs(60);
 
 /// Watches until `stop`.
@@ -28,10 +32,10 @@ pub(crate) async fn run(routes: Arc<Routes>, proxy_id: String, stop: Cancellatio
     };
     let watching = async {
         loop {
-            let problem = watch(&routes, &proxy_id).await;
+            let (problem, last_message) = watch(&routes, &proxy_id).await;
             if routes.is_watching() {
                 tracing::warn!(code = ?problem.code(), "the watch on routes ended; trying again");
-                routes.watch_lost();
+                routes.watch_lost(last_message);
             }
             tokio::time::sleep(RETRY).await;
         }
@@ -43,30 +47,45 @@ pub(crate) async fn run(routes: Arc<Routes>, proxy_id: String, stop: Cancellatio
     }
 }
 
-/// One stream, to its end.
-async fn watch(routes: &Routes, proxy_id: &str) -> tonic::Status {
+/// One stream, to its end, and when its last message came.
+async fn watch(routes: &Routes, proxy_id: &str) -> (tonic::Status, Instant) {
+    let mut last_message = Instant::now();
+    let problem = follow(routes, proxy_id, &mut last_message).await;
+    (problem, last_message)
+}
+
+async fn follow(routes: &Routes, proxy_id: &str, last_message: &mut Instant) -> tonic::Status {
     let mut client = routes.client.clone();
     let request = WatchRoutesRequest {
         proxy_id: proxy_id.to_owned(),
     };
-    let mut stream = match client.watch_routes(request).await {
-        Ok(stream) => stream.into_inner(),
-        Err(status) => return status,
+    let silent = |_| tonic::Status::deadline_exceeded("no message in time");
+    let mut stream = match timeout(WATCH_TIMEOUT, client.watch_routes(request)).await {
+        Ok(Ok(stream)) => stream.into_inner(),
+        Ok(Err(status)) => return status,
+        Err(late) => return silent(late),
     };
     loop {
-        match stream.message().await {
-            Ok(Some(message)) => match message.update {
-                Some(Update::Reset(_)) if routes.is_watching() => {
-                    tracing::info!("changes of routes may have been missed; asking again for all");
-                    routes.watch_reset();
+        let message = match timeout(WATCH_TIMEOUT, stream.message()).await {
+            Ok(message) => message,
+            Err(late) => return silent(late),
+        };
+        match message {
+            Ok(Some(message)) => {
+                *last_message = Instant::now();
+                match message.update {
+                    Some(Update::Reset(_)) if routes.is_watching() => {
+                        tracing::info!("changes of routes may have been missed; asking again for all");
+                        routes.watch_reset();
+                    }
+                    Some(Update::Reset(_)) => {
+                        tracing::info!("watching routes");
+                        routes.watch_began();
+                    }
+                    Some(Update::Change(change)) => apply(routes, change),
+                    Some(Update::Heartbeat(_)) | None => {}
                 }
-                Some(Update::Reset(_)) => {
-                    tracing::info!("watching routes");
-                    routes.watch_began();
-                }
-                Some(Update::Change(change)) => apply(routes, change),
-                None => {}
-            },
+            }
             Ok(None) => return tonic::Status::unavailable("the stream ended"),
             Err(status) => return status,
         }

@@ -38,7 +38,8 @@ pub const AFTER_SIGNING: Duration = Duration::from_secs(5);
 
 /// The whole of Berth.
 pub struct Whole {
-    pub store: Arc<MemoryStore>,
+    pub store: Arc<dyn SessionStore>,
+    pub internal: SocketAddr,
     pub sim: SimCompute,
     pub spark: FakeSpark,
     pub dir: TempDir,
@@ -54,11 +55,15 @@ pub struct Whole {
 impl Whole {
     /// Everything, with one key and two proxies.
     pub async fn start() -> Self {
+        Self::start_on(Arc::new(MemoryStore::new(Arc::new(SystemClock))), |_| {}).await
+    }
+
+    /// The same on any store, with the proxies' configuration changed.
+    pub async fn start_on(store: Arc<dyn SessionStore>, change: impl Fn(&mut spark_proxy::Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let keys = dir.path().join("keys");
         std::fs::create_dir(&keys).unwrap();
         std::fs::write(keys.join("000.pem"), generate_key_pem().unwrap()).unwrap();
-        let store = Arc::new(MemoryStore::new(Arc::new(SystemClock)));
         let sim = SimCompute::new();
         let spark = FakeSpark::start().await.unwrap();
         let account = service_kit::caller::generate_key();
@@ -96,12 +101,11 @@ impl Whole {
         let (public, internal) = (listeners.public.local_addr(), listeners.internal.local_addr());
         let manager = Shutdown::new();
         let computes = session_manager::Computes::new(Arc::new(sim.clone()), Some(Arc::new(sim.clone())));
-        let stored: Arc<dyn SessionStore> = Arc::clone(&store) as _;
         tokio::spawn(session_manager::run_with(
             config,
             listeners,
             manager.clone(),
-            stored,
+            Arc::clone(&store),
             computes,
         ));
 
@@ -131,6 +135,7 @@ impl Whole {
             "berth-spark-connect".clone_into(&mut config.tokens.audience);
             config.tokens.keys.refresh = REFRESH;
             config.tokens.keys.again_after = REFRESH;
+            change(&mut config);
             let data = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let admin_address = admin.local_addr().unwrap();
@@ -160,6 +165,7 @@ impl Whole {
         };
         let whole = Self {
             store,
+            internal,
             sim,
             spark,
             dir,
@@ -176,6 +182,13 @@ impl Whole {
         };
         whole.settle().await;
         whole
+    }
+
+    /// To session-manager's internal port.
+    pub fn internal_channel(&self) -> Channel {
+        Endpoint::from_shared(format!("http://{}", self.internal))
+            .unwrap()
+            .connect_lazy()
     }
 
     /// Returns when every part has found the others.

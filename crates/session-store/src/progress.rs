@@ -1,0 +1,84 @@
+//! How recently a change feed was read to its end.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Shared between a change feed and whoever passes its changes on: proves that
+/// no change is missing.
+#[derive(Debug, Clone, Default)]
+pub struct FeedProgress(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// When each part of the feed was last read to its end.
+    parts: Vec<Option<Instant>>,
+    /// The feed is in the process itself: it cannot fall behind.
+    in_process: bool,
+}
+
+/// Records the progress of one part of a feed.
+#[derive(Debug)]
+pub(crate) struct PartProgress {
+    of: FeedProgress,
+    part: usize,
+}
+
+impl FeedProgress {
+    /// Was every part of the feed read to its end within the last `age`, and
+    /// everything that was read then taken from the feed?
+    pub fn is_read_within(&self, age: Duration) -> bool {
+        let state = self.state();
+        let is_recent = |read: &Option<Instant>| read.is_some_and(|at| at.elapsed() <= age);
+        state.in_process || (!state.parts.is_empty() && state.parts.iter().all(is_recent))
+    }
+
+    pub(crate) fn part(&self) -> PartProgress {
+        let mut state = self.state();
+        state.parts.push(None);
+        PartProgress {
+            of: self.clone(),
+            part: state.parts.len() - 1,
+        }
+    }
+
+    pub(crate) fn in_process(&self) {
+        self.state().in_process = true;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PartProgress {
+    /// The part was read to its end at `at`.
+    pub(crate) fn read(&self, at: Instant) {
+        if let Some(part) = self.of.state().parts.get_mut(self.part) {
+            *part = Some(at);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_read_when_every_part_is() {
+        const AGE: Duration = Duration::from_secs(2);
+        let progress = FeedProgress::default();
+        assert!(!progress.is_read_within(AGE), "nothing was read");
+        let parts = [progress.part(), progress.part()];
+        parts[0].read(Instant::now());
+        assert!(!progress.is_read_within(AGE), "one part was not read");
+        parts[1].read(Instant::now());
+        assert!(progress.is_read_within(AGE));
+        tokio::time::advance(AGE * 2).await;
+        parts[0].read(Instant::now());
+        assert!(!progress.is_read_within(AGE), "one part stands still");
+        let in_process = FeedProgress::default();
+        in_process.in_process();
+        assert!(in_process.is_read_within(Duration::ZERO));
+    }
+}
