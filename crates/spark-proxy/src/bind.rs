@@ -38,6 +38,9 @@ pub(crate) enum Bound {
     Unknown,
     /// It is ours, older than the compute, and its client is to be told so.
     Replaced,
+    /// The session changed while it was bound, so the binding may have been
+    /// given back already.
+    Outdated,
 }
 
 /// Makes sure that a call on shared compute is about a Spark session of ours.
@@ -54,7 +57,7 @@ pub(crate) async fn check(
     } else {
         route.binds(&spark_session)
     };
-    if needs_nothing || session.is_bound(backend.generation, &spark_session) {
+    if needs_nothing || session.is_bound(route.order, &spark_session) {
         return Ok(Bound::Ours);
     }
     if !open.is_work() {
@@ -62,12 +65,15 @@ pub(crate) async fn check(
     }
     Box::pin(async {
         let _gate = session.binding.lock().await;
-        if session.is_bound(backend.generation, &spark_session) {
+        if session.is_bound(route.order, &spark_session) {
             return Ok(Bound::Ours);
         }
-        let bound = bind(worker, open, backend, spark_session, false).await?;
+        let bound = bind(worker, open, route, backend, spark_session, false).await?;
         if bound.replaced && route.signals_replacement {
             return Ok(Bound::Replaced);
+        }
+        if session.is_outdated(route.order) {
+            return Ok(Bound::Outdated);
         }
         Ok(Bound::Ours)
     })
@@ -141,6 +147,7 @@ impl SettingsChange {
 pub(crate) async fn check_clone(
     worker: &Worker,
     open: &OpenCall,
+    route: &Route,
     backend: &Backend,
     request: &[u8],
 ) -> Result<(), Stop> {
@@ -152,7 +159,7 @@ pub(crate) async fn check_clone(
     })?;
     match request.new_session_id {
         Some(id) => {
-            bind(worker, open, backend, parse(&id)?, true).await?;
+            bind(worker, open, route, backend, parse(&id)?, true).await?;
             Ok(())
         }
         None => Ok(()),
@@ -163,6 +170,7 @@ pub(crate) async fn check_clone(
 pub(crate) async fn check_cloned(
     worker: &Worker,
     open: &OpenCall,
+    route: &Route,
     backend: &Backend,
     response: &[u8],
 ) -> Result<(), Refused> {
@@ -172,7 +180,8 @@ pub(crate) async fn check_cloned(
             "The compute's answer to CloneSession is not one.",
         ));
     };
-    bind(worker, open, backend, parse(&response.new_session_id)?, true).await?;
+    let cloned = parse(&response.new_session_id)?;
+    bind(worker, open, route, backend, cloned, true).await?;
     Ok(())
 }
 
@@ -190,6 +199,7 @@ fn holds_token(value: &str, token: &str) -> bool {
 async fn bind(
     worker: &Worker,
     open: &OpenCall,
+    route: &Route,
     backend: &Backend,
     spark_session: SparkSessionId,
     cloned: bool,
@@ -201,7 +211,7 @@ async fn bind(
     };
     match ask(worker, request, ANSWER_TIME).await {
         Ok(answer) if answer.bound => {
-            open.session().bind(backend.generation, spark_session);
+            open.session().bind(route.order, spark_session);
             Ok(answer)
         }
         Ok(_) => Err(Refused::new(

@@ -229,6 +229,10 @@ async fn pass_on(
         let bound = bind::check(worker, open, &route, &backend, known.spark_session);
         match client.unless_gone(bound).await?? {
             Bound::Ours => {}
+            Bound::Outdated => {
+                not_before = Some(Instant::now());
+                continue;
+            }
             Bound::Replaced => {
                 return Err(Stop::Engine(Box::new(translate::session_replaced(
                     &known.spark_session,
@@ -257,7 +261,7 @@ async fn pass_on(
             }
         }
         if method == Method::CloneSession && !backend.dedicated {
-            let checked = Box::pin(bind::check_clone(worker, open, &backend, &known.peeked));
+            let checked = Box::pin(bind::check_clone(worker, open, &route, &backend, &known.peeked));
             client.unless_gone(checked).await??;
         }
         let lost = route.lost_compute(shared.clock.now());

@@ -437,7 +437,14 @@ async fn cloned(
     }
     let trailers = trailers(&mut body, client).await?;
     if trailers.as_ref().and_then(outcome) == Some(Outcome::Ok) {
-        let checked = bind::check_cloned(exchange.worker, exchange.open, exchange.backend, &answer);
+        let Exchange {
+            worker,
+            open,
+            route,
+            backend,
+            ..
+        } = exchange;
+        let checked = bind::check_cloned(worker, open, route, backend, &answer);
         client.unless_gone(checked).await??;
     }
     client.begin(http::Response::from_parts(head, ()), false)?;

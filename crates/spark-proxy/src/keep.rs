@@ -41,7 +41,11 @@ pub(crate) async fn alive(exchange: &Exchange<'_>) -> Infallible {
     let every = exchange.worker.shared.config.backend.sail_keep_alive;
     loop {
         tokio::time::sleep(every).await;
-        if !exchange.open.session().keep(&exchange.spark_session, every / 2) {
+        let session = exchange.open.session();
+        // One that was given back may be somebody else's by now.
+        if !session.still_binds(exchange.route.order, &exchange.spark_session)
+            || !session.keep(&exchange.spark_session, every / 2)
+        {
             continue;
         }
         match tokio::time::timeout(PATIENCE, touch(exchange)).await {

@@ -31,8 +31,9 @@ pub(crate) struct Session {
     floor: Cell<Order>,
     calls: RefCell<Vec<Rc<Call>>>,
     pub(crate) tally: Arc<Tally>,
-    /// Spark sessions that are ours on shared compute, and on which of its generations.
-    bound: RefCell<(u64, HashSet<SparkSessionId>)>,
+    /// Spark sessions that were bound, and under which route: a newer one may have
+    /// taken them back.
+    bound: RefCell<(Order, HashSet<SparkSessionId>)>,
     /// When Spark sessions on a shared Sail server were last kept alive.
     kept: RefCell<HashMap<SparkSessionId, Instant>>,
     /// Held by the one that binds.
@@ -125,19 +126,36 @@ impl Session {
         })
     }
 
-    /// Is the Spark session known to be ours on this generation of shared compute?
-    pub(crate) fn is_bound(&self, generation: u64, spark_session: &SparkSessionId) -> bool {
+    /// Was the Spark session bound under this very route?
+    pub(crate) fn is_bound(&self, order: Order, spark_session: &SparkSessionId) -> bool {
         let bound = self.bound.borrow();
-        bound.0 == generation && bound.1.contains(spark_session)
+        bound.0 == order && bound.1.contains(spark_session)
     }
 
-    /// The Spark session is ours.
-    pub(crate) fn bind(&self, generation: u64, spark_session: SparkSessionId) {
+    /// The Spark session was bound under a route of this order.
+    pub(crate) fn bind(&self, order: Order, spark_session: SparkSessionId) {
         let mut bound = self.bound.borrow_mut();
-        if bound.0 != generation || bound.1.len() >= MOST_BOUND {
-            *bound = (generation, HashSet::new());
+        if order < bound.0 {
+            return;
+        }
+        if bound.0 != order || bound.1.len() >= MOST_BOUND {
+            *bound = (order, HashSet::new());
         }
         bound.1.insert(spark_session);
+    }
+
+    /// Is something newer known of the session than a route of this order?
+    pub(crate) fn is_outdated(&self, order: Order) -> bool {
+        self.floor.get() > order
+    }
+
+    /// May a Spark session that was the session's under a route of this order
+    /// still be used?
+    pub(crate) fn still_binds(&self, order: Order, spark_session: &SparkSessionId) -> bool {
+        let binds = |(route, _): &(Arc<Route>, Stamp)| {
+            route.binds(spark_session) || self.is_bound(route.order, spark_session)
+        };
+        !self.is_outdated(order) || self.route.borrow().as_ref().is_some_and(binds)
     }
 
     /// Is it time to keep the Spark session alive? Not if another call did so

@@ -267,6 +267,83 @@ async fn another_sessions_id_is_refused_and_nothing_reaches_the_server() {
     }
 }
 
+/// Two connections on two workers, one call on each.
+async fn on_both_workers(rig: &Rig) -> [common::Client; 2] {
+    let clients = [rig.client().await, rig.client().await];
+    for client in &clients {
+        assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);
+    }
+    clients
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_binding_that_was_given_back_is_good_at_no_worker() {
+    for engine in ["sail", "spark"] {
+        let rig = on_shared(engine).await;
+        let clients = on_both_workers(&rig).await;
+        assert_eq!(rig.routes.binds().len(), 2, "each worker asks once");
+        for client in &clients {
+            assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);
+        }
+        assert_eq!(rig.routes.binds().len(), 2, "and remembers");
+        // A newer route that still names it, and one that does not.
+        let bindings = vec![SparkBinding {
+            spark_session_id: SPARK_SESSION.to_owned(),
+        }];
+        rig.routes.announce(Route {
+            version: 2,
+            bindings,
+            ..shared(&rig, engine)
+        });
+        for client in &clients {
+            assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);
+        }
+        assert_eq!(rig.routes.binds().len(), 2, "the route says that it is ours");
+        let stranger = SessionId::generate(Timestamp::from_millis(5), 5);
+        rig.routes.bind(SPARK_SESSION, stranger.as_str());
+        rig.routes.announce(Route {
+            version: 3,
+            ..shared(&rig, engine)
+        });
+        for client in &clients {
+            within("it is somebody else's now", async {
+                loop {
+                    let reply = client.call(rig.ask()).await;
+                    if reply.code() != Code::Ok {
+                        return reply.refused(Reason::SparkSessionTaken);
+                    }
+                }
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_query_whose_spark_session_was_given_back_touches_it_no_more() {
+    let rig = Rig::with(|config| config.backend.sail_keep_alive = Duration::from_secs(1)).await;
+    rig.routes.set(shared(&rig, "sail"));
+    let client = rig.client().await;
+    let mut running = client
+        .begin(&rig.ask().shape(Shape::Hang))
+        .await
+        .expect("it begins");
+    running.finish(request(b"SELECT 1"));
+    let touched = |seen: &Seen| {
+        let config = |path: &str| path.ends_with("/Config");
+        seen.requests.iter().filter(|(path, _)| config(path)).count()
+    };
+    within("it is kept alive", rig.spark.until(|seen| touched(seen) > 0)).await;
+    rig.routes.announce(Route {
+        version: 2,
+        ..shared(&rig, "sail")
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let before = touched(&rig.spark.seen());
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(touched(&rig.spark.seen()), before);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_nobody_can_tell_sail_refuses_and_spark_goes_on() {
     for (engine, expected) in [("sail", Some(Reason::ControlPlaneUnavailable)), ("spark", None)] {
