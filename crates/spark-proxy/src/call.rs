@@ -434,7 +434,7 @@ async fn place(
     let look_until = Instant::now() + LOOK_TIME;
     let until = deadline.map_or(look_until, |deadline| deadline.min(look_until));
     let (route, stamp) = resolve(worker, open, false, until, deadline, not_before).await?;
-    if let Some(backend) = usable(&route, open)? {
+    if let Some(backend) = usable(worker, &route, open)? {
         return Ok(Place::Compute(Found {
             route,
             backend,
@@ -488,7 +488,7 @@ async fn hold(
     let hold_until = Instant::now() + shared.config.routes.hold_max;
     let until = deadline.map_or(hold_until, |deadline| deadline.min(hold_until));
     let (route, stamp) = resolve(worker, open, true, until, deadline, None).await?;
-    match usable(&route, open)? {
+    match usable(worker, &route, open)? {
         Some(backend) => Ok(Found {
             route,
             backend,
@@ -557,8 +557,12 @@ async fn resolve(
 }
 
 /// The compute to call; `None` if there is none in use.
-fn usable(route: &Route, open: &OpenCall) -> Result<Option<Arc<Backend>>, Refused> {
+fn usable(worker: &Worker, route: &Route, open: &OpenCall) -> Result<Option<Arc<Backend>>, Refused> {
+    let shared = &worker.shared;
     route.admits(&open.caller().claims)?;
+    worker
+        .tokens
+        .admitted(open.caller(), shared.config.tokens.leeway, shared.clock.now());
     match &route.state {
         RouteState::Active(backend) => Ok(Some(Arc::clone(backend))),
         RouteState::Gone(gone) => Err(gone.refused()),

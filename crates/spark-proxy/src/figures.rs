@@ -1,8 +1,9 @@
 //! What benchmarks measure of the inside. Not an interface.
 
-use crate::auth::{Caller, Tokens};
+use crate::auth::{Caller, Tokens, hash_of};
 use crate::routes::expired;
 use http::HeaderValue;
+use service_kit::grpc::bearer_of;
 use session_core::Timestamp;
 use session_token::Claims;
 use std::time::Duration;
@@ -18,16 +19,17 @@ impl std::fmt::Debug for TokenCache {
 }
 
 impl TokenCache {
-    /// Remembers a token that was found good.
-    pub fn put(&self, authorization: &HeaderValue, token: &str, claims: Claims, now: Timestamp) {
-        let caller = Caller::of(token, claims, None).into();
-        self.0.put(authorization, &caller, Duration::from_secs(30), now);
+    /// Remembers a token that was found good and admitted.
+    pub fn put(&self, token: &str, claims: Claims, now: Timestamp) {
+        let caller = Caller::checked_with(token, claims, None, 0).into();
+        self.0.admitted(&caller, Duration::from_secs(30), now);
     }
 
     /// What each call does first: is it good, without a signature checked?
     pub fn knows(&self, authorization: &HeaderValue, now: Timestamp) -> bool {
-        self.0
-            .get(authorization, 0)
+        bearer_of(authorization)
+            .ok()
+            .and_then(|token| self.0.get(&hash_of(token), 0))
             .is_some_and(|caller| !expired(&caller.claims, Duration::from_secs(30), now))
     }
 }

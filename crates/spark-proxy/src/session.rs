@@ -281,7 +281,7 @@ impl OpenCall {
         &self.session
     }
 
-    pub(crate) fn caller(&self) -> &Caller {
+    pub(crate) fn caller(&self) -> &Rc<Caller> {
         &self.call.caller
     }
 

@@ -5,7 +5,9 @@
 
 mod common;
 
-use common::{Client, OwnProcess, send, within};
+use common::{Ask, Client, OwnProcess, send, within};
+use session_core::Reason;
+use session_proto::internal::{Route, RouteStatus};
 use test_support::fake_spark::{Shape, request};
 use tonic::Code;
 
@@ -50,4 +52,52 @@ async fn messages_of_128_mib_pass_through_a_small_proxy() {
     let peak = proxy.peak_mib();
     println!("peak memory of the proxy: {peak} MiB");
     assert!(peak <= MOST_MIB, "the proxy took {peak} MiB");
+}
+
+/// A token is one token, however its header is spelled, and one of a closed
+/// session is none that is worth remembering.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn spellings_of_a_token_take_no_memory() {
+    const SPELLINGS: usize = 4000;
+    let proxy = OwnProcess::start(|config| config.limits.calls_per_second_per_org = 0).await;
+    let client = Client::plain(proxy.address).await.unwrap();
+    let token = proxy.token();
+    let spelled = |number: usize| {
+        let bearer: String = "bearer"
+            .chars()
+            .enumerate()
+            .map(|(place, letter)| match number >> place & 1 {
+                0 => letter,
+                _ => letter.to_ascii_uppercase(),
+            })
+            .collect();
+        let spaces = " ".repeat(10_000 + number);
+        Ask::spark("Config").header("authorization", &format!("{bearer}{spaces}{token}"))
+    };
+    let flood = async |code| {
+        for number in 0..SPELLINGS {
+            let reply = client.call(spelled(number)).await;
+            assert!(
+                reply.code() == code || reply.code() == Code::ResourceExhausted,
+                "{reply:?}"
+            );
+        }
+    };
+    flood(Code::Ok).await;
+    let active = proxy.peak_mib();
+    proxy.routes.announce(Route {
+        status: RouteStatus::Closed.into(),
+        version: 2,
+        backend: None,
+        ..proxy.route()
+    });
+    within("it is closed", async {
+        while client.call(spelled(0)).await.code() == Code::Ok {}
+    })
+    .await;
+    client.call(spelled(0)).await.refused(Reason::SessionClosed);
+    flood(Code::FailedPrecondition).await;
+    let closed = proxy.peak_mib();
+    println!("peak memory of the proxy: {active} MiB, of a closed session {closed} MiB");
+    assert!(closed <= MOST_MIB, "the proxy took {closed} MiB");
 }

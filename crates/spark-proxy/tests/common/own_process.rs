@@ -2,6 +2,7 @@
 
 use super::{AUDIENCE, Ask, ISSUER, ORG, config, http_get, new_signer, within, write_jwks};
 use session_core::{SessionId, Timestamp, TokenId};
+use session_proto::internal::Route;
 use session_token::{Claims, Signer};
 use spark_proxy::Config;
 use std::net::{SocketAddr, TcpListener};
@@ -75,6 +76,11 @@ impl OwnProcess {
         })
         .await;
         started
+    }
+
+    /// Its session's route.
+    pub fn route(&self) -> Route {
+        active(self.session.as_str(), ORG, self.spark.address())
     }
 
     /// A new token of its session.

@@ -97,8 +97,8 @@ impl Checks {
             .map(|token| format!("Bearer {token}").parse())
             .collect::<Result<_, _>>()?;
         let cache = TokenCache::default();
-        for ((header, token), claims) in headers.iter().zip(&tokens).zip(&claims) {
-            cache.put(header, token, claims.clone(), now);
+        for (token, claims) in tokens.iter().zip(&claims) {
+            cache.put(token, claims.clone(), now);
         }
         Ok(Self {
             keyring: Keyring::new(&Jwks::new([signer.public_jwk()]), now),
