@@ -37,6 +37,11 @@ const MOST_OPERATIONS: usize = 64;
 /// Tokens of one session whose use is remembered between two reports.
 const MOST_TOKENS: usize = 256;
 const ANSWER_TIME: Duration = Duration::from_secs(5);
+/// Refused calls of one session in a second. They spend nothing of what their
+/// organization may call.
+const MAX_REFUSALS_PER_SECOND: NonZeroU32 = NonZeroU32::new(50).unwrap();
+/// For how long a session whose call was refused counts as one that is refused.
+const REFUSED_LATELY: Duration = Duration::from_secs(10);
 
 /// All tallies.
 pub(crate) struct Ledger {
@@ -90,6 +95,9 @@ pub(crate) struct Tally {
     listed: AtomicBool,
     operations: Mutex<Vec<Arc<OpenOperation>>>,
     tokens: Mutex<HashMap<TokenId, (Timestamp, Timestamp)>>,
+    refusals: DefaultDirectRateLimiter,
+    /// When a call of it was refused last, for a reason that stays.
+    refused_at: Mutex<Option<Instant>>,
     /// What its clients could reattach to on Sail.
     pub(crate) on_sail: Operations,
 }
@@ -146,6 +154,8 @@ impl Ledger {
             listed: AtomicBool::new(false),
             operations: Mutex::default(),
             tokens: Mutex::default(),
+            refusals: RateLimiter::direct(Quota::per_second(MAX_REFUSALS_PER_SECOND)),
+            refused_at: Mutex::default(),
             on_sail: Operations::default(),
         });
         known.sessions.insert(claims.sid.clone(), Arc::downgrade(&tally));
@@ -188,6 +198,21 @@ impl Tally {
     /// May the organization make one more call now?
     pub(crate) fn is_within_rate(&self) -> bool {
         self.org.rate.as_ref().is_none_or(|rate| rate.check().is_ok())
+    }
+
+    /// A call of the session was refused, for a reason that stays.
+    pub(crate) fn note_refusal(&self) {
+        *lock(&self.refused_at) = Some(Instant::now());
+    }
+
+    /// Was a call of it refused not long ago?
+    pub(crate) fn was_refused_lately(&self) -> bool {
+        lock(&self.refused_at).is_some_and(|at| at.elapsed() < REFUSED_LATELY)
+    }
+
+    /// May one more call of the session be refused now with its true reason?
+    pub(crate) fn is_within_refusals(&self) -> bool {
+        self.refusals.check().is_ok()
     }
 
     /// A call that is work begins.

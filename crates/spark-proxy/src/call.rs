@@ -43,7 +43,7 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 const MOST_TRIES: usize = 3;
 /// How long a question may take that waits for nothing.
 const LOOK_TIME: Duration = Duration::from_secs(5);
-/// How long an organization that calls too often should wait.
+/// How long a session whose calls are refused too often should wait.
 const TOO_OFTEN: Duration = Duration::from_secs(1);
 
 /// Why a call ends before its response is complete.
@@ -158,17 +158,25 @@ async fn serve(
     }
 }
 
-/// A place for one more call, within what the session and its organization may take.
+/// A place for one more call, within what the session may take. What is known
+/// to be refused takes none: a dead token spends nothing of its organization's.
 fn admit(worker: &Rc<Worker>, caller: &Rc<Caller>, method: Method) -> Result<OpenCall, Refused> {
     let session = worker.session(&caller.claims);
     let tally = &session.tally;
-    // Clients send one ReleaseExecute for each part of a result.
-    if method != Method::ReleaseExecute && !tally.is_within_rate() {
+    let routes = &worker.shared.routes;
+    let refused = session.refuses(routes, &caller.claims);
+    // Session-manager is asked about a session for the sake of refused calls so
+    // often, and no oftener.
+    let doubtful = session.fresh_route(routes).is_none() && tally.was_refused_lately();
+    if (refused.is_some() || doubtful) && !tally.is_within_refusals() {
         return Err(Refused::new(
             Reason::RateLimited,
-            "The organization makes too many calls at the moment. Try again in a little while.",
+            "Calls of this session were refused too often. See why, and try again in a little while.",
         )
         .retry_after(TOO_OFTEN));
+    }
+    if let Some(refused) = refused {
+        return Err(refused);
     }
     let open = session.open(caller, method, worker.shared.config.limits.calls_per_session)?;
     if caller.is_worth_reporting() {
@@ -533,7 +541,12 @@ async fn resolve(
         };
         let (route, stamp) = match answer {
             Ok(answer) => answer,
-            Err(Miss::Refused(refused)) => return Err(refused.into()),
+            Err(Miss::Refused(refused)) => {
+                if stays_refused(refused.reason) {
+                    open.tally().note_refusal();
+                }
+                return Err(refused.into());
+            }
             Err(Miss::Unreachable) => session
                 .bearable_route(routes)
                 .ok_or_else(control_plane_unavailable)?,
@@ -559,7 +572,10 @@ async fn resolve(
 /// The compute to call; `None` if there is none in use.
 fn usable(worker: &Worker, route: &Route, open: &OpenCall) -> Result<Option<Arc<Backend>>, Refused> {
     let shared = &worker.shared;
-    route.admits(&open.caller().claims)?;
+    route
+        .admits(&open.caller().claims)
+        .inspect_err(|_| open.tally().note_refusal())?;
+    open.spend_rate()?;
     worker
         .tokens
         .admitted(open.caller(), shared.config.tokens.leeway, shared.clock.now());
@@ -568,6 +584,19 @@ fn usable(worker: &Worker, route: &Route, open: &OpenCall) -> Result<Option<Arc<
         RouteState::Gone(gone) => Err(gone.refused()),
         RouteState::Pending(_) | RouteState::Idle(_) => Ok(None),
     }
+}
+
+/// Is a call refused for the same reason when it is made again?
+const fn stays_refused(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::SessionClosed
+            | Reason::SessionFailed
+            | Reason::TokenRevoked
+            | Reason::TokenInvalid
+            | Reason::OrgDisabled
+            | Reason::NotAuthorized
+    )
 }
 
 fn why_not_active(route: &Route) -> &str {

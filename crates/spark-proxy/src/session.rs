@@ -14,6 +14,7 @@ use crate::routes::book::{Routes, Stamp};
 use crate::routes::{Backend, Gone, Order, Route, RouteState, revoked};
 use session_core::{Engine, Reason, SessionId};
 use session_proto::error::Refused;
+use session_token::Claims;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
@@ -63,10 +64,14 @@ pub(crate) struct OpenCall {
     call: Rc<Call>,
     /// Since it is known to be work.
     working: RefCell<Option<Working>>,
+    /// It is counted among the calls of its organization.
+    rated: Cell<bool>,
 }
 
 /// When to try again where calls of the session must end first.
 const WAIT_FOR_ROOM: Duration = Duration::from_secs(1);
+/// How long an organization that calls too often should wait.
+const TOO_OFTEN: Duration = Duration::from_secs(1);
 /// Bindings that are remembered; more can be asked for again.
 const MOST_BOUND: usize = 256;
 
@@ -123,6 +128,7 @@ impl Session {
             session: Rc::clone(self),
             call,
             working: RefCell::default(),
+            rated: Cell::default(),
         })
     }
 
@@ -177,6 +183,15 @@ impl Session {
             .as_ref()
             .filter(|(_, stamp)| routes.is_fresh(*stamp))
             .cloned()
+    }
+
+    /// Why a token is refused, if that is known without asking.
+    pub(crate) fn refuses(&self, routes: &Routes, claims: &Claims) -> Option<Refused> {
+        if let Some(gone) = &*self.gone.borrow() {
+            return Some(gone.refused());
+        }
+        let (route, _) = self.fresh_route(routes)?;
+        route.admits(claims).err()
     }
 
     /// The route, if it may be used while nobody can be asked.
@@ -296,6 +311,23 @@ impl OpenCall {
 
     pub(crate) fn tally(&self) -> &Arc<Tally> {
         &self.session.tally
+    }
+
+    /// Counts the call, once its token was admitted, among those that its
+    /// organization makes. Clients send one `ReleaseExecute` for each part of a
+    /// result: these are free.
+    pub(crate) fn spend_rate(&self) -> Result<(), Refused> {
+        if self.rated.replace(true) || self.method() == Method::ReleaseExecute {
+            return Ok(());
+        }
+        if self.session.tally.is_within_rate() {
+            return Ok(());
+        }
+        Err(Refused::new(
+            Reason::RateLimited,
+            "The organization makes too many calls at the moment. Try again in a little while.",
+        )
+        .retry_after(TOO_OFTEN))
     }
 
     /// The call goes to compute now.

@@ -170,6 +170,93 @@ async fn an_organization_calls_so_often_and_no_oftener() {
     assert_eq!(free.code(), Code::Ok);
 }
 
+/// Calls with each of these tokens as fast as they are answered, until dropped.
+fn flood(client: &Client, tokens: &[String]) -> tokio::task::JoinSet<()> {
+    let mut flood = tokio::task::JoinSet::new();
+    for token in tokens {
+        let (client, token) = (client.clone(), token.clone());
+        flood.spawn(async move {
+            loop {
+                let reply = client.call(Ask::execute(&token)).await;
+                assert_ne!(reply.code(), Code::Ok);
+            }
+        });
+    }
+    flood
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_tokens_spend_nothing_of_their_organization() {
+    let rig = Rig::with(|config| config.limits.calls_per_second_per_org = 5).await;
+    let good = rig.token();
+    // Of an older epoch, revoked, of a closed session, and one that only
+    // session-manager refuses.
+    let (mut old, mut revoked, mut closed) = (rig.claims(), rig.claims(), rig.claims());
+    old.sid = SessionId::generate(Timestamp::from_millis(5), 1);
+    revoked.sid = SessionId::generate(Timestamp::from_millis(5), 2);
+    closed.sid = SessionId::generate(Timestamp::from_millis(5), 3);
+    let mut denied = rig.claims();
+    denied.sid = SessionId::generate(Timestamp::from_millis(5), 4);
+    let of = |sid: &SessionId| Route {
+        session_id: sid.to_string(),
+        ..rig.route()
+    };
+    rig.routes.set(Route {
+        token_epoch: 2,
+        ..of(&old.sid)
+    });
+    rig.routes.set(Route {
+        revoked_tokens: vec![session_proto::internal::RevokedToken {
+            token_id: revoked.jti.to_string(),
+            until: None,
+        }],
+        ..of(&revoked.sid)
+    });
+    rig.routes.set(Route {
+        status: RouteStatus::Closed.into(),
+        backend: None,
+        ..of(&closed.sid)
+    });
+    let dead: Vec<String> = [&old, &revoked, &closed, &denied]
+        .map(|claims| rig.sign(claims))
+        .into();
+    rig.routes.set(of(&denied.sid));
+    let refused = session_proto::error::Refused::new(Reason::TokenRevoked, "shut out");
+    rig.routes.refuse(&dead[3], refused.into_status());
+    let client = rig.client().await;
+    for (token, reason) in dead.iter().zip([
+        Reason::TokenRevoked,
+        Reason::TokenRevoked,
+        Reason::SessionClosed,
+        Reason::TokenRevoked,
+    ]) {
+        client.call(Ask::execute(token)).await.refused(reason);
+    }
+    let flood = flood(&client, &dead);
+    let honest = rig.client().await;
+    let asked = rig.routes.asked().len();
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let reply = honest.call(Ask::execute(&good)).await;
+        assert_eq!(reply.code(), Code::Ok, "{reply:?}");
+    }
+    let opened = rig.metric("spark_proxy_calls_opened_total").await;
+    assert!(opened > 1000.0, "it is a flood: {opened} calls");
+    let asked = rig.routes.asked().len() - asked;
+    assert!(asked < 400, "session-manager was asked {asked} times in 3 s");
+    drop(flood);
+    // It still learns what it is refused for, now and then.
+    within("its true reason", async {
+        loop {
+            let status = client.call(Ask::execute(&dead[0])).await.status();
+            if session_proto::error::reason_of(&status) == Some(Reason::TokenRevoked) {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
 async fn hold(rig: &Rig, client: &Client, session: &SessionId) -> common::Running {
     let mut claims = rig.claims();
     claims.sid = session.clone();
