@@ -6,6 +6,7 @@
 //! session that was quiet gets a call, because only then session-manager could
 //! take it for idle.
 
+use crate::identity::SparkSessionId;
 use crate::method::Method;
 use crate::metrics::Metrics;
 use crate::operations::Operations;
@@ -107,6 +108,14 @@ pub(crate) struct Working {
     tally: Arc<Tally>,
     began: Instant,
     operation: Option<Arc<OpenOperation>>,
+}
+
+/// An operation, as the engine knows it.
+pub(crate) struct OperationName {
+    pub(crate) spark_session: SparkSessionId,
+    /// Spark finds a Spark session by it.
+    pub(crate) user_id: String,
+    pub(crate) operation: String,
 }
 
 impl Ledger {
@@ -308,20 +317,14 @@ impl Tally {
 
 impl Working {
     /// Which operation it is.
-    pub(crate) fn on_operation(
-        &mut self,
-        spark_session: &str,
-        user_id: &str,
-        operation: &str,
-        method: Method,
-    ) {
+    pub(crate) fn on_operation(&mut self, operation: OperationName, method: Method) {
         if self.operation.is_some() {
             return;
         }
         let operation = Arc::new(OpenOperation {
-            spark_session_id: spark_session.to_owned(),
-            operation_id: operation.to_owned(),
-            user_id: user_id.to_owned(),
+            spark_session_id: operation.spark_session.as_str().to_owned(),
+            operation_id: operation.operation,
+            user_id: operation.user_id,
             method: method.as_str().to_owned(),
             started_at: Some(timestamp(self.tally.clock.now())),
         });

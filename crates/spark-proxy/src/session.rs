@@ -5,7 +5,7 @@
 //! waits. It is on the session's list before the route is looked at, so that
 //! an end that is announced at any moment reaches it.
 
-use crate::activity::{Tally, Working};
+use crate::activity::{OperationName, Tally, Working};
 use crate::auth::Caller;
 use crate::forward::backend_lost;
 use crate::identity::{Operation, SparkSessionId};
@@ -64,6 +64,8 @@ pub(crate) struct OpenCall {
     call: Rc<Call>,
     /// Since it is known to be work.
     working: RefCell<Option<Working>>,
+    /// The operation that it runs, until it is known to be work.
+    runs: RefCell<Option<OperationName>>,
     /// It is counted among the calls of its organization.
     rated: Cell<bool>,
 }
@@ -128,6 +130,7 @@ impl Session {
             session: Rc::clone(self),
             call,
             working: RefCell::default(),
+            runs: RefCell::default(),
             rated: Cell::default(),
         })
     }
@@ -341,9 +344,14 @@ impl OpenCall {
 
     /// The call is work: its session is busy until it ends.
     pub(crate) fn work(&self) {
-        self.working
-            .borrow_mut()
-            .get_or_insert_with(|| self.session.tally.work());
+        let mut working = self.working.borrow_mut();
+        if working.is_none() {
+            let mut begun = self.session.tally.work();
+            if let Some(operation) = self.runs.take() {
+                begun.on_operation(operation, self.method());
+            }
+            *working = Some(begun);
+        }
     }
 
     /// What its request said of the operation, once all of it was read.
@@ -354,10 +362,17 @@ impl OpenCall {
         }
     }
 
-    /// Which operation it runs, and under which `user_id` at the engine.
+    /// Which operation it runs, and under which `user_id` at the engine. One
+    /// that becomes work later, as what reattaches does, shows it from then on.
     pub(crate) fn runs(&self, spark_session: &SparkSessionId, user_id: &str, operation: &str) {
-        if let Some(working) = &mut *self.working.borrow_mut() {
-            working.on_operation(spark_session.as_str(), user_id, operation, self.method());
+        let operation = OperationName {
+            spark_session: *spark_session,
+            user_id: user_id.to_owned(),
+            operation: operation.to_owned(),
+        };
+        match &mut *self.working.borrow_mut() {
+            Some(working) => working.on_operation(operation, self.method()),
+            None => *self.runs.borrow_mut() = Some(operation),
         }
     }
 

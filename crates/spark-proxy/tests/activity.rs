@@ -9,7 +9,7 @@ use session_core::{Reason, SessionId, Timestamp};
 use session_proto::internal::{Route, RouteStatus, SessionActivity};
 use session_proto::spark::execute_plan_request::RequestOption;
 use session_proto::spark::execute_plan_request::request_option::RequestOption as Kind;
-use session_proto::spark::{ExecutePlanRequest, ReattachOptions};
+use session_proto::spark::{ExecutePlanRequest, ReattachExecuteRequest, ReattachOptions};
 use std::time::Duration;
 use test_support::fake_spark::{OPERATION, SPARK_SESSION, Shape, framed, request};
 use tonic::Code;
@@ -97,6 +97,53 @@ async fn a_call_is_reported_at_once_for_as_long_as_it_runs_and_when_it_ends() {
             .iter()
             .all(|report| report.proxy_id == reports[0].proxy_id)
     );
+}
+
+/// Spark cuts every stream after two minutes; its client comes back, on any
+/// connection, by `ReattachExecute`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operation_that_is_reattached_is_reported_as_before() {
+    let rig = Rig::start().await;
+    let client = rig.client().await;
+    let message = ReattachExecuteRequest {
+        session_id: SPARK_SESSION.to_owned(),
+        operation_id: OPERATION.to_owned(),
+        ..ReattachExecuteRequest::default()
+    };
+    let ask = Ask::spark("ReattachExecute")
+        .bearer(&rig.token())
+        .shape(Shape::HangAfterOne);
+    let mut running = client.begin(&ask).await.unwrap();
+    running.finish(framed(&message.encode_to_vec()));
+    let (upload, response) = within("headers", running.head()).await.unwrap();
+    let busy = of(&rig, 1);
+    let reported = |activity: &SessionActivity| busy(activity) && !activity.operations.is_empty();
+    within(
+        "it is said at once",
+        rig.routes
+            .until_reported(|reports| reports.iter().flat_map(|report| &report.sessions).any(reported)),
+    )
+    .await;
+    let reports = rig.routes.reports();
+    let said = reports
+        .iter()
+        .flat_map(|report| &report.sessions)
+        .find(|activity| reported(activity))
+        .unwrap();
+    assert_eq!(said.operations.len(), 1);
+    let operation = &said.operations[0];
+    assert_eq!(operation.spark_session_id, SPARK_SESSION);
+    assert_eq!(operation.operation_id, OPERATION);
+    assert_eq!(operation.user_id, "sa|tester");
+    assert_eq!(operation.method, "ReattachExecute");
+    drop((upload, response, client));
+    let quiet = of(&rig, 0);
+    within(
+        "its end is said",
+        rig.routes
+            .until_reported(|reports| reports.iter().flat_map(|report| &report.sessions).any(&quiet)),
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
