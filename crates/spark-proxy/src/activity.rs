@@ -12,13 +12,16 @@ use crate::metrics::Metrics;
 use crate::operations::Operations;
 use crate::worker::lock;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use prost::Message as _;
+use service_kit::grpc::MAX_MESSAGE;
 use service_kit::projected::ServiceChannel;
 use session_core::{Clock, OrgId, SessionId, Timestamp, TokenId};
 use session_proto::convert::timestamp;
+use session_proto::error::reason_of;
 use session_proto::internal::route_service_client::RouteServiceClient;
 use session_proto::internal::{OpenOperation, ReportActivityRequest, SessionActivity, TokenUse, Usage};
 use session_token::Claims;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, Weak};
@@ -26,6 +29,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
+use tonic::Code;
 
 /// Reports are sent this often (DESIGN §5.10).
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -33,6 +37,14 @@ const INTERVAL: Duration = Duration::from_secs(5);
 const GATHER: Duration = Duration::from_millis(20);
 /// Sessions in one report.
 const MOST_SESSIONS: usize = 1000;
+/// Bytes of one report, if it has more than one session: a quarter of what
+/// session-manager takes.
+const MAX_REPORT_BYTES: usize = MAX_MESSAGE / 4;
+/// An operation's id is cut here, as session-manager does too.
+const MAX_OPERATION_ID_BYTES: usize = 128;
+/// Refusals that are put up with before the rest of what is to be reported is
+/// left out: those that one bad record in a full report takes, a few times.
+const MAX_REFUSED_REPORTS: usize = 64;
 /// Operations of one session in one report.
 const MOST_OPERATIONS: usize = 64;
 /// Tokens of one session whose use is remembered between two reports.
@@ -323,7 +335,7 @@ impl Working {
         }
         let operation = Arc::new(OpenOperation {
             spark_session_id: operation.spark_session.as_str().to_owned(),
-            operation_id: operation.operation,
+            operation_id: cut(operation.operation),
             user_id: operation.user_id,
             method: method.as_str().to_owned(),
             started_at: Some(timestamp(self.tally.clock.now())),
@@ -347,6 +359,11 @@ impl Drop for Working {
     }
 }
 
+fn cut(mut id: String) -> String {
+    id.truncate(id.floor_char_boundary(MAX_OPERATION_ID_BYTES));
+    id
+}
+
 /// Reports until `stop`.
 pub(crate) async fn run(
     ledger: Arc<Ledger>,
@@ -361,7 +378,7 @@ pub(crate) async fn run(
         metrics,
         sequence: 0,
         listed: HashMap::new(),
-        unsent: None,
+        unsent: VecDeque::new(),
     };
     let mut tick = tokio::time::interval(INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -390,8 +407,50 @@ struct Reporter {
     sequence: u64,
     /// Sessions that were busy, or used, when last reported.
     listed: HashMap<SessionId, Arc<Tally>>,
-    /// A report whose answer did not come: sent again before any other.
-    unsent: Option<ReportActivityRequest>,
+    /// What was taken from the tallies and is not known to have arrived: sent
+    /// before anything else.
+    unsent: VecDeque<Part>,
+}
+
+/// One report.
+struct Part {
+    sessions: Vec<SessionActivity>,
+    /// Once it was sent: the number under which its amounts count once.
+    sequence: Option<u64>,
+}
+
+impl Part {
+    fn new(sessions: Vec<SessionActivity>) -> Self {
+        Self {
+            sessions,
+            sequence: None,
+        }
+    }
+
+    /// What fits into one report, and what was taken beyond it.
+    fn fill(mut next: impl FnMut() -> Option<SessionActivity>) -> (Self, Option<SessionActivity>) {
+        let (mut sessions, mut bytes) = (Vec::new(), 0);
+        while sessions.len() < MOST_SESSIONS
+            && let Some(activity) = next()
+        {
+            bytes += activity.encoded_len();
+            if bytes > MAX_REPORT_BYTES && !sessions.is_empty() {
+                return (Self::new(sessions), Some(activity));
+            }
+            sessions.push(activity);
+        }
+        (Self::new(sessions), None)
+    }
+}
+
+/// Will a report be refused each time that it is sent? Without a reason of ours
+/// `RESOURCE_EXHAUSTED` is said of messages that are too large.
+fn is_final(status: &tonic::Status) -> bool {
+    match status.code() {
+        Code::InvalidArgument | Code::OutOfRange => true,
+        Code::ResourceExhausted => reason_of(status).is_none(),
+        _ => false,
+    }
 }
 
 impl Reporter {
@@ -409,28 +468,25 @@ impl Reporter {
         } else {
             batch.values().cloned().collect()
         };
-        if let Some(report) = self.unsent.take()
-            && !self.send(report).await
-        {
+        if !self.send().await {
             // What the tallies gathered stays there; who is in flight is said when somebody listens.
             return;
         }
         // One that has nothing to say still says that this proxy lives.
-        let empty: [&[Arc<Tally>]; 1] = [&[]];
-        let parts: Vec<&[Arc<Tally>]> = if chosen.is_empty() {
-            empty.to_vec()
-        } else {
-            chosen.chunks(MOST_SESSIONS).collect()
-        };
-        for part in parts {
-            self.sequence += 1;
-            let report = ReportActivityRequest {
-                proxy_id: self.proxy_id.clone(),
-                sessions: part.iter().map(|tally| tally.take()).collect(),
-                sequence: self.sequence,
-            };
-            if !self.send(report).await {
+        let mut left = chosen.iter().map(|tally| tally.take());
+        let mut beyond = None;
+        loop {
+            let (part, carried) = Part::fill(|| beyond.take().or_else(|| left.next()));
+            self.unsent.push_back(part);
+            let is_sent = self.send().await;
+            beyond = carried;
+            if !is_sent {
+                self.unsent
+                    .extend(beyond.map(|activity| Part::new(vec![activity])));
                 return;
+            }
+            if beyond.is_none() && left.len() == 0 {
+                break;
             }
         }
         // Who is silent, and was said to be, is not said again.
@@ -443,30 +499,112 @@ impl Reporter {
         });
     }
 
-    async fn send(&mut self, report: ReportActivityRequest) -> bool {
-        let sent = tokio::time::timeout(ANSWER_TIME, self.client.report_activity(report.clone())).await;
-        match sent {
-            Ok(Ok(_)) => true,
-            Ok(Err(status)) if status.code() == tonic::Code::InvalidArgument => {
-                // It would be refused again and again.
-                tracing::error!(
-                    message = status.message(),
-                    "session-manager refused a report of activity"
-                );
-                self.metrics.reports_failed.inc();
-                true
+    /// Sends what is unsent; false if session-manager cannot be reached. What it
+    /// refuses for good is sent in halves, down to the one session that is bad.
+    async fn send(&mut self) -> bool {
+        let mut refused = 0;
+        while let Some(mut part) = self.unsent.pop_front() {
+            let sequence = *part.sequence.get_or_insert_with(|| {
+                self.sequence += 1;
+                self.sequence
+            });
+            let report = ReportActivityRequest {
+                proxy_id: self.proxy_id.clone(),
+                sessions: part.sessions.clone(),
+                sequence,
+            };
+            let sent = tokio::time::timeout(ANSWER_TIME, self.client.report_activity(report)).await;
+            match sent {
+                Ok(Ok(_)) => continue,
+                Ok(Err(status)) if is_final(&status) => {
+                    refused += 1;
+                    self.split(part, &status);
+                    if refused >= MAX_REFUSED_REPORTS {
+                        tracing::error!("session-manager refuses all reports of activity; they are left out");
+                        self.unsent.clear();
+                    }
+                }
+                Ok(Err(status)) => {
+                    tracing::debug!(code = ?status.code(), "a report of activity failed");
+                    self.unsent.push_front(part);
+                }
+                Err(_) => self.unsent.push_front(part),
             }
-            Ok(Err(status)) => {
-                tracing::debug!(code = ?status.code(), "a report of activity failed");
-                self.metrics.reports_failed.inc();
-                self.unsent = Some(report);
-                false
-            }
-            Err(_) => {
-                self.metrics.reports_failed.inc();
-                self.unsent = Some(report);
-                false
+            self.metrics.reports_failed.inc();
+            if self.unsent.front().is_some_and(|part| part.sequence.is_some()) {
+                return false;
             }
         }
+        true
+    }
+
+    /// What is left of a report that was refused for good.
+    fn split(&mut self, part: Part, status: &tonic::Status) {
+        let mut first = part.sessions;
+        if first.len() > 1 {
+            let second = first.split_off(first.len() / 2);
+            self.unsent.push_front(Part::new(second));
+            self.unsent.push_front(Part::new(first));
+            return;
+        }
+        tracing::error!(
+            session = first.first().map(|activity| activity.session_id.as_str()),
+            code = ?status.code(),
+            message = status.message(),
+            "session-manager refused a report of activity"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn activity(bytes: usize) -> SessionActivity {
+        SessionActivity {
+            session_id: "x".repeat(bytes),
+            ..SessionActivity::default()
+        }
+    }
+
+    /// The sessions and bytes of each report for sessions of so many bytes.
+    fn parts(sessions: &[usize]) -> Vec<(usize, usize)> {
+        let mut left = sessions.iter().map(|bytes| activity(*bytes));
+        let mut beyond = None;
+        let mut parts = Vec::new();
+        loop {
+            let (part, carried) = Part::fill(|| beyond.take().or_else(|| left.next()));
+            beyond = carried;
+            let report = ReportActivityRequest {
+                sessions: part.sessions,
+                ..ReportActivityRequest::default()
+            };
+            parts.push((report.sessions.len(), report.encoded_len()));
+            if beyond.is_none() && left.len() == 0 {
+                return parts;
+            }
+        }
+    }
+
+    #[test]
+    fn a_report_is_split_by_sessions_and_by_bytes() {
+        assert_eq!(parts(&[]), [(0, 0)], "one without anything says that we live");
+        let sessions = |parts: &[(usize, usize)]| parts.iter().map(|part| part.0).collect::<Vec<_>>();
+        assert_eq!(sessions(&parts(&[10; 2500])), [1000, 1000, 500]);
+        let large = parts(&[10_000; 1000]);
+        assert_eq!(large.iter().map(|part| part.0).sum::<usize>(), 1000);
+        assert!(
+            large
+                .iter()
+                .all(|part| part.1 <= MAX_REPORT_BYTES + 8 * MOST_SESSIONS)
+        );
+        assert_eq!(sessions(&parts(&[10, 3 * MAX_REPORT_BYTES, 10])), [1, 1, 1]);
+    }
+
+    #[test]
+    fn an_id_is_cut_between_characters() {
+        assert_eq!(cut("ä".repeat(100)), "ä".repeat(64));
+        assert_eq!(cut("a".repeat(129)).len(), 128);
+        assert_eq!(cut("short".to_owned()), "short");
     }
 }

@@ -146,6 +146,67 @@ async fn an_operation_that_is_reattached_is_reported_as_before() {
     .await;
 }
 
+/// One call of each of so many sessions, at once.
+async fn use_sessions(rig: &Rig, count: u64) -> Vec<String> {
+    let client = rig.client().await;
+    let mut calls = tokio::task::JoinSet::new();
+    let mut sessions = Vec::new();
+    for number in 0..count {
+        let mut claims = rig.claims();
+        claims.sid = SessionId::generate(Timestamp::from_millis(5), number);
+        rig.routes.set(Route {
+            session_id: claims.sid.to_string(),
+            ..rig.route()
+        });
+        sessions.push(claims.sid.to_string());
+        let (client, ask) = (client.clone(), Ask::execute(&rig.sign(&claims)));
+        calls.spawn(async move { client.call(ask).await.code() });
+    }
+    while let Some(code) = calls.join_next().await {
+        assert_eq!(code.expect("a call"), Code::Ok);
+    }
+    sessions
+}
+
+/// Waits until each of these sessions' one call was reported, and none twice.
+async fn until_each_is_reported_once(rig: &Rig, sessions: &[String]) {
+    let calls = |reports: &[session_proto::internal::ReportActivityRequest], session: &String| {
+        let of = reports.iter().flat_map(|report| &report.sessions);
+        of.filter(|activity| activity.session_id == *session)
+            .filter_map(|activity| Some(activity.usage?.rpcs))
+            .sum::<u64>()
+    };
+    within(
+        "all are reported",
+        rig.routes
+            .until_reported(|reports| sessions.iter().all(|session| calls(reports, session) > 0)),
+    )
+    .await;
+    let reports = rig.routes.reports();
+    assert!(sessions.iter().all(|session| calls(&reports, session) == 1));
+    let numbers: Vec<u64> = reports.iter().map(|report| report.sequence).collect();
+    assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_record_holds_up_no_other() {
+    let rig = Rig::start().await;
+    let bad = SessionId::generate(Timestamp::from_millis(5), 7).to_string();
+    rig.routes.refuse_reports_of(&bad);
+    let mut sessions = use_sessions(&rig, 40).await;
+    sessions.retain(|session| *session != bad);
+    assert_eq!(sessions.len(), 39);
+    until_each_is_reported_once(&rig, &sessions).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_that_is_too_large_is_sent_in_parts() {
+    let rig = Rig::start().await;
+    rig.routes.limit_reports(3);
+    let sessions = use_sessions(&rig, 40).await;
+    until_each_is_reported_once(&rig, &sessions).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn housekeeping_is_no_activity() {
     let rig = Rig::start().await;

@@ -7,7 +7,7 @@ use session_proto::internal::watch_routes_response::Update;
 use session_proto::internal::{
     Backend, BindSparkSessionRequest, BindSparkSessionResponse, ReportActivityRequest,
     ReportActivityResponse, ResolveRouteRequest, ResolveRouteResponse, Route, RouteChange, RouteHeartbeat,
-    RouteReset, RouteStatus, WatchRoutesRequest, WatchRoutesResponse,
+    RouteReset, RouteStatus, SessionActivity, WatchRoutesRequest, WatchRoutesResponse,
 };
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -46,6 +46,8 @@ struct State {
     bind_refusal: Option<Status>,
     replaced: bool,
     is_silent: bool,
+    bad_report: Option<String>,
+    largest_report: usize,
 }
 
 /// An active route of version 1 to dedicated Spark at `backend`.
@@ -75,6 +77,16 @@ impl FakeRoutes {
         self.fake.state().is_silent = silent;
     }
 
+    /// Refuses every report of this session.
+    pub fn refuse_reports_of(&self, session: &str) {
+        self.fake.state().bad_report = Some(session.to_owned());
+    }
+
+    /// Refuses every report of more sessions than these, as too large.
+    pub fn limit_reports(&self, sessions: usize) {
+        self.fake.state().largest_report = sessions;
+    }
+
     /// The next bind says that the Spark session is older than the compute.
     pub fn replace_next(&self) {
         self.fake.state().replaced = true;
@@ -94,6 +106,8 @@ impl FakeRoutes {
             bind_refusal: None,
             replaced: false,
             is_silent: false,
+            bad_report: None,
+            largest_report: usize::MAX,
         };
         let fake = Fake(Arc::new(Mutex::new(state)));
         let (address, stop) = serve(fake.clone(), ([127, 0, 0, 1], 0).into()).await?;
@@ -375,9 +389,16 @@ impl RouteService for Fake {
         &self,
         request: Request<ReportActivityRequest>,
     ) -> Result<Response<ReportActivityResponse>, Status> {
-        self.state()
-            .reports
-            .send_modify(|reports| reports.push(request.into_inner()));
+        let report = request.into_inner();
+        let state = self.state();
+        if report.sessions.len() > state.largest_report {
+            return Err(Status::out_of_range("decoded message length too large"));
+        }
+        let is_bad = |activity: &SessionActivity| Some(&activity.session_id) == state.bad_report.as_ref();
+        if report.sessions.iter().any(is_bad) {
+            return Err(Status::invalid_argument("a bad record"));
+        }
+        state.reports.send_modify(|reports| reports.push(report));
         Ok(Response::new(ReportActivityResponse {}))
     }
 
