@@ -265,7 +265,7 @@ mod tests {
             iat: 1000,
             nbf: 1000,
             exp: 2000,
-            jti: TokenId::generate(NOW, number.into()),
+            jti: TokenId::generate(NOW, number),
         };
         Rc::new(Caller::checked_with(&token, claims, None, 0))
     }

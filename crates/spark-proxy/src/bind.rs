@@ -159,6 +159,7 @@ pub(crate) async fn check_clone(
     })?;
     match request.new_session_id {
         Some(id) => {
+            let _gate = open.session().binding.lock().await;
             bind(worker, open, route, backend, parse(&id)?, true).await?;
             Ok(())
         }
@@ -181,6 +182,7 @@ pub(crate) async fn check_cloned(
         ));
     };
     let cloned = parse(&response.new_session_id)?;
+    let _gate = open.session().binding.lock().await;
     bind(worker, open, route, backend, cloned, true).await?;
     Ok(())
 }
@@ -244,7 +246,7 @@ async fn ask(
     let shared = &worker.shared;
     let mut request = tonic::Request::new(request);
     request.set_timeout(within);
-    let mut client = shared.routes.client();
+    let mut client = shared.routes.control_client();
     // On the control runtime, where the channel lives; it goes on if the call is given up.
     let asked = shared
         .control

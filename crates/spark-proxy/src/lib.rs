@@ -104,7 +104,10 @@ pub async fn run_with_clock(
         (TlsMode::Required | TlsMode::Auto, Some(files)) => Some(ServerTls::load(&files, H2)?),
     };
     let backend_tls = ClientTls::load(&config.backend.tls, H2)?;
-    let channel = service_kit::projected::service_channel(&config.manager).context("manager")?;
+    // Each channel is one connection, whose streams are counted: look-ups cannot
+    // take those of what keeps this proxy's state true.
+    let channel = || service_kit::projected::service_channel(&config.manager).context("manager");
+    let (lookup_channel, control_channel) = (channel()?, channel()?);
 
     let admin = Admin::new(service_kit::build_info!());
     let ready = admin.readiness.condition("keys");
@@ -141,9 +144,10 @@ pub async fn run_with_clock(
         };
         let (events_to, events): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
         let (accepted_to, accepted): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
-        let client = RouteServiceClient::new(channel);
+        let control_client = RouteServiceClient::new(control_channel);
         let routes = Routes::new(
-            client.clone(),
+            RouteServiceClient::new(lookup_channel),
+            control_client.clone(),
             config.routes.clone(),
             events_to,
             Arc::clone(&metrics),
@@ -160,7 +164,7 @@ pub async fn run_with_clock(
         ));
         tokio::spawn(activity::run(
             Arc::clone(&ledger),
-            client,
+            control_client,
             proxy_id,
             Arc::clone(&metrics),
             shutdown.forced(),

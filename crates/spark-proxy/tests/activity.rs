@@ -365,6 +365,38 @@ async fn dead_tokens_spend_nothing_of_their_organization() {
     .await;
 }
 
+/// Look-ups have a connection of their own: they cannot take the streams of
+/// reports, binds and the watch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn look_ups_that_hang_hold_up_no_report() {
+    const HANGING: u64 = 300;
+    let rig = Rig::start().await;
+    let client = rig.client().await;
+    assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);
+    let busy = of(&rig, 1);
+    let mut calls = tokio::task::JoinSet::new();
+    for number in 0..HANGING {
+        let mut claims = rig.claims();
+        claims.sid = SessionId::generate(Timestamp::from_millis(5), number);
+        rig.routes.hang(claims.sid.as_str());
+        let (client, ask) = (client.clone(), Ask::execute(&rig.sign(&claims)));
+        calls.spawn(async move { client.call(ask).await.code() });
+    }
+    within("many look-ups hang", rig.routes.until_asked(200)).await;
+    let since = std::time::Instant::now();
+    let mut running = client.begin(&rig.ask().shape(Shape::HangAfterOne)).await.unwrap();
+    running.finish(request(b"go"));
+    within(
+        "a report",
+        rig.routes
+            .until_reported(|reports| reports.iter().flat_map(|report| &report.sessions).any(&busy)),
+    )
+    .await;
+    assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
+    assert_eq!(rig.metric("spark_proxy_watching_routes").await, 1.0);
+    calls.abort_all();
+}
+
 async fn hold(rig: &Rig, client: &Client, session: &SessionId) -> common::Running {
     let mut claims = rig.claims();
     claims.sid = session.clone();

@@ -193,6 +193,47 @@ async fn a_session_manager_that_lost_its_store_is_not_trusted() {
     .await;
 }
 
+/// Sessions that wait for compute take nothing that others need of the
+/// connections to session-manager.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_hundred_waiting_sessions_hold_up_no_other() {
+    const WAITING: usize = 300;
+    let whole = Whole::start().await;
+    let client = whole.client(0).await;
+    let mut held = Vec::new();
+    for _ in 0..WAITING {
+        let session = whole.pending_session().await;
+        let token = whole.first_token(&session).await.token;
+        let mut call = client.begin(&Ask::execute(&token)).await.unwrap();
+        call.finish(request(b"go"));
+        held.push(call);
+    }
+    let metric = async |name: &str| {
+        let (_, text) = common::http_get(whole.admins[0], "/metrics").await;
+        common::read_metric(&text, name)
+    };
+    within("all wait", async {
+        while metric("spark_proxy_held_calls").await < 300.0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    let failed = metric("spark_proxy_activity_reports_failed_total").await;
+    let mut firsts = Vec::new();
+    for _ in 0..20 {
+        let session = whole.session().await;
+        let token = whole.first_token(&session).await.token;
+        let since = Instant::now();
+        assert_eq!(client.call(Ask::execute(&token)).await.code(), Code::Ok);
+        firsts.push(since.elapsed());
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    assert!(figures("first calls beside 300 waiting sessions", firsts) < Duration::from_secs(1));
+    assert_eq!(metric("spark_proxy_activity_reports_failed_total").await, failed);
+    assert_eq!(metric("spark_proxy_watching_routes").await, 1.0);
+    assert_eq!(metric("spark_proxy_held_calls").await, 300.0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_is_recorded_listed_used_and_taken_back() {
     let whole = Whole::start().await;

@@ -373,6 +373,31 @@ async fn an_unusable_catalog_is_said_and_not_remembered() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storm_of_clones_is_bound_one_by_one() {
+    let rig = Rig::with(|config| config.listen.workers = 1).await;
+    rig.routes.set(shared(&rig, "spark"));
+    let client = rig.client().await;
+    assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);
+    rig.routes.slow_binds(Duration::from_millis(20));
+    let mut storm = tokio::task::JoinSet::new();
+    for number in 0..30 {
+        let message = CloneSessionRequest {
+            session_id: SPARK_SESSION.to_owned(),
+            new_session_id: Some(format!("{number:0>8}-89ab-cdef-0123-456789abcdef")),
+            ..CloneSessionRequest::default()
+        };
+        let ask = Ask::spark("CloneSession")
+            .bearer(&rig.token())
+            .body(framed(&message.encode_to_vec()));
+        let client = client.clone();
+        storm.spawn(async move { client.call(ask).await });
+    }
+    while within("the clones", storm.join_next()).await.is_some() {}
+    assert!(rig.routes.binds().len() > 30);
+    assert_eq!(rig.routes.most_binds(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clone_is_bound_before_it_comes_to_be() {
     let rig = on_shared("spark").await;
     let clone = |new: &str| {

@@ -9,7 +9,7 @@ use session_proto::internal::{
     ReportActivityResponse, ResolveRouteRequest, ResolveRouteResponse, Route, RouteChange, RouteHeartbeat,
     RouteReset, RouteStatus, SessionActivity, WatchRoutesRequest, WatchRoutesResponse,
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +20,9 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
+
+/// Streams of one connection.
+const STREAMS_PER_CONNECTION: u32 = 256;
 
 /// The fake; it ends when dropped.
 #[derive(Debug)]
@@ -46,6 +49,9 @@ struct State {
     bind_refusal: Option<Status>,
     replaced: bool,
     is_silent: bool,
+    hanging: HashSet<String>,
+    slow_binds: Duration,
+    most_binds: (usize, usize),
     bad_report: Option<String>,
     largest_report: usize,
 }
@@ -77,6 +83,21 @@ impl FakeRoutes {
         self.fake.state().is_silent = silent;
     }
 
+    /// Never answers questions about this session.
+    pub fn hang(&self, session: &str) {
+        self.fake.state().hanging.insert(session.to_owned());
+    }
+
+    /// From now on every bind takes so long.
+    pub fn slow_binds(&self, time: Duration) {
+        self.fake.state().slow_binds = time;
+    }
+
+    /// How many binds were under way at one time, at most.
+    pub fn most_binds(&self) -> usize {
+        self.fake.state().most_binds.1
+    }
+
     /// Refuses every report of this session.
     pub fn refuse_reports_of(&self, session: &str) {
         self.fake.state().bad_report = Some(session.to_owned());
@@ -106,6 +127,9 @@ impl FakeRoutes {
             bind_refusal: None,
             replaced: false,
             is_silent: false,
+            hanging: HashSet::new(),
+            slow_binds: Duration::ZERO,
+            most_binds: (0, 0),
             bad_report: None,
             largest_report: usize::MAX,
         };
@@ -246,6 +270,7 @@ async fn serve(fake: Fake, address: SocketAddr) -> std::io::Result<(SocketAddr, 
             };
             let service = RouteServiceServer::new(fake);
             let server = tonic::transport::Server::builder()
+                .max_concurrent_streams(STREAMS_PER_CONNECTION)
                 .add_service(service)
                 .serve_with_incoming(TcpListenerStream::new(listener));
             let _ = until.run_until_cancelled(server).await;
@@ -344,9 +369,16 @@ impl RouteService for Fake {
             .and_then(|wait| Duration::try_from(wait).ok())
             .unwrap_or_default();
         let waits = request.wake;
-        let mut routes = {
+        let hangs = {
             let state = self.state();
             state.asked.send_modify(|asked| asked.push(request.clone()));
+            state.hanging.contains(&session)
+        };
+        if hangs {
+            std::future::pending::<()>().await;
+        }
+        let mut routes = {
+            let state = self.state();
             if let Some(status) = state.refusals.get(&request.session_token) {
                 return Err(status.clone());
             }
@@ -409,7 +441,15 @@ impl RouteService for Fake {
         let request = request.into_inner();
         let session =
             session_of(&request.session_token).ok_or_else(|| Status::invalid_argument("no token"))?;
+        let slow = {
+            let mut state = self.state();
+            state.most_binds.0 += 1;
+            state.most_binds.1 = state.most_binds.1.max(state.most_binds.0);
+            state.slow_binds
+        };
+        tokio::time::sleep(slow).await;
         let mut state = self.state();
+        state.most_binds.0 -= 1;
         state.binds.push(request.clone());
         if let Some(status) = &state.bind_refusal {
             return Err(status.clone());

@@ -86,7 +86,10 @@ pub(super) enum Learned {
 
 /// The routes, shared by all workers.
 pub(crate) struct Routes {
+    /// For look-ups of routes.
     pub(super) client: RouteServiceClient<ServiceChannel>,
+    /// For the watch and for bindings, on a connection of its own.
+    control_client: RouteServiceClient<ServiceChannel>,
     pub(super) config: RouteConfig,
     state: Mutex<State>,
     workers: Vec<mpsc::UnboundedSender<RouteEvent>>,
@@ -118,12 +121,14 @@ impl Routes {
     /// Must be called on the control runtime: flights will run there.
     pub(crate) fn new(
         client: RouteServiceClient<ServiceChannel>,
+        control_client: RouteServiceClient<ServiceChannel>,
         config: RouteConfig,
         workers: Vec<mpsc::UnboundedSender<RouteEvent>>,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
             client,
+            control_client,
             config,
             state: Mutex::default(),
             workers,
@@ -136,8 +141,8 @@ impl Routes {
     }
 
     /// To ask session-manager other things than routes.
-    pub(crate) fn client(&self) -> RouteServiceClient<ServiceChannel> {
-        self.client.clone()
+    pub(crate) fn control_client(&self) -> RouteServiceClient<ServiceChannel> {
+        self.control_client.clone()
     }
 
     /// May an answer of this age be used without asking?

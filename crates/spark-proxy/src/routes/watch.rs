@@ -55,7 +55,7 @@ async fn watch(routes: &Routes, proxy_id: &str) -> (tonic::Status, Instant) {
 }
 
 async fn follow(routes: &Routes, proxy_id: &str, last_message: &mut Instant) -> tonic::Status {
-    let mut client = routes.client.clone();
+    let mut client = routes.control_client();
     let request = WatchRoutesRequest {
         proxy_id: proxy_id.to_owned(),
     };

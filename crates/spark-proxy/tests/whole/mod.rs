@@ -44,6 +44,8 @@ pub struct Whole {
     pub spark: FakeSpark,
     pub dir: TempDir,
     pub proxies: Vec<SocketAddr>,
+    /// The proxies' admin ports.
+    pub admins: Vec<SocketAddr>,
     pub jwks: [SocketAddr; 2],
     pub key: String,
     sessions: SessionServiceClient<Channel>,
@@ -127,7 +129,7 @@ impl Whole {
             tokio::spawn(token_issuer::run(config, listeners, issuer.clone()));
             all.push(issuer);
         }
-        let mut proxies = Vec::new();
+        let (mut proxies, mut admins) = (Vec::new(), Vec::new());
         // Each proxy reads the set of another issuer.
         for set in &sets {
             let mut config = common::config_of(&format!("http://{internal}"), PathBuf::from(set));
@@ -140,6 +142,7 @@ impl Whole {
             let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let admin_address = admin.local_addr().unwrap();
             proxies.push(data.local_addr().unwrap());
+            admins.push(admin_address);
             let shutdown = Shutdown::new();
             let listeners = spark_proxy::Listeners {
                 data: Some(data),
@@ -170,6 +173,7 @@ impl Whole {
             spark,
             dir,
             proxies,
+            admins,
             jwks,
             key: account.key,
             sessions: SessionServiceClient::new(channel(public)),
@@ -213,14 +217,19 @@ impl Whole {
         request
     }
 
-    /// A session whose compute is the fake Spark.
-    pub async fn session(&self) -> String {
+    /// A session whose compute does not come.
+    pub async fn pending_session(&self) -> String {
         let request = self.asks(v1::CreateSessionRequest {
             cluster: "c".to_owned(),
             ..Default::default()
         });
         let created = self.sessions.clone().create_session(request).await.unwrap();
-        let id = created.into_inner().session.unwrap().id;
+        created.into_inner().session.unwrap().id
+    }
+
+    /// A session whose compute is the fake Spark.
+    pub async fn session(&self) -> String {
+        let id = self.pending_session().await;
         let key = SessionKey {
             org: "acme".parse().unwrap(),
             id: id.parse().unwrap(),
