@@ -106,6 +106,8 @@ pub(crate) struct Tally {
     queued: AtomicBool,
     /// The reporter has it on its list.
     listed: AtomicBool,
+    /// Since it is on the list, work of it was reported at once.
+    is_work_reported: AtomicBool,
     operations: Mutex<Vec<Arc<OpenOperation>>>,
     tokens: Mutex<HashMap<TokenId, (Timestamp, Timestamp)>>,
     refusals: DefaultDirectRateLimiter,
@@ -173,6 +175,7 @@ impl Ledger {
             open_millis: AtomicU64::new(0),
             queued: AtomicBool::new(false),
             listed: AtomicBool::new(false),
+            is_work_reported: AtomicBool::new(false),
             operations: Mutex::default(),
             tokens: Mutex::default(),
             refusals: RateLimiter::direct(Quota::per_second(MAX_REFUSALS_PER_SECOND)),
@@ -240,6 +243,10 @@ impl Tally {
     pub(crate) fn work(self: &Arc<Self>) -> Working {
         self.working.fetch_add(1, Relaxed);
         self.touch();
+        // It may be on the list for less: a token that was used.
+        if !self.is_work_reported.swap(true, Relaxed) {
+            self.queue.urgent.notify_one();
+        }
         Working {
             tally: Arc::clone(self),
             began: Instant::now(),
@@ -494,6 +501,7 @@ impl Reporter {
             let busy = tally.working.load(Relaxed) > 0 || tally.queued.load(Relaxed);
             if !busy && all {
                 tally.listed.store(false, Relaxed);
+                tally.is_work_reported.store(false, Relaxed);
             }
             busy || !all
         });

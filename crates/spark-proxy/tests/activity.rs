@@ -27,6 +27,8 @@ async fn a_call_is_reported_at_once_for_as_long_as_it_runs_and_when_it_ends() {
         rig.routes.until_reported(|reports| !reports.is_empty()),
     )
     .await;
+    // The use of its token is reported before it is known to be work.
+    rig.routes.slow_answers(Duration::from_millis(200));
     let client = rig.client().await;
     let mut running = client.begin(&rig.ask().shape(Shape::HangAfterOne)).await.unwrap();
     let plan = ExecutePlanRequest {

@@ -378,7 +378,7 @@ async fn a_storm_of_clones_is_bound_one_by_one() {
     rig.routes.set(shared(&rig, "spark"));
     let client = rig.client().await;
     assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);
-    rig.routes.slow_binds(Duration::from_millis(20));
+    rig.routes.slow_answers(Duration::from_millis(20));
     let mut storm = tokio::task::JoinSet::new();
     for number in 0..30 {
         let message = CloneSessionRequest {

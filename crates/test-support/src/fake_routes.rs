@@ -50,7 +50,7 @@ struct State {
     replaced: bool,
     is_silent: bool,
     hanging: HashSet<String>,
-    slow_binds: Duration,
+    slow_answers: Duration,
     most_binds: (usize, usize),
     bad_report: Option<String>,
     largest_report: usize,
@@ -88,9 +88,9 @@ impl FakeRoutes {
         self.fake.state().hanging.insert(session.to_owned());
     }
 
-    /// From now on every bind takes so long.
-    pub fn slow_binds(&self, time: Duration) {
-        self.fake.state().slow_binds = time;
+    /// From now on every look-up and every bind takes so long.
+    pub fn slow_answers(&self, time: Duration) {
+        self.fake.state().slow_answers = time;
     }
 
     /// How many binds were under way at one time, at most.
@@ -128,7 +128,7 @@ impl FakeRoutes {
             replaced: false,
             is_silent: false,
             hanging: HashSet::new(),
-            slow_binds: Duration::ZERO,
+            slow_answers: Duration::ZERO,
             most_binds: (0, 0),
             bad_report: None,
             largest_report: usize::MAX,
@@ -369,14 +369,15 @@ impl RouteService for Fake {
             .and_then(|wait| Duration::try_from(wait).ok())
             .unwrap_or_default();
         let waits = request.wake;
-        let hangs = {
+        let (hangs, slow) = {
             let state = self.state();
             state.asked.send_modify(|asked| asked.push(request.clone()));
-            state.hanging.contains(&session)
+            (state.hanging.contains(&session), state.slow_answers)
         };
         if hangs {
             std::future::pending::<()>().await;
         }
+        tokio::time::sleep(slow).await;
         let mut routes = {
             let state = self.state();
             if let Some(status) = state.refusals.get(&request.session_token) {
@@ -445,7 +446,7 @@ impl RouteService for Fake {
             let mut state = self.state();
             state.most_binds.0 += 1;
             state.most_binds.1 = state.most_binds.1.max(state.most_binds.0);
-            state.slow_binds
+            state.slow_answers
         };
         tokio::time::sleep(slow).await;
         let mut state = self.state();
