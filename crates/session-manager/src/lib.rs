@@ -69,9 +69,9 @@ use tokio::net::TcpListener;
 
 /// ResolveRoute may hold as long as a hold may be configured, and a little.
 const LONGEST_INTERNAL_CALL: Duration = Duration::from_secs(16 * 60);
-/// Streams of one connection at the internal port. A proxy has one connection,
-/// and asks for the routes of all its sessions on it; each question may wait for
-/// compute. More than all calls that a proxy holds (`limits.held_calls`).
+/// Streams of one connection at the internal port. A proxy asks for the routes
+/// of all its sessions on one connection, and binds Spark sessions on another.
+/// More than all calls that a proxy holds (`limits.held_calls`).
 const INTERNAL_STREAMS: u32 = 16 * 1024;
 /// The last good key set is used this long when it cannot be read again.
 const KEEP_KEYS: Duration = Duration::from_secs(24 * 3600);
