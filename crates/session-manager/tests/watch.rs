@@ -193,7 +193,7 @@ async fn who_falls_behind_begins_anew() {
     // More changes than the queue holds and the connection takes unread: each
     // carries these labels.
     let labels: std::collections::HashMap<_, _> =
-        (0..32).map(|n| (format!("label-{n}"), "x".repeat(255))).collect();
+        (0..32).map(|n| (format!("label-{n}"), "x".repeat(240))).collect();
     let mut sessions = manager.sessions("ada");
     for n in 0..1500 {
         let request = v1::UpdateSessionRequest {

@@ -14,6 +14,7 @@ use session_proto::convert::{self, maybe_duration, non_empty, parse};
 use session_proto::error::Refused;
 use session_proto::v1::{self, session_service_server::SessionService};
 use session_store::{Create, ListQuery, RequestId, Scope};
+use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,8 @@ use tonic::{Request, Response, Status};
 const TEXT: usize = 128;
 const LABEL_KEY: usize = 63;
 const LABEL_VALUE: usize = 255;
+/// Keys and values of all labels of one session together.
+const LABEL_BYTES: usize = 8 * 1024;
 const DEFAULT_PAGE: usize = 100;
 const LARGEST_PAGE: usize = 1000;
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -378,7 +381,8 @@ fn shown(who: &Principal, session: &Session, used: &Use) -> v1::Session {
     )
 }
 
-/// Every field but the `request_id`, in a fixed order.
+/// A SHA-256 of every field but the `request_id`, in a fixed order: the store
+/// keeps it for a day, however large the request was.
 fn fingerprint(request: &v1::CreateSessionRequest) -> String {
     let labels: BTreeMap<_, _> = request.labels.iter().collect();
     let seconds =
@@ -395,7 +399,8 @@ fn fingerprint(request: &v1::CreateSessionRequest) -> String {
         seconds(&request.close_after_idle),
         seconds(&request.max_lifetime),
     );
-    serde_json::to_string(&all).unwrap_or_default()
+    let json = serde_json::to_vec(&all).unwrap_or_default();
+    hex::encode(Sha256::digest(json))
 }
 
 /// What is said of a text with a character that is not [`printable`].
@@ -433,6 +438,13 @@ fn checked_labels(
         if !printable::all_printable(key) || !printable::all_printable(value) {
             return Err(Refused::field("labels", UNPRINTABLE));
         }
+    }
+    let bytes: usize = labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if bytes > LABEL_BYTES {
+        return Err(Refused::field(
+            "labels",
+            format!("all keys and values together must be at most {LABEL_BYTES} bytes"),
+        ));
     }
     Ok(labels)
 }
@@ -481,4 +493,46 @@ fn list_query(who: &Principal, request: v1::ListSessionsRequest) -> Result<ListQ
         page_size,
         page_token: non_empty(request.page_token),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(count: usize, value: usize) -> v1::CreateSessionRequest {
+        v1::CreateSessionRequest {
+            cluster: "c".to_owned(),
+            request_id: "r-1".to_owned(),
+            labels: (0..count).map(|n| (format!("k{n}"), "x".repeat(value))).collect(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_fingerprint_is_short_however_large_the_request_is_and_tells_requests_apart() {
+        let (small, large) = (fingerprint(&labels(1, 1)), fingerprint(&labels(64, 255)));
+        assert_eq!((small.len(), large.len()), (64, 64));
+        assert_ne!(small, large);
+        assert_eq!(
+            large,
+            fingerprint(&labels(64, 255)),
+            "the order of a map says nothing"
+        );
+        let again = v1::CreateSessionRequest {
+            request_id: "r-2".to_owned(),
+            ..labels(1, 1)
+        };
+        assert_eq!(small, fingerprint(&again));
+    }
+
+    #[test]
+    fn labels_are_bounded_in_bytes() {
+        let limits = Limits {
+            labels: 64,
+            ..Limits::default()
+        };
+        assert!(checked_labels(labels(32, 252).labels, &limits).is_ok());
+        let refused = checked_labels(labels(64, 255).labels, &limits).unwrap_err();
+        assert_eq!(refused.reason, session_core::Reason::InvalidArgument);
+    }
 }
