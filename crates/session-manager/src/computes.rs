@@ -80,11 +80,10 @@ impl Computes {
         bounded(self.of(spec)?.ensure(spec)).await
     }
 
+    /// What there is of compute. "Missing" has its session make new compute, so
+    /// only a provider that can see all of it may say so; a manager without that
+    /// provider cannot tell, which is an error.
     pub(crate) async fn observe(&self, spec: &ComputeSpec) -> Result<Observation, compute::Error> {
-        // Children end with their manager: where none can be, none is left.
-        if matches!(spec.cluster.provider, Provider::Process { .. }) && self.process.is_none() {
-            return Ok(Observation::Missing);
-        }
         bounded(self.of(spec)?.observe(spec)).await
     }
 
@@ -95,9 +94,7 @@ impl Computes {
     /// The sessions that have compute on this manager's machine; none if that is
     /// another manager's to tell.
     pub(crate) async fn local(&self) -> Option<HashSet<SessionKey>> {
-        let Some(provider) = &self.process else {
-            return Some(HashSet::new());
-        };
+        let provider = self.process.as_ref()?;
         let found = bounded(provider.inventory()).await.ok()?;
         Some(found.into_iter().map(|found| found.key).collect())
     }

@@ -179,3 +179,29 @@ async fn two_managers_make_one_compute() {
     }
     assert_eq!(first.sim.violations(), Vec::<String>::new());
 }
+
+/// The other one has nothing to see of this compute, and must not take it for gone.
+#[tokio::test]
+async fn a_manager_without_processes_leaves_those_of_another_alone() {
+    let manager = Manager::start().await;
+    let key = manager.active("ada").await;
+    let other = manager.another_without_process().await;
+    let session = async || {
+        let request = v1::WarmSessionRequest {
+            session_id: key.id.to_string(),
+        };
+        // Has the other one look at it.
+        let warmed = other.sessions("ada").warm_session(request).await;
+        warmed.unwrap().into_inner().session.unwrap()
+    };
+    for _ in 0..20 {
+        assert_eq!(session().await.status(), SessionStatus::Active);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(
+        (manager.sim.live(), manager.sim.ensures(&key, 2)),
+        (vec![(key, 1)], 0)
+    );
+    other.stop().await;
+    manager.stop().await;
+}

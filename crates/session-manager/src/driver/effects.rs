@@ -242,11 +242,19 @@ mod tests {
     }
 
     fn driver(store: &Arc<MemoryStore>, sim: &SimCompute) -> (Arc<Driver>, mpsc::Receiver<SessionKey>) {
+        driver_with(store, sim, Some(Arc::new(sim.clone())))
+    }
+
+    fn driver_with(
+        store: &Arc<MemoryStore>,
+        sim: &SimCompute,
+        process: Option<Arc<dyn compute::ComputeProvider>>,
+    ) -> (Arc<Driver>, mpsc::Receiver<SessionKey>) {
         let shared: Arc<dyn SessionStore> = Arc::clone(store) as _;
         Driver::new(
             Arc::clone(&shared),
             Directory::new(Arc::clone(&shared)),
-            Computes::new(Arc::new(sim.clone()), Some(Arc::new(sim.clone()))),
+            Computes::new(Arc::new(sim.clone()), process),
             Arc::new(Silence::new(shared, Jumps::AreMeant)),
             Arc::new(Metrics::new(&Registry::new())),
         )
@@ -339,5 +347,35 @@ mod tests {
         assert_eq!(swept().await, []);
         sim.vanish(&sessions[1], 1);
         assert_eq!(swept().await, sessions[1..2]);
+    }
+
+    #[tokio::test]
+    async fn a_manager_without_the_process_provider_decides_nothing_about_its_compute() {
+        let store = Arc::new(MemoryStore::new(Arc::new(ManualClock::at(NOW))));
+        let sim = SimCompute::new();
+        let (with, _kicked) = driver(&store, &sim);
+        let (without, _kicked_too) = driver_with(&store, &sim, None);
+        let made = create(&store, 1).await;
+        with.start(&made, &[Effect::Ensure { generation: 1 }]).await;
+        let route = Route {
+            endpoint: "127.0.0.1:1".to_owned(),
+            tls_server_name: None,
+            credential: None,
+            engine: Engine::Sail,
+            engine_version: "1".to_owned(),
+            dedicated: true,
+        };
+        sim.ready(&made.key(), 1, route.clone());
+        let active = after(&store, &made, Observation::Ready { route }).await;
+        without.look(&active.key()).await;
+        let seen = store.get(&active.key()).await.unwrap().unwrap();
+        assert_eq!((seen.generation, seen.status()), (1, Status::Active));
+        assert_eq!(sim.live(), [(active.key(), 1)]);
+        assert!(without.computes.local().await.is_none(), "it is not its to tell");
+        // Its own manager still sees a loss.
+        sim.vanish(&active.key(), 1);
+        with.look(&active.key()).await;
+        let seen = store.get(&active.key()).await.unwrap().unwrap();
+        assert_eq!(seen.generation, 2);
     }
 }

@@ -50,6 +50,7 @@ pub struct Manager {
     pub keys: Keys,
     pub public: Channel,
     pub internal: Channel,
+    pub public_uri: String,
     pub internal_uri: String,
     pub dir: TempDir,
     ended: tokio::task::JoinHandle<anyhow::Result<()>>,
@@ -136,6 +137,15 @@ impl Manager {
     pub async fn another_without_clusters(&self) -> Self {
         let (store, sim) = (Arc::clone(&self.store), self.sim.clone());
         Self::join_declaring(store, sim, Arc::clone(&self.signer), self.keys.clone(), "").await
+    }
+
+    /// Another manager on the same state, whose configuration has no
+    /// `compute.process`.
+    pub async fn another_without_process(&self) -> Self {
+        let (store, sim) = (Arc::clone(&self.store), self.sim.clone());
+        let computes = Computes::new(Arc::new(sim.clone()), None);
+        let (signer, keys) = (Arc::clone(&self.signer), self.keys.clone());
+        Self::join_on(store, sim, signer, keys, DEFINITIONS, computes).await
     }
 
     /// A manager on a store that others may use too, and on compute of the test's.
@@ -239,6 +249,7 @@ impl Manager {
             channel(listeners.public.local_addr()),
             channel(listeners.internal.local_addr()),
         );
+        let public_uri = format!("http://{}", listeners.public.local_addr());
         let internal_uri = format!("http://{}", listeners.internal.local_addr());
         let shutdown = Shutdown::new();
         let recording = RecordingStore::new(Arc::clone(&store));
@@ -259,6 +270,7 @@ impl Manager {
             keys,
             public,
             internal,
+            public_uri,
             internal_uri,
             dir,
             ended,
