@@ -17,9 +17,16 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::Sleep;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
+
+/// How long the whole body of a request may take. Requests are one message, of
+/// at most a few hundred KiB: one that stays unfinished would hold its call's
+/// place for as long as its sender likes.
+pub const REQUEST_BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a call holds while it runs: permits, gauges. Dropped at its end.
 pub type Pass = Box<dyn Any + Send>;
@@ -137,6 +144,7 @@ where
             };
             let response = match admitted {
                 Ok(pass) => {
+                    let body = Body::new(Timed::new(body, REQUEST_BODY_TIMEOUT));
                     let answer = inner.call(http::Request::from_parts(parts, body)).await?;
                     let keeper = Arc::clone(&keeper);
                     answer.map(|body| {
@@ -181,6 +189,48 @@ fn code(response: &http::Response<Body>) -> Code {
         .map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
 }
 
+/// A request's body that fails when it is not there in time.
+struct Timed {
+    body: Body,
+    limit: Duration,
+    end: Pin<Box<Sleep>>,
+}
+
+impl Timed {
+    fn new(body: Body, limit: Duration) -> Self {
+        Self {
+            body,
+            limit,
+            end: Box::pin(tokio::time::sleep(limit)),
+        }
+    }
+}
+
+impl http_body::Body for Timed {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if frame.is_pending() && self.end.as_mut().poll(cx).is_ready() {
+            let told = format!("The request was not complete within {} s.", self.limit.as_secs());
+            return Poll::Ready(Some(Err(Status::deadline_exceeded(told))));
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 struct Held<D> {
     body: Body,
     keeper: Arc<D>,
@@ -216,6 +266,8 @@ impl<D: Doorkeeper> http_body::Body for Held<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::{StreamExt as _, stream};
+    use http_body_util::{BodyExt as _, StreamBody};
     use tower::ServiceExt as _;
 
     /// Lets everything in.
@@ -252,5 +304,19 @@ mod tests {
         assert_eq!(answer.status(), 200);
         assert_eq!(code(&answer), Code::ResourceExhausted);
         assert_eq!(answer.headers()["grpc-message"], "true%2065536");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_stays_unfinished_ends() {
+        let half = Ok::<_, Status>(Frame::data(Bytes::from_static(b"half")));
+        let frames = stream::iter([half]).chain(stream::pending());
+        let body = Body::new(StreamBody::new(frames));
+        let mut body = Body::new(Timed::new(body, REQUEST_BODY_TIMEOUT));
+        let began = tokio::time::Instant::now();
+        let frame = body.frame().await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), "half");
+        let error = body.frame().await.unwrap().unwrap_err();
+        assert_eq!(error.code(), Code::DeadlineExceeded, "{error:?}");
+        assert_eq!(began.elapsed(), REQUEST_BODY_TIMEOUT);
     }
 }

@@ -7,6 +7,7 @@
 //! an attacker with many addresses is limited too, and costs no more memory.
 
 use crate::config::{Problems, Validate};
+use crate::tls::AcceptLimits;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -19,6 +20,11 @@ use tokio::time::Instant;
 const MOST_KEYS: usize = 50_000;
 /// How often a full book looks for keys that it can forget.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// Calls of standard services (health, reflection) that one address may have
+/// open. They have no caller, and no share of the room for callers' calls.
+const STANDARD_CALLS_PER_ADDRESS: u32 = 32;
+/// The same for all addresses together to which limits by address do not apply.
+const STANDARD_CALLS_OF_SHARED_ADDRESSES: u32 = 1024;
 const SMALLEST_REQUEST: usize = 16 * 1024;
 const LARGEST_REQUEST: usize = 4 * 1024 * 1024;
 
@@ -30,10 +36,16 @@ pub struct LimitsConfig {
     pub calls_per_second_per_principal: u32,
     /// Calls of one principal at once.
     pub calls_at_once_per_principal: u32,
+    /// Calls of one organization at once.
+    pub calls_at_once_per_org: u32,
     /// Calls from one address per second, whoever calls; twice as many in a burst.
     pub calls_per_second_per_address: u32,
     /// Credentials that one address may get wrong per minute.
     pub failures_per_minute_per_address: u32,
+    /// Calls from one address at once whose caller is not known yet.
+    pub calls_at_once_per_address: u32,
+    /// Connections of one address at once.
+    pub connections_per_address: u32,
     /// Calls at once in all.
     pub calls_at_once: u32,
     /// The largest request.
@@ -51,8 +63,11 @@ impl Default for LimitsConfig {
         Self {
             calls_per_second_per_principal: 200,
             calls_at_once_per_principal: 200,
+            calls_at_once_per_org: 1000,
             calls_per_second_per_address: 1000,
             failures_per_minute_per_address: 60,
+            calls_at_once_per_address: 100,
+            connections_per_address: 200,
             calls_at_once: 4000,
             request_bytes: 256 * 1024,
             shared_addresses: Vec::new(),
@@ -76,6 +91,17 @@ impl LimitsConfig {
     pub fn counts(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         !self.shared_addresses.iter().any(|net| net.contains(&address))
+    }
+
+    /// The limits of a port's connections. Those of a trusted proxy stand for
+    /// many callers, as shared addresses do.
+    pub fn connections(&self) -> AcceptLimits {
+        let exempt = self.shared_addresses.iter().chain(&self.trusted_proxies);
+        AcceptLimits {
+            connections_per_address: self.connections_per_address,
+            exempt: exempt.copied().collect(),
+            ..AcceptLimits::default()
+        }
     }
 }
 
@@ -243,13 +269,23 @@ impl<K: Hash + Eq> Drop for Permit<K> {
     }
 }
 
-/// What one address, and all together, may do before it is known who calls.
+/// What one address may do before it is known who calls. Nothing here is shared
+/// between the addresses to which limits by address apply.
 #[derive(Debug)]
 pub struct ByAddress {
     config: LimitsConfig,
     calls: Rates<IpAddr>,
     failures: Rates<IpAddr>,
-    at_once: Arc<AtOnce<()>>,
+    at_once: Arc<AtOnce<IpAddr>>,
+    standard: Arc<AtOnce<IpAddr>>,
+    standard_shared: Arc<AtOnce<()>>,
+}
+
+/// The place of an open call whose caller is not known; ends when dropped.
+#[derive(Debug)]
+pub struct Place {
+    _address: Option<Permit<IpAddr>>,
+    _shared: Option<Permit<()>>,
 }
 
 /// Too much, and when to try again.
@@ -261,6 +297,9 @@ pub enum Exceeded {
     /// Too many wrong credentials of one address.
     #[error("Too many credentials from your address were wrong")]
     Failures(Duration),
+    /// Too many calls of one address at once.
+    #[error("Too many calls from your address are under way")]
+    AddressAtOnce,
     /// Too many calls at once.
     #[error("Too many calls are under way")]
     AtOnce,
@@ -271,7 +310,7 @@ impl Exceeded {
     pub fn wait(self) -> Duration {
         match self {
             Self::Calls(wait) | Self::Failures(wait) => wait,
-            Self::AtOnce => Duration::from_secs(1),
+            Self::AddressAtOnce | Self::AtOnce => Duration::from_secs(1),
         }
     }
 }
@@ -286,7 +325,9 @@ impl ByAddress {
         Self {
             calls: Rates::new(calls, Duration::from_secs(1), calls.saturating_mul(2)),
             failures: Rates::new(failures, Duration::from_secs(60), failures),
-            at_once: AtOnce::new(config.calls_at_once),
+            at_once: AtOnce::new(config.calls_at_once_per_address),
+            standard: AtOnce::new(STANDARD_CALLS_PER_ADDRESS),
+            standard_shared: AtOnce::new(STANDARD_CALLS_OF_SHARED_ADDRESSES),
             config: config.clone(),
         }
     }
@@ -296,16 +337,36 @@ impl ByAddress {
         crate::origin::origin(call, &self.config.trusted_proxies)
     }
 
-    /// Lets a call in; it holds what it gets until its end.
+    /// Admits a call that has a caller, who is not known yet. The place is held
+    /// until the caller is known, or until the call's end where nobody asks.
     ///
     /// # Errors
     /// [`Exceeded`]; nothing was done for the call yet.
-    pub fn enter(&self, peer: Option<SocketAddr>, now: Instant) -> Result<Permit<()>, Exceeded> {
-        if let Some(address) = self.key(peer) {
-            self.calls.take(&address, now).map_err(Exceeded::Calls)?;
-            self.failures.peek(&address, now).map_err(Exceeded::Failures)?;
-        }
-        self.at_once.enter(()).ok_or(Exceeded::AtOnce)
+    pub fn enter(&self, peer: Option<SocketAddr>, now: Instant) -> Result<Place, Exceeded> {
+        let address = self.within_rates(peer, now)?;
+        let place = |address| self.at_once.enter(address).ok_or(Exceeded::AddressAtOnce);
+        Ok(Place {
+            _address: address.map(place).transpose()?,
+            _shared: None,
+        })
+    }
+
+    /// Admits a call of a standard service (health, reflection), which has no
+    /// caller. The place is held until the call's end.
+    ///
+    /// # Errors
+    /// [`Exceeded`]; nothing was done for the call yet.
+    pub fn enter_standard(&self, peer: Option<SocketAddr>, now: Instant) -> Result<Place, Exceeded> {
+        Ok(match self.within_rates(peer, now)? {
+            Some(address) => Place {
+                _address: Some(self.standard.enter(address).ok_or(Exceeded::AddressAtOnce)?),
+                _shared: None,
+            },
+            None => Place {
+                _address: None,
+                _shared: Some(self.standard_shared.enter(()).ok_or(Exceeded::AtOnce)?),
+            },
+        })
     }
 
     /// A credential that came from there was wrong.
@@ -316,6 +377,15 @@ impl ByAddress {
     }
 
     /// What the peer counts for, if limits by address apply to it.
+    fn within_rates(&self, peer: Option<SocketAddr>, now: Instant) -> Result<Option<IpAddr>, Exceeded> {
+        let address = self.key(peer);
+        if let Some(address) = &address {
+            self.calls.take(address, now).map_err(Exceeded::Calls)?;
+            self.failures.peek(address, now).map_err(Exceeded::Failures)?;
+        }
+        Ok(address)
+    }
+
     fn key(&self, peer: Option<SocketAddr>) -> Option<IpAddr> {
         let address = peer?.ip();
         self.config.counts(address).then(|| address_key(address))
@@ -416,6 +486,36 @@ mod tests {
         assert!(doors.enter(good, now).is_ok() && doors.enter(shared, now).is_ok());
         assert!(doors.enter(None, now).is_ok());
         assert!(doors.enter(bad, now + wait).is_ok());
+    }
+
+    #[test]
+    fn open_calls_without_a_caller_count_for_their_address_alone() {
+        let doors = ByAddress::new(&LimitsConfig {
+            calls_at_once_per_address: 5,
+            calls_at_once: 6,
+            shared_addresses: vec!["10.0.0.1/32".parse().unwrap()],
+            ..LimitsConfig::default()
+        });
+        let peer = |text: &str| Some(text.parse::<SocketAddr>().unwrap());
+        let (one, other, shared) = (peer("192.0.2.1:1"), peer("192.0.2.2:1"), peer("10.0.0.1:1"));
+        let now = Instant::now();
+        let places: Vec<_> = (0..9).filter_map(|_| doors.enter(one, now).ok()).collect();
+        assert_eq!(places.len(), 5);
+        assert!(matches!(doors.enter(one, now), Err(Exceeded::AddressAtOnce)));
+        let standard = |peer| {
+            let enter = |_| doors.enter_standard(peer, now).ok();
+            (0..5000).map_while(enter).collect::<Vec<_>>()
+        };
+        let health = standard(one);
+        assert_eq!(health.len(), 32, "beside the calls that have a caller");
+        let checks = standard(shared);
+        assert_eq!(checks.len(), 1024);
+        for peer in [other, shared, None] {
+            let held: Vec<_> = (0..5).map(|_| doors.enter(peer, now)).collect();
+            assert!(held.iter().all(Result::is_ok), "{peer:?}");
+        }
+        drop(places);
+        assert!(doors.enter(one, now).is_ok());
     }
 
     #[test]

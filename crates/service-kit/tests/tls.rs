@@ -6,6 +6,7 @@
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use service_kit::admin::Readiness;
 use service_kit::grpc::{self, ClientConfig, ServerConfig};
+use service_kit::limits::LimitsConfig;
 use service_kit::listen::{Listener, ListenerConfig};
 use service_kit::tls::{AcceptLimits, ClientTlsFiles, H2, Incoming, PeerInfo, ServerTls, TlsFiles};
 use std::net::SocketAddr;
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt as _;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tonic_health::pb::health_client::HealthClient;
@@ -315,6 +316,45 @@ async fn no_more_connections_than_allowed() {
     assert!(second.is_err(), "two at once");
     drop(first);
     assert!(next(&mut incoming).await.unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn one_address_has_its_share_of_the_connections() {
+    let config = ListenerConfig::plaintext("127.0.0.1:0".parse().unwrap());
+    let listener = Listener::bind(&config, H2).await.unwrap();
+    let address = listener.local_addr();
+    let limits = LimitsConfig {
+        connections_per_address: 2,
+        trusted_proxies: vec!["127.0.0.9/32".parse().unwrap()],
+        ..LimitsConfig::default()
+    };
+    let mut incoming = Incoming::new(listener, limits.connections(), CancellationToken::new());
+    let connect = async |from: &str| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(from.parse().unwrap()).unwrap();
+        socket.connect(address).await.unwrap()
+    };
+    let mut next = async || {
+        std::future::poll_fn(|cx| futures::Stream::poll_next(std::pin::Pin::new(&mut incoming), cx))
+            .await
+            .unwrap()
+            .unwrap()
+    };
+    let _one = (connect("127.0.0.1:0").await, connect("127.0.0.1:0").await);
+    let served = (next().await, next().await);
+    let mut third = connect("127.0.0.1:0").await;
+    let closed = tokio::time::timeout(Duration::from_secs(10), third.read(&mut [0; 8])).await;
+    assert!(matches!(closed.expect("still open"), Ok(0) | Err(_)));
+    // Others go on: another address, and a proxy that stands for many callers.
+    let mut _others = vec![connect("127.0.0.2:0").await];
+    let mut kept = vec![next().await];
+    for _ in 0..5 {
+        _others.push(connect("127.0.0.9:0").await);
+        kept.push(next().await);
+    }
+    drop(served);
+    let _again = connect("127.0.0.1:0").await;
+    kept.push(next().await);
 }
 
 #[tokio::test]

@@ -3,7 +3,8 @@
 //! can tell; handlers get the caller from here.
 //!
 //! In this order, cheapest first: is there a row for the call; how much comes
-//! from this address; who calls; how much do they call; may they at all.
+//! from this address; who calls; how much do they, and their organization, call;
+//! may they at all. Calls take a place that all callers share only after that.
 
 use crate::api::Api;
 use crate::config::InternalConfig;
@@ -12,11 +13,11 @@ use http::HeaderMap;
 use http::request::Parts;
 use service_kit::gate::{Doorkeeper, HeadTooLarge, Pass};
 use service_kit::grpc::MAX_HEAD_BYTES;
-use service_kit::limits::{AtOnce, ByAddress, LimitsConfig, Permit, Rates};
+use service_kit::limits::{AtOnce, ByAddress, Exceeded, LimitsConfig, Permit, Rates};
 use service_kit::projected::{SERVICE_TOKEN, ServiceTokens};
 use service_kit::tls::PeerInfo;
 use session_core::access::Rpc;
-use session_core::{AuditAction, Principal, PrincipalId, Reason};
+use session_core::{AuditAction, OrgId, Principal, PrincipalId, Reason};
 use session_proto::CALLER_ADDRESS;
 use session_proto::error::{REASON_TRAILER, Refused};
 use session_proto::ports::{Port, check_sent, misdirected};
@@ -41,7 +42,11 @@ const STANDARD: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
 pub(crate) struct Counts {
     calls: Rates<PrincipalId>,
     at_once: Arc<AtOnce<PrincipalId>>,
+    orgs: Arc<AtOnce<OrgId>>,
 }
+
+/// What a call holds of its principal's and its organization's share.
+type Share = (Permit<PrincipalId>, Permit<OrgId>);
 
 impl Counts {
     pub(crate) fn new(config: &LimitsConfig) -> Self {
@@ -49,6 +54,7 @@ impl Counts {
         Self {
             calls: Rates::new(calls, SECOND, calls.saturating_mul(2)),
             at_once: AtOnce::new(config.calls_at_once_per_principal),
+            orgs: AtOnce::new(config.calls_at_once_per_org),
         }
     }
 }
@@ -59,6 +65,8 @@ pub(crate) struct Public {
     pub(crate) api: Arc<Api>,
     pub(crate) addresses: ByAddress,
     pub(crate) counts: Arc<Counts>,
+    /// Calls at once in all, of callers that are known.
+    pub(crate) at_once: Arc<AtOnce<()>>,
 }
 
 /// The door of the internal port.
@@ -124,14 +132,17 @@ impl Doorkeeper for Public {
     async fn admit(&self, call: &mut Parts) -> Result<Pass, Status> {
         let rpc = known(call, Port::Public)?;
         let origin = self.origin(call);
-        let place = self.addresses.enter(origin, Instant::now());
-        let place = place.map_err(|much| self.api.limited(&much.to_string(), much.wait()))?;
+        let limited = |much: Exceeded| self.api.limited(&much.to_string(), much.wait());
         let Some(rpc) = rpc else {
-            return Ok(Box::new(place));
+            let place = self.addresses.enter_standard(origin, Instant::now());
+            return Ok(Box::new(place.map_err(limited)?));
         };
+        // Held until the caller is known, who has shares of their own.
+        let _place = self.addresses.enter(origin, Instant::now()).map_err(limited)?;
         let address = origin.map(|origin| origin.ip());
-        let permit = self.api.let_through(&self.counts, rpc, call, address).await?;
-        Ok(Box::new((place, permit)))
+        let share = self.api.let_through(&self.counts, rpc, call, address).await?;
+        let permit = self.at_once.enter(()).ok_or(Exceeded::AtOnce).map_err(limited)?;
+        Ok(Box::new((share, permit)))
     }
 
     fn too_large(&self, head: HeadTooLarge) -> Status {
@@ -224,7 +235,7 @@ impl Api {
         rpc: Rpc,
         call: &mut Parts,
         address: Option<IpAddr>,
-    ) -> Result<Permit<PrincipalId>, Refused> {
+    ) -> Result<Share, Refused> {
         let address = address.map(|address| address.to_string()).unwrap_or_default();
         let who = self.callers.identify(&call.headers).await;
         let who = who.inspect_err(|refused| {
@@ -236,6 +247,9 @@ impl Api {
         within.map_err(|wait| self.limited("You call too often", wait))?;
         let permit = counts.at_once.enter(who.id.clone());
         let permit = permit.ok_or_else(|| self.limited("You have too many calls under way", CROWDED))?;
+        let org = counts.orgs.enter(who.org.clone());
+        let org =
+            org.ok_or_else(|| self.limited("Your organization has too many calls under way", CROWDED))?;
         self.let_in(&who).await?;
         if !rpc.rule().may_be(&who) {
             self.metrics.door(Door::Refused);
@@ -243,7 +257,7 @@ impl Api {
         }
         self.metrics.door(Door::Open);
         call.extensions.insert(Admitted { who, address });
-        Ok(permit)
+        Ok((permit, org))
     }
 
     fn limited(&self, what: &str, wait: Duration) -> Refused {

@@ -47,7 +47,7 @@ use service_kit::admin::{Admin, Condition};
 use service_kit::document::{Document, Fetched};
 use service_kit::gate::Gate;
 use service_kit::grpc::{self, MAX_MESSAGE, ServerConfig};
-use service_kit::limits::ByAddress;
+use service_kit::limits::{AtOnce, ByAddress};
 use service_kit::listen::Listener;
 use service_kit::projected::ServiceTokens;
 use service_kit::shutdown::Shutdown;
@@ -444,6 +444,7 @@ fn serve(
         api: Arc::clone(api),
         addresses: ByAddress::new(&config.limits),
         counts: Arc::clone(&counts),
+        at_once: AtOnce::new(config.limits.calls_at_once),
     }))
     .add_service(grpc::health(&admin.readiness, stop.clone()))
     .add_service(reflection)
@@ -478,11 +479,11 @@ fn serve(
     .add_service(
         TokenLedgerServer::new(api::ledger::Ledger(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
     );
-    let connections = |listener| Incoming::new(listener, AcceptLimits::default(), stop.clone());
-    let public =
-        public.serve_with_incoming_shutdown(connections(listeners.public), stop.clone().cancelled_owned());
-    let internal = internal
-        .serve_with_incoming_shutdown(connections(listeners.internal), stop.clone().cancelled_owned());
+    let connections = |listener, limits| Incoming::new(listener, limits, stop.clone());
+    let incoming = connections(listeners.public, config.limits.connections());
+    let public = public.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+    let incoming = connections(listeners.internal, AcceptLimits::default());
+    let internal = internal.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
     shutdown.spawn_critical("public API", public);
     shutdown.spawn_critical("internal API", internal);
     admin.clone().spawn(listeners.admin, shutdown);

@@ -23,7 +23,10 @@ use std::path::Path;
 use std::time::Duration;
 use support::idp::Idp;
 use support::{Manager, until};
+use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt as _;
 
 /// The provider `corp`, which speaks for `acme` and `beta`.
@@ -441,6 +444,74 @@ fn certificate(dir: &Path, file: &str, ca: &CertifiedIssuer<'static, KeyPair>, n
         key: Some(path("key")),
         server_name: Some("localhost".to_owned()),
     }
+}
+
+/// What needs no credential (health, reflection) has no share of what callers have.
+#[tokio::test]
+async fn an_address_without_a_credential_takes_no_room_from_callers() {
+    let limits = "limits.calls_per_second_per_address = 0\n";
+    let manager = Manager::start_with(limits).await;
+    let mut sessions = manager.sessions("ada");
+    sessions
+        .list_sessions(v1::ListSessionsRequest::default())
+        .await
+        .unwrap();
+    let mut opened = Vec::new();
+    let mut refused = 0;
+    for _ in 0..17 {
+        let channel = Endpoint::from_shared(manager.public_uri.clone()).unwrap();
+        let health = HealthClient::new(channel.connect().await.unwrap());
+        let watches = (0..256).map(|_| {
+            let mut health = health.clone();
+            async move { health.watch(HealthCheckRequest::default()).await }
+        });
+        for watch in futures::future::join_all(watches).await {
+            match watch {
+                Ok(watch) => opened.push(watch),
+                Err(status) => {
+                    assert_eq!(reason_of(&status), Some(Reason::RateLimited), "{status:?}");
+                    refused += 1;
+                }
+            }
+        }
+    }
+    assert_eq!((opened.len(), refused), (32, 17 * 256 - 32));
+    // Those of the same address too.
+    let calls = (0..50).map(|_| {
+        let mut sessions = manager.sessions("ada");
+        async move { sessions.list_sessions(v1::ListSessionsRequest::default()).await }
+    });
+    for outcome in futures::future::join_all(calls).await {
+        outcome.unwrap();
+    }
+    drop(opened);
+    manager.stop().await;
+}
+
+/// Watches are open for as long as their callers like.
+#[tokio::test]
+async fn an_organization_has_its_share_of_the_calls_under_way() {
+    let limits = "limits.calls_at_once_per_org = 3\nlimits.calls_per_second_per_principal = 0\n";
+    let manager = Manager::start_with(limits).await;
+    let mut watches = Vec::new();
+    for who in ["ada", "bob", "olga"] {
+        let mut sessions = manager.sessions(who);
+        let watch = sessions.watch_sessions(v1::WatchSessionsRequest::default());
+        watches.push(watch.await.unwrap());
+    }
+    let list = async |who| {
+        let mut sessions = manager.sessions(who);
+        let listed = sessions.list_sessions(v1::ListSessionsRequest::default());
+        listed.await.map(drop)
+    };
+    let status = list("tom").await.unwrap_err();
+    assert_eq!(reason_of(&status), Some(Reason::RateLimited), "{status:?}");
+    assert!(status.message().contains("organization"), "{}", status.message());
+    list("eve").await.unwrap();
+    watches.pop();
+    until("a place to come back", async || list("tom").await.is_ok()).await;
+    drop(watches);
+    manager.stop().await;
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use crate::metrics::{self, Metrics};
 use http::HeaderMap;
 use service_kit::gate::{Doorkeeper, HeadTooLarge, Pass};
 use service_kit::grpc::MAX_HEAD_BYTES;
-use service_kit::limits::{ByAddress, Exceeded};
+use service_kit::limits::{AtOnce, ByAddress, Exceeded, LimitsConfig};
 use session_core::Reason;
 use session_proto::error::{REASON_TRAILER, Refused};
 use session_proto::ports::{Port, check_sent, misdirected};
@@ -15,12 +15,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-/// The services of this port.
-const SERVED: [&str; 3] = [
-    "/berth.v1.TokenService/",
-    "/grpc.health.v1.Health/",
-    "/grpc.reflection.",
-];
+/// The service of this port.
+const TOKEN_SERVICE: &str = "/berth.v1.TokenService/";
+/// What is served beside it: standard services, which have no caller.
+const STANDARD: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
 
 /// Where a call comes from, for handlers.
 #[derive(Debug, Clone, Copy)]
@@ -29,23 +27,46 @@ pub(crate) struct Origin(pub(crate) Option<IpAddr>);
 /// The door.
 #[derive(Debug)]
 pub(crate) struct Door {
-    pub(crate) addresses: ByAddress,
-    pub(crate) metrics: Arc<Metrics>,
+    addresses: ByAddress,
+    at_once: Arc<AtOnce<()>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Door {
+    pub(crate) fn new(limits: &LimitsConfig, metrics: Arc<Metrics>) -> Self {
+        Self {
+            addresses: ByAddress::new(limits),
+            at_once: AtOnce::new(limits.calls_at_once),
+            metrics,
+        }
+    }
+
+    /// Who calls is never known here: a call holds its address's place until its
+    /// end. Standard services take none of the room for token calls.
+    fn enter(&self, standard: bool, origin: Option<SocketAddr>) -> Result<Pass, Exceeded> {
+        let now = Instant::now();
+        if standard {
+            return Ok(Box::new(self.addresses.enter_standard(origin, now)?));
+        }
+        let place = self.addresses.enter(origin, now)?;
+        let permit = self.at_once.enter(()).ok_or(Exceeded::AtOnce)?;
+        Ok(Box::new((place, permit)))
+    }
 }
 
 impl Doorkeeper for Door {
     async fn admit(&self, call: &mut http::request::Parts) -> Result<Pass, Status> {
         let path = call.uri.path();
-        if !SERVED.iter().any(|service| path.starts_with(service)) {
+        let standard = STANDARD.iter().any(|service| path.starts_with(service));
+        if !standard && !path.starts_with(TOKEN_SERVICE) {
             return Err(misdirected(path, Port::Issuer).into());
         }
         let origin = self.origin(call);
-        let place = self.addresses.enter(origin, Instant::now());
-        let place = place.map_err(|much| {
+        let pass = self.enter(standard, origin).map_err(|much| {
             self.metrics.door(match much {
                 Exceeded::Calls(_) => metrics::Door::TooOften,
                 Exceeded::Failures(_) => metrics::Door::TooManyWrong,
-                Exceeded::AtOnce => metrics::Door::TooMuchAtOnce,
+                Exceeded::AddressAtOnce | Exceeded::AtOnce => metrics::Door::TooMuchAtOnce,
             });
             Refused::new(
                 Reason::RateLimited,
@@ -55,7 +76,7 @@ impl Doorkeeper for Door {
         })?;
         self.metrics.door(metrics::Door::Open);
         call.extensions.insert(Origin(origin.map(|origin| origin.ip())));
-        Ok(Box::new(place))
+        Ok(pass)
     }
 
     fn too_large(&self, head: HeadTooLarge) -> Status {
@@ -83,21 +104,20 @@ impl Doorkeeper for Door {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use service_kit::limits::LimitsConfig;
     use service_kit::metrics::Registry;
     use service_kit::tls::PeerInfo;
 
     fn door(limits: LimitsConfig) -> (Door, Registry) {
         let registry = Registry::new();
-        let door = Door {
-            addresses: ByAddress::new(&limits),
-            metrics: Arc::new(Metrics::new(&registry)),
-        };
+        let door = Door::new(&limits, Arc::new(Metrics::new(&registry)));
         (door, registry)
     }
 
     fn call(address: &str) -> http::request::Parts {
-        let path = "/berth.v1.TokenService/IssueSessionToken";
+        call_of("/berth.v1.TokenService/IssueSessionToken", address)
+    }
+
+    fn call_of(path: &str, address: &str) -> http::request::Parts {
         let (mut parts, ()) = http::Request::get(path).body(()).unwrap().into_parts();
         parts.extensions.insert(PeerInfo {
             remote: address.parse().unwrap(),
@@ -158,6 +178,28 @@ mod tests {
             held.extend(door.admit(&mut call(&format!("192.0.2.1{n}:5"))).await.ok());
         }
         assert_eq!((held.len(), counted(&registry, "too_much_at_once")), (5, 2.0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_address_cannot_take_the_room_of_others() {
+        let (door, registry) = door(LimitsConfig::default());
+        let mut held = Vec::new();
+        for path in [
+            "/berth.v1.TokenService/IssueSessionToken",
+            "/grpc.health.v1.Health/Watch",
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        ] {
+            for _ in 0..5000 {
+                held.extend(door.admit(&mut call_of(path, "192.0.2.1:5")).await.ok());
+                tokio::time::advance(Duration::from_millis(1)).await;
+            }
+        }
+        assert_eq!(held.len(), 100 + 32, "open calls of one address");
+        assert!(counted(&registry, "too_much_at_once") > 0.0);
+        for n in 0..100 {
+            let other = door.admit(&mut call("192.0.2.2:5")).await;
+            assert!(other.is_ok(), "call {n} of another address");
+        }
     }
 
     #[test]

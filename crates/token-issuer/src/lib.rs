@@ -25,7 +25,6 @@ use keys::{Follower, Keys};
 use service_kit::admin::Admin;
 use service_kit::gate::Gate;
 use service_kit::grpc::{self, ServerConfig};
-use service_kit::limits::ByAddress;
 use service_kit::listen::Listener;
 use service_kit::projected::service_channel;
 use service_kit::shutdown::Shutdown;
@@ -97,14 +96,11 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
         .build_v1()
         .context("server reflection")?;
     let server = grpc::server(&ServerConfig::default())
-        .layer(Gate::new(gate::Door {
-            addresses: ByAddress::new(&config.limits),
-            metrics,
-        }))
+        .layer(Gate::new(gate::Door::new(&config.limits, metrics)))
         .add_service(grpc::health(&admin.readiness, stop.clone()))
         .add_service(reflection)
         .add_service(TokenServiceServer::new(tokens).max_decoding_message_size(config.limits.request_bytes));
-    let incoming = Incoming::new(listeners.grpc, AcceptLimits::default(), stop.clone());
+    let incoming = Incoming::new(listeners.grpc, config.limits.connections(), stop.clone());
     shutdown.spawn_critical("token API", {
         let stop = stop.clone();
         async move {
@@ -113,7 +109,15 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
                 .await
         }
     });
-    shutdown.spawn_critical("key set", serve_keys(listeners.jwks, keys, shutdown.clone()));
+    shutdown.spawn_critical(
+        "key set",
+        serve_keys(
+            listeners.jwks,
+            config.limits.connections(),
+            keys,
+            shutdown.clone(),
+        ),
+    );
     shutdown.spawn_critical("keys", {
         let stop = stop.clone();
         async move {
@@ -127,10 +131,15 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
     Ok(())
 }
 
-async fn serve_keys(listener: Listener, keys: Arc<Keys>, shutdown: Shutdown) -> Result<()> {
+async fn serve_keys(
+    listener: Listener,
+    limits: AcceptLimits,
+    keys: Arc<Keys>,
+    shutdown: Shutdown,
+) -> Result<()> {
     let stop = shutdown.stopping();
     let router = jwks::router(keys);
-    let mut incoming = Incoming::new(listener, AcceptLimits::default(), stop.clone());
+    let mut incoming = Incoming::new(listener, limits, stop.clone());
     while let Some(connection) = incoming.next().await {
         let Ok(connection) = connection else { continue };
         let service = TowerToHyperService::new(router.clone());

@@ -63,6 +63,8 @@ impl Stage {
              tokens.keys.location = \"{}\"\ncompute.process = {{ state_dir = \"{}\", trust_all_users = true }}\n\
              limits.calls_per_second_per_principal = 0\nlimits.calls_at_once_per_principal = 0\n\
              limits.calls_per_second_per_address = 0\nlimits.calls_at_once = 0\n\
+             limits.calls_at_once_per_org = 0\nlimits.calls_at_once_per_address = 0\n\
+             limits.connections_per_address = 0\n\
              [[clusters]]\nname = \"{CLUSTER}\"\nengine = \"sail\"\nprocess = {{ program = \"/opt/sail\" }}\n",
             redis.url(),
             jwks.display(),

@@ -1,11 +1,13 @@
 //! From a port to connections that are ready to be served.
 
 use super::server::ServerTls;
+use crate::limits::{AtOnce, Permit, address_key};
 use crate::listen::Listener;
 use futures::Stream;
+use ipnet::IpNet;
 use rustls_pki_types::{CertificateDer, ServerName};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -18,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 /// How much an [`Incoming`] takes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AcceptLimits {
     /// How long a TLS handshake may take.
     pub handshake_timeout: Duration,
@@ -26,6 +28,11 @@ pub struct AcceptLimits {
     pub handshakes: usize,
     /// How many connections may be open at once; more wait in the kernel.
     pub connections: usize,
+    /// How many connections one address (of IPv6 one /64) may have open; more
+    /// are closed at once. Zero is no limit.
+    pub connections_per_address: u32,
+    /// Networks to whose addresses that does not apply.
+    pub exempt: Vec<IpNet>,
 }
 
 impl Default for AcceptLimits {
@@ -34,6 +41,8 @@ impl Default for AcceptLimits {
             handshake_timeout: Duration::from_secs(10),
             handshakes: 512,
             connections: 10_000,
+            connections_per_address: 0,
+            exempt: Vec::new(),
         }
     }
 }
@@ -95,9 +104,11 @@ impl PeerInfo {
 pub struct Conn {
     io: Io,
     peer: PeerInfo,
-    /// Counts against [`AcceptLimits::connections`].
-    _permit: Option<OwnedSemaphorePermit>,
+    /// Counts against [`AcceptLimits`].
+    _permits: Option<ConnectionPermits>,
 }
+
+type ConnectionPermits = (OwnedSemaphorePermit, Option<Permit<IpAddr>>);
 
 #[derive(Debug)]
 enum Io {
@@ -116,7 +127,7 @@ impl Conn {
         Self {
             io: Io::Plain(tcp),
             peer,
-            _permit: None,
+            _permits: None,
         }
     }
 
@@ -133,7 +144,7 @@ impl Conn {
         Self {
             io: Io::Tls(Box::new(stream)),
             peer,
-            _permit: None,
+            _permits: None,
         }
     }
 
@@ -225,6 +236,7 @@ impl Stream for Incoming {
 async fn accept_all(listener: Listener, limits: AcceptLimits, ready: mpsc::Sender<io::Result<Conn>>) {
     let connections = Arc::new(Semaphore::new(limits.connections));
     let handshakes = Arc::new(Semaphore::new(limits.handshakes));
+    let addresses = AtOnce::new(limits.connections_per_address);
     loop {
         let Ok(connection) = Arc::clone(&connections).acquire_owned().await else {
             return;
@@ -241,16 +253,28 @@ async fn accept_all(listener: Listener, limits: AcceptLimits, ready: mpsc::Sende
                 continue;
             }
         };
+        let ip = remote.ip().to_canonical();
+        let counted = !limits.exempt.iter().any(|net| net.contains(&ip));
+        let of_address = match counted.then(|| addresses.enter(address_key(ip))) {
+            // Closed by dropping the socket.
+            Some(None) => {
+                tracing::debug!(%remote, "connection refused: its address has too many");
+                continue;
+            }
+            Some(permit) => permit,
+            None => None,
+        };
         let (tls, ready) = (listener.tls.clone(), ready.clone());
+        let handshake_timeout = limits.handshake_timeout;
         tokio::spawn(async move {
             let accepted = tokio::select! {
-                accepted = accept(tcp, remote, tls.as_deref(), limits.handshake_timeout) => accepted,
+                accepted = accept(tcp, remote, tls.as_deref(), handshake_timeout) => accepted,
                 () = ready.closed() => return,
             };
             drop(handshake);
             match accepted {
                 Ok(mut conn) => {
-                    conn._permit = Some(connection);
+                    conn._permits = Some((connection, of_address));
                     let _ = ready.send(Ok(conn)).await;
                 }
                 Err(error) => tracing::debug!(%remote, %error, "connection refused"),

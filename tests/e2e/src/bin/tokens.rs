@@ -260,7 +260,7 @@ async fn main() -> Result<()> {
 
     let server = Server::sail().await?;
     // All come from one caller at one address, as they would not.
-    let limits = "limits.calls_per_second_per_principal = 0\nlimits.calls_per_second_per_address = 0\n";
+    let limits = "limits.calls_per_second_per_principal = 0\nlimits.calls_per_second_per_address = 0\nlimits.calls_at_once_per_address = 0\n";
     let manager = format!(
         "{limits}[[clusters]]\nname = \"shared\"\nengine = \"sail\"\ngranted_orgs = [\"acme\"]\n\
          [[clusters.static.endpoints]]\naddress = \"{}\"\n\
