@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use session_core::Reason;
 use session_core::{Catalog, CatalogName, Cluster, ClusterName, ClusterStatus, Org, OrgId, Timestamp};
 use session_proto::error::Refused;
-use session_store::{Definition, Error, Kind, SessionStore};
+use session_store::{Definition, DefinitionQuota, Error, Kind, SessionStore};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -16,6 +16,8 @@ pub(crate) trait Defined: Serialize + DeserializeOwned + Clone + PartialEq + Sen
     const KIND: Kind;
     /// What users call it.
     const WORD: &'static str;
+    /// How much of it one organization may define, where it may by itself.
+    const QUOTA: Option<DefinitionQuota> = None;
     fn name(&self) -> String;
     fn set_version(&mut self, version: u64);
     fn version(&self) -> u64;
@@ -52,6 +54,10 @@ impl Defined for Cluster {
 impl Defined for Catalog {
     const KIND: Kind = Kind::Catalog;
     const WORD: &'static str = "catalog";
+    const QUOTA: Option<DefinitionQuota> = Some(DefinitionQuota {
+        entries: ("catalogs", 1000),
+        bytes: ("catalog_bytes", 16 << 20),
+    });
 
     fn name(&self) -> String {
         catalog_key(&self.org, &self.name)
@@ -175,34 +181,50 @@ impl Directory {
             .collect()
     }
 
+    /// Those in the share of one organization, by name; those in nobody's, if
+    /// none is given.
+    pub(crate) async fn all_of<T: Defined>(&self, org: Option<&OrgId>) -> Result<Vec<T>, Error> {
+        let found = self.store.definitions_of(T::KIND, org).await?;
+        found.values().map(read).collect()
+    }
+
+    /// In whose shares there is something of a kind, to be read one by one,
+    /// because all together may be a lot.
+    pub(crate) async fn shares<T: Defined>(&self) -> Result<Vec<Option<OrgId>>, Error> {
+        let orgs = self.store.orgs_with_definitions(T::KIND).await?;
+        Ok(std::iter::once(None).chain(orgs.into_iter().map(Some)).collect())
+    }
+
+    async fn put<T: Defined>(&self, thing: &T, expected: u64) -> Result<u64, Error> {
+        let (name, json) = (thing.name(), written(thing)?);
+        match &T::QUOTA {
+            None => self.store.put_definition(T::KIND, &name, expected, &json).await,
+            Some(quota) => {
+                let put = self
+                    .store
+                    .put_definition_within(T::KIND, &name, expected, &json, quota);
+                put.await
+            }
+        }
+    }
+
     /// Writes a thing that is not there yet. Returns it as stored.
     pub(crate) async fn create<T: Defined>(&self, mut thing: T) -> Result<T, Refused> {
-        let version = self
-            .store
-            .put_definition(
-                T::KIND,
-                &thing.name(),
-                0,
-                &written(&thing).map_err(crate::refuse::store)?,
-            )
-            .await
-            .map_err(|error| match error {
-                Error::Conflict | Error::Exists => Refused::new(
-                    Reason::AlreadyExists,
-                    format!("A {} named {} exists already.", T::WORD, thing.name()),
-                ),
-                other => crate::refuse::store(other),
-            })?;
+        let version = self.put(&thing, 0).await.map_err(|error| match error {
+            Error::Conflict | Error::Exists => Refused::new(
+                Reason::AlreadyExists,
+                format!("A {} named {} exists already.", T::WORD, thing.name()),
+            ),
+            other => crate::refuse::store(other),
+        })?;
         thing.set_version(version);
         Ok(thing)
     }
 
     /// Writes a thing in place of the stored one of the same version.
     pub(crate) async fn replace<T: Defined>(&self, mut thing: T) -> Result<T, Refused> {
-        let json = written(&thing).map_err(crate::refuse::store)?;
         let version = self
-            .store
-            .put_definition(T::KIND, &thing.name(), thing.version(), &json)
+            .put(&thing, thing.version())
             .await
             .map_err(|error| changed_meanwhile::<T>(error, &thing.name()))?;
         thing.set_version(version);
@@ -224,13 +246,12 @@ impl Directory {
         for thing in declared {
             self.sync_one(thing.name(), Some(thing)).await?;
         }
-        for stored in self
-            .all::<T>()
-            .await
-            .with_context(|| format!("reading every {}", T::WORD))?
-        {
-            if stored.managed_by_config() && !names.contains(&stored.name()) {
-                self.sync_one::<T>(stored.name(), None).await?;
+        let reading = || format!("reading every {}", T::WORD);
+        for share in self.shares::<T>().await.with_context(reading)? {
+            for stored in self.all_of::<T>(share.as_ref()).await.with_context(reading)? {
+                if stored.managed_by_config() && !names.contains(&stored.name()) {
+                    self.sync_one::<T>(stored.name(), None).await?;
+                }
             }
         }
         Ok(())

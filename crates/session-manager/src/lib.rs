@@ -27,6 +27,7 @@ mod silence;
 #[cfg(test)]
 mod simulation;
 mod slots;
+mod start;
 mod tombstones;
 
 pub use computes::{Computes, StorePlaces};
@@ -63,6 +64,7 @@ use session_store::SessionStore;
 use session_token::{Jwks, Keyring, Verifier, VerifierConfig};
 use shut_out::ShutOut;
 use silence::{Jumps, Silence};
+use start::until_available;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -166,9 +168,43 @@ async fn make_computes(
 /// # Errors
 /// When it cannot start, or one of its tasks crashed.
 pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Result<()> {
-    let store = open_store(&config).await?;
-    let computes = make_computes(&config, &store, listeners.ports(), &shutdown).await?;
-    run_on(config, listeners, shutdown, store, computes, Jumps::AreOutages).await
+    let own_ports: Vec<u16> = listeners.ports().collect();
+    let ports = Ports::admin_first(listeners, &shutdown);
+    let stop = shutdown.stopping();
+    let opened = until_available("open the state store", &stop, || open_store(&config));
+    let Some(store) = opened.await? else {
+        return Ok(shutdown.finish(config.drain).await?);
+    };
+    let made = until_available("prepare compute", &stop, || {
+        make_computes(&config, &store, own_ports.iter().copied(), &shutdown)
+    });
+    let Some(computes) = made.await? else {
+        return Ok(shutdown.finish(config.drain).await?);
+    };
+    run_on(config, ports, shutdown, store, computes, Jumps::AreOutages).await
+}
+
+/// The ports of a service that is starting: the admin port serves already, so
+/// that it can be seen to live while it waits for its state.
+struct Ports {
+    public: Listener,
+    internal: Listener,
+    admin: Admin,
+    started: Condition,
+}
+
+impl Ports {
+    fn admin_first(listeners: Listeners, shutdown: &Shutdown) -> Self {
+        let admin = Admin::new(service_kit::build_info!());
+        let started = admin.readiness.condition("started");
+        admin.clone().spawn(listeners.admin, shutdown);
+        Self {
+            public: listeners.public,
+            internal: listeners.internal,
+            admin,
+            started,
+        }
+    }
 }
 
 /// [`run`] on a store and compute that the caller made: tests hold both, and
@@ -183,22 +219,28 @@ pub async fn run_with(
     store: Arc<dyn SessionStore>,
     computes: Computes,
 ) -> Result<()> {
-    run_on(config, listeners, shutdown, store, computes, Jumps::AreMeant).await
+    let ports = Ports::admin_first(listeners, &shutdown);
+    run_on(config, ports, shutdown, store, computes, Jumps::AreMeant).await
 }
 
 async fn run_on(
     config: Config,
-    listeners: Listeners,
+    ports: Ports,
     shutdown: Shutdown,
     store: Arc<dyn SessionStore>,
     computes: Computes,
     jumps: Jumps,
 ) -> Result<()> {
-    let admin = Admin::new(service_kit::build_info!());
+    let admin = ports.admin.clone();
     let metrics = Arc::new(Metrics::new(&admin.registry));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let directory = Directory::new(Arc::clone(&store));
-    follow_configuration(&config, &directory).await?;
+    let stop = shutdown.stopping();
+    let follow = || follow_configuration(&config, &directory);
+    let followed = until_available("follow the configuration", &stop, follow).await?;
+    if followed.is_none() {
+        return Ok(shutdown.finish(config.drain).await?);
+    }
 
     let silence = Arc::new(Silence::new(Arc::clone(&store), jumps));
     silence.found().await;
@@ -336,7 +378,7 @@ async fn run_on(
         let (api, stop) = (Arc::clone(&api), stop.clone());
         async move { api.callers.keep_fresh(stop).await }
     });
-    serve(&shutdown, &admin, listeners, &config, &api)?;
+    serve(&shutdown, ports, &config, &api)?;
     tracing::info!("session-manager is up");
     shutdown.finish(config.drain).await?;
     Ok(())
@@ -412,13 +454,7 @@ async fn watch_store(
     }
 }
 
-fn serve(
-    shutdown: &Shutdown,
-    admin: &Admin,
-    listeners: Listeners,
-    config: &Config,
-    api: &Arc<Api>,
-) -> Result<()> {
+fn serve(shutdown: &Shutdown, ports: Ports, config: &Config, api: &Arc<Api>) -> Result<()> {
     let counts = Arc::new(gate::Counts::new(&config.limits));
     let tokens = config.internal.tokens.as_ref();
     let tokens = tokens
@@ -446,7 +482,7 @@ fn serve(
         counts: Arc::clone(&counts),
         at_once: AtOnce::new(config.limits.calls_at_once),
     }))
-    .add_service(grpc::health(&admin.readiness, stop.clone()))
+    .add_service(grpc::health(&ports.admin.readiness, stop.clone()))
     .add_service(reflection)
     .add_service(
         SessionServiceServer::new(api::sessions::Sessions(Arc::clone(api)))
@@ -472,7 +508,7 @@ fn serve(
         allow: config.internal.clone(),
         tokens,
     }))
-    .add_service(grpc::health(&admin.readiness, stop.clone()))
+    .add_service(grpc::health(&ports.admin.readiness, stop.clone()))
     .add_service(
         RouteServiceServer::new(api::routes::Routes(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
     )
@@ -480,12 +516,12 @@ fn serve(
         TokenLedgerServer::new(api::ledger::Ledger(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
     );
     let connections = |listener, limits| Incoming::new(listener, limits, stop.clone());
-    let incoming = connections(listeners.public, config.limits.connections());
+    let incoming = connections(ports.public, config.limits.connections());
     let public = public.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
-    let incoming = connections(listeners.internal, AcceptLimits::default());
+    let incoming = connections(ports.internal, AcceptLimits::default());
     let internal = internal.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
     shutdown.spawn_critical("public API", public);
     shutdown.spawn_critical("internal API", internal);
-    admin.clone().spawn(listeners.admin, shutdown);
+    ports.started.set(true);
     Ok(())
 }

@@ -68,6 +68,15 @@ fn quota_used_up(quota: &'static str, limit: u32, retry_after: Option<std::time:
         "tokens_per_session" => format!(
             "The session has {limit} live tokens, the most it may have. Use one of them, or revoke one."
         ),
+        "catalogs" => format!(
+            "Your organization has {limit} catalogs, the most it may have. Delete one that is not needed."
+        ),
+        "catalog_bytes" => format!(
+            "The catalogs of your organization would have more than {limit} bytes together. Delete one that is not needed, or make one smaller."
+        ),
+        "disabled_principals" | "disabled_bytes" => format!(
+            "The organization has disabled as many principals as it may (quota {quota}, {limit}). Enable some whose accounts are gone."
+        ),
         other => format!("The quota {other} of {limit} is used up."),
     };
     let reason = if quota == "creates_per_minute" {

@@ -13,7 +13,7 @@ use futures::{StreamExt, stream};
 use session_core::machine::Event;
 use session_core::{Actor, ChangeReason, Cluster, Disabled, OrgId, PrincipalId, Reason, Session, Status};
 use session_proto::error::Refused;
-use session_store::{Error, Kind, ListQuery, Scope, SessionStore};
+use session_store::{DefinitionQuota, Error, Kind, ListQuery, Scope, SessionStore};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +31,10 @@ const RACES: usize = 8;
 impl Defined for Disabled {
     const KIND: Kind = Kind::Disabled;
     const WORD: &'static str = "entry";
+    const QUOTA: Option<DefinitionQuota> = Some(DefinitionQuota {
+        entries: ("disabled_principals", 10_000),
+        bytes: ("disabled_bytes", 8 << 20),
+    });
 
     fn name(&self) -> String {
         name(&self.org, self.principal.as_ref())
@@ -220,10 +224,13 @@ impl ShutOut {
     }
 
     async fn sweep(&self) -> Result<(), Refused> {
-        let all = self.directory.all::<Disabled>().await;
-        for disabled in all.map_err(crate::refuse::store)? {
-            if !disabled.settled {
-                self.close_all(&disabled).await?;
+        let shares = self.directory.shares::<Disabled>().await;
+        for share in shares.map_err(crate::refuse::store)? {
+            let all = self.directory.all_of::<Disabled>(share.as_ref()).await;
+            for disabled in all.map_err(crate::refuse::store)? {
+                if !disabled.settled {
+                    self.close_all(&disabled).await?;
+                }
             }
         }
         Ok(())

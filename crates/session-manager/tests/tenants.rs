@@ -532,3 +532,46 @@ async fn lists_have_what_one_may_read_and_nothing_else() {
     }
     stage.end().await;
 }
+
+/// What a tenant defines by itself has an end, and is nobody else's concern.
+#[tokio::test]
+async fn an_organization_defines_no_more_than_its_share() {
+    let manager = Manager::start().await;
+    let create = async |name: String| {
+        let text = v1::PropertyValue {
+            value: Some(v1::property_value::Value::Text("memory".to_owned())),
+        };
+        let lake = v1::Catalog {
+            name,
+            engine: v1::Engine::Sail.into(),
+            properties: [("type".to_owned(), text)].into(),
+            ..Default::default()
+        };
+        let request = v1::CreateCatalogRequest { catalog: Some(lake) };
+        manager.catalogs("olga").create_catalog(request).await
+    };
+    let quota = |status: &Status| {
+        assert_eq!(reason_of(status), Some(Reason::QuotaExceeded), "{status:?}");
+        let info = status.get_details_error_info().unwrap();
+        (info.metadata["quota"].clone(), info.metadata["limit"].clone())
+    };
+    for n in 0..1000 {
+        create(format!("c{n}")).await.unwrap();
+    }
+    let refused = create("more".to_owned()).await.unwrap_err();
+    assert_eq!(quota(&refused), ("catalogs".to_owned(), "1000".to_owned()));
+    assert!(refused.message().contains("1000"), "{}", refused.message());
+    // Another organization neither sees nor feels it.
+    let listed = manager
+        .catalogs("eve")
+        .list_catalogs(v1::ListCatalogsRequest {})
+        .await;
+    assert!(listed.unwrap().into_inner().catalogs.is_empty());
+    let request = v1::DeleteCatalogRequest {
+        name: "c0".to_owned(),
+        force: false,
+    };
+    manager.catalogs("olga").delete_catalog(request).await.unwrap();
+    create("more".to_owned()).await.unwrap();
+    manager.stop().await;
+}

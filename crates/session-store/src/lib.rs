@@ -291,6 +291,26 @@ pub enum Kind {
     Install,
 }
 
+impl Kind {
+    /// The organization whose share a definition of this name counts for, if
+    /// it is one that an organization makes itself.
+    pub(crate) fn org_of(self, name: &str) -> Option<&str> {
+        match self {
+            Self::Catalog | Self::Disabled => name.split_once('/').map(|(org, _)| org),
+            Self::Cluster | Self::Org | Self::Install => None,
+        }
+    }
+}
+
+/// How much of a kind one organization may define.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DefinitionQuota {
+    /// What the quota of entries is called in errors, and how many there may be.
+    pub entries: (&'static str, u32),
+    /// The same of bytes: names and JSON texts together.
+    pub bytes: (&'static str, u32),
+}
+
 /// A stored definition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Definition {
@@ -434,6 +454,18 @@ pub trait SessionStore:
     /// expected, [`Error::NotFound`] if there is none, else [`Error::Conflict`].
     async fn put_definition(&self, kind: Kind, name: &str, expected: u64, json: &str) -> Result<u64, Error>;
 
+    /// [`SessionStore::put_definition`] of what an organization defines itself,
+    /// within its share: otherwise, unless it takes less room than what it
+    /// replaces, [`Error::Quota`], or [`Error::Full`] when memory is short.
+    async fn put_definition_within(
+        &self,
+        kind: Kind,
+        name: &str,
+        expected: u64,
+        json: &str,
+        quota: &DefinitionQuota,
+    ) -> Result<u64, Error>;
+
     /// Reads a definition.
     async fn definition(&self, kind: Kind, name: &str) -> Result<Option<Definition>, Error>;
 
@@ -449,7 +481,24 @@ pub trait SessionStore:
     }
 
     /// Reads all definitions of a kind, by name.
-    async fn definitions(&self, kind: Kind) -> Result<BTreeMap<String, Definition>, Error>;
+    async fn definitions(&self, kind: Kind) -> Result<BTreeMap<String, Definition>, Error> {
+        let mut all = self.definitions_of(kind, None).await?;
+        for org in self.orgs_with_definitions(kind).await? {
+            all.append(&mut self.definitions_of(kind, Some(&org)).await?);
+        }
+        Ok(all)
+    }
+
+    /// Reads, in pages, those that one organization defined itself (names that
+    /// begin with it and a slash); those of nobody's share, if none is given.
+    async fn definitions_of(
+        &self,
+        kind: Kind,
+        org: Option<&OrgId>,
+    ) -> Result<BTreeMap<String, Definition>, Error>;
+
+    /// The organizations that have definitions of a kind in their share.
+    async fn orgs_with_definitions(&self, kind: Kind) -> Result<BTreeSet<OrgId>, Error>;
 
     /// Removes a definition if its stored version is `expected`.
     async fn delete_definition(&self, kind: Kind, name: &str, expected: u64) -> Result<(), Error>;

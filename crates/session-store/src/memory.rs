@@ -10,9 +10,9 @@ mod tombstones;
 
 use crate::query::Filling;
 use crate::{
-    Change, Commit, Create, Created, Definition, Error, Feed, FeedProgress, HISTORY, Heard, Kind, ListQuery,
-    Loaded, Page, Proxies, REQUEST_ID_MEMORY, Report, Reported, RequestId, SessionStore, TokenRecord,
-    Tombstones, first_use,
+    Change, Commit, Create, Created, Definition, DefinitionQuota, Error, Feed, FeedProgress, HISTORY, Heard,
+    Kind, ListQuery, Loaded, Page, Proxies, REQUEST_ID_MEMORY, Report, Reported, RequestId, SessionStore,
+    TokenRecord, Tombstones, first_use,
 };
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -272,6 +272,20 @@ fn request_key(create: &Create) -> Option<RequestKey> {
         create.session.owner.clone(),
         request.id.clone(),
     ))
+}
+
+impl State {
+    /// Those in an organization's share, or those in nobody's.
+    fn definitions_of<'a>(
+        &'a self,
+        kind: Kind,
+        org: Option<&'a str>,
+    ) -> impl Iterator<Item = (&'a String, &'a Definition)> {
+        self.definitions
+            .iter()
+            .filter(move |((stored, name), _)| *stored == kind && kind.org_of(name) == org)
+            .map(|((_, name), definition)| (name, definition))
+    }
 }
 
 fn check_definition(stored: Option<&Definition>, expected: u64) -> Result<(), Error> {
@@ -608,6 +622,45 @@ impl SessionStore for MemoryStore {
         Ok(version)
     }
 
+    async fn put_definition_within(
+        &self,
+        kind: Kind,
+        name: &str,
+        expected: u64,
+        json: &str,
+        quota: &DefinitionQuota,
+    ) -> Result<u64, Error> {
+        {
+            let state = self.state();
+            let stored = state.definitions.get(&(kind, name.to_owned()));
+            check_definition(stored, expected)?;
+            let before = stored.map_or(0, |stored| name.len() + stored.json.len());
+            let after = name.len() + json.len();
+            if let Some(org) = kind.org_of(name)
+                && after > before
+            {
+                let sizes: Vec<usize> = state
+                    .definitions_of(kind, Some(org))
+                    .map(|(name, stored)| name.len() + stored.json.len())
+                    .collect();
+                let bytes = sizes.iter().sum::<usize>() + after - before;
+                let over = match (stored, quota.entries, quota.bytes) {
+                    (None, (entries, limit), _) if sizes.len() >= limit as usize => Some((entries, limit)),
+                    (_, _, (of_bytes, limit)) if bytes > limit as usize => Some((of_bytes, limit)),
+                    _ => None,
+                };
+                if let Some((quota, limit)) = over {
+                    return Err(Error::Quota {
+                        quota,
+                        limit,
+                        retry_after: None,
+                    });
+                }
+            }
+        }
+        self.put_definition(kind, name, expected, json).await
+    }
+
     async fn definition(&self, kind: Kind, name: &str) -> Result<Option<Definition>, Error> {
         Ok(self.state().definitions.get(&(kind, name.to_owned())).cloned())
     }
@@ -618,15 +671,23 @@ impl SessionStore for MemoryStore {
         Ok(wanted.iter().map(stored).collect())
     }
 
-    async fn definitions(&self, kind: Kind) -> Result<BTreeMap<String, Definition>, Error> {
+    async fn definitions_of(
+        &self,
+        kind: Kind,
+        org: Option<&OrgId>,
+    ) -> Result<BTreeMap<String, Definition>, Error> {
         let state = self.state();
-        let of_kind = state
-            .definitions
-            .iter()
-            .filter(|((stored, _), _)| *stored == kind);
-        Ok(of_kind
-            .map(|((_, name), definition)| (name.clone(), definition.clone()))
+        let found = state.definitions_of(kind, org.map(OrgId::as_str));
+        Ok(found
+            .map(|(name, definition)| (name.clone(), definition.clone()))
             .collect())
+    }
+
+    async fn orgs_with_definitions(&self, kind: Kind) -> Result<BTreeSet<OrgId>, Error> {
+        let state = self.state();
+        let names = state.definitions.keys().filter(|(stored, _)| *stored == kind);
+        let orgs = names.filter_map(|(_, name)| kind.org_of(name)?.parse().ok());
+        Ok(orgs.collect())
     }
 
     async fn delete_definition(&self, kind: Kind, name: &str, expected: u64) -> Result<(), Error> {

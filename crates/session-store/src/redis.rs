@@ -27,15 +27,15 @@ mod watch;
 mod write;
 
 use crate::{
-    Commit, Create, Created, Definition, Error, Feed, FeedProgress, Heard, Kind, ListQuery, Loaded, Page,
-    Proxies, Report, Reported, RequestId, SessionStore, TokenRecord, Tombstones,
+    Commit, Create, Created, Definition, DefinitionQuota, Error, Feed, FeedProgress, Heard, Kind, ListQuery,
+    Loaded, Page, Proxies, Report, Reported, RequestId, SessionStore, TokenRecord, Tombstones,
 };
 use async_trait::async_trait;
 use connection::{Connections, Failure};
 use durable::Durable;
 use epoch::Epoch;
 use futures::stream::BoxStream;
-use keys::Keys;
+use keys::{Keys, Slot};
 pub use options::{ConnectError, Credentials, Options, TlsFiles};
 use redis::{Pipeline, Value, from_redis_value};
 use scripts::{Call, Reply, Scripts};
@@ -124,10 +124,26 @@ impl RedisStore {
         self.connections.run(call).await.map(Reply)
     }
 
+    /// Writes a definition, so far without a quota.
+    fn put_of(&self, kind: Kind, name: &str, expected: u64, json: &str) -> Call<'_> {
+        let org = kind.org_of(name);
+        let mut script = self.scripts.put_definition.prepare_invoke();
+        script
+            .key(self.keys.definitions(kind, org))
+            .key(self.keys.definition_bytes(kind));
+        script
+            .arg(name)
+            .arg(expected)
+            .arg(json)
+            .arg(org.unwrap_or_default());
+        script
+    }
+
     fn reads_of(&self, wanted: &[(Kind, String)]) -> Pipeline {
         let mut pipeline = redis::pipe();
         for (kind, name) in wanted {
-            pipeline.cmd("HGET").arg(self.keys.definitions(*kind)).arg(name);
+            let key = self.keys.definitions(*kind, kind.org_of(name));
+            pipeline.cmd("HGET").arg(key).arg(name);
         }
         pipeline
     }
@@ -157,6 +173,20 @@ fn decode_definition(stored: &str) -> Result<Definition, Error> {
         })
     });
     parsed.ok_or_else(|| Error::Corrupt("a definition has no version".to_owned()))
+}
+
+/// Definitions that one page asks for: few of those that can be large.
+fn page_of(kind: Kind) -> usize {
+    match kind {
+        Kind::Catalog => 8,
+        Kind::Cluster | Kind::Org | Kind::Disabled | Kind::Install => 256,
+    }
+}
+
+fn written_version(reply: Reply) -> Result<u64, Error> {
+    let words = reply.done()?;
+    let version = words.first().and_then(|version| version.parse().ok());
+    version.ok_or_else(|| Error::Corrupt(format!("a definition's version is {words:?}")))
 }
 
 fn decode_definitions(stored: Vec<Option<String>>) -> Result<Vec<Option<Definition>>, Error> {
@@ -326,15 +356,39 @@ impl SessionStore for RedisStore {
     }
 
     async fn put_definition(&self, kind: Kind, name: &str, expected: u64, json: &str) -> Result<u64, Error> {
-        let mut script = self.scripts.put_definition.key(self.keys.definitions(kind));
-        let reply = self.run(script.arg(name).arg(expected).arg(json)).await?.done()?;
-        let version = reply.first().and_then(|version| version.parse().ok());
-        version.ok_or_else(|| Error::Corrupt(format!("a definition's version is {reply:?}")))
+        let script = self.put_of(kind, name, expected, json);
+        written_version(self.run(&script).await?)
+    }
+
+    async fn put_definition_within(
+        &self,
+        kind: Kind,
+        name: &str,
+        expected: u64,
+        json: &str,
+        quota: &DefinitionQuota,
+    ) -> Result<u64, Error> {
+        let short = self.is_short_of_memory(Slot::Global).await;
+        let mut script = self.put_of(kind, name, expected, json);
+        let ((_, entries), (_, bytes)) = (quota.entries, quota.bytes);
+        script.arg(entries).arg(bytes).arg(u8::from(short));
+        let reply = self.run(&script).await?;
+        let (quota, limit) = match reply.words().as_slice() {
+            ["over", "memory"] => return Err(Error::Full),
+            ["over", "entries"] => quota.entries,
+            ["over", "bytes"] => quota.bytes,
+            _ => return written_version(reply),
+        };
+        Err(Error::Quota {
+            quota,
+            limit,
+            retry_after: None,
+        })
     }
 
     async fn definition(&self, kind: Kind, name: &str) -> Result<Option<Definition>, Error> {
         let mut cmd = redis::cmd("HGET");
-        cmd.arg(self.keys.definitions(kind)).arg(name);
+        cmd.arg(self.keys.definitions(kind, kind.org_of(name))).arg(name);
         let stored: Option<String> = self.connections.query(&cmd).await?;
         stored.map(|stored| decode_definition(&stored)).transpose()
     }
@@ -361,20 +415,47 @@ impl SessionStore for RedisStore {
         Ok((decode_definitions(stored)?, moment(now)))
     }
 
-    async fn definitions(&self, kind: Kind) -> Result<BTreeMap<String, Definition>, Error> {
-        let stored: BTreeMap<String, String> = self
-            .connections
-            .query(redis::cmd("HGETALL").arg(self.keys.definitions(kind)))
-            .await?;
-        stored
-            .into_iter()
-            .map(|(name, stored)| Ok((name, decode_definition(&stored)?)))
-            .collect()
+    async fn definitions_of(
+        &self,
+        kind: Kind,
+        org: Option<&OrgId>,
+    ) -> Result<BTreeMap<String, Definition>, Error> {
+        let key = self.keys.definitions(kind, org.map(OrgId::as_str));
+        let mut all = BTreeMap::new();
+        let mut cursor = 0_u64;
+        loop {
+            let mut cmd = redis::cmd("HSCAN");
+            cmd.arg(&key).arg(cursor).arg("COUNT").arg(page_of(kind));
+            let (next, page): (u64, Vec<(String, String)>) = self.connections.query(&cmd).await?;
+            for (name, stored) in page {
+                all.insert(name, decode_definition(&stored)?);
+            }
+            if next == 0 {
+                return Ok(all);
+            }
+            cursor = next;
+        }
+    }
+
+    async fn orgs_with_definitions(&self, kind: Kind) -> Result<BTreeSet<OrgId>, Error> {
+        let mut cmd = redis::cmd("HKEYS");
+        cmd.arg(self.keys.definition_bytes(kind));
+        let orgs: Vec<String> = self.connections.query(&cmd).await?;
+        let parse = |org: &String| {
+            let parsed = org.parse();
+            parsed.map_err(|_| Error::Corrupt(format!("{org:?} is no organization")))
+        };
+        orgs.iter().map(parse).collect()
     }
 
     async fn delete_definition(&self, kind: Kind, name: &str, expected: u64) -> Result<(), Error> {
-        let mut script = self.scripts.delete_definition.key(self.keys.definitions(kind));
-        self.run(script.arg(name).arg(expected)).await?.done().map(drop)
+        let org = kind.org_of(name);
+        let mut script = self.scripts.delete_definition.prepare_invoke();
+        script
+            .key(self.keys.definitions(kind, org))
+            .key(self.keys.definition_bytes(kind));
+        script.arg(name).arg(expected).arg(org.unwrap_or_default());
+        self.run(&script).await?.done().map(drop)
     }
 
     async fn trim_ended(&self, keep: &Tombstones, limit: usize) -> Result<usize, Error> {

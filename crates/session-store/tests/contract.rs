@@ -109,6 +109,8 @@ contract! {
         a_bounded_number_of_keys_is_known;
     definitions:
         definitions_are_compared_and_set,
+        an_organization_defines_within_its_share,
+        all_of_an_organizations_definitions_are_read,
         several_are_read_in_their_order,
         kinds_are_apart,
         the_store_has_a_clock_an_epoch_and_a_pulse;

@@ -12,7 +12,8 @@ use futures::StreamExt;
 use session_core::{Session, SessionKey, Status, Timestamp};
 use session_store::redis::{ConnectError, Options, RedisStore};
 use session_store::shared::{Bind, Bound, SparkSession};
-use session_store::{Create, Error, Feed, Kind, ListQuery, Scope};
+use session_store::spark_sessions::SettingsChange;
+use session_store::{Create, DefinitionQuota, Error, Feed, Kind, ListQuery, Scope};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -294,6 +295,10 @@ async fn short_of_memory_creates_are_refused_and_ends_are_not() {
         ..Draft::default().create()
     };
     let session = store.create(create.clone()).await.unwrap().session;
+    let declared = store.put_definition(Kind::Catalog, "acme/c", 0, "{1234}").await;
+    assert_eq!(declared.unwrap(), 1);
+    // So much that buffers of connections do not matter.
+    redis.command("SETRANGE filler 30000000 x").await.unwrap();
     let used = redis.command("INFO memory").await.unwrap();
     let used = used.lines().find_map(|line| line.strip_prefix("used_memory:"));
     let used: u64 = used.unwrap().trim().parse().unwrap();
@@ -310,6 +315,27 @@ async fn short_of_memory_creates_are_refused_and_ends_are_not() {
     .await;
     let repeated = store.create(create).await.unwrap();
     assert!(!repeated.new, "what was made before is still told");
+    // The same for all that grows, and not for what makes room.
+    let quota = DefinitionQuota {
+        entries: ("catalogs", 10),
+        bytes: ("catalog_bytes", 10_000),
+    };
+    let define = async |expected, json| {
+        let put = store.put_definition_within(Kind::Catalog, "acme/c", expected, json, &quota);
+        put.await
+    };
+    assert!(matches!(define(1, "{12345}").await, Err(Error::Full)));
+    assert_eq!(define(1, "{123}").await.unwrap(), 2);
+    let token = token(&store, &session, FAR).await;
+    let recorded = store.record_token(&session.key(), token, 10).await;
+    assert!(matches!(recorded, Err(Error::Full)), "{recorded:?}");
+    let change = SettingsChange {
+        spark_session: "00000000-0000-0000-0000-000000000001".parse().unwrap(),
+        generation: 1,
+        set: [("a".to_owned(), "b".to_owned())].into(),
+        unset: Vec::new(),
+    };
+    assert!(!store.keep_settings(&session.key(), &change).await.unwrap());
     let session = commit(&store, touch(&session)).await;
     redis.command("CONFIG SET maxmemory 1").await.unwrap();
     let session = commit(&store, touch(&session)).await;

@@ -56,7 +56,7 @@ impl CatalogService for Catalogs {
         let all = self
             .0
             .directory
-            .all::<Catalog>()
+            .all_of::<Catalog>(Some(&who.org))
             .await
             .map_err(crate::refuse::store)?;
         let catalogs = all

@@ -179,8 +179,9 @@ impl Orgs {
     /// Those that somebody defined, and those that are disabled.
     async fn all(&self) -> Result<Vec<v1::Org>, Refused> {
         let directory = &self.0.directory;
-        let (defined, disabled) = tokio::try_join!(directory.all::<Org>(), directory.all::<Disabled>())
-            .map_err(crate::refuse::store)?;
+        let (defined, disabled) =
+            tokio::try_join!(directory.all::<Org>(), directory.all_of::<Disabled>(None))
+                .map_err(crate::refuse::store)?;
         let mut all: BTreeMap<OrgId, v1::Org> = defined
             .iter()
             .map(|org| (org.id.clone(), convert::org(org, false)))
@@ -193,10 +194,10 @@ impl Orgs {
     }
 
     async fn disabled_in(&self, id: &OrgId) -> Result<Vec<String>, Refused> {
-        let all = self.0.directory.all::<Disabled>().await;
-        let here = all.map_err(crate::refuse::store)?.into_iter();
-        let here = here.filter(|disabled| disabled.org == *id);
+        let here = self.0.directory.all_of::<Disabled>(Some(id)).await;
+        let here = here.map_err(crate::refuse::store)?;
         Ok(here
+            .into_iter()
             .filter_map(|disabled| disabled.principal)
             .map(|principal| principal.to_string())
             .collect())

@@ -15,8 +15,8 @@ use session_store::shared::{Bind, Binding, Bound, SparkSession};
 use session_store::signing::{KnownKeys, SigningKeys};
 use session_store::spark_sessions::{KeptSparkSession, SettingsChange, SparkSessions, Used};
 use session_store::{
-    Commit, Create, Created, Definition, Error, Feed, FeedProgress, Heard, Kind, ListQuery, Loaded, Page,
-    Proxies, Report, Reported, RequestId, SessionStore, SharedServers, TokenRecord, Tombstones,
+    Commit, Create, Created, Definition, DefinitionQuota, Error, Feed, FeedProgress, Heard, Kind, ListQuery,
+    Loaded, Page, Proxies, Report, Reported, RequestId, SessionStore, SharedServers, TokenRecord, Tombstones,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -349,6 +349,19 @@ impl SessionStore for FaultyStore {
         )
         .await
     }
+    async fn put_definition_within(
+        &self,
+        kind: Kind,
+        name: &str,
+        expected: u64,
+        json: &str,
+        quota: &DefinitionQuota,
+    ) -> Result<u64, Error> {
+        let put = self
+            .inner()
+            .put_definition_within(kind, name, expected, json, quota);
+        self.call("put_definition_within", put).await
+    }
     async fn definition(&self, kind: Kind, name: &str) -> Result<Option<Definition>, Error> {
         self.call("definition", self.inner().definition(kind, name)).await
     }
@@ -356,8 +369,17 @@ impl SessionStore for FaultyStore {
         self.call("some_definitions", self.inner().some_definitions(wanted))
             .await
     }
-    async fn definitions(&self, kind: Kind) -> Result<BTreeMap<String, Definition>, Error> {
-        self.call("definitions", self.inner().definitions(kind)).await
+    async fn definitions_of(
+        &self,
+        kind: Kind,
+        org: Option<&OrgId>,
+    ) -> Result<BTreeMap<String, Definition>, Error> {
+        self.call("definitions_of", self.inner().definitions_of(kind, org))
+            .await
+    }
+    async fn orgs_with_definitions(&self, kind: Kind) -> Result<BTreeSet<OrgId>, Error> {
+        self.call("orgs_with_definitions", self.inner().orgs_with_definitions(kind))
+            .await
     }
     async fn delete_definition(&self, kind: Kind, name: &str, expected: u64) -> Result<(), Error> {
         self.call(

@@ -13,8 +13,8 @@ use session_store::shared::{Bind, Binding, Bound, SparkSession};
 use session_store::signing::{KnownKeys, SigningKeys};
 use session_store::spark_sessions::{KeptSparkSession, SettingsChange, SparkSessions, Used};
 use session_store::{
-    Commit, Create, Created, Definition, Error, Feed, FeedProgress, Heard, Kind, ListQuery, Loaded, Page,
-    Proxies, Report, Reported, RequestId, SessionStore, SharedServers, TokenRecord, Tombstones,
+    Commit, Create, Created, Definition, DefinitionQuota, Error, Feed, FeedProgress, Heard, Kind, ListQuery,
+    Loaded, Page, Proxies, Report, Reported, RequestId, SessionStore, SharedServers, TokenRecord, Tombstones,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -91,7 +91,9 @@ recorded! {
         put_definition(kind: Kind, name: &str, expected: u64, json: &str) -> u64;
         definition(kind: Kind, name: &str) -> Option<Definition>;
         some_definitions(wanted: &[(Kind, String)]) -> Vec<Option<Definition>>;
-        definitions(kind: Kind) -> BTreeMap<String, Definition>;
+        put_definition_within(kind: Kind, name: &str, expected: u64, json: &str, quota: &DefinitionQuota) -> u64;
+        definitions_of(kind: Kind, org: Option<&OrgId>) -> BTreeMap<String, Definition>;
+        orgs_with_definitions(kind: Kind) -> BTreeSet<OrgId>;
         delete_definition(kind: Kind, name: &str, expected: u64) -> ();
         trim_ended(keep: &Tombstones, limit: usize) -> usize;
         epoch() -> u64;

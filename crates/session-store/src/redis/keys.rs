@@ -342,16 +342,19 @@ impl Keys {
         self.global("lease:", name)
     }
 
-    /// Hash: definitions of a kind by name.
-    pub(super) fn definitions(&self, kind: Kind) -> String {
-        let name = match kind {
-            Kind::Cluster => "cluster",
-            Kind::Catalog => "catalog",
-            Kind::Org => "org",
-            Kind::Disabled => "disabled",
-            Kind::Install => "install",
-        };
-        self.global("definitions:", name)
+    /// Hash: definitions of a kind by name, those in an organization's share in
+    /// one of their own.
+    pub(super) fn definitions(&self, kind: Kind, org: Option<&str>) -> String {
+        let kind = kind_name(kind);
+        match org {
+            None => self.global("definitions:", kind),
+            Some(org) => self.global("definitions:", &format!("{kind}/{org}")),
+        }
+    }
+
+    /// Hash: the bytes of each organization's definitions of a kind.
+    pub(super) fn definition_bytes(&self, kind: Kind) -> String {
+        self.global("definition-bytes:", kind_name(kind))
     }
 
     /// Sorted set: proxies by their last report.
@@ -382,6 +385,16 @@ impl Keys {
     /// String: a number that every manager raises every moment.
     pub(super) fn pulse(&self, slot: Slot) -> String {
         self.in_slot(slot, &["pulse"])
+    }
+}
+
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Cluster => "cluster",
+        Kind::Catalog => "catalog",
+        Kind::Org => "org",
+        Kind::Disabled => "disabled",
+        Kind::Install => "install",
     }
 }
 
@@ -454,8 +467,12 @@ mod tests {
                 Kind::Disabled,
                 Kind::Install,
             ]
-            .map(|kind| keys.definitions(kind)),
+            .map(|kind| keys.definitions(kind, None)),
         );
+        all.extend([
+            keys.definitions(Kind::Catalog, Some("{p13}")),
+            keys.definition_bytes(Kind::Catalog),
+        ]);
         let spark = SparkSession {
             server: "{p13}:1".to_owned(),
             id: "00000000-0000-0000-0000-000000000000".parse().unwrap(),

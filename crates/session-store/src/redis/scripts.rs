@@ -163,7 +163,7 @@ impl Scripts {
             use_spark_session: script!("kept_spark_session", "use_spark_session"),
             lease: script!("lease"),
             put_definition: script!("put_definition"),
-            delete_definition: script!("delete_definition"),
+            delete_definition: script!(always "delete_definition"),
             epoch: script!(always "time", "epoch"),
             pulse: script!(always "pulse"),
             restore: script!(always "record", "token", "ended", "save", "restore"),

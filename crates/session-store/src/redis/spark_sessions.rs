@@ -1,6 +1,7 @@
 //! Spark sessions in Redis: one hash for each session, a JSON text for each
 //! Spark session in it.
 
+use super::keys::Slot;
 use super::{RedisStore, Reply};
 use crate::Error;
 use crate::spark_sessions::{
@@ -25,6 +26,13 @@ fn answer(reply: &Reply) -> &str {
 #[async_trait]
 impl SparkSessions for RedisStore {
     async fn keep_settings(&self, key: &SessionKey, change: &SettingsChange) -> Result<bool, Error> {
+        // Settings are a convenience: they are not kept rather than refused.
+        if self
+            .is_short_of_memory(Slot::Partition(key.org.partition()))
+            .await
+        {
+            return Ok(false);
+        }
         let mut script = self.scripts.keep_settings.key(self.keys.spark_sessions(key));
         script
             .arg(change.spark_session.as_str())

@@ -1,6 +1,7 @@
 //! Tokens in Redis: with their session while it lives; `save.lua` sets them
 //! aside when it ends. `token.lua` says how each is written.
 
+use super::keys::Slot;
 use super::record::{Stored, pieces};
 use super::{RedisStore, score};
 use crate::{Error, SessionStore, TokenRecord};
@@ -56,6 +57,12 @@ impl RedisStore {
         limit: u32,
         revoked: &[&str],
     ) -> Result<(), Error> {
+        if self
+            .is_short_of_memory(Slot::Partition(key.org.partition()))
+            .await
+        {
+            return Err(Error::Full);
+        }
         let mut script = self.scripts.record_token.prepare_invoke();
         script
             .key(self.keys.record(key))

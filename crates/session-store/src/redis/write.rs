@@ -5,13 +5,13 @@ use super::packed::pack;
 use super::scripts::Call;
 use super::{RedisStore, encode, score};
 use crate::{Commit, Create, Created, Error, HISTORY, REQUEST_ID_MEMORY, SessionStore};
-use session_core::{AuditRecord, Limits, OrgId, Session, Status, Timestamp};
+use session_core::{AuditRecord, Limits, Session, Status, Timestamp};
 
 /// How many changes a partition's stream keeps, at least; a reader that falls
 /// further behind gets a reset.
 pub(super) const STREAM_LENGTH: usize = 10_000;
 
-/// At so much of `maxmemory`, creates are refused.
+/// At so much of `maxmemory`, what adds something is refused.
 const MEMORY_GUARD_PERCENT: u64 = 85;
 
 /// The organization's indexes that a session in a status belongs in. Its owner,
@@ -97,7 +97,7 @@ impl RedisStore {
             limits,
         } = create;
         let (org, owner) = (&session.org, &session.owner);
-        if self.is_short_of_memory(org).await {
+        if self.is_short_of_memory(Slot::Partition(org.partition())).await {
             let first = match &request {
                 Some(request) => self.repeated(org, owner, request).await?,
                 None => None,
@@ -170,8 +170,8 @@ impl RedisStore {
 
     /// As of a moment ago: what ends things must find room, so nothing new is
     /// taken when most of it is used up.
-    async fn is_short_of_memory(&self, org: &OrgId) -> bool {
-        let server = self.connections.server(Slot::Partition(org.partition())).await;
+    pub(super) async fn is_short_of_memory(&self, slot: Slot) -> bool {
+        let server = self.connections.server(slot).await;
         let facts = server.map(|server| server.facts()).unwrap_or_default();
         facts.limit > 0 && facts.used >= facts.limit / 100 * MEMORY_GUARD_PERCENT
     }

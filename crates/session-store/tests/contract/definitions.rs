@@ -2,7 +2,8 @@
 
 use crate::common::Store;
 use futures::future::join_all;
-use session_store::{Definition, Error, Kind};
+use session_store::{Definition, DefinitionQuota, Error, Kind};
+use std::collections::BTreeSet;
 
 pub(crate) async fn definitions_are_compared_and_set(store: Store) {
     let name = "c one: {x}";
@@ -89,6 +90,94 @@ pub(crate) async fn kinds_are_apart(store: Store) {
     let disabled = store.definitions(Kind::Disabled).await.unwrap();
     assert_eq!(disabled.keys().collect::<Vec<_>>(), ["x", "x/sa|ada"]);
     assert_eq!(store.definitions(Kind::Cluster).await.unwrap().len(), 2);
+}
+
+pub(crate) async fn an_organization_defines_within_its_share(store: Store) {
+    let quota = DefinitionQuota {
+        entries: ("catalogs", 3),
+        bytes: ("catalog_bytes", 60),
+    };
+    let put = async |kind, name: &str, expected, json: &str| {
+        store
+            .put_definition_within(kind, name, expected, json, &quota)
+            .await
+    };
+    let over = |outcome: Result<u64, Error>| match outcome {
+        Err(Error::Quota { quota, limit, .. }) => (quota, limit),
+        other => panic!("{other:?}"),
+    };
+    for name in ["acme/a", "acme/b", "acme/c"] {
+        assert_eq!(put(Kind::Catalog, name, 0, "{1}").await.unwrap(), 1);
+    }
+    assert_eq!(over(put(Kind::Catalog, "acme/d", 0, "{}").await), ("catalogs", 3));
+    assert!(matches!(
+        put(Kind::Catalog, "acme/a", 0, "{}").await,
+        Err(Error::Exists)
+    ));
+    // 27 bytes are there; 60 fit.
+    let text = "x".repeat(36);
+    assert_eq!(put(Kind::Catalog, "acme/a", 1, &text).await.unwrap(), 2);
+    assert_eq!(
+        over(put(Kind::Catalog, "acme/b", 1, "{22}").await),
+        ("catalog_bytes", 60)
+    );
+    assert_eq!(put(Kind::Catalog, "acme/b", 1, "{}").await.unwrap(), 2);
+    // Of others, and of another kind, nothing counts; what configuration declares passes.
+    assert_eq!(put(Kind::Catalog, "beta/a", 0, &text).await.unwrap(), 1);
+    assert_eq!(put(Kind::Disabled, "acme/sa|x", 0, "{}").await.unwrap(), 1);
+    assert_eq!(put(Kind::Disabled, "acme", 0, &text).await.unwrap(), 1);
+    assert_eq!(
+        store
+            .put_definition(Kind::Catalog, "acme/d", 0, &text)
+            .await
+            .unwrap(),
+        1
+    );
+    // What goes makes room again, to the byte.
+    store.delete_definition(Kind::Catalog, "acme/d", 1).await.unwrap();
+    store.delete_definition(Kind::Catalog, "acme/a", 2).await.unwrap();
+    let text = "x".repeat(60 - 6 - (6 + 2) - (6 + 3));
+    assert_eq!(
+        over(put(Kind::Catalog, "acme/e", 0, &format!("{text}x")).await),
+        ("catalog_bytes", 60)
+    );
+    assert_eq!(put(Kind::Catalog, "acme/e", 0, &text).await.unwrap(), 1);
+
+    let acme = "acme".parse().unwrap();
+    let names = async |kind, org| {
+        let found = store.definitions_of(kind, org).await.unwrap();
+        found.into_keys().collect::<Vec<_>>()
+    };
+    assert_eq!(
+        names(Kind::Catalog, Some(&acme)).await,
+        ["acme/b", "acme/c", "acme/e"]
+    );
+    assert_eq!(names(Kind::Catalog, None).await, [""; 0]);
+    assert_eq!(names(Kind::Disabled, None).await, ["acme"]);
+    assert_eq!(names(Kind::Disabled, Some(&acme)).await, ["acme/sa|x"]);
+    let orgs = async || store.orgs_with_definitions(Kind::Catalog).await.unwrap();
+    assert_eq!(
+        orgs().await,
+        BTreeSet::from([acme.clone(), "beta".parse().unwrap()])
+    );
+    store.delete_definition(Kind::Catalog, "beta/a", 1).await.unwrap();
+    assert_eq!(orgs().await, BTreeSet::from([acme]));
+}
+
+/// More than fit on a page, some of them large.
+pub(crate) async fn all_of_an_organizations_definitions_are_read(store: Store) {
+    let large = "x".repeat(1000);
+    let names: BTreeSet<String> = (0..700).map(|n| format!("acme/c{n}")).collect();
+    for name in &names {
+        store
+            .put_definition(Kind::Catalog, name, 0, &large)
+            .await
+            .unwrap();
+    }
+    let acme = "acme".parse().unwrap();
+    let found = store.definitions_of(Kind::Catalog, Some(&acme)).await.unwrap();
+    assert_eq!(found.into_keys().collect::<BTreeSet<_>>(), names);
+    assert_eq!(store.definitions(Kind::Catalog).await.unwrap().len(), 700);
 }
 
 pub(crate) async fn the_store_has_a_clock_an_epoch_and_a_pulse(store: Store) {
