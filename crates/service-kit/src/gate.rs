@@ -14,6 +14,7 @@ use http_body::{Frame, SizeHint};
 use std::any::Any;
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -22,6 +23,7 @@ use tokio::time::Sleep;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
+use tracing::Instrument as _;
 
 /// How long the whole body of a request may take. Requests are one message, of
 /// at most a few hundred KiB: one that stays unfinished would hold its call's
@@ -45,6 +47,12 @@ pub trait Doorkeeper: Send + Sync + 'static {
     /// May this call go on? What handlers need of the answer goes into its
     /// extensions.
     fn admit(&self, call: &mut Parts) -> impl Future<Output = Result<Pass, Status>> + Send;
+
+    /// Does this call go on when its caller leaves? For calls whose parts belong
+    /// together: a deed and its record.
+    fn outlives_caller(&self, _: &Parts) -> bool {
+        false
+    }
 
     /// What a call is answered whose headers are too large.
     fn too_large(&self, head: HeadTooLarge) -> Status;
@@ -145,7 +153,19 @@ where
             let response = match admitted {
                 Ok(pass) => {
                     let body = Body::new(Timed::new(body, REQUEST_BODY_TIMEOUT));
-                    let answer = inner.call(http::Request::from_parts(parts, body)).await?;
+                    let outlives = keeper.outlives_caller(&parts);
+                    let call = inner.call(http::Request::from_parts(parts, body));
+                    let (answer, pass) = if outlives {
+                        // The call holds its places for as long as it really runs.
+                        let task = tokio::spawn(async move { (call.await, pass) }.in_current_span());
+                        match task.await {
+                            Ok((answer, pass)) => (answer?, pass),
+                            Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+                            Err(_) => return Ok(Status::unavailable("The service is stopping.").into_http()),
+                        }
+                    } else {
+                        (call.await?, pass)
+                    };
                     let keeper = Arc::clone(&keeper);
                     answer.map(|body| {
                         Body::new(Held {
@@ -304,6 +324,51 @@ mod tests {
         assert_eq!(answer.status(), 200);
         assert_eq!(code(&answer), Code::ResourceExhausted);
         assert_eq!(answer.headers()["grpc-message"], "true%2065536");
+    }
+
+    /// Calls of `/berth.v1.X/Write` outlive their callers.
+    #[derive(Debug)]
+    struct Writes;
+
+    impl Doorkeeper for Writes {
+        async fn admit(&self, _: &mut Parts) -> Result<Pass, Status> {
+            Ok(Box::new(()))
+        }
+
+        fn outlives_caller(&self, call: &Parts) -> bool {
+            call.uri.path().ends_with("/Write")
+        }
+
+        fn too_large(&self, _: HeadTooLarge) -> Status {
+            Status::resource_exhausted("")
+        }
+
+        fn answered(&self, _: Option<SocketAddr>, _: Code) {}
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_goes_on_when_its_caller_leaves_and_a_read_does_not() {
+        let done = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let handler = tower::service_fn({
+            let done = Arc::clone(&done);
+            move |request: http::Request<Body>| {
+                let done = Arc::clone(&done);
+                async move {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    done.lock().unwrap().push(request.uri().path().to_owned());
+                    Ok::<_, Infallible>(http::Response::new(Body::empty()))
+                }
+            }
+        });
+        let gate = Gate::new(Writes).layer(handler);
+        for path in ["/berth.v1.X/Read", "/berth.v1.X/Write"] {
+            let request = http::Request::post(format!("http://localhost{path}"));
+            let call = gate.clone().oneshot(request.body(Body::empty()).unwrap());
+            let left = tokio::time::timeout(Duration::from_millis(10), call).await;
+            assert!(left.is_err(), "{path} was answered");
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(*done.lock().unwrap(), ["/berth.v1.X/Write"]);
     }
 
     #[tokio::test(start_paused = true)]

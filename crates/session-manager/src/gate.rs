@@ -128,6 +128,33 @@ impl Internal {
     }
 }
 
+/// Does the call do something and then put it down, or follow it up? These go on
+/// when their caller leaves, so that no deed is without its record. Of a session,
+/// the store writes a change and its record in one step; a trial changes nothing.
+fn has_a_record(call: &Parts) -> bool {
+    Rpc::of_path(call.uri.path()).is_some_and(|rpc| {
+        matches!(
+            rpc,
+            Rpc::CreateCluster
+                | Rpc::UpdateCluster
+                | Rpc::DrainCluster
+                | Rpc::DeleteCluster
+                | Rpc::CreateCatalog
+                | Rpc::UpdateCatalog
+                | Rpc::DeleteCatalog
+                | Rpc::CreateOrg
+                | Rpc::SetLimits
+                | Rpc::EnableOrg
+                | Rpc::DisableOrg
+                | Rpc::DisablePrincipal
+                | Rpc::InterruptOperations
+                | Rpc::RecordToken
+                | Rpc::Revoke
+                | Rpc::RevokeAll
+        )
+    })
+}
+
 impl Doorkeeper for Public {
     async fn admit(&self, call: &mut Parts) -> Result<Pass, Status> {
         let rpc = known(call, Port::Public)?;
@@ -143,6 +170,10 @@ impl Doorkeeper for Public {
         let share = self.api.let_through(&self.counts, rpc, call, address).await?;
         let permit = self.at_once.enter(()).ok_or(Exceeded::AtOnce).map_err(limited)?;
         Ok(Box::new((share, permit)))
+    }
+
+    fn outlives_caller(&self, call: &Parts) -> bool {
+        has_a_record(call)
     }
 
     fn too_large(&self, head: HeadTooLarge) -> Status {
@@ -181,6 +212,10 @@ impl Doorkeeper for Internal {
         let address = told_address(call);
         let permit = self.api.let_through(&self.counts, rpc, call, address).await?;
         Ok(Box::new(permit))
+    }
+
+    fn outlives_caller(&self, call: &Parts) -> bool {
+        has_a_record(call)
     }
 
     fn too_large(&self, head: HeadTooLarge) -> Status {

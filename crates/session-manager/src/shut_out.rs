@@ -131,10 +131,9 @@ impl ShutOut {
         })
     }
 
-    /// Writes it down, then closes what is live; the number of sessions closed.
+    /// Closes what is live of who is disabled; the number of sessions closed.
     /// Goes on when the caller leaves.
-    pub(crate) async fn disable(self: &Arc<Self>, wanted: Disabled) -> Result<u32, Refused> {
-        let disabled = self.write(wanted).await?;
+    pub(crate) async fn close(self: &Arc<Self>, disabled: Disabled) -> Result<u32, Refused> {
         let this = Arc::clone(self);
         let pass = tokio::spawn(async move { this.close_all(&disabled).await });
         pass.await.unwrap_or_else(|error| {
@@ -146,7 +145,8 @@ impl ShutOut {
         })
     }
 
-    async fn write(&self, wanted: Disabled) -> Result<Disabled, Refused> {
+    /// Writes it down: from now on it is in force.
+    pub(crate) async fn write(&self, wanted: Disabled) -> Result<Disabled, Refused> {
         for _ in 0..RACES {
             let stored: Option<Disabled> = self
                 .directory

@@ -11,6 +11,7 @@ use session_store::{AuditTrail as _, SessionStore as _};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use support::{Manager, until};
 
 /// The log of this program.
@@ -251,4 +252,79 @@ async fn what_is_done_is_in_the_trail_and_once_in_the_log_of_all_managers() {
         .filter(|(name, count)| *count > 1 && !name.contains("caller.refused"))
         .collect();
     assert!(twice.is_empty(), "{twice:#?}");
+}
+
+/// Whoever leaves between the two leaves no deed without its record.
+#[tokio::test]
+async fn a_call_that_is_cancelled_has_its_record() {
+    let manager = Manager::start().await;
+    *manager.recording.audit_delay.lock().unwrap() = Duration::from_millis(200);
+    let text = v1::PropertyValue {
+        value: Some(v1::property_value::Value::Text("memory".to_owned())),
+    };
+    let catalog = v1::Catalog {
+        name: "left".to_owned(),
+        engine: v1::Engine::Sail.into(),
+        properties: [("type".to_owned(), text)].into(),
+        ..Default::default()
+    };
+    let mut created = manager.catalogs("olga");
+    let request = v1::CreateCatalogRequest {
+        catalog: Some(catalog),
+    };
+    let call = created.create_catalog(request);
+    // The catalog is there, its record is not.
+    tokio::select! {
+        answer = call => panic!("answered before its record: {answer:?}"),
+        () = until("the catalog", async || {
+            let listed = manager.catalogs("olga").list_catalogs(v1::ListCatalogsRequest {}).await;
+            !listed.unwrap().into_inner().catalogs.is_empty()
+        }) => {}
+    }
+    assert!(!trail(&manager).await.iter().any(|record| record.object == "left"));
+    until("the record", async || {
+        let records = trail(&manager).await;
+        records.iter().any(|record| {
+            record.action == AuditAction::CatalogCreated
+                && record.object == "left"
+                && record.actor == by("olga")
+        })
+    })
+    .await;
+    manager.stop().await;
+}
+
+/// What is in force is in the trail, also if the call goes no further.
+#[tokio::test]
+async fn a_cluster_that_is_only_drained_by_its_deletion_has_a_record() {
+    let manager = Manager::start().await;
+    let cluster = v1::Cluster {
+        name: "lab".to_owned(),
+        engine: v1::Engine::Sail.into(),
+        provider: Some(v1::cluster::Provider::Process(v1::ProcessProvider {
+            program: "/opt/sail".to_owned(),
+            ..Default::default()
+        })),
+        granted_orgs: vec!["acme".to_owned()],
+        ..Default::default()
+    };
+    let mut clusters = manager.clusters("pat");
+    let request = v1::CreateClusterRequest {
+        cluster: Some(cluster),
+    };
+    clusters.create_cluster(request).await.unwrap();
+    let request = v1::CreateSessionRequest {
+        cluster: "lab".to_owned(),
+        ..Default::default()
+    };
+    manager.create_as("ada", request).await;
+    let request = v1::DeleteClusterRequest {
+        name: "lab".to_owned(),
+        force: false,
+    };
+    clusters.delete_cluster(request).await.unwrap_err();
+    let records = trail(&manager).await;
+    let drained = find(&records, AuditAction::ClusterDrained, AuditOutcome::Done);
+    assert_eq!((drained.object.as_str(), &drained.actor), ("lab", &by("pat")));
+    manager.stop().await;
 }

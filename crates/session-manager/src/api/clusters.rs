@@ -168,7 +168,16 @@ impl ClusterService for Clusters {
             Err(refused) => return Err(refused.into()),
         };
         // No new session may slip in between the look and the end.
+        let was = cluster.status;
         let cluster = self.set_status(cluster, ClusterStatus::Draining).await?;
+        if was != cluster.status {
+            // Also if it goes no further than this.
+            self.0
+                .audit(&who, AuditAction::ClusterDrained, |record| {
+                    record.on(cluster.name.as_str())
+                })
+                .await;
+        }
         if request.force {
             self.close_all(&who, &cluster).await?;
         } else if self.0.driver.has_sessions(&cluster).await? {

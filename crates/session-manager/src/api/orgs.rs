@@ -3,8 +3,9 @@
 
 use super::Api;
 use crate::directory::Defined;
+use crate::gate::Admitted;
 use session_core::access;
-use session_core::{AuditAction, Disabled, Limits, Org, OrgId, Principal, PrincipalId, Reason};
+use session_core::{AuditAction, Disabled, Limits, Org, OrgId, PrincipalId, Reason};
 use session_proto::convert::{self, non_empty, parse};
 use session_proto::error::Refused;
 use session_proto::v1::{self, org_service_server::OrgService};
@@ -119,11 +120,6 @@ impl OrgService for Orgs {
         let id: OrgId = parse("name", &request.into_inner().name)?;
         let closed_sessions = self.disable(&who, &id, None).await?;
         tracing::info!(org = %id, actor = %who.id, closed_sessions, "organization disabled");
-        self.0
-            .audit(&who, AuditAction::OrgDisabled, |record| {
-                record.of_org(&id).on(id.as_str())
-            })
-            .await;
         Ok(Response::new(v1::DisableOrgResponse {
             org: Some(self.shown(&id).await?),
             closed_sessions,
@@ -147,6 +143,11 @@ impl OrgService for Orgs {
         let closed_sessions = if !request.disabled {
             let may = |stored: &Disabled| !stored.by_platform || access::write_platform(&who);
             self.0.shut_out.enable(&org, Some(&principal), may).await?;
+            self.0
+                .audit(&who, AuditAction::PrincipalEnabled, |record| {
+                    record.of_org(&org).on(principal.as_str())
+                })
+                .await;
             0
         } else if principal == who.id && org == who.org {
             return Err(Refused::field("principal", "is yourself: ask another administrator").into());
@@ -156,14 +157,6 @@ impl OrgService for Orgs {
         tracing::info!(
             %org, %principal, actor = %who.id, closed_sessions, disabled = request.disabled, "principal changed"
         );
-        let action = if request.disabled {
-            AuditAction::PrincipalDisabled
-        } else {
-            AuditAction::PrincipalEnabled
-        };
-        self.0
-            .audit(&who, action, |record| record.of_org(&org).on(principal.as_str()))
-            .await;
         Ok(Response::new(v1::DisablePrincipalResponse { closed_sessions }))
     }
 }
@@ -232,10 +225,14 @@ impl Orgs {
 
     async fn disable(
         &self,
-        who: &Principal,
+        who: &Admitted,
         org: &OrgId,
         principal: Option<PrincipalId>,
     ) -> Result<u32, Refused> {
+        let (action, object) = match &principal {
+            None => (AuditAction::OrgDisabled, org.to_string()),
+            Some(principal) => (AuditAction::PrincipalDisabled, principal.to_string()),
+        };
         let at = self.0.store.now().await.map_err(crate::refuse::store)?;
         let disabled = Disabled {
             org: org.clone(),
@@ -246,6 +243,11 @@ impl Orgs {
             settled: false,
             version: 0,
         };
-        self.0.shut_out.disable(disabled).await
+        let disabled = self.0.shut_out.write(disabled).await?;
+        // It is in force from now on, also if closing what is live fails.
+        self.0
+            .audit(who, action, |record| record.of_org(org).on(&object))
+            .await;
+        self.0.shut_out.close(disabled).await
     }
 }

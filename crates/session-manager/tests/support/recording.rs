@@ -28,6 +28,8 @@ pub type Calls = BTreeMap<&'static str, u64>;
 pub struct RecordingStore {
     inner: Arc<MemoryStore>,
     calls: Arc<Mutex<Calls>>,
+    /// Writing an audit record takes so long.
+    pub audit_delay: Arc<Mutex<Duration>>,
 }
 
 impl RecordingStore {
@@ -35,6 +37,7 @@ impl RecordingStore {
         Self {
             inner,
             calls: Arc::default(),
+            audit_delay: Arc::default(),
         }
     }
 
@@ -54,6 +57,12 @@ macro_rules! recorded {
         impl $contract for RecordingStore {
             $(async fn $method(&self, $($name: $kind),*) -> Result<$answer, Error> {
                 self.note(stringify!($method));
+                if stringify!($method) == "audit" {
+                    let delay = *self.audit_delay.lock().unwrap();
+                    if !delay.is_zero() {
+                        tokio::time::sleep(delay).await;
+                    }
+                }
                 self.inner.$method($($name),*).await
             })+
             $($more)*
