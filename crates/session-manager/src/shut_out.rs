@@ -307,7 +307,8 @@ impl ShutOut {
     }
 
     async fn revoke(&self, session: &Session, subject: &PrincipalId, actor: &Actor) -> Result<(), Refused> {
-        let tokens = self.store.tokens(&session.key()).await;
+        // Also those that expired: what they began runs on, and may be reattached.
+        let tokens = self.store.recent_tokens(&session.key()).await;
         for token in tokens.map_err(crate::refuse::store)? {
             if token.subject == *subject {
                 let until = token.expires_at.after(self.afterlife);

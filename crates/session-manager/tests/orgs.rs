@@ -374,6 +374,14 @@ async fn a_disabled_principal_is_as_unknown_and_loses_sessions_and_tokens() {
         expires_at: now.after(Duration::from_secs(600)),
         address: String::new(),
     };
+    let expired = TokenRecord {
+        id: TokenId::generate(now, 5),
+        issued_at: now.before(Duration::from_secs(3600)),
+        expires_at: now.before(Duration::from_secs(60)),
+        ..token.clone()
+    };
+    let lost = expired.id.clone();
+    manager.store.record_token(&foreign, expired, 100).await.unwrap();
     manager.store.record_token(&foreign, token, 100).await.unwrap();
 
     let refused = disable(&manager, "ada", "sa|bob", true).await.unwrap_err();
@@ -390,6 +398,8 @@ async fn a_disabled_principal_is_as_unknown_and_loses_sessions_and_tokens() {
     let kept = stored(&manager, &foreign).await;
     assert_eq!(kept.status(), session_core::Status::Active);
     assert!(kept.revoked_tokens.contains_key(&id));
+    // What it began may run for as long as its grace.
+    assert!(kept.revoked_tokens.contains_key(&lost), "one that has expired");
 
     let refused = list(&other, "olga").await.unwrap_err();
     assert_eq!(

@@ -230,6 +230,10 @@ pub enum Feed {
     Reset,
 }
 
+/// So long after its end a token is kept on record: for longer than any use is
+/// made of it (`tokens.reattach_grace` of a proxy is 12 h at most).
+pub const TOKEN_MEMORY: Duration = Duration::from_secs(12 * 3600 + 600);
+
 /// What is kept of an issued token: never the token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenRecord {
@@ -437,13 +441,18 @@ pub trait SessionStore:
     /// session is live and its epoch is still the token's, and that it has
     /// fewer than `limit` live tokens: not expired, of this epoch, not taken
     /// back. Recording a token twice is recording it once. Tokens that no
-    /// longer count make room for it, so never more than `limit` are kept.
+    /// longer count make room for it, the oldest first, so never more than
+    /// `limit` are kept; nor are those that expired before [`TOKEN_MEMORY`].
     async fn record_token(&self, key: &SessionKey, token: TokenRecord, limit: u32) -> Result<(), Error>;
 
     /// The tokens of a session's present epoch that have not expired, oldest
     /// first. One that was revoked alone is among them, as [`Session`] tells
     /// which those are, until its room is needed.
     async fn tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error>;
+
+    /// The same and, where there was room to keep them, those that expired within
+    /// [`TOKEN_MEMORY`]: a stream that runs and a reattach outlive their token.
+    async fn recent_tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error>;
 
     /// Takes `name` for `owner`, or keeps it, for `ttl` from now; false while
     /// another owner has it. A `ttl` of zero gives it back.

@@ -12,7 +12,7 @@ use crate::query::Filling;
 use crate::{
     Change, Commit, Create, Created, Definition, DefinitionQuota, Error, Feed, FeedProgress, HISTORY, Heard,
     Kind, ListQuery, Loaded, Page, Proxies, REQUEST_ID_MEMORY, Report, Reported, RequestId, SessionStore,
-    TokenRecord, Tombstones, first_use,
+    TOKEN_MEMORY, TokenRecord, Tombstones, first_use,
 };
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -556,21 +556,38 @@ impl SessionStore for MemoryStore {
         }
         entry
             .tokens
-            .retain(|_, kept| kept.expires_at > now && kept.epoch == token.epoch);
-        if entry.tokens.contains_key(&token.id) {
+            .retain(|_, kept| kept.expires_at.after(TOKEN_MEMORY) > now && kept.epoch == token.epoch);
+        if entry
+            .tokens
+            .get(&token.id)
+            .is_some_and(|kept| kept.expires_at > now)
+        {
             return Ok(());
         }
-        if entry.tokens.len() >= limit as usize {
+        entry.tokens.remove(&token.id);
+        let counts = |kept: &&TokenRecord| kept.expires_at > now;
+        if entry.tokens.values().filter(counts).count() >= limit as usize {
             entry
                 .tokens
                 .retain(|id, _| !session.revoked_tokens.contains_key(id));
         }
-        if entry.tokens.len() >= limit as usize {
+        if entry.tokens.values().filter(counts).count() >= limit as usize {
             return Err(Error::Quota {
                 quota: "tokens_per_session",
                 limit,
                 retry_after: None,
             });
+        }
+        let mut expired: Vec<_> = entry
+            .tokens
+            .values()
+            .filter(|kept| !counts(kept))
+            .cloned()
+            .collect();
+        TokenRecord::sort_oldest_first(&mut expired);
+        let surplus = (entry.tokens.len() + 1).saturating_sub(limit as usize);
+        for gone in expired.iter().take(surplus) {
+            entry.tokens.remove(&gone.id);
         }
         entry.used.keep_tokens(|id| entry.tokens.contains_key(id));
         let issued = token.audited(key);
@@ -587,6 +604,20 @@ impl SessionStore for MemoryStore {
         };
         let tokens = entry.tokens.values();
         let mut tokens: Vec<_> = tokens.filter(|token| entry.lists(token, now)).cloned().collect();
+        TokenRecord::sort_oldest_first(&mut tokens);
+        Ok(tokens)
+    }
+
+    async fn recent_tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error> {
+        let now = self.clock.now();
+        let state = self.state();
+        let Some(entry) = state.entry(key) else {
+            return Ok(Vec::new());
+        };
+        let recent = |token: &&TokenRecord| {
+            token.expires_at.after(TOKEN_MEMORY) > now && token.epoch == entry.session.token_epoch
+        };
+        let mut tokens: Vec<_> = entry.tokens.values().filter(recent).cloned().collect();
         TokenRecord::sort_oldest_first(&mut tokens);
         Ok(tokens)
     }

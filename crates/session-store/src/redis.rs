@@ -28,7 +28,7 @@ mod write;
 
 use crate::{
     Commit, Create, Created, Definition, DefinitionQuota, Error, Feed, FeedProgress, Heard, Kind, ListQuery,
-    Loaded, Page, Proxies, Report, Reported, RequestId, SessionStore, TokenRecord, Tombstones,
+    Loaded, Page, Proxies, Report, Reported, RequestId, SessionStore, TOKEN_MEMORY, TokenRecord, Tombstones,
 };
 use async_trait::async_trait;
 use connection::{Connections, Failure};
@@ -267,7 +267,7 @@ impl SessionStore for RedisStore {
     }
 
     async fn token_uses(&self, key: &SessionKey) -> Result<BTreeMap<TokenId, TokenUse>, Error> {
-        let tokens = self.read_tokens(key).await?;
+        let tokens = self.read_tokens(key, Duration::ZERO).await?;
         let uses = tokens.into_iter().filter_map(|(_, used)| used);
         Ok(uses.map(|used| (used.id.clone(), used)).collect())
     }
@@ -342,7 +342,14 @@ impl SessionStore for RedisStore {
     }
 
     async fn tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error> {
-        let tokens = self.read_tokens(key).await?;
+        let tokens = self.read_tokens(key, Duration::ZERO).await?;
+        let mut tokens: Vec<_> = tokens.into_iter().map(|(token, _)| token).collect();
+        TokenRecord::sort_oldest_first(&mut tokens);
+        Ok(tokens)
+    }
+
+    async fn recent_tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error> {
+        let tokens = self.read_tokens(key, TOKEN_MEMORY).await?;
         let mut tokens: Vec<_> = tokens.into_iter().map(|(token, _)| token).collect();
         TokenRecord::sort_oldest_first(&mut tokens);
         Ok(tokens)

@@ -83,6 +83,7 @@ contract! {
     tokens:
         tokens_are_recorded_and_listed_oldest_first,
         expired_tokens_make_room,
+        expired_tokens_stay_on_record_while_there_is_room,
         revoked_tokens_make_room,
         a_revoked_token_is_listed_until_its_room_is_needed,
         tokens_are_refused_after_close_and_revocation;

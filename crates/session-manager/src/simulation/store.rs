@@ -339,6 +339,9 @@ impl SessionStore for FaultyStore {
     async fn tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error> {
         self.call("tokens", self.inner().tokens(key)).await
     }
+    async fn recent_tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error> {
+        self.call("recent_tokens", self.inner().recent_tokens(key)).await
+    }
     async fn lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool, Error> {
         self.call("lease", self.inner().lease(name, owner, ttl)).await
     }

@@ -96,6 +96,7 @@ recorded! {
         events(key: &SessionKey) -> Vec<EventRecord>;
         record_token(key: &SessionKey, token: TokenRecord, limit: u32) -> ();
         tokens(key: &SessionKey) -> Vec<TokenRecord>;
+        recent_tokens(key: &SessionKey) -> Vec<TokenRecord>;
         lease(name: &str, owner: &str, ttl: Duration) -> bool;
         put_definition(kind: Kind, name: &str, expected: u64, json: &str) -> u64;
         definition(kind: Kind, name: &str) -> Option<Definition>;

@@ -4,8 +4,9 @@
 use super::keys::Slot;
 use super::record::{Stored, pieces};
 use super::{RedisStore, score};
-use crate::{Error, SessionStore, TokenRecord};
+use crate::{Error, SessionStore, TOKEN_MEMORY, TokenRecord};
 use session_core::{SessionKey, Timestamp, TokenUse};
+use std::time::Duration;
 
 /// Ends the key's id in the details: no principal has it.
 const END_OF_KEY: char = '\n';
@@ -73,15 +74,18 @@ impl RedisStore {
             .arg(token.epoch)
             .arg(score(token.expires_at))
             .arg(limit)
+            .arg(u64::try_from(TOKEN_MEMORY.as_millis()).unwrap_or(u64::MAX))
             .arg(revoked);
         self.audit_last(&mut script, &token.audited(key))?;
         self.run(&script).await?.accepted(|_| limit).map(drop)
     }
 
-    /// The tokens of the present epoch that have not expired, with their uses.
+    /// The tokens of the present epoch that have not expired for longer than
+    /// `memory`, with their uses.
     pub(super) async fn read_tokens(
         &self,
         key: &SessionKey,
+        memory: Duration,
     ) -> Result<Vec<(TokenRecord, Option<TokenUse>)>, Error> {
         let now = self.now().await?;
         let mut pipeline = redis::pipe();
@@ -99,7 +103,7 @@ impl RedisStore {
         for text in texts {
             let token = std::str::from_utf8(text).ok().and_then(parse);
             let token = token.ok_or_else(|| Error::Corrupt("a token cannot be read".to_owned()))?;
-            if token.0.expires_at > now && token.0.epoch == stored.token_epoch {
+            if token.0.expires_at.after(memory) > now && token.0.epoch == stored.token_epoch {
                 tokens.push(token);
             }
         }

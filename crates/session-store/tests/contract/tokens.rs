@@ -76,6 +76,38 @@ pub(crate) async fn expired_tokens_make_room(store: Store) {
     ));
 }
 
+/// Whoever has one may still have a stream, and may reattach.
+pub(crate) async fn expired_tokens_stay_on_record_while_there_is_room(store: Store) {
+    let session = Draft::default().store(&store).await;
+    let key = session.key();
+    let recent = async || {
+        let tokens = store.recent_tokens(&key).await.unwrap();
+        tokens.into_iter().map(|token| token.id).collect::<Vec<_>>()
+    };
+    let mut expired = Vec::new();
+    for _ in 0..2 {
+        let token = token(&store, &session, Duration::ZERO).await;
+        store.record_token(&key, token.clone(), 3).await.unwrap();
+        expired.push(token.id);
+    }
+    let mut live = Vec::new();
+    for left in [2, 1, 0] {
+        let token = token(&store, &session, FAR).await;
+        store.record_token(&key, token.clone(), 3).await.unwrap();
+        live.push(token.id);
+        assert_eq!(ids(&store, &key).await, live);
+        let stay = expired[2 - left..].iter().chain(&live).cloned();
+        assert_eq!(recent().await, stay.collect::<Vec<_>>());
+    }
+    let one_more = token(&store, &session, FAR).await;
+    assert!(matches!(
+        store.record_token(&key, one_more, 3).await,
+        Err(Error::Quota { .. })
+    ));
+    commit(&store, revoke(&session)).await;
+    assert!(recent().await.is_empty(), "those of an older epoch are dead");
+}
+
 pub(crate) async fn revoked_tokens_make_room(store: Store) {
     let mut session = Draft::default().store(&store).await;
     let key = session.key();

@@ -1,9 +1,10 @@
 -- Records a token if its session is live and of the token's epoch, and has
 -- fewer live tokens than the limit. Those of an older epoch go all at once when
--- the first of a new one comes, so never more than the limit are kept.
+-- the first of a new one comes. Those that expired stay for a while, as long as
+-- there is room, so never more than the limit are kept.
 -- KEYS 1 record, 2 audit trail
--- ARGV 1 id, 2 details, 3 epoch, 4 expires_at, 5 limit, then ids that are
---      revoked, last an audit record and the trail's length
+-- ARGV 1 id, 2 details, 3 epoch, 4 expires_at, 5 limit, 6 ms that expired ones
+--      stay, then ids that are revoked, last an audit record and the trail's length
 local session = read_session(KEYS[1])
 if not session then
   return { 'not-found' }
@@ -18,48 +19,58 @@ if session.ledger_epoch ~= ARGV[3] then
   session.tokens, session.ledger_epoch = '', ARGV[3]
 end
 
--- How many there are, and whether one that expired is known to be among them;
+local now, limit, memory = now_ms(), tonumber(ARGV[5]), tonumber(ARGV[6])
+
+-- How many there are, and whether one is known to be among them that must go;
 -- nothing if this one is there.
-local function count(tokens, now)
-  local function is_over(at)
-    return tonumber(string.match(tokens, '^%S+ (%d+)', at + 2)) <= now
+local function count(tokens)
+  local function end_of(at)
+    return tonumber(string.match(tokens, '^%S+ (%d+)', at + 2))
   end
-  -- The oldest comes first: while it is good, most are, and need no look.
-  local number, at, name, over = 0, 1, ARGV[1] .. ' ', tokens ~= '' and is_over(1)
+  -- The oldest comes first: while it stays, most do, and need no look.
+  local number, at, name, stale = 0, 1, ARGV[1] .. ' ', tokens ~= '' and end_of(1) + memory <= now
   while at <= #tokens do
     if string.sub(tokens, at + 2, at + 1 + #name) == name then
-      if not is_over(at) then
+      if end_of(at) > now then
         return nil
       end
-      over = true
+      stale = true
     end
     number = number + 1
     at = at + 2 + struct.unpack('>I2', tokens, at)
   end
-  return number, over
+  return number, stale
 end
--- Those that still count.
-local function live(tokens, now)
-  local revoked, kept = {}, {}
-  for i = 6, #ARGV - 2 do
+-- Those that stay beside a new one, and how many of them count.
+local function staying(tokens)
+  local revoked, found, live = {}, {}, 0
+  for i = 7, #ARGV - 2 do
     revoked[ARGV[i]] = true
   end
   for _, token in ipairs(tokens_of(tokens)) do
-    if token.expires_at > now and not revoked[token.id] then
+    if token.id ~= ARGV[1] and token.expires_at + memory > now and not revoked[token.id] then
+      found[#found + 1] = token
+      live = live + (token.expires_at > now and 1 or 0)
+    end
+  end
+  local surplus, kept = #found + 1 - limit, {}
+  for _, token in ipairs(found) do
+    if surplus > 0 and token.expires_at <= now then
+      surplus = surplus - 1
+    else
       kept[#kept + 1] = token
     end
   end
-  return kept
+  return kept, live
 end
 
-local now = now_ms()
-local number, over = count(session.tokens, now)
+local number, stale = count(session.tokens)
 if not number then
   return { 'ok' }
 end
-if number >= tonumber(ARGV[5]) or over then
-  local kept = live(session.tokens, now)
-  if #kept >= tonumber(ARGV[5]) then
+if number >= limit or stale then
+  local kept, live = staying(session.tokens)
+  if live >= limit then
     return { 'quota', 'tokens_per_session' }
   end
   session.tokens = tokens_text(kept)
