@@ -55,39 +55,41 @@ pub(crate) fn note(text: &str) {
 pub(crate) fn rows(output: Output, headings: &[&str], rows: Vec<Vec<String>>, json: Vec<Value>) {
     match output {
         Output::Json => self::json(&format!("{:#}", Value::Array(json))),
-        Output::Table => {
-            let rows: Vec<Vec<String>> = rows
-                .iter()
-                .map(|row| {
-                    row.iter()
-                        .map(|cell| printable::escape(cell).into_owned())
-                        .collect()
-                })
-                .collect();
-            let width = |column: usize| {
-                rows.iter()
-                    .map(|row| row[column].chars().count())
-                    .chain([headings[column].len()])
-                    .max()
-                    .unwrap_or(0)
-            };
-            let widths: Vec<usize> = (0..headings.len()).map(width).collect();
-            let padded_line = |cells: Vec<&str>| {
-                let padded: Vec<String> = cells
-                    .iter()
-                    .zip(&widths)
-                    .map(|(cell, &width)| format!("{cell:width$}"))
-                    .collect();
-                padded.join("  ").trim_end().to_owned()
-            };
-            let mut lines = vec![padded_line(headings.to_vec())];
-            lines.extend(
-                rows.iter()
-                    .map(|row| padded_line(row.iter().map(String::as_str).collect())),
-            );
-            print(&lines.join("\n"));
-        }
+        Output::Table => print(&table(headings, &rows)),
     }
+}
+
+fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| {
+            row.iter()
+                .map(|cell| printable::escape(cell).into_owned())
+                .collect()
+        })
+        .collect();
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .chain([headings[column].len()])
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..headings.len()).map(width).collect();
+    let padded_line = |cells: Vec<&str>| {
+        let padded: Vec<String> = cells
+            .iter()
+            .zip(&widths)
+            .map(|(cell, &width)| format!("{cell:width$}"))
+            .collect();
+        padded.join("  ").trim_end().to_owned()
+    };
+    let mut lines = vec![padded_line(headings.to_vec())];
+    lines.extend(
+        rows.iter()
+            .map(|row| padded_line(row.iter().map(String::as_str).collect())),
+    );
+    lines.join("\n")
 }
 
 /// Prints one thing as `name  value` lines, or as a JSON object. Further lines
@@ -95,19 +97,21 @@ pub(crate) fn rows(output: Output, headings: &[&str], rows: Vec<Vec<String>>, js
 pub(crate) fn fields(output: Output, fields: &[(&str, String)], json: &Value) {
     match output {
         Output::Json => self::json(&format!("{json:#}")),
-        Output::Table => {
-            let indent = format!("\n{:VALUE_COLUMN$}", "");
-            let lines: Vec<String> = fields
-                .iter()
-                .filter(|(_, value)| !value.is_empty())
-                .map(|(name, value)| {
-                    let value = printable::escape_lines(value).replace('\n', &indent);
-                    format!("{name:<16}  {value}")
-                })
-                .collect();
-            print(&lines.join("\n"));
-        }
+        Output::Table => print(&field_lines(fields)),
     }
+}
+
+fn field_lines(fields: &[(&str, String)]) -> String {
+    let indent = format!("\n{:VALUE_COLUMN$}", "");
+    let lines: Vec<String> = fields
+        .iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| {
+            let value = printable::escape_lines(value).replace('\n', &indent);
+            format!("{name:<16}  {value}")
+        })
+        .collect();
+    lines.join("\n")
 }
 
 pub(crate) fn moment(at: Option<&prost_types::Timestamp>) -> String {
@@ -273,5 +277,24 @@ mod tests {
             usage_line(Some(&usage)),
             "12 calls, 1023 B in, 1.5 GiB out, 7 s of open streams"
         );
+    }
+
+    /// An operation id is whatever its client chose, a status message whatever its engine said.
+    #[test]
+    fn nothing_that_others_chose_reaches_the_terminal_as_a_command() {
+        let bad = "op\u{1b}]0;owned\u{7}\u{1b}[2J\r\u{9b}31m\u{202e}x";
+        let table = table(
+            &["OPERATION", "METHOD"],
+            &[vec![bad.to_owned(), "Execute\nPlan".to_owned()]],
+        );
+        let fields = field_lines(&[("status message", bad.to_owned())]);
+        let json = serde_json::json!([bad]).to_string();
+        let json = printable::escape_json(&json).into_owned();
+        for text in [table.as_str(), fields.as_str(), json.as_str()] {
+            let lines = text.lines().all(printable::all_printable);
+            assert!(lines, "{text:?}");
+            assert!(text.contains("owned"), "{text:?} has lost what was said");
+        }
+        assert_eq!(table.lines().count(), 2, "a cell is no line");
     }
 }
