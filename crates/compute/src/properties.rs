@@ -88,22 +88,27 @@ pub fn validate_cluster(cluster: &Cluster) -> Result<(), Invalid> {
         check_printable(&mut problems, field, text);
     }
     match &cluster.provider {
-        Provider::Static {
-            endpoints,
-            allow_shared_untrusted,
-        } => {
+        Provider::Static { endpoints, .. } => {
             if endpoints.is_empty() {
                 problems.add("endpoints", "must name at least one server");
             }
-            if cluster.engine == Engine::Spark && *allow_shared_untrusted {
-                problems.add("allow_shared_untrusted", "is only for the engine sail");
-            }
             if cluster.keeps_orgs_apart() && cluster.granted_orgs.len() != 1 {
+                let why = match cluster.engine {
+                    Engine::Sail => {
+                        "Sail finds a Spark session by its id alone, so organizations that share a server \
+                         depend on nobody learning an id"
+                    }
+                    Engine::Spark => {
+                        "queries run Java and Python inside the Spark server, so organizations that share \
+                         one can read each other's data and the server's own secrets"
+                    }
+                };
                 problems.add(
                     "granted_orgs",
-                    "must name exactly one organization: Sail finds a Spark session by its id alone, so \
-                     organizations that share a server depend on nobody learning an id; name one, or set \
-                     allow_shared_untrusted = true to accept that",
+                    format!(
+                        "must name exactly one organization: {why}; name one, or set \
+                         allow_shared_untrusted = true to accept that"
+                    ),
                 );
             }
             let mut seen = BTreeSet::new();

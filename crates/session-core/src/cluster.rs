@@ -176,18 +176,16 @@ impl Cluster {
     }
 
     /// Must each of its shared servers keep to one organization? Sail finds a
-    /// Spark session by its id alone, so whoever knows an id could reach it;
-    /// Spark asks for the user as well.
+    /// Spark session by its id alone, so whoever knows an id could reach it.
+    /// On Apache Spark a query runs Java and Python inside the server, and can
+    /// read whatever the server can.
     pub const fn keeps_orgs_apart(&self) -> bool {
-        match (&self.provider, self.engine) {
-            (
-                Provider::Static {
-                    allow_shared_untrusted,
-                    ..
-                },
-                Engine::Sail,
-            ) => !*allow_shared_untrusted,
-            (Provider::Static { .. }, Engine::Spark) | (Provider::Process { .. }, _) => false,
+        match &self.provider {
+            Provider::Static {
+                allow_shared_untrusted,
+                ..
+            } => !*allow_shared_untrusted,
+            Provider::Process { .. } => false,
         }
     }
 

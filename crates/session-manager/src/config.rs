@@ -198,7 +198,7 @@ pub struct ClusterConfig {
 pub struct StaticCluster {
     /// Where they answer.
     pub endpoints: Vec<StaticEndpoint>,
-    /// Sail only: several organizations may share these servers.
+    /// Several organizations may share these servers, which cannot keep them apart.
     #[serde(default)]
     pub allow_shared_untrusted: bool,
 }

@@ -99,7 +99,7 @@ fn fields_of_a_process_cluster_are_checked() {
 }
 
 #[test]
-fn a_sail_server_is_for_one_organization_unless_it_is_said_otherwise() {
+fn an_existing_server_is_for_one_organization_unless_it_is_said_otherwise() {
     let with = |engine, orgs: &[&str], allow: bool| {
         let mut cluster = static_cluster(engine, &["a:1"]);
         cluster.granted_orgs = orgs.iter().map(|org| org.parse().unwrap()).collect();
@@ -112,12 +112,13 @@ fn a_sail_server_is_for_one_organization_unless_it_is_said_otherwise() {
         }
         validate_cluster(&cluster)
     };
-    assert_eq!(with(Engine::Sail, &["acme"], false), Ok(()));
-    assert_eq!(keys(with(Engine::Sail, &[], false)), ["granted_orgs"]);
-    assert_eq!(keys(with(Engine::Sail, &["a", "b"], false)), ["granted_orgs"]);
-    assert_eq!(with(Engine::Sail, &[], true), Ok(()));
-    assert_eq!(with(Engine::Spark, &[], false), Ok(()));
-    assert_eq!(keys(with(Engine::Spark, &[], true)), ["allow_shared_untrusted"]);
+    for engine in [Engine::Sail, Engine::Spark] {
+        assert_eq!(with(engine, &["acme"], false), Ok(()));
+        assert_eq!(keys(with(engine, &[], false)), ["granted_orgs"]);
+        assert_eq!(keys(with(engine, &["a", "b"], false)), ["granted_orgs"]);
+        assert_eq!(with(engine, &[], true), Ok(()));
+        assert_eq!(with(engine, &["a", "b"], true), Ok(()));
+    }
 }
 
 #[test]

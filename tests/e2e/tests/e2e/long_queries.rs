@@ -18,7 +18,7 @@ async fn on_spark(proxy: &str) -> Result<(Stack, Server, String)> {
     let server = Server::spark(std::env::temp_dir().as_path(), &[CUTS_OFTEN]).await?;
     let stack = Stack::start_with(StackOptions {
         manager: format!(
-            "[[clusters]]\nname = \"shared\"\nengine = \"spark\"\nstatic.endpoints = [{{ address = \"{}\" }}]\n",
+            "[[clusters]]\nname = \"shared\"\nengine = \"spark\"\ngranted_orgs = [\"acme\"]\nstatic.endpoints = [{{ address = \"{}\" }}]\n",
             server.address
         ),
         proxy: proxy.to_owned(),
