@@ -43,7 +43,8 @@ pub(crate) enum Bound {
     Outdated,
 }
 
-/// Makes sure that a call on shared compute is about a Spark session of ours.
+/// Makes sure that a call is about a Spark session of this session on shared
+/// compute, and about a prepared one on compute that replaced another.
 pub(crate) async fn check(
     worker: &Worker,
     open: &OpenCall,

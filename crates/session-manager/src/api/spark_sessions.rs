@@ -11,7 +11,8 @@ use super::{Api, bind};
 use session_core::{PrincipalId, Reason, Route, Session, SparkSessionId, WakePolicy};
 use session_proto::error::Refused;
 use session_proto::internal as wire;
-use session_store::spark_sessions::{KeptSparkSession, SettingsChange, Used};
+use session_store::spark_sessions::{SettingsChange, Used};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -98,34 +99,47 @@ async fn move_to_generation(
     let (key, generation) = (session.key(), session.generation);
     let name = format!("spark-settings:{}:{id}", key.id);
     let holder = format!("{:016x}", rand::random::<u64>());
+    let move_it = async || {
+        let used = api.store.use_spark_session(&key, id, generation).await;
+        used.map_err(crate::refuse::store)
+    };
     loop {
-        let kept = api
-            .store
-            .spark_sessions(&key)
-            .await
-            .map_err(crate::refuse::store)?;
-        let outdated = kept.get(id).filter(|kept| kept.generation < generation);
-        let Some(KeptSparkSession { settings, .. }) = outdated.filter(|_| applies(session)) else {
-            let used = api.store.use_spark_session(&key, id, generation).await;
-            return used.map_err(crate::refuse::store);
-        };
+        if outdated_settings(api, session, id).await?.is_none() {
+            return move_it().await;
+        }
         let leased = api.store.lease(&name, &holder, LEASE).await;
         if !leased.map_err(crate::refuse::store)? {
             tokio::time::sleep(LOOK_AGAIN).await;
             continue;
         }
-        let applied = apply(api, session, route, user, id, settings).await;
-        let used = match applied {
-            Ok(()) => {
-                let used = api.store.use_spark_session(&key, id, generation).await;
-                used.map_err(crate::refuse::store)
+        let work = async {
+            // Read under the lease: another manager may have applied them since, and a client
+            // may have changed them on this generation after that.
+            if let Some(settings) = outdated_settings(api, session, id).await? {
+                apply(api, session, route, user, id, &settings).await?;
             }
-            Err(refused) => Err(refused),
+            move_it().await
         };
+        let used = work.await;
         // It ends by itself too.
         let _ = api.store.lease(&name, &holder, Duration::ZERO).await;
         return used;
     }
+}
+
+/// The settings of a Spark session that are of an earlier generation and are to
+/// be applied again.
+async fn outdated_settings(
+    api: &Api,
+    session: &Session,
+    id: &SparkSessionId,
+) -> Result<Option<BTreeMap<String, String>>, Refused> {
+    let kept = api.store.spark_sessions(&session.key()).await;
+    let mut kept = kept.map_err(crate::refuse::store)?;
+    Ok(kept
+        .remove(id)
+        .filter(|kept| kept.generation < session.generation && applies(session))
+        .map(|kept| kept.settings))
 }
 
 fn applies(session: &Session) -> bool {
@@ -142,7 +156,7 @@ async fn apply(
     route: &Route,
     user: &PrincipalId,
     id: &SparkSessionId,
-    settings: &std::collections::BTreeMap<String, String>,
+    settings: &BTreeMap<String, String>,
 ) -> Result<(), Refused> {
     if settings.is_empty() {
         return Ok(());
