@@ -1,0 +1,10 @@
+//! The integration tests of compute: one program, a module a subject.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod hostile_definitions;
+mod process_sail;
+mod process_spark;
+mod shared_servers;
+mod static_servers;
+mod supervisor;
+mod support;

@@ -1,0 +1,175 @@
+//! Single Spark sessions on a server that sessions share, on both engines.
+
+use crate::support::*;
+use compute::dial::Target;
+use compute::shared::{choose_catalog, end_spark_sessions, user_id};
+use compute::{AllowList, Chosen, ComputeProvider, ComputeSpec};
+use session_core::{Engine, Provider, Route, SparkSessionId};
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Instant;
+
+fn spark_id() -> SparkSessionId {
+    uuid::Uuid::new_v4().to_string().parse().unwrap()
+}
+
+/// Speaks as the proxy does for this session.
+async fn client(route: &Route, spec: &ComputeSpec, id: &SparkSessionId) -> RawClient {
+    RawClient::connect(route)
+        .await
+        .speaking_as(&user_id(&spec.key), id.as_str())
+}
+
+/// The server has a catalog `lake` with a database `dev`, which is not what its
+/// Spark sessions begin with. Names of databases are upper-case on one engine.
+async fn prepared_kept_apart_and_ended(route: &Route, database: &str) {
+    let target = Target {
+        address: route.endpoint.clone(),
+        tls: None,
+        credential: route.credential.clone(),
+        allow: Some(Arc::new(AllowList::new([], [], true).unwrap())),
+    };
+    let (plain, mut with) = (spec(route.engine, 1), spec(route.engine, 2));
+    let mut lake = catalog(route.engine, "lake", &[("type", "memory")]);
+    lake.default_database = Some(database.to_owned());
+    with.catalog = Some(lake);
+
+    let (one, other) = (spark_id(), spark_id());
+    for _ in 0..2 {
+        let chosen = choose_catalog(&target, &with, &one).await;
+        assert_eq!(
+            chosen,
+            Ok(Chosen::Current),
+            "the first call of all, and safe to repeat"
+        );
+    }
+    let mut first = client(route, &with, &one).await;
+    assert!(has(&first.sql("SELECT current_catalog()").await.unwrap(), "lake"));
+    assert!(has(
+        &first.sql("SELECT current_database()").await.unwrap(),
+        database
+    ));
+    first
+        .sql("CREATE TEMPORARY VIEW secret AS SELECT 1 AS n")
+        .await
+        .unwrap();
+    first.sql("SELECT n FROM secret").await.unwrap();
+
+    // Another session with another id: neither the view nor the catalog.
+    let mut second = client(route, &plain, &other).await;
+    assert!(!has(
+        &second.sql("SELECT current_catalog()").await.unwrap(),
+        "lake"
+    ));
+    assert!(second.sql("SELECT n FROM secret").await.is_err());
+
+    let mut wrong = with.clone();
+    wrong.catalog = Some(catalog(route.engine, "nowhere", &[("type", "memory")]));
+    let refused = choose_catalog(&target, &wrong, &spark_id()).await.unwrap_err();
+    assert_eq!(refused.text, "the server has no such catalog or database");
+    assert!(refused.detail.contains("nowhere"), "{refused:?}");
+
+    // Ended: one that was used, one that never was, and both again.
+    let unused = spark_id();
+    let ids = [one.clone(), unused.clone()];
+    for _ in 0..2 {
+        let ended = end_spark_sessions(&target, &with.key, &ids).await.unwrap();
+        let (ended, all): (BTreeSet<_>, BTreeSet<_>) =
+            (ended.into_iter().collect(), ids.iter().cloned().collect());
+        assert_eq!(ended, all);
+    }
+    let gone = first.sql("SELECT n FROM secret").await.unwrap_err();
+    let told = ["is not running", "SESSION_CLOSED"];
+    assert!(told.iter().any(|told| gone.message().contains(told)), "{gone}");
+    let again = choose_catalog(&target, &with, &one).await;
+    assert_eq!(again, Ok(Chosen::Ended), "the server will have it no more");
+    for id in [&one, &unused] {
+        let mut late = client(route, &plain, id).await;
+        match route.engine {
+            // It finds a Spark session by its id alone: nobody may get into it.
+            Engine::Sail => {
+                let refused = late.sql("SELECT 1").await.unwrap_err();
+                assert!(refused.message().contains("is not running"), "{refused}");
+            }
+            // It asks for the user too: this is another one.
+            Engine::Spark => assert!(late.sql("SELECT n FROM secret").await.is_err()),
+        }
+    }
+    second.sql("SELECT 1").await.unwrap();
+}
+
+struct Sail {
+    child: Child,
+}
+
+impl Drop for Sail {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn spark_sessions_on_sail() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let catalogs = r#"[{name="main", type="memory", initial_database=["default"]}, {name="lake", type="memory", initial_database=["dev"]}]"#;
+    let _server = Sail {
+        child: Command::new(sail())
+            .args([
+                "spark",
+                "server",
+                "--ip",
+                "127.0.0.1",
+                "--port",
+                &port.to_string(),
+            ])
+            .env("SAIL_CATALOG__LIST", catalogs)
+            .env("SAIL_CATALOG__DEFAULT_CATALOG", "main")
+            .env("SAIL_CATALOG__DEFAULT_DATABASE", r#"["default"]"#)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap(),
+    };
+    let endpoint = format!("127.0.0.1:{port}");
+    let begun = Instant::now();
+    while tokio::net::TcpStream::connect(&endpoint).await.is_err() {
+        assert!(begun.elapsed() < LONG, "Sail does not listen");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let route = Route {
+        endpoint,
+        tls_server_name: None,
+        credential: None,
+        engine: Engine::Sail,
+        engine_version: String::new(),
+        dedicated: false,
+    };
+    prepared_kept_apart_and_ended(&route, "dev").await;
+}
+
+#[tokio::test]
+async fn spark_sessions_on_apache_spark() {
+    let dir = tempfile::tempdir().unwrap();
+    let children = provider(dir.path());
+    let mut spec = spec(Engine::Spark, 1000);
+    if let Provider::Process { properties, .. } = &mut spec.cluster.provider {
+        // The catalog that the released jars hold without any other.
+        let class = "org.apache.spark.sql.execution.datasources.v2.jdbc.JDBCTableCatalog";
+        for (key, value) in [
+            ("", class),
+            (".url", "jdbc:derby:memory:lake;create=true"),
+            (".driver", "org.apache.derby.iapi.jdbc.AutoloadedDriver"),
+        ] {
+            properties.insert(format!("spark.sql.catalog.lake{key}"), value.to_owned());
+        }
+    }
+    children.ensure(&spec).await.unwrap();
+    let route = until_ready(&children, &spec).await;
+    prepared_kept_apart_and_ended(&route, "APP").await;
+}

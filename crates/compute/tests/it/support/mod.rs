@@ -1,0 +1,331 @@
+//! Real engines, and looking at what they left on the machine.
+
+use compute::{ComputeProvider, ComputeSpec, ProcessConfig, ProcessProvider};
+use session_core::catalog::PropertyValue;
+use session_core::machine::{Cause, Observation};
+use session_core::policy::PolicyRange;
+use session_core::{
+    Catalog, Cluster, ClusterStatus, Engine, Provider, Route, SessionId, SessionKey, Timestamp,
+};
+use session_proto::spark::spark_connect_service_client::SparkConnectServiceClient;
+use session_proto::spark::{self as sc};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Much longer than anything takes, so that only a real fault reaches it.
+pub(crate) const LONG: Duration = Duration::from_secs(120);
+const POLL: Duration = Duration::from_millis(10);
+
+fn installed(variable: &str, default: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let path = std::env::var_os(variable).map_or_else(|| root.join(default), PathBuf::from);
+    assert!(
+        path.exists(),
+        "{} is missing: run deploy/local/setup.sh test, or set {variable}",
+        path.display()
+    );
+    // Kept as it is: a venv's python is a link that must not be followed.
+    std::path::absolute(path).unwrap().to_string_lossy().into_owned()
+}
+
+pub(crate) fn sail() -> String {
+    installed("BERTH_SAIL", ".berth/venv-sail/bin/sail")
+}
+
+pub(crate) fn spark_home() -> String {
+    installed("BERTH_SPARK_HOME", ".berth/venv-spark/spark-home")
+}
+
+pub(crate) fn spark_python() -> String {
+    installed("BERTH_SPARK_PYTHON", ".berth/venv-spark/bin/python")
+}
+
+pub(crate) fn sail_python() -> String {
+    installed("BERTH_SAIL_PYTHON", ".berth/venv-sail/bin/python")
+}
+
+pub(crate) fn process_cluster(engine: Engine) -> Cluster {
+    let (program, python, properties) = match engine {
+        Engine::Sail => (sail(), None, vec![]),
+        Engine::Spark => (
+            spark_home(),
+            Some(spark_python()),
+            vec![("spark.master", "local[2]")],
+        ),
+    };
+    Cluster {
+        name: "local".parse().unwrap(),
+        status: ClusterStatus::Active,
+        engine,
+        engine_version: None,
+        client_versions: Vec::new(),
+        granted_orgs: Default::default(),
+        provider: Provider::Process {
+            program,
+            java_home: None,
+            properties: properties
+                .into_iter()
+                .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                .collect(),
+            python,
+            driver_memory: None,
+        },
+        idle_policy: None,
+        wake: Default::default(),
+        policy: PolicyRange::default(),
+        managed_by_config: false,
+        version: 0,
+    }
+}
+
+pub(crate) fn key(n: u64) -> SessionKey {
+    SessionKey {
+        org: "acme".parse().unwrap(),
+        id: SessionId::generate(Timestamp::from_millis(1_700_000_000_000), n),
+    }
+}
+
+pub(crate) fn spec(engine: Engine, n: u64) -> ComputeSpec {
+    ComputeSpec {
+        key: key(n),
+        generation: 1,
+        cluster: process_cluster(engine),
+        catalog: None,
+    }
+}
+
+pub(crate) fn catalog(engine: Engine, name: &str, properties: &[(&str, &str)]) -> Catalog {
+    Catalog {
+        name: name.parse().unwrap(),
+        org: "acme".parse().unwrap(),
+        default_database: None,
+        engine,
+        properties: properties
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), PropertyValue::Text((*v).to_owned())))
+            .collect(),
+        allowed_teams: Default::default(),
+        managed_by_config: false,
+        version: 0,
+    }
+}
+
+pub(crate) fn config(state_dir: &Path) -> ProcessConfig {
+    let mut config = ProcessConfig::new(state_dir);
+    config.supervise = env!("CARGO_BIN_EXE_berth-supervise").into();
+    config
+}
+
+pub(crate) fn provider(state_dir: &Path) -> ProcessProvider {
+    ProcessProvider::new(config(state_dir)).unwrap()
+}
+
+/// Looks until `wanted` is seen; the last observation is in the failure text.
+pub(crate) async fn until(
+    provider: &dyn ComputeProvider,
+    spec: &ComputeSpec,
+    wanted: impl Fn(&Observation) -> bool,
+) -> Observation {
+    let begun = Instant::now();
+    loop {
+        let seen = provider.observe(spec).await.unwrap();
+        if wanted(&seen) {
+            return seen;
+        }
+        assert!(begun.elapsed() < LONG, "after {LONG:?} still {seen:?}");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+pub(crate) async fn until_ready(provider: &dyn ComputeProvider, spec: &ComputeSpec) -> Route {
+    let over = |o: &Observation| matches!(o, Observation::Ready { .. } | Observation::Failed { .. });
+    match until(provider, spec, over).await {
+        Observation::Ready { route } => route,
+        other => panic!("not ready but {other:?}"),
+    }
+}
+
+/// The cause's text, after a check that it is fit for everybody.
+pub(crate) async fn until_failed(provider: &dyn ComputeProvider, spec: &ComputeSpec) -> (String, bool) {
+    let (cause, permanent) = until_failed_with(provider, spec).await;
+    let places = ["/", "127.0.0.1", "://", "\n"];
+    assert!(
+        !places.iter().any(|place| cause.text.contains(place)),
+        "{cause:?}"
+    );
+    (cause.text, permanent)
+}
+
+pub(crate) async fn until_failed_with(provider: &dyn ComputeProvider, spec: &ComputeSpec) -> (Cause, bool) {
+    match until(provider, spec, |o| matches!(o, Observation::Failed { .. })).await {
+        Observation::Failed { cause, permanent } => (cause, permanent),
+        other => panic!("not failed but {other:?}"),
+    }
+}
+
+pub(crate) async fn until_missing(provider: &dyn ComputeProvider, spec: &ComputeSpec) {
+    until(provider, spec, |o| *o == Observation::Missing).await;
+}
+
+pub(crate) async fn wait_for(what: &str, limit: Duration, condition: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < limit, "after {limit:?} still not: {what}");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// The processes that run in a folder below `dir`: helpers and engines apart.
+#[derive(Debug, Default)]
+pub(crate) struct Running {
+    pub(crate) helpers: Vec<i32>,
+    pub(crate) engines: Vec<i32>,
+}
+
+impl Running {
+    pub(crate) fn below(dir: &Path) -> Self {
+        let dir = dir.canonicalize().unwrap();
+        let mut running = Self::default();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let is_below =
+                std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(&dir));
+            if !is_below {
+                continue;
+            }
+            match std::fs::read_link(entry.path().join("exe")) {
+                Ok(exe) if exe.ends_with("berth-supervise") => running.helpers.push(pid),
+                Ok(_) => running.engines.push(pid),
+                Err(_) => {}
+            }
+        }
+        running
+    }
+
+    pub(crate) fn is_none(&self) -> bool {
+        self.helpers.is_empty() && self.engines.is_empty()
+    }
+}
+
+pub(crate) fn kill(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+/// A raw Spark Connect client of one Spark session.
+pub(crate) struct RawClient {
+    client: SparkConnectServiceClient<tonic::transport::Channel>,
+    session_id: String,
+    user_id: String,
+    token: Option<String>,
+}
+
+impl RawClient {
+    pub(crate) async fn connect(route: &Route) -> Self {
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", route.endpoint)).unwrap();
+        let channel = endpoint.connect().await.unwrap();
+        Self {
+            client: SparkConnectServiceClient::new(channel),
+            session_id: uuid::Uuid::new_v4().to_string(),
+            user_id: "tester".to_owned(),
+            token: route.credential.as_ref().map(|secret| secret.expose().to_owned()),
+        }
+    }
+
+    pub(crate) fn speaking_as(mut self, user_id: &str, session_id: &str) -> Self {
+        user_id.clone_into(&mut self.user_id);
+        session_id.clone_into(&mut self.session_id);
+        self
+    }
+
+    pub(crate) fn without_token(mut self) -> Self {
+        self.token = None;
+        self
+    }
+
+    /// Runs SQL the way PySpark does, and gives the raw Arrow bytes of its result.
+    pub(crate) async fn sql(&mut self, query: &str) -> Result<Vec<u8>, tonic::Status> {
+        let relation = sc::Relation {
+            common: Some(sc::RelationCommon { plan_id: Some(0) }),
+            rel_type: Some(sc::relation::RelType::Sql(sc::Sql {
+                query: query.to_owned(),
+            })),
+        };
+        let command = sc::Command {
+            command_type: Some(sc::command::CommandType::SqlCommand(sc::SqlCommand {
+                input: Some(relation),
+                ..Default::default()
+            })),
+        };
+        let (answer, _) = self.execute(sc::plan::OpType::Command(command)).await?;
+        let relation = answer.expect("SQL gives a relation");
+        Ok(self.execute(sc::plan::OpType::Root(relation)).await?.1)
+    }
+
+    async fn execute(
+        &mut self,
+        plan: sc::plan::OpType,
+    ) -> Result<(Option<sc::Relation>, Vec<u8>), tonic::Status> {
+        use sc::execute_plan_response::ResponseType;
+        let message = sc::ExecutePlanRequest {
+            session_id: self.session_id.clone(),
+            user_context: Some(sc::UserContext {
+                user_id: self.user_id.clone(),
+                user_name: self.user_id.clone(),
+            }),
+            plan: Some(sc::Plan { op_type: Some(plan) }),
+            ..Default::default()
+        };
+        let mut request = tonic::Request::new(message);
+        if let Some(token) = &self.token {
+            request
+                .metadata_mut()
+                .insert("authorization", format!("Bearer {token}").parse().unwrap());
+        }
+        let mut answers = self.client.execute_plan(request).await?.into_inner();
+        let (mut relation, mut bytes) = (None, Vec::new());
+        while let Some(answer) = answers.message().await? {
+            match answer.response_type {
+                Some(ResponseType::SqlCommandResult(result)) => relation = result.relation,
+                Some(ResponseType::ArrowBatch(batch)) => bytes.extend(batch.data),
+                Some(_) | None => {}
+            }
+        }
+        Ok((relation, bytes))
+    }
+}
+
+pub(crate) fn has(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+/// Runs a user function in a real PySpark client; `python` is one whose venv has it.
+pub(crate) fn python_udf_runs(python: &str, route: &Route, dir: &Path) {
+    let script = dir.join("udf.py");
+    std::fs::write(&script, UDF).unwrap();
+    let (_, port) = route.endpoint.rsplit_once(':').unwrap();
+    let token = route
+        .credential
+        .as_ref()
+        .map_or(String::new(), |secret| format!("/;token={}", secret.expose()));
+    let ran = std::process::Command::new(python)
+        .arg(script)
+        .arg(format!("sc://localhost:{port}{token}"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&ran.stdout);
+    assert_eq!(said.trim(), "HELLO", "{}", String::from_utf8_lossy(&ran.stderr));
+}
+
+const UDF: &str = r#"
+import sys
+from pyspark.sql import SparkSession
+from pyspark.sql.functions import lit, udf
+
+spark = SparkSession.builder.remote(sys.argv[1]).getOrCreate()
+shout = udf(lambda text: text.upper(), "string")
+print(spark.range(1).select(shout(lit("hello"))).collect()[0][0])
+spark.stop()
+"#;

@@ -1,0 +1,25 @@
+//! The integration tests of session-manager: one program, a module a subject.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod api;
+mod audit;
+mod authentication;
+mod bindings_on_sail;
+mod clusters;
+mod compute_calls;
+mod deadlines;
+mod existence_oracle;
+mod idle;
+mod internal_port;
+mod lifecycle;
+mod logs;
+mod organizations;
+mod process_trust;
+mod server_addresses;
+mod service_account_tokens;
+mod spark_session_bindings;
+mod startup;
+mod support;
+mod tenant_isolation;
+mod tokens;
+mod watch;

@@ -1,0 +1,193 @@
+//! What proxies are told to dial: what a server's name stands for when they
+//! ask, and only if all of it may be dialled.
+
+use crate::support;
+use crate::support::{Manager, until};
+use async_trait::async_trait;
+use compute::address::AddressError;
+use compute::dial::Target;
+use compute::lookup::Lookup;
+use compute::{
+    AllowList, Chosen, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found, Places, SharedCompute,
+    SimCompute, StaticConfig, StaticProvider,
+};
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use session_core::machine::{Cause, Observation};
+use session_core::{Cluster, Route, SessionKey, SparkSessionId};
+use session_manager::Computes;
+use session_proto::internal as wire;
+use session_proto::v1::{self, SessionStatus};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+
+/// What the one name stands for now.
+#[derive(Debug, Clone, Default)]
+struct Name(Arc<Mutex<Vec<IpAddr>>>);
+
+impl Name {
+    fn is(&self, addresses: &[&str]) {
+        *self.0.lock().unwrap() = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
+    }
+}
+
+impl Lookup for Name {
+    fn lookup<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
+        assert_eq!(host, "spark.internal");
+        let found = self.0.lock().unwrap().clone();
+        Box::pin(async move { Ok(found.into_iter().map(|ip| SocketAddr::new(ip, port)).collect()) })
+    }
+}
+
+#[derive(Debug)]
+struct Nowhere;
+
+#[async_trait]
+impl Places for Nowhere {
+    async fn take(&self, _: &[String], _: &SessionKey, _: bool) -> Result<Option<String>, Error> {
+        Ok(None)
+    }
+
+    async fn leave(&self, _: &str, _: &SessionKey) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn of(&self, _: &SessionKey) -> Result<Vec<String>, Error> {
+        Ok(Vec::new())
+    }
+}
+
+/// Stepped compute at servers whose addresses are checked as they are in production.
+#[derive(Debug)]
+struct Servers {
+    sim: SimCompute,
+    real: StaticProvider,
+}
+
+#[async_trait]
+impl ComputeProvider for Servers {
+    async fn ensure(&self, spec: &ComputeSpec) -> Result<(), Error> {
+        self.sim.ensure(spec).await
+    }
+
+    async fn observe(&self, spec: &ComputeSpec) -> Result<Observation, Error> {
+        self.sim.observe(spec).await
+    }
+
+    async fn release(&self, spec: &ComputeSpec) -> Result<(), Error> {
+        self.sim.release(spec).await
+    }
+
+    async fn inventory(&self) -> Result<Vec<Found>, Error> {
+        self.sim.inventory().await
+    }
+
+    fn watch(&self) -> BoxStream<'static, ComputeChanged> {
+        self.sim.watch()
+    }
+}
+
+#[async_trait]
+impl SharedCompute for Servers {
+    fn target_at(&self, cluster: &Cluster, server: &str) -> Result<Target, Cause> {
+        self.sim.target_at(cluster, server)
+    }
+
+    async fn addresses(&self, server: &str) -> Result<Arc<[SocketAddr]>, AddressError> {
+        self.real.addresses(server).await
+    }
+
+    async fn choose_catalog(
+        &self,
+        spec: &ComputeSpec,
+        server: &str,
+        id: &SparkSessionId,
+    ) -> Result<Chosen, Cause> {
+        self.sim.choose_catalog(spec, server, id).await
+    }
+
+    async fn end_spark_sessions(
+        &self,
+        spec: &ComputeSpec,
+        server: &str,
+        ids: &[SparkSessionId],
+    ) -> Result<Vec<SparkSessionId>, Error> {
+        self.sim.end_spark_sessions(spec, server, ids).await
+    }
+}
+
+async fn start(name: &Name) -> Manager {
+    let allow = AllowList::new(["10.1.0.0/16", "fd12::/16"], [8081], false).unwrap();
+    let config = StaticConfig {
+        allow: Arc::new(allow.with_lookup(Arc::new(name.clone()))),
+        tls: None,
+    };
+    let sim = SimCompute::new();
+    let servers = Servers {
+        sim: sim.clone(),
+        real: StaticProvider::new(config, Arc::new(Nowhere)),
+    };
+    let computes = Computes::new(Arc::new(servers), Some(Arc::new(sim.clone())));
+    let more = "[[clusters]]\nname = \"shared\"\nengine = \"sail\"\ngranted_orgs = [\"acme\"]\n\
+                static.endpoints = [{ address = \"Spark.Internal:15002\" }]\n";
+    Manager::start_on(computes, sim, more).await
+}
+
+async fn told(manager: &Manager, key: &SessionKey) -> wire::Route {
+    let request = wire::ResolveRouteRequest {
+        session_token: manager.token(key),
+        ..Default::default()
+    };
+    let answer = manager.routes().resolve_route(request).await.unwrap();
+    answer.into_inner().route.unwrap()
+}
+
+async fn until_told(manager: &Manager, key: &SessionKey, addresses: &[&str]) {
+    until(&format!("{addresses:?} are told"), async || {
+        told(manager, key).await.backend.unwrap().addresses == addresses
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_name_is_told_with_its_addresses_of_now_or_with_none() {
+    let name = Name::default();
+    name.is(&["10.1.0.1"]);
+    let manager = start(&name).await;
+    let request = v1::CreateSessionRequest {
+        cluster: "shared".to_owned(),
+        ..Default::default()
+    };
+    let key = manager.create_as("ada", request).await;
+    let route = Route {
+        dedicated: false,
+        ..support::route("Spark.Internal:15002")
+    };
+    manager.sim.ready(&key, 1, route);
+    manager.until_status(&key, SessionStatus::Active).await;
+
+    until_told(&manager, &key, &["10.1.0.1:15002"]).await;
+    let first = told(&manager, &key).await;
+    assert_eq!(first.backend.as_ref().unwrap().endpoint, "Spark.Internal:15002");
+    // Several at once, and of both kinds; it changes nothing else of the route.
+    name.is(&["10.1.0.2", "fd12::2"]);
+    until_told(&manager, &key, &["10.1.0.2:15002", "[fd12::2]:15002"]).await;
+    let second = told(&manager, &key).await;
+    assert_eq!(
+        (second.version, second.generation, second.status),
+        (first.version, first.generation, first.status)
+    );
+    // One that may not be is enough, however good the others are.
+    name.is(&["10.1.0.1", "169.254.169.254"]);
+    until_told(&manager, &key, &[]).await;
+    name.is(&["10.1.0.3"]);
+    until_told(&manager, &key, &["10.1.0.3:15002"]).await;
+}
+
+#[tokio::test]
+async fn compute_of_our_own_is_told_as_it_is() {
+    let manager = Manager::start().await;
+    let key = manager.active("ada").await;
+    until_told(&manager, &key, &["127.0.0.1:1"]).await;
+}

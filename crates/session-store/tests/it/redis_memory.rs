@@ -1,0 +1,142 @@
+//! How much memory a session takes in a Redis of default configuration. A
+//! million of them are to fit into 1.5 GiB, all in: that is 1610 bytes each, 60
+//! of which are for the change feed and the audit trail.
+
+use crate::common::{Draft, FAR, Store, activate, commit, options, report, touch};
+use futures::StreamExt as _;
+use session_core::{Session, TokenId, TokenUse, Totals};
+use session_store::redis::RedisStore;
+use session_store::shared::{Bind, Bound, SparkSession};
+use session_store::{More, Report, TokenRecord};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use test_support::redis::PrivateRedis;
+
+const SESSIONS: usize = 2000;
+const AT_ONCE: usize = 32;
+/// What each may take. With so few sessions each pays for a share of the holders
+/// of Spark sessions alone, which a million divide among 60: some 100 bytes.
+const MOST: usize = 1700;
+/// What the use of one adds: totals, and its token's first and last use.
+const MOST_USED: usize = 200;
+/// So that indexes have more members than Redis keeps as one piece.
+const ORGS: [&str; 4] = ["acme-finance", "acme-science", "acme-europe", "acme-asia"];
+
+/// A session of five changes with a token and a Spark session, as people have them.
+async fn make(store: &Store, n: usize) -> Session {
+    let draft = Draft {
+        team: n.is_multiple_of(4).then_some("data"),
+        labels: BTreeMap::from([("purpose".to_owned(), format!("report-{}", n % 50))]),
+        ..Draft::of(ORGS[n % ORGS.len()], "corp|jane.doe@example.com")
+    };
+    let mut session = draft.store(store).await;
+    session = commit(store, activate(&session)).await;
+    for _ in 0..3 {
+        session = commit(store, touch(&session)).await;
+    }
+    let random = || format!("{:032x}", rand::random::<u128>());
+    let now = store.now().await.unwrap();
+    let token = TokenRecord {
+        id: TokenId::generate(now, rand::random()),
+        key_id: random()[..].repeat(2)[..43].to_owned(),
+        subject: session.owner.clone(),
+        epoch: 1,
+        issued_at: now,
+        expires_at: now.after(FAR),
+        address: String::new(),
+    };
+    store.record_token(&session.key(), token, 100).await.unwrap();
+    let id = random();
+    let id = format!(
+        "{}-{}-{}-{}-{}",
+        &id[..8],
+        &id[8..12],
+        &id[12..16],
+        &id[16..20],
+        &id[20..]
+    );
+    let bind = Bind {
+        spark: SparkSession {
+            server: "10.20.30.40:15002".to_owned(),
+            id: id.parse().unwrap(),
+        },
+        holder: session.key(),
+        generation: 1,
+        ticket: random()[..16].to_owned(),
+        prepare: None,
+        limit: 256,
+    };
+    assert_eq!(store.bind(&bind).await.unwrap(), Bound::Ready);
+    session
+}
+
+/// Of everything but the streams, whose length does not follow the sessions'.
+async fn used(redis: &PrivateRedis) -> usize {
+    for partition in 0..16 {
+        for stream in ["changes", "audit"] {
+            redis
+                .command(&format!("DEL weight:{{p{partition:02}}}:{stream}"))
+                .await
+                .unwrap();
+        }
+    }
+    let info = redis.command("INFO memory").await.unwrap();
+    let line = info.lines().find_map(|line| line.strip_prefix("used_memory:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_million_sessions_fit_into_their_memory() {
+    let redis = PrivateRedis::start().await.unwrap();
+    let options = session_store::redis::Options {
+        prefix: "weight:".to_owned(),
+        ..options()
+    };
+    let store: Store = Arc::new(RedisStore::connect(&redis.url(), &options).await.unwrap());
+    // What is there once, whatever the number of sessions: scripts, connections.
+    let first = make(&store, 0).await;
+    store.report(&first.key(), &report("p", 0)).await.unwrap();
+    let before = used(&redis).await;
+    let number = std::env::var("BERTH_WEIGHED").map_or(SESSIONS, |number| number.parse().unwrap());
+    let sessions: Vec<Session> = futures::stream::iter(0..number)
+        .map(|n| make(&store, n))
+        .buffer_unordered(AT_ONCE)
+        .collect()
+        .await;
+    let made = used(&redis).await;
+    let each = (made - before) / number;
+
+    let mut tokens = Vec::new();
+    for session in &sessions {
+        tokens.push(store.tokens(&session.key()).await.unwrap().remove(0));
+    }
+    let now = store.now().await.unwrap();
+    for (name, (session, token)) in (1..).zip(sessions.iter().zip(&tokens)) {
+        let report = Report {
+            last_activity_at: Some(now),
+            more: Some(More {
+                name,
+                totals: Totals {
+                    rpcs: 120,
+                    bytes_in: 34_567,
+                    bytes_out: 2_345_678,
+                    open_stream_millis: 456_789,
+                },
+            }),
+            token_uses: vec![TokenUse {
+                id: token.id.clone(),
+                first: now,
+                last: now,
+            }],
+            ..report("p", 0)
+        };
+        store.report(&session.key(), &report).await.unwrap();
+    }
+    let use_of_each = (used(&redis).await - made) / number;
+    println!("{each} bytes each, {use_of_each} more when used");
+    assert!(each <= MOST, "a session takes {each} bytes");
+    assert!(
+        use_of_each <= MOST_USED,
+        "the use of a session takes {use_of_each} bytes"
+    );
+}

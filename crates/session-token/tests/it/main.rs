@@ -1,0 +1,8 @@
+//! The integration tests of session-token: one program, a module a subject.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod accepted;
+mod common;
+mod differential;
+mod external_jwt;
+mod rejected;

@@ -1,0 +1,96 @@
+//! After a token's time: what runs goes on, what only follows it is let
+//! through for a while, and a strict installation lets nothing through.
+
+use crate::common::{Ask, Reply, Rig, within};
+use session_core::Reason;
+use std::time::Duration;
+use test_support::fake_spark::{Shape, request};
+use tonic::Code;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn expiry_never_ends_a_running_stream_and_revocation_does() {
+    let rig = Rig::start().await;
+    let claims = rig.claims();
+    let token = rig.sign(&claims);
+    let client = rig.client().await;
+    let mut call = client
+        .begin(&Ask::execute(&token).shape(Shape::HangAfterOne))
+        .await
+        .unwrap();
+    call.finish(request(b"go"));
+    let (_upload, response) = within("headers", call.head()).await.unwrap();
+    let rest = tokio::spawn(Reply::rest(response));
+    rig.clock.advance(Duration::from_secs(60));
+    for _ in 0..48 {
+        rig.clock.advance(HOUR);
+        // A call that starts now is refused, the one that runs is not even looked at.
+        client
+            .call(Ask::execute(&token))
+            .await
+            .refused(Reason::TokenExpired);
+        assert!(!rest.is_finished(), "the running stream ended");
+    }
+    let mut route = rig.route();
+    route.version = 2;
+    route.revoked_tokens.push(session_proto::internal::RevokedToken {
+        token_id: claims.jti.to_string(),
+        until: None,
+    });
+    rig.routes.announce(route);
+    let reply = within("the stream ends", rest).await.unwrap().unwrap();
+    reply.refused(Reason::TokenRevoked);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_token_has_no_grace() {
+    let rig = Rig::start().await;
+    let claims = rig.claims();
+    let token = rig.sign(&claims);
+    let reattach = || Ask::spark("ReattachExecute").bearer(&token);
+    rig.clock.advance(2 * HOUR);
+    assert_eq!(rig.call(reattach()).await.code(), Code::Ok);
+    let mut route = rig.route();
+    route.version = 2;
+    route.revoked_tokens.push(session_proto::internal::RevokedToken {
+        token_id: claims.jti.to_string(),
+        until: None,
+    });
+    rig.routes.announce(route);
+    within("it is refused", async {
+        while rig.call(reattach()).await.code() == Code::Ok {}
+    })
+    .await;
+    for method in ["ReattachExecute", "ReleaseExecute"] {
+        let reply = rig.call(Ask::spark(method).bearer(&token)).await;
+        reply.refused(Reason::TokenRevoked);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_strict_installation_gives_no_grace_at_all() {
+    let rig = Rig::with(|config| {
+        config.tokens.reattach_grace = Duration::ZERO;
+        config.tokens.interrupt_grace = Duration::ZERO;
+    })
+    .await;
+    let token = rig.token();
+    let methods = [
+        "ExecutePlan",
+        "Config",
+        "ReattachExecute",
+        "ReleaseExecute",
+        "Interrupt",
+    ];
+    for method in methods {
+        let reply = rig.call(Ask::spark(method).bearer(&token)).await;
+        assert_eq!(reply.code(), Code::Ok, "{method}");
+    }
+    // The leeway is over as well.
+    rig.clock.advance(HOUR + Duration::from_secs(30));
+    for method in methods {
+        let reply = rig.call(Ask::spark(method).bearer(&token)).await;
+        reply.refused(Reason::TokenExpired);
+    }
+}

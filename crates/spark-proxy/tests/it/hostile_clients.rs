@@ -1,0 +1,359 @@
+//! Clients that break every rule, beside one that keeps them: the healthy one
+//! goes on, the proxy stays small, and the hostile ones lose their connection
+//! or get an error. All attacks are bounded in count and time.
+
+use crate::common;
+use crate::common::{Client, OwnProcess, Raw, Reply, flags, kinds, send, within};
+use session_core::Reason;
+use std::time::{Duration, Instant};
+use test_support::fake_spark::{Shape, framed, request};
+use tokio::io::AsyncWriteExt as _;
+use tonic::Code;
+
+const EXECUTE: &str = "/spark.connect.SparkConnectService/ExecutePlan";
+const INITIAL_WINDOW: u16 = 4;
+const ENHANCE_YOUR_CALM: u32 = 11;
+/// Of a debug build, whatever is done to it.
+const MOST_MIB: u64 = 96;
+
+/// Runs an attack while a healthy client makes calls.
+async fn beside_a_healthy_client(proxy: &OwnProcess, what: &str, attack: impl Future<Output = ()>) {
+    let began = Instant::now();
+    let healthy = async {
+        let client = Client::plain(proxy.address).await.unwrap();
+        let ask = proxy.ask().body(request(b"healthy"));
+        let mut slowest = Duration::ZERO;
+        loop {
+            let began = Instant::now();
+            let reply = client
+                .call(common::Ask {
+                    method: ask.method.clone(),
+                    path: ask.path.clone(),
+                    headers: ask.headers.clone(),
+                    body: ask.body.clone(),
+                })
+                .await;
+            assert_eq!(reply.code(), Code::Ok, "{what}: {reply:?}");
+            slowest = slowest.max(began.elapsed());
+            assert!(
+                slowest < Duration::from_secs(5),
+                "{what}: a call took {slowest:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::select! {
+        () = attack => {}
+        () = healthy => {}
+    }
+    // And afterwards, on a new connection.
+    let client = Client::plain(proxy.address).await.unwrap();
+    let reply = client.call(proxy.ask().body(request(b"after"))).await;
+    assert_eq!(reply.code(), Code::Ok, "after {what}");
+    let peak = proxy.peak_mib();
+    println!("{what}: {peak} MiB at most, {:?}", began.elapsed());
+    assert!(peak <= MOST_MIB, "{what}: the proxy took {peak} MiB");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn floods_of_frames_end_their_own_connection_only() {
+    let proxy = OwnProcess::start(|_| {}).await;
+    let token = proxy.token();
+    let block = Raw::headers(EXECUTE, &token, &[("x-shape", "hang")]);
+
+    beside_a_healthy_client(&proxy, "rapid reset", async {
+        let mut raw = Raw::connect(proxy.address, &[]).await.unwrap();
+        for stream in (1..20_000).step_by(2) {
+            let opened = raw.send(kinds::HEADERS, flags::END_HEADERS, stream, &block).await;
+            let reset = raw
+                .send(kinds::RST_STREAM, flags::NONE, stream, &8_u32.to_be_bytes())
+                .await;
+            if opened.and(reset).is_err() {
+                break;
+            }
+        }
+        assert_eq!(within("it is ended", raw.ended()).await, Some(ENHANCE_YOUR_CALM));
+    })
+    .await;
+
+    beside_a_healthy_client(&proxy, "endless CONTINUATION", async {
+        let mut raw = Raw::connect(proxy.address, &[]).await.unwrap();
+        raw.send(kinds::HEADERS, flags::NONE, 1, &block).await.unwrap();
+        let more = Raw::headers("/x", "x", &[("x-more", &"y".repeat(10_000))]);
+        for _ in 0..10_000 {
+            if raw
+                .send(kinds::CONTINUATION, flags::NONE, 1, &more[2..])
+                .await
+                .is_err()
+            {
+                break;
+            }
+        }
+        within("it is ended", raw.ended()).await;
+    })
+    .await;
+
+    beside_a_healthy_client(&proxy, "pings and settings", async {
+        let mut raw = Raw::connect(proxy.address, &[]).await.unwrap();
+        let deadline = Instant::now() + Duration::from_secs(2);
+        // Nothing is read, so that the answers pile up.
+        while Instant::now() < deadline {
+            let sent = tokio::time::timeout(Duration::from_millis(200), async {
+                raw.send(kinds::PING, flags::NONE, 0, &[0; 8]).await?;
+                raw.send(kinds::SETTINGS, flags::NONE, 0, &[]).await
+            });
+            // Nobody takes more, or it is over.
+            if !matches!(sent.await, Ok(Ok(()))) {
+                break;
+            }
+        }
+    })
+    .await;
+
+    beside_a_healthy_client(&proxy, "empty frames", async {
+        let mut raw = Raw::connect(proxy.address, &[]).await.unwrap();
+        raw.send(kinds::HEADERS, flags::END_HEADERS, 1, &block)
+            .await
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < deadline {
+            let sent = raw.send(kinds::DATA, flags::NONE, 1, &[]).await;
+            let moved = raw.send(kinds::PRIORITY, flags::NONE, 3, &[0, 0, 0, 0, 1]).await;
+            if sent.and(moved).is_err() {
+                break;
+            }
+        }
+    })
+    .await;
+
+    beside_a_healthy_client(&proxy, "windows beyond bounds", async {
+        let mut raw = Raw::connect(proxy.address, &[]).await.unwrap();
+        raw.send(kinds::HEADERS, flags::END_HEADERS, 1, &block)
+            .await
+            .unwrap();
+        for stream in [1, 0] {
+            let _ = raw
+                .send(
+                    kinds::WINDOW_UPDATE,
+                    flags::NONE,
+                    stream,
+                    &0x7fff_ffff_u32.to_be_bytes(),
+                )
+                .await;
+        }
+        within("it is ended", raw.ended()).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn floods_of_headers_are_refused() {
+    let proxy = OwnProcess::start(|_| {}).await;
+    beside_a_healthy_client(&proxy, "header floods", async {
+        let values: Vec<(String, String)> = (0..2000).map(|n| (format!("x-h{n}"), "v".repeat(100))).collect();
+        let more: Vec<(&str, &str)> = values
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        let block = Raw::headers(EXECUTE, &proxy.token(), &more);
+        for _ in 0..50 {
+            let mut raw = Raw::connect(proxy.address, &[]).await.unwrap();
+            let mut parts = block.chunks(16_000).peekable();
+            let mut kind = kinds::HEADERS;
+            while let Some(part) = parts.next() {
+                let end = if parts.peek().is_none() {
+                    flags::END_HEADERS
+                } else {
+                    flags::NONE
+                };
+                if raw.send(kind, end, 1, part).await.is_err() {
+                    break;
+                }
+                kind = kinds::CONTINUATION;
+            }
+            let _ = raw.tcp.shutdown().await;
+            within("it is ended", raw.ended()).await;
+        }
+    })
+    .await;
+    assert!(
+        proxy
+            .spark
+            .seen()
+            .requests
+            .iter()
+            .all(|(_, headers)| headers.len() < 100),
+        "none of them went on"
+    );
+}
+
+/// A byte of HPACK can stand for a whole field, so a few megabytes of headers
+/// can become hundreds. No token is needed to send them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_that_decode_to_much_more_are_not_piled_up() {
+    /// `via` of the static table, empty: 35 bytes of a header list.
+    const FIELD: u8 = 0x80 | 60;
+    let proxy = OwnProcess::start(|_| {}).await;
+    beside_a_healthy_client(&proxy, "header bombs", async {
+        for fields in [300, 7000] {
+            let mut block = Raw::headers(EXECUTE, "x", &[]);
+            block.extend(std::iter::repeat_n(FIELD, fields));
+            let mut attackers = tokio::task::JoinSet::new();
+            for _ in 0..4 {
+                let (block, address) = (block.clone(), proxy.address);
+                attackers.spawn(async move {
+                    let mut raw = Raw::connect(address, &[]).await.unwrap();
+                    for stream in (1..2000).step_by(2) {
+                        let sent = raw.send(kinds::HEADERS, flags::END_HEADERS, stream, &block);
+                        if !matches!(
+                            tokio::time::timeout(Duration::from_secs(2), sent).await,
+                            Ok(Ok(()))
+                        ) {
+                            break;
+                        }
+                    }
+                });
+            }
+            attackers.join_all().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_stalls_is_cut_off() {
+    let proxy = OwnProcess::start(|config| config.limits.handshake = Duration::from_secs(1)).await;
+    beside_a_healthy_client(&proxy, "stalled handshakes", async {
+        let mut stalled = Vec::new();
+        for n in 0..300_u32 {
+            let mut tcp = tokio::net::TcpStream::connect(proxy.address).await.unwrap();
+            let begun = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+            tcp.write_all(&begun[..n as usize % begun.len()]).await.unwrap();
+            stalled.push(Raw { tcp });
+        }
+        for raw in &mut stalled {
+            within("it is cut off", raw.ended()).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_nothing_holds_little() {
+    let proxy = OwnProcess::start(|_| {}).await;
+    let token = proxy.token();
+    beside_a_healthy_client(&proxy, "streams never read", async {
+        let mut stalled = Vec::new();
+        for _ in 0..4 {
+            let mut raw = Raw::connect(proxy.address, &[(INITIAL_WINDOW, 0)]).await.unwrap();
+            let block = Raw::headers(EXECUTE, &token, &[("x-shape", "stream 1000 100000")]);
+            for stream in (1..17).step_by(2) {
+                raw.send(kinds::HEADERS, flags::END_HEADERS, stream, &block)
+                    .await
+                    .unwrap();
+                raw.send(kinds::DATA, flags::END_STREAM, stream, &request(b"go"))
+                    .await
+                    .unwrap();
+            }
+            stalled.push(raw);
+        }
+        within(
+            "all have begun",
+            proxy.spark.until(|seen| {
+                seen.requests
+                    .iter()
+                    .filter(|(_, headers)| headers.contains_key("x-shape"))
+                    .count()
+                    >= 32
+            }),
+        )
+        .await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_lie_about_their_length_are_refused() {
+    let proxy = OwnProcess::start(|_| {}).await;
+    let client = Client::plain(proxy.address).await.unwrap();
+    let good = request(b"SELECT 1");
+    let mut longer = good.to_vec();
+    longer.extend_from_slice(b"more");
+    let shorter = good.slice(..good.len() - 3);
+    let mut huge = good.to_vec();
+    huge[1..5].copy_from_slice(&u32::MAX.to_be_bytes());
+    for body in [longer, shorter.to_vec(), huge] {
+        let reply = client.call(proxy.ask().body(body.into())).await;
+        reply.refused(Reason::MalformedMessage);
+    }
+    for flag in [1_u8, 2, 0x80, 0xff] {
+        let mut body = good.to_vec();
+        body[0] = flag;
+        let reply = client.call(proxy.ask().body(body.into())).await;
+        reply.refused(if flag == 1 {
+            Reason::CompressedRequest
+        } else {
+            Reason::MalformedMessage
+        });
+    }
+    // Ten and eleven bytes of a varint, and one that is longer than it need be.
+    let id = &good[5..43];
+    for tail in [
+        [0xff; 11].to_vec(),
+        [[0x80; 10].to_vec(), vec![1]].concat(),
+        vec![0x1a, 0xff, 0xff, 0xff, 0xff, 0x0f],
+        vec![0x80, 0x80, 0x80, 0x80, 0x90, 0x01, 1],
+    ] {
+        let reply = client.call(proxy.ask().body(framed(&[id, &tail].concat()))).await;
+        reply.refused(Reason::MalformedMessage);
+    }
+    assert_eq!(client.call(proxy.ask().body(good)).await.code(), Code::Ok);
+}
+
+/// Frames that come faster than they can go on are limited by HTTP/2 itself,
+/// for what each takes beside its one byte.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frames_of_one_byte_pass_whole_or_end_their_own_connection() {
+    let proxy = OwnProcess::start(|_| {}).await;
+    let body = request(&[7; 20_000]);
+    beside_a_healthy_client(&proxy, "frames of one byte", async {
+        let client = Client::plain(proxy.address).await.unwrap();
+        let mut running = client.begin(&proxy.ask().shape(Shape::Echo)).await.unwrap();
+        for byte in body.chunks(1) {
+            if send(&mut running.upload, bytes::Bytes::copy_from_slice(byte))
+                .await
+                .is_none()
+            {
+                break;
+            }
+        }
+        let _ = running.upload.send_data(bytes::Bytes::new(), true);
+        match within("the end", Reply::read(running.response)).await {
+            Ok(reply) => assert_eq!(reply.echoed().content.len(), 20_000),
+            Err(error) => println!("ended: {error}"),
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_messages_that_nobody_reads_harm_nobody_at_the_backend() {
+    let proxy = OwnProcess::start(|_| {}).await;
+    let token = proxy.token();
+    beside_a_healthy_client(&proxy, "small messages never read", async {
+        let mut raw = Raw::connect(proxy.address, &[(INITIAL_WINDOW, 0)]).await.unwrap();
+        let block = Raw::headers(EXECUTE, &token, &[("x-shape", "stream 20000 100")]);
+        for stream in (1..17).step_by(2) {
+            raw.send(kinds::HEADERS, flags::END_HEADERS, stream, &block)
+                .await
+                .unwrap();
+            raw.send(kinds::DATA, flags::END_STREAM, stream, &request(b"go"))
+                .await
+                .unwrap();
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(proxy.spark.seen().resets, 0, "no stream was cut at the backend");
+    })
+    .await;
+}

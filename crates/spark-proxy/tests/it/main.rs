@@ -1,0 +1,30 @@
+//! The integration tests of spark-proxy: one program, a module a subject.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod activity;
+mod auth;
+mod client_connections;
+mod common;
+mod concurrent_calls;
+mod control_plane;
+mod dns_rebinding;
+mod documentation;
+mod drain;
+mod expired_tokens;
+mod forwarding;
+mod hostile_clients;
+mod identity;
+mod key_set;
+mod latency;
+mod local_replies;
+mod logs;
+mod memory;
+mod replaced_compute;
+mod retries;
+mod revocation;
+mod rotation;
+mod routes;
+mod shared_servers;
+mod tls;
+mod token_corpus;
+mod upstream_connections;

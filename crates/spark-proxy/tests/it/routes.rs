@@ -1,0 +1,401 @@
+//! Routes: asked for once, kept as long as they are right, and what happens
+//! when session-manager is slow, wrong or away.
+
+use crate::common;
+use crate::common::{Ask, Relay, Reply, Rig, within};
+use session_core::Reason;
+use session_proto::internal::{Route, RouteStatus};
+use std::time::{Duration, Instant};
+use test_support::fake_spark::{Shape, request};
+use tonic::{Code, Status};
+
+fn with_status(route: Route, status: RouteStatus, version: u64) -> Route {
+    Route {
+        status: status.into(),
+        version,
+        backend: None,
+        ..route
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_first_calls_ask_once() {
+    let rig = Rig::with(|config| config.limits.held_calls_per_session = 100).await;
+    let route = rig.route();
+    rig.routes
+        .set(with_status(route.clone(), RouteStatus::Pending, 1));
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let client = rig.client().await;
+        for _ in 0..25 {
+            let (client, ask) = (client.clone(), rig.ask());
+            calls.spawn(async move { client.call(ask).await });
+        }
+    }
+    rig.routes.until_asked(1).await;
+    within(
+        "all are admitted",
+        rig.until_metric("spark_proxy_calls_opened_total", |n| n == 100.0),
+    )
+    .await;
+    assert!(rig.spark.seen().requests.is_empty(), "held while it warms");
+    rig.routes.announce(Route { version: 2, ..route });
+    while let Some(reply) = within("they end", calls.join_next()).await {
+        assert_eq!(reply.unwrap().code(), Code::Ok);
+    }
+    let asked = rig.routes.asked();
+    let wakes: Vec<bool> = asked.iter().map(|asked| asked.wake).collect();
+    assert_eq!(
+        wakes,
+        [false, true, true],
+        "one looks, one wakes, one hears of the change, however many there are"
+    );
+    assert!(
+        asked.iter().all(|asked| asked.wait.is_none()),
+        "no question waits at session-manager"
+    );
+    assert!(
+        rig.spark.seen().connections <= 2 * 50_usize.div_ceil(16),
+        "16 calls to a connection, 50 calls to a worker: {:?}",
+        rig.spark.seen().connections
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hold_ends_with_warming_and_outlives_its_first_caller() {
+    let rig = Rig::with(|config| config.routes.hold_max = Duration::from_millis(300)).await;
+    rig.routes.set(with_status(rig.route(), RouteStatus::Pending, 1));
+    let reply = rig.call(rig.ask()).await;
+    reply.refused(Reason::SessionWarming);
+    let retry = tonic_types::StatusExt::get_details_retry_info(&reply.status()).unwrap();
+    assert!(retry.retry_delay.is_some());
+    // Its own deadline is the client's own affair.
+    assert_eq!(
+        rig.call(rig.ask().header("grpc-timeout", "50m")).await.code(),
+        Code::DeadlineExceeded
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wake_goes_on_when_its_caller_leaves() {
+    let rig = Rig::start().await;
+    let route = rig.route();
+    rig.routes.set(with_status(route.clone(), RouteStatus::Idle, 1));
+    let client = rig.client().await;
+    let mut running = client.begin(&rig.ask()).await.unwrap();
+    running.finish(request(b"go"));
+    rig.routes.until_asked(2).await;
+    drop(running);
+    within(
+        "the call ends",
+        rig.until_metric("spark_proxy_calls_total", |n| n == 1.0),
+    )
+    .await;
+    assert!(
+        rig.routes.asked()[1].wake,
+        "session-manager knows that it is to wake"
+    );
+    rig.routes.announce(Route { version: 2, ..route });
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    assert!(rig.routes.asked().len() <= 4, "nobody asks on for who has left");
+}
+
+/// Other calls of a session that warms are held as the first one is, however
+/// long it takes: a question of theirs must not wait behind the wake-up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_come_while_a_session_warms_are_held_too() {
+    let rig = Rig::with(|config| config.listen.workers = 2).await;
+    let route = rig.route();
+    rig.routes.set(with_status(route.clone(), RouteStatus::Idle, 1));
+    let mut calls = tokio::task::JoinSet::new();
+    let call = |calls: &mut tokio::task::JoinSet<_>, client: common::Client| {
+        let ask = rig.ask();
+        calls.spawn(async move { client.call(ask).await });
+    };
+    call(&mut calls, rig.client().await);
+    rig.routes.until_asked(2).await;
+    // The wake-up is announced: what the workers knew is outdated.
+    rig.routes
+        .announce(with_status(route.clone(), RouteStatus::Pending, 2));
+    for _ in 0..6 {
+        call(&mut calls, rig.client().await);
+    }
+    within(
+        "all are held",
+        rig.until_metric("spark_proxy_held_calls", |n| n == 7.0),
+    )
+    .await;
+    rig.routes.announce(Route { version: 3, ..route });
+    while let Some(reply) = within("they end", calls.join_next()).await {
+        assert_eq!(reply.unwrap().code(), Code::Ok);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closed_session_ends_at_once_everywhere_and_is_remembered() {
+    let rig = Rig::start().await;
+    let client = rig.client().await;
+    let mut running = client.begin(&rig.ask().shape(Shape::HangAfterOne)).await.unwrap();
+    running.finish(request(b"go"));
+    let (_upload, response) = within("headers", running.head()).await.unwrap();
+    let mut hanging = client.begin(&rig.ask().shape(Shape::Hang)).await.unwrap();
+    hanging.finish(request(b"go"));
+    within("both run", rig.spark.until(|seen| seen.requests.len() == 2)).await;
+
+    let closed = Instant::now();
+    rig.routes
+        .announce(with_status(rig.route(), RouteStatus::Closed, 2));
+    let reply = within("the stream ends", Reply::rest(response)).await.unwrap();
+    reply.refused(Reason::SessionClosed);
+    assert!(!reply.trailers_only && !reply.body.is_empty());
+    let reply = within("the call ends", Reply::read(hanging.response))
+        .await
+        .unwrap();
+    reply.refused(Reason::SessionClosed);
+    assert!(reply.trailers_only);
+    assert!(closed.elapsed() < Duration::from_secs(5));
+    within("both were reset", rig.spark.until(|seen| seen.resets == 2)).await;
+
+    let asked = rig.routes.asked().len();
+    for _ in 0..5 {
+        rig.call(rig.ask()).await.refused(Reason::SessionClosed);
+    }
+    assert_eq!(rig.routes.asked().len(), asked, "the end is remembered");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closed_failed_and_unknown_sessions_give_their_reasons() {
+    for (status, reason) in [
+        (RouteStatus::Closed, Reason::SessionClosed),
+        (RouteStatus::Failed, Reason::SessionFailed),
+    ] {
+        let rig = Rig::start().await;
+        let mut route = with_status(rig.route(), status, 2);
+        route.status_message = "the image cannot be pulled".to_owned();
+        rig.routes.set(route);
+        let reply = rig.call(rig.ask()).await;
+        reply.refused(reason);
+        let told = reply.status().message().contains("the image cannot be pulled");
+        assert_eq!(told, reason == Reason::SessionFailed);
+    }
+    let rig = Rig::start().await;
+    let mut claims = rig.claims();
+    claims.sid = session_core::SessionId::generate(session_core::Timestamp::from_millis(5), 5);
+    rig.call(Ask::execute(&rig.sign(&claims)))
+        .await
+        .refused(Reason::SessionClosed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failure_ends_running_streams_with_its_cause() {
+    let rig = Rig::start().await;
+    let mut running = rig
+        .client()
+        .await
+        .begin(&rig.ask().shape(Shape::HangAfterOne))
+        .await
+        .unwrap();
+    running.finish(request(b"go"));
+    let (_upload, response) = within("headers", running.head()).await.unwrap();
+    let mut failed = with_status(rig.route(), RouteStatus::Failed, 2);
+    failed.status_message = "restarted too often".to_owned();
+    rig.routes.announce(failed);
+    let reply = within("the stream ends", Reply::rest(response)).await.unwrap();
+    reply.refused(Reason::SessionFailed);
+    assert!(reply.status().message().contains("restarted too often"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_without_heartbeats_is_lost() {
+    let rig = Rig::with(|config| config.routes.stale_if_unreachable = Duration::ZERO).await;
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let asked = rig.routes.asked().len();
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(rig.routes.asked().len(), asked, "heartbeats keep it");
+    rig.routes.be_silent(true);
+    let silent = Instant::now();
+    within(
+        "it is noticed",
+        rig.until_metric("spark_proxy_watching_routes", |n| n == 0.0),
+    )
+    .await;
+    let noticed = silent.elapsed();
+    assert!(
+        (2500..5500).contains(&noticed.as_millis()),
+        "{noticed:?} after the last heartbeat"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_half_open_connection_to_session_manager_is_not_trusted() {
+    let mut relay = None;
+    let rig = Rig::with(|config| {
+        config.routes.stale_if_unreachable = Duration::ZERO;
+        let target = config.manager.uri.trim_start_matches("http://").parse().unwrap();
+        let started =
+            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(Relay::to(target)));
+        config.manager.uri = format!("http://{}", started.address);
+        relay = Some(started);
+    })
+    .await;
+    let token = rig.token();
+    let client = rig.client().await;
+    assert_eq!(client.call(Ask::execute(&token)).await.code(), Code::Ok);
+    relay.unwrap().freeze();
+    let frozen = Instant::now();
+    // It is announced where nobody can hear it.
+    rig.routes
+        .announce(with_status(rig.route(), RouteStatus::Closed, 2));
+    let refused = within("calls end", async {
+        loop {
+            let reply = client.call(Ask::execute(&token)).await;
+            if reply.code() != Code::Ok {
+                return reply;
+            }
+        }
+    })
+    .await;
+    println!(
+        "routes were trusted for {:.1?} after the freeze",
+        frozen.elapsed()
+    );
+    assert!(frozen.elapsed() < Duration::from_secs(12));
+    refused.refused(Reason::ControlPlaneUnavailable);
+    within("a new connection is made", async {
+        while client.call(Ask::execute(&token)).await.code() == Code::Unavailable {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    client
+        .call(Ask::execute(&token))
+        .await
+        .refused(Reason::SessionClosed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn known_sessions_work_while_session_manager_is_away() {
+    let rig = Rig::start().await;
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    rig.routes.go_away();
+    within(
+        "it is noticed",
+        rig.until_metric("spark_proxy_watching_routes", |n| n == 0.0),
+    )
+    .await;
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    let mut claims = rig.claims();
+    claims.sid = session_core::SessionId::generate(session_core::Timestamp::from_millis(5), 5);
+    rig.call(Ask::execute(&rig.sign(&claims)))
+        .await
+        .refused(Reason::ControlPlaneUnavailable);
+    // Longer than an unwatched answer is fresh: it is asked for in vain, and used.
+    tokio::time::sleep(Duration::from_millis(5200)).await;
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+
+    rig.routes.come_back().await.unwrap();
+    within(
+        "it watches again",
+        rig.until_metric("spark_proxy_watching_routes", |n| n == 1.0),
+    )
+    .await;
+    let asked = rig.routes.asked().len();
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(
+        rig.routes.asked().len(),
+        asked + 1,
+        "after a gap all is asked for again"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn zero_staleness_fails_closed() {
+    let rig = Rig::with(|config| config.routes.stale_if_unreachable = Duration::ZERO).await;
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    rig.routes.go_away();
+    within(
+        "it is noticed",
+        rig.until_metric("spark_proxy_watching_routes", |n| n == 0.0),
+    )
+    .await;
+    tokio::time::sleep(Duration::from_millis(5200)).await;
+    rig.call(rig.ask()).await.refused(Reason::ControlPlaneUnavailable);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_close_that_was_missed_is_found_after_the_gap() {
+    let rig = Rig::start().await;
+    let mut running = rig
+        .client()
+        .await
+        .begin(&rig.ask().shape(Shape::HangAfterOne))
+        .await
+        .unwrap();
+    running.finish(request(b"go"));
+    let (_upload, response) = within("headers", running.head()).await.unwrap();
+    // Closed, but only the reset says that something may have been missed.
+    rig.routes.set(with_status(rig.route(), RouteStatus::Closed, 2));
+    rig.routes.reset();
+    within("the stream ends", Reply::rest(response))
+        .await
+        .unwrap()
+        .refused(Reason::SessionClosed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_older_than_what_was_announced_do_not_count() {
+    let rig = Rig::start().await;
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    // Version 3 is announced while the answers still are version 1.
+    rig.routes.announce(Route {
+        version: 3,
+        ..rig.route()
+    });
+    rig.routes.set(rig.route());
+    let old = rig.routes.asked().len();
+    // Until the announcement has arrived calls still pass; then one asks, and asks again.
+    let mut call;
+    loop {
+        let (client, ask) = (rig.client().await, rig.ask());
+        call = tokio::spawn(async move { client.call(ask).await });
+        tokio::select! {
+            passed = &mut call => assert_eq!(passed.unwrap().code(), Code::Ok),
+            () = rig.routes.until_asked(old + 3) => break,
+        }
+    }
+    assert!(!call.is_finished());
+    rig.routes.set(Route {
+        version: 3,
+        ..rig.route()
+    });
+    assert_eq!(within("the call", call).await.unwrap().code(), Code::Ok);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_session_manager_says_of_one_token_is_not_said_to_others() {
+    let rig = Rig::start().await;
+    let (bad, good) = (rig.token(), rig.token());
+    let refused = session_proto::error::Refused::new(Reason::NotAuthorized, "not yours").into_status();
+    rig.routes.refuse(&bad, refused);
+    rig.routes.refuse("never", Status::internal("unused"));
+    rig.call(Ask::execute(&bad)).await.refused(Reason::NotAuthorized);
+    assert_eq!(rig.call(Ask::execute(&good)).await.code(), Code::Ok);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_the_manager_no_longer_knows_is_closed() {
+    let rig = Rig::start().await;
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    // Of what it does not know the manager has no version either.
+    rig.routes.set(Route {
+        store_epoch: 0,
+        ..with_status(rig.route(), RouteStatus::Closed, 0)
+    });
+    rig.routes.reset();
+    within("it is closed", async {
+        while rig.call(rig.ask()).await.code() == Code::Ok {}
+    })
+    .await;
+    rig.call(rig.ask()).await.refused(Reason::SessionClosed);
+}
