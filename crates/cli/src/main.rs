@@ -4,9 +4,9 @@ mod args;
 mod client;
 mod commands;
 mod definition;
-mod keyfolder;
+mod key_dir;
 mod keys;
-mod show;
+mod output;
 
 use args::Command;
 use clap::{Parser, ValueEnum};
@@ -96,13 +96,13 @@ enum Output {
 async fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Err(error) = commands::run(cli).await {
-        show::note(&format!("berth: {error:#}"));
+        output::note(&format!("berth: {error:#}"));
         return ExitCode::FAILURE;
     }
-    match show::failure() {
+    match output::failure() {
         // Whoever read it has seen enough.
         Some(error) if error.kind() != ErrorKind::BrokenPipe => {
-            show::note(&format!("berth: writing the output failed: {error}"));
+            output::note(&format!("berth: writing the output failed: {error}"));
             ExitCode::FAILURE
         }
         Some(_) | None => ExitCode::SUCCESS,

@@ -1,9 +1,9 @@
 //! Interrupting what Spark sessions execute, in the name of their session.
 
-use crate::dial::Target;
+use crate::connector::Target;
 use crate::probe::{Asker, NotReady};
-use crate::shared::{has_ended, user_id};
-use crate::words;
+use crate::shared_servers::{has_ended, user_id};
+use crate::user_message;
 use futures::{StreamExt, stream};
 use session_core::machine::Cause;
 use session_core::{SessionKey, SparkSessionId};
@@ -96,7 +96,8 @@ pub async fn interrupt(
     let outcome = timeout(LIMIT, work)
         .await
         .unwrap_or_else(|_| Err(too_late(LIMIT)));
-    let mut interrupted = outcome.map_err(|cause| words::masked(&cause, target.credential.as_slice()))?;
+    let mut interrupted =
+        outcome.map_err(|cause| user_message::masked(&cause, target.credential.as_slice()))?;
     interrupted.sort_unstable();
     interrupted.dedup();
     Ok(interrupted)

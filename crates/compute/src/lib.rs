@@ -5,27 +5,27 @@
 //! of changes through its watch, so that nobody has to poll.
 
 pub mod address;
-pub mod dial;
-pub mod fixed;
+mod change_feed;
+pub mod connector;
+pub mod dns;
 pub mod interrupt;
-pub mod lookup;
 pub mod probe;
 pub mod process;
 pub mod properties;
 pub mod settings;
-pub mod shared;
-pub mod sim;
+pub mod shared_servers;
+pub mod simulation;
+pub mod static_servers;
 #[cfg(test)]
 mod testing;
-mod watch;
-mod words;
+mod user_message;
 
 pub use address::AllowList;
-pub use fixed::{Places, StaticConfig, StaticProvider};
 pub use process::{ProcessConfig, ProcessProvider};
 pub use properties::{Invalid, validate_catalog, validate_cluster, validate_use};
-pub use shared::{Chosen, SharedCompute};
-pub use sim::SimCompute;
+pub use shared_servers::{Chosen, SharedCompute};
+pub use simulation::SimCompute;
+pub use static_servers::{Places, StaticConfig, StaticProvider};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;

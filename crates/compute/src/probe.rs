@@ -4,8 +4,8 @@
 //! the Berth session, and the default catalog, if there is one, answered too
 //! (the right name of a catalog that cannot be reached must not look ready).
 
-use crate::dial::{Dialer, Target};
-use crate::words;
+use crate::connector::{Dialer, Target};
+use crate::user_message;
 use session_core::machine::Cause;
 use session_proto::spark::spark_connect_service_client::SparkConnectServiceClient;
 use session_proto::spark::{self as sc, UserContext};
@@ -330,7 +330,7 @@ impl NotReady {
 
 async fn connect(target: &Target) -> Result<Channel, NotReady> {
     let endpoint = Endpoint::from_shared(format!("http://{}", target.address))
-        .map_err(|e| NotReady::Ever(words::cause("the address of its server is none", e)))?;
+        .map_err(|e| NotReady::Ever(user_message::cause("the address of its server is none", e)))?;
     let endpoint = match &target.tls {
         // The dialer does TLS itself; the server must still be told that it is.
         Some(_) => match format!("https://{}", target.address).parse() {
@@ -340,7 +340,7 @@ async fn connect(target: &Target) -> Result<Channel, NotReady> {
         None => endpoint,
     };
     if let Err(e) = target.check().await {
-        let cause = words::cause(e.public(), &e);
+        let cause = user_message::cause(e.public(), &e);
         return Err(if e.is_permanent() {
             NotReady::Ever(cause)
         } else {
@@ -393,17 +393,17 @@ fn classify(status: &Status) -> NotReady {
     let said = shorten(status.message());
     match status.code() {
         Code::Unauthenticated | Code::PermissionDenied => {
-            NotReady::Ever(words::cause("it refuses the backend token", said))
+            NotReady::Ever(user_message::cause("it refuses the backend token", said))
         }
-        Code::Unimplemented => NotReady::Ever(words::cause("it is no Spark Connect server", said)),
-        Code::Unavailable => NotReady::Yet(words::cause("it does not answer", said)),
-        _ => NotReady::Yet(words::cause_said("it answered with an error", &said)),
+        Code::Unimplemented => NotReady::Ever(user_message::cause("it is no Spark Connect server", said)),
+        Code::Unavailable => NotReady::Yet(user_message::cause("it does not answer", said)),
+        _ => NotReady::Yet(user_message::cause_said("it answered with an error", &said)),
     }
 }
 
 fn about_catalog(catalog: &CatalogQuestion, why: NotReady) -> NotReady {
     let told = |said: &Cause| {
-        words::cause_said(
+        user_message::cause_said(
             &format!("catalog {} cannot be used", catalog.name),
             detail_of(said),
         )
@@ -463,7 +463,7 @@ fn no_connection(error: &(dyn std::error::Error + 'static)) -> Cause {
         }
         match cause.source() {
             Some(inner) => cause = inner,
-            None => return words::cause(text, cause),
+            None => return user_message::cause(text, cause),
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Settings of a Spark session, applied again on compute that replaced what
 //! they were set on.
 
-use crate::dial::Target;
+use crate::connector::Target;
 use crate::probe::{Asker, NotReady};
-use crate::words;
+use crate::user_message;
 use session_core::SparkSessionId;
 use session_core::machine::Cause;
 use std::collections::BTreeMap;
@@ -47,7 +47,7 @@ pub async fn apply(
         let seconds = LIMIT.as_secs();
         Err(format!("it did not answer within {seconds} s").into())
     });
-    outcome.map_err(|cause| words::masked(&cause, target.credential.as_slice()))
+    outcome.map_err(|cause| user_message::masked(&cause, target.credential.as_slice()))
 }
 
 fn is_away(status: &tonic::Status) -> bool {

@@ -81,17 +81,17 @@
 //! ```
 
 pub mod admin;
+pub mod admission;
 pub mod backoff;
 pub mod caller;
+pub mod client_ip;
 pub mod config;
-pub mod document;
-pub mod gate;
 pub mod grpc;
 pub mod limits;
 pub mod listen;
 pub mod metrics;
-pub mod origin;
-pub mod projected;
+pub mod polled_document;
+pub mod service_account_token;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;

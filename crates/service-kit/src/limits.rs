@@ -8,11 +8,12 @@
 
 use crate::config::{Problems, Validate};
 use crate::tls::AcceptLimits;
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -202,7 +203,7 @@ impl<K: Hash + Eq + Clone> Rates<K> {
     }
 
     fn book(&self) -> MutexGuard<'_, Book<K>> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+        self.book.lock()
     }
 }
 
@@ -243,7 +244,7 @@ impl<K: Hash + Eq + Clone> AtOnce<K> {
 
     /// One more of this key, unless there are too many.
     pub fn enter(self: &Arc<Self>, key: K) -> Option<Permit<K>> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock();
         let count = open.get(&key).copied().unwrap_or_default();
         if self.most > 0 && count >= self.most {
             return None;
@@ -259,7 +260,7 @@ impl<K: Hash + Eq + Clone> AtOnce<K> {
 
 impl<K: Hash + Eq> Drop for Permit<K> {
     fn drop(&mut self) {
-        let mut open = self.of.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.of.open.lock();
         match open.get_mut(&self.key) {
             Some(count) if *count > 1 => *count -= 1,
             Some(_) | None => {
@@ -334,7 +335,7 @@ impl ByAddress {
 
     /// The address that a call counts for.
     pub fn origin(&self, call: &http::request::Parts) -> Option<SocketAddr> {
-        crate::origin::origin(call, &self.config.trusted_proxies)
+        crate::client_ip::origin(call, &self.config.trusted_proxies)
     }
 
     /// Admits a call that has a caller, who is not known yet. The place is held
@@ -461,7 +462,7 @@ mod tests {
         drop(first);
         assert!(at_once.enter("a").is_some());
         drop(second);
-        assert!(at_once.open.lock().unwrap().is_empty());
+        assert!(at_once.open.lock().is_empty());
     }
 
     #[test]

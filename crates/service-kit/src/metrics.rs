@@ -4,11 +4,12 @@
 //! start. Label values are enums ([`Label`]), so the number of series is fixed
 //! and all of them exist, at zero, from the first scrape on.
 
+use parking_lot::Mutex;
 use std::fmt::Write as _;
 use std::marker::PhantomData;
 use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// An enum of label values; see [`crate::labels!`].
@@ -304,7 +305,7 @@ impl Registry {
     /// Everything, in the Prometheus text format, in order of names.
     pub fn render(&self) -> String {
         let mut out = String::with_capacity(16 * 1024);
-        for (_, show) in self.shown.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        for (_, show) in self.shown.lock().iter() {
             show(&mut out);
         }
         out
@@ -333,7 +334,7 @@ impl Registry {
 
     /// A name given twice is a mistake in the program; the second is not shown.
     fn show(&self, name: &'static str, help: &'static str, kind: &'static str, body: Show) {
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shown = self.shown.lock();
         match shown.binary_search_by_key(&name, |(known, _)| *known) {
             Ok(_) => debug_assert!(false, "metric {name} is registered twice"),
             Err(place) => {

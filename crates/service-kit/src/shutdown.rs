@@ -6,9 +6,10 @@
 //! [`Shutdown::finish`] then returns an error so that `main` exits non-zero.
 
 use futures::FutureExt as _;
+use parking_lot::Mutex;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -131,10 +132,7 @@ impl Shutdown {
         };
         let crashed = Crashed { task: name, how };
         tracing::error!(task = name, "critical task {}", crashed.how);
-        self.crash
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get_or_insert(crashed);
+        self.crash.lock().get_or_insert(crashed);
         self.stop.cancel();
     }
 
@@ -159,7 +157,7 @@ impl Shutdown {
                 "tasks are left behind"
             );
         }
-        match self.crash.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        match self.crash.lock().take() {
             Some(crashed) => Err(crashed),
             None => Ok(()),
         }

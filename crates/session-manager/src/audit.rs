@@ -6,13 +6,14 @@
 //! Log lines of the target `audit` repeat the trail; whichever manager holds
 //! the lease writes them, so each record is one line of one manager.
 
+use crate::admission::layer::Admitted;
 use crate::api::Api;
-use crate::gate::Admitted;
 use crate::metrics::Metrics;
+use parking_lot::Mutex;
 use session_core::{Actor, AuditAction, AuditRecord, Clock, OrgId};
 use session_proto::error::Refused;
 use session_store::{Error, SessionStore};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -84,11 +85,7 @@ impl Trail {
         refused: &Refused,
         more: impl FnOnce(AuditRecord) -> AuditRecord,
     ) {
-        let room = self
-            .refusals
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let room = self.refusals.lock().take();
         let record = AuditRecord::new(self.clock.now(), action).denied(refused.reason.as_str());
         if !room || self.later.try_send(more(record)).is_err() {
             self.metrics.audit_left_out();

@@ -1,7 +1,7 @@
 //! The keys a verifier trusts at this moment, replaceable while it works.
 
 use crate::jwks::Jwks;
-use crate::proven::Proven;
+use crate::signature_cache::Proven;
 use arc_swap::ArcSwap;
 use jsonwebtoken::DecodingKey;
 use session_core::Timestamp;

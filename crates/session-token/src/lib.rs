@@ -6,23 +6,24 @@
 //! clock or a file: keys, the time and key sets come in as values.
 //!
 //! [`Signer`] makes tokens, [`Jwks`] publishes public keys, [`Keyring`] holds
-//! the ones a verifier trusts now, and [`Verifier`] decides. [`schedule`] says
+//! the ones a verifier trusts now, and [`Verifier`] decides. [`key_rotation`] says
 //! which key signs. Tokens that others signed are [`ForeignVerifier`]'s.
 
 mod claims;
 mod error;
-mod foreign;
+mod external_issuer;
 mod jwks;
+mod jws;
+pub mod key_rotation;
 mod keyring;
-mod proven;
-pub mod schedule;
+mod signature_cache;
 mod signer;
-mod strict;
+
 mod verifier;
 
 pub use claims::Claims;
 pub use error::{TokenError, TokenErrorKind};
-pub use foreign::{
+pub use external_issuer::{
     ForeignAlgorithm, ForeignClaims, ForeignError, ForeignKeys, ForeignRules, ForeignVerifier,
     MAX_FOREIGN_BYTES, foreign_issuer,
 };

@@ -6,8 +6,8 @@
 use crate::TOKEN_TYPE;
 use crate::claims::{Claims, at};
 use crate::error::TokenError;
+use crate::jws::{self, Parts};
 use crate::keyring::Keyring;
-use crate::strict::{self, Parts};
 use jsonwebtoken::{Algorithm, crypto::aws_lc};
 use session_core::Timestamp;
 use std::time::Duration;
@@ -103,7 +103,7 @@ impl Verifier {
         now: Timestamp,
         grace: Grace,
     ) -> Result<Verified, TokenError> {
-        let parts = strict::parse(token)?;
+        let parts = jws::parse(token)?;
         self.check_header(&parts)?;
         self.check_claims(&parts.claims, now)?;
         let expiry = self.check_expiry(&parts.claims, now, grace);

@@ -8,51 +8,34 @@
 //! the proxy needs to say when flow-control credit is given back and when a
 //! stream is reset, and one future per call keeps both sides of it.
 
-mod acceptor;
 mod activity;
-mod addresses;
-mod auth;
-mod backend;
-mod bind;
+#[doc(hidden)]
+pub mod bench_support;
 mod call;
 pub mod config;
-mod connection;
-#[doc(hidden)]
-pub mod figures;
-mod forward;
-mod headers;
-mod health;
-mod hold;
-mod identity;
-mod keep;
-mod keys;
-mod local;
-mod messages;
-mod method;
+mod downstream;
+mod grpc;
+mod jwks;
 mod metrics;
-mod operations;
-mod pace;
-mod proxy_header;
-mod pulse;
-mod redact;
-mod reply;
-mod respond;
+mod overload;
+mod per_ip_limit;
 mod routes;
-mod session;
-mod shed;
-mod translate;
+mod run_loop;
+mod stop;
+mod upstream;
 mod worker;
 
 pub use config::Config;
 
 use crate::activity::Ledger;
-use crate::addresses::Addresses;
 use crate::config::TlsMode;
-use crate::keys::Keys;
+use crate::jwks::Keys;
 use crate::metrics::Metrics;
-use crate::routes::book::Routes;
-use crate::shed::Shed;
-use crate::worker::{Feed, Shared};
+use crate::overload::Shed;
+use crate::per_ip_limit::Addresses;
+use crate::routes::cache::Routes;
+use crate::run_loop::Feed;
+use crate::worker::Shared;
 use anyhow::Context as _;
 use service_kit::admin::Admin;
 use service_kit::shutdown::Shutdown;
@@ -106,7 +89,7 @@ pub async fn run_with_clock(
     let backend_tls = ClientTls::load(&config.backend.tls, H2)?;
     // Each channel is one connection, whose streams are counted: look-ups cannot
     // take those of what keeps this proxy's state true.
-    let channel = || service_kit::projected::service_channel(&config.manager).context("manager");
+    let channel = || service_kit::service_account_token::service_channel(&config.manager).context("manager");
     let (lookup_channel, control_channel) = (channel()?, channel()?);
 
     let admin = Admin::new(service_kit::build_info!());
@@ -171,7 +154,7 @@ pub async fn run_with_clock(
         ));
 
         let shed = Arc::new(Shed::default());
-        tokio::spawn(shutdown.forced().run_until_cancelled_owned(shed::sample(
+        tokio::spawn(shutdown.forced().run_until_cancelled_owned(overload::sample(
             Arc::clone(&shed),
             config.limits.clone(),
             Arc::clone(&metrics),
@@ -199,7 +182,10 @@ pub async fn run_with_clock(
             let ended = spawn_worker(index, Arc::clone(&shared), Feed { accepted, events })?;
             shutdown.spawn_critical("worker", ended);
         }
-        shutdown.spawn_critical("acceptor", acceptor::run(listener, shared, accepted_to));
+        shutdown.spawn_critical(
+            "acceptor",
+            downstream::acceptor::run(listener, shared, accepted_to),
+        );
         ready.set(true);
         tracing::info!(%address, workers = count, "serving");
         shutdown.stopping().cancelled().await;
@@ -224,7 +210,7 @@ fn spawn_worker(
         .name(format!("worker-{index}"))
         .spawn(move || {
             // Nobody waits for it any more if this fails.
-            let _ = done.send(worker::run(shared, feed));
+            let _ = done.send(run_loop::run(shared, feed));
         })?;
     Ok(async move { Ok(ended.await.context("the thread panicked")??) })
 }

@@ -2,6 +2,7 @@
 //! route is, what is announced, and when all of it is away.
 
 use futures::Stream;
+use parking_lot::{Mutex, MutexGuard};
 use session_proto::internal::route_service_server::{RouteService, RouteServiceServer};
 use session_proto::internal::watch_routes_response::Update;
 use session_proto::internal::{
@@ -12,7 +13,7 @@ use session_proto::internal::{
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -233,7 +234,7 @@ impl FakeRoutes {
 
     /// Ends every stream and connection; the port is closed.
     pub fn go_away(&self) {
-        self.stop.lock().unwrap_or_else(PoisonError::into_inner).cancel();
+        self.stop.lock().cancel();
         let state = self.fake.state();
         state.watchers.send_replace(0);
     }
@@ -241,7 +242,7 @@ impl FakeRoutes {
     /// Serves again at the same port.
     pub async fn come_back(&self) -> std::io::Result<()> {
         let (_, stop) = serve(self.fake.clone(), self.address).await?;
-        *self.stop.lock().unwrap_or_else(PoisonError::into_inner) = stop;
+        *self.stop.lock() = stop;
         Ok(())
     }
 }
@@ -295,7 +296,7 @@ async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 impl Fake {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -6,10 +6,11 @@ use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Request, Response};
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -142,10 +143,7 @@ struct Record(Mutex<watch::Sender<Seen>>);
 
 impl Record {
     fn note(&self, change: impl FnOnce(&mut Seen)) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .send_modify(change);
+        self.0.lock().send_modify(change);
     }
 
     /// Was no stream refused yet? From now on one was.
@@ -159,7 +157,7 @@ impl Record {
     }
 
     fn watch(&self) -> watch::Receiver<Seen> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).subscribe()
+        self.0.lock().subscribe()
     }
 }
 

@@ -1,10 +1,10 @@
 //! TokenService: has the ledger record a token, and only then signs it.
 
-use crate::gate::Origin;
+use crate::admission::Origin;
 use crate::keys::{Keys, NoPlan};
 use crate::public::PublicAddress;
 use service_kit::grpc;
-use service_kit::projected::ServiceChannel;
+use service_kit::service_account_token::ServiceChannel;
 use session_core::{Clock, OrgId, PrincipalId, Reason, SessionId, Timestamp, TokenId};
 use session_proto::CALLER_ADDRESS;
 use session_proto::convert::{from_timestamp, maybe_duration, parse, timestamp};

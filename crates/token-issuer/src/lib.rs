@@ -3,8 +3,8 @@
 //! It keeps nothing but keys in files: session-manager's ledger says who may
 //! have a token, and records each before it leaves. [`run`] is the whole service.
 
+mod admission;
 mod config;
-mod gate;
 mod issue;
 mod jwks;
 mod keys;
@@ -23,10 +23,10 @@ use hyper_util::service::TowerToHyperService;
 use issue::Tokens;
 use keys::{Follower, Keys};
 use service_kit::admin::Admin;
-use service_kit::gate::Gate;
+use service_kit::admission::Gate;
 use service_kit::grpc::{self, ServerConfig};
 use service_kit::listen::Listener;
-use service_kit::projected::service_channel;
+use service_kit::service_account_token::service_channel;
 use service_kit::shutdown::Shutdown;
 use service_kit::tls::{AcceptLimits, H2, H2_HTTP1, Incoming};
 use session_core::SystemClock;
@@ -96,7 +96,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
         .build_v1()
         .context("server reflection")?;
     let server = grpc::server(&ServerConfig::default())
-        .layer(Gate::new(gate::Door::new(&config.limits, metrics)))
+        .layer(Gate::new(admission::Door::new(&config.limits, metrics)))
         .add_service(grpc::health(&admin.readiness, stop.clone()))
         .add_service(reflection)
         .add_service(TokenServiceServer::new(tokens).max_decoding_message_size(config.limits.request_bytes));

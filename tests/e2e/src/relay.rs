@@ -3,8 +3,9 @@
 //! carries.
 
 use anyhow::Result;
+use parking_lot::Mutex;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -34,7 +35,7 @@ impl Relay {
         let task = tokio::spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {
                 let to = {
-                    let mut targets = to.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut targets = to.lock();
                     targets.rotate_left(1);
                     targets.clone()
                 };
@@ -65,7 +66,7 @@ impl Relay {
 
     /// New connections go to these in turn from now on, past those that are away.
     pub fn balance(&self, targets: Vec<SocketAddr>) {
-        *self.targets.lock().unwrap_or_else(PoisonError::into_inner) = targets;
+        *self.targets.lock() = targets;
     }
 
     /// Cuts every connection.

@@ -5,10 +5,10 @@ use async_trait::async_trait;
 use compute::{ComputeChanged, ComputeProvider, ComputeSpec, Error, Found};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
+use parking_lot::{Mutex, MutexGuard};
 use session_core::machine::Observation;
 use session_core::{Engine, Route, SessionKey};
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Every compute exists until it is given back.
 #[derive(Debug, Default)]
@@ -30,7 +30,7 @@ pub(crate) fn route() -> Route {
 
 impl InstantCompute {
     fn released(&self) -> MutexGuard<'_, HashMap<SessionKey, u64>> {
-        self.released.lock().unwrap_or_else(PoisonError::into_inner)
+        self.released.lock()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::args::Catalogs;
 use crate::client::{self, explain};
-use crate::{Output, Target, definition, show};
+use crate::{Output, Target, definition, output};
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use session_proto::v1;
@@ -38,7 +38,7 @@ pub(super) async fn run(target: &Target, output: Output, command: Catalogs) -> R
                 .delete_catalog(request)
                 .await
                 .map_err(explain)?;
-            show::fields(output, &[("deleted", name.clone())], &json!({"deleted": name}));
+            output::fields(output, &[("deleted", name.clone())], &json!({"deleted": name}));
             Ok(())
         }
         Catalogs::Test { name, cluster } => test(target, output, name, cluster).await,
@@ -86,7 +86,7 @@ async fn test(target: &Target, output: Output, name: String, cluster: String) ->
     // Of a failure, people read the error; programs get the answer too.
     if tested.usable || output == Output::Json {
         let usable = if tested.usable { "yes" } else { "no" };
-        show::fields(
+        output::fields(
             output,
             &[("usable", usable.to_owned()), ("message", tested.message.clone())],
             &json!({"usable": tested.usable, "message": tested.message}),
@@ -116,7 +116,7 @@ fn properties(catalog: &v1::Catalog) -> serde_json::Map<String, Value> {
 
 fn catalog_json(catalog: &v1::Catalog) -> Value {
     json!({
-        "name": catalog.name, "org": catalog.org, "engine": show::engine(catalog.engine()),
+        "name": catalog.name, "org": catalog.org, "engine": output::engine(catalog.engine()),
         "default_database": catalog.default_database, "properties": properties(catalog),
         "allowed_teams": catalog.allowed_teams, "managed_by_config": catalog.managed_by_config,
         "version": catalog.version,
@@ -128,13 +128,13 @@ fn show_catalog(output: Output, catalog: &v1::Catalog) {
     let fields = [
         ("catalog", catalog.name.clone()),
         ("organization", catalog.org.clone()),
-        ("engine", show::engine(catalog.engine())),
+        ("engine", output::engine(catalog.engine())),
         ("database", catalog.default_database.clone()),
         ("properties", properties),
         ("teams", catalog.allowed_teams.join(", ")),
-        ("declared", show::declared(catalog.managed_by_config)),
+        ("declared", output::declared(catalog.managed_by_config)),
     ];
-    show::fields(output, &fields, &catalog_json(catalog));
+    output::fields(output, &fields, &catalog_json(catalog));
 }
 
 async fn list(target: &Target, output: Output) -> Result<()> {
@@ -149,12 +149,12 @@ async fn list(target: &Target, output: Output) -> Result<()> {
         .map(|catalog| {
             vec![
                 catalog.name.clone(),
-                show::engine(catalog.engine()),
+                output::engine(catalog.engine()),
                 catalog.default_database.clone(),
             ]
         })
         .collect();
     let json = catalogs.iter().map(catalog_json).collect();
-    show::rows(output, &["CATALOG", "ENGINE", "DATABASE"], rows, json);
+    output::rows(output, &["CATALOG", "ENGINE", "DATABASE"], rows, json);
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crate::args::Clusters;
 use crate::client::{self, explain};
-use crate::{Output, Target, definition, show};
+use crate::{Output, Target, definition, output};
 use anyhow::Result;
 use serde_json::{Value, json};
 use session_proto::v1;
@@ -35,7 +35,7 @@ pub(super) async fn run(target: &Target, output: Output, command: Clusters) -> R
                 .delete_cluster(request)
                 .await
                 .map_err(explain)?;
-            show::fields(output, &[("deleted", name.clone())], &json!({"deleted": name}));
+            output::fields(output, &[("deleted", name.clone())], &json!({"deleted": name}));
             Ok(())
         }
     }
@@ -108,7 +108,7 @@ fn status(cluster: &v1::Cluster) -> String {
 
 fn cluster_json(cluster: &v1::Cluster) -> Value {
     json!({
-        "name": cluster.name, "status": status(cluster), "engine": show::engine(cluster.engine()),
+        "name": cluster.name, "status": status(cluster), "engine": output::engine(cluster.engine()),
         "engine_version": cluster.engine_version, "client_versions": cluster.client_versions,
         "granted_orgs": cluster.granted_orgs, "idle_policy": cluster.idle_policy, "wake": cluster.wake,
         "managed_by_config": cluster.managed_by_config, "version": cluster.version,
@@ -143,7 +143,7 @@ fn show_cluster(output: Output, cluster: &v1::Cluster) {
         ("status", status(cluster)),
         (
             "engine",
-            format!("{} {}", show::engine(cluster.engine()), cluster.engine_version)
+            format!("{} {}", output::engine(cluster.engine()), cluster.engine_version)
                 .trim()
                 .to_owned(),
         ),
@@ -152,9 +152,9 @@ fn show_cluster(output: Output, cluster: &v1::Cluster) {
         ("idle policy", cluster.idle_policy.clone()),
         ("wake", cluster.wake.clone()),
         ("made by", made),
-        ("declared", show::declared(cluster.managed_by_config)),
+        ("declared", output::declared(cluster.managed_by_config)),
     ];
-    show::fields(output, &fields, &cluster_json(cluster));
+    output::fields(output, &fields, &cluster_json(cluster));
 }
 
 pub(super) async fn list(target: &Target, output: Output) -> Result<()> {
@@ -170,14 +170,14 @@ pub(super) async fn list(target: &Target, output: Output) -> Result<()> {
             vec![
                 cluster.name.clone(),
                 status(cluster),
-                show::engine(cluster.engine()),
+                output::engine(cluster.engine()),
                 cluster.engine_version.clone(),
                 cluster.client_versions.join(", "),
             ]
         })
         .collect();
     let json = clusters.iter().map(cluster_json).collect();
-    show::rows(
+    output::rows(
         output,
         &["CLUSTER", "STATUS", "ENGINE", "VERSION", "CLIENTS"],
         rows,

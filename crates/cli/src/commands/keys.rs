@@ -1,8 +1,8 @@
 //! Keys for setting Berth up: no server.
 
 use crate::args::Keys;
-use crate::keyfolder::{self, KeyFile};
-use crate::{Output, show};
+use crate::key_dir::{self, KeyFile};
+use crate::{Output, output};
 use anyhow::Result;
 use serde_json::json;
 use service_kit::caller::NewKey;
@@ -14,20 +14,20 @@ pub(super) fn run(output: Output, command: Keys) -> Result<()> {
             let kid = crate::keys::write_signing_key(&file)?;
             show_key(output, &KeyFile { file, kid });
         }
-        Keys::Rotate { dir } => show_key(output, &keyfolder::rotate(&dir, SystemClock.now())?),
+        Keys::Rotate { dir } => show_key(output, &key_dir::rotate(&dir, SystemClock.now())?),
         Keys::List { dir } => {
-            let keys = keyfolder::list(&dir)?;
+            let keys = key_dir::list(&dir)?;
             let json = keys.iter().map(key_json).collect();
             let rows = keys
                 .iter()
                 .map(|key| vec![key.kid.clone(), key.file.display().to_string()])
                 .collect();
-            show::rows(output, &["KID", "FILE"], rows, json);
+            output::rows(output, &["KID", "FILE"], rows, json);
         }
         Keys::Retire { dir, kid, emergency } => {
-            let (gone, next) = keyfolder::retire(&dir, &kid, emergency, SystemClock.now())?;
+            let (gone, next) = key_dir::retire(&dir, &kid, emergency, SystemClock.now())?;
             if let Some(next) = next {
-                show::note(&format!(
+                output::note(&format!(
                     "Made {} first: it was the last one.",
                     next.file.display()
                 ));
@@ -37,7 +37,7 @@ pub(super) fn run(output: Output, command: Keys) -> Result<()> {
         Keys::ServiceAccount => {
             let NewKey { key, sha256 } = service_kit::caller::generate_key();
             let json = json!({"key": key, "key_sha256": sha256});
-            show::fields(output, &[("key", key), ("key_sha256", sha256)], &json);
+            output::fields(output, &[("key", key), ("key_sha256", sha256)], &json);
         }
     }
     Ok(())
@@ -49,5 +49,5 @@ fn key_json(key: &KeyFile) -> serde_json::Value {
 
 fn show_key(output: Output, key: &KeyFile) {
     let fields = [("file", key.file.display().to_string()), ("kid", key.kid.clone())];
-    show::fields(output, &fields, &key_json(key));
+    output::fields(output, &fields, &key_json(key));
 }

@@ -1,7 +1,7 @@
 //! What a session executes.
 
 use crate::client::{self, explain};
-use crate::show::{self, distance, moment};
+use crate::output::{self, distance, moment};
 use crate::{Output, Target};
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -37,7 +37,7 @@ pub(super) async fn list(target: &Target, output: Output, session_id: String) ->
             })
         })
         .collect();
-    show::rows(
+    output::rows(
         output,
         &["OPERATION", "METHOD", "RUNS FOR", "SPARK SESSION"],
         rows,
@@ -63,10 +63,10 @@ pub(super) async fn interrupt(
         .into_inner()
         .interrupted_operation_ids;
     if interrupted.is_empty() && output == Output::Table {
-        show::note("Nothing was interrupted: `berth ops` lists what runs.");
+        output::note("Nothing was interrupted: `berth ops` lists what runs.");
     }
     let rows = interrupted.iter().map(|id| vec![id.clone()]).collect();
     let json = interrupted.iter().cloned().map(Value::String).collect();
-    show::rows(output, &["INTERRUPTED"], rows, json);
+    output::rows(output, &["INTERRUPTED"], rows, json);
     Ok(())
 }

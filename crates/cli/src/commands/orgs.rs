@@ -2,7 +2,7 @@
 
 use crate::args::{LimitArgs, Orgs, Who};
 use crate::client::{self, explain};
-use crate::{Output, Target, show};
+use crate::{Output, Target, output};
 use anyhow::Result;
 use serde_json::{Value, json};
 use session_proto::convert;
@@ -43,7 +43,7 @@ pub(super) async fn run(target: &Target, output: Output, command: Orgs) -> Resul
             let request = v1::DisableOrgRequest { name };
             let disabled = client.disable_org(request).await.map_err(explain)?.into_inner();
             if output == Output::Table {
-                show::note(&format!("{} sessions were closed.", disabled.closed_sessions));
+                output::note(&format!("{} sessions were closed.", disabled.closed_sessions));
             }
             disabled.org.unwrap_or_default()
         }
@@ -70,7 +70,7 @@ pub(super) async fn set_disabled(target: &Target, output: Output, who: Who, disa
         fields.push(("closed sessions", closed.to_string()));
     }
     let json = json!({"principal": who.principal, "disabled": disabled, "closed_sessions": closed});
-    show::fields(output, &fields, &json);
+    output::fields(output, &fields, &json);
     Ok(())
 }
 
@@ -130,9 +130,9 @@ fn show_org(output: Output, org: &v1::Org) {
         ("state", state(org).to_owned()),
         ("limits", limits.join(" ")),
         ("shut out", org.disabled_principals.join(", ")),
-        ("declared", show::declared(org.managed_by_config)),
+        ("declared", output::declared(org.managed_by_config)),
     ];
-    show::fields(output, &fields, &org_json(org));
+    output::fields(output, &fields, &org_json(org));
 }
 
 async fn list(target: &Target, output: Output) -> Result<()> {
@@ -159,6 +159,6 @@ async fn list(target: &Target, output: Output) -> Result<()> {
         "LABELS",
         "TOKENS",
     ];
-    show::rows(output, &headings, rows, orgs.iter().map(org_json).collect());
+    output::rows(output, &headings, rows, orgs.iter().map(org_json).collect());
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crate::args::{Create, Until, Update};
 use crate::client::{self, explain};
-use crate::show::{self, distance, moment};
+use crate::output::{self, distance, moment};
 use crate::{Output, Target};
 use anyhow::{Result, bail};
 use session_core::{Clock, SystemClock};
@@ -50,7 +50,7 @@ pub(super) async fn wait_ready(target: &Target, mut session: v1::Session) -> Res
                 session.id
             );
         }
-        show::note(&format!(
+        output::note(&format!(
             "{}: {} ({} s)",
             session.id,
             session.phase,
@@ -82,10 +82,10 @@ pub(super) async fn describe(
 }
 
 fn show_session(output: Output, session: &v1::Session) {
-    show::fields(
+    output::fields(
         output,
-        &show::session_fields(session),
-        &show::session_json(session),
+        &output::session_fields(session),
+        &output::session_json(session),
     );
 }
 
@@ -126,7 +126,7 @@ pub(super) async fn list(target: &Target, output: Output, all: bool, limit: u32)
             vec![
                 session.id.clone(),
                 session.name.clone(),
-                show::status(session).to_owned(),
+                output::status(session).to_owned(),
                 session.cluster.clone(),
                 session.catalog.clone(),
                 session.owner.clone(),
@@ -135,8 +135,8 @@ pub(super) async fn list(target: &Target, output: Output, all: bool, limit: u32)
             ]
         })
         .collect();
-    let json = sessions.iter().map(show::session_json).collect();
-    show::rows(
+    let json = sessions.iter().map(output::session_json).collect();
+    output::rows(
         output,
         &[
             "SESSION",
@@ -175,8 +175,8 @@ pub(super) async fn events(target: &Target, output: Output, session_id: String) 
             ]
         })
         .collect();
-    let json = events.iter().map(show::event_json).collect();
-    show::rows(
+    let json = events.iter().map(output::event_json).collect();
+    output::rows(
         output,
         &["AT", "VERSION", "PHASE", "REASON", "ACTOR", "MESSAGE"],
         rows,

@@ -1,7 +1,7 @@
 //! Tokens of a session.
 
 use crate::client::{self, explain};
-use crate::show::{self, moment};
+use crate::output::{self, moment};
 use crate::{Output, Target};
 use anyhow::Result;
 use serde_json::json;
@@ -27,12 +27,12 @@ pub(super) async fn token(
     let expires_at = moment(issued.expires_at.as_ref());
     match output {
         Output::Table => {
-            show::line(&issued.connection_url);
-            show::note(&format!(
+            output::line(&issued.connection_url);
+            output::note(&format!(
                 "Good until {expires_at}. It is not stored: keep it, or make another."
             ));
         }
-        Output::Json => show::json(&format!(
+        Output::Json => output::json(&format!(
             "{:#}",
             json!({
                 "token": issued.token, "token_id": issued.token_id, "token_type": issued.token_type,
@@ -77,7 +77,7 @@ pub(super) async fn tokens(target: &Target, output: Output, session_id: String) 
             })
         })
         .collect();
-    show::rows(
+    output::rows(
         output,
         &["TOKEN", "SUBJECT", "ISSUED", "EXPIRES", "LAST USED", "STATE"],
         rows,
@@ -92,14 +92,14 @@ pub(super) async fn revoke(target: &Target, session_id: String, token: Option<St
         Some(token_id) => {
             let request = v1::RevokeSessionTokenRequest { session_id, token_id };
             client.revoke_session_token(request).await.map_err(explain)?;
-            show::line("The token is revoked.");
+            output::line("The token is revoked.");
         }
         None => {
             client
                 .revoke_all_session_tokens(v1::RevokeAllSessionTokensRequest { session_id })
                 .await
                 .map_err(explain)?;
-            show::line("Every token issued so far is revoked.");
+            output::line("Every token issued so far is revoked.");
         }
     }
     Ok(())

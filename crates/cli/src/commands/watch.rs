@@ -1,7 +1,7 @@
 //! Following sessions: one line for each change, until the end.
 
 use crate::client::{self, explain};
-use crate::show::{self, moment};
+use crate::output::{self, moment};
 use crate::{Output, Target};
 use anyhow::Result;
 use serde_json::json;
@@ -28,7 +28,7 @@ pub(super) async fn watch(target: &Target, output: Output, session: Option<Strin
                 (pause, heard) = (FIRST_PAUSE, true);
                 match follow(answer.into_inner(), output).await {
                     // Nobody reads any more.
-                    Ok(_) if show::failure().is_some() => return Ok(()),
+                    Ok(_) if output::failure().is_some() => return Ok(()),
                     Ok(true) if !session_id.is_empty() => return Ok(()),
                     // The session-manager stops; another one goes on.
                     Ok(_) => Status::unavailable("the stream ended"),
@@ -41,7 +41,7 @@ pub(super) async fn watch(target: &Target, output: Output, session: Option<Strin
         if problem.code() != Code::Unavailable || !heard {
             return Err(explain(problem));
         }
-        show::note(&format!(
+        output::note(&format!(
             "berth: {}; trying again in {} s",
             problem.message(),
             pause.as_secs()
@@ -64,13 +64,13 @@ async fn follow(
                 print(output, &session, told.event.as_ref());
             }
             Some(Update::Reset(_)) if output == Output::Json => {
-                show::json(&json!({"reset": true}).to_string());
+                output::json(&json!({"reset": true}).to_string());
             }
             // Lines that people read need no beginning.
             Some(Update::Reset(_)) => {}
             None => {}
         }
-        if show::failure().is_some() {
+        if output::failure().is_some() {
             break;
         }
     }
@@ -81,8 +81,8 @@ fn print(output: Output, session: &v1::Session, event: Option<&v1::SessionEvent>
     match output {
         // One object a line, so that programs need not wait for an end.
         Output::Json => {
-            let event = event.map(show::event_json);
-            show::json(&json!({"session": show::session_json(session), "event": event}).to_string());
+            let event = event.map(output::event_json);
+            output::json(&json!({"session": output::session_json(session), "event": event}).to_string());
         }
         Output::Table => {
             let (at, reason, actor, message) = match event {
@@ -102,10 +102,10 @@ fn print(output: Output, session: &v1::Session, event: Option<&v1::SessionEvent>
             let line = format!(
                 "{at}  {}  {:<7}  {:<12}  {reason:<20}  {actor}  {message}",
                 session.id,
-                show::status(session),
+                output::status(session),
                 session.phase,
             );
-            show::line(line.trim_end());
+            output::line(line.trim_end());
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::ComputeSpec;
 use crate::properties::{resolve, takes_default_namespace};
-use crate::words;
+use crate::user_message;
 use session_core::catalog::PropertyValue;
 use session_core::machine::Cause;
 use session_core::policy::LONGEST_LIFETIME;
@@ -215,13 +215,13 @@ fn spark(spec: &ComputeSpec, folders: &Folders, port: u16) -> Result<EngineComma
         return Err("the cluster has no process provider".into());
     };
     let home = std::fs::canonicalize(program).map_err(|e| {
-        words::cause(
+        user_message::cause(
             "the cluster's SPARK_HOME cannot be used",
             format!("{program}: {e}"),
         )
     })?;
     if !home.join("jars").is_dir() {
-        return Err(words::cause(
+        return Err(user_message::cause(
             "the cluster's SPARK_HOME has no folder jars",
             program,
         ));
@@ -393,11 +393,11 @@ fn existing_program(what: &str, path: &Path) -> Result<PathBuf, Cause> {
     let shown = path.display();
     match std::fs::metadata(path) {
         Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => Ok(path.to_owned()),
-        Ok(_) => Err(words::cause(
+        Ok(_) => Err(user_message::cause(
             format!("the cluster's program for {what} cannot be executed"),
             shown,
         )),
-        Err(e) => Err(words::cause(
+        Err(e) => Err(user_message::cause(
             format!("the cluster's program for {what} cannot be used"),
             format!("{shown}: {e}"),
         )),

@@ -6,9 +6,9 @@ use super::command::{EngineCommand, Folders};
 use super::port::{self, Listener, Port};
 use super::{Compute, Shared, Stage, log};
 use crate::ComputeSpec;
-use crate::dial::Target;
+use crate::connector::Target;
 use crate::probe::{self, CatalogQuestion, Question};
-use crate::words;
+use crate::user_message;
 use session_core::Route;
 use session_core::machine::Cause;
 use session_core::route::Secret;
@@ -134,7 +134,7 @@ impl Keeper {
         for _ in 0..PORT_TRIES {
             let port = match self.shared.ports.take() {
                 Ok(port) => port,
-                Err(e) => return End::failed(words::cause("no loopback port is free", e), false),
+                Err(e) => return End::failed(user_message::cause("no loopback port is free", e), false),
             };
             let folders = self.shared.folders(&self.spec.key, self.spec.generation);
             let command = match EngineCommand::new(&self.spec, &folders, port.number) {
@@ -165,7 +165,7 @@ impl Keeper {
                 Began::Never(cause) => {
                     child.stop().await;
                     let log_tail = Some(log::tail(&folders.log(), &command.secrets));
-                    let cause = words::masked(&cause, &command.secrets);
+                    let cause = user_message::masked(&cause, &command.secrets);
                     return End::Failed {
                         cause,
                         permanent: true,
@@ -210,7 +210,7 @@ impl Keeper {
         };
         let engine = self.spec.cluster.engine;
         let asked = probe::until_ready(target, &question, |why| {
-            let why = words::masked(&why, secrets);
+            let why = user_message::masked(&why, secrets);
             tracing::debug!(session = %self.spec.key.id, cause = %why.text, detail = %why.detail, "not ready yet");
             self.waiting(format!("{engine} is not ready: {}", why.text));
         });
@@ -273,10 +273,10 @@ impl Keeper {
                 if !self.shared.config.supervise.exists() =>
             {
                 let text = "Berth is not installed whole: berth-supervise is missing";
-                End::failed(words::cause(text, helper), true)
+                End::failed(user_message::cause(text, helper), true)
             }
             _ => End::failed(
-                words::cause(format!("{} could not be started", self.spec.cluster.engine), e),
+                user_message::cause(format!("{} could not be started", self.spec.cluster.engine), e),
                 false,
             ),
         }
@@ -293,7 +293,7 @@ impl Keeper {
         // 126 and 127: what the program's path names cannot be run.
         let permanent = matches!(exit, Exit::Code(126 | 127)) && before_ready;
         let text = format!("{} {how}{when}", self.spec.cluster.engine);
-        let cause = words::cause(text, log::last_words(&tail));
+        let cause = user_message::cause(text, log::last_words(&tail));
         End::Failed {
             cause,
             permanent,

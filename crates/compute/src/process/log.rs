@@ -1,6 +1,6 @@
 //! The end of an engine's log, fit to be shown.
 
-use crate::words::{clip, mask};
+use crate::user_message::{clip, mask};
 use session_core::machine::Cause;
 use session_core::route::Secret;
 use std::fs::File;

@@ -12,13 +12,14 @@ mod log;
 mod port;
 mod stat;
 
+use crate::change_feed::Changes;
 use crate::properties::unfit;
-use crate::watch::Changes;
 use crate::{ComputeChanged, ComputeProvider, ComputeSpec, Error, Found};
 use async_trait::async_trait;
 use command::Folders;
 use futures::stream::BoxStream;
 use keeper::Keeper;
+use parking_lot::{Mutex, MutexGuard};
 use port::Ports;
 use session_core::machine::{Cause, Observation};
 use session_core::route::Secret;
@@ -28,7 +29,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -379,7 +380,7 @@ impl State {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn folders(&self, key: &SessionKey, generation: u64) -> Folders {

@@ -5,10 +5,11 @@
 //! byte, the session's credential above all, is sent there.
 
 use super::stat;
+use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// Ports that this manager has given to its children.
 #[derive(Debug, Clone, Default)]
@@ -29,12 +30,7 @@ impl Ports {
         for _ in 0..64 {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
             let number = listener.local_addr()?.port();
-            if self
-                .0
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(number)
-            {
+            if self.0.lock().insert(number) {
                 return Ok(Port {
                     number,
                     ports: self.clone(),
@@ -48,11 +44,7 @@ impl Ports {
 
 impl Drop for Port {
     fn drop(&mut self) {
-        self.ports
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.number);
+        self.ports.0.lock().remove(&self.number);
     }
 }
 
@@ -158,7 +150,7 @@ mod tests {
         let numbers: BTreeSet<u16> = held.iter().map(|port| port.number).collect();
         assert_eq!(numbers.len(), 50);
         drop(held);
-        assert!(ports.0.lock().unwrap().is_empty());
+        assert!(ports.0.lock().is_empty());
     }
 
     #[test]

@@ -52,7 +52,7 @@ fn as_a_manager(test: &str) -> bool {
         return true;
     }
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
+        .args(["--exact", &format!("hostile_definitions::{test}"), "--nocapture"])
         .env(MANAGER, "1")
         .env("BERTH_SECRET_CLUSTER", SECRET)
         .env("BERTH_SECRET_ACME__LAKE", SECRET)

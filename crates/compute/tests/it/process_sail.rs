@@ -143,7 +143,7 @@ async fn stand_in_for_a_manager() {
 async fn a_killed_manager_leaves_no_engine() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "stand_in_for_a_manager"])
+        .args(["--exact", "process_sail::stand_in_for_a_manager"])
         .env("BERTH_TEST_STAND_IN", dir.path())
         .stdout(std::process::Stdio::null())
         .spawn()

@@ -1,8 +1,8 @@
 //! Single Spark sessions on a server that sessions share, on both engines.
 
 use crate::support::*;
-use compute::dial::Target;
-use compute::shared::{choose_catalog, end_spark_sessions, user_id};
+use compute::connector::Target;
+use compute::shared_servers::{choose_catalog, end_spark_sessions, user_id};
 use compute::{AllowList, Chosen, ComputeProvider, ComputeSpec};
 use session_core::{Engine, Provider, Route, SparkSessionId};
 use std::collections::BTreeSet;

@@ -3,13 +3,14 @@
 use super::files::{self, Fingerprint, TlsError, must_be_file};
 use super::provider;
 use crate::config::{Problems, Validate};
+use parking_lot::Mutex;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use rustls_platform_verifier::Verifier;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use tokio_rustls::TlsConnector;
 
 /// What a client of ours needs for TLS. All of it may be left out: then the
@@ -73,7 +74,7 @@ impl ClientTls {
     pub fn connector(&self) -> TlsConnector {
         if let Ok(contents) = Contents::read(&self.files) {
             let fingerprint = contents.fingerprint();
-            let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut current = self.current.lock();
             if current.0 != fingerprint {
                 current.0 = fingerprint;
                 match contents.config(&self.files, self.alpn) {
@@ -85,9 +86,7 @@ impl ClientTls {
             }
             return TlsConnector::from(Arc::clone(&current.1));
         }
-        TlsConnector::from(Arc::clone(
-            &self.current.lock().unwrap_or_else(PoisonError::into_inner).1,
-        ))
+        TlsConnector::from(Arc::clone(&self.current.lock().1))
     }
 
     /// The name that the certificate of `host` must have.

@@ -3,10 +3,11 @@
 use super::files::{self, Fingerprint, TlsError, TlsFiles};
 use super::provider;
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use rustls::ServerConfig;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -52,7 +53,7 @@ impl ServerTls {
         let contents = Contents::read(&self.files)?;
         let fingerprint = contents.fingerprint();
         {
-            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut seen = self.seen.lock();
             if *seen == fingerprint {
                 return Ok(false);
             }

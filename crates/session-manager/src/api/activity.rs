@@ -1,7 +1,7 @@
 //! ReportActivity: a proxy's batch, checked, and in the domain's words.
 
 use super::Api;
-use crate::reports::Said;
+use crate::lifecycle::activity_reports::Said;
 use session_core::{Operation, ProxyId, SessionKey, Timestamp, TokenUse, Totals};
 use session_proto::convert::{from_timestamp, parse};
 use session_proto::error::Refused;
@@ -32,7 +32,7 @@ pub(super) async fn report(api: &Api, request: wire::ReportActivityRequest) -> R
     api.reports
         .take(&proxy, request.sequence, said)
         .await
-        .map_err(crate::refuse::store)
+        .map_err(crate::error::store)
 }
 
 fn at_most(field: &'static str, count: usize, most: usize) -> Result<(), Refused> {

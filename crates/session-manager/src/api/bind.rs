@@ -23,7 +23,7 @@ const RETRY: Duration = Duration::from_secs(2);
 /// How often one who waits for another's preparation looks again.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-const _: () = assert!(PREPARE.as_secs() > compute::shared::CHOOSE_LIMIT.as_secs());
+const _: () = assert!(PREPARE.as_secs() > compute::shared_servers::CHOOSE_LIMIT.as_secs());
 
 /// Binds `id` on the server of `route` to `session`; false if another session
 /// has it. Goes on when the caller leaves, so that nothing is left half done.
@@ -99,7 +99,7 @@ impl Wanted {
         let mut touched = false;
         loop {
             let bound = self.api.store.bind(&self.bind).await;
-            match bound.map_err(crate::refuse::store)? {
+            match bound.map_err(crate::error::store)? {
                 Bound::Ready => return Ok(true),
                 Bound::Taken => return Ok(false),
                 Bound::Wait => tokio::time::sleep(LOOK_AGAIN).await,
@@ -121,7 +121,7 @@ impl Wanted {
     async fn spec(&self) -> Result<ComputeSpec, Refused> {
         let directory = &self.api.directory;
         let cluster = directory.cluster(&self.session.cluster).await;
-        let cluster = cluster.map_err(crate::refuse::store)?.ok_or_else(|| {
+        let cluster = cluster.map_err(crate::error::store)?.ok_or_else(|| {
             let text = format!("The cluster {} no longer exists.", self.session.cluster);
             Refused::new(Reason::ClusterNotActive, text)
         })?;
@@ -130,7 +130,7 @@ impl Wanted {
             Some(name) => directory
                 .catalog(&self.session.org, name)
                 .await
-                .map_err(crate::refuse::store)?,
+                .map_err(crate::error::store)?,
         };
         Ok(ComputeSpec {
             key: self.session.key(),
@@ -153,7 +153,7 @@ impl Wanted {
         let ours = self.api.store.prepared(holder, spark, ticket, ready).await;
         match (outcome, ours) {
             (Err(refused), _) => Err(refused),
-            (Ok(_), Err(error)) => Err(crate::refuse::store(error)),
+            (Ok(_), Err(error)) => Err(crate::error::store(error)),
             (Ok(_), Ok(false)) => Ok(Prepared::Lost),
             // The server will have no Spark session of this id: the client
             // hears so from it, and makes another one.
@@ -190,7 +190,7 @@ impl Wanted {
         }
         let spec = self.spec().await?;
         let given_back = self.api.driver.bindings.give_back_one(&spec, binding).await;
-        if given_back.map_err(crate::refuse::store)? {
+        if given_back.map_err(crate::error::store)? {
             return Ok(());
         }
         Err(Refused::new(
@@ -219,9 +219,9 @@ impl Wanted {
     /// Why the session takes no more bindings.
     async fn over(&self) -> Result<Refused, Refused> {
         let now = self.api.store.get(&self.session.key()).await;
-        let now = now.map_err(crate::refuse::store)?;
+        let now = now.map_err(crate::error::store)?;
         Ok(match now {
-            Some(session) if session.status().is_terminal() => crate::refuse::ended_for_spark(&session),
+            Some(session) if session.status().is_terminal() => crate::error::ended_for_spark(&session),
             Some(_) | None => changing(&self.session),
         })
     }

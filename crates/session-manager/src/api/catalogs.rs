@@ -1,6 +1,6 @@
 //! CatalogService: org admins define named pointers to data.
 
-use super::{Api, trial};
+use super::{Api, test_catalog};
 use session_core::access;
 use session_core::{AuditAction, Catalog, CatalogName, Principal, Reason, SessionId, Status as Live};
 use session_proto::convert::{self, parse};
@@ -58,7 +58,7 @@ impl CatalogService for Catalogs {
             .directory
             .all_of::<Catalog>(Some(&who.org))
             .await
-            .map_err(crate::refuse::store)?;
+            .map_err(crate::error::store)?;
         let catalogs = all
             .iter()
             .filter(|catalog| access::use_catalog(&who, catalog))
@@ -119,7 +119,7 @@ impl CatalogService for Catalogs {
             return Err(Refused::not_authorized().into());
         }
         let name = catalog.name.clone();
-        let tested = trial::run(&self.0, &who, catalog, &request.cluster).await?;
+        let tested = test_catalog::run(&self.0, &who, catalog, &request.cluster).await?;
         self.0
             .audit(&who, AuditAction::CatalogTested, |record| {
                 record.on(name.as_str())
@@ -137,7 +137,7 @@ impl Catalogs {
             .directory
             .catalog(&who.org, &name)
             .await
-            .map_err(crate::refuse::store)?;
+            .map_err(crate::error::store)?;
         catalog
             .filter(|catalog| access::use_catalog(who, catalog))
             .ok_or_else(Refused::not_authorized)
@@ -168,7 +168,7 @@ impl Catalogs {
             page_token: None,
         };
         loop {
-            let page = self.0.store.list(&query).await.map_err(crate::refuse::store)?;
+            let page = self.0.store.list(&query).await.map_err(crate::error::store)?;
             let mut sessions = page.sessions.into_iter();
             if let Some(user) = sessions.find(|session| session.catalog.as_ref() == Some(&catalog.name)) {
                 return Ok(Some(user.id));

@@ -2,7 +2,7 @@
 //! the names they may use.
 
 use super::Api;
-use crate::gate::Admitted;
+use crate::admission::layer::Admitted;
 use session_core::access;
 use session_core::machine::Event;
 use session_core::{
@@ -45,7 +45,7 @@ impl ClusterService for Clusters {
             .directory
             .cluster(&cluster.name)
             .await
-            .map_err(crate::refuse::store)?
+            .map_err(crate::error::store)?
         {
             // A destroyed cluster's name may be used again.
             Some(old) if old.status == ClusterStatus::Destroyed => {
@@ -92,7 +92,7 @@ impl ClusterService for Clusters {
             .directory
             .all::<Cluster>()
             .await
-            .map_err(crate::refuse::store)?;
+            .map_err(crate::error::store)?;
         let clusters = all
             .iter()
             .filter(|cluster| access::use_cluster(&who, cluster))
@@ -224,7 +224,7 @@ impl Clusters {
             .directory
             .cluster(&name)
             .await
-            .map_err(crate::refuse::store)?;
+            .map_err(crate::error::store)?;
         cluster
             .filter(|cluster| access::use_cluster(who, cluster))
             .ok_or_else(Refused::not_authorized)
@@ -261,7 +261,7 @@ impl Clusters {
                 .store
                 .live_on_cluster(&cluster.name, after.as_ref(), 256)
                 .await
-                .map_err(crate::refuse::store)?;
+                .map_err(crate::error::store)?;
             let Some(last) = keys.last().cloned() else {
                 return Ok(());
             };

@@ -1,7 +1,7 @@
 //! TokenLedger: who may have a token, and which tokens there are.
 
 use super::Api;
-use crate::gate::Admitted;
+use crate::admission::layer::Admitted;
 use session_core::access::Rpc;
 use session_core::machine::Event;
 use session_core::{Actor, AuditAction, Principal, Reason, Session, Timestamp, TokenId};
@@ -30,7 +30,7 @@ impl TokenLedger for Ledger {
         let request = request.into_inner();
         let read = async {
             let org = self.0.directory.org(&who.org).await;
-            Ok(org.map_err(crate::refuse::store)?.limits)
+            Ok(org.map_err(crate::error::store)?.limits)
         };
         let session = self.connectable(&who, &request.session_id, Rpc::RecordToken);
         let (session, limits) = tokio::try_join!(session, read)
@@ -51,7 +51,7 @@ impl TokenLedger for Ledger {
             .store
             .record_token(&key, record, limits.tokens_per_session)
             .await
-            .map_err(crate::refuse::store)
+            .map_err(crate::error::store)
             .inspect_err(|refused| self.denied(&who, key.id.as_str(), refused))?;
         // Shut out meanwhile: whoever took back their tokens may not have seen this one.
         if let Err(refused) = self.0.let_in(&who).await {
@@ -82,13 +82,13 @@ impl TokenLedger for Ledger {
             .store
             .tokens(&session.key())
             .await
-            .map_err(crate::refuse::store)?;
+            .map_err(crate::error::store)?;
         let uses = self
             .0
             .store
             .token_uses(&session.key())
             .await
-            .map_err(crate::refuse::store)?;
+            .map_err(crate::error::store)?;
         let tokens = tokens
             .into_iter()
             .map(|token| wire::LedgerToken {
@@ -116,9 +116,9 @@ impl TokenLedger for Ledger {
             .store
             .tokens(&session.key())
             .await
-            .map_err(crate::refuse::store)?;
+            .map_err(crate::error::store)?;
         // One that is not listed has expired, but may still reattach for a while.
-        let now = self.0.store.now().await.map_err(crate::refuse::store)?;
+        let now = self.0.store.now().await.map_err(crate::error::store)?;
         let listed = tokens.iter().find(|token| token.id == id);
         let expires_at = listed.map_or(now, |token| token.expires_at);
         let until = expires_at.after(self.0.verifier.config().afterlife());
@@ -173,7 +173,7 @@ impl TokenLedger for Ledger {
             .store
             .report_keys(&published, signing.as_deref())
             .await
-            .map_err(crate::refuse::store)?;
+            .map_err(crate::error::store)?;
         let keys = known.keys.into_iter().map(|key| wire::KnownKey {
             key_id: key.id,
             published_since: Some(timestamp(key.published_since)),
@@ -255,7 +255,7 @@ impl Ledger {
     async fn connectable(&self, who: &Principal, id: &str, rpc: Rpc) -> Result<Session, Refused> {
         let (session, _) = self.0.session_for(who, id, rpc).await?;
         if session.status().is_terminal() {
-            return Err(crate::refuse::ended(&session));
+            return Err(crate::error::ended(&session));
         }
         Ok(session)
     }

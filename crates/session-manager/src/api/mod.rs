@@ -8,23 +8,23 @@ pub(crate) mod clusters;
 pub(crate) mod ledger;
 mod operations;
 pub(crate) mod orgs;
-mod placing;
+mod placement;
 pub(crate) mod routes;
 pub(crate) mod sessions;
 mod spark_sessions;
-pub(crate) mod trial;
+pub(crate) mod test_catalog;
 pub(crate) mod watch;
 
+use crate::admission::authenticate::Callers;
+use crate::admission::layer::Admitted;
 use crate::audit::Trail;
-use crate::callers::Callers;
-use crate::directory::Directory;
-use crate::driver::Driver;
-use crate::feed::Hub;
-use crate::gate::Admitted;
+use crate::change_feed::Hub;
+use crate::definitions::Directory;
+use crate::lifecycle::activity_reports::Reports;
+use crate::lifecycle::disabling::ShutOut;
+use crate::lifecycle::reconciler::Driver;
 use crate::metrics::Metrics;
-use crate::reports::Reports;
-use crate::shut_out::ShutOut;
-use service_kit::document::Document;
+use service_kit::polled_document::Document;
 use session_core::access::{self, Rpc};
 use session_core::machine::Event;
 use session_core::{Activity, Actor, Clock, OrgId, Principal, Reason, Role, Session, SessionId, SessionKey};
@@ -49,13 +49,13 @@ pub(crate) struct Api {
     pub(crate) reports: Arc<Reports>,
     pub(crate) shut_out: Arc<ShutOut>,
     pub(crate) watches: watch::Watches,
-    pub(crate) trials: trial::Trials,
+    pub(crate) trials: test_catalog::Trials,
     pub(crate) callers: Callers,
     pub(crate) verifier: Verifier,
     pub(crate) keyring: Arc<Keyring>,
     pub(crate) keys: Arc<Document>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) computes: crate::computes::Computes,
+    pub(crate) computes: crate::providers::registry::Computes,
     pub(crate) compute_config: crate::config::ComputeConfig,
     pub(crate) metrics: Arc<Metrics>,
     /// Ends the streams that would otherwise hold the drain up.
@@ -90,13 +90,13 @@ impl Api {
     /// organization is: nobody could enable it again otherwise.
     pub(crate) async fn let_in(&self, who: &Principal) -> Result<(), Refused> {
         let standing = self.directory.standing(&who.org, &who.id).await;
-        let standing = standing.map_err(crate::refuse::store)?;
+        let standing = standing.map_err(crate::error::store)?;
         let platform = who.has(Role::PlatformAdmin);
         if let Some(disabled) = standing.principal
             && (disabled.by_platform || !platform)
         {
             tracing::info!(org = %who.org, actor = %who.id, "a disabled principal was refused");
-            return Err(crate::callers::shut_out(who));
+            return Err(crate::admission::authenticate::shut_out(who));
         }
         if standing.org.is_some() && !platform {
             return Err(org_disabled(&who.org));
@@ -112,7 +112,7 @@ impl Api {
         rpc: Rpc,
     ) -> Result<(Session, Activity), Refused> {
         let key = self.key(who, id)?;
-        let loaded = self.store.load(&key).await.map_err(crate::refuse::store)?;
+        let loaded = self.store.load(&key).await.map_err(crate::error::store)?;
         match loaded {
             Some(loaded) if access::call_on_session(who, rpc, &loaded.session) => {
                 Ok((loaded.session, loaded.activity))

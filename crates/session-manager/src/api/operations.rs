@@ -3,7 +3,7 @@
 //! a Spark session that may not exist: it might make one.
 
 use super::Api;
-use crate::gate::Admitted;
+use crate::admission::layer::Admitted;
 use compute::interrupt::{self, Running, Wanted};
 use session_core::access::Rpc;
 use session_core::{AuditAction, Operation, Reason, Route, Session, SparkSessionId, State};
@@ -32,7 +32,7 @@ pub(super) async fn interrupt(
         api.store.operations(&key),
         api.directory.cluster(&session.cluster)
     )
-    .map_err(crate::refuse::store)?;
+    .map_err(crate::error::store)?;
     let cluster = cluster.ok_or_else(|| nothing_runs(&session))?;
     let mut wanted = wanted(&operations, &request.operation_ids);
     if !route.dedicated {
@@ -98,7 +98,7 @@ fn route_of(session: &Session) -> Result<&Route, Refused> {
         State::IdleKept { .. } | State::IdleReleasing { .. } | State::IdleReleased { .. } => {
             Err(nothing_runs(session))
         }
-        State::Closed | State::Failed => Err(crate::refuse::ended(session)),
+        State::Closed | State::Failed => Err(crate::error::ended(session)),
     }
 }
 
@@ -140,7 +140,7 @@ fn wanted(operations: &[Operation], ids: &[String]) -> BTreeMap<Running, Wanted>
 async fn bound(api: &Api, session: &Session, route: &Route) -> Result<BTreeSet<SparkSessionId>, Refused> {
     let server = route.endpoint.to_ascii_lowercase();
     let bindings = api.store.bindings(&session.key()).await;
-    let bindings = bindings.map_err(crate::refuse::store)?.into_iter();
+    let bindings = bindings.map_err(crate::error::store)?.into_iter();
     Ok(bindings
         .filter(|binding| binding.generation == session.generation && binding.spark.server == server)
         .map(|binding| binding.spark.id)

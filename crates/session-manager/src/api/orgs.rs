@@ -2,8 +2,8 @@
 //! out who must be; org admins shut out principals of their own.
 
 use super::Api;
-use crate::directory::Defined;
-use crate::gate::Admitted;
+use crate::admission::layer::Admitted;
+use crate::definitions::Defined;
 use session_core::access;
 use session_core::{AuditAction, Disabled, Limits, Org, OrgId, PrincipalId, Reason};
 use session_proto::convert::{self, non_empty, parse};
@@ -165,7 +165,7 @@ impl Orgs {
     async fn shown(&self, id: &OrgId) -> Result<v1::Org, Refused> {
         let directory = &self.0.directory;
         let (org, disabled) =
-            tokio::try_join!(directory.org(id), directory.is_disabled(id)).map_err(crate::refuse::store)?;
+            tokio::try_join!(directory.org(id), directory.is_disabled(id)).map_err(crate::error::store)?;
         Ok(convert::org(&org, disabled))
     }
 
@@ -174,7 +174,7 @@ impl Orgs {
         let directory = &self.0.directory;
         let (defined, disabled) =
             tokio::try_join!(directory.all::<Org>(), directory.all_of::<Disabled>(None))
-                .map_err(crate::refuse::store)?;
+                .map_err(crate::error::store)?;
         let mut all: BTreeMap<OrgId, v1::Org> = defined
             .iter()
             .map(|org| (org.id.clone(), convert::org(org, false)))
@@ -188,7 +188,7 @@ impl Orgs {
 
     async fn disabled_in(&self, id: &OrgId) -> Result<Vec<String>, Refused> {
         let here = self.0.directory.all_of::<Disabled>(Some(id)).await;
-        let here = here.map_err(crate::refuse::store)?;
+        let here = here.map_err(crate::error::store)?;
         Ok(here
             .into_iter()
             .filter_map(|disabled| disabled.principal)
@@ -198,7 +198,7 @@ impl Orgs {
 
     async fn write_limits(&self, id: &OrgId, limits: &Limits) -> Result<(), Refused> {
         for _ in 0..RACES {
-            let org = self.0.directory.org(id).await.map_err(crate::refuse::store)?;
+            let org = self.0.directory.org(id).await.map_err(crate::error::store)?;
             if org.managed_by_config {
                 return Err(super::managed_by_config("organization", id.as_str()));
             }
@@ -233,7 +233,7 @@ impl Orgs {
             None => (AuditAction::OrgDisabled, org.to_string()),
             Some(principal) => (AuditAction::PrincipalDisabled, principal.to_string()),
         };
-        let at = self.0.store.now().await.map_err(crate::refuse::store)?;
+        let at = self.0.store.now().await.map_err(crate::error::store)?;
         let disabled = Disabled {
             org: org.clone(),
             principal,

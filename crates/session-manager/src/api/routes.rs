@@ -2,7 +2,7 @@
 //! what changed.
 
 use super::{Api, bind, spark_sessions};
-use crate::shut_out::Standing;
+use crate::lifecycle::disabling::Standing;
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use session_core::machine::Event;
@@ -64,14 +64,14 @@ impl RouteService for Routes {
         loop {
             // Read before the record: one of an earlier epoch than the record's
             // own is announced as outdated, the other way round nobody would know.
-            let epoch = self.0.store.epoch().await.map_err(crate::refuse::store)?;
+            let epoch = self.0.store.epoch().await.map_err(crate::error::store)?;
             let waiter = self.0.hub.wait_for(&key);
             let changed = waiter.changed();
             let read = tokio::try_join!(
                 self.0.store.get(&key),
                 self.0.directory.standing(&key.org, &claims.sub),
             );
-            let (session, standing) = read.map_err(crate::refuse::store)?;
+            let (session, standing) = read.map_err(crate::error::store)?;
             let Some(session) = session else {
                 return Ok(Response::new(unknown(&key, epoch)));
             };
@@ -112,7 +112,7 @@ impl RouteService for Routes {
         if !self.0.hub.is_read_within(FEED_TIMEOUT) {
             return Err(feed_broken().into());
         }
-        let epoch = self.0.store.epoch().await.map_err(crate::refuse::store)?;
+        let epoch = self.0.store.epoch().await.map_err(crate::error::store)?;
         let watch = Watch {
             api: Arc::clone(&self.0),
             changes,
@@ -152,7 +152,7 @@ impl RouteService for Routes {
             self.0.store.get(&key),
             self.0.directory.standing(&key.org, &claims.sub),
         );
-        let (session, standing) = read.map_err(crate::refuse::store)?;
+        let (session, standing) = read.map_err(crate::error::store)?;
         let session = session.ok_or_else(|| forgotten(&key))?;
         check_not_revoked(&claims, &session)?;
         check_let_in(&standing, &session)?;
@@ -160,7 +160,7 @@ impl RouteService for Routes {
             return Err(super::org_disabled(&key.org).into());
         }
         if session.status().is_terminal() {
-            return Err(crate::refuse::ended_for_spark(&session).into());
+            return Err(crate::error::ended_for_spark(&session).into());
         }
         let Some(route) = session.state.published_route().cloned() else {
             return Err(bind::changing(&session).into());
@@ -231,7 +231,7 @@ impl Routes {
     async fn bindings(&self, session: &Session, route: &Route) -> Result<Vec<wire::SparkBinding>, Refused> {
         let server = route.endpoint.to_ascii_lowercase();
         let all = self.0.store.bindings(&session.key()).await;
-        let ready = all.map_err(crate::refuse::store)?.into_iter().filter(|binding| {
+        let ready = all.map_err(crate::error::store)?.into_iter().filter(|binding| {
             binding.state == BindingState::Ready
                 && binding.generation == session.generation
                 && binding.spark.server == server
@@ -298,7 +298,7 @@ impl Routes {
             backend,
             owner: session.owner.to_string(),
             org_disabled,
-            user_id: compute::shared::user_id(&session.key()),
+            user_id: compute::shared_servers::user_id(&session.key()),
             bindings,
             expires_at: Some(timestamp(session.expires_at)),
             compute_lost_at: session.restarts.last().map(|at| timestamp(*at)),

@@ -1,7 +1,7 @@
 //! SessionService: create, read, change and close sessions.
 
-use super::{Api, placing};
-use crate::gate::Admitted;
+use super::{Api, placement};
+use crate::admission::layer::Admitted;
 use futures::stream::BoxStream;
 use session_core::access::{self, Rpc, SessionAction};
 use session_core::machine::{Event, NewSession};
@@ -82,13 +82,13 @@ impl SessionService for Sessions {
     ) -> Answer<v1::ListSessionsResponse> {
         let who = self.0.caller(&request)?;
         let query = list_query(&who, request.into_inner())?;
-        let page = self.0.store.list(&query).await.map_err(crate::refuse::store)?;
+        let page = self.0.store.list(&query).await.map_err(crate::error::store)?;
         let uses = self
             .0
             .store
             .uses(&page.sessions)
             .await
-            .map_err(crate::refuse::store)?;
+            .map_err(crate::error::store)?;
         let sessions = page.sessions.iter().zip(&uses);
         Ok(Response::new(v1::ListSessionsResponse {
             sessions: sessions
@@ -112,7 +112,7 @@ impl SessionService for Sessions {
                     .directory
                     .org(&who.org)
                     .await
-                    .map_err(crate::refuse::store)?
+                    .map_err(crate::error::store)?
                     .limits;
                 Some(checked_labels(labels.labels, &limits)?)
             }
@@ -230,7 +230,7 @@ impl SessionService for Sessions {
             .store
             .events(&session.key())
             .await
-            .map_err(crate::refuse::store)?;
+            .map_err(crate::error::store)?;
         Ok(Response::new(v1::ListSessionEventsResponse {
             events: events.iter().map(convert::event).collect(),
         }))
@@ -248,7 +248,7 @@ impl SessionService for Sessions {
             .store
             .operations(&session.key())
             .await
-            .map_err(crate::refuse::store)?;
+            .map_err(crate::error::store)?;
         Ok(Response::new(v1::ListOperationsResponse {
             operations: operations.into_iter().map(convert::operation).collect(),
         }))
@@ -286,9 +286,9 @@ impl Sessions {
             let may_be = who.has(Role::PlatformAdmin);
             Ok(may_be && directory.is_disabled(&who.org).await?)
         };
-        let named = placing::cluster_name(&request.cluster)?;
+        let named = placement::cluster_name(&request.cluster)?;
         let known = tokio::try_join!(directory.place(&who.org, &named), disabled, first);
-        let ((org, cluster, now), disabled, first) = known.map_err(crate::refuse::store)?;
+        let ((org, cluster, now), disabled, first) = known.map_err(crate::error::store)?;
         if disabled {
             return Err(super::org_disabled(&who.org));
         }
@@ -339,7 +339,7 @@ impl Sessions {
                 limits: org.limits,
             })
             .await
-            .map_err(crate::refuse::store)?;
+            .map_err(crate::error::store)?;
         if created.new {
             tracing::info!(
                 session = %created.session.id, org = %who.org, actor = %who.id, cluster = %cluster.name,
@@ -368,7 +368,7 @@ impl Sessions {
             .store
             .uses(std::slice::from_ref(session))
             .await
-            .map_err(crate::refuse::store)?;
+            .map_err(crate::error::store)?;
         Ok(shown(who, session, &uses.first().copied().unwrap_or_default()))
     }
 }

@@ -31,7 +31,7 @@ pub(super) async fn outdated(api: &Api, session: &Session) -> Result<Vec<String>
         return Ok(Vec::new());
     }
     let kept = api.store.spark_sessions(&session.key()).await;
-    let kept = kept.map_err(crate::refuse::store)?.into_iter();
+    let kept = kept.map_err(crate::error::store)?.into_iter();
     Ok(kept
         .filter(|(_, kept)| kept.generation < session.generation && !kept.settings.is_empty())
         .map(|(id, _)| id.to_string())
@@ -84,7 +84,7 @@ async fn keep(
         unset: request.unset.clone(),
     };
     let kept = api.store.keep_settings(&session.key(), &change).await;
-    Ok(bound(!kept.map_err(crate::refuse::store)?))
+    Ok(bound(!kept.map_err(crate::error::store)?))
 }
 
 /// The Spark session is used on the session's generation from now on, with the
@@ -101,14 +101,14 @@ async fn move_to_generation(
     let holder = format!("{:016x}", rand::random::<u64>());
     let move_it = async || {
         let used = api.store.use_spark_session(&key, id, generation).await;
-        used.map_err(crate::refuse::store)
+        used.map_err(crate::error::store)
     };
     loop {
         if outdated_settings(api, session, id).await?.is_none() {
             return move_it().await;
         }
         let leased = api.store.lease(&name, &holder, LEASE).await;
-        if !leased.map_err(crate::refuse::store)? {
+        if !leased.map_err(crate::error::store)? {
             tokio::time::sleep(LOOK_AGAIN).await;
             continue;
         }
@@ -135,7 +135,7 @@ async fn outdated_settings(
     id: &SparkSessionId,
 ) -> Result<Option<BTreeMap<String, String>>, Refused> {
     let kept = api.store.spark_sessions(&session.key()).await;
-    let mut kept = kept.map_err(crate::refuse::store)?;
+    let mut kept = kept.map_err(crate::error::store)?;
     Ok(kept
         .remove(id)
         .filter(|kept| kept.generation < session.generation && applies(session))
@@ -163,7 +163,7 @@ async fn apply(
     }
     let cluster = api.directory.cluster(&session.cluster).await;
     let cluster = cluster
-        .map_err(crate::refuse::store)?
+        .map_err(crate::error::store)?
         .ok_or_else(|| bind::changing(session))?;
     let target = api.computes.target(&cluster, route);
     let applied = match target {

@@ -5,8 +5,8 @@
 //! anew; nothing of it is kept but a place in that queue.
 
 use super::Api;
-use crate::feed::Hub;
-use crate::slots::{Full, Slot, Slots};
+use crate::admission::concurrency::{Full, Slot, Slots};
+use crate::change_feed::Hub;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, pin_mut};
 use session_core::access::{self, Rpc, SessionAction};
@@ -254,16 +254,16 @@ impl Watch {
         let store = &self.api.store;
         let (sessions, next) = match &self.only {
             Some(key) => {
-                let session = store.get(key).await.map_err(crate::refuse::store)?;
+                let session = store.get(key).await.map_err(crate::error::store)?;
                 (session.into_iter().collect(), None)
             }
             None => {
                 let query = live_sessions(&self.who, page_token);
-                let page = store.list(&query).await.map_err(crate::refuse::store)?;
+                let page = store.list(&query).await.map_err(crate::error::store)?;
                 (page.sessions, page.next)
             }
         };
-        let uses = store.uses(&sessions).await.map_err(crate::refuse::store)?;
+        let uses = store.uses(&sessions).await.map_err(crate::error::store)?;
         // It is gone for ever.
         self.over |= self.only.is_some() && sessions.is_empty();
         for (session, used) in sessions.iter().zip(&uses) {

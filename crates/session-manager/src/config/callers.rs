@@ -1,13 +1,13 @@
 //! Configuration of who may call, on both ports.
 
 use super::Config;
-use crate::callers::{CLAIMABLE, account_principal};
-use crate::foreign::algorithms;
+use crate::admission::authenticate::{CLAIMABLE, account_principal};
+use crate::admission::external_jwt::algorithms;
 use serde::{Deserialize, Serialize};
 use service_kit::caller::oidc::validate_issuers;
 use service_kit::caller::{ServiceAccountConfig, validate_accounts};
 use service_kit::config::Problems;
-use service_kit::projected::ProjectedConfig;
+use service_kit::service_account_token::ProjectedConfig;
 use session_core::access::Rpc;
 use session_core::{OrgId, PrincipalId};
 use std::collections::{BTreeMap, BTreeSet};

@@ -4,7 +4,7 @@
 use super::store::Run;
 use super::world::{World, short};
 use async_trait::async_trait;
-use compute::dial::Target;
+use compute::connector::Target;
 use compute::{Chosen, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found, SharedCompute};
 use futures::StreamExt;
 use futures::stream::BoxStream;

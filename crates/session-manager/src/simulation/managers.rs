@@ -4,13 +4,13 @@
 use super::engines::FaultyCompute;
 use super::store::{FaultyStore, Run};
 use super::world::World;
-use crate::computes::Computes;
-use crate::directory::Directory;
-use crate::driver::Driver;
+use crate::definitions::Directory;
+use crate::lifecycle::activity_reports::Reports;
+use crate::lifecycle::orphan_collection::Reconcile;
+use crate::lifecycle::reconciler::Driver;
+use crate::lifecycle::report_freshness::{Jumps, Silence};
 use crate::metrics::Metrics;
-use crate::reconcile::Reconcile;
-use crate::reports::Reports;
-use crate::silence::{Jumps, Silence};
+use crate::providers::registry::Computes;
 use service_kit::metrics::Registry;
 use session_store::SessionStore;
 use std::sync::Arc;
@@ -67,7 +67,7 @@ impl Manager {
                 let (reports, stop) = (Arc::clone(&reports), stop.clone());
                 async move { reports.run(stop).await }
             }),
-            tokio::spawn(crate::watch_store(
+            tokio::spawn(crate::service::watch_store(
                 Arc::clone(&store),
                 silence,
                 |_| {},

@@ -66,7 +66,9 @@ async fn tell(seed: u64) -> Told {
     let world = World::new(seed);
     users::define(&world).await;
     let store: Arc<dyn SessionStore> = Arc::clone(&world.store) as _;
-    world.sim.install(&crate::install::id(&store).await.unwrap());
+    world
+        .sim
+        .install(&crate::providers::installation::id(&store).await.unwrap());
     tokio::spawn(listen(Arc::clone(&world)));
     tokio::spawn(watch::watch(Arc::clone(&world)));
 

@@ -7,7 +7,7 @@ use super::engines::until_gone;
 use super::ledger::{Ended, Saying};
 use super::managers::Managers;
 use super::world::{Call, World, short};
-use crate::reports::Said;
+use crate::lifecycle::activity_reports::Said;
 use session_core::{ProxyId, SessionKey, Timestamp, Totals};
 use std::collections::BTreeMap;
 use std::sync::Arc;

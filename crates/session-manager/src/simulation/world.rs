@@ -3,11 +3,12 @@
 
 use super::ledger::Ledger;
 use compute::SimCompute;
+use parking_lot::{Mutex, MutexGuard};
 use session_core::{Clock, EventRecord, SessionKey, Timestamp};
 use session_store::memory::MemoryStore;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -155,7 +156,7 @@ impl World {
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     pub(super) fn note(&self, who: &str, what: std::fmt::Arguments<'_>) {

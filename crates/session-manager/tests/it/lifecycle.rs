@@ -3,7 +3,7 @@
 
 use crate::support;
 use crate::support::{Manager, route, until};
-use compute::sim::{Call, Fault};
+use compute::simulation::{Call, Fault};
 use session_proto::v1::{self, SessionStatus};
 use std::time::Duration;
 

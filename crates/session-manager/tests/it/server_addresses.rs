@@ -5,8 +5,8 @@ use crate::support;
 use crate::support::{Manager, until};
 use async_trait::async_trait;
 use compute::address::AddressError;
-use compute::dial::Target;
-use compute::lookup::Lookup;
+use compute::connector::Target;
+use compute::dns::Lookup;
 use compute::{
     AllowList, Chosen, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found, Places, SharedCompute,
     SimCompute, StaticConfig, StaticProvider,

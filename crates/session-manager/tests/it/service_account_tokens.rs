@@ -6,7 +6,7 @@ use rcgen::{CertifiedKey, generate_simple_self_signed};
 use serde_json::{Value, json};
 use service_kit::config::{Sources, load_over_defaults};
 use service_kit::grpc::ClientConfig;
-use service_kit::projected::{SERVICE_TOKEN, ServiceChannel, service_channel};
+use service_kit::service_account_token::{SERVICE_TOKEN, ServiceChannel, service_channel};
 use service_kit::tls::ClientTlsFiles;
 use session_core::{Clock as _, Reason, SystemClock};
 use session_manager::Config;

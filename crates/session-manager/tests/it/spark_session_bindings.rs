@@ -2,7 +2,7 @@
 
 use crate::support;
 use crate::support::{Manager, until};
-use compute::sim::{Call, Fault};
+use compute::simulation::{Call, Fault};
 use futures::future::join_all;
 use session_core::{Reason, Route, SessionKey};
 use session_proto::error::reason_of;

@@ -1,8 +1,8 @@
 //! The due-queue: one sorted set per partition, read as one queue.
 
-use super::keys::{member, parse_members, partitions};
 use super::{RedisStore, score, write};
 use crate::Error;
+use crate::redis::schema::keys::{member, parse_members, partitions};
 use futures::future::join_all;
 use session_core::{OrgId, SessionKey, Timestamp};
 use std::collections::BTreeMap;

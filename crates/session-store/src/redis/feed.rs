@@ -13,10 +13,10 @@
 
 use super::connection::{Connections, Dedicated};
 use super::decode;
-use super::epoch::Epoch;
-use super::keys::{Keys, Slot, parse_member, partitions};
 use super::write::STREAM_LENGTH;
 use crate::progress::PartProgress;
+use crate::redis::safety::epoch::Epoch;
+use crate::redis::schema::keys::{Keys, Slot, parse_member, partitions};
 use crate::{Change, Error, Feed, FeedProgress};
 use futures::StreamExt;
 use futures::stream::BoxStream;

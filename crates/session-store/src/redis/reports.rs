@@ -2,8 +2,8 @@
 //! string, so that an idle clock's change and the use it was decided from
 //! are compared in one step.
 
-use super::record::Stored;
 use super::{RedisStore, decode, encode, write};
+use crate::redis::schema::record::Stored;
 use crate::reports::{ADDED_MEMORY, Heard, More, Proxies, Report, Reported, sort_oldest_first};
 use crate::{Error, Loaded, PROXY_MEMORY};
 use futures::future::try_join_all;

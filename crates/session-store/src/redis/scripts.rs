@@ -1,7 +1,7 @@
 //! The Lua scripts, one file each, and what their answers mean.
 
-use super::keys::Slot;
 use crate::Error;
+use crate::redis::schema::keys::Slot;
 use redis::{Arg, Cmd, ToRedisArgs};
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
 //! Places and bindings in Redis: all in the global hash slot, because a server
 //! may serve sessions of several organizations.
 
-use super::keys::member;
 use super::{RedisStore, Reply};
 use crate::Error;
+use crate::redis::schema::keys::member;
 use crate::shared::{Bind, Binding, BindingState, Bound, SEAL_MEMORY, SharedServers, SparkSession};
 use async_trait::async_trait;
 use session_core::SessionKey;

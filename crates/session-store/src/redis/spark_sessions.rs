@@ -1,9 +1,9 @@
 //! Spark sessions in Redis: one hash for each session, a JSON text for each
 //! Spark session in it.
 
-use super::keys::Slot;
 use super::{RedisStore, Reply};
 use crate::Error;
+use crate::redis::schema::keys::Slot;
 use crate::spark_sessions::{
     KeptSparkSession, MAX_SETTINGS_BYTES, MAX_SPARK_SESSIONS, SPARK_SESSION_MEMORY, SettingsChange,
     SparkSessions, Used,

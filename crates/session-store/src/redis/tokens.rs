@@ -1,9 +1,9 @@
 //! Tokens in Redis: with their session while it lives; `save.lua` sets them
 //! aside when it ends. `token.lua` says how each is written.
 
-use super::keys::Slot;
-use super::record::{Stored, pieces};
 use super::{RedisStore, score};
+use crate::redis::schema::keys::Slot;
+use crate::redis::schema::record::{Stored, pieces};
 use crate::{Error, SessionStore, TOKEN_MEMORY, TokenRecord};
 use session_core::{SessionKey, Timestamp, TokenUse};
 use std::time::Duration;

@@ -1,9 +1,9 @@
 //! Writing sessions: what `save.lua` and the scripts around it are given.
 
-use super::keys::{Keys, Part, Slot, member, owner_member};
-use super::packed::pack;
 use super::scripts::Call;
 use super::{RedisStore, encode, score};
+use crate::redis::schema::codec::pack;
+use crate::redis::schema::keys::{Keys, Part, Slot, member, owner_member};
 use crate::{Commit, Create, Created, Error, HISTORY, REQUEST_ID_MEMORY, SessionStore};
 use session_core::{AuditRecord, Limits, Session, Status, Timestamp};
 

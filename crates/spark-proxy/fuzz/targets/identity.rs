@@ -4,7 +4,7 @@
 
 #![no_main]
 
-#[path = "../../src/identity/mod.rs"]
+#[path = "../../src/grpc/identity/mod.rs"]
 #[allow(dead_code, unused_imports, unreachable_pub)]
 mod identity;
 

@@ -1,18 +1,18 @@
 //! Where a session's calls go, as session-manager says it.
 //!
-//! [`book::Routes`] is what all workers share: the answers, the one flight per
+//! [`cache::Routes`] is what all workers share: the answers, the one flight per
 //! session that asks for them, and the markers of sessions that ended. It is
 //! locked, but only ever on a miss: every worker keeps its own view
-//! ([`crate::session`]) and is told by message when it no longer holds.
+//! ([`crate::worker::session`]) and is told by message when it no longer holds.
 //! [`watch`] feeds it with changes.
 
-pub(crate) mod book;
-mod flight;
+pub(crate) mod cache;
+mod single_flight;
 pub(crate) mod watch;
 
-pub(crate) use flight::refusal;
+pub(crate) use single_flight::refusal;
 
-use crate::identity::SparkSessionId;
+use crate::grpc::identity::SparkSessionId;
 use http::HeaderValue;
 use http::uri::Authority;
 use rustls::pki_types::ServerName;

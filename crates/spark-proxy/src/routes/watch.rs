@@ -1,6 +1,6 @@
 //! The stream of changes that keeps the book right.
 
-use super::book::Routes;
+use super::cache::Routes;
 use super::{Gone, Order};
 use session_core::{Reason, SessionId};
 use session_proto::internal::watch_routes_response::Update;

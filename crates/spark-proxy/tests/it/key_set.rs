@@ -2,7 +2,7 @@
 //! however many strangers name keys that nobody has.
 
 use crate::common::{Ask, Rig, new_signer, within};
-use service_kit::document::DocumentConfig;
+use service_kit::polled_document::DocumentConfig;
 use session_core::Reason;
 use session_token::{Claims, Jwks};
 use std::net::SocketAddr;

@@ -39,6 +39,8 @@ async fn a_hundred_first_calls_ask_once() {
     )
     .await;
     assert!(rig.spark.seen().requests.is_empty(), "held while it warms");
+    // The change comes after the wake-up, however slow the machine is.
+    rig.routes.until_asked(2).await;
     rig.routes.announce(Route { version: 2, ..route });
     while let Some(reply) = within("they end", calls.join_next()).await {
         assert_eq!(reply.unwrap().code(), Code::Ok);

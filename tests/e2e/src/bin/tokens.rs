@@ -15,7 +15,7 @@ use session_core::{SessionId, Timestamp, TokenId};
 use session_proto::v1;
 use session_proto::v1::token_service_client::TokenServiceClient;
 use session_token::{Claims, Grace, Jwks, Keyring, Signer, Verifier, VerifierConfig, generate_key_pem};
-use spark_proxy::figures::TokenCache;
+use spark_proxy::bench_support::TokenCache;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -2,7 +2,7 @@
 
 use crate::caller::{ISSUER_ALIAS, TokenRules};
 use crate::config::{Problems, Validate, duration};
-use crate::document::DocumentConfig;
+use crate::polled_document::DocumentConfig;
 use crate::tls::ClientTlsFiles;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};

@@ -13,14 +13,15 @@ pub use config::{IssuerConfig, SubjectConfig, validate_issuers};
 use super::{Caller, CallerError, TokenClaims, TokenFormat, TokenProblem, TokenVerifier};
 use crate::backoff::Backoff;
 use crate::config::{Problems, Validate as _};
-use crate::document::{Document, DocumentConfig, Fetched};
+use crate::polled_document::{Document, DocumentConfig, Fetched};
 use anyhow::{Context as _, ensure};
 use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -214,7 +215,7 @@ impl Issuer {
             if let Fetched::New(text) = fetched {
                 verifier.replace_keys(text)?;
             }
-            *confirmed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            *confirmed.lock() = Some(Instant::now());
             Ok(())
         })?;
         self.keys.store(Some(Arc::new(Keys {
@@ -226,7 +227,7 @@ impl Issuer {
 
     /// Keys that could not be confirmed for too long may have been taken back.
     fn forget_old_keys(&self) {
-        let mut confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut confirmed = self.confirmed.lock();
         if confirmed.is_some_and(|at| at.elapsed() > self.config.keep_keys) {
             *confirmed = None;
             self.verifier.forget_keys();

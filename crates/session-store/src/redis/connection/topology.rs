@@ -2,14 +2,15 @@
 //! sentinels name, or the one that the cluster's own map names. The answer is
 //! kept until there is a doubt of it.
 
-use super::super::keys::Slot;
 use super::failure::Failure;
 use super::sentinels::Sentinels;
 use super::server::{Request, Server};
 use super::target::{Address, Kind, Role, Target};
+use crate::redis::schema::keys::Slot;
+use parking_lot::{Mutex, MutexGuard};
 use redis::{Value, from_redis_value};
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
@@ -192,7 +193,7 @@ impl Topology {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

@@ -198,9 +198,9 @@ pub(crate) async fn send(stream: &mut SendStream<Bytes>, mut data: Bytes) -> Opt
 }
 
 impl Running {
-    /// The request ends here.
+    /// The request ends here, unless its call was answered and reset already.
     pub(crate) fn finish(&mut self, body: Bytes) {
-        self.upload.send_data(body, true).unwrap();
+        let _ = self.upload.send_data(body, true);
     }
 
     pub(crate) async fn head(self) -> anyhow::Result<(SendStream<Bytes>, http::Response<RecvStream>)> {

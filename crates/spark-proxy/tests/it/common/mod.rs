@@ -12,8 +12,8 @@ pub(crate) use raw::{Raw, flags, kinds};
 pub(crate) use relay::Relay;
 
 use service_kit::admin::AdminConfig;
-use service_kit::document::DocumentConfig;
 use service_kit::grpc::ClientConfig;
+use service_kit::polled_document::DocumentConfig;
 use service_kit::shutdown::Shutdown;
 use session_core::time::ManualClock;
 use session_core::{Clock, SessionId, Timestamp, TokenId};

@@ -1,0 +1,323 @@
+//! What clusters and catalogs may set on an engine.
+//!
+//! An allow-list of prefixes, because engines have settings that load code,
+//! move files or open the server. Every wrong key is named at once. Secrets
+//! are references to the manager's environment, never values.
+
+mod keys;
+mod values;
+
+pub use values::SECRET_PREFIX;
+pub(crate) use values::{resolve, secret_from_env};
+
+use crate::ComputeSpec;
+use crate::address::split_host_port;
+use crate::user_message;
+use keys::{catalog_key_problem, cluster_key_problem, is_local_master};
+use session_core::catalog::PropertyValue;
+use session_core::machine::Cause;
+use session_core::{Catalog, Cluster, Engine, Provider};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::Path;
+use values::{check_printable, check_text, is_secret_of, is_secret_variable};
+
+/// One definition has no more properties.
+const MOST_PROPERTIES: usize = 256;
+
+/// What is wrong with one field or property.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The field or property.
+    pub key: String,
+    /// What is wrong, in words.
+    pub problem: String,
+}
+
+/// Everything that is wrong with a definition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invalid {
+    /// At least one.
+    pub problems: Vec<Problem>,
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, problem) in self.problems.iter().enumerate() {
+            let between = if i == 0 { "" } else { "; " };
+            write!(f, "{between}{}: {}", problem.key, problem.problem)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Invalid {}
+
+#[derive(Debug, Default)]
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn add(&mut self, key: impl Into<String>, problem: impl Into<String>) {
+        self.0.push(Problem {
+            key: key.into(),
+            problem: problem.into(),
+        });
+    }
+
+    fn done(self) -> Result<(), Invalid> {
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            Err(Invalid { problems: self.0 })
+        }
+    }
+}
+
+/// Checks everything a cluster says about its provider.
+///
+/// # Errors
+/// [`Invalid`] names every wrong field and property.
+pub fn validate_cluster(cluster: &Cluster) -> Result<(), Invalid> {
+    let mut problems = Problems::default();
+    let version = cluster.engine_version.iter().map(|text| ("engine_version", text));
+    let versions = cluster
+        .client_versions
+        .iter()
+        .map(|text| ("client_versions", text));
+    for (field, text) in version.chain(versions) {
+        check_printable(&mut problems, field, text);
+    }
+    match &cluster.provider {
+        Provider::Static { endpoints, .. } => {
+            if endpoints.is_empty() {
+                problems.add("endpoints", "must name at least one server");
+            }
+            if cluster.keeps_orgs_apart() && cluster.granted_orgs.len() != 1 {
+                let why = match cluster.engine {
+                    Engine::Sail => {
+                        "Sail finds a Spark session by its id alone, so organizations that share a server \
+                         depend on nobody learning an id"
+                    }
+                    Engine::Spark => {
+                        "queries run Java and Python inside the Spark server, so organizations that share \
+                         one can read each other's data and the server's own secrets"
+                    }
+                };
+                problems.add(
+                    "granted_orgs",
+                    format!(
+                        "must name exactly one organization: {why}; name one, or set \
+                         allow_shared_untrusted = true to accept that"
+                    ),
+                );
+            }
+            let mut seen = BTreeSet::new();
+            for (i, endpoint) in endpoints.iter().enumerate() {
+                let field = |name: &str| format!("endpoints[{i}].{name}");
+                if let Err(e) = split_host_port(&endpoint.address) {
+                    problems.add(field("address"), e.to_string());
+                }
+                if !seen.insert(endpoint.address.to_ascii_lowercase()) {
+                    problems.add(field("address"), format!("{} is named twice", endpoint.address));
+                }
+                if let Some(name) = &endpoint.tls_server_name
+                    && rustls_pki_types::ServerName::try_from(name.as_str()).is_err()
+                {
+                    problems.add(field("tls_server_name"), "is not a host name or address");
+                }
+                if let Some(variable) = &endpoint.token_env
+                    && !is_secret_variable(variable)
+                {
+                    problems.add(
+                        field("token_env"),
+                        format!("must be an environment variable whose name begins with {SECRET_PREFIX}"),
+                    );
+                }
+            }
+        }
+        Provider::Process {
+            program,
+            java_home,
+            properties,
+            python,
+            driver_memory,
+        } => {
+            must_be_absolute(&mut problems, "program", program);
+            let for_spark = [
+                ("java_home", java_home),
+                ("python", python),
+                ("driver_memory", driver_memory),
+            ];
+            for (field, value) in for_spark {
+                match (cluster.engine, value) {
+                    (_, None) => {}
+                    (Engine::Sail, Some(_)) => problems.add(field, "is only for the engine spark"),
+                    (Engine::Spark, Some(text)) if field == "driver_memory" => {
+                        if !is_jvm_size(text) {
+                            problems.add(field, "must be a number and m or g, e.g. 2g");
+                        }
+                    }
+                    (Engine::Spark, Some(text)) => must_be_absolute(&mut problems, field, text),
+                }
+            }
+            not_too_many(&mut problems, properties.len());
+            for (key, value) in properties {
+                if let Some(problem) = cluster_key_problem(cluster.engine, key) {
+                    problems.add(key, problem);
+                }
+                check_text(&mut problems, key, value, is_secret_variable);
+                if key == "spark.master" && !is_local_master(value) {
+                    problems.add(key, "must be local[…]: the process provider runs one machine");
+                }
+            }
+        }
+    }
+    problems.done()
+}
+
+/// Checks everything a catalog says to its engine.
+///
+/// # Errors
+/// [`Invalid`] names every wrong field and property.
+pub fn validate_catalog(catalog: &Catalog) -> Result<(), Invalid> {
+    let mut problems = Problems::default();
+    if let Some(database) = &catalog.default_database
+        && !database.split('.').all(is_plain_name)
+    {
+        problems.add(
+            "default_database",
+            "must be names of letters, digits, _ and -, joined by dots",
+        );
+    }
+    for team in &catalog.allowed_teams {
+        check_printable(&mut problems, "allowed_teams", team);
+    }
+    let implementation = match catalog.engine {
+        Engine::Sail => "type",
+        Engine::Spark => "",
+    };
+    match catalog.properties.get(implementation) {
+        Some(PropertyValue::Text(text)) if !text.is_empty() => {}
+        Some(PropertyValue::Text(_) | PropertyValue::List(_)) | None => problems.add(
+            shown_key(implementation),
+            match catalog.engine {
+                Engine::Sail => "must say the kind of catalog, e.g. memory or iceberg-rest",
+                Engine::Spark => {
+                    "must name the class of the catalog, e.g. org.apache.iceberg.spark.SparkCatalog"
+                }
+            },
+        ),
+    }
+    not_too_many(&mut problems, catalog.properties.len());
+    for (key, value) in &catalog.properties {
+        if let Some(problem) = catalog_key_problem(catalog.engine, key) {
+            problems.add(shown_key(key), problem);
+        }
+        let (texts, is_list) = match value {
+            PropertyValue::Text(text) => (std::slice::from_ref(text), false),
+            PropertyValue::List(list) => (list.as_slice(), true),
+        };
+        for text in texts {
+            if is_list && text.contains("${") {
+                problems.add(
+                    shown_key(key),
+                    "is a list, and a list cannot refer to secrets: give the secret to a property that is one text",
+                );
+            } else {
+                check_text(&mut problems, shown_key(key), text, |name| {
+                    is_secret_of(&catalog.org, name)
+                });
+            }
+            if catalog.engine == Engine::Sail && text.contains(['"', '\\']) {
+                problems.add(shown_key(key), "must not contain quotation marks or backslashes");
+            }
+        }
+    }
+    problems.done()
+}
+
+/// Checks whether sessions on `cluster` can have `catalog` as their default.
+///
+/// # Errors
+/// [`Invalid`] with the reasons.
+pub fn validate_use(cluster: &Cluster, catalog: &Catalog) -> Result<(), Invalid> {
+    let mut problems = Problems::default();
+    if cluster.engine != catalog.engine {
+        problems.add(
+            "catalog",
+            format!(
+                "{} is written for {}, cluster {} runs {}",
+                catalog.name, catalog.engine, cluster.name, cluster.engine
+            ),
+        );
+    }
+    if cluster.engine == Engine::Spark
+        && cluster.provider.is_dedicated()
+        && catalog.default_database.is_some()
+        && !takes_default_namespace(catalog)
+    {
+        problems.add(
+            "default_database",
+            format!(
+                "Apache Spark cannot start in a database of catalog {}: only Iceberg catalogs have a setting for it",
+                catalog.name
+            ),
+        );
+    }
+    problems.done()
+}
+
+/// Why this spec can never run, if so.
+pub(crate) fn unfit(spec: &ComputeSpec) -> Option<Cause> {
+    let told = |what: &str, name: &str, e: Invalid| {
+        user_message::cause_said(&format!("{what} {name} cannot be used"), &e.to_string())
+    };
+    let cluster = validate_cluster(&spec.cluster).map_err(|e| told("cluster", spec.cluster.name.as_str(), e));
+    let catalog = spec.catalog.as_ref().map_or(Ok(()), |catalog| {
+        validate_catalog(catalog)
+            .and_then(|()| validate_use(&spec.cluster, catalog))
+            .map_err(|e| told("catalog", catalog.name.as_str(), e))
+    });
+    cluster.and(catalog).err()
+}
+
+/// Does the class of this Spark catalog know the property `default-namespace`?
+pub(crate) fn takes_default_namespace(catalog: &Catalog) -> bool {
+    catalog.properties.contains_key("default-namespace")
+        || matches!(catalog.properties.get(""),
+            Some(PropertyValue::Text(class)) if class == "org.apache.iceberg.spark.SparkCatalog")
+}
+
+fn is_plain_name(text: &str) -> bool {
+    !text.is_empty()
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}
+
+fn is_jvm_size(text: &str) -> bool {
+    let digits = text.trim_end_matches(['m', 'g', 'M', 'G']);
+    digits.len() + 1 == text.len() && digits.parse::<u32>().is_ok_and(|n| n > 0)
+}
+
+fn must_be_absolute(problems: &mut Problems, field: &str, text: &str) {
+    if !Path::new(text).is_absolute() || !printable::all_printable(text) {
+        problems.add(
+            field,
+            "must be an absolute path without control or invisible characters",
+        );
+    }
+}
+
+fn not_too_many(problems: &mut Problems, count: usize) {
+    if count > MOST_PROPERTIES {
+        problems.add("properties", format!("must not be more than {MOST_PROPERTIES}"));
+    }
+}
+
+fn shown_key(key: &str) -> &str {
+    if key.is_empty() { "\"\"" } else { key }
+}
+
+#[cfg(test)]
+mod tests;

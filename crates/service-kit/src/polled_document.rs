@@ -1,0 +1,369 @@
+//! A small document that others publish, from a file or over HTTP, kept fresh.
+//!
+//! Made for key sets: fetched at start, again every so often with its ETag,
+//! and sooner when somebody meets a key that is not in it – but then by one
+//! caller at a time and at most every `again_after`, so that strangers cannot
+//! make us flood its source.
+
+use crate::backoff::Backoff;
+use crate::config::{Problems, Validate, duration};
+use crate::tls::{ClientTls, ClientTlsFiles, HTTP1};
+use anyhow::{Context as _, bail};
+use http::{Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+const LARGEST: usize = 256 * 1024;
+const LONGEST_FETCH: Duration = Duration::from_secs(5);
+
+/// Where a document is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DocumentConfig {
+    /// `https://…`, `http://…`, or the path of a file.
+    pub location: String,
+    /// Certificates for `https`.
+    #[serde(default)]
+    pub tls: ClientTlsFiles,
+    /// Says in so many words that plaintext beyond loopback is meant.
+    #[serde(default)]
+    pub insecure: bool,
+    /// How often it is fetched.
+    #[serde(with = "duration", default = "refresh")]
+    pub refresh: Duration,
+    /// An unexpected need fetches it at most this often.
+    #[serde(with = "duration", default = "again_after")]
+    pub again_after: Duration,
+}
+
+fn refresh() -> Duration {
+    Duration::from_secs(30)
+}
+
+fn again_after() -> Duration {
+    Duration::from_secs(30)
+}
+
+impl DocumentConfig {
+    /// This location with the defaults.
+    pub fn new(location: impl Into<String>) -> Self {
+        Self {
+            location: location.into(),
+            tls: ClientTlsFiles::default(),
+            insecure: false,
+            refresh: refresh(),
+            again_after: again_after(),
+        }
+    }
+
+    fn uri(&self) -> Option<Uri> {
+        let web = self.location.starts_with("https://") || self.location.starts_with("http://");
+        web.then(|| self.location.parse().ok()).flatten()
+    }
+}
+
+impl Validate for DocumentConfig {
+    fn validate(&self, problems: &mut Problems) {
+        problems.check("tls", &self.tls);
+        problems.require(!self.refresh.is_zero(), "refresh", "must not be zero");
+        problems.require(
+            !self.location.is_empty(),
+            "location",
+            "is required: a URL or a file",
+        );
+        let looks_like_url = self.location.contains("://");
+        match self.uri() {
+            Some(uri) if uri.host().is_none() => problems.add("location", "must name a host"),
+            Some(uri) if uri.scheme_str() == Some("http") => problems.require(
+                self.insecure || crate::grpc::is_loopback(uri.host().unwrap_or_default()),
+                "location",
+                "must be https beyond loopback (or say `insecure = true` to use plaintext)",
+            ),
+            Some(_) => {}
+            None => problems.require(
+                !looks_like_url,
+                "location",
+                "must be like https://host/path, or a file",
+            ),
+        }
+    }
+}
+
+enum Source {
+    File(PathBuf),
+    Web { uri: Uri, tls: Option<Arc<ClientTls>> },
+}
+
+/// What a fetch brought: the text, or that the last one is still right.
+#[derive(Debug, Clone, Copy)]
+pub enum Fetched<'a> {
+    /// A text, new or for the first time.
+    New(&'a str),
+    /// Unchanged since the last fetch.
+    Same,
+}
+
+type Accept = Box<dyn Fn(Fetched<'_>) -> anyhow::Result<()> + Send + Sync>;
+
+/// A document kept fresh.
+pub struct Document {
+    source: Source,
+    refresh: Duration,
+    again_after: Duration,
+    accept: Accept,
+    etag: Mutex<Option<String>>,
+    last: tokio::sync::Mutex<Option<Instant>>,
+}
+
+impl Document {
+    /// `accept` takes what was fetched; its error leaves things as they were.
+    /// One that no longer has the last text refuses [`Fetched::Same`], and is
+    /// given the whole text next time.
+    pub fn new(
+        config: &DocumentConfig,
+        accept: impl Fn(Fetched<'_>) -> anyhow::Result<()> + Send + Sync + 'static,
+    ) -> anyhow::Result<Arc<Self>> {
+        let source = match config.uri() {
+            None => Source::File(PathBuf::from(&config.location)),
+            Some(uri) => {
+                let secure = uri.scheme_str() == Some("https");
+                let tls = if secure {
+                    Some(ClientTls::load(&config.tls, HTTP1)?)
+                } else {
+                    None
+                };
+                Source::Web { uri, tls }
+            }
+        };
+        Ok(Arc::new(Self {
+            source,
+            refresh: config.refresh,
+            again_after: config.again_after,
+            accept: Box::new(accept),
+            etag: Mutex::default(),
+            last: tokio::sync::Mutex::default(),
+        }))
+    }
+
+    /// Fetches now, whoever fetched before.
+    pub async fn fetch(&self) -> anyhow::Result<()> {
+        let mut last = self.last.lock().await;
+        *last = Some(Instant::now());
+        self.fetch_unlimited().await
+    }
+
+    /// Fetches because something was missing: one at a time, and only if the
+    /// last fetch is old enough. False: nothing was fetched.
+    pub async fn fetch_again(&self) -> anyhow::Result<bool> {
+        let asked = Instant::now();
+        let mut last = self.last.lock().await;
+        match *last {
+            // Somebody fetched while we waited for our turn.
+            Some(at) if at >= asked => return Ok(true),
+            Some(at) if at.elapsed() < self.again_after => return Ok(false),
+            Some(_) | None => {}
+        }
+        *last = Some(Instant::now());
+        self.fetch_unlimited().await.map(|()| true)
+    }
+
+    /// Fetches until the first success, then every so often, until stopped.
+    /// `failed` hears of each failure; the first of several is logged here.
+    pub async fn keep_fresh(self: Arc<Self>, failed: impl Fn() + Send, stop: CancellationToken) {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+        loop {
+            let wait = match self.fetch().await {
+                Ok(()) => {
+                    backoff.reset();
+                    self.refresh
+                }
+                Err(error) => {
+                    failed();
+                    if backoff.failures() == 2 {
+                        let error = format!("{error:#}");
+                        tracing::warn!(error, source = %self.source, "a document cannot be fetched; trying on");
+                    }
+                    backoff.next_delay()
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    async fn fetch_unlimited(&self) -> anyhow::Result<()> {
+        let fetched = tokio::time::timeout(LONGEST_FETCH, self.read()).await;
+        match fetched.context("it took too long").and_then(|read| read)? {
+            None => (self.accept)(Fetched::Same).inspect_err(|_| {
+                // It has nothing to be the same as any more: the next one is read whole.
+                *self.etag.lock() = None;
+            }),
+            Some((text, etag)) => {
+                (self.accept)(Fetched::New(&text))?;
+                *self.etag.lock() = etag;
+                Ok(())
+            }
+        }
+    }
+
+    async fn read(&self) -> anyhow::Result<Option<(String, Option<String>)>> {
+        match &self.source {
+            Source::File(path) => {
+                let text = tokio::fs::read(path)
+                    .await
+                    .with_context(|| format!("reading {}", path.display()))?;
+                if text.len() > LARGEST {
+                    bail!("{} is larger than {LARGEST} bytes", path.display());
+                }
+                Ok(Some((String::from_utf8(text)?, None)))
+            }
+            Source::Web { uri, tls } => self.get(uri, tls.clone()).await,
+        }
+    }
+
+    async fn get(
+        &self,
+        uri: &Uri,
+        tls: Option<Arc<ClientTls>>,
+    ) -> anyhow::Result<Option<(String, Option<String>)>> {
+        let port = uri.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
+        let io = crate::grpc::connect(uri.clone(), port, tls)
+            .await
+            .context("connecting")?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
+        let connection = tokio::spawn(connection);
+        let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        let mut request = Request::get(path).header(header::HOST, uri.authority().map_or("", |a| a.as_str()));
+        if let Some(etag) = self.etag.lock().clone() {
+            request = request.header(header::IF_NONE_MATCH, etag);
+        }
+        let response = sender
+            .send_request(request.body(Empty::<bytes::Bytes>::new())?)
+            .await?;
+        let answer = match response.status() {
+            StatusCode::NOT_MODIFIED => None,
+            StatusCode::OK => {
+                let etag = response
+                    .headers()
+                    .get(header::ETAG)
+                    .and_then(|tag| tag.to_str().ok())
+                    .map(str::to_owned);
+                let body = Limited::new(response.into_body(), LARGEST).collect().await;
+                let body = body.map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?;
+                Some((String::from_utf8(body.to_bytes().to_vec())?, etag))
+            }
+            status => bail!("it answered {status}"),
+        };
+        drop(sender);
+        connection.abort();
+        Ok(answer)
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Web { uri, .. } => uri.fmt(f),
+        }
+    }
+}
+
+impl fmt::Debug for Document {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Document")
+            .field("source", &self.source.to_string())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::Router;
+    use axum::http::HeaderMap;
+    use axum::routing::get;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn counting(seen: &Arc<Mutex<Vec<String>>>) -> impl Fn(Fetched<'_>) -> anyhow::Result<()> + use<> {
+        let seen = Arc::clone(seen);
+        move |fetched| {
+            seen.lock().push(match fetched {
+                Fetched::New(text) => text.to_owned(),
+                Fetched::Same => "same".to_owned(),
+            });
+            Ok(())
+        }
+    }
+
+    async fn serve(hits: Arc<AtomicUsize>) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let route = get(async move |headers: HeaderMap| {
+            hits.fetch_add(1, Ordering::SeqCst);
+            if headers.get("if-none-match").is_some_and(|tag| tag == "\"1\"") {
+                return (StatusCode::NOT_MODIFIED, [("etag", "\"1\"")], "");
+            }
+            (StatusCode::OK, [("etag", "\"1\"")], "text")
+        });
+        tokio::spawn(async move { axum::serve(listener, Router::new().route("/doc", route)).await });
+        format!("http://{address}/doc")
+    }
+
+    #[tokio::test]
+    async fn the_second_fetch_asks_only_whether_it_changed() {
+        let seen = Arc::default();
+        let uri = serve(Arc::default()).await;
+        let document = Document::new(&DocumentConfig::new(uri), counting(&seen)).unwrap();
+        document.fetch().await.unwrap();
+        document.fetch().await.unwrap();
+        assert_eq!(*seen.lock(), ["text", "same"]);
+    }
+
+    #[tokio::test]
+    async fn many_needs_make_one_fetch() {
+        let hits = Arc::new(AtomicUsize::new(0));
+        let uri = serve(Arc::clone(&hits)).await;
+        let document = Document::new(&DocumentConfig::new(uri), |_| Ok(())).unwrap();
+        let needs = (0..50).map(|_| document.fetch_again());
+        futures::future::join_all(needs).await;
+        assert_eq!(hits.load(Ordering::SeqCst), 1);
+        assert!(!document.fetch_again().await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_is_an_error_and_changes_nothing() {
+        let seen: Arc<Mutex<Vec<String>>> = Arc::default();
+        let document = Document::new(&DocumentConfig::new("/nowhere/keys.json"), counting(&seen)).unwrap();
+        assert!(document.fetch().await.is_err());
+        assert!(seen.lock().is_empty());
+    }
+
+    #[test]
+    fn bad_locations_are_named() {
+        let problems = |location: &str| {
+            let mut problems = Problems::default();
+            DocumentConfig::new(location).validate(&mut problems);
+            problems.found().len()
+        };
+        for good in [
+            "https://issuer:8084/jwks.json",
+            "http://127.0.0.1:1/x",
+            "/etc/berth/jwks.json",
+        ] {
+            assert_eq!(problems(good), 0, "{good}");
+        }
+        for bad in ["", "http://issuer:8084/jwks.json", "ftp://x/y", "https://"] {
+            assert_eq!(problems(bad), 1, "{bad}");
+        }
+    }
+}

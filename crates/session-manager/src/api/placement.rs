@@ -1,0 +1,90 @@
+//! Where something may run: the cluster and the catalog that a caller names,
+//! if they may use both, together, now.
+
+use super::Api;
+use session_core::access;
+use session_core::{Catalog, CatalogName, Cluster, ClusterName, ClusterStatus, Principal, Reason};
+use session_proto::convert::parse;
+use session_proto::error::Refused;
+
+impl Api {
+    /// A cluster that takes new sessions of this caller.
+    pub(super) async fn cluster_for(&self, who: &Principal, name: &str) -> Result<Cluster, Refused> {
+        let name = cluster_name(name)?;
+        let cluster = self.directory.cluster(&name).await;
+        self.judge_cluster(who, &name, cluster.map_err(crate::error::store)?)
+    }
+
+    /// The cluster of this name, if there is one and it takes new sessions of
+    /// this caller.
+    pub(super) fn judge_cluster(
+        &self,
+        who: &Principal,
+        name: &ClusterName,
+        cluster: Option<Cluster>,
+    ) -> Result<Cluster, Refused> {
+        let Some(cluster) = cluster.filter(|cluster| access::use_cluster(who, cluster)) else {
+            return Err(Refused::not_authorized());
+        };
+        if cluster.status != ClusterStatus::Active {
+            return Err(Refused::new(
+                Reason::ClusterNotActive,
+                format!("The cluster {name} takes no new sessions. `berth clusters` lists those that do."),
+            ));
+        }
+        if !self.computes.supports(&cluster.provider) {
+            return Err(Refused::new(
+                Reason::ClusterNotActive,
+                format!(
+                    "The cluster {name} needs the {} provider, which is off here.",
+                    cluster.provider.as_str()
+                ),
+            ));
+        }
+        Ok(cluster)
+    }
+
+    /// A catalog that this caller may use there; none if none is named.
+    pub(super) async fn catalog_for(
+        &self,
+        who: &Principal,
+        name: &str,
+        cluster: &Cluster,
+    ) -> Result<Option<Catalog>, Refused> {
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let name: CatalogName = parse("catalog", name)?;
+        let catalog = self
+            .directory
+            .catalog(&who.org, &name)
+            .await
+            .map_err(crate::error::store)?;
+        let Some(catalog) = catalog.filter(|catalog| access::use_catalog(who, catalog)) else {
+            return Err(Refused::not_authorized());
+        };
+        fits(cluster, &catalog)?;
+        Ok(Some(catalog))
+    }
+}
+
+/// The name of a cluster that a caller gives.
+pub(super) fn cluster_name(text: &str) -> Result<ClusterName, Refused> {
+    if text.is_empty() {
+        return Err(Refused::field(
+            "cluster",
+            "is missing: `berth clusters` lists those you may use",
+        ));
+    }
+    parse("cluster", text)
+}
+
+/// Can the catalog be used on the cluster, as far as their definitions tell?
+pub(super) fn fits(cluster: &Cluster, catalog: &Catalog) -> Result<(), Refused> {
+    compute::validate_use(cluster, catalog).map_err(|problem| {
+        Refused::field(
+            "catalog",
+            format!("{} cannot be used on {}: {problem}", catalog.name, cluster.name),
+        )
+    })
+}

@@ -1,0 +1,328 @@
+//! Clusters, catalogs and organizations: what is defined, by configuration or
+//! by API, all read from the store so that every replica sees the same.
+
+use anyhow::Context;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use session_core::Reason;
+use session_core::{Catalog, CatalogName, Cluster, ClusterName, ClusterStatus, Org, OrgId, Timestamp};
+use session_proto::error::Refused;
+use session_store::{Definition, DefinitionQuota, Error, Kind, SessionStore};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// A thing with a name and a version that is defined rather than lived.
+pub(crate) trait Defined: Serialize + DeserializeOwned + Clone + PartialEq + Send + Sync {
+    const KIND: Kind;
+    /// What users call it.
+    const WORD: &'static str;
+    /// How much of it one organization may define, where it may by itself.
+    const QUOTA: Option<DefinitionQuota> = None;
+    fn name(&self) -> String;
+    fn set_version(&mut self, version: u64);
+    fn version(&self) -> u64;
+    fn managed_by_config(&self) -> bool;
+    /// What becomes of it when it is no longer in the configuration.
+    fn orphaned(self) -> Option<Self>;
+}
+
+impl Defined for Cluster {
+    const KIND: Kind = Kind::Cluster;
+    const WORD: &'static str = "cluster";
+
+    fn name(&self) -> String {
+        self.name.to_string()
+    }
+    fn set_version(&mut self, version: u64) {
+        self.version = version;
+    }
+    fn version(&self) -> u64 {
+        self.version
+    }
+    fn managed_by_config(&self) -> bool {
+        self.managed_by_config
+    }
+    /// Drained: its sessions live on, it takes no new ones. From now on the
+    /// API may delete it.
+    fn orphaned(mut self) -> Option<Self> {
+        self.status = ClusterStatus::Draining;
+        self.managed_by_config = false;
+        Some(self)
+    }
+}
+
+impl Defined for Catalog {
+    const KIND: Kind = Kind::Catalog;
+    const WORD: &'static str = "catalog";
+    const QUOTA: Option<DefinitionQuota> = Some(DefinitionQuota {
+        entries: ("catalogs", 1000),
+        bytes: ("catalog_bytes", 16 << 20),
+    });
+
+    fn name(&self) -> String {
+        catalog_key(&self.org, &self.name)
+    }
+    fn set_version(&mut self, version: u64) {
+        self.version = version;
+    }
+    fn version(&self) -> u64 {
+        self.version
+    }
+    fn managed_by_config(&self) -> bool {
+        self.managed_by_config
+    }
+    fn orphaned(self) -> Option<Self> {
+        None
+    }
+}
+
+impl Defined for Org {
+    const KIND: Kind = Kind::Org;
+    const WORD: &'static str = "organization";
+
+    fn name(&self) -> String {
+        self.id.to_string()
+    }
+    fn set_version(&mut self, version: u64) {
+        self.version = version;
+    }
+    fn version(&self) -> u64 {
+        self.version
+    }
+    fn managed_by_config(&self) -> bool {
+        self.managed_by_config
+    }
+    fn orphaned(mut self) -> Option<Self> {
+        self.managed_by_config = false;
+        Some(self)
+    }
+}
+
+fn catalog_key(org: &OrgId, name: &CatalogName) -> String {
+    format!("{org}/{name}")
+}
+
+fn read<T: Defined>(definition: &Definition) -> Result<T, Error> {
+    let mut thing: T =
+        serde_json::from_str(&definition.json).map_err(|error| Error::Corrupt(error.to_string()))?;
+    thing.set_version(definition.version);
+    Ok(thing)
+}
+
+fn written<T: Defined>(thing: &T) -> Result<String, Error> {
+    let mut thing = thing.clone();
+    thing.set_version(0);
+    serde_json::to_string(&thing).map_err(|error| Error::Corrupt(error.to_string()))
+}
+
+/// Reads and writes definitions.
+#[derive(Debug, Clone)]
+pub(crate) struct Directory {
+    store: Arc<dyn SessionStore>,
+}
+
+impl Directory {
+    pub(crate) fn new(store: Arc<dyn SessionStore>) -> Self {
+        Self { store }
+    }
+
+    pub(crate) async fn cluster(&self, name: &ClusterName) -> Result<Option<Cluster>, Error> {
+        self.get(name.as_str()).await
+    }
+
+    pub(crate) async fn catalog(&self, org: &OrgId, name: &CatalogName) -> Result<Option<Catalog>, Error> {
+        self.get(&catalog_key(org, name)).await
+    }
+
+    /// An organization that nobody defined has Berth's default limits.
+    pub(crate) async fn org(&self, id: &OrgId) -> Result<Org, Error> {
+        let defined = self.get(id.as_str()).await?;
+        Ok(defined.unwrap_or_else(|| Org::undefined(id.clone())))
+    }
+
+    pub(crate) async fn get<T: Defined>(&self, name: &str) -> Result<Option<T>, Error> {
+        self.store
+            .definition(T::KIND, name)
+            .await?
+            .map(|found| read(&found))
+            .transpose()
+    }
+
+    /// Several at once, by kind and name.
+    pub(crate) async fn some(&self, wanted: &[(Kind, String)]) -> Result<Found, Error> {
+        Ok(Found(self.store.some_definitions(wanted).await?.into_iter()))
+    }
+
+    /// Where and when somebody wants to create a session: the organization, the
+    /// cluster if there is one of that name, and the present.
+    pub(crate) async fn place(
+        &self,
+        org: &OrgId,
+        cluster: &ClusterName,
+    ) -> Result<(Org, Option<Cluster>, Timestamp), Error> {
+        let wanted = [(Kind::Org, org.to_string()), (Kind::Cluster, cluster.to_string())];
+        let (found, now) = self.store.some_definitions_now(&wanted).await?;
+        let mut found = Found(found.into_iter());
+        let defined = found.next()?;
+        Ok((
+            defined.unwrap_or_else(|| Org::undefined(org.clone())),
+            found.next()?,
+            now,
+        ))
+    }
+
+    /// Every one of a kind, by name.
+    pub(crate) async fn all<T: Defined>(&self) -> Result<Vec<T>, Error> {
+        self.store
+            .definitions(T::KIND)
+            .await?
+            .values()
+            .map(read)
+            .collect()
+    }
+
+    /// Those in the share of one organization, by name; those in nobody's, if
+    /// none is given.
+    pub(crate) async fn all_of<T: Defined>(&self, org: Option<&OrgId>) -> Result<Vec<T>, Error> {
+        let found = self.store.definitions_of(T::KIND, org).await?;
+        found.values().map(read).collect()
+    }
+
+    /// In whose shares there is something of a kind, to be read one by one,
+    /// because all together may be a lot.
+    pub(crate) async fn shares<T: Defined>(&self) -> Result<Vec<Option<OrgId>>, Error> {
+        let orgs = self.store.orgs_with_definitions(T::KIND).await?;
+        Ok(std::iter::once(None).chain(orgs.into_iter().map(Some)).collect())
+    }
+
+    async fn put<T: Defined>(&self, thing: &T, expected: u64) -> Result<u64, Error> {
+        let (name, json) = (thing.name(), written(thing)?);
+        match &T::QUOTA {
+            None => self.store.put_definition(T::KIND, &name, expected, &json).await,
+            Some(quota) => {
+                let put = self
+                    .store
+                    .put_definition_within(T::KIND, &name, expected, &json, quota);
+                put.await
+            }
+        }
+    }
+
+    /// Writes a thing that is not there yet. Returns it as stored.
+    pub(crate) async fn create<T: Defined>(&self, mut thing: T) -> Result<T, Refused> {
+        let version = self.put(&thing, 0).await.map_err(|error| match error {
+            Error::Conflict | Error::Exists => Refused::new(
+                Reason::AlreadyExists,
+                format!("A {} named {} exists already.", T::WORD, thing.name()),
+            ),
+            other => crate::error::store(other),
+        })?;
+        thing.set_version(version);
+        Ok(thing)
+    }
+
+    /// Writes a thing in place of the stored one of the same version.
+    pub(crate) async fn replace<T: Defined>(&self, mut thing: T) -> Result<T, Refused> {
+        let version = self
+            .put(&thing, thing.version())
+            .await
+            .map_err(|error| changed_meanwhile::<T>(error, &thing.name()))?;
+        thing.set_version(version);
+        Ok(thing)
+    }
+
+    pub(crate) async fn delete<T: Defined>(&self, thing: &T) -> Result<(), Refused> {
+        self.store
+            .delete_definition(T::KIND, &thing.name(), thing.version())
+            .await
+            .map_err(|error| changed_meanwhile::<T>(error, &thing.name()))
+    }
+
+    /// Makes the stored definitions say what the configuration says: those it
+    /// names are written and read-only in the API; those it no longer names
+    /// are drained, dropped or freed, by kind. Safe to run on every replica.
+    pub(crate) async fn sync<T: Defined>(&self, declared: &[T]) -> anyhow::Result<()> {
+        let names: BTreeSet<String> = declared.iter().map(Defined::name).collect();
+        for thing in declared {
+            self.sync_one(thing.name(), Some(thing)).await?;
+        }
+        let reading = || format!("reading every {}", T::WORD);
+        for share in self.shares::<T>().await.with_context(reading)? {
+            for stored in self.all_of::<T>(share.as_ref()).await.with_context(reading)? {
+                if stored.managed_by_config() && !names.contains(&stored.name()) {
+                    self.sync_one::<T>(stored.name(), None).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Retries lost races: another replica syncs the same.
+    async fn sync_one<T: Defined>(&self, name: String, declared: Option<&T>) -> anyhow::Result<()> {
+        for _ in 0..16 {
+            let stored: Option<T> = self.get(&name).await?;
+            let version = stored.as_ref().map_or(0, Defined::version);
+            let wanted = match (declared, stored.clone()) {
+                (Some(declared), _) => Some(declared.clone()),
+                (None, Some(stored)) => stored.orphaned(),
+                (None, None) => return Ok(()),
+            };
+            let outcome = match &wanted {
+                Some(wanted) if stored.as_ref().is_some_and(|stored| same(stored, wanted)) => return Ok(()),
+                Some(wanted) => self
+                    .store
+                    .put_definition(T::KIND, &name, version, &written(wanted)?)
+                    .await
+                    .map(|_| ()),
+                None => self.store.delete_definition(T::KIND, &name, version).await,
+            };
+            match outcome {
+                Ok(()) => {
+                    tracing::info!(
+                        kind = T::WORD,
+                        name,
+                        removed = wanted.is_none(),
+                        "definition follows the configuration"
+                    );
+                    return Ok(());
+                }
+                Err(Error::Conflict | Error::Exists | Error::NotFound) => {}
+                Err(error) => return Err(error).with_context(|| format!("writing {} {name}", T::WORD)),
+            }
+        }
+        anyhow::bail!("{} {name} keeps changing while it is written", T::WORD)
+    }
+}
+
+/// Definitions that were read at once, one after the other.
+pub(crate) struct Found(std::vec::IntoIter<Option<Definition>>);
+
+impl Found {
+    /// The next of them, if it is defined.
+    pub(crate) fn next<T: Defined>(&mut self) -> Result<Option<T>, Error> {
+        self.0.next().flatten().as_ref().map(read).transpose()
+    }
+}
+
+fn same<T: Defined>(stored: &T, wanted: &T) -> bool {
+    let mut wanted = wanted.clone();
+    wanted.set_version(stored.version());
+    *stored == wanted
+}
+
+fn changed_meanwhile<T: Defined>(error: Error, name: &str) -> Refused {
+    match error {
+        Error::Conflict | Error::NotFound => Refused::new(
+            Reason::Conflict,
+            format!(
+                "The {} {name} was changed meanwhile. Read it again and repeat the change.",
+                T::WORD
+            ),
+        ),
+        Error::Exists => Refused::field(
+            "version",
+            "is missing: read the definition first, and send it back changed",
+        ),
+        other => crate::error::store(other),
+    }
+}

@@ -1,0 +1,16 @@
+//! What moves sessions through their statuses.
+//!
+//! ```text
+//! activity_reports ─▶ reconciler ◀─ due queue, changes of compute
+//!        │               │ effects: start and release compute
+//! report_freshness ──────┤ idle clocks stand still while reports are missing
+//! orphan_collection: compute that belongs to no session    retention: ended sessions
+//! disabling: sessions and tokens of disabled principals and organizations
+//! ```
+
+pub(crate) mod activity_reports;
+pub(crate) mod disabling;
+pub(crate) mod orphan_collection;
+pub(crate) mod reconciler;
+pub(crate) mod report_freshness;
+pub(crate) mod retention;

@@ -1,0 +1,381 @@
+//! What the driver does to compute: it starts what committed records call for,
+//! and looks at what there is.
+
+use super::Driver;
+use compute::ComputeSpec;
+use session_core::machine::{Effect, Observation};
+use session_core::{Catalog, Cluster, Provider, Session, State, Status};
+use session_store::Error;
+
+impl Driver {
+    /// Starts what a committed record calls for. Failures are left to the
+    /// entry that is still due.
+    pub(crate) async fn start(&self, session: &Session, effects: &[Effect]) {
+        for effect in effects {
+            let outcome = match *effect {
+                Effect::Ensure { generation } => match self.spec(session, generation).await {
+                    Ok(Ok(spec)) => self.ensure(&spec).await,
+                    Ok(Err(_)) | Err(_) => continue,
+                },
+                Effect::Release { up_to } => match self.bare_spec(session, up_to).await {
+                    Some(spec) => self.release(session, &spec).await,
+                    None => continue,
+                },
+            };
+            self.note_started(session, effect, outcome);
+        }
+    }
+
+    /// The same for a new session, on what was read to create it.
+    pub(crate) async fn start_new(
+        &self,
+        session: &Session,
+        effects: &[Effect],
+        cluster: &Cluster,
+        catalog: Option<Catalog>,
+    ) {
+        let spec = ComputeSpec {
+            catalog,
+            ..bare_spec_on(cluster, session, session.generation)
+        };
+        for effect in effects {
+            match *effect {
+                Effect::Ensure { generation } if generation == spec.generation => {
+                    let outcome = self.ensure(&spec).await;
+                    self.note_started(session, effect, outcome);
+                }
+                Effect::Ensure { .. } | Effect::Release { .. } => {
+                    self.start(session, std::slice::from_ref(effect)).await;
+                }
+            }
+        }
+    }
+
+    async fn ensure(&self, spec: &ComputeSpec) -> Result<(), compute::Error> {
+        let made = self.computes.ensure(spec).await;
+        self.give_back_if_stale(spec).await;
+        made
+    }
+
+    fn note_started(&self, session: &Session, effect: &Effect, outcome: Result<(), compute::Error>) {
+        self.metrics.started(effect, outcome.is_ok());
+        if let Err(error) = outcome {
+            tracing::warn!(session = %session.id, ?effect, %error, "an effect could not be started yet");
+        }
+    }
+
+    /// While compute was asked for, its session may have ended or moved on to
+    /// a newer generation, whose change found nothing to release. Also when no
+    /// answer came: it may have been made.
+    async fn give_back_if_stale(&self, spec: &ComputeSpec) {
+        if !matches!(spec.cluster.provider, Provider::Process { .. }) {
+            return;
+        }
+        let outcome = match self.store.get(&spec.key).await {
+            Ok(Some(session)) if session.status().is_terminal() || session.generation > spec.generation => {
+                self.computes.release(spec).await
+            }
+            Ok(Some(_) | None) => Ok(()),
+            Err(error) => Err(compute::Error::Unavailable(error.to_string())),
+        };
+        if let Err(error) = outcome {
+            tracing::warn!(session = %spec.key.id, %error, "compute may be stale; comparing it with the records finds it");
+        }
+    }
+
+    /// A place on a shared server goes back after everything the session has
+    /// there.
+    async fn release(&self, session: &Session, spec: &ComputeSpec) -> Result<(), compute::Error> {
+        if !session.policy.dedicated {
+            let ended = session.closed_at.or(session.idle_since);
+            match self.bindings.release(spec, ended).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(error) => return Err(compute::Error::Unavailable(error.to_string())),
+            }
+        } else if session.status().is_terminal()
+            && let Err(error) = self.store.forget_spark_sessions(&spec.key).await
+        {
+            // They expire by themselves too.
+            tracing::debug!(session = %spec.key.id, %error, "forgetting Spark sessions failed");
+        }
+        self.computes.release(spec).await
+    }
+
+    /// What there is of a session's compute. What it still has on a shared
+    /// server counts when that is to go.
+    pub(super) async fn observe(&self, session: &Session, cluster: Option<&Cluster>) -> Option<Observation> {
+        let seen = self.observe_compute(session, cluster).await?;
+        let to_go = session.status().is_terminal() || matches!(session.state, State::IdleReleased { .. });
+        if seen != Observation::Missing || !to_go || session.policy.dedicated {
+            return Some(seen);
+        }
+        match self.bindings.any_left(&session.key(), session.generation).await {
+            Ok(false) => Some(seen),
+            Ok(true) => Some(Observation::Starting {
+                detail: "its Spark sessions are being given back".to_owned(),
+            }),
+            Err(error) => {
+                tracing::warn!(session = %session.id, %error, "its bindings cannot be read");
+                None
+            }
+        }
+    }
+
+    async fn observe_compute(&self, session: &Session, cluster: Option<&Cluster>) -> Option<Observation> {
+        // A catalog is needed to make compute, not to look at it: taking one
+        // away harms no session that has its compute.
+        let spec = if session.status() == Status::Pending {
+            match self.spec_on(cluster, session, session.generation).await {
+                Ok(Ok(spec)) => spec,
+                Ok(Err(cause)) => {
+                    return Some(Observation::Failed {
+                        cause: cause.into(),
+                        permanent: true,
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(session = %session.id, %error, "definitions cannot be read");
+                    return None;
+                }
+            }
+        } else {
+            bare_spec_on(cluster?, session, session.generation)
+        };
+        match self.computes.observe(&spec).await {
+            Ok(observation) => Some(observation),
+            Err(error) => {
+                tracing::warn!(session = %session.id, %error, "compute cannot be looked at");
+                None
+            }
+        }
+    }
+
+    /// What compute of this generation is made from; or why it cannot be.
+    async fn spec(&self, session: &Session, generation: u64) -> Result<Result<ComputeSpec, String>, Error> {
+        let cluster = self.directory.cluster(&session.cluster).await?;
+        self.spec_on(cluster.as_ref(), session, generation).await
+    }
+
+    /// The same, on this cluster, if there still is one.
+    async fn spec_on(
+        &self,
+        cluster: Option<&Cluster>,
+        session: &Session,
+        generation: u64,
+    ) -> Result<Result<ComputeSpec, String>, Error> {
+        let Some(cluster) = cluster else {
+            return Ok(Err(format!("the cluster {} no longer exists", session.cluster)));
+        };
+        let catalog = match &session.catalog {
+            None => None,
+            Some(name) => match self.directory.catalog(&session.org, name).await? {
+                None => return Ok(Err(format!("the catalog {name} no longer exists"))),
+                catalog => catalog,
+            },
+        };
+        Ok(Ok(ComputeSpec {
+            catalog,
+            ..bare_spec_on(cluster, session, generation)
+        }))
+    }
+
+    async fn bare_spec(&self, session: &Session, generation: u64) -> Option<ComputeSpec> {
+        let cluster = self.directory.cluster(&session.cluster).await.ok()??;
+        Some(bare_spec_on(&cluster, session, generation))
+    }
+}
+
+/// Enough to look at compute and to give it back.
+fn bare_spec_on(cluster: &Cluster, session: &Session, generation: u64) -> ComputeSpec {
+    ComputeSpec {
+        key: session.key(),
+        generation,
+        cluster: cluster.clone(),
+        catalog: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::definitions::Directory;
+    use crate::lifecycle::report_freshness::{Jumps, Silence};
+    use crate::metrics::Metrics;
+    use crate::providers::registry::Computes;
+    use compute::SimCompute;
+    use service_kit::metrics::Registry;
+    use session_core::SessionKey;
+    use session_core::machine::{self, NewSession, Transition};
+    use session_core::policy::{PolicyRange, PolicyRequest};
+    use session_core::time::ManualClock;
+    use session_core::{Activity, ClusterStatus, Engine, Limits, Route, SessionId, SessionPolicy, Timestamp};
+    use session_store::memory::MemoryStore;
+    use session_store::{Commit, Create, Kind, SessionStore};
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::Arc;
+    use tokio::sync::mpsc;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+
+    fn cluster() -> Cluster {
+        Cluster {
+            name: "c".parse().unwrap(),
+            status: ClusterStatus::Active,
+            engine: Engine::Sail,
+            engine_version: None,
+            client_versions: Vec::new(),
+            granted_orgs: BTreeSet::default(),
+            provider: Provider::Process {
+                program: "/opt/sail".to_owned(),
+                java_home: None,
+                properties: BTreeMap::default(),
+                python: None,
+                driver_memory: None,
+            },
+            idle_policy: None,
+            wake: Default::default(),
+            policy: PolicyRange::default(),
+            managed_by_config: false,
+            version: 0,
+        }
+    }
+
+    fn driver(store: &Arc<MemoryStore>, sim: &SimCompute) -> (Arc<Driver>, mpsc::Receiver<SessionKey>) {
+        driver_with(store, sim, Some(Arc::new(sim.clone())))
+    }
+
+    fn driver_with(
+        store: &Arc<MemoryStore>,
+        sim: &SimCompute,
+        process: Option<Arc<dyn compute::ComputeProvider>>,
+    ) -> (Arc<Driver>, mpsc::Receiver<SessionKey>) {
+        let shared: Arc<dyn SessionStore> = Arc::clone(store) as _;
+        Driver::new(
+            Arc::clone(&shared),
+            Directory::new(Arc::clone(&shared)),
+            Computes::new(Arc::new(sim.clone()), process),
+            Arc::new(Silence::new(shared, Jumps::AreMeant)),
+            Arc::new(Metrics::new(&Registry::new())),
+        )
+    }
+
+    async fn create(store: &MemoryStore, n: u64) -> Session {
+        let json = serde_json::to_string(&cluster()).unwrap();
+        // There already after the first.
+        let _ = store.put_definition(Kind::Cluster, "c", 0, &json).await;
+        let new = NewSession {
+            id: SessionId::generate(NOW, n),
+            org: "acme".parse().unwrap(),
+            owner: "sa|ada".parse().unwrap(),
+            name: None,
+            team: None,
+            labels: BTreeMap::default(),
+            cluster: "c".parse().unwrap(),
+            catalog: None,
+            policy: SessionPolicy::settle(&cluster(), &PolicyRequest::default()).unwrap(),
+        };
+        let Transition { session, record, .. } = machine::create(new, NOW);
+        let create = Create {
+            session,
+            record,
+            due: NOW,
+            request: None,
+            limits: Limits::default(),
+        };
+        store.create(create).await.unwrap().session
+    }
+
+    /// What a look that sees this decides, committed.
+    async fn after(store: &MemoryStore, session: &Session, seen: Observation) -> Session {
+        let step = machine::step(session, Some(&seen), Activity::Unknown, NOW);
+        let Transition { session, record, .. } = step.transition.unwrap();
+        let commit = Commit {
+            session: session.clone(),
+            record,
+            due: step.due,
+        };
+        store.commit(commit).await.unwrap();
+        session
+    }
+
+    #[tokio::test]
+    async fn compute_that_is_stale_when_it_is_made_goes_at_once() {
+        let clock = Arc::new(ManualClock::at(NOW));
+        let store = Arc::new(MemoryStore::new(clock));
+        let sim = SimCompute::new();
+        sim.forget_releases();
+        let (driver, _kicked) = driver(&store, &sim);
+        let first = create(&store, 1).await;
+        let ensure = [Effect::Ensure { generation: 1 }];
+        driver.start(&first, &ensure).await;
+        assert_eq!(sim.live(), [(first.key(), 1)], "it is wanted");
+        let route = Route {
+            endpoint: "127.0.0.1:1".to_owned(),
+            tls_server_name: None,
+            credential: None,
+            engine: Engine::Sail,
+            engine_version: "1".to_owned(),
+            dedicated: true,
+        };
+        let active = after(&store, &first, Observation::Ready { route }).await;
+        sim.vanish(&first.key(), 1);
+        let second = after(&store, &active, Observation::Missing).await;
+        assert_eq!(second.generation, 2);
+        // Another manager's request for the first generation comes only now.
+        driver.start(&first, &ensure).await;
+        assert_eq!((sim.made(&first.key(), 1), sim.live()), (2, Vec::new()));
+    }
+
+    #[tokio::test]
+    async fn a_sweep_leaves_those_alone_whose_compute_is_there() {
+        let store = Arc::new(MemoryStore::new(Arc::new(ManualClock::at(NOW))));
+        let sim = SimCompute::new();
+        let (driver, mut kicked) = driver(&store, &sim);
+        let ensure = [Effect::Ensure { generation: 1 }];
+        let mut sessions = Vec::new();
+        for n in 1..=3 {
+            let session = create(&store, n).await;
+            driver.start(&session, &ensure).await;
+            sessions.push(session.key());
+        }
+        let mut swept = async || {
+            let there = driver.computes.local().await.unwrap();
+            driver.sweep_once(&there).await.unwrap();
+            std::iter::from_fn(|| kicked.try_recv().ok()).collect::<Vec<_>>()
+        };
+        assert_eq!(swept().await, []);
+        sim.vanish(&sessions[1], 1);
+        assert_eq!(swept().await, sessions[1..2]);
+    }
+
+    #[tokio::test]
+    async fn a_manager_without_the_process_provider_decides_nothing_about_its_compute() {
+        let store = Arc::new(MemoryStore::new(Arc::new(ManualClock::at(NOW))));
+        let sim = SimCompute::new();
+        let (with, _kicked) = driver(&store, &sim);
+        let (without, _kicked_too) = driver_with(&store, &sim, None);
+        let made = create(&store, 1).await;
+        with.start(&made, &[Effect::Ensure { generation: 1 }]).await;
+        let route = Route {
+            endpoint: "127.0.0.1:1".to_owned(),
+            tls_server_name: None,
+            credential: None,
+            engine: Engine::Sail,
+            engine_version: "1".to_owned(),
+            dedicated: true,
+        };
+        sim.ready(&made.key(), 1, route.clone());
+        let active = after(&store, &made, Observation::Ready { route }).await;
+        without.look(&active.key()).await;
+        let seen = store.get(&active.key()).await.unwrap().unwrap();
+        assert_eq!((seen.generation, seen.status()), (1, Status::Active));
+        assert_eq!(sim.live(), [(active.key(), 1)]);
+        assert!(without.computes.local().await.is_none(), "it is not its to tell");
+        // Its own manager still sees a loss.
+        sim.vanish(&active.key(), 1);
+        with.look(&active.key()).await;
+        let seen = store.get(&active.key()).await.unwrap().unwrap();
+        assert_eq!(seen.generation, 2);
+    }
+}

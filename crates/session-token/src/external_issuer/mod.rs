@@ -1,0 +1,363 @@
+//! Tokens that others signed: OpenID Connect providers and Kubernetes.
+//!
+//! The form is checked as strictly as ours: one encoding, no doubled member at
+//! any depth, no header that carries or locates a key or changes what is
+//! signed, an algorithm that both the key and the configuration allow. What
+//! the standards tell a recipient to ignore is ignored (RFC 7515 section 4,
+//! RFC 7517 section 5, RFC 7519 section 4). Nothing here touches the network.
+
+mod json;
+mod keys;
+mod numeric_date;
+
+pub use keys::{ForeignAlgorithm, ForeignKeys};
+
+use crate::{TOKEN_TYPE, jws};
+use arc_swap::ArcSwap;
+use numeric_date::NumericDate;
+use serde_json::{Map, Value};
+use session_core::Timestamp;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The largest foreign token that is looked at. Group lists make them long;
+/// all headers of a call together may have 64 KiB.
+pub const MAX_FOREIGN_BYTES: usize = 48 * 1024;
+/// How deep what a foreign token says may nest.
+const DEEPEST: usize = 8;
+/// Keycloak lists each client that the caller has a role at.
+const MAX_AUDIENCES: usize = 500;
+const LONGEST_KID: usize = 256;
+const LONGEST_SUBJECT: usize = 200;
+
+/// Header members that a token must not have: `crit` demands an extension, and
+/// none is implemented; the others carry or locate a key, or change how the
+/// payload is encoded. All that is not known beside is ignored, as RFC 7515
+/// says; providers write `x5t`, `pi.atm`, `cty`, `ver`, `nonce`.
+const REFUSED_HEADERS: [&str; 10] = [
+    "crit", "jwk", "jku", "x5u", "x5c", "b64", "zip", "enc", "epk", "apu",
+];
+/// Claims that a header may repeat. RFC 7519 section 5.3: they must be equal.
+const REPEATED_CLAIMS: [&str; 3] = ["iss", "sub", "aud"];
+/// What `typ` may say, in any case of letters. Other types are tokens made for
+/// another purpose (RFC 8725 section 3.11), as `logout+jwt` or `dpop+jwt`.
+const TYPES: [&str; 4] = ["jwt", "application/jwt", "at+jwt", "application/at+jwt"];
+/// Claims that name the client, first first: OpenID Connect, RFC 9068, Entra
+/// ID's tokens of version 1, Okta.
+const PARTY_CLAIMS: [&str; 4] = ["azp", "client_id", "appid", "cid"];
+
+/// What the tokens of one issuer must be like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForeignRules {
+    /// The exact `iss`.
+    pub issuer: String,
+    /// One of these must be in `aud`.
+    pub audiences: Vec<String>,
+    /// May `aud` name others beside? Each of them could use the token here.
+    pub other_audiences: bool,
+    /// If not empty, the client that the token was made for must be one of
+    /// these: `azp`, or else `client_id`, `appid` or `cid`.
+    pub authorized_parties: Vec<String>,
+    /// No other algorithm is accepted, whatever a key allows.
+    pub algorithms: Vec<ForeignAlgorithm>,
+    /// How far clocks may differ.
+    pub leeway: Duration,
+    /// The longest `exp - iat`. Without `iat` it counts from `nbf`, and
+    /// without both from now.
+    pub max_ttl: Duration,
+}
+
+/// Why a foreign token was refused. The texts are fixed: no byte of the token
+/// is in them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ForeignError {
+    /// One of Berth's own session tokens, which is for another door.
+    #[error("it is a session token of Berth's")]
+    SessionToken,
+    /// Not a token by its form.
+    #[error("it is malformed: {0}")]
+    Malformed(&'static str),
+    /// Not one that these rules accept.
+    #[error("it is not valid here: {0}")]
+    Invalid(&'static str),
+    /// Truly signed, and its time is over.
+    #[error("it expired at {at}")]
+    Expired {
+        /// When.
+        at: Timestamp,
+    },
+    /// Well-formed, but its key is not in the set: worth one look at a newer set.
+    #[error("its signing key is not known")]
+    UnknownKid,
+}
+
+/// A good foreign token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ForeignClaims {
+    /// `sub`: 1 to 200 bytes, all of them [`printable`].
+    pub subject: String,
+    /// `exp`.
+    pub expires_at: Timestamp,
+    /// Everything it says.
+    pub all: Map<String, Value>,
+}
+
+/// Checks the tokens of one issuer with the keys that it publishes now.
+pub struct ForeignVerifier {
+    rules: ForeignRules,
+    keys: ArcSwap<ForeignKeys>,
+}
+
+struct Parts<'t> {
+    algorithm: &'t str,
+    kid: &'t str,
+    claims: Map<String, Value>,
+    message: &'t [u8],
+    signature: Vec<u8>,
+}
+
+impl ForeignVerifier {
+    /// One that has no keys yet.
+    pub fn new(rules: ForeignRules) -> Self {
+        Self {
+            rules,
+            keys: ArcSwap::default(),
+        }
+    }
+
+    /// What it expects.
+    pub fn rules(&self) -> &ForeignRules {
+        &self.rules
+    }
+
+    /// Trusts exactly these keys from now on.
+    pub fn replace(&self, keys: ForeignKeys) {
+        self.keys.store(Arc::new(keys));
+    }
+
+    /// Has it no key, so that it can accept nothing?
+    pub fn is_empty(&self) -> bool {
+        self.keys.load().is_empty()
+    }
+
+    /// Checks form, header, claims, signature and expiry, in this order, as
+    /// [`crate::Verifier`] does.
+    pub fn verify(&self, token: &str, now: Timestamp) -> Result<ForeignClaims, ForeignError> {
+        let header = header(token)?;
+        let parts = parts(token, &header)?;
+        let (subject, expires_at) = self.check_claims(&parts.claims, now)?;
+        let algorithm = parts
+            .algorithm
+            .parse()
+            .ok()
+            .filter(|algorithm| self.rules.algorithms.contains(algorithm))
+            .ok_or(ForeignError::Invalid("its alg is not allowed"))?;
+        match self
+            .keys
+            .load()
+            .verify(parts.kid, algorithm, parts.message, &parts.signature)
+        {
+            Some(Ok(())) => {}
+            Some(Err(why)) => return Err(ForeignError::Invalid(why)),
+            None => return Err(ForeignError::UnknownKid),
+        }
+        if now >= expires_at.after(self.rules.leeway) {
+            return Err(ForeignError::Expired { at: expires_at });
+        }
+        Ok(ForeignClaims {
+            subject,
+            expires_at,
+            all: parts.claims,
+        })
+    }
+
+    fn check_claims(
+        &self,
+        claims: &Map<String, Value>,
+        now: Timestamp,
+    ) -> Result<(String, Timestamp), ForeignError> {
+        if text(claims, "iss")? != Some(self.rules.issuer.as_str()) {
+            return Err(ForeignError::Invalid("another iss"));
+        }
+        self.check_audience(claims)?;
+        self.check_party(claims)?;
+        let subject = text(claims, "sub")?.ok_or(ForeignError::Invalid("no sub"))?;
+        if subject.is_empty() || subject.len() > LONGEST_SUBJECT || !printable::all_printable(subject) {
+            return Err(ForeignError::Invalid(
+                "its sub is empty, too long or has control or invisible characters",
+            ));
+        }
+        let exp = self.check_times(claims, now)?;
+        Ok((subject.to_owned(), exp))
+    }
+
+    /// Checks `exp`, `iat` and `nbf`, each rounded to the strict side, and
+    /// returns when the token expires.
+    fn check_times(&self, claims: &Map<String, Value>, now: Timestamp) -> Result<Timestamp, ForeignError> {
+        let exp = date(claims, "exp")?.ok_or(ForeignError::Invalid("no exp"))?;
+        let (iat, nbf) = (date(claims, "iat")?, date(claims, "nbf")?);
+        let ttl = match iat.or(nbf) {
+            Some(begin) => exp.since(begin).filter(|ttl| !ttl.is_zero()),
+            // Expired already: said only of a token that is truly signed.
+            None => Some(
+                exp.since(NumericDate::from_millis(now.as_millis()))
+                    .unwrap_or_default(),
+            ),
+        };
+        match ttl {
+            None => return Err(ForeignError::Invalid("exp is not after iat")),
+            Some(ttl) if ttl > self.rules.max_ttl => {
+                return Err(ForeignError::Invalid("exp is too far from iat"));
+            }
+            Some(_) => {}
+        }
+        let soon = now.after(self.rules.leeway);
+        let future = |date: Option<NumericDate>| date.is_some_and(|date| date.rounded_up() > soon);
+        if future(iat) {
+            return Err(ForeignError::Invalid("iat is in the future"));
+        }
+        if future(nbf) {
+            return Err(ForeignError::Invalid("nbf is in the future"));
+        }
+        Ok(exp.rounded_down())
+    }
+
+    /// One of ours must be named. Others beside would make the token good at
+    /// their services too, and then each of those could use it here.
+    fn check_audience(&self, claims: &Map<String, Value>) -> Result<(), ForeignError> {
+        let wrong = ForeignError::Invalid("another aud");
+        let named: Vec<&str> = match claims.get("aud") {
+            Some(Value::String(one)) => vec![one],
+            Some(Value::Array(many)) if !many.is_empty() && many.len() <= MAX_AUDIENCES => many
+                .iter()
+                .map(|one| one.as_str().ok_or(wrong))
+                .collect::<Result<_, _>>()?,
+            Some(_) | None => return Err(wrong),
+        };
+        let ours = |name: &&str| self.rules.audiences.iter().any(|audience| audience == name);
+        if !named.iter().any(ours) {
+            return Err(wrong);
+        }
+        if !self.rules.other_audiences && !named.iter().all(ours) {
+            return Err(ForeignError::Invalid("its aud names others beside Berth"));
+        }
+        Ok(())
+    }
+
+    fn check_party(&self, claims: &Map<String, Value>) -> Result<(), ForeignError> {
+        let mut party = None;
+        for name in PARTY_CLAIMS {
+            party = party.or(text(claims, name)?);
+        }
+        let allowed = &self.rules.authorized_parties;
+        if allowed.is_empty() || party.is_some_and(|party| allowed.iter().any(|one| one == party)) {
+            Ok(())
+        } else {
+            Err(ForeignError::Invalid("it was made for another client (azp)"))
+        }
+    }
+}
+
+/// Whom an unchecked token names as its issuer, to find the rules for it.
+pub fn foreign_issuer(token: &str) -> Result<String, ForeignError> {
+    let header = header(token)?;
+    let parts = parts(token, &header)?;
+    text(&parts.claims, "iss")?
+        .map(str::to_owned)
+        .ok_or(ForeignError::Invalid("no iss"))
+}
+
+fn header(token: &str) -> Result<Map<String, Value>, ForeignError> {
+    if token.len() > MAX_FOREIGN_BYTES {
+        return Err(ForeignError::Malformed("too long"));
+    }
+    let (header, _) = token
+        .split_once('.')
+        .ok_or(ForeignError::Malformed("not three parts"))?;
+    let header = object(header)?;
+    // Told apart first, so that the mix-up is explained and not just refused.
+    if header.get("typ").is_some_and(|typ| typ == TOKEN_TYPE) {
+        return Err(ForeignError::SessionToken);
+    }
+    if header.keys().any(|name| REFUSED_HEADERS.contains(&name.as_str())) {
+        return Err(ForeignError::Invalid(
+            "its header has a member that is refused, as crit, jwk, jku, x5u or x5c",
+        ));
+    }
+    match header.get("typ") {
+        None => {}
+        Some(Value::String(typ)) if TYPES.iter().any(|known| typ.eq_ignore_ascii_case(known)) => {}
+        Some(_) => return Err(ForeignError::Invalid("another typ")),
+    }
+    Ok(header)
+}
+
+fn parts<'t>(token: &'t str, header: &'t Map<String, Value>) -> Result<Parts<'t>, ForeignError> {
+    let jws::Three {
+        payload,
+        message,
+        signature,
+        ..
+    } = jws::Three::split(token).ok_or(ForeignError::Malformed("not three parts"))?;
+    let algorithm = text(header, "alg")?.ok_or(ForeignError::Invalid("no alg"))?;
+    let kid = text(header, "kid")?.ok_or(ForeignError::Invalid("no kid"))?;
+    if kid.is_empty() || kid.len() > LONGEST_KID {
+        return Err(ForeignError::Invalid("its kid is empty or too long"));
+    }
+    let claims = object(payload)?;
+    let repeated = |name: &&str| {
+        header
+            .get(*name)
+            .is_none_or(|value| claims.get(*name) == Some(value))
+    };
+    if !REPEATED_CLAIMS.iter().all(repeated) {
+        return Err(ForeignError::Invalid(
+            "its header repeats a claim with another value",
+        ));
+    }
+    Ok(Parts {
+        algorithm,
+        kid,
+        claims,
+        message,
+        signature: decoded(signature)?,
+    })
+}
+
+fn decoded(part: &str) -> Result<Vec<u8>, ForeignError> {
+    jws::base64url(part).ok_or(ForeignError::Malformed("a part is not base64url"))
+}
+
+fn object(part: &str) -> Result<Map<String, Value>, ForeignError> {
+    json::object(&decoded(part)?, DEEPEST).ok_or(ForeignError::Malformed(
+        "a part is not a JSON object, or has a member twice, or nests too deep",
+    ))
+}
+
+/// A member that is a text, if it is there at all.
+fn text<'m>(members: &'m Map<String, Value>, name: &str) -> Result<Option<&'m str>, ForeignError> {
+    match members.get(name) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(ForeignError::Invalid("a member is not the text that it must be")),
+    }
+}
+
+/// A member that is a date, if it is there at all.
+fn date(members: &Map<String, Value>, name: &str) -> Result<Option<NumericDate>, ForeignError> {
+    match members.get(name) {
+        None => Ok(None),
+        Some(value) => NumericDate::from_json(value)
+            .map(Some)
+            .ok_or(ForeignError::Invalid("a time is not a number of seconds")),
+    }
+}
+
+impl fmt::Debug for ForeignVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ForeignVerifier")
+            .field("issuer", &self.rules.issuer)
+            .finish_non_exhaustive()
+    }
+}

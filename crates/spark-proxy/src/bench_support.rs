@@ -1,0 +1,35 @@
+//! What benchmarks measure of the inside. Not an interface.
+
+use crate::routes::expired;
+use crate::worker::tokens::{Caller, Tokens, hash_of};
+use http::HeaderValue;
+use service_kit::grpc::bearer_of;
+use session_core::Timestamp;
+use session_token::Claims;
+use std::time::Duration;
+
+/// A worker's memory of good tokens.
+#[derive(Default)]
+pub struct TokenCache(Tokens);
+
+impl std::fmt::Debug for TokenCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TokenCache").finish_non_exhaustive()
+    }
+}
+
+impl TokenCache {
+    /// Remembers a token that was found good and admitted.
+    pub fn put(&self, token: &str, claims: Claims, now: Timestamp) {
+        let caller = Caller::checked_with(token, claims, None, 0).into();
+        self.0.admitted(&caller, Duration::from_secs(30), now);
+    }
+
+    /// What each call does first: is it good, without a signature checked?
+    pub fn knows(&self, authorization: &HeaderValue, now: Timestamp) -> bool {
+        bearer_of(authorization)
+            .ok()
+            .and_then(|token| self.0.get(&hash_of(token), 0))
+            .is_some_and(|caller| !expired(&caller.claims, Duration::from_secs(30), now))
+    }
+}

@@ -1,0 +1,126 @@
+//! Who calls, and which session the token opens.
+//!
+//! Tokens that were admitted to a session are remembered by their hash, per
+//! worker, until they expire or the key set changes. Epoch, denylist and the
+//! state of the session are looked at on every call, elsewhere.
+
+use crate::grpc::headers::{self, Doubled};
+use crate::grpc::method::Method;
+use crate::routes::expired;
+use crate::worker::Worker;
+use crate::worker::tokens::{Caller, hash_of};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use service_kit::grpc::bearer_of;
+use session_core::Reason;
+use session_proto::error::Refused;
+use session_token::{Grace, TokenError, Verified};
+use std::rc::Rc;
+
+/// Checks the token of a request and that its headers name the same session.
+pub(crate) async fn authenticate(
+    worker: &Worker,
+    headers: &HeaderMap,
+    method: Method,
+) -> Result<Rc<Caller>, Refused> {
+    let credential = credential(headers)?;
+    let named = single(headers, &headers::SESSION_ID)?;
+    let caller = check_token(worker, credential, method).await?;
+    match named {
+        Some(named) if named.as_bytes() == caller.claims.sid.as_str().as_bytes() => Ok(caller),
+        Some(_) => Err(Refused::new(
+            Reason::SessionMismatch,
+            "The token opens another session than x-session-id names. Call spark.stop(), then connect with the string that came with the token.",
+        )),
+        None if worker.shared.config.tokens.require_session_header => Err(Refused::new(
+            Reason::HeaderMissing,
+            "x-session-id is required here. Call spark.stop(), then add `;x-session-id=<session>` to the connection string.",
+        )),
+        None => Ok(caller),
+    }
+}
+
+/// The header that carries the token. The Scala client has sent it as
+/// `authentication` for years (3.5, 4.0.0 to 4.0.1, 4.1.0 to 4.1.2; SPARK-57336),
+/// all others send `authorization`. Both may come if they are equal: a request
+/// with two credentials has no caller.
+fn credential(headers: &HeaderMap) -> Result<&HeaderValue, Refused> {
+    let authorization = single(headers, &header::AUTHORIZATION)?;
+    let authentication = single(headers, &headers::AUTHENTICATION)?;
+    match (authorization, authentication) {
+        (Some(one), Some(other)) if one != other => Err(Refused::new(
+            Reason::HeaderDuplicate,
+            "authorization and authentication carry different values. Send one of them, with the token.",
+        )
+        .with("header", headers::AUTHENTICATION.as_str())),
+        (Some(value), _) | (None, Some(value)) => Ok(value),
+        (None, None) => Err(missing()),
+    }
+}
+
+/// A header that may come once.
+fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h HeaderValue>, Refused> {
+    headers::at_most_one(headers, name).map_err(|Doubled| {
+        Refused::new(
+            Reason::HeaderDuplicate,
+            format!("{name} came more than once. Send it once."),
+        )
+        .with("header", name.as_str())
+    })
+}
+
+async fn check_token(
+    worker: &Worker,
+    credential: &HeaderValue,
+    method: Method,
+) -> Result<Rc<Caller>, Refused> {
+    let shared = &worker.shared;
+    let now = shared.clock.now();
+    let leeway = shared.config.tokens.leeway;
+    let generation = shared.keys.generation();
+    let token = bearer_of(credential).map_err(|_| {
+        let refused = TokenError::Malformed("not a bearer credential");
+        Refused::new(refused.reason(), refused.client_text())
+    })?;
+    let hash = hash_of(token);
+    if let Some(caller) = worker.tokens.get(&hash, generation)
+        && !expired(&caller.claims, leeway, now)
+    {
+        return Ok(caller);
+    }
+    let verify = |grace| shared.verifier.verify(token, shared.keys.ring(), now, grace);
+    let verified = match verify(method.grace()) {
+        Err(TokenError::UnknownKid) => {
+            let looked = Box::pin(worker.look_for_keys()).await;
+            // Without any key nothing can be said of a token, good or bad.
+            if looked.is_err() || shared.keys.ring().is_empty() {
+                return Err(Refused::new(
+                    Reason::ControlPlaneUnavailable,
+                    "The token cannot be checked at the moment. Try again in a little while.",
+                ));
+            }
+            verify(method.grace())
+        }
+        other => other,
+    };
+    let (verified, late) = match verified {
+        Err(error) if method == Method::Config && error.reason() == Reason::TokenExpired => {
+            let late = Refused::new(error.reason(), error.client_text());
+            (verify(Grace::Reattach), Some(late))
+        }
+        other => (other, None),
+    };
+    let Verified { claims, by_grace, .. } =
+        verified.map_err(|error| Refused::new(error.reason(), error.client_text()))?;
+    Ok(Rc::new(if by_grace {
+        Caller::of(token, claims, late)
+    } else {
+        Caller::checked_with(token, claims, late, generation)
+    }))
+}
+
+fn missing() -> Refused {
+    Refused::new(
+        Reason::TokenMissing,
+        "No token came with the call. Call spark.stop(), then connect with the string that `berth token <session>` prints.",
+    )
+}

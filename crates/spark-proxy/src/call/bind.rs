@@ -1,0 +1,282 @@
+//! Spark sessions on shared compute belong to one Berth session: the first
+//! use of a Spark session id binds it, and session-manager says to whom.
+//!
+//! On dedicated compute that replaced another, session-manager applies the
+//! settings of an older Spark session again before its first call, or has its
+//! client told that it is gone. The settings come from here: what a client
+//! changed by `Config` is kept once the engine has taken it.
+
+use crate::call::local_reply;
+use crate::grpc::identity::SparkSessionId;
+use crate::grpc::method::Method;
+use crate::routes::{Backend, Route};
+use crate::stop::Stop;
+use crate::worker::Worker;
+use crate::worker::session::OpenCall;
+use prost::Message as _;
+use session_core::{Engine, Reason};
+use session_proto::error::Refused;
+use session_proto::internal::{BindSparkSessionRequest, BindSparkSessionResponse};
+use session_proto::spark::config_request::operation::OpType;
+use session_proto::spark::{CloneSessionRequest, CloneSessionResponse, ConfigRequest};
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// Session-manager takes 25 s at most, ten of them to choose the catalog.
+const ANSWER_TIME: Duration = Duration::from_secs(27);
+/// The setting in which clients keep their connection string, token included.
+const CONNECTION_STRING: &str = "spark.remote";
+/// How long the answer to a change of settings is held back until it is kept.
+const KEEP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Whose a Spark session is, as far as this proxy can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bound {
+    Ours,
+    /// The route does not say that it is ours, and the call is no work, which
+    /// would bind it.
+    Unknown,
+    /// It is ours, older than the compute, and its client is to be told so.
+    Replaced,
+    /// The session changed while it was bound, so the binding may have been
+    /// given back already.
+    Outdated,
+}
+
+/// Makes sure that a call is about a Spark session of this session on shared
+/// compute, and about a prepared one on compute that replaced another.
+pub(crate) async fn check(
+    worker: &Worker,
+    open: &OpenCall,
+    route: &Route,
+    backend: &Backend,
+    spark_session: SparkSessionId,
+) -> Result<Bound, Refused> {
+    let session = open.session();
+    let needs_nothing = if backend.dedicated {
+        !open.is_work() || !route.must_prepare(&spark_session)
+    } else {
+        route.binds(&spark_session)
+    };
+    if needs_nothing || session.is_bound(route.order, &spark_session) {
+        return Ok(Bound::Ours);
+    }
+    if !open.is_work() {
+        return Ok(Bound::Unknown);
+    }
+    Box::pin(async {
+        let _gate = session.binding.lock().await;
+        if session.is_bound(route.order, &spark_session) {
+            return Ok(Bound::Ours);
+        }
+        let bound = bind(worker, open, route, backend, spark_session, false).await?;
+        if bound.replaced && route.signals_replacement {
+            return Ok(Bound::Replaced);
+        }
+        if session.is_outdated(route.order) {
+            return Ok(Bound::Outdated);
+        }
+        Ok(Bound::Ours)
+    })
+    .await
+}
+
+/// Keeps a change of settings that the engine took, for the compute that
+/// replaces it. The client has them either way, so a failure is not its error.
+pub(crate) async fn keep_settings(
+    worker: &Worker,
+    open: &OpenCall,
+    backend: &Backend,
+    spark_session: SparkSessionId,
+    change: &SettingsChange,
+) {
+    let request = BindSparkSessionRequest {
+        set: change.set.clone(),
+        unset: change.unset.clone(),
+        ..request(open, backend, spark_session)
+    };
+    let kept = ask(worker, request, KEEP_TIMEOUT).await;
+    let outcome = match kept {
+        Ok(answer) if !answer.not_kept => return,
+        Ok(_) => "beyond the bounds",
+        Err(_) => "session-manager did not take them",
+    };
+    worker.shared.metrics.settings_not_kept.inc();
+    tracing::debug!(%outcome, "settings of a Spark session were not kept");
+}
+
+/// Settings that a `Config` request changes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct SettingsChange {
+    set: HashMap<String, String>,
+    unset: Vec<String>,
+}
+
+impl SettingsChange {
+    /// Those of a request, flag and length included; `None` if it changes none.
+    /// What holds the caller's `token` is not kept: PySpark 3.5 sets the whole
+    /// connection string as `spark.remote`.
+    pub(crate) fn of(request: &[u8], token: &str) -> Option<Self> {
+        let message = request.get(5..)?;
+        let mut change = match ConfigRequest::decode(message).ok()?.operation?.op_type? {
+            OpType::Set(set) => Self {
+                set: set
+                    .pairs
+                    .into_iter()
+                    .filter_map(|pair| Some((pair.key, pair.value?)))
+                    .collect(),
+                unset: Vec::new(),
+            },
+            OpType::Unset(unset) => Self {
+                set: HashMap::new(),
+                unset: unset.keys,
+            },
+            OpType::Get(_)
+            | OpType::GetWithDefault(_)
+            | OpType::GetOption(_)
+            | OpType::GetAll(_)
+            | OpType::IsModifiable(_) => return None,
+        };
+        change
+            .set
+            .retain(|name, value| name != CONNECTION_STRING && !holds_token(value, token));
+        (!change.set.is_empty() || !change.unset.is_empty()).then_some(change)
+    }
+}
+
+/// Binds the session that a `CloneSession` names, before it comes to be.
+pub(crate) async fn check_clone(
+    worker: &Worker,
+    open: &OpenCall,
+    route: &Route,
+    backend: &Backend,
+    request: &[u8],
+) -> Result<(), Stop> {
+    let request = CloneSessionRequest::decode(request.get(5..).unwrap_or_default()).map_err(|_| {
+        Refused::new(
+            Reason::MalformedMessage,
+            "The CloneSession request cannot be decoded.",
+        )
+    })?;
+    match request.new_session_id {
+        Some(id) => {
+            let _gate = open.session().binding.lock().await;
+            bind(worker, open, route, backend, parse(&id)?, true).await?;
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+/// Binds the session that the server made up for a `CloneSession`.
+pub(crate) async fn check_cloned(
+    worker: &Worker,
+    open: &OpenCall,
+    route: &Route,
+    backend: &Backend,
+    response: &[u8],
+) -> Result<(), Refused> {
+    let Ok(response) = CloneSessionResponse::decode(response.get(5..).unwrap_or_default()) else {
+        return Err(Refused::new(
+            Reason::BackendLost,
+            "The compute's answer to CloneSession is not one.",
+        ));
+    };
+    let cloned = parse(&response.new_session_id)?;
+    let _gate = open.session().binding.lock().await;
+    bind(worker, open, route, backend, cloned, true).await?;
+    Ok(())
+}
+
+fn parse(id: &str) -> Result<SparkSessionId, Refused> {
+    id.parse().map_err(|_| {
+        Refused::new(Reason::MalformedMessage, "new_session_id is not a UUID.")
+            .with("field", "new_session_id")
+    })
+}
+
+fn holds_token(value: &str, token: &str) -> bool {
+    value.contains(token) || value.contains(";token=")
+}
+
+async fn bind(
+    worker: &Worker,
+    open: &OpenCall,
+    route: &Route,
+    backend: &Backend,
+    spark_session: SparkSessionId,
+    cloned: bool,
+) -> Result<BindSparkSessionResponse, Refused> {
+    worker.shared.metrics.bindings.inc();
+    let request = BindSparkSessionRequest {
+        cloned,
+        ..request(open, backend, spark_session)
+    };
+    match ask(worker, request, ANSWER_TIME).await {
+        Ok(answer) if answer.bound => {
+            open.session().bind(route.order, spark_session);
+            Ok(answer)
+        }
+        Ok(_) => Err(Refused::new(
+            Reason::SparkSessionTaken,
+            "This Spark session id is used by somebody else on this server. Leave session_id out of the connection string, or choose another one.",
+        )),
+        Err(status) => match crate::routes::refusal(&status) {
+            Some(refused) => Err(refused),
+            // What is to be prepared on dedicated compute is not there yet.
+            None if backend.dedicated => Err(unchecked()),
+            None => nobody_can_tell(backend.engine).map(|()| BindSparkSessionResponse::default()),
+        },
+    }
+}
+
+fn request(open: &OpenCall, backend: &Backend, spark_session: SparkSessionId) -> BindSparkSessionRequest {
+    BindSparkSessionRequest {
+        session_token: open.caller().token.to_string(),
+        spark_session_id: spark_session.as_str().to_owned(),
+        generation: backend.generation,
+        ..BindSparkSessionRequest::default()
+    }
+}
+
+async fn ask(
+    worker: &Worker,
+    request: BindSparkSessionRequest,
+    within: Duration,
+) -> Result<BindSparkSessionResponse, tonic::Status> {
+    let shared = &worker.shared;
+    let mut request = tonic::Request::new(request);
+    request.set_timeout(within);
+    let mut client = shared.routes.control_client();
+    // On the control runtime, where the channel lives; it goes on if the call is given up.
+    let asked = shared
+        .control
+        .spawn(async move { client.bind_spark_session(request).await });
+    match tokio::time::timeout(within, asked).await {
+        Ok(Ok(answer)) => answer.map(tonic::Response::into_inner),
+        Ok(Err(_)) | Err(_) => Err(tonic::Status::unavailable("no answer")),
+    }
+}
+
+fn unchecked() -> Refused {
+    Refused::new(
+        Reason::ControlPlaneUnavailable,
+        "Berth cannot check at the moment whose Spark session this is. Try again in a little while.",
+    )
+}
+
+/// May a call go on about a Spark session of which session-manager cannot say
+/// at the moment whose it is?
+pub(crate) fn nobody_can_tell(engine: Engine) -> Result<(), Refused> {
+    match engine {
+        // JVM Spark keeps the sessions of two users apart even under one id; ours is in every message.
+        Engine::Spark => Ok(()),
+        Engine::Sail => Err(unchecked()),
+    }
+}
+
+/// The answer to a call that is no work, about a Spark session that was never
+/// used: to forward it would make the session.
+pub(crate) fn unused(method: Method, request: &[u8]) -> Result<bytes::Bytes, Stop> {
+    local_reply::without_compute(method, request, false)
+}

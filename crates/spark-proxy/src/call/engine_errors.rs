@@ -1,0 +1,359 @@
+//! What engines say, in the words that clients understand.
+//!
+//! PySpark re-sends a query, or gives a session up, only for certain error
+//! classes of Apache Spark. Sail says the same things in texts of its own
+//! (measured with Sail 0.7.2), so a lost connection would fail the query for
+//! good. Texts are compared whole and with this call's own ids, never by
+//! parts: user data may stand in any error.
+//!
+//! Reattaching in the middle is answered here: Sail would lose rows silently,
+//! and a loud error is better than a short result. Sail also ends the stream
+//! of an interrupted query with OK. And where compute was lost, an engine's
+//! "no such operation" would have the client run it twice.
+
+use crate::activity::sail_operations::Reattach;
+use crate::grpc::identity::SparkSessionId;
+use crate::routes::Route;
+use crate::stop::Stop;
+use http::HeaderMap;
+use session_core::{Engine, Reason};
+use session_proto::error::Refused;
+use session_proto::spark::ReattachExecuteRequest;
+use session_proto::trailers::{append_text, status_of};
+use std::collections::HashMap;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+/// What must be known of a call to understand its answer.
+#[derive(Debug)]
+pub(crate) struct Translator {
+    engine: Engine,
+    session: SparkSessionId,
+    /// The operation that is being reattached to.
+    reattaching: Option<String>,
+    /// Compute was lost a short while ago, with what ran there.
+    lost: bool,
+}
+
+impl Translator {
+    /// For a call about this Spark session; `None` if its answer passes as it
+    /// is. `reattach` is the message of a `ReattachExecute`.
+    pub(crate) fn new(
+        engine: Engine,
+        session: SparkSessionId,
+        reattach: Option<&ReattachExecuteRequest>,
+        lost: bool,
+    ) -> Option<Self> {
+        match (engine, reattach) {
+            (Engine::Spark, None) => None,
+            (Engine::Spark, Some(_)) | (Engine::Sail, _) => Some(Self {
+                engine,
+                session,
+                reattaching: reattach.map(|request| request.operation_id.clone()),
+                lost,
+            }),
+        }
+    }
+
+    /// How the call ends instead, if the engine's status is one that its
+    /// client would not understand, or would understand wrongly.
+    pub(crate) fn translate(&self, trailers: &HeaderMap) -> Option<Stop> {
+        let status = status_of(trailers)?;
+        if status.code() != Code::Internal {
+            return None;
+        }
+        match self.engine {
+            Engine::Spark => (self.lost && self.reattaching.is_some() && is_unknown_to_spark(&status))
+                .then(|| operation_lost().into()),
+            Engine::Sail => self.translate_sail(&status),
+        }
+    }
+
+    fn translate_sail(&self, status: &Status) -> Option<Stop> {
+        if let Some(operation) = &self.reattaching
+            && status.message() == format!("invalid argument: operation not found: {operation}")
+        {
+            return Some(if self.lost {
+                operation_lost().into()
+            } else {
+                Stop::Engine(Box::new(operation_not_found(operation)))
+            });
+        }
+        let session = self.session.as_str();
+        let ended = format!("invalid argument: session {session} is not running");
+        (status.message() == ended).then(|| Stop::Engine(Box::new(session_changed(session))))
+    }
+}
+
+/// Whether a `ReattachExecute` may go to Sail.
+///
+/// # Errors
+/// The answer, if it may not.
+pub(crate) fn admit_reattach(
+    request: &ReattachExecuteRequest,
+    may: Reattach,
+    lost: bool,
+) -> Result<(), Stop> {
+    let has_responses = request.last_response_id.as_ref().is_some_and(|id| !id.is_empty());
+    match may {
+        Reattach::Interrupted => Err(Stop::Engine(Box::new(operation_canceled()))),
+        Reattach::Exact => Ok(()),
+        // Its client has nothing yet, so Sail still has all of it, or says that it knows no such operation.
+        Reattach::WouldLoseResults if !has_responses => Ok(()),
+        Reattach::WouldLoseResults if lost => Err(operation_lost().into()),
+        Reattach::WouldLoseResults => Err(Stop::Engine(Box::new(operation_not_found(&request.operation_id)))),
+    }
+}
+
+/// Spark says that it has no such operation, or no such session.
+fn is_unknown_to_spark(status: &Status) -> bool {
+    status.get_details_error_info().is_some_and(|info| {
+        info.metadata.get("errorClass").is_some_and(|class| {
+            class == "INVALID_HANDLE.OPERATION_NOT_FOUND" || class == "INVALID_HANDLE.SESSION_NOT_FOUND"
+        })
+    })
+}
+
+/// The operation ran on compute that was lost.
+pub(crate) fn operation_lost() -> Refused {
+    Refused::new(
+        Reason::OperationLost,
+        "The compute that ran the operation was lost, and the operation with it. Whether it took effect is not known. Check before you run it again.",
+    )
+}
+
+pub(crate) fn operation_not_found(operation: &str) -> Status {
+    rich(
+        "INVALID_HANDLE.OPERATION_NOT_FOUND",
+        &format!(
+            "The operation {operation} is not there. If rows of it were read already, run the query again."
+        ),
+    )
+}
+
+/// What Apache Spark says of an interrupted operation.
+pub(crate) fn operation_canceled() -> Status {
+    rich_with_state(
+        "OPERATION_CANCELED",
+        "The operation was interrupted, or its Spark session ended on the server while it ran.",
+        "HY008",
+    )
+}
+
+/// A newer connection of the same client reads the operation's results.
+pub(crate) fn superseded() -> Status {
+    Status::aborted("The client has reattached to this operation on another connection.")
+}
+
+/// The Spark session is older than the session's compute, and the cluster's
+/// `wake` is `signal`.
+pub(crate) fn session_replaced(session: &SparkSessionId, route: &Route) -> Status {
+    rich(
+        "INVALID_HANDLE.SESSION_CHANGED",
+        &format!(
+            "The Spark session {} ended with the compute that it ran on, {}. Build a new one: \
+             spark.stop(), then SparkSession.builder.remote(…).getOrCreate().",
+            session.as_str(),
+            replacement(route),
+        ),
+    )
+}
+
+/// Where the engine does not find something by its name, and compute was
+/// replaced, says so: what lived only in the engine's memory is gone.
+pub(crate) fn explain_replacement(trailers: &mut HeaderMap, route: &Route) {
+    if route.replaced_at.is_some()
+        && status_of(trailers).is_some_and(|status| status.code() == Code::Internal && is_missing(&status))
+    {
+        let note = format!(
+            " [Berth: this session's compute was replaced, {}. Temporary views, functions, artifacts and the \
+             current catalog or database of Spark sessions from before are gone; make them again.]",
+            replacement(route)
+        );
+        append_text(trailers, &note);
+    }
+}
+
+/// When and why compute was replaced last.
+fn replacement(route: &Route) -> String {
+    let at = route.replaced_at.unwrap_or_default();
+    if route.replaced_lost() {
+        format!("which was lost at {at}")
+    } else {
+        format!("which was given back while the session was idle and started anew at {at}")
+    }
+}
+
+/// A table, view, function or schema is not there. Spark says it by its error
+/// class, Sail in its text (measured with Sail 0.7.2).
+fn is_missing(status: &Status) -> bool {
+    const CLASSES: [&str; 5] = [
+        "TABLE_OR_VIEW_NOT_FOUND",
+        "VIEW_NOT_FOUND",
+        "UNRESOLVED_ROUTINE",
+        "ROUTINE_NOT_FOUND",
+        "SCHEMA_NOT_FOUND",
+    ];
+    let class = status
+        .get_details_error_info()
+        .and_then(|mut info| info.metadata.remove("errorClass"));
+    match class {
+        Some(class) => CLASSES.contains(&class.as_str()),
+        None => {
+            let text = status.message();
+            text.starts_with("unknown function: ") || text.contains("[TABLE_OR_VIEW_NOT_FOUND]")
+        }
+    }
+}
+
+fn session_changed(session: &str) -> Status {
+    rich(
+        "INVALID_HANDLE.SESSION_CHANGED",
+        &format!(
+            "The Spark session {session} has ended on the server. Build a new one: \
+             stop this one, then SparkSession.builder.remote(…).getOrCreate()."
+        ),
+    )
+}
+
+/// As Apache Spark would say it. Without an `errorId`, so that clients do not
+/// ask for more of it.
+fn rich(class: &str, text: &str) -> Status {
+    rich_with_state(class, text, "HY000")
+}
+
+fn rich_with_state(class: &str, text: &str, sql_state: &str) -> Status {
+    let metadata = HashMap::from([
+        ("errorClass".to_owned(), class.to_owned()),
+        ("sqlState".to_owned(), sql_state.to_owned()),
+        (
+            "classes".to_owned(),
+            r#"["org.apache.spark.SparkException","java.lang.Exception"]"#.to_owned(),
+        ),
+    ]);
+    let details =
+        ErrorDetails::with_error_info("org.apache.spark.SparkException", "org.apache.spark", metadata);
+    Status::with_error_details(
+        Code::Internal,
+        format!("[{class}] {text} SQLSTATE: {sql_state}"),
+        details,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SESSION: &str = "11111111-2222-3333-4444-555555555555";
+
+    fn translator(engine: Engine, reattaching: Option<&str>, lost: bool) -> Translator {
+        Translator {
+            engine,
+            session: SESSION.parse().unwrap(),
+            reattaching: reattaching.map(str::to_owned),
+            lost,
+        }
+    }
+
+    fn request(last_response_id: Option<&str>) -> ReattachExecuteRequest {
+        ReattachExecuteRequest {
+            operation_id: "op-1".to_owned(),
+            last_response_id: last_response_id.map(str::to_owned),
+            ..ReattachExecuteRequest::default()
+        }
+    }
+
+    fn trailers(status: &Status) -> HeaderMap {
+        let mut trailers = HeaderMap::new();
+        status.add_header(&mut trailers).unwrap();
+        trailers
+    }
+
+    fn said(text: &str) -> HeaderMap {
+        trailers(&Status::new(Code::Internal, text))
+    }
+
+    fn class(stop: Option<Stop>) -> String {
+        match stop {
+            Some(Stop::Engine(status)) => {
+                status.get_details_error_info().unwrap().metadata["errorClass"].clone()
+            }
+            Some(Stop::Refused(refused)) => refused.reason.to_string(),
+            Some(Stop::Deadline | Stop::Vanished | Stop::Untouched) => "another".to_owned(),
+            None => "as it is".to_owned(),
+        }
+    }
+
+    #[test]
+    fn an_unknown_operation_is_said_as_spark_says_it() {
+        let unknown = said("invalid argument: operation not found: op-1");
+        let sail = translator(Engine::Sail, Some("op-1"), false);
+        assert_eq!(
+            class(sail.translate(&unknown)),
+            "INVALID_HANDLE.OPERATION_NOT_FOUND"
+        );
+        let lost = translator(Engine::Sail, Some("op-1"), true);
+        assert_eq!(class(lost.translate(&unknown)), "OPERATION_LOST");
+    }
+
+    #[test]
+    fn an_operation_that_spark_lost_is_lost() {
+        let unknown = trailers(&operation_not_found("op-1"));
+        for (lost, expected) in [(true, "OPERATION_LOST"), (false, "as it is")] {
+            let spark = translator(Engine::Spark, Some("op-1"), lost);
+            assert_eq!(class(spark.translate(&unknown)), expected);
+        }
+        let changed = trailers(&session_changed(SESSION));
+        let spark = translator(Engine::Spark, Some("op-1"), true);
+        assert_eq!(class(spark.translate(&changed)), "as it is");
+    }
+
+    #[test]
+    fn reattaching_to_sail_is_refused_loudly_where_rows_would_be_lost() {
+        let of = |last, may, lost| class(admit_reattach(&request(last), may, lost).err());
+        let (exact, loses) = (Reattach::Exact, Reattach::WouldLoseResults);
+        assert_eq!(
+            of(Some("r-7"), loses, false),
+            "INVALID_HANDLE.OPERATION_NOT_FOUND"
+        );
+        assert_eq!(of(Some("r-7"), loses, true), "OPERATION_LOST");
+        assert_eq!(of(Some(""), loses, false), "as it is");
+        assert_eq!(of(None, loses, false), "as it is");
+        for last in [None, Some(""), Some("r-7")] {
+            assert_eq!(of(last, exact, false), "as it is");
+            assert_eq!(of(last, Reattach::Interrupted, false), "OPERATION_CANCELED");
+        }
+    }
+
+    #[test]
+    fn an_ended_session_is_said_as_spark_says_it() {
+        let ended = said(&format!("invalid argument: session {SESSION} is not running"));
+        let sail = translator(Engine::Sail, None, false);
+        assert_eq!(class(sail.translate(&ended)), "INVALID_HANDLE.SESSION_CHANGED");
+    }
+
+    #[test]
+    fn all_else_passes_as_it_is() {
+        let sail = translator(Engine::Sail, Some("op-1"), false);
+        for (code, text) in [
+            (Code::Internal, "invalid argument: operation not found: op-2"),
+            (Code::Internal, "x: invalid argument: operation not found: op-1"),
+            (
+                Code::Internal,
+                "invalid argument: operation not found: op-1 and more",
+            ),
+            (Code::NotFound, "invalid argument: operation not found: op-1"),
+            (Code::Internal, "invalid argument: session other is not running"),
+            (Code::Ok, ""),
+        ] {
+            let status = trailers(&Status::new(code, text));
+            assert!(sail.translate(&status).is_none(), "{code:?} {text}");
+        }
+        let unknown = said("invalid argument: operation not found: op-1");
+        let other = translator(Engine::Sail, None, false);
+        assert!(
+            other.translate(&unknown).is_none(),
+            "only a reattach is translated"
+        );
+    }
+}

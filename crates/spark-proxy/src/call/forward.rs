@@ -1,0 +1,482 @@
+//! Bytes both ways, frame by frame: nothing is read that the other side cannot
+//! take, so a slow reader stops its own writer and nobody else.
+//!
+//! Both directions of a call run in the call's own task. When [`forward`]
+//! returns for whatever reason, the upstream stream is dropped, which resets
+//! it if it was not over; only then does the caller tell the client.
+
+use crate::activity::sail_operations;
+use crate::call::bind::{self, SettingsChange};
+use crate::call::engine_errors::{self, Translator};
+use crate::call::redact::Redactor;
+use crate::call::result_watch::{self, Encoding, ResultWatch};
+use crate::call::sail_keep_alive;
+use crate::grpc::headers;
+use crate::grpc::identity::SparkSessionId;
+use crate::grpc::method::Method;
+use crate::grpc::reply::{Client, capacity};
+use crate::grpc::request_body::{Broken, Messages, Next, Outgoing};
+use crate::metrics::{Metrics, Outcome, Stage, Way};
+use crate::routes::{Backend, Route};
+use crate::stop::{Stop, backend_lost};
+use crate::upstream::{Body, Upstream};
+use crate::worker::Worker;
+use crate::worker::session::OpenCall;
+use bytes::{Buf as _, Bytes, BytesMut};
+use h2::SendStream;
+use h2::client::ResponseFuture;
+use http::{HeaderMap, HeaderName, StatusCode};
+use prost::Message as _;
+use session_core::Engine;
+use session_proto::spark::InterruptResponse;
+use std::cell::OnceCell;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use tokio::time::Instant;
+
+/// Responses with fewer bytes in a frame are joined, if they are there together.
+const SMALL: usize = 4 * 1024;
+/// How many bytes are joined at most.
+const JOINED: usize = 32 * 1024;
+/// The answer to an `Interrupt` is a list of ids.
+const MAX_INTERRUPT_ANSWER: usize = 64 * 1024;
+/// Ids of one answer that are taken.
+const MAX_INTERRUPTED: usize = 256;
+/// The answer to a `CloneSession` is a few ids.
+const MOST_CLONED: usize = 64 * 1024;
+
+/// Tells clients which compute answers: it rises when compute was replaced,
+/// and with it everything was lost that lived there only.
+static GENERATION: HeaderName = HeaderName::from_static("x-berth-generation");
+
+/// What both directions of a call need to know.
+pub(crate) struct Exchange<'a> {
+    pub(crate) worker: &'a Worker,
+    pub(crate) open: &'a OpenCall,
+    pub(crate) backend: &'a Backend,
+    pub(crate) spark_session: SparkSessionId,
+    pub(crate) translator: Option<Translator>,
+    /// A Spark session will come to be whose id only the answer tells.
+    pub(crate) clones: bool,
+    /// On Sail: the stream of an operation that its client can reattach to.
+    pub(crate) on_sail: OnceCell<sail_operations::Stream>,
+    /// What the call changes of settings that are to be kept.
+    pub(crate) settings: Option<&'a SettingsChange>,
+    pub(crate) route: &'a Route,
+}
+
+impl Exchange<'_> {
+    fn metrics(&self) -> &Metrics {
+        &self.worker.shared.metrics
+    }
+
+    /// The call's stream is one of this operation.
+    pub(crate) fn begin_on_sail(&self, operation: &str) {
+        if self.backend.engine == Engine::Sail {
+            let on_sail = &self.open.tally().on_sail;
+            let stream = on_sail.begin(self.backend.generation, &self.spark_session, operation);
+            // It begins once.
+            let _ = self.on_sail.set(stream);
+        }
+    }
+
+    /// Waits until another stream of the same operation takes over.
+    async fn superseded(&self) {
+        match self.on_sail.get() {
+            Some(stream) => stream.superseded.cancelled().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// What Sail's answer to an `Interrupt` names was interrupted.
+    fn note_interrupted(&self, encoding: Encoding, body: &[u8]) {
+        let Some(message) = result_watch::unary(encoding, body) else {
+            return;
+        };
+        let Ok(answer) = InterruptResponse::decode(message) else {
+            return;
+        };
+        let on_sail = &self.open.tally().on_sail;
+        for operation in answer.interrupted_ids.iter().take(MAX_INTERRUPTED) {
+            on_sail.interrupted(self.backend.generation, &self.spark_session, operation);
+        }
+    }
+
+    /// Ends the call in another way where the engine's status would mislead.
+    fn translated(&self, trailers: &HeaderMap) -> Result<(), Stop> {
+        match self
+            .translator
+            .as_ref()
+            .and_then(|translator| translator.translate(trailers))
+        {
+            Some(stop) => Err(stop),
+            None => Ok(()),
+        }
+    }
+
+    /// Spark tells its own credential to whoever asks for all settings.
+    fn redactor(&self) -> Option<Redactor> {
+        let credential = self.backend.credential.as_ref()?;
+        (self.open.method() == Method::Config)
+            .then(|| Redactor::of(credential))
+            .flatten()
+    }
+}
+
+/// Carries one call to its end.
+pub(crate) async fn forward(
+    exchange: &Exchange<'_>,
+    upstream: Upstream,
+    request: &mut Messages,
+    client: &mut Client,
+) -> Result<Outcome, Stop> {
+    let Upstream { response, sender } = upstream;
+    let mut upload = pin!(upload(exchange, request, sender));
+    let mut download = pin!(download(exchange, response, client));
+    let mut keeping =
+        sail_keep_alive::is_needed(exchange).then(|| Box::pin(sail_keep_alive::alive(exchange)));
+    let mut uploading = true;
+    loop {
+        tokio::select! {
+            biased;
+            sent = &mut upload, if uploading => match sent {
+                Ok(_) => uploading = false,
+                Err(broken) => return Err(broken.into()),
+            },
+            done = &mut download => return done,
+            () = exchange.superseded(), if !uploading => {
+                return Err(Stop::Engine(Box::new(engine_errors::superseded())));
+            }
+            never = poll_fn(|cx| poll_kept(keeping.as_mut(), cx)) => match never {},
+        }
+    }
+}
+
+fn poll_kept(
+    keeping: Option<&mut Pin<Box<impl Future<Output = Infallible>>>>,
+    cx: &mut Context<'_>,
+) -> Poll<Infallible> {
+    keeping.map_or(Poll::Pending, |keeping| keeping.as_mut().poll(cx))
+}
+
+/// The request to the backend. Its end comes back, because dropping it early
+/// would look like the end of the call.
+async fn upload(
+    exchange: &Exchange<'_>,
+    request: &mut Messages,
+    mut backend: SendStream<Outgoing>,
+) -> Result<SendStream<Outgoing>, Broken> {
+    while let Some(next) = request.next().await? {
+        let sent = match next {
+            Next::Data(data, end) => {
+                let len = data.remaining();
+                if capacity(&mut backend, len).await.is_err() {
+                    break;
+                }
+                exchange.metrics().bytes.at(Way::ToBackend).add(len as u64);
+                exchange.open.tally().count_in(len);
+                backend.send_data(data, end)
+            }
+            Next::End(Some(trailers)) => backend.send_trailers(trailers),
+            Next::End(None) => backend.send_data(Bytes::new().chain(Bytes::new()), true),
+        };
+        if sent.is_err() {
+            break;
+        }
+        request.passed();
+    }
+    if let Some(operation) = request.operation() {
+        let user_id = exchange.open.user_id(exchange.backend);
+        exchange.open.learn(&exchange.spark_session, user_id, operation);
+        if operation.is_reattachable()
+            && let Some(id) = operation.id()
+        {
+            exchange.begin_on_sail(id);
+        }
+    }
+    // If the backend wanted no more, its response says why.
+    Ok(backend)
+}
+
+/// The response to the client.
+async fn download(
+    exchange: &Exchange<'_>,
+    response: ResponseFuture,
+    client: &mut Client,
+) -> Result<Outcome, Stop> {
+    let sent = Instant::now();
+    let response = client
+        .unless_gone(response)
+        .await?
+        .map_err(|error| lost(&error))?;
+    exchange
+        .metrics()
+        .waited
+        .at(Stage::FirstByte)
+        .observe(sent.elapsed());
+    let (mut head, body) = response.into_parts();
+    if head.status != StatusCode::OK {
+        tracing::info!(
+            status = head.status.as_u16(),
+            "compute answered with a bare HTTP status"
+        );
+        return Err(Stop::Refused(backend_lost("The compute's answer is not gRPC.")));
+    }
+    headers::toward_client(&mut head.headers);
+    head.headers
+        .insert(&GENERATION, exchange.backend.generation_header.clone());
+    let status = outcome(&head.headers);
+    if body.is_end_stream() {
+        exchange.translated(&head.headers)?;
+        engine_errors::explain_replacement(&mut head.headers, exchange.route);
+        client.begin(http::Response::from_parts(head, ()), true)?;
+        return Ok(status.unwrap_or(Outcome::BackendError));
+    }
+    if exchange.open.method() == Method::ReattachExecute {
+        // Spark has the operation: it runs, and keeps its session busy.
+        exchange.open.work();
+    }
+    let trailers = if exchange.clones {
+        Box::pin(cloned(exchange, head, body, client)).await?
+    } else {
+        let mut inspection = Inspection::of(exchange, &head.headers);
+        client.begin(http::Response::from_parts(head, ()), false)?;
+        let trailers = stream(exchange, body, client, &mut inspection).await?;
+        if trailers.as_ref().and_then(outcome) == Some(Outcome::Ok) {
+            inspection.end(exchange)?;
+        }
+        trailers
+    };
+    let Some(mut trailers) = trailers else {
+        return Err(Stop::Refused(backend_lost(
+            "The compute ended its answer without a status.",
+        )));
+    };
+    exchange.translated(&trailers)?;
+    headers::toward_client(&mut trailers);
+    let outcome = outcome(&trailers).unwrap_or(Outcome::BackendError);
+    if outcome == Outcome::Ok {
+        if let Some(change) = exchange.settings {
+            let Exchange {
+                worker,
+                open,
+                backend,
+                spark_session,
+                ..
+            } = exchange;
+            let kept = Box::pin(bind::keep_settings(worker, open, backend, *spark_session, change));
+            client.unless_gone(kept).await?;
+        }
+    } else {
+        engine_errors::explain_replacement(&mut trailers, exchange.route);
+    }
+    client.trailers(trailers)?;
+    Ok(outcome)
+}
+
+/// What is read of a response on its way, beside its bytes.
+enum Inspection {
+    None,
+    /// Of a query on Sail.
+    Results(ResultWatch),
+    /// Sail's answer to an `Interrupt`, as far as it came.
+    Interrupt(Encoding, Vec<u8>),
+}
+
+impl Inspection {
+    fn of(exchange: &Exchange<'_>, headers: &HeaderMap) -> Self {
+        if exchange.backend.engine != Engine::Sail {
+            return Self::None;
+        }
+        match exchange.open.method() {
+            Method::Interrupt => Self::Interrupt(Encoding::of(headers), Vec::new()),
+            _ if exchange.on_sail.get().is_some() => Self::Results(ResultWatch::new(Encoding::of(headers))),
+            _ => Self::None,
+        }
+    }
+
+    fn feed(&mut self, exchange: &Exchange<'_>, data: &[u8]) {
+        match self {
+            Self::None => {}
+            Self::Results(watch) => {
+                watch.feed(data);
+                if watch.has_results()
+                    && let Some(stream) = exchange.on_sail.get()
+                {
+                    stream.has_results();
+                }
+            }
+            Self::Interrupt(_, body) => {
+                if body.len() + data.len() <= MAX_INTERRUPT_ANSWER {
+                    body.extend_from_slice(data);
+                }
+            }
+        }
+    }
+
+    /// The response ended with OK.
+    fn end(self, exchange: &Exchange<'_>) -> Result<(), Stop> {
+        match self {
+            Self::None => Ok(()),
+            Self::Results(watch) if watch.is_complete() => Ok(()),
+            Self::Results(_) => {
+                // Its client would reattach to what is not there any more, or take it for whole.
+                if let Some(stream) = exchange.on_sail.get() {
+                    stream.interrupted();
+                }
+                Err(Stop::Engine(Box::new(engine_errors::operation_canceled())))
+            }
+            Self::Interrupt(encoding, body) => {
+                exchange.note_interrupted(encoding, &body);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Passes a response's bytes on, to its trailers.
+async fn stream(
+    exchange: &Exchange<'_>,
+    mut body: Body,
+    client: &mut Client,
+    inspection: &mut Inspection,
+) -> Result<Option<HeaderMap>, Stop> {
+    let mut redactor = exchange.redactor();
+    let mut more = true;
+    while more {
+        let (data, taken, ended) = client
+            .unless_gone(poll_fn(|cx| poll_joined(&mut body, cx)))
+            .await??;
+        more = !ended;
+        inspection.feed(exchange, &data);
+        let data = match &mut redactor {
+            None => data,
+            Some(redactor) if more => redactor.feed(&data),
+            Some(redactor) => {
+                let sure = redactor.feed(&data);
+                [sure, redactor.finish()].concat().into()
+            }
+        };
+        let len = data.len();
+        if len > 0 {
+            client.capacity(len).await?;
+            client.data(data, false)?;
+            exchange.metrics().bytes.at(Way::ToClient).add(len as u64);
+            exchange.open.tally().count_out(len);
+        }
+        let _ = body.flow_control().release_capacity(taken);
+    }
+    trailers(&mut body, client).await
+}
+
+async fn trailers(body: &mut Body, client: &mut Client) -> Result<Option<HeaderMap>, Stop> {
+    client
+        .unless_gone(poll_fn(|cx| body.poll_trailers(cx)))
+        .await?
+        .map_err(|error| lost(&error))
+}
+
+/// Bytes to be sent as one, how many were taken for them, and whether they are the last.
+type Joined = (Bytes, usize, bool);
+
+/// The next bytes; small ones that are there together come together, so that
+/// many small messages are few frames.
+fn poll_joined(body: &mut Body, cx: &mut Context<'_>) -> Poll<Result<Joined, Stop>> {
+    let first = match ready!(body.poll_data(cx)) {
+        None => return Poll::Ready(Ok((Bytes::new(), 0, true))),
+        Some(data) => data.map_err(|error| lost(&error))?,
+    };
+    if first.len() >= SMALL {
+        let taken = first.len();
+        return Poll::Ready(Ok((first, taken, false)));
+    }
+    let mut joined = BytesMut::new();
+    let mut ended = false;
+    while first.len() + joined.len() < JOINED {
+        match body.poll_data(cx) {
+            Poll::Pending => break,
+            Poll::Ready(None) => {
+                ended = true;
+                break;
+            }
+            Poll::Ready(Some(data)) => {
+                let data = data.map_err(|error| lost(&error))?;
+                if joined.is_empty() {
+                    joined.reserve(JOINED);
+                    joined.extend_from_slice(&first);
+                }
+                joined.extend_from_slice(&data);
+            }
+        }
+    }
+    let data = if joined.is_empty() { first } else { joined.freeze() };
+    let taken = data.len();
+    Poll::Ready(Ok((data, taken, ended)))
+}
+
+/// The answer to a `CloneSession`, held until the Spark session that it names
+/// is known to be ours.
+async fn cloned(
+    exchange: &Exchange<'_>,
+    head: http::response::Parts,
+    mut body: Body,
+    client: &mut Client,
+) -> Result<Option<HeaderMap>, Stop> {
+    let mut answer = BytesMut::new();
+    while let Some(data) = client.unless_gone(poll_fn(|cx| body.poll_data(cx))).await? {
+        let data = data.map_err(|error| lost(&error))?;
+        answer.extend_from_slice(&data);
+        let _ = body.flow_control().release_capacity(data.len());
+        if answer.len() > MOST_CLONED {
+            return Err(Stop::Refused(backend_lost(
+                "The compute's answer to CloneSession is too long.",
+            )));
+        }
+    }
+    let trailers = trailers(&mut body, client).await?;
+    if trailers.as_ref().and_then(outcome) == Some(Outcome::Ok) {
+        let Exchange {
+            worker,
+            open,
+            route,
+            backend,
+            ..
+        } = exchange;
+        let checked = bind::check_cloned(worker, open, route, backend, &answer);
+        client.unless_gone(checked).await??;
+    }
+    client.begin(http::Response::from_parts(head, ()), false)?;
+    client.capacity(answer.len()).await?;
+    client.data(answer.freeze(), false)?;
+    Ok(trailers)
+}
+
+fn outcome(headers: &HeaderMap) -> Option<Outcome> {
+    let status = headers.get("grpc-status")?;
+    Some(if status.as_bytes() == b"0" {
+        Outcome::Ok
+    } else {
+        Outcome::BackendError
+    })
+}
+
+/// What the loss of an upstream stream means. Only a refusal, or a GOAWAY that
+/// names the stream as not processed, proves that nothing was done.
+fn lost(error: &h2::Error) -> Stop {
+    let refused = error.is_remote()
+        && match error.reason() {
+            Some(h2::Reason::REFUSED_STREAM) => error.is_reset(),
+            Some(h2::Reason::NO_ERROR) => error.is_go_away(),
+            _ => false,
+        };
+    tracing::debug!(%error, refused, "the stream to compute was lost");
+    if refused {
+        Stop::Untouched
+    } else {
+        Stop::Refused(backend_lost(
+            "The connection to the compute was lost while the call ran.",
+        ))
+    }
+}

@@ -1,0 +1,64 @@
+//! `grpc.health.v1.Health/Check`, answered here and without a token: is this
+//! proxy taking calls?
+
+use crate::grpc::method::SPARK_CONNECT;
+use crate::grpc::reply::{Client, Vanished};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use h2::RecvStream;
+use prost::Message as _;
+use tonic::Status;
+
+const MOST: usize = 1024;
+const SERVING: i32 = 1;
+const NOT_SERVING: i32 = 2;
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct CheckRequest {
+    #[prost(string, tag = "1")]
+    service: String,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct CheckResponse {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+/// Reads the small request and answers it.
+pub(crate) async fn check(body: RecvStream, serving: bool, client: &mut Client) -> Result<(), Vanished> {
+    let service = match client.unless_gone(asked_for(body)).await? {
+        Some(service) => service,
+        None => {
+            client.fail(&Status::invalid_argument("not a health check"));
+            return Ok(());
+        }
+    };
+    if !service.is_empty() && service != SPARK_CONNECT {
+        client.fail(&Status::not_found("unknown service"));
+        return Ok(());
+    }
+    let response = CheckResponse {
+        status: if serving { SERVING } else { NOT_SERVING },
+    };
+    let mut message = BytesMut::with_capacity(16);
+    message.put_u8(0);
+    message.put_u32(u32::try_from(response.encoded_len()).unwrap_or(0));
+    message.put_slice(&response.encode_to_vec());
+    client.reply(message.freeze())
+}
+
+async fn asked_for(mut body: RecvStream) -> Option<String> {
+    let mut whole = BytesMut::new();
+    while let Some(data) = body.data().await {
+        let data: Bytes = data.ok()?;
+        body.flow_control().release_capacity(data.len()).ok()?;
+        whole.put_slice(&data);
+        if whole.len() > MOST {
+            return None;
+        }
+    }
+    // Flag and length of the one message come first.
+    let message = whole.get(5..)?;
+    (whole[0] == 0).then_some(())?;
+    Some(CheckRequest::decode(message).ok()?.service)
+}

@@ -1,0 +1,466 @@
+//! Answers that need no compute.
+//!
+//! Clients send calls that are no work: they release what they read, ask what
+//! is left, or say goodbye when Python exits. While a session has no compute
+//! in use such a call must not bring it up, must not fail the client's program
+//! and must not make anything.
+//!
+//! A reply made here lacks what only the engine has: its own id of the Spark
+//! session (`server_side_session_id`). PySpark 4 stores the id of the first
+//! reply it gets, the empty one too, and fails on every later reply with
+//! another id (measured with 4.1.3 and 4.3.0). So the id is echoed as the
+//! request names it, and a client that names none yet gets no made-up reply
+//! where it would store the id: what may be its first work is work
+//! ([`exit_or_error_reply`]), and other calls end with an error.
+
+use crate::call::engine_errors::{operation_lost, operation_not_found};
+use crate::grpc::method::Method;
+use crate::stop::Stop;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use prost::Message;
+use session_core::Reason;
+use session_proto::error::Refused;
+use session_proto::spark::command::CommandType;
+use session_proto::spark::config_request::Operation;
+use session_proto::spark::config_request::operation::OpType;
+use session_proto::spark::execute_plan_response::{ResponseType, ResultComplete};
+use session_proto::spark::ml_command::Command as MlCommand;
+use session_proto::spark::plan::OpType as PlanType;
+use session_proto::spark::{
+    ConfigRequest, ConfigResponse, ExecutePlanRequest, ExecutePlanResponse, FetchErrorDetailsRequest,
+    FetchErrorDetailsResponse, GetStatusRequest, GetStatusResponse, InterruptRequest, InterruptResponse,
+    KeyValue, ReattachExecuteRequest, ReleaseExecuteRequest, ReleaseExecuteResponse, ReleaseSessionRequest,
+    ReleaseSessionResponse,
+};
+use tonic::Status;
+
+/// Requests that are no work are at most this long (DESIGN §5.5).
+pub(crate) const MOST_TALK: usize = 1024;
+
+/// What PySpark 4.1 and later ask before a plan, also before the last one.
+const COMPRESSION: [&str; 2] = [
+    "spark.connect.session.planCompression.threshold",
+    "spark.connect.session.planCompression.defaultAlgorithm",
+];
+/// What PySpark 4 asks before it shows an error.
+const STACK_TRACE: [&str; 2] = [
+    "spark.sql.connect.serverStacktrace.enabled",
+    "spark.sql.pyspark.jvmStacktrace.enabled",
+];
+
+/// The answer to what PySpark sends when Python exits or an error is shown,
+/// which only looks like work; `None` if it is work. `request` is its one
+/// message, flag and length included.
+///
+/// The same requests are the first ones of a new client's first query. Only a
+/// client that names an observed server-side session id is past that.
+pub(crate) fn exit_or_error_reply(method: Method, request: &[u8]) -> Option<Result<Bytes, Stop>> {
+    let message = request.get(5..)?;
+    match method {
+        Method::ExecutePlan => clean_cache(&ExecutePlanRequest::decode(message).ok()?).map(Ok),
+        Method::Config => config_get(ConfigRequest::decode(message).ok()?),
+        _ => None,
+    }
+}
+
+/// Python exits, and PySpark has the server clear what only `stop()` would.
+fn clean_cache(request: &ExecutePlanRequest) -> Option<Bytes> {
+    let PlanType::Command(command) = request.plan.as_ref()?.op_type.as_ref()? else {
+        return None;
+    };
+    let CommandType::MlCommand(command) = command.command_type.as_ref()? else {
+        return None;
+    };
+    let Some(MlCommand::CleanCache(_)) = command.command else {
+        return None;
+    };
+    let server_side_session_id = observed(request.client_observed_server_side_session_id.as_ref())?;
+    Some(framed(&ExecutePlanResponse {
+        session_id: request.session_id.clone(),
+        server_side_session_id,
+        operation_id: request.operation_id.clone().unwrap_or_default(),
+        response_id: uuid::Uuid::new_v4().to_string(),
+        response_type: Some(ResponseType::ResultComplete(ResultComplete {})),
+    }))
+}
+
+fn config_get(request: ConfigRequest) -> Option<Result<Bytes, Stop>> {
+    let Operation { op_type } = request.operation?;
+    let OpType::Get(get) = op_type? else { return None };
+    let all_of = |known: &[&str]| get.keys.iter().all(|key| known.contains(&key.as_str()));
+    let observed = observed(request.client_observed_server_side_session_id.as_ref());
+    let (server_side_session_id, pairs) = if get.keys.is_empty() {
+        return None;
+    } else if all_of(&COMPRESSION) {
+        // No values: PySpark sends its plan uncompressed and asks again before the next one.
+        (observed?, Vec::new())
+    } else if all_of(&STACK_TRACE) {
+        let Some(observed) = observed.or_else(|| no_id_to_keep(request.client_type.as_deref())) else {
+            return Some(Err(stack_trace_unknown()));
+        };
+        let pairs = get.keys.into_iter().map(|key| KeyValue {
+            key,
+            value: Some("false".to_owned()),
+        });
+        (observed, pairs.collect())
+    } else {
+        return None;
+    };
+    Some(Ok(framed(&ConfigResponse {
+        session_id: request.session_id,
+        server_side_session_id,
+        pairs,
+        ..ConfigResponse::default()
+    })))
+}
+
+/// PySpark then shows the error with what it has of a stack trace. A plain
+/// status: ErrorInfo would make it ask the same question again.
+fn stack_trace_unknown() -> Stop {
+    Stop::Engine(Box::new(Status::failed_precondition(
+        "The session has no compute at the moment that could be asked for its settings.",
+    )))
+}
+
+/// Does a `Config` request only read settings that it names? `request` is its
+/// one message, flag and length included.
+pub(crate) fn only_reads(request: &[u8]) -> bool {
+    let decoded = ConfigRequest::decode(request.get(5..).unwrap_or_default());
+    let Ok(Some(Operation { op_type: Some(what) })) = decoded.map(|request| request.operation) else {
+        return false;
+    };
+    match what {
+        OpType::Get(_) | OpType::GetWithDefault(_) | OpType::GetOption(_) => true,
+        OpType::Set(_) | OpType::GetAll(_) | OpType::Unset(_) | OpType::IsModifiable(_) => false,
+    }
+}
+
+/// The answer to a call that is no work, where there is no compute for it.
+/// `request` is its one message, flag and length included.
+pub(crate) fn without_compute(method: Method, request: &[u8], lost: bool) -> Result<Bytes, Stop> {
+    let message = request.get(5..).unwrap_or_default();
+    match method {
+        Method::ReattachExecute => {
+            let request: ReattachExecuteRequest = decode(message)?;
+            if lost {
+                return Err(operation_lost().into());
+            }
+            // PySpark sends its ExecutePlan again, unless it has read results already.
+            Err(Stop::Engine(Box::new(operation_not_found(&request.operation_id))))
+        }
+        Method::ReleaseExecute => {
+            let request: ReleaseExecuteRequest = decode(message)?;
+            Ok(framed(&ReleaseExecuteResponse {
+                session_id: request.session_id,
+                operation_id: Some(request.operation_id),
+                // No client keeps the id of this reply.
+                server_side_session_id: observed(request.client_observed_server_side_session_id.as_ref())
+                    .unwrap_or_default(),
+            }))
+        }
+        Method::Interrupt => {
+            let request: InterruptRequest = decode(message)?;
+            let server_side_session_id = observed(request.client_observed_server_side_session_id.as_ref())
+                .or_else(|| no_id_to_keep(request.client_type.as_deref()))
+                .ok_or_else(compute_released)?;
+            Ok(framed(&InterruptResponse {
+                session_id: request.session_id,
+                interrupted_ids: Vec::new(),
+                server_side_session_id,
+            }))
+        }
+        Method::ReleaseSession => {
+            let request: ReleaseSessionRequest = decode(message)?;
+            Ok(framed(&ReleaseSessionResponse {
+                session_id: request.session_id,
+                // The request has no field for it, and its client ends here.
+                server_side_session_id: String::new(),
+            }))
+        }
+        Method::GetStatus => {
+            let request: GetStatusRequest = decode(message)?;
+            let server_side_session_id = observed(request.client_observed_server_side_session_id.as_ref())
+                .or_else(|| no_id_to_keep(request.client_type.as_deref()))
+                .ok_or_else(compute_released)?;
+            Ok(framed(&GetStatusResponse {
+                session_id: request.session_id,
+                server_side_session_id,
+            }))
+        }
+        Method::FetchErrorDetails => {
+            let request: FetchErrorDetailsRequest = decode(message)?;
+            Ok(framed(&FetchErrorDetailsResponse {
+                session_id: request.session_id,
+                // No client keeps the id of this reply.
+                server_side_session_id: observed(request.client_observed_server_side_session_id.as_ref())
+                    .unwrap_or_default(),
+            }))
+        }
+        Method::ExecutePlan
+        | Method::AnalyzePlan
+        | Method::Config
+        | Method::AddArtifacts
+        | Method::ArtifactStatus
+        | Method::CloneSession
+        | Method::ListSqlExecutions
+        | Method::GetSqlExecution
+        | Method::Unknown => Err(compute_released().into()),
+    }
+}
+
+fn compute_released() -> Refused {
+    Refused::new(
+        Reason::ComputeReleased,
+        "The session has no compute at the moment, so nothing runs on it. The next query brings it up.",
+    )
+}
+
+fn decode<M: Message + Default>(message: &[u8]) -> Result<M, Refused> {
+    M::decode(message).map_err(|_| {
+        Refused::new(
+            Reason::MalformedMessage,
+            "The request is not a Spark Connect message: it cannot be decoded.",
+        )
+    })
+}
+
+/// The server-side session id that the request names, if it names one.
+fn observed(id: Option<&String>) -> Option<String> {
+    id.filter(|id| !id.is_empty()).cloned()
+}
+
+/// An empty server-side session id, for a client that does not keep the first
+/// one it gets. `client_type` as PySpark writes it: `… spark/4.1.3 … python/3.11.7`.
+fn no_id_to_keep(client_type: Option<&str>) -> Option<String> {
+    let client_type = client_type.unwrap_or_default();
+    let version = |of: &str| client_type.split(' ').find_map(|part| part.strip_prefix(of));
+    let major = version("spark/").and_then(|version| version.split('.').next()?.parse::<u32>().ok());
+    let keeps = version("python/").is_some() && major.is_none_or(|major| major >= 4);
+    (!keeps).then(String::new)
+}
+
+/// With flag and length.
+pub(crate) fn framed(message: &impl Message) -> Bytes {
+    let len = message.encoded_len();
+    let mut out = BytesMut::with_capacity(len + 5);
+    out.put_u8(0);
+    // Answers are short.
+    out.put_u32(u32::try_from(len).unwrap_or(u32::MAX));
+    // The buffer grows, so this cannot fail.
+    let _ = message.encode(&mut out);
+    out.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use session_proto::spark::{Command, MlCommand as Ml, Plan, config_request::Get, ml_command::CleanCache};
+
+    const ID: &str = "01234567-89ab-cdef-0123-456789abcdef";
+
+    const PYSPARK_4: &str = "_SPARK_CONNECT_PYTHON spark/4.1.3 os/linux python/3.11.7";
+    const PYSPARK_3: &str = "_SPARK_CONNECT_PYTHON spark/3.5.9 os/linux python/3.11.7";
+    const SCALA: &str = "_SPARK_CONNECT_SCALA spark/4.1.3 scala/2.13.17 jvm/17.0.15 os/linux";
+
+    fn config_of(keys: &[&str], client: &str, observed: Option<&str>) -> Bytes {
+        framed(&ConfigRequest {
+            session_id: ID.to_owned(),
+            client_type: Some(client.to_owned()),
+            client_observed_server_side_session_id: observed.map(str::to_owned),
+            operation: Some(Operation {
+                op_type: Some(OpType::Get(Get {
+                    keys: keys.iter().map(|&key| key.to_owned()).collect(),
+                })),
+            }),
+            ..ConfigRequest::default()
+        })
+    }
+
+    fn config(keys: &[&str]) -> Bytes {
+        config_of(keys, PYSPARK_4, Some("server"))
+    }
+
+    fn execute_of(command: Option<MlCommand>, observed: Option<&str>) -> Bytes {
+        framed(&ExecutePlanRequest {
+            session_id: ID.to_owned(),
+            operation_id: Some("op".to_owned()),
+            client_observed_server_side_session_id: observed.map(str::to_owned),
+            plan: Some(Plan {
+                op_type: Some(PlanType::Command(Command {
+                    command_type: Some(CommandType::MlCommand(Ml { command })),
+                })),
+            }),
+            ..ExecutePlanRequest::default()
+        })
+    }
+
+    fn execute(command: Option<MlCommand>) -> Bytes {
+        execute_of(command, Some("server"))
+    }
+
+    fn clean_cache() -> Option<MlCommand> {
+        Some(MlCommand::CleanCache(CleanCache {}))
+    }
+
+    /// The reply to a request that must have one.
+    fn reply<M: Message + Default>(method: Method, request: &[u8]) -> M {
+        match exit_or_error_reply(method, request) {
+            Some(Ok(reply)) => M::decode(&reply[5..]).unwrap(),
+            Some(Err(_)) => panic!("an error"),
+            None => panic!("work"),
+        }
+    }
+
+    #[test]
+    fn what_pyspark_says_at_exit_is_not_work() {
+        let reply1: ConfigResponse = reply(Method::Config, &config(&COMPRESSION));
+        assert_eq!(
+            (reply1.session_id.as_str(), reply1.server_side_session_id.as_str()),
+            (ID, "server")
+        );
+        let reply2: ExecutePlanResponse = reply(Method::ExecutePlan, &execute(clean_cache()));
+        assert_eq!(
+            (
+                reply2.session_id.as_str(),
+                reply2.server_side_session_id.as_str(),
+                reply2.operation_id.as_str()
+            ),
+            (ID, "server", "op")
+        );
+        assert!(matches!(
+            reply2.response_type,
+            Some(ResponseType::ResultComplete(_))
+        ));
+    }
+
+    #[test]
+    fn a_client_without_an_observed_server_id_is_new_and_its_question_is_work() {
+        for observed in [None, Some("")] {
+            let question = config_of(&COMPRESSION, PYSPARK_4, observed);
+            assert!(exit_or_error_reply(Method::Config, &question).is_none());
+            let exit = execute_of(clean_cache(), observed);
+            assert!(exit_or_error_reply(Method::ExecutePlan, &exit).is_none());
+        }
+    }
+
+    #[test]
+    fn no_reply_gives_a_new_pyspark_an_empty_server_id_to_keep() {
+        for (client, observed, kept) in [
+            (PYSPARK_4, None, None),
+            ("mine/1 spark/5.0.0 os/linux python/3.14.0", None, None),
+            ("_SPARK_CONNECT_PYTHON spark/dev python/3.14.0", None, None),
+            (PYSPARK_4, Some("server"), Some("server")),
+            // These have no such field, or ignore an empty one.
+            (PYSPARK_3, None, Some("")),
+            (SCALA, None, Some("")),
+            ("", None, Some("")),
+        ] {
+            let question = config_of(&STACK_TRACE[..1], client, observed);
+            let reply = exit_or_error_reply(Method::Config, &question).unwrap();
+            let id = reply.as_ref().ok().map(|reply| {
+                ConfigResponse::decode(&reply[5..])
+                    .unwrap()
+                    .server_side_session_id
+            });
+            assert_eq!(id.as_deref(), kept, "Config, {client}");
+            if let Err(stop) = reply {
+                // ErrorInfo would make PySpark ask again, and again.
+                assert!(matches!(stop, Stop::Engine(status) if status.details().is_empty()));
+            }
+
+            let interrupt = framed(&InterruptRequest {
+                session_id: ID.to_owned(),
+                client_type: Some(client.to_owned()),
+                client_observed_server_side_session_id: observed.map(str::to_owned),
+                ..InterruptRequest::default()
+            });
+            let reply = without_compute(Method::Interrupt, &interrupt, false).ok();
+            let id = reply.map(|reply| {
+                InterruptResponse::decode(&reply[5..])
+                    .unwrap()
+                    .server_side_session_id
+            });
+            assert_eq!(id.as_deref(), kept, "Interrupt, {client}");
+
+            let status = framed(&GetStatusRequest {
+                session_id: ID.to_owned(),
+                client_type: Some(client.to_owned()),
+                client_observed_server_side_session_id: observed.map(str::to_owned),
+                ..GetStatusRequest::default()
+            });
+            let reply = without_compute(Method::GetStatus, &status, false).ok();
+            let id = reply.map(|reply| {
+                GetStatusResponse::decode(&reply[5..])
+                    .unwrap()
+                    .server_side_session_id
+            });
+            assert_eq!(id.as_deref(), kept, "GetStatus, {client}");
+        }
+    }
+
+    #[test]
+    fn what_is_asked_before_an_error_is_shown_has_a_value() {
+        let reply: ConfigResponse = reply(Method::Config, &config(&STACK_TRACE[..1]));
+        assert_eq!(reply.pairs[0].key, STACK_TRACE[0]);
+        assert_eq!(reply.pairs[0].value.as_deref(), Some("false"));
+    }
+
+    #[test]
+    fn all_else_is_work() {
+        for keys in [
+            &["spark.sql.ansi.enabled"][..],
+            &[],
+            &[COMPRESSION[0], "spark.app.name"],
+        ] {
+            assert!(
+                exit_or_error_reply(Method::Config, &config(keys)).is_none(),
+                "{keys:?}"
+            );
+        }
+        assert!(exit_or_error_reply(Method::ExecutePlan, &execute(None)).is_none());
+        assert!(exit_or_error_reply(Method::AnalyzePlan, &config(&COMPRESSION)).is_none());
+        assert!(exit_or_error_reply(Method::ExecutePlan, b"").is_none());
+    }
+
+    #[test]
+    fn what_only_reads_is_told_apart() {
+        assert!(only_reads(&config(&["spark.sql.session.timeZone"])));
+        let other = |op_type| {
+            framed(&ConfigRequest {
+                session_id: ID.to_owned(),
+                operation: Some(Operation { op_type }),
+                ..ConfigRequest::default()
+            })
+        };
+        for what in [
+            Some(OpType::Set(session_proto::spark::config_request::Set::default())),
+            Some(OpType::Unset(
+                session_proto::spark::config_request::Unset::default(),
+            )),
+            Some(OpType::GetAll(
+                session_proto::spark::config_request::GetAll::default(),
+            )),
+            None,
+        ] {
+            assert!(!only_reads(&other(what)));
+        }
+        assert!(!only_reads(b"no message"));
+    }
+
+    #[test]
+    fn an_operation_on_lost_compute_is_lost() {
+        let request = framed(&ReattachExecuteRequest {
+            session_id: ID.to_owned(),
+            operation_id: "op".to_owned(),
+            ..ReattachExecuteRequest::default()
+        });
+        let Err(Stop::Refused(refused)) = without_compute(Method::ReattachExecute, &request, true) else {
+            panic!("not refused");
+        };
+        assert_eq!(refused.reason, Reason::OperationLost);
+        let Err(Stop::Engine(status)) = without_compute(Method::ReattachExecute, &request, false) else {
+            panic!("not as Spark says it");
+        };
+        assert!(status.message().contains("INVALID_HANDLE.OPERATION_NOT_FOUND"));
+    }
+}

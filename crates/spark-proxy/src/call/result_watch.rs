@@ -1,0 +1,339 @@
+//! The response of a query on Sail, watched as its bytes pass: have results
+//! gone out, and was it complete?
+//!
+//! Both decide what a client may be told. Sail sends an empty message every
+//! 15 s while a query runs, with a response id like any other, and the schema
+//! before the first row; a client that saw no more than these can reattach
+//! without a loss. And Sail ends the stream of an interrupted query with OK,
+//! as if it were whole; only the message `result_complete` tells them apart
+//! (measured with Sail 0.7.2). No message is held beyond [`MAX_INSPECTED`],
+//! and none is delayed.
+
+use crate::grpc::identity::fields;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName};
+use std::io::Read as _;
+
+static GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+
+/// Longer messages carry results: what is sought here takes some 200 bytes,
+/// and a schema is mostly shorter.
+const MAX_INSPECTED: usize = 4 * 1024;
+/// Once results went out only `result_complete` is sought.
+const MAX_RESULT_COMPLETE: usize = 512;
+/// A short message does not inflate to more than this, or is not inspected.
+const MAX_INFLATED: u64 = 256 * 1024;
+/// Flag and length of a gRPC message.
+const PREFIX: usize = 5;
+
+// Fields of `ExecutePlanResponse`.
+const SESSION_ID: u64 = 1;
+const SCHEMA: u64 = 7;
+const OPERATION_ID: u64 = 12;
+const RESPONSE_ID: u64 = 13;
+const RESULT_COMPLETE: u64 = 14;
+const SERVER_SIDE_SESSION_ID: u64 = 15;
+const EXECUTION_PROGRESS: u64 = 18;
+
+/// How the messages of a response are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Encoding {
+    Identity,
+    Gzip,
+    Zstd,
+    /// One that is not read here: its messages count as results.
+    Unknown,
+}
+
+impl Encoding {
+    /// As the response's headers name it.
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        match headers.get(&GRPC_ENCODING).map(|value| value.as_bytes()) {
+            None | Some(b"identity") => Self::Identity,
+            Some(b"gzip") => Self::Gzip,
+            Some(b"zstd") => Self::Zstd,
+            Some(_) => Self::Unknown,
+        }
+    }
+
+    /// The content of a message; `None` if it cannot be read here.
+    pub(crate) fn inflate(self, compressed: bool, message: &[u8]) -> Option<Vec<u8>> {
+        if !compressed {
+            return Some(message.to_vec());
+        }
+        let mut out = Vec::new();
+        let read = match self {
+            Self::Gzip => flate2::read::GzDecoder::new(message)
+                .take(MAX_INFLATED)
+                .read_to_end(&mut out),
+            Self::Zstd => zstd::stream::read::Decoder::new(message)
+                .and_then(|decoder| decoder.take(MAX_INFLATED).read_to_end(&mut out)),
+            Self::Identity | Self::Unknown => return None,
+        };
+        (read.ok()? < MAX_INFLATED as usize).then_some(out)
+    }
+}
+
+/// What a message is, as far as it matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// It can be lost or come twice without harm.
+    Heartbeat,
+    ResultComplete,
+    Results,
+}
+
+/// Watches one response.
+#[derive(Debug)]
+pub(crate) struct ResultWatch {
+    encoding: Encoding,
+    state: State,
+    delivered: bool,
+    complete: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    Prefix {
+        bytes: [u8; PREFIX],
+        have: usize,
+    },
+    /// A message that is looked into, as far as it came.
+    Message {
+        compressed: bool,
+        len: usize,
+        bytes: Vec<u8>,
+    },
+    /// So many bytes of a message that is not looked into.
+    Skip(usize),
+}
+
+const START: State = State::Prefix {
+    bytes: [0; PREFIX],
+    have: 0,
+};
+
+impl ResultWatch {
+    pub(crate) fn new(encoding: Encoding) -> Self {
+        Self {
+            encoding,
+            state: START,
+            delivered: false,
+            complete: false,
+        }
+    }
+
+    /// Results were among what came so far.
+    pub(crate) fn has_results(&self) -> bool {
+        self.delivered
+    }
+
+    /// The last message was the one that follows all results.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Takes the next bytes of the response.
+    pub(crate) fn feed(&mut self, mut data: &[u8]) {
+        while !data.is_empty() {
+            match &mut self.state {
+                State::Prefix { bytes, have } => {
+                    let count = (PREFIX - *have).min(data.len());
+                    let (taken, rest) = data.split_at(count);
+                    bytes[*have..*have + count].copy_from_slice(taken);
+                    *have += count;
+                    data = rest;
+                    if *have == PREFIX {
+                        let prefix = *bytes;
+                        self.begin(prefix);
+                    }
+                }
+                State::Message {
+                    compressed,
+                    len,
+                    bytes,
+                } => {
+                    let count = (*len - bytes.len()).min(data.len());
+                    let (taken, rest) = data.split_at(count);
+                    bytes.extend_from_slice(taken);
+                    data = rest;
+                    if bytes.len() == *len {
+                        let kind = self
+                            .encoding
+                            .inflate(*compressed, bytes)
+                            .map_or(Kind::Results, |message| kind_of(&message));
+                        self.take(kind);
+                    }
+                }
+                State::Skip(left) => {
+                    let count = (*left).min(data.len());
+                    data = &data[count..];
+                    *left -= count;
+                    if *left == 0 {
+                        self.state = START;
+                    }
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, [flag, len @ ..]: [u8; PREFIX]) {
+        let len = u32::from_be_bytes(len) as usize;
+        let most = if self.delivered {
+            MAX_RESULT_COMPLETE
+        } else {
+            MAX_INSPECTED
+        };
+        if len == 0 {
+            self.take(Kind::Heartbeat);
+        } else if len <= most {
+            self.state = State::Message {
+                compressed: flag != 0,
+                len,
+                bytes: Vec::with_capacity(len),
+            };
+        } else {
+            self.take(Kind::Results);
+            self.state = State::Skip(len);
+        }
+    }
+
+    fn take(&mut self, kind: Kind) {
+        self.delivered |= kind == Kind::Results;
+        self.complete = kind == Kind::ResultComplete;
+        self.state = START;
+    }
+}
+
+fn kind_of(message: &[u8]) -> Kind {
+    let mut kind = Kind::Heartbeat;
+    let read = fields(message, |field| match field {
+        SESSION_ID | SCHEMA | OPERATION_ID | RESPONSE_ID | SERVER_SIDE_SESSION_ID | EXECUTION_PROGRESS => {}
+        RESULT_COMPLETE if kind == Kind::Heartbeat => kind = Kind::ResultComplete,
+        _ => kind = Kind::Results,
+    });
+    if read.is_ok() { kind } else { Kind::Results }
+}
+
+/// The one message of a unary response, if all of it is in `body`.
+pub(crate) fn unary(encoding: Encoding, body: &[u8]) -> Option<Bytes> {
+    let (prefix, message) = body.split_first_chunk::<PREFIX>()?;
+    let [flag, len @ ..] = *prefix;
+    let message = message.get(..u32::from_be_bytes(len) as usize)?;
+    encoding.inflate(flag != 0, message).map(Bytes::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost::Message as _;
+    use session_proto::spark::ExecutePlanResponse;
+    use session_proto::spark::execute_plan_response::{ArrowBatch, ResponseType, ResultComplete};
+    use std::io::Write as _;
+
+    fn message(of: Option<ResponseType>) -> Vec<u8> {
+        ExecutePlanResponse {
+            session_id: "01234567-89ab-cdef-0123-456789abcdef".to_owned(),
+            server_side_session_id: "server".to_owned(),
+            operation_id: "operation".to_owned(),
+            response_id: "response".to_owned(),
+            response_type: of,
+        }
+        .encode_to_vec()
+    }
+
+    fn rows(len: usize) -> Vec<u8> {
+        message(Some(ResponseType::ArrowBatch(ArrowBatch {
+            data: vec![7; len],
+            ..ArrowBatch::default()
+        })))
+    }
+
+    fn complete() -> Vec<u8> {
+        message(Some(ResponseType::ResultComplete(ResultComplete {})))
+    }
+
+    /// `schema` is field 7, which our own messages leave out.
+    fn schema() -> Vec<u8> {
+        [message(None), vec![7 << 3 | 2, 3, 1, 2, 3]].concat()
+    }
+
+    fn framed(encoding: Encoding, message: &[u8]) -> Vec<u8> {
+        let (flag, message) = match encoding {
+            Encoding::Identity | Encoding::Unknown => (0, message.to_vec()),
+            Encoding::Gzip => {
+                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                encoder.write_all(message).unwrap();
+                (1, encoder.finish().unwrap())
+            }
+            Encoding::Zstd => (1, zstd::stream::encode_all(message, 1).unwrap()),
+        };
+        let len = u32::try_from(message.len()).unwrap().to_be_bytes();
+        [&[flag][..], &len, &message].concat()
+    }
+
+    /// Results and completeness after these messages, whatever the pieces they come in.
+    fn watched(encoding: Encoding, messages: &[Vec<u8>]) -> (bool, bool) {
+        let bytes: Vec<u8> = messages
+            .iter()
+            .flat_map(|message| framed(encoding, message))
+            .collect();
+        let mut all = [1, 3, 7, 100, bytes.len().max(1)].map(|step| {
+            let mut watch = ResultWatch::new(encoding);
+            bytes.chunks(step).for_each(|piece| watch.feed(piece));
+            (watch.has_results(), watch.is_complete())
+        });
+        let first = all[0];
+        assert!(all.iter_mut().all(|seen| *seen == first), "{all:?}");
+        first
+    }
+
+    #[test]
+    fn heartbeats_and_the_schema_are_no_results() {
+        for encoding in [Encoding::Identity, Encoding::Gzip, Encoding::Zstd] {
+            assert_eq!(watched(encoding, &[]), (false, false));
+            assert_eq!(
+                watched(encoding, &[schema(), message(None), message(None)]),
+                (false, false)
+            );
+            assert_eq!(
+                watched(encoding, &[message(None), rows(3)]),
+                (true, false),
+                "{encoding:?}"
+            );
+            assert_eq!(watched(encoding, &[message(None), rows(100_000)]), (true, false));
+            assert_eq!(watched(encoding, &[schema(), rows(3), complete()]), (true, true));
+            assert_eq!(
+                watched(encoding, &[schema(), rows(100_000), rows(9), complete()]),
+                (true, true)
+            );
+            assert_eq!(watched(encoding, &[schema(), complete(), rows(9)]), (true, false));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_counts_as_results() {
+        let mut watch = ResultWatch::new(Encoding::Unknown);
+        watch.feed(&[1, 0, 0, 0, 2, 9, 9]);
+        assert!(watch.has_results() && !watch.is_complete());
+        let mut watch = ResultWatch::new(Encoding::Identity);
+        watch.feed(&[0, 0, 0, 0, 2, 0xff, 0xff]);
+        assert!(watch.has_results());
+        // A small message that would inflate without bound.
+        let bomb = framed(Encoding::Zstd, &vec![0; 1 << 20]);
+        assert!(bomb.len() < MAX_INSPECTED);
+        let mut watch = ResultWatch::new(Encoding::Zstd);
+        watch.feed(&bomb);
+        assert!(watch.has_results());
+    }
+
+    #[test]
+    fn unary_responses_are_read_whole_or_not_at_all() {
+        for encoding in [Encoding::Identity, Encoding::Gzip, Encoding::Zstd] {
+            let body = framed(encoding, &complete());
+            assert_eq!(unary(encoding, &body).as_deref(), Some(&complete()[..]));
+            assert_eq!(unary(encoding, &body[..body.len() - 1]), None);
+        }
+        assert_eq!(unary(Encoding::Identity, b""), None);
+    }
+}

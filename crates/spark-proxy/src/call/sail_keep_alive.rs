@@ -1,0 +1,110 @@
+//! Sail ends a Spark session some time after its last call *began*, a query
+//! that still runs included (900 s unless told otherwise, measured on 0.7.2).
+//! Where Berth starts Sail it sets that time; on a shared server it cannot. So
+//! while a query runs there, a small call about its Spark session is made now
+//! and then. It is nobody's activity: the query itself is.
+
+use crate::call::forward::Exchange;
+use crate::grpc::method::Method;
+use crate::grpc::reply::capacity;
+use crate::upstream::headers::toward_backend;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http::{Request, header};
+use prost::Message as _;
+use session_core::Engine;
+use session_proto::spark::config_request::{Get, Operation, operation::OpType};
+use session_proto::spark::{ConfigRequest, UserContext};
+use std::convert::Infallible;
+use std::time::Duration;
+
+/// How long one of these calls may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A setting that every Sail session has.
+const SETTING: &str = "spark.sql.session.timeZone";
+/// More than the answer can hold.
+const MOST_ANSWERED: usize = 16 * 1024;
+
+/// Must the call's Spark session be kept alive while the call runs?
+pub(crate) fn is_needed(exchange: &Exchange<'_>) -> bool {
+    let every = exchange.worker.shared.config.backend.sail_keep_alive;
+    let runs = matches!(
+        exchange.open.method(),
+        Method::ExecutePlan | Method::ReattachExecute
+    );
+    runs && exchange.backend.engine == Engine::Sail && !exchange.backend.dedicated && !every.is_zero()
+}
+
+/// Keeps the call's Spark session alive until it is dropped, together with
+/// the session's other calls on this worker.
+pub(crate) async fn alive(exchange: &Exchange<'_>) -> Infallible {
+    let every = exchange.worker.shared.config.backend.sail_keep_alive;
+    loop {
+        tokio::time::sleep(every).await;
+        let session = exchange.open.session();
+        // One that was given back may be somebody else's by now.
+        if !session.still_binds(exchange.route.order, &exchange.spark_session)
+            || !session.keep(&exchange.spark_session, every / 2)
+        {
+            continue;
+        }
+        match tokio::time::timeout(PATIENCE, touch(exchange)).await {
+            Ok(Some(())) => exchange.worker.shared.metrics.kept_alive.inc(),
+            Ok(None) | Err(_) => tracing::debug!("a Spark session could not be kept alive this time"),
+        }
+    }
+}
+
+/// One small call about the Spark session.
+async fn touch(exchange: &Exchange<'_>) -> Option<()> {
+    let (pools, backend) = (&exchange.worker.pools, exchange.backend);
+    // A new connection would need a fresh route, and there is one: the query runs on it.
+    if !pools.is_connected(backend, Method::Config) {
+        return None;
+    }
+    let mut lease = pools.lease(backend, Method::Config).await.ok()?;
+    let (mut head, ()) = Request::post("/spark.connect.SparkConnectService/Config")
+        .header(header::CONTENT_TYPE, "application/grpc")
+        .body(())
+        .ok()?
+        .into_parts();
+    toward_backend(&mut head, backend, Method::Config);
+    let mut upstream = lease.send(Request::from_parts(head, ())).ok()?;
+    let message = question(exchange)?;
+    capacity(&mut upstream.sender, message.len()).await.ok()?;
+    let message = bytes::Buf::chain(message, Bytes::new());
+    upstream.sender.send_data(message, true).ok()?;
+    let mut body = upstream.response.await.ok()?.into_body();
+    let mut answered = 0;
+    while let Some(data) = body.data().await {
+        let len = data.ok()?.len();
+        answered += len;
+        if answered > MOST_ANSWERED {
+            return None;
+        }
+        let _ = body.flow_control().release_capacity(len);
+    }
+    let trailers = body.trailers().await.ok()??;
+    (trailers.get("grpc-status")?.as_bytes() == b"0").then_some(())
+}
+
+/// Reads a setting, in the name in which the query was asked.
+fn question(exchange: &Exchange<'_>) -> Option<Bytes> {
+    let request = ConfigRequest {
+        session_id: exchange.spark_session.as_str().to_owned(),
+        user_context: Some(UserContext {
+            user_id: exchange.open.user_id(exchange.backend).to_owned(),
+            user_name: exchange.open.caller().claims.sub.as_str().to_owned(),
+        }),
+        operation: Some(Operation {
+            op_type: Some(OpType::Get(Get {
+                keys: vec![SETTING.to_owned()],
+            })),
+        }),
+        ..ConfigRequest::default()
+    };
+    let mut message = BytesMut::new();
+    message.put_u8(0);
+    message.put_u32(u32::try_from(request.encoded_len()).ok()?);
+    request.encode(&mut message).ok()?;
+    Some(message.freeze())
+}

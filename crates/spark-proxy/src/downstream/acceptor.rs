@@ -1,0 +1,60 @@
+//! The one acceptor: hands each connection to the worker with the fewest.
+
+use crate::worker::Shared;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+/// After an accept that failed: out of file descriptors, mostly.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// A connection on its way to a worker.
+pub(crate) struct Accepted {
+    pub(crate) tcp: std::net::TcpStream,
+    pub(crate) remote: SocketAddr,
+    /// Its places among all connections and among the worker's.
+    pub(crate) permit: [OwnedSemaphorePermit; 2],
+}
+
+/// Accepts until the proxy stops; then the port is closed.
+pub(crate) async fn run(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    workers: Vec<mpsc::UnboundedSender<Accepted>>,
+) -> anyhow::Result<()> {
+    let stopping = shared.stopping.clone();
+    let limit = shared.config.limits.connections;
+    let permits: Vec<Arc<Semaphore>> = workers.iter().map(|_| Arc::new(Semaphore::new(limit))).collect();
+    let all = Arc::new(Semaphore::new(limit));
+    let accepting = async {
+        loop {
+            // Beyond the limit connections wait in the kernel.
+            let room = Arc::clone(&all).acquire_owned().await?;
+            let (tcp, remote) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            shared.metrics.accepted.inc();
+            let Ok(tcp) = tcp.into_std() else { continue };
+            let least = (0..workers.len())
+                .max_by_key(|&index| (permits[index].available_permits(), workers.len() - index));
+            let Some(least) = least else { return Ok(()) };
+            let permit = Arc::clone(&permits[least]).acquire_owned().await?;
+            let accepted = Accepted {
+                tcp,
+                remote,
+                permit: [room, permit],
+            };
+            if workers[least].send(accepted).is_err() {
+                anyhow::bail!("a worker is gone");
+            }
+        }
+    };
+    stopping.run_until_cancelled(accepting).await.unwrap_or(Ok(()))
+}

@@ -1,0 +1,321 @@
+//! One client connection: who it is, TLS or not, then HTTP/2, then one task
+//! per call. Nobody holds a place for ever: handshakes have their time, silent
+//! clients are pinged, and old connections take no new calls.
+//!
+//! The limit of calls is ours and is answered with an error. HTTP/2's own limit
+//! is above it, because gRPC clients queue in silence what exceeds that one:
+//! calls that end work would wait behind the work.
+
+use crate::call::{ConnectionState, handle};
+use crate::config::{LimitConfig, TlsMode};
+use crate::downstream::proxy_protocol::{self, Bad};
+use crate::downstream::read_pacing::{Pace, Paced};
+use crate::grpc::headers;
+use crate::grpc::keepalive::{Beat, Ear, Heard, Pulse, Rules};
+use crate::grpc::method;
+use crate::grpc::reply::Client;
+use crate::metrics::{Handshake, Outcome, Peer, Unwanted};
+use crate::per_ip_limit::{Full, Place};
+use crate::worker::Worker;
+use anyhow::Context as _;
+use bytes::Bytes;
+use h2::server;
+use service_kit::tls::Conn;
+use session_core::Reason;
+use session_proto::error::Refused;
+use socket2::{SockRef, TcpKeepalive};
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
+use tokio_rustls::TlsStream;
+
+/// The first byte of every TLS connection: a handshake record.
+const TLS_RECORD: u8 = 0x16;
+/// The first byte of `PRI * HTTP/2.0`.
+const HTTP2_PREFACE: u8 = b'P';
+/// The second net below pings, for what is not HTTP/2 yet.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
+const KEEPALIVE_TRIES: u32 = 4;
+/// By how much the ages of connections differ, so that they do not end together.
+const AGE_SPREAD: std::ops::RangeInclusive<f64> = 0.9..=1.1;
+/// What a connection that ends on order has left to send takes no longer.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+/// Calls at once on a connection that has not shown a good token. Nearly all
+/// are checked without waiting; the others wait for a key set.
+const MAX_UNVERIFIED_CALLS: usize = 128;
+/// When to try again where calls of the connection must end first.
+const RETRY_CROWDED: Duration = Duration::from_secs(1);
+
+type Io = Paced<Heard<Conn>>;
+
+/// A connection after its handshakes.
+struct Ready {
+    http: server::Connection<Io, Bytes>,
+    /// Plaintext where TLS is required: every call is told so.
+    refused: bool,
+    ear: Rc<Ear>,
+    pace: Rc<Pace>,
+    /// Among those of its address.
+    _place: Option<Place>,
+}
+
+/// Why there is none.
+#[derive(Debug, thiserror::Error)]
+enum Closed {
+    #[error("its address has as many connections as it may have")]
+    Full,
+    #[error(transparent)]
+    ProxyHeader(#[from] Bad),
+    #[error("{0:#}")]
+    Handshake(#[from] anyhow::Error),
+}
+
+impl From<Full> for Closed {
+    fn from(Full: Full) -> Self {
+        Self::Full
+    }
+}
+
+/// Serves a connection to its end. `remote` is who it comes from, until a
+/// trusted proxy says better.
+pub(crate) async fn serve(worker: Rc<Worker>, tcp: std::net::TcpStream, mut remote: SocketAddr) {
+    let shared = &worker.shared;
+    let metrics = &shared.metrics;
+    let opening = open(&worker, tcp, &mut remote);
+    let ready = match tokio::time::timeout(shared.config.limits.handshake, opening).await {
+        Ok(Ok(ready)) => ready,
+        Ok(Err(closed)) => {
+            tracing::debug!(%remote, why = %closed, "connection refused");
+            match closed {
+                Closed::Full => metrics.unwanted.at(Unwanted::AddressLimit).inc(),
+                Closed::ProxyHeader(_) => metrics.unwanted.at(Unwanted::ProxyHeader).inc(),
+                Closed::Handshake(_) => metrics.handshakes.at(Handshake::Failed).inc(),
+            }
+            return;
+        }
+        Err(_) => {
+            tracing::debug!(%remote, "the handshakes took too long");
+            metrics.handshakes.at(Handshake::TimedOut).inc();
+            return;
+        }
+    };
+    if ready.refused {
+        metrics.handshakes.at(Handshake::Plaintext).inc();
+    }
+    if let Err(error) = calls(&worker, ready, remote).await {
+        tracing::debug!(%remote, %error, "connection ended");
+    }
+}
+
+async fn open(worker: &Worker, tcp: std::net::TcpStream, remote: &mut SocketAddr) -> Result<Ready, Closed> {
+    let shared = &worker.shared;
+    let mut tcp = TcpStream::from_std(tcp).context("socket")?;
+    prepare(&tcp).context("socket")?;
+    if proxy_protocol::is_trusted(&shared.config.listen.trusted_proxies, remote.ip())
+        && let Some(real) = proxy_protocol::read(&mut tcp).await?
+    {
+        *remote = real;
+    }
+    let place = shared.addresses.enter(remote.ip())?;
+    let (conn, refused) = secured(worker, tcp, *remote).await?;
+    let limits = &shared.config.limits;
+    let (ear, pace) = (Ear::new(), Pace::new());
+    let http = server::Builder::new()
+        .initial_window_size(limits.first_stream_window_bytes)
+        .initial_connection_window_size(limits.connection_window_bytes)
+        .max_frame_size(limits.frame_bytes)
+        .max_header_list_size(limits.hard_header_list_bytes())
+        .max_concurrent_streams(limits.hard_streams_per_connection())
+        // As many may be refused at once, and what their clients had sent already is expected.
+        .max_concurrent_reset_streams(limits.hard_streams_per_connection() as usize)
+        .max_send_buffer_size(limits.send_buffer_bytes)
+        .handshake(Paced::new(Heard::new(conn, &ear), &pace))
+        .await
+        .context("HTTP/2")?;
+    Ok(Ready {
+        http,
+        refused,
+        ear,
+        pace,
+        _place: place,
+    })
+}
+
+fn prepare(tcp: &TcpStream) -> std::io::Result<()> {
+    tcp.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE_EVERY)
+        .with_retries(KEEPALIVE_TRIES);
+    SockRef::from(tcp).set_tcp_keepalive(&keepalive)
+}
+
+/// TLS or not, as configured; and whether plaintext is to be refused.
+async fn secured(worker: &Worker, tcp: TcpStream, remote: SocketAddr) -> anyhow::Result<(Conn, bool)> {
+    let mode = worker.shared.config.listen.tls.mode;
+    Ok(match (&worker.shared.tls, mode) {
+        (_, TlsMode::Off) | (None, _) => (Conn::plain(tcp, remote), false),
+        (Some(tls), TlsMode::Required | TlsMode::Auto) => {
+            let mut first = [0];
+            tcp.peek(&mut first).await?;
+            match first[0] {
+                TLS_RECORD => {
+                    let stream = tls.acceptor().accept(tcp).await.context("TLS")?;
+                    (Conn::tls(TlsStream::Server(stream), remote), false)
+                }
+                HTTP2_PREFACE => (Conn::plain(tcp, remote), mode == TlsMode::Required),
+                _ => anyhow::bail!("neither TLS nor HTTP/2"),
+            }
+        }
+    })
+}
+
+async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<(), h2::Error> {
+    let Ready {
+        mut http,
+        refused,
+        ear,
+        pace,
+        _place,
+    } = ready;
+    let shared = &worker.shared;
+    let (limits, metrics) = (&shared.config.limits, &shared.metrics);
+    let state = Rc::new(ConnectionState::default());
+    let (mut draining, mut widened) = (false, false);
+    let mut stopping = pin!(shared.stopping.cancelled());
+    let mut ending = pin!(worker.ending.cancelled());
+    let mut pulse = Pulse::new(rules(limits), ear, http.ping_pong());
+    let mut aged = pin!(sleep_until(end_of_life(limits)));
+    let ages = !limits.connection_age.is_zero();
+    loop {
+        tokio::select! {
+            biased;
+            call = poll_fn(|cx| poll_call(&mut http, &pace, cx)) => {
+                let Some(call) = call else { return Ok(()) };
+                let (request, respond) = call?;
+                if refused {
+                    Client::new(respond).refuse(tls_required());
+                    continue;
+                }
+                if headers::list_size(&request) > limits.header_list_bytes as usize {
+                    metrics.opened.inc();
+                    Client::new(respond).refuse(headers_too_long(limits));
+                    metrics.calls.at(Outcome::of(Reason::InvalidArgument)).inc();
+                    continue;
+                }
+                if let Err(refused) = has_room(limits, &state, request.uri().path()).await {
+                    metrics.opened.inc();
+                    metrics.calls.at(Outcome::of(refused.reason)).inc();
+                    Client::new(respond).refuse(refused);
+                    continue;
+                }
+                tokio::task::spawn_local(handle(Rc::clone(worker), Rc::clone(&state), request, respond));
+            }
+            () = &mut stopping, if !draining => {
+                draining = true;
+                http.graceful_shutdown();
+            }
+            () = &mut ending => {
+                http.abrupt_shutdown(h2::Reason::NO_ERROR);
+                // One more turn of the loop sends what is left to send.
+                let _ = tokio::time::timeout(LAST_WORDS, poll_fn(|cx| http.poll_closed(cx))).await;
+                return Ok(());
+            }
+            // Each open call has a share in the state.
+            beat = pulse.next(|| Rc::strong_count(&state) > 1) => match beat {
+                Beat::Wait(_) => {}
+                Beat::Ping(_) => metrics.pings.at(Peer::Client).inc(),
+                Beat::Lost => {
+                    metrics.pings_lost.at(Peer::Client).inc();
+                    tracing::debug!(%remote, "the client vanished without a word");
+                    return Ok(());
+                }
+            },
+            () = &mut aged, if ages && !draining => {
+                draining = true;
+                metrics.aged.inc();
+                http.graceful_shutdown();
+            }
+        }
+        if !widened && state.admitted.get() {
+            pace.lift();
+            // Refused while the client has not acknowledged our first settings; then the next turn tries again.
+            widened = http.set_initial_window_size(limits.stream_window_bytes).is_ok();
+        }
+    }
+}
+
+type Incoming = Option<Result<(http::Request<h2::RecvStream>, server::SendResponse<Bytes>), h2::Error>>;
+
+/// The next call. When all that came have been taken, more may be read.
+fn poll_call(http: &mut server::Connection<Io, Bytes>, pace: &Pace, cx: &mut Context<'_>) -> Poll<Incoming> {
+    let call = http.poll_accept(cx);
+    if call.is_pending() {
+        pace.next_turn();
+    }
+    call
+}
+
+/// May the connection have one more call? Each open call has a share in its state.
+async fn has_room(limits: &LimitConfig, state: &Rc<ConnectionState>, path: &str) -> Result<(), Refused> {
+    let open = || Rc::strong_count(state) - 1;
+    if open() >= MAX_UNVERIFIED_CALLS && !state.admitted.get() {
+        // Those that came before are looked at first; most do not wait for anything.
+        tokio::task::yield_now().await;
+        if open() >= MAX_UNVERIFIED_CALLS && !state.admitted.get() {
+            return Err(crowded(format!(
+                "{MAX_UNVERIFIED_CALLS} calls of this connection wait for their tokens to be checked, \
+                 and none has shown a good one yet. Try again when one of them has ended."
+            )));
+        }
+    }
+    let most = limits.streams_per_connection as usize;
+    if open() >= most && !method::ends_work(path) {
+        return Err(crowded(format!(
+            "This connection has {most} calls open, which is the limit (limits.streams_per_connection). \
+             Wait until one of them ends, or open another connection."
+        ))
+        .with("limit", "limits.streams_per_connection"));
+    }
+    Ok(())
+}
+
+fn crowded(text: String) -> Refused {
+    Refused::new(Reason::QuotaExceeded, text).retry_after(RETRY_CROWDED)
+}
+
+fn rules(limits: &LimitConfig) -> Rules {
+    Rules {
+        busy: limits.ping_interval,
+        idle: Some(limits.idle_ping_interval),
+        apart: limits.ping_interval,
+        timeout: limits.ping_timeout,
+    }
+}
+
+fn end_of_life(limits: &LimitConfig) -> Instant {
+    Instant::now() + limits.connection_age.mul_f64(rand::random_range(AGE_SPREAD))
+}
+
+fn headers_too_long(limits: &LimitConfig) -> Refused {
+    Refused::field(
+        "headers",
+        format_args!(
+            "they are longer than the {} bytes that this proxy takes (limits.header_list_bytes). Send less metadata.",
+            limits.header_list_bytes
+        ),
+    )
+}
+
+fn tls_required() -> Refused {
+    Refused::new(
+        Reason::TlsRequired,
+        "This address speaks TLS only. Call spark.stop(), then add use_ssl=true to the connection string: sc://host:port/;use_ssl=true;token=…",
+    )
+}

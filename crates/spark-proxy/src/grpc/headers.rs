@@ -1,0 +1,129 @@
+//! Request and response headers, edited in place: what is ours, or belongs to
+//! one connection only, does not pass.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::{Authority, PathAndQuery};
+use std::time::Duration;
+
+/// Names the session; a second thought beside the token.
+pub(crate) static SESSION_ID: HeaderName = HeaderName::from_static("x-session-id");
+/// How older Scala clients name `authorization`.
+pub(crate) static AUTHENTICATION: HeaderName = HeaderName::from_static("authentication");
+/// Parameters of the connection string that some clients send as metadata.
+pub(crate) static STRAY: [HeaderName; 2] = [
+    HeaderName::from_static("use_ssl"),
+    HeaderName::from_static("session_id"),
+];
+pub(crate) static HOP_BY_HOP: [HeaderName; 7] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHORIZATION,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::HOST,
+];
+static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// A header that may come once at most.
+pub(crate) fn at_most_one<'h>(
+    headers: &'h HeaderMap,
+    name: &HeaderName,
+) -> Result<Option<&'h HeaderValue>, Doubled> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (value, None) => Ok(value),
+        (_, Some(_)) => Err(Doubled),
+    }
+}
+
+/// The header came twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Doubled;
+
+/// How long the header list is, as HTTP/2 counts it.
+pub(crate) fn list_size<B>(request: &http::Request<B>) -> usize {
+    /// What each field counts beside its own bytes.
+    const FIELD: usize = 32;
+    let uri = request.uri();
+    let pseudo = [
+        (":method", request.method().as_str()),
+        (":scheme", uri.scheme_str().unwrap_or_default()),
+        (":authority", uri.authority().map_or("", Authority::as_str)),
+        (":path", uri.path_and_query().map_or("", PathAndQuery::as_str)),
+    ];
+    let pseudo = pseudo.iter().map(|(name, value)| name.len() + value.len());
+    let named = request
+        .headers()
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len());
+    pseudo.chain(named).map(|bytes| bytes + FIELD).sum()
+}
+
+/// Makes the backend's response one of ours to the client.
+pub(crate) fn toward_client(headers: &mut HeaderMap) {
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+/// The client's own deadline: up to eight digits and a unit.
+pub(crate) fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(&GRPC_TIMEOUT)?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_are_read_as_grpc_writes_them() {
+        let read = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(&GRPC_TIMEOUT, HeaderValue::from_static(text));
+            grpc_timeout(&headers)
+        };
+        assert_eq!(read("20S"), Some(Duration::from_secs(20)));
+        assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!(read("5m"), Some(Duration::from_millis(5)));
+        for text in ["", "S", "20", "123456789S", "-1S", "1 S", "1x"] {
+            assert_eq!(read(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn header_lists_are_counted_as_http2_counts_them() {
+        let request = http::Request::post("http://localhost/path")
+            .header("ab", "cde")
+            .body(())
+            .unwrap();
+        let bytes = [":method", "POST", ":scheme", "http", ":authority", "localhost"];
+        let bytes: usize = bytes.iter().map(|text| text.len()).sum();
+        let rest = ":path".len() + "/path".len() + "ab".len() + "cde".len();
+        assert_eq!(list_size(&request), bytes + rest + 5 * 32);
+    }
+
+    #[test]
+    fn a_doubled_header_is_noticed() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(at_most_one(&headers, &SESSION_ID), Ok(None));
+        headers.append(&SESSION_ID, HeaderValue::from_static("a"));
+        assert!(at_most_one(&headers, &SESSION_ID).unwrap().is_some());
+        headers.append(&SESSION_ID, HeaderValue::from_static("a"));
+        assert_eq!(at_most_one(&headers, &SESSION_ID), Err(Doubled));
+    }
+}

@@ -1,0 +1,120 @@
+//! The public keys that tokens are checked with: a document kept fresh, used
+//! for a day when it cannot be read.
+
+use crate::config::TokenConfig;
+use crate::metrics::Metrics;
+use service_kit::polled_document::{Document, Fetched};
+use session_core::Clock;
+use session_token::{Jwks, Keyring};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// The key set of the token issuer.
+pub(crate) struct Keys {
+    held: Arc<Held>,
+    document: Arc<Document>,
+    keep: Duration,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+}
+
+/// The keys held now.
+#[derive(Default)]
+struct Held {
+    ring: Keyring,
+    /// Rises when the set changed, so that what was verified before is verified again.
+    generation: AtomicU64,
+    some: watch::Sender<bool>,
+}
+
+/// The key set could not be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Unreadable;
+
+impl Keys {
+    pub(crate) fn new(
+        config: &TokenConfig,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
+    ) -> anyhow::Result<Arc<Self>> {
+        let held = Arc::new(Held::default());
+        let (accepting, now) = (Arc::clone(&held), Arc::clone(&clock));
+        let last = std::sync::Mutex::new(Jwks::default());
+        let document = Document::new(&config.keys, move |fetched| {
+            let Fetched::New(text) = fetched else {
+                anyhow::ensure!(!accepting.ring.is_empty(), "the last set was given up");
+                accepting.ring.confirm(now.now());
+                return Ok(());
+            };
+            let set = Jwks::from_json(text)?;
+            anyhow::ensure!(!set.is_empty(), "it holds no key that signs session tokens");
+            let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if *last == set && !accepting.ring.is_empty() {
+                accepting.ring.confirm(now.now());
+            } else {
+                tracing::info!(keys = set.keys().len(), "key set read");
+                accepting.replace(&set, &*now);
+                *last = set;
+            }
+            Ok(())
+        })?;
+        Ok(Arc::new(Self {
+            held,
+            document,
+            keep: config.keep_keys,
+            clock,
+            metrics,
+        }))
+    }
+
+    pub(crate) fn ring(&self) -> &Keyring {
+        &self.held.ring
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.held.generation.load(Ordering::Acquire)
+    }
+
+    /// Returns when the first key is there.
+    pub(crate) async fn first(&self) {
+        let mut some = self.held.some.subscribe();
+        // The sender lives as long as `self`.
+        let _ = some.wait_for(|some| *some).await;
+    }
+
+    /// Keeps the set current until `stop`.
+    pub(crate) async fn keep_fresh(self: Arc<Self>, stop: CancellationToken) {
+        let document = Arc::clone(&self.document);
+        document.keep_fresh(move || self.unread(), stop).await;
+    }
+
+    fn unread(&self) {
+        self.metrics.key_fetches_failed.inc();
+        let now = self.clock.now();
+        if !self.ring().is_empty() && self.ring().age(now).is_some_and(|age| age > self.keep) {
+            tracing::error!("the key set could not be read for too long; tokens are no longer accepted");
+            self.held.replace(&Jwks::default(), &*self.clock);
+        }
+    }
+
+    /// A token named a key that is not in the set: reads the set again unless
+    /// that was just done. Everybody who asks meanwhile waits for the one reading.
+    pub(crate) async fn look_again(&self) -> Result<(), Unreadable> {
+        self.document.fetch_again().await.map(|_| ()).map_err(|error| {
+            self.metrics.key_fetches_failed.inc();
+            tracing::warn!(error = format!("{error:#}"), "the key set cannot be read");
+            Unreadable
+        })
+    }
+}
+
+impl Held {
+    fn replace(&self, set: &Jwks, clock: &dyn Clock) {
+        self.ring.replace(set, clock.now());
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.some.send_replace(!set.is_empty());
+    }
+}

@@ -1,0 +1,111 @@
+//! How many connections each address has, over all workers. Looked at once
+//! per connection, never by a call.
+
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+
+/// Connections by address. It holds no more entries than there are connections.
+#[derive(Debug)]
+pub(crate) struct Addresses {
+    /// The most that one may have; 0 is no limit.
+    most: usize,
+    counts: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// One connection's place; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    of: Arc<Addresses>,
+    address: IpAddr,
+}
+
+/// The address has as many connections as it may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Full;
+
+impl Addresses {
+    pub(crate) fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self {
+            most,
+            counts: Mutex::default(),
+        })
+    }
+
+    /// A place for one more connection; `None` if nobody counts.
+    pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Result<Option<Place>, Full> {
+        if self.most == 0 {
+            return Ok(None);
+        }
+        let address = one_party(address);
+        let mut counts = self.counts.lock();
+        let count = counts.entry(address).or_insert(0);
+        if *count >= self.most {
+            return Err(Full);
+        }
+        *count += 1;
+        Ok(Some(Place {
+            of: Arc::clone(self),
+            address,
+        }))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.of.counts.lock();
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// What one customer of a network is given: an IPv4 address, an IPv6 /64.
+fn one_party(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => IpAddr::V4(v4),
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (!0 << 64))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn each_address_has_its_own_places_and_gets_them_back() {
+        let addresses = Addresses::new(2);
+        let first = addresses.enter(ip("192.0.2.1")).unwrap();
+        let mapped = addresses.enter(ip("::ffff:192.0.2.1")).unwrap();
+        assert_eq!(addresses.enter(ip("192.0.2.1")).unwrap_err(), Full);
+        let other = addresses.enter(ip("192.0.2.2")).unwrap();
+        drop(first);
+        let again = addresses.enter(ip("192.0.2.1")).unwrap();
+        drop((mapped, other, again));
+        assert!(addresses.counts.lock().is_empty());
+    }
+
+    #[test]
+    fn ipv6_counts_by_64() {
+        let addresses = Addresses::new(1);
+        let _place = addresses.enter(ip("2001:db8:0:1::1")).unwrap();
+        assert!(addresses.enter(ip("2001:db8:0:1:ffff::2")).is_err());
+        assert!(addresses.enter(ip("2001:db8:0:2::1")).is_ok());
+    }
+
+    #[test]
+    fn zero_counts_nothing() {
+        let addresses = Addresses::new(0);
+        for _ in 0..3 {
+            assert!(addresses.enter(ip("192.0.2.1")).unwrap().is_none());
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! The shared book of routes.
+//!
+//! Three facts make it safe to keep answers: every change of every session is
+//! announced on the watch stream; an answer older than the newest announced
+//! change (its *floor*) is never kept; and an answer counts as fresh only as
+//! long as the very watch stream goes on during which it was asked for.
+
+use super::single_flight::{self, Flight, Waiter};
+use super::{Gone, Order, Route, RouteState};
+use crate::config::RouteConfig;
+use crate::metrics::Metrics;
+use parking_lot::{Mutex, MutexGuard};
+use service_kit::service_account_token::ServiceChannel;
+use session_core::SessionId;
+use session_proto::error::Refused;
+use session_proto::internal::route_service_client::RouteServiceClient;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+/// How long the end of a session is remembered after everything else of it was
+/// dropped, so that a late answer cannot bring it back.
+pub(crate) const MARKER_LIFE: Duration = Duration::from_secs(15 * 60);
+/// Without a watch stream an answer is good for this long.
+const UNWATCHED_LIFE: Duration = Duration::from_secs(5);
+
+/// What workers are told.
+#[derive(Debug, Clone)]
+pub(crate) enum RouteEvent {
+    /// What is older than `order` no longer holds.
+    Changed {
+        session: SessionId,
+        order: Order,
+        token_epoch: u64,
+    },
+    /// The session ended.
+    Gone { session: SessionId, gone: Arc<Gone> },
+    /// Changes may have been missed: ask again for every session in use.
+    Recheck,
+}
+
+/// When, and under which watch stream, something was learned.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stamp {
+    pub(crate) at: Instant,
+    watch: u64,
+}
+
+/// A question for session-manager.
+pub(crate) struct Ask {
+    pub(crate) session: SessionId,
+    pub(crate) token: Arc<str>,
+    /// Bring compute back if it was released, and wait for it.
+    pub(crate) wake: bool,
+    pub(crate) until: Instant,
+    /// Nothing older than this will do, even if it is fresh.
+    pub(crate) not_before: Option<Instant>,
+}
+
+/// Why there is no route.
+#[derive(Debug, Clone)]
+pub(crate) enum Miss {
+    /// Session-manager said no.
+    Refused(Refused),
+    /// It could not be asked.
+    Unreachable,
+    /// The time of the question was over before compute was ready.
+    Waited,
+}
+
+/// What a flight brings back to each of those who wait for it.
+pub(crate) type Answer = Result<(Arc<Route>, Stamp), Miss>;
+
+/// What became of an answer.
+pub(super) enum Learned {
+    Kept,
+    /// Something newer was announced before it came: ask again.
+    Outdated,
+    /// The session ended, by this answer or before it.
+    Gone(Arc<Gone>),
+}
+
+/// The routes, shared by all workers.
+pub(crate) struct Routes {
+    /// For look-ups of routes.
+    pub(super) client: RouteServiceClient<ServiceChannel>,
+    /// For the watch and for bindings, on a connection of its own.
+    control_client: RouteServiceClient<ServiceChannel>,
+    pub(super) config: RouteConfig,
+    state: Mutex<State>,
+    workers: Vec<mpsc::UnboundedSender<RouteEvent>>,
+    /// The number of the present watch stream, 0 while there is none.
+    watch: AtomicU64,
+    /// The number of the last one, and when it ended.
+    lost: Mutex<(u64, Option<Instant>)>,
+    pub(super) control: tokio::runtime::Handle,
+    pub(super) metrics: Arc<Metrics>,
+    /// The last question was answered, or none was asked yet.
+    reachable: AtomicBool,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    known: HashMap<SessionId, (Arc<Route>, Stamp)>,
+    floors: HashMap<SessionId, Floor>,
+    pub(super) flights: HashMap<SessionId, Flight>,
+}
+
+/// The newest that was announced of a session.
+struct Floor {
+    order: Order,
+    gone: Option<Arc<Gone>>,
+    at: Instant,
+}
+
+impl Routes {
+    /// Must be called on the control runtime: flights will run there.
+    pub(crate) fn new(
+        client: RouteServiceClient<ServiceChannel>,
+        control_client: RouteServiceClient<ServiceChannel>,
+        config: RouteConfig,
+        workers: Vec<mpsc::UnboundedSender<RouteEvent>>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            client,
+            control_client,
+            config,
+            state: Mutex::default(),
+            workers,
+            watch: AtomicU64::new(0),
+            lost: Mutex::new((0, None)),
+            control: tokio::runtime::Handle::current(),
+            metrics,
+            reachable: AtomicBool::new(true),
+        })
+    }
+
+    /// To ask session-manager other things than routes.
+    pub(crate) fn control_client(&self) -> RouteServiceClient<ServiceChannel> {
+        self.control_client.clone()
+    }
+
+    /// May an answer of this age be used without asking?
+    pub(crate) fn is_fresh(&self, stamp: Stamp) -> bool {
+        let watch = self.watch.load(Ordering::Acquire);
+        if watch != 0 {
+            return stamp.watch == watch;
+        }
+        let (last, lost_at) = *self.lost.lock();
+        let good_at = if stamp.watch == last {
+            lost_at.unwrap_or(stamp.at)
+        } else {
+            stamp.at
+        };
+        good_at.elapsed() < UNWATCHED_LIFE
+    }
+
+    /// May an answer of this age be used while nobody can be asked?
+    pub(crate) fn is_bearable(&self, stamp: Stamp) -> bool {
+        let (last, lost_at) = *self.lost.lock();
+        let good_at = if stamp.watch == last {
+            lost_at.unwrap_or(stamp.at)
+        } else {
+            stamp.at
+        };
+        good_at.elapsed() < self.config.stale_if_unreachable
+    }
+
+    /// What "now" is for an answer that is about to be asked for.
+    pub(super) fn stamp(&self) -> Stamp {
+        Stamp {
+            at: Instant::now(),
+            watch: self.watch.load(Ordering::Acquire),
+        }
+    }
+
+    pub(crate) fn is_watching(&self) -> bool {
+        self.watch.load(Ordering::Acquire) != 0
+    }
+
+    /// The route of a session: from the book if it is fresh, else by the one
+    /// flight that asks for it.
+    pub(crate) async fn resolve(self: &Arc<Self>, ask: Ask) -> Answer {
+        let until = ask.until;
+        let answer = {
+            let mut state = self.state();
+            if let Some(gone) = state
+                .floors
+                .get(&ask.session)
+                .and_then(|floor| floor.gone.as_ref())
+            {
+                return Err(Miss::Refused(gone.refused()));
+            }
+            if let Some((route, stamp)) = state.known.get(&ask.session) {
+                let recent = ask.not_before.is_none_or(|moment| stamp.at >= moment);
+                if recent && self.is_fresh(*stamp) && single_flight::is_settled(route, ask.wake) {
+                    return Ok((Arc::clone(route), *stamp));
+                }
+            }
+            let (reply, answer) = oneshot::channel();
+            let waiter = Waiter {
+                token: ask.token,
+                wake: ask.wake,
+                not_before: ask.not_before,
+                reply,
+            };
+            match state.flights.entry(ask.session.clone()) {
+                Entry::Occupied(mut flight) => {
+                    let flight = flight.get_mut();
+                    // What only waits for compute is answered by the question
+                    // that woke it, and by what is announced then.
+                    if !(waiter.wake && flight.wakes && waiter.not_before.is_none()) {
+                        flight.news.notify_one();
+                    }
+                    flight.waiters.push(waiter);
+                }
+                Entry::Vacant(nobody) => {
+                    let flight = nobody.insert(Flight::default());
+                    flight.waiters.push(waiter);
+                    let news = Arc::clone(&flight.news);
+                    self.control
+                        .spawn(single_flight::fly(Arc::clone(self), ask.session, news));
+                }
+            }
+            answer
+        };
+        match tokio::time::timeout_at(until, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(Miss::Unreachable),
+            Err(_) => Err(Miss::Waited),
+        }
+    }
+
+    /// What was learned last of a session, however old.
+    pub(crate) fn last_known(&self, session: &SessionId) -> Option<Arc<Route>> {
+        self.state()
+            .known
+            .get(session)
+            .map(|(route, _)| Arc::clone(route))
+    }
+
+    /// Keeps an answer unless something newer was announced meanwhile.
+    pub(super) fn learn(&self, state: &mut State, route: &Arc<Route>, stamp: Stamp) -> Learned {
+        let floor = state.floors.get(&route.session);
+        if let Some(gone) = floor.and_then(|floor| floor.gone.as_ref()) {
+            return Learned::Gone(Arc::clone(gone));
+        }
+        // An end is final whatever its order; of an unknown session there is none.
+        if let RouteState::Gone(gone) = &route.state {
+            self.bury(state, route.session.clone(), route.order, gone.clone());
+            return Learned::Gone(Arc::new(gone.clone()));
+        }
+        let known = state.known.get(&route.session).map(|(known, _)| known.order);
+        if Some(route.order) < floor.map(|floor| floor.order) || Some(route.order) < known {
+            return Learned::Outdated;
+        }
+        state
+            .known
+            .insert(route.session.clone(), (Arc::clone(route), stamp));
+        Learned::Kept
+    }
+
+    /// A change was announced.
+    pub(super) fn changed(&self, session: SessionId, order: Order, token_epoch: u64) {
+        let mut state = self.state();
+        let now = Instant::now();
+        let floor = state.floors.entry(session.clone()).or_insert(Floor {
+            order,
+            gone: None,
+            at: now,
+        });
+        if floor.gone.is_some() {
+            return;
+        }
+        floor.order = floor.order.max(order);
+        floor.at = now;
+        if state
+            .known
+            .get(&session)
+            .is_some_and(|(route, _)| route.order < order)
+        {
+            state.known.remove(&session);
+        }
+        if let Some(flight) = state.flights.get(&session) {
+            flight.news.notify_one();
+        }
+        self.tell(&RouteEvent::Changed {
+            session,
+            order,
+            token_epoch,
+        });
+    }
+
+    /// An end was announced.
+    pub(super) fn ended(&self, session: SessionId, order: Order, gone: Gone) {
+        let mut state = self.state();
+        self.bury(&mut state, session, order, gone);
+    }
+
+    fn bury(&self, state: &mut State, session: SessionId, order: Order, gone: Gone) {
+        state.known.remove(&session);
+        if let Some(flight) = state.flights.get(&session) {
+            flight.news.notify_one();
+        }
+        let gone = Arc::new(gone);
+        let floor = Floor {
+            order,
+            gone: Some(Arc::clone(&gone)),
+            at: Instant::now(),
+        };
+        state.floors.insert(session.clone(), floor);
+        self.tell(&RouteEvent::Gone { session, gone });
+    }
+
+    /// A watch stream began: all that was learned before must be asked again.
+    pub(super) fn watch_began(&self) {
+        let number = self.lost.lock().0 + 1;
+        *self.lost.lock() = (number, None);
+        self.watch.store(number, Ordering::Release);
+        self.metrics.watching.set(1);
+        self.tell(&RouteEvent::Recheck);
+    }
+
+    /// The watch stream said that changes may have been missed.
+    pub(super) fn watch_reset(&self) {
+        self.watch_lost(Instant::now());
+        self.watch_began();
+    }
+
+    /// The watch stream ended. Nothing is known of changes since `last_message`.
+    pub(super) fn watch_lost(&self, last_message: Instant) {
+        if self.watch.swap(0, Ordering::AcqRel) != 0 {
+            self.metrics.watching.set(0);
+            self.lost.lock().1 = Some(last_message);
+        }
+    }
+
+    /// A question was answered, or could not be: logged when that changes.
+    pub(super) fn answered(&self, problem: Option<&tonic::Status>) {
+        let was = self.reachable.swap(problem.is_none(), Ordering::Relaxed);
+        match problem {
+            Some(status) if was => {
+                tracing::warn!(code = ?status.code(), "session-manager cannot be asked for routes");
+            }
+            None if !was => tracing::info!("session-manager can be asked for routes again"),
+            Some(_) | None => {}
+        }
+    }
+
+    /// Has every worker ask again for the sessions it serves.
+    pub(super) fn recheck(&self) {
+        self.tell(&RouteEvent::Recheck);
+    }
+
+    /// Forgets what nobody needs any more.
+    pub(super) fn sweep(&self) {
+        let mut state = self.state();
+        let flights: Vec<SessionId> = state.flights.keys().cloned().collect();
+        state
+            .floors
+            .retain(|session, floor| floor.at.elapsed() < MARKER_LIFE || flights.contains(session));
+        state
+            .known
+            .retain(|_, (_, stamp)| stamp.at.elapsed() < self.config.forget_after);
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// Under the lock of the state, so that all workers hear all in order.
+    fn tell(&self, event: &RouteEvent) {
+        for worker in &self.workers {
+            // A worker that is gone has no calls either.
+            let _ = worker.send(event.clone());
+        }
+    }
+}

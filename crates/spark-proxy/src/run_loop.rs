@@ -1,0 +1,60 @@
+//! A worker's thread: takes connections, and ends them when the proxy stops.
+
+use crate::downstream::acceptor::Accepted;
+use crate::downstream::connection;
+use crate::routes::cache::RouteEvent;
+use crate::worker::{Shared, Worker};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::{LocalSet, spawn_local};
+use tokio_util::task::TaskTracker;
+
+/// How long after the drain the last errors may take to reach their clients.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// What a worker is fed with. The end of `accepted` is the end of accepting.
+pub(crate) struct Feed {
+    pub(crate) accepted: mpsc::UnboundedReceiver<Accepted>,
+    pub(crate) events: mpsc::UnboundedReceiver<RouteEvent>,
+}
+
+/// Runs a worker on this thread until its last connection is closed.
+pub(crate) fn run(shared: Arc<Shared>, feed: Feed) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let local = LocalSet::new();
+    local.block_on(&runtime, async move {
+        serve(Rc::new(Worker::new(shared)), feed).await;
+    });
+    Ok(())
+}
+
+async fn serve(worker: Rc<Worker>, feed: Feed) {
+    let Feed { mut accepted, events } = feed;
+    let housekeeping = spawn_local(Rc::clone(&worker).keep_house(events));
+    let connections = TaskTracker::new();
+    while let Some(Accepted { tcp, remote, permit }) = accepted.recv().await {
+        let worker = Rc::clone(&worker);
+        connections.spawn_local(async move {
+            let metrics = Arc::clone(&worker.shared.metrics);
+            metrics.connections.add(1);
+            connection::serve(worker, tcp, remote).await;
+            metrics.connections.add(-1);
+            drop(permit);
+        });
+    }
+    connections.close();
+    tokio::select! {
+        () = connections.wait() => {}
+        () = worker.shared.forced.cancelled() => {
+            worker.end_all();
+            let _ = tokio::time::timeout(LAST_WORDS, connections.wait()).await;
+            worker.ending.cancel();
+            let _ = tokio::time::timeout(LAST_WORDS, connections.wait()).await;
+        }
+    }
+    housekeeping.abort();
+}

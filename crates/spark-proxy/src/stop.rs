@@ -1,0 +1,63 @@
+//! How a call ends before its response is complete.
+
+use crate::grpc::reply::Vanished;
+use crate::grpc::request_body::Broken;
+use session_core::Reason;
+use session_proto::error::Refused;
+use tonic::Status;
+
+/// Why a call ends before its response is complete.
+pub(crate) enum Stop {
+    /// With an error of ours.
+    Refused(Refused),
+    /// With an engine's error, said in words that clients understand.
+    Engine(Box<Status>),
+    /// The client's own deadline is over.
+    Deadline,
+    /// The compute provably did nothing with it.
+    Untouched,
+    /// There is nobody left to tell.
+    Vanished,
+}
+
+impl From<Refused> for Stop {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused)
+    }
+}
+
+impl From<Broken> for Stop {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Refused(refused) => Self::Refused(refused),
+            Broken::Vanished => Self::Vanished,
+        }
+    }
+}
+
+impl From<Vanished> for Stop {
+    fn from(Vanished: Vanished) -> Self {
+        Self::Vanished
+    }
+}
+
+pub(crate) fn draining() -> Refused {
+    Refused::new(
+        Reason::ProxyDraining,
+        "This proxy is being replaced. Try again: another one will answer.",
+    )
+}
+
+pub(crate) fn backend_unavailable() -> Refused {
+    Refused::new(
+        Reason::BackendUnavailable,
+        "The session's compute does not accept calls at the moment; nothing was done. Try again in a little while.",
+    )
+}
+
+pub(crate) fn backend_lost(what: &str) -> Refused {
+    Refused::new(
+        Reason::BackendLost,
+        format!("{what} Whether the operation took effect is not known. Check before you run it again."),
+    )
+}

@@ -1,0 +1,41 @@
+//! The headers of a request to compute.
+
+use crate::grpc::headers::{AUTHENTICATION, HOP_BY_HOP, SESSION_ID, STRAY};
+use crate::grpc::method::Method;
+use crate::routes::Backend;
+use http::header::{self, HeaderName, HeaderValue};
+use http::uri::{Scheme, Uri};
+
+static GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
+
+/// Makes the client's request one of ours to `backend`.
+pub(crate) fn toward_backend(request: &mut http::request::Parts, backend: &Backend, method: Method) {
+    let headers = &mut request.headers;
+    headers.remove(header::AUTHORIZATION);
+    headers.remove(&AUTHENTICATION);
+    headers.remove(&SESSION_ID);
+    headers.remove(header::CONTENT_LENGTH);
+    for name in STRAY.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+    headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    if let Some(credential) = &backend.credential {
+        headers.insert(header::AUTHORIZATION, credential.clone());
+        if method == Method::Config {
+            // The reply is looked into, so that the credential does not leave.
+            headers.insert(&GRPC_ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
+    }
+    let mut uri = http::uri::Parts::default();
+    uri.scheme = Some(if backend.tls.is_some() {
+        Scheme::HTTPS
+    } else {
+        Scheme::HTTP
+    });
+    uri.authority = Some(backend.authority.clone());
+    uri.path_and_query = request.uri.path_and_query().cloned();
+    // All three parts are there, so this cannot fail; the old URI would do too.
+    if let Ok(uri) = Uri::from_parts(uri) {
+        request.uri = uri;
+    }
+}

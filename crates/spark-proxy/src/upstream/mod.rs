@@ -1,0 +1,316 @@
+//! Connections to compute: HTTP/2, kept per worker, and per generation of a
+//! session where compute is dedicated.
+
+mod connect;
+pub(crate) mod headers;
+
+use crate::grpc::keepalive::Ear;
+use crate::grpc::method::Method;
+use crate::grpc::request_body::Outgoing;
+use crate::metrics::Metrics;
+use crate::routes::{Backend, PoolKey};
+use connect::{Connected, Connector};
+use foldhash::fast::RandomState;
+use h2::client::{ResponseFuture, SendRequest};
+use h2::{RecvStream, SendStream};
+use http::Request;
+use session_core::SessionId;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+pub(crate) use connect::Unreachable;
+
+/// All connections of one worker.
+pub(crate) struct Pools {
+    connector: Connector,
+    bounds: Bounds,
+    by_key: RefCell<HashMap<PoolKey, Rc<Pool>, RandomState>>,
+}
+
+/// How far a pool may grow.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    /// Calls on one connection: they cannot use up its window, read or not.
+    calls: usize,
+    /// Connections that calls of all kinds use.
+    links: usize,
+    /// How long a call waits for a place when all is full.
+    wait: Duration,
+}
+
+/// Connections beyond [`Bounds::links`] for calls that end work: they do not
+/// wait until work has ended by itself. Connections, because the calls on a full
+/// one may have used up its window.
+const SPARE_LINKS: usize = 2;
+
+/// The connections that calls with one key share.
+#[derive(Default)]
+struct Pool {
+    links: RefCell<Vec<Rc<Link>>>,
+    /// Held by the one that connects.
+    gate: tokio::sync::Mutex<()>,
+    /// How many attempts to connect failed, and how the last did.
+    failures: Cell<u64>,
+    last_used: Cell<Option<Instant>>,
+    /// Calls that wait for a place, and what wakes one of them.
+    waiting: Cell<usize>,
+    room: Notify,
+}
+
+/// One connection.
+struct Link {
+    sender: SendRequest<Outgoing>,
+    open: Cell<usize>,
+    dead: Cell<bool>,
+    /// For calls that end work only.
+    spare: bool,
+    ear: Rc<Ear>,
+}
+
+/// A place on a connection for one call.
+pub(crate) struct Lease {
+    pool: Rc<Pool>,
+    link: Rc<Link>,
+    sender: SendRequest<Outgoing>,
+}
+
+/// One call on its way.
+pub(crate) struct Upstream {
+    pub(crate) response: ResponseFuture,
+    pub(crate) sender: SendStream<Outgoing>,
+}
+
+impl Pools {
+    pub(crate) fn new(connector: Connector) -> Self {
+        Self {
+            bounds: connector.bounds(),
+            connector,
+            by_key: RefCell::default(),
+        }
+    }
+
+    /// Is there a connection already, so that none must be made?
+    pub(crate) fn is_connected(&self, backend: &Backend, method: Method) -> bool {
+        self.by_key
+            .borrow()
+            .get(&backend.pool)
+            .is_some_and(|pool| pool.pick(self.bounds, method).is_some())
+    }
+
+    fn pool(&self, backend: &Backend) -> Rc<Pool> {
+        if let Some(pool) = self.by_key.borrow().get(&backend.pool) {
+            return Rc::clone(pool);
+        }
+        Rc::clone(self.by_key.borrow_mut().entry(backend.pool.clone()).or_default())
+    }
+
+    /// A place on a connection, which is made if need be: by one caller, for
+    /// all. When every connection that may be is full, it is waited for.
+    pub(crate) async fn lease(&self, backend: &Backend, method: Method) -> Result<Lease, Unreachable> {
+        let pool = self.pool(backend);
+        let mut patience = None;
+        loop {
+            let link = match pool.pick(self.bounds, method) {
+                Some(link) => link,
+                None if !pool.may_grow(self.bounds, method) => {
+                    let until = *patience.get_or_insert_with(|| {
+                        self.connector.metrics().pool_full.inc();
+                        Instant::now() + self.bounds.wait
+                    });
+                    Box::pin(pool.wait(self.bounds, method, until)).await?;
+                    continue;
+                }
+                // Who waited knows too little of the address by now to connect to it.
+                None if patience.is_some() => return Err(Unreachable),
+                None => match Box::pin(self.connect(&pool, backend, method)).await? {
+                    Some(link) => link,
+                    None => continue,
+                },
+            };
+            let mut sender = link.sender.clone();
+            // A connection that was told to take no more calls is not used for one.
+            match poll_fn(|cx| sender.poll_ready(cx)).await {
+                Ok(()) => return Ok(Lease::new(pool, link, sender)),
+                Err(error) => {
+                    tracing::debug!(%error, "a backend connection takes no more calls");
+                    link.dead.set(true);
+                }
+            }
+        }
+    }
+
+    /// One new connection of a pool, however many ask for it at once; `None`
+    /// if the pool filled up meanwhile.
+    async fn connect(
+        &self,
+        pool: &Rc<Pool>,
+        backend: &Backend,
+        method: Method,
+    ) -> Result<Option<Rc<Link>>, Unreachable> {
+        let failures = pool.failures.get();
+        let _gate = pool.gate.lock().await;
+        if let Some(link) = pool.pick(self.bounds, method) {
+            return Ok(Some(link));
+        }
+        if pool.failures.get() != failures {
+            // Who waited for an attempt that failed does not make another.
+            return Err(Unreachable);
+        }
+        if !pool.may_grow(self.bounds, method) {
+            return Ok(None);
+        }
+        let spare = pool.count(false) >= self.bounds.links;
+        let connected = self.connector.connect(backend).await;
+        let Connected {
+            sender,
+            connection,
+            ear,
+        } = connected.inspect_err(|Unreachable| pool.failures.set(failures + 1))?;
+        let link = Rc::new(Link {
+            sender,
+            open: Cell::new(0),
+            dead: Cell::new(false),
+            spare,
+            ear,
+        });
+        pool.links.borrow_mut().push(Rc::clone(&link));
+        // Not the link itself: the connection would keep its own sender, and never end.
+        let of = Rc::downgrade(&link);
+        tokio::task::spawn_local(async move {
+            connection
+                .run(|| of.upgrade().is_some_and(|link| link.open.get() > 0))
+                .await;
+            if let Some(link) = of.upgrade() {
+                link.dead.set(true);
+            }
+        });
+        Ok(Some(link))
+    }
+
+    /// Closes what serves nobody: connections that were idle for long.
+    pub(crate) fn sweep(&self, idle: Duration) {
+        self.by_key.borrow_mut().retain(|_, pool| {
+            pool.links.borrow_mut().retain(|link| !link.dead.get());
+            let used = pool.links.borrow().iter().any(|link| link.open.get() > 0);
+            used || Rc::strong_count(pool) > 1 || pool.last_used.get().is_some_and(|at| at.elapsed() < idle)
+        });
+    }
+
+    /// Closes the connections of a session that ended, as their calls end.
+    pub(crate) fn forget(&self, session: &SessionId) {
+        self.by_key.borrow_mut().retain(|key, _| match key {
+            PoolKey::Dedicated(of, _) => of != session,
+            PoolKey::Shared(..) => true,
+        });
+    }
+}
+
+impl Pool {
+    /// A connection with room. One whose other end is in doubt is spared while
+    /// there may be others: what is sent there may be lost.
+    fn pick(&self, bounds: Bounds, method: Method) -> Option<Rc<Link>> {
+        self.links.borrow_mut().retain(|link| !link.dead.get());
+        let may_grow = self.may_grow(bounds, method);
+        let links = self.links.borrow();
+        let has_room = |link: &&Rc<Link>| {
+            (!link.spare || method.ends_work())
+                && link.open.get() < link.sender.current_max_send_streams().min(bounds.calls)
+        };
+        let mut with_room = links.iter().filter(has_room);
+        let sure = with_room.clone().find(|link| !link.ear.is_in_doubt());
+        sure.or_else(|| with_room.find(|_| !may_grow)).cloned()
+    }
+
+    fn may_grow(&self, bounds: Bounds, method: Method) -> bool {
+        self.count(false) < bounds.links || (method.ends_work() && self.count(true) < SPARE_LINKS)
+    }
+
+    fn count(&self, spare: bool) -> usize {
+        self.links
+            .borrow()
+            .iter()
+            .filter(|link| link.spare == spare)
+            .count()
+    }
+
+    /// Waits until some call gave back its place. No more wait than there are
+    /// places, those aside that end work.
+    async fn wait(&self, bounds: Bounds, method: Method, until: Instant) -> Result<(), Unreachable> {
+        if !method.ends_work() && self.waiting.get() >= bounds.calls * bounds.links {
+            return Err(Unreachable);
+        }
+        let _waiting = Waiting::new(&self.waiting);
+        tokio::time::timeout_at(until, self.room.notified())
+            .await
+            .map_err(|_| Unreachable)
+    }
+}
+
+/// Counts itself while it lives.
+struct Waiting<'a>(&'a Cell<usize>);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+impl Lease {
+    fn new(pool: Rc<Pool>, link: Rc<Link>, sender: SendRequest<Outgoing>) -> Self {
+        if link.open.get() == 0 {
+            link.ear.begin();
+        }
+        link.open.set(link.open.get() + 1);
+        Self { pool, link, sender }
+    }
+
+    /// Sends the request's headers. If this fails, nothing was sent.
+    pub(crate) fn send(&mut self, request: Request<()>) -> Result<Upstream, Unreachable> {
+        match self.sender.send_request(request, false) {
+            Ok((response, sender)) => Ok(Upstream { response, sender }),
+            Err(error) => {
+                tracing::debug!(%error, "a backend connection takes no more calls");
+                self.link.dead.set(true);
+                Err(Unreachable)
+            }
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.link.open.set(self.link.open.get() - 1);
+        self.pool.last_used.set(Some(Instant::now()));
+        if self.link.spare {
+            // Not all that wait may have the place.
+            self.pool.room.notify_waiters();
+        } else if self.pool.waiting.get() > 0 {
+            self.pool.room.notify_one();
+        }
+    }
+}
+
+/// Settings of backend connections.
+pub(crate) fn connector(
+    config: &crate::config::BackendConfig,
+    tls: Arc<service_kit::tls::ClientTls>,
+    metrics: Arc<Metrics>,
+) -> Connector {
+    Connector::new(config, tls, metrics)
+}
+
+/// A response body as h2 gives it.
+pub(crate) type Body = RecvStream;

@@ -1,0 +1,418 @@
+//! What one worker knows of one session: its route, its connections' calls,
+//! and why they must end. No other thread sees it, so nothing here is locked.
+//!
+//! A call is *open* from its admission until its last byte, also while it
+//! waits. It is on the session's list before the route is looked at, so that
+//! an end that is announced at any moment reaches it.
+
+use crate::activity::{OperationName, Tally, Working};
+use crate::grpc::identity::{Operation, SparkSessionId};
+use crate::grpc::method::Method;
+use crate::routes::cache::{Routes, Stamp};
+use crate::routes::{Backend, Gone, Order, Route, RouteState, revoked};
+use crate::stop::backend_lost;
+use crate::worker::tokens::Caller;
+use session_core::{Engine, Reason, SessionId};
+use session_proto::error::Refused;
+use session_token::Claims;
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// One session in one worker.
+pub(crate) struct Session {
+    pub(crate) id: SessionId,
+    route: RefCell<Option<(Arc<Route>, Stamp)>>,
+    gone: RefCell<Option<Arc<Gone>>>,
+    floor: Cell<Order>,
+    calls: RefCell<Vec<Rc<Call>>>,
+    pub(crate) tally: Arc<Tally>,
+    /// Spark sessions that were bound, and under which route: a newer one may have
+    /// taken them back.
+    bound: RefCell<(Order, HashSet<SparkSessionId>)>,
+    /// When Spark sessions on a shared Sail server were last kept alive.
+    kept: RefCell<HashMap<SparkSessionId, Instant>>,
+    /// Held by the one that binds.
+    pub(crate) binding: tokio::sync::Mutex<()>,
+    pub(crate) last_used: Cell<Instant>,
+}
+
+/// One open call.
+pub(crate) struct Call {
+    pub(crate) caller: Rc<Caller>,
+    pub(crate) method: Method,
+    /// Where it stands in its session's list.
+    index: Cell<usize>,
+    end: RefCell<Option<Refused>>,
+    waker: RefCell<Option<Waker>>,
+    /// Whose compute has it, once it was forwarded.
+    engine: Cell<Option<Engine>>,
+    /// Of the session's own compute that has it.
+    dedicated_generation: Cell<Option<u64>>,
+    /// Its client can come back for its results.
+    reattachable: Cell<bool>,
+}
+
+/// Keeps a call on its session's list.
+pub(crate) struct OpenCall {
+    session: Rc<Session>,
+    call: Rc<Call>,
+    /// Since it is known to be work.
+    working: RefCell<Option<Working>>,
+    /// The operation that it runs, until it is known to be work.
+    runs: RefCell<Option<OperationName>>,
+    /// It is counted among the calls of its organization.
+    rated: Cell<bool>,
+}
+
+/// When to try again where calls of the session must end first.
+const WAIT_FOR_ROOM: Duration = Duration::from_secs(1);
+/// How long an organization that calls too often should wait.
+const TOO_OFTEN: Duration = Duration::from_secs(1);
+/// Bindings that are remembered; more can be asked for again.
+const MOST_BOUND: usize = 256;
+
+impl Session {
+    pub(crate) fn new(id: SessionId, tally: Arc<Tally>) -> Self {
+        Self {
+            id,
+            tally,
+            bound: RefCell::default(),
+            kept: RefCell::default(),
+            binding: tokio::sync::Mutex::default(),
+            route: RefCell::default(),
+            gone: RefCell::default(),
+            floor: Cell::default(),
+            calls: RefCell::default(),
+            last_used: Cell::new(Instant::now()),
+        }
+    }
+
+    /// Puts a call on the list, unless the session ended or has `most` open.
+    pub(crate) fn open(
+        self: &Rc<Self>,
+        caller: &Rc<Caller>,
+        method: Method,
+        most: u32,
+    ) -> Result<OpenCall, Refused> {
+        if let Some(gone) = &*self.gone.borrow() {
+            return Err(gone.refused());
+        }
+        // What ends work must always be possible, and starts nothing.
+        let most = if method.ends_work() { u32::MAX } else { most };
+        if !self.tally.enter(most) {
+            return Err(Refused::new(
+                Reason::QuotaExceeded,
+                format!(
+                    "The session has {most} calls open, which is the limit. Wait until one of them ends."
+                ),
+            )
+            .retry_after(WAIT_FOR_ROOM));
+        }
+        let mut calls = self.calls.borrow_mut();
+        let call = Rc::new(Call {
+            caller: Rc::clone(caller),
+            method,
+            index: Cell::new(calls.len()),
+            end: RefCell::default(),
+            waker: RefCell::default(),
+            engine: Cell::default(),
+            dedicated_generation: Cell::default(),
+            reattachable: Cell::default(),
+        });
+        calls.push(Rc::clone(&call));
+        Ok(OpenCall {
+            session: Rc::clone(self),
+            call,
+            working: RefCell::default(),
+            runs: RefCell::default(),
+            rated: Cell::default(),
+        })
+    }
+
+    /// Was the Spark session bound under this very route?
+    pub(crate) fn is_bound(&self, order: Order, spark_session: &SparkSessionId) -> bool {
+        let bound = self.bound.borrow();
+        bound.0 == order && bound.1.contains(spark_session)
+    }
+
+    /// The Spark session was bound under a route of this order.
+    pub(crate) fn bind(&self, order: Order, spark_session: SparkSessionId) {
+        let mut bound = self.bound.borrow_mut();
+        if order < bound.0 {
+            return;
+        }
+        if bound.0 != order || bound.1.len() >= MOST_BOUND {
+            *bound = (order, HashSet::new());
+        }
+        bound.1.insert(spark_session);
+    }
+
+    /// Is something newer known of the session than a route of this order?
+    pub(crate) fn is_outdated(&self, order: Order) -> bool {
+        self.floor.get() > order
+    }
+
+    /// May a Spark session that was the session's under a route of this order
+    /// still be used?
+    pub(crate) fn still_binds(&self, order: Order, spark_session: &SparkSessionId) -> bool {
+        let binds = |(route, _): &(Arc<Route>, Stamp)| {
+            route.binds(spark_session) || self.is_bound(route.order, spark_session)
+        };
+        !self.is_outdated(order) || self.route.borrow().as_ref().is_some_and(binds)
+    }
+
+    /// Is it time to keep the Spark session alive? Not if another call did so
+    /// within `recently`; otherwise it counts as done.
+    pub(crate) fn keep(&self, spark_session: &SparkSessionId, recently: Duration) -> bool {
+        let mut kept = self.kept.borrow_mut();
+        kept.retain(|_, at| at.elapsed() < recently);
+        if kept.contains_key(spark_session) {
+            return false;
+        }
+        kept.insert(*spark_session, Instant::now());
+        true
+    }
+
+    /// The route, if it may be used without asking.
+    pub(crate) fn fresh_route(&self, routes: &Routes) -> Option<(Arc<Route>, Stamp)> {
+        self.route
+            .borrow()
+            .as_ref()
+            .filter(|(_, stamp)| routes.is_fresh(*stamp))
+            .cloned()
+    }
+
+    /// Why a token is refused, if that is known without asking.
+    pub(crate) fn refuses(&self, routes: &Routes, claims: &Claims) -> Option<Refused> {
+        if let Some(gone) = &*self.gone.borrow() {
+            return Some(gone.refused());
+        }
+        let (route, _) = self.fresh_route(routes)?;
+        route.admits(claims).err()
+    }
+
+    /// The route, if it may be used while nobody can be asked.
+    pub(crate) fn bearable_route(&self, routes: &Routes) -> Option<(Arc<Route>, Stamp)> {
+        self.route
+            .borrow()
+            .as_ref()
+            .filter(|(_, stamp)| routes.is_bearable(*stamp))
+            .cloned()
+    }
+
+    /// Takes an answer. Says whether it is the newest that is known here.
+    pub(crate) fn learn(&self, route: &Arc<Route>, stamp: Stamp) -> bool {
+        if route.order < self.floor.get() {
+            return false;
+        }
+        self.floor.set(route.order);
+        *self.route.borrow_mut() = Some((Arc::clone(route), stamp));
+        true
+    }
+
+    /// Something newer than `order` is all that counts from now on.
+    pub(crate) fn outdate(&self, order: Order, token_epoch: u64) {
+        self.floor.set(self.floor.get().max(order));
+        if self
+            .route
+            .borrow()
+            .as_ref()
+            .is_some_and(|(route, _)| route.order < order)
+        {
+            *self.route.borrow_mut() = None;
+        }
+        self.end_calls(|call| (call.caller.claims.epoch < token_epoch).then(|| revoked(&self.id)));
+    }
+
+    /// The session ended, and with it all its calls.
+    pub(crate) fn bury(&self, gone: &Arc<Gone>) {
+        *self.route.borrow_mut() = None;
+        *self.gone.borrow_mut() = Some(Arc::clone(gone));
+        self.end_calls(|_| Some(gone.refused()));
+    }
+
+    /// Ends the calls that `route` no longer admits.
+    pub(crate) fn enforce(&self, route: &Route) {
+        if let RouteState::Gone(gone) = &route.state {
+            self.end_calls(|_| Some(gone.refused()));
+        }
+        self.end_calls(|call| route.admits(&call.caller.claims).err());
+        self.end_calls(|call| {
+            call.dedicated_generation
+                .get()
+                .filter(|generation| *generation < route.generation)
+                .map(|_| backend_lost("The session's compute was replaced while the call ran."))
+        });
+    }
+
+    /// Ends each call that `why` finds a reason for.
+    pub(crate) fn end_calls(&self, why: impl Fn(&Call) -> Option<Refused>) {
+        for call in &*self.calls.borrow() {
+            if let Some(refused) = why(call) {
+                call.end(refused);
+            }
+        }
+    }
+
+    /// Who has calls open, each once.
+    pub(crate) fn callers(&self) -> Vec<Rc<Caller>> {
+        let mut callers: Vec<Rc<Caller>> = Vec::new();
+        for call in &*self.calls.borrow() {
+            if !callers.iter().any(|known| known.token == call.caller.token) {
+                callers.push(Rc::clone(&call.caller));
+            }
+        }
+        callers
+    }
+
+    pub(crate) fn open_calls(&self) -> usize {
+        self.calls.borrow().len()
+    }
+}
+
+impl Call {
+    pub(crate) fn engine(&self) -> Option<Engine> {
+        self.engine.get()
+    }
+
+    /// Does Spark keep its operation and results for a client that comes back?
+    pub(crate) fn is_reattachable(&self) -> bool {
+        self.method == Method::ReattachExecute || self.reattachable.get()
+    }
+
+    fn end(&self, refused: Refused) {
+        self.end.borrow_mut().get_or_insert(refused);
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
+impl OpenCall {
+    /// The `user_id` that the backend is told; Sail shows it as `current_user()`.
+    /// It is the token's subject, but on a shared Spark server the session's name
+    /// there: Spark keeps the Spark sessions of two users apart even under one id,
+    /// and two sessions of one person must be apart too. Sail keys by the id alone.
+    pub(crate) fn user_id<'a>(&'a self, backend: &'a Backend) -> &'a str {
+        if backend.dedicated || backend.engine == Engine::Sail {
+            self.caller().claims.sub.as_str()
+        } else {
+            &backend.user_id
+        }
+    }
+
+    pub(crate) fn session(&self) -> &Rc<Session> {
+        &self.session
+    }
+
+    pub(crate) fn caller(&self) -> &Rc<Caller> {
+        &self.call.caller
+    }
+
+    pub(crate) fn method(&self) -> Method {
+        self.call.method
+    }
+
+    /// Does the call start work, or make compute come up?
+    pub(crate) fn is_work(&self) -> bool {
+        self.call.method.is_work() && self.call.caller.late.is_none()
+    }
+
+    pub(crate) fn tally(&self) -> &Arc<Tally> {
+        &self.session.tally
+    }
+
+    /// Counts the call, once its token was admitted, among those that its
+    /// organization makes. Clients send one `ReleaseExecute` for each part of a
+    /// result: these are free.
+    pub(crate) fn spend_rate(&self) -> Result<(), Refused> {
+        if self.rated.replace(true) || self.method() == Method::ReleaseExecute {
+            return Ok(());
+        }
+        if self.session.tally.is_within_rate() {
+            return Ok(());
+        }
+        Err(Refused::new(
+            Reason::RateLimited,
+            "The organization makes too many calls at the moment. Try again in a little while.",
+        )
+        .retry_after(TOO_OFTEN))
+    }
+
+    /// The call goes to compute now.
+    pub(crate) fn forwarded(&self, backend: &Backend) {
+        self.call.engine.set(Some(backend.engine));
+        self.call
+            .dedicated_generation
+            .set(backend.dedicated.then_some(backend.generation));
+        self.session.tally.count_call();
+    }
+
+    /// The call is work: its session is busy until it ends.
+    pub(crate) fn work(&self) {
+        let mut working = self.working.borrow_mut();
+        if working.is_none() {
+            let mut begun = self.session.tally.work();
+            if let Some(operation) = self.runs.take() {
+                begun.on_operation(operation, self.method());
+            }
+            *working = Some(begun);
+        }
+    }
+
+    /// What its request said of the operation, once all of it was read.
+    pub(crate) fn learn(&self, spark_session: &SparkSessionId, user_id: &str, operation: &Operation) {
+        self.call.reattachable.set(operation.is_reattachable());
+        if let Some(id) = operation.id() {
+            self.runs(spark_session, user_id, id);
+        }
+    }
+
+    /// Which operation it runs, and under which `user_id` at the engine. One
+    /// that becomes work later, as what reattaches does, shows it from then on.
+    pub(crate) fn runs(&self, spark_session: &SparkSessionId, user_id: &str, operation: &str) {
+        let operation = OperationName {
+            spark_session: *spark_session,
+            user_id: user_id.to_owned(),
+            operation: operation.to_owned(),
+        };
+        match &mut *self.working.borrow_mut() {
+            Some(working) => working.on_operation(operation, self.method()),
+            None => *self.runs.borrow_mut() = Some(operation),
+        }
+    }
+
+    /// Waits until the call must end, and says why. Only one at a time may wait.
+    pub(crate) async fn ended(&self) -> Refused {
+        poll_fn(|cx| {
+            if let Some(refused) = &*self.call.end.borrow() {
+                return Poll::Ready(refused.clone());
+            }
+            let mut waker = self.call.waker.borrow_mut();
+            if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                *waker = Some(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        let mut calls = self.session.calls.borrow_mut();
+        let index = self.call.index.get();
+        calls.swap_remove(index);
+        if let Some(moved) = calls.get(index) {
+            moved.index.set(index);
+        }
+        self.session.last_used.set(Instant::now());
+        self.session.tally.leave();
+    }
+}

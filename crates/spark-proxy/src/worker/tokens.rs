@@ -1,0 +1,186 @@
+//! Session tokens that one worker has verified, remembered by their SHA-256.
+//!
+//! A token is remembered once its session admitted it, until it expires or the
+//! key set changes. Epoch, denylist and the state of the session are checked
+//! on every call, elsewhere.
+
+use crate::routes::expired;
+use aws_lc_rs::digest::{SHA256, digest};
+use foldhash::fast::RandomState;
+use session_core::Timestamp;
+use session_proto::error::Refused;
+use session_token::Claims;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Remembered tokens per worker.
+const MAX_TOKENS: usize = 4096;
+/// What they may take together. A token of ours is half a kilobyte.
+const MAX_TOKENS_BYTES: usize = 8 * 1024 * 1024;
+/// What a remembered token takes beside its own text and that of its claims.
+const TOKEN_OVERHEAD: usize = 512;
+
+/// The SHA-256 of a token, however its header was spelled.
+type TokenHash = [u8; 32];
+
+/// A caller with a good token.
+pub(crate) struct Caller {
+    pub(crate) token: Arc<str>,
+    pub(crate) claims: Claims,
+    /// The token's time is over, and this is what to say unless the call only
+    /// reads what a running query still needs (ADR 0011).
+    pub(crate) late: Option<Refused>,
+    /// Its name among the remembered ones, and the key set that it was checked
+    /// with; `None` if it must be checked each time.
+    checked: Option<(TokenHash, u64)>,
+    /// When its use was last put down.
+    reported: Cell<Option<Instant>>,
+}
+
+/// The use of a token is put down this often.
+const REPORT_USE: Duration = Duration::from_secs(10);
+
+impl Caller {
+    pub(crate) fn of(token: &str, claims: Claims, late: Option<Refused>) -> Self {
+        Self {
+            token: token.into(),
+            claims,
+            late,
+            checked: None,
+            reported: Cell::default(),
+        }
+    }
+
+    /// One whose token was checked with this key set, and may be remembered.
+    pub(crate) fn checked_with(token: &str, claims: Claims, late: Option<Refused>, generation: u64) -> Self {
+        Self {
+            checked: Some((hash_of(token), generation)),
+            ..Self::of(token, claims, late)
+        }
+    }
+
+    /// What it takes to remember it. The claims are a part of the token.
+    fn weight(&self) -> usize {
+        2 * self.token.len() + TOKEN_OVERHEAD
+    }
+
+    /// Is it time to put down that the token is used? Says so once.
+    pub(crate) fn is_worth_reporting(&self) -> bool {
+        let worth = self.reported.get().is_none_or(|at| at.elapsed() >= REPORT_USE);
+        if worth {
+            self.reported.set(Some(Instant::now()));
+        }
+        worth
+    }
+}
+
+/// The good tokens of one worker.
+#[derive(Default)]
+pub(crate) struct Tokens {
+    callers: RefCell<HashMap<TokenHash, Rc<Caller>, RandomState>>,
+    bytes: Cell<usize>,
+    generation: Cell<u64>,
+}
+
+impl Tokens {
+    /// The caller with this token, if it was admitted under the same key set.
+    pub(crate) fn get(&self, hash: &TokenHash, generation: u64) -> Option<Rc<Caller>> {
+        if self.generation.replace(generation) != generation {
+            self.clear();
+        }
+        self.callers.borrow().get(hash).cloned()
+    }
+
+    /// The caller's session admitted it.
+    pub(crate) fn admitted(&self, caller: &Rc<Caller>, leeway: Duration, now: Timestamp) {
+        let Some((hash, generation)) = caller.checked else {
+            return;
+        };
+        if generation != self.generation.get() || self.callers.borrow().contains_key(&hash) {
+            return;
+        }
+        if self.is_full(caller) {
+            let mut callers = self.callers.borrow_mut();
+            callers.retain(|_, known| !expired(&known.claims, leeway, now));
+            self.bytes.set(callers.values().map(|known| known.weight()).sum());
+        }
+        if self.is_full(caller) {
+            self.clear();
+        }
+        self.bytes.set(self.bytes.get() + caller.weight());
+        self.callers.borrow_mut().insert(hash, Rc::clone(caller));
+    }
+
+    fn is_full(&self, next: &Caller) -> bool {
+        self.callers.borrow().len() >= MAX_TOKENS || self.bytes.get() + next.weight() > MAX_TOKENS_BYTES
+    }
+
+    fn clear(&self) {
+        self.callers.borrow_mut().clear();
+        self.bytes.set(0);
+    }
+}
+
+pub(crate) fn hash_of(token: &str) -> TokenHash {
+    let mut hash = TokenHash::default();
+    hash.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
+    hash
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use session_core::{SessionId, TokenId};
+
+    const LEEWAY: Duration = Duration::from_secs(5);
+    const NOW: Timestamp = Timestamp::from_millis(1_000_000);
+
+    fn caller(number: u64, bytes: usize) -> Rc<Caller> {
+        let token = format!("{number:0>bytes$}");
+        let claims = Claims {
+            iss: "berth".into(),
+            aud: "berth".into(),
+            sub: "sa|tester".parse().unwrap(),
+            org: "acme".parse().unwrap(),
+            sid: SessionId::generate(NOW, number),
+            epoch: 1,
+            iat: 1000,
+            nbf: 1000,
+            exp: 2000,
+            jti: TokenId::generate(NOW, number),
+        };
+        Rc::new(Caller::checked_with(&token, claims, None, 0))
+    }
+
+    #[test]
+    fn remembered_tokens_are_bounded_in_number_and_bytes() {
+        for bytes in [600, 4096] {
+            let tokens = Tokens::default();
+            for number in 0..3 * MAX_TOKENS as u64 {
+                let caller = caller(number, bytes);
+                tokens.admitted(&caller, LEEWAY, NOW);
+                tokens.admitted(&caller, LEEWAY, NOW);
+                assert!(tokens.get(&hash_of(&caller.token), 0).is_some());
+                assert!(tokens.callers.borrow().len() <= MAX_TOKENS);
+                assert!(tokens.bytes.get() <= MAX_TOKENS_BYTES);
+            }
+            let callers = tokens.callers.borrow();
+            let held: usize = callers.values().map(|known| known.weight()).sum();
+            assert_eq!(held, tokens.bytes.get());
+        }
+    }
+
+    #[test]
+    fn a_token_of_an_older_key_set_is_not_remembered() {
+        let tokens = Tokens::default();
+        let caller = caller(1, 600);
+        tokens.admitted(&caller, LEEWAY, NOW);
+        assert!(tokens.get(&hash_of(&caller.token), 1).is_none());
+        tokens.admitted(&caller, LEEWAY, NOW);
+        assert!(tokens.get(&hash_of(&caller.token), 1).is_none());
+    }
+}

@@ -1,0 +1,218 @@
+//! The door of the token API: how much comes from one address, and how many
+//! of its credentials were wrong. Who calls is for session-manager to say.
+
+use crate::metrics::{self, Metrics};
+use http::HeaderMap;
+use service_kit::admission::{Doorkeeper, HeadTooLarge, Pass};
+use service_kit::grpc::MAX_HEAD_BYTES;
+use service_kit::limits::{AtOnce, ByAddress, Exceeded, LimitsConfig};
+use session_core::Reason;
+use session_proto::error::{REASON_TRAILER, Refused};
+use session_proto::ports::{Port, check_sent, misdirected};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+/// The service of this port.
+const TOKEN_SERVICE: &str = "/berth.v1.TokenService/";
+/// What is served beside it: standard services, which have no caller.
+const STANDARD: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
+
+/// Where a call comes from, for handlers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin(pub(crate) Option<IpAddr>);
+
+/// The door.
+#[derive(Debug)]
+pub(crate) struct Door {
+    addresses: ByAddress,
+    at_once: Arc<AtOnce<()>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Door {
+    pub(crate) fn new(limits: &LimitsConfig, metrics: Arc<Metrics>) -> Self {
+        Self {
+            addresses: ByAddress::new(limits),
+            at_once: AtOnce::new(limits.calls_at_once),
+            metrics,
+        }
+    }
+
+    /// Who calls is never known here: a call holds its address's place until its
+    /// end. Standard services take none of the room for token calls.
+    fn enter(&self, standard: bool, origin: Option<SocketAddr>) -> Result<Pass, Exceeded> {
+        let now = Instant::now();
+        if standard {
+            return Ok(Box::new(self.addresses.enter_standard(origin, now)?));
+        }
+        let place = self.addresses.enter(origin, now)?;
+        let permit = self.at_once.enter(()).ok_or(Exceeded::AtOnce)?;
+        Ok(Box::new((place, permit)))
+    }
+}
+
+impl Doorkeeper for Door {
+    async fn admit(&self, call: &mut http::request::Parts) -> Result<Pass, Status> {
+        let path = call.uri.path();
+        let standard = STANDARD.iter().any(|service| path.starts_with(service));
+        if !standard && !path.starts_with(TOKEN_SERVICE) {
+            return Err(misdirected(path, Port::Issuer).into());
+        }
+        let origin = self.origin(call);
+        let pass = self.enter(standard, origin).map_err(|much| {
+            self.metrics.door(match much {
+                Exceeded::Calls(_) => metrics::Door::TooOften,
+                Exceeded::Failures(_) => metrics::Door::TooManyWrong,
+                Exceeded::AddressAtOnce | Exceeded::AtOnce => metrics::Door::TooMuchAtOnce,
+            });
+            Refused::new(
+                Reason::RateLimited,
+                format!("{much}. Wait a moment, and call less often."),
+            )
+            .retry_after(much.wait().max(Duration::from_millis(10)))
+        })?;
+        self.metrics.door(metrics::Door::Open);
+        call.extensions.insert(Origin(origin.map(|origin| origin.ip())));
+        Ok(pass)
+    }
+
+    fn too_large(&self, head: HeadTooLarge) -> Status {
+        Refused::head_too_large(head.bytes, head.credential, MAX_HEAD_BYTES).into()
+    }
+
+    fn origin(&self, call: &http::request::Parts) -> Option<SocketAddr> {
+        self.addresses.origin(call)
+    }
+
+    fn answered(&self, peer: Option<SocketAddr>, code: Code) {
+        if code == Code::Unauthenticated {
+            self.metrics.door(metrics::Door::Unknown);
+            self.addresses.failed(peer, Instant::now());
+        }
+    }
+
+    fn sends(&self, headers: &HeaderMap) {
+        if let Some(reason) = headers.get(REASON_TRAILER) {
+            check_sent(Port::Issuer, reason.as_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use service_kit::metrics::Registry;
+    use service_kit::tls::PeerInfo;
+
+    fn door(limits: LimitsConfig) -> (Door, Registry) {
+        let registry = Registry::new();
+        let door = Door::new(&limits, Arc::new(Metrics::new(&registry)));
+        (door, registry)
+    }
+
+    fn call(address: &str) -> http::request::Parts {
+        call_of("/berth.v1.TokenService/IssueSessionToken", address)
+    }
+
+    fn call_of(path: &str, address: &str) -> http::request::Parts {
+        let (mut parts, ()) = http::Request::get(path).body(()).unwrap().into_parts();
+        parts.extensions.insert(PeerInfo {
+            remote: address.parse().unwrap(),
+            tls: true,
+            certificates: [].into(),
+        });
+        parts
+    }
+
+    fn counted(registry: &Registry, outcome: &str) -> f64 {
+        let series = format!("token_issuer_calls_total{{outcome=\"{outcome}\"}} ");
+        let text = registry.render();
+        let line = text.lines().find_map(|line| line.strip_prefix(&series));
+        line.unwrap_or_else(|| panic!("no {series}in {text}"))
+            .parse()
+            .unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_limit_is_counted_by_its_name() {
+        let (door, registry) = door(LimitsConfig {
+            calls_per_second_per_address: 2,
+            failures_per_minute_per_address: 3,
+            calls_at_once: 5,
+            ..LimitsConfig::default()
+        });
+        for outcome in [
+            "open",
+            "too_often",
+            "too_many_wrong",
+            "too_much_at_once",
+            "unknown",
+        ] {
+            assert_eq!(counted(&registry, outcome), 0.0, "{outcome}");
+        }
+        for _ in 0..6 {
+            let _ = door.admit(&mut call("192.0.2.1:5")).await;
+        }
+        assert_eq!(
+            (counted(&registry, "open"), counted(&registry, "too_often")),
+            (4.0, 2.0)
+        );
+        let wrong = Some("192.0.2.2:5".parse().unwrap());
+        for _ in 0..3 {
+            door.answered(wrong, Code::Unauthenticated);
+            door.answered(wrong, Code::PermissionDenied);
+        }
+        assert!(door.admit(&mut call("192.0.2.2:6")).await.is_err());
+        assert_eq!(
+            (
+                counted(&registry, "unknown"),
+                counted(&registry, "too_many_wrong")
+            ),
+            (3.0, 1.0)
+        );
+        let mut held = Vec::new();
+        for n in 0..7 {
+            held.extend(door.admit(&mut call(&format!("192.0.2.1{n}:5"))).await.ok());
+        }
+        assert_eq!((held.len(), counted(&registry, "too_much_at_once")), (5, 2.0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_address_cannot_take_the_room_of_others() {
+        let (door, registry) = door(LimitsConfig::default());
+        let mut held = Vec::new();
+        for path in [
+            "/berth.v1.TokenService/IssueSessionToken",
+            "/grpc.health.v1.Health/Watch",
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        ] {
+            for _ in 0..5000 {
+                held.extend(door.admit(&mut call_of(path, "192.0.2.1:5")).await.ok());
+                tokio::time::advance(Duration::from_millis(1)).await;
+            }
+        }
+        assert_eq!(held.len(), 100 + 32, "open calls of one address");
+        assert!(counted(&registry, "too_much_at_once") > 0.0);
+        for n in 0..100 {
+            let other = door.admit(&mut call("192.0.2.2:5")).await;
+            assert!(other.is_ok(), "call {n} of another address");
+        }
+    }
+
+    #[test]
+    fn a_token_that_is_too_large_is_told_so_with_the_limit() {
+        let (door, _) = door(LimitsConfig::default());
+        let status = door.too_large(HeadTooLarge {
+            bytes: 70_000,
+            credential: 69_000,
+        });
+        assert_eq!(
+            session_proto::error::reason_of(&status),
+            Some(Reason::CallerUnknown)
+        );
+        assert!(status.message().contains("69000") && status.message().contains("65536"));
+    }
+}

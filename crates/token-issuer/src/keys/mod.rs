@@ -1,0 +1,352 @@
+//! The keys that sign, followed in their files.
+//!
+//! A look reads the files, publishes what is new, asks the ledger what all
+//! issuers know, and lets [`session_token::key_rotation`] decide who signs. A file
+//! that is gone is withdrawn at once, whoever can be asked: that is how a key
+//! is taken out in an emergency. Files that cannot be used leave the last good
+//! ones in place; when no key is left, nothing is withdrawn.
+
+mod files;
+
+use crate::config::KeysConfig;
+use crate::jwks;
+use crate::metrics::Metrics;
+use anyhow::{Context as _, Result};
+use arc_swap::ArcSwap;
+use files::{Found, KeyFiles};
+use service_kit::service_account_token::ServiceChannel;
+use session_core::Timestamp;
+use session_proto::convert::from_timestamp;
+use session_proto::internal::ReportKeysRequest;
+use session_proto::internal::token_ledger_client::TokenLedgerClient;
+use session_token::key_rotation::{Candidate, Plan, Windows, plan};
+use session_token::{Jwks, Signer};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use files::read_key;
+
+/// How often files are looked at, and the ledger is told.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// A plan that was not confirmed for this long is not signed by: the keys may
+/// have moved on elsewhere.
+const PLAN_LIFE: Duration = Duration::from_secs(60);
+/// Until the first report it is tried this often, and a caller waits this long.
+const FIRST_LOOKS: Duration = Duration::from_millis(200);
+const PLAN_WAIT: Duration = Duration::from_secs(3);
+/// The ledger's answer may take this long.
+const REPORT_TIME: Duration = Duration::from_secs(5);
+
+/// What is signed and published now.
+#[derive(Debug, Default)]
+pub(crate) struct Now {
+    signer: Option<Arc<Signer>>,
+    pub(crate) document: Arc<jwks::Document>,
+    /// When the ledger last confirmed it.
+    confirmed: Option<Instant>,
+}
+
+/// The keys of this issuer.
+#[derive(Debug, Default)]
+pub(crate) struct Keys {
+    now: ArcSwap<Now>,
+    confirmed: Notify,
+}
+
+/// The plan is too old, or there is none yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NoPlan;
+
+impl Keys {
+    pub(crate) fn current(&self) -> Arc<Now> {
+        self.now.load_full()
+    }
+
+    /// The one to sign with; waits a little for the first word of the ledger.
+    pub(crate) async fn signer(&self) -> Result<Arc<Signer>, NoPlan> {
+        let found = async {
+            loop {
+                let confirmed = self.confirmed.notified();
+                if let Some(signer) = self.fresh_signer() {
+                    return signer;
+                }
+                confirmed.await;
+            }
+        };
+        tokio::time::timeout(PLAN_WAIT, found).await.map_err(|_| NoPlan)
+    }
+
+    fn fresh_signer(&self) -> Option<Arc<Signer>> {
+        let now = self.now.load();
+        let fresh = now.confirmed.is_some_and(|at| at.elapsed() < PLAN_LIFE);
+        now.signer.clone().filter(|_| fresh)
+    }
+
+    fn set(&self, now: Now) {
+        self.now.store(Arc::new(now));
+        self.confirmed.notify_waiters();
+    }
+}
+
+/// Follows the files; the only one who writes [`Keys`].
+#[derive(Debug)]
+pub(crate) struct Follower {
+    config: KeysConfig,
+    ledger: TokenLedgerClient<ServiceChannel>,
+    metrics: Arc<Metrics>,
+    keys: Arc<Keys>,
+    files: KeyFiles,
+    /// Since when each key is published here.
+    here: HashMap<String, Instant>,
+    /// Keys that were published before the first report of this process.
+    before: HashSet<String>,
+    known: Option<Known>,
+    retired: HashSet<String>,
+}
+
+/// What the ledger said last.
+#[derive(Debug)]
+struct Known {
+    now: Timestamp,
+    at: Instant,
+    keys: HashMap<String, (Timestamp, Option<Timestamp>)>,
+}
+
+impl Follower {
+    /// Reads the files and publishes them. No key, no start.
+    ///
+    /// # Errors
+    /// Names the file that cannot be used.
+    pub(crate) fn start(
+        config: &KeysConfig,
+        ledger: TokenLedgerClient<ServiceChannel>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self> {
+        let mut files = KeyFiles::default();
+        let found = files.read(config);
+        if let Some(problem) = found.problems.first() {
+            anyhow::bail!("{problem}");
+        }
+        anyhow::ensure!(!found.candidates.is_empty(), "there is no key to sign with");
+        let mut follower = Self {
+            config: config.clone(),
+            ledger,
+            metrics,
+            keys: Arc::default(),
+            files,
+            here: HashMap::new(),
+            before: HashSet::new(),
+            known: None,
+            retired: HashSet::new(),
+        };
+        follower.publish(&found, None);
+        Ok(follower)
+    }
+
+    pub(crate) fn keys(&self) -> Arc<Keys> {
+        Arc::clone(&self.keys)
+    }
+
+    /// Follows until `stop`.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let every = LOOK_EVERY.min(self.config.publish_before_signing / 10);
+        loop {
+            self.look().await;
+            let wait = if self.known.is_some() {
+                every
+            } else {
+                every.min(FIRST_LOOKS)
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait.max(Duration::from_millis(20))) => {}
+            }
+        }
+    }
+
+    async fn look(&mut self) {
+        let mut files = std::mem::take(&mut self.files);
+        let config = self.config.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let found = files.read(&config);
+            (files, found)
+        });
+        let Ok((files, found)) = read.await else { return };
+        self.files = files;
+        for problem in &found.problems {
+            tracing::error!(%problem, "a key file cannot be used");
+        }
+        if found.candidates.is_empty() {
+            return;
+        }
+        // Published first, then reported as published.
+        self.decide(&found);
+        match self.report(&found).await {
+            Ok(()) => self.decide(&found),
+            Err(error) => {
+                self.metrics.key_reports_failed.at(()).inc();
+                tracing::debug!(error = format!("{error:#}"), "the ledger cannot be told of keys");
+            }
+        }
+    }
+
+    /// Tells the ledger what is published and what signs, and learns what all do.
+    async fn report(&mut self, found: &Found) -> Result<()> {
+        let published: Vec<String> = found
+            .candidates
+            .iter()
+            .map(|signer| signer.kid().to_owned())
+            .filter(|kid| !self.retired.contains(kid))
+            .collect();
+        let signing = self
+            .keys
+            .current()
+            .signer
+            .as_ref()
+            .map(|signer| signer.kid().to_owned());
+        let request = ReportKeysRequest {
+            signing: signing
+                .filter(|kid| self.known.is_some() && published.contains(kid))
+                .unwrap_or_default(),
+            published,
+        };
+        let request_size = request.published.len();
+        let sent = Instant::now();
+        let answer = tokio::time::timeout(REPORT_TIME, self.ledger.report_keys(request)).await;
+        let answer = answer.context("it took too long")??.into_inner();
+        let now = answer.now.as_ref().map(from_timestamp).context("no time")?;
+        let keys: HashMap<_, _> = answer
+            .keys
+            .into_iter()
+            .filter_map(|key| {
+                let since = key.published_since.as_ref().map(from_timestamp)?;
+                Some((key.key_id, (since, key.signed_at.as_ref().map(from_timestamp))))
+            })
+            .collect();
+        if self.known.is_none() {
+            self.before = keys
+                .iter()
+                .filter(|(_, (since, _))| *since < now)
+                .map(|(kid, _)| kid.clone())
+                .collect();
+        }
+        let missing = request_size - keys.len().min(request_size);
+        if missing > 0 {
+            tracing::warn!(
+                missing,
+                "the ledger knows too many keys to take these; they cannot sign"
+            );
+        }
+        self.known = Some(Known { now, at: sent, keys });
+        Ok(())
+    }
+
+    /// Carries out what the schedule says of what is known.
+    fn decide(&mut self, found: &Found) {
+        let Some(known) = &self.known else {
+            self.publish(found, None);
+            return;
+        };
+        let present: HashSet<&str> = found.candidates.iter().map(|signer| signer.kid()).collect();
+        self.here.retain(|kid, _| present.contains(kid.as_str()));
+        self.before.retain(|kid| present.contains(kid.as_str()));
+        self.retired.retain(|kid| present.contains(kid.as_str()));
+        let candidates: Vec<Candidate> = found
+            .candidates
+            .iter()
+            .map(|signer| {
+                let kid = signer.kid();
+                let all = known.keys.get(kid);
+                Candidate {
+                    kid: kid.to_owned(),
+                    published_since: all.map(|(since, _)| *since),
+                    signed_at: all.and_then(|(_, signed)| *signed),
+                    published_here: self.here.get(kid).map(Instant::elapsed).unwrap_or_default(),
+                    known_at_start: self.before.contains(kid),
+                }
+            })
+            .collect();
+        let current = self
+            .keys
+            .current()
+            .signer
+            .as_ref()
+            .map(|signer| signer.kid().to_owned());
+        let windows = Windows {
+            before_signing: self.config.publish_before_signing,
+            after_signing: self.config.publish_after_signing,
+        };
+        let now = known.now.after(known.at.elapsed());
+        let plan = plan(&candidates, current.as_deref(), now, windows);
+        self.publish(found, Some(&plan));
+    }
+
+    fn publish(&mut self, found: &Found, plan: Option<&Plan>) {
+        for signer in &found.candidates {
+            self.here
+                .entry(signer.kid().to_owned())
+                .or_insert_with(Instant::now);
+        }
+        let signer = plan
+            .and_then(|plan| plan.signing)
+            .map(|place| &found.candidates[place]);
+        let before = self.keys.current();
+        if let (Some(signer), Some(plan)) = (signer, plan)
+            && before
+                .signer
+                .as_ref()
+                .is_none_or(|last| last.kid() != signer.kid())
+        {
+            self.metrics.signing_key_changes.at(()).inc();
+            if plan.premature {
+                tracing::warn!(
+                    kid = signer.kid(),
+                    "signing with a key that verifiers may not know yet: there is no other"
+                );
+            } else {
+                tracing::info!(kid = signer.kid(), "signing with this key from now on");
+            }
+        }
+        if let Some(signer) = signer {
+            // It had to be taken back: there is no other.
+            self.retired.remove(signer.kid());
+        }
+        let retired = plan.map(|plan| plan.retired.as_slice()).unwrap_or_default();
+        for place in retired {
+            let kid = found.candidates[*place].kid();
+            if self.retired.insert(kid.to_owned()) {
+                tracing::info!(
+                    kid,
+                    "no token of this key can be accepted any more; its file can be removed"
+                );
+            }
+        }
+        let kept = found
+            .candidates
+            .iter()
+            .filter(|signer| !self.retired.contains(signer.kid()));
+        // In one order, whoever signs: verifiers check all anew when the set changes.
+        let jwks = Jwks::new(kept.chain(&found.published).map(|signer| signer.public_jwk()));
+        let confirmed = self.known.as_ref().map(|known| known.at);
+        if before.document.is_of(&jwks) && signer.map(|s| s.kid()) == before.signer.as_ref().map(|s| s.kid())
+        {
+            self.keys.set(Now {
+                signer: before.signer.clone(),
+                document: Arc::clone(&before.document),
+                confirmed,
+            });
+            return;
+        }
+        let document = jwks::Document::new(&jwks);
+        tracing::info!(keys = jwks.keys().len(), "the key set changed");
+        self.keys.set(Now {
+            signer: signer.cloned(),
+            document: Arc::new(document),
+            confirmed,
+        });
+    }
+}
