@@ -1,6 +1,10 @@
-//! Compiles proto/ with protox, so that no protoc need be installed.
+//! Compiles proto/ with protox, so that no protoc need be installed, and gives
+//! the messages of `berth.v1` their one JSON form.
 
+use prost_types::FileDescriptorProto;
+use prost_types::field_descriptor_proto::{Label, Type};
 use std::path::PathBuf;
+use tonic_prost_build::Builder;
 
 const PROTOS: [&str; 8] = [
     "berth/v1/session.proto",
@@ -12,6 +16,8 @@ const PROTOS: [&str; 8] = [
     "berth/internal/v1/ledger.proto",
     "spark/connect/base.proto",
 ];
+/// The package whose messages people and programs see as JSON.
+const PUBLIC: &str = "berth.v1";
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
@@ -26,6 +32,41 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let ours = protox::compile(ours, [&root])?;
         std::fs::write(out.join(file), prost::Message::encode_to_vec(&ours))?;
     }
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    let public = descriptors.file.iter().filter(|file| file.package() == PUBLIC);
+    let builder = public.fold(tonic_prost_build::configure(), with_json);
+    builder.compile_fds(descriptors)?;
     Ok(())
+}
+
+/// Derives serde's `Serialize`: names as in the proto, every field always
+/// there, enums by their short names, times and durations as text.
+fn with_json(builder: Builder, file: &FileDescriptorProto) -> Builder {
+    let derive = "#[derive(::serde::Serialize)] #[serde(rename_all = \"snake_case\")]";
+    let package = file.package();
+    let named = file.message_type.iter().map(|message| message.name());
+    let named = named.chain(file.enum_type.iter().map(|enumeration| enumeration.name()));
+    let builder = named.fold(builder, |builder, name| {
+        builder.type_attribute(format!(".{package}.{name}"), derive)
+    });
+    let fields = file
+        .message_type
+        .iter()
+        .flat_map(|message| message.field.iter().map(move |field| (message.name(), field)));
+    fields.fold(builder, |builder, (message, field)| {
+        let enumeration = field.type_name().rsplit('.').next().unwrap_or_default();
+        let by = match (field.r#type(), field.type_name()) {
+            (Type::Enum, _) if field.label() == Label::Repeated => {
+                format!("enumerations::<_, crate::v1::{enumeration}>")
+            }
+            (Type::Enum, _) => format!("enumeration::<_, crate::v1::{enumeration}>"),
+            (_, ".google.protobuf.Timestamp") => "timestamp".to_owned(),
+            (_, ".google.protobuf.Duration") => "duration".to_owned(),
+            _ if (message, field.name()) == ("Catalog", "properties") => "properties".to_owned(),
+            _ => return builder,
+        };
+        builder.field_attribute(
+            format!(".{package}.{message}.{}", field.name()),
+            format!("#[serde(serialize_with = \"crate::json::{by}\")]"),
+        )
+    })
 }

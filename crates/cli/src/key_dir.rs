@@ -14,7 +14,7 @@ const SURELY_DEAD: Duration = Duration::from_secs(25 * 3600);
 const LEAST_NAME: usize = 8;
 
 /// A key in the folder.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub(crate) struct KeyFile {
     pub(crate) file: PathBuf,
     pub(crate) kid: String,

@@ -14,6 +14,9 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// What every command takes.
+const GLOBAL: &str = "Global options";
+
 /// Warm, private Spark Connect sessions.
 ///
 /// Set BERTH_KEY to your service-account key, or BERTH_TOKEN to a token of your
@@ -26,6 +29,7 @@ use std::process::ExitCode;
     name = "berth",
     version,
     max_term_width = 100,
+    verbatim_doc_comment,
     after_help = "Exit codes: 0 done (also when the reader of the output closed it), 1 refused or failed (the reason is on stderr), 2 not a command."
 )]
 struct Cli {
@@ -33,7 +37,7 @@ struct Cli {
     target: Target,
 
     /// How to print results.
-    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
+    #[arg(short, long, global = true, help_heading = GLOBAL, value_enum, default_value_t = Output::Table)]
     output: Output,
 
     #[command(subcommand)]
@@ -42,6 +46,7 @@ struct Cli {
 
 /// Where Berth is and who asks.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = GLOBAL)]
 struct Target {
     /// The session-manager's address.
     #[arg(
@@ -162,5 +167,17 @@ mod tests {
         ] {
             assert!(!parses(line), "{line}");
         }
+    }
+
+    #[test]
+    fn the_help_shows_a_first_session_and_global_options_apart() {
+        let help = Cli::command().render_long_help().to_string();
+        let example = "\n  berth create --cluster local --wait\n  berth token <session>\n";
+        assert!(help.contains(example), "{help}");
+        let (_, global) = help.split_once("\nGlobal options:\n").unwrap();
+        for option in ["--manager", "--issuer", "--key", "--token-file", "--output"] {
+            assert!(global.contains(option), "{option} in {help}");
+        }
+        Cli::command().debug_assert();
     }
 }

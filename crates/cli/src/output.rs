@@ -6,10 +6,9 @@
 //! command does for the other sessions that it was given is still done.
 
 use crate::Output;
-use serde_json::{Value, json};
+use serde::Serialize;
 use session_core::Timestamp;
-use session_proto::convert;
-use session_proto::v1;
+use session_proto::{convert, json, v1};
 use std::io::{self, Write as _};
 use std::sync::OnceLock;
 
@@ -42,7 +41,7 @@ pub(crate) fn line(text: &str) {
 }
 
 /// Prints JSON, with what a terminal must not get as JSON's own escapes.
-pub(crate) fn json(json: &str) {
+pub(crate) fn json_text(json: &str) {
     print(&printable::escape_json(json));
 }
 
@@ -51,12 +50,17 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{}", printable::escape_lines(text));
 }
 
-/// Prints rows under their headings, or the same as a JSON array.
-pub(crate) fn rows(output: Output, headings: &[&str], rows: Vec<Vec<String>>, json: Vec<Value>) {
+/// Prints rows under their headings, or what they are about as a JSON array.
+pub(crate) fn rows<T: Serialize>(output: Output, headings: &[&str], rows: Vec<Vec<String>>, all: &[T]) {
     match output {
-        Output::Json => self::json(&format!("{:#}", Value::Array(json))),
+        Output::Json => object(&all),
         Output::Table => print(&table(headings, &rows)),
     }
+}
+
+/// Prints something as indented JSON.
+pub(crate) fn object(what: &impl Serialize) {
+    json_text(&format!("{:#}", json::value(what)));
 }
 
 fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
@@ -92,11 +96,11 @@ fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     lines.join("\n")
 }
 
-/// Prints one thing as `name  value` lines, or as a JSON object. Further lines
+/// Prints one thing as `name  value` lines, or the thing as a JSON object. Further lines
 /// of a value are indented, so that none can pass for another field.
-pub(crate) fn fields(output: Output, fields: &[(&str, String)], json: &Value) {
+pub(crate) fn fields(output: Output, fields: &[(&str, String)], what: &impl Serialize) {
     match output {
-        Output::Json => self::json(&format!("{json:#}")),
+        Output::Json => object(what),
         Output::Table => print(&field_lines(fields)),
     }
 }
@@ -142,31 +146,6 @@ pub(crate) fn status(session: &v1::Session) -> &'static str {
         v1::SessionStatus::Failed => "failed",
         v1::SessionStatus::Unspecified => "unknown",
     }
-}
-
-pub(crate) fn session_json(session: &v1::Session) -> Value {
-    json!({
-        "id": session.id, "org": session.org, "owner": session.owner, "name": session.name, "team": session.team,
-        "labels": session.labels, "cluster": session.cluster, "catalog": session.catalog,
-        "status": status(session), "phase": session.phase, "reason": session.reason,
-        "status_message": session.status_message, "status_detail": session.status_detail, "version": session.version, "generation": session.generation,
-        "created_at": moment(session.created_at.as_ref()), "active_at": moment(session.active_at.as_ref()),
-        "idle_since": moment(session.idle_since.as_ref()), "closed_at": moment(session.closed_at.as_ref()),
-        "idle_at": moment(session.idle_at.as_ref()), "closes_at": moment(session.closes_at.as_ref()),
-        "expires_at": moment(session.expires_at.as_ref()), "engine": session.engine,
-        "engine_version": session.engine_version,
-        "last_activity_at": moment(session.last_activity_at.as_ref()), "active_operations": session.active_operations,
-        "keep_alive_until": moment(session.keep_alive_until.as_ref()), "usage": usage_json(session.usage.as_ref()),
-    })
-}
-
-fn usage_json(usage: Option<&v1::SessionUsage>) -> Value {
-    usage.map_or(Value::Null, |usage| {
-        json!({
-            "rpcs": usage.rpcs, "bytes_in": usage.bytes_in, "bytes_out": usage.bytes_out,
-            "open_stream_seconds": usage.open_stream_seconds,
-        })
-    })
 }
 
 /// What was used so far, in one line; nothing before the first call.
@@ -234,13 +213,6 @@ pub(crate) fn session_fields(session: &v1::Session) -> Vec<(&'static str, String
         ("closes", moment(session.closes_at.as_ref())),
         ("closed", moment(session.closed_at.as_ref())),
     ]
-}
-
-pub(crate) fn event_json(event: &v1::SessionEvent) -> Value {
-    json!({
-        "at": moment(event.at.as_ref()), "version": event.version, "generation": event.generation,
-        "phase": event.phase, "reason": event.reason, "actor": event.actor, "message": event.message,
-    })
 }
 
 /// Whether a definition is read-only here.

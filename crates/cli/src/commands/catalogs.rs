@@ -4,8 +4,8 @@ use crate::args::Catalogs;
 use crate::client::{self, explain};
 use crate::{Output, Target, definition, output};
 use anyhow::{Result, bail};
-use serde_json::{Value, json};
-use session_proto::v1;
+use serde_json::json;
+use session_proto::{json, v1};
 use std::path::Path;
 
 pub(super) async fn run(target: &Target, output: Output, command: Catalogs) -> Result<()> {
@@ -89,7 +89,7 @@ async fn test(target: &Target, output: Output, name: String, cluster: String) ->
         output::fields(
             output,
             &[("usable", usable.to_owned()), ("message", tested.message.clone())],
-            &json!({"usable": tested.usable, "message": tested.message}),
+            &tested,
         );
     }
     if !tested.usable {
@@ -101,30 +101,8 @@ async fn test(target: &Target, output: Output, name: String, cluster: String) ->
     Ok(())
 }
 
-fn property(value: &v1::PropertyValue) -> Value {
-    match &value.value {
-        Some(v1::property_value::Value::Text(text)) => json!(text),
-        Some(v1::property_value::Value::List(list)) => json!(list.items),
-        None => Value::Null,
-    }
-}
-
-fn properties(catalog: &v1::Catalog) -> serde_json::Map<String, Value> {
-    let all = catalog.properties.iter();
-    all.map(|(key, value)| (key.clone(), property(value))).collect()
-}
-
-fn catalog_json(catalog: &v1::Catalog) -> Value {
-    json!({
-        "name": catalog.name, "org": catalog.org, "engine": output::engine(catalog.engine()),
-        "default_database": catalog.default_database, "properties": properties(catalog),
-        "allowed_teams": catalog.allowed_teams, "managed_by_config": catalog.managed_by_config,
-        "version": catalog.version,
-    })
-}
-
 fn show_catalog(output: Output, catalog: &v1::Catalog) {
-    let properties = Value::Object(properties(catalog)).to_string();
+    let properties = json::value(catalog)["properties"].to_string();
     let fields = [
         ("catalog", catalog.name.clone()),
         ("organization", catalog.org.clone()),
@@ -134,7 +112,7 @@ fn show_catalog(output: Output, catalog: &v1::Catalog) {
         ("teams", catalog.allowed_teams.join(", ")),
         ("declared", output::declared(catalog.managed_by_config)),
     ];
-    output::fields(output, &fields, &catalog_json(catalog));
+    output::fields(output, &fields, catalog);
 }
 
 async fn list(target: &Target, output: Output) -> Result<()> {
@@ -154,7 +132,6 @@ async fn list(target: &Target, output: Output) -> Result<()> {
             ]
         })
         .collect();
-    let json = catalogs.iter().map(catalog_json).collect();
-    output::rows(output, &["CATALOG", "ENGINE", "DATABASE"], rows, json);
+    output::rows(output, &["CATALOG", "ENGINE", "DATABASE"], rows, &catalogs);
     Ok(())
 }

@@ -4,8 +4,8 @@ use crate::args::Clusters;
 use crate::client::{self, explain};
 use crate::{Output, Target, definition, output};
 use anyhow::Result;
-use serde_json::{Value, json};
-use session_proto::v1;
+use serde_json::json;
+use session_proto::{json, v1};
 use std::path::Path;
 
 pub(super) async fn run(target: &Target, output: Output, command: Clusters) -> Result<()> {
@@ -106,38 +106,9 @@ fn status(cluster: &v1::Cluster) -> String {
     name.trim_start_matches("CLUSTER_STATUS_").to_lowercase()
 }
 
-fn cluster_json(cluster: &v1::Cluster) -> Value {
-    json!({
-        "name": cluster.name, "status": status(cluster), "engine": output::engine(cluster.engine()),
-        "engine_version": cluster.engine_version, "client_versions": cluster.client_versions,
-        "granted_orgs": cluster.granted_orgs, "idle_policy": cluster.idle_policy, "wake": cluster.wake,
-        "managed_by_config": cluster.managed_by_config, "version": cluster.version,
-        "provider": provider(cluster),
-    })
-}
-
-/// What only platform admins are told.
-fn provider(cluster: &v1::Cluster) -> Value {
-    match &cluster.provider {
-        Some(v1::cluster::Provider::Static(spec)) => {
-            let endpoints: Vec<_> = spec.endpoints.iter().map(|endpoint| &endpoint.address).collect();
-            json!({"static": {"endpoints": endpoints, "allow_shared_untrusted": spec.allow_shared_untrusted}})
-        }
-        Some(v1::cluster::Provider::Process(spec)) => {
-            json!({"process": {"program": spec.program, "properties": spec.properties}})
-        }
-        Some(v1::cluster::Provider::Kubernetes(spec)) => {
-            json!({"kubernetes": {"template": spec.template, "namespace": spec.namespace}})
-        }
-        None => Value::Null,
-    }
-}
-
 fn show_cluster(output: Output, cluster: &v1::Cluster) {
-    let made = match provider(cluster) {
-        Value::Null => String::new(),
-        made => made.to_string(),
-    };
+    // Only platform admins are told.
+    let made = cluster.provider.as_ref().map(|by| json::value(by).to_string());
     let fields = [
         ("cluster", cluster.name.clone()),
         ("status", status(cluster)),
@@ -151,10 +122,10 @@ fn show_cluster(output: Output, cluster: &v1::Cluster) {
         ("organizations", cluster.granted_orgs.join(", ")),
         ("idle policy", cluster.idle_policy.clone()),
         ("wake", cluster.wake.clone()),
-        ("made by", made),
+        ("made by", made.unwrap_or_default()),
         ("declared", output::declared(cluster.managed_by_config)),
     ];
-    output::fields(output, &fields, &cluster_json(cluster));
+    output::fields(output, &fields, cluster);
 }
 
 pub(super) async fn list(target: &Target, output: Output) -> Result<()> {
@@ -176,12 +147,11 @@ pub(super) async fn list(target: &Target, output: Output) -> Result<()> {
             ]
         })
         .collect();
-    let json = clusters.iter().map(cluster_json).collect();
     output::rows(
         output,
         &["CLUSTER", "STATUS", "ENGINE", "VERSION", "CLIENTS"],
         rows,
-        json,
+        &clusters,
     );
     Ok(())
 }

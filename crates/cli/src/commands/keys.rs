@@ -17,12 +17,11 @@ pub(super) fn run(output: Output, command: Keys) -> Result<()> {
         Keys::Rotate { dir } => show_key(output, &key_dir::rotate(&dir, SystemClock.now())?),
         Keys::List { dir } => {
             let keys = key_dir::list(&dir)?;
-            let json = keys.iter().map(key_json).collect();
             let rows = keys
                 .iter()
                 .map(|key| vec![key.kid.clone(), key.file.display().to_string()])
                 .collect();
-            output::rows(output, &["KID", "FILE"], rows, json);
+            output::rows(output, &["KID", "FILE"], rows, &keys);
         }
         Keys::Retire { dir, kid, emergency } => {
             let (gone, next) = key_dir::retire(&dir, &kid, emergency, SystemClock.now())?;
@@ -43,11 +42,7 @@ pub(super) fn run(output: Output, command: Keys) -> Result<()> {
     Ok(())
 }
 
-fn key_json(key: &KeyFile) -> serde_json::Value {
-    json!({"file": key.file.display().to_string(), "kid": key.kid})
-}
-
 fn show_key(output: Output, key: &KeyFile) {
     let fields = [("file", key.file.display().to_string()), ("kid", key.kid.clone())];
-    output::fields(output, &fields, &key_json(key));
+    output::fields(output, &fields, key);
 }

@@ -1,10 +1,9 @@
 //! What a session executes.
 
 use crate::client::{self, explain};
-use crate::output::{self, distance, moment};
+use crate::output::{self, distance};
 use crate::{Output, Target};
 use anyhow::Result;
-use serde_json::{Value, json};
 use session_core::{Clock, SystemClock};
 use session_proto::v1;
 
@@ -28,20 +27,11 @@ pub(super) async fn list(target: &Target, output: Output, session_id: String) ->
             ]
         })
         .collect();
-    let json = operations
-        .iter()
-        .map(|operation| {
-            json!({
-                "operation_id": operation.operation_id, "spark_session_id": operation.spark_session_id,
-                "method": operation.method, "started_at": moment(operation.started_at.as_ref()),
-            })
-        })
-        .collect();
     output::rows(
         output,
         &["OPERATION", "METHOD", "RUNS FOR", "SPARK SESSION"],
         rows,
-        json,
+        &operations,
     );
     Ok(())
 }
@@ -66,7 +56,6 @@ pub(super) async fn interrupt(
         output::note("Nothing was interrupted: `berth ops` lists what runs.");
     }
     let rows = interrupted.iter().map(|id| vec![id.clone()]).collect();
-    let json = interrupted.iter().cloned().map(Value::String).collect();
-    output::rows(output, &["INTERRUPTED"], rows, json);
+    output::rows(output, &["INTERRUPTED"], rows, &interrupted);
     Ok(())
 }

@@ -4,7 +4,7 @@ use crate::args::{LimitArgs, Orgs, Who};
 use crate::client::{self, explain};
 use crate::{Output, Target, output};
 use anyhow::Result;
-use serde_json::{Value, json};
+use serde_json::json;
 use session_proto::convert;
 use session_proto::v1;
 
@@ -111,18 +111,6 @@ fn state(org: &v1::Org) -> &'static str {
     if org.disabled { "disabled" } else { "enabled" }
 }
 
-fn org_json(org: &v1::Org) -> Value {
-    let limits: serde_json::Map<String, Value> = limits_of(org)
-        .into_iter()
-        .map(|(name, limit)| (name.to_owned(), limit.into()))
-        .collect();
-    json!({
-        "name": org.name, "disabled": org.disabled, "limits": limits,
-        "managed_by_config": org.managed_by_config, "version": org.version,
-        "disabled_principals": org.disabled_principals,
-    })
-}
-
 fn show_org(output: Output, org: &v1::Org) {
     let limits = limits_of(org).map(|(name, limit)| format!("{name}={limit}"));
     let fields = [
@@ -132,7 +120,7 @@ fn show_org(output: Output, org: &v1::Org) {
         ("shut out", org.disabled_principals.join(", ")),
         ("declared", output::declared(org.managed_by_config)),
     ];
-    output::fields(output, &fields, &org_json(org));
+    output::fields(output, &fields, org);
 }
 
 async fn list(target: &Target, output: Output) -> Result<()> {
@@ -159,6 +147,6 @@ async fn list(target: &Target, output: Output) -> Result<()> {
         "LABELS",
         "TOKENS",
     ];
-    output::rows(output, &headings, rows, orgs.iter().map(org_json).collect());
+    output::rows(output, &headings, rows, &orgs);
     Ok(())
 }

@@ -82,11 +82,7 @@ pub(super) async fn describe(
 }
 
 fn show_session(output: Output, session: &v1::Session) {
-    output::fields(
-        output,
-        &output::session_fields(session),
-        &output::session_json(session),
-    );
+    output::fields(output, &output::session_fields(session), session);
 }
 
 pub(super) async fn list(target: &Target, output: Output, all: bool, limit: u32) -> Result<()> {
@@ -135,7 +131,6 @@ pub(super) async fn list(target: &Target, output: Output, all: bool, limit: u32)
             ]
         })
         .collect();
-    let json = sessions.iter().map(output::session_json).collect();
     output::rows(
         output,
         &[
@@ -149,7 +144,7 @@ pub(super) async fn list(target: &Target, output: Output, all: bool, limit: u32)
             "CLOSES IN",
         ],
         rows,
-        json,
+        &sessions,
     );
     Ok(())
 }
@@ -175,12 +170,11 @@ pub(super) async fn events(target: &Target, output: Output, session_id: String) 
             ]
         })
         .collect();
-    let json = events.iter().map(output::event_json).collect();
     output::rows(
         output,
         &["AT", "VERSION", "PHASE", "REASON", "ACTOR", "MESSAGE"],
         rows,
-        json,
+        &events,
     );
     Ok(())
 }

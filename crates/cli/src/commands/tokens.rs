@@ -4,7 +4,6 @@ use crate::client::{self, explain};
 use crate::output::{self, moment};
 use crate::{Output, Target};
 use anyhow::Result;
-use serde_json::json;
 use session_proto::convert;
 use session_proto::v1;
 use std::time::Duration;
@@ -32,14 +31,7 @@ pub(super) async fn token(
                 "Good until {expires_at}. It is not stored: keep it, or make another."
             ));
         }
-        Output::Json => output::json(&format!(
-            "{:#}",
-            json!({
-                "token": issued.token, "token_id": issued.token_id, "token_type": issued.token_type,
-                "issued_at": moment(issued.issued_at.as_ref()), "expires_at": expires_at,
-                "grpc_endpoint": issued.grpc_endpoint, "connection_url": issued.connection_url,
-            })
-        )),
+        Output::Json => output::object(&issued),
     }
     Ok(())
 }
@@ -66,22 +58,11 @@ pub(super) async fn tokens(target: &Target, output: Output, session_id: String) 
             ]
         })
         .collect();
-    let json = tokens
-        .iter()
-        .map(|token| {
-            json!({
-                "token_id": token.token_id, "key_id": token.key_id, "subject": token.subject,
-                "issued_at": moment(token.issued_at.as_ref()), "expires_at": moment(token.expires_at.as_ref()),
-                "first_used_at": moment(token.first_used_at.as_ref()),
-                "last_used_at": moment(token.last_used_at.as_ref()), "revoked": token.revoked,
-            })
-        })
-        .collect();
     output::rows(
         output,
         &["TOKEN", "SUBJECT", "ISSUED", "EXPIRES", "LAST USED", "STATE"],
         rows,
-        json,
+        &tokens,
     );
     Ok(())
 }

@@ -5,6 +5,7 @@ use crate::output::{self, moment};
 use crate::{Output, Target};
 use anyhow::Result;
 use serde_json::json;
+use session_proto::json;
 use session_proto::v1::watch_sessions_response::Update;
 use session_proto::v1::{self, SessionStatus};
 use std::time::Duration;
@@ -64,7 +65,7 @@ async fn follow(
                 print(output, &session, told.event.as_ref());
             }
             Some(Update::Reset(_)) if output == Output::Json => {
-                output::json(&json!({"reset": true}).to_string());
+                output::json_text(&json!({"reset": true}).to_string());
             }
             // Lines that people read need no beginning.
             Some(Update::Reset(_)) => {}
@@ -81,8 +82,8 @@ fn print(output: Output, session: &v1::Session, event: Option<&v1::SessionEvent>
     match output {
         // One object a line, so that programs need not wait for an end.
         Output::Json => {
-            let event = event.map(output::event_json);
-            output::json(&json!({"session": output::session_json(session), "event": event}).to_string());
+            let line = json!({"session": json::value(session), "event": json::value(&event)});
+            output::json_text(&line.to_string());
         }
         Output::Table => {
             let (at, reason, actor, message) = match event {
