@@ -5,6 +5,7 @@
 //! the response's body, also when the client leaves early.
 
 use crate::grpc::MAX_HEAD_BYTES;
+use crate::request_span;
 use crate::tls::PeerInfo;
 use bytes::Bytes;
 use http::HeaderMap;
@@ -137,7 +138,15 @@ where
         // The one that is ready is this one; a clone stays for the next call.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
-        Box::pin(async move {
+        let span = request_span!(
+            request.headers(),
+            "rpc",
+            otel.name = request.uri().path(),
+            otel.kind = "server",
+            rpc.system = "grpc",
+            rpc.grpc.status_code = tracing::field::Empty,
+        );
+        let answer = async move {
             let (mut parts, body) = request.into_parts();
             let peer = keeper.origin(&parts);
             let admitted = match head_bytes(&parts) {
@@ -178,9 +187,12 @@ where
                 Err(status) => status.into_http(),
             };
             keeper.sends(response.headers());
-            keeper.answered(peer, code(&response));
+            let code = code(&response);
+            tracing::Span::current().record("rpc.grpc.status_code", i32::from(code));
+            keeper.answered(peer, code);
             Ok(response)
-        })
+        };
+        Box::pin(answer.instrument(span))
     }
 }
 

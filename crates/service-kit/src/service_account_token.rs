@@ -10,6 +10,7 @@ use crate::caller::oidc::IssuerConfig;
 use crate::caller::{Authenticator, CallerError, TokenFormat};
 use crate::config::{Problems, Validate};
 use crate::grpc::{self, ClientConfig};
+use crate::telemetry;
 use crate::tls::ClientTlsFiles;
 use http::HeaderMap;
 use parking_lot::Mutex;
@@ -26,6 +27,7 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
+use tracing::Span;
 
 /// The metadata that carries it.
 pub const SERVICE_TOKEN: &str = "x-berth-service-token";
@@ -145,7 +147,7 @@ impl fmt::Debug for ServiceTokens {
 /// A channel to another service, on which we show who we are.
 pub type ServiceChannel = InterceptedService<Channel, OwnToken>;
 
-/// A channel that shows the token of `token_file` with each call, if there is
+/// A channel that carries the trace of each call, and shows the token of `token_file` if there is
 /// one. Must be called inside a tokio runtime.
 ///
 /// # Errors
@@ -160,7 +162,7 @@ pub fn service_channel(config: &ClientConfig) -> anyhow::Result<ServiceChannel> 
     Ok(InterceptedService::new(grpc::channel(config)?, OwnToken(file)))
 }
 
-/// Puts our token into each call.
+/// Puts our token, and the trace that the call belongs to, into each call.
 #[derive(Debug, Clone)]
 pub struct OwnToken(Option<Arc<TokenFile>>);
 
@@ -230,6 +232,7 @@ impl Interceptor for OwnToken {
             })?;
             request.metadata_mut().insert(SERVICE_TOKEN, token);
         }
+        telemetry::inject(&Span::current(), request.metadata_mut().as_mut());
         Ok(request)
     }
 }

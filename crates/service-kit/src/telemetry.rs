@@ -1,9 +1,14 @@
 //! Logs and traces.
 //!
 //! Logs go to standard error, as JSON or text. Traces go to an OTLP endpoint
-//! if there is one; a trace is kept when the caller's was, or else by a small
-//! chance. [`adopt`] joins a request to its caller's trace and writes the
-//! trace id into the span's `trace_id` field, so that every log line has it.
+//! if there is one.
+//!
+//! A span costs more than a small call, so spans exist only in sampled traces:
+//! [`request_span!`](crate::request_span) makes one if the request's
+//! `traceparent` has the sampled flag, or, without a `traceparent`, by the
+//! configured ratio; [`root_span!`](crate::root_span) by the ratio alone;
+//! [`child_span!`](crate::child_span) inside another one. The span's
+//! `trace_id` field puts the id into every log line of the request.
 
 use crate::config::{Problems, Validate};
 use anyhow::Context as _;
@@ -16,8 +21,10 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -83,6 +90,13 @@ impl Validate for TelemetryConfig {
     }
 }
 
+/// The `tracing` target of all spans of ours. Spans of libraries are not exported.
+pub const SPANS: &str = "berth";
+
+/// The share of traces that begin here and are kept, as bits of an `f64`.
+/// Zero, the bits of 0.0, until there is somewhere to send them.
+static SAMPLE_RATIO: AtomicU64 = AtomicU64::new(0);
+
 /// Sends what is left of the traces when dropped; keep it until the end of `main`.
 #[derive(Debug)]
 pub struct Telemetry {
@@ -112,22 +126,40 @@ pub fn init(config: &TelemetryConfig, service: &'static str) -> anyhow::Result<T
     let provider = config
         .otlp_endpoint
         .as_deref()
-        .map(|to| provider(to, config.sample_ratio, service))
+        .map(|endpoint| provider(endpoint, service))
         .transpose()?;
     let traces = provider
         .as_ref()
-        .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer(service)));
+        .map(|provider| traces(provider).with_filter(filter_fn(is_ours)));
     tracing_subscriber::registry()
-        .with(filter)
         .with(traces)
-        .with(logs)
+        .with(logs.with_filter(filter))
         .try_init()
         .context("telemetry")?;
+    if provider.is_some() {
+        SAMPLE_RATIO.store(config.sample_ratio.to_bits(), Relaxed);
+    }
     log_panics();
     Ok(Telemetry { provider })
 }
 
-fn provider(endpoint: &str, ratio: f64, service: &'static str) -> anyhow::Result<SdkTracerProvider> {
+fn is_ours(metadata: &tracing::Metadata<'_>) -> bool {
+    metadata.is_span() && metadata.target() == SPANS
+}
+
+fn traces<S>(provider: &SdkTracerProvider) -> impl tracing_subscriber::Layer<S> + use<S>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+{
+    tracing_opentelemetry::layer()
+        .with_tracer(provider.tracer("berth"))
+        .with_location(false)
+        .with_threads(false)
+        .with_tracked_inactivity(false)
+}
+
+/// Samples every span that is made: what is not sampled has none.
+fn provider(endpoint: &str, service: &'static str) -> anyhow::Result<SdkTracerProvider> {
     let exporter = SpanExporter::builder()
         .with_tonic()
         .with_endpoint(endpoint)
@@ -135,7 +167,7 @@ fn provider(endpoint: &str, ratio: f64, service: &'static str) -> anyhow::Result
         .context("OTLP endpoint")?;
     Ok(SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
-        .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(ratio))))
+        .with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOn)))
         .with_resource(Resource::builder().with_service_name(service).build())
         .build())
 }
@@ -207,6 +239,8 @@ fn log_panics() {
     }));
 }
 
+const TRACEPARENT: &str = "traceparent";
+
 struct Headers<'a>(&'a HeaderMap);
 
 impl Extractor for Headers<'_> {
@@ -230,6 +264,75 @@ impl Injector for HeadersMut<'_> {
             self.0.insert(name, value);
         }
     }
+}
+
+/// Is this request part of a trace that is kept? Its sender decides by the flag
+/// of its `traceparent`; without one the configured ratio does.
+pub fn is_sampled(headers: &HeaderMap) -> bool {
+    match headers.get(TRACEPARENT) {
+        Some(value) => has_sampled_flag(value.as_bytes()),
+        None => is_chosen(),
+    }
+}
+
+/// Is a trace that begins here kept? By the configured ratio; never without an
+/// OTLP endpoint.
+pub fn is_chosen() -> bool {
+    match f64::from_bits(SAMPLE_RATIO.load(Relaxed)) {
+        ratio if ratio <= 0.0 => false,
+        ratio => rand::random::<f64>() < ratio,
+    }
+}
+
+/// `version-traceid-parentid-flags`, 55 characters at least (W3C Trace Context).
+fn has_sampled_flag(traceparent: &[u8]) -> bool {
+    let flags = traceparent.get(53..55);
+    let flags = flags.and_then(|digits| std::str::from_utf8(digits).ok());
+    flags
+        .and_then(|digits| u8::from_str_radix(digits, 16).ok())
+        .is_some_and(|flags| flags & 1 == 1)
+}
+
+/// The span of one request if it is sampled, else none:
+/// `request_span!(&headers, "rpc", otel.kind = "server")`.
+#[macro_export]
+macro_rules! request_span {
+    ($headers:expr, $name:literal $(, $($fields:tt)*)?) => {{
+        let headers = $headers;
+        if $crate::telemetry::is_sampled(headers) {
+            let span = tracing::info_span!(
+                target: $crate::telemetry::SPANS, $name, trace_id = tracing::field::Empty $(, $($fields)*)?
+            );
+            $crate::telemetry::adopt(&span, headers);
+            span
+        } else {
+            tracing::Span::none()
+        }
+    }};
+}
+
+/// The span of work that no request asked for, if it is sampled, else none.
+#[macro_export]
+macro_rules! root_span {
+    ($name:literal $(, $($fields:tt)*)?) => {
+        if $crate::telemetry::is_chosen() {
+            tracing::info_span!(target: $crate::telemetry::SPANS, parent: None, $name $(, $($fields)*)?)
+        } else {
+            tracing::Span::none()
+        }
+    };
+}
+
+/// The span of a part of what the current span is about; none outside of any.
+#[macro_export]
+macro_rules! child_span {
+    ($name:literal $(, $($fields:tt)*)?) => {
+        if tracing::Span::current().is_none() {
+            tracing::Span::none()
+        } else {
+            tracing::info_span!(target: $crate::telemetry::SPANS, $name $(, $($fields)*)?)
+        }
+    };
 }
 
 /// Makes `span` part of the trace that the request's `traceparent` names, and
@@ -293,9 +396,10 @@ mod tests {
     /// Handles one request under a subscriber and gives its log and the
     /// `traceparent` of its outgoing call.
     fn handle(traces: bool, ratio: f64, traceparent: Option<&str>) -> (String, Option<String>) {
-        let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(ratio)));
+        let sampler = Sampler::ParentBased(Box::new(Sampler::AlwaysOn));
         let provider = SdkTracerProvider::builder().with_sampler(sampler).build();
-        let layer = traces.then(|| tracing_opentelemetry::layer().with_tracer(provider.tracer("test")));
+        let layer = traces.then(|| super::traces(&provider).with_filter(filter_fn(is_ours)));
+        SAMPLE_RATIO.store(ratio.to_bits(), Relaxed);
         let buffer = Buffer::default();
         let logs = tracing_subscriber::fmt::layer()
             .json()
@@ -307,10 +411,12 @@ mod tests {
                 .iter()
                 .map(|t| ("traceparent".parse().unwrap(), t.parse().unwrap()))
                 .collect();
-            let span = tracing::info_span!("call", trace_id = tracing::field::Empty);
-            adopt(&span, &headers);
-            span.in_scope(|| tracing::info!("handled"));
-            inject(&span, &mut outgoing);
+            let span = crate::request_span!(&headers, "call");
+            span.in_scope(|| {
+                let part = crate::child_span!("part");
+                tracing::info!("handled");
+                inject(&part, &mut outgoing);
+            });
         });
         let log = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
         (
@@ -321,8 +427,12 @@ mod tests {
         )
     }
 
+    /// The ratio is the process's.
+    static ALONE: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
+
     #[test]
     fn a_callers_trace_goes_on() {
+        let _alone = ALONE.lock();
         let (log, outgoing) = handle(true, 0.0, Some(INCOMING));
         assert!(log.contains("0af7651916cd43dd8448eb211c80319c"), "{log}");
         let outgoing = outgoing.unwrap();
@@ -331,15 +441,33 @@ mod tests {
     }
 
     #[test]
-    fn a_callers_no_is_respected_and_its_own_decision_is_by_chance() {
+    fn unsampled_requests_have_no_span() {
+        let _alone = ALONE.lock();
         let unsampled = INCOMING.replace("-01", "-00");
-        assert!(handle(true, 1.0, Some(&unsampled)).1.unwrap().ends_with("-00"));
-        assert!(handle(true, 0.0, None).1.unwrap().ends_with("-00"));
+        for (ratio, traceparent) in [(1.0, Some(unsampled.as_str())), (1.0, Some("junk")), (0.0, None)] {
+            let (log, outgoing) = handle(true, ratio, traceparent);
+            assert_eq!(outgoing, None);
+            assert!(!log.contains("trace_id"), "{log}");
+        }
         assert!(handle(true, 1.0, None).1.unwrap().ends_with("-01"));
     }
 
     #[test]
+    fn the_sampled_flag_is_the_lowest_bit() {
+        for (traceparent, sampled) in [
+            (INCOMING, true),
+            ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-03", true),
+            ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-02", false),
+            ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-", false),
+            ("", false),
+        ] {
+            assert_eq!(has_sampled_flag(traceparent.as_bytes()), sampled, "{traceparent}");
+        }
+    }
+
+    #[test]
     fn without_traces_the_log_still_has_the_callers_id() {
+        let _alone = ALONE.lock();
         let (log, outgoing) = handle(false, 0.0, Some(INCOMING));
         assert!(log.contains("0af7651916cd43dd8448eb211c80319c"), "{log}");
         assert_eq!(outgoing, None);

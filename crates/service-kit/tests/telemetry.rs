@@ -17,7 +17,7 @@ async fn what_is_left_is_sent_when_the_guard_drops() {
     };
     let guard = telemetry::init(&config, "test").unwrap();
     assert!(telemetry::init(&config, "test").is_err(), "only once");
-    tracing::info_span!("work").in_scope(|| tracing::info!("done"));
+    service_kit::root_span!("work").in_scope(|| tracing::info!("done"));
     let received = tokio::spawn(async move {
         let (mut tcp, _) = collector.accept().await.unwrap();
         let mut preface = [0; 14];
