@@ -10,6 +10,7 @@ use crate::identity::SparkSessionId;
 use crate::method::Method;
 use crate::metrics::Metrics;
 use crate::operations::Operations;
+use crate::running::RunningSessions;
 use crate::worker::lock;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use prost::Message as _;
@@ -115,6 +116,8 @@ pub(crate) struct Tally {
     refused_at: Mutex<Option<Instant>>,
     /// What its clients could reattach to on Sail.
     pub(crate) on_sail: Operations,
+    /// Where expired tokens may still continue operations.
+    pub(crate) running: Arc<RunningSessions>,
 }
 
 /// A call that is work; its session is busy for as long as this lives.
@@ -181,6 +184,7 @@ impl Ledger {
             refusals: RateLimiter::direct(Quota::per_second(MAX_REFUSALS_PER_SECOND)),
             refused_at: Mutex::default(),
             on_sail: Operations::default(),
+            running: Arc::default(),
         });
         known.sessions.insert(claims.sid.clone(), Arc::downgrade(&tally));
         tally

@@ -37,7 +37,7 @@ pub(crate) struct Caller {
     pub(crate) token: Arc<str>,
     pub(crate) claims: Claims,
     /// The token's time is over, and this is what to say unless the call only
-    /// reads what a running query still needs (ADR 0011).
+    /// continues an operation that is there (ADR 0011).
     pub(crate) late: Option<Refused>,
     /// Its name among the remembered ones, and the key set that it was checked
     /// with; `None` if it must be checked each time.
@@ -61,10 +61,10 @@ impl Caller {
     }
 
     /// One whose token was checked with this key set, and may be remembered.
-    pub(crate) fn checked_with(token: &str, claims: Claims, late: Option<Refused>, generation: u64) -> Self {
+    pub(crate) fn checked_with(token: &str, claims: Claims, generation: u64) -> Self {
         Self {
             checked: Some((hash_of(token), generation)),
-            ..Self::of(token, claims, late)
+            ..Self::of(token, claims, None)
         }
     }
 
@@ -216,19 +216,22 @@ async fn check_token(
         }
         other => other,
     };
-    let (verified, late) = match verified {
+    let verified = match verified {
         Err(error) if method == Method::Config && error.reason() == Reason::TokenExpired => {
-            let late = Refused::new(error.reason(), error.client_text());
-            (verify(Grace::Reattach), Some(late))
+            verify(Grace::Reattach)
         }
-        other => (other, None),
+        other => other,
     };
-    let Verified { claims, by_grace, .. } =
-        verified.map_err(|error| Refused::new(error.reason(), error.client_text()))?;
+    let refused = |error: TokenError| Refused::new(error.reason(), error.client_text());
+    let Verified { claims, by_grace, .. } = verified.map_err(refused)?;
     Ok(Rc::new(if by_grace {
-        Caller::of(token, claims, late)
+        let late = refused(TokenError::Expired {
+            at: claims.expires_at(),
+            session: Some(claims.sid.clone()),
+        });
+        Caller::of(token, claims, Some(late))
     } else {
-        Caller::checked_with(token, claims, late, generation)
+        Caller::checked_with(token, claims, generation)
     }))
 }
 
@@ -267,7 +270,7 @@ mod tests {
             exp: 2000,
             jti: TokenId::generate(NOW, number),
         };
-        Rc::new(Caller::checked_with(&token, claims, None, 0))
+        Rc::new(Caller::checked_with(&token, claims, 0))
     }
 
     #[test]

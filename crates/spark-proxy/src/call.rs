@@ -197,7 +197,9 @@ async fn pass_on(
     let shared = &worker.shared;
     let method = open.method();
     let mut request = Messages::new(body, shared.config.limits.first_message);
-    if let Some(late) = &open.caller().late {
+    if let Some(late) = &open.caller().late
+        && method == Method::Config
+    {
         // Only what reads for a query that runs, or just ended, may come so late.
         let reads = client.unless_gone(request.peek(local::MOST_TALK)).await??;
         if !reads.is_some_and(|request| local::only_reads(&request)) {
@@ -233,6 +235,13 @@ async fn pass_on(
             first = Some(known);
         }
         let Some(known) = &first else { continue };
+        if let Some(late) = &open.caller().late
+            && method != Method::ReattachExecute
+            && !open.tally().running.is_running(backend.generation, known.spark_session)
+        {
+            // The engine may not have this Spark session, and would make it.
+            return Err(late.clone().into());
+        }
 
         let bound = bind::check(worker, open, &route, &backend, known.spark_session);
         match client.unless_gone(bound).await?? {
@@ -318,6 +327,7 @@ async fn pass_on(
             translator,
             clones: method == Method::CloneSession && !backend.dedicated,
             on_sail: OnceCell::new(),
+            running: OnceCell::new(),
             settings: known.settings.as_ref(),
             route: &route,
         };
@@ -449,7 +459,9 @@ async fn place(
             stamp,
         }));
     }
-    if let Some(late) = &open.caller().late {
+    if let Some(late) = &open.caller().late
+        && method.is_work()
+    {
         return Err(late.clone().into());
     }
     if !method.is_work() {

@@ -19,6 +19,7 @@ use crate::redact::Redactor;
 use crate::reply::{self, Encoding, ResultWatch};
 use crate::respond::{Client, capacity};
 use crate::routes::{Backend, Route};
+use crate::running::RunningStream;
 use crate::session::OpenCall;
 use crate::translate::{self, Translator};
 use crate::worker::Worker;
@@ -63,6 +64,8 @@ pub(crate) struct Exchange<'a> {
     pub(crate) clones: bool,
     /// On Sail: the stream of an operation that its client can reattach to.
     pub(crate) on_sail: OnceCell<operations::Stream>,
+    /// The engine responds to an operation.
+    pub(crate) running: OnceCell<RunningStream>,
     /// What the call changes of settings that are to be kept.
     pub(crate) settings: Option<&'a SettingsChange>,
     pub(crate) route: &'a Route,
@@ -80,6 +83,17 @@ impl Exchange<'_> {
             let stream = on_sail.begin(self.backend.generation, &self.spark_session, operation);
             // It begins once.
             let _ = self.on_sail.set(stream);
+        }
+    }
+
+    /// The engine responds: if the call runs an operation, it is there.
+    fn note_running(&self) {
+        if matches!(self.open.method(), Method::ExecutePlan | Method::ReattachExecute) {
+            let running = &self.open.tally().running;
+            // A response begins once.
+            let _ = self
+                .running
+                .set(running.begin(self.backend.generation, self.spark_session));
         }
     }
 
@@ -234,6 +248,7 @@ async fn download(
         client.begin(http::Response::from_parts(head, ()), true)?;
         return Ok(status.unwrap_or(Outcome::BackendError));
     }
+    exchange.note_running();
     if exchange.open.method() == Method::ReattachExecute {
         // Spark has the operation: it runs, and keeps its session busy.
         exchange.open.work();

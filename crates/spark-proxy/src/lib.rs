@@ -38,6 +38,7 @@ mod redact;
 mod reply;
 mod respond;
 mod routes;
+mod running;
 mod session;
 mod shed;
 mod translate;
