@@ -11,6 +11,7 @@ use crate::method::Method;
 use crate::metrics::Metrics;
 use crate::operations::Operations;
 use crate::running::RunningSessions;
+use crate::shares::Shares;
 use crate::worker::lock;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use prost::Message as _;
@@ -63,6 +64,8 @@ pub(crate) struct Ledger {
     clock: Arc<dyn Clock>,
     known: Mutex<Known>,
     queue: Arc<Queue>,
+    /// Of all organizations together.
+    shares: Arc<Shares>,
 }
 
 #[derive(Default)]
@@ -83,6 +86,9 @@ struct Queue {
 struct Org {
     id: OrgId,
     rate: Option<DefaultDirectRateLimiter>,
+    shares: Shares,
+    /// Of all organizations together.
+    all: Arc<Shares>,
 }
 
 /// What one session does.
@@ -95,8 +101,7 @@ pub(crate) struct Tally {
     open: AtomicU32,
     /// Those that are work.
     working: AtomicU32,
-    /// Those that wait for compute.
-    held: AtomicU32,
+    shares: Shares,
     generation: AtomicU64,
     last_activity: AtomicU64,
     calls: AtomicU64,
@@ -142,6 +147,7 @@ impl Ledger {
             clock,
             known: Mutex::default(),
             queue: Arc::default(),
+            shares: Arc::default(),
         }
     }
 
@@ -158,6 +164,8 @@ impl Ledger {
                 rate: self
                     .calls_per_second
                     .map(|rate| RateLimiter::direct(Quota::per_second(rate))),
+                shares: Shares::default(),
+                all: Arc::clone(&self.shares),
             });
             known.orgs.insert(claims.org.clone(), Arc::downgrade(&org));
             org
@@ -169,7 +177,7 @@ impl Ledger {
             queue: Arc::clone(&self.queue),
             open: AtomicU32::new(0),
             working: AtomicU32::new(0),
-            held: AtomicU32::new(0),
+            shares: Shares::default(),
             generation: AtomicU64::new(0),
             last_activity: AtomicU64::new(0),
             calls: AtomicU64::new(0),
@@ -213,14 +221,9 @@ impl Tally {
         self.open.fetch_sub(1, Relaxed);
     }
 
-    /// One more call waits for compute; says how many did before.
-    pub(crate) fn hold(&self) -> u32 {
-        self.held.fetch_add(1, Relaxed)
-    }
-
-    /// A call does not wait any more.
-    pub(crate) fn unhold(&self) {
-        self.held.fetch_sub(1, Relaxed);
+    /// What is taken by the session, by its organization, and in all.
+    pub(crate) fn shares(&self) -> [&Shares; 3] {
+        [&self.shares, &self.org.shares, &self.org.all]
     }
 
     /// May the organization make one more call now?

@@ -196,7 +196,7 @@ async fn pass_on(
 ) -> Result<Outcome, Stop> {
     let shared = &worker.shared;
     let method = open.method();
-    let mut request = Messages::new(body, shared.config.limits.first_message);
+    let mut request = Messages::new(body, &shared.config.limits);
     if let Some(late) = &open.caller().late
         && method == Method::Config
     {
@@ -237,7 +237,10 @@ async fn pass_on(
         let Some(known) = &first else { continue };
         if let Some(late) = &open.caller().late
             && method != Method::ReattachExecute
-            && !open.tally().running.is_running(backend.generation, known.spark_session)
+            && !open
+                .tally()
+                .running
+                .is_running(backend.generation, known.spark_session)
         {
             // The engine may not have this Spark session, and would make it.
             return Err(late.clone().into());
@@ -296,6 +299,7 @@ async fn pass_on(
             not_before = Some(began);
             continue;
         }
+        let _share = worker.pools.enter(&backend, open)?;
         let mut lease = match client.unless_gone(worker.pools.lease(&backend, method)).await? {
             Ok(lease) => lease,
             Err(Unreachable) => {
@@ -502,12 +506,16 @@ async fn hold(
 ) -> Result<Found, Stop> {
     let shared = &worker.shared;
     let limits = &shared.config.limits;
-    let weight = request.weight(limits.stream_window_bytes as usize);
-    let _hold = Hold::enter(&shared.held, limits, open.tally(), &shared.metrics, weight)?;
+    let mut hold = Hold::enter(limits, open.tally(), &shared.metrics)?;
+    hold.weigh(request.weight())?;
     open.work();
     let hold_until = Instant::now() + shared.config.routes.hold_max;
     let until = deadline.map_or(hold_until, |deadline| deadline.min(hold_until));
-    let (route, stamp) = resolve(worker, open, true, until, deadline, None).await?;
+    let (route, stamp) = tokio::select! {
+        biased;
+        resolved = resolve(worker, open, true, until, deadline, None) => resolved?,
+        stop = gather(request, &mut hold, limits.stream_window_bytes as usize) => return Err(stop),
+    };
     match usable(worker, &route, open)? {
         Some(backend) => Ok(Found {
             route,
@@ -515,6 +523,21 @@ async fn hold(
             stamp,
         }),
         None => Err(warming(why_not_active(&route)).into()),
+    }
+}
+
+/// Reads what comes of a held call's request, so that it is counted; at most `most` bytes.
+async fn gather(request: &mut Messages, hold: &mut Hold, most: usize) -> Stop {
+    loop {
+        match request.gather(most).await {
+            Ok(true) => {
+                if let Err(refused) = hold.weigh(request.weight()) {
+                    return refused.into();
+                }
+            }
+            Ok(false) => std::future::pending::<()>().await,
+            Err(broken) => return broken.into(),
+        }
     }
 }
 

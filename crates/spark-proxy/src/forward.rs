@@ -21,6 +21,7 @@ use crate::respond::{Client, capacity};
 use crate::routes::{Backend, Route};
 use crate::running::RunningStream;
 use crate::session::OpenCall;
+use crate::shares::{Exceeded, Limits, Taken};
 use crate::translate::{self, Translator};
 use crate::worker::Worker;
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -36,6 +37,7 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// Responses with fewer bytes in a frame are joined, if they are there together.
@@ -46,6 +48,8 @@ const JOINED: usize = 32 * 1024;
 const MAX_INTERRUPT_ANSWER: usize = 64 * 1024;
 /// Ids of one answer that are taken.
 const MAX_INTERRUPTED: usize = 256;
+/// How often the bytes that a client does not take are counted.
+const UNREAD_INTERVAL: Duration = Duration::from_millis(250);
 /// The answer to a `CloneSession` is a few ids.
 const MOST_CLONED: usize = 64 * 1024;
 
@@ -376,14 +380,72 @@ async fn stream(
         };
         let len = data.len();
         if len > 0 {
-            client.capacity(len).await?;
-            client.data(data, false)?;
+            pass(exchange, &mut body, client, data).await?;
             exchange.metrics().bytes.at(Way::ToClient).add(len as u64);
             exchange.open.tally().count_out(len);
         }
         let _ = body.flow_control().release_capacity(taken);
     }
     trailers(&mut body, client).await
+}
+
+/// Passes bytes on as the client takes them: what it does not take is never
+/// handed to HTTP/2, which would hold it also after the call has ended.
+async fn pass(
+    exchange: &Exchange<'_>,
+    body: &mut Body,
+    client: &mut Client,
+    mut data: Bytes,
+) -> Result<(), Stop> {
+    while !data.is_empty() {
+        let room = until_taken(exchange, body, client, data.len()).await?;
+        client.data(data.split_to(room.min(data.len())), false)?;
+    }
+    Ok(())
+}
+
+/// Waits until the client takes more, of which `len` bytes are ready; says how
+/// many. What is held meanwhile is counted.
+async fn until_taken(
+    exchange: &Exchange<'_>,
+    body: &mut Body,
+    client: &mut Client,
+    len: usize,
+) -> Result<usize, Stop> {
+    let mut taken = pin!(client.capacity(len));
+    tokio::select! {
+        biased;
+        taken = &mut taken => return Ok(taken?),
+        () = std::future::ready(()) => {}
+    }
+    let limits = &exchange.worker.shared.config.limits;
+    let mut unread = Taken::new(
+        exchange.open.tally().shares(),
+        |shares| &shares.unread_bytes,
+        Limits([
+            (limits.unread_bytes_per_session, "limits.unread_bytes_per_session"),
+            (limits.unread_bytes_per_org, "limits.unread_bytes_per_org"),
+            (limits.unread_bytes, "limits.unread_bytes"),
+        ]),
+    );
+    loop {
+        unread
+            .grow_to(body.flow_control().used_capacity().max(len))
+            .map_err(too_much_unread)?;
+        tokio::select! {
+            biased;
+            taken = &mut taken => return Ok(taken?),
+            () = tokio::time::sleep(UNREAD_INTERVAL) => {}
+        }
+    }
+}
+
+fn too_much_unread(exceeded: Exceeded) -> Refused {
+    let whose = exceeded.whose;
+    exceeded.refused(
+        Reason::QuotaExceeded,
+        format_args!("Too many bytes of responses {whose} wait for clients that do not read them, so this call was ended"),
+    )
 }
 
 async fn trailers(body: &mut Body, client: &mut Client) -> Result<Option<HeaderMap>, Stop> {
@@ -463,8 +525,7 @@ async fn cloned(
         client.unless_gone(checked).await??;
     }
     client.begin(http::Response::from_parts(head, ()), false)?;
-    client.capacity(answer.len()).await?;
-    client.data(answer.freeze(), false)?;
+    pass(exchange, &mut body, client, answer.freeze()).await?;
     Ok(trailers)
 }
 

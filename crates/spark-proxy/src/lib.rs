@@ -40,6 +40,7 @@ mod respond;
 mod routes;
 mod running;
 mod session;
+mod shares;
 mod shed;
 mod translate;
 mod worker;
@@ -188,7 +189,6 @@ pub async fn run_with_clock(
             keys,
             routes,
             ledger,
-            held: Arc::default(),
             metrics,
             tls,
             backend_tls,

@@ -47,7 +47,9 @@ impl RunningSessions {
         }
         if known.len() >= MAX_SPARK_SESSIONS && !known.contains_key(&key) {
             let oldest = known.iter().filter(|(_, state)| state.streams == 0);
-            let oldest = oldest.min_by_key(|(_, state)| state.last_stream).map(|(key, _)| *key);
+            let oldest = oldest
+                .min_by_key(|(_, state)| state.last_stream)
+                .map(|(key, _)| *key);
             if let Some(oldest) = oldest {
                 known.remove(&oldest);
             }
@@ -93,7 +95,9 @@ mod tests {
     use super::*;
 
     fn spark_session(number: usize) -> SparkSessionId {
-        format!("{number:08x}-89ab-cdef-0123-456789abcdef").parse().unwrap()
+        format!("{number:08x}-89ab-cdef-0123-456789abcdef")
+            .parse()
+            .unwrap()
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,7 +9,6 @@ use crate::backend::{self, Pools};
 use crate::call::draining;
 use crate::config::Config;
 use crate::connection;
-use crate::hold::Held;
 use crate::keys::{Keys, Unreadable};
 use crate::method::Method;
 use crate::metrics::Metrics;
@@ -47,7 +46,6 @@ pub(crate) struct Shared {
     pub(crate) keys: Arc<Keys>,
     pub(crate) routes: Arc<Routes>,
     pub(crate) ledger: Arc<Ledger>,
-    pub(crate) held: Arc<Held>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tls: Option<Arc<ServerTls>>,
     pub(crate) backend_tls: Arc<ClientTls>,

@@ -97,6 +97,8 @@ impl Connector {
             calls: self.config.calls_per_connection(),
             links: self.config.connections_per_pool,
             wait: self.config.connect_timeout,
+            per_session: self.config.shared_calls_per_session,
+            per_org: self.config.shared_calls_per_org,
         }
     }
 
