@@ -84,8 +84,10 @@ impl From<Vanished> for Stop {
 /// What the calls of one connection share.
 #[derive(Default)]
 pub(crate) struct ConnectionState {
-    /// One of its calls had a good token.
+    /// One of its calls had a token that verifies.
     pub(crate) admitted: Cell<bool>,
+    /// One of its calls had a token that its session admits.
+    pub(crate) is_proven: Rc<Cell<bool>>,
 }
 
 /// Serves one call.
@@ -148,7 +150,7 @@ async fn serve(
         .await??;
     connection.admitted.set(true);
     worker.shared.admit(method)?;
-    let open = admit(worker, &caller, method)?;
+    let open = admit(worker, connection, &caller, method)?;
     metrics.waited.at(Stage::Auth).observe(began.elapsed());
 
     tokio::select! {
@@ -160,7 +162,12 @@ async fn serve(
 
 /// A place for one more call, within what the session may take. What is known
 /// to be refused takes none: a dead token spends nothing of its organization's.
-fn admit(worker: &Rc<Worker>, caller: &Rc<Caller>, method: Method) -> Result<OpenCall, Refused> {
+fn admit(
+    worker: &Rc<Worker>,
+    connection: &ConnectionState,
+    caller: &Rc<Caller>,
+    method: Method,
+) -> Result<OpenCall, Refused> {
     let session = worker.session(&caller.claims);
     let tally = &session.tally;
     let routes = &worker.shared.routes;
@@ -178,7 +185,8 @@ fn admit(worker: &Rc<Worker>, caller: &Rc<Caller>, method: Method) -> Result<Ope
     if let Some(refused) = refused {
         return Err(refused);
     }
-    let open = session.open(caller, method, worker.shared.config.limits.calls_per_session)?;
+    let most = worker.shared.config.limits.calls_per_session;
+    let open = session.open(caller, method, most, &connection.is_proven)?;
     if caller.is_worth_reporting() {
         tally.token_used(&caller.claims.jti);
     }
@@ -610,6 +618,7 @@ fn usable(worker: &Worker, route: &Route, open: &OpenCall) -> Result<Option<Arc<
     route
         .admits(&open.caller().claims)
         .inspect_err(|_| open.tally().note_refusal())?;
+    open.prove_connection();
     open.spend_rate()?;
     worker
         .tokens

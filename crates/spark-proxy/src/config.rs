@@ -304,6 +304,9 @@ pub struct LimitConfig {
     /// From the first byte to the end of the TLS and HTTP/2 handshakes.
     #[serde(with = "duration")]
     pub handshake: Duration,
+    /// A connection that has shown no good token for this long is closed.
+    #[serde(with = "duration")]
+    pub first_token: Duration,
     /// Request bytes in flight per call before the connection has shown a good token.
     pub first_stream_window_bytes: u32,
     /// Request bytes in flight per call afterwards.
@@ -386,6 +389,7 @@ impl Default for LimitConfig {
             streams_per_connection: 2048,
             header_list_bytes: 16 << 10,
             handshake: Duration::from_secs(10),
+            first_token: Duration::from_secs(15),
             first_stream_window_bytes: 256 << 10,
             stream_window_bytes: 1 << 20,
             connection_window_bytes: 4 << 20,
@@ -561,6 +565,7 @@ impl Validate for LimitConfig {
             "must be from 8192 to 4194304",
         );
         problems.require(!self.handshake.is_zero(), "handshake", "must not be zero");
+        patience(problems, "first_token", self.first_token);
         window(
             problems,
             "first_stream_window_bytes",

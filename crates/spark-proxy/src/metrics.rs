@@ -54,10 +54,11 @@ labels! {
 }
 
 labels! {
-    /// Why a connection was closed before its handshakes.
+    /// Why a connection was closed without a call.
     pub(crate) enum Unwanted("cause") {
         AddressLimit => "address_limit",
         ProxyHeader => "proxy_header",
+        NoToken => "no_good_token",
     }
 }
 
@@ -204,7 +205,7 @@ impl Metrics {
             ),
             unwanted: registry.counter(
                 "spark_proxy_connections_refused_total",
-                "Client connections closed at once, by why.",
+                "Client connections closed before a good token, by why.",
             ),
             aged: registry.counter(
                 "spark_proxy_connections_aged_total",

@@ -68,6 +68,8 @@ pub(crate) struct OpenCall {
     runs: RefCell<Option<OperationName>>,
     /// It is counted among the calls of its organization.
     rated: Cell<bool>,
+    /// Its connection has shown a good token.
+    is_proven: Rc<Cell<bool>>,
 }
 
 /// When to try again where calls of the session must end first.
@@ -99,6 +101,7 @@ impl Session {
         caller: &Rc<Caller>,
         method: Method,
         most: u32,
+        is_proven: &Rc<Cell<bool>>,
     ) -> Result<OpenCall, Refused> {
         if let Some(gone) = &*self.gone.borrow() {
             return Err(gone.refused());
@@ -132,6 +135,7 @@ impl Session {
             working: RefCell::default(),
             runs: RefCell::default(),
             rated: Cell::default(),
+            is_proven: Rc::clone(is_proven),
         })
     }
 
@@ -331,6 +335,11 @@ impl OpenCall {
             "The organization makes too many calls at the moment. Try again in a little while.",
         )
         .retry_after(TOO_OFTEN))
+    }
+
+    /// The session admits its token.
+    pub(crate) fn prove_connection(&self) {
+        self.is_proven.set(true);
     }
 
     /// The call goes to compute now.
