@@ -570,6 +570,15 @@ async fn resolve(
         {
             return Ok((route, stamp));
         }
+        // A call that is held has its share already.
+        let lookup = if wake {
+            None
+        } else {
+            match worker.shared.questions.lookup(claims) {
+                Ok(lookup) => Some(lookup),
+                Err(refused) => return session.bearable_route(routes).ok_or(refused.into()),
+            }
+        };
         let ask = Ask {
             session: session.id.clone(),
             token: Arc::clone(&open.caller().token),
@@ -582,6 +591,7 @@ async fn resolve(
             answer = Box::pin(routes.resolve(ask)) => answer,
             () = worker.shared.stopping.cancelled() => return Err(draining().into()),
         };
+        drop(lookup);
         let (route, stamp) = match answer {
             Ok(answer) => answer,
             Err(Miss::Refused(refused)) => {

@@ -53,6 +53,7 @@ use crate::config::TlsMode;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::routes::book::Routes;
+use crate::shares::Questions;
 use crate::shed::Shed;
 use crate::worker::{Feed, Shared};
 use anyhow::Context as _;
@@ -189,6 +190,7 @@ pub async fn run_with_clock(
             keys,
             routes,
             ledger,
+            questions: Questions::default(),
             metrics,
             tls,
             backend_tls,

@@ -1,11 +1,20 @@
 //! What calls take of what all of them share, counted for the session, for its
 //! organization and in all: nobody can take the share of the others.
 
-use session_core::Reason;
+use service_kit::limits::{AtOnce, Permit};
+use session_core::{OrgId, Reason, SessionId};
 use session_proto::error::Refused;
+use session_token::Claims;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
+
+/// Questions of one session about Spark sessions at once; each worker asks one at a time.
+const MAX_BINDS_PER_SESSION: u32 = 16;
+/// The same for one organization: a sixteenth of what a session-manager takes.
+const MAX_BINDS_PER_ORG: u32 = 64;
+/// Calls of one organization at once that wait for the look-up of a route.
+const MAX_LOOKUPS_PER_ORG: u32 = 1024;
 
 /// One resource at one level.
 type Count = Arc<AtomicUsize>;
@@ -27,6 +36,67 @@ pub(crate) type Limit = (usize, &'static str);
 /// The bounds of one resource: of a session, of an organization, in all.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits(pub(crate) [Limit; 3]);
+
+/// Questions to session-manager that are under way.
+#[derive(Debug)]
+pub(crate) struct Questions {
+    binds_of_sessions: Arc<AtOnce<SessionId>>,
+    binds_of_orgs: Arc<AtOnce<OrgId>>,
+    lookups_of_orgs: Arc<AtOnce<OrgId>>,
+}
+
+/// One question about a Spark session; ends when dropped.
+#[derive(Debug)]
+pub(crate) struct Bind {
+    _session: Permit<SessionId>,
+    _org: Permit<OrgId>,
+}
+
+/// One call that waits for a look-up; ends when dropped.
+#[derive(Debug)]
+pub(crate) struct Lookup(#[expect(dead_code, reason = "counted while it lives")] Permit<OrgId>);
+
+impl Default for Questions {
+    fn default() -> Self {
+        Self {
+            binds_of_sessions: AtOnce::new(MAX_BINDS_PER_SESSION),
+            binds_of_orgs: AtOnce::new(MAX_BINDS_PER_ORG),
+            lookups_of_orgs: AtOnce::new(MAX_LOOKUPS_PER_ORG),
+        }
+    }
+}
+
+impl Questions {
+    pub(crate) fn bind(&self, claims: &Claims) -> Result<Bind, Refused> {
+        let full = |whose| too_many(format!("Too many Spark sessions of the {whose} are being bound."));
+        let session = self.binds_of_sessions.enter(claims.sid.clone());
+        let session = session.ok_or_else(|| full("session"))?;
+        let org = self.binds_of_orgs.enter(claims.org.clone());
+        let org = org.ok_or_else(|| full("organization"))?;
+        Ok(Bind {
+            _session: session,
+            _org: org,
+        })
+    }
+
+    pub(crate) fn lookup(&self, claims: &Claims) -> Result<Lookup, Refused> {
+        let org = self.lookups_of_orgs.enter(claims.org.clone());
+        org.map(Lookup).ok_or_else(|| {
+            too_many(
+                "Too many calls of the organization wait until their sessions have been looked up."
+                    .to_owned(),
+            )
+        })
+    }
+}
+
+fn too_many(what: String) -> Refused {
+    Refused::new(
+        Reason::TooManyWaiting,
+        format!("{what} Try again in a little while."),
+    )
+    .retry_after(RETRY)
+}
 
 const LEVELS: [&str; 3] = ["of this session", "of this organization", "at this proxy"];
 

@@ -14,6 +14,7 @@ use crate::method::Method;
 use crate::metrics::Metrics;
 use crate::routes::book::{Ask, MARKER_LIFE, Miss, RouteEvent, Routes};
 use crate::session::{Call, Session};
+use crate::shares::Questions;
 use crate::shed::{self, Shed};
 use foldhash::fast::RandomState;
 use service_kit::tls::{ClientTls, ServerTls};
@@ -46,6 +47,7 @@ pub(crate) struct Shared {
     pub(crate) keys: Arc<Keys>,
     pub(crate) routes: Arc<Routes>,
     pub(crate) ledger: Arc<Ledger>,
+    pub(crate) questions: Questions,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tls: Option<Arc<ServerTls>>,
     pub(crate) backend_tls: Arc<ClientTls>,

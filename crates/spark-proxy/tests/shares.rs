@@ -290,3 +290,72 @@ async fn responses_that_nobody_reads_are_bounded() {
     }
     assert!(whole >= 2, "{whole} were read to their end");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_organization_does_not_ask_all_questions_about_spark_sessions() {
+    let rig = rig(|_| {}).await;
+    let client = rig.client().await;
+    let unbound = |org: &str, number| {
+        let mut tenant = on_shared(&rig, org, number);
+        tenant.route.bindings.clear();
+        rig.routes.set(tenant.route.clone());
+        tenant
+    };
+    let tenants: Vec<_> = (0..100).map(|number| unbound("acme", number)).collect();
+    rig.routes.slow_answers(Duration::from_secs(1));
+    let mut calls = tokio::task::JoinSet::new();
+    for (number, tenant) in tenants.iter().enumerate() {
+        // Spark session ids of their own, so that each is free to be bound.
+        let ask = Ask::execute(&tenant.token).body(about(number));
+        let client = client.clone();
+        calls.spawn(async move { client.call(ask).await });
+    }
+    let other = unbound("other", 1000);
+    let ask = Ask::execute(&other.token).body(about(1000));
+    let reply = client.call(ask).await;
+    assert_eq!(reply.code(), Code::Ok, "{reply:?}");
+    let replies = within("they end", calls.join_all()).await;
+    let (done, limited): (Vec<_>, Vec<_>) = replies.iter().partition(|reply| reply.code() == Code::Ok);
+    assert!(done.len() >= 64 && !limited.is_empty(), "{}", done.len());
+    for reply in limited {
+        reply.refused(Reason::TooManyWaiting);
+    }
+    assert!(
+        (60..=65).contains(&rig.routes.most_binds()),
+        "{}",
+        rig.routes.most_binds()
+    );
+}
+
+/// A request about a Spark session of this number.
+fn about(number: usize) -> Bytes {
+    let mut bytes = request(b"SELECT 1").to_vec();
+    bytes[7..15].copy_from_slice(format!("{number:08x}").as_bytes());
+    bytes.into()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_organization_does_not_fill_the_look_ups() {
+    let rig = rig(|_| {}).await;
+    let tenants: Vec<_> = (0..3).map(|number| on_shared(&rig, "acme", number)).collect();
+    for tenant in &tenants {
+        rig.routes.hang(&tenant.route.session_id);
+    }
+    let client = rig.client().await;
+    let mut waiting = Vec::new();
+    for number in 0..1024 {
+        waiting.push(hang(&client, &tenants[number % 3]).await);
+    }
+    within(
+        "all wait",
+        rig.until_metric("spark_proxy_calls_opened_total", |n| n == 1024.0),
+    )
+    .await;
+    refused(
+        hang(&client, &tenants[0]).await,
+        Reason::TooManyWaiting,
+        "looked up",
+    )
+    .await;
+    works(&client, &on_shared(&rig, "other", 9)).await;
+}
