@@ -12,11 +12,13 @@ use aws_lc_rs::digest::{SHA256, digest};
 use foldhash::fast::RandomState;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use service_kit::grpc::bearer_of;
+use service_kit::limits::address_key;
 use session_core::{Reason, Timestamp};
 use session_proto::error::Refused;
 use session_token::{Claims, Grace, TokenError, Verified};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -133,12 +135,13 @@ impl Tokens {
 /// Checks the token of a request and that its headers name the same session.
 pub(crate) async fn authenticate(
     worker: &Worker,
+    address: IpAddr,
     headers: &HeaderMap,
     method: Method,
 ) -> Result<Rc<Caller>, Refused> {
     let credential = credential(headers)?;
     let named = single(headers, &headers::SESSION_ID)?;
-    let caller = check_token(worker, credential, method).await?;
+    let caller = check_token(worker, address, credential, method).await?;
     match named {
         Some(named) if named.as_bytes() == caller.claims.sid.as_str().as_bytes() => Ok(caller),
         Some(_) => Err(Refused::new(
@@ -184,6 +187,7 @@ fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h He
 
 async fn check_token(
     worker: &Worker,
+    address: IpAddr,
     credential: &HeaderValue,
     method: Method,
 ) -> Result<Rc<Caller>, Refused> {
@@ -201,6 +205,11 @@ async fn check_token(
     {
         return Ok(caller);
     }
+    let address = address_key(address);
+    shared
+        .bad_tokens
+        .peek(&address, Instant::now())
+        .map_err(too_many_bad_tokens)?;
     let verify = |grace| shared.verifier.verify(token, shared.keys.ring(), now, grace);
     let verified = match verify(method.grace()) {
         Err(TokenError::UnknownKid) => {
@@ -222,6 +231,10 @@ async fn check_token(
         }
         other => other,
     };
+    if let Err(TokenError::Invalid(_)) = verified {
+        // It is refused either way.
+        let _ = shared.bad_tokens.take(&address, Instant::now());
+    }
     let refused = |error: TokenError| Refused::new(error.reason(), error.client_text());
     let Verified { claims, by_grace, .. } = verified.map_err(refused)?;
     Ok(Rc::new(if by_grace {
@@ -233,6 +246,15 @@ async fn check_token(
     } else {
         Caller::checked_with(token, claims, generation)
     }))
+}
+
+fn too_many_bad_tokens(wait: Duration) -> Refused {
+    Refused::new(
+        Reason::RateLimited,
+        "Too many tokens from your address were not valid (limits.bad_tokens_per_second_per_address), so this one was not checked. Try again in a little while.",
+    )
+    .with("limit", "limits.bad_tokens_per_second_per_address")
+    .retry_after(wait)
 }
 
 pub(crate) fn hash_of(token: &str) -> TokenHash {

@@ -29,6 +29,7 @@ use session_core::{Engine, Reason};
 use session_proto::error::Refused;
 use session_proto::spark::ReattachExecuteRequest;
 use std::cell::{Cell, OnceCell};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,12 +83,23 @@ impl From<Vanished> for Stop {
 }
 
 /// What the calls of one connection share.
-#[derive(Default)]
 pub(crate) struct ConnectionState {
+    /// Where it comes from.
+    address: IpAddr,
     /// One of its calls had a token that verifies.
     pub(crate) admitted: Cell<bool>,
     /// One of its calls had a token that its session admits.
     pub(crate) is_proven: Rc<Cell<bool>>,
+}
+
+impl ConnectionState {
+    pub(crate) fn new(address: IpAddr) -> Self {
+        Self {
+            address,
+            admitted: Cell::default(),
+            is_proven: Rc::default(),
+        }
+    }
 }
 
 /// Serves one call.
@@ -146,7 +158,7 @@ async fn serve(
     let deadline = headers::grpc_timeout(&head.headers).map(|timeout| began + timeout);
 
     let caller = client
-        .unless_gone(authenticate(worker, &head.headers, method))
+        .unless_gone(authenticate(worker, connection.address, &head.headers, method))
         .await??;
     connection.admitted.set(true);
     worker.shared.admit(method)?;

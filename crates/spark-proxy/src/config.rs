@@ -304,6 +304,9 @@ pub struct LimitConfig {
     /// From the first byte to the end of the TLS and HTTP/2 handshakes.
     #[serde(with = "duration")]
     pub handshake: Duration,
+    /// Tokens from one address that are not valid, per second, with bursts of
+    /// twice as many; 0 is no limit.
+    pub bad_tokens_per_second_per_address: u32,
     /// A connection that has shown no good token for this long is closed.
     #[serde(with = "duration")]
     pub first_token: Duration,
@@ -389,6 +392,7 @@ impl Default for LimitConfig {
             streams_per_connection: 2048,
             header_list_bytes: 16 << 10,
             handshake: Duration::from_secs(10),
+            bad_tokens_per_second_per_address: 50,
             first_token: Duration::from_secs(15),
             first_stream_window_bytes: 256 << 10,
             stream_window_bytes: 1 << 20,

@@ -189,7 +189,7 @@ async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<
     } = ready;
     let shared = &worker.shared;
     let (limits, metrics) = (&shared.config.limits, &shared.metrics);
-    let state = Rc::new(ConnectionState::default());
+    let state = Rc::new(ConnectionState::new(remote.ip()));
     let (mut draining, mut widened) = (false, false);
     let mut stopping = pin!(shared.stopping.cancelled());
     let mut ending = pin!(worker.ending.cancelled());

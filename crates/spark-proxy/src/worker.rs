@@ -17,13 +17,14 @@ use crate::session::{Call, Session};
 use crate::shares::Questions;
 use crate::shed::{self, Shed};
 use foldhash::fast::RandomState;
+use service_kit::limits::Rates;
 use service_kit::tls::{ClientTls, ServerTls};
 use session_core::{Clock, Engine, Reason, SessionId};
 use session_proto::error::Refused;
 use session_token::{Claims, Verifier};
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -48,6 +49,8 @@ pub(crate) struct Shared {
     pub(crate) routes: Arc<Routes>,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) questions: Questions,
+    /// Tokens that were not valid, by the address they came from.
+    pub(crate) bad_tokens: Rates<IpAddr>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tls: Option<Arc<ServerTls>>,
     pub(crate) backend_tls: Arc<ClientTls>,

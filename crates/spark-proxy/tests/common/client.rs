@@ -22,6 +22,7 @@ pub struct Client {
 }
 
 /// A call to be made.
+#[derive(Clone)]
 pub struct Ask {
     pub method: http::Method,
     pub path: String,
