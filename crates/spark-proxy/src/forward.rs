@@ -273,9 +273,14 @@ async fn download(
             "The compute ended its answer without a status.",
         )));
     };
+    let Some(outcome) = outcome(&trailers) else {
+        // Or its status was among what is too long.
+        return Err(Stop::Refused(backend_lost(
+            "The compute's answer ended without a status, or with more trailers than are taken (1 MiB).",
+        )));
+    };
     exchange.translated(&trailers)?;
     headers::toward_client(&mut trailers);
-    let outcome = outcome(&trailers).unwrap_or(Outcome::BackendError);
     if outcome == Outcome::Ok {
         if let Some(change) = exchange.settings {
             let Exchange {

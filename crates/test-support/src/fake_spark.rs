@@ -57,6 +57,10 @@ pub enum Shape {
     Bare,
     /// A message, and no trailers.
     NoStatus,
+    /// A message, and so many bytes of trailers; the status comes last.
+    HeavyTrailers(usize),
+    /// So many bytes of initial metadata.
+    HeavyHead(usize),
 }
 
 impl Shape {
@@ -78,6 +82,8 @@ impl Shape {
             Self::MissingTable => "missing-table".to_owned(),
             Self::Bare => "bare".to_owned(),
             Self::NoStatus => "no-status".to_owned(),
+            Self::HeavyTrailers(bytes) => format!("heavy-trailers {bytes}"),
+            Self::HeavyHead(bytes) => format!("heavy-head {bytes}"),
         };
         HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("echo"))
     }
@@ -105,6 +111,8 @@ impl Shape {
             "missing-table" => Self::MissingTable,
             "bare" => Self::Bare,
             "no-status" => Self::NoStatus,
+            "heavy-trailers" => Self::HeavyTrailers(number()),
+            "heavy-head" => Self::HeavyHead(number()),
             _ => Self::Echo,
         }
     }
@@ -369,6 +377,21 @@ async fn serve(
             let mut stream = begin(&mut respond)?;
             stream.send_data(message(10), true).ok()
         }
+        Shape::HeavyTrailers(bytes) => {
+            drain(&mut body, seen).await?;
+            let mut stream = begin(&mut respond)?;
+            send(&mut stream, message(10), seen).await?;
+            let mut heavy = heavy(bytes);
+            heavy.extend(trailers("0", ""));
+            stream.send_trailers(heavy).ok()
+        }
+        Shape::HeavyHead(bytes) => {
+            drain(&mut body, seen).await?;
+            let mut response = Response::new(());
+            *response.headers_mut() = heavy(bytes);
+            let mut stream = respond.send_response(response, false).ok()?;
+            finish(&mut stream)
+        }
     }
 }
 
@@ -427,6 +450,20 @@ fn trailers(status: &'static str, message: &'static str) -> HeaderMap {
     );
     trailers.insert("x-trailing", HeaderValue::from_static("metadata"));
     trailers
+}
+
+/// Headers of this size.
+fn heavy(bytes: usize) -> HeaderMap {
+    const VALUE: usize = 8 * 1024;
+    let mut headers = HeaderMap::new();
+    for number in 0..bytes.div_ceil(VALUE) {
+        let name = http::HeaderName::try_from(format!("x-heavy-{number}"));
+        let value = HeaderValue::try_from("v".repeat(VALUE));
+        if let (Ok(name), Ok(value)) = (name, value) {
+            headers.insert(name, value);
+        }
+    }
+    headers
 }
 
 /// A gRPC message around `content`.
