@@ -197,8 +197,7 @@ async fn upload(
                 exchange.open.tally().count_in(len);
                 backend.send_data(data, end)
             }
-            Next::End(Some(trailers)) => backend.send_trailers(trailers),
-            Next::End(None) => backend.send_data(Bytes::new().chain(Bytes::new()), true),
+            Next::End => backend.send_data(Bytes::new().chain(Bytes::new()), true),
         };
         if sent.is_err() {
             break;

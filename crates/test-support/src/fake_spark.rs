@@ -123,6 +123,8 @@ impl Shape {
 pub struct Seen {
     /// Paths and headers, in order of arrival.
     pub requests: Vec<(String, HeaderMap)>,
+    /// Trailers of requests.
+    pub trailers: Vec<HeaderMap>,
     /// Bytes of request bodies.
     pub received: usize,
     /// Bytes of response bodies that HTTP/2 took.
@@ -300,6 +302,7 @@ async fn serve(
                 let _ = body.flow_control().release_capacity(data.len());
                 send(&mut stream, data, seen).await?;
             }
+            note_trailers(&mut body, seen).await?;
             finish(&mut stream)
         }
         Shape::Stream(count, size) => {
@@ -504,7 +507,15 @@ async fn drain(body: &mut RecvStream, seen: &Record) -> Option<usize> {
         seen.note(|seen| seen.received += data.len());
         let _ = body.flow_control().release_capacity(data.len());
     }
+    note_trailers(body, seen).await?;
     Some(count)
+}
+
+async fn note_trailers(body: &mut RecvStream, seen: &Record) -> Option<()> {
+    if let Some(trailers) = body.trailers().await.ok()? {
+        seen.note(|seen| seen.trailers.push(trailers));
+    }
+    Some(())
 }
 
 async fn send(stream: &mut SendStream<Bytes>, mut data: Bytes, seen: &Record) -> Option<()> {
