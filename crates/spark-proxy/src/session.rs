@@ -112,9 +112,10 @@ impl Session {
             return Err(Refused::new(
                 Reason::QuotaExceeded,
                 format!(
-                    "The session has {most} calls open, which is the limit. Wait until one of them ends."
+                    "The session has {most} calls open, which is the limit (limits.calls_per_session). Wait until one of them ends."
                 ),
             )
+            .with("limit", "limits.calls_per_session")
             .retry_after(WAIT_FOR_ROOM));
         }
         let mut calls = self.calls.borrow_mut();
@@ -332,8 +333,9 @@ impl OpenCall {
         }
         Err(Refused::new(
             Reason::RateLimited,
-            "The organization makes too many calls at the moment. Try again in a little while.",
+            "The organization makes too many calls at the moment (limits.calls_per_second_per_org). Try again in a little while.",
         )
+        .with("limit", "limits.calls_per_second_per_org")
         .retry_after(TOO_OFTEN))
     }
 

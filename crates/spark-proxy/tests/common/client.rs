@@ -197,9 +197,9 @@ pub async fn send(stream: &mut SendStream<Bytes>, mut data: Bytes) -> Option<()>
 }
 
 impl Running {
-    /// The request ends here.
+    /// The request ends here, unless its stream was refused already.
     pub fn finish(&mut self, body: Bytes) {
-        self.upload.send_data(body, true).unwrap();
+        let _ = self.upload.send_data(body, true);
     }
 
     pub async fn head(self) -> anyhow::Result<(SendStream<Bytes>, http::Response<RecvStream>)> {
