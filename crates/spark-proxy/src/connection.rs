@@ -201,8 +201,16 @@ async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<
         tokio::select! {
             biased;
             call = poll_fn(|cx| poll_call(&mut http, &pace, cx)) => {
-                let Some(call) = call else { return Ok(()) };
-                let (request, respond) = call?;
+                let (request, respond) = match call {
+                    Next::Call(call) => call?,
+                    Next::End => return Ok(()),
+                    Next::Flood => {
+                        metrics.unwanted.at(Unwanted::Flood).inc();
+                        tracing::debug!(%remote, "connection ended: too many frames without a call");
+                        close(http, h2::Reason::ENHANCE_YOUR_CALM).await;
+                        return Ok(());
+                    }
+                };
                 if refused {
                     Client::new(respond).refuse(tls_required());
                     continue;
@@ -229,7 +237,7 @@ async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<
                 }
             }
             () = &mut ending => {
-                close(http).await;
+                close(http, h2::Reason::NO_ERROR).await;
                 return Ok(());
             }
             // Health checks prove nothing: a checker opens its next connection after the GOAWAY.
@@ -246,7 +254,7 @@ async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<
                 }
                 metrics.unwanted.at(Unwanted::NoToken).inc();
                 tracing::debug!(%remote, "connection closed without a good token");
-                close(http).await;
+                close(http, h2::Reason::NO_ERROR).await;
                 return Ok(());
             }
             // Each open call has a share in the state.
@@ -274,21 +282,30 @@ async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<
 }
 
 /// Ends the connection, with a GOAWAY if its client reads.
-async fn close(mut http: server::Connection<Io, Bytes>) {
-    http.abrupt_shutdown(h2::Reason::NO_ERROR);
+async fn close(mut http: server::Connection<Io, Bytes>, why: h2::Reason) {
+    http.abrupt_shutdown(why);
     // One more turn of the loop sends what is left to send.
     let _ = tokio::time::timeout(LAST_WORDS, poll_fn(|cx| http.poll_closed(cx))).await;
 }
 
-type Incoming = Option<Result<(http::Request<h2::RecvStream>, server::SendResponse<Bytes>), h2::Error>>;
+/// What comes next on a connection.
+enum Next {
+    Call(Result<(http::Request<h2::RecvStream>, server::SendResponse<Bytes>), h2::Error>),
+    End,
+    /// Too many frames that are no calls.
+    Flood,
+}
 
 /// The next call. When all that came have been taken, more may be read.
-fn poll_call(http: &mut server::Connection<Io, Bytes>, pace: &Pace, cx: &mut Context<'_>) -> Poll<Incoming> {
+fn poll_call(http: &mut server::Connection<Io, Bytes>, pace: &Pace, cx: &mut Context<'_>) -> Poll<Next> {
     let call = http.poll_accept(cx);
+    if pace.is_flood() {
+        return Poll::Ready(Next::Flood);
+    }
     if call.is_pending() {
         pace.next_turn();
     }
-    call
+    call.map(|call| call.map_or(Next::End, Next::Call))
 }
 
 /// May the connection have one more call? Each open call has a share in its state.

@@ -20,6 +20,7 @@ mod connection;
 #[doc(hidden)]
 pub mod figures;
 mod forward;
+mod frames;
 mod headers;
 mod health;
 mod hold;

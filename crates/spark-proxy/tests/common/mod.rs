@@ -16,7 +16,7 @@ mod relay;
 
 pub use client::{Ask, Client, Echoed, Reply, Running, User, send};
 pub use own_process::OwnProcess;
-pub use raw::{Frame, Raw, flags, kinds};
+pub use raw::{Frame, Raw, flags, frame, kinds};
 pub use relay::Relay;
 
 use service_kit::admin::AdminConfig;
