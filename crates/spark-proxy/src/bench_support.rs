@@ -21,7 +21,7 @@ impl std::fmt::Debug for TokenCache {
 impl TokenCache {
     /// Remembers a token that was found good and admitted.
     pub fn put(&self, token: &str, claims: Claims, now: Timestamp) {
-        let caller = Caller::checked_with(token, claims, None, 0).into();
+        let caller = Caller::checked_with(token, claims, 0).into();
         self.0.admitted(&caller, Duration::from_secs(30), now);
     }
 

@@ -226,6 +226,10 @@ pub struct BackendConfig {
     pub connection_window_bytes: u32,
     /// Connections of one worker to one server, or to one generation of a session's own.
     pub connections_per_pool: usize,
+    /// Calls of one session at one shared server at once, of each worker; 0 is no limit.
+    pub shared_calls_per_session: u32,
+    /// The same for one organization.
+    pub shared_calls_per_org: u32,
     /// The largest frame taken from a backend.
     pub frame_bytes: u32,
     /// A connection without calls is closed after this.
@@ -270,6 +274,8 @@ impl Default for BackendConfig {
             stream_window_bytes: 1 << 20,
             connection_window_bytes: 16 << 20,
             connections_per_pool: 64,
+            shared_calls_per_session: 256,
+            shared_calls_per_org: 512,
             frame_bytes: 256 << 10,
             idle_timeout: Duration::from_secs(300),
             silence: Duration::from_secs(30),
@@ -298,6 +304,12 @@ pub struct LimitConfig {
     /// From the first byte to the end of the TLS and HTTP/2 handshakes.
     #[serde(with = "duration")]
     pub handshake: Duration,
+    /// Tokens from one address that are not valid, per second, with bursts of
+    /// twice as many; 0 is no limit.
+    pub bad_tokens_per_second_per_address: u32,
+    /// A connection that has shown no good token for this long is closed.
+    #[serde(with = "duration")]
+    pub first_token: Duration,
     /// Request bytes in flight per call before the connection has shown a good token.
     pub first_stream_window_bytes: u32,
     /// Request bytes in flight per call afterwards.
@@ -326,17 +338,32 @@ pub struct LimitConfig {
     /// From a call's headers to the first message of its request.
     #[serde(with = "duration")]
     pub first_message: Duration,
+    /// How long nothing may come of a request that goes on to compute.
+    #[serde(with = "duration")]
+    pub request_idle_timeout: Duration,
     /// Calls of one session at once; what ends work is free.
     pub calls_per_session: u32,
     /// Calls of one organization per second, with bursts of as many; 0 is no
     /// limit; `ReleaseExecute` is free.
     pub calls_per_second_per_org: u32,
     /// Calls of one session that wait for compute at once.
-    pub held_calls_per_session: u32,
+    pub held_calls_per_session: usize,
+    /// The same for one organization.
+    pub held_calls_per_org: usize,
     /// Calls that wait for compute at once, in all.
     pub held_calls: usize,
+    /// Bytes of one session's requests that wait for compute.
+    pub held_bytes_per_session: usize,
+    /// The same for one organization.
+    pub held_bytes_per_org: usize,
     /// Bytes of requests that wait for compute, in all.
     pub held_bytes: usize,
+    /// Bytes of responses to one session that its clients do not take.
+    pub unread_bytes_per_session: usize,
+    /// The same for one organization.
+    pub unread_bytes_per_org: usize,
+    /// The same in all.
+    pub unread_bytes: usize,
 }
 
 impl LimitConfig {
@@ -365,17 +392,26 @@ impl Default for LimitConfig {
             streams_per_connection: 2048,
             header_list_bytes: 16 << 10,
             handshake: Duration::from_secs(10),
+            bad_tokens_per_second_per_address: 50,
+            first_token: Duration::from_secs(15),
             first_stream_window_bytes: 256 << 10,
             stream_window_bytes: 1 << 20,
             connection_window_bytes: 4 << 20,
             frame_bytes: 256 << 10,
             send_buffer_bytes: 512 << 10,
             first_message: Duration::from_secs(60),
+            request_idle_timeout: Duration::from_secs(60),
             calls_per_session: 512,
             calls_per_second_per_org: 5000,
             held_calls_per_session: 64,
+            held_calls_per_org: 5000,
             held_calls: 10_000,
+            held_bytes_per_session: 64 << 20,
+            held_bytes_per_org: 128 << 20,
             held_bytes: 256 << 20,
+            unread_bytes_per_session: 128 << 20,
+            unread_bytes_per_org: 256 << 20,
+            unread_bytes: 1 << 30,
             ping_interval: Duration::from_secs(15),
             idle_ping_interval: Duration::from_secs(120),
             ping_timeout: Duration::from_secs(20),
@@ -533,6 +569,7 @@ impl Validate for LimitConfig {
             "must be from 8192 to 4194304",
         );
         problems.require(!self.handshake.is_zero(), "handshake", "must not be zero");
+        patience(problems, "first_token", self.first_token);
         window(
             problems,
             "first_stream_window_bytes",
@@ -542,6 +579,7 @@ impl Validate for LimitConfig {
         window(problems, "connection_window_bytes", self.connection_window_bytes);
         frame(problems, self.frame_bytes);
         problems.require(!self.first_message.is_zero(), "first_message", "must not be zero");
+        patience(problems, "request_idle_timeout", self.request_idle_timeout);
         problems.require(self.calls_per_session > 0, "calls_per_session", "must not be 0");
         problems.require(
             self.held_calls_per_session > 0,
@@ -549,11 +587,17 @@ impl Validate for LimitConfig {
             "must not be 0",
         );
         problems.require(self.held_calls > 0, "held_calls", "must not be 0");
-        problems.require(
-            self.held_bytes >= 1 << 20,
-            "held_bytes",
-            "must be at least 1048576",
-        );
+        problems.require(self.held_calls_per_org > 0, "held_calls_per_org", "must not be 0");
+        for (key, bytes) in [
+            ("held_bytes_per_session", self.held_bytes_per_session),
+            ("held_bytes_per_org", self.held_bytes_per_org),
+            ("held_bytes", self.held_bytes),
+            ("unread_bytes_per_session", self.unread_bytes_per_session),
+            ("unread_bytes_per_org", self.unread_bytes_per_org),
+            ("unread_bytes", self.unread_bytes),
+        ] {
+            problems.require(bytes >= 1 << 20, key, "must be at least 1048576");
+        }
         problems.require(
             self.send_buffer_bytes >= 16 << 10,
             "send_buffer_bytes",

@@ -12,6 +12,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+/// Good signatures that are remembered: a token that is refused for another
+/// reason, or accepted by grace, is looked at anew at each call.
+const MAX_SIGNATURES: usize = 4096;
+
 /// The key set of the token issuer.
 pub(crate) struct Keys {
     held: Arc<Held>,
@@ -40,7 +44,10 @@ impl Keys {
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Arc<Self>> {
-        let held = Arc::new(Held::default());
+        let held = Arc::new(Held {
+            ring: Keyring::remembering(MAX_SIGNATURES),
+            ..Held::default()
+        });
         let (accepting, now) = (Arc::clone(&held), Arc::clone(&clock));
         let last = std::sync::Mutex::new(Jwks::default());
         let document = Document::new(&config.keys, move |fetched| {

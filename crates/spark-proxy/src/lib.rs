@@ -21,6 +21,7 @@ mod overload;
 mod per_ip_limit;
 mod routes;
 mod run_loop;
+mod shares;
 mod stop;
 mod upstream;
 mod worker;
@@ -35,15 +36,18 @@ use crate::overload::Shed;
 use crate::per_ip_limit::Addresses;
 use crate::routes::cache::Routes;
 use crate::run_loop::Feed;
+use crate::shares::Questions;
 use crate::worker::Shared;
 use anyhow::Context as _;
 use service_kit::admin::Admin;
+use service_kit::limits::Rates;
 use service_kit::shutdown::Shutdown;
 use service_kit::tls::{ClientTls, H2, ServerTls};
 use session_core::{Clock, SystemClock};
 use session_proto::internal::route_service_client::RouteServiceClient;
 use session_token::Verifier;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -161,6 +165,7 @@ pub async fn run_with_clock(
         )));
 
         let drain = config.drain.timeout;
+        let bad_tokens = config.limits.bad_tokens_per_second_per_address;
         let shared = Arc::new(Shared {
             addresses: Addresses::new(config.limits.connections_per_address),
             shed,
@@ -170,7 +175,8 @@ pub async fn run_with_clock(
             keys,
             routes,
             ledger,
-            held: Arc::default(),
+            questions: Questions::default(),
+            bad_tokens: Rates::new(bad_tokens, Duration::from_secs(1), bad_tokens.saturating_mul(2)),
             metrics,
             tls,
             backend_tls,
@@ -192,7 +198,7 @@ pub async fn run_with_clock(
         ready.set(false);
         shutdown.finish(drain).await?;
     } else {
-        shutdown.finish(std::time::Duration::ZERO).await?;
+        shutdown.finish(Duration::ZERO).await?;
     }
     admin_end.cancel();
     admin_task.await??;

@@ -54,10 +54,12 @@ labels! {
 }
 
 labels! {
-    /// Why a connection was closed before its handshakes.
+    /// Why a connection was closed.
     pub(crate) enum Unwanted("cause") {
         AddressLimit => "address_limit",
         ProxyHeader => "proxy_header",
+        NoToken => "no_good_token",
+        Flood => "flood",
     }
 }
 
@@ -204,7 +206,7 @@ impl Metrics {
             ),
             unwanted: registry.counter(
                 "spark_proxy_connections_refused_total",
-                "Client connections closed at once, by why.",
+                "Client connections closed before a good token or as a flood, by why.",
             ),
             aged: registry.counter(
                 "spark_proxy_connections_aged_total",

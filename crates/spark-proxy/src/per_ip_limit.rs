@@ -2,8 +2,9 @@
 //! per connection, never by a call.
 
 use parking_lot::Mutex;
+use service_kit::limits::address_key;
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Connections by address. It holds no more entries than there are connections.
@@ -38,7 +39,7 @@ impl Addresses {
         if self.most == 0 {
             return Ok(None);
         }
-        let address = one_party(address);
+        let address = address_key(address);
         let mut counts = self.counts.lock();
         let count = counts.entry(address).or_insert(0);
         if *count >= self.most {
@@ -61,14 +62,6 @@ impl Drop for Place {
                 counts.remove(&self.address);
             }
         }
-    }
-}
-
-/// What one customer of a network is given: an IPv4 address, an IPv6 /64.
-fn one_party(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => IpAddr::V4(v4),
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (!0 << 64))),
     }
 }
 

@@ -58,6 +58,10 @@ pub enum Shape {
     Bare,
     /// A message, and no trailers.
     NoStatus,
+    /// A message, and so many bytes of trailers; the status comes last.
+    HeavyTrailers(usize),
+    /// So many bytes of initial metadata.
+    HeavyHead(usize),
 }
 
 impl Shape {
@@ -79,6 +83,8 @@ impl Shape {
             Self::MissingTable => "missing-table".to_owned(),
             Self::Bare => "bare".to_owned(),
             Self::NoStatus => "no-status".to_owned(),
+            Self::HeavyTrailers(bytes) => format!("heavy-trailers {bytes}"),
+            Self::HeavyHead(bytes) => format!("heavy-head {bytes}"),
         };
         HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("echo"))
     }
@@ -106,6 +112,8 @@ impl Shape {
             "missing-table" => Self::MissingTable,
             "bare" => Self::Bare,
             "no-status" => Self::NoStatus,
+            "heavy-trailers" => Self::HeavyTrailers(number()),
+            "heavy-head" => Self::HeavyHead(number()),
             _ => Self::Echo,
         }
     }
@@ -116,6 +124,8 @@ impl Shape {
 pub struct Seen {
     /// Paths and headers, in order of arrival.
     pub requests: Vec<(String, HeaderMap)>,
+    /// Trailers of requests.
+    pub trailers: Vec<HeaderMap>,
     /// Bytes of request bodies.
     pub received: usize,
     /// Bytes of response bodies that HTTP/2 took.
@@ -290,6 +300,7 @@ async fn serve(
                 let _ = body.flow_control().release_capacity(data.len());
                 send(&mut stream, data, seen).await?;
             }
+            note_trailers(&mut body, seen).await?;
             finish(&mut stream)
         }
         Shape::Stream(count, size) => {
@@ -367,6 +378,21 @@ async fn serve(
             let mut stream = begin(&mut respond)?;
             stream.send_data(message(10), true).ok()
         }
+        Shape::HeavyTrailers(bytes) => {
+            drain(&mut body, seen).await?;
+            let mut stream = begin(&mut respond)?;
+            send(&mut stream, message(10), seen).await?;
+            let mut heavy = heavy(bytes);
+            heavy.extend(trailers("0", ""));
+            stream.send_trailers(heavy).ok()
+        }
+        Shape::HeavyHead(bytes) => {
+            drain(&mut body, seen).await?;
+            let mut response = Response::new(());
+            *response.headers_mut() = heavy(bytes);
+            let mut stream = respond.send_response(response, false).ok()?;
+            finish(&mut stream)
+        }
     }
 }
 
@@ -427,6 +453,20 @@ fn trailers(status: &'static str, message: &'static str) -> HeaderMap {
     trailers
 }
 
+/// Headers of this size.
+fn heavy(bytes: usize) -> HeaderMap {
+    const VALUE: usize = 8 * 1024;
+    let mut headers = HeaderMap::new();
+    for number in 0..bytes.div_ceil(VALUE) {
+        let name = http::HeaderName::try_from(format!("x-heavy-{number}"));
+        let value = HeaderValue::try_from("v".repeat(VALUE));
+        if let (Ok(name), Ok(value)) = (name, value) {
+            headers.insert(name, value);
+        }
+    }
+    headers
+}
+
 /// A gRPC message around `content`.
 pub fn framed(content: &[u8]) -> Bytes {
     let mut message = BytesMut::with_capacity(content.len() + 5);
@@ -465,7 +505,15 @@ async fn drain(body: &mut RecvStream, seen: &Record) -> Option<usize> {
         seen.note(|seen| seen.received += data.len());
         let _ = body.flow_control().release_capacity(data.len());
     }
+    note_trailers(body, seen).await?;
     Some(count)
+}
+
+async fn note_trailers(body: &mut RecvStream, seen: &Record) -> Option<()> {
+    if let Some(trailers) = body.trailers().await.ok()? {
+        seen.note(|seen| seen.trailers.push(trailers));
+    }
+    Some(())
 }
 
 async fn send(stream: &mut SendStream<Bytes>, mut data: Bytes, seen: &Record) -> Option<()> {

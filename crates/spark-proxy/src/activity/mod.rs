@@ -6,12 +6,15 @@
 //! session that was quiet gets a call, because only then session-manager could
 //! take it for idle.
 
+pub(crate) mod running;
 pub(crate) mod sail_operations;
 
+use crate::activity::running::RunningSessions;
 use crate::activity::sail_operations::Operations;
 use crate::grpc::identity::SparkSessionId;
 use crate::grpc::method::Method;
 use crate::metrics::Metrics;
+use crate::shares::Shares;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -64,6 +67,8 @@ pub(crate) struct Ledger {
     clock: Arc<dyn Clock>,
     known: Mutex<Known>,
     queue: Arc<Queue>,
+    /// Of all organizations together.
+    shares: Arc<Shares>,
 }
 
 #[derive(Default)]
@@ -84,6 +89,9 @@ struct Queue {
 struct Org {
     id: OrgId,
     rate: Option<DefaultDirectRateLimiter>,
+    shares: Shares,
+    /// Of all organizations together.
+    all: Arc<Shares>,
 }
 
 /// What one session does.
@@ -96,8 +104,7 @@ pub(crate) struct Tally {
     open: AtomicU32,
     /// Those that are work.
     working: AtomicU32,
-    /// Those that wait for compute.
-    held: AtomicU32,
+    shares: Shares,
     generation: AtomicU64,
     last_activity: AtomicU64,
     calls: AtomicU64,
@@ -117,6 +124,8 @@ pub(crate) struct Tally {
     refused_at: Mutex<Option<Instant>>,
     /// What its clients could reattach to on Sail.
     pub(crate) on_sail: Operations,
+    /// Where expired tokens may still continue operations.
+    pub(crate) running: Arc<RunningSessions>,
 }
 
 /// A call that is work; its session is busy for as long as this lives.
@@ -141,6 +150,7 @@ impl Ledger {
             clock,
             known: Mutex::default(),
             queue: Arc::default(),
+            shares: Arc::default(),
         }
     }
 
@@ -157,6 +167,8 @@ impl Ledger {
                 rate: self
                     .calls_per_second
                     .map(|rate| RateLimiter::direct(Quota::per_second(rate))),
+                shares: Shares::default(),
+                all: Arc::clone(&self.shares),
             });
             known.orgs.insert(claims.org.clone(), Arc::downgrade(&org));
             org
@@ -168,7 +180,7 @@ impl Ledger {
             queue: Arc::clone(&self.queue),
             open: AtomicU32::new(0),
             working: AtomicU32::new(0),
-            held: AtomicU32::new(0),
+            shares: Shares::default(),
             generation: AtomicU64::new(0),
             last_activity: AtomicU64::new(0),
             calls: AtomicU64::new(0),
@@ -183,6 +195,7 @@ impl Ledger {
             refusals: RateLimiter::direct(Quota::per_second(MAX_REFUSALS_PER_SECOND)),
             refused_at: Mutex::default(),
             on_sail: Operations::default(),
+            running: Arc::default(),
         });
         known.sessions.insert(claims.sid.clone(), Arc::downgrade(&tally));
         tally
@@ -211,14 +224,9 @@ impl Tally {
         self.open.fetch_sub(1, Relaxed);
     }
 
-    /// One more call waits for compute; says how many did before.
-    pub(crate) fn hold(&self) -> u32 {
-        self.held.fetch_add(1, Relaxed)
-    }
-
-    /// A call does not wait any more.
-    pub(crate) fn unhold(&self) {
-        self.held.fetch_sub(1, Relaxed);
+    /// What is taken by the session, by its organization, and in all.
+    pub(crate) fn shares(&self) -> [&Shares; 3] {
+        [&self.shares, &self.org.shares, &self.org.all]
     }
 
     /// May the organization make one more call now?

@@ -1,8 +1,4 @@
 //! Who calls, and which session the token opens.
-//!
-//! Tokens that were admitted to a session are remembered by their hash, per
-//! worker, until they expire or the key set changes. Epoch, denylist and the
-//! state of the session are looked at on every call, elsewhere.
 
 use crate::grpc::headers::{self, Doubled};
 use crate::grpc::method::Method;
@@ -11,20 +7,25 @@ use crate::worker::Worker;
 use crate::worker::tokens::{Caller, hash_of};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use service_kit::grpc::bearer_of;
+use service_kit::limits::address_key;
 use session_core::Reason;
 use session_proto::error::Refused;
 use session_token::{Grace, TokenError, Verified};
+use std::net::IpAddr;
 use std::rc::Rc;
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Checks the token of a request and that its headers name the same session.
 pub(crate) async fn authenticate(
     worker: &Worker,
+    address: IpAddr,
     headers: &HeaderMap,
     method: Method,
 ) -> Result<Rc<Caller>, Refused> {
     let credential = credential(headers)?;
     let named = single(headers, &headers::SESSION_ID)?;
-    let caller = check_token(worker, credential, method).await?;
+    let caller = check_token(worker, address, credential, method).await?;
     match named {
         Some(named) if named.as_bytes() == caller.claims.sid.as_str().as_bytes() => Ok(caller),
         Some(_) => Err(Refused::new(
@@ -70,6 +71,7 @@ fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h He
 
 async fn check_token(
     worker: &Worker,
+    address: IpAddr,
     credential: &HeaderValue,
     method: Method,
 ) -> Result<Rc<Caller>, Refused> {
@@ -87,6 +89,11 @@ async fn check_token(
     {
         return Ok(caller);
     }
+    let address = address_key(address);
+    shared
+        .bad_tokens
+        .peek(&address, Instant::now())
+        .map_err(too_many_bad_tokens)?;
     let verify = |grace| shared.verifier.verify(token, shared.keys.ring(), now, grace);
     let verified = match verify(method.grace()) {
         Err(TokenError::UnknownKid) => {
@@ -102,20 +109,36 @@ async fn check_token(
         }
         other => other,
     };
-    let (verified, late) = match verified {
+    let verified = match verified {
         Err(error) if method == Method::Config && error.reason() == Reason::TokenExpired => {
-            let late = Refused::new(error.reason(), error.client_text());
-            (verify(Grace::Reattach), Some(late))
+            verify(Grace::Reattach)
         }
-        other => (other, None),
+        other => other,
     };
-    let Verified { claims, by_grace, .. } =
-        verified.map_err(|error| Refused::new(error.reason(), error.client_text()))?;
+    if let Err(TokenError::Invalid(_)) = verified {
+        // It is refused either way.
+        let _ = shared.bad_tokens.take(&address, Instant::now());
+    }
+    let refused = |error: TokenError| Refused::new(error.reason(), error.client_text());
+    let Verified { claims, by_grace, .. } = verified.map_err(refused)?;
     Ok(Rc::new(if by_grace {
-        Caller::of(token, claims, late)
+        let late = refused(TokenError::Expired {
+            at: claims.expires_at(),
+            session: Some(claims.sid.clone()),
+        });
+        Caller::of(token, claims, Some(late))
     } else {
-        Caller::checked_with(token, claims, late, generation)
+        Caller::checked_with(token, claims, generation)
     }))
+}
+
+fn too_many_bad_tokens(wait: Duration) -> Refused {
+    Refused::new(
+        Reason::RateLimited,
+        "Too many tokens from your address were not valid (limits.bad_tokens_per_second_per_address), so this one was not checked. Try again in a little while.",
+    )
+    .with("limit", "limits.bad_tokens_per_second_per_address")
+    .retry_after(wait)
 }
 
 fn missing() -> Refused {

@@ -95,11 +95,15 @@ pub(crate) async fn keep_settings(
         unset: change.unset.clone(),
         ..request(open, backend, spark_session)
     };
-    let kept = ask(worker, request, KEEP_TIMEOUT).await;
-    let outcome = match kept {
-        Ok(answer) if !answer.not_kept => return,
-        Ok(_) => "beyond the bounds",
-        Err(_) => "session-manager did not take them",
+    let kept = async {
+        let _gate = open.session().binding.lock().await;
+        ask(worker, open, request, KEEP_TIMEOUT).await
+    };
+    let outcome = match tokio::time::timeout(KEEP_TIMEOUT, kept).await {
+        Ok(Ok(answer)) if !answer.not_kept => return,
+        Ok(Ok(_)) => "beyond the bounds",
+        Ok(Err(_)) => "session-manager did not take them",
+        Err(_) => "other changes of the session were not kept in time",
     };
     worker.shared.metrics.settings_not_kept.inc();
     tracing::debug!(%outcome, "settings of a Spark session were not kept");
@@ -212,7 +216,7 @@ async fn bind(
         cloned,
         ..request(open, backend, spark_session)
     };
-    match ask(worker, request, ANSWER_TIME).await {
+    match ask(worker, open, request, ANSWER_TIME).await {
         Ok(answer) if answer.bound => {
             open.session().bind(route.order, spark_session);
             Ok(answer)
@@ -221,7 +225,8 @@ async fn bind(
             Reason::SparkSessionTaken,
             "This Spark session id is used by somebody else on this server. Leave session_id out of the connection string, or choose another one.",
         )),
-        Err(status) => match crate::routes::refusal(&status) {
+        Err(Unasked::Refused(refused)) => Err(refused),
+        Err(Unasked::Failed(status)) => match crate::routes::refusal(&status) {
             Some(refused) => Err(refused),
             // What is to be prepared on dedicated compute is not there yet.
             None if backend.dedicated => Err(unchecked()),
@@ -239,22 +244,35 @@ fn request(open: &OpenCall, backend: &Backend, spark_session: SparkSessionId) ->
     }
 }
 
+/// Why there is no answer.
+enum Unasked {
+    /// Too many questions are under way.
+    Refused(Refused),
+    /// Session-manager refused, or could not be asked.
+    Failed(tonic::Status),
+}
+
 async fn ask(
     worker: &Worker,
+    open: &OpenCall,
     request: BindSparkSessionRequest,
     within: Duration,
-) -> Result<BindSparkSessionResponse, tonic::Status> {
+) -> Result<BindSparkSessionResponse, Unasked> {
     let shared = &worker.shared;
+    let claims = &open.caller().claims;
+    let share = shared.questions.bind(claims).map_err(Unasked::Refused)?;
     let mut request = tonic::Request::new(request);
     request.set_timeout(within);
     let mut client = shared.routes.control_client();
     // On the control runtime, where the channel lives; it goes on if the call is given up.
-    let asked = shared
-        .control
-        .spawn(async move { client.bind_spark_session(request).await });
+    let asked = shared.control.spawn(async move {
+        let answer = client.bind_spark_session(request).await;
+        drop(share);
+        answer
+    });
     match tokio::time::timeout(within, asked).await {
-        Ok(Ok(answer)) => answer.map(tonic::Response::into_inner),
-        Ok(Err(_)) | Err(_) => Err(tonic::Status::unavailable("no answer")),
+        Ok(Ok(answer)) => answer.map(tonic::Response::into_inner).map_err(Unasked::Failed),
+        Ok(Err(_)) | Err(_) => Err(Unasked::Failed(tonic::Status::unavailable("no answer"))),
     }
 }
 

@@ -5,6 +5,7 @@
 //! returns for whatever reason, the upstream stream is dropped, which resets
 //! it if it was not over; only then does the caller tell the client.
 
+use crate::activity::running::RunningStream;
 use crate::activity::sail_operations;
 use crate::call::bind::{self, SettingsChange};
 use crate::call::engine_errors::{self, Translator};
@@ -18,6 +19,7 @@ use crate::grpc::reply::{Client, capacity};
 use crate::grpc::request_body::{Broken, Messages, Next, Outgoing};
 use crate::metrics::{Metrics, Outcome, Stage, Way};
 use crate::routes::{Backend, Route};
+use crate::shares::{Exceeded, Limits, Taken};
 use crate::stop::{Stop, backend_lost};
 use crate::upstream::{Body, Upstream};
 use crate::worker::Worker;
@@ -27,13 +29,15 @@ use h2::SendStream;
 use h2::client::ResponseFuture;
 use http::{HeaderMap, HeaderName, StatusCode};
 use prost::Message as _;
-use session_core::Engine;
+use session_core::{Engine, Reason};
+use session_proto::error::Refused;
 use session_proto::spark::InterruptResponse;
 use std::cell::OnceCell;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// Responses with fewer bytes in a frame are joined, if they are there together.
@@ -44,6 +48,8 @@ const JOINED: usize = 32 * 1024;
 const MAX_INTERRUPT_ANSWER: usize = 64 * 1024;
 /// Ids of one answer that are taken.
 const MAX_INTERRUPTED: usize = 256;
+/// How often the bytes that a client does not take are counted.
+const UNREAD_INTERVAL: Duration = Duration::from_millis(250);
 /// The answer to a `CloneSession` is a few ids.
 const MOST_CLONED: usize = 64 * 1024;
 
@@ -62,6 +68,8 @@ pub(crate) struct Exchange<'a> {
     pub(crate) clones: bool,
     /// On Sail: the stream of an operation that its client can reattach to.
     pub(crate) on_sail: OnceCell<sail_operations::Stream>,
+    /// The engine responds to an operation.
+    pub(crate) running: OnceCell<RunningStream>,
     /// What the call changes of settings that are to be kept.
     pub(crate) settings: Option<&'a SettingsChange>,
     pub(crate) route: &'a Route,
@@ -79,6 +87,17 @@ impl Exchange<'_> {
             let stream = on_sail.begin(self.backend.generation, &self.spark_session, operation);
             // It begins once.
             let _ = self.on_sail.set(stream);
+        }
+    }
+
+    /// The engine responds: if the call runs an operation, it is there.
+    fn note_running(&self) {
+        if matches!(self.open.method(), Method::ExecutePlan | Method::ReattachExecute) {
+            let running = &self.open.tally().running;
+            // A response begins once.
+            let _ = self
+                .running
+                .set(running.begin(self.backend.generation, self.spark_session));
         }
     }
 
@@ -179,8 +198,7 @@ async fn upload(
                 exchange.open.tally().count_in(len);
                 backend.send_data(data, end)
             }
-            Next::End(Some(trailers)) => backend.send_trailers(trailers),
-            Next::End(None) => backend.send_data(Bytes::new().chain(Bytes::new()), true),
+            Next::End => backend.send_data(Bytes::new().chain(Bytes::new()), true),
         };
         if sent.is_err() {
             break;
@@ -234,6 +252,7 @@ async fn download(
         client.begin(http::Response::from_parts(head, ()), true)?;
         return Ok(status.unwrap_or(Outcome::BackendError));
     }
+    exchange.note_running();
     if exchange.open.method() == Method::ReattachExecute {
         // Spark has the operation: it runs, and keeps its session busy.
         exchange.open.work();
@@ -254,9 +273,14 @@ async fn download(
             "The compute ended its answer without a status.",
         )));
     };
+    let Some(outcome) = outcome(&trailers) else {
+        // Or its status was among what is too long.
+        return Err(Stop::Refused(backend_lost(
+            "The compute's answer ended without a status, or with more trailers than are taken (1 MiB).",
+        )));
+    };
     exchange.translated(&trailers)?;
     headers::toward_client(&mut trailers);
-    let outcome = outcome(&trailers).unwrap_or(Outcome::BackendError);
     if outcome == Outcome::Ok {
         if let Some(change) = exchange.settings {
             let Exchange {
@@ -361,14 +385,72 @@ async fn stream(
         };
         let len = data.len();
         if len > 0 {
-            client.capacity(len).await?;
-            client.data(data, false)?;
+            pass(exchange, &mut body, client, data).await?;
             exchange.metrics().bytes.at(Way::ToClient).add(len as u64);
             exchange.open.tally().count_out(len);
         }
         let _ = body.flow_control().release_capacity(taken);
     }
     trailers(&mut body, client).await
+}
+
+/// Passes bytes on as the client takes them: what it does not take is never
+/// handed to HTTP/2, which would hold it also after the call has ended.
+async fn pass(
+    exchange: &Exchange<'_>,
+    body: &mut Body,
+    client: &mut Client,
+    mut data: Bytes,
+) -> Result<(), Stop> {
+    while !data.is_empty() {
+        let room = until_taken(exchange, body, client, data.len()).await?;
+        client.data(data.split_to(room.min(data.len())), false)?;
+    }
+    Ok(())
+}
+
+/// Waits until the client takes more, of which `len` bytes are ready; says how
+/// many. What is held meanwhile is counted.
+async fn until_taken(
+    exchange: &Exchange<'_>,
+    body: &mut Body,
+    client: &mut Client,
+    len: usize,
+) -> Result<usize, Stop> {
+    let mut taken = pin!(client.capacity(len));
+    tokio::select! {
+        biased;
+        taken = &mut taken => return Ok(taken?),
+        () = std::future::ready(()) => {}
+    }
+    let limits = &exchange.worker.shared.config.limits;
+    let mut unread = Taken::new(
+        exchange.open.tally().shares(),
+        |shares| &shares.unread_bytes,
+        Limits([
+            (limits.unread_bytes_per_session, "limits.unread_bytes_per_session"),
+            (limits.unread_bytes_per_org, "limits.unread_bytes_per_org"),
+            (limits.unread_bytes, "limits.unread_bytes"),
+        ]),
+    );
+    loop {
+        unread
+            .grow_to(body.flow_control().used_capacity().max(len))
+            .map_err(too_much_unread)?;
+        tokio::select! {
+            biased;
+            taken = &mut taken => return Ok(taken?),
+            () = tokio::time::sleep(UNREAD_INTERVAL) => {}
+        }
+    }
+}
+
+fn too_much_unread(exceeded: Exceeded) -> Refused {
+    let whose = exceeded.whose;
+    exceeded.refused(
+        Reason::QuotaExceeded,
+        format_args!("Too many bytes of responses {whose} wait for clients that do not read them, so this call was ended"),
+    )
 }
 
 async fn trailers(body: &mut Body, client: &mut Client) -> Result<Option<HeaderMap>, Stop> {
@@ -448,8 +530,7 @@ async fn cloned(
         client.unless_gone(checked).await??;
     }
     client.begin(http::Response::from_parts(head, ()), false)?;
-    client.capacity(answer.len()).await?;
-    client.data(answer.freeze(), false)?;
+    pass(exchange, &mut body, client, answer.freeze()).await?;
     Ok(trailers)
 }
 

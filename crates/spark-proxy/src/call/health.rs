@@ -6,9 +6,12 @@ use crate::grpc::reply::{Client, Vanished};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use h2::RecvStream;
 use prost::Message as _;
+use std::time::Duration;
 use tonic::Status;
 
 const MOST: usize = 1024;
+/// How long the request may take to come.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const SERVING: i32 = 1;
 const NOT_SERVING: i32 = 2;
 
@@ -26,10 +29,17 @@ struct CheckResponse {
 
 /// Reads the small request and answers it.
 pub(crate) async fn check(body: RecvStream, serving: bool, client: &mut Client) -> Result<(), Vanished> {
-    let service = match client.unless_gone(asked_for(body)).await? {
-        Some(service) => service,
-        None => {
+    let asked = tokio::time::timeout(REQUEST_TIMEOUT, asked_for(body));
+    let service = match client.unless_gone(asked).await? {
+        Ok(Some(service)) => service,
+        Ok(None) => {
             client.fail(&Status::invalid_argument("not a health check"));
+            return Ok(());
+        }
+        Err(_) => {
+            client.fail(&Status::deadline_exceeded(
+                "the health check's request did not end",
+            ));
             return Ok(());
         }
     };

@@ -39,6 +39,7 @@ use session_core::{Engine, Reason};
 use session_proto::error::Refused;
 use session_proto::spark::ReattachExecuteRequest;
 use std::cell::{Cell, OnceCell};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,10 +58,23 @@ const LOOK_TIME: Duration = Duration::from_secs(5);
 const TOO_OFTEN: Duration = Duration::from_secs(1);
 
 /// What the calls of one connection share.
-#[derive(Default)]
 pub(crate) struct ConnectionState {
-    /// One of its calls had a good token.
+    /// Where it comes from.
+    address: IpAddr,
+    /// One of its calls had a token that verifies.
     pub(crate) admitted: Cell<bool>,
+    /// One of its calls had a token that its session admits.
+    pub(crate) is_proven: Rc<Cell<bool>>,
+}
+
+impl ConnectionState {
+    pub(crate) fn new(address: IpAddr) -> Self {
+        Self {
+            address,
+            admitted: Cell::default(),
+            is_proven: Rc::default(),
+        }
+    }
 }
 
 /// Serves one call.
@@ -119,11 +133,11 @@ async fn serve(
     let deadline = headers::grpc_timeout(&head.headers).map(|timeout| began + timeout);
 
     let caller = client
-        .unless_gone(authenticate(worker, &head.headers, method))
+        .unless_gone(authenticate(worker, connection.address, &head.headers, method))
         .await??;
     connection.admitted.set(true);
     worker.shared.admit(method)?;
-    let open = admit(worker, &caller, method)?;
+    let open = admit(worker, connection, &caller, method)?;
     metrics.waited.at(Stage::Auth).observe(began.elapsed());
 
     tokio::select! {
@@ -135,7 +149,12 @@ async fn serve(
 
 /// A place for one more call, within what the session may take. What is known
 /// to be refused takes none: a dead token spends nothing of its organization's.
-fn admit(worker: &Rc<Worker>, caller: &Rc<Caller>, method: Method) -> Result<OpenCall, Refused> {
+fn admit(
+    worker: &Rc<Worker>,
+    connection: &ConnectionState,
+    caller: &Rc<Caller>,
+    method: Method,
+) -> Result<OpenCall, Refused> {
     let session = worker.session(&caller.claims);
     let tally = &session.tally;
     let routes = &worker.shared.routes;
@@ -153,7 +172,8 @@ fn admit(worker: &Rc<Worker>, caller: &Rc<Caller>, method: Method) -> Result<Ope
     if let Some(refused) = refused {
         return Err(refused);
     }
-    let open = session.open(caller, method, worker.shared.config.limits.calls_per_session)?;
+    let most = worker.shared.config.limits.calls_per_session;
+    let open = session.open(caller, method, most, &connection.is_proven)?;
     if caller.is_worth_reporting() {
         tally.token_used(&caller.claims.jti);
     }
@@ -171,8 +191,10 @@ async fn pass_on(
 ) -> Result<Outcome, Stop> {
     let shared = &worker.shared;
     let method = open.method();
-    let mut request = Messages::new(body, shared.config.limits.first_message);
-    if let Some(late) = &open.caller().late {
+    let mut request = Messages::new(body, &shared.config.limits);
+    if let Some(late) = &open.caller().late
+        && method == Method::Config
+    {
         // Only what reads for a query that runs, or just ended, may come so late.
         let reads = client.unless_gone(request.peek(local_reply::MOST_TALK)).await??;
         if !reads.is_some_and(|request| local_reply::only_reads(&request)) {
@@ -208,6 +230,16 @@ async fn pass_on(
             first = Some(known);
         }
         let Some(known) = &first else { continue };
+        if let Some(late) = &open.caller().late
+            && method != Method::ReattachExecute
+            && !open
+                .tally()
+                .running
+                .is_running(backend.generation, known.spark_session)
+        {
+            // The engine may not have this Spark session, and would make it.
+            return Err(late.clone().into());
+        }
 
         let bound = bind::check(worker, open, &route, &backend, known.spark_session);
         match client.unless_gone(bound).await?? {
@@ -262,6 +294,7 @@ async fn pass_on(
             not_before = Some(began);
             continue;
         }
+        let _share = worker.pools.enter(&backend, method, &open.caller().claims)?;
         let mut lease = match client.unless_gone(worker.pools.lease(&backend, method)).await? {
             Ok(lease) => lease,
             Err(Unreachable) => {
@@ -293,6 +326,7 @@ async fn pass_on(
             translator,
             clones: method == Method::CloneSession && !backend.dedicated,
             on_sail: OnceCell::new(),
+            running: OnceCell::new(),
             settings: known.settings.as_ref(),
             route: &route,
         };
@@ -412,7 +446,9 @@ async fn place(
             stamp,
         }));
     }
-    if let Some(late) = &open.caller().late {
+    if let Some(late) = &open.caller().late
+        && method.is_work()
+    {
         return Err(late.clone().into());
     }
     if !method.is_work() {
@@ -453,12 +489,16 @@ async fn hold(
 ) -> Result<Found, Stop> {
     let shared = &worker.shared;
     let limits = &shared.config.limits;
-    let weight = request.weight(limits.stream_window_bytes as usize);
-    let _hold = Hold::enter(&shared.held, limits, open.tally(), &shared.metrics, weight)?;
+    let mut hold = Hold::enter(limits, open.tally(), &shared.metrics)?;
+    hold.weigh(request.weight())?;
     open.work();
     let hold_until = Instant::now() + shared.config.routes.hold_max;
     let until = deadline.map_or(hold_until, |deadline| deadline.min(hold_until));
-    let (route, stamp) = resolve(worker, open, true, until, deadline, None).await?;
+    let (route, stamp) = tokio::select! {
+        biased;
+        resolved = resolve(worker, open, true, until, deadline, None) => resolved?,
+        stop = gather(request, &mut hold, limits.stream_window_bytes as usize) => return Err(stop),
+    };
     match usable(worker, &route, open)? {
         Some(backend) => Ok(Found {
             route,
@@ -466,6 +506,21 @@ async fn hold(
             stamp,
         }),
         None => Err(warming(why_not_active(&route)).into()),
+    }
+}
+
+/// Reads what comes of a held call's request, so that it is counted; at most `most` bytes.
+async fn gather(request: &mut Messages, hold: &mut Hold, most: usize) -> Stop {
+    loop {
+        match request.gather(most).await {
+            Ok(true) => {
+                if let Err(refused) = hold.weigh(request.weight()) {
+                    return refused.into();
+                }
+            }
+            Ok(false) => std::future::pending::<()>().await,
+            Err(broken) => return broken.into(),
+        }
     }
 }
 
@@ -490,6 +545,15 @@ async fn resolve(
         {
             return Ok((route, stamp));
         }
+        // A call that is held has its share already.
+        let lookup = if wake {
+            None
+        } else {
+            match worker.shared.questions.lookup(claims) {
+                Ok(lookup) => Some(lookup),
+                Err(refused) => return session.bearable_route(routes).ok_or(refused.into()),
+            }
+        };
         let ask = Ask {
             session: session.id.clone(),
             token: Arc::clone(&open.caller().token),
@@ -502,6 +566,7 @@ async fn resolve(
             answer = Box::pin(routes.resolve(ask)) => answer,
             () = worker.shared.stopping.cancelled() => return Err(draining().into()),
         };
+        drop(lookup);
         let (route, stamp) = match answer {
             Ok(answer) => answer,
             Err(Miss::Refused(refused)) => {
@@ -538,6 +603,7 @@ fn usable(worker: &Worker, route: &Route, open: &OpenCall) -> Result<Option<Arc<
     route
         .admits(&open.caller().claims)
         .inspect_err(|_| open.tally().note_refusal())?;
+    open.prove_connection();
     open.spend_rate()?;
     worker
         .tokens

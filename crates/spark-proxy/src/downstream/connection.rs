@@ -1,6 +1,7 @@
 //! One client connection: who it is, TLS or not, then HTTP/2, then one task
-//! per call. Nobody holds a place for ever: handshakes have their time, silent
-//! clients are pinged, and old connections take no new calls.
+//! per call. Nobody holds a place for ever: handshakes have their time, and so
+//! has the first good token; silent clients are pinged, and old connections take
+//! no new calls.
 //!
 //! The limit of calls is ours and is answered with an error. HTTP/2's own limit
 //! is above it, because gRPC clients queue in silence what exceeds that one:
@@ -31,7 +32,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_rustls::TlsStream;
 
 /// The first byte of every TLS connection: a handshake record.
@@ -46,6 +47,8 @@ const KEEPALIVE_TRIES: u32 = 4;
 const AGE_SPREAD: std::ops::RangeInclusive<f64> = 0.9..=1.1;
 /// What a connection that ends on order has left to send takes no longer.
 const LAST_WORDS: Duration = Duration::from_millis(100);
+/// The same for a connection that has shown no good token, when the proxy stops.
+const UNPROVEN_DRAIN: Duration = Duration::from_secs(1);
 /// Calls at once on a connection that has not shown a good token. Nearly all
 /// are checked without waiting; the others wait for a key set.
 const MAX_UNVERIFIED_CALLS: usize = 128;
@@ -186,19 +189,28 @@ async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<
     } = ready;
     let shared = &worker.shared;
     let (limits, metrics) = (&shared.config.limits, &shared.metrics);
-    let state = Rc::new(ConnectionState::default());
+    let state = Rc::new(ConnectionState::new(remote.ip()));
     let (mut draining, mut widened) = (false, false);
     let mut stopping = pin!(shared.stopping.cancelled());
     let mut ending = pin!(worker.ending.cancelled());
     let mut pulse = Pulse::new(rules(limits), ear, http.ping_pong());
     let mut aged = pin!(sleep_until(end_of_life(limits)));
     let ages = !limits.connection_age.is_zero();
+    let mut unproven = pin!(sleep(limits.first_token));
     loop {
         tokio::select! {
             biased;
             call = poll_fn(|cx| poll_call(&mut http, &pace, cx)) => {
-                let Some(call) = call else { return Ok(()) };
-                let (request, respond) = call?;
+                let (request, respond) = match call {
+                    Next::Call(call) => call?,
+                    Next::End => return Ok(()),
+                    Next::Flood => {
+                        metrics.unwanted.at(Unwanted::Flood).inc();
+                        tracing::debug!(%remote, "connection ended: too many frames without a call");
+                        close(http, h2::Reason::ENHANCE_YOUR_CALM).await;
+                        return Ok(());
+                    }
+                };
                 if refused {
                     Client::new(respond).refuse(tls_required());
                     continue;
@@ -220,11 +232,29 @@ async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<
             () = &mut stopping, if !draining => {
                 draining = true;
                 http.graceful_shutdown();
+                if !state.is_proven.get() {
+                    unproven.as_mut().reset(Instant::now() + UNPROVEN_DRAIN);
+                }
             }
             () = &mut ending => {
-                http.abrupt_shutdown(h2::Reason::NO_ERROR);
-                // One more turn of the loop sends what is left to send.
-                let _ = tokio::time::timeout(LAST_WORDS, poll_fn(|cx| http.poll_closed(cx))).await;
+                close(http, h2::Reason::NO_ERROR).await;
+                return Ok(());
+            }
+            // Health checks prove nothing: a checker opens its next connection after the GOAWAY.
+            () = &mut unproven, if !state.is_proven.get() => {
+                if state.is_proven.get() {
+                    // Since this branch was armed.
+                    continue;
+                }
+                let is_asked_about = state.admitted.get() && Rc::strong_count(&state) > 1;
+                if is_asked_about && !draining {
+                    // Session-manager is being asked about the session of a token that verifies.
+                    unproven.as_mut().reset(Instant::now() + limits.first_token);
+                    continue;
+                }
+                metrics.unwanted.at(Unwanted::NoToken).inc();
+                tracing::debug!(%remote, "connection closed without a good token");
+                close(http, h2::Reason::NO_ERROR).await;
                 return Ok(());
             }
             // Each open call has a share in the state.
@@ -251,15 +281,31 @@ async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<
     }
 }
 
-type Incoming = Option<Result<(http::Request<h2::RecvStream>, server::SendResponse<Bytes>), h2::Error>>;
+/// Ends the connection, with a GOAWAY if its client reads.
+async fn close(mut http: server::Connection<Io, Bytes>, why: h2::Reason) {
+    http.abrupt_shutdown(why);
+    // One more turn of the loop sends what is left to send.
+    let _ = tokio::time::timeout(LAST_WORDS, poll_fn(|cx| http.poll_closed(cx))).await;
+}
+
+/// What comes next on a connection.
+enum Next {
+    Call(Result<(http::Request<h2::RecvStream>, server::SendResponse<Bytes>), h2::Error>),
+    End,
+    /// Too many frames that are no calls.
+    Flood,
+}
 
 /// The next call. When all that came have been taken, more may be read.
-fn poll_call(http: &mut server::Connection<Io, Bytes>, pace: &Pace, cx: &mut Context<'_>) -> Poll<Incoming> {
+fn poll_call(http: &mut server::Connection<Io, Bytes>, pace: &Pace, cx: &mut Context<'_>) -> Poll<Next> {
     let call = http.poll_accept(cx);
+    if pace.is_flood() {
+        return Poll::Ready(Next::Flood);
+    }
     if call.is_pending() {
         pace.next_turn();
     }
-    call
+    call.map(|call| call.map_or(Next::End, Next::Call))
 }
 
 /// May the connection have one more call? Each open call has a share in its state.

@@ -11,5 +11,6 @@
 
 pub(crate) mod acceptor;
 pub(crate) mod connection;
+mod frame_rate;
 mod proxy_protocol;
 mod read_pacing;

@@ -6,13 +6,18 @@
 //! that limit must be the one of good clients. What a stranger can make this
 //! proxy hold is bounded here instead: requests that one turn brought are
 //! answered before more is read.
+//!
+//! Frames that are no part of a call have their rate all along ([`crate::downstream::frame_rate`]).
 
-use std::cell::Cell;
+use crate::downstream::frame_rate::{Allowed, FrameBudget};
+use std::cell::{Cell, RefCell};
+use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Bytes of one turn, and at most one read more.
 const TURN: usize = 16 * 1024;
@@ -22,6 +27,8 @@ const TURN: usize = 16 * 1024;
 pub(crate) struct Pace {
     left: Cell<usize>,
     unlimited: Cell<bool>,
+    is_flood: Cell<bool>,
+    frames: RefCell<FrameBudget>,
 }
 
 impl Pace {
@@ -29,12 +36,25 @@ impl Pace {
         Rc::new(Self {
             left: Cell::new(TURN),
             unlimited: Cell::default(),
+            is_flood: Cell::default(),
+            frames: RefCell::new(FrameBudget::new(Instant::now())),
         })
     }
 
     /// All that was read has been taken: one more turn may be read.
     pub(crate) fn next_turn(&self) {
         self.left.set(TURN);
+    }
+
+    fn sent(&self, written: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.frames.borrow_mut().passed(*bytes);
+        }
+    }
+
+    /// Must the connection end, because too many frames came that are no calls?
+    pub(crate) fn is_flood(&self) -> bool {
+        self.is_flood.get()
     }
 
     /// The client has shown a good token.
@@ -48,6 +68,8 @@ impl Pace {
 pub(crate) struct Paced<S> {
     inner: S,
     pace: Rc<Pace>,
+    /// Ends when more may be read.
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Paced<S> {
@@ -55,6 +77,7 @@ impl<S> Paced<S> {
         Self {
             inner,
             pace: Rc::clone(pace),
+            pause: None,
         }
     }
 }
@@ -65,27 +88,60 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.pace.unlimited.get() {
-            return Pin::new(&mut self.inner).poll_read(cx, buf);
+        let Self { inner, pace, pause } = &mut *self;
+        if pace.is_flood() {
+            // Nothing more is read while it is ended.
+            return Poll::Pending;
         }
-        let left = self.pace.left.get();
-        if left == 0 {
+        if let Some(paused) = pause {
+            ready!(paused.as_mut().poll(cx));
+            *pause = None;
+        }
+        let limited = !pace.unlimited.get();
+        if limited && pace.left.get() == 0 {
             // The connection is polled again at once, after its calls were.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
+        let now = Instant::now();
+        let most = match pace.frames.borrow_mut().allowed(now) {
+            Allowed::Bytes(most) => most,
+            Allowed::After(at) => {
+                let paused = pause.insert(Box::pin(sleep_until(at)));
+                ready!(paused.as_mut().poll(cx));
+                return Poll::Pending;
+            }
+            Allowed::Flood => {
+                // Whoever polls the connection ends it.
+                pace.is_flood.set(true);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        };
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
-        self.pace
-            .left
-            .set(left.saturating_sub(buf.filled().len() - before));
+        let read = if most < buf.remaining() {
+            let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
+            let read = Pin::new(inner).poll_read(cx, &mut part);
+            let count = part.filled().len();
+            buf.advance(count);
+            read
+        } else {
+            Pin::new(inner).poll_read(cx, buf)
+        };
+        let bytes = &buf.filled()[before..];
+        pace.frames.borrow_mut().read(bytes);
+        if limited {
+            pace.left.set(pace.left.get().saturating_sub(bytes.len()));
+        }
         read
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
+        let written = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.pace.sent(&written);
+        written
     }
 
     fn poll_write_vectored(
@@ -93,7 +149,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.pace.sent(&written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

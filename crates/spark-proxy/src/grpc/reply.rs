@@ -95,8 +95,9 @@ impl Client {
         Ok(())
     }
 
-    /// Waits until the client can take more, of which `len` bytes are ready.
-    pub(crate) async fn capacity(&mut self, len: usize) -> Result<(), Vanished> {
+    /// Waits until the client can take more, of which `len` bytes are ready;
+    /// says how many it can take. What exceeds that would be buffered for it.
+    pub(crate) async fn capacity(&mut self, len: usize) -> Result<usize, Vanished> {
         let Side::Begun(stream) = &mut self.side else {
             return Err(Vanished);
         };
@@ -156,11 +157,11 @@ impl Drop for Client {
     }
 }
 
-/// Waits until a stream can take more. What h2 then buffers beyond its window
-/// is at most the one chunk that is waiting.
-pub(crate) async fn capacity<B: Buf>(stream: &mut SendStream<B>, len: usize) -> Result<(), Closed> {
+/// Waits until a stream can take more, and says how much. If more is sent, h2
+/// buffers what is beyond its window.
+pub(crate) async fn capacity<B: Buf>(stream: &mut SendStream<B>, len: usize) -> Result<usize, Closed> {
     if len == 0 {
-        return Ok(());
+        return Ok(0);
     }
     stream.reserve_capacity(len);
     while stream.capacity() == 0 {
@@ -169,7 +170,7 @@ pub(crate) async fn capacity<B: Buf>(stream: &mut SendStream<B>, len: usize) -> 
             Some(Err(_)) | None => return Err(Closed),
         }
     }
-    Ok(())
+    Ok(stream.capacity())
 }
 
 /// The other side takes no more.

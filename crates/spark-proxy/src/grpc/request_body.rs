@@ -5,12 +5,12 @@
 //! The first 64 KiB that went on are kept until the backend has answered, so
 //! that a call which provably did nothing can be sent again.
 
+use crate::config::LimitConfig;
 use crate::grpc::identity::{Hostile, Identity, Operation, Piece, Rewriter, SparkSessionId};
 use crate::grpc::reply::Vanished;
 use bytes::buf::Chain;
 use bytes::{Buf, Bytes};
 use h2::RecvStream;
-use http::HeaderMap;
 use session_core::Reason;
 use session_proto::error::Refused;
 use std::collections::VecDeque;
@@ -50,6 +50,8 @@ impl From<Vanished> for Broken {
 
 /// How much of a request is kept to be sent again, and looked at beforehand.
 pub(crate) const MOST_KEPT: usize = 64 * 1024;
+/// What a piece of a request takes beside its bytes.
+const PIECE_OVERHEAD: usize = 64;
 
 /// The messages of one request.
 pub(crate) struct Messages {
@@ -65,6 +67,8 @@ pub(crate) struct Messages {
     credit: usize,
     /// How long the first message may take to come.
     first_within: Duration,
+    /// How long nothing may come of a request that goes on.
+    idle_timeout: Duration,
     /// All data was read.
     ended: bool,
     /// All was given on, the end included.
@@ -76,11 +80,11 @@ pub(crate) enum Next {
     /// Bytes, and whether they are the last.
     Data(Outgoing, bool),
     /// The end, after bytes that did not know they were the last.
-    End(Option<HeaderMap>),
+    End,
 }
 
 impl Messages {
-    pub(crate) fn new(body: RecvStream, first_within: Duration) -> Self {
+    pub(crate) fn new(body: RecvStream, limits: &LimitConfig) -> Self {
         Self {
             body,
             raw: Vec::new(),
@@ -89,7 +93,8 @@ impl Messages {
             kept: Some(Vec::new()),
             kept_len: 0,
             credit: 0,
-            first_within,
+            first_within: limits.first_message,
+            idle_timeout: limits.request_idle_timeout,
             ended: false,
             finished: false,
         }
@@ -109,13 +114,18 @@ impl Messages {
         Ok((self.credit <= most).then(|| self.raw.concat()))
     }
 
-    /// Bytes that a call which waits may make this proxy hold, at the most.
-    pub(crate) fn weight(&mut self, window: usize) -> usize {
-        if self.ended {
-            self.credit
-        } else {
-            window.max(self.credit)
+    /// What this proxy holds of the request, with what each piece takes beside its bytes.
+    pub(crate) fn weight(&self) -> usize {
+        self.credit + (self.raw.len() + self.ready.len()) * PIECE_OVERHEAD
+    }
+
+    /// Reads one piece more, unless all is here or `most` is held. False if nothing was read.
+    pub(crate) async fn gather(&mut self, most: usize) -> Result<bool, Broken> {
+        if self.ended || self.weight() >= most {
+            return Ok(false);
         }
+        self.read().await?;
+        Ok(true)
     }
 
     /// Says who speaks. What was read already is rewritten now.
@@ -164,9 +174,16 @@ impl Messages {
         if self.finished {
             return Ok(None);
         }
-        while self.ready.is_empty() && !self.ended {
-            self.read().await?;
-        }
+        let idle_timeout = self.idle_timeout;
+        let read = async {
+            while self.ready.is_empty() && !self.ended {
+                self.read().await?;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(idle_timeout, read)
+            .await
+            .unwrap_or_else(|_| Err(stalled(idle_timeout)))?;
         if let Some(piece) = self.ready.pop_front() {
             self.keep(&piece);
             self.finished = self.ended && self.ready.is_empty() && self.body.is_end_stream();
@@ -174,7 +191,9 @@ impl Messages {
             return Ok(Some(Next::Data(ours.chain(theirs), self.finished)));
         }
         self.finished = true;
-        Ok(Some(Next::End(self.body.trailers().await.map_err(|_| Vanished)?)))
+        // No gRPC client sends trailers with a request, and what they say is not checked.
+        self.body.trailers().await.map_err(|_| Vanished)?;
+        Ok(Some(Next::End))
     }
 
     fn keep(&mut self, piece: &Piece) {
@@ -229,12 +248,25 @@ impl Messages {
     }
 }
 
+fn stalled(idle_timeout: Duration) -> Broken {
+    Broken::Refused(
+        Refused::new(
+            Reason::MalformedMessage,
+            format!(
+                "Nothing more of the request came within {} s (limits.request_idle_timeout). Send it without pauses.",
+                idle_timeout.as_secs()
+            ),
+        )
+        .with("limit", "limits.request_idle_timeout"),
+    )
+}
+
 async fn in_time(within: Duration, read: impl Future<Output = Result<(), Broken>>) -> Result<(), Broken> {
     tokio::time::timeout(within, read).await.unwrap_or_else(|_| {
         Err(Broken::Refused(Refused::new(
             Reason::MalformedMessage,
             format!(
-                "No message came within {} s of the call's headers.",
+                "No message came within {} s of the call's headers (limits.first_message).",
                 within.as_secs()
             ),
         )))

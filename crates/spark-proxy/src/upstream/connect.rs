@@ -50,6 +50,10 @@ pub(crate) struct Unreachable;
 /// of Spark's has more than 51 bytes, and fits whole windows of it in this.
 const SMALL_FRAMES: usize = 4;
 
+/// Headers, or trailers, of one response. An engine puts its errors there.
+/// HTTP/2 drops the fields beyond it, and ends the connection at four times as much.
+const MAX_HEADER_LIST_BYTES: u32 = 1 << 20;
+
 /// Makes connections.
 pub(crate) struct Connector {
     config: BackendConfig,
@@ -97,6 +101,8 @@ impl Connector {
             calls: self.config.calls_per_connection(),
             links: self.config.connections_per_pool,
             wait: self.config.connect_timeout,
+            per_session: self.config.shared_calls_per_session,
+            per_org: self.config.shared_calls_per_org,
         }
     }
 
@@ -161,6 +167,7 @@ impl Connector {
             .initial_window_size(config.stream_window_bytes)
             .initial_connection_window_size(config.connection_window_bytes)
             .max_frame_size(config.frame_bytes)
+            .max_header_list_size(MAX_HEADER_LIST_BYTES)
             .enable_push(false)
             .data_frame_budget(config.connection_window_bytes as usize * SMALL_FRAMES)
             .handshake::<_, Outgoing>(Heard::new(conn, &ear))

@@ -14,7 +14,10 @@ use foldhash::fast::RandomState;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::Request;
-use session_core::SessionId;
+use service_kit::limits::{AtOnce, Permit};
+use session_core::{OrgId, Reason, SessionId};
+use session_proto::error::Refused;
+use session_token::Claims;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -42,16 +45,23 @@ struct Bounds {
     links: usize,
     /// How long a call waits for a place when all is full.
     wait: Duration,
+    /// Calls of one session, and of one organization, at a shared server.
+    per_session: u32,
+    per_org: u32,
 }
 
 /// Connections beyond [`Bounds::links`] for calls that end work: they do not
 /// wait until work has ended by itself. Connections, because the calls on a full
 /// one may have used up its window.
 const SPARE_LINKS: usize = 2;
+/// When to try again where calls of the caller must end first.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// The connections that calls with one key share.
-#[derive(Default)]
 struct Pool {
+    /// Calls of one session, and of one organization.
+    sessions: Arc<AtOnce<SessionId>>,
+    orgs: Arc<AtOnce<OrgId>>,
     links: RefCell<Vec<Rc<Link>>>,
     /// Held by the one that connects.
     gate: tokio::sync::Mutex<()>,
@@ -61,6 +71,12 @@ struct Pool {
     /// Calls that wait for a place, and what wakes one of them.
     waiting: Cell<usize>,
     room: Notify,
+}
+
+/// A call's share in the places of a shared server; given back when dropped.
+pub(crate) struct Share {
+    _session: Permit<SessionId>,
+    _org: Permit<OrgId>,
 }
 
 /// One connection.
@@ -107,7 +123,31 @@ impl Pools {
         if let Some(pool) = self.by_key.borrow().get(&backend.pool) {
             return Rc::clone(pool);
         }
-        Rc::clone(self.by_key.borrow_mut().entry(backend.pool.clone()).or_default())
+        let mut by_key = self.by_key.borrow_mut();
+        let pool = by_key.entry(backend.pool.clone());
+        Rc::clone(pool.or_insert_with(|| Rc::new(Pool::new(self.bounds))))
+    }
+
+    /// The right of a call to one place at a shared server, or to wait for one.
+    /// Dedicated compute is its session's own, and calls that end work are free.
+    pub(crate) fn enter(
+        &self,
+        backend: &Backend,
+        method: Method,
+        claims: &Claims,
+    ) -> Result<Option<Share>, Refused> {
+        if backend.dedicated || method.ends_work() {
+            return Ok(None);
+        }
+        let pool = self.pool(backend);
+        let session = pool.sessions.enter(claims.sid.clone());
+        let session = session.ok_or_else(|| crowded("session", "backend.shared_calls_per_session"))?;
+        let org = pool.orgs.enter(claims.org.clone());
+        let org = org.ok_or_else(|| crowded("organization", "backend.shared_calls_per_org"))?;
+        Ok(Some(Share {
+            _session: session,
+            _org: org,
+        }))
     }
 
     /// A place on a connection, which is made if need be: by one caller, for
@@ -211,7 +251,31 @@ impl Pools {
     }
 }
 
+fn crowded(whose: &str, key: &str) -> Refused {
+    Refused::new(
+        Reason::QuotaExceeded,
+        format!(
+            "The {whose} has as many calls at this shared server as it may have at once ({key}). Wait until one of them ends."
+        ),
+    )
+    .with("limit", key)
+    .retry_after(RETRY)
+}
+
 impl Pool {
+    fn new(bounds: Bounds) -> Self {
+        Self {
+            sessions: AtOnce::new(bounds.per_session),
+            orgs: AtOnce::new(bounds.per_org),
+            links: RefCell::default(),
+            gate: tokio::sync::Mutex::default(),
+            failures: Cell::default(),
+            last_used: Cell::default(),
+            waiting: Cell::default(),
+            room: Notify::default(),
+        }
+    }
+
     /// A connection with room. One whose other end is in doubt is spared while
     /// there may be others: what is sent there may be lost.
     fn pick(&self, bounds: Bounds, method: Method) -> Option<Rc<Link>> {

@@ -4,72 +4,72 @@
 use crate::activity::Tally;
 use crate::config::LimitConfig;
 use crate::metrics::Metrics;
+use crate::shares::{Limits, Taken};
 use session_core::Reason;
 use session_proto::error::Refused;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
-
-const RETRY: Duration = Duration::from_secs(5);
-
-/// What all held calls of the proxy take.
-#[derive(Default)]
-pub(crate) struct Held {
-    calls: AtomicUsize,
-    bytes: AtomicUsize,
-}
 
 /// A place among the held calls.
 pub(crate) struct Hold {
-    held: Arc<Held>,
-    tally: Arc<Tally>,
+    /// One call.
+    _call: Taken,
+    bytes: Taken,
     metrics: Arc<Metrics>,
-    bytes: usize,
 }
 
 impl Hold {
-    /// Takes a place for a call whose request may take `bytes`.
+    /// Takes a place for a call.
     pub(crate) fn enter(
-        held: &Arc<Held>,
         limits: &LimitConfig,
-        tally: &Arc<Tally>,
+        tally: &Tally,
         metrics: &Arc<Metrics>,
-        bytes: usize,
     ) -> Result<Self, Refused> {
-        let hold = Self {
-            held: Arc::clone(held),
-            tally: Arc::clone(tally),
-            metrics: Arc::clone(metrics),
-            bytes,
-        };
+        let mut call = Taken::new(
+            tally.shares(),
+            |shares| &shares.held_calls,
+            Limits([
+                (limits.held_calls_per_session, "limits.held_calls_per_session"),
+                (limits.held_calls_per_org, "limits.held_calls_per_org"),
+                (limits.held_calls, "limits.held_calls"),
+            ]),
+        );
+        call.grow_to(1).map_err(|exceeded| {
+            let whose = exceeded.whose;
+            exceeded.refused(
+                Reason::TooManyWaiting,
+                format_args!("Too many calls {whose} wait for compute already"),
+            )
+        })?;
         metrics.held.add(1);
-        let of_session = tally.hold();
-        let calls = held.calls.fetch_add(1, Relaxed);
-        let total = held.bytes.fetch_add(bytes, Relaxed) + bytes;
-        // Dropping the place gives back what it took.
-        if of_session >= limits.held_calls_per_session {
-            return Err(too_many("of this session"));
-        }
-        if calls >= limits.held_calls || total > limits.held_bytes {
-            return Err(too_many("at this proxy"));
-        }
-        Ok(hold)
+        Ok(Self {
+            _call: call,
+            bytes: Taken::new(
+                tally.shares(),
+                |shares| &shares.held_bytes,
+                Limits([
+                    (limits.held_bytes_per_session, "limits.held_bytes_per_session"),
+                    (limits.held_bytes_per_org, "limits.held_bytes_per_org"),
+                    (limits.held_bytes, "limits.held_bytes"),
+                ]),
+            ),
+            metrics: Arc::clone(metrics),
+        })
+    }
+
+    /// So many bytes of the call's request are here.
+    pub(crate) fn weigh(&mut self, bytes: usize) -> Result<(), Refused> {
+        self.bytes.grow_to(bytes).map_err(|exceeded| {
+            let whose = exceeded.whose;
+            exceeded.refused(
+                Reason::TooManyWaiting,
+                format_args!("The requests {whose} that wait for compute are too large together"),
+            )
+        })
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
         self.metrics.held.add(-1);
-        self.tally.unhold();
-        self.held.calls.fetch_sub(1, Relaxed);
-        self.held.bytes.fetch_sub(self.bytes, Relaxed);
     }
-}
-
-fn too_many(where_: &str) -> Refused {
-    Refused::new(
-        Reason::TooManyWaiting,
-        format!("Too many calls {where_} wait for compute already. Try again in a little while."),
-    )
-    .retry_after(RETRY)
 }

@@ -14,18 +14,20 @@ use crate::metrics::Metrics;
 use crate::overload::{self, Shed};
 use crate::per_ip_limit::Addresses;
 use crate::routes::cache::{Ask, MARKER_LIFE, Miss, RouteEvent, Routes};
+use crate::shares::Questions;
 use crate::stop::draining;
 use crate::upstream::{self, Pools};
-use crate::worker::held_calls::Held;
 use crate::worker::session::{Call, Session};
 use crate::worker::tokens::Tokens;
 use foldhash::fast::RandomState;
+use service_kit::limits::Rates;
 use service_kit::tls::{ClientTls, ServerTls};
 use session_core::{Clock, Engine, Reason, SessionId};
 use session_proto::error::Refused;
 use session_token::{Claims, Verifier};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,7 +48,9 @@ pub(crate) struct Shared {
     pub(crate) keys: Arc<Keys>,
     pub(crate) routes: Arc<Routes>,
     pub(crate) ledger: Arc<Ledger>,
-    pub(crate) held: Arc<Held>,
+    pub(crate) questions: Questions,
+    /// Tokens that were not valid, by the address they came from.
+    pub(crate) bad_tokens: Rates<IpAddr>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tls: Option<Arc<ServerTls>>,
     pub(crate) backend_tls: Arc<ClientTls>,

@@ -68,6 +68,8 @@ pub(crate) struct OpenCall {
     runs: RefCell<Option<OperationName>>,
     /// It is counted among the calls of its organization.
     rated: Cell<bool>,
+    /// Its connection has shown a good token.
+    is_proven: Rc<Cell<bool>>,
 }
 
 /// When to try again where calls of the session must end first.
@@ -99,6 +101,7 @@ impl Session {
         caller: &Rc<Caller>,
         method: Method,
         most: u32,
+        is_proven: &Rc<Cell<bool>>,
     ) -> Result<OpenCall, Refused> {
         if let Some(gone) = &*self.gone.borrow() {
             return Err(gone.refused());
@@ -109,9 +112,10 @@ impl Session {
             return Err(Refused::new(
                 Reason::QuotaExceeded,
                 format!(
-                    "The session has {most} calls open, which is the limit. Wait until one of them ends."
+                    "The session has {most} calls open, which is the limit (limits.calls_per_session). Wait until one of them ends."
                 ),
             )
+            .with("limit", "limits.calls_per_session")
             .retry_after(WAIT_FOR_ROOM));
         }
         let mut calls = self.calls.borrow_mut();
@@ -132,6 +136,7 @@ impl Session {
             working: RefCell::default(),
             runs: RefCell::default(),
             rated: Cell::default(),
+            is_proven: Rc::clone(is_proven),
         })
     }
 
@@ -340,9 +345,15 @@ impl OpenCall {
         }
         Err(Refused::new(
             Reason::RateLimited,
-            "The organization makes too many calls at the moment. Try again in a little while.",
+            "The organization makes too many calls at the moment (limits.calls_per_second_per_org). Try again in a little while.",
         )
+        .with("limit", "limits.calls_per_second_per_org")
         .retry_after(TOO_OFTEN))
+    }
+
+    /// The session admits its token.
+    pub(crate) fn prove_connection(&self) {
+        self.is_proven.set(true);
     }
 
     /// The call goes to compute now.

@@ -32,7 +32,7 @@ pub(crate) struct Caller {
     pub(crate) token: Arc<str>,
     pub(crate) claims: Claims,
     /// The token's time is over, and this is what to say unless the call only
-    /// reads what a running query still needs (ADR 0011).
+    /// continues an operation that is there (ADR 0011).
     pub(crate) late: Option<Refused>,
     /// Its name among the remembered ones, and the key set that it was checked
     /// with; `None` if it must be checked each time.
@@ -56,10 +56,10 @@ impl Caller {
     }
 
     /// One whose token was checked with this key set, and may be remembered.
-    pub(crate) fn checked_with(token: &str, claims: Claims, late: Option<Refused>, generation: u64) -> Self {
+    pub(crate) fn checked_with(token: &str, claims: Claims, generation: u64) -> Self {
         Self {
             checked: Some((hash_of(token), generation)),
-            ..Self::of(token, claims, late)
+            ..Self::of(token, claims, None)
         }
     }
 
@@ -153,7 +153,7 @@ mod tests {
             exp: 2000,
             jti: TokenId::generate(NOW, number),
         };
-        Rc::new(Caller::checked_with(&token, claims, None, 0))
+        Rc::new(Caller::checked_with(&token, claims, 0))
     }
 
     #[test]

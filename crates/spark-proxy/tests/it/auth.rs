@@ -1,7 +1,7 @@
 //! Every way to call without the right to, with the exact code and reason.
 
 use crate::common;
-use crate::common::{Ask, Rig, new_signer, within, write_jwks};
+use crate::common::{Ask, Client, Rig, new_signer, within, write_jwks};
 use session_core::{Reason, SessionId, Timestamp};
 use session_token::Claims;
 use std::time::Duration;
@@ -325,4 +325,56 @@ async fn no_key_no_start() {
     assert!(tokio::net::TcpStream::connect(free).await.is_ok());
     shutdown.stop();
     within("it ends", running).await.unwrap().unwrap();
+}
+
+/// A signature takes longer to check than all else that is done for a bad token.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_signatures_of_one_address_are_not_checked_without_bound() {
+    let rig = Rig::with(|config| {
+        config.limits.bad_tokens_per_second_per_address = 2;
+        config.listen.trusted_proxies = vec!["127.0.0.1/32".parse().unwrap()];
+    })
+    .await;
+    let good = rig.ask();
+    let known = Client::over(from(&rig, [198, 51, 100, 7]).await).await.unwrap();
+    assert_eq!(known.call(good.clone()).await.code(), Code::Ok);
+
+    // The signature of another token.
+    let (one, other) = (rig.token(), rig.token());
+    let signed = one.rsplit_once('.').unwrap().0;
+    let forged = format!("{signed}.{}", other.rsplit_once('.').unwrap().1);
+    for _ in 0..4 {
+        let reply = known.call(Ask::execute(&forged)).await;
+        reply.refused(Reason::TokenInvalid);
+    }
+    for token in [&forged, &rig.token()] {
+        let reply = known.call(Ask::execute(token)).await;
+        reply.refused(Reason::RateLimited);
+        let text = reply.status().message().to_owned();
+        assert!(
+            text.contains("limits.bad_tokens_per_second_per_address"),
+            "{text}"
+        );
+    }
+    // What is remembered passes, and so does what comes from elsewhere.
+    assert_eq!(known.call(good).await.code(), Code::Ok);
+    let other = Client::over(from(&rig, [198, 51, 100, 8]).await).await.unwrap();
+    assert_eq!(other.call(rig.ask()).await.code(), Code::Ok);
+    within("it may come again", async {
+        while known.call(rig.ask()).await.code() != Code::Ok {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+}
+
+/// A connection that a load balancer brings from this address.
+async fn from(rig: &Rig, address: [u8; 4]) -> tokio::net::TcpStream {
+    use tokio::io::AsyncWriteExt as _;
+    let mut tcp = tokio::net::TcpStream::connect(rig.address).await.unwrap();
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
+    header.extend(address);
+    header.extend([10, 0, 0, 1, 0x10, 0, 0x1f, 0x95]);
+    tcp.write_all(&header).await.unwrap();
+    tcp
 }

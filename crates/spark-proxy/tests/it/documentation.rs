@@ -67,3 +67,65 @@ async fn every_metric_is_documented() {
     let missing: Vec<_> = all.difference(&documented).collect();
     assert!(missing.is_empty(), "not in docs/metrics.md: {missing:?}");
 }
+
+/// Sections whose keys are named in texts and mean nothing else.
+const SECTIONS: [&str; 4] = ["limits", "backend", "routes", "listen"];
+
+/// What an error or a log tells an operator to set must be there to be set.
+#[test]
+fn keys_that_texts_name_exist() {
+    let documented = document("config.md");
+    let documented = rows(&documented);
+    let mut sources = Vec::new();
+    files(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), &mut sources);
+    let mut found = 0;
+    for path in sources {
+        let source = std::fs::read_to_string(&path).expect("a source");
+        let code = source.split("#[cfg(test)]").next().unwrap_or_default();
+        let literals = code
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"))
+            .flat_map(|line| line.split('"').skip(1).step_by(2));
+        let words = literals.flat_map(|text| {
+            text.split(|letter: char| !(letter.is_ascii_lowercase() || letter == '.' || letter == '_'))
+        });
+        for word in words.map(|word| word.trim_end_matches('.')) {
+            let Some((section, _)) = word.split_once('.') else {
+                continue;
+            };
+            if SECTIONS.contains(&section) {
+                assert!(
+                    is_documented(&documented, word),
+                    "{}: {word} is no configuration key",
+                    path.display()
+                );
+                found += 1;
+            }
+        }
+    }
+    assert!(found > 15, "{found}");
+}
+
+/// By its own row, or by that of a table it belongs to.
+fn is_documented(rows: &BTreeSet<&str>, key: &str) -> bool {
+    rows.contains(key)
+        || key
+            .rsplit_once('.')
+            .is_some_and(|(table, _)| table.contains('.') && is_documented(rows, table))
+}
+
+/// The sources of programs, not of their tests.
+fn files(folder: &Path, out: &mut Vec<std::path::PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        if path.is_dir() && !["tests", "target", "fuzz", "benches"].contains(&name) {
+            files(&path, out);
+        } else if name.ends_with(".rs") && path.components().any(|part| part.as_os_str() == "src") {
+            out.push(path);
+        }
+    }
+}

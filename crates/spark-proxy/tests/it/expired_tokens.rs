@@ -2,9 +2,14 @@
 //! through for a while, and a strict installation lets nothing through.
 
 use crate::common::{Ask, Reply, Rig, within};
+use prost::Message as _;
 use session_core::Reason;
+use session_proto::internal::SparkBinding;
+use session_proto::spark::ConfigRequest;
+use session_proto::spark::config_request::operation::OpType;
+use session_proto::spark::config_request::{Get, Operation};
 use std::time::Duration;
-use test_support::fake_spark::{Shape, request};
+use test_support::fake_spark::{SPARK_SESSION, Shape, framed, request};
 use tonic::Code;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -93,4 +98,86 @@ async fn a_strict_installation_gives_no_grace_at_all() {
         let reply = rig.call(Ask::spark(method).bearer(&token)).await;
         reply.refused(Reason::TokenExpired);
     }
+}
+
+fn read_setting(token: &str) -> Ask {
+    let get = Get {
+        keys: vec!["spark.sql.session.timeZone".to_owned()],
+    };
+    let message = ConfigRequest {
+        session_id: SPARK_SESSION.to_owned(),
+        operation: Some(Operation {
+            op_type: Some(OpType::Get(get)),
+        }),
+        ..ConfigRequest::default()
+    };
+    Ask::spark("Config")
+        .bearer(token)
+        .body(framed(&message.encode_to_vec()))
+}
+
+/// An engine makes the Spark session that a call names, if it does not have it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_expired_token_makes_no_spark_session() {
+    for dedicated in [true, false] {
+        for engine in ["spark", "sail"] {
+            let rig = Rig::start().await;
+            let mut route = rig.route();
+            if let Some(backend) = &mut route.backend {
+                backend.dedicated = dedicated;
+                backend.engine = engine.to_owned();
+            }
+            route.bindings.push(SparkBinding {
+                spark_session_id: SPARK_SESSION.to_owned(),
+            });
+            rig.routes.set(route);
+            let token = rig.token();
+            rig.clock.advance(HOUR + Duration::from_secs(60));
+            for ask in [
+                read_setting(&token),
+                Ask::spark("Interrupt").bearer(&token),
+                Ask::spark("ReleaseExecute").bearer(&token),
+            ] {
+                rig.call(ask).await.refused(Reason::TokenExpired);
+            }
+            assert!(rig.spark.seen().requests.is_empty(), "{engine}: nothing went on");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_expired_token_continues_the_operation_that_runs() {
+    let rig = Rig::start().await;
+    let token = rig.token();
+    let client = rig.client().await;
+    let mut query = client
+        .begin(&Ask::execute(&token).shape(Shape::HangAfterOne))
+        .await
+        .unwrap();
+    query.finish(request(b"go"));
+    let running = within("headers", query.head()).await.unwrap();
+    rig.clock.advance(HOUR + Duration::from_secs(60));
+    assert_eq!(client.call(read_setting(&token)).await.code(), Code::Ok);
+    let interrupt = Ask::spark("Interrupt").bearer(&token);
+    assert_eq!(client.call(interrupt).await.code(), Code::Ok);
+    drop(running);
+    assert_eq!(client.call(read_setting(&token)).await.code(), Code::Ok);
+
+    // Other compute has nothing of it.
+    let mut route = rig.route();
+    route.version = 2;
+    route.generation = 2;
+    rig.routes.announce(route);
+    within("the new compute is used", async {
+        while client.call(read_setting(&token)).await.code() == Code::Ok {}
+    })
+    .await;
+    client
+        .call(read_setting(&token))
+        .await
+        .refused(Reason::TokenExpired);
+    // A reattach that the engine answers shows that its Spark session is there.
+    let reattach = Ask::spark("ReattachExecute").bearer(&token);
+    assert_eq!(client.call(reattach).await.code(), Code::Ok);
+    assert_eq!(client.call(read_setting(&token)).await.code(), Code::Ok);
 }

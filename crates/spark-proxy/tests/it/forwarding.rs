@@ -302,3 +302,26 @@ async fn a_backend_that_moved_is_found_again_before_anything_is_sent() {
     assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
     assert_eq!(moved.seen().requests.len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn trailers_of_a_request_do_not_reach_the_backend() {
+    let rig = Rig::start().await;
+    for shape in [Shape::Echo, Shape::Count] {
+        let client = rig.client().await;
+        let mut running = client.begin(&rig.ask().shape(shape)).await.unwrap();
+        running.upload.send_data(request(b"SELECT 1"), false).unwrap();
+        let mut trailers = http::HeaderMap::new();
+        for name in ["authorization", "authentication", "x-session-id"] {
+            trailers.insert(name, http::HeaderValue::from_static("secret"));
+        }
+        running.upload.send_trailers(trailers).unwrap();
+        let reply = within("the answer", Reply::read(running.response)).await.unwrap();
+        assert_eq!(reply.code(), Code::Ok, "{shape:?}");
+    }
+    assert_eq!(rig.spark.seen().requests.len(), 2);
+    assert!(
+        rig.spark.seen().trailers.is_empty(),
+        "{:?}",
+        rig.spark.seen().trailers
+    );
+}

@@ -357,3 +357,36 @@ async fn small_messages_that_nobody_reads_harm_nobody_at_the_backend() {
     })
     .await;
 }
+
+/// An engine runs its tenants' code, and a shared one has calls of others on
+/// its connections.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_of_engines_are_bounded() {
+    const MIB: usize = 1 << 20;
+    let proxy = OwnProcess::start(|_| {}).await;
+    let client = Client::plain(proxy.address).await.unwrap();
+    let call = async |shape| client.call(proxy.ask().shape(shape)).await;
+    // What is cut for the client, as gRPC clients accept less.
+    for bytes in [10_000, MIB / 2] {
+        let reply = call(Shape::HeavyTrailers(bytes)).await;
+        assert_eq!(reply.code(), Code::Ok, "{bytes}");
+    }
+    // What is more than is taken, and what ends the connection.
+    for bytes in [2 * MIB, 12 * MIB] {
+        call(Shape::HeavyTrailers(bytes))
+            .await
+            .refused(Reason::BackendLost);
+        call(Shape::HeavyHead(bytes)).await.refused(Reason::BackendLost);
+        assert_eq!(call(Shape::Echo).await.code(), Code::Ok, "afterwards");
+    }
+    let before = proxy.peak_mib();
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..32 {
+        let (client, ask) = (client.clone(), proxy.ask().shape(Shape::HeavyTrailers(12 * MIB)));
+        calls.spawn(async move { client.call(ask).await.refused(Reason::BackendLost) });
+    }
+    calls.join_all().await;
+    let more = proxy.peak_mib() - before;
+    println!("32 answers with 12 MiB of trailers: {more} MiB more");
+    assert!(more <= 48, "{more} MiB more");
+}

@@ -186,3 +186,19 @@ async fn what_is_missing_after_a_replacement_is_explained() {
     let other = rig.call(rig.ask().shape(Shape::Error)).await;
     assert_eq!(other.status().message(), "kaputt");
 }
+
+/// Each change is a question to session-manager, and its session asks one at a time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_of_settings_are_kept_one_after_the_other() {
+    let rig = Rig::with(|config| config.listen.workers = 1).await;
+    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    rig.routes.slow_answers(Duration::from_millis(20));
+    let client = rig.client().await;
+    let mut calls = tokio::task::JoinSet::new();
+    for number in 0..20 {
+        let (client, ask) = (client.clone(), config(&rig, set(&[("a", &number.to_string())])));
+        calls.spawn(async move { client.call(ask).await.code() });
+    }
+    assert_eq!(calls.join_all().await, [Code::Ok; 20]);
+    assert_eq!((rig.routes.binds().len(), rig.routes.most_binds()), (20, 1));
+}

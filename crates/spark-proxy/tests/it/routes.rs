@@ -32,10 +32,10 @@ async fn a_hundred_first_calls_ask_once() {
             calls.spawn(async move { client.call(ask).await });
         }
     }
-    rig.routes.until_asked(1).await;
+    rig.routes.until_asked(2).await;
     within(
-        "all are admitted",
-        rig.until_metric("spark_proxy_calls_opened_total", |n| n == 100.0),
+        "all are held",
+        rig.until_metric("spark_proxy_held_calls", |n| n == 100.0),
     )
     .await;
     assert!(rig.spark.seen().requests.is_empty(), "held while it warms");

@@ -22,6 +22,7 @@ pub(crate) struct Client {
 }
 
 /// A call to be made.
+#[derive(Clone)]
 pub(crate) struct Ask {
     pub(crate) method: http::Method,
     pub(crate) path: String,

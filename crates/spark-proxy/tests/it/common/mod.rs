@@ -3,7 +3,7 @@
 
 mod client;
 mod own_process;
-mod raw;
+pub(crate) mod raw;
 mod relay;
 
 pub(crate) use client::{Ask, Client, Reply, Running, send};
@@ -231,6 +231,14 @@ impl Rig {
         while !good(self.metric(name).await) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Asks the proxy to stop, and returns when it did.
+    pub(crate) async fn stopped(mut self) -> anyhow::Result<()> {
+        self.shutdown.stop();
+        within("the proxy ends", self.running.take().unwrap())
+            .await
+            .unwrap()
     }
 
     pub(crate) fn running(&mut self) -> JoinHandle<anyhow::Result<()>> {

@@ -17,6 +17,8 @@ pub(crate) struct OwnProcess {
     pub(crate) spark: FakeSpark,
     pub(crate) routes: FakeRoutes,
     pub(crate) address: SocketAddr,
+    #[allow(dead_code, clippy::allow_attributes, reason = "read by the other test program")]
+    pub(crate) admin: SocketAddr,
     signer: Signer,
     session: SessionId,
     _dir: TempDir,
@@ -62,6 +64,7 @@ impl OwnProcess {
             spark,
             routes,
             address,
+            admin,
             signer,
             session,
             _dir: dir,

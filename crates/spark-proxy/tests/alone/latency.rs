@@ -24,6 +24,7 @@ async fn one_by_one(client: &Client, ask: impl Fn() -> Ask, into: &mut Vec<Durat
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "a measurement"]
 async fn added_latency() {
+    let _alone = crate::alone().await;
     let rig = Rig::with(|config| config.listen.workers = 1).await;
     let direct = Client::plain(rig.spark.address()).await.unwrap();
     let proxied = rig.client().await;

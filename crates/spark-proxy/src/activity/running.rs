@@ -1,0 +1,132 @@
+//! Spark sessions of one session in which an operation runs, or ended a moment
+//! ago: a call with an expired token may continue what is there, and an engine
+//! makes a Spark session that it does not have yet.
+
+use crate::grpc::identity::SparkSessionId;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Spark sessions that are remembered.
+const MAX_SPARK_SESSIONS: usize = 256;
+/// How long after its last stream an operation counts as one that just ended.
+/// Spark keeps an operation without a stream for 5 minutes.
+const RECENTLY: Duration = Duration::from_secs(10 * 60);
+
+/// The Spark sessions of one session, over all workers.
+#[derive(Default)]
+pub(crate) struct RunningSessions {
+    known: Mutex<HashMap<Key, State>>,
+}
+
+/// A Spark session lives on one generation of compute.
+type Key = (u64, SparkSessionId);
+
+#[derive(Debug, Clone, Copy)]
+struct State {
+    streams: usize,
+    last_stream: Instant,
+}
+
+/// One stream of an operation, from the begin of its response to its end.
+pub(crate) struct RunningStream {
+    sessions: Arc<RunningSessions>,
+    key: Key,
+}
+
+impl RunningSessions {
+    /// The engine responds to an operation in this Spark session.
+    pub(crate) fn begin(self: &Arc<Self>, generation: u64, spark_session: SparkSessionId) -> RunningStream {
+        let key = (generation, spark_session);
+        let now = Instant::now();
+        let mut known = self.known.lock();
+        if known.len() >= MAX_SPARK_SESSIONS && !known.contains_key(&key) {
+            known.retain(|_, state| state.is_recent(now));
+        }
+        if known.len() >= MAX_SPARK_SESSIONS && !known.contains_key(&key) {
+            let oldest = known.iter().filter(|(_, state)| state.streams == 0);
+            let oldest = oldest
+                .min_by_key(|(_, state)| state.last_stream)
+                .map(|(key, _)| *key);
+            if let Some(oldest) = oldest {
+                known.remove(&oldest);
+            }
+        }
+        known
+            .entry(key)
+            .or_insert(State {
+                streams: 0,
+                last_stream: now,
+            })
+            .streams += 1;
+        RunningStream {
+            sessions: Arc::clone(self),
+            key,
+        }
+    }
+
+    /// Does an operation run in this Spark session, or did one end a moment ago?
+    pub(crate) fn is_running(&self, generation: u64, spark_session: SparkSessionId) -> bool {
+        self.known
+            .lock()
+            .get(&(generation, spark_session))
+            .is_some_and(|state| state.is_recent(Instant::now()))
+    }
+}
+
+impl State {
+    fn is_recent(&self, now: Instant) -> bool {
+        self.streams > 0 || now.duration_since(self.last_stream) < RECENTLY
+    }
+}
+
+impl Drop for RunningStream {
+    fn drop(&mut self) {
+        if let Some(state) = self.sessions.known.lock().get_mut(&self.key) {
+            state.streams -= 1;
+            state.last_stream = Instant::now();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spark_session(number: usize) -> SparkSessionId {
+        format!("{number:08x}-89ab-cdef-0123-456789abcdef")
+            .parse()
+            .unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_operation_counts_while_it_runs_and_for_a_while_after() {
+        let sessions = Arc::<RunningSessions>::default();
+        let of = spark_session(1);
+        assert!(!sessions.is_running(1, of));
+        let stream = sessions.begin(1, of);
+        tokio::time::advance(2 * RECENTLY).await;
+        assert!(sessions.is_running(1, of));
+        assert!(!sessions.is_running(2, of), "of another generation");
+        drop(stream);
+        assert!(sessions.is_running(1, of));
+        tokio::time::advance(RECENTLY).await;
+        assert!(!sessions.is_running(1, of));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn remembered_spark_sessions_are_bounded() {
+        let sessions = Arc::<RunningSessions>::default();
+        let running = sessions.begin(1, spark_session(0));
+        for number in 1..2 * MAX_SPARK_SESSIONS {
+            tokio::time::advance(Duration::from_millis(1)).await;
+            drop(sessions.begin(1, spark_session(number)));
+            assert!(sessions.is_running(1, spark_session(number)));
+        }
+        assert!(sessions.known.lock().len() <= MAX_SPARK_SESSIONS);
+        assert!(sessions.is_running(1, spark_session(0)));
+        drop(running);
+    }
+}

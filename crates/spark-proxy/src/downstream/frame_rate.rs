@@ -1,0 +1,219 @@
+//! How many frames a client may send that carry no part of a call: settings,
+//! pings, windows, priorities, resets, empty data. Each costs as much as a
+//! frame of a call, so they have a rate. A connection beyond it is read more
+//! slowly, which harms nobody else, and is ended if it stays beyond it.
+//!
+//! Honest clients send such frames for what they receive (windows) and for
+//! their calls (resets), so both add to what is allowed.
+
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Frames without a call in a second.
+const RATE: u64 = 1000;
+/// What may be saved up, and what a connection begins with.
+const MAX_SAVED: i64 = 1024;
+const FIRST: i64 = 256;
+/// With less than this nothing is read until there is as much.
+const LEAST: i64 = 32;
+/// Bytes in either direction that allow one frame more: a client that gives
+/// back its window by 16 KiB, for the stream and the connection, needs half.
+const BYTES_FOR_ONE: usize = 4096;
+/// A call's headers allow its reset and two windows.
+const FOR_HEADERS: i64 = 3;
+/// Bytes that are read at once for each frame that is allowed.
+const BYTES_AT_ONCE: i64 = 16;
+/// Data of fewer bytes, unless it ends its request, counts as none.
+const SMALL_DATA: usize = 16;
+/// A connection that has nothing left for this long is ended.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+const PREFACE: usize = 24;
+const HEADER: usize = 9;
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+
+/// What one connection may send.
+#[derive(Debug)]
+pub(crate) struct FrameBudget {
+    left: i64,
+    filled_at: Instant,
+    /// Since when it is beyond the rate.
+    beyond_since: Option<Instant>,
+    /// Bytes that did not allow a whole frame.
+    bytes: usize,
+    /// The header of the next frame, as far as it came.
+    header: [u8; HEADER],
+    have: usize,
+    /// Bytes until the next frame begins.
+    skip: usize,
+}
+
+/// What may be read now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Allowed {
+    /// So many bytes.
+    Bytes(usize),
+    /// Nothing before this time.
+    After(Instant),
+    /// Nothing any more.
+    Flood,
+}
+
+impl FrameBudget {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            left: FIRST,
+            filled_at: now,
+            beyond_since: None,
+            bytes: 0,
+            header: [0; HEADER],
+            have: 0,
+            skip: PREFACE,
+        }
+    }
+
+    /// How much may be read.
+    pub(crate) fn allowed(&mut self, now: Instant) -> Allowed {
+        if self.left < MAX_SAVED {
+            self.fill(now);
+        }
+        if self.left >= LEAST {
+            if self.left >= MAX_SAVED / 2 {
+                self.beyond_since = None;
+            }
+            return Allowed::Bytes(usize::try_from(self.left * BYTES_AT_ONCE).unwrap_or(usize::MAX));
+        }
+        let since = *self.beyond_since.get_or_insert(now);
+        if now.duration_since(since) >= PATIENCE {
+            return Allowed::Flood;
+        }
+        let missing = u64::try_from(LEAST - self.left).unwrap_or_default();
+        Allowed::After(now + Duration::from_micros(missing * 1_000_000 / RATE))
+    }
+
+    fn fill(&mut self, now: Instant) {
+        let passed = u64::try_from(now.duration_since(self.filled_at).as_micros()).unwrap_or(u64::MAX);
+        let more = passed.saturating_mul(RATE) / 1_000_000;
+        if more > 0 {
+            self.filled_at = now;
+            self.add(i64::try_from(more).unwrap_or(MAX_SAVED));
+        }
+    }
+
+    fn add(&mut self, more: i64) {
+        self.left = self.left.saturating_add(more).min(MAX_SAVED);
+    }
+
+    /// So many bytes were sent to the client, or were data of its own.
+    pub(crate) fn passed(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.add(i64::try_from(self.bytes / BYTES_FOR_ONE).unwrap_or(MAX_SAVED));
+        self.bytes %= BYTES_FOR_ONE;
+    }
+
+    /// These bytes came next.
+    pub(crate) fn read(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let skipped = self.skip.min(bytes.len());
+            self.skip -= skipped;
+            bytes = &bytes[skipped..];
+            let taken = (HEADER - self.have).min(bytes.len());
+            self.header[self.have..self.have + taken].copy_from_slice(&bytes[..taken]);
+            self.have += taken;
+            bytes = &bytes[taken..];
+            if self.have == HEADER {
+                self.have = 0;
+                self.frame();
+            }
+        }
+    }
+
+    fn frame(&mut self) {
+        let [high, middle, low, kind, flags, ..] = self.header;
+        let len = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+        self.skip = len;
+        match kind {
+            HEADERS => self.add(FOR_HEADERS),
+            CONTINUATION => {}
+            DATA if len >= SMALL_DATA => self.passed(len),
+            DATA if flags & END_STREAM != 0 => {}
+            _ => self.left -= 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, len: usize) -> Vec<u8> {
+        let size = u32::try_from(len).unwrap().to_be_bytes();
+        let mut frame = vec![size[1], size[2], size[3], kind, flags, 0, 0, 0, 1];
+        frame.resize(HEADER + len, 0);
+        frame
+    }
+
+    fn begun(now: Instant) -> FrameBudget {
+        let mut budget = FrameBudget::new(now);
+        budget.read(&[0; PREFACE]);
+        budget
+    }
+
+    #[test]
+    fn frames_are_told_apart_however_their_bytes_come() {
+        let all = [
+            frame(4, 0, 6),
+            frame(HEADERS, 4, 100),
+            frame(DATA, END_STREAM, 0),
+            frame(DATA, 0, 10_000),
+            frame(DATA, 0, 0),
+            frame(6, 0, 8),
+            frame(8, 0, 4),
+        ]
+        .concat();
+        for step in [1, 2, 9, 10, 1000, all.len()] {
+            let mut budget = begun(Instant::now());
+            all.chunks(step).for_each(|piece| budget.read(piece));
+            // Settings, an empty frame, a ping, a window; headers, and 10 000 bytes.
+            assert_eq!(budget.left, FIRST - 4 + FOR_HEADERS + 2, "{step}");
+        }
+    }
+
+    #[test]
+    fn a_flood_is_slowed_down_and_ended() {
+        let start = Instant::now();
+        let (mut now, mut budget, mut frames) = (start, begun(start), 0);
+        let ping = frame(6, 0, 8);
+        let ended = loop {
+            match budget.allowed(now) {
+                Allowed::Bytes(bytes) => {
+                    let count = bytes / ping.len() + 1;
+                    frames += count;
+                    budget.read(&ping.repeat(count));
+                }
+                Allowed::After(at) => {
+                    assert!(at > now);
+                    now = at;
+                }
+                Allowed::Flood => break now - start,
+            }
+        };
+        assert!((PATIENCE..PATIENCE * 2).contains(&ended), "{ended:?}");
+        let most = FIRST as u64 + RATE * ended.as_secs() + 2 * RATE;
+        assert!((frames as u64) < most, "{frames} frames");
+    }
+
+    #[test]
+    fn a_client_that_gives_back_its_windows_is_not_slowed_down() {
+        let now = Instant::now();
+        let mut budget = begun(now);
+        for _ in 0..100_000 {
+            budget.passed(16 << 10);
+            budget.read(&frame(8, 0, 4).repeat(2));
+            assert!(matches!(budget.allowed(now), Allowed::Bytes(bytes) if bytes >= 1024));
+        }
+    }
+}

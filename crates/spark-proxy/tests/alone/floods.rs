@@ -1,0 +1,200 @@
+//! Floods of HTTP/2 frames that are no calls, beside a client that makes calls:
+//! what each does to the time of an honest call, and to memory.
+
+use crate::common;
+use crate::common::raw::frame;
+use crate::common::{Client, OwnProcess, Raw, flags, kinds, within};
+use std::time::{Duration, Instant};
+use test_support::fake_spark::request;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tonic::Code;
+
+const EXECUTE: &str = "/spark.connect.SparkConnectService/ExecutePlan";
+const INITIAL_WINDOW: u16 = 4;
+const ENHANCE_YOUR_CALM: u32 = 11;
+const FLOODING: Duration = Duration::from_secs(2);
+/// What a busy machine adds to a call, whoever else calls. Before floods had a
+/// rate, they added 50 to 100 ms to a debug build.
+const NOISE: Duration = Duration::from_millis(20);
+const MAX_MORE_MIB: u64 = 64;
+
+async fn p99(client: &Client, proxy: &OwnProcess, time: Duration) -> Duration {
+    let (mut times, began) = (Vec::new(), Instant::now());
+    let ask = proxy.ask().body(request(b"honest"));
+    while began.elapsed() < time {
+        let one = Instant::now();
+        let reply = client.call(ask.clone()).await;
+        assert_eq!(reply.code(), Code::Ok, "{reply:?}");
+        times.push(one.elapsed());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    times.sort();
+    times[times.len() * 99 / 100]
+}
+
+/// Sends the frames again and again on its connection, and reads what comes or not.
+fn flood(address: std::net::SocketAddr, begin: Vec<u8>, frames: Vec<u8>, reads: bool) {
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async move {
+            let until = Instant::now() + FLOODING;
+            while Instant::now() < until {
+                let Ok(raw) = Raw::connect(address, &[]).await else {
+                    return;
+                };
+                let (mut from, mut to) = raw.tcp.into_split();
+                let reading = tokio::spawn(async move {
+                    let mut sink = vec![0; 64 * 1024];
+                    while reads && matches!(from.read(&mut sink).await, Ok(count) if count > 0) {}
+                    if !reads {
+                        std::future::pending::<()>().await;
+                    }
+                });
+                if to.write_all(&begin).await.is_ok() {
+                    while Instant::now() < until {
+                        let sent = tokio::time::timeout(Duration::from_millis(500), to.write_all(&frames));
+                        if !matches!(sent.await, Ok(Ok(()))) {
+                            break;
+                        }
+                    }
+                }
+                reading.abort();
+            }
+        });
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn floods_of_frames_do_not_slow_honest_calls() {
+    let _alone = crate::alone().await;
+    for (number, (what, many)) in [
+        ("SETTINGS", frame(kinds::SETTINGS, flags::NONE, 0, &[])),
+        ("PING", frame(kinds::PING, flags::NONE, 0, &[0; 8])),
+        (
+            "WINDOW_UPDATE",
+            frame(kinds::WINDOW_UPDATE, flags::NONE, 0, &1_u32.to_be_bytes()),
+        ),
+        (
+            "WINDOW_UPDATE of a stream",
+            frame(kinds::WINDOW_UPDATE, flags::NONE, 1, &1_u32.to_be_bytes()),
+        ),
+        ("empty DATA", frame(kinds::DATA, flags::NONE, 1, &[])),
+        (
+            "PRIORITY",
+            frame(kinds::PRIORITY, flags::NONE, 3, &[0, 0, 0, 0, 1]),
+        ),
+        (
+            "RST_STREAM",
+            frame(kinds::RST_STREAM, flags::NONE, 1, &8_u32.to_be_bytes()),
+        ),
+        ("unknown frames", frame(0xbe, flags::NONE, 0, &[])),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let reads = number % 2 == 0;
+        let proxy = OwnProcess::start(|config| config.listen.workers = 1).await;
+        let client = Client::plain(proxy.address).await.unwrap();
+        let direct = Client::plain(proxy.spark.address()).await.unwrap();
+        p99(&client, &proxy, Duration::from_millis(300)).await;
+        let (alone, before) = (
+            p99(&client, &proxy, Duration::from_secs(1)).await,
+            proxy.peak_mib(),
+        );
+        let block = Raw::headers(EXECUTE, &proxy.token(), &[("x-shape", "hang")]);
+        let begin = frame(kinds::HEADERS, flags::END_HEADERS, 1, &block);
+        for _ in 0..4 {
+            flood(
+                proxy.address,
+                begin.clone(),
+                many.repeat(16 * 1024 / many.len()),
+                reads,
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let time = FLOODING - Duration::from_millis(300);
+        let (beside, direct) = tokio::join!(p99(&client, &proxy, time), p99(&direct, &proxy, time));
+        let more = proxy.peak_mib().saturating_sub(before);
+        println!("{what}, read {reads}: p99 {beside:?}, direct {direct:?}, alone {alone:?}, {more} MiB more");
+        assert!(
+            beside <= 2 * direct.max(alone) + NOISE,
+            "{what}: p99 {beside:?}, direct {direct:?}, alone {alone:?}"
+        );
+        assert!(more <= MAX_MORE_MIB, "{what}: {more} MiB more");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_that_goes_on_ends_its_connection() {
+    let _alone = crate::alone().await;
+    let proxy = OwnProcess::start(|_| {}).await;
+    for many in [
+        frame(kinds::PING, flags::NONE, 0, &[0; 8]),
+        frame(kinds::PRIORITY, flags::NONE, 3, &[0, 0, 0, 0, 1]),
+    ] {
+        let mut raw = Raw::connect(proxy.address, &[]).await.unwrap();
+        let began = Instant::now();
+        let many = many.repeat(100);
+        let code = within("it is ended", async {
+            let (mut from, mut to) = raw.tcp.split();
+            let sending = async {
+                while to.write_all(&many).await.is_ok() {}
+                std::future::pending::<()>().await;
+            };
+            let mut came = Vec::new();
+            tokio::select! {
+                _ = from.read_to_end(&mut came) => {}
+                () = sending => {}
+            }
+            // The error code ends the GOAWAY, which is the last frame.
+            let goaway = came
+                .windows(17)
+                .rev()
+                .find(|bytes| bytes[3] == kinds::GOAWAY && bytes[5..9] == [0; 4]);
+            goaway.map(|bytes| u32::from_be_bytes(bytes[13..17].try_into().unwrap()))
+        })
+        .await;
+        // A reset may overtake it, as the flood was not read.
+        assert!(code.is_none_or(|code| code == ENHANCE_YOUR_CALM), "{code:?}");
+        assert!(began.elapsed() > Duration::from_secs(4), "{:?}", began.elapsed());
+        let (_, metrics) = common::http_get(proxy.admin, "/metrics").await;
+        let floods = "spark_proxy_connections_refused_total{cause=\"flood\"}";
+        assert!(common::read_metric(&metrics, floods) >= 1.0);
+    }
+}
+
+/// A response of which the client takes one byte is not held by HTTP/2.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn windows_of_one_byte_hold_little() {
+    let _alone = crate::alone().await;
+    let proxy = OwnProcess::start(|_| {}).await;
+    let client = Client::plain(proxy.address).await.unwrap();
+    assert_eq!(client.call(proxy.ask()).await.code(), Code::Ok);
+    let before = proxy.peak_mib();
+    let block = Raw::headers(EXECUTE, &proxy.token(), &[("x-shape", "stream 1 40000")]);
+    let mut raws = Vec::new();
+    for _ in 0..4 {
+        let mut raw = Raw::connect(proxy.address, &[(INITIAL_WINDOW, 1)]).await.unwrap();
+        for stream in (1..1001).step_by(2) {
+            raw.send(kinds::HEADERS, flags::END_HEADERS, stream, &block)
+                .await
+                .unwrap();
+            raw.send(kinds::DATA, flags::END_STREAM, stream, &request(b"go"))
+                .await
+                .unwrap();
+        }
+        raws.push(raw);
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let more = proxy.peak_mib() - before;
+    println!("2000 windows of one byte: {more} MiB more");
+    assert!(more <= MAX_MORE_MIB, "{more} MiB more");
+    drop(raws);
+    within("others may call again", async {
+        while client.call(proxy.ask()).await.code() != Code::Ok {}
+    })
+    .await;
+}
