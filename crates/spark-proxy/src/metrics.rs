@@ -116,6 +116,7 @@ impl Outcome {
 /// All families of the proxy.
 pub(crate) struct Metrics {
     pub(crate) calls: Arc<Family<Outcome, Counter>>,
+    pub(crate) call_duration: Arc<Family<Outcome, Histogram>>,
     pub(crate) opened: Arc<Family<(), Counter>>,
     pub(crate) bytes: Arc<Family<Way, Counter>>,
     pub(crate) waited: Arc<Family<Stage, Histogram>>,
@@ -147,6 +148,11 @@ impl Metrics {
     pub(crate) fn new(registry: &Registry) -> Self {
         Self {
             calls: registry.counter("spark_proxy_calls_total", "Calls that ended, by how."),
+            call_duration: registry.histogram(
+                "spark_proxy_call_duration_seconds",
+                "How long calls took from their headers to their end, by outcome.",
+                SECONDS,
+            ),
             opened: registry.counter(
                 "spark_proxy_calls_opened_total",
                 "Calls that began; open now are these less those that ended.",

@@ -14,6 +14,7 @@ use crate::stop::Stop;
 use crate::worker::Worker;
 use crate::worker::session::OpenCall;
 use prost::Message as _;
+use service_kit::child_span;
 use session_core::{Engine, Reason};
 use session_proto::error::Refused;
 use session_proto::internal::{BindSparkSessionRequest, BindSparkSessionResponse};
@@ -21,6 +22,7 @@ use session_proto::spark::config_request::operation::OpType;
 use session_proto::spark::{CloneSessionRequest, CloneSessionResponse, ConfigRequest};
 use std::collections::HashMap;
 use std::time::Duration;
+use tracing::Instrument as _;
 
 /// Session-manager takes 25 s at most, ten of them to choose the catalog.
 const ANSWER_TIME: Duration = Duration::from_secs(27);
@@ -265,11 +267,12 @@ async fn ask(
     request.set_timeout(within);
     let mut client = shared.routes.control_client();
     // On the control runtime, where the channel lives; it goes on if the call is given up.
-    let asked = shared.control.spawn(async move {
+    let ask = async move {
         let answer = client.bind_spark_session(request).await;
         drop(share);
         answer
-    });
+    };
+    let asked = shared.control.spawn(ask.instrument(child_span!("bind")));
     match tokio::time::timeout(within, asked).await {
         Ok(Ok(answer)) => answer.map(tonic::Response::into_inner).map_err(Unasked::Failed),
         Ok(Err(_)) | Err(_) => Err(Unasked::Failed(tonic::Status::unavailable("no answer"))),

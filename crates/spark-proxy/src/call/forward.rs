@@ -29,6 +29,7 @@ use h2::SendStream;
 use h2::client::ResponseFuture;
 use http::{HeaderMap, HeaderName, StatusCode};
 use prost::Message as _;
+use service_kit::child_span;
 use session_core::{Engine, Reason};
 use session_proto::error::Refused;
 use session_proto::spark::InterruptResponse;
@@ -39,6 +40,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 /// Responses with fewer bytes in a frame are joined, if they are there together.
 const SMALL: usize = 4 * 1024;
@@ -149,7 +151,7 @@ pub(crate) async fn forward(
     exchange: &Exchange<'_>,
     upstream: Upstream,
     request: &mut Messages,
-    client: &mut Client,
+    client: &Client,
 ) -> Result<Outcome, Stop> {
     let Upstream { response, sender } = upstream;
     let mut upload = pin!(upload(exchange, request, sender));
@@ -222,12 +224,12 @@ async fn upload(
 async fn download(
     exchange: &Exchange<'_>,
     response: ResponseFuture,
-    client: &mut Client,
+    client: &Client,
 ) -> Result<Outcome, Stop> {
     let sent = Instant::now();
-    let response = client
-        .unless_gone(response)
-        .await?
+    let response = response
+        .instrument(child_span!("first_byte"))
+        .await
         .map_err(|error| lost(&error))?;
     exchange
         .metrics()
@@ -291,7 +293,7 @@ async fn download(
                 ..
             } = exchange;
             let kept = Box::pin(bind::keep_settings(worker, open, backend, *spark_session, change));
-            client.unless_gone(kept).await?;
+            kept.await;
         }
     } else {
         engine_errors::explain_replacement(&mut trailers, exchange.route);
@@ -364,15 +366,13 @@ impl Inspection {
 async fn stream(
     exchange: &Exchange<'_>,
     mut body: Body,
-    client: &mut Client,
+    client: &Client,
     inspection: &mut Inspection,
 ) -> Result<Option<HeaderMap>, Stop> {
     let mut redactor = exchange.redactor();
     let mut more = true;
     while more {
-        let (data, taken, ended) = client
-            .unless_gone(poll_fn(|cx| poll_joined(&mut body, cx)))
-            .await??;
+        let (data, taken, ended) = poll_fn(|cx| poll_joined(&mut body, cx)).await?;
         more = !ended;
         inspection.feed(exchange, &data);
         let data = match &mut redactor {
@@ -391,7 +391,7 @@ async fn stream(
         }
         let _ = body.flow_control().release_capacity(taken);
     }
-    trailers(&mut body, client).await
+    trailers(&mut body).await
 }
 
 /// Passes bytes on as the client takes them: what it does not take is never
@@ -399,7 +399,7 @@ async fn stream(
 async fn pass(
     exchange: &Exchange<'_>,
     body: &mut Body,
-    client: &mut Client,
+    client: &Client,
     mut data: Bytes,
 ) -> Result<(), Stop> {
     while !data.is_empty() {
@@ -414,7 +414,7 @@ async fn pass(
 async fn until_taken(
     exchange: &Exchange<'_>,
     body: &mut Body,
-    client: &mut Client,
+    client: &Client,
     len: usize,
 ) -> Result<usize, Stop> {
     let mut taken = pin!(client.capacity(len));
@@ -453,10 +453,9 @@ fn too_much_unread(exceeded: Exceeded) -> Refused {
     )
 }
 
-async fn trailers(body: &mut Body, client: &mut Client) -> Result<Option<HeaderMap>, Stop> {
-    client
-        .unless_gone(poll_fn(|cx| body.poll_trailers(cx)))
-        .await?
+async fn trailers(body: &mut Body) -> Result<Option<HeaderMap>, Stop> {
+    poll_fn(|cx| body.poll_trailers(cx))
+        .await
         .map_err(|error| lost(&error))
 }
 
@@ -504,10 +503,10 @@ async fn cloned(
     exchange: &Exchange<'_>,
     head: http::response::Parts,
     mut body: Body,
-    client: &mut Client,
+    client: &Client,
 ) -> Result<Option<HeaderMap>, Stop> {
     let mut answer = BytesMut::new();
-    while let Some(data) = client.unless_gone(poll_fn(|cx| body.poll_data(cx))).await? {
+    while let Some(data) = poll_fn(|cx| body.poll_data(cx)).await {
         let data = data.map_err(|error| lost(&error))?;
         answer.extend_from_slice(&data);
         let _ = body.flow_control().release_capacity(data.len());
@@ -517,7 +516,7 @@ async fn cloned(
             )));
         }
     }
-    let trailers = trailers(&mut body, client).await?;
+    let trailers = trailers(&mut body).await?;
     if trailers.as_ref().and_then(outcome) == Some(Outcome::Ok) {
         let Exchange {
             worker,
@@ -527,7 +526,7 @@ async fn cloned(
             ..
         } = exchange;
         let checked = bind::check_cloned(worker, open, route, backend, &answer);
-        client.unless_gone(checked).await??;
+        checked.await?;
     }
     client.begin(http::Response::from_parts(head, ()), false)?;
     pass(exchange, &mut body, client, answer.freeze()).await?;

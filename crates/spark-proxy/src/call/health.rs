@@ -28,9 +28,9 @@ struct CheckResponse {
 }
 
 /// Reads the small request and answers it.
-pub(crate) async fn check(body: RecvStream, serving: bool, client: &mut Client) -> Result<(), Vanished> {
+pub(crate) async fn check(body: RecvStream, serving: bool, client: &Client) -> Result<(), Vanished> {
     let asked = tokio::time::timeout(REQUEST_TIMEOUT, asked_for(body));
-    let service = match client.unless_gone(asked).await? {
+    let service = match asked.await {
         Ok(Some(service)) => service,
         Ok(None) => {
             client.fail(&Status::invalid_argument("not a health check"));

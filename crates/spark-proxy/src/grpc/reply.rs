@@ -8,9 +8,10 @@ use http::{HeaderMap, HeaderValue, Response, header};
 use session_core::Reason as Why;
 use session_proto::error::{REASON_TRAILER, Refused};
 use session_proto::ports::{Port, check_sent};
+use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use tonic::Status;
 use tonic::metadata::MetadataValue;
 
@@ -20,7 +21,8 @@ pub(crate) struct Vanished;
 
 /// The client's end of one call: where its response goes.
 pub(crate) struct Client {
-    side: Side,
+    /// Borrowed for one step at a time, never across an await.
+    side: RefCell<Side>,
 }
 
 enum Side {
@@ -35,17 +37,17 @@ enum Side {
 impl Client {
     pub(crate) fn new(respond: SendResponse<Bytes>) -> Self {
         Self {
-            side: Side::Fresh(respond),
+            side: RefCell::new(Side::Fresh(respond)),
         }
     }
 
     /// Was nothing sent yet?
     pub(crate) fn is_fresh(&self) -> bool {
-        matches!(self.side, Side::Fresh(_))
+        matches!(*self.side.borrow(), Side::Fresh(_))
     }
 
     /// Ends the call with an error of ours, whatever was sent before.
-    pub(crate) fn refuse(&mut self, refused: Refused) {
+    pub(crate) fn refuse(&self, refused: Refused) {
         let compressed = refused.reason == Why::CompressedRequest;
         let mut status = refused.into_status();
         if compressed {
@@ -58,11 +60,12 @@ impl Client {
     }
 
     /// Ends the call with `status`, whatever was sent before.
-    pub(crate) fn fail(&mut self, status: &Status) {
+    pub(crate) fn fail(&self, status: &Status) {
         if let Some(reason) = status.metadata().get(REASON_TRAILER) {
             check_sent(Port::SparkConnect, reason.as_bytes());
         }
-        let sent = match &mut self.side {
+        let mut side = self.side.borrow_mut();
+        let sent = match &mut *side {
             Side::Fresh(respond) => respond.send_response(trailers_only(status), true).map(|_| ()),
             Side::Begun(stream) => stream.send_trailers(trailers(status)),
             Side::Done => Ok(()),
@@ -70,11 +73,11 @@ impl Client {
         if sent.is_err() {
             tracing::debug!("the client left before its error was sent");
         }
-        self.side = Side::Done;
+        *side = Side::Done;
     }
 
     /// Answers with one message and OK.
-    pub(crate) fn reply(&mut self, message: Bytes) -> Result<(), Vanished> {
+    pub(crate) fn reply(&self, message: Bytes) -> Result<(), Vanished> {
         let mut head = Response::new(());
         head.headers_mut().insert(header::CONTENT_TYPE, GRPC);
         self.begin(head, false)?;
@@ -83,52 +86,56 @@ impl Client {
     }
 
     /// Sends response headers; with `end` they are all there is.
-    pub(crate) fn begin(&mut self, mut head: Response<()>, end: bool) -> Result<(), Vanished> {
+    pub(crate) fn begin(&self, mut head: Response<()>, end: bool) -> Result<(), Vanished> {
         if end {
             fit(head.headers_mut());
         }
-        let Side::Fresh(respond) = &mut self.side else {
+        let mut side = self.side.borrow_mut();
+        let Side::Fresh(respond) = &mut *side else {
             return Err(Vanished);
         };
         let stream = respond.send_response(head, end).map_err(|_| Vanished)?;
-        self.side = if end { Side::Done } else { Side::Begun(stream) };
+        *side = if end { Side::Done } else { Side::Begun(stream) };
         Ok(())
     }
 
     /// Waits until the client can take more, of which `len` bytes are ready;
     /// says how many it can take. What exceeds that would be buffered for it.
-    pub(crate) async fn capacity(&mut self, len: usize) -> Result<usize, Vanished> {
-        let Side::Begun(stream) = &mut self.side else {
-            return Err(Vanished);
-        };
-        capacity(stream, len).await.map_err(|_| Vanished)
+    pub(crate) async fn capacity(&self, len: usize) -> Result<usize, Vanished> {
+        poll_fn(|cx| match &mut *self.side.borrow_mut() {
+            Side::Begun(stream) => poll_capacity(stream, len, cx).map_err(|Closed| Vanished),
+            Side::Fresh(_) | Side::Done => Poll::Ready(Err(Vanished)),
+        })
+        .await
     }
 
     /// Sends bytes of the response.
-    pub(crate) fn data(&mut self, data: Bytes, end: bool) -> Result<(), Vanished> {
-        let Side::Begun(stream) = &mut self.side else {
+    pub(crate) fn data(&self, data: Bytes, end: bool) -> Result<(), Vanished> {
+        let mut side = self.side.borrow_mut();
+        let Side::Begun(stream) = &mut *side else {
             return Err(Vanished);
         };
         stream.send_data(data, end).map_err(|_| Vanished)?;
         if end {
-            self.side = Side::Done;
+            *side = Side::Done;
         }
         Ok(())
     }
 
     /// Sends trailers, the end of the response.
-    pub(crate) fn trailers(&mut self, mut trailers: HeaderMap) -> Result<(), Vanished> {
+    pub(crate) fn trailers(&self, mut trailers: HeaderMap) -> Result<(), Vanished> {
         fit(&mut trailers);
-        let Side::Begun(stream) = &mut self.side else {
+        let mut side = self.side.borrow_mut();
+        let Side::Begun(stream) = &mut *side else {
             return Err(Vanished);
         };
         stream.send_trailers(trailers).map_err(|_| Vanished)?;
-        self.side = Side::Done;
+        *side = Side::Done;
         Ok(())
     }
 
     /// Waits for `future`, but not longer than the client does.
-    pub(crate) async fn unless_gone<F: Future>(&mut self, future: F) -> Result<F::Output, Vanished> {
+    pub(crate) async fn unless_gone<F: Future>(&self, future: F) -> Result<F::Output, Vanished> {
         let mut future = pin!(future);
         poll_fn(|cx| match future.as_mut().poll(cx) {
             Poll::Ready(output) => Poll::Ready(Ok(output)),
@@ -137,8 +144,8 @@ impl Client {
         .await
     }
 
-    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.side {
+    fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut *self.side.borrow_mut() {
             Side::Fresh(respond) => respond.poll_reset(cx).map(|_| ()),
             Side::Begun(stream) => stream.poll_reset(cx).map(|_| ()),
             Side::Done => Poll::Pending,
@@ -149,7 +156,7 @@ impl Client {
 impl Drop for Client {
     /// A call whose task is dropped must not look as if it ended well.
     fn drop(&mut self) {
-        match &mut self.side {
+        match self.side.get_mut() {
             Side::Fresh(respond) => respond.send_reset(Reason::CANCEL),
             Side::Begun(stream) => stream.send_reset(Reason::CANCEL),
             Side::Done => {}
@@ -160,17 +167,25 @@ impl Drop for Client {
 /// Waits until a stream can take more, and says how much. If more is sent, h2
 /// buffers what is beyond its window.
 pub(crate) async fn capacity<B: Buf>(stream: &mut SendStream<B>, len: usize) -> Result<usize, Closed> {
+    poll_fn(|cx| poll_capacity(stream, len, cx)).await
+}
+
+fn poll_capacity<B: Buf>(
+    stream: &mut SendStream<B>,
+    len: usize,
+    cx: &mut Context<'_>,
+) -> Poll<Result<usize, Closed>> {
     if len == 0 {
-        return Ok(0);
+        return Poll::Ready(Ok(0));
     }
     stream.reserve_capacity(len);
     while stream.capacity() == 0 {
-        match poll_fn(|cx| stream.poll_capacity(cx)).await {
+        match ready!(stream.poll_capacity(cx)) {
             Some(Ok(_)) => {}
-            Some(Err(_)) | None => return Err(Closed),
+            Some(Err(_)) | None => return Poll::Ready(Err(Closed)),
         }
     }
-    Ok(stream.capacity())
+    Poll::Ready(Ok(stream.capacity()))
 }
 
 /// The other side takes no more.

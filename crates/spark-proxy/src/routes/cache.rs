@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 /// How long the end of a session is remembered after everything else of it was
 /// dropped, so that a late answer cannot bring it back.
@@ -224,7 +225,7 @@ impl Routes {
                     flight.waiters.push(waiter);
                     let news = Arc::clone(&flight.news);
                     self.control
-                        .spawn(single_flight::fly(Arc::clone(self), ask.session, news));
+                        .spawn(single_flight::fly(Arc::clone(self), ask.session, news).in_current_span());
                 }
             }
             answer

@@ -17,7 +17,11 @@ pub(crate) struct OwnProcess {
     pub(crate) spark: FakeSpark,
     pub(crate) routes: FakeRoutes,
     pub(crate) address: SocketAddr,
-    #[allow(dead_code, clippy::allow_attributes, reason = "read by the other test program")]
+    #[allow(
+        dead_code,
+        clippy::allow_attributes,
+        reason = "read by the other test program"
+    )]
     pub(crate) admin: SocketAddr,
     signer: Signer,
     session: SessionId,

@@ -1,0 +1,47 @@
+//! Admission: what the session and its organization may take.
+
+use crate::call::ConnectionState;
+use crate::grpc::method::Method;
+use crate::worker::Worker;
+use crate::worker::session::OpenCall;
+use crate::worker::tokens::Caller;
+use session_core::Reason;
+use session_proto::error::Refused;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How long a session whose calls are refused too often should wait.
+const TOO_OFTEN: Duration = Duration::from_secs(1);
+
+/// A place for one more call, within what the session may take. What is known
+/// to be refused takes none: a dead token spends nothing of its organization's.
+pub(crate) fn admit(
+    worker: &Rc<Worker>,
+    connection: &ConnectionState,
+    caller: &Rc<Caller>,
+    method: Method,
+) -> Result<OpenCall, Refused> {
+    let session = worker.session(&caller.claims);
+    let tally = &session.tally;
+    let routes = &worker.shared.routes;
+    let refused = session.refuses(routes, &caller.claims);
+    // Session-manager is asked about a session for the sake of refused calls so
+    // often, and no oftener.
+    let doubtful = session.fresh_route(routes).is_none() && tally.was_refused_lately();
+    if (refused.is_some() || doubtful) && !tally.is_within_refusals() {
+        return Err(Refused::new(
+            Reason::RateLimited,
+            "Calls of this session were refused too often. See why, and try again in a little while.",
+        )
+        .retry_after(TOO_OFTEN));
+    }
+    if let Some(refused) = refused {
+        return Err(refused);
+    }
+    let most = worker.shared.config.limits.calls_per_session;
+    let open = session.open(caller, method, most, &connection.is_proven)?;
+    if caller.is_worth_reporting() {
+        tally.token_used(&caller.claims.jti);
+    }
+    Ok(open)
+}

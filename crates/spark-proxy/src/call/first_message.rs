@@ -1,0 +1,75 @@
+//! The first message of a request: which Spark session and operation it is
+//! about. What follows passes unread.
+
+use crate::call::bind::SettingsChange;
+use crate::grpc::identity::{Identity, SparkSessionId};
+use crate::grpc::method::Method;
+use crate::grpc::request_body::{MOST_KEPT, Messages};
+use crate::routes::Backend;
+use crate::stop::Stop;
+use crate::worker::session::OpenCall;
+use prost::Message as _;
+use session_core::Reason;
+use session_proto::error::Refused;
+use session_proto::spark::ReattachExecuteRequest;
+
+/// What a request's first message says.
+pub(crate) struct First {
+    pub(crate) spark_session: SparkSessionId,
+    /// The whole request, where it must be understood here.
+    pub(crate) peeked: Vec<u8>,
+    pub(crate) reattach: Option<ReattachExecuteRequest>,
+    /// What it changes of settings that are to be kept.
+    pub(crate) settings: Option<SettingsChange>,
+}
+
+impl First {
+    pub(crate) async fn read(
+        open: &OpenCall,
+        backend: &Backend,
+        request: &mut Messages,
+    ) -> Result<Self, Stop> {
+        let method = open.method();
+        let understood = match method {
+            Method::ReattachExecute => true,
+            Method::CloneSession => !backend.dedicated,
+            _ => !method.is_work() && !backend.dedicated,
+        };
+        let settings = if method == Method::Config && backend.dedicated {
+            // One that is longer than that is beyond what is kept anyway.
+            let whole = request.peek(MOST_KEPT).await?;
+            whole.and_then(|whole| SettingsChange::of(&whole, &open.caller().token))
+        } else {
+            None
+        };
+        let peeked = if understood {
+            request.peek(MOST_KEPT).await?.ok_or_else(|| {
+                Refused::new(
+                    Reason::MalformedMessage,
+                    "The request is too long for what it asks.",
+                )
+            })?
+        } else {
+            Vec::new()
+        };
+        let reattach = (method == Method::ReattachExecute)
+            .then(|| ReattachExecuteRequest::decode(peeked.get(5..).unwrap_or_default()).ok())
+            .flatten();
+        request.identify(identity(backend, open), method == Method::ExecutePlan)?;
+        Ok(Self {
+            spark_session: request.open().await?,
+            peeked,
+            reattach,
+            settings,
+        })
+    }
+}
+
+/// Who speaks, as the backend is to see it.
+fn identity(backend: &Backend, open: &OpenCall) -> Identity {
+    Identity::new(
+        open.user_id(backend),
+        open.caller().claims.sub.as_str(),
+        backend.dedicated,
+    )
+}
