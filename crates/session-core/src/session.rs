@@ -1,7 +1,7 @@
 //! The session record.
 
 use crate::id::{CatalogName, ClusterName, OrgId, SessionId, SessionKey, TokenId};
-use crate::machine::CLOSING_SOON;
+use crate::machine::{CLOSING_SOON, RELEASE_GRACE};
 use crate::policy::SessionPolicy;
 use crate::principal::{Actor, PrincipalId};
 use crate::reason::ChangeReason;
@@ -340,13 +340,15 @@ impl Session {
         (!told && closes_at.since(begun) > CLOSING_SOON).then(|| (closes_at.before(CLOSING_SOON), closes_at))
     }
 
-    /// When it will be closed if nothing more happens, while live.
+    /// When it will be closed if nothing more happens, while live. An idle
+    /// session stays for [`RELEASE_GRACE`] at least: a call may be under way
+    /// that no proxy has reported yet.
     pub fn closes_at(&self) -> Option<Timestamp> {
         if self.status().is_terminal() {
             return None;
         }
         let by_idle = self.idle_since.map(|since| {
-            let at = since.after(self.policy.close_after_idle);
+            let at = since.after(self.policy.close_after_idle.max(RELEASE_GRACE));
             self.keep_alive_until.map_or(at, |until| until.max(at))
         });
         Some(by_idle.map_or(self.expires_at, |at| at.min(self.expires_at)))
