@@ -222,7 +222,8 @@ impl Keys {
         self.in_partition(partition, "changes", "")
     }
 
-    /// Stream: the audit trail of the partition.
+    /// Stream: the audit trail of the partition. Its scripts keep lists beside
+    /// it: this name, a colon and the organization.
     pub(super) fn audit(&self, partition: u8) -> String {
         self.in_partition(partition, "audit", "")
     }
