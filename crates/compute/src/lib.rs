@@ -55,6 +55,10 @@ pub enum Error {
     /// The provider's own means are away for now.
     #[error("compute cannot be reached: {0}")]
     Unavailable(String),
+    /// Another process runs this provider: nothing was done, and what there is
+    /// of its compute is not known here.
+    #[error("{0}")]
+    NotLeader(String),
 }
 
 /// Compute that exists, as its labels tell of it.

@@ -34,7 +34,7 @@ impl Computes {
         match &spec.cluster.provider {
             Provider::Static { .. } => Ok(&*self.fixed),
             Provider::Process { .. } => self.process.as_deref().ok_or_else(|| {
-                compute::Error::Unavailable(
+                compute::Error::NotLeader(
                     "the process provider is off: set compute.process in the configuration".into(),
                 )
             }),

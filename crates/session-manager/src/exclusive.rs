@@ -65,7 +65,7 @@ impl<P: ComputeProvider> Exclusive<P> {
         if self.turn.is_ours() {
             Ok(&self.inner)
         } else {
-            Err(Error::Unavailable(
+            Err(Error::NotLeader(
                 "another session-manager runs the child processes".to_owned(),
             ))
         }
