@@ -306,17 +306,14 @@ impl Manager {
         RouteServiceClient::new(self.internal.clone())
     }
 
+    /// The account's credential.
+    pub fn key(&self, who: &str) -> String {
+        let mut keys = self.keys.0.iter();
+        keys.find(|(name, _)| *name == who).unwrap().1.key.clone()
+    }
+
     fn with_key(&self, who: &str) -> WithKey {
-        WithKey(
-            self.keys
-                .0
-                .iter()
-                .find(|(name, _)| *name == who)
-                .unwrap()
-                .1
-                .key
-                .clone(),
-        )
+        WithKey(self.key(who))
     }
 
     /// Creates a session on `c` and returns its key.
