@@ -436,6 +436,7 @@ impl Shared {
                     engine: spec.cluster.engine,
                     engine_version,
                     dedicated: false,
+                    host: None,
                 };
                 Stage::Ready { route }
             }

@@ -87,6 +87,7 @@ pub mod config;
 pub mod document;
 pub mod gate;
 pub mod grpc;
+pub mod host;
 pub mod limits;
 pub mod listen;
 pub mod metrics;

@@ -10,6 +10,7 @@ use crate::caller::oidc::IssuerConfig;
 use crate::caller::{Authenticator, CallerError, TokenFormat};
 use crate::config::{Problems, Validate};
 use crate::grpc::{self, ClientConfig};
+use crate::host;
 use crate::tls::ClientTlsFiles;
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
@@ -159,7 +160,7 @@ pub fn service_channel(config: &ClientConfig) -> anyhow::Result<ServiceChannel> 
     Ok(InterceptedService::new(grpc::channel(config)?, OwnToken(file)))
 }
 
-/// Puts our token into each call.
+/// Puts our host and our token into each call.
 #[derive(Debug, Clone)]
 pub struct OwnToken(Option<Arc<TokenFile>>);
 
@@ -223,6 +224,8 @@ impl fmt::Debug for TokenFile {
 
 impl Interceptor for OwnToken {
     fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, Status> {
+        let host = MetadataValue::from_static(host::id());
+        request.metadata_mut().insert(host::HOST_ID, host);
         if let Some(file) = &self.0 {
             let token = file.token().ok_or_else(|| {
                 Status::unavailable("This service has no token of its own to show. See token_file.")

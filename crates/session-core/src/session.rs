@@ -187,6 +187,16 @@ impl State {
         }
     }
 
+    /// Where its compute is, while it has some.
+    pub const fn route(&self) -> Option<&Route> {
+        match self {
+            Self::Active { route } | Self::IdleKept { route } | Self::IdleReleasing { route, .. } => {
+                Some(route)
+            }
+            Self::Pending { .. } | Self::IdleReleased { .. } | Self::Closed | Self::Failed => None,
+        }
+    }
+
     /// The route that may be given to a proxy: only while active.
     pub const fn published_route(&self) -> Option<&Route> {
         match self {
@@ -240,6 +250,10 @@ pub struct Session {
     pub version: u64,
     /// Rises only when compute is really replaced; from 1.
     pub generation: u64,
+    /// The fencing number of the manager that last decided something from what
+    /// it saw of the compute. One with a lower number has lost its lease.
+    #[serde(default, skip_serializing_if = "is_unfenced")]
+    pub compute_fence: u64,
     /// Tokens of a lower epoch are revoked; from 1.
     pub token_epoch: u64,
     /// When it was created.
@@ -287,6 +301,14 @@ pub struct Session {
     reason = "serde's skip_serializing_if passes a reference"
 )]
 fn is_zero(value: &u32) -> bool {
+    *value == 0
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde's skip_serializing_if passes a reference"
+)]
+fn is_unfenced(value: &u64) -> bool {
     *value == 0
 }
 

@@ -38,6 +38,7 @@ fn route() -> Route {
         engine: Engine::Sail,
         engine_version: "4.2.0".to_owned(),
         dedicated: true,
+        host: None,
     }
 }
 

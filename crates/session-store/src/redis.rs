@@ -355,11 +355,18 @@ impl SessionStore for RedisStore {
         Ok(tokens)
     }
 
-    async fn lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool, Error> {
+    async fn lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<Option<u64>, Error> {
         let mut script = self.scripts.lease.key(self.keys.lease(name));
+        script.key(self.keys.lease_fence());
         let millis = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         let reply = self.run(script.arg(owner).arg(millis)).await?;
-        Ok(reply.0.first().is_some_and(|word| word == "ok"))
+        match reply.words()[..] {
+            ["ok", fence] => match fence.parse() {
+                Ok(fence) => Ok(Some(fence)),
+                Err(_) => Err(Error::Corrupt(format!("{fence:?} is no fencing number"))),
+            },
+            _ => Ok(None),
+        }
     }
 
     async fn put_definition(&self, kind: Kind, name: &str, expected: u64, json: &str) -> Result<u64, Error> {

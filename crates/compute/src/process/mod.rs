@@ -60,6 +60,8 @@ pub struct ProcessConfig {
     pub trust_all_users: bool,
     /// The installation that the children belong to.
     pub install_id: String,
+    /// The host whose loopback addresses they have.
+    pub host: String,
 }
 
 impl ProcessConfig {
@@ -73,6 +75,7 @@ impl ProcessConfig {
             max_starting: 4,
             trust_all_users: false,
             install_id: String::new(),
+            host: String::new(),
         }
     }
 }

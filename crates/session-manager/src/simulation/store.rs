@@ -342,7 +342,7 @@ impl SessionStore for FaultyStore {
     async fn recent_tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error> {
         self.call("recent_tokens", self.inner().recent_tokens(key)).await
     }
-    async fn lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool, Error> {
+    async fn lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<Option<u64>, Error> {
         self.call("lease", self.inner().lease(name, owner, ttl)).await
     }
     async fn put_definition(&self, kind: Kind, name: &str, expected: u64, json: &str) -> Result<u64, Error> {

@@ -465,6 +465,7 @@ pub fn route(endpoint: &str) -> Route {
         engine: Engine::Sail,
         engine_version: "4.1".to_owned(),
         dedicated: true,
+        host: None,
     }
 }
 

@@ -97,7 +97,7 @@ recorded! {
         record_token(key: &SessionKey, token: TokenRecord, limit: u32) -> ();
         tokens(key: &SessionKey) -> Vec<TokenRecord>;
         recent_tokens(key: &SessionKey) -> Vec<TokenRecord>;
-        lease(name: &str, owner: &str, ttl: Duration) -> bool;
+        lease(name: &str, owner: &str, ttl: Duration) -> Option<u64>;
         put_definition(kind: Kind, name: &str, expected: u64, json: &str) -> u64;
         definition(kind: Kind, name: &str) -> Option<Definition>;
         some_definitions(wanted: &[(Kind, String)]) -> Vec<Option<Definition>>;

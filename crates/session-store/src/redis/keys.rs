@@ -343,6 +343,11 @@ impl Keys {
         self.global("lease:", name)
     }
 
+    /// String: the last fencing number of all leases.
+    pub(super) fn lease_fence(&self) -> String {
+        self.global("lease-fence", "")
+    }
+
     /// Hash: definitions of a kind by name, those in an organization's share in
     /// one of their own.
     pub(super) fn definitions(&self, kind: Kind, org: Option<&str>) -> String {
@@ -486,6 +491,7 @@ mod tests {
             keys.bindings(&session),
             keys.binding_seal(&session),
             keys.lease("{p13}"),
+            keys.lease_fence(),
             keys.epoch(),
             keys.proxies(),
             keys.proxy_sequences(),

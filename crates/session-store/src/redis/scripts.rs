@@ -162,7 +162,7 @@ impl Scripts {
             seal: script!(always "seal"),
             keep_settings: script!("kept_spark_session", "keep_settings"),
             use_spark_session: script!("kept_spark_session", "use_spark_session"),
-            lease: script!("lease"),
+            lease: script!("time", "lease"),
             put_definition: script!("put_definition"),
             delete_definition: script!(always "delete_definition"),
             epoch: script!(always "time", "epoch"),

@@ -244,6 +244,7 @@ pub fn activate(session: &Session) -> Commit {
         engine: Engine::Sail,
         engine_version: String::new(),
         dedicated: true,
+        host: None,
     };
     let ready = Observation::Ready { route };
     commit_of(machine::step(session, Some(&ready), Activity::Unknown, moment()).transition)
