@@ -154,7 +154,7 @@ async fn make_computes(
         None => None,
         Some(mut settings) => {
             settings.install_id = install::id(store).await.context("store.url")?;
-            service_kit::host::id().clone_into(&mut settings.host);
+            settings.host = Some(service_kit::host::id().to_owned());
             let folder = settings.state_dir.clone();
             let provider = compute::ProcessProvider::new(settings).context("compute.process")?;
             let exclusive = Exclusive::new(provider, Arc::clone(store), &folder, shutdown.stopping()).await;

@@ -508,6 +508,9 @@ pub trait SessionStore:
         org: Option<&OrgId>,
     ) -> Result<BTreeMap<String, Definition>, Error>;
 
+    /// The names of the same, in order: to read some of them at a time.
+    async fn definition_names(&self, kind: Kind, org: Option<&OrgId>) -> Result<BTreeSet<String>, Error>;
+
     /// The organizations that have definitions of a kind in their share.
     async fn orgs_with_definitions(&self, kind: Kind) -> Result<BTreeSet<OrgId>, Error>;
 

@@ -725,6 +725,12 @@ impl SessionStore for MemoryStore {
             .collect())
     }
 
+    async fn definition_names(&self, kind: Kind, org: Option<&OrgId>) -> Result<BTreeSet<String>, Error> {
+        let state = self.state();
+        let found = state.definitions_of(kind, org.map(OrgId::as_str));
+        Ok(found.map(|(name, _)| name.clone()).collect())
+    }
+
     async fn orgs_with_definitions(&self, kind: Kind) -> Result<BTreeSet<OrgId>, Error> {
         let state = self.state();
         let names = state.definitions.keys().filter(|(stored, _)| *stored == kind);

@@ -451,6 +451,12 @@ impl SessionStore for RedisStore {
         }
     }
 
+    async fn definition_names(&self, kind: Kind, org: Option<&OrgId>) -> Result<BTreeSet<String>, Error> {
+        let mut cmd = redis::cmd("HKEYS");
+        cmd.arg(self.keys.definitions(kind, org.map(OrgId::as_str)));
+        self.connections.query(&cmd).await
+    }
+
     async fn orgs_with_definitions(&self, kind: Kind) -> Result<BTreeSet<OrgId>, Error> {
         let mut cmd = redis::cmd("HKEYS");
         cmd.arg(self.keys.definition_bytes(kind));

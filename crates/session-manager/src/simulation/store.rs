@@ -380,6 +380,10 @@ impl SessionStore for FaultyStore {
         self.call("definitions_of", self.inner().definitions_of(kind, org))
             .await
     }
+    async fn definition_names(&self, kind: Kind, org: Option<&OrgId>) -> Result<BTreeSet<String>, Error> {
+        self.call("definition_names", self.inner().definition_names(kind, org))
+            .await
+    }
     async fn orgs_with_definitions(&self, kind: Kind) -> Result<BTreeSet<OrgId>, Error> {
         self.call("orgs_with_definitions", self.inner().orgs_with_definitions(kind))
             .await

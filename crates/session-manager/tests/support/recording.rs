@@ -103,6 +103,7 @@ recorded! {
         some_definitions(wanted: &[(Kind, String)]) -> Vec<Option<Definition>>;
         put_definition_within(kind: Kind, name: &str, expected: u64, json: &str, quota: &DefinitionQuota) -> u64;
         definitions_of(kind: Kind, org: Option<&OrgId>) -> BTreeMap<String, Definition>;
+        definition_names(kind: Kind, org: Option<&OrgId>) -> BTreeSet<String>;
         orgs_with_definitions(kind: Kind) -> BTreeSet<OrgId>;
         delete_definition(kind: Kind, name: &str, expected: u64) -> ();
         trim_ended(keep: &Tombstones, limit: usize) -> usize;
