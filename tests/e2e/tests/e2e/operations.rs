@@ -163,6 +163,25 @@ async fn a_catalog_is_tried_on_a_throw_away_engine() -> Result<()> {
     Ok(())
 }
 
+/// Two managers, of which the first runs the engines.
+#[tokio::test]
+async fn a_catalog_is_refused_at_once_where_no_engines_run() -> Result<()> {
+    let stack = Stack::start().await?;
+    let second = stack.another_manager().await?;
+    let uri = format!("http://{}", second.public);
+    let test = ["catalogs", "test", "dev", "--cluster", "sail"];
+    let begun = Instant::now();
+    // More than have a slot at one time.
+    for _ in 0..4 {
+        let said = refusal(stack.berth("olga", &[&["--manager", &uri], &test[..]].concat()));
+        assert!(said.contains("another session-manager runs"), "{said}");
+        assert!(said.contains("Try again"), "{said}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert_eq!(stack.berth("olga", &test)?["usable"], true);
+    Ok(())
+}
+
 #[tokio::test]
 async fn disabling_an_organization_ends_its_streams() -> Result<()> {
     let stack = Stack::start().await?;
