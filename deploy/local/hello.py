@@ -1,17 +1,19 @@
 """The quickstart's query: real PySpark through Berth, against the sample catalog.
 
-    python hello.py CONNECTION_STRING
+    SPARK_REMOTE=CONNECTION_STRING python hello.py
+
+The connection string holds a token, so it is never an argument: every user of a
+machine can read those.
 """
 
 import faulthandler
-import sys
 
 from pyspark.sql import SparkSession
 
 # A wrong address makes PySpark retry silently for minutes; say where it hangs instead.
 faulthandler.dump_traceback_later(120, exit=True)
 
-spark = SparkSession.builder.remote(sys.argv[1]).getOrCreate()
+spark = SparkSession.builder.getOrCreate()
 try:
     print("SHOW TABLES, in the session's default catalog:")
     spark.sql("SHOW TABLES").show()

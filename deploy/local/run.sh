@@ -80,6 +80,7 @@ wait_for() {
   done
 }
 
+redis_answers() { [[ $(REDISCLI_AUTH=$(<"$state/redis.password") redis-cli -p "$redis_port" ping) == PONG ]]; }
 answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 ready() {
   exec 3<>"/dev/tcp/127.0.0.1/$1" || return 1
@@ -119,6 +120,18 @@ say "building ($profile); the first time takes some minutes"
   umask 077
   [[ -s $state/signing.pem ]] || "$bin/berth" keys signing "$state/signing.pem" >/dev/null
   [[ -s $state/account.json ]] || "$bin/berth" --output json keys service-account >"$state/account.json"
+  [[ -s $state/redis.password ]] || "$python" -c 'import secrets; print(secrets.token_hex(24))' >"$state/redis.password"
+  # What holds a secret is a file or a variable: every user of this machine can read arguments.
+  cat >"$state/redis.conf" <<CONF
+bind 127.0.0.1
+port $redis_port
+dir "$state/redis"
+requirepass $(<"$state/redis.password")
+appendonly yes
+save ""
+daemonize no
+CONF
+  : >"$state/session-manager.toml"
 )
 key_sha256=$(field key_sha256 <"$state/account.json")
 BERTH_KEY=$(field key <"$state/account.json")
@@ -131,6 +144,7 @@ listen.public.address = "127.0.0.1:$manager_port"
 listen.internal.address = "127.0.0.1:$internal_port"
 admin.address = "127.0.0.1:$manager_admin"
 store.url = "redis://127.0.0.1:$redis_port"
+store.password = "$(<"$state/redis.password")"
 tokens.keys.location = "http://127.0.0.1:$jwks_port/.well-known/jwks.json"
 compute.process.state_dir = "$state/compute"
 telemetry.format = "text"
@@ -178,9 +192,8 @@ TOML
 
 mkdir -p "$state/redis" "$state/sample"
 say "starting Redis, the sample catalog and the services (logs in $logs)"
-start redis redis-server --bind 127.0.0.1 --port "$redis_port" --dir "$state/redis" --appendonly yes --save "" \
-  --daemonize no
-wait_for redis 20 redis-cli -p "$redis_port" ping
+start redis redis-server "$state/redis.conf"
+wait_for redis 20 redis_answers
 start sample "$python" "$here/sample_catalog.py" --data "$state/sample" --port "$sample_port"
 wait_for sample 60 answers "$sample_port"
 start token-issuer "$bin/token-issuer" --config "$state/token-issuer.toml"
@@ -201,7 +214,7 @@ session=$("$bin/berth" --output json create --cluster local --catalog sample --n
 say "berth token $session"
 url=$("$bin/berth" --output json token "$session" --ttl 12h | field connection_url)
 say "querying through the proxy with PySpark"
-"$python" "$here/hello.py" "$url"
+SPARK_REMOTE=$url "$python" "$here/hello.py"
 
 if [[ -n ${EXIT:-} ]]; then
   "$bin/berth" close "$session" >/dev/null

@@ -149,7 +149,7 @@ pub(crate) struct Create {
     /// Idle after this much silence, e.g. 15m.
     #[arg(long, value_parser = humantime::parse_duration)]
     pub(crate) idle_timeout: Option<Duration>,
-    /// Closed after this long in idle; 0s closes instead of idling.
+    /// Closed after this long in idle; 10s at the least.
     #[arg(long, value_parser = humantime::parse_duration)]
     pub(crate) close_after_idle: Option<Duration>,
     /// Closed after this long in all, e.g. 24h.

@@ -55,6 +55,10 @@ pub enum Error {
     /// The provider's own means are away for now.
     #[error("compute cannot be reached: {0}")]
     Unavailable(String),
+    /// Another process runs this provider: nothing was done, and what there is
+    /// of its compute is not known here.
+    #[error("{0}")]
+    NotLeader(String),
 }
 
 /// Compute that exists, as its labels tell of it.
@@ -84,6 +88,13 @@ pub struct ComputeChanged {
 /// Makes, watches and gives back compute.
 #[async_trait]
 pub trait ComputeProvider: Send + Sync + std::fmt::Debug + 'static {
+    /// The fencing number of the lease that lets this process run the provider;
+    /// 0 where there is none. Read before [`observe`](Self::observe), it bounds
+    /// what may be decided from the answer.
+    fn fence(&self) -> u64 {
+        0
+    }
+
     /// Starts making the compute, unless it exists already. Returns at once.
     async fn ensure(&self, spec: &ComputeSpec) -> Result<(), Error>;
 

@@ -415,6 +415,7 @@ mod tests {
             engine: Engine::Sail,
             engine_version: "1".into(),
             dedicated: true,
+            host: None,
         }
     }
 

@@ -43,11 +43,25 @@ pub struct HeadTooLarge {
     pub credential: usize,
 }
 
+/// Whether it is known who makes a call, for the time limits of its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallerKnown {
+    /// Yes, by the time that it is admitted.
+    Yes,
+    /// If it succeeds: somebody else asks who calls.
+    IfAnswered,
+    /// Nobody asks.
+    No,
+}
+
 /// Decides about each call.
 pub trait Doorkeeper: Send + Sync + 'static {
     /// May this call go on? What handlers need of the answer goes into its
     /// extensions.
     fn admit(&self, call: &mut Parts) -> impl Future<Output = Result<Pass, Status>> + Send;
+
+    /// Is it known who makes this call, which was admitted?
+    fn caller_known(&self, call: &Parts) -> CallerKnown;
 
     /// Does this call go on when its caller leaves? For calls whose parts belong
     /// together: a deed and its record.
@@ -161,6 +175,13 @@ where
             };
             let response = match admitted {
                 Ok(pass) => {
+                    let known = keeper.caller_known(&parts);
+                    let peer = parts.extensions.get::<PeerInfo>();
+                    let usage = peer.map(|peer| peer.usage.clone()).unwrap_or_default();
+                    if known == CallerKnown::Yes {
+                        usage.caller_known();
+                    }
+                    let pass: Pass = Box::new((pass, usage.begin()));
                     let body = Body::new(Timed::new(body, REQUEST_BODY_TIMEOUT));
                     let outlives = keeper.outlives_caller(&parts);
                     let call = inner.call(http::Request::from_parts(parts, body));
@@ -175,6 +196,9 @@ where
                     } else {
                         (call.await?, pass)
                     };
+                    if known == CallerKnown::IfAnswered && code(&answer) == Code::Ok {
+                        usage.caller_known();
+                    }
                     let keeper = Arc::clone(&keeper);
                     answer.map(|body| {
                         Body::new(Held {
@@ -307,6 +331,10 @@ mod tests {
     struct Open;
 
     impl Doorkeeper for Open {
+        fn caller_known(&self, _: &Parts) -> CallerKnown {
+            CallerKnown::No
+        }
+
         async fn admit(&self, _: &mut Parts) -> Result<Pass, Status> {
             Ok(Box::new(()))
         }
@@ -343,6 +371,10 @@ mod tests {
     struct Writes;
 
     impl Doorkeeper for Writes {
+        fn caller_known(&self, _: &Parts) -> CallerKnown {
+            CallerKnown::No
+        }
+
         async fn admit(&self, _: &mut Parts) -> Result<Pass, Status> {
             Ok(Box::new(()))
         }

@@ -58,6 +58,7 @@ mod tests {
         }
         let (mut parts, ()) = request.into_parts();
         parts.extensions.insert(PeerInfo {
+            usage: Default::default(),
             remote: peer.parse().unwrap(),
             tls: false,
             certificates: [].into(),

@@ -87,6 +87,7 @@ pub mod caller;
 pub mod client_ip;
 pub mod config;
 pub mod grpc;
+pub mod host;
 pub mod limits;
 pub mod listen;
 pub mod metrics;

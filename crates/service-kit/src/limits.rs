@@ -6,13 +6,14 @@
 //! more keys are busy than fit, those that are new share one bucket, so that
 //! an attacker with many addresses is limited too, and costs no more memory.
 
-use crate::config::{Problems, Validate};
-use crate::tls::AcceptLimits;
+use crate::config::{Problems, Validate, duration};
+use crate::tls::{AcceptLimits, IdleLimits};
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -28,6 +29,7 @@ const STANDARD_CALLS_PER_ADDRESS: u32 = 32;
 const STANDARD_CALLS_OF_SHARED_ADDRESSES: u32 = 1024;
 const SMALLEST_REQUEST: usize = 16 * 1024;
 const LARGEST_REQUEST: usize = 4 * 1024 * 1024;
+const CONNECTION_TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
 
 /// What an API puts up with. Zero is no limit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +49,12 @@ pub struct LimitsConfig {
     pub calls_at_once_per_address: u32,
     /// Connections of one address at once.
     pub connections_per_address: u32,
+    /// How long a connection stays on which no caller is known yet.
+    #[serde(with = "duration")]
+    pub connection_caller_timeout: Duration,
+    /// How long a connection stays without a call.
+    #[serde(with = "duration")]
+    pub connection_idle_timeout: Duration,
     /// Calls at once in all.
     pub calls_at_once: u32,
     /// The largest request.
@@ -69,6 +77,8 @@ impl Default for LimitsConfig {
             failures_per_minute_per_address: 60,
             calls_at_once_per_address: 100,
             connections_per_address: 200,
+            connection_caller_timeout: Duration::from_secs(30),
+            connection_idle_timeout: Duration::from_secs(300),
             calls_at_once: 4000,
             request_bytes: 256 * 1024,
             shared_addresses: Vec::new(),
@@ -84,6 +94,12 @@ impl Validate for LimitsConfig {
             "request_bytes",
             "must be 16384 to 4194304",
         );
+        for (field, timeout) in [
+            ("connection_caller_timeout", self.connection_caller_timeout),
+            ("connection_idle_timeout", self.connection_idle_timeout),
+        ] {
+            problems.require(CONNECTION_TIMEOUTS.contains(&timeout), field, "must be 1s to 24h");
+        }
     }
 }
 
@@ -102,6 +118,17 @@ impl LimitsConfig {
             connections_per_address: self.connections_per_address,
             exempt: exempt.copied().collect(),
             ..AcceptLimits::default()
+        }
+    }
+
+    /// The same for a port whose calls pass a [`crate::admission::Gate`].
+    pub fn api_connections(&self) -> AcceptLimits {
+        AcceptLimits {
+            idle: Some(IdleLimits {
+                unknown_caller: self.connection_caller_timeout,
+                idle: self.connection_idle_timeout,
+            }),
+            ..self.connections()
         }
     }
 }

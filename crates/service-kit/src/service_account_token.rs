@@ -10,6 +10,7 @@ use crate::caller::oidc::IssuerConfig;
 use crate::caller::{Authenticator, CallerError, TokenFormat};
 use crate::config::{Problems, Validate};
 use crate::grpc::{self, ClientConfig};
+use crate::host;
 use crate::telemetry;
 use crate::tls::ClientTlsFiles;
 use http::HeaderMap;
@@ -162,7 +163,7 @@ pub fn service_channel(config: &ClientConfig) -> anyhow::Result<ServiceChannel> 
     Ok(InterceptedService::new(grpc::channel(config)?, OwnToken(file)))
 }
 
-/// Puts our token, and the trace that the call belongs to, into each call.
+/// Puts our host, our token, and the trace that the call belongs to, into each call.
 #[derive(Debug, Clone)]
 pub struct OwnToken(Option<Arc<TokenFile>>);
 
@@ -226,6 +227,8 @@ impl fmt::Debug for TokenFile {
 
 impl Interceptor for OwnToken {
     fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, Status> {
+        let host = MetadataValue::from_static(host::id());
+        request.metadata_mut().insert(host::HOST_ID, host);
         if let Some(file) = &self.0 {
             let token = file.token().ok_or_else(|| {
                 Status::unavailable("This service has no token of its own to show. See token_file.")

@@ -51,7 +51,7 @@ pub struct SessionPolicy {
     /// Idle after this much silence.
     #[serde(with = "millis")]
     pub idle_timeout: Duration,
-    /// Closed after this long in idle; zero closes instead of idling.
+    /// Closed after this long in idle; never before [`crate::machine::RELEASE_GRACE`] is over.
     #[serde(with = "millis")]
     pub close_after_idle: Duration,
     /// Closed after this long in all, whatever else happens.

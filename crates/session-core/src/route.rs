@@ -45,4 +45,8 @@ pub struct Route {
     pub engine_version: String,
     /// True when this compute serves this one session only.
     pub dedicated: bool,
+    /// The host whose loopback `endpoint` means; none where it is no loopback
+    /// address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
 }

@@ -1,7 +1,7 @@
 //! The session record.
 
 use crate::id::{CatalogName, ClusterName, OrgId, SessionId, SessionKey, TokenId};
-use crate::machine::CLOSING_SOON;
+use crate::machine::{CLOSING_SOON, RELEASE_GRACE};
 use crate::policy::SessionPolicy;
 use crate::principal::{Actor, PrincipalId};
 use crate::reason::ChangeReason;
@@ -187,6 +187,16 @@ impl State {
         }
     }
 
+    /// Where its compute is, while it has some.
+    pub const fn route(&self) -> Option<&Route> {
+        match self {
+            Self::Active { route } | Self::IdleKept { route } | Self::IdleReleasing { route, .. } => {
+                Some(route)
+            }
+            Self::Pending { .. } | Self::IdleReleased { .. } | Self::Closed | Self::Failed => None,
+        }
+    }
+
     /// The route that may be given to a proxy: only while active.
     pub const fn published_route(&self) -> Option<&Route> {
         match self {
@@ -240,6 +250,10 @@ pub struct Session {
     pub version: u64,
     /// Rises only when compute is really replaced; from 1.
     pub generation: u64,
+    /// The fencing number of the manager that last decided something from what
+    /// it saw of the compute. One with a lower number has lost its lease.
+    #[serde(default, skip_serializing_if = "is_unfenced")]
+    pub compute_fence: u64,
     /// Tokens of a lower epoch are revoked; from 1.
     pub token_epoch: u64,
     /// When it was created.
@@ -287,6 +301,14 @@ pub struct Session {
     reason = "serde's skip_serializing_if passes a reference"
 )]
 fn is_zero(value: &u32) -> bool {
+    *value == 0
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde's skip_serializing_if passes a reference"
+)]
+fn is_unfenced(value: &u64) -> bool {
     *value == 0
 }
 
@@ -340,13 +362,15 @@ impl Session {
         (!told && closes_at.since(begun) > CLOSING_SOON).then(|| (closes_at.before(CLOSING_SOON), closes_at))
     }
 
-    /// When it will be closed if nothing more happens, while live.
+    /// When it will be closed if nothing more happens, while live. An idle
+    /// session stays for [`RELEASE_GRACE`] at least: a call may be under way
+    /// that no proxy has reported yet.
     pub fn closes_at(&self) -> Option<Timestamp> {
         if self.status().is_terminal() {
             return None;
         }
         let by_idle = self.idle_since.map(|since| {
-            let at = since.after(self.policy.close_after_idle);
+            let at = since.after(self.policy.close_after_idle.max(RELEASE_GRACE));
             self.keep_alive_until.map_or(at, |until| until.max(at))
         });
         Some(by_idle.map_or(self.expires_at, |at| at.min(self.expires_at)))

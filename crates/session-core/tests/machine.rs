@@ -38,6 +38,7 @@ fn route() -> Route {
         engine: Engine::Sail,
         engine_version: "4.2.0".to_owned(),
         dedicated: true,
+        host: None,
     }
 }
 
@@ -415,13 +416,31 @@ fn failed_warm_ups_back_off_and_the_fifth_fails_the_session() {
 }
 
 #[test]
-fn close_after_idle_zero_closes_instead_of_idling() {
-    let mut life = Life::new(policy(IdlePolicy::Release, true, Duration::ZERO)).active();
-    life.pass(15 * MINUTE).step(Some(&ready()), quiet(START));
-    assert_eq!(
-        (life.session.status(), life.session.reason),
-        (Status::Closed, ChangeReason::IdleClose)
-    );
+fn close_after_idle_zero_is_two_phased_and_a_late_report_wins() {
+    for (on_idle, close_after_idle) in [
+        (IdlePolicy::Release, Duration::ZERO),
+        (IdlePolicy::Keep, Duration::ZERO),
+        (IdlePolicy::Keep, 5 * SECOND),
+    ] {
+        let mut life = Life::new(policy(on_idle, true, close_after_idle)).active();
+        life.pass(15 * MINUTE).step(Some(&ready()), quiet(START));
+        assert!(life.session.state.published_route().is_none());
+        life.pass(9 * SECOND).step(Some(&ready()), quiet(START));
+        assert_eq!(life.session.status(), Status::Idle);
+        life.step(Some(&ready()), Activity::Busy);
+        assert_eq!(
+            (life.session.status(), life.session.generation),
+            (Status::Active, 1)
+        );
+
+        let due = life.pass(15 * MINUTE).step(Some(&ready()), quiet(START)).due;
+        assert_eq!(due, Some(life.now.after(RELEASE_GRACE)));
+        life.pass(RELEASE_GRACE).step(Some(&ready()), quiet(START));
+        assert_eq!(
+            (life.session.status(), life.session.reason),
+            (Status::Closed, ChangeReason::IdleClose)
+        );
+    }
 }
 
 #[test]

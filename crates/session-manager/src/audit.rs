@@ -153,7 +153,7 @@ pub(crate) async fn export(store: Arc<dyn SessionStore>, stop: CancellationToken
 }
 
 async fn export_once(store: &dyn SessionStore, owner: &str) -> Result<(), Error> {
-    if !store.lease(LEASE_NAME, owner, LEASE).await? {
+    if store.lease(LEASE_NAME, owner, LEASE).await?.is_none() {
         return Ok(());
     }
     let begun = Instant::now();

@@ -9,6 +9,7 @@ use session_core::{Catalog, CatalogName, Cluster, ClusterName, ClusterStatus, Or
 use session_proto::error::Refused;
 use session_store::{Definition, DefinitionQuota, Error, Kind, SessionStore};
 use std::collections::BTreeSet;
+use std::ops::Bound;
 use std::sync::Arc;
 
 /// A thing with a name and a version that is defined rather than lived.
@@ -115,6 +116,11 @@ fn written<T: Defined>(thing: &T) -> Result<String, Error> {
     serde_json::to_string(&thing).map_err(|error| Error::Corrupt(error.to_string()))
 }
 
+/// A page of catalogs ends with what exceeds this: clients take 4 MiB.
+const PAGE_BYTES: usize = 1 << 20;
+/// Catalogs that are read by one command, of at most 256 KiB each.
+const READ_TOGETHER: usize = 8;
+
 /// Reads and writes definitions.
 #[derive(Debug, Clone)]
 pub(crate) struct Directory {
@@ -186,6 +192,34 @@ impl Directory {
     pub(crate) async fn all_of<T: Defined>(&self, org: Option<&OrgId>) -> Result<Vec<T>, Error> {
         let found = self.store.definitions_of(T::KIND, org).await?;
         found.values().map(read).collect()
+    }
+
+    /// Up to `limit` catalogs of an organization after this name, by name, and
+    /// whether there are more. Fewer where they are large.
+    pub(crate) async fn catalogs_after(
+        &self,
+        org: &OrgId,
+        after: Option<&CatalogName>,
+        limit: usize,
+    ) -> Result<(Vec<Catalog>, bool), Error> {
+        let after = after.map_or(Bound::Unbounded, |name| Bound::Excluded(catalog_key(org, name)));
+        let all = self.store.definition_names(Kind::Catalog, Some(org)).await?;
+        let mut names = all.range((after, Bound::Unbounded)).peekable();
+        let (mut catalogs, mut bytes) = (Vec::new(), 0);
+        while catalogs.len() < limit && bytes < PAGE_BYTES && names.peek().is_some() {
+            let room = (limit - catalogs.len()).min(READ_TOGETHER);
+            let wanted: Vec<_> = names
+                .by_ref()
+                .take(room)
+                .map(|name| (Kind::Catalog, name.clone()))
+                .collect();
+            // One that was deleted meanwhile is left out.
+            for found in self.store.some_definitions(&wanted).await?.into_iter().flatten() {
+                bytes += found.json.len();
+                catalogs.push(read(&found)?);
+            }
+        }
+        Ok((catalogs, names.peek().is_some()))
     }
 
     /// In whose shares there is something of a kind, to be read one by one,

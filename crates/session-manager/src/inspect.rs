@@ -112,6 +112,7 @@ mod tests {
                 engine: Engine::Sail,
                 engine_version: String::new(),
                 dedicated: true,
+                host: None,
             },
         };
         let active = machine::step(&created.session, Some(&ready), Activity::Unknown, now);

@@ -149,7 +149,7 @@ pub(crate) fn serve(shutdown: &Shutdown, ports: Ports, config: &Config, api: &Ar
         TokenLedgerServer::new(api::ledger::Ledger(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
     );
     let connections = |listener, limits| Incoming::new(listener, limits, stop.clone());
-    let incoming = connections(ports.public, config.limits.connections());
+    let incoming = connections(ports.public, config.limits.api_connections());
     let public = public.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
     let incoming = connections(ports.internal, AcceptLimits::default());
     let internal = internal.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());

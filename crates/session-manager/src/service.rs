@@ -69,6 +69,7 @@ async fn make_computes(
         None => None,
         Some(mut settings) => {
             settings.install_id = installation::id(store).await.context("store.url")?;
+            settings.host = Some(service_kit::host::id().to_owned());
             let folder = settings.state_dir.clone();
             let provider = compute::ProcessProvider::new(settings).context("compute.process")?;
             let exclusive = Exclusive::new(provider, Arc::clone(store), &folder, shutdown.stopping()).await;

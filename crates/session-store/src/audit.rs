@@ -2,7 +2,8 @@
 //!
 //! A change of a session and its record are written in one step, so neither is
 //! ever there without the other. The trail is bounded: the oldest records of a
-//! partition go first. Whoever must keep them longer has them exported.
+//! partition go first, those of an organization with more than its share before
+//! those of others. Whoever must keep them longer has them exported.
 
 use crate::Error;
 use async_trait::async_trait;
@@ -10,6 +11,10 @@ use session_core::AuditRecord;
 
 /// How many records a partition keeps, unless configured: some 3 MiB each.
 pub const AUDIT_LENGTH: usize = 10_000;
+
+/// An organization that has more than this part of a full partition (1 of so
+/// many) replaces its own oldest records, not those of others.
+pub const AUDIT_SHARE: usize = 4;
 
 /// A record and where it stands in its partition.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -454,9 +454,11 @@ pub trait SessionStore:
     /// [`TOKEN_MEMORY`]: a stream that runs and a reattach outlive their token.
     async fn recent_tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error>;
 
-    /// Takes `name` for `owner`, or keeps it, for `ttl` from now; false while
-    /// another owner has it. A `ttl` of zero gives it back.
-    async fn lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool, Error>;
+    /// Takes `name` for `owner`, or keeps it, for `ttl` from now; none while
+    /// another owner has it. A `ttl` of zero gives it back. The number is a
+    /// fencing number: it stays while the lease is kept, and who takes the lease
+    /// anew has a higher one than everybody before, also after data loss.
+    async fn lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<Option<u64>, Error>;
 
     /// Writes a definition if its stored version is `expected` (0: there is
     /// none). Returns the new version. Otherwise [`Error::Exists`] if none was
@@ -505,6 +507,9 @@ pub trait SessionStore:
         kind: Kind,
         org: Option<&OrgId>,
     ) -> Result<BTreeMap<String, Definition>, Error>;
+
+    /// The names of the same, in order: to read some of them at a time.
+    async fn definition_names(&self, kind: Kind, org: Option<&OrgId>) -> Result<BTreeSet<String>, Error>;
 
     /// The organizations that have definitions of a kind in their share.
     async fn orgs_with_definitions(&self, kind: Kind) -> Result<BTreeSet<OrgId>, Error>;

@@ -3,7 +3,7 @@
 
 use crate::metrics::{self, Metrics};
 use http::HeaderMap;
-use service_kit::admission::{Doorkeeper, HeadTooLarge, Pass};
+use service_kit::admission::{CallerKnown, Doorkeeper, HeadTooLarge, Pass};
 use service_kit::grpc::MAX_HEAD_BYTES;
 use service_kit::limits::{AtOnce, ByAddress, Exceeded, LimitsConfig};
 use session_core::Reason;
@@ -79,6 +79,13 @@ impl Doorkeeper for Door {
         Ok(pass)
     }
 
+    fn caller_known(&self, call: &http::request::Parts) -> CallerKnown {
+        match call.uri.path().starts_with(TOKEN_SERVICE) {
+            true => CallerKnown::IfAnswered,
+            false => CallerKnown::No,
+        }
+    }
+
     fn too_large(&self, head: HeadTooLarge) -> Status {
         Refused::head_too_large(head.bytes, head.credential, MAX_HEAD_BYTES).into()
     }
@@ -120,6 +127,7 @@ mod tests {
     fn call_of(path: &str, address: &str) -> http::request::Parts {
         let (mut parts, ()) = http::Request::get(path).body(()).unwrap().into_parts();
         parts.extensions.insert(PeerInfo {
+            usage: Default::default(),
             remote: address.parse().unwrap(),
             tls: true,
             certificates: [].into(),

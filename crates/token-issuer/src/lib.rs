@@ -100,7 +100,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
         .add_service(grpc::health(&admin.readiness, stop.clone()))
         .add_service(reflection)
         .add_service(TokenServiceServer::new(tokens).max_decoding_message_size(config.limits.request_bytes));
-    let incoming = Incoming::new(listeners.grpc, config.limits.connections(), stop.clone());
+    let incoming = Incoming::new(listeners.grpc, config.limits.api_connections(), stop.clone());
     shutdown.spawn_critical("token API", {
         let stop = stop.clone();
         async move {

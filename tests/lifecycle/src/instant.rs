@@ -25,6 +25,7 @@ pub(crate) fn route() -> Route {
         engine: Engine::Sail,
         engine_version: "0.0.0".to_owned(),
         dedicated: true,
+        host: None,
     }
 }
 

@@ -115,13 +115,24 @@ fn show_catalog(output: Output, catalog: &v1::Catalog) {
     output::fields(output, &fields, catalog);
 }
 
+/// Of one call; the largest that there is.
+const PAGE_SIZE: i32 = 1000;
+
 async fn list(target: &Target, output: Output) -> Result<()> {
-    let catalogs = client::catalogs(target)?
-        .list_catalogs(v1::ListCatalogsRequest {})
-        .await
-        .map_err(explain)?
-        .into_inner()
-        .catalogs;
+    let mut client = client::catalogs(target)?;
+    let (mut catalogs, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request = v1::ListCatalogsRequest {
+            page_size: PAGE_SIZE,
+            page_token,
+        };
+        let page = client.list_catalogs(request).await.map_err(explain)?.into_inner();
+        catalogs.extend(page.catalogs);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
     let rows = catalogs
         .iter()
         .map(|catalog| {

@@ -5,6 +5,11 @@
 //! output goes to a log of bounded size. Standard output tells the manager
 //! `started <process group>`, then `exited <code>` or `signal <number>`.
 //!
+//! It is two processes, so that a SIGKILL to either leaves nothing behind: the
+//! first, the guard, starts the second and passes the manager's words on to it.
+//! Both are subreapers. When the second is killed, all it started becomes the
+//! guard's, which kills it; when the guard is killed, the second's input ends.
+//!
 //! Usage: `berth-supervise <log file> <log bytes> <program> [argument…]`
 
 #[path = "../process/stat.rs"]
@@ -27,6 +32,8 @@ use std::time::Duration;
 
 /// The first argument of the stage between this program and the engine.
 const EXEC: &str = "--exec";
+/// The first argument of the process under the guard.
+const GUARDED: &str = "--guarded";
 /// Between SIGTERM and SIGKILL when the manager asks to stop.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// The same when the manager is gone: nobody waits for a clean end any more.
@@ -43,7 +50,10 @@ fn main() -> ExitCode {
         [stage, parent, program, rest @ ..] if stage.to_str() == Some(EXEC) => {
             become_engine(parent, program, rest)
         }
-        [log, bytes, program, rest @ ..] => supervise(log, bytes, program, rest),
+        [stage, log, bytes, program, rest @ ..] if stage.to_str() == Some(GUARDED) => {
+            supervise(log, bytes, program, rest)
+        }
+        [_log, _bytes, _program, ..] => guard(&args),
         _ => Err(io::Error::other(
             "usage: berth-supervise <log file> <log bytes> <program> [argument…]",
         )),
@@ -66,6 +76,26 @@ fn become_engine(parent: &OsString, program: &OsString, args: &[OsString]) -> io
         failed.kind(),
         format!("cannot run {}: {failed}", Path::new(program).display()),
     ))
+}
+
+/// Runs the process that supervises the engine, and outlives it.
+fn guard(args: &[OsString]) -> io::Result<ExitCode> {
+    let _ = set_child_subreaper(Some(getpid()));
+    let mut guarded = Command::new(std::env::current_exe()?)
+        .arg(GUARDED)
+        .args(args)
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .spawn()?;
+    let to_guarded = guarded.stdin.take();
+    thread::spawn(move || {
+        let mut lines = io::stdin().lock().lines().map_while(Result::ok);
+        to_guarded.map(|mut pipe| lines.try_for_each(|line| writeln!(pipe, "{line}")))
+    });
+    let status = guarded.wait()?;
+    end_orphans();
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 enum Event {

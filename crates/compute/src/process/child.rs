@@ -5,6 +5,7 @@ use super::port::pids_of_group;
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -96,7 +97,7 @@ impl Supervised {
 
     /// Waits for the end of the engine and of its whole group. Cancel-safe.
     pub(crate) async fn ended(&mut self) -> Exit {
-        let exit = loop {
+        let mut exit = loop {
             match self.reports.next_line().await {
                 Ok(Some(line)) => {
                     if let Some(exit) = parse_exit(&line) {
@@ -109,7 +110,15 @@ impl Supervised {
         if exit == Exit::HelperLost {
             self.kill_group().await;
         }
-        self.helper.wait().await.ok();
+        // A guard that was killed had the engine stopped by the process under it.
+        if self
+            .helper
+            .wait()
+            .await
+            .is_ok_and(|status| status.signal().is_some())
+        {
+            exit = Exit::HelperLost;
+        }
         exit
     }
 

@@ -236,6 +236,7 @@ impl Keeper {
             engine: self.spec.cluster.engine,
             engine_version,
             dedicated: true,
+            host: self.shared.config.host.clone(),
         };
         self.write(|stage| {
             if let Stage::Starting { .. } = stage {

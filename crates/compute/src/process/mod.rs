@@ -61,6 +61,8 @@ pub struct ProcessConfig {
     pub trust_all_users: bool,
     /// The installation that the children belong to.
     pub install_id: String,
+    /// The host whose loopback addresses they have, for [`Route::host`].
+    pub host: Option<String>,
 }
 
 impl ProcessConfig {
@@ -74,6 +76,7 @@ impl ProcessConfig {
             max_starting: 4,
             trust_all_users: false,
             install_id: String::new(),
+            host: None,
         }
     }
 }

@@ -437,6 +437,7 @@ impl Shared {
                     engine: spec.cluster.engine,
                     engine_version,
                     dedicated: false,
+                    host: None,
                 };
                 Stage::Ready { route }
             }

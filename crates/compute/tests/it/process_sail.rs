@@ -64,7 +64,7 @@ async fn many_ensures_make_one_child() {
     let running = Running::below(dir.path());
     assert_eq!(
         (running.helpers.len(), running.engines.len()),
-        (1, 1),
+        (2, 1),
         "{running:?}"
     );
     provider.shutdown().await;
@@ -114,15 +114,17 @@ async fn a_killed_child_is_reported_and_made_again() {
 
 #[tokio::test]
 async fn a_killed_helper_takes_the_engine_with_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let provider = provider(dir.path());
-    let spec = spec(Engine::Sail, 1);
-    provider.ensure(&spec).await.unwrap();
-    until_ready(&provider, &spec).await;
-    kill(Running::below(dir.path()).helpers[0]);
-    let (cause, _) = until_failed(&provider, &spec).await;
-    assert!(cause.contains("berth-supervise was killed"), "{cause}");
-    assert!(Running::below(dir.path()).is_none());
+    for process in 0..2 {
+        let dir = tempfile::tempdir().unwrap();
+        let provider = provider(dir.path());
+        let spec = spec(Engine::Sail, 1);
+        provider.ensure(&spec).await.unwrap();
+        until_ready(&provider, &spec).await;
+        kill(Running::below(dir.path()).helpers[process]);
+        let (cause, _) = until_failed(&provider, &spec).await;
+        assert!(cause.contains("berth-supervise was killed"), "{cause}");
+        assert!(Running::below(dir.path()).is_none());
+    }
 }
 
 /// Run by the next test as a process of its own, to be killed.

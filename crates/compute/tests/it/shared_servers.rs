@@ -149,6 +149,7 @@ async fn spark_sessions_on_sail() {
         engine: Engine::Sail,
         engine_version: String::new(),
         dedicated: false,
+        host: None,
     };
     prepared_kept_apart_and_ended(&route, "dev").await;
 }

@@ -43,6 +43,52 @@ fn holds(line: &[u8], mark: &str) -> bool {
     line.windows(mark.len()).any(|window| window == mark.as_bytes())
 }
 
+/// The parent of a process.
+fn parent_of(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+fn children_of(parent: u32) -> Vec<u32> {
+    let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let pids = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| parent_of(*pid) == Some(parent)).collect()
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{what}");
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// As PySpark's workers are: in sessions of their own, their parents gone.
+#[test]
+fn a_helper_that_is_killed_leaves_nothing_behind() {
+    for (killed, mark) in [("guard", "98763"), ("guarded", "98764")] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let script = format!(
+            "setsid sh -c 'setsid sleep {mark} & sleep {mark}; :' & setsid setsid sleep {mark} & sleep {mark}; :"
+        );
+        let mut helper = supervise(&dir.path().join("engine.log"), 65536, "/bin/sh", &script);
+        until("the engine's processes are there", || {
+            running(&format!("sleep\0{mark}")) == 4
+        });
+        let guarded = children_of(helper.id())[0];
+        let pid = match killed {
+            "guard" => helper.id(),
+            _ => guarded,
+        };
+        let kill = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
+        assert!(kill.expect("kill runs").success());
+        until(&format!("{killed} was killed, and something is left"), || {
+            running(mark) == 0
+        });
+        helper.wait().expect("ended");
+    }
+}
+
 #[test]
 fn exit_codes_are_passed_on_and_nothing_is_left_behind() {
     let dir = tempfile::tempdir().expect("a folder");

@@ -1,6 +1,7 @@
 //! From a port to connections that are ready to be served.
 
 use super::server::ServerTls;
+use super::usage::{ConnectionUse, IdleClock, IdleLimits};
 use crate::limits::{AtOnce, Permit, address_key};
 use crate::listen::Listener;
 use futures::Stream;
@@ -33,6 +34,9 @@ pub struct AcceptLimits {
     pub connections_per_address: u32,
     /// Networks to whose addresses that does not apply.
     pub exempt: Vec<IpNet>,
+    /// How long connections stay that are not used; for ever where it is none.
+    /// Calls pass a [`crate::admission::Gate`], or they are no use.
+    pub idle: Option<IdleLimits>,
 }
 
 impl Default for AcceptLimits {
@@ -43,6 +47,7 @@ impl Default for AcceptLimits {
             connections: 10_000,
             connections_per_address: 0,
             exempt: Vec::new(),
+            idle: None,
         }
     }
 }
@@ -56,6 +61,8 @@ pub struct PeerInfo {
     pub tls: bool,
     /// The client's certificate chain, verified; empty if it showed none.
     pub certificates: Arc<[CertificateDer<'static>]>,
+    /// How the connection is used.
+    pub usage: ConnectionUse,
 }
 
 impl PeerInfo {
@@ -106,6 +113,9 @@ pub struct Conn {
     peer: PeerInfo,
     /// Counts against [`AcceptLimits`].
     _permits: Option<ConnectionPermits>,
+    idle: Option<IdleClock>,
+    /// Nothing more is read, and nothing is waited for.
+    over: bool,
 }
 
 type ConnectionPermits = (OwnedSemaphorePermit, Option<Permit<IpAddr>>);
@@ -123,12 +133,9 @@ impl Conn {
             remote,
             tls: false,
             certificates: Arc::new([]),
+            usage: ConnectionUse::default(),
         };
-        Self {
-            io: Io::Plain(tcp),
-            peer,
-            _permits: None,
-        }
+        Self::new(Io::Plain(tcp), peer)
     }
 
     /// A connection after its handshake.
@@ -140,11 +147,26 @@ impl Conn {
             remote,
             tls: true,
             certificates,
+            usage: ConnectionUse::default(),
         };
+        Self::new(Io::Tls(Box::new(stream)), peer)
+    }
+
+    fn new(io: Io, peer: PeerInfo) -> Self {
         Self {
-            io: Io::Tls(Box::new(stream)),
+            io,
             peer,
             _permits: None,
+            idle: None,
+            over: false,
+        }
+    }
+
+    /// What was not done at once is not done any more once the connection is over.
+    fn at_once_if_over<T>(&self, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match done {
+            Poll::Pending if self.over => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            done => done,
         }
     }
 
@@ -265,7 +287,7 @@ async fn accept_all(listener: Listener, limits: AcceptLimits, ready: mpsc::Sende
             None => None,
         };
         let (tls, ready) = (listener.tls.clone(), ready.clone());
-        let handshake_timeout = limits.handshake_timeout;
+        let (handshake_timeout, idle) = (limits.handshake_timeout, limits.idle);
         tokio::spawn(async move {
             let accepted = tokio::select! {
                 accepted = accept(tcp, remote, tls.as_deref(), handshake_timeout) => accepted,
@@ -275,6 +297,7 @@ async fn accept_all(listener: Listener, limits: AcceptLimits, ready: mpsc::Sende
             match accepted {
                 Ok(mut conn) => {
                     conn._permits = Some((connection, of_address));
+                    conn.idle = idle.map(IdleClock::new);
                     let _ = ready.send(Ok(conn)).await;
                 }
                 Err(error) => tracing::debug!(%remote, %error, "connection refused"),
@@ -289,6 +312,16 @@ impl AsyncRead for Conn {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let Self { idle, peer, .. } = &mut *self;
+        let over = idle.as_mut().is_some_and(|idle| idle.is_over(&peer.usage, cx));
+        if over {
+            if !self.over {
+                tracing::debug!(remote = %self.peer.remote, "connection closed: it was not used");
+            }
+            self.over = true;
+            // The end of what the peer sends, for whoever reads.
+            return Poll::Ready(Ok(()));
+        }
         match &mut self.io {
             Io::Plain(io) => Pin::new(io).poll_read(cx, buf),
             Io::Tls(io) => Pin::new(io).poll_read(cx, buf),
@@ -298,10 +331,11 @@ impl AsyncRead for Conn {
 
 impl AsyncWrite for Conn {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.io {
+        let done = match &mut self.io {
             Io::Plain(io) => Pin::new(io).poll_write(cx, buf),
             Io::Tls(io) => Pin::new(io).poll_write(cx, buf),
-        }
+        };
+        self.at_once_if_over(done)
     }
 
     fn poll_write_vectored(
@@ -309,10 +343,11 @@ impl AsyncWrite for Conn {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.io {
+        let done = match &mut self.io {
             Io::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Io::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-        }
+        };
+        self.at_once_if_over(done)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -323,16 +358,18 @@ impl AsyncWrite for Conn {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
+        let done = match &mut self.io {
             Io::Plain(io) => Pin::new(io).poll_flush(cx),
             Io::Tls(io) => Pin::new(io).poll_flush(cx),
-        }
+        };
+        self.at_once_if_over(done)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
+        let done = match &mut self.io {
             Io::Plain(io) => Pin::new(io).poll_shutdown(cx),
             Io::Tls(io) => Pin::new(io).poll_shutdown(cx),
-        }
+        };
+        self.at_once_if_over(done)
     }
 }

@@ -9,12 +9,14 @@ mod accept;
 mod client;
 mod files;
 mod server;
+mod usage;
 
 pub use accept::{AcceptError, AcceptLimits, Conn, Incoming, PeerInfo, accept};
 pub use client::{ClientTls, ClientTlsFiles};
 pub(crate) use files::must_be_file;
 pub use files::{TlsError, TlsFiles};
 pub use server::ServerTls;
+pub use usage::{ConnectionUse, IdleLimits, OpenCall};
 
 use rustls::crypto::CryptoProvider;
 use std::sync::Arc;

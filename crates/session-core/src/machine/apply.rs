@@ -33,6 +33,7 @@ pub fn create(new: NewSession, now: Timestamp) -> Transition {
         status_detail: String::new(),
         version: 1,
         generation: 1,
+        compute_fence: 0,
         token_epoch: 1,
         created_at: now,
         active_at: None,

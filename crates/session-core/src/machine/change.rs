@@ -174,9 +174,6 @@ impl<'a> Change<'a> {
         let State::Active { route } = self.next.state.clone() else {
             return self.keep_state(ChangeReason::IdleTimeout);
         };
-        if self.next.policy.close_after_idle.is_zero() {
-            return self.end(State::Closed, ChangeReason::IdleClose, Cause::default());
-        }
         self.next.idle_since = Some(self.now);
         self.next.state = match self.next.policy.on_idle {
             IdlePolicy::Keep => State::IdleKept { route },

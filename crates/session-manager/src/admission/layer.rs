@@ -11,7 +11,7 @@ use crate::config::InternalConfig;
 use crate::metrics::Door;
 use http::HeaderMap;
 use http::request::Parts;
-use service_kit::admission::{Doorkeeper, HeadTooLarge, Pass};
+use service_kit::admission::{CallerKnown, Doorkeeper, HeadTooLarge, Pass};
 use service_kit::grpc::MAX_HEAD_BYTES;
 use service_kit::limits::{AtOnce, ByAddress, Exceeded, LimitsConfig, Permit, Rates};
 use service_kit::service_account_token::{SERVICE_TOKEN, ServiceTokens};
@@ -172,6 +172,13 @@ impl Doorkeeper for Public {
         Ok(Box::new((share, permit)))
     }
 
+    fn caller_known(&self, call: &Parts) -> CallerKnown {
+        match call.extensions.get::<Admitted>() {
+            Some(_) => CallerKnown::Yes,
+            None => CallerKnown::No,
+        }
+    }
+
     fn outlives_caller(&self, call: &Parts) -> bool {
         has_a_record(call)
     }
@@ -212,6 +219,10 @@ impl Doorkeeper for Internal {
         let address = told_address(call);
         let permit = self.api.let_through(&self.counts, rpc, call, address).await?;
         Ok(Box::new(permit))
+    }
+
+    fn caller_known(&self, _: &Parts) -> CallerKnown {
+        CallerKnown::Yes
     }
 
     fn outlives_caller(&self, call: &Parts) -> bool {

@@ -3,7 +3,7 @@
 use super::{Api, test_catalog};
 use session_core::access;
 use session_core::{AuditAction, Catalog, CatalogName, Principal, Reason, SessionId, Status as Live};
-use session_proto::convert::{self, parse};
+use session_proto::convert::{self, non_empty, parse};
 use session_proto::error::Refused;
 use session_proto::v1::{self, catalog_service_server::CatalogService};
 use session_store::{ListQuery, Scope};
@@ -53,18 +53,25 @@ impl CatalogService for Catalogs {
         request: Request<v1::ListCatalogsRequest>,
     ) -> Answer<v1::ListCatalogsResponse> {
         let who = self.0.caller(&request)?;
-        let all = self
-            .0
-            .directory
-            .all_of::<Catalog>(Some(&who.org))
-            .await
-            .map_err(crate::error::store)?;
-        let catalogs = all
+        let request = request.into_inner();
+        let limit = super::sessions::page_size(request.page_size)?;
+        let after = non_empty(request.page_token).map(|token| {
+            let name = token.parse::<CatalogName>();
+            name.map_err(|_| Refused::field("page_token", "is not one that this API returned"))
+        });
+        let after = after.transpose()?;
+        let page = self.0.directory.catalogs_after(&who.org, after.as_ref(), limit);
+        let (page, more) = page.await.map_err(crate::error::store)?;
+        let last = page.last().filter(|_| more).map(|last| last.name.to_string());
+        let catalogs = page
             .iter()
             .filter(|catalog| access::use_catalog(&who, catalog))
             .map(convert::catalog)
             .collect();
-        Ok(Response::new(v1::ListCatalogsResponse { catalogs }))
+        Ok(Response::new(v1::ListCatalogsResponse {
+            catalogs,
+            next_page_token: last.unwrap_or_default(),
+        }))
     }
 
     async fn update_catalog(

@@ -3,8 +3,10 @@
 
 use super::{Api, bind, spark_sessions};
 use crate::lifecycle::disabling::Standing;
+use crate::providers::registry::is_on_another_host;
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
+use service_kit::host;
 use session_core::machine::Event;
 use session_core::{
     Actor, Reason, Route, Session, SessionKey, SparkSessionId, Status as SessionStatus, WakePolicy,
@@ -50,6 +52,8 @@ impl RouteService for Routes {
         &self,
         request: Request<wire::ResolveRouteRequest>,
     ) -> Answer<wire::ResolveRouteResponse> {
+        let host = request.metadata().get(host::HOST_ID).cloned();
+        let host = host.as_ref().and_then(|host| host.to_str().ok());
         let request = request.into_inner();
         let wait = maybe_duration("wait", request.wait.as_ref())?
             .unwrap_or_default()
@@ -91,7 +95,7 @@ impl RouteService for Routes {
             };
             if settled || tokio::time::Instant::now() >= until {
                 check_let_in(&standing, &session)?;
-                let route = self.route(&session, standing.org.is_some(), epoch).await?;
+                let route = self.route(&session, standing.org.is_some(), epoch, host).await?;
                 self.0.metrics.resolved(session.status());
                 return Ok(Response::new(wire::ResolveRouteResponse { route: Some(route) }));
             }
@@ -245,8 +249,20 @@ impl Routes {
 
     /// How a proxy reaches the compute. Of what may not be dialled now no
     /// address is told, so that new connections wait; those that are open go on.
-    async fn backend(&self, route: &Route) -> wire::Backend {
-        let addresses = self.0.computes.addresses(route).await;
+    /// Nor is a loopback address of another host than the proxy's; a proxy of an
+    /// older version does not tell its host.
+    async fn backend(&self, route: &Route, host: Option<&str>) -> wire::Backend {
+        let elsewhere = host.is_some_and(|host| is_on_another_host(route, host));
+        if elsewhere {
+            tracing::warn!(
+                endpoint = route.endpoint,
+                "a proxy on another host than the compute gets no address"
+            );
+        }
+        let addresses = match elsewhere {
+            true => Ok(Arc::default()),
+            false => self.0.computes.addresses(route).await,
+        };
         wire::Backend {
             endpoint: route.endpoint.clone(),
             tls_server_name: route.tls_server_name.clone().unwrap_or_default(),
@@ -265,13 +281,19 @@ impl Routes {
         }
     }
 
-    async fn route(&self, session: &Session, org_disabled: bool, epoch: u64) -> Result<wire::Route, Refused> {
+    async fn route(
+        &self,
+        session: &Session,
+        org_disabled: bool,
+        epoch: u64,
+        host: Option<&str>,
+    ) -> Result<wire::Route, Refused> {
         let bindings = match session.state.published_route() {
             Some(route) if !route.dedicated => self.bindings(session, route).await?,
             Some(_) | None => Vec::new(),
         };
         let backend = match session.state.published_route() {
-            Some(route) => Some(self.backend(route).await),
+            Some(route) => Some(self.backend(route, host).await),
             None => None,
         };
         let kept_spark_sessions = match session.state.published_route() {

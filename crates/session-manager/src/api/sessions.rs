@@ -460,16 +460,7 @@ fn list_query(who: &Principal, request: v1::ListSessionsRequest) -> Result<ListQ
         .iter()
         .map(|status| convert::from_status("statuses", *status))
         .collect::<Result<_, _>>()?;
-    let page_size = match usize::try_from(request.page_size) {
-        Ok(0) => DEFAULT_PAGE,
-        Ok(size) if size <= LARGEST_PAGE => size,
-        Ok(_) | Err(_) => {
-            return Err(Refused::field(
-                "page_size",
-                format!("must be 1 to {LARGEST_PAGE}"),
-            ));
-        }
-    };
+    let page_size = page_size(request.page_size)?;
     let scope = if who.has(Role::OrgAdmin) {
         Scope::Org
     } else {
@@ -493,6 +484,18 @@ fn list_query(who: &Principal, request: v1::ListSessionsRequest) -> Result<ListQ
         page_size,
         page_token: non_empty(request.page_token),
     })
+}
+
+/// The size of a page as a list call asks for it.
+pub(super) fn page_size(asked: i32) -> Result<usize, Refused> {
+    match usize::try_from(asked) {
+        Ok(0) => Ok(DEFAULT_PAGE),
+        Ok(size) if size <= LARGEST_PAGE => Ok(size),
+        Ok(_) | Err(_) => Err(Refused::field(
+            "page_size",
+            format!("must be 1 to {LARGEST_PAGE}"),
+        )),
+    }
 }
 
 #[cfg(test)]

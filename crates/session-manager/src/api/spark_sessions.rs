@@ -108,7 +108,7 @@ async fn move_to_generation(
             return move_it().await;
         }
         let leased = api.store.lease(&name, &holder, LEASE).await;
-        if !leased.map_err(crate::error::store)? {
+        if leased.map_err(crate::error::store)?.is_none() {
             tokio::time::sleep(LOOK_AGAIN).await;
             continue;
         }

@@ -2,11 +2,12 @@
 //!
 //! Where Berth starts engines, one is started for it, asked what every new
 //! session's engine is asked, and given back; it ends with this manager at the
-//! latest, and no record of it is ever written. On existing servers a new Spark
-//! session on each of them is enough, and it is ended after it.
+//! latest, and no record of it is ever written. A session-manager that does not
+//! run the child processes starts none and ends the call at once. On existing
+//! servers a new Spark session on each of them is enough, and it is ended after it.
 
 use super::{Api, placement};
-use crate::admission::concurrency::{Full, Slots};
+use crate::admission::concurrency::{Full, Slot, Slots};
 use crate::providers::registry::Computes;
 use compute::ComputeSpec;
 use session_core::machine::{Cause, Observation};
@@ -30,6 +31,8 @@ const LOOK: Duration = Duration::from_millis(200);
 /// How often giving it back is tried.
 const RELEASES: usize = 120;
 const RELEASE_AGAIN: Duration = Duration::from_secs(1);
+/// How long the caller waits for it.
+const RELEASE_WAIT: Duration = Duration::from_secs(5);
 /// When to try again while others are under way.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -60,10 +63,12 @@ pub(super) async fn run(
     let computes = api.computes.clone();
     let (trial, actor) = (spec.key.id.clone(), who.id.clone());
     let work = tokio::spawn(async move {
-        let _slot = slot;
         match &spec.cluster.provider {
-            Provider::Static { .. } => on_servers(&computes, &spec).await,
-            Provider::Process { .. } => on_own_engine(&computes, &spec).await,
+            Provider::Static { .. } => {
+                let _slot = slot;
+                on_servers(&computes, &spec).await.map_err(Failure::Unusable)
+            }
+            Provider::Process { .. } => on_own_engine(computes, spec, slot).await,
         }
     });
     let outcome = work.await.map_err(|error| {
@@ -79,11 +84,30 @@ pub(super) async fn run(
             usable: true,
             message,
         },
-        Err(cause) => v1::TestCatalogResponse {
+        Err(Failure::Unusable(cause)) => v1::TestCatalogResponse {
             usable: false,
             message: in_full(&cause),
         },
+        Err(Failure::NotLeader(why)) => return Err(not_leader(&why)),
     })
+}
+
+/// Why there is no engine that can use the catalog.
+enum Failure {
+    Unusable(Cause),
+    /// This session-manager cannot start one.
+    NotLeader(String),
+}
+
+fn not_leader(why: &str) -> Refused {
+    Refused::new(
+        Reason::ControlPlaneUnavailable,
+        format!(
+            "This session-manager cannot test a catalog on a process cluster: {why}. Nothing was tested. \
+             Try again: a load balancer may choose the session-manager that runs the engines, and \
+             when that one ends, another takes over within 15 s."
+        ),
+    )
 }
 
 fn too_many(full: Full) -> Refused {
@@ -107,11 +131,24 @@ fn in_full(cause: &Cause) -> String {
     }
 }
 
-async fn on_own_engine(computes: &Computes, spec: &ComputeSpec) -> Result<String, Cause> {
-    let outcome = ready(computes, spec).await;
+/// The slot is held for as long as the engine may exist.
+async fn on_own_engine(computes: Computes, spec: ComputeSpec, slot: Slot<OrgId>) -> Result<String, Failure> {
+    let outcome = ready(&computes, &spec).await;
+    let released = tokio::spawn(async move {
+        let _slot = slot;
+        release(&computes, &spec).await;
+    });
+    // A release that takes longer goes on without the caller.
+    let _ = tokio::time::timeout(RELEASE_WAIT, released).await;
+    outcome
+}
+
+async fn release(computes: &Computes, spec: &ComputeSpec) {
     for _ in 0..RELEASES {
         match computes.release(spec).await {
-            Ok(()) => return outcome,
+            Ok(()) => return,
+            // Engines that it did start have no record: orphan collection finds them.
+            Err(compute::Error::NotLeader(_)) => return,
             Err(error) => {
                 tracing::warn!(trial = %spec.key.id, %error, "the engine of a trial is not given back yet");
             }
@@ -119,11 +156,10 @@ async fn on_own_engine(computes: &Computes, spec: &ComputeSpec) -> Result<String
         sleep(RELEASE_AGAIN).await;
     }
     tracing::error!(trial = %spec.key.id, "the engine of a trial was not given back; it ends with this manager");
-    outcome
 }
 
 /// Waits as long as a session would, within what one call may take.
-async fn ready(computes: &Computes, spec: &ComputeSpec) -> Result<String, Cause> {
+async fn ready(computes: &Computes, spec: &ComputeSpec) -> Result<String, Failure> {
     let deadline = spec.cluster.policy.provisioning_deadline.unwrap_or(LONGEST);
     let limit = deadline.min(LONGEST);
     let until = Instant::now() + limit;
@@ -139,20 +175,21 @@ async fn ready(computes: &Computes, spec: &ComputeSpec) -> Result<String, Cause>
             Ok(Observation::Failed {
                 cause,
                 permanent: true,
-            }) => return Err(cause),
+            }) => return Err(Failure::Unusable(cause)),
             Ok(Observation::Failed {
                 cause,
                 permanent: false,
             }) => cause,
             Ok(Observation::Starting { detail }) => detail.into(),
             Ok(Observation::Missing) => "it is not started yet".into(),
+            Err(compute::Error::NotLeader(why)) => return Err(Failure::NotLeader(why)),
             Err(error) => error.to_string().into(),
         };
         if Instant::now() >= until {
-            return Err(Cause {
+            return Err(Failure::Unusable(Cause {
                 text: format!("not usable within {} s: {}", limit.as_secs(), waits.text),
                 detail: waits.detail,
-            });
+            }));
         }
         sleep(LOOK).await;
     }

@@ -10,7 +10,9 @@ use crate::change_feed::Hub;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, pin_mut};
 use session_core::access::{self, Rpc, SessionAction};
-use session_core::{EventRecord, Principal, PrincipalId, Reason, Role, Session, SessionKey, Status, Use};
+use session_core::{
+    EventRecord, OrgId, Principal, PrincipalId, Reason, Role, Session, SessionKey, Status, Use,
+};
 use session_proto::convert;
 use session_proto::error::Refused;
 use session_proto::v1::{self, watch_sessions_response::Update};
@@ -25,6 +27,8 @@ use tonic::metadata::MetadataMap;
 
 /// Streams of one caller.
 const EACH: usize = 20;
+/// Streams of one organization.
+const OF_ORG: usize = 400;
 /// Streams of this manager.
 const ALL: usize = 2000;
 /// Changes that a watcher may lag behind before it begins anew.
@@ -56,14 +60,16 @@ enum Sighting {
 #[derive(Debug)]
 pub(crate) struct Watches {
     sightings: broadcast::Sender<Sighting>,
-    slots: Arc<Slots<PrincipalId>>,
+    callers: Arc<Slots<PrincipalId>>,
+    orgs: Arc<Slots<OrgId>>,
 }
 
 impl Watches {
     pub(crate) fn new() -> Self {
         Self {
             sightings: broadcast::Sender::new(BACKLOG),
-            slots: Slots::new(EACH, ALL),
+            callers: Slots::new(EACH, ALL),
+            orgs: Slots::new(OF_ORG, ALL),
         }
     }
 
@@ -138,7 +144,11 @@ pub(super) async fn watch(
         None => None,
         Some(id) => Some(api.session_for(&who, &id, Rpc::WatchSessions).await?.0.key()),
     };
-    let slot = api.watches.slots.take(&who.id).map_err(too_many)?;
+    let Watches { callers, orgs, .. } = &api.watches;
+    let slot = callers.take(&who.id);
+    let slot = slot.map_err(|full| too_many(full, EACH, "You watch"))?;
+    let of_org = orgs.take(&who.org);
+    let of_org = of_org.map_err(|full| too_many(full, OF_ORG, "Your organization watches"))?;
     let watch = Watch {
         // From here on nothing is missed.
         sightings: api.watches.sightings.subscribe(),
@@ -151,7 +161,7 @@ pub(super) async fn watch(
         ready: VecDeque::new(),
         checked: Instant::now(),
         over: false,
-        _slot: slot,
+        _slots: (slot, of_org),
     };
     let stream = stream::unfold(watch, |mut watch| async move {
         let answer = watch.next().await?;
@@ -160,9 +170,9 @@ pub(super) async fn watch(
     Ok(stream.take_until(api.stopping.clone().cancelled_owned()).boxed())
 }
 
-fn too_many(full: Full) -> Refused {
+fn too_many(full: Full, each: usize, whose: &str) -> Refused {
     let (limit, text) = match full {
-        Full::Each => (EACH, "You watch"),
+        Full::Each => (each, whose),
         Full::All => (ALL, "All callers together watch"),
     };
     Refused::new(
@@ -192,7 +202,7 @@ struct Watch {
     ready: VecDeque<v1::WatchSessionsResponse>,
     checked: Instant,
     over: bool,
-    _slot: Slot<PrincipalId>,
+    _slots: (Slot<PrincipalId>, Slot<OrgId>),
 }
 
 impl Watch {

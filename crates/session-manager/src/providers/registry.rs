@@ -6,6 +6,7 @@ use compute::connector::Target;
 use compute::{ComputeChanged, ComputeProvider, ComputeSpec, Found, Places, SharedCompute};
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use service_kit::host;
 use session_core::machine::{Cause, Observation};
 use session_core::{Cluster, Provider, Route, SessionKey};
 use session_store::SessionStore;
@@ -34,7 +35,7 @@ impl Computes {
         match &spec.cluster.provider {
             Provider::Static { .. } => Ok(&*self.fixed),
             Provider::Process { .. } => self.process.as_deref().ok_or_else(|| {
-                compute::Error::Unavailable(
+                compute::Error::NotLeader(
                     "the process provider is off: set compute.process in the configuration".into(),
                 )
             }),
@@ -50,6 +51,9 @@ impl Computes {
     pub(crate) fn target(&self, cluster: &Cluster, route: &Route) -> Result<Target, Cause> {
         match &cluster.provider {
             Provider::Static { .. } => self.fixed.target_at(cluster, &route.endpoint),
+            Provider::Process { .. } if is_on_another_host(route, host::id()) => {
+                Err("the session's compute runs on another host".into())
+            }
             Provider::Process { .. } => Ok(Target::dedicated(route)),
         }
     }
@@ -66,6 +70,11 @@ impl Computes {
         let address = route.endpoint.parse();
         let address = address.map_err(|_| AddressError::Malformed(route.endpoint.clone()))?;
         Ok(Arc::new([address]))
+    }
+
+    /// The number that what is observed now is decided with.
+    pub(crate) fn fence(&self) -> u64 {
+        self.process.as_ref().map_or(0, |process| process.fence())
     }
 
     /// May clusters of this provider be defined here?
@@ -117,6 +126,11 @@ impl Computes {
         watches.extend(self.process.iter().map(|process| process.watch()));
         futures::stream::select_all(watches).boxed()
     }
+}
+
+/// Is this a loopback address of another host? There it is somebody else's.
+pub(crate) fn is_on_another_host(route: &Route, here: &str) -> bool {
+    route.host.as_deref().is_some_and(|host| host != here)
 }
 
 async fn bounded<T>(ask: impl Future<Output = Result<T, compute::Error>>) -> Result<T, compute::Error> {

@@ -175,7 +175,7 @@ impl World {
                 let wait = if reason == ChangeReason::IdleReleased {
                     RELEASE_GRACE
                 } else {
-                    old.policy.close_after_idle
+                    old.policy.close_after_idle.max(RELEASE_GRACE)
                 };
                 (old.idle_since, wait)
             }

@@ -68,6 +68,7 @@ async fn live(world: Arc<World>, key: SessionKey, generation: u64, made: usize) 
         engine: Engine::Sail,
         engine_version: "1".to_owned(),
         dedicated: true,
+        host: None,
     };
     world.sim.ready(&key, generation, route);
     if !world.one_in(if stormy { 4 } else { 12 }) {

@@ -342,7 +342,7 @@ impl SessionStore for FaultyStore {
     async fn recent_tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error> {
         self.call("recent_tokens", self.inner().recent_tokens(key)).await
     }
-    async fn lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool, Error> {
+    async fn lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<Option<u64>, Error> {
         self.call("lease", self.inner().lease(name, owner, ttl)).await
     }
     async fn put_definition(&self, kind: Kind, name: &str, expected: u64, json: &str) -> Result<u64, Error> {
@@ -378,6 +378,10 @@ impl SessionStore for FaultyStore {
         org: Option<&OrgId>,
     ) -> Result<BTreeMap<String, Definition>, Error> {
         self.call("definitions_of", self.inner().definitions_of(kind, org))
+            .await
+    }
+    async fn definition_names(&self, kind: Kind, org: Option<&OrgId>) -> Result<BTreeSet<String>, Error> {
+        self.call("definition_names", self.inner().definition_names(kind, org))
             .await
     }
     async fn orgs_with_definitions(&self, kind: Kind) -> Result<BTreeSet<OrgId>, Error> {

@@ -275,7 +275,7 @@ async fn a_call_that_is_cancelled_has_its_record() {
     tokio::select! {
         answer = call => panic!("answered before its record: {answer:?}"),
         () = until("the catalog", async || {
-            let listed = manager.catalogs("olga").list_catalogs(v1::ListCatalogsRequest {}).await;
+            let listed = manager.catalogs("olga").list_catalogs(v1::ListCatalogsRequest::default()).await;
             !listed.unwrap().into_inner().catalogs.is_empty()
         }) => {}
     }

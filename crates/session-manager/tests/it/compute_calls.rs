@@ -12,9 +12,11 @@ use session_proto::spark as sc;
 use session_proto::spark::spark_connect_service_server::{SparkConnectService, SparkConnectServiceServer};
 use session_proto::v1::{self, SessionStatus};
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tonic::{Code, Request, Response, Status};
+use tonic_types::StatusExt;
 
 const A: &str = "0b5c2e9e-1f3a-4c6d-8e7f-00000000000a";
 const B: &str = "0b5c2e9e-1f3a-4c6d-8e7f-00000000000b";
@@ -311,11 +313,23 @@ struct Noting {
     known: Arc<Mutex<BTreeSet<(SessionKey, u64)>>>,
     /// Each once, until it is taken.
     specs: Arc<Mutex<Vec<ComputeSpec>>>,
+    /// Another manager runs it.
+    elsewhere: Arc<AtomicBool>,
+}
+
+impl Noting {
+    fn here(&self) -> Result<(), compute::Error> {
+        match self.elsewhere.load(Ordering::Relaxed) {
+            true => Err(compute::Error::NotLeader("another manager runs it".to_owned())),
+            false => Ok(()),
+        }
+    }
 }
 
 #[tonic::async_trait]
 impl ComputeProvider for Noting {
     async fn ensure(&self, spec: &ComputeSpec) -> Result<(), compute::Error> {
+        self.here()?;
         self.sim.ensure(spec).await?;
         let id = (spec.key.clone(), spec.generation);
         if self.known.lock().unwrap().insert(id) {
@@ -324,12 +338,15 @@ impl ComputeProvider for Noting {
         Ok(())
     }
     async fn observe(&self, spec: &ComputeSpec) -> Result<Observation, compute::Error> {
+        self.here()?;
         self.sim.observe(spec).await
     }
     async fn release(&self, spec: &ComputeSpec) -> Result<(), compute::Error> {
+        self.here()?;
         self.sim.release(spec).await
     }
     async fn inventory(&self) -> Result<Vec<compute::Found>, compute::Error> {
+        self.here()?;
         self.sim.inventory().await
     }
     fn watch(&self) -> BoxStream<'static, ComputeChanged> {
@@ -446,6 +463,32 @@ async fn a_trial_ends_by_the_deadline_and_two_are_the_most() {
     );
     second.await.unwrap().unwrap();
     until("both to be given back", async || manager.sim.live().is_empty()).await;
+}
+
+/// A manager that does not run the engines says so at once and holds no slot.
+#[tokio::test]
+async fn a_trial_at_another_manager_than_the_leader_ends_at_once() {
+    let (manager, noting) = start().await;
+    noting.elsewhere.store(true, Ordering::Relaxed);
+    let begun = Instant::now();
+    for _ in 0..5 {
+        let refused = test(&manager, "olga", "c").await.unwrap_err();
+        assert_eq!(
+            (refused.code(), reason_of(&refused)),
+            (Code::Unavailable, Some(Reason::ControlPlaneUnavailable))
+        );
+        assert!(refused.message().contains("Try again"), "{refused}");
+        assert!(refused.get_details_retry_info().is_some());
+    }
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+
+    // The lease is lost while one is under way.
+    noting.elsewhere.store(false, Ordering::Relaxed);
+    let trial = tokio::spawn(test(&manager, "olga", "c"));
+    noting.next().await;
+    noting.elsewhere.store(true, Ordering::Relaxed);
+    let refused = trial.await.unwrap().unwrap_err();
+    assert_eq!(reason_of(&refused), Some(Reason::ControlPlaneUnavailable));
 }
 
 #[tokio::test]

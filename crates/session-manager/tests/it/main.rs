@@ -7,6 +7,7 @@ mod authentication;
 mod bindings_on_sail;
 mod clusters;
 mod compute_calls;
+mod connections;
 mod deadlines;
 mod existence_oracle;
 mod idle;

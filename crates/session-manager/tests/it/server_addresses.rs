@@ -191,3 +191,29 @@ async fn compute_of_our_own_is_told_as_it_is() {
     let key = manager.active("ada").await;
     until_told(&manager, &key, &["127.0.0.1:1"]).await;
 }
+
+/// A loopback address means another process on every host.
+#[tokio::test]
+async fn a_proxy_on_another_host_is_told_no_loopback_address() {
+    let manager = Manager::start().await;
+    let key = manager.create("ada").await;
+    let here = service_kit::host::id();
+    let route = Route {
+        host: Some(here.to_owned()),
+        ..support::route("127.0.0.1:1")
+    };
+    manager.sim.ready(&key, 1, route);
+    manager.until_status(&key, SessionStatus::Active).await;
+    let told = async |host: &'static str| {
+        let mut request = tonic::Request::new(wire::ResolveRouteRequest {
+            session_token: manager.token(&key),
+            ..Default::default()
+        });
+        let metadata = request.metadata_mut();
+        metadata.insert(service_kit::host::HOST_ID, host.parse().unwrap());
+        let answer = manager.routes().resolve_route(request).await.unwrap();
+        answer.into_inner().route.unwrap().backend.unwrap().addresses
+    };
+    assert_eq!(told(here).await, ["127.0.0.1:1"]);
+    assert!(told("another").await.is_empty());
+}

@@ -23,7 +23,7 @@ use session_proto::v1::cluster_service_client::ClusterServiceClient;
 use session_proto::v1::org_service_client::OrgServiceClient;
 use session_proto::v1::session_service_client::SessionServiceClient;
 use session_proto::v1::token_service_client::TokenServiceClient;
-use session_store::SessionStore as _;
+use session_store::{Kind, SessionStore as _};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -557,10 +557,26 @@ async fn an_organization_defines_no_more_than_its_share() {
     let refused = create("more".to_owned()).await.unwrap_err();
     assert_eq!(quota(&refused), ("catalogs".to_owned(), "1000".to_owned()));
     assert!(refused.message().contains("1000"), "{}", refused.message());
+    // They are listed in pages, by name.
+    let pages = pages(&manager, 300).await;
+    assert_eq!(
+        pages.iter().map(Vec::len).collect::<Vec<_>>(),
+        [300, 300, 300, 100]
+    );
+    let names = pages.concat();
+    assert!(names.is_sorted() && names.iter().collect::<BTreeSet<_>>().len() == 1000);
+    let request = |page_size, page_token: &str| v1::ListCatalogsRequest {
+        page_size,
+        page_token: page_token.to_owned(),
+    };
+    for (wrong, field) in [(request(1001, ""), "page_size"), (request(1, "{}"), "page_token")] {
+        let refused = manager.catalogs("olga").list_catalogs(wrong).await.unwrap_err();
+        assert!(refused.message().starts_with(field), "{refused}");
+    }
     // Another organization neither sees nor feels it.
     let listed = manager
         .catalogs("eve")
-        .list_catalogs(v1::ListCatalogsRequest {})
+        .list_catalogs(v1::ListCatalogsRequest::default())
         .await;
     assert!(listed.unwrap().into_inner().catalogs.is_empty());
     let request = v1::DeleteCatalogRequest {
@@ -569,5 +585,58 @@ async fn an_organization_defines_no_more_than_its_share() {
     };
     manager.catalogs("olga").delete_catalog(request).await.unwrap();
     create("more".to_owned()).await.unwrap();
+    manager.stop().await;
+}
+
+/// The names of all catalogs, page by page.
+async fn pages(manager: &Manager, page_size: i32) -> Vec<Vec<String>> {
+    let (mut pages, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request = v1::ListCatalogsRequest {
+            page_size,
+            page_token,
+        };
+        let page = manager.catalogs("olga").list_catalogs(request).await;
+        let page = page.unwrap().into_inner();
+        pages.push(page.catalogs.into_iter().map(|catalog| catalog.name).collect());
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return pages;
+        }
+    }
+}
+
+/// Of 6 MiB in all, while a client takes messages of 4 MiB.
+#[tokio::test]
+async fn a_page_of_large_catalogs_is_a_short_one() {
+    let manager = Manager::start().await;
+    let text = v1::PropertyValue {
+        value: Some(v1::property_value::Value::Text("memory".to_owned())),
+    };
+    let first = v1::Catalog {
+        name: "c0".to_owned(),
+        engine: v1::Engine::Sail.into(),
+        properties: [("type".to_owned(), text)].into(),
+        default_database: "x".to_owned(),
+        ..Default::default()
+    };
+    let request = v1::CreateCatalogRequest { catalog: Some(first) };
+    manager.catalogs("olga").create_catalog(request).await.unwrap();
+    let stored = manager.store.definition(Kind::Catalog, "acme/c0").await;
+    let mut json: serde_json::Value = serde_json::from_str(&stored.unwrap().unwrap().json).unwrap();
+    json["default_database"] = "x".repeat(200 << 10).into();
+    for n in 1..30 {
+        json["name"] = format!("c{n}").into();
+        let name = format!("acme/c{n}");
+        let (store, json) = (&manager.store, json.to_string());
+        let put = store.put_definition(Kind::Catalog, &name, 0, &json).await;
+        put.unwrap();
+    }
+    let pages = pages(&manager, 0).await;
+    assert!(
+        pages.iter().all(|page| (1..=16).contains(&page.len())),
+        "{pages:?}"
+    );
+    assert_eq!(pages.concat().len(), 30);
     manager.stop().await;
 }

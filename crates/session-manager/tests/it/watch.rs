@@ -179,6 +179,36 @@ async fn one_caller_has_twenty_streams_at_most() {
     .await;
 }
 
+/// Of 400 streams that its members have, whoever of them they are.
+#[tokio::test]
+async fn one_organization_has_a_share_of_all_streams() {
+    let accounts: Vec<_> = (0..21).map(|_| service_kit::caller::generate_key()).collect();
+    let declared = accounts.iter().enumerate().map(|(n, key)| {
+        format!(
+            "[[service_accounts]]\nname = \"w{n}\"\norg = \"acme\"\nroles = [\"member\"]\nkey_sha256 = \"{}\"\n",
+            key.sha256
+        )
+    });
+    let manager = Manager::start_with(&declared.collect::<String>()).await;
+    let mut streams = Vec::new();
+    for account in &accounts[..20] {
+        let mut sessions = manager.sessions_with(&account.key);
+        for _ in 0..20 {
+            let request = v1::WatchSessionsRequest::default();
+            streams.push(sessions.watch_sessions(request).await.unwrap());
+        }
+    }
+    let request = v1::WatchSessionsRequest::default();
+    let mut last = manager.sessions_with(&accounts[20].key);
+    let refused = last.watch_sessions(request).await.unwrap_err();
+    assert_eq!(
+        (refused.code(), reason_of(&refused)),
+        (Code::ResourceExhausted, Some(Reason::QuotaExceeded))
+    );
+    assert!(refused.message().starts_with("Your organization"), "{refused}");
+    watch(&manager, "eve", "").await.unwrap();
+}
+
 /// A watcher that does not read is told to begin anew, not kept up with.
 #[tokio::test]
 async fn who_falls_behind_begins_anew() {

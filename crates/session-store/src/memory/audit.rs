@@ -2,7 +2,7 @@
 
 use super::MemoryStore;
 use crate::Error;
-use crate::audit::{AUDIT_LENGTH, AuditTrail, Audited};
+use crate::audit::{AUDIT_LENGTH, AUDIT_SHARE, AuditTrail, Audited};
 use crate::signing::{KEY_GAP, KEY_MEMORY, KnownKey, KnownKeys, MOST_KEYS, SigningKeys};
 use async_trait::async_trait;
 use session_core::{AuditRecord, Timestamp};
@@ -20,10 +20,19 @@ impl Trail {
     pub(super) fn add(&mut self, record: AuditRecord) {
         self.last += 1;
         let records = self.records.entry(record.partition()).or_default();
+        let org = record.org.clone();
         records.push_back((self.last, record));
-        if records.len() > AUDIT_LENGTH {
-            records.pop_front();
+        if records.len() <= AUDIT_LENGTH {
+            return;
         }
+        let of_org = |(_, record): &&(u64, AuditRecord)| record.org == org;
+        let own = records.iter().filter(of_org).count();
+        let evicted = if own > AUDIT_LENGTH / AUDIT_SHARE {
+            records.iter().position(|record| of_org(&record))
+        } else {
+            Some(0)
+        };
+        evicted.and_then(|place| records.remove(place));
     }
 }
 

@@ -55,7 +55,8 @@ struct State {
     creates: HashMap<(OrgId, PrincipalId), (u64, u32)>,
     shared: shared::Shared,
     spark_sessions: spark_sessions::Kept,
-    leases: HashMap<String, (String, Timestamp)>,
+    leases: HashMap<String, Leased>,
+    last_fence: u64,
     definitions: BTreeMap<(Kind, String), Definition>,
     proxies: Registry,
     trail: audit::Trail,
@@ -296,6 +297,13 @@ fn check_definition(stored: Option<&Definition>, expected: u64) -> Result<(), Er
         _ if expected == 0 => Err(Error::Exists),
         _ => Err(Error::Conflict),
     }
+}
+
+/// Who has a lease.
+struct Leased {
+    owner: String,
+    until: Timestamp,
+    fence: u64,
 }
 
 #[async_trait]
@@ -623,20 +631,23 @@ impl SessionStore for MemoryStore {
         Ok(tokens)
     }
 
-    async fn lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool, Error> {
+    async fn lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<Option<u64>, Error> {
         let now = self.clock.now();
         let mut state = self.state();
-        if state
-            .leases
-            .get(name)
-            .is_some_and(|(holder, until)| holder != owner && *until > now)
-        {
-            return Ok(false);
-        }
-        state
-            .leases
-            .insert(name.to_owned(), (owner.to_owned(), now.after(ttl)));
-        Ok(true)
+        let held = state.leases.get(name).filter(|lease| lease.until > now);
+        let fence = match held {
+            Some(lease) if lease.owner != owner => return Ok(None),
+            Some(lease) => lease.fence,
+            None => (state.last_fence + 1).max(now.as_millis()),
+        };
+        state.last_fence = state.last_fence.max(fence);
+        let lease = Leased {
+            owner: owner.to_owned(),
+            until: now.after(ttl),
+            fence,
+        };
+        state.leases.insert(name.to_owned(), lease);
+        Ok(Some(fence))
     }
 
     async fn put_definition(&self, kind: Kind, name: &str, expected: u64, json: &str) -> Result<u64, Error> {
@@ -713,6 +724,12 @@ impl SessionStore for MemoryStore {
         Ok(found
             .map(|(name, definition)| (name.clone(), definition.clone()))
             .collect())
+    }
+
+    async fn definition_names(&self, kind: Kind, org: Option<&OrgId>) -> Result<BTreeSet<String>, Error> {
+        let state = self.state();
+        let found = state.definitions_of(kind, org.map(OrgId::as_str));
+        Ok(found.map(|(name, _)| name.clone()).collect())
     }
 
     async fn orgs_with_definitions(&self, kind: Kind) -> Result<BTreeSet<OrgId>, Error> {

@@ -1,5 +1,5 @@
-//! The audit trail and the signing keys in Redis: a stream in each partition,
-//! and one hash.
+//! The audit trail and the signing keys in Redis: in each partition a stream and
+//! a list for each of its organizations, and one hash.
 
 use super::scripts::Call;
 use super::{RedisStore, decode, encode};
@@ -24,15 +24,9 @@ impl RedisStore {
 #[async_trait]
 impl AuditTrail for RedisStore {
     async fn audit(&self, record: &AuditRecord) -> Result<(), Error> {
-        let mut cmd = redis::cmd("XADD");
-        cmd.arg(self.keys.audit(record.partition()))
-            .arg("MAXLEN")
-            .arg("~")
-            .arg(self.audit_length)
-            .arg("*")
-            .arg(RECORD)
-            .arg(encode(record)?);
-        self.connections.query::<String>(&cmd).await.map(drop)
+        let mut script = self.scripts.audit.key(self.keys.audit(record.partition()));
+        self.audit_last(&mut script, record)?;
+        self.run(&script).await?.done().map(drop)
     }
 
     async fn audited(&self, partition: u8, after: &str, limit: usize) -> Result<Vec<Audited>, Error> {

@@ -351,11 +351,18 @@ impl SessionStore for RedisStore {
         Ok(tokens)
     }
 
-    async fn lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool, Error> {
+    async fn lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<Option<u64>, Error> {
         let mut script = self.scripts.lease.key(self.keys.lease(name));
+        script.key(self.keys.lease_fence());
         let millis = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         let reply = self.run(script.arg(owner).arg(millis)).await?;
-        Ok(reply.0.first().is_some_and(|word| word == "ok"))
+        match reply.words()[..] {
+            ["ok", fence] => match fence.parse() {
+                Ok(fence) => Ok(Some(fence)),
+                Err(_) => Err(Error::Corrupt(format!("{fence:?} is no fencing number"))),
+            },
+            _ => Ok(None),
+        }
     }
 
     async fn put_definition(&self, kind: Kind, name: &str, expected: u64, json: &str) -> Result<u64, Error> {
@@ -438,6 +445,12 @@ impl SessionStore for RedisStore {
             }
             cursor = next;
         }
+    }
+
+    async fn definition_names(&self, kind: Kind, org: Option<&OrgId>) -> Result<BTreeSet<String>, Error> {
+        let mut cmd = redis::cmd("HKEYS");
+        cmd.arg(self.keys.definitions(kind, org.map(OrgId::as_str)));
+        self.connections.query(&cmd).await
     }
 
     async fn orgs_with_definitions(&self, kind: Kind) -> Result<BTreeSet<OrgId>, Error> {

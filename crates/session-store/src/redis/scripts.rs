@@ -133,17 +133,18 @@ pub(super) struct Scripts {
     pub(super) restore: Script,
     pub(super) trim: Script,
     pub(super) report_keys: Script,
+    pub(super) audit: Script,
 }
 
 impl Scripts {
     pub(super) fn new() -> Self {
         Self {
-            create: script!("time", "record", "token", "ended", "save", "create"),
-            commit: script!(always "record", "token", "ended", "save", "commit"),
+            create: script!("time", "record", "token", "ended", "audit", "save", "create"),
+            commit: script!(always "record", "token", "ended", "audit", "save", "commit"),
             commit_quiet: script!(
-                always "time", "record", "use", "token", "ended", "save", "leases", "commit_quiet"
+                always "time", "record", "use", "token", "ended", "audit", "save", "leases", "commit_quiet"
             ),
-            report: script!("time", "record", "use", "token", "leases", "report"),
+            report: script!("time", "record", "use", "token", "leases", "audit", "report"),
             load: script!("time", "record", "use", "leases", "load"),
             uses: script!("time", "record", "use", "leases", "uses"),
             operations: script!("time", "record", "leases", "operations"),
@@ -152,7 +153,7 @@ impl Scripts {
             set_due: script!(always "record", "set_due"),
             due: script!("time", "due"),
             claim_due: script!(always "time", "claim_due"),
-            record_token: script!("time", "record", "token", "record_token"),
+            record_token: script!("time", "record", "token", "audit", "record_token"),
             take_place: script!("take_place"),
             leave_place: script!(always "leave_place"),
             bind: script!("time", "bindings", "bind"),
@@ -161,14 +162,15 @@ impl Scripts {
             seal: script!(always "seal"),
             keep_settings: script!("kept_spark_session", "keep_settings"),
             use_spark_session: script!("kept_spark_session", "use_spark_session"),
-            lease: script!("lease"),
+            lease: script!("time", "lease"),
             put_definition: script!("put_definition"),
             delete_definition: script!(always "delete_definition"),
             epoch: script!(always "time", "epoch"),
             pulse: script!(always "pulse"),
-            restore: script!(always "record", "token", "ended", "save", "restore"),
+            restore: script!(always "record", "token", "ended", "audit", "save", "restore"),
             trim: script!(always "record", "ended", "trim"),
             report_keys: script!("time", "report_keys"),
+            audit: script!(always "audit", "audit_record"),
         }
     }
 }

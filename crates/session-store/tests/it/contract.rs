@@ -90,6 +90,7 @@ contract! {
         what_an_idle_clock_decides_is_in_the_trail_too,
         tokens_are_in_the_trail_when_recorded_and_first_used,
         other_records_are_read_in_pages,
+        one_organization_cannot_turn_over_the_trail_of_another,
         the_place_of_the_export_is_kept,
         keys_are_known_since_they_were_first_published,
         a_bounded_number_of_keys_is_known;

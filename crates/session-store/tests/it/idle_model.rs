@@ -45,6 +45,7 @@ fn ready() -> Observation {
             engine: Engine::Sail,
             engine_version: String::new(),
             dedicated: true,
+            host: None,
         },
     }
 }

@@ -84,6 +84,7 @@ impl Life {
                 .pick(&["0.7.2", "4.0.1", "4.1.3", "4.2.0", "3.5.9"])
                 .to_owned(),
             dedicated,
+            host: None,
         }
     }
 

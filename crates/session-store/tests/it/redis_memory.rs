@@ -70,12 +70,16 @@ async fn make(store: &Store, n: usize) -> Session {
     session
 }
 
-/// Of everything but the streams, whose length does not follow the sessions'.
+/// Of everything but the streams and their lists, whose length does not follow the sessions'.
 async fn used(redis: &PrivateRedis) -> usize {
     for partition in 0..16 {
-        for stream in ["changes", "audit"] {
+        let lists = ORGS.map(|org| format!("audit:{org}"));
+        for key in ["changes", "audit"]
+            .into_iter()
+            .chain(lists.iter().map(String::as_str))
+        {
             redis
-                .command(&format!("DEL weight:{{p{partition:02}}}:{stream}"))
+                .command(&format!("DEL weight:{{p{partition:02}}}:{key}"))
                 .await
                 .unwrap();
         }

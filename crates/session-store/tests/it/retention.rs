@@ -189,6 +189,6 @@ async fn nothing_is_left_of_a_forgotten_session() {
     };
     assert_eq!(store.trim_ended(&nothing, 10).await.unwrap(), 1);
     let left: BTreeSet<_> = keys().await.difference(&before).cloned().collect();
-    let streams = ["audit", "changes"].map(|stream| format!("berth:{}:{stream}", tag()));
+    let streams = ["audit", "audit:acme", "changes"].map(|stream| format!("berth:{}:{stream}", tag()));
     assert_eq!(left, BTreeSet::from(streams));
 }

@@ -12,9 +12,10 @@ const LIMIT: Duration = Duration::from_secs(240);
 
 /// Apache Spark that cuts result streams every three seconds instead of every
 /// two minutes, so that clients reattach all the time.
+pub(crate) const CUT_AFTER: Duration = Duration::from_secs(3);
 const CUTS_OFTEN: &str = "spark.connect.execute.reattachable.senderMaxStreamDuration=3s";
 
-async fn on_spark(proxy: &str) -> Result<(Stack, Server, String)> {
+pub(crate) async fn on_spark(proxy: &str) -> Result<(Stack, Server, String)> {
     let server = Server::spark(std::env::temp_dir().as_path(), &[CUTS_OFTEN]).await?;
     let stack = Stack::start_with(StackOptions {
         manager: format!(

@@ -1,6 +1,7 @@
 //! What an operator does from outside: interrupts a query, tries a catalog,
 //! shuts an organization out.
 
+use crate::long_queries::{CUT_AFTER, on_spark};
 use anyhow::{Context as _, Result};
 use e2e::{Client, Engine, RunningClient, Stack, wait};
 use serde_json::Value;
@@ -114,6 +115,31 @@ async fn a_query_is_interrupted_on_spark() -> Result<()> {
     interrupted(Engine::Spark).await
 }
 
+/// Spark cuts result streams; the client goes on with ReattachExecute.
+#[tokio::test]
+async fn a_query_that_was_reattached_is_listed_and_interrupted() -> Result<()> {
+    let (stack, _server, session) = on_spark("").await?;
+    let url = stack.url("ada", &session)?;
+    let (running, operation) = endless(&stack, Engine::Spark, &session, &url).await?;
+    // Three cuts, and a report after each.
+    tokio::time::sleep(CUT_AFTER * 3 + Duration::from_secs(5)).await;
+    let is_operation = |listed: &Value| listed["operation_id"] == operation.as_str();
+    wait::until("it to be listed", Duration::from_secs(20), async || {
+        let listed = running_in(&stack, &session)?;
+        match listed.as_array().is_some_and(|all| all.iter().any(is_operation)) {
+            true => Ok(()),
+            false => Err(listed.to_string()),
+        }
+    })
+    .await?;
+    let answer = stack.berth("ada", &["interrupt", &session, "--all"])?;
+    assert_eq!(answer, serde_json::json!([operation]));
+    let seen = running.finish(Duration::from_secs(60)).await?;
+    let said = seen["error"]["text"].as_str().unwrap_or_default();
+    assert!(said.contains("OPERATION_CANCELED"), "{seen}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_catalog_is_tried_on_a_throw_away_engine() -> Result<()> {
     let stack = Stack::start().await?;
@@ -134,6 +160,25 @@ async fn a_catalog_is_tried_on_a_throw_away_engine() -> Result<()> {
     .await?;
     let sessions = stack.berth("olga", &["list", "--all"])?;
     assert_eq!(sessions.as_array().map(Vec::len), Some(0), "{sessions}");
+    Ok(())
+}
+
+/// Two managers, of which the first runs the engines.
+#[tokio::test]
+async fn a_catalog_is_refused_at_once_where_no_engines_run() -> Result<()> {
+    let stack = Stack::start().await?;
+    let second = stack.another_manager().await?;
+    let uri = format!("http://{}", second.public);
+    let test = ["catalogs", "test", "dev", "--cluster", "sail"];
+    let begun = Instant::now();
+    // More than have a slot at one time.
+    for _ in 0..4 {
+        let said = refusal(stack.berth("olga", &[&["--manager", &uri], &test[..]].concat()));
+        assert!(said.contains("another session-manager runs"), "{said}");
+        assert!(said.contains("Try again"), "{said}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert_eq!(stack.berth("olga", &test)?["usable"], true);
     Ok(())
 }
 

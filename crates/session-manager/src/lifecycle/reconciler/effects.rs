@@ -2,7 +2,9 @@
 //! and looks at what there is.
 
 use super::Driver;
+use crate::providers::registry::is_on_another_host;
 use compute::ComputeSpec;
+use service_kit::host;
 use session_core::machine::{Effect, Observation};
 use session_core::{Catalog, Cluster, Provider, Session, State, Status};
 use session_store::Error;
@@ -106,6 +108,14 @@ impl Driver {
     /// server counts when that is to go.
     pub(super) async fn observe(&self, session: &Session, cluster: Option<&Cluster>) -> Option<Observation> {
         let seen = self.observe_compute(session, cluster).await?;
+        // Whoever has the lease now cannot reach what another host's manager made.
+        if session
+            .state
+            .route()
+            .is_some_and(|route| is_on_another_host(route, host::id()))
+        {
+            return Some(Observation::Missing);
+        }
         let to_go = session.status().is_terminal() || matches!(session.state, State::IdleReleased { .. });
         if seen != Observation::Missing || !to_go || session.policy.dedicated {
             return Some(seen);
@@ -214,6 +224,7 @@ mod tests {
     use session_store::{Commit, Create, Kind, SessionStore};
     use std::collections::{BTreeMap, BTreeSet};
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
     use tokio::sync::mpsc;
 
     const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
@@ -317,6 +328,7 @@ mod tests {
             engine: Engine::Sail,
             engine_version: "1".to_owned(),
             dedicated: true,
+            host: None,
         };
         let active = after(&store, &first, Observation::Ready { route }).await;
         sim.vanish(&first.key(), 1);
@@ -364,6 +376,7 @@ mod tests {
             engine: Engine::Sail,
             engine_version: "1".to_owned(),
             dedicated: true,
+            host: None,
         };
         sim.ready(&made.key(), 1, route.clone());
         let active = after(&store, &made, Observation::Ready { route }).await;
@@ -377,5 +390,96 @@ mod tests {
         with.look(&active.key()).await;
         let seen = store.get(&active.key()).await.unwrap().unwrap();
         assert_eq!(seen.generation, 2);
+    }
+
+    /// A provider under a lease.
+    #[derive(Debug)]
+    struct Fenced(SimCompute, AtomicU64);
+
+    #[async_trait::async_trait]
+    impl compute::ComputeProvider for Fenced {
+        fn fence(&self) -> u64 {
+            self.1.load(Ordering::Relaxed)
+        }
+        async fn ensure(&self, spec: &ComputeSpec) -> Result<(), compute::Error> {
+            self.0.ensure(spec).await
+        }
+        async fn observe(&self, spec: &ComputeSpec) -> Result<Observation, compute::Error> {
+            self.0.observe(spec).await
+        }
+        async fn release(&self, spec: &ComputeSpec) -> Result<(), compute::Error> {
+            self.0.release(spec).await
+        }
+        async fn inventory(&self) -> Result<Vec<compute::Found>, compute::Error> {
+            self.0.inventory().await
+        }
+        fn watch(&self) -> futures::stream::BoxStream<'static, compute::ComputeChanged> {
+            self.0.watch()
+        }
+    }
+
+    fn route_on(host: &str) -> Route {
+        Route {
+            endpoint: "127.0.0.1:1".to_owned(),
+            tls_server_name: None,
+            credential: None,
+            engine: Engine::Sail,
+            engine_version: "1".to_owned(),
+            dedicated: true,
+            host: Some(host.to_owned()),
+        }
+    }
+
+    /// Two managers, each of which believes that it has the lease.
+    #[tokio::test]
+    async fn a_manager_whose_lease_passed_on_decides_nothing_from_what_it_sees() {
+        let store = Arc::new(MemoryStore::new(Arc::new(ManualClock::at(NOW))));
+        let manager = |fence| {
+            let sim = SimCompute::new();
+            let fenced = Fenced(sim.clone(), AtomicU64::new(fence));
+            (driver_with(&store, &sim, Some(Arc::new(fenced))).0, sim)
+        };
+        let ((old, olds), (new, news)) = (manager(5), manager(6));
+        let made = create(&store, 1).await;
+        let key = made.key();
+        for driver in [&old, &new] {
+            driver.start(&made, &[Effect::Ensure { generation: 1 }]).await;
+        }
+        let read = async || store.get(&key).await.unwrap().unwrap();
+
+        news.ready(&key, 1, route_on(host::id()));
+        new.look(&key).await;
+        assert_eq!(
+            (read().await.status(), read().await.compute_fence),
+            (Status::Active, 6)
+        );
+        let before = read().await;
+        olds.vanish(&key, 1);
+        old.look(&key).await;
+        assert_eq!(
+            read().await,
+            before,
+            "its compute is gone, which is nobody's loss"
+        );
+        news.vanish(&key, 1);
+        new.look(&key).await;
+        assert_eq!((read().await.generation, read().await.compute_fence), (2, 6));
+    }
+
+    #[tokio::test]
+    async fn compute_on_the_loopback_of_another_host_is_lost_to_this_one() {
+        let store = Arc::new(MemoryStore::new(Arc::new(ManualClock::at(NOW))));
+        let sim = SimCompute::new();
+        let (driver, _kicked) = driver(&store, &sim);
+        let made = create(&store, 1).await;
+        driver.start(&made, &[Effect::Ensure { generation: 1 }]).await;
+        let route = route_on("another");
+        sim.ready(&made.key(), 1, route.clone());
+        let active = after(&store, &made, Observation::Ready { route: route.clone() }).await;
+        let target = driver.computes.target(&cluster(), &route);
+        assert!(target.unwrap_err().text.contains("another host"));
+        driver.look(&active.key()).await;
+        let seen = store.get(&active.key()).await.unwrap().unwrap();
+        assert_eq!((seen.generation, seen.status()), (2, Status::Pending));
     }
 }

@@ -265,7 +265,13 @@ impl Driver {
                     }
                 }
             }
-            let observation = self.observe(&session, cluster.as_ref()).await;
+            // Read before what it bounds.
+            let fence = self.computes.fence();
+            let observation = match session.compute_fence > fence {
+                // Our lease passed on: what we see is not the session's compute.
+                true => None,
+                false => self.observe(&session, cluster.as_ref()).await,
+            };
             let mut activity = loaded.activity;
             let mut step = machine::step(&session, observation.as_ref(), activity, now);
             let idles = step.transition.as_ref().is_some_and(Transition::by_idle_clock);
@@ -274,7 +280,10 @@ impl Driver {
                 activity = Activity::Unknown;
                 step = machine::step(&session, observation.as_ref(), activity, now);
             }
-            if let Some(change) = step.transition {
+            if let Some(mut change) = step.transition {
+                if observation.is_some() && session.policy.dedicated {
+                    change.session.compute_fence = fence;
+                }
                 match self.commit(&session, change, step.due, activity).await {
                     Ok(changed) if changed.generation == session.generation => {
                         let next = machine::step(&changed, observation.as_ref(), activity, now);

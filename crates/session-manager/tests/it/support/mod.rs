@@ -298,17 +298,14 @@ impl Manager {
         RouteServiceClient::new(self.internal.clone())
     }
 
+    /// The account's credential.
+    pub(crate) fn key(&self, who: &str) -> String {
+        let mut keys = self.keys.0.iter();
+        keys.find(|(name, _)| *name == who).unwrap().1.key.clone()
+    }
+
     fn with_key(&self, who: &str) -> WithKey {
-        WithKey(
-            self.keys
-                .0
-                .iter()
-                .find(|(name, _)| *name == who)
-                .unwrap()
-                .1
-                .key
-                .clone(),
-        )
+        WithKey(self.key(who))
     }
 
     /// Creates a session on `c` and returns its key.
@@ -460,6 +457,7 @@ pub(crate) fn route(endpoint: &str) -> Route {
         engine: Engine::Sail,
         engine_version: "4.1".to_owned(),
         dedicated: true,
+        host: None,
     }
 }
 

@@ -97,12 +97,13 @@ recorded! {
         record_token(key: &SessionKey, token: TokenRecord, limit: u32) -> ();
         tokens(key: &SessionKey) -> Vec<TokenRecord>;
         recent_tokens(key: &SessionKey) -> Vec<TokenRecord>;
-        lease(name: &str, owner: &str, ttl: Duration) -> bool;
+        lease(name: &str, owner: &str, ttl: Duration) -> Option<u64>;
         put_definition(kind: Kind, name: &str, expected: u64, json: &str) -> u64;
         definition(kind: Kind, name: &str) -> Option<Definition>;
         some_definitions(wanted: &[(Kind, String)]) -> Vec<Option<Definition>>;
         put_definition_within(kind: Kind, name: &str, expected: u64, json: &str, quota: &DefinitionQuota) -> u64;
         definitions_of(kind: Kind, org: Option<&OrgId>) -> BTreeMap<String, Definition>;
+        definition_names(kind: Kind, org: Option<&OrgId>) -> BTreeSet<String>;
         orgs_with_definitions(kind: Kind) -> BTreeSet<OrgId>;
         delete_definition(kind: Kind, name: &str, expected: u64) -> ();
         trim_ended(keep: &Tombstones, limit: usize) -> usize;

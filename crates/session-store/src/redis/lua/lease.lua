@@ -1,12 +1,25 @@
--- Takes or keeps a lease unless somebody else has it.
--- KEYS 1 lease; ARGV 1 owner, 2 milliseconds, 0 to give it back
-local owner = redis.call('GET', KEYS[1])
+-- Takes or keeps a lease unless somebody else has it. Its text is the owner and
+-- the fencing number on lines of their own.
+-- KEYS 1 lease, 2 the last fencing number of all leases
+-- ARGV 1 owner, 2 milliseconds, 0 to give it back
+local text = redis.call('GET', KEYS[1])
+local owner, fence
+if text then
+  owner, fence = string.match(text, '^(.*)\n(%d+)$')
+  owner = owner or text
+end
 if owner and owner ~= ARGV[1] then
   return { 'held' }
+end
+if not fence then
+  -- The clock keeps numbers rising when the last one was lost.
+  local last = tonumber(redis.call('GET', KEYS[2]) or 0)
+  fence = string.format('%d', math.max(last + 1, now_ms()))
+  redis.call('SET', KEYS[2], fence)
 end
 if ARGV[2] == '0' then
   redis.call('DEL', KEYS[1])
 else
-  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+  redis.call('SET', KEYS[1], ARGV[1] .. '\n' .. fence, 'PX', ARGV[2])
 end
-return { 'ok' }
+return { 'ok', fence }

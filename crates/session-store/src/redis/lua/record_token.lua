@@ -78,5 +78,5 @@ end
 session.tokens = session.tokens
   .. token_text({ id = ARGV[1], expires_at = tonumber(ARGV[4]), first = '', last = '', details = ARGV[2] })
 write_session(KEYS[1], session)
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[#ARGV], '*', 'audit', ARGV[#ARGV - 1])
+audit(KEYS[2], ARGV[#ARGV - 1], ARGV[#ARGV])
 return { 'ok' }

@@ -38,7 +38,7 @@ local function note_uses(text)
     if token then
       if token.first == '' then
         token.first = string.format('%d', moment(ARGV[i + 1]))
-        redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[13], '*', 'audit', ARGV[i + 3])
+        audit(KEYS[4], ARGV[i + 3], ARGV[13])
       end
       if (tonumber(token.last) or -1) < moment(ARGV[i + 2]) then
         token.last = string.format('%d', moment(ARGV[i + 2]))

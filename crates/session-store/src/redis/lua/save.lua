@@ -72,5 +72,5 @@ local function save(first, stored)
   end
   redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[14], '*',
     'session', member, 'event', ARGV[12], 'token_epoch', ARGV[8])
-  redis.call('XADD', KEYS[#KEYS], 'MAXLEN', '~', ARGV[#ARGV], '*', 'audit', ARGV[#ARGV - 1])
+  audit(KEYS[#KEYS], ARGV[#ARGV - 1], ARGV[#ARGV])
 end

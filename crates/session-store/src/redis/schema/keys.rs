@@ -222,7 +222,8 @@ impl Keys {
         self.in_partition(partition, "changes", "")
     }
 
-    /// Stream: the audit trail of the partition.
+    /// Stream: the audit trail of the partition. Its scripts keep lists beside
+    /// it: this name, a colon and the organization.
     pub(in crate::redis) fn audit(&self, partition: u8) -> String {
         self.in_partition(partition, "audit", "")
     }
@@ -340,6 +341,11 @@ impl Keys {
     /// String: who has a lease; expires with it.
     pub(in crate::redis) fn lease(&self, name: &str) -> String {
         self.global("lease:", name)
+    }
+
+    /// String: the last fencing number of all leases.
+    pub(in crate::redis) fn lease_fence(&self) -> String {
+        self.global("lease-fence", "")
     }
 
     /// Hash: definitions of a kind by name, those in an organization's share in
@@ -485,6 +491,7 @@ mod tests {
             keys.bindings(&session),
             keys.binding_seal(&session),
             keys.lease("{p13}"),
+            keys.lease_fence(),
             keys.epoch(),
             keys.proxies(),
             keys.proxy_sequences(),

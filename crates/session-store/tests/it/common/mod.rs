@@ -236,6 +236,7 @@ pub(crate) fn activate(session: &Session) -> Commit {
         engine: Engine::Sail,
         engine_version: String::new(),
         dedicated: true,
+        host: None,
     };
     let ready = Observation::Ready { route };
     commit_of(machine::step(session, Some(&ready), Activity::Unknown, moment()).transition)

@@ -1,9 +1,11 @@
 //! The audit trail, and what is known of signing keys.
 
 use crate::common::{Draft, FAR, Store, close, commit, principal, report, revoke, token, touch};
+use futures::{StreamExt, TryStreamExt, stream};
 use session_core::{
-    Actor, AuditAction, AuditOutcome, AuditRecord, ChangeReason, SessionKey, Status, TokenUse,
+    Actor, AuditAction, AuditOutcome, AuditRecord, ChangeReason, OrgId, SessionKey, Status, TokenUse,
 };
+use session_store::audit::AUDIT_LENGTH;
 use session_store::{Error, Reported};
 
 /// What the trail has of one session, oldest first.
@@ -126,6 +128,47 @@ pub(crate) async fn other_records_are_read_in_pages(store: Store) {
         .map(|audited| audited.record)
         .find(|record| *record == nobody);
     assert_eq!(found.map(|record| record.outcome), Some(AuditOutcome::Denied));
+}
+
+/// An organization that floods a full partition replaces its own records only.
+pub(crate) async fn one_organization_cannot_turn_over_the_trail_of_another(store: Store) {
+    let now = store.now().await.unwrap();
+    let same: Vec<OrgId> = (0..)
+        .map(|n| format!("o{n}").parse::<OrgId>().unwrap())
+        .filter(|org| org.partition() == 7)
+        .take(2)
+        .collect();
+    let record = |org: &OrgId, n: usize| {
+        AuditRecord::new(now, AuditAction::ClusterUpdated)
+            .of_org(org)
+            .on(&format!("c{n}"))
+    };
+    for n in 0..5 {
+        store.audit(&record(&same[0], n)).await.unwrap();
+    }
+    stream::iter(0..AUDIT_LENGTH + 100)
+        .map(Ok::<_, Error>)
+        .try_for_each_concurrent(64, |n| {
+            let (store, record) = (&store, record(&same[1], n));
+            async move { store.audit(&record).await }
+        })
+        .await
+        .unwrap();
+    let all = store.audited(7, "", AUDIT_LENGTH * 2).await.unwrap();
+    assert_eq!(all.len(), AUDIT_LENGTH);
+    let (quiet, loud): (Vec<_>, Vec<_>) = all
+        .into_iter()
+        .map(|audited| audited.record)
+        .partition(|record| record.org.as_ref() == Some(&same[0]));
+    assert_eq!(quiet, (0..5).map(|n| record(&same[0], n)).collect::<Vec<_>>());
+    assert!(!loud.contains(&record(&same[1], 0)), "its own oldest are gone");
+
+    // Who has less than a share replaces the oldest of all.
+    store.audit(&record(&same[0], 5)).await.unwrap();
+    let all = store.audited(7, "", AUDIT_LENGTH * 2).await.unwrap();
+    assert_eq!(all.len(), AUDIT_LENGTH);
+    assert_eq!(all[0].record, record(&same[0], 1));
+    assert_eq!(all[AUDIT_LENGTH - 1].record, record(&same[0], 5));
 }
 
 pub(crate) async fn the_place_of_the_export_is_kept(store: Store) {

@@ -85,6 +85,15 @@ pub(crate) async fn kinds_are_apart(store: Store) {
     );
     let catalogs = store.definitions(Kind::Catalog).await.unwrap();
     assert_eq!(catalogs.keys().collect::<Vec<_>>(), ["acme/x"]);
+    let names = async |kind, org: Option<&str>| {
+        let org = org.map(|org| org.parse().unwrap());
+        let names = store.definition_names(kind, org.as_ref()).await.unwrap();
+        names.into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(names(Kind::Cluster, None).await, ["x", "y"]);
+    assert_eq!(names(Kind::Catalog, Some("acme")).await, ["acme/x"]);
+    assert_eq!(names(Kind::Disabled, Some("x")).await, ["x/sa|ada"]);
+    assert!(names(Kind::Catalog, Some("x")).await.is_empty());
     store.delete_definition(Kind::Org, "x", 1).await.unwrap();
     assert!(store.definitions(Kind::Org).await.unwrap().is_empty());
     let disabled = store.definitions(Kind::Disabled).await.unwrap();

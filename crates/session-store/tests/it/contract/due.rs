@@ -131,34 +131,32 @@ pub(crate) async fn setting_due_needs_the_version(store: Store) {
 
 pub(crate) async fn one_owner_has_a_lease_until_it_ends(store: Store) {
     let long = Duration::from_secs(60);
-    assert!(store.lease("engines", "a", long).await.unwrap());
-    assert!(
-        store.lease("engines", "a", long).await.unwrap(),
+    let lease = async |name: &str, owner: &str, ttl| store.lease(name, owner, ttl).await.unwrap();
+    let first = lease("engines", "a", long).await.unwrap();
+    assert_eq!(
+        lease("engines", "a", long).await,
+        Some(first),
         "kept by its owner"
     );
-    assert!(!store.lease("engines", "b", long).await.unwrap());
-    assert!(
-        store.lease("others", "b", long).await.unwrap(),
-        "another name is another lease"
-    );
-    assert!(
-        !store.lease("engines", "b", Duration::ZERO).await.unwrap(),
-        "not b's to give back"
-    );
+    assert_eq!(lease("engines", "b", long).await, None);
+    let other = lease("others", "b", long).await;
+    assert!(other.is_some(), "another name is another lease");
+    let back = lease("engines", "b", Duration::ZERO).await;
+    assert_eq!(back, None, "not b's to give back");
 
-    assert!(store.lease("engines", "a", Duration::ZERO).await.unwrap());
-    assert!(
-        store
-            .lease("engines", "b", Duration::from_millis(1))
-            .await
-            .unwrap(),
-        "given back"
-    );
+    assert!(lease("engines", "a", Duration::ZERO).await.is_some());
+    let second = lease("engines", "b", Duration::from_millis(1)).await;
+    let second = second.expect("it was given back");
+    assert!(second > first, "{second} fences off {first}");
     let begun = std::time::Instant::now();
-    while !store.lease("engines", "a", long).await.unwrap() {
+    let third = loop {
+        if let Some(fence) = lease("engines", "a", long).await {
+            break fence;
+        }
         assert!(begun.elapsed() < Duration::from_secs(10), "it never ran out");
         tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    };
+    assert!(third > second, "{third} fences off {second}");
 }
 
 pub(crate) async fn the_longest_due_is_told_without_taking_it(store: Store) {

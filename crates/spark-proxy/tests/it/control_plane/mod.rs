@@ -243,6 +243,7 @@ impl Whole {
             engine: Engine::Sail,
             engine_version: "4.1".to_owned(),
             dedicated: true,
+            host: None,
         };
         self.sim.ready(&key, 1, route);
         within("the session is active", async {
