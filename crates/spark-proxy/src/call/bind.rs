@@ -13,21 +13,20 @@ use crate::routes::{Backend, Route};
 use crate::stop::Stop;
 use crate::worker::Worker;
 use crate::worker::session::OpenCall;
+use crate::worker::settings::SettingsChange;
 use prost::Message as _;
 use service_kit::child_span;
 use session_core::{Engine, Reason};
 use session_proto::error::Refused;
 use session_proto::internal::{BindSparkSessionRequest, BindSparkSessionResponse};
-use session_proto::spark::config_request::operation::OpType;
-use session_proto::spark::{CloneSessionRequest, CloneSessionResponse, ConfigRequest};
-use std::collections::HashMap;
+
+use session_proto::spark::{CloneSessionRequest, CloneSessionResponse};
+
 use std::time::Duration;
 use tracing::Instrument as _;
 
 /// Session-manager takes 25 s at most, ten of them to choose the catalog.
 const ANSWER_TIME: Duration = Duration::from_secs(27);
-/// The setting in which clients keep their connection string, token included.
-const CONNECTION_STRING: &str = "spark.remote";
 /// How long the answer to a change of settings is held back until it is kept.
 const KEEP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -97,57 +96,28 @@ pub(crate) async fn keep_settings(
         unset: change.unset.clone(),
         ..request(open, backend, spark_session)
     };
+    let session = open.session();
     let kept = async {
-        let _gate = open.session().binding.lock().await;
-        ask(worker, open, request, KEEP_TIMEOUT).await
+        let _gate = session.binding.lock().await;
+        let change = (backend.generation, spark_session, change.clone());
+        if session.has_just_kept(&change) {
+            return Ok(true);
+        }
+        let answer = ask(worker, open, request, KEEP_TIMEOUT).await?;
+        if !answer.not_kept {
+            session.note_kept(change);
+        }
+        Ok(!answer.not_kept)
     };
-    let outcome = match tokio::time::timeout(KEEP_TIMEOUT, kept).await {
-        Ok(Ok(answer)) if !answer.not_kept => return,
-        Ok(Ok(_)) => "beyond the bounds",
+    let kept: Result<Result<bool, Unasked>, _> = tokio::time::timeout(KEEP_TIMEOUT, kept).await;
+    let outcome = match kept {
+        Ok(Ok(true)) => return,
+        Ok(Ok(false)) => "beyond the bounds",
         Ok(Err(_)) => "session-manager did not take them",
         Err(_) => "other changes of the session were not kept in time",
     };
     worker.shared.metrics.settings_not_kept.inc();
     tracing::debug!(%outcome, "settings of a Spark session were not kept");
-}
-
-/// Settings that a `Config` request changes.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct SettingsChange {
-    set: HashMap<String, String>,
-    unset: Vec<String>,
-}
-
-impl SettingsChange {
-    /// Those of a request, flag and length included; `None` if it changes none.
-    /// What holds the caller's `token` is not kept: PySpark 3.5 sets the whole
-    /// connection string as `spark.remote`.
-    pub(crate) fn of(request: &[u8], token: &str) -> Option<Self> {
-        let message = request.get(5..)?;
-        let mut change = match ConfigRequest::decode(message).ok()?.operation?.op_type? {
-            OpType::Set(set) => Self {
-                set: set
-                    .pairs
-                    .into_iter()
-                    .filter_map(|pair| Some((pair.key, pair.value?)))
-                    .collect(),
-                unset: Vec::new(),
-            },
-            OpType::Unset(unset) => Self {
-                set: HashMap::new(),
-                unset: unset.keys,
-            },
-            OpType::Get(_)
-            | OpType::GetWithDefault(_)
-            | OpType::GetOption(_)
-            | OpType::GetAll(_)
-            | OpType::IsModifiable(_) => return None,
-        };
-        change
-            .set
-            .retain(|name, value| name != CONNECTION_STRING && !holds_token(value, token));
-        (!change.set.is_empty() || !change.unset.is_empty()).then_some(change)
-    }
 }
 
 /// Binds the session that a `CloneSession` names, before it comes to be.
@@ -199,10 +169,6 @@ fn parse(id: &str) -> Result<SparkSessionId, Refused> {
         Refused::new(Reason::MalformedMessage, "new_session_id is not a UUID.")
             .with("field", "new_session_id")
     })
-}
-
-fn holds_token(value: &str, token: &str) -> bool {
-    value.contains(token) || value.contains(";token=")
 }
 
 async fn bind(

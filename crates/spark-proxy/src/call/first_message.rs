@@ -1,13 +1,13 @@
 //! The first message of a request: which Spark session and operation it is
 //! about. What follows passes unread.
 
-use crate::call::bind::SettingsChange;
 use crate::grpc::identity::{Identity, SparkSessionId};
 use crate::grpc::method::Method;
 use crate::grpc::request_body::{MOST_KEPT, Messages};
 use crate::routes::Backend;
 use crate::stop::Stop;
 use crate::worker::session::OpenCall;
+use crate::worker::settings::SettingsChange;
 use prost::Message as _;
 use session_core::Reason;
 use session_proto::error::Refused;

@@ -7,7 +7,7 @@
 
 use crate::activity::running::RunningStream;
 use crate::activity::sail_operations;
-use crate::call::bind::{self, SettingsChange};
+use crate::call::bind;
 use crate::call::engine_errors::{self, Translator};
 use crate::call::redact::Redactor;
 use crate::call::result_watch::{self, Encoding, ResultWatch};
@@ -24,6 +24,7 @@ use crate::stop::{Stop, backend_lost};
 use crate::upstream::{Body, Upstream};
 use crate::worker::Worker;
 use crate::worker::session::OpenCall;
+use crate::worker::settings::SettingsChange;
 use bytes::{Buf as _, Bytes, BytesMut};
 use h2::SendStream;
 use h2::client::ResponseFuture;
@@ -50,8 +51,10 @@ const JOINED: usize = 32 * 1024;
 const MAX_INTERRUPT_ANSWER: usize = 64 * 1024;
 /// Ids of one answer that are taken.
 const MAX_INTERRUPTED: usize = 256;
-/// How often the bytes that a client does not take are counted.
-const UNREAD_INTERVAL: Duration = Duration::from_millis(250);
+/// When the bytes that a client does not take are counted again: soon, as most
+/// come at once, and then at longer intervals.
+const MIN_UNREAD_INTERVAL: Duration = Duration::from_millis(10);
+const MAX_UNREAD_INTERVAL: Duration = Duration::from_millis(250);
 /// The answer to a `CloneSession` is a few ids.
 const MOST_CLONED: usize = 64 * 1024;
 
@@ -433,6 +436,7 @@ async fn until_taken(
             (limits.unread_bytes, "limits.unread_bytes"),
         ]),
     );
+    let mut interval = MIN_UNREAD_INTERVAL;
     loop {
         unread
             .grow_to(body.flow_control().used_capacity().max(len))
@@ -440,8 +444,9 @@ async fn until_taken(
         tokio::select! {
             biased;
             taken = &mut taken => return Ok(taken?),
-            () = tokio::time::sleep(UNREAD_INTERVAL) => {}
+            () = tokio::time::sleep(interval) => {}
         }
+        interval = (2 * interval).min(MAX_UNREAD_INTERVAL);
     }
 }
 

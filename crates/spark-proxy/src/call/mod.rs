@@ -28,6 +28,7 @@ use crate::grpc::headers;
 use crate::grpc::method::{self, Method, Target};
 use crate::grpc::reply::{Client, Vanished};
 use crate::grpc::request_body::Messages;
+use crate::grpc::unsent::Unsent;
 use crate::metrics::{Outcome, Stage};
 use crate::stop::{Stop, backend_unavailable};
 use crate::worker::Worker;
@@ -55,6 +56,8 @@ const MAX_ATTEMPTS: usize = 3;
 pub(crate) struct ConnectionState {
     /// Where it comes from.
     address: IpAddr,
+    /// What is to be sent and was not yet.
+    unsent: Rc<Unsent>,
     /// One of its calls had a token that verifies.
     pub(crate) admitted: Cell<bool>,
     /// One of its calls had a token that its session admits.
@@ -62,9 +65,10 @@ pub(crate) struct ConnectionState {
 }
 
 impl ConnectionState {
-    pub(crate) fn new(address: IpAddr) -> Self {
+    pub(crate) fn new(address: IpAddr, unsent: &Rc<Unsent>) -> Self {
         Self {
             address,
+            unsent: Rc::clone(unsent),
             admitted: Cell::default(),
             is_proven: Rc::default(),
         }
@@ -91,7 +95,7 @@ pub(crate) async fn handle(
         outcome = tracing::field::Empty,
     );
     let path = tracing::enabled!(tracing::Level::DEBUG).then(|| request.uri().path().to_owned());
-    let client = Client::new(respond);
+    let client = Client::new(respond, &connection.unsent);
     let served = serve(&worker, &connection, request, &client).instrument(span.clone());
     let outcome = match client
         .unless_gone(served)

@@ -189,7 +189,7 @@ async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<
     } = ready;
     let shared = &worker.shared;
     let (limits, metrics) = (&shared.config.limits, &shared.metrics);
-    let state = Rc::new(ConnectionState::new(remote.ip()));
+    let state = Rc::new(ConnectionState::new(remote.ip(), pace.unsent()));
     let (mut draining, mut widened) = (false, false);
     let mut stopping = pin!(shared.stopping.cancelled());
     let mut ending = pin!(worker.ending.cancelled());
@@ -201,30 +201,29 @@ async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<
         tokio::select! {
             biased;
             call = poll_fn(|cx| poll_call(&mut http, &pace, cx)) => {
-                let (request, respond) = match call {
-                    Next::Call(call) => call?,
-                    Next::End => return Ok(()),
-                    Next::Flood => {
+                let Some(call) = call else {
+                    if pace.is_flood() {
                         metrics.unwanted.at(Unwanted::Flood).inc();
                         tracing::debug!(%remote, "connection ended: too many frames without a call");
                         close(http, h2::Reason::ENHANCE_YOUR_CALM).await;
-                        return Ok(());
                     }
+                    return Ok(());
                 };
+                let (request, respond) = call?;
                 if refused {
-                    Client::new(respond).refuse(tls_required());
+                    Client::new(respond, pace.unsent()).refuse(tls_required());
                     continue;
                 }
                 if headers::list_size(&request) > limits.header_list_bytes as usize {
                     metrics.opened.inc();
-                    Client::new(respond).refuse(headers_too_long(limits));
+                    Client::new(respond, pace.unsent()).refuse(headers_too_long(limits));
                     metrics.calls.at(Outcome::of(Reason::InvalidArgument)).inc();
                     continue;
                 }
                 if let Err(refused) = has_room(limits, &state, request.uri().path()).await {
                     metrics.opened.inc();
                     metrics.calls.at(Outcome::of(refused.reason)).inc();
-                    Client::new(respond).refuse(refused);
+                    Client::new(respond, pace.unsent()).refuse(refused);
                     continue;
                 }
                 tokio::task::spawn_local(handle(Rc::clone(worker), Rc::clone(&state), request, respond));
@@ -288,24 +287,18 @@ async fn close(mut http: server::Connection<Io, Bytes>, why: h2::Reason) {
     let _ = tokio::time::timeout(LAST_WORDS, poll_fn(|cx| http.poll_closed(cx))).await;
 }
 
-/// What comes next on a connection.
-enum Next {
-    Call(Result<(http::Request<h2::RecvStream>, server::SendResponse<Bytes>), h2::Error>),
-    End,
-    /// Too many frames that are no calls.
-    Flood,
-}
+type Incoming = Option<Result<(http::Request<h2::RecvStream>, server::SendResponse<Bytes>), h2::Error>>;
 
-/// The next call. When all that came have been taken, more may be read.
-fn poll_call(http: &mut server::Connection<Io, Bytes>, pace: &Pace, cx: &mut Context<'_>) -> Poll<Next> {
+/// The next call; none after the last, or in a flood. When all that came have been taken, more may be read.
+fn poll_call(http: &mut server::Connection<Io, Bytes>, pace: &Pace, cx: &mut Context<'_>) -> Poll<Incoming> {
     let call = http.poll_accept(cx);
     if pace.is_flood() {
-        return Poll::Ready(Next::Flood);
+        return Poll::Ready(None);
     }
     if call.is_pending() {
         pace.next_turn();
     }
-    call.map(|call| call.map_or(Next::End, Next::Call))
+    call
 }
 
 /// May the connection have one more call? Each open call has a share in its state.

@@ -10,6 +10,7 @@
 //! Frames that are no part of a call have their rate all along ([`crate::downstream::frame_rate`]).
 
 use crate::downstream::frame_rate::{Allowed, FrameBudget};
+use crate::grpc::unsent::Unsent;
 use std::cell::{Cell, RefCell};
 use std::future::Future as _;
 use std::io;
@@ -29,6 +30,7 @@ pub(crate) struct Pace {
     unlimited: Cell<bool>,
     is_flood: Cell<bool>,
     frames: RefCell<FrameBudget>,
+    unsent: Rc<Unsent>,
 }
 
 impl Pace {
@@ -38,15 +40,23 @@ impl Pace {
             unlimited: Cell::default(),
             is_flood: Cell::default(),
             frames: RefCell::new(FrameBudget::new(Instant::now())),
+            unsent: Unsent::new(),
         })
     }
 
-    /// All that was read has been taken: one more turn may be read.
+    /// What is to be sent and was not yet.
+    pub(crate) fn unsent(&self) -> &Rc<Unsent> {
+        &self.unsent
+    }
+
+    /// All that was read has been taken, and all sent that could be: one more turn may be read.
     pub(crate) fn next_turn(&self) {
+        self.unsent.settle();
         self.left.set(TURN);
     }
 
     fn sent(&self, written: &Poll<io::Result<usize>>) {
+        self.unsent.written(written);
         if let Poll::Ready(Ok(bytes)) = written {
             self.frames.borrow_mut().passed(*bytes);
         }

@@ -12,3 +12,4 @@ pub(crate) mod keepalive;
 pub(crate) mod method;
 pub(crate) mod reply;
 pub(crate) mod request_body;
+pub(crate) mod unsent;

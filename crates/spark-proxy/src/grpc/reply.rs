@@ -1,6 +1,7 @@
 //! Every reply that the proxy itself makes is built here: trailers alone while
 //! the response has not begun, trailers after it has. Never a bare HTTP status.
 
+use crate::grpc::unsent::Unsent;
 use bytes::{Buf, Bytes};
 use h2::server::SendResponse;
 use h2::{Reason, SendStream};
@@ -11,6 +12,7 @@ use session_proto::ports::{Port, check_sent};
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use tonic::Status;
 use tonic::metadata::MetadataValue;
@@ -23,6 +25,8 @@ pub(crate) struct Vanished;
 pub(crate) struct Client {
     /// Borrowed for one step at a time, never across an await.
     side: RefCell<Side>,
+    /// Of its connection.
+    unsent: Rc<Unsent>,
 }
 
 enum Side {
@@ -35,9 +39,10 @@ enum Side {
 }
 
 impl Client {
-    pub(crate) fn new(respond: SendResponse<Bytes>) -> Self {
+    pub(crate) fn new(respond: SendResponse<Bytes>, unsent: &Rc<Unsent>) -> Self {
         Self {
             side: RefCell::new(Side::Fresh(respond)),
+            unsent: Rc::clone(unsent),
         }
     }
 
@@ -102,11 +107,29 @@ impl Client {
     /// Waits until the client can take more, of which `len` bytes are ready;
     /// says how many it can take. What exceeds that would be buffered for it.
     pub(crate) async fn capacity(&self, len: usize) -> Result<usize, Vanished> {
-        poll_fn(|cx| match &mut *self.side.borrow_mut() {
-            Side::Begun(stream) => poll_capacity(stream, len, cx).map_err(|Closed| Vanished),
-            Side::Fresh(_) | Side::Done => Poll::Ready(Err(Vanished)),
-        })
-        .await
+        let capacity = || {
+            poll_fn(|cx| match &mut *self.side.borrow_mut() {
+                Side::Begun(stream) => poll_capacity(stream, len, cx).map_err(|Closed| Vanished),
+                Side::Fresh(_) | Side::Done => Poll::Ready(Err(Vanished)),
+            })
+        };
+        loop {
+            capacity().await?;
+            self.unsent.room().await;
+            // It may have changed meanwhile.
+            if let Some(room) = self.room(len)? {
+                return Ok(room);
+            }
+        }
+    }
+
+    /// How much the client can take now, if that is anything.
+    fn room(&self, len: usize) -> Result<Option<usize>, Vanished> {
+        let Side::Begun(stream) = &*self.side.borrow() else {
+            return Err(Vanished);
+        };
+        let room = stream.capacity();
+        Ok((room > 0 || len == 0).then_some(room))
     }
 
     /// Sends bytes of the response.
@@ -115,6 +138,7 @@ impl Client {
         let Side::Begun(stream) = &mut *side else {
             return Err(Vanished);
         };
+        self.unsent.add(data.len());
         stream.send_data(data, end).map_err(|_| Vanished)?;
         if end {
             *side = Side::Done;

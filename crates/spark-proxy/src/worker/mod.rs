@@ -4,6 +4,7 @@
 
 pub(crate) mod held_calls;
 pub(crate) mod session;
+pub(crate) mod settings;
 pub(crate) mod tokens;
 
 use crate::activity::Ledger;

@@ -11,6 +11,7 @@ use crate::grpc::method::Method;
 use crate::routes::cache::{Routes, Stamp};
 use crate::routes::{Backend, Gone, Order, Route, RouteState, revoked};
 use crate::stop::backend_lost;
+use crate::worker::settings::SettingsChange;
 use crate::worker::tokens::Caller;
 use session_core::{Engine, Reason, SessionId};
 use session_proto::error::Refused;
@@ -37,6 +38,8 @@ pub(crate) struct Session {
     bound: RefCell<(Order, HashSet<SparkSessionId>)>,
     /// When Spark sessions on a shared Sail server were last kept alive.
     kept: RefCell<HashMap<SparkSessionId, Instant>>,
+    /// The change of settings that was kept last, and when.
+    kept_change: RefCell<Option<(Instant, KeptChange)>>,
     /// Held by the one that binds.
     pub(crate) binding: tokio::sync::Mutex<()>,
     pub(crate) last_used: Cell<Instant>,
@@ -76,6 +79,11 @@ pub(crate) struct OpenCall {
 const WAIT_FOR_ROOM: Duration = Duration::from_secs(1);
 /// How long an organization that calls too often should wait.
 const TOO_OFTEN: Duration = Duration::from_secs(1);
+/// A change that was kept is not kept again for so long: another worker or proxy
+/// may have kept another one since.
+const SAME_CHANGE: Duration = Duration::from_secs(1);
+/// A change of settings of a Spark session on one generation of compute.
+type KeptChange = (u64, SparkSessionId, SettingsChange);
 /// Bindings that are remembered; more can be asked for again.
 const MOST_BOUND: usize = 256;
 
@@ -86,6 +94,7 @@ impl Session {
             tally,
             bound: RefCell::default(),
             kept: RefCell::default(),
+            kept_change: RefCell::default(),
             binding: tokio::sync::Mutex::default(),
             route: RefCell::default(),
             gone: RefCell::default(),
@@ -182,6 +191,18 @@ impl Session {
         }
         kept.insert(*spark_session, Instant::now());
         true
+    }
+
+    /// Was this very change kept a moment ago, and no other since?
+    pub(crate) fn has_just_kept(&self, change: &KeptChange) -> bool {
+        let kept = self.kept_change.borrow();
+        kept.as_ref()
+            .is_some_and(|(at, last)| at.elapsed() < SAME_CHANGE && last == change)
+    }
+
+    /// A change of settings was kept.
+    pub(crate) fn note_kept(&self, change: KeptChange) {
+        *self.kept_change.borrow_mut() = Some((Instant::now(), change));
     }
 
     /// The route, if it may be used without asking.

@@ -198,3 +198,38 @@ async fn windows_of_one_byte_hold_little() {
     })
     .await;
 }
+
+/// A client that opens its windows and reads nothing from its socket.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_socket_that_nobody_reads_holds_little() {
+    let proxy = OwnProcess::start(|config| {
+        config.limits.unread_bytes_per_session = 16 << 20;
+    })
+    .await;
+    let client = Client::plain(proxy.address).await.unwrap();
+    assert_eq!(client.call(proxy.ask()).await.code(), Code::Ok);
+    let before = proxy.peak_mib();
+    let block = Raw::headers(EXECUTE, &proxy.token(), &[("x-shape", "stream 1 400000")]);
+    let mut raw = Raw::connect(proxy.address, &[(INITIAL_WINDOW, 0x7fff_ffff)])
+        .await
+        .unwrap();
+    let all = (0x7fff_ffff_u32 - 65_535).to_be_bytes();
+    raw.send(kinds::WINDOW_UPDATE, flags::NONE, 0, &all)
+        .await
+        .unwrap();
+    for stream in (1..1001).step_by(2) {
+        raw.send(kinds::HEADERS, flags::END_HEADERS, stream, &block)
+            .await
+            .unwrap();
+        raw.send(kinds::DATA, flags::END_STREAM, stream, &request(b"go"))
+            .await
+            .unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let more = proxy.peak_mib() - before;
+    println!("500 responses to a socket that nobody reads: {more} MiB more");
+    // Some of it passes at once: unread bytes are counted at intervals.
+    assert!(more <= 128, "{more} MiB more");
+    drop(raw);
+    assert_eq!(client.call(proxy.ask()).await.code(), Code::Ok);
+}

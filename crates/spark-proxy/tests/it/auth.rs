@@ -371,10 +371,12 @@ async fn bad_signatures_of_one_address_are_not_checked_without_bound() {
 /// A connection that a load balancer brings from this address.
 async fn from(rig: &Rig, address: [u8; 4]) -> tokio::net::TcpStream {
     use tokio::io::AsyncWriteExt as _;
-    let mut tcp = tokio::net::TcpStream::connect(rig.address).await.unwrap();
+    let mut tcp = tokio::net::TcpStream::connect(rig.address)
+        .await
+        .expect("a connection");
     let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
     header.extend(address);
     header.extend([10, 0, 0, 1, 0x10, 0, 0x1f, 0x95]);
-    tcp.write_all(&header).await.unwrap();
+    tcp.write_all(&header).await.expect("the header is sent");
     tcp
 }

@@ -201,4 +201,14 @@ async fn changes_of_settings_are_kept_one_after_the_other() {
     }
     assert_eq!(calls.join_all().await, [Code::Ok; 20]);
     assert_eq!((rig.routes.binds().len(), rig.routes.most_binds()), (20, 1));
+    // The same again is no news; what follows another change is.
+    for _ in 0..5 {
+        let again = client.call(config(&rig, set(&[("b", "1")]))).await;
+        assert_eq!(again.code(), Code::Ok);
+    }
+    assert_eq!(rig.routes.binds().len(), 21);
+    for value in ["2", "1"] {
+        client.call(config(&rig, set(&[("b", value)]))).await;
+    }
+    assert_eq!(rig.routes.binds().len(), 23);
 }

@@ -38,7 +38,12 @@ fn speak(mode: TlsMode, certificate: &Certificate) -> impl FnOnce(&mut Config) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn required_serves_tls_and_tells_plaintext_callers() {
     let certificate = certificate();
-    let rig = Rig::with(speak(TlsMode::Required, &certificate)).await;
+    let speak = speak(TlsMode::Required, &certificate);
+    let rig = Rig::with(|config| {
+        speak(config);
+        config.limits.first_token = Duration::from_secs(1);
+    })
+    .await;
     let secure = Client::tls(rig.address, &certificate.cert).await.unwrap();
     assert_eq!(secure.call(rig.ask()).await.code(), Code::Ok);
 
@@ -49,6 +54,14 @@ async fn required_serves_tls_and_tells_plaintext_callers() {
         assert!(reply.status().message().contains("use_ssl=true"));
     }
     assert_eq!(rig.spark.seen().requests.len(), 1);
+    // A plaintext connection never shows a good token.
+    within("it is closed", async {
+        while plain.begin(&rig.ask()).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert_eq!(secure.call(rig.ask()).await.code(), Code::Ok);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,0 +1,53 @@
+//! Settings of Spark sessions that clients change, as far as they are kept for
+//! the compute that replaces this one.
+
+use prost::Message as _;
+use session_proto::spark::ConfigRequest;
+use session_proto::spark::config_request::operation::OpType;
+use std::collections::HashMap;
+
+/// The setting in which clients keep their connection string, token included.
+const CONNECTION_STRING: &str = "spark.remote";
+
+/// Settings that a `Config` request changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SettingsChange {
+    pub(crate) set: HashMap<String, String>,
+    pub(crate) unset: Vec<String>,
+}
+
+impl SettingsChange {
+    /// Those of a request, flag and length included; `None` if it changes none.
+    /// What holds the caller's `token` is not kept: PySpark 3.5 sets the whole
+    /// connection string as `spark.remote`.
+    pub(crate) fn of(request: &[u8], token: &str) -> Option<Self> {
+        let message = request.get(5..)?;
+        let mut change = match ConfigRequest::decode(message).ok()?.operation?.op_type? {
+            OpType::Set(set) => Self {
+                set: set
+                    .pairs
+                    .into_iter()
+                    .filter_map(|pair| Some((pair.key, pair.value?)))
+                    .collect(),
+                unset: Vec::new(),
+            },
+            OpType::Unset(unset) => Self {
+                set: HashMap::new(),
+                unset: unset.keys,
+            },
+            OpType::Get(_)
+            | OpType::GetWithDefault(_)
+            | OpType::GetOption(_)
+            | OpType::GetAll(_)
+            | OpType::IsModifiable(_) => return None,
+        };
+        change
+            .set
+            .retain(|name, value| name != CONNECTION_STRING && !holds_token(value, token));
+        (!change.set.is_empty() || !change.unset.is_empty()).then_some(change)
+    }
+}
+
+fn holds_token(value: &str, token: &str) -> bool {
+    value.contains(token) || value.contains(";token=")
+}
