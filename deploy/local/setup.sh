@@ -3,7 +3,7 @@
 #
 #   setup.sh run         for `make run`: C tools, Rust, redis-server, a venv with Sail and PySpark
 #   setup.sh test        the above, plus Java with Maven, Apache Spark, PySpark clients from 3.5 to 4.3, the Rust and
-#                        ADBC clients, the Scala client in an old release, PyJWT and an OpenID provider (Node)
+#                        ADBC clients, the Scala client in an old release, PyJWT, an OTLP collector and an OpenID provider (Node)
 #   setup.sh lint        a venv with buf
 #   setup.sh load        a venv with Envoy, and nginx and haproxy: the peers of `make load`
 #   setup.sh test lint   sets can be combined
@@ -267,6 +267,7 @@ set_test() {
   need_scala
   need_oidc
   need_venv jwt "30 MB"
+  need_venv rotel "55 MB"
 }
 
 set_lint() { need_venv lint "70 MB"; }

@@ -14,17 +14,18 @@ use crate::config::{Problems, Validate};
 use anyhow::Context as _;
 use http::HeaderMap;
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator as _};
-use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
+use opentelemetry::trace::{Link, SpanKind, TraceContextExt as _, TraceId, TracerProvider as _};
+use opentelemetry::{Context, KeyValue};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use opentelemetry_sdk::trace::{SamplingDecision, SamplingResult, SdkTracerProvider, ShouldSample};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
-use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::filter::Directive;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -113,7 +114,10 @@ impl Drop for Telemetry {
 
 /// Starts logs and traces of this process. Call once, inside a tokio runtime.
 pub fn init(config: &TelemetryConfig, service: &'static str) -> anyhow::Result<Telemetry> {
-    let filter = EnvFilter::try_new(&config.level).context("log level")?;
+    let spans: Directive = format!("{SPANS}=info").parse()?;
+    let filter = EnvFilter::try_new(&config.level)
+        .context("log level")?
+        .add_directive(spans);
     let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let logs = match config.format {
         LogFormat::Json => logs
@@ -128,12 +132,12 @@ pub fn init(config: &TelemetryConfig, service: &'static str) -> anyhow::Result<T
         .as_deref()
         .map(|endpoint| provider(endpoint, service))
         .transpose()?;
-    let traces = provider
-        .as_ref()
-        .map(|provider| traces(provider).with_filter(filter_fn(is_ours)));
+    // One filter for all layers: with one for each, tracing-subscriber loses
+    // spans after `tracing::enabled!` and its like in `log`.
     tracing_subscriber::registry()
-        .with(traces)
-        .with(logs.with_filter(filter))
+        .with(filter)
+        .with(provider.as_ref().map(traces))
+        .with(logs)
         .try_init()
         .context("telemetry")?;
     if provider.is_some() {
@@ -143,8 +147,35 @@ pub fn init(config: &TelemetryConfig, service: &'static str) -> anyhow::Result<T
     Ok(Telemetry { provider })
 }
 
-fn is_ours(metadata: &tracing::Metadata<'_>) -> bool {
-    metadata.is_span() && metadata.target() == SPANS
+/// Samples the spans of ours: each was made because it is sampled. Those of
+/// libraries, which appear at debug level, are not exported.
+#[derive(Debug, Clone)]
+struct OurSpans;
+
+impl ShouldSample for OurSpans {
+    fn should_sample(
+        &self,
+        parent: Option<&Context>,
+        _: TraceId,
+        _: &str,
+        _: &SpanKind,
+        attributes: &[KeyValue],
+        _: &[Link],
+    ) -> SamplingResult {
+        let is_ours = attributes
+            .iter()
+            .any(|attribute| attribute.key.as_str() == "target" && attribute.value.as_str() == SPANS);
+        let trace_state = parent.map(|parent| parent.span().span_context().trace_state().clone());
+        SamplingResult {
+            decision: if is_ours {
+                SamplingDecision::RecordAndSample
+            } else {
+                SamplingDecision::Drop
+            },
+            attributes: Vec::new(),
+            trace_state: trace_state.unwrap_or_default(),
+        }
+    }
 }
 
 fn traces<S>(provider: &SdkTracerProvider) -> impl tracing_subscriber::Layer<S> + use<S>
@@ -158,7 +189,6 @@ where
         .with_tracked_inactivity(false)
 }
 
-/// Samples every span that is made: what is not sampled has none.
 fn provider(endpoint: &str, service: &'static str) -> anyhow::Result<SdkTracerProvider> {
     let exporter = SpanExporter::builder()
         .with_tonic()
@@ -167,7 +197,7 @@ fn provider(endpoint: &str, service: &'static str) -> anyhow::Result<SdkTracerPr
         .context("OTLP endpoint")?;
     Ok(SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
-        .with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOn)))
+        .with_sampler(OurSpans)
         .with_resource(Resource::builder().with_service_name(service).build())
         .build())
 }
@@ -343,12 +373,8 @@ pub fn adopt(span: &Span, headers: &HeaderMap) {
     let incoming = parent.span().span_context().trace_id();
     let _ = span.set_parent(parent);
     let own = span.context().span().span_context().trace_id();
-    let trace_id = if own == opentelemetry::TraceId::INVALID {
-        incoming
-    } else {
-        own
-    };
-    if trace_id != opentelemetry::TraceId::INVALID {
+    let trace_id = if own == TraceId::INVALID { incoming } else { own };
+    if trace_id != TraceId::INVALID {
         span.record("trace_id", tracing::field::display(trace_id));
     }
 }
@@ -396,9 +422,8 @@ mod tests {
     /// Handles one request under a subscriber and gives its log and the
     /// `traceparent` of its outgoing call.
     fn handle(traces: bool, ratio: f64, traceparent: Option<&str>) -> (String, Option<String>) {
-        let sampler = Sampler::ParentBased(Box::new(Sampler::AlwaysOn));
-        let provider = SdkTracerProvider::builder().with_sampler(sampler).build();
-        let layer = traces.then(|| super::traces(&provider).with_filter(filter_fn(is_ours)));
+        let provider = SdkTracerProvider::builder().with_sampler(OurSpans).build();
+        let layer = traces.then(|| super::traces(&provider));
         SAMPLE_RATIO.store(ratio.to_bits(), Relaxed);
         let buffer = Buffer::default();
         let logs = tracing_subscriber::fmt::layer()

@@ -2,6 +2,7 @@
 //! as the processes that ship, a private Redis, Sail and Apache Spark, the
 //! `berth` command, and PySpark and Scala clients in several releases.
 
+pub mod collector;
 mod gate;
 pub mod http;
 mod oidc;

@@ -28,5 +28,6 @@ mod sail_streams;
 mod select;
 mod shared_server;
 mod tokens;
+mod traces;
 mod udfs;
 mod who;
