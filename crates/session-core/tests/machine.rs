@@ -1,5 +1,5 @@
-//! Random lives of sessions keep every invariant, and the transitions of the
-//! design happen when and only when they should.
+//! Random sessions keep every invariant, and each documented transition happens
+//! when and only when it should.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use proptest::prelude::*;

@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_are_those_of_the_design() {
+    fn only_transient_reasons_are_unavailable() {
         // PySpark retries UNAVAILABLE for ten minutes: only what passes may use it.
         let unavailable: Vec<_> = Reason::ALL
             .iter()

@@ -1,8 +1,8 @@
-//! The wall between tenants: random principals try every call of the APIs on
-//! each other's sessions, through the real servers. What is allowed is what the
-//! design says in words, written down once more in `rules`, no more and no
-//! less; and a refusal tells nothing: "not yours" answers as "no such" does, to
-//! the letter, and (`same_work`) after the same work.
+//! Tenant isolation: random principals try every call of the APIs on each
+//! other's sessions, through the real servers. Exactly the calls that `rules`
+//! states in words are allowed. The error for a session of another owner equals
+//! the error for a session that does not exist, byte for byte, and
+//! (`existence_oracle`) after the same work.
 mod rules;
 
 use crate::support::{Manager, route, until};

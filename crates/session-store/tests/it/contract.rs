@@ -112,7 +112,7 @@ contract! {
         places_are_taken_where_the_fewest_are,
         a_server_can_be_kept_to_one_organization;
     tombstones:
-        the_limits_are_those_of_the_design,
+        the_default_limits_are_those_of_the_documentation,
         what_ended_long_ago_is_forgotten_with_all_of_it,
         one_that_lives_or_is_still_due_is_never_forgotten,
         beyond_the_number_the_longest_ended_go_first,

@@ -36,7 +36,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-/// Reports are sent this often (DESIGN §5.10).
+/// Interval between activity reports.
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Calls that begin within this time of each other share a report.
 const GATHER: Duration = Duration::from_millis(20);

@@ -34,7 +34,7 @@ use session_proto::spark::{
 };
 use tonic::Status;
 
-/// Requests that are no work are at most this long (DESIGN §5.5).
+/// Maximum length of a request that gets a local reply.
 pub(crate) const MOST_TALK: usize = 1024;
 
 /// What PySpark 4.1 and later ask before a plan, also before the last one.

@@ -28,8 +28,8 @@ use std::time::Duration;
 /// How much longer than the wait it was asked for session-manager may take.
 pub(crate) const ANSWER_TIME: Duration = Duration::from_secs(5);
 
-/// For how long after a loss an operation that is not found is taken for one
-/// that was lost (DESIGN §5.6).
+/// For this long after a loss of compute, an operation that is not found counts
+/// as lost with it.
 const LOSS_MATTERS: Duration = Duration::from_secs(15 * 60);
 
 /// Orders all that is known of one session: the store's epoch, then the

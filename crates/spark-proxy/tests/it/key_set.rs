@@ -161,7 +161,7 @@ async fn a_crowd_with_unknown_keys_asks_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_defaults_are_those_of_the_design() {
+async fn withdrawn_keys_are_rejected_within_a_minute_by_default() {
     let defaults = DocumentConfig::new("x");
     assert_eq!(defaults.again_after, Duration::from_secs(30));
     // With 15 s in caches and 2 s in the issuer a withdrawn key is gone in 60 s.

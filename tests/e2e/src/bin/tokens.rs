@@ -1,7 +1,7 @@
-//! What tokens cost (TARGETS §3): checking one beside the signature alone,
-//! finding one that was checked before, and issuing end to end on real Redis.
-//! Rounds of each take turns, so that drift of the machine favours nobody.
-//! `TOKENS_SMOKE=1` takes few of each, to see that it works.
+//! The cost of tokens (docs/benchmarks.md): verification beside the signature
+//! alone, lookup of a verified token, and issuing end to end on real Redis.
+//! Rounds alternate, so that drift of the machine affects all rows equally.
+//! `TOKENS_SMOKE=1` runs a few of each, to show that the benchmark works.
 
 use anyhow::{Context, Result};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};

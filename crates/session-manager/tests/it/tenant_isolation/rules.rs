@@ -1,5 +1,5 @@
-//! Who may do what, as the design says it in words, written without a look at
-//! the code that decides it: one line per RPC, and the words of those lines.
+//! The access rules in words, written independently of the code that enforces
+//! them: one line per RPC, and the words of those lines.
 //!
 //! > create – any member, on granted clusters and allowed catalogs;
 //! > describe/list – own sessions, team admin: the team's, org admin: all of the

@@ -45,7 +45,7 @@ fn ids(sessions: &[Session]) -> BTreeSet<SessionId> {
     sessions.iter().map(|session| session.id.clone()).collect()
 }
 
-pub(crate) async fn the_limits_are_those_of_the_design(store: Store) {
+pub(crate) async fn the_default_limits_are_those_of_the_documentation(store: Store) {
     let limits = Tombstones::default();
     assert_eq!(limits, keep(MINUTE * 60 * 24 * 7, 5_000, 20_000));
     assert_eq!(store.trim_ended(&limits, 100).await.unwrap(), 0);
