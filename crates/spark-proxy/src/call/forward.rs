@@ -229,27 +229,7 @@ async fn download(
     response: ResponseFuture,
     client: &Client,
 ) -> Result<Outcome, Stop> {
-    let sent = Instant::now();
-    let response = response
-        .instrument(child_span!("first_byte"))
-        .await
-        .map_err(|error| lost(&error))?;
-    exchange
-        .metrics()
-        .waited
-        .at(Stage::FirstByte)
-        .observe(sent.elapsed());
-    let (mut head, body) = response.into_parts();
-    if head.status != StatusCode::OK {
-        tracing::info!(
-            status = head.status.as_u16(),
-            "compute answered with a bare HTTP status"
-        );
-        return Err(Stop::Refused(backend_lost("The compute's answer is not gRPC.")));
-    }
-    headers::toward_client(&mut head.headers);
-    head.headers
-        .insert(&GENERATION, exchange.backend.generation_header.clone());
+    let (mut head, body) = first_byte(exchange, response).await?;
     let status = outcome(&head.headers);
     if body.is_end_stream() {
         exchange.translated(&head.headers)?;
@@ -273,6 +253,39 @@ async fn download(
         }
         trailers
     };
+    finish(exchange, trailers, client).await
+}
+
+/// The head of the response, as the client gets it, and its body.
+async fn first_byte(
+    exchange: &Exchange<'_>,
+    response: ResponseFuture,
+) -> Result<(http::response::Parts, Body), Stop> {
+    let sent = Instant::now();
+    let response = response.instrument(child_span!("first_byte")).await;
+    let response = response.map_err(|error| lost(&error))?;
+    let waited = &exchange.metrics().waited;
+    waited.at(Stage::FirstByte).observe(sent.elapsed());
+    let (mut head, body) = response.into_parts();
+    if head.status != StatusCode::OK {
+        tracing::info!(
+            status = head.status.as_u16(),
+            "compute answered with a bare HTTP status"
+        );
+        return Err(Stop::Refused(backend_lost("The compute's answer is not gRPC.")));
+    }
+    headers::toward_client(&mut head.headers);
+    let generation = exchange.backend.generation_header.clone();
+    head.headers.insert(&GENERATION, generation);
+    Ok((head, body))
+}
+
+/// The end of a response with a body.
+async fn finish(
+    exchange: &Exchange<'_>,
+    trailers: Option<HeaderMap>,
+    client: &Client,
+) -> Result<Outcome, Stop> {
     let Some(mut trailers) = trailers else {
         return Err(Stop::Refused(backend_lost(
             "The compute ended its answer without a status.",
@@ -295,8 +308,7 @@ async fn download(
                 spark_session,
                 ..
             } = exchange;
-            let kept = Box::pin(bind::keep_settings(worker, open, backend, *spark_session, change));
-            kept.await;
+            Box::pin(bind::keep_settings(worker, open, backend, *spark_session, change)).await;
         }
     } else {
         engine_errors::explain_replacement(&mut trailers, exchange.route);

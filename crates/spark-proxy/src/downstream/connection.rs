@@ -212,21 +212,13 @@ async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<
                 let (request, respond) = call?;
                 if refused {
                     Client::new(respond, pace.unsent()).refuse(tls_required());
-                    continue;
-                }
-                if headers::list_size(&request) > limits.header_list_bytes as usize {
-                    metrics.opened.inc();
-                    Client::new(respond, pace.unsent()).refuse(headers_too_long(limits));
-                    metrics.calls.at(Outcome::of(Reason::InvalidArgument)).inc();
-                    continue;
-                }
-                if let Err(refused) = has_room(limits, &state, request.uri().path()).await {
+                } else if let Err(refused) = check_call(limits, &state, &request).await {
                     metrics.opened.inc();
                     metrics.calls.at(Outcome::of(refused.reason)).inc();
                     Client::new(respond, pace.unsent()).refuse(refused);
-                    continue;
+                } else {
+                    tokio::task::spawn_local(handle(Rc::clone(worker), Rc::clone(&state), request, respond));
                 }
-                tokio::task::spawn_local(handle(Rc::clone(worker), Rc::clone(&state), request, respond));
             }
             () = &mut stopping, if !draining => {
                 draining = true;
@@ -299,6 +291,18 @@ fn poll_call(http: &mut server::Connection<Io, Bytes>, pace: &Pace, cx: &mut Con
         pace.next_turn();
     }
     call
+}
+
+/// May this call begin, as far as its size and its connection go?
+async fn check_call(
+    limits: &LimitConfig,
+    state: &Rc<ConnectionState>,
+    request: &http::Request<h2::RecvStream>,
+) -> Result<(), Refused> {
+    if headers::list_size(request) > limits.header_list_bytes as usize {
+        return Err(headers_too_long(limits));
+    }
+    has_room(limits, state, request.uri().path()).await
 }
 
 /// May the connection have one more call? Each open call has a share in its state.
