@@ -1,20 +1,18 @@
-//! The one list of characters that are refused in names and labels, and
-//! escaped in log lines, tables and error texts.
+//! The characters that are rejected in names and labels, and escaped in log lines, tables and error
+//! texts.
 //!
-//! A character is printable unless it ends a line, speaks to the terminal,
-//! changes the direction of the text around it, or takes no space and hides
-//! text from whoever reads it. All scripts pass, right-to-left ones too, and so
-//! do combining marks, variation selectors and the two joiners (U+200C,
-//! U+200D): Persian, Indic scripts and emoji are not written without them, and
-//! they neither reorder nor delete. Characters that look like others pass as
-//! well: this is a list of what breaks a display, not of what can be confused.
+//! A character is printable unless it ends a line, controls the terminal, changes the direction of
+//! the surrounding text, or takes no space and can hide text. All scripts are printable,
+//! right-to-left ones included, and so are combining marks, variation selectors and the two joiners
+//! (U+200C, U+200D): Persian, Indic scripts and emoji need them, and they neither reorder nor
+//! delete. Similar characters are printable as well: the list has characters that break a display,
+//! not those that can be confused.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 
-/// What is not printable besides control characters (general category Cc), in
-/// the order of code points.
+/// Unprintable characters besides control characters (general category Cc), by code point.
 const UNPRINTABLE: [(RangeInclusive<char>, &str); 20] = [
     ('\u{ad}'..='\u{ad}', "soft hyphen"),
     ('\u{34f}'..='\u{34f}', "combining grapheme joiner"),
@@ -47,7 +45,7 @@ const UNPRINTABLE: [(RangeInclusive<char>, &str); 20] = [
     ('\u{e01f0}'..='\u{e0fff}', "unassigned ignorable characters"),
 ];
 
-/// Whether the character may stand in a line that somebody reads.
+/// Whether the character is printable.
 pub fn is_printable(char: char) -> bool {
     if char.is_ascii() {
         return !char.is_ascii_control();
@@ -57,12 +55,12 @@ pub fn is_printable(char: char) -> bool {
     !char.is_control() && !noncharacter && !UNPRINTABLE.iter().any(|(range, _)| range.contains(&char))
 }
 
-/// Whether all of `text` may stand in a line.
+/// Whether all characters of `text` are printable.
 pub fn all_printable(text: &str) -> bool {
     text.chars().all(is_printable)
 }
 
-/// The text with each unprintable character as `\u{…}`.
+/// Writes each unprintable character as `\u{…}`.
 pub fn escape(text: &str) -> Cow<'_, str> {
     escape_except(text, |_| false)
 }
@@ -72,9 +70,8 @@ pub fn escape_lines(text: &str) -> Cow<'_, str> {
     escape_except(text, |char| matches!(char, '\n' | '\t'))
 }
 
-/// JSON with each unprintable character written as JSON writes it, `\u202e`.
-/// The value that it stands for is the same. `json` must be JSON as a
-/// serializer makes it: line feeds between its members stay.
+/// Writes each unprintable character as a JSON escape, `\u202e`. The value does not change. `json`
+/// must be JSON from a serializer: line feeds between members stay.
 pub fn escape_json(json: &str) -> Cow<'_, str> {
     if json.chars().all(|char| is_printable(char) || char == '\n') {
         return Cow::Borrowed(json);
@@ -90,16 +87,15 @@ pub fn escape_json(json: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// Appends the character's escape in a JSON string.
+/// Appends the JSON escape of the character.
 pub fn push_json_escape(text: &mut String, char: char) {
     for unit in char.encode_utf16(&mut [0; 2]) {
-        // Writing into a string cannot fail.
+        // Writing to a string cannot fail.
         let _ = write!(text, "\\u{unit:04x}");
     }
 }
 
-/// The text with each unprintable character replaced by `?`, where a record
-/// has room for a fixed number of bytes.
+/// Replaces each unprintable character by `?`, for records with a fixed number of bytes.
 pub fn replace(text: &str) -> Cow<'_, str> {
     if all_printable(text) {
         return Cow::Borrowed(text);
