@@ -1,5 +1,4 @@
-//! What is said on the wire, as session-core understands it, and back.
-//! Bad input is refused with the name of the field.
+//! Conversions between wire types and session-core. Errors name the invalid field.
 
 use crate::error::Refused;
 use crate::v1;
@@ -14,7 +13,7 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A moment for the wire.
+/// Encodes a timestamp.
 pub fn timestamp(at: Timestamp) -> prost_types::Timestamp {
     let millis = at.as_millis();
     prost_types::Timestamp {
@@ -23,14 +22,14 @@ pub fn timestamp(at: Timestamp) -> prost_types::Timestamp {
     }
 }
 
-/// A moment from the wire; before the epoch counts as the epoch.
+/// Decodes a timestamp; times before the epoch become the epoch.
 pub fn from_timestamp(at: &prost_types::Timestamp) -> Timestamp {
     let seconds = u64::try_from(at.seconds).unwrap_or(0);
     let millis = u64::try_from(at.nanos).unwrap_or(0) / 1_000_000;
     Timestamp::from_millis(seconds.saturating_mul(1000).saturating_add(millis))
 }
 
-/// A duration for the wire.
+/// Encodes a duration.
 pub fn duration(value: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(value.as_secs()).unwrap_or(i64::MAX),
@@ -38,7 +37,7 @@ pub fn duration(value: Duration) -> prost_types::Duration {
     }
 }
 
-/// A duration from the wire.
+/// Decodes a duration.
 ///
 /// # Errors
 /// Names `field` when it is negative.
@@ -49,7 +48,7 @@ pub fn from_duration(field: &'static str, value: &prost_types::Duration) -> Resu
     }
 }
 
-/// An optional duration from the wire.
+/// Decodes an optional duration.
 ///
 /// # Errors
 /// Names `field` when it is negative.
@@ -60,10 +59,10 @@ pub fn maybe_duration(
     value.map(|value| from_duration(field, value)).transpose()
 }
 
-/// A name or id from the wire.
+/// Parses a name or id.
 ///
 /// # Errors
-/// Names `field` and what would be accepted.
+/// Names `field` and the accepted form.
 pub fn parse<T: FromStr<Err: std::fmt::Display>>(field: &'static str, text: &str) -> Result<T, Refused> {
     text.parse()
         .map_err(|problem: T::Err| Refused::field(field, problem))
@@ -74,7 +73,7 @@ pub fn non_empty(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// A status for the wire.
+/// Encodes a status.
 pub const fn status(status: Status) -> v1::SessionStatus {
     match status {
         Status::Pending => v1::SessionStatus::Pending,
@@ -85,10 +84,10 @@ pub const fn status(status: Status) -> v1::SessionStatus {
     }
 }
 
-/// A status from the wire.
+/// Decodes a status.
 ///
 /// # Errors
-/// Names `field` when it is none.
+/// Names `field` when it is not a status.
 pub fn from_status(field: &'static str, value: i32) -> Result<Status, Refused> {
     match v1::SessionStatus::try_from(value) {
         Ok(v1::SessionStatus::Pending) => Ok(Status::Pending),
@@ -117,10 +116,9 @@ fn policy(policy: &SessionPolicy) -> v1::SessionPolicy {
     }
 }
 
-/// A session for the wire, with its use as far as proxies have reported it.
-/// While a call is in flight it does not go idle, so nobody can say when it
-/// will. The status detail is left out unless `with_detail`: it may hold log
-/// lines of the engine.
+/// Encodes a session, with the use that proxies have reported. While a call is in flight there is
+/// no idle time. The status detail is left out unless `with_detail`: it may contain log lines of
+/// the engine.
 pub fn session(session: &Session, used: &Use, with_detail: bool) -> v1::Session {
     let route = session.state.published_route();
     let idle_at = match used.activity() {
@@ -177,7 +175,7 @@ pub fn session(session: &Session, used: &Use, with_detail: bool) -> v1::Session 
     }
 }
 
-/// An operation for the wire.
+/// Encodes an operation.
 pub fn operation(operation: Operation) -> v1::Operation {
     v1::Operation {
         operation_id: operation.operation_id,
@@ -187,7 +185,7 @@ pub fn operation(operation: Operation) -> v1::Operation {
     }
 }
 
-/// A change for the wire.
+/// Encodes a session event.
 pub fn event(record: &EventRecord) -> v1::SessionEvent {
     let actor = match &record.actor {
         Actor::System => "system".to_owned(),
@@ -221,8 +219,8 @@ fn from_engine(value: i32) -> Result<Engine, Refused> {
     }
 }
 
-/// A cluster for the wire. How compute is made is left out unless
-/// `with_provider`: it names programs and addresses.
+/// Encodes a cluster. The provider is left out unless `with_provider`: it names programs and
+/// addresses.
 pub fn cluster(cluster: &Cluster, with_provider: bool) -> v1::Cluster {
     let status = match cluster.status {
         ClusterStatus::Pending => v1::ClusterStatus::Pending,
@@ -281,10 +279,10 @@ fn provider(provider: &Provider) -> v1::cluster::Provider {
     }
 }
 
-/// A cluster from the wire; its status and who manages it are not the caller's to say.
+/// Decodes a cluster; callers cannot set its status and manager.
 ///
 /// # Errors
-/// Names the first field that is not acceptable.
+/// Names the first invalid field.
 pub fn from_cluster(wire: v1::Cluster) -> Result<Cluster, Refused> {
     let provider = match wire.provider {
         Some(v1::cluster::Provider::Static(spec)) => Provider::Static {
@@ -360,7 +358,7 @@ pub fn from_cluster(wire: v1::Cluster) -> Result<Cluster, Refused> {
     })
 }
 
-/// A catalog for the wire.
+/// Encodes a catalog.
 pub fn catalog(catalog: &Catalog) -> v1::Catalog {
     let value = |value: &PropertyValue| v1::PropertyValue {
         value: Some(match value {
@@ -386,10 +384,10 @@ pub fn catalog(catalog: &Catalog) -> v1::Catalog {
     }
 }
 
-/// A catalog from the wire.
+/// Decodes a catalog.
 ///
 /// # Errors
-/// Names the first field that is not acceptable.
+/// Names the first invalid field.
 pub fn from_catalog(wire: v1::Catalog) -> Result<Catalog, Refused> {
     let mut properties = BTreeMap::new();
     for (key, value) in wire.properties {
@@ -412,7 +410,7 @@ pub fn from_catalog(wire: v1::Catalog) -> Result<Catalog, Refused> {
     })
 }
 
-/// An organization for the wire.
+/// Encodes an organization.
 pub fn org(org: &Org, disabled: bool) -> v1::Org {
     v1::Org {
         name: org.id.to_string(),
@@ -424,7 +422,7 @@ pub fn org(org: &Org, disabled: bool) -> v1::Org {
     }
 }
 
-/// Limits for the wire.
+/// Encodes limits.
 pub const fn limits(limits: &Limits) -> v1::Limits {
     v1::Limits {
         live_sessions_per_owner: limits.live_sessions_per_owner,
@@ -435,10 +433,10 @@ pub const fn limits(limits: &Limits) -> v1::Limits {
     }
 }
 
-/// Limits from the wire.
+/// Decodes limits.
 ///
 /// # Errors
-/// Names the first limit that is out of its bounds.
+/// Names the first limit that is out of range.
 pub fn from_limits(wire: &v1::Limits) -> Result<Limits, Refused> {
     let limits = Limits {
         live_sessions_per_owner: wire.live_sessions_per_owner,

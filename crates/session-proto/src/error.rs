@@ -1,10 +1,9 @@
 //! [`Reason`] as a gRPC status, and back.
 //!
-//! Two rules come from how PySpark reacts (docs/errors.md): a final error
-//! carries ErrorInfo with an error class, so that it is shown as a clean
-//! SparkException; an error that passes, or that says a backend was lost,
-//! carries none, because PySpark 4 answers any ErrorInfo with one more call
-//! before it shows the error or retries.
+//! Two rules follow from PySpark's behaviour (docs/errors.md): a final error carries ErrorInfo with
+//! an error class, so that it is shown as a clean SparkException; a temporary error, or the loss of
+//! a backend, carries none, because PySpark 4 makes one more call after any ErrorInfo before it
+//! shows the error or retries.
 
 use crate::trailers;
 use session_core::Reason;
@@ -14,9 +13,9 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-/// The `ErrorInfo.domain` of everything Berth itself says.
+/// The `ErrorInfo.domain` of all Berth errors.
 pub const DOMAIN: &str = "berth";
-/// The trailer that names the reason of every error of Berth's.
+/// Trailer with the reason of every Berth error.
 pub const REASON_TRAILER: &str = "berth-reason";
 const DEFAULT_RETRY: Duration = Duration::from_secs(2);
 
@@ -54,7 +53,7 @@ pub const fn code_of(reason: Reason) -> Code {
     }
 }
 
-/// Does the error carry ErrorInfo?
+/// Whether the error carries ErrorInfo.
 const fn has_error_info(reason: Reason) -> bool {
     !matches!(
         reason,
@@ -67,21 +66,21 @@ const fn has_error_info(reason: Reason) -> bool {
     )
 }
 
-/// An error of Berth's, ready to be sent.
+/// A Berth error.
 #[derive(Debug, Clone)]
 pub struct Refused {
-    /// What kind.
+    /// Reason of the error.
     pub reason: Reason,
-    /// What happened and what to do next. No address, stack or secret.
+    /// What happened and the fix, without address, stack or secret.
     pub message: String,
-    /// When trying again may help.
+    /// Retry delay.
     pub retry_after: Option<Duration>,
-    /// More for programs, e.g. the field that is wrong.
+    /// Details for programs, such as the invalid field.
     pub metadata: Vec<(&'static str, String)>,
 }
 
 impl Refused {
-    /// An error with a text.
+    /// Creates an error with a text.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         let retry_after = matches!(code_of(reason), Code::Unavailable).then_some(DEFAULT_RETRY);
         Self {
@@ -92,14 +91,14 @@ impl Refused {
         }
     }
 
-    /// A field of the request is not acceptable.
+    /// A field of the request is invalid.
     pub fn field(field: &'static str, problem: impl std::fmt::Display) -> Self {
         let mut refused = Self::new(Reason::InvalidArgument, format!("{field}: {problem}"));
         refused.metadata.push(("field", field.to_owned()));
         refused
     }
 
-    /// The same for what is not the caller's and for what does not exist.
+    /// The object belongs to another owner or does not exist; both have the same error.
     pub fn not_authorized() -> Self {
         Self::new(
             Reason::NotAuthorized,
@@ -107,7 +106,7 @@ impl Refused {
         )
     }
 
-    /// No usable key came with an API call.
+    /// An API call came without a usable key.
     pub fn no_key(problem: impl std::fmt::Display) -> Self {
         Self::new(
             Reason::CallerUnknown,
@@ -117,8 +116,8 @@ impl Refused {
         )
     }
 
-    /// An API call's headers exceed `most` bytes; of `bytes` in all the
-    /// credential alone has `credential`.
+    /// The headers of an API call exceed `most` bytes; they have `bytes`, of which the credential
+    /// has `credential`.
     pub fn head_too_large(bytes: usize, credential: usize, most: usize) -> Self {
         let refused = if credential > most / 2 {
             Self::new(
@@ -137,22 +136,22 @@ impl Refused {
         refused.with("limit", most.to_string())
     }
 
-    /// Trying again may help after `delay`.
+    /// Sets the retry delay.
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);
         self
     }
 
-    /// Adds a key for programs.
+    /// Adds a detail for programs.
     #[must_use]
     pub fn with(mut self, key: &'static str, value: impl Into<String>) -> Self {
         self.metadata.push((key, value.into()));
         self
     }
 
-    /// The whole as a gRPC status with details and the reason trailer. What is
-    /// too long for gRPC clients is cut.
+    /// Converts the error to a gRPC status with details and the reason trailer, cut to the size
+    /// that gRPC clients accept.
     pub fn into_status(self) -> Status {
         let mut details = ErrorDetails::new();
         if has_error_info(self.reason) {
@@ -190,7 +189,7 @@ impl From<Refused> for Status {
     }
 }
 
-/// The reason that a status of Berth's own carries.
+/// Returns the reason in a status of Berth.
 pub fn reason_of(status: &Status) -> Option<Reason> {
     let from_info = status
         .get_details_error_info()
@@ -242,7 +241,7 @@ mod tests {
 
     #[test]
     fn only_transient_reasons_are_unavailable() {
-        // PySpark retries UNAVAILABLE for ten minutes: only what passes may use it.
+        // PySpark retries UNAVAILABLE for ten minutes: only temporary errors may use it.
         let unavailable: Vec<_> = Reason::ALL
             .iter()
             .filter(|reason| code_of(**reason) == Code::Unavailable)

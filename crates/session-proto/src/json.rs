@@ -1,16 +1,16 @@
 //! The JSON form of `berth.v1`, the same for `berth --output json` and REST.
 //!
-//! Names are those of the protos. Every field is always there. Enums have their
-//! short names (`"active"`), times are RFC 3339, durations are seconds with an
-//! `s` (`"1800s"`), and what is not set is `null`.
+//! Names are those of the protos. Every field is always present. Enums have short names
+//! (`"active"`), times are RFC 3339, durations are seconds with an `s` (`"1800s"`), and unset
+//! values are `null`.
 
 use crate::{convert, v1};
 use serde::{Serialize, Serializer};
 use std::collections::HashMap;
 
-/// A message as JSON, with the members of every object in alphabetical order.
+/// Converts a message to JSON, with the members of every object in alphabetical order.
 pub fn value(message: &impl Serialize) -> serde_json::Value {
-    // Messages are structures of texts and numbers with text keys: this cannot fail.
+    // Cannot fail: messages are structures of texts and numbers with text keys.
     serde_json::to_value(message).unwrap_or_default()
 }
 
@@ -28,7 +28,7 @@ pub(crate) fn enumerations<S: Serializer, E: TryFrom<i32> + Default + Serialize>
     serializer.collect_seq(numbers.iter().map(|&number| named::<E>(number)))
 }
 
-/// A number that a newer service made up is "unspecified".
+/// Numbers unknown to this release become "unspecified".
 fn named<E: TryFrom<i32> + Default>(number: i32) -> E {
     E::try_from(number).unwrap_or_default()
 }

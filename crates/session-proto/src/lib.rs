@@ -1,6 +1,5 @@
-//! Berth's APIs as generated code, and the ways between them and session-core:
-//! [`convert`] for what is said, [`json`] for how people and programs see it, [`error`]
-//! for what went wrong, [`trailers`] for errors of a size that clients accept.
+//! Generated code of Berth's APIs, and its conversions: [`convert`] to session-core, [`json`] for
+//! output, [`error`] for statuses, [`trailers`] for errors of a size that clients accept.
 
 pub mod convert;
 pub mod error;
@@ -33,11 +32,10 @@ pub use generated::v1;
 /// `berth.internal.v1`: between Berth's own services.
 pub use generated::internal;
 
-/// `spark.connect`: the part of Apache Spark's protocol that Berth speaks itself.
+/// `spark.connect`: the part of Apache Spark's protocol that Berth uses.
 pub use generated::spark;
 
-/// The metadata in which a service tells session-manager's internal port from
-/// which address its caller called.
+/// Metadata with the client IP, which a service sends to session-manager's internal port.
 pub const CALLER_ADDRESS: &str = "x-berth-caller-address";
 
 /// The file descriptors of `berth.v1`, for server reflection.

@@ -1,14 +1,12 @@
-//! Which port sends which [`Reason`], and what a port answers to calls that
-//! belong to another one.
+//! The ports that send each [`Reason`], and the response of a port to calls of another one.
 //!
-//! docs/errors.md repeats [`ports`]; `tests/errors_doc.rs` compares the two and
-//! the sources. In debug builds, which is what tests run, each port checks what
-//! it sends with [`check_sent`].
+//! docs/errors.md repeats [`ports`]; `tests/errors_doc.rs` compares both with the sources. In debug
+//! builds, which tests use, each port checks its errors with [`check_sent`].
 
 use crate::error::Refused;
 use session_core::Reason;
 
-/// A port of Berth's that speaks gRPC.
+/// A gRPC port of Berth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Port {
     /// session-manager's API.
@@ -28,10 +26,10 @@ const APIS: &[Port] = &[Public, Internal, Issuer];
 const EVERYWHERE: &[Port] = &[Public, Internal, Issuer, SparkConnect];
 
 impl Port {
-    /// Every one.
+    /// All ports.
     pub const ALL: &'static [Self] = &[Public, Internal, Issuer, SparkConnect];
 
-    /// Its number unless configured otherwise.
+    /// The default port number.
     pub const fn number(self) -> u16 {
         match self {
             Self::Public => 8081,
@@ -41,7 +39,7 @@ impl Port {
         }
     }
 
-    /// What is served there, as a sentence.
+    /// The service of the port, as a sentence.
     const fn serves(self) -> &'static str {
         match self {
             Self::Public => "This is session-manager's API.",
@@ -54,7 +52,7 @@ impl Port {
     }
 }
 
-/// The ports that can answer with `reason`.
+/// The ports that can send `reason`.
 pub const fn ports(reason: Reason) -> &'static [Port] {
     match reason {
         Reason::TokenMissing
@@ -68,7 +66,7 @@ pub const fn ports(reason: Reason) -> &'static [Port] {
         | Reason::CompressedRequest
         | Reason::BackendLost
         | Reason::OperationLost => &[SparkConnect],
-        // session-manager checks session tokens for the proxy.
+        // session-manager verifies session tokens for the proxy.
         Reason::TokenMalformed
         | Reason::TokenExpired
         | Reason::TokenRevoked
@@ -100,8 +98,8 @@ pub fn is_sent_at(reason: Reason, port: Port) -> bool {
     ports(reason).contains(&port)
 }
 
-/// In debug builds panics if a port sends an error that [`ports`] does not
-/// declare for it. `reason` is the value of the trailer `berth-reason`.
+/// In debug builds panics if a port sends an error that [`ports`] does not declare for it. `reason`
+/// is the value of the trailer `berth-reason`.
 pub fn check_sent(port: Port, reason: &[u8]) {
     debug_assert!(
         Reason::ALL
@@ -112,8 +110,8 @@ pub fn check_sent(port: Port, reason: &[u8]) {
     );
 }
 
-/// The answer to a call that `here` does not serve: what is served here, and
-/// the address that the caller needs instead.
+/// The error for a call that `here` does not serve: its service, and the address that the caller
+/// needs.
 pub fn misdirected(path: &str, here: Port) -> Refused {
     let elsewhere = match path {
         _ if path.starts_with("/spark.connect.") => {

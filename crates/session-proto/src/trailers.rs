@@ -1,21 +1,18 @@
 //! Trailers of a size that gRPC clients accept.
 //!
-//! A gRPC client bounds the header list of a response, and trailers that exceed
-//! the bound reach nobody: the caller gets a status of its own library instead
-//! (`RESOURCE_EXHAUSTED: received metadata size exceeds soft limit`). A list
-//! counts as HTTP/2 counts it: names, values and 32 bytes for each field.
-//! Bounds of released clients:
+//! A gRPC client limits the header list of a response. Larger trailers are dropped, and the caller
+//! gets a status of its own library (`RESOURCE_EXHAUSTED: received metadata size exceeds soft
+//! limit`). HTTP/2 counts names, values and 32 bytes for each field. Limits of released clients:
 //!
-//! | client | bound |
+//! | client | limit |
 //! |---|---|
-//! | grpc-core (PySpark), measured with grpcio 1.85.1 | 8 KiB always accepted, above that refused at random, 16 KiB always refused |
+//! | grpc-core (PySpark), measured with grpcio 1.85.1 | 8 KiB always accepted, above that rejected at random, 16 KiB always rejected |
 //! | grpc-java (Scala, JDBC) | 8 KiB |
 //! | hyper (Rust) | 16 KiB |
 //! | grpc-go | 16 MiB |
 //!
-//! A text costs more than its length: `grpc-message` is percent-encoded (a CJK
-//! letter takes 9 bytes there), and `grpc-status-details-bin` repeats it in
-//! base64 (4 bytes more).
+//! A text costs more than its length: `grpc-message` is percent-encoded (9 bytes for a CJK letter),
+//! and `grpc-status-details-bin` repeats it in base64 (4 more bytes).
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use prost::Message as _;
@@ -24,30 +21,30 @@ use tonic::Status;
 use tonic::metadata::{Binary, MetadataMap, MetadataValue};
 use tonic_types::pb;
 
-/// The largest header list that ends a response. Below the 8 KiB of the
-/// strictest clients by what load balancers in front of Berth may add.
+/// Maximum size of the trailers: 8 KiB of the strictest clients, less what load balancers in front
+/// of Berth may add.
 pub const MAX_TRAILERS_BYTES: usize = 7 * 1024;
-/// The longest text of an error that Berth makes, as [`text_cost`] counts it:
-/// whatever else its status carries, the whole fits.
+/// Maximum cost of a Berth error text, as [`text_cost`] counts it: a status with such a text always
+/// fits.
 pub const MAX_TEXT_COST: usize = 4 * 1024;
-/// The longest metadata value of an error that Berth makes.
+/// Maximum length of a metadata value of a Berth error.
 pub const MAX_METADATA_VALUE: usize = 256;
 
-/// What HTTP/2 counts for each field beside its name and value.
+/// Overhead of each field in HTTP/2.
 const FIELD: usize = 32;
-/// `:status: 200`, which is in the list of a response that is trailers alone.
+/// `:status: 200`, which belongs to the list of a trailers-only response.
 const STATUS_FIELD: usize = ":status".len() + "200".len() + FIELD;
-/// While details leave this much for the text, they stay as they are.
+/// Details are not cut while they leave this much for the text.
 const ENOUGH_TEXT_COST: usize = 2 * 1024;
-/// Metadata of other sizes is left out of details that must become smaller.
+/// Maximum size of metadata that stays in cut details.
 const SMALL_DETAIL: usize = 256;
-/// The most that all details together may take once they must become smaller.
+/// Maximum size of all details once they are cut.
 const MAX_DETAILS: usize = 3 * 1024;
-const NOTE: &str = "… [cut: gRPC clients accept no longer error]";
+const NOTE: &str = "… [cut: too long for gRPC clients]";
 
 const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
-/// Trailers that are never left out.
+/// Trailers that are never removed.
 const NEEDED: [HeaderName; 5] = [
     HeaderName::from_static("grpc-status"),
     MESSAGE,
@@ -56,7 +53,7 @@ const NEEDED: [HeaderName; 5] = [
     HeaderName::from_static(crate::error::REASON_TRAILER),
 ];
 const ERROR_INFO: &str = "type.googleapis.com/google.rpc.ErrorInfo";
-/// Metadata of ErrorInfo by which clients build the exception, most important first.
+/// Metadata of ErrorInfo from which clients build the exception, most important first.
 const ERROR_METADATA: [&str; 5] = [
     "errorClass",
     "errorId",
@@ -73,8 +70,8 @@ pub fn list_size(headers: &HeaderMap) -> usize {
     STATUS_FIELD + fields.sum::<usize>()
 }
 
-/// The status in trailers of somebody else's. Details that are not base64 count
-/// as none: [`Status::from_header_map`] panics over them.
+/// Parses a foreign status from trailers. Details that are not base64 are ignored:
+/// [`Status::from_header_map`] panics on them.
 pub fn status_of(trailers: &HeaderMap) -> Option<Status> {
     if !trailers.contains_key(&DETAILS) {
         return Status::from_header_map(trailers);
@@ -92,8 +89,7 @@ pub fn status_of(trailers: &HeaderMap) -> Option<Status> {
     Status::from_header_map(&trailers)
 }
 
-/// Adds `note` to the text of the error in trailers; details keep the rest of
-/// what they say.
+/// Appends `note` to the error text in trailers; other details are kept.
 pub fn append_text(trailers: &mut HeaderMap, note: &str) {
     let Some(status) = status_of(trailers) else { return };
     let text = format!("{}{note}", status.message());
@@ -102,7 +98,7 @@ pub fn append_text(trailers: &mut HeaderMap, note: &str) {
         .filter(|details| !details.is_empty())
         .and_then(|details| pb::Status::decode(details).ok())
     {
-        // Clients refuse details whose text is not that of the status.
+        // Clients reject details with another text than the status.
         details.message = text;
         let encoded = MetadataValue::<Binary>::from_bytes(&details.encode_to_vec());
         if let Ok(value) = HeaderValue::from_bytes(encoded.as_encoded_bytes()) {
@@ -111,9 +107,9 @@ pub fn append_text(trailers: &mut HeaderMap, note: &str) {
     }
 }
 
-/// Makes the headers that end a response small enough for every client. The
-/// code and the class of the error stay; the text is cut at the end of a
-/// character, and says so. Trailers that fit are left alone.
+/// Cuts the headers that end a response to a size that every client accepts. Code and error class
+/// stay; the text is cut at a character boundary and marked. Trailers within the limit are
+/// unchanged.
 ///
 /// Returns whether something was cut.
 pub fn fit(trailers: &mut HeaderMap) -> bool {
@@ -149,7 +145,7 @@ pub fn fit(trailers: &mut HeaderMap) -> bool {
     let text = cut(&text, room, details.is_some());
     trailers.insert(MESSAGE, percent_encoded(&text));
     if let Some(mut details) = details {
-        // Clients refuse details whose text is not that of the status.
+        // Clients reject details with another text than the status.
         details.message = text.into_owned();
         let encoded = MetadataValue::<Binary>::from_bytes(&details.encode_to_vec());
         if let Ok(value) = HeaderValue::from_bytes(encoded.as_encoded_bytes()) {
@@ -159,8 +155,8 @@ pub fn fit(trailers: &mut HeaderMap) -> bool {
     true
 }
 
-/// Leaves out what is not part of the status, largest first, until it is at
-/// most half of what may be sent.
+/// Removes trailers that are not part of the status, largest first, until they take at most half of
+/// the limit.
 fn remove_largest_foreign(trailers: &mut HeaderMap) {
     let mut foreign: Vec<(usize, HeaderName)> = trailers
         .keys()
@@ -181,7 +177,7 @@ fn remove_largest_foreign(trailers: &mut HeaderMap) {
     }
 }
 
-/// Leaves out of details what clients can do without.
+/// Removes details that clients do not need.
 fn shrink(details: &mut pb::Status) {
     let mut room = MAX_DETAILS;
     for detail in &mut details.details {
@@ -191,7 +187,7 @@ fn shrink(details: &mut pb::Status) {
             detail.value = shrunk(info).encode_to_vec();
         }
     }
-    // ErrorInfo first: it says what the error is.
+    // ErrorInfo first: it identifies the error.
     details
         .details
         .sort_by_key(|detail| detail.type_url != ERROR_INFO);
@@ -205,8 +201,7 @@ fn shrink(details: &mut pb::Status) {
     });
 }
 
-/// ErrorInfo with as much of its metadata as is small, or needed. Values stay
-/// whole or go: some of them are JSON.
+/// Keeps ErrorInfo metadata that is small or required. Values are never cut: some are JSON.
 fn shrunk(mut info: pb::ErrorInfo) -> pb::ErrorInfo {
     cut_at_char(&mut info.reason, MAX_METADATA_VALUE);
     cut_at_char(&mut info.domain, MAX_METADATA_VALUE);
@@ -234,24 +229,24 @@ fn shrunk(mut info: pb::ErrorInfo) -> pb::ErrorInfo {
     info
 }
 
-/// A text of Berth's own that is short enough for every client.
+/// Shortens a Berth error text to the size that every client accepts.
 pub fn short_text(text: &str) -> Cow<'_, str> {
     cut(text, MAX_TEXT_COST, true)
 }
 
-/// Cuts a text to at most so many bytes, at the end of a character.
+/// Cuts a text to at most `most` bytes, at a character boundary.
 pub fn cut_at_char(text: &mut String, most: usize) {
     text.truncate(text.floor_char_boundary(most));
 }
 
-/// What a text takes of a response's header list: in `grpc-message`, and once
-/// more in the details if there are any.
+/// Cost of a text in the header list of a response: in `grpc-message`, and again in the details if
+/// there are any.
 fn text_cost(text: &str, in_details: bool) -> usize {
     let message: usize = text.bytes().map(encoded_len).sum();
     message + if in_details { base64_len(text.len()) } else { 0 }
 }
 
-/// The text, or as much of it as costs no more than `most`.
+/// Cuts the text to a cost of at most `most`.
 fn cut(text: &str, most: usize, in_details: bool) -> Cow<'_, str> {
     if text_cost(text, in_details) <= most {
         return Cow::Borrowed(text);
@@ -271,15 +266,15 @@ fn cut(text: &str, most: usize, in_details: bool) -> Cow<'_, str> {
     Cow::Owned(format!("{}{NOTE}", &text[..end]))
 }
 
-/// The tag of the text in the details, and its length.
+/// Tag and length of the text in the details.
 const PROTO_FIELD: usize = 8;
 
-/// How long bytes are as base64 without padding, rounded up.
+/// Length in base64 without padding, rounded up.
 const fn base64_len(bytes: usize) -> usize {
     bytes.div_ceil(3) * 4
 }
 
-/// Is it written as it is? gRPC allows more; tonic, which writes the errors of
+/// Whether the byte is not percent-encoded. gRPC allows more; tonic, which encodes the errors of
 /// the APIs, does not.
 const fn is_plain(byte: u8) -> bool {
     byte.is_ascii_graphic() && !matches!(byte, b'"' | b'#' | b'%' | b'<' | b'>' | b'?' | b'`' | b'{' | b'}')
@@ -289,7 +284,7 @@ const fn encoded_len(byte: u8) -> usize {
     if is_plain(byte) { 1 } else { 3 }
 }
 
-/// A text as `grpc-message` carries it.
+/// Encodes a text for `grpc-message`.
 fn percent_encoded(text: &str) -> HeaderValue {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     let mut encoded = Vec::with_capacity(text.len());
@@ -300,7 +295,7 @@ fn percent_encoded(text: &str) -> HeaderValue {
             encoded.extend([b'%', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 0xf)]]);
         }
     }
-    // Only printable ASCII is in it.
+    // Contains printable ASCII only.
     HeaderValue::from_bytes(&encoded).unwrap_or(HeaderValue::from_static(""))
 }
 
@@ -319,7 +314,7 @@ mod tests {
         headers
     }
 
-    /// As Apache Spark writes an error.
+    /// An error as Apache Spark encodes it.
     fn spark(text: &str, more: &[(&str, String)]) -> Status {
         let mut metadata = HashMap::from([
             ("errorClass".to_owned(), "PARSE_SYNTAX_ERROR".to_owned()),
@@ -345,7 +340,7 @@ mod tests {
         Status::with_error_details(Code::Internal, text, details)
     }
 
-    /// What clients require: within the bound, the same text twice, a class.
+    /// Checks the requirements of clients: within the limit, the same text twice, a class.
     fn checked(trailers: &HeaderMap) -> Status {
         assert!(
             list_size(trailers) <= MAX_TRAILERS_BYTES,
