@@ -1,4 +1,4 @@
-//! What benchmarks measure of the inside. Not an interface.
+//! Access to internals for benchmarks. Not a public interface.
 
 use crate::routes::expired;
 use crate::worker::tokens::{Caller, Tokens, hash_of};
@@ -8,7 +8,7 @@ use session_core::Timestamp;
 use session_token::Claims;
 use std::time::Duration;
 
-/// A worker's memory of good tokens.
+/// A worker's cache of verified tokens.
 #[derive(Default)]
 pub struct TokenCache(Tokens);
 
@@ -19,13 +19,14 @@ impl std::fmt::Debug for TokenCache {
 }
 
 impl TokenCache {
-    /// Remembers a token that was found good and admitted.
+    /// Caches a verified and admitted token.
     pub fn put(&self, token: &str, claims: Claims, now: Timestamp) {
         let caller = Caller::checked_with(token, claims, 0).into();
         self.0.admitted(&caller, Duration::from_secs(30), now);
     }
 
-    /// What each call does first: is it good, without a signature checked?
+    /// Whether the token is cached, so that its signature need not be verified: the first step of
+    /// each call.
     pub fn knows(&self, authorization: &HeaderValue, now: Timestamp) -> bool {
         bearer_of(authorization)
             .ok()

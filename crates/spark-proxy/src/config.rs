@@ -1,5 +1,5 @@
-//! The configuration of the proxy: one struct per section, defaults < file <
-//! environment (`BERTH__SECTION__KEY`).
+//! Configuration of the proxy: one struct per section; defaults < file < environment
+//! (`BERTH__SECTION__KEY`).
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Everything that can be configured.
+/// The whole configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -22,17 +22,17 @@ pub struct Config {
     pub listen: ListenConfig,
     /// Health and metrics.
     pub admin: AdminConfig,
-    /// Which tokens are good.
+    /// Session tokens.
     pub tokens: TokenConfig,
     /// Session-manager's internal port.
     pub manager: ClientConfig,
-    /// Routes: how long calls are held and answers kept.
+    /// Routes.
     pub routes: RouteConfig,
     /// Connections to compute.
     pub backend: BackendConfig,
-    /// What one client, and all of them, may take.
+    /// Limits of clients, sessions and organizations, and in all.
     pub limits: LimitConfig,
-    /// How the proxy ends.
+    /// Drain.
     pub drain: DrainConfig,
     /// Logs and traces.
     pub telemetry: TelemetryConfig,
@@ -60,16 +60,16 @@ impl Default for Config {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ListenConfig {
-    /// Address and port; port 0 takes a free one.
+    /// Address and port; 0 selects a free port.
     pub address: SocketAddr,
-    /// Worker threads; 0 takes one per core.
+    /// Worker threads; 0 means one per core.
     pub workers: usize,
-    /// Says in so many words that plaintext beyond loopback is meant.
+    /// Allows plaintext beyond loopback.
     pub insecure: bool,
     /// TLS of the port.
     pub tls: TlsConfig,
-    /// Load balancers that begin each connection with a PROXY v2 header; from
-    /// nobody else one is taken.
+    /// Load balancers that begin each connection with a PROXY v2 header; it is accepted from no
+    /// other peer.
     pub trusted_proxies: Vec<IpNet>,
 }
 
@@ -89,12 +89,12 @@ impl Default for ListenConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TlsMode {
-    /// Plaintext calls are told to use TLS.
+    /// Plaintext calls get an error that requests TLS.
     #[default]
     Required,
     /// No TLS.
     Off,
-    /// Both, told apart by the first byte (development).
+    /// TLS and plaintext, distinguished by the first byte (for development).
     Auto,
 }
 
@@ -111,7 +111,7 @@ pub struct TlsConfig {
 }
 
 impl TlsConfig {
-    /// The files, if TLS is spoken at all.
+    /// The certificate files, if TLS is configured.
     pub fn files(&self) -> Option<TlsFiles> {
         let (cert, key) = (self.cert.clone()?, self.key.clone()?);
         (self.mode != TlsMode::Off).then_some(TlsFiles {
@@ -122,7 +122,7 @@ impl TlsConfig {
     }
 }
 
-/// Which tokens are good, and where their keys come from.
+/// Session tokens and the keys that verify them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TokenConfig {
@@ -132,22 +132,22 @@ pub struct TokenConfig {
     pub audience: String,
     /// The token-issuer's key set.
     pub keys: DocumentConfig,
-    /// How long the last good set is used when it cannot be read again.
+    /// Time for which the last key set is used while it cannot be read.
     #[serde(with = "duration")]
     pub keep_keys: Duration,
-    /// The longest life of a token.
+    /// Maximum lifetime of a token.
     #[serde(with = "duration")]
     pub max_ttl: Duration,
-    /// How far clocks may differ.
+    /// Maximum clock difference.
     #[serde(with = "duration")]
     pub leeway: Duration,
-    /// How long after its expiry a token may reattach to, and release, running operations.
+    /// Time after its expiry for which a token may reattach to, and release, running operations.
     #[serde(with = "duration")]
     pub reattach_grace: Duration,
-    /// How long after its expiry a token may interrupt running operations.
+    /// Time after its expiry for which a token may interrupt running operations.
     #[serde(with = "duration")]
     pub interrupt_grace: Duration,
-    /// Refuse calls without `x-session-id`.
+    /// Reject calls without `x-session-id`.
     pub require_session_header: bool,
 }
 
@@ -158,7 +158,7 @@ impl Default for TokenConfig {
 }
 
 impl TokenConfig {
-    /// Tokens of this issuer and audience, with the defaults and no key set yet.
+    /// Creates the section for this issuer and audience, with defaults and without a key set.
     pub fn new(issuer: impl Into<String>, audience: impl Into<String>) -> Self {
         Self {
             issuer: issuer.into(),
@@ -185,17 +185,18 @@ impl TokenConfig {
     }
 }
 
-/// Routes: how long calls are held and answers kept.
+/// Routes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RouteConfig {
-    /// How long a call is held while its session warms.
+    /// Maximum time for which a call is held while its session warms.
     #[serde(with = "duration")]
     pub hold_max: Duration,
-    /// How long known routes are used while session-manager cannot be asked; zero fails closed.
+    /// Time for which cached routes are used while session-manager is unreachable; 0 rejects calls
+    /// at once.
     #[serde(with = "duration")]
     pub stale_if_unreachable: Duration,
-    /// What was not used for this long is forgotten.
+    /// Routes unused for this long are removed.
     #[serde(with = "duration")]
     pub forget_after: Duration,
 }
@@ -214,53 +215,51 @@ impl Default for RouteConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BackendConfig {
-    /// How long a connection may take, handshake included.
+    /// Time limit for connecting, handshakes included.
     #[serde(with = "duration")]
     pub connect_timeout: Duration,
-    /// Certificates for routes that ask for TLS.
+    /// Certificates for routes with TLS.
     pub tls: ClientTlsFiles,
     /// Response bytes in flight per call.
     pub stream_window_bytes: u32,
-    /// Response bytes in flight per connection; a multiple of those per call.
-    /// As many calls share a connection as it holds whole windows of calls.
+    /// Response bytes in flight per connection; a multiple of `stream_window_bytes`. Their ratio is
+    /// the number of calls per connection.
     pub connection_window_bytes: u32,
-    /// Connections of one worker to one server, or to one generation of a session's own.
+    /// Connections of one worker to one shared server, or to one generation of dedicated compute.
     pub connections_per_pool: usize,
-    /// Calls of one session at one shared server at once, of each worker; 0 is no limit.
+    /// Concurrent calls of one session at one shared server, per worker; 0 means no limit.
     pub shared_calls_per_session: u32,
     /// The same for one organization.
     pub shared_calls_per_org: u32,
-    /// The largest frame taken from a backend.
+    /// Maximum frame size accepted from a backend.
     pub frame_bytes: u32,
-    /// A connection without calls is closed after this.
+    /// Connections without calls are closed after this time.
     #[serde(with = "duration")]
     pub idle_timeout: Duration,
-    /// A connection with calls to a shared server that sent nothing for this
-    /// long is pinged. Dedicated compute is not: its owner knows whether it lives.
+    /// Time without received bytes after which a connection with calls to a shared server is
+    /// pinged. Dedicated compute is not pinged: its provider observes it.
     #[serde(with = "duration")]
     pub silence: Duration,
-    /// It is dropped if nothing comes within this time after the ping. An
-    /// engine that is busy can be silent for minutes.
+    /// Time after a ping without received bytes after which the connection is dropped. A busy
+    /// engine can be silent for minutes.
     #[serde(with = "duration")]
     pub ping_timeout: Duration,
-    /// How long the other end's kernel may acknowledge nothing before a
-    /// connection to compute is dropped (TCP keepalive and `TCP_USER_TIMEOUT`).
+    /// Time without acknowledgements from the peer's kernel after which a connection to compute is
+    /// dropped (TCP keepalive and `TCP_USER_TIMEOUT`).
     #[serde(with = "duration")]
     pub half_open_timeout: Duration,
-    /// How long an `Interrupt` may take: Apache Spark 4.1 never answers about
-    /// an operation that it does not know.
+    /// Time limit for an `Interrupt`: Apache Spark 4.1 never responds for an unknown operation.
     #[serde(with = "duration")]
     pub interrupt_timeout: Duration,
-    /// While a query runs on a shared Sail server, its Spark session gets a
-    /// small call this often, because Sail's own timer does not wait for
-    /// queries. Less than that timer; zero is never.
+    /// Interval of Sail keep-alive calls while a query runs on a shared Sail server. It must be
+    /// shorter than Sail's own timer, which does not wait for queries; 0 disables them.
     #[serde(with = "duration")]
     pub sail_keep_alive: Duration,
 }
 
 impl BackendConfig {
-    /// How many calls share a connection: even if none of their clients reads,
-    /// they cannot use up its window.
+    /// Maximum number of calls per connection: even if no client reads, they cannot use up its
+    /// window.
     pub(crate) fn calls_per_connection(&self) -> usize {
         (self.connection_window_bytes / self.stream_window_bytes.max(1)).max(1) as usize
     }
@@ -287,78 +286,77 @@ impl Default for BackendConfig {
     }
 }
 
-/// What one client, and all of them, may take.
+/// Limits of clients, sessions and organizations, and in all.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitConfig {
-    /// Client connections in all; more wait in the kernel.
+    /// Maximum number of client connections; further connections wait in the kernel.
     pub connections: usize,
-    /// Connections of one client address (IPv6: of one /64); 0 is no limit.
+    /// Connections of one client IP (IPv6: of one /64); 0 means no limit.
     pub connections_per_address: usize,
-    /// Calls at once on one connection, which can carry several sessions; more
-    /// than `calls_per_session`. What ends work is free.
+    /// Concurrent calls on one connection, which can carry several sessions; must exceed
+    /// `calls_per_session`. Calls that end work are not limited.
     pub streams_per_connection: u32,
-    /// Headers of one request; beyond four times as much, and beyond 256 KiB,
-    /// HTTP/2 itself refuses them.
+    /// Maximum header size of a request. HTTP/2 itself rejects headers beyond four times this size,
+    /// or beyond 256 KiB if that is larger.
     pub header_list_bytes: u32,
-    /// From the first byte to the end of the TLS and HTTP/2 handshakes.
+    /// Time limit from the first byte to the end of the TLS and HTTP/2 handshakes.
     #[serde(with = "duration")]
     pub handshake: Duration,
-    /// Tokens from one address that are not valid, per second, with bursts of
-    /// twice as many; 0 is no limit.
+    /// Invalid tokens of one client IP per second, with bursts of twice as many; 0 means no limit.
     pub bad_tokens_per_second_per_address: u32,
-    /// A connection that has shown no good token for this long is closed.
+    /// Time limit for the first valid token of a connection.
     #[serde(with = "duration")]
     pub first_token: Duration,
-    /// Request bytes in flight per call before the connection has shown a good token.
+    /// Request bytes in flight per call before the first valid token of the connection.
     pub first_stream_window_bytes: u32,
-    /// Request bytes in flight per call afterwards.
+    /// Request bytes in flight per call after it.
     pub stream_window_bytes: u32,
     /// Request bytes in flight per connection.
     pub connection_window_bytes: u32,
-    /// The largest frame taken from a client.
+    /// Maximum frame size accepted from a client.
     pub frame_bytes: u32,
     /// Response bytes buffered per call beyond the client's window.
     pub send_buffer_bytes: usize,
-    /// A client with open calls that sent nothing for this long is pinged.
+    /// Time without received bytes after which a client with open calls is pinged.
     #[serde(with = "duration")]
     pub ping_interval: Duration,
     /// The same for a client without calls.
     #[serde(with = "duration")]
     pub idle_ping_interval: Duration,
-    /// It is given up if nothing comes within this time after the ping.
+    /// Time after a ping without received bytes after which the connection is closed.
     #[serde(with = "duration")]
     pub ping_timeout: Duration,
-    /// After this long, give or take a tenth, a connection takes no new calls; zero is never.
+    /// Age, ±10 %, at which a connection stops accepting new calls; 0 disables the limit.
     #[serde(with = "duration")]
     pub connection_age: Duration,
-    /// With more memory in use than this, new work is refused; 0 is never. 85 %
-    /// of the container's limit unless set.
+    /// Memory use above which new work is rejected; 0 disables the limit. Default: 85 % of the
+    /// container's limit.
     pub shed_above_bytes: Option<u64>,
-    /// From a call's headers to the first message of its request.
+    /// Time limit from the headers of a call to the first message of its request.
     #[serde(with = "duration")]
     pub first_message: Duration,
-    /// How long nothing may come of a request that goes on to compute.
+    /// Maximum pause within a request that is forwarded to compute.
     #[serde(with = "duration")]
     pub request_idle_timeout: Duration,
-    /// Calls of one session at once; what ends work is free.
+    /// Concurrent calls of one session. Calls that end work are not limited.
     pub calls_per_session: u32,
-    /// Calls of one organization per second, with bursts of as many; 0 is no
-    /// limit; `ReleaseExecute` is free.
+    /// Calls of one organization per second, with bursts of as many; 0 means no limit.
+    /// `ReleaseExecute` is not counted.
     pub calls_per_second_per_org: u32,
-    /// Calls of one session that wait for compute at once.
+    /// Held calls of one session.
     pub held_calls_per_session: usize,
     /// The same for one organization.
     pub held_calls_per_org: usize,
-    /// Calls that wait for compute at once, in all.
+    /// Held calls in all.
     pub held_calls: usize,
-    /// Bytes of one session's requests that wait for compute.
+    /// Request bytes of the held calls of one session.
     pub held_bytes_per_session: usize,
     /// The same for one organization.
     pub held_bytes_per_org: usize,
-    /// Bytes of requests that wait for compute, in all.
+    /// Request bytes of held calls in all.
     pub held_bytes: usize,
-    /// Bytes of responses to one session that its clients do not take.
+    /// Response bytes of one session that its clients do not read.
     pub unread_bytes_per_session: usize,
     /// The same for one organization.
     pub unread_bytes_per_org: usize,
@@ -367,21 +365,21 @@ pub struct LimitConfig {
 }
 
 impl LimitConfig {
-    /// What HTTP/2 itself enforces, by a bare HTTP 431.
+    /// Header limit of HTTP/2, enforced with HTTP 431.
     pub(crate) fn hard_header_list_bytes(&self) -> u32 {
         self.header_list_bytes.saturating_mul(4).max(MIN_HARD_HEADER_LIST)
     }
 
-    /// What HTTP/2 itself enforces, in silence: clients queue what is above it.
-    /// The difference is for calls that end work, and for errors.
+    /// Stream limit of HTTP/2: clients queue calls beyond it without an error. The difference is
+    /// for calls that end work, and for errors.
     pub(crate) fn hard_streams_per_connection(&self) -> u32 {
         self.streams_per_connection.saturating_add(SPARE_STREAMS)
     }
 }
 
-/// Streams of a connection beyond the calls that it may have.
+/// Streams of a connection beyond its call limit.
 const SPARE_STREAMS: u32 = 256;
-/// Headers up to this size get an error with a text, whatever is accepted.
+/// Headers up to this size get a gRPC error, whatever the configured limit.
 const MIN_HARD_HEADER_LIST: u32 = 256 << 10;
 
 impl Default for LimitConfig {
@@ -421,11 +419,11 @@ impl Default for LimitConfig {
     }
 }
 
-/// How the proxy ends.
+/// Drain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DrainConfig {
-    /// How long running calls may go on.
+    /// Time limit for running calls.
     #[serde(with = "duration")]
     pub timeout: Duration,
 }
@@ -491,7 +489,7 @@ impl Validate for TokenConfig {
         problems.require(!self.audience.is_empty(), "audience", "must not be empty");
         problems.check("keys", &self.keys);
         problems.require(!self.max_ttl.is_zero(), "max_ttl", "must not be zero");
-        // What session-manager remembers revoked tokens for.
+        // Session-manager remembers revoked tokens for this time.
         let most = VerifierConfig::new("", "");
         problems.require(
             self.leeway <= most.leeway,

@@ -1,5 +1,4 @@
-//! The public keys that tokens are checked with: a document kept fresh, used
-//! for a day when it cannot be read.
+//! The public keys that verify tokens: a polled document, used for a day while it cannot be read.
 
 use crate::config::TokenConfig;
 use crate::metrics::Metrics;
@@ -12,11 +11,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Good signatures that are remembered: a token that is refused for another
-/// reason, or accepted by grace, is looked at anew at each call.
+/// Size of the signature cache. It serves tokens that are rejected for another reason, or accepted
+/// within grace: these are checked again on each call.
 const MAX_SIGNATURES: usize = 4096;
 
-/// The key set of the token issuer.
+/// The key set of token-issuer.
 pub(crate) struct Keys {
     held: Arc<Held>,
     document: Arc<Document>,
@@ -25,11 +24,11 @@ pub(crate) struct Keys {
     metrics: Arc<Metrics>,
 }
 
-/// The keys held now.
+/// The current keys.
 #[derive(Default)]
 struct Held {
     ring: Keyring,
-    /// Rises when the set changed, so that what was verified before is verified again.
+    /// Rises when the set changes, so that cached tokens are verified again.
     generation: AtomicU64,
     some: watch::Sender<bool>,
 }
@@ -85,14 +84,14 @@ impl Keys {
         self.held.generation.load(Ordering::Acquire)
     }
 
-    /// Returns when the first key is there.
+    /// Waits for the first key.
     pub(crate) async fn first(&self) {
         let mut some = self.held.some.subscribe();
         // The sender lives as long as `self`.
         let _ = some.wait_for(|some| *some).await;
     }
 
-    /// Keeps the set current until `stop`.
+    /// Polls the key set until `stop`.
     pub(crate) async fn keep_fresh(self: Arc<Self>, stop: CancellationToken) {
         let document = Arc::clone(&self.document);
         document.keep_fresh(move || self.unread(), stop).await;
@@ -107,8 +106,8 @@ impl Keys {
         }
     }
 
-    /// A token named a key that is not in the set: reads the set again unless
-    /// that was just done. Everybody who asks meanwhile waits for the one reading.
+    /// Reads the set again after a token named an unknown key, unless it was just read. Concurrent
+    /// callers share one read.
     pub(crate) async fn look_again(&self) -> Result<(), Unreadable> {
         self.document.fetch_again().await.map(|_| ()).map_err(|error| {
             self.metrics.key_fetches_failed.inc();

@@ -1,12 +1,11 @@
-//! `spark-proxy`: the data path. It checks session tokens, finds the route,
-//! and streams bytes between Spark Connect clients and compute.
+//! `spark-proxy`: the data path. It verifies session tokens, finds the route, and streams bytes
+//! between Spark Connect clients and compute.
 //!
-//! One acceptor hands connections to worker threads ([`worker`]); a
-//! connection is TLS and HTTP/2 ([`connection`]); a call is one future
-//! ([`call`]). Everything that asks others (routes, keys) runs on the
-//! runtime that called [`run`]. HTTP/2 is spoken with h2 itself on both sides:
-//! the proxy needs to say when flow-control credit is given back and when a
-//! stream is reset, and one future per call keeps both sides of it.
+//! One acceptor assigns connections to worker threads ([`worker`]); a connection is TLS and HTTP/2
+//! ([`downstream`]); a call is one future ([`call`]). Requests to other services (routes, keys) run
+//! on the runtime that called [`run`]. Both sides use h2 directly: the proxy must control when
+//! flow-control capacity is released and when a stream is reset, and one future per call controls
+//! both sides.
 
 mod activity;
 #[doc(hidden)]
@@ -34,8 +33,8 @@ use session_core::{Clock, SystemClock};
 use std::sync::Arc;
 use tokio::net::TcpListener;
 
-/// Ports that are bound already. What is `None` is bound by the configuration,
-/// the data port only when there is a key to check tokens with.
+/// Already bound ports. A missing one is bound as configured, the data port only once there is a
+/// key to verify tokens.
 #[derive(Debug, Default)]
 pub struct Listeners {
     /// Spark Connect.
@@ -47,13 +46,12 @@ pub struct Listeners {
 /// Runs the proxy until `shutdown`, drain included.
 ///
 /// # Errors
-/// A port that cannot be bound, certificates that cannot be used, or a part
-/// that crashed.
+/// A port cannot be bound, a certificate is unusable, or a part crashed.
 pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> anyhow::Result<()> {
     run_with_clock(config, listeners, shutdown, Arc::new(SystemClock)).await
 }
 
-/// [`run`] with a clock of the caller's, which tests own.
+/// [`run`] with the clock of the caller, for tests.
 ///
 /// # Errors
 /// As [`run`].

@@ -1,4 +1,4 @@
-//! Thin: options, telemetry, [`spark_proxy::run`].
+//! Options, telemetry, and [`spark_proxy::run`].
 
 use clap::Parser;
 use service_kit::config::{ConfigArgs, Start, start_over_defaults};
@@ -8,7 +8,7 @@ use spark_proxy::{Config, Listeners, run};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The data path of Berth: checks tokens, finds the route, streams bytes.
+/// The data path of Berth: verifies tokens, finds the route, streams bytes.
 #[derive(Parser)]
 #[command(version)]
 struct Options {
@@ -25,7 +25,7 @@ fn main() -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    // Only control work runs here; the workers have runtimes of their own.
+    // Control work only; the workers have their own runtimes.
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()

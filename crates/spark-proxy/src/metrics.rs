@@ -1,4 +1,4 @@
-//! What the proxy counts. Labels are enums; ids never are labels.
+//! Metrics of the proxy. Labels are enums, never ids.
 
 use service_kit::labels;
 use service_kit::metrics::{Counter, Family, Gauge, Histogram, Registry, SECONDS};
@@ -6,7 +6,7 @@ use session_core::Reason;
 use std::sync::Arc;
 
 labels! {
-    /// How a call ended, and by whom.
+    /// Outcome of a call, and who caused it.
     pub(crate) enum Outcome("outcome") {
         Ok => "ok",
         BackendError => "backend_error",
@@ -27,7 +27,7 @@ labels! {
 }
 
 labels! {
-    /// For whom a call waited.
+    /// Reason for a wait of a call.
     pub(crate) enum Stage("stage") {
         Auth => "auth",
         Resolve => "resolve",
@@ -37,7 +37,7 @@ labels! {
 }
 
 labels! {
-    /// Which way bytes went.
+    /// Direction of bytes.
     pub(crate) enum Way("direction") {
         ToBackend => "to_backend",
         ToClient => "to_client",
@@ -45,7 +45,7 @@ labels! {
 }
 
 labels! {
-    /// Why a connection never carried a call.
+    /// Reason for a failed handshake.
     pub(crate) enum Handshake("result") {
         Failed => "failed",
         TimedOut => "timed_out",
@@ -54,7 +54,7 @@ labels! {
 }
 
 labels! {
-    /// Why a connection was closed.
+    /// Reason for closing a connection.
     pub(crate) enum Unwanted("cause") {
         AddressLimit => "address_limit",
         ProxyHeader => "proxy_header",
@@ -64,7 +64,7 @@ labels! {
 }
 
 labels! {
-    /// Who is at the other end of a connection.
+    /// The peer of a connection.
     pub(crate) enum Peer("peer") {
         Client => "client",
         Backend => "backend",
@@ -72,7 +72,7 @@ labels! {
 }
 
 impl Outcome {
-    /// What a refusal counts as.
+    /// Maps a reason to an outcome.
     pub(crate) fn of(reason: Reason) -> Self {
         match reason {
             Reason::TokenMissing
@@ -113,7 +113,7 @@ impl Outcome {
     }
 }
 
-/// All families of the proxy.
+/// All metrics of the proxy.
 pub(crate) struct Metrics {
     pub(crate) calls: Arc<Family<Outcome, Counter>>,
     pub(crate) call_duration: Arc<Family<Outcome, Histogram>>,

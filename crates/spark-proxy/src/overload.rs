@@ -1,5 +1,5 @@
-//! Short of memory, new work is refused before the kernel kills everybody's.
-//! A sampler sets one flag; a call reads it and nothing else.
+//! Overload: new work is rejected when memory is short, before the kernel kills the process. A
+//! sampler sets one flag; a call only reads it.
 
 use crate::config::LimitConfig;
 use crate::metrics::Metrics;
@@ -11,14 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 
-/// How often the memory in use is looked at.
+/// Interval between memory samples.
 const SAMPLE: Duration = Duration::from_millis(500);
-/// The limit can change under a running container: read anew every this many samples.
+/// Number of samples between readings of the limit, which can change while the container runs.
 const LIMIT_EVERY: u32 = 60;
-/// When trying again may help.
+/// Retry delay.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// The flag.
+/// The overload flag.
 #[derive(Debug, Default)]
 pub(crate) struct Shed(AtomicBool);
 
@@ -28,7 +28,7 @@ impl Shed {
     }
 }
 
-/// What a call is told that may not begin.
+/// The error for a rejected call.
 pub(crate) fn refused() -> Refused {
     Refused::new(
         Reason::RateLimited,
@@ -38,7 +38,7 @@ pub(crate) fn refused() -> Refused {
     .retry_after(RETRY)
 }
 
-/// Samples for as long as the proxy runs.
+/// Takes samples while the proxy runs.
 pub(crate) async fn sample(shed: Arc<Shed>, limits: LimitConfig, metrics: Arc<Metrics>) {
     let mut ticks = interval(SAMPLE);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -63,15 +63,13 @@ pub(crate) async fn sample(shed: Arc<Shed>, limits: LimitConfig, metrics: Arc<Me
     }
 }
 
-/// Once short, short until it is clearly below the bound, so that the flag
-/// does not flutter.
+/// Applies hysteresis: overload ends at 95 % of the limit.
 fn is_short(was: bool, used: u64, above: u64) -> bool {
     let bound = if was { above / 100 * 95 } else { above };
     above > 0 && used > bound
 }
 
-/// Resident memory. From `status`, because `statm` counts in pages, whose size
-/// differs between machines.
+/// Resident memory, from `status`: `statm` counts in pages, whose size depends on the machine.
 fn in_use() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -79,15 +77,14 @@ fn in_use() -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// The least limit of the process's memory cgroup and those around it, as v2
-/// and v1 show it; inside a container the path may lead outside of what is
-/// mounted, and then the mount itself is ours.
+/// The smallest limit of the process's memory cgroup and its ancestors, for v2 and v1. Inside a
+/// container the path may lead outside of the mount; then the mount itself is the process's cgroup.
 fn container_limit(own: &Path, mount: &Path) -> Option<u64> {
     let own = std::fs::read_to_string(own).ok()?;
     own.lines().filter_map(|line| limit_of(line, mount)).min()
 }
 
-/// One line is `<number>:<controllers>:<path>`; v2 has number 0 and no controllers.
+/// A line is `<number>:<controllers>:<path>`; v2 has number 0 and no controllers.
 fn limit_of(line: &str, mount: &Path) -> Option<u64> {
     let mut parts = line.splitn(3, ':');
     let (number, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
@@ -103,7 +100,7 @@ fn limit_of(line: &str, mount: &Path) -> Option<u64> {
         .ancestors()
         .take_while(|folder| folder.starts_with(&root))
         .filter_map(|folder| std::fs::read_to_string(folder.join(file)).ok())
-        // "max", and v1's number near 2^63, are no limits.
+        // "max", and v1's number near 2^63, mean no limit.
         .filter_map(|text| text.trim().parse().ok())
         .filter(|limit| *limit < 1 << 60)
         .min()
@@ -131,7 +128,7 @@ mod tests {
         assert_eq!(limit("0::/pod/app\n"), Some(1000));
         write("pod/app/memory.max", "700\n");
         assert_eq!(limit("0::/pod/app\n"), Some(700));
-        // The path is the host's, the mount the container's.
+        // The path is relative to the host, the mount to the container.
         assert_eq!(limit("0::/kubepods/xyz\n"), None);
         write("memory.max", "900\n");
         assert_eq!(limit("0::/kubepods/xyz\n"), Some(900));

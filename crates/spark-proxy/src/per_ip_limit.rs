@@ -1,5 +1,5 @@
-//! How many connections each address has, over all workers. Looked at once
-//! per connection, never by a call.
+//! Per-IP limit: connections of each client address, over all workers. Checked once per connection,
+//! never per call.
 
 use parking_lot::Mutex;
 use service_kit::limits::address_key;
@@ -7,22 +7,22 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// Connections by address. It holds no more entries than there are connections.
+/// Number of connections by address; has at most one entry per connection.
 #[derive(Debug)]
 pub(crate) struct Addresses {
-    /// The most that one may have; 0 is no limit.
+    /// Limit of one address; 0 means no limit.
     most: usize,
     counts: Mutex<HashMap<IpAddr, usize>>,
 }
 
-/// One connection's place; given back when dropped.
+/// The place of one connection; released on drop.
 #[derive(Debug)]
 pub(crate) struct Place {
     of: Arc<Addresses>,
     address: IpAddr,
 }
 
-/// The address has as many connections as it may have.
+/// The limit of the address is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Full;
 
@@ -34,7 +34,7 @@ impl Addresses {
         })
     }
 
-    /// A place for one more connection; `None` if nobody counts.
+    /// Takes a place for one more connection; `None` if there is no limit.
     pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Result<Option<Place>, Full> {
         if self.most == 0 {
             return Ok(None);

@@ -1,4 +1,4 @@
-//! A worker's thread: takes connections, and ends them when the proxy stops.
+//! The thread of a worker: serves connections, and closes them when the proxy stops.
 
 use crate::downstream::acceptor::Accepted;
 use crate::downstream::connection;
@@ -11,10 +11,10 @@ use tokio::sync::mpsc;
 use tokio::task::{LocalSet, spawn_local};
 use tokio_util::task::TaskTracker;
 
-/// How long after the drain the last errors may take to reach their clients.
+/// Time limit for sending the last errors after the drain.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// What a worker is fed with. The end of `accepted` is the end of accepting.
+/// Input of a worker. The end of `accepted` means that accepting has ended.
 pub(crate) struct Feed {
     pub(crate) accepted: mpsc::UnboundedReceiver<Accepted>,
     pub(crate) events: mpsc::UnboundedReceiver<RouteEvent>,

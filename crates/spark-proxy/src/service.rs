@@ -1,4 +1,4 @@
-//! The wiring of the service: its parts, and the tasks and threads that run them.
+//! Wiring of the service: its parts, and the tasks and threads that run them.
 
 use crate::Listeners;
 use crate::activity::{self, Ledger};
@@ -28,22 +28,22 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// The parts that exist before there is a key to check tokens with.
+/// Parts that exist before there is a key to verify tokens.
 struct Parts {
     config: Config,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     tls: Option<Arc<ServerTls>>,
     backend_tls: Arc<ClientTls>,
-    /// Each channel is one connection, whose streams are counted: look-ups cannot
-    /// take those of what keeps this proxy's state true.
+    /// Each channel is one connection with limited streams: route requests must not exhaust the
+    /// streams of watch, bindings and reports.
     lookup: ServiceChannel,
     control: ServiceChannel,
 }
 
 impl Parts {
     fn new(mut config: Config, clock: Arc<dyn Clock>, admin: &Admin) -> anyhow::Result<Self> {
-        // Look-ups of routes may take as long as a call may be held.
+        // A route request may last as long as a call may be held.
         config.manager.timeout = config
             .manager
             .timeout
@@ -65,7 +65,7 @@ impl Parts {
     }
 }
 
-/// Runs the proxy: the admin port at once, the data port once there is a key.
+/// Runs the proxy: the admin port immediately, the data port once there is a key.
 pub(crate) async fn run(
     config: Config,
     listeners: Listeners,
@@ -105,7 +105,7 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// Opens the data port and starts what serves it.
+/// Opens the data port and starts the tasks and threads that serve it.
 async fn serve(
     parts: Parts,
     keys: Arc<Keys>,
@@ -139,8 +139,8 @@ async fn serve(
     Ok(())
 }
 
-/// What the workers share, with the tasks that keep it: routes and their
-/// changes, reports of usage, samples of memory.
+/// Creates the shared state of the workers and its tasks: the watch of routes, activity reports,
+/// memory samples.
 fn share(
     parts: Parts,
     keys: Arc<Keys>,
@@ -200,7 +200,7 @@ fn share(
     }
 }
 
-/// Starts a worker's thread; the future ends with it.
+/// Starts the thread of a worker; the returned future ends with it.
 fn spawn_worker(
     index: usize,
     shared: Arc<Shared>,
@@ -210,13 +210,13 @@ fn spawn_worker(
     std::thread::Builder::new()
         .name(format!("worker-{index}"))
         .spawn(move || {
-            // Nobody waits for it any more if this fails.
+            // Fails if the receiver was dropped.
             let _ = done.send(run_loop::run(shared, feed));
         })?;
     Ok(async move { Ok(ended.await.context("the thread panicked")??) })
 }
 
-/// Names this process among the proxies; new at every start.
+/// A random id of this process among the proxies; new at every start.
 fn proxy_id() -> String {
     format!("p-{:016x}", rand::random::<u64>())
 }

@@ -1,5 +1,5 @@
-//! What calls take of what all of them share, counted for the session, for its
-//! organization and in all: nobody can take the share of the others.
+//! Shares of common resources, counted per session, per organization, and in all: no caller can use
+//! the share of others.
 
 use service_kit::limits::{AtOnce, Permit};
 use session_core::{OrgId, Reason, SessionId};
@@ -9,20 +9,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Questions of one session about Spark sessions at once; each worker asks one at a time.
+/// Concurrent bind requests of one session; each worker sends one at a time.
 const MAX_BINDS_PER_SESSION: u32 = 16;
-/// The same for one organization: a sixteenth of what a session-manager takes.
+/// The same for one organization: a sixteenth of a session-manager's limit.
 const MAX_BINDS_PER_ORG: u32 = 64;
-/// Calls of one organization at once that wait for the look-up of a route.
+/// Calls of one organization that wait for route requests.
 const MAX_LOOKUPS_PER_ORG: u32 = 1024;
 
-/// One resource at one level.
+/// Use of one resource at one level.
 type Count = Arc<AtomicUsize>;
 
-/// When to try again.
+/// Retry delay.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// What is taken by a session, by an organization, or in all.
+/// Resource use of a session, of an organization, or in all.
 #[derive(Debug, Default)]
 pub(crate) struct Shares {
     pub(crate) held_calls: Count,
@@ -30,14 +30,14 @@ pub(crate) struct Shares {
     pub(crate) unread_bytes: Count,
 }
 
-/// How much there is at one level, and the configuration key that says so.
+/// Limit of one level, and its configuration key.
 pub(crate) type Limit = (usize, &'static str);
 
-/// The bounds of one resource: of a session, of an organization, in all.
+/// Limits of one resource: per session, per organization, in all.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits(pub(crate) [Limit; 3]);
 
-/// Questions to session-manager that are under way.
+/// Open requests to session-manager.
 #[derive(Debug)]
 pub(crate) struct Questions {
     binds_of_sessions: Arc<AtOnce<SessionId>>,
@@ -45,14 +45,14 @@ pub(crate) struct Questions {
     lookups_of_orgs: Arc<AtOnce<OrgId>>,
 }
 
-/// One question about a Spark session; ends when dropped.
+/// One bind request; ends on drop.
 #[derive(Debug)]
 pub(crate) struct Bind {
     _session: Permit<SessionId>,
     _org: Permit<OrgId>,
 }
 
-/// One call that waits for a look-up; ends when dropped.
+/// One call that waits for a route request; ends on drop.
 #[derive(Debug)]
 pub(crate) struct Lookup(#[expect(dead_code, reason = "counted while it lives")] Permit<OrgId>);
 
@@ -100,16 +100,16 @@ fn too_many(what: String) -> Refused {
 
 const LEVELS: [&str; 3] = ["of this session", "of this organization", "at this proxy"];
 
-/// A bound that was reached.
+/// An exceeded limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Exceeded {
-    /// Whose it is, as it goes on after "calls".
+    /// Level of the limit, as worded after "calls".
     pub(crate) whose: &'static str,
     /// The configuration key.
     pub(crate) key: &'static str,
 }
 
-/// What one call takes of one resource; given back when dropped.
+/// Use of one resource by one call; released on drop.
 #[derive(Debug)]
 pub(crate) struct Taken {
     counts: [Count; 3],
@@ -118,7 +118,7 @@ pub(crate) struct Taken {
 }
 
 impl Taken {
-    /// Nothing yet, of what is counted here.
+    /// Creates a use of zero.
     pub(crate) fn new(levels: [&Shares; 3], pick: impl Fn(&Shares) -> &Count, limits: Limits) -> Self {
         Self {
             counts: levels.map(|shares| Arc::clone(pick(shares))),
@@ -127,8 +127,8 @@ impl Taken {
         }
     }
 
-    /// Takes `amount` altogether, if that is more than before. What exceeds a
-    /// bound counts until this is dropped, so whoever is refused must drop it.
+    /// Raises the use to `amount`. Use beyond a limit counts until this is dropped, so a rejected
+    /// call must drop it.
     pub(crate) fn grow_to(&mut self, amount: usize) -> Result<(), Exceeded> {
         let more = amount.saturating_sub(self.amount);
         if more == 0 {
@@ -158,7 +158,7 @@ impl Drop for Taken {
 }
 
 impl Exceeded {
-    /// `what` says of whose calls there is too much of what.
+    /// Creates the error; `what` is its subject.
     pub(crate) fn refused(self, reason: Reason, what: std::fmt::Arguments<'_>) -> Refused {
         Refused::new(
             reason,

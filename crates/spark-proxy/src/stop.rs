@@ -6,17 +6,17 @@ use session_core::Reason;
 use session_proto::error::Refused;
 use tonic::Status;
 
-/// Why a call ends before its response is complete.
+/// Reason for an incomplete response.
 pub(crate) enum Stop {
-    /// With an error of ours.
+    /// Berth error.
     Refused(Refused),
-    /// With an engine's error, said in words that clients understand.
+    /// Engine error, translated for clients.
     Engine(Box<Status>),
-    /// The client's own deadline is over.
+    /// The client's deadline has passed.
     Deadline,
-    /// The compute provably did nothing with it.
+    /// The compute provably did not process the call.
     Untouched,
-    /// There is nobody left to tell.
+    /// The client disconnected.
     Vanished,
 }
 

@@ -1,10 +1,9 @@
-//! What sessions do, as session-manager must hear it: calls in flight, the end
-//! of the last one, the operations that run, bytes and times.
+//! Session usage, reported to session-manager: calls in flight, the end of the last call, running
+//! operations, bytes and times.
 //!
-//! A session has one [`Tally`], which all workers share; a call touches plain
-//! atomics of it. [`run`] reports every five seconds, and at once when a
-//! session that was quiet gets a call, because only then session-manager could
-//! take it for idle.
+//! Each session has one [`Tally`] of plain atomics, shared by all workers. [`run`] reports every
+//! five seconds, and at once when an idle session gets a call, because session-manager could
+//! otherwise end it as idle.
 
 pub(crate) mod running;
 pub(crate) mod sail_operations;
@@ -38,36 +37,35 @@ use tonic::Code;
 
 /// Interval between activity reports.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// Calls that begin within this time of each other share a report.
+/// Calls that begin within this time share a report.
 const GATHER: Duration = Duration::from_millis(20);
-/// Sessions in one report.
+/// Maximum number of sessions in a report.
 const MOST_SESSIONS: usize = 1000;
-/// Bytes of one report, if it has more than one session: a quarter of what
-/// session-manager takes.
+/// Maximum size of a report with more than one session: a quarter of session-manager's limit.
 const MAX_REPORT_BYTES: usize = MAX_MESSAGE / 4;
-/// An operation's id is cut here, as session-manager does too.
+/// Operation ids are cut to this length, as in session-manager.
 const MAX_OPERATION_ID_BYTES: usize = 128;
-/// Refusals that are put up with before the rest of what is to be reported is
-/// left out: those that one bad record in a full report takes, a few times.
+/// Rejected reports before the unsent usage is dropped: isolating one bad record in a full report
+/// takes several.
 const MAX_REFUSED_REPORTS: usize = 64;
-/// Operations of one session in one report.
+/// Maximum number of operations of a session in a report.
 const MOST_OPERATIONS: usize = 64;
-/// Tokens of one session whose use is remembered between two reports.
+/// Maximum number of tokens of a session whose use is recorded between two reports.
 const MOST_TOKENS: usize = 256;
 const ANSWER_TIME: Duration = Duration::from_secs(5);
-/// Refused calls of one session in a second. They spend nothing of what their
-/// organization may call.
+/// Rejected calls of one session per second; they do not count against the rate of the
+/// organization.
 const MAX_REFUSALS_PER_SECOND: NonZeroU32 = NonZeroU32::new(50).unwrap();
-/// For how long a session whose call was refused counts as one that is refused.
+/// Time for which a rejected call marks its session as recently rejected.
 const REFUSED_LATELY: Duration = Duration::from_secs(10);
 
-/// All tallies.
+/// The tallies of all sessions.
 pub(crate) struct Ledger {
     calls_per_second: Option<NonZeroU32>,
     clock: Arc<dyn Clock>,
     known: Mutex<Known>,
     queue: Arc<Queue>,
-    /// Of all organizations together.
+    /// Usage of all organizations together.
     shares: Arc<Shares>,
 }
 
@@ -77,32 +75,32 @@ struct Known {
     orgs: HashMap<OrgId, Weak<Org>>,
 }
 
-/// Tallies that have something to say.
+/// Tallies with unreported usage.
 #[derive(Default)]
 struct Queue {
     changed: Mutex<Vec<Arc<Tally>>>,
-    /// One of them was quiet before.
+    /// Signals that an idle session became busy.
     urgent: Notify,
 }
 
-/// What all sessions of an organization share.
+/// State shared by all sessions of an organization.
 struct Org {
     id: OrgId,
     rate: Option<DefaultDirectRateLimiter>,
     shares: Shares,
-    /// Of all organizations together.
+    /// Usage of all organizations together.
     all: Arc<Shares>,
 }
 
-/// What one session does.
+/// Usage of one session.
 pub(crate) struct Tally {
     session: SessionId,
     org: Arc<Org>,
     clock: Arc<dyn Clock>,
     queue: Arc<Queue>,
-    /// Calls that are open, whatever they are.
+    /// Open calls of any kind.
     open: AtomicU32,
-    /// Those that are work.
+    /// Open calls that are work.
     working: AtomicU32,
     shares: Shares,
     generation: AtomicU64,
@@ -111,34 +109,34 @@ pub(crate) struct Tally {
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
     open_millis: AtomicU64,
-    /// It is in the queue.
+    /// The tally is in the queue.
     queued: AtomicBool,
-    /// The reporter has it on its list.
+    /// The tally is on the reporter's list.
     listed: AtomicBool,
-    /// Since it is on the list, work of it was reported at once.
+    /// Work was reported immediately since the tally was listed.
     is_work_reported: AtomicBool,
     operations: Mutex<Vec<Arc<OpenOperation>>>,
     tokens: Mutex<HashMap<TokenId, (Timestamp, Timestamp)>>,
     refusals: DefaultDirectRateLimiter,
-    /// When a call of it was refused last, for a reason that stays.
+    /// Time of the last call rejected for a permanent reason.
     refused_at: Mutex<Option<Instant>>,
-    /// What its clients could reattach to on Sail.
+    /// Operations on Sail to which clients can reattach.
     pub(crate) on_sail: Operations,
-    /// Where expired tokens may still continue operations.
+    /// Spark sessions in which expired tokens may continue operations.
     pub(crate) running: Arc<RunningSessions>,
 }
 
-/// A call that is work; its session is busy for as long as this lives.
+/// A call that is work; the session is busy while this value exists.
 pub(crate) struct Working {
     tally: Arc<Tally>,
     began: Instant,
     operation: Option<Arc<OpenOperation>>,
 }
 
-/// An operation, as the engine knows it.
+/// The engine's names for an operation.
 pub(crate) struct OperationName {
     pub(crate) spark_session: SparkSessionId,
-    /// Spark finds a Spark session by it.
+    /// The `user_id`, which is part of Spark's session key.
     pub(crate) user_id: String,
     pub(crate) operation: String,
 }
@@ -154,7 +152,7 @@ impl Ledger {
         }
     }
 
-    /// The tally of the session that a token opens.
+    /// Returns the tally of the session in the token.
     pub(crate) fn of(&self, claims: &Claims) -> Arc<Tally> {
         let mut known = self.known.lock();
         if let Some(tally) = known.sessions.get(&claims.sid).and_then(Weak::upgrade) {
@@ -201,7 +199,7 @@ impl Ledger {
         tally
     }
 
-    /// Forgets sessions that no worker knows any more.
+    /// Removes sessions that no worker uses.
     fn sweep(&self) {
         let mut known = self.known.lock();
         known.sessions.retain(|_, tally| tally.strong_count() > 0);
@@ -210,7 +208,7 @@ impl Ledger {
 }
 
 impl Tally {
-    /// One more call, unless that is more than `most`.
+    /// Counts one more call, unless `most` calls are open.
     pub(crate) fn enter(&self, most: u32) -> bool {
         if self.open.fetch_add(1, Relaxed) < most {
             return true;
@@ -219,43 +217,43 @@ impl Tally {
         false
     }
 
-    /// A call that had entered is over.
+    /// Ends a call counted by [`Self::enter`].
     pub(crate) fn leave(&self) {
         self.open.fetch_sub(1, Relaxed);
     }
 
-    /// What is taken by the session, by its organization, and in all.
+    /// Returns the shares of the session, of its organization, and of all organizations.
     pub(crate) fn shares(&self) -> [&Shares; 3] {
         [&self.shares, &self.org.shares, &self.org.all]
     }
 
-    /// May the organization make one more call now?
+    /// Takes one call from the organization's rate; false if the rate is exceeded.
     pub(crate) fn is_within_rate(&self) -> bool {
         self.org.rate.as_ref().is_none_or(|rate| rate.check().is_ok())
     }
 
-    /// A call of the session was refused, for a reason that stays.
+    /// Records a call rejected for a permanent reason.
     pub(crate) fn note_refusal(&self) {
         *self.refused_at.lock() = Some(Instant::now());
     }
 
-    /// Was a call of it refused not long ago?
+    /// Whether a call was rejected within [`REFUSED_LATELY`].
     pub(crate) fn was_refused_lately(&self) -> bool {
         self.refused_at
             .lock()
             .is_some_and(|at| at.elapsed() < REFUSED_LATELY)
     }
 
-    /// May one more call of the session be refused now with its true reason?
+    /// Takes one rejection from the session's rate; false if the rate is exceeded.
     pub(crate) fn is_within_refusals(&self) -> bool {
         self.refusals.check().is_ok()
     }
 
-    /// A call that is work begins.
+    /// Begins a call that is work.
     pub(crate) fn work(self: &Arc<Self>) -> Working {
         self.working.fetch_add(1, Relaxed);
         self.touch();
-        // It may be on the list for less: a token that was used.
+        // The tally may be listed for another reason, such as the use of a token.
         if !self.is_work_reported.swap(true, Relaxed) {
             self.queue.urgent.notify_one();
         }
@@ -266,27 +264,27 @@ impl Tally {
         }
     }
 
-    /// The compute that calls go to.
+    /// Records the generation of compute that calls use.
     pub(crate) fn on_generation(&self, generation: u64) {
         self.generation.fetch_max(generation, Relaxed);
     }
 
-    /// A call was forwarded.
+    /// Counts a forwarded call.
     pub(crate) fn count_call(&self) {
         self.calls.fetch_add(1, Relaxed);
     }
 
-    /// Bytes of messages went to the compute.
+    /// Counts message bytes sent to the compute.
     pub(crate) fn count_in(&self, bytes: usize) {
         self.bytes_in.fetch_add(bytes as u64, Relaxed);
     }
 
-    /// Bytes of messages went to the client.
+    /// Counts message bytes sent to the client.
     pub(crate) fn count_out(&self, bytes: usize) {
         self.bytes_out.fetch_add(bytes as u64, Relaxed);
     }
 
-    /// A token opened a call.
+    /// Records the use of a token.
     pub(crate) fn token_used(self: &Arc<Self>, token: &TokenId) {
         let now = self.clock.now();
         let mut tokens = self.tokens.lock();
@@ -313,7 +311,7 @@ impl Tally {
         }
     }
 
-    /// What there is to say, given away for good.
+    /// Takes the unreported usage and resets it.
     fn take(&self) -> SessionActivity {
         let last = self.last_activity.load(Relaxed);
         let uses: Vec<_> = self.tokens.lock().drain().collect();
@@ -349,7 +347,7 @@ impl Tally {
 }
 
 impl Working {
-    /// Which operation it is.
+    /// Sets the operation of the call.
     pub(crate) fn on_operation(&mut self, operation: OperationName, method: Method) {
         if self.operation.is_some() {
             return;
@@ -375,7 +373,7 @@ impl Drop for Working {
                 .lock()
                 .retain(|open| !Arc::ptr_eq(open, operation));
         }
-        // No call is open for as long as a `u64` of milliseconds.
+        // The duration of a call in milliseconds fits into a `u64`.
         let open = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         tally.open_millis.fetch_add(open, Relaxed);
         tally.working.fetch_sub(1, Relaxed);
@@ -388,7 +386,7 @@ fn cut(mut id: String) -> String {
     id
 }
 
-/// Reports until `stop`.
+/// Sends reports until `stop`.
 pub(crate) async fn run(
     ledger: Arc<Ledger>,
     client: RouteServiceClient<ServiceChannel>,
@@ -429,17 +427,16 @@ struct Reporter {
     proxy_id: String,
     metrics: Arc<Metrics>,
     sequence: u64,
-    /// Sessions that were busy, or used, when last reported.
+    /// Sessions that were busy or used in the last report.
     listed: HashMap<SessionId, Arc<Tally>>,
-    /// What was taken from the tallies and is not known to have arrived: sent
-    /// before anything else.
+    /// Usage taken from the tallies whose delivery is unconfirmed; sent before newer usage.
     unsent: VecDeque<Part>,
 }
 
 /// One report.
 struct Part {
     sessions: Vec<SessionActivity>,
-    /// Once it was sent: the number under which its amounts count once.
+    /// Set when first sent; session-manager counts the usage of a sequence number once.
     sequence: Option<u64>,
 }
 
@@ -451,7 +448,7 @@ impl Part {
         }
     }
 
-    /// What fits into one report, and what was taken beyond it.
+    /// Fills one report; also returns the record that exceeded its limit.
     fn fill(mut next: impl FnMut() -> Option<SessionActivity>) -> (Self, Option<SessionActivity>) {
         let (mut sessions, mut bytes) = (Vec::new(), 0);
         while sessions.len() < MOST_SESSIONS
@@ -467,8 +464,8 @@ impl Part {
     }
 }
 
-/// Will a report be refused each time that it is sent? Without a reason of ours
-/// `RESOURCE_EXHAUSTED` is said of messages that are too large.
+/// Whether a report fails each time that it is sent. `RESOURCE_EXHAUSTED` without a Berth reason
+/// means that the message is too large.
 fn is_final(status: &tonic::Status) -> bool {
     match status.code() {
         Code::InvalidArgument | Code::OutOfRange => true,
@@ -478,7 +475,7 @@ fn is_final(status: &tonic::Status) -> bool {
 }
 
 impl Reporter {
-    /// Reports what changed, or with `all` everything that is listed too.
+    /// Reports changed sessions and, with `all`, every listed session.
     async fn report(&mut self, changed: Vec<Arc<Tally>>, all: bool) {
         let mut batch: HashMap<SessionId, Arc<Tally>> = HashMap::with_capacity(changed.len());
         for tally in changed {
@@ -493,10 +490,10 @@ impl Reporter {
             batch.values().cloned().collect()
         };
         if !self.send().await {
-            // What the tallies gathered stays there; who is in flight is said when somebody listens.
+            // Usage stays in the tallies until session-manager can be reached.
             return;
         }
-        // One that has nothing to say still says that this proxy lives.
+        // An empty report still proves that this proxy is alive.
         let mut left = chosen.iter().map(|tally| tally.take());
         let mut beyond = None;
         loop {
@@ -513,7 +510,7 @@ impl Reporter {
                 break;
             }
         }
-        // Who is silent, and was said to be, is not said again.
+        // Sessions already reported as idle are not reported again.
         self.listed.retain(|_, tally| {
             let busy = tally.working.load(Relaxed) > 0 || tally.queued.load(Relaxed);
             if !busy && all {
@@ -524,8 +521,8 @@ impl Reporter {
         });
     }
 
-    /// Sends what is unsent; false if session-manager cannot be reached. What it
-    /// refuses for good is sent in halves, down to the one session that is bad.
+    /// Sends unsent reports; false if session-manager cannot be reached. A permanently rejected
+    /// report is halved until the invalid record is isolated.
     async fn send(&mut self) -> bool {
         let mut refused = 0;
         while let Some(mut part) = self.unsent.pop_front() {
@@ -563,7 +560,7 @@ impl Reporter {
         true
     }
 
-    /// What is left of a report that was refused for good.
+    /// Halves a permanently rejected report; drops it if it holds one session.
     fn split(&mut self, part: Part, status: &tonic::Status) {
         let mut first = part.sessions;
         if first.len() > 1 {
@@ -592,7 +589,7 @@ mod tests {
         }
     }
 
-    /// The sessions and bytes of each report for sessions of so many bytes.
+    /// Sessions and bytes of each report, given the size of each session.
     fn parts(sessions: &[usize]) -> Vec<(usize, usize)> {
         let mut left = sessions.iter().map(|bytes| activity(*bytes));
         let mut beyond = None;

@@ -1,6 +1,5 @@
-//! Spark sessions of one session in which an operation runs, or ended a moment
-//! ago: a call with an expired token may continue what is there, and an engine
-//! makes a Spark session that it does not have yet.
+//! Spark sessions in which an operation runs or recently ended. Calls with an expired token may
+//! continue only these: for any other Spark session id, an engine would create a new Spark session.
 
 use crate::grpc::identity::SparkSessionId;
 use parking_lot::Mutex;
@@ -9,19 +8,19 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Spark sessions that are remembered.
+/// Maximum number of recorded Spark sessions of one session.
 const MAX_SPARK_SESSIONS: usize = 256;
-/// How long after its last stream an operation counts as one that just ended.
-/// Spark keeps an operation without a stream for 5 minutes.
+/// Time after its last stream for which an operation counts as recently ended. Spark keeps an
+/// operation without a stream for 5 minutes.
 const RECENTLY: Duration = Duration::from_secs(10 * 60);
 
-/// The Spark sessions of one session, over all workers.
+/// Spark sessions of one session, for all workers.
 #[derive(Default)]
 pub(crate) struct RunningSessions {
     known: Mutex<HashMap<Key, State>>,
 }
 
-/// A Spark session lives on one generation of compute.
+/// Generation of compute and Spark session id.
 type Key = (u64, SparkSessionId);
 
 #[derive(Debug, Clone, Copy)]
@@ -30,14 +29,14 @@ struct State {
     last_stream: Instant,
 }
 
-/// One stream of an operation, from the begin of its response to its end.
+/// One stream of an operation, from the start to the end of its response.
 pub(crate) struct RunningStream {
     sessions: Arc<RunningSessions>,
     key: Key,
 }
 
 impl RunningSessions {
-    /// The engine responds to an operation in this Spark session.
+    /// Records that the engine responds to an operation in this Spark session.
     pub(crate) fn begin(self: &Arc<Self>, generation: u64, spark_session: SparkSessionId) -> RunningStream {
         let key = (generation, spark_session);
         let now = Instant::now();
@@ -67,7 +66,7 @@ impl RunningSessions {
         }
     }
 
-    /// Does an operation run in this Spark session, or did one end a moment ago?
+    /// Whether an operation runs or recently ended in this Spark session.
     pub(crate) fn is_running(&self, generation: u64, spark_session: SparkSessionId) -> bool {
         self.known
             .lock()

@@ -1,12 +1,10 @@
-//! What this proxy knows of the operations of one session on Sail, for all its
-//! workers: have results gone out, was it interrupted, and is a stream of it
-//! open?
+//! Operations of one session on Sail, for all workers: whether results were delivered, whether the
+//! operation was interrupted, and whether a stream is open.
 //!
-//! A client whose connection was cut comes back by `ReattachExecute`, on any
-//! connection. Sail's own reattach loses rows once results have gone out or
-//! while an older stream is open (measured with Sail 0.7.2). Before that it is
-//! exact. So a reattach passes only if this proxy carried the operation from
-//! its begin, nothing but heartbeats went out, and the older stream has ended.
+//! A disconnected client returns with `ReattachExecute` on any connection. Sail's own reattach
+//! loses rows after results were sent or while an older stream is open (measured with Sail 0.7.2);
+//! before that it is exact. A reattach is therefore forwarded only if this proxy carried the
+//! operation from its start, delivered only heartbeats, and the older stream has ended.
 
 use crate::grpc::identity::SparkSessionId;
 use parking_lot::Mutex;
@@ -18,12 +16,12 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Operations of one session that are remembered; the longest untouched make room.
+/// Maximum number of recorded operations of one session; the least recently used are removed first.
 const MAX_OPERATIONS: usize = 256;
-/// An operation without a stream is remembered for so long: PySpark 4.3, the
-/// most patient client, retries for an hour.
+/// Time for which an operation without a stream is recorded. PySpark 4.3, which retries longest,
+/// retries for an hour.
 const REMEMBER: Duration = Duration::from_secs(3600);
-/// How long the end of an older stream may take.
+/// Time limit for the end of an older stream.
 const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The operations of one session.
@@ -32,8 +30,8 @@ pub(crate) struct Operations {
     known: Mutex<HashMap<Key, Arc<Operation>>>,
 }
 
-/// Operation ids are the client's own: they mean something within one Spark
-/// session on one generation of compute.
+/// Clients choose operation ids; an id is unique within one Spark session on one generation of
+/// compute.
 #[derive(PartialEq, Eq, Hash)]
 struct Key {
     generation: u64,
@@ -41,12 +39,11 @@ struct Key {
     operation: Box<str>,
 }
 
-/// One operation.
 #[derive(Default)]
 struct Operation {
     has_results: AtomicBool,
     interrupted: AtomicBool,
-    /// The stream that is open, by a number of its own, and what ends it.
+    /// Number and cancellation token of the open stream.
     stream: Mutex<Option<(u64, CancellationToken)>>,
     streams: AtomicU64,
     stream_ended: Notify,
@@ -56,19 +53,19 @@ struct Operation {
 /// Whether a client may reattach to an operation on Sail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reattach {
-    /// Nothing is lost.
+    /// No result is lost.
     Exact,
-    /// Results went out, or this proxy did not see whether.
+    /// Results were delivered, or this proxy cannot rule it out.
     WouldLoseResults,
-    /// It was interrupted and goes on nowhere.
+    /// The operation was interrupted.
     Interrupted,
 }
 
-/// A stream of an operation, from its begin to its end.
+/// A stream of an operation, from start to end.
 pub(crate) struct Stream {
     operation: Arc<Operation>,
     number: u64,
-    /// Cancelled when another stream takes over.
+    /// Cancelled when a newer stream takes over.
     pub(crate) superseded: CancellationToken,
 }
 
@@ -102,7 +99,7 @@ impl Operations {
         )
     }
 
-    /// A stream of the operation begins: of its `ExecutePlan`, or of a reattach.
+    /// Begins a stream of an operation, by `ExecutePlan` or `ReattachExecute`.
     pub(crate) fn begin(&self, generation: u64, spark_session: &SparkSessionId, operation: &str) -> Stream {
         let operation = self.entry(generation, spark_session, operation);
         let superseded = CancellationToken::new();
@@ -115,15 +112,15 @@ impl Operations {
         }
     }
 
-    /// The engine says that it interrupted the operation.
+    /// Records that the engine interrupted the operation.
     pub(crate) fn interrupted(&self, generation: u64, spark_session: &SparkSessionId, operation: &str) {
         let operation = self.entry(generation, spark_session, operation);
         operation.touch();
         operation.interrupted.store(true, Relaxed);
     }
 
-    /// May a client that saw some of the response reattach? An older stream of
-    /// the operation is ended first, wherever in this proxy it is.
+    /// Decides whether a client that received a part of the response may reattach. Ends an older
+    /// stream of the operation on any worker first.
     pub(crate) async fn reattach(
         &self,
         generation: u64,
@@ -159,7 +156,7 @@ impl Operation {
         *self.touched.lock() = Some(Instant::now());
     }
 
-    /// Since when no stream of it is open; `None` while one is.
+    /// Time since which no stream is open; `None` while one is open.
     fn idle_since(&self) -> Option<Instant> {
         if self.stream.lock().is_some() {
             return None;
@@ -171,7 +168,7 @@ impl Operation {
         self.idle_since().is_some_and(|since| since.elapsed() >= after)
     }
 
-    /// Ends the stream that is open and waits for its end; false if that takes too long.
+    /// Ends the open stream and waits for its end; false on timeout.
     async fn take_over(&self) -> bool {
         let until = Instant::now() + TAKE_OVER_TIMEOUT;
         loop {
@@ -188,12 +185,12 @@ impl Operation {
 }
 
 impl Stream {
-    /// Results were read from the engine: from now on a cut may lose some.
+    /// Records that results were read from the engine: a disconnect can now lose some.
     pub(crate) fn has_results(&self) {
         self.operation.has_results.store(true, Relaxed);
     }
 
-    /// The engine ended it as interrupted.
+    /// Records that the engine ended the operation as interrupted.
     pub(crate) fn interrupted(&self) {
         self.operation.interrupted.store(true, Relaxed);
     }

@@ -1,4 +1,4 @@
-//! Admission: what the session and its organization may take.
+//! Admission: limits of the session and its organization.
 
 use crate::call::ConnectionState;
 use crate::grpc::method::Method;
@@ -10,11 +10,11 @@ use session_proto::error::Refused;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// How long a session whose calls are refused too often should wait.
+/// Retry delay for a session whose calls are rejected too often.
 const TOO_OFTEN: Duration = Duration::from_secs(1);
 
-/// A place for one more call, within what the session may take. What is known
-/// to be refused takes none: a dead token spends nothing of its organization's.
+/// Opens a call within the limits of its session. Calls that are already known to be rejected do
+/// not count against the limits of the organization.
 pub(crate) fn admit(
     worker: &Rc<Worker>,
     connection: &ConnectionState,
@@ -25,8 +25,7 @@ pub(crate) fn admit(
     let tally = &session.tally;
     let routes = &worker.shared.routes;
     let refused = session.refuses(routes, &caller.claims);
-    // Session-manager is asked about a session for the sake of refused calls so
-    // often, and no oftener.
+    // The rate of rejections also limits route requests caused by rejected calls.
     let doubtful = session.fresh_route(routes).is_none() && tally.was_refused_lately();
     if (refused.is_some() || doubtful) && !tally.is_within_refusals() {
         return Err(Refused::new(

@@ -1,4 +1,4 @@
-//! One attempt to send a call: what must hold before its bytes may pass.
+//! One attempt to send a call: route, binding and reattach checks, then a connection.
 
 use crate::call::bind::{self, Bound};
 use crate::call::engine_errors::{self, Translator};
@@ -25,8 +25,7 @@ use tokio::time::Instant;
 use tonic::Status;
 use tracing::{Instrument as _, Span};
 
-/// A new connection to compute needs a route that was learned this recently:
-/// addresses are used again by others.
+/// Maximum age of a route for a new connection to compute: addresses are reused.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
 /// The attempts to send one call.
@@ -34,19 +33,19 @@ pub(crate) struct Attempts<'a> {
     worker: &'a Rc<Worker>,
     open: &'a OpenCall,
     deadline: Option<Instant>,
-    /// The request's first message, once it was read.
+    /// The first message of the request, once read.
     first: Option<First>,
-    /// The route must have been asked for after this moment.
+    /// Routes requested before this time are not used.
     not_before: Option<Instant>,
 }
 
-/// What follows from the preparation of an attempt.
+/// Result of preparing an attempt.
 pub(crate) enum Next {
-    /// The answer, without compute.
+    /// Local reply.
     Reply(Bytes),
-    /// The route was outdated.
+    /// The route was outdated; try again.
     Again,
-    /// It can be sent.
+    /// Ready to be sent.
     Send(Box<Ready>),
 }
 
@@ -69,12 +68,12 @@ impl<'a> Attempts<'a> {
         }
     }
 
-    /// The next attempt asks for the route anew.
+    /// Makes the next attempt request a new route.
     pub(crate) fn ask_anew(&mut self) {
         self.not_before = Some(Instant::now());
     }
 
-    /// Finds compute, checks that the call may reach it, and takes a place there.
+    /// Finds compute, checks the call, and takes a place on a connection.
     pub(crate) async fn prepare(&mut self, request: &mut Messages) -> Result<Next, Stop> {
         let (worker, open) = (self.worker, self.open);
         let began = Instant::now();
@@ -116,8 +115,8 @@ impl<'a> Attempts<'a> {
         })
     }
 
-    /// Whose the Spark session on shared compute is, and whether it is prepared
-    /// on compute that replaced another.
+    /// Checks the binding of the Spark session on shared compute, or its preparation on replaced
+    /// compute.
     async fn check_binding(&self, found: &Found, first: &First) -> Result<Binding, Stop> {
         let (worker, open) = (self.worker, self.open);
         let (method, backend) = (open.method(), &found.backend);
@@ -128,15 +127,15 @@ impl<'a> Attempts<'a> {
                 let replaced = engine_errors::session_replaced(&first.spark_session, &found.route);
                 return Err(Stop::Engine(Box::new(replaced)));
             }
-            // Another worker or proxy may have bound it after this route was asked for.
-            // ReleaseExecute was admitted whatever the rate, which must bound questions.
+            // Another worker or proxy may have bound it after this route was requested.
+            // ReleaseExecute is exempt from the rate of calls, which must limit bind requests.
             Bound::Unknown
                 if self.not_before.is_none()
                     && (method != Method::ReleaseExecute || open.tally().is_within_rate()) =>
             {
                 return Ok(Binding::Ask);
             }
-            // Asked in vain. Only whoever reattaches had better try again.
+            // The new route is also without the binding. Only a reattach should be retried.
             Bound::Unknown
                 if self.not_before.is_some_and(|moment| found.stamp.at < moment)
                     && (method == Method::ReattachExecute || backend.engine == Engine::Spark) =>
@@ -158,7 +157,7 @@ impl<'a> Attempts<'a> {
         Ok(Binding::Ours)
     }
 
-    /// May the call reattach, if it does? The errors of its engine are judged by the answer.
+    /// Checks a reattach; returns the translator for errors of the engine.
     async fn check_reattach(&self, found: &Found, first: &First) -> Result<Option<Translator>, Stop> {
         let backend = &found.backend;
         let lost = found.route.lost_compute(self.worker.shared.clock.now());
@@ -178,7 +177,7 @@ impl<'a> Attempts<'a> {
         ))
     }
 
-    /// Takes a place on a connection; `None` if the route must be asked for anew.
+    /// Takes a place on a connection; `None` if a new route is needed.
     async fn connect(&self, found: Found, translator: Option<Translator>) -> Result<Option<Ready>, Stop> {
         let (pools, method) = (&self.worker.pools, self.open.method());
         let began = Instant::now();
@@ -190,7 +189,7 @@ impl<'a> Attempts<'a> {
         let leased = pools.lease(&found.backend, method);
         let lease = match leased.instrument(child_span!("connect")).await {
             Ok(lease) => lease,
-            // The address is suspect.
+            // The address may be outdated.
             Err(Unreachable) => return Ok(None),
         };
         let waited = &self.worker.shared.metrics.waited;
@@ -203,10 +202,10 @@ impl<'a> Attempts<'a> {
         }))
     }
 
-    /// Sends the call and passes the answer on.
+    /// Sends the call and forwards the response.
     ///
     /// # Errors
-    /// [`Stop::Untouched`] if the compute provably did nothing with it.
+    /// [`Stop::Untouched`] if the compute provably did not process the call.
     pub(crate) async fn send(
         &self,
         ready: Box<Ready>,
@@ -264,18 +263,18 @@ impl<'a> Attempts<'a> {
     }
 }
 
-/// Whose Spark session a call is about.
+/// Binding of the Spark session of a call.
 enum Binding {
-    /// The session's own.
+    /// Bound to the session.
     Ours,
-    /// Not known from a route that may be outdated.
+    /// Unknown from a route that may be outdated.
     Ask,
-    /// Nobody's, and the call would make it.
+    /// Unbound; the call would create the Spark session.
     Unused,
 }
 
-/// With an expired token a call may only continue what runs: the engine may not
-/// have its Spark session, and would make it.
+/// With an expired token a call may only continue running operations: the engine would create a
+/// Spark session that does not exist.
 fn check_late(open: &OpenCall, found: &Found, first: &First) -> Result<(), Stop> {
     let running = &open.tally().running;
     match &open.caller().late {

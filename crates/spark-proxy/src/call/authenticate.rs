@@ -1,4 +1,4 @@
-//! Who calls, and which session the token opens.
+//! Authentication of a call and the session of its token.
 
 use crate::grpc::headers::{self, Doubled};
 use crate::grpc::method::Method;
@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Checks the token of a request and that its headers name the same session.
+/// Verifies the token of a request and checks that its headers name the same session.
 pub(crate) async fn authenticate(
     worker: &Worker,
     address: IpAddr,
@@ -40,10 +40,9 @@ pub(crate) async fn authenticate(
     }
 }
 
-/// The header that carries the token. The Scala client has sent it as
-/// `authentication` for years (3.5, 4.0.0 to 4.0.1, 4.1.0 to 4.1.2; SPARK-57336),
-/// all others send `authorization`. Both may come if they are equal: a request
-/// with two credentials has no caller.
+/// Returns the header that carries the token. The Scala client has sent it as `authentication` for
+/// years (3.5, 4.0.0 to 4.0.1, 4.1.0 to 4.1.2; SPARK-57336), all others send `authorization`. Both
+/// are accepted if equal; two different credentials are ambiguous.
 fn credential(headers: &HeaderMap) -> Result<&HeaderValue, Refused> {
     let authorization = single(headers, &header::AUTHORIZATION)?;
     let authentication = single(headers, &headers::AUTHENTICATION)?;
@@ -58,7 +57,7 @@ fn credential(headers: &HeaderMap) -> Result<&HeaderValue, Refused> {
     }
 }
 
-/// A header that may come once.
+/// A header that may occur once.
 fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h HeaderValue>, Refused> {
     headers::at_most_one(headers, name).map_err(|Doubled| {
         Refused::new(
@@ -98,7 +97,7 @@ async fn check_token(
     let verified = match verify(method.grace()) {
         Err(TokenError::UnknownKid) => {
             let looked = Box::pin(worker.look_for_keys()).await;
-            // Without any key nothing can be said of a token, good or bad.
+            // Without any key no token can be verified or rejected.
             if looked.is_err() || shared.keys.ring().is_empty() {
                 return Err(Refused::new(
                     Reason::ControlPlaneUnavailable,
@@ -116,7 +115,7 @@ async fn check_token(
         other => other,
     };
     if let Err(TokenError::Invalid(_)) = verified {
-        // It is refused either way.
+        // The token is rejected in either case.
         let _ = shared.bad_tokens.take(&address, Instant::now());
     }
     let refused = |error: TokenError| Refused::new(error.reason(), error.client_text());

@@ -1,10 +1,9 @@
-//! Spark sessions on shared compute belong to one Berth session: the first
-//! use of a Spark session id binds it, and session-manager says to whom.
+//! Bindings of Spark sessions: on shared compute, the first use of a Spark session id binds it to
+//! one Berth session in session-manager.
 //!
-//! On dedicated compute that replaced another, session-manager applies the
-//! settings of an older Spark session again before its first call, or has its
-//! client told that it is gone. The settings come from here: what a client
-//! changed by `Config` is kept once the engine has taken it.
+//! On dedicated compute that replaced another, session-manager restores the settings of an older
+//! Spark session before its first call, or the client gets an error about the replacement. This
+//! module reports the settings: changes by `Config` are stored once the engine has accepted them.
 
 use crate::call::local_reply;
 use crate::grpc::identity::SparkSessionId;
@@ -25,27 +24,25 @@ use session_proto::spark::{CloneSessionRequest, CloneSessionResponse};
 use std::time::Duration;
 use tracing::Instrument as _;
 
-/// Session-manager takes 25 s at most, ten of them to choose the catalog.
+/// Session-manager's limit is 25 s, of which 10 s are for the catalog.
 const ANSWER_TIME: Duration = Duration::from_secs(27);
-/// How long the answer to a change of settings is held back until it is kept.
+/// Maximum delay of a response to `Config` until the settings are stored.
 const KEEP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Whose a Spark session is, as far as this proxy can tell.
+/// Binding of a Spark session, as known to this proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bound {
     Ours,
-    /// The route does not say that it is ours, and the call is no work, which
-    /// would bind it.
+    /// The route has no such binding, and the call is not work, which would create it.
     Unknown,
-    /// It is ours, older than the compute, and its client is to be told so.
+    /// Bound, but older than the compute; the client gets an error.
     Replaced,
-    /// The session changed while it was bound, so the binding may have been
-    /// given back already.
+    /// The session changed during the bind request, so the binding may have been released.
     Outdated,
 }
 
-/// Makes sure that a call is about a Spark session of this session on shared
-/// compute, and about a prepared one on compute that replaced another.
+/// Ensures that the Spark session is bound to this session on shared compute, or prepared on
+/// replaced dedicated compute.
 pub(crate) async fn check(
     worker: &Worker,
     open: &OpenCall,
@@ -82,8 +79,8 @@ pub(crate) async fn check(
     .await
 }
 
-/// Keeps a change of settings that the engine took, for the compute that
-/// replaces it. The client has them either way, so a failure is not its error.
+/// Stores a settings change that the engine accepted, for later compute. A failure does not fail
+/// the call: the current engine has the settings.
 pub(crate) async fn keep_settings(
     worker: &Worker,
     open: &OpenCall,
@@ -120,7 +117,7 @@ pub(crate) async fn keep_settings(
     tracing::debug!(%outcome, "settings of a Spark session were not kept");
 }
 
-/// Binds the session that a `CloneSession` names, before it comes to be.
+/// Binds the Spark session that a `CloneSession` names, before it is created.
 pub(crate) async fn check_clone(
     worker: &Worker,
     open: &OpenCall,
@@ -144,7 +141,7 @@ pub(crate) async fn check_clone(
     }
 }
 
-/// Binds the session that the server made up for a `CloneSession`.
+/// Binds the Spark session that the server chose for a `CloneSession`.
 pub(crate) async fn check_cloned(
     worker: &Worker,
     open: &OpenCall,
@@ -196,7 +193,7 @@ async fn bind(
         Err(Unasked::Refused(refused)) => Err(refused),
         Err(Unasked::Failed(status)) => match crate::routes::refusal(&status) {
             Some(refused) => Err(refused),
-            // What is to be prepared on dedicated compute is not there yet.
+            // Settings that must be restored on dedicated compute are not there yet.
             None if backend.dedicated => Err(unchecked()),
             None => nobody_can_tell(backend.engine).map(|()| BindSparkSessionResponse::default()),
         },
@@ -212,11 +209,11 @@ fn request(open: &OpenCall, backend: &Backend, spark_session: SparkSessionId) ->
     }
 }
 
-/// Why there is no answer.
+/// Reason for a missing bind response.
 enum Unasked {
-    /// Too many questions are under way.
+    /// Too many bind requests are open.
     Refused(Refused),
-    /// Session-manager refused, or could not be asked.
+    /// Session-manager rejected the request or could not be reached.
     Failed(tonic::Status),
 }
 
@@ -232,7 +229,7 @@ async fn ask(
     let mut request = tonic::Request::new(request);
     request.set_timeout(within);
     let mut client = shared.routes.control_client();
-    // On the control runtime, where the channel lives; it goes on if the call is given up.
+    // Runs on the control runtime, which owns the channel; continues if the call is cancelled.
     let ask = async move {
         let answer = client.bind_spark_session(request).await;
         drop(share);
@@ -252,18 +249,17 @@ fn unchecked() -> Refused {
     )
 }
 
-/// May a call go on about a Spark session of which session-manager cannot say
-/// at the moment whose it is?
+/// Decides whether a call may continue while session-manager cannot confirm the binding.
 pub(crate) fn nobody_can_tell(engine: Engine) -> Result<(), Refused> {
     match engine {
-        // JVM Spark keeps the sessions of two users apart even under one id; ours is in every message.
+        // Spark keys its sessions by user id and session id; every message carries Berth's user id.
         Engine::Spark => Ok(()),
         Engine::Sail => Err(unchecked()),
     }
 }
 
-/// The answer to a call that is no work, about a Spark session that was never
-/// used: to forward it would make the session.
+/// Local reply to a call that is not work, about an unused Spark session: forwarding it would
+/// create the Spark session.
 pub(crate) fn unused(method: Method, request: &[u8]) -> Result<bytes::Bytes, Stop> {
     local_reply::without_compute(method, request, false)
 }

@@ -1,15 +1,13 @@
-//! What engines say, in the words that clients understand.
+//! Engine errors, translated to errors that clients understand.
 //!
-//! PySpark re-sends a query, or gives a session up, only for certain error
-//! classes of Apache Spark. Sail says the same things in texts of its own
-//! (measured with Sail 0.7.2), so a lost connection would fail the query for
-//! good. Texts are compared whole and with this call's own ids, never by
-//! parts: user data may stand in any error.
+//! PySpark re-sends a query, or gives a session up, only for certain error classes of Apache Spark.
+//! Sail reports the same conditions with texts of its own (measured with Sail 0.7.2); untranslated,
+//! a lost connection would fail the query. Texts are compared as a whole and with the ids of the
+//! call, because errors can contain user data.
 //!
-//! Reattaching in the middle is answered here: Sail would lose rows silently,
-//! and a loud error is better than a short result. Sail also ends the stream
-//! of an interrupted query with OK. And where compute was lost, an engine's
-//! "no such operation" would have the client run it twice.
+//! Reattaching after results were delivered ends with an error here: Sail would lose rows silently.
+//! Sail also ends the stream of an interrupted query with OK. After a loss of compute, an engine's
+//! "no such operation" would make the client run the operation twice.
 
 use crate::activity::sail_operations::Reattach;
 use crate::grpc::identity::SparkSessionId;
@@ -24,20 +22,20 @@ use std::collections::HashMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-/// What must be known of a call to understand its answer.
+/// State of a call that is needed to translate its response.
 #[derive(Debug)]
 pub(crate) struct Translator {
     engine: Engine,
     session: SparkSessionId,
-    /// The operation that is being reattached to.
+    /// Id of the operation of a `ReattachExecute`.
     reattaching: Option<String>,
-    /// Compute was lost a short while ago, with what ran there.
+    /// Compute was lost recently, including its operations.
     lost: bool,
 }
 
 impl Translator {
-    /// For a call about this Spark session; `None` if its answer passes as it
-    /// is. `reattach` is the message of a `ReattachExecute`.
+    /// Creates a translator for a call in this Spark session; `None` if its response needs no
+    /// translation. `reattach` is the message of a `ReattachExecute`.
     pub(crate) fn new(
         engine: Engine,
         session: SparkSessionId,
@@ -55,8 +53,8 @@ impl Translator {
         }
     }
 
-    /// How the call ends instead, if the engine's status is one that its
-    /// client would not understand, or would understand wrongly.
+    /// Returns a replacement for an engine status that the client would misinterpret; `None` if it
+    /// needs none.
     pub(crate) fn translate(&self, trailers: &HeaderMap) -> Option<Stop> {
         let status = status_of(trailers)?;
         if status.code() != Code::Internal {
@@ -85,10 +83,10 @@ impl Translator {
     }
 }
 
-/// Whether a `ReattachExecute` may go to Sail.
+/// Whether a `ReattachExecute` may be forwarded to Sail.
 ///
 /// # Errors
-/// The answer, if it may not.
+/// The response, if it may not.
 pub(crate) fn admit_reattach(
     request: &ReattachExecuteRequest,
     may: Reattach,
@@ -98,14 +96,14 @@ pub(crate) fn admit_reattach(
     match may {
         Reattach::Interrupted => Err(Stop::Engine(Box::new(operation_canceled()))),
         Reattach::Exact => Ok(()),
-        // Its client has nothing yet, so Sail still has all of it, or says that it knows no such operation.
+        // Nothing was delivered: Sail still has the whole result, or reports an unknown operation.
         Reattach::WouldLoseResults if !has_responses => Ok(()),
         Reattach::WouldLoseResults if lost => Err(operation_lost().into()),
         Reattach::WouldLoseResults => Err(Stop::Engine(Box::new(operation_not_found(&request.operation_id)))),
     }
 }
 
-/// Spark says that it has no such operation, or no such session.
+/// Spark reports an unknown operation or session.
 fn is_unknown_to_spark(status: &Status) -> bool {
     status.get_details_error_info().is_some_and(|info| {
         info.metadata.get("errorClass").is_some_and(|class| {
@@ -114,7 +112,7 @@ fn is_unknown_to_spark(status: &Status) -> bool {
     })
 }
 
-/// The operation ran on compute that was lost.
+/// The operation was lost with its compute.
 pub(crate) fn operation_lost() -> Refused {
     Refused::new(
         Reason::OperationLost,
@@ -131,7 +129,7 @@ pub(crate) fn operation_not_found(operation: &str) -> Status {
     )
 }
 
-/// What Apache Spark says of an interrupted operation.
+/// Apache Spark's error for an interrupted operation.
 pub(crate) fn operation_canceled() -> Status {
     rich_with_state(
         "OPERATION_CANCELED",
@@ -140,13 +138,12 @@ pub(crate) fn operation_canceled() -> Status {
     )
 }
 
-/// A newer connection of the same client reads the operation's results.
+/// A newer connection of the same client receives the results.
 pub(crate) fn superseded() -> Status {
     Status::aborted("The client has reattached to this operation on another connection.")
 }
 
-/// The Spark session is older than the session's compute, and the cluster's
-/// `wake` is `signal`.
+/// The Spark session is older than the compute, and `wake` of the cluster is `signal`.
 pub(crate) fn session_replaced(session: &SparkSessionId, route: &Route) -> Status {
     rich(
         "INVALID_HANDLE.SESSION_CHANGED",
@@ -159,8 +156,8 @@ pub(crate) fn session_replaced(session: &SparkSessionId, route: &Route) -> Statu
     )
 }
 
-/// Where the engine does not find something by its name, and compute was
-/// replaced, says so: what lived only in the engine's memory is gone.
+/// Adds the replacement of compute to errors about missing names: objects in the engine's memory
+/// were lost.
 pub(crate) fn explain_replacement(trailers: &mut HeaderMap, route: &Route) {
     if route.replaced_at.is_some()
         && status_of(trailers).is_some_and(|status| status.code() == Code::Internal && is_missing(&status))
@@ -174,7 +171,7 @@ pub(crate) fn explain_replacement(trailers: &mut HeaderMap, route: &Route) {
     }
 }
 
-/// When and why compute was replaced last.
+/// Time and cause of the last replacement of compute.
 fn replacement(route: &Route) -> String {
     let at = route.replaced_at.unwrap_or_default();
     if route.replaced_lost() {
@@ -184,8 +181,8 @@ fn replacement(route: &Route) -> String {
     }
 }
 
-/// A table, view, function or schema is not there. Spark says it by its error
-/// class, Sail in its text (measured with Sail 0.7.2).
+/// A table, view, function or schema is missing. Spark reports it by error class, Sail in its text
+/// (measured with Sail 0.7.2).
 fn is_missing(status: &Status) -> bool {
     const CLASSES: [&str; 5] = [
         "TABLE_OR_VIEW_NOT_FOUND",
@@ -216,8 +213,7 @@ fn session_changed(session: &str) -> Status {
     )
 }
 
-/// As Apache Spark would say it. Without an `errorId`, so that clients do not
-/// ask for more of it.
+/// An error in Apache Spark's form. It has no `errorId`, so that clients do not request details.
 fn rich(class: &str, text: &str) -> Status {
     rich_with_state(class, text, "HY000")
 }

@@ -1,5 +1,4 @@
-//! The first message of a request: which Spark session and operation it is
-//! about. What follows passes unread.
+//! The first message of a request: its Spark session and operation. Later messages are not decoded.
 
 use crate::grpc::identity::{Identity, SparkSessionId};
 use crate::grpc::method::Method;
@@ -13,13 +12,13 @@ use session_core::Reason;
 use session_proto::error::Refused;
 use session_proto::spark::ReattachExecuteRequest;
 
-/// What a request's first message says.
+/// Contents of the first message.
 pub(crate) struct First {
     pub(crate) spark_session: SparkSessionId,
-    /// The whole request, where it must be understood here.
+    /// The whole request, if it must be decoded here.
     pub(crate) peeked: Vec<u8>,
     pub(crate) reattach: Option<ReattachExecuteRequest>,
-    /// What it changes of settings that are to be kept.
+    /// Settings change to be stored.
     pub(crate) settings: Option<SettingsChange>,
 }
 
@@ -36,7 +35,7 @@ impl First {
             _ => !method.is_work() && !backend.dedicated,
         };
         let settings = if method == Method::Config && backend.dedicated {
-            // One that is longer than that is beyond what is kept anyway.
+            // Longer requests exceed the limit of stored settings.
             let whole = request.peek(MOST_KEPT).await?;
             whole.and_then(|whole| SettingsChange::of(&whole, &open.caller().token))
         } else {
@@ -65,7 +64,7 @@ impl First {
     }
 }
 
-/// Who speaks, as the backend is to see it.
+/// The user identity for the backend.
 fn identity(backend: &Backend, open: &OpenCall) -> Identity {
     Identity::new(
         open.user_id(backend),

@@ -1,9 +1,9 @@
-//! Bytes both ways, frame by frame: nothing is read that the other side cannot
-//! take, so a slow reader stops its own writer and nobody else.
+//! Forwards both directions of a call frame by frame. Data is read only when the other side can
+//! take it, so backpressure of a slow reader affects only its own call.
 //!
-//! Both directions of a call run in the call's own task. When [`forward`]
-//! returns for whatever reason, the upstream stream is dropped, which resets
-//! it if it was not over; only then does the caller tell the client.
+//! Both directions run in the task of the call. When [`forward`] returns, the upstream stream is
+//! dropped, which resets it unless it has ended; only then does the caller send the result to the
+//! client.
 
 use crate::activity::running::RunningStream;
 use crate::activity::sail_operations;
@@ -43,39 +43,39 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-/// Responses with fewer bytes in a frame are joined, if they are there together.
+/// Available response frames below this size are joined.
 const SMALL: usize = 4 * 1024;
-/// How many bytes are joined at most.
+/// Maximum size of joined frames.
 const JOINED: usize = 32 * 1024;
-/// The answer to an `Interrupt` is a list of ids.
+/// Maximum size of a response to `Interrupt`, which is a list of ids.
 const MAX_INTERRUPT_ANSWER: usize = 64 * 1024;
-/// Ids of one answer that are taken.
+/// Maximum number of ids taken from one response.
 const MAX_INTERRUPTED: usize = 256;
-/// When the bytes that a client does not take are counted again: soon, as most
-/// come at once, and then at longer intervals.
+/// Interval at which unread response bytes are counted: starts short, because most data arrives at
+/// once, and grows.
 const MIN_UNREAD_INTERVAL: Duration = Duration::from_millis(10);
 const MAX_UNREAD_INTERVAL: Duration = Duration::from_millis(250);
-/// The answer to a `CloneSession` is a few ids.
+/// Maximum size of a response to `CloneSession`, which holds a few ids.
 const MOST_CLONED: usize = 64 * 1024;
 
-/// Tells clients which compute answers: it rises when compute was replaced,
-/// and with it everything was lost that lived there only.
+/// Response header with the generation of the compute. A higher value means that state in the
+/// engine's memory was lost.
 static GENERATION: HeaderName = HeaderName::from_static("x-berth-generation");
 
-/// What both directions of a call need to know.
+/// State shared by both directions of a call.
 pub(crate) struct Exchange<'a> {
     pub(crate) worker: &'a Worker,
     pub(crate) open: &'a OpenCall,
     pub(crate) backend: &'a Backend,
     pub(crate) spark_session: SparkSessionId,
     pub(crate) translator: Option<Translator>,
-    /// A Spark session will come to be whose id only the answer tells.
+    /// The response names the new Spark session of a `CloneSession`.
     pub(crate) clones: bool,
-    /// On Sail: the stream of an operation that its client can reattach to.
+    /// On Sail: the stream of a reattachable operation.
     pub(crate) on_sail: OnceCell<sail_operations::Stream>,
-    /// The engine responds to an operation.
+    /// Set when the engine responds to an operation.
     pub(crate) running: OnceCell<RunningStream>,
-    /// What the call changes of settings that are to be kept.
+    /// Settings change to be stored.
     pub(crate) settings: Option<&'a SettingsChange>,
     pub(crate) route: &'a Route,
 }
@@ -85,28 +85,28 @@ impl Exchange<'_> {
         &self.worker.shared.metrics
     }
 
-    /// The call's stream is one of this operation.
+    /// Begins a stream of this operation on Sail.
     pub(crate) fn begin_on_sail(&self, operation: &str) {
         if self.backend.engine == Engine::Sail {
             let on_sail = &self.open.tally().on_sail;
             let stream = on_sail.begin(self.backend.generation, &self.spark_session, operation);
-            // It begins once.
+            // Set once per call.
             let _ = self.on_sail.set(stream);
         }
     }
 
-    /// The engine responds: if the call runs an operation, it is there.
+    /// Records a running operation when its response begins.
     fn note_running(&self) {
         if matches!(self.open.method(), Method::ExecutePlan | Method::ReattachExecute) {
             let running = &self.open.tally().running;
-            // A response begins once.
+            // Set once per response.
             let _ = self
                 .running
                 .set(running.begin(self.backend.generation, self.spark_session));
         }
     }
 
-    /// Waits until another stream of the same operation takes over.
+    /// Waits until a newer stream of the same operation takes over.
     async fn superseded(&self) {
         match self.on_sail.get() {
             Some(stream) => stream.superseded.cancelled().await,
@@ -114,7 +114,7 @@ impl Exchange<'_> {
         }
     }
 
-    /// What Sail's answer to an `Interrupt` names was interrupted.
+    /// Records the operations that Sail's response to `Interrupt` names.
     fn note_interrupted(&self, encoding: Encoding, body: &[u8]) {
         let Some(message) = result_watch::unary(encoding, body) else {
             return;
@@ -128,7 +128,7 @@ impl Exchange<'_> {
         }
     }
 
-    /// Ends the call in another way where the engine's status would mislead.
+    /// Replaces an engine status that the client would misinterpret.
     fn translated(&self, trailers: &HeaderMap) -> Result<(), Stop> {
         match self
             .translator
@@ -140,7 +140,7 @@ impl Exchange<'_> {
         }
     }
 
-    /// Spark tells its own credential to whoever asks for all settings.
+    /// Spark includes its credential in a reply with all settings.
     fn redactor(&self) -> Option<Redactor> {
         let credential = self.backend.credential.as_ref()?;
         (self.open.method() == Method::Config)
@@ -149,7 +149,7 @@ impl Exchange<'_> {
     }
 }
 
-/// Carries one call to its end.
+/// Forwards one call until it ends.
 pub(crate) async fn forward(
     exchange: &Exchange<'_>,
     upstream: Upstream,
@@ -185,8 +185,8 @@ fn poll_kept(
     keeping.map_or(Poll::Pending, |keeping| keeping.as_mut().poll(cx))
 }
 
-/// The request to the backend. Its end comes back, because dropping it early
-/// would look like the end of the call.
+/// Sends the request to the backend. The send half is returned, because dropping it early would
+/// end the call.
 async fn upload(
     exchange: &Exchange<'_>,
     request: &mut Messages,
@@ -219,11 +219,11 @@ async fn upload(
             exchange.begin_on_sail(id);
         }
     }
-    // If the backend wanted no more, its response says why.
+    // The response explains why the backend stopped reading.
     Ok(backend)
 }
 
-/// The response to the client.
+/// Sends the response to the client.
 async fn download(
     exchange: &Exchange<'_>,
     response: ResponseFuture,
@@ -239,7 +239,7 @@ async fn download(
     }
     exchange.note_running();
     if exchange.open.method() == Method::ReattachExecute {
-        // Spark has the operation: it runs, and keeps its session busy.
+        // Spark has accepted the operation: it runs and keeps the session busy.
         exchange.open.work();
     }
     let trailers = if exchange.clones {
@@ -256,7 +256,7 @@ async fn download(
     finish(exchange, trailers, client).await
 }
 
-/// The head of the response, as the client gets it, and its body.
+/// Receives the response headers for the client, and the body.
 async fn first_byte(
     exchange: &Exchange<'_>,
     response: ResponseFuture,
@@ -280,7 +280,7 @@ async fn first_byte(
     Ok((head, body))
 }
 
-/// The end of a response with a body.
+/// Ends a response with a body.
 async fn finish(
     exchange: &Exchange<'_>,
     trailers: Option<HeaderMap>,
@@ -292,7 +292,7 @@ async fn finish(
         )));
     };
     let Some(outcome) = outcome(&trailers) else {
-        // Or its status was among what is too long.
+        // Or the status was in trailers that exceeded the limit.
         return Err(Stop::Refused(backend_lost(
             "The compute's answer ended without a status, or with more trailers than are taken (1 MiB).",
         )));
@@ -317,12 +317,12 @@ async fn finish(
     Ok(outcome)
 }
 
-/// What is read of a response on its way, beside its bytes.
+/// Inspection of response data.
 enum Inspection {
     None,
-    /// Of a query on Sail.
+    /// The response of a query on Sail.
     Results(ResultWatch),
-    /// Sail's answer to an `Interrupt`, as far as it came.
+    /// The received part of Sail's response to `Interrupt`.
     Interrupt(Encoding, Vec<u8>),
 }
 
@@ -357,13 +357,14 @@ impl Inspection {
         }
     }
 
-    /// The response ended with OK.
+    /// Handles a response that ended with OK.
     fn end(self, exchange: &Exchange<'_>) -> Result<(), Stop> {
         match self {
             Self::None => Ok(()),
             Self::Results(watch) if watch.is_complete() => Ok(()),
             Self::Results(_) => {
-                // Its client would reattach to what is not there any more, or take it for whole.
+                // Otherwise the client would reattach to a lost operation, or take the result for
+                // complete.
                 if let Some(stream) = exchange.on_sail.get() {
                     stream.interrupted();
                 }
@@ -377,7 +378,7 @@ impl Inspection {
     }
 }
 
-/// Passes a response's bytes on, to its trailers.
+/// Forwards the response body up to its trailers.
 async fn stream(
     exchange: &Exchange<'_>,
     mut body: Body,
@@ -409,8 +410,8 @@ async fn stream(
     trailers(&mut body).await
 }
 
-/// Passes bytes on as the client takes them: what it does not take is never
-/// handed to HTTP/2, which would hold it also after the call has ended.
+/// Sends bytes within the client's flow-control window. Bytes beyond it are not passed to HTTP/2,
+/// which would buffer them beyond the end of the call.
 async fn pass(
     exchange: &Exchange<'_>,
     body: &mut Body,
@@ -424,8 +425,8 @@ async fn pass(
     Ok(())
 }
 
-/// Waits until the client takes more, of which `len` bytes are ready; says how
-/// many. What is held meanwhile is counted.
+/// Waits until the client takes more of `len` available bytes; returns how many. Bytes held
+/// meanwhile are counted.
 async fn until_taken(
     exchange: &Exchange<'_>,
     body: &mut Body,
@@ -476,11 +477,10 @@ async fn trailers(body: &mut Body) -> Result<Option<HeaderMap>, Stop> {
         .map_err(|error| lost(&error))
 }
 
-/// Bytes to be sent as one, how many were taken for them, and whether they are the last.
+/// Bytes for one frame, the number of bytes read for them, and whether they are the last.
 type Joined = (Bytes, usize, bool);
 
-/// The next bytes; small ones that are there together come together, so that
-/// many small messages are few frames.
+/// Reads the next bytes; small frames that are available together are joined.
 fn poll_joined(body: &mut Body, cx: &mut Context<'_>) -> Poll<Result<Joined, Stop>> {
     let first = match ready!(body.poll_data(cx)) {
         None => return Poll::Ready(Ok((Bytes::new(), 0, true))),
@@ -514,8 +514,7 @@ fn poll_joined(body: &mut Body, cx: &mut Context<'_>) -> Poll<Result<Joined, Sto
     Poll::Ready(Ok((data, taken, ended)))
 }
 
-/// The answer to a `CloneSession`, held until the Spark session that it names
-/// is known to be ours.
+/// Holds the response to `CloneSession` until the new Spark session is bound to this session.
 async fn cloned(
     exchange: &Exchange<'_>,
     head: http::response::Parts,
@@ -559,8 +558,8 @@ fn outcome(headers: &HeaderMap) -> Option<Outcome> {
     })
 }
 
-/// What the loss of an upstream stream means. Only a refusal, or a GOAWAY that
-/// names the stream as not processed, proves that nothing was done.
+/// Classifies the loss of an upstream stream. Only REFUSED_STREAM, or a GOAWAY below the stream id,
+/// proves that nothing was processed.
 fn lost(error: &h2::Error) -> Stop {
     let refused = error.is_remote()
         && match error.reason() {

@@ -1,5 +1,4 @@
-//! `grpc.health.v1.Health/Check`, answered here and without a token: is this
-//! proxy taking calls?
+//! `grpc.health.v1.Health/Check`, answered without a token: whether this proxy accepts calls.
 
 use crate::grpc::method::SPARK_CONNECT;
 use crate::grpc::reply::{Client, Vanished};
@@ -10,7 +9,7 @@ use std::time::Duration;
 use tonic::Status;
 
 const MOST: usize = 1024;
-/// How long the request may take to come.
+/// Time limit for the request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const SERVING: i32 = 1;
 const NOT_SERVING: i32 = 2;
@@ -27,7 +26,7 @@ struct CheckResponse {
     status: i32,
 }
 
-/// Reads the small request and answers it.
+/// Reads the request and sends the health status.
 pub(crate) async fn check(body: RecvStream, serving: bool, client: &Client) -> Result<(), Vanished> {
     let asked = tokio::time::timeout(REQUEST_TIMEOUT, asked_for(body));
     let service = match asked.await {
@@ -67,7 +66,7 @@ async fn asked_for(mut body: RecvStream) -> Option<String> {
             return None;
         }
     }
-    // Flag and length of the one message come first.
+    // Skips the five bytes of flag and length of the message.
     let message = whole.get(5..)?;
     (whole[0] == 0).then_some(())?;
     Some(CheckRequest::decode(message).ok()?.service)

@@ -1,17 +1,14 @@
-//! Answers that need no compute.
+//! Local replies: responses without compute.
 //!
-//! Clients send calls that are no work: they release what they read, ask what
-//! is left, or say goodbye when Python exits. While a session has no compute
-//! in use such a call must not bring it up, must not fail the client's program
-//! and must not make anything.
+//! Clients send calls that are not work: they release results, read settings, or clean up when
+//! Python exits. While a session has no compute in use, such a call must not start compute, fail
+//! the client's program or create anything.
 //!
-//! A reply made here lacks what only the engine has: its own id of the Spark
-//! session (`server_side_session_id`). PySpark 4 stores the id of the first
-//! reply it gets, the empty one too, and fails on every later reply with
-//! another id (measured with 4.1.3 and 4.3.0). So the id is echoed as the
-//! request names it, and a client that names none yet gets no made-up reply
-//! where it would store the id: what may be its first work is work
-//! ([`exit_or_error_reply`]), and other calls end with an error.
+//! A local reply lacks the engine's own id of the Spark session (`server_side_session_id`). PySpark
+//! 4 stores the id of the first reply, even an empty one, and fails on every later reply with
+//! another id (measured with 4.1.3 and 4.3.0). So the id is copied from the request. A client that
+//! has no id yet gets no local reply where it would store the id: what may be its first work counts
+//! as work ([`exit_or_error_reply`]), and other calls end with an error.
 
 use crate::call::engine_errors::{operation_lost, operation_not_found};
 use crate::grpc::method::Method;
@@ -37,23 +34,22 @@ use tonic::Status;
 /// Maximum length of a request that gets a local reply.
 pub(crate) const MOST_TALK: usize = 1024;
 
-/// What PySpark 4.1 and later ask before a plan, also before the last one.
+/// Settings that PySpark 4.1 and later read before a plan, including the last one.
 const COMPRESSION: [&str; 2] = [
     "spark.connect.session.planCompression.threshold",
     "spark.connect.session.planCompression.defaultAlgorithm",
 ];
-/// What PySpark 4 asks before it shows an error.
+/// Settings that PySpark 4 reads before it shows an error.
 const STACK_TRACE: [&str; 2] = [
     "spark.sql.connect.serverStacktrace.enabled",
     "spark.sql.pyspark.jvmStacktrace.enabled",
 ];
 
-/// The answer to what PySpark sends when Python exits or an error is shown,
-/// which only looks like work; `None` if it is work. `request` is its one
-/// message, flag and length included.
+/// Local reply to requests that PySpark sends when Python exits or when it shows an error; `None`
+/// for real work. `request` is the only message, with flag and length.
 ///
-/// The same requests are the first ones of a new client's first query. Only a
-/// client that names an observed server-side session id is past that.
+/// A new client's first query begins with the same requests, but without an observed server-side
+/// session id.
 pub(crate) fn exit_or_error_reply(method: Method, request: &[u8]) -> Option<Result<Bytes, Stop>> {
     let message = request.get(5..)?;
     match method {
@@ -63,7 +59,7 @@ pub(crate) fn exit_or_error_reply(method: Method, request: &[u8]) -> Option<Resu
     }
 }
 
-/// Python exits, and PySpark has the server clear what only `stop()` would.
+/// PySpark clears the server's cache when Python exits without `stop()`.
 fn clean_cache(request: &ExecutePlanRequest) -> Option<Bytes> {
     let PlanType::Command(command) = request.plan.as_ref()?.op_type.as_ref()? else {
         return None;
@@ -92,7 +88,8 @@ fn config_get(request: ConfigRequest) -> Option<Result<Bytes, Stop>> {
     let (server_side_session_id, pairs) = if get.keys.is_empty() {
         return None;
     } else if all_of(&COMPRESSION) {
-        // No values: PySpark sends its plan uncompressed and asks again before the next one.
+        // Without values, PySpark sends its plan uncompressed and reads the settings again before
+        // the next plan.
         (observed?, Vec::new())
     } else if all_of(&STACK_TRACE) {
         let Some(observed) = observed.or_else(|| no_id_to_keep(request.client_type.as_deref())) else {
@@ -114,16 +111,16 @@ fn config_get(request: ConfigRequest) -> Option<Result<Bytes, Stop>> {
     })))
 }
 
-/// PySpark then shows the error with what it has of a stack trace. A plain
-/// status: ErrorInfo would make it ask the same question again.
+/// PySpark then shows the error with the stack trace that it has. The status is plain: after
+/// ErrorInfo PySpark would read the settings again.
 fn stack_trace_unknown() -> Stop {
     Stop::Engine(Box::new(Status::failed_precondition(
         "The session has no compute at the moment that could be asked for its settings.",
     )))
 }
 
-/// Does a `Config` request only read settings that it names? `request` is its
-/// one message, flag and length included.
+/// Whether a `Config` request only reads named settings. `request` is the only message, with flag
+/// and length.
 pub(crate) fn only_reads(request: &[u8]) -> bool {
     let decoded = ConfigRequest::decode(request.get(5..).unwrap_or_default());
     let Ok(Some(Operation { op_type: Some(what) })) = decoded.map(|request| request.operation) else {
@@ -135,8 +132,8 @@ pub(crate) fn only_reads(request: &[u8]) -> bool {
     }
 }
 
-/// The answer to a call that is no work, where there is no compute for it.
-/// `request` is its one message, flag and length included.
+/// Local reply to a call that is not work, without compute. `request` is the only message, with
+/// flag and length.
 pub(crate) fn without_compute(method: Method, request: &[u8], lost: bool) -> Result<Bytes, Stop> {
     let message = request.get(5..).unwrap_or_default();
     match method {
@@ -145,7 +142,7 @@ pub(crate) fn without_compute(method: Method, request: &[u8], lost: bool) -> Res
             if lost {
                 return Err(operation_lost().into());
             }
-            // PySpark sends its ExecutePlan again, unless it has read results already.
+            // PySpark re-sends its ExecutePlan, unless it has already received results.
             Err(Stop::Engine(Box::new(operation_not_found(&request.operation_id))))
         }
         Method::ReleaseExecute => {
@@ -153,7 +150,7 @@ pub(crate) fn without_compute(method: Method, request: &[u8], lost: bool) -> Res
             Ok(framed(&ReleaseExecuteResponse {
                 session_id: request.session_id,
                 operation_id: Some(request.operation_id),
-                // No client keeps the id of this reply.
+                // No client stores the id of this reply.
                 server_side_session_id: observed(request.client_observed_server_side_session_id.as_ref())
                     .unwrap_or_default(),
             }))
@@ -173,7 +170,7 @@ pub(crate) fn without_compute(method: Method, request: &[u8], lost: bool) -> Res
             let request: ReleaseSessionRequest = decode(message)?;
             Ok(framed(&ReleaseSessionResponse {
                 session_id: request.session_id,
-                // The request has no field for it, and its client ends here.
+                // The request has no such field, and the client ends here.
                 server_side_session_id: String::new(),
             }))
         }
@@ -191,7 +188,7 @@ pub(crate) fn without_compute(method: Method, request: &[u8], lost: bool) -> Res
             let request: FetchErrorDetailsRequest = decode(message)?;
             Ok(framed(&FetchErrorDetailsResponse {
                 session_id: request.session_id,
-                // No client keeps the id of this reply.
+                // No client stores the id of this reply.
                 server_side_session_id: observed(request.client_observed_server_side_session_id.as_ref())
                     .unwrap_or_default(),
             }))
@@ -224,13 +221,13 @@ fn decode<M: Message + Default>(message: &[u8]) -> Result<M, Refused> {
     })
 }
 
-/// The server-side session id that the request names, if it names one.
+/// The server-side session id in the request.
 fn observed(id: Option<&String>) -> Option<String> {
     id.filter(|id| !id.is_empty()).cloned()
 }
 
-/// An empty server-side session id, for a client that does not keep the first
-/// one it gets. `client_type` as PySpark writes it: `… spark/4.1.3 … python/3.11.7`.
+/// An empty server-side session id, for a client that does not store the first one. PySpark's
+/// `client_type` is `… spark/4.1.3 … python/3.11.7`.
 fn no_id_to_keep(client_type: Option<&str>) -> Option<String> {
     let client_type = client_type.unwrap_or_default();
     let version = |of: &str| client_type.split(' ').find_map(|part| part.strip_prefix(of));
@@ -239,12 +236,12 @@ fn no_id_to_keep(client_type: Option<&str>) -> Option<String> {
     (!keeps).then(String::new)
 }
 
-/// With flag and length.
+/// Encodes a message with flag and length.
 pub(crate) fn framed(message: &impl Message) -> Bytes {
     let len = message.encoded_len();
     let mut out = BytesMut::with_capacity(len + 5);
     out.put_u8(0);
-    // Answers are short.
+    // Local replies are short.
     out.put_u32(u32::try_from(len).unwrap_or(u32::MAX));
     // The buffer grows, so this cannot fail.
     let _ = message.encode(&mut out);
@@ -302,7 +299,7 @@ mod tests {
         Some(MlCommand::CleanCache(CleanCache {}))
     }
 
-    /// The reply to a request that must have one.
+    /// The local reply to a request.
     fn reply<M: Message + Default>(method: Method, request: &[u8]) -> M {
         match exit_or_error_reply(method, request) {
             Some(Ok(reply)) => M::decode(&reply[5..]).unwrap(),
@@ -364,7 +361,7 @@ mod tests {
             });
             assert_eq!(id.as_deref(), kept, "Config, {client}");
             if let Err(stop) = reply {
-                // ErrorInfo would make PySpark ask again, and again.
+                // After ErrorInfo PySpark would repeat the request.
                 assert!(matches!(stop, Stop::Engine(status) if status.details().is_empty()));
             }
 

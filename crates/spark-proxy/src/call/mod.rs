@@ -1,14 +1,13 @@
 //! One call, from its headers to its last byte.
 //!
 //! ```text
-//! handle ─▶ serve: authenticate ─▶ admit ─▶ up to 3 attempts ─▶ the response's end
-//!                        each attempt: route (hold while the session warms)
+//! handle ─▶ serve: authenticate ─▶ admit ─▶ up to 3 attempts ─▶ end of the response
+//!                        each attempt: route (held while the session warms)
 //!                                      ─▶ first_message ─▶ bind ─▶ connect ─▶ forward
 //! ```
 //!
-//! Everything that is held for a call is held by this one future and is given
-//! back when it ends, however it ends. A client that vanishes drops the future,
-//! wherever it is; that is written once, in [`handle`].
+//! One future owns all resources of a call and releases them when it ends or is dropped. [`handle`]
+//! drops it when the client disconnects.
 
 mod admit;
 mod attempt;
@@ -49,18 +48,18 @@ use tokio::time::Instant;
 use tonic::Status;
 use tracing::Instrument as _;
 
-/// How often a call that provably did nothing is sent in all.
+/// Maximum number of attempts for a call that provably was not processed.
 const MAX_ATTEMPTS: usize = 3;
 
-/// What the calls of one connection share.
+/// State shared by the calls of one connection.
 pub(crate) struct ConnectionState {
-    /// Where it comes from.
+    /// Client IP.
     address: IpAddr,
-    /// What is to be sent and was not yet.
+    /// Unsent response bytes of the connection.
     unsent: Rc<Unsent>,
-    /// One of its calls had a token that verifies.
+    /// A call carried a token that verifies.
     pub(crate) admitted: Cell<bool>,
-    /// One of its calls had a token that its session admits.
+    /// A call carried a token that its session admits.
     pub(crate) is_proven: Rc<Cell<bool>>,
 }
 
@@ -75,7 +74,7 @@ impl ConnectionState {
     }
 }
 
-/// Serves one call.
+/// Handles one call.
 pub(crate) async fn handle(
     worker: Rc<Worker>,
     connection: Rc<ConnectionState>,
@@ -166,8 +165,7 @@ async fn serve(
     }
 }
 
-/// The part of a call that takes time: it is sent, and once more if the compute
-/// provably did nothing with it.
+/// Sends the call, and again if the compute provably did not process it.
 async fn run(
     worker: &Rc<Worker>,
     open: &OpenCall,
@@ -199,8 +197,8 @@ async fn run(
     Err(backend_unavailable().into())
 }
 
-/// With an expired token `Config` may only read settings: that is what a query
-/// that runs, or that just ended, still needs.
+/// With an expired token `Config` may only read settings, which running or recently ended queries
+/// still need.
 async fn check_late_config(open: &OpenCall, request: &mut Messages) -> Result<(), Stop> {
     let Some(late) = &open.caller().late else {
         return Ok(());

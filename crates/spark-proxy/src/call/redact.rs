@@ -1,22 +1,21 @@
-//! Keeps the compute's own credential out of `Config` replies: Spark answers
-//! a request for all settings with `spark.connect.authenticate.token` among
-//! them. The secret is masked byte by byte, so nothing else of the reply
-//! changes, not even its length.
+//! Redacts the credential of the compute in `Config` replies: Spark's reply with all settings
+//! contains `spark.connect.authenticate.token`. Each byte of the secret is masked, so the length of
+//! the reply does not change.
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderValue;
 
 const MASK: u8 = b'*';
 
-/// Masks one secret in bytes that come in pieces.
+/// Masks one secret in a stream of bytes.
 pub(crate) struct Redactor {
     secret: Vec<u8>,
-    /// The end of what came, which may be the beginning of the secret.
+    /// Last bytes received, which may be the start of the secret.
     held: BytesMut,
 }
 
 impl Redactor {
-    /// Of the token in a `Bearer …` header.
+    /// Creates a redactor for the token of a `Bearer …` header.
     pub(crate) fn of(credential: &HeaderValue) -> Option<Self> {
         let secret = credential.as_bytes().strip_prefix(b"Bearer ")?;
         (!secret.is_empty()).then(|| Self {
@@ -25,7 +24,7 @@ impl Redactor {
         })
     }
 
-    /// Takes more bytes; gives those that are sure.
+    /// Takes more bytes; returns those that cannot be part of the secret.
     pub(crate) fn feed(&mut self, data: &[u8]) -> Bytes {
         self.held.extend_from_slice(data);
         let mut from = 0;
@@ -34,7 +33,7 @@ impl Redactor {
             self.held[from + at..end].fill(MASK);
             from = end;
         }
-        // The longest end of it that the secret could begin with.
+        // The longest suffix that is a prefix of the secret.
         let most = (self.secret.len() - 1).min(self.held.len());
         let unsure = (1..=most)
             .rev()
@@ -43,7 +42,7 @@ impl Redactor {
         self.held.split_to(self.held.len() - unsure).freeze()
     }
 
-    /// Gives what is left at the end.
+    /// Returns the remaining bytes at the end.
     pub(crate) fn finish(&mut self) -> Bytes {
         self.held.split().freeze()
     }

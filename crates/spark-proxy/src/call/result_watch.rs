@@ -1,13 +1,11 @@
-//! The response of a query on Sail, watched as its bytes pass: have results
-//! gone out, and was it complete?
+//! Inspects the response of a query on Sail as it passes: whether results were delivered, and
+//! whether it is complete.
 //!
-//! Both decide what a client may be told. Sail sends an empty message every
-//! 15 s while a query runs, with a response id like any other, and the schema
-//! before the first row; a client that saw no more than these can reattach
-//! without a loss. And Sail ends the stream of an interrupted query with OK,
-//! as if it were whole; only the message `result_complete` tells them apart
-//! (measured with Sail 0.7.2). No message is held beyond [`MAX_INSPECTED`],
-//! and none is delayed.
+//! Both determine the errors that the client gets. While a query runs, Sail sends an empty message
+//! with a response id every 15 s, and the schema before the first row; a client that received only
+//! these can reattach without loss. Sail ends the stream of an interrupted query with OK; only the
+//! message `result_complete` marks a complete one (measured with Sail 0.7.2). Messages beyond
+//! [`MAX_INSPECTED`] are not buffered, and no message is delayed.
 
 use crate::grpc::identity::fields;
 use bytes::Bytes;
@@ -16,14 +14,14 @@ use std::io::Read as _;
 
 static GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
-/// Longer messages carry results: what is sought here takes some 200 bytes,
-/// and a schema is mostly shorter.
+/// Longer messages count as results: relevant messages take about 200 bytes, and a schema is mostly
+/// shorter than this.
 const MAX_INSPECTED: usize = 4 * 1024;
-/// Once results went out only `result_complete` is sought.
+/// Limit after the first result: only `result_complete` is then relevant.
 const MAX_RESULT_COMPLETE: usize = 512;
-/// A short message does not inflate to more than this, or is not inspected.
+/// Maximum decompressed size of an inspected message.
 const MAX_INFLATED: u64 = 256 * 1024;
-/// Flag and length of a gRPC message.
+/// Length of the flag and length of a gRPC message.
 const PREFIX: usize = 5;
 
 // Fields of `ExecutePlanResponse`.
@@ -35,18 +33,18 @@ const RESULT_COMPLETE: u64 = 14;
 const SERVER_SIDE_SESSION_ID: u64 = 15;
 const EXECUTION_PROGRESS: u64 = 18;
 
-/// How the messages of a response are compressed.
+/// Compression of the messages of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Encoding {
     Identity,
     Gzip,
     Zstd,
-    /// One that is not read here: its messages count as results.
+    /// An unsupported encoding: its messages count as results.
     Unknown,
 }
 
 impl Encoding {
-    /// As the response's headers name it.
+    /// Returns the encoding in the response headers.
     pub(crate) fn of(headers: &HeaderMap) -> Self {
         match headers.get(&GRPC_ENCODING).map(|value| value.as_bytes()) {
             None | Some(b"identity") => Self::Identity,
@@ -56,7 +54,7 @@ impl Encoding {
         }
     }
 
-    /// The content of a message; `None` if it cannot be read here.
+    /// Decompresses a message; `None` if that is impossible here.
     pub(crate) fn inflate(self, compressed: bool, message: &[u8]) -> Option<Vec<u8>> {
         if !compressed {
             return Some(message.to_vec());
@@ -74,16 +72,16 @@ impl Encoding {
     }
 }
 
-/// What a message is, as far as it matters here.
+/// Kind of a message, as far as relevant here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// It can be lost or come twice without harm.
+    /// Can be lost or repeated without harm.
     Heartbeat,
     ResultComplete,
     Results,
 }
 
-/// Watches one response.
+/// Inspects one response.
 #[derive(Debug)]
 pub(crate) struct ResultWatch {
     encoding: Encoding,
@@ -98,13 +96,13 @@ enum State {
         bytes: [u8; PREFIX],
         have: usize,
     },
-    /// A message that is looked into, as far as it came.
+    /// The received part of an inspected message.
     Message {
         compressed: bool,
         len: usize,
         bytes: Vec<u8>,
     },
-    /// So many bytes of a message that is not looked into.
+    /// Remaining bytes of a message that is not inspected.
     Skip(usize),
 }
 
@@ -123,12 +121,12 @@ impl ResultWatch {
         }
     }
 
-    /// Results were among what came so far.
+    /// Whether results were received.
     pub(crate) fn has_results(&self) -> bool {
         self.delivered
     }
 
-    /// The last message was the one that follows all results.
+    /// Whether the last message was `result_complete`.
     pub(crate) fn is_complete(&self) -> bool {
         self.complete
     }
@@ -215,7 +213,7 @@ fn kind_of(message: &[u8]) -> Kind {
     if read.is_ok() { kind } else { Kind::Results }
 }
 
-/// The one message of a unary response, if all of it is in `body`.
+/// The only message of a unary response, if `body` has all of it.
 pub(crate) fn unary(encoding: Encoding, body: &[u8]) -> Option<Bytes> {
     let (prefix, message) = body.split_first_chunk::<PREFIX>()?;
     let [flag, len @ ..] = *prefix;
@@ -253,7 +251,7 @@ mod tests {
         message(Some(ResponseType::ResultComplete(ResultComplete {})))
     }
 
-    /// `schema` is field 7, which our own messages leave out.
+    /// `schema` is field 7, which Berth's own message types leave out.
     fn schema() -> Vec<u8> {
         [message(None), vec![7 << 3 | 2, 3, 1, 2, 3]].concat()
     }
@@ -272,7 +270,7 @@ mod tests {
         [&[flag][..], &len, &message].concat()
     }
 
-    /// Results and completeness after these messages, whatever the pieces they come in.
+    /// Results and completeness after these messages, for any split into pieces.
     fn watched(encoding: Encoding, messages: &[Vec<u8>]) -> (bool, bool) {
         let bytes: Vec<u8> = messages
             .iter()
@@ -319,7 +317,7 @@ mod tests {
         let mut watch = ResultWatch::new(Encoding::Identity);
         watch.feed(&[0, 0, 0, 0, 2, 0xff, 0xff]);
         assert!(watch.has_results());
-        // A small message that would inflate without bound.
+        // A small message with a huge decompressed size.
         let bomb = framed(Encoding::Zstd, &vec![0; 1 << 20]);
         assert!(bomb.len() < MAX_INSPECTED);
         let mut watch = ResultWatch::new(Encoding::Zstd);

@@ -1,5 +1,5 @@
-//! Where a call goes: to compute that is there, or that its session gets while
-//! the call is held.
+//! Finds the route of a call: to existing compute, or to compute that starts while the call is
+//! held.
 
 use crate::call::local_reply;
 use crate::grpc::request_body::{MOST_KEPT, Messages};
@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-/// How long a look-up of a route may take that does not wait for compute.
+/// Time limit for a route request that does not wait for compute.
 const LOOK_TIME: Duration = Duration::from_secs(5);
 
 /// A route to active compute.
@@ -29,15 +29,15 @@ pub(crate) struct Found {
     pub(crate) stamp: Stamp,
 }
 
-/// Where a call goes.
+/// Destination of a call.
 pub(crate) enum Place {
     Compute(Found),
-    /// There is no compute and the call needs none: this is the answer.
+    /// No compute; the local reply to the call.
     Nowhere(Bytes),
 }
 
-/// Where the call goes: to compute that is there, or, after it was held, to
-/// compute that its session gets. A call that is no work is answered without.
+/// Finds existing compute, or holds the call until its session has compute. A call that is not work
+/// gets a local reply without compute.
 pub(crate) async fn place(
     worker: &Rc<Worker>,
     open: &OpenCall,
@@ -72,7 +72,7 @@ pub(crate) async fn place(
         return local_reply::without_compute(method, &request.unwrap_or_default(), lost).map(Place::Nowhere);
     }
     if unread && method.has_one_message() {
-        // What it holds is better known than guessed, and it may only look like work.
+        // A call that seems to be work may be answered without it; its content decides.
         let peeked = tokio::select! {
             biased;
             peeked = request.peek(MOST_KEPT) => peeked?,
@@ -85,14 +85,14 @@ pub(crate) async fn place(
             return answer.map(Place::Nowhere);
         }
     }
-    // Boxed, as all that is rare: a call's future is moved, and is as large as its largest part.
+    // Boxed, like all rare paths: a call's future is moved, and is as large as its largest branch.
     Box::pin(hold(worker, open, request, deadline))
         .instrument(child_span!("hold"))
         .await
         .map(Place::Compute)
 }
 
-/// Waits until the session has compute, which it is made to get.
+/// Wakes the session and waits until it has compute.
 async fn hold(
     worker: &Rc<Worker>,
     open: &OpenCall,
@@ -121,7 +121,7 @@ async fn hold(
     }
 }
 
-/// Reads what comes of a held call's request, so that it is counted; at most `most` bytes.
+/// Reads the request of a held call up to `most` bytes, so that it is counted.
 async fn gather(request: &mut Messages, hold: &mut Hold, most: usize) -> Stop {
     loop {
         match request.gather(most).await {
@@ -136,8 +136,8 @@ async fn gather(request: &mut Messages, hold: &mut Hold, most: usize) -> Stop {
     }
 }
 
-/// The session's route: as this worker knows it, or as session-manager says
-/// it, which with `wake` may take until the compute is warm.
+/// Returns the route from this worker's cache or from session-manager. With `wake` session-manager
+/// starts compute, and the request may last until it is ready.
 async fn resolve(
     worker: &Rc<Worker>,
     open: &OpenCall,
@@ -151,13 +151,13 @@ async fn resolve(
     loop {
         if not_before.is_none()
             && let Some((route, stamp)) = session.fresh_route(routes)
-            // A token of a later epoch proves that the route is not the newest.
+            // A token with a later epoch proves that the route is outdated.
             && claims.epoch <= route.token_epoch
             && (!wake || matches!(route.state, RouteState::Active(_)))
         {
             return Ok((route, stamp));
         }
-        // A call that is held has its share already.
+        // A held call already has a share.
         let lookup = if wake {
             None
         } else {
@@ -204,12 +204,12 @@ async fn resolve(
         if session.learn(&route, stamp) {
             return Ok((route, stamp));
         }
-        // Something newer was announced on the way here.
+        // A newer version was announced meanwhile.
         not_before = Some(Instant::now());
     }
 }
 
-/// The compute to call; `None` if there is none in use.
+/// The compute of a route; `None` if there is none in use.
 fn usable(worker: &Worker, route: &Route, open: &OpenCall) -> Result<Option<Arc<Backend>>, Refused> {
     let shared = &worker.shared;
     route
@@ -227,7 +227,7 @@ fn usable(worker: &Worker, route: &Route, open: &OpenCall) -> Result<Option<Arc<
     }
 }
 
-/// Is a call refused for the same reason when it is made again?
+/// Whether a repeated call is rejected for the same reason.
 const fn stays_refused(reason: Reason) -> bool {
     matches!(
         reason,

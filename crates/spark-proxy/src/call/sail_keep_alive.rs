@@ -1,8 +1,7 @@
-//! Sail ends a Spark session some time after its last call *began*, a query
-//! that still runs included (900 s unless told otherwise, measured on 0.7.2).
-//! Where Berth starts Sail it sets that time; on a shared server it cannot. So
-//! while a query runs there, a small call about its Spark session is made now
-//! and then. It is nobody's activity: the query itself is.
+//! Sail keep-alive. Sail ends a Spark session some time after the *start* of its last call, even
+//! while a query runs (900 s by default, measured on 0.7.2). Where Berth starts Sail it sets that
+//! time; on a shared server it cannot. So while a query runs there, the proxy makes a small call in
+//! its Spark session at intervals. The small calls do not count as activity; the query itself does.
 
 use crate::call::forward::Exchange;
 use crate::grpc::method::Method;
@@ -17,14 +16,14 @@ use session_proto::spark::{ConfigRequest, UserContext};
 use std::convert::Infallible;
 use std::time::Duration;
 
-/// How long one of these calls may take.
+/// Time limit for a keep-alive call.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A setting that every Sail session has.
 const SETTING: &str = "spark.sql.session.timeZone";
-/// More than the answer can hold.
+/// Maximum size of the response.
 const MOST_ANSWERED: usize = 16 * 1024;
 
-/// Must the call's Spark session be kept alive while the call runs?
+/// Whether the Spark session of the call must be kept alive while the call runs.
 pub(crate) fn is_needed(exchange: &Exchange<'_>) -> bool {
     let every = exchange.worker.shared.config.backend.sail_keep_alive;
     let runs = matches!(
@@ -34,14 +33,14 @@ pub(crate) fn is_needed(exchange: &Exchange<'_>) -> bool {
     runs && exchange.backend.engine == Engine::Sail && !exchange.backend.dedicated && !every.is_zero()
 }
 
-/// Keeps the call's Spark session alive until it is dropped, together with
-/// the session's other calls on this worker.
+/// Keeps the Spark session of the call alive until dropped, together with other calls of the
+/// session on this worker.
 pub(crate) async fn alive(exchange: &Exchange<'_>) -> Infallible {
     let every = exchange.worker.shared.config.backend.sail_keep_alive;
     loop {
         tokio::time::sleep(every).await;
         let session = exchange.open.session();
-        // One that was given back may be somebody else's by now.
+        // A released Spark session may belong to another session by now.
         if !session.still_binds(exchange.route.order, &exchange.spark_session)
             || !session.keep(&exchange.spark_session, every / 2)
         {
@@ -54,10 +53,10 @@ pub(crate) async fn alive(exchange: &Exchange<'_>) -> Infallible {
     }
 }
 
-/// One small call about the Spark session.
+/// Makes one small call in the Spark session.
 async fn touch(exchange: &Exchange<'_>) -> Option<()> {
     let (pools, backend) = (&exchange.worker.pools, exchange.backend);
-    // A new connection would need a fresh route, and there is one: the query runs on it.
+    // A new connection would need a fresh route; the running query already has a connection.
     if !pools.is_connected(backend, Method::Config) {
         return None;
     }
@@ -87,7 +86,7 @@ async fn touch(exchange: &Exchange<'_>) -> Option<()> {
     (trailers.get("grpc-status")?.as_bytes() == b"0").then_some(())
 }
 
-/// Reads a setting, in the name in which the query was asked.
+/// Request that reads a setting under the user id of the query.
 fn question(exchange: &Exchange<'_>) -> Option<Bytes> {
     let request = ConfigRequest {
         session_id: exchange.spark_session.as_str().to_owned(),

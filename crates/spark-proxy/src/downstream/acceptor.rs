@@ -1,4 +1,4 @@
-//! The one acceptor: hands each connection to the worker with the fewest.
+//! Accepts connections and assigns each to the worker with the fewest.
 
 use crate::worker::Shared;
 use std::net::SocketAddr;
@@ -7,18 +7,18 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-/// After an accept that failed: out of file descriptors, mostly.
+/// Pause after a failed accept, mostly caused by a lack of file descriptors.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// A connection on its way to a worker.
+/// An accepted connection for a worker.
 pub(crate) struct Accepted {
     pub(crate) tcp: std::net::TcpStream,
     pub(crate) remote: SocketAddr,
-    /// Its places among all connections and among the worker's.
+    /// Permits of all connections and of the worker's connections.
     pub(crate) permit: [OwnedSemaphorePermit; 2],
 }
 
-/// Accepts until the proxy stops; then the port is closed.
+/// Accepts connections until the proxy stops; then closes the port.
 pub(crate) async fn run(
     listener: TcpListener,
     shared: Arc<Shared>,
@@ -30,7 +30,7 @@ pub(crate) async fn run(
     let all = Arc::new(Semaphore::new(limit));
     let accepting = async {
         loop {
-            // Beyond the limit connections wait in the kernel.
+            // Connections beyond the limit wait in the kernel.
             let room = Arc::clone(&all).acquire_owned().await?;
             let (tcp, remote) = match listener.accept().await {
                 Ok(accepted) => accepted,

@@ -1,11 +1,9 @@
-//! One client connection: who it is, TLS or not, then HTTP/2, then one task
-//! per call. Nobody holds a place for ever: handshakes have their time, and so
-//! has the first good token; silent clients are pinged, and old connections take
-//! no new calls.
+//! One client connection: PROXY protocol, TLS, HTTP/2, then one task per call. Every phase is
+//! limited: handshakes and the first valid token have time limits, silent clients are pinged, and
+//! old connections accept no new calls.
 //!
-//! The limit of calls is ours and is answered with an error. HTTP/2's own limit
-//! is above it, because gRPC clients queue in silence what exceeds that one:
-//! calls that end work would wait behind the work.
+//! The call limit is enforced with an error. The stream limit of HTTP/2 is higher, because gRPC
+//! clients queue calls beyond that one: calls that end work would wait behind the work.
 
 use crate::call::{ConnectionState, handle};
 use crate::config::{LimitConfig, TlsMode};
@@ -39,20 +37,20 @@ use tokio_rustls::TlsStream;
 const TLS_RECORD: u8 = 0x16;
 /// The first byte of `PRI * HTTP/2.0`.
 const HTTP2_PREFACE: u8 = b'P';
-/// The second net below pings, for what is not HTTP/2 yet.
+/// TCP keepalive, for connections before HTTP/2 pings.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
 const KEEPALIVE_TRIES: u32 = 4;
-/// By how much the ages of connections differ, so that they do not end together.
+/// Spread of connection ages, so that connections do not end together.
 const AGE_SPREAD: std::ops::RangeInclusive<f64> = 0.9..=1.1;
-/// What a connection that ends on order has left to send takes no longer.
+/// Time limit for sending the remaining data of a connection that is being closed.
 const LAST_WORDS: Duration = Duration::from_millis(100);
-/// The same for a connection that has shown no good token, when the proxy stops.
+/// Drain limit for a connection without a valid token.
 const UNPROVEN_DRAIN: Duration = Duration::from_secs(1);
-/// Calls at once on a connection that has not shown a good token. Nearly all
-/// are checked without waiting; the others wait for a key set.
+/// Concurrent calls on a connection before its first valid token. Nearly all tokens are checked
+/// without waiting; the others wait for a key set.
 const MAX_UNVERIFIED_CALLS: usize = 128;
-/// When to try again where calls of the connection must end first.
+/// Retry delay when calls of the connection must end first.
 const RETRY_CROWDED: Duration = Duration::from_secs(1);
 
 type Io = Paced<Heard<Conn>>;
@@ -60,15 +58,15 @@ type Io = Paced<Heard<Conn>>;
 /// A connection after its handshakes.
 struct Ready {
     http: server::Connection<Io, Bytes>,
-    /// Plaintext where TLS is required: every call is told so.
+    /// Plaintext where TLS is required: every call gets an error.
     refused: bool,
     ear: Rc<Ear>,
     pace: Rc<Pace>,
-    /// Among those of its address.
+    /// Place within the per-IP limit.
     _place: Option<Place>,
 }
 
-/// Why there is none.
+/// Reason for closing a connection before HTTP/2.
 #[derive(Debug, thiserror::Error)]
 enum Closed {
     #[error("its address has as many connections as it may have")]
@@ -85,8 +83,8 @@ impl From<Full> for Closed {
     }
 }
 
-/// Serves a connection to its end. `remote` is who it comes from, until a
-/// trusted proxy says better.
+/// Serves a connection until its end. `remote` is the peer until a trusted proxy reports the client
+/// IP.
 pub(crate) async fn serve(worker: Rc<Worker>, tcp: std::net::TcpStream, mut remote: SocketAddr) {
     let shared = &worker.shared;
     let metrics = &shared.metrics;
@@ -135,7 +133,7 @@ async fn open(worker: &Worker, tcp: std::net::TcpStream, remote: &mut SocketAddr
         .max_frame_size(limits.frame_bytes)
         .max_header_list_size(limits.hard_header_list_bytes())
         .max_concurrent_streams(limits.hard_streams_per_connection())
-        // As many may be refused at once, and what their clients had sent already is expected.
+        // As many calls may be rejected at once while their clients are still sending.
         .max_concurrent_reset_streams(limits.hard_streams_per_connection() as usize)
         .max_send_buffer_size(limits.send_buffer_bytes)
         .handshake(Paced::new(Heard::new(conn, &ear), &pace))
@@ -159,7 +157,7 @@ fn prepare(tcp: &TcpStream) -> std::io::Result<()> {
     SockRef::from(tcp).set_tcp_keepalive(&keepalive)
 }
 
-/// TLS or not, as configured; and whether plaintext is to be refused.
+/// Performs the TLS handshake if configured; also returns whether calls in plaintext are rejected.
 async fn secured(worker: &Worker, tcp: TcpStream, remote: SocketAddr) -> anyhow::Result<(Conn, bool)> {
     let mode = worker.shared.config.listen.tls.mode;
     Ok(match (&worker.shared.tls, mode) {
@@ -231,15 +229,15 @@ async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<
                 close(http, h2::Reason::NO_ERROR).await;
                 return Ok(());
             }
-            // Health checks prove nothing: a checker opens its next connection after the GOAWAY.
+            // Health checks are no proof: after the GOAWAY the checker opens a new connection.
             () = &mut unproven, if !state.is_proven.get() => {
                 if state.is_proven.get() {
-                    // Since this branch was armed.
+                    // The state may have changed since this branch was armed.
                     continue;
                 }
                 let is_asked_about = state.admitted.get() && Rc::strong_count(&state) > 1;
                 if is_asked_about && !draining {
-                    // Session-manager is being asked about the session of a token that verifies.
+                    // The session of a verified token is being resolved.
                     unproven.as_mut().reset(Instant::now() + limits.first_token);
                     continue;
                 }
@@ -248,7 +246,7 @@ async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<
                 close(http, h2::Reason::NO_ERROR).await;
                 return Ok(());
             }
-            // Each open call has a share in the state.
+            // Each open call holds a reference to the state.
             beat = pulse.next(|| Rc::strong_count(&state) > 1) => match beat {
                 Beat::Wait(_) => {}
                 Beat::Ping(_) => metrics.pings.at(Peer::Client).inc(),
@@ -266,22 +264,24 @@ async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<
         }
         if !widened && state.admitted.get() {
             pace.lift();
-            // Refused while the client has not acknowledged our first settings; then the next turn tries again.
+            // Fails until the client has acknowledged the first settings; the next iteration tries
+            // again.
             widened = http.set_initial_window_size(limits.stream_window_bytes).is_ok();
         }
     }
 }
 
-/// Ends the connection, with a GOAWAY if its client reads.
+/// Closes the connection, with a GOAWAY if the client reads.
 async fn close(mut http: server::Connection<Io, Bytes>, why: h2::Reason) {
     http.abrupt_shutdown(why);
-    // One more turn of the loop sends what is left to send.
+    // Sends the remaining data.
     let _ = tokio::time::timeout(LAST_WORDS, poll_fn(|cx| http.poll_closed(cx))).await;
 }
 
 type Incoming = Option<Result<(http::Request<h2::RecvStream>, server::SendResponse<Bytes>), h2::Error>>;
 
-/// The next call; none after the last, or in a flood. When all that came have been taken, more may be read.
+/// Returns the next call; `None` after the last, or in a flood. More is read only when all received
+/// calls have been taken.
 fn poll_call(http: &mut server::Connection<Io, Bytes>, pace: &Pace, cx: &mut Context<'_>) -> Poll<Incoming> {
     let call = http.poll_accept(cx);
     if pace.is_flood() {
@@ -293,7 +293,7 @@ fn poll_call(http: &mut server::Connection<Io, Bytes>, pace: &Pace, cx: &mut Con
     call
 }
 
-/// May this call begin, as far as its size and its connection go?
+/// Checks the header size and the call limit of the connection.
 async fn check_call(
     limits: &LimitConfig,
     state: &Rc<ConnectionState>,
@@ -305,11 +305,11 @@ async fn check_call(
     has_room(limits, state, request.uri().path()).await
 }
 
-/// May the connection have one more call? Each open call has a share in its state.
+/// Checks the call limit of the connection. Each open call holds a reference to its state.
 async fn has_room(limits: &LimitConfig, state: &Rc<ConnectionState>, path: &str) -> Result<(), Refused> {
     let open = || Rc::strong_count(state) - 1;
     if open() >= MAX_UNVERIFIED_CALLS && !state.admitted.get() {
-        // Those that came before are looked at first; most do not wait for anything.
+        // Earlier calls are checked first; most do not wait.
         tokio::task::yield_now().await;
         if open() >= MAX_UNVERIFIED_CALLS && !state.admitted.get() {
             return Err(crowded(format!(

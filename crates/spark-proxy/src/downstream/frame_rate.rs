@@ -1,31 +1,30 @@
-//! How many frames a client may send that carry no part of a call: settings,
-//! pings, windows, priorities, resets, empty data. Each costs as much as a
-//! frame of a call, so they have a rate. A connection beyond it is read more
-//! slowly, which harms nobody else, and is ended if it stays beyond it.
+//! Rate limit for client frames that carry no part of a call: settings, pings, windows, priorities,
+//! resets, empty data. Each costs as much as a frame of a call. A connection beyond the rate is
+//! read more slowly, without effect on others, and is closed if it stays beyond it.
 //!
-//! Honest clients send such frames for what they receive (windows) and for
-//! their calls (resets), so both add to what is allowed.
+//! Valid clients send such frames for received data (windows) and for calls (resets), so data and
+//! calls add to the budget.
 
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Frames without a call in a second.
+/// Frames without a call per second.
 const RATE: u64 = 1000;
-/// What may be saved up, and what a connection begins with.
+/// Maximum budget, and initial budget.
 const MAX_SAVED: i64 = 1024;
 const FIRST: i64 = 256;
-/// With less than this nothing is read until there is as much.
+/// Minimum budget for reading.
 const LEAST: i64 = 32;
-/// Bytes in either direction that allow one frame more: a client that gives
-/// back its window by 16 KiB, for the stream and the connection, needs half.
+/// Bytes in either direction that add one frame to the budget: a client that returns its window in
+/// steps of 16 KiB, for the stream and the connection, needs half.
 const BYTES_FOR_ONE: usize = 4096;
-/// A call's headers allow its reset and two windows.
+/// Frames that the headers of a call add: its reset and two windows.
 const FOR_HEADERS: i64 = 3;
-/// Bytes that are read at once for each frame that is allowed.
+/// Bytes read at once per frame in the budget.
 const BYTES_AT_ONCE: i64 = 16;
-/// Data of fewer bytes, unless it ends its request, counts as none.
+/// Smaller data frames count as empty, unless they end the request.
 const SMALL_DATA: usize = 16;
-/// A connection that has nothing left for this long is ended.
+/// Time without budget after which a connection is closed.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 const PREFACE: usize = 24;
@@ -35,30 +34,30 @@ const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 
-/// What one connection may send.
+/// Frame budget of one connection.
 #[derive(Debug)]
 pub(crate) struct FrameBudget {
     left: i64,
     filled_at: Instant,
-    /// Since when it is beyond the rate.
+    /// Time since which the budget is exhausted.
     beyond_since: Option<Instant>,
-    /// Bytes that did not allow a whole frame.
+    /// Bytes not yet counted as a whole frame.
     bytes: usize,
-    /// The header of the next frame, as far as it came.
+    /// Received part of the next frame header.
     header: [u8; HEADER],
     have: usize,
-    /// Bytes until the next frame begins.
+    /// Bytes until the next frame.
     skip: usize,
 }
 
-/// What may be read now.
+/// Permission to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Allowed {
-    /// So many bytes.
+    /// Up to this number of bytes.
     Bytes(usize),
     /// Nothing before this time.
     After(Instant),
-    /// Nothing any more.
+    /// Nothing; the connection must be closed.
     Flood,
 }
 
@@ -75,7 +74,7 @@ impl FrameBudget {
         }
     }
 
-    /// How much may be read.
+    /// Returns how much may be read.
     pub(crate) fn allowed(&mut self, now: Instant) -> Allowed {
         if self.left < MAX_SAVED {
             self.fill(now);
@@ -107,14 +106,14 @@ impl FrameBudget {
         self.left = self.left.saturating_add(more).min(MAX_SAVED);
     }
 
-    /// So many bytes were sent to the client, or were data of its own.
+    /// Counts response bytes and request data.
     pub(crate) fn passed(&mut self, bytes: usize) {
         self.bytes += bytes;
         self.add(i64::try_from(self.bytes / BYTES_FOR_ONE).unwrap_or(MAX_SAVED));
         self.bytes %= BYTES_FOR_ONE;
     }
 
-    /// These bytes came next.
+    /// Parses the next received bytes.
     pub(crate) fn read(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let skipped = self.skip.min(bytes.len());

@@ -1,10 +1,10 @@
-//! Clients' connections, from accept to the last call on them.
+//! Client connections, from accept to their last call.
 //!
 //! ```text
 //! acceptor ── TCP ──▶ run_loop (a worker) ──▶ connection
-//!                                              │ proxy_protocol: the client's real address
+//!                                              │ proxy_protocol: client IP
 //!                                              │ TLS, HTTP/2
-//!                                              │ read_pacing: small reads until a good token
+//!                                              │ read_pacing: small reads until a valid token
 //!                                              ▼
 //!                                           call::handle, one task per call
 //! ```

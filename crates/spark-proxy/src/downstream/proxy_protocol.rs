@@ -1,34 +1,34 @@
-//! The PROXY protocol, version 2: who is really at the other end when a load
-//! balancer stands before us. Only peers in `listen.trusted_proxies` may say
-//! it, and those must, as the very first bytes; nobody else is asked.
+//! PROXY protocol, version 2: the client IP behind a load balancer. Peers in
+//! `listen.trusted_proxies` must send the header as the first bytes; it is accepted from no other
+//! peer.
 //!
-//! The parser is our own: version 2 over TCP is one page, the crates at hand
-//! also take version 1, and nothing may be read beyond the header.
+//! The parser is our own: version 2 over TCP is one page, available crates also accept version 1,
+//! and nothing may be read beyond the header.
 
 use ipnet::IpNet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-/// What every header begins with.
+/// First bytes of every header.
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
-/// Signature, version and command, family and protocol, length.
+/// Length of signature, version and command, family and protocol, and length.
 const FIXED: usize = 16;
-/// The longest rest that is read: addresses, and TLVs that are skipped.
+/// Maximum length of the rest: addresses, and TLVs that are skipped.
 const MOST: usize = 1024;
 
-/// Why a header is not taken.
+/// Reason for rejecting a header.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Bad {
-    /// Version 1, or none.
+    /// Version 1, or no header.
     #[error("no PROXY protocol v2 header came first")]
     NotProxy,
-    /// Another version or command than is known.
+    /// Unsupported version or command.
     #[error("a PROXY header of unknown version or command {0:#04x}")]
     Command(u8),
     /// Not TCP over IPv4 or IPv6.
     #[error("a PROXY header about something else than TCP ({0:#04x})")]
     Family(u8),
-    /// Longer than anybody needs, or too short for its addresses.
+    /// Too long, or too short for its addresses.
     #[error("a PROXY header of {0} bytes")]
     Length(usize),
     /// The connection ended.
@@ -36,13 +36,13 @@ pub(crate) enum Bad {
     Io(#[from] std::io::Error),
 }
 
-/// Is a header expected from this peer?
+/// Whether this peer must send a header.
 pub(crate) fn is_trusted(trusted: &[IpNet], peer: IpAddr) -> bool {
     let peer = peer.to_canonical();
     trusted.iter().any(|net| net.contains(&peer))
 }
 
-/// Reads the header, and not a byte more. `None`: the proxy speaks for itself.
+/// Reads the header and nothing beyond it. `None`: the connection is the proxy's own.
 pub(crate) async fn read(io: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, Bad> {
     let mut fixed = [0; FIXED];
     io.read_exact(&mut fixed).await?;
@@ -58,13 +58,13 @@ pub(crate) async fn read(io: &mut (impl AsyncRead + Unpin)) -> Result<Option<Soc
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Command {
-    /// The proxy's own connection, for its health checks.
+    /// A connection of the proxy itself, for health checks.
     Local,
-    /// Somebody else's.
+    /// A forwarded connection.
     Proxy,
 }
 
-/// Command, family and the length of the rest.
+/// Parses command, family and the length of the rest.
 fn head(fixed: &[u8; FIXED]) -> Result<(Command, u8, usize), Bad> {
     let [signature @ .., command, family, high, low] = fixed;
     if *signature != SIGNATURE {
@@ -82,8 +82,7 @@ fn head(fixed: &[u8; FIXED]) -> Result<(Command, u8, usize), Bad> {
     Ok((command, *family, len))
 }
 
-/// The address that the connection comes from: source, destination, then the
-/// two ports. What follows are TLVs.
+/// Parses the source address: source, destination, then both ports. TLVs follow.
 fn source(family: u8, rest: &[u8]) -> Result<SocketAddr, Bad> {
     let short = || Bad::Length(rest.len());
     let port = |at: usize| -> Option<u16> { Some(u16::from_be_bytes(*rest.get(at..)?.first_chunk()?)) };
@@ -135,7 +134,7 @@ mod tests {
         rest
     }
 
-    /// What was understood, and what was left in the connection.
+    /// Parse result and the unread bytes.
     async fn parse(bytes: &[u8]) -> (Result<Option<SocketAddr>, Bad>, Vec<u8>) {
         let mut left = bytes;
         let read = read(&mut left).await;

@@ -1,13 +1,12 @@
-//! Reads from a client in small turns until it has shown a good token.
+//! Reads from a client in small turns until its first valid token.
 //!
-//! HTTP/2 decodes everything that can be read before the first request is
-//! taken, and a header block of a few bytes can decode to seventy times as
-//! many. h2 cannot raise its limit of streams during a connection's life, so
-//! that limit must be the one of good clients. What a stranger can make this
-//! proxy hold is bounded here instead: requests that one turn brought are
-//! answered before more is read.
+//! HTTP/2 decodes all readable data before the first request is taken, and a short header block can
+//! decode to seventy times its size. h2 cannot raise its stream limit during a connection, so that
+//! limit must suit authenticated clients. Pacing bounds the memory for unauthenticated ones: the
+//! requests of one turn are answered before more is read.
 //!
-//! Frames that are no part of a call have their rate all along ([`crate::downstream::frame_rate`]).
+//! Frames that carry no part of a call have a rate limit at all times
+//! ([`crate::downstream::frame_rate`]).
 
 use crate::downstream::frame_rate::{Allowed, FrameBudget};
 use crate::grpc::unsent::Unsent;
@@ -20,10 +19,10 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Bytes of one turn, and at most one read more.
+/// Bytes of one turn; exceeded by one read at most.
 const TURN: usize = 16 * 1024;
 
-/// How much may be read now; shared by the connection and its reader.
+/// Read permission, shared by the connection and its reader.
 #[derive(Debug)]
 pub(crate) struct Pace {
     left: Cell<usize>,
@@ -44,12 +43,12 @@ impl Pace {
         })
     }
 
-    /// What is to be sent and was not yet.
+    /// Unsent response bytes of the connection.
     pub(crate) fn unsent(&self) -> &Rc<Unsent> {
         &self.unsent
     }
 
-    /// All that was read has been taken, and all sent that could be: one more turn may be read.
+    /// Allows one more turn, after all received calls were taken and all possible data was sent.
     pub(crate) fn next_turn(&self) {
         self.unsent.settle();
         self.left.set(TURN);
@@ -62,12 +61,13 @@ impl Pace {
         }
     }
 
-    /// Must the connection end, because too many frames came that are no calls?
+    /// Whether the connection must be closed because of a flood of frames that carry no part of a
+    /// call.
     pub(crate) fn is_flood(&self) -> bool {
         self.is_flood.get()
     }
 
-    /// The client has shown a good token.
+    /// Removes the limit after the first valid token.
     pub(crate) fn lift(&self) {
         self.unlimited.set(true);
     }
@@ -78,7 +78,7 @@ impl Pace {
 pub(crate) struct Paced<S> {
     inner: S,
     pace: Rc<Pace>,
-    /// Ends when more may be read.
+    /// Expires when more may be read.
     pause: Option<Pin<Box<Sleep>>>,
 }
 
@@ -100,7 +100,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
     ) -> Poll<io::Result<()>> {
         let Self { inner, pace, pause } = &mut *self;
         if pace.is_flood() {
-            // Nothing more is read while it is ended.
+            // Nothing more is read while the connection is closed.
             return Poll::Pending;
         }
         if let Some(paused) = pause {
@@ -109,7 +109,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
         }
         let limited = !pace.unlimited.get();
         if limited && pace.left.get() == 0 {
-            // The connection is polled again at once, after its calls were.
+            // Polls the connection again after its calls.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -122,7 +122,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
                 return Poll::Pending;
             }
             Allowed::Flood => {
-                // Whoever polls the connection ends it.
+                // The poller of the connection closes it.
                 pace.is_flood.set(true);
                 cx.waker().wake_by_ref();
                 return Poll::Pending;

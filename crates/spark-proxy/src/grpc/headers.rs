@@ -1,13 +1,12 @@
-//! Request and response headers, edited in place: what is ours, or belongs to
-//! one connection only, does not pass.
+//! Request and response headers, edited in place: Berth's own and hop-by-hop headers are removed.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery};
 use std::time::Duration;
 
-/// Names the session; a second thought beside the token.
+/// Session id; must match the token.
 pub(crate) static SESSION_ID: HeaderName = HeaderName::from_static("x-session-id");
-/// How older Scala clients name `authorization`.
+/// Name of `authorization` in older Scala clients.
 pub(crate) static AUTHENTICATION: HeaderName = HeaderName::from_static("authentication");
 /// Parameters of the connection string that some clients send as metadata.
 pub(crate) static STRAY: [HeaderName; 2] = [
@@ -25,7 +24,7 @@ pub(crate) static HOP_BY_HOP: [HeaderName; 7] = [
 ];
 static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
-/// A header that may come once at most.
+/// Returns a header that may occur at most once.
 pub(crate) fn at_most_one<'h>(
     headers: &'h HeaderMap,
     name: &HeaderName,
@@ -37,13 +36,13 @@ pub(crate) fn at_most_one<'h>(
     }
 }
 
-/// The header came twice.
+/// The header occurred more than once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Doubled;
 
-/// How long the header list is, as HTTP/2 counts it.
+/// Size of the header list, as HTTP/2 counts it.
 pub(crate) fn list_size<B>(request: &http::Request<B>) -> usize {
-    /// What each field counts beside its own bytes.
+    /// Overhead of each field.
     const FIELD: usize = 32;
     let uri = request.uri();
     let pseudo = [
@@ -60,14 +59,14 @@ pub(crate) fn list_size<B>(request: &http::Request<B>) -> usize {
     pseudo.chain(named).map(|bytes| bytes + FIELD).sum()
 }
 
-/// Makes the backend's response one of ours to the client.
+/// Prepares the backend's response headers for the client.
 pub(crate) fn toward_client(headers: &mut HeaderMap) {
     for name in &HOP_BY_HOP {
         headers.remove(name);
     }
 }
 
-/// The client's own deadline: up to eight digits and a unit.
+/// Parses the client's deadline: up to eight digits and a unit.
 pub(crate) fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(&GRPC_TIMEOUT)?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;

@@ -1,8 +1,6 @@
-//! Is the other end of a connection still there? Whoever was silent for a
-//! while is pinged; whoever then sends nothing at all, no pong and no other
-//! byte, is gone. Silence is what comes from the socket and not what the other
-//! end's application does: a full flow-control window is silent too, but pongs
-//! still come.
+//! Keepalive: detects dead connections. A silent peer is pinged; if then no byte arrives, neither a
+//! pong nor other data, the connection is lost. Silence means that no bytes arrive from the socket:
+//! a peer with a full flow-control window sends no data, but pongs still arrive.
 
 use h2::{Ping, PingPong};
 use std::cell::Cell;
@@ -15,36 +13,36 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-/// When to ping, and how long to wait.
+/// Intervals of pings and their time limit.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
-    /// How long a connection with calls may be silent.
+    /// Silence before a ping on a connection with calls.
     pub(crate) busy: Duration,
-    /// The same without calls; at least as long. `None`: never pinged then.
+    /// The same without calls; at least as long. `None`: no pings then.
     pub(crate) idle: Option<Duration>,
-    /// The least time between two pings.
+    /// Minimum interval between two pings.
     pub(crate) apart: Duration,
-    /// How long after a ping something must come.
+    /// Time limit for any byte after a ping.
     pub(crate) timeout: Duration,
 }
 
-/// What was last heard of one connection, and whether it is being asked.
+/// Last read and pending ping of one connection.
 #[derive(Debug)]
 pub(crate) struct Ear {
     heard: Cell<Instant>,
-    /// When it last went from no calls to one: silence before that says nothing.
+    /// Time of the last change from no calls to one: silence before that is normal.
     began: Cell<Option<Instant>>,
     asked: Cell<Option<Instant>>,
 }
 
-/// A connection that notes when bytes come.
+/// A connection that records when bytes arrive.
 #[derive(Debug)]
 pub(crate) struct Heard<T> {
     io: T,
     ear: Rc<Ear>,
 }
 
-/// The pings of one connection.
+/// Keepalive of one connection.
 pub(crate) struct Pulse {
     rules: Rules,
     ear: Rc<Ear>,
@@ -53,14 +51,14 @@ pub(crate) struct Pulse {
     timer: Pin<Box<Sleep>>,
 }
 
-/// What is to be done now.
+/// Result of a keepalive check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Beat {
-    /// Look again at this time.
+    /// Check again at this time.
     Wait(Instant),
-    /// Ask, and look again at this time.
+    /// Send a ping, and check again at this time.
     Ping(Instant),
-    /// Nobody is there.
+    /// The connection is lost.
     Lost,
 }
 
@@ -73,12 +71,12 @@ impl Ear {
         })
     }
 
-    /// The first of its calls begins now.
+    /// Records the start of the first call.
     pub(crate) fn begin(&self) {
         self.began.set(Some(Instant::now()));
     }
 
-    /// A ping was sent and nothing came since.
+    /// Whether a ping was sent and nothing arrived since.
     pub(crate) fn is_in_doubt(&self) -> bool {
         self.asked.get().is_some_and(|asked| self.heard.get() <= asked)
     }
@@ -105,8 +103,7 @@ impl Pulse {
         }
     }
 
-    /// Waits until there is something to be done, and does it. Cancel-safe:
-    /// nothing happens between two waits.
+    /// Waits for the next check and performs it. Cancel-safe: the only await is the timer.
     pub(crate) async fn next(&mut self, is_busy: impl Fn() -> bool) -> Beat {
         std::future::poll_fn(|cx| self.timer.as_mut().poll(cx)).await;
         let beat = self.look(Instant::now(), is_busy());
@@ -123,10 +120,10 @@ impl Pulse {
 
     fn ping(&mut self) {
         if let Some(pings) = &mut self.pings {
-            // h2 keeps one pong until it is taken. It need not wake anybody:
-            // it was heard as bytes.
+            // h2 stores one pong until it is taken. No wakeup is needed: its bytes were recorded as
+            // a read.
             let _ = pings.poll_pong(&mut Context::from_waker(Waker::noop()));
-            // This fails while an older ping is under way, which does as well.
+            // Fails while an older ping is pending, which serves the same purpose.
             let _ = pings.send_ping(Ping::opaque());
         }
     }
@@ -160,8 +157,8 @@ impl Pulse {
             self.last_ping = Some(now);
             return Beat::Ping(now + self.rules.timeout.min(self.rules.busy));
         }
-        // A call may begin at any time without a word to this timer, so it
-        // looks as often as a busy connection needs it.
+        // A call can begin without notice to this timer, so it checks as often as a busy connection
+        // needs.
         let next = silent_since + self.rules.busy;
         Beat::Wait(if next > now { next } else { now + self.rules.busy })
     }
@@ -236,8 +233,8 @@ mod tests {
         timeout: secs(20),
     };
 
-    /// Lets `total` seconds pass for a peer that answers pings, or not, and
-    /// says when it was pinged and when given up.
+    /// Simulates `total` seconds with a peer that answers pings or not; returns the times of pings
+    /// and of the loss.
     fn live(rules: Rules, total: u64, busy: impl Fn(u64) -> bool, answers: bool) -> (Vec<u64>, Option<u64>) {
         let mut pulse = Pulse::new(rules, Ear::new(), None);
         let start = pulse.ear.heard.get();
@@ -277,7 +274,7 @@ mod tests {
         assert!(pings.len() > 9 && lost.is_none(), "{pings:?}");
         assert!(pings.windows(2).all(|pair| pair[1] - pair[0] >= 300), "{pings:?}");
         assert_eq!(live(SPARK, 3600, |_| false, false), (vec![], None));
-        // A call after a long silence: within one period of silence.
+        // A call after long silence: pinged within one period.
         let (pings, lost) = live(SPARK, 3600, |second| second > 1000, false);
         assert!((1000..=1060).contains(&pings[0]), "{pings:?}");
         assert_eq!(lost, Some(pings[0] + 20));

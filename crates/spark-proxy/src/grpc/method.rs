@@ -1,11 +1,10 @@
-//! What is being called, and what that means: which requests are forwarded,
-//! which of them wake a session, and which a token may still make after its
-//! time.
+//! Methods and their policy: which calls are forwarded, which wake a session, and which an expired
+//! token may still make.
 
 use http::{HeaderMap, header};
 use session_token::Grace;
 
-/// The service whose calls are forwarded.
+/// The forwarded service.
 pub(crate) const SPARK_CONNECT: &str = "spark.connect.SparkConnectService";
 const HEALTH: &str = "grpc.health.v1.Health";
 
@@ -26,18 +25,18 @@ pub(crate) enum Method {
     FetchErrorDetails,
     ListSqlExecutions,
     GetSqlExecution,
-    /// One that this release does not know: taken for work.
+    /// Unknown to this release; treated as work.
     Unknown,
 }
 
-/// What a request asks for by its path.
+/// Destination of a request by its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Target {
-    /// To be forwarded.
+    /// Forwarded.
     Spark(Method),
-    /// Answered here.
+    /// Answered by the proxy.
     HealthCheck,
-    /// Nothing that is served here.
+    /// Not served.
     Unknown,
 }
 
@@ -62,9 +61,8 @@ impl Method {
         }
     }
 
-    /// Is the call work? Then it brings compute back that was released, and
-    /// keeps its session from going idle. All others ask about, or end, what
-    /// exists already.
+    /// Whether the call is work: it wakes released compute and keeps its session active. All other
+    /// calls read or end existing work.
     pub(crate) const fn is_work(self) -> bool {
         match self {
             Self::ExecutePlan
@@ -85,8 +83,8 @@ impl Method {
         }
     }
 
-    /// Does it end work, or give back what work has left? Such a call passes
-    /// whatever else is open: without it nothing would end.
+    /// Whether the call ends work or releases its results. It is not limited by open calls:
+    /// otherwise nothing could end.
     pub(crate) const fn ends_work(self) -> bool {
         matches!(
             self,
@@ -94,12 +92,12 @@ impl Method {
         )
     }
 
-    /// Is its request surely one message?
+    /// Whether the request is always a single message.
     pub(crate) const fn has_one_message(self) -> bool {
         !matches!(self, Self::AddArtifacts | Self::Unknown)
     }
 
-    /// How far past its expiry a token may make this call.
+    /// Time after its expiry for which a token may make this call.
     pub(crate) const fn grace(self) -> Grace {
         match self {
             Self::ReattachExecute | Self::ReleaseExecute => Grace::Reattach,
@@ -119,7 +117,7 @@ impl Method {
         }
     }
 
-    /// Its name, for reports.
+    /// The name for reports.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::ExecutePlan => "ExecutePlan",
@@ -141,13 +139,13 @@ impl Method {
     }
 }
 
-/// Is it the path of a call that [`Method::ends_work`]?
+/// Whether the path is that of a call with [`Method::ends_work`].
 pub(crate) fn ends_work(path: &str) -> bool {
     let name = path.strip_prefix('/').and_then(|path| path.split_once('/'));
     name.is_some_and(|(service, name)| service == SPARK_CONNECT && Method::named(name).ends_work())
 }
 
-/// Reads method, path and content type of a request.
+/// Determines the target from method, path and content type of a request.
 pub(crate) fn target(request: &http::request::Parts) -> Target {
     let Some((service, name)) = request
         .uri

@@ -3,7 +3,7 @@
 //! ```text
 //! request  ── method, headers ── request_body ── identity (user and Spark session ids) ──▶
 //! response ◀── reply
-//! keepalive: pings of one connection, on either side of the proxy
+//! keepalive: pings of one connection, downstream or upstream
 //! ```
 
 pub(crate) mod headers;

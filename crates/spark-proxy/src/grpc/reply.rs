@@ -1,5 +1,5 @@
-//! Every reply that the proxy itself makes is built here: trailers alone while
-//! the response has not begun, trailers after it has. Never a bare HTTP status.
+//! Every reply of the proxy itself: trailers-only before the response has begun, trailers
+//! afterwards. Never a bare HTTP status.
 
 use crate::grpc::unsent::Unsent;
 use bytes::{Buf, Bytes};
@@ -17,24 +17,24 @@ use std::task::{Context, Poll, ready};
 use tonic::Status;
 use tonic::metadata::MetadataValue;
 
-/// The client vanished, or wants no more of this call.
+/// The client disconnected or cancelled the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Vanished;
 
-/// The client's end of one call: where its response goes.
+/// The client's stream of one call, which carries its response.
 pub(crate) struct Client {
     /// Borrowed for one step at a time, never across an await.
     side: RefCell<Side>,
-    /// Of its connection.
+    /// Unsent bytes of the connection.
     unsent: Rc<Unsent>,
 }
 
 enum Side {
-    /// Nothing was sent yet.
+    /// Nothing has been sent.
     Fresh(SendResponse<Bytes>),
-    /// Response headers were sent.
+    /// Response headers have been sent.
     Begun(SendStream<Bytes>),
-    /// All was sent.
+    /// Everything has been sent.
     Done,
 }
 
@@ -46,17 +46,17 @@ impl Client {
         }
     }
 
-    /// Was nothing sent yet?
+    /// Whether nothing has been sent.
     pub(crate) fn is_fresh(&self) -> bool {
         matches!(*self.side.borrow(), Side::Fresh(_))
     }
 
-    /// Ends the call with an error of ours, whatever was sent before.
+    /// Ends the call with a Berth error, in any state.
     pub(crate) fn refuse(&self, refused: Refused) {
         let compressed = refused.reason == Why::CompressedRequest;
         let mut status = refused.into_status();
         if compressed {
-            // So that the client knows what would be taken.
+            // Names the accepted encoding.
             status
                 .metadata_mut()
                 .insert("grpc-accept-encoding", MetadataValue::from_static("identity"));
@@ -64,7 +64,7 @@ impl Client {
         self.fail(&status);
     }
 
-    /// Ends the call with `status`, whatever was sent before.
+    /// Ends the call with `status`, in any state.
     pub(crate) fn fail(&self, status: &Status) {
         if let Some(reason) = status.metadata().get(REASON_TRAILER) {
             check_sent(Port::SparkConnect, reason.as_bytes());
@@ -81,7 +81,7 @@ impl Client {
         *side = Side::Done;
     }
 
-    /// Answers with one message and OK.
+    /// Replies with one message and OK.
     pub(crate) fn reply(&self, message: Bytes) -> Result<(), Vanished> {
         let mut head = Response::new(());
         head.headers_mut().insert(header::CONTENT_TYPE, GRPC);
@@ -90,7 +90,7 @@ impl Client {
         self.trailers(trailers(&Status::ok("")))
     }
 
-    /// Sends response headers; with `end` they are all there is.
+    /// Sends response headers; `end` means that nothing follows.
     pub(crate) fn begin(&self, mut head: Response<()>, end: bool) -> Result<(), Vanished> {
         if end {
             fit(head.headers_mut());
@@ -104,8 +104,8 @@ impl Client {
         Ok(())
     }
 
-    /// Waits until the client can take more, of which `len` bytes are ready;
-    /// says how many it can take. What exceeds that would be buffered for it.
+    /// Waits until the client can take some of `len` available bytes; returns how many. More would
+    /// be buffered by HTTP/2.
     pub(crate) async fn capacity(&self, len: usize) -> Result<usize, Vanished> {
         let capacity = || {
             poll_fn(|cx| match &mut *self.side.borrow_mut() {
@@ -116,14 +116,14 @@ impl Client {
         loop {
             capacity().await?;
             self.unsent.room().await;
-            // It may have changed meanwhile.
+            // The capacity may have changed meanwhile.
             if let Some(room) = self.room(len)? {
                 return Ok(room);
             }
         }
     }
 
-    /// How much the client can take now, if that is anything.
+    /// Bytes that the client can take now; `None` if none.
     fn room(&self, len: usize) -> Result<Option<usize>, Vanished> {
         let Side::Begun(stream) = &*self.side.borrow() else {
             return Err(Vanished);
@@ -132,7 +132,7 @@ impl Client {
         Ok((room > 0 || len == 0).then_some(room))
     }
 
-    /// Sends bytes of the response.
+    /// Sends response bytes.
     pub(crate) fn data(&self, data: Bytes, end: bool) -> Result<(), Vanished> {
         let mut side = self.side.borrow_mut();
         let Side::Begun(stream) = &mut *side else {
@@ -146,7 +146,7 @@ impl Client {
         Ok(())
     }
 
-    /// Sends trailers, the end of the response.
+    /// Sends trailers, which end the response.
     pub(crate) fn trailers(&self, mut trailers: HeaderMap) -> Result<(), Vanished> {
         fit(&mut trailers);
         let mut side = self.side.borrow_mut();
@@ -158,7 +158,7 @@ impl Client {
         Ok(())
     }
 
-    /// Waits for `future`, but not longer than the client does.
+    /// Runs `future` until it ends or the client disconnects.
     pub(crate) async fn unless_gone<F: Future>(&self, future: F) -> Result<F::Output, Vanished> {
         let mut future = pin!(future);
         poll_fn(|cx| match future.as_mut().poll(cx) {
@@ -178,7 +178,7 @@ impl Client {
 }
 
 impl Drop for Client {
-    /// A call whose task is dropped must not look as if it ended well.
+    /// A call whose task is dropped must not end like a successful one.
     fn drop(&mut self) {
         match self.side.get_mut() {
             Side::Fresh(respond) => respond.send_reset(Reason::CANCEL),
@@ -188,8 +188,7 @@ impl Drop for Client {
     }
 }
 
-/// Waits until a stream can take more, and says how much. If more is sent, h2
-/// buffers what is beyond its window.
+/// Waits until a stream can take more; returns how much. h2 buffers data beyond the window.
 pub(crate) async fn capacity<B: Buf>(stream: &mut SendStream<B>, len: usize) -> Result<usize, Closed> {
     poll_fn(|cx| poll_capacity(stream, len, cx)).await
 }
@@ -212,7 +211,7 @@ fn poll_capacity<B: Buf>(
     Poll::Ready(Ok(stream.capacity()))
 }
 
-/// The other side takes no more.
+/// The peer accepts no more data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Closed;
 
@@ -226,7 +225,7 @@ fn trailers_only(status: &Status) -> Response<()> {
     response
 }
 
-/// Cuts what gRPC clients would not accept, whoever made it.
+/// Cuts headers to the size that gRPC clients accept.
 fn fit(headers: &mut HeaderMap) {
     if session_proto::trailers::fit(headers) {
         tracing::debug!(status = ?headers.get("grpc-status"), "trailers cut to the size that clients accept");
@@ -236,7 +235,7 @@ fn fit(headers: &mut HeaderMap) {
 fn trailers(status: &Status) -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(5);
     if status.add_header(&mut trailers).is_err() {
-        // Some part of it is no header value; the code alone always is.
+        // Some part is not a valid header value; the code alone always is.
         trailers.clear();
         trailers.insert("grpc-status", HeaderValue::from(i32::from(status.code())));
     }

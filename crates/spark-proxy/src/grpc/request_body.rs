@@ -1,9 +1,8 @@
-//! A request's messages on their way to the backend: read from the client,
-//! rewritten by [`crate::grpc::identity`], and held back until the first head is known.
+//! The messages of a request: read from the client, rewritten by [`crate::grpc::identity`], and
+//! held back until the first head is parsed.
 //!
-//! Before it is known who speaks they can be looked at ([`Messages::peek`]).
-//! The first 64 KiB that went on are kept until the backend has answered, so
-//! that a call which provably did nothing can be sent again.
+//! Before the identity is set they can be inspected ([`Messages::peek`]). The first 64 KiB are kept
+//! until the backend responds, so that an unprocessed call can be sent again.
 
 use crate::config::LimitConfig;
 use crate::grpc::identity::{Hostile, Identity, Operation, Piece, Rewriter, SparkSessionId};
@@ -16,14 +15,14 @@ use session_proto::error::Refused;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// What goes to a backend in one frame: bytes of ours, then of the client's.
+/// One frame for a backend: bytes of Berth, then of the client.
 pub(crate) type Outgoing = Chain<Bytes, Bytes>;
 
-/// Why there are no more messages.
+/// Reason for the failure of a request.
 pub(crate) enum Broken {
     /// The client may not send this.
     Refused(Refused),
-    /// It left.
+    /// The client disconnected.
     Vanished,
 }
 
@@ -48,38 +47,38 @@ impl From<Vanished> for Broken {
     }
 }
 
-/// How much of a request is kept to be sent again, and looked at beforehand.
+/// Maximum length of a request that is kept for another attempt, or inspected.
 pub(crate) const MOST_KEPT: usize = 64 * 1024;
-/// What a piece of a request takes beside its bytes.
+/// Memory overhead of a piece of a request.
 const PIECE_OVERHEAD: usize = 64;
 
 /// The messages of one request.
 pub(crate) struct Messages {
     body: RecvStream,
-    /// What was read before it was known who speaks.
+    /// Data read before the identity was set.
     raw: Vec<Bytes>,
     rewriter: Option<Rewriter>,
     ready: VecDeque<Piece>,
-    /// All that went on so far, unless that is more than [`MOST_KEPT`].
+    /// Everything forwarded so far, unless it exceeds [`MOST_KEPT`].
     kept: Option<Vec<Piece>>,
     kept_len: usize,
-    /// Bytes of the client's that were read and not given on yet.
+    /// Client bytes read and not yet forwarded.
     credit: usize,
-    /// How long the first message may take to come.
+    /// Time limit for the first message.
     first_within: Duration,
-    /// How long nothing may come of a request that goes on.
+    /// Maximum pause within a forwarded request.
     idle_timeout: Duration,
-    /// All data was read.
+    /// All data has been read.
     ended: bool,
-    /// All was given on, the end included.
+    /// Everything has been forwarded, the end included.
     finished: bool,
 }
 
-/// The next of a request.
+/// The next part of a request.
 pub(crate) enum Next {
     /// Bytes, and whether they are the last.
     Data(Outgoing, bool),
-    /// The end, after bytes that did not know they were the last.
+    /// The end, after bytes that were not marked as the last.
     End,
 }
 
@@ -100,8 +99,8 @@ impl Messages {
         }
     }
 
-    /// The whole request as its client wrote it, before it is known who
-    /// speaks; `None` if it is longer than `most`. It stays to be sent.
+    /// Returns the whole request as the client sent it, before the identity is set; `None` if it is
+    /// longer than `most`. The request can still be sent.
     pub(crate) async fn peek(&mut self, most: usize) -> Result<Option<Vec<u8>>, Broken> {
         let within = self.first_within;
         let read = async {
@@ -114,12 +113,13 @@ impl Messages {
         Ok((self.credit <= most).then(|| self.raw.concat()))
     }
 
-    /// What this proxy holds of the request, with what each piece takes beside its bytes.
+    /// Memory held for the request, overhead included.
     pub(crate) fn weight(&self) -> usize {
         self.credit + (self.raw.len() + self.ready.len()) * PIECE_OVERHEAD
     }
 
-    /// Reads one piece more, unless all is here or `most` is held. False if nothing was read.
+    /// Reads one more piece, unless the request is complete or `most` is reached; false if nothing
+    /// was read.
     pub(crate) async fn gather(&mut self, most: usize) -> Result<bool, Broken> {
         if self.ended || self.weight() >= most {
             return Ok(false);
@@ -128,7 +128,7 @@ impl Messages {
         Ok(true)
     }
 
-    /// Says who speaks. What was read already is rewritten now.
+    /// Sets the user identity and rewrites the data read so far.
     pub(crate) fn identify(&mut self, identity: Identity, notice_operation: bool) -> Result<(), Broken> {
         let mut rewriter = Rewriter::new(identity);
         if notice_operation {
@@ -146,7 +146,7 @@ impl Messages {
         Ok(())
     }
 
-    /// Reads until it is known which Spark session the request is about.
+    /// Reads until the Spark session of the request is known.
     pub(crate) async fn open(&mut self) -> Result<SparkSessionId, Broken> {
         let within = self.first_within;
         let read = async {
@@ -164,12 +164,12 @@ impl Messages {
         self.rewriter.as_ref().and_then(Rewriter::session)
     }
 
-    /// What was noticed of the operation so far.
+    /// Returns the operation as parsed so far.
     pub(crate) fn operation(&self) -> Option<&Operation> {
         self.rewriter.as_ref().and_then(Rewriter::operation)
     }
 
-    /// The next bytes that may go on, or `None` after the end.
+    /// Returns the next bytes to forward, or `None` after the end.
     pub(crate) async fn next(&mut self) -> Result<Option<Next>, Broken> {
         if self.finished {
             return Ok(None);
@@ -191,7 +191,8 @@ impl Messages {
             return Ok(Some(Next::Data(ours.chain(theirs), self.finished)));
         }
         self.finished = true;
-        // No gRPC client sends trailers with a request, and what they say is not checked.
+        // No gRPC client sends request trailers, and their content is not checked, so they are
+        // dropped.
         self.body.trailers().await.map_err(|_| Vanished)?;
         Ok(Some(Next::End))
     }
@@ -205,8 +206,7 @@ impl Messages {
         }
     }
 
-    /// Goes back to the beginning, so that all can be sent again; false if it
-    /// is not held any more.
+    /// Returns to the beginning for another attempt; false if the beginning is no longer kept.
     pub(crate) fn rewind(&mut self) -> bool {
         let Some(kept) = &mut self.kept else { return false };
         for piece in kept.drain(..).rev() {
@@ -217,11 +217,11 @@ impl Messages {
         true
     }
 
-    /// What was read has gone on: the client may send as much again.
+    /// Records that everything read was forwarded, and releases flow-control capacity.
     pub(crate) fn passed(&mut self) {
         if self.ready.is_empty() {
             let credit = std::mem::take(&mut self.credit);
-            // This fails only after the stream is over.
+            // Fails only after the stream has ended.
             let _ = self.body.flow_control().release_capacity(credit);
         }
     }

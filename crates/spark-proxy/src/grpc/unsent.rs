@@ -1,6 +1,6 @@
-//! Bytes of responses that HTTP/2 holds for one connection because its socket
-//! takes no more. A client that opens its windows and reads nothing would have
-//! them grow by what every call may send, also by calls that have ended.
+//! Response bytes that HTTP/2 holds for one connection while its socket takes no more. Without a
+//! limit, a client that opens its windows and reads nothing would make them grow by every call,
+//! ended ones included.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -8,14 +8,14 @@ use std::io;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
-/// With so many bytes unsent no call of the connection sends more.
+/// Maximum unsent bytes of a connection; calls send no more beyond it.
 const MAX_UNSENT_BYTES: usize = 4 << 20;
 
-/// The bytes of one connection; shared by its calls and its socket.
+/// Unsent bytes of one connection; shared by its calls and its socket.
 #[derive(Debug, Default)]
 pub(crate) struct Unsent {
     bytes: Cell<usize>,
-    /// The socket took less than it was given.
+    /// The last write to the socket was pending.
     is_blocked: Cell<bool>,
     waiting: RefCell<Vec<Waker>>,
 }
@@ -25,12 +25,12 @@ impl Unsent {
         Rc::default()
     }
 
-    /// A call sends so many bytes.
+    /// Counts bytes that a call sends.
     pub(crate) fn add(&self, bytes: usize) {
         self.bytes.set(self.bytes.get() + bytes);
     }
 
-    /// What became of an attempt to write.
+    /// Records the result of a write.
     pub(crate) fn written(&self, written: &Poll<io::Result<usize>>) {
         self.is_blocked.set(written.is_pending());
         if let Poll::Ready(Ok(bytes)) = written {
@@ -38,8 +38,8 @@ impl Unsent {
         }
     }
 
-    /// HTTP/2 has nothing more to write. Bytes of calls that were cancelled
-    /// are gone with them.
+    /// Resets the count when HTTP/2 has nothing more to write; it drops the bytes of cancelled
+    /// calls.
     pub(crate) fn settle(&self) {
         if !self.is_blocked.get() && self.bytes.get() > 0 {
             self.set(0);
@@ -91,7 +91,7 @@ mod tests {
         assert!(has_room());
         unsent.add(MAX_UNSENT_BYTES);
         assert!(!has_room());
-        // The calls whose bytes these were are gone.
+        // The calls of these bytes have been cancelled.
         unsent.settle();
         assert!(has_room());
         assert!(unsent.waiting.borrow().is_empty());

@@ -1,9 +1,8 @@
-//! The shared book of routes.
+//! Route cache, shared by all workers.
 //!
-//! Three facts make it safe to keep answers: every change of every session is
-//! announced on the watch stream; an answer older than the newest announced
-//! change (its *floor*) is never kept; and an answer counts as fresh only as
-//! long as the very watch stream goes on during which it was asked for.
+//! Three rules keep it correct: every change of every session is announced on the watch stream; an
+//! answer older than the newest announced change (the *floor* of the session) is never stored; and
+//! an answer is fresh only during the watch stream in which it was requested.
 
 use super::single_flight::{self, Flight, Waiter};
 use super::{Gone, Order, Route, RouteState};
@@ -23,16 +22,16 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-/// How long the end of a session is remembered after everything else of it was
-/// dropped, so that a late answer cannot bring it back.
+/// Time for which the end of a session is recorded after its other data is removed, so that a late
+/// answer cannot restore its route.
 pub(crate) const MARKER_LIFE: Duration = Duration::from_secs(15 * 60);
-/// Without a watch stream an answer is good for this long.
+/// Lifetime of an answer without a watch stream.
 const UNWATCHED_LIFE: Duration = Duration::from_secs(5);
 
-/// What workers are told.
+/// Event for the workers.
 #[derive(Debug, Clone)]
 pub(crate) enum RouteEvent {
-    /// What is older than `order` no longer holds.
+    /// Routes older than `order` are invalid.
     Changed {
         session: SessionId,
         order: Order,
@@ -40,67 +39,67 @@ pub(crate) enum RouteEvent {
     },
     /// The session ended.
     Gone { session: SessionId, gone: Arc<Gone> },
-    /// Changes may have been missed: ask again for every session in use.
+    /// Changes may have been missed: request the routes of all sessions in use again.
     Recheck,
 }
 
-/// When, and under which watch stream, something was learned.
+/// Time of a route request, and the watch stream at that time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stamp {
     pub(crate) at: Instant,
     watch: u64,
 }
 
-/// A question for session-manager.
+/// Route request of a call.
 pub(crate) struct Ask {
     pub(crate) session: SessionId,
     pub(crate) token: Arc<str>,
-    /// Bring compute back if it was released, and wait for it.
+    /// Start compute if it was released, and wait for it.
     pub(crate) wake: bool,
     pub(crate) until: Instant,
-    /// Nothing older than this will do, even if it is fresh.
+    /// Answers requested before this time are not used, even if fresh.
     pub(crate) not_before: Option<Instant>,
 }
 
-/// Why there is no route.
+/// Reason for a missing route.
 #[derive(Debug, Clone)]
 pub(crate) enum Miss {
-    /// Session-manager said no.
+    /// Session-manager rejected the request.
     Refused(Refused),
-    /// It could not be asked.
+    /// Session-manager could not be reached.
     Unreachable,
-    /// The time of the question was over before compute was ready.
+    /// The time limit passed before compute was ready.
     Waited,
 }
 
-/// What a flight brings back to each of those who wait for it.
+/// Result of a single flight for each of its waiters.
 pub(crate) type Answer = Result<(Arc<Route>, Stamp), Miss>;
 
-/// What became of an answer.
+/// Result of storing an answer.
 pub(super) enum Learned {
     Kept,
-    /// Something newer was announced before it came: ask again.
+    /// A newer version was announced first: request again.
     Outdated,
-    /// The session ended, by this answer or before it.
+    /// The session ended, by this answer or earlier.
     Gone(Arc<Gone>),
 }
 
-/// The routes, shared by all workers.
+/// Routes, shared by all workers.
 pub(crate) struct Routes {
-    /// For look-ups of routes.
+    /// Client for route requests.
     pub(super) client: RouteServiceClient<ServiceChannel>,
-    /// For the watch and for bindings, on a connection of its own.
+    /// Client for the watch and for bindings, on its own connection.
     control_client: RouteServiceClient<ServiceChannel>,
     pub(super) config: RouteConfig,
     state: Mutex<State>,
     workers: Vec<mpsc::UnboundedSender<RouteEvent>>,
-    /// The number of the present watch stream, 0 while there is none.
+    /// Number of the current watch stream; 0 while there is none.
     watch: AtomicU64,
-    /// The number of the last one, and when it ended.
+    /// Number of the last watch stream, and when it ended.
     lost: Mutex<(u64, Option<Instant>)>,
     pub(super) control: tokio::runtime::Handle,
     pub(super) metrics: Arc<Metrics>,
-    /// The last question was answered, or none was asked yet.
+    /// The last request was answered, or there was none yet.
     reachable: AtomicBool,
 }
 
@@ -111,7 +110,7 @@ pub(super) struct State {
     pub(super) flights: HashMap<SessionId, Flight>,
 }
 
-/// The newest that was announced of a session.
+/// The newest announced change of a session.
 struct Floor {
     order: Order,
     gone: Option<Arc<Gone>>,
@@ -119,7 +118,7 @@ struct Floor {
 }
 
 impl Routes {
-    /// Must be called on the control runtime: flights will run there.
+    /// Must be called on the control runtime, where single flights run.
     pub(crate) fn new(
         client: RouteServiceClient<ServiceChannel>,
         control_client: RouteServiceClient<ServiceChannel>,
@@ -141,12 +140,12 @@ impl Routes {
         })
     }
 
-    /// To ask session-manager other things than routes.
+    /// Client for session-manager requests other than routes.
     pub(crate) fn control_client(&self) -> RouteServiceClient<ServiceChannel> {
         self.control_client.clone()
     }
 
-    /// May an answer of this age be used without asking?
+    /// Whether an answer may be used without a new request.
     pub(crate) fn is_fresh(&self, stamp: Stamp) -> bool {
         let watch = self.watch.load(Ordering::Acquire);
         if watch != 0 {
@@ -161,7 +160,7 @@ impl Routes {
         good_at.elapsed() < UNWATCHED_LIFE
     }
 
-    /// May an answer of this age be used while nobody can be asked?
+    /// Whether an answer may be used while session-manager is unreachable.
     pub(crate) fn is_bearable(&self, stamp: Stamp) -> bool {
         let (last, lost_at) = *self.lost.lock();
         let good_at = if stamp.watch == last {
@@ -172,7 +171,7 @@ impl Routes {
         good_at.elapsed() < self.config.stale_if_unreachable
     }
 
-    /// What "now" is for an answer that is about to be asked for.
+    /// Stamp for a request that is about to be sent.
     pub(super) fn stamp(&self) -> Stamp {
         Stamp {
             at: Instant::now(),
@@ -184,8 +183,7 @@ impl Routes {
         self.watch.load(Ordering::Acquire) != 0
     }
 
-    /// The route of a session: from the book if it is fresh, else by the one
-    /// flight that asks for it.
+    /// Returns the route of a session: from the cache if fresh, else from a single flight.
     pub(crate) async fn resolve(self: &Arc<Self>, ask: Ask) -> Answer {
         let until = ask.until;
         let answer = {
@@ -213,8 +211,8 @@ impl Routes {
             match state.flights.entry(ask.session.clone()) {
                 Entry::Occupied(mut flight) => {
                     let flight = flight.get_mut();
-                    // What only waits for compute is answered by the question
-                    // that woke it, and by what is announced then.
+                    // A caller that only waits for compute is served by the request that woke the
+                    // session, and by the announcements after it.
                     if !(waiter.wake && flight.wakes && waiter.not_before.is_none()) {
                         flight.news.notify_one();
                     }
@@ -237,7 +235,7 @@ impl Routes {
         }
     }
 
-    /// What was learned last of a session, however old.
+    /// The last known route of a session, of any age.
     pub(crate) fn last_known(&self, session: &SessionId) -> Option<Arc<Route>> {
         self.state()
             .known
@@ -245,13 +243,13 @@ impl Routes {
             .map(|(route, _)| Arc::clone(route))
     }
 
-    /// Keeps an answer unless something newer was announced meanwhile.
+    /// Stores an answer unless a newer version was announced meanwhile.
     pub(super) fn learn(&self, state: &mut State, route: &Arc<Route>, stamp: Stamp) -> Learned {
         let floor = state.floors.get(&route.session);
         if let Some(gone) = floor.and_then(|floor| floor.gone.as_ref()) {
             return Learned::Gone(Arc::clone(gone));
         }
-        // An end is final whatever its order; of an unknown session there is none.
+        // An end is final in any order; an unknown session has no order.
         if let RouteState::Gone(gone) = &route.state {
             self.bury(state, route.session.clone(), route.order, gone.clone());
             return Learned::Gone(Arc::new(gone.clone()));
@@ -266,7 +264,7 @@ impl Routes {
         Learned::Kept
     }
 
-    /// A change was announced.
+    /// Handles an announced change.
     pub(super) fn changed(&self, session: SessionId, order: Order, token_epoch: u64) {
         let mut state = self.state();
         let now = Instant::now();
@@ -297,7 +295,7 @@ impl Routes {
         });
     }
 
-    /// An end was announced.
+    /// Handles an announced end.
     pub(super) fn ended(&self, session: SessionId, order: Order, gone: Gone) {
         let mut state = self.state();
         self.bury(&mut state, session, order, gone);
@@ -318,7 +316,7 @@ impl Routes {
         self.tell(&RouteEvent::Gone { session, gone });
     }
 
-    /// A watch stream began: all that was learned before must be asked again.
+    /// Handles the begin of a watch stream: all routes must be requested again.
     pub(super) fn watch_began(&self) {
         let number = self.lost.lock().0 + 1;
         *self.lost.lock() = (number, None);
@@ -327,13 +325,13 @@ impl Routes {
         self.tell(&RouteEvent::Recheck);
     }
 
-    /// The watch stream said that changes may have been missed.
+    /// Handles an announcement that changes may have been missed.
     pub(super) fn watch_reset(&self) {
         self.watch_lost(Instant::now());
         self.watch_began();
     }
 
-    /// The watch stream ended. Nothing is known of changes since `last_message`.
+    /// Handles the end of the watch stream. Changes after `last_message` are unknown.
     pub(super) fn watch_lost(&self, last_message: Instant) {
         if self.watch.swap(0, Ordering::AcqRel) != 0 {
             self.metrics.watching.set(0);
@@ -341,7 +339,7 @@ impl Routes {
         }
     }
 
-    /// A question was answered, or could not be: logged when that changes.
+    /// Records whether a request was answered; logs changes.
     pub(super) fn answered(&self, problem: Option<&tonic::Status>) {
         let was = self.reachable.swap(problem.is_none(), Ordering::Relaxed);
         match problem {
@@ -353,12 +351,12 @@ impl Routes {
         }
     }
 
-    /// Has every worker ask again for the sessions it serves.
+    /// Makes every worker request the routes of its sessions again.
     pub(super) fn recheck(&self) {
         self.tell(&RouteEvent::Recheck);
     }
 
-    /// Forgets what nobody needs any more.
+    /// Removes unused entries.
     pub(super) fn sweep(&self) {
         let mut state = self.state();
         let flights: Vec<SessionId> = state.flights.keys().cloned().collect();
@@ -374,10 +372,10 @@ impl Routes {
         self.state.lock()
     }
 
-    /// Under the lock of the state, so that all workers hear all in order.
+    /// Called under the lock of the state, so that all workers receive events in order.
     fn tell(&self, event: &RouteEvent) {
         for worker in &self.workers {
-            // A worker that is gone has no calls either.
+            // A stopped worker has no calls.
             let _ = worker.send(event.clone());
         }
     }

@@ -1,10 +1,9 @@
-//! Where a session's calls go, as session-manager says it.
+//! Routes of sessions, as reported by session-manager.
 //!
-//! [`cache::Routes`] is what all workers share: the answers, the one flight per
-//! session that asks for them, and the markers of sessions that ended. It is
-//! locked, but only ever on a miss: every worker keeps its own view
-//! ([`crate::worker::session`]) and is told by message when it no longer holds.
-//! [`watch`] feeds it with changes.
+//! [`cache::Routes`] is shared by all workers: the answers, the single flight per session, and
+//! markers of ended sessions. Its lock is taken only on a miss: every worker has its own view
+//! ([`crate::worker::session`]) and receives events that invalidate it. [`watch`] receives the
+//! changes.
 
 pub(crate) mod cache;
 mod single_flight;
@@ -25,22 +24,20 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How much longer than the wait it was asked for session-manager may take.
+/// Time for session-manager's answer beyond the wait in the request.
 pub(crate) const ANSWER_TIME: Duration = Duration::from_secs(5);
 
-/// For this long after a loss of compute, an operation that is not found counts
-/// as lost with it.
+/// Time after a loss of compute for which an unknown operation counts as lost with it.
 const LOSS_MATTERS: Duration = Duration::from_secs(15 * 60);
 
-/// Orders all that is known of one session: the store's epoch, then the
-/// session's version.
+/// Orders all data of one session: by store epoch, then by session version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct Order {
     pub(crate) store_epoch: u64,
     pub(crate) version: u64,
 }
 
-/// What is known of a session that may get calls.
+/// Route of a session.
 #[derive(Debug)]
 pub(crate) struct Route {
     pub(crate) session: SessionId,
@@ -50,74 +47,74 @@ pub(crate) struct Route {
     pub(crate) revoked: Vec<TokenId>,
     pub(crate) org_disabled: bool,
     pub(crate) state: RouteState,
-    /// Of its compute, or of what it had last.
+    /// Generation of the current or last compute.
     pub(crate) generation: u64,
-    /// When compute of an earlier generation was lost last.
+    /// Time of the last loss of compute of an earlier generation.
     lost_at: Option<Timestamp>,
-    /// When its generation last rose.
+    /// Time at which the generation last rose.
     pub(crate) replaced_at: Option<Timestamp>,
-    /// Spark sessions that are the session's on shared compute.
+    /// Spark sessions bound to the session on shared compute.
     bindings: Vec<SparkSessionId>,
-    /// Spark sessions whose settings are those of an earlier generation.
+    /// Spark sessions with settings of an earlier generation.
     outdated: Vec<SparkSessionId>,
-    /// A Spark session that is older than the compute is told so.
+    /// Calls in a Spark session older than the compute get an error.
     pub(crate) signals_replacement: bool,
 }
 
-/// Whether it can get calls now.
+/// Whether calls can be forwarded now.
 #[derive(Debug)]
 pub(crate) enum RouteState {
-    /// It can.
+    /// Calls can be forwarded.
     Active(Arc<Backend>),
-    /// Compute is being brought up; why it takes time, for people.
+    /// Compute is starting; with a user message about the wait.
     Pending(String),
-    /// Compute was given back, or nothing uses it.
+    /// Compute was released or is unused.
     Idle(String),
-    /// Never again.
+    /// The session has ended.
     Gone(Gone),
 }
 
-/// Why a session gets no more calls.
+/// Reason for the end of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Gone {
     /// SESSION_CLOSED or SESSION_FAILED.
     pub(crate) reason: Reason,
-    /// Why it failed, in words; empty if closed.
+    /// User message of a failure; empty if closed.
     pub(crate) why: String,
 }
 
 /// A Spark Connect server.
 pub(crate) struct Backend {
-    /// How the server is called. Nobody looks this up.
+    /// Name of the server, which is not resolved.
     pub(crate) authority: Authority,
-    /// What may be dialled: session-manager checked each of these.
+    /// Addresses for connecting, checked by session-manager.
     pub(crate) addresses: Vec<SocketAddr>,
-    /// Speak TLS, verified against this name.
+    /// Use TLS with this server name.
     pub(crate) tls: Option<ServerName<'static>>,
     /// `Bearer …`, marked sensitive.
     pub(crate) credential: Option<HeaderValue>,
     pub(crate) engine: Engine,
-    /// It serves this one session only.
+    /// Serves this session only.
     pub(crate) dedicated: bool,
-    /// Of the session; rises when its compute was really replaced.
+    /// Generation of the session's compute; rises when compute is replaced.
     pub(crate) generation: u64,
-    /// The same, to tell clients.
+    /// The generation as response header.
     pub(crate) generation_header: HeaderValue,
-    /// What the session is called there.
+    /// The user id of the session at the server.
     pub(crate) user_id: String,
-    /// Who may share a connection to it.
+    /// Key of shared connections.
     pub(crate) pool: PoolKey,
 }
 
-/// Connections to dedicated compute belong to one generation of one session,
-/// never to an address: addresses are used again by others.
+/// Connections to dedicated compute belong to one generation of one session, never to an address:
+/// addresses are reused.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum PoolKey {
     Dedicated(SessionId, u64),
     Shared(Authority, Option<ServerName<'static>>),
 }
 
-/// Not written by derive: a credential lives here.
+/// Hand-written: the backend contains a credential.
 impl std::fmt::Debug for Backend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Backend")
@@ -128,7 +125,7 @@ impl std::fmt::Debug for Backend {
     }
 }
 
-/// A route that session-manager should not have sent.
+/// An invalid route from session-manager.
 #[derive(Debug, thiserror::Error)]
 #[error("a route with an unusable {0}")]
 pub(crate) struct BadRoute(&'static str);
@@ -213,29 +210,28 @@ impl Route {
         })
     }
 
-    /// Was compute lost so recently that clients may still come back for what
-    /// ran there?
+    /// Whether compute was lost recently enough that clients may reattach to lost operations.
     pub(crate) fn lost_compute(&self, now: Timestamp) -> bool {
         self.lost_at.is_some_and(|at| now < at.after(LOSS_MATTERS))
     }
 
-    /// Was the compute before this one lost, and not given back?
+    /// Whether the previous compute was lost, not released.
     pub(crate) fn replaced_lost(&self) -> bool {
         self.replaced_at.is_some() && self.replaced_at == self.lost_at
     }
 
-    /// Must session-manager be asked before the Spark session is used on this
-    /// generation of dedicated compute?
+    /// Whether session-manager must prepare the Spark session before its use on this generation of
+    /// dedicated compute.
     pub(crate) fn must_prepare(&self, spark_session: &SparkSessionId) -> bool {
         self.signals_replacement || self.outdated.contains(spark_session)
     }
 
-    /// Is the Spark session known to be the session's?
+    /// Whether the Spark session is bound to the session.
     pub(crate) fn binds(&self, spark_session: &SparkSessionId) -> bool {
         self.bindings.contains(spark_session)
     }
 
-    /// Is a token that verified also good for this session as it is now?
+    /// Checks a verified token against the current state of the session.
     pub(crate) fn admits(&self, claims: &Claims) -> Result<(), Refused> {
         if self.org_disabled {
             return Err(Refused::new(
@@ -321,7 +317,7 @@ impl Backend {
     }
 }
 
-/// The moment a token's time is over, as the verifier sees it.
+/// Whether a token has expired, by the rule of the verifier.
 pub(crate) fn expired(claims: &Claims, leeway: Duration, now: Timestamp) -> bool {
     now >= claims.expires_at().after(leeway)
 }

@@ -1,5 +1,5 @@
-//! One flight: the task that asks session-manager for one session's route on
-//! behalf of everybody who waits for it, and outlives the first of them.
+//! Single flight: one task requests the route of a session for all waiting callers, and continues
+//! when the first of them leaves.
 
 use super::cache::{Answer, Learned, Miss, Routes, Stamp, State};
 use super::{ANSWER_TIME, Route, RouteState};
@@ -12,31 +12,31 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-/// Between two questions about a session while session-manager is away, or
-/// knows less than was announced.
+/// Interval between requests for a session while session-manager is unreachable or its answer is
+/// outdated.
 const PAUSE: Duration = Duration::from_millis(100);
-/// The least between two questions about a session whose route changed.
+/// Minimum interval between requests for a session whose route changed.
 const SHORT_PAUSE: Duration = Duration::from_millis(10);
-/// Between two questions about a session that is not ready, without word of a change.
+/// Interval between requests for a session that is not ready, without an announced change.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// The same while no changes are announced.
+/// The same without a watch stream.
 const LOOK_AGAIN_UNWATCHED: Duration = Duration::from_millis(500);
 
-/// A held call waits this long for a session-manager that is away, restarting
-/// mostly; others, which may have an older answer to go by, do not wait.
+/// Time for which a held call waits for an unreachable session-manager, which is mostly restarting.
+/// Other calls may use a stale route and do not wait.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What is under way for one session.
+/// State of the single flight of a session.
 #[derive(Default)]
 pub(super) struct Flight {
     pub(super) waiters: Vec<Waiter>,
-    /// The last question woke the session.
+    /// The last request woke the session.
     pub(super) wakes: bool,
-    /// The session changed, or somebody new waits.
+    /// The session changed, or a caller was added.
     pub(super) news: Arc<Notify>,
 }
 
-/// Somebody who waits for a flight.
+/// A caller that waits for the single flight.
 pub(super) struct Waiter {
     pub(super) token: Arc<str>,
     pub(super) wake: bool,
@@ -50,7 +50,7 @@ impl Waiter {
     }
 }
 
-/// Does this answer the question, or is it worth asking on?
+/// Whether the route answers the request, or further requests are needed.
 pub(super) fn is_settled(route: &Route, wake: bool) -> bool {
     match route.state {
         RouteState::Active(_) | RouteState::Gone(_) => true,
@@ -58,14 +58,14 @@ pub(super) fn is_settled(route: &Route, wake: bool) -> bool {
     }
 }
 
-/// Asks until nobody waits any more. No question waits at session-manager: a
-/// session that is not ready is asked for again when its change is announced.
-/// So waiting takes no stream of the connection that everything else needs.
+/// Requests the route until no caller waits. Requests do not wait at session-manager: a session
+/// that is not ready is requested again after its change is announced. So waiting calls use no
+/// streams of the shared connection.
 pub(super) async fn fly(routes: Arc<Routes>, session: SessionId, news: Arc<Notify>) {
     let mut client = routes.client.clone();
     let mut away_since = None;
     loop {
-        // The next question takes account of all that was notified so far.
+        // The next request covers all notifications so far.
         tokio::select! {
             biased;
             () = news.notified() => {}
@@ -80,8 +80,8 @@ pub(super) async fn fly(routes: Arc<Routes>, session: SessionId, news: Arc<Notif
             wake,
         });
         request.set_timeout(ANSWER_TIME);
-        // Before the question is sent: a change that is announced later than
-        // this must win over the answer.
+        // Taken before the request is sent: a later announced change must take precedence over the
+        // answer.
         let stamp = routes.stamp();
         routes.metrics.resolves.inc();
         let answer = client.resolve_route(request).await;
@@ -124,7 +124,7 @@ fn is_waited_for(routes: &Routes, session: &SessionId) -> bool {
     })
 }
 
-/// The token to ask with and whether to wake; `None` ends the flight.
+/// Returns the token for the request, and whether to wake; `None` ends the single flight.
 fn next_question(routes: &Routes, session: &SessionId) -> Option<(Arc<str>, bool)> {
     let mut state = routes.state();
     let flight = state.flights.get_mut(session)?;
@@ -142,7 +142,7 @@ fn next_question(routes: &Routes, session: &SessionId) -> Option<(Arc<str>, bool
     question
 }
 
-/// Gives an answer to those whom it answers. True if something newer is known.
+/// Delivers an answer to the callers that it applies to. True if it was outdated.
 fn deliver(
     routes: &Routes,
     session: &SessionId,
@@ -169,7 +169,7 @@ fn deliver(
         }),
         Err(status) => {
             let left = match refusal(&status) {
-                // It is said of this caller; others may hold better tokens.
+                // The error applies to this token; others may be valid.
                 Some(refused) => {
                     let (same, others): (Vec<_>, Vec<_>) =
                         waiters.into_iter().partition(|waiter| waiter.token == *token);
@@ -219,7 +219,7 @@ fn deliver(
     is_outdated
 }
 
-/// They go on waiting.
+/// Returns callers to the waiting list.
 fn go_on(state: &mut State, session: &SessionId, left: Vec<Waiter>) {
     if let Some(flight) = state.flights.get_mut(session) {
         flight.waiters = left;
@@ -228,13 +228,13 @@ fn go_on(state: &mut State, session: &SessionId, left: Vec<Waiter>) {
 
 fn reply(waiters: Vec<Waiter>, answer: &Answer) {
     for waiter in waiters {
-        // Who no longer waits needs no answer.
+        // A caller that no longer waits needs no answer.
         let _ = waiter.reply.send(answer.clone());
     }
 }
 
-/// What session-manager's status means for the caller; `None` if it only
-/// means that session-manager cannot answer now.
+/// Converts a status of session-manager to an error for the caller; `None` if session-manager is
+/// only unavailable.
 pub(crate) fn refusal(status: &Status) -> Option<Refused> {
     let reason = reason_of(status);
     match status.code() {
@@ -242,7 +242,7 @@ pub(crate) fn refusal(status: &Status) -> Option<Refused> {
         | Code::PermissionDenied
         | Code::FailedPrecondition
         | Code::ResourceExhausted => {
-            // Without a reason of ours it is about this proxy, not about the caller.
+            // Without a Berth reason the status is about this proxy, not about the caller.
             reason
                 .filter(|reason| *reason != Reason::CallerUnknown)
                 .map(|reason| Refused::new(reason, status.message()))

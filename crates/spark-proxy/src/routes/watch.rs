@@ -1,4 +1,4 @@
-//! The stream of changes that keeps the book right.
+//! The watch stream of changes, which keeps the route cache correct.
 
 use super::cache::Routes;
 use super::{Gone, Order};
@@ -11,14 +11,14 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 const RETRY: Duration = Duration::from_secs(1);
-/// While there is no stream, running calls are checked this often.
+/// Interval at which running calls are checked without a watch stream.
 const RECHECK: Duration = Duration::from_secs(5);
-/// Session-manager sends a heartbeat every second while it reads the changes:
-/// a stream without any message for this long is lost, whatever broke it.
+/// Session-manager sends a heartbeat every second while it reads the changes: a stream without any
+/// message for this long is lost.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(4);
 const SWEEP: Duration = Duration::from_secs(60);
 
-/// Watches until `stop`.
+/// Watches changes until `stop`.
 pub(crate) async fn run(routes: Arc<Routes>, proxy_id: String, stop: CancellationToken) {
     let housekeeping = async {
         let mut recheck = tokio::time::interval(RECHECK);
@@ -47,7 +47,7 @@ pub(crate) async fn run(routes: Arc<Routes>, proxy_id: String, stop: Cancellatio
     }
 }
 
-/// One stream, to its end, and when its last message came.
+/// Reads one watch stream until its end; returns the status and the time of the last message.
 async fn watch(routes: &Routes, proxy_id: &str) -> (tonic::Status, Instant) {
     let mut last_message = Instant::now();
     let problem = follow(routes, proxy_id, &mut last_message).await;
@@ -112,7 +112,7 @@ fn apply(routes: &Routes, change: RouteChange) {
                 },
             );
         }
-        // Why a session failed is in its route, which is asked for by whoever needs it.
+        // The cause of a failure is in the route, which callers request when needed.
         RouteStatus::Failed
         | RouteStatus::Unspecified
         | RouteStatus::Pending

@@ -1,12 +1,10 @@
-//! One connection: TCP, TLS if the route asks for it, HTTP/2; and whether its
-//! other end is still there.
+//! One connection to compute: TCP, TLS if the route requires it, HTTP/2, and keepalive.
 //!
-//! An engine that is busy answers nothing, pings neither: Sail starved by a
-//! join on two cores was silent for 50 s, and then right (measured with Sail
-//! 0.7.2). So silence of dedicated compute says nothing. Whoever started it
-//! knows whether it lives, and a machine that vanished is noticed by the
-//! kernel, which acknowledges for an engine that is merely busy. A shared
-//! server has nobody who would tell, so it is pinged, with minutes to answer.
+//! A busy engine answers nothing, not even pings: Sail starved by a join on two cores was silent
+//! for 50 s and then continued (measured with Sail 0.7.2). Silence of dedicated compute is
+//! therefore no sign of loss: its provider observes the process, and the kernel detects a lost
+//! machine, because it acknowledges for a busy engine. A shared server has no provider that
+//! observes it, so it is pinged, with a limit of minutes.
 
 use super::Bounds;
 use crate::config::BackendConfig;
@@ -28,52 +26,52 @@ use std::task::Poll;
 use std::time::Duration;
 use tokio::net::TcpStream;
 
-/// Spark up to 4.2 ends connections that ping more often, or without calls.
+/// Spark up to 4.2 closes connections that ping more often, or without calls.
 const SPARK_PINGS_APART: Duration = Duration::from_secs(5 * 60);
 
-/// When the kernel asks the other end's whether a quiet connection still stands.
+/// TCP keepalive of a quiet connection.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Calls on a connection before the server's settings say how many it takes.
+/// Calls on a connection before the server's SETTINGS limit them.
 const ONE: usize = 1;
-/// How long these are waited for.
+/// Time limit for receiving the SETTINGS.
 const SETTINGS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// No connection came to be, or it takes no more calls: nothing was sent.
+/// No connection was made, or it accepts no more calls; nothing was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Unreachable;
 
-/// h2 ends a connection when small frames that nobody takes pile up, 256 bytes
-/// less their length each, beyond half its window. Clients that do not read
-/// small messages would so end the calls of all others. The smallest message
-/// of Spark's has more than 51 bytes, and fits whole windows of it in this.
+/// h2 closes a connection when unread small frames, each counted as 256 bytes less its length,
+/// exceed half its window. Clients that do not read small messages could so end the calls of
+/// others. Spark's smallest message has more than 51 bytes; with this factor whole windows of them
+/// are within the limit.
 const SMALL_FRAMES: usize = 4;
 
-/// Headers, or trailers, of one response. An engine puts its errors there.
-/// HTTP/2 drops the fields beyond it, and ends the connection at four times as much.
+/// Maximum size of the headers, or trailers, of one response; engines put errors there. HTTP/2
+/// drops fields beyond it, and closes the connection at four times this size.
 const MAX_HEADER_LIST_BYTES: u32 = 1 << 20;
 
-/// Makes connections.
+/// Makes connections to compute.
 pub(crate) struct Connector {
     config: BackendConfig,
     tls: Arc<ClientTls>,
     metrics: Arc<Metrics>,
 }
 
-/// The part of a connection that must be run for it to work.
+/// The driver of a connection, which must be polled.
 pub(super) struct Connection {
     inner: client::Connection<Heard<Conn>, Outgoing>,
-    /// Of connections to shared servers.
+    /// Keepalive of connections to shared servers.
     pulse: Option<Pulse>,
     metrics: Arc<Metrics>,
 }
 
-/// What a new connection is.
+/// A new connection.
 pub(super) struct Connected {
     pub(super) sender: SendRequest<Outgoing>,
     pub(super) connection: Connection,
-    /// Whether its other end is in doubt.
+    /// Keepalive state.
     pub(super) ear: Rc<Ear>,
 }
 
@@ -172,9 +170,8 @@ impl Connector {
             .data_frame_budget(config.connection_window_bytes as usize * SMALL_FRAMES)
             .handshake::<_, Outgoing>(Heard::new(conn, &ear))
             .await?;
-        // Until its settings are here it is not known how many calls the server
-        // takes on a connection, and more than one would queue in silence. A
-        // busy engine sends them late, and takes the one call then.
+        // The SETTINGS limit the number of calls on a connection; calls beyond it would queue
+        // without an error. A busy engine sends them late, and gets one call until then.
         let settings = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
             Poll::Ready(Ok(())) => Poll::Ready(Err(anyhow::anyhow!("it was closed at once"))),
@@ -188,19 +185,19 @@ impl Connector {
     }
 }
 
-/// Has the kernel drop the connection when the other end's kernel is silent.
+/// Configures the kernel to drop a connection whose peer does not acknowledge.
 fn watch_peer(tcp: &TcpStream, timeout: Duration) -> std::io::Result<()> {
     let socket = SockRef::from(tcp);
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_TIME)
         .with_interval(KEEPALIVE_INTERVAL);
     socket.set_tcp_keepalive(&keepalive)?;
-    // This bounds unanswered keepalives too, instead of their number.
+    // Also bounds unanswered keepalive probes, instead of their number.
     socket.set_tcp_user_timeout(Some(timeout))
 }
 
-/// The first that answers. A name is not looked up again here: it could stand
-/// for something else by now than what session-manager checked.
+/// Connects to the first reachable address. The name is not resolved here: the result could differ
+/// from the addresses that session-manager checked.
 async fn dial(addresses: &[SocketAddr]) -> anyhow::Result<TcpStream> {
     let mut last = anyhow::anyhow!("session-manager names no address that may be dialled");
     for address in addresses {
@@ -220,7 +217,7 @@ async fn next_beat(pulse: Option<&mut Pulse>, has_calls: impl Fn() -> bool) -> B
 }
 
 impl Connection {
-    /// Until it ends, or its other end does not answer: then its calls end too.
+    /// Drives the connection until it ends or keepalive fails; its calls then end too.
     pub(super) async fn run(self, has_calls: impl Fn() -> bool) {
         let Self {
             mut inner,

@@ -1,4 +1,4 @@
-//! The headers of a request to compute.
+//! Headers of requests to compute.
 
 use crate::grpc::headers::{AUTHENTICATION, HOP_BY_HOP, SESSION_ID, STRAY};
 use crate::grpc::method::Method;
@@ -8,7 +8,7 @@ use http::uri::{Scheme, Uri};
 
 static GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
-/// Makes the client's request one of ours to `backend`.
+/// Prepares the client's request for `backend`.
 pub(crate) fn toward_backend(request: &mut http::request::Parts, backend: &Backend, method: Method) {
     let headers = &mut request.headers;
     headers.remove(header::AUTHORIZATION);
@@ -22,7 +22,7 @@ pub(crate) fn toward_backend(request: &mut http::request::Parts, backend: &Backe
     if let Some(credential) = &backend.credential {
         headers.insert(header::AUTHORIZATION, credential.clone());
         if method == Method::Config {
-            // The reply is looked into, so that the credential does not leave.
+            // The reply is redacted, so it must not be compressed.
             headers.insert(&GRPC_ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
     }
@@ -34,7 +34,7 @@ pub(crate) fn toward_backend(request: &mut http::request::Parts, backend: &Backe
     });
     uri.authority = Some(backend.authority.clone());
     uri.path_and_query = request.uri.path_and_query().cloned();
-    // All three parts are there, so this cannot fail; the old URI would do too.
+    // Cannot fail, because all three parts are present.
     if let Ok(uri) = Uri::from_parts(uri) {
         request.uri = uri;
     }

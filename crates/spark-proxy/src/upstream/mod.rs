@@ -1,5 +1,5 @@
-//! Connections to compute: HTTP/2, kept per worker, and per generation of a
-//! session where compute is dedicated.
+//! Upstream connections: HTTP/2, pooled per worker, and per generation of a session for dedicated
+//! compute.
 
 mod connect;
 pub(crate) mod headers;
@@ -36,44 +36,43 @@ pub(crate) struct Pools {
     by_key: RefCell<HashMap<PoolKey, Rc<Pool>, RandomState>>,
 }
 
-/// How far a pool may grow.
+/// Limits of a pool.
 #[derive(Debug, Clone, Copy)]
 struct Bounds {
-    /// Calls on one connection: they cannot use up its window, read or not.
+    /// Calls on one connection; they cannot use up its window, even unread.
     calls: usize,
-    /// Connections that calls of all kinds use.
+    /// Connections for all calls.
     links: usize,
-    /// How long a call waits for a place when all is full.
+    /// Time limit for waiting for a place.
     wait: Duration,
     /// Calls of one session, and of one organization, at a shared server.
     per_session: u32,
     per_org: u32,
 }
 
-/// Connections beyond [`Bounds::links`] for calls that end work: they do not
-/// wait until work has ended by itself. Connections, because the calls on a full
-/// one may have used up its window.
+/// Connections beyond [`Bounds::links`] for calls that end work, which must not wait for work. They
+/// need their own connections, because the calls on a full one may have used up its window.
 const SPARE_LINKS: usize = 2;
-/// When to try again where calls of the caller must end first.
+/// Retry delay when calls of the caller must end first.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The connections that calls with one key share.
+/// The connections of one pool key.
 struct Pool {
     /// Calls of one session, and of one organization.
     sessions: Arc<AtOnce<SessionId>>,
     orgs: Arc<AtOnce<OrgId>>,
     links: RefCell<Vec<Rc<Link>>>,
-    /// Held by the one that connects.
+    /// Locked while a connection is made.
     gate: tokio::sync::Mutex<()>,
-    /// How many attempts to connect failed, and how the last did.
+    /// Number of failed connection attempts.
     failures: Cell<u64>,
     last_used: Cell<Option<Instant>>,
-    /// Calls that wait for a place, and what wakes one of them.
+    /// Calls that wait for a place, and their notification.
     waiting: Cell<usize>,
     room: Notify,
 }
 
-/// A call's share in the places of a shared server; given back when dropped.
+/// Place of a call in the shares of a shared server; released on drop.
 pub(crate) struct Share {
     _session: Permit<SessionId>,
     _org: Permit<OrgId>,
@@ -96,7 +95,7 @@ pub(crate) struct Lease {
     sender: SendRequest<Outgoing>,
 }
 
-/// One call on its way.
+/// One call in progress.
 pub(crate) struct Upstream {
     pub(crate) response: ResponseFuture,
     pub(crate) sender: SendStream<Outgoing>,
@@ -111,7 +110,7 @@ impl Pools {
         }
     }
 
-    /// Is there a connection already, so that none must be made?
+    /// Whether a connection exists.
     pub(crate) fn is_connected(&self, backend: &Backend, method: Method) -> bool {
         self.by_key
             .borrow()
@@ -128,8 +127,8 @@ impl Pools {
         Rc::clone(pool.or_insert_with(|| Rc::new(Pool::new(self.bounds))))
     }
 
-    /// The right of a call to one place at a shared server, or to wait for one.
-    /// Dedicated compute is its session's own, and calls that end work are free.
+    /// Takes a share of a shared server for one call. Dedicated compute has no shares, and calls
+    /// that end work need none.
     pub(crate) fn enter(
         &self,
         backend: &Backend,
@@ -150,8 +149,8 @@ impl Pools {
         }))
     }
 
-    /// A place on a connection, which is made if need be: by one caller, for
-    /// all. When every connection that may be is full, it is waited for.
+    /// Takes a place on a connection, and makes one if necessary, once for all callers. Waits if
+    /// every allowed connection is full.
     pub(crate) async fn lease(&self, backend: &Backend, method: Method) -> Result<Lease, Unreachable> {
         let pool = self.pool(backend);
         let mut patience = None;
@@ -166,7 +165,7 @@ impl Pools {
                     Box::pin(pool.wait(self.bounds, method, until)).await?;
                     continue;
                 }
-                // Who waited knows too little of the address by now to connect to it.
+                // After a wait the address is too old for a new connection.
                 None if patience.is_some() => return Err(Unreachable),
                 None => match Box::pin(self.connect(&pool, backend, method)).await? {
                     Some(link) => link,
@@ -174,7 +173,7 @@ impl Pools {
                 },
             };
             let mut sender = link.sender.clone();
-            // A connection that was told to take no more calls is not used for one.
+            // A connection that received a GOAWAY is not used for new calls.
             match poll_fn(|cx| sender.poll_ready(cx)).await {
                 Ok(()) => return Ok(Lease::new(pool, link, sender)),
                 Err(error) => {
@@ -185,8 +184,7 @@ impl Pools {
         }
     }
 
-    /// One new connection of a pool, however many ask for it at once; `None`
-    /// if the pool filled up meanwhile.
+    /// Makes one connection for all concurrent callers; `None` if the pool filled up meanwhile.
     async fn connect(
         &self,
         pool: &Rc<Pool>,
@@ -199,7 +197,7 @@ impl Pools {
             return Ok(Some(link));
         }
         if pool.failures.get() != failures {
-            // Who waited for an attempt that failed does not make another.
+            // Callers that waited for a failed attempt do not repeat it.
             return Err(Unreachable);
         }
         if !pool.may_grow(self.bounds, method) {
@@ -220,7 +218,7 @@ impl Pools {
             ear,
         });
         pool.links.borrow_mut().push(Rc::clone(&link));
-        // Not the link itself: the connection would keep its own sender, and never end.
+        // Weak: with a strong link the connection would keep its own sender and never end.
         let of = Rc::downgrade(&link);
         tokio::task::spawn_local(async move {
             connection
@@ -233,7 +231,7 @@ impl Pools {
         Ok(Some(link))
     }
 
-    /// Closes what serves nobody: connections that were idle for long.
+    /// Closes connections that were idle for `idle`.
     pub(crate) fn sweep(&self, idle: Duration) {
         self.by_key.borrow_mut().retain(|_, pool| {
             pool.links.borrow_mut().retain(|link| !link.dead.get());
@@ -242,7 +240,7 @@ impl Pools {
         });
     }
 
-    /// Closes the connections of a session that ended, as their calls end.
+    /// Closes the connections of an ended session, as their calls end.
     pub(crate) fn forget(&self, session: &SessionId) {
         self.by_key.borrow_mut().retain(|key, _| match key {
             PoolKey::Dedicated(of, _) => of != session,
@@ -276,8 +274,8 @@ impl Pool {
         }
     }
 
-    /// A connection with room. One whose other end is in doubt is spared while
-    /// there may be others: what is sent there may be lost.
+    /// Selects a connection with room. One with a pending ping is avoided while another can be
+    /// made: calls on it may be lost.
     fn pick(&self, bounds: Bounds, method: Method) -> Option<Rc<Link>> {
         self.links.borrow_mut().retain(|link| !link.dead.get());
         let may_grow = self.may_grow(bounds, method);
@@ -303,8 +301,8 @@ impl Pool {
             .count()
     }
 
-    /// Waits until some call gave back its place. No more wait than there are
-    /// places, those aside that end work.
+    /// Waits until a place is released. The number of waiting calls is limited to the number of
+    /// places, except for calls that end work.
     async fn wait(&self, bounds: Bounds, method: Method, until: Instant) -> Result<(), Unreachable> {
         if !method.ends_work() && self.waiting.get() >= bounds.calls * bounds.links {
             return Err(Unreachable);
@@ -316,7 +314,7 @@ impl Pool {
     }
 }
 
-/// Counts itself while it lives.
+/// Counts a waiting call until dropped.
 struct Waiting<'a>(&'a Cell<usize>);
 
 impl<'a> Waiting<'a> {
@@ -341,7 +339,7 @@ impl Lease {
         Self { pool, link, sender }
     }
 
-    /// Sends the request's headers. If this fails, nothing was sent.
+    /// Sends the request's headers. On failure, nothing was sent.
     pub(crate) fn send(&mut self, request: Request<()>) -> Result<Upstream, Unreachable> {
         match self.sender.send_request(request, false) {
             Ok((response, sender)) => Ok(Upstream { response, sender }),
@@ -359,7 +357,7 @@ impl Drop for Lease {
         self.link.open.set(self.link.open.get() - 1);
         self.pool.last_used.set(Some(Instant::now()));
         if self.link.spare {
-            // Not all that wait may have the place.
+            // Not every waiting call may use the place.
             self.pool.room.notify_waiters();
         } else if self.pool.waiting.get() > 0 {
             self.pool.room.notify_one();
@@ -367,7 +365,7 @@ impl Drop for Lease {
     }
 }
 
-/// Settings of backend connections.
+/// Creates a connector with the settings of backend connections.
 pub(crate) fn connector(
     config: &crate::config::BackendConfig,
     tls: Arc<service_kit::tls::ClientTls>,
@@ -376,5 +374,5 @@ pub(crate) fn connector(
     Connector::new(config, tls, metrics)
 }
 
-/// A response body as h2 gives it.
+/// An h2 response body.
 pub(crate) type Body = RecvStream;

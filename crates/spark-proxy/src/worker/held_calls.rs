@@ -1,5 +1,4 @@
-//! Calls that wait for compute: how many, and how many bytes of theirs this
-//! proxy holds meanwhile, all of it bounded.
+//! Held calls: limits on their number and on the bytes of their requests.
 
 use crate::activity::Tally;
 use crate::config::LimitConfig;
@@ -9,9 +8,9 @@ use session_core::Reason;
 use session_proto::error::Refused;
 use std::sync::Arc;
 
-/// A place among the held calls.
+/// The place of one held call.
 pub(crate) struct Hold {
-    /// One call.
+    /// Counts one call.
     _call: Taken,
     bytes: Taken,
     metrics: Arc<Metrics>,
@@ -56,7 +55,7 @@ impl Hold {
         })
     }
 
-    /// So many bytes of the call's request are here.
+    /// Updates the number of request bytes held for the call.
     pub(crate) fn weigh(&mut self, bytes: usize) -> Result<(), Refused> {
         self.bytes.grow_to(bytes).map_err(|exceeded| {
             let whose = exceeded.whose;

@@ -1,6 +1,5 @@
-//! A worker: one thread with a runtime of its own, its own view of routes and
-//! its own connections to compute. A connection stays with its worker, so a
-//! call wakes no other thread on its way.
+//! A worker: one thread with its own runtime, view of routes and connections to compute. A
+//! connection stays with its worker, so a call wakes no other thread.
 
 pub(crate) mod held_calls;
 pub(crate) mod session;
@@ -38,10 +37,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 const SWEEP: Duration = Duration::from_secs(60);
-/// How long a question about running calls may take.
+/// Time limit for a route request about running calls.
 const RECHECK_TIME: Duration = Duration::from_secs(5);
 
-/// What all workers share. Nothing here is locked on the way of a call.
+/// State shared by all workers. Calls take no lock on it.
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) clock: Arc<dyn Clock>,
@@ -50,7 +49,7 @@ pub(crate) struct Shared {
     pub(crate) routes: Arc<Routes>,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) questions: Questions,
-    /// Tokens that were not valid, by the address they came from.
+    /// Rate of invalid tokens by client IP.
     pub(crate) bad_tokens: Rates<IpAddr>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tls: Option<Arc<ServerTls>>,
@@ -59,7 +58,7 @@ pub(crate) struct Shared {
     pub(crate) addresses: Arc<Addresses>,
     pub(crate) shed: Arc<Shed>,
     pub(crate) control: tokio::runtime::Handle,
-    /// No new work; what runs may go on.
+    /// The drain has begun: no new work.
     pub(crate) stopping: CancellationToken,
     /// The drain is over.
     pub(crate) forced: CancellationToken,
@@ -70,13 +69,13 @@ impl Shared {
         !self.stopping.is_cancelled() && !self.keys.ring().is_empty()
     }
 
-    /// Is memory so short that new work is refused?
+    /// Whether new work is rejected because memory is short.
     pub(crate) fn is_shedding(&self) -> bool {
         self.shed.is_on()
     }
 
-    /// May a call begin, as far as memory goes? What reattaches to running
-    /// work, releases or interrupts it always may: it ends what takes memory.
+    /// Rejects work during overload. Calls that continue, release or interrupt work are always
+    /// admitted, because they free memory.
     pub(crate) fn admit(&self, method: Method) -> Result<(), Refused> {
         if self.is_shedding() && method.is_work() {
             self.metrics.shed.inc();
@@ -91,7 +90,7 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) tokens: Tokens,
     pub(crate) pools: Pools,
-    /// Its connections must close now.
+    /// Connections must close now.
     pub(crate) ending: CancellationToken,
     sessions: RefCell<HashMap<SessionId, Rc<Session>, RandomState>>,
 }
@@ -112,7 +111,7 @@ impl Worker {
         }
     }
 
-    /// Applies what is announced of routes, and forgets what was long unused.
+    /// Applies route events, and removes unused entries.
     pub(crate) async fn keep_house(self: Rc<Self>, mut events: mpsc::UnboundedReceiver<RouteEvent>) {
         let mut sweep = tokio::time::interval(SWEEP);
         loop {
@@ -126,7 +125,7 @@ impl Worker {
         }
     }
 
-    /// What this worker knows of a token's session, from now on something.
+    /// Returns this worker's state of the token's session; creates it if necessary.
     pub(crate) fn session(&self, claims: &Claims) -> Rc<Session> {
         let id = &claims.sid;
         if let Some(session) = self.sessions.borrow().get(id) {
@@ -137,7 +136,7 @@ impl Worker {
         session
     }
 
-    /// Has the key set read again, on the control runtime.
+    /// Reads the key set again, on the control runtime.
     pub(crate) async fn look_for_keys(&self) -> Result<(), Unreadable> {
         let keys = Arc::clone(&self.shared.keys);
         self.shared
@@ -175,7 +174,7 @@ impl Worker {
         }
     }
 
-    /// If calls of the session are running: are they still allowed?
+    /// Checks whether running calls of the session are still allowed.
     fn recheck(self: &Rc<Self>, session: Rc<Session>) {
         let callers = session.callers();
         if callers.is_empty() {
@@ -198,7 +197,7 @@ impl Worker {
                         }
                         return;
                     }
-                    // Expiry never ends what is running, but it cannot ask either.
+                    // Expiry does not end running calls, but such a token cannot request routes.
                     Err(Miss::Refused(refused)) if refused.reason == Reason::TokenExpired => {}
                     Err(Miss::Refused(refused)) => {
                         session
@@ -210,8 +209,8 @@ impl Worker {
         });
     }
 
-    /// The drain is over: what still runs is ended with an error that tells
-    /// the client whether it may go on elsewhere.
+    /// Ends running calls after the drain, with an error that states whether the client may
+    /// continue elsewhere.
     pub(crate) fn end_all(&self) {
         for session in self.sessions.borrow().values() {
             session.end_calls(|call| Some(last_words(call)));
@@ -227,8 +226,8 @@ impl Worker {
     }
 }
 
-/// Spark keeps a reattachable operation and its results for the client that
-/// comes back; whatever else is cut is lost.
+/// The error of a call that the drain ends. Spark keeps a reattachable operation and its results
+/// for the client; other calls are lost.
 fn last_words(call: &Call) -> Refused {
     match call.engine() {
         None => draining(),

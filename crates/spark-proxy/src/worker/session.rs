@@ -1,9 +1,8 @@
-//! What one worker knows of one session: its route, its connections' calls,
-//! and why they must end. No other thread sees it, so nothing here is locked.
+//! One session in one worker: its route, its open calls, and why they must end. Only one thread
+//! uses it, so there are no locks.
 //!
-//! A call is *open* from its admission until its last byte, also while it
-//! waits. It is on the session's list before the route is looked at, so that
-//! an end that is announced at any moment reaches it.
+//! A call is *open* from its admission until its last byte, including waits. It is listed before
+//! its route is requested, so that an announced end always reaches it.
 
 use crate::activity::{OperationName, Tally, Working};
 use crate::grpc::identity::{Operation, SparkSessionId};
@@ -33,14 +32,14 @@ pub(crate) struct Session {
     floor: Cell<Order>,
     calls: RefCell<Vec<Rc<Call>>>,
     pub(crate) tally: Arc<Tally>,
-    /// Spark sessions that were bound, and under which route: a newer one may have
-    /// taken them back.
+    /// Bound Spark sessions, and the order of the route at that time: a newer route may have
+    /// released them.
     bound: RefCell<(Order, HashSet<SparkSessionId>)>,
-    /// When Spark sessions on a shared Sail server were last kept alive.
+    /// Last keep-alive of Spark sessions on shared Sail servers.
     kept: RefCell<HashMap<SparkSessionId, Instant>>,
-    /// The change of settings that was kept last, and when.
+    /// The last stored settings change, and its time.
     kept_change: RefCell<Option<(Instant, KeptChange)>>,
-    /// Held by the one that binds.
+    /// Locked while a bind request is open.
     pub(crate) binding: tokio::sync::Mutex<()>,
     pub(crate) last_used: Cell<Instant>,
 }
@@ -49,42 +48,42 @@ pub(crate) struct Session {
 pub(crate) struct Call {
     pub(crate) caller: Rc<Caller>,
     pub(crate) method: Method,
-    /// Where it stands in its session's list.
+    /// Index in the list of the session.
     index: Cell<usize>,
     end: RefCell<Option<Refused>>,
     waker: RefCell<Option<Waker>>,
-    /// Whose compute has it, once it was forwarded.
+    /// Engine of the compute, once forwarded.
     engine: Cell<Option<Engine>>,
-    /// Of the session's own compute that has it.
+    /// Generation of the dedicated compute, once forwarded.
     dedicated_generation: Cell<Option<u64>>,
-    /// Its client can come back for its results.
+    /// The client can receive the results on another connection.
     reattachable: Cell<bool>,
 }
 
-/// Keeps a call on its session's list.
+/// Keeps a call in the list of its session.
 pub(crate) struct OpenCall {
     session: Rc<Session>,
     call: Rc<Call>,
-    /// Since it is known to be work.
+    /// Set once the call is known to be work.
     working: RefCell<Option<Working>>,
-    /// The operation that it runs, until it is known to be work.
+    /// The operation of the call, until the call is known to be work.
     runs: RefCell<Option<OperationName>>,
-    /// It is counted among the calls of its organization.
+    /// Counted in the rate of the organization.
     rated: Cell<bool>,
-    /// Its connection has shown a good token.
+    /// The connection has carried a valid token.
     is_proven: Rc<Cell<bool>>,
 }
 
-/// When to try again where calls of the session must end first.
+/// Retry delay when calls of the session must end first.
 const WAIT_FOR_ROOM: Duration = Duration::from_secs(1);
-/// How long an organization that calls too often should wait.
+/// Retry delay for an organization that exceeds its rate of calls.
 const TOO_OFTEN: Duration = Duration::from_secs(1);
-/// A change that was kept is not kept again for so long: another worker or proxy
-/// may have kept another one since.
+/// Time for which an unchanged settings change is not stored again; later, another worker or proxy
+/// may have stored another one.
 const SAME_CHANGE: Duration = Duration::from_secs(1);
 /// A change of settings of a Spark session on one generation of compute.
 type KeptChange = (u64, SparkSessionId, SettingsChange);
-/// Bindings that are remembered; more can be asked for again.
+/// Maximum number of recorded bindings; others are requested again.
 const MOST_BOUND: usize = 256;
 
 impl Session {
@@ -104,7 +103,7 @@ impl Session {
         }
     }
 
-    /// Puts a call on the list, unless the session ended or has `most` open.
+    /// Opens a call, unless the session ended or has `most` open calls.
     pub(crate) fn open(
         self: &Rc<Self>,
         caller: &Rc<Caller>,
@@ -115,7 +114,7 @@ impl Session {
         if let Some(gone) = &*self.gone.borrow() {
             return Err(gone.refused());
         }
-        // What ends work must always be possible, and starts nothing.
+        // Ending work must always be possible, and starts nothing.
         let most = if method.ends_work() { u32::MAX } else { most };
         if !self.tally.enter(most) {
             return Err(Refused::new(
@@ -149,13 +148,13 @@ impl Session {
         })
     }
 
-    /// Was the Spark session bound under this very route?
+    /// Whether the Spark session was bound under a route of exactly this order.
     pub(crate) fn is_bound(&self, order: Order, spark_session: &SparkSessionId) -> bool {
         let bound = self.bound.borrow();
         bound.0 == order && bound.1.contains(spark_session)
     }
 
-    /// The Spark session was bound under a route of this order.
+    /// Records that the Spark session was bound under a route of this order.
     pub(crate) fn bind(&self, order: Order, spark_session: SparkSessionId) {
         let mut bound = self.bound.borrow_mut();
         if order < bound.0 {
@@ -167,13 +166,12 @@ impl Session {
         bound.1.insert(spark_session);
     }
 
-    /// Is something newer known of the session than a route of this order?
+    /// Whether a newer version of the session is known than this order.
     pub(crate) fn is_outdated(&self, order: Order) -> bool {
         self.floor.get() > order
     }
 
-    /// May a Spark session that was the session's under a route of this order
-    /// still be used?
+    /// Whether a Spark session that was bound under a route of this order is still bound.
     pub(crate) fn still_binds(&self, order: Order, spark_session: &SparkSessionId) -> bool {
         let binds = |(route, _): &(Arc<Route>, Stamp)| {
             route.binds(spark_session) || self.is_bound(route.order, spark_session)
@@ -181,8 +179,8 @@ impl Session {
         !self.is_outdated(order) || self.route.borrow().as_ref().is_some_and(binds)
     }
 
-    /// Is it time to keep the Spark session alive? Not if another call did so
-    /// within `recently`; otherwise it counts as done.
+    /// Whether the Spark session is due for a keep-alive: not if there was one within `recently`.
+    /// If due, records one.
     pub(crate) fn keep(&self, spark_session: &SparkSessionId, recently: Duration) -> bool {
         let mut kept = self.kept.borrow_mut();
         kept.retain(|_, at| at.elapsed() < recently);
@@ -193,19 +191,19 @@ impl Session {
         true
     }
 
-    /// Was this very change kept a moment ago, and no other since?
+    /// Whether exactly this change was the last one stored, within [`SAME_CHANGE`].
     pub(crate) fn has_just_kept(&self, change: &KeptChange) -> bool {
         let kept = self.kept_change.borrow();
         kept.as_ref()
             .is_some_and(|(at, last)| at.elapsed() < SAME_CHANGE && last == change)
     }
 
-    /// A change of settings was kept.
+    /// Records a stored settings change.
     pub(crate) fn note_kept(&self, change: KeptChange) {
         *self.kept_change.borrow_mut() = Some((Instant::now(), change));
     }
 
-    /// The route, if it may be used without asking.
+    /// The route, if it may be used without a new request.
     pub(crate) fn fresh_route(&self, routes: &Routes) -> Option<(Arc<Route>, Stamp)> {
         self.route
             .borrow()
@@ -214,7 +212,7 @@ impl Session {
             .cloned()
     }
 
-    /// Why a token is refused, if that is known without asking.
+    /// The error for a token, if it is known without a new request.
     pub(crate) fn refuses(&self, routes: &Routes, claims: &Claims) -> Option<Refused> {
         if let Some(gone) = &*self.gone.borrow() {
             return Some(gone.refused());
@@ -223,7 +221,7 @@ impl Session {
         route.admits(claims).err()
     }
 
-    /// The route, if it may be used while nobody can be asked.
+    /// The route, if it may be used while session-manager is unreachable.
     pub(crate) fn bearable_route(&self, routes: &Routes) -> Option<(Arc<Route>, Stamp)> {
         self.route
             .borrow()
@@ -232,7 +230,7 @@ impl Session {
             .cloned()
     }
 
-    /// Takes an answer. Says whether it is the newest that is known here.
+    /// Stores a route; returns whether it is the newest known here.
     pub(crate) fn learn(&self, route: &Arc<Route>, stamp: Stamp) -> bool {
         if route.order < self.floor.get() {
             return false;
@@ -242,7 +240,7 @@ impl Session {
         true
     }
 
-    /// Something newer than `order` is all that counts from now on.
+    /// Invalidates versions below `order`.
     pub(crate) fn outdate(&self, order: Order, token_epoch: u64) {
         self.floor.set(self.floor.get().max(order));
         if self
@@ -256,7 +254,7 @@ impl Session {
         self.end_calls(|call| (call.caller.claims.epoch < token_epoch).then(|| revoked(&self.id)));
     }
 
-    /// The session ended, and with it all its calls.
+    /// Records the end of the session, and ends all its calls.
     pub(crate) fn bury(&self, gone: &Arc<Gone>) {
         *self.route.borrow_mut() = None;
         *self.gone.borrow_mut() = Some(Arc::clone(gone));
@@ -277,7 +275,7 @@ impl Session {
         });
     }
 
-    /// Ends each call that `why` finds a reason for.
+    /// Ends each call for which `why` returns an error.
     pub(crate) fn end_calls(&self, why: impl Fn(&Call) -> Option<Refused>) {
         for call in &*self.calls.borrow() {
             if let Some(refused) = why(call) {
@@ -286,7 +284,7 @@ impl Session {
         }
     }
 
-    /// Who has calls open, each once.
+    /// The distinct callers with open calls.
     pub(crate) fn callers(&self) -> Vec<Rc<Caller>> {
         let mut callers: Vec<Rc<Caller>> = Vec::new();
         for call in &*self.calls.borrow() {
@@ -307,7 +305,7 @@ impl Call {
         self.engine.get()
     }
 
-    /// Does Spark keep its operation and results for a client that comes back?
+    /// Whether Spark keeps the operation and results for a returning client.
     pub(crate) fn is_reattachable(&self) -> bool {
         self.method == Method::ReattachExecute || self.reattachable.get()
     }
@@ -321,10 +319,10 @@ impl Call {
 }
 
 impl OpenCall {
-    /// The `user_id` that the backend is told; Sail shows it as `current_user()`.
-    /// It is the token's subject, but on a shared Spark server the session's name
-    /// there: Spark keeps the Spark sessions of two users apart even under one id,
-    /// and two sessions of one person must be apart too. Sail keys by the id alone.
+    /// The `user_id` for the backend; Sail returns it as `current_user()`. It is the token's
+    /// subject, except on a shared Spark server: there it is the user id of the session. Spark
+    /// separates the Spark sessions of two users even under one id, and two sessions of one person
+    /// must be separate too. Sail separates by Spark session id only.
     pub(crate) fn user_id<'a>(&'a self, backend: &'a Backend) -> &'a str {
         if backend.dedicated || backend.engine == Engine::Sail {
             self.caller().claims.sub.as_str()
@@ -345,7 +343,7 @@ impl OpenCall {
         self.call.method
     }
 
-    /// Does the call start work, or make compute come up?
+    /// Whether the call starts work or wakes compute.
     pub(crate) fn is_work(&self) -> bool {
         self.call.method.is_work() && self.call.caller.late.is_none()
     }
@@ -354,9 +352,8 @@ impl OpenCall {
         &self.session.tally
     }
 
-    /// Counts the call, once its token was admitted, among those that its
-    /// organization makes. Clients send one `ReleaseExecute` for each part of a
-    /// result: these are free.
+    /// Counts the call in the rate of its organization, once its token is admitted. Clients send
+    /// one `ReleaseExecute` per part of a result; these are not counted.
     pub(crate) fn spend_rate(&self) -> Result<(), Refused> {
         if self.rated.replace(true) || self.method() == Method::ReleaseExecute {
             return Ok(());
@@ -372,12 +369,12 @@ impl OpenCall {
         .retry_after(TOO_OFTEN))
     }
 
-    /// The session admits its token.
+    /// Records that the session admitted the token.
     pub(crate) fn prove_connection(&self) {
         self.is_proven.set(true);
     }
 
-    /// The call goes to compute now.
+    /// Records that the call is forwarded to compute.
     pub(crate) fn forwarded(&self, backend: &Backend) {
         self.call.engine.set(Some(backend.engine));
         self.call
@@ -386,7 +383,7 @@ impl OpenCall {
         self.session.tally.count_call();
     }
 
-    /// The call is work: its session is busy until it ends.
+    /// Marks the call as work: the session is busy until the call ends.
     pub(crate) fn work(&self) {
         let mut working = self.working.borrow_mut();
         if working.is_none() {
@@ -398,7 +395,7 @@ impl OpenCall {
         }
     }
 
-    /// What its request said of the operation, once all of it was read.
+    /// Stores the operation of the request, once all of it was read.
     pub(crate) fn learn(&self, spark_session: &SparkSessionId, user_id: &str, operation: &Operation) {
         self.call.reattachable.set(operation.is_reattachable());
         if let Some(id) = operation.id() {
@@ -406,8 +403,8 @@ impl OpenCall {
         }
     }
 
-    /// Which operation it runs, and under which `user_id` at the engine. One
-    /// that becomes work later, as what reattaches does, shows it from then on.
+    /// Sets the operation, and its `user_id` at the engine. A call that becomes work later, such as
+    /// a reattach, reports it from then on.
     pub(crate) fn runs(&self, spark_session: &SparkSessionId, user_id: &str, operation: &str) {
         let operation = OperationName {
             spark_session: *spark_session,
@@ -420,7 +417,7 @@ impl OpenCall {
         }
     }
 
-    /// Waits until the call must end, and says why. Only one at a time may wait.
+    /// Waits until the call must end, and returns the error. Supports one waiter at a time.
     pub(crate) async fn ended(&self) -> Refused {
         poll_fn(|cx| {
             if let Some(refused) = &*self.call.end.borrow() {

@@ -1,12 +1,11 @@
-//! Settings of Spark sessions that clients change, as far as they are kept for
-//! the compute that replaces this one.
+//! Spark session settings that clients change, as far as they are stored for later compute.
 
 use prost::Message as _;
 use session_proto::spark::ConfigRequest;
 use session_proto::spark::config_request::operation::OpType;
 use std::collections::HashMap;
 
-/// The setting in which clients keep their connection string, token included.
+/// Setting that holds the client's connection string, token included.
 const CONNECTION_STRING: &str = "spark.remote";
 
 /// Settings that a `Config` request changes.
@@ -17,9 +16,8 @@ pub(crate) struct SettingsChange {
 }
 
 impl SettingsChange {
-    /// Those of a request, flag and length included; `None` if it changes none.
-    /// What holds the caller's `token` is not kept: PySpark 3.5 sets the whole
-    /// connection string as `spark.remote`.
+    /// Parses a request, flag and length included; `None` if it changes no setting. Values with the
+    /// caller's `token` are left out: PySpark 3.5 sets the connection string as `spark.remote`.
     pub(crate) fn of(request: &[u8], token: &str) -> Option<Self> {
         let message = request.get(5..)?;
         let mut change = match ConfigRequest::decode(message).ok()?.operation?.op_type? {

@@ -1,8 +1,7 @@
-//! Session tokens that one worker has verified, remembered by their SHA-256.
+//! Session tokens verified by one worker, cached by their SHA-256.
 //!
-//! A token is remembered once its session admitted it, until it expires or the
-//! key set changes. Epoch, denylist and the state of the session are checked
-//! on every call, elsewhere.
+//! A token is cached once its session admitted it, until it expires or the key set changes. Epoch,
+//! denylist and session state are checked on every call, elsewhere.
 
 use crate::routes::expired;
 use aws_lc_rs::digest::{SHA256, digest};
@@ -17,31 +16,31 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Remembered tokens per worker.
+/// Maximum number of cached tokens per worker.
 const MAX_TOKENS: usize = 4096;
-/// What they may take together. A token of ours is half a kilobyte.
+/// Maximum total size of cached tokens. One token of Berth has half a kilobyte.
 const MAX_TOKENS_BYTES: usize = 8 * 1024 * 1024;
-/// What a remembered token takes beside its own text and that of its claims.
+/// Overhead of a cached token beyond its text and claims.
 const TOKEN_OVERHEAD: usize = 512;
 
-/// The SHA-256 of a token, however its header was spelled.
+/// SHA-256 of a token, independent of the spelling of its header.
 type TokenHash = [u8; 32];
 
-/// A caller with a good token.
+/// A caller with a verified token.
 pub(crate) struct Caller {
     pub(crate) token: Arc<str>,
     pub(crate) claims: Claims,
-    /// The token's time is over, and this is what to say unless the call only
-    /// continues an operation that is there (ADR 0011).
+    /// The token is within its grace; this is the error unless the call only continues an existing
+    /// operation (ADR 0011).
     pub(crate) late: Option<Refused>,
-    /// Its name among the remembered ones, and the key set that it was checked
-    /// with; `None` if it must be checked each time.
+    /// Key in the cache, and the generation of the key set that verified the token; `None` if it
+    /// must be verified each time.
     checked: Option<(TokenHash, u64)>,
-    /// When its use was last put down.
+    /// Time of the last recorded use.
     reported: Cell<Option<Instant>>,
 }
 
-/// The use of a token is put down this often.
+/// Interval at which the use of a token is recorded.
 const REPORT_USE: Duration = Duration::from_secs(10);
 
 impl Caller {
@@ -55,7 +54,7 @@ impl Caller {
         }
     }
 
-    /// One whose token was checked with this key set, and may be remembered.
+    /// Creates a caller whose token was verified with this key set and may be cached.
     pub(crate) fn checked_with(token: &str, claims: Claims, generation: u64) -> Self {
         Self {
             checked: Some((hash_of(token), generation)),
@@ -63,12 +62,12 @@ impl Caller {
         }
     }
 
-    /// What it takes to remember it. The claims are a part of the token.
+    /// Size in the cache. The claims are a part of the token.
     fn weight(&self) -> usize {
         2 * self.token.len() + TOKEN_OVERHEAD
     }
 
-    /// Is it time to put down that the token is used? Says so once.
+    /// Whether the use of the token is due to be recorded; true once per interval.
     pub(crate) fn is_worth_reporting(&self) -> bool {
         let worth = self.reported.get().is_none_or(|at| at.elapsed() >= REPORT_USE);
         if worth {
@@ -78,7 +77,7 @@ impl Caller {
     }
 }
 
-/// The good tokens of one worker.
+/// The verified tokens of one worker.
 #[derive(Default)]
 pub(crate) struct Tokens {
     callers: RefCell<HashMap<TokenHash, Rc<Caller>, RandomState>>,
@@ -87,7 +86,7 @@ pub(crate) struct Tokens {
 }
 
 impl Tokens {
-    /// The caller with this token, if it was admitted under the same key set.
+    /// Returns the caller with this token, if it was admitted under the same key set.
     pub(crate) fn get(&self, hash: &TokenHash, generation: u64) -> Option<Rc<Caller>> {
         if self.generation.replace(generation) != generation {
             self.clear();
@@ -95,7 +94,7 @@ impl Tokens {
         self.callers.borrow().get(hash).cloned()
     }
 
-    /// The caller's session admitted it.
+    /// Caches a caller that its session admitted.
     pub(crate) fn admitted(&self, caller: &Rc<Caller>, leeway: Duration, now: Timestamp) {
         let Some((hash, generation)) = caller.checked else {
             return;

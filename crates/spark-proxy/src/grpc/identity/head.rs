@@ -1,15 +1,15 @@
-//! The head of a message: everything before the first field above 2. It holds
-//! who speaks, and is small with every released client.
+//! The head of a message: everything before the first field above 2. It holds session and user, and
+//! is small in every released client.
 
 use super::wire::{self, Fields, Kind, Malformed, Scanner, Tag};
 
-/// How much of a message is looked at for its head.
+/// Maximum length of a head.
 pub(crate) const MOST_HEAD: usize = 64 * 1024;
 const SESSION_ID: u64 = 1;
 const USER_CONTEXT: u64 = 2;
 const USER_CONTEXT_EXTENSIONS: u64 = 999;
 
-/// A Spark session id, by its exact bytes, which it holds without allocation.
+/// A Spark session id as bytes, stored without allocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct SparkSessionId([u8; session_core::SparkSessionId::BYTES]);
 
@@ -39,12 +39,12 @@ impl std::str::FromStr for SparkSessionId {
     }
 }
 
-/// Is the field one of the head's?
+/// Whether the field belongs to the head.
 pub(super) fn is_head(field: u64) -> bool {
     field <= USER_CONTEXT
 }
 
-/// Whatever fields there are.
+/// Accepts all fields.
 struct AllFields;
 
 impl Fields for AllFields {
@@ -53,20 +53,19 @@ impl Fields for AllFields {
     }
 }
 
-/// What was read of a head so far.
+/// The part of a head read so far.
 #[derive(Debug, Default)]
 pub(super) struct Head {
-    /// Everything before this was taken in.
+    /// Offset up to which the message was parsed.
     position: usize,
     pub(super) session: Option<SparkSessionId>,
-    /// Whole fields, to be copied into our `user_context`.
+    /// Whole fields, to be copied into Berth's `user_context`.
     pub(super) extensions: Vec<u8>,
 }
 
 impl Head {
-    /// Reads on. `bytes` are the message's from its beginning, as far as they
-    /// are there; `len` is how many there will be. Says where the head ends,
-    /// or `None` if more bytes are needed to know.
+    /// Continues parsing. `bytes` is the received part of the message from its beginning; `len` is
+    /// its total length. Returns the end of the head, or `None` if more bytes are needed.
     pub(super) fn read(
         &mut self,
         bytes: &[u8],
@@ -96,7 +95,7 @@ impl Head {
                 return more();
             };
             let count = wire::length(count, (len - begin) as u64)?;
-            // It fits into the message, whose length is a `usize`.
+            // Fits: the message length is a `usize`.
             let end = begin + count as usize;
             if end > MOST_HEAD {
                 return Err("session_id and user_context are too long");
@@ -116,7 +115,7 @@ impl Head {
         Ok(Some(self.position))
     }
 
-    /// The client's own `user_context` is dropped but for its extensions.
+    /// Keeps only the extensions of the client's `user_context`.
     fn take_extensions(&mut self, context: &[u8], keep: bool) -> Result<(), Malformed> {
         Scanner::new(context.len() as u64).scan(context, &mut AllFields)?;
         if !keep {
@@ -133,7 +132,7 @@ impl Head {
                 Kind::Varint => wire::varint(context, after)?.map(|(_, end)| end),
                 Kind::Fixed64 => Some(after + 8),
                 Kind::Fixed32 => Some(after + 4),
-                // The scanner saw that it fits.
+                // Fits: the scanner has checked it.
                 Kind::Len => wire::varint(context, after)?.map(|(count, begin)| begin + count as usize),
             }
             .ok_or("a field is cut off")?;

@@ -1,13 +1,11 @@
-//! Who speaks, in every message: the client's `user_context` is replaced by
-//! ours before a byte goes on.
+//! User identity in every message: the client's `user_context` is replaced by Berth's before any
+//! byte is forwarded.
 //!
-//! Requests carry `session_id` (field 1) and `user_context` (field 2). Both
-//! engines take the *last* of doubled fields, so it is not enough to put ours
-//! somewhere: the head of each message, up to the first field above 2, is
-//! read and written anew, and from there a scanner makes sure that neither
-//! field comes again. Ours comes first and nothing of ours comes after bytes
-//! of the client's, so nothing of ours can be swallowed by a field of theirs.
-//! Bulk bytes pass as they are; nothing is held but a head, 64 KiB at most.
+//! Requests carry `session_id` (field 1) and `user_context` (field 2). Both engines use the *last*
+//! of duplicate fields. So the head of each message, up to the first field above 2, is parsed and
+//! rewritten, and a scanner rejects either field in the rest. Berth's fields come first and never
+//! follow client bytes, so that no client field can contain them. Bulk data is forwarded unchanged;
+//! only a head is buffered, 64 KiB at most.
 
 mod head;
 mod operation;
@@ -24,19 +22,19 @@ use operation::Rest;
 use std::collections::VecDeque;
 use wire::Scanner;
 
-/// Flag and length of a gRPC message.
+/// Length of the flag and length of a gRPC message.
 const GRPC_PREFIX: usize = 5;
 const SESSION_ID: u64 = 1;
 const USER_CONTEXT: u64 = 2;
 const USER_ID: u64 = 1;
 const USER_NAME: u64 = 2;
 
-/// Why a request may not go on.
+/// Reason for rejecting a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hostile {
-    /// A compressed message, which is not looked into.
+    /// A compressed message, which cannot be inspected.
     Compressed,
-    /// Not a message that every decoder reads alike.
+    /// A message that decoders could read differently.
     Malformed(&'static str),
 }
 
@@ -46,12 +44,12 @@ impl From<&'static str> for Hostile {
     }
 }
 
-/// What the backend is told about who speaks.
+/// User identity for the backend.
 #[derive(Debug, Clone)]
 pub(crate) struct Identity {
     /// `user_id` and `user_name`, encoded.
     user: Vec<u8>,
-    /// The client's own extensions go on: the compute serves this session only.
+    /// Keep the client's extensions: the compute serves this session only.
     keep_extensions: bool,
 }
 
@@ -66,7 +64,7 @@ impl Identity {
         }
     }
 
-    /// The beginning of a message whose other fields take `rest` bytes.
+    /// Encodes the start of a message whose other fields take `rest` bytes.
     fn begin(&self, session: SparkSessionId, extensions: &[u8], rest: usize) -> Result<Vec<u8>, Hostile> {
         let mut out = Vec::with_capacity(GRPC_PREFIX + self.user.len() + extensions.len() + 56);
         out.extend_from_slice(&[0; GRPC_PREFIX]);
@@ -81,22 +79,22 @@ impl Identity {
     }
 }
 
-/// Bytes to be sent in one frame.
+/// Bytes for one frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Piece {
-    /// Of ours; empty within a message.
+    /// Bytes written by Berth; empty within a message.
     pub(crate) ours: Bytes,
-    /// Of the client's.
+    /// Bytes of the client.
     pub(crate) theirs: Bytes,
 }
 
-/// Rewrites the messages of one call as their bytes come in.
+/// Rewrites the messages of one call as their bytes arrive.
 #[derive(Debug)]
 pub(crate) struct Rewriter {
     identity: Identity,
-    /// Of the first message; all others must have the same.
+    /// Spark session id of the first message; all others must have the same.
     session: Option<SparkSessionId>,
-    /// What is noticed on the way, if that is wanted.
+    /// Data of the operation, if it is collected.
     operation: Option<Operation>,
     state: State,
 }
@@ -105,7 +103,7 @@ pub(crate) struct Rewriter {
 enum State {
     /// Before or within the five bytes of gRPC.
     Prefix { bytes: [u8; GRPC_PREFIX], have: usize },
-    /// Within the head; `held` are the message's bytes if they came in parts.
+    /// Within the head; `held` has the message's bytes if they arrived in parts.
     Head { len: usize, head: Head, held: BytesMut },
     /// Beyond the head.
     Rest(Scanner),
@@ -128,24 +126,24 @@ impl Rewriter {
         }
     }
 
-    /// Of an `ExecutePlan`: what it says of its operation is noticed too.
+    /// Also collects the operation of an `ExecutePlan`.
     pub(crate) fn noticing_operation(mut self) -> Self {
         self.operation = Some(Operation::default());
         self
     }
 
-    /// What was noticed of the operation so far.
+    /// Returns the operation as parsed so far.
     pub(crate) fn operation(&self) -> Option<&Operation> {
         self.operation.as_ref()
     }
 
-    /// The Spark session that the call is about, once its first head is read.
+    /// Returns the Spark session of the call, once its first head is parsed.
     pub(crate) fn session(&self) -> Option<SparkSessionId> {
         self.session
     }
 
-    /// Takes bytes of the client's and adds those that may go on to `out`.
-    /// After an error nothing more may go on.
+    /// Takes client bytes and appends what may be forwarded to `out`. After an error nothing more
+    /// may be forwarded.
     pub(crate) fn feed(&mut self, mut bytes: Bytes, out: &mut VecDeque<Piece>) -> Result<(), Hostile> {
         while !bytes.is_empty() {
             match &mut self.state {
@@ -171,10 +169,10 @@ impl Rewriter {
                     }
                 }
                 State::Head { len, head, held } => {
-                    // If the whole head is in these bytes, as it mostly is, nothing is copied.
+                    // The whole head is mostly in these bytes, and nothing is copied then.
                     let in_parts = !held.is_empty();
                     if in_parts {
-                        // What is undecided is shorter than this: longer heads are refused.
+                        // Undecided bytes are shorter than this: longer heads are rejected.
                         let room = (MOST_HEAD + 32).saturating_sub(held.len());
                         let count = bytes.len().min(*len - held.len()).min(room);
                         held.extend_from_slice(&bytes.split_to(count));
@@ -216,7 +214,7 @@ impl Rewriter {
                     }
                 }
                 State::Rest(scanner) => {
-                    // At most as many as there are bytes.
+                    // Bounded by the number of bytes.
                     let count = scanner.left().min(bytes.len() as u64) as usize;
                     let theirs = bytes.split_to(count);
                     scanner.scan(&theirs, &mut Rest(self.operation.as_mut()))?;
@@ -233,7 +231,7 @@ impl Rewriter {
         Ok(())
     }
 
-    /// The client's bytes are over: was the last message whole, and was there one?
+    /// Checks at the end that the last message is complete, and that there is one.
     pub(crate) fn finish(&self) -> Result<(), Hostile> {
         match self.state {
             State::Prefix { have: 0, .. } if self.session.is_some() => Ok(()),

@@ -1,5 +1,5 @@
-//! What an `ExecutePlan` says of the operation it starts, noticed as its bytes
-//! go by: the operation's id, and whether its client could reattach to it.
+//! The operation of an `ExecutePlan`, parsed as its bytes pass: its id, and whether the client can
+//! reattach to it.
 
 use super::head::is_head;
 use super::wire::{self, Fields, Kind, Malformed, Tag};
@@ -8,13 +8,12 @@ const REQUEST_OPTIONS: u64 = 5;
 const OPERATION_ID: u64 = 6;
 const REATTACH_OPTIONS: u64 = 1;
 const REATTACHABLE: u64 = 1;
-/// Ids are UUIDs; whatever else a client calls its operation is not noticed.
+/// Length of an operation id: a UUID. Other ids are ignored.
 const ID_BYTES: usize = 36;
-/// The option that matters takes four bytes.
+/// Maximum length of an option; the relevant one takes four bytes.
 const MOST_OPTION: usize = 32;
 
-/// What was noticed so far; the last of doubled fields counts, as it does for
-/// the engines.
+/// The operation as parsed so far; the last of duplicate fields counts, as in the engines.
 #[derive(Debug, Clone)]
 pub(crate) struct Operation {
     id: [u8; ID_BYTES],
@@ -37,7 +36,7 @@ impl Default for Operation {
 }
 
 impl Operation {
-    /// The id that the client chose, if it chose one.
+    /// The operation id, if the client chose one.
     pub(crate) fn id(&self) -> Option<&str> {
         if self.id_len < ID_BYTES {
             return None;
@@ -45,13 +44,13 @@ impl Operation {
         std::str::from_utf8(&self.id).ok()
     }
 
-    /// May the client come back for the results on another connection?
+    /// Whether the client can receive the results on another connection.
     pub(crate) fn is_reattachable(&self) -> bool {
         self.reattachable
     }
 }
 
-/// The fields beyond the head: neither of the head's may come again.
+/// Handles the fields after the head: fields of the head are rejected.
 pub(super) struct Rest<'a>(pub(super) Option<&'a mut Operation>);
 
 impl Fields for Rest<'_> {
@@ -82,7 +81,7 @@ impl Fields for Rest<'_> {
             OPERATION_ID => (&mut operation.id[..], &mut operation.id_len),
             _ => (&mut operation.option[..], &mut operation.option_len),
         };
-        // Not more than was wanted comes.
+        // Not more than the requested length arrives.
         if let Some(room) = buffer.get_mut(*len..*len + bytes.len()) {
             room.copy_from_slice(bytes);
             *len += bytes.len();
@@ -94,14 +93,14 @@ impl Fields for Rest<'_> {
         if field != REQUEST_OPTIONS {
             return;
         }
-        // An option that cannot be read is the engine's to refuse.
+        // The engine rejects an invalid option.
         if let Ok(Some(reattachable)) = reattachable(&operation.option[..operation.option_len]) {
             operation.reattachable = reattachable;
         }
     }
 }
 
-/// What a `RequestOption` says of reattaching; `None` if it is another option.
+/// Parses the reattach flag of a `RequestOption`; `None` for another option.
 fn reattachable(option: &[u8]) -> Result<Option<bool>, Malformed> {
     let mut said = None;
     each_field(option, |field, kind, content, _| {
@@ -120,10 +119,10 @@ fn reattachable(option: &[u8]) -> Result<Option<bool>, Malformed> {
     Ok(said)
 }
 
-/// Shows the number of each top-level field of a short message.
+/// Calls `show` with the number of each top-level field of a short message.
 ///
 /// # Errors
-/// The message cannot be read.
+/// The message cannot be parsed.
 pub(crate) fn fields(message: &[u8], mut show: impl FnMut(u64)) -> Result<(), Malformed> {
     each_field(message, |field, _, _, _| {
         show(field);
@@ -131,8 +130,8 @@ pub(crate) fn fields(message: &[u8], mut show: impl FnMut(u64)) -> Result<(), Ma
     })
 }
 
-/// Shows each field of a short message: number, type, content, and the number
-/// that a varint is.
+/// Calls a function with each field of a short message: number, type, content, and the value of a
+/// varint.
 fn each_field(
     bytes: &[u8],
     mut show: impl FnMut(u64, Kind, &[u8], u64) -> Result<(), Malformed>,
@@ -152,7 +151,7 @@ fn each_field(
             Kind::Len => {
                 let (count, begin) = wire::varint(bytes, after)?.ok_or(CUT)?;
                 let count = wire::length(count, (bytes.len() - begin) as u64)?;
-                // It fits into a slice.
+                // Fits: the field is within a slice.
                 (begin, count as usize, 0)
             }
         };

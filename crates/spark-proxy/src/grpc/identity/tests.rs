@@ -1,5 +1,5 @@
-//! Held against decoders that are not ours: prost, and a reader that cuts tags
-//! and lengths to 32 bits as protobuf-java does.
+//! Compared with independent decoders: prost, and a parser that cuts tags and lengths to 32 bits as
+//! protobuf-java does.
 
 use super::*;
 use proptest::collection::vec;
@@ -52,7 +52,7 @@ fn joined(parts: &[Vec<u8>]) -> Vec<u8> {
     parts.concat()
 }
 
-/// All that goes on, when the bytes come cut at these places.
+/// The forwarded bytes when the input is split at these places.
 fn rewritten(bytes: &[u8], cuts: &[usize], keep: bool) -> Result<Vec<u8>, Hostile> {
     let mut rewriter = Rewriter::new(identity(keep));
     let mut out = VecDeque::new();
@@ -162,7 +162,7 @@ fn what_hides_a_second_identity_is_refused() {
     ] {
         assert_eq!(refused(&field(1, id.as_bytes())), "session_id is not a UUID");
     }
-    // Number 0; groups; types never in use.
+    // Field number 0; groups; undefined wire types.
     assert_eq!(refused(&after(&[0x02, 0x00])), "a field has the number 0");
     for tag in [0x1b, 0x1c, 0x1e, 0x1f] {
         assert_eq!(
@@ -170,7 +170,7 @@ fn what_hides_a_second_identity_is_refused() {
             "a field has a wire type that is not in use"
         );
     }
-    // Another wire type for our fields.
+    // Another wire type for the fields of the head.
     assert_eq!(
         refused(&[0x08, 0x01]),
         "session_id or user_context has the wrong type"
@@ -184,7 +184,7 @@ fn what_hides_a_second_identity_is_refused() {
 #[test]
 fn numbers_that_decoders_cut_are_refused() {
     let after = |rest: &[u8]| joined(&[field(1, ID.as_bytes()), field(3, b"plan"), rest.to_vec()]);
-    // 2^32 + (1 << 3 | 2): a decoder of 32 bits reads field 1.
+    // 2^32 + (1 << 3 | 2): a 32-bit decoder reads field 1.
     let mut tag = Vec::new();
     wire::put_varint(&mut tag, (1 << 32) | 0x0a);
     assert_eq!(
@@ -203,7 +203,7 @@ fn numbers_that_decoders_cut_are_refused() {
         ])),
         "a varint is too long"
     );
-    // Ten bytes of a tag that is our own field, written long, is our own field.
+    // An overlong tag of ten bytes for a field of the head is still that field.
     let long = [0x92, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x00, 0x00];
     assert_eq!(
         refused(&after(&long)),
@@ -228,14 +228,14 @@ fn lengths_must_agree() {
         refused(&[0x0a, 36, b'0']),
         "a field goes past the end of its message"
     );
-    // A context that is not whole in itself.
+    // An incomplete context.
     assert!(!refused(&joined(&[field(2, &[0x0a, 5]), head.clone()])).is_empty());
-    // Cut off, or none at all.
+    // A truncated message, or none.
     let bytes = grpc(&joined(&[head.clone(), field(3, b"plan")]));
     for end in 0..bytes.len() {
         assert!(rewritten(&bytes[..end], &[], true).is_err(), "{end}");
     }
-    // A head longer than any client writes.
+    // A head beyond the limit.
     let long = joined(&[field(2, &field(999, &vec![0; MOST_HEAD])), head]);
     assert_eq!(refused(&long[..]), "session_id and user_context are too long");
 }
@@ -253,7 +253,7 @@ fn flags_and_later_messages_are_looked_at_too() {
     ));
     let later = |id: &str| joined(&[grpc(&message), grpc(&field(1, id.as_bytes()))]);
     assert!(rewritten(&later(ID), &[], true).is_ok());
-    // The same UUID to people, another session to every engine.
+    // The same UUID in another spelling, which engines treat as another session.
     assert_eq!(
         rewritten(&later(OTHER), &[], true),
         Err(Hostile::Malformed("session_id changes within a call"))
@@ -282,7 +282,7 @@ fn bulk_bytes_are_neither_copied_nor_held() {
     assert!(out[1].ours.is_empty());
 }
 
-/// Top-level fields as a decoder of 32 bits reads them: number and content.
+/// Top-level fields as a 32-bit decoder reads them: number and content.
 fn fields_32(mut bytes: &[u8]) -> Option<Vec<(u32, Vec<u8>)>> {
     fn varint(bytes: &mut &[u8]) -> Option<u64> {
         let mut value = 0_u64;
@@ -316,7 +316,7 @@ fn fields_32(mut bytes: &[u8]) -> Option<Vec<(u32, Vec<u8>)>> {
     Some(fields)
 }
 
-/// Bytes that look like a message more often than not.
+/// Bytes that are mostly similar to a message.
 fn almost_a_message() -> impl Strategy<Value = Vec<u8>> {
     let small = vec(any::<u8>(), 0..40);
     let part = prop_oneof![
@@ -380,8 +380,8 @@ fn good_message() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Whatever passes, every decoder reads one session, one user and that one
-    /// is ours, and every other byte is as it came.
+    /// Every decoder reads one session and one user in a forwarded message, the user is Berth's,
+    /// and every other byte is unchanged.
     #[test]
     fn what_passes_speaks_for_us_alone(message in almost_a_message(), cuts in vec(any::<usize>(), 0..8)) {
         let Ok(out) = rewritten(&grpc(&message), &cuts, true) else { return Ok(()) };
@@ -404,7 +404,7 @@ proptest! {
         }
     }
 
-    /// How the bytes are cut never matters.
+    /// The result does not depend on how the bytes are split.
     #[test]
     fn cuts_do_not_matter(
         messages in vec(prop_oneof![almost_a_message(), good_message()], 1..4),
@@ -417,7 +417,7 @@ proptest! {
         prop_assert_eq!(&rewritten(&bytes, &every, true), &whole);
     }
 
-    /// Good messages pass, and nothing but the user changed.
+    /// Valid messages are forwarded with only the user changed.
     #[test]
     fn good_messages_pass(messages in vec(good_message(), 1..4), cuts in vec(any::<usize>(), 0..8)) {
         let bytes: Vec<u8> = messages.iter().flat_map(|message| grpc(message)).collect();

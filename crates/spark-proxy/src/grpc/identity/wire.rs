@@ -1,17 +1,16 @@
-//! The protobuf wire format, as far as top-level fields go, and only what
-//! every decoder reads alike: whatever two decoders could read differently is
-//! refused. In particular protobuf-java cuts tags and lengths to 32 bits, so
-//! that what looks like an unknown field here could be `session_id` there.
+//! Protobuf wire format of top-level fields, restricted to what every decoder reads alike; anything
+//! else is rejected. In particular protobuf-java cuts tags and lengths to 32 bits, so that an
+//! unknown field here could be `session_id` there.
 
-/// Why bytes are not a message that may pass.
+/// Reason for rejecting a message.
 pub(crate) type Malformed = &'static str;
 
-/// Varints have at most this many bytes.
+/// Maximum length of a varint.
 const MOST_VARINT: u8 = 10;
 /// protobuf-java reads lengths as signed 32-bit numbers.
 const MOST_LEN: u64 = (1 << 31) - 1;
 
-/// A varint that arrives byte by byte.
+/// A varint parsed byte by byte.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Varint {
     value: u64,
@@ -19,7 +18,7 @@ pub(super) struct Varint {
 }
 
 impl Varint {
-    /// Takes one byte; the value is there when it was the last.
+    /// Takes one byte; returns the value after the last one.
     pub(super) fn push(&mut self, byte: u8) -> Result<Option<u64>, Malformed> {
         if self.bytes == MOST_VARINT - 1 && byte > 1 {
             return Err("a varint is too long");
@@ -34,8 +33,7 @@ impl Varint {
     }
 }
 
-/// Reads a varint at `from`: its value and where it ends, or `None` if the
-/// bytes end before it does.
+/// Parses a varint at `from`; returns its value and end, or `None` if the bytes end within it.
 pub(super) fn varint(bytes: &[u8], from: usize) -> Result<Option<(u64, usize)>, Malformed> {
     let mut varint = Varint::default();
     for (index, &byte) in bytes.iter().enumerate().skip(from) {
@@ -46,14 +44,14 @@ pub(super) fn varint(bytes: &[u8], from: usize) -> Result<Option<(u64, usize)>, 
     Ok(None)
 }
 
-/// A field's number and how its value is written.
+/// Number and wire type of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Tag {
     pub(super) field: u64,
     pub(super) kind: Kind,
 }
 
-/// How a value is written. Groups are no longer in use and other types never were.
+/// Wire types. Groups are deprecated, and other types are undefined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Varint,
@@ -81,7 +79,7 @@ impl Tag {
     }
 }
 
-/// A length that fits into what is left.
+/// Checks a length against the remaining bytes.
 pub(super) fn length(value: u64, left: u64) -> Result<u64, Malformed> {
     if value > MOST_LEN {
         return Err("a length is too large");
@@ -93,30 +91,29 @@ pub(super) fn length(value: u64, left: u64) -> Result<u64, Malformed> {
     }
 }
 
-/// What is to be done with the fields that a [`Scanner`] walks over.
+/// Handles the fields that a [`Scanner`] finds.
 pub(super) trait Fields {
-    /// May it come?
+    /// Whether the field may occur.
     fn allows(&self, field: u64) -> bool;
 
-    /// Is this length-delimited field's content to be shown? If so, its
-    /// content follows in pieces, and then its end.
+    /// Whether the content of this length-delimited field is needed. If so, [`Self::show`] is
+    /// called with its parts, then [`Self::shown`].
     fn wants(&mut self, _field: u64, _len: u64) -> bool {
         false
     }
 
-    /// Some of the content of a field that is wanted.
+    /// A part of the content of a needed field.
     fn show(&mut self, _field: u64, _bytes: &[u8]) {}
 
-    /// The end of a field that is wanted.
+    /// The end of a needed field.
     fn shown(&mut self, _field: u64) {}
 }
 
-/// Walks over the top-level fields of a message in pieces, whatever the
-/// pieces; holds no bytes.
+/// Scans the top-level fields of a message in pieces, without buffering.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scanner {
     state: State,
-    /// Bytes of the message that are still to come.
+    /// Remaining bytes of the message.
     left: u64,
 }
 
@@ -130,7 +127,7 @@ enum State {
 }
 
 impl Scanner {
-    /// A scanner of `left` bytes, which begin with a tag.
+    /// Creates a scanner of `left` bytes, which begin with a tag.
     pub(super) fn new(left: u64) -> Self {
         Self {
             state: State::Tag(Varint::default()),
@@ -142,7 +139,7 @@ impl Scanner {
         self.left
     }
 
-    /// Takes the next bytes, none of which is beyond the message's end.
+    /// Takes the next bytes, none of which is beyond the end of the message.
     pub(super) fn scan(&mut self, mut bytes: &[u8], fields: &mut impl Fields) -> Result<(), Malformed> {
         while let Some((&byte, rest)) = bytes.split_first() {
             if let State::Skip(count) | State::Show(_, count) = self.state {
@@ -205,7 +202,7 @@ impl Scanner {
         if self.left == 0 { self.end() } else { Ok(()) }
     }
 
-    /// At the end of a message only a whole field may just have ended.
+    /// Checks that the message ends after a complete field.
     fn end(&self) -> Result<(), Malformed> {
         match self.state {
             State::Tag(varint) if !varint.is_begun() => Ok(()),
@@ -219,7 +216,7 @@ impl Scanner {
 /// Writes a varint.
 pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
-        // Seven bits and the mark that more follow.
+        // Seven bits and the continuation bit.
         out.push((value & 0x7f) as u8 | 0x80);
         value >>= 7;
     }
