@@ -456,7 +456,7 @@ impl Validate for ListenConfig {
             problems.require(
                 self.insecure || self.address.ip().is_loopback(),
                 "tls.mode",
-                "must not be off beyond loopback (or say `insecure = true` to serve plaintext)",
+                "must not be off beyond loopback (or set `insecure = true` to serve plaintext)",
             );
             return;
         }
@@ -464,7 +464,7 @@ impl Validate for ListenConfig {
             problems.require(
                 self.insecure || self.address.ip().is_loopback(),
                 "tls.mode",
-                "must not be auto beyond loopback (or say `insecure = true` to serve plaintext too)",
+                "must not be auto beyond loopback (or set `insecure = true` to serve plaintext too)",
             );
         } else {
             problems.require(

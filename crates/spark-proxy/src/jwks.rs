@@ -61,7 +61,7 @@ impl Keys {
             if *last == set && !accepting.ring.is_empty() {
                 accepting.ring.confirm(now.now());
             } else {
-                tracing::info!(keys = set.keys().len(), "key set read");
+                tracing::info!(keys = set.keys().len(), "key set changed");
                 accepting.replace(&set, &*now);
                 *last = set;
             }
@@ -101,7 +101,9 @@ impl Keys {
         self.metrics.key_fetches_failed.inc();
         let now = self.clock.now();
         if !self.ring().is_empty() && self.ring().age(now).is_some_and(|age| age > self.keep) {
-            tracing::error!("the key set could not be read for too long; tokens are no longer accepted");
+            tracing::error!(
+                "key set expired: reading failed for longer than tokens.keep_keys; all tokens are rejected"
+            );
             self.held.replace(&Jwks::default(), &*self.clock);
         }
     }
@@ -111,7 +113,7 @@ impl Keys {
     pub(crate) async fn look_again(&self) -> Result<(), Unreadable> {
         self.document.fetch_again().await.map(|_| ()).map_err(|error| {
             self.metrics.key_fetches_failed.inc();
-            tracing::warn!(error = format!("{error:#}"), "the key set cannot be read");
+            tracing::warn!(error = format!("{error:#}"), "reading the key set failed");
             Unreadable
         })
     }

@@ -147,89 +147,89 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn new(registry: &Registry) -> Self {
         Self {
-            calls: registry.counter("spark_proxy_calls_total", "Calls that ended, by how."),
+            calls: registry.counter("spark_proxy_calls_total", "Ended calls, by outcome."),
             call_duration: registry.histogram(
                 "spark_proxy_call_duration_seconds",
-                "How long calls took from their headers to their end, by outcome.",
+                "Duration of calls from their headers to their end, by outcome.",
                 SECONDS,
             ),
             opened: registry.counter(
                 "spark_proxy_calls_opened_total",
-                "Calls that began; open now are these less those that ended.",
+                "Started calls; open calls are these minus the ended ones.",
             ),
-            bytes: registry.counter("spark_proxy_bytes_total", "Bytes of message bodies forwarded."),
+            bytes: registry.counter("spark_proxy_bytes_total", "Forwarded bytes of message bodies, by direction."),
             waited: registry.histogram(
                 "spark_proxy_waited_seconds",
-                "How long forwarded calls waited, by for whom.",
+                "Waiting time of forwarded calls, by stage.",
                 SECONDS,
             ),
-            connections: registry.gauge("spark_proxy_connections", "Client connections."),
+            connections: registry.gauge("spark_proxy_connections", "Open client connections."),
             accepted: registry.counter(
                 "spark_proxy_connections_accepted_total",
-                "Client connections accepted.",
+                "Accepted client connections.",
             ),
             handshakes: registry.counter(
                 "spark_proxy_handshakes_failed_total",
-                "Connections that never carried a call.",
+                "Client connections with a failed handshake, by result.",
             ),
-            backend_connections: registry.gauge("spark_proxy_backend_connections", "Connections to compute."),
+            backend_connections: registry.gauge("spark_proxy_backend_connections", "Open connections to compute."),
             backend_connected: registry.counter(
                 "spark_proxy_backend_connections_made_total",
                 "Connections made to compute.",
             ),
             resolves: registry.counter(
                 "spark_proxy_resolves_total",
-                "Questions for routes asked of session-manager.",
+                "Route requests to session-manager.",
             ),
             watching: registry.gauge(
                 "spark_proxy_watching_routes",
-                "1 while changes of routes are being watched.",
+                "1 while the route watch is connected.",
             ),
             key_fetches_failed: registry.counter(
                 "spark_proxy_key_fetches_failed_total",
-                "Readings of the key set that failed.",
+                "Failed reads of the key set.",
             ),
-            held: registry.gauge("spark_proxy_held_calls", "Calls that wait for compute."),
+            held: registry.gauge("spark_proxy_held_calls", "Held calls, which wait for compute."),
             sent_again: registry.counter(
                 "spark_proxy_calls_sent_again_total",
-                "Calls sent once more, because the compute had provably done nothing with them.",
+                "Calls sent again because the compute provably did not process them.",
             ),
             kept_alive: registry.counter(
                 "spark_proxy_spark_sessions_kept_alive_total",
-                "Small calls that kept a Spark session with a running query alive on shared Sail.",
+                "Keep-alive calls for Spark sessions with running queries on shared Sail servers.",
             ),
             bindings: registry.counter(
                 "spark_proxy_spark_sessions_bound_total",
-                "Questions to session-manager whose a Spark session on shared compute is.",
+                "Bind requests to session-manager for Spark sessions.",
             ),
             settings_not_kept: registry.counter(
                 "spark_proxy_settings_not_kept_total",
-                "Changes of Spark sessions' settings that will be lost when compute is replaced.",
+                "Settings changes of Spark sessions that were not stored and will be lost when compute is replaced.",
             ),
             reports_failed: registry.counter(
                 "spark_proxy_activity_reports_failed_total",
-                "Reports of activity that session-manager did not take.",
+                "Failed or rejected activity reports to session-manager.",
             ),
             unwanted: registry.counter(
                 "spark_proxy_connections_refused_total",
-                "Client connections closed before a good token or as a flood, by why.",
+                "Client connections closed before a valid token or for a flood, by cause.",
             ),
             aged: registry.counter(
                 "spark_proxy_connections_aged_total",
-                "Client connections told to take no new calls because of their age.",
+                "Client connections drained because of their age.",
             ),
-            pings: registry.counter("spark_proxy_pings_total", "Pings sent to silent connections."),
+            pings: registry.counter("spark_proxy_pings_total", "Keepalive pings sent, by peer."),
             pings_lost: registry.counter(
                 "spark_proxy_pings_lost_total",
-                "Connections given up because nothing came after a ping.",
+                "Connections lost by keepalive timeout, by peer.",
             ),
             pool_full: registry.counter(
                 "spark_proxy_backend_pool_full_total",
-                "Calls that had to wait because every allowed connection to their compute was full.",
+                "Calls that waited because all allowed connections to their compute were full.",
             ),
             shed: registry.counter(
                 "spark_proxy_calls_shed_total",
-                "Calls refused because memory was short.",
+                "Calls rejected because memory was short.",
             ),
             shedding: registry.gauge("spark_proxy_shedding", "1 while memory is short."),
             memory: registry.gauge("spark_proxy_memory_bytes", "Resident memory of the process."),

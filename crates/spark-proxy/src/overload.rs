@@ -32,7 +32,7 @@ impl Shed {
 pub(crate) fn refused() -> Refused {
     Refused::new(
         Reason::RateLimited,
-        "This proxy is short of memory and takes no new calls for the moment; running calls go on. Try again in a little while.",
+        "This proxy is short of memory and accepts no new calls at the moment; running calls continue. Try again in a little while.",
     )
     .with("limit", "limits.shed_above_bytes")
     .retry_after(RETRY)
@@ -58,7 +58,7 @@ pub(crate) async fn sample(shed: Arc<Shed>, limits: LimitConfig, metrics: Arc<Me
         if is != was {
             shed.0.store(is, Relaxed);
             metrics.shedding.set(i64::from(is));
-            tracing::warn!(used, above, shedding = is, "memory in use crossed its bound");
+            tracing::warn!(used, above, shedding = is, "overload state changed");
         }
     }
 }

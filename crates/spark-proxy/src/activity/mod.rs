@@ -542,12 +542,12 @@ impl Reporter {
                     refused += 1;
                     self.split(part, &status);
                     if refused >= MAX_REFUSED_REPORTS {
-                        tracing::error!("session-manager refuses all reports of activity; they are left out");
+                        tracing::error!("activity reports rejected repeatedly; unsent reports dropped");
                         self.unsent.clear();
                     }
                 }
                 Ok(Err(status)) => {
-                    tracing::debug!(code = ?status.code(), "a report of activity failed");
+                    tracing::debug!(code = ?status.code(), "activity report failed");
                     self.unsent.push_front(part);
                 }
                 Err(_) => self.unsent.push_front(part),
@@ -573,7 +573,7 @@ impl Reporter {
             session = first.first().map(|activity| activity.session_id.as_str()),
             code = ?status.code(),
             message = status.message(),
-            "session-manager refused a report of activity"
+            "activity report rejected; usage of the session dropped"
         );
     }
 }

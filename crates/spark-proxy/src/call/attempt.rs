@@ -290,7 +290,7 @@ fn check_late(open: &OpenCall, found: &Found, first: &First) -> Result<(), Stop>
 
 fn interrupt_unanswered(limit: Duration) -> Stop {
     Stop::Engine(Box::new(Status::deadline_exceeded(format!(
-        "The session's compute did not answer the interrupt within {} s. It may know no such operation; what runs goes on.",
+        "The session's compute did not answer the interrupt within {} s. The operation may be unknown to it; running operations continue.",
         limit.as_secs()
     ))))
 }

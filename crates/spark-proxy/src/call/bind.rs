@@ -109,12 +109,12 @@ pub(crate) async fn keep_settings(
     let kept: Result<Result<bool, Unasked>, _> = tokio::time::timeout(KEEP_TIMEOUT, kept).await;
     let outcome = match kept {
         Ok(Ok(true)) => return,
-        Ok(Ok(false)) => "beyond the bounds",
-        Ok(Err(_)) => "session-manager did not take them",
-        Err(_) => "other changes of the session were not kept in time",
+        Ok(Ok(false)) => "over the limits",
+        Ok(Err(_)) => "request to session-manager failed",
+        Err(_) => "timeout",
     };
     worker.shared.metrics.settings_not_kept.inc();
-    tracing::debug!(%outcome, "settings of a Spark session were not kept");
+    tracing::debug!(%outcome, "storing Spark session settings failed");
 }
 
 /// Binds the Spark session that a `CloneSession` names, before it is created.
@@ -152,7 +152,7 @@ pub(crate) async fn check_cloned(
     let Ok(response) = CloneSessionResponse::decode(response.get(5..).unwrap_or_default()) else {
         return Err(Refused::new(
             Reason::BackendLost,
-            "The compute's answer to CloneSession is not one.",
+            "The compute's answer to CloneSession cannot be decoded.",
         ));
     };
     let cloned = parse(&response.new_session_id)?;

@@ -164,7 +164,7 @@ pub(crate) fn explain_replacement(trailers: &mut HeaderMap, route: &Route) {
     {
         let note = format!(
             " [Berth: this session's compute was replaced, {}. Temporary views, functions, artifacts and the \
-             current catalog or database of Spark sessions from before are gone; make them again.]",
+             current catalog or database of Spark sessions from before are gone; create them again.]",
             replacement(route)
         );
         append_text(trailers, &note);
@@ -177,7 +177,7 @@ fn replacement(route: &Route) -> String {
     if route.replaced_lost() {
         format!("which was lost at {at}")
     } else {
-        format!("which was given back while the session was idle and started anew at {at}")
+        format!("which was released while the session was idle and started again at {at}")
     }
 }
 

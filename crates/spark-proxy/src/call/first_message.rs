@@ -45,7 +45,7 @@ impl First {
             request.peek(MOST_KEPT).await?.ok_or_else(|| {
                 Refused::new(
                     Reason::MalformedMessage,
-                    "The request is too long for what it asks.",
+                    "The request is too long for its method.",
                 )
             })?
         } else {

@@ -268,10 +268,7 @@ async fn first_byte(
     waited.at(Stage::FirstByte).observe(sent.elapsed());
     let (mut head, body) = response.into_parts();
     if head.status != StatusCode::OK {
-        tracing::info!(
-            status = head.status.as_u16(),
-            "compute answered with a bare HTTP status"
-        );
+        tracing::info!(status = head.status.as_u16(), "compute response is not gRPC");
         return Err(Stop::Refused(backend_lost("The compute's answer is not gRPC.")));
     }
     headers::toward_client(&mut head.headers);
@@ -294,7 +291,7 @@ async fn finish(
     let Some(outcome) = outcome(&trailers) else {
         // Or the status was in trailers that exceeded the limit.
         return Err(Stop::Refused(backend_lost(
-            "The compute's answer ended without a status, or with more trailers than are taken (1 MiB).",
+            "The compute's answer ended without a status, or with more trailers than the limit (1 MiB).",
         )));
     };
     exchange.translated(&trailers)?;
@@ -567,7 +564,7 @@ fn lost(error: &h2::Error) -> Stop {
             Some(h2::Reason::NO_ERROR) => error.is_go_away(),
             _ => false,
         };
-    tracing::debug!(%error, refused, "the stream to compute was lost");
+    tracing::debug!(%error, refused, "compute stream lost");
     if refused {
         Stop::Untouched
     } else {

@@ -115,7 +115,7 @@ fn config_get(request: ConfigRequest) -> Option<Result<Bytes, Stop>> {
 /// ErrorInfo PySpark would read the settings again.
 fn stack_trace_unknown() -> Stop {
     Stop::Engine(Box::new(Status::failed_precondition(
-        "The session has no compute at the moment that could be asked for its settings.",
+        "The session has no compute at the moment, so its settings cannot be read.",
     )))
 }
 

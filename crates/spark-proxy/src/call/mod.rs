@@ -186,7 +186,7 @@ async fn run(
             Next::Again => {}
             Next::Send(ready) => match attempts.send(ready, &head, &mut request, client).await {
                 Err(Stop::Untouched) if client.is_fresh() && request.rewind() => {
-                    tracing::debug!(number, "compute refused the call; sending it again");
+                    tracing::debug!(number, "compute did not process the call; sending it again");
                     worker.shared.metrics.sent_again.inc();
                     attempts.ask_anew();
                 }

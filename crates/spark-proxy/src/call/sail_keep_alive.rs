@@ -48,7 +48,7 @@ pub(crate) async fn alive(exchange: &Exchange<'_>) -> Infallible {
         }
         match tokio::time::timeout(PATIENCE, touch(exchange)).await {
             Ok(Some(())) => exchange.worker.shared.metrics.kept_alive.inc(),
-            Ok(None) | Err(_) => tracing::debug!("a Spark session could not be kept alive this time"),
+            Ok(None) | Err(_) => tracing::debug!("Sail keep-alive failed"),
         }
     }
 }

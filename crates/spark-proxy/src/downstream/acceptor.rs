@@ -35,7 +35,7 @@ pub(crate) async fn run(
             let (tcp, remote) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    tracing::warn!(%error, "accepting a connection failed");
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }
@@ -52,7 +52,7 @@ pub(crate) async fn run(
                 permit: [room, permit],
             };
             if workers[least].send(accepted).is_err() {
-                anyhow::bail!("a worker is gone");
+                anyhow::bail!("a worker has stopped");
             }
         }
     };

@@ -69,7 +69,7 @@ struct Ready {
 /// Reason for closing a connection before HTTP/2.
 #[derive(Debug, thiserror::Error)]
 enum Closed {
-    #[error("its address has as many connections as it may have")]
+    #[error("the client address has reached its connection limit")]
     Full,
     #[error(transparent)]
     ProxyHeader(#[from] Bad),
@@ -92,7 +92,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, tcp: std::net::TcpStream, mut remo
     let ready = match tokio::time::timeout(shared.config.limits.handshake, opening).await {
         Ok(Ok(ready)) => ready,
         Ok(Err(closed)) => {
-            tracing::debug!(%remote, why = %closed, "connection refused");
+            tracing::debug!(%remote, why = %closed, "client connection rejected");
             match closed {
                 Closed::Full => metrics.unwanted.at(Unwanted::AddressLimit).inc(),
                 Closed::ProxyHeader(_) => metrics.unwanted.at(Unwanted::ProxyHeader).inc(),
@@ -101,7 +101,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, tcp: std::net::TcpStream, mut remo
             return;
         }
         Err(_) => {
-            tracing::debug!(%remote, "the handshakes took too long");
+            tracing::debug!(%remote, "client handshake timed out");
             metrics.handshakes.at(Handshake::TimedOut).inc();
             return;
         }
@@ -110,7 +110,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, tcp: std::net::TcpStream, mut remo
         metrics.handshakes.at(Handshake::Plaintext).inc();
     }
     if let Err(error) = calls(&worker, ready, remote).await {
-        tracing::debug!(%remote, %error, "connection ended");
+        tracing::debug!(%remote, %error, "client connection failed");
     }
 }
 
@@ -202,7 +202,7 @@ async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<
                 let Some(call) = call else {
                     if pace.is_flood() {
                         metrics.unwanted.at(Unwanted::Flood).inc();
-                        tracing::debug!(%remote, "connection ended: too many frames without a call");
+                        tracing::debug!(%remote, "client connection closed: flood of frames without a call");
                         close(http, h2::Reason::ENHANCE_YOUR_CALM).await;
                     }
                     return Ok(());
@@ -242,7 +242,7 @@ async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<
                     continue;
                 }
                 metrics.unwanted.at(Unwanted::NoToken).inc();
-                tracing::debug!(%remote, "connection closed without a good token");
+                tracing::debug!(%remote, "client connection closed: no valid token");
                 close(http, h2::Reason::NO_ERROR).await;
                 return Ok(());
             }
@@ -252,7 +252,7 @@ async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<
                 Beat::Ping(_) => metrics.pings.at(Peer::Client).inc(),
                 Beat::Lost => {
                     metrics.pings_lost.at(Peer::Client).inc();
-                    tracing::debug!(%remote, "the client vanished without a word");
+                    tracing::debug!(%remote, "client connection lost: keepalive timeout");
                     return Ok(());
                 }
             },
@@ -350,7 +350,7 @@ fn headers_too_long(limits: &LimitConfig) -> Refused {
     Refused::field(
         "headers",
         format_args!(
-            "they are longer than the {} bytes that this proxy takes (limits.header_list_bytes). Send less metadata.",
+            "they are longer than the {} bytes that this proxy accepts (limits.header_list_bytes). Send less metadata.",
             limits.header_list_bytes
         ),
     )

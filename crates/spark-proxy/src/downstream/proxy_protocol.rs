@@ -26,7 +26,7 @@ pub(crate) enum Bad {
     #[error("a PROXY header of unknown version or command {0:#04x}")]
     Command(u8),
     /// Not TCP over IPv4 or IPv6.
-    #[error("a PROXY header about something else than TCP ({0:#04x})")]
+    #[error("a PROXY header for a protocol other than TCP ({0:#04x})")]
     Family(u8),
     /// Too long, or too short for its addresses.
     #[error("a PROXY header of {0} bytes")]

@@ -76,7 +76,7 @@ impl Client {
             Side::Done => Ok(()),
         };
         if sent.is_err() {
-            tracing::debug!("the client left before its error was sent");
+            tracing::debug!("sending the error failed: client disconnected");
         }
         *side = Side::Done;
     }
@@ -228,7 +228,7 @@ fn trailers_only(status: &Status) -> Response<()> {
 /// Cuts headers to the size that gRPC clients accept.
 fn fit(headers: &mut HeaderMap) {
     if session_proto::trailers::fit(headers) {
-        tracing::debug!(status = ?headers.get("grpc-status"), "trailers cut to the size that clients accept");
+        tracing::debug!(status = ?headers.get("grpc-status"), "trailers cut to the limit of gRPC clients");
     }
 }
 

@@ -31,7 +31,7 @@ impl From<Hostile> for Broken {
         Self::Refused(match hostile {
             Hostile::Compressed => Refused::new(
                 Reason::CompressedRequest,
-                "Compressed requests are not taken. Send them without grpc-encoding.",
+                "Compressed requests are not accepted. Send them without grpc-encoding.",
             ),
             Hostile::Malformed(why) => Refused::new(
                 Reason::MalformedMessage,

@@ -344,9 +344,9 @@ impl Routes {
         let was = self.reachable.swap(problem.is_none(), Ordering::Relaxed);
         match problem {
             Some(status) if was => {
-                tracing::warn!(code = ?status.code(), "session-manager cannot be asked for routes");
+                tracing::warn!(code = ?status.code(), "route request failed");
             }
-            None if !was => tracing::info!("session-manager can be asked for routes again"),
+            None if !was => tracing::info!("route requests recovered"),
             Some(_) | None => {}
         }
     }

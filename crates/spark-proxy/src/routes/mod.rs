@@ -127,7 +127,7 @@ impl std::fmt::Debug for Backend {
 
 /// An invalid route from session-manager.
 #[derive(Debug, thiserror::Error)]
-#[error("a route with an unusable {0}")]
+#[error("a route with an invalid {0}")]
 pub(crate) struct BadRoute(&'static str);
 
 impl Gone {

@@ -163,7 +163,7 @@ fn deliver(
     let route = match answer {
         Ok(answer) => answer.route.ok_or("no route").and_then(|route| {
             Route::from_proto(route).map_err(|problem| {
-                tracing::error!(%session, %problem, "session-manager sent a bad route");
+                tracing::error!(%session, %problem, "invalid route received from session-manager");
                 "a bad route"
             })
         }),

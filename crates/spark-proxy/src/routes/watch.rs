@@ -34,7 +34,7 @@ pub(crate) async fn run(routes: Arc<Routes>, proxy_id: String, stop: Cancellatio
         loop {
             let (problem, last_message) = watch(&routes, &proxy_id).await;
             if routes.is_watching() {
-                tracing::warn!(code = ?problem.code(), "the watch on routes ended; trying again");
+                tracing::warn!(code = ?problem.code(), "route watch lost; reconnecting");
                 routes.watch_lost(last_message);
             }
             tokio::time::sleep(RETRY).await;
@@ -75,11 +75,11 @@ async fn follow(routes: &Routes, proxy_id: &str, last_message: &mut Instant) -> 
                 *last_message = Instant::now();
                 match message.update {
                     Some(Update::Reset(_)) if routes.is_watching() => {
-                        tracing::info!("changes of routes may have been missed; asking again for all");
+                        tracing::info!("route watch reset; requesting all routes again");
                         routes.watch_reset();
                     }
                     Some(Update::Reset(_)) => {
-                        tracing::info!("watching routes");
+                        tracing::info!("route watch started");
                         routes.watch_began();
                     }
                     Some(Update::Change(change)) => apply(routes, change),
@@ -94,7 +94,7 @@ async fn follow(routes: &Routes, proxy_id: &str, last_message: &mut Instant) -> 
 
 fn apply(routes: &Routes, change: RouteChange) {
     let Ok(session) = change.session_id.parse::<SessionId>() else {
-        tracing::error!("session-manager announced a change of no session");
+        tracing::error!("route change received without a session id");
         return;
     };
     let order = Order {

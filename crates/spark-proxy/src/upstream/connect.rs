@@ -126,7 +126,7 @@ impl Connector {
                 })
             }
             Err(error) => {
-                tracing::info!(pool = ?backend.pool, error = format!("{error:#}"), "cannot connect to compute");
+                tracing::info!(pool = ?backend.pool, error = format!("{error:#}"), "compute connection failed");
                 Err(Unreachable)
             }
         }
@@ -199,7 +199,7 @@ fn watch_peer(tcp: &TcpStream, timeout: Duration) -> std::io::Result<()> {
 /// Connects to the first reachable address. The name is not resolved here: the result could differ
 /// from the addresses that session-manager checked.
 async fn dial(addresses: &[SocketAddr]) -> anyhow::Result<TcpStream> {
-    let mut last = anyhow::anyhow!("session-manager names no address that may be dialled");
+    let mut last = anyhow::anyhow!("the route has no address");
     for address in addresses {
         match TcpStream::connect(address).await {
             Ok(tcp) => return Ok(tcp),
@@ -229,7 +229,7 @@ impl Connection {
                 biased;
                 ended = &mut inner => {
                     if let Err(error) = ended {
-                        tracing::debug!(%error, "a backend connection ended");
+                        tracing::debug!(%error, "compute connection ended");
                     }
                     break;
                 }
@@ -238,7 +238,7 @@ impl Connection {
                     Beat::Ping(_) => metrics.pings.at(Peer::Backend).inc(),
                     Beat::Lost => {
                         metrics.pings_lost.at(Peer::Backend).inc();
-                        tracing::info!("a backend connection is silent and does not answer pings");
+                        tracing::info!("compute connection lost: keepalive timeout");
                         break;
                     }
                 },

@@ -177,7 +177,7 @@ impl Pools {
             match poll_fn(|cx| sender.poll_ready(cx)).await {
                 Ok(()) => return Ok(Lease::new(pool, link, sender)),
                 Err(error) => {
-                    tracing::debug!(%error, "a backend connection takes no more calls");
+                    tracing::debug!(%error, "compute connection accepts no more calls");
                     link.dead.set(true);
                 }
             }
@@ -344,7 +344,7 @@ impl Lease {
         match self.sender.send_request(request, false) {
             Ok((response, sender)) => Ok(Upstream { response, sender }),
             Err(error) => {
-                tracing::debug!(%error, "a backend connection takes no more calls");
+                tracing::debug!(%error, "compute connection accepts no more calls");
                 self.link.dead.set(true);
                 Err(Unreachable)
             }

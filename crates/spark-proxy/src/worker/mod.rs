@@ -234,7 +234,7 @@ fn last_words(call: &Call) -> Refused {
         Some(Engine::Spark) if call.is_reattachable() => draining(),
         Some(Engine::Spark | Engine::Sail) => Refused::new(
             Reason::BackendLost,
-            "This proxy had to stop while the call ran. Whether the operation took effect is not known. Check before you run it again.",
+            "This proxy stopped while the call ran. Whether the operation took effect is not known. Check before you run it again.",
         ),
     }
 }

@@ -145,7 +145,7 @@ async fn a_cluster_may_have_older_spark_sessions_told_once() {
     assert!(
         told.status()
             .message()
-            .contains("given back while the session was idle")
+            .contains("released while the session was idle")
     );
     assert!(rig.spark.seen().requests.is_empty());
     let reply = rig.call(rig.ask().body(request(b"SELECT 1"))).await;
