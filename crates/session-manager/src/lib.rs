@@ -6,6 +6,7 @@
 mod admission;
 mod api;
 mod audit;
+mod caller;
 mod change_feed;
 pub mod config;
 mod definitions;

@@ -110,7 +110,7 @@ pub(crate) fn serve(shutdown: &Shutdown, ports: Ports, config: &Config, api: &Ar
         ..ServerConfig::default()
     })
     .layer(Gate::new(layer::Public {
-        api: Arc::clone(api),
+        admission: Arc::clone(&api.admission),
         addresses: ByAddress::new(&config.limits),
         counts: Arc::clone(&counts),
         at_once: AtOnce::new(config.limits.calls_at_once),
@@ -136,7 +136,7 @@ pub(crate) fn serve(shutdown: &Shutdown, ports: Ports, config: &Config, api: &Ar
         ..ServerConfig::default()
     })
     .layer(Gate::new(layer::Internal {
-        api: Arc::clone(api),
+        admission: Arc::clone(&api.admission),
         counts,
         allow: config.internal.clone(),
         tokens,

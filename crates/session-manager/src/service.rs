@@ -1,6 +1,7 @@
 //! The wiring of the service: its parts, and the tasks that run them.
 
-use crate::admission::authenticate::Callers;
+use crate::admission::Admission;
+use crate::admission::authenticate::CallerAuthenticator;
 use crate::api::Api;
 use crate::change_feed::Hub;
 use crate::config::{self, Config};
@@ -182,8 +183,17 @@ async fn run_on(
         Arc::clone(&driver),
         verifier.config().afterlife(),
     );
-    let (trail, refusals) = audit::Trail::new(Arc::clone(&clock), Arc::clone(&metrics));
+    let (trail, refusals) = audit::Trail::new(Arc::clone(&store), Arc::clone(&clock), Arc::clone(&metrics));
+    let trail = Arc::new(trail);
+    let admission = Arc::new(Admission {
+        authenticator: CallerAuthenticator::new(&config, Arc::clone(&clock))?,
+        directory: directory.clone(),
+        trail: Arc::clone(&trail),
+        metrics: Arc::clone(&metrics),
+        clock: Arc::clone(&clock),
+    });
     let api = Arc::new(Api {
+        admission: Arc::clone(&admission),
         trail,
         store: Arc::clone(&store),
         directory,
@@ -193,7 +203,6 @@ async fn run_on(
         shut_out: Arc::clone(&shut_out),
         watches: api::watch::Watches::new(),
         trials: api::test_catalog::trials(),
-        callers: Callers::new(&config, Arc::clone(&clock))?,
         verifier,
         keyring,
         keys: Arc::clone(&keys),
@@ -268,8 +277,8 @@ async fn run_on(
         }
     });
     shutdown.spawn({
-        let (api, stop) = (Arc::clone(&api), stop.clone());
-        async move { api.callers.keep_fresh(stop).await }
+        let stop = stop.clone();
+        async move { admission.authenticator.keep_fresh(stop).await }
     });
     serve(&shutdown, ports, &config, &api)?;
     tracing::info!("session-manager is up");

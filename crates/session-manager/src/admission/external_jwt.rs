@@ -1,11 +1,10 @@
 //! What service-kit knows of callers and what session-token knows of tokens,
 //! put together: neither knows the other.
 
+use crate::config::callers::algorithms;
 use service_kit::caller::{TokenClaims, TokenFormat, TokenProblem, TokenRules, TokenVerifier};
 use session_core::Timestamp;
-use session_token::{
-    ForeignAlgorithm, ForeignError, ForeignKeys, ForeignRules, ForeignVerifier, foreign_issuer,
-};
+use session_token::{ForeignError, ForeignKeys, ForeignRules, ForeignVerifier, foreign_issuer};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -33,27 +32,6 @@ impl TokenFormat for Foreign {
         };
         Ok(Arc::new(Verifier(ForeignVerifier::new(rules))))
     }
-}
-
-/// The algorithms of these names; none is `none`, none is HMAC.
-///
-/// # Errors
-/// Names the one that is not known, and those that are.
-pub(crate) fn algorithms(names: &[String]) -> Result<Vec<ForeignAlgorithm>, String> {
-    let known = || {
-        ForeignAlgorithm::ALL
-            .iter()
-            .map(|one| one.as_str())
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    names
-        .iter()
-        .map(|name| {
-            name.parse()
-                .map_err(|()| format!("{name:?} is not accepted: use {}", known()))
-        })
-        .collect()
 }
 
 impl TokenVerifier for Verifier {

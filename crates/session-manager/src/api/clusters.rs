@@ -2,7 +2,7 @@
 //! the names they may use.
 
 use super::Api;
-use crate::admission::layer::Admitted;
+use crate::caller::AuthenticatedCaller;
 use session_core::access;
 use session_core::machine::Event;
 use session_core::{
@@ -249,7 +249,7 @@ impl Clusters {
         self.0.directory.replace(Cluster { status, ..cluster }).await
     }
 
-    async fn close_all(&self, who: &Admitted, cluster: &Cluster) -> Result<(), Refused> {
+    async fn close_all(&self, who: &AuthenticatedCaller, cluster: &Cluster) -> Result<(), Refused> {
         let close = Event::Close {
             reason: ChangeReason::ClusterDestroyed,
         };

@@ -1,7 +1,7 @@
 //! TokenLedger: who may have a token, and which tokens there are.
 
 use super::Api;
-use crate::admission::layer::Admitted;
+use crate::caller::AuthenticatedCaller;
 use session_core::access::Rpc;
 use session_core::machine::Event;
 use session_core::{Actor, AuditAction, Principal, Reason, Session, Timestamp, TokenId};
@@ -54,7 +54,7 @@ impl TokenLedger for Ledger {
             .map_err(crate::error::store)
             .inspect_err(|refused| self.denied(&who, key.id.as_str(), refused))?;
         // Shut out meanwhile: whoever took back their tokens may not have seen this one.
-        if let Err(refused) = self.0.let_in(&who).await {
+        if let Err(refused) = self.0.admission.authorize_enabled(&who).await {
             let revoke = Event::RevokeToken {
                 id: id.clone(),
                 until,
@@ -196,7 +196,7 @@ fn is_key_id(text: &str) -> bool {
 
 impl Ledger {
     /// Somebody was refused a token.
-    fn denied(&self, who: &Admitted, id: &str, refused: &Refused) {
+    fn denied(&self, who: &AuthenticatedCaller, id: &str, refused: &Refused) {
         self.0.trail.refused(AuditAction::TokenIssued, refused, |record| {
             let record = record
                 .by(Actor::Principal(who.id.clone()))
@@ -212,7 +212,7 @@ impl Ledger {
     /// What is asked for, as far as it may be.
     fn to_record(
         &self,
-        who: &Admitted,
+        who: &AuthenticatedCaller,
         session: &Session,
         request: wire::RecordTokenRequest,
     ) -> Result<TokenRecord, Refused> {

@@ -3,7 +3,7 @@
 //! a Spark session that may not exist: it might make one.
 
 use super::Api;
-use crate::admission::layer::Admitted;
+use crate::caller::AuthenticatedCaller;
 use compute::interrupt::{self, Running, Wanted};
 use session_core::access::Rpc;
 use session_core::{AuditAction, Operation, Reason, Route, Session, SparkSessionId, State};
@@ -19,7 +19,7 @@ const TEXT: usize = 128;
 /// Interrupts what was asked for; the ids that the engine says it interrupted.
 pub(super) async fn interrupt(
     api: &Api,
-    who: &Admitted,
+    who: &AuthenticatedCaller,
     request: &v1::InterruptOperationsRequest,
 ) -> Result<Vec<String>, Refused> {
     check(&request.operation_ids)?;

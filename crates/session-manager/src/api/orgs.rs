@@ -2,7 +2,7 @@
 //! out who must be; org admins shut out principals of their own.
 
 use super::Api;
-use crate::admission::layer::Admitted;
+use crate::caller::AuthenticatedCaller;
 use crate::definitions::Defined;
 use session_core::access;
 use session_core::{AuditAction, Disabled, Limits, Org, OrgId, PrincipalId, Reason};
@@ -225,7 +225,7 @@ impl Orgs {
 
     async fn disable(
         &self,
-        who: &Admitted,
+        who: &AuthenticatedCaller,
         org: &OrgId,
         principal: Option<PrincipalId>,
     ) -> Result<u32, Refused> {

@@ -161,7 +161,7 @@ impl RouteService for Routes {
         check_not_revoked(&claims, &session)?;
         check_let_in(&standing, &session)?;
         if standing.org.is_some() {
-            return Err(super::org_disabled(&key.org).into());
+            return Err(crate::error::org_disabled(&key.org).into());
         }
         if session.status().is_terminal() {
             return Err(crate::error::ended_for_spark(&session).into());

@@ -1,7 +1,7 @@
 //! SessionService: create, read, change and close sessions.
 
 use super::{Api, placement};
-use crate::admission::layer::Admitted;
+use crate::caller::AuthenticatedCaller;
 use futures::stream::BoxStream;
 use session_core::access::{self, Rpc, SessionAction};
 use session_core::machine::{Event, NewSession};
@@ -268,7 +268,11 @@ impl SessionService for Sessions {
 }
 
 impl Sessions {
-    async fn create(&self, who: &Admitted, request: v1::CreateSessionRequest) -> Result<Session, Refused> {
+    async fn create(
+        &self,
+        who: &AuthenticatedCaller,
+        request: v1::CreateSessionRequest,
+    ) -> Result<Session, Refused> {
         let (directory, store) = (&self.0.directory, &self.0.store);
         let request_id = checked_text("request_id", request.request_id.clone())?;
         let request_id = request_id.map(|id| RequestId {
@@ -290,7 +294,7 @@ impl Sessions {
         let known = tokio::try_join!(directory.place(&who.org, &named), disabled, first);
         let ((org, cluster, now), disabled, first) = known.map_err(crate::error::store)?;
         if disabled {
-            return Err(super::org_disabled(&who.org));
+            return Err(crate::error::org_disabled(&who.org));
         }
         // A repeat is answered before anything is judged anew: its cluster may
         // take no more sessions by now.
@@ -355,7 +359,13 @@ impl Sessions {
         Ok(created.session)
     }
 
-    async fn change(&self, who: &Admitted, id: &str, rpc: Rpc, event: Event) -> Result<v1::Session, Refused> {
+    async fn change(
+        &self,
+        who: &AuthenticatedCaller,
+        id: &str,
+        rpc: Rpc,
+        event: Event,
+    ) -> Result<v1::Session, Refused> {
         let key = self.0.key(who, id)?;
         let (session, _) = self.0.change(who, &key, rpc, &event).await?;
         self.shown_now(who, &session).await

@@ -237,7 +237,7 @@ impl Watch {
             return Ok(());
         }
         self.checked = Instant::now();
-        match self.api.caller_still(&self.metadata).await {
+        match self.api.admission.reauthenticate(self.metadata.as_ref()).await {
             Ok(who) => self.who = who,
             // Not knowing is no reason to end it.
             Err(refused) if refused.reason == Reason::ControlPlaneUnavailable => {}
