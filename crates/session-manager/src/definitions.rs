@@ -155,8 +155,10 @@ impl Directory {
     }
 
     /// Several at once, by kind and name.
-    pub(crate) async fn some(&self, wanted: &[(Kind, String)]) -> Result<Found, Error> {
-        Ok(Found(self.store.some_definitions(wanted).await?.into_iter()))
+    pub(crate) async fn some(&self, wanted: &[(Kind, String)]) -> Result<ResolvedDefinitions, Error> {
+        Ok(ResolvedDefinitions {
+            remaining: self.store.some_definitions(wanted).await?.into_iter(),
+        })
     }
 
     /// Where and when somebody wants to create a session: the organization, the
@@ -168,7 +170,9 @@ impl Directory {
     ) -> Result<(Org, Option<Cluster>, Timestamp), Error> {
         let wanted = [(Kind::Org, org.to_string()), (Kind::Cluster, cluster.to_string())];
         let (found, now) = self.store.some_definitions_now(&wanted).await?;
-        let mut found = Found(found.into_iter());
+        let mut found = ResolvedDefinitions {
+            remaining: found.into_iter(),
+        };
         let defined = found.next()?;
         Ok((
             defined.unwrap_or_else(|| Org::undefined(org.clone())),
@@ -329,12 +333,14 @@ impl Directory {
 }
 
 /// Definitions that were read at once, one after the other.
-pub(crate) struct Found(std::vec::IntoIter<Option<Definition>>);
+pub(crate) struct ResolvedDefinitions {
+    remaining: std::vec::IntoIter<Option<Definition>>,
+}
 
-impl Found {
+impl ResolvedDefinitions {
     /// The next of them, if it is defined.
     pub(crate) fn next<T: Defined>(&mut self) -> Result<Option<T>, Error> {
-        self.0.next().flatten().as_ref().map(read).transpose()
+        self.remaining.next().flatten().as_ref().map(read).transpose()
     }
 }
 

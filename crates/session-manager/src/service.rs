@@ -64,7 +64,9 @@ async fn make_computes(
             allow: Arc::new(allow),
             tls: None,
         },
-        Arc::new(StorePlaces(Arc::clone(store))),
+        Arc::new(StorePlaces {
+            store: Arc::clone(store),
+        }),
     );
     let process = match config.compute.process_config() {
         None => None,

@@ -42,7 +42,10 @@ const FEED_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Serves `berth.internal.v1.RouteService`.
 #[derive(Debug, Clone)]
-pub(crate) struct Routes(pub(crate) Arc<Api>);
+pub(crate) struct Routes {
+    /// What the service works with.
+    pub(crate) api: Arc<Api>,
+}
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -68,12 +71,12 @@ impl RouteService for Routes {
         loop {
             // Read before the record: one of an earlier epoch than the record's
             // own is announced as outdated, the other way round nobody would know.
-            let epoch = self.0.store.epoch().await.map_err(crate::error::store)?;
-            let waiter = self.0.hub.wait_for(&key);
+            let epoch = self.api.store.epoch().await.map_err(crate::error::store)?;
+            let waiter = self.api.hub.wait_for(&key);
             let changed = waiter.changed();
             let read = tokio::try_join!(
-                self.0.store.get(&key),
-                self.0.directory.standing(&key.org, &claims.sub),
+                self.api.store.get(&key),
+                self.api.directory.standing(&key.org, &claims.sub),
             );
             let (session, standing) = read.map_err(crate::error::store)?;
             let Some(session) = session else {
@@ -96,7 +99,7 @@ impl RouteService for Routes {
             if settled || tokio::time::Instant::now() >= until {
                 check_let_in(&standing, &session)?;
                 let route = self.route(&session, standing.org.is_some(), epoch, host).await?;
-                self.0.metrics.resolved(session.status());
+                self.api.metrics.resolved(session.status());
                 return Ok(Response::new(wire::ResolveRouteResponse { route: Some(route) }));
             }
             // It went idle again, or must wait after a failed warm-up.
@@ -112,13 +115,13 @@ impl RouteService for Routes {
         _request: Request<wire::WatchRoutesRequest>,
     ) -> Answer<Self::WatchRoutesStream> {
         // Subscribe first: what changes while the epoch is read is not missed.
-        let changes = self.0.hub.subscribe();
-        if !self.0.hub.is_read_within(FEED_TIMEOUT) {
+        let changes = self.api.hub.subscribe();
+        if !self.api.hub.is_read_within(FEED_TIMEOUT) {
             return Err(feed_broken().into());
         }
-        let epoch = self.0.store.epoch().await.map_err(crate::error::store)?;
+        let epoch = self.api.store.epoch().await.map_err(crate::error::store)?;
         let watch = Watch {
-            api: Arc::clone(&self.0),
+            api: Arc::clone(&self.api),
             changes,
             epoch,
             heartbeats: heartbeats(),
@@ -128,7 +131,7 @@ impl RouteService for Routes {
             .chain(stream::unfold(watch, async |mut watch| {
                 Some((watch.next().await?, watch))
             }))
-            .take_until(self.0.stopping.clone().cancelled_owned())
+            .take_until(self.api.stopping.clone().cancelled_owned())
             .boxed();
         Ok(Response::new(stream))
     }
@@ -137,7 +140,7 @@ impl RouteService for Routes {
         &self,
         request: Request<wire::ReportActivityRequest>,
     ) -> Answer<wire::ReportActivityResponse> {
-        super::activity::report(&self.0, request.into_inner()).await?;
+        super::activity::report(&self.api, request.into_inner()).await?;
         Ok(Response::new(wire::ReportActivityResponse {}))
     }
 
@@ -153,8 +156,8 @@ impl RouteService for Routes {
             id: claims.sid.clone(),
         };
         let read = tokio::try_join!(
-            self.0.store.get(&key),
-            self.0.directory.standing(&key.org, &claims.sub),
+            self.api.store.get(&key),
+            self.api.directory.standing(&key.org, &claims.sub),
         );
         let (session, standing) = read.map_err(crate::error::store)?;
         let session = session.ok_or_else(|| forgotten(&key))?;
@@ -173,10 +176,10 @@ impl RouteService for Routes {
             return Err(bind::changing(&session).into());
         }
         if route.dedicated {
-            let answer = spark_sessions::bind(&self.0, &session, &route, &claims.sub, id, &request).await?;
+            let answer = spark_sessions::bind(&self.api, &session, &route, &claims.sub, id, &request).await?;
             return Ok(Response::new(answer));
         }
-        let bound = bind::bind(&self.0, session, &route, id, request.cloned).await?;
+        let bound = bind::bind(&self.api, session, &route, id, request.cloned).await?;
         Ok(Response::new(wire::BindSparkSessionResponse {
             bound,
             ..Default::default()
@@ -189,13 +192,13 @@ impl Routes {
     /// proxy's to judge by method; here a token in its longest grace passes.
     async fn verified(&self, token: &str) -> Result<Claims, Refused> {
         let verify = || {
-            self.0
+            self.api
                 .verifier
-                .verify(token, &self.0.keyring, self.0.clock.now(), Grace::Reattach)
+                .verify(token, &self.api.keyring, self.api.clock.now(), Grace::Reattach)
         };
         let mut outcome = verify();
         if matches!(&outcome, Err(error) if error.kind() == TokenErrorKind::UnknownKid) {
-            match self.0.keys.fetch_again().await {
+            match self.api.keys.fetch_again().await {
                 Ok(_) => outcome = verify(),
                 Err(error) => {
                     tracing::warn!(error = format!("{error:#}"), "the token keys cannot be fetched")
@@ -204,7 +207,7 @@ impl Routes {
         }
         match outcome {
             Ok(verified) => Ok(verified.claims),
-            Err(error) if error.kind() == TokenErrorKind::UnknownKid && self.0.keyring.is_empty() => {
+            Err(error) if error.kind() == TokenErrorKind::UnknownKid && self.api.keyring.is_empty() => {
                 Err(Refused::new(
                     Reason::ControlPlaneUnavailable,
                     "Berth has no keys to check tokens with yet. Try again shortly.",
@@ -217,9 +220,9 @@ impl Routes {
     /// Wakes an idle session; false while it must wait after a failed warm-up.
     async fn wake(&self, key: &SessionKey, claims: &Claims) -> Result<bool, Refused> {
         let actor = Actor::Principal(claims.sub.clone());
-        match self.0.driver.ask(key, &Event::Wake, &actor, |_| Ok(())).await {
+        match self.api.driver.ask(key, &Event::Wake, &actor, |_| Ok(())).await {
             Ok(_) => {
-                self.0.driver.kick(key.clone());
+                self.api.driver.kick(key.clone());
                 Ok(true)
             }
             Err(refused) if refused.reason == Reason::SessionWarming => Ok(false),
@@ -234,7 +237,7 @@ impl Routes {
     /// The Spark sessions that may be used without asking again.
     async fn bindings(&self, session: &Session, route: &Route) -> Result<Vec<wire::SparkBinding>, Refused> {
         let server = route.endpoint.to_ascii_lowercase();
-        let all = self.0.store.bindings(&session.key()).await;
+        let all = self.api.store.bindings(&session.key()).await;
         let ready = all.map_err(crate::error::store)?.into_iter().filter(|binding| {
             binding.state == BindingState::Ready
                 && binding.generation == session.generation
@@ -261,7 +264,7 @@ impl Routes {
         }
         let addresses = match elsewhere {
             true => Ok(Arc::default()),
-            false => self.0.computes.addresses(route).await,
+            false => self.api.computes.addresses(route).await,
         };
         wire::Backend {
             endpoint: route.endpoint.clone(),
@@ -297,7 +300,7 @@ impl Routes {
             None => None,
         };
         let kept_spark_sessions = match session.state.published_route() {
-            Some(route) if route.dedicated => spark_sessions::outdated(&self.0, session).await?,
+            Some(route) if route.dedicated => spark_sessions::outdated(&self.api, session).await?,
             Some(_) | None => Vec::new(),
         };
         Ok(wire::Route {

@@ -7,7 +7,7 @@
 //! whoever disabled them, and by any manager again until a pass came to its
 //! end. So a crash half-way leaves nothing open.
 
-use crate::definitions::{Defined, Directory, Found};
+use crate::definitions::{Defined, Directory, ResolvedDefinitions};
 use crate::lifecycle::reconciler::Driver;
 use futures::{StreamExt, stream};
 use session_core::machine::Event;
@@ -70,7 +70,7 @@ impl Standing {
         [name(org, None), name(org, Some(principal))].map(|name| (Kind::Disabled, name))
     }
 
-    fn of(found: &mut Found) -> Result<Self, Error> {
+    fn of(found: &mut ResolvedDefinitions) -> Result<Self, Error> {
         Ok(Self {
             org: found.next()?,
             principal: found.next()?,

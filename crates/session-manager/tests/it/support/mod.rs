@@ -114,7 +114,9 @@ impl Manager {
         );
         let store = Arc::new(MemoryStore::new(Arc::new(SystemClock)));
         let signer = Arc::new(Signer::from_pkcs8_pem(&generate_key_pem().unwrap()).unwrap());
-        let places = session_manager::StorePlaces(Arc::clone(&store) as _);
+        let places = session_manager::StorePlaces {
+            store: Arc::clone(&store) as _,
+        };
         let config = compute::StaticConfig {
             allow: Arc::new(compute::AllowList::new([], [], true).unwrap()),
             tls: None,
