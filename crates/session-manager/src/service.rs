@@ -10,7 +10,7 @@ use crate::lifecycle::activity_reports::Reports;
 use crate::lifecycle::disabling::ShutOut;
 use crate::lifecycle::orphan_collection::Reconcile;
 use crate::lifecycle::reconciler::Driver;
-use crate::lifecycle::report_freshness::{Jumps, Silence};
+use crate::lifecycle::report_freshness::Silence;
 use crate::metrics::Metrics;
 use crate::providers::leader_lease::Exclusive;
 use crate::providers::registry::{Computes, StorePlaces};
@@ -100,7 +100,8 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
     let Some(computes) = made.await? else {
         return Ok(shutdown.finish(config.drain).await?);
     };
-    run_on(config, ports, shutdown, store, computes, Jumps::AreOutages).await
+    let silence = Silence::new(Arc::clone(&store));
+    run_on(config, ports, shutdown, store, computes, silence).await
 }
 
 /// [`run`] on a store and compute that the caller made: tests hold both, and
@@ -116,7 +117,8 @@ pub async fn run_with(
     computes: Computes,
 ) -> Result<()> {
     let ports = Ports::admin_first(listeners, &shutdown);
-    run_on(config, ports, shutdown, store, computes, Jumps::AreMeant).await
+    let silence = Silence::new(Arc::clone(&store)).with_settable_clock();
+    run_on(config, ports, shutdown, store, computes, silence).await
 }
 
 async fn run_on(
@@ -125,7 +127,7 @@ async fn run_on(
     shutdown: Shutdown,
     store: Arc<dyn SessionStore>,
     computes: Computes,
-    jumps: Jumps,
+    silence: Silence,
 ) -> Result<()> {
     let admin = ports.admin.clone();
     let metrics = Arc::new(Metrics::new(&admin.registry));
@@ -138,7 +140,7 @@ async fn run_on(
         return Ok(shutdown.finish(config.drain).await?);
     }
 
-    let silence = Arc::new(Silence::new(Arc::clone(&store), jumps));
+    let silence = Arc::new(silence);
     silence.found().await;
     let (driver, kicked) = Driver::new(
         Arc::clone(&store),

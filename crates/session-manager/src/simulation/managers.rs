@@ -8,7 +8,7 @@ use crate::definitions::Directory;
 use crate::lifecycle::activity_reports::Reports;
 use crate::lifecycle::orphan_collection::Reconcile;
 use crate::lifecycle::reconciler::Driver;
-use crate::lifecycle::report_freshness::{Jumps, Silence};
+use crate::lifecycle::report_freshness::Silence;
 use crate::metrics::Metrics;
 use crate::providers::registry::Computes;
 use service_kit::metrics::Registry;
@@ -36,7 +36,7 @@ impl Manager {
         let provider = Arc::new(FaultyCompute { run: run.clone() });
         let computes = Computes::new(Arc::clone(&provider) as _, Some(provider));
         let metrics = Arc::new(Metrics::new(&Registry::new()));
-        let silence = Arc::new(Silence::new(Arc::clone(&store), Jumps::AreOutages));
+        let silence = Arc::new(Silence::new(Arc::clone(&store)));
         let directory = Directory::new(Arc::clone(&store));
         let (driver, kicked) = Driver::new(
             Arc::clone(&store),

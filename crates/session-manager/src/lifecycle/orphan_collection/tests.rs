@@ -1,7 +1,6 @@
 //! Every rule of the comparison, one by one, and on a store that lost its records.
 
 use super::*;
-use crate::lifecycle::report_freshness::Jumps;
 use compute::{ComputeProvider, SimCompute};
 use service_kit::metrics::Registry;
 use session_core::machine::{self, Event, NewSession};
@@ -253,7 +252,7 @@ impl World {
     fn on(clock: Arc<ManualClock>, store: Arc<MemoryStore>, sim: SimCompute) -> Self {
         let shared: Arc<dyn SessionStore> = Arc::clone(&store) as _;
         let computes = Computes::new(Arc::new(sim.clone()), Some(Arc::new(sim.clone())));
-        let silence = Arc::new(Silence::new(Arc::clone(&shared), Jumps::AreMeant));
+        let silence = Arc::new(Silence::new(Arc::clone(&shared)).with_settable_clock());
         let metrics = Arc::new(Metrics::new(&Registry::new()));
         let directory = Directory::new(Arc::clone(&shared));
         let (driver, _) = Driver::new(

@@ -210,7 +210,7 @@ fn bare_spec_on(cluster: &Cluster, session: &Session, generation: u64) -> Comput
 mod tests {
     use super::*;
     use crate::definitions::Directory;
-    use crate::lifecycle::report_freshness::{Jumps, Silence};
+    use crate::lifecycle::report_freshness::Silence;
     use crate::metrics::Metrics;
     use crate::providers::registry::Computes;
     use compute::SimCompute;
@@ -266,7 +266,7 @@ mod tests {
             Arc::clone(&shared),
             Directory::new(Arc::clone(&shared)),
             Computes::new(Arc::new(sim.clone()), process),
-            Arc::new(Silence::new(shared, Jumps::AreMeant)),
+            Arc::new(Silence::new(shared).with_settable_clock()),
             Arc::new(Metrics::new(&Registry::new())),
         )
     }
