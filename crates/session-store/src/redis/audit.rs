@@ -24,7 +24,7 @@ impl RedisStore {
 #[async_trait]
 impl AuditTrail for RedisStore {
     async fn audit(&self, record: &AuditRecord) -> Result<(), Error> {
-        let mut script = self.scripts.audit.key(self.keys.audit(record.partition()));
+        let mut script = self.scripts.append_audit.key(self.keys.audit(record.partition()));
         self.audit_last(&mut script, record)?;
         self.run(&script).await?.done().map(drop)
     }

@@ -35,7 +35,7 @@ impl RedisStore {
         let first = self.next_partition.fetch_add(1, Ordering::Relaxed);
         let turns = partitions().map(|partition| first.wrapping_add(partition) % OrgId::PARTITIONS);
         let waiting = join_all(turns.map(async |partition| {
-            let mut script = self.scripts.due.key(self.keys.due(partition));
+            let mut script = self.scripts.due_times.key(self.keys.due(partition));
             let moments: Vec<f64> = self.connections.run(script.arg(limit)).await?;
             Ok(moments.into_iter().map(|at| (at, partition)).collect())
         }));

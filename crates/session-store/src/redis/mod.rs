@@ -33,7 +33,7 @@ pub use options::{ConnectError, Credentials, Options, TlsFiles};
 use redis::{Pipeline, Value, from_redis_value};
 use safety::epoch::Epoch;
 use safety::monitor::Watch;
-use safety::replication::Durable;
+use safety::replication::Replication;
 use schema::keys::{Keys, Slot};
 use scripts::{Call, Reply, Scripts};
 use serde::de::DeserializeOwned;
@@ -67,7 +67,7 @@ pub struct RedisStore {
     keys: Arc<Keys>,
     scripts: Arc<Scripts>,
     epoch: Arc<Epoch>,
-    durable: Arc<Durable>,
+    replication: Arc<Replication>,
     audit_length: usize,
     /// Where the next claim of due sessions begins.
     next_partition: Arc<AtomicU8>,
@@ -106,7 +106,7 @@ impl RedisStore {
             keys,
             scripts,
             epoch: Arc::new(epoch),
-            durable: Arc::default(),
+            replication: Arc::default(),
             audit_length: options.audit_length,
             next_partition: Arc::default(),
             _watch: None,
@@ -237,15 +237,15 @@ impl SessionStore for RedisStore {
     }
 
     async fn commit(&self, commit: Commit) -> Result<(), Error> {
-        if safety::replication::must_last(&commit) {
-            return self.write_to_last(commit, None).await;
+        if safety::replication::needs_replica(&commit) {
+            return self.commit_replicated(commit, None).await;
         }
         self.write_any(&commit, None).await
     }
 
     async fn commit_quiet(&self, commit: Commit, last_activity_at: Timestamp) -> Result<(), Error> {
-        if safety::replication::must_last(&commit) {
-            return self.write_to_last(commit, Some(last_activity_at)).await;
+        if safety::replication::needs_replica(&commit) {
+            return self.commit_replicated(commit, Some(last_activity_at)).await;
         }
         self.write_any(&commit, Some(last_activity_at)).await
     }
@@ -352,7 +352,7 @@ impl SessionStore for RedisStore {
     }
 
     async fn lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<Option<u64>, Error> {
-        let mut script = self.scripts.lease.key(self.keys.lease(name));
+        let mut script = self.scripts.acquire_lease.key(self.keys.lease(name));
         script.key(self.keys.lease_fence());
         let millis = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         let reply = self.run(script.arg(owner).arg(millis)).await?;

@@ -31,7 +31,7 @@ impl RedisStore {
     pub(super) async fn take_report(&self, key: &SessionKey, report: &Report) -> Result<Reported, Error> {
         let name = report.more.as_ref().map(More::tag);
         let totals = report.more.map(|more| more.totals).unwrap_or_default();
-        let mut script = self.scripts.report.prepare_invoke();
+        let mut script = self.scripts.apply_report.prepare_invoke();
         script
             .key(self.keys.record(key))
             .key(self.keys.leases(key))
@@ -73,7 +73,7 @@ impl RedisStore {
 
     /// The session under `key` with what its idle clocks go by, read in one step.
     pub(super) async fn read_with_use(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
-        let mut script = self.scripts.load.key(self.keys.record(key));
+        let mut script = self.scripts.get_with_activity.key(self.keys.record(key));
         script.key(self.keys.leases(key));
         let parts: Vec<Vec<u8>> = self.connections.run(&script).await?;
         let [stored, last, calls, at] = parts.as_slice() else {
@@ -95,7 +95,7 @@ impl RedisStore {
 
     pub(super) async fn read_uses(&self, sessions: &[Session]) -> Result<Vec<Use>, Error> {
         let batches = sessions.chunks(BATCH).map(async |batch| {
-            let mut script = self.scripts.uses.prepare_invoke();
+            let mut script = self.scripts.usage.prepare_invoke();
             for session in batch {
                 let key = session.key();
                 script.key(self.keys.record(&key)).key(self.keys.leases(&key));
@@ -121,7 +121,7 @@ impl RedisStore {
     }
 
     pub(super) async fn note_proxy(&self, proxy: &ProxyId, sequence: u64) -> Result<Heard, Error> {
-        let mut script = self.scripts.proxy_reported.prepare_invoke();
+        let mut script = self.scripts.begin_proxy_report.prepare_invoke();
         script.key(self.keys.proxies()).key(self.keys.proxy_sequences());
         script.arg(proxy.as_str()).arg(sequence).arg(millis(PROXY_MEMORY));
         let reply = self.run(&script).await?.0;
@@ -146,7 +146,7 @@ impl RedisStore {
         silent_after: Duration,
         gone_after: Option<Duration>,
     ) -> Result<Proxies, Error> {
-        let mut script = self.scripts.proxies.prepare_invoke();
+        let mut script = self.scripts.count_proxies.prepare_invoke();
         script.key(self.keys.proxies()).key(self.keys.proxy_sequences());
         script
             .arg(millis(silent_after))

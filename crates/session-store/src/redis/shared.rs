@@ -140,7 +140,7 @@ impl SharedServers for RedisStore {
         ticket: &str,
         ready: bool,
     ) -> Result<bool, Error> {
-        let mut script = self.scripts.prepared.key(self.keys.bindings(holder));
+        let mut script = self.scripts.finish_preparation.key(self.keys.bindings(holder));
         script.arg(name(spark)).arg(ticket).arg(u8::from(ready));
         let reply = self.run(&script).await?;
         match reply.0.first().map(String::as_str) {
@@ -158,7 +158,7 @@ impl SharedServers for RedisStore {
     }
 
     async fn seal_bindings(&self, holder: &SessionKey, generation: u64) -> Result<(), Error> {
-        let mut script = self.scripts.seal.key(self.keys.binding_seal(holder));
+        let mut script = self.scripts.seal_bindings.key(self.keys.binding_seal(holder));
         let reply = self.run(script.arg(generation).arg(millis(SEAL_MEMORY))).await?;
         reply.done().map(drop)
     }

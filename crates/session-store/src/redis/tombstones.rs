@@ -112,7 +112,7 @@ impl RedisStore {
             return self.connections.query::<u64>(&cmd).await.map(|_| false);
         };
         let indexes = indexes_of(&session, session.status(), &self.keys);
-        let mut call = self.scripts.trim.key(self.keys.record(key));
+        let mut call = self.scripts.trim_ended.key(self.keys.record(key));
         call.key(self.keys.due(key.org.partition()))
             .key(&self.keys.ended_of(&session))
             .key(self.keys.tokens(key))

@@ -159,7 +159,7 @@ impl RedisStore {
             Some(last_activity_at) => {
                 let key = commit.session.key();
                 let own = [self.keys.leases(&key)];
-                script = self.scripts.commit_quiet.prepare_invoke();
+                script = self.scripts.commit_if_idle.prepare_invoke();
                 save(&mut script, &self.keys, &own, commit)?;
                 script.arg(score(last_activity_at));
             }
@@ -172,8 +172,8 @@ impl RedisStore {
     /// taken when most of it is used up.
     pub(super) async fn is_short_of_memory(&self, slot: Slot) -> bool {
         let server = self.connections.server(slot).await;
-        let facts = server.map(|server| server.facts()).unwrap_or_default();
-        facts.limit > 0 && facts.used >= facts.limit / 100 * MEMORY_GUARD_PERCENT
+        let info = server.map(|server| server.info()).unwrap_or_default();
+        info.limit > 0 && info.used >= info.limit / 100 * MEMORY_GUARD_PERCENT
     }
 }
 
