@@ -11,7 +11,7 @@ use crate::providers::registry::Computes;
 use compute::ComputeSpec;
 use parking_lot::{Mutex, MutexGuard};
 use session_core::{SessionKey, SparkSessionId, Timestamp};
-use session_store::shared::Binding;
+use session_store::spark_bindings::Binding;
 use session_store::{Error, SessionStore};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -182,7 +182,7 @@ mod tests {
     use session_core::time::ManualClock;
     use session_core::{Cluster, ClusterStatus, Engine, Provider, SessionId};
     use session_store::memory::MemoryStore;
-    use session_store::shared::{Bind, Bound, SparkSession};
+    use session_store::spark_bindings::{Bind, Bound, SparkSession};
 
     fn spec(n: u64) -> ComputeSpec {
         ComputeSpec {

@@ -4,29 +4,29 @@
 //! suite of tests holds both to it. Every write carries a precondition, and a
 //! lost race is its own error ([`Error::Conflict`]): the caller reads again.
 
-pub mod audit;
+mod activity_reports;
+pub mod audit_trail;
+mod change_feed;
 pub mod memory;
-mod progress;
-mod query;
 pub mod redis;
-mod reports;
-pub mod shared;
-pub mod signing;
+mod session_index;
+pub mod signing_keys;
+pub mod spark_bindings;
 pub mod spark_sessions;
 
+pub use activity_reports::{Heard, More, Proxies, Report, Reported};
 use async_trait::async_trait;
-pub use audit::{AuditTrail, Audited};
+pub use audit_trail::{AuditTrail, Audited};
+pub use change_feed::FeedProgress;
 use futures::stream::BoxStream;
-pub use progress::FeedProgress;
-pub use reports::{Heard, More, Proxies, Report, Reported};
 use serde::{Deserialize, Serialize};
 pub use session_core::SessionKey;
 use session_core::{
     Activity, Actor, AuditAction, AuditRecord, ClusterName, EventRecord, Limits, Operation, OrgId,
     PrincipalId, ProxyId, Session, Status, SystemClock, Timestamp, TokenId, TokenUse, Use,
 };
-pub use shared::SharedServers;
-pub use signing::SigningKeys;
+pub use signing_keys::SigningKeys;
+pub use spark_bindings::SharedServers;
 pub use spark_sessions::SparkSessions;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -7,7 +7,7 @@ use compute::{Chosen, ComputeSpec};
 use session_core::machine::{Cause, Event};
 use session_core::{Actor, Engine, Reason, Route, Session, SparkSessionId};
 use session_proto::error::Refused;
-use session_store::shared::{Bind, Binding, Bound, SparkSession};
+use session_store::spark_bindings::{Bind, Binding, Bound, SparkSession};
 use std::sync::Arc;
 use std::time::Duration;
 

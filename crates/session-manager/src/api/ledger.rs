@@ -10,7 +10,7 @@ use session_proto::error::Refused;
 use session_proto::internal as wire;
 use session_proto::internal::token_ledger_server::TokenLedger;
 use session_store::TokenRecord;
-use session_store::signing::MOST_KEYS;
+use session_store::signing_keys::MOST_KEYS;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 

@@ -15,7 +15,7 @@ use session_proto::convert::{maybe_duration, parse, timestamp};
 use session_proto::error::Refused;
 use session_proto::internal as wire;
 use session_proto::internal::route_service_server::RouteService;
-use session_store::shared::BindingState;
+use session_store::spark_bindings::BindingState;
 use session_store::{Change, Feed};
 use session_token::{Claims, Grace, TokenErrorKind};
 use std::sync::Arc;

@@ -8,7 +8,7 @@ use session_core::{Reason, Route, SessionKey};
 use session_proto::error::reason_of;
 use session_proto::internal as wire;
 use session_proto::v1::{self, SessionStatus};
-use session_store::shared::{Bind, BindingState, Bound, SharedServers, SparkSession};
+use session_store::spark_bindings::{Bind, BindingState, Bound, SharedServers, SparkSession};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tonic::{Code, Status};

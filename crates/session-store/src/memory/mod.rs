@@ -2,23 +2,23 @@
 //! `memory://`. Everything is behind one lock, so every method is one step;
 //! counts are taken from the records themselves, so nothing can drift.
 
-mod audit;
-mod reports;
-mod shared;
+mod activity_reports;
+mod audit_trail;
+mod retention;
+mod spark_bindings;
 mod spark_sessions;
-mod tombstones;
 
-use crate::query::Filling;
+use crate::session_index::Filling;
 use crate::{
     Change, Commit, Create, Created, Definition, DefinitionQuota, Error, Feed, FeedProgress, HISTORY, Heard,
     Kind, ListQuery, Loaded, Page, Proxies, REQUEST_ID_MEMORY, Report, Reported, RequestId, SessionStore,
     TOKEN_MEMORY, TokenRecord, Tombstones, first_use,
 };
+use activity_reports::{Registry, Used};
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use parking_lot::{Mutex, MutexGuard};
-use reports::{Registry, Used};
 use session_core::{
     Activity, AuditRecord, Clock, ClusterName, EventRecord, Limits, Operation, OrgId, PrincipalId, ProxyId,
     Session, SessionId, SessionKey, Status, Timestamp, TokenId, TokenUse, Use,
@@ -53,14 +53,14 @@ struct State {
     requests: HashMap<RequestKey, Request>,
     requests_by_age: VecDeque<(Timestamp, RequestKey)>,
     creates: HashMap<(OrgId, PrincipalId), (u64, u32)>,
-    shared: shared::Shared,
+    shared: spark_bindings::Shared,
     spark_sessions: spark_sessions::Kept,
     leases: HashMap<String, Leased>,
     last_fence: u64,
     definitions: BTreeMap<(Kind, String), Definition>,
     proxies: Registry,
-    trail: audit::Trail,
-    signing_keys: audit::Keys,
+    trail: audit_trail::Trail,
+    signing_keys: audit_trail::Keys,
 }
 
 type RequestKey = (OrgId, PrincipalId, String);

@@ -5,22 +5,22 @@
 //! at all. An organization's keys share one hash slot ([`keys`]), so the same
 //! scripts run on one server and on Redis Cluster. Time is Redis `TIME`.
 
-mod audit;
+mod activity_reports;
+mod audit_trail;
+mod change_feed;
 mod connection;
-mod due;
-mod feed;
+mod due_queue;
 mod index_queries;
-mod list;
 mod options;
-mod reports;
+mod retention;
 mod safety;
 mod schema;
 mod scripts;
-mod shared;
+mod session_index;
+mod sessions;
+mod spark_bindings;
 mod spark_sessions;
 mod tokens;
-mod tombstones;
-mod write;
 
 use crate::{
     Commit, Create, Created, Definition, DefinitionQuota, Error, Feed, FeedProgress, Heard, Kind, ListQuery,
@@ -318,7 +318,7 @@ impl SessionStore for RedisStore {
     }
 
     fn changes_with_progress(&self, progress: &FeedProgress) -> BoxStream<'static, Feed> {
-        feed::changes(&self.connections, &self.keys, &self.epoch, progress)
+        change_feed::changes(&self.connections, &self.keys, &self.epoch, progress)
     }
 
     async fn record_token(&self, key: &SessionKey, token: TokenRecord, limit: u32) -> Result<(), Error> {

@@ -7,7 +7,7 @@ use crate::common::{
 };
 use proptest::prelude::*;
 use session_core::{Limits, Operation, Session, SessionKey, Status, Timestamp, TokenId, TokenUse, Totals};
-use session_store::shared::{Bind, SparkSession};
+use session_store::spark_bindings::{Bind, SparkSession};
 use session_store::{Commit, Create, Kind, ListQuery, More, Report, Scope, TokenRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -6,7 +6,7 @@ use crate::common::{Draft, FAR, Store, activate, commit, options, report, touch}
 use futures::StreamExt as _;
 use session_core::{Session, TokenId, TokenUse, Totals};
 use session_store::redis::RedisStore;
-use session_store::shared::{Bind, Bound, SparkSession};
+use session_store::spark_bindings::{Bind, Bound, SparkSession};
 use session_store::{More, Report, TokenRecord};
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -8,7 +8,7 @@ use crate::common::{
 use futures::StreamExt;
 use session_core::{Session, SessionKey, Status, Timestamp};
 use session_store::redis::{ConnectError, Options, RedisStore};
-use session_store::shared::{Bind, Bound, SparkSession};
+use session_store::spark_bindings::{Bind, Bound, SparkSession};
 use session_store::spark_sessions::SettingsChange;
 use session_store::{Create, DefinitionQuota, Error, Feed, Kind, ListQuery, Scope};
 use std::collections::{BTreeMap, BTreeSet};

@@ -8,7 +8,7 @@ use crate::common::{
 };
 use session_core::{Activity, Session, Timestamp};
 use session_store::redis::Options;
-use session_store::shared::{Bind, Bound, SparkSession};
+use session_store::spark_bindings::{Bind, Bound, SparkSession};
 use session_store::{Create, Tombstones};
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -7,10 +7,10 @@ use session_core::{
     AuditRecord, ClusterName, EventRecord, Operation, OrgId, PrincipalId, ProxyId, Session, SessionKey,
     SparkSessionId, Status, Timestamp, TokenId, TokenUse, Use,
 };
-use session_store::audit::{AuditTrail, Audited};
+use session_store::audit_trail::{AuditTrail, Audited};
 use session_store::memory::MemoryStore;
-use session_store::shared::{Bind, Binding, Bound, SparkSession};
-use session_store::signing::{KnownKeys, SigningKeys};
+use session_store::signing_keys::{KnownKeys, SigningKeys};
+use session_store::spark_bindings::{Bind, Binding, Bound, SparkSession};
 use session_store::spark_sessions::{KeptSparkSession, SettingsChange, SparkSessions, Used};
 use session_store::{
     Commit, Create, Created, Definition, DefinitionQuota, Error, Feed, FeedProgress, Heard, Kind, ListQuery,

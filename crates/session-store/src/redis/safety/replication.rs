@@ -9,7 +9,7 @@
 
 use crate::redis::connection::{Address, Connections, Dedicated};
 use crate::redis::schema::keys::Slot;
-use crate::redis::{RedisStore, write};
+use crate::redis::{RedisStore, sessions};
 use crate::{AuditTrail, Commit, Error, SessionStore};
 use parking_lot::{Mutex, MutexGuard};
 use session_core::{AuditRecord, ChangeReason, EventRecord, Session, SessionKey, Timestamp};
@@ -142,7 +142,7 @@ impl RedisStore {
     async fn audit_unreplicated(&self, commit: &Commit) {
         let record = AuditRecord {
             weak: true,
-            ..write::audited(commit)
+            ..sessions::audited(commit)
         };
         let session = &commit.session.id;
         tracing::warn!(%session, version = commit.session.version, "no replica has this change yet");
@@ -208,9 +208,9 @@ impl RedisStore {
             reason = again.record.reason.as_str(), "a change that a fail-over lost is written again"
         );
         let mut call = self.scripts.rewrite_lost.prepare_invoke();
-        write::save(&mut call, &self.keys, &[], &again)?;
+        sessions::save(&mut call, &self.keys, &[], &again)?;
         call.arg(stored.version);
-        self.audit_last(&mut call, &write::audited(&again))?;
+        self.audit_last(&mut call, &sessions::audited(&again))?;
         self.run(&call).await?.done().map(drop)
     }
 }

@@ -5,7 +5,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use session_core::{
     Actor, AuditAction, AuditOutcome, AuditRecord, ChangeReason, OrgId, SessionKey, Status, TokenUse,
 };
-use session_store::audit::AUDIT_LENGTH;
+use session_store::audit_trail::AUDIT_LENGTH;
 use session_store::{Error, Reported};
 
 /// What the trail has of one session, oldest first.
@@ -200,5 +200,5 @@ pub(crate) async fn keys_are_known_since_they_were_first_published(store: Store)
 pub(crate) async fn a_bounded_number_of_keys_is_known(store: Store) {
     let many: Vec<_> = (0..100).map(|n| format!("k{n}")).collect();
     let known = store.report_keys(&many, None).await.unwrap();
-    assert_eq!(known.keys.len(), session_store::signing::MOST_KEYS);
+    assert_eq!(known.keys.len(), session_store::signing_keys::MOST_KEYS);
 }

@@ -3,7 +3,7 @@
 use crate::common::{Draft, LIMIT, Store, eventually, unique};
 use futures::future::join_all;
 use session_core::SessionKey;
-use session_store::shared::{Bind, Binding, BindingState, Bound, SparkSession};
+use session_store::spark_bindings::{Bind, Binding, BindingState, Bound, SparkSession};
 use std::collections::BTreeMap;
 use std::time::Duration;
 

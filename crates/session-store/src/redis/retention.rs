@@ -1,7 +1,7 @@
 //! Ended sessions that are no longer kept: finds them by age and by number,
 //! and forgets each in one step that any other manager may repeat.
 
-use super::write::indexes_of;
+use super::sessions::indexes_of;
 use super::{RedisStore, score};
 use crate::redis::schema::keys::{member, owner_member, parse_owner, partitions};
 use crate::{Error, Tombstones};

@@ -1,6 +1,6 @@
 //! Use and proxies, as the memory store keeps them.
 
-use crate::reports::{ADDED_MEMORY, Heard, Proxies, Report, sort_oldest_first};
+use crate::activity_reports::{ADDED_MEMORY, Heard, Proxies, Report, sort_oldest_first};
 use session_core::machine::BUSY_LEASE;
 use session_core::{Activity, Operation, ProxyId, Timestamp, TokenId, TokenUse, Totals, Use};
 use std::collections::{BTreeMap, HashMap, VecDeque};

@@ -4,7 +4,7 @@
 use super::{RedisStore, Reply};
 use crate::Error;
 use crate::redis::schema::keys::member;
-use crate::shared::{Bind, Binding, BindingState, Bound, SEAL_MEMORY, SharedServers, SparkSession};
+use crate::spark_bindings::{Bind, Binding, BindingState, Bound, SEAL_MEMORY, SharedServers, SparkSession};
 use async_trait::async_trait;
 use session_core::SessionKey;
 use std::time::Duration;
@@ -128,7 +128,7 @@ impl SharedServers for RedisStore {
             .arg(name(&bind.spark))
             .arg(bind.generation)
             .arg(word(&bind.ticket)?)
-            .arg(super::write::optional(bind.prepare.map(millis)))
+            .arg(super::sessions::optional(bind.prepare.map(millis)))
             .arg(bind.limit);
         bound(&self.run(&script).await?)
     }

@@ -2,7 +2,7 @@
 
 use super::MemoryStore;
 use crate::Error;
-use crate::shared::{Bind, Binding, BindingState, Bound, SEAL_MEMORY, SharedServers, SparkSession};
+use crate::spark_bindings::{Bind, Binding, BindingState, Bound, SEAL_MEMORY, SharedServers, SparkSession};
 use async_trait::async_trait;
 use session_core::{SessionKey, Timestamp};
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -13,8 +13,8 @@
 
 use super::connection::{Connections, Dedicated};
 use super::decode;
-use super::write::STREAM_LENGTH;
-use crate::progress::PartProgress;
+use super::sessions::STREAM_LENGTH;
+use crate::change_feed::PartProgress;
 use crate::redis::safety::epoch::Epoch;
 use crate::redis::schema::keys::{Keys, Slot, parse_member, partitions};
 use crate::{Change, Error, Feed, FeedProgress};

@@ -4,8 +4,8 @@
 use super::scripts::Call;
 use super::{RedisStore, decode, encode};
 use crate::Error;
-use crate::audit::{AuditTrail, Audited};
-use crate::signing::{KEY_GAP, KEY_MEMORY, KnownKey, KnownKeys, MOST_KEYS, SigningKeys};
+use crate::audit_trail::{AuditTrail, Audited};
+use crate::signing_keys::{KEY_GAP, KEY_MEMORY, KnownKey, KnownKeys, MOST_KEYS, SigningKeys};
 use async_trait::async_trait;
 use redis::streams::StreamRangeReply;
 use session_core::{AuditRecord, Timestamp};

@@ -1,6 +1,6 @@
 //! The due-queue: one sorted set per partition, read as one queue.
 
-use super::{RedisStore, score, write};
+use super::{RedisStore, score, sessions};
 use crate::Error;
 use crate::redis::schema::keys::{member, parse_members, partitions};
 use futures::future::join_all;
@@ -23,7 +23,7 @@ impl RedisStore {
         script
             .arg(member(key))
             .arg(version)
-            .arg(write::optional(due.map(score)));
+            .arg(sessions::optional(due.map(score)));
         self.run(&script).await?.done().map(drop)
     }
 

@@ -1,9 +1,9 @@
 //! Listing: which index to walk, and reading its records page by page.
 
 use super::RedisStore;
-use crate::query::Filling;
 use crate::redis::schema::keys::Part;
 use crate::redis::schema::record::Stored;
+use crate::session_index::Filling;
 use crate::{Error, ListQuery, Page, Scope};
 use session_core::{Session, SessionId, SessionKey, Status};
 

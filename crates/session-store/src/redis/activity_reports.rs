@@ -2,9 +2,9 @@
 //! string, so that an idle clock's change and the use it was decided from
 //! are compared in one step.
 
-use super::{RedisStore, decode, encode, write};
+use super::{RedisStore, decode, encode, sessions};
+use crate::activity_reports::{ADDED_MEMORY, Heard, More, Proxies, Report, Reported, sort_oldest_first};
 use crate::redis::schema::record::Stored;
-use crate::reports::{ADDED_MEMORY, Heard, More, Proxies, Report, Reported, sort_oldest_first};
 use crate::{Error, Loaded, PROXY_MEMORY};
 use futures::future::try_join_all;
 use session_core::machine::BUSY_LEASE;
@@ -40,8 +40,8 @@ impl RedisStore {
         script
             .arg(report.proxy.as_str())
             .arg(report.generation)
-            .arg(write::optional(report.open_calls))
-            .arg(write::optional(report.last_activity_at.map(super::score)))
+            .arg(sessions::optional(report.open_calls))
+            .arg(sessions::optional(report.last_activity_at.map(super::score)))
             .arg(encode(&report.operations)?)
             .arg(millis(BUSY_LEASE))
             .arg(name.as_deref().unwrap_or_default())
@@ -150,7 +150,7 @@ impl RedisStore {
         script.key(self.keys.proxies()).key(self.keys.proxy_sequences());
         script
             .arg(millis(silent_after))
-            .arg(write::optional(gone_after.map(millis)));
+            .arg(sessions::optional(gone_after.map(millis)));
         let (known, silent) = self.connections.run(&script).await?;
         Ok(Proxies { known, silent })
     }

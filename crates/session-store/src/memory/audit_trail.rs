@@ -2,8 +2,8 @@
 
 use super::MemoryStore;
 use crate::Error;
-use crate::audit::{AUDIT_LENGTH, AUDIT_SHARE, AuditTrail, Audited};
-use crate::signing::{KEY_GAP, KEY_MEMORY, KnownKey, KnownKeys, MOST_KEYS, SigningKeys};
+use crate::audit_trail::{AUDIT_LENGTH, AUDIT_SHARE, AuditTrail, Audited};
+use crate::signing_keys::{KEY_GAP, KEY_MEMORY, KnownKey, KnownKeys, MOST_KEYS, SigningKeys};
 use async_trait::async_trait;
 use session_core::{AuditRecord, Timestamp};
 use std::collections::{BTreeMap, HashMap, VecDeque};
