@@ -113,7 +113,7 @@ impl Trail {
 }
 
 async fn write(store: &dyn SessionStore, record: &AuditRecord) {
-    if let Err(error) = store.audit(record).await {
+    if let Err(error) = store.append_audit(record).await {
         tracing::error!(%error, "an audit record could not be stored; the next line is all there is of it");
         line(record);
     }
@@ -152,24 +152,24 @@ pub(crate) async fn export(store: Arc<dyn SessionStore>, stop: CancellationToken
         }
     }
     // Nobody has to wait for the lease's end.
-    let _ = store.lease(LEASE_NAME, &owner, Duration::ZERO).await;
+    let _ = store.release_lease(LEASE_NAME, &owner).await;
 }
 
 async fn export_once(store: &dyn SessionStore, owner: &str) -> Result<(), Error> {
-    if store.lease(LEASE_NAME, owner, LEASE).await?.is_none() {
+    if store.acquire_lease(LEASE_NAME, owner, LEASE).await?.is_none() {
         return Ok(());
     }
     let begun = Instant::now();
     for partition in 0..OrgId::PARTITIONS {
-        let mut place = store.exported(partition).await?;
+        let mut place = store.audit_export_position(partition).await?;
         // Well within the lease, so that no two managers write the same record.
         while begun.elapsed() < LEASE / 3 {
-            let page = store.audited(partition, &place, PAGE).await?;
+            let page = store.read_audit(partition, &place, PAGE).await?;
             let Some(last) = page.last() else { break };
             place.clone_from(&last.place);
             // First the lines: a crash between may repeat some, and loses none.
             page.iter().for_each(|audited| line(&audited.record));
-            store.set_exported(partition, &place).await?;
+            store.set_audit_export_position(partition, &place).await?;
         }
     }
     Ok(())

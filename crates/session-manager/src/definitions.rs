@@ -148,7 +148,7 @@ impl Directory {
 
     pub(crate) async fn get<T: Defined>(&self, name: &str) -> Result<Option<T>, Error> {
         self.store
-            .definition(T::KIND, name)
+            .get_definition(T::KIND, name)
             .await?
             .map(|found| read(&found))
             .transpose()
@@ -157,7 +157,7 @@ impl Directory {
     /// Several at once, by kind and name.
     pub(crate) async fn some(&self, wanted: &[(Kind, String)]) -> Result<ResolvedDefinitions, Error> {
         Ok(ResolvedDefinitions {
-            remaining: self.store.some_definitions(wanted).await?.into_iter(),
+            remaining: self.store.get_definitions(wanted).await?.into_iter(),
         })
     }
 
@@ -169,7 +169,7 @@ impl Directory {
         cluster: &ClusterName,
     ) -> Result<(Org, Option<Cluster>, Timestamp), Error> {
         let wanted = [(Kind::Org, org.to_string()), (Kind::Cluster, cluster.to_string())];
-        let (found, now) = self.store.some_definitions_now(&wanted).await?;
+        let (found, now) = self.store.get_definitions_and_time(&wanted).await?;
         let mut found = ResolvedDefinitions {
             remaining: found.into_iter(),
         };
@@ -184,7 +184,7 @@ impl Directory {
     /// Every one of a kind, by name.
     pub(crate) async fn all<T: Defined>(&self) -> Result<Vec<T>, Error> {
         self.store
-            .definitions(T::KIND)
+            .list_all_definitions(T::KIND)
             .await?
             .values()
             .map(read)
@@ -194,7 +194,7 @@ impl Directory {
     /// Those in the share of one organization, by name; those in nobody's, if
     /// none is given.
     pub(crate) async fn all_of<T: Defined>(&self, org: Option<&OrgId>) -> Result<Vec<T>, Error> {
-        let found = self.store.definitions_of(T::KIND, org).await?;
+        let found = self.store.list_definitions(T::KIND, org).await?;
         found.values().map(read).collect()
     }
 
@@ -218,7 +218,7 @@ impl Directory {
                 .map(|name| (Kind::Catalog, name.clone()))
                 .collect();
             // One that was deleted meanwhile is left out.
-            for found in self.store.some_definitions(&wanted).await?.into_iter().flatten() {
+            for found in self.store.get_definitions(&wanted).await?.into_iter().flatten() {
                 bytes += found.json.len();
                 catalogs.push(read(&found)?);
             }
@@ -229,7 +229,7 @@ impl Directory {
     /// In whose shares there is something of a kind, to be read one by one,
     /// because all together may be a lot.
     pub(crate) async fn shares<T: Defined>(&self) -> Result<Vec<Option<OrgId>>, Error> {
-        let orgs = self.store.orgs_with_definitions(T::KIND).await?;
+        let orgs = self.store.list_orgs_with_definitions(T::KIND).await?;
         Ok(std::iter::once(None).chain(orgs.into_iter().map(Some)).collect())
     }
 
@@ -240,7 +240,7 @@ impl Directory {
             Some(quota) => {
                 let put = self
                     .store
-                    .put_definition_within(T::KIND, &name, expected, &json, quota);
+                    .put_definition_within_quota(T::KIND, &name, expected, &json, quota);
                 put.await
             }
         }

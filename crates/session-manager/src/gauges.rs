@@ -50,11 +50,11 @@ pub(crate) async fn run(
 async fn count(store: &dyn SessionStore, directory: &Directory) -> Result<BTreeMap<Status, u64>, Error> {
     let mut orgs: BTreeSet<OrgId> = BTreeSet::new();
     for cluster in directory.all::<Cluster>().await? {
-        orgs.extend(store.orgs_on_cluster(&cluster.name).await?);
+        orgs.extend(store.list_orgs_on_cluster(&cluster.name).await?);
     }
     let mut all = BTreeMap::new();
     for org in orgs {
-        for (status, count) in store.counts(&org).await? {
+        for (status, count) in store.count_by_status(&org).await? {
             *all.entry(status).or_default() += count;
         }
     }
@@ -72,6 +72,7 @@ mod tests {
         Timestamp,
     };
     use session_store::memory::MemoryStore;
+    use session_store::prelude::*;
     use session_store::{Commit, Create, Kind};
 
     const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);

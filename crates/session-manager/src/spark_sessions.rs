@@ -59,7 +59,7 @@ impl Bindings {
 
     /// Has the session bindings of this generation, or any before it?
     pub(crate) async fn any_left(&self, key: &SessionKey, up_to: u64) -> Result<bool, Error> {
-        let bindings = self.store.bindings(key).await?;
+        let bindings = self.store.list_bindings(key).await?;
         Ok(bindings.iter().any(|binding| binding.generation <= up_to))
     }
 
@@ -108,7 +108,7 @@ impl Bindings {
     /// Ends Spark sessions and gives their ids back; true if all were.
     async fn give_back(&self, spec: &ComputeSpec, give_up: bool) -> Result<bool, Error> {
         let mut by_server: BTreeMap<String, Vec<Binding>> = BTreeMap::new();
-        for binding in self.store.bindings(&spec.key).await? {
+        for binding in self.store.list_bindings(&spec.key).await? {
             if binding.generation <= spec.generation {
                 let server = binding.spark.server.clone();
                 by_server.entry(server).or_default().push(binding);

@@ -150,7 +150,11 @@ impl Wanted {
             ticket,
             ..
         } = &self.bind;
-        let ours = self.api.store.prepared(holder, spark, ticket, ready).await;
+        let ours = self
+            .api
+            .store
+            .finish_preparation(holder, spark, ticket, ready)
+            .await;
         match (outcome, ours) {
             (Err(refused), _) => Err(refused),
             (Ok(_), Err(error)) => Err(crate::error::store(error)),

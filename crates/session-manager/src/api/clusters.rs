@@ -262,7 +262,7 @@ impl Clusters {
             let keys = self
                 .api
                 .store
-                .live_on_cluster(&cluster.name, after.as_ref(), 256)
+                .list_live_on_cluster(&cluster.name, after.as_ref(), 256)
                 .await
                 .map_err(crate::error::store)?;
             let Some(last) = keys.last().cloned() else {

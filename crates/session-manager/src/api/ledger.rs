@@ -83,7 +83,7 @@ impl TokenLedger for Ledger {
         let tokens = self
             .api
             .store
-            .tokens(&session.key())
+            .live_tokens(&session.key())
             .await
             .map_err(crate::error::store)?;
         let uses = self
@@ -120,7 +120,7 @@ impl TokenLedger for Ledger {
         let tokens = self
             .api
             .store
-            .tokens(&session.key())
+            .live_tokens(&session.key())
             .await
             .map_err(crate::error::store)?;
         // One that is not listed has expired, but may still reattach for a while.
@@ -179,7 +179,7 @@ impl TokenLedger for Ledger {
         let known = self
             .api
             .store
-            .report_keys(&published, signing.as_deref())
+            .report_signing_keys(&published, signing.as_deref())
             .await
             .map_err(crate::error::store)?;
         let keys = known.keys.into_iter().map(|key| wire::KnownKey {

@@ -92,7 +92,11 @@ impl Api {
         rpc: Rpc,
     ) -> Result<(Session, Activity), Refused> {
         let key = self.key(who, id)?;
-        let loaded = self.store.load(&key).await.map_err(crate::error::store)?;
+        let loaded = self
+            .store
+            .get_with_activity(&key)
+            .await
+            .map_err(crate::error::store)?;
         match loaded {
             Some(loaded) if access::call_on_session(who, rpc, &loaded.session) => {
                 Ok((loaded.session, loaded.activity))

@@ -139,7 +139,7 @@ fn wanted(operations: &[Operation], ids: &[String]) -> BTreeMap<Running, Wanted>
 
 async fn bound(api: &Api, session: &Session, route: &Route) -> Result<BTreeSet<SparkSessionId>, Refused> {
     let server = route.endpoint.to_ascii_lowercase();
-    let bindings = api.store.bindings(&session.key()).await;
+    let bindings = api.store.list_bindings(&session.key()).await;
     let bindings = bindings.map_err(crate::error::store)?.into_iter();
     Ok(bindings
         .filter(|binding| binding.generation == session.generation && binding.spark.server == server)

@@ -237,7 +237,7 @@ impl Routes {
     /// The Spark sessions that may be used without asking again.
     async fn bindings(&self, session: &Session, route: &Route) -> Result<Vec<wire::SparkBinding>, Refused> {
         let server = route.endpoint.to_ascii_lowercase();
-        let all = self.api.store.bindings(&session.key()).await;
+        let all = self.api.store.list_bindings(&session.key()).await;
         let ready = all.map_err(crate::error::store)?.into_iter().filter(|binding| {
             binding.state == BindingState::Ready
                 && binding.generation == session.generation

@@ -89,7 +89,7 @@ impl SessionService for Sessions {
         let uses = self
             .api
             .store
-            .uses(&page.sessions)
+            .usage(&page.sessions)
             .await
             .map_err(crate::error::store)?;
         let sessions = page.sessions.iter().zip(&uses);
@@ -284,7 +284,7 @@ impl Sessions {
         });
         let first = async {
             match &request_id {
-                Some(request_id) => store.repeated(&who.org, &who.id, request_id).await,
+                Some(request_id) => store.find_by_request(&who.org, &who.id, request_id).await,
                 None => Ok(None),
             }
         };
@@ -379,7 +379,7 @@ impl Sessions {
         let uses = self
             .api
             .store
-            .uses(std::slice::from_ref(session))
+            .usage(std::slice::from_ref(session))
             .await
             .map_err(crate::error::store)?;
         Ok(shown(who, session, &uses.first().copied().unwrap_or_default()))

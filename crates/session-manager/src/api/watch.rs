@@ -112,7 +112,7 @@ impl Watches {
             let Some(session) = store.get(&change.key).await? else {
                 return Ok(None);
             };
-            let uses = store.uses(std::slice::from_ref(&session)).await?;
+            let uses = store.usage(std::slice::from_ref(&session)).await?;
             Ok::<_, session_store::Error>(Some((session, uses.first().copied().unwrap_or_default())))
         };
         match read.await {
@@ -273,7 +273,7 @@ impl Watch {
                 (page.sessions, page.next)
             }
         };
-        let uses = store.uses(&sessions).await.map_err(crate::error::store)?;
+        let uses = store.usage(&sessions).await.map_err(crate::error::store)?;
         // It is gone for ever.
         self.over |= self.only.is_some() && sessions.is_empty();
         for (session, used) in sessions.iter().zip(&uses) {

@@ -138,7 +138,7 @@ impl Reports {
     }
 
     async fn take_all(&self, proxy: &ProxyId, sequence: u64, said: Vec<Said>) -> Result<(), Error> {
-        let heard = self.store.proxy_reported(proxy, sequence).await?;
+        let heard = self.store.begin_proxy_report(proxy, sequence).await?;
         let first = self.first_in_row(proxy, sequence);
         let outcomes: Vec<_> = stream::iter(said)
             .map(|said| self.take_one(proxy, sequence, heard, first, said))
@@ -156,7 +156,7 @@ impl Reports {
         );
         // Only now: an idle clock that stood still because of this proxy's
         // silence must find its calls known.
-        self.store.proxy_spoke(proxy, heard.at).await
+        self.store.mark_proxy_alive(proxy, heard.at).await
     }
 
     /// Since which of its reports has every one been taken here? Before that
@@ -282,7 +282,7 @@ impl Reports {
             more: kept.next_amount(),
             token_uses: kept.token_uses.values().cloned().collect(),
         };
-        let taken = self.store.report(key, &report).await;
+        let taken = self.store.apply_report(key, &report).await;
         self.metrics.activity_written(taken.is_ok());
         let taken = taken?;
         kept.sent = None;

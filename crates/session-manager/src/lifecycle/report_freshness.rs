@@ -96,7 +96,7 @@ impl Silence {
         }
         // Who lived before the outage gets time to find its way back.
         let gone_after = (calm >= PROXY_GONE).then_some(PROXY_GONE);
-        let proxies = self.store.proxies(PROXY_SILENT, gone_after).await?;
+        let proxies = self.store.count_proxies(PROXY_SILENT, gone_after).await?;
         Ok(proxies.known > 0 && proxies.silent == 0)
     }
 
@@ -111,6 +111,7 @@ mod tests {
     use session_core::Clock;
     use session_core::time::ManualClock;
     use session_store::memory::MemoryStore;
+    use session_store::prelude::*;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -140,7 +141,7 @@ mod tests {
                     let now = self.clock.now();
                     for proxy in proxies {
                         let proxy = proxy.parse().unwrap();
-                        self.store.proxy_spoke(&proxy, now).await.unwrap();
+                        self.store.mark_proxy_alive(&proxy, now).await.unwrap();
                     }
                 }
                 self.clock.advance(SECOND);

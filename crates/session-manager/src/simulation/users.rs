@@ -10,7 +10,8 @@ use session_core::{
     Actor, ChangeReason, Cluster, ClusterStatus, Engine, IdlePolicy, Limits, Provider, SessionId, SessionKey,
     SessionPolicy, State,
 };
-use session_store::{Create, Kind, SessionStore};
+use session_store::prelude::*;
+use session_store::{Create, Kind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;

@@ -126,13 +126,14 @@ pub(super) struct Scripts {
     pub(super) keep_settings: Script,
     pub(super) use_spark_session: Script,
     pub(super) acquire_lease: Script,
+    pub(super) release_lease: Script,
     pub(super) put_definition: Script,
     pub(super) delete_definition: Script,
     pub(super) epoch: Script,
     pub(super) pulse: Script,
     pub(super) rewrite_lost: Script,
     pub(super) trim_ended: Script,
-    pub(super) report_keys: Script,
+    pub(super) report_signing_keys: Script,
     pub(super) append_audit: Script,
 }
 
@@ -171,13 +172,14 @@ impl Scripts {
             keep_settings: script!("kept_spark_session", "keep_settings"),
             use_spark_session: script!("kept_spark_session", "use_spark_session"),
             acquire_lease: script!("time", "acquire_lease"),
+            release_lease: script!(always "release_lease"),
             put_definition: script!("put_definition"),
             delete_definition: script!(always "delete_definition"),
             epoch: script!(always "time", "epoch"),
             pulse: script!(always "pulse"),
             rewrite_lost: script!(always "record", "token", "ended", "audit", "save", "rewrite_lost"),
             trim_ended: script!(always "record", "ended", "trim_ended"),
-            report_keys: script!("time", "report_keys"),
+            report_signing_keys: script!("time", "report_signing_keys"),
             append_audit: script!(always "audit", "append_audit"),
         }
     }

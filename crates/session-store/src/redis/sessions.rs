@@ -1,11 +1,15 @@
 //! Writing sessions: what `save.lua` and the scripts around it are given.
 
+use super::safety;
 use super::scripts::Call;
 use super::{RedisStore, encode, score};
 use crate::redis::schema::codec::pack;
 use crate::redis::schema::keys::{Keys, Part, Slot, member, owner_member};
-use crate::{Commit, Create, Created, Error, HISTORY, REQUEST_ID_MEMORY, SessionStore};
-use session_core::{AuditRecord, Limits, Session, Status, Timestamp};
+use crate::{Commit, Create, Created, Error, HISTORY, REQUEST_ID_MEMORY, RequestId, Sessions};
+use async_trait::async_trait;
+use session_core::{
+    AuditRecord, EventRecord, Limits, OrgId, PrincipalId, Session, SessionKey, Status, Timestamp,
+};
 
 /// How many changes a partition's stream keeps, at least; a reader that falls
 /// further behind gets a reset.
@@ -88,61 +92,6 @@ pub(super) fn save(script: &mut Call<'_>, keys: &Keys, own: &[String], commit: &
 }
 
 impl RedisStore {
-    pub(super) async fn write_new(&self, create: Create) -> Result<Created, Error> {
-        let Create {
-            session,
-            record,
-            due,
-            request,
-            limits,
-        } = create;
-        let (org, owner) = (&session.org, &session.owner);
-        if self.is_short_of_memory(Slot::Partition(org.partition())).await {
-            let first = match &request {
-                Some(request) => self.repeated(org, owner, request).await?,
-                None => None,
-            };
-            let repeated = |session| Created { session, new: false };
-            return first.map(repeated).ok_or(Error::Full);
-        }
-        let creates = self.keys.creates(org, owner);
-        let request_key = request
-            .as_ref()
-            .map_or_else(|| creates.clone(), |r| self.keys.request(org, owner, &r.id));
-        let mut own = vec![creates, self.keys.owner(org, owner, Part::Live), request_key];
-        let live = Status::ALL.into_iter().filter(|status| !status.is_terminal());
-        own.extend(live.map(|status| self.keys.status(org, status)));
-
-        let first = Commit {
-            session,
-            record,
-            due: Some(due),
-        };
-        let mut script = self.scripts.create.prepare_invoke();
-        save(&mut script, &self.keys, &own, &first)?;
-        script
-            .arg(u8::from(request.is_some()))
-            .arg(request.as_ref().map_or("", |r| &r.fingerprint))
-            .arg(u64::try_from(REQUEST_ID_MEMORY.as_millis()).unwrap_or(u64::MAX))
-            .arg(limits.live_sessions_per_owner)
-            .arg(limits.live_sessions)
-            .arg(limits.creates_per_minute);
-        self.audit_last(&mut script, &audited(&first))?;
-        let reply = self.run(&script).await?;
-        if let (["repeated"], Some(request)) = (reply.words().as_slice(), &request) {
-            let session = &first.session;
-            let stored = self.repeated(&session.org, &session.owner, request).await?;
-            // Gone again within this moment: the caller asks once more.
-            let session = stored.ok_or(Error::Conflict)?;
-            return Ok(Created { session, new: false });
-        }
-        reply.accepted(|quota| limit_named(&limits, quota))?;
-        Ok(Created {
-            session: first.session,
-            new: true,
-        })
-    }
-
     /// Writes a change; if `last_activity_at` is given, only while nothing is
     /// in flight and nothing happened since.
     pub(super) async fn write_any(
@@ -188,5 +137,105 @@ fn limit_named(limits: &Limits, quota: &str) -> u32 {
         "live_sessions" => limits.live_sessions,
         "creates_per_minute" => limits.creates_per_minute,
         _ => 0,
+    }
+}
+
+#[async_trait]
+impl Sessions for RedisStore {
+    async fn create(&self, create: Create) -> Result<Created, Error> {
+        let Create {
+            session,
+            record,
+            due,
+            request,
+            limits,
+        } = create;
+        let (org, owner) = (&session.org, &session.owner);
+        if self.is_short_of_memory(Slot::Partition(org.partition())).await {
+            let first = match &request {
+                Some(request) => self.find_by_request(org, owner, request).await?,
+                None => None,
+            };
+            let repeated = |session| Created { session, new: false };
+            return first.map(repeated).ok_or(Error::Full);
+        }
+        let creates = self.keys.creates(org, owner);
+        let request_key = request
+            .as_ref()
+            .map_or_else(|| creates.clone(), |r| self.keys.request(org, owner, &r.id));
+        let mut own = vec![creates, self.keys.owner(org, owner, Part::Live), request_key];
+        let live = Status::ALL.into_iter().filter(|status| !status.is_terminal());
+        own.extend(live.map(|status| self.keys.status(org, status)));
+
+        let first = Commit {
+            session,
+            record,
+            due: Some(due),
+        };
+        let mut script = self.scripts.create.prepare_invoke();
+        save(&mut script, &self.keys, &own, &first)?;
+        script
+            .arg(u8::from(request.is_some()))
+            .arg(request.as_ref().map_or("", |r| &r.fingerprint))
+            .arg(u64::try_from(REQUEST_ID_MEMORY.as_millis()).unwrap_or(u64::MAX))
+            .arg(limits.live_sessions_per_owner)
+            .arg(limits.live_sessions)
+            .arg(limits.creates_per_minute);
+        self.audit_last(&mut script, &audited(&first))?;
+        let reply = self.run(&script).await?;
+        if let (["repeated"], Some(request)) = (reply.words().as_slice(), &request) {
+            let session = &first.session;
+            let stored = self
+                .find_by_request(&session.org, &session.owner, request)
+                .await?;
+            // Gone again within this moment: the caller asks once more.
+            let session = stored.ok_or(Error::Conflict)?;
+            return Ok(Created { session, new: false });
+        }
+        reply.accepted(|quota| limit_named(&limits, quota))?;
+        Ok(Created {
+            session: first.session,
+            new: true,
+        })
+    }
+
+    async fn get(&self, key: &SessionKey) -> Result<Option<Session>, Error> {
+        self.read_record(&self.keys.record(key)).await
+    }
+
+    async fn find_by_request(
+        &self,
+        org: &OrgId,
+        owner: &PrincipalId,
+        request: &RequestId,
+    ) -> Result<Option<Session>, Error> {
+        let mut cmd = redis::cmd("HMGET");
+        cmd.arg(self.keys.request(org, owner, &request.id))
+            .arg("fingerprint")
+            .arg("record");
+        let (fingerprint, record): (Option<String>, Option<String>) = self.connections.query(&cmd).await?;
+        let Some(record) = record else { return Ok(None) };
+        match self.read_record(&record).await? {
+            Some(_) if fingerprint.as_ref() != Some(&request.fingerprint) => Err(Error::RequestIdReused),
+            stored => Ok(stored),
+        }
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<(), Error> {
+        if safety::replication::needs_replica(&commit) {
+            return self.commit_replicated(commit, None).await;
+        }
+        self.write_any(&commit, None).await
+    }
+
+    async fn commit_if_idle(&self, commit: Commit, last_activity_at: Timestamp) -> Result<(), Error> {
+        if safety::replication::needs_replica(&commit) {
+            return self.commit_replicated(commit, Some(last_activity_at)).await;
+        }
+        self.write_any(&commit, Some(last_activity_at)).await
+    }
+
+    async fn events(&self, key: &SessionKey) -> Result<Vec<EventRecord>, Error> {
+        self.read_history(&self.keys.record(key)).await
     }
 }

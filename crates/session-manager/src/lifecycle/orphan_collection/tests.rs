@@ -9,6 +9,7 @@ use session_core::time::ManualClock;
 use session_core::{Actor, ChangeReason, Cluster, SessionId, SessionPolicy};
 use session_store::Create;
 use session_store::memory::MemoryStore;
+use session_store::prelude::*;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const START: Timestamp = Timestamp::from_millis(1_795_000_000_000);

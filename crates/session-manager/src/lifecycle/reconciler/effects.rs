@@ -221,6 +221,7 @@ mod tests {
     use session_core::time::ManualClock;
     use session_core::{Activity, ClusterStatus, Engine, Limits, Route, SessionId, SessionPolicy, Timestamp};
     use session_store::memory::MemoryStore;
+    use session_store::prelude::*;
     use session_store::{Commit, Create, Kind, SessionStore};
     use std::collections::{BTreeMap, BTreeSet};
     use std::sync::Arc;

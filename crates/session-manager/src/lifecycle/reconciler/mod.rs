@@ -192,7 +192,7 @@ impl Driver {
             loop {
                 let keys = self
                     .store
-                    .live_on_cluster(&cluster.name, after.as_ref(), 256)
+                    .list_live_on_cluster(&cluster.name, after.as_ref(), 256)
                     .await?;
                 let Some(last) = keys.last().cloned() else { break };
                 after = Some(last);
@@ -239,7 +239,7 @@ impl Driver {
 
     async fn look_until_settled(&self, key: &SessionKey) -> Result<(), Error> {
         for _ in 0..RACES {
-            let Some(loaded) = self.store.load(key).await? else {
+            let Some(loaded) = self.store.get_with_activity(key).await? else {
                 // Drops the stray entry.
                 return match self.store.set_due(key, 0, None).await {
                     Err(Error::NotFound) => Ok(()),
@@ -340,7 +340,7 @@ impl Driver {
         match activity {
             // What is reported from here on wins over the decision.
             Activity::Quiet { last_activity_at } if by_idle_clock => {
-                self.store.commit_quiet(commit, last_activity_at).await?;
+                self.store.commit_if_idle(commit, last_activity_at).await?;
             }
             Activity::Quiet { .. } | Activity::Busy | Activity::Unknown => self.store.commit(commit).await?,
         }
@@ -371,7 +371,11 @@ impl Driver {
         check: impl Fn(&Session) -> Result<(), Refused>,
     ) -> Result<(Session, Activity), Refused> {
         for _ in 0..RACES {
-            let loaded = self.store.load(key).await.map_err(crate::error::store)?;
+            let loaded = self
+                .store
+                .get_with_activity(key)
+                .await
+                .map_err(crate::error::store)?;
             let loaded = loaded.ok_or_else(Refused::not_authorized)?;
             let (session, now) = (loaded.session, loaded.at);
             check(&session)?;
@@ -402,7 +406,7 @@ impl Driver {
     pub(crate) async fn has_sessions(&self, cluster: &Cluster) -> Result<bool, Refused> {
         let live = self
             .store
-            .live_on_cluster(&cluster.name, None, 1)
+            .list_live_on_cluster(&cluster.name, None, 1)
             .await
             .map_err(crate::error::store)?;
         Ok(!live.is_empty())

@@ -7,10 +7,11 @@
 //! is good and is called weak: this process looks after it until a replica has
 //! it, and writes it again if a fail-over lost it.
 
+use crate::prelude::*;
 use crate::redis::connection::{Address, Connections, Dedicated};
 use crate::redis::schema::keys::Slot;
 use crate::redis::{RedisStore, sessions};
-use crate::{AuditTrail, Commit, Error, SessionStore};
+use crate::{Commit, Error};
 use parking_lot::{Mutex, MutexGuard};
 use session_core::{AuditRecord, ChangeReason, EventRecord, Session, SessionKey, Timestamp};
 use std::collections::{BTreeMap, HashMap};
@@ -146,7 +147,7 @@ impl RedisStore {
         };
         let session = &commit.session.id;
         tracing::warn!(%session, version = commit.session.version, "no replica has this change yet");
-        if let Err(error) = self.audit(&record).await {
+        if let Err(error) = self.append_audit(&record).await {
             tracing::warn!(%session, %error, "the audit trail does not say that a change is weak");
         }
     }
