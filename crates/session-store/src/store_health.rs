@@ -11,7 +11,7 @@ pub trait StoreHealth {
     async fn now(&self) -> Result<Timestamp, Error>;
 
     /// Rises when stored state may have gone back in time; routes carry it. The
-    /// feed says [`Feed::Reset`] after it rose.
+    /// feed says [`crate::Feed::Reset`] after it rose.
     async fn epoch(&self) -> Result<u64, Error>;
 
     /// Can it be reached now?

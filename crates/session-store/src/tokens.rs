@@ -68,7 +68,7 @@ pub trait Tokens {
     async fn record_token(&self, key: &SessionKey, token: TokenRecord, limit: u32) -> Result<(), Error>;
 
     /// The tokens of a session's present epoch that have not expired, oldest
-    /// first. One that was revoked alone is among them, as [`Session`] tells
+    /// first. One that was revoked alone is among them, as [`session_core::Session`] tells
     /// which those are, until its room is needed.
     async fn live_tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error>;
 
