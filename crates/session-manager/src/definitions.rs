@@ -123,11 +123,11 @@ const READ_TOGETHER: usize = 8;
 
 /// Reads and writes definitions.
 #[derive(Debug, Clone)]
-pub(crate) struct Directory {
+pub(crate) struct DefinitionStore {
     store: Arc<dyn SessionStore>,
 }
 
-impl Directory {
+impl DefinitionStore {
     pub(crate) fn new(store: Arc<dyn SessionStore>) -> Self {
         Self { store }
     }

@@ -14,7 +14,7 @@ pub(crate) mod external_jwt;
 pub(crate) mod layer;
 
 use crate::audit::Trail;
-use crate::definitions::Directory;
+use crate::definitions::DefinitionStore;
 use crate::metrics::Metrics;
 use authenticate::CallerAuthenticator;
 use http::HeaderMap;
@@ -27,7 +27,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 #[derive(Debug)]
 pub(crate) struct Admission {
     pub(crate) authenticator: CallerAuthenticator,
-    pub(crate) directory: Directory,
+    pub(crate) definitions: DefinitionStore,
     pub(crate) trail: Arc<Trail>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -45,7 +45,7 @@ impl Admission {
     /// Platform admins of a disabled organization may call: nobody could enable
     /// it again otherwise.
     pub(crate) async fn authorize_enabled(&self, who: &Principal) -> Result<(), Refused> {
-        let standing = self.directory.standing(&who.org, &who.id).await;
+        let standing = self.definitions.standing(&who.org, &who.id).await;
         let standing = standing.map_err(crate::error::store)?;
         let platform = who.has(Role::PlatformAdmin);
         if let Some(disabled) = standing.principal

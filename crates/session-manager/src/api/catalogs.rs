@@ -28,7 +28,7 @@ impl CatalogService for Catalogs {
     ) -> Answer<v1::CreateCatalogResponse> {
         let who = self.api.caller(&request)?;
         let catalog = checked(&who, request.into_inner().catalog)?;
-        let catalog = self.api.directory.create(catalog).await?;
+        let catalog = self.api.definitions.create(catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog created");
         self.api
             .audit(&who, AuditAction::CatalogCreated, |record| {
@@ -63,7 +63,10 @@ impl CatalogService for Catalogs {
             name.map_err(|_| Refused::field("page_token", "is not one that this API returned"))
         });
         let after = after.transpose()?;
-        let page = self.api.directory.catalogs_after(&who.org, after.as_ref(), limit);
+        let page = self
+            .api
+            .definitions
+            .catalogs_after(&who.org, after.as_ref(), limit);
         let (page, more) = page.await.map_err(crate::error::store)?;
         let last = page.last().filter(|_| more).map(|last| last.name.to_string());
         let catalogs = page
@@ -84,7 +87,7 @@ impl CatalogService for Catalogs {
         let who = self.api.caller(&request)?;
         let catalog = checked(&who, request.into_inner().catalog)?;
         self.find_writable(&who, catalog.name.as_str()).await?;
-        let catalog = self.api.directory.replace(catalog).await?;
+        let catalog = self.api.definitions.replace(catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog updated");
         self.api
             .audit(&who, AuditAction::CatalogUpdated, |record| {
@@ -108,7 +111,7 @@ impl CatalogService for Catalogs {
         {
             return Err(in_use(&catalog, &session).into());
         }
-        self.api.directory.delete(&catalog).await?;
+        self.api.definitions.delete(&catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog deleted");
         self.api
             .audit(&who, AuditAction::CatalogDeleted, |record| {
@@ -144,7 +147,7 @@ impl Catalogs {
         let name: CatalogName = parse("name", name)?;
         let catalog = self
             .api
-            .directory
+            .definitions
             .catalog(&who.org, &name)
             .await
             .map_err(crate::error::store)?;

@@ -45,7 +45,7 @@ impl ClusterService for Clusters {
         let cluster = Cluster { status, ..cluster };
         let cluster = match self
             .api
-            .directory
+            .definitions
             .cluster(&cluster.name)
             .await
             .map_err(crate::error::store)?
@@ -53,14 +53,14 @@ impl ClusterService for Clusters {
             // A destroyed cluster's name may be used again.
             Some(old) if old.status == ClusterStatus::Destroyed => {
                 self.api
-                    .directory
+                    .definitions
                     .replace(Cluster {
                         version: old.version,
                         ..cluster
                     })
                     .await?
             }
-            Some(_) | None => self.api.directory.create(cluster).await?,
+            Some(_) | None => self.api.definitions.create(cluster).await?,
         };
         tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster created");
         self.api
@@ -92,7 +92,7 @@ impl ClusterService for Clusters {
         let who = self.api.caller(&request)?;
         let all = self
             .api
-            .directory
+            .definitions
             .all::<Cluster>()
             .await
             .map_err(crate::error::store)?;
@@ -125,7 +125,11 @@ impl ClusterService for Clusters {
             }
             (old, _) => old,
         };
-        let cluster = self.api.directory.replace(Cluster { status, ..cluster }).await?;
+        let cluster = self
+            .api
+            .definitions
+            .replace(Cluster { status, ..cluster })
+            .await?;
         tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster updated");
         self.api
             .audit(&who, AuditAction::ClusterUpdated, |record| {
@@ -183,7 +187,7 @@ impl ClusterService for Clusters {
         }
         if request.force {
             self.close_all(&who, &cluster).await?;
-        } else if self.api.driver.has_sessions(&cluster).await? {
+        } else if self.api.reconciler.has_sessions(&cluster).await? {
             return Err(Refused::new(
                 Reason::ClusterNotActive,
                 format!(
@@ -224,7 +228,7 @@ impl Clusters {
         let name: ClusterName = parse("name", name)?;
         let cluster = self
             .api
-            .directory
+            .definitions
             .cluster(&name)
             .await
             .map_err(crate::error::store)?;
@@ -249,7 +253,7 @@ impl Clusters {
         if cluster.status == status {
             return Ok(cluster);
         }
-        self.api.directory.replace(Cluster { status, ..cluster }).await
+        self.api.definitions.replace(Cluster { status, ..cluster }).await
     }
 
     async fn close_all(&self, who: &AuthenticatedCaller, cluster: &Cluster) -> Result<(), Refused> {
@@ -271,10 +275,10 @@ impl Clusters {
             after = Some(last);
             for key in keys {
                 self.api
-                    .driver
+                    .reconciler
                     .ask_from(&who.address, &key, &close, &actor, |_| Ok(()))
                     .await?;
-                self.api.driver.kick(key);
+                self.api.reconciler.enqueue(key);
             }
         }
     }

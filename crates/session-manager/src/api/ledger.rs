@@ -32,7 +32,7 @@ impl TokenLedger for Ledger {
         let who = self.api.caller(&request)?;
         let request = request.into_inner();
         let read = async {
-            let org = self.api.directory.org(&who.org).await;
+            let org = self.api.definitions.org(&who.org).await;
             Ok(org.map_err(crate::error::store)?.limits)
         };
         let session = self.connectable(&who, &request.session_id, Rpc::RecordToken);
@@ -63,7 +63,7 @@ impl TokenLedger for Ledger {
                 until,
             };
             self.api
-                .driver
+                .reconciler
                 .ask(&key, &revoke, &Actor::System, |_| Ok(()))
                 .await?;
             self.denied(&who, key.id.as_str(), &refused);

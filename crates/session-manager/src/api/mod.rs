@@ -18,11 +18,11 @@ pub(crate) mod watch;
 use crate::admission::Admission;
 use crate::audit::Trail;
 use crate::caller::AuthenticatedCaller;
-use crate::change_feed::Hub;
-use crate::definitions::Directory;
-use crate::lifecycle::activity_reports::Reports;
-use crate::lifecycle::disabling::ShutOut;
-use crate::lifecycle::reconciler::Driver;
+use crate::change_feed::ChangeFanOut;
+use crate::definitions::DefinitionStore;
+use crate::lifecycle::activity_reports::ReportIntake;
+use crate::lifecycle::disabling::Disabling;
+use crate::lifecycle::reconciler::Reconciler;
 use crate::metrics::Metrics;
 use service_kit::polled_document::Document;
 use session_core::access::{self, Rpc};
@@ -44,18 +44,18 @@ pub(crate) struct Api {
     pub(crate) admission: Arc<Admission>,
     pub(crate) trail: Arc<Trail>,
     pub(crate) store: Arc<dyn SessionStore>,
-    pub(crate) directory: Directory,
-    pub(crate) driver: Arc<Driver>,
-    pub(crate) hub: Arc<Hub>,
-    pub(crate) reports: Arc<Reports>,
-    pub(crate) shut_out: Arc<ShutOut>,
+    pub(crate) definitions: DefinitionStore,
+    pub(crate) reconciler: Arc<Reconciler>,
+    pub(crate) fan_out: Arc<ChangeFanOut>,
+    pub(crate) reports: Arc<ReportIntake>,
+    pub(crate) disabling: Arc<Disabling>,
     pub(crate) watches: watch::Watches,
-    pub(crate) trials: test_catalog::Trials,
+    pub(crate) catalog_tests: test_catalog::CatalogTests,
     pub(crate) verifier: Verifier,
     pub(crate) keyring: Arc<Keyring>,
     pub(crate) keys: Arc<Document>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) computes: crate::providers::registry::Computes,
+    pub(crate) computes: crate::providers::registry::ProviderRegistry,
     pub(crate) compute_config: crate::config::ComputeConfig,
     pub(crate) metrics: Arc<Metrics>,
     /// Ends the streams that would otherwise hold the drain up.
@@ -123,10 +123,10 @@ impl Api {
         };
         let actor = Actor::Principal(who.id.clone());
         let changed = self
-            .driver
+            .reconciler
             .ask_from(&who.address, key, event, &actor, may)
             .await?;
-        self.driver.kick(key.clone());
+        self.reconciler.enqueue(key.clone());
         Ok(changed)
     }
 

@@ -30,7 +30,7 @@ pub(super) async fn interrupt(
     let key = session.key();
     let (operations, cluster) = tokio::try_join!(
         api.store.operations(&key),
-        api.directory.cluster(&session.cluster)
+        api.definitions.cluster(&session.cluster)
     )
     .map_err(crate::error::store)?;
     let cluster = cluster.ok_or_else(|| nothing_runs(&session))?;

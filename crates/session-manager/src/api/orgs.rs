@@ -71,7 +71,7 @@ impl OrgService for Orgs {
             managed_by_config: false,
             version: 0,
         };
-        let org = self.api.directory.create(org).await?;
+        let org = self.api.definitions.create(org).await?;
         tracing::info!(org = %org.id, actor = %who.id, "organization created");
         self.api
             .audit(&who, AuditAction::OrgCreated, |record| {
@@ -106,7 +106,7 @@ impl OrgService for Orgs {
     async fn enable_org(&self, request: Request<v1::EnableOrgRequest>) -> Answer<v1::EnableOrgResponse> {
         let who = self.api.caller(&request)?;
         let id: OrgId = parse("name", &request.into_inner().name)?;
-        self.api.shut_out.enable(&id, None, |_| true).await?;
+        self.api.disabling.enable(&id, None, |_| true).await?;
         tracing::info!(org = %id, actor = %who.id, "organization enabled");
         self.api
             .audit(&who, AuditAction::OrgEnabled, |record| {
@@ -145,7 +145,7 @@ impl OrgService for Orgs {
         let principal: PrincipalId = parse("principal", &request.principal)?;
         let closed_sessions = if !request.disabled {
             let may = |stored: &Disabled| !stored.by_platform || access::write_platform(&who);
-            self.api.shut_out.enable(&org, Some(&principal), may).await?;
+            self.api.disabling.enable(&org, Some(&principal), may).await?;
             self.api
                 .audit(&who, AuditAction::PrincipalEnabled, |record| {
                     record.of_org(&org).on(principal.as_str())
@@ -166,17 +166,17 @@ impl OrgService for Orgs {
 
 impl Orgs {
     async fn shown(&self, id: &OrgId) -> Result<v1::Org, Refused> {
-        let directory = &self.api.directory;
-        let (org, disabled) =
-            tokio::try_join!(directory.org(id), directory.is_disabled(id)).map_err(crate::error::store)?;
+        let definitions = &self.api.definitions;
+        let (org, disabled) = tokio::try_join!(definitions.org(id), definitions.is_disabled(id))
+            .map_err(crate::error::store)?;
         Ok(convert::org(&org, disabled))
     }
 
     /// Those that somebody defined, and those that are disabled.
     async fn all(&self) -> Result<Vec<v1::Org>, Refused> {
-        let directory = &self.api.directory;
+        let definitions = &self.api.definitions;
         let (defined, disabled) =
-            tokio::try_join!(directory.all::<Org>(), directory.all_of::<Disabled>(None))
+            tokio::try_join!(definitions.all::<Org>(), definitions.all_of::<Disabled>(None))
                 .map_err(crate::error::store)?;
         let mut all: BTreeMap<OrgId, v1::Org> = defined
             .iter()
@@ -190,7 +190,7 @@ impl Orgs {
     }
 
     async fn disabled_in(&self, id: &OrgId) -> Result<Vec<String>, Refused> {
-        let here = self.api.directory.all_of::<Disabled>(Some(id)).await;
+        let here = self.api.definitions.all_of::<Disabled>(Some(id)).await;
         let here = here.map_err(crate::error::store)?;
         Ok(here
             .into_iter()
@@ -201,7 +201,7 @@ impl Orgs {
 
     async fn write_limits(&self, id: &OrgId, limits: &Limits) -> Result<(), Refused> {
         for _ in 0..RACES {
-            let org = self.api.directory.org(id).await.map_err(crate::error::store)?;
+            let org = self.api.definitions.org(id).await.map_err(crate::error::store)?;
             if org.managed_by_config {
                 return Err(super::managed_by_config("organization", id.as_str()));
             }
@@ -210,9 +210,9 @@ impl Orgs {
                 ..org
             };
             let written = if wanted.version() == 0 {
-                self.api.directory.create(wanted).await
+                self.api.definitions.create(wanted).await
             } else {
-                self.api.directory.replace(wanted).await
+                self.api.definitions.replace(wanted).await
             };
             match written {
                 Ok(_) => return Ok(()),
@@ -246,11 +246,11 @@ impl Orgs {
             settled: false,
             version: 0,
         };
-        let disabled = self.api.shut_out.write(disabled).await?;
+        let disabled = self.api.disabling.write(disabled).await?;
         // It is in force from now on, also if closing what is live fails.
         self.api
             .audit(who, action, |record| record.of_org(org).on(&object))
             .await;
-        self.api.shut_out.close(disabled).await
+        self.api.disabling.close(disabled).await
     }
 }

@@ -72,11 +72,11 @@ impl RouteService for Routes {
             // Read before the record: one of an earlier epoch than the record's
             // own is announced as outdated, the other way round nobody would know.
             let epoch = self.api.store.epoch().await.map_err(crate::error::store)?;
-            let waiter = self.api.hub.wait_for(&key);
+            let waiter = self.api.fan_out.wait_for(&key);
             let changed = waiter.changed();
             let read = tokio::try_join!(
                 self.api.store.get(&key),
-                self.api.directory.standing(&key.org, &claims.sub),
+                self.api.definitions.standing(&key.org, &claims.sub),
             );
             let (session, standing) = read.map_err(crate::error::store)?;
             let Some(session) = session else {
@@ -115,8 +115,8 @@ impl RouteService for Routes {
         _request: Request<wire::WatchRoutesRequest>,
     ) -> Answer<Self::WatchRoutesStream> {
         // Subscribe first: what changes while the epoch is read is not missed.
-        let changes = self.api.hub.subscribe();
-        if !self.api.hub.is_read_within(FEED_TIMEOUT) {
+        let changes = self.api.fan_out.subscribe();
+        if !self.api.fan_out.is_read_within(FEED_TIMEOUT) {
             return Err(feed_broken().into());
         }
         let epoch = self.api.store.epoch().await.map_err(crate::error::store)?;
@@ -157,7 +157,7 @@ impl RouteService for Routes {
         };
         let read = tokio::try_join!(
             self.api.store.get(&key),
-            self.api.directory.standing(&key.org, &claims.sub),
+            self.api.definitions.standing(&key.org, &claims.sub),
         );
         let (session, standing) = read.map_err(crate::error::store)?;
         let session = session.ok_or_else(|| forgotten(&key))?;
@@ -220,9 +220,14 @@ impl Routes {
     /// Wakes an idle session; false while it must wait after a failed warm-up.
     async fn wake(&self, key: &SessionKey, claims: &Claims) -> Result<bool, Refused> {
         let actor = Actor::Principal(claims.sub.clone());
-        match self.api.driver.ask(key, &Event::Wake, &actor, |_| Ok(())).await {
+        match self
+            .api
+            .reconciler
+            .ask(key, &Event::Wake, &actor, |_| Ok(()))
+            .await
+        {
             Ok(_) => {
-                self.api.driver.kick(key.clone());
+                self.api.reconciler.enqueue(key.clone());
                 Ok(true)
             }
             Err(refused) if refused.reason == Reason::SessionWarming => Ok(false),
@@ -369,10 +374,10 @@ impl Watch {
                     Err(broadcast::error::RecvError::Closed) => None,
                 },
                 _ = self.heartbeats.tick() => {
-                    if self.api.hub.is_read_within(HEARTBEAT_MAX_AGE) {
+                    if self.api.fan_out.is_read_within(HEARTBEAT_MAX_AGE) {
                         return Some(Ok(heartbeat()));
                     }
-                    if !self.api.hub.is_read_within(FEED_TIMEOUT) {
+                    if !self.api.fan_out.is_read_within(FEED_TIMEOUT) {
                         self.is_over = true;
                         return Some(Err(feed_broken().into()));
                     }

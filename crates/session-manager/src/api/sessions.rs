@@ -64,7 +64,7 @@ impl SessionService for Sessions {
         let key = self.api.key(&who, &request.session_id)?;
         let until = tokio::time::Instant::now() + wait;
         loop {
-            let waiter = self.api.hub.wait_for(&key);
+            let waiter = self.api.fan_out.wait_for(&key);
             let changed = waiter.changed();
             let (session, _) = self
                 .api
@@ -112,7 +112,7 @@ impl SessionService for Sessions {
             Some(labels) => {
                 let limits = self
                     .api
-                    .directory
+                    .definitions
                     .org(&who.org)
                     .await
                     .map_err(crate::error::store)?
@@ -276,7 +276,7 @@ impl Sessions {
         who: &AuthenticatedCaller,
         request: v1::CreateSessionRequest,
     ) -> Result<Session, Refused> {
-        let (directory, store) = (&self.api.directory, &self.api.store);
+        let (definitions, store) = (&self.api.definitions, &self.api.store);
         let request_id = checked_text("request_id", request.request_id.clone())?;
         let request_id = request_id.map(|id| RequestId {
             id,
@@ -291,10 +291,10 @@ impl Sessions {
         // Others than platform admins were not let in.
         let disabled = async {
             let may_be = who.has(Role::PlatformAdmin);
-            Ok(may_be && directory.is_disabled(&who.org).await?)
+            Ok(may_be && definitions.is_disabled(&who.org).await?)
         };
         let named = placement::cluster_name(&request.cluster)?;
-        let known = tokio::try_join!(directory.place(&who.org, &named), disabled, first);
+        let known = tokio::try_join!(definitions.place(&who.org, &named), disabled, first);
         let ((org, cluster, now), disabled, first) = known.map_err(crate::error::store)?;
         if disabled {
             return Err(crate::error::org_disabled(&who.org));
@@ -353,11 +353,11 @@ impl Sessions {
                 "session created"
             );
             self.api
-                .driver
+                .reconciler
                 .start_new(&created.session, &change.effects, &cluster, catalog)
                 .await;
             // It may have been closed meanwhile: look at what is true now.
-            self.api.driver.kick(created.session.key());
+            self.api.reconciler.enqueue(created.session.key());
         }
         Ok(created.session)
     }

@@ -161,7 +161,7 @@ async fn apply(
     if settings.is_empty() {
         return Ok(());
     }
-    let cluster = api.directory.cluster(&session.cluster).await;
+    let cluster = api.definitions.cluster(&session.cluster).await;
     let cluster = cluster
         .map_err(crate::error::store)?
         .ok_or_else(|| bind::changing(session))?;

@@ -19,7 +19,7 @@ const JUMP: Duration = Duration::from_secs(5);
 
 /// What this manager knows of outages.
 #[derive(Debug)]
-pub(crate) struct Silence {
+pub(crate) struct ReportFreshness {
     store: Arc<dyn SessionStore>,
     /// Since when the store has been there; none while it is away.
     since: Mutex<Option<Timestamp>>,
@@ -30,7 +30,7 @@ pub(crate) struct Silence {
     last: Mutex<Option<(Timestamp, Instant)>>,
 }
 
-impl Silence {
+impl ReportFreshness {
     /// A manager that starts begins with an outage: what was before it is unknown.
     pub(crate) fn new(store: Arc<dyn SessionStore>) -> Self {
         Self {
@@ -118,19 +118,19 @@ mod tests {
     struct World {
         clock: Arc<ManualClock>,
         store: Arc<MemoryStore>,
-        silence: Silence,
+        freshness: ReportFreshness,
     }
 
     impl World {
         async fn new() -> Self {
             let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1_800_000_000_000)));
             let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _));
-            let silence = Silence::new(Arc::clone(&store) as _).with_settable_clock();
-            silence.found().await;
+            let freshness = ReportFreshness::new(Arc::clone(&store) as _).with_settable_clock();
+            freshness.found().await;
             Self {
                 clock,
                 store,
-                silence,
+                freshness,
             }
         }
 
@@ -149,7 +149,7 @@ mod tests {
         }
 
         async fn known(&self) -> bool {
-            self.silence.is_known().await.unwrap()
+            self.freshness.is_known().await.unwrap()
         }
     }
 
@@ -160,8 +160,8 @@ mod tests {
         assert!(!world.known().await, "the manager has just begun");
         world.pass(1, &["a", "b"]).await;
         assert!(world.known().await);
-        world.silence.lost();
-        world.silence.found().await;
+        world.freshness.lost();
+        world.freshness.found().await;
         world.pass(59, &["a", "b"]).await;
         assert!(!world.known().await, "the store was away");
         world.pass(1, &["a", "b"]).await;
@@ -187,12 +187,12 @@ mod tests {
     async fn a_clock_that_jumps_is_an_outage() {
         for jump in [JUMP + 2 * SECOND, 3600 * SECOND] {
             let mut world = World::new().await;
-            world.silence.detects_clock_jumps = true;
+            world.freshness.detects_clock_jumps = true;
             let pass = async |seconds: u64| {
                 for _ in 0..seconds {
                     world.pass(1, &["a"]).await;
                     tokio::time::advance(SECOND).await;
-                    world.silence.found().await;
+                    world.freshness.found().await;
                 }
             };
             pass(61).await;
@@ -223,9 +223,9 @@ mod tests {
         world.pass(100, &["a", "b"]).await;
         // The manager is away for ten minutes; then a is back at once.
         world.pass(600, &[]).await;
-        let silence = Silence::new(Arc::clone(&world.store) as _).with_settable_clock();
-        silence.found().await;
-        let world = World { silence, ..world };
+        let freshness = ReportFreshness::new(Arc::clone(&world.store) as _).with_settable_clock();
+        freshness.found().await;
+        let world = World { freshness, ..world };
         world.pass(89, &["a"]).await;
         assert!(!world.known().await, "b may come back");
         world.pass(1, &["a"]).await;

@@ -35,7 +35,7 @@ const RENEW: Duration = Duration::from_secs(4);
 
 /// A provider that works only while this manager has the lease.
 #[derive(Debug)]
-pub(crate) struct Exclusive<P> {
+pub(crate) struct LeasedProvider<P> {
     inner: Arc<P>,
     turn: Arc<Turn>,
     /// What was asked for and not released; ended when the lease is another's.
@@ -54,7 +54,7 @@ struct Turn {
     told: AtomicBool,
 }
 
-impl<P: ComputeProvider> Exclusive<P> {
+impl<P: ComputeProvider> LeasedProvider<P> {
     /// Takes the lease if it is free, and keeps it until `stop`.
     pub(crate) async fn new(
         inner: P,
@@ -171,7 +171,7 @@ impl Turn {
 }
 
 #[async_trait]
-impl<P: ComputeProvider> ComputeProvider for Exclusive<P> {
+impl<P: ComputeProvider> ComputeProvider for LeasedProvider<P> {
     fn fence(&self) -> u64 {
         self.turn.fence().unwrap_or(0)
     }
@@ -244,9 +244,9 @@ mod tests {
         store: &Arc<MemoryStore>,
         folder: &str,
         stop: &CancellationToken,
-    ) -> Arc<Exclusive<SimCompute>> {
+    ) -> Arc<LeasedProvider<SimCompute>> {
         let store: Arc<dyn SessionStore> = Arc::clone(store) as _;
-        Exclusive::new(SimCompute::new(), store, Path::new(folder), stop.clone()).await
+        LeasedProvider::new(SimCompute::new(), store, Path::new(folder), stop.clone()).await
     }
 
     /// Lets time pass on both clocks in small steps.
