@@ -2,12 +2,11 @@
 //!
 //! Changes of sessions, tokens and their first use are in the trail by the
 //! store's own doing. Everything else is one line in the method that did it:
-//! `self.0.audit(&who, AuditAction::…, |record| record.on(name)).await`.
+//! `self.api.audit(&who, AuditAction::…, |record| record.on(name)).await`.
 //! Log lines of the target `audit` repeat the trail; whichever manager holds
 //! the lease writes them, so each record is one line of one manager.
 
-use crate::admission::layer::Admitted;
-use crate::api::Api;
+use crate::caller::AuthenticatedCaller;
 use crate::metrics::Metrics;
 use parking_lot::Mutex;
 use session_core::{Actor, AuditAction, AuditRecord, Clock, OrgId};
@@ -33,9 +32,10 @@ const LEASE_NAME: &str = "audit-export";
 /// Records of one partition that are read together.
 const PAGE: usize = 256;
 
-/// Puts down who was refused, without making them wait.
+/// Writes the audit trail. Rejected calls do not wait for the store.
 #[derive(Debug)]
 pub(crate) struct Trail {
+    store: Arc<dyn SessionStore>,
     clock: Arc<dyn Clock>,
     later: mpsc::Sender<AuditRecord>,
     refusals: Mutex<Bucket>,
@@ -63,13 +63,18 @@ impl Bucket {
 }
 
 impl Trail {
-    pub(crate) fn new(clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> (Self, mpsc::Receiver<AuditRecord>) {
+    pub(crate) fn new(
+        store: Arc<dyn SessionStore>,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
+    ) -> (Self, mpsc::Receiver<AuditRecord>) {
         let (later, waiting) = mpsc::channel(WAITING);
         let refusals = Mutex::new(Bucket {
             left: BURST,
             filled: Instant::now(),
         });
         let trail = Self {
+            store,
             clock,
             later,
             refusals,
@@ -91,13 +96,11 @@ impl Trail {
             self.metrics.audit_left_out();
         }
     }
-}
 
-impl Api {
-    /// Puts down what `who` did. If the store cannot take it, the log has it.
-    pub(crate) async fn audit(
+    /// Records what `who` did. If the store rejects the record, the log has it.
+    pub(crate) async fn record(
         &self,
-        who: &Admitted,
+        who: &AuthenticatedCaller,
         action: AuditAction,
         more: impl FnOnce(AuditRecord) -> AuditRecord,
     ) {
@@ -110,7 +113,7 @@ impl Api {
 }
 
 async fn write(store: &dyn SessionStore, record: &AuditRecord) {
-    if let Err(error) = store.audit(record).await {
+    if let Err(error) = store.append_audit(record).await {
         tracing::error!(%error, "an audit record could not be stored; the next line is all there is of it");
         line(record);
     }
@@ -149,24 +152,24 @@ pub(crate) async fn export(store: Arc<dyn SessionStore>, stop: CancellationToken
         }
     }
     // Nobody has to wait for the lease's end.
-    let _ = store.lease(LEASE_NAME, &owner, Duration::ZERO).await;
+    let _ = store.release_lease(LEASE_NAME, &owner).await;
 }
 
 async fn export_once(store: &dyn SessionStore, owner: &str) -> Result<(), Error> {
-    if store.lease(LEASE_NAME, owner, LEASE).await?.is_none() {
+    if store.acquire_lease(LEASE_NAME, owner, LEASE).await?.is_none() {
         return Ok(());
     }
     let begun = Instant::now();
     for partition in 0..OrgId::PARTITIONS {
-        let mut place = store.exported(partition).await?;
+        let mut place = store.audit_export_position(partition).await?;
         // Well within the lease, so that no two managers write the same record.
         while begun.elapsed() < LEASE / 3 {
-            let page = store.audited(partition, &place, PAGE).await?;
+            let page = store.read_audit(partition, &place, PAGE).await?;
             let Some(last) = page.last() else { break };
             place.clone_from(&last.place);
             // First the lines: a crash between may repeat some, and loses none.
             page.iter().for_each(|audited| line(&audited.record));
-            store.set_exported(partition, &place).await?;
+            store.set_audit_export_position(partition, &place).await?;
         }
     }
     Ok(())

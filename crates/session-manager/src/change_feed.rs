@@ -19,7 +19,7 @@ const BACKLOG: usize = 8192;
 
 /// Spreads the change feed within this process.
 #[derive(Debug)]
-pub(crate) struct Hub {
+pub(crate) struct ChangeFanOut {
     all: broadcast::Sender<Feed>,
     waiters: Mutex<HashMap<SessionKey, Arc<Notify>>>,
     progress: FeedProgress,
@@ -28,12 +28,12 @@ pub(crate) struct Hub {
 /// Interest in one session; ends with its value.
 #[derive(Debug)]
 pub(crate) struct Waiter<'a> {
-    hub: &'a Hub,
+    fan_out: &'a ChangeFanOut,
     key: SessionKey,
     notify: Option<Arc<Notify>>,
 }
 
-impl Hub {
+impl ChangeFanOut {
     pub(crate) fn new() -> Self {
         Self {
             all: broadcast::Sender::new(BACKLOG),
@@ -90,7 +90,7 @@ impl Hub {
         let mut waiters = self.waiters.lock();
         let notify = waiters.entry(key.clone()).or_default().clone();
         Waiter {
-            hub: self,
+            fan_out: self,
             key: key.clone(),
             notify: Some(notify),
         }
@@ -112,7 +112,7 @@ impl Waiter<'_> {
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        let mut waiters = self.hub.waiters.lock();
+        let mut waiters = self.fan_out.waiters.lock();
         drop(self.notify.take());
         if waiters
             .get(&self.key)

@@ -123,11 +123,11 @@ const READ_TOGETHER: usize = 8;
 
 /// Reads and writes definitions.
 #[derive(Debug, Clone)]
-pub(crate) struct Directory {
+pub(crate) struct DefinitionStore {
     store: Arc<dyn SessionStore>,
 }
 
-impl Directory {
+impl DefinitionStore {
     pub(crate) fn new(store: Arc<dyn SessionStore>) -> Self {
         Self { store }
     }
@@ -148,15 +148,17 @@ impl Directory {
 
     pub(crate) async fn get<T: Defined>(&self, name: &str) -> Result<Option<T>, Error> {
         self.store
-            .definition(T::KIND, name)
+            .get_definition(T::KIND, name)
             .await?
             .map(|found| read(&found))
             .transpose()
     }
 
     /// Several at once, by kind and name.
-    pub(crate) async fn some(&self, wanted: &[(Kind, String)]) -> Result<Found, Error> {
-        Ok(Found(self.store.some_definitions(wanted).await?.into_iter()))
+    pub(crate) async fn some(&self, wanted: &[(Kind, String)]) -> Result<ResolvedDefinitions, Error> {
+        Ok(ResolvedDefinitions {
+            remaining: self.store.get_definitions(wanted).await?.into_iter(),
+        })
     }
 
     /// Where and when somebody wants to create a session: the organization, the
@@ -167,8 +169,10 @@ impl Directory {
         cluster: &ClusterName,
     ) -> Result<(Org, Option<Cluster>, Timestamp), Error> {
         let wanted = [(Kind::Org, org.to_string()), (Kind::Cluster, cluster.to_string())];
-        let (found, now) = self.store.some_definitions_now(&wanted).await?;
-        let mut found = Found(found.into_iter());
+        let (found, now) = self.store.get_definitions_and_time(&wanted).await?;
+        let mut found = ResolvedDefinitions {
+            remaining: found.into_iter(),
+        };
         let defined = found.next()?;
         Ok((
             defined.unwrap_or_else(|| Org::undefined(org.clone())),
@@ -180,7 +184,7 @@ impl Directory {
     /// Every one of a kind, by name.
     pub(crate) async fn all<T: Defined>(&self) -> Result<Vec<T>, Error> {
         self.store
-            .definitions(T::KIND)
+            .list_all_definitions(T::KIND)
             .await?
             .values()
             .map(read)
@@ -190,7 +194,7 @@ impl Directory {
     /// Those in the share of one organization, by name; those in nobody's, if
     /// none is given.
     pub(crate) async fn all_of<T: Defined>(&self, org: Option<&OrgId>) -> Result<Vec<T>, Error> {
-        let found = self.store.definitions_of(T::KIND, org).await?;
+        let found = self.store.list_definitions(T::KIND, org).await?;
         found.values().map(read).collect()
     }
 
@@ -214,7 +218,7 @@ impl Directory {
                 .map(|name| (Kind::Catalog, name.clone()))
                 .collect();
             // One that was deleted meanwhile is left out.
-            for found in self.store.some_definitions(&wanted).await?.into_iter().flatten() {
+            for found in self.store.get_definitions(&wanted).await?.into_iter().flatten() {
                 bytes += found.json.len();
                 catalogs.push(read(&found)?);
             }
@@ -225,7 +229,7 @@ impl Directory {
     /// In whose shares there is something of a kind, to be read one by one,
     /// because all together may be a lot.
     pub(crate) async fn shares<T: Defined>(&self) -> Result<Vec<Option<OrgId>>, Error> {
-        let orgs = self.store.orgs_with_definitions(T::KIND).await?;
+        let orgs = self.store.list_orgs_with_definitions(T::KIND).await?;
         Ok(std::iter::once(None).chain(orgs.into_iter().map(Some)).collect())
     }
 
@@ -236,7 +240,7 @@ impl Directory {
             Some(quota) => {
                 let put = self
                     .store
-                    .put_definition_within(T::KIND, &name, expected, &json, quota);
+                    .put_definition_within_quota(T::KIND, &name, expected, &json, quota);
                 put.await
             }
         }
@@ -329,12 +333,14 @@ impl Directory {
 }
 
 /// Definitions that were read at once, one after the other.
-pub(crate) struct Found(std::vec::IntoIter<Option<Definition>>);
+pub(crate) struct ResolvedDefinitions {
+    remaining: std::vec::IntoIter<Option<Definition>>,
+}
 
-impl Found {
+impl ResolvedDefinitions {
     /// The next of them, if it is defined.
     pub(crate) fn next<T: Defined>(&mut self) -> Result<Option<T>, Error> {
-        self.0.next().flatten().as_ref().map(read).transpose()
+        self.remaining.next().flatten().as_ref().map(read).transpose()
     }
 }
 

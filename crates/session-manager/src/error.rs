@@ -1,9 +1,17 @@
 //! What went wrong inside, as callers are told.
 
 use session_core::machine::Refusal;
-use session_core::{Reason, Session, Status};
+use session_core::{OrgId, Reason, Session, Status};
 use session_proto::error::Refused;
 use session_store::Error;
+
+/// The error for members of a disabled organization.
+pub(crate) fn org_disabled(org: &OrgId) -> Refused {
+    Refused::new(
+        Reason::OrgDisabled,
+        format!("The organization {org} is disabled. Ask your platform team."),
+    )
+}
 
 /// A store error that has no meaning of its own to the call.
 pub(crate) fn store(error: Error) -> Refused {

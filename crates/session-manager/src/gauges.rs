@@ -1,7 +1,7 @@
 //! Numbers for the metrics: live sessions by status, and how late the
 //! due-queue is.
 
-use crate::definitions::Directory;
+use crate::definitions::DefinitionStore;
 use crate::metrics::Metrics;
 use session_core::{Cluster, OrgId, Status};
 use session_store::{Error, SessionStore};
@@ -18,7 +18,7 @@ const COUNT: u64 = 6;
 /// Counts until `stop`.
 pub(crate) async fn run(
     store: Arc<dyn SessionStore>,
-    directory: Directory,
+    definitions: DefinitionStore,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {
@@ -29,7 +29,7 @@ pub(crate) async fn run(
             let oldest = store.oldest_due().await?;
             metrics.due_lag(oldest.map_or(Duration::ZERO, |at| now.since(at)));
             if turn.is_multiple_of(COUNT) {
-                metrics.sessions(&count(&*store, &directory).await?);
+                metrics.sessions(&count(&*store, &definitions).await?);
             }
             Ok::<_, Error>(())
         };
@@ -47,14 +47,17 @@ pub(crate) async fn run(
 
 /// Organizations need not be defined anywhere: those that have live sessions
 /// are found by them.
-async fn count(store: &dyn SessionStore, directory: &Directory) -> Result<BTreeMap<Status, u64>, Error> {
+async fn count(
+    store: &dyn SessionStore,
+    definitions: &DefinitionStore,
+) -> Result<BTreeMap<Status, u64>, Error> {
     let mut orgs: BTreeSet<OrgId> = BTreeSet::new();
-    for cluster in directory.all::<Cluster>().await? {
-        orgs.extend(store.orgs_on_cluster(&cluster.name).await?);
+    for cluster in definitions.all::<Cluster>().await? {
+        orgs.extend(store.list_orgs_on_cluster(&cluster.name).await?);
     }
     let mut all = BTreeMap::new();
     for org in orgs {
-        for (status, count) in store.counts(&org).await? {
+        for (status, count) in store.count_by_status(&org).await? {
             *all.entry(status).or_default() += count;
         }
     }
@@ -72,6 +75,7 @@ mod tests {
         Timestamp,
     };
     use session_store::memory::MemoryStore;
+    use session_store::prelude::*;
     use session_store::{Commit, Create, Kind};
 
     const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
@@ -147,8 +151,8 @@ mod tests {
             };
             store.commit(commit).await.unwrap();
         }
-        let directory = Directory::new(Arc::clone(&store) as _);
-        let counts = count(&*store, &directory).await.unwrap();
+        let definitions = DefinitionStore::new(Arc::clone(&store) as _);
+        let counts = count(&*store, &definitions).await.unwrap();
         assert_eq!((counts[&Status::Pending], counts[&Status::Active]), (3, 0));
     }
 }

@@ -25,9 +25,9 @@ pub async fn show(store: &dyn SessionStore, name: &str) -> Result<Value> {
         .with_context(|| format!("there is no session {name}"))?;
     let mut record = serde_json::to_value(&session)?;
     hide(&mut record);
-    let used = store.uses(std::slice::from_ref(&session)).await?;
+    let used = store.usage(std::slice::from_ref(&session)).await?;
     let used = used.first().copied().unwrap_or_default();
-    let bindings = store.bindings(&key).await?;
+    let bindings = store.list_bindings(&key).await?;
     let bindings: Vec<_> = bindings
         .iter()
         .map(|binding| {
@@ -40,7 +40,7 @@ pub async fn show(store: &dyn SessionStore, name: &str) -> Result<Value> {
     Ok(json!({
         "record": record,
         "history": store.events(&key).await?,
-        "tokens": store.tokens(&key).await?,
+        "tokens": store.live_tokens(&key).await?,
         "last_activity_at": used.last_activity_at,
         "open_calls": used.open_calls,
         "bindings": bindings,
@@ -73,6 +73,7 @@ mod tests {
     };
     use session_store::Create;
     use session_store::memory::MemoryStore;
+    use session_store::prelude::*;
     use std::collections::BTreeMap;
     use std::sync::Arc;
     use std::time::Duration;

@@ -6,6 +6,7 @@
 mod admission;
 mod api;
 mod audit;
+mod caller;
 mod change_feed;
 pub mod config;
 mod definitions;
@@ -24,6 +25,6 @@ mod startup;
 
 pub use config::Config;
 pub use inspect::show;
-pub use providers::registry::{Computes, StorePlaces};
+pub use providers::registry::{ProviderRegistry, StorePlaces};
 pub use server::Listeners;
 pub use service::{open_store, run, run_with};

@@ -110,7 +110,7 @@ pub(crate) fn serve(shutdown: &Shutdown, ports: Ports, config: &Config, api: &Ar
         ..ServerConfig::default()
     })
     .layer(Gate::new(layer::Public {
-        api: Arc::clone(api),
+        admission: Arc::clone(&api.admission),
         addresses: ByAddress::new(&config.limits),
         counts: Arc::clone(&counts),
         at_once: AtOnce::new(config.limits.calls_at_once),
@@ -118,35 +118,39 @@ pub(crate) fn serve(shutdown: &Shutdown, ports: Ports, config: &Config, api: &Ar
     .add_service(grpc::health(&ports.admin.readiness, stop.clone()))
     .add_service(reflection)
     .add_service(
-        SessionServiceServer::new(api::sessions::Sessions(Arc::clone(api)))
+        SessionServiceServer::new(api::sessions::Sessions { api: Arc::clone(api) })
             .max_decoding_message_size(largest),
     )
     .add_service(
-        ClusterServiceServer::new(api::clusters::Clusters(Arc::clone(api)))
+        ClusterServiceServer::new(api::clusters::Clusters { api: Arc::clone(api) })
             .max_decoding_message_size(largest),
     )
     .add_service(
-        CatalogServiceServer::new(api::catalogs::Catalogs(Arc::clone(api)))
+        CatalogServiceServer::new(api::catalogs::Catalogs { api: Arc::clone(api) })
             .max_decoding_message_size(largest),
     )
-    .add_service(OrgServiceServer::new(api::orgs::Orgs(Arc::clone(api))).max_decoding_message_size(largest));
+    .add_service(
+        OrgServiceServer::new(api::orgs::Orgs { api: Arc::clone(api) }).max_decoding_message_size(largest),
+    );
     let internal = grpc::server(&ServerConfig {
         timeout: LONGEST_INTERNAL_CALL,
         streams_per_connection: INTERNAL_STREAMS,
         ..ServerConfig::default()
     })
     .layer(Gate::new(layer::Internal {
-        api: Arc::clone(api),
+        admission: Arc::clone(&api.admission),
         counts,
         allow: config.internal.clone(),
         tokens,
     }))
     .add_service(grpc::health(&ports.admin.readiness, stop.clone()))
     .add_service(
-        RouteServiceServer::new(api::routes::Routes(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
+        RouteServiceServer::new(api::routes::Routes { api: Arc::clone(api) })
+            .max_decoding_message_size(MAX_MESSAGE),
     )
     .add_service(
-        TokenLedgerServer::new(api::ledger::Ledger(Arc::clone(api))).max_decoding_message_size(MAX_MESSAGE),
+        TokenLedgerServer::new(api::ledger::Ledger { api: Arc::clone(api) })
+            .max_decoding_message_size(MAX_MESSAGE),
     );
     let connections = |listener, limits| Incoming::new(listener, limits, stop.clone());
     let incoming = connections(ports.public, config.limits.api_connections());

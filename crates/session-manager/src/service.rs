@@ -1,18 +1,19 @@
 //! The wiring of the service: its parts, and the tasks that run them.
 
-use crate::admission::authenticate::Callers;
+use crate::admission::Admission;
+use crate::admission::authenticate::CallerAuthenticator;
 use crate::api::Api;
-use crate::change_feed::Hub;
+use crate::change_feed::ChangeFanOut;
 use crate::config::{self, Config};
-use crate::definitions::Directory;
-use crate::lifecycle::activity_reports::Reports;
-use crate::lifecycle::disabling::ShutOut;
-use crate::lifecycle::orphan_collection::Reconcile;
-use crate::lifecycle::reconciler::Driver;
-use crate::lifecycle::report_freshness::{Jumps, Silence};
+use crate::definitions::DefinitionStore;
+use crate::lifecycle::activity_reports::ReportIntake;
+use crate::lifecycle::disabling::Disabling;
+use crate::lifecycle::orphan_collection::OrphanCollector;
+use crate::lifecycle::reconciler::Reconciler;
+use crate::lifecycle::report_freshness::ReportFreshness;
 use crate::metrics::Metrics;
-use crate::providers::leader_lease::Exclusive;
-use crate::providers::registry::{Computes, StorePlaces};
+use crate::providers::leader_lease::LeasedProvider;
+use crate::providers::registry::{ProviderRegistry, StorePlaces};
 use crate::server::{Listeners, Ports, serve};
 use crate::startup::until_available;
 use crate::{api, audit, gauges, lifecycle::retention, providers::installation};
@@ -53,7 +54,7 @@ async fn make_computes(
     store: &Arc<dyn SessionStore>,
     own_ports: impl IntoIterator<Item = u16>,
     shutdown: &Shutdown,
-) -> Result<Computes> {
+) -> Result<ProviderRegistry> {
     let allow = config
         .allow_list(own_ports)
         .map_err(anyhow::Error::msg)
@@ -63,7 +64,9 @@ async fn make_computes(
             allow: Arc::new(allow),
             tls: None,
         },
-        Arc::new(StorePlaces(Arc::clone(store))),
+        Arc::new(StorePlaces {
+            store: Arc::clone(store),
+        }),
     );
     let process = match config.compute.process_config() {
         None => None,
@@ -72,11 +75,12 @@ async fn make_computes(
             settings.host = Some(service_kit::host::id().to_owned());
             let folder = settings.state_dir.clone();
             let provider = compute::ProcessProvider::new(settings).context("compute.process")?;
-            let exclusive = Exclusive::new(provider, Arc::clone(store), &folder, shutdown.stopping()).await;
+            let exclusive =
+                LeasedProvider::new(provider, Arc::clone(store), &folder, shutdown.stopping()).await;
             Some(exclusive as Arc<dyn compute::ComputeProvider>)
         }
     };
-    Ok(Computes::new(Arc::new(fixed), process))
+    Ok(ProviderRegistry::new(Arc::new(fixed), process))
 }
 
 /// Runs the service until `shutdown` says to stop.
@@ -97,7 +101,8 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
     let Some(computes) = made.await? else {
         return Ok(shutdown.finish(config.drain).await?);
     };
-    run_on(config, ports, shutdown, store, computes, Jumps::AreOutages).await
+    let freshness = ReportFreshness::new(Arc::clone(&store));
+    run_on(config, ports, shutdown, store, computes, freshness).await
 }
 
 /// [`run`] on a store and compute that the caller made: tests hold both, and
@@ -110,10 +115,11 @@ pub async fn run_with(
     listeners: Listeners,
     shutdown: Shutdown,
     store: Arc<dyn SessionStore>,
-    computes: Computes,
+    computes: ProviderRegistry,
 ) -> Result<()> {
     let ports = Ports::admin_first(listeners, &shutdown);
-    run_on(config, ports, shutdown, store, computes, Jumps::AreMeant).await
+    let freshness = ReportFreshness::new(Arc::clone(&store)).with_settable_clock();
+    run_on(config, ports, shutdown, store, computes, freshness).await
 }
 
 async fn run_on(
@@ -121,50 +127,50 @@ async fn run_on(
     ports: Ports,
     shutdown: Shutdown,
     store: Arc<dyn SessionStore>,
-    computes: Computes,
-    jumps: Jumps,
+    computes: ProviderRegistry,
+    freshness: ReportFreshness,
 ) -> Result<()> {
     let admin = ports.admin.clone();
     let metrics = Arc::new(Metrics::new(&admin.registry));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let directory = Directory::new(Arc::clone(&store));
+    let definitions = DefinitionStore::new(Arc::clone(&store));
     let stop = shutdown.stopping();
-    let follow = || follow_configuration(&config, &directory);
+    let follow = || follow_configuration(&config, &definitions);
     let followed = until_available("follow the configuration", &stop, follow).await?;
     if followed.is_none() {
         return Ok(shutdown.finish(config.drain).await?);
     }
 
-    let silence = Arc::new(Silence::new(Arc::clone(&store), jumps));
-    silence.found().await;
-    let (driver, kicked) = Driver::new(
+    let freshness = Arc::new(freshness);
+    freshness.found().await;
+    let (reconciler, enqueued) = Reconciler::new(
         Arc::clone(&store),
-        directory.clone(),
+        definitions.clone(),
         computes.clone(),
-        Arc::clone(&silence),
+        Arc::clone(&freshness),
         Arc::clone(&metrics),
     );
-    let reports = Arc::new(Reports::new(
+    let reports = Arc::new(ReportIntake::new(
         Arc::clone(&store),
-        Arc::clone(&driver),
-        Arc::clone(&silence),
+        Arc::clone(&reconciler),
+        Arc::clone(&freshness),
         Arc::clone(&metrics),
     ));
-    let reconcile = Reconcile::new(
+    let reconcile = OrphanCollector::new(
         Arc::clone(&store),
-        directory.clone(),
+        definitions.clone(),
         computes.clone(),
-        Arc::clone(&driver),
-        Arc::clone(&silence),
+        Arc::clone(&reconciler),
+        Arc::clone(&freshness),
         Arc::clone(&metrics),
     );
     let gauges = gauges::run(
         Arc::clone(&store),
-        directory.clone(),
+        definitions.clone(),
         Arc::clone(&metrics),
         shutdown.stopping(),
     );
-    let hub = Arc::new(Hub::new());
+    let fan_out = Arc::new(ChangeFanOut::new());
     let keyring = Arc::new(Keyring::remembering(SIGNATURES));
     let keys = key_document(
         &config,
@@ -176,24 +182,32 @@ async fn run_on(
         &config.tokens.issuer,
         &config.tokens.audience,
     ));
-    let shut_out = ShutOut::new(
+    let disabling = Disabling::new(
         Arc::clone(&store),
-        directory.clone(),
-        Arc::clone(&driver),
+        definitions.clone(),
+        Arc::clone(&reconciler),
         verifier.config().afterlife(),
     );
-    let (trail, refusals) = audit::Trail::new(Arc::clone(&clock), Arc::clone(&metrics));
+    let (trail, refusals) = audit::Trail::new(Arc::clone(&store), Arc::clone(&clock), Arc::clone(&metrics));
+    let trail = Arc::new(trail);
+    let admission = Arc::new(Admission {
+        authenticator: CallerAuthenticator::new(&config, Arc::clone(&clock))?,
+        definitions: definitions.clone(),
+        trail: Arc::clone(&trail),
+        metrics: Arc::clone(&metrics),
+        clock: Arc::clone(&clock),
+    });
     let api = Arc::new(Api {
+        admission: Arc::clone(&admission),
         trail,
         store: Arc::clone(&store),
-        directory,
-        driver: Arc::clone(&driver),
-        hub: Arc::clone(&hub),
+        definitions,
+        reconciler: Arc::clone(&reconciler),
+        fan_out: Arc::clone(&fan_out),
         reports: Arc::clone(&reports),
-        shut_out: Arc::clone(&shut_out),
+        disabling: Arc::clone(&disabling),
         watches: api::watch::Watches::new(),
-        trials: api::test_catalog::trials(),
-        callers: Callers::new(&config, Arc::clone(&clock))?,
+        catalog_tests: api::test_catalog::catalog_tests(),
         verifier,
         keyring,
         keys: Arc::clone(&keys),
@@ -216,46 +230,46 @@ async fn run_on(
     let there = admin.readiness.condition("state store");
     shutdown.spawn(watch_store(
         Arc::clone(&store),
-        silence,
+        freshness,
         move |answers| there.set(answers),
         stop.clone(),
     ));
     let ended = |name: &'static str| tracing::debug!(name, "task ended");
-    shutdown.spawn(shut_out.run(stop.clone()));
+    shutdown.spawn(disabling.run(stop.clone()));
     shutdown.spawn_critical("watched sessions", {
-        let (api, hub, store, stop) = (
+        let (api, fan_out, store, stop) = (
             Arc::clone(&api),
-            Arc::clone(&hub),
+            Arc::clone(&fan_out),
             Arc::clone(&store),
             stop.clone(),
         );
         async move {
-            api.watches.run(&hub, store, stop).await;
+            api.watches.run(&fan_out, store, stop).await;
             anyhow::Ok(())
         }
     });
     shutdown.spawn_critical("change feed", {
         let stop = stop.clone();
         async move {
-            hub.run(store, stop).await;
+            fan_out.run(store, stop).await;
             ended("change feed");
             anyhow::Ok(())
         }
     });
-    shutdown.spawn_critical("driver", {
+    shutdown.spawn_critical("reconciler", {
         let stop = stop.clone();
         async move {
-            driver.run(kicked, stop).await;
-            ended("driver");
+            reconciler.run(enqueued, stop).await;
+            ended("reconciler");
             anyhow::Ok(())
         }
     });
     shutdown.spawn(gauges);
-    shutdown.spawn_critical("reconcile", {
+    shutdown.spawn_critical("orphan collection", {
         let stop = stop.clone();
         async move {
             reconcile.run(stop).await;
-            ended("reconcile");
+            ended("orphan collection");
             anyhow::Ok(())
         }
     });
@@ -268,8 +282,8 @@ async fn run_on(
         }
     });
     shutdown.spawn({
-        let (api, stop) = (Arc::clone(&api), stop.clone());
-        async move { api.callers.keep_fresh(stop).await }
+        let stop = stop.clone();
+        async move { admission.authenticator.keep_fresh(stop).await }
     });
     serve(&shutdown, ports, &config, &api)?;
     tracing::info!("session-manager is up");
@@ -277,13 +291,13 @@ async fn run_on(
     Ok(())
 }
 
-async fn follow_configuration(config: &Config, directory: &Directory) -> Result<()> {
+async fn follow_configuration(config: &Config, definitions: &DefinitionStore) -> Result<()> {
     let clusters = defined(config.clusters.iter().map(config::ClusterConfig::define)).context("clusters")?;
     let catalogs = defined(config.catalogs.iter().map(config::CatalogConfig::define)).context("catalogs")?;
     let orgs = defined(config.orgs.iter().map(config::OrgConfig::define)).context("orgs")?;
-    directory.sync(&clusters).await?;
-    directory.sync(&catalogs).await?;
-    directory.sync(&orgs).await
+    definitions.sync(&clusters).await?;
+    definitions.sync(&catalogs).await?;
+    definitions.sync(&orgs).await
 }
 
 fn defined<T>(all: impl Iterator<Item = Result<T, Vec<config::Wrong>>>) -> Result<Vec<T>> {
@@ -327,7 +341,7 @@ fn forget_old_keys(keyring: &Keyring, clock: &dyn Clock) {
 /// Asks again and again whether the store is there.
 pub(crate) async fn watch_store(
     store: Arc<dyn SessionStore>,
-    silence: Arc<Silence>,
+    freshness: Arc<ReportFreshness>,
     there: impl Fn(bool),
     stop: tokio_util::sync::CancellationToken,
 ) {
@@ -335,9 +349,9 @@ pub(crate) async fn watch_store(
         let answers = store.ping().await.is_ok();
         there(answers);
         if answers {
-            silence.found().await;
+            freshness.found().await;
         } else {
-            silence.lost();
+            freshness.lost();
         }
         tokio::select! {
             biased;

@@ -7,11 +7,11 @@
 //! while. After that the ids are given up, and kept from everybody for longer
 //! than any server keeps what it may still have.
 
-use crate::providers::registry::Computes;
+use crate::providers::registry::ProviderRegistry;
 use compute::ComputeSpec;
 use parking_lot::{Mutex, MutexGuard};
 use session_core::{SessionKey, SparkSessionId, Timestamp};
-use session_store::shared::Binding;
+use session_store::spark_bindings::Binding;
 use session_store::{Error, SessionStore};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -31,7 +31,7 @@ const BINDS: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Bindings {
     store: Arc<dyn SessionStore>,
-    computes: Computes,
+    computes: ProviderRegistry,
     /// The sessions whose bindings are being given back here.
     under_way: Mutex<HashSet<SessionKey>>,
     slots: Arc<Semaphore>,
@@ -44,7 +44,7 @@ pub(crate) struct Bindings {
 impl Bindings {
     pub(crate) fn new(
         store: Arc<dyn SessionStore>,
-        computes: Computes,
+        computes: ProviderRegistry,
         done: mpsc::Sender<SessionKey>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -59,7 +59,7 @@ impl Bindings {
 
     /// Has the session bindings of this generation, or any before it?
     pub(crate) async fn any_left(&self, key: &SessionKey, up_to: u64) -> Result<bool, Error> {
-        let bindings = self.store.bindings(key).await?;
+        let bindings = self.store.list_bindings(key).await?;
         Ok(bindings.iter().any(|binding| binding.generation <= up_to))
     }
 
@@ -108,7 +108,7 @@ impl Bindings {
     /// Ends Spark sessions and gives their ids back; true if all were.
     async fn give_back(&self, spec: &ComputeSpec, give_up: bool) -> Result<bool, Error> {
         let mut by_server: BTreeMap<String, Vec<Binding>> = BTreeMap::new();
-        for binding in self.store.bindings(&spec.key).await? {
+        for binding in self.store.list_bindings(&spec.key).await? {
             if binding.generation <= spec.generation {
                 let server = binding.spark.server.clone();
                 by_server.entry(server).or_default().push(binding);
@@ -182,7 +182,7 @@ mod tests {
     use session_core::time::ManualClock;
     use session_core::{Cluster, ClusterStatus, Engine, Provider, SessionId};
     use session_store::memory::MemoryStore;
-    use session_store::shared::{Bind, Bound, SparkSession};
+    use session_store::spark_bindings::{Bind, Bound, SparkSession};
 
     fn spec(n: u64) -> ComputeSpec {
         ComputeSpec {
@@ -232,7 +232,7 @@ mod tests {
         let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _));
         let sim = SimCompute::new();
         let (done, mut over) = mpsc::channel(8);
-        let computes = Computes::new(Arc::new(sim.clone()), None);
+        let computes = ProviderRegistry::new(Arc::new(sim.clone()), None);
         let bindings = Bindings::new(Arc::clone(&store) as _, computes, done);
         let (first, second) = (spec(1), spec(2));
         let stored: &dyn SessionStore = &*store;
@@ -267,7 +267,7 @@ mod tests {
         let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _));
         let sim = SimCompute::new();
         let (done, _over) = mpsc::channel(8);
-        let computes = Computes::new(Arc::new(sim.clone()), None);
+        let computes = ProviderRegistry::new(Arc::new(sim.clone()), None);
         let bindings = Bindings::new(Arc::clone(&store) as _, computes, done);
         let first = spec(1);
         let stored: &dyn SessionStore = &*store;

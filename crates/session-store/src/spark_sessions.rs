@@ -43,7 +43,7 @@ pub struct SettingsChange {
     pub unset: Vec<String>,
 }
 
-/// What became of [`SparkSessions::use_spark_session`].
+/// What became of [`crate::SparkSessions::use_spark_session`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Used {
     /// It was not known.
@@ -54,7 +54,7 @@ pub enum Used {
     Moved,
 }
 
-/// The contract of what is kept of Spark sessions.
+/// The Spark sessions of dedicated compute, and their settings.
 #[async_trait]
 pub trait SparkSessions {
     /// Keeps a change of settings, which the engine took. False if it would

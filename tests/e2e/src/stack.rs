@@ -388,7 +388,10 @@ impl Stack {
     pub async fn shorten_idle_timeout(&self, session: &str, timeout: Duration) -> Result<()> {
         let (store, key) = self.stored(session).await?;
         for _ in 0..10 {
-            let loaded = store.load(&key).await?.context("the session is not stored")?;
+            let loaded = store
+                .get_with_activity(&key)
+                .await?
+                .context("the session is not stored")?;
             let rename = Event::Update {
                 name: Some(Some("short idle timeout".to_owned())),
                 labels: None,

@@ -9,7 +9,7 @@ use session_core::machine::{self, Event, NewSession, Observation};
 use session_core::{
     Activity, Actor, IdlePolicy, Limits, Session, SessionId, SessionPolicy, Timestamp, TokenId,
 };
-use session_store::shared::{Bind, SparkSession};
+use session_store::spark_bindings::{Bind, SparkSession};
 use session_store::{Commit, Create, SessionStore, TokenRecord};
 use std::collections::BTreeMap;
 use std::time::Duration;

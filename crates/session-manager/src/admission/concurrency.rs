@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 /// Counts what is under way in this process.
 #[derive(Debug)]
-pub(crate) struct Slots<K> {
+pub(crate) struct ConcurrencyLimit<K> {
     each: usize,
     all: usize,
     taken: Mutex<HashMap<K, usize>>,
@@ -15,8 +15,8 @@ pub(crate) struct Slots<K> {
 
 /// One of them; given back with its value.
 #[derive(Debug)]
-pub(crate) struct Slot<K: Hash + Eq> {
-    slots: Arc<Slots<K>>,
+pub(crate) struct ConcurrencyPermit<K: Hash + Eq> {
+    slots: Arc<ConcurrencyLimit<K>>,
     key: K,
 }
 
@@ -29,7 +29,7 @@ pub(crate) enum Full {
     All,
 }
 
-impl<K: Hash + Eq + Clone> Slots<K> {
+impl<K: Hash + Eq + Clone> ConcurrencyLimit<K> {
     pub(crate) fn new(each: usize, all: usize) -> Arc<Self> {
         Arc::new(Self {
             each,
@@ -39,7 +39,7 @@ impl<K: Hash + Eq + Clone> Slots<K> {
     }
 
     /// One more for `key`, if there is one.
-    pub(crate) fn take(self: &Arc<Self>, key: &K) -> Result<Slot<K>, Full> {
+    pub(crate) fn take(self: &Arc<Self>, key: &K) -> Result<ConcurrencyPermit<K>, Full> {
         let mut taken = self.taken();
         if taken.values().sum::<usize>() >= self.all {
             return Err(Full::All);
@@ -49,20 +49,20 @@ impl<K: Hash + Eq + Clone> Slots<K> {
             return Err(Full::Each);
         }
         taken.insert(key.clone(), own + 1);
-        Ok(Slot {
+        Ok(ConcurrencyPermit {
             slots: Arc::clone(self),
             key: key.clone(),
         })
     }
 }
 
-impl<K> Slots<K> {
+impl<K> ConcurrencyLimit<K> {
     fn taken(&self) -> MutexGuard<'_, HashMap<K, usize>> {
         self.taken.lock()
     }
 }
 
-impl<K: Hash + Eq> Drop for Slot<K> {
+impl<K: Hash + Eq> Drop for ConcurrencyPermit<K> {
     fn drop(&mut self) {
         let mut taken = self.slots.taken();
         if let Some(own) = taken.get_mut(&self.key) {
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn each_and_all_are_limits_and_come_back() {
-        let slots = Slots::new(2, 3);
+        let slots = ConcurrencyLimit::new(2, 3);
         let (first, second) = (slots.take(&"a").unwrap(), slots.take(&"a").unwrap());
         assert_eq!(slots.take(&"a").unwrap_err(), Full::Each);
         let third = slots.take(&"b").unwrap();

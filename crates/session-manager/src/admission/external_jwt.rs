@@ -1,11 +1,10 @@
 //! What service-kit knows of callers and what session-token knows of tokens,
 //! put together: neither knows the other.
 
+use crate::config::callers::algorithms;
 use service_kit::caller::{TokenClaims, TokenFormat, TokenProblem, TokenRules, TokenVerifier};
 use session_core::Timestamp;
-use session_token::{
-    ForeignAlgorithm, ForeignError, ForeignKeys, ForeignRules, ForeignVerifier, foreign_issuer,
-};
+use session_token::{ForeignError, ForeignKeys, ForeignRules, ForeignVerifier, foreign_issuer};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,7 +13,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub(crate) struct Foreign;
 
 #[derive(Debug)]
-struct Verifier(ForeignVerifier);
+struct Verifier {
+    verifier: ForeignVerifier,
+}
 
 impl TokenFormat for Foreign {
     fn issuer_of(&self, token: &str) -> Result<String, TokenProblem> {
@@ -31,51 +32,32 @@ impl TokenFormat for Foreign {
             leeway: rules.leeway,
             max_ttl: rules.max_ttl,
         };
-        Ok(Arc::new(Verifier(ForeignVerifier::new(rules))))
+        Ok(Arc::new(Verifier {
+            verifier: ForeignVerifier::new(rules),
+        }))
     }
-}
-
-/// The algorithms of these names; none is `none`, none is HMAC.
-///
-/// # Errors
-/// Names the one that is not known, and those that are.
-pub(crate) fn algorithms(names: &[String]) -> Result<Vec<ForeignAlgorithm>, String> {
-    let known = || {
-        ForeignAlgorithm::ALL
-            .iter()
-            .map(|one| one.as_str())
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    names
-        .iter()
-        .map(|name| {
-            name.parse()
-                .map_err(|()| format!("{name:?} is not accepted: use {}", known()))
-        })
-        .collect()
 }
 
 impl TokenVerifier for Verifier {
     fn replace_keys(&self, jwks: &str) -> anyhow::Result<()> {
         let keys = ForeignKeys::from_json(jwks)?;
         anyhow::ensure!(!keys.is_empty(), "it holds no key that checks signatures");
-        self.0.replace(keys);
+        self.verifier.replace(keys);
         Ok(())
     }
 
     fn forget_keys(&self) {
-        self.0.replace(ForeignKeys::default());
+        self.verifier.replace(ForeignKeys::default());
     }
 
     fn has_keys(&self) -> bool {
-        !self.0.is_empty()
+        !self.verifier.is_empty()
     }
 
     fn verify(&self, token: &str, now: SystemTime) -> Result<TokenClaims, TokenProblem> {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = Timestamp::from_millis(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-        let claims = self.0.verify(token, now).map_err(problem)?;
+        let claims = self.verifier.verify(token, now).map_err(problem)?;
         Ok(TokenClaims {
             subject: claims.subject,
             all: claims.all,

@@ -6,7 +6,8 @@
 //! from this address; who calls; how much do they, and their organization, call;
 //! may they at all. Calls take a place that all callers share only after that.
 
-use crate::api::Api;
+use super::Admission;
+use crate::caller::AuthenticatedCaller;
 use crate::config::InternalConfig;
 use crate::metrics::Door;
 use http::HeaderMap;
@@ -17,13 +18,12 @@ use service_kit::limits::{AtOnce, ByAddress, Exceeded, LimitsConfig, Permit, Rat
 use service_kit::service_account_token::{SERVICE_TOKEN, ServiceTokens};
 use service_kit::tls::PeerInfo;
 use session_core::access::Rpc;
-use session_core::{AuditAction, OrgId, Principal, PrincipalId, Reason};
+use session_core::{AuditAction, OrgId, PrincipalId, Reason};
 use session_proto::CALLER_ADDRESS;
 use session_proto::error::{REASON_TRAILER, Refused};
 use session_proto::ports::{Port, check_sent, misdirected};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -62,7 +62,7 @@ impl Counts {
 /// The door of the public port.
 #[derive(Debug)]
 pub(crate) struct Public {
-    pub(crate) api: Arc<Api>,
+    pub(crate) admission: Arc<Admission>,
     pub(crate) addresses: ByAddress,
     pub(crate) counts: Arc<Counts>,
     /// Calls at once in all, of callers that are known.
@@ -72,7 +72,7 @@ pub(crate) struct Public {
 /// The door of the internal port.
 #[derive(Debug)]
 pub(crate) struct Internal {
-    pub(crate) api: Arc<Api>,
+    pub(crate) admission: Arc<Admission>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) allow: InternalConfig,
     /// Where services show tokens in place of certificates.
@@ -98,10 +98,10 @@ impl Internal {
                 (may, peer.map(PeerInfo::names).unwrap_or_default())
             }
             Some(tokens) => {
-                let subject = tokens.subject(&call.headers, self.api.now()).await;
+                let subject = tokens.subject(&call.headers, self.admission.now()).await;
                 let subject = subject.map_err(|problem| {
                     tracing::warn!(method = rpc.path(), %problem, remote, "a service's token was refused");
-                    self.api.metrics.door(Door::Refused);
+                    self.admission.metrics.door(Door::Refused);
                     // Without a reason of ours: it is about the service, not about its caller.
                     Status::unauthenticated("This service's token is not accepted. See internal.tokens.")
                 })?;
@@ -110,7 +110,7 @@ impl Internal {
         };
         if !may {
             tracing::warn!(method = rpc.path(), ?shown, remote, "a service was refused");
-            self.api.metrics.door(Door::Refused);
+            self.admission.metrics.door(Door::Refused);
             let what = if self.tokens.is_some() {
                 "token"
             } else {
@@ -159,7 +159,7 @@ impl Doorkeeper for Public {
     async fn admit(&self, call: &mut Parts) -> Result<Pass, Status> {
         let rpc = known(call, Port::Public)?;
         let origin = self.origin(call);
-        let limited = |much: Exceeded| self.api.limited(&much.to_string(), much.wait());
+        let limited = |much: Exceeded| self.admission.limited(&much.to_string(), much.wait());
         let Some(rpc) = rpc else {
             let place = self.addresses.enter_standard(origin, Instant::now());
             return Ok(Box::new(place.map_err(limited)?));
@@ -167,13 +167,16 @@ impl Doorkeeper for Public {
         // Held until the caller is known, who has shares of their own.
         let _place = self.addresses.enter(origin, Instant::now()).map_err(limited)?;
         let address = origin.map(|origin| origin.ip());
-        let share = self.api.let_through(&self.counts, rpc, call, address).await?;
+        let share = self
+            .admission
+            .authorize_call(&self.counts, rpc, call, address)
+            .await?;
         let permit = self.at_once.enter(()).ok_or(Exceeded::AtOnce).map_err(limited)?;
         Ok(Box::new((share, permit)))
     }
 
     fn caller_known(&self, call: &Parts) -> CallerKnown {
-        match call.extensions.get::<Admitted>() {
+        match call.extensions.get::<AuthenticatedCaller>() {
             Some(_) => CallerKnown::Yes,
             None => CallerKnown::No,
         }
@@ -193,7 +196,7 @@ impl Doorkeeper for Public {
 
     fn answered(&self, peer: Option<SocketAddr>, code: Code) {
         if code == Code::Unauthenticated {
-            self.api.metrics.door(Door::Unknown);
+            self.admission.metrics.door(Door::Unknown);
             self.addresses.failed(peer, Instant::now());
         }
     }
@@ -217,7 +220,10 @@ impl Doorkeeper for Internal {
         // The peer is the token-issuer, who counts its own callers' addresses
         // and says which it was.
         let address = told_address(call);
-        let permit = self.api.let_through(&self.counts, rpc, call, address).await?;
+        let permit = self
+            .admission
+            .authorize_call(&self.counts, rpc, call, address)
+            .await?;
         Ok(Box::new(permit))
     }
 
@@ -235,7 +241,7 @@ impl Doorkeeper for Internal {
 
     fn answered(&self, _: Option<SocketAddr>, code: Code) {
         if code == Code::Unauthenticated {
-            self.api.metrics.door(Door::Unknown);
+            self.admission.metrics.door(Door::Unknown);
         }
     }
 
@@ -273,9 +279,10 @@ fn check(here: Port, headers: &HeaderMap) {
     }
 }
 
-impl Api {
-    /// Finds out who calls, counts them, and asks the table.
-    async fn let_through(
+impl Admission {
+    /// Authenticates the caller, takes their share of the limits, and consults the
+    /// access table.
+    async fn authorize_call(
         &self,
         counts: &Counts,
         rpc: Rpc,
@@ -283,7 +290,7 @@ impl Api {
         address: Option<IpAddr>,
     ) -> Result<Share, Refused> {
         let address = address.map(|address| address.to_string()).unwrap_or_default();
-        let who = self.callers.identify(&call.headers).await;
+        let who = self.authenticator.authenticate(&call.headers).await;
         let who = who.inspect_err(|refused| {
             self.trail.refused(AuditAction::CallerRefused, refused, |record| {
                 record.from_address(&address)
@@ -296,13 +303,13 @@ impl Api {
         let org = counts.orgs.enter(who.org.clone());
         let org =
             org.ok_or_else(|| self.limited("Your organization has too many calls under way", CROWDED))?;
-        self.let_in(&who).await?;
+        self.authorize_enabled(&who).await?;
         if !rpc.rule().may_be(&who) {
             self.metrics.door(Door::Refused);
             return Err(Refused::not_authorized());
         }
         self.metrics.door(Door::Open);
-        call.extensions.insert(Admitted { who, address });
+        call.extensions.insert(AuthenticatedCaller { who, address });
         Ok((permit, org))
     }
 
@@ -313,27 +320,5 @@ impl Api {
             format!("{what}. Wait a moment, and call less often."),
         )
         .retry_after(wait.max(Duration::from_millis(10)))
-    }
-}
-
-/// The caller, as the door let them through, and from which address.
-#[derive(Debug, Clone)]
-pub(crate) struct Admitted {
-    who: Principal,
-    pub(crate) address: String,
-}
-
-impl Admitted {
-    /// Who it is, wherever they call from.
-    pub(crate) fn into_principal(self) -> Principal {
-        self.who
-    }
-}
-
-impl Deref for Admitted {
-    type Target = Principal;
-
-    fn deref(&self) -> &Principal {
-        &self.who
     }
 }

@@ -7,7 +7,7 @@ use compute::{Chosen, ComputeSpec};
 use session_core::machine::{Cause, Event};
 use session_core::{Actor, Engine, Reason, Route, Session, SparkSessionId};
 use session_proto::error::Refused;
-use session_store::shared::{Bind, Binding, Bound, SparkSession};
+use session_store::spark_bindings::{Bind, Binding, Bound, SparkSession};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ pub(crate) async fn bind(
     id: SparkSessionId,
     cloned: bool,
 ) -> Result<bool, Refused> {
-    let Ok(permit) = Arc::clone(&api.driver.bindings.binds).try_acquire_owned() else {
+    let Ok(permit) = Arc::clone(&api.reconciler.bindings.binds).try_acquire_owned() else {
         return Err(Refused::new(
             Reason::TooManyWaiting,
             "Too many Spark sessions are being made ready at the moment. Try again shortly.",
@@ -119,15 +119,15 @@ impl Wanted {
     }
 
     async fn spec(&self) -> Result<ComputeSpec, Refused> {
-        let directory = &self.api.directory;
-        let cluster = directory.cluster(&self.session.cluster).await;
+        let definitions = &self.api.definitions;
+        let cluster = definitions.cluster(&self.session.cluster).await;
         let cluster = cluster.map_err(crate::error::store)?.ok_or_else(|| {
             let text = format!("The cluster {} no longer exists.", self.session.cluster);
             Refused::new(Reason::ClusterNotActive, text)
         })?;
         let catalog = match &self.session.catalog {
             None => None,
-            Some(name) => directory
+            Some(name) => definitions
                 .catalog(&self.session.org, name)
                 .await
                 .map_err(crate::error::store)?,
@@ -150,7 +150,11 @@ impl Wanted {
             ticket,
             ..
         } = &self.bind;
-        let ours = self.api.store.prepared(holder, spark, ticket, ready).await;
+        let ours = self
+            .api
+            .store
+            .finish_preparation(holder, spark, ticket, ready)
+            .await;
         match (outcome, ours) {
             (Err(refused), _) => Err(refused),
             (Ok(_), Err(error)) => Err(crate::error::store(error)),
@@ -184,12 +188,12 @@ impl Wanted {
             let key = self.session.key();
             let told = self
                 .api
-                .driver
+                .reconciler
                 .ask(&key, &Event::ReleaseSparkSession, &Actor::System, |_| Ok(()));
             told.await?;
         }
         let spec = self.spec().await?;
-        let given_back = self.api.driver.bindings.give_back_one(&spec, binding).await;
+        let given_back = self.api.reconciler.bindings.give_back_one(&spec, binding).await;
         if given_back.map_err(crate::error::store)? {
             return Ok(());
         }

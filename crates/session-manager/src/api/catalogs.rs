@@ -13,7 +13,10 @@ use tonic::{Request, Response, Status};
 
 /// Serves `berth.v1.CatalogService`.
 #[derive(Debug, Clone)]
-pub(crate) struct Catalogs(pub(crate) Arc<Api>);
+pub(crate) struct Catalogs {
+    /// What the service works with.
+    pub(crate) api: Arc<Api>,
+}
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -23,11 +26,11 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::CreateCatalogRequest>,
     ) -> Answer<v1::CreateCatalogResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let catalog = checked(&who, request.into_inner().catalog)?;
-        let catalog = self.0.directory.create(catalog).await?;
+        let catalog = self.api.definitions.create(catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog created");
-        self.0
+        self.api
             .audit(&who, AuditAction::CatalogCreated, |record| {
                 record.on(catalog.name.as_str())
             })
@@ -41,7 +44,7 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::DescribeCatalogRequest>,
     ) -> Answer<v1::DescribeCatalogResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let catalog = self.find(&who, &request.into_inner().name).await?;
         Ok(Response::new(v1::DescribeCatalogResponse {
             catalog: Some(convert::catalog(&catalog)),
@@ -52,7 +55,7 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::ListCatalogsRequest>,
     ) -> Answer<v1::ListCatalogsResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let request = request.into_inner();
         let limit = super::sessions::page_size(request.page_size)?;
         let after = non_empty(request.page_token).map(|token| {
@@ -60,7 +63,10 @@ impl CatalogService for Catalogs {
             name.map_err(|_| Refused::field("page_token", "is not one that this API returned"))
         });
         let after = after.transpose()?;
-        let page = self.0.directory.catalogs_after(&who.org, after.as_ref(), limit);
+        let page = self
+            .api
+            .definitions
+            .catalogs_after(&who.org, after.as_ref(), limit);
         let (page, more) = page.await.map_err(crate::error::store)?;
         let last = page.last().filter(|_| more).map(|last| last.name.to_string());
         let catalogs = page
@@ -78,12 +84,12 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::UpdateCatalogRequest>,
     ) -> Answer<v1::UpdateCatalogResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let catalog = checked(&who, request.into_inner().catalog)?;
         self.find_writable(&who, catalog.name.as_str()).await?;
-        let catalog = self.0.directory.replace(catalog).await?;
+        let catalog = self.api.definitions.replace(catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog updated");
-        self.0
+        self.api
             .audit(&who, AuditAction::CatalogUpdated, |record| {
                 record.on(catalog.name.as_str())
             })
@@ -97,7 +103,7 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::DeleteCatalogRequest>,
     ) -> Answer<v1::DeleteCatalogResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let request = request.into_inner();
         let catalog = self.find_writable(&who, &request.name).await?;
         if !request.force
@@ -105,9 +111,9 @@ impl CatalogService for Catalogs {
         {
             return Err(in_use(&catalog, &session).into());
         }
-        self.0.directory.delete(&catalog).await?;
+        self.api.definitions.delete(&catalog).await?;
         tracing::info!(catalog = %catalog.name, org = %catalog.org, actor = %who.id, "catalog deleted");
-        self.0
+        self.api
             .audit(&who, AuditAction::CatalogDeleted, |record| {
                 record.on(catalog.name.as_str())
             })
@@ -119,15 +125,15 @@ impl CatalogService for Catalogs {
         &self,
         request: Request<v1::TestCatalogRequest>,
     ) -> Answer<v1::TestCatalogResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let request = request.into_inner();
         let catalog = self.find(&who, &request.name).await?;
         if !access::write_catalogs(&who, &catalog.org) {
             return Err(Refused::not_authorized().into());
         }
         let name = catalog.name.clone();
-        let tested = test_catalog::run(&self.0, &who, catalog, &request.cluster).await?;
-        self.0
+        let tested = test_catalog::run(&self.api, &who, catalog, &request.cluster).await?;
+        self.api
             .audit(&who, AuditAction::CatalogTested, |record| {
                 record.on(name.as_str())
             })
@@ -140,8 +146,8 @@ impl Catalogs {
     async fn find(&self, who: &Principal, name: &str) -> Result<Catalog, Refused> {
         let name: CatalogName = parse("name", name)?;
         let catalog = self
-            .0
-            .directory
+            .api
+            .definitions
             .catalog(&who.org, &name)
             .await
             .map_err(crate::error::store)?;
@@ -175,7 +181,7 @@ impl Catalogs {
             page_token: None,
         };
         loop {
-            let page = self.0.store.list(&query).await.map_err(crate::error::store)?;
+            let page = self.api.store.list(&query).await.map_err(crate::error::store)?;
             let mut sessions = page.sessions.into_iter();
             if let Some(user) = sessions.find(|session| session.catalog.as_ref() == Some(&catalog.name)) {
                 return Ok(Some(user.id));

@@ -2,7 +2,7 @@
 //! the names they may use.
 
 use super::Api;
-use crate::admission::layer::Admitted;
+use crate::caller::AuthenticatedCaller;
 use session_core::access;
 use session_core::machine::Event;
 use session_core::{
@@ -16,7 +16,10 @@ use tonic::{Request, Response, Status};
 
 /// Serves `berth.v1.ClusterService`.
 #[derive(Debug, Clone)]
-pub(crate) struct Clusters(pub(crate) Arc<Api>);
+pub(crate) struct Clusters {
+    /// What the service works with.
+    pub(crate) api: Arc<Api>,
+}
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -26,7 +29,7 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::CreateClusterRequest>,
     ) -> Answer<v1::CreateClusterResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let (cluster, wanted) = self.checked(request.into_inner().cluster)?;
         let status = match wanted {
             Some(v1::ClusterStatus::Active) | None => ClusterStatus::Active,
@@ -41,26 +44,26 @@ impl ClusterService for Clusters {
         };
         let cluster = Cluster { status, ..cluster };
         let cluster = match self
-            .0
-            .directory
+            .api
+            .definitions
             .cluster(&cluster.name)
             .await
             .map_err(crate::error::store)?
         {
             // A destroyed cluster's name may be used again.
             Some(old) if old.status == ClusterStatus::Destroyed => {
-                self.0
-                    .directory
+                self.api
+                    .definitions
                     .replace(Cluster {
                         version: old.version,
                         ..cluster
                     })
                     .await?
             }
-            Some(_) | None => self.0.directory.create(cluster).await?,
+            Some(_) | None => self.api.definitions.create(cluster).await?,
         };
         tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster created");
-        self.0
+        self.api
             .audit(&who, AuditAction::ClusterCreated, |record| {
                 record.on(cluster.name.as_str())
             })
@@ -74,7 +77,7 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::DescribeClusterRequest>,
     ) -> Answer<v1::DescribeClusterResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let cluster = self.find(&who, &request.into_inner().name).await?;
         let shown = convert::cluster(&cluster, access::write_platform(&who));
         Ok(Response::new(v1::DescribeClusterResponse {
@@ -86,10 +89,10 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::ListClustersRequest>,
     ) -> Answer<v1::ListClustersResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let all = self
-            .0
-            .directory
+            .api
+            .definitions
             .all::<Cluster>()
             .await
             .map_err(crate::error::store)?;
@@ -105,7 +108,7 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::UpdateClusterRequest>,
     ) -> Answer<v1::UpdateClusterResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let (cluster, wanted) = self.checked(request.into_inner().cluster)?;
         let old = self.find_writable(&who, cluster.name.as_str()).await?;
         let provider_kind = |cluster: &Cluster| std::mem::discriminant(&cluster.provider);
@@ -122,9 +125,13 @@ impl ClusterService for Clusters {
             }
             (old, _) => old,
         };
-        let cluster = self.0.directory.replace(Cluster { status, ..cluster }).await?;
+        let cluster = self
+            .api
+            .definitions
+            .replace(Cluster { status, ..cluster })
+            .await?;
         tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster updated");
-        self.0
+        self.api
             .audit(&who, AuditAction::ClusterUpdated, |record| {
                 record.on(cluster.name.as_str())
             })
@@ -138,11 +145,11 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::DrainClusterRequest>,
     ) -> Answer<v1::DrainClusterResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let cluster = self.find_writable(&who, &request.into_inner().name).await?;
         let cluster = self.set_status(cluster, ClusterStatus::Draining).await?;
         tracing::info!(cluster = %cluster.name, actor = %who.id, "cluster draining");
-        self.0
+        self.api
             .audit(&who, AuditAction::ClusterDrained, |record| {
                 record.on(cluster.name.as_str())
             })
@@ -156,7 +163,7 @@ impl ClusterService for Clusters {
         &self,
         request: Request<v1::DeleteClusterRequest>,
     ) -> Answer<v1::DeleteClusterResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let request = request.into_inner();
         let cluster = match self.find_writable(&who, &request.name).await {
             Ok(cluster) => cluster,
@@ -172,7 +179,7 @@ impl ClusterService for Clusters {
         let cluster = self.set_status(cluster, ClusterStatus::Draining).await?;
         if was != cluster.status {
             // Also if it goes no further than this.
-            self.0
+            self.api
                 .audit(&who, AuditAction::ClusterDrained, |record| {
                     record.on(cluster.name.as_str())
                 })
@@ -180,7 +187,7 @@ impl ClusterService for Clusters {
         }
         if request.force {
             self.close_all(&who, &cluster).await?;
-        } else if self.0.driver.has_sessions(&cluster).await? {
+        } else if self.api.reconciler.has_sessions(&cluster).await? {
             return Err(Refused::new(
                 Reason::ClusterNotActive,
                 format!(
@@ -194,7 +201,7 @@ impl ClusterService for Clusters {
         // can still be given back.
         let cluster = self.set_status(cluster, ClusterStatus::Destroyed).await?;
         tracing::info!(cluster = %cluster.name, actor = %who.id, force = request.force, "cluster destroyed");
-        self.0
+        self.api
             .audit(&who, AuditAction::ClusterDeleted, |record| {
                 record.on(cluster.name.as_str())
             })
@@ -210,7 +217,7 @@ impl Clusters {
         let wire = wire.ok_or_else(|| Refused::field("cluster", "is missing"))?;
         let wanted = Some(wire.status()).filter(|status| *status != v1::ClusterStatus::Unspecified);
         let cluster = convert::from_cluster(wire)?;
-        self.0
+        self.api
             .compute_config
             .check_cluster(&cluster)
             .map_err(|problem| Refused::field("cluster", problem))?;
@@ -220,8 +227,8 @@ impl Clusters {
     async fn find(&self, who: &Principal, name: &str) -> Result<Cluster, Refused> {
         let name: ClusterName = parse("name", name)?;
         let cluster = self
-            .0
-            .directory
+            .api
+            .definitions
             .cluster(&name)
             .await
             .map_err(crate::error::store)?;
@@ -246,10 +253,10 @@ impl Clusters {
         if cluster.status == status {
             return Ok(cluster);
         }
-        self.0.directory.replace(Cluster { status, ..cluster }).await
+        self.api.definitions.replace(Cluster { status, ..cluster }).await
     }
 
-    async fn close_all(&self, who: &Admitted, cluster: &Cluster) -> Result<(), Refused> {
+    async fn close_all(&self, who: &AuthenticatedCaller, cluster: &Cluster) -> Result<(), Refused> {
         let close = Event::Close {
             reason: ChangeReason::ClusterDestroyed,
         };
@@ -257,9 +264,9 @@ impl Clusters {
         let mut after = None;
         loop {
             let keys = self
-                .0
+                .api
                 .store
-                .live_on_cluster(&cluster.name, after.as_ref(), 256)
+                .list_live_on_cluster(&cluster.name, after.as_ref(), 256)
                 .await
                 .map_err(crate::error::store)?;
             let Some(last) = keys.last().cloned() else {
@@ -267,11 +274,11 @@ impl Clusters {
             };
             after = Some(last);
             for key in keys {
-                self.0
-                    .driver
+                self.api
+                    .reconciler
                     .ask_from(&who.address, &key, &close, &actor, |_| Ok(()))
                     .await?;
-                self.0.driver.kick(key);
+                self.api.reconciler.enqueue(key);
             }
         }
     }

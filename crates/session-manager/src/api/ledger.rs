@@ -1,7 +1,7 @@
 //! TokenLedger: who may have a token, and which tokens there are.
 
 use super::Api;
-use crate::admission::layer::Admitted;
+use crate::caller::AuthenticatedCaller;
 use session_core::access::Rpc;
 use session_core::machine::Event;
 use session_core::{Actor, AuditAction, Principal, Reason, Session, Timestamp, TokenId};
@@ -10,13 +10,16 @@ use session_proto::error::Refused;
 use session_proto::internal as wire;
 use session_proto::internal::token_ledger_server::TokenLedger;
 use session_store::TokenRecord;
-use session_store::signing::MOST_KEYS;
+use session_store::signing_keys::MOST_KEYS;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 /// Serves `berth.internal.v1.TokenLedger`.
 #[derive(Debug, Clone)]
-pub(crate) struct Ledger(pub(crate) Arc<Api>);
+pub(crate) struct Ledger {
+    /// What the service works with.
+    pub(crate) api: Arc<Api>,
+}
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -26,10 +29,10 @@ impl TokenLedger for Ledger {
         &self,
         request: Request<wire::RecordTokenRequest>,
     ) -> Answer<wire::RecordTokenResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let request = request.into_inner();
         let read = async {
-            let org = self.0.directory.org(&who.org).await;
+            let org = self.api.definitions.org(&who.org).await;
             Ok(org.map_err(crate::error::store)?.limits)
         };
         let session = self.connectable(&who, &request.session_id, Rpc::RecordToken);
@@ -40,27 +43,27 @@ impl TokenLedger for Ledger {
             .to_record(&who, &session, request)
             .inspect_err(|refused| self.denied(&who, key.id.as_str(), refused))?;
         let id = record.id.clone();
-        let until = record.expires_at.after(self.0.verifier.config().afterlife());
+        let until = record.expires_at.after(self.api.verifier.config().afterlife());
         let answer = wire::RecordTokenResponse {
             org: key.org.to_string(),
             subject: record.subject.to_string(),
             token_epoch: record.epoch,
             expires_at: Some(timestamp(record.expires_at)),
         };
-        self.0
+        self.api
             .store
             .record_token(&key, record, limits.tokens_per_session)
             .await
             .map_err(crate::error::store)
             .inspect_err(|refused| self.denied(&who, key.id.as_str(), refused))?;
         // Shut out meanwhile: whoever took back their tokens may not have seen this one.
-        if let Err(refused) = self.0.let_in(&who).await {
+        if let Err(refused) = self.api.admission.authorize_enabled(&who).await {
             let revoke = Event::RevokeToken {
                 id: id.clone(),
                 until,
             };
-            self.0
-                .driver
+            self.api
+                .reconciler
                 .ask(&key, &revoke, &Actor::System, |_| Ok(()))
                 .await?;
             self.denied(&who, key.id.as_str(), &refused);
@@ -74,17 +77,17 @@ impl TokenLedger for Ledger {
         &self,
         request: Request<wire::ListTokensRequest>,
     ) -> Answer<wire::ListTokensResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let id = request.into_inner().session_id;
-        let (session, _) = self.0.session_for(&who, &id, Rpc::ListTokens).await?;
+        let (session, _) = self.api.session_for(&who, &id, Rpc::ListTokens).await?;
         let tokens = self
-            .0
+            .api
             .store
-            .tokens(&session.key())
+            .live_tokens(&session.key())
             .await
             .map_err(crate::error::store)?;
         let uses = self
-            .0
+            .api
             .store
             .token_uses(&session.key())
             .await
@@ -107,27 +110,32 @@ impl TokenLedger for Ledger {
     }
 
     async fn revoke(&self, request: Request<wire::RevokeRequest>) -> Answer<wire::RevokeResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let request = request.into_inner();
         let id: TokenId = parse("token_id", &request.token_id)?;
-        let (session, _) = self.0.session_for(&who, &request.session_id, Rpc::Revoke).await?;
+        let (session, _) = self
+            .api
+            .session_for(&who, &request.session_id, Rpc::Revoke)
+            .await?;
         let tokens = self
-            .0
+            .api
             .store
-            .tokens(&session.key())
+            .live_tokens(&session.key())
             .await
             .map_err(crate::error::store)?;
         // One that is not listed has expired, but may still reattach for a while.
-        let now = self.0.store.now().await.map_err(crate::error::store)?;
+        let now = self.api.store.now().await.map_err(crate::error::store)?;
         let listed = tokens.iter().find(|token| token.id == id);
         let expires_at = listed.map_or(now, |token| token.expires_at);
-        let until = expires_at.after(self.0.verifier.config().afterlife());
+        let until = expires_at.after(self.api.verifier.config().afterlife());
         let revoke = Event::RevokeToken {
             id: id.clone(),
             until,
         };
-        self.0.change(&who, &session.key(), Rpc::Revoke, &revoke).await?;
-        self.0
+        self.api
+            .change(&who, &session.key(), Rpc::Revoke, &revoke)
+            .await?;
+        self.api
             .audit(&who, AuditAction::TokenRevoked, |record| {
                 record.on_session(&session.key()).on_token(&id)
             })
@@ -136,14 +144,14 @@ impl TokenLedger for Ledger {
     }
 
     async fn revoke_all(&self, request: Request<wire::RevokeAllRequest>) -> Answer<wire::RevokeAllResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let id = request.into_inner().session_id;
-        let (session, _) = self.0.session_for(&who, &id, Rpc::RevokeAll).await?;
+        let (session, _) = self.api.session_for(&who, &id, Rpc::RevokeAll).await?;
         let (session, _) = self
-            .0
+            .api
             .change(&who, &session.key(), Rpc::RevokeAll, &Event::RevokeTokens)
             .await?;
-        self.0
+        self.api
             .audit(&who, AuditAction::TokensRevoked, |record| {
                 record.on_session(&session.key())
             })
@@ -169,9 +177,9 @@ impl TokenLedger for Ledger {
             return Err(Refused::field("signing", "must be one of those that are published").into());
         }
         let known = self
-            .0
+            .api
             .store
-            .report_keys(&published, signing.as_deref())
+            .report_signing_keys(&published, signing.as_deref())
             .await
             .map_err(crate::error::store)?;
         let keys = known.keys.into_iter().map(|key| wire::KnownKey {
@@ -196,23 +204,25 @@ fn is_key_id(text: &str) -> bool {
 
 impl Ledger {
     /// Somebody was refused a token.
-    fn denied(&self, who: &Admitted, id: &str, refused: &Refused) {
-        self.0.trail.refused(AuditAction::TokenIssued, refused, |record| {
-            let record = record
-                .by(Actor::Principal(who.id.clone()))
-                .from_address(&who.address)
-                .of_org(&who.org);
-            match self.0.key(who, id) {
-                Ok(key) => record.on_session(&key),
-                Err(_) => record,
-            }
-        });
+    fn denied(&self, who: &AuthenticatedCaller, id: &str, refused: &Refused) {
+        self.api
+            .trail
+            .refused(AuditAction::TokenIssued, refused, |record| {
+                let record = record
+                    .by(Actor::Principal(who.id.clone()))
+                    .from_address(&who.address)
+                    .of_org(&who.org);
+                match self.api.key(who, id) {
+                    Ok(key) => record.on_session(&key),
+                    Err(_) => record,
+                }
+            });
     }
 
     /// What is asked for, as far as it may be.
     fn to_record(
         &self,
-        who: &Admitted,
+        who: &AuthenticatedCaller,
         session: &Session,
         request: wire::RecordTokenRequest,
     ) -> Result<TokenRecord, Refused> {
@@ -226,7 +236,7 @@ impl Ledger {
         };
         let issued_at = moment("issued_at", request.issued_at)?;
         let asked = moment("expires_at", request.expires_at)?;
-        let most = issued_at.after(self.0.verifier.config().max_ttl);
+        let most = issued_at.after(self.api.verifier.config().max_ttl);
         if asked <= issued_at || asked > most {
             return Err(Refused::field(
                 "expires_at",
@@ -253,7 +263,7 @@ impl Ledger {
 
     /// A live session that the caller may act as.
     async fn connectable(&self, who: &Principal, id: &str, rpc: Rpc) -> Result<Session, Refused> {
-        let (session, _) = self.0.session_for(who, id, rpc).await?;
+        let (session, _) = self.api.session_for(who, id, rpc).await?;
         if session.status().is_terminal() {
             return Err(crate::error::ended(&session));
         }

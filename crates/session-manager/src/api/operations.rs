@@ -3,7 +3,7 @@
 //! a Spark session that may not exist: it might make one.
 
 use super::Api;
-use crate::admission::layer::Admitted;
+use crate::caller::AuthenticatedCaller;
 use compute::interrupt::{self, Running, Wanted};
 use session_core::access::Rpc;
 use session_core::{AuditAction, Operation, Reason, Route, Session, SparkSessionId, State};
@@ -19,7 +19,7 @@ const TEXT: usize = 128;
 /// Interrupts what was asked for; the ids that the engine says it interrupted.
 pub(super) async fn interrupt(
     api: &Api,
-    who: &Admitted,
+    who: &AuthenticatedCaller,
     request: &v1::InterruptOperationsRequest,
 ) -> Result<Vec<String>, Refused> {
     check(&request.operation_ids)?;
@@ -30,7 +30,7 @@ pub(super) async fn interrupt(
     let key = session.key();
     let (operations, cluster) = tokio::try_join!(
         api.store.operations(&key),
-        api.directory.cluster(&session.cluster)
+        api.definitions.cluster(&session.cluster)
     )
     .map_err(crate::error::store)?;
     let cluster = cluster.ok_or_else(|| nothing_runs(&session))?;
@@ -139,7 +139,7 @@ fn wanted(operations: &[Operation], ids: &[String]) -> BTreeMap<Running, Wanted>
 
 async fn bound(api: &Api, session: &Session, route: &Route) -> Result<BTreeSet<SparkSessionId>, Refused> {
     let server = route.endpoint.to_ascii_lowercase();
-    let bindings = api.store.bindings(&session.key()).await;
+    let bindings = api.store.list_bindings(&session.key()).await;
     let bindings = bindings.map_err(crate::error::store)?.into_iter();
     Ok(bindings
         .filter(|binding| binding.generation == session.generation && binding.spark.server == server)

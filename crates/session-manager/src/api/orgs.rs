@@ -2,7 +2,7 @@
 //! out who must be; org admins shut out principals of their own.
 
 use super::Api;
-use crate::admission::layer::Admitted;
+use crate::caller::AuthenticatedCaller;
 use crate::definitions::Defined;
 use session_core::access;
 use session_core::{AuditAction, Disabled, Limits, Org, OrgId, PrincipalId, Reason};
@@ -18,7 +18,10 @@ const RACES: usize = 8;
 
 /// Serves `berth.v1.OrgService`.
 #[derive(Debug, Clone)]
-pub(crate) struct Orgs(pub(crate) Arc<Api>);
+pub(crate) struct Orgs {
+    /// What the service works with.
+    pub(crate) api: Arc<Api>,
+}
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -28,7 +31,7 @@ impl OrgService for Orgs {
         &self,
         request: Request<v1::DescribeOrgRequest>,
     ) -> Answer<v1::DescribeOrgResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let id: OrgId = parse("name", &request.into_inner().name)?;
         if id != who.org && !access::write_platform(&who) {
             return Err(Refused::not_authorized().into());
@@ -41,7 +44,7 @@ impl OrgService for Orgs {
     }
 
     async fn list_orgs(&self, request: Request<v1::ListOrgsRequest>) -> Answer<v1::ListOrgsResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let orgs = if access::write_platform(&who) {
             self.all().await?
         } else {
@@ -51,7 +54,7 @@ impl OrgService for Orgs {
     }
 
     async fn create_org(&self, request: Request<v1::CreateOrgRequest>) -> Answer<v1::CreateOrgResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let wire = request.into_inner().org;
         let wire = wire.ok_or_else(|| Refused::field("org", "is missing"))?;
         if wire.disabled {
@@ -68,9 +71,9 @@ impl OrgService for Orgs {
             managed_by_config: false,
             version: 0,
         };
-        let org = self.0.directory.create(org).await?;
+        let org = self.api.definitions.create(org).await?;
         tracing::info!(org = %org.id, actor = %who.id, "organization created");
-        self.0
+        self.api
             .audit(&who, AuditAction::OrgCreated, |record| {
                 record.of_org(&org.id).on(org.id.as_str())
             })
@@ -81,7 +84,7 @@ impl OrgService for Orgs {
     }
 
     async fn set_limits(&self, request: Request<v1::SetLimitsRequest>) -> Answer<v1::SetLimitsResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let request = request.into_inner();
         let id: OrgId = parse("name", &request.name)?;
         let limits = request
@@ -90,7 +93,7 @@ impl OrgService for Orgs {
         let limits = convert::from_limits(&limits)?;
         self.write_limits(&id, &limits).await?;
         tracing::info!(org = %id, actor = %who.id, ?limits, "limits set");
-        self.0
+        self.api
             .audit(&who, AuditAction::OrgUpdated, |record| {
                 record.of_org(&id).on(id.as_str())
             })
@@ -101,11 +104,11 @@ impl OrgService for Orgs {
     }
 
     async fn enable_org(&self, request: Request<v1::EnableOrgRequest>) -> Answer<v1::EnableOrgResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let id: OrgId = parse("name", &request.into_inner().name)?;
-        self.0.shut_out.enable(&id, None, |_| true).await?;
+        self.api.disabling.enable(&id, None, |_| true).await?;
         tracing::info!(org = %id, actor = %who.id, "organization enabled");
-        self.0
+        self.api
             .audit(&who, AuditAction::OrgEnabled, |record| {
                 record.of_org(&id).on(id.as_str())
             })
@@ -116,7 +119,7 @@ impl OrgService for Orgs {
     }
 
     async fn disable_org(&self, request: Request<v1::DisableOrgRequest>) -> Answer<v1::DisableOrgResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let id: OrgId = parse("name", &request.into_inner().name)?;
         let closed_sessions = self.disable(&who, &id, None).await?;
         tracing::info!(org = %id, actor = %who.id, closed_sessions, "organization disabled");
@@ -130,7 +133,7 @@ impl OrgService for Orgs {
         &self,
         request: Request<v1::DisablePrincipalRequest>,
     ) -> Answer<v1::DisablePrincipalResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let request = request.into_inner();
         let org = match non_empty(request.org) {
             None => who.org.clone(),
@@ -142,8 +145,8 @@ impl OrgService for Orgs {
         let principal: PrincipalId = parse("principal", &request.principal)?;
         let closed_sessions = if !request.disabled {
             let may = |stored: &Disabled| !stored.by_platform || access::write_platform(&who);
-            self.0.shut_out.enable(&org, Some(&principal), may).await?;
-            self.0
+            self.api.disabling.enable(&org, Some(&principal), may).await?;
+            self.api
                 .audit(&who, AuditAction::PrincipalEnabled, |record| {
                     record.of_org(&org).on(principal.as_str())
                 })
@@ -163,17 +166,17 @@ impl OrgService for Orgs {
 
 impl Orgs {
     async fn shown(&self, id: &OrgId) -> Result<v1::Org, Refused> {
-        let directory = &self.0.directory;
-        let (org, disabled) =
-            tokio::try_join!(directory.org(id), directory.is_disabled(id)).map_err(crate::error::store)?;
+        let definitions = &self.api.definitions;
+        let (org, disabled) = tokio::try_join!(definitions.org(id), definitions.is_disabled(id))
+            .map_err(crate::error::store)?;
         Ok(convert::org(&org, disabled))
     }
 
     /// Those that somebody defined, and those that are disabled.
     async fn all(&self) -> Result<Vec<v1::Org>, Refused> {
-        let directory = &self.0.directory;
+        let definitions = &self.api.definitions;
         let (defined, disabled) =
-            tokio::try_join!(directory.all::<Org>(), directory.all_of::<Disabled>(None))
+            tokio::try_join!(definitions.all::<Org>(), definitions.all_of::<Disabled>(None))
                 .map_err(crate::error::store)?;
         let mut all: BTreeMap<OrgId, v1::Org> = defined
             .iter()
@@ -187,7 +190,7 @@ impl Orgs {
     }
 
     async fn disabled_in(&self, id: &OrgId) -> Result<Vec<String>, Refused> {
-        let here = self.0.directory.all_of::<Disabled>(Some(id)).await;
+        let here = self.api.definitions.all_of::<Disabled>(Some(id)).await;
         let here = here.map_err(crate::error::store)?;
         Ok(here
             .into_iter()
@@ -198,7 +201,7 @@ impl Orgs {
 
     async fn write_limits(&self, id: &OrgId, limits: &Limits) -> Result<(), Refused> {
         for _ in 0..RACES {
-            let org = self.0.directory.org(id).await.map_err(crate::error::store)?;
+            let org = self.api.definitions.org(id).await.map_err(crate::error::store)?;
             if org.managed_by_config {
                 return Err(super::managed_by_config("organization", id.as_str()));
             }
@@ -207,9 +210,9 @@ impl Orgs {
                 ..org
             };
             let written = if wanted.version() == 0 {
-                self.0.directory.create(wanted).await
+                self.api.definitions.create(wanted).await
             } else {
-                self.0.directory.replace(wanted).await
+                self.api.definitions.replace(wanted).await
             };
             match written {
                 Ok(_) => return Ok(()),
@@ -225,7 +228,7 @@ impl Orgs {
 
     async fn disable(
         &self,
-        who: &Admitted,
+        who: &AuthenticatedCaller,
         org: &OrgId,
         principal: Option<PrincipalId>,
     ) -> Result<u32, Refused> {
@@ -233,7 +236,7 @@ impl Orgs {
             None => (AuditAction::OrgDisabled, org.to_string()),
             Some(principal) => (AuditAction::PrincipalDisabled, principal.to_string()),
         };
-        let at = self.0.store.now().await.map_err(crate::error::store)?;
+        let at = self.api.store.now().await.map_err(crate::error::store)?;
         let disabled = Disabled {
             org: org.clone(),
             principal,
@@ -243,11 +246,11 @@ impl Orgs {
             settled: false,
             version: 0,
         };
-        let disabled = self.0.shut_out.write(disabled).await?;
+        let disabled = self.api.disabling.write(disabled).await?;
         // It is in force from now on, also if closing what is live fails.
-        self.0
+        self.api
             .audit(who, action, |record| record.of_org(org).on(&object))
             .await;
-        self.0.shut_out.close(disabled).await
+        self.api.disabling.close(disabled).await
     }
 }

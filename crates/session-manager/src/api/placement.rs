@@ -11,7 +11,7 @@ impl Api {
     /// A cluster that takes new sessions of this caller.
     pub(super) async fn cluster_for(&self, who: &Principal, name: &str) -> Result<Cluster, Refused> {
         let name = cluster_name(name)?;
-        let cluster = self.directory.cluster(&name).await;
+        let cluster = self.definitions.cluster(&name).await;
         self.judge_cluster(who, &name, cluster.map_err(crate::error::store)?)
     }
 
@@ -56,7 +56,7 @@ impl Api {
         }
         let name: CatalogName = parse("catalog", name)?;
         let catalog = self
-            .directory
+            .definitions
             .catalog(&who.org, &name)
             .await
             .map_err(crate::error::store)?;

@@ -15,7 +15,7 @@ use session_proto::convert::{maybe_duration, parse, timestamp};
 use session_proto::error::Refused;
 use session_proto::internal as wire;
 use session_proto::internal::route_service_server::RouteService;
-use session_store::shared::BindingState;
+use session_store::spark_bindings::BindingState;
 use session_store::{Change, Feed};
 use session_token::{Claims, Grace, TokenErrorKind};
 use std::sync::Arc;
@@ -42,7 +42,10 @@ const FEED_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Serves `berth.internal.v1.RouteService`.
 #[derive(Debug, Clone)]
-pub(crate) struct Routes(pub(crate) Arc<Api>);
+pub(crate) struct Routes {
+    /// What the service works with.
+    pub(crate) api: Arc<Api>,
+}
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -68,12 +71,12 @@ impl RouteService for Routes {
         loop {
             // Read before the record: one of an earlier epoch than the record's
             // own is announced as outdated, the other way round nobody would know.
-            let epoch = self.0.store.epoch().await.map_err(crate::error::store)?;
-            let waiter = self.0.hub.wait_for(&key);
+            let epoch = self.api.store.epoch().await.map_err(crate::error::store)?;
+            let waiter = self.api.fan_out.wait_for(&key);
             let changed = waiter.changed();
             let read = tokio::try_join!(
-                self.0.store.get(&key),
-                self.0.directory.standing(&key.org, &claims.sub),
+                self.api.store.get(&key),
+                self.api.definitions.standing(&key.org, &claims.sub),
             );
             let (session, standing) = read.map_err(crate::error::store)?;
             let Some(session) = session else {
@@ -96,7 +99,7 @@ impl RouteService for Routes {
             if settled || tokio::time::Instant::now() >= until {
                 check_let_in(&standing, &session)?;
                 let route = self.route(&session, standing.org.is_some(), epoch, host).await?;
-                self.0.metrics.resolved(session.status());
+                self.api.metrics.resolved(session.status());
                 return Ok(Response::new(wire::ResolveRouteResponse { route: Some(route) }));
             }
             // It went idle again, or must wait after a failed warm-up.
@@ -112,13 +115,13 @@ impl RouteService for Routes {
         _request: Request<wire::WatchRoutesRequest>,
     ) -> Answer<Self::WatchRoutesStream> {
         // Subscribe first: what changes while the epoch is read is not missed.
-        let changes = self.0.hub.subscribe();
-        if !self.0.hub.is_read_within(FEED_TIMEOUT) {
+        let changes = self.api.fan_out.subscribe();
+        if !self.api.fan_out.is_read_within(FEED_TIMEOUT) {
             return Err(feed_broken().into());
         }
-        let epoch = self.0.store.epoch().await.map_err(crate::error::store)?;
+        let epoch = self.api.store.epoch().await.map_err(crate::error::store)?;
         let watch = Watch {
-            api: Arc::clone(&self.0),
+            api: Arc::clone(&self.api),
             changes,
             epoch,
             heartbeats: heartbeats(),
@@ -128,7 +131,7 @@ impl RouteService for Routes {
             .chain(stream::unfold(watch, async |mut watch| {
                 Some((watch.next().await?, watch))
             }))
-            .take_until(self.0.stopping.clone().cancelled_owned())
+            .take_until(self.api.stopping.clone().cancelled_owned())
             .boxed();
         Ok(Response::new(stream))
     }
@@ -137,7 +140,7 @@ impl RouteService for Routes {
         &self,
         request: Request<wire::ReportActivityRequest>,
     ) -> Answer<wire::ReportActivityResponse> {
-        super::activity::report(&self.0, request.into_inner()).await?;
+        super::activity::report(&self.api, request.into_inner()).await?;
         Ok(Response::new(wire::ReportActivityResponse {}))
     }
 
@@ -153,15 +156,15 @@ impl RouteService for Routes {
             id: claims.sid.clone(),
         };
         let read = tokio::try_join!(
-            self.0.store.get(&key),
-            self.0.directory.standing(&key.org, &claims.sub),
+            self.api.store.get(&key),
+            self.api.definitions.standing(&key.org, &claims.sub),
         );
         let (session, standing) = read.map_err(crate::error::store)?;
         let session = session.ok_or_else(|| forgotten(&key))?;
         check_not_revoked(&claims, &session)?;
         check_let_in(&standing, &session)?;
         if standing.org.is_some() {
-            return Err(super::org_disabled(&key.org).into());
+            return Err(crate::error::org_disabled(&key.org).into());
         }
         if session.status().is_terminal() {
             return Err(crate::error::ended_for_spark(&session).into());
@@ -173,10 +176,10 @@ impl RouteService for Routes {
             return Err(bind::changing(&session).into());
         }
         if route.dedicated {
-            let answer = spark_sessions::bind(&self.0, &session, &route, &claims.sub, id, &request).await?;
+            let answer = spark_sessions::bind(&self.api, &session, &route, &claims.sub, id, &request).await?;
             return Ok(Response::new(answer));
         }
-        let bound = bind::bind(&self.0, session, &route, id, request.cloned).await?;
+        let bound = bind::bind(&self.api, session, &route, id, request.cloned).await?;
         Ok(Response::new(wire::BindSparkSessionResponse {
             bound,
             ..Default::default()
@@ -189,13 +192,13 @@ impl Routes {
     /// proxy's to judge by method; here a token in its longest grace passes.
     async fn verified(&self, token: &str) -> Result<Claims, Refused> {
         let verify = || {
-            self.0
+            self.api
                 .verifier
-                .verify(token, &self.0.keyring, self.0.clock.now(), Grace::Reattach)
+                .verify(token, &self.api.keyring, self.api.clock.now(), Grace::Reattach)
         };
         let mut outcome = verify();
         if matches!(&outcome, Err(error) if error.kind() == TokenErrorKind::UnknownKid) {
-            match self.0.keys.fetch_again().await {
+            match self.api.keys.fetch_again().await {
                 Ok(_) => outcome = verify(),
                 Err(error) => {
                     tracing::warn!(error = format!("{error:#}"), "the token keys cannot be fetched")
@@ -204,7 +207,7 @@ impl Routes {
         }
         match outcome {
             Ok(verified) => Ok(verified.claims),
-            Err(error) if error.kind() == TokenErrorKind::UnknownKid && self.0.keyring.is_empty() => {
+            Err(error) if error.kind() == TokenErrorKind::UnknownKid && self.api.keyring.is_empty() => {
                 Err(Refused::new(
                     Reason::ControlPlaneUnavailable,
                     "Berth has no keys to check tokens with yet. Try again shortly.",
@@ -217,9 +220,14 @@ impl Routes {
     /// Wakes an idle session; false while it must wait after a failed warm-up.
     async fn wake(&self, key: &SessionKey, claims: &Claims) -> Result<bool, Refused> {
         let actor = Actor::Principal(claims.sub.clone());
-        match self.0.driver.ask(key, &Event::Wake, &actor, |_| Ok(())).await {
+        match self
+            .api
+            .reconciler
+            .ask(key, &Event::Wake, &actor, |_| Ok(()))
+            .await
+        {
             Ok(_) => {
-                self.0.driver.kick(key.clone());
+                self.api.reconciler.enqueue(key.clone());
                 Ok(true)
             }
             Err(refused) if refused.reason == Reason::SessionWarming => Ok(false),
@@ -234,7 +242,7 @@ impl Routes {
     /// The Spark sessions that may be used without asking again.
     async fn bindings(&self, session: &Session, route: &Route) -> Result<Vec<wire::SparkBinding>, Refused> {
         let server = route.endpoint.to_ascii_lowercase();
-        let all = self.0.store.bindings(&session.key()).await;
+        let all = self.api.store.list_bindings(&session.key()).await;
         let ready = all.map_err(crate::error::store)?.into_iter().filter(|binding| {
             binding.state == BindingState::Ready
                 && binding.generation == session.generation
@@ -261,7 +269,7 @@ impl Routes {
         }
         let addresses = match elsewhere {
             true => Ok(Arc::default()),
-            false => self.0.computes.addresses(route).await,
+            false => self.api.computes.addresses(route).await,
         };
         wire::Backend {
             endpoint: route.endpoint.clone(),
@@ -297,7 +305,7 @@ impl Routes {
             None => None,
         };
         let kept_spark_sessions = match session.state.published_route() {
-            Some(route) if route.dedicated => spark_sessions::outdated(&self.0, session).await?,
+            Some(route) if route.dedicated => spark_sessions::outdated(&self.api, session).await?,
             Some(_) | None => Vec::new(),
         };
         Ok(wire::Route {
@@ -366,10 +374,10 @@ impl Watch {
                     Err(broadcast::error::RecvError::Closed) => None,
                 },
                 _ = self.heartbeats.tick() => {
-                    if self.api.hub.is_read_within(HEARTBEAT_MAX_AGE) {
+                    if self.api.fan_out.is_read_within(HEARTBEAT_MAX_AGE) {
                         return Some(Ok(heartbeat()));
                     }
-                    if !self.api.hub.is_read_within(FEED_TIMEOUT) {
+                    if !self.api.fan_out.is_read_within(FEED_TIMEOUT) {
                         self.is_over = true;
                         return Some(Err(feed_broken().into()));
                     }

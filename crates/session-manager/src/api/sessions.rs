@@ -1,7 +1,7 @@
 //! SessionService: create, read, change and close sessions.
 
 use super::{Api, placement};
-use crate::admission::layer::Admitted;
+use crate::caller::AuthenticatedCaller;
 use futures::stream::BoxStream;
 use session_core::access::{self, Rpc, SessionAction};
 use session_core::machine::{Event, NewSession};
@@ -31,7 +31,10 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// Serves `berth.v1.SessionService`.
 #[derive(Debug, Clone)]
-pub(crate) struct Sessions(pub(crate) Arc<Api>);
+pub(crate) struct Sessions {
+    /// What the service works with.
+    pub(crate) api: Arc<Api>,
+}
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -41,7 +44,7 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::CreateSessionRequest>,
     ) -> Answer<v1::CreateSessionResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let session = self.create(&who, request.into_inner()).await?;
         Ok(Response::new(v1::CreateSessionResponse {
             session: Some(shown(&who, &session, &Use::default())),
@@ -52,19 +55,19 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::DescribeSessionRequest>,
     ) -> Answer<v1::DescribeSessionResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let request = request.into_inner();
         let wait = maybe_duration("wait_ready", request.wait_ready.as_ref())?.unwrap_or_default();
         if wait > LONGEST_WAIT {
             return Err(Refused::field("wait_ready", "must be at most 60 s").into());
         }
-        let key = self.0.key(&who, &request.session_id)?;
+        let key = self.api.key(&who, &request.session_id)?;
         let until = tokio::time::Instant::now() + wait;
         loop {
-            let waiter = self.0.hub.wait_for(&key);
+            let waiter = self.api.fan_out.wait_for(&key);
             let changed = waiter.changed();
             let (session, _) = self
-                .0
+                .api
                 .session_for(&who, &request.session_id, Rpc::DescribeSession)
                 .await?;
             if session.status() != SessionStatus::Pending || tokio::time::Instant::now() >= until {
@@ -80,13 +83,13 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::ListSessionsRequest>,
     ) -> Answer<v1::ListSessionsResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let query = list_query(&who, request.into_inner())?;
-        let page = self.0.store.list(&query).await.map_err(crate::error::store)?;
+        let page = self.api.store.list(&query).await.map_err(crate::error::store)?;
         let uses = self
-            .0
+            .api
             .store
-            .uses(&page.sessions)
+            .usage(&page.sessions)
             .await
             .map_err(crate::error::store)?;
         let sessions = page.sessions.iter().zip(&uses);
@@ -102,14 +105,14 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::UpdateSessionRequest>,
     ) -> Answer<v1::UpdateSessionResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let request = request.into_inner();
         let labels = match request.labels {
             None => None,
             Some(labels) => {
                 let limits = self
-                    .0
-                    .directory
+                    .api
+                    .definitions
                     .org(&who.org)
                     .await
                     .map_err(crate::error::store)?
@@ -138,7 +141,7 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::ExtendSessionRequest>,
     ) -> Answer<v1::ExtendSessionResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let request = request.into_inner();
         let expires_at = required_moment("expires_at", request.expires_at.as_ref())?;
         let session = self
@@ -158,7 +161,7 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::KeepSessionAliveRequest>,
     ) -> Answer<v1::KeepSessionAliveResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let request = request.into_inner();
         let until = required_moment("until", request.until.as_ref())?;
         let session = self
@@ -178,7 +181,7 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::WarmSessionRequest>,
     ) -> Answer<v1::WarmSessionResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let session = self
             .change(
                 &who,
@@ -196,7 +199,7 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::CloseSessionRequest>,
     ) -> Answer<v1::CloseSessionResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let close = Event::Close {
             reason: ChangeReason::CloseRequested,
         };
@@ -214,7 +217,7 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::WatchSessionsRequest>,
     ) -> Answer<Self::WatchSessionsStream> {
-        let stream = super::watch::watch(&self.0, request).await?;
+        let stream = super::watch::watch(&self.api, request).await?;
         Ok(Response::new(stream))
     }
 
@@ -222,11 +225,11 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::ListSessionEventsRequest>,
     ) -> Answer<v1::ListSessionEventsResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let id = request.into_inner().session_id;
-        let (session, _) = self.0.session_for(&who, &id, Rpc::ListSessionEvents).await?;
+        let (session, _) = self.api.session_for(&who, &id, Rpc::ListSessionEvents).await?;
         let events = self
-            .0
+            .api
             .store
             .events(&session.key())
             .await
@@ -240,11 +243,11 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::ListOperationsRequest>,
     ) -> Answer<v1::ListOperationsResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let id = request.into_inner().session_id;
-        let (session, _) = self.0.session_for(&who, &id, Rpc::ListOperations).await?;
+        let (session, _) = self.api.session_for(&who, &id, Rpc::ListOperations).await?;
         let operations = self
-            .0
+            .api
             .store
             .operations(&session.key())
             .await
@@ -258,9 +261,9 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::InterruptOperationsRequest>,
     ) -> Answer<v1::InterruptOperationsResponse> {
-        let who = self.0.caller(&request)?;
+        let who = self.api.caller(&request)?;
         let interrupted_operation_ids =
-            super::operations::interrupt(&self.0, &who, &request.into_inner()).await?;
+            super::operations::interrupt(&self.api, &who, &request.into_inner()).await?;
         Ok(Response::new(v1::InterruptOperationsResponse {
             interrupted_operation_ids,
         }))
@@ -268,8 +271,12 @@ impl SessionService for Sessions {
 }
 
 impl Sessions {
-    async fn create(&self, who: &Admitted, request: v1::CreateSessionRequest) -> Result<Session, Refused> {
-        let (directory, store) = (&self.0.directory, &self.0.store);
+    async fn create(
+        &self,
+        who: &AuthenticatedCaller,
+        request: v1::CreateSessionRequest,
+    ) -> Result<Session, Refused> {
+        let (definitions, store) = (&self.api.definitions, &self.api.store);
         let request_id = checked_text("request_id", request.request_id.clone())?;
         let request_id = request_id.map(|id| RequestId {
             id,
@@ -277,28 +284,28 @@ impl Sessions {
         });
         let first = async {
             match &request_id {
-                Some(request_id) => store.repeated(&who.org, &who.id, request_id).await,
+                Some(request_id) => store.find_by_request(&who.org, &who.id, request_id).await,
                 None => Ok(None),
             }
         };
         // Others than platform admins were not let in.
         let disabled = async {
             let may_be = who.has(Role::PlatformAdmin);
-            Ok(may_be && directory.is_disabled(&who.org).await?)
+            Ok(may_be && definitions.is_disabled(&who.org).await?)
         };
         let named = placement::cluster_name(&request.cluster)?;
-        let known = tokio::try_join!(directory.place(&who.org, &named), disabled, first);
+        let known = tokio::try_join!(definitions.place(&who.org, &named), disabled, first);
         let ((org, cluster, now), disabled, first) = known.map_err(crate::error::store)?;
         if disabled {
-            return Err(super::org_disabled(&who.org));
+            return Err(crate::error::org_disabled(&who.org));
         }
         // A repeat is answered before anything is judged anew: its cluster may
         // take no more sessions by now.
         if let Some(session) = first {
             return Ok(session);
         }
-        let cluster = self.0.judge_cluster(who, &named, cluster)?;
-        let catalog = self.0.catalog_for(who, &request.catalog, &cluster).await?;
+        let cluster = self.api.judge_cluster(who, &named, cluster)?;
+        let catalog = self.api.catalog_for(who, &request.catalog, &cluster).await?;
         let asked = PolicyRequest {
             idle_timeout: maybe_duration("idle_timeout", request.idle_timeout.as_ref())?,
             close_after_idle: maybe_duration("close_after_idle", request.close_after_idle.as_ref())?,
@@ -329,7 +336,7 @@ impl Sessions {
         );
         who.address.clone_into(&mut change.record.address);
         let created = self
-            .0
+            .api
             .store
             .create(Create {
                 session: change.session,
@@ -345,28 +352,34 @@ impl Sessions {
                 session = %created.session.id, org = %who.org, actor = %who.id, cluster = %cluster.name,
                 "session created"
             );
-            self.0
-                .driver
+            self.api
+                .reconciler
                 .start_new(&created.session, &change.effects, &cluster, catalog)
                 .await;
             // It may have been closed meanwhile: look at what is true now.
-            self.0.driver.kick(created.session.key());
+            self.api.reconciler.enqueue(created.session.key());
         }
         Ok(created.session)
     }
 
-    async fn change(&self, who: &Admitted, id: &str, rpc: Rpc, event: Event) -> Result<v1::Session, Refused> {
-        let key = self.0.key(who, id)?;
-        let (session, _) = self.0.change(who, &key, rpc, &event).await?;
+    async fn change(
+        &self,
+        who: &AuthenticatedCaller,
+        id: &str,
+        rpc: Rpc,
+        event: Event,
+    ) -> Result<v1::Session, Refused> {
+        let key = self.api.key(who, id)?;
+        let (session, _) = self.api.change(who, &key, rpc, &event).await?;
         self.shown_now(who, &session).await
     }
 
     /// A session with what is known of its use now.
     async fn shown_now(&self, who: &Principal, session: &Session) -> Result<v1::Session, Refused> {
         let uses = self
-            .0
+            .api
             .store
-            .uses(std::slice::from_ref(session))
+            .usage(std::slice::from_ref(session))
             .await
             .map_err(crate::error::store)?;
         Ok(shown(who, session, &uses.first().copied().unwrap_or_default()))

@@ -107,7 +107,7 @@ async fn move_to_generation(
         if outdated_settings(api, session, id).await?.is_none() {
             return move_it().await;
         }
-        let leased = api.store.lease(&name, &holder, LEASE).await;
+        let leased = api.store.acquire_lease(&name, &holder, LEASE).await;
         if leased.map_err(crate::error::store)?.is_none() {
             tokio::time::sleep(LOOK_AGAIN).await;
             continue;
@@ -122,7 +122,7 @@ async fn move_to_generation(
         };
         let used = work.await;
         // It ends by itself too.
-        let _ = api.store.lease(&name, &holder, Duration::ZERO).await;
+        let _ = api.store.release_lease(&name, &holder).await;
         return used;
     }
 }
@@ -161,7 +161,7 @@ async fn apply(
     if settings.is_empty() {
         return Ok(());
     }
-    let cluster = api.directory.cluster(&session.cluster).await;
+    let cluster = api.definitions.cluster(&session.cluster).await;
     let cluster = cluster
         .map_err(crate::error::store)?
         .ok_or_else(|| bind::changing(session))?;

@@ -7,8 +7,8 @@
 //! servers a new Spark session on each of them is enough, and it is ended after it.
 
 use super::{Api, placement};
-use crate::admission::concurrency::{Full, Slot, Slots};
-use crate::providers::registry::Computes;
+use crate::admission::concurrency::{ConcurrencyLimit, ConcurrencyPermit, Full};
+use crate::providers::registry::ProviderRegistry;
 use compute::ComputeSpec;
 use session_core::machine::{Cause, Observation};
 use session_core::{Catalog, OrgId, Principal, Provider, Reason, SessionId, SessionKey};
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-pub(crate) type Trials = Arc<Slots<OrgId>>;
+pub(crate) type CatalogTests = Arc<ConcurrencyLimit<OrgId>>;
 
 /// Of one organization at a time.
 const EACH: usize = 2;
@@ -36,8 +36,8 @@ const RELEASE_WAIT: Duration = Duration::from_secs(5);
 /// When to try again while others are under way.
 const RETRY: Duration = Duration::from_secs(10);
 
-pub(crate) fn trials() -> Trials {
-    Slots::new(EACH, ALL)
+pub(crate) fn catalog_tests() -> CatalogTests {
+    ConcurrencyLimit::new(EACH, ALL)
 }
 
 /// Tries it; goes on to its clean end when the caller leaves.
@@ -49,7 +49,7 @@ pub(super) async fn run(
 ) -> Result<v1::TestCatalogResponse, Refused> {
     let cluster = api.cluster_for(who, cluster).await?;
     placement::fits(&cluster, &catalog)?;
-    let slot = api.trials.take(&catalog.org).map_err(too_many)?;
+    let slot = api.catalog_tests.take(&catalog.org).map_err(too_many)?;
     let now = api.store.now().await.map_err(crate::error::store)?;
     let spec = ComputeSpec {
         key: SessionKey {
@@ -132,7 +132,11 @@ fn in_full(cause: &Cause) -> String {
 }
 
 /// The slot is held for as long as the engine may exist.
-async fn on_own_engine(computes: Computes, spec: ComputeSpec, slot: Slot<OrgId>) -> Result<String, Failure> {
+async fn on_own_engine(
+    computes: ProviderRegistry,
+    spec: ComputeSpec,
+    slot: ConcurrencyPermit<OrgId>,
+) -> Result<String, Failure> {
     let outcome = ready(&computes, &spec).await;
     let released = tokio::spawn(async move {
         let _slot = slot;
@@ -143,7 +147,7 @@ async fn on_own_engine(computes: Computes, spec: ComputeSpec, slot: Slot<OrgId>)
     outcome
 }
 
-async fn release(computes: &Computes, spec: &ComputeSpec) {
+async fn release(computes: &ProviderRegistry, spec: &ComputeSpec) {
     for _ in 0..RELEASES {
         match computes.release(spec).await {
             Ok(()) => return,
@@ -159,7 +163,7 @@ async fn release(computes: &Computes, spec: &ComputeSpec) {
 }
 
 /// Waits as long as a session would, within what one call may take.
-async fn ready(computes: &Computes, spec: &ComputeSpec) -> Result<String, Failure> {
+async fn ready(computes: &ProviderRegistry, spec: &ComputeSpec) -> Result<String, Failure> {
     let deadline = spec.cluster.policy.provisioning_deadline.unwrap_or(LONGEST);
     let limit = deadline.min(LONGEST);
     let until = Instant::now() + limit;
@@ -195,7 +199,7 @@ async fn ready(computes: &Computes, spec: &ComputeSpec) -> Result<String, Failur
     }
 }
 
-async fn on_servers(computes: &Computes, spec: &ComputeSpec) -> Result<String, Cause> {
+async fn on_servers(computes: &ProviderRegistry, spec: &ComputeSpec) -> Result<String, Cause> {
     let endpoints = match &spec.cluster.provider {
         Provider::Static { endpoints, .. } => endpoints.as_slice(),
         Provider::Process { .. } => &[],

@@ -5,8 +5,8 @@
 //! anew; nothing of it is kept but a place in that queue.
 
 use super::Api;
-use crate::admission::concurrency::{Full, Slot, Slots};
-use crate::change_feed::Hub;
+use crate::admission::concurrency::{ConcurrencyLimit, ConcurrencyPermit, Full};
+use crate::change_feed::ChangeFanOut;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, pin_mut};
 use session_core::access::{self, Rpc, SessionAction};
@@ -60,22 +60,27 @@ enum Sighting {
 #[derive(Debug)]
 pub(crate) struct Watches {
     sightings: broadcast::Sender<Sighting>,
-    callers: Arc<Slots<PrincipalId>>,
-    orgs: Arc<Slots<OrgId>>,
+    callers: Arc<ConcurrencyLimit<PrincipalId>>,
+    orgs: Arc<ConcurrencyLimit<OrgId>>,
 }
 
 impl Watches {
     pub(crate) fn new() -> Self {
         Self {
             sightings: broadcast::Sender::new(BACKLOG),
-            callers: Slots::new(EACH, ALL),
-            orgs: Slots::new(OF_ORG, ALL),
+            callers: ConcurrencyLimit::new(EACH, ALL),
+            orgs: ConcurrencyLimit::new(OF_ORG, ALL),
         }
     }
 
     /// Follows the feed until `stop`.
-    pub(crate) async fn run(&self, hub: &Hub, store: Arc<dyn SessionStore>, stop: CancellationToken) {
-        let feed = stream::unfold(hub.subscribe(), |mut changes| async move {
+    pub(crate) async fn run(
+        &self,
+        fan_out: &ChangeFanOut,
+        store: Arc<dyn SessionStore>,
+        stop: CancellationToken,
+    ) {
+        let feed = stream::unfold(fan_out.subscribe(), |mut changes| async move {
             let next = match changes.recv().await {
                 Ok(feed) => feed,
                 Err(broadcast::error::RecvError::Lagged(_)) => Feed::Reset,
@@ -112,7 +117,7 @@ impl Watches {
             let Some(session) = store.get(&change.key).await? else {
                 return Ok(None);
             };
-            let uses = store.uses(std::slice::from_ref(&session)).await?;
+            let uses = store.usage(std::slice::from_ref(&session)).await?;
             Ok::<_, session_store::Error>(Some((session, uses.first().copied().unwrap_or_default())))
         };
         match read.await {
@@ -202,7 +207,7 @@ struct Watch {
     ready: VecDeque<v1::WatchSessionsResponse>,
     checked: Instant,
     over: bool,
-    _slots: (Slot<PrincipalId>, Slot<OrgId>),
+    _slots: (ConcurrencyPermit<PrincipalId>, ConcurrencyPermit<OrgId>),
 }
 
 impl Watch {
@@ -237,7 +242,7 @@ impl Watch {
             return Ok(());
         }
         self.checked = Instant::now();
-        match self.api.caller_still(&self.metadata).await {
+        match self.api.admission.reauthenticate(self.metadata.as_ref()).await {
             Ok(who) => self.who = who,
             // Not knowing is no reason to end it.
             Err(refused) if refused.reason == Reason::ControlPlaneUnavailable => {}
@@ -273,7 +278,7 @@ impl Watch {
                 (page.sessions, page.next)
             }
         };
-        let uses = store.uses(&sessions).await.map_err(crate::error::store)?;
+        let uses = store.usage(&sessions).await.map_err(crate::error::store)?;
         // It is gone for ever.
         self.over |= self.only.is_some() && sessions.is_empty();
         for (session, used) in sessions.iter().zip(&uses) {

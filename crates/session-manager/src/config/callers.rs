@@ -1,8 +1,7 @@
 //! Configuration of who may call, on both ports.
 
 use super::Config;
-use crate::admission::authenticate::{CLAIMABLE, account_principal};
-use crate::admission::external_jwt::algorithms;
+use crate::caller::{CLAIMABLE_ROLES, account_principal};
 use serde::{Deserialize, Serialize};
 use service_kit::caller::oidc::validate_issuers;
 use service_kit::caller::{ServiceAccountConfig, validate_accounts};
@@ -10,6 +9,7 @@ use service_kit::config::Problems;
 use service_kit::service_account_token::ProjectedConfig;
 use session_core::access::Rpc;
 use session_core::{OrgId, PrincipalId};
+use session_token::ForeignAlgorithm;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Who may call the internal port.
@@ -62,7 +62,7 @@ impl Config {
                 format!("{} is not a readable file", file.display()),
             );
         }
-        validate_issuers("oidc", &self.oidc, &CLAIMABLE, problems);
+        validate_issuers("oidc", &self.oidc, &CLAIMABLE_ROLES, problems);
         for (index, issuer) in self.oidc.iter().enumerate() {
             if let Err(problem) = algorithms(&issuer.algorithms) {
                 problems.add(&format!("oidc[{index}].algorithms"), problem);
@@ -177,4 +177,25 @@ impl Config {
                 .to_owned(),
         )
     }
+}
+
+/// The signature algorithms of these names; `none` and HMAC are not among them.
+///
+/// # Errors
+/// Names the one that is not known, and those that are.
+pub(crate) fn algorithms(names: &[String]) -> Result<Vec<ForeignAlgorithm>, String> {
+    let known = || {
+        ForeignAlgorithm::ALL
+            .iter()
+            .map(|one| one.as_str())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    names
+        .iter()
+        .map(|name| {
+            name.parse()
+                .map_err(|()| format!("{name:?} is not accepted: use {}", known()))
+        })
+        .collect()
 }

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-mod callers;
+pub(crate) mod callers;
 mod store;
 
 pub use callers::InternalConfig;

@@ -8,8 +8,8 @@
 //! that dies is lost, and was never counted. What another manager took between
 //! makes this one write at once: its memory is no longer what the store has.
 
-use crate::lifecycle::reconciler::Driver;
-use crate::lifecycle::report_freshness::Silence;
+use crate::lifecycle::reconciler::Reconciler;
+use crate::lifecycle::report_freshness::ReportFreshness;
 use crate::metrics::Metrics;
 use futures::{StreamExt, stream};
 use parking_lot::{Mutex, MutexGuard};
@@ -56,10 +56,10 @@ type Shared = Arc<tokio::sync::Mutex<Kept>>;
 
 /// Takes reports.
 #[derive(Debug)]
-pub(crate) struct Reports {
+pub(crate) struct ReportIntake {
     store: Arc<dyn SessionStore>,
-    driver: Arc<Driver>,
-    silence: Arc<Silence>,
+    reconciler: Arc<Reconciler>,
+    freshness: Arc<ReportFreshness>,
     metrics: Arc<Metrics>,
     kept: Mutex<BTreeMap<Pair, Shared>>,
     taken: Mutex<BTreeMap<ProxyId, Taken>>,
@@ -105,17 +105,17 @@ struct Calls {
     operations: Vec<Operation>,
 }
 
-impl Reports {
+impl ReportIntake {
     pub(crate) fn new(
         store: Arc<dyn SessionStore>,
-        driver: Arc<Driver>,
-        silence: Arc<Silence>,
+        reconciler: Arc<Reconciler>,
+        freshness: Arc<ReportFreshness>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             store,
-            driver,
-            silence,
+            reconciler,
+            freshness,
             metrics,
             kept: Mutex::default(),
             taken: Mutex::default(),
@@ -131,14 +131,14 @@ impl Reports {
     pub(crate) async fn take(&self, proxy: &ProxyId, sequence: u64, said: Vec<Said>) -> Result<(), Error> {
         let outcome = self.take_all(proxy, sequence, said).await;
         if matches!(outcome, Err(Error::Unavailable(_))) {
-            self.silence.lost();
+            self.freshness.lost();
         }
         self.metrics.reported(outcome.is_ok());
         outcome
     }
 
     async fn take_all(&self, proxy: &ProxyId, sequence: u64, said: Vec<Said>) -> Result<(), Error> {
-        let heard = self.store.proxy_reported(proxy, sequence).await?;
+        let heard = self.store.begin_proxy_report(proxy, sequence).await?;
         let first = self.first_in_row(proxy, sequence);
         let outcomes: Vec<_> = stream::iter(said)
             .map(|said| self.take_one(proxy, sequence, heard, first, said))
@@ -156,7 +156,7 @@ impl Reports {
         );
         // Only now: an idle clock that stood still because of this proxy's
         // silence must find its calls known.
-        self.store.proxy_spoke(proxy, heard.at).await
+        self.store.mark_proxy_alive(proxy, heard.at).await
     }
 
     /// Since which of its reports has every one been taken here? Before that
@@ -282,7 +282,7 @@ impl Reports {
             more: kept.next_amount(),
             token_uses: kept.token_uses.values().cloned().collect(),
         };
-        let taken = self.store.report(key, &report).await;
+        let taken = self.store.apply_report(key, &report).await;
         self.metrics.activity_written(taken.is_ok());
         let taken = taken?;
         kept.sent = None;
@@ -303,7 +303,7 @@ impl Reports {
         }
         match taken {
             // The idle decision and this report passed each other.
-            Reported::Live(Status::Idle) => self.driver.kick(key.clone()),
+            Reported::Live(Status::Idle) => self.reconciler.enqueue(key.clone()),
             Reported::Live(Status::Pending | Status::Active | Status::Closed | Status::Failed)
             | Reported::Unknown
             | Reported::Ended => {}

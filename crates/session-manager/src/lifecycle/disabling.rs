@@ -7,8 +7,8 @@
 //! whoever disabled them, and by any manager again until a pass came to its
 //! end. So a crash half-way leaves nothing open.
 
-use crate::definitions::{Defined, Directory, Found};
-use crate::lifecycle::reconciler::Driver;
+use crate::definitions::{Defined, DefinitionStore, ResolvedDefinitions};
+use crate::lifecycle::reconciler::Reconciler;
 use futures::{StreamExt, stream};
 use session_core::machine::Event;
 use session_core::{Actor, ChangeReason, Cluster, Disabled, OrgId, PrincipalId, Reason, Session, Status};
@@ -70,7 +70,7 @@ impl Standing {
         [name(org, None), name(org, Some(principal))].map(|name| (Kind::Disabled, name))
     }
 
-    fn of(found: &mut Found) -> Result<Self, Error> {
+    fn of(found: &mut ResolvedDefinitions) -> Result<Self, Error> {
         Ok(Self {
             org: found.next()?,
             principal: found.next()?,
@@ -86,7 +86,7 @@ impl Standing {
     }
 }
 
-impl Directory {
+impl DefinitionStore {
     pub(crate) async fn standing(&self, org: &OrgId, principal: &PrincipalId) -> Result<Standing, Error> {
         let wanted = Standing::names(org, principal);
         Standing::of(&mut self.some(&wanted).await?)
@@ -108,25 +108,25 @@ impl Directory {
 
 /// Disables and enables.
 #[derive(Debug)]
-pub(crate) struct ShutOut {
+pub(crate) struct Disabling {
     store: Arc<dyn SessionStore>,
-    directory: Directory,
-    driver: Arc<Driver>,
+    definitions: DefinitionStore,
+    reconciler: Arc<Reconciler>,
     /// How long after its end a token might be accepted somewhere.
     afterlife: Duration,
 }
 
-impl ShutOut {
+impl Disabling {
     pub(crate) fn new(
         store: Arc<dyn SessionStore>,
-        directory: Directory,
-        driver: Arc<Driver>,
+        definitions: DefinitionStore,
+        reconciler: Arc<Reconciler>,
         afterlife: Duration,
     ) -> Arc<Self> {
         Arc::new(Self {
             store,
-            directory,
-            driver,
+            definitions,
+            reconciler,
             afterlife,
         })
     }
@@ -149,7 +149,7 @@ impl ShutOut {
     pub(crate) async fn write(&self, wanted: Disabled) -> Result<Disabled, Refused> {
         for _ in 0..RACES {
             let stored: Option<Disabled> = self
-                .directory
+                .definitions
                 .get(&wanted.name())
                 .await
                 .map_err(crate::error::store)?;
@@ -157,14 +157,14 @@ impl ShutOut {
                 Some(stored) if stored.by_platform || !wanted.by_platform => return Ok(stored),
                 Some(stored) => {
                     let version = stored.version;
-                    self.directory
+                    self.definitions
                         .replace(Disabled {
                             version,
                             ..wanted.clone()
                         })
                         .await
                 }
-                None => self.directory.create(wanted.clone()).await,
+                None => self.definitions.create(wanted.clone()).await,
             };
             match written {
                 Ok(disabled) => {
@@ -190,7 +190,7 @@ impl ShutOut {
     ) -> Result<(), Refused> {
         for _ in 0..RACES {
             let stored: Option<Disabled> = self
-                .directory
+                .definitions
                 .get(&name(org, principal))
                 .await
                 .map_err(crate::error::store)?;
@@ -198,7 +198,7 @@ impl ShutOut {
             if !may(&stored) {
                 return Err(Refused::not_authorized());
             }
-            match self.directory.delete(&stored).await {
+            match self.definitions.delete(&stored).await {
                 Ok(()) => return Ok(()),
                 Err(refused) if is_race(&refused) => {}
                 Err(refused) => return Err(refused),
@@ -224,9 +224,9 @@ impl ShutOut {
     }
 
     async fn sweep(&self) -> Result<(), Refused> {
-        let shares = self.directory.shares::<Disabled>().await;
+        let shares = self.definitions.shares::<Disabled>().await;
         for share in shares.map_err(crate::error::store)? {
-            let all = self.directory.all_of::<Disabled>(share.as_ref()).await;
+            let all = self.definitions.all_of::<Disabled>(share.as_ref()).await;
             for disabled in all.map_err(crate::error::store)? {
                 if !disabled.settled {
                     self.close_all(&disabled).await?;
@@ -253,7 +253,7 @@ impl ShutOut {
         };
         let mut closed = 0;
         loop {
-            let stored = self.directory.get::<Disabled>(&disabled.name()).await;
+            let stored = self.definitions.get::<Disabled>(&disabled.name()).await;
             // Enabled meanwhile: what is left lives on.
             let Some(stored) = stored.map_err(crate::error::store)? else {
                 return Ok(closed);
@@ -283,7 +283,7 @@ impl ShutOut {
             settled: true,
             ..stored
         };
-        match self.directory.replace(settled).await {
+        match self.definitions.replace(settled).await {
             Ok(_) => Ok(()),
             // Somebody else did, or it was enabled.
             Err(refused) if is_race(&refused) => Ok(()),
@@ -321,9 +321,9 @@ impl ShutOut {
 
     async fn tell(&self, session: &Session, event: &Event, actor: &Actor) -> Result<(), Refused> {
         let key = session.key();
-        match self.driver.ask(&key, event, actor, |_| Ok(())).await {
+        match self.reconciler.ask(&key, event, actor, |_| Ok(())).await {
             Ok(_) => {
-                self.driver.kick(key);
+                self.reconciler.enqueue(key);
                 Ok(())
             }
             // It ended by itself.

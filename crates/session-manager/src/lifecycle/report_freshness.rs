@@ -17,34 +17,36 @@ use tokio::time::Instant;
 /// be; more is a jump.
 const JUMP: Duration = Duration::from_secs(5);
 
-/// What to make of a store's clock that jumps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Jumps {
-    /// Proxies seem silent or gone that are not: what was before is unknown.
-    AreOutages,
-    /// The clock belongs to a test.
-    AreMeant,
-}
-
 /// What this manager knows of outages.
 #[derive(Debug)]
-pub(crate) struct Silence {
+pub(crate) struct ReportFreshness {
     store: Arc<dyn SessionStore>,
     /// Since when the store has been there; none while it is away.
     since: Mutex<Option<Timestamp>>,
-    jumps: Jumps,
+    /// Whether a jump of the store's clock is an outage: proxies seem silent or
+    /// gone that are not. False where a test sets the clock.
+    detects_clock_jumps: bool,
     /// When the store's clock was last read, by both clocks.
     last: Mutex<Option<(Timestamp, Instant)>>,
 }
 
-impl Silence {
+impl ReportFreshness {
     /// A manager that starts begins with an outage: what was before it is unknown.
-    pub(crate) fn new(store: Arc<dyn SessionStore>, jumps: Jumps) -> Self {
+    pub(crate) fn new(store: Arc<dyn SessionStore>) -> Self {
         Self {
             store,
             since: Mutex::new(None),
-            jumps,
+            detects_clock_jumps: true,
             last: Mutex::new(None),
+        }
+    }
+
+    /// The same on a store whose clock is set by its user, so that jumps are
+    /// intended.
+    pub(crate) fn with_settable_clock(self) -> Self {
+        Self {
+            detects_clock_jumps: false,
+            ..self
         }
     }
 
@@ -66,7 +68,7 @@ impl Silence {
         let asked = Instant::now();
         let now = self.store.now().await?;
         let before = self.last.lock().replace((now, asked));
-        if let (Jumps::AreOutages, Some((last, at))) = (self.jumps, before) {
+        if let Some((last, at)) = before.filter(|_| self.detects_clock_jumps) {
             let earliest = last.after(asked.duration_since(at)).before(JUMP);
             let latest = last.after(at.elapsed()).after(JUMP);
             if now < earliest || now > latest {
@@ -94,7 +96,7 @@ impl Silence {
         }
         // Who lived before the outage gets time to find its way back.
         let gone_after = (calm >= PROXY_GONE).then_some(PROXY_GONE);
-        let proxies = self.store.proxies(PROXY_SILENT, gone_after).await?;
+        let proxies = self.store.count_proxies(PROXY_SILENT, gone_after).await?;
         Ok(proxies.known > 0 && proxies.silent == 0)
     }
 
@@ -109,25 +111,26 @@ mod tests {
     use session_core::Clock;
     use session_core::time::ManualClock;
     use session_store::memory::MemoryStore;
+    use session_store::prelude::*;
 
     const SECOND: Duration = Duration::from_secs(1);
 
     struct World {
         clock: Arc<ManualClock>,
         store: Arc<MemoryStore>,
-        silence: Silence,
+        freshness: ReportFreshness,
     }
 
     impl World {
         async fn new() -> Self {
             let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1_800_000_000_000)));
             let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _));
-            let silence = Silence::new(Arc::clone(&store) as _, Jumps::AreMeant);
-            silence.found().await;
+            let freshness = ReportFreshness::new(Arc::clone(&store) as _).with_settable_clock();
+            freshness.found().await;
             Self {
                 clock,
                 store,
-                silence,
+                freshness,
             }
         }
 
@@ -138,7 +141,7 @@ mod tests {
                     let now = self.clock.now();
                     for proxy in proxies {
                         let proxy = proxy.parse().unwrap();
-                        self.store.proxy_spoke(&proxy, now).await.unwrap();
+                        self.store.mark_proxy_alive(&proxy, now).await.unwrap();
                     }
                 }
                 self.clock.advance(SECOND);
@@ -146,7 +149,7 @@ mod tests {
         }
 
         async fn known(&self) -> bool {
-            self.silence.is_known().await.unwrap()
+            self.freshness.is_known().await.unwrap()
         }
     }
 
@@ -157,8 +160,8 @@ mod tests {
         assert!(!world.known().await, "the manager has just begun");
         world.pass(1, &["a", "b"]).await;
         assert!(world.known().await);
-        world.silence.lost();
-        world.silence.found().await;
+        world.freshness.lost();
+        world.freshness.found().await;
         world.pass(59, &["a", "b"]).await;
         assert!(!world.known().await, "the store was away");
         world.pass(1, &["a", "b"]).await;
@@ -184,12 +187,12 @@ mod tests {
     async fn a_clock_that_jumps_is_an_outage() {
         for jump in [JUMP + 2 * SECOND, 3600 * SECOND] {
             let mut world = World::new().await;
-            world.silence.jumps = Jumps::AreOutages;
+            world.freshness.detects_clock_jumps = true;
             let pass = async |seconds: u64| {
                 for _ in 0..seconds {
                     world.pass(1, &["a"]).await;
                     tokio::time::advance(SECOND).await;
-                    world.silence.found().await;
+                    world.freshness.found().await;
                 }
             };
             pass(61).await;
@@ -220,9 +223,9 @@ mod tests {
         world.pass(100, &["a", "b"]).await;
         // The manager is away for ten minutes; then a is back at once.
         world.pass(600, &[]).await;
-        let silence = Silence::new(Arc::clone(&world.store) as _, Jumps::AreMeant);
-        silence.found().await;
-        let world = World { silence, ..world };
+        let freshness = ReportFreshness::new(Arc::clone(&world.store) as _).with_settable_clock();
+        freshness.found().await;
+        let world = World { freshness, ..world };
         world.pass(89, &["a"]).await;
         assert!(!world.known().await, "b may come back");
         world.pass(1, &["a"]).await;

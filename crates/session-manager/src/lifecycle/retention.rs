@@ -44,6 +44,7 @@ mod tests {
     use session_core::time::ManualClock;
     use session_core::{Actor, ChangeReason, IdlePolicy, Limits, SessionId, SessionPolicy, Timestamp};
     use session_store::memory::MemoryStore;
+    use session_store::prelude::*;
     use session_store::{Commit, Create};
 
     const DAY: Duration = Duration::from_secs(24 * 3600);

@@ -73,7 +73,7 @@ impl Identity {
     /// another installation's by now.
     pub(crate) async fn confirm(&self) -> Result<Option<Install>, Error> {
         for _ in 0..RACES {
-            let stored = self.store.definition(Kind::Install, NAME).await?;
+            let stored = self.store.get_definition(Kind::Install, NAME).await?;
             let epoch = self.store.epoch().await?;
             let now = self.store.now().await?;
             let before = match &stored {

@@ -35,7 +35,7 @@ const RENEW: Duration = Duration::from_secs(4);
 
 /// A provider that works only while this manager has the lease.
 #[derive(Debug)]
-pub(crate) struct Exclusive<P> {
+pub(crate) struct LeasedProvider<P> {
     inner: Arc<P>,
     turn: Arc<Turn>,
     /// What was asked for and not released; ended when the lease is another's.
@@ -54,7 +54,7 @@ struct Turn {
     told: AtomicBool,
 }
 
-impl<P: ComputeProvider> Exclusive<P> {
+impl<P: ComputeProvider> LeasedProvider<P> {
     /// Takes the lease if it is free, and keeps it until `stop`.
     pub(crate) async fn new(
         inner: P,
@@ -134,7 +134,7 @@ impl Turn {
     async fn renew(&self) -> bool {
         // Counted from before the question, so that ours ends before the store's.
         let until = Instant::now() + TERM;
-        match self.store.lease(NAME, &self.owner, TERM).await {
+        match self.store.acquire_lease(NAME, &self.owner, TERM).await {
             Ok(Some(fence)) => {
                 self.set(Some((until, fence)));
                 self.told.store(false, Ordering::Relaxed);
@@ -164,14 +164,14 @@ impl Turn {
             }
         }
         self.set(None);
-        if let Err(error) = self.store.lease(NAME, &self.owner, Duration::ZERO).await {
+        if let Err(error) = self.store.release_lease(NAME, &self.owner).await {
             tracing::info!(%error, "the lease of the child processes ends by itself");
         }
     }
 }
 
 #[async_trait]
-impl<P: ComputeProvider> ComputeProvider for Exclusive<P> {
+impl<P: ComputeProvider> ComputeProvider for LeasedProvider<P> {
     fn fence(&self) -> u64 {
         self.turn.fence().unwrap_or(0)
     }
@@ -210,6 +210,7 @@ mod tests {
     use session_core::time::ManualClock;
     use session_core::{Cluster, Engine, Provider, SessionId, SessionKey, Timestamp};
     use session_store::memory::MemoryStore;
+    use session_store::prelude::*;
 
     fn spec() -> ComputeSpec {
         ComputeSpec {
@@ -243,9 +244,9 @@ mod tests {
         store: &Arc<MemoryStore>,
         folder: &str,
         stop: &CancellationToken,
-    ) -> Arc<Exclusive<SimCompute>> {
+    ) -> Arc<LeasedProvider<SimCompute>> {
         let store: Arc<dyn SessionStore> = Arc::clone(store) as _;
-        Exclusive::new(SimCompute::new(), store, Path::new(folder), stop.clone()).await
+        LeasedProvider::new(SimCompute::new(), store, Path::new(folder), stop.clone()).await
     }
 
     /// Lets time pass on both clocks in small steps.
@@ -279,7 +280,7 @@ mod tests {
         let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _));
         // A crash renews nothing: the lease was taken and is nobody's to keep.
         let crashed = owner(Path::new("/nowhere/a"));
-        assert!(store.lease(NAME, &crashed, TERM).await.unwrap().is_some());
+        assert!(store.acquire_lease(NAME, &crashed, TERM).await.unwrap().is_some());
         let stop = CancellationToken::new();
         let other = join(&store, "/nowhere/b", &stop).await;
         assert!(other.observe(&spec()).await.is_err());
@@ -329,7 +330,7 @@ mod tests {
         clock.advance(TERM + Duration::from_secs(1));
         first.ensure(&spec()).await.unwrap();
         let fence = first.fence();
-        let higher = store.lease(NAME, "another", TERM * 100).await.unwrap();
+        let higher = store.acquire_lease(NAME, "another", TERM * 100).await.unwrap();
         assert!(higher > Some(fence) && fence > 0, "{higher:?} {fence}");
         tokio::time::sleep(RENEW + Duration::from_secs(1)).await;
         assert!(first.observe(&spec()).await.is_err());

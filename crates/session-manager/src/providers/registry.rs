@@ -20,12 +20,12 @@ const ASK: Duration = Duration::from_secs(10);
 
 /// Every provider that this manager runs.
 #[derive(Debug, Clone)]
-pub struct Computes {
+pub struct ProviderRegistry {
     fixed: Arc<dyn SharedCompute>,
     process: Option<Arc<dyn ComputeProvider>>,
 }
 
-impl Computes {
+impl ProviderRegistry {
     /// `process` is absent where the configuration does not allow it.
     pub fn new(fixed: Arc<dyn SharedCompute>, process: Option<Arc<dyn ComputeProvider>>) -> Self {
         Self { fixed, process }
@@ -143,7 +143,10 @@ async fn bounded<T>(ask: impl Future<Output = Result<T, compute::Error>>) -> Res
 
 /// Places on static endpoints, the same for all replicas.
 #[derive(Debug)]
-pub struct StorePlaces(pub Arc<dyn SessionStore>);
+pub struct StorePlaces {
+    /// The store that records the places.
+    pub store: Arc<dyn SessionStore>,
+}
 
 fn unavailable(error: session_store::Error) -> compute::Error {
     compute::Error::Unavailable(error.to_string())
@@ -157,15 +160,15 @@ impl Places for StorePlaces {
         key: &SessionKey,
         org_alone: bool,
     ) -> Result<Option<String>, compute::Error> {
-        let taken = self.0.take_place(servers, key, org_alone).await;
+        let taken = self.store.take_place(servers, key, org_alone).await;
         taken.map_err(unavailable)
     }
 
     async fn leave(&self, server: &str, key: &SessionKey) -> Result<(), compute::Error> {
-        self.0.leave_place(server, key).await.map_err(unavailable)
+        self.store.leave_place(server, key).await.map_err(unavailable)
     }
 
     async fn of(&self, key: &SessionKey) -> Result<Vec<String>, compute::Error> {
-        self.0.places_of(key).await.map_err(unavailable)
+        self.store.places_of(key).await.map_err(unavailable)
     }
 }

@@ -7,7 +7,8 @@ use futures::FutureExt;
 use session_core::invariant;
 use session_core::machine::{CLOSING_SOON, RELEASE_GRACE, Transition};
 use session_core::{ChangeReason, EventRecord, Phase, Session, SessionKey, State, Status, Timestamp};
-use session_store::{Commit, HISTORY, SessionStore};
+use session_store::prelude::*;
+use session_store::{Commit, HISTORY};
 use std::time::Duration;
 
 /// What a crash can cost: the claim of a due entry, which comes back by then,

@@ -4,13 +4,13 @@
 use super::engines::FaultyCompute;
 use super::store::{FaultyStore, Run};
 use super::world::World;
-use crate::definitions::Directory;
-use crate::lifecycle::activity_reports::Reports;
-use crate::lifecycle::orphan_collection::Reconcile;
-use crate::lifecycle::reconciler::Driver;
-use crate::lifecycle::report_freshness::{Jumps, Silence};
+use crate::definitions::DefinitionStore;
+use crate::lifecycle::activity_reports::ReportIntake;
+use crate::lifecycle::orphan_collection::OrphanCollector;
+use crate::lifecycle::reconciler::Reconciler;
+use crate::lifecycle::report_freshness::ReportFreshness;
 use crate::metrics::Metrics;
-use crate::providers::registry::Computes;
+use crate::providers::registry::ProviderRegistry;
 use service_kit::metrics::Registry;
 use session_store::SessionStore;
 use std::sync::Arc;
@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 pub(super) struct Manager {
     pub(super) run: Run,
     pub(super) store: Arc<dyn SessionStore>,
-    pub(super) driver: Arc<Driver>,
-    pub(super) reports: Arc<Reports>,
+    pub(super) reconciler: Arc<Reconciler>,
+    pub(super) reports: Arc<ReportIntake>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -34,42 +34,42 @@ impl Manager {
         world.note(&run.name, format_args!("starts"));
         let store: Arc<dyn SessionStore> = Arc::new(FaultyStore { run: run.clone() });
         let provider = Arc::new(FaultyCompute { run: run.clone() });
-        let computes = Computes::new(Arc::clone(&provider) as _, Some(provider));
+        let computes = ProviderRegistry::new(Arc::clone(&provider) as _, Some(provider));
         let metrics = Arc::new(Metrics::new(&Registry::new()));
-        let silence = Arc::new(Silence::new(Arc::clone(&store), Jumps::AreOutages));
-        let directory = Directory::new(Arc::clone(&store));
-        let (driver, kicked) = Driver::new(
+        let freshness = Arc::new(ReportFreshness::new(Arc::clone(&store)));
+        let definitions = DefinitionStore::new(Arc::clone(&store));
+        let (reconciler, enqueued) = Reconciler::new(
             Arc::clone(&store),
-            directory.clone(),
+            definitions.clone(),
             computes.clone(),
-            Arc::clone(&silence),
+            Arc::clone(&freshness),
             Arc::clone(&metrics),
         );
-        let reports = Arc::new(Reports::new(
+        let reports = Arc::new(ReportIntake::new(
             Arc::clone(&store),
-            Arc::clone(&driver),
-            Arc::clone(&silence),
+            Arc::clone(&reconciler),
+            Arc::clone(&freshness),
             Arc::clone(&metrics),
         ));
-        let reconcile = Reconcile::new(
+        let reconcile = OrphanCollector::new(
             Arc::clone(&store),
-            directory,
+            definitions,
             computes,
-            Arc::clone(&driver),
-            Arc::clone(&silence),
+            Arc::clone(&reconciler),
+            Arc::clone(&freshness),
             metrics,
         );
         // Nobody stops it: it crashes.
         let stop = CancellationToken::new();
         let tasks = vec![
-            tokio::spawn(Arc::clone(&driver).run(kicked, stop.clone())),
+            tokio::spawn(Arc::clone(&reconciler).run(enqueued, stop.clone())),
             tokio::spawn({
                 let (reports, stop) = (Arc::clone(&reports), stop.clone());
                 async move { reports.run(stop).await }
             }),
             tokio::spawn(crate::service::watch_store(
                 Arc::clone(&store),
-                silence,
+                freshness,
                 |_| {},
                 stop.clone(),
             )),
@@ -78,7 +78,7 @@ impl Manager {
         Arc::new(Self {
             run,
             store,
-            driver,
+            reconciler,
             reports,
             tasks,
         })

@@ -21,6 +21,7 @@ mod world;
 use futures::StreamExt;
 use managers::Managers;
 use proxies::Proxies;
+use session_store::prelude::*;
 use session_store::{Feed, SessionStore};
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -10,13 +10,15 @@ use session_core::{
     AuditRecord, ClusterName, EventRecord, Operation, OrgId, PrincipalId, ProxyId, Session, SessionKey,
     SparkSessionId, Status, Timestamp, TokenId, TokenUse, Use,
 };
-use session_store::audit::{AuditTrail, Audited};
-use session_store::shared::{Bind, Binding, Bound, SparkSession};
-use session_store::signing::{KnownKeys, SigningKeys};
-use session_store::spark_sessions::{KeptSparkSession, SettingsChange, SparkSessions, Used};
+use session_store::audit_trail::Audited;
+use session_store::signing_keys::KnownKeys;
+use session_store::spark_bindings::{Bind, Binding, Bound, SparkSession};
+use session_store::spark_sessions::{KeptSparkSession, SettingsChange, Used};
 use session_store::{
-    Commit, Create, Created, Definition, DefinitionQuota, Error, Feed, FeedProgress, Heard, Kind, ListQuery,
-    Loaded, Page, Proxies, Report, Reported, RequestId, SessionStore, SharedServers, TokenRecord, Tombstones,
+    ActivityReports, AuditTrail, ChangeFeed, Commit, Create, Created, Definition, DefinitionQuota,
+    Definitions, DueQueue, Error, Feed, FeedProgress, Heard, Kind, Leases, ListQuery, Loaded, Page, Places,
+    Proxies, Report, Reported, RequestId, Retention, SessionIndex, SessionStore, Sessions, SigningKeys,
+    SparkBindings, SparkSessions, StoreHealth, TokenRecord, Tokens, Tombstones,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -139,7 +141,7 @@ impl FaultyStore {
             let key = commit.session.key();
             let before = world.recorded(&key);
             let outcome = match quiet {
-                Some(last) => world.store.commit_quiet(commit.clone(), last).await,
+                Some(last) => world.store.commit_if_idle(commit.clone(), last).await,
                 None => world.store.commit(commit.clone()).await,
             };
             if outcome.is_ok() {
@@ -179,40 +181,7 @@ impl FaultyStore {
 }
 
 #[async_trait]
-impl AuditTrail for FaultyStore {
-    async fn audit(&self, record: &AuditRecord) -> Result<(), Error> {
-        self.call("audit", self.inner().audit(record)).await
-    }
-    async fn audited(&self, partition: u8, after: &str, limit: usize) -> Result<Vec<Audited>, Error> {
-        self.call("audited", self.inner().audited(partition, after, limit))
-            .await
-    }
-    async fn exported(&self, partition: u8) -> Result<String, Error> {
-        self.call("exported", self.inner().exported(partition)).await
-    }
-    async fn set_exported(&self, partition: u8, place: &str) -> Result<(), Error> {
-        self.call("set_exported", self.inner().set_exported(partition, place))
-            .await
-    }
-}
-
-#[async_trait]
-impl SigningKeys for FaultyStore {
-    async fn report_keys(&self, published: &[String], signing: Option<&str>) -> Result<KnownKeys, Error> {
-        self.call("report_keys", self.inner().report_keys(published, signing))
-            .await
-    }
-}
-
-#[async_trait]
-impl SessionStore for FaultyStore {
-    async fn trim_ended(&self, keep: &Tombstones, limit: usize) -> Result<usize, Error> {
-        self.call("trim_ended", self.inner().trim_ended(keep, limit))
-            .await
-    }
-    async fn now(&self) -> Result<Timestamp, Error> {
-        self.call("now", self.inner().now()).await
-    }
+impl Sessions for FaultyStore {
     async fn create(&self, create: Create) -> Result<Created, Error> {
         let world = &self.run.world;
         let effect = async {
@@ -224,15 +193,6 @@ impl SessionStore for FaultyStore {
         };
         self.call("create", effect).await
     }
-    async fn repeated(
-        &self,
-        org: &OrgId,
-        owner: &PrincipalId,
-        request: &RequestId,
-    ) -> Result<Option<Session>, Error> {
-        self.call("repeated", self.inner().repeated(org, owner, request))
-            .await
-    }
     async fn get(&self, key: &SessionKey) -> Result<Option<Session>, Error> {
         let effect = async {
             let session = self.inner().get(key).await?;
@@ -241,45 +201,58 @@ impl SessionStore for FaultyStore {
         };
         self.call("get", effect).await
     }
-    async fn load(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
-        let effect = async {
-            let loaded = self.inner().load(key).await?;
-            let session = loaded.as_ref().map(|loaded| &loaded.session);
-            self.run.world.check_read(key, session);
-            Ok(loaded)
-        };
-        self.call("load", effect).await
+    async fn find_by_request(
+        &self,
+        org: &OrgId,
+        owner: &PrincipalId,
+        request: &RequestId,
+    ) -> Result<Option<Session>, Error> {
+        self.call(
+            "find_by_request",
+            self.inner().find_by_request(org, owner, request),
+        )
+        .await
     }
     async fn commit(&self, commit: Commit) -> Result<(), Error> {
         self.commit_as(commit, None).await
     }
-    async fn commit_quiet(&self, commit: Commit, last_activity_at: Timestamp) -> Result<(), Error> {
+    async fn commit_if_idle(&self, commit: Commit, last_activity_at: Timestamp) -> Result<(), Error> {
         self.commit_as(commit, Some(last_activity_at)).await
     }
-    async fn report(&self, key: &SessionKey, report: &Report) -> Result<Reported, Error> {
-        self.call("report", self.inner().report(key, report)).await
+    async fn events(&self, key: &SessionKey) -> Result<Vec<EventRecord>, Error> {
+        self.call("events", self.inner().events(key)).await
     }
-    async fn uses(&self, sessions: &[Session]) -> Result<Vec<Use>, Error> {
-        self.call("uses", self.inner().uses(sessions)).await
+}
+
+#[async_trait]
+impl SessionIndex for FaultyStore {
+    async fn list(&self, query: &ListQuery) -> Result<Page, Error> {
+        self.call("list", self.inner().list(query)).await
     }
-    async fn operations(&self, key: &SessionKey) -> Result<Vec<Operation>, Error> {
-        self.call("operations", self.inner().operations(key)).await
+    async fn list_live_on_cluster(
+        &self,
+        cluster: &ClusterName,
+        after: Option<&SessionKey>,
+        limit: usize,
+    ) -> Result<Vec<SessionKey>, Error> {
+        self.call(
+            "list_live_on_cluster",
+            self.inner().list_live_on_cluster(cluster, after, limit),
+        )
+        .await
     }
-    async fn token_uses(&self, key: &SessionKey) -> Result<BTreeMap<TokenId, TokenUse>, Error> {
-        self.call("token_uses", self.inner().token_uses(key)).await
-    }
-    async fn proxy_reported(&self, proxy: &ProxyId, sequence: u64) -> Result<Heard, Error> {
-        self.call("proxy_reported", self.inner().proxy_reported(proxy, sequence))
+    async fn list_orgs_on_cluster(&self, cluster: &ClusterName) -> Result<BTreeSet<OrgId>, Error> {
+        self.call("list_orgs_on_cluster", self.inner().list_orgs_on_cluster(cluster))
             .await
     }
-    async fn proxy_spoke(&self, proxy: &ProxyId, at: Timestamp) -> Result<(), Error> {
-        self.call("proxy_spoke", self.inner().proxy_spoke(proxy, at))
+    async fn count_by_status(&self, org: &OrgId) -> Result<BTreeMap<Status, u64>, Error> {
+        self.call("count_by_status", self.inner().count_by_status(org))
             .await
     }
-    async fn proxies(&self, silent_after: Duration, gone_after: Option<Duration>) -> Result<Proxies, Error> {
-        self.call("proxies", self.inner().proxies(silent_after, gone_after))
-            .await
-    }
+}
+
+#[async_trait]
+impl DueQueue for FaultyStore {
     async fn set_due(&self, key: &SessionKey, version: u64, due: Option<Timestamp>) -> Result<(), Error> {
         let (run, key) = (self.run.clone(), key.clone());
         let write = async move {
@@ -301,50 +274,75 @@ impl SessionStore for FaultyStore {
     async fn claim_due(&self, limit: usize, lease: Duration) -> Result<Vec<SessionKey>, Error> {
         self.call("claim_due", self.inner().claim_due(limit, lease)).await
     }
-    async fn list(&self, query: &ListQuery) -> Result<Page, Error> {
-        self.call("list", self.inner().list(query)).await
-    }
-    async fn live_on_cluster(
-        &self,
-        cluster: &ClusterName,
-        after: Option<&SessionKey>,
-        limit: usize,
-    ) -> Result<Vec<SessionKey>, Error> {
-        self.call(
-            "live_on_cluster",
-            self.inner().live_on_cluster(cluster, after, limit),
-        )
-        .await
-    }
-    async fn orgs_on_cluster(&self, cluster: &ClusterName) -> Result<BTreeSet<OrgId>, Error> {
-        self.call("orgs_on_cluster", self.inner().orgs_on_cluster(cluster))
-            .await
-    }
-    async fn counts(&self, org: &OrgId) -> Result<BTreeMap<Status, u64>, Error> {
-        self.call("counts", self.inner().counts(org)).await
-    }
     async fn oldest_due(&self) -> Result<Option<Timestamp>, Error> {
         self.call("oldest_due", self.inner().oldest_due()).await
     }
-    async fn events(&self, key: &SessionKey) -> Result<Vec<EventRecord>, Error> {
-        self.call("events", self.inner().events(key)).await
+}
+
+#[async_trait]
+impl ActivityReports for FaultyStore {
+    async fn apply_report(&self, key: &SessionKey, report: &Report) -> Result<Reported, Error> {
+        self.call("apply_report", self.inner().apply_report(key, report))
+            .await
     }
-    fn changes_with_progress(&self, progress: &FeedProgress) -> BoxStream<'static, Feed> {
-        self.inner().changes_with_progress(progress)
+    async fn get_with_activity(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
+        let effect = async {
+            let loaded = self.inner().get_with_activity(key).await?;
+            let session = loaded.as_ref().map(|loaded| &loaded.session);
+            self.run.world.check_read(key, session);
+            Ok(loaded)
+        };
+        self.call("get_with_activity", effect).await
     }
+    async fn usage(&self, sessions: &[Session]) -> Result<Vec<Use>, Error> {
+        self.call("usage", self.inner().usage(sessions)).await
+    }
+    async fn operations(&self, key: &SessionKey) -> Result<Vec<Operation>, Error> {
+        self.call("operations", self.inner().operations(key)).await
+    }
+    async fn begin_proxy_report(&self, proxy: &ProxyId, sequence: u64) -> Result<Heard, Error> {
+        self.call(
+            "begin_proxy_report",
+            self.inner().begin_proxy_report(proxy, sequence),
+        )
+        .await
+    }
+    async fn mark_proxy_alive(&self, proxy: &ProxyId, at: Timestamp) -> Result<(), Error> {
+        self.call("mark_proxy_alive", self.inner().mark_proxy_alive(proxy, at))
+            .await
+    }
+    async fn count_proxies(
+        &self,
+        silent_after: Duration,
+        gone_after: Option<Duration>,
+    ) -> Result<Proxies, Error> {
+        self.call(
+            "count_proxies",
+            self.inner().count_proxies(silent_after, gone_after),
+        )
+        .await
+    }
+}
+
+#[async_trait]
+impl Tokens for FaultyStore {
     async fn record_token(&self, key: &SessionKey, token: TokenRecord, limit: u32) -> Result<(), Error> {
         self.call("record_token", self.inner().record_token(key, token, limit))
             .await
     }
-    async fn tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error> {
-        self.call("tokens", self.inner().tokens(key)).await
+    async fn live_tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error> {
+        self.call("live_tokens", self.inner().live_tokens(key)).await
     }
     async fn recent_tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error> {
         self.call("recent_tokens", self.inner().recent_tokens(key)).await
     }
-    async fn lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<Option<u64>, Error> {
-        self.call("lease", self.inner().lease(name, owner, ttl)).await
+    async fn token_uses(&self, key: &SessionKey) -> Result<BTreeMap<TokenId, TokenUse>, Error> {
+        self.call("token_uses", self.inner().token_uses(key)).await
     }
+}
+
+#[async_trait]
+impl Definitions for FaultyStore {
     async fn put_definition(&self, kind: Kind, name: &str, expected: u64, json: &str) -> Result<u64, Error> {
         self.call(
             "put_definition",
@@ -352,7 +350,7 @@ impl SessionStore for FaultyStore {
         )
         .await
     }
-    async fn put_definition_within(
+    async fn put_definition_within_quota(
         &self,
         kind: Kind,
         name: &str,
@@ -362,31 +360,35 @@ impl SessionStore for FaultyStore {
     ) -> Result<u64, Error> {
         let put = self
             .inner()
-            .put_definition_within(kind, name, expected, json, quota);
-        self.call("put_definition_within", put).await
+            .put_definition_within_quota(kind, name, expected, json, quota);
+        self.call("put_definition_within_quota", put).await
     }
-    async fn definition(&self, kind: Kind, name: &str) -> Result<Option<Definition>, Error> {
-        self.call("definition", self.inner().definition(kind, name)).await
-    }
-    async fn some_definitions(&self, wanted: &[(Kind, String)]) -> Result<Vec<Option<Definition>>, Error> {
-        self.call("some_definitions", self.inner().some_definitions(wanted))
+    async fn get_definition(&self, kind: Kind, name: &str) -> Result<Option<Definition>, Error> {
+        self.call("get_definition", self.inner().get_definition(kind, name))
             .await
     }
-    async fn definitions_of(
+    async fn get_definitions(&self, wanted: &[(Kind, String)]) -> Result<Vec<Option<Definition>>, Error> {
+        self.call("get_definitions", self.inner().get_definitions(wanted))
+            .await
+    }
+    async fn list_definitions(
         &self,
         kind: Kind,
         org: Option<&OrgId>,
     ) -> Result<BTreeMap<String, Definition>, Error> {
-        self.call("definitions_of", self.inner().definitions_of(kind, org))
+        self.call("list_definitions", self.inner().list_definitions(kind, org))
             .await
     }
     async fn definition_names(&self, kind: Kind, org: Option<&OrgId>) -> Result<BTreeSet<String>, Error> {
         self.call("definition_names", self.inner().definition_names(kind, org))
             .await
     }
-    async fn orgs_with_definitions(&self, kind: Kind) -> Result<BTreeSet<OrgId>, Error> {
-        self.call("orgs_with_definitions", self.inner().orgs_with_definitions(kind))
-            .await
+    async fn list_orgs_with_definitions(&self, kind: Kind) -> Result<BTreeSet<OrgId>, Error> {
+        self.call(
+            "list_orgs_with_definitions",
+            self.inner().list_orgs_with_definitions(kind),
+        )
+        .await
     }
     async fn delete_definition(&self, kind: Kind, name: &str, expected: u64) -> Result<(), Error> {
         self.call(
@@ -395,11 +397,97 @@ impl SessionStore for FaultyStore {
         )
         .await
     }
+}
+
+#[async_trait]
+impl Leases for FaultyStore {
+    async fn acquire_lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<Option<u64>, Error> {
+        self.call("acquire_lease", self.inner().acquire_lease(name, owner, ttl))
+            .await
+    }
+    async fn release_lease(&self, name: &str, owner: &str) -> Result<(), Error> {
+        self.call("release_lease", self.inner().release_lease(name, owner))
+            .await
+    }
+}
+
+#[async_trait]
+impl ChangeFeed for FaultyStore {
+    fn changes_with_progress(&self, progress: &FeedProgress) -> BoxStream<'static, Feed> {
+        self.inner().changes_with_progress(progress)
+    }
+}
+
+#[async_trait]
+impl Retention for FaultyStore {
+    async fn trim_ended(&self, keep: &Tombstones, limit: usize) -> Result<usize, Error> {
+        self.call("trim_ended", self.inner().trim_ended(keep, limit))
+            .await
+    }
+}
+
+#[async_trait]
+impl StoreHealth for FaultyStore {
+    async fn now(&self) -> Result<Timestamp, Error> {
+        self.call("now", self.inner().now()).await
+    }
     async fn epoch(&self) -> Result<u64, Error> {
         self.call("epoch", self.inner().epoch()).await
     }
     async fn ping(&self) -> Result<(), Error> {
         self.call("ping", self.inner().ping()).await
+    }
+}
+
+#[async_trait]
+impl Places for FaultyStore {
+    async fn take_place(
+        &self,
+        servers: &[String],
+        holder: &SessionKey,
+        org_alone: bool,
+    ) -> Result<Option<String>, Error> {
+        self.call("take_place", self.inner().take_place(servers, holder, org_alone))
+            .await
+    }
+    async fn leave_place(&self, server: &str, holder: &SessionKey) -> Result<(), Error> {
+        self.call("leave_place", self.inner().leave_place(server, holder))
+            .await
+    }
+    async fn places_of(&self, holder: &SessionKey) -> Result<Vec<String>, Error> {
+        self.call("places_of", self.inner().places_of(holder)).await
+    }
+}
+
+#[async_trait]
+impl SparkBindings for FaultyStore {
+    async fn bind(&self, bind: &Bind) -> Result<Bound, Error> {
+        self.call("bind", self.inner().bind(bind)).await
+    }
+    async fn finish_preparation(
+        &self,
+        holder: &SessionKey,
+        spark: &SparkSession,
+        ticket: &str,
+        ready: bool,
+    ) -> Result<bool, Error> {
+        self.call(
+            "finish_preparation",
+            self.inner().finish_preparation(holder, spark, ticket, ready),
+        )
+        .await
+    }
+    async fn list_bindings(&self, holder: &SessionKey) -> Result<Vec<Binding>, Error> {
+        self.call("list_bindings", self.inner().list_bindings(holder))
+            .await
+    }
+    async fn seal_bindings(&self, holder: &SessionKey, generation: u64) -> Result<(), Error> {
+        self.call("seal_bindings", self.inner().seal_bindings(holder, generation))
+            .await
+    }
+    async fn unbind(&self, holder: &SessionKey, binding: &Binding, keep: Duration) -> Result<(), Error> {
+        self.call("unbind", self.inner().unbind(holder, binding, keep))
+            .await
     }
 }
 
@@ -432,45 +520,41 @@ impl SparkSessions for FaultyStore {
 }
 
 #[async_trait]
-impl SharedServers for FaultyStore {
-    async fn take_place(
+impl AuditTrail for FaultyStore {
+    async fn append_audit(&self, record: &AuditRecord) -> Result<(), Error> {
+        self.call("append_audit", self.inner().append_audit(record)).await
+    }
+    async fn read_audit(&self, partition: u8, after: &str, limit: usize) -> Result<Vec<Audited>, Error> {
+        self.call("read_audit", self.inner().read_audit(partition, after, limit))
+            .await
+    }
+    async fn audit_export_position(&self, partition: u8) -> Result<String, Error> {
+        self.call(
+            "audit_export_position",
+            self.inner().audit_export_position(partition),
+        )
+        .await
+    }
+    async fn set_audit_export_position(&self, partition: u8, place: &str) -> Result<(), Error> {
+        self.call(
+            "set_audit_export_position",
+            self.inner().set_audit_export_position(partition, place),
+        )
+        .await
+    }
+}
+
+#[async_trait]
+impl SigningKeys for FaultyStore {
+    async fn report_signing_keys(
         &self,
-        servers: &[String],
-        holder: &SessionKey,
-        org_alone: bool,
-    ) -> Result<Option<String>, Error> {
-        self.call("take_place", self.inner().take_place(servers, holder, org_alone))
-            .await
-    }
-    async fn leave_place(&self, server: &str, holder: &SessionKey) -> Result<(), Error> {
-        self.call("leave_place", self.inner().leave_place(server, holder))
-            .await
-    }
-    async fn places_of(&self, holder: &SessionKey) -> Result<Vec<String>, Error> {
-        self.call("places_of", self.inner().places_of(holder)).await
-    }
-    async fn bind(&self, bind: &Bind) -> Result<Bound, Error> {
-        self.call("bind", self.inner().bind(bind)).await
-    }
-    async fn prepared(
-        &self,
-        holder: &SessionKey,
-        spark: &SparkSession,
-        ticket: &str,
-        ready: bool,
-    ) -> Result<bool, Error> {
-        self.call("prepared", self.inner().prepared(holder, spark, ticket, ready))
-            .await
-    }
-    async fn bindings(&self, holder: &SessionKey) -> Result<Vec<Binding>, Error> {
-        self.call("bindings", self.inner().bindings(holder)).await
-    }
-    async fn seal_bindings(&self, holder: &SessionKey, generation: u64) -> Result<(), Error> {
-        self.call("seal_bindings", self.inner().seal_bindings(holder, generation))
-            .await
-    }
-    async fn unbind(&self, holder: &SessionKey, binding: &Binding, keep: Duration) -> Result<(), Error> {
-        self.call("unbind", self.inner().unbind(holder, binding, keep))
-            .await
+        published: &[String],
+        signing: Option<&str>,
+    ) -> Result<KnownKeys, Error> {
+        self.call(
+            "report_signing_keys",
+            self.inner().report_signing_keys(published, signing),
+        )
+        .await
     }
 }

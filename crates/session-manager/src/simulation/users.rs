@@ -10,7 +10,8 @@ use session_core::{
     Actor, ChangeReason, Cluster, ClusterStatus, Engine, IdlePolicy, Limits, Provider, SessionId, SessionKey,
     SessionPolicy, State,
 };
-use session_store::{Create, Kind, SessionStore};
+use session_store::prelude::*;
+use session_store::{Create, Kind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -171,10 +172,10 @@ impl User {
                 }
                 let created = created.ok()?;
                 manager
-                    .driver
+                    .reconciler
                     .start_new(&created.session, &change.effects, cluster, None)
                     .await;
-                manager.driver.kick(key.clone());
+                manager.reconciler.enqueue(key.clone());
                 Some(key)
             };
             match tokio::time::timeout(Duration::from_secs(20), new()).await {
@@ -194,9 +195,9 @@ impl User {
         // A manager goes on when whoever asked has left.
         let asking = tokio::spawn(async move {
             let actor = Actor::Principal(format!("sa|user-{who}").parse().unwrap());
-            let answer = manager.driver.ask(&key, &event, &actor, |_| Ok(())).await;
+            let answer = manager.reconciler.ask(&key, &event, &actor, |_| Ok(())).await;
             if answer.is_ok() {
-                manager.driver.kick(key);
+                manager.reconciler.enqueue(key);
             }
             answer.is_ok_and(|(session, _)| session.status().is_terminal())
         });

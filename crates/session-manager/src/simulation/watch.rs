@@ -7,7 +7,7 @@ use super::world::{World, short};
 use futures::FutureExt;
 use session_core::{Phase, Session, SessionKey, State, Timestamp};
 use session_proto::convert;
-use session_store::SessionStore;
+use session_store::prelude::*;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -202,7 +202,7 @@ impl World {
     fn visible_idle_at(&self, key: &SessionKey) -> Option<Timestamp> {
         let session = self.store.get(key).now_or_never().unwrap().unwrap()?;
         let sessions = std::slice::from_ref(&session);
-        let uses = self.store.uses(sessions).now_or_never().unwrap().unwrap();
+        let uses = self.store.usage(sessions).now_or_never().unwrap().unwrap();
         let shown = convert::session(&session, uses.first()?, false).idle_at?;
         let millis = shown.seconds * 1000 + i64::from(shown.nanos) / 1_000_000;
         Some(Timestamp::from_millis(u64::try_from(millis).unwrap()))

@@ -6,7 +6,7 @@ use crate::support::{Manager, until};
 use session_core::{Actor, AuditAction, AuditOutcome, AuditRecord, OrgId, SessionKey, TokenId};
 use session_proto::internal as wire;
 use session_proto::v1;
-use session_store::{AuditTrail as _, SessionStore as _};
+use session_store::prelude::*;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -72,7 +72,7 @@ fn name_of(record: &AuditRecord) -> String {
 async fn trail(manager: &Manager) -> Vec<AuditRecord> {
     let mut all = Vec::new();
     for partition in 0..OrgId::PARTITIONS {
-        all.extend(manager.store.audited(partition, "", 100_000).await.unwrap());
+        all.extend(manager.store.read_audit(partition, "", 100_000).await.unwrap());
     }
     all.into_iter().map(|audited| audited.record).collect()
 }

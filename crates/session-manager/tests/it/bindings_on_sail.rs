@@ -9,7 +9,7 @@ use session_proto::internal as wire;
 use session_proto::spark as sc;
 use session_proto::spark::spark_connect_service_client::SparkConnectServiceClient;
 use session_proto::v1::{self, SessionStatus};
-use session_store::SharedServers;
+use session_store::prelude::*;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -220,7 +220,7 @@ properties = {{ type = "memory" }}
     assert!(bind(&manager, &first, THREE).await.unwrap());
     manager.close("ada", &first).await;
     until("everything to be given back", async || {
-        manager.store.bindings(&first).await.unwrap().is_empty()
+        manager.store.list_bindings(&first).await.unwrap().is_empty()
             && manager.store.places_of(&first).await.unwrap().is_empty()
     })
     .await;

@@ -8,7 +8,8 @@ use session_core::{Clock, SessionKey, SystemClock, TokenId};
 use session_proto::convert::timestamp;
 use session_proto::internal as wire;
 use session_proto::v1::{self, SessionStatus};
-use session_store::{SessionStore, TokenRecord};
+use session_store::TokenRecord;
+use session_store::prelude::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -603,7 +604,7 @@ async fn what_waits_is_written_when_the_manager_stops() {
     let store = Arc::clone(&world.manager.store);
     let session = store.get(&key).await.unwrap().unwrap();
     let rpcs = async || {
-        store.uses(std::slice::from_ref(&session)).await.unwrap()[0]
+        store.usage(std::slice::from_ref(&session)).await.unwrap()[0]
             .totals
             .rpcs
     };

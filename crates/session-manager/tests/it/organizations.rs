@@ -8,7 +8,8 @@ use session_core::{Disabled, Reason, SessionKey, SystemClock, TokenId};
 use session_proto::error::reason_of;
 use session_proto::internal as wire;
 use session_proto::v1::{self, SessionStatus};
-use session_store::{Kind, SessionStore, TokenRecord};
+use session_store::prelude::*;
+use session_store::{Kind, TokenRecord};
 use std::time::Duration;
 use tonic::{Code, Status};
 
@@ -349,7 +350,11 @@ async fn a_pass_that_broke_off_is_taken_up() {
     .await;
     assert_eq!(stored(&manager, &key).await.reason.as_str(), "ORG_DISABLED");
     until("the pass to be settled", async || {
-        let stored = manager.store.definition(Kind::Disabled, "acme").await.unwrap();
+        let stored = manager
+            .store
+            .get_definition(Kind::Disabled, "acme")
+            .await
+            .unwrap();
         stored.unwrap().json.contains("\"settled\":true")
     })
     .await;

@@ -8,7 +8,8 @@ use session_core::{Reason, Route, SessionKey};
 use session_proto::error::reason_of;
 use session_proto::internal as wire;
 use session_proto::v1::{self, SessionStatus};
-use session_store::shared::{Bind, BindingState, Bound, SharedServers, SparkSession};
+use session_store::prelude::*;
+use session_store::spark_bindings::{Bind, BindingState, Bound, SparkSession};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tonic::{Code, Status};
@@ -109,7 +110,7 @@ async fn an_id_is_the_first_session_s_until_it_closes() {
 
     manager.close("ada", &first).await;
     until("the id to be given back", async || {
-        manager.store.bindings(&first).await.unwrap().is_empty()
+        manager.store.list_bindings(&first).await.unwrap().is_empty()
     })
     .await;
     let spark: session_core::SparkSessionId = id(1).parse().unwrap();
@@ -192,7 +193,7 @@ async fn bad_binds_are_refused_each_with_its_reason() {
         .unwrap();
     let refused = bind(&manager, &key, &id(1)).await.unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::TokenRevoked));
-    assert!(manager.store.bindings(&key).await.unwrap().is_empty());
+    assert!(manager.store.list_bindings(&key).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -200,7 +201,7 @@ async fn dedicated_compute_needs_no_binding() {
     let manager = start().await;
     let key = manager.active("ada").await;
     assert!(bind(&manager, &key, &id(1)).await.unwrap());
-    assert!(manager.store.bindings(&key).await.unwrap().is_empty());
+    assert!(manager.store.list_bindings(&key).await.unwrap().is_empty());
     assert!(bindings(&manager, &key).await.is_empty());
     let refused = bind_in(&manager, &key, &id(1), 2).await.unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::SessionWarming));
@@ -224,7 +225,7 @@ async fn nobody_is_answered_before_the_catalog_is_chosen_once() {
     });
     let look = async {
         until("the choice to begin", async || {
-            !manager.store.bindings(&key).await.unwrap().is_empty()
+            !manager.store.list_bindings(&key).await.unwrap().is_empty()
         })
         .await;
         assert!(bindings(&manager, &key).await.is_empty(), "not ready, not told");
@@ -342,7 +343,7 @@ async fn a_failing_release_is_repeated_and_no_new_binding_slips_in() {
         }
     }
     until("everything to be given back", async || {
-        manager.store.bindings(&key).await.unwrap().is_empty() && manager.sim.live().is_empty()
+        manager.store.list_bindings(&key).await.unwrap().is_empty() && manager.sim.live().is_empty()
     })
     .await;
     let ended: BTreeSet<_> = manager
@@ -353,7 +354,7 @@ async fn a_failing_release_is_repeated_and_no_new_binding_slips_in() {
         .collect();
     assert!(ids(0..20).is_subset(&ended));
     assert!(bind(&manager, &key, &id(1)).await.is_err());
-    assert!(manager.store.bindings(&key).await.unwrap().is_empty());
+    assert!(manager.store.list_bindings(&key).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -383,7 +384,7 @@ async fn a_manager_that_crashes_in_a_release_is_followed_by_another() {
     let second = first.another_with(SHARED).await;
     first.crash();
     until("the id to be given back", async || {
-        second.store.bindings(&key).await.unwrap().is_empty() && second.sim.live().is_empty()
+        second.store.list_bindings(&key).await.unwrap().is_empty() && second.sim.live().is_empty()
     })
     .await;
 }
@@ -398,10 +399,10 @@ async fn a_close_while_the_catalog_is_being_chosen_leaves_no_binding() {
     let text = id(1);
     let close = async {
         until("the choice to begin", async || {
-            !manager.store.bindings(&key).await.unwrap().is_empty()
+            !manager.store.list_bindings(&key).await.unwrap().is_empty()
         })
         .await;
-        let states = manager.store.bindings(&key).await.unwrap();
+        let states = manager.store.list_bindings(&key).await.unwrap();
         assert_eq!(states[0].state, BindingState::Unready);
         manager.close("ada", &key).await;
     };
@@ -409,7 +410,7 @@ async fn a_close_while_the_catalog_is_being_chosen_leaves_no_binding() {
     let refused = bound.unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::SessionClosed), "{refused}");
     until("everything to be given back", async || {
-        manager.store.bindings(&key).await.unwrap().is_empty() && manager.sim.live().is_empty()
+        manager.store.list_bindings(&key).await.unwrap().is_empty() && manager.sim.live().is_empty()
     })
     .await;
 }

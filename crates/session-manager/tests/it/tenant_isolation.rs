@@ -23,7 +23,8 @@ use session_proto::v1::cluster_service_client::ClusterServiceClient;
 use session_proto::v1::org_service_client::OrgServiceClient;
 use session_proto::v1::session_service_client::SessionServiceClient;
 use session_proto::v1::token_service_client::TokenServiceClient;
-use session_store::{Kind, SessionStore as _};
+use session_store::Kind;
+use session_store::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -622,7 +623,7 @@ async fn a_page_of_large_catalogs_is_a_short_one() {
     };
     let request = v1::CreateCatalogRequest { catalog: Some(first) };
     manager.catalogs("olga").create_catalog(request).await.unwrap();
-    let stored = manager.store.definition(Kind::Catalog, "acme/c0").await;
+    let stored = manager.store.get_definition(Kind::Catalog, "acme/c0").await;
     let mut json: serde_json::Value = serde_json::from_str(&stored.unwrap().unwrap().json).unwrap();
     json["default_database"] = "x".repeat(200 << 10).into();
     for n in 1..30 {

@@ -6,7 +6,7 @@ use session_proto::convert::{from_timestamp, timestamp};
 use session_proto::error::reason_of;
 use session_proto::internal as wire;
 use session_proto::v1;
-use session_store::SessionStore as _;
+use session_store::prelude::*;
 use std::time::Duration;
 
 fn token(key: &SessionKey, n: u64, life: Duration) -> wire::RecordTokenRequest {
@@ -67,7 +67,7 @@ async fn the_ledger_takes_no_token_that_could_not_be() {
     }
     let others = manager.ledger("bob").record_token(token(&key, 6, hour)).await;
     assert_eq!(reason_of(&others.unwrap_err()), Some(Reason::NotAuthorized));
-    assert!(manager.store.tokens(&key).await.unwrap().is_empty());
+    assert!(manager.store.live_tokens(&key).await.unwrap().is_empty());
     let granted = manager.ledger("ada").record_token(token(&key, 7, hour)).await;
     let granted = granted.unwrap().into_inner();
     assert_eq!(
@@ -78,7 +78,7 @@ async fn the_ledger_takes_no_token_that_could_not_be() {
         ),
         ("acme", "sa|ada", 1)
     );
-    let recorded = manager.store.tokens(&key).await.unwrap();
+    let recorded = manager.store.live_tokens(&key).await.unwrap();
     assert_eq!(recorded.len(), 1);
     assert_eq!(granted.expires_at, Some(timestamp(recorded[0].expires_at)));
 }
@@ -101,7 +101,7 @@ async fn no_token_outlives_its_session() {
     let expires_at = from_timestamp(&granted.into_inner().expires_at.unwrap());
     assert_eq!(expires_at, Timestamp::from_secs(end.as_secs()));
     assert_eq!(
-        manager.store.tokens(&key).await.unwrap()[0].expires_at,
+        manager.store.live_tokens(&key).await.unwrap()[0].expires_at,
         expires_at
     );
     // As of an issuer whose clock is ahead.
@@ -129,7 +129,7 @@ async fn an_expired_token_can_be_taken_back_while_it_has_its_grace() {
     };
     manager.ledger("ada").record_token(short.clone()).await.unwrap();
     until("it expires", async || {
-        manager.store.tokens(&key).await.unwrap().is_empty()
+        manager.store.live_tokens(&key).await.unwrap().is_empty()
     })
     .await;
     for _ in 0..2 {

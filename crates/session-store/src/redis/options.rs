@@ -65,7 +65,7 @@ impl Default for Options {
             credentials: Credentials::default(),
             sentinel_credentials: Credentials::default(),
             tls: TlsFiles::default(),
-            audit_length: crate::audit::AUDIT_LENGTH,
+            audit_length: crate::audit_trail::AUDIT_LENGTH,
         }
     }
 }

@@ -2,10 +2,13 @@
 //! aside when it ends. `token.lua` says how each is written.
 
 use super::{RedisStore, score};
+use crate::prelude::*;
 use crate::redis::schema::keys::Slot;
 use crate::redis::schema::record::{Stored, pieces};
-use crate::{Error, SessionStore, TOKEN_MEMORY, TokenRecord};
-use session_core::{SessionKey, Timestamp, TokenUse};
+use crate::{Error, TOKEN_MEMORY, TokenRecord, Tokens};
+use async_trait::async_trait;
+use session_core::{SessionKey, Timestamp, TokenId, TokenUse};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Ends the key's id in the details: no principal has it.
@@ -25,7 +28,7 @@ fn details(token: &TokenRecord) -> String {
 
 fn parse(text: &str) -> Option<(TokenRecord, Option<TokenUse>)> {
     let mut words = text.splitn(7, ' ');
-    let id: session_core::TokenId = words.next()?.parse().ok()?;
+    let id: TokenId = words.next()?.parse().ok()?;
     let moment = |word: &str| word.parse().ok().map(Timestamp::from_millis);
     let expires_at = moment(words.next()?)?;
     let (first, last) = (moment(words.next()?), moment(words.next()?));
@@ -111,10 +114,48 @@ impl RedisStore {
     }
 }
 
+#[async_trait]
+impl Tokens for RedisStore {
+    async fn record_token(&self, key: &SessionKey, token: TokenRecord, limit: u32) -> Result<(), Error> {
+        let recorded = self.add_token(key, &token, limit, &[]).await;
+        if !matches!(recorded, Err(Error::Quota { .. })) {
+            return recorded;
+        }
+        // Only at the limit is it worth telling revoked tokens from live ones.
+        let Some(session) = self.get(key).await? else {
+            return Err(Error::NotFound);
+        };
+        let revoked: Vec<_> = session.revoked_tokens.keys().map(TokenId::as_str).collect();
+        if revoked.is_empty() {
+            return recorded;
+        }
+        self.add_token(key, &token, limit, &revoked).await
+    }
+
+    async fn live_tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error> {
+        let tokens = self.read_tokens(key, Duration::ZERO).await?;
+        let mut tokens: Vec<_> = tokens.into_iter().map(|(token, _)| token).collect();
+        TokenRecord::sort_oldest_first(&mut tokens);
+        Ok(tokens)
+    }
+
+    async fn recent_tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error> {
+        let tokens = self.read_tokens(key, TOKEN_MEMORY).await?;
+        let mut tokens: Vec<_> = tokens.into_iter().map(|(token, _)| token).collect();
+        TokenRecord::sort_oldest_first(&mut tokens);
+        Ok(tokens)
+    }
+
+    async fn token_uses(&self, key: &SessionKey) -> Result<BTreeMap<TokenId, TokenUse>, Error> {
+        let tokens = self.read_tokens(key, Duration::ZERO).await?;
+        let uses = tokens.into_iter().filter_map(|(_, used)| used);
+        Ok(uses.map(|used| (used.id.clone(), used)).collect())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use session_core::TokenId;
 
     #[test]
     fn what_is_written_is_read() {

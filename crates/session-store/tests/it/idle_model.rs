@@ -8,7 +8,8 @@ use session_core::machine::{self, Observation, Transition};
 use session_core::time::ManualClock;
 use session_core::{Activity, Engine, Phase, Route, Session, SessionKey, Status, Timestamp};
 use session_store::memory::MemoryStore;
-use session_store::{Commit, Error, Report, SessionStore};
+use session_store::prelude::*;
+use session_store::{Commit, Error, Report};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,7 +81,7 @@ impl World {
     /// One pass of the driver. Between its decision and its write `meanwhile`
     /// a proxy may report.
     async fn look_while(&mut self, meanwhile: Option<usize>) {
-        let loaded = self.store.load(&self.key).await.unwrap().unwrap();
+        let loaded = self.store.get_with_activity(&self.key).await.unwrap().unwrap();
         let now = self.store.now().await.unwrap();
         let seen = match loaded.session.status() {
             Status::Closed | Status::Failed => Observation::Missing,
@@ -102,7 +103,7 @@ impl World {
         };
         let outcome = match loaded.activity {
             Activity::Quiet { last_activity_at } if by_idle_clock => {
-                self.store.commit_quiet(commit, last_activity_at).await
+                self.store.commit_if_idle(commit, last_activity_at).await
             }
             Activity::Quiet { .. } | Activity::Busy | Activity::Unknown => self.store.commit(commit).await,
         };
@@ -154,7 +155,7 @@ impl World {
             last_activity_at: ended_at,
             ..report(PROXIES[proxy], self.open[proxy])
         };
-        self.store.report(&self.key, &said).await.unwrap();
+        self.store.apply_report(&self.key, &said).await.unwrap();
     }
 
     async fn pass(&mut self, seconds: u64, raced_by: Option<usize>) {

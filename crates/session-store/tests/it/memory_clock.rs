@@ -6,7 +6,8 @@ use session_core::machine::BUSY_LEASE;
 use session_core::time::ManualClock;
 use session_core::{Activity, Limits, Timestamp};
 use session_store::memory::MemoryStore;
-use session_store::{Create, Error, REQUEST_ID_MEMORY, SessionStore};
+use session_store::prelude::*;
+use session_store::{Create, Error, REQUEST_ID_MEMORY};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -97,7 +98,10 @@ async fn activity_is_what_the_test_says() {
         .session
         .key();
     store.set_activity(&key, Activity::Busy);
-    assert_eq!(store.load(&key).await.unwrap().unwrap().activity, Activity::Busy);
+    assert_eq!(
+        store.get_with_activity(&key).await.unwrap().unwrap().activity,
+        Activity::Busy
+    );
 }
 
 #[tokio::test]
@@ -105,9 +109,9 @@ async fn a_proxy_that_says_no_more_holds_a_session_for_thirty_seconds() {
     let (clock, store) = at_the_full_minute();
     let session = store.create(Draft::default().create()).await.unwrap().session;
     let key = session.key();
-    let activity = async || store.load(&key).await.unwrap().unwrap().activity;
+    let activity = async || store.get_with_activity(&key).await.unwrap().unwrap().activity;
     for _ in 0..3 {
-        store.report(&key, &report("p", 1)).await.unwrap();
+        store.apply_report(&key, &report("p", 1)).await.unwrap();
         clock.advance(BUSY_LEASE - TICK);
         assert_eq!(activity().await, Activity::Busy);
     }
@@ -124,8 +128,8 @@ async fn a_proxy_that_says_no_more_holds_a_session_for_thirty_seconds() {
 #[tokio::test]
 async fn proxies_are_silent_and_gone_to_the_millisecond() {
     let (clock, store) = at_the_full_minute();
-    let ask = async || store.proxies(MINUTE, Some(2 * MINUTE)).await.unwrap();
-    store.proxy_reported(&"p".parse().unwrap(), 1).await.unwrap();
+    let ask = async || store.count_proxies(MINUTE, Some(2 * MINUTE)).await.unwrap();
+    store.begin_proxy_report(&"p".parse().unwrap(), 1).await.unwrap();
     clock.advance(MINUTE - TICK);
     assert_eq!((ask().await.known, ask().await.silent), (1, 0));
     clock.advance(TICK);
@@ -137,7 +141,7 @@ async fn proxies_are_silent_and_gone_to_the_millisecond() {
     // Whoever comes back after that is somebody else.
     assert!(
         store
-            .proxy_reported(&"p".parse().unwrap(), 1)
+            .begin_proxy_report(&"p".parse().unwrap(), 1)
             .await
             .unwrap()
             .fresh

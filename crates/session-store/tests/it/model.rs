@@ -7,7 +7,7 @@ use crate::common::{
 };
 use proptest::prelude::*;
 use session_core::{Limits, Operation, Session, SessionKey, Status, Timestamp, TokenId, TokenUse, Totals};
-use session_store::shared::{Bind, SparkSession};
+use session_store::spark_bindings::{Bind, SparkSession};
 use session_store::{Commit, Create, Kind, ListQuery, More, Report, Scope, TokenRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -352,7 +352,7 @@ async fn run(store: &Store, world: &World, op: &Op, fresh: &Create) -> String {
                 }],
                 ..common::report(&format!("p{proxy}"), 0)
             };
-            format!("{:?}", store.report(&session.key(), &report).await)
+            format!("{:?}", store.apply_report(&session.key(), &report).await)
         }
         Op::Quiet {
             session: n,
@@ -361,7 +361,7 @@ async fn run(store: &Store, world: &World, op: &Op, fresh: &Create) -> String {
         } => {
             let commit = change_of(session(*n), *change);
             let seen = moment(*last).unwrap_or_default();
-            format!("{:?}", store.commit_quiet(commit, seen).await)
+            format!("{:?}", store.commit_if_idle(commit, seen).await)
         }
         Op::Place {
             session: n,
@@ -407,7 +407,9 @@ async fn run(store: &Store, world: &World, op: &Op, fresh: &Create) -> String {
             ready,
         } => {
             let (key, spark) = (session(*n).key(), spark_session(*spark));
-            let prepared = store.prepared(&key, &spark, &ticket.to_string(), *ready).await;
+            let prepared = store
+                .finish_preparation(&key, &spark, &ticket.to_string(), *ready)
+                .await;
             format!("{prepared:?}")
         }
         Op::Unbind {
@@ -416,7 +418,7 @@ async fn run(store: &Store, world: &World, op: &Op, fresh: &Create) -> String {
             keep,
         } => {
             let key = session(*n).key();
-            let bindings = store.bindings(&key).await.unwrap();
+            let bindings = store.list_bindings(&key).await.unwrap();
             if let Some(binding) = bindings.get(*which) {
                 let keep = if *keep { FAR } else { Duration::ZERO };
                 store.unbind(&key, binding, keep).await.unwrap();
@@ -450,11 +452,11 @@ async fn dump(store: &Store, world: &World) -> Vec<String> {
             "{:?} {:?} {:?} {:?} {:?}",
             store.get(&key).await,
             store.events(&key).await,
-            store.tokens(&key).await,
+            store.live_tokens(&key).await,
             store.places_of(&key).await,
-            store.bindings(&key).await
+            store.list_bindings(&key).await
         ));
-        let mut used = store.uses(std::slice::from_ref(session)).await.unwrap()[0];
+        let mut used = store.usage(std::slice::from_ref(session)).await.unwrap()[0];
         // The present is another one in each store.
         used.last_activity_at = used
             .last_activity_at
@@ -469,11 +471,13 @@ async fn dump(store: &Store, world: &World) -> Vec<String> {
     for cluster in CLUSTERS {
         all.push(format!(
             "{:?}",
-            store.live_on_cluster(&cluster.parse().unwrap(), None, 1000).await
+            store
+                .list_live_on_cluster(&cluster.parse().unwrap(), None, 1000)
+                .await
         ));
     }
     for n in 0..3 {
-        all.push(format!("{:?}", store.definitions(kind(n)).await));
+        all.push(format!("{:?}", store.list_all_definitions(kind(n)).await));
     }
     all
 }

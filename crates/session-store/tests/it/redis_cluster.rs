@@ -79,7 +79,7 @@ async fn partitions_on_three_masters_are_one_store() {
         let session = commit(&store, touch(&session)).await;
         let token = token(&store, &session, FAR).await;
         store.record_token(&session.key(), token, 5).await.unwrap();
-        assert_eq!(store.tokens(&session.key()).await.unwrap().len(), 1);
+        assert_eq!(store.live_tokens(&session.key()).await.unwrap().len(), 1);
         make_due(&store, &session).await;
         sessions.push(session);
     }
@@ -107,7 +107,7 @@ async fn partitions_on_three_masters_are_one_store() {
     }
     assert_eq!(claimed, all);
     let live = store
-        .live_on_cluster(&sessions[0].cluster, None, 100)
+        .list_live_on_cluster(&sessions[0].cluster, None, 100)
         .await
         .unwrap();
     assert_eq!(live.into_iter().collect::<BTreeSet<_>>(), all);

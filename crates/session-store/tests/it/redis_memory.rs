@@ -6,7 +6,7 @@ use crate::common::{Draft, FAR, Store, activate, commit, options, report, touch}
 use futures::StreamExt as _;
 use session_core::{Session, TokenId, TokenUse, Totals};
 use session_store::redis::RedisStore;
-use session_store::shared::{Bind, Bound, SparkSession};
+use session_store::spark_bindings::{Bind, Bound, SparkSession};
 use session_store::{More, Report, TokenRecord};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -99,7 +99,7 @@ async fn a_million_sessions_fit_into_their_memory() {
     let store: Store = Arc::new(RedisStore::connect(&redis.url(), &options).await.unwrap());
     // What is there once, whatever the number of sessions: scripts, connections.
     let first = make(&store, 0).await;
-    store.report(&first.key(), &report("p", 0)).await.unwrap();
+    store.apply_report(&first.key(), &report("p", 0)).await.unwrap();
     let before = used(&redis).await;
     let number = std::env::var("BERTH_WEIGHED").map_or(SESSIONS, |number| number.parse().unwrap());
     let sessions: Vec<Session> = futures::stream::iter(0..number)
@@ -112,7 +112,7 @@ async fn a_million_sessions_fit_into_their_memory() {
 
     let mut tokens = Vec::new();
     for session in &sessions {
-        tokens.push(store.tokens(&session.key()).await.unwrap().remove(0));
+        tokens.push(store.live_tokens(&session.key()).await.unwrap().remove(0));
     }
     let now = store.now().await.unwrap();
     for (name, (session, token)) in (1..).zip(sessions.iter().zip(&tokens)) {
@@ -134,7 +134,7 @@ async fn a_million_sessions_fit_into_their_memory() {
             }],
             ..report("p", 0)
         };
-        store.report(&session.key(), &report).await.unwrap();
+        store.apply_report(&session.key(), &report).await.unwrap();
     }
     let use_of_each = (used(&redis).await - made) / number;
     println!("{each} bytes each, {use_of_each} more when used");

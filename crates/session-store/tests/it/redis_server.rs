@@ -8,7 +8,7 @@ use crate::common::{
 use futures::StreamExt;
 use session_core::{Session, SessionKey, Status, Timestamp};
 use session_store::redis::{ConnectError, Options, RedisStore};
-use session_store::shared::{Bind, Bound, SparkSession};
+use session_store::spark_bindings::{Bind, Bound, SparkSession};
 use session_store::spark_sessions::SettingsChange;
 use session_store::{Create, DefinitionQuota, Error, Feed, Kind, ListQuery, Scope};
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,7 +69,7 @@ async fn state_outlives_a_crash_and_the_feed_tells_of_it() {
     eventually("the store recovers", async || store.ping().await).await;
     assert_eq!(store.get(&session.key()).await.unwrap(), Some(session.clone()));
     assert_eq!(store.events(&session.key()).await.unwrap().len(), 2);
-    assert_eq!(store.tokens(&session.key()).await.unwrap(), [live]);
+    assert_eq!(store.live_tokens(&session.key()).await.unwrap(), [live]);
     assert_eq!(store.claim_due(5, FAR).await.unwrap(), [session.key()]);
     assert!(!store.create(create).await.unwrap().new);
 
@@ -318,7 +318,7 @@ async fn short_of_memory_creates_are_refused_and_ends_are_not() {
         bytes: ("catalog_bytes", 10_000),
     };
     let define = async |expected, json| {
-        let put = store.put_definition_within(Kind::Catalog, "acme/c", expected, json, &quota);
+        let put = store.put_definition_within_quota(Kind::Catalog, "acme/c", expected, json, &quota);
         put.await
     };
     assert!(matches!(define(1, "{12345}").await, Err(Error::Full)));
@@ -463,19 +463,19 @@ async fn every_step_stays_within_one_hash_slot() {
             .record_token(&key, token(&store, &session, FAR).await, 5)
             .await
             .unwrap();
-        assert_eq!(store.tokens(&key).await.unwrap().len(), 1);
-        store.report(&key, &common::report("p", 1)).await.unwrap();
-        store.report(&key, &common::report("p", 0)).await.unwrap();
-        let last = store.uses(std::slice::from_ref(&session)).await.unwrap()[0].last_activity_at;
+        assert_eq!(store.live_tokens(&key).await.unwrap().len(), 1);
+        store.apply_report(&key, &common::report("p", 1)).await.unwrap();
+        store.apply_report(&key, &common::report("p", 0)).await.unwrap();
+        let last = store.usage(std::slice::from_ref(&session)).await.unwrap()[0].last_activity_at;
         assert!(store.operations(&key).await.unwrap().is_empty());
         assert!(store.token_uses(&key).await.unwrap().is_empty());
         let proxy = "p".parse().unwrap();
-        assert!(store.proxy_reported(&proxy, 0).await.unwrap().fresh);
-        assert_eq!(store.proxies(FAR, Some(FAR)).await.unwrap().known, 1);
+        assert!(store.begin_proxy_report(&proxy, 0).await.unwrap().fresh);
+        assert_eq!(store.count_proxies(FAR, Some(FAR)).await.unwrap().known, 1);
         let session = {
             let change = touch(&session);
             let next = change.session.clone();
-            store.commit_quiet(change, last.unwrap()).await.unwrap();
+            store.commit_if_idle(change, last.unwrap()).await.unwrap();
             next
         };
         store
@@ -523,18 +523,26 @@ async fn every_step_stays_within_one_hash_slot() {
             limit: 1,
         };
         assert_eq!(store.bind(&bind).await.unwrap(), Bound::Prepare);
-        assert!(store.prepared(&key, &bind.spark, "t", true).await.unwrap());
-        for binding in store.bindings(&key).await.unwrap() {
+        assert!(
+            store
+                .finish_preparation(&key, &bind.spark, "t", true)
+                .await
+                .unwrap()
+        );
+        for binding in store.list_bindings(&key).await.unwrap() {
             store.unbind(&key, &binding, Duration::ZERO).await.unwrap();
         }
         store.seal_bindings(&key, 1).await.unwrap();
         assert_eq!(store.put_definition(Kind::Org, org, 0, "{}").await.unwrap(), 1);
-        let live = store.live_on_cluster(&session.cluster, None, 10).await.unwrap();
+        let live = store
+            .list_live_on_cluster(&session.cluster, None, 10)
+            .await
+            .unwrap();
         assert!(live.contains(&key));
-        let orgs = store.orgs_on_cluster(&session.cluster).await.unwrap();
+        let orgs = store.list_orgs_on_cluster(&session.cluster).await.unwrap();
         assert!(orgs.contains(&session.org));
         commit(&store, close(&session)).await;
     }
-    assert_eq!(store.definitions(Kind::Org).await.unwrap().len(), 4);
+    assert_eq!(store.list_all_definitions(Kind::Org).await.unwrap().len(), 4);
     assert!(store.epoch().await.unwrap() > 0);
 }

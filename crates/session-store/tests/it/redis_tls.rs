@@ -3,8 +3,9 @@
 use crate::common;
 use crate::common::{Draft, commit, eventually, touch};
 use futures::StreamExt;
+use session_store::Feed;
+use session_store::prelude::*;
 use session_store::redis::{ConnectError, Credentials, Options, RedisStore, TlsFiles};
-use session_store::{Feed, SessionStore};
 use test_support::redis::{Certificates, PrivateRedis, RedisOptions};
 
 struct Secured {

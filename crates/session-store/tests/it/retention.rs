@@ -8,7 +8,7 @@ use crate::common::{
 };
 use session_core::{Activity, Session, Timestamp};
 use session_store::redis::Options;
-use session_store::shared::{Bind, Bound, SparkSession};
+use session_store::spark_bindings::{Bind, Bound, SparkSession};
 use session_store::{Create, Tombstones};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -38,10 +38,10 @@ async fn what_is_only_needed_for_a_while_expires_by_itself() {
         hour * 24
     ));
     assert!(ttl("org:acme:creates:sa|bob".to_owned()).await <= Duration::from_secs(60));
-    let tokens = store.tokens(&session.key()).await.unwrap();
+    let tokens = store.live_tokens(&session.key()).await.unwrap();
     let closed = commit(&store, close(&session)).await;
     assert!(near(ttl(format!("tokens:acme:{}", session.id)).await, hour * 2));
-    assert_eq!(store.tokens(&session.key()).await.unwrap(), tokens);
+    assert_eq!(store.live_tokens(&session.key()).await.unwrap(), tokens);
     assert_eq!(
         store.get(&closed.key()).await.unwrap(),
         Some(closed),
@@ -55,23 +55,26 @@ async fn leases_run_out_and_leave_nothing() {
     let store = connect(&redis, &unprefixed()).await;
     let session: Session = Draft::default().store(&store).await;
     let (key, leases) = (session.key(), format!("{}:leases:acme:{}", tag(), session.id));
-    store.report(&key, &common::report("p", 1)).await.unwrap();
+    store.apply_report(&key, &common::report("p", 1)).await.unwrap();
     let ttl = redis.command(&format!("PTTL {leases}")).await.unwrap();
     let ttl: u64 = ttl.trim().trim_start_matches(':').parse().unwrap();
     assert!((20_000..=30_000).contains(&ttl), "{ttl}");
     // As after 30 s without a word.
     let raw = format!("HSET {leases} p \"1000 1 1 []\"\r\n");
     redis.command(raw.trim()).await.unwrap();
-    let loaded = store.load(&key).await.unwrap().unwrap();
+    let loaded = store.get_with_activity(&key).await.unwrap().unwrap();
     assert_ne!(loaded.activity, Activity::Busy);
     assert!(store.operations(&key).await.unwrap().is_empty());
-    let last = store.uses(std::slice::from_ref(&session)).await.unwrap()[0].last_activity_at;
-    store.commit_quiet(touch(&session), last.unwrap()).await.unwrap();
+    let last = store.usage(std::slice::from_ref(&session)).await.unwrap()[0].last_activity_at;
+    store
+        .commit_if_idle(touch(&session), last.unwrap())
+        .await
+        .unwrap();
     // The next report of another proxy clears it away.
-    store.report(&key, &common::report("q", 1)).await.unwrap();
+    store.apply_report(&key, &common::report("q", 1)).await.unwrap();
     let left = redis.command(&format!("HLEN {leases}")).await.unwrap();
     assert_eq!(left.trim(), ":1");
-    store.report(&key, &common::report("q", 0)).await.unwrap();
+    store.apply_report(&key, &common::report("q", 0)).await.unwrap();
     let left = redis.command(&format!("EXISTS {leases}")).await.unwrap();
     assert_eq!(left.trim(), ":0");
 }
@@ -124,10 +127,13 @@ async fn entries_that_name_no_session_hold_nobody_up() {
     // The strays have waited longest, and fill a whole page.
     assert!(store.claim_due(3, FAR).await.unwrap().is_empty());
     assert_eq!(store.claim_due(3, FAR).await.unwrap(), std::slice::from_ref(&key));
-    let found = store.live_on_cluster(&session.cluster, None, 2).await.unwrap();
+    let found = store
+        .list_live_on_cluster(&session.cluster, None, 2)
+        .await
+        .unwrap();
     assert_eq!(found, [key]);
     redis.command(&format!("ZADD {orgs} 0 !")).await.unwrap();
-    let named = store.orgs_on_cluster(&session.cluster).await.unwrap();
+    let named = store.list_orgs_on_cluster(&session.cluster).await.unwrap();
     assert_eq!(named, BTreeSet::from([session.org]));
     for index in [due, orgs, live] {
         assert_eq!(redis.command(&format!("ZCARD {index}")).await.unwrap(), ":1\r\n");
@@ -156,7 +162,7 @@ async fn nothing_is_left_of_a_forgotten_session() {
         .await
         .unwrap();
     store
-        .report(&session.key(), &common::report("p", 1))
+        .apply_report(&session.key(), &common::report("p", 1))
         .await
         .unwrap();
     let session = commit(&store, activate(&session)).await;
@@ -174,7 +180,7 @@ async fn nothing_is_left_of_a_forgotten_session() {
     for server in ["a:1", "b:1"] {
         assert_eq!(store.bind(&spark(server)).await.unwrap(), Bound::Ready);
     }
-    for binding in store.bindings(&session.key()).await.unwrap() {
+    for binding in store.list_bindings(&session.key()).await.unwrap() {
         store
             .unbind(&session.key(), &binding, Duration::ZERO)
             .await

@@ -275,7 +275,7 @@ async fn a_token_is_recorded_listed_used_and_taken_back() {
     );
 
     let partition = session_core::OrgId::partition(&"acme".parse().unwrap());
-    let trail = whole.store.audited(partition, "", 1000).await.unwrap();
+    let trail = whole.store.read_audit(partition, "", 1000).await.unwrap();
     let of_token = |action| {
         let of = trail.iter().filter(|audited| audited.record.action == action);
         of.filter(|audited| {

@@ -7,12 +7,12 @@
 //! if nothing was lost from the store since before it was made. A pass that
 //! would delete too much deletes nothing and calls for a human.
 
-use crate::definitions::Directory;
-use crate::lifecycle::reconciler::Driver;
-use crate::lifecycle::report_freshness::Silence;
+use crate::definitions::DefinitionStore;
+use crate::lifecycle::reconciler::Reconciler;
+use crate::lifecycle::report_freshness::ReportFreshness;
 use crate::metrics::{Metrics, Proof, Standing};
 use crate::providers::installation::{Identity, Install};
-use crate::providers::registry::Computes;
+use crate::providers::registry::ProviderRegistry;
 use compute::{ComputeSpec, Found};
 use futures::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
@@ -149,34 +149,34 @@ fn decide(sight: &Sight, memory: &mut Memory) -> Plan {
 
 /// Makes the passes.
 #[derive(Debug)]
-pub(crate) struct Reconcile {
+pub(crate) struct OrphanCollector {
     store: Arc<dyn SessionStore>,
-    directory: Directory,
-    computes: Computes,
-    driver: Arc<Driver>,
-    silence: Arc<Silence>,
+    definitions: DefinitionStore,
+    computes: ProviderRegistry,
+    reconciler: Arc<Reconciler>,
+    freshness: Arc<ReportFreshness>,
     metrics: Arc<Metrics>,
     identity: Identity,
     memory: Mutex<Memory>,
     origin: Instant,
 }
 
-impl Reconcile {
+impl OrphanCollector {
     pub(crate) fn new(
         store: Arc<dyn SessionStore>,
-        directory: Directory,
-        computes: Computes,
-        driver: Arc<Driver>,
-        silence: Arc<Silence>,
+        definitions: DefinitionStore,
+        computes: ProviderRegistry,
+        reconciler: Arc<Reconciler>,
+        freshness: Arc<ReportFreshness>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             identity: Identity::new(Arc::clone(&store)),
             store,
-            directory,
+            definitions,
             computes,
-            driver,
-            silence,
+            reconciler,
+            freshness,
             metrics,
             memory: Mutex::default(),
             origin: Instant::now(),
@@ -239,7 +239,7 @@ impl Reconcile {
             }
         }
         for key in plan.look {
-            self.driver.kick(key);
+            self.reconciler.enqueue(key);
         }
         for (found, proof) in &plan.release {
             self.release(found, *proof).await?;
@@ -280,14 +280,14 @@ impl Reconcile {
             now,
             at: self.origin.elapsed(),
             install,
-            calm: self.silence.calm(now),
+            calm: self.freshness.calm(now),
             found,
             peopled,
         })
     }
 
     async fn release(&self, found: &Found, proof: Proof) -> Result<(), Error> {
-        let Some(cluster) = self.directory.cluster(&found.cluster).await? else {
+        let Some(cluster) = self.definitions.cluster(&found.cluster).await? else {
             tracing::warn!(session = %found.key.id, cluster = %found.cluster, "superfluous compute of a cluster that is gone stays");
             return Ok(());
         };

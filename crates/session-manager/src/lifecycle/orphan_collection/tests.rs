@@ -1,7 +1,6 @@
 //! Every rule of the comparison, one by one, and on a store that lost its records.
 
 use super::*;
-use crate::lifecycle::report_freshness::Jumps;
 use compute::{ComputeProvider, SimCompute};
 use service_kit::metrics::Registry;
 use session_core::machine::{self, Event, NewSession};
@@ -10,6 +9,7 @@ use session_core::time::ManualClock;
 use session_core::{Actor, ChangeReason, Cluster, SessionId, SessionPolicy};
 use session_store::Create;
 use session_store::memory::MemoryStore;
+use session_store::prelude::*;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const START: Timestamp = Timestamp::from_millis(1_795_000_000_000);
@@ -235,8 +235,8 @@ struct World {
     clock: Arc<ManualClock>,
     store: Arc<MemoryStore>,
     sim: SimCompute,
-    silence: Arc<Silence>,
-    reconcile: Reconcile,
+    freshness: Arc<ReportFreshness>,
+    reconcile: OrphanCollector,
 }
 
 impl World {
@@ -252,23 +252,30 @@ impl World {
 
     fn on(clock: Arc<ManualClock>, store: Arc<MemoryStore>, sim: SimCompute) -> Self {
         let shared: Arc<dyn SessionStore> = Arc::clone(&store) as _;
-        let computes = Computes::new(Arc::new(sim.clone()), Some(Arc::new(sim.clone())));
-        let silence = Arc::new(Silence::new(Arc::clone(&shared), Jumps::AreMeant));
+        let computes = ProviderRegistry::new(Arc::new(sim.clone()), Some(Arc::new(sim.clone())));
+        let freshness = Arc::new(ReportFreshness::new(Arc::clone(&shared)).with_settable_clock());
         let metrics = Arc::new(Metrics::new(&Registry::new()));
-        let directory = Directory::new(Arc::clone(&shared));
-        let (driver, _) = Driver::new(
+        let definitions = DefinitionStore::new(Arc::clone(&shared));
+        let (reconciler, _) = Reconciler::new(
             Arc::clone(&shared),
-            directory.clone(),
+            definitions.clone(),
             computes.clone(),
-            Arc::clone(&silence),
+            Arc::clone(&freshness),
             Arc::clone(&metrics),
         );
-        let reconcile = Reconcile::new(shared, directory, computes, driver, Arc::clone(&silence), metrics);
+        let reconcile = OrphanCollector::new(
+            shared,
+            definitions,
+            computes,
+            reconciler,
+            Arc::clone(&freshness),
+            metrics,
+        );
         Self {
             clock,
             store,
             sim,
-            silence,
+            freshness,
             reconcile,
         }
     }
@@ -279,7 +286,7 @@ impl World {
         self.store.put_definition(kind, "c", 0, &json).await.unwrap();
         let install = self.reconcile.identity.confirm().await.unwrap().unwrap();
         self.sim.install(&install.id);
-        self.silence.found().await;
+        self.freshness.found().await;
     }
 
     async fn create(&self, n: u64) -> Session {

@@ -1,7 +1,7 @@
 //! What the driver does to compute: it starts what committed records call for,
 //! and looks at what there is.
 
-use super::Driver;
+use super::Reconciler;
 use crate::providers::registry::is_on_another_host;
 use compute::ComputeSpec;
 use service_kit::host;
@@ -9,7 +9,7 @@ use session_core::machine::{Effect, Observation};
 use session_core::{Catalog, Cluster, Provider, Session, State, Status};
 use session_store::Error;
 
-impl Driver {
+impl Reconciler {
     /// Starts what a committed record calls for. Failures are left to the
     /// entry that is still due.
     pub(crate) async fn start(&self, session: &Session, effects: &[Effect]) {
@@ -163,7 +163,7 @@ impl Driver {
 
     /// What compute of this generation is made from; or why it cannot be.
     async fn spec(&self, session: &Session, generation: u64) -> Result<Result<ComputeSpec, String>, Error> {
-        let cluster = self.directory.cluster(&session.cluster).await?;
+        let cluster = self.definitions.cluster(&session.cluster).await?;
         self.spec_on(cluster.as_ref(), session, generation).await
     }
 
@@ -179,7 +179,7 @@ impl Driver {
         };
         let catalog = match &session.catalog {
             None => None,
-            Some(name) => match self.directory.catalog(&session.org, name).await? {
+            Some(name) => match self.definitions.catalog(&session.org, name).await? {
                 None => return Ok(Err(format!("the catalog {name} no longer exists"))),
                 catalog => catalog,
             },
@@ -191,7 +191,7 @@ impl Driver {
     }
 
     async fn bare_spec(&self, session: &Session, generation: u64) -> Option<ComputeSpec> {
-        let cluster = self.directory.cluster(&session.cluster).await.ok()??;
+        let cluster = self.definitions.cluster(&session.cluster).await.ok()??;
         Some(bare_spec_on(&cluster, session, generation))
     }
 }
@@ -209,10 +209,10 @@ fn bare_spec_on(cluster: &Cluster, session: &Session, generation: u64) -> Comput
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::definitions::Directory;
-    use crate::lifecycle::report_freshness::{Jumps, Silence};
+    use crate::definitions::DefinitionStore;
+    use crate::lifecycle::report_freshness::ReportFreshness;
     use crate::metrics::Metrics;
-    use crate::providers::registry::Computes;
+    use crate::providers::registry::ProviderRegistry;
     use compute::SimCompute;
     use service_kit::metrics::Registry;
     use session_core::SessionKey;
@@ -221,6 +221,7 @@ mod tests {
     use session_core::time::ManualClock;
     use session_core::{Activity, ClusterStatus, Engine, Limits, Route, SessionId, SessionPolicy, Timestamp};
     use session_store::memory::MemoryStore;
+    use session_store::prelude::*;
     use session_store::{Commit, Create, Kind, SessionStore};
     use std::collections::{BTreeMap, BTreeSet};
     use std::sync::Arc;
@@ -252,21 +253,24 @@ mod tests {
         }
     }
 
-    fn driver(store: &Arc<MemoryStore>, sim: &SimCompute) -> (Arc<Driver>, mpsc::Receiver<SessionKey>) {
-        driver_with(store, sim, Some(Arc::new(sim.clone())))
+    fn reconciler(
+        store: &Arc<MemoryStore>,
+        sim: &SimCompute,
+    ) -> (Arc<Reconciler>, mpsc::Receiver<SessionKey>) {
+        reconciler_with(store, sim, Some(Arc::new(sim.clone())))
     }
 
-    fn driver_with(
+    fn reconciler_with(
         store: &Arc<MemoryStore>,
         sim: &SimCompute,
         process: Option<Arc<dyn compute::ComputeProvider>>,
-    ) -> (Arc<Driver>, mpsc::Receiver<SessionKey>) {
+    ) -> (Arc<Reconciler>, mpsc::Receiver<SessionKey>) {
         let shared: Arc<dyn SessionStore> = Arc::clone(store) as _;
-        Driver::new(
+        Reconciler::new(
             Arc::clone(&shared),
-            Directory::new(Arc::clone(&shared)),
-            Computes::new(Arc::new(sim.clone()), process),
-            Arc::new(Silence::new(shared, Jumps::AreMeant)),
+            DefinitionStore::new(Arc::clone(&shared)),
+            ProviderRegistry::new(Arc::new(sim.clone()), process),
+            Arc::new(ReportFreshness::new(shared).with_settable_clock()),
             Arc::new(Metrics::new(&Registry::new())),
         )
     }
@@ -316,10 +320,10 @@ mod tests {
         let store = Arc::new(MemoryStore::new(clock));
         let sim = SimCompute::new();
         sim.forget_releases();
-        let (driver, _kicked) = driver(&store, &sim);
+        let (reconciler, _kicked) = reconciler(&store, &sim);
         let first = create(&store, 1).await;
         let ensure = [Effect::Ensure { generation: 1 }];
-        driver.start(&first, &ensure).await;
+        reconciler.start(&first, &ensure).await;
         assert_eq!(sim.live(), [(first.key(), 1)], "it is wanted");
         let route = Route {
             endpoint: "127.0.0.1:1".to_owned(),
@@ -335,7 +339,7 @@ mod tests {
         let second = after(&store, &active, Observation::Missing).await;
         assert_eq!(second.generation, 2);
         // Another manager's request for the first generation comes only now.
-        driver.start(&first, &ensure).await;
+        reconciler.start(&first, &ensure).await;
         assert_eq!((sim.made(&first.key(), 1), sim.live()), (2, Vec::new()));
     }
 
@@ -343,18 +347,18 @@ mod tests {
     async fn a_sweep_leaves_those_alone_whose_compute_is_there() {
         let store = Arc::new(MemoryStore::new(Arc::new(ManualClock::at(NOW))));
         let sim = SimCompute::new();
-        let (driver, mut kicked) = driver(&store, &sim);
+        let (reconciler, mut enqueued) = reconciler(&store, &sim);
         let ensure = [Effect::Ensure { generation: 1 }];
         let mut sessions = Vec::new();
         for n in 1..=3 {
             let session = create(&store, n).await;
-            driver.start(&session, &ensure).await;
+            reconciler.start(&session, &ensure).await;
             sessions.push(session.key());
         }
         let mut swept = async || {
-            let there = driver.computes.local().await.unwrap();
-            driver.sweep_once(&there).await.unwrap();
-            std::iter::from_fn(|| kicked.try_recv().ok()).collect::<Vec<_>>()
+            let there = reconciler.computes.local().await.unwrap();
+            reconciler.sweep_once(&there).await.unwrap();
+            std::iter::from_fn(|| enqueued.try_recv().ok()).collect::<Vec<_>>()
         };
         assert_eq!(swept().await, []);
         sim.vanish(&sessions[1], 1);
@@ -365,8 +369,8 @@ mod tests {
     async fn a_manager_without_the_process_provider_decides_nothing_about_its_compute() {
         let store = Arc::new(MemoryStore::new(Arc::new(ManualClock::at(NOW))));
         let sim = SimCompute::new();
-        let (with, _kicked) = driver(&store, &sim);
-        let (without, _kicked_too) = driver_with(&store, &sim, None);
+        let (with, _kicked) = reconciler(&store, &sim);
+        let (without, _kicked_too) = reconciler_with(&store, &sim, None);
         let made = create(&store, 1).await;
         with.start(&made, &[Effect::Ensure { generation: 1 }]).await;
         let route = Route {
@@ -437,13 +441,13 @@ mod tests {
         let manager = |fence| {
             let sim = SimCompute::new();
             let fenced = Fenced(sim.clone(), AtomicU64::new(fence));
-            (driver_with(&store, &sim, Some(Arc::new(fenced))).0, sim)
+            (reconciler_with(&store, &sim, Some(Arc::new(fenced))).0, sim)
         };
         let ((old, olds), (new, news)) = (manager(5), manager(6));
         let made = create(&store, 1).await;
         let key = made.key();
-        for driver in [&old, &new] {
-            driver.start(&made, &[Effect::Ensure { generation: 1 }]).await;
+        for reconciler in [&old, &new] {
+            reconciler.start(&made, &[Effect::Ensure { generation: 1 }]).await;
         }
         let read = async || store.get(&key).await.unwrap().unwrap();
 
@@ -470,15 +474,15 @@ mod tests {
     async fn compute_on_the_loopback_of_another_host_is_lost_to_this_one() {
         let store = Arc::new(MemoryStore::new(Arc::new(ManualClock::at(NOW))));
         let sim = SimCompute::new();
-        let (driver, _kicked) = driver(&store, &sim);
+        let (reconciler, _kicked) = reconciler(&store, &sim);
         let made = create(&store, 1).await;
-        driver.start(&made, &[Effect::Ensure { generation: 1 }]).await;
+        reconciler.start(&made, &[Effect::Ensure { generation: 1 }]).await;
         let route = route_on("another");
         sim.ready(&made.key(), 1, route.clone());
         let active = after(&store, &made, Observation::Ready { route: route.clone() }).await;
-        let target = driver.computes.target(&cluster(), &route);
+        let target = reconciler.computes.target(&cluster(), &route);
         assert!(target.unwrap_err().text.contains("another host"));
-        driver.look(&active.key()).await;
+        reconciler.look(&active.key()).await;
         let seen = store.get(&active.key()).await.unwrap().unwrap();
         assert_eq!((seen.generation, seen.status()), (2, Status::Pending));
     }

@@ -7,11 +7,11 @@
 
 mod effects;
 
-use crate::definitions::Directory;
+use crate::definitions::DefinitionStore;
 use crate::lifecycle::disabling::Standing;
-use crate::lifecycle::report_freshness::Silence;
+use crate::lifecycle::report_freshness::ReportFreshness;
 use crate::metrics::Metrics;
-use crate::providers::registry::Computes;
+use crate::providers::registry::ProviderRegistry;
 use crate::spark_sessions::Bindings;
 use futures::{Stream, StreamExt, stream};
 use parking_lot::{Mutex, MutexGuard};
@@ -44,55 +44,55 @@ const SWEEP: Duration = Duration::from_secs(60);
 /// How often a manager asks whether it is its turn to run local compute.
 const TURN: Duration = Duration::from_secs(2);
 /// Sessions that somebody asked to look at and nobody has yet.
-const KICKS: usize = 65_536;
+const MAX_ENQUEUED: usize = 65_536;
 
 /// Moves sessions on, by their clocks and by what is asked of them.
 #[derive(Debug)]
-pub(crate) struct Driver {
+pub(crate) struct Reconciler {
     store: Arc<dyn SessionStore>,
-    directory: Directory,
-    computes: Computes,
+    definitions: DefinitionStore,
+    computes: ProviderRegistry,
     pub(crate) bindings: Arc<Bindings>,
-    kicks: mpsc::Sender<SessionKey>,
+    enqueue_sender: mpsc::Sender<SessionKey>,
     /// The sessions being looked at, and whether to look once more after it.
     looking: Mutex<HashMap<SessionKey, bool>>,
-    silence: Arc<Silence>,
+    freshness: Arc<ReportFreshness>,
     metrics: Arc<Metrics>,
 }
 
-impl Driver {
+impl Reconciler {
     pub(crate) fn new(
         store: Arc<dyn SessionStore>,
-        directory: Directory,
-        computes: Computes,
-        silence: Arc<Silence>,
+        definitions: DefinitionStore,
+        computes: ProviderRegistry,
+        freshness: Arc<ReportFreshness>,
         metrics: Arc<Metrics>,
     ) -> (Arc<Self>, mpsc::Receiver<SessionKey>) {
-        let (kicks, kicked) = mpsc::channel(KICKS);
-        let bindings = Bindings::new(Arc::clone(&store), computes.clone(), kicks.clone());
-        let driver = Self {
+        let (enqueue_sender, enqueued) = mpsc::channel(MAX_ENQUEUED);
+        let bindings = Bindings::new(Arc::clone(&store), computes.clone(), enqueue_sender.clone());
+        let reconciler = Self {
             bindings,
             store,
-            directory,
+            definitions,
             computes,
-            kicks,
+            enqueue_sender,
             looking: Mutex::default(),
-            silence,
+            freshness,
             metrics,
         };
-        (Arc::new(driver), kicked)
+        (Arc::new(reconciler), enqueued)
     }
 
     /// Looks at a session soon. When too many wait, its due entry does it later.
-    pub(crate) fn kick(&self, key: SessionKey) {
-        let _ = self.kicks.try_send(key);
+    pub(crate) fn enqueue(&self, key: SessionKey) {
+        let _ = self.enqueue_sender.try_send(key);
     }
 
     /// Drives until cancelled; the looks under way are finished, bounded by
     /// their own time limits.
     pub(crate) async fn run(
         self: Arc<Self>,
-        mut kicked: mpsc::Receiver<SessionKey>,
+        mut enqueued: mpsc::Receiver<SessionKey>,
         stop: CancellationToken,
     ) {
         let looks = TaskTracker::new();
@@ -100,10 +100,10 @@ impl Driver {
         let claimer = looks.spawn(Arc::clone(&self).claim(looks.clone(), Arc::clone(&slots), stop.clone()));
         let sweeper = looks.spawn(Arc::clone(&self).sweep(stop.clone()));
         let changed = self.computes.watch().map(|changed| changed.key);
-        let kicked = stream::poll_fn(move |cx| kicked.poll_recv(cx));
+        let enqueued = stream::poll_fn(move |cx| enqueued.poll_recv(cx));
         tokio::join!(
             self.hear(changed, &looks, &slots, &stop),
-            self.hear(kicked, &looks, &slots, &stop),
+            self.hear(enqueued, &looks, &slots, &stop),
         );
         looks.close();
         drop((claimer, sweeper));
@@ -143,7 +143,7 @@ impl Driver {
                 Ok(due) => due,
                 Err(error) => {
                     tracing::warn!(%error, "the due-queue cannot be read");
-                    self.silence.lost();
+                    self.freshness.lost();
                     wait = Duration::from_secs(1);
                     continue;
                 }
@@ -184,7 +184,7 @@ impl Driver {
     }
 
     async fn sweep_once(&self, there: &HashSet<SessionKey>) -> Result<(), Error> {
-        for cluster in self.directory.all::<Cluster>().await? {
+        for cluster in self.definitions.all::<Cluster>().await? {
             if !matches!(cluster.provider, Provider::Process { .. }) {
                 continue;
             }
@@ -192,12 +192,12 @@ impl Driver {
             loop {
                 let keys = self
                     .store
-                    .live_on_cluster(&cluster.name, after.as_ref(), 256)
+                    .list_live_on_cluster(&cluster.name, after.as_ref(), 256)
                     .await?;
                 let Some(last) = keys.last().cloned() else { break };
                 after = Some(last);
                 for key in keys.into_iter().filter(|key| !there.contains(key)) {
-                    if self.kicks.send(key).await.is_err() {
+                    if self.enqueue_sender.send(key).await.is_err() {
                         return Ok(());
                     }
                 }
@@ -219,7 +219,7 @@ impl Driver {
             }
         }
         let mut looking = Looking {
-            driver: self,
+            reconciler: self,
             key,
             over: false,
         };
@@ -239,7 +239,7 @@ impl Driver {
 
     async fn look_until_settled(&self, key: &SessionKey) -> Result<(), Error> {
         for _ in 0..RACES {
-            let Some(loaded) = self.store.load(key).await? else {
+            let Some(loaded) = self.store.get_with_activity(key).await? else {
                 // Drops the stray entry.
                 return match self.store.set_due(key, 0, None).await {
                     Err(Error::NotFound) => Ok(()),
@@ -247,7 +247,7 @@ impl Driver {
                 };
             };
             let (session, now) = (loaded.session, loaded.at);
-            let (cluster, standing) = self.directory.ground_of(&session).await?;
+            let (cluster, standing) = self.definitions.ground_of(&session).await?;
             if let Some((reason, actor)) = closed_from_outside(cluster.as_ref(), &standing) {
                 let close = Event::Close { reason };
                 if let Ok(Some(change)) = machine::apply(&session, &close, &actor, now) {
@@ -275,7 +275,7 @@ impl Driver {
             let mut activity = loaded.activity;
             let mut step = machine::step(&session, observation.as_ref(), activity, now);
             let idles = step.transition.as_ref().is_some_and(Transition::by_idle_clock);
-            if idles && !self.silence.is_known().await? {
+            if idles && !self.freshness.is_known().await? {
                 self.metrics.idle_put_off();
                 activity = Activity::Unknown;
                 step = machine::step(&session, observation.as_ref(), activity, now);
@@ -340,7 +340,7 @@ impl Driver {
         match activity {
             // What is reported from here on wins over the decision.
             Activity::Quiet { last_activity_at } if by_idle_clock => {
-                self.store.commit_quiet(commit, last_activity_at).await?;
+                self.store.commit_if_idle(commit, last_activity_at).await?;
             }
             Activity::Quiet { .. } | Activity::Busy | Activity::Unknown => self.store.commit(commit).await?,
         }
@@ -371,7 +371,11 @@ impl Driver {
         check: impl Fn(&Session) -> Result<(), Refused>,
     ) -> Result<(Session, Activity), Refused> {
         for _ in 0..RACES {
-            let loaded = self.store.load(key).await.map_err(crate::error::store)?;
+            let loaded = self
+                .store
+                .get_with_activity(key)
+                .await
+                .map_err(crate::error::store)?;
             let loaded = loaded.ok_or_else(Refused::not_authorized)?;
             let (session, now) = (loaded.session, loaded.at);
             check(&session)?;
@@ -402,7 +406,7 @@ impl Driver {
     pub(crate) async fn has_sessions(&self, cluster: &Cluster) -> Result<bool, Refused> {
         let live = self
             .store
-            .live_on_cluster(&cluster.name, None, 1)
+            .list_live_on_cluster(&cluster.name, None, 1)
             .await
             .map_err(crate::error::store)?;
         Ok(!live.is_empty())
@@ -419,7 +423,7 @@ fn closed_from_outside(cluster: Option<&Cluster>, standing: &Standing) -> Option
 
 /// A look on its way; its end, even by a panic, lets the next one begin.
 struct Looking<'a> {
-    driver: &'a Driver,
+    reconciler: &'a Reconciler,
     key: &'a SessionKey,
     over: bool,
 }
@@ -427,7 +431,7 @@ struct Looking<'a> {
 impl Looking<'_> {
     /// Was something heard meanwhile? If not, the look is over in the same moment.
     fn again(&mut self) -> bool {
-        let mut looking = self.driver.looking();
+        let mut looking = self.reconciler.looking();
         match looking.get_mut(self.key) {
             Some(again) if *again => {
                 *again = false;
@@ -446,7 +450,7 @@ impl Drop for Looking<'_> {
     fn drop(&mut self) {
         // When it is over, the entry may be the next look's already.
         if !self.over {
-            self.driver.looking().remove(self.key);
+            self.reconciler.looking().remove(self.key);
         }
     }
 }

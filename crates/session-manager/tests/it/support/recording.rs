@@ -7,14 +7,16 @@ use session_core::{
     AuditRecord, ClusterName, EventRecord, Operation, OrgId, PrincipalId, ProxyId, Session, SessionKey,
     SparkSessionId, Status, Timestamp, TokenId, TokenUse, Use,
 };
-use session_store::audit::{AuditTrail, Audited};
+use session_store::audit_trail::Audited;
 use session_store::memory::MemoryStore;
-use session_store::shared::{Bind, Binding, Bound, SparkSession};
-use session_store::signing::{KnownKeys, SigningKeys};
-use session_store::spark_sessions::{KeptSparkSession, SettingsChange, SparkSessions, Used};
+use session_store::signing_keys::KnownKeys;
+use session_store::spark_bindings::{Bind, Binding, Bound, SparkSession};
+use session_store::spark_sessions::{KeptSparkSession, SettingsChange, Used};
 use session_store::{
-    Commit, Create, Created, Definition, DefinitionQuota, Error, Feed, FeedProgress, Heard, Kind, ListQuery,
-    Loaded, Page, Proxies, Report, Reported, RequestId, SessionStore, SharedServers, TokenRecord, Tombstones,
+    ActivityReports, AuditTrail, ChangeFeed, Commit, Create, Created, Definition, DefinitionQuota,
+    Definitions, DueQueue, Error, Feed, FeedProgress, Heard, Kind, Leases, ListQuery, Loaded, Page, Places,
+    Proxies, Report, Reported, RequestId, Retention, SessionIndex, Sessions, SigningKeys, SparkBindings,
+    SparkSessions, StoreHealth, TokenRecord, Tokens, Tombstones,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -52,12 +54,12 @@ impl RecordingStore {
 }
 
 macro_rules! recorded {
-    ($contract:ident { $($method:ident($($name:ident: $kind:ty),*) -> $answer:ty;)+ } $($more:tt)*) => {
+    ($contract:ident { $($method:ident($($name:ident: $kind:ty),*) -> $answer:ty;)+ }) => {
         #[async_trait]
         impl $contract for RecordingStore {
             $(async fn $method(&self, $($name: $kind),*) -> Result<$answer, Error> {
                 self.note(stringify!($method));
-                if stringify!($method) == "audit" {
+                if stringify!($method) == "append_audit" {
                     let delay = *self.audit_delay.lock().unwrap();
                     if !delay.is_zero() {
                         tokio::time::sleep(delay).await;
@@ -65,69 +67,115 @@ macro_rules! recorded {
                 }
                 self.inner.$method($($name),*).await
             })+
-            $($more)*
         }
     };
 }
 
 recorded! {
-    SessionStore {
-        now() -> Timestamp;
+    Sessions {
         create(create: Create) -> Created;
-        repeated(org: &OrgId, owner: &PrincipalId, request: &RequestId) -> Option<Session>;
         get(key: &SessionKey) -> Option<Session>;
-        load(key: &SessionKey) -> Option<Loaded>;
+        find_by_request(org: &OrgId, owner: &PrincipalId, request: &RequestId) -> Option<Session>;
         commit(commit: Commit) -> ();
-        commit_quiet(commit: Commit, last_activity_at: Timestamp) -> ();
-        report(key: &SessionKey, report: &Report) -> Reported;
-        uses(sessions: &[Session]) -> Vec<Use>;
-        operations(key: &SessionKey) -> Vec<Operation>;
-        token_uses(key: &SessionKey) -> BTreeMap<TokenId, TokenUse>;
-        proxy_reported(proxy: &ProxyId, sequence: u64) -> Heard;
-        proxy_spoke(proxy: &ProxyId, at: Timestamp) -> ();
-        proxies(silent_after: Duration, gone_after: Option<Duration>) -> Proxies;
+        commit_if_idle(commit: Commit, last_activity_at: Timestamp) -> ();
+        events(key: &SessionKey) -> Vec<EventRecord>;
+    }
+}
+
+recorded! {
+    SessionIndex {
+        list(query: &ListQuery) -> Page;
+        list_live_on_cluster(cluster: &ClusterName, after: Option<&SessionKey>, limit: usize) -> Vec<SessionKey>;
+        list_orgs_on_cluster(cluster: &ClusterName) -> BTreeSet<OrgId>;
+        count_by_status(org: &OrgId) -> BTreeMap<Status, u64>;
+    }
+}
+
+recorded! {
+    DueQueue {
         set_due(key: &SessionKey, version: u64, due: Option<Timestamp>) -> ();
         claim_due(limit: usize, lease: Duration) -> Vec<SessionKey>;
-        list(query: &ListQuery) -> Page;
-        live_on_cluster(cluster: &ClusterName, after: Option<&SessionKey>, limit: usize) -> Vec<SessionKey>;
-        orgs_on_cluster(cluster: &ClusterName) -> BTreeSet<OrgId>;
-        counts(org: &OrgId) -> BTreeMap<Status, u64>;
         oldest_due() -> Option<Timestamp>;
-        events(key: &SessionKey) -> Vec<EventRecord>;
-        record_token(key: &SessionKey, token: TokenRecord, limit: u32) -> ();
-        tokens(key: &SessionKey) -> Vec<TokenRecord>;
-        recent_tokens(key: &SessionKey) -> Vec<TokenRecord>;
-        lease(name: &str, owner: &str, ttl: Duration) -> Option<u64>;
-        put_definition(kind: Kind, name: &str, expected: u64, json: &str) -> u64;
-        definition(kind: Kind, name: &str) -> Option<Definition>;
-        some_definitions(wanted: &[(Kind, String)]) -> Vec<Option<Definition>>;
-        put_definition_within(kind: Kind, name: &str, expected: u64, json: &str, quota: &DefinitionQuota) -> u64;
-        definitions_of(kind: Kind, org: Option<&OrgId>) -> BTreeMap<String, Definition>;
-        definition_names(kind: Kind, org: Option<&OrgId>) -> BTreeSet<String>;
-        orgs_with_definitions(kind: Kind) -> BTreeSet<OrgId>;
-        delete_definition(kind: Kind, name: &str, expected: u64) -> ();
-        trim_ended(keep: &Tombstones, limit: usize) -> usize;
-        epoch() -> u64;
-        ping() -> ();
     }
+}
 
+recorded! {
+    ActivityReports {
+        apply_report(key: &SessionKey, report: &Report) -> Reported;
+        get_with_activity(key: &SessionKey) -> Option<Loaded>;
+        usage(sessions: &[Session]) -> Vec<Use>;
+        operations(key: &SessionKey) -> Vec<Operation>;
+        begin_proxy_report(proxy: &ProxyId, sequence: u64) -> Heard;
+        mark_proxy_alive(proxy: &ProxyId, at: Timestamp) -> ();
+        count_proxies(silent_after: Duration, gone_after: Option<Duration>) -> Proxies;
+    }
+}
+
+recorded! {
+    Tokens {
+        record_token(key: &SessionKey, token: TokenRecord, limit: u32) -> ();
+        live_tokens(key: &SessionKey) -> Vec<TokenRecord>;
+        recent_tokens(key: &SessionKey) -> Vec<TokenRecord>;
+        token_uses(key: &SessionKey) -> BTreeMap<TokenId, TokenUse>;
+    }
+}
+
+recorded! {
+    Definitions {
+        put_definition(kind: Kind, name: &str, expected: u64, json: &str) -> u64;
+        put_definition_within_quota(kind: Kind, name: &str, expected: u64, json: &str, quota: &DefinitionQuota) -> u64;
+        get_definition(kind: Kind, name: &str) -> Option<Definition>;
+        get_definitions(wanted: &[(Kind, String)]) -> Vec<Option<Definition>>;
+        list_definitions(kind: Kind, org: Option<&OrgId>) -> BTreeMap<String, Definition>;
+        definition_names(kind: Kind, org: Option<&OrgId>) -> BTreeSet<String>;
+        list_orgs_with_definitions(kind: Kind) -> BTreeSet<OrgId>;
+        delete_definition(kind: Kind, name: &str, expected: u64) -> ();
+    }
+}
+
+recorded! {
+    Leases {
+        acquire_lease(name: &str, owner: &str, ttl: Duration) -> Option<u64>;
+        release_lease(name: &str, owner: &str) -> ();
+    }
+}
+
+#[async_trait]
+impl ChangeFeed for RecordingStore {
     fn changes_with_progress(&self, progress: &FeedProgress) -> BoxStream<'static, Feed> {
         self.inner.changes_with_progress(progress)
     }
 }
 
 recorded! {
-    AuditTrail {
-        audit(record: &AuditRecord) -> ();
-        audited(partition: u8, after: &str, limit: usize) -> Vec<Audited>;
-        exported(partition: u8) -> String;
-        set_exported(partition: u8, place: &str) -> ();
+    Retention {
+        trim_ended(keep: &Tombstones, limit: usize) -> usize;
     }
 }
 
 recorded! {
-    SigningKeys {
-        report_keys(published: &[String], signing: Option<&str>) -> KnownKeys;
+    StoreHealth {
+        now() -> Timestamp;
+        epoch() -> u64;
+        ping() -> ();
+    }
+}
+
+recorded! {
+    Places {
+        take_place(servers: &[String], holder: &SessionKey, org_alone: bool) -> Option<String>;
+        leave_place(server: &str, holder: &SessionKey) -> ();
+        places_of(holder: &SessionKey) -> Vec<String>;
+    }
+}
+
+recorded! {
+    SparkBindings {
+        bind(bind: &Bind) -> Bound;
+        finish_preparation(holder: &SessionKey, spark: &SparkSession, ticket: &str, ready: bool) -> bool;
+        list_bindings(holder: &SessionKey) -> Vec<Binding>;
+        seal_bindings(holder: &SessionKey, generation: u64) -> ();
+        unbind(holder: &SessionKey, binding: &Binding, keep: Duration) -> ();
     }
 }
 
@@ -141,14 +189,16 @@ recorded! {
 }
 
 recorded! {
-    SharedServers {
-        take_place(servers: &[String], holder: &SessionKey, org_alone: bool) -> Option<String>;
-        leave_place(server: &str, holder: &SessionKey) -> ();
-        places_of(holder: &SessionKey) -> Vec<String>;
-        bind(bind: &Bind) -> Bound;
-        prepared(holder: &SessionKey, spark: &SparkSession, ticket: &str, ready: bool) -> bool;
-        bindings(holder: &SessionKey) -> Vec<Binding>;
-        seal_bindings(holder: &SessionKey, generation: u64) -> ();
-        unbind(holder: &SessionKey, binding: &Binding, keep: Duration) -> ();
+    AuditTrail {
+        append_audit(record: &AuditRecord) -> ();
+        read_audit(partition: u8, after: &str, limit: usize) -> Vec<Audited>;
+        audit_export_position(partition: u8) -> String;
+        set_audit_export_position(partition: u8, place: &str) -> ();
+    }
+}
+
+recorded! {
+    SigningKeys {
+        report_signing_keys(published: &[String], signing: Option<&str>) -> KnownKeys;
     }
 }

@@ -8,18 +8,18 @@ use std::time::Duration;
 /// Why a call did not succeed.
 #[derive(Debug, Clone)]
 pub(in crate::redis) enum Failure {
-    /// It took too long.
-    Late(Duration),
+    /// No answer within the time limit.
+    Timeout(Duration),
     /// Redis, or the way to it, said so.
     Redis(RedisError),
     /// The server that should take writes is a replica.
     Replica(Address),
     /// The server may throw state away when memory is short.
     Evicts(String),
-    /// Nobody knows which server to ask.
-    Lost(String),
+    /// No server to ask is known, or its address, names or keys cannot be used.
+    NoServer(String),
     /// Too many calls are in flight.
-    Crowded,
+    TooManyInFlight,
 }
 
 /// What to do with a call that failed.
@@ -46,7 +46,7 @@ impl Failure {
     pub(super) fn advice(&self, asked: &Address) -> Advice {
         match self {
             Self::Replica(_) => Advice::Later,
-            Self::Late(_) | Self::Evicts(_) | Self::Lost(_) | Self::Crowded => Advice::GiveUp,
+            Self::Timeout(_) | Self::Evicts(_) | Self::NoServer(_) | Self::TooManyInFlight => Advice::GiveUp,
             Self::Redis(error) => advice(error, asked),
         }
     }
@@ -55,29 +55,33 @@ impl Failure {
     pub(super) fn is_unknown_script(&self) -> bool {
         match self {
             Self::Redis(error) => matches!(error.kind(), ErrorKind::Server(ServerErrorKind::NoScript)),
-            Self::Late(_) | Self::Replica(_) | Self::Evicts(_) | Self::Lost(_) | Self::Crowded => false,
+            Self::Timeout(_)
+            | Self::Replica(_)
+            | Self::Evicts(_)
+            | Self::NoServer(_)
+            | Self::TooManyInFlight => false,
         }
     }
 
     /// May the server that was asked be the wrong one by now?
     pub(super) fn is_loss(&self) -> bool {
         match self {
-            Self::Late(_) | Self::Replica(_) | Self::Evicts(_) => true,
+            Self::Timeout(_) | Self::Replica(_) | Self::Evicts(_) => true,
             Self::Redis(error) => error.is_unrecoverable_error() || error.is_io_error(),
-            Self::Lost(_) | Self::Crowded => false,
+            Self::NoServer(_) | Self::TooManyInFlight => false,
         }
     }
 
     /// What a caller can do about it: wait, or call for a human.
     pub(in crate::redis) fn into_error(self) -> Error {
         let error = match self {
-            Self::Late(limit) => return Error::Unavailable(format!("no answer within {limit:?}")),
+            Self::Timeout(limit) => return Error::Unavailable(format!("no answer within {limit:?}")),
             Self::Replica(address) => return Error::Unavailable(format!("{address} is a replica")),
             Self::Evicts(policy) => {
                 return Error::Unavailable(format!("Redis has maxmemory-policy {policy} now"));
             }
-            Self::Lost(why) => return Error::Unavailable(why),
-            Self::Crowded => return Error::Unavailable("too many calls are in flight".to_owned()),
+            Self::NoServer(why) => return Error::Unavailable(why),
+            Self::TooManyInFlight => return Error::Unavailable("too many calls are in flight".to_owned()),
             Self::Redis(error) => error,
         };
         match error.kind() {

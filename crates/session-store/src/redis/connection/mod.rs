@@ -23,7 +23,7 @@ use futures::future::join_all;
 use redis::aio::MultiplexedConnection;
 use redis::{Arg, Cmd, FromRedisValue, Pipeline};
 use server::Request;
-pub(super) use server::{Facts, Server};
+pub(super) use server::{Server, ServerInfo};
 use std::sync::Arc;
 use std::time::Duration;
 pub(super) use target::Address;
@@ -97,7 +97,7 @@ impl Connections {
             let server = self.topology.server_of(slot).await?;
             let opened = server.open(self.topology.target()).await;
             if opened.is_err() {
-                self.topology.doubt();
+                self.topology.invalidate();
             }
             opened
         };
@@ -118,12 +118,12 @@ impl Connections {
     }
 
     /// What a server said of itself when it was connected to, or since.
-    pub(super) async fn meet(&self, server: &Server) -> Result<Facts, Failure> {
-        let met = self.bounded(server.meet(self.topology.target())).await;
-        if met.is_err() {
-            self.topology.doubt();
+    pub(super) async fn server_info(&self, server: &Server) -> Result<ServerInfo, Failure> {
+        let info = self.bounded(server.server_info(self.topology.target())).await;
+        if info.is_err() {
+            self.topology.invalidate();
         }
-        met
+        info
     }
 
     /// Finds out anew who has which slot, and asks each server about itself.
@@ -150,7 +150,7 @@ impl Connections {
         let mut outcome = Ok(());
         for answer in join_all(asked.into_iter().map(|one| self.bounded(one))).await {
             if answer.is_err() {
-                self.topology.doubt();
+                self.topology.invalidate();
                 outcome = answer;
             }
         }
@@ -169,7 +169,10 @@ impl Connections {
 
     async fn send<T: FromRedisValue>(&self, slot: Slot, request: Request<'_>) -> Result<T, Failure> {
         // Whoever cannot be served soon is told at once, rather than piling up.
-        let _place = self.in_flight.try_acquire().map_err(|_| Failure::Crowded)?;
+        let _place = self
+            .in_flight
+            .try_acquire()
+            .map_err(|_| Failure::TooManyInFlight)?;
         self.bounded(self.send_on(slot, request)).await
     }
 
@@ -188,12 +191,12 @@ impl Connections {
             match failure.advice(&server.address) {
                 Advice::GiveUp => {
                     if failure.is_loss() {
-                        self.topology.doubt();
+                        self.topology.invalidate();
                     }
                     return Err(failure);
                 }
                 Advice::Moved(address) => {
-                    self.topology.doubt();
+                    self.topology.invalidate();
                     told = Some(address);
                 }
                 Advice::Ask(address) => match Box::pin(self.send_asking(&address, request)).await {
@@ -204,7 +207,7 @@ impl Connections {
                     outcome => return outcome,
                 },
                 Advice::Later => {
-                    self.topology.doubt();
+                    self.topology.invalidate();
                     tokio::time::sleep(RETRY).await;
                 }
             }
@@ -229,8 +232,8 @@ impl Connections {
         match tokio::time::timeout(limit, call).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                self.topology.doubt();
-                Err(Failure::Late(limit))
+                self.topology.invalidate();
+                Err(Failure::Timeout(limit))
             }
         }
     }
@@ -260,7 +263,7 @@ impl Dedicated {
     async fn send<T: FromRedisValue>(&mut self, request: Request<'_>, limit: Duration) -> Result<T, Error> {
         let outcome = match tokio::time::timeout(limit, request.send(&mut self.connection)).await {
             Ok(answer) => answer.map_err(Failure::Redis),
-            Err(_) => Err(Failure::Late(limit)),
+            Err(_) => Err(Failure::Timeout(limit)),
         };
         outcome.map_err(Failure::into_error)
     }

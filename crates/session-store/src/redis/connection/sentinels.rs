@@ -57,7 +57,7 @@ impl Sentinels {
                 let answer = sentinel.call::<Answer>(target, Request::Many(&question));
                 timeout(ASK_LIMIT, answer)
                     .await
-                    .map_err(|_| Failure::Late(ASK_LIMIT))?
+                    .map_err(|_| Failure::Timeout(ASK_LIMIT))?
             });
             let (mut best, mut why) = (None::<Named>, None);
             for answer in join_all(asked).await {
@@ -67,7 +67,7 @@ impl Sentinels {
                     Err(failure) => why = Some(failure),
                 }
             }
-            let nobody = || Failure::Lost("there is no sentinel to ask".to_owned());
+            let nobody = || Failure::NoServer("there is no sentinel to ask".to_owned());
             best.ok_or_else(|| why.unwrap_or_else(nobody))
         })
     }
@@ -76,7 +76,8 @@ impl Sentinels {
 impl Named {
     fn read((master, address): Answer) -> Result<Self, Failure> {
         let number = |field: &str| master.get(field).and_then(|text| text.parse::<u64>().ok());
-        let (host, port) = address.ok_or_else(|| Failure::Lost("a sentinel names no address".to_owned()))?;
+        let (host, port) =
+            address.ok_or_else(|| Failure::NoServer("a sentinel names no address".to_owned()))?;
         Ok(Self {
             address: Address { host, port },
             has_replicas: number("num-slaves").unwrap_or(0) > 0,

@@ -36,7 +36,7 @@ impl Request<'_> {
 
 /// What a server tells of itself.
 #[derive(Debug, Clone, Default)]
-pub(in crate::redis) struct Facts {
+pub(in crate::redis) struct ServerInfo {
     /// This process, with this history of writes: another one when the server
     /// was started again, or took over from another one.
     pub(in crate::redis) run: String,
@@ -50,7 +50,7 @@ pub(in crate::redis) struct Facts {
     policy: String,
 }
 
-impl Facts {
+impl ServerInfo {
     async fn ask(connection: &mut MultiplexedConnection) -> Result<Self, Failure> {
         let mut pipeline = redis::pipe();
         for section in ["server", "replication", "memory"] {
@@ -84,7 +84,7 @@ struct Link {
 #[derive(Default)]
 struct State {
     link: Option<Link>,
-    facts: Facts,
+    info: ServerInfo,
     /// It had a replica once.
     replicated: bool,
     opened: u64,
@@ -141,22 +141,22 @@ impl Server {
 
     /// Has the shared connection opened, if it is not, and tells what the
     /// server said of itself then.
-    pub(super) async fn meet(&self, target: &Target) -> Result<Facts, Failure> {
+    pub(super) async fn server_info(&self, target: &Target) -> Result<ServerInfo, Failure> {
         self.link(target).await?;
-        Ok(self.facts())
+        Ok(self.info())
     }
 
     /// Asks the server about itself again. One that must not be used any more
     /// loses its connection.
     pub(super) async fn refresh(&self, target: &Target) -> Result<(), Failure> {
         let mut link = self.link(target).await?;
-        let checked = match Facts::ask(&mut link.connection).await {
-            Ok(facts) => self.check(facts),
+        let checked = match ServerInfo::ask(&mut link.connection).await {
+            Ok(info) => self.check(info),
             Err(failure) => Err(failure),
         };
         match checked {
-            Ok(facts) => {
-                self.note(&facts);
+            Ok(info) => {
+                self.note(&info);
                 Ok(())
             }
             Err(failure) => {
@@ -170,8 +170,8 @@ impl Server {
     pub(super) async fn open(&self, target: &Target) -> Result<MultiplexedConnection, Failure> {
         let mut connection = target.open(&self.address, self.role).await?;
         if self.role == Role::Data {
-            let facts = self.check(Facts::ask(&mut connection).await?)?;
-            self.note(&facts);
+            let info = self.check(ServerInfo::ask(&mut connection).await?)?;
+            self.note(&info);
         }
         if let Some(sentinels) = &self.named_by {
             let named = sentinels.named(target).await?;
@@ -190,8 +190,8 @@ impl Server {
     }
 
     /// What it last told.
-    pub(in crate::redis) fn facts(&self) -> Facts {
-        self.state().facts.clone()
+    pub(in crate::redis) fn info(&self) -> ServerInfo {
+        self.state().info.clone()
     }
 
     /// Has it replicas, or had it ever one?
@@ -242,24 +242,24 @@ impl Server {
         }
     }
 
-    fn check(&self, facts: Facts) -> Result<Facts, Failure> {
-        if !facts.primary {
+    fn check(&self, info: ServerInfo) -> Result<ServerInfo, Failure> {
+        if !info.primary {
             return Err(Failure::Replica(self.address.clone()));
         }
-        if facts.policy != "noeviction" && !self.allow_eviction {
+        if info.policy != "noeviction" && !self.allow_eviction {
             tracing::error!(
-                server = %self.address, policy = facts.policy,
+                server = %self.address, policy = info.policy,
                 "Redis may throw sessions away when memory is short: set maxmemory-policy noeviction"
             );
-            return Err(Failure::Evicts(facts.policy));
+            return Err(Failure::Evicts(info.policy));
         }
-        Ok(facts)
+        Ok(info)
     }
 
-    fn note(&self, facts: &Facts) {
+    fn note(&self, info: &ServerInfo) {
         let mut state = self.state();
-        state.replicated |= facts.replicas > 0;
-        state.facts = facts.clone();
+        state.replicated |= info.replicas > 0;
+        state.info = info.clone();
     }
 
     /// Drops the shared connection, unless a newer one has taken its place.

@@ -162,7 +162,7 @@ impl Target {
         let opening = client.get_multiplexed_async_connection_with_config(&config);
         match tokio::time::timeout(self.timeout, opening).await {
             Ok(opened) => opened.map_err(Failure::Redis),
-            Err(_) => Err(Failure::Late(self.timeout)),
+            Err(_) => Err(Failure::Timeout(self.timeout)),
         }
     }
 
@@ -174,7 +174,7 @@ impl Target {
         };
         match self.client(&somewhere, Role::Data) {
             Ok(_) => Ok(()),
-            Err(Failure::Lost(why)) => Err(ConnectError::Tls(why)),
+            Err(Failure::NoServer(why)) => Err(ConnectError::Tls(why)),
             Err(Failure::Redis(error)) => Err(ConnectError::Tls(error.to_string())),
             Err(failure) => Err(ConnectError::Unavailable(failure.into_error())),
         }
@@ -224,7 +224,7 @@ fn with_credentials(info: RedisConnectionInfo, credentials: &Credentials) -> Red
 fn certificates(files: &TlsFiles) -> Result<TlsCertificates, Failure> {
     let read = |path: &Path| {
         std::fs::read(path)
-            .map_err(|error| Failure::Lost(format!("{} cannot be read: {error}", path.display())))
+            .map_err(|error| Failure::NoServer(format!("{} cannot be read: {error}", path.display())))
     };
     let client_tls = match (&files.certificate, &files.key) {
         (Some(certificate), Some(key)) => Some(ClientTlsConfig {

@@ -71,7 +71,7 @@ impl Topology {
         let map = self.map().await?;
         map.get(slot.index())
             .cloned()
-            .ok_or_else(|| Failure::Lost("a slot has no server".to_owned()))
+            .ok_or_else(|| Failure::NoServer("a slot has no server".to_owned()))
     }
 
     /// The server of every slot, in the order of the slots.
@@ -111,7 +111,7 @@ impl Topology {
 
     /// What is known may be wrong: the next call finds out anew, unless that
     /// was done just now.
-    pub(super) fn doubt(&self) {
+    pub(super) fn invalidate(&self) {
         let mut state = self.state();
         if state.found.is_none_or(|at| at.elapsed() >= RETRY_PAUSE) {
             state.map = None;
@@ -136,7 +136,7 @@ impl Topology {
             }
             (Kind::Single(address), _) => Ok(vec![address.clone(); Slot::all().count()]),
             (Kind::Cluster { seeds }, _) => self.ask_cluster(seeds).await,
-            (Kind::Sentinel { .. }, None) => Err(Failure::Lost("there is no sentinel to ask".to_owned())),
+            (Kind::Sentinel { .. }, None) => Err(Failure::NoServer("there is no sentinel to ask".to_owned())),
         };
         match addresses {
             Ok(addresses) => {
@@ -166,14 +166,14 @@ impl Topology {
         for slot in Slot::all() {
             pipeline.cmd("CLUSTER").arg("KEYSLOT").arg(slot.tag());
         }
-        let mut why = Failure::Lost("the cluster has no server to ask".to_owned());
+        let mut why = Failure::NoServer("the cluster has no server to ask".to_owned());
         let known: Vec<_> = self.state().servers.values().cloned().collect();
         for server in known {
             let answer = server.call(&self.target, Request::Many(&pipeline));
             match timeout(ASK_LIMIT, answer).await {
                 Ok(Ok(answers)) => return read_map(answers, &server.address),
                 Ok(Err(failure)) => why = failure,
-                Err(_) => why = Failure::Late(ASK_LIMIT),
+                Err(_) => why = Failure::Timeout(ASK_LIMIT),
             }
         }
         for seed in seeds {
@@ -186,7 +186,7 @@ impl Topology {
             match timeout(ASK_LIMIT, answer).await {
                 Ok(Ok(addresses)) => return Ok(addresses),
                 Ok(Err(failure)) => why = failure,
-                Err(_) => why = Failure::Late(ASK_LIMIT),
+                Err(_) => why = Failure::Timeout(ASK_LIMIT),
             }
         }
         Err(why)
@@ -204,7 +204,7 @@ fn read_map(answers: Vec<Value>, teller: &Address) -> Result<Vec<Address>, Failu
     let ranges = answers
         .next()
         .and_then(|answer| read_ranges(answer, &teller.host));
-    let ranges = ranges.ok_or_else(|| Failure::Lost("the cluster's map cannot be read".to_owned()))?;
+    let ranges = ranges.ok_or_else(|| Failure::NoServer("the cluster's map cannot be read".to_owned()))?;
     let owner = |number: Value| {
         let number: u16 = from_redis_value(number).ok()?;
         let range = ranges
@@ -213,7 +213,7 @@ fn read_map(answers: Vec<Value>, teller: &Address) -> Result<Vec<Address>, Failu
         Some(range.owner.clone())
     };
     let owners: Option<Vec<_>> = answers.map(owner).collect();
-    owners.ok_or_else(|| Failure::Lost("the cluster does not cover all slots".to_owned()))
+    owners.ok_or_else(|| Failure::NoServer("the cluster does not cover all slots".to_owned()))
 }
 
 /// Hash slots that one server has.

@@ -129,7 +129,7 @@ impl Connections {
                 continue;
             }
             last = Some(server);
-            lineage.push_str(&self.meet(server).await?.run);
+            lineage.push_str(&self.server_info(server).await?.run);
             lineage.push(' ');
         }
         Ok(lineage)

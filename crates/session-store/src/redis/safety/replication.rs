@@ -7,10 +7,11 @@
 //! is good and is called weak: this process looks after it until a replica has
 //! it, and writes it again if a fail-over lost it.
 
+use crate::prelude::*;
 use crate::redis::connection::{Address, Connections, Dedicated};
 use crate::redis::schema::keys::Slot;
-use crate::redis::{RedisStore, write};
-use crate::{AuditTrail, Commit, Error, SessionStore};
+use crate::redis::{RedisStore, sessions};
+use crate::{Commit, Error};
 use parking_lot::{Mutex, MutexGuard};
 use session_core::{AuditRecord, ChangeReason, EventRecord, Session, SessionKey, Timestamp};
 use std::collections::{BTreeMap, HashMap};
@@ -23,13 +24,13 @@ const REPLICAS: u64 = 1;
 /// They are waited for no longer.
 const WAIT: Duration = Duration::from_millis(100);
 /// Weak changes that one process looks after.
-const WEAK_CHANGES: usize = 10_000;
+const MAX_UNREPLICATED: usize = 10_000;
 /// How many of them one look takes.
 const LOOK: usize = 100;
 
 /// What this process knows of replicas and of weak changes.
 #[derive(Default)]
-pub(in crate::redis) struct Durable {
+pub(in crate::redis) struct Replication {
     gates: Mutex<HashMap<Address, Arc<Gate>>>,
     weak: Mutex<BTreeMap<SessionKey, Commit>>,
 }
@@ -42,7 +43,7 @@ struct Gate {
     link: tokio::sync::Mutex<Option<Dedicated>>,
 }
 
-impl Durable {
+impl Replication {
     fn gate(&self, address: &Address) -> Arc<Gate> {
         let mut gates = lock(&self.gates);
         Arc::clone(gates.entry(address.clone()).or_default())
@@ -57,7 +58,7 @@ impl Durable {
     fn keep(&self, commit: Commit) {
         let key = commit.session.key();
         let mut weak = self.weak();
-        if weak.len() < WEAK_CHANGES || weak.contains_key(&key) {
+        if weak.len() < MAX_UNREPLICATED || weak.contains_key(&key) {
             weak.insert(key, commit);
         } else {
             tracing::error!(session = %key.id, "too many weak changes: a fail-over now may lose this one");
@@ -66,7 +67,7 @@ impl Durable {
 }
 
 /// May this change not be lost?
-pub(in crate::redis) fn must_last(commit: &Commit) -> bool {
+pub(in crate::redis) fn needs_replica(commit: &Commit) -> bool {
     commit.session.status().is_terminal() || commit.record.reason == ChangeReason::TokensRevoked
 }
 
@@ -118,7 +119,7 @@ async fn ask(
 impl RedisStore {
     /// Writes a change that must last. The writing goes on when the caller
     /// goes away, so that no change is left without somebody who looks after it.
-    pub(in crate::redis) async fn write_to_last(
+    pub(in crate::redis) async fn commit_replicated(
         &self,
         commit: Commit,
         last_activity_at: Option<Timestamp>,
@@ -127,8 +128,8 @@ impl RedisStore {
         let written = tokio::spawn(async move {
             store.write_any(&commit, last_activity_at).await?;
             if !store.is_replicated(slot_of(&commit)).await {
-                store.note_weak(&commit).await;
-                store.durable.keep(commit);
+                store.audit_unreplicated(&commit).await;
+                store.replication.keep(commit);
             }
             Ok(())
         });
@@ -139,14 +140,14 @@ impl RedisStore {
 
     /// The change's own record in the trail was written with it, before anybody
     /// knew: a second one says that it is weak.
-    async fn note_weak(&self, commit: &Commit) {
+    async fn audit_unreplicated(&self, commit: &Commit) {
         let record = AuditRecord {
             weak: true,
-            ..write::audited(commit)
+            ..sessions::audited(commit)
         };
         let session = &commit.session.id;
         tracing::warn!(%session, version = commit.session.version, "no replica has this change yet");
-        if let Err(error) = self.audit(&record).await {
+        if let Err(error) = self.append_audit(&record).await {
             tracing::warn!(%session, %error, "the audit trail does not say that a change is weak");
         }
     }
@@ -166,21 +167,21 @@ impl RedisStore {
             .cmd("WAIT")
             .arg(REPLICAS)
             .arg(u64::try_from(WAIT.as_millis()).unwrap_or(0));
-        let gate = self.durable.gate(server.address());
+        let gate = self.replication.gate(server.address());
         gate.is_passed(&self.connections, &question, slot).await
     }
 
     /// Looks at weak changes: writes again what was lost, and forgets what a
     /// replica has.
-    pub(in crate::redis) async fn look_after_weak_changes(&self) -> Result<(), Error> {
-        let weak: Vec<Commit> = self.durable.weak().values().take(LOOK).cloned().collect();
+    pub(in crate::redis) async fn recheck_unreplicated(&self) -> Result<(), Error> {
+        let weak: Vec<Commit> = self.replication.weak().values().take(LOOK).cloned().collect();
         for commit in weak {
             let before = self.epoch.current().await?;
-            self.restore(&commit).await?;
+            self.rewrite_lost(&commit).await?;
             // Only of the servers that were looked at does the answer say something.
             if self.is_replicated(slot_of(&commit)).await && self.epoch.current().await? == before {
                 let key = commit.session.key();
-                let mut weak = self.durable.weak();
+                let mut weak = self.replication.weak();
                 let is_this = weak
                     .get(&key)
                     .is_some_and(|kept| kept.session.version == commit.session.version);
@@ -193,7 +194,7 @@ impl RedisStore {
     }
 
     /// Writes a change again if the stored record does not show it.
-    async fn restore(&self, commit: &Commit) -> Result<(), Error> {
+    async fn rewrite_lost(&self, commit: &Commit) -> Result<(), Error> {
         let key = commit.session.key();
         let now = self.now().await?;
         let Some(stored) = self.get(&key).await? else {
@@ -207,10 +208,10 @@ impl RedisStore {
             session = %key.id, org = %key.org, version = again.session.version,
             reason = again.record.reason.as_str(), "a change that a fail-over lost is written again"
         );
-        let mut call = self.scripts.restore.prepare_invoke();
-        write::save(&mut call, &self.keys, &[], &again)?;
+        let mut call = self.scripts.rewrite_lost.prepare_invoke();
+        sessions::save(&mut call, &self.keys, &[], &again)?;
         call.arg(stored.version);
-        self.audit_last(&mut call, &write::audited(&again))?;
+        self.audit_last(&mut call, &sessions::audited(&again))?;
         self.run(&call).await?.done().map(drop)
     }
 }

@@ -6,7 +6,7 @@
 //! users choose come last, after parts that cannot contain a colon, so no two
 //! things share a key.
 
-use crate::shared::SparkSession;
+use crate::spark_bindings::SparkSession;
 use crate::{Error, Kind};
 use session_core::{ClusterName, OrgId, PrincipalId, Session, SessionKey, Status};
 

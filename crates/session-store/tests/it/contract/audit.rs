@@ -5,12 +5,12 @@ use futures::{StreamExt, TryStreamExt, stream};
 use session_core::{
     Actor, AuditAction, AuditOutcome, AuditRecord, ChangeReason, OrgId, SessionKey, Status, TokenUse,
 };
-use session_store::audit::AUDIT_LENGTH;
+use session_store::audit_trail::AUDIT_LENGTH;
 use session_store::{Error, Reported};
 
 /// What the trail has of one session, oldest first.
 async fn of(store: &Store, key: &SessionKey) -> Vec<AuditRecord> {
-    let all = store.audited(key.org.partition(), "", 1000).await.unwrap();
+    let all = store.read_audit(key.org.partition(), "", 1000).await.unwrap();
     all.into_iter()
         .map(|audited| audited.record)
         .filter(|record| record.session.as_ref() == Some(&key.id))
@@ -51,7 +51,7 @@ pub(crate) async fn what_an_idle_clock_decides_is_in_the_trail_too(store: Store)
     let session = Draft::default().store(&store).await;
     let decided = touch(&session);
     let last_activity = session_core::Timestamp::ZERO;
-    store.commit_quiet(decided, last_activity).await.unwrap();
+    store.commit_if_idle(decided, last_activity).await.unwrap();
     assert_eq!(of(&store, &session.key()).await.len(), 2);
 }
 
@@ -73,7 +73,7 @@ pub(crate) async fn tokens_are_in_the_trail_when_recorded_and_first_used(store: 
         last: now,
     }];
     for _ in 0..2 {
-        let taken = store.report(&key, &used).await.unwrap();
+        let taken = store.apply_report(&key, &used).await.unwrap();
         assert_eq!(taken, Reported::Live(Status::Pending));
     }
 
@@ -107,12 +107,12 @@ pub(crate) async fn other_records_are_read_in_pages(store: Store) {
         })
         .collect();
     for record in &written {
-        store.audit(record).await.unwrap();
+        store.append_audit(record).await.unwrap();
     }
     let partition = written[0].partition();
     let (mut read, mut after) = (Vec::new(), String::new());
     loop {
-        let page = store.audited(partition, &after, 3).await.unwrap();
+        let page = store.read_audit(partition, &after, 3).await.unwrap();
         assert!(page.len() <= 3);
         let Some(last) = page.last() else { break };
         after = last.place.clone();
@@ -121,8 +121,8 @@ pub(crate) async fn other_records_are_read_in_pages(store: Store) {
     assert_eq!(read, written);
     // What has no organization is in the trail as well.
     let nobody = AuditRecord::new(now, AuditAction::CallerRefused).denied("CALLER_UNKNOWN");
-    store.audit(&nobody).await.unwrap();
-    let all = store.audited(0, "", 1000).await.unwrap();
+    store.append_audit(&nobody).await.unwrap();
+    let all = store.read_audit(0, "", 1000).await.unwrap();
     let found = all
         .into_iter()
         .map(|audited| audited.record)
@@ -144,17 +144,17 @@ pub(crate) async fn one_organization_cannot_turn_over_the_trail_of_another(store
             .on(&format!("c{n}"))
     };
     for n in 0..5 {
-        store.audit(&record(&same[0], n)).await.unwrap();
+        store.append_audit(&record(&same[0], n)).await.unwrap();
     }
     stream::iter(0..AUDIT_LENGTH + 100)
         .map(Ok::<_, Error>)
         .try_for_each_concurrent(64, |n| {
             let (store, record) = (&store, record(&same[1], n));
-            async move { store.audit(&record).await }
+            async move { store.append_audit(&record).await }
         })
         .await
         .unwrap();
-    let all = store.audited(7, "", AUDIT_LENGTH * 2).await.unwrap();
+    let all = store.read_audit(7, "", AUDIT_LENGTH * 2).await.unwrap();
     assert_eq!(all.len(), AUDIT_LENGTH);
     let (quiet, loud): (Vec<_>, Vec<_>) = all
         .into_iter()
@@ -164,41 +164,44 @@ pub(crate) async fn one_organization_cannot_turn_over_the_trail_of_another(store
     assert!(!loud.contains(&record(&same[1], 0)), "its own oldest are gone");
 
     // Who has less than a share replaces the oldest of all.
-    store.audit(&record(&same[0], 5)).await.unwrap();
-    let all = store.audited(7, "", AUDIT_LENGTH * 2).await.unwrap();
+    store.append_audit(&record(&same[0], 5)).await.unwrap();
+    let all = store.read_audit(7, "", AUDIT_LENGTH * 2).await.unwrap();
     assert_eq!(all.len(), AUDIT_LENGTH);
     assert_eq!(all[0].record, record(&same[0], 1));
     assert_eq!(all[AUDIT_LENGTH - 1].record, record(&same[0], 5));
 }
 
 pub(crate) async fn the_place_of_the_export_is_kept(store: Store) {
-    assert_eq!(store.exported(3).await.unwrap(), "");
-    store.set_exported(3, "7-1").await.unwrap();
-    store.set_exported(4, "9-0").await.unwrap();
-    assert_eq!(store.exported(3).await.unwrap(), "7-1");
+    assert_eq!(store.audit_export_position(3).await.unwrap(), "");
+    store.set_audit_export_position(3, "7-1").await.unwrap();
+    store.set_audit_export_position(4, "9-0").await.unwrap();
+    assert_eq!(store.audit_export_position(3).await.unwrap(), "7-1");
 }
 
 pub(crate) async fn keys_are_known_since_they_were_first_published(store: Store) {
     let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
-    let first = store.report_keys(&ids(&["a"]), Some("a")).await.unwrap();
+    let first = store.report_signing_keys(&ids(&["a"]), Some("a")).await.unwrap();
     assert_eq!(first.keys.len(), 1);
     assert_eq!(first.keys[0].published_since, first.now);
     assert_eq!(first.keys[0].signed_at, Some(first.now));
-    let both = store.report_keys(&ids(&["b", "a"]), None).await.unwrap();
+    let both = store.report_signing_keys(&ids(&["b", "a"]), None).await.unwrap();
     let named: Vec<_> = both.keys.iter().map(|key| key.id.as_str()).collect();
     assert_eq!(named, ["b", "a"]);
     assert_eq!(both.keys[0].signed_at, None);
     assert_eq!(both.keys[1].published_since, first.now);
     assert_eq!(both.keys[1].signed_at, Some(first.now));
     // One issuer that says less takes nothing away.
-    store.report_keys(&[], None).await.unwrap();
-    let again = store.report_keys(&ids(&["b", "a"]), Some("b")).await.unwrap();
+    store.report_signing_keys(&[], None).await.unwrap();
+    let again = store
+        .report_signing_keys(&ids(&["b", "a"]), Some("b"))
+        .await
+        .unwrap();
     assert_eq!(again.keys[0].published_since, both.now);
     assert_eq!(again.keys[0].signed_at, Some(again.now));
 }
 
 pub(crate) async fn a_bounded_number_of_keys_is_known(store: Store) {
     let many: Vec<_> = (0..100).map(|n| format!("k{n}")).collect();
-    let known = store.report_keys(&many, None).await.unwrap();
-    assert_eq!(known.keys.len(), session_store::signing::MOST_KEYS);
+    let known = store.report_signing_keys(&many, None).await.unwrap();
+    assert_eq!(known.keys.len(), session_store::signing_keys::MOST_KEYS);
 }

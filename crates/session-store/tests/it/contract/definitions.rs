@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 pub(crate) async fn definitions_are_compared_and_set(store: Store) {
     let name = "c one: {x}";
     let put = async |expected, json| store.put_definition(Kind::Cluster, name, expected, json).await;
-    assert!(store.definition(Kind::Cluster, name).await.unwrap().is_none());
+    assert!(store.get_definition(Kind::Cluster, name).await.unwrap().is_none());
     assert!(matches!(put(1, "{}").await, Err(Error::NotFound)));
     assert_eq!(put(0, "{\"a\": 1}").await.unwrap(), 1);
     assert!(matches!(put(0, "{}").await, Err(Error::Exists)));
@@ -18,13 +18,16 @@ pub(crate) async fn definitions_are_compared_and_set(store: Store) {
         version: 2,
         json: "{\"a\": 2}".to_owned(),
     };
-    assert_eq!(store.definition(Kind::Cluster, name).await.unwrap(), Some(stored));
+    assert_eq!(
+        store.get_definition(Kind::Cluster, name).await.unwrap(),
+        Some(stored)
+    );
 
     let delete = async |expected| store.delete_definition(Kind::Cluster, name, expected).await;
     assert!(matches!(delete(1).await, Err(Error::Conflict)));
     delete(2).await.unwrap();
     assert!(matches!(delete(2).await, Err(Error::NotFound)));
-    assert!(store.definition(Kind::Cluster, name).await.unwrap().is_none());
+    assert!(store.get_definition(Kind::Cluster, name).await.unwrap().is_none());
 
     let racers = (0..50).map(|_| store.put_definition(Kind::Cluster, "race", 0, "{}"));
     assert_eq!(
@@ -53,14 +56,14 @@ pub(crate) async fn several_are_read_in_their_order(store: Store) {
         (Kind::Org, "acme".to_owned()),
     ];
     let expected = [of(2, "[2]"), None, of(1, "{}")];
-    assert_eq!(store.some_definitions(&wanted).await.unwrap(), expected);
-    assert_eq!(store.some_definitions(&[]).await.unwrap(), []);
+    assert_eq!(store.get_definitions(&wanted).await.unwrap(), expected);
+    assert_eq!(store.get_definitions(&[]).await.unwrap(), []);
 
     let before = store.now().await.unwrap();
-    let (found, now) = store.some_definitions_now(&wanted).await.unwrap();
+    let (found, now) = store.get_definitions_and_time(&wanted).await.unwrap();
     assert_eq!(found, expected);
     assert!((before..=store.now().await.unwrap()).contains(&now));
-    assert_eq!(store.some_definitions_now(&[]).await.unwrap().0, []);
+    assert_eq!(store.get_definitions_and_time(&[]).await.unwrap().0, []);
 }
 
 pub(crate) async fn kinds_are_apart(store: Store) {
@@ -74,7 +77,7 @@ pub(crate) async fn kinds_are_apart(store: Store) {
     ] {
         store.put_definition(kind, name, 0, name).await.unwrap();
     }
-    let clusters = store.definitions(Kind::Cluster).await.unwrap();
+    let clusters = store.list_all_definitions(Kind::Cluster).await.unwrap();
     assert_eq!(clusters.keys().collect::<Vec<_>>(), ["x", "y"]);
     assert_eq!(
         clusters["y"],
@@ -83,7 +86,7 @@ pub(crate) async fn kinds_are_apart(store: Store) {
             json: "y".to_owned()
         }
     );
-    let catalogs = store.definitions(Kind::Catalog).await.unwrap();
+    let catalogs = store.list_all_definitions(Kind::Catalog).await.unwrap();
     assert_eq!(catalogs.keys().collect::<Vec<_>>(), ["acme/x"]);
     let names = async |kind, org: Option<&str>| {
         let org = org.map(|org| org.parse().unwrap());
@@ -95,10 +98,10 @@ pub(crate) async fn kinds_are_apart(store: Store) {
     assert_eq!(names(Kind::Disabled, Some("x")).await, ["x/sa|ada"]);
     assert!(names(Kind::Catalog, Some("x")).await.is_empty());
     store.delete_definition(Kind::Org, "x", 1).await.unwrap();
-    assert!(store.definitions(Kind::Org).await.unwrap().is_empty());
-    let disabled = store.definitions(Kind::Disabled).await.unwrap();
+    assert!(store.list_all_definitions(Kind::Org).await.unwrap().is_empty());
+    let disabled = store.list_all_definitions(Kind::Disabled).await.unwrap();
     assert_eq!(disabled.keys().collect::<Vec<_>>(), ["x", "x/sa|ada"]);
-    assert_eq!(store.definitions(Kind::Cluster).await.unwrap().len(), 2);
+    assert_eq!(store.list_all_definitions(Kind::Cluster).await.unwrap().len(), 2);
 }
 
 pub(crate) async fn an_organization_defines_within_its_share(store: Store) {
@@ -108,7 +111,7 @@ pub(crate) async fn an_organization_defines_within_its_share(store: Store) {
     };
     let put = async |kind, name: &str, expected, json: &str| {
         store
-            .put_definition_within(kind, name, expected, json, &quota)
+            .put_definition_within_quota(kind, name, expected, json, &quota)
             .await
     };
     let over = |outcome: Result<u64, Error>| match outcome {
@@ -154,7 +157,7 @@ pub(crate) async fn an_organization_defines_within_its_share(store: Store) {
 
     let acme = "acme".parse().unwrap();
     let names = async |kind, org| {
-        let found = store.definitions_of(kind, org).await.unwrap();
+        let found = store.list_definitions(kind, org).await.unwrap();
         found.into_keys().collect::<Vec<_>>()
     };
     assert_eq!(
@@ -164,7 +167,7 @@ pub(crate) async fn an_organization_defines_within_its_share(store: Store) {
     assert_eq!(names(Kind::Catalog, None).await, [""; 0]);
     assert_eq!(names(Kind::Disabled, None).await, ["acme"]);
     assert_eq!(names(Kind::Disabled, Some(&acme)).await, ["acme/sa|x"]);
-    let orgs = async || store.orgs_with_definitions(Kind::Catalog).await.unwrap();
+    let orgs = async || store.list_orgs_with_definitions(Kind::Catalog).await.unwrap();
     assert_eq!(
         orgs().await,
         BTreeSet::from([acme.clone(), "beta".parse().unwrap()])
@@ -184,9 +187,12 @@ pub(crate) async fn all_of_an_organizations_definitions_are_read(store: Store) {
             .unwrap();
     }
     let acme = "acme".parse().unwrap();
-    let found = store.definitions_of(Kind::Catalog, Some(&acme)).await.unwrap();
+    let found = store.list_definitions(Kind::Catalog, Some(&acme)).await.unwrap();
     assert_eq!(found.into_keys().collect::<BTreeSet<_>>(), names);
-    assert_eq!(store.definitions(Kind::Catalog).await.unwrap().len(), 700);
+    assert_eq!(
+        store.list_all_definitions(Kind::Catalog).await.unwrap().len(),
+        700
+    );
 }
 
 pub(crate) async fn the_store_has_a_clock_an_epoch_and_a_pulse(store: Store) {

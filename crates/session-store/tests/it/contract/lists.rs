@@ -282,7 +282,10 @@ pub(crate) async fn clusters_list_their_live_sessions_in_order(store: Store) {
     let cluster = "c1".parse().unwrap();
     let mut found: Vec<SessionKey> = Vec::new();
     loop {
-        let next = store.live_on_cluster(&cluster, found.last(), 3).await.unwrap();
+        let next = store
+            .list_live_on_cluster(&cluster, found.last(), 3)
+            .await
+            .unwrap();
         assert!(next.len() <= 3);
         if next.is_empty() {
             break;
@@ -291,33 +294,39 @@ pub(crate) async fn clusters_list_their_live_sessions_in_order(store: Store) {
     }
     assert_eq!(found, expected);
     assert_eq!(
-        store.live_on_cluster(&cluster, None, 100).await.unwrap(),
+        store.list_live_on_cluster(&cluster, None, 100).await.unwrap(),
         expected
     );
     let orgs: BTreeSet<_> = expected.iter().map(|key| key.org.clone()).collect();
-    assert_eq!(store.orgs_on_cluster(&cluster).await.unwrap(), orgs);
+    assert_eq!(store.list_orgs_on_cluster(&cluster).await.unwrap(), orgs);
     for key in expected.iter().filter(|key| key.org == expected[0].org) {
         let session = store.get(key).await.unwrap().unwrap();
         commit(&store, close(&session)).await;
     }
-    let left = store.orgs_on_cluster(&cluster).await.unwrap();
+    let left = store.list_orgs_on_cluster(&cluster).await.unwrap();
     assert!(
         !left.contains(&expected[0].org) && left.len() + 1 == orgs.len(),
         "{left:?}"
     );
 
     let none = "none".parse().unwrap();
-    assert!(store.live_on_cluster(&none, None, 10).await.unwrap().is_empty());
-    assert!(store.orgs_on_cluster(&none).await.unwrap().is_empty());
+    assert!(
+        store
+            .list_live_on_cluster(&none, None, 10)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    assert!(store.list_orgs_on_cluster(&none).await.unwrap().is_empty());
 }
 
 pub(crate) async fn sessions_are_counted_by_status(store: Store) {
     let sessions = populate(&store).await;
-    let counts = store.counts(&org("acme")).await.unwrap();
+    let counts = store.count_by_status(&org("acme")).await.unwrap();
     for status in Status::ALL {
         let expected = sessions.iter().filter(|session| session.status() == status);
         assert_eq!(counts[&status], expected.count() as u64, "{status:?}");
     }
-    let nobody = store.counts(&org("nobody")).await.unwrap();
+    let nobody = store.count_by_status(&org("nobody")).await.unwrap();
     assert!(nobody.values().all(|count| *count == 0));
 }

@@ -16,11 +16,16 @@ async fn active(store: &Store) -> Session {
 }
 
 async fn activity(store: &Store, session: &Session) -> Activity {
-    store.load(&session.key()).await.unwrap().unwrap().activity
+    store
+        .get_with_activity(&session.key())
+        .await
+        .unwrap()
+        .unwrap()
+        .activity
 }
 
 async fn used(store: &Store, session: &Session) -> Use {
-    store.uses(std::slice::from_ref(session)).await.unwrap()[0]
+    store.usage(std::slice::from_ref(session)).await.unwrap()[0]
 }
 
 fn quiet(at: Timestamp) -> Activity {
@@ -50,7 +55,7 @@ pub(crate) async fn a_call_in_flight_is_busy_until_every_proxy_says_it_ended(sto
     );
     let before = store.now().await.unwrap();
     for (proxy, calls) in [("p1", 2), ("p1", 3), ("p2", 1)] {
-        let taken = store.report(&key, &report(proxy, calls)).await.unwrap();
+        let taken = store.apply_report(&key, &report(proxy, calls)).await.unwrap();
         assert_eq!(taken, Reported::Live(Status::Active));
     }
     assert_eq!(activity(&store, &session).await, Activity::Busy);
@@ -59,15 +64,15 @@ pub(crate) async fn a_call_in_flight_is_busy_until_every_proxy_says_it_ended(sto
         open_calls: None,
         ..report("p2", 0)
     };
-    store.report(&key, &of_amounts_only).await.unwrap();
-    store.report(&key, &report("p1", 0)).await.unwrap();
+    store.apply_report(&key, &of_amounts_only).await.unwrap();
+    store.apply_report(&key, &report("p1", 0)).await.unwrap();
     assert_eq!(activity(&store, &session).await, Activity::Busy, "p2's goes on");
-    store.report(&key, &report("p2", 0)).await.unwrap();
+    store.apply_report(&key, &report("p2", 0)).await.unwrap();
     let Activity::Quiet { last_activity_at } = activity(&store, &session).await else {
         panic!("every call ended");
     };
     assert!(last_activity_at >= before && last_activity_at <= store.now().await.unwrap());
-    let again = store.load(&key).await.unwrap().unwrap().session;
+    let again = store.get_with_activity(&key).await.unwrap().unwrap().session;
     assert_eq!(again, session, "no version");
     assert_eq!(store.events(&key).await.unwrap().len(), 2, "and no event");
 }
@@ -80,16 +85,16 @@ pub(crate) async fn the_last_activity_only_rises_and_never_beyond_the_present(st
         ..report("p", 0)
     };
     for (said, kept) in [(2000, 2000), (1000, 2000), (3000, 3000)] {
-        store.report(&key, &at(said)).await.unwrap();
+        store.apply_report(&key, &at(said)).await.unwrap();
         let expected = quiet(Timestamp::from_millis(kept));
         assert_eq!(activity(&store, &session).await, expected);
     }
-    store.report(&key, &report("p", 0)).await.unwrap();
+    store.apply_report(&key, &report("p", 0)).await.unwrap();
     let Activity::Quiet { last_activity_at } = activity(&store, &session).await else {
         panic!("nothing is in flight");
     };
     assert_eq!(last_activity_at, Timestamp::from_millis(3000), "nothing was said");
-    store.report(&key, &at(1 << 52)).await.unwrap();
+    store.apply_report(&key, &at(1 << 52)).await.unwrap();
     let Activity::Quiet { last_activity_at } = activity(&store, &session).await else {
         panic!("nothing is in flight");
     };
@@ -99,14 +104,14 @@ pub(crate) async fn the_last_activity_only_rises_and_never_beyond_the_present(st
 pub(crate) async fn calls_on_an_earlier_generation_keep_nothing_alive(store: Store) {
     let session = active(&store).await;
     let key = session.key();
-    store.report(&key, &report("p", 1)).await.unwrap();
+    store.apply_report(&key, &report("p", 1)).await.unwrap();
     let gone = Observation::Missing;
     let lost = commit_of_step(&session, &gone, Activity::Busy, session.active_at.unwrap());
     let session = commit(&store, lost).await;
     assert_eq!(session.generation, 2);
     assert_ne!(activity(&store, &session).await, Activity::Busy, "it was lost");
     let last = used(&store, &session).await.last_activity_at;
-    store.report(&key, &report("p", 1)).await.unwrap();
+    store.apply_report(&key, &report("p", 1)).await.unwrap();
     assert_ne!(
         activity(&store, &session).await,
         Activity::Busy,
@@ -117,7 +122,7 @@ pub(crate) async fn calls_on_an_earlier_generation_keep_nothing_alive(store: Sto
         generation: 2,
         ..report("p", 1)
     };
-    store.report(&key, &newer).await.unwrap();
+    store.apply_report(&key, &newer).await.unwrap();
     assert_eq!(activity(&store, &session).await, Activity::Busy);
 }
 
@@ -137,10 +142,10 @@ pub(crate) async fn an_amount_is_added_once(store: Store) {
         ..report("p", 1)
     };
     for (name, rpcs) in [(1, 1), (1, 1), (2, 2), (1, 1), (u64::MAX, 4), (2, 2)] {
-        store.report(&key, &more(name, rpcs)).await.unwrap();
+        store.apply_report(&key, &more(name, rpcs)).await.unwrap();
     }
     let session = commit(&store, close(&session)).await;
-    let taken = store.report(&key, &more(3, 8)).await.unwrap();
+    let taken = store.apply_report(&key, &more(3, 8)).await.unwrap();
     assert_eq!(taken, Reported::Ended);
     let seen = used(&store, &session).await;
     let expected = Totals {
@@ -150,7 +155,7 @@ pub(crate) async fn an_amount_is_added_once(store: Store) {
         open_stream_millis: 4,
     };
     assert_eq!(seen.totals, expected);
-    let unknown = store.report(&nobody(), &more(4, 1)).await.unwrap();
+    let unknown = store.apply_report(&nobody(), &more(4, 1)).await.unwrap();
     assert_eq!(unknown, Reported::Unknown);
 }
 
@@ -158,30 +163,30 @@ pub(crate) async fn an_idle_clock_needs_silence_and_nothing_new(store: Store) {
     let session = active(&store).await;
     let key = session.key();
     let conflict = async |commit: Commit, last: Timestamp| {
-        let outcome = store.commit_quiet(commit, last).await;
+        let outcome = store.commit_if_idle(commit, last).await;
         assert!(matches!(outcome, Err(Error::Conflict)), "{outcome:?}");
     };
     let decided = idle(&session, quiet(Timestamp::ZERO));
-    store.report(&key, &report("p", 1)).await.unwrap();
+    store.apply_report(&key, &report("p", 1)).await.unwrap();
     let last = used(&store, &session).await.last_activity_at.unwrap();
     conflict(decided.clone(), Timestamp::ZERO).await;
     conflict(decided.clone(), last).await;
-    store.report(&key, &report("p", 0)).await.unwrap();
+    store.apply_report(&key, &report("p", 0)).await.unwrap();
     conflict(decided.clone(), Timestamp::ZERO).await;
     let mut stale = decided.clone();
     stale.session.version += 1;
     conflict(stale, last).await;
     let mut absent = decided.clone();
     absent.session.id = nobody().id;
-    let outcome = store.commit_quiet(absent, last).await;
+    let outcome = store.commit_if_idle(absent, last).await;
     assert!(matches!(outcome, Err(Error::NotFound)), "{outcome:?}");
     assert_eq!(store.get(&key).await.unwrap().unwrap(), session);
 
-    store.commit_quiet(decided.clone(), last).await.unwrap();
+    store.commit_if_idle(decided.clone(), last).await.unwrap();
     let idled = store.get(&key).await.unwrap().unwrap();
     assert_eq!(idled, decided.session);
     assert_eq!(store.events(&key).await.unwrap().len(), 3);
-    let taken = store.report(&key, &report("p", 1)).await.unwrap();
+    let taken = store.apply_report(&key, &report("p", 1)).await.unwrap();
     assert_eq!(taken, Reported::Live(Status::Idle), "the reporter learns of it");
     store.commit(touch(&idled)).await.unwrap();
 }
@@ -194,12 +199,12 @@ pub(crate) async fn of_a_report_and_an_idle_clock_one_knows_of_the_other(store: 
         let decided = idle(&session, quiet(Timestamp::ZERO));
         let reporting = tokio::spawn({
             let store = store.clone();
-            async move { store.report(&key, &report("p", 1)).await.unwrap() }
+            async move { store.apply_report(&key, &report("p", 1)).await.unwrap() }
         });
         for _ in 0..n % 4 {
             tokio::time::sleep(Duration::from_micros(50)).await;
         }
-        let outcome = store.commit_quiet(decided, Timestamp::ZERO).await;
+        let outcome = store.commit_if_idle(decided, Timestamp::ZERO).await;
         match (outcome, reporting.await.unwrap()) {
             (Ok(()), Reported::Live(Status::Idle)) => idled += 1,
             (Err(Error::Conflict), Reported::Live(Status::Active)) => kept += 1,
@@ -226,16 +231,19 @@ pub(crate) async fn operations_are_told_while_their_calls_are_open(store: Store)
     };
     let (first, second) = (operation(1), operation(2));
     let both = [first.clone(), second.clone()];
-    store.report(&key, &with("p1", &both)).await.unwrap();
-    store.report(&key, &with("p2", &[operation(3)])).await.unwrap();
+    store.apply_report(&key, &with("p1", &both)).await.unwrap();
     store
-        .report(&key, &with("p1", std::slice::from_ref(&second)))
+        .apply_report(&key, &with("p2", &[operation(3)]))
+        .await
+        .unwrap();
+    store
+        .apply_report(&key, &with("p1", std::slice::from_ref(&second)))
         .await
         .unwrap();
     let told = store.operations(&key).await.unwrap();
     assert_eq!(told, [second, operation(3)]);
-    store.report(&key, &report("p2", 0)).await.unwrap();
-    store.report(&key, &report("p1", 0)).await.unwrap();
+    store.apply_report(&key, &report("p2", 0)).await.unwrap();
+    store.apply_report(&key, &report("p1", 0)).await.unwrap();
     assert!(store.operations(&key).await.unwrap().is_empty());
     assert!(store.operations(&nobody()).await.unwrap().is_empty());
 }
@@ -244,13 +252,13 @@ pub(crate) async fn uses_come_in_the_order_they_are_asked_for(store: Store) {
     let mut sessions = Vec::new();
     for n in 1..=130 {
         let session = Draft::default().store(&store).await;
-        store.report(&session.key(), &report("p", n)).await.unwrap();
+        store.apply_report(&session.key(), &report("p", n)).await.unwrap();
         sessions.push(session);
     }
-    let uses = store.uses(&sessions).await.unwrap();
+    let uses = store.usage(&sessions).await.unwrap();
     let calls: Vec<u32> = uses.iter().map(|used| used.open_calls).collect();
     assert_eq!(calls, (1..=130).collect::<Vec<u32>>());
-    assert!(store.uses(&[]).await.unwrap().is_empty());
+    assert!(store.usage(&[]).await.unwrap().is_empty());
 }
 
 pub(crate) async fn a_token_is_first_used_once(store: Store) {
@@ -269,7 +277,7 @@ pub(crate) async fn a_token_is_first_used_once(store: Store) {
             token_uses: vec![one(&record.id, first, last), one(&unknown, 1, 2)],
             ..report("p", 0)
         };
-        store.report(&key, &said).await.unwrap();
+        store.apply_report(&key, &said).await.unwrap();
     }
     let uses = store.token_uses(&key).await.unwrap();
     assert_eq!(
@@ -281,10 +289,13 @@ pub(crate) async fn a_token_is_first_used_once(store: Store) {
 
 pub(crate) async fn proxies_live_fall_silent_and_are_forgotten(store: Store) {
     let long = Duration::from_secs(60);
-    let count = async |silent, gone| store.proxies(silent, gone).await.unwrap();
+    let count = async |silent, gone| store.count_proxies(silent, gone).await.unwrap();
     assert_eq!(count(long, None).await, Proxies { known: 0, silent: 0 });
     for proxy in ["a", "b", "a"] {
-        store.proxy_reported(&proxy.parse().unwrap(), 0).await.unwrap();
+        store
+            .begin_proxy_report(&proxy.parse().unwrap(), 0)
+            .await
+            .unwrap();
     }
     assert_eq!(count(long, Some(long)).await, Proxies { known: 2, silent: 0 });
     assert_eq!(count(Duration::ZERO, None).await, Proxies { known: 2, silent: 2 });
@@ -295,19 +306,22 @@ pub(crate) async fn proxies_live_fall_silent_and_are_forgotten(store: Store) {
 pub(crate) async fn a_proxy_lives_by_what_is_written_of_its_report(store: Store) {
     let proxy = "p".parse().unwrap();
     let silent = async || {
-        let proxies = store.proxies(Duration::ZERO, None).await.unwrap();
+        let proxies = store.count_proxies(Duration::ZERO, None).await.unwrap();
         proxies.silent
     };
-    let began = store.proxy_reported(&proxy, 1).await.unwrap().at;
+    let began = store.begin_proxy_report(&proxy, 1).await.unwrap().at;
     assert_eq!(silent().await, 1);
     let later = began.after(FAR);
-    store.proxy_spoke(&proxy, later).await.unwrap();
+    store.mark_proxy_alive(&proxy, later).await.unwrap();
     assert_eq!(silent().await, 0);
     // A report that begins says nothing yet, and an old one nothing more.
-    store.proxy_reported(&proxy, 2).await.unwrap();
-    store.proxy_spoke(&proxy, began).await.unwrap();
+    store.begin_proxy_report(&proxy, 2).await.unwrap();
+    store.mark_proxy_alive(&proxy, began).await.unwrap();
     assert_eq!(silent().await, 0);
-    store.proxy_spoke(&"q".parse().unwrap(), began).await.unwrap();
+    store
+        .mark_proxy_alive(&"q".parse().unwrap(), began)
+        .await
+        .unwrap();
     assert_eq!(silent().await, 1);
 }
 
@@ -322,10 +336,10 @@ pub(crate) async fn the_number_of_a_report_tells_a_repeat(store: Store) {
         (2, false),
         (3, false),
     ] {
-        let heard: Heard = store.proxy_reported(&proxy, sequence).await.unwrap();
+        let heard: Heard = store.begin_proxy_report(&proxy, sequence).await.unwrap();
         assert_eq!(heard.fresh, fresh, "{sequence}");
         assert!(heard.at >= before);
     }
     let another = "q".parse().unwrap();
-    assert!(store.proxy_reported(&another, 1).await.unwrap().fresh);
+    assert!(store.begin_proxy_report(&another, 1).await.unwrap().fresh);
 }

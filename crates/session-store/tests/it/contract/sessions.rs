@@ -15,7 +15,7 @@ pub(crate) async fn created_sessions_are_read_back(store: Store) {
     assert!(created.new);
     assert_eq!(created.session, session);
     assert_eq!(store.get(&key).await.unwrap(), Some(session.clone()));
-    let loaded = store.load(&key).await.unwrap().unwrap();
+    let loaded = store.get_with_activity(&key).await.unwrap().unwrap();
     let unused = Activity::Quiet {
         last_activity_at: session_core::Timestamp::ZERO,
     };
@@ -28,7 +28,7 @@ pub(crate) async fn created_sessions_are_read_back(store: Store) {
         id: key.id,
     };
     assert!(store.get(&stranger).await.unwrap().is_none());
-    assert!(store.load(&nobody()).await.unwrap().is_none());
+    assert!(store.get_with_activity(&nobody()).await.unwrap().is_none());
     assert!(store.events(&nobody()).await.unwrap().is_empty());
 }
 
@@ -222,18 +222,18 @@ pub(crate) async fn a_repeated_create_returns_the_first_session(store: Store) {
     let bob_is = (&first.session.org, &first.session.owner);
     let asked = |id, fingerprint| request(id, fingerprint).unwrap();
     let found = store
-        .repeated(bob_is.0, bob_is.1, &asked("r1", "f"))
+        .find_by_request(bob_is.0, bob_is.1, &asked("r1", "f"))
         .await
         .unwrap();
     assert_eq!(found, Some(changed.clone()), "without a record of its own");
     assert_eq!(
         store
-            .repeated(bob_is.0, bob_is.1, &asked("r9", "f"))
+            .find_by_request(bob_is.0, bob_is.1, &asked("r9", "f"))
             .await
             .unwrap(),
         None
     );
-    let reused = store.repeated(bob_is.0, bob_is.1, &asked("r1", "g")).await;
+    let reused = store.find_by_request(bob_is.0, bob_is.1, &asked("r1", "g")).await;
     assert!(matches!(reused, Err(Error::RequestIdReused)));
 
     // Repeats used up no quota: there is room for one more.

@@ -3,7 +3,7 @@
 use crate::common::{Draft, LIMIT, Store, eventually, unique};
 use futures::future::join_all;
 use session_core::SessionKey;
-use session_store::shared::{Bind, Binding, BindingState, Bound, SparkSession};
+use session_store::spark_bindings::{Bind, Binding, BindingState, Bound, SparkSession};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ async fn bound(store: &Store, bind: &Bind) -> Bound {
 }
 
 async fn names(store: &Store, holder: &SessionKey) -> Vec<SparkSession> {
-    let bindings = store.bindings(holder).await.unwrap();
+    let bindings = store.list_bindings(holder).await.unwrap();
     bindings.into_iter().map(|binding| binding.spark).collect()
 }
 
@@ -108,7 +108,7 @@ pub(crate) async fn one_preparer_at_a_time_makes_a_binding_ready(store: Store) {
     assert_eq!(bound(&store, &first).await, Bound::Prepare, "safe to call again");
     let prepared = async |bind: &Bind, ready| {
         store
-            .prepared(&holder, &spark_session, &bind.ticket, ready)
+            .finish_preparation(&holder, &spark_session, &bind.ticket, ready)
             .await
             .unwrap()
     };
@@ -122,7 +122,7 @@ pub(crate) async fn one_preparer_at_a_time_makes_a_binding_ready(store: Store) {
     assert_eq!(bound(&store, &first).await, Bound::Ready);
     assert!(!prepared(&second, false).await, "what is ready stays ready");
     assert_eq!(bound(&store, &with(LIMIT)).await, Bound::Ready);
-    let bindings = store.bindings(&holder).await.unwrap();
+    let bindings = store.list_bindings(&holder).await.unwrap();
     assert_eq!(bindings[0].state, BindingState::Ready);
     assert_eq!(bindings[0].serial, first.ticket, "whoever made it");
 }
@@ -135,7 +135,7 @@ pub(crate) async fn a_preparer_that_is_gone_is_followed_by_the_next(store: Store
     };
     assert_eq!(bound(&store, &gone).await, Bound::Prepare);
     assert_eq!(
-        store.bindings(&holder).await.unwrap()[0].state,
+        store.list_bindings(&holder).await.unwrap()[0].state,
         BindingState::Unready
     );
     let next = Bind {
@@ -149,7 +149,9 @@ pub(crate) async fn a_preparer_that_is_gone_is_followed_by_the_next(store: Store
         }
     })
     .await;
-    let late = store.prepared(&holder, &spark_session, &gone.ticket, true).await;
+    let late = store
+        .finish_preparation(&holder, &spark_session, &gone.ticket, true)
+        .await;
     assert!(!late.unwrap(), "its time is over");
     assert_eq!(
         bound(&store, &plain(&holder, &spark_session)).await,
@@ -236,7 +238,7 @@ pub(crate) async fn a_sealed_generation_gets_nothing_more(store: Store) {
     assert_eq!((old.spark.clone(), old.generation), (spark_session.clone(), 2));
     store.unbind(&holder, &old, Duration::ZERO).await.unwrap();
     assert_eq!(bound(&store, &bind(3, &spark_session)).await, Bound::Ready);
-    assert_eq!(store.bindings(&holder).await.unwrap()[0].generation, 3);
+    assert_eq!(store.list_bindings(&holder).await.unwrap()[0].generation, 3);
     let other = Draft::default().transition().session.key();
     assert_eq!(bound(&store, &plain(&other, &spark("a:1"))).await, Bound::Ready);
 }
@@ -247,7 +249,7 @@ pub(crate) async fn only_the_very_binding_is_given_back(store: Store) {
     let give_back = async |binding: &Binding, keep| {
         store.unbind(&first, binding, keep).await.unwrap();
     };
-    let only = async || store.bindings(&first).await.unwrap().remove(0);
+    let only = async || store.list_bindings(&first).await.unwrap().remove(0);
     assert_eq!(bound(&store, &plain(&first, &spark_session)).await, Bound::Ready);
     let before = only().await;
     store.unbind(&second, &before, Duration::ZERO).await.unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 async fn ids(store: &Store, key: &session_core::SessionKey) -> Vec<TokenId> {
     store
-        .tokens(key)
+        .live_tokens(key)
         .await
         .unwrap()
         .into_iter()
@@ -27,7 +27,7 @@ pub(crate) async fn tokens_are_recorded_and_listed_oldest_first(store: Store) {
     store.record_token(&key, second.clone(), 2).await.unwrap();
     store.record_token(&key, first.clone(), 2).await.unwrap();
     store.record_token(&key, first.clone(), 2).await.unwrap();
-    assert_eq!(store.tokens(&key).await.unwrap(), [first, second]);
+    assert_eq!(store.live_tokens(&key).await.unwrap(), [first, second]);
     let third = token(&store, &session, FAR).await;
     let refused = store.record_token(&key, third, 2).await;
     assert!(
@@ -41,7 +41,7 @@ pub(crate) async fn tokens_are_recorded_and_listed_oldest_first(store: Store) {
         ),
         "{refused:?}"
     );
-    assert!(store.tokens(&nobody()).await.unwrap().is_empty());
+    assert!(store.live_tokens(&nobody()).await.unwrap().is_empty());
     let other = token(&store, &session, FAR).await;
     assert!(matches!(
         store.record_token(&nobody(), other, 2).await,
@@ -64,11 +64,11 @@ pub(crate) async fn expired_tokens_make_room(store: Store) {
 
     let expired = token(&store, &session, Duration::ZERO).await;
     store.record_token(&key, expired, 2).await.unwrap();
-    assert_eq!(store.tokens(&key).await.unwrap().len(), 1);
+    assert_eq!(store.live_tokens(&key).await.unwrap().len(), 1);
     // Also one that is not the oldest.
     let third = token(&store, &session, FAR).await;
     store.record_token(&key, third, 2).await.unwrap();
-    assert_eq!(store.tokens(&key).await.unwrap().len(), 2);
+    assert_eq!(store.live_tokens(&key).await.unwrap().len(), 2);
     let fourth = token(&store, &session, FAR).await;
     assert!(matches!(
         store.record_token(&key, fourth, 2).await,

@@ -66,7 +66,10 @@ pub(crate) async fn what_ended_long_ago_is_forgotten_with_all_of_it(store: Store
         .record_token(&key, token(&store, &old, FAR).await, 5)
         .await
         .unwrap();
-    store.report(&key, &crate::common::report("p", 1)).await.unwrap();
+    store
+        .apply_report(&key, &crate::common::report("p", 1))
+        .await
+        .unwrap();
     let old = commit(&store, touch(&old)).await;
     end(&store, &old, MINUTE * 3).await;
     let recent = end(&store, &Draft::default().store(&store).await, MINUTE).await;
@@ -77,9 +80,9 @@ pub(crate) async fn what_ended_long_ago_is_forgotten_with_all_of_it(store: Store
     assert_eq!(store.trim_ended(&limits, 10).await.unwrap(), 0, "twice is once");
     assert!(store.get(&key).await.unwrap().is_none());
     assert!(store.events(&key).await.unwrap().is_empty());
-    assert!(store.tokens(&key).await.unwrap().is_empty());
+    assert!(store.live_tokens(&key).await.unwrap().is_empty());
     assert!(store.operations(&key).await.unwrap().is_empty());
-    let used = store.uses(std::slice::from_ref(&old)).await.unwrap()[0];
+    let used = store.usage(std::slice::from_ref(&old)).await.unwrap()[0];
     assert_eq!((used.last_activity_at, used.open_calls), (None, 0));
     assert_eq!(
         listed(&store, "acme", None).await,

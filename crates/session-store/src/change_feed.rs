@@ -1,6 +1,9 @@
 //! How recently a change feed was read to its end.
 
+use async_trait::async_trait;
+use futures::stream::BoxStream;
 use parking_lot::{Mutex, MutexGuard};
+use session_core::{EventRecord, SessionKey};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -23,6 +26,41 @@ struct State {
 pub(crate) struct PartProgress {
     of: FeedProgress,
     part: usize,
+}
+
+/// A change, as every replica hears of it.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// Of which session.
+    pub key: SessionKey,
+    /// What happened; its `version` orders the changes of one session.
+    pub record: EventRecord,
+    /// Tokens of a lower epoch are revoked.
+    pub token_epoch: u64,
+}
+
+/// What the change feed says.
+#[derive(Debug, Clone)]
+pub enum Feed {
+    /// A session changed.
+    Change(Box<Change>),
+    /// Changes may have been missed: everything known must be read again.
+    Reset,
+}
+
+/// The ordered stream of all changes of the store.
+#[async_trait]
+pub trait ChangeFeed {
+    /// Every change from now on, of all organizations, in version order for
+    /// each session. Begins with [`Feed::Reset`]; says it again after a gap.
+    /// Never ends while the store lives.
+    fn changes(&self) -> BoxStream<'static, Feed> {
+        self.changes_with_progress(&FeedProgress::default())
+    }
+
+    /// [`crate::ChangeFeed::changes`], which also records how recently the store was
+    /// read, so that silence can be told from a feed that is broken.
+    fn changes_with_progress(&self, progress: &FeedProgress) -> BoxStream<'static, Feed>;
 }
 
 impl FeedProgress {

@@ -11,13 +11,15 @@
 //! One server is asked for all streams at once. In a cluster each stream is
 //! asked for alone, because it may be anywhere and may move.
 
+use super::RedisStore;
 use super::connection::{Connections, Dedicated};
 use super::decode;
-use super::write::STREAM_LENGTH;
-use crate::progress::PartProgress;
+use super::sessions::STREAM_LENGTH;
+use crate::change_feed::PartProgress;
 use crate::redis::safety::epoch::Epoch;
 use crate::redis::schema::keys::{Keys, Slot, parse_member, partitions};
-use crate::{Change, Error, Feed, FeedProgress};
+use crate::{Change, ChangeFeed, Error, Feed, FeedProgress};
+use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use redis::streams::{StreamId, StreamRangeReply, StreamReadReply};
@@ -40,7 +42,7 @@ const MOST_BACKOFF: Duration = Duration::from_secs(2);
 /// Readers that begin or reset together within this make one `Reset`.
 const TOGETHER: Duration = Duration::from_millis(100);
 
-/// Every change from now on; see [`crate::SessionStore::changes_with_progress`].
+/// Every change from now on; see [`crate::ChangeFeed::changes_with_progress`].
 pub(super) fn changes(
     connections: &Arc<Connections>,
     keys: &Arc<Keys>,
@@ -264,4 +266,11 @@ fn change_of(entry: &StreamId) -> Result<Change, Error> {
         record: decode(&field("event")?)?,
         token_epoch: decode(&field("token_epoch")?)?,
     })
+}
+
+#[async_trait]
+impl ChangeFeed for RedisStore {
+    fn changes_with_progress(&self, progress: &FeedProgress) -> BoxStream<'static, Feed> {
+        changes(&self.connections, &self.keys, &self.epoch, progress)
+    }
 }

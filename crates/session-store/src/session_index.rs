@@ -1,11 +1,85 @@
 //! What a list query means, for every store alike: which sessions it admits,
 //! and how a page fills and continues.
 
-use crate::{Error, ListQuery, PAGE_READ_LIMIT, Page, Scope};
-use session_core::{Session, SessionId};
+use crate::Error;
+use async_trait::async_trait;
+use session_core::{ClusterName, OrgId, PrincipalId, Session, SessionId, SessionKey, Status};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Tells our page tokens, and this form of them, from anything else.
 const TOKEN_PREFIX: &str = "1.";
+
+/// The most records one page of [`crate::SessionIndex::list`] reads; a page may come
+/// back short and still have a next token.
+pub const PAGE_READ_LIMIT: usize = 1000;
+
+/// Which of an organization's sessions to list, newest first.
+#[derive(Debug, Clone)]
+pub struct ListQuery {
+    /// The tenant.
+    pub org: OrgId,
+    /// What the caller may see.
+    pub scope: Scope,
+    /// Only these statuses; all when empty.
+    pub statuses: BTreeSet<Status>,
+    /// Only this owner's.
+    pub owner: Option<PrincipalId>,
+    /// Only on this cluster.
+    pub cluster: Option<ClusterName>,
+    /// Only this team's.
+    pub team: Option<String>,
+    /// Only with all of these labels.
+    pub labels: BTreeMap<String, String>,
+    /// At most this many, 1 to 1000.
+    pub page_size: usize,
+    /// Where the last page ended.
+    pub page_token: Option<String>,
+}
+
+/// Which sessions a caller may see at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// Every session of the organization.
+    Org,
+    /// Its own, and those of the teams it administers.
+    OwnAndTeams {
+        /// Who.
+        owner: PrincipalId,
+        /// The teams.
+        teams: BTreeSet<String>,
+    },
+}
+
+/// One page of a list.
+#[derive(Debug, Clone, Default)]
+pub struct Page {
+    /// Newest first.
+    pub sessions: Vec<Session>,
+    /// Where the next page begins; none when there is no more.
+    pub next: Option<String>,
+}
+
+/// Lists and counts of sessions.
+#[async_trait]
+pub trait SessionIndex {
+    /// Lists an organization's sessions, newest first.
+    async fn list(&self, query: &ListQuery) -> Result<Page, Error>;
+
+    /// Names up to `limit` live sessions of all organizations that run on
+    /// `cluster`, beginning after `after` in the order of the keys.
+    async fn list_live_on_cluster(
+        &self,
+        cluster: &ClusterName,
+        after: Option<&SessionKey>,
+        limit: usize,
+    ) -> Result<Vec<SessionKey>, Error>;
+
+    /// The organizations that have live sessions on `cluster`.
+    async fn list_orgs_on_cluster(&self, cluster: &ClusterName) -> Result<BTreeSet<OrgId>, Error>;
+
+    /// How many of an organization's sessions are in each status.
+    async fn count_by_status(&self, org: &OrgId) -> Result<BTreeMap<Status, u64>, Error>;
+}
 
 impl Scope {
     /// May a caller with this scope see `session`?

@@ -1,10 +1,10 @@
-//! Places and bindings in Redis: all in the global hash slot, because a server
+//! Bindings in Redis: all in the global hash slot, because a server
 //! may serve sessions of several organizations.
 
 use super::{RedisStore, Reply};
-use crate::Error;
 use crate::redis::schema::keys::member;
-use crate::shared::{Bind, Binding, BindingState, Bound, SEAL_MEMORY, SharedServers, SparkSession};
+use crate::spark_bindings::{Bind, Binding, BindingState, Bound, SEAL_MEMORY, SparkSession};
+use crate::{Error, SparkBindings};
 use async_trait::async_trait;
 use session_core::SessionKey;
 use std::time::Duration;
@@ -73,49 +73,7 @@ fn bound(reply: &Reply) -> Result<Bound, Error> {
 }
 
 #[async_trait]
-impl SharedServers for RedisStore {
-    async fn take_place(
-        &self,
-        servers: &[String],
-        holder: &SessionKey,
-        org_alone: bool,
-    ) -> Result<Option<String>, Error> {
-        let mut script = self.scripts.take_place.key(self.keys.places_of(holder));
-        for server in servers {
-            script.key(self.keys.place(server));
-        }
-        script
-            .arg(member(holder))
-            .arg(if org_alone { holder.org.as_str() } else { "" })
-            .arg(servers);
-        let reply = self.run(&script).await?;
-        let Some(number) = reply.0.first() else {
-            return Ok(None);
-        };
-        let place = number.parse().ok().and_then(|number: usize| {
-            let index = number.checked_sub(1)?;
-            servers.get(index).cloned()
-        });
-        place
-            .map(Some)
-            .ok_or_else(|| Error::Corrupt(format!("a script chose place {number:?}")))
-    }
-
-    async fn leave_place(&self, server: &str, holder: &SessionKey) -> Result<(), Error> {
-        let mut script = self.scripts.leave_place.key(self.keys.place(server));
-        script.key(self.keys.places_of(holder));
-        let reply = self.run(script.arg(member(holder)).arg(server)).await?;
-        reply.done().map(drop)
-    }
-
-    async fn places_of(&self, holder: &SessionKey) -> Result<Vec<String>, Error> {
-        let mut cmd = redis::cmd("SMEMBERS");
-        cmd.arg(self.keys.places_of(holder));
-        let mut servers: Vec<String> = self.connections.query(&cmd).await?;
-        servers.sort_unstable();
-        Ok(servers)
-    }
-
+impl SparkBindings for RedisStore {
     async fn bind(&self, bind: &Bind) -> Result<Bound, Error> {
         word(&bind.spark.server)?;
         let mut script = self.scripts.bind.key(self.keys.holders(&bind.spark));
@@ -128,19 +86,19 @@ impl SharedServers for RedisStore {
             .arg(name(&bind.spark))
             .arg(bind.generation)
             .arg(word(&bind.ticket)?)
-            .arg(super::write::optional(bind.prepare.map(millis)))
+            .arg(super::sessions::optional(bind.prepare.map(millis)))
             .arg(bind.limit);
         bound(&self.run(&script).await?)
     }
 
-    async fn prepared(
+    async fn finish_preparation(
         &self,
         holder: &SessionKey,
         spark: &SparkSession,
         ticket: &str,
         ready: bool,
     ) -> Result<bool, Error> {
-        let mut script = self.scripts.prepared.key(self.keys.bindings(holder));
+        let mut script = self.scripts.finish_preparation.key(self.keys.bindings(holder));
         script.arg(name(spark)).arg(ticket).arg(u8::from(ready));
         let reply = self.run(&script).await?;
         match reply.0.first().map(String::as_str) {
@@ -150,7 +108,7 @@ impl SharedServers for RedisStore {
         }
     }
 
-    async fn bindings(&self, holder: &SessionKey) -> Result<Vec<Binding>, Error> {
+    async fn list_bindings(&self, holder: &SessionKey) -> Result<Vec<Binding>, Error> {
         let mut cmd = redis::cmd("GET");
         cmd.arg(self.keys.bindings(holder));
         let lines: Option<String> = self.connections.query(&cmd).await?;
@@ -158,7 +116,7 @@ impl SharedServers for RedisStore {
     }
 
     async fn seal_bindings(&self, holder: &SessionKey, generation: u64) -> Result<(), Error> {
-        let mut script = self.scripts.seal.key(self.keys.binding_seal(holder));
+        let mut script = self.scripts.seal_bindings.key(self.keys.binding_seal(holder));
         let reply = self.run(script.arg(generation).arg(millis(SEAL_MEMORY))).await?;
         reply.done().map(drop)
     }

@@ -1,11 +1,15 @@
 //! Writing sessions: what `save.lua` and the scripts around it are given.
 
+use super::safety;
 use super::scripts::Call;
 use super::{RedisStore, encode, score};
 use crate::redis::schema::codec::pack;
 use crate::redis::schema::keys::{Keys, Part, Slot, member, owner_member};
-use crate::{Commit, Create, Created, Error, HISTORY, REQUEST_ID_MEMORY, SessionStore};
-use session_core::{AuditRecord, Limits, Session, Status, Timestamp};
+use crate::{Commit, Create, Created, Error, HISTORY, REQUEST_ID_MEMORY, RequestId, Sessions};
+use async_trait::async_trait;
+use session_core::{
+    AuditRecord, EventRecord, Limits, OrgId, PrincipalId, Session, SessionKey, Status, Timestamp,
+};
 
 /// How many changes a partition's stream keeps, at least; a reader that falls
 /// further behind gets a reset.
@@ -88,7 +92,57 @@ pub(super) fn save(script: &mut Call<'_>, keys: &Keys, own: &[String], commit: &
 }
 
 impl RedisStore {
-    pub(super) async fn write_new(&self, create: Create) -> Result<Created, Error> {
+    /// Writes a change; if `last_activity_at` is given, only while nothing is
+    /// in flight and nothing happened since.
+    pub(super) async fn write_any(
+        &self,
+        commit: &Commit,
+        last_activity_at: Option<Timestamp>,
+    ) -> Result<(), Error> {
+        let mut script;
+        match last_activity_at {
+            None => {
+                script = self.scripts.commit.prepare_invoke();
+                save(&mut script, &self.keys, &[], commit)?;
+            }
+            Some(last_activity_at) => {
+                let key = commit.session.key();
+                let own = [self.keys.leases(&key)];
+                script = self.scripts.commit_if_idle.prepare_invoke();
+                save(&mut script, &self.keys, &own, commit)?;
+                script.arg(score(last_activity_at));
+            }
+        }
+        self.audit_last(&mut script, &audited(commit))?;
+        self.run(&script).await?.done().map(drop)
+    }
+
+    /// As of a moment ago: what ends things must find room, so nothing new is
+    /// taken when most of it is used up.
+    pub(super) async fn is_short_of_memory(&self, slot: Slot) -> bool {
+        let server = self.connections.server(slot).await;
+        let info = server.map(|server| server.info()).unwrap_or_default();
+        info.limit > 0 && info.used >= info.limit / 100 * MEMORY_GUARD_PERCENT
+    }
+}
+
+/// What the trail says of a change.
+pub(super) fn audited(commit: &Commit) -> AuditRecord {
+    AuditRecord::of_change(&commit.session.key(), &commit.record)
+}
+
+fn limit_named(limits: &Limits, quota: &str) -> u32 {
+    match quota {
+        "live_sessions_per_owner" => limits.live_sessions_per_owner,
+        "live_sessions" => limits.live_sessions,
+        "creates_per_minute" => limits.creates_per_minute,
+        _ => 0,
+    }
+}
+
+#[async_trait]
+impl Sessions for RedisStore {
+    async fn create(&self, create: Create) -> Result<Created, Error> {
         let Create {
             session,
             record,
@@ -99,7 +153,7 @@ impl RedisStore {
         let (org, owner) = (&session.org, &session.owner);
         if self.is_short_of_memory(Slot::Partition(org.partition())).await {
             let first = match &request {
-                Some(request) => self.repeated(org, owner, request).await?,
+                Some(request) => self.find_by_request(org, owner, request).await?,
                 None => None,
             };
             let repeated = |session| Created { session, new: false };
@@ -131,7 +185,9 @@ impl RedisStore {
         let reply = self.run(&script).await?;
         if let (["repeated"], Some(request)) = (reply.words().as_slice(), &request) {
             let session = &first.session;
-            let stored = self.repeated(&session.org, &session.owner, request).await?;
+            let stored = self
+                .find_by_request(&session.org, &session.owner, request)
+                .await?;
             // Gone again within this moment: the caller asks once more.
             let session = stored.ok_or(Error::Conflict)?;
             return Ok(Created { session, new: false });
@@ -143,50 +199,43 @@ impl RedisStore {
         })
     }
 
-    /// Writes a change; if `last_activity_at` is given, only while nothing is
-    /// in flight and nothing happened since.
-    pub(super) async fn write_any(
+    async fn get(&self, key: &SessionKey) -> Result<Option<Session>, Error> {
+        self.read_record(&self.keys.record(key)).await
+    }
+
+    async fn find_by_request(
         &self,
-        commit: &Commit,
-        last_activity_at: Option<Timestamp>,
-    ) -> Result<(), Error> {
-        let mut script;
-        match last_activity_at {
-            None => {
-                script = self.scripts.commit.prepare_invoke();
-                save(&mut script, &self.keys, &[], commit)?;
-            }
-            Some(last_activity_at) => {
-                let key = commit.session.key();
-                let own = [self.keys.leases(&key)];
-                script = self.scripts.commit_quiet.prepare_invoke();
-                save(&mut script, &self.keys, &own, commit)?;
-                script.arg(score(last_activity_at));
-            }
+        org: &OrgId,
+        owner: &PrincipalId,
+        request: &RequestId,
+    ) -> Result<Option<Session>, Error> {
+        let mut cmd = redis::cmd("HMGET");
+        cmd.arg(self.keys.request(org, owner, &request.id))
+            .arg("fingerprint")
+            .arg("record");
+        let (fingerprint, record): (Option<String>, Option<String>) = self.connections.query(&cmd).await?;
+        let Some(record) = record else { return Ok(None) };
+        match self.read_record(&record).await? {
+            Some(_) if fingerprint.as_ref() != Some(&request.fingerprint) => Err(Error::RequestIdReused),
+            stored => Ok(stored),
         }
-        self.audit_last(&mut script, &audited(commit))?;
-        self.run(&script).await?.done().map(drop)
     }
 
-    /// As of a moment ago: what ends things must find room, so nothing new is
-    /// taken when most of it is used up.
-    pub(super) async fn is_short_of_memory(&self, slot: Slot) -> bool {
-        let server = self.connections.server(slot).await;
-        let facts = server.map(|server| server.facts()).unwrap_or_default();
-        facts.limit > 0 && facts.used >= facts.limit / 100 * MEMORY_GUARD_PERCENT
+    async fn commit(&self, commit: Commit) -> Result<(), Error> {
+        if safety::replication::needs_replica(&commit) {
+            return self.commit_replicated(commit, None).await;
+        }
+        self.write_any(&commit, None).await
     }
-}
 
-/// What the trail says of a change.
-pub(super) fn audited(commit: &Commit) -> AuditRecord {
-    AuditRecord::of_change(&commit.session.key(), &commit.record)
-}
+    async fn commit_if_idle(&self, commit: Commit, last_activity_at: Timestamp) -> Result<(), Error> {
+        if safety::replication::needs_replica(&commit) {
+            return self.commit_replicated(commit, Some(last_activity_at)).await;
+        }
+        self.write_any(&commit, Some(last_activity_at)).await
+    }
 
-fn limit_named(limits: &Limits, quota: &str) -> u32 {
-    match quota {
-        "live_sessions_per_owner" => limits.live_sessions_per_owner,
-        "live_sessions" => limits.live_sessions,
-        "creates_per_minute" => limits.creates_per_minute,
-        _ => 0,
+    async fn events(&self, key: &SessionKey) -> Result<Vec<EventRecord>, Error> {
+        self.read_history(&self.keys.record(key)).await
     }
 }

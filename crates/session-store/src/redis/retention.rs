@@ -1,27 +1,15 @@
 //! Ended sessions that are no longer kept: finds them by age and by number,
 //! and forgets each in one step that any other manager may repeat.
 
-use super::write::indexes_of;
+use super::sessions::indexes_of;
 use super::{RedisStore, score};
 use crate::redis::schema::keys::{member, owner_member, parse_owner, partitions};
-use crate::{Error, Tombstones};
+use crate::{Error, Retention, Tombstones};
+use async_trait::async_trait;
 use session_core::{OrgId, SessionKey, Timestamp};
 use std::collections::BTreeSet;
 
 impl RedisStore {
-    pub(super) async fn trim(&self, keep: &Tombstones, limit: usize) -> Result<usize, Error> {
-        let now = crate::SessionStore::now(self).await?;
-        let mut trimmed = 0;
-        for partition in partitions() {
-            for key in self.beyond(partition, keep, now, limit - trimmed).await? {
-                if trimmed < limit && self.forget(&key).await? {
-                    trimmed += 1;
-                }
-            }
-        }
-        Ok(trimmed)
-    }
-
     /// Up to some `limit` ended sessions of a partition that are not kept, the
     /// longest ended of each organization and owner.
     async fn beyond(
@@ -112,7 +100,7 @@ impl RedisStore {
             return self.connections.query::<u64>(&cmd).await.map(|_| false);
         };
         let indexes = indexes_of(&session, session.status(), &self.keys);
-        let mut call = self.scripts.trim.key(self.keys.record(key));
+        let mut call = self.scripts.trim_ended.key(self.keys.record(key));
         call.key(self.keys.due(key.org.partition()))
             .key(&self.keys.ended_of(&session))
             .key(self.keys.tokens(key))
@@ -136,4 +124,20 @@ fn first(index: String, number: usize, limit: usize) -> redis::Cmd {
     let mut cmd = redis::cmd("ZRANGE");
     cmd.arg(index).arg(0).arg(number.min(limit).saturating_sub(1));
     cmd
+}
+
+#[async_trait]
+impl Retention for RedisStore {
+    async fn trim_ended(&self, keep: &Tombstones, limit: usize) -> Result<usize, Error> {
+        let now = crate::StoreHealth::now(self).await?;
+        let mut trimmed = 0;
+        for partition in partitions() {
+            for key in self.beyond(partition, keep, now, limit - trimmed).await? {
+                if trimmed < limit && self.forget(&key).await? {
+                    trimmed += 1;
+                }
+            }
+        }
+        Ok(trimmed)
+    }
 }

@@ -89,32 +89,15 @@ pub enum Bound {
     Sealed,
 }
 
-/// The contract of what is kept of shared servers.
+/// Bindings: which session each Spark session id of a shared server belongs to.
 #[async_trait]
-pub trait SharedServers {
-    /// Gives `holder` a place: the one it has if it is among `servers`, else on
-    /// the server with the fewest holders, the first of several such. If
-    /// `org_alone`, servers where another organization has a place are passed
-    /// over. None if nothing is left. All in one step.
-    async fn take_place(
-        &self,
-        servers: &[String],
-        holder: &SessionKey,
-        org_alone: bool,
-    ) -> Result<Option<String>, Error>;
-
-    /// Gives a place back if `holder` has it.
-    async fn leave_place(&self, server: &str, holder: &SessionKey) -> Result<(), Error>;
-
-    /// The servers where `holder` has a place, sorted.
-    async fn places_of(&self, holder: &SessionKey) -> Result<Vec<String>, Error>;
-
+pub trait SparkBindings {
     /// Makes a binding, or says why not. All in one step; safe to call again.
     async fn bind(&self, bind: &Bind) -> Result<Bound, Error>;
 
     /// Ends the preparation that `ticket` began: `ready` or to be begun anew.
     /// False if it is not that ticket's any more.
-    async fn prepared(
+    async fn finish_preparation(
         &self,
         holder: &SessionKey,
         spark: &SparkSession,
@@ -123,7 +106,7 @@ pub trait SharedServers {
     ) -> Result<bool, Error>;
 
     /// All bindings of `holder`, the least recently bound first.
-    async fn bindings(&self, holder: &SessionKey) -> Result<Vec<Binding>, Error>;
+    async fn list_bindings(&self, holder: &SessionKey) -> Result<Vec<Binding>, Error>;
 
     /// From now on `holder` gets no binding for this generation or any before
     /// it. Held for [`SEAL_MEMORY`], so nobody who read the session before can

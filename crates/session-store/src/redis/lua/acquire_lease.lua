@@ -1,7 +1,7 @@
 -- Takes or keeps a lease unless somebody else has it. Its text is the owner and
 -- the fencing number on lines of their own.
 -- KEYS 1 lease, 2 the last fencing number of all leases
--- ARGV 1 owner, 2 milliseconds, 0 to give it back
+-- ARGV 1 owner, 2 milliseconds
 local text = redis.call('GET', KEYS[1])
 local owner, fence
 if text then
@@ -17,9 +17,5 @@ if not fence then
   fence = string.format('%d', math.max(last + 1, now_ms()))
   redis.call('SET', KEYS[2], fence)
 end
-if ARGV[2] == '0' then
-  redis.call('DEL', KEYS[1])
-else
-  redis.call('SET', KEYS[1], ARGV[1] .. '\n' .. fence, 'PX', ARGV[2])
-end
+redis.call('SET', KEYS[1], ARGV[1] .. '\n' .. fence, 'PX', ARGV[2])
 return { 'ok', fence }

@@ -1,7 +1,9 @@
 //! Ended sessions that are no longer kept, in memory.
 
+use super::MemoryStore;
 use super::State;
-use crate::Tombstones;
+use crate::{Error, Retention, Tombstones};
+use async_trait::async_trait;
 use session_core::{PrincipalId, SessionId, SessionKey, Timestamp};
 use std::collections::HashMap;
 
@@ -42,5 +44,13 @@ impl State {
                 .map(|sessions| sessions.remove(&key.id));
         }
         beyond.len()
+    }
+}
+
+#[async_trait]
+impl Retention for MemoryStore {
+    async fn trim_ended(&self, keep: &Tombstones, limit: usize) -> Result<usize, Error> {
+        let now = self.clock.now();
+        Ok(self.state().trim(keep, limit, now))
     }
 }

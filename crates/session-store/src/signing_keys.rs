@@ -26,7 +26,7 @@ pub struct KnownKey {
     pub signed_at: Option<Timestamp>,
 }
 
-/// What [`SigningKeys::report_keys`] says.
+/// What [`crate::SigningKeys::report_signing_keys`] says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownKeys {
     /// The store's present.
@@ -36,10 +36,14 @@ pub struct KnownKeys {
     pub keys: Vec<KnownKey>,
 }
 
-/// The contract of what is known of signing keys.
+/// What token issuers report of their signing keys.
 #[async_trait]
 pub trait SigningKeys {
     /// An issuer publishes these keys now, and signs with `signing` until it
     /// says otherwise.
-    async fn report_keys(&self, published: &[String], signing: Option<&str>) -> Result<KnownKeys, Error>;
+    async fn report_signing_keys(
+        &self,
+        published: &[String],
+        signing: Option<&str>,
+    ) -> Result<KnownKeys, Error>;
 }

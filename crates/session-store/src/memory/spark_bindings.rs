@@ -1,19 +1,18 @@
-//! Places and bindings in memory.
+//! Bindings in memory.
 
 use super::MemoryStore;
-use crate::Error;
-use crate::shared::{Bind, Binding, BindingState, Bound, SEAL_MEMORY, SharedServers, SparkSession};
+use crate::spark_bindings::{Bind, Binding, BindingState, Bound, SEAL_MEMORY, SparkSession};
+use crate::{Error, SparkBindings};
 use async_trait::async_trait;
 use session_core::{SessionKey, Timestamp};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 /// Seals and ids that are kept from everybody are looked through when so many are there.
 const SWEEP_AT: usize = 4096;
 
 #[derive(Default)]
-pub(super) struct Shared {
-    places: BTreeMap<String, BTreeSet<SessionKey>>,
+pub(super) struct Bindings {
     names: HashMap<SparkSession, Name>,
     held: HashMap<SessionKey, Held>,
     seals: HashMap<SessionKey, (u64, Timestamp)>,
@@ -39,7 +38,7 @@ struct Kept {
     until: Timestamp,
 }
 
-impl Shared {
+impl Bindings {
     fn sweep(&mut self, now: Timestamp) {
         if self.seals.len() >= SWEEP_AT {
             self.seals.retain(|_, (_, until)| *until > now);
@@ -160,68 +159,25 @@ impl Shared {
 }
 
 #[async_trait]
-impl SharedServers for MemoryStore {
-    async fn take_place(
-        &self,
-        servers: &[String],
-        holder: &SessionKey,
-        org_alone: bool,
-    ) -> Result<Option<String>, Error> {
-        let places = &mut self.state().shared.places;
-        let of = |server: &String| places.get(server);
-        if let Some(had) = servers
-            .iter()
-            .find(|server| of(server).is_some_and(|holders| holders.contains(holder)))
-        {
-            return Ok(Some(had.clone()));
-        }
-        let free = servers.iter().filter(|server| {
-            !org_alone || of(server).is_none_or(|holders| holders.iter().all(|other| other.org == holder.org))
-        });
-        let best = free
-            .min_by_key(|server| of(server).map_or(0, BTreeSet::len))
-            .cloned();
-        if let Some(server) = &best {
-            places.entry(server.clone()).or_default().insert(holder.clone());
-        }
-        Ok(best)
-    }
-
-    async fn leave_place(&self, server: &str, holder: &SessionKey) -> Result<(), Error> {
-        let places = &mut self.state().shared.places;
-        if let Some(holders) = places.get_mut(server) {
-            holders.remove(holder);
-            if holders.is_empty() {
-                places.remove(server);
-            }
-        }
-        Ok(())
-    }
-
-    async fn places_of(&self, holder: &SessionKey) -> Result<Vec<String>, Error> {
-        let state = self.state();
-        let held = state.shared.places.iter().filter(|(_, of)| of.contains(holder));
-        Ok(held.map(|(server, _)| server.clone()).collect())
-    }
-
+impl SparkBindings for MemoryStore {
     async fn bind(&self, bind: &Bind) -> Result<Bound, Error> {
         let now = self.clock.now();
-        Ok(self.state().shared.bind(bind, now))
+        Ok(self.state().spark_bindings.bind(bind, now))
     }
 
-    async fn prepared(
+    async fn finish_preparation(
         &self,
         holder: &SessionKey,
         spark: &SparkSession,
         ticket: &str,
         ready: bool,
     ) -> Result<bool, Error> {
-        Ok(self.state().shared.prepared(holder, spark, ticket, ready))
+        Ok(self.state().spark_bindings.prepared(holder, spark, ticket, ready))
     }
 
-    async fn bindings(&self, holder: &SessionKey) -> Result<Vec<Binding>, Error> {
+    async fn list_bindings(&self, holder: &SessionKey) -> Result<Vec<Binding>, Error> {
         let state = self.state();
-        let Some(held) = state.shared.held.get(holder) else {
+        let Some(held) = state.spark_bindings.held.get(holder) else {
             return Ok(Vec::new());
         };
         let mut kept: Vec<_> = held.bindings.values().collect();
@@ -231,7 +187,7 @@ impl SharedServers for MemoryStore {
 
     async fn seal_bindings(&self, holder: &SessionKey, generation: u64) -> Result<(), Error> {
         let now = self.clock.now();
-        let shared = &mut self.state().shared;
+        let shared = &mut self.state().spark_bindings;
         shared.sweep(now);
         let seal = shared.seals.entry(holder.clone()).or_default();
         *seal = (seal.0.max(generation), now.after(SEAL_MEMORY));
@@ -240,7 +196,7 @@ impl SharedServers for MemoryStore {
 
     async fn unbind(&self, holder: &SessionKey, binding: &Binding, keep: Duration) -> Result<(), Error> {
         let keep_until = (!keep.is_zero()).then(|| self.clock.now().after(keep));
-        self.state().shared.unbind(holder, binding, keep_until);
+        self.state().spark_bindings.unbind(holder, binding, keep_until);
         Ok(())
     }
 }

@@ -1,8 +1,13 @@
 //! Use and proxies, as the memory store keeps them.
 
-use crate::reports::{ADDED_MEMORY, Heard, Proxies, Report, sort_oldest_first};
+use super::{Entry, MemoryStore};
+use crate::activity_reports::{ADDED_MEMORY, Heard, Proxies, Report, sort_oldest_first};
+use crate::{ActivityReports, Error, Loaded, Reported, first_use};
+use async_trait::async_trait;
 use session_core::machine::BUSY_LEASE;
-use session_core::{Activity, Operation, ProxyId, Timestamp, TokenId, TokenUse, Totals, Use};
+use session_core::{
+    Activity, Operation, ProxyId, Session, SessionKey, Timestamp, TokenId, TokenUse, Totals, Use,
+};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
@@ -161,5 +166,79 @@ impl Registry {
 
     fn forget(&mut self, after: Duration, now: Timestamp) {
         self.0.retain(|_, (at, _)| now.since(*at) < after);
+    }
+}
+
+#[async_trait]
+impl ActivityReports for MemoryStore {
+    async fn apply_report(&self, key: &SessionKey, report: &Report) -> Result<Reported, Error> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let Some(entry) = state.entry_mut(key) else {
+            return Ok(Reported::Unknown);
+        };
+        let tokens = &entry.tokens;
+        let first_used = entry.used.add(report, |id| tokens.contains_key(id), now);
+        let status = entry.session.status();
+        if !status.is_terminal() {
+            entry.used.take(report, entry.session.generation, now);
+        }
+        for id in first_used {
+            state.trail.add(first_use(key, &id, now));
+        }
+        Ok(if status.is_terminal() {
+            Reported::Ended
+        } else {
+            Reported::Live(status)
+        })
+    }
+
+    async fn get_with_activity(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
+        let now = self.clock.now();
+        let state = self.state();
+        Ok(state.entry(key).map(|e| Loaded {
+            session: e.session.clone(),
+            activity: e.used.activity(e.session.generation, now),
+            at: now,
+        }))
+    }
+
+    async fn usage(&self, sessions: &[Session]) -> Result<Vec<Use>, Error> {
+        let now = self.clock.now();
+        let state = self.state();
+        let used = |session: &Session| {
+            let entry = state.entry(&session.key())?;
+            Some(entry.used.seen(session.generation, now))
+        };
+        Ok(sessions
+            .iter()
+            .map(|session| used(session).unwrap_or_default())
+            .collect())
+    }
+
+    async fn operations(&self, key: &SessionKey) -> Result<Vec<Operation>, Error> {
+        let now = self.clock.now();
+        let state = self.state();
+        let operations = |e: &Entry| e.used.operations(e.session.generation, now);
+        Ok(state.entry(key).map(operations).unwrap_or_default())
+    }
+
+    async fn begin_proxy_report(&self, proxy: &ProxyId, sequence: u64) -> Result<Heard, Error> {
+        let now = self.clock.now();
+        Ok(self.state().proxies.heard(proxy, sequence, now))
+    }
+
+    async fn mark_proxy_alive(&self, proxy: &ProxyId, at: Timestamp) -> Result<(), Error> {
+        self.state().proxies.spoke(proxy, at);
+        Ok(())
+    }
+
+    async fn count_proxies(
+        &self,
+        silent_after: Duration,
+        gone_after: Option<Duration>,
+    ) -> Result<Proxies, Error> {
+        let now = self.clock.now();
+        Ok(self.state().proxies.count(silent_after, gone_after, now))
     }
 }

@@ -2,10 +2,11 @@
 //! string, so that an idle clock's change and the use it was decided from
 //! are compared in one step.
 
-use super::{RedisStore, decode, encode, write};
+use super::{RedisStore, decode, encode, sessions};
+use crate::activity_reports::{ADDED_MEMORY, Heard, More, Proxies, Report, Reported, sort_oldest_first};
 use crate::redis::schema::record::Stored;
-use crate::reports::{ADDED_MEMORY, Heard, More, Proxies, Report, Reported, sort_oldest_first};
-use crate::{Error, Loaded, PROXY_MEMORY};
+use crate::{ActivityReports, Error, Loaded, PROXY_MEMORY};
+use async_trait::async_trait;
 use futures::future::try_join_all;
 use session_core::machine::BUSY_LEASE;
 use session_core::{Operation, ProxyId, Session, SessionKey, Status, Timestamp, Totals, Use};
@@ -27,11 +28,42 @@ fn number<T: std::str::FromStr>(text: &str) -> Result<T, Error> {
         .map_err(|_| Error::Corrupt(format!("{text:?} is not a number")))
 }
 
-impl RedisStore {
-    pub(super) async fn take_report(&self, key: &SessionKey, report: &Report) -> Result<Reported, Error> {
+impl RedisStore {}
+
+/// A number of calls.
+fn calls_in(text: &str) -> Result<u32, Error> {
+    Ok(u32::try_from(number::<u64>(text)?).unwrap_or(u32::MAX))
+}
+
+/// A moment, or '' for none.
+fn moment(text: &str) -> Result<Option<Timestamp>, Error> {
+    let millis = (!text.is_empty()).then(|| number(text)).transpose()?;
+    Ok(millis.map(Timestamp::from_millis))
+}
+
+fn parse_use(texts: &[String]) -> Result<Use, Error> {
+    let [last, calls, rpcs, bytes_in, bytes_out, open_stream_millis, at] = texts else {
+        return Err(Error::Corrupt(format!("a script answered {texts:?}")));
+    };
+    Ok(Use {
+        at: Timestamp::from_millis(number(at)?),
+        last_activity_at: moment(last)?,
+        open_calls: calls_in(calls)?,
+        totals: Totals {
+            rpcs: number(rpcs)?,
+            bytes_in: number(bytes_in)?,
+            bytes_out: number(bytes_out)?,
+            open_stream_millis: number(open_stream_millis)?,
+        },
+    })
+}
+
+#[async_trait]
+impl ActivityReports for RedisStore {
+    async fn apply_report(&self, key: &SessionKey, report: &Report) -> Result<Reported, Error> {
         let name = report.more.as_ref().map(More::tag);
         let totals = report.more.map(|more| more.totals).unwrap_or_default();
-        let mut script = self.scripts.report.prepare_invoke();
+        let mut script = self.scripts.apply_report.prepare_invoke();
         script
             .key(self.keys.record(key))
             .key(self.keys.leases(key))
@@ -40,8 +72,8 @@ impl RedisStore {
         script
             .arg(report.proxy.as_str())
             .arg(report.generation)
-            .arg(write::optional(report.open_calls))
-            .arg(write::optional(report.last_activity_at.map(super::score)))
+            .arg(sessions::optional(report.open_calls))
+            .arg(sessions::optional(report.last_activity_at.map(super::score)))
             .arg(encode(&report.operations)?)
             .arg(millis(BUSY_LEASE))
             .arg(name.as_deref().unwrap_or_default())
@@ -72,8 +104,8 @@ impl RedisStore {
     }
 
     /// The session under `key` with what its idle clocks go by, read in one step.
-    pub(super) async fn read_with_use(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
-        let mut script = self.scripts.load.key(self.keys.record(key));
+    async fn get_with_activity(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
+        let mut script = self.scripts.get_with_activity.key(self.keys.record(key));
         script.key(self.keys.leases(key));
         let parts: Vec<Vec<u8>> = self.connections.run(&script).await?;
         let [stored, last, calls, at] = parts.as_slice() else {
@@ -93,9 +125,9 @@ impl RedisStore {
         }))
     }
 
-    pub(super) async fn read_uses(&self, sessions: &[Session]) -> Result<Vec<Use>, Error> {
+    async fn usage(&self, sessions: &[Session]) -> Result<Vec<Use>, Error> {
         let batches = sessions.chunks(BATCH).map(async |batch| {
-            let mut script = self.scripts.uses.prepare_invoke();
+            let mut script = self.scripts.usage.prepare_invoke();
             for session in batch {
                 let key = session.key();
                 script.key(self.keys.record(&key)).key(self.keys.leases(&key));
@@ -110,7 +142,7 @@ impl RedisStore {
         Ok(try_join_all(batches).await?.into_iter().flatten().collect())
     }
 
-    pub(super) async fn read_operations(&self, key: &SessionKey) -> Result<Vec<Operation>, Error> {
+    async fn operations(&self, key: &SessionKey) -> Result<Vec<Operation>, Error> {
         let mut script = self.scripts.operations.prepare_invoke();
         script.key(self.keys.record(key)).key(self.keys.leases(key));
         let by_proxy = self.run(&script).await?.0;
@@ -120,8 +152,8 @@ impl RedisStore {
         Ok(operations)
     }
 
-    pub(super) async fn note_proxy(&self, proxy: &ProxyId, sequence: u64) -> Result<Heard, Error> {
-        let mut script = self.scripts.proxy_reported.prepare_invoke();
+    async fn begin_proxy_report(&self, proxy: &ProxyId, sequence: u64) -> Result<Heard, Error> {
+        let mut script = self.scripts.begin_proxy_report.prepare_invoke();
         script.key(self.keys.proxies()).key(self.keys.proxy_sequences());
         script.arg(proxy.as_str()).arg(sequence).arg(millis(PROXY_MEMORY));
         let reply = self.run(&script).await?.0;
@@ -134,52 +166,24 @@ impl RedisStore {
         }
     }
 
-    pub(super) async fn note_proxy_lived(&self, proxy: &ProxyId, at: Timestamp) -> Result<(), Error> {
+    async fn mark_proxy_alive(&self, proxy: &ProxyId, at: Timestamp) -> Result<(), Error> {
         let mut raise = redis::cmd("ZADD");
         raise.arg(self.keys.proxies()).arg("GT");
         raise.arg(super::score(at)).arg(proxy.as_str());
         self.connections.query::<u64>(&raise).await.map(drop)
     }
 
-    pub(super) async fn count_proxies(
+    async fn count_proxies(
         &self,
         silent_after: Duration,
         gone_after: Option<Duration>,
     ) -> Result<Proxies, Error> {
-        let mut script = self.scripts.proxies.prepare_invoke();
+        let mut script = self.scripts.count_proxies.prepare_invoke();
         script.key(self.keys.proxies()).key(self.keys.proxy_sequences());
         script
             .arg(millis(silent_after))
-            .arg(write::optional(gone_after.map(millis)));
+            .arg(sessions::optional(gone_after.map(millis)));
         let (known, silent) = self.connections.run(&script).await?;
         Ok(Proxies { known, silent })
     }
-}
-
-/// A number of calls.
-fn calls_in(text: &str) -> Result<u32, Error> {
-    Ok(u32::try_from(number::<u64>(text)?).unwrap_or(u32::MAX))
-}
-
-/// A moment, or '' for none.
-fn moment(text: &str) -> Result<Option<Timestamp>, Error> {
-    let millis = (!text.is_empty()).then(|| number(text)).transpose()?;
-    Ok(millis.map(Timestamp::from_millis))
-}
-
-fn parse_use(texts: &[String]) -> Result<Use, Error> {
-    let [last, calls, rpcs, bytes_in, bytes_out, open_stream_millis, at] = texts else {
-        return Err(Error::Corrupt(format!("a script answered {texts:?}")));
-    };
-    Ok(Use {
-        at: Timestamp::from_millis(number(at)?),
-        last_activity_at: moment(last)?,
-        open_calls: calls_in(calls)?,
-        totals: Totals {
-            rpcs: number(rpcs)?,
-            bytes_in: number(bytes_in)?,
-            bytes_out: number(bytes_out)?,
-            open_stream_millis: number(open_stream_millis)?,
-        },
-    })
 }

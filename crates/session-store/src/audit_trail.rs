@@ -25,21 +25,20 @@ pub struct Audited {
     pub record: AuditRecord,
 }
 
-/// The contract of the trail. [`crate::SessionStore::create`], `commit`,
-/// `commit_quiet`, `record_token` and the first use in `report` write their
-/// records by themselves.
+/// The audit trail. `create`, `commit`, `commit_if_idle`, `record_token` and the
+/// first use in `apply_report` write their records themselves.
 #[async_trait]
 pub trait AuditTrail {
     /// Adds a record to its partition.
-    async fn audit(&self, record: &AuditRecord) -> Result<(), Error>;
+    async fn append_audit(&self, record: &AuditRecord) -> Result<(), Error>;
 
     /// Up to `limit` records of a partition that come after the place `after`,
     /// the oldest that is kept if it is empty or gone.
-    async fn audited(&self, partition: u8, after: &str, limit: usize) -> Result<Vec<Audited>, Error>;
+    async fn read_audit(&self, partition: u8, after: &str, limit: usize) -> Result<Vec<Audited>, Error>;
 
     /// The place up to which a partition was exported; empty at first.
-    async fn exported(&self, partition: u8) -> Result<String, Error>;
+    async fn audit_export_position(&self, partition: u8) -> Result<String, Error>;
 
     /// A partition was exported up to `place`.
-    async fn set_exported(&self, partition: u8, place: &str) -> Result<(), Error>;
+    async fn set_audit_export_position(&self, partition: u8, place: &str) -> Result<(), Error>;
 }

@@ -1,0 +1,80 @@
+//! Who calls: principals as configuration and credentials describe them, and the
+//! caller that admission attaches to a request. Configuration, admission, audit
+//! and the services share these types.
+
+use service_kit::caller::{Caller, ISSUER_ALIAS, ServiceAccountConfig};
+use session_core::{Principal, PrincipalId, Role};
+use std::ops::Deref;
+
+/// The roles that an identity provider's token may claim. That of a platform
+/// admin is not among them: only configuration grants it.
+pub(crate) const CLAIMABLE_ROLES: [&str; 2] = ["member", "org-admin"];
+
+/// The authenticated caller of a request, and the address the call came from.
+#[derive(Debug, Clone)]
+pub(crate) struct AuthenticatedCaller {
+    /// The principal whose credential the request carries.
+    pub(crate) who: Principal,
+    /// The client's IP address; empty if it is not known.
+    pub(crate) address: String,
+}
+
+impl AuthenticatedCaller {
+    /// The principal without the address.
+    pub(crate) fn into_principal(self) -> Principal {
+        self.who
+    }
+}
+
+impl Deref for AuthenticatedCaller {
+    type Target = Principal;
+
+    fn deref(&self) -> &Principal {
+        &self.who
+    }
+}
+
+/// The principal that a credential names.
+///
+/// # Errors
+/// Names the part that is invalid.
+pub(crate) fn principal(caller: &Caller) -> Result<Principal, String> {
+    let roles = caller
+        .roles
+        .iter()
+        .map(|role| role_of(role))
+        .collect::<Result<_, _>>()?;
+    Ok(Principal {
+        id: PrincipalId::new(&caller.issuer_alias, &caller.subject).map_err(|error| error.to_string())?,
+        org: caller
+            .org
+            .parse()
+            .map_err(|error: session_core::id::InvalidId| error.to_string())?,
+        roles,
+        teams: caller.teams.iter().cloned().collect(),
+        team_admin_of: caller.team_admin_of.iter().cloned().collect(),
+    })
+}
+
+/// Checks that a configured account can be used.
+pub(crate) fn account_principal(account: &ServiceAccountConfig) -> Result<Principal, String> {
+    principal(&Caller {
+        issuer_alias: ISSUER_ALIAS.to_owned(),
+        subject: account.name.clone(),
+        org: account.org.clone(),
+        roles: account.roles.clone(),
+        teams: account.teams.clone(),
+        team_admin_of: account.team_admin_of.clone(),
+    })
+}
+
+fn role_of(text: &str) -> Result<Role, String> {
+    match text {
+        "member" => Ok(Role::Member),
+        "org-admin" => Ok(Role::OrgAdmin),
+        "platform-admin" => Ok(Role::PlatformAdmin),
+        other => Err(format!(
+            "{other:?} is not a role: use member, org-admin or platform-admin"
+        )),
+    }
+}

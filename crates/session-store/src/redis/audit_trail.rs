@@ -1,0 +1,71 @@
+//! The audit trail in Redis: in each partition a stream, and a list for each of its
+//! organizations.
+
+use super::scripts::Call;
+use super::{RedisStore, decode, encode};
+use crate::Error;
+use crate::audit_trail::{AuditTrail, Audited};
+use async_trait::async_trait;
+use redis::streams::StreamRangeReply;
+use session_core::AuditRecord;
+
+/// The field of a stream entry that holds the record.
+const RECORD: &str = "audit";
+
+impl RedisStore {
+    /// The last two arguments of a script that writes a record with what it does.
+    pub(super) fn audit_last(&self, script: &mut Call<'_>, record: &AuditRecord) -> Result<(), Error> {
+        script.arg(encode(record)?).arg(self.audit_length);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl AuditTrail for RedisStore {
+    async fn append_audit(&self, record: &AuditRecord) -> Result<(), Error> {
+        let mut script = self.scripts.append_audit.key(self.keys.audit(record.partition()));
+        self.audit_last(&mut script, record)?;
+        self.run(&script).await?.done().map(drop)
+    }
+
+    async fn read_audit(&self, partition: u8, after: &str, limit: usize) -> Result<Vec<Audited>, Error> {
+        let from = if after.is_empty() {
+            "-".to_owned()
+        } else {
+            format!("({after}")
+        };
+        let mut cmd = redis::cmd("XRANGE");
+        cmd.arg(self.keys.audit(partition))
+            .arg(from)
+            .arg("+")
+            .arg("COUNT")
+            .arg(limit);
+        let found: StreamRangeReply = self.connections.query(&cmd).await?;
+        found
+            .ids
+            .into_iter()
+            .map(|entry| {
+                let json: String = entry
+                    .get(RECORD)
+                    .ok_or_else(|| Error::Corrupt(format!("the audit entry {} holds no record", entry.id)))?;
+                Ok(Audited {
+                    record: decode(&json)?,
+                    place: entry.id,
+                })
+            })
+            .collect()
+    }
+
+    async fn audit_export_position(&self, partition: u8) -> Result<String, Error> {
+        let mut cmd = redis::cmd("HGET");
+        cmd.arg(self.keys.audit_exported()).arg(partition);
+        let place: Option<String> = self.connections.query(&cmd).await?;
+        Ok(place.unwrap_or_default())
+    }
+
+    async fn set_audit_export_position(&self, partition: u8, place: &str) -> Result<(), Error> {
+        let mut cmd = redis::cmd("HSET");
+        cmd.arg(self.keys.audit_exported()).arg(partition).arg(place);
+        self.connections.query::<i64>(&cmd).await.map(drop)
+    }
+}
