@@ -13,7 +13,7 @@ use crate::lifecycle::reconciler::Reconciler;
 use crate::lifecycle::report_freshness::ReportFreshness;
 use crate::metrics::Metrics;
 use crate::providers::leader_lease::LeasedProvider;
-use crate::providers::registry::{ProviderRegistry, StorePlaces};
+use crate::providers::registry::{Providers, StorePlaces};
 use crate::server::{Listeners, Ports, serve};
 use crate::startup::until_available;
 use crate::{api, audit, gauges, lifecycle::retention, providers::installation};
@@ -54,7 +54,7 @@ async fn make_computes(
     store: &Arc<dyn SessionStore>,
     own_ports: impl IntoIterator<Item = u16>,
     shutdown: &Shutdown,
-) -> Result<ProviderRegistry> {
+) -> Result<Providers> {
     let allow = config
         .allow_list(own_ports)
         .map_err(anyhow::Error::msg)
@@ -80,7 +80,7 @@ async fn make_computes(
             Some(exclusive as Arc<dyn compute::ComputeProvider>)
         }
     };
-    Ok(ProviderRegistry::new(Arc::new(fixed), process))
+    Ok(Providers::new(Arc::new(fixed), process))
 }
 
 /// Runs the service until `shutdown` says to stop.
@@ -115,7 +115,7 @@ pub async fn run_with(
     listeners: Listeners,
     shutdown: Shutdown,
     store: Arc<dyn SessionStore>,
-    computes: ProviderRegistry,
+    computes: Providers,
 ) -> Result<()> {
     let ports = Ports::admin_first(listeners, &shutdown);
     let freshness = ReportFreshness::new(Arc::clone(&store)).with_settable_clock();
@@ -127,7 +127,7 @@ async fn run_on(
     ports: Ports,
     shutdown: Shutdown,
     store: Arc<dyn SessionStore>,
-    computes: ProviderRegistry,
+    computes: Providers,
     freshness: ReportFreshness,
 ) -> Result<()> {
     let admin = ports.admin.clone();

@@ -8,7 +8,7 @@ use service_kit::caller::{NewKey, generate_key};
 use service_kit::config::{Sources, load_over_defaults};
 use service_kit::shutdown::Shutdown;
 use session_core::OrgId;
-use session_manager::{Config, Listeners, ProviderRegistry};
+use session_manager::{Config, Listeners, Providers};
 use session_store::SessionStore;
 use session_token::{Jwks, Signer, generate_key_pem};
 use std::io::{BufRead as _, BufReader};
@@ -181,7 +181,7 @@ pub(crate) async fn be_a_manager(file: &Path) -> Result<()> {
     println!("{}", listeners.public.local_addr());
     println!("{}", listeners.internal.local_addr());
     let store = session_manager::open_store(&config).await?;
-    let computes = ProviderRegistry::new(
+    let computes = Providers::new(
         Arc::new(SimCompute::new()),
         Some(Arc::new(InstantCompute::default())),
     );

@@ -8,7 +8,7 @@
 
 use super::{Api, placement};
 use crate::admission::concurrency::{ConcurrencyLimit, ConcurrencyPermit, Full};
-use crate::providers::registry::ProviderRegistry;
+use crate::providers::registry::Providers;
 use compute::ComputeSpec;
 use session_core::machine::{Cause, Observation};
 use session_core::{Catalog, OrgId, Principal, Provider, Reason, SessionId, SessionKey};
@@ -133,7 +133,7 @@ fn in_full(cause: &Cause) -> String {
 
 /// The slot is held for as long as the engine may exist.
 async fn on_own_engine(
-    computes: ProviderRegistry,
+    computes: Providers,
     spec: ComputeSpec,
     slot: ConcurrencyPermit<OrgId>,
 ) -> Result<String, Failure> {
@@ -147,7 +147,7 @@ async fn on_own_engine(
     outcome
 }
 
-async fn release(computes: &ProviderRegistry, spec: &ComputeSpec) {
+async fn release(computes: &Providers, spec: &ComputeSpec) {
     for _ in 0..RELEASES {
         match computes.release(spec).await {
             Ok(()) => return,
@@ -163,7 +163,7 @@ async fn release(computes: &ProviderRegistry, spec: &ComputeSpec) {
 }
 
 /// Waits as long as a session would, within what one call may take.
-async fn ready(computes: &ProviderRegistry, spec: &ComputeSpec) -> Result<String, Failure> {
+async fn ready(computes: &Providers, spec: &ComputeSpec) -> Result<String, Failure> {
     let deadline = spec.cluster.policy.provisioning_deadline.unwrap_or(LONGEST);
     let limit = deadline.min(LONGEST);
     let until = Instant::now() + limit;
@@ -199,7 +199,7 @@ async fn ready(computes: &ProviderRegistry, spec: &ComputeSpec) -> Result<String
     }
 }
 
-async fn on_servers(computes: &ProviderRegistry, spec: &ComputeSpec) -> Result<String, Cause> {
+async fn on_servers(computes: &Providers, spec: &ComputeSpec) -> Result<String, Cause> {
     let endpoints = match &spec.cluster.provider {
         Provider::Static { endpoints, .. } => endpoints.as_slice(),
         Provider::Process { .. } => &[],

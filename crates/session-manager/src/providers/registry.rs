@@ -20,12 +20,12 @@ const ASK: Duration = Duration::from_secs(10);
 
 /// Every provider that this manager runs.
 #[derive(Debug, Clone)]
-pub struct ProviderRegistry {
+pub struct Providers {
     fixed: Arc<dyn SharedCompute>,
     process: Option<Arc<dyn ComputeProvider>>,
 }
 
-impl ProviderRegistry {
+impl Providers {
     /// `process` is absent where the configuration does not allow it.
     pub fn new(fixed: Arc<dyn SharedCompute>, process: Option<Arc<dyn ComputeProvider>>) -> Self {
         Self { fixed, process }

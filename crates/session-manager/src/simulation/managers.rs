@@ -10,7 +10,7 @@ use crate::lifecycle::orphan_collection::OrphanCollector;
 use crate::lifecycle::reconciler::Reconciler;
 use crate::lifecycle::report_freshness::ReportFreshness;
 use crate::metrics::Metrics;
-use crate::providers::registry::ProviderRegistry;
+use crate::providers::registry::Providers;
 use service_kit::metrics::Registry;
 use session_store::SessionStore;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ impl Manager {
         world.note(&run.name, format_args!("starts"));
         let store: Arc<dyn SessionStore> = Arc::new(FaultyStore { run: run.clone() });
         let provider = Arc::new(FaultyCompute { run: run.clone() });
-        let computes = ProviderRegistry::new(Arc::clone(&provider) as _, Some(provider));
+        let computes = Providers::new(Arc::clone(&provider) as _, Some(provider));
         let metrics = Arc::new(Metrics::new(&Registry::new()));
         let freshness = Arc::new(ReportFreshness::new(Arc::clone(&store)));
         let definitions = DefinitionStore::new(Arc::clone(&store));

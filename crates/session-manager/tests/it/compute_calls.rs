@@ -5,7 +5,7 @@ use compute::{ComputeChanged, ComputeProvider, ComputeSpec, SimCompute};
 use futures::stream::BoxStream;
 use session_core::machine::Observation;
 use session_core::{Reason, SessionKey};
-use session_manager::ProviderRegistry;
+use session_manager::Providers;
 use session_proto::error::reason_of;
 use session_proto::internal as wire;
 use session_proto::spark as sc;
@@ -367,7 +367,7 @@ impl Noting {
 
 async fn start() -> (Manager, Noting) {
     let noting = Noting::default();
-    let computes = ProviderRegistry::new(Arc::new(noting.sim.clone()), Some(Arc::new(noting.clone())));
+    let computes = Providers::new(Arc::new(noting.sim.clone()), Some(Arc::new(noting.clone())));
     let manager = Manager::start_on(computes, noting.sim.clone(), "").await;
     let mut catalogs = manager.catalogs("olga");
     let request = v1::CreateCatalogRequest {

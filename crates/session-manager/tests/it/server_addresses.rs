@@ -15,7 +15,7 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use session_core::machine::{Cause, Observation};
 use session_core::{Cluster, Route, SessionKey, SparkSessionId};
-use session_manager::ProviderRegistry;
+use session_manager::Providers;
 use session_proto::internal as wire;
 use session_proto::v1::{self, SessionStatus};
 use std::io;
@@ -128,7 +128,7 @@ async fn start(name: &Name) -> Manager {
         sim: sim.clone(),
         real: StaticProvider::new(config, Arc::new(Nowhere)),
     };
-    let computes = ProviderRegistry::new(Arc::new(servers), Some(Arc::new(sim.clone())));
+    let computes = Providers::new(Arc::new(servers), Some(Arc::new(sim.clone())));
     let more = "[[clusters]]\nname = \"shared\"\nengine = \"sail\"\ngranted_orgs = [\"acme\"]\n\
                 static.endpoints = [{ address = \"Spark.Internal:15002\" }]\n";
     Manager::start_on(computes, sim, more).await

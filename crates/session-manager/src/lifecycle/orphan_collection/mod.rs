@@ -12,7 +12,7 @@ use crate::lifecycle::reconciler::Reconciler;
 use crate::lifecycle::report_freshness::ReportFreshness;
 use crate::metrics::{Metrics, Proof, Standing};
 use crate::providers::installation::{Identity, Install};
-use crate::providers::registry::ProviderRegistry;
+use crate::providers::registry::Providers;
 use compute::{ComputeSpec, Found};
 use futures::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
@@ -152,7 +152,7 @@ fn decide(sight: &Sight, memory: &mut Memory) -> Plan {
 pub(crate) struct OrphanCollector {
     store: Arc<dyn SessionStore>,
     definitions: DefinitionStore,
-    computes: ProviderRegistry,
+    computes: Providers,
     reconciler: Arc<Reconciler>,
     freshness: Arc<ReportFreshness>,
     metrics: Arc<Metrics>,
@@ -165,7 +165,7 @@ impl OrphanCollector {
     pub(crate) fn new(
         store: Arc<dyn SessionStore>,
         definitions: DefinitionStore,
-        computes: ProviderRegistry,
+        computes: Providers,
         reconciler: Arc<Reconciler>,
         freshness: Arc<ReportFreshness>,
         metrics: Arc<Metrics>,

@@ -212,7 +212,7 @@ mod tests {
     use crate::definitions::DefinitionStore;
     use crate::lifecycle::report_freshness::ReportFreshness;
     use crate::metrics::Metrics;
-    use crate::providers::registry::ProviderRegistry;
+    use crate::providers::registry::Providers;
     use compute::SimCompute;
     use service_kit::metrics::Registry;
     use session_core::SessionKey;
@@ -269,7 +269,7 @@ mod tests {
         Reconciler::new(
             Arc::clone(&shared),
             DefinitionStore::new(Arc::clone(&shared)),
-            ProviderRegistry::new(Arc::new(sim.clone()), process),
+            Providers::new(Arc::new(sim.clone()), process),
             Arc::new(ReportFreshness::new(shared).with_settable_clock()),
             Arc::new(Metrics::new(&Registry::new())),
         )

@@ -11,7 +11,7 @@ use crate::definitions::DefinitionStore;
 use crate::lifecycle::disabling::Standing;
 use crate::lifecycle::report_freshness::ReportFreshness;
 use crate::metrics::Metrics;
-use crate::providers::registry::ProviderRegistry;
+use crate::providers::registry::Providers;
 use crate::spark_sessions::Bindings;
 use futures::{Stream, StreamExt, stream};
 use parking_lot::{Mutex, MutexGuard};
@@ -51,7 +51,7 @@ const MAX_ENQUEUED: usize = 65_536;
 pub(crate) struct Reconciler {
     store: Arc<dyn SessionStore>,
     definitions: DefinitionStore,
-    computes: ProviderRegistry,
+    computes: Providers,
     pub(crate) bindings: Arc<Bindings>,
     enqueue_sender: mpsc::Sender<SessionKey>,
     /// The sessions being looked at, and whether to look once more after it.
@@ -64,7 +64,7 @@ impl Reconciler {
     pub(crate) fn new(
         store: Arc<dyn SessionStore>,
         definitions: DefinitionStore,
-        computes: ProviderRegistry,
+        computes: Providers,
         freshness: Arc<ReportFreshness>,
         metrics: Arc<Metrics>,
     ) -> (Arc<Self>, mpsc::Receiver<SessionKey>) {

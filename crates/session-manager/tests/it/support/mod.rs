@@ -8,7 +8,7 @@ use compute::SimCompute;
 use recording::RecordingStore;
 use service_kit::shutdown::Shutdown;
 use session_core::{Clock, Engine, OrgId, Route, SessionId, SessionKey, SystemClock, Timestamp, TokenId};
-use session_manager::{Config, Listeners, ProviderRegistry};
+use session_manager::{Config, Listeners, Providers};
 use session_proto::convert::timestamp;
 use session_proto::internal::RecordTokenRequest;
 use session_proto::internal::route_service_client::RouteServiceClient;
@@ -123,7 +123,7 @@ impl Manager {
         };
         let servers = compute::StaticProvider::new(config, Arc::new(places));
         let (sim, more) = (SimCompute::new(), format!("{more}\n{DEFINITIONS}"));
-        let computes = ProviderRegistry::new(Arc::new(servers), Some(Arc::new(sim.clone())));
+        let computes = Providers::new(Arc::new(servers), Some(Arc::new(sim.clone())));
         Self::join_on(store, sim, signer, keys, &more, computes).await
     }
 
@@ -137,13 +137,13 @@ impl Manager {
     /// `compute.process`.
     pub(crate) async fn another_without_process(&self) -> Self {
         let (store, sim) = (Arc::clone(&self.store), self.sim.clone());
-        let computes = ProviderRegistry::new(Arc::new(sim.clone()), None);
+        let computes = Providers::new(Arc::new(sim.clone()), None);
         let (signer, keys) = (Arc::clone(&self.signer), self.keys.clone());
         Self::join_on(store, sim, signer, keys, DEFINITIONS, computes).await
     }
 
     /// A manager on a store that others may use too, and on compute of the test's.
-    pub(crate) async fn start_on(computes: ProviderRegistry, sim: SimCompute, more: &str) -> Self {
+    pub(crate) async fn start_on(computes: Providers, sim: SimCompute, more: &str) -> Self {
         let keys = Keys(
             ACCOUNTS
                 .map(|name| (name, service_kit::caller::generate_key()))
@@ -183,7 +183,7 @@ impl Manager {
         keys: Keys,
         more: &str,
     ) -> Self {
-        let computes = ProviderRegistry::new(Arc::new(sim.clone()), Some(Arc::new(sim.clone())));
+        let computes = Providers::new(Arc::new(sim.clone()), Some(Arc::new(sim.clone())));
         Self::join_on(store, sim, signer, keys, more, computes).await
     }
 
@@ -193,7 +193,7 @@ impl Manager {
         signer: Arc<Signer>,
         keys: Keys,
         more: &str,
-        computes: ProviderRegistry,
+        computes: Providers,
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let jwks = dir.path().join("jwks.json");

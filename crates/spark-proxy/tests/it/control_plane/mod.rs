@@ -99,7 +99,7 @@ impl Whole {
         let (public, internal) = (listeners.public.local_addr(), listeners.internal.local_addr());
         let manager = Shutdown::new();
         let computes =
-            session_manager::ProviderRegistry::new(Arc::new(sim.clone()), Some(Arc::new(sim.clone())));
+            session_manager::Providers::new(Arc::new(sim.clone()), Some(Arc::new(sim.clone())));
         tokio::spawn(session_manager::run_with(
             config,
             listeners,
