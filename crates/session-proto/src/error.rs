@@ -7,6 +7,7 @@
 //! before it shows the error or retries.
 
 use crate::trailers;
+pub use crate::trailers::REASON_TRAILER;
 use session_core::Reason;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,8 +17,6 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 /// The `ErrorInfo.domain` of everything Berth itself says.
 pub const DOMAIN: &str = "berth";
-/// The trailer that names the reason of every error of Berth's.
-pub const REASON_TRAILER: &str = "berth-reason";
 const DEFAULT_RETRY: Duration = Duration::from_secs(2);
 
 /// The status code of `reason`.

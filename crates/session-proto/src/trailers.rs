@@ -24,6 +24,9 @@ use tonic::Status;
 use tonic::metadata::{Binary, MetadataMap, MetadataValue};
 use tonic_types::pb;
 
+/// The trailer that names the reason of every error of Berth's.
+pub const REASON_TRAILER: &str = "berth-reason";
+
 /// The largest header list that ends a response. Below the 8 KiB of the
 /// strictest clients by what load balancers in front of Berth may add.
 pub const MAX_TRAILERS_BYTES: usize = 7 * 1024;
@@ -53,7 +56,7 @@ const NEEDED: [HeaderName; 5] = [
     MESSAGE,
     DETAILS,
     HeaderName::from_static("content-type"),
-    HeaderName::from_static(crate::error::REASON_TRAILER),
+    HeaderName::from_static(REASON_TRAILER),
 ];
 const ERROR_INFO: &str = "type.googleapis.com/google.rpc.ErrorInfo";
 /// Metadata of ErrorInfo by which clients build the exception, most important first.
