@@ -1,8 +1,10 @@
 //! Berth's APIs as generated code, and the ways between them and session-core:
-//! [`convert`] for what is said, [`json`] for how people and programs see it, [`error`]
-//! for what went wrong, [`trailers`] for errors of a size that clients accept.
+//! [`convert`] for what is said, [`definition`] for clusters and catalogs in files,
+//! [`json`] for how people and programs see it, [`error`] for what went wrong,
+//! [`trailers`] for errors of a size that clients accept.
 
 pub mod convert;
+pub mod definition;
 pub mod error;
 pub mod json;
 pub mod ports;
