@@ -7,7 +7,9 @@ pub(crate) mod recording;
 use compute::SimCompute;
 use recording::RecordingStore;
 use service_kit::shutdown::Shutdown;
-use session_core::{Clock, Engine, OrgId, Route, SessionId, SessionKey, SystemClock, Timestamp, TokenId};
+use session_core::{
+    Clock, Engine, OrgId, ProviderKind, Route, SessionId, SessionKey, SystemClock, Timestamp, TokenId,
+};
 use session_manager::{Computes, Config, Listeners};
 use session_proto::convert::timestamp;
 use session_proto::internal::RecordTokenRequest;
@@ -121,7 +123,7 @@ impl Manager {
         };
         let servers = compute::StaticProvider::new(config, Arc::new(places));
         let (sim, more) = (SimCompute::new(), format!("{more}\n{DEFINITIONS}"));
-        let computes = Computes::new(Arc::new(servers), Some(Arc::new(sim.clone())));
+        let computes = Computes::new(sim.registry().with(ProviderKind::Static, Arc::new(servers)));
         Self::join_on(store, sim, signer, keys, &more, computes).await
     }
 
@@ -135,7 +137,7 @@ impl Manager {
     /// `compute.process`.
     pub(crate) async fn another_without_process(&self) -> Self {
         let (store, sim) = (Arc::clone(&self.store), self.sim.clone());
-        let computes = Computes::new(Arc::new(sim.clone()), None);
+        let computes = Computes::new(sim.servers_only());
         let (signer, keys) = (Arc::clone(&self.signer), self.keys.clone());
         Self::join_on(store, sim, signer, keys, DEFINITIONS, computes).await
     }
@@ -181,7 +183,7 @@ impl Manager {
         keys: Keys,
         more: &str,
     ) -> Self {
-        let computes = Computes::new(Arc::new(sim.clone()), Some(Arc::new(sim.clone())));
+        let computes = Computes::new(sim.registry());
         Self::join_on(store, sim, signer, keys, more, computes).await
     }
 
