@@ -23,6 +23,7 @@ use session_proto::v1::{self, SessionStatus};
 use session_store::SessionStore;
 use session_store::memory::MemoryStore;
 use session_token::{Claims, Jwks, Signer, generate_key_pem};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -46,6 +47,8 @@ pub(crate) struct Manager {
     pub(crate) internal: Channel,
     pub(crate) public_uri: String,
     pub(crate) internal_uri: String,
+    /// Health and metrics.
+    pub(crate) admin: SocketAddr,
     pub(crate) dir: TempDir,
     ended: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
@@ -245,6 +248,7 @@ impl Manager {
         );
         let public_uri = format!("http://{}", listeners.public.local_addr());
         let internal_uri = format!("http://{}", listeners.internal.local_addr());
+        let admin = listeners.admin.local_addr().unwrap();
         let shutdown = Shutdown::new();
         let recording = RecordingStore::new(Arc::clone(&store));
         let stored: Arc<dyn SessionStore> = Arc::new(recording.clone());
@@ -266,6 +270,7 @@ impl Manager {
             internal,
             public_uri,
             internal_uri,
+            admin,
             dir,
             ended,
         }
