@@ -24,6 +24,6 @@ mod startup;
 
 pub use config::Config;
 pub use inspect::show;
-pub use providers::registry::{Computes, StorePlaces};
+pub use providers::registry::{Providers, StorePlaces};
 pub use server::Listeners;
 pub use service::{open_store, run, run_with};

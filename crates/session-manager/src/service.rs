@@ -11,7 +11,7 @@ use crate::lifecycle::orphan_collection::Reconcile;
 use crate::lifecycle::reconciler::Driver;
 use crate::lifecycle::report_freshness::{Jumps, Silence};
 use crate::metrics::Metrics;
-use crate::providers::registry::Computes;
+use crate::providers::registry::Providers;
 use crate::server::{Listeners, Ports, serve};
 use crate::startup::until_available;
 use crate::{api, audit, gauges, lifecycle::retention};
@@ -75,7 +75,7 @@ pub async fn run_with(
     listeners: Listeners,
     shutdown: Shutdown,
     store: Arc<dyn SessionStore>,
-    computes: Computes,
+    computes: Providers,
 ) -> Result<()> {
     let ports = Ports::admin_first(listeners, &shutdown);
     run_on(config, ports, shutdown, store, computes, Jumps::AreMeant).await
@@ -86,7 +86,7 @@ async fn run_on(
     ports: Ports,
     shutdown: Shutdown,
     store: Arc<dyn SessionStore>,
-    computes: Computes,
+    computes: Providers,
     jumps: Jumps,
 ) -> Result<()> {
     let admin = ports.admin.clone();

@@ -7,7 +7,7 @@
 //! while. After that the ids are given up, and kept from everybody for longer
 //! than any server keeps what it may still have.
 
-use crate::providers::registry::Computes;
+use crate::providers::registry::Providers;
 use compute::ComputeSpec;
 use parking_lot::{Mutex, MutexGuard};
 use session_core::{SessionKey, SparkSessionId, Timestamp};
@@ -31,7 +31,7 @@ const BINDS: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Bindings {
     store: Arc<dyn SessionStore>,
-    computes: Computes,
+    computes: Providers,
     /// The sessions whose bindings are being given back here.
     under_way: Mutex<HashSet<SessionKey>>,
     slots: Arc<Semaphore>,
@@ -44,7 +44,7 @@ pub(crate) struct Bindings {
 impl Bindings {
     pub(crate) fn new(
         store: Arc<dyn SessionStore>,
-        computes: Computes,
+        computes: Providers,
         done: mpsc::Sender<SessionKey>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -235,7 +235,7 @@ mod tests {
         let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _));
         let sim = SimCompute::new();
         let (done, mut over) = mpsc::channel(8);
-        let computes = Computes::new(sim.servers_only());
+        let computes = Providers::new(sim.servers_only());
         let bindings = Bindings::new(Arc::clone(&store) as _, computes, done);
         let (first, second) = (spec(1), spec(2));
         let stored: &dyn SessionStore = &*store;
@@ -270,7 +270,7 @@ mod tests {
         let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _));
         let sim = SimCompute::new();
         let (done, _over) = mpsc::channel(8);
-        let computes = Computes::new(sim.servers_only());
+        let computes = Providers::new(sim.servers_only());
         let bindings = Bindings::new(Arc::clone(&store) as _, computes, done);
         let first = spec(1);
         let stored: &dyn SessionStore = &*store;

@@ -8,7 +8,7 @@ use service_kit::caller::{NewKey, generate_key};
 use service_kit::config::{Sources, load_over_defaults};
 use service_kit::shutdown::Shutdown;
 use session_core::{OrgId, ProviderKind};
-use session_manager::{Computes, Config, Listeners};
+use session_manager::{Providers, Config, Listeners};
 use session_store::SessionStore;
 use session_token::{Jwks, Signer, generate_key_pem};
 use std::io::{BufRead as _, BufReader};
@@ -184,7 +184,7 @@ pub(crate) async fn be_a_manager(file: &Path) -> Result<()> {
     let providers = SimCompute::new()
         .servers_only()
         .with(ProviderKind::Process, Arc::new(InstantCompute::default()));
-    let computes = Computes::new(providers);
+    let computes = Providers::new(providers);
     let shutdown = Shutdown::new();
     let parent = shutdown.clone();
     std::thread::spawn(move || {

@@ -55,7 +55,7 @@ pub(crate) struct Api {
     pub(crate) keyring: Arc<Keyring>,
     pub(crate) keys: Arc<Document>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) computes: crate::providers::registry::Computes,
+    pub(crate) computes: crate::providers::registry::Providers,
     pub(crate) compute_config: crate::config::ComputeConfig,
     pub(crate) metrics: Arc<Metrics>,
     /// Ends the streams that would otherwise hold the drain up.

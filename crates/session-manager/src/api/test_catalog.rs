@@ -8,7 +8,7 @@
 
 use super::{Api, placement};
 use crate::admission::concurrency::{Full, Slot, Slots};
-use crate::providers::registry::Computes;
+use crate::providers::registry::Providers;
 use compute::ComputeSpec;
 use session_core::machine::{Cause, Observation};
 use session_core::{Catalog, OrgId, Principal, Reason, SessionId, SessionKey};
@@ -130,7 +130,7 @@ fn in_full(cause: &Cause) -> String {
 }
 
 /// The slot is held for as long as the engine may exist.
-async fn on_own_engine(computes: Computes, spec: ComputeSpec, slot: Slot<OrgId>) -> Result<String, Failure> {
+async fn on_own_engine(computes: Providers, spec: ComputeSpec, slot: Slot<OrgId>) -> Result<String, Failure> {
     let outcome = ready(&computes, &spec).await;
     let released = tokio::spawn(async move {
         let _slot = slot;
@@ -141,7 +141,7 @@ async fn on_own_engine(computes: Computes, spec: ComputeSpec, slot: Slot<OrgId>)
     outcome
 }
 
-async fn release(computes: &Computes, spec: &ComputeSpec) {
+async fn release(computes: &Providers, spec: &ComputeSpec) {
     for _ in 0..RELEASES {
         match computes.release(spec).await {
             Ok(()) => return,
@@ -157,7 +157,7 @@ async fn release(computes: &Computes, spec: &ComputeSpec) {
 }
 
 /// Waits as long as a session would, within what one call may take.
-async fn ready(computes: &Computes, spec: &ComputeSpec) -> Result<String, Failure> {
+async fn ready(computes: &Providers, spec: &ComputeSpec) -> Result<String, Failure> {
     let deadline = spec.cluster.policy.provisioning_deadline.unwrap_or(LONGEST);
     let limit = deadline.min(LONGEST);
     let until = Instant::now() + limit;
@@ -193,7 +193,7 @@ async fn ready(computes: &Computes, spec: &ComputeSpec) -> Result<String, Failur
     }
 }
 
-async fn on_servers(computes: &Computes, spec: &ComputeSpec) -> Result<String, Cause> {
+async fn on_servers(computes: &Providers, spec: &ComputeSpec) -> Result<String, Cause> {
     let shared = computes
         .shared(&spec.cluster)
         .map_err(|error| Cause::from(error.to_string()))?;

@@ -3,7 +3,7 @@
 
 use super::installation;
 use super::leader_lease::Exclusive;
-use super::registry::{Computes, StorePlaces};
+use super::registry::{Providers, StorePlaces};
 use anyhow::{Context, Result};
 use compute::{AllowList, ComputeProvider, ProcessConfig, ProviderRegistry};
 use serde::{Deserialize, Serialize};
@@ -130,7 +130,7 @@ impl ComputeConfig {
         store: &Arc<dyn SessionStore>,
         own_ports: impl IntoIterator<Item = u16>,
         stop: &CancellationToken,
-    ) -> Result<Computes> {
+    ) -> Result<Providers> {
         let allow = self
             .allow_list(own_ports)
             .map_err(anyhow::Error::msg)
@@ -156,7 +156,7 @@ impl ComputeConfig {
             let provider = by_leader(provider, store, &settings.state_dir, stop).await;
             registry = registry.with(ProviderKind::Process, provider);
         }
-        Ok(Computes::new(registry))
+        Ok(Providers::new(registry))
     }
 }
 

@@ -19,11 +19,11 @@ const ASK: Duration = Duration::from_secs(10);
 
 /// The providers of this manager, with a time limit on each request.
 #[derive(Debug, Clone)]
-pub struct Computes {
+pub struct Providers {
     providers: ProviderRegistry,
 }
 
-impl Computes {
+impl Providers {
     /// From the providers that the configuration allows.
     pub fn new(providers: ProviderRegistry) -> Self {
         Self { providers }

@@ -10,7 +10,7 @@ use crate::lifecycle::orphan_collection::Reconcile;
 use crate::lifecycle::reconciler::Driver;
 use crate::lifecycle::report_freshness::{Jumps, Silence};
 use crate::metrics::Metrics;
-use crate::providers::registry::Computes;
+use crate::providers::registry::Providers;
 use compute::ProviderRegistry;
 use service_kit::metrics::Registry;
 use session_core::ProviderKind;
@@ -44,7 +44,7 @@ impl Manager {
         let providers = ProviderRegistry::default()
             .with(ProviderKind::Static, provider(true))
             .with(ProviderKind::Process, provider(false));
-        let computes = Computes::new(providers);
+        let computes = Providers::new(providers);
         let metrics = Arc::new(Metrics::new(&Registry::new()));
         let silence = Arc::new(Silence::new(Arc::clone(&store), Jumps::AreOutages));
         let directory = Directory::new(Arc::clone(&store));

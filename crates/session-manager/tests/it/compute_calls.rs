@@ -6,7 +6,7 @@ use futures::stream::BoxStream;
 use session_core::ProviderKind;
 use session_core::machine::Observation;
 use session_core::{Reason, SessionKey};
-use session_manager::Computes;
+use session_manager::Providers;
 use session_proto::error::reason_of;
 use session_proto::internal as wire;
 use session_proto::spark as sc;
@@ -371,7 +371,7 @@ impl Noting {
 
 async fn start() -> (Manager, Noting) {
     let noting = Noting::default();
-    let computes = Computes::new(
+    let computes = Providers::new(
         noting
             .sim
             .servers_only()

@@ -8,7 +8,7 @@ use service_kit::caller::{NewKey, generate_key};
 use service_kit::config::{ConfigError, Sources, load_over_defaults};
 use service_kit::shutdown::Shutdown;
 use session_core::SystemClock;
-use session_manager::{Computes, Config, Listeners};
+use session_manager::{Providers, Config, Listeners};
 use session_proto::v1;
 use session_proto::v1::session_service_client::SessionServiceClient;
 use session_store::SessionStore;
@@ -99,7 +99,7 @@ async fn start(config: Config) -> Result<(String, Shutdown), String> {
     let uri = format!("http://{}", listeners.public.local_addr());
     let (shutdown, sim) = (Shutdown::new(), SimCompute::new());
     let store: Arc<dyn SessionStore> = Arc::new(MemoryStore::new(Arc::new(SystemClock)));
-    let computes = Computes::new(sim.registry());
+    let computes = Providers::new(sim.registry());
     let mut run = tokio::spawn(session_manager::run_with(
         config,
         listeners,

@@ -16,7 +16,7 @@ use futures::stream::BoxStream;
 use session_core::ProviderKind;
 use session_core::machine::{Cause, Observation};
 use session_core::{Cluster, Route, SessionKey, SparkSessionId};
-use session_manager::Computes;
+use session_manager::Providers;
 use session_proto::internal as wire;
 use session_proto::v1::{self, SessionStatus};
 use std::io;
@@ -141,7 +141,7 @@ async fn start(name: &Name) -> Manager {
         sim: sim.clone(),
         real: StaticProvider::new(config, Arc::new(Nowhere)),
     };
-    let computes = Computes::new(sim.registry().with(ProviderKind::Static, Arc::new(servers)));
+    let computes = Providers::new(sim.registry().with(ProviderKind::Static, Arc::new(servers)));
     let more = "[[clusters]]\nname = \"shared\"\nengine = \"sail\"\ngranted_orgs = [\"acme\"]\n\
                 static.endpoints = [{ address = \"Spark.Internal:15002\" }]\n";
     Manager::start_on(computes, sim, more).await

@@ -12,7 +12,7 @@ use crate::lifecycle::reconciler::Driver;
 use crate::lifecycle::report_freshness::Silence;
 use crate::metrics::{Metrics, Proof, Standing};
 use crate::providers::installation::{Identity, Install};
-use crate::providers::registry::Computes;
+use crate::providers::registry::Providers;
 use compute::{ComputeSpec, Found};
 use futures::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
@@ -152,7 +152,7 @@ fn decide(sight: &Sight, memory: &mut Memory) -> Plan {
 pub(crate) struct Reconcile {
     store: Arc<dyn SessionStore>,
     directory: Directory,
-    computes: Computes,
+    computes: Providers,
     driver: Arc<Driver>,
     silence: Arc<Silence>,
     metrics: Arc<Metrics>,
@@ -165,7 +165,7 @@ impl Reconcile {
     pub(crate) fn new(
         store: Arc<dyn SessionStore>,
         directory: Directory,
-        computes: Computes,
+        computes: Providers,
         driver: Arc<Driver>,
         silence: Arc<Silence>,
         metrics: Arc<Metrics>,

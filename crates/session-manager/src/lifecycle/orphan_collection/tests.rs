@@ -252,7 +252,7 @@ impl World {
 
     fn on(clock: Arc<ManualClock>, store: Arc<MemoryStore>, sim: SimCompute) -> Self {
         let shared: Arc<dyn SessionStore> = Arc::clone(&store) as _;
-        let computes = Computes::new(sim.registry());
+        let computes = Providers::new(sim.registry());
         let silence = Arc::new(Silence::new(Arc::clone(&shared), Jumps::AreMeant));
         let metrics = Arc::new(Metrics::new(&Registry::new()));
         let directory = Directory::new(Arc::clone(&shared));

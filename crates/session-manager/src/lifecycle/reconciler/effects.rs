@@ -212,7 +212,7 @@ mod tests {
     use crate::definitions::Directory;
     use crate::lifecycle::report_freshness::{Jumps, Silence};
     use crate::metrics::Metrics;
-    use crate::providers::registry::Computes;
+    use crate::providers::registry::Providers;
     use compute::{ProviderRegistry, SimCompute};
     use service_kit::metrics::Registry;
     use session_core::SessionKey;
@@ -267,7 +267,7 @@ mod tests {
         Driver::new(
             Arc::clone(&shared),
             Directory::new(Arc::clone(&shared)),
-            Computes::new(providers),
+            Providers::new(providers),
             Arc::new(Silence::new(shared, Jumps::AreMeant)),
             Arc::new(Metrics::new(&Registry::new())),
         )

@@ -11,7 +11,7 @@ use crate::definitions::Directory;
 use crate::lifecycle::disabling::Standing;
 use crate::lifecycle::report_freshness::Silence;
 use crate::metrics::Metrics;
-use crate::providers::registry::Computes;
+use crate::providers::registry::Providers;
 use crate::spark_sessions::Bindings;
 use futures::{Stream, StreamExt, stream};
 use parking_lot::{Mutex, MutexGuard};
@@ -51,7 +51,7 @@ const KICKS: usize = 65_536;
 pub(crate) struct Driver {
     store: Arc<dyn SessionStore>,
     directory: Directory,
-    computes: Computes,
+    computes: Providers,
     pub(crate) bindings: Arc<Bindings>,
     kicks: mpsc::Sender<SessionKey>,
     /// The sessions being looked at, and whether to look once more after it.
@@ -64,7 +64,7 @@ impl Driver {
     pub(crate) fn new(
         store: Arc<dyn SessionStore>,
         directory: Directory,
-        computes: Computes,
+        computes: Providers,
         silence: Arc<Silence>,
         metrics: Arc<Metrics>,
     ) -> (Arc<Self>, mpsc::Receiver<SessionKey>) {

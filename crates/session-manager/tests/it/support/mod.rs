@@ -10,7 +10,7 @@ use service_kit::shutdown::Shutdown;
 use session_core::{
     Clock, Engine, OrgId, ProviderKind, Route, SessionId, SessionKey, SystemClock, Timestamp, TokenId,
 };
-use session_manager::{Computes, Config, Listeners};
+use session_manager::{Providers, Config, Listeners};
 use session_proto::convert::timestamp;
 use session_proto::internal::RecordTokenRequest;
 use session_proto::internal::route_service_client::RouteServiceClient;
@@ -126,7 +126,7 @@ impl Manager {
         };
         let servers = compute::StaticProvider::new(config, Arc::new(places));
         let (sim, more) = (SimCompute::new(), format!("{more}\n{DEFINITIONS}"));
-        let computes = Computes::new(sim.registry().with(ProviderKind::Static, Arc::new(servers)));
+        let computes = Providers::new(sim.registry().with(ProviderKind::Static, Arc::new(servers)));
         Self::join_on(store, sim, signer, keys, &more, computes).await
     }
 
@@ -140,13 +140,13 @@ impl Manager {
     /// `compute.process`.
     pub(crate) async fn another_without_process(&self) -> Self {
         let (store, sim) = (Arc::clone(&self.store), self.sim.clone());
-        let computes = Computes::new(sim.servers_only());
+        let computes = Providers::new(sim.servers_only());
         let (signer, keys) = (Arc::clone(&self.signer), self.keys.clone());
         Self::join_on(store, sim, signer, keys, DEFINITIONS, computes).await
     }
 
     /// A manager on a store that others may use too, and on compute of the test's.
-    pub(crate) async fn start_on(computes: Computes, sim: SimCompute, more: &str) -> Self {
+    pub(crate) async fn start_on(computes: Providers, sim: SimCompute, more: &str) -> Self {
         let keys = Keys(
             ACCOUNTS
                 .map(|name| (name, service_kit::caller::generate_key()))
@@ -186,7 +186,7 @@ impl Manager {
         keys: Keys,
         more: &str,
     ) -> Self {
-        let computes = Computes::new(sim.registry());
+        let computes = Providers::new(sim.registry());
         Self::join_on(store, sim, signer, keys, more, computes).await
     }
 
@@ -196,7 +196,7 @@ impl Manager {
         signer: Arc<Signer>,
         keys: Keys,
         more: &str,
-        computes: Computes,
+        computes: Providers,
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let jwks = dir.path().join("jwks.json");
