@@ -3,7 +3,7 @@
 //! A cluster definition names hosts, and names can be made to point anywhere,
 //! so every answer of every look-up is checked again, right before dialling.
 
-use crate::dns::{Lookup, SystemLookup};
+use crate::lookup::{Lookup, SystemLookup};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

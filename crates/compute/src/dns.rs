@@ -1,4 +1,4 @@
-//! What names stand for, and a short memory of it.
+//! Checked addresses of servers, cached for a moment.
 //!
 //! The proxies dial the addresses that a route names and resolve nothing
 //! themselves, so every route to a named server needs a look-up. They are kept
@@ -6,45 +6,19 @@
 //! one server cost one.
 
 use crate::address::{AddressError, AllowList};
-use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::fmt;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 /// For how long an answer is used again. Together with the age that a proxy
 /// allows a route to which it makes a new connection (5 s), this is how late a
 /// change of a name is seen.
 const KEPT: Duration = Duration::from_secs(2);
-/// A resolver may take this long, so that a resolve of a route still ends in time.
-const LONGEST: Duration = Duration::from_secs(3);
 /// So many servers are remembered before old ones are looked for.
 const MANY: usize = 256;
-
-/// Asks what a name stands for.
-pub trait Lookup: Send + Sync + fmt::Debug + 'static {
-    /// All its addresses, the best first.
-    fn lookup<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>>;
-}
-
-/// This machine's resolver.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SystemLookup;
-
-impl Lookup for SystemLookup {
-    fn lookup<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
-        Box::pin(async move {
-            let found = timeout(LONGEST, tokio::net::lookup_host((host, port)))
-                .await
-                .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-            Ok(found.collect())
-        })
-    }
-}
 
 type Known = Result<Arc<[SocketAddr]>, AddressError>;
 type Slot = Arc<tokio::sync::Mutex<Option<(Instant, Known)>>>;

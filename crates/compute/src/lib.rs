@@ -1,17 +1,32 @@
-//! Where sessions run: [`ComputeProvider`] and the ways to provide.
+//! Where sessions run: [`ComputeProvider`], its implementations, and the
+//! [`ProviderRegistry`] that selects one by the kind of a cluster's definition.
 //!
 //! Every effect is idempotent by (session, generation) and only *starts* work;
-//! what became of it is seen by [`ComputeProvider::observe`]. A provider tells
-//! of changes through its watch, so that nobody has to poll.
+//! [`ComputeProvider::observe`] returns the outcome. A provider reports changes
+//! through its watch, so that nobody has to poll.
+//!
+//! A new provider is a module of this crate, and changes these files:
+//!
+//! 1. `session-core/src/cluster.rs`: the variant of `Provider` and its kind;
+//! 2. `session-proto/src/definition/mod.rs`: its section in definition files;
+//! 3. `session-proto/src/convert.rs`: the variant to and from the API's message;
+//! 4. `compute/src/lib.rs`: the module, and the check of its definitions in
+//!    [`validate_cluster`];
+//! 5. `session-manager/src/providers/configured.rs`: its settings and construction.
+//!
+//! What the manager must do differently for a provider is a capability:
+//! [`ComputeProvider::capabilities`], [`ComputeProvider::shared`].
 
 pub mod address;
 mod change_feed;
 pub mod connector;
 pub mod dns;
 pub mod interrupt;
+pub mod lookup;
 pub mod probe;
 pub mod process;
 pub mod properties;
+mod registry;
 pub mod settings;
 pub mod shared_servers;
 pub mod simulation;
@@ -22,7 +37,8 @@ mod user_message;
 
 pub use address::AllowList;
 pub use process::{ProcessConfig, ProcessProvider};
-pub use properties::{Invalid, validate_catalog, validate_cluster, validate_use};
+pub use properties::{Invalid, validate_catalog, validate_use};
+pub use registry::ProviderRegistry;
 pub use shared_servers::{Chosen, SharedCompute};
 pub use simulation::SimCompute;
 pub use static_servers::{Places, StaticConfig, StaticProvider};
@@ -30,7 +46,7 @@ pub use static_servers::{Places, StaticConfig, StaticProvider};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use session_core::machine::Observation;
-use session_core::{Catalog, Cluster, ClusterName, SessionKey};
+use session_core::{Catalog, Cluster, ClusterName, ProviderKind, SessionKey};
 use std::time::Duration;
 
 /// One session generation and all that is needed to make its compute.
@@ -76,6 +92,28 @@ pub struct Found {
     pub age: Duration,
 }
 
+/// What a manager must do differently for a provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Capabilities {
+    /// Compute ends with its manager and no event reports it: sessions must be
+    /// compared with the inventory.
+    pub dies_with_manager: bool,
+    /// Only the manager that holds the leader lease may run the provider.
+    pub needs_leader: bool,
+}
+
+/// Checks everything that a cluster defines for its provider.
+///
+/// # Errors
+/// [`Invalid`] names every wrong field and property.
+pub fn validate_cluster(cluster: &Cluster) -> Result<(), Invalid> {
+    let check = match cluster.provider.kind() {
+        ProviderKind::Static => static_servers::check_definition,
+        ProviderKind::Process => process::check_definition,
+    };
+    properties::validate_cluster(cluster, check)
+}
+
 /// Something about a session's compute changed: look at it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ComputeChanged {
@@ -88,6 +126,15 @@ pub struct ComputeChanged {
 /// Makes, watches and gives back compute.
 #[async_trait]
 pub trait ComputeProvider: Send + Sync + std::fmt::Debug + 'static {
+    /// What the manager must do differently for this provider.
+    fn capabilities(&self) -> Capabilities;
+
+    /// The provider as one whose servers several sessions share; `None` where
+    /// compute is dedicated to one session.
+    fn shared(&self) -> Option<&dyn SharedCompute> {
+        None
+    }
+
     /// The fencing number of the lease that lets this process run the provider;
     /// 0 where there is none. Read before [`observe`](Self::observe), it bounds
     /// what may be decided from the answer.

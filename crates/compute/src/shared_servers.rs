@@ -43,6 +43,9 @@ pub enum Chosen {
 /// A provider whose servers are shared.
 #[async_trait]
 pub trait SharedCompute: ComputeProvider {
+    /// The servers of a cluster, as `host:port`.
+    fn servers(&self, cluster: &Cluster) -> Vec<String>;
+
     /// How to reach a server of this cluster.
     ///
     /// # Errors

@@ -2,12 +2,15 @@
 //! vanishes by itself, and what must never happen is written down.
 
 use crate::change_feed::Changes;
-use crate::{Chosen, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found, SharedCompute};
+use crate::{
+    Capabilities, Chosen, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found, ProviderRegistry,
+    SharedCompute,
+};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use parking_lot::{Mutex, MutexGuard};
 use session_core::machine::{Cause, Observation};
-use session_core::{ClusterName, Route, SessionKey, SparkSessionId};
+use session_core::{Cluster, ClusterName, ProviderKind, Route, SessionKey, SparkSessionId};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +20,8 @@ use tokio::time::Instant;
 #[derive(Debug, Clone, Default)]
 pub struct SimCompute {
     shared: Arc<Shared>,
+    /// Acts as a provider of servers that sessions share.
+    as_servers: bool,
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +90,26 @@ impl SimCompute {
     /// Nothing exists yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same compute as a provider of servers that sessions share.
+    #[must_use]
+    pub fn as_servers(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            as_servers: true,
+        }
+    }
+
+    /// A registry with this provider for every cluster.
+    pub fn registry(&self) -> ProviderRegistry {
+        self.servers_only()
+            .with(ProviderKind::Process, Arc::new(self.clone()))
+    }
+
+    /// A registry with this provider for clusters of static servers only.
+    pub fn servers_only(&self) -> ProviderRegistry {
+        ProviderRegistry::default().with(ProviderKind::Static, Arc::new(self.as_servers()))
     }
 
     /// The next call of this kind meets `fault`; several are used up in order.
@@ -319,6 +344,17 @@ impl State {
 
 #[async_trait]
 impl ComputeProvider for SimCompute {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            dies_with_manager: !self.as_servers,
+            needs_leader: !self.as_servers,
+        }
+    }
+
+    fn shared(&self) -> Option<&dyn SharedCompute> {
+        self.as_servers.then_some(self)
+    }
+
     async fn ensure(&self, spec: &ComputeSpec) -> Result<(), Error> {
         let error = self.meet(Call::Ensure).await?;
         self.state().ensure(spec);
@@ -347,6 +383,9 @@ impl ComputeProvider for SimCompute {
     }
 
     async fn inventory(&self) -> Result<Vec<Found>, Error> {
+        if self.as_servers {
+            return Ok(Vec::new());
+        }
         let error = self.meet(Call::Inventory).await?;
         let found = self.state().inventory();
         error.map_or(Ok(found), Err)
@@ -359,7 +398,11 @@ impl ComputeProvider for SimCompute {
 
 #[async_trait]
 impl SharedCompute for SimCompute {
-    fn target_at(&self, _: &session_core::Cluster, server: &str) -> Result<crate::connector::Target, Cause> {
+    fn servers(&self, cluster: &Cluster) -> Vec<String> {
+        crate::static_servers::addresses(cluster)
+    }
+
+    fn target_at(&self, _: &Cluster, server: &str) -> Result<crate::connector::Target, Cause> {
         Ok(crate::connector::Target {
             address: server.to_owned(),
             tls: None,

@@ -1,7 +1,7 @@
 //! Definitions for this crate's unit tests.
 
 use crate::ComputeSpec;
-use crate::dns::Lookup;
+use crate::lookup::Lookup;
 use futures::future::BoxFuture;
 use session_core::catalog::PropertyValue;
 use session_core::cluster::StaticEndpoint;

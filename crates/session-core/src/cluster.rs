@@ -131,6 +131,14 @@ fn is_false(value: &bool) -> bool {
 }
 
 impl Provider {
+    /// The implementation that this definition is for.
+    pub const fn kind(&self) -> ProviderKind {
+        match self {
+            Self::Static { .. } => ProviderKind::Static,
+            Self::Process { .. } => ProviderKind::Process,
+        }
+    }
+
     /// Does compute serve one session only? Shared compute is never "lost".
     pub const fn is_dedicated(&self) -> bool {
         match self {
@@ -141,10 +149,32 @@ impl Provider {
 
     /// The provider's name as configuration and metrics spell it.
     pub const fn as_str(&self) -> &'static str {
+        self.kind().as_str()
+    }
+}
+
+/// The implementations of compute providers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ProviderKind {
+    /// Existing Spark Connect servers.
+    Static,
+    /// Child processes of the manager.
+    Process,
+}
+
+impl ProviderKind {
+    /// The kind's name as configuration and metrics spell it.
+    pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Static { .. } => "static",
-            Self::Process { .. } => "process",
+            Self::Static => "static",
+            Self::Process => "process",
         }
+    }
+}
+
+impl fmt::Display for ProviderKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

@@ -1,7 +1,6 @@
 //! The session record.
 
 use crate::id::{CatalogName, ClusterName, OrgId, SessionId, SessionKey, TokenId};
-use crate::machine::{CLOSING_SOON, RELEASE_GRACE};
 use crate::policy::SessionPolicy;
 use crate::principal::{Actor, PrincipalId};
 use crate::reason::ChangeReason;
@@ -10,6 +9,12 @@ use crate::time::{Timestamp, millis};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// Idle compute is given back after this much silence since its route was
+/// withdrawn: two report intervals, so that every proxy had its say.
+pub const RELEASE_GRACE: Duration = Duration::from_secs(10);
+/// That a clock will close a session is announced so long before.
+pub const CLOSING_SOON: Duration = Duration::from_secs(300);
 
 /// Where a session stands, as users see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -12,16 +12,16 @@ use crate::lifecycle::orphan_collection::OrphanCollector;
 use crate::lifecycle::reconciler::Reconciler;
 use crate::lifecycle::report_freshness::ReportFreshness;
 use crate::metrics::Metrics;
-use crate::providers::leader_lease::LeasedProvider;
-use crate::providers::registry::{Providers, StorePlaces};
+use crate::providers::registry::Providers;
 use crate::server::{Listeners, Ports, serve};
 use crate::startup::until_available;
-use crate::{api, audit, gauges, lifecycle::retention, providers::installation};
+use crate::{api, audit, gauges, lifecycle::retention};
 use anyhow::{Context, Result};
 use service_kit::admin::Condition;
 use service_kit::polled_document::{Document, Fetched};
 use service_kit::shutdown::Shutdown;
 use session_core::{Clock, SystemClock};
+use session_proto::definition::{CatalogDefinition, ClusterDefinition, Wrong};
 use session_store::SessionStore;
 use session_token::{Jwks, Keyring, Verifier, VerifierConfig};
 use std::sync::Arc;
@@ -45,44 +45,6 @@ pub async fn open_store(config: &Config) -> Result<Arc<dyn SessionStore>> {
         .context("store.url")
 }
 
-/// Makes the providers that the configuration allows.
-///
-/// # Errors
-/// When one cannot work here.
-async fn make_computes(
-    config: &Config,
-    store: &Arc<dyn SessionStore>,
-    own_ports: impl IntoIterator<Item = u16>,
-    shutdown: &Shutdown,
-) -> Result<Providers> {
-    let allow = config
-        .allow_list(own_ports)
-        .map_err(anyhow::Error::msg)
-        .context("compute.static.allow")?;
-    let fixed = compute::StaticProvider::new(
-        compute::StaticConfig {
-            allow: Arc::new(allow),
-            tls: None,
-        },
-        Arc::new(StorePlaces {
-            store: Arc::clone(store),
-        }),
-    );
-    let process = match config.compute.process_config() {
-        None => None,
-        Some(mut settings) => {
-            settings.install_id = installation::id(store).await.context("store.url")?;
-            settings.host = Some(service_kit::host::id().to_owned());
-            let folder = settings.state_dir.clone();
-            let provider = compute::ProcessProvider::new(settings).context("compute.process")?;
-            let exclusive =
-                LeasedProvider::new(provider, Arc::clone(store), &folder, shutdown.stopping()).await;
-            Some(exclusive as Arc<dyn compute::ComputeProvider>)
-        }
-    };
-    Ok(Providers::new(Arc::new(fixed), process))
-}
-
 /// Runs the service until `shutdown` says to stop.
 ///
 /// # Errors
@@ -96,7 +58,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
         return Ok(shutdown.finish(config.drain).await?);
     };
     let made = until_available("prepare compute", &stop, || {
-        make_computes(&config, &store, own_ports.iter().copied(), &shutdown)
+        config.compute.open(&store, own_ports.iter().copied(), &stop)
     });
     let Some(computes) = made.await? else {
         return Ok(shutdown.finish(config.drain).await?);
@@ -292,15 +254,15 @@ async fn run_on(
 }
 
 async fn follow_configuration(config: &Config, definitions: &DefinitionStore) -> Result<()> {
-    let clusters = defined(config.clusters.iter().map(config::ClusterConfig::define)).context("clusters")?;
-    let catalogs = defined(config.catalogs.iter().map(config::CatalogConfig::define)).context("catalogs")?;
+    let clusters = defined(config.clusters.iter().map(ClusterDefinition::define)).context("clusters")?;
+    let catalogs = defined(config.catalogs.iter().map(CatalogDefinition::define)).context("catalogs")?;
     let orgs = defined(config.orgs.iter().map(config::OrgConfig::define)).context("orgs")?;
     definitions.sync(&clusters).await?;
     definitions.sync(&catalogs).await?;
     definitions.sync(&orgs).await
 }
 
-fn defined<T>(all: impl Iterator<Item = Result<T, Vec<config::Wrong>>>) -> Result<Vec<T>> {
+fn defined<T>(all: impl Iterator<Item = Result<T, Vec<Wrong>>>) -> Result<Vec<T>> {
     all.map(|one| one.map_err(|wrong| anyhow::anyhow!("{wrong:?}")))
         .collect()
 }

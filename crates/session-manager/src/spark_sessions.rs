@@ -150,8 +150,11 @@ impl Bindings {
 
     async fn end(&self, spec: &ComputeSpec, server: &str, bindings: &[Binding]) -> Vec<SparkSessionId> {
         let ids: Vec<_> = bindings.iter().map(|binding| binding.spark.id.clone()).collect();
-        let ended = self.computes.shared().end_spark_sessions(spec, server, &ids);
-        ended.await.unwrap_or_else(|error| {
+        let ended = match self.computes.shared(&spec.cluster) {
+            Ok(shared) => shared.end_spark_sessions(spec, server, &ids).await,
+            Err(error) => Err(error),
+        };
+        ended.unwrap_or_else(|error| {
             tracing::warn!(session = %spec.key.id, server, %error, "a server cannot be asked to end Spark sessions");
             Vec::new()
         })
@@ -232,7 +235,7 @@ mod tests {
         let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _));
         let sim = SimCompute::new();
         let (done, mut over) = mpsc::channel(8);
-        let computes = Providers::new(Arc::new(sim.clone()), None);
+        let computes = Providers::new(sim.servers_only());
         let bindings = Bindings::new(Arc::clone(&store) as _, computes, done);
         let (first, second) = (spec(1), spec(2));
         let stored: &dyn SessionStore = &*store;
@@ -267,7 +270,7 @@ mod tests {
         let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _));
         let sim = SimCompute::new();
         let (done, _over) = mpsc::channel(8);
-        let computes = Providers::new(Arc::new(sim.clone()), None);
+        let computes = Providers::new(sim.servers_only());
         let bindings = Bindings::new(Arc::clone(&store) as _, computes, done);
         let first = spec(1);
         let stored: &dyn SessionStore = &*store;

@@ -99,7 +99,7 @@ pub fn from_status(field: &'static str, value: i32) -> Result<Status, Refused> {
     }
 }
 
-const fn idle_policy(policy: IdlePolicy) -> &'static str {
+pub(crate) const fn idle_policy(policy: IdlePolicy) -> &'static str {
     match policy {
         IdlePolicy::Release => "release",
         IdlePolicy::Keep => "keep",
@@ -204,7 +204,7 @@ pub fn event(record: &EventRecord) -> v1::SessionEvent {
     }
 }
 
-const fn engine(engine: Engine) -> v1::Engine {
+pub(crate) const fn engine(engine: Engine) -> v1::Engine {
     match engine {
         Engine::Sail => v1::Engine::Sail,
         Engine::Spark => v1::Engine::Spark,
@@ -247,7 +247,7 @@ pub fn cluster(cluster: &Cluster, with_provider: bool) -> v1::Cluster {
     }
 }
 
-fn provider(provider: &Provider) -> v1::cluster::Provider {
+pub(crate) fn provider(provider: &Provider) -> v1::cluster::Provider {
     match provider {
         Provider::Static {
             endpoints,
@@ -360,14 +360,6 @@ pub fn from_cluster(wire: v1::Cluster) -> Result<Cluster, Refused> {
 
 /// Encodes a catalog.
 pub fn catalog(catalog: &Catalog) -> v1::Catalog {
-    let value = |value: &PropertyValue| v1::PropertyValue {
-        value: Some(match value {
-            PropertyValue::Text(text) => v1::property_value::Value::Text(text.clone()),
-            PropertyValue::List(items) => {
-                v1::property_value::Value::List(v1::TextList { items: items.clone() })
-            }
-        }),
-    };
     v1::Catalog {
         name: catalog.name.to_string(),
         org: catalog.org.to_string(),
@@ -376,12 +368,21 @@ pub fn catalog(catalog: &Catalog) -> v1::Catalog {
         properties: catalog
             .properties
             .iter()
-            .map(|(key, v)| (key.clone(), value(v)))
+            .map(|(key, value)| (key.clone(), property(value)))
             .collect(),
         allowed_teams: catalog.allowed_teams.iter().cloned().collect(),
         managed_by_config: catalog.managed_by_config,
         version: catalog.version,
     }
+}
+
+pub(crate) fn property(value: &PropertyValue) -> v1::PropertyValue {
+    use v1::property_value::Value;
+    let value = match value {
+        PropertyValue::Text(text) => Value::Text(text.clone()),
+        PropertyValue::List(items) => Value::List(v1::TextList { items: items.clone() }),
+    };
+    v1::PropertyValue { value: Some(value) }
 }
 
 /// Decodes a catalog.

@@ -6,6 +6,7 @@
 //! shows the error or retries.
 
 use crate::trailers;
+pub use crate::trailers::REASON_TRAILER;
 use session_core::Reason;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,8 +16,6 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 /// The `ErrorInfo.domain` of all Berth errors.
 pub const DOMAIN: &str = "berth";
-/// Trailer with the reason of every Berth error.
-pub const REASON_TRAILER: &str = "berth-reason";
 const DEFAULT_RETRY: Duration = Duration::from_secs(2);
 
 /// The status code of `reason`.

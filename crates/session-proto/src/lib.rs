@@ -1,7 +1,9 @@
-//! Generated code of Berth's APIs, and its conversions: [`convert`] to session-core, [`json`] for
-//! output, [`error`] for statuses, [`trailers`] for errors of a size that clients accept.
+//! Generated code of Berth's APIs, and its conversions: [`convert`] to session-core, [`definition`]
+//! for clusters and catalogs in files, [`json`] for output, [`error`] for statuses, [`trailers`] for
+//! errors of a size that clients accept.
 
 pub mod convert;
+pub mod definition;
 pub mod error;
 pub mod json;
 pub mod ports;

@@ -21,6 +21,9 @@ use tonic::Status;
 use tonic::metadata::{Binary, MetadataMap, MetadataValue};
 use tonic_types::pb;
 
+/// Trailer with the reason of every Berth error.
+pub const REASON_TRAILER: &str = "berth-reason";
+
 /// Maximum size of the trailers: 8 KiB of the strictest clients, less what load balancers in front
 /// of Berth may add.
 pub const MAX_TRAILERS_BYTES: usize = 7 * 1024;
@@ -50,7 +53,7 @@ const NEEDED: [HeaderName; 5] = [
     MESSAGE,
     DETAILS,
     HeaderName::from_static("content-type"),
-    HeaderName::from_static(crate::error::REASON_TRAILER),
+    HeaderName::from_static(REASON_TRAILER),
 ];
 const ERROR_INFO: &str = "type.googleapis.com/google.rpc.ErrorInfo";
 /// Metadata of ErrorInfo from which clients build the exception, most important first.

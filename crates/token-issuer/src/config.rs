@@ -1,5 +1,6 @@
 //! Configuration of token-issuer. docs/config.md explains every key.
 
+use crate::key_file::read_key;
 use serde::{Deserialize, Serialize};
 use service_kit::admin::AdminConfig;
 use service_kit::config::{Problems, Validate, duration};
@@ -10,6 +11,11 @@ use service_kit::telemetry::TelemetryConfig;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// The shortest life that can be asked for a token.
+pub const MIN_TTL: Duration = Duration::from_secs(60);
+/// The longest.
+pub const MAX_TTL: Duration = Duration::from_secs(12 * 3600);
 
 /// The whole configuration.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -170,14 +176,14 @@ impl Validate for Config {
             problems.require(!self.tokens.audience.is_empty(), "audience", "must not be empty");
             let ttl = self.tokens.default_ttl;
             problems.require(
-                (crate::LEAST_TTL..=crate::MOST_TTL).contains(&ttl),
+                (MIN_TTL..=MAX_TTL).contains(&ttl),
                 "default_ttl",
                 "must be between 60s and 12h",
             );
         });
         problems.within("keys", |problems| {
             let mut check = |key: &str, file: &Path| {
-                if let Err(error) = crate::keys::read_key(file) {
+                if let Err(error) = read_key(file) {
                     problems.add(key, format!("{error:#}; make one with `berth keys signing FILE`"));
                 }
             };
@@ -188,7 +194,7 @@ impl Validate for Config {
                 check(&format!("published[{index}]"), file);
             }
         });
-        let last_use = crate::MOST_TTL + self.tokens.reattach_grace;
+        let last_use = MAX_TTL + self.tokens.reattach_grace;
         problems.within("keys", |problems| self.keys.check_schedule(last_use, problems));
         let endpoint_is_good = self.public.endpoint.rsplit_once(':').is_some_and(|(host, port)| {
             let plain = |b: u8| b.is_ascii_alphanumeric() || b".-[]:".contains(&b);

@@ -1,6 +1,7 @@
 //! TokenService: has the ledger record a token, and only then signs it.
 
 use crate::admission::Origin;
+use crate::config::{MAX_TTL, MIN_TTL};
 use crate::keys::{Keys, NoPlan};
 use crate::public::PublicAddress;
 use service_kit::grpc;
@@ -17,11 +18,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Code, Request, Response, Status};
-
-/// The shortest life a token can be asked for.
-pub const LEAST_TTL: Duration = Duration::from_secs(60);
-/// The longest.
-pub const MOST_TTL: Duration = Duration::from_secs(12 * 3600);
 
 /// What every token says.
 #[derive(Debug, Clone)]
@@ -130,7 +126,7 @@ impl Tokens {
         let request = request.into_inner();
         let sid: SessionId = parse("session_id", &request.session_id)?;
         let ttl = maybe_duration("ttl", request.ttl.as_ref())?.unwrap_or(self.issuance.default_ttl);
-        if ttl < LEAST_TTL || ttl > MOST_TTL {
+        if ttl < MIN_TTL || ttl > MAX_TTL {
             return Err(Refused::field("ttl", "must be between 60 s and 12 h").into());
         }
         let signer = self.keys.signer().await.map_err(|NoPlan| unreachable_manager())?;

@@ -6,33 +6,11 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use session_token::Jwks;
 use std::sync::Arc;
 
 /// Caches between may keep it this long: with what verifiers wait between two
 /// readings (30 s) a key that is withdrawn is gone everywhere within 60 s.
 const MAX_AGE: &str = "public, max-age=15";
-
-/// What is served, made once per change.
-#[derive(Debug, Default)]
-pub(crate) struct Document {
-    json: String,
-    etag: String,
-}
-
-impl Document {
-    pub(crate) fn new(keys: &Jwks) -> Self {
-        Self {
-            json: keys.to_json(),
-            etag: keys.etag(),
-        }
-    }
-
-    /// Does it say this already?
-    pub(crate) fn is_of(&self, keys: &Jwks) -> bool {
-        self.json == keys.to_json()
-    }
-}
 
 /// `GET /.well-known/jwks.json` (and `/jwks.json`), with ETag.
 pub(crate) fn router(keys: Arc<Keys>) -> Router {
@@ -45,7 +23,7 @@ pub(crate) fn router(keys: Arc<Keys>) -> Router {
 async fn serve(State(keys): State<Arc<Keys>>, request: HeaderMap) -> Response {
     let document = Arc::clone(&keys.current().document);
     let caching = [
-        (header::ETAG, document.etag.clone()),
+        (header::ETAG, document.etag().to_owned()),
         (header::CACHE_CONTROL, MAX_AGE.to_owned()),
     ];
     let known = request
@@ -53,10 +31,10 @@ async fn serve(State(keys): State<Arc<Keys>>, request: HeaderMap) -> Response {
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
-        .any(|tag| tag.trim() == "*" || tag.trim().trim_start_matches("W/") == document.etag);
+        .any(|tag| tag.trim() == "*" || tag.trim().trim_start_matches("W/") == document.etag());
     if known {
         return (StatusCode::NOT_MODIFIED, caching).into_response();
     }
     let kind = [(header::CONTENT_TYPE, "application/jwk-set+json".to_owned())];
-    (caching, kind, document.json.clone()).into_response()
+    (caching, kind, document.json().to_owned()).into_response()
 }

@@ -7,12 +7,13 @@ mod admission;
 mod config;
 mod issue;
 mod jwks;
+mod key_file;
 mod keys;
 mod metrics;
 mod public;
 
-pub use config::{Config, KeysConfig};
-pub use issue::{Issuance, LEAST_TTL, MOST_TTL};
+pub use config::{Config, KeysConfig, MAX_TTL, MIN_TTL};
+pub use issue::Issuance;
 pub use public::PublicAddress;
 
 use anyhow::{Context, Result};

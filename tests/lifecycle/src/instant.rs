@@ -2,7 +2,7 @@
 //! not an engine's start.
 
 use async_trait::async_trait;
-use compute::{ComputeChanged, ComputeProvider, ComputeSpec, Error, Found};
+use compute::{Capabilities, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use parking_lot::{Mutex, MutexGuard};
@@ -37,6 +37,13 @@ impl InstantCompute {
 
 #[async_trait]
 impl ComputeProvider for InstantCompute {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            dies_with_manager: true,
+            needs_leader: true,
+        }
+    }
+
     async fn ensure(&self, _spec: &ComputeSpec) -> Result<(), Error> {
         Ok(())
     }

@@ -7,7 +7,7 @@ use compute::SimCompute;
 use service_kit::caller::{NewKey, generate_key};
 use service_kit::config::{Sources, load_over_defaults};
 use service_kit::shutdown::Shutdown;
-use session_core::OrgId;
+use session_core::{OrgId, ProviderKind};
 use session_manager::{Config, Listeners, Providers};
 use session_store::SessionStore;
 use session_token::{Jwks, Signer, generate_key_pem};
@@ -181,10 +181,10 @@ pub(crate) async fn be_a_manager(file: &Path) -> Result<()> {
     println!("{}", listeners.public.local_addr());
     println!("{}", listeners.internal.local_addr());
     let store = session_manager::open_store(&config).await?;
-    let computes = Providers::new(
-        Arc::new(SimCompute::new()),
-        Some(Arc::new(InstantCompute::default())),
-    );
+    let providers = SimCompute::new()
+        .servers_only()
+        .with(ProviderKind::Process, Arc::new(InstantCompute::default()));
+    let computes = Providers::new(providers);
     let shutdown = Shutdown::new();
     let parent = shutdown.clone();
     std::thread::spawn(move || {

@@ -7,6 +7,7 @@
 
 mod child;
 mod command;
+mod definition;
 mod keeper;
 mod log;
 mod port;
@@ -14,16 +15,17 @@ mod stat;
 
 use crate::change_feed::Changes;
 use crate::properties::unfit;
-use crate::{ComputeChanged, ComputeProvider, ComputeSpec, Error, Found};
+use crate::{Capabilities, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found};
 use async_trait::async_trait;
 use command::Folders;
+pub(crate) use definition::check_definition;
 use futures::stream::BoxStream;
 use keeper::Keeper;
 use parking_lot::{Mutex, MutexGuard};
 use port::Ports;
 use session_core::machine::{Cause, Observation};
 use session_core::route::Secret;
-use session_core::{ClusterName, Provider, Route, SessionKey};
+use session_core::{ClusterName, ProviderKind, Route, SessionKey};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -216,9 +218,16 @@ impl ProcessProvider {
 
 #[async_trait]
 impl ComputeProvider for ProcessProvider {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            dies_with_manager: true,
+            needs_leader: true,
+        }
+    }
+
     async fn ensure(&self, spec: &ComputeSpec) -> Result<(), Error> {
         must_be_process(spec)?;
-        let unfit = unfit(spec);
+        let unfit = unfit(spec, check_definition);
         let id = (spec.key.clone(), spec.generation);
         let shared = &self.shared;
         let mut state = shared.state();
@@ -355,9 +364,10 @@ impl ComputeProvider for ProcessProvider {
 }
 
 fn must_be_process(spec: &ComputeSpec) -> Result<(), Error> {
-    match spec.cluster.provider {
-        Provider::Process { .. } => Ok(()),
-        Provider::Static { .. } => Err(Error::WrongProvider(spec.cluster.name.to_string())),
+    if spec.cluster.provider.kind() == ProviderKind::Process {
+        Ok(())
+    } else {
+        Err(Error::WrongProvider(spec.cluster.name.to_string()))
     }
 }
 

@@ -80,7 +80,7 @@ const SPARK_RESERVED: &[&str] = &[
 const LONGEST_KEY: usize = 256;
 
 /// Why a cluster may not set this, if so.
-pub(super) fn cluster_key_problem(engine: Engine, key: &str) -> Option<String> {
+pub(crate) fn cluster_key_problem(engine: Engine, key: &str) -> Option<String> {
     let (reserved, allowed) = match engine {
         Engine::Sail => (SAIL_RESERVED, SAIL_ALLOWED),
         Engine::Spark => (SPARK_RESERVED, SPARK_ALLOWED),
@@ -143,7 +143,7 @@ pub(super) fn catalog_key_problem(engine: Engine, key: &str) -> Option<String> {
 
 /// `local`, `local[4]`, `local[*]`, `local[4,3]`: one JVM on one machine.
 /// `local-cluster[…]` would start more.
-pub(super) fn is_local_master(value: &str) -> bool {
+pub(crate) fn is_local_master(value: &str) -> bool {
     let Some(rest) = value.strip_prefix("local") else {
         return false;
     };

@@ -8,19 +8,18 @@ mod keys;
 mod values;
 
 pub use values::SECRET_PREFIX;
-pub(crate) use values::{resolve, secret_from_env};
+pub(crate) use values::{check_text, is_secret_variable, resolve, secret_from_env};
 
 use crate::ComputeSpec;
-use crate::address::split_host_port;
 use crate::user_message;
-use keys::{catalog_key_problem, cluster_key_problem, is_local_master};
+use keys::catalog_key_problem;
+pub(crate) use keys::{cluster_key_problem, is_local_master};
 use session_core::catalog::PropertyValue;
 use session_core::machine::Cause;
-use session_core::{Catalog, Cluster, Engine, Provider};
-use std::collections::BTreeSet;
+use session_core::{Catalog, Cluster, Engine};
 use std::fmt;
 use std::path::Path;
-use values::{check_printable, check_text, is_secret_of, is_secret_variable};
+use values::{check_printable, is_secret_of};
 
 /// One definition has no more properties.
 const MOST_PROPERTIES: usize = 256;
@@ -54,10 +53,10 @@ impl fmt::Display for Invalid {
 impl std::error::Error for Invalid {}
 
 #[derive(Debug, Default)]
-struct Problems(Vec<Problem>);
+pub(crate) struct Problems(Vec<Problem>);
 
 impl Problems {
-    fn add(&mut self, key: impl Into<String>, problem: impl Into<String>) {
+    pub(crate) fn add(&mut self, key: impl Into<String>, problem: impl Into<String>) {
         self.0.push(Problem {
             key: key.into(),
             problem: problem.into(),
@@ -73,11 +72,14 @@ impl Problems {
     }
 }
 
-/// Checks everything a cluster says about its provider.
+/// Adds what is wrong with the part of a definition that one provider reads.
+pub(crate) type CheckProvider = fn(&Cluster, &mut Problems);
+
+/// Checks a cluster: the fields of all providers, and those that `check_provider` reads.
 ///
 /// # Errors
 /// [`Invalid`] names every wrong field and property.
-pub fn validate_cluster(cluster: &Cluster) -> Result<(), Invalid> {
+pub(crate) fn validate_cluster(cluster: &Cluster, check_provider: CheckProvider) -> Result<(), Invalid> {
     let mut problems = Problems::default();
     let version = cluster.engine_version.iter().map(|text| ("engine_version", text));
     let versions = cluster
@@ -87,91 +89,7 @@ pub fn validate_cluster(cluster: &Cluster) -> Result<(), Invalid> {
     for (field, text) in version.chain(versions) {
         check_printable(&mut problems, field, text);
     }
-    match &cluster.provider {
-        Provider::Static { endpoints, .. } => {
-            if endpoints.is_empty() {
-                problems.add("endpoints", "must name at least one server");
-            }
-            if cluster.keeps_orgs_apart() && cluster.granted_orgs.len() != 1 {
-                let why = match cluster.engine {
-                    Engine::Sail => {
-                        "Sail finds a Spark session by its id alone, so organizations that share a server \
-                         depend on nobody learning an id"
-                    }
-                    Engine::Spark => {
-                        "queries run Java and Python inside the Spark server, so organizations that share \
-                         one can read each other's data and the server's own secrets"
-                    }
-                };
-                problems.add(
-                    "granted_orgs",
-                    format!(
-                        "must name exactly one organization: {why}; name one, or set \
-                         allow_shared_untrusted = true to accept that"
-                    ),
-                );
-            }
-            let mut seen = BTreeSet::new();
-            for (i, endpoint) in endpoints.iter().enumerate() {
-                let field = |name: &str| format!("endpoints[{i}].{name}");
-                if let Err(e) = split_host_port(&endpoint.address) {
-                    problems.add(field("address"), e.to_string());
-                }
-                if !seen.insert(endpoint.address.to_ascii_lowercase()) {
-                    problems.add(field("address"), format!("{} is named twice", endpoint.address));
-                }
-                if let Some(name) = &endpoint.tls_server_name
-                    && rustls_pki_types::ServerName::try_from(name.as_str()).is_err()
-                {
-                    problems.add(field("tls_server_name"), "is not a host name or address");
-                }
-                if let Some(variable) = &endpoint.token_env
-                    && !is_secret_variable(variable)
-                {
-                    problems.add(
-                        field("token_env"),
-                        format!("must be an environment variable whose name begins with {SECRET_PREFIX}"),
-                    );
-                }
-            }
-        }
-        Provider::Process {
-            program,
-            java_home,
-            properties,
-            python,
-            driver_memory,
-        } => {
-            must_be_absolute(&mut problems, "program", program);
-            let for_spark = [
-                ("java_home", java_home),
-                ("python", python),
-                ("driver_memory", driver_memory),
-            ];
-            for (field, value) in for_spark {
-                match (cluster.engine, value) {
-                    (_, None) => {}
-                    (Engine::Sail, Some(_)) => problems.add(field, "is only for the engine spark"),
-                    (Engine::Spark, Some(text)) if field == "driver_memory" => {
-                        if !is_jvm_size(text) {
-                            problems.add(field, "must be a number and m or g, e.g. 2g");
-                        }
-                    }
-                    (Engine::Spark, Some(text)) => must_be_absolute(&mut problems, field, text),
-                }
-            }
-            not_too_many(&mut problems, properties.len());
-            for (key, value) in properties {
-                if let Some(problem) = cluster_key_problem(cluster.engine, key) {
-                    problems.add(key, problem);
-                }
-                check_text(&mut problems, key, value, is_secret_variable);
-                if key == "spark.master" && !is_local_master(value) {
-                    problems.add(key, "must be local[…]: the process provider runs one machine");
-                }
-            }
-        }
-    }
+    check_provider(cluster, &mut problems);
     problems.done()
 }
 
@@ -268,11 +186,12 @@ pub fn validate_use(cluster: &Cluster, catalog: &Catalog) -> Result<(), Invalid>
 }
 
 /// Why this spec can never run, if so.
-pub(crate) fn unfit(spec: &ComputeSpec) -> Option<Cause> {
+pub(crate) fn unfit(spec: &ComputeSpec, check_provider: CheckProvider) -> Option<Cause> {
     let told = |what: &str, name: &str, e: Invalid| {
         user_message::cause_said(&format!("{what} {name} cannot be used"), &e.to_string())
     };
-    let cluster = validate_cluster(&spec.cluster).map_err(|e| told("cluster", spec.cluster.name.as_str(), e));
+    let cluster = validate_cluster(&spec.cluster, check_provider);
+    let cluster = cluster.map_err(|e| told("cluster", spec.cluster.name.as_str(), e));
     let catalog = spec.catalog.as_ref().map_or(Ok(()), |catalog| {
         validate_catalog(catalog)
             .and_then(|()| validate_use(&spec.cluster, catalog))
@@ -295,12 +214,7 @@ fn is_plain_name(text: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
-fn is_jvm_size(text: &str) -> bool {
-    let digits = text.trim_end_matches(['m', 'g', 'M', 'G']);
-    digits.len() + 1 == text.len() && digits.parse::<u32>().is_ok_and(|n| n > 0)
-}
-
-fn must_be_absolute(problems: &mut Problems, field: &str, text: &str) {
+pub(crate) fn must_be_absolute(problems: &mut Problems, field: &str, text: &str) {
     if !Path::new(text).is_absolute() || !printable::all_printable(text) {
         problems.add(
             field,
@@ -309,7 +223,7 @@ fn must_be_absolute(problems: &mut Problems, field: &str, text: &str) {
     }
 }
 
-fn not_too_many(problems: &mut Problems, count: usize) {
+pub(crate) fn not_too_many(problems: &mut Problems, count: usize) {
     if count > MOST_PROPERTIES {
         problems.add("properties", format!("must not be more than {MOST_PROPERTIES}"));
     }

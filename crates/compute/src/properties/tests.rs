@@ -4,7 +4,8 @@ use super::keys::reserved;
 use super::values::LONGEST_TEXT;
 use super::*;
 use crate::testing::{catalog, process_cluster, static_cluster};
-use session_core::OrgId;
+use crate::validate_cluster;
+use session_core::{OrgId, Provider};
 
 fn keys(result: Result<(), Invalid>) -> Vec<String> {
     result

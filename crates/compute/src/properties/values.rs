@@ -42,7 +42,7 @@ fn secret_reference(text: &str) -> Option<&str> {
     text.strip_prefix("${")?.strip_suffix('}')
 }
 
-pub(super) fn is_secret_variable(variable: &str) -> bool {
+pub(crate) fn is_secret_variable(variable: &str) -> bool {
     variable.strip_prefix(SECRET_PREFIX).is_some_and(|rest| {
         !rest.is_empty()
             && rest
@@ -74,7 +74,7 @@ pub(super) fn check_printable(problems: &mut Problems, key: &str, text: &str) {
     }
 }
 
-pub(super) fn check_text(problems: &mut Problems, key: &str, text: &str, may_refer: impl Fn(&str) -> bool) {
+pub(crate) fn check_text(problems: &mut Problems, key: &str, text: &str, may_refer: impl Fn(&str) -> bool) {
     // Values are data for engines, exact and of any character that fits a line.
     if text.chars().any(char::is_control) {
         problems.add(key, "must not contain control characters");

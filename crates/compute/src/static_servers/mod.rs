@@ -6,6 +6,7 @@
 //! again and probed anew. Sessions that share an endpoint are kept apart by
 //! binding their Spark sessions, see [`crate::shared_servers`].
 
+mod definition;
 mod state;
 
 use crate::address::{AddressError, AllowList};
@@ -16,14 +17,15 @@ use crate::probe::{self, CatalogQuestion, Question};
 use crate::properties::{secret_from_env, unfit};
 use crate::shared_servers::{self, Chosen, SharedCompute};
 use crate::user_message;
-use crate::{ComputeChanged, ComputeProvider, ComputeSpec, Error, Found};
+use crate::{Capabilities, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found};
 use async_trait::async_trait;
+pub(crate) use definition::check_definition;
 use futures::stream::BoxStream;
 use parking_lot::{Mutex, MutexGuard};
 use rustls_pki_types::ServerName;
 use session_core::cluster::StaticEndpoint;
 use session_core::machine::{Cause, Observation};
-use session_core::{Cluster, Provider, Route, SessionKey, SparkSessionId};
+use session_core::{Cluster, Provider, ProviderKind, Route, SessionKey, SparkSessionId};
 use state::{REMEMBER_MANY, Release, Stage, State};
 use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
@@ -122,6 +124,14 @@ impl StaticProvider {
 
 #[async_trait]
 impl ComputeProvider for StaticProvider {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+    }
+
+    fn shared(&self) -> Option<&dyn SharedCompute> {
+        Some(self)
+    }
+
     async fn ensure(&self, spec: &ComputeSpec) -> Result<(), Error> {
         must_be_static(spec)?;
         let _gate = self.shared.gate(&spec.key).await;
@@ -131,7 +141,7 @@ impl ComputeProvider for StaticProvider {
                 return Ok(());
             }
         }
-        if let Some(cause) = unfit(spec) {
+        if let Some(cause) = unfit(spec, check_definition) {
             self.shared.settle(spec, cause);
             return Ok(());
         }
@@ -219,6 +229,10 @@ impl ComputeProvider for StaticProvider {
 
 #[async_trait]
 impl SharedCompute for StaticProvider {
+    fn servers(&self, cluster: &Cluster) -> Vec<String> {
+        addresses(cluster)
+    }
+
     fn target_at(&self, cluster: &Cluster, server: &str) -> Result<Target, Cause> {
         self.shared.target_at(cluster, &server.to_ascii_lowercase())
     }
@@ -250,17 +264,25 @@ impl SharedCompute for StaticProvider {
 }
 
 fn must_be_static(spec: &ComputeSpec) -> Result<(), Error> {
-    match spec.cluster.provider {
-        Provider::Static { .. } => Ok(()),
-        Provider::Process { .. } => Err(Error::WrongProvider(spec.cluster.name.to_string())),
+    if spec.cluster.provider.kind() == ProviderKind::Static {
+        Ok(())
+    } else {
+        Err(Error::WrongProvider(spec.cluster.name.to_string()))
     }
 }
 
 fn endpoints(cluster: &Cluster) -> &[StaticEndpoint] {
-    match &cluster.provider {
-        Provider::Static { endpoints, .. } => endpoints,
-        Provider::Process { .. } => &[],
+    if let Provider::Static { endpoints, .. } = &cluster.provider {
+        endpoints
+    } else {
+        &[]
     }
+}
+
+/// The servers of a cluster, as `host:port`.
+pub(crate) fn addresses(cluster: &Cluster) -> Vec<String> {
+    let endpoints = endpoints(cluster).iter();
+    endpoints.map(|endpoint| endpoint.address.clone()).collect()
 }
 
 /// One server is one place, whichever cluster names it.

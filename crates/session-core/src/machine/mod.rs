@@ -21,6 +21,7 @@ use crate::policy::SessionPolicy;
 use crate::principal::PrincipalId;
 use crate::reason::ChangeReason;
 use crate::route::Route;
+pub use crate::session::{CLOSING_SOON, RELEASE_GRACE};
 use crate::session::{EventRecord, Session, Status};
 use crate::time::Timestamp;
 use std::collections::BTreeMap;
@@ -38,9 +39,6 @@ pub const PROXY_SILENT: Duration = Duration::from_secs(10);
 pub const PROXY_GONE: Duration = Duration::from_secs(90);
 /// After an outage no idle clock fires for this long at least.
 pub const OUTAGE_FREEZE: Duration = Duration::from_secs(60);
-/// Idle compute is given back after this much silence since its route was
-/// withdrawn: two report intervals, so that every proxy had its say.
-pub const RELEASE_GRACE: Duration = Duration::from_secs(10);
 /// Restarts are counted within this window.
 pub const RESTART_WINDOW: Duration = Duration::from_secs(600);
 /// More losses than this within the window fail the session.
@@ -50,8 +48,6 @@ pub const WAKE_BUDGET: u32 = 5;
 /// Single tokens that a session may have revoked at one time; one more revokes
 /// every token issued so far, because the list travels with every route.
 pub const MOST_REVOKED: usize = 128;
-/// That a clock will close a session is announced so long before.
-pub const CLOSING_SOON: Duration = Duration::from_secs(300);
 /// A session whose compute is in the making, or whose release is not yet
 /// confirmed, is looked at this often even if nothing calls for it.
 pub const RECHECK: Duration = Duration::from_secs(2);

@@ -171,7 +171,8 @@ impl Wanted {
             return Err(self.unusable(&Cause::from("it no longer exists")));
         }
         let SparkSession { server, id } = &self.bind.spark;
-        let shared = self.api.computes.shared();
+        let shared = self.api.computes.shared(&spec.cluster);
+        let shared = shared.map_err(|error| self.unusable(&Cause::from(error.to_string())))?;
         shared.choose_catalog(&spec, server, id).await.map_err(|cause| {
             tracing::warn!(
                 session = %self.session.id, cause = cause.text, detail = cause.detail,
@@ -211,9 +212,15 @@ impl Wanted {
         let spec = self.spec().await?;
         if spec.cluster.engine == Engine::Spark {
             let SparkSession { server, id } = &self.bind.spark;
-            let shared = self.api.computes.shared();
-            let ended = shared.end_spark_sessions(&spec, server, std::slice::from_ref(id));
-            if let Err(error) = ended.await {
+            let ended = match self.api.computes.shared(&spec.cluster) {
+                Ok(shared) => {
+                    shared
+                        .end_spark_sessions(&spec, server, std::slice::from_ref(id))
+                        .await
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = ended {
                 tracing::warn!(session = %self.session.id, %error, "a late Spark session was not ended");
             }
         }

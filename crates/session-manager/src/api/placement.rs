@@ -32,7 +32,7 @@ impl Api {
                 format!("The cluster {name} takes no new sessions. `berth clusters` lists those that do."),
             ));
         }
-        if !self.computes.supports(&cluster.provider) {
+        if !self.computes.supports(&cluster) {
             return Err(Refused::new(
                 Reason::ClusterNotActive,
                 format!(

@@ -11,7 +11,7 @@ use crate::admission::concurrency::{ConcurrencyLimit, ConcurrencyPermit, Full};
 use crate::providers::registry::Providers;
 use compute::ComputeSpec;
 use session_core::machine::{Cause, Observation};
-use session_core::{Catalog, OrgId, Principal, Provider, Reason, SessionId, SessionKey};
+use session_core::{Catalog, OrgId, Principal, Reason, SessionId, SessionKey};
 use session_proto::error::Refused;
 use session_proto::v1;
 use std::sync::Arc;
@@ -63,13 +63,11 @@ pub(super) async fn run(
     let computes = api.computes.clone();
     let (trial, actor) = (spec.key.id.clone(), who.id.clone());
     let work = tokio::spawn(async move {
-        match &spec.cluster.provider {
-            Provider::Static { .. } => {
-                let _slot = slot;
-                on_servers(&computes, &spec).await.map_err(Failure::Unusable)
-            }
-            Provider::Process { .. } => on_own_engine(computes, spec, slot).await,
+        if spec.cluster.provider.is_dedicated() {
+            return on_own_engine(computes, spec, slot).await;
         }
+        let _slot = slot;
+        on_servers(&computes, &spec).await.map_err(Failure::Unusable)
     });
     let outcome = work.await.map_err(|error| {
         tracing::error!(%error, "a trial of a catalog broke off");
@@ -200,15 +198,15 @@ async fn ready(computes: &Providers, spec: &ComputeSpec) -> Result<String, Failu
 }
 
 async fn on_servers(computes: &Providers, spec: &ComputeSpec) -> Result<String, Cause> {
-    let endpoints = match &spec.cluster.provider {
-        Provider::Static { endpoints, .. } => endpoints.as_slice(),
-        Provider::Process { .. } => &[],
-    };
+    let shared = computes
+        .shared(&spec.cluster)
+        .map_err(|error| Cause::from(error.to_string()))?;
+    let servers = shared.servers(&spec.cluster);
     let until = Instant::now() + LONGEST;
     let mut versions = Vec::new();
-    for (index, endpoint) in endpoints.iter().enumerate() {
+    for (index, server) in servers.iter().enumerate() {
         let asked = async {
-            let target = computes.shared().target_at(&spec.cluster, &endpoint.address)?;
+            let target = shared.target_at(&spec.cluster, server)?;
             compute::shared_servers::try_catalog(&target, spec).await
         };
         let late = || Err(Cause::from("the test took too long"));
@@ -217,11 +215,11 @@ async fn on_servers(computes: &Providers, spec: &ComputeSpec) -> Result<String, 
             .unwrap_or_else(|_| late())
         {
             Ok(version) => versions.push(version),
-            Err(cause) if endpoints.len() == 1 => return Err(cause),
+            Err(cause) if servers.len() == 1 => return Err(cause),
             // Their addresses are not for org admins.
             Err(cause) => {
                 return Err(Cause {
-                    text: format!("on server {} of {}: {}", index + 1, endpoints.len(), cause.text),
+                    text: format!("on server {} of {}: {}", index + 1, servers.len(), cause.text),
                     detail: cause.detail,
                 });
             }

@@ -13,7 +13,7 @@
 //! higher number there and decides nothing; once it knows, it ends its children.
 
 use async_trait::async_trait;
-use compute::{ComputeChanged, ComputeProvider, ComputeSpec, Error, Found};
+use compute::{Capabilities, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found};
 use futures::stream::BoxStream;
 use parking_lot::{Mutex, MutexGuard};
 use service_kit::host;
@@ -172,6 +172,10 @@ impl Turn {
 
 #[async_trait]
 impl<P: ComputeProvider> ComputeProvider for LeasedProvider<P> {
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
     fn fence(&self) -> u64 {
         self.turn.fence().unwrap_or(0)
     }

@@ -3,12 +3,11 @@
 use async_trait::async_trait;
 use compute::address::AddressError;
 use compute::connector::Target;
-use compute::{ComputeChanged, ComputeProvider, ComputeSpec, Found, Places, SharedCompute};
-use futures::StreamExt;
+use compute::{ComputeChanged, ComputeProvider, ComputeSpec, Found, Places, ProviderRegistry, SharedCompute};
 use futures::stream::BoxStream;
 use service_kit::host;
 use session_core::machine::{Cause, Observation};
-use session_core::{Cluster, Provider, Route, SessionKey};
+use session_core::{Cluster, Route, SessionKey};
 use session_store::SessionStore;
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -18,53 +17,49 @@ use std::time::Duration;
 /// No question to a provider may take longer.
 const ASK: Duration = Duration::from_secs(10);
 
-/// Every provider that this manager runs.
+/// The providers of this manager, with a time limit on each request.
 #[derive(Debug, Clone)]
 pub struct Providers {
-    fixed: Arc<dyn SharedCompute>,
-    process: Option<Arc<dyn ComputeProvider>>,
+    providers: ProviderRegistry,
 }
 
 impl Providers {
-    /// `process` is absent where the configuration does not allow it.
-    pub fn new(fixed: Arc<dyn SharedCompute>, process: Option<Arc<dyn ComputeProvider>>) -> Self {
-        Self { fixed, process }
+    /// From the providers that the configuration allows.
+    pub fn new(providers: ProviderRegistry) -> Self {
+        Self { providers }
     }
 
-    fn of(&self, spec: &ComputeSpec) -> Result<&dyn ComputeProvider, compute::Error> {
-        match &spec.cluster.provider {
-            Provider::Static { .. } => Ok(&*self.fixed),
-            Provider::Process { .. } => self.process.as_deref().ok_or_else(|| {
-                compute::Error::NotLeader(
-                    "the process provider is off: set compute.process in the configuration".into(),
-                )
-            }),
-        }
-    }
-
-    /// The provider whose servers are shared.
-    pub(crate) fn shared(&self) -> &dyn SharedCompute {
-        &*self.fixed
+    /// The provider of a cluster whose servers are shared.
+    ///
+    /// # Errors
+    /// [`compute::Error::WrongProvider`] if its compute is dedicated.
+    pub(crate) fn shared(&self, cluster: &Cluster) -> Result<&dyn SharedCompute, compute::Error> {
+        self.providers.shared(cluster)
     }
 
     /// How to speak to the compute that a route leads to.
     pub(crate) fn target(&self, cluster: &Cluster, route: &Route) -> Result<Target, Cause> {
-        match &cluster.provider {
-            Provider::Static { .. } => self.fixed.target_at(cluster, &route.endpoint),
-            Provider::Process { .. } if is_on_another_host(route, host::id()) => {
-                Err("the session's compute runs on another host".into())
-            }
-            Provider::Process { .. } => Ok(Target::dedicated(route)),
+        if !cluster.provider.is_dedicated() {
+            let shared = self
+                .shared(cluster)
+                .map_err(|error| Cause::from(error.to_string()))?;
+            return shared.target_at(cluster, &route.endpoint);
         }
+        if is_on_another_host(route, host::id()) {
+            return Err("the session's compute runs on another host".into());
+        }
+        Ok(Target::dedicated(route))
     }
 
-    /// What proxies may dial to reach the compute of a route, checked now.
+    /// What proxies may dial to reach the compute of a route, checked now. A
+    /// route does not name its provider; the first that checks names does it.
     ///
     /// # Errors
     /// Why it may not be dialled.
     pub(crate) async fn addresses(&self, route: &Route) -> Result<Arc<[SocketAddr]>, AddressError> {
-        if !route.dedicated {
-            return self.fixed.addresses(&route.endpoint).await;
+        let mut shared = self.providers.iter().filter_map(ComputeProvider::shared);
+        if let (false, Some(shared)) = (route.dedicated, shared.next()) {
+            return shared.addresses(&route.endpoint).await;
         }
         // Ours, at an address that its provider chose.
         let address = route.endpoint.parse();
@@ -72,59 +67,75 @@ impl Providers {
         Ok(Arc::new([address]))
     }
 
-    /// The number that what is observed now is decided with.
-    pub(crate) fn fence(&self) -> u64 {
-        self.process.as_ref().map_or(0, |process| process.fence())
-    }
-
-    /// May clusters of this provider be defined here?
-    pub(crate) fn supports(&self, provider: &Provider) -> bool {
-        match provider {
-            Provider::Static { .. } => true,
-            Provider::Process { .. } => self.process.is_some(),
+    /// The number that what is observed now is decided with; 0 where the
+    /// provider of the cluster has no leader.
+    pub(crate) fn fence(&self, cluster: Option<&Cluster>) -> u64 {
+        match cluster {
+            Some(cluster) => self.providers.of(cluster).map_or(0, ComputeProvider::fence),
+            None => self
+                .providers
+                .iter()
+                .map(ComputeProvider::fence)
+                .max()
+                .unwrap_or(0),
         }
     }
 
+    /// May clusters of this provider be defined here?
+    pub(crate) fn supports(&self, cluster: &Cluster) -> bool {
+        self.providers.of(cluster).is_ok()
+    }
+
+    /// Does compute of this cluster end with its manager, without an event?
+    pub(crate) fn dies_with_manager(&self, cluster: &Cluster) -> bool {
+        let provider = self.providers.of(cluster);
+        provider.is_ok_and(|provider| provider.capabilities().dies_with_manager)
+    }
+
     pub(crate) async fn ensure(&self, spec: &ComputeSpec) -> Result<(), compute::Error> {
-        bounded(self.of(spec)?.ensure(spec)).await
+        bounded(self.providers.of(&spec.cluster)?.ensure(spec)).await
     }
 
     /// What there is of compute. "Missing" has its session make new compute, so
     /// only a provider that can see all of it may say so; a manager without that
     /// provider cannot tell, which is an error.
     pub(crate) async fn observe(&self, spec: &ComputeSpec) -> Result<Observation, compute::Error> {
-        bounded(self.of(spec)?.observe(spec)).await
+        bounded(self.providers.of(&spec.cluster)?.observe(spec)).await
     }
 
     pub(crate) async fn release(&self, spec: &ComputeSpec) -> Result<(), compute::Error> {
-        bounded(self.of(spec)?.release(spec)).await
+        bounded(self.providers.of(&spec.cluster)?.release(spec)).await
     }
 
     /// The sessions that have compute on this manager's machine; none if that is
     /// another manager's to tell.
     pub(crate) async fn local(&self) -> Option<HashSet<SessionKey>> {
-        let provider = self.process.as_ref()?;
-        let found = bounded(provider.inventory()).await.ok()?;
-        Some(found.into_iter().map(|found| found.key).collect())
+        let mut all: Option<HashSet<_>> = None;
+        for provider in self.providers.iter() {
+            if provider.capabilities().dies_with_manager {
+                let found = bounded(provider.inventory()).await.ok()?;
+                let keys = found.into_iter().map(|found| found.key);
+                all.get_or_insert_default().extend(keys);
+            }
+        }
+        all
     }
 
     /// All compute of those providers that can tell now.
     pub(crate) async fn inventory(&self) -> Vec<Found> {
         let mut all = Vec::new();
-        for provider in self.process.iter() {
+        for provider in self.providers.iter() {
             match bounded(provider.inventory()).await {
                 Ok(found) => all.extend(found),
-                // Another manager's turn, or it is away: what it has is not known.
-                Err(error) => tracing::debug!(%error, "a provider cannot tell what it has"),
+                // Another manager is the leader, or the provider is away.
+                Err(error) => tracing::debug!(%error, "listing compute of a provider failed"),
             }
         }
         all
     }
 
     pub(crate) fn watch(&self) -> BoxStream<'static, ComputeChanged> {
-        let mut watches = vec![self.fixed.watch()];
-        watches.extend(self.process.iter().map(|process| process.watch()));
-        futures::stream::select_all(watches).boxed()
+        self.providers.watch()
     }
 }
 

@@ -5,7 +5,9 @@ use super::store::Run;
 use super::world::{World, short};
 use async_trait::async_trait;
 use compute::connector::Target;
-use compute::{Chosen, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found, SharedCompute};
+use compute::{
+    Capabilities, Chosen, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found, SharedCompute,
+};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use session_core::machine::{Cause, Observation};
@@ -17,6 +19,8 @@ use std::time::Duration;
 #[derive(Debug)]
 pub(super) struct FaultyCompute {
     pub(super) run: Run,
+    /// Acts as a provider of servers that sessions share.
+    pub(super) as_servers: bool,
 }
 
 fn lost() -> Error {
@@ -124,6 +128,17 @@ impl FaultyCompute {
 
 #[async_trait]
 impl ComputeProvider for FaultyCompute {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            dies_with_manager: !self.as_servers,
+            needs_leader: !self.as_servers,
+        }
+    }
+
+    fn shared(&self) -> Option<&dyn SharedCompute> {
+        self.as_servers.then_some(self)
+    }
+
     async fn ensure(&self, spec: &ComputeSpec) -> Result<(), Error> {
         let world = &self.run.world;
         world.check_ensure(&spec.key, spec.generation);
@@ -184,6 +199,9 @@ impl ComputeProvider for FaultyCompute {
     }
 
     async fn inventory(&self) -> Result<Vec<Found>, Error> {
+        if self.as_servers {
+            return Ok(Vec::new());
+        }
         self.arrive("inventory").await?;
         self.run.world.sim.inventory().await
     }
@@ -204,6 +222,10 @@ impl ComputeProvider for FaultyCompute {
 
 #[async_trait]
 impl SharedCompute for FaultyCompute {
+    fn servers(&self, cluster: &Cluster) -> Vec<String> {
+        self.run.world.sim.as_servers().servers(cluster)
+    }
+
     fn target_at(&self, cluster: &Cluster, server: &str) -> Result<Target, Cause> {
         self.run.world.sim.target_at(cluster, server)
     }

@@ -11,7 +11,9 @@ use crate::lifecycle::reconciler::Reconciler;
 use crate::lifecycle::report_freshness::ReportFreshness;
 use crate::metrics::Metrics;
 use crate::providers::registry::Providers;
+use compute::ProviderRegistry;
 use service_kit::metrics::Registry;
+use session_core::ProviderKind;
 use session_store::SessionStore;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,8 +35,16 @@ impl Manager {
         let run = Run::new(world, name);
         world.note(&run.name, format_args!("starts"));
         let store: Arc<dyn SessionStore> = Arc::new(FaultyStore { run: run.clone() });
-        let provider = Arc::new(FaultyCompute { run: run.clone() });
-        let computes = Providers::new(Arc::clone(&provider) as _, Some(provider));
+        let provider = |as_servers| {
+            Arc::new(FaultyCompute {
+                run: run.clone(),
+                as_servers,
+            })
+        };
+        let providers = ProviderRegistry::default()
+            .with(ProviderKind::Static, provider(true))
+            .with(ProviderKind::Process, provider(false));
+        let computes = Providers::new(providers);
         let metrics = Arc::new(Metrics::new(&Registry::new()));
         let freshness = Arc::new(ReportFreshness::new(Arc::clone(&store)));
         let definitions = DefinitionStore::new(Arc::clone(&store));

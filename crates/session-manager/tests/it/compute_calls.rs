@@ -1,8 +1,9 @@
 //! What the manager itself says to compute: interrupts, and trials of catalogs.
 
 use crate::support::{Manager, route, until};
-use compute::{ComputeChanged, ComputeProvider, ComputeSpec, SimCompute};
+use compute::{Capabilities, ComputeChanged, ComputeProvider, ComputeSpec, SimCompute};
 use futures::stream::BoxStream;
+use session_core::ProviderKind;
 use session_core::machine::Observation;
 use session_core::{Reason, SessionKey};
 use session_manager::Providers;
@@ -328,6 +329,9 @@ impl Noting {
 
 #[tonic::async_trait]
 impl ComputeProvider for Noting {
+    fn capabilities(&self) -> Capabilities {
+        self.sim.capabilities()
+    }
     async fn ensure(&self, spec: &ComputeSpec) -> Result<(), compute::Error> {
         self.here()?;
         self.sim.ensure(spec).await?;
@@ -367,7 +371,12 @@ impl Noting {
 
 async fn start() -> (Manager, Noting) {
     let noting = Noting::default();
-    let computes = Providers::new(Arc::new(noting.sim.clone()), Some(Arc::new(noting.clone())));
+    let computes = Providers::new(
+        noting
+            .sim
+            .servers_only()
+            .with(ProviderKind::Process, Arc::new(noting.clone())),
+    );
     let manager = Manager::start_on(computes, noting.sim.clone(), "").await;
     let mut catalogs = manager.catalogs("olga");
     let request = v1::CreateCatalogRequest {

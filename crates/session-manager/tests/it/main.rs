@@ -9,6 +9,7 @@ mod clusters;
 mod compute_calls;
 mod connections;
 mod deadlines;
+mod documentation;
 mod existence_oracle;
 mod idle;
 mod internal_port;

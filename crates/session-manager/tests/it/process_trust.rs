@@ -99,7 +99,7 @@ async fn start(config: Config) -> Result<(String, Shutdown), String> {
     let uri = format!("http://{}", listeners.public.local_addr());
     let (shutdown, sim) = (Shutdown::new(), SimCompute::new());
     let store: Arc<dyn SessionStore> = Arc::new(MemoryStore::new(Arc::new(SystemClock)));
-    let computes = Providers::new(Arc::new(sim.clone()), Some(Arc::new(sim)));
+    let computes = Providers::new(sim.registry());
     let mut run = tokio::spawn(session_manager::run_with(
         config,
         listeners,

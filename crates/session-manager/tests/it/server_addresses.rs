@@ -6,13 +6,14 @@ use crate::support::{Manager, until};
 use async_trait::async_trait;
 use compute::address::AddressError;
 use compute::connector::Target;
-use compute::dns::Lookup;
+use compute::lookup::Lookup;
 use compute::{
-    AllowList, Chosen, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found, Places, SharedCompute,
-    SimCompute, StaticConfig, StaticProvider,
+    AllowList, Capabilities, Chosen, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found, Places,
+    SharedCompute, SimCompute, StaticConfig, StaticProvider,
 };
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use session_core::ProviderKind;
 use session_core::machine::{Cause, Observation};
 use session_core::{Cluster, Route, SessionKey, SparkSessionId};
 use session_manager::Providers;
@@ -67,6 +68,14 @@ struct Servers {
 
 #[async_trait]
 impl ComputeProvider for Servers {
+    fn capabilities(&self) -> Capabilities {
+        self.real.capabilities()
+    }
+
+    fn shared(&self) -> Option<&dyn SharedCompute> {
+        Some(self)
+    }
+
     async fn ensure(&self, spec: &ComputeSpec) -> Result<(), Error> {
         self.sim.ensure(spec).await
     }
@@ -90,6 +99,10 @@ impl ComputeProvider for Servers {
 
 #[async_trait]
 impl SharedCompute for Servers {
+    fn servers(&self, cluster: &Cluster) -> Vec<String> {
+        self.real.servers(cluster)
+    }
+
     fn target_at(&self, cluster: &Cluster, server: &str) -> Result<Target, Cause> {
         self.sim.target_at(cluster, server)
     }
@@ -128,7 +141,7 @@ async fn start(name: &Name) -> Manager {
         sim: sim.clone(),
         real: StaticProvider::new(config, Arc::new(Nowhere)),
     };
-    let computes = Providers::new(Arc::new(servers), Some(Arc::new(sim.clone())));
+    let computes = Providers::new(sim.registry().with(ProviderKind::Static, Arc::new(servers)));
     let more = "[[clusters]]\nname = \"shared\"\nengine = \"sail\"\ngranted_orgs = [\"acme\"]\n\
                 static.endpoints = [{ address = \"Spark.Internal:15002\" }]\n";
     Manager::start_on(computes, sim, more).await

@@ -1,15 +1,13 @@
 //! Key files, read again and again.
 
 use crate::config::KeysConfig;
+use crate::key_file::read_key;
 use anyhow::{Context as _, Result};
 use session_token::Signer;
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// No key is larger.
-const LARGEST: u64 = 64 * 1024;
 /// Files of a folder that are looked at.
 const MOST_FILES: usize = 32;
 /// What the files of keys end in.
@@ -32,18 +30,6 @@ pub(super) struct KeyFiles {
     good: BTreeMap<PathBuf, Arc<Signer>>,
     told: BTreeMap<PathBuf, String>,
     listed: Vec<PathBuf>,
-}
-
-/// Reads one private key.
-pub(crate) fn read_key(file: &Path) -> Result<Signer> {
-    if file.as_os_str().is_empty() {
-        anyhow::bail!("is required");
-    }
-    let mut pem = String::new();
-    std::fs::File::open(file)
-        .and_then(|opened| opened.take(LARGEST).read_to_string(&mut pem))
-        .context("cannot be read")?;
-    Signer::from_pkcs8_pem(&pem).context("is not a P-256 key in PKCS#8 PEM")
 }
 
 /// The key files of a folder, by name. Names that begin with a dot are not

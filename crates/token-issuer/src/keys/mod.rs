@@ -6,13 +6,14 @@
 //! is taken out in an emergency. Files that cannot be used leave the last good
 //! ones in place; when no key is left, nothing is withdrawn.
 
+mod document;
 mod files;
 
 use crate::config::KeysConfig;
-use crate::jwks;
 use crate::metrics::Metrics;
 use anyhow::{Context as _, Result};
 use arc_swap::ArcSwap;
+use document::Document;
 use files::{Found, KeyFiles};
 use service_kit::service_account_token::ServiceChannel;
 use session_core::Timestamp;
@@ -27,8 +28,6 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-
-pub(crate) use files::read_key;
 
 /// How often files are looked at, and the ledger is told.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -45,7 +44,7 @@ const REPORT_TIME: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(crate) struct Now {
     signer: Option<Arc<Signer>>,
-    pub(crate) document: Arc<jwks::Document>,
+    pub(crate) document: Arc<Document>,
     /// When the ledger last confirmed it.
     confirmed: Option<Instant>,
 }
@@ -341,7 +340,7 @@ impl Follower {
             });
             return;
         }
-        let document = jwks::Document::new(&jwks);
+        let document = Document::new(&jwks);
         tracing::info!(keys = jwks.keys().len(), "the key set changed");
         self.keys.set(Now {
             signer: signer.cloned(),

@@ -252,7 +252,7 @@ impl World {
 
     fn on(clock: Arc<ManualClock>, store: Arc<MemoryStore>, sim: SimCompute) -> Self {
         let shared: Arc<dyn SessionStore> = Arc::clone(&store) as _;
-        let computes = Providers::new(Arc::new(sim.clone()), Some(Arc::new(sim.clone())));
+        let computes = Providers::new(sim.registry());
         let freshness = Arc::new(ReportFreshness::new(Arc::clone(&shared)).with_settable_clock());
         let metrics = Arc::new(Metrics::new(&Registry::new()));
         let definitions = DefinitionStore::new(Arc::clone(&shared));

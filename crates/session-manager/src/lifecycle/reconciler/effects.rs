@@ -6,7 +6,7 @@ use crate::providers::registry::is_on_another_host;
 use compute::ComputeSpec;
 use service_kit::host;
 use session_core::machine::{Effect, Observation};
-use session_core::{Catalog, Cluster, Provider, Session, State, Status};
+use session_core::{Catalog, Cluster, Session, State, Status};
 use session_store::Error;
 
 impl Reconciler {
@@ -70,7 +70,7 @@ impl Reconciler {
     /// a newer generation, whose change found nothing to release. Also when no
     /// answer came: it may have been made.
     async fn give_back_if_stale(&self, spec: &ComputeSpec) {
-        if !matches!(spec.cluster.provider, Provider::Process { .. }) {
+        if !spec.cluster.provider.is_dedicated() {
             return;
         }
         let outcome = match self.store.get(&spec.key).await {
@@ -213,13 +213,16 @@ mod tests {
     use crate::lifecycle::report_freshness::ReportFreshness;
     use crate::metrics::Metrics;
     use crate::providers::registry::Providers;
-    use compute::SimCompute;
+    use compute::{ProviderRegistry, SimCompute};
     use service_kit::metrics::Registry;
     use session_core::SessionKey;
     use session_core::machine::{self, NewSession, Transition};
     use session_core::policy::{PolicyRange, PolicyRequest};
     use session_core::time::ManualClock;
-    use session_core::{Activity, ClusterStatus, Engine, Limits, Route, SessionId, SessionPolicy, Timestamp};
+    use session_core::{
+        Activity, ClusterStatus, Engine, Limits, Provider, ProviderKind, Route, SessionId, SessionPolicy,
+        Timestamp,
+    };
     use session_store::memory::MemoryStore;
     use session_store::prelude::*;
     use session_store::{Commit, Create, Kind, SessionStore};
@@ -257,19 +260,18 @@ mod tests {
         store: &Arc<MemoryStore>,
         sim: &SimCompute,
     ) -> (Arc<Reconciler>, mpsc::Receiver<SessionKey>) {
-        reconciler_with(store, sim, Some(Arc::new(sim.clone())))
+        reconciler_with(store, sim.registry())
     }
 
     fn reconciler_with(
         store: &Arc<MemoryStore>,
-        sim: &SimCompute,
-        process: Option<Arc<dyn compute::ComputeProvider>>,
+        providers: ProviderRegistry,
     ) -> (Arc<Reconciler>, mpsc::Receiver<SessionKey>) {
         let shared: Arc<dyn SessionStore> = Arc::clone(store) as _;
         Reconciler::new(
             Arc::clone(&shared),
             DefinitionStore::new(Arc::clone(&shared)),
-            Providers::new(Arc::new(sim.clone()), process),
+            Providers::new(providers),
             Arc::new(ReportFreshness::new(shared).with_settable_clock()),
             Arc::new(Metrics::new(&Registry::new())),
         )
@@ -370,7 +372,7 @@ mod tests {
         let store = Arc::new(MemoryStore::new(Arc::new(ManualClock::at(NOW))));
         let sim = SimCompute::new();
         let (with, _kicked) = reconciler(&store, &sim);
-        let (without, _kicked_too) = reconciler_with(&store, &sim, None);
+        let (without, _kicked_too) = reconciler_with(&store, sim.servers_only());
         let made = create(&store, 1).await;
         with.start(&made, &[Effect::Ensure { generation: 1 }]).await;
         let route = Route {
@@ -402,6 +404,9 @@ mod tests {
 
     #[async_trait::async_trait]
     impl compute::ComputeProvider for Fenced {
+        fn capabilities(&self) -> compute::Capabilities {
+            self.0.capabilities()
+        }
         fn fence(&self) -> u64 {
             self.1.load(Ordering::Relaxed)
         }
@@ -441,7 +446,8 @@ mod tests {
         let manager = |fence| {
             let sim = SimCompute::new();
             let fenced = Fenced(sim.clone(), AtomicU64::new(fence));
-            (reconciler_with(&store, &sim, Some(Arc::new(fenced))).0, sim)
+            let providers = sim.servers_only().with(ProviderKind::Process, Arc::new(fenced));
+            (reconciler_with(&store, providers).0, sim)
         };
         let ((old, olds), (new, news)) = (manager(5), manager(6));
         let made = create(&store, 1).await;

@@ -18,7 +18,7 @@ use parking_lot::{Mutex, MutexGuard};
 use session_core::invariant;
 use session_core::machine::{self, Event, Transition};
 use session_core::{
-    Activity, Actor, ChangeReason, Cluster, ClusterStatus, Provider, Reason, Session, SessionKey, Timestamp,
+    Activity, Actor, ChangeReason, Cluster, ClusterStatus, Reason, Session, SessionKey, Timestamp,
 };
 use session_proto::error::Refused;
 use session_store::{Commit, Error, SessionStore};
@@ -185,7 +185,7 @@ impl Reconciler {
 
     async fn sweep_once(&self, there: &HashSet<SessionKey>) -> Result<(), Error> {
         for cluster in self.definitions.all::<Cluster>().await? {
-            if !matches!(cluster.provider, Provider::Process { .. }) {
+            if !self.computes.dies_with_manager(&cluster) {
                 continue;
             }
             let mut after = None;
@@ -266,7 +266,7 @@ impl Reconciler {
                 }
             }
             // Read before what it bounds.
-            let fence = self.computes.fence();
+            let fence = self.computes.fence(cluster.as_ref());
             let observation = match session.compute_fence > fence {
                 // Our lease passed on: what we see is not the session's compute.
                 true => None,

@@ -7,7 +7,9 @@ pub(crate) mod recording;
 use compute::SimCompute;
 use recording::RecordingStore;
 use service_kit::shutdown::Shutdown;
-use session_core::{Clock, Engine, OrgId, Route, SessionId, SessionKey, SystemClock, Timestamp, TokenId};
+use session_core::{
+    Clock, Engine, OrgId, ProviderKind, Route, SessionId, SessionKey, SystemClock, Timestamp, TokenId,
+};
 use session_manager::{Config, Listeners, Providers};
 use session_proto::convert::timestamp;
 use session_proto::internal::RecordTokenRequest;
@@ -21,6 +23,7 @@ use session_proto::v1::{self, SessionStatus};
 use session_store::SessionStore;
 use session_store::memory::MemoryStore;
 use session_token::{Claims, Jwks, Signer, generate_key_pem};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -44,6 +47,8 @@ pub(crate) struct Manager {
     pub(crate) internal: Channel,
     pub(crate) public_uri: String,
     pub(crate) internal_uri: String,
+    /// Health and metrics.
+    pub(crate) admin: SocketAddr,
     pub(crate) dir: TempDir,
     ended: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
@@ -123,7 +128,7 @@ impl Manager {
         };
         let servers = compute::StaticProvider::new(config, Arc::new(places));
         let (sim, more) = (SimCompute::new(), format!("{more}\n{DEFINITIONS}"));
-        let computes = Providers::new(Arc::new(servers), Some(Arc::new(sim.clone())));
+        let computes = Providers::new(sim.registry().with(ProviderKind::Static, Arc::new(servers)));
         Self::join_on(store, sim, signer, keys, &more, computes).await
     }
 
@@ -137,7 +142,7 @@ impl Manager {
     /// `compute.process`.
     pub(crate) async fn another_without_process(&self) -> Self {
         let (store, sim) = (Arc::clone(&self.store), self.sim.clone());
-        let computes = Providers::new(Arc::new(sim.clone()), None);
+        let computes = Providers::new(sim.servers_only());
         let (signer, keys) = (Arc::clone(&self.signer), self.keys.clone());
         Self::join_on(store, sim, signer, keys, DEFINITIONS, computes).await
     }
@@ -183,7 +188,7 @@ impl Manager {
         keys: Keys,
         more: &str,
     ) -> Self {
-        let computes = Providers::new(Arc::new(sim.clone()), Some(Arc::new(sim.clone())));
+        let computes = Providers::new(sim.registry());
         Self::join_on(store, sim, signer, keys, more, computes).await
     }
 
@@ -245,6 +250,7 @@ impl Manager {
         );
         let public_uri = format!("http://{}", listeners.public.local_addr());
         let internal_uri = format!("http://{}", listeners.internal.local_addr());
+        let admin = listeners.admin.local_addr().unwrap();
         let shutdown = Shutdown::new();
         let recording = RecordingStore::new(Arc::clone(&store));
         let stored: Arc<dyn SessionStore> = Arc::new(recording.clone());
@@ -266,6 +272,7 @@ impl Manager {
             internal,
             public_uri,
             internal_uri,
+            admin,
             dir,
             ended,
         }

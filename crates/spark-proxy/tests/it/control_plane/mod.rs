@@ -98,8 +98,7 @@ impl Whole {
         let listeners = session_manager::Listeners::bind(&config).await.unwrap();
         let (public, internal) = (listeners.public.local_addr(), listeners.internal.local_addr());
         let manager = Shutdown::new();
-        let computes =
-            session_manager::Providers::new(Arc::new(sim.clone()), Some(Arc::new(sim.clone())));
+        let computes = session_manager::Providers::new(sim.registry());
         tokio::spawn(session_manager::run_with(
             config,
             listeners,

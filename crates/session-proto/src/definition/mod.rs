@@ -1,0 +1,270 @@
+//! Cluster and catalog definitions as files: the keys of `[[clusters]]` and
+//! `[[catalogs]]` in session-manager's configuration, and of the files that
+//! `berth clusters create` and `berth catalogs create` read. Names are texts
+//! here, so that one bad name does not hide what else is bad.
+
+use crate::{convert, v1};
+use serde::{Deserialize, Serialize};
+use session_core::catalog::PropertyValue;
+use session_core::cluster::StaticEndpoint;
+use session_core::policy::PolicyRange;
+use session_core::{Catalog, Cluster, ClusterStatus, Engine, IdlePolicy, Provider, WakePolicy};
+use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
+use std::time::Duration;
+
+mod duration;
+
+/// The definition of a cluster.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterDefinition {
+    /// Its name.
+    pub name: String,
+    /// `sail` or `spark`.
+    pub engine: Engine,
+    /// For people.
+    #[serde(default)]
+    pub engine_version: Option<String>,
+    /// For people: client releases that work with it.
+    #[serde(default)]
+    pub client_versions: Vec<String>,
+    /// The organizations that may use it; every one if empty.
+    #[serde(default)]
+    pub granted_orgs: BTreeSet<String>,
+    /// `release` or `keep`; the engine's default if not set.
+    #[serde(default)]
+    pub idle_policy: Option<IdlePolicy>,
+    /// `restore` (the default) or `signal`: what Spark sessions that are older
+    /// than the session's compute meet.
+    #[serde(default)]
+    pub wake: WakePolicy,
+    /// Sessions' default idle timeout.
+    #[serde(default, with = "duration")]
+    pub idle_timeout: Option<Duration>,
+    /// Sessions' default time from idle to closed.
+    #[serde(default, with = "duration")]
+    pub close_after_idle: Option<Duration>,
+    /// Sessions' default lifetime.
+    #[serde(default, with = "duration")]
+    pub max_lifetime: Option<Duration>,
+    /// How long compute may take to become ready.
+    #[serde(default, with = "duration")]
+    pub provisioning_deadline: Option<Duration>,
+    /// Takes no new sessions. Only in the configuration.
+    #[serde(default)]
+    pub draining: bool,
+    /// Existing servers.
+    #[serde(default)]
+    pub r#static: Option<StaticServers>,
+    /// Child processes.
+    #[serde(default)]
+    pub process: Option<ProcessEngines>,
+}
+
+/// Existing servers of a cluster.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StaticServers {
+    /// Where they answer.
+    pub endpoints: Vec<StaticEndpoint>,
+    /// Several organizations may share these servers, which cannot keep them apart.
+    #[serde(default)]
+    pub allow_shared_untrusted: bool,
+}
+
+/// How a cluster's child processes are started.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProcessEngines {
+    /// Sail: the program. Spark: the `SPARK_HOME` folder.
+    pub program: String,
+    /// The Java that runs Spark.
+    #[serde(default)]
+    pub java_home: Option<String>,
+    /// More engine settings, from an allow-list.
+    #[serde(default)]
+    pub properties: BTreeMap<String, String>,
+    /// The Python that runs user functions on Spark.
+    #[serde(default)]
+    pub python: Option<String>,
+    /// Memory of a Spark driver, e.g. `1g`.
+    #[serde(default)]
+    pub driver_memory: Option<String>,
+}
+
+/// The definition of a catalog.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CatalogDefinition {
+    /// Its name, also in SQL.
+    pub name: String,
+    /// The organization that owns it. Required in the configuration; in a file
+    /// of the command line the caller's organization if empty.
+    #[serde(default)]
+    pub org: String,
+    /// `sail` or `spark`.
+    pub engine: Engine,
+    /// Where a session starts in it.
+    #[serde(default)]
+    pub default_database: Option<String>,
+    /// Engine properties.
+    #[serde(default)]
+    pub properties: BTreeMap<String, PropertyValue>,
+    /// Only members of these teams may use it; everybody if empty.
+    #[serde(default)]
+    pub allowed_teams: BTreeSet<String>,
+}
+
+/// A field that is wrong, and how; an empty field is the definition itself.
+pub type Wrong = (&'static str, String);
+
+/// Reads a name; what is wrong with it goes to `wrong`.
+pub fn name<T: FromStr<Err: ToString>>(field: &'static str, text: &str, wrong: &mut Vec<Wrong>) -> Option<T> {
+    text.parse()
+        .map_err(|error: T::Err| wrong.push((field, error.to_string())))
+        .ok()
+}
+
+impl ClusterDefinition {
+    /// The provider's part.
+    ///
+    /// # Errors
+    /// Unless exactly one provider has a section.
+    pub fn provider(&self) -> Result<Provider, Wrong> {
+        match (&self.r#static, &self.process) {
+            (Some(servers), None) => Ok(Provider::Static {
+                endpoints: servers.endpoints.clone(),
+                allow_shared_untrusted: servers.allow_shared_untrusted,
+            }),
+            (None, Some(process)) => Ok(Provider::Process {
+                program: process.program.clone(),
+                java_home: process.java_home.clone(),
+                properties: process.properties.clone(),
+                python: process.python.clone(),
+                driver_memory: process.driver_memory.clone(),
+            }),
+            (None, None) | (Some(_), Some(_)) => Err((
+                "",
+                "needs exactly one of the sections static and process".to_owned(),
+            )),
+        }
+    }
+
+    /// The cluster as session-manager stores it, declared in configuration.
+    ///
+    /// # Errors
+    /// Every field that is wrong by itself.
+    pub fn define(&self) -> Result<Cluster, Vec<Wrong>> {
+        let mut wrong = Vec::new();
+        let own_name = name("name", &self.name, &mut wrong);
+        let granted_orgs = self
+            .granted_orgs
+            .iter()
+            .filter_map(|org| name("granted_orgs", org, &mut wrong))
+            .collect();
+        let provider = self.provider().map_err(|problem| wrong.push(problem)).ok();
+        let (Some(own_name), Some(provider), true) = (own_name, provider, wrong.is_empty()) else {
+            return Err(wrong);
+        };
+        Ok(Cluster {
+            name: own_name,
+            status: if self.draining {
+                ClusterStatus::Draining
+            } else {
+                ClusterStatus::Active
+            },
+            engine: self.engine,
+            engine_version: self.engine_version.clone(),
+            client_versions: self.client_versions.clone(),
+            granted_orgs,
+            provider,
+            idle_policy: self.idle_policy,
+            wake: self.wake,
+            policy: PolicyRange {
+                idle_timeout: self.idle_timeout,
+                close_after_idle: self.close_after_idle,
+                max_lifetime: self.max_lifetime,
+                provisioning_deadline: self.provisioning_deadline,
+            },
+            managed_by_config: true,
+            version: 0,
+        })
+    }
+
+    /// The cluster for the API, whose values the API checks.
+    ///
+    /// # Errors
+    /// If it has a key of the configuration only, or not exactly one provider.
+    pub fn to_wire(&self) -> Result<v1::Cluster, Wrong> {
+        if self.draining {
+            let problem = "is a key of the configuration only";
+            return Err(("draining", problem.to_owned()));
+        }
+        Ok(v1::Cluster {
+            name: self.name.clone(),
+            engine: convert::engine(self.engine).into(),
+            engine_version: self.engine_version.clone().unwrap_or_default(),
+            client_versions: self.client_versions.clone(),
+            granted_orgs: self.granted_orgs.iter().cloned().collect(),
+            provider: Some(convert::provider(&self.provider()?)),
+            idle_policy: self
+                .idle_policy
+                .map(|policy| convert::idle_policy(policy).to_owned())
+                .unwrap_or_default(),
+            wake: self.wake.as_str().to_owned(),
+            idle_timeout: self.idle_timeout.map(convert::duration),
+            close_after_idle: self.close_after_idle.map(convert::duration),
+            max_lifetime: self.max_lifetime.map(convert::duration),
+            provisioning_deadline: self.provisioning_deadline.map(convert::duration),
+            ..v1::Cluster::default()
+        })
+    }
+}
+
+impl CatalogDefinition {
+    /// The catalog as session-manager stores it, declared in configuration.
+    ///
+    /// # Errors
+    /// Every field that is wrong by itself.
+    pub fn define(&self) -> Result<Catalog, Vec<Wrong>> {
+        let mut wrong = Vec::new();
+        let own_name = name("name", &self.name, &mut wrong);
+        let org = if self.org.is_empty() {
+            wrong.push(("org", "is required".to_owned()));
+            None
+        } else {
+            name("org", &self.org, &mut wrong)
+        };
+        let (Some(own_name), Some(org)) = (own_name, org) else {
+            return Err(wrong);
+        };
+        Ok(Catalog {
+            name: own_name,
+            org,
+            default_database: self.default_database.clone(),
+            engine: self.engine,
+            properties: self.properties.clone(),
+            allowed_teams: self.allowed_teams.clone(),
+            managed_by_config: true,
+            version: 0,
+        })
+    }
+
+    /// The catalog for the API, whose values the API checks.
+    pub fn to_wire(&self) -> v1::Catalog {
+        v1::Catalog {
+            name: self.name.clone(),
+            org: self.org.clone(),
+            engine: convert::engine(self.engine).into(),
+            default_database: self.default_database.clone().unwrap_or_default(),
+            properties: self
+                .properties
+                .iter()
+                .map(|(key, value)| (key.clone(), convert::property(value)))
+                .collect(),
+            allowed_teams: self.allowed_teams.iter().cloned().collect(),
+            ..v1::Catalog::default()
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! The key set as it is served.
+
+use session_token::Jwks;
+
+/// What is served, made once per change.
+#[derive(Debug, Default)]
+pub(crate) struct Document {
+    json: String,
+    etag: String,
+}
+
+impl Document {
+    pub(crate) fn new(keys: &Jwks) -> Self {
+        Self {
+            json: keys.to_json(),
+            etag: keys.etag(),
+        }
+    }
+
+    /// The key set as JSON.
+    pub(crate) fn json(&self) -> &str {
+        &self.json
+    }
+
+    /// Its entity tag.
+    pub(crate) fn etag(&self) -> &str {
+        &self.etag
+    }
+
+    /// Does it hold these keys already?
+    pub(crate) fn is_of(&self, keys: &Jwks) -> bool {
+        self.json == keys.to_json()
+    }
+}

@@ -1,0 +1,4 @@
+//! The integration tests of token-issuer: one program, a module a subject.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod documentation;
