@@ -159,8 +159,8 @@ impl Metrics {
             ),
             bytes: registry.counter("spark_proxy_bytes_total", "Bytes of message bodies forwarded."),
             waited: registry.histogram(
-                "spark_proxy_waited_seconds",
-                "How long forwarded calls waited, by for whom.",
+                "spark_proxy_wait_duration_seconds",
+                "How long forwarded calls waited, by stage.",
                 SECONDS,
             ),
             connections: registry.gauge("spark_proxy_connections", "Client connections."),

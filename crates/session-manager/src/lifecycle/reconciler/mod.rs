@@ -353,6 +353,7 @@ impl Driver {
             Activity::Quiet { .. } | Activity::Busy | Activity::Unknown => self.store.commit(commit).await?,
         }
         self.metrics.changed(session.status());
+        self.metrics.provisioned(before, &session);
         self.start(&session, &effects).await;
         Ok(session)
     }
