@@ -19,6 +19,7 @@ pub mod principal;
 pub mod reason;
 pub mod route;
 pub mod session;
+mod spelled;
 pub mod time;
 
 pub use activity::{Activity, Operation, ProxyId, TokenUse, Totals, Use};
