@@ -2,7 +2,8 @@
 //! and how a page fills and continues.
 
 use crate::{Error, ListQuery, PAGE_READ_LIMIT, Page, Scope};
-use session_core::{Session, SessionId};
+use session_core::{OrgId, Session, SessionId, Status};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Tells our page tokens, and this form of them, from anything else.
 const TOKEN_PREFIX: &str = "1.";
@@ -20,6 +21,29 @@ impl Scope {
 }
 
 impl ListQuery {
+    /// Every session of an organization, from the first page on.
+    pub fn of_org(org: OrgId, page_size: usize) -> Self {
+        Self {
+            org,
+            scope: Scope::Org,
+            statuses: BTreeSet::new(),
+            owner: None,
+            cluster: None,
+            team: None,
+            labels: BTreeMap::new(),
+            page_size,
+            page_token: None,
+        }
+    }
+
+    /// Every live session of an organization.
+    pub fn live_of_org(org: OrgId, page_size: usize) -> Self {
+        Self {
+            statuses: BTreeSet::from([Status::Pending, Status::Active, Status::Idle]),
+            ..Self::of_org(org, page_size)
+        }
+    }
+
     /// Does `session` belong on a page of this query?
     pub fn admits(&self, session: &Session) -> bool {
         session.org == self.org
