@@ -258,6 +258,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
     use tokio::sync::mpsc;
 
     const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
@@ -416,6 +417,29 @@ mod tests {
                 format!("release_compute {fields}"),
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn the_provisioning_time_is_observed_when_compute_is_ready() {
+        let store = MemoryStore::new(Arc::new(ManualClock::at(NOW)));
+        let made = create(&store, 1).await;
+        let ready = Observation::Ready { route: route_on("h") };
+        let later = NOW.after(Duration::from_secs(7));
+        let step = machine::step(&made, Some(&ready), Activity::Unknown, later);
+        let active = step.transition.unwrap().session;
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry);
+        metrics.provisioned(&made, &active);
+        metrics.provisioned(&active, &active);
+        let text = registry.render();
+        for sample in [
+            "_sum{phase=\"provisioning\"} 7",
+            "_count{phase=\"provisioning\"} 1",
+            "_count{phase=\"warming\"} 0",
+        ] {
+            let line = format!("session_manager_provisioning_duration_seconds{sample}");
+            assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");
+        }
     }
 
     #[tokio::test]
