@@ -75,10 +75,7 @@ pub(crate) fn clip(text: &str, limit: usize) -> String {
     if text.len() <= limit {
         return text.to_owned();
     }
-    let cut = (text.len() - limit..text.len())
-        .find(|&i| text.is_char_boundary(i))
-        .unwrap_or(text.len());
-    let end = &text[cut..];
+    let end = &text[text.ceil_char_boundary(text.len() - limit)..];
     match end.find('\n') {
         Some(line_end) if line_end + 1 < end.len() => end[line_end + 1..].to_owned(),
         Some(_) | None => end.to_owned(),

@@ -154,6 +154,23 @@ impl Gauge {
     }
 }
 
+/// A duration that goes up and down; shown in seconds.
+#[derive(Debug, Default)]
+pub struct DurationGauge(AtomicU64);
+
+impl DurationGauge {
+    /// Now it is `value`.
+    pub fn set(&self, value: Duration) {
+        let nanos = u64::try_from(value.as_nanos()).unwrap_or(u64::MAX);
+        self.0.store(nanos, Relaxed);
+    }
+
+    /// The duration.
+    pub fn get(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Relaxed))
+    }
+}
+
 /// Takes one off its gauge when dropped.
 #[derive(Debug)]
 pub struct GaugeGuard(Arc<Gauge>);
@@ -263,6 +280,18 @@ impl Registry {
     pub fn gauge<L: LabelSet>(&self, name: &'static str, help: &'static str) -> Arc<Family<L, Gauge>> {
         self.family(name, help, "gauge", Gauge::default, move |gauge, labels, out| {
             sample(out, name, "", labels, None, gauge.get() as f64);
+        })
+    }
+
+    /// A family of gauges of durations; the name should end in `_seconds`.
+    pub fn duration_gauge<L: LabelSet>(
+        &self,
+        name: &'static str,
+        help: &'static str,
+    ) -> Arc<Family<L, DurationGauge>> {
+        let make = DurationGauge::default;
+        self.family(name, help, "gauge", make, move |gauge, labels, out| {
+            sample(out, name, "", labels, None, gauge.get().as_secs_f64());
         })
     }
 
@@ -415,6 +444,18 @@ mod tests {
         );
         drop(guard);
         assert_eq!(open.get(), 0);
+    }
+
+    #[test]
+    fn durations_are_shown_in_seconds() {
+        let registry = Registry::new();
+        let lag = registry.duration_gauge::<()>("lag_seconds", "Lag.");
+        lag.set(Duration::from_millis(1250));
+        let text = registry.render();
+        assert!(
+            text.ends_with("# TYPE lag_seconds gauge\nlag_seconds 1.25\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -110,6 +110,16 @@ pub enum Fetched<'a> {
     Same,
 }
 
+impl<'a> Fetched<'a> {
+    /// The text, if there is a new one.
+    pub fn new_text(self) -> Option<&'a str> {
+        match self {
+            Self::New(text) => Some(text),
+            Self::Same => None,
+        }
+    }
+}
+
 type Accept = Box<dyn Fn(Fetched<'_>) -> anyhow::Result<()> + Send + Sync>;
 
 /// A document kept fresh.

@@ -346,7 +346,11 @@ macro_rules! request_span {
 macro_rules! root_span {
     ($name:literal $(, $($fields:tt)*)?) => {
         if $crate::telemetry::is_chosen() {
-            tracing::info_span!(target: $crate::telemetry::SPANS, parent: None, $name $(, $($fields)*)?)
+            let span = tracing::info_span!(
+                target: $crate::telemetry::SPANS, parent: None, $name, trace_id = tracing::field::Empty $(, $($fields)*)?
+            );
+            $crate::telemetry::record_trace_id(&span);
+            span
         } else {
             tracing::Span::none()
         }
@@ -372,6 +376,16 @@ pub fn adopt(span: &Span, headers: &HeaderMap) {
     let parent = TraceContextPropagator::new().extract(&Headers(headers));
     let incoming = parent.span().span_context().trace_id();
     let _ = span.set_parent(parent);
+    record_trace_id_or(span, incoming);
+}
+
+/// Records the id of the trace that `span` begins in its `trace_id` field.
+pub fn record_trace_id(span: &Span) {
+    record_trace_id_or(span, TraceId::INVALID);
+}
+
+/// The span has no trace id of its own while no traces are exported.
+fn record_trace_id_or(span: &Span, incoming: TraceId) {
     let own = span.context().span().span_context().trace_id();
     let trace_id = if own == TraceId::INVALID { incoming } else { own };
     if trace_id != TraceId::INVALID {
@@ -419,9 +433,8 @@ mod tests {
         }
     }
 
-    /// Handles one request under a subscriber and gives its log and the
-    /// `traceparent` of its outgoing call.
-    fn handle(traces: bool, ratio: f64, traceparent: Option<&str>) -> (String, Option<String>) {
+    /// Runs `work` under a subscriber and gives its log.
+    fn logged(traces: bool, ratio: f64, work: impl FnOnce()) -> String {
         let provider = SdkTracerProvider::builder().with_sampler(OurSpans).build();
         let layer = traces.then(|| super::traces(&provider));
         SAMPLE_RATIO.store(ratio.to_bits(), Relaxed);
@@ -430,8 +443,16 @@ mod tests {
             .json()
             .with_writer(buffer.clone());
         let subscriber = tracing_subscriber::registry().with(layer).with(logs);
+        tracing::subscriber::with_default(subscriber, work);
+        let log = buffer.0.lock().unwrap().clone();
+        String::from_utf8(log).unwrap()
+    }
+
+    /// Handles one request under a subscriber and gives its log and the
+    /// `traceparent` of its outgoing call.
+    fn handle(traces: bool, ratio: f64, traceparent: Option<&str>) -> (String, Option<String>) {
         let mut outgoing = HeaderMap::new();
-        tracing::subscriber::with_default(subscriber, || {
+        let log = logged(traces, ratio, || {
             let headers: HeaderMap = traceparent
                 .iter()
                 .map(|t| ("traceparent".parse().unwrap(), t.parse().unwrap()))
@@ -443,13 +464,8 @@ mod tests {
                 inject(&part, &mut outgoing);
             });
         });
-        let log = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
-        (
-            log,
-            outgoing
-                .get("traceparent")
-                .map(|v| v.to_str().unwrap().to_owned()),
-        )
+        let outgoing = outgoing.get("traceparent");
+        (log, outgoing.map(|v| v.to_str().unwrap().to_owned()))
     }
 
     /// The ratio is the process's.
@@ -475,6 +491,19 @@ mod tests {
             assert!(!log.contains("trace_id"), "{log}");
         }
         assert!(handle(true, 1.0, None).1.unwrap().ends_with("-01"));
+    }
+
+    #[test]
+    fn root_spans_are_sampled_by_the_ratio_and_log_their_trace_id() {
+        let _alone = ALONE.lock();
+        for (ratio, sampled) in [(1.0, true), (0.0, false)] {
+            let log = logged(true, ratio, || {
+                let span = crate::root_span!("work", session = "s-1");
+                span.in_scope(|| tracing::info!("done"));
+            });
+            assert_eq!(log.contains("trace_id"), sampled, "{log}");
+            assert_eq!(log.contains("s-1"), sampled, "{log}");
+        }
     }
 
     #[test]

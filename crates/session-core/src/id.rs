@@ -219,14 +219,19 @@ impl OrgId {
     /// is part of every stored key.
     pub const PARTITIONS: u8 = 16;
 
-    /// The partition (0 to 15) that holds this organization's state: FNV-1a
-    /// over the name, which no version or platform may change.
+    /// The partition (0 to 15) that holds this organization's state.
     pub fn partition(&self) -> u8 {
-        let hash = self.0.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
-            (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
-        });
+        let hash = fnv1a(self.0.bytes());
         u8::try_from(hash % u64::from(Self::PARTITIONS)).unwrap_or(0)
     }
+}
+
+/// FNV-1a with 64 bits. It decides where stored keys are, so no version or
+/// platform may change it.
+pub fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ pub mod reason;
 pub mod route;
 pub mod session;
 mod settle;
+mod spelled;
 pub mod time;
 
 pub use activity::{Activity, Operation, ProxyId, TokenUse, Totals, Use};

@@ -8,7 +8,7 @@
 
 use crate::caller::AuthenticatedCaller;
 use crate::metrics::Metrics;
-use parking_lot::Mutex;
+use service_kit::limits::Rates;
 use session_core::{Actor, AuditAction, AuditRecord, Clock, OrgId};
 use session_proto::error::Refused;
 use session_store::{Error, SessionStore};
@@ -20,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Refusals that are put down per second, after a burst of ten times as many:
 /// whoever is refused must not be able to flush the trail.
-const REFUSALS_PER_SECOND: f64 = 10.0;
-const BURST: f64 = 100.0;
+const MAX_REFUSALS_PER_SECOND: u32 = 10;
+const MAX_REFUSAL_BURST: u32 = 100;
 /// Records that wait for the store.
 const WAITING: usize = 1024;
 /// How often it is looked for what to export.
@@ -38,28 +38,8 @@ pub(crate) struct Trail {
     store: Arc<dyn SessionStore>,
     clock: Arc<dyn Clock>,
     later: mpsc::Sender<AuditRecord>,
-    refusals: Mutex<Bucket>,
+    refusals: Rates<()>,
     metrics: Arc<Metrics>,
-}
-
-#[derive(Debug)]
-struct Bucket {
-    left: f64,
-    filled: Instant,
-}
-
-impl Bucket {
-    fn take(&mut self) -> bool {
-        let now = Instant::now();
-        let gained = now.duration_since(self.filled).as_secs_f64() * REFUSALS_PER_SECOND;
-        self.left = (self.left + gained).min(BURST);
-        self.filled = now;
-        let some = self.left >= 1.0;
-        if some {
-            self.left -= 1.0;
-        }
-        some
-    }
 }
 
 impl Trail {
@@ -69,10 +49,7 @@ impl Trail {
         metrics: Arc<Metrics>,
     ) -> (Self, mpsc::Receiver<AuditRecord>) {
         let (later, waiting) = mpsc::channel(WAITING);
-        let refusals = Mutex::new(Bucket {
-            left: BURST,
-            filled: Instant::now(),
-        });
+        let refusals = Rates::new(MAX_REFUSALS_PER_SECOND, Duration::from_secs(1), MAX_REFUSAL_BURST);
         let trail = Self {
             store,
             clock,
@@ -90,7 +67,7 @@ impl Trail {
         refused: &Refused,
         more: impl FnOnce(AuditRecord) -> AuditRecord,
     ) {
-        let room = self.refusals.lock().take();
+        let room = self.refusals.take(&(), Instant::now()).is_ok();
         let record = AuditRecord::new(self.clock.now(), action).denied(refused.reason.as_str());
         if !room || self.later.try_send(more(record)).is_err() {
             self.metrics.audit_left_out();
@@ -202,16 +179,29 @@ fn line(record: &AuditRecord) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use service_kit::metrics::Registry;
+    use session_core::Timestamp;
+    use session_core::time::ManualClock;
+    use session_store::memory::MemoryStore;
 
     #[tokio::test(start_paused = true)]
     async fn refusals_are_put_down_at_a_bounded_rate() {
-        let mut bucket = Bucket {
-            left: BURST,
-            filled: Instant::now(),
+        let clock = Arc::new(ManualClock::at(Timestamp::from_millis(0)));
+        let metrics = Arc::new(Metrics::new(&Registry::new()));
+        let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as Arc<dyn Clock>));
+        let (trail, mut waiting) = Trail::new(store, clock, metrics);
+        let mut written = || {
+            for _ in 0..1000 {
+                trail.refused(
+                    AuditAction::SessionCreated,
+                    &Refused::not_authorized(),
+                    |record| record,
+                );
+            }
+            std::iter::from_fn(|| waiting.try_recv().ok()).count()
         };
-        let taken = (0..1000).filter(|_| bucket.take()).count();
-        assert_eq!(taken, 100);
+        assert_eq!(written(), 100);
         tokio::time::advance(Duration::from_secs(2)).await;
-        assert_eq!((0..1000).filter(|_| bucket.take()).count(), 20);
+        assert_eq!(written(), 20);
     }
 }

@@ -1,8 +1,9 @@
 //! session-manager's metrics.
 
-use service_kit::metrics::{Counter, Family, Gauge, Label, Registry};
-use session_core::Status;
+use service_kit::metrics::{Counter, DurationGauge, Family, Gauge, Histogram, Label, Registry, SECONDS};
 use session_core::machine::Effect;
+use session_core::session::Making;
+use session_core::{Session, State, Status};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,6 +71,18 @@ service_kit::labels! {
 }
 
 service_kit::labels! {
+    /// Why compute was made.
+    pub(crate) enum Provisioned("phase") {
+        /// For the first time.
+        Provisioning => "provisioning",
+        /// An idle session was called.
+        Warming => "warming",
+        /// The last one was lost.
+        Restarting => "restarting",
+    }
+}
+
+service_kit::labels! {
     /// How compute stands to the records.
     pub(crate) enum Standing("standing") {
         /// Its session uses it.
@@ -114,7 +127,8 @@ pub(crate) struct Metrics {
     doors: Arc<Family<Door, Counter>>,
     audit_left_out: Arc<Family<(), Counter>>,
     sessions: Arc<Family<Live, Gauge>>,
-    due_lag: Arc<Family<(), Gauge>>,
+    due_lag: Arc<Family<(), DurationGauge>>,
+    provisioning: Arc<Family<Provisioned, Histogram>>,
     compute: Arc<Family<Standing, Gauge>>,
     brake: Arc<Family<(), Gauge>>,
     passes: Arc<Family<Outcome, Counter>>,
@@ -158,9 +172,14 @@ impl Metrics {
                 "Refusals that came too fast to be in the audit trail.",
             ),
             sessions: registry.gauge("session_manager_sessions", "Live sessions, by status."),
-            due_lag: registry.gauge(
-                "session_manager_due_lag_milliseconds",
+            due_lag: registry.duration_gauge(
+                "session_manager_due_lag_seconds",
                 "How long the session that is due longest has been due.",
+            ),
+            provisioning: registry.histogram(
+                "session_manager_provisioning_duration_seconds",
+                "Time from the decision to make compute until it was ready, by phase.",
+                SECONDS,
             ),
             compute: registry.gauge(
                 "session_manager_compute",
@@ -231,8 +250,23 @@ impl Metrics {
     }
 
     pub(crate) fn due_lag(&self, lag: Duration) {
-        let millis = i64::try_from(lag.as_millis()).unwrap_or(i64::MAX);
-        self.due_lag.at(()).set(millis);
+        self.due_lag.at(()).set(lag);
+    }
+
+    /// Observes the provisioning time if this committed change ended it. A
+    /// generation begins when the session is created or when it last rose.
+    pub(crate) fn provisioned(&self, before: &Session, after: &Session) {
+        if let (State::Pending { making, .. }, State::Active { .. }, Some(ready)) =
+            (&before.state, &after.state, after.active_at)
+        {
+            let begun = after.replaced_at.unwrap_or(after.created_at);
+            let phase = match making {
+                Making::Provisioning => Provisioned::Provisioning,
+                Making::Warming => Provisioned::Warming,
+                Making::Restarting => Provisioned::Restarting,
+            };
+            self.provisioning.at(phase).observe(ready.since(begun));
+        }
     }
 
     pub(crate) fn compared(&self, counts: &BTreeMap<Standing, u64>, braked: bool) {

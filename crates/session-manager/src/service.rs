@@ -18,17 +18,17 @@ use crate::startup::until_available;
 use crate::{api, audit, gauges, lifecycle::retention};
 use anyhow::{Context, Result};
 use service_kit::admin::Condition;
-use service_kit::polled_document::{Document, Fetched};
+use service_kit::polled_document::Document;
 use service_kit::shutdown::Shutdown;
 use session_core::{Clock, SystemClock};
 use session_proto::definition::{CatalogDefinition, ClusterDefinition, Wrong};
 use session_store::SessionStore;
-use session_token::{Jwks, Keyring, Verifier, VerifierConfig};
+use session_token::{Keyring, Verifier, VerifierConfig};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// The last good key set is used this long when it cannot be read again.
-const KEEP_KEYS: Duration = Duration::from_secs(24 * 3600);
+const MAX_KEY_SET_AGE: Duration = Duration::from_secs(24 * 3600);
 /// Good signatures that are remembered, 32 bytes each: proxies show the same tokens
 /// again and again.
 const SIGNATURES: usize = 16_384;
@@ -274,17 +274,7 @@ fn key_document(
     ready: Condition,
 ) -> Result<Arc<Document>> {
     Document::new(&config.tokens.keys, move |fetched| {
-        match fetched {
-            Fetched::New(text) => {
-                let keys = Jwks::from_json(text)?;
-                anyhow::ensure!(!keys.is_empty(), "it holds no key that signs session tokens");
-                keyring.replace(&keys, clock.now());
-            }
-            Fetched::Same => {
-                anyhow::ensure!(!keyring.is_empty(), "the last set was given up");
-                keyring.confirm(clock.now());
-            }
-        }
+        keyring.update(fetched.new_text(), clock.now())?;
         ready.set(true);
         Ok(())
     })
@@ -293,10 +283,8 @@ fn key_document(
 
 /// A key set that could not be read for a day says nothing of today's keys.
 fn forget_old_keys(keyring: &Keyring, clock: &dyn Clock) {
-    let now = clock.now();
-    if !keyring.is_empty() && keyring.age(now).is_some_and(|age| age > KEEP_KEYS) {
+    if keyring.expire(MAX_KEY_SET_AGE, clock.now()) {
         tracing::error!("the key set could not be read for too long; tokens are no longer accepted");
-        keyring.replace(&Jwks::default(), now);
     }
 }
 

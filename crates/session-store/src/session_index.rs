@@ -94,6 +94,29 @@ impl Scope {
 }
 
 impl ListQuery {
+    /// Every session of an organization, from the first page on.
+    pub fn of_org(org: OrgId, page_size: usize) -> Self {
+        Self {
+            org,
+            scope: Scope::Org,
+            statuses: BTreeSet::new(),
+            owner: None,
+            cluster: None,
+            team: None,
+            labels: BTreeMap::new(),
+            page_size,
+            page_token: None,
+        }
+    }
+
+    /// Every live session of an organization.
+    pub fn live_of_org(org: OrgId, page_size: usize) -> Self {
+        Self {
+            statuses: BTreeSet::from([Status::Pending, Status::Active, Status::Idle]),
+            ..Self::of_org(org, page_size)
+        }
+    }
+
     /// Does `session` belong on a page of this query?
     pub fn admits(&self, session: &Session) -> bool {
         session.org == self.org

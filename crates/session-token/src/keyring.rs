@@ -1,6 +1,6 @@
 //! The keys a verifier trusts at this moment, replaceable while it works.
 
-use crate::jwks::Jwks;
+use crate::jwks::{Jwks, JwksError};
 use crate::signature_cache::Proven;
 use arc_swap::ArcSwap;
 use jsonwebtoken::DecodingKey;
@@ -23,6 +23,8 @@ pub struct Keyring {
 
 #[derive(Default)]
 struct Set {
+    /// What `keys` were made from.
+    jwks: Jwks,
     keys: HashMap<String, DecodingKey>,
     refreshed: Option<Timestamp>,
     /// What these keys signed: forgotten with them.
@@ -59,6 +61,7 @@ impl Keyring {
             Some((jwk.kid().to_owned(), DecodingKey::from_ec_components(x, y).ok()?))
         });
         self.set.store(Arc::new(Set {
+            jwks: jwks.clone(),
             keys: keys.collect(),
             refreshed: Some(now),
             proven: Arc::new(Proven::new(self.remembers)),
@@ -68,15 +71,52 @@ impl Keyring {
     /// The set was asked for again and had not changed (HTTP 304).
     pub fn confirm(&self, now: Timestamp) {
         self.set.rcu(|set| Set {
+            jwks: set.jwks.clone(),
             keys: set.keys.clone(),
             refreshed: Some(now),
             proven: Arc::clone(&set.proven),
         });
     }
 
+    /// Takes what the key set's source answered: a document, or none if it has
+    /// not changed (HTTP 304). True if other keys are trusted now.
+    ///
+    /// # Errors
+    /// [`UpdateError`]; the last good set stays.
+    pub fn update(&self, document: Option<&str>, now: Timestamp) -> Result<bool, UpdateError> {
+        let jwks = document.map(Jwks::from_json).transpose()?;
+        match jwks {
+            Some(jwks) if jwks.is_empty() => Err(UpdateError::NoKey),
+            Some(jwks) if self.is_empty() || self.set.load().jwks != jwks => {
+                self.replace(&jwks, now);
+                Ok(true)
+            }
+            None if self.is_empty() => Err(UpdateError::Expired),
+            Some(_) | None => {
+                self.confirm(now);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Drops a set that is older than `max_age`: it says nothing about the
+    /// keys of today. True if it was dropped.
+    pub fn expire(&self, max_age: Duration, now: Timestamp) -> bool {
+        let expired = !self.is_empty() && self.age(now).is_some_and(|age| age > max_age);
+        if expired {
+            self.replace(&Jwks::default(), now);
+        }
+        expired
+    }
+
     /// Is a key of this name in the set?
     pub fn knows(&self, kid: &str) -> bool {
         self.set.load().keys.contains_key(kid)
+    }
+
+    /// How many keys it has.
+    pub fn len(&self) -> usize {
+        self.set.load().keys.len()
     }
 
     /// Has it no key, so that no token can be accepted?
@@ -108,6 +148,20 @@ impl Keyring {
     }
 }
 
+/// Why a fetched key set is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UpdateError {
+    /// It is no key set.
+    #[error(transparent)]
+    Malformed(#[from] JwksError),
+    /// No token can be accepted by it.
+    #[error("it holds no key that signs session tokens")]
+    NoKey,
+    /// It has not changed since it was dropped for its age.
+    #[error("the last set was given up")]
+    Expired,
+}
+
 impl fmt::Debug for Keyring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let set = self.set.load();
@@ -115,5 +169,36 @@ impl fmt::Debug for Keyring {
             .field("kids", &set.keys.keys().collect::<Vec<_>>())
             .field("refreshed", &set.refreshed)
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Signer, generate_key_pem};
+
+    fn document() -> String {
+        let signer = Signer::from_pkcs8_pem(&generate_key_pem().unwrap()).unwrap();
+        serde_json::to_string(&Jwks::new([signer.public_jwk()])).unwrap()
+    }
+
+    #[test]
+    fn a_key_set_is_replaced_confirmed_and_dropped_for_its_age() {
+        let (keyring, at) = (Keyring::empty(), Timestamp::from_millis);
+        let (first, second) = (document(), document());
+        assert_eq!(keyring.update(None, at(0)), Err(UpdateError::Expired));
+        assert_eq!(keyring.update(Some(&first), at(1000)), Ok(true));
+        assert_eq!(keyring.update(Some(&first), at(2000)), Ok(false));
+        assert_eq!(keyring.update(None, at(3000)), Ok(false));
+        assert_eq!(keyring.age(at(3000)), Some(Duration::ZERO));
+        for bad in [r#"{"keys":[]}"#, "[]"] {
+            assert!(keyring.update(Some(bad), at(4000)).is_err());
+        }
+        assert_eq!(keyring.update(Some(&second), at(5000)), Ok(true));
+        assert!(!keyring.expire(Duration::from_secs(1), at(6000)));
+        assert!(keyring.expire(Duration::from_secs(1), at(6001)));
+        assert!(keyring.is_empty() && !keyring.expire(Duration::ZERO, at(9000)));
+        assert_eq!(keyring.update(None, at(9000)), Err(UpdateError::Expired));
+        assert_eq!(keyring.update(Some(&second), at(9000)), Ok(true));
     }
 }

@@ -28,7 +28,7 @@ pub use external_issuer::{
     MAX_FOREIGN_BYTES, foreign_issuer,
 };
 pub use jwks::{Jwk, Jwks, JwksError};
-pub use keyring::Keyring;
+pub use keyring::{Keyring, UpdateError};
 pub use signer::{KeyError, Signer, generate_key_pem};
 pub use verifier::{Grace, Verified, Verifier, VerifierConfig};
 

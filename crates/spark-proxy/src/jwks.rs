@@ -2,9 +2,9 @@
 
 use crate::config::TokenConfig;
 use crate::metrics::Metrics;
-use service_kit::polled_document::{Document, Fetched};
+use service_kit::polled_document::Document;
 use session_core::Clock;
-use session_token::{Jwks, Keyring};
+use session_token::Keyring;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -48,22 +48,10 @@ impl Keys {
             ..Held::default()
         });
         let (accepting, now) = (Arc::clone(&held), Arc::clone(&clock));
-        let last = std::sync::Mutex::new(Jwks::default());
         let document = Document::new(&config.keys, move |fetched| {
-            let Fetched::New(text) = fetched else {
-                anyhow::ensure!(!accepting.ring.is_empty(), "the last set was given up");
-                accepting.ring.confirm(now.now());
-                return Ok(());
-            };
-            let set = Jwks::from_json(text)?;
-            anyhow::ensure!(!set.is_empty(), "it holds no key that signs session tokens");
-            let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if *last == set && !accepting.ring.is_empty() {
-                accepting.ring.confirm(now.now());
-            } else {
-                tracing::info!(keys = set.keys().len(), "key set changed");
-                accepting.replace(&set, &*now);
-                *last = set;
+            if accepting.ring.update(fetched.new_text(), now.now())? {
+                tracing::info!(keys = accepting.ring.len(), "key set changed");
+                accepting.changed();
             }
             Ok(())
         })?;
@@ -99,12 +87,11 @@ impl Keys {
 
     fn unread(&self) {
         self.metrics.key_fetches_failed.inc();
-        let now = self.clock.now();
-        if !self.ring().is_empty() && self.ring().age(now).is_some_and(|age| age > self.keep) {
+        if self.ring().expire(self.keep, self.clock.now()) {
             tracing::error!(
                 "key set expired: reading failed for longer than tokens.keep_keys; all tokens are rejected"
             );
-            self.held.replace(&Jwks::default(), &*self.clock);
+            self.held.changed();
         }
     }
 
@@ -120,9 +107,8 @@ impl Keys {
 }
 
 impl Held {
-    fn replace(&self, set: &Jwks, clock: &dyn Clock) {
-        self.ring.replace(set, clock.now());
+    fn changed(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
-        self.some.send_replace(!set.is_empty());
+        self.some.send_replace(!self.ring.is_empty());
     }
 }

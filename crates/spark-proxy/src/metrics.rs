@@ -159,7 +159,7 @@ impl Metrics {
             ),
             bytes: registry.counter("spark_proxy_bytes_total", "Forwarded bytes of message bodies, by direction."),
             waited: registry.histogram(
-                "spark_proxy_waited_seconds",
+                "spark_proxy_wait_duration_seconds",
                 "Waiting time of forwarded calls, by stage.",
                 SECONDS,
             ),

@@ -5,28 +5,30 @@ use crate::output::{self, moment};
 use crate::{Output, Target};
 use anyhow::Result;
 use serde_json::json;
+use service_kit::backoff::Backoff;
 use session_proto::json;
 use session_proto::v1::watch_sessions_response::Update;
 use session_proto::v1::{self, SessionStatus};
 use std::time::Duration;
 use tonic::{Code, Status};
 
-/// After a lost connection it is tried again at first after this long…
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// …and never later than this.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Delays before a lost connection is tried again.
+const MIN_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
 pub(super) async fn watch(target: &Target, output: Output, session: Option<String>) -> Result<()> {
     let session_id = session.unwrap_or_default();
     let mut client = client::sessions(target)?;
-    let (mut pause, mut heard) = (FIRST_PAUSE, false);
+    let mut backoff = Backoff::new(MIN_RETRY_INTERVAL, MAX_RETRY_INTERVAL);
+    let mut connected = false;
     loop {
         let request = v1::WatchSessionsRequest {
             session_id: session_id.clone(),
         };
         let problem = match client.watch_sessions(request).await {
             Ok(answer) => {
-                (pause, heard) = (FIRST_PAUSE, true);
+                backoff.reset();
+                connected = true;
                 match follow(answer.into_inner(), output).await {
                     // Nobody reads any more.
                     Ok(_) if output::failure().is_some() => return Ok(()),
@@ -39,16 +41,16 @@ pub(super) async fn watch(target: &Target, output: Output, session: Option<Strin
             Err(status) => status,
         };
         // What was never reached is more likely a wrong address.
-        if problem.code() != Code::Unavailable || !heard {
+        if problem.code() != Code::Unavailable || !connected {
             return Err(explain(problem));
         }
+        let delay = backoff.next_delay();
         output::note(&format!(
-            "berth: {}; trying again in {} s",
+            "berth: {}; trying again in {:.1} s",
             problem.message(),
-            pause.as_secs()
+            delay.as_secs_f64()
         ));
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        tokio::time::sleep(delay).await;
     }
 }
 

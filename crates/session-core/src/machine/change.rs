@@ -18,13 +18,7 @@ const WAKE_BACKOFF_FACTOR: u32 = 3;
 
 pub(super) fn record_of(from: Option<Status>, session: &Session, actor: Actor, at: Timestamp) -> EventRecord {
     let mut message = session.status_message.clone();
-    if message.len() > EventRecord::MESSAGE_BYTES {
-        let cut = (0..=EventRecord::MESSAGE_BYTES)
-            .rev()
-            .find(|&i| message.is_char_boundary(i))
-            .unwrap_or(0);
-        message.truncate(cut);
-    }
+    message.truncate(message.floor_char_boundary(EventRecord::MESSAGE_BYTES));
     EventRecord {
         version: session.version,
         at,
@@ -63,13 +57,8 @@ impl<'a> Change<'a> {
         self.next.reason = reason;
         self.count_warm();
         let mut detail = cause.detail;
-        if detail.len() > Cause::DETAIL_BYTES {
-            let from = detail.len() - Cause::DETAIL_BYTES;
-            let from = (from..detail.len())
-                .find(|&at| detail.is_char_boundary(at))
-                .unwrap_or(detail.len());
-            detail.drain(..from);
-        }
+        let excess = detail.len().saturating_sub(Cause::DETAIL_BYTES);
+        detail.drain(..detail.ceil_char_boundary(excess));
         self.next.status_message = cause.text;
         self.next.status_detail = detail;
         Transition {

@@ -101,12 +101,6 @@ fn moment(at: Option<&prost_types::Timestamp>) -> Timestamp {
 }
 
 fn cut(mut text: String) -> String {
-    if text.len() > TEXT {
-        let end = (0..=TEXT)
-            .rev()
-            .find(|&at| text.is_char_boundary(at))
-            .unwrap_or(0);
-        text.truncate(end);
-    }
+    text.truncate(text.floor_char_boundary(TEXT));
     text
 }

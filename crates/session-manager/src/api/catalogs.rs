@@ -2,12 +2,11 @@
 
 use super::{Api, test_catalog};
 use session_core::access;
-use session_core::{AuditAction, Catalog, CatalogName, Principal, Reason, SessionId, Status as Live};
+use session_core::{AuditAction, Catalog, CatalogName, Principal, Reason, SessionId};
 use session_proto::convert::{self, non_empty, parse};
 use session_proto::error::Refused;
 use session_proto::v1::{self, catalog_service_server::CatalogService};
-use session_store::{ListQuery, Scope};
-use std::collections::{BTreeMap, BTreeSet};
+use session_store::ListQuery;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -169,17 +168,7 @@ impl Catalogs {
 
     /// A live session with this default catalog, if there is one.
     async fn user_of(&self, catalog: &Catalog) -> Result<Option<SessionId>, Refused> {
-        let mut query = ListQuery {
-            org: catalog.org.clone(),
-            scope: Scope::Org,
-            statuses: BTreeSet::from([Live::Pending, Live::Active, Live::Idle]),
-            owner: None,
-            cluster: None,
-            team: None,
-            labels: BTreeMap::new(),
-            page_size: session_store::PAGE_READ_LIMIT,
-            page_token: None,
-        };
+        let mut query = ListQuery::live_of_org(catalog.org.clone(), session_store::PAGE_READ_LIMIT);
         loop {
             let page = self.api.store.list(&query).await.map_err(crate::error::store)?;
             let mut sessions = page.sessions.into_iter();

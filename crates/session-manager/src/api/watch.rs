@@ -10,14 +10,12 @@ use crate::change_feed::ChangeFanOut;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, pin_mut};
 use session_core::access::{self, Rpc, SessionAction};
-use session_core::{
-    EventRecord, OrgId, Principal, PrincipalId, Reason, Role, Session, SessionKey, Status, Use,
-};
+use session_core::{EventRecord, OrgId, Principal, PrincipalId, Reason, Role, Session, SessionKey, Use};
 use session_proto::convert;
 use session_proto::error::Refused;
 use session_proto::v1::{self, watch_sessions_response::Update};
 use session_store::{Feed, ListQuery, Scope, SessionStore};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::broadcast;
@@ -338,14 +336,8 @@ fn live_sessions(who: &Principal, page_token: Option<String>) -> ListQuery {
         }
     };
     ListQuery {
-        org: who.org.clone(),
         scope,
-        statuses: BTreeSet::from([Status::Pending, Status::Active, Status::Idle]),
-        owner: None,
-        cluster: None,
-        team: None,
-        labels: BTreeMap::new(),
-        page_size: PAGE,
         page_token,
+        ..ListQuery::live_of_org(who.org.clone(), PAGE)
     }
 }

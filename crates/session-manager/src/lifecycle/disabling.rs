@@ -11,10 +11,9 @@ use crate::definitions::{Defined, DefinitionStore, ResolvedDefinitions};
 use crate::lifecycle::reconciler::Reconciler;
 use futures::{StreamExt, stream};
 use session_core::machine::Event;
-use session_core::{Actor, ChangeReason, Cluster, Disabled, OrgId, PrincipalId, Reason, Session, Status};
+use session_core::{Actor, ChangeReason, Cluster, Disabled, OrgId, PrincipalId, Reason, Session};
 use session_proto::error::Refused;
-use session_store::{DefinitionQuota, Error, Kind, ListQuery, Scope, SessionStore};
-use std::collections::{BTreeMap, BTreeSet};
+use session_store::{DefinitionQuota, Error, Kind, ListQuery, SessionStore};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -240,17 +239,7 @@ impl Disabling {
     /// left of what was live at its beginning, and whatever came later is
     /// closed by the look that every new session gets.
     async fn close_all(&self, disabled: &Disabled) -> Result<u32, Refused> {
-        let mut query = ListQuery {
-            org: disabled.org.clone(),
-            scope: Scope::Org,
-            statuses: BTreeSet::from([Status::Pending, Status::Active, Status::Idle]),
-            owner: None,
-            cluster: None,
-            team: None,
-            labels: BTreeMap::new(),
-            page_size: PAGE,
-            page_token: None,
-        };
+        let mut query = ListQuery::live_of_org(disabled.org.clone(), PAGE);
         let mut closed = 0;
         loop {
             let stored = self.definitions.get::<Disabled>(&disabled.name()).await;

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use session_core::{Limits, Operation, Session, SessionKey, Status, Timestamp, TokenId, TokenUse, Totals};
 use session_store::spark_bindings::{Bind, SparkSession};
 use session_store::{Commit, Create, Kind, ListQuery, More, Report, Scope, TokenRecord};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 const ORGS: [&str; 3] = ["acme", "a", "a-b"];
@@ -191,7 +191,6 @@ fn list_query(query: usize, owner: usize, team: usize, statuses: u8, page_size: 
         teams: TEAMS[team].into_iter().map(str::to_owned).collect(),
     };
     ListQuery {
-        org: common::org(ORGS[query % 3]),
         scope: if query < 3 { Scope::Org } else { own },
         statuses: Status::ALL
             .iter()
@@ -201,9 +200,7 @@ fn list_query(query: usize, owner: usize, team: usize, statuses: u8, page_size: 
         owner: (team == 1).then(|| principal(OWNERS[owner])),
         cluster: (owner == 2).then(|| CLUSTERS[team % 2].parse().unwrap()),
         team: TEAMS[team].filter(|_| query.is_multiple_of(2)).map(str::to_owned),
-        labels: BTreeMap::new(),
-        page_size,
-        page_token: None,
+        ..ListQuery::of_org(common::org(ORGS[query % 3]), page_size)
     }
 }
 

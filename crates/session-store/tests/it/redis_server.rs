@@ -11,7 +11,7 @@ use session_store::redis::{ConnectError, Options, RedisStore};
 use session_store::spark_bindings::{Bind, Bound, SparkSession};
 use session_store::spark_sessions::SettingsChange;
 use session_store::{Create, DefinitionQuota, Error, Feed, Kind, ListQuery, Scope};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use test_support::redis::{PrivateRedis, RedisOptions};
@@ -491,15 +491,10 @@ async fn every_step_stays_within_one_hash_slot() {
             },
         ] {
             let query = ListQuery {
-                org: session.org.clone(),
                 scope,
                 statuses: BTreeSet::from([Status::Pending, Status::Closed]),
-                owner: None,
-                cluster: None,
                 team: Some("data".to_owned()),
-                labels: BTreeMap::new(),
-                page_size: 10,
-                page_token: None,
+                ..ListQuery::of_org(session.org.clone(), 10)
             };
             assert_eq!(
                 store.list(&query).await.unwrap().sessions,

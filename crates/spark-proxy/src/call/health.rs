@@ -1,5 +1,6 @@
 //! `grpc.health.v1.Health/Check`, answered without a token: whether this proxy accepts calls.
 
+use crate::grpc::framed;
 use crate::grpc::method::SPARK_CONNECT;
 use crate::grpc::reply::{Client, Vanished};
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -49,11 +50,7 @@ pub(crate) async fn check(body: RecvStream, serving: bool, client: &Client) -> R
     let response = CheckResponse {
         status: if serving { SERVING } else { NOT_SERVING },
     };
-    let mut message = BytesMut::with_capacity(16);
-    message.put_u8(0);
-    message.put_u32(u32::try_from(response.encoded_len()).unwrap_or(0));
-    message.put_slice(&response.encode_to_vec());
-    client.reply(message.freeze())
+    client.reply(framed(&response))
 }
 
 async fn asked_for(mut body: RecvStream) -> Option<String> {

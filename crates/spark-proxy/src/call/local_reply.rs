@@ -11,9 +11,10 @@
 //! as work ([`exit_or_error_reply`]), and other calls end with an error.
 
 use crate::call::engine_errors::{operation_lost, operation_not_found};
+use crate::grpc::framed;
 use crate::grpc::method::Method;
 use crate::stop::Stop;
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::Bytes;
 use prost::Message;
 use session_core::Reason;
 use session_proto::error::Refused;
@@ -234,18 +235,6 @@ fn no_id_to_keep(client_type: Option<&str>) -> Option<String> {
     let major = version("spark/").and_then(|version| version.split('.').next()?.parse::<u32>().ok());
     let keeps = version("python/").is_some() && major.is_none_or(|major| major >= 4);
     (!keeps).then(String::new)
-}
-
-/// Encodes a message with flag and length.
-pub(crate) fn framed(message: &impl Message) -> Bytes {
-    let len = message.encoded_len();
-    let mut out = BytesMut::with_capacity(len + 5);
-    out.put_u8(0);
-    // Local replies are short.
-    out.put_u32(u32::try_from(len).unwrap_or(u32::MAX));
-    // The buffer grows, so this cannot fail.
-    let _ = message.encode(&mut out);
-    out.freeze()
 }
 
 #[cfg(test)]

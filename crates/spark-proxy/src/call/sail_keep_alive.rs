@@ -4,12 +4,12 @@
 //! its Spark session at intervals. The small calls do not count as activity; the query itself does.
 
 use crate::call::forward::Exchange;
+use crate::grpc::framed;
 use crate::grpc::method::Method;
 use crate::grpc::reply::capacity;
 use crate::upstream::headers::toward_backend;
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::Bytes;
 use http::{Request, header};
-use prost::Message as _;
 use session_core::Engine;
 use session_proto::spark::config_request::{Get, Operation, operation::OpType};
 use session_proto::spark::{ConfigRequest, UserContext};
@@ -101,9 +101,5 @@ fn question(exchange: &Exchange<'_>) -> Option<Bytes> {
         }),
         ..ConfigRequest::default()
     };
-    let mut message = BytesMut::new();
-    message.put_u8(0);
-    message.put_u32(u32::try_from(request.encoded_len()).ok()?);
-    request.encode(&mut message).ok()?;
-    Some(message.freeze())
+    Some(framed(&request))
 }

@@ -13,3 +13,19 @@ pub(crate) mod method;
 pub(crate) mod reply;
 pub(crate) mod request_body;
 pub(crate) mod unsent;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use identity::GRPC_PREFIX;
+use prost::Message;
+
+/// An uncompressed message with its flag and length.
+pub(crate) fn framed(message: &impl Message) -> Bytes {
+    let len = message.encoded_len();
+    let mut out = BytesMut::with_capacity(GRPC_PREFIX + len);
+    out.put_u8(0);
+    // The messages that the proxy makes are short.
+    out.put_u32(u32::try_from(len).unwrap_or(u32::MAX));
+    // The buffer grows, so this cannot fail.
+    let _ = message.encode(&mut out);
+    out.freeze()
+}

@@ -17,7 +17,7 @@ use compute::{ComputeSpec, Found};
 use futures::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 use session_core::{OrgId, Session, SessionKey, State, Timestamp};
-use session_store::{Error, ListQuery, Scope, SessionStore};
+use session_store::{Error, ListQuery, SessionStore};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -260,17 +260,7 @@ impl OrphanCollector {
         let mut peopled = BTreeSet::new();
         let unknown = found.iter().filter(|(_, record)| record.is_none());
         for org in unknown.map(|(found, _)| &found.key.org).collect::<BTreeSet<_>>() {
-            let any = ListQuery {
-                org: org.clone(),
-                scope: Scope::Org,
-                statuses: BTreeSet::new(),
-                owner: None,
-                cluster: None,
-                team: None,
-                labels: BTreeMap::new(),
-                page_size: 1,
-                page_token: None,
-            };
+            let any = ListQuery::of_org(org.clone(), 1);
             if !self.store.list(&any).await?.sessions.is_empty() {
                 peopled.insert(org.clone());
             }

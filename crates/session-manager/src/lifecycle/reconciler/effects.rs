@@ -4,10 +4,24 @@
 use super::Reconciler;
 use crate::providers::registry::is_on_another_host;
 use compute::ComputeSpec;
-use service_kit::host;
+use service_kit::{child_span, host};
 use session_core::machine::{Effect, Observation};
 use session_core::{Catalog, Cluster, Session, State, Status};
 use session_store::Error;
+use tracing::{Instrument as _, Span};
+
+/// The span of one effect on the compute that a spec describes.
+macro_rules! compute_span {
+    ($name:literal, $spec:expr) => {
+        child_span!(
+            $name,
+            session = %$spec.key.id,
+            cluster = %$spec.cluster.name,
+            generation = $spec.generation,
+            otel.status_code = tracing::field::Empty,
+        )
+    };
+}
 
 impl Reconciler {
     /// Starts what a committed record calls for. Failures are left to the
@@ -54,7 +68,8 @@ impl Reconciler {
     }
 
     async fn ensure(&self, spec: &ComputeSpec) -> Result<(), compute::Error> {
-        let made = self.computes.ensure(spec).await;
+        let span = compute_span!("ensure_compute", spec);
+        let made = with_status(self.computes.ensure(spec), span).await;
         self.give_back_if_stale(spec).await;
         made
     }
@@ -75,7 +90,8 @@ impl Reconciler {
         }
         let outcome = match self.store.get(&spec.key).await {
             Ok(Some(session)) if session.status().is_terminal() || session.generation > spec.generation => {
-                self.computes.release(spec).await
+                let span = compute_span!("release_compute", spec);
+                with_status(self.computes.release(spec), span).await
             }
             Ok(Some(_) | None) => Ok(()),
             Err(error) => Err(compute::Error::Unavailable(error.to_string())),
@@ -85,9 +101,14 @@ impl Reconciler {
         }
     }
 
+    async fn release(&self, session: &Session, spec: &ComputeSpec) -> Result<(), compute::Error> {
+        let span = compute_span!("release_compute", spec);
+        with_status(self.release_all(session, spec), span).await
+    }
+
     /// A place on a shared server goes back after everything the session has
     /// there.
-    async fn release(&self, session: &Session, spec: &ComputeSpec) -> Result<(), compute::Error> {
+    async fn release_all(&self, session: &Session, spec: &ComputeSpec) -> Result<(), compute::Error> {
         if !session.policy.dedicated {
             let ended = session.closed_at.or(session.idle_since);
             match self.bindings.release(spec, ended).await {
@@ -196,6 +217,18 @@ impl Reconciler {
     }
 }
 
+/// Runs an effect in its span, which records a failure.
+async fn with_status<T>(
+    effect: impl Future<Output = Result<T, compute::Error>>,
+    span: Span,
+) -> Result<T, compute::Error> {
+    let outcome = effect.instrument(span.clone()).await;
+    if outcome.is_err() {
+        span.record("otel.status_code", "ERROR");
+    }
+    outcome
+}
+
 /// Enough to look at compute and to give it back.
 fn bare_spec_on(cluster: &Cluster, session: &Session, generation: u64) -> ComputeSpec {
     ComputeSpec {
@@ -229,6 +262,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
     use tokio::sync::mpsc;
 
     const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
@@ -343,6 +377,75 @@ mod tests {
         // Another manager's request for the first generation comes only now.
         reconciler.start(&first, &ensure).await;
         assert_eq!((sim.made(&first.key(), 1), sim.live()), (2, Vec::new()));
+    }
+
+    /// Collects the names and fields of all spans.
+    #[derive(Clone, Default)]
+    struct Spans(Arc<parking_lot::Mutex<Vec<String>>>);
+
+    impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Spans {
+        fn on_new_span(
+            &self,
+            span: &tracing::span::Attributes<'_>,
+            _: &tracing::span::Id,
+            _: tracing_subscriber::layer::Context<'_, S>,
+        ) {
+            let mut text = span.metadata().name().to_owned();
+            span.record(
+                &mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+                    text.push_str(&format!(" {field}={value:?}"));
+                },
+            );
+            self.0.lock().push(text);
+        }
+    }
+
+    #[tokio::test]
+    async fn compute_calls_have_spans_inside_a_sampled_trace_only() {
+        use tracing_subscriber::layer::SubscriberExt as _;
+        let spans = Spans::default();
+        let subscriber = tracing_subscriber::registry().with(spans.clone());
+        let _default = tracing::subscriber::set_default(subscriber);
+        let store = Arc::new(MemoryStore::new(Arc::new(ManualClock::at(NOW))));
+        let (reconciler, _kicked) = reconciler(&store, &SimCompute::new());
+        let session = create(&store, 1).await;
+        let effects = [Effect::Ensure { generation: 1 }, Effect::Release { up_to: 1 }];
+        reconciler.start(&session, &effects).await;
+        assert_eq!(*spans.0.lock(), Vec::<String>::new(), "not sampled");
+        let trace = tracing::info_span!(target: service_kit::telemetry::SPANS, "trace");
+        reconciler.start(&session, &effects).instrument(trace).await;
+        let fields = format!("session={} cluster=c generation=1", session.id);
+        assert_eq!(
+            *spans.0.lock(),
+            [
+                "trace".to_owned(),
+                format!("ensure_compute {fields}"),
+                format!("release_compute {fields}"),
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn the_provisioning_time_is_observed_when_compute_is_ready() {
+        let store = MemoryStore::new(Arc::new(ManualClock::at(NOW)));
+        let made = create(&store, 1).await;
+        let ready = Observation::Ready { route: route_on("h") };
+        let later = NOW.after(Duration::from_secs(7));
+        let step = machine::step(&made, Some(&ready), Activity::Unknown, later);
+        let active = step.transition.unwrap().session;
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry);
+        metrics.provisioned(&made, &active);
+        metrics.provisioned(&active, &active);
+        let text = registry.render();
+        for sample in [
+            "_sum{phase=\"provisioning\"} 7",
+            "_count{phase=\"provisioning\"} 1",
+            "_count{phase=\"warming\"} 0",
+        ] {
+            let line = format!("session_manager_provisioning_duration_seconds{sample}");
+            assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");
+        }
     }
 
     #[tokio::test]

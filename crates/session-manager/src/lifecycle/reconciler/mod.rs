@@ -15,6 +15,7 @@ use crate::providers::registry::Providers;
 use crate::spark_sessions::Bindings;
 use futures::{Stream, StreamExt, stream};
 use parking_lot::{Mutex, MutexGuard};
+use service_kit::root_span;
 use session_core::invariant;
 use session_core::machine::{self, Event, Transition};
 use session_core::{
@@ -30,6 +31,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 /// A claimed entry comes due again after this, unless it was dealt with.
 const LEASE: Duration = Duration::from_secs(30);
@@ -224,10 +226,16 @@ impl Reconciler {
             over: false,
         };
         while {
-            let outcome = self.look_until_settled(key).await;
+            let span = root_span!(
+                "reconcile",
+                session = %key.id,
+                otel.status_code = tracing::field::Empty,
+            );
+            let outcome = self.look_until_settled(key).instrument(span.clone()).await;
             self.metrics.looked(outcome.is_ok());
             if let Err(error) = outcome {
-                tracing::warn!(session = %key.id, %error, "a session could not be moved on; its lease brings it back");
+                span.record("otel.status_code", "ERROR");
+                tracing::warn!(parent: &span, session = %key.id, %error, "a session could not be moved on; its lease brings it back");
             }
             looking.again()
         } {}
@@ -345,6 +353,7 @@ impl Reconciler {
             Activity::Quiet { .. } | Activity::Busy | Activity::Unknown => self.store.commit(commit).await?,
         }
         self.metrics.changed(session.status());
+        self.metrics.provisioned(before, &session);
         self.start(&session, &effects).await;
         Ok(session)
     }

@@ -8,6 +8,7 @@
 
 use crate::spark_bindings::SparkSession;
 use crate::{Error, Kind};
+use session_core::id::fnv1a;
 use session_core::{ClusterName, OrgId, PrincipalId, Session, SessionKey, Status};
 
 /// Every partition.
@@ -63,13 +64,6 @@ impl Slot {
 /// small enough for Redis to keep it as one piece. Fixed for ever: it is part
 /// of stored keys.
 const HOLDER_SHARES: u64 = 16_384;
-
-/// FNV-1a, which no version or platform may change.
-fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
-}
 
 /// The two parts of an index of sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,17 +6,7 @@ use session_store::{Error, ListQuery, PAGE_READ_LIMIT, Scope};
 use std::collections::{BTreeMap, BTreeSet};
 
 fn all() -> ListQuery {
-    ListQuery {
-        org: org("acme"),
-        scope: Scope::Org,
-        statuses: BTreeSet::new(),
-        owner: None,
-        cluster: None,
-        team: None,
-        labels: BTreeMap::new(),
-        page_size: 1000,
-        page_token: None,
-    }
+    ListQuery::of_org(org("acme"), 1000)
 }
 
 /// Every page of `query`, joined.

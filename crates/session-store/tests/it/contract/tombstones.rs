@@ -2,8 +2,8 @@
 
 use crate::common::{Draft, FAR, Store, close, commit, request, token, touch};
 use session_core::{Session, SessionId, Timestamp};
-use session_store::{Create, ListQuery, Scope, Tombstones};
-use std::collections::{BTreeMap, BTreeSet};
+use session_store::{Create, ListQuery, Tombstones};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -27,15 +27,8 @@ async fn end(store: &Store, session: &Session, ago: Duration) -> Session {
 
 async fn listed(store: &Store, org: &str, owner: Option<&str>) -> BTreeSet<SessionId> {
     let query = ListQuery {
-        org: org.parse().unwrap(),
-        scope: Scope::Org,
-        statuses: BTreeSet::new(),
         owner: owner.map(|owner| owner.parse().unwrap()),
-        cluster: None,
-        team: None,
-        labels: BTreeMap::new(),
-        page_size: 1000,
-        page_token: None,
+        ..ListQuery::of_org(org.parse().unwrap(), 1000)
     };
     let page = store.list(&query).await.unwrap();
     page.sessions.into_iter().map(|session| session.id).collect()

@@ -23,7 +23,7 @@ use std::collections::VecDeque;
 use wire::Scanner;
 
 /// Length of the flag and length of a gRPC message.
-const GRPC_PREFIX: usize = 5;
+pub(crate) const GRPC_PREFIX: usize = 5;
 const SESSION_ID: u64 = 1;
 const USER_CONTEXT: u64 = 2;
 const USER_ID: u64 = 1;
