@@ -1,4 +1,4 @@
-//! The public keys, for everybody who checks tokens.
+//! HTTP endpoint of the public keys.
 
 use crate::keys::Keys;
 use axum::Router;
@@ -9,11 +9,11 @@ use axum::routing::get;
 use session_token::Jwks;
 use std::sync::Arc;
 
-/// Caches between may keep it this long: with what verifiers wait between two
-/// readings (30 s) a key that is withdrawn is gone everywhere within 60 s.
+/// Cache time for intermediaries: with the polling interval of verifiers (30
+/// s), a withdrawn key is gone everywhere within 60 s.
 const MAX_AGE: &str = "public, max-age=15";
 
-/// What is served, made once per change.
+/// The served document, built once per change.
 #[derive(Debug, Default)]
 pub(crate) struct Document {
     json: String,
@@ -28,7 +28,7 @@ impl Document {
         }
     }
 
-    /// Does it say this already?
+    /// Whether the document is of this key set.
     pub(crate) fn is_of(&self, keys: &Jwks) -> bool {
         self.json == keys.to_json()
     }

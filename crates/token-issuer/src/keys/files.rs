@@ -1,4 +1,4 @@
-//! Key files, read again and again.
+//! Key files, read periodically.
 
 use crate::config::KeysConfig;
 use anyhow::{Context as _, Result};
@@ -8,25 +8,26 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// No key is larger.
+/// Maximum size of a key file in bytes.
 const LARGEST: u64 = 64 * 1024;
-/// Files of a folder that are looked at.
+/// Maximum number of key files in a folder.
 const MOST_FILES: usize = 32;
-/// What the files of keys end in.
+/// Extension of key files.
 const ENDING: &str = "pem";
 
-/// What the files hold now.
+/// Result of one read of all files.
 #[derive(Debug, Default)]
 pub(super) struct Found {
-    /// Those that may sign: the configured one first, then the folder's by name.
+    /// Keys that may sign: the configured one first, then those of the folder
+    /// by name.
     pub(super) candidates: Vec<Arc<Signer>>,
-    /// Those that are only published.
+    /// Keys that are only published.
     pub(super) published: Vec<Arc<Signer>>,
-    /// What became wrong since the last look.
+    /// Problems that are new since the last read.
     pub(super) problems: Vec<String>,
 }
 
-/// Remembers the last good content of each file.
+/// Cache of the last valid content of each file.
 #[derive(Debug, Default)]
 pub(super) struct KeyFiles {
     good: BTreeMap<PathBuf, Arc<Signer>>,
@@ -46,8 +47,8 @@ pub(crate) fn read_key(file: &Path) -> Result<Signer> {
     Signer::from_pkcs8_pem(&pem).context("is not a P-256 key in PKCS#8 PEM")
 }
 
-/// The key files of a folder, by name. Names that begin with a dot are not
-/// ours: Kubernetes keeps its own there.
+/// The key files of a folder, by name. Names with a leading dot are ignored:
+/// Kubernetes uses them for its own entries.
 fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).context("cannot be listed")? {
@@ -89,11 +90,11 @@ impl KeyFiles {
             let key = self.one(file, "keys.published", &mut now, &mut found.problems);
             found.published.extend(key);
         }
-        // The last one is not withdrawn: an empty folder is a mistake.
+        // The last key is not withdrawn: an empty folder is a mistake.
         if found.candidates.is_empty() {
             self.tell(
                 Path::new(""),
-                "no key is left; the last ones stay in use".to_owned(),
+                "no key remains; the last ones stay in use".to_owned(),
                 &mut found.problems,
             );
         } else {
@@ -103,7 +104,8 @@ impl KeyFiles {
         found
     }
 
-    /// The key in a file; what it was, while the file is there but unusable.
+    /// The key in a file, or its last valid key while the file exists but is
+    /// unusable.
     fn one(
         &mut self,
         file: &Path,
@@ -119,7 +121,8 @@ impl KeyFiles {
             }
             Err(error) => {
                 self.tell(file, format!("{what}: {} {error:#}", file.display()), problems);
-                // Half-written, perhaps. One that is gone is gone.
+                // An unusable file may be half-written; a deleted file is
+                // withdrawn.
                 let there = file.try_exists().unwrap_or(true);
                 self.good.get(file).filter(|_| there).cloned()?
             }
@@ -128,7 +131,7 @@ impl KeyFiles {
         Some(key)
     }
 
-    /// Each problem once, until it changes.
+    /// Reports each problem once, until it changes.
     fn tell(&mut self, file: &Path, problem: String, problems: &mut Vec<String>) {
         if self.told.get(file) != Some(&problem) {
             self.told.insert(file.to_owned(), problem.clone());
@@ -169,13 +172,13 @@ mod tests {
         let both = kids(&files.read(&config));
         assert_eq!(both[1], kids(&first)[0], "by name");
 
-        // Half-written: said once, and the key stays.
+        // A half-written file is reported once, and its key stays.
         std::fs::write(&b, "-----BEGIN PRIV").unwrap();
         let broken = files.read(&config);
         assert_eq!((kids(&broken), broken.problems.len()), (both.clone(), 1));
         assert!(broken.problems[0].contains("b.pem"), "{:?}", broken.problems);
         assert_eq!(files.read(&config).problems.len(), 0);
-        // Gone is gone, but for the last one.
+        // A deleted file is withdrawn, except the last one.
         std::fs::remove_file(&b).unwrap();
         assert_eq!(kids(&files.read(&config)), both[..1]);
         std::fs::remove_file(&a).unwrap();
