@@ -1,6 +1,6 @@
-//! Definitions of clusters and catalogs as files: the keys of `[[clusters]]` and
-//! `[[catalogs]]` in session-manager's configuration, so that one can become
-//! the other. What the values must be is the API's to say.
+//! Definitions of clusters and catalogs as files, with the keys of
+//! `[[clusters]]` and `[[catalogs]]` in session-manager's configuration, so
+//! that definitions can move between both. The API validates the values.
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -87,7 +87,7 @@ enum Property {
     List(Vec<String>),
 }
 
-/// Reads the definition of a cluster.
+/// Parses the definition of a cluster.
 pub(crate) fn cluster(file: &Path) -> Result<v1::Cluster> {
     let read: ClusterFile = read(file)?;
     let about = || format!("in {}", file.display());
@@ -128,7 +128,7 @@ pub(crate) fn cluster(file: &Path) -> Result<v1::Cluster> {
     })
 }
 
-/// Reads the definition of a catalog.
+/// Parses the definition of a catalog.
 pub(crate) fn catalog(file: &Path) -> Result<v1::Catalog> {
     use v1::property_value::Value;
     let read: CatalogFile = read(file)?;
@@ -178,14 +178,14 @@ fn engine(text: &str) -> Result<v1::Engine> {
     match text {
         "sail" => Ok(v1::Engine::Sail),
         "spark" => Ok(v1::Engine::Spark),
-        other => bail!("engine: {other:?} is none; use sail or spark"),
+        other => bail!("engine: {other:?} is unknown; use sail or spark"),
     }
 }
 
 fn duration(field: &str, text: Option<String>) -> Result<Option<prost_types::Duration>> {
     let Some(text) = text else { return Ok(None) };
     let parsed = humantime::parse_duration(&text)
-        .with_context(|| format!("{field}: {text:?} is no duration like \"15min\""))?;
+        .with_context(|| format!("{field}: {text:?} is not a duration like \"15min\""))?;
     Ok(Some(convert::duration(parsed)))
 }
 

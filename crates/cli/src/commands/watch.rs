@@ -1,4 +1,4 @@
-//! Following sessions: one line for each change, until the end.
+//! Watch command: one line for each change, until the end.
 
 use crate::client::{self, explain};
 use crate::output::{self, moment};
@@ -11,9 +11,9 @@ use session_proto::v1::{self, SessionStatus};
 use std::time::Duration;
 use tonic::{Code, Status};
 
-/// After a lost connection it is tried again at first after this long…
+/// First pause before a reconnect.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// …and never later than this.
+/// Maximum pause before a reconnect.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 pub(super) async fn watch(target: &Target, output: Output, session: Option<String>) -> Result<()> {
@@ -28,22 +28,22 @@ pub(super) async fn watch(target: &Target, output: Output, session: Option<Strin
             Ok(answer) => {
                 (pause, heard) = (FIRST_PAUSE, true);
                 match follow(answer.into_inner(), output).await {
-                    // Nobody reads any more.
+                    // The reader closed the pipe.
                     Ok(_) if output::failure().is_some() => return Ok(()),
                     Ok(true) if !session_id.is_empty() => return Ok(()),
-                    // The session-manager stops; another one goes on.
+                    // This session-manager stops; another one continues.
                     Ok(_) => Status::unavailable("the stream ended"),
                     Err(status) => status,
                 }
             }
             Err(status) => status,
         };
-        // What was never reached is more likely a wrong address.
+        // A server that was never reached probably has a wrong address.
         if problem.code() != Code::Unavailable || !heard {
             return Err(explain(problem));
         }
         output::note(&format!(
-            "berth: {}; trying again in {} s",
+            "berth: {}; retrying in {} s",
             problem.message(),
             pause.as_secs()
         ));
@@ -52,7 +52,7 @@ pub(super) async fn watch(target: &Target, output: Output, session: Option<Strin
     }
 }
 
-/// Prints what comes; true if the last session told of has ended.
+/// Prints updates; returns whether the last updated session has ended.
 async fn follow(
     mut stream: tonic::Streaming<v1::WatchSessionsResponse>,
     output: Output,
@@ -67,7 +67,7 @@ async fn follow(
             Some(Update::Reset(_)) if output == Output::Json => {
                 output::json_text(&json!({"reset": true}).to_string());
             }
-            // Lines that people read need no beginning.
+            // The table output does not show resets.
             Some(Update::Reset(_)) => {}
             None => {}
         }
@@ -80,7 +80,7 @@ async fn follow(
 
 fn print(output: Output, session: &v1::Session, event: Option<&v1::SessionEvent>) {
     match output {
-        // One object a line, so that programs need not wait for an end.
+        // One object per line, so that programs can parse each update at once.
         Output::Json => {
             let line = json!({"session": json::value(session), "event": json::value(&event)});
             output::json_text(&line.to_string());
