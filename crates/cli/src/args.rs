@@ -1,4 +1,4 @@
-//! What can be said on the command line.
+//! Command-line arguments.
 
 use clap::Subcommand;
 use std::collections::BTreeMap;
@@ -11,10 +11,10 @@ pub(crate) enum Command {
     Create(Create),
     /// List your sessions, newest first.
     List {
-        /// Also those that are closed or failed.
+        /// Include closed and failed sessions.
         #[arg(short, long)]
         all: bool,
-        /// At most this many.
+        /// Maximum number of sessions.
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         limit: u32,
     },
@@ -23,12 +23,12 @@ pub(crate) enum Command {
         /// The session's id.
         session: String,
     },
-    /// Show what happened to a session.
+    /// Show the history of a session.
     Events {
         /// The session's id.
         session: String,
     },
-    /// Close a session: ends its queries and gives its compute back.
+    /// Close a session: ends its queries and releases its compute.
     Close {
         /// The sessions' ids.
         #[arg(required = true)]
@@ -39,20 +39,20 @@ pub(crate) enum Command {
         /// The session's id.
         session: String,
     },
-    /// Make a token for a session and print the connection string.
+    /// Issue a token for a session and print the connection string.
     Token {
         /// The session's id.
         session: String,
-        /// How long it is good, e.g. 30m; 60 s to 12 h.
+        /// Lifetime of the token, e.g. 30m; 60 s to 12 h.
         #[arg(long, value_parser = humantime::parse_duration)]
         ttl: Option<Duration>,
     },
-    /// List the tokens of a session, never the tokens themselves.
+    /// List the tokens of a session, without the tokens themselves.
     Tokens {
         /// The session's id.
         session: String,
     },
-    /// Take back one token, or all; their running queries end too.
+    /// Revoke one token, or all; their running queries end too.
     Revoke {
         /// The session's id.
         session: String,
@@ -63,44 +63,44 @@ pub(crate) enum Command {
         #[arg(long, conflicts_with = "token")]
         all: bool,
     },
-    /// Follow sessions as they change: yours, or those you administer. Ends
-    /// with the session if one is given.
+    /// Follow changes of sessions: yours, or those you administer. Ends with
+    /// the session if one is given.
     Watch {
         /// Only this session.
         session: Option<String>,
     },
-    /// Move the moment at which a session is closed at the latest; at most 7
-    /// days after it was created.
+    /// Change the latest closing time of a session; at most 7 days after its
+    /// creation.
     Extend {
         /// The session's id.
         session: String,
         #[command(flatten)]
         until: Until,
     },
-    /// Hold a session's idle clocks, for work without an open call, such as
-    /// structured streaming.
+    /// Suspend a session's idle timeouts, for work without an open call, such
+    /// as structured streaming.
     KeepAlive {
         /// The session's id.
         session: String,
         #[command(flatten)]
         until: Until,
     },
-    /// Change what a session is called.
+    /// Change name and labels of a session.
     #[command(group = at_least_one(&["name", "no_name", "labels", "removed"]))]
     Update(Update),
-    /// List what a session is executing.
+    /// List the running operations of a session.
     Ops {
         /// The session's id.
         session: String,
     },
-    /// Interrupt queries of a session. The session lives on.
+    /// Interrupt queries of a session. The session continues.
     Interrupt {
         /// The session's id.
         session: String,
-        /// One operation, as `berth ops` lists it; may be repeated.
+        /// Id of an operation, as in `berth ops`; may be repeated.
         #[arg(long = "operation", value_name = "ID", required_unless_present = "all")]
         operations: Vec<String>,
-        /// Everything that it executes.
+        /// All running operations.
         #[arg(long, conflicts_with = "operations")]
         all: bool,
     },
@@ -119,25 +119,25 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: Option<Orgs>,
     },
-    /// Shut a principal out: closes its sessions, takes back its tokens, and
-    /// refuses its calls (org admins in their organization, platform admins).
+    /// Disable a principal: closes its sessions, revokes its tokens, and
+    /// rejects its calls (org admins in their organization, platform admins).
     DisablePrincipal(Who),
-    /// Let a principal in again.
+    /// Enable a principal again.
     EnablePrincipal(Who),
-    /// Make keys, for setting Berth up. Needs no server.
+    /// Create keys for the setup of Berth. Needs no server.
     #[command(subcommand)]
     Keys(Keys),
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Create {
-    /// Where it runs: `berth clusters` lists them.
+    /// Cluster of the session: `berth clusters` lists them.
     #[arg(long)]
     pub(crate) cluster: String,
-    /// Its default catalog: `berth catalogs` lists them.
+    /// Default catalog: `berth catalogs` lists them.
     #[arg(long)]
     pub(crate) catalog: Option<String>,
-    /// A name for people.
+    /// Display name.
     #[arg(long)]
     pub(crate) name: Option<String>,
     /// One of your teams.
@@ -146,19 +146,19 @@ pub(crate) struct Create {
     /// Labels, as key=value; may be repeated.
     #[arg(long = "label", value_parser = label)]
     pub(crate) labels: Vec<(String, String)>,
-    /// Idle after this much silence, e.g. 15m.
+    /// Idle after this time without calls, e.g. 15m.
     #[arg(long, value_parser = humantime::parse_duration)]
     pub(crate) idle_timeout: Option<Duration>,
-    /// Closed after this long in idle; 10s at the least.
+    /// Closed after this idle time; 10s at the least.
     #[arg(long, value_parser = humantime::parse_duration)]
     pub(crate) close_after_idle: Option<Duration>,
-    /// Closed after this long in all, e.g. 24h.
+    /// Maximum lifetime, e.g. 24h.
     #[arg(long, value_parser = humantime::parse_duration)]
     pub(crate) max_lifetime: Option<Duration>,
-    /// Makes a repeat of this very command return the same session.
+    /// Idempotency key: a repeat of the same command returns the same session.
     #[arg(long)]
     pub(crate) request_id: Option<String>,
-    /// Wait until it is ready.
+    /// Wait until the session is ready.
     #[arg(short, long)]
     pub(crate) wait: bool,
 }
@@ -171,13 +171,13 @@ impl Create {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Keys {
-    /// A new key that signs session tokens, as a PKCS#8 PEM file.
+    /// Create a key that signs session tokens, as a PKCS#8 PEM file.
     Signing {
         /// The file to write; must not exist.
         file: PathBuf,
     },
-    /// Put a new signing key into the folder that token-issuer follows
-    /// (`keys.dir`). It is published at once, and signs by itself later.
+    /// Create a new signing key in the folder that token-issuer follows
+    /// (`keys.dir`). It is published at once and signs automatically later.
     Rotate {
         /// The folder.
         dir: PathBuf,
@@ -187,19 +187,20 @@ pub(crate) enum Keys {
         /// The folder.
         dir: PathBuf,
     },
-    /// Remove a signing key from the folder, when no token of it can be good
-    /// any more.
+    /// Remove a signing key from the folder, when none of its tokens can be
+    /// valid any more.
     Retire {
         /// The folder.
         dir: PathBuf,
-        /// The key's id, or how it begins.
+        /// The key's id, or its beginning.
         kid: String,
-        /// Remove it now, whatever it signed: within a minute all its tokens
-        /// are refused. If it is the last one, another is made first.
+        /// Remove it now, even if its tokens are valid: within a minute all its
+        /// tokens are rejected. If it is the last one, another is created
+        /// first.
         #[arg(long)]
         emergency: bool,
     },
-    /// A new service-account key: the key itself for its user, its SHA-256
+    /// Create a service-account key: the key itself for its user, its SHA-256
     /// for the configuration.
     ServiceAccount,
 }
@@ -219,14 +220,14 @@ fn label(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// A moment, in one of two ways.
+/// A time, in one of two forms.
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct Until {
-    /// From now on for this long, e.g. 2h.
+    /// Duration from now, e.g. 2h.
     #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) duration: Option<Duration>,
-    /// Until this time, e.g. 2026-12-31T18:00:00Z.
+    /// Time, e.g. 2026-12-31T18:00:00Z.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
     pub(crate) until: Option<SystemTime>,
 }
@@ -238,13 +239,13 @@ pub(crate) struct Update {
     /// A new name.
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// Take its name away.
+    /// Remove the name.
     #[arg(long, conflicts_with = "name")]
     pub(crate) no_name: bool,
     /// A label to set, as key=value; may be repeated. Others stay.
     #[arg(long = "label", value_parser = label)]
     pub(crate) labels: Vec<(String, String)>,
-    /// The key of a label to take away; may be repeated.
+    /// The key of a label to remove; may be repeated.
     #[arg(long = "remove-label", value_name = "KEY")]
     pub(crate) removed: Vec<String>,
 }
@@ -253,7 +254,7 @@ pub(crate) struct Update {
 pub(crate) struct Who {
     /// "issuer-alias|subject", as `berth list` shows owners; quote it.
     pub(crate) principal: String,
-    /// Where it acts; your own organization if not given.
+    /// Its organization; default: your own.
     #[arg(long)]
     pub(crate) org: Option<String>,
 }
@@ -262,7 +263,7 @@ pub(crate) struct Who {
 pub(crate) enum Clusters {
     /// List the clusters you may use.
     List,
-    /// Show a cluster; to platform admins with how compute is made.
+    /// Show a cluster; platform admins also see the provider.
     Show {
         /// Its name.
         name: String,
@@ -272,21 +273,21 @@ pub(crate) enum Clusters {
         /// A TOML or JSON file with the keys of [[clusters]] in the
         /// configuration (docs/config.md).
         file: PathBuf,
-        /// Take no sessions before `berth clusters activate`.
+        /// Accept no sessions before `berth clusters activate`.
         #[arg(long)]
         pending: bool,
     },
-    /// Replace the definition of a cluster. New sessions get it.
+    /// Replace the definition of a cluster. It applies to new sessions.
     Update {
         /// A TOML or JSON file, as for create.
         file: PathBuf,
     },
-    /// Let a pending or draining cluster take sessions.
+    /// Let a pending or draining cluster accept sessions.
     Activate {
         /// Its name.
         name: String,
     },
-    /// Take no new sessions; those there live on to their own deadlines.
+    /// Accept no new sessions; existing ones continue to their own deadlines.
     Drain {
         /// Its name.
         name: String,
@@ -295,7 +296,7 @@ pub(crate) enum Clusters {
     Delete {
         /// Its name.
         name: String,
-        /// Close the sessions that still run there.
+        /// Close the remaining sessions of the cluster.
         #[arg(long)]
         force: bool,
     },
@@ -316,7 +317,7 @@ pub(crate) enum Catalogs {
         /// configuration (docs/config.md).
         file: PathBuf,
     },
-    /// Replace the definition of a catalog. It reaches new compute only.
+    /// Replace the definition of a catalog. It applies to new compute only.
     Update {
         /// A TOML or JSON file, as for create.
         file: PathBuf,
@@ -325,16 +326,17 @@ pub(crate) enum Catalogs {
     Delete {
         /// Its name.
         name: String,
-        /// Although live sessions use it: they fail when they need new compute.
+        /// Delete it even if live sessions use it: they fail when they need new
+        /// compute.
         #[arg(long)]
         force: bool,
     },
-    /// Try a catalog on a cluster as a new session would. Fails if it cannot be
-    /// used.
+    /// Test a catalog on a cluster as a new session would use it. Fails if it
+    /// cannot be used.
     Test {
         /// Its name.
         name: String,
-        /// Where.
+        /// The cluster.
         #[arg(long)]
         cluster: String,
     },
@@ -356,7 +358,7 @@ pub(crate) enum Orgs {
         #[command(flatten)]
         limits: LimitArgs,
     },
-    /// Change limits of an organization; those not given stay.
+    /// Change limits of an organization; others stay.
     #[command(group = at_least_one(&[
         "live_sessions_per_owner", "live_sessions", "creates_per_minute", "labels", "tokens_per_session",
     ]))]
@@ -366,12 +368,12 @@ pub(crate) enum Orgs {
         #[command(flatten)]
         limits: LimitArgs,
     },
-    /// Let a disabled organization in again.
+    /// Enable a disabled organization again.
     Enable {
         /// Its name.
         name: String,
     },
-    /// Close every session of an organization and refuse its calls.
+    /// Close every session of an organization and reject its calls.
     Disable {
         /// Its name.
         name: String,
@@ -380,19 +382,19 @@ pub(crate) enum Orgs {
 
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub(crate) struct LimitArgs {
-    /// Live sessions of one owner.
+    /// Maximum number of live sessions per owner.
     #[arg(long, value_name = "N")]
     pub(crate) live_sessions_per_owner: Option<u32>,
-    /// Live sessions of the organization.
+    /// Maximum number of live sessions of the organization.
     #[arg(long, value_name = "N")]
     pub(crate) live_sessions: Option<u32>,
-    /// Creates of one owner in a minute.
+    /// Maximum number of sessions that one owner can create per minute.
     #[arg(long, value_name = "N")]
     pub(crate) creates_per_minute: Option<u32>,
-    /// Labels on one session.
+    /// Maximum number of labels per session.
     #[arg(long, value_name = "N")]
     pub(crate) labels: Option<u32>,
-    /// Live tokens of one session.
+    /// Maximum number of live tokens per session.
     #[arg(long, value_name = "N")]
     pub(crate) tokens_per_session: Option<u32>,
 }

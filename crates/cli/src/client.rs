@@ -1,4 +1,4 @@
-//! Connections to Berth's APIs, and their errors as people read them.
+//! Connections to Berth's APIs, and the conversion of their errors.
 
 use crate::Target;
 use anyhow::{Context, Result, bail};
@@ -17,7 +17,7 @@ use tonic::{Code, Request, Status};
 
 pub(crate) type Service = InterceptedService<Channel, WithKey>;
 
-/// Adds the caller's key to every request.
+/// Adds the caller's credential to every request.
 #[derive(Clone)]
 pub(crate) struct WithKey(MetadataValue<Ascii>);
 
@@ -62,7 +62,7 @@ fn service(target: &Target, address: &str) -> Result<Service> {
     bearer.set_sensitive(true);
     if !target.insecure && !service_kit::grpc::is_secure(address) {
         bail!(
-            "{address} is plaintext, and everybody on the way could read your key or token: use https://, or say --insecure"
+            "{address} is plaintext, and your key or token could be read on the network: use https:// or --insecure"
         );
     }
     let mut endpoint = Endpoint::from_shared(address.to_owned())
@@ -82,7 +82,7 @@ fn service(target: &Target, address: &str) -> Result<Service> {
     Ok(InterceptedService::new(endpoint.connect_lazy(), WithKey(bearer)))
 }
 
-/// The one credential that was given. An empty variable is not one.
+/// The one configured credential. An empty variable counts as not set.
 fn credential(target: &Target) -> Result<String> {
     let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     let from_file = match &target.token_file {
@@ -104,7 +104,7 @@ fn credential(target: &Target) -> Result<String> {
     }
 }
 
-/// Berth's own texts say what to do next; a transport's do not.
+/// Adds a hint to transport errors; Berth's own texts already contain one.
 pub(crate) fn explain(status: Status) -> anyhow::Error {
     let berths_own = session_proto::error::reason_of(&status).is_some();
     if berths_own {
@@ -128,7 +128,8 @@ pub(crate) fn explain(status: Status) -> anyhow::Error {
     }
 }
 
-/// The answer was no gRPC, but a bare HTTP 431; tonic says so in words only.
+/// Whether the reply was a bare HTTP 431 instead of gRPC; tonic reports it only
+/// in the message.
 fn is_head_too_large(status: &Status) -> bool {
     status.message().contains("HTTP status code 431")
 }

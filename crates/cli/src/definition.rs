@@ -1,6 +1,6 @@
-//! Definitions of clusters and catalogs as files: the keys of `[[clusters]]` and
-//! `[[catalogs]]` in session-manager's configuration, so that one can become
-//! the other. What the values must be is the API's to say.
+//! Definitions of clusters and catalogs as files, with the keys of
+//! `[[clusters]]` and `[[catalogs]]` in session-manager's configuration, so
+//! that definitions can move between both. The API validates the values.
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::de::DeserializeOwned;
@@ -17,7 +17,7 @@ pub(crate) fn cluster(file: &Path) -> Result<v1::Cluster> {
     })
 }
 
-/// Reads the definition of a catalog.
+/// Parses the definition of a catalog.
 pub(crate) fn catalog(file: &Path) -> Result<v1::Catalog> {
     let read: CatalogDefinition = read(file)?;
     Ok(read.to_wire())

@@ -1,5 +1,5 @@
-//! The folder of signing keys that token-issuer follows: one file per key, its
-//! name beginning with when it was made, so that names tell the order.
+//! The folder of signing keys that token-issuer follows: one file per key. Its
+//! name begins with the time of creation, so that names sort by age.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use session_core::Timestamp;
@@ -7,10 +7,10 @@ use session_token::Signer;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Longer than a key is published before it signs, and its last token can be
-/// accepted after that, by token-issuer's defaults.
+/// Longer than the default times of token-issuer: publication before signing,
+/// plus the time in which the last token of a key can be accepted.
 const SURELY_DEAD: Duration = Duration::from_secs(25 * 3600);
-/// What is enough of a key's id to name it.
+/// Minimum length of a key id prefix.
 const LEAST_NAME: usize = 8;
 
 /// A key in the folder.
@@ -20,7 +20,7 @@ pub(crate) struct KeyFile {
     pub(crate) kid: String,
 }
 
-/// A moment as names write it: `20261125T152258Z`.
+/// A time as used in file names: `20261125T152258Z`.
 fn stamp(at: Timestamp) -> String {
     at.to_string().replace(['-', ':'], "")
 }
@@ -47,7 +47,7 @@ pub(crate) fn list(dir: &Path) -> Result<Vec<KeyFile>> {
     Ok(keys)
 }
 
-/// Makes a key in the folder, and the folder if need be.
+/// Creates a key in the folder, and the folder if it does not exist.
 pub(crate) fn rotate(dir: &Path, now: Timestamp) -> Result<KeyFile> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new()
@@ -55,7 +55,8 @@ pub(crate) fn rotate(dir: &Path, now: Timestamp) -> Result<KeyFile> {
         .mode(0o700)
         .create(dir)
         .with_context(|| format!("making {}", dir.display()))?;
-    // Written under a name that nobody reads, then moved: never half there.
+    // Written under a hidden name and then renamed, so that no partial file is
+    // visible.
     let unfinished = dir.join(format!(".{}-{}", stamp(now), std::process::id()));
     let kid = crate::keys::write_signing_key(&unfinished)?;
     let file = dir.join(format!("{}-{}.pem", stamp(now), &kid[..LEAST_NAME]));
@@ -63,8 +64,8 @@ pub(crate) fn rotate(dir: &Path, now: Timestamp) -> Result<KeyFile> {
     Ok(KeyFile { file, kid })
 }
 
-/// Removes a key that cannot matter any more, or, in an `emergency`, one that
-/// must not. Returns it, and the key that had to be made first.
+/// Removes a key whose tokens are all invalid, or any key in an `emergency`.
+/// Returns it, and the key that had to be created first.
 pub(crate) fn retire(
     dir: &Path,
     kid: &str,
@@ -78,7 +79,11 @@ pub(crate) fn retire(
     let keys = list(dir)?;
     let found: Vec<_> = keys.iter().filter(|key| key.kid.starts_with(kid)).collect();
     let [gone] = found[..] else {
-        bail!("{} keys of {} begin with {kid}", found.len(), dir.display());
+        bail!(
+            "{} keys of {} have an id that begins with {kid}",
+            found.len(),
+            dir.display()
+        );
     };
     let mut made = None;
     if emergency {

@@ -1,4 +1,4 @@
-//! Keys for setting Berth up: random bytes and files, no server.
+//! Key generation: random bytes and files, without a server.
 
 use anyhow::{Context, Result};
 use std::fs::OpenOptions;

@@ -1,4 +1,4 @@
-//! `berth`: sessions and tokens from the terminal, for people and scripts.
+//! `berth`: command line for sessions and tokens.
 
 mod args;
 mod client;
@@ -14,7 +14,7 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// What every command takes.
+/// Heading of the options that every command has.
 const GLOBAL: &str = "Global options";
 
 /// Warm, private Spark Connect sessions.
@@ -36,7 +36,7 @@ struct Cli {
     #[command(flatten)]
     target: Target,
 
-    /// How to print results.
+    /// Output format.
     #[arg(short, long, global = true, help_heading = GLOBAL, value_enum, default_value_t = Output::Table)]
     output: Output,
 
@@ -44,7 +44,7 @@ struct Cli {
     command: Command,
 }
 
-/// Where Berth is and who asks.
+/// Addresses and credentials.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = GLOBAL)]
 struct Target {
@@ -76,24 +76,24 @@ struct Target {
     #[arg(long, global = true, env = "BERTH_TOKEN", hide_env_values = true)]
     bearer: Option<String>,
 
-    /// A file with such a token, which is read anew by each command.
+    /// A file with such a token; each command reads it again.
     #[arg(long, global = true, env = "BERTH_TOKEN_FILE", conflicts_with = "bearer")]
     token_file: Option<PathBuf>,
 
-    /// Send the key or token in plaintext to an address beyond this machine.
+    /// Allow plaintext for the key or token beyond loopback.
     #[arg(long, global = true, env = "BERTH_INSECURE")]
     insecure: bool,
 
-    /// A PEM file with the certificate authority of both, if it is private.
+    /// A PEM file with the private certificate authority of both servers.
     #[arg(long, global = true, env = "BERTH_CA")]
     ca: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
-    /// For people.
+    /// Tables for people.
     Table,
-    /// For programs: the API's own fields.
+    /// JSON for programs, with the fields of the API.
     Json,
 }
 
@@ -105,7 +105,7 @@ async fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     match output::failure() {
-        // Whoever read it has seen enough.
+        // A closed pipe is not an error.
         Some(error) if error.kind() != ErrorKind::BrokenPipe => {
             output::note(&format!("berth: writing the output failed: {error}"));
             ExitCode::FAILURE

@@ -1,9 +1,9 @@
 //! Results as tables for people or JSON for programs.
 //!
-//! Every output of the command goes through here. Texts that somebody else
-//! chose are escaped, so that they stay in their cell. A reader that closes the
-//! pipe (`berth list | head`) ends the output and nothing else: what the
-//! command does for the other sessions that it was given is still done.
+//! All output of the command passes through this module. Texts from others are
+//! escaped, so that they stay in their cell. If the reader closes the pipe
+//! (`berth list | head`), only the output ends: the command still processes the
+//! remaining sessions of its arguments.
 
 use crate::Output;
 use serde::Serialize;
@@ -12,17 +12,17 @@ use session_proto::{convert, json, v1};
 use std::io::{self, Write as _};
 use std::sync::OnceLock;
 
-/// Why the output could not be written, once it could not.
+/// The first write error of the output.
 static FAILURE: OnceLock<io::Error> = OnceLock::new();
-/// Where the second and later lines of a value begin.
+/// Column of the second and later lines of a value.
 const VALUE_COLUMN: usize = 18;
 
-/// Why the output could not be written: nothing more is printed then.
+/// The first write error; nothing more is printed after it.
 pub(crate) fn failure() -> Option<&'static io::Error> {
     FAILURE.get()
 }
 
-/// Prints a line, or several, as they are. Whoever reads a pipe sees them at once.
+/// Prints lines without escaping, and flushes them.
 fn print(text: &str) {
     if failure().is_some() {
         return;
@@ -40,17 +40,17 @@ pub(crate) fn line(text: &str) {
     print(&printable::escape(text));
 }
 
-/// Prints JSON, with what a terminal must not get as JSON's own escapes.
+/// Prints JSON; unsafe characters for a terminal become JSON escapes.
 pub(crate) fn json_text(json: &str) {
     print(&printable::escape_json(json));
 }
 
-/// Tells people something on stderr, escaped. It is lost if nobody reads.
+/// Prints an escaped note to stderr; write errors are ignored.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{}", printable::escape_lines(text));
 }
 
-/// Prints rows under their headings, or what they are about as a JSON array.
+/// Prints rows under their headings, or the objects as a JSON array.
 pub(crate) fn rows<T: Serialize>(output: Output, headings: &[&str], rows: Vec<Vec<String>>, all: &[T]) {
     match output {
         Output::Json => object(&all),
@@ -58,7 +58,7 @@ pub(crate) fn rows<T: Serialize>(output: Output, headings: &[&str], rows: Vec<Ve
     }
 }
 
-/// Prints something as indented JSON.
+/// Prints an object as indented JSON.
 pub(crate) fn object(what: &impl Serialize) {
     json_text(&format!("{:#}", json::value(what)));
 }
@@ -96,8 +96,8 @@ fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     lines.join("\n")
 }
 
-/// Prints one thing as `name  value` lines, or the thing as a JSON object. Further lines
-/// of a value are indented, so that none can pass for another field.
+/// Prints an object as `name  value` lines or as JSON. Continuation lines of a
+/// value are indented, so that none can look like another field.
 pub(crate) fn fields(output: Output, fields: &[(&str, String)], what: &impl Serialize) {
     match output {
         Output::Json => object(what),
@@ -123,7 +123,7 @@ pub(crate) fn moment(at: Option<&prost_types::Timestamp>) -> String {
         .unwrap_or_default()
 }
 
-/// How long ago, or in how long, in the largest unit that fits.
+/// Time since or until `at`, in the largest unit that fits.
 pub(crate) fn distance(at: Option<&prost_types::Timestamp>, now: Timestamp) -> String {
     let Some(at) = at.map(convert::from_timestamp) else {
         return String::new();
@@ -148,7 +148,7 @@ pub(crate) fn status(session: &v1::Session) -> &'static str {
     }
 }
 
-/// What was used so far, in one line; nothing before the first call.
+/// Usage in one line; empty before the first call.
 fn usage_line(usage: Option<&v1::SessionUsage>) -> String {
     let Some(usage) = usage.filter(|usage| usage.rpcs > 0) else {
         return String::new();
@@ -162,7 +162,7 @@ fn usage_line(usage: Option<&v1::SessionUsage>) -> String {
     )
 }
 
-/// In the largest unit that leaves at least one, with one decimal.
+/// Bytes in the largest unit with a value of at least one, with one decimal.
 fn bytes(count: u64) -> String {
     const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     match UNITS.into_iter().find(|(_, size)| count >= *size) {
@@ -251,7 +251,7 @@ mod tests {
         );
     }
 
-    /// An operation id is whatever its client chose, a status message whatever its engine said.
+    /// The client chooses the operation id, the engine the status message.
     #[test]
     fn nothing_that_others_chose_reaches_the_terminal_as_a_command() {
         let bad = "op\u{1b}]0;owned\u{7}\u{1b}[2J\r\u{9b}31m\u{202e}x";

@@ -1,4 +1,4 @@
-//! The admin port: `/livez`, `/readyz`, `/metrics`, `/buildz`, and no secrets.
+//! The admin port: `/livez`, `/readyz`, `/metrics`, `/buildz`, without secrets.
 
 use crate::config::{Problems, Validate};
 use crate::metrics::Registry;
@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Where the admin port listens. It is plaintext: keep it inside.
+/// Address of the admin port. The port is plaintext and must stay internal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdminConfig {
@@ -25,7 +25,7 @@ pub struct AdminConfig {
 }
 
 impl AdminConfig {
-    /// Binds it.
+    /// Binds the port.
     pub async fn bind(&self) -> std::io::Result<TcpListener> {
         TcpListener::bind(self.address).await.map_err(|error| {
             std::io::Error::new(
@@ -40,13 +40,13 @@ impl Validate for AdminConfig {
     fn validate(&self, _: &mut Problems) {}
 }
 
-/// Named conditions; the service is ready when every one of them is true.
+/// Named conditions; the service is ready when all of them are met.
 #[derive(Debug, Clone)]
 pub struct Readiness {
     conditions: Arc<watch::Sender<BTreeMap<&'static str, bool>>>,
 }
 
-/// One condition of a [`Readiness`]; false until set.
+/// One condition of a [`Readiness`]; not met until set.
 #[derive(Debug, Clone)]
 pub struct Condition {
     name: &'static str,
@@ -62,12 +62,12 @@ impl Default for Readiness {
 }
 
 impl Readiness {
-    /// Without any condition it is ready.
+    /// A readiness without conditions, which is ready.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a condition, which is false for now.
+    /// Adds a condition that is not met yet.
     pub fn condition(&self, name: &'static str) -> Condition {
         self.conditions.send_modify(|conditions| {
             conditions.insert(name, false);
@@ -78,12 +78,12 @@ impl Readiness {
         }
     }
 
-    /// Is every condition true?
+    /// Whether all conditions are met.
     pub fn is_ready(&self) -> bool {
         self.conditions.borrow().values().all(|met| *met)
     }
 
-    /// The conditions that are not true.
+    /// The conditions that are not met.
     pub fn missing(&self) -> Vec<&'static str> {
         self.conditions
             .borrow()
@@ -93,7 +93,7 @@ impl Readiness {
             .collect()
     }
 
-    /// Returns when the service becomes ready.
+    /// Waits until the service is ready.
     pub async fn ready(&self) {
         let mut changes = self.conditions.subscribe();
         let _ = changes
@@ -101,7 +101,7 @@ impl Readiness {
             .await;
     }
 
-    /// Returns when readiness is no longer `was`, with what it is now.
+    /// Waits until the readiness differs from `was`, and returns it.
     pub async fn changed_from(&self, was: bool) -> bool {
         let mut changes = self.conditions.subscribe();
         let _ = changes
@@ -112,7 +112,7 @@ impl Readiness {
 }
 
 impl Condition {
-    /// Is it met now?
+    /// Sets whether the condition is met.
     pub fn set(&self, met: bool) {
         self.readiness
             .conditions
@@ -120,18 +120,18 @@ impl Condition {
     }
 }
 
-/// What is running.
+/// Build information.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Build {
     /// The service's name.
     pub service: &'static str,
     /// Its version.
     pub version: &'static str,
-    /// The commit it was built from, if known.
+    /// The commit of the build, if known.
     pub commit: Option<&'static str>,
 }
 
-/// The [`Build`] of the crate that names this macro.
+/// The [`Build`] of the crate that uses this macro.
 #[macro_export]
 macro_rules! build_info {
     () => {
@@ -146,16 +146,16 @@ macro_rules! build_info {
 /// The admin server of one service.
 #[derive(Debug, Clone)]
 pub struct Admin {
-    /// What `/buildz` says.
+    /// Content of `/buildz`.
     pub build: Build,
-    /// What `/readyz` says.
+    /// Conditions of `/readyz`.
     pub readiness: Readiness,
-    /// What `/metrics` shows.
+    /// Metrics of `/metrics`.
     pub registry: Registry,
 }
 
 impl Admin {
-    /// An admin server with nothing registered yet.
+    /// An admin server without metrics or conditions.
     pub fn new(build: Build) -> Self {
         Self {
             build,
@@ -164,7 +164,7 @@ impl Admin {
         }
     }
 
-    /// The routes, for services that serve them themselves.
+    /// The routes, for services with their own server.
     pub fn router(&self) -> Router {
         Router::new()
             .route("/livez", get(async || "alive\n"))
@@ -177,8 +177,8 @@ impl Admin {
             .with_state(self.clone())
     }
 
-    /// Serves as part of a service: to the very end, because a draining
-    /// service is alive, but not ready from the moment it is asked to stop.
+    /// Serves until the end of the shutdown, because a draining service is
+    /// alive; it is not ready from the start of the shutdown.
     pub fn spawn(&self, listener: TcpListener, shutdown: &Shutdown) {
         let running = self.readiness.condition("running");
         running.set(true);
@@ -190,7 +190,7 @@ impl Admin {
         shutdown.spawn_background("admin port", self.clone().serve(listener, shutdown.forced()));
     }
 
-    /// Serves until told to stop.
+    /// Serves until `stop`.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> std::io::Result<()> {
         axum::serve(listener, self.router())
             .with_graceful_shutdown(stop.cancelled_owned())

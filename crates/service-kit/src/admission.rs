@@ -1,8 +1,8 @@
-//! The door of a gRPC server: every call passes a [`Doorkeeper`] before any
-//! handler sees it, so that none can forget to ask who calls.
+//! Admission layer of a gRPC server: every call passes a [`Doorkeeper`] before
+//! any handler, so that no handler can skip authentication.
 //!
-//! What the doorkeeper hands out for a call ([`Pass`]) lives until the end of
-//! the response's body, also when the client leaves early.
+//! The permits of a call ([`Pass`]) live until the end of the response body,
+//! also when the client disconnects early.
 
 use crate::grpc::MAX_HEAD_BYTES;
 use crate::request_span;
@@ -26,70 +26,73 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::Instrument as _;
 
-/// How long the whole body of a request may take. Requests are one message, of
-/// at most a few hundred KiB: one that stays unfinished would hold its call's
-/// place for as long as its sender likes.
+/// Timeout of a whole request body. Requests are one message of at most a few
+/// hundred KiB; without a timeout, an unfinished request would keep its permits
+/// for an unlimited time.
 pub const REQUEST_BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a call holds while it runs: permits, gauges. Dropped at its end.
+/// Resources of a running call: permits, gauges. Dropped at its end.
 pub type Pass = Box<dyn Any + Send>;
 
 /// A call whose headers exceed [`MAX_HEAD_BYTES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadTooLarge {
-    /// All headers, as HTTP/2 counts them.
+    /// Size of all headers, counted as in HTTP/2.
     pub bytes: usize,
-    /// `authorization` alone.
+    /// Size of `authorization` alone.
     pub credential: usize,
 }
 
-/// Whether it is known who makes a call, for the time limits of its connection.
+/// Whether the caller of a call is authenticated, for the idle timeouts of its
+/// connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallerKnown {
-    /// Yes, by the time that it is admitted.
+    /// Authenticated at admission.
     Yes,
-    /// If it succeeds: somebody else asks who calls.
+    /// Authenticated if the call succeeds: another service authenticates the
+    /// caller.
     IfAnswered,
-    /// Nobody asks.
+    /// Never authenticated.
     No,
 }
 
-/// Decides about each call.
+/// Admission of calls.
 pub trait Doorkeeper: Send + Sync + 'static {
-    /// May this call go on? What handlers need of the answer goes into its
+    /// Admits or rejects a call. Values for handlers are stored in its
     /// extensions.
     fn admit(&self, call: &mut Parts) -> impl Future<Output = Result<Pass, Status>> + Send;
 
-    /// Is it known who makes this call, which was admitted?
+    /// Whether the caller of an admitted call is authenticated.
     fn caller_known(&self, call: &Parts) -> CallerKnown;
 
-    /// Does this call go on when its caller leaves? For calls whose parts belong
-    /// together: a deed and its record.
+    /// Whether this call continues after its client disconnects, because its
+    /// effects belong together: an action and its audit record.
     fn outlives_caller(&self, _: &Parts) -> bool {
         false
     }
 
-    /// What a call is answered whose headers are too large.
+    /// The status of a call whose headers are too large.
     fn too_large(&self, head: HeadTooLarge) -> Status;
 
-    /// Where the call comes from, as this door sees it.
+    /// Client IP of the call.
     fn origin(&self, call: &Parts) -> Option<SocketAddr> {
         remote(call)
     }
 
-    /// A call from there was answered so; of streams, how they began.
+    /// Called with the status of a call; for streams, with the status at their
+    /// start.
     fn answered(&self, peer: Option<SocketAddr>, code: Code);
 
-    /// Headers or trailers of an answer, before they are sent.
+    /// Called with the headers or trailers of a response, before they are sent.
     fn sends(&self, _: &HeaderMap) {}
 }
 
-/// Puts a [`Doorkeeper`] before everything that a server serves.
+/// Layer that applies a [`Doorkeeper`] to all calls of a server.
 #[derive(Debug)]
 pub struct Gate<D>(Arc<D>);
 
 impl<D> Gate<D> {
-    /// This one's.
+    /// A layer with this admission.
     pub fn new(keeper: D) -> Self {
         Self(Arc::new(keeper))
     }
@@ -112,7 +115,7 @@ impl<D, S> Layer<S> for Gate<D> {
     }
 }
 
-/// A service behind a [`Gate`].
+/// A service with a [`Gate`].
 #[derive(Debug)]
 pub struct Guarded<D, S> {
     keeper: Arc<D>,
@@ -149,7 +152,7 @@ where
 
     fn call(&mut self, request: http::Request<Body>) -> Answer {
         let keeper = Arc::clone(&self.keeper);
-        // The one that is ready is this one; a clone stays for the next call.
+        // This instance is ready; a clone stays for the next call.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
         let span = request_span!(
@@ -186,7 +189,8 @@ where
                     let outlives = keeper.outlives_caller(&parts);
                     let call = inner.call(http::Request::from_parts(parts, body));
                     let (answer, pass) = if outlives {
-                        // The call holds its places for as long as it really runs.
+                        // The permits are held until the call has ended, also
+                        // without its client.
                         let task = tokio::spawn(async move { (call.await, pass) }.in_current_span());
                         match task.await {
                             Ok((answer, pass)) => (answer?, pass),
@@ -220,8 +224,8 @@ where
     }
 }
 
-/// The size of a request's header list as HTTP/2 counts it, but for its
-/// pseudo-headers other than the path.
+/// The size of a request's header list, counted as in HTTP/2; of the
+/// pseudo-headers only the path is included.
 fn head_bytes(parts: &Parts) -> usize {
     const FIELD: usize = 32;
     let fields = parts
@@ -232,7 +236,7 @@ fn head_bytes(parts: &Parts) -> usize {
     path + FIELD + fields.sum::<usize>()
 }
 
-/// The other end of a call's connection.
+/// The peer address of a call's connection.
 pub fn remote(call: &Parts) -> Option<SocketAddr> {
     call.extensions.get::<PeerInfo>().map(|peer| peer.remote)
 }
@@ -245,7 +249,7 @@ fn code(response: &http::Response<Body>) -> Code {
         .map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
 }
 
-/// A request's body that fails when it is not there in time.
+/// A request body with a timeout.
 struct Timed {
     body: Body,
     limit: Duration,
@@ -326,7 +330,7 @@ mod tests {
     use http_body_util::{BodyExt as _, StreamBody};
     use tower::ServiceExt as _;
 
-    /// Lets everything in.
+    /// Admits all calls.
     #[derive(Debug)]
     struct Open;
 
@@ -366,7 +370,7 @@ mod tests {
         assert_eq!(answer.headers()["grpc-message"], "true%2065536");
     }
 
-    /// Calls of `/berth.v1.X/Write` outlive their callers.
+    /// Calls of `/berth.v1.X/Write` continue after their clients disconnect.
     #[derive(Debug)]
     struct Writes;
 

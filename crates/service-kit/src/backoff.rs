@@ -1,11 +1,11 @@
-//! Waiting longer after each failure, up to a bound, never in step with others.
+//! Exponential backoff with an upper bound and jitter.
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use std::time::Duration;
 
-/// A sequence of delays: doubling from `first` to `most`, each shortened by up
-/// to half at random.
+/// A sequence of delays: doubles from `first` to `most`, each reduced by a
+/// random share of up to half.
 #[derive(Debug)]
 pub struct Backoff {
     first: Duration,
@@ -20,7 +20,7 @@ impl Backoff {
         Self::seeded(first, most, rand::random())
     }
 
-    /// The same with its randomness given.
+    /// Like [`Self::new`], with a given random seed.
     pub fn seeded(first: Duration, most: Duration, seed: u64) -> Self {
         Self {
             first,
@@ -30,12 +30,12 @@ impl Backoff {
         }
     }
 
-    /// After a success: the next failure is the first one again.
+    /// Resets the sequence after a success.
     pub fn reset(&mut self) {
         self.failures = 0;
     }
 
-    /// How many delays were taken since the last success.
+    /// Number of delays since the last success.
     pub fn failures(&self) -> u32 {
         self.failures
     }
@@ -48,7 +48,7 @@ impl Backoff {
         full.mul_f64(self.rng.random_range(0.5..=1.0))
     }
 
-    /// Waits for the next delay. Dropping the future loses only the delay.
+    /// Waits for the next delay. Cancel-safe: a drop loses only the delay.
     pub async fn wait(&mut self) {
         tokio::time::sleep(self.next_delay()).await;
     }

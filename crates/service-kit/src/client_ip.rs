@@ -1,8 +1,8 @@
-//! Where a call comes from: the other end of its connection, or, if that is a
-//! proxy of ours, the address that it names.
+//! Client IP of a call: the peer of its connection, or, if that is a trusted
+//! proxy, the address that the proxy reports.
 //!
-//! `x-forwarded-for` is read from its end, which our own proxy wrote; what a
-//! client wrote before that is nobody's word and is never reached.
+//! `x-forwarded-for` is read from its end, which the trusted proxy wrote; the
+//! part before that, which the client wrote, is never used.
 
 use crate::admission::remote;
 use http::request::Parts;
@@ -10,10 +10,10 @@ use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
 
 const FORWARDED: &str = "x-forwarded-for";
-/// Proxies in a row that are believed.
+/// Maximum number of consecutive trusted proxies.
 const MOST_HOPS: usize = 8;
 
-/// The address of who calls. Its port is 0 where a proxy names none.
+/// The client IP of a call. The port is 0 if a proxy reports none.
 pub fn origin(call: &Parts, trusted: &[IpNet]) -> Option<SocketAddr> {
     let peer = remote(call)?;
     let mut origin = SocketAddr::new(peer.ip().to_canonical(), peer.port());
@@ -26,7 +26,7 @@ pub fn origin(call: &Parts, trusted: &[IpNet]) -> Option<SocketAddr> {
         if !trusted.iter().any(|net| net.contains(&origin.ip())) {
             break;
         }
-        // One that names nobody, or names them badly, is all that is known.
+        // Without a valid reported address, the last proxy is the client IP.
         match named.next().and_then(address) {
             Some(next) => origin = next,
             None => break,
@@ -35,7 +35,7 @@ pub fn origin(call: &Parts, trusted: &[IpNet]) -> Option<SocketAddr> {
     Some(origin)
 }
 
-/// An address, with or without its port.
+/// Parses an address with or without a port.
 fn address(text: &[u8]) -> Option<SocketAddr> {
     let text = std::str::from_utf8(text).ok()?.trim_matches([' ', '\t']);
     let ip = |text: &str| text.parse::<IpAddr>().ok();
@@ -69,12 +69,12 @@ mod tests {
 
     #[test]
     fn only_proxies_of_ours_are_believed_and_only_their_own_words() {
-        // Who calls directly is who calls, whatever they claim.
+        // For a direct call, the header of the client is ignored.
         assert_eq!(of("192.0.2.7:5", &["203.0.113.9"]), "192.0.2.7:5");
         assert_eq!(of("10.0.0.1:5", &["203.0.113.9"]), "203.0.113.9:0");
         assert_eq!(of("[::ffff:10.0.0.1]:5", &["203.0.113.9:81"]), "203.0.113.9:81");
         assert_eq!(of("[fd00::1]:5", &["[2001:db8::9]:81"]), "[2001:db8::9]:81");
-        // The client's own line comes first and counts for nothing.
+        // The client's own line comes first and is ignored.
         assert_eq!(
             of("10.0.0.1:5", &["127.0.0.1, 10.9.9.9, 192.0.2.7"]),
             "192.0.2.7:0"
@@ -83,7 +83,7 @@ mod tests {
             of("10.0.0.1:5", &["127.0.0.1", "192.0.2.7,10.0.0.2"]),
             "192.0.2.7:0"
         );
-        // Nothing, or nothing that can be read: the last that is known.
+        // Without a valid address, the last known one is used.
         for bad in ["", "unknown", "192.0.2.7 evil", "192.0.2.7, ", "\u{7f}", "1.2.3"] {
             let Ok(_) = http::HeaderValue::from_str(bad) else {
                 continue;

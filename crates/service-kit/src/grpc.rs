@@ -17,27 +17,27 @@ use tonic::transport::{Channel, Endpoint, Server};
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
 
-/// The largest message our own APIs take.
+/// Maximum message size of Berth's own APIs in bytes.
 pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 
-/// The largest header list of a request that our own APIs take, counted as
-/// HTTP/2 counts it. It holds a token of 48 KiB, as identity providers make them
-/// for members of many groups, what one service adds when it passes that token
-/// on, and a service's own token.
+/// Maximum header list of a request to Berth's own APIs, counted as in HTTP/2.
+/// It has room for a token of 48 KiB, which identity providers issue for
+/// members of many groups, for the headers that a service adds when it passes
+/// the token on, and for a service-account token.
 pub const MAX_HEAD_BYTES: usize = 64 * 1024;
-/// What HTTP/2 itself enforces, by a bare HTTP 431: what is between the two is
-/// answered with a status that says what is too large.
+/// Limit that HTTP/2 itself enforces with a bare HTTP 431. A header list
+/// between both limits is rejected with a status that names the cause.
 const HARD_HEAD_BYTES: u32 = 128 * 1024;
-/// The largest header list of a response that our own clients take.
+/// Maximum header list of a response to Berth's own clients.
 const MAX_RESPONSE_HEAD_BYTES: u32 = 64 * 1024;
 
-/// A connection on which nothing came for so long is pinged,
+/// Idle time of a connection before a keepalive ping.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-/// and is replaced if no answer comes within this: one that is half open fails
-/// calls for 15 s at most.
+/// Timeout of the ping, after which the connection is replaced: calls on a
+/// half-open connection fail within 15 s.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where another service is and how to reach it.
+/// Address of another service and connection parameters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClientConfig {
@@ -46,17 +46,17 @@ pub struct ClientConfig {
     /// Certificates for `https`.
     #[serde(default)]
     pub tls: ClientTlsFiles,
-    /// A file with our own token, to show in place of a client certificate;
+    /// File with the service-account token that replaces a client certificate;
     /// `https` only.
     #[serde(default)]
     pub token_file: Option<PathBuf>,
-    /// Says in so many words that plaintext beyond loopback is meant.
+    /// Allows plaintext beyond loopback.
     #[serde(default)]
     pub insecure: bool,
-    /// How long a connection may take, handshake included.
+    /// Timeout of a connection attempt, handshake included.
     #[serde(with = "duration", default = "connect_timeout")]
     pub connect_timeout: Duration,
-    /// How long an answer may take to begin.
+    /// Timeout until a response begins.
     #[serde(with = "duration", default = "timeout")]
     pub timeout: Duration,
 }
@@ -70,7 +70,7 @@ fn timeout() -> Duration {
 }
 
 impl ClientConfig {
-    /// This address with the defaults.
+    /// This address with default parameters.
     pub fn new(uri: impl Into<String>) -> Self {
         Self {
             uri: uri.into(),
@@ -123,7 +123,7 @@ impl Validate for ClientConfig {
     }
 }
 
-/// Is it safe to send a secret to this address: `https`, or this very machine?
+/// Whether a secret may be sent to this address: `https`, or loopback.
 pub fn is_secure(address: &str) -> bool {
     address.parse::<Uri>().is_ok_and(|uri| match uri.scheme_str() {
         Some("https") => true,
@@ -137,8 +137,8 @@ pub(crate) fn is_loopback(host: &str) -> bool {
     host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// A channel that connects when first used, and again after every loss.
-/// Must be called inside a tokio runtime.
+/// A channel that connects at first use, and reconnects after every loss. Must
+/// be called inside a tokio runtime.
 pub fn channel(config: &ClientConfig) -> anyhow::Result<Channel> {
     let (uri, secure) = config
         .parsed()
@@ -148,8 +148,8 @@ pub fn channel(config: &ClientConfig) -> anyhow::Result<Channel> {
     } else {
         None
     };
-    // tonic refuses `https` without its own TLS: the connection is made by us
-    // under an `http` address, and requests carry the true one.
+    // tonic rejects `https` without its own TLS: the connector uses an `http`
+    // address, and requests have the real one.
     let mut parts = uri.clone().into_parts();
     parts.scheme = Some(http::uri::Scheme::HTTP);
     parts.path_and_query = Some(http::uri::PathAndQuery::from_static("/"));
@@ -186,21 +186,21 @@ pub(crate) async fn connect(uri: Uri, port: u16, tls: Option<Arc<ClientTls>>) ->
     )))
 }
 
-/// How a gRPC server treats its connections.
+/// Connection parameters of a gRPC server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerConfig {
-    /// How long a handler may take to begin its answer; open streams are not ended.
+    /// Timeout until a handler's response begins; open streams are not ended.
     #[serde(with = "duration")]
     pub timeout: Duration,
-    /// Streams at once on one connection. HTTP/2 enforces it, and clients queue
-    /// in silence what exceeds it: it must be above every limit that is
-    /// answered with an error.
+    /// Maximum concurrent streams on one connection. HTTP/2 enforces it, and
+    /// clients queue excess streams without an error, so it must exceed every
+    /// limit that is reported as an error.
     pub streams_per_connection: u32,
-    /// How often a silent client is asked whether it is there.
+    /// Idle time of a connection before a keepalive ping.
     #[serde(with = "duration")]
     pub keepalive_interval: Duration,
-    /// How long it may take to say so.
+    /// Timeout of the ping.
     #[serde(with = "duration")]
     pub keepalive_timeout: Duration,
 }
@@ -237,8 +237,8 @@ impl Validate for ServerConfig {
     }
 }
 
-/// A server to add services to, then `serve_with_incoming_shutdown`. Give each
-/// service `.max_decoding_message_size(MAX_MESSAGE)`.
+/// A server builder; add services, then call `serve_with_incoming_shutdown`.
+/// Each service needs `.max_decoding_message_size(MAX_MESSAGE)`.
 pub fn server(config: &ServerConfig) -> Server {
     Server::builder()
         .timeout(config.timeout)
@@ -249,7 +249,7 @@ pub fn server(config: &ServerConfig) -> Server {
         .http2_max_pending_accept_reset_streams(Some(64))
 }
 
-/// Why a call carries no usable bearer credential.
+/// Reasons why a call has no usable bearer credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BearerError {
     /// No `authorization`.
@@ -263,7 +263,7 @@ pub enum BearerError {
     NotBearer,
 }
 
-/// The one bearer credential of a request. For tonic requests pass
+/// The single bearer credential of a request. For tonic requests pass
 /// `request.metadata().as_ref()`.
 pub fn bearer(headers: &HeaderMap) -> Result<&str, BearerError> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
@@ -274,7 +274,7 @@ pub fn bearer(headers: &HeaderMap) -> Result<&str, BearerError> {
     bearer_of(value)
 }
 
-/// The bearer credential of one header's value.
+/// The bearer credential in one header value.
 pub fn bearer_of(value: &HeaderValue) -> Result<&str, BearerError> {
     let text = value.to_str().map_err(|_| BearerError::NotBearer)?;
     let (scheme, credential) = text.split_once(' ').ok_or(BearerError::NotBearer)?;
@@ -288,8 +288,8 @@ pub fn bearer_of(value: &HeaderValue) -> Result<&str, BearerError> {
 }
 
 /// The standard health service, which follows `readiness`: the whole server
-/// (the empty name) is serving while ready. When told to stop it says so and
-/// ends the streams of its watchers, which would hold up the drain. Must be
+/// (the empty name) is serving while ready. At `stop` it reports not serving
+/// and ends the streams of its watchers, which would delay the drain. Must be
 /// called inside a tokio runtime.
 pub fn health(readiness: &Readiness, stop: CancellationToken) -> HealthServer<impl Health> {
     let (mut reporter, service) = tonic_health::server::health_reporter();

@@ -1,11 +1,12 @@
-//! Plumbing that every service needs and no product word belongs in.
+//! Parts that every service needs, without product terms.
 //!
 //! A service's `main` reads its configuration ([`config`]), starts logs and
-//! traces ([`telemetry`]), binds its ports ([`listen`]), and hands all of it
+//! traces ([`telemetry`]), binds its ports ([`listen`]), and passes all of it
 //! with a [`shutdown::Shutdown`] to its own `run`. [`admin`] serves health and
-//! metrics, [`tls`] and [`grpc`] the connections, [`caller`] says who calls.
+//! metrics, [`tls`] and [`grpc`] the connections, [`caller`] authenticates
+//! callers.
 //!
-//! How a `main` looks, and the `run` that tests start as well:
+//! Example of a `main`, and of the `run` that tests use as well:
 //!
 //! ```no_run
 //! use clap::Parser;

@@ -1,5 +1,5 @@
-//! Ports: bound before anything starts, so that a service that cannot serve
-//! says so at once, and a test knows its port (`address` with port 0).
+//! Ports, bound before anything starts: a port conflict fails at once, and a
+//! test can read its port (`address` with port 0).
 
 use crate::config::{Problems, Validate};
 use crate::tls::{ServerTls, TlsFiles};
@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 
-/// One port and how it is protected.
+/// Configuration of one port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerConfig {
@@ -17,13 +17,13 @@ pub struct ListenerConfig {
     /// Certificate and key. Without it the port is plaintext.
     #[serde(default)]
     pub tls: Option<TlsFiles>,
-    /// Says in so many words that plaintext beyond loopback is meant.
+    /// Allows plaintext beyond loopback.
     #[serde(default)]
     pub insecure: bool,
 }
 
 impl ListenerConfig {
-    /// A plaintext port; beyond loopback it does not validate.
+    /// A plaintext port; valid on loopback only.
     pub fn plaintext(address: SocketAddr) -> Self {
         Self {
             address,
@@ -56,16 +56,16 @@ impl Validate for ListenerConfig {
 /// A bound port.
 #[derive(Debug)]
 pub struct Listener {
-    /// The socket, which already takes connections.
+    /// The listening socket.
     pub tcp: TcpListener,
-    /// Its certificates, if it speaks TLS.
+    /// TLS of the port, if configured.
     pub tls: Option<Arc<ServerTls>>,
     address: SocketAddr,
 }
 
 impl Listener {
-    /// Loads the certificates and binds the port. `alpn` is what TLS offers,
-    /// e.g. [`crate::tls::H2`].
+    /// Loads the certificates and binds the port. `alpn` is the list that TLS
+    /// offers, e.g. [`crate::tls::H2`].
     pub async fn bind(config: &ListenerConfig, alpn: &'static [&'static [u8]]) -> anyhow::Result<Self> {
         use anyhow::Context as _;
         let tls = config
@@ -82,7 +82,7 @@ impl Listener {
         Ok(Self { tcp, tls, address })
     }
 
-    /// The address it is bound to, with the real port.
+    /// The bound address, with the actual port.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }

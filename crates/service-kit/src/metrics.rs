@@ -1,4 +1,4 @@
-//! Metrics as plain atomics, shown in the Prometheus text format.
+//! Metrics as plain atomics, rendered in the Prometheus text format.
 //!
 //! A program keeps its families in one struct, made from a [`Registry`] at
 //! start. Label values are enums ([`Label`]), so the number of series is fixed
@@ -20,7 +20,7 @@ pub trait Label: Copy + Send + Sync + 'static {
     const ALL: &'static [Self];
     /// The value's text.
     fn as_str(self) -> &'static str;
-    /// Its place in [`Self::ALL`].
+    /// Index in [`Self::ALL`].
     fn index(self) -> usize;
 }
 
@@ -48,13 +48,13 @@ macro_rules! labels {
     };
 }
 
-/// None, one, two or three [`Label`]s together.
+/// A combination of zero to three [`Label`]s.
 pub trait LabelSet: Copy + Send + Sync + 'static {
-    /// How many series there are.
+    /// Number of series.
     const COUNT: usize;
-    /// This one's place among them.
+    /// Index of this combination.
     fn place(self) -> usize;
-    /// What stands between the braces at this place.
+    /// Labels of the combination with this index.
     fn write(place: usize, out: &mut Vec<(&'static str, &'static str)>);
 }
 
@@ -106,17 +106,17 @@ impl<A: Label, B: Label, C: Label> LabelSet for (A, B, C) {
     }
 }
 
-/// A number that only grows.
+/// A monotonic counter.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// One more.
+    /// Adds one.
     pub fn inc(&self) {
         self.add(1);
     }
 
-    /// `n` more.
+    /// Adds `n`.
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Relaxed);
     }
@@ -127,12 +127,12 @@ impl Counter {
     }
 }
 
-/// A number that goes up and down.
+/// A gauge.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicI64);
 
 impl Gauge {
-    /// Now it is `value`.
+    /// Sets the value.
     pub fn set(&self, value: i64) {
         self.0.store(value, Relaxed);
     }
@@ -142,12 +142,12 @@ impl Gauge {
         self.0.fetch_add(delta, Relaxed);
     }
 
-    /// The number.
+    /// The value.
     pub fn get(&self) -> i64 {
         self.0.load(Relaxed)
     }
 
-    /// One more for as long as the guard lives.
+    /// Adds one until the guard is dropped.
     pub fn guard(self: &Arc<Self>) -> GaugeGuard {
         self.add(1);
         GaugeGuard(Arc::clone(self))
@@ -181,13 +181,13 @@ impl Drop for GaugeGuard {
     }
 }
 
-/// Bounds in seconds for calls that take from a tenth of a millisecond to minutes.
+/// Bucket bounds in seconds, from a tenth of a millisecond to minutes.
 pub const SECONDS: &[f64] = &[
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
     30.0, 60.0, 300.0,
 ];
 
-/// How durations are spread over fixed buckets; observed in seconds.
+/// A histogram of durations with fixed buckets, observed in seconds.
 #[derive(Debug)]
 pub struct Histogram {
     bounds: &'static [f64],
@@ -205,7 +205,7 @@ impl Histogram {
         }
     }
 
-    /// One more observation.
+    /// Records an observation.
     pub fn observe(&self, value: Duration) {
         let seconds = value.as_secs_f64();
         let place = self.bounds.partition_point(|bound| *bound < seconds);
@@ -214,13 +214,13 @@ impl Histogram {
             .fetch_add(u64::try_from(value.as_nanos()).unwrap_or(u64::MAX), Relaxed);
     }
 
-    /// How many observations there were.
+    /// Number of observations.
     pub fn count(&self) -> u64 {
         self.buckets.iter().map(|bucket| bucket.load(Relaxed)).sum()
     }
 }
 
-/// One series per value of `L`.
+/// A metric family: one series per value of `L`.
 #[derive(Debug)]
 pub struct Family<L, M> {
     series: Box<[Arc<M>]>,
@@ -235,7 +235,7 @@ impl<L: LabelSet, M> Family<L, M> {
         }
     }
 
-    /// The series of these label values.
+    /// The series with these label values.
     pub fn at(&self, labels: L) -> &Arc<M> {
         &self.series[labels.place()]
     }
@@ -251,19 +251,19 @@ impl<M> Deref for Family<(), M> {
 
 type Show = Box<dyn Fn(&mut String) + Send + Sync>;
 
-/// All families of a program.
+/// All metric families of a program.
 #[derive(Clone, Default)]
 pub struct Registry {
     shown: Arc<Mutex<Vec<(&'static str, Show)>>>,
 }
 
 impl Registry {
-    /// An empty one.
+    /// An empty registry.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A family of counters; the name should end in `_total`.
+    /// Registers counters; the name should end in `_total`.
     pub fn counter<L: LabelSet>(&self, name: &'static str, help: &'static str) -> Arc<Family<L, Counter>> {
         self.family(
             name,
@@ -276,7 +276,7 @@ impl Registry {
         )
     }
 
-    /// A family of gauges.
+    /// Registers gauges.
     pub fn gauge<L: LabelSet>(&self, name: &'static str, help: &'static str) -> Arc<Family<L, Gauge>> {
         self.family(name, help, "gauge", Gauge::default, move |gauge, labels, out| {
             sample(out, name, "", labels, None, gauge.get() as f64);
@@ -316,7 +316,7 @@ impl Registry {
         })
     }
 
-    /// A gauge whose value is asked for at each scrape.
+    /// Registers a gauge whose value is computed at each scrape.
     pub fn gauge_fn(
         &self,
         name: &'static str,
@@ -331,7 +331,7 @@ impl Registry {
         );
     }
 
-    /// Everything, in the Prometheus text format, in order of names.
+    /// All metrics in the Prometheus text format, sorted by name.
     pub fn render(&self) -> String {
         let mut out = String::with_capacity(16 * 1024);
         for (_, show) in self.shown.lock().iter() {
@@ -361,7 +361,8 @@ impl Registry {
         family
     }
 
-    /// A name given twice is a mistake in the program; the second is not shown.
+    /// A duplicate name is a programming error; the second family is not
+    /// rendered.
     fn show(&self, name: &'static str, help: &'static str, kind: &'static str, body: Show) {
         let mut shown = self.shown.lock();
         match shown.binary_search_by_key(&name, |(known, _)| *known) {

@@ -1,9 +1,9 @@
-//! A small document that others publish, from a file or over HTTP, kept fresh.
+//! A small external document, from a file or over HTTP, that is polled.
 //!
-//! Made for key sets: fetched at start, again every so often with its ETag,
-//! and sooner when somebody meets a key that is not in it – but then by one
-//! caller at a time and at most every `again_after`, so that strangers cannot
-//! make us flood its source.
+//! Designed for key sets: fetched at start, again at an interval with its ETag,
+//! and earlier when a key is missing, but then by one caller at a time and at
+//! most every `again_after`, so that unknown tokens cannot cause a flood of
+//! requests to the source.
 
 use crate::backoff::Backoff;
 use crate::config::{Problems, Validate, duration};
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 const LARGEST: usize = 256 * 1024;
 const LONGEST_FETCH: Duration = Duration::from_secs(5);
 
-/// Where a document is.
+/// Location of a document and polling parameters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DocumentConfig {
@@ -32,13 +32,13 @@ pub struct DocumentConfig {
     /// Certificates for `https`.
     #[serde(default)]
     pub tls: ClientTlsFiles,
-    /// Says in so many words that plaintext beyond loopback is meant.
+    /// Allows plaintext beyond loopback.
     #[serde(default)]
     pub insecure: bool,
-    /// How often it is fetched.
+    /// Poll interval.
     #[serde(with = "duration", default = "refresh")]
     pub refresh: Duration,
-    /// An unexpected need fetches it at most this often.
+    /// Minimum interval between fetches on demand.
     #[serde(with = "duration", default = "again_after")]
     pub again_after: Duration,
 }
@@ -52,7 +52,7 @@ fn again_after() -> Duration {
 }
 
 impl DocumentConfig {
-    /// This location with the defaults.
+    /// This location with default parameters.
     pub fn new(location: impl Into<String>) -> Self {
         Self {
             location: location.into(),
@@ -101,10 +101,10 @@ enum Source {
     Web { uri: Uri, tls: Option<Arc<ClientTls>> },
 }
 
-/// What a fetch brought: the text, or that the last one is still right.
+/// Result of a fetch: the text, or that it is unchanged.
 #[derive(Debug, Clone, Copy)]
 pub enum Fetched<'a> {
-    /// A text, new or for the first time.
+    /// A new text, or the first one.
     New(&'a str),
     /// Unchanged since the last fetch.
     Same,
@@ -122,7 +122,7 @@ impl<'a> Fetched<'a> {
 
 type Accept = Box<dyn Fn(Fetched<'_>) -> anyhow::Result<()> + Send + Sync>;
 
-/// A document kept fresh.
+/// A polled document.
 pub struct Document {
     source: Source,
     refresh: Duration,
@@ -133,9 +133,9 @@ pub struct Document {
 }
 
 impl Document {
-    /// `accept` takes what was fetched; its error leaves things as they were.
-    /// One that no longer has the last text refuses [`Fetched::Same`], and is
-    /// given the whole text next time.
+    /// `accept` processes a fetched text; its error leaves the state unchanged.
+    /// An `accept` that no longer has the last text rejects [`Fetched::Same`],
+    /// and receives the whole text at the next fetch.
     pub fn new(
         config: &DocumentConfig,
         accept: impl Fn(Fetched<'_>) -> anyhow::Result<()> + Send + Sync + 'static,
@@ -162,20 +162,20 @@ impl Document {
         }))
     }
 
-    /// Fetches now, whoever fetched before.
+    /// Fetches now, independent of earlier fetches.
     pub async fn fetch(&self) -> anyhow::Result<()> {
         let mut last = self.last.lock().await;
         *last = Some(Instant::now());
         self.fetch_unlimited().await
     }
 
-    /// Fetches because something was missing: one at a time, and only if the
-    /// last fetch is old enough. False: nothing was fetched.
+    /// Fetches on demand: one at a time, and only if the last fetch is old
+    /// enough. Returns whether a fetch took place.
     pub async fn fetch_again(&self) -> anyhow::Result<bool> {
         let asked = Instant::now();
         let mut last = self.last.lock().await;
         match *last {
-            // Somebody fetched while we waited for our turn.
+            // Another caller fetched during the wait for the lock.
             Some(at) if at >= asked => return Ok(true),
             Some(at) if at.elapsed() < self.again_after => return Ok(false),
             Some(_) | None => {}
@@ -184,8 +184,9 @@ impl Document {
         self.fetch_unlimited().await.map(|()| true)
     }
 
-    /// Fetches until the first success, then every so often, until stopped.
-    /// `failed` hears of each failure; the first of several is logged here.
+    /// Fetches until the first success, then at the poll interval, until
+    /// `stop`. `failed` is called after each failure; the first failure of
+    /// several in a row is logged here.
     pub async fn keep_fresh(self: Arc<Self>, failed: impl Fn() + Send, stop: CancellationToken) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         loop {
@@ -198,7 +199,7 @@ impl Document {
                     failed();
                     if backoff.failures() == 2 {
                         let error = format!("{error:#}");
-                        tracing::warn!(error, source = %self.source, "a document cannot be fetched; trying on");
+                        tracing::warn!(error, source = %self.source, "fetching document failed; retrying");
                     }
                     backoff.next_delay()
                 }
@@ -212,9 +213,10 @@ impl Document {
 
     async fn fetch_unlimited(&self) -> anyhow::Result<()> {
         let fetched = tokio::time::timeout(LONGEST_FETCH, self.read()).await;
-        match fetched.context("it took too long").and_then(|read| read)? {
+        match fetched.context("timed out").and_then(|read| read)? {
             None => (self.accept)(Fetched::Same).inspect_err(|_| {
-                // It has nothing to be the same as any more: the next one is read whole.
+                // `accept` has no previous text, so the next fetch must return
+                // the whole text.
                 *self.etag.lock() = None;
             }),
             Some((text, etag)) => {
@@ -268,10 +270,10 @@ impl Document {
                     .and_then(|tag| tag.to_str().ok())
                     .map(str::to_owned);
                 let body = Limited::new(response.into_body(), LARGEST).collect().await;
-                let body = body.map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?;
+                let body = body.map_err(|error| anyhow::anyhow!("reading the response: {error}"))?;
                 Some((String::from_utf8(body.to_bytes().to_vec())?, etag))
             }
-            status => bail!("it answered {status}"),
+            status => bail!("HTTP status {status}"),
         };
         drop(sender);
         connection.abort();

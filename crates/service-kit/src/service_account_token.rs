@@ -1,10 +1,10 @@
-//! A service's own token from its platform, as a Kubernetes projected
-//! service-account token, in place of a client certificate.
+//! Service-account token: the token of a service from its platform, such as a
+//! projected Kubernetes token, in place of a client certificate.
 //!
-//! It travels over TLS only, in metadata of its own, because `authorization`
-//! holds the credential of whoever the service calls for. The caller reads its
-//! file again every few seconds, as platforms replace it; the server checks it
-//! as any foreign token, and knows a service by the token's `sub`.
+//! It is sent over TLS only, in metadata of its own, because `authorization`
+//! contains the credential of the original caller. The client reads its file
+//! again every few seconds, because platforms replace it; the server verifies
+//! it like any external token and identifies the service by the token's `sub`.
 
 use crate::caller::oidc::IssuerConfig;
 use crate::caller::{Authenticator, CallerError, TokenFormat};
@@ -30,31 +30,32 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tracing::Span;
 
-/// The metadata that carries it.
+/// The metadata key of the token.
 pub const SERVICE_TOKEN: &str = "x-berth-service-token";
-/// The file is read again this often, and what was checked is checked again.
+/// Interval of file reads, and lifetime of a verification result.
 const AGAIN: Duration = Duration::from_secs(5);
 const LARGEST: usize = 12 * 1024;
-/// Checked tokens that are remembered; services are few.
+/// Maximum number of cached verification results; an installation has few
+/// services.
 const MOST: usize = 64;
-/// Its tokens speak of no organization of ours.
+/// Placeholder organization: these tokens have none.
 const NO_ORG: &str = "services";
 
-/// Whose tokens tell services apart.
+/// Issuer of the service-account tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProjectedConfig {
-    /// The exact `iss` of the platform, under which it is discovered too.
+    /// Required `iss` of the platform, also the base of discovery.
     pub issuer: String,
-    /// The exact and only `aud`: of these calls alone, and of no others.
+    /// Required and only `aud`, used for these calls alone.
     pub audience: String,
-    /// Its key set, a URL or a file, instead of discovery.
+    /// Location of the key set, a URL or a file; replaces discovery.
     #[serde(default)]
     pub jwks: Option<String>,
     /// Certificates for `https`.
     #[serde(default)]
     pub tls: ClientTlsFiles,
-    /// Says in so many words that plaintext beyond loopback is meant.
+    /// Allows plaintext beyond loopback.
     #[serde(default)]
     pub insecure: bool,
 }
@@ -86,18 +87,18 @@ impl Validate for ProjectedConfig {
     }
 }
 
-/// Checks what services show.
+/// Verifier of service-account tokens.
 pub struct ServiceTokens {
     authenticator: Authenticator,
-    /// By the exact token: whose it is, and when that was checked.
+    /// Verified subject and time of verification, by token.
     checked: Mutex<HashMap<String, (String, Instant)>>,
 }
 
 impl ServiceTokens {
-    /// Those of this platform.
+    /// Creates the verifier for this platform.
     ///
     /// # Errors
-    /// When it cannot be set up; not when it cannot be reached.
+    /// When the configuration is invalid; not when the platform is unavailable.
     pub fn new(config: &ProjectedConfig, format: Arc<dyn TokenFormat>) -> anyhow::Result<Self> {
         Ok(Self {
             authenticator: Authenticator::new(&[]).with_issuers(&[config.issuer()], &[], format)?,
@@ -105,7 +106,7 @@ impl ServiceTokens {
         })
     }
 
-    /// The `sub` of the one token in these headers.
+    /// The `sub` of the single service-account token in the headers.
     ///
     /// # Errors
     /// [`CallerError`]; [`CallerError::NotACredential`] without one.
@@ -128,7 +129,7 @@ impl ServiceTokens {
         Ok(caller.subject)
     }
 
-    /// Follows the platform's keys until told to stop.
+    /// Keeps the platform's keys fresh until `stop`.
     pub async fn keep_fresh(&self, stop: CancellationToken) {
         self.authenticator.keep_fresh(stop).await;
     }
@@ -138,21 +139,21 @@ impl ServiceTokens {
     }
 }
 
-/// Not written by derive: tokens live here.
+/// Hand-written, because the struct contains tokens.
 impl fmt::Debug for ServiceTokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServiceTokens").finish_non_exhaustive()
     }
 }
 
-/// A channel to another service, on which we show who we are.
+/// A channel to another service with this service's identity.
 pub type ServiceChannel = InterceptedService<Channel, OwnToken>;
 
-/// A channel that carries the trace of each call, and shows the token of `token_file` if there is
-/// one. Must be called inside a tokio runtime.
+/// A channel that sends the trace of each call, and the token of `token_file`
+/// if configured. Must be called inside a tokio runtime.
 ///
 /// # Errors
-/// When the configuration cannot be used.
+/// When the configuration is invalid.
 pub fn service_channel(config: &ClientConfig) -> anyhow::Result<ServiceChannel> {
     let file = config.token_file.as_ref().map(|path| {
         Arc::new(TokenFile {
@@ -163,7 +164,7 @@ pub fn service_channel(config: &ClientConfig) -> anyhow::Result<ServiceChannel> 
     Ok(InterceptedService::new(grpc::channel(config)?, OwnToken(file)))
 }
 
-/// Puts our host, our token, and the trace that the call belongs to, into each call.
+/// Adds the host id, the token and the trace context to each call.
 #[derive(Debug, Clone)]
 pub struct OwnToken(Option<Arc<TokenFile>>);
 
@@ -176,12 +177,12 @@ struct TokenFile {
 struct Held {
     token: Option<MetadataValue<Ascii>>,
     read: Option<Instant>,
-    /// That it cannot be read has been said.
+    /// Whether the current read error was logged.
     told: bool,
 }
 
 impl TokenFile {
-    /// The token as it is now, or was last.
+    /// The current token, or the last one that could be read.
     fn token(&self) -> Option<MetadataValue<Ascii>> {
         let mut held = self.held.lock();
         if held.read.is_some_and(|at| at.elapsed() < AGAIN) {
@@ -196,7 +197,7 @@ impl TokenFile {
             Err(error) => {
                 if !std::mem::replace(&mut held.told, true) {
                     let path = self.path.display();
-                    tracing::error!(%path, error, "our own token cannot be read; the last one is used");
+                    tracing::error!(%path, error, "reading service-account token failed; the last one stays in use");
                 }
             }
         }
@@ -209,9 +210,11 @@ impl TokenFile {
         let plain =
             !token.is_empty() && token.len() <= LARGEST && token.bytes().all(|b| b.is_ascii_graphic());
         if !plain {
-            return Err("it is not one token".to_owned());
+            return Err("the file does not contain exactly one token".to_owned());
         }
-        let mut value: MetadataValue<Ascii> = token.parse().map_err(|_| "it is not one token".to_owned())?;
+        let mut value: MetadataValue<Ascii> = token
+            .parse()
+            .map_err(|_| "the file does not contain exactly one token".to_owned())?;
         value.set_sensitive(true);
         Ok(value)
     }
@@ -231,7 +234,7 @@ impl Interceptor for OwnToken {
         request.metadata_mut().insert(host::HOST_ID, host);
         if let Some(file) = &self.0 {
             let token = file.token().ok_or_else(|| {
-                Status::unavailable("This service has no token of its own to show. See token_file.")
+                Status::unavailable("This service could not read its service-account token. See token_file.")
             })?;
             request.metadata_mut().insert(SERVICE_TOKEN, token);
         }

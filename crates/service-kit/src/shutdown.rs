@@ -1,9 +1,9 @@
-//! Ending well: signals, tracked tasks, a bounded drain.
+//! Shutdown: signals, tracked tasks, drain with a time limit.
 //!
-//! The first SIGTERM or SIGINT asks everything to stop; tasks get the drain
-//! time to finish; a second signal, or the end of that time, forces. A
-//! critical task that ends by itself stops the service, and
-//! [`Shutdown::finish`] then returns an error so that `main` exits non-zero.
+//! The first SIGTERM or SIGINT stops the service; tasks have the drain time to
+//! finish; a second signal, or the end of that time, forces the end. A critical
+//! task that ends unexpectedly stops the service, and [`Shutdown::finish`] then
+//! returns an error so that `main` exits non-zero.
 
 use futures::FutureExt as _;
 use parking_lot::Mutex;
@@ -15,10 +15,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// How long forced tasks may take to notice.
+/// Time for forced tasks to end.
 const FORCED: Duration = Duration::from_secs(1);
 
-/// One service's end. Clones are handles to the same.
+/// Shutdown of one service. Clones are handles to the same shutdown.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
     stop: CancellationToken,
@@ -28,23 +28,25 @@ pub struct Shutdown {
     crash: Arc<Mutex<Option<Crashed>>>,
 }
 
-/// A critical task ended before anybody asked it to.
+/// A critical task ended before the shutdown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{task} {how}")]
 pub struct Crashed {
     /// The task's name.
     pub task: &'static str,
-    /// How it ended.
+    /// Outcome of the task, as the rest of a sentence.
     pub how: String,
 }
 
 impl Shutdown {
-    /// A service that nothing but [`Self::stop`] ends: tests and embedded use.
+    /// A shutdown that only [`Self::stop`] triggers: for tests and embedded
+    /// use.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Also ends on SIGTERM and SIGINT; a second signal forces. For `main`.
+    /// Also triggered by SIGTERM and SIGINT; a second signal forces. For
+    /// `main`.
     pub fn on_signals() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         let mut terminate = signal(SignalKind::terminate())?;
@@ -54,42 +56,42 @@ impl Shutdown {
         tokio::spawn(async move {
             let mut next = async || tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} };
             next().await;
-            tracing::info!("signal received, stopping; a second one skips the drain");
+            tracing::info!("shutdown signal received; a second one skips the drain");
             handle.stop();
             next().await;
-            tracing::warn!("second signal received, not waiting any longer");
+            tracing::warn!("second shutdown signal received; drain skipped");
             handle.force();
         });
         Ok(shutdown)
     }
 
-    /// Asks everything to stop.
+    /// Stops all tasks gracefully.
     pub fn stop(&self) {
         self.stop.cancel();
     }
 
-    /// Asks everything to stop now.
+    /// Stops all tasks without a drain.
     pub fn force(&self) {
         self.stop.cancel();
         self.force.cancel();
     }
 
-    /// Cancelled when the service should stop taking work and drain.
+    /// Cancelled when the service must stop accepting work and drain.
     pub fn stopping(&self) -> CancellationToken {
         self.stop.clone()
     }
 
-    /// Cancelled when the drain is over and what still runs must end.
+    /// Cancelled when the drain has ended and remaining tasks must end.
     pub fn forced(&self) -> CancellationToken {
         self.force.clone()
     }
 
-    /// The tracker whose tasks the drain waits for.
+    /// The tracker of the tasks for which the drain waits.
     pub fn tasks(&self) -> &TaskTracker {
         &self.tasks
     }
 
-    /// Runs a task that the drain waits for.
+    /// Runs a task for which the drain waits.
     pub fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
@@ -98,9 +100,9 @@ impl Shutdown {
         self.tasks.spawn(task)
     }
 
-    /// Runs a task the service cannot do without: if it fails, panics, or ends
-    /// before the service stops, the service stops with an error. The drain
-    /// waits for it, so it must end some time after [`Self::stopping`].
+    /// Runs a required task: if it fails, panics, or ends before the shutdown,
+    /// the service stops with an error. The drain waits for it, so it must end
+    /// after [`Self::stopping`].
     pub fn spawn_critical<F, E>(&self, name: &'static str, task: F)
     where
         F: Future<Output = Result<(), E>> + Send + 'static,
@@ -109,8 +111,9 @@ impl Shutdown {
         self.tasks.spawn(self.clone().watch(name, task));
     }
 
-    /// The same for a task that serves until the very end, such as the admin
-    /// port: the drain does not wait for it, and it must end at [`Self::forced`].
+    /// Like [`Self::spawn_critical`], for a task that runs until the end, such
+    /// as the admin port: the drain does not wait for it, and it must end at
+    /// [`Self::forced`].
     pub fn spawn_background<F, E>(&self, name: &'static str, task: F)
     where
         F: Future<Output = Result<(), E>> + Send + 'static,
@@ -136,8 +139,8 @@ impl Shutdown {
         self.stop.cancel();
     }
 
-    /// Waits until the service is asked to stop, then for its tasks, at most
-    /// `drain` long. The error is the first critical task that crashed.
+    /// Waits for the stop and then for the tasks, at most `drain` long. The
+    /// error is the first critical task that crashed.
     pub async fn finish(&self, drain: Duration) -> Result<(), Crashed> {
         self.stop.cancelled().await;
         self.tasks.close();
@@ -146,7 +149,7 @@ impl Shutdown {
             () = self.tasks.wait() => {}
             () = self.force.cancelled() => {}
             () = tokio::time::sleep(drain) => {
-                tracing::warn!(tasks = self.tasks.len(), "drain time is over");
+                tracing::warn!(tasks = self.tasks.len(), "drain timed out");
             }
         }
         self.force.cancel();
@@ -154,7 +157,7 @@ impl Shutdown {
         if tokio::time::timeout(FORCED, all).await.is_err() {
             tracing::warn!(
                 tasks = self.tasks.len() + self.background.len(),
-                "tasks are left behind"
+                "tasks still running after forced stop"
             );
         }
         match self.crash.lock().take() {

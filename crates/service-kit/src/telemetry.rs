@@ -1,14 +1,14 @@
 //! Logs and traces.
 //!
-//! Logs go to standard error, as JSON or text. Traces go to an OTLP endpoint
-//! if there is one.
+//! Logs go to standard error, as JSON or text. Traces go to an OTLP endpoint if
+//! configured.
 //!
 //! A span costs more than a small call, so spans exist only in sampled traces:
-//! [`request_span!`](crate::request_span) makes one if the request's
+//! [`request_span!`](crate::request_span) creates one if the request's
 //! `traceparent` has the sampled flag, or, without a `traceparent`, by the
 //! configured ratio; [`root_span!`](crate::root_span) by the ratio alone;
-//! [`child_span!`](crate::child_span) inside another one. The span's
-//! `trace_id` field puts the id into every log line of the request.
+//! [`child_span!`](crate::child_span) inside another span. The span's
+//! `trace_id` field adds the id to every log line of the request.
 
 use crate::config::{Problems, Validate};
 use anyhow::Context as _;
@@ -33,28 +33,28 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// One JSON object per line.
     #[default]
     Json,
-    /// For people.
+    /// Text for people.
     Text,
 }
 
-/// What is logged and traced.
+/// Configuration of logs and traces.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TelemetryConfig {
-    /// How log lines look.
+    /// Format of log lines.
     pub format: LogFormat,
     /// A level, or directives such as `info,h2=warn`.
     pub level: String,
-    /// Where traces go, e.g. `http://collector:4317`; nowhere if not set.
+    /// OTLP endpoint of traces, e.g. `http://collector:4317`; none by default.
     pub otlp_endpoint: Option<String>,
-    /// The share of traces kept when the caller did not decide.
+    /// Share of sampled traces, if the caller made no decision.
     pub sample_ratio: f64,
 }
 
@@ -91,14 +91,14 @@ impl Validate for TelemetryConfig {
     }
 }
 
-/// The `tracing` target of all spans of ours. Spans of libraries are not exported.
+/// The `tracing` target of all own spans. Spans of libraries are not exported.
 pub const SPANS: &str = "berth";
 
-/// The share of traces that begin here and are kept, as bits of an `f64`.
-/// Zero, the bits of 0.0, until there is somewhere to send them.
+/// Share of sampled traces without a caller's decision, as bits of an `f64`.
+/// Zero, the bits of 0.0, until an exporter exists.
 static SAMPLE_RATIO: AtomicU64 = AtomicU64::new(0);
 
-/// Sends what is left of the traces when dropped; keep it until the end of `main`.
+/// Flushes the remaining traces on drop; keep it until the end of `main`.
 #[derive(Debug)]
 pub struct Telemetry {
     provider: Option<SdkTracerProvider>,
@@ -112,7 +112,8 @@ impl Drop for Telemetry {
     }
 }
 
-/// Starts logs and traces of this process. Call once, inside a tokio runtime.
+/// Starts logs and traces of this process. Call it once, inside a tokio
+/// runtime.
 pub fn init(config: &TelemetryConfig, service: &'static str) -> anyhow::Result<Telemetry> {
     let spans: Directive = format!("{SPANS}=info").parse()?;
     let filter = EnvFilter::try_new(&config.level)
@@ -132,8 +133,8 @@ pub fn init(config: &TelemetryConfig, service: &'static str) -> anyhow::Result<T
         .as_deref()
         .map(|endpoint| provider(endpoint, service))
         .transpose()?;
-    // One filter for all layers: with one for each, tracing-subscriber loses
-    // spans after `tracing::enabled!` and its like in `log`.
+    // One filter for all layers: with one per layer, tracing-subscriber loses
+    // spans after `tracing::enabled!` and the equivalent macros of `log`.
     tracing_subscriber::registry()
         .with(filter)
         .with(provider.as_ref().map(traces))
@@ -147,7 +148,7 @@ pub fn init(config: &TelemetryConfig, service: &'static str) -> anyhow::Result<T
     Ok(Telemetry { provider })
 }
 
-/// Samples the spans of ours: each was made because it is sampled. Those of
+/// Samples all own spans, because each exists only in a sampled trace. Spans of
 /// libraries, which appear at debug level, are not exported.
 #[derive(Debug, Clone)]
 struct OurSpans;
@@ -202,9 +203,9 @@ fn provider(endpoint: &str, service: &'static str) -> anyhow::Result<SdkTracerPr
         .build())
 }
 
-/// Writes an event as one line of plain text, whatever is in it: names and
-/// texts that others chose must neither begin a line of their own nor speak to
-/// a terminal. JSON by itself escapes only what would break it.
+/// Writes an event as one line of plain text: names and texts from others must
+/// not start a new line or control a terminal. JSON itself escapes only what
+/// would break JSON.
 struct OneLine<F> {
     inner: F,
     escape: fn(&mut Writer<'_>, char) -> fmt::Result,
@@ -218,8 +219,8 @@ impl<F> OneLine<F> {
         }
     }
 
-    /// What is not plain is inside a string here, so that its escape is one of
-    /// JSON's own.
+    /// Non-printable characters occur only inside a string here, so JSON
+    /// escapes are valid.
     fn json(inner: F) -> Self {
         Self {
             inner,
@@ -257,7 +258,7 @@ where
     }
 }
 
-/// A panic is one log line like any other, and nothing besides.
+/// Logs a panic as one log line, without other output.
 fn log_panics() {
     std::panic::set_hook(Box::new(move |panic| {
         let said = panic.payload_as_str().unwrap_or_default();
@@ -296,8 +297,8 @@ impl Injector for HeadersMut<'_> {
     }
 }
 
-/// Is this request part of a trace that is kept? Its sender decides by the flag
-/// of its `traceparent`; without one the configured ratio does.
+/// Whether this request is part of a sampled trace: by the flag of its
+/// `traceparent`, or without one by the configured ratio.
 pub fn is_sampled(headers: &HeaderMap) -> bool {
     match headers.get(TRACEPARENT) {
         Some(value) => has_sampled_flag(value.as_bytes()),
@@ -305,8 +306,8 @@ pub fn is_sampled(headers: &HeaderMap) -> bool {
     }
 }
 
-/// Is a trace that begins here kept? By the configured ratio; never without an
-/// OTLP endpoint.
+/// Whether a trace that begins here is sampled: by the configured ratio; never
+/// without an OTLP endpoint.
 pub fn is_chosen() -> bool {
     match f64::from_bits(SAMPLE_RATIO.load(Relaxed)) {
         ratio if ratio <= 0.0 => false,
@@ -323,7 +324,7 @@ fn has_sampled_flag(traceparent: &[u8]) -> bool {
         .is_some_and(|flags| flags & 1 == 1)
 }
 
-/// The span of one request if it is sampled, else none:
+/// The span of one request if it is sampled, else a disabled span:
 /// `request_span!(&headers, "rpc", otel.kind = "server")`.
 #[macro_export]
 macro_rules! request_span {
@@ -341,7 +342,7 @@ macro_rules! request_span {
     }};
 }
 
-/// The span of work that no request asked for, if it is sampled, else none.
+/// The span of work without a request, if it is sampled, else a disabled span.
 #[macro_export]
 macro_rules! root_span {
     ($name:literal $(, $($fields:tt)*)?) => {
@@ -357,7 +358,7 @@ macro_rules! root_span {
     };
 }
 
-/// The span of a part of what the current span is about; none outside of any.
+/// A child of the current span; a disabled span without a current one.
 #[macro_export]
 macro_rules! child_span {
     ($name:literal $(, $($fields:tt)*)?) => {
@@ -369,9 +370,9 @@ macro_rules! child_span {
     };
 }
 
-/// Makes `span` part of the trace that the request's `traceparent` names, and
-/// records the trace id in the span's `trace_id` field if it declared one
-/// (`trace_id = tracing::field::Empty`).
+/// Makes `span` part of the trace in the request's `traceparent`, and records
+/// the trace id in the span's `trace_id` field if it declares one (`trace_id =
+/// tracing::field::Empty`).
 pub fn adopt(span: &Span, headers: &HeaderMap) {
     let parent = TraceContextPropagator::new().extract(&Headers(headers));
     let incoming = parent.span().span_context().trace_id();
@@ -393,8 +394,8 @@ fn record_trace_id_or(span: &Span, incoming: TraceId) {
     }
 }
 
-/// Writes `traceparent` of `span` into the headers of an outgoing request.
-/// Without traces, what is there already is passed on as it is.
+/// Writes the `traceparent` of `span` into the headers of an outgoing request.
+/// Without traces, an existing header is passed on unchanged.
 pub fn inject(span: &Span, headers: &mut HeaderMap) {
     let context = span.context();
     if context.span().span_context().is_valid() {
@@ -468,7 +469,7 @@ mod tests {
         (log, outgoing.map(|v| v.to_str().unwrap().to_owned()))
     }
 
-    /// The ratio is the process's.
+    /// The ratio is global, so these tests run one at a time.
     static ALONE: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
 
     #[test]
@@ -555,7 +556,7 @@ mod tests {
             assert!(log.ends_with('\n') && log.matches("end").count() >= 6, "{log:?}");
             assert!(printable::all_printable(log.trim_end_matches('\n')), "{log:?}");
             if json {
-                // Nothing is lost: who reads the JSON has the very text.
+                // The escaped JSON decodes to the original text.
                 let line: serde_json::Value = serde_json::from_str(&log).unwrap();
                 assert_eq!(line["name"], HOSTILE);
                 assert_eq!(line["shown"], HOSTILE);

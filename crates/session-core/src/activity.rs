@@ -1,4 +1,4 @@
-//! What is known of a session's use, from the proxies' reports.
+//! Usage of a session, from the reports of the proxies.
 
 use crate::id::{InvalidId, TokenId};
 use crate::time::Timestamp;
@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// The state of a session's use at one moment. Only `Quiet` lets an idle
-/// clock run: not knowing is never taken for silence.
+/// Usage of a session at one moment. An idle timeout runs only in `Quiet`:
+/// missing reports never count as idleness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activity {
-    /// Some proxy has not reported since an outage; idle clocks are frozen.
+    /// Some proxy has not reported since an outage; idle timeouts are paused.
     Unknown,
     /// A proxy holds a busy lease: a call is in flight.
     Busy,
@@ -21,22 +21,22 @@ pub enum Activity {
     },
 }
 
-/// What the proxies have said of one session, taken together.
+/// Aggregated reports of all proxies on one session.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Use {
-    /// The store's present when it was read.
+    /// The store's time of the read.
     pub at: Timestamp,
-    /// The end of the last call, or the present while one is in flight, to
-    /// within a report; none before the first.
+    /// End of the last call, or the current time while one is in flight, with
+    /// the precision of one report interval; `None` before the first.
     pub last_activity_at: Option<Timestamp>,
-    /// Calls in flight on the present generation's compute.
+    /// Calls in flight on the compute of the current generation.
     pub open_calls: u32,
     /// Totals since creation.
     pub totals: Totals,
 }
 
 impl Use {
-    /// The same as the status machine takes it.
+    /// The activity that the status machine uses.
     pub fn activity(&self) -> Activity {
         if self.open_calls > 0 {
             Activity::Busy
@@ -48,26 +48,26 @@ impl Use {
     }
 }
 
-/// How much a session was used.
+/// Usage counters of a session.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Calls.
+    /// Number of calls.
     pub rpcs: u64,
     /// Bytes towards the compute.
     pub bytes_in: u64,
     /// Bytes towards clients.
     pub bytes_out: u64,
-    /// Milliseconds that calls were open, of all calls together.
+    /// Total open time of all calls, in milliseconds.
     pub open_stream_millis: u64,
 }
 
 impl Totals {
-    /// Is there nothing to add?
+    /// Whether all counters are zero.
     pub fn is_zero(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Both together, saturating.
+    /// The sum, saturating.
     #[must_use]
     pub fn plus(self, more: Self) -> Self {
         Self {
@@ -79,39 +79,39 @@ impl Totals {
     }
 }
 
-/// Work that a session's compute is doing for a client.
+/// An operation that a session's compute executes for a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
-    /// The client's own id of its Spark session.
+    /// The Spark session id from the client.
     #[serde(rename = "s")]
     pub spark_session_id: String,
-    /// The client's own id of the operation, if it gave one.
+    /// The operation id from the client; empty if it sent none.
     #[serde(rename = "o")]
     pub operation_id: String,
     /// The Spark Connect method.
     #[serde(rename = "m")]
     pub method: String,
-    /// When the proxy saw it begin.
+    /// Time at which the proxy received the call.
     #[serde(rename = "at")]
     pub started_at: Timestamp,
-    /// The `user_id` that the engine was told, by which Apache Spark finds the
-    /// Spark session; empty if it is the session's id.
+    /// The `user_id` sent to the engine, by which Apache Spark finds the Spark
+    /// session; empty if it is the session's id.
     #[serde(rename = "u", default, skip_serializing_if = "String::is_empty")]
     pub user_id: String,
 }
 
-/// When a token was used.
+/// First and last use of a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenUse {
-    /// Which.
+    /// The token.
     pub id: TokenId,
-    /// Its first use; what is recorded first stays.
+    /// First use; once recorded, it does not change.
     pub first: Timestamp,
-    /// Its last use so far.
+    /// Last use so far.
     pub last: Timestamp,
 }
 
-/// One run of one proxy: a proxy that starts again has another.
+/// One run of one proxy; a restart creates another id.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProxyId(String);
 

@@ -1,9 +1,8 @@
-//! The audit trail: who did what to what, and how it ended.
+//! The audit trail: actor, action, object and outcome.
 //!
-//! A record names things and never holds them: no token, no key, no
-//! credential has a field here. Every text is bounded, so that nobody can fill
-//! the trail with one call, and free of control characters, so that nobody can
-//! write lines of it.
+//! A record contains names only: it has no field for a token, key or
+//! credential. Every text is bounded in length, so that one call cannot fill
+//! the trail, and free of control characters, so that no text can forge a line.
 
 use crate::id::{OrgId, SessionId, SessionKey, TokenId};
 use crate::principal::Actor;
@@ -13,19 +12,20 @@ use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
 spelled! {
-    /// What was done, or tried.
+    /// The action.
     AuditAction {
         /// A session was created.
         SessionCreated => "session.created",
-        /// A session changed: its reason says why, the statuses from what to what.
+        /// A session changed: the reason gives the cause, the statuses the
+        /// transition.
         SessionChanged => "session.changed",
-        /// A token was recorded, and may leave the issuer.
+        /// A token was recorded; the issuer may now return it.
         TokenIssued => "token.issued",
         /// A token was used for the first time.
         TokenFirstUsed => "token.first-used",
-        /// A token was taken back.
+        /// A token was revoked.
         TokenRevoked => "token.revoked",
-        /// All tokens of a session were taken back.
+        /// All tokens of a session were revoked.
         TokensRevoked => "tokens.revoked",
         /// Operations were interrupted.
         OperationsInterrupted => "operations.interrupted",
@@ -33,7 +33,7 @@ spelled! {
         ClusterCreated => "cluster.created",
         /// A cluster was changed.
         ClusterUpdated => "cluster.updated",
-        /// A cluster takes no new sessions any more.
+        /// A cluster stopped accepting new sessions.
         ClusterDrained => "cluster.drained",
         /// A cluster was deleted.
         ClusterDeleted => "cluster.deleted",
@@ -43,7 +43,7 @@ spelled! {
         CatalogUpdated => "catalog.updated",
         /// A catalog was deleted.
         CatalogDeleted => "catalog.deleted",
-        /// A catalog was tried out.
+        /// A catalog was tested.
         CatalogTested => "catalog.tested",
         /// An organization was created.
         OrgCreated => "org.created",
@@ -57,70 +57,72 @@ spelled! {
         PrincipalDisabled => "principal.disabled",
         /// A principal was enabled again.
         PrincipalEnabled => "principal.enabled",
-        /// A caller did not prove who it is.
+        /// Authentication failed.
         CallerRefused => "caller.refused",
     }
 }
 
 spelled! {
-    /// How it ended.
+    /// The outcome.
     AuditOutcome {
-        /// It was done.
+        /// Completed.
         Done => "done",
-        /// It was refused, and nothing was done.
+        /// Rejected, without an effect.
         Denied => "denied",
     }
 }
 
-/// One entry of the trail.
+/// One record of the trail.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditRecord {
-    /// When, by the clock of whoever saw it.
+    /// Time, by the clock of the recording service.
     pub at: Timestamp,
-    /// What.
+    /// The action.
     pub action: AuditAction,
-    /// How it ended.
+    /// The outcome.
     pub outcome: AuditOutcome,
-    /// Why: a fixed spelling of [`crate::Reason`] or [`crate::ChangeReason`].
+    /// The reason: a fixed spelling of [`crate::Reason`] or
+    /// [`crate::ChangeReason`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
-    /// Who; none when nobody could be told.
+    /// The actor; `None` if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actor: Option<Actor>,
-    /// From which address, where it is known.
+    /// Client IP, where known.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub address: String,
-    /// Whose thing.
+    /// Organization of the object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub org: Option<OrgId>,
-    /// Which session.
+    /// The session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<SessionId>,
-    /// Which token, by its id.
+    /// The token, by its id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<TokenId>,
-    /// Which signing key, cluster, catalog, organization or principal, by its name.
+    /// Signing key, cluster, catalog, organization or principal, by its name.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub object: String,
-    /// The session's status before.
+    /// The session's status before the change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<Status>,
-    /// The session's status after.
+    /// The session's status after the change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<Status>,
-    /// The version that the change made, of the session or of the object.
+    /// Version of the session or the object after the change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
-    /// The store could not promise that a failure does not undo it.
+    /// Whether a failure of the store may undo the change, because replicas did
+    /// not confirm it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub weak: bool,
 }
 
 impl AuditRecord {
-    /// Longer texts are cut.
+    /// Maximum length of a text in bytes; longer texts are cut.
     pub const TEXT_BYTES: usize = 255;
 
-    /// A record of something that was done by nobody in particular.
+    /// A record without an actor.
     pub fn new(at: Timestamp, action: AuditAction) -> Self {
         Self {
             at,
@@ -140,7 +142,7 @@ impl AuditRecord {
         }
     }
 
-    /// The record of a session's change, which is stored together with it.
+    /// The record of a session's change, which is stored in the same write.
     pub fn of_change(key: &SessionKey, event: &EventRecord) -> Self {
         let action = match event.from {
             None => AuditAction::SessionCreated,
@@ -158,21 +160,21 @@ impl AuditRecord {
         }
     }
 
-    /// Who did it.
+    /// Sets the actor.
     #[must_use]
     pub fn by(mut self, actor: Actor) -> Self {
         self.actor = Some(actor);
         self
     }
 
-    /// From which address.
+    /// Sets the client IP.
     #[must_use]
     pub fn from_address(mut self, address: &str) -> Self {
         self.address = text(address);
         self
     }
 
-    /// On which session.
+    /// Sets the session.
     #[must_use]
     pub fn on_session(mut self, key: &SessionKey) -> Self {
         self.org = Some(key.org.clone());
@@ -180,28 +182,28 @@ impl AuditRecord {
         self
     }
 
-    /// On something of which organization.
+    /// Sets the organization of the object.
     #[must_use]
     pub fn of_org(mut self, org: &OrgId) -> Self {
         self.org = Some(org.clone());
         self
     }
 
-    /// On which token.
+    /// Sets the token.
     #[must_use]
     pub fn on_token(mut self, id: &TokenId) -> Self {
         self.token = Some(id.clone());
         self
     }
 
-    /// On which named thing.
+    /// Sets the name of the object.
     #[must_use]
     pub fn on(mut self, object: &str) -> Self {
         self.object = text(object);
         self
     }
 
-    /// It was refused, and why.
+    /// Marks the record as rejected, with the reason.
     #[must_use]
     pub fn denied(mut self, reason: &str) -> Self {
         self.outcome = AuditOutcome::Denied;
@@ -209,14 +211,14 @@ impl AuditRecord {
         self
     }
 
-    /// Where it is kept: beside its organization's state; what belongs to none,
-    /// in the first partition.
+    /// The partition of the record: that of its organization, or the first one
+    /// without an organization.
     pub fn partition(&self) -> u8 {
         self.org.as_ref().map_or(0, OrgId::partition)
     }
 }
 
-/// Cut to what a record takes, and of one line.
+/// Cuts a text to the limit of a record and removes control characters.
 fn text(text: &str) -> String {
     let mut kept = String::new();
     for c in text.chars() {

@@ -9,37 +9,39 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum PropertyValue {
-    /// One text; numbers and flags are written as text too.
+    /// One text; also for numbers and flags.
     Text(String),
     /// A list of texts, e.g. the path of a database.
     List(Vec<String>),
 }
 
-/// A named pointer to data and the engine properties that reach it.
+/// Definition of a catalog: a name and the engine properties of its data
+/// source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Catalog {
-    /// Its name: in SQL, too.
+    /// Name of the catalog, also in SQL.
     pub name: CatalogName,
-    /// Whose it is.
+    /// The organization that owns it.
     pub org: OrgId,
-    /// The database (schema) a session starts in; the engine's default if none.
+    /// Initial database (schema) of a session; `None` means the engine's
+    /// default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_database: Option<String>,
-    /// The engine it is written for.
+    /// The engine of its properties.
     pub engine: Engine,
-    /// Engine properties. On Sail the fields of one entry of
-    /// `SAIL_CATALOG__LIST` (`type`, `uri`, …); on Spark what follows
+    /// Engine properties. On Sail: the fields of one entry of
+    /// `SAIL_CATALOG__LIST` (`type`, `uri`, …). On Spark: the suffixes of
     /// `spark.sql.catalog.<name>` (the empty key is the implementing class).
     #[serde(default)]
     pub properties: BTreeMap<String, PropertyValue>,
-    /// Only members of these teams may use it; everybody when empty.
+    /// Teams whose members may use it; empty means all.
     #[serde(default)]
     pub allowed_teams: BTreeSet<String>,
-    /// Declared in configuration, hence read-only in the API.
+    /// Whether the configuration declares it; then the API cannot change it.
     #[serde(default)]
     pub managed_by_config: bool,
-    /// Rises with every change.
+    /// Version number; each change raises it.
     #[serde(default)]
     pub version: u64,
 }

@@ -1,4 +1,4 @@
-//! Clusters: where compute runs and by whom it may be used.
+//! Clusters: providers of compute, and the organizations that may use them.
 
 use crate::id::{ClusterName, OrgId};
 use crate::policy::{IdlePolicy, PolicyRange, WakePolicy};
@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// What speaks Spark Connect there. The engines differ in ways that reach
-/// users (see docs/lifecycle.md), so every decision names the one it means.
+/// Software of the compute. The engines differ in behaviour that users see
+/// (docs/lifecycle.md), so every decision matches on the engine explicitly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Engine {
@@ -18,7 +18,7 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// The engine's name as configuration and metrics spell it.
+    /// Spelling of the engine in configuration and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Sail => "sail",
@@ -33,87 +33,87 @@ impl fmt::Display for Engine {
     }
 }
 
-/// Whether a cluster takes part.
+/// Availability of a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ClusterStatus {
-    /// Declared, not checked yet.
+    /// Declared, not yet verified.
     Pending,
     /// Accepts new sessions.
     #[default]
     Active,
     /// Keeps its sessions, accepts no new ones.
     Draining,
-    /// Gone; its sessions are closed.
+    /// Deleted; its sessions are closed.
     Destroyed,
 }
 
-/// A place where sessions run.
+/// Definition of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cluster {
-    /// Its name.
+    /// Name of the cluster.
     pub name: ClusterName,
-    /// Whether it accepts sessions.
+    /// Whether the cluster accepts sessions.
     #[serde(default)]
     pub status: ClusterStatus,
-    /// What speaks there.
+    /// The engine of its compute.
     pub engine: Engine,
-    /// The engine's version, for people; the probe reads the real one.
+    /// The engine's version, informational; the probe reads the real one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine_version: Option<String>,
-    /// Client releases that work with it, for people (e.g. `pyspark-client 4.1`).
+    /// Compatible client releases, informational (e.g. `pyspark-client 4.1`).
     #[serde(default)]
     pub client_versions: Vec<String>,
-    /// The organizations that may use it; empty means every one.
+    /// Organizations that may use the cluster; empty means all.
     #[serde(default)]
     pub granted_orgs: BTreeSet<OrgId>,
-    /// How compute is made.
+    /// Provider of the compute.
     pub provider: Provider,
-    /// What happens to idle compute; the engine's default if none.
+    /// Treatment of idle compute; `None` means the engine's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_policy: Option<IdlePolicy>,
-    /// What Spark sessions that are older than the session's compute meet.
+    /// Behaviour of Spark sessions that are older than the session's compute.
     #[serde(default, skip_serializing_if = "WakePolicy::is_default")]
     pub wake: WakePolicy,
-    /// Defaults of the sessions' clocks on this cluster.
+    /// Default timeouts of the sessions on this cluster.
     #[serde(default)]
     pub policy: PolicyRange,
-    /// Declared in configuration, hence read-only in the API.
+    /// Whether the configuration declares it; then the API cannot change it.
     #[serde(default)]
     pub managed_by_config: bool,
-    /// Rises with every change.
+    /// Version number; each change raises it.
     #[serde(default)]
     pub version: u64,
 }
 
-/// How a cluster gets compute.
+/// Provider of a cluster's compute.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Provider {
     /// Existing Spark Connect servers.
     Static {
-        /// Where they answer.
+        /// Addresses of the servers.
         endpoints: Vec<StaticEndpoint>,
-        /// Sail only: several organizations may share a server, although Sail
-        /// tells Spark sessions apart by their id alone.
+        /// Sail only: allows several organizations on one server, although Sail
+        /// identifies Spark sessions by their id alone.
         #[serde(default, skip_serializing_if = "is_false")]
         allow_shared_untrusted: bool,
     },
-    /// One child process per session, on the manager's own machine.
+    /// One child process per session, on the machine of the manager.
     Process {
         /// The engine's program. Sail: the `sail` executable. Spark: the
         /// `SPARK_HOME` folder, started with `java` of `java_home`.
         program: String,
-        /// The folder of the Java that runs Spark; `JAVA_HOME` or `java` on
-        /// the manager's `PATH` if none.
+        /// Folder of the Java that runs Spark; default: `JAVA_HOME` or `java`
+        /// on the manager's `PATH`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         java_home: Option<String>,
-        /// More settings for the engine: environment variables on Sail
-        /// (`SAIL_…`), `--conf` properties on Spark. From an allow-list.
+        /// Additional engine settings from an allow-list: environment variables
+        /// on Sail (`SAIL_…`), `--conf` properties on Spark.
         #[serde(default)]
         properties: BTreeMap<String, String>,
-        /// The Python that runs user functions on Spark.
+        /// The Python interpreter for user functions on Spark.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         python: Option<String>,
         /// Memory of a Spark driver, e.g. `1g`.
@@ -147,7 +147,7 @@ impl Provider {
         }
     }
 
-    /// The provider's name as configuration and metrics spell it.
+    /// Spelling of the provider in configuration and metrics.
     pub const fn as_str(&self) -> &'static str {
         self.kind().as_str()
     }
@@ -184,19 +184,19 @@ impl fmt::Display for ProviderKind {
 pub struct StaticEndpoint {
     /// `host:port`.
     pub address: String,
-    /// Speak TLS, verified against this name.
+    /// Server name for TLS verification; `None` means plaintext.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls_server_name: Option<String>,
-    /// The environment variable of the manager that holds the server's own
-    /// token (`spark.connect.authenticate.token`).
+    /// Environment variable of the manager with the server's own token
+    /// (`spark.connect.authenticate.token`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_env: Option<String>,
 }
 
 impl Cluster {
-    /// What happens to its compute when a session goes idle: dedicated Sail is
-    /// released; Spark and shared servers are kept, because a Spark client
-    /// cannot go on after its server was replaced.
+    /// Treatment of idle compute: dedicated Sail is released; Spark and shared
+    /// servers are kept, because a Spark client cannot continue after its
+    /// server was replaced.
     pub fn effective_idle_policy(&self) -> IdlePolicy {
         self.idle_policy
             .unwrap_or(match (self.engine, self.provider.is_dedicated()) {
@@ -205,10 +205,10 @@ impl Cluster {
             })
     }
 
-    /// Must each of its shared servers keep to one organization? Sail finds a
-    /// Spark session by its id alone, so whoever knows an id could reach it.
-    /// On Apache Spark a query runs Java and Python inside the server, and can
-    /// read whatever the server can.
+    /// Whether each shared server serves one organization only. Sail identifies
+    /// a Spark session by its id alone, so anybody with an id could use it. On
+    /// Apache Spark, a query runs Java and Python inside the server and can
+    /// read everything that the server can read.
     pub const fn keeps_orgs_apart(&self) -> bool {
         match &self.provider {
             Provider::Static {
@@ -219,7 +219,7 @@ impl Cluster {
         }
     }
 
-    /// May sessions of `org` run here?
+    /// Whether sessions of `org` may run on this cluster.
     pub fn is_granted_to(&self, org: &OrgId) -> bool {
         self.granted_orgs.is_empty() || self.granted_orgs.contains(org)
     }

@@ -13,13 +13,13 @@ use std::str::FromStr;
 const CROCKFORD: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 const HALF: usize = 10;
 
-/// A text that is not the identifier it was offered as.
+/// A text that is not a valid identifier of the expected kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{kind} must be {expected}")]
 pub struct InvalidId {
-    /// What was being parsed, as users call it.
+    /// The kind of identifier, in user terms.
     pub kind: &'static str,
-    /// What would have been accepted.
+    /// The accepted form.
     pub expected: &'static str,
 }
 
@@ -77,7 +77,8 @@ macro_rules! generated_id {
         pub struct $name(String);
 
         impl $name {
-            /// A new id from the present and 50 random bits (higher bits are ignored).
+            /// Generates an id from the current time and 50 random bits (higher
+            /// bits are ignored).
             pub fn generate(now: Timestamp, random: u64) -> Self {
                 let mut text = String::with_capacity($prefix.len() + 2 * HALF);
                 text.push_str($prefix);
@@ -108,11 +109,11 @@ macro_rules! generated_id {
 }
 
 generated_id!(
-    /// Names one session for ever, e.g. `s-01jdq8…`.
+    /// Permanent id of a session, e.g. `s-01jdq8…`.
     SessionId, "s-", "session id"
 );
 generated_id!(
-    /// Names one session token (the JWT's `jti`), e.g. `t-01jdq8…`.
+    /// Id of a session token (the JWT's `jti`), e.g. `t-01jdq8…`.
     TokenId, "t-", "token id"
 );
 
@@ -143,31 +144,31 @@ macro_rules! named {
 }
 
 named!(
-    /// Names an organization, the tenant.
+    /// Name of an organization, the tenant.
     OrgId, "organization"
 );
 named!(
-    /// Names a cluster.
+    /// Name of a cluster.
     ClusterName, "cluster"
 );
 named!(
-    /// Names a catalog.
+    /// Name of a catalog.
     CatalogName, "catalog"
 );
 
-/// Names a Spark session on its server: a UUID of 36 characters, chosen by the
-/// client. Kept by its exact bytes, because engines take two spellings of one
-/// UUID for two sessions.
+/// Id of a Spark session: a UUID of 36 characters, chosen by the client. The
+/// exact bytes are kept, because engines treat two spellings of one UUID as two
+/// sessions.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SparkSessionId(String);
 
 impl SparkSessionId {
-    /// How long each is.
+    /// Length in bytes.
     pub const BYTES: usize = 36;
 
-    /// Are these bytes one? 8-4-4-4-12 hexadecimal digits, as they are spelled:
-    /// the two spellings of one UUID are two sessions on every engine.
+    /// Whether the bytes have the form 8-4-4-4-12 of hexadecimal digits. Upper
+    /// and lower case are both valid and stay distinct, as on every engine.
     pub fn is_one(bytes: &[u8]) -> bool {
         bytes.len() == Self::BYTES
             && bytes.iter().enumerate().all(|(index, byte)| match index {
@@ -194,10 +195,10 @@ impl FromStr for SparkSessionId {
 
 text_newtype!(SparkSessionId);
 
-/// The name of a session together with whose it is.
+/// Id of a session together with its organization.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SessionKey {
-    /// The tenant; decides the partition.
+    /// The tenant; determines the partition.
     pub org: OrgId,
     /// The session.
     pub id: SessionId,
@@ -215,7 +216,7 @@ fn is_dns_label(text: &str) -> bool {
 }
 
 impl OrgId {
-    /// How many hash slots organizations are spread over. Fixed for ever: it
+    /// Number of hash slots for organizations. It must never change, because it
     /// is part of every stored key.
     pub const PARTITIONS: u8 = 16;
 

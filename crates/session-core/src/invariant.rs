@@ -1,5 +1,5 @@
-//! What must hold of every session and every change, named once: the property
-//! tests check all of it, and the manager checks it cheaply before a commit.
+//! Invariants of every session and every change, each with a name. The property
+//! tests check all of them; the manager checks them before each commit.
 
 use crate::activity::Activity;
 use crate::machine::{Effect, RESTART_BUDGET, Transition};
@@ -7,15 +7,15 @@ use crate::policy::LONGEST_LIFETIME;
 use crate::reason::ChangeReason;
 use crate::session::{Session, State, Status};
 
-/// A broken invariant.
+/// A violated invariant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("invariant {name} broken for {session}: {detail}")]
 pub struct Broken {
-    /// Its name.
+    /// Name of the invariant.
     pub name: &'static str,
-    /// Of which session.
+    /// The session.
     pub session: String,
-    /// What was seen.
+    /// The observed state.
     pub detail: String,
 }
 
@@ -30,10 +30,10 @@ fn hold(session: &Session, checks: &[(&'static str, bool)]) -> Result<(), Broken
     }
 }
 
-/// Checks one record by itself.
+/// Checks one record alone.
 ///
 /// # Errors
-/// The first invariant that does not hold.
+/// The first violated invariant.
 pub fn check_session(session: &Session) -> Result<(), Broken> {
     let status = session.status();
     hold(
@@ -66,10 +66,10 @@ pub fn check_session(session: &Session) -> Result<(), Broken> {
     )
 }
 
-/// Checks a change from `before` (none for a creation).
+/// Checks a change from `before` (`None` for a creation).
 ///
 /// # Errors
-/// The first invariant that does not hold.
+/// The first violated invariant.
 pub fn check_transition(before: Option<&Session>, change: &Transition) -> Result<(), Broken> {
     let after = &change.session;
     check_session(after)?;
@@ -148,10 +148,11 @@ pub fn check_transition(before: Option<&Session>, change: &Transition) -> Result
     )
 }
 
-/// Checks what an idle clock decided against what was known of the use then.
+/// Checks the decision of an idle timeout against the activity on which it was
+/// based.
 ///
 /// # Errors
-/// The first invariant that does not hold.
+/// The first violated invariant.
 pub fn check_idle(change: &Transition, activity: Activity) -> Result<(), Broken> {
     let quiet = matches!(activity, Activity::Quiet { .. });
     hold(

@@ -1,9 +1,8 @@
-//! What a Berth session is and what it may become.
+//! The session: its record, its status machine and its access rules.
 //!
-//! Pure data and pure functions: no I/O, no async, no clock of its own, no
-//! transport words. Time and randomness come in as values. Everything that
-//! decides about a session's life is in [`machine`]; everything that decides
-//! who may touch it is in [`access`].
+//! Pure data and pure functions: no I/O, no async, no clock, no transport
+//! types. Time and randomness are parameters. [`machine`] makes all decisions
+//! about a session's state, [`access`] all decisions about permissions.
 
 pub mod access;
 pub mod activity;

@@ -1,28 +1,29 @@
-//! Organizations: the tenants, how much each may use, and who is shut out.
+//! Organizations: the tenants, their limits, and disabled organizations and
+//! principals.
 
 use crate::id::OrgId;
 use crate::principal::PrincipalId;
 use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// A tenant; everything belongs to exactly one.
+/// A tenant; every object belongs to exactly one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Org {
-    /// Its name.
+    /// Name of the organization.
     pub id: OrgId,
-    /// How much it may use.
+    /// Its limits.
     #[serde(default)]
     pub limits: Limits,
-    /// Declared in configuration, hence read-only in the API.
+    /// Whether the configuration declares it; then the API cannot change it.
     #[serde(default)]
     pub managed_by_config: bool,
-    /// Rises with every change.
+    /// Version number; each change raises it.
     #[serde(default)]
     pub version: u64,
 }
 
 impl Org {
-    /// One that nobody defined has Berth's default limits.
+    /// An organization without a definition, with Berth's default limits.
     pub fn undefined(id: OrgId) -> Self {
         Self {
             id,
@@ -41,7 +42,7 @@ pub struct Limits {
     pub live_sessions_per_owner: u32,
     /// Live sessions of the organization.
     pub live_sessions: u32,
-    /// Creates of one owner in a minute.
+    /// Sessions that one owner may create per minute.
     pub creates_per_minute: u32,
     /// Labels on one session.
     pub labels: u32,
@@ -65,21 +66,21 @@ impl Default for Limits {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("must be {min} to {max}, not {given}")]
 pub struct LimitOutOfBounds {
-    /// Which.
+    /// Name of the limit.
     pub field: &'static str,
-    /// The least it may be.
+    /// Minimum.
     pub min: u32,
-    /// The most it may be.
+    /// Maximum.
     pub max: u32,
-    /// What was asked for.
+    /// The rejected value.
     pub given: u32,
 }
 
 impl Limits {
-    /// Are all within their bounds?
+    /// Checks that all limits are within their bounds.
     ///
     /// # Errors
-    /// The first that is not.
+    /// The first limit outside its bounds.
     pub fn check(&self) -> Result<(), LimitOutOfBounds> {
         for (field, given, max) in [
             (
@@ -105,25 +106,26 @@ impl Limits {
     }
 }
 
-/// An organization, or one principal of it, that is shut out. Apart from the
-/// definition of the organization, so that whoever declares that cannot stand
-/// in the way of an emergency.
+/// State of a disabled organization or principal. It is separate from the
+/// definition of the organization, so that a declaration in the configuration
+/// cannot prevent a disable in an emergency.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disabled {
     /// The organization.
     pub org: OrgId,
-    /// Only this principal of it.
+    /// The principal; `None` means the whole organization.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal: Option<PrincipalId>,
-    /// Who did it.
+    /// The principal that disabled it.
     pub by: PrincipalId,
-    /// A platform admin did: then only one can undo it.
+    /// Whether a platform admin disabled it; then only a platform admin can
+    /// enable it.
     pub by_platform: bool,
-    /// When.
+    /// Time of the disable.
     pub at: Timestamp,
-    /// Everything that was live at that time is closed.
+    /// Whether all sessions that were live at that time are closed.
     pub settled: bool,
-    /// Rises with every change.
+    /// Version number; each change raises it.
     #[serde(default)]
     pub version: u64,
 }

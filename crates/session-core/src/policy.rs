@@ -1,4 +1,4 @@
-//! The clocks of a session: defaults, bounds, and what a caller may ask for.
+//! Session policy: timeouts and deadlines with defaults and bounds.
 
 use crate::time::millis;
 use serde::{Deserialize, Serialize};
@@ -8,18 +8,18 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum IdlePolicy {
-    /// Give it back; the next query warms a new one.
+    /// Release it; the next query warms new compute.
     Release,
-    /// Keep it; the next query goes on at once.
+    /// Keep it; the next query continues at once.
     Keep,
 }
 
-/// What a Spark session that is older than its session's compute meets, after
-/// the compute was given back or lost and replaced.
+/// Behaviour of a Spark session that is older than its session's compute,
+/// because the compute was released or lost and then replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WakePolicy {
-    /// Its settings are applied again, and its calls go on.
+    /// Its settings are applied again, and its calls continue.
     #[default]
     Restore,
     /// Its first call ends with `INVALID_HANDLE.SESSION_CHANGED`.
@@ -27,7 +27,7 @@ pub enum WakePolicy {
 }
 
 impl WakePolicy {
-    /// As configuration and APIs spell it.
+    /// Spelling in configuration and APIs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Restore => "restore",
@@ -35,48 +35,49 @@ impl WakePolicy {
         }
     }
 
-    /// Is it the default?
+    /// Whether it is the default.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// The settled clocks of one session; fixed when it is created.
+/// Resolved timeouts of one session; fixed at its creation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionPolicy {
-    /// Idle after this much silence.
+    /// Time without calls after which the session becomes idle.
     #[serde(with = "millis")]
     pub idle_timeout: Duration,
-    /// Closed after this long in idle; never before [`crate::machine::RELEASE_GRACE`] is over.
+    /// Idle time after which it is closed; at least
+    /// [`crate::machine::RELEASE_GRACE`].
     #[serde(with = "millis")]
     pub close_after_idle: Duration,
-    /// Closed after this long in all, whatever else happens.
+    /// Maximum lifetime in all states.
     #[serde(with = "millis")]
     pub max_lifetime: Duration,
-    /// How long provisioning, warming or a restart may take.
+    /// Time limit of provisioning, warming and restart.
     #[serde(with = "millis")]
     pub provisioning_deadline: Duration,
-    /// What idling does with compute.
+    /// Treatment of idle compute.
     pub on_idle: IdlePolicy,
-    /// What older Spark sessions meet on replaced compute.
+    /// Behaviour of older Spark sessions on replaced compute.
     #[serde(default, skip_serializing_if = "WakePolicy::is_default")]
     pub wake: WakePolicy,
-    /// Compute serves this session only.
+    /// Whether the compute serves this session only.
     pub dedicated: bool,
 }
 
-/// What a caller may ask for; absent means the cluster's default.
+/// Timeouts that a caller requests; absent means the cluster's default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PolicyRequest {
-    /// Idle after this much silence.
+    /// Time without calls after which the session becomes idle.
     pub idle_timeout: Option<Duration>,
-    /// Closed after this long in idle.
+    /// Idle time after which it is closed.
     pub close_after_idle: Option<Duration>,
-    /// Closed after this long in all.
+    /// Maximum lifetime in all states.
     pub max_lifetime: Option<Duration>,
 }
 
-/// A cluster's own defaults; absent means Berth's.
+/// Default timeouts of a cluster; absent means Berth's default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PolicyRange {
@@ -111,19 +112,19 @@ mod maybe_millis {
     }
 }
 
-/// A clock outside its bounds.
+/// A timeout outside its bounds.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field} must be between {min:?} and {max:?}, not {given:?}")]
 pub struct OutOfBounds {
-    /// The clock's name.
+    /// Name of the timeout.
     pub field: &'static str,
-    /// The least it may be.
+    /// Minimum.
     pub min: Duration,
-    /// The most it may be.
+    /// Maximum.
     pub max: Duration,
-    /// What was asked for.
+    /// The requested value.
     pub given: Duration,
 }
 
-/// The longest any session may live, also by ExtendSession.
+/// Maximum lifetime of any session, including extensions by ExtendSession.
 pub const LONGEST_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);

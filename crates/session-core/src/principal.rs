@@ -1,4 +1,4 @@
-//! Who is calling.
+//! Callers: principals, roles and actors.
 
 use crate::id::{InvalidId, OrgId};
 use serde::{Deserialize, Serialize};
@@ -6,18 +6,18 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-/// `issuer-alias|sub`: qualified, so that two identity providers never
-/// collide. Service-account keys use the alias `sa`.
+/// `issuer-alias|sub`: qualified by the issuer, so that subjects of two
+/// identity providers never collide. Service-account keys use the alias `sa`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PrincipalId(String);
 
 impl PrincipalId {
-    /// The alias that service-account keys live under.
+    /// Issuer alias of service-account keys.
     pub const SERVICE_ACCOUNT: &'static str = "sa";
 
-    /// Joins an issuer's alias and its subject. Stricter than reading one that
-    /// is stored: new ones are [`printable`].
+    /// Joins an issuer's alias and its subject. Stricter than parsing a stored
+    /// id: a new id must be [`printable`].
     pub fn new(issuer_alias: &str, subject: &str) -> Result<Self, InvalidId> {
         if !printable::all_printable(subject) {
             return Err(InvalidId {
@@ -28,7 +28,7 @@ impl PrincipalId {
         format!("{issuer_alias}|{subject}").parse()
     }
 
-    /// The whole `issuer-alias|sub`.
+    /// The full text `issuer-alias|sub`.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -72,7 +72,7 @@ impl From<PrincipalId> for String {
     }
 }
 
-/// What a principal may do beyond its own sessions.
+/// Permissions of a principal beyond its own sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
@@ -80,16 +80,16 @@ pub enum Role {
     Member,
     /// May see and manage every session and catalog of the organization.
     OrgAdmin,
-    /// May define clusters and organizations. Only configuration grants it.
+    /// May define clusters and organizations. Only the configuration grants it.
     PlatformAdmin,
 }
 
 /// An authenticated caller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Principal {
-    /// Who it is.
+    /// The principal's id.
     pub id: PrincipalId,
-    /// The one organization it acts in.
+    /// Its organization.
     pub org: OrgId,
     /// Its roles.
     pub roles: BTreeSet<Role>,
@@ -100,16 +100,16 @@ pub struct Principal {
 }
 
 impl Principal {
-    /// Does it hold `role`?
+    /// Whether the principal has `role`.
     pub fn has(&self, role: Role) -> bool {
         self.roles.contains(&role)
     }
 }
 
-/// Who caused a change, as events and the audit trail name it.
+/// Actor of a change, as recorded in events and the audit trail.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Actor {
-    /// Berth itself: a clock ran out, compute changed.
+    /// Berth itself: a deadline passed, or compute changed.
     #[serde(rename = "system")]
     System,
     /// A person or program.

@@ -1,62 +1,65 @@
-//! Why: the reason of an error that a caller sees, and of a change that a
-//! session went through. Both are closed lists with fixed spellings.
+//! Closed lists with fixed spellings: the reason of an error in a reply, and
+//! the reason of a change of a session.
 
 use crate::spelled::spelled;
 
 spelled! {
-    /// Why a call was refused (`ErrorInfo.reason`, domain `berth`).
+    /// Reason of a rejected call (`ErrorInfo.reason`, domain `berth`).
     Reason {
-        /// No credential came with the call.
+        /// The call has no credential.
         TokenMissing => "TOKEN_MISSING",
-        /// The credential is not a session token by its form.
+        /// The credential does not have the form of a session token.
         TokenMalformed => "TOKEN_MALFORMED",
-        /// The token's time is over.
+        /// The token has expired.
         TokenExpired => "TOKEN_EXPIRED",
-        /// The token was taken back.
+        /// The token is revoked.
         TokenRevoked => "TOKEN_REVOKED",
-        /// The token is not one of ours, or not for this use.
+        /// The token was not issued by this installation, or not for this use.
         TokenInvalid => "TOKEN_INVALID",
-        /// `x-session-id` is mandatory here and missing.
+        /// `x-session-id` is required here and missing.
         HeaderMissing => "HEADER_MISSING",
-        /// A header that must be single came twice.
+        /// A single-valued header occurs more than once.
         HeaderDuplicate => "HEADER_DUPLICATE",
         /// `x-session-id` names another session than the token.
         SessionMismatch => "SESSION_MISMATCH",
         /// Another session uses this Spark session id.
         SparkSessionTaken => "SPARK_SESSION_TAKEN",
-        /// Not the caller's, or no such thing: both alike.
+        /// The object does not exist or belongs to somebody else; the two cases
+        /// are indistinguishable.
         NotAuthorized => "NOT_AUTHORIZED",
         /// The organization is disabled.
         OrgDisabled => "ORG_DISABLED",
-        /// The session is closed, or unknown to a good token.
+        /// The session is closed, or a valid token names a session that does
+        /// not exist.
         SessionClosed => "SESSION_CLOSED",
         /// The session failed.
         SessionFailed => "SESSION_FAILED",
-        /// The compute was given back and this call does not wake it.
+        /// The compute was released and this call does not wake the session.
         ComputeReleased => "COMPUTE_RELEASED",
         /// The default catalog cannot be used.
         CatalogUnavailable => "CATALOG_UNAVAILABLE",
         /// The cluster accepts no sessions.
         ClusterNotActive => "CLUSTER_NOT_ACTIVE",
-        /// Plaintext where TLS is required.
+        /// Plaintext connection where TLS is required.
         TlsRequired => "TLS_REQUIRED",
-        /// Still warming after the hold.
+        /// The session is still warming at the end of the hold time.
         SessionWarming => "SESSION_WARMING",
-        /// This proxy is going away.
+        /// This proxy is draining.
         ProxyDraining => "PROXY_DRAINING",
-        /// The backend refused the connection; nothing was done.
+        /// The backend refused the connection; the call was not forwarded.
         BackendUnavailable => "BACKEND_UNAVAILABLE",
-        /// The manager or its state is away and nothing is cached.
+        /// The manager or its state store is unavailable and no route is
+        /// cached.
         ControlPlaneUnavailable => "CONTROL_PLANE_UNAVAILABLE",
-        /// A quota is used up.
+        /// A quota is exhausted.
         QuotaExceeded => "QUOTA_EXCEEDED",
-        /// Too many requests in too short a time.
+        /// Rate limit exceeded.
         RateLimited => "RATE_LIMITED",
-        /// Too many calls wait for this session already.
+        /// The limit of waiting calls for this session is reached.
         TooManyWaiting => "TOO_MANY_WAITING",
-        /// The request's bytes are not a message of this service.
+        /// The request bytes are not a message of this service.
         MalformedMessage => "MALFORMED_MESSAGE",
-        /// A compressed request message.
+        /// The request message is compressed.
         CompressedRequest => "COMPRESSED_REQUEST",
         /// Not a method of the Spark Connect service.
         UnknownMethod => "UNKNOWN_METHOD",
@@ -64,29 +67,30 @@ spelled! {
         BackendLost => "BACKEND_LOST",
         /// The operation was lost with its backend.
         OperationLost => "OPERATION_LOST",
-        /// The same `request_id` came with other fields.
+        /// The same `request_id` was used with other fields.
         RequestIdReused => "REQUEST_ID_REUSED",
-        /// Declared in configuration, hence read-only in the API.
+        /// The object is declared in the configuration, hence read-only in the
+        /// API.
         ManagedByConfig => "MANAGED_BY_CONFIG",
-        /// A field of the request is not acceptable.
+        /// A field of the request is invalid.
         InvalidArgument => "INVALID_ARGUMENT",
-        /// No credential, or none that is known, on an API call.
+        /// An API call without a credential, or with an unknown one.
         CallerUnknown => "CALLER_UNKNOWN",
-        /// The thing was changed meanwhile; read it again.
+        /// The object changed concurrently; read it again.
         Conflict => "CONFLICT",
-        /// It cannot go while something uses it.
+        /// The object cannot be deleted while it is in use.
         InUse => "IN_USE",
-        /// A thing of this name exists already.
+        /// An object of this name already exists.
         AlreadyExists => "ALREADY_EXISTS",
-        /// Something in Berth is broken; the logs say more.
+        /// Internal error of Berth; the logs have the details.
         Internal => "INTERNAL",
     }
 }
 
 spelled! {
-    /// Why a session changed.
+    /// Reason of a change of a session.
     ChangeReason {
-        /// CreateSession.
+        /// The session was created (CreateSession).
         Created => "CREATED",
         /// Compute answered the readiness probe.
         ComputeReady => "COMPUTE_READY",
@@ -94,27 +98,27 @@ spelled! {
         ProvisioningTimeout => "PROVISIONING_TIMEOUT",
         /// Provisioning cannot succeed.
         ProvisioningFailed => "PROVISIONING_FAILED",
-        /// Nothing in flight for `idle_timeout`.
+        /// No call in flight for `idle_timeout`.
         IdleTimeout => "IDLE_TIMEOUT",
-        /// The idle session's compute was given back.
+        /// The compute of the idle session was released.
         IdleReleased => "IDLE_RELEASED",
-        /// A call came while the session was idle.
+        /// A call arrived while the session was idle.
         Activity => "ACTIVITY",
         /// A waking call, or WarmSession.
         Woken => "WOKEN",
-        /// Warming failed; the session is idle again.
+        /// A warm-up failed; the session is idle again.
         WarmFailed => "WARM_FAILED",
-        /// Five warm-ups in a row failed, or one for good.
+        /// Five consecutive warm-ups failed, or one failed permanently.
         WarmBudgetSpent => "WARM_BUDGET_SPENT",
         /// Dedicated compute was lost.
         ComputeLost => "COMPUTE_LOST",
         /// Compute was lost too often.
         RestartBudgetSpent => "RESTART_BUDGET_SPENT",
-        /// CloseSession.
+        /// The session was closed by CloseSession.
         CloseRequested => "CLOSE_REQUESTED",
-        /// Idle for `close_after_idle`.
+        /// The session was idle for `close_after_idle`.
         IdleClose => "IDLE_CLOSE",
-        /// `max_lifetime` is over.
+        /// The session reached `max_lifetime`.
         MaxLifetime => "MAX_LIFETIME",
         /// The cluster was destroyed.
         ClusterDestroyed => "CLUSTER_DESTROYED",
@@ -122,13 +126,15 @@ spelled! {
         OrgDisabled => "ORG_DISABLED",
         /// The owner was disabled.
         OwnerDisabled => "OWNER_DISABLED",
-        /// UpdateSession, ExtendSession or KeepSessionAlive.
+        /// The session changed by UpdateSession, ExtendSession or
+        /// KeepSessionAlive.
         Updated => "UPDATED",
-        /// RevokeAllSessionTokens.
+        /// All tokens were revoked (RevokeAllSessionTokens).
         TokensRevoked => "TOKENS_REVOKED",
-        /// A clock will close the session in five minutes.
+        /// The session will be closed by a deadline in five minutes.
         ClosingSoon => "CLOSING_SOON",
-        /// A Spark session on shared compute made room for a newer one.
+        /// A Spark session on shared compute was released to make room for a
+        /// newer one.
         SparkSessionReleased => "SPARK_SESSION_RELEASED",
     }
 }

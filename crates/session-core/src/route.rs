@@ -1,10 +1,10 @@
-//! Where a session's compute answers.
+//! Route to a session's compute.
 
 use crate::cluster::Engine;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// A secret that never shows in debug output.
+/// A secret that is masked in debug output.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
@@ -15,7 +15,7 @@ impl Secret {
         Self(text.into())
     }
 
-    /// The secret itself; name every use carefully.
+    /// The secret itself; must not reach any output.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -27,26 +27,26 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// How the proxy reaches the compute of one session generation.
+/// Route from the proxy to the compute of one session generation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// `host:port`, cluster-internal.
     pub endpoint: String,
-    /// Speak TLS to it (verified against this server name).
+    /// Server name for TLS verification; `None` means plaintext.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls_server_name: Option<String>,
-    /// The backend's own bearer token, put in place of the client's.
+    /// The backend's own bearer token; it replaces the client's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<Secret>,
-    /// What speaks there.
+    /// The engine.
     pub engine: Engine,
-    /// The engine's version as the readiness probe read it.
+    /// The engine's version, read by the readiness probe.
     #[serde(default)]
     pub engine_version: String,
-    /// True when this compute serves this one session only.
+    /// Whether this compute serves one session only.
     pub dedicated: bool,
-    /// The host whose loopback `endpoint` means; none where it is no loopback
-    /// address.
+    /// Host id of the machine whose loopback address `endpoint` is; `None` if
+    /// it is not a loopback address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
 }

@@ -20,15 +20,15 @@ pub const CLOSING_SOON: Duration = Duration::from_secs(300);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
-    /// Compute is being made ready.
+    /// Compute is being created.
     Pending,
-    /// Compute answers.
+    /// Compute is ready.
     Active,
-    /// Unused; the next query wakes it.
+    /// Unused; the next query wakes the session.
     Idle,
-    /// Over, as asked or by a clock.
+    /// Ended by request or by a deadline.
     Closed,
-    /// Over, because it could not go on.
+    /// Ended by a failure.
     Failed,
 }
 
@@ -42,7 +42,7 @@ impl Status {
         Self::Failed,
     ];
 
-    /// The status as APIs and indexes spell it.
+    /// Spelling of the status in APIs and indexes.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
@@ -53,19 +53,19 @@ impl Status {
         }
     }
 
-    /// Will it never change again?
+    /// Whether the status is final.
     pub const fn is_terminal(self) -> bool {
         matches!(self, Self::Closed | Self::Failed)
     }
 }
 
-/// The finer state within a status.
+/// Finer state within a status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
-    /// Pending: compute is made for the first time.
+    /// Pending: compute is created for the first time.
     Provisioning,
-    /// Pending: an idle session wakes.
+    /// Pending: an idle session is woken.
     Warming,
     /// Pending: lost compute is replaced.
     Restarting,
@@ -73,7 +73,7 @@ pub enum Phase {
     Ready,
     /// Idle: compute is kept.
     Kept,
-    /// Idle: the route is withdrawn, compute is about to be given back.
+    /// Idle: the route is withdrawn, compute will be released.
     Releasing,
     /// Idle: no compute.
     Released,
@@ -82,7 +82,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// The phase as APIs spell it.
+    /// Spelling of the phase in APIs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Provisioning => "provisioning",
@@ -97,60 +97,60 @@ impl Phase {
     }
 }
 
-/// Why compute is being made.
+/// Purpose of the compute that is being created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Making {
-    /// For the first time.
+    /// First compute of the session.
     Provisioning,
-    /// Again, for an idle session that was called.
+    /// New compute for an idle session that was called.
     Warming,
-    /// Again, because the last one was lost.
+    /// Replacement of lost compute.
     Restarting,
 }
 
-/// The state and what belongs to it, so that no field can contradict it.
+/// State with the data of each state, so that no other field can contradict it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "kebab-case")]
 pub enum State {
-    /// Compute of the current generation is being made ready.
+    /// Compute of the current generation is being created.
     Pending {
-        /// Why.
+        /// Purpose of the compute.
         making: Making,
-        /// Ready by then, or not at all.
+        /// Time by which the compute must be ready.
         deadline: Timestamp,
     },
-    /// Compute of the current generation answers at `route`.
+    /// Compute of the current generation serves calls at `route`.
     Active {
-        /// Where.
+        /// Route to the compute.
         route: Route,
     },
     /// Idle with compute kept.
     IdleKept {
-        /// Where it answers.
+        /// Route to the compute.
         route: Route,
     },
-    /// Idle, route withdrawn; compute goes back at `release_at` unless a
+    /// Idle, route withdrawn; compute is released at `release_at` unless a
     /// proxy reports a call before.
     IdleReleasing {
-        /// Where it still answers.
+        /// Route to the compute, which still runs.
         route: Route,
-        /// When it is given back.
+        /// Time of the release.
         release_at: Timestamp,
     },
     /// Idle without compute.
     IdleReleased {
-        /// No warm-up begins before then (back-off after failures).
+        /// Earliest start of a warm-up (back-off after failures).
         wake_after: Timestamp,
     },
-    /// Over, as asked or by a clock.
+    /// Ended by request or by a deadline.
     Closed,
-    /// Over, because it could not go on.
+    /// Ended by a failure.
     Failed,
 }
 
 impl State {
-    /// The status users see.
+    /// The public status.
     pub const fn status(&self) -> Status {
         match self {
             Self::Pending { .. } => Status::Pending,
@@ -184,7 +184,7 @@ impl State {
         }
     }
 
-    /// Does compute that answered belong to it now?
+    /// Whether the session has compute that became ready.
     pub const fn has_compute(&self) -> bool {
         match self {
             Self::Active { .. } | Self::IdleKept { .. } | Self::IdleReleasing { .. } => true,
@@ -192,7 +192,7 @@ impl State {
         }
     }
 
-    /// Where its compute is, while it has some.
+    /// Route to the compute, if the session has compute.
     pub const fn route(&self) -> Option<&Route> {
         match self {
             Self::Active { route } | Self::IdleKept { route } | Self::IdleReleasing { route, .. } => {
@@ -202,7 +202,7 @@ impl State {
         }
     }
 
-    /// The route that may be given to a proxy: only while active.
+    /// Route for proxies: only while active.
     pub const fn published_route(&self) -> Option<&Route> {
         match self {
             Self::Active { route } => Some(route),
@@ -216,16 +216,16 @@ impl State {
     }
 }
 
-/// One session. Only [`crate::machine`] changes it.
+/// The record of one session. Only [`crate::machine`] changes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Session {
-    /// Its name for ever.
+    /// Permanent id.
     pub id: SessionId,
     /// The tenant.
     pub org: OrgId,
-    /// Who created it.
+    /// The principal that created it.
     pub owner: PrincipalId,
-    /// A name for people.
+    /// Display name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// One of the creator's teams.
@@ -234,69 +234,71 @@ pub struct Session {
     /// Free key-value pairs for filtering.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Where it runs.
+    /// The cluster.
     pub cluster: ClusterName,
-    /// Its default catalog.
+    /// The default catalog.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub catalog: Option<CatalogName>,
-    /// Its clocks.
+    /// Timeouts and deadlines.
     pub policy: SessionPolicy,
-    /// Where it stands.
+    /// The state.
     pub state: State,
-    /// Why it stands there.
+    /// Reason of the last change.
     pub reason: ChangeReason,
-    /// The same in words.
+    /// The reason as text.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub status_message: String,
-    /// The engine's last words and such, for those who may act as the session.
+    /// Details, such as the last log lines of the engine, for those who may act
+    /// as the session.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub status_detail: String,
     /// Rises with every change of state or route; writes are conditional on it.
     pub version: u64,
-    /// Rises only when compute is really replaced; from 1.
+    /// Rises only when compute is replaced; starts at 1.
     pub generation: u64,
-    /// The fencing number of the manager that last decided something from what
-    /// it saw of the compute. One with a lower number has lost its lease.
+    /// Fencing number of the manager that last decided on an observation of the
+    /// compute. A manager with a lower number has lost its lease.
     #[serde(default, skip_serializing_if = "is_unfenced")]
     pub compute_fence: u64,
-    /// Tokens of a lower epoch are revoked; from 1.
+    /// Tokens of a lower epoch are revoked; starts at 1.
     pub token_epoch: u64,
-    /// When it was created.
+    /// Time of creation.
     pub created_at: Timestamp,
-    /// When it last became active.
+    /// Time at which it last became active.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active_at: Option<Timestamp>,
-    /// Since when it is idle, while it is.
+    /// Start of the current idle period.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_since: Option<Timestamp>,
-    /// When it was closed or failed.
+    /// Time at which it was closed or failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closed_at: Option<Timestamp>,
-    /// Closed then at the latest.
+    /// Latest time of closing.
     pub expires_at: Timestamp,
-    /// No idle clock fires before then.
+    /// End of the keep-alive: no idle timeout expires before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_alive_until: Option<Timestamp>,
-    /// When compute was lost, within the last ten minutes.
+    /// Times of compute losses within the last ten minutes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub restarts: Vec<Timestamp>,
-    /// When its generation last rose: compute was lost, or an idle session
-    /// without compute was woken.
+    /// Time at which the generation last rose: compute was lost, or an idle
+    /// session without compute was woken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaced_at: Option<Timestamp>,
-    /// Single tokens taken back, each until nobody can accept it any more.
+    /// Individually revoked tokens, each with the time until which a verifier
+    /// could accept it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub revoked_tokens: BTreeMap<TokenId, Timestamp>,
-    /// The moment of closing that was announced last (`CLOSING_SOON`).
+    /// The closing time that was last announced (`CLOSING_SOON`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closing_announced: Option<Timestamp>,
-    /// Since when the present compute has been there, while it is.
+    /// Time since which the current compute is available.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warm_since: Option<Timestamp>,
-    /// How long compute was there before that, all generations together.
+    /// Total time of available compute before that, over all generations.
     #[serde(default, skip_serializing_if = "Duration::is_zero", with = "millis")]
     pub warm_before: Duration,
-    /// Warm-ups that failed in a row.
+    /// Number of consecutive failed warm-ups.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub failed_wakes: u32,
 }
@@ -318,7 +320,7 @@ fn is_unfenced(value: &u64) -> bool {
 }
 
 impl Session {
-    /// Its id together with whose it is.
+    /// Id together with the organization.
     pub fn key(&self) -> SessionKey {
         SessionKey {
             org: self.org.clone(),
@@ -326,12 +328,13 @@ impl Session {
         }
     }
 
-    /// The status users see.
+    /// The public status.
     pub const fn status(&self) -> Status {
         self.state.status()
     }
 
-    /// When its idle clock runs out if nothing more happens, while active.
+    /// Time at which the idle timeout expires without another call, while
+    /// active.
     pub fn idle_at(&self, last_activity_at: Timestamp) -> Option<Timestamp> {
         match self.state {
             State::Active { .. } => {
@@ -348,14 +351,15 @@ impl Session {
         }
     }
 
-    /// How long it has had compute that answered, in all.
+    /// Total time for which the session had compute that was ready.
     pub fn warm(&self, now: Timestamp) -> Duration {
         let present = self.warm_since.map_or(Duration::ZERO, |since| now.since(since));
         self.warm_before.saturating_add(present)
     }
 
-    /// When it is to be announced that it will be closed, and when that will
-    /// be. None if it was announced, or if the clock is too short for it.
+    /// Time at which to announce the closing, and time of the closing. `None`
+    /// if it was announced, or if the deadline is too short for an
+    /// announcement.
     pub fn closing_soon(&self) -> Option<(Timestamp, Timestamp)> {
         let closes_at = self.closes_at()?;
         let by_lifetime = closes_at == self.expires_at;
@@ -367,9 +371,9 @@ impl Session {
         (!told && closes_at.since(begun) > CLOSING_SOON).then(|| (closes_at.before(CLOSING_SOON), closes_at))
     }
 
-    /// When it will be closed if nothing more happens, while live. An idle
-    /// session stays for [`RELEASE_GRACE`] at least: a call may be under way
-    /// that no proxy has reported yet.
+    /// Time of closing if no event occurs, while live. An idle session stays
+    /// for at least [`RELEASE_GRACE`], because a call that no proxy has
+    /// reported yet may be in flight.
     pub fn closes_at(&self) -> Option<Timestamp> {
         if self.status().is_terminal() {
             return None;
@@ -382,15 +386,15 @@ impl Session {
     }
 }
 
-/// One change, as history and the audit trail keep it.
+/// One change, as recorded in history and the audit trail.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventRecord {
-    /// The version this change made.
+    /// Version after this change.
     #[serde(rename = "v")]
     pub version: u64,
-    /// When.
+    /// Time of the change.
     pub at: Timestamp,
-    /// The status before; none for the creation.
+    /// The status before; `None` for the creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<Status>,
     /// The status after.
@@ -400,21 +404,22 @@ pub struct EventRecord {
     /// The generation after.
     #[serde(rename = "gen")]
     pub generation: u64,
-    /// Why.
+    /// Reason of the change.
     pub reason: ChangeReason,
-    /// Who.
+    /// The actor.
     #[serde(rename = "by")]
     pub actor: Actor,
-    /// The cause in words, at most [`EventRecord::MESSAGE_BYTES`].
+    /// The reason as text, at most [`EventRecord::MESSAGE_BYTES`].
     #[serde(default, skip_serializing_if = "String::is_empty", rename = "msg")]
     pub message: String,
-    /// From which address its actor called, where that is known: for the audit
-    /// trail, and kept nowhere else.
+    /// Client IP of the actor, where known; for the audit trail only, not
+    /// stored elsewhere.
     #[serde(skip)]
     pub address: String,
 }
 
 impl EventRecord {
-    /// Longer messages are cut in the history; the record keeps them whole.
+    /// Maximum length of a message in the history; the record keeps the whole
+    /// message.
     pub const MESSAGE_BYTES: usize = 128;
 }

@@ -1,17 +1,17 @@
-//! Wall-clock time as a value, and the clock that tests own.
+//! Wall-clock time as a value, and a clock that tests can replace.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// A moment in milliseconds since the Unix epoch, UTC.
+/// A time in milliseconds since the Unix epoch, UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Timestamp(u64);
 
 impl Timestamp {
-    /// The epoch itself; sorts before every real moment.
+    /// The epoch; sorts before every real time.
     pub const ZERO: Self = Self(0);
 
     /// From milliseconds since the Unix epoch.
@@ -34,7 +34,7 @@ impl Timestamp {
         self.0 / 1000
     }
 
-    /// This moment plus `delta`, saturating.
+    /// This time plus `delta`, saturating.
     #[must_use]
     pub fn after(self, delta: Duration) -> Self {
         Self(
@@ -43,7 +43,7 @@ impl Timestamp {
         )
     }
 
-    /// This moment minus `delta`, not below the epoch.
+    /// This time minus `delta`, not below the epoch.
     #[must_use]
     pub fn before(self, delta: Duration) -> Self {
         Self(
@@ -52,14 +52,14 @@ impl Timestamp {
         )
     }
 
-    /// How long after `earlier` this is; zero when it is not after it.
+    /// Time elapsed since `earlier`; zero if `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 }
 
-/// RFC 3339 in UTC with seconds, as people read it in messages.
+/// RFC 3339 in UTC with seconds, for messages.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let secs = self.0 / 1000;
@@ -93,13 +93,13 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
-/// Where the present comes from.
+/// Source of the current time.
 pub trait Clock: Send + Sync + fmt::Debug + 'static {
-    /// The present.
+    /// The current time.
     fn now(&self) -> Timestamp;
 }
 
-/// The machine's own clock.
+/// The system clock.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 
@@ -116,12 +116,12 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that moves only when told to.
+/// A manual clock for tests.
 #[derive(Debug, Default)]
 pub struct ManualClock(AtomicU64);
 
 impl ManualClock {
-    /// A clock that stands at `start`.
+    /// A clock that shows `start`.
     pub fn at(start: Timestamp) -> Self {
         Self(AtomicU64::new(start.as_millis()))
     }

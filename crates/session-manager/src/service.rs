@@ -284,7 +284,7 @@ fn key_document(
 /// A key set that could not be read for a day says nothing of today's keys.
 fn forget_old_keys(keyring: &Keyring, clock: &dyn Clock) {
     if keyring.expire(MAX_KEY_SET_AGE, clock.now()) {
-        tracing::error!("the key set could not be read for too long; tokens are no longer accepted");
+        tracing::error!("key set expired: reading failed for too long; all tokens are rejected");
     }
 }
 

@@ -1,50 +1,50 @@
-//! What a session token says.
+//! Claims of a session token.
 
 use serde::{Deserialize, Serialize};
 use session_core::{OrgId, PrincipalId, SessionId, Timestamp, TokenId};
 use std::time::Duration;
 
-/// The claims of one session token: all ten, always, and no others.
+/// The claims of one session token: exactly these ten.
 ///
-/// Times are whole seconds since the Unix epoch, as JWT writes them.
+/// Times are whole seconds since the Unix epoch, as in JWT.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Claims {
-    /// The installation's token issuer.
+    /// Issuer: the installation's token-issuer.
     pub iss: String,
-    /// The one audience.
+    /// Audience.
     pub aud: String,
-    /// Who the token was issued to.
+    /// Subject: the principal to which the token was issued.
     pub sub: PrincipalId,
     /// The organization of the session.
     pub org: OrgId,
-    /// The one session it opens.
+    /// The session of the token.
     pub sid: SessionId,
-    /// The session's token epoch when it was issued.
+    /// The session's token epoch at the time of issue.
     pub epoch: u64,
-    /// Issued at.
+    /// Time of issue.
     pub iat: u64,
     /// Not valid before.
     pub nbf: u64,
-    /// Not accepted for new calls after.
+    /// Expiry: no new calls are accepted after it.
     pub exp: u64,
-    /// The token's own name.
+    /// Id of the token.
     pub jti: TokenId,
 }
 
 impl Claims {
-    /// When it expires.
+    /// The time of `exp`.
     pub fn expires_at(&self) -> Timestamp {
         at(self.exp)
     }
 
-    /// When it was issued.
+    /// The time of `iat`.
     pub fn issued_at(&self) -> Timestamp {
         at(self.iat)
     }
 }
 
-/// A claim's seconds as a moment.
+/// Converts the seconds of a claim.
 pub(crate) fn at(secs: u64) -> Timestamp {
     Timestamp::ZERO.after(Duration::from_secs(secs))
 }

@@ -1,29 +1,29 @@
-//! Why a token was refused: a reason for the caller, a kind for metrics, and
-//! a text that never contains a byte of the token that was not verified.
+//! Reasons for the rejection of a token: a reason for the caller, a kind for
+//! metrics, and a text that contains no unverified byte of the token.
 
 use session_core::{Reason, SessionId, Timestamp};
 use std::fmt;
 
-/// A refused token.
+/// A rejected token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TokenError {
-    /// Not a session token by its form.
+    /// The text does not have the form of a session token.
     Malformed(&'static str),
-    /// Its time, and the grace that was asked for, are over.
+    /// The token and the applicable grace have expired.
     Expired {
-        /// When it expired.
+        /// Time of the expiry.
         at: Timestamp,
-        /// The session it opened; known only when the signature was checked.
+        /// The session of the token; only after the signature was verified.
         session: Option<SessionId>,
     },
-    /// Not one of ours, or not for this use.
+    /// Not issued by this installation, or not for this use.
     Invalid(&'static str),
-    /// Well-formed, but signed with a key that this keyring does not have.
-    /// Worth one refetch of the key set; refused the same as [`Self::Invalid`].
+    /// Well-formed, but signed with a key that is not in this keyring. It
+    /// justifies one refetch of the key set; rejected like [`Self::Invalid`].
     UnknownKid,
 }
 
-/// [`TokenError`] without its details: a metric label.
+/// Kind of a [`TokenError`], as a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TokenErrorKind {
     /// See [`TokenError::Malformed`].
@@ -37,7 +37,7 @@ pub enum TokenErrorKind {
 }
 
 impl TokenError {
-    /// The reason a client is given.
+    /// The reason in the reply.
     pub fn reason(&self) -> Reason {
         match self {
             Self::Malformed(_) => Reason::TokenMalformed,
@@ -56,8 +56,9 @@ impl TokenError {
         }
     }
 
-    /// The text a client is shown: what happened and what to do next. `spark.stop()` comes first because
-    /// PySpark's `getOrCreate()` returns the old Spark session otherwise, whatever the connection string says.
+    /// The text in the reply: what happened and what to do. `spark.stop()`
+    /// comes first because PySpark's `getOrCreate()` otherwise returns the old
+    /// Spark session, even with another connection string.
     pub fn client_text(&self) -> String {
         match self {
             Self::Malformed(_) => {
@@ -75,7 +76,7 @@ impl TokenError {
     }
 }
 
-/// For logs: says which check failed, from a closed list of texts.
+/// For logs: the failed check, from a closed list of texts.
 impl fmt::Display for TokenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

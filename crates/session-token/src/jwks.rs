@@ -1,7 +1,7 @@
 //! Public keys as a JSON Web Key Set.
 //!
-//! Only ES256 signing keys exist for us. Anything else in a set is skipped, so
-//! that an issuer may publish new kinds of keys before verifiers know them.
+//! Only ES256 signing keys are supported. Other keys in a set are skipped, so
+//! that an issuer can publish new key types before verifiers support them.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ParsedPublicKey};
@@ -13,10 +13,10 @@ const MAX_SET_BYTES: usize = 64 * 1024;
 const MAX_KEYS: usize = 64;
 const COORDINATE: usize = 32;
 
-/// A text that is not a key set.
+/// A text that is not a valid key set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JwksError {
-    /// Larger than any sane set.
+    /// Exceeds the size limits.
     #[error("the key set is larger than {MAX_SET_BYTES} bytes or {MAX_KEYS} keys")]
     TooLarge,
     /// Not `{"keys": [...]}`.
@@ -37,7 +37,7 @@ pub struct Jwk {
     y: String,
 }
 
-/// A member of a foreign key set, before it is known to be one of ours.
+/// A member of a foreign key set, before validation.
 #[derive(Deserialize)]
 struct Candidate {
     kty: String,
@@ -51,7 +51,8 @@ struct Candidate {
 }
 
 impl Jwk {
-    /// From an uncompressed point (`04 || x || y`), as crypto libraries give it.
+    /// Parses an uncompressed point (`04 || x || y`), the format of crypto
+    /// libraries.
     pub(crate) fn from_point(point: &[u8]) -> Option<Self> {
         let (&4, coordinates) = point.split_first()? else {
             return None;
@@ -89,7 +90,7 @@ impl Jwk {
         Self::from_point(&point).filter(|jwk| jwk.kid == key.kid)
     }
 
-    /// The key's name: the RFC 7638 thumbprint.
+    /// The key id: the RFC 7638 thumbprint.
     pub fn kid(&self) -> &str {
         &self.kid
     }
@@ -112,7 +113,7 @@ pub struct Jwks {
 }
 
 impl Jwks {
-    /// A set of these keys; a key given twice is kept once.
+    /// A set of these keys without duplicates.
     pub fn new(keys: impl IntoIterator<Item = Jwk>) -> Self {
         let mut set = Self::default();
         for key in keys {
@@ -123,8 +124,8 @@ impl Jwks {
         set
     }
 
-    /// Reads a set, skipping every key that is not an ES256 signing key named
-    /// by its own thumbprint.
+    /// Parses a set. A key that is not an ES256 signing key, or whose `kid` is
+    /// not its own thumbprint, is skipped.
     pub fn from_json(text: &str) -> Result<Self, JwksError> {
         #[derive(Deserialize)]
         struct Raw {
@@ -140,7 +141,7 @@ impl Jwks {
         Ok(Self::new(raw.keys.into_iter().filter_map(Jwk::from_json)))
     }
 
-    /// The document that `/.well-known/jwks.json` serves.
+    /// The document at `/.well-known/jwks.json`.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).unwrap_or_else(|_| r#"{"keys":[]}"#.to_owned())
     }
@@ -156,7 +157,7 @@ impl Jwks {
         &self.keys
     }
 
-    /// Has it no key at all?
+    /// Whether the set has no key.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }

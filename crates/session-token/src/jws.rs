@@ -1,8 +1,8 @@
-//! Reading a token's three parts with no tolerance at all.
+//! Strict parser of the three parts of a token.
 //!
-//! JWT libraries skip unknown header members, take the last of doubled keys
-//! and accept several encodings of the same text. Each of that has been an
-//! attack on somebody, so here there is exactly one way to write a token.
+//! JWT libraries skip unknown header members, take the last of duplicate keys
+//! and accept several encodings of the same text. All three have been used in
+//! attacks, so this parser accepts exactly one spelling of a token.
 
 use crate::error::TokenError;
 use crate::{MAX_TOKEN_BYTES, claims::Claims};
@@ -13,8 +13,8 @@ use serde::de::DeserializeOwned;
 
 const SIGNATURE_BYTES: usize = 64;
 
-/// The only three header members there are. `crit`, `jwk`, `jku`, `x5u`,
-/// `x5c`, `x5t`, `b64`, `zip`, `cty` and the rest are unknown fields.
+/// The only three allowed header members. `crit`, `jwk`, `jku`, `x5u`, `x5c`,
+/// `x5t`, `b64`, `zip`, `cty` and all others are unknown fields.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Header {
@@ -26,22 +26,22 @@ pub(crate) struct Header {
 pub(crate) struct Parts<'t> {
     pub(crate) header: Header,
     pub(crate) claims: Claims,
-    /// What was signed: the first two parts with their dot.
+    /// The signed text: the first two parts with their dot.
     pub(crate) message: &'t [u8],
     pub(crate) signature: Vec<u8>,
 }
 
-/// A token's parts as they stand there.
+/// The parts of a token, not decoded.
 pub(crate) struct Three<'t> {
     pub(crate) header: &'t str,
     pub(crate) payload: &'t str,
-    /// The first two with their dot.
+    /// The first two parts with their dot.
     pub(crate) message: &'t [u8],
     pub(crate) signature: &'t str,
 }
 
 impl<'t> Three<'t> {
-    /// Exactly three parts.
+    /// Splits a text that has exactly three parts.
     pub(crate) fn split(token: &'t str) -> Option<Self> {
         let (message, signature) = token.rsplit_once('.')?;
         let (header, payload) = message.split_once('.')?;
@@ -54,7 +54,7 @@ impl<'t> Three<'t> {
     }
 }
 
-/// Base64url without padding, whitespace or stray trailing bits.
+/// Base64url without padding, whitespace or non-zero trailing bits.
 pub(crate) fn base64url(text: &str) -> Option<Vec<u8>> {
     URL_SAFE_NO_PAD.decode(text).ok()
 }
@@ -90,9 +90,9 @@ fn decode(part: &str) -> Result<Vec<u8>, TokenError> {
     base64url(part).ok_or(TokenError::Malformed("a part is not base64url"))
 }
 
-/// A JSON object, read into a struct that denies unknown and doubled members.
-/// The first byte is checked because serde would also fill a struct from an
-/// array. Every member is a text or an integer, so nothing can nest.
+/// A JSON object as a struct that rejects unknown and duplicate members. The
+/// first byte is checked because serde would also fill a struct from an array.
+/// Every member is a string or an integer, so nesting is impossible.
 fn object<T: DeserializeOwned>(json: &[u8], why: &'static str) -> Result<T, TokenError> {
     if json.first() != Some(&b'{') {
         return Err(TokenError::Malformed(why));

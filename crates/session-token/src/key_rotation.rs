@@ -1,55 +1,54 @@
-//! Which key signs, and which need not be published any more.
+//! Key rotation: selection of the signing key and of the keys to withdraw.
 //!
-//! A verifier learns of a key some time after it was published, so a key that
-//! signs too early has good tokens refused, and one that is withdrawn too
-//! early too. Both windows are kept here, whatever files an operator drops and
-//! whenever: nothing else decides. Pure, so that replicas with the same
-//! knowledge decide alike.
+//! A verifier receives a key some time after its publication, so valid tokens
+//! are rejected if a key signs too early or is withdrawn too early. This module
+//! alone enforces both windows, for any files at any time. It is pure, so
+//! replicas with the same input make the same decision.
 
 use session_core::Timestamp;
 use std::time::Duration;
 
-/// A key whose private half an issuer has, and what is known of it.
+/// A key with a private half, and its recorded times.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     /// Its `kid`.
     pub kid: String,
-    /// Since when all issuers together published it without a break.
+    /// Start of its uninterrupted publication by all issuers.
     pub published_since: Option<Timestamp>,
-    /// When an issuer last signed with it.
+    /// Last time at which any issuer signed with it.
     pub signed_at: Option<Timestamp>,
-    /// For how long this very issuer has published it, by a clock that nobody
-    /// can set.
+    /// Time for which this issuer has published it, by a monotonic clock.
     pub published_here: Duration,
-    /// It was published before this issuer started, so that the time before
-    /// counts.
+    /// Whether it was published before this issuer started; then the earlier
+    /// publication counts.
     pub known_at_start: bool,
 }
 
-/// How long a key is published before and after it signs.
+/// Times of publication before and after signing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Windows {
-    /// Longer than every verifier takes to learn of a key.
+    /// Longer than the time in which every verifier receives a key.
     pub before_signing: Duration,
-    /// Longer than a token can be accepted: its longest life, the grace after
-    /// it, and how far clocks may differ.
+    /// Longer than a token can be accepted: maximum lifetime, plus grace, plus
+    /// clock difference.
     pub after_signing: Duration,
 }
 
-/// What is to be done with each candidate.
+/// The decision for all candidates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// The one that signs; none only if there is no candidate.
+    /// The signing key; `None` only without candidates.
     pub signing: Option<usize>,
-    /// It signs although not every verifier may know it yet: there is no
-    /// other, as at the very first start, or after the others were withdrawn.
+    /// Whether the key signs before the end of its publication window, because
+    /// no other key is available: at the first start, or after the others were
+    /// withdrawn.
     pub premature: bool,
-    /// Those that need not be published any more.
+    /// Keys that need not be published any more.
     pub retired: Vec<usize>,
 }
 
-/// Decides. `candidates` stand in the order in which they were made, as far as
-/// their names tell; `current` is the one that signs now.
+/// Selects the signing key. `candidates` are in order of creation, as far as
+/// file names show it; `current` is the present signing key.
 pub fn plan(candidates: &[Candidate], current: Option<&str>, now: Timestamp, windows: Windows) -> Plan {
     let retired = |key: &Candidate| {
         key.signed_at
@@ -152,7 +151,7 @@ mod tests {
 
     #[test]
     fn what_was_withdrawn_is_followed_by_who_signed_last() {
-        // All begin anew after a gap, or after the knowledge was lost.
+        // All windows restart after a gap, or after a loss of the records.
         let pair = [
             key("a", Some(2_000_000), Some(1_500_000)),
             key("b", Some(2_000_000), Some(1_900_000)),
@@ -171,7 +170,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is known: the signing key is published, no key within its
+        /// Properties for any input: the signing key is published, no key
+        /// within its window signs while a ripe one exists, no key is retired
+        /// early.
         /// window signs while a ripe one is there, none is retired early.
         #[test]
         fn unsafe_windows_are_never_taken(

@@ -1,4 +1,4 @@
-//! The keys a verifier trusts at this moment, replaceable while it works.
+//! The keys that a verifier currently trusts; replaceable at run time.
 
 use crate::jwks::{Jwks, JwksError};
 use crate::signature_cache::Proven;
@@ -10,14 +10,15 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Public keys by `kid`, with the time they were last known to be current.
+/// Public keys by `kid`, with the time of the last confirmed refresh.
 ///
-/// Readers never wait: a refresh swaps the whole set. A failed refresh calls
-/// nothing here, so the last good set stays and [`Keyring::age`] grows.
+/// Readers never block: a refresh swaps the whole set. A failed refresh does
+/// not change the keyring, so the last valid set stays and [`Keyring::age`]
+/// grows.
 #[derive(Default)]
 pub struct Keyring {
     set: ArcSwap<Set>,
-    /// Signatures that are remembered.
+    /// Capacity of the signature cache.
     remembers: usize,
 }
 
@@ -27,26 +28,26 @@ struct Set {
     jwks: Jwks,
     keys: HashMap<String, DecodingKey>,
     refreshed: Option<Timestamp>,
-    /// What these keys signed: forgotten with them.
+    /// Signature cache of this key set; replaced together with the keys.
     proven: Arc<Proven>,
 }
 
 impl Keyring {
-    /// A keyring that knows nothing yet.
+    /// A keyring without keys.
     pub fn empty() -> Self {
         Self::default()
     }
 
-    /// A keyring of this set.
+    /// A keyring with the keys of this set.
     pub fn new(jwks: &Jwks, now: Timestamp) -> Self {
         let keyring = Self::default();
         keyring.replace(jwks, now);
         keyring
     }
 
-    /// One that remembers up to this many good signatures, for a verifier that
-    /// sees the same tokens again and again. Only the signature is remembered;
-    /// all else is checked every time.
+    /// A keyring with a cache of up to this many valid signatures, for a
+    /// verifier that receives the same tokens repeatedly. Only the signature is
+    /// cached; all other checks run every time.
     pub fn remembering(signatures: usize) -> Self {
         Self {
             set: ArcSwap::default(),
@@ -54,7 +55,7 @@ impl Keyring {
         }
     }
 
-    /// Trusts exactly this set from now on.
+    /// Replaces all keys by this set.
     pub fn replace(&self, jwks: &Jwks, now: Timestamp) {
         let keys = jwks.keys().iter().filter_map(|jwk| {
             let (x, y) = jwk.coordinates();
@@ -68,7 +69,7 @@ impl Keyring {
         }));
     }
 
-    /// The set was asked for again and had not changed (HTTP 304).
+    /// Records that the set is unchanged (HTTP 304).
     pub fn confirm(&self, now: Timestamp) {
         self.set.rcu(|set| Set {
             jwks: set.jwks.clone(),
@@ -124,18 +125,18 @@ impl Keyring {
         self.set.load().keys.is_empty()
     }
 
-    /// When the set was last known to be current; `None` before the first set.
+    /// Time of the last confirmed refresh; `None` before the first set.
     pub fn last_refreshed(&self) -> Option<Timestamp> {
         self.set.load().refreshed
     }
 
-    /// How old the set is; `None` before the first set.
+    /// Age of the set; `None` before the first set.
     pub fn age(&self, now: Timestamp) -> Option<Duration> {
         self.last_refreshed().map(|then| now.since(then))
     }
 
-    /// Did the key of this name sign the token, as `check` says? None if the key
-    /// is not known.
+    /// Whether the key with this id signed the token, by `check` or the cache;
+    /// `None` without such a key.
     pub(crate) fn signed(
         &self,
         kid: &str,

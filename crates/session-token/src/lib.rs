@@ -1,13 +1,14 @@
-//! Session tokens: what they say, who signs them, and the one verifier that
+//! Session tokens: their claims and keys, the signer, and the one verifier that
 //! every part of Berth uses.
 //!
 //! A token is a JWT of type `berth-session+jwt`, signed ES256, whose `kid` is
-//! the key's RFC 7638 thumbprint. Nothing here touches the network, the
-//! clock or a file: keys, the time and key sets come in as values.
+//! the key's RFC 7638 thumbprint. The crate uses no network, clock or file:
+//! keys, the time and key sets are parameters.
 //!
 //! [`Signer`] makes tokens, [`Jwks`] publishes public keys, [`Keyring`] holds
-//! the ones a verifier trusts now, and [`Verifier`] decides. [`key_rotation`] says
-//! which key signs. Tokens that others signed are [`ForeignVerifier`]'s.
+//! the keys that a verifier currently trusts, and [`Verifier`] accepts or
+//! rejects tokens. [`key_rotation`] selects the signing key.
+//! [`ForeignVerifier`] verifies tokens of other issuers.
 
 mod claims;
 mod error;
@@ -35,5 +36,5 @@ pub use verifier::{Grace, Verified, Verifier, VerifierConfig};
 /// The exact `typ` of every session token.
 pub const TOKEN_TYPE: &str = "berth-session+jwt";
 
-/// The largest text that is looked at; real tokens stay under 600 bytes.
+/// Maximum size of a token in bytes; real tokens have less than 600 bytes.
 pub const MAX_TOKEN_BYTES: usize = 4096;

@@ -1,5 +1,5 @@
-//! Signatures that were found good: to check one takes longer than all else
-//! that is done with a token.
+//! Cache of tokens with a valid signature, because the signature check takes
+//! longer than all other checks of a token.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use parking_lot::Mutex;
@@ -7,14 +7,14 @@ use std::collections::HashSet;
 
 type Digest = [u8; 32];
 
-/// Tokens, by digest, whose signatures are good by the keys that this belongs to.
+/// Digests of tokens whose signatures are valid under one key set.
 #[derive(Default)]
 pub(crate) struct Proven {
     most: usize,
     seen: Mutex<Seen>,
 }
 
-/// Half of them are forgotten at a time: those not seen for longest.
+/// Two generations; the older half is dropped as a whole.
 #[derive(Default)]
 struct Seen {
     lately: HashSet<Digest>,
@@ -22,7 +22,7 @@ struct Seen {
 }
 
 impl Proven {
-    /// Remembers up to `most`; none at all if that is 0.
+    /// A cache of up to `most` tokens; 0 disables it.
     pub(crate) fn new(most: usize) -> Self {
         Self {
             most,
@@ -30,14 +30,14 @@ impl Proven {
         }
     }
 
-    /// Is the token's signature good: because it was before, or by `check`?
+    /// Whether the token's signature is valid, from the cache or by `check`.
     pub(crate) fn is(&self, token: &str, check: impl FnOnce() -> bool) -> bool {
         let mut name = Digest::default();
         if self.most == 0 {
             return check();
         }
         name.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
-        // Not held while it is checked.
+        // The lock is not held during the check.
         let known = self.seen(|seen| seen.lately.contains(&name) || seen.before.contains(&name));
         let good = known || check();
         if good {

@@ -1,4 +1,4 @@
-//! Making tokens.
+//! Signer of session tokens.
 
 use crate::TOKEN_TYPE;
 use crate::claims::Claims;
@@ -11,7 +11,7 @@ use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject as _;
 use std::fmt;
 
-/// Why a private key cannot sign, or did not.
+/// Errors of a private key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// No `BEGIN PRIVATE KEY` block.
@@ -19,7 +19,7 @@ pub enum KeyError {
         "no PKCS#8 \"BEGIN PRIVATE KEY\" block in the PEM text (convert with `openssl pkcs8 -topk8 -nocrypt`)"
     )]
     NotPkcs8Pem,
-    /// Another kind of key, or a damaged one.
+    /// The key is of another type, or damaged.
     #[error("the private key is not a usable EC P-256 key")]
     NotP256,
     /// The crypto library failed.
@@ -36,7 +36,7 @@ pub struct Signer {
 }
 
 impl Signer {
-    /// From a PKCS#8 PEM text.
+    /// Parses a PKCS#8 PEM text.
     pub fn from_pkcs8_pem(pem: &str) -> Result<Self, KeyError> {
         let der = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| KeyError::NotPkcs8Pem)?;
         let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der.secret_pkcs8_der())
@@ -53,18 +53,18 @@ impl Signer {
         })
     }
 
-    /// The name of the key.
+    /// The key id.
     pub fn kid(&self) -> &str {
         self.public.kid()
     }
 
-    /// The public half, to be published.
+    /// The public key, for publication.
     pub fn public_jwk(&self) -> Jwk {
         self.public.clone()
     }
 
-    /// A token that says `claims`. What the claims may say is the issuer's
-    /// decision; the verifier checks them again.
+    /// Signs a token with these `claims`. The caller is responsible for their
+    /// content; the verifier checks it again.
     pub fn sign(&self, claims: &Claims) -> Result<String, KeyError> {
         let payload = serde_json::to_vec(claims).map_err(|_| KeyError::Crypto)?;
         let message = format!("{}.{}", self.header, URL_SAFE_NO_PAD.encode(payload));
@@ -84,7 +84,7 @@ impl fmt::Debug for Signer {
     }
 }
 
-/// A new random signing key as PKCS#8 PEM, for set-up tools and tests.
+/// Generates a random signing key as PKCS#8 PEM, for setup tools and tests.
 pub fn generate_key_pem() -> Result<String, KeyError> {
     let der = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new())
         .map_err(|_| KeyError::Crypto)?;

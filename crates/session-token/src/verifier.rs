@@ -1,7 +1,7 @@
-//! The one place that decides whether a session token is good.
+//! The only verifier of session tokens.
 //!
 //! [`Verifier::verify`] is pure: the same token, keyring, time and grace give
-//! the same answer, so that answers may be cached in front of it.
+//! the same result, so results can be cached.
 
 use crate::TOKEN_TYPE;
 use crate::claims::{Claims, at};
@@ -14,26 +14,26 @@ use std::time::Duration;
 
 const ALGORITHM: &str = "ES256";
 
-/// What a verifier expects. Every verifier of an installation has the same.
+/// Parameters of a verifier, equal for all verifiers of an installation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifierConfig {
-    /// The exact `iss`.
+    /// Required `iss`.
     pub issuer: String,
-    /// The exact `aud`.
+    /// Required `aud`.
     pub audience: String,
-    /// The longest `exp - iat`.
+    /// Maximum of `exp - iat`.
     pub max_ttl: Duration,
-    /// How far clocks may differ.
+    /// Maximum difference between clocks.
     pub leeway: Duration,
-    /// How long after `exp` calls are accepted that only reattach to, or
-    /// release, a running operation. Zero is strict.
+    /// Time after `exp` in which calls are accepted that only reattach to, or
+    /// release, a running operation. Zero disables it.
     pub reattach_grace: Duration,
-    /// How long after `exp` running operations may be interrupted.
+    /// Time after `exp` in which running operations may be interrupted.
     pub interrupt_grace: Duration,
 }
 
 impl VerifierConfig {
-    /// The product's defaults for this issuer and audience.
+    /// The default parameters for this issuer and audience.
     pub fn new(issuer: impl Into<String>, audience: impl Into<String>) -> Self {
         Self {
             issuer: issuer.into(),
@@ -45,15 +45,16 @@ impl VerifierConfig {
         }
     }
 
-    /// How long after its `exp` a token can still be accepted for anything:
-    /// the time a retired key must stay published and a revoked `jti` denied.
+    /// Time after `exp` in which a token can still be accepted for any call. A
+    /// retired key must stay published and a revoked `jti` denied for this
+    /// time.
     pub fn afterlife(&self) -> Duration {
         self.reattach_grace.max(self.interrupt_grace) + self.leeway
     }
 }
 
-/// Which calls are let through after `exp`: a client cannot change its token
-/// inside a channel, and running work must not die with the token.
+/// Class of a call, which determines its grace after `exp`: a client cannot
+/// change its token within a channel, and the expiry must not end running work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Grace {
     /// Any call that may start work.
@@ -65,37 +66,37 @@ pub enum Grace {
     Interrupt,
 }
 
-/// A good token.
+/// A verified token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified {
-    /// What it says.
+    /// Its claims.
     pub claims: Claims,
     /// The key that signed it.
     pub kid: String,
-    /// Is it past its `exp`, and accepted by grace alone?
+    /// Whether it is past its `exp` and accepted by grace only.
     pub by_grace: bool,
 }
 
-/// Decides whether tokens are good.
+/// Verifier of session tokens.
 #[derive(Debug, Clone)]
 pub struct Verifier {
     config: VerifierConfig,
 }
 
 impl Verifier {
-    /// A verifier with these expectations.
+    /// A verifier with these parameters.
     pub fn new(config: VerifierConfig) -> Self {
         Self { config }
     }
 
-    /// What it expects.
+    /// The parameters.
     pub fn config(&self) -> &VerifierConfig {
         &self.config
     }
 
     /// Checks form, header, claims, signature and time, in this order: cheap
-    /// checks first, and nothing is said about the time of a token whose
-    /// signature is wrong.
+    /// checks first, and the expiry is reported only for a token with a valid
+    /// signature.
     pub fn verify(
         &self,
         token: &str,
@@ -110,7 +111,8 @@ impl Verifier {
         match keyring.signed(&parts.header.kid, token, |key| signed_by(&parts, key)) {
             Some(true) => {}
             Some(false) => return Err(TokenError::Invalid("the signature does not match")),
-            // Its key may be retired long since: do not send the caller to fetch it.
+            // The key may have been retired long ago, so the error does not
+            // cause a refetch.
             None if expiry.is_err() => {
                 return Err(TokenError::Expired {
                     at: parts.claims.expires_at(),
@@ -173,7 +175,7 @@ impl Verifier {
         Ok(())
     }
 
-    /// Whether only grace lets it through.
+    /// Whether the token is accepted by grace only.
     fn check_expiry(&self, claims: &Claims, now: Timestamp, grace: Grace) -> Result<bool, TokenError> {
         let end = claims.expires_at().after(self.config.leeway);
         let grace = match grace {
@@ -191,7 +193,7 @@ impl Verifier {
     }
 }
 
-/// jsonwebtoken's ES256 over the exact bytes of the first two parts.
+/// ES256 of jsonwebtoken over the exact bytes of the first two parts.
 fn signed_by(parts: &Parts<'_>, key: &jsonwebtoken::DecodingKey) -> bool {
     (aws_lc::DEFAULT_PROVIDER.verifier_factory)(&Algorithm::ES256, key)
         .is_ok_and(|verifier| verifier.verify(parts.message, &parts.signature).is_ok())

@@ -1,5 +1,5 @@
-//! The door of the token API: how much comes from one address, and how many
-//! of its credentials were wrong. Who calls is for session-manager to say.
+//! Admission of the token API: limits on calls and on failed authentications
+//! per address. session-manager authenticates the caller.
 
 use crate::metrics::{self, Metrics};
 use http::HeaderMap;
@@ -17,14 +17,14 @@ use tonic::{Code, Status};
 
 /// The service of this port.
 const TOKEN_SERVICE: &str = "/berth.v1.TokenService/";
-/// What is served beside it: standard services, which have no caller.
+/// Standard services on the same port, which have no caller.
 const STANDARD: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
 
-/// Where a call comes from, for handlers.
+/// Client IP of a call, for handlers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Origin(pub(crate) Option<IpAddr>);
 
-/// The door.
+/// The admission of this port.
 #[derive(Debug)]
 pub(crate) struct Door {
     addresses: ByAddress,
@@ -41,8 +41,8 @@ impl Door {
         }
     }
 
-    /// Who calls is never known here: a call holds its address's place until its
-    /// end. Standard services take none of the room for token calls.
+    /// The caller is not authenticated here, so a call counts against its
+    /// address until its end. Standard services have limits of their own.
     fn enter(&self, standard: bool, origin: Option<SocketAddr>) -> Result<Pass, Exceeded> {
         let now = Instant::now();
         if standard {

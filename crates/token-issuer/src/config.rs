@@ -1,4 +1,4 @@
-//! Configuration of token-issuer. docs/config.md explains every key.
+//! Configuration of token-issuer. docs/config.md describes every key.
 
 use crate::key_file::read_key;
 use serde::{Deserialize, Serialize};
@@ -25,19 +25,19 @@ pub struct Config {
     pub listen: Listen,
     /// Health and metrics.
     pub admin: AdminConfig,
-    /// What tokens say.
+    /// Content of tokens.
     pub tokens: TokensConfig,
-    /// The keys that sign them.
+    /// Signing keys.
     pub keys: KeysConfig,
-    /// The spark-proxy, as clients reach it.
+    /// Public address of spark-proxy.
     pub public: PublicConfig,
-    /// session-manager's internal port, which keeps the ledger.
+    /// Internal port of session-manager, which keeps the ledger.
     pub manager: ClientConfig,
-    /// How much callers may ask for.
+    /// Limits on callers.
     pub limits: LimitsConfig,
     /// Logs and traces.
     pub telemetry: TelemetryConfig,
-    /// How long open calls may take to finish when the service stops.
+    /// Time limit of the drain.
     #[serde(with = "duration")]
     pub drain: Duration,
 }
@@ -52,7 +52,7 @@ pub struct Listen {
     pub jwks: ListenerConfig,
 }
 
-/// What tokens say.
+/// Content of tokens.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TokensConfig {
@@ -60,47 +60,48 @@ pub struct TokensConfig {
     pub issuer: String,
     /// `aud`.
     pub audience: String,
-    /// A token's life when none is asked for; 60 s to 12 h.
+    /// Default lifetime of a token; 60 s to 12 h.
     #[serde(with = "duration")]
     pub default_ttl: Duration,
-    /// How long proxies take an expired token for reattaching: the largest
-    /// `tokens.reattach_grace` among them. Keys stay published for it.
+    /// Grace of proxies for reattaching with an expired token: the largest
+    /// `tokens.reattach_grace` of all proxies. Keys stay published for it.
     #[serde(with = "duration")]
     pub reattach_grace: Duration,
 }
 
-/// The keys that sign tokens: PKCS#8 PEM files, P-256.
+/// Signing keys: PKCS#8 PEM files, P-256.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KeysConfig {
-    /// One that signs. Required without `dir`.
+    /// A key that signs. Required without `dir`.
     pub signing: PathBuf,
-    /// A folder whose `.pem` files are keys: a new one is published at once and
-    /// signs later, by itself.
+    /// A folder whose `.pem` files are keys: a new key is published at once and
+    /// signs after `publish_before_signing`.
     pub dir: Option<PathBuf>,
-    /// Others whose public half is published too; they never sign.
+    /// Additional keys that are only published; they never sign.
     pub published: Vec<PathBuf>,
-    /// How long a key is published before it signs.
+    /// Time of publication before a key signs.
     #[serde(with = "duration")]
     pub publish_before_signing: Duration,
-    /// How long it stays published after it signed last.
+    /// Time of publication after a key signed last.
     #[serde(with = "duration")]
     pub publish_after_signing: Duration,
 }
 
-/// Verifiers read the key set every 30 s, caches keep it 15 s, and files of a
-/// Kubernetes Secret reach all replicas within a minute or so.
+/// Minimum time of publication before signing: verifiers read the key set every
+/// 30 s, caches keep it 15 s, and files of a Kubernetes Secret reach all
+/// replicas within about a minute.
 const LEAST_BEFORE_SIGNING: Duration = Duration::from_secs(90);
-/// Clocks that differ, and replicas that are late.
+/// Allowance for clock differences and slow replicas.
 const LATE: Duration = Duration::from_secs(5 * 60);
 
-/// The spark-proxy, as clients reach it.
+/// Public address of spark-proxy.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PublicConfig {
     /// `host:port` for connection strings.
     pub endpoint: String,
-    /// It speaks TLS there.
+    /// Whether it uses TLS.
     pub tls: bool,
 }
 
@@ -140,7 +141,7 @@ impl Default for KeysConfig {
             dir: None,
             published: Vec::new(),
             publish_before_signing: Duration::from_secs(5 * 60),
-            // 12 h of life, 12 h of grace, and ten minutes.
+            // Lifetime 12 h, grace 12 h, and ten minutes.
             publish_after_signing: Duration::from_secs(24 * 3600 + 10 * 60),
         }
     }
@@ -208,7 +209,7 @@ impl Validate for Config {
 }
 
 impl KeysConfig {
-    /// `last_use`: how long after it was made a token may still be shown.
+    /// `last_use`: time after issue in which a token can still be accepted.
     fn check_schedule(&self, last_use: Duration, problems: &mut Problems) {
         if let Some(dir) = &self.dir {
             problems.require(
@@ -220,7 +221,7 @@ impl KeysConfig {
         problems.require(
             self.publish_before_signing >= LEAST_BEFORE_SIGNING,
             "publish_before_signing",
-            "must be at least 90s: verifiers have to learn of a key before it signs",
+            "must be at least 90s: verifiers must read a key before it signs",
         );
         let least = last_use + LATE;
         if self.publish_after_signing < least {

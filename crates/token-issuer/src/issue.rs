@@ -1,4 +1,4 @@
-//! TokenService: has the ledger record a token, and only then signs it.
+//! TokenService: records a token in the ledger, and only then signs it.
 
 use crate::admission::Origin;
 use crate::config::{MAX_TTL, MIN_TTL};
@@ -26,13 +26,13 @@ pub struct Issuance {
     pub issuer: String,
     /// `aud`.
     pub audience: String,
-    /// Its life when none is asked for.
+    /// Default lifetime.
     pub default_ttl: Duration,
-    /// Where tokens are good.
+    /// Public address of spark-proxy.
     pub public: PublicAddress,
 }
 
-/// Serves `berth.v1.TokenService`.
+/// Implementation of `berth.v1.TokenService`.
 #[derive(Debug, Clone)]
 pub(crate) struct Tokens {
     pub(crate) ledger: TokenLedgerClient<ServiceChannel>,
@@ -147,7 +147,7 @@ impl Tokens {
         let recorded = self.ledger.clone().record_token(caller.asks(record)).await;
         let claims = self.claims(asked, recorded.map_err(relayed)?.get_ref())?;
         let token = signer.sign(&claims).map_err(|error| {
-            tracing::error!(%error, "a token could not be signed");
+            tracing::error!(%error, "token signing failed");
             Refused::new(
                 Reason::Internal,
                 "The token could not be signed. Tell your platform team.",
@@ -165,13 +165,13 @@ impl Tokens {
         })
     }
 
-    /// What the token says: what was asked for, as the ledger has it.
+    /// The claims of a token, from the record in the ledger.
     fn claims(&self, asked: Asked, recorded: &ledger::RecordTokenResponse) -> Result<Claims, Refused> {
         let broken = |what: &str| {
-            tracing::error!(what, "the ledger's answer cannot be used");
+            tracing::error!(what, "ledger reply invalid");
             Refused::new(
                 Reason::Internal,
-                "Berth's parts do not fit together. Tell your platform team.",
+                "The session-manager sent an invalid reply. Tell your platform team.",
             )
         };
         let exp = recorded.expires_at.as_ref().map(from_timestamp);
@@ -197,7 +197,7 @@ impl Tokens {
     }
 }
 
-/// A token as it was asked for.
+/// A validated token request.
 struct Asked {
     sid: SessionId,
     iat: u64,
@@ -205,8 +205,8 @@ struct Asked {
     jti: TokenId,
 }
 
-/// Who asks: their own credential goes on to the ledger, which judges it, and
-/// with it where they call from, for the audit trail.
+/// Metadata for the ledger: the caller's credential, which session-manager
+/// authenticates, and the client IP for the audit trail.
 struct Caller {
     credential: MetadataValue<Ascii>,
     address: Option<MetadataValue<Ascii>>,
@@ -238,7 +238,8 @@ impl Caller {
     }
 }
 
-/// The ledger's refusals are for the caller; its absence is told as such.
+/// Passes rejections by the ledger to the caller; its unavailability becomes an
+/// error of its own.
 fn relayed(status: Status) -> Status {
     if session_proto::error::reason_of(&status).is_some() {
         let mut relayed =
@@ -249,7 +250,7 @@ fn relayed(status: Status) -> Status {
         return relayed;
     }
     if !matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) {
-        tracing::error!(code = ?status.code(), message = status.message(), "the session-manager refused the issuer");
+        tracing::error!(code = ?status.code(), message = status.message(), "session-manager rejected the token-issuer");
     }
     unreachable_manager().into()
 }

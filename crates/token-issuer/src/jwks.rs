@@ -1,4 +1,4 @@
-//! The public keys, for everybody who checks tokens.
+//! HTTP endpoint of the public keys.
 
 use crate::keys::Keys;
 use axum::Router;
@@ -8,8 +8,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use std::sync::Arc;
 
-/// Caches between may keep it this long: with what verifiers wait between two
-/// readings (30 s) a key that is withdrawn is gone everywhere within 60 s.
+/// Cache time for intermediaries: with the polling interval of verifiers (30
+/// s), a withdrawn key is gone everywhere within 60 s.
 const MAX_AGE: &str = "public, max-age=15";
 
 /// `GET /.well-known/jwks.json` (and `/jwks.json`), with ETag.

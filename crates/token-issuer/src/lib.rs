@@ -1,7 +1,7 @@
 //! `token-issuer`: signs session-scoped tokens and publishes the public keys.
 //!
-//! It keeps nothing but keys in files: session-manager's ledger says who may
-//! have a token, and records each before it leaves. [`run`] is the whole service.
+//! Its only state is the key files: session-manager's ledger authorizes each
+//! token and records it before it is returned. [`run`] is the whole service.
 
 mod admission;
 mod config;
@@ -37,10 +37,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 
-/// No visitor of the key set stays longer.
+/// Maximum duration of a connection to the key set.
 const JWKS_VISIT: Duration = Duration::from_secs(60);
 
-/// The ports, bound.
+/// The bound ports.
 #[derive(Debug)]
 pub struct Listeners {
     /// `berth.v1.TokenService`.
@@ -52,10 +52,10 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Binds what the configuration names.
+    /// Binds the configured ports.
     ///
     /// # Errors
-    /// Names the address that cannot be had.
+    /// The address that is not available.
     pub async fn bind(config: &Config) -> Result<Self> {
         Ok(Self {
             grpc: Listener::bind(&config.listen.grpc, H2)
@@ -69,10 +69,10 @@ impl Listeners {
     }
 }
 
-/// Runs the service until `shutdown` says to stop.
+/// Runs the service until `shutdown`.
 ///
 /// # Errors
-/// When it cannot start, or one of its tasks crashed.
+/// When the start fails, or one of its tasks crashed.
 pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Result<()> {
     let admin = Admin::new(service_kit::build_info!());
     let metrics = Arc::new(metrics::Metrics::new(&admin.registry));
@@ -147,7 +147,7 @@ async fn serve_keys(
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
             let server = auto::Builder::new(TokioExecutor::new());
             let visit = server.serve_connection(TokioIo::new(connection), service);
-            // A visitor's mistake is not ours to report.
+            // Errors of a client connection are not logged.
             let _ = tokio::time::timeout(JWKS_VISIT, visit).await;
         }));
     }

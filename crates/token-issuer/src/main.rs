@@ -1,4 +1,4 @@
-//! token-issuer's entry: read the configuration, bind, run.
+//! Entry point of token-issuer: reads the configuration, binds the ports, runs.
 
 use anyhow::Result;
 use clap::Parser;

@@ -1,35 +1,35 @@
-//! token-issuer's metrics.
+//! Metrics of token-issuer.
 
 use service_kit::metrics::{Counter, Family, Registry};
 use std::sync::Arc;
 
 service_kit::labels! {
-    /// How a request for a token ended.
+    /// Outcome of a request for a token.
     pub enum Outcome("outcome") {
-        /// A token was handed out.
+        /// A token was issued.
         Issued => "issued",
-        /// It was refused, or could not be made.
+        /// The request was rejected, or signing failed.
         Refused => "refused",
     }
 }
 
 service_kit::labels! {
-    /// What the door did with a call, or what session-manager said of its caller.
+    /// Outcome of admission, or of the authentication by session-manager.
     pub(crate) enum Door("outcome") {
-        /// Let it in.
+        /// Admitted.
         Open => "open",
-        /// It came from an address that calls too often.
+        /// Rejected: rate limit of the address.
         TooOften => "too_often",
-        /// It came from an address that showed too many wrong credentials.
+        /// Rejected: too many failed authentications from the address.
         TooManyWrong => "too_many_wrong",
-        /// Too much was under way.
+        /// Rejected: limit of concurrent calls.
         TooMuchAtOnce => "too_much_at_once",
-        /// It showed no credential that is known.
+        /// The credential is unknown.
         Unknown => "unknown",
     }
 }
 
-/// All of them.
+/// All metrics of the service.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     issues: Arc<Family<Outcome, Counter>>,
@@ -47,15 +47,15 @@ impl Metrics {
             ),
             doors: registry.counter(
                 "token_issuer_calls_total",
-                "Calls of the token API, by what was decided before they were looked at.",
+                "Calls of the token API, by admission outcome.",
             ),
             key_reports_failed: registry.counter(
                 "token_issuer_key_reports_failed_total",
-                "Reports of keys that session-manager did not take.",
+                "Key reports to session-manager that failed.",
             ),
             signing_key_changes: registry.counter(
                 "token_issuer_signing_key_changes_total",
-                "Times that another key began to sign.",
+                "Changes of the signing key.",
             ),
         }
     }

@@ -1,8 +1,8 @@
-//! Where tokens are good, as people paste it.
+//! Connection strings for clients.
 
 use session_core::SessionId;
 
-/// The spark-proxy's public address.
+/// Public address of spark-proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicAddress {
     endpoint: String,
@@ -10,7 +10,7 @@ pub struct PublicAddress {
 }
 
 impl PublicAddress {
-    /// `endpoint` is `host:port`; `tls` says what the proxy speaks there.
+    /// `endpoint` is `host:port`; `tls` is whether the proxy uses TLS there.
     pub fn new(endpoint: impl Into<String>, tls: bool) -> Self {
         Self {
             endpoint: endpoint.into(),
@@ -23,9 +23,10 @@ impl PublicAddress {
         &self.endpoint
     }
 
-    /// Ready for `SparkSession.builder.remote(…)` and for clients of other languages. Behind TLS it
-    /// says `use_ssl=true` for every host: PySpark and Scala need that for `localhost`, Rust and Swift
-    /// for all hosts, and no client refuses it.
+    /// Connection string for `SparkSession.builder.remote(…)` and for clients
+    /// in other languages. With TLS it contains `use_ssl=true` for every host:
+    /// PySpark and Scala need it for `localhost`, Rust and Swift for all hosts,
+    /// and no client rejects it.
     pub fn connection_url(&self, token: &str, session: &SessionId) -> String {
         let use_ssl = if self.tls { "use_ssl=true;" } else { "" };
         format!(

@@ -1,4 +1,4 @@
-//! Catalogs: listed by everybody, defined and tested by org admins.
+//! Catalog commands: list for everybody, define and test for org admins.
 
 use crate::args::Catalogs;
 use crate::client::{self, explain};
@@ -54,7 +54,7 @@ async fn describe(target: &Target, name: String) -> Result<v1::Catalog> {
     Ok(described.catalog.unwrap_or_default())
 }
 
-/// Whoever changes it between our read and our write wins; then it says so.
+/// A concurrent change between read and write wins; then this update fails.
 async fn update(target: &Target, output: Output, file: &Path) -> Result<()> {
     let catalog = definition::catalog(file)?;
     let stored = describe(target, catalog.name.clone()).await?;
@@ -83,7 +83,7 @@ async fn test(target: &Target, output: Output, name: String, cluster: String) ->
         .await
         .map_err(explain)?
         .into_inner();
-    // Of a failure, people read the error; programs get the answer too.
+    // A failed test is an error; JSON output also contains the result.
     if tested.usable || output == Output::Json {
         let usable = if tested.usable { "yes" } else { "no" };
         output::fields(
@@ -115,7 +115,7 @@ fn show_catalog(output: Output, catalog: &v1::Catalog) {
     output::fields(output, &fields, catalog);
 }
 
-/// Of one call; the largest that there is.
+/// Page size of one call: the maximum of the API.
 const PAGE_SIZE: i32 = 1000;
 
 async fn list(target: &Target, output: Output) -> Result<()> {

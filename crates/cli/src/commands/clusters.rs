@@ -1,4 +1,4 @@
-//! Clusters: listed by everybody, defined by platform admins.
+//! Cluster commands: list for everybody, define for platform admins.
 
 use crate::args::Clusters;
 use crate::client::{self, explain};
@@ -67,7 +67,7 @@ async fn create(target: &Target, output: Output, file: &Path, pending: bool) -> 
     Ok(())
 }
 
-/// Whoever changes it between our read and our write wins; then it says so.
+/// A concurrent change between read and write wins; then this update fails.
 async fn update(target: &Target, output: Output, file: &Path) -> Result<()> {
     let cluster = definition::cluster(file)?;
     let stored = describe(target, cluster.name.clone()).await?;
@@ -107,7 +107,7 @@ fn status(cluster: &v1::Cluster) -> String {
 }
 
 fn show_cluster(output: Output, cluster: &v1::Cluster) {
-    // Only platform admins are told.
+    // Only platform admins receive the provider.
     let made = cluster.provider.as_ref().map(|by| json::value(by).to_string());
     let fields = [
         ("cluster", cluster.name.clone()),

@@ -1,4 +1,4 @@
-//! Keys for setting Berth up: no server.
+//! Key commands, without a server.
 
 use crate::args::Keys;
 use crate::key_dir::{self, KeyFile};

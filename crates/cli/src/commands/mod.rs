@@ -31,7 +31,7 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::KeepAlive { session, until } => sessions::keep_alive(&target, output, session, until).await,
         Command::Update(update) => sessions::update(&target, output, update).await,
         Command::Ops { session } => operations::list(&target, output, session).await,
-        // Naming none is all of them.
+        // An empty list means all operations.
         Command::Interrupt {
             session,
             operations,

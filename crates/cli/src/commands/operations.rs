@@ -1,4 +1,4 @@
-//! What a session executes.
+//! Commands for running operations.
 
 use crate::client::{self, explain};
 use crate::output::{self, distance};

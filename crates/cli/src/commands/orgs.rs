@@ -1,4 +1,5 @@
-//! Organizations: their limits, and who is shut out.
+//! Organization commands: limits, and disabling of organizations and
+//! principals.
 
 use crate::args::{LimitArgs, Orgs, Who};
 use crate::client::{self, explain};
@@ -83,7 +84,7 @@ async fn describe(target: &Target, name: String) -> Result<v1::Org> {
     Ok(described.org.unwrap_or_default())
 }
 
-/// The API takes all limits at once.
+/// The API replaces all limits at once.
 fn changed(limits: v1::Limits, wanted: LimitArgs) -> v1::Limits {
     v1::Limits {
         live_sessions_per_owner: wanted

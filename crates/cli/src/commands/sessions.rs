@@ -1,4 +1,4 @@
-//! Sessions: made, listed, shown, changed, closed.
+//! Session commands.
 
 use crate::args::{Create, Until, Update};
 use crate::client::{self, explain};
@@ -11,7 +11,7 @@ use session_proto::v1;
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
-/// How long `create --wait` waits in all; longer than any provisioning may take.
+/// Total timeout of `create --wait`; longer than any provisioning deadline.
 const LONGEST_WAIT: Duration = Duration::from_secs(16 * 60);
 const ONE_WAIT: Duration = Duration::from_secs(30);
 
@@ -45,10 +45,7 @@ pub(super) async fn wait_ready(target: &Target, mut session: v1::Session) -> Res
     let begun = Instant::now();
     while session.status() == v1::SessionStatus::Pending {
         if begun.elapsed() > LONGEST_WAIT {
-            bail!(
-                "session {} is still pending; `berth show {0}` tells more",
-                session.id
-            );
+            bail!("session {} is still pending; see `berth show {0}`", session.id);
         }
         output::note(&format!(
             "{}: {} ({} s)",
@@ -242,7 +239,7 @@ pub(super) async fn keep_alive(
     Ok(())
 }
 
-/// From the one of the two that was given.
+/// The time from the given option.
 fn moment_of(until: &Until) -> Result<prost_types::Timestamp> {
     let now = SystemClock.now();
     let at = match (until.duration, until.until) {
@@ -251,7 +248,7 @@ fn moment_of(until: &Until) -> Result<prost_types::Timestamp> {
             let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             session_core::Timestamp::ZERO.after(since)
         }
-        (Some(_), Some(_)) | (None, None) => bail!("say either --for or --until"),
+        (Some(_), Some(_)) | (None, None) => bail!("use either --for or --until"),
     };
     Ok(convert::timestamp(at))
 }
@@ -284,7 +281,7 @@ pub(super) async fn update(target: &Target, output: Output, update: Update) -> R
     Ok(())
 }
 
-/// The API takes all labels at once.
+/// The API replaces all labels at once.
 fn relabelled(
     mut labels: HashMap<String, String>,
     set: Vec<(String, String)>,

@@ -1,4 +1,4 @@
-//! Tokens of a session.
+//! Token commands.
 
 use crate::client::{self, explain};
 use crate::output::{self, moment};
@@ -28,7 +28,7 @@ pub(super) async fn token(
         Output::Table => {
             output::line(&issued.connection_url);
             output::note(&format!(
-                "Good until {expires_at}. It is not stored: keep it, or make another."
+                "Valid until {expires_at}. Berth does not store the token: keep it, or issue another."
             ));
         }
         Output::Json => output::object(&issued),

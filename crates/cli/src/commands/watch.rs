@@ -1,4 +1,4 @@
-//! Following sessions: one line for each change, until the end.
+//! Watch command: one line for each change, until the end.
 
 use crate::client::{self, explain};
 use crate::output::{self, moment};
@@ -30,10 +30,10 @@ pub(super) async fn watch(target: &Target, output: Output, session: Option<Strin
                 backoff.reset();
                 connected = true;
                 match follow(answer.into_inner(), output).await {
-                    // Nobody reads any more.
+                    // The reader closed the pipe.
                     Ok(_) if output::failure().is_some() => return Ok(()),
                     Ok(true) if !session_id.is_empty() => return Ok(()),
-                    // The session-manager stops; another one goes on.
+                    // This session-manager stops; another one continues.
                     Ok(_) => Status::unavailable("the stream ended"),
                     Err(status) => status,
                 }
@@ -54,7 +54,7 @@ pub(super) async fn watch(target: &Target, output: Output, session: Option<Strin
     }
 }
 
-/// Prints what comes; true if the last session told of has ended.
+/// Prints updates; returns whether the last updated session has ended.
 async fn follow(
     mut stream: tonic::Streaming<v1::WatchSessionsResponse>,
     output: Output,
@@ -69,7 +69,7 @@ async fn follow(
             Some(Update::Reset(_)) if output == Output::Json => {
                 output::json_text(&json!({"reset": true}).to_string());
             }
-            // Lines that people read need no beginning.
+            // The table output does not show resets.
             Some(Update::Reset(_)) => {}
             None => {}
         }
@@ -82,7 +82,7 @@ async fn follow(
 
 fn print(output: Output, session: &v1::Session, event: Option<&v1::SessionEvent>) {
     match output {
-        // One object a line, so that programs need not wait for an end.
+        // One object per line, so that programs can parse each update at once.
         Output::Json => {
             let line = json!({"session": json::value(session), "event": json::value(&event)});
             output::json_text(&line.to_string());

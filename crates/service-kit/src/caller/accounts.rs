@@ -1,7 +1,7 @@
 //! Service-account keys.
 //!
-//! Configuration holds only the SHA-256 of a key. A key has 256 random bits,
-//! so a plain hash of it is enough, and its lookup compares every configured
+//! The configuration contains only the SHA-256 of a key. A key has 256 random
+//! bits, so a plain hash is sufficient; the lookup compares every configured
 //! hash in constant time.
 
 use super::{Caller, CallerError};
@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::time::SystemTime;
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
-/// What every key begins with, so that scanners recognize a leaked one.
+/// Prefix of every key, by which scanners recognize a leaked one.
 pub const KEY_PREFIX: &str = "berth_sa_";
 /// The issuer alias of service accounts.
 pub const ISSUER_ALIAS: &str = "sa";
@@ -28,7 +28,7 @@ const ENCODED: usize = 43;
 pub struct ServiceAccountConfig {
     /// The account's name, the subject of its calls.
     pub name: String,
-    /// The one organization it acts in.
+    /// Its organization.
     pub org: String,
     /// Its roles.
     #[serde(default)]
@@ -41,7 +41,7 @@ pub struct ServiceAccountConfig {
     pub team_admin_of: Vec<String>,
     /// SHA-256 of the key, 64 hexadecimal digits.
     pub key_sha256: String,
-    /// When the key stops working, RFC 3339.
+    /// Expiry of the key, RFC 3339.
     #[serde(default, with = "rfc3339", skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<SystemTime>,
 }
@@ -74,7 +74,7 @@ impl Validate for ServiceAccountConfig {
     }
 }
 
-/// Checks the list as a whole; call it for the field that holds the accounts.
+/// Checks the whole list; call it for the field with the accounts.
 pub fn validate_accounts(key: &str, accounts: &[ServiceAccountConfig], problems: &mut Problems) {
     problems.check_all(key, accounts);
     let mut keys = HashMap::new();
@@ -103,7 +103,7 @@ pub fn validate_accounts(key: &str, accounts: &[ServiceAccountConfig], problems:
     }
 }
 
-/// Knows the configured accounts.
+/// The configured accounts.
 #[derive(Debug, Clone, Default)]
 pub struct Accounts {
     accounts: Vec<Account>,
@@ -117,7 +117,8 @@ struct Account {
 }
 
 impl Accounts {
-    /// From validated configuration; an account whose hash is unreadable is left out.
+    /// From validated configuration; an account with an invalid hash is
+    /// skipped.
     pub fn new(accounts: &[ServiceAccountConfig]) -> Self {
         let accounts = accounts.iter().filter_map(|account| {
             Some(Account {
@@ -138,7 +139,7 @@ impl Accounts {
         }
     }
 
-    /// Who holds this bearer credential. The time is given so that tests own it.
+    /// Authenticates a bearer credential. The time is a parameter for tests.
     pub fn authenticate(&self, bearer: &str, now: SystemTime) -> Result<Caller, CallerError> {
         let encoded = bearer
             .strip_prefix(KEY_PREFIX)
@@ -167,16 +168,16 @@ impl Accounts {
     }
 }
 
-/// A new key with the hash that configuration holds.
+/// A new key with its hash for the configuration.
 #[derive(Clone)]
 pub struct NewKey {
-    /// The key itself: show it once.
+    /// The key itself; to be shown once.
     pub key: String,
     /// Its `key_sha256`.
     pub sha256: String,
 }
 
-/// Makes a new random service-account key.
+/// Generates a random service-account key.
 pub fn generate_key() -> NewKey {
     let random: [u8; RANDOM_BYTES] = rand::random();
     let key = format!("{KEY_PREFIX}{}", URL_SAFE_NO_PAD.encode(random));

@@ -1,5 +1,5 @@
-//! Service accounts in a file of their own that is followed, so that a leaked
-//! key stops working without a restart.
+//! Service accounts in a separate file that is polled, so that a leaked key can
+//! be removed without a restart.
 
 use super::{Accounts, ServiceAccountConfig, validate_accounts};
 use crate::config::{self, Problems, Sources, Validate};
@@ -13,22 +13,22 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// How often the file is looked at.
+/// Poll interval of the file.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 const LARGEST: u64 = 4 * 1024 * 1024;
 
 type Check = Arc<dyn Fn(&[ServiceAccountConfig]) -> Result<(), String> + Send + Sync>;
 
-/// The file, and what the accounts in it must be like.
+/// The file, and the checks for its accounts.
 #[derive(Clone)]
 pub struct AccountsFile {
     path: PathBuf,
-    /// Those of the configuration itself, which stay.
+    /// Accounts of the configuration itself, always included.
     fixed: Vec<ServiceAccountConfig>,
     check: Check,
 }
 
-/// What stands in the file.
+/// Content of the file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Contents {
@@ -42,7 +42,7 @@ impl Validate for Contents {
 }
 
 impl AccountsFile {
-    /// `check` judges all accounts together, those of the file and `fixed`.
+    /// `check` validates all accounts together, those of the file and `fixed`.
     pub fn new(
         path: PathBuf,
         fixed: &[ServiceAccountConfig],
@@ -55,10 +55,10 @@ impl AccountsFile {
         }
     }
 
-    /// All accounts, as they are now.
+    /// Reads all current accounts.
     ///
     /// # Errors
-    /// When the file cannot be used; in words that quote nothing of it.
+    /// When the file is unusable; the text quotes nothing from the file.
     pub fn read(&self) -> anyhow::Result<Accounts> {
         let shown = || self.path.display().to_string();
         let size = std::fs::metadata(&self.path).with_context(shown)?.len();
@@ -80,8 +80,8 @@ impl AccountsFile {
         Ok(Accounts::new(&all))
     }
 
-    /// Puts what changed into `accounts` until told to stop. A file that is
-    /// gone or cannot be used leaves the last good accounts, and is reported.
+    /// Applies changes to `accounts` until `stop`. A missing or unusable file
+    /// leaves the last valid accounts, and is logged.
     pub(super) async fn follow(&self, accounts: &ArcSwap<Accounts>, stop: &CancellationToken) {
         let mut seen: Option<Option<Vec<u8>>> = None;
         while stop
@@ -111,7 +111,7 @@ impl AccountsFile {
                     let error = format!("{error:#}");
                     tracing::error!(
                         error,
-                        "changed service accounts cannot be used; keeping the last good ones"
+                        "reloading service accounts failed; the last valid ones stay in use"
                     );
                 }
             }

@@ -1,11 +1,10 @@
-//! Who calls an API: the one place that turns a bearer credential into a
-//! [`Caller`].
+//! Authentication of API callers: converts a bearer credential to a [`Caller`].
 //!
-//! There are two kinds of credentials and no third: a service-account key
+//! There are exactly two kinds of credentials: a service-account key
 //! ([`Accounts`]) and a token of a configured identity provider ([`oidc`]).
-//! What a token is, how it is signed and read, is not known here: a program
-//! brings a [`TokenFormat`]. Neither are the words for roles; they pass
-//! through, except those that only configuration may grant.
+//! Parsing and verification of tokens are not implemented here: a program
+//! provides a [`TokenFormat`]. Role names are not interpreted, except those
+//! that only the configuration may grant.
 
 mod accounts;
 mod file;
@@ -25,14 +24,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
 
-/// An authenticated caller in plain words; programs turn it into their own type.
+/// An authenticated caller as plain texts; programs convert it to their own
+/// type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// Who vouched for it; [`ISSUER_ALIAS`] for service accounts.
+    /// Alias of the issuer; [`ISSUER_ALIAS`] for service accounts.
     pub issuer_alias: String,
-    /// Its name at that issuer.
+    /// Its subject at that issuer.
     pub subject: String,
-    /// The organization it acts in.
+    /// Its organization.
     pub org: String,
     /// Its roles.
     pub roles: Vec<String>,
@@ -42,31 +42,33 @@ pub struct Caller {
     pub team_admin_of: Vec<String>,
 }
 
-/// Why a credential was refused. No byte of the credential is in any of it.
+/// Reasons for the rejection of a credential. No text contains a byte of the
+/// credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CallerError {
-    /// Not a kind of credential that is accepted here.
+    /// Not an accepted kind of credential.
     #[error("the credential is neither a service-account key nor a token of an identity provider")]
     NotACredential,
-    /// Nobody who may call.
+    /// The caller may not call.
     #[error("the caller is not known here")]
     Unknown,
-    /// No such key.
+    /// The key is not configured.
     #[error("the service-account key is not known")]
     UnknownKey,
-    /// The key's time is over.
+    /// The key has expired.
     #[error("the service-account key has expired")]
     KeyExpired,
-    /// A token of an issuer that is not configured.
-    #[error("the token's issuer is not one that is trusted here")]
+    /// The token's issuer is not configured.
+    #[error("the token's issuer is not trusted here")]
     UnknownIssuer,
-    /// A token that is not good.
+    /// The token is invalid.
     #[error("the token is refused: {0}")]
     Token(&'static str),
-    /// The token's time is over.
+    /// The token has expired.
     #[error("the token has expired")]
     TokenExpired,
-    /// A good token without an organization, or of one that its issuer may not speak for.
+    /// A valid token without an organization, or with one that its issuer may
+    /// not assert.
     #[error("the token's issuer may not speak for the organization that the token names, or it names none")]
     NotPinned,
     /// The issuer's keys could not be read yet.
@@ -74,82 +76,83 @@ pub enum CallerError {
     Unavailable,
 }
 
-/// Why a token was refused by its [`TokenVerifier`].
+/// Reasons for the rejection of a token by its [`TokenVerifier`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenProblem {
-    /// Well-formed, but signed with a key that is not known (yet).
+    /// Well-formed, but signed with an unknown key.
     UnknownKey,
-    /// Good once.
+    /// Correctly signed, but expired.
     Expired,
-    /// Not good, in fixed words.
+    /// Invalid, with a fixed text.
     Refused(&'static str),
 }
 
-/// What the tokens of an issuer must be like.
+/// Requirements for the tokens of an issuer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenRules {
-    /// The exact `iss`.
+    /// Required `iss`.
     pub issuer: String,
     /// One of these must be in `aud`.
     pub audiences: Vec<String>,
-    /// May `aud` name others beside?
+    /// Whether `aud` may contain other audiences.
     pub other_audiences: bool,
-    /// If not empty, the client that the token was made for.
+    /// If not empty, the allowed clients of a token.
     pub authorized_parties: Vec<String>,
-    /// By their JOSE names.
+    /// Allowed algorithms, by JOSE names.
     pub algorithms: Vec<String>,
-    /// How far clocks may differ.
+    /// Maximum difference between clocks.
     pub leeway: Duration,
-    /// The longest `exp - iat`; without `iat` from `nbf`, without both from now.
+    /// Maximum of `exp - iat`; without `iat` from `nbf`, without both from the
+    /// current time.
     pub max_ttl: Duration,
 }
 
-/// What a good token says.
+/// Claims of a valid token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenClaims {
     /// Its `sub`.
     pub subject: String,
-    /// Everything.
+    /// All claims.
     pub all: Map<String, Value>,
 }
 
-/// Reads foreign tokens; a program brings it.
+/// Parser of external tokens, provided by the program.
 pub trait TokenFormat: Send + Sync + fmt::Debug {
-    /// Whom a token names as its issuer, unchecked.
+    /// The issuer in an unverified token.
     ///
     /// # Errors
-    /// When it is no foreign token at all.
+    /// When the text is not an external token.
     fn issuer_of(&self, token: &str) -> Result<String, TokenProblem>;
 
-    /// A verifier by these rules, without keys.
+    /// A verifier for these rules, without keys.
     ///
     /// # Errors
-    /// In words, when they cannot be followed.
+    /// When the rules are invalid, with the reason.
     fn verifier(&self, rules: TokenRules) -> Result<Arc<dyn TokenVerifier>, String>;
 }
 
-/// Checks the tokens of one issuer.
+/// Verifier of the tokens of one issuer.
 pub trait TokenVerifier: Send + Sync + fmt::Debug {
-    /// Trusts exactly the keys of this key set from now on.
+    /// Replaces all keys by this key set.
     ///
     /// # Errors
-    /// When it holds none that can be used; the last ones stay then.
+    /// When the set has no usable key; the last keys then stay.
     fn replace_keys(&self, jwks: &str) -> anyhow::Result<()>;
 
-    /// Trusts no key any more.
+    /// Removes all keys.
     fn forget_keys(&self);
 
-    /// Has it keys?
+    /// Whether it has a key.
     fn has_keys(&self) -> bool;
 
-    /// What a good token says.
+    /// Verifies a token and returns its claims.
     ///
     /// # Errors
-    /// Why it is not good.
+    /// The reason of the rejection.
     fn verify(&self, token: &str, now: SystemTime) -> Result<TokenClaims, TokenProblem>;
 }
 
-/// Knows everybody who may call.
+/// Authenticator of all callers.
 #[derive(Debug)]
 pub struct Authenticator {
     accounts: Arc<ArcSwap<Accounts>>,
@@ -159,7 +162,7 @@ pub struct Authenticator {
 }
 
 impl Authenticator {
-    /// Service accounts only.
+    /// With service accounts only.
     pub fn new(accounts: &[ServiceAccountConfig]) -> Self {
         Self {
             accounts: Arc::new(ArcSwap::from_pointee(Accounts::new(accounts))),
@@ -169,20 +172,20 @@ impl Authenticator {
         }
     }
 
-    /// More accounts, from a file that is followed.
+    /// Adds accounts from a polled file.
     ///
     /// # Errors
-    /// When it cannot be used now.
+    /// When the file is unusable.
     pub fn with_file(mut self, file: AccountsFile) -> anyhow::Result<Self> {
         self.accounts.store(Arc::new(file.read()?));
         self.file = Some(file);
         Ok(self)
     }
 
-    /// Identity providers too. `roles` are those that a claim may grant.
+    /// Adds identity providers. `roles` are those that a claim may grant.
     ///
     /// # Errors
-    /// When one cannot be set up; not when it cannot be reached.
+    /// When a configuration is invalid; not when a provider is unavailable.
     pub fn with_issuers(
         mut self,
         issuers: &[IssuerConfig],
@@ -197,8 +200,8 @@ impl Authenticator {
         Ok(self)
     }
 
-    /// Who holds this bearer credential. The time is given so that tests own
-    /// it. Waits only for the keys of an issuer, and for those not long.
+    /// Authenticates a bearer credential. The time is a parameter for tests.
+    /// Waits only for the keys of an issuer, and with a short limit.
     ///
     /// # Errors
     /// [`CallerError`].
@@ -223,7 +226,7 @@ impl Authenticator {
             .await
     }
 
-    /// Follows the accounts' file and the issuers' keys until told to stop.
+    /// Keeps the accounts' file and the issuers' keys fresh until `stop`.
     pub async fn keep_fresh(&self, stop: CancellationToken) {
         let accounts = async {
             if let Some(file) = &self.file {

@@ -12,24 +12,24 @@ pub struct ConfigArgs {
     /// Configuration file, TOML or YAML by its extension
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Check the configuration, name everything that is wrong with it, and end
+    /// Check the configuration, report all problems, and exit
     #[arg(long)]
     pub check_config: bool,
-    /// Print the configuration in effect as TOML, secrets hidden, and end
+    /// Print the effective configuration as TOML with masked secrets, and exit
     #[arg(long)]
     pub print_config: bool,
 }
 
-/// What `main` does next.
+/// Next step of `main`.
 #[derive(Debug)]
 pub enum Start<T> {
     /// Run with this configuration.
     Run(T),
-    /// Print this and end well.
+    /// Print this and exit with success.
     Print(String),
 }
 
-/// Loads the configuration of this process ([`load`]) and does what the options say.
+/// Loads the configuration of this process ([`load`]) and applies the options.
 pub fn start<T>(args: &ConfigArgs, prefix: &str) -> Result<Start<T>, ConfigError>
 where
     T: DeserializeOwned + Serialize + Validate,
@@ -37,7 +37,7 @@ where
     proceed(args, load(&Sources::of_process(prefix, args.config.clone()))?)
 }
 
-/// The same by [`load_over_defaults`].
+/// Like [`start`], with [`load_over_defaults`].
 pub fn start_over_defaults<T>(args: &ConfigArgs, prefix: &str) -> Result<Start<T>, ConfigError>
 where
     T: DeserializeOwned + Serialize + Validate + Default,
@@ -52,7 +52,7 @@ fn proceed<T: Serialize>(args: &ConfigArgs, config: T) -> Result<Start<T>, Confi
     Ok(if args.print_config {
         Start::Print(to_toml(&config)?)
     } else if args.check_config {
-        Start::Print("the configuration is good".to_owned())
+        Start::Print("the configuration is valid".to_owned())
     } else {
         Start::Run(config)
     })

@@ -1,12 +1,12 @@
-//! Reading the tree into a struct. Values of a file must have the field's
-//! type; texts of the environment are parsed as it.
+//! Deserializer of the tree. Values of a file must have the field's type; texts
+//! of the environment are parsed by it.
 
 use super::node::Node;
 use serde::de::value::{MapAccessDeserializer, MapDeserializer, SeqDeserializer, StrDeserializer};
 use serde::de::{self, Deserializer, IntoDeserializer, Unexpected, Visitor};
 use std::fmt;
 
-/// What kind of error it is: a missing field is repaired differently.
+/// Kind of error; a missing field is repaired differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
     Missing(&'static str),
@@ -46,7 +46,7 @@ impl de::Error for Error {
 
     fn unknown_field(_: &str, expected: &'static [&'static str]) -> Self {
         Self::custom(format_args!(
-            "is not a known key; here are known: {}",
+            "is not a known key; known keys are: {}",
             expected.join(", ")
         ))
     }
@@ -59,7 +59,7 @@ impl de::Error for Error {
     }
 }
 
-/// What was found, without its content where it may be secret.
+/// The value in an error message, without content that may be secret.
 struct Found<'a>(Unexpected<'a>);
 
 impl fmt::Display for Found<'_> {
@@ -108,7 +108,7 @@ fn json(text: &str, opening: char) -> Option<Result<Node, Error>> {
     text.trim_start().starts_with(opening).then(|| {
         serde_json::from_str(text)
             .map(Node::from_json)
-            .map_err(|_| de::Error::custom("looks like JSON and is not"))
+            .map_err(|_| de::Error::custom("is not valid JSON"))
     })
 }
 
@@ -138,8 +138,8 @@ impl<'de> Deserializer<'de> for De {
             Node::UInt(value) => visitor.visit_u64(value),
             Node::Float(value) => visitor.visit_f64(value),
             Node::Text(text) => visitor.visit_string(text),
-            // The field does not say what it is (an untagged enum, a flattened
-            // struct): take what the text looks like.
+            // The field has no fixed type (an untagged enum, a flattened
+            // struct), so the form of the text decides.
             Node::EnvText(text) => match serde_json::from_str(&text) {
                 Ok(value) => Self(Node::from_json(value)).deserialize_any(visitor),
                 Err(_) => visitor.visit_string(text),
@@ -233,7 +233,7 @@ impl<'de> Deserializer<'de> for De {
         visitor: V,
     ) -> Result<V::Value, Error> {
         match &self.0 {
-            // serde would fill a struct from a list, too
+            // serde would also fill a struct from a list.
             Node::List(_) => Err(de::Error::invalid_type(Unexpected::Seq, &"a table")),
             _ => self.deserialize_map(visitor),
         }

@@ -2,26 +2,26 @@
 //!
 //! Use as `#[serde(with = "config::duration")]`; for an optional field
 //! `#[serde(default, with = "config::duration::option")]`. A bare number is
-//! refused: nobody remembers which unit it was.
+//! rejected, because its unit is ambiguous.
 
 use serde::de::{Error, Visitor};
 use serde::{Deserializer, Serializer};
 use std::fmt;
 use std::time::Duration;
 
-/// Reads a duration as people write it.
+/// Parses a duration with units.
 pub fn parse(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text.trim()).map_err(|_| WANTED.to_owned())
 }
 
 const WANTED: &str = "must be a duration with a unit, such as \"30s\", \"15min\" or \"1h 30m\"";
 
-/// Writes it the same way.
+/// Serializes with units.
 pub fn serialize<S: Serializer>(value: &Duration, ser: S) -> Result<S::Ok, S::Error> {
     ser.collect_str(&humantime::format_duration(*value))
 }
 
-/// Reads it.
+/// Deserializes from a text with units.
 pub fn deserialize<'de, D: Deserializer<'de>>(de: D) -> Result<Duration, D::Error> {
     de.deserialize_str(Text)
 }
@@ -44,7 +44,7 @@ impl Visitor<'_> for Text {
     }
 }
 
-/// The same for `Option<Duration>`.
+/// Like the parent module, for `Option<Duration>`.
 pub mod option {
     use serde::{Deserialize, Deserializer, Serializer};
     use std::time::Duration;

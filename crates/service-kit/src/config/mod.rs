@@ -1,15 +1,15 @@
 //! Configuration: defaults < file (TOML or YAML) < environment.
 //!
-//! A configuration is a plain serde struct whose defaults are its own
-//! (`#[serde(default)]`). Loading names *every* bad key at once: unknown
-//! ones, wrong types and what [`Validate`] finds, so that nobody fixes a file
-//! one restart at a time. No error ever shows a configured text, because it
-//! may be a secret.
+//! A configuration is a plain serde struct with its own defaults
+//! (`#[serde(default)]`). Loading reports *every* invalid key at once: unknown
+//! keys, wrong types and the problems of [`Validate`], so that one restart
+//! shows all errors. No error quotes a configured text, because it may be a
+//! secret.
 //!
-//! The environment variable `PREFIX__SECTION__KEY` sets `section.key`. Its
-//! text is read as what the field is: `"123"` is a number for a number and a
-//! text for a text. A list is comma-separated or a JSON array, a table is a
-//! JSON object; an empty text unsets an optional field.
+//! The environment variable `PREFIX__SECTION__KEY` sets `section.key`. Its text
+//! is parsed by the type of the field: `"123"` is a number or a text. A list is
+//! comma-separated or a JSON array, a table is a JSON object; an empty text
+//! unsets an optional field.
 
 mod args;
 mod de;
@@ -29,12 +29,12 @@ use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-/// Where configuration comes from.
+/// Sources of a configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
     /// The first part of environment variable names, e.g. `BERTH`.
     pub prefix: String,
-    /// The file, if there is one; its extension says TOML or YAML.
+    /// The file, if any; its extension selects TOML or YAML.
     pub file: Option<PathBuf>,
     /// The environment.
     pub env: BTreeMap<String, String>,
@@ -54,17 +54,17 @@ impl Sources {
     }
 }
 
-/// Reads, merges, converts and validates; on failure names every problem found.
-/// Defaults are those that serde gives: a struct must supply them for each of
-/// its own fields (`#[serde(default)]` on the struct).
+/// Reads, merges, converts and validates; an error contains every problem.
+/// Defaults are those of serde: a struct must provide them for each of its own
+/// fields (`#[serde(default)]` on the struct).
 pub fn load<T: DeserializeOwned + Validate>(sources: &Sources) -> Result<T, ConfigError> {
     finish(node::read(sources)?, sources)
 }
 
-/// The same over `T::default()`, whatever serde would give: then a file or
-/// the environment may set one field of a section (`listen.public.insecure`)
-/// and keep the default of another that serde holds to be required. An enum
-/// with fields should not be such a default: two variants would be merged.
+/// Like [`load`], over `T::default()` instead of serde's defaults: a file or
+/// the environment can set one field of a section (`listen.public.insecure`)
+/// and keep the default of another that serde requires. An enum with fields
+/// should not be such a default, because two variants would be merged.
 pub fn load_over_defaults<T>(sources: &Sources) -> Result<T, ConfigError>
 where
     T: DeserializeOwned + Serialize + Validate + Default,
@@ -91,16 +91,16 @@ fn finish<T: DeserializeOwned + Validate>(root: Node, sources: &Sources) -> Resu
     }
 }
 
-/// The whole configuration as TOML; secrets hide themselves.
+/// The whole configuration as TOML, with masked secrets.
 pub fn to_toml<T: Serialize>(config: &T) -> Result<String, ConfigError> {
     toml::to_string_pretty(config)
         .map_err(|error| ConfigError::single("", format!("cannot be shown: {error}")))
 }
 
-/// Converts as often as it takes to see every error: a bad value is noted and
-/// replaced by its default, a missing one by an empty one, and the next round
-/// goes further. Where the replacement is no better, the section around it
-/// goes the same way. No place is repaired twice the same way, so it ends.
+/// Converts repeatedly to find every error: each round records an invalid value
+/// and replaces it by its default, or a missing one by an empty value. If the
+/// replacement also fails, the section around it is replaced. No place is
+/// repaired twice in the same way, so the loop ends.
 fn convert<T: DeserializeOwned>(mut root: Node, problems: &mut Problems) -> Option<T> {
     let mut tried = BTreeSet::new();
     loop {
@@ -126,8 +126,8 @@ fn convert<T: DeserializeOwned>(mut root: Node, problems: &mut Problems) -> Opti
     }
 }
 
-/// One conversion; what it finds wrong goes to `problems`, and where it failed
-/// comes back.
+/// One conversion; adds its problems to `problems` and returns the path of the
+/// failure.
 fn attempt<T: DeserializeOwned>(root: &Node, problems: &mut Problems) -> Result<T, (Vec<Step>, Fault)> {
     let mut track = serde_path_to_error::Track::new();
     let mut unknown = Vec::new();

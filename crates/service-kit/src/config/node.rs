@@ -1,5 +1,5 @@
-//! The merged configuration as a tree that remembers which texts came from
-//! the environment.
+//! The merged configuration as a tree that records which texts come from the
+//! environment.
 
 use super::{ConfigError, Sources};
 use config::{Value, ValueKind};
@@ -15,11 +15,12 @@ pub(super) enum Node {
     UInt(u64),
     Float(f64),
     Text(String),
-    /// A text from the environment: read as what the field is.
+    /// A text from the environment: parsed by the type of the field.
     EnvText(String),
     List(Vec<Node>),
     Table(BTreeMap<String, Node>),
-    /// Stands in for a missing or bad value and is empty of whatever type.
+    /// Placeholder for a missing or invalid value; deserializes as an empty
+    /// value of any type.
     Wild,
 }
 
@@ -58,7 +59,7 @@ impl Step {
     }
 }
 
-/// A path as people write it.
+/// Formats a path for messages.
 pub(super) fn show(path: &[Step]) -> String {
     path.iter().fold(String::new(), |shown, step| match step {
         Step::Key(key) if shown.is_empty() => key.clone(),
@@ -68,7 +69,7 @@ pub(super) fn show(path: &[Step]) -> String {
 }
 
 impl Node {
-    /// Puts a stand-in at `path`.
+    /// Puts a placeholder at `path`.
     pub(super) fn set_wild(&mut self, path: &[Step]) -> bool {
         let Some((step, rest)) = path.split_first() else {
             *self = Self::Wild;
@@ -88,8 +89,9 @@ impl Node {
         }
     }
 
-    /// Takes a bad value away, so that its default counts. An item of a list
-    /// becomes a stand-in instead, so that the others keep their numbers.
+    /// Removes an invalid value, so that its default applies. An item of a list
+    /// becomes a placeholder instead, so that the indexes of the others do not
+    /// change.
     pub(super) fn reset(&mut self, path: &[Step]) -> bool {
         match (self, path) {
             (Self::Table(table), [Step::Key(key)]) => table.remove(key).is_some(),
@@ -107,7 +109,7 @@ impl Node {
         }
     }
 
-    /// Lays `over` over this: tables are merged, all else is replaced.
+    /// Merges `over` into this node: tables are merged, other values replaced.
     pub(super) fn overlay(&mut self, over: Self) {
         match (self, over) {
             (Self::Table(under), Self::Table(over)) => {
@@ -119,7 +121,7 @@ impl Node {
         }
     }
 
-    /// Takes away every value of a table that is this text.
+    /// Removes every table value that is equal to this text.
     pub(super) fn remove_texts(&mut self, text: &str) {
         if let Self::Table(table) = self {
             table.retain(|_, value| *value != Self::Text(text.to_owned()));
@@ -170,7 +172,7 @@ impl Node {
     }
 }
 
-/// Reads file and environment and lays the second over the first.
+/// Reads file and environment; the environment overrides the file.
 pub(super) fn read(sources: &Sources) -> Result<Node, ConfigError> {
     let mut builder = config::Config::builder();
     if let Some(path) = &sources.file {
@@ -188,8 +190,8 @@ pub(super) fn read(sources: &Sources) -> Result<Node, ConfigError> {
     Ok(Node::from_value(merged.cache))
 }
 
-/// The file's text, known to parse. Parse errors say where, and never quote
-/// the line: it may hold a secret.
+/// Reads the file and checks its syntax. Parse errors give the position and
+/// never quote the line, because it may contain a secret.
 fn read_file(path: &Path) -> Result<(String, config::FileFormat), ConfigError> {
     let fail = |what: String| ConfigError::single(&path.display().to_string(), what);
     let text = std::fs::read_to_string(path).map_err(|error| fail(format!("cannot be read: {error}")))?;

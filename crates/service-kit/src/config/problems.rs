@@ -1,24 +1,24 @@
-//! Collecting everything that is wrong, and saying it at once.
+//! Collection of all configuration problems, reported together.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// One bad key.
+/// An invalid key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The key's path, e.g. `listen.public.address` or `accounts[2].org`.
     pub key: String,
-    /// What is wrong with it, as the rest of a sentence.
+    /// The problem, as the rest of a sentence after the key.
     pub what: String,
 }
 
-/// What a configuration says about itself beyond its types.
+/// Validation of a configuration beyond its types.
 pub trait Validate {
-    /// Adds a problem for every key that cannot work.
+    /// Adds a problem for every invalid key.
     fn validate(&self, problems: &mut Problems);
 }
 
-/// A collector of problems, which knows the section it stands in.
+/// Collector of problems, with the current section.
 #[derive(Debug, Default)]
 pub struct Problems {
     section: String,
@@ -26,7 +26,8 @@ pub struct Problems {
 }
 
 impl Problems {
-    /// `key` of the present section is bad. An empty key is the section itself.
+    /// Adds a problem of `key` in the current section. An empty key is the
+    /// section itself.
     pub fn add(&mut self, key: &str, what: impl Into<String>) {
         self.found.push(Problem {
             key: join(&self.section, key),
@@ -41,7 +42,7 @@ impl Problems {
         }
     }
 
-    /// Validates a part under its key, e.g. `"listen"` or `"accounts[2]"`.
+    /// Validates a section under its key, e.g. `"listen"` or `"accounts[2]"`.
     pub fn check(&mut self, key: &str, part: &impl Validate) {
         self.within(key, |problems| part.validate(problems));
     }
@@ -61,18 +62,18 @@ impl Problems {
         self.section = outer;
     }
 
-    /// Is there none?
+    /// Whether there is no problem.
     pub fn is_empty(&self) -> bool {
         self.found.is_empty()
     }
 
-    /// What was found so far.
+    /// The problems so far.
     pub fn found(&self) -> &[Problem] {
         &self.found
     }
 
-    /// By whole path, unless it, or one above it, is known to be bad already:
-    /// what a stand-in says about itself would only repeat the problem.
+    /// Adds a problem by its whole path, unless the path or one above it
+    /// already has a problem: problems of a placeholder are only consequences.
     pub(super) fn add_new(&mut self, path: &str, what: impl Into<String>) {
         if !self.covers(path) {
             self.found.push(Problem {
@@ -82,7 +83,7 @@ impl Problems {
         }
     }
 
-    /// Is this path, or one above it, already known to be bad?
+    /// Whether this path, or one above it, already has a problem.
     pub(super) fn covers(&self, path: &str) -> bool {
         self.found.iter().any(|p| {
             path.strip_prefix(p.key.as_str())
@@ -90,7 +91,7 @@ impl Problems {
         })
     }
 
-    /// Takes over what is not about a stand-in.
+    /// Adds the problems that do not concern placeholders.
     pub(super) fn merge_new(&mut self, other: Self) {
         let new: Vec<_> = other.found.into_iter().filter(|p| !self.covers(&p.key)).collect();
         self.found.extend(new);
@@ -118,7 +119,7 @@ fn join(section: &str, key: &str) -> String {
     }
 }
 
-/// A configuration that cannot be used, with every reason.
+/// A configuration error with all problems.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     /// At least one.

@@ -1,4 +1,4 @@
-//! A configured text that never shows itself.
+//! A configured text that is never shown.
 
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -11,17 +11,17 @@ pub(super) const MASK: &str = "********";
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes a text as secret.
+    /// Wraps a secret text.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// The secret itself; do not let it reach any output.
+    /// The secret itself; must not reach any output.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Was nothing configured?
+    /// Whether the text is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -1,4 +1,4 @@
-//! From a port to connections that are ready to be served.
+//! Accepts connections of a port: limits and TLS handshakes.
 
 use super::server::ServerTls;
 use super::usage::{ConnectionUse, IdleClock, IdleLimits};
@@ -20,22 +20,22 @@ use tokio_rustls::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
-/// How much an [`Incoming`] takes on.
+/// Limits of an [`Incoming`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AcceptLimits {
-    /// How long a TLS handshake may take.
+    /// Timeout of a TLS handshake.
     pub handshake_timeout: Duration,
-    /// How many handshakes may run at once.
+    /// Maximum number of concurrent handshakes.
     pub handshakes: usize,
-    /// How many connections may be open at once; more wait in the kernel.
+    /// Maximum number of open connections; more wait in the kernel.
     pub connections: usize,
-    /// How many connections one address (of IPv6 one /64) may have open; more
-    /// are closed at once. Zero is no limit.
+    /// Maximum number of open connections per address (IPv6: per /64); more are
+    /// closed at once. Zero means no limit.
     pub connections_per_address: u32,
-    /// Networks to whose addresses that does not apply.
+    /// Networks that are exempt from the limit per address.
     pub exempt: Vec<IpNet>,
-    /// How long connections stay that are not used; for ever where it is none.
-    /// Calls pass a [`crate::admission::Gate`], or they are no use.
+    /// Idle timeouts of connections; `None` means no timeout. Only calls that
+    /// pass a [`crate::admission::Gate`] count as usage.
     pub idle: Option<IdleLimits>,
 }
 
@@ -52,23 +52,24 @@ impl Default for AcceptLimits {
     }
 }
 
-/// Who is at the other end; gRPC handlers find it in the request's extensions.
+/// The peer of a connection; gRPC handlers find it in the request's extensions.
 #[derive(Debug, Clone)]
 pub struct PeerInfo {
-    /// The other end's address.
+    /// Address of the peer.
     pub remote: SocketAddr,
-    /// Does the connection speak TLS?
+    /// Whether the connection uses TLS.
     pub tls: bool,
-    /// The client's certificate chain, verified; empty if it showed none.
+    /// The verified client certificate chain; empty without a client
+    /// certificate.
     pub certificates: Arc<[CertificateDer<'static>]>,
-    /// How the connection is used.
+    /// Usage of the connection.
     pub usage: ConnectionUse,
 }
 
 impl PeerInfo {
-    /// Is this one of the names in the client's certificate: a DNS name or an
-    /// IP address as TLS compares them, or a URI (`spiffe://…`) to the letter?
-    /// A wildcard in the certificate is nobody's name.
+    /// Whether `name` is in the client's certificate: a DNS name or an IP
+    /// address by the rules of TLS, or a URI (`spiffe://…`) by exact
+    /// comparison. A wildcard in the certificate matches no name.
     pub fn is_named(&self, name: &str) -> bool {
         let Some(certificate) = self.certificates.first() else {
             return false;
@@ -111,10 +112,11 @@ impl PeerInfo {
 pub struct Conn {
     io: Io,
     peer: PeerInfo,
-    /// Counts against [`AcceptLimits`].
+    /// Permits of [`AcceptLimits`].
     _permits: Option<ConnectionPermits>,
     idle: Option<IdleClock>,
-    /// Nothing more is read, and nothing is waited for.
+    /// Whether the idle timeout has ended the connection: reads and waits end
+    /// at once.
     over: bool,
 }
 
@@ -162,7 +164,8 @@ impl Conn {
         }
     }
 
-    /// What was not done at once is not done any more once the connection is over.
+    /// Converts a pending operation to a timeout error after the end of the
+    /// connection.
     fn at_once_if_over<T>(&self, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         match done {
             Poll::Pending if self.over => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
@@ -170,12 +173,12 @@ impl Conn {
         }
     }
 
-    /// Who is at the other end.
+    /// The peer of the connection.
     pub fn peer(&self) -> &PeerInfo {
         &self.peer
     }
 
-    /// The protocol that ALPN agreed on, if any.
+    /// The negotiated ALPN protocol, if any.
     pub fn alpn(&self) -> Option<&[u8]> {
         match &self.io {
             Io::Plain(_) => None,
@@ -192,18 +195,19 @@ impl Connected for Conn {
     }
 }
 
-/// Why a connection did not come to be. Mostly the other end's doing.
+/// Errors during accept, mostly caused by the peer.
 #[derive(Debug, thiserror::Error)]
 pub enum AcceptError {
-    /// The handshake took too long.
+    /// The handshake exceeded its timeout.
     #[error("the TLS handshake took too long")]
     Timeout,
-    /// The handshake failed: not TLS, no trust, no good client certificate.
+    /// The handshake failed: no TLS, no trust, or no valid client certificate.
     #[error("the TLS handshake failed: {0}")]
     Handshake(#[from] io::Error),
 }
 
-/// Makes a connection of an accepted socket: the handshake if `tls` is given.
+/// Converts an accepted socket to a connection: with a handshake if `tls` is
+/// given.
 pub async fn accept(
     tcp: TcpStream,
     remote: SocketAddr,
@@ -221,15 +225,15 @@ pub async fn accept(
     }
 }
 
-/// The connections of a port, as tonic's `serve_with_incoming` wants them.
-/// Also follows the port's certificate files. Ends when told to stop.
+/// The connections of a port, for tonic's `serve_with_incoming`. Also reloads
+/// the port's certificate files. Ends at `stop`.
 #[derive(Debug)]
 pub struct Incoming {
     ready: mpsc::Receiver<io::Result<Conn>>,
 }
 
 impl Incoming {
-    /// Begins to accept. Must be called inside a tokio runtime.
+    /// Starts to accept. Must be called inside a tokio runtime.
     pub fn new(listener: Listener, limits: AcceptLimits, stop: CancellationToken) -> Self {
         let (sender, ready) = mpsc::channel(16);
         if let Some(tls) = &listener.tls {
@@ -254,7 +258,7 @@ impl Stream for Incoming {
     }
 }
 
-/// Handshakes run beside each other, so that a slow one delays nobody.
+/// Handshakes run concurrently, so that a slow one does not delay others.
 async fn accept_all(listener: Listener, limits: AcceptLimits, ready: mpsc::Sender<io::Result<Conn>>) {
     let connections = Arc::new(Semaphore::new(limits.connections));
     let handshakes = Arc::new(Semaphore::new(limits.handshakes));
@@ -269,8 +273,9 @@ async fn accept_all(listener: Listener, limits: AcceptLimits, ready: mpsc::Sende
         let (tcp, remote) = match listener.tcp.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Out of file descriptors, or a connection that is gone already.
-                tracing::warn!(%error, "cannot accept a connection");
+                // Out of file descriptors, or the peer has already
+                // disconnected.
+                tracing::warn!(%error, "accepting a connection failed");
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
             }
@@ -278,9 +283,9 @@ async fn accept_all(listener: Listener, limits: AcceptLimits, ready: mpsc::Sende
         let ip = remote.ip().to_canonical();
         let counted = !limits.exempt.iter().any(|net| net.contains(&ip));
         let of_address = match counted.then(|| addresses.enter(address_key(ip))) {
-            // Closed by dropping the socket.
+            // The socket is closed by its drop.
             Some(None) => {
-                tracing::debug!(%remote, "connection refused: its address has too many");
+                tracing::debug!(%remote, "connection rejected: limit per address");
                 continue;
             }
             Some(permit) => permit,
@@ -300,7 +305,7 @@ async fn accept_all(listener: Listener, limits: AcceptLimits, ready: mpsc::Sende
                     conn.idle = idle.map(IdleClock::new);
                     let _ = ready.send(Ok(conn)).await;
                 }
-                Err(error) => tracing::debug!(%remote, %error, "connection refused"),
+                Err(error) => tracing::debug!(%remote, %error, "connection handshake failed"),
             }
         });
     }
@@ -316,10 +321,10 @@ impl AsyncRead for Conn {
         let over = idle.as_mut().is_some_and(|idle| idle.is_over(&peer.usage, cx));
         if over {
             if !self.over {
-                tracing::debug!(remote = %self.peer.remote, "connection closed: it was not used");
+                tracing::debug!(remote = %self.peer.remote, "idle connection closed");
             }
             self.over = true;
-            // The end of what the peer sends, for whoever reads.
+            // The reader receives an end of stream.
             return Poll::Ready(Ok(()));
         }
         match &mut self.io {

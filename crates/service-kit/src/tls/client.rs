@@ -1,4 +1,4 @@
-//! The client side: whom to trust, and who we are.
+//! Client side of TLS: trusted authorities and client certificate.
 
 use super::files::{self, Fingerprint, TlsError, must_be_file};
 use super::provider;
@@ -13,18 +13,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio_rustls::TlsConnector;
 
-/// What a client of ours needs for TLS. All of it may be left out: then the
-/// system's authorities are trusted and no certificate is shown.
+/// TLS files of a client. Without them, the system's authorities are trusted
+/// and no client certificate is sent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClientTlsFiles {
-    /// PEM file with the authorities to trust instead of the system's.
+    /// PEM file with the trusted authorities; replaces the system's.
     pub ca: Option<PathBuf>,
-    /// PEM file with our own certificate chain, for servers that ask.
+    /// PEM file with the client certificate chain, for servers that request it.
     pub cert: Option<PathBuf>,
-    /// PEM file with its private key.
+    /// PEM file with the private key of the client certificate.
     pub key: Option<PathBuf>,
-    /// The name the server's certificate must have, if not the address's.
+    /// Required name in the server's certificate; default: the host of the
+    /// address.
     pub server_name: Option<String>,
 }
 
@@ -50,7 +51,7 @@ impl Validate for ClientTlsFiles {
     }
 }
 
-/// A client's TLS configuration that follows its files.
+/// TLS configuration of a client, reloaded when its files change.
 pub struct ClientTls {
     files: ClientTlsFiles,
     alpn: &'static [&'static [u8]],
@@ -58,7 +59,7 @@ pub struct ClientTls {
 }
 
 impl ClientTls {
-    /// Reads the files; they must be good.
+    /// Reads the files; fails if they are invalid.
     pub fn load(files: &ClientTlsFiles, alpn: &'static [&'static [u8]]) -> Result<Arc<Self>, TlsError> {
         let contents = Contents::read(files)?;
         let config = contents.config(files, alpn)?;
@@ -69,8 +70,8 @@ impl ClientTls {
         }))
     }
 
-    /// A connector with the files' present contents, or the last good ones.
-    /// Reads small files, so it is for new connections, not for every call.
+    /// A connector with the current content of the files, or the last valid
+    /// one. Reads small files, so use it per connection, not per call.
     pub fn connector(&self) -> TlsConnector {
         if let Ok(contents) = Contents::read(&self.files) {
             let fingerprint = contents.fingerprint();
@@ -80,7 +81,7 @@ impl ClientTls {
                 match contents.config(&self.files, self.alpn) {
                     Ok(config) => current.1 = Arc::new(config),
                     Err(error) => {
-                        tracing::error!(%error, "changed client certificate files cannot be used; keeping the last good ones");
+                        tracing::error!(%error, "reloading client certificate failed; the last valid one stays in use");
                     }
                 }
             }
@@ -89,7 +90,7 @@ impl ClientTls {
         TlsConnector::from(Arc::clone(&self.current.lock().1))
     }
 
-    /// The name that the certificate of `host` must have.
+    /// The required name in the certificate of `host`.
     pub fn server_name(&self, host: &str) -> Result<ServerName<'static>, TlsError> {
         let name = self.files.server_name.as_deref().unwrap_or(host);
         let name = name

@@ -8,16 +8,16 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
 
-/// A server's certificate chain and key, and who may connect.
+/// Files of a server: certificate chain, key and client authorities.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TlsFiles {
-    /// PEM file with the certificate chain, own certificate first.
+    /// PEM file with the certificate chain, server certificate first.
     pub cert: PathBuf,
     /// PEM file with the private key.
     pub key: PathBuf,
     /// PEM file with the authorities of client certificates. If set, a client
-    /// without a good certificate is refused.
+    /// without a valid certificate is rejected.
     #[serde(default)]
     pub client_ca: Option<PathBuf>,
 }
@@ -38,18 +38,18 @@ pub(crate) fn must_be_file(problems: &mut Problems, key: &str, path: &Path) {
     }
 }
 
-/// Why certificates cannot be used.
+/// Reasons why certificates are unusable.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file cannot be read or holds nothing of use.
+    /// A file cannot be read or has no usable content.
     #[error("{}: {what}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         what: String,
     },
-    /// The files do not fit together.
+    /// Certificates and key do not match.
     #[error("the certificates cannot be used: {0}")]
     Unusable(String),
 }
@@ -67,7 +67,7 @@ impl TlsError {
     }
 }
 
-/// Reads a file once, so that certificate and fingerprint are of the same bytes.
+/// Reads a file once, so that certificate and fingerprint have the same bytes.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     std::fs::read(path).map_err(|error| TlsError::file(path, error))
 }
@@ -95,7 +95,7 @@ pub(super) fn roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, TlsError> 
     Ok(store)
 }
 
-/// What a set of files holds, to see whether it changed.
+/// Fingerprint of a set of files, to detect changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Fingerprint([u8; 32]);
 

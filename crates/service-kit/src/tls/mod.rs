@@ -1,8 +1,8 @@
-//! TLS by rustls with aws-lc-rs, passed explicitly and never the process's
-//! default, so that no dependency can change what we speak.
+//! TLS by rustls with aws-lc-rs. The provider is passed explicitly instead of
+//! the process default, so that no dependency can change the algorithms.
 //!
 //! [`ServerTls`] and [`ClientTls`] follow their files: certificates are
-//! replaced without a restart, and a broken replacement leaves the last good
+//! replaced without a restart, and an invalid replacement leaves the last valid
 //! one in use. [`accept`] and [`Incoming`] make connections of a port.
 
 mod accept;
@@ -28,7 +28,7 @@ pub const HTTP1: &[&[u8]] = &[b"http/1.1"];
 /// ALPN of web pages and JSON.
 pub const H2_HTTP1: &[&[u8]] = &[b"h2", b"http/1.1"];
 
-/// The one crypto provider of this program.
+/// The crypto provider of the program.
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }

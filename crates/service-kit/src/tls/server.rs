@@ -1,4 +1,5 @@
-//! The server side: one rustls configuration that follows its files.
+//! Server side of TLS: one rustls configuration, reloaded when its files
+//! change.
 
 use super::files::{self, Fingerprint, TlsError, TlsFiles};
 use super::provider;
@@ -12,20 +13,20 @@ use std::time::Duration;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-/// How often files are looked at.
+/// Poll interval of the files.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// Certificates of a port, replaced while it serves.
+/// Certificates of a port, replaceable at run time.
 pub struct ServerTls {
     files: TlsFiles,
     alpn: &'static [&'static [u8]],
     current: ArcSwap<ServerConfig>,
-    /// The contents last looked at, good or bad.
+    /// Fingerprint of the last read content, valid or not.
     seen: Mutex<Fingerprint>,
 }
 
 impl ServerTls {
-    /// Reads the files; they must be good.
+    /// Reads the files; fails if they are invalid.
     pub fn load(files: &TlsFiles, alpn: &'static [&'static [u8]]) -> Result<Arc<Self>, TlsError> {
         let contents = Contents::read(files)?;
         Ok(Arc::new(Self {
@@ -36,19 +37,19 @@ impl ServerTls {
         }))
     }
 
-    /// The configuration of this moment, for one handshake.
+    /// The current configuration, for one handshake.
     pub fn current(&self) -> Arc<ServerConfig> {
         self.current.load_full()
     }
 
-    /// An acceptor with the certificates of this moment, for one handshake.
+    /// An acceptor with the current certificates, for one handshake.
     pub fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(self.current())
     }
 
-    /// Takes over changed files and says whether there were any. Files that
-    /// cannot be used (half-written, not fitting) leave the last good ones in
-    /// use and are reported once per change.
+    /// Reloads changed files and returns whether there were any. Unusable files
+    /// (half-written, or not matching) leave the last valid ones in use and are
+    /// reported once per change.
     pub fn reload_if_changed(&self) -> Result<bool, TlsError> {
         let contents = Contents::read(&self.files)?;
         let fingerprint = contents.fingerprint();
@@ -64,7 +65,7 @@ impl ServerTls {
         Ok(true)
     }
 
-    /// Follows the files until told to stop; run it as a task.
+    /// Polls the files until `stop`; run it as a task.
     pub async fn keep_fresh(self: Arc<Self>, stop: CancellationToken) {
         let mut unreadable = false;
         while stop
@@ -81,7 +82,7 @@ impl ServerTls {
                 Ok(false) => {}
                 Err(_) if unreadable => {}
                 Err(ref error) => {
-                    tracing::error!(%error, "changed certificate files cannot be used; keeping the last good ones")
+                    tracing::error!(%error, "reloading certificate failed; the last valid one stays in use")
                 }
             }
             unreadable = matches!(result, Err(TlsError::File { .. }));
@@ -134,8 +135,9 @@ impl Contents {
         let mut config = builder.with_single_cert(chain, key).map_err(TlsError::unusable)?;
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         if files.client_ca.is_some() {
-            // A resumed session takes the client's certificate as checked: one
-            // that expired since would go on being good for as long as tickets are.
+            // Session resumption would skip the check of the client
+            // certificate, so a certificate could be used after its expiry for
+            // the lifetime of tickets.
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
         }

@@ -1,8 +1,8 @@
-//! When a connection of an API ends because nobody uses it.
+//! Idle timeouts of API connections.
 //!
-//! A connection and its calls share a [`ConnectionUse`]. One on which no caller
-//! was known in time ends, whatever is open on it; any other ends when it has
-//! had no call for a while. An open stream counts as a call.
+//! A connection and its calls share a [`ConnectionUse`]. A connection without
+//! an authenticated caller within the limit ends, even with open calls; any
+//! other ends after a time without calls. An open stream counts as a call.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::pin::Pin;
@@ -11,28 +11,28 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep};
 
-/// How long a connection stays that is not used.
+/// Idle timeouts of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IdleLimits {
-    /// Until its first call of a known caller.
+    /// Time until the first call of an authenticated caller.
     pub unknown_caller: Duration,
-    /// After its last call.
+    /// Time after the last call.
     pub idle: Duration,
 }
 
-/// What is known of a connection's use.
+/// Usage of one connection.
 #[derive(Debug, Clone)]
 pub struct ConnectionUse(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
-    /// Its beginning, or the end of its last call.
+    /// Start of the connection, or end of its last call.
     since: Instant,
     open: usize,
     caller_known: bool,
 }
 
-/// A call of this connection; ends when dropped.
+/// An open call of a connection; ends on drop.
 #[derive(Debug)]
 pub struct OpenCall(ConnectionUse);
 
@@ -47,18 +47,18 @@ impl Default for ConnectionUse {
 }
 
 impl ConnectionUse {
-    /// A call begins.
+    /// Starts a call.
     pub fn begin(&self) -> OpenCall {
         self.state().open += 1;
         OpenCall(self.clone())
     }
 
-    /// Its caller is known.
+    /// Records that the caller is authenticated.
     pub fn caller_known(&self) {
         self.state().caller_known = true;
     }
 
-    /// When it ends if nothing more happens.
+    /// Time at which the connection ends without further calls.
     fn ends_at(&self, limits: &IdleLimits) -> Instant {
         let state = self.state();
         match *state {
@@ -87,7 +87,7 @@ impl Drop for OpenCall {
     }
 }
 
-/// The clock of one connection.
+/// Idle timer of one connection.
 #[derive(Debug)]
 pub(super) struct IdleClock {
     limits: IdleLimits,
@@ -103,7 +103,8 @@ impl IdleClock {
         }
     }
 
-    /// Is the connection over? If not, the task is woken to ask again.
+    /// Whether the connection has ended. If not, the timer wakes the task for
+    /// the next check.
     pub(super) fn is_over(&mut self, usage: &ConnectionUse, cx: &mut Context<'_>) -> bool {
         while let Poll::Ready(()) = self.timer.as_mut().poll(cx) {
             let at = usage.ends_at(&self.limits);

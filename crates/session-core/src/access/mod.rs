@@ -1,4 +1,4 @@
-//! Who may do what: the one place. [`Rpc`] is the table of all calls.
+//! Access rules, in one place. [`Rpc`] is the table of all RPCs.
 
 mod table;
 
@@ -9,12 +9,13 @@ use crate::principal::{Principal, Role};
 use crate::session::Session;
 use crate::{Catalog, OrgId};
 
-/// What a caller wants to do with one session.
+/// An action on one session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SessionAction {
     /// Describe, list, watch, read its events.
     Read,
-    /// Connection details, tokens, log tails: what lets one act as the session.
+    /// Connection details, tokens, log tails: everything that allows acting as
+    /// the session.
     Connect,
     /// Close, update, extend, keep alive, warm, interrupt.
     Manage,
@@ -25,7 +26,7 @@ impl SessionAction {
     pub const ALL: [Self; 3] = [Self::Read, Self::Connect, Self::Manage];
 }
 
-/// May `who` do `action` with `session`?
+/// Whether `who` may do `action` with `session`.
 pub fn on_session(who: &Principal, action: SessionAction, session: &Session) -> bool {
     if who.org != session.org {
         return false;
@@ -42,18 +43,18 @@ pub fn on_session(who: &Principal, action: SessionAction, session: &Session) -> 
     }
 }
 
-/// May `who` create sessions at all?
+/// Whether `who` may create sessions.
 pub fn create_sessions(who: &Principal) -> bool {
     who.has(Role::Member) || who.has(Role::OrgAdmin)
 }
 
-/// May `who` see and name `cluster`?
+/// Whether `who` may see and use `cluster`.
 pub fn use_cluster(who: &Principal, cluster: &Cluster) -> bool {
     who.has(Role::PlatformAdmin)
         || (cluster.is_granted_to(&who.org) && cluster.status != ClusterStatus::Destroyed)
 }
 
-/// May `who` see and name `catalog`?
+/// Whether `who` may see and use `catalog`.
 pub fn use_catalog(who: &Principal, catalog: &Catalog) -> bool {
     who.org == catalog.org
         && (who.has(Role::OrgAdmin)
@@ -61,18 +62,18 @@ pub fn use_catalog(who: &Principal, catalog: &Catalog) -> bool {
             || catalog.allowed_teams.iter().any(|team| who.teams.contains(team)))
 }
 
-/// May `who` write the catalogs of `org`?
+/// Whether `who` may write the catalogs of `org`.
 pub fn write_catalogs(who: &Principal, org: &OrgId) -> bool {
     who.org == *org && who.has(Role::OrgAdmin)
 }
 
-/// May `who` write clusters and organizations? A cluster's definition can
-/// start processes and reach addresses.
+/// Whether `who` may write clusters and organizations. A cluster's definition
+/// can start processes and reach addresses.
 pub fn write_platform(who: &Principal) -> bool {
     who.has(Role::PlatformAdmin)
 }
 
-/// May `who` shut principals of `org` out, and let them in again?
+/// Whether `who` may disable and enable principals of `org`.
 pub fn disable_principals(who: &Principal, org: &OrgId) -> bool {
     who.has(Role::PlatformAdmin) || (who.org == *org && who.has(Role::OrgAdmin))
 }
@@ -121,7 +122,8 @@ mod tests {
         create(new, Timestamp::ZERO).session
     }
 
-    /// Every row of the table: who, and what of read, connect, manage they may.
+    /// Every row of the table: a principal and whether it may read, connect and
+    /// manage.
     #[test]
     fn the_table_of_sessions() {
         use Role::{Member, OrgAdmin, PlatformAdmin};

@@ -1,26 +1,27 @@
 //! The table: every RPC of every service, and who may call it.
 //!
-//! A call that has no row is refused. A test of session-proto compares the
-//! rows with the services' descriptors, so that none is missing or left over.
+//! A call without a row is rejected. A test of session-proto compares the rows
+//! with the service descriptors, so that none is missing or obsolete.
 
 use super::{SessionAction, create_sessions, on_session, write_catalogs, write_platform};
 use crate::principal::{Principal, Role};
 use crate::session::Session;
 
-/// Who may call an RPC.
+/// Rule for the callers of an RPC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Rule {
-    /// Any caller. A list has only what the caller may see.
+    /// Any caller. A list contains only what the caller may see.
     AnyCaller,
-    /// Those who may create sessions, on a cluster and a catalog that they may use.
+    /// Callers who may create sessions, on a cluster and a catalog that they
+    /// may use.
     CreateSessions,
-    /// Those who may do this with the session.
+    /// Callers who may do this action with the session.
     OnSession(SessionAction),
-    /// Those who may see the cluster.
+    /// Callers who may see the cluster.
     UseCluster,
-    /// Those who may see the catalog.
+    /// Callers who may see the catalog.
     UseCatalog,
-    /// Those of the organization, and platform admins.
+    /// Members of the organization, and platform admins.
     SeeOrg,
     /// Org admins, in their own organization.
     WriteCatalogs,
@@ -28,16 +29,17 @@ pub enum Rule {
     WritePlatform,
     /// Platform admins, and org admins in their own organization.
     DisablePrincipals,
-    /// One of Berth's own services; it shows a session token where a session is
-    /// concerned.
+    /// One of Berth's own services, with a session token where the call
+    /// concerns a session.
     Service,
     /// One of Berth's own services with the credential of a caller who may do
-    /// this with the session.
+    /// this action with the session.
     ServiceForCaller(SessionAction),
 }
 
 impl Rule {
-    /// What can be told of the caller alone: false is a no, true may become one.
+    /// Decides by the caller alone: `false` is final; `true` may still become a
+    /// rejection.
     pub fn may_be(self, who: &Principal) -> bool {
         match self {
             Self::CreateSessions => create_sessions(who),
@@ -54,12 +56,12 @@ impl Rule {
         }
     }
 
-    /// Is it served on the internal port only?
+    /// Whether the RPC is served on the internal port only.
     pub const fn is_internal(self) -> bool {
         matches!(self, Self::Service | Self::ServiceForCaller(_))
     }
 
-    /// Does a caller prove who they are?
+    /// Whether the RPC requires an authenticated caller.
     pub const fn needs_caller(self) -> bool {
         !matches!(self, Self::Service)
     }
@@ -67,21 +69,22 @@ impl Rule {
 
 macro_rules! table {
     ($($service:literal { $($rpc:ident => $rule:expr),+ $(,)? })+) => {
-        /// An RPC, by its name: no two services share one.
+        /// An RPC, identified by its method name, which is unique across
+        /// services.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[expect(missing_docs, reason = "the protos describe them")]
         pub enum Rpc { $($($rpc),+),+ }
 
         impl Rpc {
-            /// Every one.
+            /// Every RPC.
             pub const ALL: &'static [Self] = &[$($(Self::$rpc),+),+];
 
-            /// As gRPC calls it: `/package.Service/Method`.
+            /// The gRPC path: `/package.Service/Method`.
             pub const fn path(self) -> &'static str {
                 match self { $($(Self::$rpc => concat!("/", $service, "/", stringify!($rpc))),+),+ }
             }
 
-            /// Who may call it.
+            /// The rule for its callers.
             pub const fn rule(self) -> Rule {
                 use Rule::*;
                 use SessionAction::*;
@@ -153,30 +156,30 @@ table! {
 }
 
 impl Rpc {
-    /// The RPC that gRPC calls so.
+    /// Finds the RPC of a gRPC path.
     pub fn of_path(path: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|rpc| rpc.path() == path)
     }
 
-    /// Its service's name, without the package.
+    /// The service's name, without the package.
     pub fn service(self) -> &'static str {
         let path = self.path().trim_start_matches('/');
         let service = path.split('/').next().unwrap_or_default();
         service.rsplit('.').next().unwrap_or_default()
     }
 
-    /// Its own name.
+    /// The method's name.
     pub fn method(self) -> &'static str {
         self.path().rsplit('/').next().unwrap_or_default()
     }
 }
 
-/// May `who` call `rpc` about `session`? The same for every RPC whose row
-/// speaks of a session; no for all others.
+/// Whether `who` may call `rpc` for `session`: by the rule of every RPC that
+/// concerns a session; `false` for all others.
 pub fn call_on_session(who: &Principal, rpc: Rpc, session: &Session) -> bool {
     match rpc.rule() {
         Rule::OnSession(action) | Rule::ServiceForCaller(action) => on_session(who, action, session),
-        // Of those sessions that a list or a watch would have.
+        // Applies to each session in a list or a watch.
         Rule::AnyCaller => on_session(who, SessionAction::Read, session),
         Rule::CreateSessions
         | Rule::UseCluster

@@ -1,4 +1,4 @@
-//! What somebody asked for: creating a session, and changing one.
+//! Requested transitions: creation of a session and changes by events.
 
 use super::change::{Change, record_of};
 use super::{Cause, Effect, Event, MOST_REVOKED, NewSession, Refusal, Transition};
@@ -10,7 +10,7 @@ use crate::time::Timestamp;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A new session: pending, with compute to be made.
+/// Creates a session: pending, with an effect that ensures its compute.
 pub fn create(new: NewSession, now: Timestamp) -> Transition {
     let actor = Actor::Principal(new.owner.clone());
     let session = Session {
@@ -55,10 +55,11 @@ pub fn create(new: NewSession, now: Timestamp) -> Transition {
     }
 }
 
-/// Carries out `event`. `Ok(None)` means that it is so already.
+/// Applies `event`. `Ok(None)` means that the session already is in the
+/// requested state.
 ///
 /// # Errors
-/// [`Refusal`] when the session cannot do what was asked.
+/// [`Refusal`] when the state of the session does not allow the event.
 pub fn apply(
     session: &Session,
     event: &Event,
@@ -100,7 +101,7 @@ pub fn apply(
             }
             let mut change = change;
             change.next.keep_alive_until = Some(*until);
-            // What it is to be kept alive for may be running there still.
+            // Work that justifies the keep-alive may still run on this compute.
             if let State::IdleReleasing { route, .. } = &session.state
                 && *until > now
             {

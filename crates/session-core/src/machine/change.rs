@@ -1,5 +1,5 @@
-//! How a change is made: the record after it, what history says of it, and the
-//! work it starts.
+//! Construction of a transition: the next record, its history entry and its
+//! effects.
 
 use super::{Cause, Effect, RELEASE_GRACE, RESTART_BUDGET, RESTART_WINDOW, Transition, WAKE_BUDGET};
 use crate::policy::IdlePolicy;
@@ -12,8 +12,8 @@ use std::time::Duration;
 
 const WAKE_BACKOFF_LEAST: Duration = Duration::from_secs(5);
 const WAKE_BACKOFF_MOST: Duration = Duration::from_secs(120);
-/// Tripling reaches the most at the last wait that the budget has: 5, 15, 45,
-/// 120 s; doubling would end at 40 s.
+/// A factor of 3 gives waits of 5, 15, 45 and 120 s, so that the last wait of
+/// the budget is the maximum; a factor of 2 would end at 40 s.
 const WAKE_BACKOFF_FACTOR: u32 = 3;
 
 pub(super) fn record_of(from: Option<Status>, session: &Session, actor: Actor, at: Timestamp) -> EventRecord {
@@ -33,7 +33,7 @@ pub(super) fn record_of(from: Option<Status>, session: &Session, actor: Actor, a
     }
 }
 
-/// A transition in the making.
+/// A transition under construction.
 pub(super) struct Change<'a> {
     before: &'a Session,
     pub(super) next: Session,
@@ -68,7 +68,7 @@ impl<'a> Change<'a> {
         }
     }
 
-    /// Of compute that was replaced, the time ends with the old generation.
+    /// The warm time of replaced compute ends with its generation.
     fn count_warm(&mut self) {
         let next = &mut self.next;
         let goes_on = self.before.state.has_compute() && next.state.has_compute();
@@ -80,7 +80,7 @@ impl<'a> Change<'a> {
         }
     }
 
-    /// A clock will close it then.
+    /// Records the announcement that the session closes at `closes_at`.
     pub(super) fn announce(mut self, closes_at: Timestamp) -> Transition {
         self.next.closing_announced = Some(closes_at);
         let mut change = self.keep_state(ChangeReason::ClosingSoon);
@@ -109,7 +109,7 @@ impl<'a> Change<'a> {
         self.done(reason, Cause::default(), Vec::new())
     }
 
-    /// Compute of `next.generation` is to be made.
+    /// Starts the creation of compute for `next.generation`.
     pub(super) fn make(mut self, making: Making, reason: ChangeReason, cause: Cause) -> Transition {
         let generation = self.next.generation;
         let deadline = self.now.after(self.next.policy.provisioning_deadline);

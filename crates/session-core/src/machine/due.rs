@@ -1,11 +1,12 @@
-//! When a session must be looked at.
+//! Time of the next reconciliation of a session.
 
 use super::{FROZEN_RECHECK, RECHECK};
 use crate::activity::Activity;
 use crate::session::{Session, State};
 use crate::time::Timestamp;
 
-/// When somebody must look at the session next, if nothing happens before.
+/// Time at which the session must be reconciled next, if no event occurs
+/// before.
 pub fn next_due(session: &Session, activity: Activity, now: Timestamp) -> Option<Timestamp> {
     let idle_clock = |quiet_at: Option<Timestamp>| match activity {
         Activity::Unknown => Some(now.after(FROZEN_RECHECK)),

@@ -1,11 +1,11 @@
-//! The status machine: the only code that decides what a session becomes.
+//! The status machine: the only code that decides the next state of a session.
 //!
-//! [`create`] makes a session, [`apply`] carries out what somebody asked for,
-//! [`step`] looks at a session because it is due. All are pure: the caller
-//! commits the returned record on the condition that the stored version is
-//! still the old one, and only then runs the effects. Effects only start work
-//! and are safe to run twice, so a crash between any two lines is repaired by
-//! looking again.
+//! [`create`] makes a session, [`apply`] applies a requested event, [`step`]
+//! reconciles a session that is due. All are pure: the caller commits the
+//! returned record on the condition that the stored version is still the old
+//! one, and only then runs the effects. Effects only start work and are
+//! idempotent, so the next reconciliation repairs a crash between any two
+//! lines.
 
 mod apply;
 mod change;
@@ -27,46 +27,48 @@ use crate::time::Timestamp;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Proxies report activity this often.
+/// Interval of the activity reports of a proxy.
 pub const REPORT_INTERVAL: Duration = Duration::from_secs(5);
-/// A call that was reported counts as in flight for this long, unless its
-/// proxy says more of it: so a proxy that died holds nothing for long.
+/// Time for which a reported call counts as in flight without another report,
+/// so that a dead proxy does not keep sessions busy for long.
 pub const BUSY_LEASE: Duration = Duration::from_secs(30);
-/// A proxy that said nothing for two report intervals may know of calls that
-/// nobody else does.
+/// A proxy without a report for two report intervals may have calls in flight
+/// that are not recorded.
 pub const PROXY_SILENT: Duration = Duration::from_secs(10);
-/// A proxy that said nothing for this long has ended: its leases, and 60 s.
+/// A proxy without a report for this long has ended: its busy leases, and 60 s.
 pub const PROXY_GONE: Duration = Duration::from_secs(90);
-/// After an outage no idle clock fires for this long at least.
+/// Minimum time after an outage before an idle timeout expires.
 pub const OUTAGE_FREEZE: Duration = Duration::from_secs(60);
 /// Restarts are counted within this window.
 pub const RESTART_WINDOW: Duration = Duration::from_secs(600);
-/// More losses than this within the window fail the session.
+/// Number of losses within the window that a session survives.
 pub const RESTART_BUDGET: usize = 3;
-/// The session fails when this many warm-ups in a row have failed.
+/// Number of consecutive failed warm-ups after which the session fails.
 pub const WAKE_BUDGET: u32 = 5;
-/// Single tokens that a session may have revoked at one time; one more revokes
-/// every token issued so far, because the list travels with every route.
+/// Maximum number of individually revoked tokens of a session. The next
+/// revocation revokes all tokens issued so far, because every route carries the
+/// list.
 pub const MOST_REVOKED: usize = 128;
 /// A session whose compute is in the making, or whose release is not yet
 /// confirmed, is looked at this often even if nothing calls for it.
 pub const RECHECK: Duration = Duration::from_secs(2);
-/// A release that is long in coming is looked at this often at the least.
+/// Maximum interval of reconciliation during a slow release.
 pub const SLOWEST_RECHECK: Duration = Duration::from_secs(60);
-/// While a proxy has not reported since an outage, look again after this.
+/// Interval of reconciliation while a proxy has not reported since an outage.
 pub const FROZEN_RECHECK: Duration = Duration::from_secs(60);
 
-/// Why compute failed, for two circles of readers.
+/// Cause of a compute failure, for two groups of readers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Cause {
-    /// For everybody who may see the session: no address, path or log line.
+    /// For all who may see the session; contains no address, path or log line.
     pub text: String,
-    /// For those who may act as the session: the engine's last words and such.
+    /// For those who may act as the session, such as the last log lines of the
+    /// engine.
     pub detail: String,
 }
 
 impl Cause {
-    /// Longer details are cut at their beginning: the last words count.
+    /// Longer details are cut at the beginning, because the end has the cause.
     pub const DETAIL_BYTES: usize = 1024;
 }
 
@@ -85,100 +87,101 @@ impl From<&str> for Cause {
     }
 }
 
-/// What a provider sees of one session generation's compute.
+/// State of the compute of one session generation, as observed by its provider.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Observation {
-    /// There is none, and nothing is left of it.
+    /// It does not exist and no remains of it exist.
     Missing,
     /// It exists and is not ready yet.
     Starting {
-        /// What it is waiting for, in words for everybody.
+        /// What it waits for, as a text for all who may see the session.
         detail: String,
     },
     /// It answered the readiness probe.
     Ready {
-        /// Where.
+        /// Route to the compute.
         route: Route,
     },
-    /// It exists but will not become ready by itself.
+    /// It exists but will not become ready without intervention.
     Failed {
-        /// Why.
+        /// The cause.
         cause: Cause,
-        /// Trying again cannot help.
+        /// Whether a retry cannot succeed.
         permanent: bool,
     },
 }
 
-/// What somebody asks of a session.
+/// A requested change of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A waking call, or WarmSession.
     Wake,
-    /// End it.
+    /// Close the session.
     Close {
-        /// Why; one of the closing reasons.
+        /// One of the closing reasons.
         reason: ChangeReason,
     },
     /// Move `expires_at`.
     Extend {
-        /// To then.
+        /// The new time.
         expires_at: Timestamp,
     },
-    /// Hold the idle clocks.
+    /// Suspend the idle timeouts.
     KeepAlive {
-        /// Until then.
+        /// End of the suspension.
         until: Timestamp,
     },
-    /// Change what people call it.
+    /// Change name or labels.
     Update {
-        /// A new name; `Some(None)` removes it.
+        /// The new name; `Some(None)` removes it.
         name: Option<Option<String>>,
-        /// New labels in place of all old ones.
+        /// The new labels; they replace all old ones.
         labels: Option<BTreeMap<String, String>>,
     },
-    /// The oldest of its Spark sessions on shared compute is given back, to
-    /// make room: whoever cached its bindings must read them again.
+    /// The oldest Spark session on shared compute was released to make room;
+    /// cached bindings of the session must be read again.
     ReleaseSparkSession,
-    /// End every token issued so far.
+    /// Revoke every token issued so far.
     RevokeTokens,
-    /// End one token.
+    /// Revoke one token.
     RevokeToken {
-        /// Which.
+        /// The token.
         id: TokenId,
-        /// Until when anybody might accept it.
+        /// Time after which no verifier accepts the token.
         until: Timestamp,
     },
 }
 
-/// Work to start after the transition is committed. Safe to run twice.
+/// Work to start after the transition is committed; idempotent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// Make compute for this generation, unless it exists.
+    /// Create compute for this generation, unless it exists.
     Ensure {
-        /// The generation to make.
+        /// The generation.
         generation: u64,
     },
-    /// Give back compute of this generation and all before it.
+    /// Release compute of this generation and all before it.
     Release {
-        /// The last generation to give back.
+        /// The last generation to release.
         up_to: u64,
     },
 }
 
-/// A change to commit, and the work it starts.
+/// A transition to commit, and its effects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transition {
-    /// The record to commit in place of the one with the version before.
+    /// The next record; replaces the record of the previous version.
     pub session: Session,
-    /// What history says of it.
+    /// The history entry.
     pub record: EventRecord,
-    /// Work to start once committed.
+    /// Effects to run after the commit.
     pub effects: Vec<Effect>,
 }
 
 impl Transition {
-    /// Did an idle clock decide this? Then it may only be committed while
-    /// nothing is in flight and nothing happened since it was decided.
+    /// Whether an idle timeout caused the transition. Then it may only be
+    /// committed if no call is in flight and no activity occurred since the
+    /// decision.
     pub const fn by_idle_clock(&self) -> bool {
         match self.session.reason {
             ChangeReason::IdleTimeout | ChangeReason::IdleReleased | ChangeReason::IdleClose => true,
@@ -205,60 +208,60 @@ impl Transition {
     }
 }
 
-/// The outcome of looking at a session that was due.
+/// Result of one reconciliation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// A change to commit first.
+    /// A transition to commit first.
     pub transition: Option<Transition>,
-    /// Work that an earlier commit calls for and that is not confirmed.
+    /// Work of an earlier commit that is not yet confirmed.
     pub effects: Vec<Effect>,
-    /// When to look again; never, if none.
+    /// Time of the next reconciliation; `None` means never.
     pub due: Option<Timestamp>,
 }
 
-/// Why a session cannot do what was asked.
+/// Reason why a session rejects an event.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Closed and failed sessions never change.
+    /// The session is closed or failed and cannot change.
     #[error("the session is {}", .0.as_str())]
     Terminal(Status),
-    /// Warm-ups failed; the next may begin then.
+    /// The last warm-up failed; the next one may begin at `until`.
     #[error("the last warm-up failed; the next one may begin at {until}")]
     BackingOff {
-        /// When the next warm-up may begin.
+        /// Earliest start of the next warm-up.
         until: Timestamp,
     },
-    /// A moment outside its bounds.
+    /// A time outside its bounds.
     #[error("{field} must be between {min} and {max}")]
     OutOfBounds {
         /// The field of the request.
         field: &'static str,
-        /// The earliest moment.
+        /// The earliest time.
         min: Timestamp,
-        /// The latest moment.
+        /// The latest time.
         max: Timestamp,
     },
 }
 
-/// What a new session is made of.
+/// Parameters of a new session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewSession {
-    /// Its id.
+    /// The session's id.
     pub id: SessionId,
     /// The tenant.
     pub org: OrgId,
-    /// Who creates it.
+    /// The creator.
     pub owner: PrincipalId,
-    /// A name for people.
+    /// Display name.
     pub name: Option<String>,
     /// One of the creator's teams.
     pub team: Option<String>,
     /// Free key-value pairs.
     pub labels: BTreeMap<String, String>,
-    /// Where it runs.
+    /// The cluster.
     pub cluster: ClusterName,
-    /// Its default catalog.
+    /// The default catalog.
     pub catalog: Option<CatalogName>,
-    /// Its settled clocks.
+    /// The resolved policy.
     pub policy: SessionPolicy,
 }

@@ -1,4 +1,5 @@
-//! A look at a session: what its compute, its use and its clocks make of it.
+//! One reconciliation: transitions that follow from compute, activity and
+//! deadlines.
 
 use super::change::Change;
 use super::due::next_due;
@@ -10,9 +11,9 @@ use crate::session::{Session, State};
 use crate::time::Timestamp;
 use std::time::Duration;
 
-/// Looks at a session because it is due or something was heard of it.
-/// `observation` is what its provider sees of the current generation's
-/// compute; none when the provider could not be asked, which decides nothing.
+/// Reconciles a session because it is due or because of a report about it.
+/// `observation` is the provider's view of the current generation's compute;
+/// `None` if the provider did not answer, which causes no transition.
 pub fn step(
     session: &Session,
     observation: Option<&Observation>,
@@ -93,8 +94,8 @@ pub fn step(
     }
 }
 
-/// Nothing is to be decided: what an earlier decision calls for goes on until
-/// it is seen to be done.
+/// Without a transition, the work of an earlier decision continues until it is
+/// confirmed.
 fn unfinished(
     session: &Session,
     observation: Option<&Observation>,
@@ -151,8 +152,8 @@ fn timeout_cause(session: &Session, observation: Option<&Observation>) -> Cause 
     }
 }
 
-/// Is there a call, or was there one that the decision to idle did not know of?
-/// A report that came late wins over it.
+/// Whether a call is in flight, or occurred and was not included in the
+/// decision to idle. A late report overrides that decision.
 fn used_since(session: &Session, activity: Activity) -> bool {
     match activity {
         Activity::Busy => true,
@@ -180,7 +181,8 @@ impl Step {
         }
     }
 
-    /// Looks again after as long as it has taken so far, within bounds.
+    /// Sets the next check after as much time as the release has taken so far,
+    /// within bounds.
     fn release(session: &Session, now: Timestamp) -> Self {
         let begun = session.closed_at.or(session.idle_since).unwrap_or(now);
         let wait = now.since(begun).clamp(RECHECK, SLOWEST_RECHECK);

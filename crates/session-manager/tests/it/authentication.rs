@@ -187,7 +187,7 @@ async fn what_is_not_good_is_told_apart_and_refused() {
             "has expired",
         ),
         (idp.token(member(json!({"exp": now + 90_000}))), "too far"),
-        (stranger.token(member(json!({}))), "not one that is trusted"),
+        (stranger.token(member(json!({}))), "is not trusted here"),
         (
             stranger.token(member(json!({"iss": idp.issuer}))),
             "signature does not match",

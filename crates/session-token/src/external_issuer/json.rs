@@ -1,11 +1,12 @@
-//! JSON without its two traps: of doubled members readers keep the first or
-//! the last as they like, and nesting costs whoever follows it.
+//! Strict JSON: rejects duplicate members, of which parsers keep either the
+//! first or the last, and deep nesting, which is expensive to parse.
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use std::fmt;
 
-/// An object with no member doubled at any depth, and none deeper than `depth`.
+/// An object without duplicate members at any depth, and nested at most `depth`
+/// deep.
 pub(super) fn object(json: &[u8], depth: usize) -> Option<Map<String, Value>> {
     let mut de = serde_json::Deserializer::from_slice(json);
     let value = Strict { depth }.deserialize(&mut de).ok()?;
@@ -82,7 +83,7 @@ impl<'de> Visitor<'de> for Strict {
         while let Some(name) = map.next_key::<String>()? {
             let value = map.next_value_seed(inner)?;
             if members.insert(name, value).is_some() {
-                return Err(A::Error::custom("a member is there twice"));
+                return Err(A::Error::custom("duplicate member"));
             }
         }
         Ok(Value::Object(members))

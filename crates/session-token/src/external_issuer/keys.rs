@@ -1,7 +1,7 @@
-//! The keys that a foreign issuer publishes, by `kid`.
+//! Public keys of an external issuer, by `kid`.
 //!
-//! What a key is decides what may be signed with it: an RSA key never checks
-//! an ES256 token, and nothing here ever takes a public key for a secret.
+//! The type of a key limits its algorithms: an RSA key never verifies an ES256
+//! token, and a public key is never used as a secret.
 
 use crate::jwks::JwksError;
 use aws_lc_rs::signature::{
@@ -16,23 +16,24 @@ use std::str::FromStr;
 
 const MAX_SET_BYTES: usize = 256 * 1024;
 const MAX_KEYS: usize = 128;
-/// Keys of one `kid` that a signature is checked with: what a bad token costs.
+/// Maximum number of keys per `kid` that are tried, which bounds the cost of an
+/// invalid token.
 const MAX_CANDIDATES: usize = 4;
-/// RSA moduli, in bytes. Shorter ones are weak, longer ones are slow.
+/// Size of RSA moduli in bytes. Shorter keys are weak, longer ones are slow.
 const RSA_BYTES: std::ops::RangeInclusive<usize> = 256..=1024;
 
 macro_rules! algorithms {
     ($($(#[$doc:meta])* $variant:ident => $text:literal),+ $(,)?) => {
-        /// An algorithm that a foreign token may be signed with. There is no
-        /// `none` and no HMAC among them.
+        /// Signature algorithms of external tokens. `none` and HMAC are not
+        /// included.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum ForeignAlgorithm { $($(#[$doc])* $variant),+ }
 
         impl ForeignAlgorithm {
-            /// Every one.
+            /// Every algorithm.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
-            /// As JOSE spells it.
+            /// The JOSE name.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text),+ }
             }
@@ -108,13 +109,13 @@ enum Family {
 
 struct Key {
     family: Family,
-    /// The only algorithm it is for, if it says so.
+    /// The only allowed algorithm, if the key has an `alg`.
     only: Option<ForeignAlgorithm>,
     decoding: DecodingKey,
 }
 
-/// Public keys by `kid`. RFC 7517 allows several keys of one `kid`: providers
-/// publish one RSA key for each of its algorithms that way.
+/// Public keys by `kid`. RFC 7517 allows several keys with one `kid`: providers
+/// publish one RSA key per algorithm that way.
 #[derive(Default)]
 pub struct ForeignKeys {
     keys: HashMap<String, Vec<Key>>,
@@ -136,12 +137,12 @@ struct Candidate {
 }
 
 impl ForeignKeys {
-    /// Reads a key set. Keys without a `kid`, keys for encryption, secrets and
-    /// kinds that are not known are left out and fail nothing; members that
-    /// are not known are ignored.
+    /// Parses a key set. Keys without a `kid`, encryption keys, secrets and
+    /// unknown key types are skipped without an error; unknown members are
+    /// ignored.
     ///
     /// # Errors
-    /// When it is not a key set, or larger than any sane one.
+    /// When the text is not a key set, or exceeds the size limits.
     pub fn from_json(text: &str) -> Result<Self, JwksError> {
         #[derive(Deserialize)]
         struct Raw {
@@ -161,13 +162,13 @@ impl ForeignKeys {
         Ok(Self { keys })
     }
 
-    /// Has it no key at all?
+    /// Whether the set has no key.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
 
-    /// Whether `message` was signed with a key of this `kid`. `None` without
-    /// such a key. Of several the ones that fit the algorithm are tried.
+    /// Whether a key with this `kid` signed `message`; `None` without such a
+    /// key. With several keys, those that fit the algorithm are tried.
     pub(super) fn verify(
         &self,
         kid: &str,
@@ -178,7 +179,7 @@ impl ForeignKeys {
         let keys = self.keys.get(kid)?;
         let mut fitting = keys.iter().filter(|key| key.fits(algorithm)).peekable();
         if fitting.peek().is_none() {
-            return Some(Err("its alg is not its key's"));
+            return Some(Err("its alg does not match its key"));
         }
         let good = fitting
             .take(MAX_CANDIDATES)
@@ -216,7 +217,7 @@ impl Key {
             ("EC", Some("P-256")) => (Family::P256, ec(&ECDSA_P256_SHA256_FIXED, 32, &key.x?, &key.y?)?),
             ("EC", Some("P-384")) => (Family::P384, ec(&ECDSA_P384_SHA384_FIXED, 48, &key.x?, &key.y?)?),
             ("OKP", Some("Ed25519")) => (Family::Ed25519, ed25519(&key.x?)?),
-            // Other kinds of keys are not ours to judge.
+            // Other key types are skipped.
             (_, _) => return None,
         };
         if only.is_some_and(|only| only.family() != family) {

@@ -1,10 +1,11 @@
-//! Tokens that others signed: OpenID Connect providers and Kubernetes.
+//! Tokens of external issuers: OpenID Connect providers and Kubernetes.
 //!
-//! The form is checked as strictly as ours: one encoding, no doubled member at
-//! any depth, no header that carries or locates a key or changes what is
-//! signed, an algorithm that both the key and the configuration allow. What
-//! the standards tell a recipient to ignore is ignored (RFC 7515 section 4,
-//! RFC 7517 section 5, RFC 7519 section 4). Nothing here touches the network.
+//! The form is checked as strictly as that of session tokens: one encoding, no
+//! duplicate member at any depth, no header that carries or locates a key or
+//! changes the signed text, and an algorithm that both the key and the
+//! configuration allow. Members that a recipient must ignore are ignored (RFC
+//! 7515 section 4, RFC 7517 section 5, RFC 7519 section 4). The module uses no
+//! network.
 
 mod json;
 mod keys;
@@ -21,89 +22,91 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The largest foreign token that is looked at. Group lists make them long;
+/// Maximum size of an external token in bytes. Group lists make tokens long;
 /// all headers of a call together may have 64 KiB.
 pub const MAX_FOREIGN_BYTES: usize = 48 * 1024;
-/// How deep what a foreign token says may nest.
+/// Maximum nesting of the payload.
 const DEEPEST: usize = 8;
-/// Keycloak lists each client that the caller has a role at.
+/// Keycloak lists each client for which the caller has a role.
 const MAX_AUDIENCES: usize = 500;
 const LONGEST_KID: usize = 256;
 const LONGEST_SUBJECT: usize = 200;
 
-/// Header members that a token must not have: `crit` demands an extension, and
-/// none is implemented; the others carry or locate a key, or change how the
-/// payload is encoded. All that is not known beside is ignored, as RFC 7515
-/// says; providers write `x5t`, `pi.atm`, `cty`, `ver`, `nonce`.
+/// Header members that a token must not have: `crit` requires an extension, and
+/// none is implemented; the others carry or locate a key, or change the
+/// encoding of the payload. Other unknown members are ignored, as RFC 7515
+/// requires; providers send `x5t`, `pi.atm`, `cty`, `ver`, `nonce`.
 const REFUSED_HEADERS: [&str; 10] = [
     "crit", "jwk", "jku", "x5u", "x5c", "b64", "zip", "enc", "epk", "apu",
 ];
-/// Claims that a header may repeat. RFC 7519 section 5.3: they must be equal.
+/// Claims that a header may repeat. They must be equal (RFC 7519 section 5.3).
 const REPEATED_CLAIMS: [&str; 3] = ["iss", "sub", "aud"];
-/// What `typ` may say, in any case of letters. Other types are tokens made for
-/// another purpose (RFC 8725 section 3.11), as `logout+jwt` or `dpop+jwt`.
+/// Accepted `typ` values, case-insensitive. Other types are tokens for another
+/// purpose (RFC 8725 section 3.11), such as `logout+jwt` or `dpop+jwt`.
 const TYPES: [&str; 4] = ["jwt", "application/jwt", "at+jwt", "application/at+jwt"];
-/// Claims that name the client, first first: OpenID Connect, RFC 9068, Entra
-/// ID's tokens of version 1, Okta.
+/// Claims that name the client, in order of preference: OpenID Connect, RFC
+/// 9068, Entra ID's tokens of version 1, Okta.
 const PARTY_CLAIMS: [&str; 4] = ["azp", "client_id", "appid", "cid"];
 
-/// What the tokens of one issuer must be like.
+/// Requirements for the tokens of one issuer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForeignRules {
-    /// The exact `iss`.
+    /// Required `iss`.
     pub issuer: String,
     /// One of these must be in `aud`.
     pub audiences: Vec<String>,
-    /// May `aud` name others beside? Each of them could use the token here.
+    /// Whether `aud` may contain other audiences. Each of those services could
+    /// use the token here.
     pub other_audiences: bool,
-    /// If not empty, the client that the token was made for must be one of
-    /// these: `azp`, or else `client_id`, `appid` or `cid`.
+    /// If not empty, the client of the token must be one of these: `azp`, or
+    /// else `client_id`, `appid` or `cid`.
     pub authorized_parties: Vec<String>,
-    /// No other algorithm is accepted, whatever a key allows.
+    /// Allowed algorithms, in addition to the limits of each key.
     pub algorithms: Vec<ForeignAlgorithm>,
-    /// How far clocks may differ.
+    /// Maximum difference between clocks.
     pub leeway: Duration,
-    /// The longest `exp - iat`. Without `iat` it counts from `nbf`, and
-    /// without both from now.
+    /// Maximum of `exp - iat`. Without `iat` it counts from `nbf`, and without
+    /// both from the current time.
     pub max_ttl: Duration,
 }
 
-/// Why a foreign token was refused. The texts are fixed: no byte of the token
-/// is in them.
+/// Reasons for the rejection of an external token. The texts are fixed and
+/// contain no byte of the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ForeignError {
-    /// One of Berth's own session tokens, which is for another door.
-    #[error("it is a session token of Berth's")]
+    /// A Berth session token, which this verifier does not accept.
+    #[error("it is a Berth session token")]
     SessionToken,
-    /// Not a token by its form.
+    /// The text does not have the form of a token.
     #[error("it is malformed: {0}")]
     Malformed(&'static str),
-    /// Not one that these rules accept.
+    /// The token violates the requirements.
     #[error("it is not valid here: {0}")]
     Invalid(&'static str),
-    /// Truly signed, and its time is over.
+    /// Correctly signed, but expired.
     #[error("it expired at {at}")]
     Expired {
-        /// When.
+        /// Time of the expiry.
         at: Timestamp,
     },
-    /// Well-formed, but its key is not in the set: worth one look at a newer set.
+    /// Well-formed, but its key is not in the set; justifies one refetch of the
+    /// set.
     #[error("its signing key is not known")]
     UnknownKid,
 }
 
-/// A good foreign token.
+/// A verified external token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ForeignClaims {
     /// `sub`: 1 to 200 bytes, all of them [`printable`].
     pub subject: String,
     /// `exp`.
     pub expires_at: Timestamp,
-    /// Everything it says.
+    /// All claims.
     pub all: Map<String, Value>,
 }
 
-/// Checks the tokens of one issuer with the keys that it publishes now.
+/// Verifier for the tokens of one issuer, with its published keys.
 pub struct ForeignVerifier {
     rules: ForeignRules,
     keys: ArcSwap<ForeignKeys>,
@@ -118,7 +121,7 @@ struct Parts<'t> {
 }
 
 impl ForeignVerifier {
-    /// One that has no keys yet.
+    /// A verifier without keys.
     pub fn new(rules: ForeignRules) -> Self {
         Self {
             rules,
@@ -126,17 +129,17 @@ impl ForeignVerifier {
         }
     }
 
-    /// What it expects.
+    /// The requirements.
     pub fn rules(&self) -> &ForeignRules {
         &self.rules
     }
 
-    /// Trusts exactly these keys from now on.
+    /// Replaces all keys.
     pub fn replace(&self, keys: ForeignKeys) {
         self.keys.store(Arc::new(keys));
     }
 
-    /// Has it no key, so that it can accept nothing?
+    /// Whether it has no key; then it accepts no token.
     pub fn is_empty(&self) -> bool {
         self.keys.load().is_empty()
     }
@@ -199,7 +202,7 @@ impl ForeignVerifier {
         let (iat, nbf) = (date(claims, "iat")?, date(claims, "nbf")?);
         let ttl = match iat.or(nbf) {
             Some(begin) => exp.since(begin).filter(|ttl| !ttl.is_zero()),
-            // Expired already: said only of a token that is truly signed.
+            // The expiry is reported only for a correctly signed token.
             None => Some(
                 exp.since(NumericDate::from_millis(now.as_millis()))
                     .unwrap_or_default(),
@@ -223,8 +226,9 @@ impl ForeignVerifier {
         Ok(exp.rounded_down())
     }
 
-    /// One of ours must be named. Others beside would make the token good at
-    /// their services too, and then each of those could use it here.
+    /// One of the configured audiences must be in `aud`. With additional
+    /// audiences the token would also be valid at those services, and each of
+    /// them could use it here.
     fn check_audience(&self, claims: &Map<String, Value>) -> Result<(), ForeignError> {
         let wrong = ForeignError::Invalid("another aud");
         let named: Vec<&str> = match claims.get("aud") {
@@ -240,7 +244,7 @@ impl ForeignVerifier {
             return Err(wrong);
         }
         if !self.rules.other_audiences && !named.iter().all(ours) {
-            return Err(ForeignError::Invalid("its aud names others beside Berth"));
+            return Err(ForeignError::Invalid("its aud has other audiences besides Berth"));
         }
         Ok(())
     }
@@ -254,12 +258,12 @@ impl ForeignVerifier {
         if allowed.is_empty() || party.is_some_and(|party| allowed.iter().any(|one| one == party)) {
             Ok(())
         } else {
-            Err(ForeignError::Invalid("it was made for another client (azp)"))
+            Err(ForeignError::Invalid("its azp is another client"))
         }
     }
 }
 
-/// Whom an unchecked token names as its issuer, to find the rules for it.
+/// The issuer in an unverified token, which selects the requirements.
 pub fn foreign_issuer(token: &str) -> Result<String, ForeignError> {
     let header = header(token)?;
     let parts = parts(token, &header)?;
@@ -276,13 +280,13 @@ fn header(token: &str) -> Result<Map<String, Value>, ForeignError> {
         .split_once('.')
         .ok_or(ForeignError::Malformed("not three parts"))?;
     let header = object(header)?;
-    // Told apart first, so that the mix-up is explained and not just refused.
+    // A session token is detected first, so that the error explains the mix-up.
     if header.get("typ").is_some_and(|typ| typ == TOKEN_TYPE) {
         return Err(ForeignError::SessionToken);
     }
     if header.keys().any(|name| REFUSED_HEADERS.contains(&name.as_str())) {
         return Err(ForeignError::Invalid(
-            "its header has a member that is refused, as crit, jwk, jku, x5u or x5c",
+            "its header has a rejected member, such as crit, jwk, jku, x5u or x5c",
         ));
     }
     match header.get("typ") {
@@ -331,20 +335,20 @@ fn decoded(part: &str) -> Result<Vec<u8>, ForeignError> {
 
 fn object(part: &str) -> Result<Map<String, Value>, ForeignError> {
     json::object(&decoded(part)?, DEEPEST).ok_or(ForeignError::Malformed(
-        "a part is not a JSON object, or has a member twice, or nests too deep",
+        "a part is not a JSON object, has a duplicate member, or is nested too deeply",
     ))
 }
 
-/// A member that is a text, if it is there at all.
+/// A string member, if present.
 fn text<'m>(members: &'m Map<String, Value>, name: &str) -> Result<Option<&'m str>, ForeignError> {
     match members.get(name) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
-        Some(_) => Err(ForeignError::Invalid("a member is not the text that it must be")),
+        Some(_) => Err(ForeignError::Invalid("a member is not a string")),
     }
 }
 
-/// A member that is a date, if it is there at all.
+/// A date member, if present.
 fn date(members: &Map<String, Value>, name: &str) -> Result<Option<NumericDate>, ForeignError> {
     match members.get(name) {
         None => Ok(None),

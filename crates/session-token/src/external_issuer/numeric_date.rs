@@ -1,5 +1,5 @@
-//! `NumericDate` of RFC 7519: seconds since the epoch, fractions allowed. The
-//! caller says to which side a fraction is rounded.
+//! `NumericDate` of RFC 7519: seconds since the epoch, with fractions. The
+//! caller chooses the direction of rounding.
 
 use serde_json::Value;
 use session_core::Timestamp;
@@ -10,7 +10,7 @@ use std::time::Duration;
 pub(super) struct NumericDate(Duration);
 
 impl NumericDate {
-    /// `None` if it is no number, negative, or beyond any clock.
+    /// `None` if it is not a number, negative, or out of range.
     pub(super) fn from_json(value: &Value) -> Option<Self> {
         if let Some(seconds) = value.as_u64() {
             return Some(Self(Duration::from_secs(seconds)));
@@ -22,17 +22,17 @@ impl NumericDate {
         Self(Duration::from_millis(millis))
     }
 
-    /// The exact time between two dates; `None` if `earlier` is the later one.
+    /// The exact time between two dates; `None` if `earlier` is the later date.
     pub(super) fn since(self, earlier: Self) -> Option<Duration> {
         self.0.checked_sub(earlier.0)
     }
 
-    /// The whole second at or before it.
+    /// Rounded down to whole seconds.
     pub(super) fn rounded_down(self) -> Timestamp {
         Timestamp::from_secs(self.0.as_secs())
     }
 
-    /// The whole second at or after it.
+    /// Rounded up to whole seconds.
     pub(super) fn rounded_up(self) -> Timestamp {
         let fraction = u64::from(self.0.subsec_nanos() > 0);
         Timestamp::from_secs(self.0.as_secs().saturating_add(fraction))

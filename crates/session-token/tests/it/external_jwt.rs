@@ -670,11 +670,15 @@ fn of_keys_with_one_kid_the_one_that_fits_the_algorithm_is_taken() {
         }
     }
     let refused = |keys, alg, why| assert_eq!(check_with(keys, alg), Err(ForeignError::Invalid(why)));
-    refused(vec![rsa("PS256"), ec()], "RS256", "its alg is not its key's");
+    refused(
+        vec![rsa("PS256"), ec()],
+        "RS256",
+        "its alg does not match its key",
+    );
     refused(
         vec![rsa("RS512"), rsa("PS256")],
         "ES256",
-        "its alg is not its key's",
+        "its alg does not match its key",
     );
     refused(
         vec![other(), rsa("RS256")],

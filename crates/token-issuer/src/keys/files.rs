@@ -1,4 +1,4 @@
-//! Key files, read again and again.
+//! Key files, read periodically.
 
 use crate::config::KeysConfig;
 use crate::key_file::read_key;
@@ -10,21 +10,22 @@ use std::sync::Arc;
 
 /// Files of a folder that are looked at.
 const MOST_FILES: usize = 32;
-/// What the files of keys end in.
+/// Extension of key files.
 const ENDING: &str = "pem";
 
-/// What the files hold now.
+/// Result of one read of all files.
 #[derive(Debug, Default)]
 pub(super) struct Found {
-    /// Those that may sign: the configured one first, then the folder's by name.
+    /// Keys that may sign: the configured one first, then those of the folder
+    /// by name.
     pub(super) candidates: Vec<Arc<Signer>>,
-    /// Those that are only published.
+    /// Keys that are only published.
     pub(super) published: Vec<Arc<Signer>>,
-    /// What became wrong since the last look.
+    /// Problems that are new since the last read.
     pub(super) problems: Vec<String>,
 }
 
-/// Remembers the last good content of each file.
+/// Cache of the last valid content of each file.
 #[derive(Debug, Default)]
 pub(super) struct KeyFiles {
     good: BTreeMap<PathBuf, Arc<Signer>>,
@@ -75,11 +76,11 @@ impl KeyFiles {
             let key = self.one(file, "keys.published", &mut now, &mut found.problems);
             found.published.extend(key);
         }
-        // The last one is not withdrawn: an empty folder is a mistake.
+        // The last key is not withdrawn: an empty folder is a mistake.
         if found.candidates.is_empty() {
             self.tell(
                 Path::new(""),
-                "no key is left; the last ones stay in use".to_owned(),
+                "no key remains; the last ones stay in use".to_owned(),
                 &mut found.problems,
             );
         } else {
@@ -89,7 +90,8 @@ impl KeyFiles {
         found
     }
 
-    /// The key in a file; what it was, while the file is there but unusable.
+    /// The key in a file, or its last valid key while the file exists but is
+    /// unusable.
     fn one(
         &mut self,
         file: &Path,
@@ -105,7 +107,8 @@ impl KeyFiles {
             }
             Err(error) => {
                 self.tell(file, format!("{what}: {} {error:#}", file.display()), problems);
-                // Half-written, perhaps. One that is gone is gone.
+                // An unusable file may be half-written; a deleted file is
+                // withdrawn.
                 let there = file.try_exists().unwrap_or(true);
                 self.good.get(file).filter(|_| there).cloned()?
             }
@@ -114,7 +117,7 @@ impl KeyFiles {
         Some(key)
     }
 
-    /// Each problem once, until it changes.
+    /// Reports each problem once, until it changes.
     fn tell(&mut self, file: &Path, problem: String, problems: &mut Vec<String>) {
         if self.told.get(file) != Some(&problem) {
             self.told.insert(file.to_owned(), problem.clone());
@@ -155,13 +158,13 @@ mod tests {
         let both = kids(&files.read(&config));
         assert_eq!(both[1], kids(&first)[0], "by name");
 
-        // Half-written: said once, and the key stays.
+        // A half-written file is reported once, and its key stays.
         std::fs::write(&b, "-----BEGIN PRIV").unwrap();
         let broken = files.read(&config);
         assert_eq!((kids(&broken), broken.problems.len()), (both.clone(), 1));
         assert!(broken.problems[0].contains("b.pem"), "{:?}", broken.problems);
         assert_eq!(files.read(&config).problems.len(), 0);
-        // Gone is gone, but for the last one.
+        // A deleted file is withdrawn, except the last one.
         std::fs::remove_file(&b).unwrap();
         assert_eq!(kids(&files.read(&config)), both[..1]);
         std::fs::remove_file(&a).unwrap();

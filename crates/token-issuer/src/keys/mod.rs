@@ -1,10 +1,11 @@
-//! The keys that sign, followed in their files.
+//! The signing keys, followed in their files.
 //!
-//! A look reads the files, publishes what is new, asks the ledger what all
-//! issuers know, and lets [`session_token::key_rotation`] decide who signs. A file
-//! that is gone is withdrawn at once, whoever can be asked: that is how a key
-//! is taken out in an emergency. Files that cannot be used leave the last good
-//! ones in place; when no key is left, nothing is withdrawn.
+//! Each poll reads the files, publishes new keys, reports them to the ledger,
+//! receives the state of all issuers, and applies
+//! [`session_token::key_rotation`]. The key of a deleted file is withdrawn at
+//! once, even without the ledger, so that an operator can remove a key in an
+//! emergency. An unusable file leaves its last valid key in place; the last key
+//! is never withdrawn.
 
 mod document;
 mod files;
@@ -31,16 +32,16 @@ use tokio_util::sync::CancellationToken;
 
 /// How often files are looked at, and the ledger is told.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// A plan that was not confirmed for this long is not signed by: the keys may
-/// have moved on elsewhere.
+/// Maximum age of a confirmed plan for signing; with an older plan the keys may
+/// have changed on other issuers.
 const PLAN_LIFE: Duration = Duration::from_secs(60);
-/// Until the first report it is tried this often, and a caller waits this long.
+/// Interval of attempts until the first report, and wait of a caller for it.
 const FIRST_LOOKS: Duration = Duration::from_millis(200);
 const PLAN_WAIT: Duration = Duration::from_secs(3);
-/// The ledger's answer may take this long.
+/// Timeout of a report to the ledger.
 const REPORT_TIME: Duration = Duration::from_secs(5);
 
-/// What is signed and published now.
+/// The current signer and the published document.
 #[derive(Debug, Default)]
 pub(crate) struct Now {
     signer: Option<Arc<Signer>>,
@@ -56,7 +57,7 @@ pub(crate) struct Keys {
     confirmed: Notify,
 }
 
-/// The plan is too old, or there is none yet.
+/// The plan is too old, or does not exist yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NoPlan;
 
@@ -65,7 +66,7 @@ impl Keys {
         self.now.load_full()
     }
 
-    /// The one to sign with; waits a little for the first word of the ledger.
+    /// The signing key; waits briefly for the first reply of the ledger.
     pub(crate) async fn signer(&self) -> Result<Arc<Signer>, NoPlan> {
         let found = async {
             loop {
@@ -91,7 +92,7 @@ impl Keys {
     }
 }
 
-/// Follows the files; the only one who writes [`Keys`].
+/// Follows the files; the only writer of [`Keys`].
 #[derive(Debug)]
 pub(crate) struct Follower {
     config: KeysConfig,
@@ -99,7 +100,7 @@ pub(crate) struct Follower {
     metrics: Arc<Metrics>,
     keys: Arc<Keys>,
     files: KeyFiles,
-    /// Since when each key is published here.
+    /// Start of the publication of each key by this process.
     here: HashMap<String, Instant>,
     /// Keys that were published before the first report of this process.
     before: HashSet<String>,
@@ -107,7 +108,7 @@ pub(crate) struct Follower {
     retired: HashSet<String>,
 }
 
-/// What the ledger said last.
+/// The last reply of the ledger.
 #[derive(Debug)]
 struct Known {
     now: Timestamp,
@@ -116,10 +117,10 @@ struct Known {
 }
 
 impl Follower {
-    /// Reads the files and publishes them. No key, no start.
+    /// Reads the files and publishes the keys; fails without a key.
     ///
     /// # Errors
-    /// Names the file that cannot be used.
+    /// The unusable file.
     pub(crate) fn start(
         config: &KeysConfig,
         ledger: TokenLedgerClient<ServiceChannel>,
@@ -150,7 +151,7 @@ impl Follower {
         Arc::clone(&self.keys)
     }
 
-    /// Follows until `stop`.
+    /// Runs until `stop`.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let every = LOOK_EVERY.min(self.config.publish_before_signing / 10);
         loop {
@@ -177,23 +178,24 @@ impl Follower {
         let Ok((files, found)) = read.await else { return };
         self.files = files;
         for problem in &found.problems {
-            tracing::error!(%problem, "a key file cannot be used");
+            tracing::error!(%problem, "loading key file failed");
         }
         if found.candidates.is_empty() {
             return;
         }
-        // Published first, then reported as published.
+        // A key is published before it is reported as published.
         self.decide(&found);
         match self.report(&found).await {
             Ok(()) => self.decide(&found),
             Err(error) => {
                 self.metrics.key_reports_failed.at(()).inc();
-                tracing::debug!(error = format!("{error:#}"), "the ledger cannot be told of keys");
+                tracing::debug!(error = format!("{error:#}"), "key report failed");
             }
         }
     }
 
-    /// Tells the ledger what is published and what signs, and learns what all do.
+    /// Reports published keys and the signing key to the ledger, and stores the
+    /// state of all issuers from the reply.
     async fn report(&mut self, found: &Found) -> Result<()> {
         let published: Vec<String> = found
             .candidates
@@ -216,7 +218,7 @@ impl Follower {
         let request_size = request.published.len();
         let sent = Instant::now();
         let answer = tokio::time::timeout(REPORT_TIME, self.ledger.report_keys(request)).await;
-        let answer = answer.context("it took too long")??.into_inner();
+        let answer = answer.context("timed out")??.into_inner();
         let now = answer.now.as_ref().map(from_timestamp).context("no time")?;
         let keys: HashMap<_, _> = answer
             .keys
@@ -237,14 +239,14 @@ impl Follower {
         if missing > 0 {
             tracing::warn!(
                 missing,
-                "the ledger knows too many keys to take these; they cannot sign"
+                "ledger rejected keys: its limit is reached; they cannot sign"
             );
         }
         self.known = Some(Known { now, at: sent, keys });
         Ok(())
     }
 
-    /// Carries out what the schedule says of what is known.
+    /// Applies the key rotation to the current state.
     fn decide(&mut self, found: &Found) {
         let Some(known) = &self.known else {
             self.publish(found, None);
@@ -304,31 +306,30 @@ impl Follower {
             if plan.premature {
                 tracing::warn!(
                     kid = signer.kid(),
-                    "signing with a key that verifiers may not know yet: there is no other"
+                    "signing key changed before the end of its publication window: no other key is available"
                 );
             } else {
-                tracing::info!(kid = signer.kid(), "signing with this key from now on");
+                tracing::info!(kid = signer.kid(), "signing key changed");
             }
         }
         if let Some(signer) = signer {
-            // It had to be taken back: there is no other.
+            // The key was retired but must be published again, because no other
+            // key is available.
             self.retired.remove(signer.kid());
         }
         let retired = plan.map(|plan| plan.retired.as_slice()).unwrap_or_default();
         for place in retired {
             let kid = found.candidates[*place].kid();
             if self.retired.insert(kid.to_owned()) {
-                tracing::info!(
-                    kid,
-                    "no token of this key can be accepted any more; its file can be removed"
-                );
+                tracing::info!(kid, "signing key retired; its file can be removed");
             }
         }
         let kept = found
             .candidates
             .iter()
             .filter(|signer| !self.retired.contains(signer.kid()));
-        // In one order, whoever signs: verifiers check all anew when the set changes.
+        // The order does not depend on the signing key, because verifiers
+        // discard their cache when the set changes.
         let jwks = Jwks::new(kept.chain(&found.published).map(|signer| signer.public_jwk()));
         let confirmed = self.known.as_ref().map(|known| known.at);
         if before.document.is_of(&jwks) && signer.map(|s| s.kid()) == before.signer.as_ref().map(|s| s.kid())
@@ -341,7 +342,7 @@ impl Follower {
             return;
         }
         let document = Document::new(&jwks);
-        tracing::info!(keys = jwks.keys().len(), "the key set changed");
+        tracing::info!(keys = jwks.keys().len(), "key set changed");
         self.keys.set(Now {
             signer: signer.cloned(),
             document: Arc::new(document),

@@ -85,7 +85,7 @@ async fn a_real_providers_tokens_open_sessions_and_nothing_more() -> Result<()> 
         (
             "another issuer",
             far.token("ada", "urn:berth").await?,
-            "not one that is trusted",
+            "is not trusted here",
         ),
         (
             "another organization",

@@ -1,23 +1,23 @@
-//! From what a good token says to a [`Caller`]. Where a claim is not of the
-//! shape that it must have, the token is refused: to guess would be to grant.
+//! Conversion of the claims of a valid token to a [`Caller`]. A token with a
+//! claim of the wrong type is rejected, because a guess could grant too much.
 
 use super::config::IssuerConfig;
 use crate::caller::{Caller, CallerError, TokenClaims};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
-/// More roles or teams than the largest token can list.
+/// Maximum number of roles or teams; above that of the largest token.
 const MAX_VALUES: usize = 2000;
-/// Groups of a directory are whole distinguished names.
+/// Maximum length of a value: directory groups are whole distinguished names.
 const MAX_VALUE_BYTES: usize = 512;
 const MAX_TEAM_BYTES: usize = 128;
-/// Claims that OAuth writes as one text with spaces.
+/// Claims that OAuth writes as one space-separated text.
 const SPACED: [&str; 2] = ["scope", "scp"];
 
-const SHAPE: CallerError = CallerError::Token("a claim does not have the shape that it must have");
+const SHAPE: CallerError = CallerError::Token("a claim has the wrong type");
 
-/// Who a good token of this issuer speaks of. Roles beyond `grantable` are
-/// left out, whoever claims them.
+/// The caller of a valid token of this issuer. Roles outside `grantable` are
+/// dropped.
 pub(super) fn caller(
     config: &IssuerConfig,
     grantable: &BTreeSet<String>,
@@ -62,8 +62,8 @@ pub(super) fn caller(
     })
 }
 
-/// The configured claim that the provider left out of this token because it is
-/// too long: Entra ID names such in `_claim_names`, or sets `hasgroups`.
+/// The configured claim that the provider omitted from this token because of
+/// its size: Entra ID lists it in `_claim_names`, or sets `hasgroups`.
 pub(super) fn left_out<'c>(config: &'c IssuerConfig, all: &Map<String, Value>) -> Option<&'c str> {
     let elsewhere = all.get("_claim_names").and_then(Value::as_object);
     let hasgroups = all
@@ -83,7 +83,7 @@ pub(super) fn left_out<'c>(config: &'c IssuerConfig, all: &Map<String, Value>) -
     })
 }
 
-/// The organization, if the issuer may speak for it.
+/// The organization, if the issuer may assert it.
 fn pinned(config: &IssuerConfig, org: &str) -> Result<String, CallerError> {
     config.orgs.get(org).cloned().ok_or(CallerError::NotPinned)
 }
@@ -92,7 +92,7 @@ fn claimed_org(config: &IssuerConfig, all: &Map<String, Value>, claim: &str) -> 
     let value = match find(all, claim) {
         None => return Err(CallerError::NotPinned),
         Some(Value::String(text)) => text,
-        // A list is taken for one organization only if it is one.
+        // A list with exactly one item counts as that organization.
         Some(Value::Array(items)) => match items.as_slice() {
             [Value::String(text)] => text,
             _ => return Err(SHAPE),
@@ -109,7 +109,7 @@ fn claimed_org(config: &IssuerConfig, all: &Map<String, Value>, claim: &str) -> 
         .ok_or(CallerError::NotPinned)
 }
 
-/// A claim by its whole name, or else by a path with dots.
+/// Finds a claim by its whole name, or else by a dotted path.
 fn find<'c>(all: &'c Map<String, Value>, claim: &str) -> Option<&'c Value> {
     if let Some(value) = all.get(claim) {
         return Some(value);
@@ -122,7 +122,7 @@ fn find<'c>(all: &'c Map<String, Value>, claim: &str) -> Option<&'c Value> {
     Some(value)
 }
 
-/// The texts that a claim lists; none if it is not configured or not there.
+/// The texts of a claim; empty if the claim is not configured or absent.
 fn list(all: &Map<String, Value>, claim: Option<&str>) -> Result<Vec<String>, CallerError> {
     let Some((claim, value)) = claim.and_then(|claim| Some((claim, find(all, claim)?))) else {
         return Ok(Vec::new());
@@ -138,7 +138,7 @@ fn list(all: &Map<String, Value>, claim: Option<&str>) -> Result<Vec<String>, Ca
         Value::Bool(_) | Value::Number(_) | Value::Object(_) => return Err(SHAPE),
     };
     if texts.len() > MAX_VALUES {
-        return Err(CallerError::Token("a claim lists too much"));
+        return Err(CallerError::Token("a claim has too many values"));
     }
     let usable =
         |text: &&str| !text.is_empty() && text.len() <= MAX_VALUE_BYTES && printable::all_printable(text);
@@ -146,7 +146,7 @@ fn list(all: &Map<String, Value>, claim: Option<&str>) -> Result<Vec<String>, Ca
     Ok(texts.into_iter().map(str::to_owned).collect())
 }
 
-/// The texts that a claim lists, as far as they can be names of teams.
+/// The texts of a claim that are valid team names.
 fn teams(all: &Map<String, Value>, claim: Option<&str>) -> Result<Vec<String>, CallerError> {
     let mut teams = list(all, claim)?;
     teams.retain(|team| team.len() <= MAX_TEAM_BYTES);

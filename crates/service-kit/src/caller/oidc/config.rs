@@ -1,4 +1,5 @@
-//! One identity provider: whom it may speak for, and where its tokens say what.
+//! Configuration of one identity provider: allowed organizations, and the
+//! meaning of claims.
 
 use crate::caller::{ISSUER_ALIAS, TokenRules};
 use crate::config::{Problems, Validate, duration};
@@ -8,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// The longest difference of clocks that is put up with.
+/// Maximum of `leeway`.
 const MOST_LEEWAY: Duration = Duration::from_secs(60);
-/// The longest life of a token that can be allowed.
+/// Maximum of `max_ttl`.
 const MOST_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 const DISCOVERY: &str = "/.well-known/openid-configuration";
 
@@ -18,86 +19,88 @@ const DISCOVERY: &str = "/.well-known/openid-configuration";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IssuerConfig {
-    /// Stands before its subjects: `alias|sub`. Never change it.
+    /// Prefix of its subjects: `alias|sub`. It must never change.
     pub alias: String,
-    /// Its exact `iss`, under which it is discovered too.
+    /// Required `iss`, also the base of discovery.
     pub issuer: String,
-    /// What its tokens for us have in `aud`.
+    /// Accepted values of `aud`.
     pub audiences: Vec<String>,
-    /// May `aud` name others beside? Each of them could then use the token here.
+    /// Whether `aud` may contain other audiences. Each of those services could
+    /// then use the token here.
     #[serde(default)]
     pub other_audiences: bool,
-    /// If not empty, `azp` (else `client_id`, `appid`,
-    /// `cid`) must be one of these.
+    /// If not empty, `azp` (else `client_id`, `appid`, `cid`) must be one of
+    /// these.
     #[serde(default)]
     pub authorized_parties: Vec<String>,
-    /// The organizations it may speak for. It can name no other.
+    /// The organizations of its callers. Tokens with another organization are
+    /// rejected.
     pub orgs: BTreeSet<String>,
-    /// The one organization of everybody, if no claim says it.
+    /// The organization of all callers, if no claim contains it.
     #[serde(default)]
     pub org: Option<String>,
-    /// The claim that names the organization.
+    /// The claim with the organization.
     #[serde(default)]
     pub org_claim: Option<String>,
-    /// What the claim says, and which organization that is. If empty, the
-    /// claim is the organization's name.
+    /// Organizations by claim value. If empty, the claim value is the
+    /// organization's name.
     #[serde(default)]
     pub org_values: BTreeMap<String, String>,
-    /// Roles that everybody has.
+    /// Roles of all callers.
     #[serde(default)]
     pub roles: BTreeSet<String>,
     /// The claim that lists roles.
     #[serde(default)]
     pub roles_claim: Option<String>,
-    /// What the claim says, and which role that is. If empty, the claim lists
-    /// roles by their names.
+    /// Roles by claim value. If empty, the claim values are role names.
     #[serde(default)]
     pub role_values: BTreeMap<String, String>,
     /// The claim that lists teams.
     #[serde(default)]
     pub teams_claim: Option<String>,
-    /// The claim that lists the teams somebody administers.
+    /// The claim that lists the teams that the caller administers.
     #[serde(default)]
     pub team_admin_claim: Option<String>,
-    /// Programs and others whose tokens carry no claims: what they are is said here.
+    /// Subjects whose tokens have no such claims, such as programs, with their
+    /// organization and roles.
     #[serde(default)]
     pub subjects: Vec<SubjectConfig>,
-    /// What tokens may be signed with, by JOSE names.
+    /// Allowed signature algorithms, by JOSE names.
     #[serde(default = "algorithms")]
     pub algorithms: Vec<String>,
-    /// How far clocks may differ.
+    /// Maximum difference between clocks.
     #[serde(with = "duration", default = "leeway")]
     pub leeway: Duration,
-    /// The longest life of a token.
+    /// Maximum lifetime of a token.
     #[serde(with = "duration", default = "max_ttl")]
     pub max_ttl: Duration,
-    /// Its key set, a URL or a file, instead of discovery.
+    /// Location of the key set, a URL or a file; replaces discovery.
     #[serde(default)]
     pub jwks: Option<String>,
     /// Certificates for `https`.
     #[serde(default)]
     pub tls: ClientTlsFiles,
-    /// Says in so many words that plaintext beyond loopback is meant.
+    /// Allows plaintext beyond loopback.
     #[serde(default)]
     pub insecure: bool,
-    /// How often its keys are read again.
+    /// Refresh interval of its keys.
     #[serde(with = "duration", default = "refresh")]
     pub refresh: Duration,
-    /// A token with an unknown key has them read again at most this often.
+    /// Minimum interval between reads that tokens with an unknown key trigger.
     #[serde(with = "duration", default = "again_after")]
     pub again_after: Duration,
-    /// How long the last good keys are used when they cannot be read again.
+    /// Time for which the last valid keys are used when reads fail.
     #[serde(with = "duration", default = "keep_keys")]
     pub keep_keys: Duration,
 }
 
-/// What one subject of an issuer is, whatever its tokens claim.
+/// Organization, roles and teams of one subject, independent of claims.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SubjectConfig {
     /// Its exact `sub`.
     pub sub: String,
-    /// The organization it acts in; one of the issuer's.
+    /// Its organization; one of the issuer's.
     pub org: String,
     /// Its roles.
     #[serde(default)]
@@ -135,7 +138,7 @@ fn keep_keys() -> Duration {
 }
 
 impl IssuerConfig {
-    /// One with the defaults, which can name nobody yet.
+    /// An issuer with the defaults, whose tokens cannot identify a caller yet.
     pub fn new(
         alias: impl Into<String>,
         issuer: impl Into<String>,
@@ -169,7 +172,7 @@ impl IssuerConfig {
         }
     }
 
-    /// The rules for its tokens.
+    /// The requirements for its tokens.
     pub fn rules(&self) -> TokenRules {
         TokenRules {
             issuer: self.issuer.clone(),
@@ -182,12 +185,12 @@ impl IssuerConfig {
         }
     }
 
-    /// Where it describes itself.
+    /// URL of its discovery document.
     pub(super) fn discovery(&self) -> String {
         format!("{}{DISCOVERY}", self.issuer.trim_end_matches('/'))
     }
 
-    /// A document of its, read as its own settings say.
+    /// The configuration of one of its documents, with the issuer's settings.
     pub(super) fn document(&self, location: impl Into<String>) -> DocumentConfig {
         DocumentConfig {
             tls: self.tls.clone(),
@@ -198,7 +201,7 @@ impl IssuerConfig {
         }
     }
 
-    /// Every role that is granted anywhere in it, with where.
+    /// Every role that its configuration grants, with the key.
     pub fn granted_roles(&self) -> impl Iterator<Item = (String, &str)> {
         let everybody = self.roles.iter().map(|role| ("roles".to_owned(), role.as_str()));
         let by_value = self
@@ -327,8 +330,8 @@ impl Validate for IssuerConfig {
     }
 }
 
-/// Checks the list as a whole; call it for the field that holds the issuers.
-/// `roles` are those that an issuer may grant.
+/// Checks the whole list; call it for the field with the issuers. `roles` are
+/// those that an issuer may grant.
 pub fn validate_issuers(key: &str, issuers: &[IssuerConfig], roles: &[&str], problems: &mut Problems) {
     problems.check_all(key, issuers);
     let (mut aliases, mut names) = (BTreeSet::new(), BTreeSet::new());

@@ -1,9 +1,10 @@
-//! Tokens of OpenID Connect providers: discovery, keys that rotate, and what
-//! the tokens of one issuer may claim.
+//! Tokens of OpenID Connect providers: discovery, key rotation, and the allowed
+//! claims of each issuer.
 //!
-//! An issuer that is away costs nothing but new keys: the last good ones stay
-//! for `keep_keys`. A token with an unknown key has them read again, one
-//! reading at a time and at most every 30 s, whoever sends how many.
+//! While an issuer is unavailable, only its new keys are missing: the last
+//! valid keys stay for `keep_keys`. A token with an unknown key triggers a read
+//! of the keys, one at a time and at most every 30 s, independent of the number
+//! of such tokens.
 
 mod claims;
 mod config;
@@ -26,28 +27,28 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// One identity provider that is trusted.
+/// One trusted identity provider.
 pub struct Issuer {
     config: IssuerConfig,
     grantable: BTreeSet<String>,
     verifier: Arc<dyn TokenVerifier>,
-    /// None where the key set's place is configured.
+    /// `None` if the location of the key set is configured.
     discovery: Option<Arc<Document>>,
-    /// What discovery found.
+    /// The key set location from discovery.
     found: Arc<ArcSwapOption<String>>,
     keys: ArcSwapOption<Keys>,
     confirmed: Arc<Mutex<Option<Instant>>>,
-    /// A token without a claim that was too long for it has been logged.
+    /// Whether an omitted oversized claim was logged.
     overage_logged: AtomicBool,
 }
 
-/// The key set at its present place.
+/// The key set at its current location.
 struct Keys {
     location: String,
     document: Arc<Document>,
 }
 
-/// What is read of a provider's description of itself.
+/// The used fields of the discovery document.
 #[derive(Deserialize)]
 struct Description {
     issuer: String,
@@ -55,7 +56,7 @@ struct Description {
 }
 
 impl Issuer {
-    /// `grantable` are the roles that its tokens may claim.
+    /// `grantable` are the roles that its tokens may contain.
     pub(super) fn new(
         config: &IssuerConfig,
         grantable: &[&str],
@@ -105,11 +106,7 @@ impl Issuer {
                 Ok(()) => outcome = self.verifier.verify(token, now),
                 Err(error) => {
                     let error = format!("{error:#}");
-                    tracing::warn!(
-                        alias = self.config.alias,
-                        error,
-                        "an issuer's keys cannot be read"
-                    );
+                    tracing::warn!(alias = self.config.alias, error, "reading issuer keys failed");
                 }
             }
         }
@@ -126,7 +123,7 @@ impl Issuer {
     }
 
     /// Logs once that tokens lack a claim, so that the roles or teams of some
-    /// callers are missing: the provider has to be set up for fewer groups.
+    /// callers are missing; the provider must be configured for fewer groups.
     fn log_overage(&self, claims: &TokenClaims) {
         let Some(claim) = claims::left_out(&self.config, &claims.all) else {
             return;
@@ -141,7 +138,8 @@ impl Issuer {
         }
     }
 
-    /// Reads description and keys until the first success, then every so often.
+    /// Reads discovery and keys until the first success, then at the refresh
+    /// interval.
     pub(super) async fn keep_fresh(&self, stop: &CancellationToken) {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
         loop {
@@ -156,7 +154,7 @@ impl Issuer {
                         tracing::warn!(
                             alias = self.config.alias,
                             error,
-                            "an identity provider cannot be read; trying on"
+                            "reading identity provider failed; retrying"
                         );
                     }
                     backoff.next_delay()
@@ -177,7 +175,8 @@ impl Issuer {
         self.keys()?.document.fetch().await.context("key set")
     }
 
-    /// Because a key was missing: only what was not read a moment ago.
+    /// Reads again because a key was missing; skips documents that were read
+    /// recently.
     async fn fetch_again(&self) -> anyhow::Result<()> {
         if self.found.load().is_none()
             && let Some(discovery) = &self.discovery
@@ -192,13 +191,13 @@ impl Issuer {
             .map(drop)
     }
 
-    /// The key set where it is configured, or where discovery found it last.
+    /// The key set at the configured location, or at the last discovered one.
     fn keys(&self) -> anyhow::Result<Arc<Keys>> {
         let found = self.found.load_full();
         if let Some(location) = self.config.jwks.as_ref().or(found.as_deref()) {
             self.read_keys_at(location)?;
         }
-        self.keys.load_full().context("its key set was not found yet")
+        self.keys.load_full().context("the key set is not discovered yet")
     }
 
     fn read_keys_at(&self, location: &str) -> anyhow::Result<()> {
@@ -225,33 +224,35 @@ impl Issuer {
         Ok(())
     }
 
-    /// Keys that could not be confirmed for too long may have been taken back.
+    /// Drops keys that were not confirmed for too long, because they may be
+    /// revoked.
     fn forget_old_keys(&self) {
         let mut confirmed = self.confirmed.lock();
         if confirmed.is_some_and(|at| at.elapsed() > self.config.keep_keys) {
             *confirmed = None;
             self.verifier.forget_keys();
-            // Its ETag went with the keys: the next reading must bring them whole.
+            // The ETag is dropped with the keys, so that the next read returns
+            // the whole set.
             self.keys.store(None);
             tracing::error!(
                 alias = self.config.alias,
-                "an issuer's keys could not be read for too long; its tokens are refused now"
+                "issuer keys expired without a successful read; tokens of this issuer are rejected"
             );
         }
     }
 }
 
-/// Where the key set is, from a description that is truly this issuer's.
+/// The key set location from a discovery document of this issuer.
 fn described(config: &IssuerConfig, text: &str) -> anyhow::Result<String> {
     let description: Description =
-        serde_json::from_str(text).map_err(|_| anyhow::anyhow!("it is not a provider's description"))?;
+        serde_json::from_str(text).map_err(|_| anyhow::anyhow!("the discovery document is invalid"))?;
     ensure!(
         description.issuer == config.issuer,
-        "it describes another issuer than {}",
+        "the discovery document is not of issuer {}",
         config.issuer
     );
     let location = description.jwks_uri;
-    // Never a file: what a provider says is not to be believed that far.
+    // Never a file: a provider must not select local files.
     ensure!(
         location.starts_with("https://") || location.starts_with("http://"),
         "its jwks_uri is not a URL"
