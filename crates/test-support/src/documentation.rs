@@ -239,7 +239,7 @@ fn find_keys(problems: &impl Fn(&str) -> String, opening: &str, table: &str, key
 fn known_keys(problems: &impl Fn(&str) -> String, opening: &str) -> Option<Vec<String>> {
     let told = problems(&format!("{opening}{UNKNOWN} = 1\n"));
     let line = told.lines().find(|line| line.contains(UNKNOWN))?;
-    let (_, known) = line.split_once("here are known: ")?;
+    let (_, known) = line.split_once("known keys are: ")?;
     Some(known.split(", ").map(str::to_owned).collect())
 }
 

@@ -195,7 +195,10 @@ async fn what_is_not_good_is_told_apart_and_refused() {
         (altered, "signature does not match"),
         (idp.token(member(json!({"org": "umbrella"}))), "may not speak for"),
         (idp.token(json!({"roles": ["member"]})), "or it names none"),
-        (idp.token(member(json!({"roles": {"member": true}}))), "shape"),
+        (
+            idp.token(member(json!({"roles": {"member": true}}))),
+            "wrong type",
+        ),
         (manager.token(&key), "session token"),
         (
             "berth_sa_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".to_owned(),

@@ -6,16 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Crates that still have circles, and why.
-const CIRCLES: &[(&str, &str)] = &[
-    (
-        "session-manager",
-        "admission, api, audit and config are being separated",
-    ),
-    (
-        "service-kit",
-        "TLS acceptance, limits, listeners and admission share types of connections",
-    ),
-];
+const CIRCLES: &[(&str, &str)] = &[(
+    "service-kit",
+    "TLS acceptance, limits, listeners and admission share types of connections",
+)];
 
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
