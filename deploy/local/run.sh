@@ -5,7 +5,7 @@
 # session, makes a token, runs a real PySpark query, then serves until Ctrl-C and stops all it started.
 #
 #   EXIT=1              stop after the query
-#   BERTH_PROFILE=dev   build without optimisation (default: release)
+#   BERTH_PROFILE=NAME  cargo profile: quick (default; least time to build), release or dev
 #   BERTH_HOME=DIR      where setup.sh installs (default: .berth in the repository)
 #   BERTH_STATE=DIR     where this Berth keeps its state (default: BERTH_HOME/local)
 #   BERTH_PORT_OFFSET=N add N to every port (default: 0)
@@ -15,7 +15,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repo=$(cd "$here/../.." && pwd)
 home=${BERTH_HOME:-$repo/.berth}
 offset=${BERTH_PORT_OFFSET:-0}
-profile=${BERTH_PROFILE:-release}
+profile=${BERTH_PROFILE:-quick}
 state=${BERTH_STATE:-$home/local}
 logs=$state/log
 org=local
@@ -107,9 +107,9 @@ done
 
 target=${CARGO_TARGET_DIR:-$repo/target}
 case $profile in
-release) bin=$target/release flags=(--release) ;;
+quick | release) bin=$target/$profile flags=(--profile "$profile") ;;
 dev) bin=$target/debug flags=() ;;
-*) die "BERTH_PROFILE must be release or dev" ;;
+*) die "BERTH_PROFILE must be quick, release or dev" ;;
 esac
 say "building ($profile); the first time takes some minutes"
 (cd "$repo" && cargo build --locked "${flags[@]}" -p session-manager -p token-issuer -p spark-proxy -p compute -p cli)

@@ -144,11 +144,11 @@ impl Metrics {
             ),
             effects: registry.counter("session_manager_effects_total", "Starts of work on compute."),
             looks: registry.counter(
-                "session_manager_looks_total",
+                "session_manager_reconciliations_total",
                 "Sessions looked at because they were due.",
             ),
             resolves: registry.counter(
-                "session_manager_resolves_total",
+                "session_manager_routes_resolved_total",
                 "Routes told to proxies, by the session's status.",
             ),
             reports: registry.counter(
@@ -160,7 +160,7 @@ impl Metrics {
                 "Writes of one session's activity to the store.",
             ),
             idle_put_off: registry.counter(
-                "session_manager_idle_put_off_total",
+                "session_manager_idle_timeouts_deferred_total",
                 "Idle clocks that ran out while not every proxy had reported.",
             ),
             doors: registry.counter(
@@ -168,7 +168,7 @@ impl Metrics {
                 "Calls of the APIs, by what was decided before they were looked at.",
             ),
             audit_left_out: registry.counter(
-                "session_manager_audit_left_out_total",
+                "session_manager_audit_records_dropped_total",
                 "Refusals that came too fast to be in the audit trail.",
             ),
             sessions: registry.gauge("session_manager_sessions", "Live sessions, by status."),
@@ -186,15 +186,15 @@ impl Metrics {
                 "Compute at the last comparison, by how it stands to the records.",
             ),
             brake: registry.gauge(
-                "session_manager_reconcile_brake",
+                "session_manager_orphan_collection_halted",
                 "1 while so much compute is superfluous that none is given back.",
             ),
             passes: registry.counter(
-                "session_manager_reconcile_passes_total",
+                "session_manager_orphan_collection_passes_total",
                 "Comparisons of compute with the records.",
             ),
             reconcile_releases: registry.counter(
-                "session_manager_reconcile_releases_total",
+                "session_manager_orphans_released_total",
                 "Compute that was given back because a comparison found it.",
             ),
         }

@@ -17,15 +17,17 @@ use crate::server::{Listeners, Ports, serve};
 use crate::startup::until_available;
 use crate::{api, audit, gauges, lifecycle::retention};
 use anyhow::{Context, Result};
-use service_kit::admin::Condition;
+use service_kit::admin::{Admin, Condition};
 use service_kit::polled_document::Document;
 use service_kit::shutdown::Shutdown;
-use session_core::{Clock, SystemClock};
+use session_core::{AuditRecord, Clock, SessionKey, SystemClock};
 use session_proto::definition::{CatalogDefinition, ClusterDefinition, Wrong};
 use session_store::SessionStore;
 use session_token::{Keyring, Verifier, VerifierConfig};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 /// The last good key set is used this long when it cannot be read again.
 const MAX_KEY_SET_AGE: Duration = Duration::from_secs(24 * 3600);
@@ -92,9 +94,6 @@ async fn run_on(
     computes: Providers,
     freshness: ReportFreshness,
 ) -> Result<()> {
-    let admin = ports.admin.clone();
-    let metrics = Arc::new(Metrics::new(&admin.registry));
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let definitions = DefinitionStore::new(Arc::clone(&store));
     let stop = shutdown.stopping();
     let follow = || follow_configuration(&config, &definitions);
@@ -102,155 +101,170 @@ async fn run_on(
     if followed.is_none() {
         return Ok(shutdown.finish(config.drain).await?);
     }
-
-    let freshness = Arc::new(freshness);
     freshness.found().await;
-    let (reconciler, enqueued) = Reconciler::new(
-        Arc::clone(&store),
-        definitions.clone(),
-        computes.clone(),
-        Arc::clone(&freshness),
-        Arc::clone(&metrics),
-    );
-    let reports = Arc::new(ReportIntake::new(
-        Arc::clone(&store),
-        Arc::clone(&reconciler),
-        Arc::clone(&freshness),
-        Arc::clone(&metrics),
-    ));
-    let reconcile = OrphanCollector::new(
-        Arc::clone(&store),
-        definitions.clone(),
-        computes.clone(),
-        Arc::clone(&reconciler),
-        Arc::clone(&freshness),
-        Arc::clone(&metrics),
-    );
-    let gauges = gauges::run(
-        Arc::clone(&store),
-        definitions.clone(),
-        Arc::clone(&metrics),
-        shutdown.stopping(),
-    );
-    let fan_out = Arc::new(ChangeFanOut::new());
-    let keyring = Arc::new(Keyring::remembering(SIGNATURES));
-    let keys = key_document(
+    let parts = Parts::new(
         &config,
-        Arc::clone(&keyring),
-        Arc::clone(&clock),
-        admin.readiness.condition("token keys"),
-    )?;
-    let verifier = Verifier::new(VerifierConfig::new(
-        &config.tokens.issuer,
-        &config.tokens.audience,
-    ));
-    let disabling = Disabling::new(
-        Arc::clone(&store),
-        definitions.clone(),
-        Arc::clone(&reconciler),
-        verifier.config().afterlife(),
-    );
-    let (trail, refusals) = audit::Trail::new(Arc::clone(&store), Arc::clone(&clock), Arc::clone(&metrics));
-    let trail = Arc::new(trail);
-    let admission = Arc::new(Admission {
-        authenticator: CallerAuthenticator::new(&config, Arc::clone(&clock))?,
-        definitions: definitions.clone(),
-        trail: Arc::clone(&trail),
-        metrics: Arc::clone(&metrics),
-        clock: Arc::clone(&clock),
-    });
-    let api = Arc::new(Api {
-        admission: Arc::clone(&admission),
-        trail,
-        store: Arc::clone(&store),
+        &ports.admin,
+        stop,
+        store,
         definitions,
-        reconciler: Arc::clone(&reconciler),
-        fan_out: Arc::clone(&fan_out),
-        reports: Arc::clone(&reports),
-        disabling: Arc::clone(&disabling),
-        watches: api::watch::Watches::new(),
-        catalog_tests: api::test_catalog::catalog_tests(),
-        verifier,
-        keyring,
-        keys: Arc::clone(&keys),
-        clock,
         computes,
-        compute_config: config.compute.clone(),
-        metrics,
-        stopping: shutdown.stopping(),
-    });
-
-    let stop = shutdown.stopping();
-    let too_old = {
-        let (keyring, clock) = (Arc::clone(&api.keyring), Arc::clone(&api.clock));
-        move || forget_old_keys(&keyring, &*clock)
-    };
-    shutdown.spawn(keys.keep_fresh(too_old, stop.clone()));
-    shutdown.spawn(audit::write_later(Arc::clone(&store), refusals, stop.clone()));
-    shutdown.spawn(audit::export(Arc::clone(&store), stop.clone()));
-    shutdown.spawn(retention::run(Arc::clone(&store), stop.clone()));
-    let there = admin.readiness.condition("state store");
-    shutdown.spawn(watch_store(
-        Arc::clone(&store),
         freshness,
-        move |answers| there.set(answers),
-        stop.clone(),
-    ));
-    let ended = |name: &'static str| tracing::debug!(name, "task ended");
-    shutdown.spawn(disabling.run(stop.clone()));
-    shutdown.spawn_critical("watched sessions", {
-        let (api, fan_out, store, stop) = (
-            Arc::clone(&api),
-            Arc::clone(&fan_out),
-            Arc::clone(&store),
-            stop.clone(),
-        );
-        async move {
-            api.watches.run(&fan_out, store, stop).await;
-            anyhow::Ok(())
-        }
-    });
-    shutdown.spawn_critical("change feed", {
-        let stop = stop.clone();
-        async move {
-            fan_out.run(store, stop).await;
-            ended("change feed");
-            anyhow::Ok(())
-        }
-    });
-    shutdown.spawn_critical("reconciler", {
-        let stop = stop.clone();
-        async move {
-            reconciler.run(enqueued, stop).await;
-            ended("reconciler");
-            anyhow::Ok(())
-        }
-    });
-    shutdown.spawn(gauges);
-    shutdown.spawn_critical("orphan collection", {
-        let stop = stop.clone();
-        async move {
-            reconcile.run(stop).await;
-            ended("orphan collection");
-            anyhow::Ok(())
-        }
-    });
-    shutdown.spawn_critical("activity", {
-        let stop = stop.clone();
-        async move {
-            reports.run(stop).await;
-            ended("activity");
-            anyhow::Ok(())
-        }
-    });
-    shutdown.spawn({
-        let stop = stop.clone();
-        async move { admission.authenticator.keep_fresh(stop).await }
-    });
+    )?;
+    let api = Arc::clone(&parts.api);
+    parts.spawn(&shutdown, &ports.admin);
     serve(&shutdown, ports, &config, &api)?;
     tracing::info!("session-manager is up");
     shutdown.finish(config.drain).await?;
     Ok(())
+}
+
+/// The parts of the service: what the servers call, and what its tasks run.
+struct Parts {
+    api: Arc<Api>,
+    freshness: Arc<ReportFreshness>,
+    enqueued: mpsc::Receiver<SessionKey>,
+    orphans: OrphanCollector,
+    refusals: mpsc::Receiver<AuditRecord>,
+}
+
+impl Parts {
+    fn new(
+        config: &Config,
+        admin: &Admin,
+        stopping: CancellationToken,
+        store: Arc<dyn SessionStore>,
+        definitions: DefinitionStore,
+        computes: Providers,
+        freshness: ReportFreshness,
+    ) -> Result<Self> {
+        let metrics = Arc::new(Metrics::new(&admin.registry));
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let freshness = Arc::new(freshness);
+        let (reconciler, enqueued) = Reconciler::new(
+            Arc::clone(&store),
+            definitions.clone(),
+            computes.clone(),
+            Arc::clone(&freshness),
+            Arc::clone(&metrics),
+        );
+        let reports = Arc::new(ReportIntake::new(
+            Arc::clone(&store),
+            Arc::clone(&reconciler),
+            Arc::clone(&freshness),
+            Arc::clone(&metrics),
+        ));
+        let orphans = OrphanCollector::new(
+            Arc::clone(&store),
+            definitions.clone(),
+            computes.clone(),
+            Arc::clone(&reconciler),
+            Arc::clone(&freshness),
+            Arc::clone(&metrics),
+        );
+        let (trail, refusals) =
+            audit::Trail::new(Arc::clone(&store), Arc::clone(&clock), Arc::clone(&metrics));
+        let trail = Arc::new(trail);
+        let admission = Arc::new(Admission {
+            authenticator: CallerAuthenticator::new(config, Arc::clone(&clock))?,
+            definitions: definitions.clone(),
+            trail: Arc::clone(&trail),
+            metrics: Arc::clone(&metrics),
+            clock: Arc::clone(&clock),
+        });
+        let tokens = &config.tokens;
+        let verifier = Verifier::new(VerifierConfig::new(&tokens.issuer, &tokens.audience));
+        let keyring = Arc::new(Keyring::remembering(SIGNATURES));
+        let ready = admin.readiness.condition("token keys");
+        let api = Arc::new(Api {
+            admission,
+            trail,
+            disabling: Disabling::new(
+                Arc::clone(&store),
+                definitions.clone(),
+                Arc::clone(&reconciler),
+                verifier.config().afterlife(),
+            ),
+            definitions,
+            reconciler,
+            fan_out: Arc::new(ChangeFanOut::new()),
+            reports,
+            watches: api::watch::Watches::new(),
+            catalog_tests: api::test_catalog::catalog_tests(),
+            verifier,
+            keys: key_document(config, Arc::clone(&keyring), Arc::clone(&clock), ready)?,
+            keyring,
+            clock,
+            computes,
+            compute_config: config.compute.clone(),
+            metrics,
+            store,
+            stopping,
+        });
+        Ok(Self {
+            api,
+            freshness,
+            enqueued,
+            orphans,
+            refusals,
+        })
+    }
+
+    /// Starts the tasks; they end with `shutdown`.
+    fn spawn(self, shutdown: &Shutdown, admin: &Admin) {
+        let Self {
+            api,
+            freshness,
+            enqueued,
+            orphans,
+            refusals,
+        } = self;
+        let (stop, store) = (shutdown.stopping(), &api.store);
+        let too_old = {
+            let (keyring, clock) = (Arc::clone(&api.keyring), Arc::clone(&api.clock));
+            move || forget_old_keys(&keyring, &*clock)
+        };
+        shutdown.spawn(Arc::clone(&api.keys).keep_fresh(too_old, stop.clone()));
+        shutdown.spawn(audit::write_later(Arc::clone(store), refusals, stop.clone()));
+        shutdown.spawn(audit::export(Arc::clone(store), stop.clone()));
+        shutdown.spawn(retention::run(Arc::clone(store), stop.clone()));
+        shutdown.spawn(Arc::clone(&api.disabling).run(stop.clone()));
+        let (definitions, metrics) = (api.definitions.clone(), Arc::clone(&api.metrics));
+        shutdown.spawn(gauges::run(Arc::clone(store), definitions, metrics, stop.clone()));
+        let available = admin.readiness.condition("state store");
+        let available = move |answers| available.set(answers);
+        shutdown.spawn(watch_store(Arc::clone(store), freshness, available, stop.clone()));
+        let (admission, stopped) = (Arc::clone(&api.admission), stop.clone());
+        shutdown.spawn(async move { admission.authenticator.keep_fresh(stopped).await });
+
+        let (fan_out, feed, stopped) = (Arc::clone(&api.fan_out), Arc::clone(store), stop.clone());
+        spawn_critical(shutdown, "change feed", async move {
+            fan_out.run(feed, stopped).await
+        });
+        let (reconciler, stopped) = (Arc::clone(&api.reconciler), stop.clone());
+        spawn_critical(shutdown, "reconciler", async move {
+            reconciler.run(enqueued, stopped).await;
+        });
+        let stopped = stop.clone();
+        spawn_critical(shutdown, "orphan collection", async move {
+            orphans.run(stopped).await
+        });
+        let (reports, stopped) = (Arc::clone(&api.reports), stop.clone());
+        spawn_critical(shutdown, "activity", async move { reports.run(stopped).await });
+        spawn_critical(shutdown, "watched sessions", async move {
+            let (fan_out, store) = (Arc::clone(&api.fan_out), Arc::clone(&api.store));
+            api.watches.run(&fan_out, store, stop).await;
+        });
+    }
+}
+
+/// Runs a task whose end before the shutdown is a crash of the service.
+fn spawn_critical(shutdown: &Shutdown, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    shutdown.spawn_critical(name, async move {
+        task.await;
+        tracing::debug!(name, "task ended");
+        anyhow::Ok(())
+    });
 }
 
 async fn follow_configuration(config: &Config, definitions: &DefinitionStore) -> Result<()> {
@@ -293,7 +307,7 @@ pub(crate) async fn watch_store(
     store: Arc<dyn SessionStore>,
     freshness: Arc<ReportFreshness>,
     there: impl Fn(bool),
-    stop: tokio_util::sync::CancellationToken,
+    stop: CancellationToken,
 ) {
     loop {
         let answers = store.ping().await.is_ok();

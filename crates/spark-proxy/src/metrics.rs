@@ -178,11 +178,11 @@ impl Metrics {
                 "Connections made to compute.",
             ),
             resolves: registry.counter(
-                "spark_proxy_resolves_total",
+                "spark_proxy_route_requests_total",
                 "Route requests to session-manager.",
             ),
             watching: registry.gauge(
-                "spark_proxy_watching_routes",
+                "spark_proxy_route_watch_connected",
                 "1 while the route watch is connected.",
             ),
             key_fetches_failed: registry.counter(
@@ -191,7 +191,7 @@ impl Metrics {
             ),
             held: registry.gauge("spark_proxy_held_calls", "Held calls, which wait for compute."),
             sent_again: registry.counter(
-                "spark_proxy_calls_sent_again_total",
+                "spark_proxy_calls_retried_total",
                 "Calls sent again because the compute provably did not process them.",
             ),
             kept_alive: registry.counter(
@@ -215,7 +215,7 @@ impl Metrics {
                 "Client connections closed before a valid token or for a flood, by cause.",
             ),
             aged: registry.counter(
-                "spark_proxy_connections_aged_total",
+                "spark_proxy_connections_expired_total",
                 "Client connections drained because of their age.",
             ),
             pings: registry.counter("spark_proxy_pings_total", "Keepalive pings sent, by peer."),
@@ -228,10 +228,10 @@ impl Metrics {
                 "Calls that waited because all allowed connections to their compute were full.",
             ),
             shed: registry.counter(
-                "spark_proxy_calls_shed_total",
+                "spark_proxy_calls_rejected_overloaded_total",
                 "Calls rejected because memory was short.",
             ),
-            shedding: registry.gauge("spark_proxy_shedding", "1 while memory is short."),
+            shedding: registry.gauge("spark_proxy_overloaded", "1 while memory is short."),
             memory: registry.gauge("spark_proxy_memory_bytes", "Resident memory of the process."),
         }
     }

@@ -41,14 +41,17 @@ async fn short_of_memory_new_work_is_refused_and_running_work_goes_on() {
     let hog = vec![1_u8; (300 * MIB) as usize];
     within(
         "it is noticed",
-        rig.until_metric("spark_proxy_shedding", |n| n == 1.0),
+        rig.until_metric("spark_proxy_overloaded", |n| n == 1.0),
     )
     .await;
     let reply = client.call(rig.ask()).await;
     reply.refused(Reason::RateLimited);
     let retry = tonic_types::StatusExt::get_details_retry_info(&reply.status());
     assert!(retry.is_some_and(|retry| retry.retry_delay > Some(Duration::ZERO)));
-    assert_eq!(rig.metric("spark_proxy_calls_shed_total").await, 1.0);
+    assert_eq!(
+        rig.metric("spark_proxy_calls_rejected_overloaded_total").await,
+        1.0
+    );
     // What ends work, or goes on with it, passes; so does nobody without a token.
     let release = Ask::spark("ReleaseExecute").bearer(&rig.token());
     assert_eq!(client.call(release).await.code(), Code::Ok);
@@ -63,7 +66,7 @@ async fn short_of_memory_new_work_is_refused_and_running_work_goes_on() {
     drop(std::hint::black_box(hog));
     within(
         "it is over",
-        rig.until_metric("spark_proxy_shedding", |n| n == 0.0),
+        rig.until_metric("spark_proxy_overloaded", |n| n == 0.0),
     )
     .await;
     assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);

@@ -394,7 +394,7 @@ async fn look_ups_that_hang_hold_up_no_report() {
     )
     .await;
     assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
-    assert_eq!(rig.metric("spark_proxy_watching_routes").await, 1.0);
+    assert_eq!(rig.metric("spark_proxy_route_watch_connected").await, 1.0);
     calls.abort_all();
 }
 

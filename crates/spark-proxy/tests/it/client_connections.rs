@@ -233,7 +233,7 @@ async fn an_old_connection_takes_no_new_calls_and_ends_its_own() {
     within("it runs", rig.spark.until(|seen| seen.requests.len() == 1)).await;
     within(
         "it gets old",
-        rig.until_metric("spark_proxy_connections_aged_total", |n| n == 1.0),
+        rig.until_metric("spark_proxy_connections_expired_total", |n| n == 1.0),
     )
     .await;
     within("no new calls on it", async {

@@ -64,7 +64,7 @@ async fn what_is_ours_does_not_reach_the_backend_and_its_credential_does() {
     backend.credential = "of-the-backend".to_owned();
     rig.routes.announce(route);
     within("the new route is used", async {
-        while rig.metric("spark_proxy_resolves_total").await < 2.0 {
+        while rig.metric("spark_proxy_route_requests_total").await < 2.0 {
             rig.call(ask()).await;
         }
     })

@@ -16,7 +16,7 @@ async fn a_call_that_was_refused_is_sent_again_whole() {
     assert_eq!(reply.code(), Code::Ok);
     assert_eq!(reply.echoed().content, vec![7; 20_000]);
     assert_eq!(rig.spark.seen().refused, 2, "once, and then it came through");
-    assert_eq!(rig.metric("spark_proxy_calls_sent_again_total").await, 1.0);
+    assert_eq!(rig.metric("spark_proxy_calls_retried_total").await, 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -35,7 +35,7 @@ async fn what_may_have_been_acted_on_is_never_sent_again() {
         .await
         .refused(Reason::BackendLost);
     assert_eq!(rig.spark.seen().requests.len(), 1);
-    assert_eq!(rig.metric("spark_proxy_calls_sent_again_total").await, 0.0);
+    assert_eq!(rig.metric("spark_proxy_calls_retried_total").await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

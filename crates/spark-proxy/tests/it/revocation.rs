@@ -226,7 +226,7 @@ async fn three_hundred_waiting_sessions_hold_up_no_other() {
     }
     assert!(figures("first calls beside 300 waiting sessions", firsts) < Duration::from_secs(1));
     assert_eq!(metric("spark_proxy_activity_reports_failed_total").await, failed);
-    assert_eq!(metric("spark_proxy_watching_routes").await, 1.0);
+    assert_eq!(metric("spark_proxy_route_watch_connected").await, 1.0);
     assert_eq!(metric("spark_proxy_held_calls").await, 300.0);
 }
 

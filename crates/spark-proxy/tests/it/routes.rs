@@ -220,7 +220,7 @@ async fn a_watch_without_heartbeats_is_lost() {
     let silent = Instant::now();
     within(
         "it is noticed",
-        rig.until_metric("spark_proxy_watching_routes", |n| n == 0.0),
+        rig.until_metric("spark_proxy_route_watch_connected", |n| n == 0.0),
     )
     .await;
     let noticed = silent.elapsed();
@@ -284,7 +284,7 @@ async fn known_sessions_work_while_session_manager_is_away() {
     rig.routes.go_away();
     within(
         "it is noticed",
-        rig.until_metric("spark_proxy_watching_routes", |n| n == 0.0),
+        rig.until_metric("spark_proxy_route_watch_connected", |n| n == 0.0),
     )
     .await;
     assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
@@ -300,7 +300,7 @@ async fn known_sessions_work_while_session_manager_is_away() {
     rig.routes.come_back().await.unwrap();
     within(
         "it watches again",
-        rig.until_metric("spark_proxy_watching_routes", |n| n == 1.0),
+        rig.until_metric("spark_proxy_route_watch_connected", |n| n == 1.0),
     )
     .await;
     let asked = rig.routes.asked().len();
@@ -319,7 +319,7 @@ async fn zero_staleness_fails_closed() {
     rig.routes.go_away();
     within(
         "it is noticed",
-        rig.until_metric("spark_proxy_watching_routes", |n| n == 0.0),
+        rig.until_metric("spark_proxy_route_watch_connected", |n| n == 0.0),
     )
     .await;
     tokio::time::sleep(Duration::from_millis(5200)).await;

@@ -159,7 +159,7 @@ impl Rig {
         };
         within(
             "the proxy watches routes",
-            rig.until_metric("spark_proxy_watching_routes", |n| n == 1.0),
+            rig.until_metric("spark_proxy_route_watch_connected", |n| n == 1.0),
         )
         .await;
         rig

@@ -149,7 +149,7 @@ impl Whole {
             within("the proxy watches routes", async {
                 loop {
                     let (_, text) = common::http_get(admin_address, "/metrics").await;
-                    if common::read_metric(&text, "spark_proxy_watching_routes") > 0.0 {
+                    if common::read_metric(&text, "spark_proxy_route_watch_connected") > 0.0 {
                         return;
                     }
                     tokio::time::sleep(Duration::from_millis(10)).await;
