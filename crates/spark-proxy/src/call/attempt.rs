@@ -69,7 +69,7 @@ impl<'a> Attempts<'a> {
     }
 
     /// Makes the next attempt request a new route.
-    pub(crate) fn ask_anew(&mut self) {
+    pub(crate) fn require_new_route(&mut self) {
         self.not_before = Some(Instant::now());
     }
 
@@ -99,7 +99,7 @@ impl<'a> Attempts<'a> {
         match self.check_binding(&found, first).await? {
             Binding::Ours => {}
             Binding::Ask => {
-                self.ask_anew();
+                self.require_new_route();
                 return Ok(Next::Again);
             }
             Binding::Unused => return bind::unused(open.method(), &first.peeked).map(Next::Reply),
@@ -109,7 +109,7 @@ impl<'a> Attempts<'a> {
         Ok(match connected {
             Some(ready) => Next::Send(Box::new(ready)),
             None => {
-                self.ask_anew();
+                self.require_new_route();
                 Next::Again
             }
         })

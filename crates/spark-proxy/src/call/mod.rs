@@ -188,7 +188,7 @@ async fn run(
                 Err(Stop::Untouched) if client.is_fresh() && request.rewind() => {
                     tracing::debug!(number, "compute did not process the call; sending it again");
                     worker.shared.metrics.sent_again.inc();
-                    attempts.ask_anew();
+                    attempts.require_new_route();
                 }
                 done => return done,
             },
