@@ -350,7 +350,7 @@ impl Stage {
                 token_id: "t-01jdq8f2mxk7w3v9c5ba".to_owned(),
             })),
             Rpc::RevokeAll => call!(ledger.revoke_all(ledger::RevokeAllRequest { session_id })),
-            // For services, not for people: `doors.rs` has these.
+            // For services, not for people: `internal_port.rs` has these.
             Rpc::ResolveRoute
             | Rpc::ReportKeys
             | Rpc::WatchRoutes

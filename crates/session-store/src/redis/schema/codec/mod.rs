@@ -7,7 +7,7 @@
 //! - 1: a Zstandard frame without its magic number, made with [`DICTIONARY`].
 //!
 //! A dictionary never changes: what was written with it must stay readable. A
-//! better one is another form. `tests/dictionary.rs` made this one.
+//! better one is another form. `tests/it/record_dictionary.rs` made this one.
 
 use crate::Error;
 use serde::Serialize;
