@@ -278,6 +278,7 @@ set_load() {
   need_peer nginx nginx-light
   need_peer haproxy haproxy
   need_venv load "110 MB"
+  need_venv rotel "55 MB"
 }
 
 [[ $# -gt 0 ]] || set -- run

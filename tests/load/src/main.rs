@@ -36,6 +36,9 @@ struct Options {
     /// The spark-proxy to measure, if not the one beside this program.
     #[arg(long)]
     proxy: Option<PathBuf>,
+    /// Another build of spark-proxy to measure beside it, interleaved.
+    #[arg(long)]
+    before: Option<PathBuf>,
     /// Where the results go.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -75,11 +78,12 @@ async fn drive(options: Options) -> Result<()> {
     };
     let scenarios = chosen(&options.only)?;
     let repo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let home = std::env::var_os("BERTH_HOME").map_or_else(|| repo.join(".berth"), PathBuf::from);
+    let home = load::driver::home();
     let proxy = options.proxy.map_or_else(find_proxy, Ok)?;
     let began = Instant::now();
     let noise_before = noise::at_rest().await?;
     let mut rig = Rig::start(&std::env::current_exe()?, proxy, home).await?;
+    rig.kit.before = options.before.clone();
     let watch = noise::Watch::start(&rig)?;
 
     for kind in [Kind::Berth, Kind::Envoy] {
@@ -88,11 +92,13 @@ async fn drive(options: Options) -> Result<()> {
         }
     }
     let mut results = Results::default();
+    let beside_berth = options.before.is_some().then_some(Kind::BerthBefore);
     for scenario in scenarios {
         let kinds: Vec<Kind> = scenario
             .peers()
             .iter()
             .copied()
+            .chain(beside_berth.filter(|_| scenario.peers().contains(&Kind::Berth)))
             .filter(|kind| options.peers.is_empty() || options.peers.contains(kind))
             .collect();
         for round in 0..scenario.rounds(&effort) {

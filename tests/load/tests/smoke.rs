@@ -6,11 +6,11 @@ use load::driver::peer::{Kind, find_proxy};
 use load::driver::scenario::{Effort, Scenario};
 use load::protocol::{Job, Target};
 use load::wire::Method;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 async fn rig() -> anyhow::Result<Rig> {
     let program = Path::new(env!("CARGO_BIN_EXE_load"));
-    Rig::start(program, find_proxy()?, PathBuf::new()).await
+    Rig::start(program, find_proxy()?, load::driver::home()).await
 }
 
 #[tokio::test]

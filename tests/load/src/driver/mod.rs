@@ -28,6 +28,12 @@ pub const BACKENDS: usize = 10;
 /// Enough for 10 000 connections, each with one behind it.
 const OPEN_FILES: u64 = 20_000;
 
+/// Where `deploy/local/setup.sh` puts what it installs.
+pub fn home() -> PathBuf {
+    let repo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    std::env::var_os("BERTH_HOME").map_or_else(|| repo.join(".berth"), PathBuf::from)
+}
+
 /// What the peers are configured with.
 #[derive(Debug)]
 pub struct Kit {
@@ -37,6 +43,8 @@ pub struct Kit {
     pub home: PathBuf,
     /// The program of spark-proxy.
     pub proxy: PathBuf,
+    /// Another build of it, measured beside it.
+    pub before: Option<PathBuf>,
     /// The scripted RouteService.
     pub manager: String,
     /// The backend's ports.
@@ -99,6 +107,7 @@ impl Rig {
                 dir,
                 home,
                 proxy,
+                before: None,
                 manager: routes.uri(),
                 backend: addresses,
             },

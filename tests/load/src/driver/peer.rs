@@ -25,6 +25,10 @@ pub enum Kind {
     BerthOne,
     /// spark-proxy without TLS.
     BerthPlain,
+    /// spark-proxy that exports traces to a collector, at the default sampling ratio.
+    BerthTraced,
+    /// Another build of spark-proxy (`--before`), beside [`Berth`](Self::Berth).
+    BerthBefore,
     /// Envoy, one worker, tokens checked and cached.
     Envoy,
     /// nginx, one worker, no token check.
@@ -35,11 +39,13 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, in the order of the table's columns.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Direct,
         Self::Berth,
         Self::BerthOne,
         Self::BerthPlain,
+        Self::BerthTraced,
+        Self::BerthBefore,
         Self::Envoy,
         Self::Nginx,
         Self::Haproxy,
@@ -52,6 +58,8 @@ impl Kind {
             Self::Berth => "berth",
             Self::BerthOne => "berth-1",
             Self::BerthPlain => "berth-plain",
+            Self::BerthTraced => "berth-traced",
+            Self::BerthBefore => "berth-before",
             Self::Envoy => "envoy",
             Self::Nginx => "nginx",
             Self::Haproxy => "haproxy",
@@ -60,7 +68,10 @@ impl Kind {
 
     /// Is it ours, so that the backend must find the right identity?
     pub fn is_berth(self) -> bool {
-        matches!(self, Self::Berth | Self::BerthOne | Self::BerthPlain)
+        match self {
+            Self::Berth | Self::BerthOne | Self::BerthPlain | Self::BerthTraced | Self::BerthBefore => true,
+            Self::Direct | Self::Envoy | Self::Nginx | Self::Haproxy => false,
+        }
     }
 }
 
@@ -88,6 +99,45 @@ pub struct Peer {
     /// Its processes.
     pub pids: Vec<u32>,
     process: Option<Process>,
+    _collector: Option<Collector>,
+}
+
+/// A real OpenTelemetry collector, `rotel`, which receives spans and drops them.
+#[derive(Debug)]
+struct Collector {
+    endpoint: String,
+    _process: Process,
+}
+
+impl Collector {
+    async fn start(kit: &Kit) -> Result<Self> {
+        let lib = kit.home.join("venv-rotel/lib");
+        let pythons = std::fs::read_dir(&lib).into_iter().flatten().flatten();
+        // The agent inside the Python package, whose command needs a terminal.
+        let agent = pythons
+            .map(|python| python.path().join("site-packages/rotel/rotel-agent"))
+            .find(|agent| agent.is_file());
+        let program = installed(&agent.unwrap_or_else(|| lib.join("rotel-agent")))?;
+        let (grpc, http) = (free_port()?, free_port()?);
+        let log = kit.dir.join("collector.log");
+        let words = [
+            program.as_str(),
+            "start",
+            "--otlp-grpc-endpoint",
+            &grpc.to_string(),
+            "--otlp-http-endpoint",
+            &http.to_string(),
+            "--exporter",
+            "blackhole",
+        ]
+        .map(str::to_owned);
+        let mut process = Process::start(&words, Stdio::null(), File::create(&log)?)?;
+        process.listening("the collector", grpc, &log).await?;
+        Ok(Self {
+            endpoint: format!("http://{grpc}"),
+            _process: process,
+        })
+    }
 }
 
 impl Peer {
@@ -107,26 +157,21 @@ impl Peer {
                 target,
                 pids: Vec::new(),
                 process: None,
+                _collector: None,
             });
         }
+        let collector = match kind {
+            Kind::BerthTraced => Some(Collector::start(kit).await?),
+            _ => None,
+        };
         let address = free_port()?;
         let log = kit.dir.join(format!("{}.log", kind.name()));
-        let mut process = Process::start(&command(kind, kit, address)?, Stdio::null(), File::create(&log)?)?;
-        let began = Instant::now();
-        while TcpStream::connect(address).is_err() {
-            let ended = process.child.try_wait()?;
-            if ended.is_some() || began.elapsed() > START {
-                let log = std::fs::read_to_string(&log).unwrap_or_default();
-                let end = log.lines().rev().take(15).collect::<Vec<_>>();
-                let end: Vec<&str> = end.into_iter().rev().collect();
-                bail!(
-                    "{} does not start ({ended:?}); its log ends:\n{}",
-                    kind.name(),
-                    end.join("\n")
-                );
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let mut process = Process::start(
+            &command(kind, kit, address, collector.as_ref())?,
+            Stdio::null(),
+            File::create(&log)?,
+        )?;
+        process.listening(kind.name(), address, &log).await?;
         Ok(Self {
             kind,
             target: Target {
@@ -136,6 +181,7 @@ impl Peer {
             },
             pids: vec![process.child.id()],
             process: Some(process),
+            _collector: collector,
         })
     }
 
@@ -186,6 +232,25 @@ impl Process {
             .with_context(|| format!("starting {}", words[0]))?;
         Ok(Self { child })
     }
+
+    /// Waits until `address` accepts connections.
+    async fn listening(&mut self, name: &str, address: SocketAddr, log: &Path) -> Result<()> {
+        let began = Instant::now();
+        while TcpStream::connect(address).is_err() {
+            let ended = self.child.try_wait()?;
+            if ended.is_some() || began.elapsed() > START {
+                let log = std::fs::read_to_string(log).unwrap_or_default();
+                let end = log.lines().rev().take(15).collect::<Vec<_>>();
+                let end: Vec<&str> = end.into_iter().rev().collect();
+                bail!(
+                    "{name} does not start ({ended:?}); its log ends:\n{}",
+                    end.join("\n")
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Process {
@@ -197,7 +262,7 @@ impl Drop for Process {
 }
 
 /// The command line, its configuration file written.
-fn command(kind: Kind, kit: &Kit, address: SocketAddr) -> Result<Vec<String>> {
+fn command(kind: Kind, kit: &Kit, address: SocketAddr, collector: Option<&Collector>) -> Result<Vec<String>> {
     let file = |suffix: &str| kit.dir.join(format!("{}.{suffix}", kind.name()));
     let write = |suffix: &str, text: &str| {
         let file = file(suffix);
@@ -206,9 +271,17 @@ fn command(kind: Kind, kit: &Kit, address: SocketAddr) -> Result<Vec<String>> {
     };
     let words: Vec<String> = match kind {
         Kind::Direct => bail!("there is no program between"),
-        Kind::Berth | Kind::BerthOne | Kind::BerthPlain => {
-            let config = write("toml", &berth_config(kind, kit, address)?)?;
-            vec![kit.proxy.display().to_string(), "--config".to_owned(), config]
+        Kind::Berth | Kind::BerthOne | Kind::BerthPlain | Kind::BerthTraced | Kind::BerthBefore => {
+            let mut config = berth_config(kind, kit, address)?;
+            if let Some(collector) = collector {
+                writeln!(config, "telemetry.otlp_endpoint = \"{}\"", collector.endpoint)?;
+            }
+            let config = write("toml", &config)?;
+            let program = match kind {
+                Kind::BerthBefore => kit.before.as_ref().context("berth-before needs --before PATH")?,
+                _ => &kit.proxy,
+            };
+            vec![program.display().to_string(), "--config".to_owned(), config]
         }
         Kind::Envoy => {
             let config = write("yaml", &kit.fill(include_str!("../../peers/envoy.yaml"), address))?;

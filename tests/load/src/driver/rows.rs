@@ -41,7 +41,7 @@ impl std::fmt::Display for Limit {
     }
 }
 
-use Kind::{BerthOne, Direct, Envoy, Haproxy, Nginx};
+use Kind::{BerthOne, BerthTraced, Direct, Envoy, Haproxy, Nginx};
 use Limit::{AtLeastBest, AtLeastOf, AtMost, AtMostOf};
 
 const fn row(
@@ -87,7 +87,11 @@ pub const ROWS: &[Row] = &[
         "sat_cpu",
         "4×16 CPU, µs/call",
         1,
-        &[AtMost(16.0), AtMostOf(1.1, BerthOne)],
+        &[
+            AtMost(16.0),
+            AtMostOf(1.1, BerthOne),
+            AtLeastOf(0.99, BerthTraced),
+        ],
         &[AtMost(13.5)],
     ),
     row("sat_generator_cpu", "  the generator's, µs/call", 1, &[], &[]),

@@ -156,16 +156,17 @@ impl Scenario {
     pub fn peers(self) -> &'static [Kind] {
         const THROUGH: [Kind; 4] = [Kind::Berth, Kind::Envoy, Kind::Nginx, Kind::Haproxy];
         const ALL: [Kind; 5] = [Kind::Direct, Kind::Berth, Kind::Envoy, Kind::Nginx, Kind::Haproxy];
-        const WITH_ONE: [Kind; 6] = [
+        const WITH_VARIANTS: [Kind; 7] = [
             Kind::Direct,
             Kind::Berth,
             Kind::BerthOne,
+            Kind::BerthTraced,
             Kind::Envoy,
             Kind::Nginx,
             Kind::Haproxy,
         ];
         match self {
-            Self::Latency | Self::Saturate => &WITH_ONE,
+            Self::Latency | Self::Saturate => &WITH_VARIANTS,
             Self::Download | Self::Upload | Self::UploadChunks | Self::SmallMessages | Self::Open => &ALL,
             Self::Connects | Self::Memory => &THROUGH,
             Self::NewTokens | Self::Sessions | Self::Routes | Self::Mixed | Self::IdleBeside => {
