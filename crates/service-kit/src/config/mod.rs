@@ -13,14 +13,12 @@
 
 mod args;
 mod de;
-pub mod duration;
 mod node;
 mod problems;
-mod secret;
 
 pub use args::{ConfigArgs, Start, start, start_over_defaults};
+pub use field_types::{Secret, duration};
 pub use problems::{ConfigError, Problem, Problems, Validate};
-pub use secret::Secret;
 
 use de::{De, Error, Fault};
 use node::{Node, Step};
@@ -72,7 +70,7 @@ where
     let defaults = serde_json::to_value(T::default())
         .map_err(|error| ConfigError::single("", format!("the defaults cannot be read: {error}")))?;
     let mut root = Node::from_json(defaults);
-    root.remove_texts(secret::MASK);
+    root.remove_texts(field_types::secret::MASK);
     root.overlay(node::read(sources)?);
     finish(root, sources)
 }
