@@ -8,7 +8,7 @@
 //! A new provider is a module of this crate, and changes these files:
 //!
 //! 1. `session-core/src/cluster.rs`: the variant of `Provider` and its kind;
-//! 2. `session-proto/src/definition/mod.rs`: its section in definition files;
+//! 2. `session-proto/src/definition.rs`: its section in definition files;
 //! 3. `session-proto/src/convert.rs`: the variant to and from the API's message;
 //! 4. `compute/src/lib.rs`: the module, and the check of its definitions in
 //!    [`validate_cluster`];

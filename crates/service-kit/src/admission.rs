@@ -1,12 +1,13 @@
-//! Admission layer of a gRPC server: every call passes a [`Doorkeeper`] before
+//! Admission layer of a gRPC server: every call passes an [`Admit`] before
 //! any handler, so that no handler can skip authentication.
 //!
-//! The permits of a call ([`Pass`]) live until the end of the response body,
+//! The permits of a call ([`CallPermits`]) live until the end of the response body,
 //! also when the client disconnects early.
 
+use crate::client_ip;
+use crate::connection::PeerInfo;
 use crate::grpc::MAX_HEAD_BYTES;
 use crate::request_span;
-use crate::tls::PeerInfo;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header;
@@ -32,7 +33,7 @@ use tracing::Instrument as _;
 pub const REQUEST_BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Resources of a running call: permits, gauges. Dropped at its end.
-pub type Pass = Box<dyn Any + Send>;
+pub type CallPermits = Box<dyn Any + Send>;
 
 /// A call whose headers exceed [`MAX_HEAD_BYTES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,10 +58,10 @@ pub enum CallerKnown {
 }
 
 /// Admission of calls.
-pub trait Doorkeeper: Send + Sync + 'static {
+pub trait Admit: Send + Sync + 'static {
     /// Admits or rejects a call. Values for handlers are stored in its
     /// extensions.
-    fn admit(&self, call: &mut Parts) -> impl Future<Output = Result<Pass, Status>> + Send;
+    fn admit(&self, call: &mut Parts) -> impl Future<Output = Result<CallPermits, Status>> + Send;
 
     /// Whether the caller of an admitted call is authenticated.
     fn caller_known(&self, call: &Parts) -> CallerKnown;
@@ -75,8 +76,8 @@ pub trait Doorkeeper: Send + Sync + 'static {
     fn too_large(&self, head: HeadTooLarge) -> Status;
 
     /// Client IP of the call.
-    fn origin(&self, call: &Parts) -> Option<SocketAddr> {
-        remote(call)
+    fn client_ip(&self, call: &Parts) -> Option<SocketAddr> {
+        client_ip::peer(call)
     }
 
     /// Called with the status of a call; for streams, with the status at their
@@ -87,45 +88,45 @@ pub trait Doorkeeper: Send + Sync + 'static {
     fn sends(&self, _: &HeaderMap) {}
 }
 
-/// Layer that applies a [`Doorkeeper`] to all calls of a server.
+/// Layer that applies an [`Admit`] to all calls of a server.
 #[derive(Debug)]
-pub struct Gate<D>(Arc<D>);
+pub struct AdmissionLayer<D>(Arc<D>);
 
-impl<D> Gate<D> {
+impl<D> AdmissionLayer<D> {
     /// A layer with this admission.
-    pub fn new(keeper: D) -> Self {
-        Self(Arc::new(keeper))
+    pub fn new(admission: D) -> Self {
+        Self(Arc::new(admission))
     }
 }
 
-impl<D> Clone for Gate<D> {
+impl<D> Clone for AdmissionLayer<D> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<D, S> Layer<S> for Gate<D> {
-    type Service = Guarded<D, S>;
+impl<D, S> Layer<S> for AdmissionLayer<D> {
+    type Service = AdmissionService<D, S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Guarded {
-            keeper: Arc::clone(&self.0),
+        AdmissionService {
+            admission: Arc::clone(&self.0),
             inner,
         }
     }
 }
 
-/// A service with a [`Gate`].
+/// A service behind an [`AdmissionLayer`].
 #[derive(Debug)]
-pub struct Guarded<D, S> {
-    keeper: Arc<D>,
+pub struct AdmissionService<D, S> {
+    admission: Arc<D>,
     inner: S,
 }
 
-impl<D, S: Clone> Clone for Guarded<D, S> {
+impl<D, S: Clone> Clone for AdmissionService<D, S> {
     fn clone(&self) -> Self {
         Self {
-            keeper: Arc::clone(&self.keeper),
+            admission: Arc::clone(&self.admission),
             inner: self.inner.clone(),
         }
     }
@@ -133,9 +134,9 @@ impl<D, S: Clone> Clone for Guarded<D, S> {
 
 type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
 
-impl<D, S> Service<http::Request<Body>> for Guarded<D, S>
+impl<D, S> Service<http::Request<Body>> for AdmissionService<D, S>
 where
-    D: Doorkeeper,
+    D: Admit,
     S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
         + Clone
         + Send
@@ -151,10 +152,10 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Answer {
-        let keeper = Arc::clone(&self.keeper);
+        let admission = Arc::clone(&self.admission);
         // This instance is ready; a clone stays for the next call.
         let next = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, next);
+        let inner = std::mem::replace(&mut self.inner, next);
         let span = request_span!(
             request.headers(),
             "rpc",
@@ -165,63 +166,83 @@ where
         );
         let answer = async move {
             let (mut parts, body) = request.into_parts();
-            let peer = keeper.origin(&parts);
-            let admitted = match head_bytes(&parts) {
-                ..=MAX_HEAD_BYTES => keeper.admit(&mut parts).await,
-                bytes => Err(keeper.too_large(HeadTooLarge {
-                    bytes,
-                    credential: parts
-                        .headers
-                        .get(header::AUTHORIZATION)
-                        .map_or(0, |value| value.len()),
-                })),
-            };
-            let response = match admitted {
-                Ok(pass) => {
-                    let known = keeper.caller_known(&parts);
-                    let peer = parts.extensions.get::<PeerInfo>();
-                    let usage = peer.map(|peer| peer.usage.clone()).unwrap_or_default();
-                    if known == CallerKnown::Yes {
-                        usage.caller_known();
-                    }
-                    let pass: Pass = Box::new((pass, usage.begin()));
-                    let body = Body::new(Timed::new(body, REQUEST_BODY_TIMEOUT));
-                    let outlives = keeper.outlives_caller(&parts);
-                    let call = inner.call(http::Request::from_parts(parts, body));
-                    let (answer, pass) = if outlives {
-                        // The permits are held until the call has ended, also
-                        // without its client.
-                        let task = tokio::spawn(async move { (call.await, pass) }.in_current_span());
-                        match task.await {
-                            Ok((answer, pass)) => (answer?, pass),
-                            Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
-                            Err(_) => return Ok(Status::unavailable("The service is stopping.").into_http()),
-                        }
-                    } else {
-                        (call.await?, pass)
-                    };
-                    if known == CallerKnown::IfAnswered && code(&answer) == Code::Ok {
-                        usage.caller_known();
-                    }
-                    let keeper = Arc::clone(&keeper);
-                    answer.map(|body| {
-                        Body::new(Held {
-                            body,
-                            keeper,
-                            _pass: pass,
-                        })
-                    })
+            let client = admission.client_ip(&parts);
+            let response = match admit(&*admission, &mut parts).await {
+                Ok(permits) => {
+                    let request = http::Request::from_parts(parts, body);
+                    run(&admission, inner, request, permits).await?
                 }
                 Err(status) => status.into_http(),
             };
-            keeper.sends(response.headers());
+            admission.sends(response.headers());
             let code = code(&response);
             tracing::Span::current().record("rpc.grpc.status_code", i32::from(code));
-            keeper.answered(peer, code);
+            admission.answered(client, code);
             Ok(response)
         };
         Box::pin(answer.instrument(span))
     }
+}
+
+async fn admit<D: Admit>(admission: &D, parts: &mut Parts) -> Result<CallPermits, Status> {
+    match head_bytes(parts) {
+        ..=MAX_HEAD_BYTES => admission.admit(parts).await,
+        bytes => Err(admission.too_large(HeadTooLarge {
+            bytes,
+            credential: parts
+                .headers
+                .get(header::AUTHORIZATION)
+                .map_or(0, |value| value.len()),
+        })),
+    }
+}
+
+/// Runs an admitted call. Its permits are held to the end of the response body.
+async fn run<D, S>(
+    admission: &Arc<D>,
+    mut inner: S,
+    request: http::Request<Body>,
+    permits: CallPermits,
+) -> Result<http::Response<Body>, Infallible>
+where
+    D: Admit,
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    let (parts, body) = request.into_parts();
+    let known = admission.caller_known(&parts);
+    let peer = parts.extensions.get::<PeerInfo>();
+    let usage = peer.map(|peer| peer.usage.clone()).unwrap_or_default();
+    if known == CallerKnown::Yes {
+        usage.caller_known();
+    }
+    let permits: CallPermits = Box::new((permits, usage.begin()));
+    let outlives = admission.outlives_caller(&parts);
+    let body = Body::new(Timed::new(body, REQUEST_BODY_TIMEOUT));
+    let call = inner.call(http::Request::from_parts(parts, body));
+    let (response, permits) = if outlives {
+        // The permits are held until the call has ended, also without its
+        // client.
+        let task = tokio::spawn(async move { (call.await, permits) }.in_current_span());
+        match task.await {
+            Ok((response, permits)) => (response?, permits),
+            Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+            Err(_) => return Ok(Status::unavailable("The service is stopping.").into_http()),
+        }
+    } else {
+        (call.await?, permits)
+    };
+    if known == CallerKnown::IfAnswered && code(&response) == Code::Ok {
+        usage.caller_known();
+    }
+    let admission = Arc::clone(admission);
+    Ok(response.map(|body| {
+        Body::new(Held {
+            body,
+            admission,
+            _permits: permits,
+        })
+    }))
 }
 
 /// The size of a request's header list, counted as in HTTP/2; of the
@@ -234,11 +255,6 @@ fn head_bytes(parts: &Parts) -> usize {
         .map(|(name, value)| name.as_str().len() + value.len() + FIELD);
     let path = parts.uri.path_and_query().map_or(0, |path| path.as_str().len());
     path + FIELD + fields.sum::<usize>()
-}
-
-/// The peer address of a call's connection.
-pub fn remote(call: &Parts) -> Option<SocketAddr> {
-    call.extensions.get::<PeerInfo>().map(|peer| peer.remote)
 }
 
 /// An error before the first message is in the headers.
@@ -293,11 +309,11 @@ impl http_body::Body for Timed {
 
 struct Held<D> {
     body: Body,
-    keeper: Arc<D>,
-    _pass: Pass,
+    admission: Arc<D>,
+    _permits: CallPermits,
 }
 
-impl<D: Doorkeeper> http_body::Body for Held<D> {
+impl<D: Admit> http_body::Body for Held<D> {
     type Data = Bytes;
     type Error = Status;
 
@@ -309,7 +325,7 @@ impl<D: Doorkeeper> http_body::Body for Held<D> {
         if let Poll::Ready(Some(Ok(frame))) = &frame
             && let Some(trailers) = frame.trailers_ref()
         {
-            self.keeper.sends(trailers);
+            self.admission.sends(trailers);
         }
         frame
     }
@@ -334,12 +350,12 @@ mod tests {
     #[derive(Debug)]
     struct Open;
 
-    impl Doorkeeper for Open {
+    impl Admit for Open {
         fn caller_known(&self, _: &Parts) -> CallerKnown {
             CallerKnown::No
         }
 
-        async fn admit(&self, _: &mut Parts) -> Result<Pass, Status> {
+        async fn admit(&self, _: &mut Parts) -> Result<CallPermits, Status> {
             Ok(Box::new(()))
         }
 
@@ -355,16 +371,16 @@ mod tests {
         let handler = tower::service_fn(async |_: http::Request<Body>| {
             Ok::<_, Infallible>(http::Response::new(Body::empty()))
         });
-        let gate = Gate::new(Open).layer(handler);
+        let layer = AdmissionLayer::new(Open).layer(handler);
         let ask = |bytes: usize| {
             http::Request::post("http://localhost/berth.v1.X/Y")
                 .header("authorization", "x".repeat(bytes))
                 .body(Body::empty())
                 .unwrap()
         };
-        let answer = gate.clone().oneshot(ask(48 << 10)).await.unwrap();
+        let answer = layer.clone().oneshot(ask(48 << 10)).await.unwrap();
         assert_eq!(code(&answer), Code::Ok);
-        let answer = gate.oneshot(ask(MAX_HEAD_BYTES)).await.unwrap();
+        let answer = layer.oneshot(ask(MAX_HEAD_BYTES)).await.unwrap();
         assert_eq!(answer.status(), 200);
         assert_eq!(code(&answer), Code::ResourceExhausted);
         assert_eq!(answer.headers()["grpc-message"], "true%2065536");
@@ -374,12 +390,12 @@ mod tests {
     #[derive(Debug)]
     struct Writes;
 
-    impl Doorkeeper for Writes {
+    impl Admit for Writes {
         fn caller_known(&self, _: &Parts) -> CallerKnown {
             CallerKnown::No
         }
 
-        async fn admit(&self, _: &mut Parts) -> Result<Pass, Status> {
+        async fn admit(&self, _: &mut Parts) -> Result<CallPermits, Status> {
             Ok(Box::new(()))
         }
 
@@ -408,10 +424,10 @@ mod tests {
                 }
             }
         });
-        let gate = Gate::new(Writes).layer(handler);
+        let layer = AdmissionLayer::new(Writes).layer(handler);
         for path in ["/berth.v1.X/Read", "/berth.v1.X/Write"] {
             let request = http::Request::post(format!("http://localhost{path}"));
-            let call = gate.clone().oneshot(request.body(Body::empty()).unwrap());
+            let call = layer.clone().oneshot(request.body(Body::empty()).unwrap());
             let left = tokio::time::timeout(Duration::from_millis(10), call).await;
             assert!(left.is_err(), "{path} was answered");
         }

@@ -4,35 +4,40 @@
 //! `x-forwarded-for` is read from its end, which the trusted proxy wrote; the
 //! part before that, which the client wrote, is never used.
 
-use crate::admission::remote;
+use crate::connection::PeerInfo;
 use http::request::Parts;
 use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
 
 const FORWARDED: &str = "x-forwarded-for";
 /// Maximum number of consecutive trusted proxies.
-const MOST_HOPS: usize = 8;
+const MAX_HOPS: usize = 8;
+
+/// The peer address of a call's connection.
+pub fn peer(call: &Parts) -> Option<SocketAddr> {
+    call.extensions.get::<PeerInfo>().map(|peer| peer.remote)
+}
 
 /// The client IP of a call. The port is 0 if a proxy reports none.
-pub fn origin(call: &Parts, trusted: &[IpNet]) -> Option<SocketAddr> {
-    let peer = remote(call)?;
-    let mut origin = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+pub fn of(call: &Parts, trusted: &[IpNet]) -> Option<SocketAddr> {
+    let peer = peer(call)?;
+    let mut client = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     if trusted.is_empty() {
-        return Some(origin);
+        return Some(client);
     }
     let lines = call.headers.get_all(FORWARDED).iter().rev();
     let mut named = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
-    for _ in 0..MOST_HOPS {
-        if !trusted.iter().any(|net| net.contains(&origin.ip())) {
+    for _ in 0..MAX_HOPS {
+        if !trusted.iter().any(|net| net.contains(&client.ip())) {
             break;
         }
         // Without a valid reported address, the last proxy is the client IP.
         match named.next().and_then(address) {
-            Some(next) => origin = next,
+            Some(next) => client = next,
             None => break,
         }
     }
-    Some(origin)
+    Some(client)
 }
 
 /// Parses an address with or without a port.
@@ -49,9 +54,8 @@ fn address(text: &[u8]) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tls::PeerInfo;
 
-    fn of(peer: &str, forwarded: &[&str]) -> String {
+    fn client(peer: &str, forwarded: &[&str]) -> String {
         let mut request = http::Request::new(());
         for line in forwarded {
             request.headers_mut().append(FORWARDED, line.parse().unwrap());
@@ -64,23 +68,26 @@ mod tests {
             certificates: [].into(),
         });
         let trusted = ["10.0.0.0/8".parse().unwrap(), "fd00::/16".parse().unwrap()];
-        origin(&parts, &trusted).unwrap().to_string()
+        of(&parts, &trusted).unwrap().to_string()
     }
 
     #[test]
-    fn only_proxies_of_ours_are_believed_and_only_their_own_words() {
+    fn only_trusted_proxies_and_only_their_own_part_of_the_header_count() {
         // For a direct call, the header of the client is ignored.
-        assert_eq!(of("192.0.2.7:5", &["203.0.113.9"]), "192.0.2.7:5");
-        assert_eq!(of("10.0.0.1:5", &["203.0.113.9"]), "203.0.113.9:0");
-        assert_eq!(of("[::ffff:10.0.0.1]:5", &["203.0.113.9:81"]), "203.0.113.9:81");
-        assert_eq!(of("[fd00::1]:5", &["[2001:db8::9]:81"]), "[2001:db8::9]:81");
+        assert_eq!(client("192.0.2.7:5", &["203.0.113.9"]), "192.0.2.7:5");
+        assert_eq!(client("10.0.0.1:5", &["203.0.113.9"]), "203.0.113.9:0");
+        assert_eq!(
+            client("[::ffff:10.0.0.1]:5", &["203.0.113.9:81"]),
+            "203.0.113.9:81"
+        );
+        assert_eq!(client("[fd00::1]:5", &["[2001:db8::9]:81"]), "[2001:db8::9]:81");
         // The client's own line comes first and is ignored.
         assert_eq!(
-            of("10.0.0.1:5", &["127.0.0.1, 10.9.9.9, 192.0.2.7"]),
+            client("10.0.0.1:5", &["127.0.0.1, 10.9.9.9, 192.0.2.7"]),
             "192.0.2.7:0"
         );
         assert_eq!(
-            of("10.0.0.1:5", &["127.0.0.1", "192.0.2.7,10.0.0.2"]),
+            client("10.0.0.1:5", &["127.0.0.1", "192.0.2.7,10.0.0.2"]),
             "192.0.2.7:0"
         );
         // Without a valid address, the last known one is used.
@@ -88,14 +95,14 @@ mod tests {
             let Ok(_) = http::HeaderValue::from_str(bad) else {
                 continue;
             };
-            assert_eq!(of("10.0.0.1:5", &[bad]), "10.0.0.1:5", "{bad:?}");
+            assert_eq!(client("10.0.0.1:5", &[bad]), "10.0.0.1:5", "{bad:?}");
         }
-        assert_eq!(of("10.0.0.1:5", &[]), "10.0.0.1:5");
+        assert_eq!(client("10.0.0.1:5", &[]), "10.0.0.1:5");
     }
 
     #[test]
     fn a_long_chain_ends() {
         let chain = "10.0.0.2,".repeat(1000) + "10.0.0.3";
-        assert_eq!(of("10.0.0.1:5", &[&chain]), "10.0.0.2:0");
+        assert_eq!(client("10.0.0.1:5", &[&chain]), "10.0.0.2:0");
     }
 }

@@ -2,7 +2,8 @@
 
 use crate::admin::Readiness;
 use crate::config::{Problems, Validate, duration};
-use crate::tls::{ClientTls, ClientTlsFiles, Conn, H2, must_be_file};
+use crate::connection::Conn;
+use crate::tls::{ClientTls, ClientTlsFiles, H2, must_be_file};
 use anyhow::Context as _;
 use http::{HeaderMap, HeaderValue, Uri, header};
 use hyper_util::rt::TokioIo;

@@ -13,10 +13,10 @@
 //! use serde::{Deserialize, Serialize};
 //! use service_kit::admin::{Admin, AdminConfig};
 //! use service_kit::config::{self, ConfigArgs, Problems, Start, Validate};
-//! use service_kit::listen::{Listener, ListenerConfig};
+//! use service_kit::listen::{AcceptLimits, Incoming, Listener, ListenerConfig};
 //! use service_kit::shutdown::Shutdown;
 //! use service_kit::telemetry::{self, TelemetryConfig};
-//! use service_kit::tls::{AcceptLimits, H2, Incoming};
+//! use service_kit::tls::H2;
 //! use service_kit::{build_info, grpc};
 //! use std::time::Duration;
 //!
@@ -87,8 +87,10 @@ pub mod backoff;
 pub mod caller;
 pub mod client_ip;
 pub mod config;
+pub mod connection;
 pub mod grpc;
 pub mod host;
+pub mod limiter;
 pub mod limits;
 pub mod listen;
 pub mod metrics;

@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-const LARGEST: usize = 256 * 1024;
+const MAX_DOCUMENT_BYTES: usize = 256 * 1024;
 const LONGEST_FETCH: Duration = Duration::from_secs(5);
 
 /// Location of a document and polling parameters.
@@ -233,8 +233,8 @@ impl Document {
                 let text = tokio::fs::read(path)
                     .await
                     .with_context(|| format!("reading {}", path.display()))?;
-                if text.len() > LARGEST {
-                    bail!("{} is larger than {LARGEST} bytes", path.display());
+                if text.len() > MAX_DOCUMENT_BYTES {
+                    bail!("{} is larger than {MAX_DOCUMENT_BYTES} bytes", path.display());
                 }
                 Ok(Some((String::from_utf8(text)?, None)))
             }
@@ -269,7 +269,9 @@ impl Document {
                     .get(header::ETAG)
                     .and_then(|tag| tag.to_str().ok())
                     .map(str::to_owned);
-                let body = Limited::new(response.into_body(), LARGEST).collect().await;
+                let body = Limited::new(response.into_body(), MAX_DOCUMENT_BYTES)
+                    .collect()
+                    .await;
                 let body = body.map_err(|error| anyhow::anyhow!("reading the response: {error}"))?;
                 Some((String::from_utf8(body.to_bytes().to_vec())?, etag))
             }

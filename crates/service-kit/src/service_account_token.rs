@@ -33,11 +33,11 @@ use tracing::Span;
 /// The metadata key of the token.
 pub const SERVICE_TOKEN: &str = "x-berth-service-token";
 /// Interval of file reads, and lifetime of a verification result.
-const AGAIN: Duration = Duration::from_secs(5);
-const LARGEST: usize = 12 * 1024;
+const REFRESH_INTERVAL: Duration = Duration::from_secs(5);
+const MAX_TOKEN_BYTES: usize = 12 * 1024;
 /// Maximum number of cached verification results; an installation has few
 /// services.
-const MOST: usize = 64;
+const MAX_CACHED_TOKENS: usize = 64;
 /// Placeholder organization: these tokens have none.
 const NO_ORG: &str = "services";
 
@@ -116,14 +116,14 @@ impl ServiceTokens {
         let token = token.filter(|_| shown.next().is_none());
         let token = token.ok_or(CallerError::NotACredential)?;
         if let Some((subject, at)) = self.checked().get(token)
-            && at.elapsed() < AGAIN
+            && at.elapsed() < REFRESH_INTERVAL
         {
             return Ok(subject.clone());
         }
         let caller = self.authenticator.authenticate(token, now).await?;
         let mut checked = self.checked();
-        checked.retain(|_, (_, at)| at.elapsed() < AGAIN);
-        if checked.len() < MOST {
+        checked.retain(|_, (_, at)| at.elapsed() < REFRESH_INTERVAL);
+        if checked.len() < MAX_CACHED_TOKENS {
             checked.insert(token.to_owned(), (caller.subject.clone(), Instant::now()));
         }
         Ok(caller.subject)
@@ -185,7 +185,7 @@ impl TokenFile {
     /// The current token, or the last one that could be read.
     fn token(&self) -> Option<MetadataValue<Ascii>> {
         let mut held = self.held.lock();
-        if held.read.is_some_and(|at| at.elapsed() < AGAIN) {
+        if held.read.is_some_and(|at| at.elapsed() < REFRESH_INTERVAL) {
             return held.token.clone();
         }
         held.read = Some(Instant::now());
@@ -207,8 +207,9 @@ impl TokenFile {
     fn read(&self) -> Result<MetadataValue<Ascii>, String> {
         let text = std::fs::read_to_string(&self.path).map_err(|error| error.kind().to_string())?;
         let token = text.trim_ascii();
-        let plain =
-            !token.is_empty() && token.len() <= LARGEST && token.bytes().all(|b| b.is_ascii_graphic());
+        let plain = !token.is_empty()
+            && token.len() <= MAX_TOKEN_BYTES
+            && token.bytes().all(|b| b.is_ascii_graphic());
         if !plain {
             return Err("the file does not contain exactly one token".to_owned());
         }
@@ -264,20 +265,20 @@ mod tests {
         };
         let mut own = OwnToken(Some(Arc::new(file)));
         assert_eq!(shown(&mut own), None, "nothing to show, so nothing is called");
-        tokio::time::advance(AGAIN).await;
+        tokio::time::advance(REFRESH_INTERVAL).await;
         std::fs::write(&path, "first.token.x\n").unwrap();
         assert_eq!(shown(&mut own).as_deref(), Some("first.token.x"));
         std::fs::write(&path, "second.token.x").unwrap();
         assert_eq!(shown(&mut own).as_deref(), Some("first.token.x"));
-        tokio::time::advance(AGAIN).await;
+        tokio::time::advance(REFRESH_INTERVAL).await;
         assert_eq!(shown(&mut own).as_deref(), Some("second.token.x"));
-        for broken in ["", "two tokens", "a\u{e9}", &"x".repeat(LARGEST + 1)] {
+        for broken in ["", "two tokens", "a\u{e9}", &"x".repeat(MAX_TOKEN_BYTES + 1)] {
             std::fs::write(&path, broken).unwrap();
-            tokio::time::advance(AGAIN).await;
+            tokio::time::advance(REFRESH_INTERVAL).await;
             assert_eq!(shown(&mut own).as_deref(), Some("second.token.x"));
         }
         std::fs::remove_file(&path).unwrap();
-        tokio::time::advance(AGAIN).await;
+        tokio::time::advance(REFRESH_INTERVAL).await;
         assert_eq!(shown(&mut own).as_deref(), Some("second.token.x"));
         assert!(!format!("{own:?}").contains("second"));
         assert_eq!(shown(&mut OwnToken(None)), None);

@@ -15,6 +15,7 @@ pub mod machine;
 pub mod org;
 pub mod policy;
 pub mod principal;
+mod quota;
 pub mod reason;
 pub mod route;
 pub mod session;
@@ -30,6 +31,7 @@ pub use id::{CatalogName, ClusterName, OrgId, SessionId, SessionKey, SparkSessio
 pub use org::{Disabled, Limits, Org};
 pub use policy::{IdlePolicy, SessionPolicy, WakePolicy};
 pub use principal::{Actor, Principal, PrincipalId, Role};
+pub use quota::Quota;
 pub use reason::{ChangeReason, Reason};
 pub use route::Route;
 pub use session::{EventRecord, Phase, Session, State, Status};

@@ -1,31 +1,10 @@
 //! Route to a session's compute.
 
+pub use field_types::Secret;
+
 use crate::cluster::Engine;
+use field_types::secret;
 use serde::{Deserialize, Serialize};
-use std::fmt;
-
-/// A secret that is masked in debug output.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps a secret text.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The secret itself; must not reach any output.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[secret]")
-    }
-}
 
 /// Route from the proxy to the compute of one session generation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +15,7 @@ pub struct Route {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls_server_name: Option<String>,
     /// The backend's own bearer token; it replaces the client's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "secret::exposed")]
     pub credential: Option<Secret>,
     /// The engine.
     pub engine: Engine,

@@ -8,7 +8,7 @@
 
 use crate::caller::AuthenticatedCaller;
 use crate::metrics::Metrics;
-use service_kit::limits::Rates;
+use service_kit::limiter::RateLimiter;
 use session_core::{Actor, AuditAction, AuditRecord, Clock, OrgId};
 use session_proto::error::Refused;
 use session_store::{Error, SessionStore};
@@ -38,7 +38,7 @@ pub(crate) struct Trail {
     store: Arc<dyn SessionStore>,
     clock: Arc<dyn Clock>,
     later: mpsc::Sender<AuditRecord>,
-    refusals: Rates<()>,
+    refusals: RateLimiter<()>,
     metrics: Arc<Metrics>,
 }
 
@@ -49,7 +49,7 @@ impl Trail {
         metrics: Arc<Metrics>,
     ) -> (Self, mpsc::Receiver<AuditRecord>) {
         let (later, waiting) = mpsc::channel(WAITING);
-        let refusals = Rates::new(MAX_REFUSALS_PER_SECOND, Duration::from_secs(1), MAX_REFUSAL_BURST);
+        let refusals = RateLimiter::new(MAX_REFUSALS_PER_SECOND, Duration::from_secs(1), MAX_REFUSAL_BURST);
         let trail = Self {
             store,
             clock,

@@ -2,7 +2,7 @@
 //! caller that admission attaches to a request. Configuration, admission, audit
 //! and the services share these types.
 
-use service_kit::caller::{Caller, ISSUER_ALIAS, ServiceAccountConfig};
+use service_kit::caller::{Caller, ServiceAccountConfig};
 use session_core::{Principal, PrincipalId, Role};
 use std::ops::Deref;
 
@@ -58,14 +58,7 @@ pub(crate) fn principal(caller: &Caller) -> Result<Principal, String> {
 
 /// Checks that a configured account can be used.
 pub(crate) fn account_principal(account: &ServiceAccountConfig) -> Result<Principal, String> {
-    principal(&Caller {
-        issuer_alias: ISSUER_ALIAS.to_owned(),
-        subject: account.name.clone(),
-        org: account.org.clone(),
-        roles: account.roles.clone(),
-        teams: account.teams.clone(),
-        team_admin_of: account.team_admin_of.clone(),
-    })
+    principal(&account.caller())
 }
 
 fn role_of(text: &str) -> Result<Role, String> {

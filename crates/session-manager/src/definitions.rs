@@ -4,8 +4,9 @@
 use anyhow::Context;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use session_core::Reason;
-use session_core::{Catalog, CatalogName, Cluster, ClusterName, ClusterStatus, Org, OrgId, Timestamp};
+use session_core::{
+    Catalog, CatalogName, Cluster, ClusterName, ClusterStatus, Org, OrgId, Quota, Reason, Timestamp,
+};
 use session_proto::error::Refused;
 use session_store::{Definition, DefinitionQuota, Error, Kind, SessionStore};
 use std::collections::BTreeSet;
@@ -56,8 +57,8 @@ impl Defined for Catalog {
     const KIND: Kind = Kind::Catalog;
     const WORD: &'static str = "catalog";
     const QUOTA: Option<DefinitionQuota> = Some(DefinitionQuota {
-        entries: ("catalogs", 1000),
-        bytes: ("catalog_bytes", 16 << 20),
+        entries: (Quota::Catalogs, 1000),
+        bytes: (Quota::CatalogBytes, 16 << 20),
     });
 
     fn name(&self) -> String {

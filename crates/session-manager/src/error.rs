@@ -1,7 +1,7 @@
 //! What went wrong inside, as callers are told.
 
 use session_core::machine::Refusal;
-use session_core::{OrgId, Reason, Session, Status};
+use session_core::{OrgId, Quota, Reason, Session, Status};
 use session_proto::error::Refused;
 use session_store::Error;
 
@@ -46,7 +46,7 @@ pub(crate) fn store(error: Error) -> Refused {
                 Reason::QuotaExceeded,
                 "Berth's state store is short of memory and takes nothing new. Close what is not needed, and tell your platform team.",
             )
-            .with("quota", "store_memory")
+            .with("quota", Quota::StoreMemory.as_str())
         }
         Error::Corrupt(cause) => {
             tracing::error!(cause, "a stored record is broken");
@@ -58,42 +58,42 @@ pub(crate) fn store(error: Error) -> Refused {
     }
 }
 
-fn quota_used_up(quota: &'static str, limit: u32, retry_after: Option<std::time::Duration>) -> Refused {
+fn quota_used_up(quota: Quota, limit: u32, retry_after: Option<std::time::Duration>) -> Refused {
     let text = match quota {
-        "live_sessions_per_owner" => {
+        Quota::LiveSessionsPerOwner => {
             format!(
                 "You have {limit} live sessions, the most you may have. Close one: `berth close <session>`."
             )
         }
-        "live_sessions" => {
+        Quota::LiveSessions => {
             format!(
                 "Your organization has {limit} live sessions, the most it may have. Close one that is not needed."
             )
         }
-        "creates_per_minute" => {
+        Quota::CreatesPerMinute => {
             format!("You created {limit} sessions within a minute, the most you may. Wait a moment.")
         }
-        "tokens_per_session" => format!(
+        Quota::TokensPerSession => format!(
             "The session has {limit} live tokens, the most it may have. Use one of them, or revoke one."
         ),
-        "catalogs" => format!(
+        Quota::Catalogs => format!(
             "Your organization has {limit} catalogs, the most it may have. Delete one that is not needed."
         ),
-        "catalog_bytes" => format!(
+        Quota::CatalogBytes => format!(
             "The catalogs of your organization would have more than {limit} bytes together. Delete one that is not needed, or make one smaller."
         ),
-        "disabled_principals" | "disabled_bytes" => format!(
+        Quota::DisabledPrincipals | Quota::DisabledBytes => format!(
             "The organization has disabled as many principals as it may (quota {quota}, {limit}). Enable some whose accounts are gone."
         ),
-        other => format!("The quota {other} of {limit} is used up."),
+        Quota::Watches | Quota::StoreMemory => format!("The quota {quota} of {limit} is used up."),
     };
-    let reason = if quota == "creates_per_minute" {
+    let reason = if quota == Quota::CreatesPerMinute {
         Reason::RateLimited
     } else {
         Reason::QuotaExceeded
     };
     let refused = Refused::new(reason, text)
-        .with("quota", quota)
+        .with("quota", quota.as_str())
         .with("limit", limit.to_string());
     match retry_after {
         Some(delay) => refused.retry_after(delay),

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Parser;
-use service_kit::config::{ConfigArgs, Start, start_over_defaults};
+use service_kit::config::{ConfigArgs, Start, start};
 use service_kit::shutdown::Shutdown;
 use service_kit::telemetry;
 use session_manager::{Config, Listeners, open_store, run, show};
@@ -24,7 +24,7 @@ struct Args {
 #[tokio::main]
 async fn main() -> Result<()> {
     let args = Args::parse();
-    let config: Config = match start_over_defaults(&args.config, "BERTH")? {
+    let config: Config = match start(&args.config, "BERTH")? {
         Start::Run(config) => config,
         Start::Print(text) => {
             println!("{text}");

@@ -5,13 +5,14 @@ use crate::api::{self, Api};
 use crate::config::Config;
 use anyhow::{Context, Result};
 use service_kit::admin::{Admin, Condition};
-use service_kit::admission::Gate;
+use service_kit::admission::AdmissionLayer;
 use service_kit::grpc::{self, MAX_MESSAGE, ServerConfig};
-use service_kit::limits::{AtOnce, ByAddress};
-use service_kit::listen::Listener;
+use service_kit::limiter::ConcurrencyLimiter;
+use service_kit::limits::AddressLimits;
+use service_kit::listen::{AcceptLimits, Incoming, Listener};
 use service_kit::service_account_token::ServiceTokens;
 use service_kit::shutdown::Shutdown;
-use service_kit::tls::{AcceptLimits, H2, Incoming};
+use service_kit::tls::H2;
 use session_proto::internal::route_service_server::RouteServiceServer;
 use session_proto::internal::token_ledger_server::TokenLedgerServer;
 use session_proto::v1::catalog_service_server::CatalogServiceServer;
@@ -109,11 +110,11 @@ pub(crate) fn serve(shutdown: &Shutdown, ports: Ports, config: &Config, api: &Ar
         timeout: Duration::from_secs(90),
         ..ServerConfig::default()
     })
-    .layer(Gate::new(layer::Public {
+    .layer(AdmissionLayer::new(layer::Public {
         admission: Arc::clone(&api.admission),
-        addresses: ByAddress::new(&config.limits),
+        addresses: AddressLimits::new(&config.limits),
         counts: Arc::clone(&counts),
-        at_once: AtOnce::new(config.limits.calls_at_once),
+        at_once: ConcurrencyLimiter::new(config.limits.calls_at_once),
     }))
     .add_service(grpc::health(&ports.admin.readiness, stop.clone()))
     .add_service(reflection)
@@ -137,7 +138,7 @@ pub(crate) fn serve(shutdown: &Shutdown, ports: Ports, config: &Config, api: &Ar
         streams_per_connection: INTERNAL_STREAMS,
         ..ServerConfig::default()
     })
-    .layer(Gate::new(layer::Internal {
+    .layer(AdmissionLayer::new(layer::Internal {
         admission: Arc::clone(&api.admission),
         counts,
         allow: config.internal.clone(),

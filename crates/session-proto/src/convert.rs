@@ -279,13 +279,9 @@ pub(crate) fn provider(provider: &Provider) -> v1::cluster::Provider {
     }
 }
 
-/// Decodes a cluster; callers cannot set its status and manager.
-///
-/// # Errors
-/// Names the first invalid field.
-pub fn from_cluster(wire: v1::Cluster) -> Result<Cluster, Refused> {
-    let provider = match wire.provider {
-        Some(v1::cluster::Provider::Static(spec)) => Provider::Static {
+fn from_provider(wire: Option<v1::cluster::Provider>) -> Result<Provider, Refused> {
+    match wire {
+        Some(v1::cluster::Provider::Static(spec)) => Ok(Provider::Static {
             allow_shared_untrusted: spec.allow_shared_untrusted,
             endpoints: spec
                 .endpoints
@@ -296,40 +292,50 @@ pub fn from_cluster(wire: v1::Cluster) -> Result<Cluster, Refused> {
                     token_env: non_empty(endpoint.token_env),
                 })
                 .collect(),
-        },
-        Some(v1::cluster::Provider::Process(spec)) => Provider::Process {
+        }),
+        Some(v1::cluster::Provider::Process(spec)) => Ok(Provider::Process {
             program: spec.program,
             java_home: non_empty(spec.java_home),
             properties: spec.properties.into_iter().collect(),
             python: non_empty(spec.python),
             driver_memory: non_empty(spec.driver_memory),
-        },
-        Some(v1::cluster::Provider::Kubernetes(_)) => {
-            return Err(Refused::field(
-                "provider",
-                "kubernetes is not available in this release",
-            ));
-        }
-        None => return Err(Refused::field("provider", "is missing: give static or process")),
-    };
-    let idle_policy = match wire.idle_policy.as_str() {
-        "" => None,
-        "release" => Some(IdlePolicy::Release),
-        "keep" => Some(IdlePolicy::Keep),
-        _ => {
-            return Err(Refused::field(
-                "idle_policy",
-                "must be \"release\", \"keep\" or empty",
-            ));
-        }
-    };
-    let wake = match wire.wake.as_str() {
-        "" | "restore" => WakePolicy::Restore,
-        "signal" => WakePolicy::Signal,
-        _ => {
-            return Err(Refused::field("wake", "must be \"restore\", \"signal\" or empty"));
-        }
-    };
+        }),
+        Some(v1::cluster::Provider::Kubernetes(_)) => Err(Refused::field(
+            "provider",
+            "kubernetes is not available in this release",
+        )),
+        None => Err(Refused::field("provider", "is missing: give static or process")),
+    }
+}
+
+fn from_idle_policy(wire: &str) -> Result<Option<IdlePolicy>, Refused> {
+    match wire {
+        "" => Ok(None),
+        "release" => Ok(Some(IdlePolicy::Release)),
+        "keep" => Ok(Some(IdlePolicy::Keep)),
+        _ => Err(Refused::field(
+            "idle_policy",
+            "must be \"release\", \"keep\" or empty",
+        )),
+    }
+}
+
+fn from_wake(wire: &str) -> Result<WakePolicy, Refused> {
+    match wire {
+        "" | "restore" => Ok(WakePolicy::Restore),
+        "signal" => Ok(WakePolicy::Signal),
+        _ => Err(Refused::field("wake", "must be \"restore\", \"signal\" or empty")),
+    }
+}
+
+/// Decodes a cluster; callers cannot set its status and manager.
+///
+/// # Errors
+/// Names the first invalid field.
+pub fn from_cluster(wire: v1::Cluster) -> Result<Cluster, Refused> {
+    let provider = from_provider(wire.provider)?;
+    let idle_policy = from_idle_policy(&wire.idle_policy)?;
+    let wake = from_wake(&wire.wake)?;
     Ok(Cluster {
         name: parse("name", &wire.name)?,
         status: ClusterStatus::Active,

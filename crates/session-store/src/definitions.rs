@@ -2,7 +2,7 @@
 
 use crate::{Error, StoreHealth};
 use async_trait::async_trait;
-use session_core::{OrgId, Timestamp};
+use session_core::{OrgId, Quota, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Things that are defined rather than lived: each is a JSON text under a name.
@@ -35,10 +35,10 @@ impl Kind {
 /// How much of a kind one organization may define.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DefinitionQuota {
-    /// What the quota of entries is called in errors, and how many there may be.
-    pub entries: (&'static str, u32),
+    /// The quota of entries and its limit.
+    pub entries: (Quota, u32),
     /// The same of bytes: names and JSON texts together.
-    pub bytes: (&'static str, u32),
+    pub bytes: (Quota, u32),
 }
 
 /// A stored definition.

@@ -32,7 +32,7 @@ pub use leases::Leases;
 pub use places::Places;
 pub use retention::{Retention, Tombstones};
 pub use session_core::SessionKey;
-use session_core::SystemClock;
+use session_core::{Quota, SystemClock};
 pub use session_index::{ListQuery, PAGE_READ_LIMIT, Page, Scope, SessionIndex};
 pub use sessions::{Commit, Create, Created, HISTORY, REQUEST_ID_MEMORY, RequestId, Sessions};
 pub use signing_keys::SigningKeys;
@@ -130,8 +130,8 @@ pub enum Error {
     /// A quota is used up.
     #[error("{quota} is used up: {limit}")]
     Quota {
-        /// Which, as [`session_core::Limits`] names it.
-        quota: &'static str,
+        /// Which.
+        quota: Quota,
         /// The limit.
         limit: u32,
         /// Waiting this long helps, if waiting helps.

@@ -1,7 +1,7 @@
 //! Options, telemetry, and [`spark_proxy::run`].
 
 use clap::Parser;
-use service_kit::config::{ConfigArgs, Start, start_over_defaults};
+use service_kit::config::{ConfigArgs, Start, start};
 use service_kit::shutdown::Shutdown;
 use spark_proxy::{Config, Listeners, run};
 
@@ -18,7 +18,7 @@ struct Options {
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    let config: Config = match start_over_defaults(&options.config, "BERTH")? {
+    let config: Config = match start(&options.config, "BERTH")? {
         Start::Run(config) => config,
         Start::Print(text) => {
             println!("{text}");

@@ -2,7 +2,7 @@
 //! never per call.
 
 use parking_lot::Mutex;
-use service_kit::limits::address_key;
+use service_kit::limiter::address_key;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -15,7 +15,7 @@ use crate::shares::Questions;
 use crate::worker::Shared;
 use anyhow::Context as _;
 use service_kit::admin::Admin;
-use service_kit::limits::Rates;
+use service_kit::limiter::RateLimiter;
 use service_kit::service_account_token::{ServiceChannel, service_channel};
 use service_kit::shutdown::Shutdown;
 use service_kit::tls::{ClientTls, H2, ServerTls};
@@ -190,7 +190,7 @@ fn share(
         routes,
         ledger,
         questions: Questions::default(),
-        bad_tokens: Rates::new(bad_tokens, Duration::from_secs(1), bad_tokens.saturating_mul(2)),
+        bad_tokens: RateLimiter::new(bad_tokens, Duration::from_secs(1), bad_tokens.saturating_mul(2)),
         metrics,
         tls,
         backend_tls,

@@ -1,7 +1,7 @@
 //! Shares of common resources, counted per session, per organization, and in all: no caller can use
 //! the share of others.
 
-use service_kit::limits::{AtOnce, Permit};
+use service_kit::limiter::{ConcurrencyLimiter, Permit};
 use session_core::{OrgId, Reason, SessionId};
 use session_proto::error::Refused;
 use session_token::Claims;
@@ -40,9 +40,9 @@ pub(crate) struct Limits(pub(crate) [Limit; 3]);
 /// Open requests to session-manager.
 #[derive(Debug)]
 pub(crate) struct Questions {
-    binds_of_sessions: Arc<AtOnce<SessionId>>,
-    binds_of_orgs: Arc<AtOnce<OrgId>>,
-    lookups_of_orgs: Arc<AtOnce<OrgId>>,
+    binds_of_sessions: Arc<ConcurrencyLimiter<SessionId>>,
+    binds_of_orgs: Arc<ConcurrencyLimiter<OrgId>>,
+    lookups_of_orgs: Arc<ConcurrencyLimiter<OrgId>>,
 }
 
 /// One bind request; ends on drop.
@@ -59,9 +59,9 @@ pub(crate) struct Lookup(#[expect(dead_code, reason = "counted while it lives")]
 impl Default for Questions {
     fn default() -> Self {
         Self {
-            binds_of_sessions: AtOnce::new(MAX_BINDS_PER_SESSION),
-            binds_of_orgs: AtOnce::new(MAX_BINDS_PER_ORG),
-            lookups_of_orgs: AtOnce::new(MAX_LOOKUPS_PER_ORG),
+            binds_of_sessions: ConcurrencyLimiter::new(MAX_BINDS_PER_SESSION),
+            binds_of_orgs: ConcurrencyLimiter::new(MAX_BINDS_PER_ORG),
+            lookups_of_orgs: ConcurrencyLimiter::new(MAX_LOOKUPS_PER_ORG),
         }
     }
 }

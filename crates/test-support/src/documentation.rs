@@ -1,5 +1,5 @@
-//! Whether docs/config.md and docs/metrics.md have a row for each key and each
-//! metric of a service, and no row for anything else.
+//! Checks that docs/config.md and docs/metrics.md have a row for each key and
+//! each metric of a service, and no other rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -7,7 +7,7 @@ use std::path::Path;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// A document of `docs/`, cut at its headings.
+/// A document of `docs/`, split at its headings.
 #[derive(Debug)]
 pub struct Document {
     sections: BTreeMap<String, Vec<Row>>,
@@ -70,7 +70,7 @@ impl Document {
     }
 }
 
-/// A heading as links spell it.
+/// The anchor of a heading in links.
 fn slug(heading: &str) -> String {
     let letters = heading.trim().chars().filter_map(|letter| match letter {
         ' ' => Some('-'),
@@ -132,7 +132,7 @@ impl Reference<'_> {
     }
 
     /// Compares the rows with the keys of a configuration. `problems` loads a
-    /// configuration file in TOML and returns all that is wrong with it.
+    /// configuration file in TOML and returns all its problems.
     ///
     /// # Panics
     /// If a key has no row, or a row no key.
@@ -158,8 +158,8 @@ impl Reference<'_> {
     }
 }
 
-/// Does one of the rows have this key, or one whose table has it? Shared tables
-/// name their keys from their own beginning or by the whole key.
+/// Whether a row has this key, directly or in a linked or mentioned table.
+/// Shared tables contain keys relative to the table, or whole keys.
 fn has_key(document: &Document, rows: &[Row], key: &str, whole: &str) -> bool {
     rows.iter().any(|row| {
         row.names.iter().any(|name| {
@@ -182,10 +182,10 @@ fn has_key(document: &Document, rows: &[Row], key: &str, whole: &str) -> bool {
     })
 }
 
-/// What a service serves at `/metrics` of its admin port.
+/// Reads `/metrics` of an admin port.
 ///
 /// # Errors
-/// If the port does not answer.
+/// If the port does not respond.
 pub async fn exported(admin: SocketAddr) -> std::io::Result<String> {
     let mut connection = TcpStream::connect(admin).await?;
     let request = "GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
@@ -195,7 +195,7 @@ pub async fn exported(admin: SocketAddr) -> std::io::Result<String> {
     Ok(text)
 }
 
-/// A key that no table has.
+/// A key that exists in no table.
 const UNKNOWN: &str = "no_such_key";
 
 /// Finds every key below `table` by the names that the loader lists when it
@@ -211,7 +211,7 @@ fn find_keys(problems: &impl Fn(&str) -> String, opening: &str, table: &str, key
             format!("{inner}.{name}")
         };
         let headers = if opening.starts_with("[[") {
-            // What is in an entry of a list is written below its header.
+            // Tables of a list entry follow the header of the entry.
             let base = opening.trim_end();
             [format!("{base}\n[{path}]\n"), format!("{base}\n[[{path}]]\n")]
         } else {

@@ -1,5 +1,5 @@
-//! Session-manager's RouteService as a test scripts it: what each session's
-//! route is, what is announced, and when all of it is away.
+//! A scripted RouteService in place of session-manager: the routes of sessions,
+//! the announced changes, and outages.
 
 use futures::Stream;
 use parking_lot::{Mutex, MutexGuard};
@@ -22,10 +22,10 @@ use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-/// Streams of one connection.
+/// Maximum number of streams of one connection.
 const STREAMS_PER_CONNECTION: u32 = 256;
 
-/// The fake; it ends when dropped.
+/// The fake service; stops on drop.
 #[derive(Debug)]
 pub struct FakeRoutes {
     address: SocketAddr,
@@ -45,7 +45,7 @@ struct State {
     streams: Vec<mpsc::UnboundedSender<Result<WatchRoutesResponse, Status>>>,
     reports: watch::Sender<Vec<ReportActivityRequest>>,
     binds: Vec<BindSparkSessionRequest>,
-    /// By Spark session id: whose it is.
+    /// The owner of each Spark session id.
     bound: HashMap<String, String>,
     bind_refusal: Option<Status>,
     replaced: bool,
@@ -79,37 +79,38 @@ pub fn active(session: &str, org: &str, backend: SocketAddr) -> Route {
 }
 
 impl FakeRoutes {
-    /// Sends no more heartbeats, or sends them again.
+    /// Stops or resumes the heartbeats.
     pub fn be_silent(&self, silent: bool) {
         self.fake.state().is_silent = silent;
     }
 
-    /// Never answers questions about this session.
+    /// Leaves resolves of this session without an answer.
     pub fn hang(&self, session: &str) {
         self.fake.state().hanging.insert(session.to_owned());
     }
 
-    /// From now on every look-up and every bind takes so long.
+    /// Delays every resolve and every bind from now on.
     pub fn slow_answers(&self, time: Duration) {
         self.fake.state().slow_answers = time;
     }
 
-    /// How many binds were under way at one time, at most.
+    /// Maximum number of concurrent binds so far.
     pub fn most_binds(&self) -> usize {
         self.fake.state().most_binds.1
     }
 
-    /// Refuses every report of this session.
+    /// Rejects every report of this session.
     pub fn refuse_reports_of(&self, session: &str) {
         self.fake.state().bad_report = Some(session.to_owned());
     }
 
-    /// Refuses every report of more sessions than these, as too large.
+    /// Rejects every report with more sessions than this as too large.
     pub fn limit_reports(&self, sessions: usize) {
         self.fake.state().largest_report = sessions;
     }
 
-    /// The next bind says that the Spark session is older than the compute.
+    /// The answer to the next bind is that the Spark session is older than the
+    /// compute.
     pub fn replace_next(&self) {
         self.fake.state().replaced = true;
     }
@@ -148,8 +149,9 @@ impl FakeRoutes {
         format!("http://{}", self.address)
     }
 
-    /// From now on this is the session's route. Nothing is announced. As of
-    /// session-manager itself, a server that is named by its address has it.
+    /// Sets the route of the session without an announcement. As in
+    /// session-manager, an endpoint that is an address is its own verified
+    /// address.
     pub fn set(&self, mut route: Route) {
         if let Some(backend) = &mut route.backend
             && backend.endpoint.parse::<SocketAddr>().is_ok()
@@ -161,7 +163,7 @@ impl FakeRoutes {
         });
     }
 
-    /// This is the session's route now, and everybody is told.
+    /// Sets the route of the session and announces it to all watches.
     pub fn announce(&self, route: Route) {
         let change = RouteChange {
             session_id: route.session_id.clone(),
@@ -176,63 +178,63 @@ impl FakeRoutes {
         self.fake.state().tell(Update::Change(change));
     }
 
-    /// Tells everybody that changes may have been missed.
+    /// Announces to all watches that changes may be lost.
     pub fn reset(&self) {
         self.fake
             .state()
             .tell(Update::Reset(RouteReset { store_epoch: 1 }));
     }
 
-    /// Questions that carry this token are answered with an error.
+    /// Answers resolves with this token with an error.
     pub fn refuse(&self, token: &str, status: Status) {
         self.fake.state().refusals.insert(token.to_owned(), status);
     }
 
-    /// The questions that came so far.
+    /// The resolves so far.
     pub fn asked(&self) -> Vec<ResolveRouteRequest> {
         self.fake.state().asked.borrow().clone()
     }
 
-    /// The reports that came so far.
+    /// The reports so far.
     pub fn reports(&self) -> Vec<ReportActivityRequest> {
         self.fake.state().reports.borrow().clone()
     }
 
-    /// Returns when the reports satisfy `condition`.
+    /// Waits until the reports satisfy `condition`.
     pub async fn until_reported(&self, mut condition: impl FnMut(&[ReportActivityRequest]) -> bool) {
         let mut reports = self.fake.state().reports.subscribe();
         let _ = reports.wait_for(|reports| condition(reports)).await;
     }
 
-    /// The Spark sessions that were asked to be bound, in order.
+    /// The Spark sessions of all binds so far, in order.
     pub fn binds(&self) -> Vec<BindSparkSessionRequest> {
         self.fake.state().binds.clone()
     }
 
-    /// This Spark session is that session's already.
+    /// Binds the Spark session to the session in advance.
     pub fn bind(&self, spark_session: &str, session: &str) {
         let mut state = self.fake.state();
         state.bound.insert(spark_session.to_owned(), session.to_owned());
     }
 
-    /// From now on every bind is answered so.
+    /// Gives every bind this answer from now on.
     pub fn refuse_binds(&self, status: Option<Status>) {
         self.fake.state().bind_refusal = status;
     }
 
-    /// Returns when this many questions came.
+    /// Waits for this many resolves.
     pub async fn until_asked(&self, count: usize) {
         let mut asked = self.fake.state().asked.subscribe();
         let _ = asked.wait_for(|asked| asked.len() >= count).await;
     }
 
-    /// Returns when somebody watches.
+    /// Waits for the first watch.
     pub async fn until_watched(&self) {
         let mut watchers = self.fake.state().watchers.subscribe();
         let _ = watchers.wait_for(|count| *count > 0).await;
     }
 
-    /// Ends every stream and connection; the port is closed.
+    /// Closes every stream, every connection and the port.
     pub fn go_away(&self) {
         self.stop.lock().cancel();
         let state = self.fake.state();
@@ -253,8 +255,8 @@ impl Drop for FakeRoutes {
     }
 }
 
-/// Connections are cut, not drained, when `stop` is cancelled: each is a task
-/// of a runtime of its own, which is dropped then.
+/// Serves until `stop` is cancelled, then closes all connections without drain:
+/// each is a task of a separate runtime, which is dropped.
 async fn serve(fake: Fake, address: SocketAddr) -> std::io::Result<(SocketAddr, CancellationToken)> {
     let listener = bind(address).await?;
     let address = listener.local_addr()?;
@@ -280,7 +282,7 @@ async fn serve(fake: Fake, address: SocketAddr) -> std::io::Result<(SocketAddr, 
     Ok((address, stop))
 }
 
-/// A port that was just closed may still be busy for a moment.
+/// Binds a port that was just closed and can still be busy.
 async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     let mut tries = 0;
     loop {
@@ -312,7 +314,7 @@ impl State {
     }
 }
 
-/// The session that a token says it opens. The fake believes it.
+/// The session in the claims of a token, without verification.
 fn session_of(token: &str) -> Option<String> {
     let payload = token.split('.').nth(1)?;
     let json = decode(payload)?;
@@ -339,7 +341,8 @@ fn decode(text: &str) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Every second, as session-manager does, until the stream ends.
+/// Sends a heartbeat every second, as session-manager does, until the stream
+/// ends.
 async fn send_heartbeats(fake: Fake, stream: mpsc::UnboundedSender<Result<WatchRoutesResponse, Status>>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;

@@ -1,4 +1,5 @@
-//! What tests need of the world around Berth, and nothing that ships.
+//! Test helpers: servers that stand for the environment of Berth, and checks of
+//! documents. No shipped crate depends on them.
 
 pub mod documentation;
 pub mod fake_routes;

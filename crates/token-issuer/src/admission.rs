@@ -3,9 +3,10 @@
 
 use crate::metrics::{self, Metrics};
 use http::HeaderMap;
-use service_kit::admission::{CallerKnown, Doorkeeper, HeadTooLarge, Pass};
+use service_kit::admission::{Admit, CallPermits, CallerKnown, HeadTooLarge};
 use service_kit::grpc::MAX_HEAD_BYTES;
-use service_kit::limits::{AtOnce, ByAddress, Exceeded, LimitsConfig};
+use service_kit::limiter::ConcurrencyLimiter;
+use service_kit::limits::{AddressLimits, Exceeded, LimitsConfig};
 use session_core::Reason;
 use session_proto::error::{REASON_TRAILER, Refused};
 use session_proto::ports::{Port, check_sent, misdirected};
@@ -27,23 +28,23 @@ pub(crate) struct Origin(pub(crate) Option<IpAddr>);
 /// The admission of this port.
 #[derive(Debug)]
 pub(crate) struct Door {
-    addresses: ByAddress,
-    at_once: Arc<AtOnce<()>>,
+    addresses: AddressLimits,
+    at_once: Arc<ConcurrencyLimiter<()>>,
     metrics: Arc<Metrics>,
 }
 
 impl Door {
     pub(crate) fn new(limits: &LimitsConfig, metrics: Arc<Metrics>) -> Self {
         Self {
-            addresses: ByAddress::new(limits),
-            at_once: AtOnce::new(limits.calls_at_once),
+            addresses: AddressLimits::new(limits),
+            at_once: ConcurrencyLimiter::new(limits.calls_at_once),
             metrics,
         }
     }
 
     /// The caller is not authenticated here, so a call counts against its
     /// address until its end. Standard services have limits of their own.
-    fn enter(&self, standard: bool, origin: Option<SocketAddr>) -> Result<Pass, Exceeded> {
+    fn enter(&self, standard: bool, origin: Option<SocketAddr>) -> Result<CallPermits, Exceeded> {
         let now = Instant::now();
         if standard {
             return Ok(Box::new(self.addresses.enter_standard(origin, now)?));
@@ -54,14 +55,14 @@ impl Door {
     }
 }
 
-impl Doorkeeper for Door {
-    async fn admit(&self, call: &mut http::request::Parts) -> Result<Pass, Status> {
+impl Admit for Door {
+    async fn admit(&self, call: &mut http::request::Parts) -> Result<CallPermits, Status> {
         let path = call.uri.path();
         let standard = STANDARD.iter().any(|service| path.starts_with(service));
         if !standard && !path.starts_with(TOKEN_SERVICE) {
             return Err(misdirected(path, Port::Issuer).into());
         }
-        let origin = self.origin(call);
+        let origin = self.client_ip(call);
         let pass = self.enter(standard, origin).map_err(|much| {
             self.metrics.door(match much {
                 Exceeded::Calls(_) => metrics::Door::TooOften,
@@ -90,8 +91,8 @@ impl Doorkeeper for Door {
         Refused::head_too_large(head.bytes, head.credential, MAX_HEAD_BYTES).into()
     }
 
-    fn origin(&self, call: &http::request::Parts) -> Option<SocketAddr> {
-        self.addresses.origin(call)
+    fn client_ip(&self, call: &http::request::Parts) -> Option<SocketAddr> {
+        self.addresses.client_ip(call)
     }
 
     fn answered(&self, peer: Option<SocketAddr>, code: Code) {
@@ -111,8 +112,8 @@ impl Doorkeeper for Door {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use service_kit::connection::PeerInfo;
     use service_kit::metrics::Registry;
-    use service_kit::tls::PeerInfo;
 
     fn door(limits: LimitsConfig) -> (Door, Registry) {
         let registry = Registry::new();

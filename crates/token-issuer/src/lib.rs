@@ -24,12 +24,12 @@ use hyper_util::service::TowerToHyperService;
 use issue::Tokens;
 use keys::{Follower, Keys};
 use service_kit::admin::Admin;
-use service_kit::admission::Gate;
+use service_kit::admission::AdmissionLayer;
 use service_kit::grpc::{self, ServerConfig};
-use service_kit::listen::Listener;
+use service_kit::listen::{AcceptLimits, Incoming, Listener};
 use service_kit::service_account_token::service_channel;
 use service_kit::shutdown::Shutdown;
-use service_kit::tls::{AcceptLimits, H2, H2_HTTP1, Incoming};
+use service_kit::tls::{H2, H2_HTTP1};
 use session_core::SystemClock;
 use session_proto::internal::token_ledger_client::TokenLedgerClient;
 use session_proto::v1::token_service_server::TokenServiceServer;
@@ -97,7 +97,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
         .build_v1()
         .context("server reflection")?;
     let server = grpc::server(&ServerConfig::default())
-        .layer(Gate::new(admission::Door::new(&config.limits, metrics)))
+        .layer(AdmissionLayer::new(admission::Door::new(&config.limits, metrics)))
         .add_service(grpc::health(&admin.readiness, stop.clone()))
         .add_service(reflection)
         .add_service(TokenServiceServer::new(tokens).max_decoding_message_size(config.limits.request_bytes));

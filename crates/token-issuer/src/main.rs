@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Parser;
-use service_kit::config::{ConfigArgs, Start, start_over_defaults};
+use service_kit::config::{ConfigArgs, Start, start};
 use service_kit::shutdown::Shutdown;
 use service_kit::telemetry;
 use token_issuer::{Config, Listeners, run};
@@ -20,7 +20,7 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let config: Config = match start_over_defaults(&Args::parse().config, "BERTH")? {
+    let config: Config = match start(&Args::parse().config, "BERTH")? {
         Start::Run(config) => config,
         Start::Print(text) => {
             println!("{text}");

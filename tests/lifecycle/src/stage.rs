@@ -5,7 +5,7 @@ use crate::instant::InstantCompute;
 use anyhow::{Context as _, Result};
 use compute::SimCompute;
 use service_kit::caller::{NewKey, generate_key};
-use service_kit::config::{Sources, load_over_defaults};
+use service_kit::config::{Sources, load};
 use service_kit::shutdown::Shutdown;
 use session_core::{OrgId, ProviderKind};
 use session_manager::{Config, Listeners, Providers};
@@ -166,7 +166,7 @@ impl Drop for Manager {
 }
 
 fn config(file: &Path) -> Result<Config> {
-    load_over_defaults(&Sources {
+    load(&Sources {
         file: Some(file.to_owned()),
         ..Sources::default()
     })

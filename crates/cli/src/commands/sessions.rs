@@ -12,8 +12,11 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
 /// Total timeout of `create --wait`; longer than any provisioning deadline.
-const LONGEST_WAIT: Duration = Duration::from_secs(16 * 60);
-const ONE_WAIT: Duration = Duration::from_secs(30);
+const CREATE_WAIT_TIMEOUT: Duration = Duration::from_secs(16 * 60);
+/// Timeout of one `DescribeSession` that waits.
+const DESCRIBE_WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum number of sessions in one page.
+const MAX_PAGE: usize = 1000;
 
 pub(super) async fn create_session(target: &Target, output: Output, create: Create) -> Result<()> {
     let labels = create.labels().into_iter().collect();
@@ -44,7 +47,7 @@ pub(super) async fn create_session(target: &Target, output: Output, create: Crea
 pub(super) async fn wait_ready(target: &Target, mut session: v1::Session) -> Result<v1::Session> {
     let begun = Instant::now();
     while session.status() == v1::SessionStatus::Pending {
-        if begun.elapsed() > LONGEST_WAIT {
+        if begun.elapsed() > CREATE_WAIT_TIMEOUT {
             bail!("session {} is still pending; see `berth show {0}`", session.id);
         }
         output::note(&format!(
@@ -53,7 +56,7 @@ pub(super) async fn wait_ready(target: &Target, mut session: v1::Session) -> Res
             session.phase,
             begun.elapsed().as_secs()
         ));
-        session = describe(target, session.id, Some(ONE_WAIT)).await?;
+        session = describe(target, session.id, Some(DESCRIBE_WAIT_TIMEOUT)).await?;
     }
     if session.status() == v1::SessionStatus::Failed {
         bail!("session {} failed: {}", session.id, session.status_message);
@@ -82,6 +85,28 @@ fn show_session(output: Output, session: &v1::Session) {
     output::fields(output, &output::session_fields(session), session);
 }
 
+/// Reads pages until there are `limit` sessions.
+async fn pages(target: &Target, statuses: Vec<i32>, limit: usize) -> Result<Vec<v1::Session>> {
+    let mut client = client::sessions(target)?;
+    let mut sessions = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let wanted = i32::try_from((limit - sessions.len()).min(MAX_PAGE)).unwrap_or(i32::MAX);
+        let request = v1::ListSessionsRequest {
+            statuses: statuses.clone(),
+            page_size: wanted,
+            page_token,
+            ..v1::ListSessionsRequest::default()
+        };
+        let page = client.list_sessions(request).await.map_err(explain)?.into_inner();
+        sessions.extend(page.sessions);
+        page_token = page.next_page_token;
+        if page_token.is_empty() || sessions.len() >= limit {
+            return Ok(sessions);
+        }
+    }
+}
+
 pub(super) async fn list(target: &Target, output: Output, all: bool, limit: u32) -> Result<()> {
     let live = [
         v1::SessionStatus::Pending,
@@ -93,25 +118,7 @@ pub(super) async fn list(target: &Target, output: Output, all: bool, limit: u32)
     } else {
         live.into_iter().map(i32::from).collect()
     };
-    let limit = usize::try_from(limit)?;
-    let mut sessions = Vec::new();
-    let mut page_token = String::new();
-    let mut client = client::sessions(target)?;
-    loop {
-        let wanted = i32::try_from((limit - sessions.len()).min(1000)).unwrap_or(1000);
-        let request = v1::ListSessionsRequest {
-            statuses: statuses.clone(),
-            page_size: wanted,
-            page_token,
-            ..v1::ListSessionsRequest::default()
-        };
-        let page = client.list_sessions(request).await.map_err(explain)?.into_inner();
-        sessions.extend(page.sessions);
-        page_token = page.next_page_token;
-        if page_token.is_empty() || sessions.len() >= limit {
-            break;
-        }
-    }
+    let sessions = pages(target, statuses, usize::try_from(limit)?).await?;
     let now = SystemClock.now();
     let rows = sessions
         .iter()

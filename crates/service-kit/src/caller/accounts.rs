@@ -47,6 +47,18 @@ pub struct ServiceAccountConfig {
 }
 
 impl ServiceAccountConfig {
+    /// The caller that its key authenticates.
+    pub fn caller(&self) -> Caller {
+        Caller {
+            issuer_alias: ISSUER_ALIAS.to_owned(),
+            subject: self.name.clone(),
+            org: self.org.clone(),
+            roles: self.roles.clone(),
+            teams: self.teams.clone(),
+            team_admin_of: self.team_admin_of.clone(),
+        }
+    }
+
     fn digest(&self) -> Option<[u8; 32]> {
         hex::decode(&self.key_sha256).ok()?.try_into().ok()
     }
@@ -124,14 +136,7 @@ impl Accounts {
             Some(Account {
                 digest: account.digest()?,
                 expires_at: account.expires_at,
-                caller: Caller {
-                    issuer_alias: ISSUER_ALIAS.to_owned(),
-                    subject: account.name.clone(),
-                    org: account.org.clone(),
-                    roles: account.roles.clone(),
-                    teams: account.teams.clone(),
-                    team_admin_of: account.team_admin_of.clone(),
-                },
+                caller: account.caller(),
             })
         });
         Self {

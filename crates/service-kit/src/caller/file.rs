@@ -5,7 +5,7 @@ use super::{Accounts, ServiceAccountConfig, validate_accounts};
 use crate::config::{self, Problems, Sources, Validate};
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::fmt;
 use std::path::PathBuf;
@@ -14,8 +14,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Poll interval of the file.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-const LARGEST: u64 = 4 * 1024 * 1024;
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
 type Check = Arc<dyn Fn(&[ServiceAccountConfig]) -> Result<(), String> + Send + Sync>;
 
@@ -29,7 +29,7 @@ pub struct AccountsFile {
 }
 
 /// Content of the file.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Contents {
     service_accounts: Vec<ServiceAccountConfig>,
@@ -62,7 +62,11 @@ impl AccountsFile {
     pub fn read(&self) -> anyhow::Result<Accounts> {
         let shown = || self.path.display().to_string();
         let size = std::fs::metadata(&self.path).with_context(shown)?.len();
-        anyhow::ensure!(size <= LARGEST, "{} is larger than {LARGEST} bytes", shown());
+        anyhow::ensure!(
+            size <= MAX_FILE_BYTES,
+            "{} is larger than {MAX_FILE_BYTES} bytes",
+            shown()
+        );
         let contents: Contents = config::load(&Sources {
             file: Some(self.path.clone()),
             ..Sources::default()
@@ -85,7 +89,7 @@ impl AccountsFile {
     pub(super) async fn follow(&self, accounts: &ArcSwap<Accounts>, stop: &CancellationToken) {
         let mut seen: Option<Option<Vec<u8>>> = None;
         while stop
-            .run_until_cancelled(tokio::time::sleep(LOOK_EVERY))
+            .run_until_cancelled(tokio::time::sleep(POLL_INTERVAL))
             .await
             .is_some()
         {

@@ -1,6 +1,6 @@
 //! The command-line options that every service has.
 
-use super::{ConfigError, Sources, Validate, load, load_over_defaults, to_toml};
+use super::{ConfigError, Sources, Validate, load, to_toml};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::PathBuf;
@@ -30,25 +30,14 @@ pub enum Start<T> {
 }
 
 /// Loads the configuration of this process ([`load`]) and applies the options.
+///
+/// # Errors
+/// Every problem of the configuration.
 pub fn start<T>(args: &ConfigArgs, prefix: &str) -> Result<Start<T>, ConfigError>
-where
-    T: DeserializeOwned + Serialize + Validate,
-{
-    proceed(args, load(&Sources::of_process(prefix, args.config.clone()))?)
-}
-
-/// Like [`start`], with [`load_over_defaults`].
-pub fn start_over_defaults<T>(args: &ConfigArgs, prefix: &str) -> Result<Start<T>, ConfigError>
 where
     T: DeserializeOwned + Serialize + Validate + Default,
 {
-    proceed(
-        args,
-        load_over_defaults(&Sources::of_process(prefix, args.config.clone()))?,
-    )
-}
-
-fn proceed<T: Serialize>(args: &ConfigArgs, config: T) -> Result<Start<T>, ConfigError> {
+    let config: T = load(&Sources::of_process(prefix, args.config.clone()))?;
     Ok(if args.print_config {
         Start::Print(to_toml(&config)?)
     } else if args.check_config {

@@ -1,90 +1,27 @@
-//! Deserializer of the tree. Values of a file must have the field's type; texts
-//! of the environment are parsed by it.
+//! Deserializer of one [`Value`]. Values of a file must have the field's type;
+//! texts of the environment are parsed by it; placeholders are empty values of
+//! it.
 
-use super::node::Node;
+use super::error::Error;
+use super::tree::{environment_text, is_of_environment, is_placeholder};
+use config::{Value, ValueKind};
 use serde::de::value::{MapAccessDeserializer, MapDeserializer, SeqDeserializer, StrDeserializer};
-use serde::de::{self, Deserializer, IntoDeserializer, Unexpected, Visitor};
-use std::fmt;
+use serde::de::{Deserializer, Error as _, IntoDeserializer, Unexpected, Visitor};
 
-/// Kind of error; a missing field is repaired differently.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
-    Missing(&'static str),
-    Other,
-}
-
-/// An error that never quotes a configured text.
-#[derive(Debug)]
-pub(super) struct Error {
-    pub(super) fault: Fault,
-    pub(super) text: String,
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl std::error::Error for Error {}
-
-impl de::Error for Error {
-    fn custom<T: fmt::Display>(text: T) -> Self {
-        Self {
-            fault: Fault::Other,
-            text: text.to_string(),
-        }
-    }
-
-    fn invalid_type(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self::custom(format_args!("must be {expected}, not {}", Found(found)))
-    }
-
-    fn invalid_value(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self::custom(format_args!("must be {expected}, not {}", Found(found)))
-    }
-
-    fn unknown_field(_: &str, expected: &'static [&'static str]) -> Self {
-        Self::custom(format_args!(
-            "is not a known key; known keys are: {}",
-            expected.join(", ")
-        ))
-    }
-
-    fn missing_field(field: &'static str) -> Self {
-        Self {
-            fault: Fault::Missing(field),
-            text: "is required".to_owned(),
-        }
-    }
-}
-
-/// The value in an error message, without content that may be secret.
-struct Found<'a>(Unexpected<'a>);
-
-impl fmt::Display for Found<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Unexpected::Str(_) => f.write_str("this text"),
-            Unexpected::Bytes(_) => f.write_str("bytes"),
-            Unexpected::Map => f.write_str("a table"),
-            Unexpected::Seq => f.write_str("a list"),
-            Unexpected::Unit => f.write_str("empty"),
-            other => other.fmt(f),
-        }
-    }
-}
-
-/// Deserializes one [`Node`].
-pub(super) struct De(Node);
+/// Deserializes one value.
+pub(super) struct De(pub(super) Value);
 
 impl De {
-    pub(super) fn new(node: Node) -> Self {
-        Self(node)
+    /// The text, if it is from the environment.
+    fn environment(&self) -> Option<&str> {
+        match &self.0.kind {
+            ValueKind::String(text) if is_of_environment(&self.0) => Some(text),
+            _ => None,
+        }
     }
 }
 
-impl<'de> IntoDeserializer<'de, Error> for De {
+impl IntoDeserializer<'_, Error> for De {
     type Deserializer = Self;
 
     fn into_deserializer(self) -> Self {
@@ -92,36 +29,31 @@ impl<'de> IntoDeserializer<'de, Error> for De {
     }
 }
 
-fn list<'de, V: Visitor<'de>>(items: Vec<Node>, visitor: V) -> Result<V::Value, Error> {
+fn list<'de, V: Visitor<'de>>(items: impl IntoIterator<Item = Value>, visitor: V) -> Result<V::Value, Error> {
     SeqDeserializer::new(items.into_iter().map(De)).deserialize_any(visitor)
 }
 
-fn table<'de, V: Visitor<'de>>(
-    entries: impl IntoIterator<Item = (String, Node)>,
-    visitor: V,
-) -> Result<V::Value, Error> {
-    let entries = entries.into_iter().map(|(key, node)| (key, De(node)));
-    visitor.visit_map(MapDeserializer::new(entries))
+/// The entries in the order of their keys, so that problems have one order.
+fn sorted(table: impl IntoIterator<Item = (String, Value)>) -> impl Iterator<Item = (String, De)> {
+    let mut entries: Vec<_> = table.into_iter().map(|(key, value)| (key, De(value))).collect();
+    entries.sort_by(|(one, _), (other, _)| one.cmp(other));
+    entries.into_iter()
 }
 
-fn json(text: &str, opening: char) -> Option<Result<Node, Error>> {
-    text.trim_start().starts_with(opening).then(|| {
-        serde_json::from_str(text)
-            .map(Node::from_json)
-            .map_err(|_| de::Error::custom("is not valid JSON"))
-    })
+fn json(text: &str) -> Result<Value, Error> {
+    serde_json::from_str(text).map_err(|_| Error::custom("is not valid JSON"))
 }
 
-macro_rules! scalar {
-    ($($method:ident, $kind:ty, $visit:ident, $empty:expr, $wanted:literal;)+) => {$(
+macro_rules! scalars {
+    ($($method:ident, $kind:ty, $visit:ident, $wanted:literal;)+) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-            match self.0 {
-                Node::EnvText(text) => match text.trim().parse::<$kind>() {
+            match self.environment() {
+                Some(text) => match text.trim().parse::<$kind>() {
                     Ok(value) => visitor.$visit(value),
-                    Err(_) => Err(de::Error::custom(concat!("must be ", $wanted))),
+                    Err(_) => Err(Error::custom(concat!("must be ", $wanted))),
                 },
-                Node::Wild => visitor.$visit($empty),
-                _ => self.deserialize_any(visitor),
+                None if is_placeholder(&self.0) => visitor.$visit(<$kind>::default()),
+                None => self.deserialize_any(visitor),
             }
         }
     )+};
@@ -131,44 +63,46 @@ impl<'de> Deserializer<'de> for De {
     type Error = Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        match self.0 {
-            Node::Null | Node::Wild => visitor.visit_unit(),
-            Node::Bool(value) => visitor.visit_bool(value),
-            Node::Int(value) => visitor.visit_i64(value),
-            Node::UInt(value) => visitor.visit_u64(value),
-            Node::Float(value) => visitor.visit_f64(value),
-            Node::Text(text) => visitor.visit_string(text),
+        let of_environment = is_of_environment(&self.0);
+        match self.0.kind {
+            ValueKind::Nil => visitor.visit_unit(),
+            ValueKind::Boolean(value) => visitor.visit_bool(value),
+            ValueKind::I64(value) => visitor.visit_i64(value),
+            ValueKind::U64(value) => visitor.visit_u64(value),
+            ValueKind::I128(value) => visitor.visit_i128(value),
+            ValueKind::U128(value) => visitor.visit_u128(value),
+            ValueKind::Float(value) => visitor.visit_f64(value),
             // The field has no fixed type (an untagged enum, a flattened
             // struct), so the form of the text decides.
-            Node::EnvText(text) => match serde_json::from_str(&text) {
-                Ok(value) => Self(Node::from_json(value)).deserialize_any(visitor),
+            ValueKind::String(text) if of_environment => match json(&text) {
+                Ok(value) => Self(value).deserialize_any(visitor),
                 Err(_) => visitor.visit_string(text),
             },
-            Node::List(items) => list(items, visitor),
-            Node::Table(entries) => table(entries, visitor),
+            ValueKind::String(text) => visitor.visit_string(text),
+            ValueKind::Array(items) => list(items, visitor),
+            ValueKind::Table(table) => visitor.visit_map(MapDeserializer::new(sorted(table))),
         }
     }
 
-    scalar! {
-        deserialize_bool, bool, visit_bool, false, "true or false";
-        deserialize_i8, i64, visit_i64, 0, "a whole number";
-        deserialize_i16, i64, visit_i64, 0, "a whole number";
-        deserialize_i32, i64, visit_i64, 0, "a whole number";
-        deserialize_i64, i64, visit_i64, 0, "a whole number";
-        deserialize_u8, u64, visit_u64, 0, "a whole number, not negative";
-        deserialize_u16, u64, visit_u64, 0, "a whole number, not negative";
-        deserialize_u32, u64, visit_u64, 0, "a whole number, not negative";
-        deserialize_u64, u64, visit_u64, 0, "a whole number, not negative";
-        deserialize_f32, f64, visit_f64, 0.0, "a number";
-        deserialize_f64, f64, visit_f64, 0.0, "a number";
-        deserialize_char, char, visit_char, ' ', "one character";
+    scalars! {
+        deserialize_bool, bool, visit_bool, "true or false";
+        deserialize_i8, i64, visit_i64, "a whole number";
+        deserialize_i16, i64, visit_i64, "a whole number";
+        deserialize_i32, i64, visit_i64, "a whole number";
+        deserialize_i64, i64, visit_i64, "a whole number";
+        deserialize_u8, u64, visit_u64, "a whole number, not negative";
+        deserialize_u16, u64, visit_u64, "a whole number, not negative";
+        deserialize_u32, u64, visit_u64, "a whole number, not negative";
+        deserialize_u64, u64, visit_u64, "a whole number, not negative";
+        deserialize_f32, f64, visit_f64, "a number";
+        deserialize_f64, f64, visit_f64, "a number";
     }
 
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        match self.0 {
-            Node::EnvText(text) => visitor.visit_string(text),
-            Node::Wild => visitor.visit_str(""),
-            _ => self.deserialize_any(visitor),
+        match self.environment() {
+            Some(text) => visitor.visit_str(text),
+            None if is_placeholder(&self.0) => visitor.visit_str(""),
+            None => self.deserialize_any(visitor),
         }
     }
 
@@ -181,10 +115,11 @@ impl<'de> Deserializer<'de> for De {
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        match &self.0 {
-            Node::Null | Node::Wild => visitor.visit_none(),
-            Node::EnvText(text) if text.is_empty() => visitor.visit_none(),
-            _ => visitor.visit_some(self),
+        // Placeholders are nil too.
+        if self.0.kind == ValueKind::Nil || self.environment() == Some("") {
+            visitor.visit_none()
+        } else {
+            visitor.visit_some(self)
         }
     }
 
@@ -197,32 +132,25 @@ impl<'de> Deserializer<'de> for De {
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        match self.0 {
-            Node::EnvText(text) => match json(&text, '[') {
-                Some(node) => Self(node?).deserialize_any(visitor),
-                None => {
-                    let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-                    list(
-                        items.map(|item| Node::EnvText(item.to_owned())).collect(),
-                        visitor,
-                    )
-                }
-            },
-            Node::Wild => list(Vec::new(), visitor),
-            _ => self.deserialize_any(visitor),
+        match self.environment() {
+            Some(text) if text.trim_start().starts_with('[') => Self(json(text)?).deserialize_any(visitor),
+            Some(text) => {
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                list(items.map(environment_text), visitor)
+            }
+            None if is_placeholder(&self.0) => list(None, visitor),
+            None => self.deserialize_any(visitor),
         }
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        match self.0 {
-            Node::EnvText(text) => match json(&text, '{') {
-                Some(node) => Self(node?).deserialize_any(visitor),
-                None => Err(de::Error::custom(
-                    "must be a table; from the environment, a JSON object",
-                )),
-            },
-            Node::Wild => table(None, visitor),
-            _ => self.deserialize_any(visitor),
+        match self.environment() {
+            Some(text) if text.trim_start().starts_with('{') => Self(json(text)?).deserialize_any(visitor),
+            Some(_) => Err(Error::custom(
+                "must be a table; from the environment, a JSON object",
+            )),
+            None if is_placeholder(&self.0) => visitor.visit_map(MapDeserializer::new(sorted(None))),
+            None => self.deserialize_any(visitor),
         }
     }
 
@@ -232,9 +160,9 @@ impl<'de> Deserializer<'de> for De {
         _: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
-        match &self.0 {
+        match &self.0.kind {
             // serde would also fill a struct from a list.
-            Node::List(_) => Err(de::Error::invalid_type(Unexpected::Seq, &"a table")),
+            ValueKind::Array(_) => Err(Error::invalid_type(Unexpected::Seq, &"a table")),
             _ => self.deserialize_map(visitor),
         }
     }
@@ -245,20 +173,19 @@ impl<'de> Deserializer<'de> for De {
         _: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
-        match self.0 {
-            Node::Text(text) | Node::EnvText(text) => {
+        match self.0.kind {
+            ValueKind::String(text) => {
                 let variant: StrDeserializer<'_, Error> = text.as_str().into_deserializer();
                 visitor.visit_enum(variant)
             }
-            Node::Table(entries) => {
-                let entries = entries.into_iter().map(|(key, node)| (key, Self(node)));
-                visitor.visit_enum(MapAccessDeserializer::new(MapDeserializer::new(entries)))
+            ValueKind::Table(table) => {
+                visitor.visit_enum(MapAccessDeserializer::new(MapDeserializer::new(sorted(table))))
             }
-            _ => Err(de::Error::custom("must be one of the known names")),
+            _ => Err(Error::custom("must be one of the known names")),
         }
     }
 
     serde::forward_to_deserialize_any! {
-        i128 u128 bytes byte_buf unit unit_struct tuple tuple_struct ignored_any
+        i128 u128 char bytes byte_buf unit unit_struct tuple tuple_struct ignored_any
     }
 }

@@ -3,20 +3,16 @@
 //!
 //! [`ServerTls`] and [`ClientTls`] follow their files: certificates are
 //! replaced without a restart, and an invalid replacement leaves the last valid
-//! one in use. [`accept`] and [`Incoming`] make connections of a port.
+//! one in use.
 
-mod accept;
 mod client;
 mod files;
 mod server;
-mod usage;
 
-pub use accept::{AcceptError, AcceptLimits, Conn, Incoming, PeerInfo, accept};
 pub use client::{ClientTls, ClientTlsFiles};
 pub(crate) use files::must_be_file;
 pub use files::{TlsError, TlsFiles};
 pub use server::ServerTls;
-pub use usage::{ConnectionUse, IdleLimits, OpenCall};
 
 use rustls::crypto::CryptoProvider;
 use std::sync::Arc;

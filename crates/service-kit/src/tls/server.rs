@@ -14,7 +14,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 /// Poll interval of the files.
-pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Certificates of a port, replaceable at run time.
 pub struct ServerTls {
@@ -69,7 +69,7 @@ impl ServerTls {
     pub async fn keep_fresh(self: Arc<Self>, stop: CancellationToken) {
         let mut unreadable = false;
         while stop
-            .run_until_cancelled(tokio::time::sleep(LOOK_EVERY))
+            .run_until_cancelled(tokio::time::sleep(POLL_INTERVAL))
             .await
             .is_some()
         {

@@ -2,8 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use service_kit::config::{
-    ConfigArgs, ConfigError, Problems, Secret, Sources, Start, Validate, duration, load, load_over_defaults,
-    start, to_toml,
+    ConfigArgs, ConfigError, Problems, Secret, Sources, Start, Validate, duration, load, start, to_toml,
 };
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -287,13 +286,13 @@ fn every_bad_key_is_named_at_once() {
 
 #[test]
 fn unknown_keys_are_refused_even_where_the_struct_forgot_to() {
-    #[derive(Debug, Default, Deserialize)]
+    #[derive(Debug, Default, Serialize, Deserialize)]
     #[serde(default)]
     struct Lax {
         inner: Inner,
         many: Vec<Inner>,
     }
-    #[derive(Debug, Default, Deserialize)]
+    #[derive(Debug, Default, Serialize, Deserialize)]
     #[serde(default)]
     struct Inner {
         known: u8,
@@ -419,7 +418,7 @@ fn over_defaults_one_field_of_a_section_is_enough() {
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
             .collect(),
     };
-    let outer: Outer = load_over_defaults(&sources(&[
+    let outer: Outer = load(&sources(&[
         ("P__LISTEN__INSECURE", "true"),
         ("P__STORE__NAMES", "c"),
     ]))
@@ -430,7 +429,7 @@ fn over_defaults_one_field_of_a_section_is_enough() {
         ("redis://localhost", vec!["c".to_owned()])
     );
 
-    let error = load_over_defaults::<Outer>(&sources(&[
+    let error = load::<Outer>(&sources(&[
         ("P__LISTEN__ADDRESS", "x"),
         ("P__LISTEN__X", "1"),
         ("P__STORE__NAMES__X", "1"),

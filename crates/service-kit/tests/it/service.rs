@@ -2,9 +2,9 @@
 
 use service_kit::admin::{Admin, AdminConfig, Readiness};
 use service_kit::grpc::{self, ClientConfig, ServerConfig};
-use service_kit::listen::{Listener, ListenerConfig};
+use service_kit::listen::{AcceptLimits, Incoming, Listener, ListenerConfig};
 use service_kit::shutdown::{Crashed, Shutdown};
-use service_kit::tls::{AcceptLimits, H2, Incoming};
+use service_kit::tls::H2;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;

@@ -3,10 +3,11 @@
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use service_kit::admin::Readiness;
+use service_kit::connection::PeerInfo;
 use service_kit::grpc::{self, ClientConfig, ServerConfig};
 use service_kit::limits::LimitsConfig;
-use service_kit::listen::{Listener, ListenerConfig};
-use service_kit::tls::{AcceptLimits, ClientTlsFiles, H2, Incoming, PeerInfo, ServerTls, TlsFiles};
+use service_kit::listen::{AcceptLimits, Incoming, Listener, ListenerConfig};
+use service_kit::tls::{ClientTlsFiles, H2, ServerTls, TlsFiles};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -12,11 +12,12 @@ use crate::config::InternalConfig;
 use crate::metrics::Door;
 use http::HeaderMap;
 use http::request::Parts;
-use service_kit::admission::{CallerKnown, Doorkeeper, HeadTooLarge, Pass};
+use service_kit::admission::{Admit, CallPermits, CallerKnown, HeadTooLarge};
+use service_kit::connection::PeerInfo;
 use service_kit::grpc::MAX_HEAD_BYTES;
-use service_kit::limits::{AtOnce, ByAddress, Exceeded, LimitsConfig, Permit, Rates};
+use service_kit::limiter::{ConcurrencyLimiter, Permit, RateLimiter};
+use service_kit::limits::{AddressLimits, Exceeded, LimitsConfig};
 use service_kit::service_account_token::{SERVICE_TOKEN, ServiceTokens};
-use service_kit::tls::PeerInfo;
 use session_core::access::Rpc;
 use session_core::{AuditAction, OrgId, PrincipalId, Reason};
 use session_proto::CALLER_ADDRESS;
@@ -40,9 +41,9 @@ const STANDARD: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
 /// What is counted of each principal, at both ports together.
 #[derive(Debug)]
 pub(crate) struct Counts {
-    calls: Rates<PrincipalId>,
-    at_once: Arc<AtOnce<PrincipalId>>,
-    orgs: Arc<AtOnce<OrgId>>,
+    calls: RateLimiter<PrincipalId>,
+    at_once: Arc<ConcurrencyLimiter<PrincipalId>>,
+    orgs: Arc<ConcurrencyLimiter<OrgId>>,
 }
 
 /// What a call holds of its principal's and its organization's share.
@@ -52,9 +53,9 @@ impl Counts {
     pub(crate) fn new(config: &LimitsConfig) -> Self {
         let calls = config.calls_per_second_per_principal;
         Self {
-            calls: Rates::new(calls, SECOND, calls.saturating_mul(2)),
-            at_once: AtOnce::new(config.calls_at_once_per_principal),
-            orgs: AtOnce::new(config.calls_at_once_per_org),
+            calls: RateLimiter::new(calls, SECOND, calls.saturating_mul(2)),
+            at_once: ConcurrencyLimiter::new(config.calls_at_once_per_principal),
+            orgs: ConcurrencyLimiter::new(config.calls_at_once_per_org),
         }
     }
 }
@@ -63,10 +64,10 @@ impl Counts {
 #[derive(Debug)]
 pub(crate) struct Public {
     pub(crate) admission: Arc<Admission>,
-    pub(crate) addresses: ByAddress,
+    pub(crate) addresses: AddressLimits,
     pub(crate) counts: Arc<Counts>,
     /// Calls at once in all, of callers that are known.
-    pub(crate) at_once: Arc<AtOnce<()>>,
+    pub(crate) at_once: Arc<ConcurrencyLimiter<()>>,
 }
 
 /// The door of the internal port.
@@ -155,10 +156,10 @@ fn has_a_record(call: &Parts) -> bool {
     })
 }
 
-impl Doorkeeper for Public {
-    async fn admit(&self, call: &mut Parts) -> Result<Pass, Status> {
+impl Admit for Public {
+    async fn admit(&self, call: &mut Parts) -> Result<CallPermits, Status> {
         let rpc = known(call, Port::Public)?;
-        let origin = self.origin(call);
+        let origin = self.client_ip(call);
         let limited = |much: Exceeded| self.admission.limited(&much.to_string(), much.wait());
         let Some(rpc) = rpc else {
             let place = self.addresses.enter_standard(origin, Instant::now());
@@ -190,8 +191,8 @@ impl Doorkeeper for Public {
         Refused::head_too_large(head.bytes, head.credential, MAX_HEAD_BYTES).into()
     }
 
-    fn origin(&self, call: &Parts) -> Option<SocketAddr> {
-        self.addresses.origin(call)
+    fn client_ip(&self, call: &Parts) -> Option<SocketAddr> {
+        self.addresses.client_ip(call)
     }
 
     fn answered(&self, peer: Option<SocketAddr>, code: Code) {
@@ -206,8 +207,8 @@ impl Doorkeeper for Public {
     }
 }
 
-impl Doorkeeper for Internal {
-    async fn admit(&self, call: &mut Parts) -> Result<Pass, Status> {
+impl Admit for Internal {
+    async fn admit(&self, call: &mut Parts) -> Result<CallPermits, Status> {
         let Some(rpc) = known(call, Port::Internal)? else {
             return Ok(Box::new(()));
         };

@@ -10,7 +10,9 @@ use crate::change_feed::ChangeFanOut;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, pin_mut};
 use session_core::access::{self, Rpc, SessionAction};
-use session_core::{EventRecord, OrgId, Principal, PrincipalId, Reason, Role, Session, SessionKey, Use};
+use session_core::{
+    EventRecord, OrgId, Principal, PrincipalId, Quota, Reason, Role, Session, SessionKey, Use,
+};
 use session_proto::convert;
 use session_proto::error::Refused;
 use session_proto::v1::{self, watch_sessions_response::Update};
@@ -182,7 +184,7 @@ fn too_many(full: Full, each: usize, whose: &str) -> Refused {
         Reason::QuotaExceeded,
         format!("{text} {limit} times already, the most at one time. End a watch that is not needed."),
     )
-    .with("quota", "watches")
+    .with("quota", Quota::Watches.as_str())
     .with("limit", limit.to_string())
 }
 

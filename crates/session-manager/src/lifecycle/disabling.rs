@@ -11,7 +11,7 @@ use crate::definitions::{Defined, DefinitionStore, ResolvedDefinitions};
 use crate::lifecycle::reconciler::Reconciler;
 use futures::{StreamExt, stream};
 use session_core::machine::Event;
-use session_core::{Actor, ChangeReason, Cluster, Disabled, OrgId, PrincipalId, Reason, Session};
+use session_core::{Actor, ChangeReason, Cluster, Disabled, OrgId, PrincipalId, Quota, Reason, Session};
 use session_proto::error::Refused;
 use session_store::{DefinitionQuota, Error, Kind, ListQuery, SessionStore};
 use std::sync::Arc;
@@ -31,8 +31,8 @@ impl Defined for Disabled {
     const KIND: Kind = Kind::Disabled;
     const WORD: &'static str = "entry";
     const QUOTA: Option<DefinitionQuota> = Some(DefinitionQuota {
-        entries: ("disabled_principals", 10_000),
-        bytes: ("disabled_bytes", 8 << 20),
+        entries: (Quota::DisabledPrincipals, 10_000),
+        bytes: (Quota::DisabledBytes, 8 << 20),
     });
 
     fn name(&self) -> String {

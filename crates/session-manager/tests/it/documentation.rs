@@ -1,7 +1,7 @@
 //! The documents have a row for each key and each metric, and no other rows.
 
 use crate::support::Manager;
-use service_kit::config::{Sources, load_over_defaults};
+use service_kit::config::{Sources, load};
 use session_manager::Config;
 use test_support::documentation::{Document, exported};
 
@@ -17,7 +17,7 @@ fn every_key_is_documented() {
                 file: Some(file.clone()),
                 ..Default::default()
             };
-            let loaded = load_over_defaults::<Config>(&sources);
+            let loaded = load::<Config>(&sources);
             loaded.err().map(|error| error.to_string()).unwrap_or_default()
         });
 }

@@ -5,7 +5,7 @@
 use crate::support::until;
 use compute::SimCompute;
 use service_kit::caller::{NewKey, generate_key};
-use service_kit::config::{ConfigError, Sources, load_over_defaults};
+use service_kit::config::{self, ConfigError, Sources};
 use service_kit::shutdown::Shutdown;
 use session_core::SystemClock;
 use session_manager::{Config, Listeners, Providers};
@@ -38,7 +38,7 @@ fn load(dir: &Path, public: &str, process: &str, more: &str) -> Result<Config, C
     );
     let file = dir.join("config.toml");
     std::fs::write(&file, text).unwrap();
-    load_over_defaults(&Sources {
+    config::load(&Sources {
         file: Some(file),
         ..Default::default()
     })

@@ -4,7 +4,7 @@ use crate::support::idp::Idp;
 use crate::support::{Manager, until};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use serde_json::{Value, json};
-use service_kit::config::{Sources, load_over_defaults};
+use service_kit::config::{Sources, load};
 use service_kit::grpc::ClientConfig;
 use service_kit::service_account_token::{SERVICE_TOKEN, ServiceChannel, service_channel};
 use service_kit::tls::ClientTlsFiles;
@@ -245,7 +245,7 @@ async fn tokens_travel_over_tls_only_and_name_everybody() {
         );
         let file = dir.path().join("config.toml");
         std::fs::write(&file, change(text)).unwrap();
-        let loaded = load_over_defaults::<Config>(&Sources {
+        let loaded = load::<Config>(&Sources {
             file: Some(file),
             ..Default::default()
         });

@@ -1,5 +1,5 @@
 //! A manager that starts while its state store is away waits for it.
-use service_kit::config::{Sources, load_over_defaults};
+use service_kit::config::{Sources, load};
 use service_kit::shutdown::Shutdown;
 use session_manager::{Config, Listeners};
 use session_token::{Jwks, Signer, generate_key_pem};
@@ -40,7 +40,7 @@ async fn a_manager_waits_for_its_state_store() {
         file: Some(file),
         ..Default::default()
     };
-    let config: Config = load_over_defaults(&sources).unwrap();
+    let config: Config = load(&sources).unwrap();
     let listeners = Listeners::bind(&config).await.unwrap();
     let admin = listeners.admin.local_addr().unwrap();
 

@@ -384,7 +384,7 @@ async fn issuer(manager: &Manager) -> (Channel, Shutdown) {
         file: Some(file),
         ..Default::default()
     };
-    let config: token_issuer::Config = service_kit::config::load_over_defaults(&sources).unwrap();
+    let config: token_issuer::Config = service_kit::config::load(&sources).unwrap();
     let listeners = token_issuer::Listeners::bind(&config).await.unwrap();
     let uri = format!("http://{}", listeners.grpc.local_addr());
     let shutdown = Shutdown::new();

@@ -6,7 +6,7 @@ use super::{Entry, State};
 use crate::{Change, Commit, Create, Created, Error, Feed, HISTORY, REQUEST_ID_MEMORY, RequestId, Sessions};
 use async_trait::async_trait;
 use session_core::{
-    Activity, AuditRecord, EventRecord, Limits, OrgId, PrincipalId, Session, SessionKey, Timestamp,
+    Activity, AuditRecord, EventRecord, Limits, OrgId, PrincipalId, Quota, Session, SessionKey, Timestamp,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -184,10 +184,10 @@ impl State {
             })
         };
         if live(true) >= limits.live_sessions_per_owner as usize {
-            return used_up("live_sessions_per_owner", limits.live_sessions_per_owner, None);
+            return used_up(Quota::LiveSessionsPerOwner, limits.live_sessions_per_owner, None);
         }
         if live(false) >= limits.live_sessions as usize {
-            return used_up("live_sessions", limits.live_sessions, None);
+            return used_up(Quota::LiveSessions, limits.live_sessions, None);
         }
         let (window, left) = window_of(now);
         let creates = self.creates.get(&(session.org.clone(), session.owner.clone()));
@@ -195,7 +195,7 @@ impl State {
             .filter(|(seen, _)| *seen == window)
             .map_or(0, |(_, count)| *count);
         if count >= limits.creates_per_minute {
-            return used_up("creates_per_minute", limits.creates_per_minute, Some(left));
+            return used_up(Quota::CreatesPerMinute, limits.creates_per_minute, Some(left));
         }
         Ok(())
     }

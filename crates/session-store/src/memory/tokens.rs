@@ -4,7 +4,7 @@ use super::Entry;
 use super::MemoryStore;
 use crate::{Error, TOKEN_MEMORY, TokenRecord, Tokens};
 use async_trait::async_trait;
-use session_core::{SessionKey, TokenId, TokenUse};
+use session_core::{Quota, SessionKey, TokenId, TokenUse};
 use std::collections::BTreeMap;
 
 #[async_trait]
@@ -39,7 +39,7 @@ impl Tokens for MemoryStore {
         }
         if entry.tokens.values().filter(counts).count() >= limit as usize {
             return Err(Error::Quota {
-                quota: "tokens_per_session",
+                quota: Quota::TokensPerSession,
                 limit,
                 retry_after: None,
             });

@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::redis::schema::keys::Slot;
 use redis::{Arg, Cmd, ToRedisArgs};
+use session_core::Quota;
 use std::time::Duration;
 
 macro_rules! script {
@@ -195,8 +196,8 @@ impl Reply {
     }
 
     /// The words after `ok`, or what the script refused for. `limit_of` gives
-    /// the limit of a quota by its name.
-    pub(super) fn accepted(self, limit_of: impl Fn(&str) -> u32) -> Result<Vec<String>, Error> {
+    /// the limit of a quota.
+    pub(super) fn accepted(self, limit_of: impl Fn(Quota) -> u32) -> Result<Vec<String>, Error> {
         let mut words = self.0.into_iter();
         let outcome = words.next().unwrap_or_default();
         let rest: Vec<_> = words.collect();
@@ -219,15 +220,9 @@ impl Reply {
     }
 }
 
-fn quota_error(quota: &str, retry_ms: Option<&String>, limit_of: impl Fn(&str) -> u32) -> Error {
-    const QUOTAS: [&str; 4] = [
-        "live_sessions_per_owner",
-        "live_sessions",
-        "creates_per_minute",
-        "tokens_per_session",
-    ];
-    let Some(quota) = QUOTAS.into_iter().find(|known| *known == quota) else {
-        return Error::Corrupt(format!("a script named the quota {quota:?}"));
+fn quota_error(name: &str, retry_ms: Option<&String>, limit_of: impl Fn(Quota) -> u32) -> Error {
+    let Some(quota) = Quota::named(name) else {
+        return Error::Corrupt(format!("a script named the quota {name:?}"));
     };
     let retry_after = retry_ms.and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
     Error::Quota {

@@ -7,9 +7,7 @@ use crate::redis::schema::codec::pack;
 use crate::redis::schema::keys::{Keys, Part, Slot, member, owner_member};
 use crate::{Commit, Create, Created, Error, HISTORY, REQUEST_ID_MEMORY, RequestId, Sessions};
 use async_trait::async_trait;
-use session_core::{
-    AuditRecord, EventRecord, Limits, OrgId, PrincipalId, Session, SessionKey, Status, Timestamp,
-};
+use session_core::{AuditRecord, EventRecord, OrgId, PrincipalId, Session, SessionKey, Status, Timestamp};
 
 /// How many changes a partition's stream keeps, at least; a reader that falls
 /// further behind gets a reset.
@@ -131,15 +129,6 @@ pub(super) fn audited(commit: &Commit) -> AuditRecord {
     AuditRecord::of_change(&commit.session.key(), &commit.record)
 }
 
-fn limit_named(limits: &Limits, quota: &str) -> u32 {
-    match quota {
-        "live_sessions_per_owner" => limits.live_sessions_per_owner,
-        "live_sessions" => limits.live_sessions,
-        "creates_per_minute" => limits.creates_per_minute,
-        _ => 0,
-    }
-}
-
 #[async_trait]
 impl Sessions for RedisStore {
     async fn create(&self, create: Create) -> Result<Created, Error> {
@@ -192,7 +181,7 @@ impl Sessions for RedisStore {
             let session = stored.ok_or(Error::Conflict)?;
             return Ok(Created { session, new: false });
         }
-        reply.accepted(|quota| limit_named(&limits, quota))?;
+        reply.accepted(|quota| limits.of(quota).unwrap_or_default())?;
         Ok(Created {
             session: first.session,
             new: true,

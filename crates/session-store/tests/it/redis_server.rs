@@ -6,7 +6,7 @@ use crate::common::{
     Draft, FAR, LIMIT, close, commit, connect, eventually, options, request, tag, token, touch, unprefixed,
 };
 use futures::StreamExt;
-use session_core::{Session, SessionKey, Status, Timestamp};
+use session_core::{Quota, Session, SessionKey, Status, Timestamp};
 use session_store::redis::{ConnectError, Options, RedisStore};
 use session_store::spark_bindings::{Bind, Bound, SparkSession};
 use session_store::spark_sessions::SettingsChange;
@@ -314,8 +314,8 @@ async fn short_of_memory_creates_are_refused_and_ends_are_not() {
     assert!(!repeated.new, "what was made before is still told");
     // The same for all that grows, and not for what makes room.
     let quota = DefinitionQuota {
-        entries: ("catalogs", 10),
-        bytes: ("catalog_bytes", 10_000),
+        entries: (Quota::Catalogs, 10),
+        bytes: (Quota::CatalogBytes, 10_000),
     };
     let define = async |expected, json| {
         let put = store.put_definition_within_quota(Kind::Catalog, "acme/c", expected, json, &quota);

@@ -7,7 +7,7 @@ use crate::worker::Worker;
 use crate::worker::tokens::{Caller, hash_of};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use service_kit::grpc::bearer_of;
-use service_kit::limits::address_key;
+use service_kit::limiter::address_key;
 use session_core::Reason;
 use session_proto::error::Refused;
 use session_token::{Grace, TokenError, Verified};

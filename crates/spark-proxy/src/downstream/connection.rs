@@ -19,7 +19,7 @@ use crate::worker::Worker;
 use anyhow::Context as _;
 use bytes::Bytes;
 use h2::server;
-use service_kit::tls::Conn;
+use service_kit::connection::Conn;
 use session_core::Reason;
 use session_proto::error::Refused;
 use socket2::{SockRef, TcpKeepalive};

@@ -14,7 +14,7 @@ use foldhash::fast::RandomState;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::Request;
-use service_kit::limits::{AtOnce, Permit};
+use service_kit::limiter::{ConcurrencyLimiter, Permit};
 use session_core::{OrgId, Reason, SessionId};
 use session_proto::error::Refused;
 use session_token::Claims;
@@ -59,8 +59,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The connections of one pool key.
 struct Pool {
     /// Calls of one session, and of one organization.
-    sessions: Arc<AtOnce<SessionId>>,
-    orgs: Arc<AtOnce<OrgId>>,
+    sessions: Arc<ConcurrencyLimiter<SessionId>>,
+    orgs: Arc<ConcurrencyLimiter<OrgId>>,
     links: RefCell<Vec<Rc<Link>>>,
     /// Locked while a connection is made.
     gate: tokio::sync::Mutex<()>,
@@ -263,8 +263,8 @@ fn crowded(whose: &str, key: &str) -> Refused {
 impl Pool {
     fn new(bounds: Bounds) -> Self {
         Self {
-            sessions: AtOnce::new(bounds.per_session),
-            orgs: AtOnce::new(bounds.per_org),
+            sessions: ConcurrencyLimiter::new(bounds.per_session),
+            orgs: ConcurrencyLimiter::new(bounds.per_org),
             links: RefCell::default(),
             gate: tokio::sync::Mutex::default(),
             failures: Cell::default(),

@@ -20,7 +20,7 @@ use crate::upstream::{self, Pools};
 use crate::worker::session::{Call, Session};
 use crate::worker::tokens::Tokens;
 use foldhash::fast::RandomState;
-use service_kit::limits::Rates;
+use service_kit::limiter::RateLimiter;
 use service_kit::tls::{ClientTls, ServerTls};
 use session_core::{Clock, Engine, Reason, SessionId};
 use session_proto::error::Refused;
@@ -50,7 +50,7 @@ pub(crate) struct Shared {
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) questions: Questions,
     /// Rate of invalid tokens by client IP.
-    pub(crate) bad_tokens: Rates<IpAddr>,
+    pub(crate) bad_tokens: RateLimiter<IpAddr>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tls: Option<Arc<ServerTls>>,
     pub(crate) backend_tls: Arc<ClientTls>,

@@ -1,7 +1,7 @@
 //! What operators can set and see is what the documentation says.
 
 use crate::common::Rig;
-use service_kit::config::{Sources, load_over_defaults};
+use service_kit::config::{Sources, load};
 use spark_proxy::Config;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -32,7 +32,7 @@ fn every_key_is_documented() {
             file: Some(file.clone()),
             ..Default::default()
         };
-        let loaded = load_over_defaults::<Config>(&sources);
+        let loaded = load::<Config>(&sources);
         loaded.err().map(|error| error.to_string()).unwrap_or_default()
     });
 }

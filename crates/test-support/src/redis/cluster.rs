@@ -8,17 +8,17 @@ use tokio::time::{Instant, sleep};
 
 const SLOTS: usize = 16_384;
 
-/// A cluster; its servers end when dropped.
+/// A cluster; its servers stop on drop.
 #[derive(Debug)]
 pub struct PrivateCluster {
-    /// The masters, each with an equal part of the slots; then a replica of
-    /// each, if there are replicas.
+    /// The masters, each with an equal share of the slots; then one replica of
+    /// each, if the cluster has replicas.
     pub servers: Vec<PrivateRedis>,
     masters: usize,
 }
 
 impl PrivateCluster {
-    /// Starts a cluster, each master with a replica or none with one.
+    /// Starts a cluster, with or without one replica for each master.
     pub async fn start(masters: usize, with_replicas: bool) -> anyhow::Result<Self> {
         let options = RedisOptions {
             cluster: true,
@@ -39,7 +39,7 @@ impl PrivateCluster {
                     .command(&format!("CLUSTER ADDSLOTSRANGE {from} {to}"))
                     .await?;
             }
-            // Or all would begin with the same epoch, and quarrel.
+            // With equal epochs, the masters would compete for slots.
             server
                 .command(&format!("CLUSTER SET-CONFIG-EPOCH {}", n + 1))
                 .await?;
@@ -56,7 +56,7 @@ impl PrivateCluster {
             for n in 0..masters {
                 let master = cluster.id(n).await?;
                 let replica = &cluster.servers[masters + n];
-                // Until it has heard of the master's part.
+                // Fails until the replica has received the slots of the master.
                 let deadline = Instant::now() + READY_LIMIT;
                 while !replica
                     .command(&format!("CLUSTER REPLICATE {master}"))
@@ -77,21 +77,21 @@ impl PrivateCluster {
         Ok(cluster)
     }
 
-    /// Where the masters answer, as a URL.
+    /// URL of the masters.
     pub fn url(&self) -> String {
         let masters = self.servers.iter().take(self.masters);
         let hosts: Vec<_> = masters.map(|server| server.address().to_string()).collect();
         format!("redis-cluster://{}", hosts.join(","))
     }
 
-    /// The name that the cluster gives a server.
+    /// Node id of a server.
     pub async fn id(&self, server: usize) -> anyhow::Result<String> {
         let answer = self.servers[server].command("CLUSTER MYID").await?;
         let id = answer.lines().nth(1).context("no id")?;
         Ok(id.to_owned())
     }
 
-    /// The master that has the hash slot.
+    /// The master that serves the hash slot.
     pub fn master_of(&self, slot: usize) -> usize {
         (0..self.masters)
             .find(|n| slot < (n + 1) * SLOTS / self.masters)

@@ -2,9 +2,9 @@
 //!
 //! It listens on a free loopback port, keeps its files in a temporary folder,
 //! and never outlives the test: a small shell holds a pipe to the test process
-//! and kills the server when the pipe closes, also when the test is killed.
-//! The same shell ends it on purpose, so no pid is ever killed that has been
-//! given to somebody else.
+//! and kills the server when the pipe closes, also when the test is killed. All
+//! stops go through this shell, the parent of the server, so a reused pid is
+//! never killed.
 
 mod cluster;
 mod process;
@@ -22,23 +22,23 @@ use tempfile::TempDir;
 pub use tls::Certificates;
 use tokio::time::{Instant, sleep};
 
-/// How often another port is tried when somebody else was faster.
+/// Maximum number of ports to try when another process takes the port first.
 const PORT_TRIES: usize = 5;
 
-/// How a private server is set up.
+/// Options of a private server.
 #[derive(Debug, Clone, Default)]
 pub struct RedisOptions {
-    /// Write every change to an append-only file, so that data outlives a restart.
+    /// Writes every change to an append-only file, so that data outlives a restart.
     pub appendonly: bool,
-    /// Run as a member of a Redis Cluster, which refuses whatever would touch
-    /// two hash slots in one step. Alone, it has every slot.
+    /// Runs as a member of a Redis Cluster, which rejects commands that touch two
+    /// hash slots. A single server has all slots.
     pub cluster: bool,
-    /// More words of the command line.
+    /// More arguments of the command line.
     pub more: Vec<String>,
 }
 
 impl RedisOptions {
-    /// The command line, but for the port.
+    /// The arguments of the command line, except the port.
     fn words(&self, dir: &Path) -> anyhow::Result<Vec<String>> {
         let mut words = ["--bind", "127.0.0.1", "--save", "", "--daemonize", "no"]
             .map(str::to_owned)
@@ -47,7 +47,7 @@ impl RedisOptions {
         add("--logfile", "redis.log");
         add("--dir", &dir.to_string_lossy());
         add("--appendonly", if self.appendonly { "yes" } else { "no" });
-        // Every second's fsync holds writes back while a disk is slow, and kill -9 would lose them.
+        // With `everysec`, writes wait for a slow disk and kill -9 loses them.
         add("--appendfsync", "always");
         if self.cluster {
             add("--cluster-enabled", "yes");
@@ -58,7 +58,7 @@ impl RedisOptions {
     }
 }
 
-/// A running `redis-server`; ends when dropped.
+/// A running `redis-server`; stops on drop.
 #[derive(Debug)]
 pub struct PrivateRedis {
     options: RedisOptions,
@@ -68,12 +68,12 @@ pub struct PrivateRedis {
 }
 
 impl PrivateRedis {
-    /// Starts a server that forgets everything when it ends.
+    /// Starts a server without persistence.
     pub async fn start() -> anyhow::Result<Self> {
         Self::start_with(RedisOptions::default()).await
     }
 
-    /// Starts a server and waits until it answers.
+    /// Starts a server and waits until it responds.
     pub async fn start_with(options: RedisOptions) -> anyhow::Result<Self> {
         let redis = Self::launch_with(options).await?;
         if redis.options.cluster {
@@ -105,22 +105,22 @@ impl PrivateRedis {
         Ok(redis)
     }
 
-    /// Where it answers, as a URL.
+    /// URL of the server.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
-    /// Where it answers.
+    /// Address of the server.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
     }
 
-    /// Ends the server as a crash would.
+    /// Kills the server, like a crash.
     pub fn kill9(&mut self) -> anyhow::Result<()> {
         self.server.take().map_or(Ok(()), |server| server.end("kill"))
     }
 
-    /// Makes the server stand still, or go on: one that hangs.
+    /// Suspends (`SIGSTOP`) or resumes the server, to simulate a hang.
     pub async fn stand_still(&mut self, still: bool) -> anyhow::Result<()> {
         match &mut self.server {
             Some(server) => server.stand_still(still).await,
@@ -128,7 +128,7 @@ impl PrivateRedis {
         }
     }
 
-    /// Ends the server in order, if it runs, and starts it again on the same
+    /// Stops the server gracefully, if it runs, and starts it again with the same
     /// port and folder.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
         if let Some(server) = self.server.take() {
@@ -137,8 +137,8 @@ impl PrivateRedis {
         self.launch().await
     }
 
-    /// Sends one command, words separated by spaces, and returns the raw start
-    /// of the answer; for what a test wants to do behind the program's back.
+    /// Sends one command, words separated by spaces, and returns the raw start of
+    /// the reply; for changes that bypass the program under test.
     pub async fn command(&self, words: &str) -> anyhow::Result<String> {
         ask(self.address(), words).await
     }
@@ -150,7 +150,7 @@ impl PrivateRedis {
         Ok(())
     }
 
-    /// Gives the only master every slot and waits until it serves them.
+    /// Assigns all slots to the only master and waits until it serves them.
     async fn form_cluster(&self) -> anyhow::Result<()> {
         self.command("CLUSTER ADDSLOTSRANGE 0 16383").await?;
         let deadline = Instant::now() + READY_LIMIT;

@@ -1,5 +1,5 @@
-//! The processes under [`super::PrivateRedis`]: a helper shell and the server
-//! that it starts and ends.
+//! The processes of [`super::PrivateRedis`]: a helper shell and the server that
+//! it starts and stops.
 
 use anyhow::{Context, bail, ensure};
 use std::fmt;
@@ -12,12 +12,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-/// How long a server may take to answer: long, because the machine is shared.
+/// Timeout of the start; long, because the machine is shared.
 pub(super) const READY_LIMIT: Duration = Duration::from_secs(60);
 
-/// Starts the server, tells its pid, and ends it: on `term` in order, on `kill`
-/// at once, and when the pipe closes at once and with its folder, `$0`. On
-/// `stop` and `cont` it makes the server stand still and go on.
+/// Starts the server, prints its pid and stops it: gracefully on `term`, at once
+/// on `kill`, and at once together with its folder `$0` when the pipe closes.
+/// `stop` suspends and `cont` resumes the server.
 const HELPER: &str = r#""$@" & server=$!; echo "$server"
 while read -r how; do
 case "$how" in stop) kill -STOP "$server";; cont) kill -CONT "$server";; *) break;; esac
@@ -26,19 +26,19 @@ case "$how" in term) kill -TERM "$server";; *) kill -KILL "$server";; esac
 wait "$server"
 case "$how" in "") rm -rf -- "$0";; esac"#;
 
-/// Somebody else listens on the port that was free a moment ago.
+/// Another process took the port between its choice and the start.
 #[derive(Debug)]
 pub(super) struct PortTaken;
 
 impl fmt::Display for PortTaken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the port was taken by somebody else")
+        f.write_str("another process took the port")
     }
 }
 
 impl std::error::Error for PortTaken {}
 
-/// The helper shell and the server under it.
+/// The helper shell and its server.
 #[derive(Debug)]
 pub(super) struct Server {
     helper: Child,
@@ -46,8 +46,8 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts `redis-server` with these words in `dir` and waits until it
-    /// answers on `port`.
+    /// Starts `redis-server` with these arguments in `dir` and waits until it
+    /// responds on `port`.
     pub(super) async fn launch(dir: &Path, port: u16, words: &[String]) -> anyhow::Result<Self> {
         let log = dir.join("redis.log");
         std::fs::write(&log, "")?;
@@ -56,7 +56,7 @@ impl Server {
         let deadline = Instant::now() + READY_LIMIT;
         let mut last;
         loop {
-            // The answer names the process, so a stranger on this port is noticed.
+            // The reply contains the pid, so another server on this port is detected.
             match ask(address, "INFO server").await {
                 Ok(answer) if answer.contains(&format!("process_id:{}\r\n", server.pid)) => {
                     // An append-only file is read before the first command is served.
@@ -101,7 +101,7 @@ impl Server {
         let pid = line
             .trim()
             .parse()
-            .with_context(|| format!("the helper said {line:?} in place of a pid"))?;
+            .with_context(|| format!("the helper printed {line:?} instead of a pid"))?;
         Ok(Self { helper, pid })
     }
 
@@ -111,7 +111,7 @@ impl Server {
         Ok(state.is_empty() || zombie || self.helper.try_wait()?.is_some())
     }
 
-    /// Makes it stand still, or go on.
+    /// Suspends or resumes the server.
     pub(super) async fn stand_still(&mut self, still: bool) -> anyhow::Result<()> {
         let pipe = self.helper.stdin.as_mut().context("the helper has no input")?;
         pipe.write_all(if still { b"stop\n" } else { b"cont\n" })?;
@@ -123,7 +123,7 @@ impl Server {
         Ok(())
     }
 
-    /// As the kernel calls it.
+    /// Its pid.
     fn state(&self) -> anyhow::Result<String> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid))?;
         Ok(stat.rsplit(") ").next().unwrap_or_default().to_owned())
@@ -141,7 +141,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         drop(self.helper.stdin.take());
-        // Nothing useful can be done about a failure while dropping.
+        // A failure during drop cannot be handled.
         drop(self.helper.wait());
     }
 }

@@ -1,4 +1,4 @@
-//! A primary with replicas, and the sentinels that watch over them.
+//! A primary with replicas, monitored by sentinels.
 
 use super::process::{READY_LIMIT, Server, free_port};
 use super::{PrivateRedis, RedisOptions};
@@ -8,16 +8,16 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
-/// The name under which the sentinels know the primary.
+/// Name of the primary in the configuration of the sentinels.
 const NAME: &str = "main";
-/// So many sentinels there are; two of them decide.
+/// Number of sentinels; the quorum is two.
 const SENTINELS: usize = 3;
 
-/// Servers of which one is the primary, and sentinels that make another one
-/// the primary when it is gone. All end when dropped.
+/// A primary, its replicas, and sentinels that promote a replica when the
+/// primary fails. All stop on drop.
 #[derive(Debug)]
 pub struct Watched {
-    /// The servers; the first began as the primary.
+    /// The servers; the first is the initial primary.
     pub servers: Vec<PrivateRedis>,
     sentinels: Vec<Sentinel>,
 }
@@ -30,7 +30,7 @@ struct Sentinel {
 }
 
 impl PrivateRedis {
-    /// Makes it follow `primary`, and waits until it does.
+    /// Makes it a replica of `primary` and waits until the replication runs.
     pub async fn follow(&self, primary: &Self) -> anyhow::Result<()> {
         let address = primary.address();
         self.command(&format!("REPLICAOF {} {}", address.ip(), address.port()))
@@ -38,7 +38,7 @@ impl PrivateRedis {
         self.wait_for("INFO replication", "master_link_status:up").await
     }
 
-    /// Asks until the answer holds `expected`.
+    /// Repeats the command until the reply contains `expected`.
     pub async fn wait_for(&self, words: &str, expected: &str) -> anyhow::Result<()> {
         let deadline = Instant::now() + READY_LIMIT;
         loop {
@@ -53,7 +53,7 @@ impl PrivateRedis {
 }
 
 impl Watched {
-    /// Starts a primary, `replicas` that follow it, and the sentinels.
+    /// Starts a primary with this number of replicas, and the sentinels.
     pub async fn start(replicas: usize, options: &RedisOptions) -> anyhow::Result<Self> {
         let primary = PrivateRedis::start_with(options.clone()).await?;
         let mut servers = vec![primary];
@@ -71,7 +71,7 @@ impl Watched {
         Ok(watched)
     }
 
-    /// Where the sentinels answer, as a URL.
+    /// URL of the sentinels.
     pub fn url(&self) -> String {
         let hosts: Vec<_> = self
             .sentinels
@@ -81,7 +81,7 @@ impl Watched {
         format!("redis-sentinel://{}/{NAME}", hosts.join(","))
     }
 
-    /// Which of the servers the sentinels call the primary.
+    /// The present primary, by the sentinels: an index of the servers.
     pub async fn primary(&self) -> anyhow::Result<usize> {
         let sentinel = self.sentinels.first().context("no sentinel")?;
         let answer = sentinel

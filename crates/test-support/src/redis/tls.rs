@@ -1,25 +1,25 @@
-//! Certificates for servers that speak TLS.
+//! Certificates for servers with TLS.
 
 use anyhow::Context;
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use std::path::PathBuf;
 use tempfile::TempDir;
 
-/// A private authority, and the PEM files of a server and a client it vouches
-/// for. The files vanish with the value.
+/// A private authority with a server and a client certificate, as PEM files.
+/// The files are deleted on drop.
 #[derive(Debug)]
 pub struct Certificates {
     dir: TempDir,
 }
 
 impl Certificates {
-    /// Makes them for `127.0.0.1` and `localhost`.
+    /// Creates them for `127.0.0.1` and `localhost`.
     pub fn make() -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("berth-redis-tls-").tempdir()?;
         let made = Self { dir };
         let key = KeyPair::generate()?;
         let mut authority = CertificateParams::new(Vec::new())?;
-        // Names differ, or OpenSSL takes each certificate for its own issuer.
+        // With equal names, OpenSSL would take each certificate for its own issuer.
         authority
             .distinguished_name
             .push(DnType::CommonName, "a private authority");
@@ -42,18 +42,17 @@ impl Certificates {
         Ok(made)
     }
 
-    /// The authority.
+    /// Certificate of the authority.
     pub fn ca(&self) -> PathBuf {
         self.file("ca", "pem")
     }
 
-    /// A client's certificate and key.
+    /// Certificate and key of a client.
     pub fn client(&self) -> (PathBuf, PathBuf) {
         (self.file("client", "pem"), self.file("client", "key"))
     }
 
-    /// The words that make a server speak TLS on `port`, and ask every client
-    /// for its certificate.
+    /// Arguments of a server with TLS on `port` that requires client certificates.
     pub fn words(&self, port: u16) -> anyhow::Result<Vec<String>> {
         let path = |path: PathBuf| {
             path.into_os_string()

@@ -7,10 +7,11 @@ use std::process::Command;
 
 /// What each crate may use of ours when it ships. Tests may use more.
 const MAY_USE: &[(&str, &[&str])] = &[
+    ("field-types", &[]),
     ("printable", &[]),
-    ("session-core", &["printable"]),
-    ("service-kit", &["printable"]),
-    ("session-proto", &["session-core"]),
+    ("session-core", &["field-types", "printable"]),
+    ("service-kit", &["field-types", "printable"]),
+    ("session-proto", &["field-types", "session-core"]),
     ("session-token", &["printable", "session-core"]),
     ("session-store", &["session-core"]),
     ("compute", &["printable", "session-core", "session-proto"]),

@@ -1,6 +1,6 @@
 //! The documents have a row for each key and each metric, and no other rows.
 
-use service_kit::config::{Sources, load_over_defaults};
+use service_kit::config::{self, Sources};
 use service_kit::shutdown::Shutdown;
 use std::path::Path;
 use test_support::documentation::{Document, exported};
@@ -12,7 +12,7 @@ fn load(file: &Path, text: &str) -> Result<Config, String> {
         file: Some(file.to_owned()),
         ..Default::default()
     };
-    load_over_defaults::<Config>(&sources).map_err(|error| error.to_string())
+    config::load::<Config>(&sources).map_err(|error| error.to_string())
 }
 
 #[test]

@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Maximum of `leeway`.
-const MOST_LEEWAY: Duration = Duration::from_secs(60);
+const MAX_LEEWAY: Duration = Duration::from_secs(60);
 /// Maximum of `max_ttl`.
-const MOST_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
+const MAX_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 const DISCOVERY: &str = "/.well-known/openid-configuration";
 
 /// An identity provider.
@@ -217,6 +217,50 @@ impl IssuerConfig {
         everybody.chain(by_value).chain(by_subject)
     }
 
+    fn validate_locations(&self, problems: &mut Problems) {
+        let plain_url = self.issuer.contains("://") && !self.issuer.contains(['?', '#', '@']);
+        problems.require(
+            plain_url,
+            "issuer",
+            "must be like https://login.example.org, without user, query and fragment",
+        );
+        let mut found = Problems::default();
+        self.document(self.discovery()).validate(&mut found);
+        if plain_url && found.found().iter().any(|problem| problem.key == "location") {
+            problems.add(
+                "issuer",
+                "must be https beyond loopback (or say `insecure = true` to use plaintext)",
+            );
+        }
+        if let Some(location) = &self.jwks {
+            let mut found = Problems::default();
+            self.document(location).validate(&mut found);
+            for problem in found.found().iter().filter(|problem| problem.key == "location") {
+                problems.add("jwks", problem.what.clone());
+            }
+        }
+    }
+
+    fn validate_times(&self, problems: &mut Problems) {
+        problems.require(self.leeway <= MAX_LEEWAY, "leeway", "must be at most 60s");
+        problems.require(
+            !self.max_ttl.is_zero() && self.max_ttl <= MAX_TTL,
+            "max_ttl",
+            "must be more than 0 and at most 7days",
+        );
+        problems.require(!self.refresh.is_zero(), "refresh", "must not be zero");
+        problems.require(
+            self.again_after >= Duration::from_secs(1),
+            "again_after",
+            "must be at least 1s",
+        );
+        problems.require(
+            self.keep_keys >= self.refresh,
+            "keep_keys",
+            "must not be shorter than `refresh`",
+        );
+    }
+
     fn validate_orgs(&self, problems: &mut Problems) {
         problems.require(
             !self.orgs.is_empty(),
@@ -272,27 +316,7 @@ impl Validate for IssuerConfig {
             "alias",
             "is taken by service accounts; choose another",
         );
-        let plain_url = self.issuer.contains("://") && !self.issuer.contains(['?', '#', '@']);
-        problems.require(
-            plain_url,
-            "issuer",
-            "must be like https://login.example.org, without user, query and fragment",
-        );
-        let mut found = Problems::default();
-        self.document(self.discovery()).validate(&mut found);
-        if plain_url && found.found().iter().any(|problem| problem.key == "location") {
-            problems.add(
-                "issuer",
-                "must be https beyond loopback (or say `insecure = true` to use plaintext)",
-            );
-        }
-        if let Some(location) = &self.jwks {
-            let mut found = Problems::default();
-            self.document(location).validate(&mut found);
-            for problem in found.found().iter().filter(|problem| problem.key == "location") {
-                problems.add("jwks", problem.what.clone());
-            }
-        }
+        self.validate_locations(problems);
         problems.require(
             !self.audiences.is_empty() && self.audiences.iter().all(|audience| !audience.is_empty()),
             "audiences",
@@ -303,23 +327,7 @@ impl Validate for IssuerConfig {
             "algorithms",
             "must list at least one",
         );
-        problems.require(self.leeway <= MOST_LEEWAY, "leeway", "must be at most 60s");
-        problems.require(
-            !self.max_ttl.is_zero() && self.max_ttl <= MOST_TTL,
-            "max_ttl",
-            "must be more than 0 and at most 7days",
-        );
-        problems.require(!self.refresh.is_zero(), "refresh", "must not be zero");
-        problems.require(
-            self.again_after >= Duration::from_secs(1),
-            "again_after",
-            "must be at least 1s",
-        );
-        problems.require(
-            self.keep_keys >= self.refresh,
-            "keep_keys",
-            "must not be shorter than `refresh`",
-        );
+        self.validate_times(problems);
         problems.require(
             self.role_values.is_empty() || self.roles_claim.is_some(),
             "role_values",

@@ -236,7 +236,7 @@ impl Manager {
             file: Some(file),
             ..Default::default()
         };
-        let config: Config = service_kit::config::load_over_defaults(&sources).unwrap();
+        let config: Config = service_kit::config::load(&sources).unwrap();
 
         let listeners = Listeners::bind(&config).await.unwrap();
         let channel = |address| {

@@ -2,6 +2,7 @@
 
 use crate::common::Store;
 use futures::future::join_all;
+use session_core::Quota;
 use session_store::{Definition, DefinitionQuota, Error, Kind};
 use std::collections::BTreeSet;
 
@@ -106,8 +107,8 @@ pub(crate) async fn kinds_are_apart(store: Store) {
 
 pub(crate) async fn an_organization_defines_within_its_share(store: Store) {
     let quota = DefinitionQuota {
-        entries: ("catalogs", 3),
-        bytes: ("catalog_bytes", 60),
+        entries: (Quota::Catalogs, 3),
+        bytes: (Quota::CatalogBytes, 60),
     };
     let put = async |kind, name: &str, expected, json: &str| {
         store
@@ -121,7 +122,10 @@ pub(crate) async fn an_organization_defines_within_its_share(store: Store) {
     for name in ["acme/a", "acme/b", "acme/c"] {
         assert_eq!(put(Kind::Catalog, name, 0, "{1}").await.unwrap(), 1);
     }
-    assert_eq!(over(put(Kind::Catalog, "acme/d", 0, "{}").await), ("catalogs", 3));
+    assert_eq!(
+        over(put(Kind::Catalog, "acme/d", 0, "{}").await),
+        (Quota::Catalogs, 3)
+    );
     assert!(matches!(
         put(Kind::Catalog, "acme/a", 0, "{}").await,
         Err(Error::Exists)
@@ -131,7 +135,7 @@ pub(crate) async fn an_organization_defines_within_its_share(store: Store) {
     assert_eq!(put(Kind::Catalog, "acme/a", 1, &text).await.unwrap(), 2);
     assert_eq!(
         over(put(Kind::Catalog, "acme/b", 1, "{22}").await),
-        ("catalog_bytes", 60)
+        (Quota::CatalogBytes, 60)
     );
     assert_eq!(put(Kind::Catalog, "acme/b", 1, "{}").await.unwrap(), 2);
     // Of others, and of another kind, nothing counts; what configuration declares passes.
@@ -151,7 +155,7 @@ pub(crate) async fn an_organization_defines_within_its_share(store: Store) {
     let text = "x".repeat(60 - 6 - (6 + 2) - (6 + 3));
     assert_eq!(
         over(put(Kind::Catalog, "acme/e", 0, &format!("{text}x")).await),
-        ("catalog_bytes", 60)
+        (Quota::CatalogBytes, 60)
     );
     assert_eq!(put(Kind::Catalog, "acme/e", 0, &text).await.unwrap(), 1);
 

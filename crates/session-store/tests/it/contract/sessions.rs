@@ -2,7 +2,7 @@
 
 use crate::common::{Draft, Store, close, commit, nobody, org, plenty, principal, request, revoke, touch};
 use futures::future::join_all;
-use session_core::{Activity, Limits, Session};
+use session_core::{Activity, Limits, Quota, Session};
 use session_store::{Create, Created, Error, HISTORY};
 use std::time::Duration;
 
@@ -89,7 +89,7 @@ async fn race(store: &Store, create: impl Fn(usize) -> Create) -> Vec<Result<Cre
     .await
 }
 
-fn assert_exactly(limit: u32, name: &str, results: &[Result<Created, Error>]) {
+fn assert_exactly(limit: u32, name: Quota, results: &[Result<Created, Error>]) {
     let made = results.iter().filter(|result| result.is_ok()).count();
     assert_eq!(made, limit as usize);
     for error in results.iter().filter_map(|result| result.as_ref().err()) {
@@ -111,7 +111,7 @@ pub(crate) async fn live_quota_of_an_owner_is_exact(store: Store) {
         ..Draft::default().create()
     })
     .await;
-    assert_exactly(37, "live_sessions_per_owner", &results);
+    assert_exactly(37, Quota::LiveSessionsPerOwner, &results);
     let other = Create {
         limits,
         ..Draft::of("acme", "sa|eve").create()
@@ -132,7 +132,7 @@ pub(crate) async fn live_quota_of_an_organization_is_exact(store: Store) {
         }
     })
     .await;
-    assert_exactly(53, "live_sessions", &results);
+    assert_exactly(53, Quota::LiveSessions, &results);
     let other = Create {
         limits,
         ..Draft::of("other", "sa|user-1").create()
@@ -156,7 +156,7 @@ pub(crate) async fn creates_per_minute_are_limited_and_say_when_to_retry(store: 
         {
             Ok(_) => made += 1,
             Err(Error::Quota {
-                quota: "creates_per_minute",
+                quota: Quota::CreatesPerMinute,
                 limit: 3,
                 retry_after: Some(wait),
             }) => {

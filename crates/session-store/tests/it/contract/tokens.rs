@@ -1,7 +1,7 @@
 //! The ledger of tokens.
 
 use crate::common::{Draft, FAR, Store, close, commit, eventually, nobody, revoke, revoke_one, token};
-use session_core::TokenId;
+use session_core::{Quota, TokenId};
 use session_store::Error;
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ pub(crate) async fn tokens_are_recorded_and_listed_oldest_first(store: Store) {
         matches!(
             refused,
             Err(Error::Quota {
-                quota: "tokens_per_session",
+                quota: Quota::TokensPerSession,
                 limit: 2,
                 retry_after: None
             })

@@ -94,7 +94,7 @@ impl Whole {
             file: Some(file),
             ..Default::default()
         };
-        let config: session_manager::Config = service_kit::config::load_over_defaults(&sources).unwrap();
+        let config: session_manager::Config = service_kit::config::load(&sources).unwrap();
         let listeners = session_manager::Listeners::bind(&config).await.unwrap();
         let (public, internal) = (listeners.public.local_addr(), listeners.internal.local_addr());
         let manager = Shutdown::new();

@@ -1,9 +1,10 @@
 //! Cluster and catalog definitions as files: the keys of `[[clusters]]` and
 //! `[[catalogs]]` in session-manager's configuration, and of the files that
 //! `berth clusters create` and `berth catalogs create` read. Names are texts
-//! here, so that one bad name does not hide what else is bad.
+//! here, so that one invalid name does not hide other problems.
 
 use crate::{convert, v1};
+use field_types::duration;
 use serde::{Deserialize, Serialize};
 use session_core::catalog::PropertyValue;
 use session_core::cluster::StaticEndpoint;
@@ -13,8 +14,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::time::Duration;
 
-mod duration;
-
 /// The definition of a cluster.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,35 +22,35 @@ pub struct ClusterDefinition {
     pub name: String,
     /// `sail` or `spark`.
     pub engine: Engine,
-    /// For people.
+    /// Engine release, for people only.
     #[serde(default)]
     pub engine_version: Option<String>,
-    /// For people: client releases that work with it.
+    /// Client releases that work with it, for people only.
     #[serde(default)]
     pub client_versions: Vec<String>,
-    /// The organizations that may use it; every one if empty.
+    /// The organizations that may use it; all if empty.
     #[serde(default)]
     pub granted_orgs: BTreeSet<String>,
     /// `release` or `keep`; the engine's default if not set.
     #[serde(default)]
     pub idle_policy: Option<IdlePolicy>,
-    /// `restore` (the default) or `signal`: what Spark sessions that are older
-    /// than the session's compute meet.
+    /// `restore` (the default) or `signal`: treatment of Spark sessions that are
+    /// older than the session's compute.
     #[serde(default)]
     pub wake: WakePolicy,
     /// Sessions' default idle timeout.
-    #[serde(default, with = "duration")]
+    #[serde(default, with = "duration::option")]
     pub idle_timeout: Option<Duration>,
     /// Sessions' default time from idle to closed.
-    #[serde(default, with = "duration")]
+    #[serde(default, with = "duration::option")]
     pub close_after_idle: Option<Duration>,
     /// Sessions' default lifetime.
-    #[serde(default, with = "duration")]
+    #[serde(default, with = "duration::option")]
     pub max_lifetime: Option<Duration>,
-    /// How long compute may take to become ready.
-    #[serde(default, with = "duration")]
+    /// Timeout of compute that is not ready.
+    #[serde(default, with = "duration::option")]
     pub provisioning_deadline: Option<Duration>,
-    /// Takes no new sessions. Only in the configuration.
+    /// Accepts no new sessions. Only in the configuration.
     #[serde(default)]
     pub draining: bool,
     /// Existing servers.
@@ -66,14 +65,15 @@ pub struct ClusterDefinition {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StaticServers {
-    /// Where they answer.
+    /// Their addresses.
     pub endpoints: Vec<StaticEndpoint>,
-    /// Several organizations may share these servers, which cannot keep them apart.
+    /// Allows several organizations to share these servers, which do not isolate
+    /// them.
     #[serde(default)]
     pub allow_shared_untrusted: bool,
 }
 
-/// How a cluster's child processes are started.
+/// Child processes of a cluster.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProcessEngines {
@@ -105,21 +105,21 @@ pub struct CatalogDefinition {
     pub org: String,
     /// `sail` or `spark`.
     pub engine: Engine,
-    /// Where a session starts in it.
+    /// The initial database of a session.
     #[serde(default)]
     pub default_database: Option<String>,
     /// Engine properties.
     #[serde(default)]
     pub properties: BTreeMap<String, PropertyValue>,
-    /// Only members of these teams may use it; everybody if empty.
+    /// The teams whose members may use it; all if empty.
     #[serde(default)]
     pub allowed_teams: BTreeSet<String>,
 }
 
-/// A field that is wrong, and how; an empty field is the definition itself.
+/// An invalid field and its problem; an empty field is the definition itself.
 pub type Wrong = (&'static str, String);
 
-/// Reads a name; what is wrong with it goes to `wrong`.
+/// Parses a name; adds its problem to `wrong`.
 pub fn name<T: FromStr<Err: ToString>>(field: &'static str, text: &str, wrong: &mut Vec<Wrong>) -> Option<T> {
     text.parse()
         .map_err(|error: T::Err| wrong.push((field, error.to_string())))
@@ -127,7 +127,7 @@ pub fn name<T: FromStr<Err: ToString>>(field: &'static str, text: &str, wrong: &
 }
 
 impl ClusterDefinition {
-    /// The provider's part.
+    /// The provider.
     ///
     /// # Errors
     /// Unless exactly one provider has a section.
@@ -154,7 +154,7 @@ impl ClusterDefinition {
     /// The cluster as session-manager stores it, declared in configuration.
     ///
     /// # Errors
-    /// Every field that is wrong by itself.
+    /// Every invalid field, without checks across fields.
     pub fn define(&self) -> Result<Cluster, Vec<Wrong>> {
         let mut wrong = Vec::new();
         let own_name = name("name", &self.name, &mut wrong);
@@ -226,7 +226,7 @@ impl CatalogDefinition {
     /// The catalog as session-manager stores it, declared in configuration.
     ///
     /// # Errors
-    /// Every field that is wrong by itself.
+    /// Every invalid field, without checks across fields.
     pub fn define(&self) -> Result<Catalog, Vec<Wrong>> {
         let mut wrong = Vec::new();
         let own_name = name("name", &self.name, &mut wrong);

@@ -1,5 +1,10 @@
 //! Ports, bound before anything starts: a port conflict fails at once, and a
-//! test can read its port (`address` with port 0).
+//! test can read its port (`address` with port 0). [`Incoming`] accepts its
+//! connections.
+
+mod incoming;
+
+pub use incoming::{AcceptLimits, Incoming};
 
 use crate::config::{Problems, Validate};
 use crate::tls::{ServerTls, TlsFiles};

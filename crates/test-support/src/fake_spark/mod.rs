@@ -1,6 +1,10 @@
-//! A Spark Connect server that does what each request asks for in its header
-//! `x-shape`, on raw HTTP/2, and remembers what it got. The shape travels as
-//! custom metadata, so a test that gets its shape has shown that metadata pass.
+//! A Spark Connect server on raw HTTP/2 that answers each request in the shape
+//! of its header `x-shape` and records what it received. The shape is custom
+//! metadata, so a test that gets its shape has also shown that metadata pass.
+
+mod shape;
+
+pub use shape::{SHAPE, Shape};
 
 use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
@@ -16,110 +20,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-/// The header that says what to do.
-pub const SHAPE: &str = "x-shape";
-
-/// The Spark session that requests of tests are about.
+/// The Spark session of test requests.
 pub const SPARK_SESSION: &str = "01234567-89ab-cdef-0123-456789abcdef";
 
-/// An operation that requests of tests are about.
+/// The operation of test requests.
 pub const OPERATION: &str = "fedcba98-7654-3210-fedc-ba9876543210";
 
-/// What a request may ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shape {
-    /// The request's body back, with initial metadata and trailers.
-    Echo,
-    /// This many messages of this many bytes each.
-    Stream(usize, usize),
-    /// How many bytes the request's body had, as decimal text.
-    Count,
-    /// Nothing, ever.
-    Hang,
-    /// Headers and one message, then nothing, ever.
-    HangAfterOne,
-    /// Trailers alone: INTERNAL with details.
-    Error,
-    /// Headers and one message, then the connection is cut.
-    Kill,
-    /// The connection is cut at once.
-    KillAtOnce,
-    /// `RST_STREAM(REFUSED_STREAM)`.
-    Refuse,
-    /// The same for the first such request, [`Shape::Echo`] for all others.
-    RefuseOnce,
-    /// What Apache Spark answers about an operation that it does not know.
-    SparkUnknown,
-    /// What Sail answers about the operation [`OPERATION`] if it does not know it.
-    SailUnknown,
-    /// What Apache Spark answers about a table that is not there.
-    MissingTable,
-    /// HTTP 503 without any gRPC.
-    Bare,
-    /// A message, and no trailers.
-    NoStatus,
-    /// A message, and so many bytes of trailers; the status comes last.
-    HeavyTrailers(usize),
-    /// So many bytes of initial metadata.
-    HeavyHead(usize),
-}
-
-impl Shape {
-    /// The header's value.
-    pub fn header(self) -> HeaderValue {
-        let text = match self {
-            Self::Echo => "echo".to_owned(),
-            Self::Stream(count, size) => format!("stream {count} {size}"),
-            Self::Count => "count".to_owned(),
-            Self::Hang => "hang".to_owned(),
-            Self::HangAfterOne => "hang-after-one".to_owned(),
-            Self::Error => "error".to_owned(),
-            Self::Kill => "kill".to_owned(),
-            Self::KillAtOnce => "kill-at-once".to_owned(),
-            Self::Refuse => "refuse".to_owned(),
-            Self::RefuseOnce => "refuse-once".to_owned(),
-            Self::SparkUnknown => "spark-unknown".to_owned(),
-            Self::SailUnknown => "sail-unknown".to_owned(),
-            Self::MissingTable => "missing-table".to_owned(),
-            Self::Bare => "bare".to_owned(),
-            Self::NoStatus => "no-status".to_owned(),
-            Self::HeavyTrailers(bytes) => format!("heavy-trailers {bytes}"),
-            Self::HeavyHead(bytes) => format!("heavy-head {bytes}"),
-        };
-        HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("echo"))
-    }
-
-    fn of(headers: &HeaderMap) -> Self {
-        let text = headers
-            .get(SHAPE)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or("echo");
-        let mut words = text.split(' ');
-        let word = words.next().unwrap_or("echo");
-        let mut number = || words.next().and_then(|word| word.parse().ok()).unwrap_or(0);
-        match word {
-            "stream" => Self::Stream(number(), number()),
-            "count" => Self::Count,
-            "hang" => Self::Hang,
-            "hang-after-one" => Self::HangAfterOne,
-            "error" => Self::Error,
-            "kill" => Self::Kill,
-            "kill-at-once" => Self::KillAtOnce,
-            "refuse" => Self::Refuse,
-            "refuse-once" => Self::RefuseOnce,
-            "spark-unknown" => Self::SparkUnknown,
-            "sail-unknown" => Self::SailUnknown,
-            "missing-table" => Self::MissingTable,
-            "bare" => Self::Bare,
-            "no-status" => Self::NoStatus,
-            "heavy-trailers" => Self::HeavyTrailers(number()),
-            "heavy-head" => Self::HeavyHead(number()),
-            _ => Self::Echo,
-        }
-    }
-}
-
-/// What the server got and did so far.
+/// Record of received requests and sent responses.
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
     /// Paths and headers, in order of arrival.
@@ -128,19 +35,19 @@ pub struct Seen {
     pub trailers: Vec<HeaderMap>,
     /// Bytes of request bodies.
     pub received: usize,
-    /// Bytes of response bodies that HTTP/2 took.
+    /// Bytes of response bodies that HTTP/2 accepted.
     pub sent: usize,
-    /// Streams that the other side reset.
+    /// Streams reset by the peer.
     pub resets: usize,
-    /// Streams that were refused.
+    /// Refused streams.
     pub refused: usize,
-    /// Connections accepted.
+    /// Accepted connections.
     pub connections: usize,
-    /// Connections open now.
+    /// Open connections.
     pub open_connections: usize,
 }
 
-/// The server; it ends when dropped.
+/// The server; stops on drop.
 #[derive(Debug)]
 pub struct FakeSpark {
     address: SocketAddr,
@@ -156,7 +63,7 @@ impl Record {
         self.0.lock().send_modify(change);
     }
 
-    /// Was no stream refused yet? From now on one was.
+    /// Counts a refusal and returns whether it is the first.
     fn first_refusal(&self) -> bool {
         let mut first = false;
         self.note(|seen| {
@@ -182,9 +89,10 @@ impl FakeSpark {
         Self::start_bounded(address, None).await
     }
 
-    /// Starts on a free port of loopback; a connection takes so many calls at once.
-    pub async fn start_with_streams(most: u32) -> std::io::Result<Self> {
-        Self::start_bounded(([127, 0, 0, 1], 0).into(), Some(most)).await
+    /// Starts on a free port of loopback with this maximum of concurrent streams
+    /// per connection.
+    pub async fn start_with_streams(streams: u32) -> std::io::Result<Self> {
+        Self::start_bounded(([127, 0, 0, 1], 0).into(), Some(streams)).await
     }
 
     async fn start_bounded(address: SocketAddr, streams: Option<u32>) -> std::io::Result<Self> {
@@ -201,23 +109,23 @@ impl FakeSpark {
         Ok(Self { address, seen, stop })
     }
 
-    /// Where it listens.
+    /// The listening address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What it got and did so far.
+    /// The record so far.
     pub fn seen(&self) -> Seen {
         self.seen.watch().borrow().clone()
     }
 
-    /// Returns when `condition` holds.
+    /// Waits until `condition` holds.
     pub async fn until(&self, condition: impl FnMut(&Seen) -> bool) {
-        // The sender lives as long as this does.
+        // The sender lives as long as this server.
         let _ = self.seen.watch().wait_for(condition).await;
     }
 
-    /// Cuts every connection and closes the port.
+    /// Closes every connection and the port.
     pub fn stop(&self) {
         self.stop.cancel();
     }
@@ -278,7 +186,7 @@ async fn connection(tcp: TcpStream, seen: Arc<Record>, cut: CancellationToken, s
     }
 }
 
-/// `None`: the other side reset the stream.
+/// Answers one request. `None` if the other side reset the stream.
 async fn serve(
     shape: Shape,
     request: Request<RecvStream>,
@@ -288,21 +196,9 @@ async fn serve(
 ) -> Option<()> {
     let mut body = request.into_body();
     match shape {
-        Shape::RefuseOnce if seen.first_refusal() => {
-            respond.send_reset(Reason::REFUSED_STREAM);
-            Some(())
-        }
-        Shape::Echo | Shape::RefuseOnce => {
-            let mut stream = begin(&mut respond)?;
-            while let Some(data) = body.data().await {
-                let data = data.ok()?;
-                seen.note(|seen| seen.received += data.len());
-                let _ = body.flow_control().release_capacity(data.len());
-                send(&mut stream, data, seen).await?;
-            }
-            note_trailers(&mut body, seen).await?;
-            finish(&mut stream)
-        }
+        Shape::RefuseOnce if seen.first_refusal() => refuse(&mut respond),
+        Shape::Refuse => refuse(&mut respond),
+        Shape::Echo | Shape::RefuseOnce => echo(&mut body, &mut respond, seen).await,
         Shape::Stream(count, size) => {
             drain(&mut body, seen).await?;
             let mut stream = begin(&mut respond)?;
@@ -313,10 +209,8 @@ async fn serve(
             finish(&mut stream)
         }
         Shape::Count => {
-            let count = drain(&mut body, seen).await?;
-            let mut stream = begin(&mut respond)?;
-            send(&mut stream, framed(count.to_string().as_bytes()), seen).await?;
-            finish(&mut stream)
+            let count = drain(&mut body, seen).await?.to_string();
+            finish(&mut begin_with(&mut respond, framed(count.as_bytes()), seen).await?)
         }
         Shape::Hang => {
             let _ = poll_fn(|cx| respond.poll_reset(cx)).await;
@@ -324,39 +218,24 @@ async fn serve(
         }
         Shape::HangAfterOne => {
             drain(&mut body, seen).await?;
-            let mut stream = begin(&mut respond)?;
-            send(&mut stream, message(10), seen).await?;
+            let mut stream = begin_with(&mut respond, message(10), seen).await?;
             let _ = poll_fn(|cx| stream.poll_reset(cx)).await;
             None
         }
         Shape::Error => {
             drain(&mut body, seen).await?;
-            let mut response = Response::new(());
-            *response.headers_mut() = trailers("13", "kaputt");
-            response
-                .headers_mut()
-                .insert("content-type", HeaderValue::from_static("application/grpc"));
-            respond.send_response(response, true).ok().map(drop)
+            trailers_only(&mut respond, trailers("13", "kaputt"))
         }
         Shape::SparkUnknown | Shape::SailUnknown | Shape::MissingTable => {
             drain(&mut body, seen).await?;
-            let mut response = Response::new(());
-            let error = if shape == Shape::MissingTable {
-                missing_table()
-            } else {
-                unknown_operation(shape)
-            };
-            error.add_header(response.headers_mut()).ok()?;
-            response
-                .headers_mut()
-                .insert("content-type", HeaderValue::from_static("application/grpc"));
-            respond.send_response(response, true).ok().map(drop)
+            let mut headers = HeaderMap::new();
+            engine_error(shape).add_header(&mut headers).ok()?;
+            trailers_only(&mut respond, headers)
         }
         Shape::Kill => {
             drain(&mut body, seen).await?;
-            let mut stream = begin(&mut respond)?;
-            send(&mut stream, message(10), seen).await?;
-            // Only after the message is out.
+            let _stream = begin_with(&mut respond, message(10), seen).await?;
+            // Time to write the message to the socket.
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             cut.cancel();
             Some(())
@@ -365,38 +244,66 @@ async fn serve(
             cut.cancel();
             Some(())
         }
-        Shape::Refuse => {
-            respond.send_reset(Reason::REFUSED_STREAM);
-            Some(())
-        }
-        Shape::Bare => {
-            let mut response = Response::new(());
-            *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
-            respond.send_response(response, true).ok().map(drop)
-        }
-        Shape::NoStatus => {
-            let mut stream = begin(&mut respond)?;
-            stream.send_data(message(10), true).ok()
-        }
+        Shape::Bare => unavailable(&mut respond),
+        Shape::NoStatus => begin(&mut respond)?.send_data(message(10), true).ok(),
         Shape::HeavyTrailers(bytes) => {
             drain(&mut body, seen).await?;
-            let mut stream = begin(&mut respond)?;
-            send(&mut stream, message(10), seen).await?;
+            let mut stream = begin_with(&mut respond, message(10), seen).await?;
             let mut heavy = heavy(bytes);
             heavy.extend(trailers("0", ""));
             stream.send_trailers(heavy).ok()
         }
         Shape::HeavyHead(bytes) => {
             drain(&mut body, seen).await?;
-            let mut response = Response::new(());
-            *response.headers_mut() = heavy(bytes);
-            let mut stream = respond.send_response(response, false).ok()?;
-            finish(&mut stream)
+            finish(&mut respond.send_response(headed(heavy(bytes)), false).ok()?)
         }
     }
 }
 
-/// As the two engines say it (measured with Sail 0.7.2 and Spark 4.3.0).
+fn refuse(respond: &mut SendResponse<Bytes>) -> Option<()> {
+    respond.send_reset(Reason::REFUSED_STREAM);
+    Some(())
+}
+
+async fn echo(body: &mut RecvStream, respond: &mut SendResponse<Bytes>, seen: &Record) -> Option<()> {
+    let mut stream = begin(respond)?;
+    while let Some(data) = body.data().await {
+        let data = data.ok()?;
+        seen.note(|seen| seen.received += data.len());
+        let _ = body.flow_control().release_capacity(data.len());
+        send(&mut stream, data, seen).await?;
+    }
+    note_trailers(body, seen).await?;
+    finish(&mut stream)
+}
+
+fn headed(headers: HeaderMap) -> Response<()> {
+    let mut response = Response::new(());
+    *response.headers_mut() = headers;
+    response
+}
+
+fn trailers_only(respond: &mut SendResponse<Bytes>, mut headers: HeaderMap) -> Option<()> {
+    headers.insert("content-type", HeaderValue::from_static("application/grpc"));
+    respond.send_response(headed(headers), true).ok().map(drop)
+}
+
+fn unavailable(respond: &mut SendResponse<Bytes>) -> Option<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+    respond.send_response(response, true).ok().map(drop)
+}
+
+/// The error of an engine.
+fn engine_error(shape: Shape) -> tonic::Status {
+    if shape == Shape::MissingTable {
+        missing_table()
+    } else {
+        unknown_operation(shape)
+    }
+}
+
+/// The errors of the two engines, measured with Sail 0.7.2 and Spark 4.3.0.
 fn unknown_operation(shape: Shape) -> tonic::Status {
     let mut metadata = HashMap::from([(
         "classes".to_owned(),
@@ -435,6 +342,17 @@ fn begin(respond: &mut SendResponse<Bytes>) -> Option<SendStream<Bytes>> {
         .headers_mut()
         .insert("x-initial", HeaderValue::from_static("metadata"));
     respond.send_response(response, false).ok()
+}
+
+/// Sends the head and one message.
+async fn begin_with(
+    respond: &mut SendResponse<Bytes>,
+    message: Bytes,
+    seen: &Record,
+) -> Option<SendStream<Bytes>> {
+    let mut stream = begin(respond)?;
+    send(&mut stream, message, seen).await?;
+    Some(stream)
 }
 
 fn finish(stream: &mut SendStream<Bytes>) -> Option<()> {
