@@ -41,7 +41,7 @@ mutations-apply: ## Do the mutations still fit the code?
 	@crates/session-manager/mutations/run.sh --apply
 
 test-chart: build ## The Helm chart: values, schemas, configuration, alerts, dashboard (ONLY="words of a check")
-	@deploy/local/setup.sh chart
+	@deploy/local/setup.sh run chart
 	@$${BERTH_HOME:-$(CURDIR)/.berth}/venv-chart/bin/python helm/tests/run.py $(ONLY)
 
 fuzz: ## Fuzz what reads hostile bytes (SECONDS_EACH=60)

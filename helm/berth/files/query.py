@@ -6,17 +6,19 @@ the service-account key come from the environment.
 
 import os
 import sys
+import time
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from pyspark.sql import SparkSession
 from pyspark.sql.connect.client import DefaultChannelBuilder
+from pyspark.sql.connect.session import SparkSession
 
 ROWS = 1000
 CALL_LIMIT = 30  # seconds
+WAIT = 20  # seconds; of one call
 # The deadline of the pod is longer, so that a hang ends with its cause.
 START_LIMIT = 200
-ACTIVE = 2
+PENDING, ACTIVE = 1, 2
 TEXT, NUMBER = descriptor_pb2.FieldDescriptorProto.TYPE_STRING, descriptor_pb2.FieldDescriptorProto.TYPE_INT64
 
 # The part of proto/berth/v1 that the test uses: field = number, type (a name is a message).
@@ -58,14 +60,14 @@ def channel(address):
     return grpc.insecure_channel(target) if scheme == "http" else grpc.secure_channel(target, grpc.ssl_channel_credentials())
 
 
-def call(on, service, method, limit=CALL_LIMIT, **fields):
+def call(on, service, method, **fields):
     request = CLASSES[f"{method}Request"](**fields)
     rpc = on.unary_unary(
         f"/berth.v1.{service}/{method}",
         request_serializer=type(request).SerializeToString,
         response_deserializer=CLASSES[f"{method}Response"].FromString,
     )
-    return rpc(request, timeout=limit, metadata=[("authorization", f"Bearer {os.environ['BERTH_KEY']}")])
+    return rpc(request, timeout=CALL_LIMIT, metadata=[("authorization", f"Bearer {os.environ['BERTH_KEY']}")])
 
 
 class Plaintext(DefaultChannelBuilder):
@@ -92,15 +94,24 @@ def query(session, token):
         spark.stop()
 
 
+def started_session(manager, session):
+    """The session, when it is active or has failed, or after START_LIMIT."""
+    wait = CLASSES["Duration"](seconds=WAIT)
+    end = time.monotonic() + START_LIMIT
+    while True:
+        found = call(manager, "SessionService", "DescribeSession", session_id=session, wait_ready=wait).session
+        if found.status != PENDING or time.monotonic() > end:
+            return found
+
+
 def main():
     manager, issuer = channel(os.environ["BERTH_MANAGER"]), channel(os.environ["BERTH_ISSUER"])
     session = call(manager, "SessionService", "CreateSession", cluster=os.environ["BERTH_CLUSTER"], name="helm test").session.id
     print(f"session {session} is created", flush=True)
     try:
-        wait = CLASSES["Duration"](seconds=START_LIMIT)
-        ready = call(manager, "SessionService", "DescribeSession", START_LIMIT + CALL_LIMIT, session_id=session, wait_ready=wait).session
-        if ready.status != ACTIVE:
-            return f"session {session} is not active: {ready.status_message}"
+        started = started_session(manager, session)
+        if started.status != ACTIVE:
+            return f"session {session} is not active: {started.status_message}"
         token = call(issuer, "TokenService", "IssueSessionToken", session_id=session).token
         found, wanted = query(session, token), ROWS * (ROWS - 1) // 2
         print(f"the sum of {ROWS} rows is {found}", flush=True)
