@@ -1,7 +1,7 @@
 //! Access to internals for benchmarks. Not a public interface.
 
-use crate::routes::expired;
-use crate::worker::tokens::{Caller, Tokens, hash_of};
+use crate::routes::is_expired;
+use crate::worker::tokens::{Caller, VerifiedTokens, hash_of};
 use http::HeaderValue;
 use service_kit::grpc::bearer_of;
 use session_core::Timestamp;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// A worker's cache of verified tokens.
 #[derive(Default)]
-pub struct TokenCache(Tokens);
+pub struct TokenCache(VerifiedTokens);
 
 impl std::fmt::Debug for TokenCache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -21,16 +21,16 @@ impl std::fmt::Debug for TokenCache {
 impl TokenCache {
     /// Caches a verified and admitted token.
     pub fn put(&self, token: &str, claims: Claims, now: Timestamp) {
-        let caller = Caller::checked_with(token, claims, 0).into();
+        let caller = Caller::cacheable(token, claims, 0).into();
         self.0.admitted(&caller, Duration::from_secs(30), now);
     }
 
     /// Whether the token is cached, so that its signature need not be verified: the first step of
     /// each call.
-    pub fn knows(&self, authorization: &HeaderValue, now: Timestamp) -> bool {
+    pub fn contains(&self, authorization: &HeaderValue, now: Timestamp) -> bool {
         bearer_of(authorization)
             .ok()
             .and_then(|token| self.0.get(&hash_of(token), 0))
-            .is_some_and(|caller| !expired(&caller.claims, Duration::from_secs(30), now))
+            .is_some_and(|caller| !is_expired(&caller.claims, Duration::from_secs(30), now))
     }
 }

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 const MAX_SIGNATURES: usize = 4096;
 
 /// The key set of token-issuer.
-pub(crate) struct Keys {
-    held: Arc<Held>,
+pub(crate) struct KeySet {
+    current: Arc<CurrentKeys>,
     document: Arc<Document>,
     keep: Duration,
     clock: Arc<dyn Clock>,
@@ -26,28 +26,28 @@ pub(crate) struct Keys {
 
 /// The current keys.
 #[derive(Default)]
-struct Held {
+struct CurrentKeys {
     ring: Keyring,
     /// Rises when the set changes, so that cached tokens are verified again.
     generation: AtomicU64,
-    some: watch::Sender<bool>,
+    has_keys: watch::Sender<bool>,
 }
 
 /// The key set could not be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Unreadable;
+pub(crate) struct KeySetUnavailable;
 
-impl Keys {
+impl KeySet {
     pub(crate) fn new(
         config: &TokenConfig,
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Arc<Self>> {
-        let held = Arc::new(Held {
+        let current = Arc::new(CurrentKeys {
             ring: Keyring::remembering(MAX_SIGNATURES),
-            ..Held::default()
+            ..CurrentKeys::default()
         });
-        let (accepting, now) = (Arc::clone(&held), Arc::clone(&clock));
+        let (accepting, now) = (Arc::clone(&current), Arc::clone(&clock));
         let document = Document::new(&config.keys, move |fetched| {
             if accepting.ring.update(fetched.new_text(), now.now())? {
                 tracing::info!(keys = accepting.ring.len(), "key set changed");
@@ -56,7 +56,7 @@ impl Keys {
             Ok(())
         })?;
         Ok(Arc::new(Self {
-            held,
+            current,
             document,
             keep: config.keep_keys,
             clock,
@@ -65,50 +65,50 @@ impl Keys {
     }
 
     pub(crate) fn ring(&self) -> &Keyring {
-        &self.held.ring
+        &self.current.ring
     }
 
     pub(crate) fn generation(&self) -> u64 {
-        self.held.generation.load(Ordering::Acquire)
+        self.current.generation.load(Ordering::Acquire)
     }
 
     /// Waits for the first key.
-    pub(crate) async fn first(&self) {
-        let mut some = self.held.some.subscribe();
+    pub(crate) async fn wait_for_key(&self) {
+        let mut has_keys = self.current.has_keys.subscribe();
         // The sender lives as long as `self`.
-        let _ = some.wait_for(|some| *some).await;
+        let _ = has_keys.wait_for(|has_keys| *has_keys).await;
     }
 
     /// Polls the key set until `stop`.
     pub(crate) async fn keep_fresh(self: Arc<Self>, stop: CancellationToken) {
         let document = Arc::clone(&self.document);
-        document.keep_fresh(move || self.unread(), stop).await;
+        document.keep_fresh(move || self.read_failed(), stop).await;
     }
 
-    fn unread(&self) {
-        self.metrics.key_fetches_failed.inc();
+    fn read_failed(&self) {
+        self.metrics.control.key_fetches_failed.inc();
         if self.ring().expire(self.keep, self.clock.now()) {
             tracing::error!(
                 "key set expired: reading failed for longer than tokens.keep_keys; all tokens are rejected"
             );
-            self.held.changed();
+            self.current.changed();
         }
     }
 
     /// Reads the set again after a token named an unknown key, unless it was just read. Concurrent
     /// callers share one read.
-    pub(crate) async fn look_again(&self) -> Result<(), Unreadable> {
+    pub(crate) async fn refresh(&self) -> Result<(), KeySetUnavailable> {
         self.document.fetch_again().await.map(|_| ()).map_err(|error| {
-            self.metrics.key_fetches_failed.inc();
+            self.metrics.control.key_fetches_failed.inc();
             tracing::warn!(error = format!("{error:#}"), "reading the key set failed");
-            Unreadable
+            KeySetUnavailable
         })
     }
 }
 
-impl Held {
+impl CurrentKeys {
     fn changed(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
-        self.some.send_replace(!self.ring.is_empty());
+        self.has_keys.send_replace(!self.ring.is_empty());
     }
 }

@@ -11,18 +11,17 @@ mod activity;
 #[doc(hidden)]
 pub mod bench_support;
 mod call;
+mod call_error;
 pub mod config;
 mod downstream;
 mod grpc;
 mod jwks;
 mod metrics;
 mod overload;
-mod per_ip_limit;
+mod resource_limits;
 mod routes;
 mod run_loop;
 mod service;
-mod shares;
-mod stop;
 mod upstream;
 mod worker;
 

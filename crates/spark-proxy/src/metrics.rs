@@ -38,7 +38,7 @@ labels! {
 
 labels! {
     /// Direction of bytes.
-    pub(crate) enum Way("direction") {
+    pub(crate) enum Direction("direction") {
         ToBackend => "to_backend",
         ToClient => "to_client",
     }
@@ -55,10 +55,10 @@ labels! {
 
 labels! {
     /// Reason for closing a connection.
-    pub(crate) enum Unwanted("cause") {
+    pub(crate) enum CloseCause("cause") {
         AddressLimit => "address_limit",
         ProxyHeader => "proxy_header",
-        NoToken => "no_good_token",
+        NoToken => "no_valid_token",
         Flood => "flood",
     }
 }
@@ -115,40 +115,71 @@ impl Outcome {
 
 /// All metrics of the proxy.
 pub(crate) struct Metrics {
-    pub(crate) calls: Arc<Family<Outcome, Counter>>,
-    pub(crate) call_duration: Arc<Family<Outcome, Histogram>>,
+    pub(crate) calls: CallMetrics,
+    pub(crate) connections: ConnectionMetrics,
+    pub(crate) control: ControlMetrics,
+    pub(crate) process: ProcessMetrics,
+}
+
+/// Metrics of calls.
+pub(crate) struct CallMetrics {
+    pub(crate) ended: Arc<Family<Outcome, Counter>>,
+    pub(crate) duration: Arc<Family<Outcome, Histogram>>,
     pub(crate) opened: Arc<Family<(), Counter>>,
-    pub(crate) bytes: Arc<Family<Way, Counter>>,
+    pub(crate) bytes: Arc<Family<Direction, Counter>>,
     pub(crate) waited: Arc<Family<Stage, Histogram>>,
-    pub(crate) connections: Arc<Family<(), Gauge>>,
+    pub(crate) held: Arc<Family<(), Gauge>>,
+    pub(crate) retried: Arc<Family<(), Counter>>,
+    pub(crate) kept_alive: Arc<Family<(), Counter>>,
+}
+
+/// Metrics of connections, of clients and to compute.
+pub(crate) struct ConnectionMetrics {
+    pub(crate) open: Arc<Family<(), Gauge>>,
     pub(crate) accepted: Arc<Family<(), Counter>>,
     pub(crate) handshakes: Arc<Family<Handshake, Counter>>,
-    pub(crate) backend_connections: Arc<Family<(), Gauge>>,
-    pub(crate) backend_connected: Arc<Family<(), Counter>>,
-    pub(crate) resolves: Arc<Family<(), Counter>>,
-    pub(crate) watching: Arc<Family<(), Gauge>>,
-    pub(crate) key_fetches_failed: Arc<Family<(), Counter>>,
-    pub(crate) held: Arc<Family<(), Gauge>>,
-    pub(crate) sent_again: Arc<Family<(), Counter>>,
-    pub(crate) kept_alive: Arc<Family<(), Counter>>,
-    pub(crate) bindings: Arc<Family<(), Counter>>,
-    pub(crate) settings_not_kept: Arc<Family<(), Counter>>,
-    pub(crate) reports_failed: Arc<Family<(), Counter>>,
-    pub(crate) unwanted: Arc<Family<Unwanted, Counter>>,
+    pub(crate) refused: Arc<Family<CloseCause, Counter>>,
     pub(crate) aged: Arc<Family<(), Counter>>,
     pub(crate) pings: Arc<Family<Peer, Counter>>,
     pub(crate) pings_lost: Arc<Family<Peer, Counter>>,
+    pub(crate) backend_open: Arc<Family<(), Gauge>>,
+    pub(crate) backend_made: Arc<Family<(), Counter>>,
     pub(crate) pool_full: Arc<Family<(), Counter>>,
-    pub(crate) shed: Arc<Family<(), Counter>>,
-    pub(crate) shedding: Arc<Family<(), Gauge>>,
+}
+
+/// Metrics of requests to other services.
+pub(crate) struct ControlMetrics {
+    pub(crate) route_requests: Arc<Family<(), Counter>>,
+    pub(crate) watching: Arc<Family<(), Gauge>>,
+    pub(crate) key_fetches_failed: Arc<Family<(), Counter>>,
+    pub(crate) bindings: Arc<Family<(), Counter>>,
+    pub(crate) settings_not_stored: Arc<Family<(), Counter>>,
+    pub(crate) reports_failed: Arc<Family<(), Counter>>,
+}
+
+/// Metrics of the process.
+pub(crate) struct ProcessMetrics {
+    pub(crate) overload_rejections: Arc<Family<(), Counter>>,
+    pub(crate) overloaded: Arc<Family<(), Gauge>>,
     pub(crate) memory: Arc<Family<(), Gauge>>,
 }
 
 impl Metrics {
     pub(crate) fn new(registry: &Registry) -> Self {
         Self {
-            calls: registry.counter("spark_proxy_calls_total", "Ended calls, by outcome."),
-            call_duration: registry.histogram(
+            calls: CallMetrics::new(registry),
+            connections: ConnectionMetrics::new(registry),
+            control: ControlMetrics::new(registry),
+            process: ProcessMetrics::new(registry),
+        }
+    }
+}
+
+impl CallMetrics {
+    fn new(registry: &Registry) -> Self {
+        Self {
+            ended: registry.counter("spark_proxy_calls_total", "Ended calls, by outcome."),
+            duration: registry.histogram(
                 "spark_proxy_call_duration_seconds",
                 "Duration of calls from their headers to their end, by outcome.",
                 SECONDS,
@@ -157,13 +188,32 @@ impl Metrics {
                 "spark_proxy_calls_opened_total",
                 "Started calls; open calls are these minus the ended ones.",
             ),
-            bytes: registry.counter("spark_proxy_bytes_total", "Forwarded bytes of message bodies, by direction."),
+            bytes: registry.counter(
+                "spark_proxy_bytes_total",
+                "Forwarded bytes of message bodies, by direction.",
+            ),
             waited: registry.histogram(
                 "spark_proxy_wait_duration_seconds",
                 "Waiting time of forwarded calls, by stage.",
                 SECONDS,
             ),
-            connections: registry.gauge("spark_proxy_connections", "Open client connections."),
+            held: registry.gauge("spark_proxy_held_calls", "Held calls, which wait for compute."),
+            retried: registry.counter(
+                "spark_proxy_calls_retried_total",
+                "Calls sent again because the compute provably did not process them.",
+            ),
+            kept_alive: registry.counter(
+                "spark_proxy_spark_sessions_kept_alive_total",
+                "Keep-alive calls for Spark sessions with running queries on shared Sail servers.",
+            ),
+        }
+    }
+}
+
+impl ConnectionMetrics {
+    fn new(registry: &Registry) -> Self {
+        Self {
+            open: registry.gauge("spark_proxy_connections", "Open client connections."),
             accepted: registry.counter(
                 "spark_proxy_connections_accepted_total",
                 "Accepted client connections.",
@@ -172,45 +222,7 @@ impl Metrics {
                 "spark_proxy_handshakes_failed_total",
                 "Client connections with a failed handshake, by result.",
             ),
-            backend_connections: registry.gauge("spark_proxy_backend_connections", "Open connections to compute."),
-            backend_connected: registry.counter(
-                "spark_proxy_backend_connections_made_total",
-                "Connections made to compute.",
-            ),
-            resolves: registry.counter(
-                "spark_proxy_route_requests_total",
-                "Route requests to session-manager.",
-            ),
-            watching: registry.gauge(
-                "spark_proxy_route_watch_connected",
-                "1 while the route watch is connected.",
-            ),
-            key_fetches_failed: registry.counter(
-                "spark_proxy_key_fetches_failed_total",
-                "Failed reads of the key set.",
-            ),
-            held: registry.gauge("spark_proxy_held_calls", "Held calls, which wait for compute."),
-            sent_again: registry.counter(
-                "spark_proxy_calls_retried_total",
-                "Calls sent again because the compute provably did not process them.",
-            ),
-            kept_alive: registry.counter(
-                "spark_proxy_spark_sessions_kept_alive_total",
-                "Keep-alive calls for Spark sessions with running queries on shared Sail servers.",
-            ),
-            bindings: registry.counter(
-                "spark_proxy_spark_sessions_bound_total",
-                "Bind requests to session-manager for Spark sessions.",
-            ),
-            settings_not_kept: registry.counter(
-                "spark_proxy_settings_not_kept_total",
-                "Settings changes of Spark sessions that were not stored and will be lost when compute is replaced.",
-            ),
-            reports_failed: registry.counter(
-                "spark_proxy_activity_reports_failed_total",
-                "Failed or rejected activity reports to session-manager.",
-            ),
-            unwanted: registry.counter(
+            refused: registry.counter(
                 "spark_proxy_connections_refused_total",
                 "Client connections closed before a valid token or for a flood, by cause.",
             ),
@@ -223,15 +235,58 @@ impl Metrics {
                 "spark_proxy_pings_lost_total",
                 "Connections lost by keepalive timeout, by peer.",
             ),
+            backend_open: registry.gauge("spark_proxy_backend_connections", "Open connections to compute."),
+            backend_made: registry.counter(
+                "spark_proxy_backend_connections_made_total",
+                "Connections made to compute.",
+            ),
             pool_full: registry.counter(
                 "spark_proxy_backend_pool_full_total",
                 "Calls that waited because all allowed connections to their compute were full.",
             ),
-            shed: registry.counter(
+        }
+    }
+}
+
+impl ControlMetrics {
+    fn new(registry: &Registry) -> Self {
+        Self {
+            route_requests: registry.counter(
+                "spark_proxy_route_requests_total",
+                "Route requests to session-manager.",
+            ),
+            watching: registry.gauge(
+                "spark_proxy_route_watch_connected",
+                "1 while the route watch is connected.",
+            ),
+            key_fetches_failed: registry.counter(
+                "spark_proxy_key_fetches_failed_total",
+                "Failed reads of the key set.",
+            ),
+            bindings: registry.counter(
+                "spark_proxy_spark_sessions_bound_total",
+                "Bind requests to session-manager for Spark sessions.",
+            ),
+            settings_not_stored: registry.counter(
+                "spark_proxy_settings_not_kept_total",
+                "Settings changes of Spark sessions that were not stored and will be lost when compute is replaced.",
+            ),
+            reports_failed: registry.counter(
+                "spark_proxy_activity_reports_failed_total",
+                "Failed or rejected activity reports to session-manager.",
+            ),
+        }
+    }
+}
+
+impl ProcessMetrics {
+    fn new(registry: &Registry) -> Self {
+        Self {
+            overload_rejections: registry.counter(
                 "spark_proxy_calls_rejected_overloaded_total",
                 "Calls rejected because memory was short.",
             ),
-            shedding: registry.gauge("spark_proxy_overloaded", "1 while memory is short."),
+            overloaded: registry.gauge("spark_proxy_overloaded", "1 while memory is short."),
             memory: registry.gauge("spark_proxy_memory_bytes", "Resident memory of the process."),
         }
     }

@@ -12,65 +12,68 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 
 /// Interval between memory samples.
-const SAMPLE: Duration = Duration::from_millis(500);
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
 /// Number of samples between readings of the limit, which can change while the container runs.
-const LIMIT_EVERY: u32 = 60;
+const SAMPLES_PER_LIMIT_READ: u32 = 60;
 /// Retry delay.
-const RETRY: Duration = Duration::from_secs(5);
+const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// The overload flag.
 #[derive(Debug, Default)]
-pub(crate) struct Shed(AtomicBool);
+pub(crate) struct OverloadFlag(AtomicBool);
 
-impl Shed {
-    pub(crate) fn is_on(&self) -> bool {
+impl OverloadFlag {
+    pub(crate) fn is_set(&self) -> bool {
         self.0.load(Relaxed)
     }
 }
 
 /// The error for a rejected call.
-pub(crate) fn refused() -> Refused {
+pub(crate) fn error() -> Refused {
     Refused::new(
         Reason::RateLimited,
         "This proxy is short of memory and accepts no new calls at the moment; running calls continue. Try again in a little while.",
     )
     .with("limit", "limits.shed_above_bytes")
-    .retry_after(RETRY)
+    .retry_after(RETRY_DELAY)
 }
 
 /// Takes samples while the proxy runs.
-pub(crate) async fn sample(shed: Arc<Shed>, limits: LimitConfig, metrics: Arc<Metrics>) {
-    let mut ticks = interval(SAMPLE);
+pub(crate) async fn sample(overload: Arc<OverloadFlag>, limits: LimitConfig, metrics: Arc<Metrics>) {
+    let mut ticks = interval(SAMPLE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut above = 0;
     for count in 0_u32.. {
         ticks.tick().await;
-        if count % LIMIT_EVERY == 0 {
+        if count % SAMPLES_PER_LIMIT_READ == 0 {
             above = limits.shed_above_bytes.unwrap_or_else(|| {
                 container_limit(Path::new("/proc/self/cgroup"), Path::new("/sys/fs/cgroup"))
                     .map_or(0, |limit| limit / 100 * 85)
             });
         }
-        let Some(used) = in_use() else { continue };
-        metrics.memory.set(i64::try_from(used).unwrap_or(i64::MAX));
-        let was = shed.is_on();
-        let is = is_short(was, used, above);
+        let Some(used) = resident_bytes() else { continue };
+        metrics
+            .process
+            .memory
+            .set(i64::try_from(used).unwrap_or(i64::MAX));
+        let was = overload.is_set();
+        let is = exceeds_limit(was, used, above);
         if is != was {
-            shed.0.store(is, Relaxed);
-            metrics.shedding.set(i64::from(is));
-            tracing::warn!(used, above, shedding = is, "overload state changed");
+            overload.0.store(is, Relaxed);
+            metrics.process.overloaded.set(i64::from(is));
+            tracing::warn!(used, above, overloaded = is, "overload state changed");
         }
     }
 }
 
 /// Applies hysteresis: overload ends at 95 % of the limit.
-fn is_short(was: bool, used: u64, above: u64) -> bool {
+fn exceeds_limit(was: bool, used: u64, above: u64) -> bool {
     let bound = if was { above / 100 * 95 } else { above };
     above > 0 && used > bound
 }
 
 /// Resident memory, from `status`: `statm` counts in pages, whose size depends on the machine.
-fn in_use() -> Option<u64> {
+fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
@@ -111,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_are_found_in_both_versions_and_the_least_counts() {
+    fn the_smallest_cgroup_limit_of_v1_and_v2_applies() {
         let dir = tempfile::tempdir().unwrap();
         let write = |path: &str, text: &str| {
             let path = dir.path().join(path);
@@ -141,13 +144,13 @@ mod tests {
     }
 
     #[test]
-    fn the_flag_does_not_flutter_and_zero_is_off() {
-        assert!(!is_short(false, 1000, 1000));
-        assert!(is_short(false, 1001, 1000));
-        assert!(is_short(true, 990, 1000));
-        assert!(!is_short(true, 940, 1000));
-        assert!(!is_short(false, u64::MAX, 0));
-        assert!(!is_short(true, u64::MAX, 0));
-        assert!(in_use().unwrap() > 1 << 20);
+    fn overload_has_hysteresis_and_zero_disables_it() {
+        assert!(!exceeds_limit(false, 1000, 1000));
+        assert!(exceeds_limit(false, 1001, 1000));
+        assert!(exceeds_limit(true, 990, 1000));
+        assert!(!exceeds_limit(true, 940, 1000));
+        assert!(!exceeds_limit(false, u64::MAX, 0));
+        assert!(!exceeds_limit(true, u64::MAX, 0));
+        assert!(resident_bytes().unwrap() > 1 << 20);
     }
 }

@@ -12,37 +12,37 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio_util::task::TaskTracker;
 
 /// Time limit for sending the last errors after the drain.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Input of a worker. The end of `accepted` means that accepting has ended.
-pub(crate) struct Feed {
+pub(crate) struct WorkerInput {
     pub(crate) accepted: mpsc::UnboundedReceiver<Accepted>,
     pub(crate) events: mpsc::UnboundedReceiver<RouteEvent>,
 }
 
 /// Runs a worker on this thread until its last connection is closed.
-pub(crate) fn run(shared: Arc<Shared>, feed: Feed) -> std::io::Result<()> {
+pub(crate) fn run(shared: Arc<Shared>, input: WorkerInput) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let local = LocalSet::new();
     local.block_on(&runtime, async move {
-        serve(Rc::new(Worker::new(shared)), feed).await;
+        serve(Rc::new(Worker::new(shared)), input).await;
     });
     Ok(())
 }
 
-async fn serve(worker: Rc<Worker>, feed: Feed) {
-    let Feed { mut accepted, events } = feed;
-    let housekeeping = spawn_local(Rc::clone(&worker).keep_house(events));
+async fn serve(worker: Rc<Worker>, input: WorkerInput) {
+    let WorkerInput { mut accepted, events } = input;
+    let housekeeping = spawn_local(Rc::clone(&worker).run_housekeeping(events));
     let connections = TaskTracker::new();
     while let Some(Accepted { tcp, remote, permit }) = accepted.recv().await {
         let worker = Rc::clone(&worker);
         connections.spawn_local(async move {
             let metrics = Arc::clone(&worker.shared.metrics);
-            metrics.connections.add(1);
+            metrics.connections.open.add(1);
             connection::serve(worker, tcp, remote).await;
-            metrics.connections.add(-1);
+            metrics.connections.open.add(-1);
             drop(permit);
         });
     }
@@ -51,9 +51,9 @@ async fn serve(worker: Rc<Worker>, feed: Feed) {
         () = connections.wait() => {}
         () = worker.shared.forced.cancelled() => {
             worker.end_all();
-            let _ = tokio::time::timeout(LAST_WORDS, connections.wait()).await;
+            let _ = tokio::time::timeout(FLUSH_TIMEOUT, connections.wait()).await;
             worker.ending.cancel();
-            let _ = tokio::time::timeout(LAST_WORDS, connections.wait()).await;
+            let _ = tokio::time::timeout(FLUSH_TIMEOUT, connections.wait()).await;
         }
     }
     housekeeping.abort();

@@ -1,21 +1,20 @@
 //! Wiring of the service: its parts, and the tasks and threads that run them.
 
 use crate::Listeners;
-use crate::activity::{self, Ledger};
+use crate::activity::{UsageRegistry, reports};
 use crate::config::{Config, TlsMode};
 use crate::downstream::acceptor;
-use crate::jwks::Keys;
+use crate::jwks::KeySet;
 use crate::metrics::Metrics;
-use crate::overload::{self, Shed};
-use crate::per_ip_limit::Addresses;
+use crate::overload::{self, OverloadFlag};
+use crate::resource_limits::ManagerRequests;
 use crate::routes::cache::{RouteEvent, Routes};
 use crate::routes::{self, watch};
-use crate::run_loop::{self, Feed};
-use crate::shares::Questions;
+use crate::run_loop::{self, WorkerInput};
 use crate::worker::Shared;
 use anyhow::Context as _;
 use service_kit::admin::Admin;
-use service_kit::limiter::RateLimiter;
+use service_kit::limiter::{ConcurrencyLimiter, RateLimiter};
 use service_kit::service_account_token::{ServiceChannel, service_channel};
 use service_kit::shutdown::Shutdown;
 use service_kit::tls::{ClientTls, H2, ServerTls};
@@ -47,7 +46,7 @@ impl Parts {
         config.manager.timeout = config
             .manager
             .timeout
-            .max(config.routes.hold_max + routes::ANSWER_TIME);
+            .max(config.routes.hold_max + routes::REQUEST_TIMEOUT);
         let tls = match (config.listen.tls.mode, config.listen.tls.files()) {
             (TlsMode::Off, _) | (_, None) => None,
             (TlsMode::Required | TlsMode::Auto, Some(files)) => Some(ServerTls::load(&files, H2)?),
@@ -82,13 +81,13 @@ pub(crate) async fn run(
     };
     let admin_task = tokio::spawn(admin.serve(admin_listener, admin_end.clone()));
 
-    let keys = Keys::new(
+    let keys = KeySet::new(
         &parts.config.tokens,
         Arc::clone(&parts.clock),
         Arc::clone(&parts.metrics),
     )?;
     tokio::spawn(Arc::clone(&keys).keep_fresh(shutdown.forced()));
-    let has_keys = shutdown.stopping().run_until_cancelled(keys.first()).await;
+    let has_keys = shutdown.stopping().run_until_cancelled(keys.wait_for_key()).await;
     let drain = if has_keys.is_some() {
         let drain = parts.config.drain.timeout;
         serve(parts, keys, listeners.data, &shutdown).await?;
@@ -108,7 +107,7 @@ pub(crate) async fn run(
 /// Opens the data port and starts the tasks and threads that serve it.
 async fn serve(
     parts: Parts,
-    keys: Arc<Keys>,
+    keys: Arc<KeySet>,
     listener: Option<TcpListener>,
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
@@ -131,7 +130,7 @@ async fn serve(
     let (accepted_to, accepted): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
     let shared = Arc::new(share(parts, keys, events_to, shutdown));
     for (index, (accepted, events)) in accepted.into_iter().zip(events).enumerate() {
-        let ended = spawn_worker(index, Arc::clone(&shared), Feed { accepted, events })?;
+        let ended = spawn_worker(index, Arc::clone(&shared), WorkerInput { accepted, events })?;
         shutdown.spawn_critical("worker", ended);
     }
     shutdown.spawn_critical("acceptor", acceptor::run(listener, shared, accepted_to));
@@ -143,7 +142,7 @@ async fn serve(
 /// memory samples.
 fn share(
     parts: Parts,
-    keys: Arc<Keys>,
+    keys: Arc<KeySet>,
     events: Vec<mpsc::UnboundedSender<RouteEvent>>,
     shutdown: &Shutdown,
 ) -> Shared {
@@ -168,28 +167,28 @@ fn share(
     let proxy_id = proxy_id();
     tokio::spawn(watch::run(Arc::clone(&routes), proxy_id.clone(), forced.clone()));
     let calls_per_second = config.limits.calls_per_second_per_org;
-    let ledger = Arc::new(Ledger::new(Arc::clone(&clock), calls_per_second));
-    tokio::spawn(activity::run(
-        Arc::clone(&ledger),
+    let usages = Arc::new(UsageRegistry::new(Arc::clone(&clock), calls_per_second));
+    tokio::spawn(reports::run(
+        Arc::clone(&usages),
         control,
         proxy_id,
         Arc::clone(&metrics),
         forced.clone(),
     ));
-    let shed = Arc::new(Shed::default());
-    let samples = overload::sample(Arc::clone(&shed), config.limits.clone(), Arc::clone(&metrics));
+    let overload = Arc::new(OverloadFlag::default());
+    let samples = overload::sample(Arc::clone(&overload), config.limits.clone(), Arc::clone(&metrics));
     tokio::spawn(forced.clone().run_until_cancelled_owned(samples));
     let bad_tokens = config.limits.bad_tokens_per_second_per_address;
     Shared {
-        addresses: Addresses::new(config.limits.connections_per_address),
-        shed,
+        connections: ConcurrencyLimiter::new(config.limits.connections_per_address),
+        overload,
         verifier: Verifier::new(config.tokens.verifier()),
         config,
         clock,
         keys,
         routes,
-        ledger,
-        questions: Questions::default(),
+        usages,
+        manager_requests: ManagerRequests::default(),
         bad_tokens: RateLimiter::new(bad_tokens, Duration::from_secs(1), bad_tokens.saturating_mul(2)),
         metrics,
         tls,
@@ -204,14 +203,14 @@ fn share(
 fn spawn_worker(
     index: usize,
     shared: Arc<Shared>,
-    feed: Feed,
+    input: WorkerInput,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + 'static> {
     let (done, ended) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
         .name(format!("worker-{index}"))
         .spawn(move || {
             // Fails if the receiver was dropped.
-            let _ = done.send(run_loop::run(shared, feed));
+            let _ = done.send(run_loop::run(shared, input));
         })?;
     Ok(async move { Ok(ended.await.context("the thread panicked")??) })
 }

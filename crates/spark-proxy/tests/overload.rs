@@ -1,5 +1,5 @@
-//! Short of memory, new work is refused and running work goes on. Alone in its
-//! process, whose memory it uses up.
+//! Overload: new work is rejected, running work continues. The test is alone in its process, whose
+//! memory it uses.
 
 #![allow(clippy::unwrap_used, clippy::allow_attributes, reason = "helpers of tests")]
 
@@ -12,7 +12,7 @@
 #[path = "it/common/mod.rs"]
 mod common;
 
-use common::{Ask, Reply, Rig, within};
+use common::{Reply, Rig, Rpc, within};
 use session_core::Reason;
 use std::time::Duration;
 use test_support::fake_spark::{Shape, request};
@@ -30,13 +30,13 @@ fn resident() -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn short_of_memory_new_work_is_refused_and_running_work_goes_on() {
+async fn overload_rejects_new_work_and_keeps_running_work() {
     let rig = Rig::with(|config| config.limits.shed_above_bytes = Some(resident() + 200 * MIB)).await;
     let client = rig.client().await;
-    let mut running = client.begin(&rig.ask().shape(Shape::Count)).await.unwrap();
+    let mut running = client.begin(&rig.rpc().shape(Shape::Count)).await.unwrap();
     running.upload.send_data(request(b"begun"), false).unwrap();
     within("it runs", rig.spark.until(|seen| seen.requests.len() == 1)).await;
-    assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(client.call(rig.rpc()).await.code(), Code::Ok);
 
     let hog = vec![1_u8; (300 * MIB) as usize];
     within(
@@ -44,7 +44,7 @@ async fn short_of_memory_new_work_is_refused_and_running_work_goes_on() {
         rig.until_metric("spark_proxy_overloaded", |n| n == 1.0),
     )
     .await;
-    let reply = client.call(rig.ask()).await;
+    let reply = client.call(rig.rpc()).await;
     reply.refused(Reason::RateLimited);
     let retry = tonic_types::StatusExt::get_details_retry_info(&reply.status());
     assert!(retry.is_some_and(|retry| retry.retry_delay > Some(Duration::ZERO)));
@@ -52,11 +52,11 @@ async fn short_of_memory_new_work_is_refused_and_running_work_goes_on() {
         rig.metric("spark_proxy_calls_rejected_overloaded_total").await,
         1.0
     );
-    // What ends work, or goes on with it, passes; so does nobody without a token.
-    let release = Ask::spark("ReleaseExecute").bearer(&rig.token());
+    // Calls that end or continue work pass, but not without a token.
+    let release = Rpc::spark("ReleaseExecute").bearer(&rig.token());
     assert_eq!(client.call(release).await.code(), Code::Ok);
     client
-        .call(Ask::spark("ExecutePlan"))
+        .call(Rpc::spark("ExecutePlan"))
         .await
         .refused(Reason::TokenMissing);
     running.upload.send_data(request(b"finished"), true).unwrap();
@@ -69,5 +69,5 @@ async fn short_of_memory_new_work_is_refused_and_running_work_goes_on() {
         rig.until_metric("spark_proxy_overloaded", |n| n == 0.0),
     )
     .await;
-    assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(client.call(rig.rpc()).await.code(), Code::Ok);
 }

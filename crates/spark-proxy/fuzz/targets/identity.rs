@@ -1,6 +1,5 @@
-//! Whatever bytes come, in whatever pieces: what the rewriter lets through is,
-//! to a real decoder, our user and nothing else of the client's, and all other
-//! bytes are the client's own, unchanged.
+//! For any bytes in any pieces, a real decoder reads from the rewriter's output only Berth's user,
+//! and all other bytes are the client's, unchanged.
 
 #![no_main]
 
@@ -31,10 +30,10 @@ struct User {
     user_name: String,
 }
 
-/// All that goes on, or `None` if the bytes are refused.
+/// The forwarded bytes, or `None` if the request is rejected.
 fn rewritten(bytes: &[u8], step: usize) -> Option<Vec<u8>> {
-    let identity = Identity::new("s-ours", "sa|me", true);
-    let mut rewriter = Rewriter::new(identity).noticing_operation();
+    let identity = Identity::new("s-berth", "sa|me", true);
+    let mut rewriter = Rewriter::new(identity).with_operation();
     let mut out = VecDeque::new();
     for piece in bytes.chunks(step.max(1)) {
         rewriter.feed(Bytes::copy_from_slice(piece), &mut out).ok()?;
@@ -42,7 +41,7 @@ fn rewritten(bytes: &[u8], step: usize) -> Option<Vec<u8>> {
     rewriter.finish().ok()?;
     Some(
         out.iter()
-            .flat_map(|piece| [&piece.ours[..], &piece.theirs[..]].concat())
+            .flat_map(|piece| [&piece.berth_bytes[..], &piece.client_bytes[..]].concat())
             .collect(),
     )
 }
@@ -54,31 +53,31 @@ fuzz_target!(|data: &[u8]| {
     bytes.extend_from_slice(&(message.len() as u32).to_be_bytes());
     bytes.extend_from_slice(message);
     let out = rewritten(&bytes, usize::from(step));
-    assert_eq!(out, rewritten(&bytes, usize::MAX), "the pieces make no difference");
+    assert_eq!(out, rewritten(&bytes, usize::MAX), "chunk boundaries do not change the result");
     let Some(out) = out else { return };
 
     let content = &out[5..];
-    assert_eq!(out[1..5], (content.len() as u32).to_be_bytes(), "the length is right");
-    // Other fields may be what prost refuses and engines do not, such as bad UTF-8; not these.
+    assert_eq!(out[1..5], (content.len() as u32).to_be_bytes(), "the length prefix is right");
+    // Other fields may contain what prost rejects and engines accept, such as invalid UTF-8.
     let Ok(request) = Request::decode(content) else { return };
     let user = request.user_context.unwrap_or_default();
-    assert_eq!((user.user_id.as_str(), user.user_name.as_str()), ("s-ours", "sa|me"));
+    assert_eq!((user.user_id.as_str(), user.user_name.as_str()), ("s-berth", "sa|me"));
     assert_eq!(request.session_id.len(), 36);
-    // Ours comes first and theirs, from the first field above 2, is the end of both.
+    // Berth's fields come first; the client's, from the first field above 2, are the end of both.
     let same = content
         .iter()
         .rev()
         .zip(message.iter().rev())
-        .take_while(|(ours, theirs)| ours == theirs)
+        .take_while(|(sent, received)| sent == received)
         .count();
-    let head = 2 + 36 + 2 + "s-ours".len() + 2 + "sa|me".len() + 2;
+    let head = 2 + 36 + 2 + "s-berth".len() + 2 + "sa|me".len() + 2;
     assert!(
         same + head >= content.len() || user_context_len(message) > 0,
-        "bytes of the client's were changed"
+        "bytes of the client were changed"
     );
 });
 
-/// Bytes of extensions that were copied, which come among ours.
+/// Upper bound of the copied extensions, which are among Berth's fields.
 fn user_context_len(message: &[u8]) -> usize {
     message.windows(1).filter(|byte| byte[0] == 0x12).count()
 }

@@ -12,20 +12,20 @@ use tokio::time::Instant;
 const MAX_SPARK_SESSIONS: usize = 256;
 /// Time after its last stream for which an operation counts as recently ended. Spark keeps an
 /// operation without a stream for 5 minutes.
-const RECENTLY: Duration = Duration::from_secs(10 * 60);
+const RECENT_LIMIT: Duration = Duration::from_secs(10 * 60);
 
 /// Spark sessions of one session, for all workers.
 #[derive(Default)]
 pub(crate) struct RunningSessions {
-    known: Mutex<HashMap<Key, State>>,
+    known: Mutex<HashMap<Key, Streams>>,
 }
 
 /// Generation of compute and Spark session id.
 type Key = (u64, SparkSessionId);
 
 #[derive(Debug, Clone, Copy)]
-struct State {
-    streams: usize,
+struct Streams {
+    open: usize,
     last_stream: Instant,
 }
 
@@ -42,12 +42,12 @@ impl RunningSessions {
         let now = Instant::now();
         let mut known = self.known.lock();
         if known.len() >= MAX_SPARK_SESSIONS && !known.contains_key(&key) {
-            known.retain(|_, state| state.is_recent(now));
+            known.retain(|_, streams| streams.is_recent(now));
         }
         if known.len() >= MAX_SPARK_SESSIONS && !known.contains_key(&key) {
-            let oldest = known.iter().filter(|(_, state)| state.streams == 0);
+            let oldest = known.iter().filter(|(_, streams)| streams.open == 0);
             let oldest = oldest
-                .min_by_key(|(_, state)| state.last_stream)
+                .min_by_key(|(_, streams)| streams.last_stream)
                 .map(|(key, _)| *key);
             if let Some(oldest) = oldest {
                 known.remove(&oldest);
@@ -55,11 +55,11 @@ impl RunningSessions {
         }
         known
             .entry(key)
-            .or_insert(State {
-                streams: 0,
+            .or_insert(Streams {
+                open: 0,
                 last_stream: now,
             })
-            .streams += 1;
+            .open += 1;
         RunningStream {
             sessions: Arc::clone(self),
             key,
@@ -71,21 +71,21 @@ impl RunningSessions {
         self.known
             .lock()
             .get(&(generation, spark_session))
-            .is_some_and(|state| state.is_recent(Instant::now()))
+            .is_some_and(|streams| streams.is_recent(Instant::now()))
     }
 }
 
-impl State {
+impl Streams {
     fn is_recent(&self, now: Instant) -> bool {
-        self.streams > 0 || now.duration_since(self.last_stream) < RECENTLY
+        self.open > 0 || now.duration_since(self.last_stream) < RECENT_LIMIT
     }
 }
 
 impl Drop for RunningStream {
     fn drop(&mut self) {
-        if let Some(state) = self.sessions.known.lock().get_mut(&self.key) {
-            state.streams -= 1;
-            state.last_stream = Instant::now();
+        if let Some(streams) = self.sessions.known.lock().get_mut(&self.key) {
+            streams.open -= 1;
+            streams.last_stream = Instant::now();
         }
     }
 }
@@ -101,22 +101,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_operation_counts_while_it_runs_and_for_a_while_after() {
+    async fn an_operation_counts_as_running_until_the_recent_limit() {
         let sessions = Arc::<RunningSessions>::default();
         let of = spark_session(1);
         assert!(!sessions.is_running(1, of));
         let stream = sessions.begin(1, of);
-        tokio::time::advance(2 * RECENTLY).await;
+        tokio::time::advance(2 * RECENT_LIMIT).await;
         assert!(sessions.is_running(1, of));
         assert!(!sessions.is_running(2, of), "of another generation");
         drop(stream);
         assert!(sessions.is_running(1, of));
-        tokio::time::advance(RECENTLY).await;
+        tokio::time::advance(RECENT_LIMIT).await;
         assert!(!sessions.is_running(1, of));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn remembered_spark_sessions_are_bounded() {
+    async fn recorded_spark_sessions_are_bounded() {
         let sessions = Arc::<RunningSessions>::default();
         let running = sessions.begin(1, spark_session(0));
         for number in 1..2 * MAX_SPARK_SESSIONS {

@@ -20,13 +20,13 @@ use tokio_util::sync::CancellationToken;
 const MAX_OPERATIONS: usize = 256;
 /// Time for which an operation without a stream is recorded. PySpark 4.3, which retries longest,
 /// retries for an hour.
-const REMEMBER: Duration = Duration::from_secs(3600);
+const RETENTION: Duration = Duration::from_secs(3600);
 /// Time limit for the end of an older stream.
 const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The operations of one session.
 #[derive(Default)]
-pub(crate) struct Operations {
+pub(crate) struct SailOperations {
     known: Mutex<HashMap<Key, Arc<Operation>>>,
 }
 
@@ -62,14 +62,14 @@ pub(crate) enum Reattach {
 }
 
 /// A stream of an operation, from start to end.
-pub(crate) struct Stream {
+pub(crate) struct OperationStream {
     operation: Arc<Operation>,
     number: u64,
     /// Cancelled when a newer stream takes over.
     pub(crate) superseded: CancellationToken,
 }
 
-impl Operations {
+impl SailOperations {
     fn get(
         &self,
         generation: u64,
@@ -83,7 +83,7 @@ impl Operations {
     fn entry(&self, generation: u64, spark_session: &SparkSessionId, operation: &str) -> Arc<Operation> {
         let mut known = self.known.lock();
         if known.len() >= MAX_OPERATIONS {
-            known.retain(|_, operation| !operation.is_stale(REMEMBER));
+            known.retain(|_, operation| !operation.is_stale(RETENTION));
         }
         if known.len() >= MAX_OPERATIONS {
             let oldest = known
@@ -100,12 +100,17 @@ impl Operations {
     }
 
     /// Begins a stream of an operation, by `ExecutePlan` or `ReattachExecute`.
-    pub(crate) fn begin(&self, generation: u64, spark_session: &SparkSessionId, operation: &str) -> Stream {
+    pub(crate) fn begin(
+        &self,
+        generation: u64,
+        spark_session: &SparkSessionId,
+        operation: &str,
+    ) -> OperationStream {
         let operation = self.entry(generation, spark_session, operation);
         let superseded = CancellationToken::new();
         let number = operation.streams.fetch_add(1, Relaxed);
         *operation.stream.lock() = Some((number, superseded.clone()));
-        Stream {
+        OperationStream {
             operation,
             number,
             superseded,
@@ -184,7 +189,7 @@ impl Operation {
     }
 }
 
-impl Stream {
+impl OperationStream {
     /// Records that results were read from the engine: a disconnect can now lose some.
     pub(crate) fn has_results(&self) {
         self.operation.has_results.store(true, Relaxed);
@@ -196,7 +201,7 @@ impl Stream {
     }
 }
 
-impl Drop for Stream {
+impl Drop for OperationStream {
     fn drop(&mut self) {
         self.operation.touch();
         let mut stream = self.operation.stream.lock();
@@ -219,8 +224,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_an_operation_without_results_can_be_reattached_exactly() {
-        let operations = Operations::default();
+    async fn only_an_operation_without_results_is_reattached_exactly() {
+        let operations = SailOperations::default();
         let id = spark_session();
         assert_eq!(
             operations.reattach(1, &id, OPERATION).await,
@@ -248,7 +253,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_older_stream_ends_before_a_newer_one_begins() {
-        let operations = Arc::new(Operations::default());
+        let operations = Arc::new(SailOperations::default());
         let id = spark_session();
         let older = operations.begin(1, &id, OPERATION);
         let waiting = tokio::spawn({
@@ -276,8 +281,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn memory_is_bounded_and_open_streams_stay() {
-        let operations = Operations::default();
+    async fn operations_are_bounded_and_open_streams_are_kept() {
+        let operations = SailOperations::default();
         let id = spark_session();
         let open = operations.begin(1, &id, "open");
         for count in 0..2 * MAX_OPERATIONS {

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 /// Retry delay for a session whose calls are rejected too often.
-const TOO_OFTEN: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Opens a call within the limits of its session. Calls that are already known to be rejected do
 /// not count against the limits of the organization.
@@ -22,25 +22,25 @@ pub(crate) fn admit(
     method: Method,
 ) -> Result<OpenCall, Refused> {
     let session = worker.session(&caller.claims);
-    let tally = &session.tally;
+    let usage = &session.usage;
     let routes = &worker.shared.routes;
-    let refused = session.refuses(routes, &caller.claims);
+    let refused = session.known_error(routes, &caller.claims);
     // The rate of rejections also limits route requests caused by rejected calls.
-    let doubtful = session.fresh_route(routes).is_none() && tally.was_refused_lately();
-    if (refused.is_some() || doubtful) && !tally.is_within_refusals() {
+    let doubtful = session.fresh_route(routes).is_none() && usage.was_rejected_recently();
+    if (refused.is_some() || doubtful) && !usage.try_take_rejection() {
         return Err(Refused::new(
             Reason::RateLimited,
             "Calls of this session were refused too often. See why, and try again in a little while.",
         )
-        .retry_after(TOO_OFTEN));
+        .retry_after(RETRY_DELAY));
     }
     if let Some(refused) = refused {
         return Err(refused);
     }
-    let most = worker.shared.config.limits.calls_per_session;
-    let open = session.open(caller, method, most, &connection.is_proven)?;
-    if caller.is_worth_reporting() {
-        tally.token_used(&caller.claims.jti);
+    let max = worker.shared.config.limits.calls_per_session;
+    let open = session.open(caller, method, max, &connection.has_admitted_token)?;
+    if caller.take_report_due() {
+        usage.token_used(&caller.claims.jti);
     }
     Ok(open)
 }

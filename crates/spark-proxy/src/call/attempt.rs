@@ -1,17 +1,17 @@
 //! One attempt to send a call: route, binding and reattach checks, then a connection.
 
-use crate::call::bind::{self, Bound};
+use crate::call::bind::{self, BindingStatus};
 use crate::call::engine_errors::{self, Translator};
-use crate::call::first_message::First;
+use crate::call::first_message::FirstMessage;
 use crate::call::forward::{Exchange, forward};
-use crate::call::route::{self, Found, Place};
+use crate::call::route::{self, ActiveRoute, Destination};
+use crate::call_error::CallError;
 use crate::grpc::method::Method;
-use crate::grpc::reply::Client;
-use crate::grpc::request_body::Messages;
+use crate::grpc::reply::ClientStream;
+use crate::grpc::request_body::RequestBody;
 use crate::metrics::{Outcome, Stage};
-use crate::stop::Stop;
 use crate::upstream::headers::toward_backend;
-use crate::upstream::{Lease, Share, Unreachable, Upstream};
+use crate::upstream::{Lease, SharedPermit, Unreachable, Upstream};
 use crate::worker::Worker;
 use crate::worker::session::OpenCall;
 use bytes::Bytes;
@@ -26,7 +26,7 @@ use tonic::Status;
 use tracing::{Instrument as _, Span};
 
 /// Maximum age of a route for a new connection to compute: addresses are reused.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+const MAX_ROUTE_AGE_TO_CONNECT: Duration = Duration::from_secs(5);
 
 /// The attempts to send one call.
 pub(crate) struct Attempts<'a> {
@@ -34,27 +34,27 @@ pub(crate) struct Attempts<'a> {
     open: &'a OpenCall,
     deadline: Option<Instant>,
     /// The first message of the request, once read.
-    first: Option<First>,
+    first: Option<FirstMessage>,
     /// Routes requested before this time are not used.
     not_before: Option<Instant>,
 }
 
 /// Result of preparing an attempt.
-pub(crate) enum Next {
+pub(crate) enum Prepared {
     /// Local reply.
     Reply(Bytes),
     /// The route was outdated; try again.
-    Again,
+    Retry,
     /// Ready to be sent.
-    Send(Box<Ready>),
+    Send(Box<PreparedCall>),
 }
 
 /// A call with a place on a connection to compute.
-pub(crate) struct Ready {
-    found: Found,
+pub(crate) struct PreparedCall {
+    active: ActiveRoute,
     translator: Option<Translator>,
     lease: Lease,
-    _share: Option<Share>,
+    _permit: Option<SharedPermit>,
 }
 
 impl<'a> Attempts<'a> {
@@ -74,99 +74,110 @@ impl<'a> Attempts<'a> {
     }
 
     /// Finds compute, checks the call, and takes a place on a connection.
-    pub(crate) async fn prepare(&mut self, request: &mut Messages) -> Result<Next, Stop> {
+    pub(crate) async fn prepare(&mut self, request: &mut RequestBody) -> Result<Prepared, CallError> {
         let (worker, open) = (self.worker, self.open);
         let began = Instant::now();
         let unread = self.first.is_none();
-        let place = route::place(worker, open, request, unread, self.deadline, self.not_before);
-        let found = match place.await? {
-            Place::Compute(found) => found,
-            Place::Nowhere(answer) => return Ok(Next::Reply(answer)),
+        let destination = route::destination(worker, open, request, unread, self.deadline, self.not_before);
+        let active = match destination.await? {
+            Destination::Compute(active) => active,
+            Destination::Local(answer) => return Ok(Prepared::Reply(answer)),
         };
-        let waited = &worker.shared.metrics.waited;
+        let waited = &worker.shared.metrics.calls.waited;
         waited.at(Stage::Resolve).observe(began.elapsed());
         if open.is_work() {
-            open.work();
+            open.begin_work();
         }
-        open.tally().on_generation(found.backend.generation);
+        open.usage().on_generation(active.backend.generation);
         if unread {
-            self.first = Some(First::read(open, &found.backend, request).await?);
+            self.first = Some(FirstMessage::read(open, &active.backend, request).await?);
         }
         let Some(first) = &self.first else {
-            return Ok(Next::Again);
+            return Ok(Prepared::Retry);
         };
-        check_late(open, &found, first)?;
-        match self.check_binding(&found, first).await? {
-            Binding::Ours => {}
-            Binding::Ask => {
+        check_expired(open, &active, first)?;
+        match self.check_binding(&active, first).await? {
+            BindingDecision::Forward => {}
+            BindingDecision::ResolveAgain => {
                 self.require_new_route();
-                return Ok(Next::Again);
+                return Ok(Prepared::Retry);
             }
-            Binding::Unused => return bind::unused(open.method(), &first.peeked).map(Next::Reply),
+            BindingDecision::Unused => {
+                return bind::unused(open.method(), &first.peeked).map(Prepared::Reply);
+            }
         }
-        let translator = self.check_reattach(&found, first).await?;
-        let connected = self.connect(found, translator).await?;
+        let translator = self.check_reattach(&active, first).await?;
+        let connected = self.connect(active, translator).await?;
         Ok(match connected {
-            Some(ready) => Next::Send(Box::new(ready)),
+            Some(prepared) => Prepared::Send(Box::new(prepared)),
             None => {
                 self.require_new_route();
-                Next::Again
+                Prepared::Retry
             }
         })
     }
 
     /// Checks the binding of the Spark session on shared compute, or its preparation on replaced
     /// compute.
-    async fn check_binding(&self, found: &Found, first: &First) -> Result<Binding, Stop> {
+    async fn check_binding(
+        &self,
+        active: &ActiveRoute,
+        first: &FirstMessage,
+    ) -> Result<BindingDecision, CallError> {
         let (worker, open) = (self.worker, self.open);
-        let (method, backend) = (open.method(), &found.backend);
-        match bind::check(worker, open, &found.route, backend, first.spark_session).await? {
-            Bound::Ours => {}
-            Bound::Outdated => return Ok(Binding::Ask),
-            Bound::Replaced => {
-                let replaced = engine_errors::session_replaced(&first.spark_session, &found.route);
-                return Err(Stop::Engine(Box::new(replaced)));
+        let (method, backend) = (open.method(), &active.backend);
+        match bind::check(worker, open, &active.route, backend, first.spark_session).await? {
+            BindingStatus::Bound => {}
+            BindingStatus::Outdated => return Ok(BindingDecision::ResolveAgain),
+            BindingStatus::Replaced => {
+                let replaced = engine_errors::session_replaced(&first.spark_session, &active.route);
+                return Err(CallError::Engine(Box::new(replaced)));
             }
             // Another worker or proxy may have bound it after this route was requested.
             // ReleaseExecute is exempt from the rate of calls, which must limit bind requests.
-            Bound::Unknown
+            BindingStatus::Unknown
                 if self.not_before.is_none()
-                    && (method != Method::ReleaseExecute || open.tally().is_within_rate()) =>
+                    && (method != Method::ReleaseExecute || open.usage().try_take_call()) =>
             {
-                return Ok(Binding::Ask);
+                return Ok(BindingDecision::ResolveAgain);
             }
             // The new route is also without the binding. Only a reattach should be retried.
-            Bound::Unknown
-                if self.not_before.is_some_and(|moment| found.stamp.at < moment)
+            BindingStatus::Unknown
+                if self.not_before.is_some_and(|moment| active.stamp.at < moment)
                     && (method == Method::ReattachExecute || backend.engine == Engine::Spark) =>
             {
-                bind::nobody_can_tell(backend.engine)?;
+                bind::allow_unconfirmed(backend.engine)?;
             }
-            Bound::Unknown => return Ok(Binding::Unused),
+            BindingStatus::Unknown => return Ok(BindingDecision::Unused),
         }
         if method == Method::CloneSession && !backend.dedicated {
             Box::pin(bind::check_clone(
                 worker,
                 open,
-                &found.route,
+                &active.route,
                 backend,
                 &first.peeked,
             ))
             .await?;
         }
-        Ok(Binding::Ours)
+        Ok(BindingDecision::Forward)
     }
 
     /// Checks a reattach; returns the translator for errors of the engine.
-    async fn check_reattach(&self, found: &Found, first: &First) -> Result<Option<Translator>, Stop> {
-        let backend = &found.backend;
-        let lost = found.route.lost_compute(self.worker.shared.clock.now());
+    async fn check_reattach(
+        &self,
+        active: &ActiveRoute,
+        first: &FirstMessage,
+    ) -> Result<Option<Translator>, CallError> {
+        let backend = &active.backend;
+        let lost = active.route.lost_compute_recently(self.worker.shared.clock.now());
         if let Some(request) = &first.reattach
             && backend.engine == Engine::Sail
         {
-            let on_sail = &self.open.tally().on_sail;
-            let may = on_sail.reattach(backend.generation, &first.spark_session, &request.operation_id);
-            engine_errors::admit_reattach(request, Box::pin(may).await, lost)?;
+            let sail_operations = &self.open.usage().sail_operations;
+            let verdict =
+                sail_operations.reattach(backend.generation, &first.spark_session, &request.operation_id);
+            engine_errors::admit_reattach(request, Box::pin(verdict).await, lost)?;
         }
         let reattach = first.reattach.as_ref();
         Ok(Translator::new(
@@ -178,55 +189,59 @@ impl<'a> Attempts<'a> {
     }
 
     /// Takes a place on a connection; `None` if a new route is needed.
-    async fn connect(&self, found: Found, translator: Option<Translator>) -> Result<Option<Ready>, Stop> {
+    async fn connect(
+        &self,
+        active: ActiveRoute,
+        translator: Option<Translator>,
+    ) -> Result<Option<PreparedCall>, CallError> {
         let (pools, method) = (&self.worker.pools, self.open.method());
         let began = Instant::now();
-        let is_old = began.duration_since(found.stamp.at) > CONNECT_WITHIN;
-        if is_old && !pools.is_connected(&found.backend, method) {
+        let is_stale = began.duration_since(active.stamp.at) > MAX_ROUTE_AGE_TO_CONNECT;
+        if is_stale && !pools.is_connected(&active.backend, method) {
             return Ok(None);
         }
-        let share = pools.enter(&found.backend, method, &self.open.caller().claims)?;
-        let leased = pools.lease(&found.backend, method);
+        let permit = pools.enter(&active.backend, method, &self.open.caller().claims)?;
+        let leased = pools.lease(&active.backend, method);
         let lease = match leased.instrument(child_span!("connect")).await {
             Ok(lease) => lease,
             // The address may be outdated.
             Err(Unreachable) => return Ok(None),
         };
-        let waited = &self.worker.shared.metrics.waited;
+        let waited = &self.worker.shared.metrics.calls.waited;
         waited.at(Stage::Connect).observe(began.elapsed());
-        Ok(Some(Ready {
-            found,
+        Ok(Some(PreparedCall {
+            active,
             translator,
             lease,
-            _share: share,
+            _permit: permit,
         }))
     }
 
     /// Sends the call and forwards the response.
     ///
     /// # Errors
-    /// [`Stop::Untouched`] if the compute provably did not process the call.
+    /// [`CallError::NotProcessed`] if the compute provably did not process the call.
     pub(crate) async fn send(
         &self,
-        ready: Box<Ready>,
+        prepared: Box<PreparedCall>,
         head: &http::request::Parts,
-        request: &mut Messages,
-        client: &Client,
-    ) -> Result<Outcome, Stop> {
-        let Ready {
-            found: Found { route, backend, .. },
+        request: &mut RequestBody,
+        client: &ClientStream,
+    ) -> Result<Outcome, CallError> {
+        let PreparedCall {
+            active: ActiveRoute { route, backend, .. },
             translator,
             mut lease,
-            _share,
-        } = *ready;
+            _permit,
+        } = *prepared;
         let (worker, open) = (self.worker, self.open);
         let Some(first) = &self.first else {
-            return Err(Stop::Untouched);
+            return Err(CallError::NotProcessed);
         };
         let method = open.method();
-        open.forwarded(&backend);
+        open.mark_forwarded(&backend);
         if let Some(reattach) = &first.reattach {
-            open.runs(
+            open.set_operation(
                 &first.spark_session,
                 open.user_id(&backend),
                 &reattach.operation_id,
@@ -236,7 +251,7 @@ impl<'a> Attempts<'a> {
         toward_backend(&mut head, &backend, method);
         telemetry::inject(&Span::current(), &mut head.headers);
         let sent = lease.send(Request::from_parts(head, ()));
-        let upstream: Upstream = sent.map_err(|Unreachable| Stop::Untouched)?;
+        let upstream: Upstream = sent.map_err(|Unreachable| CallError::NotProcessed)?;
         let exchange = Exchange {
             worker,
             open,
@@ -244,13 +259,13 @@ impl<'a> Attempts<'a> {
             spark_session: first.spark_session,
             translator,
             clones: method == Method::CloneSession && !backend.dedicated,
-            on_sail: OnceCell::new(),
+            sail_stream: OnceCell::new(),
             running: OnceCell::new(),
             settings: first.settings.as_ref(),
             route: &route,
         };
         if let Some(reattach) = &first.reattach {
-            exchange.begin_on_sail(&reattach.operation_id);
+            exchange.begin_sail_stream(&reattach.operation_id);
         }
         let forwarded = forward(&exchange, upstream, request, client);
         if method != Method::Interrupt {
@@ -259,37 +274,37 @@ impl<'a> Attempts<'a> {
         let limit = worker.shared.config.backend.interrupt_timeout;
         Box::pin(tokio::time::timeout(limit, forwarded))
             .await
-            .unwrap_or_else(|_| Err(interrupt_unanswered(limit)))
+            .unwrap_or_else(|_| Err(interrupt_timed_out(limit)))
     }
 }
 
 /// Binding of the Spark session of a call.
-enum Binding {
+enum BindingDecision {
     /// Bound to the session.
-    Ours,
+    Forward,
     /// Unknown from a route that may be outdated.
-    Ask,
+    ResolveAgain,
     /// Unbound; the call would create the Spark session.
     Unused,
 }
 
 /// With an expired token a call may only continue running operations: the engine would create a
 /// Spark session that does not exist.
-fn check_late(open: &OpenCall, found: &Found, first: &First) -> Result<(), Stop> {
-    let running = &open.tally().running;
-    match &open.caller().late {
-        Some(late)
+fn check_expired(open: &OpenCall, active: &ActiveRoute, first: &FirstMessage) -> Result<(), CallError> {
+    let running = &open.usage().running;
+    match &open.caller().expired_in_grace {
+        Some(expired)
             if open.method() != Method::ReattachExecute
-                && !running.is_running(found.backend.generation, first.spark_session) =>
+                && !running.is_running(active.backend.generation, first.spark_session) =>
         {
-            Err(late.clone().into())
+            Err(expired.clone().into())
         }
         Some(_) | None => Ok(()),
     }
 }
 
-fn interrupt_unanswered(limit: Duration) -> Stop {
-    Stop::Engine(Box::new(Status::deadline_exceeded(format!(
+fn interrupt_timed_out(limit: Duration) -> CallError {
+    CallError::Engine(Box::new(Status::deadline_exceeded(format!(
         "The session's compute did not answer the interrupt within {} s. The operation may be unknown to it; running operations continue.",
         limit.as_secs()
     ))))

@@ -1,14 +1,14 @@
 //! Authentication of a call and the session of its token.
 
-use crate::grpc::headers::{self, Doubled};
+use crate::grpc::headers::{self, DuplicateHeader};
 use crate::grpc::method::Method;
-use crate::routes::expired;
+use crate::routes::is_expired;
 use crate::worker::Worker;
 use crate::worker::tokens::{Caller, hash_of};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use service_kit::grpc::bearer_of;
 use service_kit::limiter::address_key;
-use session_core::Reason;
+use session_core::{Reason, Timestamp};
 use session_proto::error::Refused;
 use session_token::{Grace, TokenError, Verified};
 use std::net::IpAddr;
@@ -59,7 +59,7 @@ fn credential(headers: &HeaderMap) -> Result<&HeaderValue, Refused> {
 
 /// A header that may occur once.
 fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h HeaderValue>, Refused> {
-    headers::at_most_one(headers, name).map_err(|Doubled| {
+    headers::at_most_one(headers, name).map_err(|DuplicateHeader| {
         Refused::new(
             Reason::HeaderDuplicate,
             format!("{name} came more than once. Send it once."),
@@ -76,15 +76,12 @@ async fn check_token(
 ) -> Result<Rc<Caller>, Refused> {
     let shared = &worker.shared;
     let now = shared.clock.now();
-    let leeway = shared.config.tokens.leeway;
     let generation = shared.keys.generation();
-    let token = bearer_of(credential).map_err(|_| {
-        let refused = TokenError::Malformed("not a bearer credential");
-        Refused::new(refused.reason(), refused.client_text())
-    })?;
+    let token =
+        bearer_of(credential).map_err(|_| invalid(&TokenError::Malformed("not a bearer credential")))?;
     let hash = hash_of(token);
     if let Some(caller) = worker.tokens.get(&hash, generation)
-        && !expired(&caller.claims, leeway, now)
+        && !is_expired(&caller.claims, shared.config.tokens.leeway, now)
     {
         return Ok(caller);
     }
@@ -93,42 +90,59 @@ async fn check_token(
         .bad_tokens
         .peek(&address, Instant::now())
         .map_err(too_many_bad_tokens)?;
-    let verify = |grace| shared.verifier.verify(token, shared.keys.ring(), now, grace);
-    let verified = match verify(method.grace()) {
-        Err(TokenError::UnknownKid) => {
-            let looked = Box::pin(worker.look_for_keys()).await;
-            // Without any key no token can be verified or rejected.
-            if looked.is_err() || shared.keys.ring().is_empty() {
-                return Err(Refused::new(
-                    Reason::ControlPlaneUnavailable,
-                    "The token cannot be checked at the moment. Try again in a little while.",
-                ));
-            }
-            verify(method.grace())
-        }
-        other => other,
-    };
-    let verified = match verified {
-        Err(error) if method == Method::Config && error.reason() == Reason::TokenExpired => {
-            verify(Grace::Reattach)
-        }
-        other => other,
-    };
+    let verified = verify(worker, token, method, now).await?;
     if let Err(TokenError::Invalid(_)) = verified {
         // The token is rejected in either case.
         let _ = shared.bad_tokens.take(&address, Instant::now());
     }
-    let refused = |error: TokenError| Refused::new(error.reason(), error.client_text());
-    let Verified { claims, by_grace, .. } = verified.map_err(refused)?;
+    let Verified { claims, by_grace, .. } = verified.map_err(|error| invalid(&error))?;
     Ok(Rc::new(if by_grace {
-        let late = refused(TokenError::Expired {
+        let expired = invalid(&TokenError::Expired {
             at: claims.expires_at(),
             session: Some(claims.sid.clone()),
         });
-        Caller::of(token, claims, Some(late))
+        Caller::new(token, claims, Some(expired))
     } else {
-        Caller::checked_with(token, claims, generation)
+        Caller::cacheable(token, claims, generation)
     }))
+}
+
+/// Verifies a token; reads the key set again if it does not contain the token's key.
+///
+/// # Errors
+/// There is no key to verify any token.
+async fn verify(
+    worker: &Worker,
+    token: &str,
+    method: Method,
+    now: Timestamp,
+) -> Result<Result<Verified, TokenError>, Refused> {
+    let shared = &worker.shared;
+    let verify = |grace| shared.verifier.verify(token, shared.keys.ring(), now, grace);
+    let mut verified = verify(method.grace());
+    if let Err(TokenError::UnknownKid) = verified {
+        let refreshed = Box::pin(worker.refresh_keys()).await;
+        // Without any key no token can be verified or rejected.
+        if refreshed.is_err() || shared.keys.ring().is_empty() {
+            return Err(Refused::new(
+                Reason::ControlPlaneUnavailable,
+                "The token cannot be checked at the moment. Try again in a little while.",
+            ));
+        }
+        verified = verify(method.grace());
+    }
+    if method == Method::Config
+        && let Err(error) = &verified
+        && error.reason() == Reason::TokenExpired
+    {
+        // Within grace `Config` may read settings; its content is checked later.
+        verified = verify(Grace::Reattach);
+    }
+    Ok(verified)
+}
+
+fn invalid(error: &TokenError) -> Refused {
+    Refused::new(error.reason(), error.client_text())
 }
 
 fn too_many_bad_tokens(wait: Duration) -> Refused {

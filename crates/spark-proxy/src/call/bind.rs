@@ -6,10 +6,11 @@
 //! module reports the settings: changes by `Config` are stored once the engine has accepted them.
 
 use crate::call::local_reply;
+use crate::call_error::CallError;
 use crate::grpc::identity::SparkSessionId;
 use crate::grpc::method::Method;
+use crate::grpc::payload;
 use crate::routes::{Backend, Route};
-use crate::stop::Stop;
 use crate::worker::Worker;
 use crate::worker::session::OpenCall;
 use crate::worker::settings::SettingsChange;
@@ -18,21 +19,19 @@ use service_kit::child_span;
 use session_core::{Engine, Reason};
 use session_proto::error::Refused;
 use session_proto::internal::{BindSparkSessionRequest, BindSparkSessionResponse};
-
 use session_proto::spark::{CloneSessionRequest, CloneSessionResponse};
-
 use std::time::Duration;
 use tracing::Instrument as _;
 
 /// Session-manager's limit is 25 s, of which 10 s are for the catalog.
-const ANSWER_TIME: Duration = Duration::from_secs(27);
+const BIND_TIMEOUT: Duration = Duration::from_secs(27);
 /// Maximum delay of a response to `Config` until the settings are stored.
-const KEEP_TIMEOUT: Duration = Duration::from_secs(2);
+const STORE_SETTINGS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Binding of a Spark session, as known to this proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Bound {
-    Ours,
+pub(crate) enum BindingStatus {
+    Bound,
     /// The route has no such binding, and the call is not work, which would create it.
     Unknown,
     /// Bound, but older than the compute; the client gets an error.
@@ -49,39 +48,39 @@ pub(crate) async fn check(
     route: &Route,
     backend: &Backend,
     spark_session: SparkSessionId,
-) -> Result<Bound, Refused> {
+) -> Result<BindingStatus, Refused> {
     let session = open.session();
     let needs_nothing = if backend.dedicated {
         !open.is_work() || !route.must_prepare(&spark_session)
     } else {
         route.binds(&spark_session)
     };
-    if needs_nothing || session.is_bound(route.order, &spark_session) {
-        return Ok(Bound::Ours);
+    if needs_nothing || session.is_bound(route.version, &spark_session) {
+        return Ok(BindingStatus::Bound);
     }
     if !open.is_work() {
-        return Ok(Bound::Unknown);
+        return Ok(BindingStatus::Unknown);
     }
     Box::pin(async {
-        let _gate = session.binding.lock().await;
-        if session.is_bound(route.order, &spark_session) {
-            return Ok(Bound::Ours);
+        let _binding = session.binding.lock().await;
+        if session.is_bound(route.version, &spark_session) {
+            return Ok(BindingStatus::Bound);
         }
         let bound = bind(worker, open, route, backend, spark_session, false).await?;
         if bound.replaced && route.signals_replacement {
-            return Ok(Bound::Replaced);
+            return Ok(BindingStatus::Replaced);
         }
-        if session.is_outdated(route.order) {
-            return Ok(Bound::Outdated);
+        if session.is_outdated(route.version) {
+            return Ok(BindingStatus::Outdated);
         }
-        Ok(Bound::Ours)
+        Ok(BindingStatus::Bound)
     })
     .await
 }
 
 /// Stores a settings change that the engine accepted, for later compute. A failure does not fail
 /// the call: the current engine has the settings.
-pub(crate) async fn keep_settings(
+pub(crate) async fn store_settings(
     worker: &Worker,
     open: &OpenCall,
     backend: &Backend,
@@ -94,26 +93,27 @@ pub(crate) async fn keep_settings(
         ..request(open, backend, spark_session)
     };
     let session = open.session();
-    let kept = async {
-        let _gate = session.binding.lock().await;
+    let stored = async {
+        let _binding = session.binding.lock().await;
         let change = (backend.generation, spark_session, change.clone());
-        if session.has_just_kept(&change) {
+        if session.was_just_stored(&change) {
             return Ok(true);
         }
-        let answer = ask(worker, open, request, KEEP_TIMEOUT).await?;
+        let answer = send_bind(worker, open, request, STORE_SETTINGS_TIMEOUT).await?;
         if !answer.not_kept {
-            session.note_kept(change);
+            session.record_stored(change);
         }
         Ok(!answer.not_kept)
     };
-    let kept: Result<Result<bool, Unasked>, _> = tokio::time::timeout(KEEP_TIMEOUT, kept).await;
-    let outcome = match kept {
+    let stored: Result<Result<bool, BindError>, _> =
+        tokio::time::timeout(STORE_SETTINGS_TIMEOUT, stored).await;
+    let outcome = match stored {
         Ok(Ok(true)) => return,
         Ok(Ok(false)) => "over the limits",
         Ok(Err(_)) => "request to session-manager failed",
         Err(_) => "timeout",
     };
-    worker.shared.metrics.settings_not_kept.inc();
+    worker.shared.metrics.control.settings_not_stored.inc();
     tracing::debug!(%outcome, "storing Spark session settings failed");
 }
 
@@ -124,8 +124,8 @@ pub(crate) async fn check_clone(
     route: &Route,
     backend: &Backend,
     request: &[u8],
-) -> Result<(), Stop> {
-    let request = CloneSessionRequest::decode(request.get(5..).unwrap_or_default()).map_err(|_| {
+) -> Result<(), CallError> {
+    let request = CloneSessionRequest::decode(payload(request).unwrap_or_default()).map_err(|_| {
         Refused::new(
             Reason::MalformedMessage,
             "The CloneSession request cannot be decoded.",
@@ -133,7 +133,7 @@ pub(crate) async fn check_clone(
     })?;
     match request.new_session_id {
         Some(id) => {
-            let _gate = open.session().binding.lock().await;
+            let _binding = open.session().binding.lock().await;
             bind(worker, open, route, backend, parse(&id)?, true).await?;
             Ok(())
         }
@@ -149,14 +149,14 @@ pub(crate) async fn check_cloned(
     backend: &Backend,
     response: &[u8],
 ) -> Result<(), Refused> {
-    let Ok(response) = CloneSessionResponse::decode(response.get(5..).unwrap_or_default()) else {
+    let Ok(response) = CloneSessionResponse::decode(payload(response).unwrap_or_default()) else {
         return Err(Refused::new(
             Reason::BackendLost,
             "The compute's answer to CloneSession cannot be decoded.",
         ));
     };
     let cloned = parse(&response.new_session_id)?;
-    let _gate = open.session().binding.lock().await;
+    let _binding = open.session().binding.lock().await;
     bind(worker, open, route, backend, cloned, true).await?;
     Ok(())
 }
@@ -176,26 +176,26 @@ async fn bind(
     spark_session: SparkSessionId,
     cloned: bool,
 ) -> Result<BindSparkSessionResponse, Refused> {
-    worker.shared.metrics.bindings.inc();
+    worker.shared.metrics.control.bindings.inc();
     let request = BindSparkSessionRequest {
         cloned,
         ..request(open, backend, spark_session)
     };
-    match ask(worker, open, request, ANSWER_TIME).await {
+    match send_bind(worker, open, request, BIND_TIMEOUT).await {
         Ok(answer) if answer.bound => {
-            open.session().bind(route.order, spark_session);
+            open.session().bind(route.version, spark_session);
             Ok(answer)
         }
         Ok(_) => Err(Refused::new(
             Reason::SparkSessionTaken,
             "This Spark session id is used by somebody else on this server. Leave session_id out of the connection string, or choose another one.",
         )),
-        Err(Unasked::Refused(refused)) => Err(refused),
-        Err(Unasked::Failed(status)) => match crate::routes::refusal(&status) {
+        Err(BindError::Refused(refused)) => Err(refused),
+        Err(BindError::Failed(status)) => match crate::routes::rejection(&status) {
             Some(refused) => Err(refused),
             // Settings that must be restored on dedicated compute are not there yet.
-            None if backend.dedicated => Err(unchecked()),
-            None => nobody_can_tell(backend.engine).map(|()| BindSparkSessionResponse::default()),
+            None if backend.dedicated => Err(binding_unconfirmed()),
+            None => allow_unconfirmed(backend.engine).map(|()| BindSparkSessionResponse::default()),
         },
     }
 }
@@ -210,39 +210,39 @@ fn request(open: &OpenCall, backend: &Backend, spark_session: SparkSessionId) ->
 }
 
 /// Reason for a missing bind response.
-enum Unasked {
+enum BindError {
     /// Too many bind requests are open.
     Refused(Refused),
     /// Session-manager rejected the request or could not be reached.
     Failed(tonic::Status),
 }
 
-async fn ask(
+async fn send_bind(
     worker: &Worker,
     open: &OpenCall,
     request: BindSparkSessionRequest,
     within: Duration,
-) -> Result<BindSparkSessionResponse, Unasked> {
+) -> Result<BindSparkSessionResponse, BindError> {
     let shared = &worker.shared;
     let claims = &open.caller().claims;
-    let share = shared.questions.bind(claims).map_err(Unasked::Refused)?;
+    let permit = shared.manager_requests.bind(claims).map_err(BindError::Refused)?;
     let mut request = tonic::Request::new(request);
     request.set_timeout(within);
     let mut client = shared.routes.control_client();
     // Runs on the control runtime, which owns the channel; continues if the call is cancelled.
     let ask = async move {
         let answer = client.bind_spark_session(request).await;
-        drop(share);
+        drop(permit);
         answer
     };
     let asked = shared.control.spawn(ask.instrument(child_span!("bind")));
     match tokio::time::timeout(within, asked).await {
-        Ok(Ok(answer)) => answer.map(tonic::Response::into_inner).map_err(Unasked::Failed),
-        Ok(Err(_)) | Err(_) => Err(Unasked::Failed(tonic::Status::unavailable("no answer"))),
+        Ok(Ok(answer)) => answer.map(tonic::Response::into_inner).map_err(BindError::Failed),
+        Ok(Err(_)) | Err(_) => Err(BindError::Failed(tonic::Status::unavailable("no answer"))),
     }
 }
 
-fn unchecked() -> Refused {
+fn binding_unconfirmed() -> Refused {
     Refused::new(
         Reason::ControlPlaneUnavailable,
         "Berth cannot check at the moment whose Spark session this is. Try again in a little while.",
@@ -250,16 +250,16 @@ fn unchecked() -> Refused {
 }
 
 /// Decides whether a call may continue while session-manager cannot confirm the binding.
-pub(crate) fn nobody_can_tell(engine: Engine) -> Result<(), Refused> {
+pub(crate) fn allow_unconfirmed(engine: Engine) -> Result<(), Refused> {
     match engine {
         // Spark keys its sessions by user id and session id; every message carries Berth's user id.
         Engine::Spark => Ok(()),
-        Engine::Sail => Err(unchecked()),
+        Engine::Sail => Err(binding_unconfirmed()),
     }
 }
 
 /// Local reply to a call that is not work, about an unused Spark session: forwarding it would
 /// create the Spark session.
-pub(crate) fn unused(method: Method, request: &[u8]) -> Result<bytes::Bytes, Stop> {
+pub(crate) fn unused(method: Method, request: &[u8]) -> Result<bytes::Bytes, CallError> {
     local_reply::without_compute(method, request, false)
 }

@@ -10,9 +10,9 @@
 //! "no such operation" would make the client run the operation twice.
 
 use crate::activity::sail_operations::Reattach;
+use crate::call_error::CallError;
 use crate::grpc::identity::SparkSessionId;
 use crate::routes::Route;
-use crate::stop::Stop;
 use http::HeaderMap;
 use session_core::{Engine, Reason};
 use session_proto::error::Refused;
@@ -55,7 +55,7 @@ impl Translator {
 
     /// Returns a replacement for an engine status that the client would misinterpret; `None` if it
     /// needs none.
-    pub(crate) fn translate(&self, trailers: &HeaderMap) -> Option<Stop> {
+    pub(crate) fn translate(&self, trailers: &HeaderMap) -> Option<CallError> {
         let status = status_of(trailers)?;
         if status.code() != Code::Internal {
             return None;
@@ -67,19 +67,19 @@ impl Translator {
         }
     }
 
-    fn translate_sail(&self, status: &Status) -> Option<Stop> {
+    fn translate_sail(&self, status: &Status) -> Option<CallError> {
         if let Some(operation) = &self.reattaching
             && status.message() == format!("invalid argument: operation not found: {operation}")
         {
             return Some(if self.lost {
                 operation_lost().into()
             } else {
-                Stop::Engine(Box::new(operation_not_found(operation)))
+                CallError::Engine(Box::new(operation_not_found(operation)))
             });
         }
         let session = self.session.as_str();
         let ended = format!("invalid argument: session {session} is not running");
-        (status.message() == ended).then(|| Stop::Engine(Box::new(session_changed(session))))
+        (status.message() == ended).then(|| CallError::Engine(Box::new(session_changed(session))))
     }
 }
 
@@ -91,15 +91,17 @@ pub(crate) fn admit_reattach(
     request: &ReattachExecuteRequest,
     may: Reattach,
     lost: bool,
-) -> Result<(), Stop> {
+) -> Result<(), CallError> {
     let has_responses = request.last_response_id.as_ref().is_some_and(|id| !id.is_empty());
     match may {
-        Reattach::Interrupted => Err(Stop::Engine(Box::new(operation_canceled()))),
+        Reattach::Interrupted => Err(CallError::Engine(Box::new(operation_canceled()))),
         Reattach::Exact => Ok(()),
         // Nothing was delivered: Sail still has the whole result, or reports an unknown operation.
         Reattach::WouldLoseResults if !has_responses => Ok(()),
         Reattach::WouldLoseResults if lost => Err(operation_lost().into()),
-        Reattach::WouldLoseResults => Err(Stop::Engine(Box::new(operation_not_found(&request.operation_id)))),
+        Reattach::WouldLoseResults => Err(CallError::Engine(Box::new(operation_not_found(
+            &request.operation_id,
+        )))),
     }
 }
 
@@ -121,7 +123,7 @@ pub(crate) fn operation_lost() -> Refused {
 }
 
 pub(crate) fn operation_not_found(operation: &str) -> Status {
-    rich(
+    spark_error(
         "INVALID_HANDLE.OPERATION_NOT_FOUND",
         &format!(
             "The operation {operation} is not there. If rows of it were read already, run the query again."
@@ -131,7 +133,7 @@ pub(crate) fn operation_not_found(operation: &str) -> Status {
 
 /// Apache Spark's error for an interrupted operation.
 pub(crate) fn operation_canceled() -> Status {
-    rich_with_state(
+    spark_error_with_state(
         "OPERATION_CANCELED",
         "The operation was interrupted, or its Spark session ended on the server while it ran.",
         "HY008",
@@ -145,7 +147,7 @@ pub(crate) fn superseded() -> Status {
 
 /// The Spark session is older than the compute, and `wake` of the cluster is `signal`.
 pub(crate) fn session_replaced(session: &SparkSessionId, route: &Route) -> Status {
-    rich(
+    spark_error(
         "INVALID_HANDLE.SESSION_CHANGED",
         &format!(
             "The Spark session {} ended with the compute that it ran on, {}. Build a new one: \
@@ -204,7 +206,7 @@ fn is_missing(status: &Status) -> bool {
 }
 
 fn session_changed(session: &str) -> Status {
-    rich(
+    spark_error(
         "INVALID_HANDLE.SESSION_CHANGED",
         &format!(
             "The Spark session {session} has ended on the server. Build a new one: \
@@ -214,11 +216,11 @@ fn session_changed(session: &str) -> Status {
 }
 
 /// An error in Apache Spark's form. It has no `errorId`, so that clients do not request details.
-fn rich(class: &str, text: &str) -> Status {
-    rich_with_state(class, text, "HY000")
+fn spark_error(class: &str, text: &str) -> Status {
+    spark_error_with_state(class, text, "HY000")
 }
 
-fn rich_with_state(class: &str, text: &str, sql_state: &str) -> Status {
+fn spark_error_with_state(class: &str, text: &str, sql_state: &str) -> Status {
     let metadata = HashMap::from([
         ("errorClass".to_owned(), class.to_owned()),
         ("sqlState".to_owned(), sql_state.to_owned()),
@@ -265,24 +267,26 @@ mod tests {
         trailers
     }
 
-    fn said(text: &str) -> HeaderMap {
+    fn internal(text: &str) -> HeaderMap {
         trailers(&Status::new(Code::Internal, text))
     }
 
-    fn class(stop: Option<Stop>) -> String {
+    fn class(stop: Option<CallError>) -> String {
         match stop {
-            Some(Stop::Engine(status)) => {
+            Some(CallError::Engine(status)) => {
                 status.get_details_error_info().unwrap().metadata["errorClass"].clone()
             }
-            Some(Stop::Refused(refused)) => refused.reason.to_string(),
-            Some(Stop::Deadline | Stop::Vanished | Stop::Untouched) => "another".to_owned(),
+            Some(CallError::Refused(refused)) => refused.reason.to_string(),
+            Some(CallError::Deadline | CallError::ClientGone | CallError::NotProcessed) => {
+                "another".to_owned()
+            }
             None => "as it is".to_owned(),
         }
     }
 
     #[test]
-    fn an_unknown_operation_is_said_as_spark_says_it() {
-        let unknown = said("invalid argument: operation not found: op-1");
+    fn an_unknown_operation_is_translated_to_the_error_of_spark() {
+        let unknown = internal("invalid argument: operation not found: op-1");
         let sail = translator(Engine::Sail, Some("op-1"), false);
         assert_eq!(
             class(sail.translate(&unknown)),
@@ -293,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operation_that_spark_lost_is_lost() {
+    fn an_operation_unknown_after_a_loss_of_compute_is_lost() {
         let unknown = trailers(&operation_not_found("op-1"));
         for (lost, expected) in [(true, "OPERATION_LOST"), (false, "as it is")] {
             let spark = translator(Engine::Spark, Some("op-1"), lost);
@@ -305,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn reattaching_to_sail_is_refused_loudly_where_rows_would_be_lost() {
+    fn a_reattach_to_sail_that_would_lose_rows_is_rejected() {
         let of = |last, may, lost| class(admit_reattach(&request(last), may, lost).err());
         let (exact, loses) = (Reattach::Exact, Reattach::WouldLoseResults);
         assert_eq!(
@@ -322,14 +326,14 @@ mod tests {
     }
 
     #[test]
-    fn an_ended_session_is_said_as_spark_says_it() {
-        let ended = said(&format!("invalid argument: session {SESSION} is not running"));
+    fn an_ended_session_is_translated_to_the_error_of_spark() {
+        let ended = internal(&format!("invalid argument: session {SESSION} is not running"));
         let sail = translator(Engine::Sail, None, false);
         assert_eq!(class(sail.translate(&ended)), "INVALID_HANDLE.SESSION_CHANGED");
     }
 
     #[test]
-    fn all_else_passes_as_it_is() {
+    fn other_errors_are_unchanged() {
         let sail = translator(Engine::Sail, Some("op-1"), false);
         for (code, text) in [
             (Code::Internal, "invalid argument: operation not found: op-2"),
@@ -345,7 +349,7 @@ mod tests {
             let status = trailers(&Status::new(code, text));
             assert!(sail.translate(&status).is_none(), "{code:?} {text}");
         }
-        let unknown = said("invalid argument: operation not found: op-1");
+        let unknown = internal("invalid argument: operation not found: op-1");
         let other = translator(Engine::Sail, None, false);
         assert!(
             other.translate(&unknown).is_none(),

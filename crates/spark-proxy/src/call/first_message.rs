@@ -1,10 +1,11 @@
 //! The first message of a request: its Spark session and operation. Later messages are not decoded.
 
+use crate::call_error::CallError;
 use crate::grpc::identity::{Identity, SparkSessionId};
 use crate::grpc::method::Method;
-use crate::grpc::request_body::{MOST_KEPT, Messages};
+use crate::grpc::payload;
+use crate::grpc::request_body::{MAX_REWIND_BYTES, RequestBody};
 use crate::routes::Backend;
-use crate::stop::Stop;
 use crate::worker::session::OpenCall;
 use crate::worker::settings::SettingsChange;
 use prost::Message as _;
@@ -13,7 +14,7 @@ use session_proto::error::Refused;
 use session_proto::spark::ReattachExecuteRequest;
 
 /// Contents of the first message.
-pub(crate) struct First {
+pub(crate) struct FirstMessage {
     pub(crate) spark_session: SparkSessionId,
     /// The whole request, if it must be decoded here.
     pub(crate) peeked: Vec<u8>,
@@ -22,12 +23,12 @@ pub(crate) struct First {
     pub(crate) settings: Option<SettingsChange>,
 }
 
-impl First {
+impl FirstMessage {
     pub(crate) async fn read(
         open: &OpenCall,
         backend: &Backend,
-        request: &mut Messages,
-    ) -> Result<Self, Stop> {
+        request: &mut RequestBody,
+    ) -> Result<Self, CallError> {
         let method = open.method();
         let understood = match method {
             Method::ReattachExecute => true,
@@ -36,13 +37,13 @@ impl First {
         };
         let settings = if method == Method::Config && backend.dedicated {
             // Longer requests exceed the limit of stored settings.
-            let whole = request.peek(MOST_KEPT).await?;
+            let whole = request.peek(MAX_REWIND_BYTES).await?;
             whole.and_then(|whole| SettingsChange::of(&whole, &open.caller().token))
         } else {
             None
         };
         let peeked = if understood {
-            request.peek(MOST_KEPT).await?.ok_or_else(|| {
+            request.peek(MAX_REWIND_BYTES).await?.ok_or_else(|| {
                 Refused::new(
                     Reason::MalformedMessage,
                     "The request is too long for its method.",
@@ -52,7 +53,7 @@ impl First {
             Vec::new()
         };
         let reattach = (method == Method::ReattachExecute)
-            .then(|| ReattachExecuteRequest::decode(peeked.get(5..).unwrap_or_default()).ok())
+            .then(|| ReattachExecuteRequest::decode(payload(&peeked).unwrap_or_default()).ok())
             .flatten();
         request.identify(identity(backend, open), method == Method::ExecutePlan)?;
         Ok(Self {

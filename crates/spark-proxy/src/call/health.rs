@@ -1,15 +1,15 @@
 //! `grpc.health.v1.Health/Check`, answered without a token: whether this proxy accepts calls.
 
-use crate::grpc::framed;
 use crate::grpc::method::SPARK_CONNECT;
-use crate::grpc::reply::{Client, Vanished};
+use crate::grpc::reply::{ClientGone, ClientStream};
+use crate::grpc::{framed, payload};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use h2::RecvStream;
 use prost::Message as _;
 use std::time::Duration;
 use tonic::Status;
 
-const MOST: usize = 1024;
+const MAX_REQUEST_BYTES: usize = 1024;
 /// Time limit for the request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const SERVING: i32 = 1;
@@ -28,8 +28,8 @@ struct CheckResponse {
 }
 
 /// Reads the request and sends the health status.
-pub(crate) async fn check(body: RecvStream, serving: bool, client: &Client) -> Result<(), Vanished> {
-    let asked = tokio::time::timeout(REQUEST_TIMEOUT, asked_for(body));
+pub(crate) async fn check(body: RecvStream, serving: bool, client: &ClientStream) -> Result<(), ClientGone> {
+    let asked = tokio::time::timeout(REQUEST_TIMEOUT, read_service(body));
     let service = match asked.await {
         Ok(Some(service)) => service,
         Ok(None) => {
@@ -53,18 +53,17 @@ pub(crate) async fn check(body: RecvStream, serving: bool, client: &Client) -> R
     client.reply(framed(&response))
 }
 
-async fn asked_for(mut body: RecvStream) -> Option<String> {
+async fn read_service(mut body: RecvStream) -> Option<String> {
     let mut whole = BytesMut::new();
     while let Some(data) = body.data().await {
         let data: Bytes = data.ok()?;
         body.flow_control().release_capacity(data.len()).ok()?;
         whole.put_slice(&data);
-        if whole.len() > MOST {
+        if whole.len() > MAX_REQUEST_BYTES {
             return None;
         }
     }
-    // Skips the five bytes of flag and length of the message.
-    let message = whole.get(5..)?;
+    let message = payload(&whole)?;
     (whole[0] == 0).then_some(())?;
     Some(CheckRequest::decode(message).ok()?.service)
 }

@@ -11,9 +11,9 @@
 //! as work ([`exit_or_error_reply`]), and other calls end with an error.
 
 use crate::call::engine_errors::{operation_lost, operation_not_found};
-use crate::grpc::framed;
+use crate::call_error::CallError;
 use crate::grpc::method::Method;
-use crate::stop::Stop;
+use crate::grpc::{framed, payload};
 use bytes::Bytes;
 use prost::Message;
 use session_core::Reason;
@@ -33,7 +33,7 @@ use session_proto::spark::{
 use tonic::Status;
 
 /// Maximum length of a request that gets a local reply.
-pub(crate) const MOST_TALK: usize = 1024;
+pub(crate) const MAX_LOCAL_REQUEST: usize = 1024;
 
 /// Settings that PySpark 4.1 and later read before a plan, including the last one.
 const COMPRESSION: [&str; 2] = [
@@ -51,8 +51,8 @@ const STACK_TRACE: [&str; 2] = [
 ///
 /// A new client's first query begins with the same requests, but without an observed server-side
 /// session id.
-pub(crate) fn exit_or_error_reply(method: Method, request: &[u8]) -> Option<Result<Bytes, Stop>> {
-    let message = request.get(5..)?;
+pub(crate) fn exit_or_error_reply(method: Method, request: &[u8]) -> Option<Result<Bytes, CallError>> {
+    let message = payload(request)?;
     match method {
         Method::ExecutePlan => clean_cache(&ExecutePlanRequest::decode(message).ok()?).map(Ok),
         Method::Config => config_get(ConfigRequest::decode(message).ok()?),
@@ -71,7 +71,7 @@ fn clean_cache(request: &ExecutePlanRequest) -> Option<Bytes> {
     let Some(MlCommand::CleanCache(_)) = command.command else {
         return None;
     };
-    let server_side_session_id = observed(request.client_observed_server_side_session_id.as_ref())?;
+    let server_side_session_id = observed_server_id(request.client_observed_server_side_session_id.as_ref())?;
     Some(framed(&ExecutePlanResponse {
         session_id: request.session_id.clone(),
         server_side_session_id,
@@ -81,11 +81,11 @@ fn clean_cache(request: &ExecutePlanRequest) -> Option<Bytes> {
     }))
 }
 
-fn config_get(request: ConfigRequest) -> Option<Result<Bytes, Stop>> {
+fn config_get(request: ConfigRequest) -> Option<Result<Bytes, CallError>> {
     let Operation { op_type } = request.operation?;
     let OpType::Get(get) = op_type? else { return None };
     let all_of = |known: &[&str]| get.keys.iter().all(|key| known.contains(&key.as_str()));
-    let observed = observed(request.client_observed_server_side_session_id.as_ref());
+    let observed = observed_server_id(request.client_observed_server_side_session_id.as_ref());
     let (server_side_session_id, pairs) = if get.keys.is_empty() {
         return None;
     } else if all_of(&COMPRESSION) {
@@ -93,7 +93,7 @@ fn config_get(request: ConfigRequest) -> Option<Result<Bytes, Stop>> {
         // the next plan.
         (observed?, Vec::new())
     } else if all_of(&STACK_TRACE) {
-        let Some(observed) = observed.or_else(|| no_id_to_keep(request.client_type.as_deref())) else {
+        let Some(observed) = observed.or_else(|| empty_server_id(request.client_type.as_deref())) else {
             return Some(Err(stack_trace_unknown()));
         };
         let pairs = get.keys.into_iter().map(|key| KeyValue {
@@ -114,8 +114,8 @@ fn config_get(request: ConfigRequest) -> Option<Result<Bytes, Stop>> {
 
 /// PySpark then shows the error with the stack trace that it has. The status is plain: after
 /// ErrorInfo PySpark would read the settings again.
-fn stack_trace_unknown() -> Stop {
-    Stop::Engine(Box::new(Status::failed_precondition(
+fn stack_trace_unknown() -> CallError {
+    CallError::Engine(Box::new(Status::failed_precondition(
         "The session has no compute at the moment, so its settings cannot be read.",
     )))
 }
@@ -123,7 +123,7 @@ fn stack_trace_unknown() -> Stop {
 /// Whether a `Config` request only reads named settings. `request` is the only message, with flag
 /// and length.
 pub(crate) fn only_reads(request: &[u8]) -> bool {
-    let decoded = ConfigRequest::decode(request.get(5..).unwrap_or_default());
+    let decoded = ConfigRequest::decode(payload(request).unwrap_or_default());
     let Ok(Some(Operation { op_type: Some(what) })) = decoded.map(|request| request.operation) else {
         return false;
     };
@@ -135,65 +135,15 @@ pub(crate) fn only_reads(request: &[u8]) -> bool {
 
 /// Local reply to a call that is not work, without compute. `request` is the only message, with
 /// flag and length.
-pub(crate) fn without_compute(method: Method, request: &[u8], lost: bool) -> Result<Bytes, Stop> {
-    let message = request.get(5..).unwrap_or_default();
+pub(crate) fn without_compute(method: Method, request: &[u8], lost: bool) -> Result<Bytes, CallError> {
+    let message = payload(request).unwrap_or_default();
     match method {
-        Method::ReattachExecute => {
-            let request: ReattachExecuteRequest = decode(message)?;
-            if lost {
-                return Err(operation_lost().into());
-            }
-            // PySpark re-sends its ExecutePlan, unless it has already received results.
-            Err(Stop::Engine(Box::new(operation_not_found(&request.operation_id))))
-        }
-        Method::ReleaseExecute => {
-            let request: ReleaseExecuteRequest = decode(message)?;
-            Ok(framed(&ReleaseExecuteResponse {
-                session_id: request.session_id,
-                operation_id: Some(request.operation_id),
-                // No client stores the id of this reply.
-                server_side_session_id: observed(request.client_observed_server_side_session_id.as_ref())
-                    .unwrap_or_default(),
-            }))
-        }
-        Method::Interrupt => {
-            let request: InterruptRequest = decode(message)?;
-            let server_side_session_id = observed(request.client_observed_server_side_session_id.as_ref())
-                .or_else(|| no_id_to_keep(request.client_type.as_deref()))
-                .ok_or_else(compute_released)?;
-            Ok(framed(&InterruptResponse {
-                session_id: request.session_id,
-                interrupted_ids: Vec::new(),
-                server_side_session_id,
-            }))
-        }
-        Method::ReleaseSession => {
-            let request: ReleaseSessionRequest = decode(message)?;
-            Ok(framed(&ReleaseSessionResponse {
-                session_id: request.session_id,
-                // The request has no such field, and the client ends here.
-                server_side_session_id: String::new(),
-            }))
-        }
-        Method::GetStatus => {
-            let request: GetStatusRequest = decode(message)?;
-            let server_side_session_id = observed(request.client_observed_server_side_session_id.as_ref())
-                .or_else(|| no_id_to_keep(request.client_type.as_deref()))
-                .ok_or_else(compute_released)?;
-            Ok(framed(&GetStatusResponse {
-                session_id: request.session_id,
-                server_side_session_id,
-            }))
-        }
-        Method::FetchErrorDetails => {
-            let request: FetchErrorDetailsRequest = decode(message)?;
-            Ok(framed(&FetchErrorDetailsResponse {
-                session_id: request.session_id,
-                // No client stores the id of this reply.
-                server_side_session_id: observed(request.client_observed_server_side_session_id.as_ref())
-                    .unwrap_or_default(),
-            }))
-        }
+        Method::ReattachExecute => Err(reattach_error(&decode(message)?, lost)),
+        Method::ReleaseExecute => Ok(released(decode(message)?)),
+        Method::Interrupt => interrupted(decode(message)?),
+        Method::ReleaseSession => Ok(session_released(decode(message)?)),
+        Method::GetStatus => status(decode(message)?),
+        Method::FetchErrorDetails => Ok(no_error_details(decode(message)?)),
         Method::ExecutePlan
         | Method::AnalyzePlan
         | Method::Config
@@ -204,6 +154,64 @@ pub(crate) fn without_compute(method: Method, request: &[u8], lost: bool) -> Res
         | Method::GetSqlExecution
         | Method::Unknown => Err(compute_released().into()),
     }
+}
+
+fn reattach_error(request: &ReattachExecuteRequest, lost: bool) -> CallError {
+    if lost {
+        return operation_lost().into();
+    }
+    // PySpark re-sends its ExecutePlan, unless it has already received results.
+    CallError::Engine(Box::new(operation_not_found(&request.operation_id)))
+}
+
+fn released(request: ReleaseExecuteRequest) -> Bytes {
+    framed(&ReleaseExecuteResponse {
+        session_id: request.session_id,
+        operation_id: Some(request.operation_id),
+        // No client stores the id of this reply.
+        server_side_session_id: observed_server_id(request.client_observed_server_side_session_id.as_ref())
+            .unwrap_or_default(),
+    })
+}
+
+fn interrupted(request: InterruptRequest) -> Result<Bytes, CallError> {
+    let server_side_session_id = stored_server_id(
+        request.client_observed_server_side_session_id.as_ref(),
+        request.client_type.as_deref(),
+    )?;
+    Ok(framed(&InterruptResponse {
+        session_id: request.session_id,
+        interrupted_ids: Vec::new(),
+        server_side_session_id,
+    }))
+}
+
+fn session_released(request: ReleaseSessionRequest) -> Bytes {
+    framed(&ReleaseSessionResponse {
+        session_id: request.session_id,
+        // The request has no such field, and the client ends here.
+        server_side_session_id: String::new(),
+    })
+}
+
+fn status(request: GetStatusRequest) -> Result<Bytes, CallError> {
+    let server_side_session_id = stored_server_id(
+        request.client_observed_server_side_session_id.as_ref(),
+        request.client_type.as_deref(),
+    )?;
+    Ok(framed(&GetStatusResponse {
+        session_id: request.session_id,
+        server_side_session_id,
+    }))
+}
+
+fn no_error_details(request: FetchErrorDetailsRequest) -> Bytes {
+    framed(&FetchErrorDetailsResponse {
+        session_id: request.session_id,
+        // No client stores the id of this reply.
+        server_side_session_id: observed_server_id(request.client_observed_server_side_session_id.as_ref())
+            .unwrap_or_default(),
+    })
 }
 
 fn compute_released() -> Refused {
@@ -223,13 +231,20 @@ fn decode<M: Message + Default>(message: &[u8]) -> Result<M, Refused> {
 }
 
 /// The server-side session id in the request.
-fn observed(id: Option<&String>) -> Option<String> {
+fn observed_server_id(id: Option<&String>) -> Option<String> {
     id.filter(|id| !id.is_empty()).cloned()
+}
+
+/// The server-side session id for a client that may store it.
+fn stored_server_id(observed: Option<&String>, client_type: Option<&str>) -> Result<String, Refused> {
+    observed_server_id(observed)
+        .or_else(|| empty_server_id(client_type))
+        .ok_or_else(compute_released)
 }
 
 /// An empty server-side session id, for a client that does not store the first one. PySpark's
 /// `client_type` is `… spark/4.1.3 … python/3.11.7`.
-fn no_id_to_keep(client_type: Option<&str>) -> Option<String> {
+fn empty_server_id(client_type: Option<&str>) -> Option<String> {
     let client_type = client_type.unwrap_or_default();
     let version = |of: &str| client_type.split(' ').find_map(|part| part.strip_prefix(of));
     let major = version("spark/").and_then(|version| version.split('.').next()?.parse::<u32>().ok());
@@ -298,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn what_pyspark_says_at_exit_is_not_work() {
+    fn exit_requests_of_pyspark_get_local_replies() {
         let reply1: ConfigResponse = reply(Method::Config, &config(&COMPRESSION));
         assert_eq!(
             (reply1.session_id.as_str(), reply1.server_side_session_id.as_str()),
@@ -320,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_without_an_observed_server_id_is_new_and_its_question_is_work() {
+    fn requests_without_an_observed_server_id_are_work() {
         for observed in [None, Some("")] {
             let question = config_of(&COMPRESSION, PYSPARK_4, observed);
             assert!(exit_or_error_reply(Method::Config, &question).is_none());
@@ -330,8 +345,8 @@ mod tests {
     }
 
     #[test]
-    fn no_reply_gives_a_new_pyspark_an_empty_server_id_to_keep() {
-        for (client, observed, kept) in [
+    fn a_new_pyspark_never_gets_an_empty_server_id() {
+        for (client, observed, stored) in [
             (PYSPARK_4, None, None),
             ("mine/1 spark/5.0.0 os/linux python/3.14.0", None, None),
             ("_SPARK_CONNECT_PYTHON spark/dev python/3.14.0", None, None),
@@ -348,10 +363,10 @@ mod tests {
                     .unwrap()
                     .server_side_session_id
             });
-            assert_eq!(id.as_deref(), kept, "Config, {client}");
+            assert_eq!(id.as_deref(), stored, "Config, {client}");
             if let Err(stop) = reply {
                 // After ErrorInfo PySpark would repeat the request.
-                assert!(matches!(stop, Stop::Engine(status) if status.details().is_empty()));
+                assert!(matches!(stop, CallError::Engine(status) if status.details().is_empty()));
             }
 
             let interrupt = framed(&InterruptRequest {
@@ -366,7 +381,7 @@ mod tests {
                     .unwrap()
                     .server_side_session_id
             });
-            assert_eq!(id.as_deref(), kept, "Interrupt, {client}");
+            assert_eq!(id.as_deref(), stored, "Interrupt, {client}");
 
             let status = framed(&GetStatusRequest {
                 session_id: ID.to_owned(),
@@ -380,19 +395,19 @@ mod tests {
                     .unwrap()
                     .server_side_session_id
             });
-            assert_eq!(id.as_deref(), kept, "GetStatus, {client}");
+            assert_eq!(id.as_deref(), stored, "GetStatus, {client}");
         }
     }
 
     #[test]
-    fn what_is_asked_before_an_error_is_shown_has_a_value() {
+    fn stack_trace_settings_get_a_value() {
         let reply: ConfigResponse = reply(Method::Config, &config(&STACK_TRACE[..1]));
         assert_eq!(reply.pairs[0].key, STACK_TRACE[0]);
         assert_eq!(reply.pairs[0].value.as_deref(), Some("false"));
     }
 
     #[test]
-    fn all_else_is_work() {
+    fn other_requests_are_work() {
         for keys in [
             &["spark.sql.ansi.enabled"][..],
             &[],
@@ -409,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_reads_is_told_apart() {
+    fn read_only_config_requests_are_recognized() {
         assert!(only_reads(&config(&["spark.sql.session.timeZone"])));
         let other = |op_type| {
             framed(&ConfigRequest {
@@ -440,12 +455,13 @@ mod tests {
             operation_id: "op".to_owned(),
             ..ReattachExecuteRequest::default()
         });
-        let Err(Stop::Refused(refused)) = without_compute(Method::ReattachExecute, &request, true) else {
-            panic!("not refused");
+        let Err(CallError::Refused(refused)) = without_compute(Method::ReattachExecute, &request, true)
+        else {
+            panic!("not a Berth error");
         };
         assert_eq!(refused.reason, Reason::OperationLost);
-        let Err(Stop::Engine(status)) = without_compute(Method::ReattachExecute, &request, false) else {
-            panic!("not as Spark says it");
+        let Err(CallError::Engine(status)) = without_compute(Method::ReattachExecute, &request, false) else {
+            panic!("not an engine error");
         };
         assert!(status.message().contains("INVALID_HANDLE.OPERATION_NOT_FOUND"));
     }

@@ -19,20 +19,20 @@ mod forward;
 mod health;
 mod local_reply;
 mod redact;
-mod result_watch;
+mod result_inspector;
 mod route;
 mod sail_keep_alive;
 
+use crate::call_error::{CallError, backend_unavailable};
 use crate::grpc::headers;
-use crate::grpc::method::{self, Method, Target};
-use crate::grpc::reply::{Client, Vanished};
-use crate::grpc::request_body::Messages;
+use crate::grpc::method::{self, Method, RequestTarget};
+use crate::grpc::reply::{ClientGone, ClientStream};
+use crate::grpc::request_body::RequestBody;
 use crate::grpc::unsent::Unsent;
 use crate::metrics::{Outcome, Stage};
-use crate::stop::{Stop, backend_unavailable};
 use crate::worker::Worker;
 use crate::worker::session::OpenCall;
-use attempt::{Attempts, Next};
+use attempt::{Attempts, Prepared};
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
@@ -58,9 +58,9 @@ pub(crate) struct ConnectionState {
     /// Unsent response bytes of the connection.
     unsent: Rc<Unsent>,
     /// A call carried a token that verifies.
-    pub(crate) admitted: Cell<bool>,
+    pub(crate) has_verified_token: Cell<bool>,
     /// A call carried a token that its session admits.
-    pub(crate) is_proven: Rc<Cell<bool>>,
+    pub(crate) has_admitted_token: Rc<Cell<bool>>,
 }
 
 impl ConnectionState {
@@ -68,8 +68,8 @@ impl ConnectionState {
         Self {
             address,
             unsent: Rc::clone(unsent),
-            admitted: Cell::default(),
-            is_proven: Rc::default(),
+            has_verified_token: Cell::default(),
+            has_admitted_token: Rc::default(),
         }
     }
 }
@@ -82,7 +82,7 @@ pub(crate) async fn handle(
     respond: SendResponse<Bytes>,
 ) {
     let metrics = &worker.shared.metrics;
-    metrics.opened.inc();
+    metrics.calls.opened.inc();
     let began = Instant::now();
     let span = request_span!(
         request.headers(),
@@ -94,53 +94,53 @@ pub(crate) async fn handle(
         outcome = tracing::field::Empty,
     );
     let path = tracing::enabled!(tracing::Level::DEBUG).then(|| request.uri().path().to_owned());
-    let client = Client::new(respond, &connection.unsent);
+    let client = ClientStream::new(respond, &connection.unsent);
     let served = serve(&worker, &connection, request, &client).instrument(span.clone());
     let outcome = match client
         .unless_gone(served)
         .await
-        .unwrap_or_else(|Vanished| Err(Stop::Vanished))
+        .unwrap_or_else(|ClientGone| Err(CallError::ClientGone))
     {
         Ok(outcome) => outcome,
-        Err(Stop::Refused(refused)) => {
+        Err(CallError::Refused(refused)) => {
             let outcome = Outcome::of(refused.reason);
             tracing::debug!(parent: &span, path, reason = %refused.reason, "call refused");
             client.refuse(refused);
             outcome
         }
-        Err(Stop::Engine(status)) => {
+        Err(CallError::Engine(status)) => {
             client.fail(&status);
             Outcome::BackendError
         }
-        Err(Stop::Deadline) => {
+        Err(CallError::Deadline) => {
             client.fail(&Status::deadline_exceeded("The call's own deadline is over."));
             Outcome::Warming
         }
-        Err(Stop::Untouched) => {
+        Err(CallError::NotProcessed) => {
             client.refuse(backend_unavailable());
             Outcome::BackendUnavailable
         }
-        Err(Stop::Vanished) => Outcome::ClientGone,
+        Err(CallError::ClientGone) => Outcome::ClientGone,
     };
     span.record("outcome", outcome.as_str());
-    metrics.calls.at(outcome).inc();
-    metrics.call_duration.at(outcome).observe(began.elapsed());
+    metrics.calls.ended.at(outcome).inc();
+    metrics.calls.duration.at(outcome).observe(began.elapsed());
 }
 
 async fn serve(
     worker: &Rc<Worker>,
     connection: &ConnectionState,
     request: Request<RecvStream>,
-    client: &Client,
-) -> Result<Outcome, Stop> {
+    client: &ClientStream,
+) -> Result<Outcome, CallError> {
     let (head, body) = request.into_parts();
     let method = match method::target(&head) {
-        Target::Spark(method) => method,
-        Target::HealthCheck => {
+        RequestTarget::Spark(method) => method,
+        RequestTarget::HealthCheck => {
             health::check(body, worker.shared.is_serving(), client).await?;
             return Ok(Outcome::Health);
         }
-        Target::Unknown => return Err(unknown_method().into()),
+        RequestTarget::Unknown => return Err(unknown_method().into()),
     };
     let began = Instant::now();
     let deadline = headers::grpc_timeout(&head.headers).map(|timeout| began + timeout);
@@ -148,12 +148,13 @@ async fn serve(
     let authenticated = authenticate::authenticate(worker, connection.address, &head.headers, method);
     let caller = authenticated.instrument(child_span!("authenticate")).await?;
     tracing::Span::current().record("session", caller.claims.sid.as_str());
-    connection.admitted.set(true);
+    connection.has_verified_token.set(true);
     worker.shared.admit(method)?;
     let open = admit::admit(worker, connection, &caller, method)?;
     worker
         .shared
         .metrics
+        .calls
         .waited
         .at(Stage::Auth)
         .observe(began.elapsed());
@@ -172,22 +173,22 @@ async fn run(
     head: http::request::Parts,
     body: RecvStream,
     deadline: Option<Instant>,
-    client: &Client,
-) -> Result<Outcome, Stop> {
-    let mut request = Messages::new(body, &worker.shared.config.limits);
-    check_late_config(open, &mut request).await?;
+    client: &ClientStream,
+) -> Result<Outcome, CallError> {
+    let mut request = RequestBody::new(body, &worker.shared.config.limits);
+    check_expired_config(open, &mut request).await?;
     let mut attempts = Attempts::new(worker, open, deadline);
     for number in 1..=MAX_ATTEMPTS {
         match attempts.prepare(&mut request).await? {
-            Next::Reply(answer) => {
+            Prepared::Reply(answer) => {
                 client.reply(answer)?;
                 return Ok(Outcome::Local);
             }
-            Next::Again => {}
-            Next::Send(ready) => match attempts.send(ready, &head, &mut request, client).await {
-                Err(Stop::Untouched) if client.is_fresh() && request.rewind() => {
-                    tracing::debug!(number, "compute did not process the call; sending it again");
-                    worker.shared.metrics.sent_again.inc();
+            Prepared::Retry => {}
+            Prepared::Send(prepared) => match attempts.send(prepared, &head, &mut request, client).await {
+                Err(CallError::NotProcessed) if client.is_fresh() && request.rewind() => {
+                    tracing::debug!(number, "compute did not process the call; retrying");
+                    worker.shared.metrics.calls.retried.inc();
                     attempts.require_new_route();
                 }
                 done => return done,
@@ -199,14 +200,14 @@ async fn run(
 
 /// With an expired token `Config` may only read settings, which running or recently ended queries
 /// still need.
-async fn check_late_config(open: &OpenCall, request: &mut Messages) -> Result<(), Stop> {
-    let Some(late) = &open.caller().late else {
+async fn check_expired_config(open: &OpenCall, request: &mut RequestBody) -> Result<(), CallError> {
+    let Some(expired) = &open.caller().expired_in_grace else {
         return Ok(());
     };
     if open.method() == Method::Config {
-        let message = request.peek(local_reply::MOST_TALK).await?;
+        let message = request.peek(local_reply::MAX_LOCAL_REQUEST).await?;
         if !message.is_some_and(|message| local_reply::only_reads(&message)) {
-            return Err(late.clone().into());
+            return Err(expired.clone().into());
         }
     }
     Ok(())

@@ -34,8 +34,8 @@ impl Redactor {
             from = end;
         }
         // The longest suffix that is a prefix of the secret.
-        let most = (self.secret.len() - 1).min(self.held.len());
-        let unsure = (1..=most)
+        let max = (self.secret.len() - 1).min(self.held.len());
+        let unsure = (1..=max)
             .rev()
             .find(|&count| self.secret.starts_with(&self.held[self.held.len() - count..]))
             .unwrap_or(0);
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn the_secret_is_masked_however_the_bytes_are_cut() {
+    fn the_secret_is_masked_across_chunks() {
         for step in [1, 2, 3, 5, 9, 100] {
             assert_eq!(
                 masked("a s3cr3t-s3, s3s3cr3t-s3s3cr3t-s3 and s3cr3t-", step),

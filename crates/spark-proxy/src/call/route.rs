@@ -2,12 +2,12 @@
 //! held.
 
 use crate::call::local_reply;
-use crate::grpc::request_body::{MOST_KEPT, Messages};
-use crate::routes::cache::{Ask, Miss, Stamp};
+use crate::call_error::{CallError, draining};
+use crate::grpc::request_body::{MAX_REWIND_BYTES, RequestBody};
+use crate::routes::cache::{ResolveError, RouteRequest, Stamp};
 use crate::routes::{Backend, Route, RouteState};
-use crate::stop::{Stop, draining};
 use crate::worker::Worker;
-use crate::worker::held_calls::Hold;
+use crate::worker::held_calls::HeldCall;
 use crate::worker::session::OpenCall;
 use bytes::Bytes;
 use service_kit::child_span;
@@ -20,113 +20,114 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 /// Time limit for a route request that does not wait for compute.
-const LOOK_TIME: Duration = Duration::from_secs(5);
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A route to active compute.
-pub(crate) struct Found {
+pub(crate) struct ActiveRoute {
     pub(crate) route: Arc<Route>,
     pub(crate) backend: Arc<Backend>,
     pub(crate) stamp: Stamp,
 }
 
 /// Destination of a call.
-pub(crate) enum Place {
-    Compute(Found),
+pub(crate) enum Destination {
+    Compute(ActiveRoute),
     /// No compute; the local reply to the call.
-    Nowhere(Bytes),
+    Local(Bytes),
 }
 
 /// Finds existing compute, or holds the call until its session has compute. A call that is not work
 /// gets a local reply without compute.
-pub(crate) async fn place(
+pub(crate) async fn destination(
     worker: &Rc<Worker>,
     open: &OpenCall,
-    request: &mut Messages,
+    request: &mut RequestBody,
     unread: bool,
     deadline: Option<Instant>,
     not_before: Option<Instant>,
-) -> Result<Place, Stop> {
+) -> Result<Destination, CallError> {
     let method = open.method();
-    let look_until = Instant::now() + LOOK_TIME;
-    let until = deadline.map_or(look_until, |deadline| deadline.min(look_until));
+    let resolve_until = Instant::now() + RESOLVE_TIMEOUT;
+    let until = deadline.map_or(resolve_until, |deadline| deadline.min(resolve_until));
     let (route, stamp) = resolve(worker, open, false, until, deadline, not_before).await?;
-    if let Some(backend) = usable(worker, &route, open)? {
-        return Ok(Place::Compute(Found {
+    if let Some(backend) = active_backend(worker, &route, open)? {
+        return Ok(Destination::Compute(ActiveRoute {
             route,
             backend,
             stamp,
         }));
     }
-    if let Some(late) = &open.caller().late
+    if let Some(expired) = &open.caller().expired_in_grace
         && method.is_work()
     {
-        return Err(late.clone().into());
+        return Err(expired.clone().into());
     }
     if !method.is_work() {
-        let lost = route.lost_compute(worker.shared.clock.now());
+        let lost = route.lost_compute_recently(worker.shared.clock.now());
         let request = if unread {
-            request.peek(MOST_KEPT).await?
+            request.peek(MAX_REWIND_BYTES).await?
         } else {
             None
         };
-        return local_reply::without_compute(method, &request.unwrap_or_default(), lost).map(Place::Nowhere);
+        return local_reply::without_compute(method, &request.unwrap_or_default(), lost)
+            .map(Destination::Local);
     }
     if unread && method.has_one_message() {
         // A call that seems to be work may be answered without it; its content decides.
         let peeked = tokio::select! {
             biased;
-            peeked = request.peek(MOST_KEPT) => peeked?,
+            peeked = request.peek(MAX_REWIND_BYTES) => peeked?,
             () = worker.shared.stopping.cancelled() => return Err(draining().into()),
         };
         if let Some(whole) = peeked
-            && whole.len() <= local_reply::MOST_TALK
+            && whole.len() <= local_reply::MAX_LOCAL_REQUEST
             && let Some(answer) = local_reply::exit_or_error_reply(method, &whole)
         {
-            return answer.map(Place::Nowhere);
+            return answer.map(Destination::Local);
         }
     }
     // Boxed, like all rare paths: a call's future is moved, and is as large as its largest branch.
     Box::pin(hold(worker, open, request, deadline))
         .instrument(child_span!("hold"))
         .await
-        .map(Place::Compute)
+        .map(Destination::Compute)
 }
 
 /// Wakes the session and waits until it has compute.
 async fn hold(
     worker: &Rc<Worker>,
     open: &OpenCall,
-    request: &mut Messages,
+    request: &mut RequestBody,
     deadline: Option<Instant>,
-) -> Result<Found, Stop> {
+) -> Result<ActiveRoute, CallError> {
     let shared = &worker.shared;
     let limits = &shared.config.limits;
-    let mut hold = Hold::enter(limits, open.tally(), &shared.metrics)?;
-    hold.weigh(request.weight())?;
-    open.work();
+    let mut hold = HeldCall::reserve(limits, open.usage(), &shared.metrics)?;
+    hold.set_bytes(request.buffered_bytes())?;
+    open.begin_work();
     let hold_until = Instant::now() + shared.config.routes.hold_max;
     let until = deadline.map_or(hold_until, |deadline| deadline.min(hold_until));
     let (route, stamp) = tokio::select! {
         biased;
         resolved = resolve(worker, open, true, until, deadline, None) => resolved?,
-        stop = gather(request, &mut hold, limits.stream_window_bytes as usize) => return Err(stop),
+        stop = buffer_request(request, &mut hold, limits.stream_window_bytes as usize) => return Err(stop),
     };
-    match usable(worker, &route, open)? {
-        Some(backend) => Ok(Found {
+    match active_backend(worker, &route, open)? {
+        Some(backend) => Ok(ActiveRoute {
             route,
             backend,
             stamp,
         }),
-        None => Err(warming(why_not_active(&route)).into()),
+        None => Err(session_warming(why_not_active(&route)).into()),
     }
 }
 
-/// Reads the request of a held call up to `most` bytes, so that it is counted.
-async fn gather(request: &mut Messages, hold: &mut Hold, most: usize) -> Stop {
+/// Reads the request of a held call up to `max` bytes, so that it is counted.
+async fn buffer_request(request: &mut RequestBody, hold: &mut HeldCall, max: usize) -> CallError {
     loop {
-        match request.gather(most).await {
+        match request.buffer(max).await {
             Ok(true) => {
-                if let Err(refused) = hold.weigh(request.weight()) {
+                if let Err(refused) = hold.set_bytes(request.buffered_bytes()) {
                     return refused.into();
                 }
             }
@@ -145,7 +146,7 @@ async fn resolve(
     until: Instant,
     deadline: Option<Instant>,
     mut not_before: Option<Instant>,
-) -> Result<(Arc<Route>, Stamp), Stop> {
+) -> Result<(Arc<Route>, Stamp), CallError> {
     let (session, claims) = (open.session(), &open.caller().claims);
     let routes = &worker.shared.routes;
     loop {
@@ -157,51 +158,36 @@ async fn resolve(
         {
             return Ok((route, stamp));
         }
-        // A held call already has a share.
-        let lookup = if wake {
+        // A held call already has a permit.
+        let permit = if wake {
             None
         } else {
-            match worker.shared.questions.lookup(claims) {
-                Ok(lookup) => Some(lookup),
-                Err(refused) => return session.bearable_route(routes).ok_or(refused.into()),
+            match worker.shared.manager_requests.lookup(claims) {
+                Ok(permit) => Some(permit),
+                Err(refused) => return session.stale_route(routes).ok_or(refused.into()),
             }
         };
-        let ask = Ask {
+        let request = RouteRequest {
             session: session.id.clone(),
             token: Arc::clone(&open.caller().token),
             wake,
             until,
             not_before,
         };
-        let answer = tokio::select! {
+        let resolved = tokio::select! {
             biased;
-            answer = Box::pin(routes.resolve(ask).instrument(child_span!("resolve"))) => answer,
+            resolved = Box::pin(routes.resolve(request).instrument(child_span!("resolve"))) => resolved,
             () = worker.shared.stopping.cancelled() => return Err(draining().into()),
         };
-        drop(lookup);
-        let (route, stamp) = match answer {
-            Ok(answer) => answer,
-            Err(Miss::Refused(refused)) => {
-                if stays_refused(refused.reason) {
-                    open.tally().note_refusal();
-                }
-                return Err(refused.into());
+        drop(permit);
+        let (route, stamp) = match resolved {
+            Ok(resolved) => resolved,
+            Err(ResolveError::TimedOut) if deadline.is_some_and(|deadline| deadline <= until) => {
+                return Err(CallError::Deadline);
             }
-            Err(Miss::Unreachable) => session
-                .bearable_route(routes)
-                .ok_or_else(control_plane_unavailable)?,
-            Err(Miss::Waited) if deadline.is_some_and(|deadline| deadline <= until) => {
-                return Err(Stop::Deadline);
-            }
-            Err(Miss::Waited) if wake => {
-                let last = routes.last_known(&session.id);
-                return Err(warming(last.as_deref().map_or("", why_not_active)).into());
-            }
-            Err(Miss::Waited) => session
-                .bearable_route(routes)
-                .ok_or_else(control_plane_unavailable)?,
+            Err(error) => stale_route(worker, open, wake, error)?,
         };
-        if session.learn(&route, stamp) {
+        if session.store_route(&route, stamp) {
             return Ok((route, stamp));
         }
         // A newer version was announced meanwhile.
@@ -209,14 +195,42 @@ async fn resolve(
     }
 }
 
+/// The stale route that a call uses while session-manager is unreachable.
+///
+/// # Errors
+/// Session-manager rejected the request, compute was not ready in time, or there is no such route.
+fn stale_route(
+    worker: &Worker,
+    open: &OpenCall,
+    wake: bool,
+    error: ResolveError,
+) -> Result<(Arc<Route>, Stamp), CallError> {
+    let (session, routes) = (open.session(), &worker.shared.routes);
+    match error {
+        ResolveError::Refused(refused) => {
+            if is_permanent(refused.reason) {
+                open.usage().record_rejection();
+            }
+            Err(refused.into())
+        }
+        ResolveError::TimedOut if wake => {
+            let last = routes.last_known(&session.id);
+            Err(session_warming(last.as_deref().map_or("", why_not_active)).into())
+        }
+        ResolveError::Unreachable | ResolveError::TimedOut => session
+            .stale_route(routes)
+            .ok_or_else(|| control_plane_unavailable().into()),
+    }
+}
+
 /// The compute of a route; `None` if there is none in use.
-fn usable(worker: &Worker, route: &Route, open: &OpenCall) -> Result<Option<Arc<Backend>>, Refused> {
+fn active_backend(worker: &Worker, route: &Route, open: &OpenCall) -> Result<Option<Arc<Backend>>, Refused> {
     let shared = &worker.shared;
     route
         .admits(&open.caller().claims)
-        .inspect_err(|_| open.tally().note_refusal())?;
-    open.prove_connection();
-    open.spend_rate()?;
+        .inspect_err(|_| open.usage().record_rejection())?;
+    open.mark_connection_admitted();
+    open.take_rate()?;
     worker
         .tokens
         .admitted(open.caller(), shared.config.tokens.leeway, shared.clock.now());
@@ -228,7 +242,7 @@ fn usable(worker: &Worker, route: &Route, open: &OpenCall) -> Result<Option<Arc<
 }
 
 /// Whether a repeated call is rejected for the same reason.
-const fn stays_refused(reason: Reason) -> bool {
+const fn is_permanent(reason: Reason) -> bool {
     matches!(
         reason,
         Reason::SessionClosed
@@ -247,7 +261,7 @@ fn why_not_active(route: &Route) -> &str {
     }
 }
 
-fn warming(why: &str) -> Refused {
+fn session_warming(why: &str) -> Refused {
     let why = if why.is_empty() {
         String::new()
     } else {

@@ -17,11 +17,11 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 /// Time limit for a keep-alive call.
-const PATIENCE: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A setting that every Sail session has.
 const SETTING: &str = "spark.sql.session.timeZone";
 /// Maximum size of the response.
-const MOST_ANSWERED: usize = 16 * 1024;
+const MAX_RESPONSE_BYTES: usize = 16 * 1024;
 
 /// Whether the Spark session of the call must be kept alive while the call runs.
 pub(crate) fn is_needed(exchange: &Exchange<'_>) -> bool {
@@ -35,26 +35,26 @@ pub(crate) fn is_needed(exchange: &Exchange<'_>) -> bool {
 
 /// Keeps the Spark session of the call alive until dropped, together with other calls of the
 /// session on this worker.
-pub(crate) async fn alive(exchange: &Exchange<'_>) -> Infallible {
+pub(crate) async fn run(exchange: &Exchange<'_>) -> Infallible {
     let every = exchange.worker.shared.config.backend.sail_keep_alive;
     loop {
         tokio::time::sleep(every).await;
         let session = exchange.open.session();
         // A released Spark session may belong to another session by now.
-        if !session.still_binds(exchange.route.order, &exchange.spark_session)
-            || !session.keep(&exchange.spark_session, every / 2)
+        if !session.still_binds(exchange.route.version, &exchange.spark_session)
+            || !session.take_keep_alive(&exchange.spark_session, every / 2)
         {
             continue;
         }
-        match tokio::time::timeout(PATIENCE, touch(exchange)).await {
-            Ok(Some(())) => exchange.worker.shared.metrics.kept_alive.inc(),
+        match tokio::time::timeout(KEEP_ALIVE_TIMEOUT, send_keep_alive(exchange)).await {
+            Ok(Some(())) => exchange.worker.shared.metrics.calls.kept_alive.inc(),
             Ok(None) | Err(_) => tracing::debug!("Sail keep-alive failed"),
         }
     }
 }
 
 /// Makes one small call in the Spark session.
-async fn touch(exchange: &Exchange<'_>) -> Option<()> {
+async fn send_keep_alive(exchange: &Exchange<'_>) -> Option<()> {
     let (pools, backend) = (&exchange.worker.pools, exchange.backend);
     // A new connection would need a fresh route; the running query already has a connection.
     if !pools.is_connected(backend, Method::Config) {
@@ -68,7 +68,7 @@ async fn touch(exchange: &Exchange<'_>) -> Option<()> {
         .into_parts();
     toward_backend(&mut head, backend, Method::Config);
     let mut upstream = lease.send(Request::from_parts(head, ())).ok()?;
-    let message = question(exchange)?;
+    let message = request(exchange)?;
     capacity(&mut upstream.sender, message.len()).await.ok()?;
     let message = bytes::Buf::chain(message, Bytes::new());
     upstream.sender.send_data(message, true).ok()?;
@@ -77,7 +77,7 @@ async fn touch(exchange: &Exchange<'_>) -> Option<()> {
     while let Some(data) = body.data().await {
         let len = data.ok()?.len();
         answered += len;
-        if answered > MOST_ANSWERED {
+        if answered > MAX_RESPONSE_BYTES {
             return None;
         }
         let _ = body.flow_control().release_capacity(len);
@@ -87,7 +87,7 @@ async fn touch(exchange: &Exchange<'_>) -> Option<()> {
 }
 
 /// Request that reads a setting under the user id of the query.
-fn question(exchange: &Exchange<'_>) -> Option<Bytes> {
+fn request(exchange: &Exchange<'_>) -> Option<Bytes> {
     let request = ConfigRequest {
         session_id: exchange.spark_session.as_str().to_owned(),
         user_context: Some(UserContext {

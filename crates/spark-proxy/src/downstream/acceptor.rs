@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 /// Pause after a failed accept, mostly caused by a lack of file descriptors.
-const PAUSE: Duration = Duration::from_millis(20);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(20);
 
 /// An accepted connection for a worker.
 pub(crate) struct Accepted {
@@ -36,11 +36,11 @@ pub(crate) async fn run(
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "accepting a connection failed");
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                     continue;
                 }
             };
-            shared.metrics.accepted.inc();
+            shared.metrics.connections.accepted.inc();
             let Ok(tcp) = tcp.into_std() else { continue };
             let least = (0..workers.len())
                 .max_by_key(|&index| (permits[index].available_permits(), workers.len() - index));

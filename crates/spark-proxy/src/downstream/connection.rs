@@ -7,24 +7,24 @@
 
 use crate::call::{ConnectionState, handle};
 use crate::config::{LimitConfig, TlsMode};
-use crate::downstream::proxy_protocol::{self, Bad};
-use crate::downstream::read_pacing::{Pace, Paced};
+use crate::downstream::proxy_protocol::{self, ProxyHeaderError};
+use crate::downstream::read_pacing::{PacedIo, ReadPacing};
 use crate::grpc::headers;
-use crate::grpc::keepalive::{Beat, Ear, Heard, Pulse, Rules};
+use crate::grpc::keepalive::{Keepalive, KeepaliveAction, KeepaliveConfig, KeepaliveState, TrackedIo};
 use crate::grpc::method;
-use crate::grpc::reply::Client;
-use crate::metrics::{Handshake, Outcome, Peer, Unwanted};
-use crate::per_ip_limit::{Full, Place};
+use crate::grpc::reply::ClientStream;
+use crate::metrics::{CloseCause, Handshake, Outcome, Peer};
 use crate::worker::Worker;
 use anyhow::Context as _;
 use bytes::Bytes;
 use h2::server;
+use service_kit::limiter::{Permit, address_key};
 use service_kit::connection::Conn;
 use session_core::Reason;
 use session_proto::error::Refused;
 use socket2::{SockRef, TcpKeepalive};
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -38,49 +38,43 @@ const TLS_RECORD: u8 = 0x16;
 /// The first byte of `PRI * HTTP/2.0`.
 const HTTP2_PREFACE: u8 = b'P';
 /// TCP keepalive, for connections before HTTP/2 pings.
-const KEEPALIVE: Duration = Duration::from_secs(60);
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
-const KEEPALIVE_TRIES: u32 = 4;
+const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_RETRIES: u32 = 4;
 /// Spread of connection ages, so that connections do not end together.
 const AGE_SPREAD: std::ops::RangeInclusive<f64> = 0.9..=1.1;
 /// Time limit for sending the remaining data of a connection that is being closed.
-const LAST_WORDS: Duration = Duration::from_millis(100);
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 /// Drain limit for a connection without a valid token.
-const UNPROVEN_DRAIN: Duration = Duration::from_secs(1);
+const UNAUTHENTICATED_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Concurrent calls on a connection before its first valid token. Nearly all tokens are checked
 /// without waiting; the others wait for a key set.
 const MAX_UNVERIFIED_CALLS: usize = 128;
 /// Retry delay when calls of the connection must end first.
-const RETRY_CROWDED: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-type Io = Paced<Heard<Conn>>;
+type Io = PacedIo<TrackedIo<Conn>>;
 
 /// A connection after its handshakes.
-struct Ready {
+struct OpenConnection {
     http: server::Connection<Io, Bytes>,
     /// Plaintext where TLS is required: every call gets an error.
-    refused: bool,
-    ear: Rc<Ear>,
-    pace: Rc<Pace>,
-    /// Place within the per-IP limit.
-    _place: Option<Place>,
+    rejects_plaintext: bool,
+    keepalive_state: Rc<KeepaliveState>,
+    pacing: Rc<ReadPacing>,
+    /// One of the connections of the client IP.
+    permit: Permit<IpAddr>,
 }
 
 /// Reason for closing a connection before HTTP/2.
 #[derive(Debug, thiserror::Error)]
-enum Closed {
+enum OpenError {
     #[error("the client address has reached its connection limit")]
-    Full,
+    AddressLimit,
     #[error(transparent)]
-    ProxyHeader(#[from] Bad),
+    ProxyHeader(#[from] ProxyHeaderError),
     #[error("{0:#}")]
     Handshake(#[from] anyhow::Error),
-}
-
-impl From<Full> for Closed {
-    fn from(Full: Full) -> Self {
-        Self::Full
-    }
 }
 
 /// Serves a connection until its end. `remote` is the peer until a trusted proxy reports the client
@@ -89,44 +83,51 @@ pub(crate) async fn serve(worker: Rc<Worker>, tcp: std::net::TcpStream, mut remo
     let shared = &worker.shared;
     let metrics = &shared.metrics;
     let opening = open(&worker, tcp, &mut remote);
-    let ready = match tokio::time::timeout(shared.config.limits.handshake, opening).await {
-        Ok(Ok(ready)) => ready,
+    let opened = match tokio::time::timeout(shared.config.limits.handshake, opening).await {
+        Ok(Ok(opened)) => opened,
         Ok(Err(closed)) => {
             tracing::debug!(%remote, why = %closed, "client connection rejected");
             match closed {
-                Closed::Full => metrics.unwanted.at(Unwanted::AddressLimit).inc(),
-                Closed::ProxyHeader(_) => metrics.unwanted.at(Unwanted::ProxyHeader).inc(),
-                Closed::Handshake(_) => metrics.handshakes.at(Handshake::Failed).inc(),
+                OpenError::AddressLimit => metrics.connections.refused.at(CloseCause::AddressLimit).inc(),
+                OpenError::ProxyHeader(_) => metrics.connections.refused.at(CloseCause::ProxyHeader).inc(),
+                OpenError::Handshake(_) => metrics.connections.handshakes.at(Handshake::Failed).inc(),
             }
             return;
         }
         Err(_) => {
             tracing::debug!(%remote, "client handshake timed out");
-            metrics.handshakes.at(Handshake::TimedOut).inc();
+            metrics.connections.handshakes.at(Handshake::TimedOut).inc();
             return;
         }
     };
-    if ready.refused {
-        metrics.handshakes.at(Handshake::Plaintext).inc();
+    if opened.rejects_plaintext {
+        metrics.connections.handshakes.at(Handshake::Plaintext).inc();
     }
-    if let Err(error) = calls(&worker, ready, remote).await {
+    if let Err(error) = serve_calls(&worker, opened, remote).await {
         tracing::debug!(%remote, %error, "client connection failed");
     }
 }
 
-async fn open(worker: &Worker, tcp: std::net::TcpStream, remote: &mut SocketAddr) -> Result<Ready, Closed> {
+async fn open(
+    worker: &Worker,
+    tcp: std::net::TcpStream,
+    remote: &mut SocketAddr,
+) -> Result<OpenConnection, OpenError> {
     let shared = &worker.shared;
     let mut tcp = TcpStream::from_std(tcp).context("socket")?;
-    prepare(&tcp).context("socket")?;
+    set_socket_options(&tcp).context("socket")?;
     if proxy_protocol::is_trusted(&shared.config.listen.trusted_proxies, remote.ip())
         && let Some(real) = proxy_protocol::read(&mut tcp).await?
     {
         *remote = real;
     }
-    let place = shared.addresses.enter(remote.ip())?;
-    let (conn, refused) = secured(worker, tcp, *remote).await?;
+    let permit = shared
+        .connections
+        .enter(address_key(remote.ip()))
+        .ok_or(OpenError::AddressLimit)?;
+    let (conn, rejects_plaintext) = tls_handshake(worker, tcp, *remote).await?;
     let limits = &shared.config.limits;
-    let (ear, pace) = (Ear::new(), Pace::new());
+    let (keepalive_state, pacing) = (KeepaliveState::new(), ReadPacing::new());
     let http = server::Builder::new()
         .initial_window_size(limits.first_stream_window_bytes)
         .initial_connection_window_size(limits.connection_window_bytes)
@@ -136,29 +137,29 @@ async fn open(worker: &Worker, tcp: std::net::TcpStream, remote: &mut SocketAddr
         // As many calls may be rejected at once while their clients are still sending.
         .max_concurrent_reset_streams(limits.hard_streams_per_connection() as usize)
         .max_send_buffer_size(limits.send_buffer_bytes)
-        .handshake(Paced::new(Heard::new(conn, &ear), &pace))
+        .handshake(PacedIo::new(TrackedIo::new(conn, &keepalive_state), &pacing))
         .await
         .context("HTTP/2")?;
-    Ok(Ready {
+    Ok(OpenConnection {
         http,
-        refused,
-        ear,
-        pace,
-        _place: place,
+        rejects_plaintext,
+        keepalive_state,
+        pacing,
+        permit,
     })
 }
 
-fn prepare(tcp: &TcpStream) -> std::io::Result<()> {
+fn set_socket_options(tcp: &TcpStream) -> std::io::Result<()> {
     tcp.set_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE)
-        .with_interval(KEEPALIVE_EVERY)
-        .with_retries(KEEPALIVE_TRIES);
+        .with_time(KEEPALIVE_TIME)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_RETRIES);
     SockRef::from(tcp).set_tcp_keepalive(&keepalive)
 }
 
 /// Performs the TLS handshake if configured; also returns whether calls in plaintext are rejected.
-async fn secured(worker: &Worker, tcp: TcpStream, remote: SocketAddr) -> anyhow::Result<(Conn, bool)> {
+async fn tls_handshake(worker: &Worker, tcp: TcpStream, remote: SocketAddr) -> anyhow::Result<(Conn, bool)> {
     let mode = worker.shared.config.listen.tls.mode;
     Ok(match (&worker.shared.tls, mode) {
         (_, TlsMode::Off) | (None, _) => (Conn::plain(tcp, remote), false),
@@ -177,118 +178,214 @@ async fn secured(worker: &Worker, tcp: TcpStream, remote: SocketAddr) -> anyhow:
     })
 }
 
-async fn calls(worker: &Rc<Worker>, ready: Ready, remote: SocketAddr) -> Result<(), h2::Error> {
-    let Ready {
-        mut http,
-        refused,
-        ear,
-        pace,
-        _place,
-    } = ready;
+/// A connection whose calls are served.
+struct Serving<'w> {
+    worker: &'w Rc<Worker>,
+    http: server::Connection<Io, Bytes>,
+    rejects_plaintext: bool,
+    pacing: Rc<ReadPacing>,
+    state: Rc<ConnectionState>,
+    remote: SocketAddr,
+    /// A GOAWAY was sent: no new calls.
+    is_draining: bool,
+    /// The full window was announced to the client.
+    is_widened: bool,
+    _permit: Permit<IpAddr>,
+}
+
+/// Starts calls until the connection ends or must be closed.
+async fn serve_calls(
+    worker: &Rc<Worker>,
+    opened: OpenConnection,
+    remote: SocketAddr,
+) -> Result<(), h2::Error> {
     let shared = &worker.shared;
     let (limits, metrics) = (&shared.config.limits, &shared.metrics);
-    let state = Rc::new(ConnectionState::new(remote.ip(), pace.unsent()));
-    let (mut draining, mut widened) = (false, false);
+    let keepalive_state = Rc::clone(&opened.keepalive_state);
+    let mut serving = Serving::new(worker, opened, remote);
+    let mut keepalive = Keepalive::new(
+        keepalive_config(limits),
+        keepalive_state,
+        serving.http.ping_pong(),
+    );
     let mut stopping = pin!(shared.stopping.cancelled());
     let mut ending = pin!(worker.ending.cancelled());
-    let mut pulse = Pulse::new(rules(limits), ear, http.ping_pong());
     let mut aged = pin!(sleep_until(end_of_life(limits)));
     let ages = !limits.connection_age.is_zero();
-    let mut unproven = pin!(sleep(limits.first_token));
-    loop {
+    let mut token_timer = pin!(sleep(limits.first_token));
+    // `None` if the connection has ended or is lost.
+    let goaway = loop {
         tokio::select! {
             biased;
-            call = poll_fn(|cx| poll_call(&mut http, &pace, cx)) => {
-                let Some(call) = call else {
-                    if pace.is_flood() {
-                        metrics.unwanted.at(Unwanted::Flood).inc();
-                        tracing::debug!(%remote, "client connection closed: flood of frames without a call");
-                        close(http, h2::Reason::ENHANCE_YOUR_CALM).await;
-                    }
-                    return Ok(());
-                };
-                let (request, respond) = call?;
-                if refused {
-                    Client::new(respond, pace.unsent()).refuse(tls_required());
-                } else if let Err(refused) = check_call(limits, &state, &request).await {
-                    metrics.opened.inc();
-                    metrics.calls.at(Outcome::of(refused.reason)).inc();
-                    Client::new(respond, pace.unsent()).refuse(refused);
-                } else {
-                    tokio::task::spawn_local(handle(Rc::clone(worker), Rc::clone(&state), request, respond));
+            call = poll_fn(|cx| poll_call(&mut serving.http, &serving.pacing, cx)) => match call {
+                Some(call) => {
+                    let (request, respond) = call?;
+                    serving.start_call(request, respond).await;
                 }
-            }
-            () = &mut stopping, if !draining => {
-                draining = true;
-                http.graceful_shutdown();
-                if !state.is_proven.get() {
-                    unproven.as_mut().reset(Instant::now() + UNPROVEN_DRAIN);
-                }
-            }
-            () = &mut ending => {
-                close(http, h2::Reason::NO_ERROR).await;
-                return Ok(());
-            }
-            // Health checks are no proof: after the GOAWAY the checker opens a new connection.
-            () = &mut unproven, if !state.is_proven.get() => {
-                if state.is_proven.get() {
-                    // The state may have changed since this branch was armed.
-                    continue;
-                }
-                let is_asked_about = state.admitted.get() && Rc::strong_count(&state) > 1;
-                if is_asked_about && !draining {
-                    // The session of a verified token is being resolved.
-                    unproven.as_mut().reset(Instant::now() + limits.first_token);
-                    continue;
-                }
-                metrics.unwanted.at(Unwanted::NoToken).inc();
-                tracing::debug!(%remote, "client connection closed: no valid token");
-                close(http, h2::Reason::NO_ERROR).await;
-                return Ok(());
-            }
-            // Each open call holds a reference to the state.
-            beat = pulse.next(|| Rc::strong_count(&state) > 1) => match beat {
-                Beat::Wait(_) => {}
-                Beat::Ping(_) => metrics.pings.at(Peer::Client).inc(),
-                Beat::Lost => {
-                    metrics.pings_lost.at(Peer::Client).inc();
-                    tracing::debug!(%remote, "client connection lost: keepalive timeout");
-                    return Ok(());
-                }
+                None => break serving.flood(),
             },
-            () = &mut aged, if ages && !draining => {
-                draining = true;
-                metrics.aged.inc();
-                http.graceful_shutdown();
+            () = &mut stopping, if !serving.is_draining => {
+                serving.begin_drain();
+                if !serving.state.has_admitted_token.get() {
+                    token_timer.as_mut().reset(Instant::now() + UNAUTHENTICATED_DRAIN_TIMEOUT);
+                }
+            }
+            () = &mut ending => break Some(h2::Reason::NO_ERROR),
+            () = &mut token_timer, if !serving.state.has_admitted_token.get() => {
+                if !serving.may_admit_token() {
+                    break serving.no_token();
+                }
+                token_timer.as_mut().reset(Instant::now() + limits.first_token);
+            }
+            action = keepalive.next(|| open_calls(&serving.state) > 0) => {
+                if serving.is_lost(action) {
+                    break None;
+                }
+            }
+            () = &mut aged, if ages && !serving.is_draining => {
+                metrics.connections.aged.inc();
+                serving.begin_drain();
             }
         }
-        if !widened && state.admitted.get() {
-            pace.lift();
+        serving.widen_window();
+    };
+    if let Some(why) = goaway {
+        serving.close(why).await;
+    }
+    Ok(())
+}
+
+impl<'w> Serving<'w> {
+    fn new(worker: &'w Rc<Worker>, opened: OpenConnection, remote: SocketAddr) -> Self {
+        let OpenConnection {
+            http,
+            rejects_plaintext,
+            keepalive_state: _,
+            pacing,
+            permit,
+        } = opened;
+        Self {
+            worker,
+            http,
+            rejects_plaintext,
+            state: Rc::new(ConnectionState::new(remote.ip(), pacing.unsent())),
+            pacing,
+            remote,
+            is_draining: false,
+            is_widened: false,
+            _permit: permit,
+        }
+    }
+
+    /// Number of open calls: each holds a reference to the state.
+    fn open_calls(&self) -> usize {
+        open_calls(&self.state)
+    }
+
+    /// Starts a call in its own task, or rejects it.
+    async fn start_call(&self, request: http::Request<h2::RecvStream>, respond: server::SendResponse<Bytes>) {
+        let shared = &self.worker.shared;
+        let (limits, metrics) = (&shared.config.limits, &shared.metrics);
+        if self.rejects_plaintext {
+            ClientStream::new(respond, self.pacing.unsent()).refuse(tls_required());
+        } else if let Err(refused) = check_call(limits, &self.state, &request).await {
+            metrics.calls.opened.inc();
+            metrics.calls.ended.at(Outcome::of(refused.reason)).inc();
+            ClientStream::new(respond, self.pacing.unsent()).refuse(refused);
+        } else {
+            let (worker, state) = (Rc::clone(self.worker), Rc::clone(&self.state));
+            tokio::task::spawn_local(handle(worker, state, request, respond));
+        }
+    }
+
+    /// Sends a GOAWAY: open calls continue.
+    fn begin_drain(&mut self) {
+        self.is_draining = true;
+        self.http.graceful_shutdown();
+    }
+
+    /// Whether the connection may still show a valid token, or has shown one since the timer was
+    /// armed. Health checks are no proof: after the GOAWAY the checker opens a new connection.
+    fn may_admit_token(&self) -> bool {
+        // The session of a verified token is being resolved.
+        let is_resolving = self.state.has_verified_token.get() && self.open_calls() > 0;
+        self.state.has_admitted_token.get() || (is_resolving && !self.is_draining)
+    }
+
+    /// Records the result of a keepalive check; true if the connection is lost.
+    fn is_lost(&self, action: KeepaliveAction) -> bool {
+        let metrics = &self.worker.shared.metrics;
+        match action {
+            KeepaliveAction::Wait(_) => false,
+            KeepaliveAction::Ping(_) => {
+                metrics.connections.pings.at(Peer::Client).inc();
+                false
+            }
+            KeepaliveAction::Lost => {
+                metrics.connections.pings_lost.at(Peer::Client).inc();
+                tracing::debug!(remote = %self.remote, "client connection lost: keepalive timeout");
+                true
+            }
+        }
+    }
+
+    /// Lifts the limits of unauthenticated clients after the first valid token.
+    fn widen_window(&mut self) {
+        if !self.is_widened && self.state.has_verified_token.get() {
+            self.pacing.lift();
+            let window = self.worker.shared.config.limits.stream_window_bytes;
             // Fails until the client has acknowledged the first settings; the next iteration tries
             // again.
-            widened = http.set_initial_window_size(limits.stream_window_bytes).is_ok();
+            self.is_widened = self.http.set_initial_window_size(window).is_ok();
         }
+    }
+
+    /// The reason to close a connection without a valid token.
+    fn no_token(&self) -> Option<h2::Reason> {
+        let metrics = &self.worker.shared.metrics;
+        metrics.connections.refused.at(CloseCause::NoToken).inc();
+        tracing::debug!(remote = %self.remote, "client connection closed: no valid token");
+        Some(h2::Reason::NO_ERROR)
+    }
+
+    /// The reason to close the connection if its reading ended in a flood.
+    fn flood(&self) -> Option<h2::Reason> {
+        self.pacing.is_flood().then(|| {
+            let metrics = &self.worker.shared.metrics;
+            metrics.connections.refused.at(CloseCause::Flood).inc();
+            tracing::debug!(remote = %self.remote, "client connection closed: flood of frames without a call");
+            h2::Reason::ENHANCE_YOUR_CALM
+        })
+    }
+
+    /// Closes the connection, with a GOAWAY if the client reads.
+    async fn close(mut self, why: h2::Reason) {
+        self.http.abrupt_shutdown(why);
+        // Sends the remaining data.
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, poll_fn(|cx| self.http.poll_closed(cx))).await;
     }
 }
 
-/// Closes the connection, with a GOAWAY if the client reads.
-async fn close(mut http: server::Connection<Io, Bytes>, why: h2::Reason) {
-    http.abrupt_shutdown(why);
-    // Sends the remaining data.
-    let _ = tokio::time::timeout(LAST_WORDS, poll_fn(|cx| http.poll_closed(cx))).await;
+/// Number of open calls: each holds a reference to the state of its connection.
+fn open_calls(state: &Rc<ConnectionState>) -> usize {
+    Rc::strong_count(state) - 1
 }
 
 type Incoming = Option<Result<(http::Request<h2::RecvStream>, server::SendResponse<Bytes>), h2::Error>>;
 
 /// Returns the next call; `None` after the last, or in a flood. More is read only when all received
 /// calls have been taken.
-fn poll_call(http: &mut server::Connection<Io, Bytes>, pace: &Pace, cx: &mut Context<'_>) -> Poll<Incoming> {
+fn poll_call(
+    http: &mut server::Connection<Io, Bytes>,
+    pacing: &ReadPacing,
+    cx: &mut Context<'_>,
+) -> Poll<Incoming> {
     let call = http.poll_accept(cx);
-    if pace.is_flood() {
+    if pacing.is_flood() {
         return Poll::Ready(None);
     }
     if call.is_pending() {
-        pace.next_turn();
+        pacing.next_turn();
     }
     call
 }
@@ -302,26 +399,29 @@ async fn check_call(
     if headers::list_size(request) > limits.header_list_bytes as usize {
         return Err(headers_too_long(limits));
     }
-    has_room(limits, state, request.uri().path()).await
+    check_open_calls(limits, state, request.uri().path()).await
 }
 
-/// Checks the call limit of the connection. Each open call holds a reference to its state.
-async fn has_room(limits: &LimitConfig, state: &Rc<ConnectionState>, path: &str) -> Result<(), Refused> {
-    let open = || Rc::strong_count(state) - 1;
-    if open() >= MAX_UNVERIFIED_CALLS && !state.admitted.get() {
+/// Checks the call limit of the connection.
+async fn check_open_calls(
+    limits: &LimitConfig,
+    state: &Rc<ConnectionState>,
+    path: &str,
+) -> Result<(), Refused> {
+    if open_calls(state) >= MAX_UNVERIFIED_CALLS && !state.has_verified_token.get() {
         // Earlier calls are checked first; most do not wait.
         tokio::task::yield_now().await;
-        if open() >= MAX_UNVERIFIED_CALLS && !state.admitted.get() {
-            return Err(crowded(format!(
+        if open_calls(state) >= MAX_UNVERIFIED_CALLS && !state.has_verified_token.get() {
+            return Err(too_many_calls(format!(
                 "{MAX_UNVERIFIED_CALLS} calls of this connection wait for their tokens to be checked, \
                  and none has shown a good one yet. Try again when one of them has ended."
             )));
         }
     }
-    let most = limits.streams_per_connection as usize;
-    if open() >= most && !method::ends_work(path) {
-        return Err(crowded(format!(
-            "This connection has {most} calls open, which is the limit (limits.streams_per_connection). \
+    let max = limits.streams_per_connection as usize;
+    if open_calls(state) >= max && !method::ends_work(path) {
+        return Err(too_many_calls(format!(
+            "This connection has {max} calls open, which is the limit (limits.streams_per_connection). \
              Wait until one of them ends, or open another connection."
         ))
         .with("limit", "limits.streams_per_connection"));
@@ -329,15 +429,15 @@ async fn has_room(limits: &LimitConfig, state: &Rc<ConnectionState>, path: &str)
     Ok(())
 }
 
-fn crowded(text: String) -> Refused {
-    Refused::new(Reason::QuotaExceeded, text).retry_after(RETRY_CROWDED)
+fn too_many_calls(text: String) -> Refused {
+    Refused::new(Reason::QuotaExceeded, text).retry_after(RETRY_DELAY)
 }
 
-fn rules(limits: &LimitConfig) -> Rules {
-    Rules {
+fn keepalive_config(limits: &LimitConfig) -> KeepaliveConfig {
+    KeepaliveConfig {
         busy: limits.ping_interval,
         idle: Some(limits.idle_ping_interval),
-        apart: limits.ping_interval,
+        min_interval: limits.ping_interval,
         timeout: limits.ping_timeout,
     }
 }

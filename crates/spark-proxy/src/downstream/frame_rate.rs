@@ -3,29 +3,30 @@
 //! read more slowly, without effect on others, and is closed if it stays beyond it.
 //!
 //! Valid clients send such frames for received data (windows) and for calls (resets), so data and
-//! calls add to the budget.
+//! calls add to the budget. This is why the rate limits of service-kit do not fit; and the budget of
+//! one connection needs neither key nor lock.
 
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// Frames without a call per second.
-const RATE: u64 = 1000;
+const FRAMES_PER_SECOND: u64 = 1000;
 /// Maximum budget, and initial budget.
 const MAX_SAVED: i64 = 1024;
-const FIRST: i64 = 256;
+const INITIAL: i64 = 256;
 /// Minimum budget for reading.
-const LEAST: i64 = 32;
+const MIN_TO_READ: i64 = 32;
 /// Bytes in either direction that add one frame to the budget: a client that returns its window in
 /// steps of 16 KiB, for the stream and the connection, needs half.
-const BYTES_FOR_ONE: usize = 4096;
+const BYTES_PER_FRAME: usize = 4096;
 /// Frames that the headers of a call add: its reset and two windows.
-const FOR_HEADERS: i64 = 3;
+const FRAMES_PER_HEADERS: i64 = 3;
 /// Bytes read at once per frame in the budget.
-const BYTES_AT_ONCE: i64 = 16;
+const READ_BYTES_PER_FRAME: i64 = 16;
 /// Smaller data frames count as empty, unless they end the request.
-const SMALL_DATA: usize = 16;
+const MIN_DATA_BYTES: usize = 16;
 /// Time without budget after which a connection is closed.
-const PATIENCE: Duration = Duration::from_secs(5);
+const FLOOD_TIMEOUT: Duration = Duration::from_secs(5);
 
 const PREFACE: usize = 24;
 const HEADER: usize = 9;
@@ -40,7 +41,7 @@ pub(crate) struct FrameBudget {
     left: i64,
     filled_at: Instant,
     /// Time since which the budget is exhausted.
-    beyond_since: Option<Instant>,
+    exhausted_since: Option<Instant>,
     /// Bytes not yet counted as a whole frame.
     bytes: usize,
     /// Received part of the next frame header.
@@ -64,9 +65,9 @@ pub(crate) enum Allowed {
 impl FrameBudget {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
-            left: FIRST,
+            left: INITIAL,
             filled_at: now,
-            beyond_since: None,
+            exhausted_since: None,
             bytes: 0,
             header: [0; HEADER],
             have: 0,
@@ -79,23 +80,23 @@ impl FrameBudget {
         if self.left < MAX_SAVED {
             self.fill(now);
         }
-        if self.left >= LEAST {
+        if self.left >= MIN_TO_READ {
             if self.left >= MAX_SAVED / 2 {
-                self.beyond_since = None;
+                self.exhausted_since = None;
             }
-            return Allowed::Bytes(usize::try_from(self.left * BYTES_AT_ONCE).unwrap_or(usize::MAX));
+            return Allowed::Bytes(usize::try_from(self.left * READ_BYTES_PER_FRAME).unwrap_or(usize::MAX));
         }
-        let since = *self.beyond_since.get_or_insert(now);
-        if now.duration_since(since) >= PATIENCE {
+        let since = *self.exhausted_since.get_or_insert(now);
+        if now.duration_since(since) >= FLOOD_TIMEOUT {
             return Allowed::Flood;
         }
-        let missing = u64::try_from(LEAST - self.left).unwrap_or_default();
-        Allowed::After(now + Duration::from_micros(missing * 1_000_000 / RATE))
+        let missing = u64::try_from(MIN_TO_READ - self.left).unwrap_or_default();
+        Allowed::After(now + Duration::from_micros(missing * 1_000_000 / FRAMES_PER_SECOND))
     }
 
     fn fill(&mut self, now: Instant) {
         let passed = u64::try_from(now.duration_since(self.filled_at).as_micros()).unwrap_or(u64::MAX);
-        let more = passed.saturating_mul(RATE) / 1_000_000;
+        let more = passed.saturating_mul(FRAMES_PER_SECOND) / 1_000_000;
         if more > 0 {
             self.filled_at = now;
             self.add(i64::try_from(more).unwrap_or(MAX_SAVED));
@@ -109,8 +110,8 @@ impl FrameBudget {
     /// Counts response bytes and request data.
     pub(crate) fn passed(&mut self, bytes: usize) {
         self.bytes += bytes;
-        self.add(i64::try_from(self.bytes / BYTES_FOR_ONE).unwrap_or(MAX_SAVED));
-        self.bytes %= BYTES_FOR_ONE;
+        self.add(i64::try_from(self.bytes / BYTES_PER_FRAME).unwrap_or(MAX_SAVED));
+        self.bytes %= BYTES_PER_FRAME;
     }
 
     /// Parses the next received bytes.
@@ -135,9 +136,9 @@ impl FrameBudget {
         let len = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
         self.skip = len;
         match kind {
-            HEADERS => self.add(FOR_HEADERS),
+            HEADERS => self.add(FRAMES_PER_HEADERS),
             CONTINUATION => {}
-            DATA if len >= SMALL_DATA => self.passed(len),
+            DATA if len >= MIN_DATA_BYTES => self.passed(len),
             DATA if flags & END_STREAM != 0 => {}
             _ => self.left -= 1,
         }
@@ -162,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_told_apart_however_their_bytes_come() {
+    fn frames_are_counted_for_any_chunk_size() {
         let all = [
             frame(4, 0, 6),
             frame(HEADERS, 4, 100),
@@ -177,12 +178,12 @@ mod tests {
             let mut budget = begun(Instant::now());
             all.chunks(step).for_each(|piece| budget.read(piece));
             // Settings, an empty frame, a ping, a window; headers, and 10 000 bytes.
-            assert_eq!(budget.left, FIRST - 4 + FOR_HEADERS + 2, "{step}");
+            assert_eq!(budget.left, INITIAL - 4 + FRAMES_PER_HEADERS + 2, "{step}");
         }
     }
 
     #[test]
-    fn a_flood_is_slowed_down_and_ended() {
+    fn a_flood_is_throttled_and_then_closed() {
         let start = Instant::now();
         let (mut now, mut budget, mut frames) = (start, begun(start), 0);
         let ping = frame(6, 0, 8);
@@ -200,13 +201,13 @@ mod tests {
                 Allowed::Flood => break now - start,
             }
         };
-        assert!((PATIENCE..PATIENCE * 2).contains(&ended), "{ended:?}");
-        let most = FIRST as u64 + RATE * ended.as_secs() + 2 * RATE;
-        assert!((frames as u64) < most, "{frames} frames");
+        assert!((FLOOD_TIMEOUT..FLOOD_TIMEOUT * 2).contains(&ended), "{ended:?}");
+        let max = INITIAL as u64 + FRAMES_PER_SECOND * ended.as_secs() + 2 * FRAMES_PER_SECOND;
+        assert!((frames as u64) < max, "{frames} frames");
     }
 
     #[test]
-    fn a_client_that_gives_back_its_windows_is_not_slowed_down() {
+    fn window_updates_for_received_data_are_not_throttled() {
         let now = Instant::now();
         let mut budget = begun(now);
         for _ in 0..100_000 {

@@ -14,11 +14,11 @@ const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 /// Length of signature, version and command, family and protocol, and length.
 const FIXED: usize = 16;
 /// Maximum length of the rest: addresses, and TLVs that are skipped.
-const MOST: usize = 1024;
+const MAX_REST_BYTES: usize = 1024;
 
 /// Reason for rejecting a header.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Bad {
+pub(crate) enum ProxyHeaderError {
     /// Version 1, or no header.
     #[error("no PROXY protocol v2 header came first")]
     NotProxy,
@@ -43,12 +43,12 @@ pub(crate) fn is_trusted(trusted: &[IpNet], peer: IpAddr) -> bool {
 }
 
 /// Reads the header and nothing beyond it. `None`: the connection is the proxy's own.
-pub(crate) async fn read(io: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, Bad> {
+pub(crate) async fn read(io: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, ProxyHeaderError> {
     let mut fixed = [0; FIXED];
     io.read_exact(&mut fixed).await?;
     let (command, family, len) = head(&fixed)?;
-    let mut rest = [0; MOST];
-    let rest = rest.get_mut(..len).ok_or(Bad::Length(len))?;
+    let mut rest = [0; MAX_REST_BYTES];
+    let rest = rest.get_mut(..len).ok_or(ProxyHeaderError::Length(len))?;
     io.read_exact(rest).await?;
     match command {
         Command::Local => Ok(None),
@@ -65,26 +65,26 @@ enum Command {
 }
 
 /// Parses command, family and the length of the rest.
-fn head(fixed: &[u8; FIXED]) -> Result<(Command, u8, usize), Bad> {
+fn head(fixed: &[u8; FIXED]) -> Result<(Command, u8, usize), ProxyHeaderError> {
     let [signature @ .., command, family, high, low] = fixed;
     if *signature != SIGNATURE {
-        return Err(Bad::NotProxy);
+        return Err(ProxyHeaderError::NotProxy);
     }
     let command = match command {
         0x20 => Command::Local,
         0x21 => Command::Proxy,
-        other => return Err(Bad::Command(*other)),
+        other => return Err(ProxyHeaderError::Command(*other)),
     };
     let len = usize::from(u16::from_be_bytes([*high, *low]));
-    if len > MOST {
-        return Err(Bad::Length(len));
+    if len > MAX_REST_BYTES {
+        return Err(ProxyHeaderError::Length(len));
     }
     Ok((command, *family, len))
 }
 
 /// Parses the source address: source, destination, then both ports. TLVs follow.
-fn source(family: u8, rest: &[u8]) -> Result<SocketAddr, Bad> {
-    let short = || Bad::Length(rest.len());
+fn source(family: u8, rest: &[u8]) -> Result<SocketAddr, ProxyHeaderError> {
+    let short = || ProxyHeaderError::Length(rest.len());
     let port = |at: usize| -> Option<u16> { Some(u16::from_be_bytes(*rest.get(at..)?.first_chunk()?)) };
     let (ip, port) = match family {
         0x11 => {
@@ -101,7 +101,7 @@ fn source(family: u8, rest: &[u8]) -> Result<SocketAddr, Bad> {
                 port(32).filter(|_| rest.len() >= 36),
             )
         }
-        other => return Err(Bad::Family(other)),
+        other => return Err(ProxyHeaderError::Family(other)),
     };
     Ok(SocketAddr::new(ip.to_canonical(), port.ok_or_else(short)?))
 }
@@ -135,14 +135,14 @@ mod tests {
     }
 
     /// Parse result and the unread bytes.
-    async fn parse(bytes: &[u8]) -> (Result<Option<SocketAddr>, Bad>, Vec<u8>) {
+    async fn parse(bytes: &[u8]) -> (Result<Option<SocketAddr>, ProxyHeaderError>, Vec<u8>) {
         let mut left = bytes;
         let read = read(&mut left).await;
         (read, left.to_vec())
     }
 
     #[tokio::test]
-    async fn both_families_and_commands_are_read_and_nothing_after_them() {
+    async fn headers_of_both_families_and_commands_are_parsed_exactly() {
         let mut with_tlvs = v4(1234);
         with_tlvs.extend([0x04, 0, 3, 1, 2, 3]);
         for (bytes, expected) in [
@@ -165,8 +165,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn everything_else_is_refused() {
-        let long = vec![0; MOST + 1];
+    async fn invalid_headers_are_rejected() {
+        let long = vec![0; MAX_REST_BYTES + 1];
         let cut = header(0x21, 0x11, &v4(1));
         for (bytes, problem) in [
             (b"PROXY TCP4 192.0.2.7 10.0.0.1 1 2\r\n".to_vec(), "no PROXY"),
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn mapped_addresses_are_trusted_as_what_they_are() {
+    fn mapped_addresses_are_trusted_as_ipv4() {
         let trusted = ["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
         for (peer, expected) in [
             ("10.1.2.3", true),
@@ -204,7 +204,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_are_too_strange(bytes in proptest::collection::vec(any::<u8>(), 0..64), signed: bool) {
+        fn arbitrary_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64), signed: bool) {
             let mut whole = if signed { SIGNATURE.to_vec() } else { Vec::new() };
             whole.extend(bytes);
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

@@ -20,11 +20,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Bytes of one turn; exceeded by one read at most.
-const TURN: usize = 16 * 1024;
+const TURN_BYTES: usize = 16 * 1024;
 
 /// Read permission, shared by the connection and its reader.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub(crate) struct ReadPacing {
     left: Cell<usize>,
     unlimited: Cell<bool>,
     is_flood: Cell<bool>,
@@ -32,10 +32,10 @@ pub(crate) struct Pace {
     unsent: Rc<Unsent>,
 }
 
-impl Pace {
+impl ReadPacing {
     pub(crate) fn new() -> Rc<Self> {
         Rc::new(Self {
-            left: Cell::new(TURN),
+            left: Cell::new(TURN_BYTES),
             unlimited: Cell::default(),
             is_flood: Cell::default(),
             frames: RefCell::new(FrameBudget::new(Instant::now())),
@@ -51,7 +51,7 @@ impl Pace {
     /// Allows one more turn, after all received calls were taken and all possible data was sent.
     pub(crate) fn next_turn(&self) {
         self.unsent.settle();
-        self.left.set(TURN);
+        self.left.set(TURN_BYTES);
     }
 
     fn sent(&self, written: &Poll<io::Result<usize>>) {
@@ -75,31 +75,31 @@ impl Pace {
 
 /// A connection that is read in turns.
 #[derive(Debug)]
-pub(crate) struct Paced<S> {
+pub(crate) struct PacedIo<S> {
     inner: S,
-    pace: Rc<Pace>,
+    pacing: Rc<ReadPacing>,
     /// Expires when more may be read.
     pause: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Paced<S> {
-    pub(crate) fn new(inner: S, pace: &Rc<Pace>) -> Self {
+impl<S> PacedIo<S> {
+    pub(crate) fn new(inner: S, pacing: &Rc<ReadPacing>) -> Self {
         Self {
             inner,
-            pace: Rc::clone(pace),
+            pacing: Rc::clone(pacing),
             pause: None,
         }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for PacedIo<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { inner, pace, pause } = &mut *self;
-        if pace.is_flood() {
+        let Self { inner, pacing, pause } = &mut *self;
+        if pacing.is_flood() {
             // Nothing more is read while the connection is closed.
             return Poll::Pending;
         }
@@ -107,15 +107,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
             ready!(paused.as_mut().poll(cx));
             *pause = None;
         }
-        let limited = !pace.unlimited.get();
-        if limited && pace.left.get() == 0 {
+        let limited = !pacing.unlimited.get();
+        if limited && pacing.left.get() == 0 {
             // Polls the connection again after its calls.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         let now = Instant::now();
-        let most = match pace.frames.borrow_mut().allowed(now) {
-            Allowed::Bytes(most) => most,
+        let max = match pacing.frames.borrow_mut().allowed(now) {
+            Allowed::Bytes(max) => max,
             Allowed::After(at) => {
                 let paused = pause.insert(Box::pin(sleep_until(at)));
                 ready!(paused.as_mut().poll(cx));
@@ -123,14 +123,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
             }
             Allowed::Flood => {
                 // The poller of the connection closes it.
-                pace.is_flood.set(true);
+                pacing.is_flood.set(true);
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
         };
         let before = buf.filled().len();
-        let read = if most < buf.remaining() {
-            let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
+        let read = if max < buf.remaining() {
+            let mut part = ReadBuf::new(buf.initialize_unfilled_to(max));
             let read = Pin::new(inner).poll_read(cx, &mut part);
             let count = part.filled().len();
             buf.advance(count);
@@ -139,18 +139,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
             Pin::new(inner).poll_read(cx, buf)
         };
         let bytes = &buf.filled()[before..];
-        pace.frames.borrow_mut().read(bytes);
+        pacing.frames.borrow_mut().read(bytes);
         if limited {
-            pace.left.set(pace.left.get().saturating_sub(bytes.len()));
+            pacing.left.set(pacing.left.get().saturating_sub(bytes.len()));
         }
         read
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for PacedIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write(cx, buf);
-        self.pace.sent(&written);
+        self.pacing.sent(&written);
         written
     }
 
@@ -160,7 +160,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
-        self.pace.sent(&written);
+        self.pacing.sent(&written);
         written
     }
 
@@ -186,15 +186,15 @@ mod tests {
     #[tokio::test]
     async fn one_turn_is_read_until_the_next_begins() {
         let (mut near, far) = tokio::io::duplex(1 << 20);
-        tokio::io::AsyncWriteExt::write_all(&mut near, &[7; 5 * TURN])
+        tokio::io::AsyncWriteExt::write_all(&mut near, &[7; 5 * TURN_BYTES])
             .await
             .unwrap();
-        let pace = Pace::new();
-        let mut paced = Paced::new(far, &pace);
+        let pacing = ReadPacing::new();
+        let mut paced = PacedIo::new(far, &pacing);
         let mut chunk = [0; 1000];
         let mut read = 0;
         // Reads until nothing more may be read.
-        let mut drain = async |read: &mut usize, paced: &mut Paced<tokio::io::DuplexStream>| {
+        let mut drain = async |read: &mut usize, paced: &mut PacedIo<tokio::io::DuplexStream>| {
             while let Some(Ok(count)) = poll_fn(|cx| {
                 let mut buf = ReadBuf::new(&mut chunk);
                 Poll::Ready(match Pin::new(&mut *paced).poll_read(cx, &mut buf) {
@@ -209,12 +209,15 @@ mod tests {
             }
         };
         drain(&mut read, &mut paced).await;
-        assert!((TURN..TURN + 1000).contains(&read), "{read}");
-        pace.next_turn();
+        assert!((TURN_BYTES..TURN_BYTES + 1000).contains(&read), "{read}");
+        pacing.next_turn();
         drain(&mut read, &mut paced).await;
-        assert!((2 * TURN..2 * (TURN + 1000)).contains(&read), "{read}");
-        pace.lift();
-        let mut rest = vec![0; 5 * TURN - read];
+        assert!(
+            (2 * TURN_BYTES..2 * (TURN_BYTES + 1000)).contains(&read),
+            "{read}"
+        );
+        pacing.lift();
+        let mut rest = vec![0; 5 * TURN_BYTES - read];
         paced.read_exact(&mut rest).await.unwrap();
     }
 }

@@ -28,17 +28,17 @@ static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 pub(crate) fn at_most_one<'h>(
     headers: &'h HeaderMap,
     name: &HeaderName,
-) -> Result<Option<&'h HeaderValue>, Doubled> {
+) -> Result<Option<&'h HeaderValue>, DuplicateHeader> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (value, None) => Ok(value),
-        (_, Some(_)) => Err(Doubled),
+        (_, Some(_)) => Err(DuplicateHeader),
     }
 }
 
 /// The header occurred more than once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Doubled;
+pub(crate) struct DuplicateHeader;
 
 /// Size of the header list, as HTTP/2 counts it.
 pub(crate) fn list_size<B>(request: &http::Request<B>) -> usize {
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn deadlines_are_read_as_grpc_writes_them() {
+    fn grpc_timeouts_are_parsed() {
         let read = |text: &'static str| {
             let mut headers = HeaderMap::new();
             headers.insert(&GRPC_TIMEOUT, HeaderValue::from_static(text));
@@ -117,12 +117,12 @@ mod tests {
     }
 
     #[test]
-    fn a_doubled_header_is_noticed() {
+    fn a_duplicate_header_is_detected() {
         let mut headers = HeaderMap::new();
         assert_eq!(at_most_one(&headers, &SESSION_ID), Ok(None));
         headers.append(&SESSION_ID, HeaderValue::from_static("a"));
         assert!(at_most_one(&headers, &SESSION_ID).unwrap().is_some());
         headers.append(&SESSION_ID, HeaderValue::from_static("a"));
-        assert_eq!(at_most_one(&headers, &SESSION_ID), Err(Doubled));
+        assert_eq!(at_most_one(&headers, &SESSION_ID), Err(DuplicateHeader));
     }
 }

@@ -15,37 +15,37 @@ use tokio::time::{Instant, Sleep};
 
 /// Intervals of pings and their time limit.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Rules {
+pub(crate) struct KeepaliveConfig {
     /// Silence before a ping on a connection with calls.
     pub(crate) busy: Duration,
     /// The same without calls; at least as long. `None`: no pings then.
     pub(crate) idle: Option<Duration>,
     /// Minimum interval between two pings.
-    pub(crate) apart: Duration,
+    pub(crate) min_interval: Duration,
     /// Time limit for any byte after a ping.
     pub(crate) timeout: Duration,
 }
 
 /// Last read and pending ping of one connection.
 #[derive(Debug)]
-pub(crate) struct Ear {
-    heard: Cell<Instant>,
+pub(crate) struct KeepaliveState {
+    last_read_at: Cell<Instant>,
     /// Time of the last change from no calls to one: silence before that is normal.
-    began: Cell<Option<Instant>>,
-    asked: Cell<Option<Instant>>,
+    call_began_at: Cell<Option<Instant>>,
+    pinged_at: Cell<Option<Instant>>,
 }
 
 /// A connection that records when bytes arrive.
 #[derive(Debug)]
-pub(crate) struct Heard<T> {
+pub(crate) struct TrackedIo<T> {
     io: T,
-    ear: Rc<Ear>,
+    state: Rc<KeepaliveState>,
 }
 
 /// Keepalive of one connection.
-pub(crate) struct Pulse {
-    rules: Rules,
-    ear: Rc<Ear>,
+pub(crate) struct Keepalive {
+    config: KeepaliveConfig,
+    state: Rc<KeepaliveState>,
     pings: Option<PingPong>,
     last_ping: Option<Instant>,
     timer: Pin<Box<Sleep>>,
@@ -53,7 +53,7 @@ pub(crate) struct Pulse {
 
 /// Result of a keepalive check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Beat {
+pub(crate) enum KeepaliveAction {
     /// Check again at this time.
     Wait(Instant),
     /// Send a ping, and check again at this time.
@@ -62,41 +62,43 @@ pub(crate) enum Beat {
     Lost,
 }
 
-impl Ear {
+impl KeepaliveState {
     pub(crate) fn new() -> Rc<Self> {
         Rc::new(Self {
-            heard: Cell::new(Instant::now()),
-            began: Cell::default(),
-            asked: Cell::default(),
+            last_read_at: Cell::new(Instant::now()),
+            call_began_at: Cell::default(),
+            pinged_at: Cell::default(),
         })
     }
 
     /// Records the start of the first call.
-    pub(crate) fn begin(&self) {
-        self.began.set(Some(Instant::now()));
+    pub(crate) fn call_began(&self) {
+        self.call_began_at.set(Some(Instant::now()));
     }
 
     /// Whether a ping was sent and nothing arrived since.
-    pub(crate) fn is_in_doubt(&self) -> bool {
-        self.asked.get().is_some_and(|asked| self.heard.get() <= asked)
+    pub(crate) fn is_ping_pending(&self) -> bool {
+        self.pinged_at
+            .get()
+            .is_some_and(|pinged_at| self.last_read_at.get() <= pinged_at)
     }
 }
 
-impl<T> Heard<T> {
-    pub(crate) fn new(io: T, ear: &Rc<Ear>) -> Self {
+impl<T> TrackedIo<T> {
+    pub(crate) fn new(io: T, state: &Rc<KeepaliveState>) -> Self {
         Self {
             io,
-            ear: Rc::clone(ear),
+            state: Rc::clone(state),
         }
     }
 }
 
-impl Pulse {
-    pub(crate) fn new(rules: Rules, ear: Rc<Ear>, pings: Option<PingPong>) -> Self {
-        let timer = Box::pin(tokio::time::sleep(rules.busy));
+impl Keepalive {
+    pub(crate) fn new(config: KeepaliveConfig, state: Rc<KeepaliveState>, pings: Option<PingPong>) -> Self {
+        let timer = Box::pin(tokio::time::sleep(config.busy));
         Self {
-            rules,
-            ear,
+            config,
+            state,
             pings,
             last_ping: None,
             timer,
@@ -104,18 +106,18 @@ impl Pulse {
     }
 
     /// Waits for the next check and performs it. Cancel-safe: the only await is the timer.
-    pub(crate) async fn next(&mut self, is_busy: impl Fn() -> bool) -> Beat {
+    pub(crate) async fn next(&mut self, is_busy: impl Fn() -> bool) -> KeepaliveAction {
         std::future::poll_fn(|cx| self.timer.as_mut().poll(cx)).await;
-        let beat = self.look(Instant::now(), is_busy());
-        match beat {
-            Beat::Wait(at) => self.timer.as_mut().reset(at),
-            Beat::Ping(at) => {
+        let action = self.check(Instant::now(), is_busy());
+        match action {
+            KeepaliveAction::Wait(at) => self.timer.as_mut().reset(at),
+            KeepaliveAction::Ping(at) => {
                 self.ping();
                 self.timer.as_mut().reset(at);
             }
-            Beat::Lost => {}
+            KeepaliveAction::Lost => {}
         }
-        beat
+        action
     }
 
     fn ping(&mut self) {
@@ -128,43 +130,47 @@ impl Pulse {
         }
     }
 
-    fn look(&mut self, now: Instant, busy: bool) -> Beat {
-        let heard = self.ear.heard.get();
-        if let Some(asked) = self.ear.asked.get() {
-            if heard <= asked {
-                let until = asked + self.rules.timeout;
+    fn check(&mut self, now: Instant, busy: bool) -> KeepaliveAction {
+        let last_read_at = self.state.last_read_at.get();
+        if let Some(pinged_at) = self.state.pinged_at.get() {
+            if last_read_at <= pinged_at {
+                let until = pinged_at + self.config.timeout;
                 return if now < until {
                     // Sooner, so that the next ping is not late if this one is answered.
-                    Beat::Wait(until.min(now + self.rules.busy))
+                    KeepaliveAction::Wait(until.min(now + self.config.busy))
                 } else {
-                    Beat::Lost
+                    KeepaliveAction::Lost
                 };
             }
-            self.ear.asked.set(None);
+            self.state.pinged_at.set(None);
         }
-        let silent_since = self.ear.began.get().map_or(heard, |began| began.max(heard));
-        let bearable = if busy {
-            Some(self.rules.busy)
+        let silent_since = self
+            .state
+            .call_began_at
+            .get()
+            .map_or(last_read_at, |call_began_at| call_began_at.max(last_read_at));
+        let max_silence = if busy {
+            Some(self.config.busy)
         } else {
-            self.rules.idle
+            self.config.idle
         };
-        let silent = bearable.is_some_and(|bearable| silent_since + bearable <= now);
-        let apart = self
+        let is_silent = max_silence.is_some_and(|max_silence| silent_since + max_silence <= now);
+        let may_ping = self
             .last_ping
-            .is_none_or(|last_ping| last_ping + self.rules.apart <= now);
-        if silent && apart {
-            self.ear.asked.set(Some(now));
+            .is_none_or(|last_ping| last_ping + self.config.min_interval <= now);
+        if is_silent && may_ping {
+            self.state.pinged_at.set(Some(now));
             self.last_ping = Some(now);
-            return Beat::Ping(now + self.rules.timeout.min(self.rules.busy));
+            return KeepaliveAction::Ping(now + self.config.timeout.min(self.config.busy));
         }
         // A call can begin without notice to this timer, so it checks as often as a busy connection
         // needs.
-        let next = silent_since + self.rules.busy;
-        Beat::Wait(if next > now { next } else { now + self.rules.busy })
+        let next = silent_since + self.config.busy;
+        KeepaliveAction::Wait(if next > now { next } else { now + self.config.busy })
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Heard<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for TrackedIo<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -173,13 +179,13 @@ impl<T: AsyncRead + Unpin> AsyncRead for Heard<T> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.io).poll_read(cx, buf);
         if buf.filled().len() > before {
-            self.ear.heard.set(Instant::now());
+            self.state.last_read_at.set(Instant::now());
         }
         read
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Heard<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for TrackedIo<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
@@ -214,53 +220,58 @@ mod tests {
         Duration::from_secs(secs)
     }
 
-    const SAIL: Rules = Rules {
+    const SAIL: KeepaliveConfig = KeepaliveConfig {
         busy: secs(30),
         idle: Some(secs(30)),
-        apart: secs(30),
+        min_interval: secs(30),
         timeout: secs(20),
     };
-    const SPARK: Rules = Rules {
+    const SPARK: KeepaliveConfig = KeepaliveConfig {
         busy: secs(30),
         idle: None,
-        apart: secs(300),
+        min_interval: secs(300),
         timeout: secs(20),
     };
-    const CLIENT: Rules = Rules {
+    const CLIENT: KeepaliveConfig = KeepaliveConfig {
         busy: secs(15),
         idle: Some(secs(120)),
-        apart: secs(15),
+        min_interval: secs(15),
         timeout: secs(20),
     };
 
     /// Simulates `total` seconds with a peer that answers pings or not; returns the times of pings
     /// and of the loss.
-    fn live(rules: Rules, total: u64, busy: impl Fn(u64) -> bool, answers: bool) -> (Vec<u64>, Option<u64>) {
-        let mut pulse = Pulse::new(rules, Ear::new(), None);
-        let start = pulse.ear.heard.get();
-        let (mut at, mut pings) = (start + rules.busy, Vec::new());
+    fn live(
+        config: KeepaliveConfig,
+        total: u64,
+        busy: impl Fn(u64) -> bool,
+        answers: bool,
+    ) -> (Vec<u64>, Option<u64>) {
+        let mut keepalive = Keepalive::new(config, KeepaliveState::new(), None);
+        let start = keepalive.state.last_read_at.get();
+        let (mut at, mut pings) = (start + config.busy, Vec::new());
         while at <= start + secs(total) {
             let second = (at - start).as_secs();
-            match pulse.look(at, busy(second)) {
-                Beat::Wait(next) => {
+            match keepalive.check(at, busy(second)) {
+                KeepaliveAction::Wait(next) => {
                     assert!(next > at);
                     at = next;
                 }
-                Beat::Ping(next) => {
+                KeepaliveAction::Ping(next) => {
                     pings.push(second);
                     if answers {
-                        pulse.ear.heard.set(at + Duration::from_millis(1));
+                        keepalive.state.last_read_at.set(at + Duration::from_millis(1));
                     }
                     at = next;
                 }
-                Beat::Lost => return (pings, Some(second)),
+                KeepaliveAction::Lost => return (pings, Some(second)),
             }
         }
         (pings, None)
     }
 
     #[tokio::test]
-    async fn who_does_not_answer_is_given_up_and_who_does_is_not() {
+    async fn unanswered_pings_lose_the_connection_and_answered_ones_keep_it() {
         assert_eq!(live(CLIENT, 1000, |_| true, false), (vec![15], Some(35)));
         assert_eq!(live(SAIL, 1000, |_| true, false), (vec![30], Some(50)));
         assert_eq!(live(SPARK, 1000, |_| true, false), (vec![30], Some(50)));
@@ -293,27 +304,33 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn silence_before_a_call_is_not_held_against_it() {
-        let mut pulse = Pulse::new(SPARK, Ear::new(), None);
-        let call = pulse.ear.heard.get() + secs(1000);
-        pulse.ear.began.set(Some(call));
+    async fn silence_before_a_call_does_not_count() {
+        let mut keepalive = Keepalive::new(SPARK, KeepaliveState::new(), None);
+        let call = keepalive.state.last_read_at.get() + secs(1000);
+        keepalive.state.call_began_at.set(Some(call));
         let look = call + secs(1);
-        assert_eq!(pulse.look(look, true), Beat::Wait(call + secs(30)));
+        assert_eq!(
+            keepalive.check(look, true),
+            KeepaliveAction::Wait(call + secs(30))
+        );
         let look = call + secs(30);
-        assert_eq!(pulse.look(look, true), Beat::Ping(look + secs(20)));
-        assert_eq!(pulse.look(look + secs(20), true), Beat::Lost);
+        assert_eq!(
+            keepalive.check(look, true),
+            KeepaliveAction::Ping(look + secs(20))
+        );
+        assert_eq!(keepalive.check(look + secs(20), true), KeepaliveAction::Lost);
     }
 
     #[tokio::test]
-    async fn any_byte_is_a_sign_of_life() {
+    async fn any_received_byte_answers_a_ping() {
         let (near, mut far) = tokio::io::duplex(64);
-        let ear = Ear::new();
-        let mut io = Heard::new(near, &ear);
-        ear.asked.set(Some(Instant::now()));
+        let state = KeepaliveState::new();
+        let mut io = TrackedIo::new(near, &state);
+        state.pinged_at.set(Some(Instant::now()));
         io.write_all(b"ping").await.unwrap();
-        assert!(ear.is_in_doubt());
+        assert!(state.is_ping_pending());
         far.write_all(b"x").await.unwrap();
         io.read_u8().await.unwrap();
-        assert!(!ear.is_in_doubt());
+        assert!(!state.is_ping_pending());
     }
 }

@@ -31,7 +31,7 @@ pub(crate) enum Method {
 
 /// Destination of a request by its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Target {
+pub(crate) enum RequestTarget {
     /// Forwarded.
     Spark(Method),
     /// Answered by the proxy.
@@ -146,26 +146,26 @@ pub(crate) fn ends_work(path: &str) -> bool {
 }
 
 /// Determines the target from method, path and content type of a request.
-pub(crate) fn target(request: &http::request::Parts) -> Target {
+pub(crate) fn target(request: &http::request::Parts) -> RequestTarget {
     let Some((service, name)) = request
         .uri
         .path()
         .strip_prefix('/')
         .and_then(|path| path.split_once('/'))
     else {
-        return Target::Unknown;
+        return RequestTarget::Unknown;
     };
     if request.method != http::Method::POST
         || !is_grpc(&request.headers)
         || name.is_empty()
         || name.contains('/')
     {
-        return Target::Unknown;
+        return RequestTarget::Unknown;
     }
     match (service, name) {
-        (SPARK_CONNECT, name) => Target::Spark(Method::named(name)),
-        (HEALTH, "Check") => Target::HealthCheck,
-        _ => Target::Unknown,
+        (SPARK_CONNECT, name) => RequestTarget::Spark(Method::named(name)),
+        (HEALTH, "Check") => RequestTarget::HealthCheck,
+        _ => RequestTarget::Unknown,
     }
 }
 
@@ -183,7 +183,7 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 mod tests {
     use super::*;
 
-    fn of(method: &str, path: &str, content_type: &str) -> Target {
+    fn of(method: &str, path: &str, content_type: &str) -> RequestTarget {
         let request = http::Request::builder()
             .method(method)
             .uri(path)
@@ -197,19 +197,19 @@ mod tests {
         let spark = |name: &str| format!("/{SPARK_CONNECT}/{name}");
         assert_eq!(
             of("POST", &spark("ExecutePlan"), grpc),
-            Target::Spark(Method::ExecutePlan)
+            RequestTarget::Spark(Method::ExecutePlan)
         );
         assert_eq!(
             of("POST", &spark("NotYetInvented"), "application/grpc+proto"),
-            Target::Spark(Method::Unknown)
+            RequestTarget::Spark(Method::Unknown)
         );
         assert_eq!(
             of("POST", &spark("ReattachExecute"), grpc),
-            Target::Spark(Method::ReattachExecute)
+            RequestTarget::Spark(Method::ReattachExecute)
         );
         assert_eq!(
             of("POST", "/grpc.health.v1.Health/Check", grpc),
-            Target::HealthCheck
+            RequestTarget::HealthCheck
         );
         for (method, path, content_type) in [
             ("GET", spark("ExecutePlan"), grpc),
@@ -226,14 +226,14 @@ mod tests {
         ] {
             assert_eq!(
                 of(method, &path, content_type),
-                Target::Unknown,
+                RequestTarget::Unknown,
                 "{method} {path} {content_type}"
             );
         }
     }
 
     #[test]
-    fn what_ends_work_starts_none() {
+    fn methods_that_end_work_are_not_work() {
         for name in ["Interrupt", "ReleaseExecute", "ReleaseSession"] {
             assert!(ends_work(&format!("/{SPARK_CONNECT}/{name}")), "{name}");
             assert!(!Method::named(name).is_work(), "{name}");
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_starts_work_has_no_grace_and_wakes() {
+    fn methods_that_are_work_wake_and_have_no_grace() {
         for name in [
             "ExecutePlan",
             "AnalyzePlan",

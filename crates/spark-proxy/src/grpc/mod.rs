@@ -18,6 +18,11 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use identity::GRPC_PREFIX;
 use prost::Message;
 
+/// The content of a message with its flag and length; `None` if these are incomplete.
+pub(crate) fn payload(message: &[u8]) -> Option<&[u8]> {
+    message.get(GRPC_PREFIX..)
+}
+
 /// An uncompressed message with its flag and length.
 pub(crate) fn framed(message: &impl Message) -> Bytes {
     let len = message.encoded_len();

@@ -19,17 +19,17 @@ use tonic::metadata::MetadataValue;
 
 /// The client disconnected or cancelled the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Vanished;
+pub(crate) struct ClientGone;
 
 /// The client's stream of one call, which carries its response.
-pub(crate) struct Client {
+pub(crate) struct ClientStream {
     /// Borrowed for one step at a time, never across an await.
-    side: RefCell<Side>,
+    state: RefCell<StreamState>,
     /// Unsent bytes of the connection.
     unsent: Rc<Unsent>,
 }
 
-enum Side {
+enum StreamState {
     /// Nothing has been sent.
     Fresh(SendResponse<Bytes>),
     /// Response headers have been sent.
@@ -38,17 +38,17 @@ enum Side {
     Done,
 }
 
-impl Client {
+impl ClientStream {
     pub(crate) fn new(respond: SendResponse<Bytes>, unsent: &Rc<Unsent>) -> Self {
         Self {
-            side: RefCell::new(Side::Fresh(respond)),
+            state: RefCell::new(StreamState::Fresh(respond)),
             unsent: Rc::clone(unsent),
         }
     }
 
     /// Whether nothing has been sent.
     pub(crate) fn is_fresh(&self) -> bool {
-        matches!(*self.side.borrow(), Side::Fresh(_))
+        matches!(*self.state.borrow(), StreamState::Fresh(_))
     }
 
     /// Ends the call with a Berth error, in any state.
@@ -69,20 +69,20 @@ impl Client {
         if let Some(reason) = status.metadata().get(REASON_TRAILER) {
             check_sent(Port::SparkConnect, reason.as_bytes());
         }
-        let mut side = self.side.borrow_mut();
-        let sent = match &mut *side {
-            Side::Fresh(respond) => respond.send_response(trailers_only(status), true).map(|_| ()),
-            Side::Begun(stream) => stream.send_trailers(trailers(status)),
-            Side::Done => Ok(()),
+        let mut state = self.state.borrow_mut();
+        let sent = match &mut *state {
+            StreamState::Fresh(respond) => respond.send_response(trailers_only(status), true).map(|_| ()),
+            StreamState::Begun(stream) => stream.send_trailers(trailers(status)),
+            StreamState::Done => Ok(()),
         };
         if sent.is_err() {
             tracing::debug!("sending the error failed: client disconnected");
         }
-        *side = Side::Done;
+        *state = StreamState::Done;
     }
 
     /// Replies with one message and OK.
-    pub(crate) fn reply(&self, message: Bytes) -> Result<(), Vanished> {
+    pub(crate) fn reply(&self, message: Bytes) -> Result<(), ClientGone> {
         let mut head = Response::new(());
         head.headers_mut().insert(header::CONTENT_TYPE, GRPC);
         self.begin(head, false)?;
@@ -91,26 +91,30 @@ impl Client {
     }
 
     /// Sends response headers; `end` means that nothing follows.
-    pub(crate) fn begin(&self, mut head: Response<()>, end: bool) -> Result<(), Vanished> {
+    pub(crate) fn begin(&self, mut head: Response<()>, end: bool) -> Result<(), ClientGone> {
         if end {
             fit(head.headers_mut());
         }
-        let mut side = self.side.borrow_mut();
-        let Side::Fresh(respond) = &mut *side else {
-            return Err(Vanished);
+        let mut state = self.state.borrow_mut();
+        let StreamState::Fresh(respond) = &mut *state else {
+            return Err(ClientGone);
         };
-        let stream = respond.send_response(head, end).map_err(|_| Vanished)?;
-        *side = if end { Side::Done } else { Side::Begun(stream) };
+        let stream = respond.send_response(head, end).map_err(|_| ClientGone)?;
+        *state = if end {
+            StreamState::Done
+        } else {
+            StreamState::Begun(stream)
+        };
         Ok(())
     }
 
     /// Waits until the client can take some of `len` available bytes; returns how many. More would
     /// be buffered by HTTP/2.
-    pub(crate) async fn capacity(&self, len: usize) -> Result<usize, Vanished> {
+    pub(crate) async fn capacity(&self, len: usize) -> Result<usize, ClientGone> {
         let capacity = || {
-            poll_fn(|cx| match &mut *self.side.borrow_mut() {
-                Side::Begun(stream) => poll_capacity(stream, len, cx).map_err(|Closed| Vanished),
-                Side::Fresh(_) | Side::Done => Poll::Ready(Err(Vanished)),
+            poll_fn(|cx| match &mut *self.state.borrow_mut() {
+                StreamState::Begun(stream) => poll_capacity(stream, len, cx).map_err(|Closed| ClientGone),
+                StreamState::Fresh(_) | StreamState::Done => Poll::Ready(Err(ClientGone)),
             })
         };
         loop {
@@ -124,66 +128,66 @@ impl Client {
     }
 
     /// Bytes that the client can take now; `None` if none.
-    fn room(&self, len: usize) -> Result<Option<usize>, Vanished> {
-        let Side::Begun(stream) = &*self.side.borrow() else {
-            return Err(Vanished);
+    fn room(&self, len: usize) -> Result<Option<usize>, ClientGone> {
+        let StreamState::Begun(stream) = &*self.state.borrow() else {
+            return Err(ClientGone);
         };
         let room = stream.capacity();
         Ok((room > 0 || len == 0).then_some(room))
     }
 
     /// Sends response bytes.
-    pub(crate) fn data(&self, data: Bytes, end: bool) -> Result<(), Vanished> {
-        let mut side = self.side.borrow_mut();
-        let Side::Begun(stream) = &mut *side else {
-            return Err(Vanished);
+    pub(crate) fn data(&self, data: Bytes, end: bool) -> Result<(), ClientGone> {
+        let mut state = self.state.borrow_mut();
+        let StreamState::Begun(stream) = &mut *state else {
+            return Err(ClientGone);
         };
         self.unsent.add(data.len());
-        stream.send_data(data, end).map_err(|_| Vanished)?;
+        stream.send_data(data, end).map_err(|_| ClientGone)?;
         if end {
-            *side = Side::Done;
+            *state = StreamState::Done;
         }
         Ok(())
     }
 
     /// Sends trailers, which end the response.
-    pub(crate) fn trailers(&self, mut trailers: HeaderMap) -> Result<(), Vanished> {
+    pub(crate) fn trailers(&self, mut trailers: HeaderMap) -> Result<(), ClientGone> {
         fit(&mut trailers);
-        let mut side = self.side.borrow_mut();
-        let Side::Begun(stream) = &mut *side else {
-            return Err(Vanished);
+        let mut state = self.state.borrow_mut();
+        let StreamState::Begun(stream) = &mut *state else {
+            return Err(ClientGone);
         };
-        stream.send_trailers(trailers).map_err(|_| Vanished)?;
-        *side = Side::Done;
+        stream.send_trailers(trailers).map_err(|_| ClientGone)?;
+        *state = StreamState::Done;
         Ok(())
     }
 
     /// Runs `future` until it ends or the client disconnects.
-    pub(crate) async fn unless_gone<F: Future>(&self, future: F) -> Result<F::Output, Vanished> {
+    pub(crate) async fn unless_gone<F: Future>(&self, future: F) -> Result<F::Output, ClientGone> {
         let mut future = pin!(future);
         poll_fn(|cx| match future.as_mut().poll(cx) {
             Poll::Ready(output) => Poll::Ready(Ok(output)),
-            Poll::Pending => self.poll_gone(cx).map(|()| Err(Vanished)),
+            Poll::Pending => self.poll_gone(cx).map(|()| Err(ClientGone)),
         })
         .await
     }
 
     fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut *self.side.borrow_mut() {
-            Side::Fresh(respond) => respond.poll_reset(cx).map(|_| ()),
-            Side::Begun(stream) => stream.poll_reset(cx).map(|_| ()),
-            Side::Done => Poll::Pending,
+        match &mut *self.state.borrow_mut() {
+            StreamState::Fresh(respond) => respond.poll_reset(cx).map(|_| ()),
+            StreamState::Begun(stream) => stream.poll_reset(cx).map(|_| ()),
+            StreamState::Done => Poll::Pending,
         }
     }
 }
 
-impl Drop for Client {
+impl Drop for ClientStream {
     /// A call whose task is dropped must not end like a successful one.
     fn drop(&mut self) {
-        match self.side.get_mut() {
-            Side::Fresh(respond) => respond.send_reset(Reason::CANCEL),
-            Side::Begun(stream) => stream.send_reset(Reason::CANCEL),
-            Side::Done => {}
+        match self.state.get_mut() {
+            StreamState::Fresh(respond) => respond.send_reset(Reason::CANCEL),
+            StreamState::Begun(stream) => stream.send_reset(Reason::CANCEL),
+            StreamState::Done => {}
         }
     }
 }
@@ -248,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_is_a_whole_grpc_status_in_headers_alone() {
+    fn an_error_is_a_complete_trailers_only_response() {
         let status = Refused::new(Why::SessionClosed, "Geschlossen: ä\n100 %").into_status();
         let response = trailers_only(&status);
         assert_eq!(response.status(), 200);

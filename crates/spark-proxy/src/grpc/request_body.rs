@@ -1,12 +1,12 @@
 //! The messages of a request: read from the client, rewritten by [`crate::grpc::identity`], and
 //! held back until the first head is parsed.
 //!
-//! Before the identity is set they can be inspected ([`Messages::peek`]). The first 64 KiB are kept
+//! Before the identity is set they can be inspected ([`RequestBody::peek`]). The first 64 KiB are kept
 //! until the backend responds, so that an unprocessed call can be sent again.
 
 use crate::config::LimitConfig;
-use crate::grpc::identity::{Hostile, Identity, Operation, Piece, Rewriter, SparkSessionId};
-use crate::grpc::reply::Vanished;
+use crate::grpc::identity::{Identity, InvalidRequest, Operation, Piece, Rewriter, SparkSessionId};
+use crate::grpc::reply::ClientGone;
 use bytes::buf::Chain;
 use bytes::{Buf, Bytes};
 use h2::RecvStream;
@@ -19,21 +19,21 @@ use std::time::Duration;
 pub(crate) type Outgoing = Chain<Bytes, Bytes>;
 
 /// Reason for the failure of a request.
-pub(crate) enum Broken {
+pub(crate) enum RequestError {
     /// The client may not send this.
     Refused(Refused),
     /// The client disconnected.
-    Vanished,
+    ClientGone,
 }
 
-impl From<Hostile> for Broken {
-    fn from(hostile: Hostile) -> Self {
-        Self::Refused(match hostile {
-            Hostile::Compressed => Refused::new(
+impl From<InvalidRequest> for RequestError {
+    fn from(invalid: InvalidRequest) -> Self {
+        Self::Refused(match invalid {
+            InvalidRequest::Compressed => Refused::new(
                 Reason::CompressedRequest,
                 "Compressed requests are not accepted. Send them without grpc-encoding.",
             ),
-            Hostile::Malformed(why) => Refused::new(
+            InvalidRequest::Malformed(why) => Refused::new(
                 Reason::MalformedMessage,
                 format!("The request is not a Spark Connect message: {why}."),
             ),
@@ -41,25 +41,25 @@ impl From<Hostile> for Broken {
     }
 }
 
-impl From<Vanished> for Broken {
-    fn from(Vanished: Vanished) -> Self {
-        Self::Vanished
+impl From<ClientGone> for RequestError {
+    fn from(ClientGone: ClientGone) -> Self {
+        Self::ClientGone
     }
 }
 
 /// Maximum length of a request that is kept for another attempt, or inspected.
-pub(crate) const MOST_KEPT: usize = 64 * 1024;
+pub(crate) const MAX_REWIND_BYTES: usize = 64 * 1024;
 /// Memory overhead of a piece of a request.
 const PIECE_OVERHEAD: usize = 64;
 
 /// The messages of one request.
-pub(crate) struct Messages {
+pub(crate) struct RequestBody {
     body: RecvStream,
     /// Data read before the identity was set.
     raw: Vec<Bytes>,
     rewriter: Option<Rewriter>,
     ready: VecDeque<Piece>,
-    /// Everything forwarded so far, unless it exceeds [`MOST_KEPT`].
+    /// Everything forwarded so far, unless it exceeds [`MAX_REWIND_BYTES`].
     kept: Option<Vec<Piece>>,
     kept_len: usize,
     /// Client bytes read and not yet forwarded.
@@ -75,14 +75,14 @@ pub(crate) struct Messages {
 }
 
 /// The next part of a request.
-pub(crate) enum Next {
+pub(crate) enum BodyPart {
     /// Bytes, and whether they are the last.
     Data(Outgoing, bool),
     /// The end, after bytes that were not marked as the last.
     End,
 }
 
-impl Messages {
+impl RequestBody {
     pub(crate) fn new(body: RecvStream, limits: &LimitConfig) -> Self {
         Self {
             body,
@@ -100,28 +100,28 @@ impl Messages {
     }
 
     /// Returns the whole request as the client sent it, before the identity is set; `None` if it is
-    /// longer than `most`. The request can still be sent.
-    pub(crate) async fn peek(&mut self, most: usize) -> Result<Option<Vec<u8>>, Broken> {
+    /// longer than `max`. The request can still be sent.
+    pub(crate) async fn peek(&mut self, max: usize) -> Result<Option<Vec<u8>>, RequestError> {
         let within = self.first_within;
         let read = async {
-            while !self.ended && self.credit <= most {
+            while !self.ended && self.credit <= max {
                 self.read().await?;
             }
             Ok(())
         };
         in_time(within, read).await?;
-        Ok((self.credit <= most).then(|| self.raw.concat()))
+        Ok((self.credit <= max).then(|| self.raw.concat()))
     }
 
     /// Memory held for the request, overhead included.
-    pub(crate) fn weight(&self) -> usize {
+    pub(crate) fn buffered_bytes(&self) -> usize {
         self.credit + (self.raw.len() + self.ready.len()) * PIECE_OVERHEAD
     }
 
-    /// Reads one more piece, unless the request is complete or `most` is reached; false if nothing
+    /// Reads one more piece, unless the request is complete or `max` is reached; false if nothing
     /// was read.
-    pub(crate) async fn gather(&mut self, most: usize) -> Result<bool, Broken> {
-        if self.ended || self.weight() >= most {
+    pub(crate) async fn buffer(&mut self, max: usize) -> Result<bool, RequestError> {
+        if self.ended || self.buffered_bytes() >= max {
             return Ok(false);
         }
         self.read().await?;
@@ -129,10 +129,10 @@ impl Messages {
     }
 
     /// Sets the user identity and rewrites the data read so far.
-    pub(crate) fn identify(&mut self, identity: Identity, notice_operation: bool) -> Result<(), Broken> {
+    pub(crate) fn identify(&mut self, identity: Identity, parse_operation: bool) -> Result<(), RequestError> {
         let mut rewriter = Rewriter::new(identity);
-        if notice_operation {
-            rewriter = rewriter.noticing_operation();
+        if parse_operation {
+            rewriter = rewriter.with_operation();
         }
         self.ready.clear();
         for bytes in &self.raw {
@@ -147,7 +147,7 @@ impl Messages {
     }
 
     /// Reads until the Spark session of the request is known.
-    pub(crate) async fn open(&mut self) -> Result<SparkSessionId, Broken> {
+    pub(crate) async fn open(&mut self) -> Result<SparkSessionId, RequestError> {
         let within = self.first_within;
         let read = async {
             while self.session().is_none() && !self.ended {
@@ -156,8 +156,9 @@ impl Messages {
             Ok(())
         };
         in_time(within, read).await?;
-        self.session()
-            .ok_or(Broken::from(Hostile::Malformed("it has no session_id")))
+        self.session().ok_or(RequestError::from(InvalidRequest::Malformed(
+            "it has no session_id",
+        )))
     }
 
     fn session(&self) -> Option<SparkSessionId> {
@@ -170,7 +171,7 @@ impl Messages {
     }
 
     /// Returns the next bytes to forward, or `None` after the end.
-    pub(crate) async fn next(&mut self) -> Result<Option<Next>, Broken> {
+    pub(crate) async fn next(&mut self) -> Result<Option<BodyPart>, RequestError> {
         if self.finished {
             return Ok(None);
         }
@@ -183,23 +184,29 @@ impl Messages {
         };
         tokio::time::timeout(idle_timeout, read)
             .await
-            .unwrap_or_else(|_| Err(stalled(idle_timeout)))?;
+            .unwrap_or_else(|_| Err(idle_timeout_error(idle_timeout)))?;
         if let Some(piece) = self.ready.pop_front() {
             self.keep(&piece);
             self.finished = self.ended && self.ready.is_empty() && self.body.is_end_stream();
-            let Piece { ours, theirs } = piece;
-            return Ok(Some(Next::Data(ours.chain(theirs), self.finished)));
+            let Piece {
+                berth_bytes,
+                client_bytes,
+            } = piece;
+            return Ok(Some(BodyPart::Data(
+                berth_bytes.chain(client_bytes),
+                self.finished,
+            )));
         }
         self.finished = true;
         // No gRPC client sends request trailers, and their content is not checked, so they are
         // dropped.
-        self.body.trailers().await.map_err(|_| Vanished)?;
-        Ok(Some(Next::End))
+        self.body.trailers().await.map_err(|_| ClientGone)?;
+        Ok(Some(BodyPart::End))
     }
 
     fn keep(&mut self, piece: &Piece) {
-        self.kept_len += piece.ours.len() + piece.theirs.len();
-        if self.kept_len > MOST_KEPT {
+        self.kept_len += piece.berth_bytes.len() + piece.client_bytes.len();
+        if self.kept_len > MAX_REWIND_BYTES {
             self.kept = None;
         } else if let Some(kept) = &mut self.kept {
             kept.push(piece.clone());
@@ -218,7 +225,7 @@ impl Messages {
     }
 
     /// Records that everything read was forwarded, and releases flow-control capacity.
-    pub(crate) fn passed(&mut self) {
+    pub(crate) fn release_capacity(&mut self) {
         if self.ready.is_empty() {
             let credit = std::mem::take(&mut self.credit);
             // Fails only after the stream has ended.
@@ -226,10 +233,10 @@ impl Messages {
         }
     }
 
-    async fn read(&mut self) -> Result<(), Broken> {
+    async fn read(&mut self) -> Result<(), RequestError> {
         match self.body.data().await {
             Some(data) => {
-                let data = data.map_err(|_| Vanished)?;
+                let data = data.map_err(|_| ClientGone)?;
                 self.credit += data.len();
                 match &mut self.rewriter {
                     Some(rewriter) => rewriter.feed(data, &mut self.ready)?,
@@ -248,8 +255,8 @@ impl Messages {
     }
 }
 
-fn stalled(idle_timeout: Duration) -> Broken {
-    Broken::Refused(
+fn idle_timeout_error(idle_timeout: Duration) -> RequestError {
+    RequestError::Refused(
         Refused::new(
             Reason::MalformedMessage,
             format!(
@@ -261,9 +268,12 @@ fn stalled(idle_timeout: Duration) -> Broken {
     )
 }
 
-async fn in_time(within: Duration, read: impl Future<Output = Result<(), Broken>>) -> Result<(), Broken> {
+async fn in_time(
+    within: Duration,
+    read: impl Future<Output = Result<(), RequestError>>,
+) -> Result<(), RequestError> {
     tokio::time::timeout(within, read).await.unwrap_or_else(|_| {
-        Err(Broken::Refused(Refused::new(
+        Err(RequestError::Refused(Refused::new(
             Reason::MalformedMessage,
             format!(
                 "No message came within {} s of the call's headers (limits.first_message).",

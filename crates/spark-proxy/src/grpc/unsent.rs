@@ -75,7 +75,7 @@ mod tests {
     use std::task::Context;
 
     #[test]
-    fn calls_wait_while_the_socket_takes_nothing() {
+    fn calls_wait_while_the_socket_is_blocked() {
         let unsent = Unsent::default();
         let has_room = || {
             let mut room = std::pin::pin!(unsent.room());

@@ -1,11 +1,11 @@
 //! Route cache, shared by all workers.
 //!
 //! Three rules keep it correct: every change of every session is announced on the watch stream; an
-//! answer older than the newest announced change (the *floor* of the session) is never stored; and
-//! an answer is fresh only during the watch stream in which it was requested.
+//! answer older than the newest announced change (the *minimum version* of the session) is never
+//! stored; and an answer is fresh only during the watch stream in which it was requested.
 
 use super::single_flight::{self, Flight, Waiter};
-use super::{Gone, Order, Route, RouteState};
+use super::{Gone, Route, RouteState, RouteVersion};
 use crate::config::RouteConfig;
 use crate::metrics::Metrics;
 use parking_lot::{Mutex, MutexGuard};
@@ -24,17 +24,17 @@ use tracing::Instrument as _;
 
 /// Time for which the end of a session is recorded after its other data is removed, so that a late
 /// answer cannot restore its route.
-pub(crate) const MARKER_LIFE: Duration = Duration::from_secs(15 * 60);
+pub(crate) const ENDED_MARKER_TTL: Duration = Duration::from_secs(15 * 60);
 /// Lifetime of an answer without a watch stream.
-const UNWATCHED_LIFE: Duration = Duration::from_secs(5);
+const UNWATCHED_TTL: Duration = Duration::from_secs(5);
 
 /// Event for the workers.
 #[derive(Debug, Clone)]
 pub(crate) enum RouteEvent {
-    /// Routes older than `order` are invalid.
+    /// Routes older than `version` are invalid.
     Changed {
         session: SessionId,
-        order: Order,
+        version: RouteVersion,
         token_epoch: u64,
     },
     /// The session ended.
@@ -51,7 +51,7 @@ pub(crate) struct Stamp {
 }
 
 /// Route request of a call.
-pub(crate) struct Ask {
+pub(crate) struct RouteRequest {
     pub(crate) session: SessionId,
     pub(crate) token: Arc<str>,
     /// Start compute if it was released, and wait for it.
@@ -63,21 +63,21 @@ pub(crate) struct Ask {
 
 /// Reason for a missing route.
 #[derive(Debug, Clone)]
-pub(crate) enum Miss {
+pub(crate) enum ResolveError {
     /// Session-manager rejected the request.
     Refused(Refused),
     /// Session-manager could not be reached.
     Unreachable,
     /// The time limit passed before compute was ready.
-    Waited,
+    TimedOut,
 }
 
 /// Result of a single flight for each of its waiters.
-pub(crate) type Answer = Result<(Arc<Route>, Stamp), Miss>;
+pub(crate) type ResolveResult = Result<(Arc<Route>, Stamp), ResolveError>;
 
 /// Result of storing an answer.
-pub(super) enum Learned {
-    Kept,
+pub(super) enum StoreOutcome {
+    Stored,
     /// A newer version was announced first: request again.
     Outdated,
     /// The session ended, by this answer or earlier.
@@ -91,12 +91,12 @@ pub(crate) struct Routes {
     /// Client for the watch and for bindings, on its own connection.
     control_client: RouteServiceClient<ServiceChannel>,
     pub(super) config: RouteConfig,
-    state: Mutex<State>,
+    state: Mutex<CacheState>,
     workers: Vec<mpsc::UnboundedSender<RouteEvent>>,
     /// Number of the current watch stream; 0 while there is none.
     watch: AtomicU64,
-    /// Number of the last watch stream, and when it ended.
-    lost: Mutex<(u64, Option<Instant>)>,
+    /// Number of the last watch stream, and the time of its end.
+    ended_watch: Mutex<(u64, Option<Instant>)>,
     pub(super) control: tokio::runtime::Handle,
     pub(super) metrics: Arc<Metrics>,
     /// The last request was answered, or there was none yet.
@@ -104,15 +104,15 @@ pub(crate) struct Routes {
 }
 
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct CacheState {
     known: HashMap<SessionId, (Arc<Route>, Stamp)>,
-    floors: HashMap<SessionId, Floor>,
+    min_versions: HashMap<SessionId, MinVersion>,
     pub(super) flights: HashMap<SessionId, Flight>,
 }
 
 /// The newest announced change of a session.
-struct Floor {
-    order: Order,
+struct MinVersion {
+    version: RouteVersion,
     gone: Option<Arc<Gone>>,
     at: Instant,
 }
@@ -133,7 +133,7 @@ impl Routes {
             state: Mutex::default(),
             workers,
             watch: AtomicU64::new(0),
-            lost: Mutex::new((0, None)),
+            ended_watch: Mutex::new((0, None)),
             control: tokio::runtime::Handle::current(),
             metrics,
             reachable: AtomicBool::new(true),
@@ -151,24 +151,22 @@ impl Routes {
         if watch != 0 {
             return stamp.watch == watch;
         }
-        let (last, lost_at) = *self.lost.lock();
-        let good_at = if stamp.watch == last {
-            lost_at.unwrap_or(stamp.at)
-        } else {
-            stamp.at
-        };
-        good_at.elapsed() < UNWATCHED_LIFE
+        self.current_at(stamp).elapsed() < UNWATCHED_TTL
     }
 
     /// Whether an answer may be used while session-manager is unreachable.
-    pub(crate) fn is_bearable(&self, stamp: Stamp) -> bool {
-        let (last, lost_at) = *self.lost.lock();
-        let good_at = if stamp.watch == last {
+    pub(crate) fn is_usable_stale(&self, stamp: Stamp) -> bool {
+        self.current_at(stamp).elapsed() < self.config.stale_if_unreachable
+    }
+
+    /// Last time at which an answer was known to be current, without a watch stream.
+    fn current_at(&self, stamp: Stamp) -> Instant {
+        let (last, lost_at) = *self.ended_watch.lock();
+        if stamp.watch == last {
             lost_at.unwrap_or(stamp.at)
         } else {
             stamp.at
-        };
-        good_at.elapsed() < self.config.stale_if_unreachable
+        }
     }
 
     /// Stamp for a request that is about to be sent.
@@ -184,54 +182,55 @@ impl Routes {
     }
 
     /// Returns the route of a session: from the cache if fresh, else from a single flight.
-    pub(crate) async fn resolve(self: &Arc<Self>, ask: Ask) -> Answer {
-        let until = ask.until;
+    pub(crate) async fn resolve(self: &Arc<Self>, request: RouteRequest) -> ResolveResult {
+        let until = request.until;
         let answer = {
             let mut state = self.state();
             if let Some(gone) = state
-                .floors
-                .get(&ask.session)
-                .and_then(|floor| floor.gone.as_ref())
+                .min_versions
+                .get(&request.session)
+                .and_then(|min_version| min_version.gone.as_ref())
             {
-                return Err(Miss::Refused(gone.refused()));
+                return Err(ResolveError::Refused(gone.refused()));
             }
-            if let Some((route, stamp)) = state.known.get(&ask.session) {
-                let recent = ask.not_before.is_none_or(|moment| stamp.at >= moment);
-                if recent && self.is_fresh(*stamp) && single_flight::is_settled(route, ask.wake) {
+            if let Some((route, stamp)) = state.known.get(&request.session) {
+                let recent = request.not_before.is_none_or(|moment| stamp.at >= moment);
+                if recent && self.is_fresh(*stamp) && single_flight::is_settled(route, request.wake) {
                     return Ok((Arc::clone(route), *stamp));
                 }
             }
             let (reply, answer) = oneshot::channel();
             let waiter = Waiter {
-                token: ask.token,
-                wake: ask.wake,
-                not_before: ask.not_before,
+                token: request.token,
+                wake: request.wake,
+                not_before: request.not_before,
                 reply,
             };
-            match state.flights.entry(ask.session.clone()) {
+            match state.flights.entry(request.session.clone()) {
                 Entry::Occupied(mut flight) => {
                     let flight = flight.get_mut();
                     // A caller that only waits for compute is served by the request that woke the
                     // session, and by the announcements after it.
                     if !(waiter.wake && flight.wakes && waiter.not_before.is_none()) {
-                        flight.news.notify_one();
+                        flight.changed.notify_one();
                     }
                     flight.waiters.push(waiter);
                 }
-                Entry::Vacant(nobody) => {
-                    let flight = nobody.insert(Flight::default());
+                Entry::Vacant(vacant) => {
+                    let flight = vacant.insert(Flight::default());
                     flight.waiters.push(waiter);
-                    let news = Arc::clone(&flight.news);
-                    self.control
-                        .spawn(single_flight::fly(Arc::clone(self), ask.session, news).in_current_span());
+                    let changed = Arc::clone(&flight.changed);
+                    self.control.spawn(
+                        single_flight::run(Arc::clone(self), request.session, changed).in_current_span(),
+                    );
                 }
             }
             answer
         };
         match tokio::time::timeout_at(until, answer).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(Miss::Unreachable),
-            Err(_) => Err(Miss::Waited),
+            Ok(Err(_)) => Err(ResolveError::Unreachable),
+            Err(_) => Err(ResolveError::TimedOut),
         }
     }
 
@@ -244,85 +243,87 @@ impl Routes {
     }
 
     /// Stores an answer unless a newer version was announced meanwhile.
-    pub(super) fn learn(&self, state: &mut State, route: &Arc<Route>, stamp: Stamp) -> Learned {
-        let floor = state.floors.get(&route.session);
-        if let Some(gone) = floor.and_then(|floor| floor.gone.as_ref()) {
-            return Learned::Gone(Arc::clone(gone));
+    pub(super) fn store(&self, state: &mut CacheState, route: &Arc<Route>, stamp: Stamp) -> StoreOutcome {
+        let min_version = state.min_versions.get(&route.session);
+        if let Some(gone) = min_version.and_then(|min_version| min_version.gone.as_ref()) {
+            return StoreOutcome::Gone(Arc::clone(gone));
         }
-        // An end is final in any order; an unknown session has no order.
+        // An end is final at any version; an unknown session has none.
         if let RouteState::Gone(gone) = &route.state {
-            self.bury(state, route.session.clone(), route.order, gone.clone());
-            return Learned::Gone(Arc::new(gone.clone()));
+            self.mark_ended(state, route.session.clone(), route.version, gone.clone());
+            return StoreOutcome::Gone(Arc::new(gone.clone()));
         }
-        let known = state.known.get(&route.session).map(|(known, _)| known.order);
-        if Some(route.order) < floor.map(|floor| floor.order) || Some(route.order) < known {
-            return Learned::Outdated;
+        let known = state.known.get(&route.session).map(|(known, _)| known.version);
+        if Some(route.version) < min_version.map(|min_version| min_version.version)
+            || Some(route.version) < known
+        {
+            return StoreOutcome::Outdated;
         }
         state
             .known
             .insert(route.session.clone(), (Arc::clone(route), stamp));
-        Learned::Kept
+        StoreOutcome::Stored
     }
 
     /// Handles an announced change.
-    pub(super) fn changed(&self, session: SessionId, order: Order, token_epoch: u64) {
+    pub(super) fn changed(&self, session: SessionId, version: RouteVersion, token_epoch: u64) {
         let mut state = self.state();
         let now = Instant::now();
-        let floor = state.floors.entry(session.clone()).or_insert(Floor {
-            order,
+        let min_version = state.min_versions.entry(session.clone()).or_insert(MinVersion {
+            version,
             gone: None,
             at: now,
         });
-        if floor.gone.is_some() {
+        if min_version.gone.is_some() {
             return;
         }
-        floor.order = floor.order.max(order);
-        floor.at = now;
+        min_version.version = min_version.version.max(version);
+        min_version.at = now;
         if state
             .known
             .get(&session)
-            .is_some_and(|(route, _)| route.order < order)
+            .is_some_and(|(route, _)| route.version < version)
         {
             state.known.remove(&session);
         }
         if let Some(flight) = state.flights.get(&session) {
-            flight.news.notify_one();
+            flight.changed.notify_one();
         }
-        self.tell(&RouteEvent::Changed {
+        self.broadcast(&RouteEvent::Changed {
             session,
-            order,
+            version,
             token_epoch,
         });
     }
 
     /// Handles an announced end.
-    pub(super) fn ended(&self, session: SessionId, order: Order, gone: Gone) {
+    pub(super) fn ended(&self, session: SessionId, version: RouteVersion, gone: Gone) {
         let mut state = self.state();
-        self.bury(&mut state, session, order, gone);
+        self.mark_ended(&mut state, session, version, gone);
     }
 
-    fn bury(&self, state: &mut State, session: SessionId, order: Order, gone: Gone) {
+    fn mark_ended(&self, state: &mut CacheState, session: SessionId, version: RouteVersion, gone: Gone) {
         state.known.remove(&session);
         if let Some(flight) = state.flights.get(&session) {
-            flight.news.notify_one();
+            flight.changed.notify_one();
         }
         let gone = Arc::new(gone);
-        let floor = Floor {
-            order,
+        let min_version = MinVersion {
+            version,
             gone: Some(Arc::clone(&gone)),
             at: Instant::now(),
         };
-        state.floors.insert(session.clone(), floor);
-        self.tell(&RouteEvent::Gone { session, gone });
+        state.min_versions.insert(session.clone(), min_version);
+        self.broadcast(&RouteEvent::Gone { session, gone });
     }
 
     /// Handles the begin of a watch stream: all routes must be requested again.
     pub(super) fn watch_began(&self) {
-        let number = self.lost.lock().0 + 1;
-        *self.lost.lock() = (number, None);
+        let number = self.ended_watch.lock().0 + 1;
+        *self.ended_watch.lock() = (number, None);
         self.watch.store(number, Ordering::Release);
-        self.metrics.watching.set(1);
-        self.tell(&RouteEvent::Recheck);
+        self.metrics.control.watching.set(1);
+        self.broadcast(&RouteEvent::Recheck);
     }
 
     /// Handles an announcement that changes may have been missed.
@@ -334,13 +335,13 @@ impl Routes {
     /// Handles the end of the watch stream. Changes after `last_message` are unknown.
     pub(super) fn watch_lost(&self, last_message: Instant) {
         if self.watch.swap(0, Ordering::AcqRel) != 0 {
-            self.metrics.watching.set(0);
-            self.lost.lock().1 = Some(last_message);
+            self.metrics.control.watching.set(0);
+            self.ended_watch.lock().1 = Some(last_message);
         }
     }
 
     /// Records whether a request was answered; logs changes.
-    pub(super) fn answered(&self, problem: Option<&tonic::Status>) {
+    pub(super) fn record_reachability(&self, problem: Option<&tonic::Status>) {
         let was = self.reachable.swap(problem.is_none(), Ordering::Relaxed);
         match problem {
             Some(status) if was => {
@@ -353,27 +354,27 @@ impl Routes {
 
     /// Makes every worker request the routes of its sessions again.
     pub(super) fn recheck(&self) {
-        self.tell(&RouteEvent::Recheck);
+        self.broadcast(&RouteEvent::Recheck);
     }
 
     /// Removes unused entries.
     pub(super) fn sweep(&self) {
         let mut state = self.state();
         let flights: Vec<SessionId> = state.flights.keys().cloned().collect();
-        state
-            .floors
-            .retain(|session, floor| floor.at.elapsed() < MARKER_LIFE || flights.contains(session));
+        state.min_versions.retain(|session, min_version| {
+            min_version.at.elapsed() < ENDED_MARKER_TTL || flights.contains(session)
+        });
         state
             .known
             .retain(|_, (_, stamp)| stamp.at.elapsed() < self.config.forget_after);
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, CacheState> {
         self.state.lock()
     }
 
     /// Called under the lock of the state, so that all workers receive events in order.
-    fn tell(&self, event: &RouteEvent) {
+    fn broadcast(&self, event: &RouteEvent) {
         for worker in &self.workers {
             // A stopped worker has no calls.
             let _ = worker.send(event.clone());

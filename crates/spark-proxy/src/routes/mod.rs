@@ -9,7 +9,7 @@ pub(crate) mod cache;
 mod single_flight;
 pub(crate) mod watch;
 
-pub(crate) use single_flight::refusal;
+pub(crate) use single_flight::rejection;
 
 use crate::grpc::identity::SparkSessionId;
 use http::HeaderValue;
@@ -21,18 +21,19 @@ use session_proto::error::Refused;
 use session_proto::internal as pb;
 use session_token::Claims;
 use std::net::SocketAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Time for session-manager's answer beyond the wait in the request.
-pub(crate) const ANSWER_TIME: Duration = Duration::from_secs(5);
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time after a loss of compute for which an unknown operation counts as lost with it.
-const LOSS_MATTERS: Duration = Duration::from_secs(15 * 60);
+const LOSS_TTL: Duration = Duration::from_secs(15 * 60);
 
 /// Orders all data of one session: by store epoch, then by session version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(crate) struct Order {
+pub(crate) struct RouteVersion {
     pub(crate) store_epoch: u64,
     pub(crate) version: u64,
 }
@@ -42,7 +43,7 @@ pub(crate) struct Order {
 pub(crate) struct Route {
     pub(crate) session: SessionId,
     pub(crate) org: OrgId,
-    pub(crate) order: Order,
+    pub(crate) version: RouteVersion,
     pub(crate) token_epoch: u64,
     pub(crate) revoked: Vec<TokenId>,
     pub(crate) org_disabled: bool,
@@ -128,7 +129,7 @@ impl std::fmt::Debug for Backend {
 /// An invalid route from session-manager.
 #[derive(Debug, thiserror::Error)]
 #[error("a route with an invalid {0}")]
-pub(crate) struct BadRoute(&'static str);
+pub(crate) struct InvalidRoute(&'static str);
 
 impl Gone {
     pub(crate) fn refused(&self) -> Refused {
@@ -154,11 +155,11 @@ impl Gone {
 }
 
 impl Route {
-    pub(crate) fn from_proto(route: pb::Route) -> Result<Self, BadRoute> {
-        let session: SessionId = route.session_id.parse().map_err(|_| BadRoute("session id"))?;
+    pub(crate) fn from_proto(route: pb::Route) -> Result<Self, InvalidRoute> {
+        let session: SessionId = route.session_id.parse().map_err(|_| InvalidRoute("session id"))?;
         let state = match route.status() {
             pb::RouteStatus::Active => {
-                let backend = route.backend.ok_or(BadRoute("backend: none"))?;
+                let backend = route.backend.ok_or(InvalidRoute("backend: none"))?;
                 RouteState::Active(Arc::new(Backend::from_proto(
                     backend,
                     &session,
@@ -176,33 +177,27 @@ impl Route {
                 reason: Reason::SessionFailed,
                 why: route.status_message,
             }),
-            pb::RouteStatus::Unspecified => return Err(BadRoute("status")),
+            pb::RouteStatus::Unspecified => return Err(InvalidRoute("status")),
         };
         Ok(Self {
-            org: route.org.parse().map_err(|_| BadRoute("org"))?,
-            order: Order {
+            org: route.org.parse().map_err(|_| InvalidRoute("org"))?,
+            version: RouteVersion {
                 store_epoch: route.store_epoch,
                 version: route.version,
             },
             token_epoch: route.token_epoch,
-            revoked: route
-                .revoked_tokens
-                .into_iter()
-                .map(|token| token.token_id.parse().map_err(|_| BadRoute("revoked token id")))
-                .collect::<Result<_, _>>()?,
+            revoked: parse_all(
+                route.revoked_tokens.iter().map(|token| &token.token_id),
+                "revoked token id",
+            )?,
             org_disabled: route.org_disabled,
             lost_at: route.compute_lost_at.as_ref().map(from_timestamp),
             replaced_at: route.compute_replaced_at.as_ref().map(from_timestamp),
-            bindings: route
-                .bindings
-                .iter()
-                .map(|binding| binding.spark_session_id.parse().map_err(|_| BadRoute("binding")))
-                .collect::<Result<_, _>>()?,
-            outdated: route
-                .kept_spark_sessions
-                .iter()
-                .map(|id| id.parse().map_err(|_| BadRoute("kept Spark session")))
-                .collect::<Result<_, _>>()?,
+            bindings: parse_all(
+                route.bindings.iter().map(|binding| &binding.spark_session_id),
+                "binding",
+            )?,
+            outdated: parse_all(route.kept_spark_sessions.iter(), "kept Spark session")?,
             signals_replacement: route.signals_replacement,
             generation: route.generation,
             state,
@@ -211,8 +206,8 @@ impl Route {
     }
 
     /// Whether compute was lost recently enough that clients may reattach to lost operations.
-    pub(crate) fn lost_compute(&self, now: Timestamp) -> bool {
-        self.lost_at.is_some_and(|at| now < at.after(LOSS_MATTERS))
+    pub(crate) fn lost_compute_recently(&self, now: Timestamp) -> bool {
+        self.lost_at.is_some_and(|at| now < at.after(LOSS_TTL))
     }
 
     /// Whether the previous compute was lost, not released.
@@ -252,6 +247,15 @@ impl Route {
     }
 }
 
+fn parse_all<'t, T: FromStr>(
+    texts: impl Iterator<Item = &'t String>,
+    what: &'static str,
+) -> Result<Vec<T>, InvalidRoute> {
+    texts
+        .map(|text| text.parse().map_err(|_| InvalidRoute(what)))
+        .collect()
+}
+
 pub(crate) fn revoked(session: &SessionId) -> Refused {
     Refused::new(
         Reason::TokenRevoked,
@@ -267,20 +271,20 @@ impl Backend {
         session: &SessionId,
         generation: u64,
         user_id: String,
-    ) -> Result<Self, BadRoute> {
-        let authority: Authority = backend.endpoint.parse().map_err(|_| BadRoute("endpoint"))?;
+    ) -> Result<Self, InvalidRoute> {
+        let authority: Authority = backend.endpoint.parse().map_err(|_| InvalidRoute("endpoint"))?;
         if authority.port_u16().is_none() {
-            return Err(BadRoute("endpoint: no port"));
+            return Err(InvalidRoute("endpoint: no port"));
         }
         let tls = match backend.tls_server_name.as_str() {
             "" => None,
-            name => Some(ServerName::try_from(name.to_owned()).map_err(|_| BadRoute("TLS server name"))?),
+            name => Some(ServerName::try_from(name.to_owned()).map_err(|_| InvalidRoute("TLS server name"))?),
         };
         let credential = match backend.credential.as_str() {
             "" => None,
             token => {
-                let mut value =
-                    HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| BadRoute("credential"))?;
+                let mut value = HeaderValue::try_from(format!("Bearer {token}"))
+                    .map_err(|_| InvalidRoute("credential"))?;
                 value.set_sensitive(true);
                 Some(value)
             }
@@ -288,7 +292,7 @@ impl Backend {
         let engine = match backend.engine.as_str() {
             "sail" => Engine::Sail,
             "spark" => Engine::Spark,
-            _ => return Err(BadRoute("engine")),
+            _ => return Err(InvalidRoute("engine")),
         };
         let pool = if backend.dedicated {
             PoolKey::Dedicated(session.clone(), generation)
@@ -299,7 +303,7 @@ impl Backend {
         Ok(Self {
             addresses: addresses
                 .collect::<Result<_, _>>()
-                .map_err(|_| BadRoute("address"))?,
+                .map_err(|_| InvalidRoute("address"))?,
             authority,
             tls,
             credential,
@@ -318,6 +322,6 @@ impl Backend {
 }
 
 /// Whether a token has expired, by the rule of the verifier.
-pub(crate) fn expired(claims: &Claims, leeway: Duration, now: Timestamp) -> bool {
+pub(crate) fn is_expired(claims: &Claims, leeway: Duration, now: Timestamp) -> bool {
     now >= claims.expires_at().after(leeway)
 }

@@ -1,11 +1,11 @@
 //! Single flight: one task requests the route of a session for all waiting callers, and continues
 //! when the first of them leaves.
 
-use super::cache::{Answer, Learned, Miss, Routes, Stamp, State};
-use super::{ANSWER_TIME, Route, RouteState};
+use super::cache::{CacheState, ResolveError, ResolveResult, Routes, Stamp, StoreOutcome};
+use super::{REQUEST_TIMEOUT, Route, RouteState};
 use session_core::{Reason, SessionId};
 use session_proto::error::{Refused, reason_of};
-use session_proto::internal::ResolveRouteRequest;
+use session_proto::internal::{ResolveRouteRequest, ResolveRouteResponse};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
@@ -14,17 +14,17 @@ use tonic::{Code, Status};
 
 /// Interval between requests for a session while session-manager is unreachable or its answer is
 /// outdated.
-const PAUSE: Duration = Duration::from_millis(100);
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Minimum interval between requests for a session whose route changed.
-const SHORT_PAUSE: Duration = Duration::from_millis(10);
+const MIN_REQUEST_INTERVAL: Duration = Duration::from_millis(10);
 /// Interval between requests for a session that is not ready, without an announced change.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// The same without a watch stream.
-const LOOK_AGAIN_UNWATCHED: Duration = Duration::from_millis(500);
+const UNWATCHED_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Time for which a held call waits for an unreachable session-manager, which is mostly restarting.
 /// Other calls may use a stale route and do not wait.
-const PATIENCE: Duration = Duration::from_secs(10);
+const UNREACHABLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// State of the single flight of a session.
 #[derive(Default)]
@@ -33,7 +33,7 @@ pub(super) struct Flight {
     /// The last request woke the session.
     pub(super) wakes: bool,
     /// The session changed, or a caller was added.
-    pub(super) news: Arc<Notify>,
+    pub(super) changed: Arc<Notify>,
 }
 
 /// A caller that waits for the single flight.
@@ -41,7 +41,7 @@ pub(super) struct Waiter {
     pub(super) token: Arc<str>,
     pub(super) wake: bool,
     pub(super) not_before: Option<Instant>,
-    pub(super) reply: oneshot::Sender<Answer>,
+    pub(super) reply: oneshot::Sender<ResolveResult>,
 }
 
 impl Waiter {
@@ -61,17 +61,17 @@ pub(super) fn is_settled(route: &Route, wake: bool) -> bool {
 /// Requests the route until no caller waits. Requests do not wait at session-manager: a session
 /// that is not ready is requested again after its change is announced. So waiting calls use no
 /// streams of the shared connection.
-pub(super) async fn fly(routes: Arc<Routes>, session: SessionId, news: Arc<Notify>) {
+pub(super) async fn run(routes: Arc<Routes>, session: SessionId, changed: Arc<Notify>) {
     let mut client = routes.client.clone();
-    let mut away_since = None;
+    let mut unreachable_since = None;
     loop {
         // The next request covers all notifications so far.
         tokio::select! {
             biased;
-            () = news.notified() => {}
+            () = changed.notified() => {}
             () = std::future::ready(()) => {}
         }
-        let Some((token, wake)) = next_question(&routes, &session) else {
+        let Some((token, wake)) = next_request(&routes, &session) else {
             return;
         };
         let mut request = tonic::Request::new(ResolveRouteRequest {
@@ -79,17 +79,17 @@ pub(super) async fn fly(routes: Arc<Routes>, session: SessionId, news: Arc<Notif
             wait: None,
             wake,
         });
-        request.set_timeout(ANSWER_TIME);
-        // Taken before the request is sent: a later announced change must take precedence over the
+        request.set_timeout(REQUEST_TIMEOUT);
+        // Created before the request is sent: a later announced change must take precedence over the
         // answer.
         let stamp = routes.stamp();
-        routes.metrics.resolves.inc();
+        routes.metrics.control.route_requests.inc();
         let answer = client.resolve_route(request).await;
-        let is_away = matches!(&answer, Err(status) if refusal(status).is_none());
-        let patient = if is_away {
-            away_since.get_or_insert_with(Instant::now).elapsed() < PATIENCE
+        let is_unreachable = matches!(&answer, Err(status) if rejection(status).is_none());
+        let may_wait = if is_unreachable {
+            unreachable_since.get_or_insert_with(Instant::now).elapsed() < UNREACHABLE_TIMEOUT
         } else {
-            away_since = None;
+            unreachable_since = None;
             true
         };
         let is_outdated = deliver(
@@ -98,25 +98,25 @@ pub(super) async fn fly(routes: Arc<Routes>, session: SessionId, news: Arc<Notif
             &token,
             stamp,
             answer.map(tonic::Response::into_inner),
-            patient,
+            may_wait,
         );
-        if is_away || is_outdated {
-            tokio::time::sleep(PAUSE).await;
+        if is_unreachable || is_outdated {
+            tokio::time::sleep(RETRY_INTERVAL).await;
             continue;
         }
         let again = if routes.is_watching() {
-            LOOK_AGAIN
+            POLL_INTERVAL
         } else {
-            LOOK_AGAIN_UNWATCHED
+            UNWATCHED_POLL_INTERVAL
         };
-        if is_waited_for(&routes, &session) {
-            let _ = tokio::time::timeout(again, news.notified()).await;
-            tokio::time::sleep(SHORT_PAUSE).await;
+        if has_waiters(&routes, &session) {
+            let _ = tokio::time::timeout(again, changed.notified()).await;
+            tokio::time::sleep(MIN_REQUEST_INTERVAL).await;
         }
     }
 }
 
-fn is_waited_for(routes: &Routes, session: &SessionId) -> bool {
+fn has_waiters(routes: &Routes, session: &SessionId) -> bool {
     let mut state = routes.state();
     state.flights.get_mut(session).is_some_and(|flight| {
         flight.waiters.retain(|waiter| !waiter.reply.is_closed());
@@ -125,21 +125,21 @@ fn is_waited_for(routes: &Routes, session: &SessionId) -> bool {
 }
 
 /// Returns the token for the request, and whether to wake; `None` ends the single flight.
-fn next_question(routes: &Routes, session: &SessionId) -> Option<(Arc<str>, bool)> {
+fn next_request(routes: &Routes, session: &SessionId) -> Option<(Arc<str>, bool)> {
     let mut state = routes.state();
     let flight = state.flights.get_mut(session)?;
     let waiters = &mut flight.waiters;
     waiters.retain(|waiter| !waiter.reply.is_closed());
-    let question = waiters
+    let next = waiters
         .iter()
         .find(|waiter| waiter.wake)
         .or(waiters.first())
         .map(|waiter| (Arc::clone(&waiter.token), waiter.wake));
-    flight.wakes = question.as_ref().is_some_and(|(_, wake)| *wake);
-    if question.is_none() {
+    flight.wakes = next.as_ref().is_some_and(|(_, wake)| *wake);
+    if next.is_none() {
         state.flights.remove(session);
     }
-    question
+    next
 }
 
 /// Delivers an answer to the callers that it applies to. True if it was outdated.
@@ -148,8 +148,8 @@ fn deliver(
     session: &SessionId,
     token: &Arc<str>,
     stamp: Stamp,
-    answer: Result<session_proto::internal::ResolveRouteResponse, Status>,
-    patient: bool,
+    answer: Result<ResolveRouteResponse, Status>,
+    may_wait: bool,
 ) -> bool {
     let mut state = routes.state();
     let waiters = state
@@ -157,76 +157,90 @@ fn deliver(
         .get_mut(session)
         .map(|flight| std::mem::take(&mut flight.waiters))
         .unwrap_or_default();
-    if answer.is_ok() {
-        routes.answered(None);
-    }
-    let route = match answer {
-        Ok(answer) => answer.route.ok_or("no route").and_then(|route| {
-            Route::from_proto(route).map_err(|problem| {
-                tracing::error!(%session, %problem, "invalid route received from session-manager");
-                "a bad route"
-            })
-        }),
-        Err(status) => {
-            let left = match refusal(&status) {
-                // The error applies to this token; others may be valid.
-                Some(refused) => {
-                    let (same, others): (Vec<_>, Vec<_>) =
-                        waiters.into_iter().partition(|waiter| waiter.token == *token);
-                    reply(same, &Err(Miss::Refused(refused)));
-                    others
-                }
+    let (left, is_outdated) = match answer {
+        Ok(answer) => {
+            routes.record_reachability(None);
+            match parse_route(session, answer) {
+                Some(route) => deliver_route(routes, &mut state, waiters, &route, stamp),
                 None => {
-                    routes.answered(Some(&status));
-                    let (held, others): (Vec<_>, Vec<_>) =
-                        waiters.into_iter().partition(|waiter| waiter.wake && patient);
-                    reply(others, &Err(Miss::Unreachable));
-                    held
-                }
-            };
-            go_on(&mut state, session, left);
-            return false;
-        }
-    };
-    let mut is_outdated = false;
-    let left = match route {
-        Ok(route) if route.session == *session => {
-            let route = Arc::new(route);
-            match routes.learn(&mut state, &route, stamp) {
-                Learned::Kept => {
-                    let (done, left): (Vec<_>, Vec<_>) = waiters
-                        .into_iter()
-                        .partition(|waiter| waiter.accepts(&route, stamp));
-                    reply(done, &Ok((route, stamp)));
-                    left
-                }
-                Learned::Outdated => {
-                    is_outdated = true;
-                    waiters
-                }
-                Learned::Gone(gone) => {
-                    reply(waiters, &Err(Miss::Refused(gone.refused())));
-                    Vec::new()
+                    reply(waiters, &Err(ResolveError::Unreachable));
+                    (Vec::new(), false)
                 }
             }
         }
-        Ok(_) | Err(_) => {
-            reply(waiters, &Err(Miss::Unreachable));
-            Vec::new()
-        }
+        Err(status) => (deliver_error(routes, waiters, &status, token, may_wait), false),
     };
-    go_on(&mut state, session, left);
+    requeue(&mut state, session, left);
     is_outdated
 }
 
+/// The route in an answer; `None` if it is invalid or of another session.
+fn parse_route(session: &SessionId, answer: ResolveRouteResponse) -> Option<Arc<Route>> {
+    let route = Route::from_proto(answer.route?)
+        .inspect_err(
+            |problem| tracing::error!(%session, %problem, "invalid route received from session-manager"),
+        )
+        .ok()?;
+    (route.session == *session).then(|| Arc::new(route))
+}
+
+/// Stores a route and delivers it; returns the callers that it does not serve, and whether it was
+/// outdated.
+fn deliver_route(
+    routes: &Routes,
+    state: &mut CacheState,
+    waiters: Vec<Waiter>,
+    route: &Arc<Route>,
+    stamp: Stamp,
+) -> (Vec<Waiter>, bool) {
+    match routes.store(state, route, stamp) {
+        StoreOutcome::Stored => {
+            let (done, left) = waiters
+                .into_iter()
+                .partition(|waiter| waiter.accepts(route, stamp));
+            reply(done, &Ok((Arc::clone(route), stamp)));
+            (left, false)
+        }
+        StoreOutcome::Outdated => (waiters, true),
+        StoreOutcome::Gone(gone) => {
+            reply(waiters, &Err(ResolveError::Refused(gone.refused())));
+            (Vec::new(), false)
+        }
+    }
+}
+
+/// Delivers an error; returns the callers that it does not apply to.
+fn deliver_error(
+    routes: &Routes,
+    waiters: Vec<Waiter>,
+    status: &Status,
+    token: &Arc<str>,
+    may_wait: bool,
+) -> Vec<Waiter> {
+    match rejection(status) {
+        // The error applies to this token; others may be valid.
+        Some(refused) => {
+            let (same, others) = waiters.into_iter().partition(|waiter| waiter.token == *token);
+            reply(same, &Err(ResolveError::Refused(refused)));
+            others
+        }
+        None => {
+            routes.record_reachability(Some(status));
+            let (held, others) = waiters.into_iter().partition(|waiter| waiter.wake && may_wait);
+            reply(others, &Err(ResolveError::Unreachable));
+            held
+        }
+    }
+}
+
 /// Returns callers to the waiting list.
-fn go_on(state: &mut State, session: &SessionId, left: Vec<Waiter>) {
+fn requeue(state: &mut CacheState, session: &SessionId, left: Vec<Waiter>) {
     if let Some(flight) = state.flights.get_mut(session) {
         flight.waiters = left;
     }
 }
 
-fn reply(waiters: Vec<Waiter>, answer: &Answer) {
+fn reply(waiters: Vec<Waiter>, answer: &ResolveResult) {
     for waiter in waiters {
         // A caller that no longer waits needs no answer.
         let _ = waiter.reply.send(answer.clone());
@@ -235,7 +249,7 @@ fn reply(waiters: Vec<Waiter>, answer: &Answer) {
 
 /// Converts a status of session-manager to an error for the caller; `None` if session-manager is
 /// only unavailable.
-pub(crate) fn refusal(status: &Status) -> Option<Refused> {
+pub(crate) fn rejection(status: &Status) -> Option<Refused> {
     let reason = reason_of(status);
     match status.code() {
         Code::Unauthenticated

@@ -1,7 +1,7 @@
 //! The watch stream of changes, which keeps the route cache correct.
 
 use super::cache::Routes;
-use super::{Gone, Order};
+use super::{Gone, RouteVersion};
 use session_core::{Reason, SessionId};
 use session_proto::internal::watch_routes_response::Update;
 use session_proto::internal::{RouteChange, RouteStatus, WatchRoutesRequest};
@@ -10,19 +10,19 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Interval at which running calls are checked without a watch stream.
-const RECHECK: Duration = Duration::from_secs(5);
+const RECHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Session-manager sends a heartbeat every second while it reads the changes: a stream without any
 /// message for this long is lost.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(4);
-const SWEEP: Duration = Duration::from_secs(60);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Watches changes until `stop`.
 pub(crate) async fn run(routes: Arc<Routes>, proxy_id: String, stop: CancellationToken) {
     let housekeeping = async {
-        let mut recheck = tokio::time::interval(RECHECK);
-        let mut sweep = tokio::time::interval(SWEEP);
+        let mut recheck = tokio::time::interval(RECHECK_INTERVAL);
+        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         loop {
             tokio::select! {
                 _ = recheck.tick() => if !routes.is_watching() { routes.recheck() },
@@ -37,7 +37,7 @@ pub(crate) async fn run(routes: Arc<Routes>, proxy_id: String, stop: Cancellatio
                 tracing::warn!(code = ?problem.code(), "route watch lost; reconnecting");
                 routes.watch_lost(last_message);
             }
-            tokio::time::sleep(RETRY).await;
+            tokio::time::sleep(RETRY_DELAY).await;
         }
     };
     tokio::select! {
@@ -59,16 +59,16 @@ async fn follow(routes: &Routes, proxy_id: &str, last_message: &mut Instant) -> 
     let request = WatchRoutesRequest {
         proxy_id: proxy_id.to_owned(),
     };
-    let silent = |_| tonic::Status::deadline_exceeded("no message in time");
+    let timed_out = |_| tonic::Status::deadline_exceeded("no message in time");
     let mut stream = match timeout(WATCH_TIMEOUT, client.watch_routes(request)).await {
         Ok(Ok(stream)) => stream.into_inner(),
         Ok(Err(status)) => return status,
-        Err(late) => return silent(late),
+        Err(late) => return timed_out(late),
     };
     loop {
         let message = match timeout(WATCH_TIMEOUT, stream.message()).await {
             Ok(message) => message,
-            Err(late) => return silent(late),
+            Err(late) => return timed_out(late),
         };
         match message {
             Ok(Some(message)) => {
@@ -97,7 +97,7 @@ fn apply(routes: &Routes, change: RouteChange) {
         tracing::error!("route change received without a session id");
         return;
     };
-    let order = Order {
+    let version = RouteVersion {
         store_epoch: change.store_epoch,
         version: change.version,
     };
@@ -105,7 +105,7 @@ fn apply(routes: &Routes, change: RouteChange) {
         RouteStatus::Closed => {
             routes.ended(
                 session,
-                order,
+                version,
                 Gone {
                     reason: Reason::SessionClosed,
                     why: String::new(),
@@ -117,6 +117,6 @@ fn apply(routes: &Routes, change: RouteChange) {
         | RouteStatus::Unspecified
         | RouteStatus::Pending
         | RouteStatus::Active
-        | RouteStatus::Idle => routes.changed(session, order, change.token_epoch),
+        | RouteStatus::Idle => routes.changed(session, version, change.token_epoch),
     }
 }

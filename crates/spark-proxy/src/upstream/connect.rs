@@ -6,9 +6,9 @@
 //! machine, because it acknowledges for a busy engine. A shared server has no provider that
 //! observes it, so it is pinged, with a limit of minutes.
 
-use super::Bounds;
+use super::PoolLimits;
 use crate::config::BackendConfig;
-use crate::grpc::keepalive::{Beat, Ear, Heard, Pulse, Rules};
+use crate::grpc::keepalive::{Keepalive, KeepaliveAction, KeepaliveConfig, KeepaliveState, TrackedIo};
 use crate::grpc::request_body::Outgoing;
 use crate::metrics::{Metrics, Peer};
 use crate::routes::Backend;
@@ -35,7 +35,7 @@ const KEEPALIVE_TIME: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Calls on a connection before the server's SETTINGS limit them.
-const ONE: usize = 1;
+const INITIAL_STREAMS: usize = 1;
 /// Time limit for receiving the SETTINGS.
 const SETTINGS_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -47,7 +47,7 @@ pub(crate) struct Unreachable;
 /// exceed half its window. Clients that do not read small messages could so end the calls of
 /// others. Spark's smallest message has more than 51 bytes; with this factor whole windows of them
 /// are within the limit.
-const SMALL_FRAMES: usize = 4;
+const SMALL_FRAME_FACTOR: usize = 4;
 
 /// Maximum size of the headers, or trailers, of one response; engines put errors there. HTTP/2
 /// drops fields beyond it, and closes the connection at four times this size.
@@ -60,26 +60,26 @@ pub(crate) struct Connector {
     metrics: Arc<Metrics>,
 }
 
-/// The driver of a connection, which must be polled.
-pub(super) struct Connection {
-    inner: client::Connection<Heard<Conn>, Outgoing>,
+/// Drives a connection; must be polled.
+pub(super) struct Driver {
+    inner: client::Connection<TrackedIo<Conn>, Outgoing>,
     /// Keepalive of connections to shared servers.
-    pulse: Option<Pulse>,
+    keepalive: Option<Keepalive>,
     metrics: Arc<Metrics>,
 }
 
 /// A new connection.
 pub(super) struct Connected {
     pub(super) sender: SendRequest<Outgoing>,
-    pub(super) connection: Connection,
+    pub(super) driver: Driver,
     /// Keepalive state.
-    pub(super) ear: Rc<Ear>,
+    pub(super) keepalive_state: Rc<KeepaliveState>,
 }
 
 type Opened = (
     SendRequest<Outgoing>,
-    client::Connection<Heard<Conn>, Outgoing>,
-    Rc<Ear>,
+    client::Connection<TrackedIo<Conn>, Outgoing>,
+    Rc<KeepaliveState>,
 );
 
 impl Connector {
@@ -95,10 +95,10 @@ impl Connector {
         &self.metrics
     }
 
-    pub(super) fn bounds(&self) -> Bounds {
-        Bounds {
+    pub(super) fn limits(&self) -> PoolLimits {
+        PoolLimits {
             calls: self.config.calls_per_connection(),
-            links: self.config.connections_per_pool,
+            connections: self.config.connections_per_pool,
             wait: self.config.connect_timeout,
             per_session: self.config.shared_calls_per_session,
             per_org: self.config.shared_calls_per_org,
@@ -111,19 +111,24 @@ impl Connector {
             .context("it took too long")
             .flatten();
         match connected {
-            Ok((sender, mut inner, ear)) => {
-                self.metrics.backend_connected.inc();
-                self.metrics.backend_connections.add(1);
-                let pulse = (!backend.dedicated)
-                    .then(|| Pulse::new(self.rules(backend.engine), Rc::clone(&ear), inner.ping_pong()));
+            Ok((sender, mut inner, keepalive_state)) => {
+                self.metrics.connections.backend_made.inc();
+                self.metrics.connections.backend_open.add(1);
+                let keepalive = (!backend.dedicated).then(|| {
+                    Keepalive::new(
+                        self.keepalive_config(backend.engine),
+                        Rc::clone(&keepalive_state),
+                        inner.ping_pong(),
+                    )
+                });
                 Ok(Connected {
                     sender,
-                    connection: Connection {
+                    driver: Driver {
                         inner,
-                        pulse,
+                        keepalive,
                         metrics: Arc::clone(&self.metrics),
                     },
-                    ear,
+                    keepalive_state,
                 })
             }
             Err(error) => {
@@ -133,16 +138,16 @@ impl Connector {
         }
     }
 
-    fn rules(&self, engine: Engine) -> Rules {
+    fn keepalive_config(&self, engine: Engine) -> KeepaliveConfig {
         let silence = self.config.silence;
-        let (idle, apart) = match engine {
+        let (idle, min_interval) = match engine {
             Engine::Sail => (Some(silence), silence),
             Engine::Spark => (None, SPARK_PINGS_APART),
         };
-        Rules {
+        KeepaliveConfig {
             busy: silence,
             idle,
-            apart,
+            min_interval,
             timeout: self.config.ping_timeout,
         }
     }
@@ -150,7 +155,7 @@ impl Connector {
     async fn open(&self, backend: &Backend) -> anyhow::Result<Opened> {
         let tcp = dial(&backend.addresses).await?;
         tcp.set_nodelay(true)?;
-        watch_peer(&tcp, self.config.half_open_timeout)?;
+        set_half_open_timeout(&tcp, self.config.half_open_timeout)?;
         let remote = tcp.peer_addr()?;
         let conn = match &backend.tls {
             None => Conn::plain(tcp, remote),
@@ -160,34 +165,34 @@ impl Connector {
             }
         };
         let config = &self.config;
-        let ear = Ear::new();
+        let keepalive_state = KeepaliveState::new();
         let (sender, mut connection) = client::Builder::new()
-            .initial_max_send_streams(ONE)
+            .initial_max_send_streams(INITIAL_STREAMS)
             .initial_window_size(config.stream_window_bytes)
             .initial_connection_window_size(config.connection_window_bytes)
             .max_frame_size(config.frame_bytes)
             .max_header_list_size(MAX_HEADER_LIST_BYTES)
             .enable_push(false)
-            .data_frame_budget(config.connection_window_bytes as usize * SMALL_FRAMES)
-            .handshake::<_, Outgoing>(Heard::new(conn, &ear))
+            .data_frame_budget(config.connection_window_bytes as usize * SMALL_FRAME_FACTOR)
+            .handshake::<_, Outgoing>(TrackedIo::new(conn, &keepalive_state))
             .await?;
         // The SETTINGS limit the number of calls on a connection; calls beyond it would queue
         // without an error. A busy engine sends them late, and gets one call until then.
         let settings = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
             Poll::Ready(Ok(())) => Poll::Ready(Err(anyhow::anyhow!("it was closed at once"))),
-            Poll::Pending if sender.current_max_send_streams() != ONE => Poll::Ready(Ok(())),
+            Poll::Pending if sender.current_max_send_streams() != INITIAL_STREAMS => Poll::Ready(Ok(())),
             Poll::Pending => Poll::Pending,
         });
         if let Ok(arrived) = tokio::time::timeout(SETTINGS_TIMEOUT, settings).await {
             arrived?;
         }
-        Ok((sender, connection, ear))
+        Ok((sender, connection, keepalive_state))
     }
 }
 
 /// Configures the kernel to drop a connection whose peer does not acknowledge.
-fn watch_peer(tcp: &TcpStream, timeout: Duration) -> std::io::Result<()> {
+fn set_half_open_timeout(tcp: &TcpStream, timeout: Duration) -> std::io::Result<()> {
     let socket = SockRef::from(tcp);
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_TIME)
@@ -210,19 +215,19 @@ async fn dial(addresses: &[SocketAddr]) -> anyhow::Result<TcpStream> {
     Err(last)
 }
 
-async fn next_beat(pulse: Option<&mut Pulse>, has_calls: impl Fn() -> bool) -> Beat {
-    match pulse {
-        Some(pulse) => pulse.next(has_calls).await,
+async fn next_action(keepalive: Option<&mut Keepalive>, has_calls: impl Fn() -> bool) -> KeepaliveAction {
+    match keepalive {
+        Some(keepalive) => keepalive.next(has_calls).await,
         None => std::future::pending().await,
     }
 }
 
-impl Connection {
+impl Driver {
     /// Drives the connection until it ends or keepalive fails; its calls then end too.
     pub(super) async fn run(self, has_calls: impl Fn() -> bool) {
         let Self {
             mut inner,
-            mut pulse,
+            mut keepalive,
             metrics,
         } = self;
         loop {
@@ -234,17 +239,17 @@ impl Connection {
                     }
                     break;
                 }
-                beat = next_beat(pulse.as_mut(), &has_calls) => match beat {
-                    Beat::Wait(_) => {}
-                    Beat::Ping(_) => metrics.pings.at(Peer::Backend).inc(),
-                    Beat::Lost => {
-                        metrics.pings_lost.at(Peer::Backend).inc();
+                action = next_action(keepalive.as_mut(), &has_calls) => match action {
+                    KeepaliveAction::Wait(_) => {}
+                    KeepaliveAction::Ping(_) => metrics.connections.pings.at(Peer::Backend).inc(),
+                    KeepaliveAction::Lost => {
+                        metrics.connections.pings_lost.at(Peer::Backend).inc();
                         tracing::info!("compute connection lost: keepalive timeout");
                         break;
                     }
                 },
             }
         }
-        metrics.backend_connections.add(-1);
+        metrics.connections.backend_open.add(-1);
     }
 }

@@ -4,7 +4,7 @@
 mod connect;
 pub(crate) mod headers;
 
-use crate::grpc::keepalive::Ear;
+use crate::grpc::keepalive::KeepaliveState;
 use crate::grpc::method::Method;
 use crate::grpc::request_body::Outgoing;
 use crate::metrics::Metrics;
@@ -32,17 +32,17 @@ pub(crate) use connect::Unreachable;
 /// All connections of one worker.
 pub(crate) struct Pools {
     connector: Connector,
-    bounds: Bounds,
+    limits: PoolLimits,
     by_key: RefCell<HashMap<PoolKey, Rc<Pool>, RandomState>>,
 }
 
 /// Limits of a pool.
 #[derive(Debug, Clone, Copy)]
-struct Bounds {
+struct PoolLimits {
     /// Calls on one connection; they cannot use up its window, even unread.
     calls: usize,
     /// Connections for all calls.
-    links: usize,
+    connections: usize,
     /// Time limit for waiting for a place.
     wait: Duration,
     /// Calls of one session, and of one organization, at a shared server.
@@ -50,48 +50,49 @@ struct Bounds {
     per_org: u32,
 }
 
-/// Connections beyond [`Bounds::links`] for calls that end work, which must not wait for work. They
-/// need their own connections, because the calls on a full one may have used up its window.
-const SPARE_LINKS: usize = 2;
+/// Connections beyond [`PoolLimits::connections`] for calls that end work, which must not wait for
+/// work. They need their own connections, because the calls on a full one may have used up its
+/// window.
+const SPARE_CONNECTIONS: usize = 2;
 /// Retry delay when calls of the caller must end first.
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// The connections of one pool key.
 struct Pool {
     /// Calls of one session, and of one organization.
     sessions: Arc<ConcurrencyLimiter<SessionId>>,
     orgs: Arc<ConcurrencyLimiter<OrgId>>,
-    links: RefCell<Vec<Rc<Link>>>,
+    connections: RefCell<Vec<Rc<PooledConnection>>>,
     /// Locked while a connection is made.
-    gate: tokio::sync::Mutex<()>,
+    connecting: tokio::sync::Mutex<()>,
     /// Number of failed connection attempts.
     failures: Cell<u64>,
     last_used: Cell<Option<Instant>>,
     /// Calls that wait for a place, and their notification.
     waiting: Cell<usize>,
-    room: Notify,
+    released: Notify,
 }
 
 /// Place of a call in the shares of a shared server; released on drop.
-pub(crate) struct Share {
+pub(crate) struct SharedPermit {
     _session: Permit<SessionId>,
     _org: Permit<OrgId>,
 }
 
 /// One connection.
-struct Link {
+struct PooledConnection {
     sender: SendRequest<Outgoing>,
     open: Cell<usize>,
     dead: Cell<bool>,
     /// For calls that end work only.
     spare: bool,
-    ear: Rc<Ear>,
+    keepalive_state: Rc<KeepaliveState>,
 }
 
 /// A place on a connection for one call.
 pub(crate) struct Lease {
     pool: Rc<Pool>,
-    link: Rc<Link>,
+    connection: Rc<PooledConnection>,
     sender: SendRequest<Outgoing>,
 }
 
@@ -104,7 +105,7 @@ pub(crate) struct Upstream {
 impl Pools {
     pub(crate) fn new(connector: Connector) -> Self {
         Self {
-            bounds: connector.bounds(),
+            limits: connector.limits(),
             connector,
             by_key: RefCell::default(),
         }
@@ -115,7 +116,7 @@ impl Pools {
         self.by_key
             .borrow()
             .get(&backend.pool)
-            .is_some_and(|pool| pool.pick(self.bounds, method).is_some())
+            .is_some_and(|pool| pool.pick(self.limits, method).is_some())
     }
 
     fn pool(&self, backend: &Backend) -> Rc<Pool> {
@@ -124,7 +125,7 @@ impl Pools {
         }
         let mut by_key = self.by_key.borrow_mut();
         let pool = by_key.entry(backend.pool.clone());
-        Rc::clone(pool.or_insert_with(|| Rc::new(Pool::new(self.bounds))))
+        Rc::clone(pool.or_insert_with(|| Rc::new(Pool::new(self.limits))))
     }
 
     /// Takes a share of a shared server for one call. Dedicated compute has no shares, and calls
@@ -134,16 +135,16 @@ impl Pools {
         backend: &Backend,
         method: Method,
         claims: &Claims,
-    ) -> Result<Option<Share>, Refused> {
+    ) -> Result<Option<SharedPermit>, Refused> {
         if backend.dedicated || method.ends_work() {
             return Ok(None);
         }
         let pool = self.pool(backend);
         let session = pool.sessions.enter(claims.sid.clone());
-        let session = session.ok_or_else(|| crowded("session", "backend.shared_calls_per_session"))?;
+        let session = session.ok_or_else(|| too_many_calls("session", "backend.shared_calls_per_session"))?;
         let org = pool.orgs.enter(claims.org.clone());
-        let org = org.ok_or_else(|| crowded("organization", "backend.shared_calls_per_org"))?;
-        Ok(Some(Share {
+        let org = org.ok_or_else(|| too_many_calls("organization", "backend.shared_calls_per_org"))?;
+        Ok(Some(SharedPermit {
             _session: session,
             _org: org,
         }))
@@ -153,32 +154,32 @@ impl Pools {
     /// every allowed connection is full.
     pub(crate) async fn lease(&self, backend: &Backend, method: Method) -> Result<Lease, Unreachable> {
         let pool = self.pool(backend);
-        let mut patience = None;
+        let mut wait_until = None;
         loop {
-            let link = match pool.pick(self.bounds, method) {
-                Some(link) => link,
-                None if !pool.may_grow(self.bounds, method) => {
-                    let until = *patience.get_or_insert_with(|| {
-                        self.connector.metrics().pool_full.inc();
-                        Instant::now() + self.bounds.wait
+            let connection = match pool.pick(self.limits, method) {
+                Some(connection) => connection,
+                None if !pool.may_grow(self.limits, method) => {
+                    let until = *wait_until.get_or_insert_with(|| {
+                        self.connector.metrics().connections.pool_full.inc();
+                        Instant::now() + self.limits.wait
                     });
-                    Box::pin(pool.wait(self.bounds, method, until)).await?;
+                    Box::pin(pool.wait(self.limits, method, until)).await?;
                     continue;
                 }
                 // After a wait the address is too old for a new connection.
-                None if patience.is_some() => return Err(Unreachable),
+                None if wait_until.is_some() => return Err(Unreachable),
                 None => match Box::pin(self.connect(&pool, backend, method)).await? {
-                    Some(link) => link,
+                    Some(connection) => connection,
                     None => continue,
                 },
             };
-            let mut sender = link.sender.clone();
+            let mut sender = connection.sender.clone();
             // A connection that received a GOAWAY is not used for new calls.
             match poll_fn(|cx| sender.poll_ready(cx)).await {
-                Ok(()) => return Ok(Lease::new(pool, link, sender)),
+                Ok(()) => return Ok(Lease::new(pool, connection, sender)),
                 Err(error) => {
                     tracing::debug!(%error, "compute connection accepts no more calls");
-                    link.dead.set(true);
+                    connection.dead.set(true);
                 }
             }
         }
@@ -190,52 +191,62 @@ impl Pools {
         pool: &Rc<Pool>,
         backend: &Backend,
         method: Method,
-    ) -> Result<Option<Rc<Link>>, Unreachable> {
+    ) -> Result<Option<Rc<PooledConnection>>, Unreachable> {
         let failures = pool.failures.get();
-        let _gate = pool.gate.lock().await;
-        if let Some(link) = pool.pick(self.bounds, method) {
-            return Ok(Some(link));
+        let _connecting = pool.connecting.lock().await;
+        if let Some(connection) = pool.pick(self.limits, method) {
+            return Ok(Some(connection));
         }
         if pool.failures.get() != failures {
             // Callers that waited for a failed attempt do not repeat it.
             return Err(Unreachable);
         }
-        if !pool.may_grow(self.bounds, method) {
+        if !pool.may_grow(self.limits, method) {
             return Ok(None);
         }
-        let spare = pool.count(false) >= self.bounds.links;
+        let spare = pool.count(false) >= self.limits.connections;
         let connected = self.connector.connect(backend).await;
         let Connected {
             sender,
-            connection,
-            ear,
+            driver,
+            keepalive_state,
         } = connected.inspect_err(|Unreachable| pool.failures.set(failures + 1))?;
-        let link = Rc::new(Link {
+        let connection = Rc::new(PooledConnection {
             sender,
             open: Cell::new(0),
             dead: Cell::new(false),
             spare,
-            ear,
+            keepalive_state,
         });
-        pool.links.borrow_mut().push(Rc::clone(&link));
-        // Weak: with a strong link the connection would keep its own sender and never end.
-        let of = Rc::downgrade(&link);
+        pool.connections.borrow_mut().push(Rc::clone(&connection));
+        // Weak: with a strong reference the connection would keep its own sender and never end.
+        let pooled = Rc::downgrade(&connection);
         tokio::task::spawn_local(async move {
-            connection
-                .run(|| of.upgrade().is_some_and(|link| link.open.get() > 0))
+            driver
+                .run(|| {
+                    pooled
+                        .upgrade()
+                        .is_some_and(|connection| connection.open.get() > 0)
+                })
                 .await;
-            if let Some(link) = of.upgrade() {
-                link.dead.set(true);
+            if let Some(connection) = pooled.upgrade() {
+                connection.dead.set(true);
             }
         });
-        Ok(Some(link))
+        Ok(Some(connection))
     }
 
     /// Closes connections that were idle for `idle`.
     pub(crate) fn sweep(&self, idle: Duration) {
         self.by_key.borrow_mut().retain(|_, pool| {
-            pool.links.borrow_mut().retain(|link| !link.dead.get());
-            let used = pool.links.borrow().iter().any(|link| link.open.get() > 0);
+            pool.connections
+                .borrow_mut()
+                .retain(|connection| !connection.dead.get());
+            let used = pool
+                .connections
+                .borrow()
+                .iter()
+                .any(|connection| connection.open.get() > 0);
             used || Rc::strong_count(pool) > 1 || pool.last_used.get().is_some_and(|at| at.elapsed() < idle)
         });
     }
@@ -249,7 +260,7 @@ impl Pools {
     }
 }
 
-fn crowded(whose: &str, key: &str) -> Refused {
+fn too_many_calls(whose: &str, key: &str) -> Refused {
     Refused::new(
         Reason::QuotaExceeded,
         format!(
@@ -257,58 +268,62 @@ fn crowded(whose: &str, key: &str) -> Refused {
         ),
     )
     .with("limit", key)
-    .retry_after(RETRY)
+    .retry_after(RETRY_DELAY)
 }
 
 impl Pool {
-    fn new(bounds: Bounds) -> Self {
+    fn new(limits: PoolLimits) -> Self {
         Self {
-            sessions: ConcurrencyLimiter::new(bounds.per_session),
-            orgs: ConcurrencyLimiter::new(bounds.per_org),
-            links: RefCell::default(),
-            gate: tokio::sync::Mutex::default(),
+            sessions: ConcurrencyLimiter::new(limits.per_session),
+            orgs: ConcurrencyLimiter::new(limits.per_org),
+            connections: RefCell::default(),
+            connecting: tokio::sync::Mutex::default(),
             failures: Cell::default(),
             last_used: Cell::default(),
             waiting: Cell::default(),
-            room: Notify::default(),
+            released: Notify::default(),
         }
     }
 
     /// Selects a connection with room. One with a pending ping is avoided while another can be
     /// made: calls on it may be lost.
-    fn pick(&self, bounds: Bounds, method: Method) -> Option<Rc<Link>> {
-        self.links.borrow_mut().retain(|link| !link.dead.get());
-        let may_grow = self.may_grow(bounds, method);
-        let links = self.links.borrow();
-        let has_room = |link: &&Rc<Link>| {
-            (!link.spare || method.ends_work())
-                && link.open.get() < link.sender.current_max_send_streams().min(bounds.calls)
+    fn pick(&self, limits: PoolLimits, method: Method) -> Option<Rc<PooledConnection>> {
+        self.connections
+            .borrow_mut()
+            .retain(|connection| !connection.dead.get());
+        let may_grow = self.may_grow(limits, method);
+        let connections = self.connections.borrow();
+        let has_room = |connection: &&Rc<PooledConnection>| {
+            (!connection.spare || method.ends_work())
+                && connection.open.get() < connection.sender.current_max_send_streams().min(limits.calls)
         };
-        let mut with_room = links.iter().filter(has_room);
-        let sure = with_room.clone().find(|link| !link.ear.is_in_doubt());
-        sure.or_else(|| with_room.find(|_| !may_grow)).cloned()
+        let mut with_room = connections.iter().filter(has_room);
+        let responsive = with_room
+            .clone()
+            .find(|connection| !connection.keepalive_state.is_ping_pending());
+        responsive.or_else(|| with_room.find(|_| !may_grow)).cloned()
     }
 
-    fn may_grow(&self, bounds: Bounds, method: Method) -> bool {
-        self.count(false) < bounds.links || (method.ends_work() && self.count(true) < SPARE_LINKS)
+    fn may_grow(&self, limits: PoolLimits, method: Method) -> bool {
+        self.count(false) < limits.connections || (method.ends_work() && self.count(true) < SPARE_CONNECTIONS)
     }
 
     fn count(&self, spare: bool) -> usize {
-        self.links
+        self.connections
             .borrow()
             .iter()
-            .filter(|link| link.spare == spare)
+            .filter(|connection| connection.spare == spare)
             .count()
     }
 
     /// Waits until a place is released. The number of waiting calls is limited to the number of
     /// places, except for calls that end work.
-    async fn wait(&self, bounds: Bounds, method: Method, until: Instant) -> Result<(), Unreachable> {
-        if !method.ends_work() && self.waiting.get() >= bounds.calls * bounds.links {
+    async fn wait(&self, limits: PoolLimits, method: Method, until: Instant) -> Result<(), Unreachable> {
+        if !method.ends_work() && self.waiting.get() >= limits.calls * limits.connections {
             return Err(Unreachable);
         }
         let _waiting = Waiting::new(&self.waiting);
-        tokio::time::timeout_at(until, self.room.notified())
+        tokio::time::timeout_at(until, self.released.notified())
             .await
             .map_err(|_| Unreachable)
     }
@@ -331,12 +346,16 @@ impl Drop for Waiting<'_> {
 }
 
 impl Lease {
-    fn new(pool: Rc<Pool>, link: Rc<Link>, sender: SendRequest<Outgoing>) -> Self {
-        if link.open.get() == 0 {
-            link.ear.begin();
+    fn new(pool: Rc<Pool>, connection: Rc<PooledConnection>, sender: SendRequest<Outgoing>) -> Self {
+        if connection.open.get() == 0 {
+            connection.keepalive_state.call_began();
         }
-        link.open.set(link.open.get() + 1);
-        Self { pool, link, sender }
+        connection.open.set(connection.open.get() + 1);
+        Self {
+            pool,
+            connection,
+            sender,
+        }
     }
 
     /// Sends the request's headers. On failure, nothing was sent.
@@ -345,7 +364,7 @@ impl Lease {
             Ok((response, sender)) => Ok(Upstream { response, sender }),
             Err(error) => {
                 tracing::debug!(%error, "compute connection accepts no more calls");
-                self.link.dead.set(true);
+                self.connection.dead.set(true);
                 Err(Unreachable)
             }
         }
@@ -354,13 +373,13 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.link.open.set(self.link.open.get() - 1);
+        self.connection.open.set(self.connection.open.get() - 1);
         self.pool.last_used.set(Some(Instant::now()));
-        if self.link.spare {
+        if self.connection.spare {
             // Not every waiting call may use the place.
-            self.pool.room.notify_waiters();
+            self.pool.released.notify_waiters();
         } else if self.pool.waiting.get() > 0 {
-            self.pool.room.notify_one();
+            self.pool.released.notify_one();
         }
     }
 }

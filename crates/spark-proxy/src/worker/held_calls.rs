@@ -1,51 +1,51 @@
 //! Held calls: limits on their number and on the bytes of their requests.
 
-use crate::activity::Tally;
+use crate::activity::SessionUsage;
 use crate::config::LimitConfig;
 use crate::metrics::Metrics;
-use crate::shares::{Limits, Taken};
+use crate::resource_limits::{LevelLimits, Reservation};
 use session_core::Reason;
 use session_proto::error::Refused;
 use std::sync::Arc;
 
 /// The place of one held call.
-pub(crate) struct Hold {
+pub(crate) struct HeldCall {
     /// Counts one call.
-    _call: Taken,
-    bytes: Taken,
+    _call: Reservation,
+    bytes: Reservation,
     metrics: Arc<Metrics>,
 }
 
-impl Hold {
+impl HeldCall {
     /// Takes a place for a call.
-    pub(crate) fn enter(
+    pub(crate) fn reserve(
         limits: &LimitConfig,
-        tally: &Tally,
+        usage: &SessionUsage,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, Refused> {
-        let mut call = Taken::new(
-            tally.shares(),
-            |shares| &shares.held_calls,
-            Limits([
+        let mut call = Reservation::new(
+            usage.levels(),
+            |level| &level.held_calls,
+            LevelLimits([
                 (limits.held_calls_per_session, "limits.held_calls_per_session"),
                 (limits.held_calls_per_org, "limits.held_calls_per_org"),
                 (limits.held_calls, "limits.held_calls"),
             ]),
         );
-        call.grow_to(1).map_err(|exceeded| {
+        call.raise_to(1).map_err(|exceeded| {
             let whose = exceeded.whose;
             exceeded.refused(
                 Reason::TooManyWaiting,
                 format_args!("Too many calls {whose} wait for compute already"),
             )
         })?;
-        metrics.held.add(1);
+        metrics.calls.held.add(1);
         Ok(Self {
             _call: call,
-            bytes: Taken::new(
-                tally.shares(),
-                |shares| &shares.held_bytes,
-                Limits([
+            bytes: Reservation::new(
+                usage.levels(),
+                |level| &level.held_bytes,
+                LevelLimits([
                     (limits.held_bytes_per_session, "limits.held_bytes_per_session"),
                     (limits.held_bytes_per_org, "limits.held_bytes_per_org"),
                     (limits.held_bytes, "limits.held_bytes"),
@@ -56,8 +56,8 @@ impl Hold {
     }
 
     /// Updates the number of request bytes held for the call.
-    pub(crate) fn weigh(&mut self, bytes: usize) -> Result<(), Refused> {
-        self.bytes.grow_to(bytes).map_err(|exceeded| {
+    pub(crate) fn set_bytes(&mut self, bytes: usize) -> Result<(), Refused> {
+        self.bytes.raise_to(bytes).map_err(|exceeded| {
             let whose = exceeded.whose;
             exceeded.refused(
                 Reason::TooManyWaiting,
@@ -67,8 +67,8 @@ impl Hold {
     }
 }
 
-impl Drop for Hold {
+impl Drop for HeldCall {
     fn drop(&mut self) {
-        self.metrics.held.add(-1);
+        self.metrics.calls.held.add(-1);
     }
 }

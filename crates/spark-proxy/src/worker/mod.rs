@@ -6,21 +6,20 @@ pub(crate) mod session;
 pub(crate) mod settings;
 pub(crate) mod tokens;
 
-use crate::activity::Ledger;
+use crate::activity::UsageRegistry;
+use crate::call_error::draining;
 use crate::config::Config;
 use crate::grpc::method::Method;
-use crate::jwks::{Keys, Unreadable};
+use crate::jwks::{KeySet, KeySetUnavailable};
 use crate::metrics::Metrics;
-use crate::overload::{self, Shed};
-use crate::per_ip_limit::Addresses;
-use crate::routes::cache::{Ask, MARKER_LIFE, Miss, RouteEvent, Routes};
-use crate::shares::Questions;
-use crate::stop::draining;
+use crate::overload::{self, OverloadFlag};
+use crate::resource_limits::ManagerRequests;
+use crate::routes::cache::{ENDED_MARKER_TTL, ResolveError, RouteEvent, RouteRequest, Routes};
 use crate::upstream::{self, Pools};
 use crate::worker::session::{Call, Session};
-use crate::worker::tokens::Tokens;
+use crate::worker::tokens::VerifiedTokens;
 use foldhash::fast::RandomState;
-use service_kit::limiter::RateLimiter;
+use service_kit::limiter::{ConcurrencyLimiter, RateLimiter};
 use service_kit::tls::{ClientTls, ServerTls};
 use session_core::{Clock, Engine, Reason, SessionId};
 use session_proto::error::Refused;
@@ -36,27 +35,27 @@ use tokio::task::spawn_local;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-const SWEEP: Duration = Duration::from_secs(60);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Time limit for a route request about running calls.
-const RECHECK_TIME: Duration = Duration::from_secs(5);
+const RECHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// State shared by all workers. Calls take no lock on it.
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) verifier: Verifier,
-    pub(crate) keys: Arc<Keys>,
+    pub(crate) keys: Arc<KeySet>,
     pub(crate) routes: Arc<Routes>,
-    pub(crate) ledger: Arc<Ledger>,
-    pub(crate) questions: Questions,
+    pub(crate) usages: Arc<UsageRegistry>,
+    pub(crate) manager_requests: ManagerRequests,
     /// Rate of invalid tokens by client IP.
     pub(crate) bad_tokens: RateLimiter<IpAddr>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tls: Option<Arc<ServerTls>>,
     pub(crate) backend_tls: Arc<ClientTls>,
-    /// Locked once per connection.
-    pub(crate) addresses: Arc<Addresses>,
-    pub(crate) shed: Arc<Shed>,
+    /// Connections by client IP; locked once per connection.
+    pub(crate) connections: Arc<ConcurrencyLimiter<IpAddr>>,
+    pub(crate) overload: Arc<OverloadFlag>,
     pub(crate) control: tokio::runtime::Handle,
     /// The drain has begun: no new work.
     pub(crate) stopping: CancellationToken,
@@ -70,16 +69,16 @@ impl Shared {
     }
 
     /// Whether new work is rejected because memory is short.
-    pub(crate) fn is_shedding(&self) -> bool {
-        self.shed.is_on()
+    pub(crate) fn is_overloaded(&self) -> bool {
+        self.overload.is_set()
     }
 
     /// Rejects work during overload. Calls that continue, release or interrupt work are always
     /// admitted, because they free memory.
     pub(crate) fn admit(&self, method: Method) -> Result<(), Refused> {
-        if self.is_shedding() && method.is_work() {
-            self.metrics.shed.inc();
-            return Err(overload::refused());
+        if self.is_overloaded() && method.is_work() {
+            self.metrics.process.overload_rejections.inc();
+            return Err(overload::error());
         }
         Ok(())
     }
@@ -88,7 +87,7 @@ impl Shared {
 /// One worker.
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) tokens: Tokens,
+    pub(crate) tokens: VerifiedTokens,
     pub(crate) pools: Pools,
     /// Connections must close now.
     pub(crate) ending: CancellationToken,
@@ -104,7 +103,7 @@ impl Worker {
         );
         Self {
             shared,
-            tokens: Tokens::default(),
+            tokens: VerifiedTokens::default(),
             pools: Pools::new(connector),
             ending: CancellationToken::new(),
             sessions: RefCell::default(),
@@ -112,8 +111,8 @@ impl Worker {
     }
 
     /// Applies route events, and removes unused entries.
-    pub(crate) async fn keep_house(self: Rc<Self>, mut events: mpsc::UnboundedReceiver<RouteEvent>) {
-        let mut sweep = tokio::time::interval(SWEEP);
+    pub(crate) async fn run_housekeeping(self: Rc<Self>, mut events: mpsc::UnboundedReceiver<RouteEvent>) {
+        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         loop {
             tokio::select! {
                 event = events.recv() => match event {
@@ -131,38 +130,38 @@ impl Worker {
         if let Some(session) = self.sessions.borrow().get(id) {
             return Rc::clone(session);
         }
-        let session = Rc::new(Session::new(id.clone(), self.shared.ledger.of(claims)));
+        let session = Rc::new(Session::new(id.clone(), self.shared.usages.of(claims)));
         self.sessions.borrow_mut().insert(id.clone(), Rc::clone(&session));
         session
     }
 
     /// Reads the key set again, on the control runtime.
-    pub(crate) async fn look_for_keys(&self) -> Result<(), Unreadable> {
+    pub(crate) async fn refresh_keys(&self) -> Result<(), KeySetUnavailable> {
         let keys = Arc::clone(&self.shared.keys);
         self.shared
             .control
-            .spawn(async move { keys.look_again().await })
+            .spawn(async move { keys.refresh().await })
             .await
-            .unwrap_or(Err(Unreadable))
+            .unwrap_or(Err(KeySetUnavailable))
     }
 
     fn apply(self: &Rc<Self>, event: RouteEvent) {
         match event {
             RouteEvent::Changed {
                 session,
-                order,
+                version,
                 token_epoch,
             } => {
                 let Some(session) = self.sessions.borrow().get(&session).cloned() else {
                     return;
                 };
-                session.outdate(order, token_epoch);
+                session.invalidate(version, token_epoch);
                 self.recheck(session);
             }
             RouteEvent::Gone { session, gone } => {
                 self.pools.forget(&session);
                 if let Some(session) = self.sessions.borrow().get(&session) {
-                    session.bury(&gone);
+                    session.mark_ended(&gone);
                 }
             }
             RouteEvent::Recheck => {
@@ -183,27 +182,27 @@ impl Worker {
         let worker = Rc::clone(self);
         spawn_local(async move {
             for caller in callers {
-                let ask = Ask {
+                let request = RouteRequest {
                     session: session.id.clone(),
                     token: Arc::clone(&caller.token),
                     wake: false,
-                    until: Instant::now() + RECHECK_TIME,
+                    until: Instant::now() + RECHECK_TIMEOUT,
                     not_before: None,
                 };
-                match worker.shared.routes.resolve(ask).await {
+                match worker.shared.routes.resolve(request).await {
                     Ok((route, stamp)) => {
-                        if session.learn(&route, stamp) {
+                        if session.store_route(&route, stamp) {
                             session.enforce(&route);
                         }
                         return;
                     }
                     // Expiry does not end running calls, but such a token cannot request routes.
-                    Err(Miss::Refused(refused)) if refused.reason == Reason::TokenExpired => {}
-                    Err(Miss::Refused(refused)) => {
+                    Err(ResolveError::Refused(refused)) if refused.reason == Reason::TokenExpired => {}
+                    Err(ResolveError::Refused(refused)) => {
                         session
                             .end_calls(|call| (call.caller.token == caller.token).then(|| refused.clone()));
                     }
-                    Err(Miss::Unreachable | Miss::Waited) => return,
+                    Err(ResolveError::Unreachable | ResolveError::TimedOut) => return,
                 }
             }
         });
@@ -213,13 +212,13 @@ impl Worker {
     /// continue elsewhere.
     pub(crate) fn end_all(&self) {
         for session in self.sessions.borrow().values() {
-            session.end_calls(|call| Some(last_words(call)));
+            session.end_calls(|call| Some(drain_error(call)));
         }
     }
 
     fn sweep(&self) {
         self.pools.sweep(self.shared.config.backend.idle_timeout);
-        let forget = self.shared.config.routes.forget_after.max(MARKER_LIFE);
+        let forget = self.shared.config.routes.forget_after.max(ENDED_MARKER_TTL);
         self.sessions
             .borrow_mut()
             .retain(|_, session| session.open_calls() > 0 || session.last_used.get().elapsed() < forget);
@@ -228,7 +227,7 @@ impl Worker {
 
 /// The error of a call that the drain ends. Spark keeps a reattachable operation and its results
 /// for the client; other calls are lost.
-fn last_words(call: &Call) -> Refused {
+fn drain_error(call: &Call) -> Refused {
     match call.engine() {
         None => draining(),
         Some(Engine::Spark) if call.is_reattachable() => draining(),

@@ -4,12 +4,12 @@
 //! A call is *open* from its admission until its last byte, including waits. It is listed before
 //! its route is requested, so that an announced end always reaches it.
 
-use crate::activity::{OperationName, Tally, Working};
+use crate::activity::{BusyGuard, OperationName, SessionUsage};
+use crate::call_error::backend_lost;
 use crate::grpc::identity::{Operation, SparkSessionId};
 use crate::grpc::method::Method;
 use crate::routes::cache::{Routes, Stamp};
-use crate::routes::{Backend, Gone, Order, Route, RouteState, revoked};
-use crate::stop::backend_lost;
+use crate::routes::{Backend, Gone, Route, RouteState, RouteVersion, revoked};
 use crate::worker::settings::SettingsChange;
 use crate::worker::tokens::Caller;
 use session_core::{Engine, Reason, SessionId};
@@ -29,16 +29,16 @@ pub(crate) struct Session {
     pub(crate) id: SessionId,
     route: RefCell<Option<(Arc<Route>, Stamp)>>,
     gone: RefCell<Option<Arc<Gone>>>,
-    floor: Cell<Order>,
+    min_version: Cell<RouteVersion>,
     calls: RefCell<Vec<Rc<Call>>>,
-    pub(crate) tally: Arc<Tally>,
-    /// Bound Spark sessions, and the order of the route at that time: a newer route may have
+    pub(crate) usage: Arc<SessionUsage>,
+    /// Bound Spark sessions, and the version of the route at that time: a newer route may have
     /// released them.
-    bound: RefCell<(Order, HashSet<SparkSessionId>)>,
+    bound: RefCell<(RouteVersion, HashSet<SparkSessionId>)>,
     /// Last keep-alive of Spark sessions on shared Sail servers.
-    kept: RefCell<HashMap<SparkSessionId, Instant>>,
+    keep_alives: RefCell<HashMap<SparkSessionId, Instant>>,
     /// The last stored settings change, and its time.
-    kept_change: RefCell<Option<(Instant, KeptChange)>>,
+    stored_change: RefCell<Option<(Instant, StoredChange)>>,
     /// Locked while a bind request is open.
     pub(crate) binding: tokio::sync::Mutex<()>,
     pub(crate) last_used: Cell<Instant>,
@@ -65,66 +65,64 @@ pub(crate) struct OpenCall {
     session: Rc<Session>,
     call: Rc<Call>,
     /// Set once the call is known to be work.
-    working: RefCell<Option<Working>>,
+    busy: RefCell<Option<BusyGuard>>,
     /// The operation of the call, until the call is known to be work.
-    runs: RefCell<Option<OperationName>>,
+    operation: RefCell<Option<OperationName>>,
     /// Counted in the rate of the organization.
     rated: Cell<bool>,
     /// The connection has carried a valid token.
-    is_proven: Rc<Cell<bool>>,
+    has_admitted_token: Rc<Cell<bool>>,
 }
 
-/// Retry delay when calls of the session must end first.
-const WAIT_FOR_ROOM: Duration = Duration::from_secs(1);
-/// Retry delay for an organization that exceeds its rate of calls.
-const TOO_OFTEN: Duration = Duration::from_secs(1);
+/// Retry delay when calls of the session must end first, or their rate is exceeded.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Time for which an unchanged settings change is not stored again; later, another worker or proxy
 /// may have stored another one.
-const SAME_CHANGE: Duration = Duration::from_secs(1);
+const STORED_CHANGE_TTL: Duration = Duration::from_secs(1);
 /// A change of settings of a Spark session on one generation of compute.
-type KeptChange = (u64, SparkSessionId, SettingsChange);
+type StoredChange = (u64, SparkSessionId, SettingsChange);
 /// Maximum number of recorded bindings; others are requested again.
-const MOST_BOUND: usize = 256;
+const MAX_BOUND: usize = 256;
 
 impl Session {
-    pub(crate) fn new(id: SessionId, tally: Arc<Tally>) -> Self {
+    pub(crate) fn new(id: SessionId, usage: Arc<SessionUsage>) -> Self {
         Self {
             id,
-            tally,
+            usage,
             bound: RefCell::default(),
-            kept: RefCell::default(),
-            kept_change: RefCell::default(),
+            keep_alives: RefCell::default(),
+            stored_change: RefCell::default(),
             binding: tokio::sync::Mutex::default(),
             route: RefCell::default(),
             gone: RefCell::default(),
-            floor: Cell::default(),
+            min_version: Cell::default(),
             calls: RefCell::default(),
             last_used: Cell::new(Instant::now()),
         }
     }
 
-    /// Opens a call, unless the session ended or has `most` open calls.
+    /// Opens a call, unless the session ended or has `max` open calls.
     pub(crate) fn open(
         self: &Rc<Self>,
         caller: &Rc<Caller>,
         method: Method,
-        most: u32,
-        is_proven: &Rc<Cell<bool>>,
+        max: u32,
+        has_admitted_token: &Rc<Cell<bool>>,
     ) -> Result<OpenCall, Refused> {
         if let Some(gone) = &*self.gone.borrow() {
             return Err(gone.refused());
         }
         // Ending work must always be possible, and starts nothing.
-        let most = if method.ends_work() { u32::MAX } else { most };
-        if !self.tally.enter(most) {
+        let max = if method.ends_work() { u32::MAX } else { max };
+        if !self.usage.try_open_call(max) {
             return Err(Refused::new(
                 Reason::QuotaExceeded,
                 format!(
-                    "The session has {most} calls open, which is the limit (limits.calls_per_session). Wait until one of them ends."
+                    "The session has {max} calls open, which is the limit (limits.calls_per_session). Wait until one of them ends."
                 ),
             )
             .with("limit", "limits.calls_per_session")
-            .retry_after(WAIT_FOR_ROOM));
+            .retry_after(RETRY_DELAY));
         }
         let mut calls = self.calls.borrow_mut();
         let call = Rc::new(Call {
@@ -141,48 +139,48 @@ impl Session {
         Ok(OpenCall {
             session: Rc::clone(self),
             call,
-            working: RefCell::default(),
-            runs: RefCell::default(),
+            busy: RefCell::default(),
+            operation: RefCell::default(),
             rated: Cell::default(),
-            is_proven: Rc::clone(is_proven),
+            has_admitted_token: Rc::clone(has_admitted_token),
         })
     }
 
-    /// Whether the Spark session was bound under a route of exactly this order.
-    pub(crate) fn is_bound(&self, order: Order, spark_session: &SparkSessionId) -> bool {
+    /// Whether the Spark session was bound under a route of exactly this version.
+    pub(crate) fn is_bound(&self, version: RouteVersion, spark_session: &SparkSessionId) -> bool {
         let bound = self.bound.borrow();
-        bound.0 == order && bound.1.contains(spark_session)
+        bound.0 == version && bound.1.contains(spark_session)
     }
 
-    /// Records that the Spark session was bound under a route of this order.
-    pub(crate) fn bind(&self, order: Order, spark_session: SparkSessionId) {
+    /// Records that the Spark session was bound under a route of this version.
+    pub(crate) fn bind(&self, version: RouteVersion, spark_session: SparkSessionId) {
         let mut bound = self.bound.borrow_mut();
-        if order < bound.0 {
+        if version < bound.0 {
             return;
         }
-        if bound.0 != order || bound.1.len() >= MOST_BOUND {
-            *bound = (order, HashSet::new());
+        if bound.0 != version || bound.1.len() >= MAX_BOUND {
+            *bound = (version, HashSet::new());
         }
         bound.1.insert(spark_session);
     }
 
-    /// Whether a newer version of the session is known than this order.
-    pub(crate) fn is_outdated(&self, order: Order) -> bool {
-        self.floor.get() > order
+    /// Whether a newer version of the session is known than `version`.
+    pub(crate) fn is_outdated(&self, version: RouteVersion) -> bool {
+        self.min_version.get() > version
     }
 
-    /// Whether a Spark session that was bound under a route of this order is still bound.
-    pub(crate) fn still_binds(&self, order: Order, spark_session: &SparkSessionId) -> bool {
+    /// Whether a Spark session that was bound under a route of this version is still bound.
+    pub(crate) fn still_binds(&self, version: RouteVersion, spark_session: &SparkSessionId) -> bool {
         let binds = |(route, _): &(Arc<Route>, Stamp)| {
-            route.binds(spark_session) || self.is_bound(route.order, spark_session)
+            route.binds(spark_session) || self.is_bound(route.version, spark_session)
         };
-        !self.is_outdated(order) || self.route.borrow().as_ref().is_some_and(binds)
+        !self.is_outdated(version) || self.route.borrow().as_ref().is_some_and(binds)
     }
 
     /// Whether the Spark session is due for a keep-alive: not if there was one within `recently`.
     /// If due, records one.
-    pub(crate) fn keep(&self, spark_session: &SparkSessionId, recently: Duration) -> bool {
-        let mut kept = self.kept.borrow_mut();
+    pub(crate) fn take_keep_alive(&self, spark_session: &SparkSessionId, recently: Duration) -> bool {
+        let mut kept = self.keep_alives.borrow_mut();
         kept.retain(|_, at| at.elapsed() < recently);
         if kept.contains_key(spark_session) {
             return false;
@@ -191,16 +189,16 @@ impl Session {
         true
     }
 
-    /// Whether exactly this change was the last one stored, within [`SAME_CHANGE`].
-    pub(crate) fn has_just_kept(&self, change: &KeptChange) -> bool {
-        let kept = self.kept_change.borrow();
+    /// Whether exactly this change was the last one stored, within [`STORED_CHANGE_TTL`].
+    pub(crate) fn was_just_stored(&self, change: &StoredChange) -> bool {
+        let kept = self.stored_change.borrow();
         kept.as_ref()
-            .is_some_and(|(at, last)| at.elapsed() < SAME_CHANGE && last == change)
+            .is_some_and(|(at, last)| at.elapsed() < STORED_CHANGE_TTL && last == change)
     }
 
     /// Records a stored settings change.
-    pub(crate) fn note_kept(&self, change: KeptChange) {
-        *self.kept_change.borrow_mut() = Some((Instant::now(), change));
+    pub(crate) fn record_stored(&self, change: StoredChange) {
+        *self.stored_change.borrow_mut() = Some((Instant::now(), change));
     }
 
     /// The route, if it may be used without a new request.
@@ -213,7 +211,7 @@ impl Session {
     }
 
     /// The error for a token, if it is known without a new request.
-    pub(crate) fn refuses(&self, routes: &Routes, claims: &Claims) -> Option<Refused> {
+    pub(crate) fn known_error(&self, routes: &Routes, claims: &Claims) -> Option<Refused> {
         if let Some(gone) = &*self.gone.borrow() {
             return Some(gone.refused());
         }
@@ -222,32 +220,32 @@ impl Session {
     }
 
     /// The route, if it may be used while session-manager is unreachable.
-    pub(crate) fn bearable_route(&self, routes: &Routes) -> Option<(Arc<Route>, Stamp)> {
+    pub(crate) fn stale_route(&self, routes: &Routes) -> Option<(Arc<Route>, Stamp)> {
         self.route
             .borrow()
             .as_ref()
-            .filter(|(_, stamp)| routes.is_bearable(*stamp))
+            .filter(|(_, stamp)| routes.is_usable_stale(*stamp))
             .cloned()
     }
 
     /// Stores a route; returns whether it is the newest known here.
-    pub(crate) fn learn(&self, route: &Arc<Route>, stamp: Stamp) -> bool {
-        if route.order < self.floor.get() {
+    pub(crate) fn store_route(&self, route: &Arc<Route>, stamp: Stamp) -> bool {
+        if route.version < self.min_version.get() {
             return false;
         }
-        self.floor.set(route.order);
+        self.min_version.set(route.version);
         *self.route.borrow_mut() = Some((Arc::clone(route), stamp));
         true
     }
 
-    /// Invalidates versions below `order`.
-    pub(crate) fn outdate(&self, order: Order, token_epoch: u64) {
-        self.floor.set(self.floor.get().max(order));
+    /// Invalidates versions below `version`.
+    pub(crate) fn invalidate(&self, version: RouteVersion, token_epoch: u64) {
+        self.min_version.set(self.min_version.get().max(version));
         if self
             .route
             .borrow()
             .as_ref()
-            .is_some_and(|(route, _)| route.order < order)
+            .is_some_and(|(route, _)| route.version < version)
         {
             *self.route.borrow_mut() = None;
         }
@@ -255,7 +253,7 @@ impl Session {
     }
 
     /// Records the end of the session, and ends all its calls.
-    pub(crate) fn bury(&self, gone: &Arc<Gone>) {
+    pub(crate) fn mark_ended(&self, gone: &Arc<Gone>) {
         *self.route.borrow_mut() = None;
         *self.gone.borrow_mut() = Some(Arc::clone(gone));
         self.end_calls(|_| Some(gone.refused()));
@@ -345,20 +343,20 @@ impl OpenCall {
 
     /// Whether the call starts work or wakes compute.
     pub(crate) fn is_work(&self) -> bool {
-        self.call.method.is_work() && self.call.caller.late.is_none()
+        self.call.method.is_work() && self.call.caller.expired_in_grace.is_none()
     }
 
-    pub(crate) fn tally(&self) -> &Arc<Tally> {
-        &self.session.tally
+    pub(crate) fn usage(&self) -> &Arc<SessionUsage> {
+        &self.session.usage
     }
 
     /// Counts the call in the rate of its organization, once its token is admitted. Clients send
     /// one `ReleaseExecute` per part of a result; these are not counted.
-    pub(crate) fn spend_rate(&self) -> Result<(), Refused> {
+    pub(crate) fn take_rate(&self) -> Result<(), Refused> {
         if self.rated.replace(true) || self.method() == Method::ReleaseExecute {
             return Ok(());
         }
-        if self.session.tally.is_within_rate() {
+        if self.session.usage.try_take_call() {
             return Ok(());
         }
         Err(Refused::new(
@@ -366,54 +364,59 @@ impl OpenCall {
             "The organization makes too many calls at the moment (limits.calls_per_second_per_org). Try again in a little while.",
         )
         .with("limit", "limits.calls_per_second_per_org")
-        .retry_after(TOO_OFTEN))
+        .retry_after(RETRY_DELAY))
     }
 
     /// Records that the session admitted the token.
-    pub(crate) fn prove_connection(&self) {
-        self.is_proven.set(true);
+    pub(crate) fn mark_connection_admitted(&self) {
+        self.has_admitted_token.set(true);
     }
 
     /// Records that the call is forwarded to compute.
-    pub(crate) fn forwarded(&self, backend: &Backend) {
+    pub(crate) fn mark_forwarded(&self, backend: &Backend) {
         self.call.engine.set(Some(backend.engine));
         self.call
             .dedicated_generation
             .set(backend.dedicated.then_some(backend.generation));
-        self.session.tally.count_call();
+        self.session.usage.count_call();
     }
 
     /// Marks the call as work: the session is busy until the call ends.
-    pub(crate) fn work(&self) {
-        let mut working = self.working.borrow_mut();
-        if working.is_none() {
-            let mut begun = self.session.tally.work();
-            if let Some(operation) = self.runs.take() {
+    pub(crate) fn begin_work(&self) {
+        let mut busy = self.busy.borrow_mut();
+        if busy.is_none() {
+            let mut begun = self.session.usage.begin_work();
+            if let Some(operation) = self.operation.take() {
                 begun.on_operation(operation, self.method());
             }
-            *working = Some(begun);
+            *busy = Some(begun);
         }
     }
 
     /// Stores the operation of the request, once all of it was read.
-    pub(crate) fn learn(&self, spark_session: &SparkSessionId, user_id: &str, operation: &Operation) {
+    pub(crate) fn set_request_operation(
+        &self,
+        spark_session: &SparkSessionId,
+        user_id: &str,
+        operation: &Operation,
+    ) {
         self.call.reattachable.set(operation.is_reattachable());
         if let Some(id) = operation.id() {
-            self.runs(spark_session, user_id, id);
+            self.set_operation(spark_session, user_id, id);
         }
     }
 
     /// Sets the operation, and its `user_id` at the engine. A call that becomes work later, such as
     /// a reattach, reports it from then on.
-    pub(crate) fn runs(&self, spark_session: &SparkSessionId, user_id: &str, operation: &str) {
+    pub(crate) fn set_operation(&self, spark_session: &SparkSessionId, user_id: &str, operation: &str) {
         let operation = OperationName {
             spark_session: *spark_session,
             user_id: user_id.to_owned(),
             operation: operation.to_owned(),
         };
-        match &mut *self.working.borrow_mut() {
-            Some(working) => working.on_operation(operation, self.method()),
-            None => *self.runs.borrow_mut() = Some(operation),
+        match &mut *self.busy.borrow_mut() {
+            Some(busy) => busy.on_operation(operation, self.method()),
+            None => *self.operation.borrow_mut() = Some(operation),
         }
     }
 
@@ -442,6 +445,6 @@ impl Drop for OpenCall {
             moved.index.set(index);
         }
         self.session.last_used.set(Instant::now());
-        self.session.tally.leave();
+        self.session.usage.close_call();
     }
 }

@@ -1,5 +1,6 @@
 //! Spark session settings that clients change, as far as they are stored for later compute.
 
+use crate::grpc::payload;
 use prost::Message as _;
 use session_proto::spark::ConfigRequest;
 use session_proto::spark::config_request::operation::OpType;
@@ -19,7 +20,7 @@ impl SettingsChange {
     /// Parses a request, flag and length included; `None` if it changes no setting. Values with the
     /// caller's `token` are left out: PySpark 3.5 sets the connection string as `spark.remote`.
     pub(crate) fn of(request: &[u8], token: &str) -> Option<Self> {
-        let message = request.get(5..)?;
+        let message = payload(request)?;
         let mut change = match ConfigRequest::decode(message).ok()?.operation?.op_type? {
             OpType::Set(set) => Self {
                 set: set

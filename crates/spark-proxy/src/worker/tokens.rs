@@ -3,7 +3,7 @@
 //! A token is cached once its session admitted it, until it expires or the key set changes. Epoch,
 //! denylist and session state are checked on every call, elsewhere.
 
-use crate::routes::expired;
+use crate::routes::is_expired;
 use aws_lc_rs::digest::{SHA256, digest};
 use foldhash::fast::RandomState;
 use session_core::Timestamp;
@@ -32,33 +32,33 @@ pub(crate) struct Caller {
     pub(crate) claims: Claims,
     /// The token is within its grace; this is the error unless the call only continues an existing
     /// operation (ADR 0011).
-    pub(crate) late: Option<Refused>,
+    pub(crate) expired_in_grace: Option<Refused>,
     /// Key in the cache, and the generation of the key set that verified the token; `None` if it
     /// must be verified each time.
-    checked: Option<(TokenHash, u64)>,
+    cache_key: Option<(TokenHash, u64)>,
     /// Time of the last recorded use.
     reported: Cell<Option<Instant>>,
 }
 
 /// Interval at which the use of a token is recorded.
-const REPORT_USE: Duration = Duration::from_secs(10);
+const USE_REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Caller {
-    pub(crate) fn of(token: &str, claims: Claims, late: Option<Refused>) -> Self {
+    pub(crate) fn new(token: &str, claims: Claims, expired_in_grace: Option<Refused>) -> Self {
         Self {
             token: token.into(),
             claims,
-            late,
-            checked: None,
+            expired_in_grace,
+            cache_key: None,
             reported: Cell::default(),
         }
     }
 
     /// Creates a caller whose token was verified with this key set and may be cached.
-    pub(crate) fn checked_with(token: &str, claims: Claims, generation: u64) -> Self {
+    pub(crate) fn cacheable(token: &str, claims: Claims, generation: u64) -> Self {
         Self {
-            checked: Some((hash_of(token), generation)),
-            ..Self::of(token, claims, None)
+            cache_key: Some((hash_of(token), generation)),
+            ..Self::new(token, claims, None)
         }
     }
 
@@ -68,24 +68,27 @@ impl Caller {
     }
 
     /// Whether the use of the token is due to be recorded; true once per interval.
-    pub(crate) fn is_worth_reporting(&self) -> bool {
-        let worth = self.reported.get().is_none_or(|at| at.elapsed() >= REPORT_USE);
-        if worth {
+    pub(crate) fn take_report_due(&self) -> bool {
+        let is_due = self
+            .reported
+            .get()
+            .is_none_or(|at| at.elapsed() >= USE_REPORT_INTERVAL);
+        if is_due {
             self.reported.set(Some(Instant::now()));
         }
-        worth
+        is_due
     }
 }
 
 /// The verified tokens of one worker.
 #[derive(Default)]
-pub(crate) struct Tokens {
+pub(crate) struct VerifiedTokens {
     callers: RefCell<HashMap<TokenHash, Rc<Caller>, RandomState>>,
     bytes: Cell<usize>,
     generation: Cell<u64>,
 }
 
-impl Tokens {
+impl VerifiedTokens {
     /// Returns the caller with this token, if it was admitted under the same key set.
     pub(crate) fn get(&self, hash: &TokenHash, generation: u64) -> Option<Rc<Caller>> {
         if self.generation.replace(generation) != generation {
@@ -96,7 +99,7 @@ impl Tokens {
 
     /// Caches a caller that its session admitted.
     pub(crate) fn admitted(&self, caller: &Rc<Caller>, leeway: Duration, now: Timestamp) {
-        let Some((hash, generation)) = caller.checked else {
+        let Some((hash, generation)) = caller.cache_key else {
             return;
         };
         if generation != self.generation.get() || self.callers.borrow().contains_key(&hash) {
@@ -104,8 +107,9 @@ impl Tokens {
         }
         if self.is_full(caller) {
             let mut callers = self.callers.borrow_mut();
-            callers.retain(|_, known| !expired(&known.claims, leeway, now));
-            self.bytes.set(callers.values().map(|known| known.weight()).sum());
+            callers.retain(|_, cached| !is_expired(&cached.claims, leeway, now));
+            self.bytes
+                .set(callers.values().map(|cached| cached.weight()).sum());
         }
         if self.is_full(caller) {
             self.clear();
@@ -152,13 +156,13 @@ mod tests {
             exp: 2000,
             jti: TokenId::generate(NOW, number),
         };
-        Rc::new(Caller::checked_with(&token, claims, 0))
+        Rc::new(Caller::cacheable(&token, claims, 0))
     }
 
     #[test]
-    fn remembered_tokens_are_bounded_in_number_and_bytes() {
+    fn cached_tokens_are_bounded_in_number_and_bytes() {
         for bytes in [600, 4096] {
-            let tokens = Tokens::default();
+            let tokens = VerifiedTokens::default();
             for number in 0..3 * MAX_TOKENS as u64 {
                 let caller = caller(number, bytes);
                 tokens.admitted(&caller, LEEWAY, NOW);
@@ -168,14 +172,14 @@ mod tests {
                 assert!(tokens.bytes.get() <= MAX_TOKENS_BYTES);
             }
             let callers = tokens.callers.borrow();
-            let held: usize = callers.values().map(|known| known.weight()).sum();
+            let held: usize = callers.values().map(|cached| cached.weight()).sum();
             assert_eq!(held, tokens.bytes.get());
         }
     }
 
     #[test]
-    fn a_token_of_an_older_key_set_is_not_remembered() {
-        let tokens = Tokens::default();
+    fn a_token_of_an_older_key_set_is_not_cached() {
+        let tokens = VerifiedTokens::default();
         let caller = caller(1, 600);
         tokens.admitted(&caller, LEEWAY, NOW);
         assert!(tokens.get(&hash_of(&caller.token), 1).is_none());

@@ -1,5 +1,5 @@
-//! Floods of HTTP/2 frames that are no calls, beside a client that makes calls:
-//! what each does to the time of an honest call, and to memory.
+//! Floods of HTTP/2 frames that are no calls: their effect on the latency of another client's calls
+//! and on memory.
 
 use crate::common;
 use crate::common::raw::frame;
@@ -21,10 +21,10 @@ const MAX_MORE_MIB: u64 = 64;
 
 async fn p99(client: &Client, proxy: &OwnProcess, time: Duration) -> Duration {
     let (mut times, began) = (Vec::new(), Instant::now());
-    let ask = proxy.ask().body(request(b"honest"));
+    let rpc = proxy.rpc().body(request(b"other"));
     while began.elapsed() < time {
         let one = Instant::now();
-        let reply = client.call(ask.clone()).await;
+        let reply = client.call(rpc.clone()).await;
         assert_eq!(reply.code(), Code::Ok, "{reply:?}");
         times.push(one.elapsed());
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -33,7 +33,7 @@ async fn p99(client: &Client, proxy: &OwnProcess, time: Duration) -> Duration {
     times[times.len() * 99 / 100]
 }
 
-/// Sends the frames again and again on its connection, and reads what comes or not.
+/// Sends the frames repeatedly on one connection, and reads the responses or not.
 fn flood(address: std::net::SocketAddr, begin: Vec<u8>, frames: Vec<u8>, reads: bool) {
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -69,7 +69,7 @@ fn flood(address: std::net::SocketAddr, begin: Vec<u8>, frames: Vec<u8>, reads: 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn floods_of_frames_do_not_slow_honest_calls() {
+async fn floods_of_frames_do_not_slow_other_clients() {
     let _alone = crate::alone().await;
     for (number, (what, many)) in [
         ("SETTINGS", frame(kinds::SETTINGS, flags::NONE, 0, &[])),
@@ -129,7 +129,7 @@ async fn floods_of_frames_do_not_slow_honest_calls() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_flood_that_goes_on_ends_its_connection() {
+async fn a_continuing_flood_ends_its_connection() {
     let _alone = crate::alone().await;
     let proxy = OwnProcess::start(|_| {}).await;
     for many in [
@@ -158,7 +158,7 @@ async fn a_flood_that_goes_on_ends_its_connection() {
             goaway.map(|bytes| u32::from_be_bytes(bytes[13..17].try_into().unwrap()))
         })
         .await;
-        // A reset may overtake it, as the flood was not read.
+        // A TCP reset may arrive first, because the flood was not read.
         assert!(code.is_none_or(|code| code == ENHANCE_YOUR_CALM), "{code:?}");
         assert!(began.elapsed() > Duration::from_secs(4), "{:?}", began.elapsed());
         let (_, metrics) = common::http_get(proxy.admin, "/metrics").await;
@@ -167,13 +167,13 @@ async fn a_flood_that_goes_on_ends_its_connection() {
     }
 }
 
-/// A response of which the client takes one byte is not held by HTTP/2.
+/// A response of which the client takes one byte is not buffered by HTTP/2.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn windows_of_one_byte_hold_little() {
+async fn windows_of_one_byte_hold_little_memory() {
     let _alone = crate::alone().await;
     let proxy = OwnProcess::start(|_| {}).await;
     let client = Client::plain(proxy.address).await.unwrap();
-    assert_eq!(client.call(proxy.ask()).await.code(), Code::Ok);
+    assert_eq!(client.call(proxy.rpc()).await.code(), Code::Ok);
     let before = proxy.peak_mib();
     let block = Raw::headers(EXECUTE, &proxy.token(), &[("x-shape", "stream 1 40000")]);
     let mut raws = Vec::new();
@@ -195,20 +195,20 @@ async fn windows_of_one_byte_hold_little() {
     assert!(more <= MAX_MORE_MIB, "{more} MiB more");
     drop(raws);
     within("others may call again", async {
-        while client.call(proxy.ask()).await.code() != Code::Ok {}
+        while client.call(proxy.rpc()).await.code() != Code::Ok {}
     })
     .await;
 }
 
 /// A client that opens its windows and reads nothing from its socket.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_socket_that_nobody_reads_holds_little() {
+async fn an_unread_socket_holds_little_memory() {
     let proxy = OwnProcess::start(|config| {
         config.limits.unread_bytes_per_session = 16 << 20;
     })
     .await;
     let client = Client::plain(proxy.address).await.unwrap();
-    assert_eq!(client.call(proxy.ask()).await.code(), Code::Ok);
+    assert_eq!(client.call(proxy.rpc()).await.code(), Code::Ok);
     let before = proxy.peak_mib();
     let block = Raw::headers(EXECUTE, &proxy.token(), &[("x-shape", "stream 1 400000")]);
     let mut raw = Raw::connect(proxy.address, &[(INITIAL_WINDOW, 0x7fff_ffff)])
@@ -229,8 +229,8 @@ async fn a_socket_that_nobody_reads_holds_little() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let more = proxy.peak_mib() - before;
     println!("500 responses to a socket that nobody reads: {more} MiB more");
-    // Some of it passes at once: unread bytes are counted at intervals.
+    // A part passes immediately: unread bytes are counted at intervals.
     assert!(more <= 128, "{more} MiB more");
     drop(raw);
-    assert_eq!(client.call(proxy.ask()).await.code(), Code::Ok);
+    assert_eq!(client.call(proxy.rpc()).await.code(), Code::Ok);
 }

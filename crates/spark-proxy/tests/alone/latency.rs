@@ -1,8 +1,7 @@
-//! A first look at what the proxy adds, direct and through it in turn. Run by
-//! hand with `--release -- --ignored --nocapture`; the load rig of `tests/load`
-//! is what measures targets.
+//! Latency that the proxy adds, measured by alternating direct and proxied calls. Run by hand with
+//! `--release -- --ignored --nocapture`; `tests/load` measures the targets.
 
-use crate::common::{Ask, Client, Rig, within};
+use crate::common::{Client, Rig, Rpc, within};
 use std::time::{Duration, Instant};
 use tonic::Code;
 
@@ -13,10 +12,10 @@ fn percentile(sorted: &[Duration], share: f64) -> u128 {
     sorted[((sorted.len() - 1) as f64 * share) as usize].as_micros()
 }
 
-async fn one_by_one(client: &Client, ask: impl Fn() -> Ask, into: &mut Vec<Duration>) {
+async fn one_by_one(client: &Client, rpc: impl Fn() -> Rpc, into: &mut Vec<Duration>) {
     for _ in 0..CALLS {
         let began = Instant::now();
-        assert_eq!(client.call(ask()).await.code(), Code::Ok);
+        assert_eq!(client.call(rpc()).await.code(), Code::Ok);
         into.push(began.elapsed());
     }
 }
@@ -29,11 +28,11 @@ async fn added_latency() {
     let direct = Client::plain(rig.spark.address()).await.unwrap();
     let proxied = rig.client().await;
     let token = rig.token();
-    let ask = || Ask::execute(&token).header("x-session-id", rig.session.as_str());
+    let rpc = || Rpc::execute(&token).header("x-session-id", rig.session.as_str());
     let (mut without, mut with) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        one_by_one(&direct, ask, &mut without).await;
-        one_by_one(&proxied, ask, &mut with).await;
+        one_by_one(&direct, rpc, &mut without).await;
+        one_by_one(&proxied, rpc, &mut with).await;
     }
     for (name, times) in [("direct", &mut without), ("through the proxy", &mut with)] {
         times.sort();
@@ -56,8 +55,8 @@ async fn added_latency() {
                 let (client, token, session) = (client.clone(), token.clone(), rig.session.to_string());
                 calls.spawn(async move {
                     for _ in 0..CALLS {
-                        let ask = Ask::execute(&token).header("x-session-id", &session);
-                        assert_eq!(client.call(ask).await.code(), Code::Ok);
+                        let rpc = Rpc::execute(&token).header("x-session-id", &session);
+                        assert_eq!(client.call(rpc).await.code(), Code::Ok);
                     }
                 });
             }

@@ -1,5 +1,5 @@
-//! Tests that measure time or memory: one after the other, and in a program of
-//! their own, so that no other test of this crate runs beside them.
+//! Tests that measure time or memory: they run one after the other, in a program without other tests
+//! of this crate.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 #[allow(

@@ -1,7 +1,7 @@
-//! Shares: what one session or one organization takes leaves room for the
-//! others, is bounded in number, bytes and time, and is refused with a reason.
+//! Shares: limits per session and per organization, in number, bytes and time, leave room for other
+//! callers and are reported with a reason.
 
-use crate::common::{Ask, Client, Reply, Rig, Running, send, within};
+use crate::common::{Client, Reply, Rig, Rpc, Running, send, within};
 use bytes::Bytes;
 use session_core::{Reason, SessionId, Timestamp};
 use session_proto::internal::{Backend, Route, RouteStatus, SparkBinding};
@@ -13,7 +13,7 @@ use tonic::Code;
 
 const MIB: usize = 1 << 20;
 
-/// A session of an organization, and a token of it.
+/// A session of an organization, and its token.
 struct Tenant {
     route: Route,
     token: String,
@@ -34,7 +34,7 @@ fn tenant(rig: &Rig, org: &str, number: u64) -> Tenant {
     Tenant { route, token }
 }
 
-/// Of one shared server that all of them use; their Spark session is bound.
+/// A route to one shared server for all; the Spark session is bound.
 fn on_shared(rig: &Rig, org: &str, number: u64) -> Tenant {
     let mut tenant = tenant(rig, org, number);
     tenant.route.backend = tenant.route.backend.map(|backend| Backend {
@@ -48,7 +48,7 @@ fn on_shared(rig: &Rig, org: &str, number: u64) -> Tenant {
     tenant
 }
 
-/// Whose compute never comes.
+/// A route whose compute never becomes ready.
 fn pending(rig: &Rig, org: &str, number: u64) -> Tenant {
     let mut tenant = tenant(rig, org, number);
     tenant.route.status = RouteStatus::Pending.into();
@@ -65,8 +65,8 @@ async fn rig(change: impl FnOnce(&mut Config)) -> Rig {
     .await
 }
 
-async fn begin(client: &Client, ask: Ask, body: Bytes) -> Running {
-    let mut running = within("a stream", client.begin(&ask)).await.unwrap();
+async fn begin(client: &Client, rpc: Rpc, body: Bytes) -> Running {
+    let mut running = within("a stream", client.begin(&rpc)).await.unwrap();
     running.finish(body);
     running
 }
@@ -74,25 +74,25 @@ async fn begin(client: &Client, ask: Ask, body: Bytes) -> Running {
 async fn hang(client: &Client, tenant: &Tenant) -> Running {
     begin(
         client,
-        Ask::execute(&tenant.token).shape(Shape::Hang),
+        Rpc::execute(&tenant.token).shape(Shape::Hang),
         request(b"go"),
     )
     .await
 }
 
-/// An upload that has begun and does not end.
+/// An upload that started and does not end.
 async fn upload(client: &Client, tenant: &Tenant, bytes: usize) -> Running {
-    let ask = Ask::spark("AddArtifacts")
+    let rpc = Rpc::spark("AddArtifacts")
         .bearer(&tenant.token)
         .shape(Shape::Count);
-    let mut running = client.begin(&ask).await.unwrap();
+    let mut running = client.begin(&rpc).await.unwrap();
     send(&mut running.upload, request(&vec![7; bytes])).await;
     running
 }
 
-/// It is refused for this reason, with the configuration key of the limit.
+/// The call is rejected for this reason, with the configuration key of the limit.
 async fn refused(running: Running, reason: Reason, key: &str) {
-    // Held: a dropped upload would be a cancelled call.
+    // Kept: dropping the upload would cancel the call.
     let Running { response, upload } = running;
     let reply = within("it is refused", Reply::read(response)).await.unwrap();
     reply.refused(reason);
@@ -103,13 +103,13 @@ async fn refused(running: Running, reason: Reason, key: &str) {
 
 async fn works(client: &Client, tenant: &Tenant) {
     let reply = client
-        .call(Ask::execute(&tenant.token).body(request(b"SELECT 1")))
+        .call(Rpc::execute(&tenant.token).body(request(b"SELECT 1")))
         .await;
     assert_eq!(reply.code(), Code::Ok, "{reply:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shared_server_has_places_for_every_organization() {
+async fn one_organization_cannot_use_up_a_shared_server() {
     let _alone = crate::alone().await;
     let rig = rig(|config| {
         config.backend.shared_calls_per_session = 2;
@@ -136,18 +136,18 @@ async fn a_shared_server_has_places_for_every_organization() {
     .await;
     works(&client, &three).await;
     for method in ["Interrupt", "ReleaseExecute"] {
-        let reply = client.call(Ask::spark(method).bearer(&one.token)).await;
+        let reply = client.call(Rpc::spark(method).bearer(&one.token)).await;
         assert_eq!(reply.code(), Code::Ok, "{method}");
     }
     drop(running);
     within("there is room again", async {
-        while client.call(Ask::execute(&one.token)).await.code() != Code::Ok {}
+        while client.call(Rpc::execute(&one.token)).await.code() != Code::Ok {}
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_organization_does_not_take_all_held_calls() {
+async fn one_organization_cannot_use_up_the_held_calls() {
     let _alone = crate::alone().await;
     let rig = rig(|config| {
         config.limits.held_calls = 4;
@@ -184,7 +184,7 @@ async fn one_organization_does_not_take_all_held_calls() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn held_uploads_weigh_what_came() {
+async fn held_uploads_count_their_received_bytes() {
     let _alone = crate::alone().await;
     let rig = rig(|config| {
         config.limits.held_bytes_per_session = MIB;
@@ -195,13 +195,13 @@ async fn held_uploads_weigh_what_came() {
     let [one, two, three] = [("acme", 1), ("acme", 2), ("other", 3)].map(|(org, n)| pending(&rig, org, n));
     let client = rig.client().await;
     let mut held = Vec::new();
-    // Thirty unfinished uploads of little are little.
+    // Thirty unfinished small uploads are within the limit.
     for number in 1..=30 {
         held.push(upload(&client, &one, 1000).await);
         let held = rig.until_metric("spark_proxy_held_calls", |n| n == f64::from(number));
         within("it is held", held).await;
     }
-    // What comes later counts too.
+    // Bytes received later count too.
     let large = |tenant| upload(&client, tenant, MIB - MIB / 64);
     refused(
         large(&one).await,
@@ -225,20 +225,24 @@ async fn held_uploads_weigh_what_came() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stalled_upload_gives_back_its_place() {
+async fn a_stalled_upload_releases_its_place() {
     let _alone = crate::alone().await;
     let rig = rig(|config| config.limits.request_idle_timeout = Duration::from_millis(400)).await;
     let tenant = on_shared(&rig, "acme", 1);
     let client = rig.client().await;
     let stalled = upload(&client, &tenant, 1000).await;
     refused(stalled, Reason::MalformedMessage, "limits.request_idle_timeout").await;
-    within("compute is told", rig.spark.until(|seen| seen.resets == 1)).await;
+    within(
+        "the upstream stream is reset",
+        rig.spark.until(|seen| seen.resets == 1),
+    )
+    .await;
 
-    // One that goes on, however slowly, and one that waits for its answer, go on.
+    // A slow upload, and a call that waits for its response, continue.
     let mut slow = upload(&client, &tenant, 10).await;
     let waits = begin(
         &client,
-        Ask::execute(&tenant.token).shape(Shape::HangAfterOne),
+        Rpc::execute(&tenant.token).shape(Shape::HangAfterOne),
         request(b"go"),
     )
     .await;
@@ -255,7 +259,7 @@ async fn a_stalled_upload_gives_back_its_place() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn responses_that_nobody_reads_are_bounded() {
+async fn unread_responses_are_bounded() {
     let _alone = crate::alone().await;
     let rig = rig(|config| {
         config.limits.unread_bytes_per_session = 2 * MIB;
@@ -263,7 +267,7 @@ async fn responses_that_nobody_reads_are_bounded() {
     })
     .await;
     let [one, two, three] = [("acme", 1), ("acme", 2), ("other", 3)].map(|(org, n)| on_shared(&rig, org, n));
-    let stream = |tenant: &Tenant| Ask::execute(&tenant.token).shape(Shape::Stream(100, 100_000));
+    let stream = |tenant: &Tenant| Rpc::execute(&tenant.token).shape(Shape::Stream(100, 100_000));
     let mut unread = Vec::new();
     for tenant in [&one, &two] {
         let client = rig.client().await;
@@ -274,7 +278,7 @@ async fn responses_that_nobody_reads_are_bounded() {
     }
     let limited = || rig.until_metric("spark_proxy_calls_total{outcome=\"limited\"}", |n| n >= 4.0);
     within("those beyond the bound end", limited()).await;
-    // The others are read to their end, and so is what another organization asks.
+    // The others complete, and so does a call of another organization.
     let client = rig.client().await;
     let reply = client.call(stream(&three)).await;
     assert_eq!((reply.code(), reply.body.len()), (Code::Ok, 10_000_000));
@@ -293,7 +297,7 @@ async fn responses_that_nobody_reads_are_bounded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_organization_does_not_ask_all_questions_about_spark_sessions() {
+async fn one_organization_cannot_use_up_the_bind_requests() {
     let _alone = crate::alone().await;
     let rig = rig(|_| {}).await;
     let client = rig.client().await;
@@ -307,14 +311,14 @@ async fn one_organization_does_not_ask_all_questions_about_spark_sessions() {
     rig.routes.slow_answers(Duration::from_secs(1));
     let mut calls = tokio::task::JoinSet::new();
     for (number, tenant) in tenants.iter().enumerate() {
-        // Spark session ids of their own, so that each is free to be bound.
-        let ask = Ask::execute(&tenant.token).body(about(number));
+        // Distinct Spark session ids, so that each is unbound.
+        let rpc = Rpc::execute(&tenant.token).body(about(number));
         let client = client.clone();
-        calls.spawn(async move { client.call(ask).await });
+        calls.spawn(async move { client.call(rpc).await });
     }
     let other = unbound("other", 1000);
-    let ask = Ask::execute(&other.token).body(about(1000));
-    let reply = client.call(ask).await;
+    let rpc = Rpc::execute(&other.token).body(about(1000));
+    let reply = client.call(rpc).await;
     assert_eq!(reply.code(), Code::Ok, "{reply:?}");
     let replies = within("they end", calls.join_all()).await;
     let (done, limited): (Vec<_>, Vec<_>) = replies.iter().partition(|reply| reply.code() == Code::Ok);
@@ -329,7 +333,7 @@ async fn one_organization_does_not_ask_all_questions_about_spark_sessions() {
     );
 }
 
-/// A request about a Spark session of this number.
+/// A request for the Spark session of this number.
 fn about(number: usize) -> Bytes {
     let mut bytes = request(b"SELECT 1").to_vec();
     bytes[7..15].copy_from_slice(format!("{number:08x}").as_bytes());
@@ -337,7 +341,7 @@ fn about(number: usize) -> Bytes {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_organization_does_not_fill_the_look_ups() {
+async fn one_organization_cannot_use_up_the_route_requests() {
     let _alone = crate::alone().await;
     let rig = rig(|_| {}).await;
     let tenants: Vec<_> = (0..3).map(|number| on_shared(&rig, "acme", number)).collect();
@@ -363,12 +367,12 @@ async fn one_organization_does_not_fill_the_look_ups() {
     works(&client, &on_shared(&rig, "other", 9)).await;
 }
 
-/// Between two calls of the organization that works.
+/// Interval between two calls of the working organization.
 const PAUSE: Duration = Duration::from_millis(2);
-/// What a busy machine adds to a call, whoever else calls.
+/// Latency that a busy machine adds to a call.
 const NOISE: Duration = Duration::from_millis(20);
 
-/// The slowest but one of a hundred calls, none of which fails.
+/// The second slowest of a hundred calls, none of which fails.
 async fn p99(client: &Client, tenant: &Tenant) -> Duration {
     const CALLS: usize = 200;
     let mut times = Vec::new();
@@ -383,7 +387,7 @@ async fn p99(client: &Client, tenant: &Tenant) -> Duration {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_organization_fills_everything_and_another_one_works() {
+async fn an_organization_at_all_its_limits_does_not_affect_another() {
     let _alone = crate::alone().await;
     let rig = rig(|config| {
         config.backend.connections_per_pool = 4;
@@ -402,10 +406,10 @@ async fn one_organization_fills_everything_and_another_one_works() {
         config.limits.unread_bytes_per_session = 2 * MIB;
     })
     .await;
-    let honest = on_shared(&rig, "other", 0);
+    let other = on_shared(&rig, "other", 0);
     let beside = rig.client().await;
-    works(&beside, &honest).await;
-    let alone = p99(&beside, &honest).await;
+    works(&beside, &other).await;
+    let alone = p99(&beside, &other).await;
     let most = 2 * alone + NOISE;
     let greedy: Vec<_> = (1..=4).map(|number| on_shared(&rig, "acme", number)).collect();
     let waiting: Vec<_> = (11..=14).map(|number| pending(&rig, "acme", number)).collect();
@@ -415,19 +419,19 @@ async fn one_organization_fills_everything_and_another_one_works() {
     }
     let limited = "spark_proxy_calls_total{outcome=\"limited\"}";
     let undisturbed = async |what: &str| {
-        let p99 = p99(&beside, &honest).await;
+        let p99 = p99(&beside, &other).await;
         println!("{what}: p99 {p99:?}, alone {alone:?}");
         assert!(p99 <= most, "{what}: p99 {p99:?}, alone {alone:?}");
     };
-    // Each beyond its share, which is refused; what has a place keeps it meanwhile.
+    // Each use beyond its share is rejected; calls within it continue.
     let filled =
-        async |what: &str, tenants: &[Tenant], each: usize, is_upload: bool, ask: &dyn Fn(&Tenant) -> Ask| {
+        async |what: &str, tenants: &[Tenant], each: usize, is_upload: bool, rpc: &dyn Fn(&Tenant) -> Rpc| {
             let before = rig.metric(limited).await;
             let client = rig.client().await;
             let mut taken = Vec::new();
             for tenant in tenants {
                 for _ in 0..each {
-                    let mut running = client.begin(&ask(tenant)).await.unwrap();
+                    let mut running = client.begin(&rpc(tenant)).await.unwrap();
                     let _ = running.upload.send_data(request(&[7; 100]), !is_upload);
                     taken.push(running);
                 }
@@ -436,9 +440,9 @@ async fn one_organization_fills_everything_and_another_one_works() {
             undisturbed(what).await;
             taken
         };
-    let hang = |tenant: &Tenant| Ask::execute(&tenant.token).shape(Shape::Hang);
+    let hang = |tenant: &Tenant| Rpc::execute(&tenant.token).shape(Shape::Hang);
     let upload = |tenant: &Tenant| {
-        Ask::spark("AddArtifacts")
+        Rpc::spark("AddArtifacts")
             .bearer(&tenant.token)
             .shape(Shape::Count)
     };
@@ -448,21 +452,21 @@ async fn one_organization_fills_everything_and_another_one_works() {
     drop(filled("held uploads", &waiting, 20, true, &upload).await);
     drop(filled("open calls", &hanging, 70, false, &hang).await);
 
-    // Responses that nobody reads.
+    // Unread responses.
     let before = rig.metric(limited).await;
     let client = rig.client().await;
     let mut unread = Vec::new();
     for tenant in &greedy {
         for _ in 0..4 {
-            let ask = Ask::execute(&tenant.token).shape(Shape::Stream(100, 100_000));
-            unread.push(begin(&client, ask, request(b"go")).await);
+            let rpc = Rpc::execute(&tenant.token).shape(Shape::Stream(100, 100_000));
+            unread.push(begin(&client, rpc, request(b"go")).await);
         }
     }
     within("unread", rig.until_metric(limited, |n| n > before)).await;
     undisturbed("unread responses").await;
     drop(unread);
 
-    // More calls than the rate, and Spark sessions to be bound, without an end.
+    // Calls beyond the rate and bind requests, continuously.
     rig.routes.slow_answers(Duration::from_millis(300));
     let mut flood = tokio::task::JoinSet::new();
     for tenant in &greedy {
@@ -474,7 +478,7 @@ async fn one_organization_fills_everything_and_another_one_works() {
                 } else {
                     request(b"go")
                 };
-                let call = client.try_call(Ask::execute(&token).body(body));
+                let call = client.try_call(Rpc::execute(&token).body(body));
                 let _ = tokio::time::timeout(Duration::from_millis(20), call).await;
                 tokio::time::sleep(Duration::from_millis(4)).await;
             }

@@ -1,8 +1,7 @@
-//! What session-manager hears of the use of sessions, and what one session or
-//! organization may take.
+//! Activity reports to session-manager, and limits of sessions and organizations.
 
 use crate::common;
-use crate::common::{Ask, Client, Rig, within};
+use crate::common::{Client, Rig, Rpc, within};
 use prost::Message;
 use session_core::{Reason, SessionId, Timestamp};
 use session_proto::internal::{Route, RouteStatus, SessionActivity};
@@ -19,17 +18,17 @@ fn of(rig: &Rig, open: u32) -> impl Fn(&SessionActivity) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_is_reported_at_once_for_as_long_as_it_runs_and_when_it_ends() {
+async fn a_call_is_reported_at_its_start_while_it_runs_and_at_its_end() {
     let rig = Rig::start().await;
     within(
-        "a proxy with nothing to say says so",
+        "an idle proxy sends empty reports",
         rig.routes.until_reported(|reports| !reports.is_empty()),
     )
     .await;
-    // The use of its token is reported before it is known to be work.
+    // The use of its token is reported before the call counts as work.
     rig.routes.slow_answers(Duration::from_millis(200));
     let client = rig.client().await;
-    let mut running = client.begin(&rig.ask().shape(Shape::HangAfterOne)).await.unwrap();
+    let mut running = client.begin(&rig.rpc().shape(Shape::HangAfterOne)).await.unwrap();
     let plan = ExecutePlanRequest {
         session_id: SPARK_SESSION.to_owned(),
         operation_id: Some(OPERATION.to_owned()),
@@ -42,7 +41,7 @@ async fn a_call_is_reported_at_once_for_as_long_as_it_runs_and_when_it_ends() {
     running.finish(framed(&plan.encode_to_vec()));
     let busy = of(&rig, 1);
     within(
-        "it is said at once",
+        "it is reported immediately",
         rig.routes
             .until_reported(|reports| reports.iter().flat_map(|report| &report.sessions).any(&busy)),
     )
@@ -72,7 +71,7 @@ async fn a_call_is_reported_at_once_for_as_long_as_it_runs_and_when_it_ends() {
     drop(running);
     let quiet = of(&rig, 0);
     within(
-        "the end is said",
+        "the end is reported",
         rig.routes
             .until_reported(|reports| reports.iter().flat_map(|report| &report.sessions).any(&quiet)),
     )
@@ -100,10 +99,10 @@ async fn a_call_is_reported_at_once_for_as_long_as_it_runs_and_when_it_ends() {
     );
 }
 
-/// Spark cuts every stream after two minutes; its client comes back, on any
-/// connection, by `ReattachExecute`.
+/// Spark ends every stream after two minutes; its client continues with `ReattachExecute` on any
+/// connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_operation_that_is_reattached_is_reported_as_before() {
+async fn a_reattached_operation_keeps_its_report() {
     let rig = Rig::start().await;
     let client = rig.client().await;
     let message = ReattachExecuteRequest {
@@ -111,16 +110,16 @@ async fn an_operation_that_is_reattached_is_reported_as_before() {
         operation_id: OPERATION.to_owned(),
         ..ReattachExecuteRequest::default()
     };
-    let ask = Ask::spark("ReattachExecute")
+    let rpc = Rpc::spark("ReattachExecute")
         .bearer(&rig.token())
         .shape(Shape::HangAfterOne);
-    let mut running = client.begin(&ask).await.unwrap();
+    let mut running = client.begin(&rpc).await.unwrap();
     running.finish(framed(&message.encode_to_vec()));
     let (upload, response) = within("headers", running.head()).await.unwrap();
     let busy = of(&rig, 1);
     let reported = |activity: &SessionActivity| busy(activity) && !activity.operations.is_empty();
     within(
-        "it is said at once",
+        "it is reported immediately",
         rig.routes
             .until_reported(|reports| reports.iter().flat_map(|report| &report.sessions).any(reported)),
     )
@@ -140,14 +139,14 @@ async fn an_operation_that_is_reattached_is_reported_as_before() {
     drop((upload, response, client));
     let quiet = of(&rig, 0);
     within(
-        "its end is said",
+        "its end is reported",
         rig.routes
             .until_reported(|reports| reports.iter().flat_map(|report| &report.sessions).any(&quiet)),
     )
     .await;
 }
 
-/// One call of each of so many sessions, at once.
+/// Starts one call of each of this many sessions.
 async fn use_sessions(rig: &Rig, count: u64) -> Vec<String> {
     let client = rig.client().await;
     let mut calls = tokio::task::JoinSet::new();
@@ -160,8 +159,8 @@ async fn use_sessions(rig: &Rig, count: u64) -> Vec<String> {
             ..rig.route()
         });
         sessions.push(claims.sid.to_string());
-        let (client, ask) = (client.clone(), Ask::execute(&rig.sign(&claims)));
-        calls.spawn(async move { client.call(ask).await.code() });
+        let (client, rpc) = (client.clone(), Rpc::execute(&rig.sign(&claims)));
+        calls.spawn(async move { client.call(rpc).await.code() });
     }
     while let Some(code) = calls.join_next().await {
         assert_eq!(code.expect("a call"), Code::Ok);
@@ -169,7 +168,7 @@ async fn use_sessions(rig: &Rig, count: u64) -> Vec<String> {
     sessions
 }
 
-/// Waits until each of these sessions' one call was reported, and none twice.
+/// Waits until the call of each session was reported, none twice.
 async fn until_each_is_reported_once(rig: &Rig, sessions: &[String]) {
     let calls = |reports: &[session_proto::internal::ReportActivityRequest], session: &String| {
         let of = reports.iter().flat_map(|report| &report.sessions);
@@ -190,7 +189,7 @@ async fn until_each_is_reported_once(rig: &Rig, sessions: &[String]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bad_record_holds_up_no_other() {
+async fn an_invalid_record_does_not_block_others() {
     let rig = Rig::start().await;
     let bad = SessionId::generate(Timestamp::from_millis(5), 7).to_string();
     rig.routes.refuse_reports_of(&bad);
@@ -201,7 +200,7 @@ async fn a_bad_record_holds_up_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_report_that_is_too_large_is_sent_in_parts() {
+async fn a_report_beyond_the_limit_is_split() {
     let rig = Rig::start().await;
     rig.routes.limit_reports(3);
     let sessions = use_sessions(&rig, 40).await;
@@ -209,11 +208,11 @@ async fn a_report_that_is_too_large_is_sent_in_parts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn housekeeping_is_no_activity() {
+async fn calls_that_are_not_work_are_no_activity() {
     let rig = Rig::start().await;
     for method in ["ReleaseExecute", "Interrupt", "ReleaseSession", "GetStatus"] {
         assert_eq!(
-            rig.call(Ask::spark(method).bearer(&rig.token())).await.code(),
+            rig.call(Rpc::spark(method).bearer(&rig.token())).await.code(),
             Code::Ok
         );
     }
@@ -236,25 +235,25 @@ async fn housekeeping_is_no_activity() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_has_so_many_calls_and_no_more() {
+async fn the_calls_of_a_session_are_limited() {
     let rig = Rig::with(|config| config.limits.calls_per_session = 2).await;
     let mut open = Vec::new();
     // On two connections, which may be served by two workers.
     for _ in 0..2 {
         let client = rig.client().await;
-        let mut running = client.begin(&rig.ask().shape(Shape::Hang)).await.unwrap();
+        let mut running = client.begin(&rig.rpc().shape(Shape::Hang)).await.unwrap();
         running.finish(request(b"go"));
         open.push((client, running));
     }
     within("both run", rig.spark.until(|seen| seen.requests.len() == 2)).await;
-    let reply = rig.call(rig.ask()).await;
+    let reply = rig.call(rig.rpc()).await;
     reply.refused(Reason::QuotaExceeded);
     assert!(tonic_types::StatusExt::get_details_retry_info(&reply.status()).is_some());
-    let free = rig.call(Ask::spark("ReleaseExecute").bearer(&rig.token())).await;
+    let free = rig.call(Rpc::spark("ReleaseExecute").bearer(&rig.token())).await;
     assert_eq!(free.code(), Code::Ok);
     open.pop();
     within("there is room again", async {
-        while rig.call(rig.ask()).await.code() != Code::Ok {
+        while rig.call(rig.rpc()).await.code() != Code::Ok {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })
@@ -262,31 +261,31 @@ async fn a_session_has_so_many_calls_and_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_organization_calls_so_often_and_no_oftener() {
+async fn the_rate_of_calls_of_an_organization_is_limited() {
     let rig = Rig::with(|config| config.limits.calls_per_second_per_org = 2).await;
     let client = rig.client().await;
     let mut limited = None;
     for _ in 0..10 {
-        let reply = client.call(rig.ask()).await;
+        let reply = client.call(rig.rpc()).await;
         if reply.code() != Code::Ok {
             limited = Some(reply);
         }
     }
     limited.unwrap().refused(Reason::RateLimited);
     let free = client
-        .call(Ask::spark("ReleaseExecute").bearer(&rig.token()))
+        .call(Rpc::spark("ReleaseExecute").bearer(&rig.token()))
         .await;
     assert_eq!(free.code(), Code::Ok);
 }
 
-/// Calls with each of these tokens as fast as they are answered, until dropped.
+/// Calls with each of these tokens continuously, until dropped.
 fn flood(client: &Client, tokens: &[String]) -> tokio::task::JoinSet<()> {
     let mut flood = tokio::task::JoinSet::new();
     for token in tokens {
         let (client, token) = (client.clone(), token.clone());
         flood.spawn(async move {
             loop {
-                let reply = client.call(Ask::execute(&token)).await;
+                let reply = client.call(Rpc::execute(&token)).await;
                 assert_ne!(reply.code(), Code::Ok);
             }
         });
@@ -295,11 +294,10 @@ fn flood(client: &Client, tokens: &[String]) -> tokio::task::JoinSet<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn dead_tokens_spend_nothing_of_their_organization() {
+async fn rejected_tokens_do_not_count_against_their_organization() {
     let rig = Rig::with(|config| config.limits.calls_per_second_per_org = 5).await;
     let good = rig.token();
-    // Of an older epoch, revoked, of a closed session, and one that only
-    // session-manager refuses.
+    // Of an older epoch, revoked, of a closed session, and one that only session-manager rejects.
     let (mut old, mut revoked, mut closed) = (rig.claims(), rig.claims(), rig.claims());
     old.sid = SessionId::generate(Timestamp::from_millis(5), 1);
     revoked.sid = SessionId::generate(Timestamp::from_millis(5), 2);
@@ -339,25 +337,25 @@ async fn dead_tokens_spend_nothing_of_their_organization() {
         Reason::SessionClosed,
         Reason::TokenRevoked,
     ]) {
-        client.call(Ask::execute(token)).await.refused(reason);
+        client.call(Rpc::execute(token)).await.refused(reason);
     }
     let flood = flood(&client, &dead);
-    let honest = rig.client().await;
+    let other = rig.client().await;
     let asked = rig.routes.asked().len();
     for _ in 0..10 {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        let reply = honest.call(Ask::execute(&good)).await;
+        let reply = other.call(Rpc::execute(&good)).await;
         assert_eq!(reply.code(), Code::Ok, "{reply:?}");
     }
     let opened = rig.metric("spark_proxy_calls_opened_total").await;
     assert!(opened > 1000.0, "it is a flood: {opened} calls");
     let asked = rig.routes.asked().len() - asked;
-    assert!(asked < 400, "session-manager was asked {asked} times in 3 s");
+    assert!(asked < 400, "session-manager received {asked} requests in 3 s");
     drop(flood);
-    // It still learns what it is refused for, now and then.
+    // Some of the errors still have the actual reason.
     within("its true reason", async {
         loop {
-            let status = client.call(Ask::execute(&dead[0])).await.status();
+            let status = client.call(Rpc::execute(&dead[0])).await.status();
             if session_proto::error::reason_of(&status) == Some(Reason::TokenRevoked) {
                 return;
             }
@@ -366,26 +364,26 @@ async fn dead_tokens_spend_nothing_of_their_organization() {
     .await;
 }
 
-/// Look-ups have a connection of their own: they cannot take the streams of
-/// reports, binds and the watch.
+/// Route requests have their own connection: they cannot use up the streams of reports, bind requests
+/// and the watch.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn look_ups_that_hang_hold_up_no_report() {
+async fn hanging_route_requests_do_not_delay_reports() {
     const HANGING: u64 = 300;
     let rig = Rig::start().await;
     let client = rig.client().await;
-    assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(client.call(rig.rpc()).await.code(), Code::Ok);
     let busy = of(&rig, 1);
     let mut calls = tokio::task::JoinSet::new();
     for number in 0..HANGING {
         let mut claims = rig.claims();
         claims.sid = SessionId::generate(Timestamp::from_millis(5), number);
         rig.routes.hang(claims.sid.as_str());
-        let (client, ask) = (client.clone(), Ask::execute(&rig.sign(&claims)));
-        calls.spawn(async move { client.call(ask).await.code() });
+        let (client, rpc) = (client.clone(), Rpc::execute(&rig.sign(&claims)));
+        calls.spawn(async move { client.call(rpc).await.code() });
     }
-    within("many look-ups hang", rig.routes.until_asked(200)).await;
+    within("many route requests hang", rig.routes.until_asked(200)).await;
     let since = std::time::Instant::now();
-    let mut running = client.begin(&rig.ask().shape(Shape::HangAfterOne)).await.unwrap();
+    let mut running = client.begin(&rig.rpc().shape(Shape::HangAfterOne)).await.unwrap();
     running.finish(request(b"go"));
     within(
         "a report",
@@ -402,7 +400,7 @@ async fn hold(rig: &Rig, client: &Client, session: &SessionId) -> common::Runnin
     let mut claims = rig.claims();
     claims.sid = session.clone();
     let mut running = client
-        .begin(&Ask::execute(&rig.sign(&claims)))
+        .begin(&Rpc::execute(&rig.sign(&claims)))
         .await
         .expect("it begins");
     running.finish(request(b"go"));
@@ -410,7 +408,7 @@ async fn hold(rig: &Rig, client: &Client, session: &SessionId) -> common::Runnin
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn so_many_calls_wait_and_no_more() {
+async fn held_calls_are_limited() {
     let rig = Rig::with(|config| {
         config.limits.held_calls_per_session = 2;
         config.limits.held_calls = 3;
@@ -453,7 +451,7 @@ async fn so_many_calls_wait_and_no_more() {
         .await
         .unwrap();
     reply.refused(Reason::TooManyWaiting);
-    // Who leaves makes room.
+    // A disconnected caller releases its place.
     held.clear();
     within(
         "none waits",

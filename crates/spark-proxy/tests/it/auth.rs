@@ -1,7 +1,7 @@
 //! Every way to call without the right to, with the exact code and reason.
 
 use crate::common;
-use crate::common::{Ask, Client, Rig, new_signer, within, write_jwks};
+use crate::common::{Client, Rig, Rpc, new_signer, within, write_jwks};
 use session_core::{Reason, SessionId, Timestamp};
 use session_token::Claims;
 use std::time::Duration;
@@ -9,9 +9,9 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_wrong_with_a_token_is_said_exactly() {
+async fn each_token_fault_has_its_own_reason() {
     let rig = Rig::start().await;
-    let plain = || Ask::spark("ExecutePlan");
+    let plain = || Rpc::spark("ExecutePlan");
     rig.call(plain()).await.refused(Reason::TokenMissing);
     rig.call(plain().header("authorization", "Basic abc"))
         .await
@@ -58,55 +58,58 @@ async fn what_is_wrong_with_a_token_is_said_exactly() {
     assert_eq!(info.metadata["errorClass"], "BERTH.TOKEN_EXPIRED");
 
     assert_eq!(rig.call(plain().bearer(&good)).await.code(), Code::Ok);
-    assert_eq!(rig.spark.seen().requests.len(), 1, "only the good one passed");
-    assert!(rig.routes.asked().len() == 1, "nobody asks about a bad token");
+    assert_eq!(rig.spark.seen().requests.len(), 1, "only the valid one passed");
+    assert!(
+        rig.routes.asked().len() == 1,
+        "an invalid token causes no route request"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn headers_must_be_single_and_agree() {
+async fn duplicate_and_contradicting_headers_are_rejected() {
     let rig = Rig::start().await;
     let token = rig.token();
     let other = SessionId::generate(Timestamp::from_millis(1), 1);
-    rig.call(Ask::execute(&token).bearer(&token))
+    rig.call(Rpc::execute(&token).bearer(&token))
         .await
         .refused(Reason::HeaderDuplicate);
-    let doubled = rig.ask().header("x-session-id", rig.session.as_str());
+    let doubled = rig.rpc().header("x-session-id", rig.session.as_str());
     rig.call(doubled).await.refused(Reason::HeaderDuplicate);
-    rig.call(Ask::execute(&token).header("x-session-id", other.as_str()))
+    rig.call(Rpc::execute(&token).header("x-session-id", other.as_str()))
         .await
         .refused(Reason::SessionMismatch);
-    rig.call(Ask::execute(&token).header("x-session-id", ""))
+    rig.call(Rpc::execute(&token).header("x-session-id", ""))
         .await
         .refused(Reason::SessionMismatch);
     assert_eq!(
-        rig.call(Ask::execute(&token)).await.code(),
+        rig.call(Rpc::execute(&token)).await.code(),
         Code::Ok,
         "it may be left out"
     );
 
     let strict = Rig::with(|config| config.tokens.require_session_header = true).await;
     strict
-        .call(Ask::execute(&strict.token()))
+        .call(Rpc::execute(&strict.token()))
         .await
         .refused(Reason::HeaderMissing);
-    assert_eq!(strict.call(strict.ask()).await.code(), Code::Ok);
+    assert_eq!(strict.call(strict.rpc()).await.code(), Code::Ok);
 }
 
-/// The Scala client before 4.0.4, 4.1.3 and 4.2.0 names the header so.
+/// Name of the header in the Scala client before 4.0.4, 4.1.3 and 4.2.0.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_token_of_older_scala_clients_is_accepted() {
     let rig = Rig::with(|config| config.listen.workers = 1).await;
-    let older = |token: &str| Ask::spark("ExecutePlan").header("authentication", &format!("Bearer {token}"));
+    let older = |token: &str| Rpc::spark("ExecutePlan").header("authentication", &format!("Bearer {token}"));
     let (token, other) = (rig.token(), rig.token());
     let client = rig.client().await;
-    // Checked, then remembered, under one name and under the other.
-    for ask in [
+    // Verified, then cached, under both names.
+    for rpc in [
         older(&token),
         older(&token),
-        Ask::execute(&token),
+        Rpc::execute(&token),
         older(&token).bearer(&token),
     ] {
-        assert_eq!(client.call(ask).await.code(), Code::Ok);
+        assert_eq!(client.call(rpc).await.code(), Code::Ok);
     }
     let passed = rig.spark.seen().requests;
     assert_eq!(passed.len(), 4);
@@ -115,46 +118,46 @@ async fn the_token_of_older_scala_clients_is_accepted() {
         assert!(!headers.contains_key("authorization"), "{headers:?}");
     }
 
-    // Two good tokens, in either order, and each of them doubled.
-    for ask in [older(&token).bearer(&other), older(&other).bearer(&token)] {
-        let reply = client.call(ask).await;
+    // Two valid tokens, in either order, and each of them twice.
+    for rpc in [older(&token).bearer(&other), older(&other).bearer(&token)] {
+        let reply = client.call(rpc).await;
         reply.refused(Reason::HeaderDuplicate);
         let info = reply.status().get_details_error_info().unwrap();
         assert_eq!(info.metadata["header"], "authentication");
     }
-    for ask in [
+    for rpc in [
         older(&token).header("authentication", &format!("Bearer {token}")),
         older(&token).bearer(&token).bearer(&token),
     ] {
-        client.call(ask).await.refused(Reason::HeaderDuplicate);
+        client.call(rpc).await.refused(Reason::HeaderDuplicate);
     }
     let wrong = new_signer().sign(&rig.claims()).unwrap();
     client.call(older(&wrong)).await.refused(Reason::TokenInvalid);
     client.call(older("abc")).await.refused(Reason::TokenMalformed);
     client
-        .call(Ask::spark("ExecutePlan").header("authentication", "Basic abc"))
+        .call(Rpc::spark("ExecutePlan").header("authentication", "Basic abc"))
         .await
         .refused(Reason::TokenMalformed);
-    assert_eq!(rig.spark.seen().requests.len(), 4, "only the good ones passed");
+    assert_eq!(rig.spark.seen().requests.len(), 4, "only the valid ones passed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_connection_carries_several_callers() {
     let rig = Rig::start().await;
     let client = rig.client().await;
-    assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(client.call(rig.rpc()).await.code(), Code::Ok);
     client
-        .call(Ask::spark("Config"))
+        .call(Rpc::spark("Config"))
         .await
         .refused(Reason::TokenMissing);
-    assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(client.call(rig.rpc()).await.code(), Code::Ok);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn expiry_counts_at_the_start_of_a_call_and_graces_are_by_method() {
+async fn expiry_is_checked_at_the_start_of_a_call_with_grace_by_method() {
     let rig = Rig::start().await;
     let token = rig.token();
-    let by = |method: &str| Ask::spark(method).bearer(&token);
+    let by = |method: &str| Rpc::spark(method).bearer(&token);
     assert_eq!(rig.call(by("ExecutePlan")).await.code(), Code::Ok);
     rig.clock.advance(Duration::from_secs(3600 + 60));
     for method in [
@@ -179,11 +182,11 @@ async fn expiry_counts_at_the_start_of_a_call_and_graces_are_by_method() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn revoked_tokens_are_refused_and_their_running_calls_ended() {
+async fn revoked_tokens_are_rejected_and_their_running_calls_ended() {
     let rig = Rig::start().await;
     let (one, two) = (rig.claims(), rig.claims());
     let hang = |claims: &Claims| {
-        Ask::execute(&rig.sign(claims)).shape(test_support::fake_spark::Shape::HangAfterOne)
+        Rpc::execute(&rig.sign(claims)).shape(test_support::fake_spark::Shape::HangAfterOne)
     };
     let client = rig.client().await;
     let mut first = client.begin(&hang(&one)).await.unwrap();
@@ -193,7 +196,7 @@ async fn revoked_tokens_are_refused_and_their_running_calls_ended() {
     second.finish(test_support::fake_spark::request(b"go"));
     let (_u2, second) = within("headers", second.head()).await.unwrap();
 
-    // One token by its name.
+    // One token, by its id.
     let mut route = rig.route();
     route.version = 2;
     route.revoked_tokens.push(session_proto::internal::RevokedToken {
@@ -206,12 +209,12 @@ async fn revoked_tokens_are_refused_and_their_running_calls_ended() {
         .unwrap();
     reply.refused(Reason::TokenRevoked);
     assert!(!reply.body.is_empty(), "the error came in trailers");
-    rig.call(Ask::execute(&rig.sign(&one)))
+    rig.call(Rpc::execute(&rig.sign(&one)))
         .await
         .refused(Reason::TokenRevoked);
-    assert_eq!(rig.call(Ask::execute(&rig.sign(&two))).await.code(), Code::Ok);
+    assert_eq!(rig.call(Rpc::execute(&rig.sign(&two))).await.code(), Code::Ok);
 
-    // All of them by the epoch.
+    // All tokens, by the epoch.
     route.version = 3;
     route.token_epoch = 2;
     rig.routes.announce(route);
@@ -219,11 +222,11 @@ async fn revoked_tokens_are_refused_and_their_running_calls_ended() {
         .await
         .unwrap()
         .refused(Reason::TokenRevoked);
-    rig.call(Ask::execute(&rig.sign(&two)))
+    rig.call(Rpc::execute(&rig.sign(&two)))
         .await
         .refused(Reason::TokenRevoked);
     assert_eq!(
-        rig.call(Ask::execute(&rig.sign(&Claims {
+        rig.call(Rpc::execute(&rig.sign(&Claims {
             epoch: 2,
             ..rig.claims()
         })))
@@ -234,13 +237,13 @@ async fn revoked_tokens_are_refused_and_their_running_calls_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_disabled_organization_and_a_foreign_one_are_refused() {
+async fn tokens_of_disabled_or_other_organizations_are_rejected() {
     let rig = Rig::start().await;
     let foreign = rig.sign(&Claims {
         org: "other".parse().unwrap(),
         ..rig.claims()
     });
-    rig.call(Ask::execute(&foreign))
+    rig.call(Rpc::execute(&foreign))
         .await
         .refused(Reason::TokenInvalid);
     let mut route = rig.route();
@@ -248,10 +251,10 @@ async fn a_disabled_organization_and_a_foreign_one_are_refused() {
     route.org_disabled = true;
     rig.routes.announce(route);
     within("it is refused", async {
-        while rig.call(rig.ask()).await.code() == Code::Ok {}
+        while rig.call(rig.rpc()).await.code() == Code::Ok {}
     })
     .await;
-    rig.call(rig.ask()).await.refused(Reason::OrgDisabled);
+    rig.call(rig.rpc()).await.refused(Reason::OrgDisabled);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -259,35 +262,35 @@ async fn a_new_key_is_found_when_a_token_names_it() {
     let rig = Rig::with(|config| config.tokens.keys.again_after = Duration::from_millis(1)).await;
     let next = new_signer();
     let token = next.sign(&rig.claims()).unwrap();
-    rig.call(Ask::execute(&token)).await.refused(Reason::TokenInvalid);
+    rig.call(Rpc::execute(&token)).await.refused(Reason::TokenInvalid);
     let old = rig.token();
-    assert_eq!(rig.call(Ask::execute(&old)).await.code(), Code::Ok);
+    assert_eq!(rig.call(Rpc::execute(&old)).await.code(), Code::Ok);
 
     write_jwks(&rig.dir.path().join("jwks.json"), &[&next]);
     tokio::time::sleep(Duration::from_millis(5)).await;
-    assert_eq!(rig.call(Ask::execute(&token)).await.code(), Code::Ok);
-    // The old key is gone, and with it what it had signed, remembered or not.
-    rig.call(Ask::execute(&old)).await.refused(Reason::TokenInvalid);
+    assert_eq!(rig.call(Rpc::execute(&token)).await.code(), Code::Ok);
+    // The old key is withdrawn: its tokens are invalid, cached or not.
+    rig.call(Rpc::execute(&old)).await.refused(Reason::TokenInvalid);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn unknown_keys_have_the_set_read_again_once_in_a_while_only() {
+async fn rereads_for_unknown_keys_are_limited() {
     let rig = Rig::start().await;
     let next = new_signer();
     write_jwks(&rig.dir.path().join("jwks.json"), &[&rig.signer, &next]);
     // It was read at the start, less than 30 s ago.
-    rig.call(Ask::execute(&next.sign(&rig.claims()).unwrap()))
+    rig.call(Rpc::execute(&next.sign(&rig.claims()).unwrap()))
         .await
         .refused(Reason::TokenInvalid);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_key_no_start() {
+async fn without_a_key_the_data_port_stays_closed() {
     let routes = test_support::fake_routes::FakeRoutes::start().await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let jwks = dir.path().join("jwks.json");
     let mut config = common::config(&routes, jwks.clone());
-    // A free port, which the proxy itself is to bind.
+    // A free port, to be bound by the proxy.
     let free = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -327,15 +330,15 @@ async fn no_key_no_start() {
     within("it ends", running).await.unwrap().unwrap();
 }
 
-/// A signature takes longer to check than all else that is done for a bad token.
+/// Verification of the signature is the most expensive step for an invalid token.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_signatures_of_one_address_are_not_checked_without_bound() {
+async fn invalid_tokens_of_one_address_are_limited() {
     let rig = Rig::with(|config| {
         config.limits.bad_tokens_per_second_per_address = 2;
         config.listen.trusted_proxies = vec!["127.0.0.1/32".parse().unwrap()];
     })
     .await;
-    let good = rig.ask();
+    let good = rig.rpc();
     let known = Client::over(from(&rig, [198, 51, 100, 7]).await).await.unwrap();
     assert_eq!(known.call(good.clone()).await.code(), Code::Ok);
 
@@ -344,11 +347,11 @@ async fn bad_signatures_of_one_address_are_not_checked_without_bound() {
     let signed = one.rsplit_once('.').unwrap().0;
     let forged = format!("{signed}.{}", other.rsplit_once('.').unwrap().1);
     for _ in 0..4 {
-        let reply = known.call(Ask::execute(&forged)).await;
+        let reply = known.call(Rpc::execute(&forged)).await;
         reply.refused(Reason::TokenInvalid);
     }
     for token in [&forged, &rig.token()] {
-        let reply = known.call(Ask::execute(token)).await;
+        let reply = known.call(Rpc::execute(token)).await;
         reply.refused(Reason::RateLimited);
         let text = reply.status().message().to_owned();
         assert!(
@@ -356,19 +359,19 @@ async fn bad_signatures_of_one_address_are_not_checked_without_bound() {
             "{text}"
         );
     }
-    // What is remembered passes, and so does what comes from elsewhere.
+    // Cached tokens pass, and so do tokens from other addresses.
     assert_eq!(known.call(good).await.code(), Code::Ok);
     let other = Client::over(from(&rig, [198, 51, 100, 8]).await).await.unwrap();
-    assert_eq!(other.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(other.call(rig.rpc()).await.code(), Code::Ok);
     within("it may come again", async {
-        while known.call(rig.ask()).await.code() != Code::Ok {
+        while known.call(rig.rpc()).await.code() != Code::Ok {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     })
     .await;
 }
 
-/// A connection that a load balancer brings from this address.
+/// A connection through a load balancer, from this client IP.
 async fn from(rig: &Rig, address: [u8; 4]) -> tokio::net::TcpStream {
     use tokio::io::AsyncWriteExt as _;
     let mut tcp = tokio::net::TcpStream::connect(rig.address)

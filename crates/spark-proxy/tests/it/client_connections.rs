@@ -1,7 +1,6 @@
-//! The client's edge: who is counted as whom, and that nobody holds a place
-//! for ever.
+//! Client connections: the client IP that limits count, and time limits of every phase.
 
-use crate::common::{Ask, Client, Relay, Reply, Rig, within};
+use crate::common::{Client, Relay, Reply, Rig, Rpc, within};
 use session_core::Reason;
 use spark_proxy::config::Config;
 use std::time::Duration;
@@ -25,7 +24,7 @@ fn header(source: [u8; 4]) -> Vec<u8> {
     header
 }
 
-/// A connection that begins with `first`.
+/// A connection that starts with `first`.
 async fn beginning(rig: &Rig, first: &[u8]) -> TcpStream {
     let mut tcp = TcpStream::connect(rig.address).await.unwrap();
     tcp.set_nodelay(true).unwrap();
@@ -35,24 +34,24 @@ async fn beginning(rig: &Rig, first: &[u8]) -> TcpStream {
 
 async fn from(rig: &Rig, source: [u8; 4]) -> anyhow::Result<Client> {
     let client = Client::over(beginning(rig, &header(source)).await).await?;
-    // The proxy's settings have not come yet; a call shows that it serves.
-    client.try_call(Ask::to("/grpc.health.v1.Health/Check")).await?;
+    // The settings of the proxy may be missing; a call shows that it serves.
+    client.try_call(Rpc::to("/grpc.health.v1.Health/Check")).await?;
     Ok(client)
 }
 
-/// Waits until as many connections were refused for this.
+/// Waits until this many connections were closed for this cause.
 async fn refused(rig: &Rig, cause: &str, count: f64) {
     let metric = format!("spark_proxy_connections_refused_total{{cause=\"{cause}\"}}");
     within("it is counted", rig.until_metric(&metric, |n| n == count)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_trusted_proxy_begins_with_a_header_however_it_is_cut() {
+async fn the_header_of_a_trusted_proxy_is_read_in_any_chunks() {
     let rig = Rig::with(trusting).await;
-    let whole = Client::over(beginning(&rig, &header([192, 0, 2, 1])).await)
+    let accepted = Client::over(beginning(&rig, &header([192, 0, 2, 1])).await)
         .await
         .unwrap();
-    assert_eq!(whole.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(accepted.call(rig.rpc()).await.code(), Code::Ok);
 
     let mut tcp = beginning(&rig, b"").await;
     for byte in header([192, 0, 2, 1]) {
@@ -60,16 +59,16 @@ async fn a_trusted_proxy_begins_with_a_header_however_it_is_cut() {
         tokio::task::yield_now().await;
     }
     let bytes = Client::over(tcp).await.unwrap();
-    assert_eq!(bytes.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(bytes.call(rig.rpc()).await.code(), Code::Ok);
 
     let local = Client::over(beginning(&rig, b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00").await)
         .await
         .unwrap();
-    assert_eq!(local.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(local.call(rig.rpc()).await.code(), Code::Ok);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_trusted_proxy_without_a_good_header_is_refused() {
+async fn a_trusted_proxy_without_a_valid_header_is_rejected() {
     let rig = Rig::with(|config| {
         trusting(config);
         config.limits.handshake = Duration::from_millis(500);
@@ -85,7 +84,7 @@ async fn a_trusted_proxy_without_a_good_header_is_refused() {
         let _ = within("it is closed", tcp.read_to_end(&mut Vec::new())).await;
     }
     refused(&rig, "proxy_header", 4.0).await;
-    // One that never finishes its header has the handshake's time.
+    // An incomplete header is limited by the handshake timeout.
     let mut tcp = beginning(&rig, b"\r\n\r\n\0").await;
     let _ = within("it is closed", tcp.read_to_end(&mut Vec::new())).await;
     within(
@@ -96,7 +95,7 @@ async fn a_trusted_proxy_without_a_good_header_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn from_others_a_header_is_not_taken() {
+async fn a_header_of_an_untrusted_peer_is_rejected() {
     let rig = Rig::with(|config| {
         config.listen.trusted_proxies = vec!["10.0.0.0/8".parse().unwrap()];
         config.limits.connections_per_address = 2;
@@ -108,11 +107,11 @@ async fn from_others_a_header_is_not_taken() {
         rig.until_metric("spark_proxy_handshakes_failed_total", |n| n == 1.0),
     )
     .await;
-    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(rig.call(rig.rpc()).await.code(), Code::Ok);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_real_address_has_its_own_connections_over_all_workers() {
+async fn connections_are_limited_by_client_ip_over_all_workers() {
     let rig = Rig::with(|config| {
         trusting(config);
         config.limits.connections_per_address = 3;
@@ -126,7 +125,7 @@ async fn each_real_address_has_its_own_connections_over_all_workers() {
     assert!(from(&rig, a).await.is_err());
     refused(&rig, "address_limit", 1.0).await;
     let other = from(&rig, b).await.unwrap();
-    assert_eq!(other.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(other.call(rig.rpc()).await.code(), Code::Ok);
     places.pop();
     within("its place is free again", async {
         while from(&rig, a).await.is_err() {
@@ -137,18 +136,18 @@ async fn each_real_address_has_its_own_connections_over_all_workers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_vanished_is_dropped_and_its_call_reset() {
+async fn a_dead_client_is_dropped_and_its_call_reset() {
     let rig = Rig::with(|config| {
         config.limits.ping_interval = SHORT;
         config.limits.ping_timeout = 5 * SHORT;
         config.limits.idle_ping_interval = Duration::from_secs(100);
     })
     .await;
-    // Before the response, and in the middle of one.
+    // Before the response, and within one.
     for (index, shape) in [Shape::Hang, Shape::HangAfterOne].into_iter().enumerate() {
         let relay = Relay::to(rig.address).await;
         let client = Client::plain(relay.address).await.unwrap();
-        let mut running = client.begin(&rig.ask().shape(shape)).await.unwrap();
+        let mut running = client.begin(&rig.rpc().shape(shape)).await.unwrap();
         running.finish(request(b"go"));
         within(
             "it arrives",
@@ -168,7 +167,7 @@ async fn a_client_that_vanished_is_dropped_and_its_call_reset() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_vanished_without_calls_is_dropped_later() {
+async fn a_dead_client_without_calls_is_dropped_later() {
     let rig = Rig::with(|config| {
         config.limits.ping_interval = SHORT;
         config.limits.ping_timeout = 5 * SHORT;
@@ -177,7 +176,7 @@ async fn a_client_that_vanished_without_calls_is_dropped_later() {
     .await;
     let relay = Relay::to(rig.address).await;
     let client = Client::plain(relay.address).await.unwrap();
-    assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(client.call(rig.rpc()).await.code(), Code::Ok);
     relay.freeze();
     within(
         "its place is free",
@@ -194,7 +193,7 @@ async fn a_quiet_client_that_answers_pings_keeps_its_call() {
     })
     .await;
     let client = rig.client().await;
-    let mut running = client.begin(&rig.ask().shape(Shape::Count)).await.unwrap();
+    let mut running = client.begin(&rig.rpc().shape(Shape::Count)).await.unwrap();
     within(
         "it is pinged many times",
         rig.until_metric("spark_proxy_pings_total{peer=\"client\"}", |n| n >= 10.0),
@@ -207,7 +206,7 @@ async fn a_quiet_client_that_answers_pings_keeps_its_call() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_held_call_is_pinged_too() {
+async fn a_client_with_a_held_call_is_pinged() {
     let rig = Rig::with(|config| config.limits.ping_interval = SHORT).await;
     rig.routes.set(session_proto::internal::Route {
         status: session_proto::internal::RouteStatus::Pending.into(),
@@ -215,7 +214,7 @@ async fn a_held_call_is_pinged_too() {
         ..rig.route()
     });
     let client = rig.client().await;
-    let mut held = client.begin(&rig.ask()).await.unwrap();
+    let mut held = client.begin(&rig.rpc()).await.unwrap();
     held.finish(request(b"go"));
     within(
         "it is pinged",
@@ -225,10 +224,10 @@ async fn a_held_call_is_pinged_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_old_connection_takes_no_new_calls_and_ends_its_own() {
+async fn an_aged_connection_accepts_no_new_calls_and_finishes_its_own() {
     let rig = Rig::with(|config| config.limits.connection_age = 3 * SHORT).await;
     let client = rig.client().await;
-    let mut running = client.begin(&rig.ask().shape(Shape::Count)).await.unwrap();
+    let mut running = client.begin(&rig.rpc().shape(Shape::Count)).await.unwrap();
     running.upload.send_data(request(b"begun"), false).unwrap();
     within("it runs", rig.spark.until(|seen| seen.requests.len() == 1)).await;
     within(
@@ -237,7 +236,7 @@ async fn an_old_connection_takes_no_new_calls_and_ends_its_own() {
     )
     .await;
     within("no new calls on it", async {
-        while client.begin(&rig.ask()).await.is_ok() {
+        while client.begin(&rig.rpc()).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })
@@ -247,17 +246,17 @@ async fn an_old_connection_takes_no_new_calls_and_ends_its_own() {
         .await
         .unwrap();
     assert_eq!(reply.code(), Code::Ok);
-    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(rig.call(rig.rpc()).await.code(), Code::Ok);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn too_long_headers_get_a_status() {
+async fn too_long_headers_get_a_grpc_status() {
     let rig = Rig::start().await;
     let client = rig.client().await;
-    let ask = |bytes: usize| rig.ask().header("x-padding", &"x".repeat(bytes));
-    assert_eq!(client.call(ask(14 << 10)).await.code(), Code::Ok);
+    let rpc = |bytes: usize| rig.rpc().header("x-padding", &"x".repeat(bytes));
+    assert_eq!(client.call(rpc(14 << 10)).await.code(), Code::Ok);
     for bytes in [16 << 10, 60 << 10, 70 << 10, 250 << 10] {
-        let reply = client.call(ask(bytes)).await;
+        let reply = client.call(rpc(bytes)).await;
         reply.refused(Reason::InvalidArgument);
         assert!(
             reply.status().message().contains("limits.header_list_bytes"),
@@ -265,6 +264,6 @@ async fn too_long_headers_get_a_status() {
         );
     }
     assert_eq!(rig.spark.seen().requests.len(), 1);
-    // The connection goes on.
-    assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);
+    // The connection continues.
+    assert_eq!(client.call(rig.rpc()).await.code(), Code::Ok);
 }

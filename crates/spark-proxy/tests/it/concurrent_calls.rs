@@ -1,7 +1,7 @@
-//! Many calls at once: every limit is answered with an error, none is silence,
-//! and calls that end work pass whatever is open.
+//! Many concurrent calls: every limit causes an error, never a silent wait, and calls that end work
+//! are not limited.
 
-use crate::common::{Ask, Client, Raw, Reply, Rig, Running, flags, kinds, within};
+use crate::common::{Client, Raw, Reply, Rig, Rpc, Running, flags, kinds, within};
 use session_core::{Reason, SessionId, Timestamp};
 use session_proto::internal::Route;
 use session_token::Claims;
@@ -12,10 +12,10 @@ use tonic::Code;
 const EXECUTE: &str = "/spark.connect.SparkConnectService/ExecutePlan";
 const ENDING: [&str; 3] = ["Interrupt", "ReleaseExecute", "ReleaseSession"];
 
-/// Starts a call that never ends by itself.
+/// Starts a call that does not end.
 async fn hang(client: &Client, token: &str) -> Running {
-    let ask = Ask::execute(token).shape(Shape::Hang);
-    let mut running = within("a stream", client.begin(&ask)).await.unwrap();
+    let rpc = Rpc::execute(token).shape(Shape::Hang);
+    let mut running = within("a stream", client.begin(&rpc)).await.unwrap();
     running.finish(request(b"go"));
     running
 }
@@ -28,11 +28,11 @@ async fn refused(running: Running, reason: Reason) -> Reply {
     reply
 }
 
-/// What ends work passes on this connection, without waiting for any of the work.
+/// Checks that calls that end work pass on this connection without waiting.
 async fn ending_calls_pass(client: &Client, token: &str) {
     for method in ENDING {
         let began = Instant::now();
-        let reply = client.call(Ask::spark(method).bearer(token)).await;
+        let reply = client.call(Rpc::spark(method).bearer(token)).await;
         assert_eq!(reply.code(), Code::Ok, "{method}: {reply:?}");
         assert!(
             began.elapsed() < Duration::from_secs(2),
@@ -55,7 +55,7 @@ async fn two_hundred_calls_of_one_connection_run_and_can_be_interrupted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn beyond_the_limit_of_a_session_calls_are_refused_and_ending_calls_pass() {
+async fn the_session_limit_rejects_calls_except_those_that_end_work() {
     let rig = Rig::with(|config| config.limits.calls_per_session = 150).await;
     let (client, token) = (rig.client().await, rig.token());
     let mut running = Vec::new();
@@ -69,7 +69,7 @@ async fn beyond_the_limit_of_a_session_calls_are_refused_and_ending_calls_pass()
     ending_calls_pass(&client, &token).await;
     running.clear();
     within("there is room again", async {
-        while client.call(Ask::execute(&token)).await.code() != Code::Ok {
+        while client.call(Rpc::execute(&token)).await.code() != Code::Ok {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })
@@ -77,13 +77,13 @@ async fn beyond_the_limit_of_a_session_calls_are_refused_and_ending_calls_pass()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn beyond_the_limit_of_a_connection_calls_are_refused_and_ending_calls_pass() {
+async fn the_connection_limit_rejects_calls_except_those_that_end_work() {
     let rig = Rig::with(|config| {
         config.limits.calls_per_session = 8;
         config.limits.streams_per_connection = 20;
     })
     .await;
-    // As grpc-core does it: several sessions of one program share a connection.
+    // Like grpc-core: several sessions of one program share a connection.
     let client = rig.client().await;
     let mut tokens = Vec::new();
     for serial in 0..3 {
@@ -110,9 +110,9 @@ async fn beyond_the_limit_of_a_connection_calls_are_refused_and_ending_calls_pas
     }
 }
 
-/// Frames of refused calls can come after the refusal; they are nobody's fault.
+/// Frames of rejected calls can arrive after the error; they are no violation.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_refused_calls_leave_their_connection_whole() {
+async fn many_rejected_calls_do_not_end_their_connection() {
     const CALLS: u32 = 1500;
     let rig = Rig::with(|config| config.limits.calls_per_session = 1).await;
     let token = rig.token();
@@ -127,9 +127,9 @@ async fn many_refused_calls_leave_their_connection_whole() {
         raw.send(kinds::HEADERS, flags::END_HEADERS, stream, &block)
             .await
             .unwrap();
-        // One after the other, as a client that tries again makes them.
+        // One after the other, like a client that retries.
         within("it is refused", async {
-            while raw.next().await.expect("the connection goes on").kind != kinds::HEADERS {}
+            while raw.next().await.expect("the connection continues").kind != kinds::HEADERS {}
         })
         .await;
     }
@@ -141,7 +141,7 @@ async fn many_refused_calls_leave_their_connection_whole() {
     raw.send(kinds::PING, flags::NONE, 0, &[5; 8]).await.unwrap();
     within("the answer to the ping", async {
         loop {
-            let frame = raw.next().await.expect("the connection goes on");
+            let frame = raw.next().await.expect("the connection continues");
             assert_ne!(frame.kind, kinds::GOAWAY, "{frame:?}");
             if frame.kind == kinds::PING && frame.payload == [5; 8] {
                 break;
@@ -167,7 +167,7 @@ async fn an_interrupt_does_not_wait_for_a_place_at_the_backend() {
         running.push(hang(&client, &token).await);
     }
     within("they run", rig.spark.until(|seen| seen.requests.len() == 4)).await;
-    // More work waits for a place, and ends with an error within its bound.
+    // More work waits for a place, and ends with an error within the time limit.
     let waiting = hang(&client, &token).await;
     ending_calls_pass(&client, &token).await;
     refused(waiting, Reason::BackendUnavailable).await;
@@ -179,10 +179,10 @@ async fn an_interrupt_does_not_wait_for_a_place_at_the_backend() {
     ending_calls_pass(&client, &token).await;
 }
 
-/// A server's own limit is known before the first call, which would queue in
-/// silence.
+/// The stream limit of a server is received before the first call, which would otherwise queue
+/// without an error.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_takes_few_calls_on_a_connection_gets_more_connections() {
+async fn a_low_stream_limit_of_the_server_causes_more_connections() {
     let rig = Rig::with(|config| config.listen.workers = 1).await;
     let spark = FakeSpark::start_with_streams(2).await.unwrap();
     let mut route = rig.route();

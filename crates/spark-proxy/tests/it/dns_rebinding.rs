@@ -1,5 +1,5 @@
-//! Names that change what they stand for: the proxy dials what session-manager
-//! checked, whatever this machine's own resolver would say.
+//! Names whose addresses change: the proxy connects to the addresses that session-manager checked,
+//! whatever the local resolver returns.
 
 use crate::common::{Rig, within};
 use session_core::Reason;
@@ -8,8 +8,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use test_support::fake_spark::FakeSpark;
 use tonic::Code;
 
-/// `localhost:<port>` as this machine resolves it, and two servers at the same
-/// port of other addresses.
+/// `localhost:<port>` as the machine resolves it, and two servers at the same port of other
+/// addresses.
 struct Named {
     trap: FakeSpark,
     good: FakeSpark,
@@ -23,7 +23,7 @@ impl Named {
         for _ in 0..100 {
             let good = FakeSpark::start_at(at(2, 0)).await.unwrap();
             let port = good.address().port();
-            // The port may be taken at another address.
+            // The port may be in use at another address.
             if let Ok(trap) = FakeSpark::start_at(at(1, port)).await
                 && let Ok(moved) = FakeSpark::start_at(at(3, port)).await
             {
@@ -38,7 +38,7 @@ impl Named {
         panic!("no port is free at three addresses");
     }
 
-    /// What session-manager says after it looked the name up.
+    /// Sets the route that session-manager returns after it resolved the name.
     fn route(&self, rig: &Rig, addresses: &[String]) -> Route {
         let mut route = rig.route();
         if let Some(backend) = &mut route.backend {
@@ -51,7 +51,7 @@ impl Named {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_what_was_checked_is_dialled_and_a_change_is_followed() {
+async fn only_checked_addresses_are_connected_and_changes_apply() {
     let rig = Rig::with(|config| config.listen.workers = 1).await;
     let named = Named::start().await;
     let resolved: Vec<_> = tokio::net::lookup_host(("localhost", named.port))
@@ -60,34 +60,38 @@ async fn only_what_was_checked_is_dialled_and_a_change_is_followed() {
         .collect();
     assert!(
         resolved.contains(&named.trap.address()),
-        "the name leads to the trap here"
+        "the local resolution finds the wrong server"
     );
 
-    // Nobody listens at the first two; IPv6 is among them.
+    // The first two addresses have no listener; one is IPv6.
     let dead = ["127.0.0.9", "[::1]"].map(|ip| format!("{ip}:{}", named.port));
     let good = named.good.address().to_string();
     rig.routes
         .set(named.route(&rig, &[dead[0].clone(), dead[1].clone(), good]));
-    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(rig.call(rig.rpc()).await.code(), Code::Ok);
     assert_eq!(named.good.seen().requests.len(), 1);
 
-    // It moved: neither version nor generation tells, only the next connection.
+    // The server moved: version and generation are unchanged; only the next connection fails.
     rig.routes
         .set(named.route(&rig, &[named.moved.address().to_string()]));
     named.good.stop();
     within("calls follow the name", async {
-        while rig.call(rig.ask()).await.code() != Code::Ok {}
+        while rig.call(rig.rpc()).await.code() != Code::Ok {}
     })
     .await;
     assert!(!named.moved.seen().requests.is_empty());
 
-    // It stands for something forbidden: session-manager tells no address.
+    // The name now has a forbidden address: session-manager returns none.
     rig.routes.set(named.route(&rig, &[]));
-    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok, "what is open goes on");
+    assert_eq!(
+        rig.call(rig.rpc()).await.code(),
+        Code::Ok,
+        "open connections continue"
+    );
     named.moved.stop();
     within("the connection is gone", async {
         loop {
-            let reply = rig.call(rig.ask()).await;
+            let reply = rig.call(rig.rpc()).await;
             if reply.code() == Code::Unavailable {
                 reply.refused(Reason::BackendUnavailable);
                 return;
@@ -99,38 +103,42 @@ async fn only_what_was_checked_is_dialled_and_a_change_is_followed() {
     assert_eq!(
         named.trap.seen().connections,
         0,
-        "what the name means here is nobody's business"
+        "the local resolution is not used"
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_session_manager_nothing_is_looked_up_either() {
+async fn names_are_not_resolved_while_session_manager_is_unreachable() {
     let rig = Rig::with(|config| config.listen.workers = 1).await;
     let named = Named::start().await;
     rig.routes
         .set(named.route(&rig, &[named.good.address().to_string()]));
-    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(rig.call(rig.rpc()).await.code(), Code::Ok);
     rig.routes.go_away();
-    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok, "what is open goes on");
+    assert_eq!(
+        rig.call(rig.rpc()).await.code(),
+        Code::Ok,
+        "open connections continue"
+    );
     named.good.stop();
     within("the connection is gone", async {
-        while rig.call(rig.ask()).await.code() == Code::Ok {}
+        while rig.call(rig.rpc()).await.code() == Code::Ok {}
     })
     .await;
     for _ in 0..3 {
-        assert_ne!(rig.call(rig.ask()).await.code(), Code::Ok);
+        assert_ne!(rig.call(rig.rpc()).await.code(), Code::Ok);
     }
     assert_eq!(named.trap.seen().connections, 0);
     assert_eq!(named.moved.seen().connections, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_address_that_is_none_is_a_bad_route() {
+async fn an_invalid_address_makes_the_route_invalid() {
     let rig = Rig::with(|config| config.listen.workers = 1).await;
     let named = Named::start().await;
     for bad in ["localhost:1", "127.0.0.1", "", "127.0.0.1:x"] {
         rig.routes.set(named.route(&rig, &[bad.to_owned()]));
-        rig.call(rig.ask()).await.refused(Reason::ControlPlaneUnavailable);
+        rig.call(rig.rpc()).await.refused(Reason::ControlPlaneUnavailable);
     }
     assert_eq!(named.trap.seen().connections, 0);
 }

@@ -1,4 +1,4 @@
-//! What operators can set and see is what the documentation says.
+//! The documentation lists what operators can set and see.
 
 use crate::common::Rig;
 use service_kit::config::{Sources, load};
@@ -46,12 +46,12 @@ async fn every_metric_is_documented() {
         .check_metrics(&text);
 }
 
-/// Sections whose keys are named in texts and mean nothing else.
+/// Sections whose names have no other meaning in messages.
 const SECTIONS: [&str; 4] = ["limits", "backend", "routes", "listen"];
 
-/// What an error or a log tells an operator to set must be there to be set.
+/// Keys that errors and logs name must exist.
 #[test]
-fn keys_that_texts_name_exist() {
+fn keys_named_in_messages_exist() {
     let documented = document("config.md");
     let documented = rows(&documented);
     let mut sources = Vec::new();
@@ -84,7 +84,7 @@ fn keys_that_texts_name_exist() {
     assert!(found > 15, "{found}");
 }
 
-/// By its own row, or by that of a table it belongs to.
+/// Documented by its own row, or by the row of its table.
 fn is_documented(rows: &BTreeSet<&str>, key: &str) -> bool {
     rows.contains(key)
         || key
@@ -92,7 +92,7 @@ fn is_documented(rows: &BTreeSet<&str>, key: &str) -> bool {
             .is_some_and(|(table, _)| table.contains('.') && is_documented(rows, table))
 }
 
-/// The sources of programs, not of their tests.
+/// Sources of the programs, without tests.
 fn files(folder: &Path, out: &mut Vec<std::path::PathBuf>) {
     for entry in std::fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();

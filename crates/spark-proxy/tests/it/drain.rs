@@ -1,4 +1,4 @@
-//! How the proxy ends, and how it does not begin.
+//! Shutdown with a drain, and failed starts.
 
 use crate::common;
 use crate::common::{Reply, Rig, within};
@@ -10,14 +10,14 @@ use test_support::fake_spark::{Shape, request};
 use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn running_calls_finish_held_ones_are_answered_and_new_ones_go_elsewhere() {
+async fn a_drain_finishes_running_calls_and_ends_held_ones() {
     let mut rig = Rig::start().await;
     let client = rig.client().await;
-    let mut upload = client.begin(&rig.ask().shape(Shape::Count)).await.unwrap();
+    let mut upload = client.begin(&rig.rpc().shape(Shape::Count)).await.unwrap();
     upload.upload.send_data(request(b"begun"), false).unwrap();
     within("it runs", rig.spark.until(|seen| seen.requests.len() == 1)).await;
 
-    // Another session, which is held.
+    // A held call of another session.
     let mut claims = rig.claims();
     claims.sid = session_core::SessionId::generate(session_core::Timestamp::from_millis(5), 5);
     rig.routes.set(Route {
@@ -27,7 +27,7 @@ async fn running_calls_finish_held_ones_are_answered_and_new_ones_go_elsewhere()
         ..rig.route()
     });
     let held = client
-        .begin(&common::Ask::execute(&rig.sign(&claims)))
+        .begin(&common::Rpc::execute(&rig.sign(&claims)))
         .await
         .unwrap();
     rig.routes.until_asked(2).await;
@@ -46,7 +46,7 @@ async fn running_calls_finish_held_ones_are_answered_and_new_ones_go_elsewhere()
     assert_eq!(rig.get("/readyz").await.0, 503);
     assert_eq!(rig.get("/livez").await.0, 200);
     within("no new calls on old connections", async {
-        while client.begin(&rig.ask()).await.is_ok() {
+        while client.begin(&rig.rpc()).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })
@@ -63,20 +63,20 @@ async fn running_calls_finish_held_ones_are_answered_and_new_ones_go_elsewhere()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_does_not_finish_is_told_why() {
+async fn calls_that_outlast_the_drain_end_with_a_reason() {
     let mut rig = Rig::with(|config| config.drain.timeout = Duration::from_millis(300)).await;
     let client = rig.client().await;
-    let mut execute = client.begin(&rig.ask().shape(Shape::HangAfterOne)).await.unwrap();
+    let mut execute = client.begin(&rig.rpc().shape(Shape::HangAfterOne)).await.unwrap();
     execute.finish(request(b"go"));
     let (_u1, execute) = within("headers", execute.head()).await.unwrap();
-    let reattach = common::Ask::spark("ReattachExecute")
+    let reattach = common::Rpc::spark("ReattachExecute")
         .bearer(&rig.token())
         .shape(Shape::HangAfterOne);
     let mut reattach = client.begin(&reattach).await.unwrap();
     reattach.finish(request(b"go"));
     let (_u2, reattach) = within("headers", reattach.head()).await.unwrap();
     rig.shutdown.stop();
-    // Spark keeps what can be reattached to; the rest is lost with the call.
+    // Spark keeps reattachable operations; others are lost with the call.
     within("it ends", Reply::rest(reattach))
         .await
         .unwrap()
@@ -89,7 +89,7 @@ async fn what_does_not_finish_is_told_why() {
 }
 
 #[test]
-fn every_bad_key_is_named_at_once_and_no_port_is_opened() {
+fn every_invalid_key_is_reported_and_no_port_is_opened() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("proxy.toml");
     std::fs::write(

@@ -1,7 +1,7 @@
-//! After a token's time: what runs goes on, what only follows it is let
-//! through for a while, and a strict installation lets nothing through.
+//! Expired tokens: running calls continue, calls that continue an operation have a grace, and a grace
+//! of zero rejects them.
 
-use crate::common::{Ask, Reply, Rig, within};
+use crate::common::{Reply, Rig, Rpc, within};
 use prost::Message as _;
 use session_core::Reason;
 use session_proto::internal::SparkBinding;
@@ -21,7 +21,7 @@ async fn expiry_never_ends_a_running_stream_and_revocation_does() {
     let token = rig.sign(&claims);
     let client = rig.client().await;
     let mut call = client
-        .begin(&Ask::execute(&token).shape(Shape::HangAfterOne))
+        .begin(&Rpc::execute(&token).shape(Shape::HangAfterOne))
         .await
         .unwrap();
     call.finish(request(b"go"));
@@ -30,9 +30,9 @@ async fn expiry_never_ends_a_running_stream_and_revocation_does() {
     rig.clock.advance(Duration::from_secs(60));
     for _ in 0..48 {
         rig.clock.advance(HOUR);
-        // A call that starts now is refused, the one that runs is not even looked at.
+        // A new call is rejected; the running one is not checked again.
         client
-            .call(Ask::execute(&token))
+            .call(Rpc::execute(&token))
             .await
             .refused(Reason::TokenExpired);
         assert!(!rest.is_finished(), "the running stream ended");
@@ -53,7 +53,7 @@ async fn a_revoked_token_has_no_grace() {
     let rig = Rig::start().await;
     let claims = rig.claims();
     let token = rig.sign(&claims);
-    let reattach = || Ask::spark("ReattachExecute").bearer(&token);
+    let reattach = || Rpc::spark("ReattachExecute").bearer(&token);
     rig.clock.advance(2 * HOUR);
     assert_eq!(rig.call(reattach()).await.code(), Code::Ok);
     let mut route = rig.route();
@@ -68,13 +68,13 @@ async fn a_revoked_token_has_no_grace() {
     })
     .await;
     for method in ["ReattachExecute", "ReleaseExecute"] {
-        let reply = rig.call(Ask::spark(method).bearer(&token)).await;
+        let reply = rig.call(Rpc::spark(method).bearer(&token)).await;
         reply.refused(Reason::TokenRevoked);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_strict_installation_gives_no_grace_at_all() {
+async fn a_grace_of_zero_rejects_all_expired_tokens() {
     let rig = Rig::with(|config| {
         config.tokens.reattach_grace = Duration::ZERO;
         config.tokens.interrupt_grace = Duration::ZERO;
@@ -89,18 +89,18 @@ async fn a_strict_installation_gives_no_grace_at_all() {
         "Interrupt",
     ];
     for method in methods {
-        let reply = rig.call(Ask::spark(method).bearer(&token)).await;
+        let reply = rig.call(Rpc::spark(method).bearer(&token)).await;
         assert_eq!(reply.code(), Code::Ok, "{method}");
     }
-    // The leeway is over as well.
+    // The leeway has passed too.
     rig.clock.advance(HOUR + Duration::from_secs(30));
     for method in methods {
-        let reply = rig.call(Ask::spark(method).bearer(&token)).await;
+        let reply = rig.call(Rpc::spark(method).bearer(&token)).await;
         reply.refused(Reason::TokenExpired);
     }
 }
 
-fn read_setting(token: &str) -> Ask {
+fn read_setting(token: &str) -> Rpc {
     let get = Get {
         keys: vec!["spark.sql.session.timeZone".to_owned()],
     };
@@ -111,14 +111,14 @@ fn read_setting(token: &str) -> Ask {
         }),
         ..ConfigRequest::default()
     };
-    Ask::spark("Config")
+    Rpc::spark("Config")
         .bearer(token)
         .body(framed(&message.encode_to_vec()))
 }
 
-/// An engine makes the Spark session that a call names, if it does not have it.
+/// An engine creates the Spark session of a call if it does not exist.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_expired_token_makes_no_spark_session() {
+async fn an_expired_token_creates_no_spark_session() {
     for dedicated in [true, false] {
         for engine in ["spark", "sail"] {
             let rig = Rig::start().await;
@@ -133,12 +133,12 @@ async fn an_expired_token_makes_no_spark_session() {
             rig.routes.set(route);
             let token = rig.token();
             rig.clock.advance(HOUR + Duration::from_secs(60));
-            for ask in [
+            for rpc in [
                 read_setting(&token),
-                Ask::spark("Interrupt").bearer(&token),
-                Ask::spark("ReleaseExecute").bearer(&token),
+                Rpc::spark("Interrupt").bearer(&token),
+                Rpc::spark("ReleaseExecute").bearer(&token),
             ] {
-                rig.call(ask).await.refused(Reason::TokenExpired);
+                rig.call(rpc).await.refused(Reason::TokenExpired);
             }
             assert!(rig.spark.seen().requests.is_empty(), "{engine}: nothing went on");
         }
@@ -146,24 +146,24 @@ async fn an_expired_token_makes_no_spark_session() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_expired_token_continues_the_operation_that_runs() {
+async fn an_expired_token_continues_a_running_operation() {
     let rig = Rig::start().await;
     let token = rig.token();
     let client = rig.client().await;
     let mut query = client
-        .begin(&Ask::execute(&token).shape(Shape::HangAfterOne))
+        .begin(&Rpc::execute(&token).shape(Shape::HangAfterOne))
         .await
         .unwrap();
     query.finish(request(b"go"));
     let running = within("headers", query.head()).await.unwrap();
     rig.clock.advance(HOUR + Duration::from_secs(60));
     assert_eq!(client.call(read_setting(&token)).await.code(), Code::Ok);
-    let interrupt = Ask::spark("Interrupt").bearer(&token);
+    let interrupt = Rpc::spark("Interrupt").bearer(&token);
     assert_eq!(client.call(interrupt).await.code(), Code::Ok);
     drop(running);
     assert_eq!(client.call(read_setting(&token)).await.code(), Code::Ok);
 
-    // Other compute has nothing of it.
+    // Other compute does not have the Spark session.
     let mut route = rig.route();
     route.version = 2;
     route.generation = 2;
@@ -176,8 +176,8 @@ async fn an_expired_token_continues_the_operation_that_runs() {
         .call(read_setting(&token))
         .await
         .refused(Reason::TokenExpired);
-    // A reattach that the engine answers shows that its Spark session is there.
-    let reattach = Ask::spark("ReattachExecute").bearer(&token);
+    // A reattach with a response shows that the Spark session exists.
+    let reattach = Rpc::spark("ReattachExecute").bearer(&token);
     assert_eq!(client.call(reattach).await.code(), Code::Ok);
     assert_eq!(client.call(read_setting(&token)).await.code(), Code::Ok);
 }

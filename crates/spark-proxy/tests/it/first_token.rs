@@ -1,7 +1,7 @@
-//! A connection that shows no good token within its time is closed, whatever
-//! else it carries, and a drain does not wait for it.
+//! A connection without a valid token is closed after `limits.first_token`, whatever it carries, and
+//! a drain does not wait for it.
 
-use crate::common::{Ask, Client, Raw, Reply, Rig, Running, flags, kinds, within};
+use crate::common::{Client, Raw, Reply, Rig, Rpc, Running, flags, kinds, within};
 use session_core::Reason;
 use session_proto::internal::{RevokedToken, RouteStatus};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ async fn rig() -> Rig {
     Rig::with(|config| config.limits.first_token = TIME).await
 }
 
-/// The connection ends, and not before its time.
+/// Checks that the connection ends, and not before its time limit.
 async fn closes(raw: &mut Raw, began: Instant) {
     assert_eq!(
         within("it is closed", raw.ended()).await,
@@ -27,11 +27,11 @@ async fn closes(raw: &mut Raw, began: Instant) {
 
 /// A health check whose request does not end.
 async fn unfinished_check(client: &Client) -> Running {
-    within("a stream", client.begin(&Ask::to(HEALTH))).await.unwrap()
+    within("a stream", client.begin(&Rpc::to(HEALTH))).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_shows_no_good_token_is_closed() {
+async fn a_connection_without_a_valid_token_is_closed() {
     let rig = rig().await;
     let began = Instant::now();
     let mut idle = Raw::connect(rig.address, &[]).await.unwrap();
@@ -46,7 +46,7 @@ async fn what_shows_no_good_token_is_closed() {
         .unwrap();
     closes(&mut checking, began).await;
 
-    // Tokens that are bad, and one that verifies and was revoked.
+    // Invalid tokens, and a revoked one that verifies.
     let claims = rig.claims();
     let revoked = rig.sign(&claims);
     let mut route = rig.route();
@@ -61,34 +61,34 @@ async fn what_shows_no_good_token_is_closed() {
     ] {
         let client = rig.client().await;
         let began = Instant::now();
-        client.call(Ask::execute(token)).await.refused(reason);
+        client.call(Rpc::execute(token)).await.refused(reason);
         within("it is closed", async {
-            while client.begin(&Ask::execute(token)).await.is_ok() {
+            while client.begin(&Rpc::execute(token)).await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         })
         .await;
         assert!(began.elapsed() >= TIME / 2, "{:?}", began.elapsed());
     }
-    let closed = "spark_proxy_connections_refused_total{cause=\"no_good_token\"}";
+    let closed = "spark_proxy_connections_refused_total{cause=\"no_valid_token\"}";
     within("all are counted", rig.until_metric(closed, |n| n == 4.0)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_good_token_is_enough() {
+async fn one_valid_token_keeps_the_connection() {
     let rig = rig().await;
     let client = rig.client().await;
-    assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(client.call(rig.rpc()).await.code(), Code::Ok);
     tokio::time::sleep(3 * TIME).await;
-    assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);
-    // A call that is held has shown it as well.
+    assert_eq!(client.call(rig.rpc()).await.code(), Code::Ok);
+    // A held call has shown a valid token too.
     let mut route = rig.route();
     route.version = 2;
     route.status = RouteStatus::Pending.into();
     route.backend = None;
     rig.routes.announce(route);
     let client = rig.client().await;
-    let mut held = client.begin(&rig.ask()).await.unwrap();
+    let mut held = client.begin(&rig.rpc()).await.unwrap();
     held.finish(request(b"go"));
     tokio::time::sleep(3 * TIME).await;
     rig.routes.announce(session_proto::internal::Route {
@@ -100,14 +100,14 @@ async fn one_good_token_is_enough() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_look_up_that_takes_longer_does_not_end_its_connection() {
+async fn a_slow_route_request_does_not_end_its_connection() {
     let rig = rig().await;
     rig.routes.slow_answers(3 * TIME);
-    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(rig.call(rig.rpc()).await.code(), Code::Ok);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_health_check_has_its_time() {
+async fn a_health_check_has_a_time_limit() {
     let rig = Rig::start().await;
     let client = rig.client().await;
     let reply = within("it ends", Reply::read(unfinished_check(&client).await.response));
@@ -124,10 +124,10 @@ async fn a_drain_does_not_wait_for_connections_without_a_token() {
     let client = rig.client().await;
     let _unfinished = unfinished_check(&client).await;
     let idle = Raw::connect(rig.address, &[]).await.unwrap();
-    // What runs goes on.
+    // Running calls continue.
     let runs = rig.client().await;
-    let ask = rig.ask().shape(Shape::HangAfterOne);
-    let mut running = runs.begin(&ask).await.unwrap();
+    let rpc = rig.rpc().shape(Shape::HangAfterOne);
+    let mut running = runs.begin(&rpc).await.unwrap();
     running.finish(request(b"go"));
     let running = within("headers", running.head()).await.unwrap();
     rig.shutdown.stop();

@@ -1,8 +1,8 @@
-//! Bytes pass as they are, both ways, with their metadata, and no further than
-//! the other side can take.
+//! Bytes are forwarded unchanged in both directions, with their metadata, within the flow-control
+//! windows.
 
 use crate::common;
-use crate::common::{Ask, Client, Reply, Rig, send, within};
+use crate::common::{Client, Reply, Rig, Rpc, send, within};
 use bytes::Bytes;
 use session_core::Reason;
 use session_proto::internal::Backend;
@@ -13,12 +13,12 @@ use tonic::Code;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_unary_call_passes_with_metadata_and_trailers() {
     let rig = Rig::start().await;
-    let ask = rig
-        .ask()
+    let rpc = rig
+        .rpc()
         .header("x-custom", "one")
         .header("x-custom", "two")
         .header("grpc-timeout", "30S");
-    let reply = rig.call(ask.body(request(b"SELECT 1"))).await;
+    let reply = rig.call(rpc.body(request(b"SELECT 1"))).await;
     assert_eq!(reply.code(), Code::Ok);
     let echoed = reply.echoed();
     assert_eq!(
@@ -44,10 +44,10 @@ async fn a_unary_call_passes_with_metadata_and_trailers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_ours_does_not_reach_the_backend_and_its_credential_does() {
+async fn headers_of_berth_are_removed_and_the_credential_is_added() {
     let rig = Rig::start().await;
-    let ask = || rig.ask().header("use_ssl", "true").header("session_id", "x");
-    rig.call(ask()).await;
+    let rpc = || rig.rpc().header("use_ssl", "true").header("session_id", "x");
+    rig.call(rpc()).await;
     let (_, headers) = rig.spark.seen().requests.remove(0);
     for name in [
         "authorization",
@@ -65,11 +65,11 @@ async fn what_is_ours_does_not_reach_the_backend_and_its_credential_does() {
     rig.routes.announce(route);
     within("the new route is used", async {
         while rig.metric("spark_proxy_route_requests_total").await < 2.0 {
-            rig.call(ask()).await;
+            rig.call(rpc()).await;
         }
     })
     .await;
-    rig.call(ask()).await;
+    rig.call(rpc()).await;
     let (_, headers) = rig.spark.seen().requests.pop().unwrap();
     assert_eq!(headers["authorization"], "Bearer of-the-backend");
 }
@@ -77,7 +77,7 @@ async fn what_is_ours_does_not_reach_the_backend_and_its_credential_does() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unknown_methods_of_the_service_pass() {
     let rig = Rig::start().await;
-    let reply = rig.call(Ask::spark("NotYetInvented").bearer(&rig.token())).await;
+    let reply = rig.call(Rpc::spark("NotYetInvented").bearer(&rig.token())).await;
     assert_eq!(reply.code(), Code::Ok);
     assert_eq!(
         rig.spark.seen().requests[0].0,
@@ -86,28 +86,28 @@ async fn unknown_methods_of_the_service_pass() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_else_is_refused_without_a_token() {
+async fn other_paths_are_rejected_without_a_token() {
     let rig = Rig::start().await;
     for path in [
         "/",
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         "/berth.v1.SessionService/ListSessions",
     ] {
-        let reply = rig.call(Ask::to(path)).await;
+        let reply = rig.call(Rpc::to(path)).await;
         reply.refused(Reason::UnknownMethod);
         assert!(reply.trailers_only);
     }
-    let mut get = rig.ask();
+    let mut get = rig.rpc();
     get.method = http::Method::GET;
     rig.call(get).await.refused(Reason::UnknownMethod);
     assert!(rig.spark.seen().requests.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn health_is_answered_here() {
+async fn health_checks_are_answered_by_the_proxy() {
     let rig = Rig::start().await;
     let reply = rig
-        .call(Ask::to("/grpc.health.v1.Health/Check").body(framed(b"")))
+        .call(Rpc::to("/grpc.health.v1.Health/Check").body(framed(b"")))
         .await;
     assert_eq!(
         (reply.code(), reply.body.as_ref()),
@@ -115,7 +115,7 @@ async fn health_is_answered_here() {
     );
     let named = framed(b"\x0a\x07unknown");
     assert_eq!(
-        rig.call(Ask::to("/grpc.health.v1.Health/Check").body(named))
+        rig.call(Rpc::to("/grpc.health.v1.Health/Check").body(named))
             .await
             .code(),
         Code::NotFound
@@ -123,9 +123,9 @@ async fn health_is_answered_here() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_trailers_only_error_passes_untouched() {
+async fn a_trailers_only_error_passes_unchanged() {
     let rig = Rig::start().await;
-    let reply = rig.call(rig.ask().shape(Shape::Error)).await;
+    let reply = rig.call(rig.rpc().shape(Shape::Error)).await;
     assert!(reply.trailers_only);
     assert_eq!(reply.trailers["grpc-status"], "13");
     assert_eq!(reply.trailers["grpc-message"], "kaputt");
@@ -134,9 +134,9 @@ async fn a_trailers_only_error_passes_untouched() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_pass_whole_both_ways() {
+async fn streams_pass_complete_in_both_directions() {
     let rig = Rig::start().await;
-    let reply = rig.call(rig.ask().shape(Shape::Stream(500, 10_007))).await;
+    let reply = rig.call(rig.rpc().shape(Shape::Stream(500, 10_007))).await;
     assert_eq!(reply.code(), Code::Ok);
     assert!(reply.body.chunks(10_007).all(|chunk| chunk == message(10_007)));
     assert_eq!(reply.body.len(), 500 * 10_007);
@@ -144,7 +144,7 @@ async fn streams_pass_whole_both_ways() {
     let mut running = rig
         .client()
         .await
-        .begin(&rig.ask().shape(Shape::Count))
+        .begin(&rig.rpc().shape(Shape::Count))
         .await
         .unwrap();
     let part = request(&[7; 32 << 10]);
@@ -158,14 +158,14 @@ async fn streams_pass_whole_both_ways() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn both_directions_flow_at_once() {
+async fn both_directions_flow_concurrently() {
     let rig = Rig::start().await;
-    // More than all windows on the way together: an echo that is only read
-    // when all was sent would never end.
+    // More than all windows together: an echo that is read only after everything was sent would never
+    // end.
     let content: Vec<u8> = (0..40 << 20)
         .map(|i: u32| i.to_le_bytes()[i as usize % 3])
         .collect();
-    let reply = rig.call(rig.ask().body(request(&content))).await;
+    let reply = rig.call(rig.rpc().body(request(&content))).await;
     assert_eq!(reply.code(), Code::Ok);
     assert!(reply.echoed().content == content);
 }
@@ -178,8 +178,8 @@ async fn a_new_connections_first_calls_pass_before_its_settings_are_acknowledged
         let client = rig.client().await;
         let mut calls = tokio::task::JoinSet::new();
         for _ in 0..16 {
-            let (client, ask) = (client.clone(), Ask::execute(&token));
-            calls.spawn(async move { client.call(ask).await.code() });
+            let (client, rpc) = (client.clone(), Rpc::execute(&token));
+            calls.spawn(async move { client.call(rpc).await.code() });
         }
         assert!(
             within("all", calls.join_all())
@@ -191,16 +191,16 @@ async fn a_new_connections_first_calls_pass_before_its_settings_are_acknowledged
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_does_not_read_stops_the_backend_and_nobody_else() {
+async fn backpressure_of_a_client_affects_only_its_call() {
     let rig = Rig::start().await;
     let client = rig.client().await;
     let mut running = client
-        .begin(&rig.ask().shape(Shape::Stream(64, 1 << 20)))
+        .begin(&rig.rpc().shape(Shape::Stream(64, 1 << 20)))
         .await
         .unwrap();
     running.finish(request(b"go"));
     let (_upload, response) = within("headers", running.head()).await.unwrap();
-    // It stops by itself: no more is sent although there is much more to send.
+    // Sending stops although more data is available.
     let mut before = 0;
     let stopped = async {
         loop {
@@ -218,23 +218,23 @@ async fn a_client_that_does_not_read_stops_the_backend_and_nobody_else() {
         "{sent} bytes are under way to a client that does not read"
     );
     // The same backend connection still serves others.
-    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(rig.call(rig.rpc()).await.code(), Code::Ok);
     let reply = within("the rest", Reply::rest(response)).await.unwrap();
     assert_eq!((reply.code(), reply.body.len()), (Code::Ok, 64 << 20));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_leaves_resets_the_upstream_stream() {
+async fn a_client_disconnect_resets_the_upstream_stream() {
     let rig = Rig::start().await;
-    // While it waits for headers, in mid-stream, by reset and by disconnect.
+    // Before the response headers and within the response, by reset and by disconnect.
     let client = rig.client().await;
-    let mut hanging = client.begin(&rig.ask().shape(Shape::Hang)).await.unwrap();
+    let mut hanging = client.begin(&rig.rpc().shape(Shape::Hang)).await.unwrap();
     hanging.finish(request(b"go"));
     within("it arrives", rig.spark.until(|seen| seen.requests.len() == 1)).await;
     drop(hanging);
     within("the reset", rig.spark.until(|seen| seen.resets == 1)).await;
 
-    let mut streaming = client.begin(&rig.ask().shape(Shape::HangAfterOne)).await.unwrap();
+    let mut streaming = client.begin(&rig.rpc().shape(Shape::HangAfterOne)).await.unwrap();
     streaming.finish(request(b"go"));
     let (mut upload, response) = within("headers", streaming.head()).await.unwrap();
     upload.send_reset(h2::Reason::CANCEL);
@@ -242,7 +242,7 @@ async fn a_client_that_leaves_resets_the_upstream_stream() {
     drop((response, upload, client));
 
     let other = Client::plain(rig.address).await.unwrap();
-    let mut hanging = other.begin(&rig.ask().shape(Shape::Hang)).await.unwrap();
+    let mut hanging = other.begin(&rig.rpc().shape(Shape::Hang)).await.unwrap();
     hanging.finish(request(b"go"));
     within("it arrives", rig.spark.until(|seen| seen.requests.len() == 3)).await;
     drop((hanging, other));
@@ -260,46 +260,46 @@ async fn a_client_that_leaves_resets_the_upstream_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_backend_is_aborted_and_a_refusing_one_unavailable() {
+async fn a_lost_backend_is_aborted_and_an_unreachable_one_unavailable() {
     let rig = Rig::start().await;
     for shape in [Shape::Kill, Shape::KillAtOnce] {
-        let reply = rig.call(rig.ask().shape(shape)).await;
+        let reply = rig.call(rig.rpc().shape(shape)).await;
         reply.refused(Reason::BackendLost);
         let info = tonic_types::StatusExt::get_details_error_info(&reply.status());
         assert!(info.is_none(), "PySpark would ask for a stack trace first");
     }
-    rig.call(rig.ask().shape(Shape::Refuse))
+    rig.call(rig.rpc().shape(Shape::Refuse))
         .await
         .refused(Reason::BackendUnavailable);
-    rig.call(rig.ask().shape(Shape::Bare))
+    rig.call(rig.rpc().shape(Shape::Bare))
         .await
         .refused(Reason::BackendLost);
-    rig.call(rig.ask().shape(Shape::NoStatus))
+    rig.call(rig.rpc().shape(Shape::NoStatus))
         .await
         .refused(Reason::BackendLost);
-    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(rig.call(rig.rpc()).await.code(), Code::Ok);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backend_that_moved_is_found_again_before_anything_is_sent() {
+async fn a_moved_backend_is_resolved_again_before_sending() {
     let rig = Rig::start().await;
-    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(rig.call(rig.rpc()).await.code(), Code::Ok);
     rig.spark.stop();
     within(
         "its connections are gone",
         rig.until_metric("spark_proxy_backend_connections", |n| n == 0.0),
     )
     .await;
-    rig.call(rig.ask()).await.refused(Reason::BackendUnavailable);
+    rig.call(rig.rpc()).await.refused(Reason::BackendUnavailable);
 
-    // Nobody announces it: the refused connection alone has the route asked for again.
+    // The change is not announced: the refused connection alone causes a new route request.
     let moved = test_support::fake_spark::FakeSpark::start().await.unwrap();
     rig.routes.set(test_support::fake_routes::active(
         rig.session.as_str(),
         common::ORG,
         moved.address(),
     ));
-    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(rig.call(rig.rpc()).await.code(), Code::Ok);
     assert_eq!(moved.seen().requests.len(), 1);
 }
 
@@ -308,7 +308,7 @@ async fn trailers_of_a_request_do_not_reach_the_backend() {
     let rig = Rig::start().await;
     for shape in [Shape::Echo, Shape::Count] {
         let client = rig.client().await;
-        let mut running = client.begin(&rig.ask().shape(shape)).await.unwrap();
+        let mut running = client.begin(&rig.rpc().shape(shape)).await.unwrap();
         running.upload.send_data(request(b"SELECT 1"), false).unwrap();
         let mut trailers = http::HeaderMap::new();
         for name in ["authorization", "authentication", "x-session-id"] {

@@ -1,6 +1,6 @@
-//! Clients that break every rule, beside one that keeps them: the healthy one
-//! goes on, the proxy stays small, and the hostile ones lose their connection
-//! or get an error. All attacks are bounded in count and time.
+//! Clients that violate the protocols, beside a healthy one: the healthy one continues, the proxy
+//! uses little memory, and the hostile ones lose their connection or get an error. All attacks are
+//! bounded in count and time.
 
 use crate::common;
 use crate::common::{Client, OwnProcess, Raw, Reply, flags, kinds, send, within};
@@ -13,24 +13,24 @@ use tonic::Code;
 const EXECUTE: &str = "/spark.connect.SparkConnectService/ExecutePlan";
 const INITIAL_WINDOW: u16 = 4;
 const ENHANCE_YOUR_CALM: u32 = 11;
-/// Of a debug build, whatever is done to it.
-const MOST_MIB: u64 = 96;
+/// Limit for a debug build.
+const MAX_MIB: u64 = 96;
 
 /// Runs an attack while a healthy client makes calls.
 async fn beside_a_healthy_client(proxy: &OwnProcess, what: &str, attack: impl Future<Output = ()>) {
     let began = Instant::now();
     let healthy = async {
         let client = Client::plain(proxy.address).await.unwrap();
-        let ask = proxy.ask().body(request(b"healthy"));
+        let rpc = proxy.rpc().body(request(b"healthy"));
         let mut slowest = Duration::ZERO;
         loop {
             let began = Instant::now();
             let reply = client
-                .call(common::Ask {
-                    method: ask.method.clone(),
-                    path: ask.path.clone(),
-                    headers: ask.headers.clone(),
-                    body: ask.body.clone(),
+                .call(common::Rpc {
+                    method: rpc.method.clone(),
+                    path: rpc.path.clone(),
+                    headers: rpc.headers.clone(),
+                    body: rpc.body.clone(),
                 })
                 .await;
             assert_eq!(reply.code(), Code::Ok, "{what}: {reply:?}");
@@ -46,13 +46,13 @@ async fn beside_a_healthy_client(proxy: &OwnProcess, what: &str, attack: impl Fu
         () = attack => {}
         () = healthy => {}
     }
-    // And afterwards, on a new connection.
+    // Afterwards, on a new connection.
     let client = Client::plain(proxy.address).await.unwrap();
-    let reply = client.call(proxy.ask().body(request(b"after"))).await;
+    let reply = client.call(proxy.rpc().body(request(b"after"))).await;
     assert_eq!(reply.code(), Code::Ok, "after {what}");
     let peak = proxy.peak_mib();
     println!("{what}: {peak} MiB at most, {:?}", began.elapsed());
-    assert!(peak <= MOST_MIB, "{what}: the proxy took {peak} MiB");
+    assert!(peak <= MAX_MIB, "{what}: the proxy took {peak} MiB");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -96,13 +96,13 @@ async fn floods_of_frames_end_their_own_connection_only() {
     beside_a_healthy_client(&proxy, "pings and settings", async {
         let mut raw = Raw::connect(proxy.address, &[]).await.unwrap();
         let deadline = Instant::now() + Duration::from_secs(2);
-        // Nothing is read, so that the answers pile up.
+        // Nothing is read, so that responses accumulate.
         while Instant::now() < deadline {
             let sent = tokio::time::timeout(Duration::from_millis(200), async {
                 raw.send(kinds::PING, flags::NONE, 0, &[0; 8]).await?;
                 raw.send(kinds::SETTINGS, flags::NONE, 0, &[]).await
             });
-            // Nobody takes more, or it is over.
+            // The peer accepts no more, or the connection ended.
             if !matches!(sent.await, Ok(Ok(()))) {
                 break;
             }
@@ -147,7 +147,7 @@ async fn floods_of_frames_end_their_own_connection_only() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn floods_of_headers_are_refused() {
+async fn floods_of_headers_are_rejected() {
     let proxy = OwnProcess::start(|_| {}).await;
     beside_a_healthy_client(&proxy, "header floods", async {
         let values: Vec<(String, String)> = (0..2000).map(|n| (format!("x-h{n}"), "v".repeat(100))).collect();
@@ -183,14 +183,14 @@ async fn floods_of_headers_are_refused() {
             .requests
             .iter()
             .all(|(_, headers)| headers.len() < 100),
-        "none of them went on"
+        "none was forwarded"
     );
 }
 
-/// A byte of HPACK can stand for a whole field, so a few megabytes of headers
-/// can become hundreds. No token is needed to send them.
+/// A byte of HPACK can stand for a field, so a few megabytes of headers can become hundreds. They
+/// need no token.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn headers_that_decode_to_much_more_are_not_piled_up() {
+async fn expanding_headers_are_not_accumulated() {
     /// `via` of the static table, empty: 35 bytes of a header list.
     const FIELD: u8 = 0x80 | 60;
     let proxy = OwnProcess::start(|_| {}).await;
@@ -221,7 +221,7 @@ async fn headers_that_decode_to_much_more_are_not_piled_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_stalls_is_cut_off() {
+async fn stalled_clients_are_disconnected() {
     let proxy = OwnProcess::start(|config| config.limits.handshake = Duration::from_secs(1)).await;
     beside_a_healthy_client(&proxy, "stalled handshakes", async {
         let mut stalled = Vec::new();
@@ -239,7 +239,7 @@ async fn who_stalls_is_cut_off() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_reads_nothing_holds_little() {
+async fn clients_that_read_nothing_hold_little_memory() {
     let proxy = OwnProcess::start(|_| {}).await;
     let token = proxy.token();
     beside_a_healthy_client(&proxy, "streams never read", async {
@@ -274,7 +274,7 @@ async fn who_reads_nothing_holds_little() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn messages_that_lie_about_their_length_are_refused() {
+async fn messages_with_a_wrong_length_are_rejected() {
     let proxy = OwnProcess::start(|_| {}).await;
     let client = Client::plain(proxy.address).await.unwrap();
     let good = request(b"SELECT 1");
@@ -284,20 +284,20 @@ async fn messages_that_lie_about_their_length_are_refused() {
     let mut huge = good.to_vec();
     huge[1..5].copy_from_slice(&u32::MAX.to_be_bytes());
     for body in [longer, shorter.to_vec(), huge] {
-        let reply = client.call(proxy.ask().body(body.into())).await;
+        let reply = client.call(proxy.rpc().body(body.into())).await;
         reply.refused(Reason::MalformedMessage);
     }
     for flag in [1_u8, 2, 0x80, 0xff] {
         let mut body = good.to_vec();
         body[0] = flag;
-        let reply = client.call(proxy.ask().body(body.into())).await;
+        let reply = client.call(proxy.rpc().body(body.into())).await;
         reply.refused(if flag == 1 {
             Reason::CompressedRequest
         } else {
             Reason::MalformedMessage
         });
     }
-    // Ten and eleven bytes of a varint, and one that is longer than it need be.
+    // Varints of ten and eleven bytes, and one with redundant bytes.
     let id = &good[5..43];
     for tail in [
         [0xff; 11].to_vec(),
@@ -305,21 +305,21 @@ async fn messages_that_lie_about_their_length_are_refused() {
         vec![0x1a, 0xff, 0xff, 0xff, 0xff, 0x0f],
         vec![0x80, 0x80, 0x80, 0x80, 0x90, 0x01, 1],
     ] {
-        let reply = client.call(proxy.ask().body(framed(&[id, &tail].concat()))).await;
+        let reply = client.call(proxy.rpc().body(framed(&[id, &tail].concat()))).await;
         reply.refused(Reason::MalformedMessage);
     }
-    assert_eq!(client.call(proxy.ask().body(good)).await.code(), Code::Ok);
+    assert_eq!(client.call(proxy.rpc().body(good)).await.code(), Code::Ok);
 }
 
-/// Frames that come faster than they can go on are limited by HTTP/2 itself,
-/// for what each takes beside its one byte.
+/// HTTP/2 limits frames that arrive faster than they can be forwarded, because of the overhead of
+/// each.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn frames_of_one_byte_pass_whole_or_end_their_own_connection() {
+async fn frames_of_one_byte_pass_or_end_their_own_connection() {
     let proxy = OwnProcess::start(|_| {}).await;
     let body = request(&[7; 20_000]);
     beside_a_healthy_client(&proxy, "frames of one byte", async {
         let client = Client::plain(proxy.address).await.unwrap();
-        let mut running = client.begin(&proxy.ask().shape(Shape::Echo)).await.unwrap();
+        let mut running = client.begin(&proxy.rpc().shape(Shape::Echo)).await.unwrap();
         for byte in body.chunks(1) {
             if send(&mut running.upload, bytes::Bytes::copy_from_slice(byte))
                 .await
@@ -338,7 +338,7 @@ async fn frames_of_one_byte_pass_whole_or_end_their_own_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn small_messages_that_nobody_reads_harm_nobody_at_the_backend() {
+async fn unread_small_messages_do_not_affect_other_calls_at_the_backend() {
     let proxy = OwnProcess::start(|_| {}).await;
     let token = proxy.token();
     beside_a_healthy_client(&proxy, "small messages never read", async {
@@ -358,20 +358,19 @@ async fn small_messages_that_nobody_reads_harm_nobody_at_the_backend() {
     .await;
 }
 
-/// An engine runs its tenants' code, and a shared one has calls of others on
-/// its connections.
+/// An engine runs code of its users, and connections to a shared one carry calls of others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn headers_of_engines_are_bounded() {
     const MIB: usize = 1 << 20;
     let proxy = OwnProcess::start(|_| {}).await;
     let client = Client::plain(proxy.address).await.unwrap();
-    let call = async |shape| client.call(proxy.ask().shape(shape)).await;
-    // What is cut for the client, as gRPC clients accept less.
+    let call = async |shape| client.call(proxy.rpc().shape(shape)).await;
+    // Shortened for the client: gRPC clients accept less.
     for bytes in [10_000, MIB / 2] {
         let reply = call(Shape::HeavyTrailers(bytes)).await;
         assert_eq!(reply.code(), Code::Ok, "{bytes}");
     }
-    // What is more than is taken, and what ends the connection.
+    // Beyond the limit, and so long that the connection ends.
     for bytes in [2 * MIB, 12 * MIB] {
         call(Shape::HeavyTrailers(bytes))
             .await
@@ -382,8 +381,8 @@ async fn headers_of_engines_are_bounded() {
     let before = proxy.peak_mib();
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..32 {
-        let (client, ask) = (client.clone(), proxy.ask().shape(Shape::HeavyTrailers(12 * MIB)));
-        calls.spawn(async move { client.call(ask).await.refused(Reason::BackendLost) });
+        let (client, rpc) = (client.clone(), proxy.rpc().shape(Shape::HeavyTrailers(12 * MIB)));
+        calls.spawn(async move { client.call(rpc).await.refused(Reason::BackendLost) });
     }
     calls.join_all().await;
     let more = proxy.peak_mib() - before;

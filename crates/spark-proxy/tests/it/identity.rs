@@ -1,7 +1,7 @@
-//! Who speaks is said by us, in every message, whatever the client writes.
+//! The proxy sets the user of every message, whatever the client sends.
 
 use crate::common;
-use crate::common::{Ask, Rig, send, within};
+use crate::common::{Rig, Rpc, send, within};
 use bytes::Bytes;
 use session_core::Reason;
 use test_support::fake_spark::{SPARK_SESSION, Shape, framed, request};
@@ -31,7 +31,7 @@ async fn the_clients_user_is_replaced() {
         [foreign(), id(), foreign(), field(3, b"plan")].concat(),
         id(),
     ] {
-        let reply = rig.call(rig.ask().body(framed(&message))).await;
+        let reply = rig.call(rig.rpc().body(framed(&message))).await;
         assert_eq!(reply.code(), Code::Ok);
         let user = reply.echoed().user_context.unwrap();
         assert_eq!(
@@ -42,10 +42,10 @@ async fn the_clients_user_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_byte_at_a_time_is_the_same() {
+async fn the_user_is_replaced_in_single_byte_frames() {
     let rig = Rig::start().await;
     let message = framed(&[id(), foreign(), field(3, b"plan")].concat());
-    let mut running = rig.client().await.begin(&rig.ask()).await.unwrap();
+    let mut running = rig.client().await.begin(&rig.rpc()).await.unwrap();
     for byte in message.chunks(1) {
         send(&mut running.upload, Bytes::copy_from_slice(byte))
             .await
@@ -60,7 +60,7 @@ async fn one_byte_at_a_time_is_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_could_hide_another_user_is_refused() {
+async fn requests_that_hide_another_user_are_rejected() {
     let rig = Rig::start().await;
     let hostile = [
         [id(), field(3, b"plan"), foreign()].concat(),
@@ -74,32 +74,32 @@ async fn what_could_hide_another_user_is_refused() {
         Vec::new(),
     ];
     for message in hostile {
-        rig.call(rig.ask().body(framed(&message)))
+        rig.call(rig.rpc().body(framed(&message)))
             .await
             .refused(Reason::MalformedMessage);
     }
-    rig.call(rig.ask().body(Bytes::new()))
+    rig.call(rig.rpc().body(Bytes::new()))
         .await
         .refused(Reason::MalformedMessage);
-    rig.call(rig.ask().body(request(b"cut off").slice(..20)))
+    rig.call(rig.rpc().body(request(b"cut off").slice(..20)))
         .await
         .refused(Reason::MalformedMessage);
     let mut compressed = request(b"x").to_vec();
     compressed[0] = 1;
-    let reply = rig.call(rig.ask().body(compressed.into())).await;
+    let reply = rig.call(rig.rpc().body(compressed.into())).await;
     reply.refused(Reason::CompressedRequest);
     assert_eq!(reply.trailers["grpc-accept-encoding"], "identity");
-    assert!(rig.spark.seen().requests.is_empty(), "nothing of it was begun");
-    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    assert!(rig.spark.seen().requests.is_empty(), "nothing was forwarded");
+    assert_eq!(rig.call(rig.rpc()).await.code(), Code::Ok);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_late_attack_resets_the_call_before_it_goes_on() {
+async fn an_invalid_later_message_resets_the_call() {
     let rig = Rig::start().await;
-    let ask = Ask::spark("AddArtifacts")
+    let rpc = Rpc::spark("AddArtifacts")
         .bearer(&rig.token())
         .shape(Shape::Count);
-    let mut running = rig.client().await.begin(&ask).await.unwrap();
+    let mut running = rig.client().await.begin(&rpc).await.unwrap();
     send(&mut running.upload, request(b"first")).await.unwrap();
     within("the first arrives", rig.spark.until(|seen| seen.received > 0)).await;
     let before = rig.spark.seen().received;

@@ -1,7 +1,7 @@
-//! The proxy's key set: a day without the issuer, and one question at a time
-//! however many strangers name keys that nobody has.
+//! Key set of the proxy: it is used for a day without the issuer, and concurrent tokens with unknown
+//! keys cause one read.
 
-use crate::common::{Ask, Rig, new_signer, within};
+use crate::common::{Rig, Rpc, new_signer, within};
 use service_kit::polled_document::DocumentConfig;
 use session_core::Reason;
 use session_token::{Claims, Jwks};
@@ -15,7 +15,7 @@ use tonic::Code;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A key set over HTTP that counts its readers, waits, and fails on demand.
+/// A key set over HTTP that counts its readers, and delays or fails on demand.
 #[derive(Clone, Default)]
 struct Issuer {
     set: Arc<Mutex<String>>,
@@ -45,7 +45,7 @@ impl Issuer {
                     if issuer.away.load(Ordering::SeqCst) {
                         return;
                     }
-                    // Long enough for a crowd to gather behind one question.
+                    // Long enough for concurrent calls to wait for one read.
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     let set = issuer.set.lock().unwrap().clone();
                     let etag = format!("\"{}\"", set.len());
@@ -75,7 +75,7 @@ async fn rig(issuer: &Issuer, refresh: Duration, again_after: Duration) -> Rig {
     let address = issuer.start().await;
     let set = Arc::clone(&issuer.set);
     Rig::with(|config| {
-        // The key that the rig signs with.
+        // The signing key of the rig.
         *set.lock().unwrap() = std::fs::read_to_string(&config.tokens.keys.location).unwrap();
         config.tokens.keys = DocumentConfig {
             refresh,
@@ -87,10 +87,10 @@ async fn rig(issuer: &Issuer, refresh: Duration, again_after: Duration) -> Rig {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_day_without_the_issuer_and_no_longer() {
+async fn keys_are_used_for_a_day_without_the_issuer() {
     let issuer = Issuer::default();
     let rig = rig(&issuer, Duration::from_millis(30), Duration::from_millis(30)).await;
-    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(rig.call(rig.rpc()).await.code(), Code::Ok);
     within("an unchanged set is not sent again", async {
         while issuer.unchanged.load(Ordering::SeqCst) == 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -104,26 +104,26 @@ async fn a_day_without_the_issuer_and_no_longer() {
             .await;
     };
     within("the set cannot be read", failures()).await;
-    // New tokens, one an hour, as an issuer would make them that only we cannot reach.
+    // One new token per hour: the issuer works, but the proxy cannot reach it.
     for _ in 0..23 {
         rig.clock.advance(HOUR);
-        assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+        assert_eq!(rig.call(rig.rpc()).await.code(), Code::Ok);
     }
     rig.clock.advance(Duration::from_secs(59 * 60));
     within("it is still tried", failures()).await;
-    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok, "24 h less a minute");
+    assert_eq!(rig.call(rig.rpc()).await.code(), Code::Ok, "24 h less a minute");
 
     rig.clock.advance(Duration::from_secs(120));
     within("no token is accepted", async {
-        while rig.call(rig.ask()).await.code() == Code::Ok {
+        while rig.call(rig.rpc()).await.code() == Code::Ok {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })
     .await;
-    rig.call(rig.ask()).await.refused(Reason::ControlPlaneUnavailable);
+    rig.call(rig.rpc()).await.refused(Reason::ControlPlaneUnavailable);
     issuer.away.store(false, Ordering::SeqCst);
     within("it is there again", async {
-        while rig.call(rig.ask()).await.code() != Code::Ok {
+        while rig.call(rig.rpc()).await.code() != Code::Ok {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })
@@ -131,7 +131,7 @@ async fn a_day_without_the_issuer_and_no_longer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_crowd_with_unknown_keys_asks_once() {
+async fn concurrent_calls_with_unknown_keys_share_one_read() {
     let issuer = Issuer::default();
     let long = Duration::from_secs(3600);
     let rig = Arc::new(rig(&issuer, long, Duration::from_secs(1)).await);
@@ -142,7 +142,7 @@ async fn a_crowd_with_unknown_keys_asks_once() {
             let rig = Arc::clone(&rig);
             tokio::spawn(async move {
                 let token = new_signer().sign(&rig.claims()).unwrap();
-                rig.call(Ask::execute(&token)).await.code()
+                rig.call(Rpc::execute(&token)).await.code()
             })
         });
         for call in calls.collect::<Vec<_>>() {
@@ -150,30 +150,30 @@ async fn a_crowd_with_unknown_keys_asks_once() {
         }
     };
     crowd(Code::Unauthenticated).await;
-    assert_eq!(issuer.asked(), first + 1, "one question for forty strangers");
-    // Within the time nobody asks again, and good tokens are not held up.
+    assert_eq!(issuer.asked(), first + 1, "one read for forty unknown keys");
+    // Within the interval there is no other read, and valid tokens do not wait.
     for _ in 0..20 {
         let token = new_signer().sign(&rig.claims()).unwrap();
-        rig.call(Ask::execute(&token)).await.refused(Reason::TokenInvalid);
+        rig.call(Rpc::execute(&token)).await.refused(Reason::TokenInvalid);
     }
-    assert!(issuer.asked() <= first + 2, "{} questions", issuer.asked());
-    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    assert!(issuer.asked() <= first + 2, "{} reads", issuer.asked());
+    assert_eq!(rig.call(rig.rpc()).await.code(), Code::Ok);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn withdrawn_keys_are_rejected_within_a_minute_by_default() {
     let defaults = DocumentConfig::new("x");
     assert_eq!(defaults.again_after, Duration::from_secs(30));
-    // With 15 s in caches and 2 s in the issuer a withdrawn key is gone in 60 s.
+    // With 15 s in caches and 2 s in the issuer a withdrawn key is rejected within 60 s.
     assert!(defaults.refresh + Duration::from_secs(15 + 2 + 5) <= Duration::from_secs(60));
     let issuer = Issuer::default();
     let rig = rig(&issuer, defaults.refresh, defaults.again_after).await;
     let next = new_signer();
     *issuer.set.lock().unwrap() = Jwks::new([rig.signer.public_jwk(), next.public_jwk()]).to_json();
-    // It was read at the start: strangers do not make it read again.
+    // The set was read at the start: unknown keys cause no other read.
     let token = next.sign(&Claims { ..rig.claims() }).unwrap();
     for _ in 0..10 {
-        rig.call(Ask::execute(&token)).await.refused(Reason::TokenInvalid);
+        rig.call(Rpc::execute(&token)).await.refused(Reason::TokenInvalid);
     }
     assert_eq!(issuer.asked(), 1);
 }

@@ -1,7 +1,6 @@
-//! Calls that need no compute, while there is none: answered here, so that
-//! they wake nothing, make nothing and fail nothing.
+//! Local replies: calls that need no compute wake, create and fail nothing while there is none.
 
-use crate::common::{Ask, Reply, Rig, within};
+use crate::common::{Reply, Rig, Rpc, within};
 use prost::Message;
 use session_core::Reason;
 use session_proto::internal::{Route, RouteStatus};
@@ -29,8 +28,8 @@ async fn idle() -> Rig {
     rig
 }
 
-fn ask(rig: &Rig, method: &str, message: &impl Message) -> Ask {
-    Ask::spark(method)
+fn rpc(rig: &Rig, method: &str, message: &impl Message) -> Rpc {
+    Rpc::spark(method)
         .bearer(&rig.token())
         .body(framed(&message.encode_to_vec()))
 }
@@ -46,10 +45,10 @@ fn assert_nothing_woke(rig: &Rig) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn housekeeping_is_answered_and_never_wakes() {
+async fn calls_that_are_not_work_get_local_replies_and_never_wake() {
     let rig = idle().await;
     for method in ["Interrupt", "ReleaseSession", "GetStatus"] {
-        let reply = rig.call(Ask::spark(method).bearer(&rig.token())).await;
+        let reply = rig.call(Rpc::spark(method).bearer(&rig.token())).await;
         assert_eq!(reply.code(), Code::Ok, "{method}");
         assert_eq!(reply.echoed().session_id, SPARK_SESSION, "{method}");
     }
@@ -59,21 +58,21 @@ async fn housekeeping_is_answered_and_never_wakes() {
         client_observed_server_side_session_id: Some(SERVER.to_owned()),
         ..ReleaseExecuteRequest::default()
     };
-    let reply: ReleaseExecuteResponse = message(&rig.call(ask(&rig, "ReleaseExecute", &release)).await);
+    let reply: ReleaseExecuteResponse = message(&rig.call(rpc(&rig, "ReleaseExecute", &release)).await);
     assert_eq!(
         (reply.session_id.as_str(), reply.operation_id()),
         (SPARK_SESSION, OPERATION)
     );
     assert_eq!(reply.server_side_session_id, SERVER);
-    rig.call(Ask::spark("ListSqlExecutions").bearer(&rig.token()))
+    rig.call(Rpc::spark("ListSqlExecutions").bearer(&rig.token()))
         .await
         .refused(Reason::ComputeReleased);
     assert_nothing_woke(&rig);
-    assert_eq!(rig.routes.asked().len(), 1, "an idle route is kept too");
+    assert_eq!(rig.routes.asked().len(), 1, "an idle route is cached too");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_notebook_that_ends_on_an_idle_session_leaves_it_idle() {
+async fn the_exit_of_a_client_leaves_an_idle_session_idle() {
     let rig = idle().await;
     let compression = ConfigRequest {
         session_id: SPARK_SESSION.to_owned(),
@@ -88,7 +87,7 @@ async fn a_notebook_that_ends_on_an_idle_session_leaves_it_idle() {
         }),
         ..ConfigRequest::default()
     };
-    let reply: ConfigResponse = message(&rig.call(ask(&rig, "Config", &compression)).await);
+    let reply: ConfigResponse = message(&rig.call(rpc(&rig, "Config", &compression)).await);
     assert_eq!(reply.server_side_session_id, SERVER);
     assert_eq!(reply.session_id, SPARK_SESSION);
     let goodbye = ExecutePlanRequest {
@@ -104,26 +103,26 @@ async fn a_notebook_that_ends_on_an_idle_session_leaves_it_idle() {
         }),
         ..ExecutePlanRequest::default()
     };
-    let reply: ExecutePlanResponse = message(&rig.call(ask(&rig, "ExecutePlan", &goodbye)).await);
+    let reply: ExecutePlanResponse = message(&rig.call(rpc(&rig, "ExecutePlan", &goodbye)).await);
     assert_eq!(reply.session_id, SPARK_SESSION);
     assert_eq!(reply.server_side_session_id, SERVER);
     assert_nothing_woke(&rig);
 
-    // A real query does wake, and is told apart.
+    // A query wakes the session.
     rig.routes.set(rig.route());
-    let reply = rig.call(rig.ask().body(request(b"SELECT 1"))).await;
+    let reply = rig.call(rig.rpc().body(request(b"SELECT 1"))).await;
     assert_eq!(reply.code(), Code::Ok);
     assert_eq!(
         &reply.echoed().content[..],
         b"SELECT 1",
-        "what was looked at goes on whole"
+        "an inspected request is forwarded complete"
     );
 }
 
-/// PySpark 4.1 and later begin their first query with this question, and keep
-/// the server-side session id of its answer: only the engine has it.
+/// PySpark 4.1 and later send this request before their first query, and store the server-side
+/// session id of the response, which only the engine has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_first_question_of_a_new_client_wakes_and_is_held() {
+async fn the_first_request_of_a_new_client_wakes_and_is_held() {
     let rig = idle().await;
     let question = ConfigRequest {
         session_id: SPARK_SESSION.to_owned(),
@@ -139,7 +138,7 @@ async fn the_first_question_of_a_new_client_wakes_and_is_held() {
         ..ConfigRequest::default()
     };
     let client = rig.client().await;
-    let question = ask(&rig, "Config", &question);
+    let question = rpc(&rig, "Config", &question);
     let held = tokio::spawn(async move { client.call(question).await });
     within("the session is woken", async {
         while !rig.routes.asked().iter().any(|asked| asked.wake) {
@@ -158,14 +157,14 @@ async fn the_first_question_of_a_new_client_wakes_and_is_held() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_reattaches_is_told_to_execute_again() {
+async fn a_reattach_without_compute_ends_with_operation_not_found() {
     let rig = idle().await;
     let reattach = ReattachExecuteRequest {
         session_id: SPARK_SESSION.to_owned(),
         operation_id: OPERATION.to_owned(),
         ..ReattachExecuteRequest::default()
     };
-    let reply = rig.call(ask(&rig, "ReattachExecute", &reattach)).await;
+    let reply = rig.call(rpc(&rig, "ReattachExecute", &reattach)).await;
     let info = reply.status().get_details_error_info().unwrap();
     assert_eq!(info.metadata["errorClass"], "INVALID_HANDLE.OPERATION_NOT_FOUND");
     assert!(
@@ -190,7 +189,7 @@ fn lost(rig: &Rig, seconds_ago: u64) -> Route {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_operation_on_lost_compute_never_runs_again_by_itself() {
+async fn an_operation_on_lost_compute_is_not_repeated() {
     for (engine, shape) in [("spark", Shape::SparkUnknown), ("sail", Shape::SailUnknown)] {
         let rig = Rig::start().await;
         let reattach = ReattachExecuteRequest {
@@ -198,7 +197,7 @@ async fn an_operation_on_lost_compute_never_runs_again_by_itself() {
             operation_id: OPERATION.to_owned(),
             ..ReattachExecuteRequest::default()
         };
-        let reattach = || ask(&rig, "ReattachExecute", &reattach).shape(shape);
+        let reattach = || rpc(&rig, "ReattachExecute", &reattach).shape(shape);
         let on_engine = |mut route: Route| {
             if let Some(backend) = &mut route.backend {
                 backend.engine = engine.to_owned();
@@ -207,7 +206,7 @@ async fn an_operation_on_lost_compute_never_runs_again_by_itself() {
         };
         rig.routes.announce(on_engine(lost(&rig, 14 * 60)));
         rig.call(reattach()).await.refused(Reason::OperationLost);
-        // It restarts: there is no compute to ask.
+        // The session restarts and has no compute.
         rig.routes.announce(Route {
             version: 3,
             status: RouteStatus::Pending.into(),
@@ -219,7 +218,7 @@ async fn an_operation_on_lost_compute_never_runs_again_by_itself() {
             version: 4,
             ..on_engine(lost(&rig, 16 * 60))
         });
-        let reply = within("an old loss matters no more", async {
+        let reply = within("an old loss no longer matters", async {
             loop {
                 let reply = rig.call(reattach()).await;
                 if reply.code() == Code::Internal {

@@ -1,8 +1,8 @@
-//! The log of the proxy as it ships, while clients write paths, headers and
-//! tokens badly, and session-manager and compute answer with odd texts: every
-//! line stays one line of valid JSON that says nothing to a terminal.
+//! Log of the released proxy, while clients send malformed paths, headers and tokens, and
+//! session-manager and compute return unusual texts: every line is one line of valid JSON without
+//! terminal control characters.
 
-use crate::common::{Ask, Client, OwnProcess, within};
+use crate::common::{Client, OwnProcess, Rpc, within};
 use session_core::SessionId;
 use session_proto::internal::{Route, RouteStatus};
 use std::path::Path;
@@ -19,7 +19,7 @@ fn hostile() -> Vec<String> {
     ]
 }
 
-/// What a header can carry of it.
+/// The part that a header can carry.
 fn header(text: &str) -> String {
     text.chars().filter(|c| !c.is_ascii_control()).collect()
 }
@@ -36,7 +36,7 @@ fn log_of(path: &Path) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_line_is_one_object_whatever_clients_say() {
+async fn each_log_line_is_one_object_for_any_client_input() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
     let log = std::fs::File::create(&path).unwrap();
@@ -47,23 +47,23 @@ async fn each_line_is_one_object_whatever_clients_say() {
     for text in hostile() {
         let client = Client::plain(proxy.address).await.unwrap();
         let (said, path) = (header(&text), escaped(&text));
-        for ask in [
-            Ask::to(&format!("/{path}")),
-            Ask::spark(&path),
-            Ask::spark(&format!("{path}%0a")).bearer(&proxy.token()),
-            Ask::spark("Config").bearer(&said),
-            Ask::spark("Config").header("authorization", &said),
-            proxy.ask().header("x-session-id", &said),
-            proxy.ask().header("traceparent", &said),
-            proxy.ask().header("grpc-timeout", &said),
-            proxy.ask().header("user-agent", &said),
+        for rpc in [
+            Rpc::to(&format!("/{path}")),
+            Rpc::spark(&path),
+            Rpc::spark(&format!("{path}%0a")).bearer(&proxy.token()),
+            Rpc::spark("Config").bearer(&said),
+            Rpc::spark("Config").header("authorization", &said),
+            proxy.rpc().header("x-session-id", &said),
+            proxy.rpc().header("traceparent", &said),
+            proxy.rpc().header("grpc-timeout", &said),
+            proxy.rpc().header("user-agent", &said),
             proxy
-                .ask()
+                .rpc()
                 .body(test_support::fake_spark::framed(text.as_bytes())),
         ] {
-            let _ = within("an answer", client.call(ask)).await;
+            let _ = within("an answer", client.call(rpc)).await;
         }
-        // Texts of a session-manager that repeats what somebody told it.
+        // Texts of session-manager that repeat client input.
         for status in [RouteStatus::Failed, RouteStatus::Pending, RouteStatus::Idle] {
             let session = SessionId::generate(session_core::Timestamp::from_millis(1), 3).to_string();
             proxy.routes.announce(Route {
@@ -78,7 +78,7 @@ async fn each_line_is_one_object_whatever_clients_say() {
     let log = log_of(&path);
     assert!(
         log.contains(MARK),
-        "nothing that was said is in the log, so this shows nothing"
+        "the log has none of the client's texts, so the test proves nothing"
     );
     let turns = ['\u{200b}', '\u{202e}', '\u{2028}', '\u{feff}'];
     for line in log.lines() {

@@ -1,24 +1,24 @@
-//! A message of 128 MiB passes both ways through a proxy that stays small. The
-//! proxy is a process of its own here, so that only its own memory counts.
+//! Memory of the proxy: messages of 128 MiB in both directions, and cached tokens. The proxy is a
+//! process of its own, so that only its memory counts.
 
 use crate::common;
-use crate::common::{Ask, Client, OwnProcess, send, within};
+use crate::common::{Client, OwnProcess, Rpc, send, within};
 use session_core::Reason;
 use session_proto::internal::{Route, RouteStatus};
 use test_support::fake_spark::{Shape, request};
 use tonic::Code;
 
 const MESSAGE: usize = 128 << 20;
-const MOST_MIB: u64 = 40;
+const MAX_MIB: u64 = 40;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn messages_of_128_mib_pass_through_a_small_proxy() {
+async fn messages_of_128_mib_pass_in_little_memory() {
     let proxy = OwnProcess::start(|_| {}).await;
-    let ask = |shape| proxy.ask().shape(shape);
+    let rpc = |shape| proxy.rpc().shape(shape);
     let client = Client::plain(proxy.address).await.unwrap();
 
     // Up: one message.
-    let mut running = client.begin(&ask(Shape::Count)).await.unwrap();
+    let mut running = client.begin(&rpc(Shape::Count)).await.unwrap();
     within(
         "the upload",
         send(&mut running.upload, request(&vec![7; MESSAGE])),
@@ -32,10 +32,10 @@ async fn messages_of_128_mib_pass_through_a_small_proxy() {
     let count: usize = std::str::from_utf8(&reply.body[5..]).unwrap().parse().unwrap();
     assert!((MESSAGE..MESSAGE + 200).contains(&count), "{count}");
     // Down: one message.
-    let reply = client.call(ask(Shape::Stream(1, MESSAGE))).await;
+    let reply = client.call(rpc(Shape::Stream(1, MESSAGE))).await;
     assert_eq!((reply.code(), reply.body.len()), (Code::Ok, MESSAGE));
-    // Down, a whole stream of large ones, read in pieces.
-    let mut running = client.begin(&ask(Shape::Stream(512, 1 << 20))).await.unwrap();
+    // Down: a stream of large messages, read in pieces.
+    let mut running = client.begin(&rpc(Shape::Stream(512, 1 << 20))).await.unwrap();
     running.finish(request(b"go"));
     let (_upload, response) = within("headers", running.head()).await.unwrap();
     let mut body = response.into_body();
@@ -48,13 +48,13 @@ async fn messages_of_128_mib_pass_through_a_small_proxy() {
     assert_eq!(count, 512 << 20);
     let peak = proxy.peak_mib();
     println!("peak memory of the proxy: {peak} MiB");
-    assert!(peak <= MOST_MIB, "the proxy took {peak} MiB");
+    assert!(peak <= MAX_MIB, "the proxy took {peak} MiB");
 }
 
-/// A token is one token, however its header is spelled, and one of a closed
-/// session is none that is worth remembering.
+/// The spelling of the header does not multiply cached tokens, and tokens of closed sessions are not
+/// cached.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn spellings_of_a_token_take_no_memory() {
+async fn spellings_of_a_token_are_cached_once() {
     const SPELLINGS: usize = 4000;
     let proxy = OwnProcess::start(|config| config.limits.calls_per_second_per_org = 0).await;
     let client = Client::plain(proxy.address).await.unwrap();
@@ -69,7 +69,7 @@ async fn spellings_of_a_token_take_no_memory() {
             })
             .collect();
         let spaces = " ".repeat(10_000 + number);
-        Ask::spark("Config").header("authorization", &format!("{bearer}{spaces}{token}"))
+        Rpc::spark("Config").header("authorization", &format!("{bearer}{spaces}{token}"))
     };
     let flood = async |code| {
         for number in 0..SPELLINGS {
@@ -96,5 +96,5 @@ async fn spellings_of_a_token_take_no_memory() {
     flood(Code::FailedPrecondition).await;
     let closed = proxy.peak_mib();
     println!("peak memory of the proxy: {active} MiB, of a closed session {closed} MiB");
-    assert!(closed <= MOST_MIB, "the proxy took {closed} MiB");
+    assert!(closed <= MAX_MIB, "the proxy took {closed} MiB");
 }

@@ -1,8 +1,8 @@
-//! Compute that replaced another: settings are kept and applied again, or the
-//! client is told; and what is gone is said where it is missed.
+//! Replaced compute: stored settings are restored, or the client gets an error, and errors about
+//! missing objects name the replacement.
 
 use crate::common;
-use crate::common::{Ask, Rig};
+use crate::common::{Rig, Rpc};
 use prost::Message;
 use session_proto::internal::Route;
 use session_proto::spark::config_request::operation::OpType;
@@ -13,17 +13,17 @@ use test_support::fake_spark::{SPARK_SESSION, Shape, framed, request};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-fn config(rig: &Rig, op: OpType) -> Ask {
+fn config(rig: &Rig, op: OpType) -> Rpc {
     config_with(&rig.token(), op)
 }
 
-fn config_with(token: &str, op: OpType) -> Ask {
+fn config_with(token: &str, op: OpType) -> Rpc {
     let message = ConfigRequest {
         session_id: SPARK_SESSION.to_owned(),
         operation: Some(Operation { op_type: Some(op) }),
         ..ConfigRequest::default()
     };
-    Ask::spark("Config")
+    Rpc::spark("Config")
         .bearer(token)
         .body(framed(&message.encode_to_vec()))
 }
@@ -53,7 +53,7 @@ fn replaced(rig: &Rig) -> Route {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn settings_that_the_engine_took_are_kept_before_the_call_ends() {
+async fn accepted_settings_are_stored_before_the_call_ends() {
     let rig = Rig::start().await;
     let reply = rig
         .call(config(&rig, set(&[("spark.a", "1"), ("spark.b", "2")])))
@@ -63,7 +63,7 @@ async fn settings_that_the_engine_took_are_kept_before_the_call_ends() {
         keys: vec!["spark.a".to_owned()],
     });
     assert_eq!(rig.call(config(&rig, unset)).await.code(), Code::Ok);
-    // What changes nothing, or was not taken, is not kept.
+    // Requests that change nothing or failed are not stored.
     let get = OpType::Get(Get {
         keys: vec!["spark.a".to_owned()],
     });
@@ -82,7 +82,7 @@ async fn settings_that_the_engine_took_are_kept_before_the_call_ends() {
     );
     assert_eq!(binds[1].unset, ["spark.a"]);
 
-    // PySpark 3.5 sets its connection string. A token is kept nowhere.
+    // PySpark 3.5 sets its connection string. A token is never stored.
     let token = rig.token();
     let url = format!("sc://localhost:8085/;token={token}");
     let remote = set(&[
@@ -94,7 +94,7 @@ async fn settings_that_the_engine_took_are_kept_before_the_call_ends() {
     assert_eq!(reply.code(), Code::Ok);
     assert_eq!(rig.routes.binds().len(), 2);
 
-    // The client has them anyway.
+    // The engine has accepted the settings in either case.
     rig.routes.refuse_binds(Some(tonic::Status::unavailable("away")));
     let reply = rig.call(config(&rig, set(&[("spark.a", "1")]))).await;
     assert_eq!(reply.code(), Code::Ok);
@@ -109,7 +109,7 @@ async fn an_older_spark_session_is_prepared_before_its_first_call() {
         ..replaced(&rig)
     });
     rig.routes.refuse_binds(Some(tonic::Status::unavailable("away")));
-    let refused = rig.call(rig.ask().body(request(b"SELECT 1"))).await;
+    let refused = rig.call(rig.rpc().body(request(b"SELECT 1"))).await;
     assert_eq!(refused.code(), Code::Unavailable);
     assert!(
         rig.spark.seen().requests.is_empty(),
@@ -117,29 +117,29 @@ async fn an_older_spark_session_is_prepared_before_its_first_call() {
     );
     rig.routes.refuse_binds(None);
     for _ in 0..3 {
-        let reply = rig.call(rig.ask().body(request(b"SELECT 1"))).await;
+        let reply = rig.call(rig.rpc().body(request(b"SELECT 1"))).await;
         assert_eq!(reply.code(), Code::Ok);
     }
     let binds = rig.routes.binds();
-    assert_eq!(binds.len(), 2, "asked in vain, then once: {binds:?}");
+    assert_eq!(binds.len(), 2, "one failed request, then one: {binds:?}");
     assert_eq!((binds[1].generation, binds[1].set.len()), (2, 0));
-    // One that nothing is kept of goes on at once.
+    // A Spark session without stored settings needs no request.
     let other = String::from(SPARK_SESSION).replace("0123", "4567");
     let mut body = request(b"SELECT 1").to_vec();
     body[7..43].copy_from_slice(other.as_bytes());
-    assert_eq!(rig.call(rig.ask().body(body.into())).await.code(), Code::Ok);
+    assert_eq!(rig.call(rig.rpc().body(body.into())).await.code(), Code::Ok);
     assert_eq!(rig.routes.binds().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster_may_have_older_spark_sessions_told_once() {
+async fn the_replacement_error_is_sent_once_per_spark_session() {
     let rig = Rig::with(|config| config.listen.workers = 1).await;
     rig.routes.set(Route {
         signals_replacement: true,
         ..replaced(&rig)
     });
     rig.routes.replace_next();
-    let told = rig.call(rig.ask().body(request(b"SELECT 1"))).await;
+    let told = rig.call(rig.rpc().body(request(b"SELECT 1"))).await;
     let info = told.status().get_details_error_info().unwrap();
     assert_eq!(info.metadata["errorClass"], "INVALID_HANDLE.SESSION_CHANGED");
     assert!(
@@ -148,15 +148,15 @@ async fn a_cluster_may_have_older_spark_sessions_told_once() {
             .contains("released while the session was idle")
     );
     assert!(rig.spark.seen().requests.is_empty());
-    let reply = rig.call(rig.ask().body(request(b"SELECT 1"))).await;
+    let reply = rig.call(rig.rpc().body(request(b"SELECT 1"))).await;
     assert_eq!(reply.code(), Code::Ok, "once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_missing_after_a_replacement_is_explained() {
+async fn missing_objects_after_a_replacement_are_explained() {
     let rig = Rig::start().await;
     let missing = || {
-        rig.ask()
+        rig.rpc()
             .shape(Shape::MissingTable)
             .body(request(b"SELECT * FROM v"))
     };
@@ -164,7 +164,7 @@ async fn what_is_missing_after_a_replacement_is_explained() {
     assert!(!before.status().message().contains("Berth"), "{before:?}");
     rig.routes.announce(replaced(&rig));
     common::within("the new route", async {
-        while rig.call(rig.ask()).await.head["x-berth-generation"] != "2" {
+        while rig.call(rig.rpc()).await.head["x-berth-generation"] != "2" {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })
@@ -182,26 +182,26 @@ async fn what_is_missing_after_a_replacement_is_explained() {
     );
     let info = status.get_details_error_info().unwrap();
     assert_eq!(info.metadata["errorClass"], "TABLE_OR_VIEW_NOT_FOUND");
-    // Another error is left alone.
-    let other = rig.call(rig.ask().shape(Shape::Error)).await;
+    // Other errors are unchanged.
+    let other = rig.call(rig.rpc().shape(Shape::Error)).await;
     assert_eq!(other.status().message(), "kaputt");
 }
 
-/// Each change is a question to session-manager, and its session asks one at a time.
+/// Each change is a request to session-manager, one at a time per session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn changes_of_settings_are_kept_one_after_the_other() {
+async fn settings_changes_are_stored_in_order() {
     let rig = Rig::with(|config| config.listen.workers = 1).await;
-    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(rig.call(rig.rpc()).await.code(), Code::Ok);
     rig.routes.slow_answers(Duration::from_millis(20));
     let client = rig.client().await;
     let mut calls = tokio::task::JoinSet::new();
     for number in 0..20 {
-        let (client, ask) = (client.clone(), config(&rig, set(&[("a", &number.to_string())])));
-        calls.spawn(async move { client.call(ask).await.code() });
+        let (client, rpc) = (client.clone(), config(&rig, set(&[("a", &number.to_string())])));
+        calls.spawn(async move { client.call(rpc).await.code() });
     }
     assert_eq!(calls.join_all().await, [Code::Ok; 20]);
     assert_eq!((rig.routes.binds().len(), rig.routes.most_binds()), (20, 1));
-    // The same again is no news; what follows another change is.
+    // A repeated change is not stored again, unless another one is between.
     for _ in 0..5 {
         let again = client.call(config(&rig, set(&[("b", "1")]))).await;
         assert_eq!(again.code(), Code::Ok);

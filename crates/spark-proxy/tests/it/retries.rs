@@ -1,17 +1,17 @@
-//! What may be sent again and what may not; what clients are told of the
-//! compute that answers; what they are not told.
+//! Retries: which calls are sent again; response metadata about the compute; redaction of its
+//! credential.
 
-use crate::common::{Ask, Rig};
+use crate::common::{Rig, Rpc};
 use session_core::Reason;
 use session_proto::internal::{Backend, Route};
 use test_support::fake_spark::{Shape, request};
 use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_that_was_refused_is_sent_again_whole() {
+async fn a_call_that_was_not_processed_is_retried_complete() {
     let rig = Rig::start().await;
     let reply = rig
-        .call(rig.ask().shape(Shape::RefuseOnce).body(request(&[7; 20_000])))
+        .call(rig.rpc().shape(Shape::RefuseOnce).body(request(&[7; 20_000])))
         .await;
     assert_eq!(reply.code(), Code::Ok);
     assert_eq!(reply.echoed().content, vec![7; 20_000]);
@@ -20,18 +20,18 @@ async fn a_call_that_was_refused_is_sent_again_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_refused_again_and_again_is_given_up() {
+async fn retries_are_limited() {
     let rig = Rig::start().await;
-    rig.call(rig.ask().shape(Shape::Refuse))
+    rig.call(rig.rpc().shape(Shape::Refuse))
         .await
         .refused(Reason::BackendUnavailable);
     assert_eq!(rig.spark.seen().requests.len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_may_have_been_acted_on_is_never_sent_again() {
+async fn a_possibly_processed_call_is_never_retried() {
     let rig = Rig::start().await;
-    rig.call(rig.ask().shape(Shape::KillAtOnce))
+    rig.call(rig.rpc().shape(Shape::KillAtOnce))
         .await
         .refused(Reason::BackendLost);
     assert_eq!(rig.spark.seen().requests.len(), 1);
@@ -39,17 +39,17 @@ async fn what_may_have_been_acted_on_is_never_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_are_told_which_compute_answers() {
+async fn responses_carry_the_generation_of_compute() {
     let rig = Rig::start().await;
     rig.routes.set(Route {
         generation: 7,
         ..rig.route()
     });
-    assert_eq!(rig.call(rig.ask()).await.head["x-berth-generation"], "7");
+    assert_eq!(rig.call(rig.rpc()).await.head["x-berth-generation"], "7");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_computes_own_credential_stays_here() {
+async fn the_credential_of_the_compute_is_not_sent_to_clients() {
     let rig = Rig::start().await;
     let route = rig.route();
     rig.routes.set(Route {
@@ -60,13 +60,13 @@ async fn the_computes_own_credential_stays_here() {
         ..route
     });
     let said = b"spark.connect.authenticate.token = hush-hush, and more";
-    let ask = |method: &str| {
-        Ask::spark(method)
+    let rpc = |method: &str| {
+        Rpc::spark(method)
             .bearer(&rig.token())
             .header("grpc-accept-encoding", "gzip")
             .body(request(said))
     };
-    let reply = rig.call(ask("Config")).await;
+    let reply = rig.call(rpc("Config")).await;
     assert_eq!(
         &reply.echoed().content[..],
         b"spark.connect.authenticate.token = *********, and more"
@@ -74,18 +74,18 @@ async fn the_computes_own_credential_stays_here() {
     let (_, headers) = rig.spark.seen().requests.pop().unwrap();
     assert_eq!(
         headers["grpc-accept-encoding"], "identity",
-        "what is looked into is not compressed"
+        "redacted replies are not compressed"
     );
     assert_eq!(headers["authorization"], "Bearer hush-hush");
-    // Results are the user's own.
-    let reply = rig.call(ask("ExecutePlan")).await;
+    // Results are not redacted.
+    let reply = rig.call(rpc("ExecutePlan")).await;
     assert_eq!(&reply.echoed().content[..], said);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn small_frames_are_joined_and_nothing_is_lost() {
+async fn small_frames_are_joined_without_loss() {
     let rig = Rig::start().await;
-    let reply = rig.call(rig.ask().shape(Shape::Stream(5000, 100))).await;
+    let reply = rig.call(rig.rpc().shape(Shape::Stream(5000, 100))).await;
     assert_eq!((reply.code(), reply.body.len()), (Code::Ok, 500_000));
     let one = test_support::fake_spark::message(100);
     assert!(reply.body.chunks(100).all(|message| message == one));

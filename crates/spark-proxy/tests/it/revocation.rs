@@ -1,9 +1,9 @@
-//! How soon a revocation and a close are effective at every proxy, and the
-//! life of a token in the ledger. Prints its figures; `ROUNDS=200` for more.
+//! Time until a revocation and a close are effective at every proxy, and the life of a token in the
+//! token ledger. Prints the measurements; `ROUNDS=200` runs more rounds.
 
 use crate::common;
-use crate::common::{Ask, Client, Reply, within};
-use crate::control_plane::Whole;
+use crate::common::{Client, Reply, Rpc, within};
+use crate::control_plane::Stack;
 use session_core::{AuditAction, Reason};
 use session_proto::internal::WatchRoutesRequest;
 use session_proto::internal::route_service_client::RouteServiceClient;
@@ -14,11 +14,11 @@ use test_support::fake_spark::{Shape, request};
 use test_support::redis::PrivateRedis;
 use tonic::Code;
 
-/// How long calls with `token` still succeed there.
+/// Time for which calls with `token` still succeed at a proxy.
 async fn until_refused(client: &Client, token: &str, reason: Reason, since: Instant) -> Duration {
     within("the token is refused", async {
         loop {
-            let reply = client.call(Ask::execute(token)).await;
+            let reply = client.call(Rpc::execute(token)).await;
             if reply.code() != Code::Ok {
                 reply.refused(reason);
                 return since.elapsed();
@@ -28,7 +28,7 @@ async fn until_refused(client: &Client, token: &str, reason: Reason, since: Inst
     .await
 }
 
-fn figures(what: &str, mut times: Vec<Duration>) -> Duration {
+fn print_times(what: &str, mut times: Vec<Duration>) -> Duration {
     times.sort();
     let at = |share: usize| times[(times.len() * share / 100).min(times.len() - 1)];
     println!(
@@ -44,29 +44,29 @@ fn figures(what: &str, mut times: Vec<Duration>) -> Duration {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn revoke_and_close_are_effective_at_every_proxy_within_a_second() {
     let rounds: usize = std::env::var("ROUNDS").map_or(20, |n| n.parse().unwrap());
-    let whole = Whole::start().await;
-    let clients = [whole.client(0).await, whole.client(1).await];
+    let stack = Stack::start().await;
+    let clients = [stack.client(0).await, stack.client(1).await];
     let (mut one, mut all, mut closed, mut streams) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
-        let session = whole.session().await;
+        let session = stack.session().await;
         let (revoked, kept) = (
-            whole.first_token(&session).await,
-            whole.issue(&session).await.unwrap(),
+            stack.first_token(&session).await,
+            stack.issue(&session).await.unwrap(),
         );
         let mut running = Vec::new();
         for client in &clients {
             for token in [&revoked.token, &kept.token] {
-                assert_eq!(client.call(Ask::execute(token)).await.code(), Code::Ok);
+                assert_eq!(client.call(Rpc::execute(token)).await.code(), Code::Ok);
             }
             let mut call = client
-                .begin(&Ask::execute(&revoked.token).shape(Shape::HangAfterOne))
+                .begin(&Rpc::execute(&revoked.token).shape(Shape::HangAfterOne))
                 .await
                 .unwrap();
             call.finish(request(b"go"));
             running.push(within("headers", call.head()).await.unwrap());
         }
         let since = Instant::now();
-        whole.revoke(&session, &revoked.token_id).await;
+        stack.revoke(&session, &revoked.token_id).await;
         let (a, b) = tokio::join!(
             until_refused(&clients[0], &revoked.token, Reason::TokenRevoked, since),
             until_refused(&clients[1], &revoked.token, Reason::TokenRevoked, since)
@@ -81,24 +81,24 @@ async fn revoke_and_close_are_effective_at_every_proxy_within_a_second() {
         }
         for client in &clients {
             assert_eq!(
-                client.call(Ask::execute(&kept.token)).await.code(),
+                client.call(Rpc::execute(&kept.token)).await.code(),
                 Code::Ok,
                 "the other token"
             );
         }
         let since = Instant::now();
-        whole.revoke_all(&session).await;
+        stack.revoke_all(&session).await;
         let (a, b) = tokio::join!(
             until_refused(&clients[0], &kept.token, Reason::TokenRevoked, since),
             until_refused(&clients[1], &kept.token, Reason::TokenRevoked, since)
         );
         all.extend([a, b]);
-        let last = whole.issue(&session).await.unwrap();
+        let last = stack.issue(&session).await.unwrap();
         for client in &clients {
-            assert_eq!(client.call(Ask::execute(&last.token)).await.code(), Code::Ok);
+            assert_eq!(client.call(Rpc::execute(&last.token)).await.code(), Code::Ok);
         }
         let since = Instant::now();
-        whole.close(&session).await;
+        stack.close(&session).await;
         let (a, b) = tokio::join!(
             until_refused(&clients[0], &last.token, Reason::SessionClosed, since),
             until_refused(&clients[1], &last.token, Reason::SessionClosed, since)
@@ -106,19 +106,19 @@ async fn revoke_and_close_are_effective_at_every_proxy_within_a_second() {
         closed.extend([a, b]);
     }
     let second = Duration::from_secs(1);
-    assert!(figures("revoke one", one) <= second);
-    assert!(figures("revoke all", all) <= second);
-    assert!(figures("close", closed) <= second);
-    assert!(figures("running streams ended", streams) <= 5 * second);
+    assert!(print_times("revoke one", one) <= second);
+    assert!(print_times("revoke all", all) <= second);
+    assert!(print_times("close", closed) <= second);
+    assert!(print_times("running streams ended", streams) <= 5 * second);
 }
 
-/// How long calls still succeed there; none may be refused for another reason.
+/// Time for which calls still succeed at a proxy; none may fail for another reason.
 async fn until_unavailable(client: &Client, token: &str, since: Instant) -> Duration {
     until_refused(client, token, Reason::ControlPlaneUnavailable, since).await
 }
 
-/// Known routes count for 5 s after the last word of session-manager, which may
-/// have come 2 s after the cut; looking in vain takes a while too.
+/// Cached routes are used for 5 s after the last message of session-manager, which may arrive 2 s
+/// after the cut; the failed request takes time too.
 const TRUSTED_WHEN_CUT: Duration = Duration::from_secs(12);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -127,14 +127,14 @@ async fn a_session_manager_that_lost_its_store_is_not_trusted() {
     let store = session_store::open(&redis.url(), &Options::default())
         .await
         .unwrap();
-    let whole = Whole::start_on(store, |config| {
+    let stack = Stack::start_on(store, |config| {
         config.routes.stale_if_unreachable = Duration::ZERO;
     })
     .await;
-    let session = whole.session().await;
-    let token = whole.first_token(&session).await.token;
-    let client = whole.client(0).await;
-    let mut manager = RouteServiceClient::new(whole.internal_channel());
+    let session = stack.session().await;
+    let token = stack.first_token(&session).await.token;
+    let client = stack.client(0).await;
+    let mut manager = RouteServiceClient::new(stack.internal_channel());
     let mut watch = manager
         .watch_routes(WatchRoutesRequest::default())
         .await
@@ -142,11 +142,11 @@ async fn a_session_manager_that_lost_its_store_is_not_trusted() {
         .into_inner();
     within("heartbeats", async {
         let mut beats = 0;
-        // For longer than a lost watch would count.
+        // For longer than the timeout of the watch.
         while beats < 10 {
             let update = watch.message().await.unwrap().unwrap().update;
             beats += u32::from(matches!(update, Some(Update::Heartbeat(_))));
-            assert_eq!(client.call(Ask::execute(&token)).await.code(), Code::Ok);
+            assert_eq!(client.call(Rpc::execute(&token)).await.code(), Code::Ok);
         }
     })
     .await;
@@ -182,30 +182,29 @@ async fn a_session_manager_that_lost_its_store_is_not_trusted() {
 
     redis.stand_still(false).await.unwrap();
     within("it works again", async {
-        while client.call(Ask::execute(&token)).await.code() != Code::Ok {
+        while client.call(Rpc::execute(&token)).await.code() != Code::Ok {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     })
     .await;
 }
 
-/// Sessions that wait for compute take nothing that others need of the
-/// connections to session-manager.
+/// Sessions that wait for compute use up no streams of the connections to session-manager.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_hundred_waiting_sessions_hold_up_no_other() {
+async fn three_hundred_waiting_sessions_do_not_delay_others() {
     const WAITING: usize = 300;
-    let whole = Whole::start().await;
-    let client = whole.client(0).await;
+    let stack = Stack::start().await;
+    let client = stack.client(0).await;
     let mut held = Vec::new();
     for _ in 0..WAITING {
-        let session = whole.pending_session().await;
-        let token = whole.first_token(&session).await.token;
-        let mut call = client.begin(&Ask::execute(&token)).await.unwrap();
+        let session = stack.pending_session().await;
+        let token = stack.first_token(&session).await.token;
+        let mut call = client.begin(&Rpc::execute(&token)).await.unwrap();
         call.finish(request(b"go"));
         held.push(call);
     }
     let metric = async |name: &str| {
-        let (_, text) = common::http_get(whole.admins[0], "/metrics").await;
+        let (_, text) = common::http_get(stack.admins[0], "/metrics").await;
         common::read_metric(&text, name)
     };
     within("all wait", async {
@@ -217,46 +216,46 @@ async fn three_hundred_waiting_sessions_hold_up_no_other() {
     let failed = metric("spark_proxy_activity_reports_failed_total").await;
     let mut firsts = Vec::new();
     for _ in 0..20 {
-        let session = whole.session().await;
-        let token = whole.first_token(&session).await.token;
+        let session = stack.session().await;
+        let token = stack.first_token(&session).await.token;
         let since = Instant::now();
-        assert_eq!(client.call(Ask::execute(&token)).await.code(), Code::Ok);
+        assert_eq!(client.call(Rpc::execute(&token)).await.code(), Code::Ok);
         firsts.push(since.elapsed());
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
-    assert!(figures("first calls beside 300 waiting sessions", firsts) < Duration::from_secs(1));
+    assert!(print_times("first calls beside 300 waiting sessions", firsts) < Duration::from_secs(1));
     assert_eq!(metric("spark_proxy_activity_reports_failed_total").await, failed);
     assert_eq!(metric("spark_proxy_route_watch_connected").await, 1.0);
     assert_eq!(metric("spark_proxy_held_calls").await, 300.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_token_is_recorded_listed_used_and_taken_back() {
-    let whole = Whole::start().await;
-    let session = whole.session().await;
-    let issued = whole.first_token(&session).await;
+async fn a_token_is_recorded_listed_used_and_revoked() {
+    let stack = Stack::start().await;
+    let session = stack.session().await;
+    let issued = stack.first_token(&session).await;
     assert!(issued.token.len() <= 600, "{} bytes", issued.token.len());
     assert_eq!(issued.token_type, "Bearer");
-    let listed = whole.listed(&session).await;
+    let listed = stack.listed(&session).await;
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0].token_id, issued.token_id);
     assert!(listed[0].first_used_at.is_none() && !listed[0].revoked);
-    // It is shown once: nothing that is listed holds a part of it.
+    // The token is shown once: no list contains a part of it.
     let text = format!("{listed:?}");
     assert!(issued.token.split('.').all(|part| !text.contains(part)));
 
-    // Good at the proxy, and nowhere else; the account's key the other way round.
-    let refused = whole.list_with(&issued.token).await.unwrap_err();
+    // Session tokens are valid at the proxy only, service-account keys everywhere else only.
+    let refused = stack.list_with(&issued.token).await.unwrap_err();
     assert_eq!(
         session_proto::error::reason_of(&refused),
         Some(Reason::CallerUnknown)
     );
-    whole.list_with(&whole.key).await.unwrap();
-    whole.call(0, &whole.key).await.refused(Reason::TokenMalformed);
-    assert_eq!(whole.call(0, &issued.token).await.code(), Code::Ok);
-    let used = within("its first use is known", async {
+    stack.list_with(&stack.key).await.unwrap();
+    stack.call(0, &stack.key).await.refused(Reason::TokenMalformed);
+    assert_eq!(stack.call(0, &issued.token).await.code(), Code::Ok);
+    let used = within("its first use is recorded", async {
         loop {
-            let listed = whole.listed(&session).await;
+            let listed = stack.listed(&session).await;
             if listed[0].first_used_at.is_some() {
                 return listed;
             }
@@ -265,17 +264,17 @@ async fn a_token_is_recorded_listed_used_and_taken_back() {
     })
     .await;
     assert!(used[0].last_used_at.is_some());
-    whole.revoke(&session, &issued.token_id).await;
-    whole.revoke(&session, &issued.token_id).await;
-    assert!(whole.listed(&session).await[0].revoked);
-    whole.revoke_all(&session).await;
+    stack.revoke(&session, &issued.token_id).await;
+    stack.revoke(&session, &issued.token_id).await;
+    assert!(stack.listed(&session).await[0].revoked);
+    stack.revoke_all(&session).await;
     assert!(
-        whole.listed(&session).await.is_empty(),
+        stack.listed(&session).await.is_empty(),
         "those of an older epoch are gone"
     );
 
     let partition = session_core::OrgId::partition(&"acme".parse().unwrap());
-    let trail = whole.store.read_audit(partition, "", 1000).await.unwrap();
+    let trail = stack.store.read_audit(partition, "", 1000).await.unwrap();
     let of_token = |action| {
         let of = trail.iter().filter(|audited| audited.record.action == action);
         of.filter(|audited| {
@@ -291,7 +290,7 @@ async fn a_token_is_recorded_listed_used_and_taken_back() {
     assert_eq!(of_token(AuditAction::TokenFirstUsed), 1);
     assert_eq!(of_token(AuditAction::TokenRevoked), 2);
     assert_eq!(of_token(AuditAction::TokensRevoked), 1);
-    // Token-issuer says where its callers call from.
+    // The audit trail has the address of token-issuer's caller.
     let by_callers = trail.iter().map(|audited| &audited.record).filter(|record| {
         matches!(
             record.action,

@@ -1,8 +1,7 @@
-//! Spark sessions on shared compute: whose they are, and what happens to calls
-//! about somebody else's.
+//! Spark sessions on shared compute: their bindings, and calls about the Spark sessions of others.
 
 use crate::common;
-use crate::common::{Ask, Rig, within};
+use crate::common::{Rig, Rpc, within};
 use bytes::Bytes;
 use prost::Message;
 use session_core::{Reason, SessionId, Timestamp};
@@ -35,26 +34,26 @@ async fn on_shared(engine: &str) -> Rig {
     rig
 }
 
-/// A request about another Spark session than most.
+/// A request for another Spark session.
 fn about(spark_session: &str) -> Bytes {
     let mut bytes = request(b"SELECT 1").to_vec();
     bytes[7..43].copy_from_slice(spark_session.as_bytes());
     bytes.into()
 }
 
-/// Sail keys by the Spark session id alone and shows the user as
-/// `current_user()`. Spark keys by user and id, and two sessions of one person
-/// must be apart on a shared server.
+/// Sail identifies Spark sessions by id alone and returns the user as `current_user()`. Spark
+/// identifies them by user and id, and two sessions of one person must be separate on a shared
+/// server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_user_is_the_subject_on_sail_and_the_session_on_spark() {
     let rig = on_shared("sail").await;
-    let user = rig.call(rig.ask()).await.echoed().user_context.unwrap();
+    let user = rig.call(rig.rpc()).await.echoed().user_context.unwrap();
     assert_eq!(
         (user.user_id.as_str(), user.user_name.as_str()),
         ("sa|tester", "sa|tester")
     );
     let rig = on_shared("spark").await;
-    let user = rig.call(rig.ask()).await.echoed().user_context.unwrap();
+    let user = rig.call(rig.rpc()).await.echoed().user_context.unwrap();
     assert_eq!(
         (user.user_id.as_str(), user.user_name.as_str()),
         (rig.session.as_str(), "sa|tester")
@@ -62,11 +61,11 @@ async fn the_user_is_the_subject_on_sail_and_the_session_on_spark() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_first_use_binds_and_the_second_knows() {
+async fn the_first_use_binds_and_the_second_sends_no_request() {
     let rig = on_shared("sail").await;
     let client = rig.client().await;
     for _ in 0..3 {
-        let reply = client.call(rig.ask()).await;
+        let reply = client.call(rig.rpc()).await;
         assert_eq!(reply.code(), Code::Ok);
     }
     let binds = rig.routes.binds();
@@ -79,7 +78,7 @@ async fn the_first_use_binds_and_the_second_knows() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_comes_with_the_route_is_not_asked() {
+async fn bindings_of_the_route_need_no_request() {
     let rig = Rig::start().await;
     rig.routes.set(Route {
         bindings: vec![SparkBinding {
@@ -87,11 +86,11 @@ async fn what_comes_with_the_route_is_not_asked() {
         }],
         ..shared(&rig, "sail")
     });
-    assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(rig.call(rig.rpc()).await.code(), Code::Ok);
     assert!(rig.routes.binds().is_empty());
 }
 
-/// Calls about a Spark session that are no work: a message of each.
+/// A message of each call that is not work.
 fn no_work(method: &str) -> Bytes {
     let (session_id, operation_id) = (SPARK_SESSION.to_owned(), OPERATION.to_owned());
     framed(&match method {
@@ -117,26 +116,26 @@ fn no_work(method: &str) -> Bytes {
 
 const NO_WORK: [&str; 3] = ["ReattachExecute", "ReleaseExecute", "ReleaseSession"];
 
-/// A client whose connection was cut comes back to another worker or another
-/// proxy, where the route was asked for before the Spark session was bound.
+/// A disconnected client returns at another worker or proxy, whose route is older than the binding of
+/// the Spark session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_bound_elsewhere_is_asked_for_and_not_taken_for_unused() {
+async fn a_binding_of_another_proxy_is_found_by_a_new_route() {
     for engine in ["sail", "spark"] {
         for method in NO_WORK {
             let rig = on_shared(engine).await;
             let shape = match (engine, method) {
-                // A stream that Sail ends with OK, and not as complete, was interrupted.
+                // Sail ended the stream with OK but not as complete: it was interrupted.
                 ("sail", "ReattachExecute") => Shape::SailUnknown,
                 _ => Shape::Echo,
             };
-            let ask = || {
-                let ask = Ask::spark(method).bearer(&rig.token()).shape(shape);
-                ask.body(no_work(method))
+            let rpc = || {
+                let rpc = Rpc::spark(method).bearer(&rig.token()).shape(shape);
+                rpc.body(no_work(method))
             };
-            // Not bound: it is asked whether it still is not, and nothing is sent on.
-            // The first call asks where to go, too.
+            // Not bound: the route is resolved once more, and nothing is forwarded.
+            // The first call also resolves the route.
             for asked in 2..=4 {
-                let reply = rig.call(ask()).await;
+                let reply = rig.call(rpc()).await;
                 assert_eq!(reply.code() == Code::Ok, method != "ReattachExecute", "{method}");
                 assert!(rig.spark.seen().requests.is_empty(), "{engine} {method}");
                 assert_eq!(rig.routes.asked().len(), asked, "{engine} {method}");
@@ -148,49 +147,49 @@ async fn what_was_bound_elsewhere_is_asked_for_and_not_taken_for_unused() {
                 ..shared(&rig, engine)
             });
             for sent in 1..=3 {
-                rig.call(ask()).await;
+                rig.call(rpc()).await;
                 assert_eq!(rig.spark.seen().requests.len(), sent, "{engine} {method}");
             }
-            // From then on it is known, to each of the two workers.
+            // From then on each of the two workers has the binding.
             assert!(rig.routes.asked().len() <= 6, "{:?}", rig.routes.asked());
             assert!(rig.routes.binds().is_empty(), "{engine} {method}");
         }
     }
 }
 
-/// ReleaseExecute is exempt from the rate of calls: a flood of them about
-/// Spark sessions that nobody has must not become one of questions.
+/// ReleaseExecute is exempt from the rate of calls: a flood of them for unbound Spark sessions must
+/// not become a flood of route requests.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn beyond_the_rate_of_calls_nothing_is_asked() {
+async fn bind_requests_are_within_the_rate_of_calls() {
     let rig = Rig::with(|config| config.limits.calls_per_second_per_org = 2).await;
     rig.routes.set(shared(&rig, "spark"));
     let client = rig.client().await;
     for _ in 0..100 {
-        let ask = Ask::spark("ReleaseExecute").bearer(&rig.token());
-        let reply = client.call(ask.body(no_work("ReleaseExecute"))).await;
+        let rpc = Rpc::spark("ReleaseExecute").bearer(&rig.token());
+        let reply = client.call(rpc.body(no_work("ReleaseExecute"))).await;
         assert_eq!(reply.code(), Code::Ok);
     }
     assert!(rig.spark.seen().requests.is_empty());
     let asked = rig.routes.asked().len();
-    assert!(asked < 20, "asked {asked} times for 100 calls");
+    assert!(asked < 20, "{asked} route requests for 100 calls");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_may_be_bound_elsewhere_while_nobody_can_tell() {
+async fn unconfirmed_bindings_while_session_manager_is_unreachable() {
     for (engine, method, forwarded) in [
         ("sail", "ReattachExecute", Err(Reason::ControlPlaneUnavailable)),
         ("sail", "ReleaseExecute", Ok(false)),
-        // A notebook that ends must not wait for it.
+        // A client that exits must not wait for it.
         ("sail", "ReleaseSession", Ok(false)),
         ("spark", "ReattachExecute", Ok(true)),
         ("spark", "ReleaseExecute", Ok(true)),
         ("spark", "ReleaseSession", Ok(true)),
     ] {
         let rig = on_shared(engine).await;
-        let ask = || Ask::spark(method).bearer(&rig.token()).body(no_work(method));
-        rig.call(ask()).await;
+        let rpc = || Rpc::spark(method).bearer(&rig.token()).body(no_work(method));
+        rig.call(rpc()).await;
         rig.routes.go_away();
-        let reply = within(method, rig.call(ask())).await;
+        let reply = within(method, rig.call(rpc())).await;
         match forwarded {
             Err(reason) => reply.refused(reason),
             Ok(forwarded) => {
@@ -204,11 +203,11 @@ async fn what_may_be_bound_elsewhere_while_nobody_can_tell() {
     }
 }
 
-/// A query that hangs, and how many small calls came beside it within `time`.
+/// Runs a hanging query; returns the number of keep-alive calls within `time`.
 async fn kept_alive(rig: &Rig, time: Duration) -> usize {
     let client = rig.client().await;
     let mut running = client
-        .begin(&rig.ask().shape(Shape::Hang))
+        .begin(&rig.rpc().shape(Shape::Hang))
         .await
         .expect("a call that begins");
     running.finish(request(b"SELECT 1"));
@@ -233,7 +232,7 @@ async fn a_query_on_shared_sail_keeps_its_spark_session_alive() {
         }
     })
     .await;
-    // Where the timer is ours, or there is none that counts so, it is not needed.
+    // Not needed on dedicated compute, nor on Spark.
     for (engine, dedicated) in [("spark", false), ("sail", true)] {
         let rig = Rig::with(|config| config.backend.sail_keep_alive = Duration::from_secs(1)).await;
         let mut route = shared(&rig, engine);
@@ -246,14 +245,14 @@ async fn a_query_on_shared_sail_keeps_its_spark_session_alive() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_sessions_id_is_refused_and_nothing_reaches_the_server() {
+async fn a_spark_session_of_another_session_is_rejected_before_the_server() {
     for engine in ["sail", "spark"] {
         let rig = on_shared(engine).await;
         let stranger = SessionId::generate(Timestamp::from_millis(5), 5);
         rig.routes.bind(SPARK_SESSION, stranger.as_str());
-        rig.call(rig.ask()).await.refused(Reason::SparkSessionTaken);
+        rig.call(rig.rpc()).await.refused(Reason::SparkSessionTaken);
         for method in ["Interrupt", "ReleaseExecute", "ReleaseSession"] {
-            let reply = rig.call(Ask::spark(method).bearer(&rig.token())).await;
+            let reply = rig.call(Rpc::spark(method).bearer(&rig.token())).await;
             assert_eq!(
                 reply.code(),
                 Code::Ok,
@@ -261,31 +260,31 @@ async fn another_sessions_id_is_refused_and_nothing_reaches_the_server() {
             );
         }
         assert!(rig.spark.seen().requests.is_empty(), "{engine}");
-        // An id of its own is fine.
-        assert_eq!(rig.call(rig.ask().body(about(OTHER))).await.code(), Code::Ok);
+        // Another id is accepted.
+        assert_eq!(rig.call(rig.rpc().body(about(OTHER))).await.code(), Code::Ok);
     }
 }
 
-/// Two connections on two workers, one call on each.
+/// Makes one call on each of two connections, on two workers.
 async fn on_both_workers(rig: &Rig) -> [common::Client; 2] {
     let clients = [rig.client().await, rig.client().await];
     for client in &clients {
-        assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);
+        assert_eq!(client.call(rig.rpc()).await.code(), Code::Ok);
     }
     clients
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_binding_that_was_given_back_is_good_at_no_worker() {
+async fn a_released_binding_is_invalid_at_every_worker() {
     for engine in ["sail", "spark"] {
         let rig = on_shared(engine).await;
         let clients = on_both_workers(&rig).await;
-        assert_eq!(rig.routes.binds().len(), 2, "each worker asks once");
+        assert_eq!(rig.routes.binds().len(), 2, "each worker sends one bind request");
         for client in &clients {
-            assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);
+            assert_eq!(client.call(rig.rpc()).await.code(), Code::Ok);
         }
-        assert_eq!(rig.routes.binds().len(), 2, "and remembers");
-        // A newer route that still names it, and one that does not.
+        assert_eq!(rig.routes.binds().len(), 2, "and caches the result");
+        // A newer route with the binding, and one without it.
         let bindings = vec![SparkBinding {
             spark_session_id: SPARK_SESSION.to_owned(),
         }];
@@ -295,9 +294,9 @@ async fn a_binding_that_was_given_back_is_good_at_no_worker() {
             ..shared(&rig, engine)
         });
         for client in &clients {
-            assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);
+            assert_eq!(client.call(rig.rpc()).await.code(), Code::Ok);
         }
-        assert_eq!(rig.routes.binds().len(), 2, "the route says that it is ours");
+        assert_eq!(rig.routes.binds().len(), 2, "the route has the binding");
         let stranger = SessionId::generate(Timestamp::from_millis(5), 5);
         rig.routes.bind(SPARK_SESSION, stranger.as_str());
         rig.routes.announce(Route {
@@ -305,9 +304,9 @@ async fn a_binding_that_was_given_back_is_good_at_no_worker() {
             ..shared(&rig, engine)
         });
         for client in &clients {
-            within("it is somebody else's now", async {
+            within("another session has the binding", async {
                 loop {
-                    let reply = client.call(rig.ask()).await;
+                    let reply = client.call(rig.rpc()).await;
                     if reply.code() != Code::Ok {
                         return reply.refused(Reason::SparkSessionTaken);
                     }
@@ -319,12 +318,12 @@ async fn a_binding_that_was_given_back_is_good_at_no_worker() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_query_whose_spark_session_was_given_back_touches_it_no_more() {
+async fn a_released_spark_session_gets_no_keep_alive() {
     let rig = Rig::with(|config| config.backend.sail_keep_alive = Duration::from_secs(1)).await;
     rig.routes.set(shared(&rig, "sail"));
     let client = rig.client().await;
     let mut running = client
-        .begin(&rig.ask().shape(Shape::Hang))
+        .begin(&rig.rpc().shape(Shape::Hang))
         .await
         .expect("it begins");
     running.finish(request(b"SELECT 1"));
@@ -344,39 +343,39 @@ async fn a_query_whose_spark_session_was_given_back_touches_it_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn when_nobody_can_tell_sail_refuses_and_spark_goes_on() {
+async fn unconfirmed_bindings_are_rejected_on_sail_and_allowed_on_spark() {
     for (engine, expected) in [("sail", Some(Reason::ControlPlaneUnavailable)), ("spark", None)] {
         let rig = on_shared(engine).await;
         rig.routes.refuse_binds(Some(Status::unavailable("away")));
-        let reply = rig.call(rig.ask()).await;
+        let reply = rig.call(rig.rpc()).await;
         match expected {
             Some(reason) => reply.refused(reason),
             None => assert_eq!(reply.code(), Code::Ok),
         }
-        // It is asked again as soon as it can be.
+        // The binding is confirmed once session-manager is reachable.
         rig.routes.refuse_binds(None);
-        assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+        assert_eq!(rig.call(rig.rpc()).await.code(), Code::Ok);
         assert_eq!(rig.routes.binds().len(), 2);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_unusable_catalog_is_said_and_not_remembered() {
+async fn an_unusable_catalog_is_reported_and_not_cached() {
     let rig = on_shared("spark").await;
     let refused = session_proto::error::Refused::new(Reason::CatalogUnavailable, "no such catalog");
     rig.routes.refuse_binds(Some(refused.into_status()));
     for _ in 0..2 {
-        rig.call(rig.ask()).await.refused(Reason::CatalogUnavailable);
+        rig.call(rig.rpc()).await.refused(Reason::CatalogUnavailable);
     }
     assert_eq!(rig.routes.binds().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_storm_of_clones_is_bound_one_by_one() {
+async fn concurrent_clones_are_bound_one_by_one() {
     let rig = Rig::with(|config| config.listen.workers = 1).await;
     rig.routes.set(shared(&rig, "spark"));
     let client = rig.client().await;
-    assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(client.call(rig.rpc()).await.code(), Code::Ok);
     rig.routes.slow_answers(Duration::from_millis(20));
     let mut storm = tokio::task::JoinSet::new();
     for number in 0..30 {
@@ -385,11 +384,11 @@ async fn a_storm_of_clones_is_bound_one_by_one() {
             new_session_id: Some(format!("{number:0>8}-89ab-cdef-0123-456789abcdef")),
             ..CloneSessionRequest::default()
         };
-        let ask = Ask::spark("CloneSession")
+        let rpc = Rpc::spark("CloneSession")
             .bearer(&rig.token())
             .body(framed(&message.encode_to_vec()));
         let client = client.clone();
-        storm.spawn(async move { client.call(ask).await });
+        storm.spawn(async move { client.call(rpc).await });
     }
     while within("the clones", storm.join_next()).await.is_some() {}
     assert!(rig.routes.binds().len() > 30);
@@ -397,7 +396,7 @@ async fn a_storm_of_clones_is_bound_one_by_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_clone_is_bound_before_it_comes_to_be() {
+async fn a_clone_is_bound_before_it_is_created() {
     let rig = on_shared("spark").await;
     let clone = |new: &str| {
         let message = CloneSessionRequest {
@@ -405,7 +404,7 @@ async fn a_clone_is_bound_before_it_comes_to_be() {
             new_session_id: Some(new.to_owned()),
             ..CloneSessionRequest::default()
         };
-        Ask::spark("CloneSession")
+        Rpc::spark("CloneSession")
             .bearer(&rig.token())
             .body(framed(&message.encode_to_vec()))
     };

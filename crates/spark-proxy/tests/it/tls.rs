@@ -1,4 +1,4 @@
-//! TLS, plaintext, and the answer to a mix-up.
+//! TLS and plaintext, and the error of a mismatch.
 
 use crate::common::{Client, Rig, within};
 use session_core::Reason;
@@ -36,7 +36,7 @@ fn speak(mode: TlsMode, certificate: &Certificate) -> impl FnOnce(&mut Config) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn required_serves_tls_and_tells_plaintext_callers() {
+async fn required_serves_tls_and_rejects_plaintext_calls() {
     let certificate = certificate();
     let speak = speak(TlsMode::Required, &certificate);
     let rig = Rig::with(|config| {
@@ -45,23 +45,23 @@ async fn required_serves_tls_and_tells_plaintext_callers() {
     })
     .await;
     let secure = Client::tls(rig.address, &certificate.cert).await.unwrap();
-    assert_eq!(secure.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(secure.call(rig.rpc()).await.code(), Code::Ok);
 
     let plain = rig.client().await;
     for _ in 0..2 {
-        let reply = plain.call(rig.ask()).await;
+        let reply = plain.call(rig.rpc()).await;
         reply.refused(Reason::TlsRequired);
         assert!(reply.status().message().contains("use_ssl=true"));
     }
     assert_eq!(rig.spark.seen().requests.len(), 1);
-    // A plaintext connection never shows a good token.
+    // A plaintext connection never carries a valid token.
     within("it is closed", async {
-        while plain.begin(&rig.ask()).await.is_ok() {
+        while plain.begin(&rig.rpc()).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
     .await;
-    assert_eq!(secure.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(secure.call(rig.rpc()).await.code(), Code::Ok);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -69,20 +69,20 @@ async fn auto_serves_both() {
     let certificate = certificate();
     let rig = Rig::with(speak(TlsMode::Auto, &certificate)).await;
     let secure = Client::tls(rig.address, &certificate.cert).await.unwrap();
-    assert_eq!(secure.call(rig.ask()).await.code(), Code::Ok);
-    assert_eq!(rig.client().await.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(secure.call(rig.rpc()).await.code(), Code::Ok);
+    assert_eq!(rig.client().await.call(rig.rpc()).await.code(), Code::Ok);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn off_serves_plaintext_only() {
     let certificate = certificate();
     let rig = Rig::start().await;
-    assert_eq!(rig.client().await.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(rig.client().await.call(rig.rpc()).await.code(), Code::Ok);
     assert!(Client::tls(rig.address, &certificate.cert).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stalled_or_foreign_connection_is_closed_and_harms_nobody() {
+async fn stalled_and_unknown_connections_are_closed() {
     let certificate = certificate();
     let speak = speak(TlsMode::Required, &certificate);
     let rig = Rig::with(|config| {
@@ -96,9 +96,9 @@ async fn a_stalled_or_foreign_connection_is_closed_and_harms_nobody() {
     let mut foreign = TcpStream::connect(rig.address).await.unwrap();
     foreign.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let secure = Client::tls(rig.address, &certificate.cert).await.unwrap();
-    assert_eq!(secure.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(secure.call(rig.rpc()).await.code(), Code::Ok);
     for tcp in [&mut silent, &mut half, &mut foreign] {
-        // Its end or an error; HTTP/2's own greeting may come first.
+        // End or error; the HTTP/2 preface may be received first.
         let _ = within("it is closed", tcp.read_to_end(&mut Vec::new())).await;
     }
     within(

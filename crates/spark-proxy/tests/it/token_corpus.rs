@@ -1,5 +1,5 @@
-//! The negative corpus of session-token, and headers of every kind, through a
-//! real proxy over the wire: code and reason of each, and nothing passes.
+//! The negative token corpus of session-token, and malformed headers, through a real proxy: the code
+//! and reason of each, and none is forwarded.
 
 #[allow(
     dead_code,
@@ -11,7 +11,7 @@
 mod forge;
 
 use crate::common;
-use crate::common::{Ask, Raw, Rig, flags, kinds, within};
+use crate::common::{Raw, Rig, Rpc, flags, kinds, within};
 use forge::corpus::{RIG, rows};
 use http::HeaderValue;
 use session_core::Reason;
@@ -21,10 +21,10 @@ use tonic::Code;
 
 type Headers = Vec<(&'static str, String)>;
 
-/// What a header list may hold by default; longer ones do not reach the token.
+/// Default limit of a header list; longer ones are rejected before the token is read.
 const HEADER_LIST: usize = 16 << 10;
 
-/// A proxy that trusts the forger's key, a minute after its tokens were made.
+/// A proxy that trusts the key of the corpus, a minute after its tokens were issued.
 async fn start() -> Rig {
     let rig = Rig::with(|config| {
         let jwks = std::path::PathBuf::from(&config.tokens.keys.location);
@@ -35,7 +35,7 @@ async fn start() -> Rig {
     rig
 }
 
-fn good(rig: &Rig) -> String {
+fn valid(rig: &Rig) -> String {
     let claims = Claims {
         epoch: 1,
         sid: rig.session.clone(),
@@ -44,32 +44,32 @@ fn good(rig: &Rig) -> String {
     RIG.signer.sign(&claims).unwrap()
 }
 
-fn with_bytes(header: &[u8]) -> Option<Ask> {
-    let mut ask = Ask::spark("ExecutePlan");
-    ask.headers
+fn with_bytes(header: &[u8]) -> Option<Rpc> {
+    let mut rpc = Rpc::spark("ExecutePlan");
+    rpc.headers
         .insert("authorization", HeaderValue::from_bytes(header).ok()?);
-    Some(ask)
+    Some(rpc)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_token_of_the_corpus_is_refused_over_the_wire() {
+async fn every_token_of_the_corpus_is_rejected() {
     let rig = start().await;
     let client = rig.client().await;
-    assert_eq!(client.call(Ask::execute(&good(&rig))).await.code(), Code::Ok);
+    assert_eq!(client.call(Rpc::execute(&valid(&rig))).await.code(), Code::Ok);
     let (mut wrong, mut refused, mut unsendable) = (Vec::new(), 0, Vec::new());
     for row in rows() {
         if row.token.starts_with(' ') {
-            // HTTP allows spaces after the scheme: it is the same token.
+            // HTTP allows spaces after the scheme: the token is the same.
             continue;
         }
         let header = format!("Bearer {}", row.token);
-        let Some(ask) = with_bytes(header.as_bytes()) else {
+        let Some(rpc) = with_bytes(header.as_bytes()) else {
             unsendable.push(header);
             continue;
         };
         if header.len() > HEADER_LIST {
-            // Ended before anybody reads a token, perhaps with its connection.
-            if let Ok(reply) = rig.client().await.try_call(ask).await {
+            // Ended before the token is read, possibly with its connection.
+            if let Ok(reply) = rig.client().await.try_call(rpc).await {
                 let ok = reply.http == 200 && reply.code() == Code::Ok;
                 if ok {
                     wrong.push(format!("{}: passed", row.name));
@@ -78,7 +78,7 @@ async fn every_token_of_the_corpus_is_refused_over_the_wire() {
             refused += 1;
             continue;
         }
-        let status = client.call(ask).await.status();
+        let status = client.call(rpc).await.status();
         let reason = session_proto::error::reason_of(&status);
         if (reason, status.code()) != (Some(row.reason), Code::Unauthenticated) {
             wrong.push(format!("{}: {status:?}", row.name));
@@ -91,14 +91,14 @@ async fn every_token_of_the_corpus_is_refused_over_the_wire() {
     assert!(wrong.is_empty(), "{wrong:#?}");
     println!("{refused} tokens refused, {} cannot be sent", unsendable.len());
     assert!(refused >= 300, "{refused}");
-    assert_eq!(rig.spark.seen().requests.len(), 1, "only the good one passed");
+    assert_eq!(rig.spark.seen().requests.len(), 1, "only the valid one passed");
 
-    // CR, LF and NUL: no client library sends them, HTTP/2 itself refuses them.
+    // CR, LF and NUL: no client library sends them; HTTP/2 rejects them.
     assert!(unsendable.iter().any(|header| header.ends_with('\n')));
     assert!(unsendable.iter().any(|header| header.ends_with('\0')));
     for ending in ["\r", "\n", "\0", "\r\nx-session-id: s"] {
         let mut raw = Raw::connect(rig.address, &[]).await.unwrap();
-        let token = format!("{}{ending}", good(&rig));
+        let token = format!("{}{ending}", valid(&rig));
         let block = Raw::headers("/spark.connect.SparkConnectService/ExecutePlan", &token, &[]);
         raw.send(kinds::HEADERS, flags::END_HEADERS, 1, &block)
             .await
@@ -114,21 +114,21 @@ async fn every_token_of_the_corpus_is_refused_over_the_wire() {
         .await;
     }
     assert_eq!(rig.spark.seen().requests.len(), 1);
-    assert_eq!(client.call(Ask::execute(&good(&rig))).await.code(), Code::Ok);
+    assert_eq!(client.call(Rpc::execute(&valid(&rig))).await.code(), Code::Ok);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_header_that_is_not_one_bearer_token_is_refused() {
+async fn every_header_without_exactly_one_bearer_token_is_rejected() {
     let rig = start().await;
     let client = rig.client().await;
-    let token = good(&rig);
+    let token = valid(&rig);
     let session = rig.session.to_string();
     let one = |name: &'static str, value: String| vec![(name, value)];
     let bearer = |text: &str| one("authorization", text.to_owned());
 
     let mut rows: Vec<(String, Headers, Reason)> = Vec::new();
     rows.push(("nothing".into(), Vec::new(), Reason::TokenMissing));
-    // Another place for the token is no place.
+    // A token in another place is not accepted.
     for name in [
         "x-authorization",
         "proxy-authorization",
@@ -257,12 +257,12 @@ async fn every_header_that_is_not_one_bearer_token_is_refused() {
     let mut wrong = Vec::new();
     let count = rows.len();
     for (name, headers, reason) in rows {
-        let mut ask = Ask::spark("ExecutePlan");
+        let mut rpc = Rpc::spark("ExecutePlan");
         for (name, value) in headers {
             let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
-            ask.headers.append(name, value);
+            rpc.headers.append(name, value);
         }
-        let status = client.call(ask).await.status();
+        let status = client.call(rpc).await.status();
         let code = session_proto::error::code_of(reason);
         if (session_proto::error::reason_of(&status), status.code()) != (Some(reason), code) {
             wrong.push(format!("{name}: {status:?}"));
@@ -273,15 +273,15 @@ async fn every_header_that_is_not_one_bearer_token_is_refused() {
     assert!(count >= 100, "{count}");
     assert!(rig.spark.seen().requests.is_empty(), "nothing passed");
 
-    // The scheme is written in any case, with spaces after it (RFC 9110).
+    // The scheme is case-insensitive, with any number of spaces after it (RFC 9110).
     for text in [
         format!("Bearer {token}"),
         format!("bearer {token}"),
         format!("BEARER   {token}"),
     ] {
-        let ask = Ask::spark("ExecutePlan")
+        let rpc = Rpc::spark("ExecutePlan")
             .header("authorization", &text)
             .header("x-session-id", &session);
-        assert_eq!(client.call(ask).await.code(), Code::Ok, "{text:.12}");
+        assert_eq!(client.call(rpc).await.code(), Code::Ok, "{text:.12}");
     }
 }

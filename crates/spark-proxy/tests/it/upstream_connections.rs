@@ -1,7 +1,6 @@
-//! The backend's edge: connections whose other end is gone, and clients that
-//! do not read.
+//! Connections to compute: lost peers, and clients that do not read.
 
-use crate::common::{Ask, Relay, Reply, Rig, within};
+use crate::common::{Relay, Reply, Rig, Rpc, within};
 use session_core::Reason;
 use session_proto::internal::Route;
 use std::net::SocketAddr;
@@ -32,7 +31,7 @@ fn dedicated_through(rig: &Rig, address: SocketAddr, engine: &str) -> Route {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_silent_shared_server_ends_its_calls_and_new_ones_connect_anew() {
+async fn a_silent_shared_server_ends_its_calls_and_new_calls_reconnect() {
     for engine in ["spark", "sail"] {
         let rig = Rig::with(|config| {
             config.listen.workers = 1;
@@ -43,10 +42,10 @@ async fn a_silent_shared_server_ends_its_calls_and_new_ones_connect_anew() {
         let relay = Relay::to(rig.spark.address()).await;
         rig.routes.set(through(&rig, relay.address, engine));
         let client = rig.client().await;
-        // One waits for its response, one is in the middle of it.
-        let mut waiting = client.begin(&rig.ask().shape(Shape::Hang)).await.unwrap();
+        // One call waits for its response, one receives it.
+        let mut waiting = client.begin(&rig.rpc().shape(Shape::Hang)).await.unwrap();
         waiting.finish(request(b"go"));
-        let mut streaming = client.begin(&rig.ask().shape(Shape::HangAfterOne)).await.unwrap();
+        let mut streaming = client.begin(&rig.rpc().shape(Shape::HangAfterOne)).await.unwrap();
         streaming.finish(request(b"go"));
         let (_upload, streaming) = within("headers", streaming.head()).await.unwrap();
         within("both run", rig.spark.until(|seen| seen.requests.len() == 2)).await;
@@ -61,13 +60,13 @@ async fn a_silent_shared_server_ends_its_calls_and_new_ones_connect_anew() {
             rig.metric("spark_proxy_pings_lost_total{peer=\"backend\"}").await,
             1.0
         );
-        assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+        assert_eq!(rig.call(rig.rpc()).await.code(), Code::Ok);
         assert_eq!(rig.spark.seen().connections, 2);
     }
 }
 
-/// An engine that is busy is silent for minutes. Who started it knows whether
-/// it lives; its next generation ends what ran on this one.
+/// A busy engine is silent for minutes. Its provider observes whether it runs; the next generation
+/// ends the calls on this one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn silent_dedicated_compute_is_not_lost_until_it_is_replaced() {
     for engine in ["spark", "sail"] {
@@ -75,14 +74,14 @@ async fn silent_dedicated_compute_is_not_lost_until_it_is_replaced() {
             config.listen.workers = 1;
             config.backend.silence = SHORT;
             config.backend.ping_timeout = SHORT;
-            // By these the test knows that time has passed.
+            // These calls show that time has passed.
             config.limits.ping_interval = SHORT;
         })
         .await;
         let relay = Relay::to(rig.spark.address()).await;
         rig.routes.set(dedicated_through(&rig, relay.address, engine));
         let client = rig.client().await;
-        let mut waiting = client.begin(&rig.ask().shape(Shape::Hang)).await.unwrap();
+        let mut waiting = client.begin(&rig.rpc().shape(Shape::Hang)).await.unwrap();
         waiting.finish(request(b"go"));
         within("it runs", rig.spark.until(|seen| seen.requests.len() == 1)).await;
         relay.freeze();
@@ -95,12 +94,12 @@ async fn silent_dedicated_compute_is_not_lost_until_it_is_replaced() {
         rig.routes.announce(replaced);
         let reply = within("it ends", Reply::read(waiting.response)).await.unwrap();
         reply.refused(Reason::BackendLost);
-        assert_eq!(rig.call(rig.ask()).await.code(), Code::Ok);
+        assert_eq!(rig.call(rig.rpc()).await.code(), Code::Ok);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_silent_backend_that_answers_pings_is_left_alone() {
+async fn a_silent_backend_that_answers_pings_is_kept() {
     let rig = Rig::with(|config| {
         config.listen.workers = 1;
         config.backend.silence = SHORT;
@@ -108,12 +107,12 @@ async fn a_silent_backend_that_answers_pings_is_left_alone() {
     })
     .await;
     rig.routes.set(through(&rig, rig.spark.address(), "sail"));
-    // A call that says nothing, and a client that does not read what it is sent.
+    // A call without data, and a client that does not read.
     let client = rig.client().await;
-    let mut quiet = client.begin(&rig.ask().shape(Shape::Count)).await.unwrap();
+    let mut quiet = client.begin(&rig.rpc().shape(Shape::Count)).await.unwrap();
     quiet.upload.send_data(request(b"begun"), false).unwrap();
     let mut slow = client
-        .begin(&rig.ask().shape(Shape::Stream(32, 1 << 20)))
+        .begin(&rig.rpc().shape(Shape::Stream(32, 1 << 20)))
         .await
         .unwrap();
     slow.finish(request(b"go"));
@@ -141,19 +140,19 @@ async fn spark_is_pinged_once_in_five_minutes_and_not_without_calls() {
         config.listen.workers = 1;
         config.backend.silence = SHORT;
         config.backend.ping_timeout = 50 * SHORT;
-        // By these the test knows that time has passed.
+        // These calls show that time has passed.
         config.limits.ping_interval = SHORT;
         config.limits.idle_ping_interval = SHORT;
     })
     .await;
     rig.routes.set(through(&rig, rig.spark.address(), "spark"));
     let client = rig.client().await;
-    assert_eq!(client.call(rig.ask()).await.code(), Code::Ok);
+    assert_eq!(client.call(rig.rpc()).await.code(), Code::Ok);
     let pings = "spark_proxy_pings_total{peer=\"client\"}";
     within("time passes", rig.until_metric(pings, |n| n >= 4.0)).await;
     let to_backend = "spark_proxy_pings_total{peer=\"backend\"}";
     assert_eq!(rig.metric(to_backend).await, 0.0);
-    let mut quiet = client.begin(&rig.ask().shape(Shape::Count)).await.unwrap();
+    let mut quiet = client.begin(&rig.rpc().shape(Shape::Count)).await.unwrap();
     quiet.upload.send_data(request(b"begun"), false).unwrap();
     let before = rig.metric(pings).await;
     within("time passes", rig.until_metric(pings, |n| n >= before + 8.0)).await;
@@ -164,7 +163,7 @@ async fn spark_is_pinged_once_in_five_minutes_and_not_without_calls() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_do_not_read_stop_nobody_else() {
+async fn clients_that_do_not_read_do_not_affect_others() {
     let rig = Rig::with(|config| {
         config.listen.workers = 1;
         config.backend.stream_window_bytes = 256 << 10;
@@ -175,13 +174,13 @@ async fn clients_that_do_not_read_stop_nobody_else() {
     for _ in 0..20 {
         let client = rig.client().await;
         let mut running = client
-            .begin(&rig.ask().shape(Shape::Stream(32, 1 << 20)))
+            .begin(&rig.rpc().shape(Shape::Stream(32, 1 << 20)))
             .await
             .unwrap();
         running.finish(request(b"go"));
         stalled.push((within("headers", running.head()).await.unwrap(), client));
     }
-    // Until nothing moves any more.
+    // Until no byte is forwarded.
     let mut before = 0;
     within("all are stalled", async {
         loop {
@@ -194,18 +193,18 @@ async fn clients_that_do_not_read_stop_nobody_else() {
         }
     })
     .await;
-    let reply = rig.call(rig.ask().shape(Shape::Stream(8, 1 << 20))).await;
+    let reply = rig.call(rig.rpc().shape(Shape::Stream(8, 1 << 20))).await;
     assert_eq!((reply.code(), reply.body.len()), (Code::Ok, 8 << 20));
-    // Four to a connection, and one more for the call.
+    // Four calls per connection, and one more connection for the call.
     assert_eq!(rig.spark.seen().connections, 6);
-    // What was stalled goes on when it is read.
+    // Stalled calls continue when they are read.
     let ((_upload, response), _client) = stalled.swap_remove(0);
     let reply = within("the rest", Reply::rest(response)).await.unwrap();
     assert_eq!((reply.code(), reply.body.len()), (Code::Ok, 32 << 20));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_pool_is_waited_for_and_not_for_ever() {
+async fn the_wait_for_a_full_pool_is_limited() {
     let rig = Rig::with(|config| {
         config.listen.workers = 1;
         config.backend.stream_window_bytes = 1 << 20;
@@ -217,18 +216,18 @@ async fn a_full_pool_is_waited_for_and_not_for_ever() {
     let client = rig.client().await;
     let mut open = Vec::new();
     for count in 1..=4 {
-        let mut running = client.begin(&rig.ask().shape(Shape::Count)).await.unwrap();
+        let mut running = client.begin(&rig.rpc().shape(Shape::Count)).await.unwrap();
         running.upload.send_data(request(b"x"), false).unwrap();
         within("it runs", rig.spark.until(|seen| seen.requests.len() == count)).await;
         open.push(running);
     }
-    rig.call(rig.ask()).await.refused(Reason::BackendUnavailable);
+    rig.call(rig.rpc()).await.refused(Reason::BackendUnavailable);
     assert!(rig.metric("spark_proxy_backend_pool_full_total").await >= 1.0);
     assert_eq!(rig.spark.seen().connections, 2);
 
-    // One that waits gets the place of the one that ends.
+    // A waiting call gets the place of an ended one.
     let waited = rig.metric("spark_proxy_backend_pool_full_total").await;
-    let mut waiting = client.begin(&rig.ask()).await.unwrap();
+    let mut waiting = client.begin(&rig.rpc()).await.unwrap();
     waiting.finish(request(b"waits"));
     within(
         "it waits",
@@ -246,16 +245,20 @@ async fn a_full_pool_is_waited_for_and_not_for_ever() {
     assert_eq!(rig.spark.seen().connections, 2);
 }
 
-/// Apache Spark 4.1 does so when it does not know the operation.
+/// Apache Spark 4.1 never answers for an unknown operation.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_interrupt_that_is_never_answered_ends() {
+async fn an_unanswered_interrupt_times_out() {
     let rig = Rig::with(|config| config.backend.interrupt_timeout = SHORT).await;
-    let interrupt = Ask::spark("Interrupt")
+    let interrupt = Rpc::spark("Interrupt")
         .bearer(&rig.token())
         .shape(Shape::Hang)
         .body(request(b""));
     let reply = within("it ends", rig.call(interrupt)).await;
     assert_eq!(reply.code(), Code::DeadlineExceeded);
     assert!(reply.status().message().contains("did not answer the interrupt"));
-    within("compute is told", rig.spark.until(|seen| seen.resets == 1)).await;
+    within(
+        "the upstream stream is reset",
+        rig.spark.until(|seen| seen.resets == 1),
+    )
+    .await;
 }

@@ -4,7 +4,7 @@
 use super::wire::{self, Fields, Kind, Malformed, Scanner, Tag};
 
 /// Maximum length of a head.
-pub(crate) const MOST_HEAD: usize = 64 * 1024;
+pub(crate) const MAX_HEAD_BYTES: usize = 64 * 1024;
 const SESSION_ID: u64 = 1;
 const USER_CONTEXT: u64 = 2;
 const USER_CONTEXT_EXTENSIONS: u64 = 999;
@@ -97,7 +97,7 @@ impl Head {
             let count = wire::length(count, (len - begin) as u64)?;
             // Fits: the message length is a `usize`.
             let end = begin + count as usize;
-            if end > MOST_HEAD {
+            if end > MAX_HEAD_BYTES {
                 return Err("session_id and user_context are too long");
             }
             let Some(content) = bytes.get(begin..end) else {

@@ -17,7 +17,7 @@ pub(crate) use head::SparkSessionId;
 pub(crate) use operation::{Operation, fields};
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use head::{Head, MOST_HEAD};
+use head::{Head, MAX_HEAD_BYTES};
 use operation::Rest;
 use std::collections::VecDeque;
 use wire::Scanner;
@@ -31,14 +31,14 @@ const USER_NAME: u64 = 2;
 
 /// Reason for rejecting a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Hostile {
+pub(crate) enum InvalidRequest {
     /// A compressed message, which cannot be inspected.
     Compressed,
     /// A message that decoders could read differently.
     Malformed(&'static str),
 }
 
-impl From<&'static str> for Hostile {
+impl From<&'static str> for InvalidRequest {
     fn from(why: &'static str) -> Self {
         Self::Malformed(why)
     }
@@ -65,7 +65,12 @@ impl Identity {
     }
 
     /// Encodes the start of a message whose other fields take `rest` bytes.
-    fn begin(&self, session: SparkSessionId, extensions: &[u8], rest: usize) -> Result<Vec<u8>, Hostile> {
+    fn begin(
+        &self,
+        session: SparkSessionId,
+        extensions: &[u8],
+        rest: usize,
+    ) -> Result<Vec<u8>, InvalidRequest> {
         let mut out = Vec::with_capacity(GRPC_PREFIX + self.user.len() + extensions.len() + 56);
         out.extend_from_slice(&[0; GRPC_PREFIX]);
         wire::put_varint(&mut out, USER_CONTEXT << 3 | 2);
@@ -83,9 +88,9 @@ impl Identity {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Piece {
     /// Bytes written by Berth; empty within a message.
-    pub(crate) ours: Bytes,
+    pub(crate) berth_bytes: Bytes,
     /// Bytes of the client.
-    pub(crate) theirs: Bytes,
+    pub(crate) client_bytes: Bytes,
 }
 
 /// Rewrites the messages of one call as their bytes arrive.
@@ -96,11 +101,11 @@ pub(crate) struct Rewriter {
     session: Option<SparkSessionId>,
     /// Data of the operation, if it is collected.
     operation: Option<Operation>,
-    state: State,
+    state: RewriteState,
 }
 
 #[derive(Debug)]
-enum State {
+enum RewriteState {
     /// Before or within the five bytes of gRPC.
     Prefix { bytes: [u8; GRPC_PREFIX], have: usize },
     /// Within the head; `held` has the message's bytes if they arrived in parts.
@@ -109,7 +114,7 @@ enum State {
     Rest(Scanner),
 }
 
-impl State {
+impl RewriteState {
     const START: Self = Self::Prefix {
         bytes: [0; GRPC_PREFIX],
         have: 0,
@@ -122,12 +127,12 @@ impl Rewriter {
             identity,
             session: None,
             operation: None,
-            state: State::START,
+            state: RewriteState::START,
         }
     }
 
     /// Also collects the operation of an `ExecutePlan`.
-    pub(crate) fn noticing_operation(mut self) -> Self {
+    pub(crate) fn with_operation(mut self) -> Self {
         self.operation = Some(Operation::default());
         self
     }
@@ -144,86 +149,40 @@ impl Rewriter {
 
     /// Takes client bytes and appends what may be forwarded to `out`. After an error nothing more
     /// may be forwarded.
-    pub(crate) fn feed(&mut self, mut bytes: Bytes, out: &mut VecDeque<Piece>) -> Result<(), Hostile> {
+    pub(crate) fn feed(&mut self, mut bytes: Bytes, out: &mut VecDeque<Piece>) -> Result<(), InvalidRequest> {
         while !bytes.is_empty() {
             match &mut self.state {
-                State::Prefix { bytes: prefix, have } => {
-                    let count = (GRPC_PREFIX - *have).min(bytes.len());
-                    bytes.copy_to_slice(&mut prefix[*have..*have + count]);
-                    *have += count;
-                    if *have == GRPC_PREFIX {
-                        match prefix[0] {
-                            0 => {}
-                            1 => return Err(Hostile::Compressed),
-                            _ => return Err(Hostile::Malformed("a message has unknown flags")),
-                        }
-                        let len = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
-                        if len == 0 {
-                            return Err(Hostile::Malformed("a message has no session_id"));
-                        }
-                        self.state = State::Head {
+                RewriteState::Prefix { bytes: prefix, have } => {
+                    if let Some(len) = read_prefix(prefix, have, &mut bytes)? {
+                        self.state = RewriteState::Head {
                             len,
                             head: Head::default(),
                             held: BytesMut::new(),
                         };
                     }
                 }
-                State::Head { len, head, held } => {
-                    // The whole head is mostly in these bytes, and nothing is copied then.
-                    let in_parts = !held.is_empty();
-                    if in_parts {
-                        // Undecided bytes are shorter than this: longer heads are rejected.
-                        let room = (MOST_HEAD + 32).saturating_sub(held.len());
-                        let count = bytes.len().min(*len - held.len()).min(room);
-                        held.extend_from_slice(&bytes.split_to(count));
-                    }
-                    let view = if in_parts {
-                        &held[..]
-                    } else {
-                        &bytes[..bytes.len().min(*len)]
-                    };
-                    match head.read(view, *len, self.identity.keep_extensions)? {
-                        None if in_parts => {}
-                        None => held.extend_from_slice(&std::mem::take(&mut bytes)),
-                        Some(end) => {
-                            let session = head.session.ok_or("a message has no session_id")?;
-                            if *self.session.get_or_insert(session) != session {
-                                return Err(Hostile::Malformed("session_id changes within a call"));
-                            }
-                            let rest = *len - end;
-                            let ours = self.identity.begin(session, &head.extensions, rest)?;
-                            let mut scanner = Scanner::new(rest as u64);
-                            let theirs = if in_parts {
-                                std::mem::take(held).freeze().slice(end..)
-                            } else {
-                                let mut message = bytes.split_to(bytes.len().min(*len));
-                                message.advance(end);
-                                message
-                            };
-                            scanner.scan(&theirs, &mut Rest(self.operation.as_mut()))?;
-                            out.push_back(Piece {
-                                ours: ours.into(),
-                                theirs,
-                            });
-                            self.state = if scanner.left() == 0 {
-                                State::START
-                            } else {
-                                State::Rest(scanner)
-                            };
-                        }
+                RewriteState::Head { len, head, held } => {
+                    let keep_extensions = self.identity.keep_extensions;
+                    if let Some((end, client_bytes)) =
+                        read_head(*len, head, held, keep_extensions, &mut bytes)?
+                    {
+                        let session = head.session.ok_or("a message has no session_id")?;
+                        let extensions = std::mem::take(&mut head.extensions);
+                        let rest = *len - end;
+                        out.push_back(self.end_head(session, &extensions, rest, client_bytes)?);
                     }
                 }
-                State::Rest(scanner) => {
+                RewriteState::Rest(scanner) => {
                     // Bounded by the number of bytes.
                     let count = scanner.left().min(bytes.len() as u64) as usize;
-                    let theirs = bytes.split_to(count);
-                    scanner.scan(&theirs, &mut Rest(self.operation.as_mut()))?;
+                    let client_bytes = bytes.split_to(count);
+                    scanner.scan(&client_bytes, &mut Rest(self.operation.as_mut()))?;
                     if scanner.left() == 0 {
-                        self.state = State::START;
+                        self.state = RewriteState::START;
                     }
                     out.push_back(Piece {
-                        ours: Bytes::new(),
-                        theirs,
+                        berth_bytes: Bytes::new(),
+                        client_bytes,
                     });
                 }
             }
@@ -231,14 +190,102 @@ impl Rewriter {
         Ok(())
     }
 
+    /// Creates the first piece of a message, with Berth's head, and continues with the `rest` bytes
+    /// after the client's head, of which `client_bytes` are the first.
+    fn end_head(
+        &mut self,
+        session: SparkSessionId,
+        extensions: &[u8],
+        rest: usize,
+        client_bytes: Bytes,
+    ) -> Result<Piece, InvalidRequest> {
+        if *self.session.get_or_insert(session) != session {
+            return Err(InvalidRequest::Malformed("session_id changes within a call"));
+        }
+        let berth_bytes = self.identity.begin(session, extensions, rest)?.into();
+        let mut scanner = Scanner::new(rest as u64);
+        scanner.scan(&client_bytes, &mut Rest(self.operation.as_mut()))?;
+        self.state = if scanner.left() == 0 {
+            RewriteState::START
+        } else {
+            RewriteState::Rest(scanner)
+        };
+        Ok(Piece {
+            berth_bytes,
+            client_bytes,
+        })
+    }
+
     /// Checks at the end that the last message is complete, and that there is one.
-    pub(crate) fn finish(&self) -> Result<(), Hostile> {
+    pub(crate) fn finish(&self) -> Result<(), InvalidRequest> {
         match self.state {
-            State::Prefix { have: 0, .. } if self.session.is_some() => Ok(()),
-            State::Prefix { have: 0, .. } => Err(Hostile::Malformed("the request has no message")),
-            State::Prefix { .. } | State::Head { .. } | State::Rest(_) => {
-                Err(Hostile::Malformed("the request ends in the middle of a message"))
+            RewriteState::Prefix { have: 0, .. } if self.session.is_some() => Ok(()),
+            RewriteState::Prefix { have: 0, .. } => {
+                Err(InvalidRequest::Malformed("the request has no message"))
             }
+            RewriteState::Prefix { .. } | RewriteState::Head { .. } | RewriteState::Rest(_) => Err(
+                InvalidRequest::Malformed("the request ends in the middle of a message"),
+            ),
         }
     }
+}
+
+/// Takes bytes of the flag and length of a message; returns the length once both are complete.
+fn read_prefix(
+    prefix: &mut [u8; GRPC_PREFIX],
+    have: &mut usize,
+    bytes: &mut Bytes,
+) -> Result<Option<usize>, InvalidRequest> {
+    let count = (GRPC_PREFIX - *have).min(bytes.len());
+    bytes.copy_to_slice(&mut prefix[*have..*have + count]);
+    *have += count;
+    if *have < GRPC_PREFIX {
+        return Ok(None);
+    }
+    let [flag, len @ ..] = *prefix;
+    match (flag, u32::from_be_bytes(len) as usize) {
+        (0, 0) => Err(InvalidRequest::Malformed("a message has no session_id")),
+        (0, len) => Ok(Some(len)),
+        (1, _) => Err(InvalidRequest::Compressed),
+        _ => Err(InvalidRequest::Malformed("a message has unknown flags")),
+    }
+}
+
+/// Takes bytes of a message up to the end of its head; returns that end and the received bytes
+/// after it, or `None` if more bytes are needed. `held` has the message's bytes if they arrive in
+/// parts.
+fn read_head(
+    len: usize,
+    head: &mut Head,
+    held: &mut BytesMut,
+    keep_extensions: bool,
+    bytes: &mut Bytes,
+) -> Result<Option<(usize, Bytes)>, InvalidRequest> {
+    // The whole head is mostly in these bytes, and nothing is copied then.
+    let in_parts = !held.is_empty();
+    if in_parts {
+        // Undecided bytes are shorter than this: longer heads are rejected.
+        let room = (MAX_HEAD_BYTES + 32).saturating_sub(held.len());
+        let count = bytes.len().min(len - held.len()).min(room);
+        held.extend_from_slice(&bytes.split_to(count));
+    }
+    let view = if in_parts {
+        &held[..]
+    } else {
+        &bytes[..bytes.len().min(len)]
+    };
+    let Some(end) = head.read(view, len, keep_extensions)? else {
+        if !in_parts {
+            held.extend_from_slice(&std::mem::take(bytes));
+        }
+        return Ok(None);
+    };
+    let client_bytes = if in_parts {
+        std::mem::take(held).freeze().slice(end..)
+    } else {
+        let mut message = bytes.split_to(bytes.len().min(len));
+        message.advance(end);
+        message
+    };
+    Ok(Some((end, client_bytes)))
 }

@@ -11,14 +11,14 @@ const REATTACHABLE: u64 = 1;
 /// Length of an operation id: a UUID. Other ids are ignored.
 const ID_BYTES: usize = 36;
 /// Maximum length of an option; the relevant one takes four bytes.
-const MOST_OPTION: usize = 32;
+const MAX_OPTION: usize = 32;
 
 /// The operation as parsed so far; the last of duplicate fields counts, as in the engines.
 #[derive(Debug, Clone)]
 pub(crate) struct Operation {
     id: [u8; ID_BYTES],
     id_len: usize,
-    option: [u8; MOST_OPTION],
+    option: [u8; MAX_OPTION],
     option_len: usize,
     reattachable: bool,
 }
@@ -28,7 +28,7 @@ impl Default for Operation {
         Self {
             id: [0; ID_BYTES],
             id_len: 0,
-            option: [0; MOST_OPTION],
+            option: [0; MAX_OPTION],
             option_len: 0,
             reattachable: false,
         }
@@ -69,13 +69,13 @@ impl Fields for Rest<'_> {
             }
             REQUEST_OPTIONS => {
                 operation.option_len = 0;
-                len <= MOST_OPTION as u64
+                len <= MAX_OPTION as u64
             }
             _ => false,
         }
     }
 
-    fn show(&mut self, field: u64, bytes: &[u8]) {
+    fn content(&mut self, field: u64, bytes: &[u8]) {
         let Some(operation) = &mut self.0 else { return };
         let (buffer, len) = match field {
             OPERATION_ID => (&mut operation.id[..], &mut operation.id_len),
@@ -88,7 +88,7 @@ impl Fields for Rest<'_> {
         }
     }
 
-    fn shown(&mut self, field: u64) {
+    fn content_end(&mut self, field: u64) {
         let Some(operation) = &mut self.0 else { return };
         if field != REQUEST_OPTIONS {
             return;
@@ -102,7 +102,7 @@ impl Fields for Rest<'_> {
 
 /// Parses the reattach flag of a `RequestOption`; `None` for another option.
 fn reattachable(option: &[u8]) -> Result<Option<bool>, Malformed> {
-    let mut said = None;
+    let mut flag = None;
     each_field(option, |field, kind, content, _| {
         if (field, kind) == (REATTACH_OPTIONS, Kind::Len) {
             let mut value = false;
@@ -112,29 +112,29 @@ fn reattachable(option: &[u8]) -> Result<Option<bool>, Malformed> {
                 }
                 Ok(())
             })?;
-            said = Some(value);
+            flag = Some(value);
         }
         Ok(())
     })?;
-    Ok(said)
+    Ok(flag)
 }
 
-/// Calls `show` with the number of each top-level field of a short message.
+/// Calls `visit` with the number of each top-level field of a short message.
 ///
 /// # Errors
 /// The message cannot be parsed.
-pub(crate) fn fields(message: &[u8], mut show: impl FnMut(u64)) -> Result<(), Malformed> {
+pub(crate) fn fields(message: &[u8], mut visit: impl FnMut(u64)) -> Result<(), Malformed> {
     each_field(message, |field, _, _, _| {
-        show(field);
+        visit(field);
         Ok(())
     })
 }
 
-/// Calls a function with each field of a short message: number, type, content, and the value of a
+/// Calls `visit` with each field of a short message: number, type, content, and the value of a
 /// varint.
 fn each_field(
     bytes: &[u8],
-    mut show: impl FnMut(u64, Kind, &[u8], u64) -> Result<(), Malformed>,
+    mut visit: impl FnMut(u64, Kind, &[u8], u64) -> Result<(), Malformed>,
 ) -> Result<(), Malformed> {
     const CUT: Malformed = "a field is cut off";
     let mut position = 0;
@@ -156,7 +156,7 @@ fn each_field(
             }
         };
         let content = bytes.get(begin..begin + len).ok_or(CUT)?;
-        show(field, kind, content, number)?;
+        visit(field, kind, content, number)?;
         position = begin + len;
     }
     Ok(())

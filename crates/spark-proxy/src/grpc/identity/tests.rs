@@ -32,7 +32,7 @@ struct UserContext {
 }
 
 fn identity(keep_extensions: bool) -> Identity {
-    Identity::new("s-ours", "sa|me", keep_extensions)
+    Identity::new("s-berth", "sa|me", keep_extensions)
 }
 
 fn grpc(message: &[u8]) -> Vec<u8> {
@@ -53,7 +53,7 @@ fn joined(parts: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// The forwarded bytes when the input is split at these places.
-fn rewritten(bytes: &[u8], cuts: &[usize], keep: bool) -> Result<Vec<u8>, Hostile> {
+fn rewritten(bytes: &[u8], cuts: &[usize], keep: bool) -> Result<Vec<u8>, InvalidRequest> {
     let mut rewriter = Rewriter::new(identity(keep));
     let mut out = VecDeque::new();
     let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
@@ -65,11 +65,11 @@ fn rewritten(bytes: &[u8], cuts: &[usize], keep: bool) -> Result<Vec<u8>, Hostil
     rewriter.finish()?;
     Ok(out
         .iter()
-        .flat_map(|piece| [&piece.ours[..], &piece.theirs[..]].concat())
+        .flat_map(|piece| [&piece.berth_bytes[..], &piece.client_bytes[..]].concat())
         .collect())
 }
 
-fn one(message: &[u8]) -> Result<Request, Hostile> {
+fn one(message: &[u8]) -> Result<Request, InvalidRequest> {
     let out = rewritten(&grpc(message), &[], true)?;
     assert_eq!(&out[..5], &grpc(&out[5..])[..5], "the length prefix is right");
     Ok(Request::decode(&out[5..]).unwrap())
@@ -82,7 +82,7 @@ fn refused(message: &[u8]) -> &'static str {
         assert!(rewritten(&bytes, &cuts, true).is_err(), "cut every {step}");
     }
     match rewritten(&grpc(message), &[], true) {
-        Err(Hostile::Malformed(why)) => why,
+        Err(InvalidRequest::Malformed(why)) => why,
         other => panic!("{other:?}"),
     }
 }
@@ -91,8 +91,8 @@ fn whole() -> Request {
     Request {
         session_id: ID.to_owned(),
         user_context: Some(UserContext {
-            user_id: "theirs".to_owned(),
-            user_name: "theirs".to_owned(),
+            user_id: "client".to_owned(),
+            user_name: "client".to_owned(),
             extensions: vec![b"one".to_vec(), Vec::new(), b"two".to_vec()],
         }),
         plan: b"plan".to_vec(),
@@ -101,12 +101,12 @@ fn whole() -> Request {
 }
 
 #[test]
-fn the_user_is_ours_and_all_else_is_theirs() {
+fn the_user_is_replaced_and_other_bytes_are_unchanged() {
     let got = one(&whole().encode_to_vec()).unwrap();
     let context = got.user_context.clone().unwrap();
     assert_eq!(
         (context.user_id.as_str(), context.user_name.as_str()),
-        ("s-ours", "sa|me")
+        ("s-berth", "sa|me")
     );
     assert_eq!(
         Request {
@@ -126,10 +126,10 @@ fn the_user_is_ours_and_all_else_is_theirs() {
 }
 
 #[test]
-fn a_user_is_put_in_where_there_was_none_and_doubled_ones_are_dropped() {
+fn a_missing_user_is_inserted_and_duplicates_are_dropped() {
     let alone = field(1, ID.as_bytes());
-    assert_eq!(one(&alone).unwrap().user_context.unwrap().user_id, "s-ours");
-    let context = |extension: &[u8]| field(2, &joined(&[field(1, b"theirs"), field(999, extension)]));
+    assert_eq!(one(&alone).unwrap().user_context.unwrap().user_id, "s-berth");
+    let context = |extension: &[u8]| field(2, &joined(&[field(1, b"client"), field(999, extension)]));
     let doubled = joined(&[context(b"a"), alone.clone(), context(b"b"), field(3, b"plan")]);
     let got = one(&doubled).unwrap();
     assert_eq!(got.user_context.unwrap().extensions, [b"a", b"b"]);
@@ -137,7 +137,7 @@ fn a_user_is_put_in_where_there_was_none_and_doubled_ones_are_dropped() {
 }
 
 #[test]
-fn what_hides_a_second_identity_is_refused() {
+fn messages_that_hide_a_second_identity_are_rejected() {
     let head = field(1, ID.as_bytes());
     let after = |rest: &[u8]| joined(&[head.clone(), field(3, b"plan"), rest.to_vec()]);
     assert_eq!(
@@ -182,7 +182,7 @@ fn what_hides_a_second_identity_is_refused() {
 }
 
 #[test]
-fn numbers_that_decoders_cut_are_refused() {
+fn field_numbers_that_decoders_truncate_are_rejected() {
     let after = |rest: &[u8]| joined(&[field(1, ID.as_bytes()), field(3, b"plan"), rest.to_vec()]);
     // 2^32 + (1 << 3 | 2): a 32-bit decoder reads field 1.
     let mut tag = Vec::new();
@@ -212,7 +212,7 @@ fn numbers_that_decoders_cut_are_refused() {
 }
 
 #[test]
-fn lengths_must_agree() {
+fn lengths_beyond_the_message_are_rejected() {
     let head = field(1, ID.as_bytes());
     let past = joined(&[head.clone(), vec![0x1a, 5, 1, 2]]);
     assert_eq!(refused(&past), "a field goes past the end of its message");
@@ -236,36 +236,36 @@ fn lengths_must_agree() {
         assert!(rewritten(&bytes[..end], &[], true).is_err(), "{end}");
     }
     // A head beyond the limit.
-    let long = joined(&[field(2, &field(999, &vec![0; MOST_HEAD])), head]);
+    let long = joined(&[field(2, &field(999, &vec![0; MAX_HEAD_BYTES])), head]);
     assert_eq!(refused(&long[..]), "session_id and user_context are too long");
 }
 
 #[test]
-fn flags_and_later_messages_are_looked_at_too() {
+fn flags_and_later_messages_are_checked() {
     let message = field(1, ID.as_bytes());
     let mut compressed = grpc(&message);
     compressed[0] = 1;
-    assert_eq!(rewritten(&compressed, &[], true), Err(Hostile::Compressed));
+    assert_eq!(rewritten(&compressed, &[], true), Err(InvalidRequest::Compressed));
     compressed[0] = 2;
     assert!(matches!(
         rewritten(&compressed, &[], true),
-        Err(Hostile::Malformed(_))
+        Err(InvalidRequest::Malformed(_))
     ));
     let later = |id: &str| joined(&[grpc(&message), grpc(&field(1, id.as_bytes()))]);
     assert!(rewritten(&later(ID), &[], true).is_ok());
     // The same UUID in another spelling, which engines treat as another session.
     assert_eq!(
         rewritten(&later(OTHER), &[], true),
-        Err(Hostile::Malformed("session_id changes within a call"))
+        Err(InvalidRequest::Malformed("session_id changes within a call"))
     );
     assert_eq!(
         rewritten(&joined(&[grpc(&message), compressed]), &[], true),
-        Err(Hostile::Malformed("a message has unknown flags"))
+        Err(InvalidRequest::Malformed("a message has unknown flags"))
     );
 }
 
 #[test]
-fn bulk_bytes_are_neither_copied_nor_held() {
+fn bulk_bytes_are_neither_copied_nor_buffered() {
     let mut rewriter = Rewriter::new(identity(true));
     let mut out = VecDeque::new();
     let content = vec![7; 1 << 20];
@@ -275,11 +275,11 @@ fn bulk_bytes_are_neither_copied_nor_held() {
     rewriter.feed(rest.clone(), &mut out).unwrap();
     assert_eq!(out.len(), 2);
     assert!(
-        first.as_ptr_range().contains(&out[0].theirs.as_ptr()),
+        first.as_ptr_range().contains(&out[0].client_bytes.as_ptr()),
         "a slice of what came"
     );
-    assert_eq!(out[1].theirs.as_ptr(), rest.as_ptr());
-    assert!(out[1].ours.is_empty());
+    assert_eq!(out[1].client_bytes.as_ptr(), rest.as_ptr());
+    assert!(out[1].berth_bytes.is_empty());
 }
 
 /// Top-level fields as a 32-bit decoder reads them: number and content.
@@ -362,7 +362,7 @@ fn good_message() -> impl Strategy<Value = Vec<u8>> {
     let tail = vec((3_u64..1000, vec(any::<u8>(), 0..300)), 0..6);
     (vec(vec(any::<u8>(), 0..30), 0..3), any::<bool>(), tail).prop_map(|(extensions, first, tail)| {
         let context: Vec<Vec<u8>> = extensions.iter().map(|content| field(999, content)).collect();
-        let context = field(2, &joined(&[field(1, b"theirs"), joined(&context)]));
+        let context = field(2, &joined(&[field(1, b"client"), joined(&context)]));
         let id = field(1, ID.as_bytes());
         let head = if first {
             [id, context].concat()
@@ -383,30 +383,30 @@ proptest! {
     /// Every decoder reads one session and one user in a forwarded message, the user is Berth's,
     /// and every other byte is unchanged.
     #[test]
-    fn what_passes_speaks_for_us_alone(message in almost_a_message(), cuts in vec(any::<usize>(), 0..8)) {
+    fn accepted_messages_carry_only_the_user_of_berth(message in almost_a_message(), cuts in vec(any::<usize>(), 0..8)) {
         let Ok(out) = rewritten(&grpc(&message), &cuts, true) else { return Ok(()) };
         let before = fields_32(&message).unwrap();
         let after = fields_32(&out[5..]).unwrap();
         let users: Vec<_> = after.iter().filter(|(number, _)| *number == 2).collect();
         let sessions: Vec<_> = after.iter().filter(|(number, _)| *number == 1).collect();
         prop_assert_eq!((users.len(), sessions.len()), (1, 1));
-        prop_assert_eq!(users[0], &after[0], "ours comes first");
+        prop_assert_eq!(users[0], &after[0], "Berth's identity comes first");
         let named: Vec<_> = before.iter().filter(|(number, _)| *number == 1).collect();
         prop_assert_eq!(&sessions, &named);
         let context = UserContext::decode(&users[0].1[..]).unwrap();
-        prop_assert_eq!((context.user_id.as_str(), context.user_name.as_str()), ("s-ours", "sa|me"));
+        prop_assert_eq!((context.user_id.as_str(), context.user_name.as_str()), ("s-berth", "sa|me"));
         let others = |fields: &[(u32, Vec<u8>)]| -> Vec<(u32, Vec<u8>)> {
             fields.iter().filter(|(number, _)| *number > 2).cloned().collect()
         };
         prop_assert_eq!(others(&before), others(&after));
         if let Ok(decoded) = Request::decode(&out[5..]) {
-            prop_assert_eq!(decoded.user_context.unwrap().user_id, "s-ours");
+            prop_assert_eq!(decoded.user_context.unwrap().user_id, "s-berth");
         }
     }
 
     /// The result does not depend on how the bytes are split.
     #[test]
-    fn cuts_do_not_matter(
+    fn chunk_boundaries_do_not_change_the_result(
         messages in vec(prop_oneof![almost_a_message(), good_message()], 1..4),
         cuts in vec(any::<usize>(), 0..20),
     ) {
@@ -419,7 +419,7 @@ proptest! {
 
     /// Valid messages are forwarded with only the user changed.
     #[test]
-    fn good_messages_pass(messages in vec(good_message(), 1..4), cuts in vec(any::<usize>(), 0..8)) {
+    fn valid_messages_pass(messages in vec(good_message(), 1..4), cuts in vec(any::<usize>(), 0..8)) {
         let bytes: Vec<u8> = messages.iter().flat_map(|message| grpc(message)).collect();
         let mut out = &rewritten(&bytes, &cuts, false).unwrap()[..];
         for message in &messages {

@@ -6,9 +6,9 @@
 pub(crate) type Malformed = &'static str;
 
 /// Maximum length of a varint.
-const MOST_VARINT: u8 = 10;
+const MAX_VARINT: u8 = 10;
 /// protobuf-java reads lengths as signed 32-bit numbers.
-const MOST_LEN: u64 = (1 << 31) - 1;
+const MAX_LEN: u64 = (1 << 31) - 1;
 
 /// A varint parsed byte by byte.
 #[derive(Debug, Clone, Copy, Default)]
@@ -20,7 +20,7 @@ pub(super) struct Varint {
 impl Varint {
     /// Takes one byte; returns the value after the last one.
     pub(super) fn push(&mut self, byte: u8) -> Result<Option<u64>, Malformed> {
-        if self.bytes == MOST_VARINT - 1 && byte > 1 {
+        if self.bytes == MAX_VARINT - 1 && byte > 1 {
             return Err("a varint is too long");
         }
         self.value |= u64::from(byte & 0x7f) << (7 * u32::from(self.bytes));
@@ -81,7 +81,7 @@ impl Tag {
 
 /// Checks a length against the remaining bytes.
 pub(super) fn length(value: u64, left: u64) -> Result<u64, Malformed> {
-    if value > MOST_LEN {
+    if value > MAX_LEN {
         return Err("a length is too large");
     }
     if value > left {
@@ -96,41 +96,45 @@ pub(super) trait Fields {
     /// Whether the field may occur.
     fn allows(&self, field: u64) -> bool;
 
-    /// Whether the content of this length-delimited field is needed. If so, [`Self::show`] is
-    /// called with its parts, then [`Self::shown`].
+    /// Whether the content of this length-delimited field is needed. If so, [`Self::content`] is
+    /// called with its parts, then [`Self::content_end`].
     fn wants(&mut self, _field: u64, _len: u64) -> bool {
         false
     }
 
     /// A part of the content of a needed field.
-    fn show(&mut self, _field: u64, _bytes: &[u8]) {}
+    fn content(&mut self, _field: u64, _bytes: &[u8]) {}
 
     /// The end of a needed field.
-    fn shown(&mut self, _field: u64) {}
+    fn content_end(&mut self, _field: u64) {}
 }
 
 /// Scans the top-level fields of a message in pieces, without buffering.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scanner {
-    state: State,
+    state: ScanState,
     /// Remaining bytes of the message.
     left: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum State {
+enum ScanState {
     Tag(Varint),
     Value(Varint),
     Len(u64, Varint),
     Skip(u64),
-    Show(u64, u64),
+    Content(u64, u64),
+}
+
+impl ScanState {
+    const START: Self = Self::Tag(Varint { value: 0, bytes: 0 });
 }
 
 impl Scanner {
     /// Creates a scanner of `left` bytes, which begin with a tag.
     pub(super) fn new(left: u64) -> Self {
         Self {
-            state: State::Tag(Varint::default()),
+            state: ScanState::START,
             left,
         }
     }
@@ -142,73 +146,104 @@ impl Scanner {
     /// Takes the next bytes, none of which is beyond the end of the message.
     pub(super) fn scan(&mut self, mut bytes: &[u8], fields: &mut impl Fields) -> Result<(), Malformed> {
         while let Some((&byte, rest)) = bytes.split_first() {
-            if let State::Skip(count) | State::Show(_, count) = self.state {
-                let step = count.min(bytes.len() as u64);
-                // `step` is at most the length of a slice.
-                let (content, rest) = bytes.split_at(step as usize);
-                bytes = rest;
-                self.left -= step;
-                let done = step == count;
-                self.state = match self.state {
-                    State::Show(field, _) => {
-                        fields.show(field, content);
-                        if done {
-                            fields.shown(field);
-                        }
-                        State::Show(field, count - step)
-                    }
-                    State::Tag(_) | State::Value(_) | State::Len(..) | State::Skip(_) => {
-                        State::Skip(count - step)
-                    }
-                };
-                if done {
-                    self.state = State::Tag(Varint::default());
+            match self.state {
+                ScanState::Skip(count) => {
+                    let (content, rest) = self.split(bytes, count);
+                    bytes = rest;
+                    let left = count - content.len() as u64;
+                    self.state = if left == 0 {
+                        ScanState::START
+                    } else {
+                        ScanState::Skip(left)
+                    };
                 }
-                continue;
+                ScanState::Content(field, count) => {
+                    let (content, rest) = self.split(bytes, count);
+                    bytes = rest;
+                    fields.content(field, content);
+                    let left = count - content.len() as u64;
+                    self.state = if left == 0 {
+                        fields.content_end(field);
+                        ScanState::START
+                    } else {
+                        ScanState::Content(field, left)
+                    };
+                }
+                ScanState::Tag(varint) => {
+                    bytes = rest;
+                    self.left -= 1;
+                    self.state = self.tag(varint, byte, fields)?;
+                }
+                ScanState::Value(mut varint) => {
+                    bytes = rest;
+                    self.left -= 1;
+                    self.state = match varint.push(byte)? {
+                        None => ScanState::Value(varint),
+                        Some(_) => ScanState::START,
+                    };
+                }
+                ScanState::Len(field, varint) => {
+                    bytes = rest;
+                    self.left -= 1;
+                    self.state = self.len(field, varint, byte, fields)?;
+                }
             }
-            bytes = rest;
-            self.left -= 1;
-            self.state = match self.state {
-                State::Tag(mut varint) => match varint.push(byte)? {
-                    None => State::Tag(varint),
-                    Some(value) => {
-                        let tag = Tag::read(value)?;
-                        if !fields.allows(tag.field) {
-                            return Err("a field that must come first and once comes again");
-                        }
-                        match tag.kind {
-                            Kind::Varint => State::Value(Varint::default()),
-                            Kind::Len => State::Len(tag.field, Varint::default()),
-                            Kind::Fixed64 => State::Skip(length(8, self.left)?),
-                            Kind::Fixed32 => State::Skip(length(4, self.left)?),
-                        }
-                    }
-                },
-                State::Value(mut varint) => match varint.push(byte)? {
-                    None => State::Value(varint),
-                    Some(_) => State::Tag(Varint::default()),
-                },
-                State::Len(field, mut varint) => match varint.push(byte)? {
-                    None => State::Len(field, varint),
-                    Some(value) => match length(value, self.left)? {
-                        0 => State::Tag(Varint::default()),
-                        count if fields.wants(field, count) => State::Show(field, count),
-                        count => State::Skip(count),
-                    },
-                },
-                skipping @ (State::Skip(_) | State::Show(..)) => skipping,
-            };
         }
         if self.left == 0 { self.end() } else { Ok(()) }
+    }
+
+    /// Takes at most `count` bytes of content; returns them and the others.
+    fn split<'b>(&mut self, bytes: &'b [u8], count: u64) -> (&'b [u8], &'b [u8]) {
+        let step = count.min(bytes.len() as u64);
+        self.left -= step;
+        // `step` is at most the length of a slice.
+        bytes.split_at(step as usize)
+    }
+
+    /// Takes the next byte of a tag.
+    fn tag(&self, mut varint: Varint, byte: u8, fields: &impl Fields) -> Result<ScanState, Malformed> {
+        let Some(value) = varint.push(byte)? else {
+            return Ok(ScanState::Tag(varint));
+        };
+        let tag = Tag::read(value)?;
+        if !fields.allows(tag.field) {
+            return Err("a field that must come first and once comes again");
+        }
+        Ok(match tag.kind {
+            Kind::Varint => ScanState::Value(Varint::default()),
+            Kind::Len => ScanState::Len(tag.field, Varint::default()),
+            Kind::Fixed64 => ScanState::Skip(length(8, self.left)?),
+            Kind::Fixed32 => ScanState::Skip(length(4, self.left)?),
+        })
+    }
+
+    /// Takes the next byte of a length.
+    fn len(
+        &self,
+        field: u64,
+        mut varint: Varint,
+        byte: u8,
+        fields: &mut impl Fields,
+    ) -> Result<ScanState, Malformed> {
+        let Some(value) = varint.push(byte)? else {
+            return Ok(ScanState::Len(field, varint));
+        };
+        Ok(match length(value, self.left)? {
+            0 => ScanState::START,
+            count if fields.wants(field, count) => ScanState::Content(field, count),
+            count => ScanState::Skip(count),
+        })
     }
 
     /// Checks that the message ends after a complete field.
     fn end(&self) -> Result<(), Malformed> {
         match self.state {
-            State::Tag(varint) if !varint.is_begun() => Ok(()),
-            State::Tag(_) | State::Value(_) | State::Len(..) | State::Skip(_) | State::Show(..) => {
-                Err("the message ends in the middle of a field")
-            }
+            ScanState::Tag(varint) if !varint.is_begun() => Ok(()),
+            ScanState::Tag(_)
+            | ScanState::Value(_)
+            | ScanState::Len(..)
+            | ScanState::Skip(_)
+            | ScanState::Content(..) => Err("the message ends in the middle of a field"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A Spark Connect client as raw as HTTP/2 itself.
+//! A Spark Connect client on the level of HTTP/2.
 
 use super::within;
 use bytes::{Bytes, BytesMut};
@@ -23,20 +23,20 @@ pub(crate) struct Client {
 
 /// A call to be made.
 #[derive(Clone)]
-pub(crate) struct Ask {
+pub(crate) struct Rpc {
     pub(crate) method: http::Method,
     pub(crate) path: String,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
-/// A whole answer.
+/// A complete response.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) head: HeaderMap,
     pub(crate) http: u16,
     pub(crate) body: Bytes,
-    /// The head's own if it was all there was.
+    /// The headers, if the response was trailers-only.
     pub(crate) trailers: HeaderMap,
     pub(crate) trailers_only: bool,
 }
@@ -62,13 +62,13 @@ pub(crate) struct User {
     pub(crate) extensions: Vec<Vec<u8>>,
 }
 
-/// A call that has begun.
+/// A started call.
 pub(crate) struct Running {
     pub(crate) response: ResponseFuture,
     pub(crate) upload: SendStream<Bytes>,
 }
 
-impl Ask {
+impl Rpc {
     pub(crate) fn to(path: &str) -> Self {
         let mut headers = HeaderMap::new();
         headers.insert("content-type", HeaderValue::from_static("application/grpc"));
@@ -93,7 +93,7 @@ impl Ask {
         self.header("authorization", &format!("Bearer {token}"))
     }
 
-    /// One more value of a header.
+    /// Adds one more value of a header.
     pub(crate) fn header(mut self, name: &'static str, value: &str) -> Self {
         self.headers.append(
             HeaderName::from_static(name),
@@ -120,7 +120,7 @@ impl Client {
         Self::over(tcp).await
     }
 
-    /// TLS to `localhost`, trusting this authority.
+    /// Connects to `localhost` with TLS, trusting this authority.
     pub(crate) async fn tls(address: SocketAddr, ca: &Path) -> anyhow::Result<Self> {
         let files = ClientTlsFiles {
             ca: Some(ca.to_owned()),
@@ -149,27 +149,27 @@ impl Client {
         Ok(Self { sender })
     }
 
-    /// Sends headers; the body is the caller's to send.
-    pub(crate) async fn begin(&self, ask: &Ask) -> anyhow::Result<Running> {
+    /// Sends headers; the caller sends the body.
+    pub(crate) async fn begin(&self, rpc: &Rpc) -> anyhow::Result<Running> {
         let mut request = Request::new(());
-        *request.method_mut() = ask.method.clone();
-        *request.uri_mut() = format!("http://localhost{}", ask.path).parse()?;
-        *request.headers_mut() = ask.headers.clone();
+        *request.method_mut() = rpc.method.clone();
+        *request.uri_mut() = format!("http://localhost{}", rpc.path).parse()?;
+        *request.headers_mut() = rpc.headers.clone();
         let mut sender = self.sender.clone().ready().await?;
         let (response, upload) = sender.send_request(request, false)?;
         Ok(Running { response, upload })
     }
 
-    pub(crate) async fn call(&self, ask: Ask) -> Reply {
-        self.try_call(ask).await.unwrap()
+    pub(crate) async fn call(&self, rpc: Rpc) -> Reply {
+        self.try_call(rpc).await.unwrap()
     }
 
-    pub(crate) async fn try_call(&self, ask: Ask) -> anyhow::Result<Reply> {
+    pub(crate) async fn try_call(&self, rpc: Rpc) -> anyhow::Result<Reply> {
         within("the call ends", async {
-            let Running { response, mut upload } = self.begin(&ask).await?;
-            let body = ask.body;
+            let Running { response, mut upload } = self.begin(&rpc).await?;
+            let body = rpc.body;
             if body.len() < 16 << 10 {
-                // As gRPC clients send a small request: in one frame.
+                // In one frame, like a small request of a gRPC client.
                 let _ = upload.send_data(body, true);
                 return Reply::read(response).await;
             }
@@ -185,7 +185,7 @@ impl Client {
     }
 }
 
-/// Sends as the window allows. `None`: the other side wants no more.
+/// Sends within the window. `None`: the peer accepts no more.
 pub(crate) async fn send(stream: &mut SendStream<Bytes>, mut data: Bytes) -> Option<()> {
     while !data.is_empty() {
         stream.reserve_capacity(data.len());
@@ -199,7 +199,7 @@ pub(crate) async fn send(stream: &mut SendStream<Bytes>, mut data: Bytes) -> Opt
 }
 
 impl Running {
-    /// The request ends here, unless its call was answered and reset already.
+    /// Ends the request, unless its call was already answered and reset.
     pub(crate) fn finish(&mut self, body: Bytes) {
         let _ = self.upload.send_data(body, true);
     }
@@ -215,7 +215,7 @@ impl Reply {
         Self::rest(response).await
     }
 
-    /// From a response whose headers are there already.
+    /// Collects a response whose headers were received.
     pub(crate) async fn rest(response: http::Response<RecvStream>) -> anyhow::Result<Self> {
         let (head, mut stream) = response.into_parts();
         let trailers_only = stream.is_end_stream();
@@ -238,7 +238,7 @@ impl Reply {
         })
     }
 
-    /// What an echo of one request says: who spoke, and its content.
+    /// User and content in the echo of one request.
     pub(crate) fn echoed(&self) -> Echoed {
         Echoed::decode(&self.body[5..]).unwrap()
     }
@@ -251,7 +251,7 @@ impl Reply {
         tonic::Status::from_header_map(&self.trailers).unwrap_or_else(|| panic!("no gRPC status: {self:?}"))
     }
 
-    /// Is it this refusal of the proxy's own, whole and well-formed?
+    /// Whether this is a complete error of the proxy with this reason.
     #[track_caller]
     pub(crate) fn refused(&self, reason: Reason) {
         assert_eq!(self.http, 200);

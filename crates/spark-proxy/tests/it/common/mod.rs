@@ -1,12 +1,12 @@
-//! What the test files share: a proxy between a fake session-manager and a
-//! fake Spark, tokens of our own, and a raw HTTP/2 client.
+//! Shared by the tests: a proxy between a fake session-manager and a fake Spark, tokens, and a raw
+//! HTTP/2 client.
 
 mod client;
 mod own_process;
 pub(crate) mod raw;
 mod relay;
 
-pub(crate) use client::{Ask, Client, Reply, Running, send};
+pub(crate) use client::{Client, Reply, Rpc, Running, send};
 pub(crate) use own_process::OwnProcess;
 pub(crate) use raw::{Raw, flags, kinds};
 pub(crate) use relay::Relay;
@@ -41,7 +41,7 @@ pub(crate) const NOW: u64 = 1_790_000_000;
 pub(crate) const ORG: &str = "acme";
 const LONG: Duration = Duration::from_secs(20);
 
-/// Waits for a condition, not for a time; fails loudly when it never comes.
+/// Waits for a condition with a time limit; panics at the limit.
 pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(LONG, future)
         .await
@@ -63,12 +63,12 @@ pub(crate) struct Rig {
     serial: AtomicU64,
 }
 
-/// A configuration that works with these parts; tests change what they are about.
+/// A configuration for these parts, which tests change.
 pub(crate) fn config(routes: &FakeRoutes, jwks: PathBuf) -> Config {
     config_of(&routes.uri(), jwks)
 }
 
-/// The same with the manager at any address.
+/// The same with session-manager at any address.
 pub(crate) fn config_of(manager: &str, jwks: PathBuf) -> Config {
     let loopback: SocketAddr = ([127, 0, 0, 1], 0).into();
     let mut manager = ClientConfig::new(manager);
@@ -169,7 +169,7 @@ impl Rig {
         self.clock.now().as_secs()
     }
 
-    /// Good claims for the rig's session.
+    /// Valid claims for the rig's session.
     pub(crate) fn claims(&self) -> Claims {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         Claims {
@@ -194,28 +194,28 @@ impl Rig {
         self.sign(&self.claims())
     }
 
-    /// The route that calls of the rig's session have at first.
+    /// The first route of the rig's session.
     pub(crate) fn route(&self) -> Route {
         active(self.session.as_str(), ORG, self.spark.address())
     }
 
-    /// By how much a message grows when we say who speaks.
+    /// Bytes by which the user identity lengthens a message.
     pub(crate) async fn growth(&self) -> usize {
-        self.call(self.ask().body(request(b""))).await.body.len() - request(b"").len()
+        self.call(self.rpc().body(request(b""))).await.body.len() - request(b"").len()
     }
 
     pub(crate) async fn client(&self) -> Client {
         Client::plain(self.address).await.unwrap()
     }
 
-    /// One call with a new token, on a connection of its own.
-    pub(crate) async fn call(&self, ask: Ask) -> Reply {
-        self.client().await.call(ask).await
+    /// Makes one call with a new token, on a new connection.
+    pub(crate) async fn call(&self, rpc: Rpc) -> Reply {
+        self.client().await.call(rpc).await
     }
 
-    /// A good ExecutePlan of the rig's session.
-    pub(crate) fn ask(&self) -> Ask {
-        Ask::execute(&self.token()).header("x-session-id", self.session.as_str())
+    /// A valid ExecutePlan of the rig's session.
+    pub(crate) fn rpc(&self) -> Rpc {
+        Rpc::execute(&self.token()).header("x-session-id", self.session.as_str())
     }
 
     pub(crate) async fn get(&self, path: &str) -> (u16, String) {
@@ -233,7 +233,7 @@ impl Rig {
         }
     }
 
-    /// Asks the proxy to stop, and returns when it did.
+    /// Stops the proxy and waits for its end.
     pub(crate) async fn stopped(mut self) -> anyhow::Result<()> {
         self.shutdown.stop();
         within("the proxy ends", self.running.take().unwrap())
@@ -263,7 +263,7 @@ pub(crate) fn read_metric(text: &str, name: &str) -> f64 {
         .sum()
 }
 
-/// A GET of the admin port, 503 and all; 0 when nobody listens.
+/// Status and body of a GET at the admin port; status 0 without a listener.
 pub(crate) async fn http_get(address: SocketAddr, path: &str) -> (u16, String) {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let Ok(mut tcp) = tokio::net::TcpStream::connect(address).await else {

@@ -1,6 +1,6 @@
-//! The proxy as a process of its own, so that only its own memory counts.
+//! The proxy as a process of its own, so that only its memory counts.
 
-use super::{AUDIENCE, Ask, ISSUER, ORG, config, http_get, new_signer, within, write_jwks};
+use super::{AUDIENCE, ISSUER, ORG, Rpc, config, http_get, new_signer, within, write_jwks};
 use session_core::{SessionId, Timestamp, TokenId};
 use session_proto::internal::Route;
 use session_token::{Claims, Signer};
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use test_support::fake_routes::{FakeRoutes, active};
 use test_support::fake_spark::FakeSpark;
 
-/// The proxy and all it talks to; it ends when dropped.
+/// The proxy and its fake peers; ended on drop.
 pub(crate) struct OwnProcess {
     pub(crate) spark: FakeSpark,
     pub(crate) routes: FakeRoutes,
@@ -41,7 +41,7 @@ impl OwnProcess {
         Self::start_logging(Stdio::null(), change).await
     }
 
-    /// The same, with its log somewhere.
+    /// The same, with its log in a file.
     pub(crate) async fn start_logging(log: Stdio, change: impl FnOnce(&mut Config)) -> Self {
         let (spark, routes) = (
             FakeSpark::start().await.unwrap(),
@@ -83,7 +83,7 @@ impl OwnProcess {
         started
     }
 
-    /// Its session's route.
+    /// The route of its session.
     pub(crate) fn route(&self) -> Route {
         active(self.session.as_str(), ORG, self.spark.address())
     }
@@ -105,12 +105,12 @@ impl OwnProcess {
         self.signer.sign(&claims).unwrap()
     }
 
-    /// A good ExecutePlan.
-    pub(crate) fn ask(&self) -> Ask {
-        Ask::execute(&self.token())
+    /// A valid ExecutePlan.
+    pub(crate) fn rpc(&self) -> Rpc {
+        Rpc::execute(&self.token())
     }
 
-    /// The most memory it ever had, in MiB.
+    /// Peak memory, in MiB.
     pub(crate) fn peak_mib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status

@@ -1,4 +1,4 @@
-//! HTTP/2 by hand, for what no client library would send.
+//! Hand-written HTTP/2, for frames that no client library sends.
 
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -24,7 +24,7 @@ pub(crate) mod flags {
     pub(crate) const END_HEADERS: u8 = 4;
 }
 
-/// A frame as it came.
+/// A received frame.
 #[derive(Debug, Clone)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,
@@ -32,7 +32,7 @@ pub(crate) struct Frame {
     pub(crate) payload: Vec<u8>,
 }
 
-/// A connection without any rules.
+/// A connection without protocol checks.
 pub(crate) struct Raw {
     pub(crate) tcp: TcpStream,
 }
@@ -52,7 +52,7 @@ impl Raw {
         Ok(Self { tcp })
     }
 
-    /// Sends a frame, whatever it is.
+    /// Sends any frame.
     pub(crate) async fn send(
         &mut self,
         kind: u8,
@@ -63,7 +63,7 @@ impl Raw {
         self.tcp.write_all(&frame(kind, flags, stream, payload)).await
     }
 
-    /// The headers of a good call, with more of them.
+    /// The headers of a valid call, and additional ones.
     pub(crate) fn headers(path: &str, token: &str, more: &[(&str, &str)]) -> Vec<u8> {
         // POST, http, and literals that are not indexed (RFC 7541, section 6.2.2).
         let mut block = vec![0x83, 0x86];

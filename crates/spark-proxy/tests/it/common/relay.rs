@@ -1,5 +1,5 @@
-//! A TCP relay that a test can freeze: both ends stay connected, and nothing
-//! more comes through, as when a machine or a network dies without a word.
+//! A TCP relay that a test can freeze: both ends stay connected and nothing passes, as when a machine
+//! or a network fails silently.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ impl Relay {
         Self { address, frozen }
     }
 
-    /// From now on nothing passes on the connections there are. New ones work.
+    /// Freezes the existing connections. New ones work.
     pub(crate) fn freeze(&self) {
         self.frozen.send_replace(true);
         self.frozen.send_replace(false);
@@ -51,7 +51,7 @@ async fn pass(
         let len = tokio::select! {
             biased;
             _ = frozen.changed() => {
-                // Open until the test's end; what is read is lost.
+                // Open until the end of the test; read bytes are dropped.
                 tokio::time::sleep(Duration::from_secs(600)).await;
                 return;
             }

@@ -1,7 +1,7 @@
-//! session-manager, two token-issuers and two proxies as they ship, in one process:
-//! a memory store, stepped compute, and a fake Spark behind it.
+//! session-manager, two token-issuers and two proxies in one process, with a memory store, stepped
+//! compute and a fake Spark.
 
-use super::common::{self, Ask, Client, Reply, within};
+use super::common::{self, Client, Reply, Rpc, within};
 use compute::SimCompute;
 use service_kit::shutdown::Shutdown;
 use session_core::{Engine, Route, SessionKey, SystemClock};
@@ -23,14 +23,14 @@ use tokio::net::TcpListener;
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
 
-/// What verifiers wait between two readings of the key set.
+/// Interval between two reads of the key set by verifiers.
 pub(crate) const REFRESH: Duration = Duration::from_millis(150);
 /// The schedule, shortened.
 pub(crate) const BEFORE_SIGNING: Duration = Duration::from_millis(600);
 pub(crate) const AFTER_SIGNING: Duration = Duration::from_secs(5);
 
-/// The whole of Berth.
-pub(crate) struct Whole {
+/// All parts of Berth.
+pub(crate) struct Stack {
     pub(crate) store: Arc<dyn SessionStore>,
     pub(crate) internal: SocketAddr,
     pub(crate) sim: SimCompute,
@@ -47,13 +47,13 @@ pub(crate) struct Whole {
     all: Vec<Shutdown>,
 }
 
-impl Whole {
+impl Stack {
     /// Everything, with one key and two proxies.
     pub(crate) async fn start() -> Self {
         Self::start_on(Arc::new(MemoryStore::new(Arc::new(SystemClock))), |_| {}).await
     }
 
-    /// The same on any store, with the proxies' configuration changed.
+    /// The same on any store, with a changed configuration of the proxies.
     pub(crate) async fn start_on(
         store: Arc<dyn SessionStore>,
         change: impl Fn(&mut spark_proxy::Config),
@@ -66,7 +66,7 @@ impl Whole {
         let spark = FakeSpark::start().await.unwrap();
         let account = service_kit::caller::generate_key();
 
-        // The ports that have to be known before their owners start.
+        // Ports that must be chosen before their services start.
         let bound = [
             TcpListener::bind("127.0.0.1:0").await.unwrap(),
             TcpListener::bind("127.0.0.1:0").await.unwrap(),
@@ -107,7 +107,7 @@ impl Whole {
             computes,
         ));
 
-        // Two issuers of one folder, each with a key set of its own.
+        // Two issuers with one key folder, each with its own key set.
         let mut all = vec![manager];
         let mut issuers = Vec::new();
         for jwks in jwks {
@@ -126,7 +126,7 @@ impl Whole {
             all.push(issuer);
         }
         let (mut proxies, mut admins) = (Vec::new(), Vec::new());
-        // Each proxy reads the set of another issuer.
+        // Each proxy reads the key set of a different issuer.
         for set in &sets {
             let mut config = common::config_of(&format!("http://{internal}"), PathBuf::from(set));
             "berth".clone_into(&mut config.tokens.issuer);
@@ -162,7 +162,7 @@ impl Whole {
                 .unwrap()
                 .connect_lazy()
         };
-        let whole = Self {
+        let stack = Self {
             store,
             internal,
             sim,
@@ -180,18 +180,18 @@ impl Whole {
             turn: AtomicUsize::new(0),
             all,
         };
-        whole.settle().await;
-        whole
+        stack.settle().await;
+        stack
     }
 
-    /// To session-manager's internal port.
+    /// A channel to session-manager's internal port.
     pub(crate) fn internal_channel(&self) -> Channel {
         Endpoint::from_shared(format!("http://{}", self.internal))
             .unwrap()
             .connect_lazy()
     }
 
-    /// Returns when every part has found the others.
+    /// Returns when all parts are connected.
     async fn settle(&self) {
         let session = self.session().await;
         let issued = self.first_token(&session).await;
@@ -213,7 +213,7 @@ impl Whole {
         request
     }
 
-    /// A session whose compute does not come.
+    /// A session whose compute never becomes ready.
     pub(crate) async fn pending_session(&self) -> String {
         let request = self.asks(v1::CreateSessionRequest {
             cluster: "c".to_owned(),
@@ -230,7 +230,7 @@ impl Whole {
             org: "acme".parse().unwrap(),
             id: id.parse().unwrap(),
         };
-        within("compute is asked for", async {
+        within("compute is requested", async {
             while self.sim.made(&key, 1) == 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -279,7 +279,7 @@ impl Whole {
         Ok(issued.into_inner())
     }
 
-    /// A new token, as soon as one can be had.
+    /// A new token, as soon as one can be issued.
     pub(crate) async fn first_token(&self, session: &str) -> v1::IssueSessionTokenResponse {
         within("a token is issued", async {
             loop {
@@ -336,10 +336,10 @@ impl Whole {
 
     /// One call through a proxy.
     pub(crate) async fn call(&self, proxy: usize, token: &str) -> Reply {
-        self.client(proxy).await.call(Ask::execute(token)).await
+        self.client(proxy).await.call(Rpc::execute(token)).await
     }
 
-    /// The ids of the keys that both issuers publish now, or at least one of them.
+    /// Ids of the keys that both issuers publish, or at least one of them.
     pub(crate) async fn published(&self, any: bool) -> BTreeSet<String> {
         let mut sets = Vec::new();
         for jwks in self.jwks {
@@ -357,7 +357,7 @@ impl Whole {
     }
 }
 
-impl Drop for Whole {
+impl Drop for Stack {
     fn drop(&mut self) {
         self.all.iter().for_each(Shutdown::force);
     }

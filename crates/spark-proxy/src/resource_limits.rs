@@ -1,5 +1,8 @@
-//! Shares of common resources, counted per session, per organization, and in all: no caller can use
-//! the share of others.
+//! Limits on resources that callers share, per session, per organization, and in all: no caller can
+//! use up the share of others.
+//!
+//! Requests to session-manager are counted by the concurrency limits of service-kit. Held and unread
+//! bytes change with every frame, so they are atomics that a session holds, without a table or lock.
 
 use service_kit::limiter::{ConcurrencyLimiter, Permit};
 use session_core::{OrgId, Reason, SessionId};
@@ -16,30 +19,30 @@ const MAX_BINDS_PER_ORG: u32 = 64;
 /// Calls of one organization that wait for route requests.
 const MAX_LOOKUPS_PER_ORG: u32 = 1024;
 
-/// Use of one resource at one level.
-type Count = Arc<AtomicUsize>;
+/// Amount in use of one resource at one level.
+type Counter = Arc<AtomicUsize>;
 
 /// Retry delay.
-const RETRY: Duration = Duration::from_secs(5);
+const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// Resource use of a session, of an organization, or in all.
 #[derive(Debug, Default)]
-pub(crate) struct Shares {
-    pub(crate) held_calls: Count,
-    pub(crate) held_bytes: Count,
-    pub(crate) unread_bytes: Count,
+pub(crate) struct ResourceUse {
+    pub(crate) held_calls: Counter,
+    pub(crate) held_bytes: Counter,
+    pub(crate) unread_bytes: Counter,
 }
 
 /// Limit of one level, and its configuration key.
-pub(crate) type Limit = (usize, &'static str);
+pub(crate) type KeyedLimit = (usize, &'static str);
 
 /// Limits of one resource: per session, per organization, in all.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits(pub(crate) [Limit; 3]);
+pub(crate) struct LevelLimits(pub(crate) [KeyedLimit; 3]);
 
 /// Open requests to session-manager.
 #[derive(Debug)]
-pub(crate) struct Questions {
+pub(crate) struct ManagerRequests {
     binds_of_sessions: Arc<ConcurrencyLimiter<SessionId>>,
     binds_of_orgs: Arc<ConcurrencyLimiter<OrgId>>,
     lookups_of_orgs: Arc<ConcurrencyLimiter<OrgId>>,
@@ -47,16 +50,16 @@ pub(crate) struct Questions {
 
 /// One bind request; ends on drop.
 #[derive(Debug)]
-pub(crate) struct Bind {
+pub(crate) struct BindPermit {
     _session: Permit<SessionId>,
     _org: Permit<OrgId>,
 }
 
 /// One call that waits for a route request; ends on drop.
 #[derive(Debug)]
-pub(crate) struct Lookup(#[expect(dead_code, reason = "counted while it lives")] Permit<OrgId>);
+pub(crate) struct LookupPermit(#[expect(dead_code, reason = "counted while it lives")] Permit<OrgId>);
 
-impl Default for Questions {
+impl Default for ManagerRequests {
     fn default() -> Self {
         Self {
             binds_of_sessions: ConcurrencyLimiter::new(MAX_BINDS_PER_SESSION),
@@ -66,22 +69,22 @@ impl Default for Questions {
     }
 }
 
-impl Questions {
-    pub(crate) fn bind(&self, claims: &Claims) -> Result<Bind, Refused> {
+impl ManagerRequests {
+    pub(crate) fn bind(&self, claims: &Claims) -> Result<BindPermit, Refused> {
         let full = |whose| too_many(format!("Too many Spark sessions of the {whose} are being bound."));
         let session = self.binds_of_sessions.enter(claims.sid.clone());
         let session = session.ok_or_else(|| full("session"))?;
         let org = self.binds_of_orgs.enter(claims.org.clone());
         let org = org.ok_or_else(|| full("organization"))?;
-        Ok(Bind {
+        Ok(BindPermit {
             _session: session,
             _org: org,
         })
     }
 
-    pub(crate) fn lookup(&self, claims: &Claims) -> Result<Lookup, Refused> {
+    pub(crate) fn lookup(&self, claims: &Claims) -> Result<LookupPermit, Refused> {
         let org = self.lookups_of_orgs.enter(claims.org.clone());
-        org.map(Lookup).ok_or_else(|| {
+        org.map(LookupPermit).ok_or_else(|| {
             too_many(
                 "Too many calls of the organization wait until their sessions have been looked up."
                     .to_owned(),
@@ -95,14 +98,14 @@ fn too_many(what: String) -> Refused {
         Reason::TooManyWaiting,
         format!("{what} Try again in a little while."),
     )
-    .retry_after(RETRY)
+    .retry_after(RETRY_DELAY)
 }
 
 const LEVELS: [&str; 3] = ["of this session", "of this organization", "at this proxy"];
 
 /// An exceeded limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Exceeded {
+pub(crate) struct LimitExceeded {
     /// Level of the limit, as worded after "calls".
     pub(crate) whose: &'static str,
     /// The configuration key.
@@ -111,17 +114,21 @@ pub(crate) struct Exceeded {
 
 /// Use of one resource by one call; released on drop.
 #[derive(Debug)]
-pub(crate) struct Taken {
-    counts: [Count; 3],
-    limits: Limits,
+pub(crate) struct Reservation {
+    counts: [Counter; 3],
+    limits: LevelLimits,
     amount: usize,
 }
 
-impl Taken {
+impl Reservation {
     /// Creates a use of zero.
-    pub(crate) fn new(levels: [&Shares; 3], pick: impl Fn(&Shares) -> &Count, limits: Limits) -> Self {
+    pub(crate) fn new(
+        levels: [&ResourceUse; 3],
+        pick: impl Fn(&ResourceUse) -> &Counter,
+        limits: LevelLimits,
+    ) -> Self {
         Self {
-            counts: levels.map(|shares| Arc::clone(pick(shares))),
+            counts: levels.map(|level| Arc::clone(pick(level))),
             limits,
             amount: 0,
         }
@@ -129,17 +136,17 @@ impl Taken {
 
     /// Raises the use to `amount`. Use beyond a limit counts until this is dropped, so a rejected
     /// call must drop it.
-    pub(crate) fn grow_to(&mut self, amount: usize) -> Result<(), Exceeded> {
+    pub(crate) fn raise_to(&mut self, amount: usize) -> Result<(), LimitExceeded> {
         let more = amount.saturating_sub(self.amount);
         if more == 0 {
             return Ok(());
         }
         self.amount = amount;
         let mut exceeded = None;
-        for (level, (count, (most, key))) in self.counts.iter().zip(self.limits.0).enumerate() {
+        for (level, (count, (max, key))) in self.counts.iter().zip(self.limits.0).enumerate() {
             let taken = count.fetch_add(more, Relaxed) + more;
-            if taken > most && exceeded.is_none() {
-                exceeded = Some(Exceeded {
+            if taken > max && exceeded.is_none() {
+                exceeded = Some(LimitExceeded {
                     whose: LEVELS[level],
                     key,
                 });
@@ -149,7 +156,7 @@ impl Taken {
     }
 }
 
-impl Drop for Taken {
+impl Drop for Reservation {
     fn drop(&mut self) {
         for count in &self.counts {
             count.fetch_sub(self.amount, Relaxed);
@@ -157,7 +164,7 @@ impl Drop for Taken {
     }
 }
 
-impl Exceeded {
+impl LimitExceeded {
     /// Creates the error; `what` is its subject.
     pub(crate) fn refused(self, reason: Reason, what: std::fmt::Arguments<'_>) -> Refused {
         Refused::new(
@@ -165,7 +172,7 @@ impl Exceeded {
             format!("{what} (limit {}). Try again in a little while.", self.key),
         )
         .with("limit", self.key)
-        .retry_after(RETRY)
+        .retry_after(RETRY_DELAY)
     }
 }
 
@@ -173,37 +180,37 @@ impl Exceeded {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits([(2, "session"), (3, "org"), (4, "all")]);
+    const LIMITS: LevelLimits = LevelLimits([(2, "session"), (3, "org"), (4, "all")]);
 
     #[test]
-    fn the_narrowest_bound_is_named_and_all_is_given_back() {
-        let [a, b, c, org, other, all] = [(); 6].map(|()| Shares::default());
-        let take = |session: &Shares, org: &Shares, amount| {
-            let mut taken = Taken::new([session, org, &all], |shares| &shares.held_bytes, LIMITS);
-            taken
-                .grow_to(amount)
-                .map(|()| taken)
+    fn the_error_names_the_narrowest_limit_and_drop_releases_all() {
+        let [a, b, c, org, other, all] = [(); 6].map(|()| ResourceUse::default());
+        let reserve = |session: &ResourceUse, org: &ResourceUse, amount| {
+            let mut reservation = Reservation::new([session, org, &all], |level| &level.held_bytes, LIMITS);
+            reservation
+                .raise_to(amount)
+                .map(|()| reservation)
                 .map_err(|exceeded| exceeded.key)
         };
-        assert_eq!(take(&a, &org, 3).unwrap_err(), "session");
-        let first = take(&a, &org, 2).unwrap();
-        assert_eq!(take(&a, &org, 1).unwrap_err(), "session");
-        let second = take(&b, &org, 1).unwrap();
-        assert_eq!(take(&b, &org, 1).unwrap_err(), "org");
-        let third = take(&c, &other, 1).unwrap();
-        assert_eq!(take(&c, &other, 1).unwrap_err(), "all");
+        assert_eq!(reserve(&a, &org, 3).unwrap_err(), "session");
+        let first = reserve(&a, &org, 2).unwrap();
+        assert_eq!(reserve(&a, &org, 1).unwrap_err(), "session");
+        let second = reserve(&b, &org, 1).unwrap();
+        assert_eq!(reserve(&b, &org, 1).unwrap_err(), "org");
+        let third = reserve(&c, &other, 1).unwrap();
+        assert_eq!(reserve(&c, &other, 1).unwrap_err(), "all");
         drop((first, second, third));
-        for shares in [&a, &b, &c, &org, &other, &all] {
-            assert_eq!(shares.held_bytes.load(Relaxed), 0);
+        for level in [&a, &b, &c, &org, &other, &all] {
+            assert_eq!(level.held_bytes.load(Relaxed), 0);
         }
     }
 
     #[test]
-    fn what_is_taken_only_grows() {
-        let [session, org, all] = [(); 3].map(|()| Shares::default());
-        let mut taken = Taken::new([&session, &org, &all], |shares| &shares.held_bytes, LIMITS);
+    fn a_reservation_never_shrinks() {
+        let [session, org, all] = [(); 3].map(|()| ResourceUse::default());
+        let mut reservation = Reservation::new([&session, &org, &all], |level| &level.held_bytes, LIMITS);
         for amount in [1, 2, 1, 2] {
-            taken.grow_to(amount).unwrap();
+            reservation.raise_to(amount).unwrap();
         }
         assert_eq!(all.held_bytes.load(Relaxed), 2);
     }

@@ -1,13 +1,13 @@
 //! How a call ends before its response is complete.
 
-use crate::grpc::reply::Vanished;
-use crate::grpc::request_body::Broken;
+use crate::grpc::reply::ClientGone;
+use crate::grpc::request_body::RequestError;
 use session_core::Reason;
 use session_proto::error::Refused;
 use tonic::Status;
 
 /// Reason for an incomplete response.
-pub(crate) enum Stop {
+pub(crate) enum CallError {
     /// Berth error.
     Refused(Refused),
     /// Engine error, translated for clients.
@@ -15,29 +15,29 @@ pub(crate) enum Stop {
     /// The client's deadline has passed.
     Deadline,
     /// The compute provably did not process the call.
-    Untouched,
+    NotProcessed,
     /// The client disconnected.
-    Vanished,
+    ClientGone,
 }
 
-impl From<Refused> for Stop {
+impl From<Refused> for CallError {
     fn from(refused: Refused) -> Self {
         Self::Refused(refused)
     }
 }
 
-impl From<Broken> for Stop {
-    fn from(broken: Broken) -> Self {
+impl From<RequestError> for CallError {
+    fn from(broken: RequestError) -> Self {
         match broken {
-            Broken::Refused(refused) => Self::Refused(refused),
-            Broken::Vanished => Self::Vanished,
+            RequestError::Refused(refused) => Self::Refused(refused),
+            RequestError::ClientGone => Self::ClientGone,
         }
     }
 }
 
-impl From<Vanished> for Stop {
-    fn from(Vanished: Vanished) -> Self {
-        Self::Vanished
+impl From<ClientGone> for CallError {
+    fn from(ClientGone: ClientGone) -> Self {
+        Self::ClientGone
     }
 }
 

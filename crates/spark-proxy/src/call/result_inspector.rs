@@ -7,7 +7,7 @@
 //! message `result_complete` marks a complete one (measured with Sail 0.7.2). Messages beyond
 //! [`MAX_INSPECTED`] are not buffered, and no message is delayed.
 
-use crate::grpc::identity::fields;
+use crate::grpc::identity::{GRPC_PREFIX, fields};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
 use std::io::Read as _;
@@ -21,8 +21,6 @@ const MAX_INSPECTED: usize = 4 * 1024;
 const MAX_RESULT_COMPLETE: usize = 512;
 /// Maximum decompressed size of an inspected message.
 const MAX_INFLATED: u64 = 256 * 1024;
-/// Length of the flag and length of a gRPC message.
-const PREFIX: usize = 5;
 
 // Fields of `ExecutePlanResponse`.
 const SESSION_ID: u64 = 1;
@@ -83,17 +81,17 @@ enum Kind {
 
 /// Inspects one response.
 #[derive(Debug)]
-pub(crate) struct ResultWatch {
+pub(crate) struct ResultInspector {
     encoding: Encoding,
-    state: State,
+    state: InspectorState,
     delivered: bool,
     complete: bool,
 }
 
 #[derive(Debug)]
-enum State {
+enum InspectorState {
     Prefix {
-        bytes: [u8; PREFIX],
+        bytes: [u8; GRPC_PREFIX],
         have: usize,
     },
     /// The received part of an inspected message.
@@ -106,12 +104,12 @@ enum State {
     Skip(usize),
 }
 
-const START: State = State::Prefix {
-    bytes: [0; PREFIX],
+const START: InspectorState = InspectorState::Prefix {
+    bytes: [0; GRPC_PREFIX],
     have: 0,
 };
 
-impl ResultWatch {
+impl ResultInspector {
     pub(crate) fn new(encoding: Encoding) -> Self {
         Self {
             encoding,
@@ -135,18 +133,18 @@ impl ResultWatch {
     pub(crate) fn feed(&mut self, mut data: &[u8]) {
         while !data.is_empty() {
             match &mut self.state {
-                State::Prefix { bytes, have } => {
-                    let count = (PREFIX - *have).min(data.len());
+                InspectorState::Prefix { bytes, have } => {
+                    let count = (GRPC_PREFIX - *have).min(data.len());
                     let (taken, rest) = data.split_at(count);
                     bytes[*have..*have + count].copy_from_slice(taken);
                     *have += count;
                     data = rest;
-                    if *have == PREFIX {
+                    if *have == GRPC_PREFIX {
                         let prefix = *bytes;
                         self.begin(prefix);
                     }
                 }
-                State::Message {
+                InspectorState::Message {
                     compressed,
                     len,
                     bytes,
@@ -163,7 +161,7 @@ impl ResultWatch {
                         self.take(kind);
                     }
                 }
-                State::Skip(left) => {
+                InspectorState::Skip(left) => {
                     let count = (*left).min(data.len());
                     data = &data[count..];
                     *left -= count;
@@ -175,24 +173,24 @@ impl ResultWatch {
         }
     }
 
-    fn begin(&mut self, [flag, len @ ..]: [u8; PREFIX]) {
+    fn begin(&mut self, [flag, len @ ..]: [u8; GRPC_PREFIX]) {
         let len = u32::from_be_bytes(len) as usize;
-        let most = if self.delivered {
+        let max = if self.delivered {
             MAX_RESULT_COMPLETE
         } else {
             MAX_INSPECTED
         };
         if len == 0 {
             self.take(Kind::Heartbeat);
-        } else if len <= most {
-            self.state = State::Message {
+        } else if len <= max {
+            self.state = InspectorState::Message {
                 compressed: flag != 0,
                 len,
                 bytes: Vec::with_capacity(len),
             };
         } else {
             self.take(Kind::Results);
-            self.state = State::Skip(len);
+            self.state = InspectorState::Skip(len);
         }
     }
 
@@ -215,7 +213,7 @@ fn kind_of(message: &[u8]) -> Kind {
 
 /// The only message of a unary response, if `body` has all of it.
 pub(crate) fn unary(encoding: Encoding, body: &[u8]) -> Option<Bytes> {
-    let (prefix, message) = body.split_first_chunk::<PREFIX>()?;
+    let (prefix, message) = body.split_first_chunk::<GRPC_PREFIX>()?;
     let [flag, len @ ..] = *prefix;
     let message = message.get(..u32::from_be_bytes(len) as usize)?;
     encoding.inflate(flag != 0, message).map(Bytes::from)
@@ -277,7 +275,7 @@ mod tests {
             .flat_map(|message| framed(encoding, message))
             .collect();
         let mut all = [1, 3, 7, 100, bytes.len().max(1)].map(|step| {
-            let mut watch = ResultWatch::new(encoding);
+            let mut watch = ResultInspector::new(encoding);
             bytes.chunks(step).for_each(|piece| watch.feed(piece));
             (watch.has_results(), watch.is_complete())
         });
@@ -287,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn heartbeats_and_the_schema_are_no_results() {
+    fn heartbeats_and_schemas_are_not_results() {
         for encoding in [Encoding::Identity, Encoding::Gzip, Encoding::Zstd] {
             assert_eq!(watched(encoding, &[]), (false, false));
             assert_eq!(
@@ -310,23 +308,23 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_counts_as_results() {
-        let mut watch = ResultWatch::new(Encoding::Unknown);
+    fn unreadable_messages_count_as_results() {
+        let mut watch = ResultInspector::new(Encoding::Unknown);
         watch.feed(&[1, 0, 0, 0, 2, 9, 9]);
         assert!(watch.has_results() && !watch.is_complete());
-        let mut watch = ResultWatch::new(Encoding::Identity);
+        let mut watch = ResultInspector::new(Encoding::Identity);
         watch.feed(&[0, 0, 0, 0, 2, 0xff, 0xff]);
         assert!(watch.has_results());
         // A small message with a huge decompressed size.
         let bomb = framed(Encoding::Zstd, &vec![0; 1 << 20]);
         assert!(bomb.len() < MAX_INSPECTED);
-        let mut watch = ResultWatch::new(Encoding::Zstd);
+        let mut watch = ResultInspector::new(Encoding::Zstd);
         watch.feed(&bomb);
         assert!(watch.has_results());
     }
 
     #[test]
-    fn unary_responses_are_read_whole_or_not_at_all() {
+    fn incomplete_unary_responses_are_ignored() {
         for encoding in [Encoding::Identity, Encoding::Gzip, Encoding::Zstd] {
             let body = framed(encoding, &complete());
             assert_eq!(unary(encoding, &body).as_deref(), Some(&complete()[..]));
