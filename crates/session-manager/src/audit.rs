@@ -1,10 +1,10 @@
-//! The audit trail, as the services write it and as it leaves this process.
+//! Writing and exporting the audit trail.
 //!
-//! Changes of sessions, tokens and their first use are in the trail by the
-//! store's own doing. Everything else is one line in the method that did it:
+//! The store itself records changes of sessions, issued tokens and their first
+//! use. Methods record everything else with one line:
 //! `self.api.audit(&who, AuditAction::…, |record| record.on(name)).await`.
-//! Log lines of the target `audit` repeat the trail; whichever manager holds
-//! the lease writes them, so each record is one line of one manager.
+//! The trail is exported as log lines of the target `audit`, by the manager that
+//! holds the export lease, so that each record is one line of one manager.
 
 use crate::caller::AuthenticatedCaller;
 use crate::metrics::Metrics;
@@ -18,18 +18,18 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Refusals that are put down per second, after a burst of ten times as many:
-/// whoever is refused must not be able to flush the trail.
+/// Rejected calls that are recorded per second, after a burst of ten times as
+/// many: a caller that is rejected must not be able to flood the trail.
 const MAX_REFUSALS_PER_SECOND: u32 = 10;
 const MAX_REFUSAL_BURST: u32 = 100;
-/// Records that wait for the store.
-const WAITING: usize = 1024;
-/// How often it is looked for what to export.
-const LOOK: Duration = Duration::from_secs(1);
-/// For how long one manager exports, unless it says so again.
+/// Records of rejected calls that wait for the store.
+const MAX_WAITING: usize = 1024;
+/// Time between two exports.
+const EXPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// Term of the export lease; each export renews it.
 const LEASE: Duration = Duration::from_secs(15);
 const LEASE_NAME: &str = "audit-export";
-/// Records of one partition that are read together.
+/// Records of one partition that one read returns.
 const PAGE: usize = 256;
 
 /// Writes the audit trail. Rejected calls do not wait for the store.
@@ -47,8 +47,8 @@ impl Trail {
         store: Arc<dyn SessionStore>,
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
-    ) -> (Self, mpsc::Receiver<AuditRecord>) {
-        let (later, waiting) = mpsc::channel(WAITING);
+    ) -> (Arc<Self>, mpsc::Receiver<AuditRecord>) {
+        let (later, waiting) = mpsc::channel(MAX_WAITING);
         let refusals = RateLimiter::new(MAX_REFUSALS_PER_SECOND, Duration::from_secs(1), MAX_REFUSAL_BURST);
         let trail = Self {
             store,
@@ -57,10 +57,10 @@ impl Trail {
             refusals,
             metrics,
         };
-        (trail, waiting)
+        (Arc::new(trail), waiting)
     }
 
-    /// Somebody was refused. Beyond the rate it is only counted.
+    /// Records a rejected call. Above the rate limit it is only counted.
     pub(crate) fn refused(
         &self,
         action: AuditAction,
@@ -70,11 +70,12 @@ impl Trail {
         let room = self.refusals.take(&(), Instant::now()).is_ok();
         let record = AuditRecord::new(self.clock.now(), action).denied(refused.reason.as_str());
         if !room || self.later.try_send(more(record)).is_err() {
-            self.metrics.audit_left_out();
+            self.metrics.audit_dropped();
         }
     }
 
-    /// Records what `who` did. If the store rejects the record, the log has it.
+    /// Records an action of `who`. If the store rejects the record, it is logged
+    /// instead.
     pub(crate) async fn record(
         &self,
         who: &AuthenticatedCaller,
@@ -91,12 +92,12 @@ impl Trail {
 
 async fn write(store: &dyn SessionStore, record: &AuditRecord) {
     if let Err(error) = store.append_audit(record).await {
-        tracing::error!(%error, "an audit record could not be stored; the next line is all there is of it");
+        tracing::error!(%error, "storing an audit record failed; the next line is its only copy");
         line(record);
     }
 }
 
-/// Writes what refusals left, until `stop`.
+/// Writes the records of rejected calls until `stop`, then those that still wait.
 pub(crate) async fn write_later(
     store: Arc<dyn SessionStore>,
     mut waiting: mpsc::Receiver<AuditRecord>,
@@ -110,25 +111,29 @@ pub(crate) async fn write_later(
     }
 }
 
-/// Repeats the trail in the log, while no other manager does, until `stop`.
+/// Exports the trail to the log until `stop`, whenever this manager has the lease.
 pub(crate) async fn export(store: Arc<dyn SessionStore>, stop: CancellationToken) {
     let owner = format!("m-{:016x}", rand::random::<u64>());
-    let mut told = false;
-    while stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
-        // Where the log drops these lines, the trail waits for a manager whose log does not.
+    let mut warned = false;
+    while stop
+        .run_until_cancelled(tokio::time::sleep(EXPORT_INTERVAL))
+        .await
+        .is_some()
+    {
+        // If the log filter drops these lines, a manager whose filter does not exports them.
         if !tracing::enabled!(target: "audit", tracing::Level::INFO) {
             continue;
         }
         match export_once(&*store, &owner).await {
-            Ok(()) => told = false,
-            Err(error) if !told => {
-                told = true;
-                tracing::warn!(%error, "the audit trail cannot be read; it is repeated in the log later");
+            Ok(()) => warned = false,
+            Err(error) if !warned => {
+                warned = true;
+                tracing::warn!(%error, "exporting the audit trail failed; it is repeated later");
             }
             Err(_) => {}
         }
     }
-    // Nobody has to wait for the lease's end.
+    // Another manager need not wait for the end of the lease.
     let _ = store.release_lease(LEASE_NAME, &owner).await;
 }
 
@@ -139,12 +144,12 @@ async fn export_once(store: &dyn SessionStore, owner: &str) -> Result<(), Error>
     let begun = Instant::now();
     for partition in 0..OrgId::PARTITIONS {
         let mut place = store.audit_export_position(partition).await?;
-        // Well within the lease, so that no two managers write the same record.
+        // Well within the lease, so that two managers never export the same record.
         while begun.elapsed() < LEASE / 3 {
             let page = store.read_audit(partition, &place, PAGE).await?;
             let Some(last) = page.last() else { break };
             place.clone_from(&last.place);
-            // First the lines: a crash between may repeat some, and loses none.
+            // Lines first: a crash in between may repeat records but loses none.
             page.iter().for_each(|audited| line(&audited.record));
             store.set_audit_export_position(partition, &place).await?;
         }
@@ -152,7 +157,7 @@ async fn export_once(store: &dyn SessionStore, owner: &str) -> Result<(), Error>
     Ok(())
 }
 
-/// One record as one line of the log.
+/// Logs one record as one line.
 fn line(record: &AuditRecord) {
     let text = |value: Option<String>| value.unwrap_or_default();
     tracing::info!(
@@ -185,7 +190,7 @@ mod tests {
     use session_store::memory::MemoryStore;
 
     #[tokio::test(start_paused = true)]
-    async fn refusals_are_put_down_at_a_bounded_rate() {
+    async fn rejected_calls_are_recorded_at_a_bounded_rate() {
         let clock = Arc::new(ManualClock::at(Timestamp::from_millis(0)));
         let metrics = Arc::new(Metrics::new(&Registry::new()));
         let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as Arc<dyn Clock>));

@@ -1,4 +1,4 @@
-//! Who calls: principals as configuration and credentials describe them, and the
+//! Callers: principals from configuration and credentials, and the authenticated
 //! caller that admission attaches to a request. Configuration, admission, audit
 //! and the services share these types.
 
@@ -6,16 +6,16 @@ use service_kit::caller::{Caller, ServiceAccountConfig};
 use session_core::{Principal, PrincipalId, Role};
 use std::ops::Deref;
 
-/// The roles that an identity provider's token may claim. That of a platform
-/// admin is not among them: only configuration grants it.
+/// The roles that a token of an identity provider may claim. Only the configuration
+/// grants the role of a platform admin.
 pub(crate) const CLAIMABLE_ROLES: [&str; 2] = ["member", "org-admin"];
 
-/// The authenticated caller of a request, and the address the call came from.
+/// The authenticated caller of a request, with the client IP.
 #[derive(Debug, Clone)]
 pub(crate) struct AuthenticatedCaller {
     /// The principal whose credential the request carries.
     pub(crate) who: Principal,
-    /// The client's IP address; empty if it is not known.
+    /// The client's IP address; empty if unknown.
     pub(crate) address: String,
 }
 
@@ -56,7 +56,10 @@ pub(crate) fn principal(caller: &Caller) -> Result<Principal, String> {
     })
 }
 
-/// Checks that a configured account can be used.
+/// The principal of a configured account.
+///
+/// # Errors
+/// Names the part that is invalid.
 pub(crate) fn account_principal(account: &ServiceAccountConfig) -> Result<Principal, String> {
     principal(&account.caller())
 }

@@ -1,8 +1,8 @@
-//! One reader of the store's change feed, many listeners in this process.
+//! Fan-out of the store's change feed: one reader, many subscribers in this process.
 //!
-//! Streams (WatchRoutes) hear everything; waiters (ResolveRoute,
-//! DescribeSession) hear of one session. A listener that falls behind is told
-//! to reset rather than left to guess what it missed.
+//! Streams (WatchRoutes) receive every change; waiters (ResolveRoute,
+//! DescribeSession) are notified of one session. A subscriber that falls too far
+//! behind receives a reset, because it cannot determine which changes it missed.
 
 use futures::StreamExt;
 use parking_lot::Mutex;
@@ -14,10 +14,10 @@ use std::time::Duration;
 use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 
-/// Changes that a slow listener may lag behind before it is told to reset.
-const BACKLOG: usize = 8192;
+/// Changes that a slow subscriber may lag behind before it receives a reset.
+const MAX_BACKLOG: usize = 8192;
 
-/// Spreads the change feed within this process.
+/// Distributes the change feed within this process.
 #[derive(Debug)]
 pub(crate) struct ChangeFanOut {
     all: broadcast::Sender<Feed>,
@@ -25,7 +25,7 @@ pub(crate) struct ChangeFanOut {
     progress: FeedProgress,
 }
 
-/// Interest in one session; ends with its value.
+/// Subscription to changes of one session; it ends when dropped.
 #[derive(Debug)]
 pub(crate) struct Waiter<'a> {
     fan_out: &'a ChangeFanOut,
@@ -36,7 +36,7 @@ pub(crate) struct Waiter<'a> {
 impl ChangeFanOut {
     pub(crate) fn new() -> Self {
         Self {
-            all: broadcast::Sender::new(BACKLOG),
+            all: broadcast::Sender::new(MAX_BACKLOG),
             waiters: Mutex::default(),
             progress: FeedProgress::default(),
         }
@@ -69,23 +69,23 @@ impl ChangeFanOut {
                 Feed::Reset => waiters.values().for_each(|notify| notify.notify_waiters()),
             }
         }
-        // Nobody listening is fine.
+        // An error only means that there is no subscriber.
         let _ = self.all.send(feed);
     }
 
-    /// Was the store's feed read to its end within the last `age`, and all of
-    /// it passed on?
+    /// Whether the store's feed was read to its end within the last `age`, and
+    /// every change was published.
     pub(crate) fn is_read_within(&self, age: Duration) -> bool {
         self.progress.is_read_within(age)
     }
 
-    /// Everything from now on.
+    /// All changes from now on.
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<Feed> {
         self.all.subscribe()
     }
 
-    /// Interest in one session. Take it, get the future, then read the
-    /// session, then wait: so no change between is missed.
+    /// Subscribes to changes of one session. Call this, then [`Waiter::changed`],
+    /// then read the session, then await the future: no change is missed.
     pub(crate) fn wait_for(&self, key: &SessionKey) -> Waiter<'_> {
         let mut waiters = self.waiters.lock();
         let notify = waiters.entry(key.clone()).or_default().clone();
@@ -98,7 +98,7 @@ impl ChangeFanOut {
 }
 
 impl Waiter<'_> {
-    /// Completes at the next change after this call, polled or not.
+    /// Completes at the next change after this call, even if first polled later.
     pub(crate) fn changed(&self) -> impl Future<Output = ()> + '_ {
         let notified = self.notify.as_ref().map(|notify| notify.notified());
         async move {

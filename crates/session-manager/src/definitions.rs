@@ -1,5 +1,5 @@
-//! Clusters, catalogs and organizations: what is defined, by configuration or
-//! by API, all read from the store so that every replica sees the same.
+//! Definitions of clusters, catalogs and organizations, from the configuration or
+//! the API. All are read from the store, so that all replicas agree.
 
 use anyhow::Context;
 use serde::Serialize;
@@ -13,22 +13,23 @@ use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::Arc;
 
-/// A thing with a name and a version that is defined rather than lived.
-pub(crate) trait Defined: Serialize + DeserializeOwned + Clone + PartialEq + Send + Sync {
+/// A definition with a name and a version.
+pub(crate) trait Versioned: Serialize + DeserializeOwned + Clone + PartialEq + Send + Sync {
     const KIND: Kind;
-    /// What users call it.
+    /// The noun in messages to users.
     const WORD: &'static str;
-    /// How much of it one organization may define, where it may by itself.
+    /// Limit per organization, for definitions that belong to an organization.
     const QUOTA: Option<DefinitionQuota> = None;
     fn name(&self) -> String;
     fn set_version(&mut self, version: u64);
     fn version(&self) -> u64;
     fn managed_by_config(&self) -> bool;
-    /// What becomes of it when it is no longer in the configuration.
+    /// The definition after its removal from the configuration; none if it is
+    /// deleted then.
     fn orphaned(self) -> Option<Self>;
 }
 
-impl Defined for Cluster {
+impl Versioned for Cluster {
     const KIND: Kind = Kind::Cluster;
     const WORD: &'static str = "cluster";
 
@@ -44,8 +45,8 @@ impl Defined for Cluster {
     fn managed_by_config(&self) -> bool {
         self.managed_by_config
     }
-    /// Drained: its sessions live on, it takes no new ones. From now on the
-    /// API may delete it.
+    /// Draining: its sessions continue, new ones are rejected. The API may delete
+    /// it from now on.
     fn orphaned(mut self) -> Option<Self> {
         self.status = ClusterStatus::Draining;
         self.managed_by_config = false;
@@ -53,7 +54,7 @@ impl Defined for Cluster {
     }
 }
 
-impl Defined for Catalog {
+impl Versioned for Catalog {
     const KIND: Kind = Kind::Catalog;
     const WORD: &'static str = "catalog";
     const QUOTA: Option<DefinitionQuota> = Some(DefinitionQuota {
@@ -78,7 +79,7 @@ impl Defined for Catalog {
     }
 }
 
-impl Defined for Org {
+impl Versioned for Org {
     const KIND: Kind = Kind::Org;
     const WORD: &'static str = "organization";
 
@@ -104,23 +105,25 @@ fn catalog_key(org: &OrgId, name: &CatalogName) -> String {
     format!("{org}/{name}")
 }
 
-fn read<T: Defined>(definition: &Definition) -> Result<T, Error> {
+fn read<T: Versioned>(definition: &Definition) -> Result<T, Error> {
     let mut thing: T =
         serde_json::from_str(&definition.json).map_err(|error| Error::Corrupt(error.to_string()))?;
     thing.set_version(definition.version);
     Ok(thing)
 }
 
-fn written<T: Defined>(thing: &T) -> Result<String, Error> {
+fn written<T: Versioned>(thing: &T) -> Result<String, Error> {
     let mut thing = thing.clone();
     thing.set_version(0);
     serde_json::to_string(&thing).map_err(|error| Error::Corrupt(error.to_string()))
 }
 
-/// A page of catalogs ends with what exceeds this: clients take 4 MiB.
+/// A page of catalogs ends with the catalog that exceeds this; clients accept 4 MiB.
 const PAGE_BYTES: usize = 1 << 20;
-/// Catalogs that are read by one command, of at most 256 KiB each.
-const READ_TOGETHER: usize = 8;
+/// Catalogs that one command reads, at most 256 KiB each.
+const MAX_READ_TOGETHER: usize = 8;
+/// Attempts to write a definition when other replicas write it concurrently.
+const MAX_SYNC_ATTEMPTS: usize = 16;
 
 /// Reads and writes definitions.
 #[derive(Debug, Clone)]
@@ -141,13 +144,13 @@ impl DefinitionStore {
         self.get(&catalog_key(org, name)).await
     }
 
-    /// An organization that nobody defined has Berth's default limits.
+    /// An organization; one without a definition has the default limits.
     pub(crate) async fn org(&self, id: &OrgId) -> Result<Org, Error> {
         let defined = self.get(id.as_str()).await?;
         Ok(defined.unwrap_or_else(|| Org::undefined(id.clone())))
     }
 
-    pub(crate) async fn get<T: Defined>(&self, name: &str) -> Result<Option<T>, Error> {
+    pub(crate) async fn get<T: Versioned>(&self, name: &str) -> Result<Option<T>, Error> {
         self.store
             .get_definition(T::KIND, name)
             .await?
@@ -155,16 +158,16 @@ impl DefinitionStore {
             .transpose()
     }
 
-    /// Several at once, by kind and name.
-    pub(crate) async fn some(&self, wanted: &[(Kind, String)]) -> Result<ResolvedDefinitions, Error> {
+    /// Reads several definitions with one command, by kind and name.
+    pub(crate) async fn get_many(&self, wanted: &[(Kind, String)]) -> Result<ResolvedDefinitions, Error> {
         Ok(ResolvedDefinitions {
             remaining: self.store.get_definitions(wanted).await?.into_iter(),
         })
     }
 
-    /// Where and when somebody wants to create a session: the organization, the
-    /// cluster if there is one of that name, and the present.
-    pub(crate) async fn place(
+    /// What the creation of a session depends on: the organization, the cluster if
+    /// it exists, and the store's time.
+    pub(crate) async fn load_for_create(
         &self,
         org: &OrgId,
         cluster: &ClusterName,
@@ -182,8 +185,8 @@ impl DefinitionStore {
         ))
     }
 
-    /// Every one of a kind, by name.
-    pub(crate) async fn all<T: Defined>(&self) -> Result<Vec<T>, Error> {
+    /// All definitions of a kind, by name.
+    pub(crate) async fn all<T: Versioned>(&self) -> Result<Vec<T>, Error> {
         self.store
             .list_all_definitions(T::KIND)
             .await?
@@ -192,15 +195,15 @@ impl DefinitionStore {
             .collect()
     }
 
-    /// Those in the share of one organization, by name; those in nobody's, if
-    /// none is given.
-    pub(crate) async fn all_of<T: Defined>(&self, org: Option<&OrgId>) -> Result<Vec<T>, Error> {
+    /// The definitions of one organization, by name; without an organization,
+    /// those that belong to none.
+    pub(crate) async fn all_of_org<T: Versioned>(&self, org: Option<&OrgId>) -> Result<Vec<T>, Error> {
         let found = self.store.list_definitions(T::KIND, org).await?;
         found.values().map(read).collect()
     }
 
-    /// Up to `limit` catalogs of an organization after this name, by name, and
-    /// whether there are more. Fewer where they are large.
+    /// Up to `limit` catalogs of an organization after `after`, by name, and
+    /// whether more follow. Fewer if they are large.
     pub(crate) async fn catalogs_after(
         &self,
         org: &OrgId,
@@ -212,13 +215,13 @@ impl DefinitionStore {
         let mut names = all.range((after, Bound::Unbounded)).peekable();
         let (mut catalogs, mut bytes) = (Vec::new(), 0);
         while catalogs.len() < limit && bytes < PAGE_BYTES && names.peek().is_some() {
-            let room = (limit - catalogs.len()).min(READ_TOGETHER);
+            let room = (limit - catalogs.len()).min(MAX_READ_TOGETHER);
             let wanted: Vec<_> = names
                 .by_ref()
                 .take(room)
                 .map(|name| (Kind::Catalog, name.clone()))
                 .collect();
-            // One that was deleted meanwhile is left out.
+            // Catalogs deleted in the meantime are omitted.
             for found in self.store.get_definitions(&wanted).await?.into_iter().flatten() {
                 bytes += found.json.len();
                 catalogs.push(read(&found)?);
@@ -227,14 +230,14 @@ impl DefinitionStore {
         Ok((catalogs, names.peek().is_some()))
     }
 
-    /// In whose shares there is something of a kind, to be read one by one,
-    /// because all together may be a lot.
-    pub(crate) async fn shares<T: Defined>(&self) -> Result<Vec<Option<OrgId>>, Error> {
+    /// Organizations with definitions of a kind, and none for those that belong to
+    /// no organization. Callers read them one at a time: all together may be large.
+    pub(crate) async fn owning_orgs<T: Versioned>(&self) -> Result<Vec<Option<OrgId>>, Error> {
         let orgs = self.store.list_orgs_with_definitions(T::KIND).await?;
         Ok(std::iter::once(None).chain(orgs.into_iter().map(Some)).collect())
     }
 
-    async fn put<T: Defined>(&self, thing: &T, expected: u64) -> Result<u64, Error> {
+    async fn put<T: Versioned>(&self, thing: &T, expected: u64) -> Result<u64, Error> {
         let (name, json) = (thing.name(), written(thing)?);
         match &T::QUOTA {
             None => self.store.put_definition(T::KIND, &name, expected, &json).await,
@@ -247,8 +250,11 @@ impl DefinitionStore {
         }
     }
 
-    /// Writes a thing that is not there yet. Returns it as stored.
-    pub(crate) async fn create<T: Defined>(&self, mut thing: T) -> Result<T, Refused> {
+    /// Creates a definition. Returns it as stored.
+    ///
+    /// # Errors
+    /// [`Reason::AlreadyExists`], or a store error.
+    pub(crate) async fn create<T: Versioned>(&self, mut thing: T) -> Result<T, Refused> {
         let version = self.put(&thing, 0).await.map_err(|error| match error {
             Error::Conflict | Error::Exists => Refused::new(
                 Reason::AlreadyExists,
@@ -260,8 +266,11 @@ impl DefinitionStore {
         Ok(thing)
     }
 
-    /// Writes a thing in place of the stored one of the same version.
-    pub(crate) async fn replace<T: Defined>(&self, mut thing: T) -> Result<T, Refused> {
+    /// Replaces the stored definition of the same version.
+    ///
+    /// # Errors
+    /// [`Reason::Conflict`] if the version differs, or a store error.
+    pub(crate) async fn replace<T: Versioned>(&self, mut thing: T) -> Result<T, Refused> {
         let version = self
             .put(&thing, thing.version())
             .await
@@ -270,24 +279,25 @@ impl DefinitionStore {
         Ok(thing)
     }
 
-    pub(crate) async fn delete<T: Defined>(&self, thing: &T) -> Result<(), Refused> {
+    pub(crate) async fn delete<T: Versioned>(&self, thing: &T) -> Result<(), Refused> {
         self.store
             .delete_definition(T::KIND, &thing.name(), thing.version())
             .await
             .map_err(|error| changed_meanwhile::<T>(error, &thing.name()))
     }
 
-    /// Makes the stored definitions say what the configuration says: those it
-    /// names are written and read-only in the API; those it no longer names
-    /// are drained, dropped or freed, by kind. Safe to run on every replica.
-    pub(crate) async fn sync<T: Defined>(&self, declared: &[T]) -> anyhow::Result<()> {
-        let names: BTreeSet<String> = declared.iter().map(Defined::name).collect();
+    /// Applies the configuration to the stored definitions. Declared ones are
+    /// written and are read-only in the API; those no longer declared are drained
+    /// (clusters), deleted (catalogs) or left to the API (organizations).
+    /// Idempotent; every replica runs it.
+    pub(crate) async fn sync<T: Versioned>(&self, declared: &[T]) -> anyhow::Result<()> {
+        let names: BTreeSet<String> = declared.iter().map(Versioned::name).collect();
         for thing in declared {
             self.sync_one(thing.name(), Some(thing)).await?;
         }
         let reading = || format!("reading every {}", T::WORD);
-        for share in self.shares::<T>().await.with_context(reading)? {
-            for stored in self.all_of::<T>(share.as_ref()).await.with_context(reading)? {
+        for org in self.owning_orgs::<T>().await.with_context(reading)? {
+            for stored in self.all_of_org::<T>(org.as_ref()).await.with_context(reading)? {
                 if stored.managed_by_config() && !names.contains(&stored.name()) {
                     self.sync_one::<T>(stored.name(), None).await?;
                 }
@@ -296,11 +306,11 @@ impl DefinitionStore {
         Ok(())
     }
 
-    /// Retries lost races: another replica syncs the same.
-    async fn sync_one<T: Defined>(&self, name: String, declared: Option<&T>) -> anyhow::Result<()> {
-        for _ in 0..16 {
+    /// Retries after a conflict: other replicas apply the same configuration.
+    async fn sync_one<T: Versioned>(&self, name: String, declared: Option<&T>) -> anyhow::Result<()> {
+        for _ in 0..MAX_SYNC_ATTEMPTS {
             let stored: Option<T> = self.get(&name).await?;
-            let version = stored.as_ref().map_or(0, Defined::version);
+            let version = stored.as_ref().map_or(0, Versioned::version);
             let wanted = match (declared, stored.clone()) {
                 (Some(declared), _) => Some(declared.clone()),
                 (None, Some(stored)) => stored.orphaned(),
@@ -321,7 +331,7 @@ impl DefinitionStore {
                         kind = T::WORD,
                         name,
                         removed = wanted.is_none(),
-                        "definition follows the configuration"
+                        "configured definition applied"
                     );
                     return Ok(());
                 }
@@ -333,25 +343,25 @@ impl DefinitionStore {
     }
 }
 
-/// Definitions that were read at once, one after the other.
+/// The definitions that one command read, in the requested order.
 pub(crate) struct ResolvedDefinitions {
     remaining: std::vec::IntoIter<Option<Definition>>,
 }
 
 impl ResolvedDefinitions {
-    /// The next of them, if it is defined.
-    pub(crate) fn next<T: Defined>(&mut self) -> Result<Option<T>, Error> {
+    /// The next definition, if it exists.
+    pub(crate) fn next<T: Versioned>(&mut self) -> Result<Option<T>, Error> {
         self.remaining.next().flatten().as_ref().map(read).transpose()
     }
 }
 
-fn same<T: Defined>(stored: &T, wanted: &T) -> bool {
+fn same<T: Versioned>(stored: &T, wanted: &T) -> bool {
     let mut wanted = wanted.clone();
     wanted.set_version(stored.version());
     *stored == wanted
 }
 
-fn changed_meanwhile<T: Defined>(error: Error, name: &str) -> Refused {
+fn changed_meanwhile<T: Versioned>(error: Error, name: &str) -> Refused {
     match error {
         Error::Conflict | Error::NotFound => Refused::new(
             Reason::Conflict,

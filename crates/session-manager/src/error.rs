@@ -1,4 +1,4 @@
-//! What went wrong inside, as callers are told.
+//! Errors of the store and of the status machine, as errors for callers.
 
 use session_core::machine::Refusal;
 use session_core::{OrgId, Quota, Reason, Session, Status};
@@ -13,7 +13,7 @@ pub(crate) fn org_disabled(org: &OrgId) -> Refused {
     )
 }
 
-/// A store error that has no meaning of its own to the call.
+/// The error for a store error that has no special meaning in the call.
 pub(crate) fn store(error: Error) -> Refused {
     match error {
         Error::Conflict => Refused::new(Reason::Conflict, "It was changed meanwhile. Try again."),
@@ -34,14 +34,14 @@ pub(crate) fn store(error: Error) -> Refused {
         ),
         Error::BadPageToken => Refused::field("page_token", "is not one that this API returned"),
         Error::Unavailable(cause) => {
-            tracing::warn!(cause, "the state store is unavailable");
+            tracing::warn!(cause, "state store unavailable");
             Refused::new(
                 Reason::ControlPlaneUnavailable,
                 "Berth cannot reach its state at the moment. Running queries go on; try again shortly.",
             )
         }
         Error::Full => {
-            tracing::error!("the state store is short of memory; nothing new is taken");
+            tracing::error!("state store out of memory: new sessions and definitions are rejected");
             Refused::new(
                 Reason::QuotaExceeded,
                 "Berth's state store is short of memory and takes nothing new. Close what is not needed, and tell your platform team.",
@@ -49,7 +49,7 @@ pub(crate) fn store(error: Error) -> Refused {
             .with("quota", Quota::StoreMemory.as_str())
         }
         Error::Corrupt(cause) => {
-            tracing::error!(cause, "a stored record is broken");
+            tracing::error!(cause, "decoding a stored record failed");
             Refused::new(
                 Reason::Internal,
                 "A stored record cannot be read. Tell your platform team.",
@@ -101,7 +101,7 @@ fn quota_used_up(quota: Quota, limit: u32, retry_after: Option<std::time::Durati
     }
 }
 
-/// A move that the session's state does not allow.
+/// The error for an event that the session's state does not allow.
 pub(crate) fn machine(refusal: &Refusal, session: &Session) -> Refused {
     match refusal {
         Refusal::Terminal(_) => ended(session),
@@ -118,13 +118,14 @@ pub(crate) fn machine(refusal: &Refusal, session: &Session) -> Refused {
     }
 }
 
-/// The session is over, for callers of the API.
+/// The error for a session that has ended, for callers of the API.
 pub(crate) fn ended(session: &Session) -> Refused {
     ended_with(session, "Create a new one: `berth create`.")
 }
 
-/// The session is over, for a Spark client. Its user has to stop the Spark session first: otherwise
-/// PySpark's `getOrCreate()` returns it again, whatever the connection string says.
+/// The same for a Spark client. Its user must stop the Spark session first:
+/// otherwise PySpark's `getOrCreate()` returns it again, even for another
+/// connection string.
 pub(crate) fn ended_for_spark(session: &Session) -> Refused {
     ended_with(
         session,

@@ -1,19 +1,19 @@
-//! What the store holds of one session, in words: for people who look at
-//! Redis in the middle of the night, where the record itself is compressed.
+//! The stored state of one session as JSON, for operators: in Redis itself the
+//! record is compressed.
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use session_core::SessionKey;
 use session_store::SessionStore;
 
-/// Members of the record whose value is a secret.
+/// Members of the record with a secret value.
 const SECRETS: [&str; 1] = ["credential"];
 
-/// Everything that is kept of the session that `name`, `ORG/SESSION`, names.
+/// The stored state of the session `name` (`ORG/SESSION`), without secrets.
 ///
 /// # Errors
-/// When there is no such session, or the store cannot be read.
-pub async fn show(store: &dyn SessionStore, name: &str) -> Result<Value> {
+/// If there is no such session, or reading the store fails.
+pub async fn inspect(store: &dyn SessionStore, name: &str) -> Result<Value> {
     let (org, id) = name.split_once('/').context("a session is named ORG/SESSION")?;
     let key = SessionKey {
         org: org.parse()?,
@@ -66,75 +66,48 @@ fn hide(value: &mut Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures::{self, NOW};
     use session_core::machine::{self, NewSession, Observation};
     use session_core::route::Secret;
-    use session_core::{
-        Activity, Engine, IdlePolicy, Route, SessionId, SessionPolicy, SystemClock, Timestamp,
-    };
+    use session_core::{Activity, Route, SystemClock};
     use session_store::Create;
     use session_store::memory::MemoryStore;
     use session_store::prelude::*;
-    use std::collections::BTreeMap;
     use std::sync::Arc;
-    use std::time::Duration;
 
     #[tokio::test]
-    async fn all_is_shown_but_the_credential() {
+    async fn everything_but_the_credential_is_printed() {
         let store = MemoryStore::new(Arc::new(SystemClock));
-        let now = Timestamp::from_millis(1_800_000_000_000);
-        let hour = Duration::from_secs(3600);
-        let created = machine::create(
-            NewSession {
-                id: SessionId::generate(now, 1),
-                org: "acme".parse().unwrap(),
-                owner: "sa|bob".parse().unwrap(),
-                name: Some("report".to_owned()),
-                team: None,
-                labels: BTreeMap::new(),
-                cluster: "c".parse().unwrap(),
-                catalog: None,
-                policy: SessionPolicy {
-                    idle_timeout: hour,
-                    close_after_idle: hour,
-                    max_lifetime: hour,
-                    provisioning_deadline: hour,
-                    on_idle: IdlePolicy::Release,
-                    wake: Default::default(),
-                    dedicated: true,
-                },
-            },
-            now,
-        );
+        let new = NewSession {
+            name: Some("report".to_owned()),
+            ..fixtures::new_session(1, &fixtures::cluster(), NOW)
+        };
+        let created = machine::create(new, NOW);
         let ready = Observation::Ready {
             route: Route {
-                endpoint: "127.0.0.1:1".to_owned(),
-                tls_server_name: None,
                 credential: Some(Secret::new("hunter2")),
-                engine: Engine::Sail,
-                engine_version: String::new(),
-                dedicated: true,
-                host: None,
+                ..fixtures::route()
             },
         };
-        let active = machine::step(&created.session, Some(&ready), Activity::Unknown, now);
+        let active = machine::step(&created.session, Some(&ready), Activity::Unknown, NOW);
         let create = Create {
             session: active.transition.unwrap().session,
             record: created.record,
-            due: now,
+            due: NOW,
             request: None,
             limits: session_core::Limits::default(),
         };
         let session = store.create(create).await.unwrap().session;
-        let text = show(&store, &format!("acme/{}", session.id))
+        let text = inspect(&store, &format!("acme/{}", session.id))
             .await
             .unwrap()
             .to_string();
-        for part in ["report", "sa|bob", "127.0.0.1:1", "[secret]", "CREATED"] {
+        for part in ["report", "sa|ada", "127.0.0.1:1", "[secret]", "CREATED"] {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(!text.contains("hunter2"), "{text}");
         for unknown in ["acme", "acme/s-1", "acme/s-00000000000000000000"] {
-            assert!(show(&store, unknown).await.is_err(), "{unknown}");
+            assert!(inspect(&store, unknown).await.is_err(), "{unknown}");
         }
     }
 }

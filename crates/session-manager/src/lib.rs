@@ -1,7 +1,7 @@
-//! `session-manager`: the life of sessions, and the only part of Berth that
-//! opens the store or drives compute.
+//! `session-manager`: the lifecycle of sessions. Only this service opens the
+//! state store and controls compute.
 //!
-//! [`run`] is the whole service: tests and `main` start the same function.
+//! [`run`] is the whole service; `main` and the tests call it.
 
 mod admission;
 mod api;
@@ -11,6 +11,8 @@ mod change_feed;
 pub mod config;
 mod definitions;
 mod error;
+#[cfg(test)]
+mod fixtures;
 mod gauges;
 mod inspect;
 mod lifecycle;
@@ -24,7 +26,7 @@ mod spark_sessions;
 mod startup;
 
 pub use config::Config;
-pub use inspect::show;
+pub use inspect::inspect;
 pub use providers::registry::{Providers, StorePlaces};
 pub use server::Listeners;
 pub use service::{open_store, run, run_with};

@@ -1,22 +1,22 @@
-//! session-manager's entry: read the configuration, bind, run.
+//! Entry point of session-manager: reads the configuration, binds the ports, runs.
 
 use anyhow::Result;
 use clap::Parser;
 use service_kit::config::{ConfigArgs, Start, start};
 use service_kit::shutdown::Shutdown;
 use service_kit::telemetry;
-use session_manager::{Config, Listeners, open_store, run, show};
+use session_manager::{Config, Listeners, inspect, open_store, run};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The life of Berth's sessions: gRPC APIs, clocks, compute.
+/// Manages Berth's sessions: gRPC APIs, timeouts, compute.
 #[derive(Debug, Parser)]
 #[command(name = "session-manager", version)]
 struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Print what the store holds of one session, and stop.
+    /// Print the stored state of one session, and exit.
     #[arg(long, value_name = "ORG/SESSION")]
     show: Option<String>,
 }
@@ -33,7 +33,7 @@ async fn main() -> Result<()> {
     };
     if let Some(name) = &args.show {
         let store = open_store(&config).await?;
-        println!("{:#}", show(&*store, name).await?);
+        println!("{:#}", inspect(&*store, name).await?);
         return Ok(());
     }
     let _telemetry = telemetry::init(&config.telemetry, "session-manager")?;

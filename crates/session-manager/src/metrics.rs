@@ -9,61 +9,61 @@ use std::sync::Arc;
 use std::time::Duration;
 
 service_kit::labels! {
-    /// Where a session stands.
+    /// Status of a session after a change.
     pub(crate) enum To("to") {
-        /// Compute is being made ready.
+        /// Compute is starting.
         Pending => "pending",
-        /// Compute answers.
+        /// Compute is ready.
         Active => "active",
         /// Unused.
         Idle => "idle",
-        /// Over.
+        /// Ended as requested or by a timeout.
         Closed => "closed",
-        /// Over, because it could not go on.
+        /// Ended by an error.
         Failed => "failed",
     }
 }
 
 service_kit::labels! {
-    /// What the door did with a call.
-    pub(crate) enum Door("outcome") {
-        /// Let it in.
+    /// Decision of the admission layer about a call.
+    pub(crate) enum AdmissionOutcome("outcome") {
+        /// Admitted.
         Open => "open",
-        /// It showed no credential that is known.
+        /// Rejected: no valid credential.
         Unknown => "unknown",
-        /// It was not the caller's to make.
+        /// Rejected: the caller is not authorized.
         Refused => "refused",
-        /// There was too much of it.
+        /// Rejected: a limit is exceeded.
         Limited => "limited",
     }
 }
 
 service_kit::labels! {
-    /// Work that a change starts.
+    /// Kind of an effect.
     pub(crate) enum Kind("effect") {
-        /// Compute is to be made.
+        /// Start compute.
         Ensure => "ensure",
-        /// Compute is to be given back.
+        /// Release compute.
         Release => "release",
     }
 }
 
 service_kit::labels! {
-    /// How it went.
+    /// Outcome of an operation.
     pub(crate) enum Outcome("outcome") {
-        /// As it should.
+        /// Succeeded.
         Ok => "ok",
-        /// Not, and it will be tried again.
+        /// Failed; it will be retried.
         Failed => "failed",
     }
 }
 
 service_kit::labels! {
-    /// What a live session is.
+    /// Status of a live session.
     pub(crate) enum Live("status") {
-        /// Compute is being made ready.
+        /// Compute is starting.
         Pending => "pending",
-        /// Compute answers.
+        /// Compute is ready.
         Active => "active",
         /// Unused.
         Idle => "idle",
@@ -71,68 +71,94 @@ service_kit::labels! {
 }
 
 service_kit::labels! {
-    /// Why compute was made.
+    /// Why compute was started.
     pub(crate) enum Provisioned("phase") {
-        /// For the first time.
+        /// First compute of the session.
         Provisioning => "provisioning",
-        /// An idle session was called.
+        /// A call woke an idle session.
         Warming => "warming",
-        /// The last one was lost.
+        /// The previous compute was lost.
         Restarting => "restarting",
     }
 }
 
 service_kit::labels! {
-    /// How compute stands to the records.
-    pub(crate) enum Standing("standing") {
-        /// Its session uses it.
+    /// Compute compared with the record of its session.
+    pub(crate) enum ComputeState("standing") {
+        /// In use by its session.
         Wanted => "wanted",
-        /// Its session gives it back.
+        /// Being released by its session.
         Leaving => "leaving",
-        /// Its session ended.
+        /// The session ended.
         Ended => "ended",
-        /// Its session has a newer generation.
+        /// The session has a newer generation.
         Replaced => "replaced",
-        /// There is no record of its session.
+        /// The session has no record.
         Unknown => "quarantined",
-        /// It is newer than the record of its session.
+        /// Newer than the record of its session.
         Ahead => "ahead",
-        /// It is of another installation.
+        /// Compute of another installation.
         Foreign => "foreign",
     }
 }
 
 service_kit::labels! {
-    /// Why compute may be given back.
+    /// Proof that compute is an orphan.
     pub(crate) enum Proof("proof") {
-        /// Its session ended.
+        /// The session ended.
         Ended => "ended",
-        /// Its session has a newer generation.
+        /// The session has a newer generation.
         Replaced => "replaced",
-        /// It was without a record for the whole quarantine.
+        /// Without a record for the whole quarantine.
         Quarantined => "quarantined",
     }
 }
 
-/// All of them. Registering shows them at zero.
+/// The metrics of session-manager. All series exist from registration, at zero.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     changes: Arc<Family<To, Counter>>,
     effects: Arc<Family<(Kind, Outcome), Counter>>,
-    looks: Arc<Family<Outcome, Counter>>,
+    reconciliations: Arc<Family<Outcome, Counter>>,
     resolves: Arc<Family<To, Counter>>,
     reports: Arc<Family<Outcome, Counter>>,
     activity_writes: Arc<Family<Outcome, Counter>>,
-    idle_put_off: Arc<Family<(), Counter>>,
-    doors: Arc<Family<Door, Counter>>,
-    audit_left_out: Arc<Family<(), Counter>>,
+    idle_timeout_deferred: Arc<Family<(), Counter>>,
+    calls: Arc<Family<AdmissionOutcome, Counter>>,
+    audit_dropped: Arc<Family<(), Counter>>,
     sessions: Arc<Family<Live, Gauge>>,
     due_lag: Arc<Family<(), DurationGauge>>,
     provisioning: Arc<Family<Provisioned, Histogram>>,
-    compute: Arc<Family<Standing, Gauge>>,
-    brake: Arc<Family<(), Gauge>>,
+    orphans: OrphanMetrics,
+}
+
+/// The metrics of orphan collection.
+#[derive(Debug)]
+struct OrphanMetrics {
+    compute: Arc<Family<ComputeState, Gauge>>,
+    halted: Arc<Family<(), Gauge>>,
     passes: Arc<Family<Outcome, Counter>>,
-    reconcile_releases: Arc<Family<Proof, Counter>>,
+    releases: Arc<Family<Proof, Counter>>,
+}
+
+impl OrphanMetrics {
+    fn new(registry: &Registry) -> Self {
+        Self {
+            compute: registry.gauge(
+                "session_manager_compute",
+                "Compute in the last orphan collection, by its state compared with the records.",
+            ),
+            halted: registry.gauge(
+                "session_manager_orphan_collection_halted",
+                "1 while the orphans exceed the limit and none is released.",
+            ),
+            passes: registry.counter(
+                "session_manager_orphan_collection_passes_total",
+                "Passes of orphan collection.",
+            ),
+            releases: registry.counter("session_manager_orphans_released_total", "Orphans released."),
+        }
+    }
 }
 
 impl Metrics {
@@ -140,63 +166,48 @@ impl Metrics {
         Self {
             changes: registry.counter(
                 "session_manager_changes_total",
-                "Changes of sessions, by the status after.",
+                "Changes of sessions, by the new status.",
             ),
-            effects: registry.counter("session_manager_effects_total", "Starts of work on compute."),
-            looks: registry.counter(
+            effects: registry.counter("session_manager_effects_total", "Effects started on compute."),
+            reconciliations: registry.counter(
                 "session_manager_reconciliations_total",
-                "Sessions looked at because they were due.",
+                "Reconciliations of sessions.",
             ),
             resolves: registry.counter(
                 "session_manager_routes_resolved_total",
-                "Routes told to proxies, by the session's status.",
+                "Routes returned to proxies, by the session's status.",
             ),
             reports: registry.counter(
                 "session_manager_activity_reports_total",
-                "Reports of activity that proxies sent.",
+                "Activity reports received from proxies.",
             ),
             activity_writes: registry.counter(
                 "session_manager_activity_writes_total",
                 "Writes of one session's activity to the store.",
             ),
-            idle_put_off: registry.counter(
+            idle_timeout_deferred: registry.counter(
                 "session_manager_idle_timeouts_deferred_total",
-                "Idle clocks that ran out while not every proxy had reported.",
+                "Idle timeouts deferred because reports of proxies were missing.",
             ),
-            doors: registry.counter(
+            calls: registry.counter(
                 "session_manager_calls_total",
-                "Calls of the APIs, by what was decided before they were looked at.",
+                "API calls by the decision of the admission layer.",
             ),
-            audit_left_out: registry.counter(
+            audit_dropped: registry.counter(
                 "session_manager_audit_records_dropped_total",
-                "Refusals that came too fast to be in the audit trail.",
+                "Rejected calls above the rate limit of the audit trail.",
             ),
             sessions: registry.gauge("session_manager_sessions", "Live sessions, by status."),
             due_lag: registry.duration_gauge(
                 "session_manager_due_lag_seconds",
-                "How long the session that is due longest has been due.",
+                "Time by which the oldest due session is overdue.",
             ),
             provisioning: registry.histogram(
                 "session_manager_provisioning_duration_seconds",
-                "Time from the decision to make compute until it was ready, by phase.",
+                "Time from the decision to start compute until it is ready, by phase.",
                 SECONDS,
             ),
-            compute: registry.gauge(
-                "session_manager_compute",
-                "Compute at the last comparison, by how it stands to the records.",
-            ),
-            brake: registry.gauge(
-                "session_manager_orphan_collection_halted",
-                "1 while so much compute is superfluous that none is given back.",
-            ),
-            passes: registry.counter(
-                "session_manager_orphan_collection_passes_total",
-                "Comparisons of compute with the records.",
-            ),
-            reconcile_releases: registry.counter(
-                "session_manager_orphans_released_total",
-                "Compute that was given back because a comparison found it.",
-            ),
+            orphans: OrphanMetrics::new(registry),
         }
     }
 
@@ -212,8 +223,8 @@ impl Metrics {
         self.effects.at((kind, outcome(ok))).inc();
     }
 
-    pub(crate) fn looked(&self, ok: bool) {
-        self.looks.at(outcome(ok)).inc();
+    pub(crate) fn reconciled(&self, ok: bool) {
+        self.reconciliations.at(outcome(ok)).inc();
     }
 
     pub(crate) fn reported(&self, ok: bool) {
@@ -224,16 +235,16 @@ impl Metrics {
         self.activity_writes.at(outcome(ok)).inc();
     }
 
-    pub(crate) fn idle_put_off(&self) {
-        self.idle_put_off.at(()).inc();
+    pub(crate) fn idle_timeout_deferred(&self) {
+        self.idle_timeout_deferred.at(()).inc();
     }
 
-    pub(crate) fn door(&self, door: Door) {
-        self.doors.at(door).inc();
+    pub(crate) fn admission(&self, outcome: AdmissionOutcome) {
+        self.calls.at(outcome).inc();
     }
 
-    pub(crate) fn audit_left_out(&self) {
-        self.audit_left_out.at(()).inc();
+    pub(crate) fn audit_dropped(&self) {
+        self.audit_dropped.at(()).inc();
     }
 
     pub(crate) fn sessions(&self, counts: &BTreeMap<Status, u64>) {
@@ -253,8 +264,9 @@ impl Metrics {
         self.due_lag.at(()).set(lag);
     }
 
-    /// Observes the provisioning time if this committed change ended it. A
-    /// generation begins when the session is created or when it last rose.
+    /// Observes the provisioning time if this committed change completed
+    /// provisioning. A generation begins at the creation of the session or at the
+    /// last replacement.
     pub(crate) fn provisioned(&self, before: &Session, after: &Session) {
         if let (State::Pending { making, .. }, State::Active { .. }, Some(ready)) =
             (&before.state, &after.state, after.active_at)
@@ -269,21 +281,21 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn compared(&self, counts: &BTreeMap<Standing, u64>, braked: bool) {
-        for standing in Standing::ALL {
-            let count = counts.get(standing).copied().unwrap_or(0);
+    pub(crate) fn compared(&self, counts: &BTreeMap<ComputeState, u64>, halted: bool) {
+        for state in ComputeState::ALL {
+            let count = counts.get(state).copied().unwrap_or(0);
             let count = i64::try_from(count).unwrap_or(i64::MAX);
-            self.compute.at(*standing).set(count);
+            self.orphans.compute.at(*state).set(count);
         }
-        self.brake.at(()).set(i64::from(braked));
+        self.orphans.halted.at(()).set(i64::from(halted));
     }
 
-    pub(crate) fn reconciled(&self, ok: bool) {
-        self.passes.at(outcome(ok)).inc();
+    pub(crate) fn pass_finished(&self, ok: bool) {
+        self.orphans.passes.at(outcome(ok)).inc();
     }
 
-    pub(crate) fn reconcile_released(&self, proof: Proof) {
-        self.reconcile_releases.at(proof).inc();
+    pub(crate) fn orphan_released(&self, proof: Proof) {
+        self.orphans.releases.at(proof).inc();
     }
 
     pub(crate) fn resolved(&self, status: Status) {

@@ -22,14 +22,19 @@ use session_proto::v1::session_service_server::SessionServiceServer;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tonic::service::Routes;
 
-/// ResolveRoute may hold as long as a hold may be configured, and a little.
-const LONGEST_INTERNAL_CALL: Duration = Duration::from_secs(16 * 60);
-/// Streams of one connection at the internal port. A proxy asks for the routes
-/// of all its sessions on one connection, and binds Spark sessions on another.
-/// More than all calls that a proxy holds (`limits.held_calls`).
-const INTERNAL_STREAMS: u32 = 16 * 1024;
-/// The ports, bound.
+/// Time limit of a call at the public port.
+const PUBLIC_CALL_TIMEOUT: Duration = Duration::from_secs(90);
+/// Time limit of a call at the internal port: ResolveRoute waits up to the
+/// longest configurable hold, so this is slightly more.
+const INTERNAL_CALL_TIMEOUT: Duration = Duration::from_secs(16 * 60);
+/// Concurrent streams of one connection at the internal port. A proxy resolves the
+/// routes of all its sessions on one connection and binds Spark sessions on
+/// another; the limit exceeds its held calls (`limits.held_calls`).
+const MAX_INTERNAL_STREAMS: u32 = 16 * 1024;
+
+/// The bound ports.
 #[derive(Debug)]
 pub struct Listeners {
     /// `berth.v1`.
@@ -41,10 +46,10 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Binds what the configuration names.
+    /// Binds the configured addresses.
     ///
     /// # Errors
-    /// Names the address that cannot be had.
+    /// Names the configuration key of the address that cannot be bound.
     pub async fn bind(config: &Config) -> Result<Self> {
         Ok(Self {
             public: Listener::bind(&config.listen.public, H2)
@@ -65,8 +70,8 @@ impl Listeners {
     }
 }
 
-/// The ports of a service that is starting: the admin port serves already, so
-/// that it can be seen to live while it waits for its state.
+/// The ports of a service that is starting. The admin port serves already, so that
+/// liveness checks succeed while the service waits for the state store.
 pub(crate) struct Ports {
     pub(crate) public: Listener,
     internal: Listener,
@@ -88,26 +93,17 @@ impl Ports {
     }
 }
 
+/// Starts the servers of both ports; they end with `shutdown`.
+///
+/// # Errors
+/// If the section `internal.tokens` is invalid.
 pub(crate) fn serve(shutdown: &Shutdown, ports: Ports, config: &Config, api: &Arc<Api>) -> Result<()> {
     let counts = Arc::new(layer::Counts::new(&config.limits));
-    let tokens = config.internal.tokens.as_ref();
-    let tokens = tokens
-        .map(|tokens| ServiceTokens::new(tokens, Arc::new(external_jwt::Foreign)))
-        .transpose()
-        .context("internal.tokens")?
-        .map(Arc::new);
-    if let Some(tokens) = tokens.clone() {
-        let stop = shutdown.stopping();
-        shutdown.spawn(async move { tokens.keep_fresh(stop).await });
-    }
-    let largest = config.limits.request_bytes;
+    let tokens = service_tokens(config, shutdown)?;
     let stop = shutdown.stopping();
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(session_proto::PUBLIC_DESCRIPTORS)
-        .build_v1()
-        .context("server reflection")?;
+    let health = || grpc::health(&ports.admin.readiness, stop.clone());
     let public = grpc::server(&ServerConfig {
-        timeout: Duration::from_secs(90),
+        timeout: PUBLIC_CALL_TIMEOUT,
         ..ServerConfig::default()
     })
     .layer(AdmissionLayer::new(layer::Public {
@@ -116,26 +112,10 @@ pub(crate) fn serve(shutdown: &Shutdown, ports: Ports, config: &Config, api: &Ar
         counts: Arc::clone(&counts),
         at_once: ConcurrencyLimiter::new(config.limits.calls_at_once),
     }))
-    .add_service(grpc::health(&ports.admin.readiness, stop.clone()))
-    .add_service(reflection)
-    .add_service(
-        SessionServiceServer::new(api::sessions::Sessions { api: Arc::clone(api) })
-            .max_decoding_message_size(largest),
-    )
-    .add_service(
-        ClusterServiceServer::new(api::clusters::Clusters { api: Arc::clone(api) })
-            .max_decoding_message_size(largest),
-    )
-    .add_service(
-        CatalogServiceServer::new(api::catalogs::Catalogs { api: Arc::clone(api) })
-            .max_decoding_message_size(largest),
-    )
-    .add_service(
-        OrgServiceServer::new(api::orgs::Orgs { api: Arc::clone(api) }).max_decoding_message_size(largest),
-    );
+    .add_routes(public_services(api, config.limits.request_bytes)?.add_service(health()));
     let internal = grpc::server(&ServerConfig {
-        timeout: LONGEST_INTERNAL_CALL,
-        streams_per_connection: INTERNAL_STREAMS,
+        timeout: INTERNAL_CALL_TIMEOUT,
+        streams_per_connection: MAX_INTERNAL_STREAMS,
         ..ServerConfig::default()
     })
     .layer(AdmissionLayer::new(layer::Internal {
@@ -144,15 +124,7 @@ pub(crate) fn serve(shutdown: &Shutdown, ports: Ports, config: &Config, api: &Ar
         allow: config.internal.clone(),
         tokens,
     }))
-    .add_service(grpc::health(&ports.admin.readiness, stop.clone()))
-    .add_service(
-        RouteServiceServer::new(api::routes::Routes { api: Arc::clone(api) })
-            .max_decoding_message_size(MAX_MESSAGE),
-    )
-    .add_service(
-        TokenLedgerServer::new(api::ledger::Ledger { api: Arc::clone(api) })
-            .max_decoding_message_size(MAX_MESSAGE),
-    );
+    .add_routes(internal_services(api).add_service(health()));
     let connections = |listener, limits| Incoming::new(listener, limits, stop.clone());
     let incoming = connections(ports.public, config.limits.api_connections());
     let public = public.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
@@ -162,4 +134,50 @@ pub(crate) fn serve(shutdown: &Shutdown, ports: Ports, config: &Config, api: &Ar
     shutdown.spawn_critical("internal API", internal);
     ports.started.set(true);
     Ok(())
+}
+
+/// The verifier of services' tokens, if configured; a task of `shutdown` keeps
+/// its keys fresh.
+fn service_tokens(config: &Config, shutdown: &Shutdown) -> Result<Option<Arc<ServiceTokens>>> {
+    let Some(tokens) = &config.internal.tokens else {
+        return Ok(None);
+    };
+    let tokens = ServiceTokens::new(tokens, Arc::new(external_jwt::Foreign)).context("internal.tokens")?;
+    let tokens = Arc::new(tokens);
+    let (refreshed, stop) = (Arc::clone(&tokens), shutdown.stopping());
+    shutdown.spawn(async move { refreshed.keep_fresh(stop).await });
+    Ok(Some(tokens))
+}
+
+/// The services of the public port; requests are limited to `max_bytes`.
+fn public_services(api: &Arc<Api>, max_bytes: usize) -> Result<Routes> {
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(session_proto::PUBLIC_DESCRIPTORS)
+        .build_v1()
+        .context("server reflection")?;
+    let api = || Arc::clone(api);
+    Ok(Routes::new(reflection)
+        .add_service(
+            SessionServiceServer::new(api::sessions::Sessions { api: api() })
+                .max_decoding_message_size(max_bytes),
+        )
+        .add_service(
+            ClusterServiceServer::new(api::clusters::Clusters { api: api() })
+                .max_decoding_message_size(max_bytes),
+        )
+        .add_service(
+            CatalogServiceServer::new(api::catalogs::Catalogs { api: api() })
+                .max_decoding_message_size(max_bytes),
+        )
+        .add_service(
+            OrgServiceServer::new(api::orgs::Orgs { api: api() }).max_decoding_message_size(max_bytes),
+        ))
+}
+
+/// The services of the internal port.
+fn internal_services(api: &Arc<Api>) -> Routes {
+    let routes = api::routes::Routes { api: Arc::clone(api) };
+    let ledger = api::ledger::Ledger { api: Arc::clone(api) };
+    Routes::new(RouteServiceServer::new(routes).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(TokenLedgerServer::new(ledger).max_decoding_message_size(MAX_MESSAGE))
 }

@@ -29,28 +29,28 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// The last good key set is used this long when it cannot be read again.
+/// Maximum age of the last valid key set while reading it again fails.
 const MAX_KEY_SET_AGE: Duration = Duration::from_secs(24 * 3600);
-/// Good signatures that are remembered, 32 bytes each: proxies show the same tokens
-/// again and again.
-const SIGNATURES: usize = 16_384;
-/// How often the store is asked whether it is there.
-const PING: Duration = Duration::from_secs(2);
+/// Entries of the signature cache, 32 bytes each: proxies send the same tokens
+/// repeatedly.
+const MAX_CACHED_SIGNATURES: usize = 16_384;
+/// Time between two health checks of the state store.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Opens the store that the configuration names.
 ///
 /// # Errors
-/// When it cannot be reached, or could lose sessions.
+/// If it is unreachable, or its settings allow it to lose sessions.
 pub async fn open_store(config: &Config) -> Result<Arc<dyn SessionStore>> {
     session_store::open(config.store.url.expose(), &config.store.options())
         .await
         .context("store.url")
 }
 
-/// Runs the service until `shutdown` says to stop.
+/// Runs the service until `shutdown` begins.
 ///
 /// # Errors
-/// When it cannot start, or one of its tasks crashed.
+/// If the start fails, or a critical task ends early.
 pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Result<()> {
     let own_ports: Vec<u16> = listeners.ports().collect();
     let ports = Ports::admin_first(listeners, &shutdown);
@@ -69,11 +69,11 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
     run_on(config, ports, shutdown, store, computes, freshness).await
 }
 
-/// [`run`] on a store and compute that the caller made: tests hold both, and
-/// set the clock of the store as they like.
+/// [`run`] with a store and providers of the caller. For tests, which also set
+/// the store's clock.
 ///
 /// # Errors
-/// When it cannot start, or one of its tasks crashed.
+/// If the start fails, or a critical task ends early.
 pub async fn run_with(
     config: Config,
     listeners: Listeners,
@@ -101,7 +101,7 @@ async fn run_on(
     if followed.is_none() {
         return Ok(shutdown.finish(config.drain).await?);
     }
-    freshness.found().await;
+    freshness.store_available().await;
     let parts = Parts::new(
         &config,
         &ports.admin,
@@ -114,12 +114,13 @@ async fn run_on(
     let api = Arc::clone(&parts.api);
     parts.spawn(&shutdown, &ports.admin);
     serve(&shutdown, ports, &config, &api)?;
-    tracing::info!("session-manager is up");
+    tracing::info!("session-manager started");
     shutdown.finish(config.drain).await?;
     Ok(())
 }
 
-/// The parts of the service: what the servers call, and what its tasks run.
+/// The parts of the service: those that the servers call, and those that run as
+/// tasks.
 struct Parts {
     api: Arc<Api>,
     freshness: Arc<ReportFreshness>,
@@ -141,30 +142,9 @@ impl Parts {
         let metrics = Arc::new(Metrics::new(&admin.registry));
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let freshness = Arc::new(freshness);
-        let (reconciler, enqueued) = Reconciler::new(
-            Arc::clone(&store),
-            definitions.clone(),
-            computes.clone(),
-            Arc::clone(&freshness),
-            Arc::clone(&metrics),
-        );
-        let reports = Arc::new(ReportIntake::new(
-            Arc::clone(&store),
-            Arc::clone(&reconciler),
-            Arc::clone(&freshness),
-            Arc::clone(&metrics),
-        ));
-        let orphans = OrphanCollector::new(
-            Arc::clone(&store),
-            definitions.clone(),
-            computes.clone(),
-            Arc::clone(&reconciler),
-            Arc::clone(&freshness),
-            Arc::clone(&metrics),
-        );
+        let lifecycle = Lifecycle::new(&store, &definitions, &computes, &freshness, &metrics);
         let (trail, refusals) =
             audit::Trail::new(Arc::clone(&store), Arc::clone(&clock), Arc::clone(&metrics));
-        let trail = Arc::new(trail);
         let admission = Arc::new(Admission {
             authenticator: CallerAuthenticator::new(config, Arc::clone(&clock))?,
             definitions: definitions.clone(),
@@ -174,8 +154,9 @@ impl Parts {
         });
         let tokens = &config.tokens;
         let verifier = Verifier::new(VerifierConfig::new(&tokens.issuer, &tokens.audience));
-        let keyring = Arc::new(Keyring::remembering(SIGNATURES));
+        let keyring = Arc::new(Keyring::remembering(MAX_CACHED_SIGNATURES));
         let ready = admin.readiness.condition("token keys");
+        let reconciler = lifecycle.reconciler;
         let api = Arc::new(Api {
             admission,
             trail,
@@ -188,7 +169,7 @@ impl Parts {
             definitions,
             reconciler,
             fan_out: Arc::new(ChangeFanOut::new()),
-            reports,
+            reports: lifecycle.reports,
             watches: api::watch::Watches::new(),
             catalog_tests: api::test_catalog::catalog_tests(),
             verifier,
@@ -204,8 +185,8 @@ impl Parts {
         Ok(Self {
             api,
             freshness,
-            enqueued,
-            orphans,
+            enqueued: lifecycle.enqueued,
+            orphans: lifecycle.orphans,
             refusals,
         })
     }
@@ -258,6 +239,52 @@ impl Parts {
     }
 }
 
+/// The parts that move sessions through their lifecycle.
+pub(crate) struct Lifecycle {
+    pub(crate) reconciler: Arc<Reconciler>,
+    pub(crate) enqueued: mpsc::Receiver<SessionKey>,
+    pub(crate) reports: Arc<ReportIntake>,
+    pub(crate) orphans: OrphanCollector,
+}
+
+impl Lifecycle {
+    pub(crate) fn new(
+        store: &Arc<dyn SessionStore>,
+        definitions: &DefinitionStore,
+        computes: &Providers,
+        freshness: &Arc<ReportFreshness>,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
+        let (reconciler, enqueued) = Reconciler::new(
+            Arc::clone(store),
+            definitions.clone(),
+            computes.clone(),
+            Arc::clone(freshness),
+            Arc::clone(metrics),
+        );
+        let reports = Arc::new(ReportIntake::new(
+            Arc::clone(store),
+            Arc::clone(&reconciler),
+            Arc::clone(freshness),
+            Arc::clone(metrics),
+        ));
+        let orphans = OrphanCollector::new(
+            Arc::clone(store),
+            definitions.clone(),
+            computes.clone(),
+            Arc::clone(&reconciler),
+            Arc::clone(freshness),
+            Arc::clone(metrics),
+        );
+        Self {
+            reconciler,
+            enqueued,
+            reports,
+            orphans,
+        }
+    }
+}
+
 /// Runs a task whose end before the shutdown is a crash of the service.
 fn spawn_critical(shutdown: &Shutdown, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
     shutdown.spawn_critical(name, async move {
@@ -295,32 +322,34 @@ fn key_document(
     .context("tokens.keys")
 }
 
-/// A key set that could not be read for a day says nothing of today's keys.
+/// Drops a key set that is older than [`MAX_KEY_SET_AGE`]: keys may have been
+/// withdrawn since.
 fn forget_old_keys(keyring: &Keyring, clock: &dyn Clock) {
     if keyring.expire(MAX_KEY_SET_AGE, clock.now()) {
         tracing::error!("key set expired: reading failed for too long; all tokens are rejected");
     }
 }
 
-/// Asks again and again whether the store is there.
+/// Checks the state store's health until `stop`, for readiness and for report
+/// freshness.
 pub(crate) async fn watch_store(
     store: Arc<dyn SessionStore>,
     freshness: Arc<ReportFreshness>,
-    there: impl Fn(bool),
+    available: impl Fn(bool),
     stop: CancellationToken,
 ) {
     loop {
         let answers = store.ping().await.is_ok();
-        there(answers);
+        available(answers);
         if answers {
-            freshness.found().await;
+            freshness.store_available().await;
         } else {
-            freshness.lost();
+            freshness.store_unavailable();
         }
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(PING) => {}
+            () = tokio::time::sleep(PING_INTERVAL) => {}
         }
     }
 }

@@ -1,11 +1,10 @@
-//! Giving back the Spark sessions that a session has on shared servers.
+//! Release of the Spark sessions that a session has on shared servers.
 //!
-//! All that is known of them is in the store, so this can be broken off and
-//! begun again at any line: first the session's generation is sealed, so that
-//! no binding is added, then each Spark session is ended at its server, then
-//! its id is given back. A server that cannot be asked is asked again for a
-//! while. After that the ids are given up, and kept from everybody for longer
-//! than any server keeps what it may still have.
+//! All state is in the store, so a release can stop and resume at any line. It
+//! seals the session's generation against new bindings, ends each Spark session
+//! at its server, then frees its id. An unreachable server is retried for
+//! [`GIVE_UP_AFTER`]. After that the ids stay reserved for longer than any server
+//! keeps a Spark session.
 
 use crate::providers::registry::Providers;
 use compute::ComputeSpec;
@@ -18,26 +17,26 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 
-/// So long after its end a session waits for a server that cannot be asked.
-const GIVE_UP: Duration = Duration::from_secs(300);
-/// So long an id that was given up is nobody's.
-const KEEP: Duration = Duration::from_secs(24 * 3600);
-/// So many sessions' Spark sessions are given back at once.
-const AT_ONCE: usize = 16;
-/// So many Spark sessions are being bound at once.
-const BINDS: usize = 1024;
+/// Time after the end of a session during which unreachable servers are retried.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(300);
+/// Time for which an id stays reserved if its Spark session could not be ended.
+const ID_RESERVATION: Duration = Duration::from_secs(24 * 3600);
+/// Maximum concurrent releases, in sessions.
+const MAX_CONCURRENT_RELEASES: usize = 16;
+/// Maximum concurrent binds, in Spark sessions.
+const MAX_CONCURRENT_BINDS: usize = 1024;
 
-/// Gives bindings back.
+/// Releases Spark session bindings.
 #[derive(Debug)]
 pub(crate) struct Bindings {
     store: Arc<dyn SessionStore>,
     computes: Providers,
-    /// The sessions whose bindings are being given back here.
-    under_way: Mutex<HashSet<SessionKey>>,
-    slots: Arc<Semaphore>,
-    /// Held by each bind that is under way.
+    /// The sessions whose bindings this manager is releasing.
+    releasing: Mutex<HashSet<SessionKey>>,
+    permits: Arc<Semaphore>,
+    /// One permit is held by each bind in progress.
     pub(crate) binds: Arc<Semaphore>,
-    /// Who looks at a session when that is over.
+    /// Receives a session when its release is complete.
     done: mpsc::Sender<SessionKey>,
 }
 
@@ -50,22 +49,23 @@ impl Bindings {
         Arc::new(Self {
             store,
             computes,
-            under_way: Mutex::default(),
-            slots: Arc::new(Semaphore::new(AT_ONCE)),
-            binds: Arc::new(Semaphore::new(BINDS)),
+            releasing: Mutex::default(),
+            permits: Arc::new(Semaphore::new(MAX_CONCURRENT_RELEASES)),
+            binds: Arc::new(Semaphore::new(MAX_CONCURRENT_BINDS)),
             done,
         })
     }
 
-    /// Has the session bindings of this generation, or any before it?
+    /// Whether the session has bindings of this generation or an earlier one.
     pub(crate) async fn any_left(&self, key: &SessionKey, up_to: u64) -> Result<bool, Error> {
         let bindings = self.store.list_bindings(key).await?;
         Ok(bindings.iter().any(|binding| binding.generation <= up_to))
     }
 
-    /// Bars the spec's generation from new bindings and begins giving back what
-    /// it and those before it have, unless that is under way. True if nothing
-    /// is left. `ended` is when the session ended, or its compute was to go.
+    /// Seals the spec's generation against new bindings and starts the release of
+    /// its bindings and those of earlier generations, unless it runs already. True
+    /// if none is left. `ended` is the time when the session ended or its compute
+    /// was to be released.
     pub(crate) async fn release(
         self: &Arc<Self>,
         spec: &ComputeSpec,
@@ -76,37 +76,37 @@ impl Bindings {
             return Ok(true);
         }
         let now = self.store.now().await?;
-        let give_up = ended.is_some_and(|ended| now.since(ended) >= GIVE_UP);
-        // Whoever finds no slot is brought back by its due entry.
-        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+        let give_up = ended.is_some_and(|ended| now.since(ended) >= GIVE_UP_AFTER);
+        // Without a permit, the session's due entry repeats this.
+        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             return Ok(false);
         };
-        if !self.under_way().insert(spec.key.clone()) {
+        if !self.releasing().insert(spec.key.clone()) {
             return Ok(false);
         }
         let (this, spec) = (Arc::clone(self), spec.clone());
         tokio::spawn(async move {
-            let work = UnderWay {
+            let releasing = Releasing {
                 bindings: &this,
                 key: &spec.key,
             };
-            let outcome = this.give_back(&spec, give_up).await;
-            drop(work);
-            drop(slot);
+            let outcome = this.release_bindings(&spec, give_up).await;
+            drop(releasing);
+            drop(permit);
             match outcome {
-                // Too many wait: its due entry does it.
+                // If the queue is full, the session's due entry replaces it.
                 Ok(true) => drop(this.done.try_send(spec.key)),
                 Ok(false) => {}
                 Err(error) => {
-                    tracing::warn!(session = %spec.key.id, %error, "its Spark sessions are not given back yet");
+                    tracing::warn!(session = %spec.key.id, %error, "releasing Spark sessions failed; it is retried");
                 }
             }
         });
         Ok(false)
     }
 
-    /// Ends Spark sessions and gives their ids back; true if all were.
-    async fn give_back(&self, spec: &ComputeSpec, give_up: bool) -> Result<bool, Error> {
+    /// Ends Spark sessions and frees their ids; true if none is left.
+    async fn release_bindings(&self, spec: &ComputeSpec, give_up: bool) -> Result<bool, Error> {
         let mut by_server: BTreeMap<String, Vec<Binding>> = BTreeMap::new();
         for binding in self.store.list_bindings(&spec.key).await? {
             if binding.generation <= spec.generation {
@@ -118,27 +118,26 @@ impl Bindings {
         for (server, bindings) in by_server {
             let ended = self.end(spec, &server, &bindings).await;
             for binding in bindings {
-                let keep = if ended.contains(&binding.spark.id) {
+                let reservation = if ended.contains(&binding.spark.id) {
                     Duration::ZERO
                 } else if give_up {
                     tracing::warn!(
                         session = %spec.key.id, spark_session = %binding.spark.id, server,
-                        "a Spark session could not be ended at its server; its id is kept from everybody for a day"
+                        "ending a Spark session given up; its id stays reserved for a day"
                     );
-                    KEEP
+                    ID_RESERVATION
                 } else {
                     all = false;
                     continue;
                 };
-                self.store.unbind(&spec.key, &binding, keep).await?;
+                self.store.unbind(&spec.key, &binding, reservation).await?;
             }
         }
         Ok(all)
     }
 
-    /// Ends one Spark session and gives its id back; false if its server could
-    /// not be asked.
-    pub(crate) async fn give_back_one(&self, spec: &ComputeSpec, binding: &Binding) -> Result<bool, Error> {
+    /// Ends one Spark session and frees its id; false if its server is unreachable.
+    pub(crate) async fn release_one(&self, spec: &ComputeSpec, binding: &Binding) -> Result<bool, Error> {
         let bindings = std::slice::from_ref(binding);
         let ended = self.end(spec, &binding.spark.server, bindings).await;
         if ended.is_empty() {
@@ -155,64 +154,40 @@ impl Bindings {
             Err(error) => Err(error),
         };
         ended.unwrap_or_else(|error| {
-            tracing::warn!(session = %spec.key.id, server, %error, "a server cannot be asked to end Spark sessions");
+            tracing::warn!(session = %spec.key.id, server, %error, "ending Spark sessions at a server failed");
             Vec::new()
         })
     }
 
-    fn under_way(&self) -> MutexGuard<'_, HashSet<SessionKey>> {
-        self.under_way.lock()
+    fn releasing(&self) -> MutexGuard<'_, HashSet<SessionKey>> {
+        self.releasing.lock()
     }
 }
 
-/// Work on a session's bindings; its end, even by a panic, lets it begin again.
-struct UnderWay<'a> {
+/// A release in progress. Its end, even by a panic, permits the next one.
+struct Releasing<'a> {
     bindings: &'a Bindings,
     key: &'a SessionKey,
 }
 
-impl Drop for UnderWay<'_> {
+impl Drop for Releasing<'_> {
     fn drop(&mut self) {
-        self.bindings.under_way().remove(self.key);
+        self.bindings.releasing().remove(self.key);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures;
     use compute::SimCompute;
     use compute::simulation::{Call, Fault};
     use session_core::time::ManualClock;
-    use session_core::{Cluster, ClusterStatus, Engine, Provider, SessionId};
     use session_store::memory::MemoryStore;
     use session_store::spark_bindings::{Bind, Bound, SparkSession};
 
     fn spec(n: u64) -> ComputeSpec {
-        ComputeSpec {
-            key: SessionKey {
-                org: "acme".parse().unwrap(),
-                id: SessionId::generate(Timestamp::ZERO, n),
-            },
-            generation: 1,
-            cluster: Cluster {
-                name: "c".parse().unwrap(),
-                status: ClusterStatus::Active,
-                engine: Engine::Sail,
-                engine_version: None,
-                client_versions: Vec::new(),
-                granted_orgs: std::collections::BTreeSet::default(),
-                provider: Provider::Static {
-                    endpoints: Vec::new(),
-                    allow_shared_untrusted: false,
-                },
-                idle_policy: None,
-                wake: Default::default(),
-                policy: session_core::policy::PolicyRange::default(),
-                managed_by_config: false,
-                version: 1,
-            },
-            catalog: None,
-        }
+        fixtures::spec(n, fixtures::shared_cluster())
     }
 
     fn bind(spec: &ComputeSpec) -> Bind {
@@ -230,7 +205,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dead_server_is_given_up_after_a_while_and_its_ids_are_nobody_s_for_longer() {
+    async fn an_unreachable_server_is_given_up_and_its_ids_stay_reserved() {
         let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1_000_000)));
         let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _));
         let sim = SimCompute::new();
@@ -242,30 +217,30 @@ mod tests {
         assert_eq!(stored.bind(&bind(&first)).await.unwrap(), Bound::Ready);
         let ended = Some(stored.now().await.unwrap());
         let idle = async || {
-            while !bindings.under_way().is_empty() {
+            while !bindings.releasing().is_empty() {
                 tokio::task::yield_now().await;
             }
         };
 
-        // Asked in vain until its time is over, the last time included.
-        for (pass, left) in [(0, true), (GIVE_UP.as_secs() - 1, true), (1, false)] {
+        // Every attempt fails, also the last one.
+        for (pass, left) in [(0, true), (GIVE_UP_AFTER.as_secs() - 1, true), (1, false)] {
             clock.advance(Duration::from_secs(pass));
             sim.inject(Call::End, Fault::Fails("away".to_owned()));
             assert!(!bindings.release(&first, ended).await.unwrap());
             idle().await;
             assert_eq!(bindings.any_left(&first.key, 1).await.unwrap(), left);
         }
-        assert_eq!(over.recv().await.unwrap(), first.key, "somebody looks at once");
+        assert_eq!(over.recv().await.unwrap(), first.key, "reconciled at once");
         assert!(bindings.release(&first, ended).await.unwrap());
         assert!(sim.ended().is_empty());
 
         assert_eq!(stored.bind(&bind(&second)).await.unwrap(), Bound::Taken);
-        clock.advance(KEEP);
+        clock.advance(ID_RESERVATION);
         assert_eq!(stored.bind(&bind(&second)).await.unwrap(), Bound::Ready);
     }
 
     #[tokio::test]
-    async fn what_never_ends_is_never_given_up() {
+    async fn a_session_without_an_end_keeps_its_bindings() {
         let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1_000_000)));
         let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _));
         let sim = SimCompute::new();
@@ -275,13 +250,13 @@ mod tests {
         let first = spec(1);
         let stored: &dyn SessionStore = &*store;
         assert_eq!(stored.bind(&bind(&first)).await.unwrap(), Bound::Ready);
-        clock.advance(GIVE_UP * 10);
+        clock.advance(GIVE_UP_AFTER * 10);
         sim.inject(Call::End, Fault::Fails("away".to_owned()));
         assert!(!bindings.release(&first, None).await.unwrap());
-        while !bindings.under_way().is_empty() {
+        while !bindings.releasing().is_empty() {
             tokio::task::yield_now().await;
         }
-        // Left for the session's own end, and barred from use meanwhile.
+        // The binding stays until the session's own end, sealed against use.
         assert!(bindings.any_left(&first.key, 1).await.unwrap());
         assert_eq!(stored.bind(&bind(&first)).await.unwrap(), Bound::Sealed);
     }

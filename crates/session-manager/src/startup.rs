@@ -1,5 +1,5 @@
-//! Starting while the state store is away, slow or short of memory: a manager
-//! that exits then makes an outage longer, because it has to be started again.
+//! Start while the state store is unavailable, slow or short of memory. The
+//! manager waits: an exit would prolong the outage by the time of a restart.
 
 use anyhow::Result;
 use session_store::Error;
@@ -7,14 +7,14 @@ use session_store::redis::ConnectError;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// How long to wait before the next attempt.
+/// Time between two attempts.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Repeats a step of the start until the state store lets it succeed. None if
-/// the service is to stop before.
+/// Repeats a step of the start while the state store is unavailable or full. None
+/// if the service stops first.
 ///
 /// # Errors
-/// What no waiting can mend.
+/// Errors that waiting cannot resolve.
 pub(crate) async fn until_available<T, F>(
     step: &'static str,
     stop: &CancellationToken,
@@ -33,7 +33,7 @@ where
                     step,
                     error = format!("{error:#}"),
                     retry_after_s = RETRY_INTERVAL.as_secs(),
-                    "session-manager cannot start yet: the state store is unavailable"
+                    "start delayed: the state store is unavailable"
                 );
             }
             outcome => return outcome.map(Some),

@@ -1,7 +1,7 @@
 //! Admission of the token API: limits on calls and on failed authentications
 //! per address. session-manager authenticates the caller.
 
-use crate::metrics::{self, Metrics};
+use crate::metrics::{AdmissionOutcome, Metrics};
 use http::HeaderMap;
 use service_kit::admission::{Admit, CallPermits, CallerKnown, HeadTooLarge};
 use service_kit::grpc::MAX_HEAD_BYTES;
@@ -23,17 +23,17 @@ const STANDARD: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
 
 /// Client IP of a call, for handlers.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Origin(pub(crate) Option<IpAddr>);
+pub(crate) struct ClientIp(pub(crate) Option<IpAddr>);
 
-/// The admission of this port.
+/// The admission layer of this port.
 #[derive(Debug)]
-pub(crate) struct Door {
+pub(crate) struct Admission {
     addresses: AddressLimits,
     at_once: Arc<ConcurrencyLimiter<()>>,
     metrics: Arc<Metrics>,
 }
 
-impl Door {
+impl Admission {
     pub(crate) fn new(limits: &LimitsConfig, metrics: Arc<Metrics>) -> Self {
         Self {
             addresses: AddressLimits::new(limits),
@@ -55,7 +55,7 @@ impl Door {
     }
 }
 
-impl Admit for Door {
+impl Admit for Admission {
     async fn admit(&self, call: &mut http::request::Parts) -> Result<CallPermits, Status> {
         let path = call.uri.path();
         let standard = STANDARD.iter().any(|service| path.starts_with(service));
@@ -63,20 +63,20 @@ impl Admit for Door {
             return Err(misdirected(path, Port::Issuer).into());
         }
         let origin = self.client_ip(call);
-        let pass = self.enter(standard, origin).map_err(|much| {
-            self.metrics.door(match much {
-                Exceeded::Calls(_) => metrics::Door::TooOften,
-                Exceeded::Failures(_) => metrics::Door::TooManyWrong,
-                Exceeded::AddressAtOnce | Exceeded::AtOnce => metrics::Door::TooMuchAtOnce,
+        let pass = self.enter(standard, origin).map_err(|exceeded| {
+            self.metrics.admission(match exceeded {
+                Exceeded::Calls(_) => AdmissionOutcome::TooOften,
+                Exceeded::Failures(_) => AdmissionOutcome::TooManyWrong,
+                Exceeded::AddressAtOnce | Exceeded::AtOnce => AdmissionOutcome::TooMuchAtOnce,
             });
             Refused::new(
                 Reason::RateLimited,
-                format!("{much}. Wait a moment, and call less often."),
+                format!("{exceeded}. Wait a moment, and call less often."),
             )
-            .retry_after(much.wait().max(Duration::from_millis(10)))
+            .retry_after(exceeded.wait().max(Duration::from_millis(10)))
         })?;
-        self.metrics.door(metrics::Door::Open);
-        call.extensions.insert(Origin(origin.map(|origin| origin.ip())));
+        self.metrics.admission(AdmissionOutcome::Open);
+        call.extensions.insert(ClientIp(origin.map(|origin| origin.ip())));
         Ok(pass)
     }
 
@@ -97,7 +97,7 @@ impl Admit for Door {
 
     fn answered(&self, peer: Option<SocketAddr>, code: Code) {
         if code == Code::Unauthenticated {
-            self.metrics.door(metrics::Door::Unknown);
+            self.metrics.admission(AdmissionOutcome::Unknown);
             self.addresses.failed(peer, Instant::now());
         }
     }
@@ -115,10 +115,10 @@ mod tests {
     use service_kit::connection::PeerInfo;
     use service_kit::metrics::Registry;
 
-    fn door(limits: LimitsConfig) -> (Door, Registry) {
+    fn admission(limits: LimitsConfig) -> (Admission, Registry) {
         let registry = Registry::new();
-        let door = Door::new(&limits, Arc::new(Metrics::new(&registry)));
-        (door, registry)
+        let admission = Admission::new(&limits, Arc::new(Metrics::new(&registry)));
+        (admission, registry)
     }
 
     fn call(address: &str) -> http::request::Parts {
@@ -146,8 +146,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_limit_is_counted_by_its_name() {
-        let (door, registry) = door(LimitsConfig {
+    async fn each_limit_has_an_outcome_of_its_own() {
+        let (admission, registry) = admission(LimitsConfig {
             calls_per_second_per_address: 2,
             failures_per_minute_per_address: 3,
             calls_at_once: 5,
@@ -163,7 +163,7 @@ mod tests {
             assert_eq!(counted(&registry, outcome), 0.0, "{outcome}");
         }
         for _ in 0..6 {
-            let _ = door.admit(&mut call("192.0.2.1:5")).await;
+            let _ = admission.admit(&mut call("192.0.2.1:5")).await;
         }
         assert_eq!(
             (counted(&registry, "open"), counted(&registry, "too_often")),
@@ -171,10 +171,10 @@ mod tests {
         );
         let wrong = Some("192.0.2.2:5".parse().unwrap());
         for _ in 0..3 {
-            door.answered(wrong, Code::Unauthenticated);
-            door.answered(wrong, Code::PermissionDenied);
+            admission.answered(wrong, Code::Unauthenticated);
+            admission.answered(wrong, Code::PermissionDenied);
         }
-        assert!(door.admit(&mut call("192.0.2.2:6")).await.is_err());
+        assert!(admission.admit(&mut call("192.0.2.2:6")).await.is_err());
         assert_eq!(
             (
                 counted(&registry, "unknown"),
@@ -184,14 +184,14 @@ mod tests {
         );
         let mut held = Vec::new();
         for n in 0..7 {
-            held.extend(door.admit(&mut call(&format!("192.0.2.1{n}:5"))).await.ok());
+            held.extend(admission.admit(&mut call(&format!("192.0.2.1{n}:5"))).await.ok());
         }
         assert_eq!((held.len(), counted(&registry, "too_much_at_once")), (5, 2.0));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_address_cannot_take_the_room_of_others() {
-        let (door, registry) = door(LimitsConfig::default());
+    async fn one_address_cannot_exhaust_the_limits_of_others() {
+        let (admission, registry) = admission(LimitsConfig::default());
         let mut held = Vec::new();
         for path in [
             "/berth.v1.TokenService/IssueSessionToken",
@@ -199,22 +199,22 @@ mod tests {
             "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         ] {
             for _ in 0..5000 {
-                held.extend(door.admit(&mut call_of(path, "192.0.2.1:5")).await.ok());
+                held.extend(admission.admit(&mut call_of(path, "192.0.2.1:5")).await.ok());
                 tokio::time::advance(Duration::from_millis(1)).await;
             }
         }
         assert_eq!(held.len(), 100 + 32, "open calls of one address");
         assert!(counted(&registry, "too_much_at_once") > 0.0);
         for n in 0..100 {
-            let other = door.admit(&mut call("192.0.2.2:5")).await;
+            let other = admission.admit(&mut call("192.0.2.2:5")).await;
             assert!(other.is_ok(), "call {n} of another address");
         }
     }
 
     #[test]
-    fn a_token_that_is_too_large_is_told_so_with_the_limit() {
-        let (door, _) = door(LimitsConfig::default());
-        let status = door.too_large(HeadTooLarge {
+    fn the_error_for_a_too_large_token_names_the_limit() {
+        let (admission, _) = admission(LimitsConfig::default());
+        let status = admission.too_large(HeadTooLarge {
             bytes: 70_000,
             credential: 69_000,
         });

@@ -12,9 +12,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The shortest life that can be asked for a token.
+/// Shortest lifetime of a token.
 pub const MIN_TTL: Duration = Duration::from_secs(60);
-/// The longest.
+/// Longest lifetime of a token.
 pub const MAX_TTL: Duration = Duration::from_secs(12 * 3600);
 
 /// The whole configuration.
@@ -91,9 +91,9 @@ pub struct KeysConfig {
 /// Minimum time of publication before signing: verifiers read the key set every
 /// 30 s, caches keep it 15 s, and files of a Kubernetes Secret reach all
 /// replicas within about a minute.
-const LEAST_BEFORE_SIGNING: Duration = Duration::from_secs(90);
+const MIN_BEFORE_SIGNING: Duration = Duration::from_secs(90);
 /// Allowance for clock differences and slow replicas.
-const LATE: Duration = Duration::from_secs(5 * 60);
+const CLOCK_ALLOWANCE: Duration = Duration::from_secs(5 * 60);
 
 /// Public address of spark-proxy.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -219,11 +219,11 @@ impl KeysConfig {
             );
         }
         problems.require(
-            self.publish_before_signing >= LEAST_BEFORE_SIGNING,
+            self.publish_before_signing >= MIN_BEFORE_SIGNING,
             "publish_before_signing",
             "must be at least 90s: verifiers must read a key before it signs",
         );
-        let least = last_use + LATE;
+        let least = last_use + CLOCK_ALLOWANCE;
         if self.publish_after_signing < least {
             problems.add(
                 "publish_after_signing",

@@ -1,6 +1,6 @@
 //! TokenService: records a token in the ledger, and only then signs it.
 
-use crate::admission::Origin;
+use crate::admission::ClientIp;
 use crate::config::{MAX_TTL, MIN_TTL};
 use crate::keys::{Keys, NoPlan};
 use crate::public::PublicAddress;
@@ -19,7 +19,7 @@ use std::time::Duration;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Code, Request, Response, Status};
 
-/// What every token says.
+/// The common content of all tokens and replies.
 #[derive(Debug, Clone)]
 pub struct Issuance {
     /// `iss`.
@@ -61,7 +61,7 @@ impl TokenService for Tokens {
     ) -> Answer<v1::ListSessionTokensResponse> {
         let caller = Caller::of(&request)?;
         let session_id = request.into_inner().session_id;
-        let request = caller.asks(ledger::ListTokensRequest { session_id });
+        let request = caller.request(ledger::ListTokensRequest { session_id });
         let listed = self
             .ledger
             .clone()
@@ -92,7 +92,7 @@ impl TokenService for Tokens {
     ) -> Answer<v1::RevokeSessionTokenResponse> {
         let caller = Caller::of(&request)?;
         let v1::RevokeSessionTokenRequest { session_id, token_id } = request.into_inner();
-        let request = caller.asks(ledger::RevokeRequest { session_id, token_id });
+        let request = caller.request(ledger::RevokeRequest { session_id, token_id });
         self.ledger.clone().revoke(request).await.map_err(relayed)?;
         Ok(Response::new(v1::RevokeSessionTokenResponse {}))
     }
@@ -103,7 +103,7 @@ impl TokenService for Tokens {
     ) -> Answer<v1::RevokeAllSessionTokensResponse> {
         let caller = Caller::of(&request)?;
         let session_id = request.into_inner().session_id;
-        let request = caller.asks(ledger::RevokeAllRequest { session_id });
+        let request = caller.request(ledger::RevokeAllRequest { session_id });
         let revoked = self
             .ledger
             .clone()
@@ -131,21 +131,21 @@ impl Tokens {
         }
         let signer = self.keys.signer().await.map_err(|NoPlan| unreachable_manager())?;
         let now = self.clock.now();
-        let asked = Asked {
+        let requested = RequestedToken {
             sid,
             iat: now.as_secs(),
             exp: now.after(ttl).as_secs(),
             jti: TokenId::generate(now, rand::random()),
         };
         let record = ledger::RecordTokenRequest {
-            session_id: asked.sid.to_string(),
-            token_id: asked.jti.to_string(),
+            session_id: requested.sid.to_string(),
+            token_id: requested.jti.to_string(),
             key_id: signer.kid().to_owned(),
-            issued_at: Some(timestamp(Timestamp::from_secs(asked.iat))),
-            expires_at: Some(timestamp(Timestamp::from_secs(asked.exp))),
+            issued_at: Some(timestamp(Timestamp::from_secs(requested.iat))),
+            expires_at: Some(timestamp(Timestamp::from_secs(requested.exp))),
         };
-        let recorded = self.ledger.clone().record_token(caller.asks(record)).await;
-        let claims = self.claims(asked, recorded.map_err(relayed)?.get_ref())?;
+        let recorded = self.ledger.clone().record_token(caller.request(record)).await;
+        let claims = self.claims(requested, recorded.map_err(relayed)?.get_ref())?;
         let token = signer.sign(&claims).map_err(|error| {
             tracing::error!(%error, "token signing failed");
             Refused::new(
@@ -166,8 +166,12 @@ impl Tokens {
     }
 
     /// The claims of a token, from the record in the ledger.
-    fn claims(&self, asked: Asked, recorded: &ledger::RecordTokenResponse) -> Result<Claims, Refused> {
-        let broken = |what: &str| {
+    fn claims(
+        &self,
+        requested: RequestedToken,
+        recorded: &ledger::RecordTokenResponse,
+    ) -> Result<Claims, Refused> {
+        let invalid = |what: &str| {
             tracing::error!(what, "ledger reply invalid");
             Refused::new(
                 Reason::Internal,
@@ -176,8 +180,8 @@ impl Tokens {
         };
         let exp = recorded.expires_at.as_ref().map(from_timestamp);
         let exp = exp.map(Timestamp::as_secs).unwrap_or_default();
-        if exp <= asked.iat || exp > asked.exp {
-            return Err(broken("expires_at"));
+        if exp <= requested.iat || exp > requested.exp {
+            return Err(invalid("expires_at"));
         }
         Ok(Claims {
             iss: self.issuance.issuer.clone(),
@@ -185,20 +189,20 @@ impl Tokens {
             sub: recorded
                 .subject
                 .parse::<PrincipalId>()
-                .map_err(|_| broken("subject"))?,
-            org: recorded.org.parse::<OrgId>().map_err(|_| broken("org"))?,
-            sid: asked.sid,
+                .map_err(|_| invalid("subject"))?,
+            org: recorded.org.parse::<OrgId>().map_err(|_| invalid("org"))?,
+            sid: requested.sid,
             epoch: recorded.token_epoch,
-            iat: asked.iat,
-            nbf: asked.iat,
+            iat: requested.iat,
+            nbf: requested.iat,
             exp,
-            jti: asked.jti,
+            jti: requested.jti,
         })
     }
 }
 
 /// A validated token request.
-struct Asked {
+struct RequestedToken {
     sid: SessionId,
     iat: u64,
     exp: u64,
@@ -219,15 +223,16 @@ impl Caller {
             .parse()
             .map_err(|_| Refused::no_key("the credential is not plain text"))?;
         credential.set_sensitive(true);
-        let origin = request.extensions().get::<Origin>();
-        let address = origin.and_then(|Origin(address)| address.as_ref());
+        let origin = request.extensions().get::<ClientIp>();
+        let address = origin.and_then(|ClientIp(address)| address.as_ref());
         Ok(Self {
             credential,
             address: address.and_then(|address| address.to_string().parse().ok()),
         })
     }
 
-    fn asks<T>(&self, message: T) -> Request<T> {
+    /// A request to the ledger with this metadata.
+    fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         let metadata = request.metadata_mut();
         metadata.insert("authorization", self.credential.clone());

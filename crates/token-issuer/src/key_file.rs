@@ -5,7 +5,7 @@ use session_token::Signer;
 use std::io::Read as _;
 use std::path::Path;
 
-/// No key is larger.
+/// Limit of the size of a key file.
 const MAX_KEY_BYTES: u64 = 64 * 1024;
 
 /// Reads one private key.

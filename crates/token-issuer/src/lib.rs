@@ -38,7 +38,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 /// Maximum duration of a connection to the key set.
-const JWKS_VISIT: Duration = Duration::from_secs(60);
+const JWKS_CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The bound ports.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ impl Listeners {
 /// Runs the service until `shutdown`.
 ///
 /// # Errors
-/// When the start fails, or one of its tasks crashed.
+/// If the start fails, or a critical task ends early.
 pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Result<()> {
     let admin = Admin::new(service_kit::build_info!());
     let metrics = Arc::new(metrics::Metrics::new(&admin.registry));
@@ -97,7 +97,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
         .build_v1()
         .context("server reflection")?;
     let server = grpc::server(&ServerConfig::default())
-        .layer(AdmissionLayer::new(admission::Door::new(&config.limits, metrics)))
+        .layer(AdmissionLayer::new(admission::Admission::new(&config.limits, metrics)))
         .add_service(grpc::health(&admin.readiness, stop.clone()))
         .add_service(reflection)
         .add_service(TokenServiceServer::new(tokens).max_decoding_message_size(config.limits.request_bytes));
@@ -127,7 +127,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
         }
     });
     admin.spawn(listeners.admin, &shutdown);
-    tracing::info!("token-issuer is up");
+    tracing::info!("token-issuer started");
     shutdown.finish(config.drain).await?;
     Ok(())
 }
@@ -146,9 +146,9 @@ async fn serve_keys(
         let service = TowerToHyperService::new(router.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
             let server = auto::Builder::new(TokioExecutor::new());
-            let visit = server.serve_connection(TokioIo::new(connection), service);
+            let serving = server.serve_connection(TokioIo::new(connection), service);
             // Errors of a client connection are not logged.
-            let _ = tokio::time::timeout(JWKS_VISIT, visit).await;
+            let _ = tokio::time::timeout(JWKS_CONNECTION_TIMEOUT, serving).await;
         }));
     }
     Ok(())

@@ -15,7 +15,7 @@ service_kit::labels! {
 
 service_kit::labels! {
     /// Outcome of admission, or of the authentication by session-manager.
-    pub(crate) enum Door("outcome") {
+    pub(crate) enum AdmissionOutcome("outcome") {
         /// Admitted.
         Open => "open",
         /// Rejected: rate limit of the address.
@@ -33,7 +33,7 @@ service_kit::labels! {
 #[derive(Debug)]
 pub(crate) struct Metrics {
     issues: Arc<Family<Outcome, Counter>>,
-    doors: Arc<Family<Door, Counter>>,
+    calls: Arc<Family<AdmissionOutcome, Counter>>,
     pub(crate) key_reports_failed: Arc<Family<(), Counter>>,
     pub(crate) signing_key_changes: Arc<Family<(), Counter>>,
 }
@@ -45,7 +45,7 @@ impl Metrics {
                 "token_issuer_token_requests_total",
                 "Requests for a session token.",
             ),
-            doors: registry.counter(
+            calls: registry.counter(
                 "token_issuer_calls_total",
                 "Calls of the token API, by admission outcome.",
             ),
@@ -60,8 +60,8 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn door(&self, door: Door) {
-        self.doors.at(door).inc();
+    pub(crate) fn admission(&self, outcome: AdmissionOutcome) {
+        self.calls.at(outcome).inc();
     }
 
     pub(crate) fn count_issue(&self, issued: bool) {

@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tls_is_asked_for_at_every_host_that_speaks_it() {
+    fn use_ssl_is_set_for_every_host_with_tls() {
         let session: SessionId = "s-0123456789abcdefghjk".parse().unwrap();
         let url = |endpoint: &str, tls| PublicAddress::new(endpoint, tls).connection_url("T", &session);
         assert_eq!(

@@ -23,10 +23,10 @@ pub(crate) struct CallerAuthenticator {
 }
 
 impl CallerAuthenticator {
-    /// An authenticator of the configured accounts and issuers.
+    /// An authenticator for the configured accounts and issuers.
     ///
     /// # Errors
-    /// When the accounts' file or an issuer cannot be used.
+    /// If the accounts file or an issuer is invalid.
     pub(crate) fn new(config: &Config, clock: Arc<dyn Clock>) -> Result<Self> {
         let mut authenticator = Authenticator::new(&config.service_accounts);
         if let Some(path) = &config.service_accounts_file {
@@ -50,7 +50,7 @@ impl CallerAuthenticator {
         })
     }
 
-    /// Follows files and issuers until told to stop.
+    /// Keeps accounts and issuers' keys fresh until `stop`.
     pub(crate) async fn keep_fresh(&self, stop: CancellationToken) {
         self.authenticator.keep_fresh(stop).await;
     }

@@ -1,31 +1,31 @@
-//! At most so many of something for each of many, and in all.
+//! Concurrency limits per key and in all.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 
-/// Counts what is under way in this process.
+/// Limits the permits of each key and of all keys together, in this process.
 #[derive(Debug)]
 pub(crate) struct ConcurrencyLimit<K> {
     each: usize,
     all: usize,
-    taken: Mutex<HashMap<K, usize>>,
+    held: Mutex<HashMap<K, usize>>,
 }
 
-/// One of them; given back with its value.
+/// A permit; dropping it returns it.
 #[derive(Debug)]
 pub(crate) struct ConcurrencyPermit<K: Hash + Eq> {
-    slots: Arc<ConcurrencyLimit<K>>,
+    limit: Arc<ConcurrencyLimit<K>>,
     key: K,
 }
 
-/// What is full.
+/// Which limit is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Full {
-    /// All that one may have.
+    /// The limit of this key.
     Each,
-    /// All that there are.
+    /// The limit of all keys together.
     All,
 }
 
@@ -34,41 +34,44 @@ impl<K: Hash + Eq + Clone> ConcurrencyLimit<K> {
         Arc::new(Self {
             each,
             all,
-            taken: Mutex::default(),
+            held: Mutex::default(),
         })
     }
 
-    /// One more for `key`, if there is one.
+    /// Takes a permit for `key`.
+    ///
+    /// # Errors
+    /// The limit that is reached.
     pub(crate) fn take(self: &Arc<Self>, key: &K) -> Result<ConcurrencyPermit<K>, Full> {
-        let mut taken = self.taken();
-        if taken.values().sum::<usize>() >= self.all {
+        let mut held = self.held();
+        if held.values().sum::<usize>() >= self.all {
             return Err(Full::All);
         }
-        let own = taken.get(key).copied().unwrap_or(0);
+        let own = held.get(key).copied().unwrap_or(0);
         if own >= self.each {
             return Err(Full::Each);
         }
-        taken.insert(key.clone(), own + 1);
+        held.insert(key.clone(), own + 1);
         Ok(ConcurrencyPermit {
-            slots: Arc::clone(self),
+            limit: Arc::clone(self),
             key: key.clone(),
         })
     }
 }
 
 impl<K> ConcurrencyLimit<K> {
-    fn taken(&self) -> MutexGuard<'_, HashMap<K, usize>> {
-        self.taken.lock()
+    fn held(&self) -> MutexGuard<'_, HashMap<K, usize>> {
+        self.held.lock()
     }
 }
 
 impl<K: Hash + Eq> Drop for ConcurrencyPermit<K> {
     fn drop(&mut self) {
-        let mut taken = self.slots.taken();
-        if let Some(own) = taken.get_mut(&self.key) {
+        let mut held = self.limit.held();
+        if let Some(own) = held.get_mut(&self.key) {
             *own -= 1;
             if *own == 0 {
-                taken.remove(&self.key);
+                held.remove(&self.key);
             }
         }
     }
@@ -79,15 +82,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_and_all_are_limits_and_come_back() {
-        let slots = ConcurrencyLimit::new(2, 3);
-        let (first, second) = (slots.take(&"a").unwrap(), slots.take(&"a").unwrap());
-        assert_eq!(slots.take(&"a").unwrap_err(), Full::Each);
-        let third = slots.take(&"b").unwrap();
-        assert_eq!(slots.take(&"b").unwrap_err(), Full::All);
+    fn permits_are_limited_per_key_and_in_all_and_returned_when_dropped() {
+        let limit = ConcurrencyLimit::new(2, 3);
+        let (first, second) = (limit.take(&"a").unwrap(), limit.take(&"a").unwrap());
+        assert_eq!(limit.take(&"a").unwrap_err(), Full::Each);
+        let third = limit.take(&"b").unwrap();
+        assert_eq!(limit.take(&"b").unwrap_err(), Full::All);
         drop((first, third));
-        assert!(slots.take(&"a").is_ok());
+        assert!(limit.take(&"a").is_ok());
         drop(second);
-        assert!(slots.taken().is_empty());
+        assert!(limit.held().is_empty());
     }
 }

@@ -1,5 +1,5 @@
-//! What service-kit knows of callers and what session-token knows of tokens,
-//! put together: neither knows the other.
+//! Adapter between the caller authentication of service-kit and the token
+//! verification of session-token, which do not depend on each other.
 
 use crate::config::callers::algorithms;
 use service_kit::caller::{TokenClaims, TokenFormat, TokenProblem, TokenRules, TokenVerifier};
@@ -8,7 +8,7 @@ use session_token::{ForeignError, ForeignKeys, ForeignRules, ForeignVerifier, fo
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Tokens as [`session_token`] reads them.
+/// Tokens of external issuers in the format of [`session_token`].
 #[derive(Debug)]
 pub(crate) struct Foreign;
 

@@ -1,15 +1,15 @@
-//! The doors of both ports. Nothing reaches a handler that the table of
-//! [`session_core::access`] does not let through as far as the caller alone
-//! can tell; handlers get the caller from here.
+//! The admission layers of both ports. A call reaches its handler only if the
+//! access table ([`session_core::access`]) permits it as far as that depends on
+//! the caller alone; the layer attaches the authenticated caller.
 //!
-//! In this order, cheapest first: is there a row for the call; how much comes
-//! from this address; who calls; how much do they, and their organization, call;
-//! may they at all. Calls take a place that all callers share only after that.
+//! The checks run cheapest first: a row for the method, limits of the address,
+//! authentication, limits of the principal and its organization, authorization.
+//! Only then does a call take a permit that all callers share.
 
 use super::Admission;
 use crate::caller::AuthenticatedCaller;
 use crate::config::InternalConfig;
-use crate::metrics::Door;
+use crate::metrics::AdmissionOutcome;
 use http::HeaderMap;
 use http::request::Parts;
 use service_kit::admission::{Admit, CallPermits, CallerKnown, HeadTooLarge};
@@ -31,14 +31,14 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// How long to wait when too much is asked at once.
-const CROWDED: Duration = Duration::from_secs(1);
-/// Has rows, because token-issuer asks for them, and is served there.
+/// Retry delay of a caller above its concurrency limit.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// Has rows in the access table for token-issuer, which serves it.
 const TOKEN_SERVICE: &str = "/berth.v1.TokenService/";
-/// What is served beside our own services: standard ones.
+/// Standard services that both ports serve.
 const STANDARD: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
 
-/// What is counted of each principal, at both ports together.
+/// Limits of each principal and organization, for both ports together.
 #[derive(Debug)]
 pub(crate) struct Counts {
     calls: RateLimiter<PrincipalId>,
@@ -46,7 +46,7 @@ pub(crate) struct Counts {
     orgs: Arc<ConcurrencyLimiter<OrgId>>,
 }
 
-/// What a call holds of its principal's and its organization's share.
+/// The permits of a call, of its principal and its organization.
 type Share = (Permit<PrincipalId>, Permit<OrgId>);
 
 impl Counts {
@@ -60,28 +60,28 @@ impl Counts {
     }
 }
 
-/// The door of the public port.
+/// The admission layer of the public port.
 #[derive(Debug)]
 pub(crate) struct Public {
     pub(crate) admission: Arc<Admission>,
     pub(crate) addresses: AddressLimits,
     pub(crate) counts: Arc<Counts>,
-    /// Calls at once in all, of callers that are known.
+    /// Concurrent calls of all authenticated callers.
     pub(crate) at_once: Arc<ConcurrencyLimiter<()>>,
 }
 
-/// The door of the internal port.
+/// The admission layer of the internal port.
 #[derive(Debug)]
 pub(crate) struct Internal {
     pub(crate) admission: Arc<Admission>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) allow: InternalConfig,
-    /// Where services show tokens in place of certificates.
+    /// Verifies services' tokens, if these replace certificates.
     pub(crate) tokens: Option<Arc<ServiceTokens>>,
 }
 
 impl Internal {
-    /// May a service with such a certificate, or such a token, call this?
+    /// Checks that a service with this certificate or token may call the method.
     async fn check_service(
         &self,
         rpc: Rpc,
@@ -101,17 +101,22 @@ impl Internal {
             Some(tokens) => {
                 let subject = tokens.subject(&call.headers, self.admission.now()).await;
                 let subject = subject.map_err(|problem| {
-                    tracing::warn!(method = rpc.path(), %problem, remote, "a service's token was refused");
-                    self.admission.metrics.door(Door::Refused);
-                    // Without a reason of ours: it is about the service, not about its caller.
+                    tracing::warn!(method = rpc.path(), %problem, remote, "service rejected: invalid token");
+                    self.admission.metrics.admission(AdmissionOutcome::Refused);
+                    // Without a reason trailer: the error concerns the service, not its caller.
                     Status::unauthenticated("This service's token is not accepted. See internal.tokens.")
                 })?;
                 (names.contains(&subject), vec![subject])
             }
         };
         if !may {
-            tracing::warn!(method = rpc.path(), ?shown, remote, "a service was refused");
-            self.admission.metrics.door(Door::Refused);
+            tracing::warn!(
+                method = rpc.path(),
+                ?shown,
+                remote,
+                "service rejected: not in internal.allow"
+            );
+            self.admission.metrics.admission(AdmissionOutcome::Refused);
             let what = if self.tokens.is_some() {
                 "token"
             } else {
@@ -123,15 +128,16 @@ impl Internal {
             )
             .into());
         }
-        // Nobody behind the door needs it.
+        // Handlers do not need it.
         call.headers.remove(SERVICE_TOKEN);
         Ok(())
     }
 }
 
-/// Does the call do something and then put it down, or follow it up? These go on
-/// when their caller leaves, so that no deed is without its record. Of a session,
-/// the store writes a change and its record in one step; a trial changes nothing.
+/// Whether the method writes an audit record after its change. Such calls continue
+/// when their client disconnects, so that no change lacks its record. Changes of
+/// sessions are excluded because the store writes change and record atomically;
+/// the test of a catalog changes nothing.
 fn has_a_record(call: &Parts) -> bool {
     Rpc::of_path(call.uri.path()).is_some_and(|rpc| {
         matches!(
@@ -165,7 +171,7 @@ impl Admit for Public {
             let place = self.addresses.enter_standard(origin, Instant::now());
             return Ok(Box::new(place.map_err(limited)?));
         };
-        // Held until the caller is known, who has shares of their own.
+        // Held until the caller is authenticated; then limits of the caller apply.
         let _place = self.addresses.enter(origin, Instant::now()).map_err(limited)?;
         let address = origin.map(|origin| origin.ip());
         let share = self
@@ -197,7 +203,7 @@ impl Admit for Public {
 
     fn answered(&self, peer: Option<SocketAddr>, code: Code) {
         if code == Code::Unauthenticated {
-            self.admission.metrics.door(Door::Unknown);
+            self.admission.metrics.admission(AdmissionOutcome::Unknown);
             self.addresses.failed(peer, Instant::now());
         }
     }
@@ -218,9 +224,9 @@ impl Admit for Internal {
         if !rpc.rule().needs_caller() {
             return Ok(Box::new(()));
         }
-        // The peer is the token-issuer, who counts its own callers' addresses
-        // and says which it was.
-        let address = told_address(call);
+        // The peer is the token-issuer, which limits its callers by address itself
+        // and forwards the address.
+        let address = forwarded_address(call);
         let permit = self
             .admission
             .authorize_call(&self.counts, rpc, call, address)
@@ -242,7 +248,7 @@ impl Admit for Internal {
 
     fn answered(&self, _: Option<SocketAddr>, code: Code) {
         if code == Code::Unauthenticated {
-            self.admission.metrics.door(Door::Unknown);
+            self.admission.metrics.admission(AdmissionOutcome::Unknown);
         }
     }
 
@@ -251,15 +257,18 @@ impl Admit for Internal {
     }
 }
 
-/// The caller's address as a service tells it, once and in one spelling.
-fn told_address(call: &Parts) -> Option<IpAddr> {
-    let mut told = call.headers.get_all(CALLER_ADDRESS).iter();
-    let address = told.next()?.to_str().ok()?.parse().ok()?;
-    told.next().is_none().then_some(address)
+/// The client IP that a service forwards; none if the header is repeated or
+/// invalid.
+fn forwarded_address(call: &Parts) -> Option<IpAddr> {
+    let mut values = call.headers.get_all(CALLER_ADDRESS).iter();
+    let address = values.next()?.to_str().ok()?.parse().ok()?;
+    values.next().is_none().then_some(address)
 }
 
-/// The row of a call of ours; none for standard services (health, reflection).
-/// What has no row, or belongs to another port, is not served.
+/// The method of the access table; none for standard services (health, reflection).
+///
+/// # Errors
+/// If the method is unknown or belongs to the other port.
 fn known(call: &Parts, here: Port) -> Result<Option<Rpc>, Refused> {
     let path = call.uri.path();
     if STANDARD.iter().any(|service| path.starts_with(service)) {
@@ -273,7 +282,7 @@ fn known(call: &Parts, here: Port) -> Result<Option<Rpc>, Refused> {
     }
 }
 
-/// In debug builds: is the error that is sent one that this port may send?
+/// In debug builds: checks that this port may send the error.
 fn check(here: Port, headers: &HeaderMap) {
     if let Some(reason) = headers.get(REASON_TRAILER) {
         check_sent(here, reason.as_bytes());
@@ -281,8 +290,7 @@ fn check(here: Port, headers: &HeaderMap) {
 }
 
 impl Admission {
-    /// Authenticates the caller, takes their share of the limits, and consults the
-    /// access table.
+    /// Authenticates the caller, takes its permits, and checks the access table.
     async fn authorize_call(
         &self,
         counts: &Counts,
@@ -306,16 +314,16 @@ impl Admission {
             org.ok_or_else(|| self.limited("Your organization has too many calls under way", CROWDED))?;
         self.authorize_enabled(&who).await?;
         if !rpc.rule().may_be(&who) {
-            self.metrics.door(Door::Refused);
+            self.metrics.admission(AdmissionOutcome::Refused);
             return Err(Refused::not_authorized());
         }
-        self.metrics.door(Door::Open);
+        self.metrics.admission(AdmissionOutcome::Open);
         call.extensions.insert(AuthenticatedCaller { who, address });
         Ok((permit, org))
     }
 
     fn limited(&self, what: &str, wait: Duration) -> Refused {
-        self.metrics.door(Door::Limited);
+        self.metrics.admission(AdmissionOutcome::Limited);
         Refused::new(
             Reason::RateLimited,
             format!("{what}. Wait a moment, and call less often."),

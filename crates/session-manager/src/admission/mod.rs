@@ -1,12 +1,12 @@
-//! Who may call the APIs, and how much.
+//! Admission of calls to the APIs: authentication, access table, limits.
 //!
 //! ```text
 //! call ─▶ layer ─▶ authenticate ── service accounts, external_jwt (OIDC)
 //!           │
-//!           └────▶ concurrency: places by address, principal and organization ─▶ api
+//!           └────▶ concurrency: permits by address, principal and organization ─▶ api
 //! ```
 //!
-//! [`Admission`] is what the layers of both ports and the services share.
+//! The layers of both ports and the services share [`Admission`].
 
 pub(crate) mod authenticate;
 pub(crate) mod concurrency;
@@ -34,7 +34,7 @@ pub(crate) struct Admission {
 }
 
 impl Admission {
-    /// Authenticates the caller of a running stream again, by its headers.
+    /// Authenticates the caller of an open stream again, by its headers.
     pub(crate) async fn reauthenticate(&self, headers: &HeaderMap) -> Result<Principal, Refused> {
         let who = self.authenticator.authenticate(headers).await?;
         self.authorize_enabled(&who).await?;
@@ -42,25 +42,25 @@ impl Admission {
     }
 
     /// Rejects a disabled principal, and members of a disabled organization.
-    /// Platform admins of a disabled organization may call: nobody could enable
-    /// it again otherwise.
+    /// Platform admins of a disabled organization may call, because they alone can
+    /// enable it again.
     pub(crate) async fn authorize_enabled(&self, who: &Principal) -> Result<(), Refused> {
-        let standing = self.definitions.standing(&who.org, &who.id).await;
-        let standing = standing.map_err(crate::error::store)?;
+        let state = self.definitions.disabled_state(&who.org, &who.id).await;
+        let state = state.map_err(crate::error::store)?;
         let platform = who.has(Role::PlatformAdmin);
-        if let Some(disabled) = standing.principal
+        if let Some(disabled) = state.principal
             && (disabled.by_platform || !platform)
         {
-            tracing::info!(org = %who.org, actor = %who.id, "a disabled principal was refused");
+            tracing::info!(org = %who.org, actor = %who.id, "call rejected: principal disabled");
             return Err(authenticate::disabled(who));
         }
-        if standing.org.is_some() && !platform {
+        if state.org.is_some() && !platform {
             return Err(crate::error::org_disabled(&who.org));
         }
         Ok(())
     }
 
-    /// The present, by which credentials are verified.
+    /// The time at which credentials are verified.
     fn now(&self) -> SystemTime {
         UNIX_EPOCH + Duration::from_millis(self.clock.now().as_millis())
     }

@@ -1,36 +1,38 @@
-//! ReportActivity: a proxy's batch, checked, and in the domain's words.
+//! ReportActivity: validates and converts a proxy's report.
 
 use super::Api;
-use crate::lifecycle::activity_reports::Said;
+use crate::lifecycle::activity_reports::SessionReport;
 use session_core::{Operation, ProxyId, SessionKey, Timestamp, TokenUse, Totals};
 use session_proto::convert::{from_timestamp, parse};
 use session_proto::error::Refused;
 use session_proto::internal as wire;
 
 /// Sessions of one report.
-const MOST_SESSIONS: usize = 10_000;
+const MAX_SESSIONS: usize = 10_000;
 /// Operations of one session.
-const MOST_OPERATIONS: usize = 64;
-/// Tokens of one session whose use is told.
-const MOST_TOKENS: usize = 1000;
-/// Names that clients choose are cut here: they must not make a report bad.
-const TEXT: usize = 128;
+const MAX_OPERATIONS: usize = 64;
+/// Used tokens of one session.
+const MAX_TOKENS: usize = 1000;
+/// Names chosen by clients are truncated to this many bytes, so that they do not
+/// invalidate a report.
+const MAX_NAME: usize = 128;
 /// The longest `user_id` that a proxy sends: a token's subject.
 const MAX_USER_ID: usize = 512;
-/// More than any call can move, and far from what a sum could overflow at.
-const LARGEST_AMOUNT: u64 = 1 << 50;
+/// Limit of a reported amount: more than a call can transfer, and small enough that
+/// sums do not overflow.
+const MAX_AMOUNT: u64 = 1 << 50;
 
-/// Takes a report.
+/// Accepts a report.
 pub(super) async fn report(api: &Api, request: wire::ReportActivityRequest) -> Result<(), Refused> {
     let proxy: ProxyId = parse("proxy_id", &request.proxy_id)?;
-    at_most("sessions", request.sessions.len(), MOST_SESSIONS)?;
-    let said = request
+    at_most("sessions", request.sessions.len(), MAX_SESSIONS)?;
+    let sessions = request
         .sessions
         .into_iter()
-        .map(said)
+        .map(session_report)
         .collect::<Result<Vec<_>, _>>()?;
     api.reports
-        .take(&proxy, request.sequence, said)
+        .accept(&proxy, request.sequence, sessions)
         .await
         .map_err(crate::error::store)
 }
@@ -45,11 +47,11 @@ fn at_most(field: &'static str, count: usize, most: usize) -> Result<(), Refused
     Ok(())
 }
 
-fn said(session: wire::SessionActivity) -> Result<Said, Refused> {
-    at_most("sessions.operations", session.operations.len(), MOST_OPERATIONS)?;
-    at_most("sessions.token_uses", session.token_uses.len(), MOST_TOKENS)?;
+fn session_report(session: wire::SessionActivity) -> Result<SessionReport, Refused> {
+    at_most("sessions.operations", session.operations.len(), MAX_OPERATIONS)?;
+    at_most("sessions.token_uses", session.token_uses.len(), MAX_TOKENS)?;
     let usage = session.usage.unwrap_or_default();
-    Ok(Said {
+    Ok(SessionReport {
         key: SessionKey {
             org: parse("sessions.org", &session.org)?,
             id: parse("sessions.session_id", &session.session_id)?,
@@ -59,10 +61,10 @@ fn said(session: wire::SessionActivity) -> Result<Said, Refused> {
         last_activity_at: session.last_activity_at.as_ref().map(from_timestamp),
         operations: session.operations.into_iter().map(operation).collect(),
         totals: Totals {
-            rpcs: usage.rpcs.min(LARGEST_AMOUNT),
-            bytes_in: usage.bytes_in.min(LARGEST_AMOUNT),
-            bytes_out: usage.bytes_out.min(LARGEST_AMOUNT),
-            open_stream_millis: usage.open_stream_millis.min(LARGEST_AMOUNT),
+            rpcs: usage.rpcs.min(MAX_AMOUNT),
+            bytes_in: usage.bytes_in.min(MAX_AMOUNT),
+            bytes_out: usage.bytes_out.min(MAX_AMOUNT),
+            open_stream_millis: usage.open_stream_millis.min(MAX_AMOUNT),
         },
         token_uses: session
             .token_uses
@@ -78,7 +80,7 @@ fn operation(operation: wire::OpenOperation) -> Operation {
         operation_id: cut(operation.operation_id),
         method: cut(operation.method),
         started_at: moment(operation.started_at.as_ref()),
-        // A name that was cut would be somebody else's.
+        // A truncated id would be that of another user.
         user_id: Some(operation.user_id)
             .filter(|user| user.len() <= MAX_USER_ID)
             .unwrap_or_default(),
@@ -101,6 +103,6 @@ fn moment(at: Option<&prost_types::Timestamp>) -> Timestamp {
 }
 
 fn cut(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(TEXT));
+    text.truncate(text.floor_char_boundary(MAX_NAME));
     text
 }

@@ -1,6 +1,5 @@
-//! Binding a Spark session on a shared server to a session: the first one that
-//! uses an id has it. When the answer is yes, the session's default catalog is
-//! current there.
+//! Binding of Spark sessions on shared servers: an id belongs to the first session
+//! that uses it. The session's default catalog is current in a bound Spark session.
 
 use super::Api;
 use compute::{Chosen, ComputeSpec};
@@ -11,23 +10,23 @@ use session_store::spark_bindings::{Bind, Binding, Bound, SparkSession};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The most Spark sessions of one session; the least recently bound makes room.
-const MOST: usize = 256;
-/// What a preparer has: longer than choosing a catalog may take, and the calls
-/// to the store around it.
-const PREPARE: Duration = Duration::from_secs(15);
-/// No bind takes longer.
-const LIMIT: Duration = Duration::from_secs(25);
-/// When to try again while too many are under way.
-const RETRY: Duration = Duration::from_secs(2);
-/// How often one who waits for another's preparation looks again.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Spark sessions of one session; above it the least recently bound one is ended.
+const MAX_BINDINGS: usize = 256;
+/// Lease of a preparation: longer than the choice of a catalog with the store
+/// calls around it.
+const PREPARATION_LEASE: Duration = Duration::from_secs(15);
+/// Time limit of a bind.
+const BIND_TIMEOUT: Duration = Duration::from_secs(25);
+/// Retry delay of a caller when too many binds are in progress.
+const RETRY_DELAY: Duration = Duration::from_secs(2);
+/// Time between two checks for the end of another manager's preparation.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-const _: () = assert!(PREPARE.as_secs() > compute::shared_servers::CHOOSE_LIMIT.as_secs());
+const _: () = assert!(PREPARATION_LEASE.as_secs() > compute::shared_servers::CHOOSE_LIMIT.as_secs());
 
 /// Binds `id` on the server of `route` to `session`; false if another session
-/// has it. Goes on when the caller leaves, so that nothing is left half done.
-/// What is `cloned` has the catalog of what it was cloned from.
+/// has it. Continues if the caller disconnects, so that no bind stays incomplete.
+/// A `cloned` Spark session has the catalog of its origin already.
 pub(crate) async fn bind(
     api: &Arc<Api>,
     session: Session,
@@ -40,7 +39,7 @@ pub(crate) async fn bind(
             Reason::TooManyWaiting,
             "Too many Spark sessions are being made ready at the moment. Try again shortly.",
         )
-        .retry_after(RETRY));
+        .retry_after(RETRY_DELAY));
     };
     let wanted = Wanted {
         api: Arc::clone(api),
@@ -52,20 +51,20 @@ pub(crate) async fn bind(
             holder: session.key(),
             generation: session.generation,
             ticket: format!("{:016x}", rand::random::<u64>()),
-            prepare: (session.catalog.is_some() && !cloned).then_some(PREPARE),
-            limit: MOST,
+            prepare: (session.catalog.is_some() && !cloned).then_some(PREPARATION_LEASE),
+            limit: MAX_BINDINGS,
         },
         session,
     };
     let work = tokio::spawn(async move {
         let _permit = permit;
-        let late = wanted.late();
-        tokio::time::timeout(LIMIT, wanted.bind())
+        let timed_out = wanted.timed_out();
+        tokio::time::timeout(BIND_TIMEOUT, wanted.bind())
             .await
-            .unwrap_or(Err(late))
+            .unwrap_or(Err(timed_out))
     });
     work.await.unwrap_or_else(|error| {
-        tracing::error!(%error, "a bind broke off");
+        tracing::error!(%error, "binding a Spark session aborted");
         Err(Refused::new(
             Reason::Internal,
             "The Spark session could not be bound. Try again; if it stays so, tell your platform team.",
@@ -73,7 +72,8 @@ pub(crate) async fn bind(
     })
 }
 
-/// A session in a state in which it has no server now: ask for its route again.
+/// The error for a session without a server at present: the proxy must resolve its
+/// route again.
 pub(crate) fn changing(session: &Session) -> Refused {
     Refused::new(
         Reason::SessionWarming,
@@ -87,32 +87,32 @@ struct Wanted {
     bind: Bind,
 }
 
-/// What became of a preparation.
+/// Outcome of a preparation.
 enum Prepared {
     Bound,
-    /// The binding went to somebody else meanwhile, or away.
+    /// The binding was removed or given to another session in the meantime.
     Lost,
 }
 
 impl Wanted {
     async fn bind(&self) -> Result<bool, Refused> {
-        let mut touched = false;
+        let mut may_exist = false;
         loop {
             let bound = self.api.store.bind(&self.bind).await;
             match bound.map_err(crate::error::store)? {
                 Bound::Ready => return Ok(true),
                 Bound::Taken => return Ok(false),
-                Bound::Wait => tokio::time::sleep(LOOK_AGAIN).await,
+                Bound::Wait => tokio::time::sleep(POLL_INTERVAL).await,
                 Bound::Release(binding) => self.make_room(&binding).await?,
                 Bound::Prepare => match self.prepare().await? {
                     Prepared::Bound => return Ok(true),
-                    Prepared::Lost => touched = true,
+                    Prepared::Lost => may_exist = true,
                 },
                 Bound::Sealed => {
-                    if touched {
+                    if may_exist {
                         self.clean_up().await?;
                     }
-                    return Err(self.over().await?);
+                    return Err(self.sealed_error().await?);
                 }
             }
         }
@@ -140,7 +140,7 @@ impl Wanted {
         })
     }
 
-    /// Makes the default catalog current, and the binding ready.
+    /// Makes the default catalog current and the binding ready.
     async fn prepare(&self) -> Result<Prepared, Refused> {
         let outcome = self.choose().await;
         let ready = matches!(outcome, Ok(Chosen::Current));
@@ -159,8 +159,8 @@ impl Wanted {
             (Err(refused), _) => Err(refused),
             (Ok(_), Err(error)) => Err(crate::error::store(error)),
             (Ok(_), Ok(false)) => Ok(Prepared::Lost),
-            // The server will have no Spark session of this id: the client
-            // hears so from it, and makes another one.
+            // The server has no Spark session of this id any more: it reports so to the
+            // client, which creates another one.
             (Ok(Chosen::Current | Chosen::Ended), Ok(true)) => Ok(Prepared::Bound),
         }
     }
@@ -176,26 +176,24 @@ impl Wanted {
         shared.choose_catalog(&spec, server, id).await.map_err(|cause| {
             tracing::warn!(
                 session = %self.session.id, cause = cause.text, detail = cause.detail,
-                "the default catalog cannot be chosen"
+                "choosing the default catalog failed"
             );
             self.unusable(&cause)
         })
     }
 
-    /// Gives one of the session's own Spark sessions back. Its proxies are told
-    /// first, so that none goes on with it.
+    /// Releases one of the session's Spark sessions. Proxies are notified first, so
+    /// that none continues to use it.
     async fn make_room(&self, binding: &Binding) -> Result<(), Refused> {
         if binding.generation == self.session.generation {
             let key = self.session.key();
-            let told = self
-                .api
-                .reconciler
-                .ask(&key, &Event::ReleaseSparkSession, &Actor::System, |_| Ok(()));
-            told.await?;
+            let event = Event::ReleaseSparkSession;
+            let reconciler = &self.api.reconciler;
+            reconciler.apply(&key, &event, &Actor::System, |_| Ok(())).await?;
         }
         let spec = self.spec().await?;
-        let given_back = self.api.reconciler.bindings.give_back_one(&spec, binding).await;
-        if given_back.map_err(crate::error::store)? {
+        let released = self.api.reconciler.bindings.release_one(&spec, binding).await;
+        if released.map_err(crate::error::store)? {
             return Ok(());
         }
         Err(Refused::new(
@@ -205,9 +203,9 @@ impl Wanted {
         ))
     }
 
-    /// The session ended while its catalog was being chosen, so a Spark session
-    /// may have come to be after all were ended. Spark finds it by our user
-    /// alone; on Sail an ended id stays ended.
+    /// Ends the Spark session if the session ended during the choice of its catalog,
+    /// which may have created it after all others were ended. On Sail an ended id
+    /// stays ended, so nothing remains.
     async fn clean_up(&self) -> Result<(), Refused> {
         let spec = self.spec().await?;
         if spec.cluster.engine == Engine::Spark {
@@ -221,14 +219,14 @@ impl Wanted {
                 Err(error) => Err(error),
             };
             if let Err(error) = ended {
-                tracing::warn!(session = %self.session.id, %error, "a late Spark session was not ended");
+                tracing::warn!(session = %self.session.id, %error, "ending a Spark session of an ended session failed");
             }
         }
         Ok(())
     }
 
-    /// Why the session takes no more bindings.
-    async fn over(&self) -> Result<Refused, Refused> {
+    /// The error for a session that accepts no more bindings.
+    async fn sealed_error(&self) -> Result<Refused, Refused> {
         let now = self.api.store.get(&self.session.key()).await;
         let now = now.map_err(crate::error::store)?;
         Ok(match now {
@@ -254,7 +252,7 @@ impl Wanted {
         )
     }
 
-    fn late(&self) -> Refused {
+    fn timed_out(&self) -> Refused {
         if self.session.catalog.is_some() {
             self.unusable(&Cause::from("choosing it takes too long"))
         } else {

@@ -1,4 +1,4 @@
-//! CatalogService: org admins define named pointers to data.
+//! CatalogService: definitions of catalogs by org admins.
 
 use super::{Api, test_catalog};
 use session_core::access;
@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 /// Serves `berth.v1.CatalogService`.
 #[derive(Debug, Clone)]
 pub(crate) struct Catalogs {
-    /// What the service works with.
+    /// The shared parts.
     pub(crate) api: Arc<Api>,
 }
 
@@ -106,7 +106,7 @@ impl CatalogService for Catalogs {
         let request = request.into_inner();
         let catalog = self.find_writable(&who, &request.name).await?;
         if !request.force
-            && let Some(session) = self.user_of(&catalog).await?
+            && let Some(session) = self.session_using(&catalog).await?
         {
             return Err(in_use(&catalog, &session).into());
         }
@@ -167,7 +167,7 @@ impl Catalogs {
     }
 
     /// A live session with this default catalog, if there is one.
-    async fn user_of(&self, catalog: &Catalog) -> Result<Option<SessionId>, Refused> {
+    async fn session_using(&self, catalog: &Catalog) -> Result<Option<SessionId>, Refused> {
         let mut query = ListQuery::live_of_org(catalog.org.clone(), session_store::PAGE_READ_LIMIT);
         loop {
             let page = self.api.store.list(&query).await.map_err(crate::error::store)?;

@@ -1,5 +1,5 @@
-//! ClusterService: platform admins define where compute runs; everybody sees
-//! the names they may use.
+//! ClusterService: definitions of clusters by platform admins; other callers see
+//! the clusters that they may use.
 
 use super::Api;
 use crate::caller::AuthenticatedCaller;
@@ -14,10 +14,13 @@ use session_proto::v1::{self, cluster_service_server::ClusterService};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
+/// Sessions that one read returns when all of a cluster are closed.
+const CLOSE_PAGE: usize = 256;
+
 /// Serves `berth.v1.ClusterService`.
 #[derive(Debug, Clone)]
 pub(crate) struct Clusters {
-    /// What the service works with.
+    /// The shared parts.
     pub(crate) api: Arc<Api>,
 }
 
@@ -50,7 +53,7 @@ impl ClusterService for Clusters {
             .await
             .map_err(crate::error::store)?
         {
-            // A destroyed cluster's name may be used again.
+            // The name of a destroyed cluster may be reused.
             Some(old) if old.status == ClusterStatus::Destroyed => {
                 self.api
                     .definitions
@@ -167,18 +170,18 @@ impl ClusterService for Clusters {
         let request = request.into_inner();
         let cluster = match self.find_writable(&who, &request.name).await {
             Ok(cluster) => cluster,
-            // Deleting again is fine.
+            // Deletion is idempotent.
             Err(refused) if refused.reason == Reason::NotAuthorized => {
                 self.find(&who, &request.name).await?;
                 return Ok(Response::new(v1::DeleteClusterResponse {}));
             }
             Err(refused) => return Err(refused.into()),
         };
-        // No new session may slip in between the look and the end.
+        // Draining first, so that no session is created between the check and the end.
         let was = cluster.status;
         let cluster = self.set_status(cluster, ClusterStatus::Draining).await?;
         if was != cluster.status {
-            // Also if it goes no further than this.
+            // Recorded now, because the deletion may fail after this.
             self.api
                 .audit(&who, AuditAction::ClusterDrained, |record| {
                     record.on(cluster.name.as_str())
@@ -197,8 +200,7 @@ impl ClusterService for Clusters {
             )
             .into());
         }
-        // The definition stays, as destroyed, so that what is left of compute
-        // can still be given back.
+        // The definition stays, as destroyed, so that remaining compute can be released.
         let cluster = self.set_status(cluster, ClusterStatus::Destroyed).await?;
         tracing::info!(cluster = %cluster.name, actor = %who.id, force = request.force, "cluster destroyed");
         self.api
@@ -211,8 +213,7 @@ impl ClusterService for Clusters {
 }
 
 impl Clusters {
-    /// Everything that can be known to be wrong is said before it is stored.
-    /// Its status is told apart: it is a wish.
+    /// Validates a definition; returns it with the requested status.
     fn checked(&self, wire: Option<v1::Cluster>) -> Result<(Cluster, Option<v1::ClusterStatus>), Refused> {
         let wire = wire.ok_or_else(|| Refused::field("cluster", "is missing"))?;
         let wanted = Some(wire.status()).filter(|status| *status != v1::ClusterStatus::Unspecified);
@@ -239,7 +240,7 @@ impl Clusters {
 
     async fn find_writable(&self, who: &Principal, name: &str) -> Result<Cluster, Refused> {
         let cluster = self.find(who, name).await?;
-        // Its definition is only kept for what is left of it.
+        // A destroyed cluster exists only for the release of its compute.
         if cluster.status == ClusterStatus::Destroyed {
             return Err(Refused::not_authorized());
         }
@@ -266,7 +267,7 @@ impl Clusters {
             let keys = self
                 .api
                 .store
-                .list_live_on_cluster(&cluster.name, after.as_ref(), 256)
+                .list_live_on_cluster(&cluster.name, after.as_ref(), CLOSE_PAGE)
                 .await
                 .map_err(crate::error::store)?;
             let Some(last) = keys.last().cloned() else {
@@ -276,7 +277,7 @@ impl Clusters {
             for key in keys {
                 self.api
                     .reconciler
-                    .ask_from(&who.address, &key, &close, &actor, |_| Ok(()))
+                    .apply_from(&who.address, &key, &close, &actor, |_| Ok(()))
                     .await?;
                 self.api.reconciler.enqueue(key);
             }

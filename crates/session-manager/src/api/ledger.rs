@@ -1,4 +1,4 @@
-//! TokenLedger: who may have a token, and which tokens there are.
+//! TokenLedger: authorizes, records and revokes session tokens.
 
 use super::Api;
 use crate::caller::AuthenticatedCaller;
@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status};
 /// Serves `berth.internal.v1.TokenLedger`.
 #[derive(Debug, Clone)]
 pub(crate) struct Ledger {
-    /// What the service works with.
+    /// The shared parts.
     pub(crate) api: Arc<Api>,
 }
 
@@ -56,7 +56,8 @@ impl TokenLedger for Ledger {
             .await
             .map_err(crate::error::store)
             .inspect_err(|refused| self.denied(&who, key.id.as_str(), refused))?;
-        // Shut out meanwhile: whoever took back their tokens may not have seen this one.
+        // Disabled in the meantime: the revocation of the caller's tokens may have missed
+        // this one.
         if let Err(refused) = self.api.admission.authorize_enabled(&who).await {
             let revoke = Event::RevokeToken {
                 id: id.clone(),
@@ -64,7 +65,7 @@ impl TokenLedger for Ledger {
             };
             self.api
                 .reconciler
-                .ask(&key, &revoke, &Actor::System, |_| Ok(()))
+                .apply(&key, &revoke, &Actor::System, |_| Ok(()))
                 .await?;
             self.denied(&who, key.id.as_str(), &refused);
             return Err(refused.into());
@@ -123,7 +124,7 @@ impl TokenLedger for Ledger {
             .live_tokens(&session.key())
             .await
             .map_err(crate::error::store)?;
-        // One that is not listed has expired, but may still reattach for a while.
+        // A token that is not listed has expired, but may still reattach during its grace.
         let now = self.api.store.now().await.map_err(crate::error::store)?;
         let listed = tokens.iter().find(|token| token.id == id);
         let expires_at = listed.map_or(now, |token| token.expires_at);
@@ -194,7 +195,7 @@ impl TokenLedger for Ledger {
     }
 }
 
-/// An RFC 7638 thumbprint by its form.
+/// Whether the text has the form of an RFC 7638 thumbprint (SHA-256).
 fn is_key_id(text: &str) -> bool {
     text.len() == 43
         && text
@@ -203,7 +204,7 @@ fn is_key_id(text: &str) -> bool {
 }
 
 impl Ledger {
-    /// Somebody was refused a token.
+    /// Records a rejected request for a token.
     fn denied(&self, who: &AuthenticatedCaller, id: &str, refused: &Refused) {
         self.api
             .trail
@@ -219,7 +220,7 @@ impl Ledger {
             });
     }
 
-    /// What is asked for, as far as it may be.
+    /// The record of the requested token, with the lifetime limited by the session.
     fn to_record(
         &self,
         who: &AuthenticatedCaller,
@@ -261,7 +262,7 @@ impl Ledger {
         })
     }
 
-    /// A live session that the caller may act as.
+    /// A live session to which the caller may connect.
     async fn connectable(&self, who: &Principal, id: &str, rpc: Rpc) -> Result<Session, Refused> {
         let (session, _) = self.api.session_for(who, id, rpc).await?;
         if session.status().is_terminal() {

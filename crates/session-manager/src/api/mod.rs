@@ -1,5 +1,5 @@
-//! The gRPC services. Each method reads: who calls, what is asked, may they,
-//! do it, answer.
+//! The gRPC services. Each method reads the caller and the request, authorizes,
+//! acts, records and responds, in this order.
 
 pub(crate) mod activity;
 mod bind;
@@ -38,7 +38,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tonic::Request;
 
-/// What every service works with.
+/// The parts that the services share.
 #[derive(Debug)]
 pub(crate) struct Api {
     pub(crate) admission: Arc<Admission>,
@@ -58,7 +58,7 @@ pub(crate) struct Api {
     pub(crate) computes: crate::providers::registry::Providers,
     pub(crate) compute_config: crate::config::ComputeConfig,
     pub(crate) metrics: Arc<Metrics>,
-    /// Ends the streams that would otherwise hold the drain up.
+    /// Ends open streams, which would otherwise delay the drain.
     pub(crate) stopping: CancellationToken,
 }
 
@@ -74,7 +74,7 @@ impl Api {
         }
     }
 
-    /// Records what `who` did in the audit trail.
+    /// Records an action of `who` in the audit trail.
     pub(crate) async fn audit(
         &self,
         who: &AuthenticatedCaller,
@@ -84,7 +84,11 @@ impl Api {
         self.trail.record(who, action, more).await;
     }
 
-    /// Reads a session that `who` may use so. "Not yours" and "no such" answer alike.
+    /// Reads a session on which `who` may call `rpc`.
+    ///
+    /// # Errors
+    /// The same error for a session that does not exist and for one that `who` may
+    /// not use.
     pub(crate) async fn session_for(
         &self,
         who: &Principal,
@@ -105,8 +109,8 @@ impl Api {
         }
     }
 
-    /// Carries out what `who` asks of a session that they may use so, and has
-    /// it looked at.
+    /// Applies an event to a session on which `who` may call `rpc`, and enqueues
+    /// the session for reconciliation.
     pub(crate) async fn change(
         &self,
         who: &AuthenticatedCaller,
@@ -124,7 +128,7 @@ impl Api {
         let actor = Actor::Principal(who.id.clone());
         let changed = self
             .reconciler
-            .ask_from(&who.address, key, event, &actor, may)
+            .apply_from(&who.address, key, event, &actor, may)
             .await?;
         self.reconciler.enqueue(key.clone());
         Ok(changed)
@@ -139,7 +143,7 @@ impl Api {
     }
 }
 
-/// Things declared in configuration are read-only here.
+/// The error for a change of a definition from the configuration.
 pub(crate) fn managed_by_config(word: &str, name: &str) -> Refused {
     Refused::new(
         Reason::ManagedByConfig,

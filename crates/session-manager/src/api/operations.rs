@@ -1,6 +1,6 @@
-//! InterruptOperations: what a session executes is interrupted at its compute,
-//! in the session's name. Nothing is woken for it, and no engine is asked about
-//! a Spark session that may not exist: it might make one.
+//! InterruptOperations: interrupts a session's operations at its compute. It does
+//! not wake the session, and sends nothing about Spark sessions that may not exist,
+//! because an engine might create them.
 
 use super::Api;
 use crate::caller::AuthenticatedCaller;
@@ -12,11 +12,12 @@ use session_proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Operations that one request may name.
-const MOST: usize = 256;
-/// Longer names are nobody's: reports cut them.
-const TEXT: usize = 128;
+const MAX_OPERATIONS: usize = 256;
+/// Longest operation id in bytes; reports truncate longer ones.
+const MAX_OPERATION_ID: usize = 128;
 
-/// Interrupts what was asked for; the ids that the engine says it interrupted.
+/// Interrupts the requested operations. Returns the ids of those that the engine
+/// interrupted.
 pub(super) async fn interrupt(
     api: &Api,
     who: &AuthenticatedCaller,
@@ -36,7 +37,7 @@ pub(super) async fn interrupt(
     let cluster = cluster.ok_or_else(|| nothing_runs(&session))?;
     let mut wanted = wanted(&operations, &request.operation_ids);
     if !route.dedicated {
-        // Only what is bound to this very session may be touched there.
+        // On a shared server, only Spark sessions that are bound to this session.
         let bound = bound(api, &session, route).await?;
         wanted.retain(|running, _| bound.contains(&running.spark_session));
     }
@@ -49,7 +50,7 @@ pub(super) async fn interrupt(
         Err(cause) => Err(cause),
     };
     let interrupted = interrupted.map_err(|cause| {
-        tracing::warn!(session = %session.id, cause = cause.text, detail = cause.detail, "an interrupt failed");
+        tracing::warn!(session = %session.id, cause = cause.text, detail = cause.detail, "interrupting operations failed");
         Refused::new(
             Reason::BackendUnavailable,
             format!(
@@ -70,16 +71,17 @@ pub(super) async fn interrupt(
 }
 
 fn check(operation_ids: &[String]) -> Result<(), Refused> {
-    if operation_ids.len() > MOST {
+    if operation_ids.len() > MAX_OPERATIONS {
         return Err(Refused::field(
             "operation_ids",
-            format!("must be at most {MOST}; leave it empty to interrupt all"),
+            format!("must be at most {MAX_OPERATIONS}; leave it empty to interrupt all"),
         ));
     }
-    if operation_ids.iter().any(|id| id.is_empty() || id.len() > TEXT) {
+    let valid = 1..=MAX_OPERATION_ID;
+    if operation_ids.iter().any(|id| !valid.contains(&id.len())) {
         return Err(Refused::field(
             "operation_ids",
-            format!("each must be 1 to {TEXT} bytes, as ListOperations names them"),
+            format!("each must be 1 to {MAX_OPERATION_ID} bytes, as ListOperations names them"),
         ));
     }
     Ok(())
@@ -112,7 +114,7 @@ fn nothing_runs(session: &Session) -> Refused {
     )
 }
 
-/// What to say to which Spark session.
+/// The operations to interrupt by Spark session.
 fn wanted(operations: &[Operation], ids: &[String]) -> BTreeMap<Running, Wanted> {
     let mut wanted: BTreeMap<Running, Wanted> = BTreeMap::new();
     for operation in operations {

@@ -1,9 +1,9 @@
-//! OrgService: platform admins define organizations and their limits, and shut
-//! out who must be; org admins shut out principals of their own.
+//! OrgService: definitions of organizations and their limits by platform admins,
+//! disabling of organizations and principals by admins.
 
 use super::Api;
 use crate::caller::AuthenticatedCaller;
-use crate::definitions::Defined;
+use crate::definitions::Versioned;
 use session_core::access;
 use session_core::{AuditAction, Disabled, Limits, Org, OrgId, PrincipalId, Reason};
 use session_proto::convert::{self, non_empty, parse};
@@ -13,13 +13,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
-/// How often a lost race is run again.
-const RACES: usize = 8;
+/// Attempts of a write before it fails with a conflict.
+const MAX_ATTEMPTS: usize = 8;
 
 /// Serves `berth.v1.OrgService`.
 #[derive(Debug, Clone)]
 pub(crate) struct Orgs {
-    /// What the service works with.
+    /// The shared parts.
     pub(crate) api: Arc<Api>,
 }
 
@@ -172,11 +172,11 @@ impl Orgs {
         Ok(convert::org(&org, disabled))
     }
 
-    /// Those that somebody defined, and those that are disabled.
+    /// The organizations with a definition, and the disabled ones.
     async fn all(&self) -> Result<Vec<v1::Org>, Refused> {
         let definitions = &self.api.definitions;
         let (defined, disabled) =
-            tokio::try_join!(definitions.all::<Org>(), definitions.all_of::<Disabled>(None))
+            tokio::try_join!(definitions.all::<Org>(), definitions.all_of_org::<Disabled>(None))
                 .map_err(crate::error::store)?;
         let mut all: BTreeMap<OrgId, v1::Org> = defined
             .iter()
@@ -190,7 +190,7 @@ impl Orgs {
     }
 
     async fn disabled_in(&self, id: &OrgId) -> Result<Vec<String>, Refused> {
-        let here = self.api.definitions.all_of::<Disabled>(Some(id)).await;
+        let here = self.api.definitions.all_of_org::<Disabled>(Some(id)).await;
         let here = here.map_err(crate::error::store)?;
         Ok(here
             .into_iter()
@@ -200,7 +200,7 @@ impl Orgs {
     }
 
     async fn write_limits(&self, id: &OrgId, limits: &Limits) -> Result<(), Refused> {
-        for _ in 0..RACES {
+        for _ in 0..MAX_ATTEMPTS {
             let org = self.api.definitions.org(id).await.map_err(crate::error::store)?;
             if org.managed_by_config {
                 return Err(super::managed_by_config("organization", id.as_str()));
@@ -247,7 +247,7 @@ impl Orgs {
             version: 0,
         };
         let disabled = self.api.disabling.write(disabled).await?;
-        // It is in force from now on, also if closing what is live fails.
+        // It is in force from now on, even if closing the live sessions fails.
         self.api
             .audit(who, action, |record| record.of_org(org).on(&object))
             .await;

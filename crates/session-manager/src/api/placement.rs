@@ -1,5 +1,5 @@
-//! Where something may run: the cluster and the catalog that a caller names,
-//! if they may use both, together, now.
+//! Placement: the cluster and the catalog of a request, checked for the caller and
+//! for each other.
 
 use super::Api;
 use session_core::access;
@@ -8,16 +8,15 @@ use session_proto::convert::parse;
 use session_proto::error::Refused;
 
 impl Api {
-    /// A cluster that takes new sessions of this caller.
+    /// The cluster of this name, if it accepts new sessions of the caller.
     pub(super) async fn cluster_for(&self, who: &Principal, name: &str) -> Result<Cluster, Refused> {
         let name = cluster_name(name)?;
         let cluster = self.definitions.cluster(&name).await;
-        self.judge_cluster(who, &name, cluster.map_err(crate::error::store)?)
+        self.authorize_cluster(who, &name, cluster.map_err(crate::error::store)?)
     }
 
-    /// The cluster of this name, if there is one and it takes new sessions of
-    /// this caller.
-    pub(super) fn judge_cluster(
+    /// The same for a cluster that was read already, if it exists.
+    pub(super) fn authorize_cluster(
         &self,
         who: &Principal,
         name: &ClusterName,
@@ -44,7 +43,8 @@ impl Api {
         Ok(cluster)
     }
 
-    /// A catalog that this caller may use there; none if none is named.
+    /// The catalog of this name, if the caller may use it on the cluster; none for
+    /// an empty name.
     pub(super) async fn catalog_for(
         &self,
         who: &Principal,
@@ -68,7 +68,7 @@ impl Api {
     }
 }
 
-/// The name of a cluster that a caller gives.
+/// The cluster name in a request.
 pub(super) fn cluster_name(text: &str) -> Result<ClusterName, Refused> {
     if text.is_empty() {
         return Err(Refused::field(
@@ -79,7 +79,7 @@ pub(super) fn cluster_name(text: &str) -> Result<ClusterName, Refused> {
     parse("cluster", text)
 }
 
-/// Can the catalog be used on the cluster, as far as their definitions tell?
+/// Checks that the cluster can use the catalog, by their definitions.
 pub(super) fn fits(cluster: &Cluster, catalog: &Catalog) -> Result<(), Refused> {
     compute::validate_use(cluster, catalog).map_err(|problem| {
         Refused::field(

@@ -1,8 +1,7 @@
-//! RouteService: tells spark-proxy where a session's compute answers, and
-//! what changed.
+//! RouteService: routes of sessions and their changes, for spark-proxy.
 
 use super::{Api, bind, spark_sessions};
-use crate::lifecycle::disabling::Standing;
+use crate::lifecycle::disabling::DisabledState;
 use crate::providers::registry::is_on_another_host;
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
@@ -24,12 +23,12 @@ use tokio::sync::broadcast;
 use tokio::time::{Interval, MissedTickBehavior};
 use tonic::{Request, Response, Status};
 
-/// No resolve waits longer, whatever it asks for.
-const LONGEST_WAIT: Duration = Duration::from_secs(15 * 60);
-/// Of one server no more addresses are told.
-const MOST_ADDRESSES: usize = 16;
-/// A waiting resolve reads the record this often even when it hears nothing.
-const REREAD: Duration = Duration::from_secs(2);
+/// Limit of the requested wait of ResolveRoute.
+const MAX_WAIT: Duration = Duration::from_secs(15 * 60);
+/// Addresses of one server in a route.
+const MAX_ADDRESSES: usize = 16;
+/// Time after which a waiting ResolveRoute reads the record without a change.
+const REREAD_INTERVAL: Duration = Duration::from_secs(2);
 
 /// A watch sends a heartbeat this often while the change feed is read.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -43,7 +42,7 @@ const FEED_TIMEOUT: Duration = Duration::from_secs(3);
 /// Serves `berth.internal.v1.RouteService`.
 #[derive(Debug, Clone)]
 pub(crate) struct Routes {
-    /// What the service works with.
+    /// The shared parts.
     pub(crate) api: Arc<Api>,
 }
 
@@ -60,7 +59,7 @@ impl RouteService for Routes {
         let request = request.into_inner();
         let wait = maybe_duration("wait", request.wait.as_ref())?
             .unwrap_or_default()
-            .min(LONGEST_WAIT);
+            .min(MAX_WAIT);
         let claims = self.verified(&request.session_token).await?;
         let key = SessionKey {
             org: claims.org.clone(),
@@ -69,23 +68,23 @@ impl RouteService for Routes {
         let until = tokio::time::Instant::now() + wait;
         let mut woken = false;
         loop {
-            // Read before the record: one of an earlier epoch than the record's
-            // own is announced as outdated, the other way round nobody would know.
+            // Read before the record: an epoch older than the record's is corrected by a
+            // reset, a newer one would hide that the record is outdated.
             let epoch = self.api.store.epoch().await.map_err(crate::error::store)?;
             let waiter = self.api.fan_out.wait_for(&key);
             let changed = waiter.changed();
             let read = tokio::try_join!(
                 self.api.store.get(&key),
-                self.api.definitions.standing(&key.org, &claims.sub),
+                self.api.definitions.disabled_state(&key.org, &claims.sub),
             );
-            let (session, standing) = read.map_err(crate::error::store)?;
+            let (session, disabled) = read.map_err(crate::error::store)?;
             let Some(session) = session else {
                 return Ok(Response::new(unknown(&key, epoch)));
             };
             check_not_revoked(&claims, &session)?;
-            // Waking is not waiting: it also happens for who asks and does not wait.
+            // A session is also woken if the request does not wait.
             if session.status() == SessionStatus::Idle && request.wake && !woken {
-                check_let_in(&standing, &session)?;
+                check_not_disabled(&disabled, &session)?;
                 woken = true;
                 if self.wake(&key, &claims).await? {
                     continue;
@@ -97,14 +96,15 @@ impl RouteService for Routes {
                 SessionStatus::Pending => false,
             };
             if settled || tokio::time::Instant::now() >= until {
-                check_let_in(&standing, &session)?;
-                let route = self.route(&session, standing.org.is_some(), epoch, host).await?;
+                check_not_disabled(&disabled, &session)?;
+                let route = self.route(&session, disabled.org.is_some(), epoch, host).await?;
                 self.api.metrics.resolved(session.status());
                 return Ok(Response::new(wire::ResolveRouteResponse { route: Some(route) }));
             }
-            // It went idle again, or must wait after a failed warm-up.
+            // It became idle again, or must wait after a failed warm-up.
             woken = false;
-            let _ = tokio::time::timeout_at(until.min(tokio::time::Instant::now() + REREAD), changed).await;
+            let reread = tokio::time::Instant::now() + REREAD_INTERVAL;
+            let _ = tokio::time::timeout_at(until.min(reread), changed).await;
         }
     }
 
@@ -114,7 +114,7 @@ impl RouteService for Routes {
         &self,
         _request: Request<wire::WatchRoutesRequest>,
     ) -> Answer<Self::WatchRoutesStream> {
-        // Subscribe first: what changes while the epoch is read is not missed.
+        // Subscribe first, so that changes during the read of the epoch are not missed.
         let changes = self.api.fan_out.subscribe();
         if !self.api.fan_out.is_read_within(FEED_TIMEOUT) {
             return Err(feed_broken().into());
@@ -157,13 +157,13 @@ impl RouteService for Routes {
         };
         let read = tokio::try_join!(
             self.api.store.get(&key),
-            self.api.definitions.standing(&key.org, &claims.sub),
+            self.api.definitions.disabled_state(&key.org, &claims.sub),
         );
-        let (session, standing) = read.map_err(crate::error::store)?;
-        let session = session.ok_or_else(|| forgotten(&key))?;
+        let (session, disabled) = read.map_err(crate::error::store)?;
+        let session = session.ok_or_else(|| deleted(&key))?;
         check_not_revoked(&claims, &session)?;
-        check_let_in(&standing, &session)?;
-        if standing.org.is_some() {
+        check_not_disabled(&disabled, &session)?;
+        if disabled.org.is_some() {
             return Err(crate::error::org_disabled(&key.org).into());
         }
         if session.status().is_terminal() {
@@ -188,8 +188,8 @@ impl RouteService for Routes {
 }
 
 impl Routes {
-    /// The manager does not take the proxy's word for a token. Expiry is the
-    /// proxy's to judge by method; here a token in its longest grace passes.
+    /// Verifies the token independently of the proxy. The proxy checks the expiry,
+    /// which depends on the method; here the longest grace applies.
     async fn verified(&self, token: &str) -> Result<Claims, Refused> {
         let verify = || {
             self.api
@@ -201,7 +201,7 @@ impl Routes {
             match self.api.keys.fetch_again().await {
                 Ok(_) => outcome = verify(),
                 Err(error) => {
-                    tracing::warn!(error = format!("{error:#}"), "the token keys cannot be fetched")
+                    tracing::warn!(error = format!("{error:#}"), "fetching the token keys failed")
                 }
             }
         }
@@ -223,7 +223,7 @@ impl Routes {
         match self
             .api
             .reconciler
-            .ask(key, &Event::Wake, &actor, |_| Ok(()))
+            .apply(key, &Event::Wake, &actor, |_| Ok(()))
             .await
         {
             Ok(_) => {
@@ -231,7 +231,7 @@ impl Routes {
                 Ok(true)
             }
             Err(refused) if refused.reason == Reason::SessionWarming => Ok(false),
-            // It ended meanwhile: the next read tells.
+            // It ended in the meantime; the next read returns its end.
             Err(refused) if matches!(refused.reason, Reason::SessionClosed | Reason::SessionFailed) => {
                 Ok(true)
             }
@@ -239,7 +239,7 @@ impl Routes {
         }
     }
 
-    /// The Spark sessions that may be used without asking again.
+    /// The bound Spark sessions, which need no further bind.
     async fn bindings(&self, session: &Session, route: &Route) -> Result<Vec<wire::SparkBinding>, Refused> {
         let server = route.endpoint.to_ascii_lowercase();
         let all = self.api.store.list_bindings(&session.key()).await;
@@ -255,16 +255,16 @@ impl Routes {
             .collect())
     }
 
-    /// How a proxy reaches the compute. Of what may not be dialled now no
-    /// address is told, so that new connections wait; those that are open go on.
-    /// Nor is a loopback address of another host than the proxy's; a proxy of an
-    /// older version does not tell its host.
+    /// How a proxy reaches the compute. Without addresses if these may not be
+    /// dialled now: new connections wait, open ones continue. The same applies to a
+    /// loopback address of another host than the proxy's; proxies of older versions
+    /// do not send their host.
     async fn backend(&self, route: &Route, host: Option<&str>) -> wire::Backend {
         let elsewhere = host.is_some_and(|host| is_on_another_host(route, host));
         if elsewhere {
             tracing::warn!(
                 endpoint = route.endpoint,
-                "a proxy on another host than the compute gets no address"
+                "route returned without address: proxy and compute are on different hosts"
             );
         }
         let addresses = match elsewhere {
@@ -283,7 +283,7 @@ impl Routes {
             dedicated: route.dedicated,
             addresses: addresses
                 .iter()
-                .flat_map(|all| all.iter().take(MOST_ADDRESSES))
+                .flat_map(|all| all.iter().take(MAX_ADDRESSES))
                 .map(ToString::to_string)
                 .collect(),
         }
@@ -312,7 +312,7 @@ impl Routes {
             session_id: session.id.to_string(),
             org: session.org.to_string(),
             status: status(session.status()).into(),
-            status_message: told(session),
+            status_message: status_message(session),
             store_epoch: epoch,
             version: session.version,
             generation: session.generation,
@@ -355,7 +355,7 @@ fn heartbeats() -> Interval {
 }
 
 impl Watch {
-    /// The next message; a heartbeat only when no change waits to be sent.
+    /// The next message; a heartbeat only if no change is waiting.
     async fn next(&mut self) -> Option<Result<wire::WatchRoutesResponse, Status>> {
         if self.is_over {
             return None;
@@ -366,8 +366,8 @@ impl Watch {
                 changed = self.changes.recv() => return match changed {
                     Ok(Feed::Change(change)) => Some(Ok(route_change(&change, self.epoch))),
                     Ok(Feed::Reset) | Err(broadcast::error::RecvError::Lagged(_)) => {
-                        // While the store is away, the reset that follows its
-                        // return tells the new epoch.
+                        // While the store is unavailable the old epoch is sent; a reset
+                        // follows when it is available again.
                         self.epoch = self.api.store.epoch().await.unwrap_or(self.epoch);
                         Some(Ok(reset(self.epoch)))
                     }
@@ -394,7 +394,7 @@ fn feed_broken() -> Refused {
     )
 }
 
-fn told(session: &Session) -> String {
+fn status_message(session: &Session) -> String {
     if session.status_message.is_empty() {
         session.reason.to_string()
     } else {
@@ -409,9 +409,9 @@ fn check_not_revoked(claims: &Claims, session: &Session) -> Result<(), Refused> 
     Ok(())
 }
 
-/// A token of somebody who is shut out is as good as revoked.
-fn check_let_in(standing: &Standing, session: &Session) -> Result<(), Refused> {
-    match standing.principal {
+/// Tokens of a disabled principal count as revoked.
+fn check_not_disabled(disabled: &DisabledState, session: &Session) -> Result<(), Refused> {
+    match disabled.principal {
         Some(_) => Err(revoked(session)),
         None => Ok(()),
     }
@@ -437,8 +437,8 @@ const fn status(status: SessionStatus) -> wire::RouteStatus {
     }
 }
 
-/// The same, told as a refusal.
-fn forgotten(key: &SessionKey) -> Refused {
+/// The error for a valid token of a session without a record.
+fn deleted(key: &SessionKey) -> Refused {
     Refused::new(
         Reason::SessionClosed,
         format!(
@@ -448,7 +448,8 @@ fn forgotten(key: &SessionKey) -> Refused {
     )
 }
 
-/// To a good token an unknown session is one that was closed and forgotten.
+/// The route for a valid token of a session without a record: the session ended,
+/// and its retention is over.
 fn unknown(key: &SessionKey, epoch: u64) -> wire::ResolveRouteResponse {
     wire::ResolveRouteResponse {
         route: Some(wire::Route {

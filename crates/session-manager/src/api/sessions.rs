@@ -7,8 +7,8 @@ use session_core::access::{self, Rpc, SessionAction};
 use session_core::machine::{Event, NewSession};
 use session_core::policy::PolicyRequest;
 use session_core::{
-    ChangeReason, Limits, Principal, Role, Session, SessionId, SessionPolicy, Status as SessionStatus,
-    Timestamp, Use, machine,
+    ChangeReason, Cluster, ClusterName, Limits, Principal, Role, Session, SessionId, SessionPolicy,
+    Status as SessionStatus, Timestamp, Use, machine,
 };
 use session_proto::convert::{self, maybe_duration, non_empty, parse};
 use session_proto::error::Refused;
@@ -20,19 +20,20 @@ use std::sync::Arc;
 use std::time::Duration;
 use tonic::{Request, Response, Status};
 
-const TEXT: usize = 128;
-const LABEL_KEY: usize = 63;
-const LABEL_VALUE: usize = 255;
-/// Keys and values of all labels of one session together.
-const LABEL_BYTES: usize = 8 * 1024;
+/// Longest name, team or request id, in bytes.
+const MAX_TEXT: usize = 128;
+const MAX_LABEL_KEY: usize = 63;
+const MAX_LABEL_VALUE: usize = 255;
+/// Keys and values of all labels of one session together, in bytes.
+const MAX_LABEL_BYTES: usize = 8 * 1024;
 const DEFAULT_PAGE: usize = 100;
-const LARGEST_PAGE: usize = 1000;
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const MAX_PAGE: usize = 1000;
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// Serves `berth.v1.SessionService`.
 #[derive(Debug, Clone)]
 pub(crate) struct Sessions {
-    /// What the service works with.
+    /// The shared parts.
     pub(crate) api: Arc<Api>,
 }
 
@@ -58,7 +59,7 @@ impl SessionService for Sessions {
         let who = self.api.caller(&request)?;
         let request = request.into_inner();
         let wait = maybe_duration("wait_ready", request.wait_ready.as_ref())?.unwrap_or_default();
-        if wait > LONGEST_WAIT {
+        if wait > MAX_WAIT {
             return Err(Refused::field("wait_ready", "must be at most 60 s").into());
         }
         let key = self.api.key(&who, &request.session_id)?;
@@ -276,90 +277,91 @@ impl Sessions {
         who: &AuthenticatedCaller,
         request: v1::CreateSessionRequest,
     ) -> Result<Session, Refused> {
-        let (definitions, store) = (&self.api.definitions, &self.api.store);
         let request_id = checked_text("request_id", request.request_id.clone())?;
         let request_id = request_id.map(|id| RequestId {
             id,
             fingerprint: fingerprint(&request),
         });
-        let first = async {
-            match &request_id {
-                Some(request_id) => store.find_by_request(&who.org, &who.id, request_id).await,
-                None => Ok(None),
-            }
-        };
-        // Others than platform admins were not let in.
-        let disabled = async {
-            let may_be = who.has(Role::PlatformAdmin);
-            Ok(may_be && definitions.is_disabled(&who.org).await?)
-        };
         let named = placement::cluster_name(&request.cluster)?;
-        let known = tokio::try_join!(definitions.place(&who.org, &named), disabled, first);
-        let ((org, cluster, now), disabled, first) = known.map_err(crate::error::store)?;
-        if disabled {
-            return Err(crate::error::org_disabled(&who.org));
-        }
-        // A repeat is answered before anything is judged anew: its cluster may
-        // take no more sessions by now.
-        if let Some(session) = first {
+        let loaded = self.load_for_create(who, &named, request_id.as_ref()).await?;
+        // A repeated request is answered before its validation: its cluster may accept
+        // no new sessions by now.
+        if let Some(session) = loaded.repeated {
             return Ok(session);
         }
-        let cluster = self.api.judge_cluster(who, &named, cluster)?;
+        let cluster = self.api.authorize_cluster(who, &named, loaded.cluster)?;
         let catalog = self.api.catalog_for(who, &request.catalog, &cluster).await?;
-        let asked = PolicyRequest {
-            idle_timeout: maybe_duration("idle_timeout", request.idle_timeout.as_ref())?,
-            close_after_idle: maybe_duration("close_after_idle", request.close_after_idle.as_ref())?,
-            max_lifetime: maybe_duration("max_lifetime", request.max_lifetime.as_ref())?,
-        };
-        let policy = SessionPolicy::settle(&cluster, &asked)
-            .map_err(|bounds| Refused::field(bounds.field, bounds.to_string()))?;
-        let team = checked_text("team", request.team)?;
-        if let Some(team) = &team
-            && !who.teams.contains(team)
-            && !who.has(Role::OrgAdmin)
-        {
-            return Err(Refused::field("team", "must be one of your teams"));
-        }
         let mut change = machine::create(
             NewSession {
-                id: SessionId::generate(now, rand::random()),
+                id: SessionId::generate(loaded.now, rand::random()),
                 org: who.org.clone(),
                 owner: who.id.clone(),
+                policy: settled_policy(&cluster, &request)?,
+                team: checked_team(who, request.team)?,
                 name: checked_text("name", request.name)?,
-                team,
-                labels: checked_labels(request.labels, &org.limits)?,
+                labels: checked_labels(request.labels, &loaded.limits)?,
                 cluster: cluster.name.clone(),
                 catalog: catalog.as_ref().map(|catalog| catalog.name.clone()),
-                policy,
             },
-            now,
+            loaded.now,
         );
         who.address.clone_into(&mut change.record.address);
-        let created = self
-            .api
-            .store
-            .create(Create {
-                session: change.session,
-                record: change.record,
-                due: now.after(machine::RECHECK),
-                request: request_id,
-                limits: org.limits,
-            })
-            .await
-            .map_err(crate::error::store)?;
+        let create = Create {
+            session: change.session,
+            record: change.record,
+            due: loaded.now.after(machine::RECHECK),
+            request: request_id,
+            limits: loaded.limits,
+        };
+        let created = self.api.store.create(create).await.map_err(crate::error::store)?;
         if created.new {
             tracing::info!(
                 session = %created.session.id, org = %who.org, actor = %who.id, cluster = %cluster.name,
                 "session created"
             );
-            self.api
-                .reconciler
+            let reconciler = &self.api.reconciler;
+            reconciler
                 .start_new(&created.session, &change.effects, &cluster, catalog)
                 .await;
-            // It may have been closed meanwhile: look at what is true now.
-            self.api.reconciler.enqueue(created.session.key());
+            // It may have been closed in the meantime.
+            reconciler.enqueue(created.session.key());
         }
         Ok(created.session)
+    }
+
+    /// Loads what the creation of a session depends on.
+    ///
+    /// # Errors
+    /// A store error, or [`session_core::Reason::OrgDisabled`].
+    async fn load_for_create(
+        &self,
+        who: &AuthenticatedCaller,
+        cluster: &ClusterName,
+        request_id: Option<&RequestId>,
+    ) -> Result<LoadedForCreate, Refused> {
+        let (definitions, store) = (&self.api.definitions, &self.api.store);
+        let repeated = async {
+            match request_id {
+                Some(request_id) => store.find_by_request(&who.org, &who.id, request_id).await,
+                None => Ok(None),
+            }
+        };
+        // Admission rejects all members of a disabled organization but platform admins.
+        let disabled = async {
+            let admitted = who.has(Role::PlatformAdmin);
+            Ok(admitted && definitions.is_disabled(&who.org).await?)
+        };
+        let loaded = tokio::try_join!(definitions.load_for_create(&who.org, cluster), disabled, repeated);
+        let ((org, cluster, now), disabled, repeated) = loaded.map_err(crate::error::store)?;
+        if disabled {
+            return Err(crate::error::org_disabled(&who.org));
+        }
+        Ok(LoadedForCreate {
+            limits: org.limits,
+            cluster,
+            now,
+            repeated,
+        })
     }
 
     async fn change(
@@ -374,7 +376,7 @@ impl Sessions {
         self.shown_now(who, &session).await
     }
 
-    /// A session with what is known of its use now.
+    /// A session with its present usage.
     async fn shown_now(&self, who: &Principal, session: &Session) -> Result<v1::Session, Refused> {
         let uses = self
             .api
@@ -394,8 +396,38 @@ fn shown(who: &Principal, session: &Session, used: &Use) -> v1::Session {
     )
 }
 
-/// A SHA-256 of every field but the `request_id`, in a fixed order: the store
-/// keeps it for a day, however large the request was.
+/// What the creation of a session depends on.
+struct LoadedForCreate {
+    limits: Limits,
+    cluster: Option<Cluster>,
+    now: Timestamp,
+    /// The session that an earlier request of the same id created.
+    repeated: Option<Session>,
+}
+
+fn settled_policy(cluster: &Cluster, request: &v1::CreateSessionRequest) -> Result<SessionPolicy, Refused> {
+    let requested = PolicyRequest {
+        idle_timeout: maybe_duration("idle_timeout", request.idle_timeout.as_ref())?,
+        close_after_idle: maybe_duration("close_after_idle", request.close_after_idle.as_ref())?,
+        max_lifetime: maybe_duration("max_lifetime", request.max_lifetime.as_ref())?,
+    };
+    SessionPolicy::settle(cluster, &requested)
+        .map_err(|bounds| Refused::field(bounds.field, bounds.to_string()))
+}
+
+fn checked_team(who: &Principal, team: String) -> Result<Option<String>, Refused> {
+    let team = checked_text("team", team)?;
+    if let Some(team) = &team
+        && !who.teams.contains(team)
+        && !who.has(Role::OrgAdmin)
+    {
+        return Err(Refused::field("team", "must be one of your teams"));
+    }
+    Ok(team)
+}
+
+/// SHA-256 of every field but the `request_id`, in a fixed order. The store keeps
+/// it for a day, so its size does not depend on the request.
 fn fingerprint(request: &v1::CreateSessionRequest) -> String {
     let labels: BTreeMap<_, _> = request.labels.iter().collect();
     let seconds =
@@ -416,13 +448,13 @@ fn fingerprint(request: &v1::CreateSessionRequest) -> String {
     hex::encode(Sha256::digest(json))
 }
 
-/// What is said of a text with a character that is not [`printable`].
+/// The error text for a character that is not [`printable`].
 const UNPRINTABLE: &str =
     "must not contain control characters, direction marks or characters that cannot be seen";
 
 fn checked_text(field: &'static str, text: String) -> Result<Option<String>, Refused> {
-    if text.len() > TEXT {
-        return Err(Refused::field(field, format!("must be at most {TEXT} bytes")));
+    if text.len() > MAX_TEXT {
+        return Err(Refused::field(field, format!("must be at most {MAX_TEXT} bytes")));
     }
     if !printable::all_printable(&text) {
         return Err(Refused::field(field, UNPRINTABLE));
@@ -442,10 +474,12 @@ fn checked_labels(
         ));
     }
     for (key, value) in &labels {
-        if key.is_empty() || key.len() > LABEL_KEY || value.len() > LABEL_VALUE {
+        if key.is_empty() || key.len() > MAX_LABEL_KEY || value.len() > MAX_LABEL_VALUE {
             return Err(Refused::field(
                 "labels",
-                format!("each needs a key of 1 to {LABEL_KEY} bytes and a value of at most {LABEL_VALUE}"),
+                format!(
+                    "each needs a key of 1 to {MAX_LABEL_KEY} bytes and a value of at most {MAX_LABEL_VALUE}"
+                ),
             ));
         }
         if !printable::all_printable(key) || !printable::all_printable(value) {
@@ -453,10 +487,10 @@ fn checked_labels(
         }
     }
     let bytes: usize = labels.iter().map(|(key, value)| key.len() + value.len()).sum();
-    if bytes > LABEL_BYTES {
+    if bytes > MAX_LABEL_BYTES {
         return Err(Refused::field(
             "labels",
-            format!("all keys and values together must be at most {LABEL_BYTES} bytes"),
+            format!("all keys and values together must be at most {MAX_LABEL_BYTES} bytes"),
         ));
     }
     Ok(labels)
@@ -499,15 +533,12 @@ fn list_query(who: &Principal, request: v1::ListSessionsRequest) -> Result<ListQ
     })
 }
 
-/// The size of a page as a list call asks for it.
+/// The page size of a list request; 0 is the default.
 pub(super) fn page_size(asked: i32) -> Result<usize, Refused> {
     match usize::try_from(asked) {
         Ok(0) => Ok(DEFAULT_PAGE),
-        Ok(size) if size <= LARGEST_PAGE => Ok(size),
-        Ok(_) | Err(_) => Err(Refused::field(
-            "page_size",
-            format!("must be 1 to {LARGEST_PAGE}"),
-        )),
+        Ok(size) if size <= MAX_PAGE => Ok(size),
+        Ok(_) | Err(_) => Err(Refused::field("page_size", format!("must be 1 to {MAX_PAGE}"))),
     }
 }
 
@@ -525,14 +556,14 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_is_short_however_large_the_request_is_and_tells_requests_apart() {
+    fn fingerprints_have_a_fixed_size_and_differ_between_requests() {
         let (small, large) = (fingerprint(&labels(1, 1)), fingerprint(&labels(64, 255)));
         assert_eq!((small.len(), large.len()), (64, 64));
         assert_ne!(small, large);
         assert_eq!(
             large,
             fingerprint(&labels(64, 255)),
-            "the order of a map says nothing"
+            "independent of the order of labels"
         );
         let again = v1::CreateSessionRequest {
             request_id: "r-2".to_owned(),

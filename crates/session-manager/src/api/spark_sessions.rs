@@ -1,11 +1,11 @@
-//! Spark sessions on a session's own compute: what is kept of them, and what
-//! becomes of it when the compute was replaced.
+//! Spark sessions on dedicated compute: their settings survive a replacement of the
+//! compute.
 //!
-//! Settings that clients changed are kept when the engine has taken them, and
+//! Settings that a client changed are stored when the engine has accepted them, and
 //! applied again before the first call on the next generation. One manager at a
-//! time applies those of a Spark session, by a lease, and only then the Spark
-//! session counts as used on that generation; so a crash between the two has
-//! them applied once more, which changes nothing.
+//! time, by a lease, applies the settings of a Spark session and then records its
+//! use on that generation. After a crash in between they are applied once more,
+//! which is idempotent.
 
 use super::{Api, bind};
 use session_core::{PrincipalId, Reason, Route, Session, SparkSessionId, WakePolicy};
@@ -16,16 +16,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Nobody waits longer for settings to be applied.
-const LIMIT: Duration = Duration::from_secs(20);
-/// The lease of the one who applies them: longer than that may take.
+/// Time limit of a call that waits for settings to be applied.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(20);
+/// Lease of the manager that applies them: longer than that takes.
 const LEASE: Duration = Duration::from_secs(15);
-/// How often one who waits for another's work looks again.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// Names and values of one change, and their number.
+/// Time between two attempts to acquire the lease.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// Settings that one change may contain.
 const MAX_CHANGED: usize = 256;
 
-/// What of a session's Spark sessions is of an earlier generation, for its route.
+/// The Spark sessions with settings of an earlier generation, for the route.
 pub(super) async fn outdated(api: &Api, session: &Session) -> Result<Vec<String>, Refused> {
     if session.generation == 1 || session.policy.wake != WakePolicy::Restore {
         return Ok(Vec::new());
@@ -38,7 +38,7 @@ pub(super) async fn outdated(api: &Api, session: &Session) -> Result<Vec<String>
         .collect())
 }
 
-/// Answers `BindSparkSession` for dedicated compute.
+/// Serves `BindSparkSession` for dedicated compute.
 pub(super) async fn bind(
     api: &Arc<Api>,
     session: &Session,
@@ -50,7 +50,7 @@ pub(super) async fn bind(
     if !request.set.is_empty() || !request.unset.is_empty() {
         return keep(api, session, id, request).await;
     }
-    let moved = tokio::time::timeout(LIMIT, move_to_generation(api, session, route, user, &id));
+    let moved = tokio::time::timeout(APPLY_TIMEOUT, move_to_generation(api, session, route, user, &id));
     let moved = moved.await.unwrap_or_else(|_| Err(bind::changing(session)))?;
     Ok(wire::BindSparkSessionResponse {
         bound: true,
@@ -87,8 +87,8 @@ async fn keep(
     Ok(bound(!kept.map_err(crate::error::store)?))
 }
 
-/// The Spark session is used on the session's generation from now on, with the
-/// settings that are kept of it.
+/// Applies the stored settings of a Spark session on the session's generation and
+/// records its use there.
 async fn move_to_generation(
     api: &Api,
     session: &Session,
@@ -109,7 +109,7 @@ async fn move_to_generation(
         }
         let leased = api.store.acquire_lease(&name, &holder, LEASE).await;
         if leased.map_err(crate::error::store)?.is_none() {
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
             continue;
         }
         let work = async {
@@ -121,14 +121,13 @@ async fn move_to_generation(
             move_it().await
         };
         let used = work.await;
-        // It ends by itself too.
+        // If this fails, the lease expires.
         let _ = api.store.release_lease(&name, &holder).await;
         return used;
     }
 }
 
-/// The settings of a Spark session that are of an earlier generation and are to
-/// be applied again.
+/// The settings of a Spark session if they must be applied again.
 async fn outdated_settings(
     api: &Api,
     session: &Session,
@@ -145,7 +144,7 @@ async fn outdated_settings(
 fn applies(session: &Session) -> bool {
     match session.policy.wake {
         WakePolicy::Restore => true,
-        // Its client builds a new one.
+        // The client creates a new Spark session.
         WakePolicy::Signal => false,
     }
 }
@@ -174,12 +173,12 @@ async fn apply(
         Ok(refused) if refused.is_empty() => {}
         Ok(refused) => tracing::warn!(
             session = %session.id, spark_session = %id, settings = ?refused,
-            "the engine refused kept settings of a Spark session"
+            "the engine rejected stored settings of a Spark session"
         ),
         Err(cause) => {
             tracing::warn!(
                 session = %session.id, spark_session = %id, cause = cause.text, detail = cause.detail,
-                "applying kept settings failed"
+                "applying stored settings failed"
             );
             return Err(Refused::new(
                 Reason::BackendUnavailable,

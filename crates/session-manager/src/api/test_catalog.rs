@@ -1,10 +1,10 @@
-//! TestCatalog: tries a catalog on a cluster as a new session would.
+//! TestCatalog: uses a catalog on a cluster as a new session would.
 //!
-//! Where Berth starts engines, one is started for it, asked what every new
-//! session's engine is asked, and given back; it ends with this manager at the
-//! latest, and no record of it is ever written. A session-manager that does not
-//! run the child processes starts none and ends the call at once. On existing
-//! servers a new Spark session on each of them is enough, and it is ended after it.
+//! On a cluster with dedicated compute, an engine is started, probed like that of a
+//! new session, and released; it ends with this manager at the latest and has no
+//! record. A session-manager that is not the leader starts none and fails the call
+//! at once. On static servers a new Spark session on each of them is created and
+//! ended.
 
 use super::{Api, placement};
 use crate::admission::concurrency::{ConcurrencyLimit, ConcurrencyPermit, Full};
@@ -20,27 +20,28 @@ use tokio::time::{Instant, sleep};
 
 pub(crate) type CatalogTests = Arc<ConcurrencyLimit<OrgId>>;
 
-/// Of one organization at a time.
-const EACH: usize = 2;
-/// At a time.
-const ALL: usize = 8;
-/// No trial takes longer: its caller waits for it within one call.
-const LONGEST: Duration = Duration::from_secs(75);
-/// How often the engine is looked at.
-const LOOK: Duration = Duration::from_millis(200);
-/// How often giving it back is tried.
-const RELEASES: usize = 120;
-const RELEASE_AGAIN: Duration = Duration::from_secs(1);
-/// How long the caller waits for it.
+/// Concurrent tests of one organization.
+const MAX_OF_ORG: usize = 2;
+/// Concurrent tests of this manager.
+const MAX_TESTS: usize = 8;
+/// Time limit of a test, less than that of its call.
+const TEST_TIMEOUT: Duration = Duration::from_secs(75);
+/// Time between two observations of the engine.
+const OBSERVE_INTERVAL: Duration = Duration::from_millis(200);
+/// Attempts to release the engine.
+const MAX_RELEASE_ATTEMPTS: usize = 120;
+/// Time between two attempts to release the engine.
+const RELEASE_INTERVAL: Duration = Duration::from_secs(1);
+/// Time for which the caller waits for the release.
 const RELEASE_WAIT: Duration = Duration::from_secs(5);
-/// When to try again while others are under way.
-const RETRY: Duration = Duration::from_secs(10);
+/// Retry delay of a caller above the limit.
+const RETRY_DELAY: Duration = Duration::from_secs(10);
 
 pub(crate) fn catalog_tests() -> CatalogTests {
-    ConcurrencyLimit::new(EACH, ALL)
+    ConcurrencyLimit::new(MAX_OF_ORG, MAX_TESTS)
 }
 
-/// Tries it; goes on to its clean end when the caller leaves.
+/// Tests the catalog. Continues to its end if the caller disconnects.
 pub(super) async fn run(
     api: &Arc<Api>,
     who: &Principal,
@@ -49,7 +50,7 @@ pub(super) async fn run(
 ) -> Result<v1::TestCatalogResponse, Refused> {
     let cluster = api.cluster_for(who, cluster).await?;
     placement::fits(&cluster, &catalog)?;
-    let slot = api.catalog_tests.take(&catalog.org).map_err(too_many)?;
+    let permit = api.catalog_tests.take(&catalog.org).map_err(too_many)?;
     let now = api.store.now().await.map_err(crate::error::store)?;
     let spec = ComputeSpec {
         key: SessionKey {
@@ -61,22 +62,22 @@ pub(super) async fn run(
         catalog: Some(catalog),
     };
     let computes = api.computes.clone();
-    let (trial, actor) = (spec.key.id.clone(), who.id.clone());
+    let (test, actor) = (spec.key.id.clone(), who.id.clone());
     let work = tokio::spawn(async move {
         if spec.cluster.provider.is_dedicated() {
-            return on_own_engine(computes, spec, slot).await;
+            return on_own_engine(computes, spec, permit).await;
         }
-        let _slot = slot;
+        let _permit = permit;
         on_servers(&computes, &spec).await.map_err(Failure::Unusable)
     });
     let outcome = work.await.map_err(|error| {
-        tracing::error!(%error, "a trial of a catalog broke off");
+        tracing::error!(%error, "testing a catalog aborted");
         Refused::new(
             Reason::Internal,
             "The test broke off. Try again; if it stays so, tell your platform team.",
         )
     })?;
-    tracing::info!(%trial, %actor, usable = outcome.is_ok(), "catalog tested");
+    tracing::info!(%test, %actor, usable = outcome.is_ok(), "catalog tested");
     Ok(match outcome {
         Ok(message) => v1::TestCatalogResponse {
             usable: true,
@@ -90,10 +91,10 @@ pub(super) async fn run(
     })
 }
 
-/// Why there is no engine that can use the catalog.
+/// Why a test failed.
 enum Failure {
     Unusable(Cause),
-    /// This session-manager cannot start one.
+    /// This session-manager cannot start an engine.
     NotLeader(String),
 }
 
@@ -110,17 +111,17 @@ fn not_leader(why: &str) -> Refused {
 
 fn too_many(full: Full) -> Refused {
     let text = match full {
-        Full::Each => format!("{EACH} tests of your organization are under way, the most at one time."),
-        Full::All => format!("{ALL} tests are under way, the most at one time."),
+        Full::Each => format!("{MAX_OF_ORG} tests of your organization are under way, the most at one time."),
+        Full::All => format!("{MAX_TESTS} tests are under way, the most at one time."),
     };
     Refused::new(
         Reason::RateLimited,
         format!("{text} Wait until one has ended, then try again."),
     )
-    .retry_after(RETRY)
+    .retry_after(RETRY_DELAY)
 }
 
-/// Org admins may hear all of it.
+/// The cause with its detail, which org admins may see.
 fn in_full(cause: &Cause) -> String {
     if cause.detail.is_empty() || cause.text.contains(&cause.detail) {
         cause.text.clone()
@@ -129,48 +130,49 @@ fn in_full(cause: &Cause) -> String {
     }
 }
 
-/// The slot is held for as long as the engine may exist.
+/// Tests on an engine of its own. The permit is held while the engine may exist.
 async fn on_own_engine(
     computes: Providers,
     spec: ComputeSpec,
-    slot: ConcurrencyPermit<OrgId>,
+    permit: ConcurrencyPermit<OrgId>,
 ) -> Result<String, Failure> {
     let outcome = ready(&computes, &spec).await;
     let released = tokio::spawn(async move {
-        let _slot = slot;
+        let _permit = permit;
         release(&computes, &spec).await;
     });
-    // A release that takes longer goes on without the caller.
+    // A release that takes longer continues without the caller.
     let _ = tokio::time::timeout(RELEASE_WAIT, released).await;
     outcome
 }
 
 async fn release(computes: &Providers, spec: &ComputeSpec) {
-    for _ in 0..RELEASES {
+    for _ in 0..MAX_RELEASE_ATTEMPTS {
         match computes.release(spec).await {
             Ok(()) => return,
-            // Engines that it did start have no record: orphan collection finds them.
+            // An engine that was started has no record, so orphan collection finds it.
             Err(compute::Error::NotLeader(_)) => return,
             Err(error) => {
-                tracing::warn!(trial = %spec.key.id, %error, "the engine of a trial is not given back yet");
+                tracing::warn!(test = %spec.key.id, %error, "releasing the engine of a catalog test failed; it is retried");
             }
         }
-        sleep(RELEASE_AGAIN).await;
+        sleep(RELEASE_INTERVAL).await;
     }
-    tracing::error!(trial = %spec.key.id, "the engine of a trial was not given back; it ends with this manager");
+    tracing::error!(test = %spec.key.id, "releasing the engine of a catalog test given up; it ends with this manager");
 }
 
-/// Waits as long as a session would, within what one call may take.
+/// Waits until the engine is ready: up to the cluster's provisioning deadline, at
+/// most [`TEST_TIMEOUT`].
 async fn ready(computes: &Providers, spec: &ComputeSpec) -> Result<String, Failure> {
-    let deadline = spec.cluster.policy.provisioning_deadline.unwrap_or(LONGEST);
-    let limit = deadline.min(LONGEST);
+    let deadline = spec.cluster.policy.provisioning_deadline.unwrap_or(TEST_TIMEOUT);
+    let limit = deadline.min(TEST_TIMEOUT);
     let until = Instant::now() + limit;
     loop {
-        let seen = match computes.ensure(spec).await {
+        let observed = match computes.ensure(spec).await {
             Ok(()) => computes.observe(spec).await,
             Err(error) => Err(error),
         };
-        let waits: Cause = match seen {
+        let waits: Cause = match observed {
             Ok(Observation::Ready { route }) => {
                 return Ok(format!("{} {} answered", route.engine, route.engine_version));
             }
@@ -193,7 +195,7 @@ async fn ready(computes: &Providers, spec: &ComputeSpec) -> Result<String, Failu
                 detail: waits.detail,
             }));
         }
-        sleep(LOOK).await;
+        sleep(OBSERVE_INTERVAL).await;
     }
 }
 
@@ -202,21 +204,21 @@ async fn on_servers(computes: &Providers, spec: &ComputeSpec) -> Result<String, 
         .shared(&spec.cluster)
         .map_err(|error| Cause::from(error.to_string()))?;
     let servers = shared.servers(&spec.cluster);
-    let until = Instant::now() + LONGEST;
+    let until = Instant::now() + TEST_TIMEOUT;
     let mut versions = Vec::new();
     for (index, server) in servers.iter().enumerate() {
-        let asked = async {
+        let test = async {
             let target = shared.target_at(&spec.cluster, server)?;
             compute::shared_servers::try_catalog(&target, spec).await
         };
-        let late = || Err(Cause::from("the test took too long"));
-        match tokio::time::timeout_at(until, asked)
+        let timed_out = || Err(Cause::from("the test took too long"));
+        match tokio::time::timeout_at(until, test)
             .await
-            .unwrap_or_else(|_| late())
+            .unwrap_or_else(|_| timed_out())
         {
             Ok(version) => versions.push(version),
             Err(cause) if servers.len() == 1 => return Err(cause),
-            // Their addresses are not for org admins.
+            // Org admins may not see server addresses.
             Err(cause) => {
                 return Err(Cause {
                     text: format!("on server {} of {}: {}", index + 1, servers.len(), cause.text),

@@ -1,8 +1,8 @@
-//! WatchSessions: what changes, for whoever may read it, on every manager.
+//! WatchSessions: streams of changed sessions to callers that may read them.
 //!
 //! One task per manager follows the change feed and reads each changed session
-//! once, however many watch. A watcher that falls behind is told to begin
-//! anew; nothing of it is kept but a place in that queue.
+//! once for all watchers. A watcher that falls too far behind receives a reset and
+//! the present sessions again; no state is kept for it but its position.
 
 use super::Api;
 use crate::admission::concurrency::{ConcurrencyLimit, ConcurrencyPermit, Full};
@@ -26,23 +26,23 @@ use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 
 /// Streams of one caller.
-const EACH: usize = 20;
+const MAX_OF_CALLER: usize = 20;
 /// Streams of one organization.
-const OF_ORG: usize = 400;
+const MAX_OF_ORG: usize = 400;
 /// Streams of this manager.
-const ALL: usize = 2000;
-/// Changes that a watcher may lag behind before it begins anew.
-const BACKLOG: usize = 1024;
-/// Changed sessions that are read at once.
-const READS: usize = 32;
-/// Sessions that are read at once when a watcher begins.
+const MAX_STREAMS: usize = 2000;
+/// Changes that a watcher may lag behind before it receives a reset.
+const MAX_BACKLOG: usize = 1024;
+/// Changed sessions that are read concurrently.
+const MAX_CONCURRENT_READS: usize = 32;
+/// Sessions of one page after a reset.
 const PAGE: usize = 200;
-/// How often it is looked whether the caller is still let in.
-const CHECK: Duration = Duration::from_secs(10);
-/// A watcher begins anew no more often than this.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Time between two authentications of the caller.
+const AUTHENTICATION_INTERVAL: Duration = Duration::from_secs(10);
+/// Shortest time between two resets of a watcher.
+const MIN_RESET_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A session that changed, as it was read after the change.
+/// A changed session, read after the change.
 #[derive(Debug)]
 struct Changed {
     session: Session,
@@ -51,15 +51,16 @@ struct Changed {
 }
 
 #[derive(Debug, Clone)]
-enum Sighting {
+enum WatchEvent {
     Changed(Arc<Changed>),
+    /// Changes were missed; watchers need a reset.
     Gap,
 }
 
-/// Spreads changed sessions to the watchers of this process.
+/// Distributes changed sessions to the watchers of this process.
 #[derive(Debug)]
 pub(crate) struct Watches {
-    sightings: broadcast::Sender<Sighting>,
+    events: broadcast::Sender<WatchEvent>,
     callers: Arc<ConcurrencyLimit<PrincipalId>>,
     orgs: Arc<ConcurrencyLimit<OrgId>>,
 }
@@ -67,9 +68,9 @@ pub(crate) struct Watches {
 impl Watches {
     pub(crate) fn new() -> Self {
         Self {
-            sightings: broadcast::Sender::new(BACKLOG),
-            callers: ConcurrencyLimit::new(EACH, ALL),
-            orgs: ConcurrencyLimit::new(OF_ORG, ALL),
+            events: broadcast::Sender::new(MAX_BACKLOG),
+            callers: ConcurrencyLimit::new(MAX_OF_CALLER, MAX_STREAMS),
+            orgs: ConcurrencyLimit::new(MAX_OF_ORG, MAX_STREAMS),
         }
     }
 
@@ -88,30 +89,32 @@ impl Watches {
             };
             Some((next, changes))
         });
-        let seen = feed.map(|feed| self.see(&*store, feed)).buffered(READS);
-        pin_mut!(seen);
+        let events = feed
+            .map(|feed| self.read_changed(&*store, feed))
+            .buffered(MAX_CONCURRENT_READS);
+        pin_mut!(events);
         loop {
-            let sighting = tokio::select! {
+            let event = tokio::select! {
                 () = stop.cancelled() => return,
-                sighting = seen.next() => sighting,
+                event = events.next() => event,
             };
-            match sighting {
-                // Nobody listening is fine.
-                Some(Some(sighting)) => drop(self.sightings.send(sighting)),
+            match event {
+                // An error only means that there is no watcher.
+                Some(Some(event)) => drop(self.events.send(event)),
                 Some(None) => {}
                 None => return,
             }
         }
     }
 
-    async fn see(&self, store: &dyn SessionStore, feed: Feed) -> Option<Sighting> {
-        // Whoever begins to listen after this reads it in the beginning.
-        if self.sightings.receiver_count() == 0 {
+    async fn read_changed(&self, store: &dyn SessionStore, feed: Feed) -> Option<WatchEvent> {
+        // A watcher that subscribes later reads all sessions first.
+        if self.events.receiver_count() == 0 {
             return None;
         }
         let change = match feed {
             Feed::Change(change) => change,
-            Feed::Reset => return Some(Sighting::Gap),
+            Feed::Reset => return Some(WatchEvent::Gap),
         };
         let read = async {
             let Some(session) = store.get(&change.key).await? else {
@@ -122,14 +125,14 @@ impl Watches {
         };
         match read.await {
             Ok(None) => None,
-            Ok(Some((session, used))) => Some(Sighting::Changed(Arc::new(Changed {
+            Ok(Some((session, used))) => Some(WatchEvent::Changed(Arc::new(Changed {
                 session,
                 used,
                 record: change.record,
             }))),
             Err(error) => {
-                tracing::warn!(%error, "a changed session cannot be read for those who watch");
-                Some(Sighting::Gap)
+                tracing::warn!(%error, "reading a changed session for watchers failed; they are reset");
+                Some(WatchEvent::Gap)
             }
         }
     }
@@ -137,7 +140,7 @@ impl Watches {
 
 type Answer = Result<v1::WatchSessionsResponse, tonic::Status>;
 
-/// Begins to watch.
+/// Opens a stream.
 pub(super) async fn watch(
     api: &Arc<Api>,
     request: tonic::Request<v1::WatchSessionsRequest>,
@@ -150,23 +153,23 @@ pub(super) async fn watch(
         Some(id) => Some(api.session_for(&who, &id, Rpc::WatchSessions).await?.0.key()),
     };
     let Watches { callers, orgs, .. } = &api.watches;
-    let slot = callers.take(&who.id);
-    let slot = slot.map_err(|full| too_many(full, EACH, "You watch"))?;
+    let of_caller = callers.take(&who.id);
+    let of_caller = of_caller.map_err(|full| too_many(full, MAX_OF_CALLER, "You watch"))?;
     let of_org = orgs.take(&who.org);
-    let of_org = of_org.map_err(|full| too_many(full, OF_ORG, "Your organization watches"))?;
+    let of_org = of_org.map_err(|full| too_many(full, MAX_OF_ORG, "Your organization watches"))?;
     let watch = Watch {
-        // From here on nothing is missed.
-        sightings: api.watches.sightings.subscribe(),
+        // No change is missed from here on.
+        events: api.watches.events.subscribe(),
         api: Arc::clone(api),
         metadata,
         who: who.into_principal(),
         only,
-        beginning: Beginning::Due,
-        begun: None,
+        progress: Progress::ResetDue,
+        reset_at: None,
         ready: VecDeque::new(),
-        checked: Instant::now(),
-        over: false,
-        _slots: (slot, of_org),
+        authenticated_at: Instant::now(),
+        ended: false,
+        _permits: (of_caller, of_org),
     };
     let stream = stream::unfold(watch, |mut watch| async move {
         let answer = watch.next().await?;
@@ -178,7 +181,7 @@ pub(super) async fn watch(
 fn too_many(full: Full, each: usize, whose: &str) -> Refused {
     let (limit, text) = match full {
         Full::Each => (each, whose),
-        Full::All => (ALL, "All callers together watch"),
+        Full::All => (MAX_STREAMS, "All callers together watch"),
     };
     Refused::new(
         Reason::QuotaExceeded,
@@ -188,12 +191,12 @@ fn too_many(full: Full, each: usize, whose: &str) -> Refused {
     .with("limit", limit.to_string())
 }
 
-/// How far the sessions that are have been told.
+/// Progress of sending the present sessions.
 #[derive(Debug)]
-enum Beginning {
-    Due,
+enum Progress {
+    ResetDue,
     Page(Option<String>),
-    Told,
+    Complete,
 }
 
 struct Watch {
@@ -201,71 +204,71 @@ struct Watch {
     metadata: MetadataMap,
     who: Principal,
     only: Option<SessionKey>,
-    sightings: broadcast::Receiver<Sighting>,
-    beginning: Beginning,
-    begun: Option<Instant>,
+    events: broadcast::Receiver<WatchEvent>,
+    progress: Progress,
+    reset_at: Option<Instant>,
     ready: VecDeque<v1::WatchSessionsResponse>,
-    checked: Instant,
-    over: bool,
-    _slots: (ConcurrencyPermit<PrincipalId>, ConcurrencyPermit<OrgId>),
+    authenticated_at: Instant,
+    ended: bool,
+    _permits: (ConcurrencyPermit<PrincipalId>, ConcurrencyPermit<OrgId>),
 }
 
 impl Watch {
     async fn next(&mut self) -> Option<Answer> {
         loop {
-            if let Err(refused) = self.check().await {
-                self.over = true;
+            if let Err(refused) = self.authenticate().await {
+                self.ended = true;
                 self.ready.clear();
                 return Some(Err(refused.into()));
             }
             if let Some(answer) = self.ready.pop_front() {
                 return Some(Ok(answer));
             }
-            if self.over {
+            if self.ended {
                 return None;
             }
-            let outcome = match &self.beginning {
-                Beginning::Due => self.begin().await,
-                Beginning::Page(token) => self.tell_page(token.clone()).await,
-                Beginning::Told => self.hear().await,
+            let outcome = match &self.progress {
+                Progress::ResetDue => self.reset().await,
+                Progress::Page(token) => self.queue_page(token.clone()).await,
+                Progress::Complete => self.next_event().await,
             };
             if let Err(refused) = outcome {
-                self.over = true;
+                self.ended = true;
                 return Some(Err(refused.into()));
             }
         }
     }
 
-    /// Is the caller still let in, and as whom?
-    async fn check(&mut self) -> Result<(), Refused> {
-        if self.over || self.checked.elapsed() < CHECK {
+    /// Authenticates the caller again, whose roles may have changed.
+    async fn authenticate(&mut self) -> Result<(), Refused> {
+        if self.ended || self.authenticated_at.elapsed() < AUTHENTICATION_INTERVAL {
             return Ok(());
         }
-        self.checked = Instant::now();
+        self.authenticated_at = Instant::now();
         match self.api.admission.reauthenticate(self.metadata.as_ref()).await {
             Ok(who) => self.who = who,
-            // Not knowing is no reason to end it.
+            // The stream continues while authentication is unavailable.
             Err(refused) if refused.reason == Reason::ControlPlaneUnavailable => {}
             Err(refused) => return Err(refused),
         }
         Ok(())
     }
 
-    async fn begin(&mut self) -> Result<(), Refused> {
-        if let Some(begun) = self.begun {
-            tokio::time::sleep_until(begun + PAUSE).await;
+    async fn reset(&mut self) -> Result<(), Refused> {
+        if let Some(reset_at) = self.reset_at {
+            tokio::time::sleep_until(reset_at + MIN_RESET_INTERVAL).await;
         }
-        self.begun = Some(Instant::now());
-        // What is told now is newer than all that waits in the queue.
-        self.sightings = self.sightings.resubscribe();
+        self.reset_at = Some(Instant::now());
+        // The sessions that are read now are newer than all queued events.
+        self.events = self.events.resubscribe();
         let update = Some(Update::Reset(v1::Reset {}));
         self.ready
             .push_back(v1::WatchSessionsResponse { update, event: None });
-        self.beginning = Beginning::Page(None);
+        self.progress = Progress::Page(None);
         Ok(())
     }
 
-    async fn tell_page(&mut self, page_token: Option<String>) -> Result<(), Refused> {
+    async fn queue_page(&mut self, page_token: Option<String>) -> Result<(), Refused> {
         let store = &self.api.store;
         let (sessions, next) = match &self.only {
             Some(key) => {
@@ -279,42 +282,42 @@ impl Watch {
             }
         };
         let uses = store.usage(&sessions).await.map_err(crate::error::store)?;
-        // It is gone for ever.
-        self.over |= self.only.is_some() && sessions.is_empty();
+        // The only watched session was deleted.
+        self.ended |= self.only.is_some() && sessions.is_empty();
         for (session, used) in sessions.iter().zip(&uses) {
-            self.tell(session, used, None);
+            self.queue(session, used, None);
         }
-        self.beginning = match next {
-            Some(token) => Beginning::Page(Some(token)),
-            None => Beginning::Told,
+        self.progress = match next {
+            Some(token) => Progress::Page(Some(token)),
+            None => Progress::Complete,
         };
         Ok(())
     }
 
-    async fn hear(&mut self) -> Result<(), Refused> {
-        let sighting = tokio::select! {
-            sighting = self.sightings.recv() => sighting,
-            () = tokio::time::sleep_until(self.checked + CHECK) => return Ok(()),
+    async fn next_event(&mut self) -> Result<(), Refused> {
+        let event = tokio::select! {
+            event = self.events.recv() => event,
+            () = tokio::time::sleep_until(self.authenticated_at + AUTHENTICATION_INTERVAL) => return Ok(()),
         };
-        match sighting {
-            Ok(Sighting::Changed(changed)) => {
-                self.tell(&changed.session, &changed.used, Some(&changed.record))
+        match event {
+            Ok(WatchEvent::Changed(changed)) => {
+                self.queue(&changed.session, &changed.used, Some(&changed.record))
             }
-            Ok(Sighting::Gap) | Err(broadcast::error::RecvError::Lagged(_)) => {
-                self.beginning = Beginning::Due;
+            Ok(WatchEvent::Gap) | Err(broadcast::error::RecvError::Lagged(_)) => {
+                self.progress = Progress::ResetDue;
             }
-            Err(broadcast::error::RecvError::Closed) => self.over = true,
+            Err(broadcast::error::RecvError::Closed) => self.ended = true,
         }
         Ok(())
     }
 
-    /// Tells of a session, if the caller may read it and asked for it.
-    fn tell(&mut self, session: &Session, used: &Use, record: Option<&EventRecord>) {
-        let asked = match &self.only {
+    /// Queues a session if the request covers it and the caller may read it.
+    fn queue(&mut self, session: &Session, used: &Use, record: Option<&EventRecord>) {
+        let requested = match &self.only {
             None => true,
             Some(key) => key.id == session.id && key.org == session.org,
         };
-        if !asked || !access::on_session(&self.who, SessionAction::Read, session) {
+        if !requested || !access::on_session(&self.who, SessionAction::Read, session) {
             return;
         }
         let with_detail = access::on_session(&self.who, SessionAction::Connect, session);
@@ -323,8 +326,8 @@ impl Watch {
             update: Some(Update::Session(shown)),
             event: record.map(convert::event),
         });
-        // Nothing comes after the end of the only one.
-        self.over |= self.only.is_some() && session.status().is_terminal();
+        // The stream of one session ends with the session.
+        self.ended |= self.only.is_some() && session.status().is_terminal();
     }
 }
 

@@ -1,4 +1,4 @@
-//! Configuration of who may call, on both ports.
+//! Configuration of the callers of both ports.
 
 use super::Config;
 use crate::caller::{CLAIMABLE_ROLES, account_principal};
@@ -12,31 +12,32 @@ use session_core::{OrgId, PrincipalId};
 use session_token::ForeignAlgorithm;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Who may call the internal port.
+/// Callers of the internal port.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct InternalConfig {
     /// The names (DNS or URI) in client certificates that may call a service
-    /// (`RouteService`) or one method of it (`RouteService/WatchRoutes`), whose
-    /// own list counts alone. `*` is every certificate of the authority. With
-    /// `tokens` the names are the `sub`s of services' tokens.
+    /// (`RouteService`) or one method of it (`RouteService/WatchRoutes`); the list of
+    /// a method replaces that of its service. `*` means every certificate of the
+    /// authority. With `tokens` the names are the `sub`s of services' tokens.
     pub allow: BTreeMap<String, BTreeSet<String>>,
-    /// Services show tokens of their platform in place of client certificates.
+    /// Services authenticate by tokens of their platform instead of client
+    /// certificates.
     pub tokens: Option<ProjectedConfig>,
 }
 
 impl InternalConfig {
-    /// Who may call this method; none where nobody is asked for a name.
+    /// The names that may call this method; none if services need no name.
     pub(crate) fn names_for(&self, rpc: Rpc) -> Option<&BTreeSet<String>> {
         if self.allow.is_empty() {
             return None;
         }
-        static NOBODY: BTreeSet<String> = BTreeSet::new();
+        static NO_NAMES: BTreeSet<String> = BTreeSet::new();
         let own = self.allow.get(&format!("{}/{}", rpc.service(), rpc.method()));
-        Some(own.or_else(|| self.allow.get(rpc.service())).unwrap_or(&NOBODY))
+        Some(own.or_else(|| self.allow.get(rpc.service())).unwrap_or(&NO_NAMES))
     }
 
-    /// What `allow` may speak of.
+    /// Whether the text is a valid key of `allow`.
     fn is_key(key: &str) -> bool {
         internal().any(|rpc| key == rpc.service() || key == format!("{}/{}", rpc.service(), rpc.method()))
     }
@@ -78,10 +79,11 @@ impl Config {
                 problems.add("platform_admins", problem.to_string());
             }
         }
-        self.validate_internal(problems);
+        self.validate_allow(problems);
+        self.validate_service_credentials(problems);
     }
 
-    fn validate_internal(&self, problems: &mut Problems) {
+    fn validate_allow(&self, problems: &mut Problems) {
         for key in self
             .internal
             .allow
@@ -93,33 +95,40 @@ impl Config {
                 "is not a service of the internal port, or a method of one like RouteService/WatchRoutes",
             );
         }
-        let named = |problems: &mut Problems| {
-            let open: BTreeSet<_> = internal()
-                .filter(|rpc| self.internal.names_for(*rpc).is_none_or(BTreeSet::is_empty))
-                .map(Rpc::service)
-                .collect();
-            for service in open {
-                problems.add(
-                    &format!("internal.allow.{service}"),
-                    "must list the certificate names that may call it (or \"*\" for all of listen.internal.tls.client_ca)",
-                );
-            }
+        let Some(tokens) = &self.internal.tokens else {
+            return;
         };
-        let listener = &self.listen.internal;
-        if let Some(tokens) = &self.internal.tokens {
-            problems.check("internal.tokens", tokens);
-            for (key, _) in self
-                .internal
-                .allow
-                .iter()
-                .filter(|(_, names)| names.contains("*"))
-            {
-                problems.add(
-                    &format!("internal.allow.{key}"),
-                    "must name each `sub`: with internal.tokens \"*\" would be everybody on the platform",
-                );
-            }
+        problems.check("internal.tokens", tokens);
+        let any_name = self
+            .internal
+            .allow
+            .iter()
+            .filter(|(_, names)| names.contains("*"));
+        for (key, _) in any_name {
+            problems.add(
+                &format!("internal.allow.{key}"),
+                "must name each `sub`: with internal.tokens \"*\" would be everybody on the platform",
+            );
         }
+    }
+
+    /// Requires the names of callers for every service of the internal port.
+    fn require_names(&self, problems: &mut Problems) {
+        let open: BTreeSet<_> = internal()
+            .filter(|rpc| self.internal.names_for(*rpc).is_none_or(BTreeSet::is_empty))
+            .map(Rpc::service)
+            .collect();
+        for service in open {
+            problems.add(
+                &format!("internal.allow.{service}"),
+                "must list the certificate names that may call it (or \"*\" for all of listen.internal.tls.client_ca)",
+            );
+        }
+    }
+
+    /// Validates how services authenticate: client certificates or tokens, over TLS.
+    fn validate_service_credentials(&self, problems: &mut Problems) {
+        let listener = &self.listen.internal;
         match &listener.tls {
             Some(tls) if tls.client_ca.is_some() => {
                 problems.require(
@@ -127,9 +136,9 @@ impl Config {
                     "internal.tokens",
                     "contradicts listen.internal.tls.client_ca; services show one or the other",
                 );
-                named(problems);
+                self.require_names(problems);
             }
-            Some(_) if self.internal.tokens.is_some() => named(problems),
+            Some(_) if self.internal.tokens.is_some() => self.require_names(problems),
             None if self.internal.tokens.is_some() => problems.add(
                 "internal.tokens",
                 "needs listen.internal.tls: services show their tokens over TLS only",
@@ -146,10 +155,10 @@ impl Config {
         }
     }
 
-    /// May all these accounts be used here together?
+    /// Checks that all these accounts can be used here together.
     ///
     /// # Errors
-    /// In words.
+    /// The first problem, as text.
     pub(crate) fn check_accounts(&self, accounts: &[ServiceAccountConfig]) -> Result<(), String> {
         for account in accounts {
             account_principal(account).map_err(|problem| format!("{}: {problem}", account.name))?;
@@ -160,7 +169,8 @@ impl Config {
         }
     }
 
-    /// Child processes run as one user, so all callers must be of one organization.
+    /// Checks that all callers belong to one organization, because child processes
+    /// run as one user.
     pub(super) fn check_trust(&self, accounts: &[ServiceAccountConfig]) -> Result<(), String> {
         let accounts = accounts.iter().map(|account| account.org.as_str());
         let issuers = self
@@ -179,10 +189,10 @@ impl Config {
     }
 }
 
-/// The signature algorithms of these names; `none` and HMAC are not among them.
+/// The signature algorithms of these names; `none` and HMAC are not accepted.
 ///
 /// # Errors
-/// Names the one that is not known, and those that are.
+/// Names the unknown algorithm, and the accepted ones.
 pub(crate) fn algorithms(names: &[String]) -> Result<Vec<ForeignAlgorithm>, String> {
     let known = || {
         ForeignAlgorithm::ALL

@@ -1,5 +1,5 @@
-//! Configuration of session-manager. Defaults suit one machine; docs/config.md
-//! explains every key.
+//! Configuration of session-manager. The defaults are for one machine;
+//! docs/config.md describes every key.
 
 use serde::{Deserialize, Serialize};
 use service_kit::admin::AdminConfig;
@@ -33,25 +33,25 @@ pub struct Config {
     pub listen: Listen,
     /// Health and metrics.
     pub admin: AdminConfig,
-    /// Where state is kept.
+    /// State store.
     pub store: StoreConfig,
-    /// What session tokens must say.
+    /// Verification of session tokens.
     pub tokens: TokensConfig,
-    /// How compute is made.
+    /// Compute providers.
     pub compute: ComputeConfig,
-    /// Who may call the internal port.
+    /// Callers of the internal port.
     pub internal: InternalConfig,
-    /// Who may call the APIs.
+    /// Service accounts that may call the APIs.
     pub service_accounts: Vec<ServiceAccountConfig>,
-    /// More of them, in a file that is followed.
+    /// File with more service accounts, read again when it changes.
     pub service_accounts_file: Option<PathBuf>,
     /// Identity providers whose tokens are accepted.
     pub oidc: Vec<IssuerConfig>,
-    /// Who of all these administers the platform.
+    /// Principals with the role of a platform admin.
     pub platform_admins: BTreeSet<String>,
-    /// How much callers may ask for.
+    /// Limits on callers.
     pub limits: LimitsConfig,
-    /// Organizations with other limits than the default.
+    /// Organizations with other limits than the defaults.
     pub orgs: Vec<OrgConfig>,
     /// Clusters declared here are read-only in the API.
     pub clusters: Vec<ClusterDefinition>,
@@ -59,7 +59,7 @@ pub struct Config {
     pub catalogs: Vec<CatalogDefinition>,
     /// Logs and traces.
     pub telemetry: TelemetryConfig,
-    /// How long open calls may take to finish when the service stops.
+    /// Time limit of the drain.
     #[serde(with = "duration")]
     pub drain: Duration,
 }
@@ -74,19 +74,19 @@ pub struct Listen {
     pub internal: ListenerConfig,
 }
 
-/// What session tokens must say, and the keys to check them with.
+/// Verification of session tokens.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TokensConfig {
-    /// The exact `iss`.
+    /// Required `iss`.
     pub issuer: String,
-    /// The exact `aud`.
+    /// Required `aud`.
     pub audience: String,
-    /// The token-issuer's key set.
+    /// Key set of token-issuer.
     pub keys: DocumentConfig,
 }
 
-/// An organization with other limits than the default.
+/// An organization with other limits than the defaults.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OrgConfig {
@@ -232,10 +232,10 @@ impl Config {
 }
 
 impl OrgConfig {
-    /// The organization as it is kept.
+    /// The definition of the organization.
     ///
     /// # Errors
-    /// Every field that is wrong by itself.
+    /// Every invalid field.
     pub fn define(&self) -> Result<Org, Vec<Wrong>> {
         let mut wrong = Vec::new();
         let Some(id) = name("name", &self.name, &mut wrong) else {

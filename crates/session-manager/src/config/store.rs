@@ -1,4 +1,4 @@
-//! Where state is kept, and how to get there.
+//! Configuration of the state store.
 
 use serde::{Deserialize, Serialize};
 use service_kit::config::{Problems, Secret, Validate, duration};
@@ -6,31 +6,31 @@ use session_store::redis::{ConnectError, Credentials, Options, TlsFiles};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Where state is kept.
+/// State store.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreConfig {
     /// `redis://`, `redis-sentinel://`, `redis-cluster://`, the same with
-    /// `rediss`, or `memory://` for one process that keeps nothing.
+    /// `rediss`, or `memory://` for one process without persistence.
     pub url: Secret,
-    /// The ACL user; wins over the URL's.
+    /// The ACL user; takes precedence over the URL's.
     pub username: Option<String>,
-    /// Its password; wins over the URL's.
+    /// Its password; takes precedence over the URL's.
     pub password: Option<Secret>,
     /// The ACL user of the sentinels.
     pub sentinel_username: Option<String>,
     /// Its password.
     pub sentinel_password: Option<Secret>,
-    /// For `rediss`: the certificates.
+    /// Certificates for `rediss`.
     pub tls: StoreTls,
-    /// Before every key, so that several installations can share a Redis.
+    /// Prefix of every key, so that several installations can share a Redis.
     pub key_prefix: String,
-    /// No call to Redis takes longer.
+    /// Time limit of a call to Redis.
     #[serde(with = "duration")]
     pub call_timeout: Duration,
-    /// Calls that may be in flight; one more is refused at once.
+    /// Maximum calls in flight; further calls fail at once.
     pub max_in_flight: usize,
-    /// Start although Redis may evict keys, that is, lose sessions.
+    /// Start even if Redis may evict keys, which loses sessions.
     pub allow_eviction: bool,
     /// Records that each of 16 partitions of the audit trail keeps, at least.
     pub audit_length: usize,
@@ -40,9 +40,9 @@ pub struct StoreConfig {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreTls {
-    /// The authorities to trust; the system's if not set.
+    /// Trusted authorities; the system's if not set.
     pub ca: Option<PathBuf>,
-    /// Our own certificate with its chain.
+    /// The client certificate with its chain.
     pub certificate: Option<PathBuf>,
     /// Its key.
     pub key: Option<PathBuf>,
@@ -67,7 +67,7 @@ impl Default for StoreConfig {
 }
 
 impl StoreConfig {
-    /// As the store takes it.
+    /// The options of the Redis store.
     pub fn options(&self) -> Options {
         let credentials = |username: &Option<String>, password: &Option<Secret>| Credentials {
             username: username.clone(),
@@ -96,7 +96,7 @@ impl Validate for StoreConfig {
             Ok(()) => {}
             Err(ConnectError::Prefix) => problems.add("key_prefix", ConnectError::Prefix.to_string()),
             Err(ConnectError::Tls(why)) => problems.add("tls", why),
-            // Never what the URL says: it may hold a password.
+            // The URL is not quoted: it may contain a password.
             Err(ConnectError::Url(_) | ConnectError::Evicts { .. } | ConnectError::Unavailable(_)) => {
                 problems.add(
                     "url",
@@ -158,11 +158,11 @@ mod tests {
             max_in_flight: 1,
             ..StoreConfig::default()
         };
-        let told = problems(&bad);
+        let text = problems(&bad);
         for key in ["url", "sentinel_password", "max_in_flight"] {
-            assert!(told.contains(key), "{key}: {told}");
+            assert!(text.contains(key), "{key}: {text}");
         }
-        assert!(!told.contains("hunter2"), "{told}");
+        assert!(!text.contains("hunter2"), "{text}");
         let files = StoreConfig {
             tls: StoreTls {
                 ca: Some("/nowhere/ca.pem".into()),

@@ -1,12 +1,13 @@
-//! What proxies report, on its way to the store.
+//! Intake of activity reports from proxies.
 //!
-//! A report that changes whether a session is in use is written at once. Mere
-//! activity is written every 10 s for each proxy and session; until then its
-//! amounts wait here. The store tells a repeated report by its number, so its
-//! amounts count once whichever manager it reaches; an amount has a name, so
-//! it also counts once when a write's answer was lost. What waits in a manager
-//! that dies is lost, and was never counted. What another manager took between
-//! makes this one write at once: its memory is no longer what the store has.
+//! A report that changes whether a session is in use is written at once. Activity
+//! alone is written every 10 s per proxy and session; until then its usage delta
+//! waits here. The store recognizes a repeated report by its sequence number, so
+//! its usage counts once whichever manager receives it. Each usage delta has a
+//! random name, so it also counts once if the response to a write was lost. Usage
+//! that waits in a manager that crashes is lost. If another manager accepted a
+//! report in between, the state here is outdated and the next report is written at
+//! once.
 
 use crate::lifecycle::reconciler::Reconciler;
 use crate::lifecycle::report_freshness::ReportFreshness;
@@ -22,26 +23,27 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// Mere activity is written this often.
-const COALESCE: Duration = Duration::from_secs(10);
-/// What waits is written by itself when no report took it along by then: of a
-/// session without calls a look earlier, as users see when it will idle.
-const LATEST: Duration = COALESCE.saturating_add(REPORT_INTERVAL);
-/// Nothing is remembered of a session that nobody reported for so long.
-const FORGET: Duration = Duration::from_secs(60);
-/// How often it is looked for what must not wait longer.
+/// Time between two writes of activity that does not change whether a session is
+/// in use.
+const WRITE_INTERVAL: Duration = Duration::from_secs(10);
+/// Age at which a pending write is made without a further report. Without open
+/// calls it is one tick less, because the shown idle time depends on it.
+const MAX_PENDING_AGE: Duration = WRITE_INTERVAL.saturating_add(REPORT_INTERVAL);
+/// Time without reports after which the state of a session is dropped.
+const RETENTION: Duration = Duration::from_secs(60);
+/// Time between two checks for pending writes.
 const TICK: Duration = Duration::from_secs(1);
-/// Writes of one report, or of one look, that are under way together.
-const TOGETHER: usize = 64;
-/// Pairs of proxy and session that are remembered, and proxies; beyond it
-/// every report is written at once.
-const MOST_KEPT: usize = 200_000;
-/// What waits at the end gets this long.
-const LAST_WRITES: Duration = Duration::from_secs(5);
+/// Concurrent writes of one report, or of one check.
+const MAX_CONCURRENT_WRITES: usize = 64;
+/// Pairs of proxy and session, and proxies, with state here. Above the limit every
+/// report is written at once.
+const MAX_TRACKED: usize = 200_000;
+/// Time limit of the pending writes at the shutdown.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a proxy says of one session.
+/// A proxy's report on one session.
 #[derive(Debug)]
-pub(crate) struct Said {
+pub(crate) struct SessionReport {
     pub(crate) key: SessionKey,
     pub(crate) generation: u64,
     pub(crate) open_calls: u32,
@@ -52,46 +54,46 @@ pub(crate) struct Said {
 }
 
 type Pair = (ProxyId, SessionKey);
-type Shared = Arc<tokio::sync::Mutex<Kept>>;
+type Shared = Arc<tokio::sync::Mutex<PendingWrite>>;
 
-/// Takes reports.
+/// Accepts reports and writes them to the store.
 #[derive(Debug)]
 pub(crate) struct ReportIntake {
     store: Arc<dyn SessionStore>,
     reconciler: Arc<Reconciler>,
     freshness: Arc<ReportFreshness>,
     metrics: Arc<Metrics>,
-    kept: Mutex<BTreeMap<Pair, Shared>>,
-    taken: Mutex<BTreeMap<ProxyId, Taken>>,
-    /// Nobody will write later what waits from now on.
+    pending: Mutex<BTreeMap<Pair, Shared>>,
+    accepted: Mutex<BTreeMap<ProxyId, AcceptedRun>>,
+    /// Set at the shutdown: every report is written at once.
     closing: AtomicBool,
 }
 
-/// The last reports of one proxy that were taken here, and by no other manager.
+/// The latest consecutive reports of one proxy that this manager accepted.
 #[derive(Debug, Clone, Copy)]
-struct Taken {
+struct AcceptedRun {
     first: u64,
     last: u64,
     at: Timestamp,
 }
 
-/// What is remembered of one proxy's word on one session. Its lock is held
-/// during a write, so that writes reach the store in order.
+/// State of one proxy and session: the last write and the usage that waits. Its
+/// lock is held during a write, so that writes reach the store in order.
 #[derive(Debug, Default)]
-struct Kept {
+struct PendingWrite {
     sequence: u64,
     generation: u64,
     last_activity_at: Option<Timestamp>,
-    /// What the store was told last, and when.
     written: Option<Written>,
-    /// Something was said that the store was not told.
+    /// Whether reported activity or usage is not yet written.
     waits: bool,
-    more: Totals,
+    usage: Totals,
     token_uses: BTreeMap<TokenId, TokenUse>,
-    /// An amount that was sent, and perhaps added.
+    /// A usage delta that was sent and is not acknowledged.
     sent: Option<More>,
 }
 
+/// The last write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Written {
     at: Timestamp,
@@ -99,7 +101,7 @@ struct Written {
     generation: u64,
 }
 
-/// What the store is told of calls.
+/// The open calls of a report.
 struct Calls {
     open: u32,
     operations: Vec<Operation>,
@@ -117,100 +119,110 @@ impl ReportIntake {
             reconciler,
             freshness,
             metrics,
-            kept: Mutex::default(),
-            taken: Mutex::default(),
+            pending: Mutex::default(),
+            accepted: Mutex::default(),
             closing: AtomicBool::new(false),
         }
     }
 
-    /// Takes a report. Sessions that are unknown or ended are passed over.
+    /// Accepts a report. Unknown and ended sessions are skipped.
     ///
     /// # Errors
-    /// When the store could not be told all of it. What it was not told must
-    /// come again; amounts are kept here and do not count twice.
-    pub(crate) async fn take(&self, proxy: &ProxyId, sequence: u64, said: Vec<Said>) -> Result<(), Error> {
-        let outcome = self.take_all(proxy, sequence, said).await;
+    /// If the store did not accept every write. The proxy must repeat the report;
+    /// usage is kept here and does not count twice.
+    pub(crate) async fn accept(
+        &self,
+        proxy: &ProxyId,
+        sequence: u64,
+        sessions: Vec<SessionReport>,
+    ) -> Result<(), Error> {
+        let outcome = self.accept_all(proxy, sequence, sessions).await;
         if matches!(outcome, Err(Error::Unavailable(_))) {
-            self.freshness.lost();
+            self.freshness.store_unavailable();
         }
         self.metrics.reported(outcome.is_ok());
         outcome
     }
 
-    async fn take_all(&self, proxy: &ProxyId, sequence: u64, said: Vec<Said>) -> Result<(), Error> {
-        let heard = self.store.begin_proxy_report(proxy, sequence).await?;
-        let first = self.first_in_row(proxy, sequence);
-        let outcomes: Vec<_> = stream::iter(said)
-            .map(|said| self.take_one(proxy, sequence, heard, first, said))
-            .buffer_unordered(TOGETHER)
-            .collect()
-            .await;
-        outcomes.into_iter().collect::<Result<(), Error>>()?;
-        self.remember(
-            proxy,
-            Taken {
-                first,
-                last: sequence,
-                at: heard.at,
-            },
-        );
-        // Only now: an idle clock that stood still because of this proxy's
-        // silence must find its calls known.
-        self.store.mark_proxy_alive(proxy, heard.at).await
-    }
-
-    /// Since which of its reports has every one been taken here? Before that
-    /// another manager may have told the store what is not remembered here.
-    fn first_in_row(&self, proxy: &ProxyId, sequence: u64) -> u64 {
-        let taken = self.taken().get(proxy).copied();
-        let follows = |taken: &Taken| taken.last == sequence || taken.last.checked_add(1) == Some(sequence);
-        taken.filter(follows).map_or(sequence, |taken| taken.first)
-    }
-
-    fn remember(&self, proxy: &ProxyId, taken: Taken) {
-        let mut all = self.taken();
-        if all.len() < MOST_KEPT || all.contains_key(proxy) {
-            all.insert(proxy.clone(), taken);
-        }
-    }
-
-    async fn take_one(
+    async fn accept_all(
         &self,
         proxy: &ProxyId,
         sequence: u64,
-        heard: Heard,
-        first: u64,
-        said: Said,
+        sessions: Vec<SessionReport>,
     ) -> Result<(), Error> {
-        let pair = (proxy.clone(), said.key.clone());
-        let kept = self.kept_of(&pair);
-        let mut kept = kept.lock().await;
-        if kept.sequence < first {
-            kept.written = None;
+        let begun = self.store.begin_proxy_report(proxy, sequence).await?;
+        let first = self.first_of_run(proxy, sequence);
+        let outcomes: Vec<_> = stream::iter(sessions)
+            .map(|session| self.accept_one(proxy, sequence, begun, first, session))
+            .buffer_unordered(MAX_CONCURRENT_WRITES)
+            .collect()
+            .await;
+        outcomes.into_iter().collect::<Result<(), Error>>()?;
+        self.record_accepted(
+            proxy,
+            AcceptedRun {
+                first,
+                last: sequence,
+                at: begun.at,
+            },
+        );
+        // Last: an idle timeout that was deferred because this proxy's reports were
+        // missing must find its calls in the store.
+        self.store.mark_proxy_alive(proxy, begun.at).await
+    }
+
+    /// The first of the consecutive reports that this manager accepted. Another
+    /// manager may have written earlier reports, which outdates the state here.
+    fn first_of_run(&self, proxy: &ProxyId, sequence: u64) -> u64 {
+        let run = self.accepted().get(proxy).copied();
+        let follows = |run: &AcceptedRun| run.last == sequence || run.last.checked_add(1) == Some(sequence);
+        run.filter(follows).map_or(sequence, |run| run.first)
+    }
+
+    fn record_accepted(&self, proxy: &ProxyId, run: AcceptedRun) {
+        let mut all = self.accepted();
+        if all.len() < MAX_TRACKED || all.contains_key(proxy) {
+            all.insert(proxy.clone(), run);
         }
-        if heard.fresh {
-            kept.add(&said);
+    }
+
+    async fn accept_one(
+        &self,
+        proxy: &ProxyId,
+        sequence: u64,
+        begun: Heard,
+        first: u64,
+        session: SessionReport,
+    ) -> Result<(), Error> {
+        let pair = (proxy.clone(), session.key.clone());
+        let pending = self.pending_of(&pair);
+        let mut pending = pending.lock().await;
+        if pending.sequence < first {
+            pending.written = None;
         }
-        if sequence < kept.sequence && sequence > 0 {
-            // It was overtaken by a later report, which knows better.
+        if begun.fresh {
+            pending.add(&session);
+        }
+        if sequence < pending.sequence && sequence > 0 {
+            // A later report was accepted before this one.
             return Ok(());
         }
-        kept.sequence = sequence;
-        kept.waits |= said.last_activity_at > kept.last_activity_at;
-        kept.last_activity_at = kept.last_activity_at.max(said.last_activity_at);
-        kept.generation = said.generation;
+        pending.sequence = sequence;
+        pending.waits |= session.last_activity_at > pending.last_activity_at;
+        pending.last_activity_at = pending.last_activity_at.max(session.last_activity_at);
+        pending.generation = session.generation;
         let closing = self.closing.load(Ordering::Relaxed);
-        if !closing && !kept.must_tell(heard.at, said.open_calls > 0) {
+        if !closing && !pending.must_write(begun.at, session.open_calls > 0) {
             return Ok(());
         }
         let calls = Calls {
-            open: said.open_calls,
-            operations: said.operations,
+            open: session.open_calls,
+            operations: session.operations,
         };
-        self.write(&pair, &mut kept, Some(calls), heard.at).await
+        self.write(&pair, &mut pending, Some(calls), begun.at).await
     }
 
-    /// Writes what must not wait longer, until `stop`; then all that waits.
+    /// Makes pending writes of [`MAX_PENDING_AGE`] until `stop`, then all of them.
     pub(crate) async fn run(&self, stop: CancellationToken) {
         loop {
             tokio::select! {
@@ -218,91 +230,97 @@ impl ReportIntake {
                 () = stop.cancelled() => break,
                 () = tokio::time::sleep(TICK) => {}
             }
-            if let Err(error) = self.write_waiting(LATEST).await {
-                tracing::warn!(%error, "activity of sessions cannot be written yet");
+            if let Err(error) = self.write_pending(MAX_PENDING_AGE).await {
+                tracing::warn!(%error, "writing session activity failed; it is retried");
             }
         }
         self.closing.store(true, Ordering::Relaxed);
-        let last = tokio::time::timeout(LAST_WRITES, self.write_waiting(Duration::ZERO)).await;
+        let last = tokio::time::timeout(SHUTDOWN_TIMEOUT, self.write_pending(Duration::ZERO)).await;
         if !matches!(last, Ok(Ok(()))) {
-            tracing::warn!("the last seconds of some sessions' usage were not written");
+            tracing::warn!(
+                "writing session activity at the shutdown failed; the last seconds of usage are lost"
+            );
         }
     }
 
-    async fn write_waiting(&self, after: Duration) -> Result<(), Error> {
-        if self.all().is_empty() && self.taken().is_empty() {
+    /// Makes the pending writes of this age, and drops unused state.
+    async fn write_pending(&self, age: Duration) -> Result<(), Error> {
+        if self.pending().is_empty() && self.accepted().is_empty() {
             return Ok(());
         }
         let now = self.store.now().await?;
-        self.taken().retain(|_, taken| now.since(taken.at) < FORGET);
+        self.accepted().retain(|_, run| now.since(run.at) < RETENTION);
         let (mut waiting, mut outcome) = (Vec::new(), Ok(()));
-        self.all().retain(|pair, shared| {
-            let Ok(kept) = shared.try_lock() else { return true };
-            let look = if kept.is_open() { Duration::ZERO } else { TICK };
-            if kept.waits && kept.age(now) >= after.saturating_sub(look) {
+        self.pending().retain(|pair, shared| {
+            let Ok(pending) = shared.try_lock() else {
+                return true;
+            };
+            let earlier = if pending.is_open() { Duration::ZERO } else { TICK };
+            if pending.waits && pending.age(now) >= age.saturating_sub(earlier) {
                 waiting.push((pair.clone(), Arc::clone(shared)));
             }
-            let in_use = kept.waits || kept.age(now) < FORGET;
-            drop(kept);
+            let in_use = pending.waits || pending.age(now) < RETENTION;
+            drop(pending);
             in_use || Arc::strong_count(shared) > 1
         });
         let mut writes = stream::iter(waiting)
             .map(async |(pair, shared)| {
-                let mut kept = shared.lock().await;
-                if kept.waits {
-                    self.write(&pair, &mut kept, None, now).await
+                let mut pending = shared.lock().await;
+                if pending.waits {
+                    self.write(&pair, &mut pending, None, now).await
                 } else {
                     Ok(())
                 }
             })
-            .buffer_unordered(TOGETHER);
+            .buffer_unordered(MAX_CONCURRENT_WRITES);
         while let Some(written) = writes.next().await {
             outcome = outcome.and(written);
         }
         outcome
     }
 
-    /// Tells the store all that is known; of calls only what was said just now.
+    /// Writes the pending state of a session; open calls only if they were just
+    /// reported.
     async fn write(
         &self,
         pair: &Pair,
-        kept: &mut Kept,
+        pending: &mut PendingWrite,
         calls: Option<Calls>,
         now: Timestamp,
     ) -> Result<(), Error> {
-        kept.waits = true;
+        pending.waits = true;
         let open = calls.as_ref().map(|calls| calls.open);
         let (proxy, key) = pair;
         let report = Report {
             proxy: proxy.clone(),
-            generation: kept.generation,
+            generation: pending.generation,
             open_calls: open,
-            last_activity_at: kept.last_activity_at,
+            last_activity_at: pending.last_activity_at,
             operations: calls.map(|calls| calls.operations).unwrap_or_default(),
-            more: kept.next_amount(),
-            token_uses: kept.token_uses.values().cloned().collect(),
+            more: pending.next_delta(),
+            token_uses: pending.token_uses.values().cloned().collect(),
         };
-        let taken = self.store.apply_report(key, &report).await;
-        self.metrics.activity_written(taken.is_ok());
-        let taken = taken?;
-        kept.sent = None;
-        kept.token_uses.clear();
-        // An amount that came while another one was under way.
-        kept.waits = !kept.more.is_zero();
-        match (open, &mut kept.written) {
+        let applied = self.store.apply_report(key, &report).await;
+        self.metrics.activity_written(applied.is_ok());
+        let applied = applied?;
+        pending.sent = None;
+        pending.token_uses.clear();
+        // Usage that was reported while another delta was unacknowledged.
+        pending.waits = !pending.usage.is_zero();
+        match (open, &mut pending.written) {
             (Some(open), written) => {
                 *written = Some(Written {
                     at: now,
                     open: open > 0,
-                    generation: kept.generation,
+                    generation: pending.generation,
                 });
             }
-            // A lease was not renewed by this.
+            // This write does not renew the lease of open calls.
             (None, Some(written)) if !written.open => written.at = now,
             (None, _) => {}
         }
-        match taken {
-            // The idle decision and this report passed each other.
+        match applied {
+            // The idle decision was committed before this report.
             Reported::Live(Status::Idle) => self.reconciler.enqueue(key.clone()),
             Reported::Live(Status::Pending | Status::Active | Status::Closed | Status::Failed)
             | Reported::Unknown
@@ -311,47 +329,48 @@ impl ReportIntake {
         Ok(())
     }
 
-    fn kept_of(&self, pair: &Pair) -> Shared {
-        let mut all = self.all();
-        if let Some(kept) = all.get(pair) {
-            return Arc::clone(kept);
+    fn pending_of(&self, pair: &Pair) -> Shared {
+        let mut all = self.pending();
+        if let Some(pending) = all.get(pair) {
+            return Arc::clone(pending);
         }
-        let kept = Shared::default();
-        if all.len() < MOST_KEPT {
-            all.insert(pair.clone(), Arc::clone(&kept));
+        let pending = Shared::default();
+        if all.len() < MAX_TRACKED {
+            all.insert(pair.clone(), Arc::clone(&pending));
         }
-        kept
+        pending
     }
 
-    fn taken(&self) -> MutexGuard<'_, BTreeMap<ProxyId, Taken>> {
-        self.taken.lock()
+    fn accepted(&self) -> MutexGuard<'_, BTreeMap<ProxyId, AcceptedRun>> {
+        self.accepted.lock()
     }
 
-    fn all(&self) -> MutexGuard<'_, BTreeMap<Pair, Shared>> {
-        self.kept.lock()
+    fn pending(&self) -> MutexGuard<'_, BTreeMap<Pair, Shared>> {
+        self.pending.lock()
     }
 }
 
-impl Kept {
-    fn add(&mut self, said: &Said) {
-        self.more = self.more.plus(said.totals);
-        self.waits |= !said.totals.is_zero() || !said.token_uses.is_empty();
-        for one in &said.token_uses {
-            let kept = self
+impl PendingWrite {
+    fn add(&mut self, session: &SessionReport) {
+        self.usage = self.usage.plus(session.totals);
+        self.waits |= !session.totals.is_zero() || !session.token_uses.is_empty();
+        for used in &session.token_uses {
+            let merged = self
                 .token_uses
-                .entry(one.id.clone())
-                .or_insert_with(|| one.clone());
-            kept.first = kept.first.min(one.first);
-            kept.last = kept.last.max(one.last);
+                .entry(used.id.clone())
+                .or_insert_with(|| used.clone());
+            merged.first = merged.first.min(used.first);
+            merged.last = merged.last.max(used.last);
         }
     }
 
-    /// The beginning and the end of use at once, mere activity now and then.
-    fn must_tell(&self, now: Timestamp, open: bool) -> bool {
+    /// Whether a report must be written now: at the beginning and the end of use,
+    /// otherwise every [`WRITE_INTERVAL`].
+    fn must_write(&self, now: Timestamp, open: bool) -> bool {
         match self.written {
             None => true,
             Some(written) if written.open != open || written.generation != self.generation => true,
-            Some(written) => now.since(written.at) >= COALESCE && (open || self.waits),
+            Some(written) => now.since(written.at) >= WRITE_INTERVAL && (open || self.waits),
         }
     }
 
@@ -364,12 +383,12 @@ impl Kept {
             .map_or(Duration::MAX, |written| now.since(written.at))
     }
 
-    /// What is to be added: first what may have been, under its old name.
-    fn next_amount(&mut self) -> Option<More> {
-        if self.sent.is_none() && !self.more.is_zero() {
+    /// The usage delta to send: an unacknowledged one first, under its old name.
+    fn next_delta(&mut self) -> Option<More> {
+        if self.sent.is_none() && !self.usage.is_zero() {
             self.sent = Some(More {
                 name: rand::random(),
-                totals: std::mem::take(&mut self.more),
+                totals: std::mem::take(&mut self.usage),
             });
         }
         self.sent

@@ -1,13 +1,12 @@
-//! Shutting out an organization, or one principal of it.
+//! Disabling an organization, or one principal of it.
 //!
-//! What is disabled is a definition of its own. From the moment it is written
-//! every call is refused, and every look at a session of theirs closes it
-//! (`driver`), so also one that was created in that moment. Sessions that
-//! nobody need look at for hours are found by a pass over the live ones: by
-//! whoever disabled them, and by any manager again until a pass came to its
-//! end. So a crash half-way leaves nothing open.
+//! The disabled state is a definition of its own. Once it is written, every call is
+//! rejected and every reconciliation of an affected session closes it, also if the
+//! session was created concurrently. Other sessions are closed by a pass over the
+//! live ones: first by the manager that wrote the definition, then by any manager
+//! until one pass is complete. So a crash leaves no session open.
 
-use crate::definitions::{Defined, DefinitionStore, ResolvedDefinitions};
+use crate::definitions::{DefinitionStore, ResolvedDefinitions, Versioned};
 use crate::lifecycle::reconciler::Reconciler;
 use futures::{StreamExt, stream};
 use session_core::machine::Event;
@@ -20,14 +19,14 @@ use tokio_util::sync::CancellationToken;
 
 /// Sessions that one page of a pass reads.
 const PAGE: usize = 256;
-/// Of these, so many are closed at once.
-const TOGETHER: usize = 32;
-/// How often passes that came to no end are looked for.
-const SWEEP: Duration = Duration::from_secs(5);
-/// How often a lost race is run again.
-const RACES: usize = 8;
+/// Sessions that a pass closes concurrently.
+const MAX_CONCURRENT_CLOSES: usize = 32;
+/// Time between two searches for incomplete passes.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// Attempts of a write before it fails with a conflict.
+const MAX_ATTEMPTS: usize = 8;
 
-impl Defined for Disabled {
+impl Versioned for Disabled {
     const KIND: Kind = Kind::Disabled;
     const WORD: &'static str = "entry";
     const QUOTA: Option<DefinitionQuota> = Some(DefinitionQuota {
@@ -52,32 +51,33 @@ impl Defined for Disabled {
     }
 }
 
-/// An organization's name has no slash, so the two forms never meet.
+/// The name of the definition. An organization's name has no slash, so the two
+/// forms are distinct.
 fn name(org: &OrgId, principal: Option<&PrincipalId>) -> String {
     principal.map_or_else(|| org.to_string(), |principal| format!("{org}/{principal}"))
 }
 
-/// Whether a principal, or all of its organization, is shut out.
+/// Whether a principal or its organization is disabled.
 #[derive(Debug, Default)]
-pub(crate) struct Standing {
+pub(crate) struct DisabledState {
     pub(crate) org: Option<Disabled>,
     pub(crate) principal: Option<Disabled>,
 }
 
-impl Standing {
+impl DisabledState {
     fn names(org: &OrgId, principal: &PrincipalId) -> [(Kind, String); 2] {
         [name(org, None), name(org, Some(principal))].map(|name| (Kind::Disabled, name))
     }
 
-    fn of(found: &mut ResolvedDefinitions) -> Result<Self, Error> {
+    fn read(resolved: &mut ResolvedDefinitions) -> Result<Self, Error> {
         Ok(Self {
-            org: found.next()?,
-            principal: found.next()?,
+            org: resolved.next()?,
+            principal: resolved.next()?,
         })
     }
 
-    /// Why a session of this owner may not go on, and by whom.
-    pub(crate) fn closes(&self) -> Option<(ChangeReason, Actor)> {
+    /// Why a session of this owner must close, and who disabled it.
+    pub(crate) fn close_reason(&self) -> Option<(ChangeReason, Actor)> {
         let by = |disabled: &Disabled| Actor::Principal(disabled.by.clone());
         let org = self.org.as_ref().map(|org| (ChangeReason::OrgDisabled, by(org)));
         let owner = self.principal.as_ref();
@@ -86,18 +86,26 @@ impl Standing {
 }
 
 impl DefinitionStore {
-    pub(crate) async fn standing(&self, org: &OrgId, principal: &PrincipalId) -> Result<Standing, Error> {
-        let wanted = Standing::names(org, principal);
-        Standing::of(&mut self.some(&wanted).await?)
+    /// Whether a principal or its organization is disabled.
+    pub(crate) async fn disabled_state(
+        &self,
+        org: &OrgId,
+        principal: &PrincipalId,
+    ) -> Result<DisabledState, Error> {
+        let wanted = DisabledState::names(org, principal);
+        DisabledState::read(&mut self.get_many(&wanted).await?)
     }
 
-    /// What a session hangs on: its cluster, if that still exists, and how its
-    /// owner stands.
-    pub(crate) async fn ground_of(&self, session: &Session) -> Result<(Option<Cluster>, Standing), Error> {
-        let [org, owner] = Standing::names(&session.org, &session.owner);
+    /// The definitions that a session depends on: its cluster, if that still
+    /// exists, and the disabled state of its owner.
+    pub(crate) async fn load_dependencies(
+        &self,
+        session: &Session,
+    ) -> Result<(Option<Cluster>, DisabledState), Error> {
+        let [org, owner] = DisabledState::names(&session.org, &session.owner);
         let cluster = (Kind::Cluster, session.cluster.to_string());
-        let mut found = self.some(&[cluster, org, owner]).await?;
-        Ok((found.next()?, Standing::of(&mut found)?))
+        let mut resolved = self.get_many(&[cluster, org, owner]).await?;
+        Ok((resolved.next()?, DisabledState::read(&mut resolved)?))
     }
 
     pub(crate) async fn is_disabled(&self, org: &OrgId) -> Result<bool, Error> {
@@ -105,13 +113,13 @@ impl DefinitionStore {
     }
 }
 
-/// Disables and enables.
+/// Disables and enables organizations and principals.
 #[derive(Debug)]
 pub(crate) struct Disabling {
     store: Arc<dyn SessionStore>,
     definitions: DefinitionStore,
     reconciler: Arc<Reconciler>,
-    /// How long after its end a token might be accepted somewhere.
+    /// Time after its expiry during which a token may still be accepted.
     afterlife: Duration,
 }
 
@@ -130,23 +138,30 @@ impl Disabling {
         })
     }
 
-    /// Closes what is live of who is disabled; the number of sessions closed.
-    /// Goes on when the caller leaves.
+    /// Closes the live sessions of a disabled organization or principal. Returns
+    /// their number. Continues if the caller disconnects.
+    ///
+    /// # Errors
+    /// A store error; the sweep continues the pass later.
     pub(crate) async fn close(self: &Arc<Self>, disabled: Disabled) -> Result<u32, Refused> {
         let this = Arc::clone(self);
         let pass = tokio::spawn(async move { this.close_all(&disabled).await });
         pass.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "closing the sessions of who was disabled broke off");
+            tracing::error!(%error, "closing sessions of a disabled principal or organization aborted");
             Err(Refused::new(
                 Reason::Internal,
-                "It is disabled, and its sessions are still being closed. Repeat the call to hear of the end.",
+                "It is disabled, and its sessions are still being closed. Repeat the call to wait for the end.",
             ))
         })
     }
 
-    /// Writes it down: from now on it is in force.
+    /// Writes the definition, which is in force from then on. One that a platform
+    /// admin wrote is kept.
+    ///
+    /// # Errors
+    /// A store error, or a conflict after [`MAX_ATTEMPTS`].
     pub(crate) async fn write(&self, wanted: Disabled) -> Result<Disabled, Refused> {
-        for _ in 0..RACES {
+        for _ in 0..MAX_ATTEMPTS {
             let stored: Option<Disabled> = self
                 .definitions
                 .get(&wanted.name())
@@ -169,7 +184,7 @@ impl Disabling {
                 Ok(disabled) => {
                     tracing::info!(
                         org = %disabled.org, principal = disabled.principal.as_ref().map(PrincipalId::as_str),
-                        actor = %disabled.by, "disabled"
+                        actor = %disabled.by, "disabled state written"
                     );
                     return Ok(disabled);
                 }
@@ -180,14 +195,18 @@ impl Disabling {
         Err(keeps_changing())
     }
 
-    /// Lets it in again, if `may` allows to undo what is written; fine if it is not disabled.
+    /// Deletes the definition if `may` permits. Succeeds if there is none.
+    ///
+    /// # Errors
+    /// [`Reason::NotAuthorized`] if `may` forbids it, a store error, or a conflict
+    /// after [`MAX_ATTEMPTS`].
     pub(crate) async fn enable(
         &self,
         org: &OrgId,
         principal: Option<&PrincipalId>,
         may: impl Fn(&Disabled) -> bool,
     ) -> Result<(), Refused> {
-        for _ in 0..RACES {
+        for _ in 0..MAX_ATTEMPTS {
             let stored: Option<Disabled> = self
                 .definitions
                 .get(&name(org, principal))
@@ -206,26 +225,26 @@ impl Disabling {
         Err(keeps_changing())
     }
 
-    /// Takes up passes that came to no end, until `stop`.
+    /// Repeats incomplete passes until `stop`.
     pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(SWEEP) => {}
+                () = tokio::time::sleep(SWEEP_INTERVAL) => {}
             }
             if let Err(error) = self.sweep().await {
                 tracing::warn!(
                     error = error.message,
-                    "sessions of who is disabled cannot be closed yet"
+                    "closing sessions of a disabled principal or organization failed; it is retried"
                 );
             }
         }
     }
 
     async fn sweep(&self) -> Result<(), Refused> {
-        let shares = self.definitions.shares::<Disabled>().await;
-        for share in shares.map_err(crate::error::store)? {
-            let all = self.definitions.all_of::<Disabled>(share.as_ref()).await;
+        let orgs = self.definitions.owning_orgs::<Disabled>().await;
+        for org in orgs.map_err(crate::error::store)? {
+            let all = self.definitions.all_of_org::<Disabled>(org.as_ref()).await;
             for disabled in all.map_err(crate::error::store)? {
                 if !disabled.settled {
                     self.close_all(&disabled).await?;
@@ -235,22 +254,22 @@ impl Disabling {
         Ok(())
     }
 
-    /// One pass over the organization's live sessions. At its end nothing is
-    /// left of what was live at its beginning, and whatever came later is
-    /// closed by the look that every new session gets.
+    /// One pass over the organization's live sessions. At its end all sessions that
+    /// were live at its beginning are closed; later ones are closed by the
+    /// reconciliation that every new session gets.
     async fn close_all(&self, disabled: &Disabled) -> Result<u32, Refused> {
         let mut query = ListQuery::live_of_org(disabled.org.clone(), PAGE);
         let mut closed = 0;
         loop {
             let stored = self.definitions.get::<Disabled>(&disabled.name()).await;
-            // Enabled meanwhile: what is left lives on.
+            // Enabled in the meantime: the remaining sessions continue.
             let Some(stored) = stored.map_err(crate::error::store)? else {
                 return Ok(closed);
             };
             let page = self.store.list(&query).await.map_err(crate::error::store)?;
             let outcomes: Vec<_> = stream::iter(page.sessions)
-                .map(|session| self.shut(disabled, session))
-                .buffer_unordered(TOGETHER)
+                .map(|session| self.close_or_revoke(disabled, session))
+                .buffer_unordered(MAX_CONCURRENT_CLOSES)
                 .collect()
                 .await;
             for outcome in outcomes {
@@ -274,14 +293,15 @@ impl Disabling {
         };
         match self.definitions.replace(settled).await {
             Ok(_) => Ok(()),
-            // Somebody else did, or it was enabled.
+            // Another manager did, or it was enabled.
             Err(refused) if is_race(&refused) => Ok(()),
             Err(refused) => Err(refused),
         }
     }
 
-    /// Closes a session of theirs. Of others' sessions, takes back their tokens.
-    async fn shut(&self, disabled: &Disabled, session: Session) -> Result<bool, Refused> {
+    /// Closes a session of the disabled owner or organization; for other sessions,
+    /// revokes the tokens of the disabled principal. True if the session was closed.
+    async fn close_or_revoke(&self, disabled: &Disabled, session: Session) -> Result<bool, Refused> {
         let actor = Actor::Principal(disabled.by.clone());
         let reason = match &disabled.principal {
             None => ChangeReason::OrgDisabled,
@@ -291,31 +311,31 @@ impl Disabling {
                 return Ok(false);
             }
         };
-        self.tell(&session, &Event::Close { reason }, &actor).await?;
+        self.apply(&session, &Event::Close { reason }, &actor).await?;
         Ok(true)
     }
 
     async fn revoke(&self, session: &Session, subject: &PrincipalId, actor: &Actor) -> Result<(), Refused> {
-        // Also those that expired: what they began runs on, and may be reattached.
+        // Including expired ones: operations they started may still be reattached.
         let tokens = self.store.recent_tokens(&session.key()).await;
         for token in tokens.map_err(crate::error::store)? {
             if token.subject == *subject {
                 let until = token.expires_at.after(self.afterlife);
-                self.tell(session, &Event::RevokeToken { id: token.id, until }, actor)
+                self.apply(session, &Event::RevokeToken { id: token.id, until }, actor)
                     .await?;
             }
         }
         Ok(())
     }
 
-    async fn tell(&self, session: &Session, event: &Event, actor: &Actor) -> Result<(), Refused> {
+    async fn apply(&self, session: &Session, event: &Event, actor: &Actor) -> Result<(), Refused> {
         let key = session.key();
-        match self.reconciler.ask(&key, event, actor, |_| Ok(())).await {
+        match self.reconciler.apply(&key, event, actor, |_| Ok(())).await {
             Ok(_) => {
                 self.reconciler.enqueue(key);
                 Ok(())
             }
-            // It ended by itself.
+            // It has ended already.
             Err(refused)
                 if matches!(
                     refused.reason,

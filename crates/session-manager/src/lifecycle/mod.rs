@@ -1,9 +1,9 @@
-//! What moves sessions through their statuses.
+//! The lifecycle of sessions.
 //!
 //! ```text
 //! activity_reports ─▶ reconciler ◀─ due queue, changes of compute
 //!        │               │ effects: start and release compute
-//! report_freshness ──────┤ idle clocks stand still while reports are missing
+//! report_freshness ──────┤ idle timeouts are deferred while reports are missing
 //! orphan_collection: compute that belongs to no session    retention: ended sessions
 //! disabling: sessions and tokens of disabled principals and organizations
 //! ```

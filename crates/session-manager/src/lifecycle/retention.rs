@@ -1,33 +1,33 @@
-//! Forgets ended sessions that are no longer kept. Every manager does it, each
-//! in small steps that another one may have done already.
+//! Deletes ended sessions after their retention. Every manager does so, in small
+//! idempotent steps.
 
 use session_store::{SessionStore, Tombstones};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// How often.
-const PERIOD: Duration = Duration::from_secs(60);
-/// How many are forgotten before the store gets a moment for others.
+/// Time between two runs.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// Sessions that one step deletes.
 const BATCH: usize = 200;
-/// The moment.
+/// Pause between two steps of a run, for other work of the store.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Forgets until cancelled.
+/// Deletes ended sessions until `stop`.
 pub(crate) async fn run(store: Arc<dyn SessionStore>, stop: CancellationToken) {
     let keep = Tombstones::default();
     loop {
         let wait = match store.trim_ended(&keep, BATCH).await {
-            Ok(forgotten) if forgotten >= BATCH => PAUSE,
-            Ok(forgotten) => {
-                if forgotten > 0 {
-                    tracing::info!(forgotten, "ended sessions are no longer listed");
+            Ok(deleted) if deleted >= BATCH => PAUSE,
+            Ok(deleted) => {
+                if deleted > 0 {
+                    tracing::info!(deleted, "ended sessions deleted after their retention");
                 }
-                PERIOD
+                INTERVAL
             }
             Err(error) => {
-                tracing::warn!(%error, "ended sessions cannot be looked through");
-                PERIOD
+                tracing::warn!(%error, "deleting ended sessions failed");
+                INTERVAL
             }
         };
         tokio::select! {
@@ -40,52 +40,26 @@ pub(crate) async fn run(store: Arc<dyn SessionStore>, stop: CancellationToken) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use session_core::machine::{self, Event, NewSession};
+    use crate::fixtures::{self, NOW};
+    use session_core::machine::{self, Event};
     use session_core::time::ManualClock;
-    use session_core::{Actor, ChangeReason, IdlePolicy, Limits, SessionId, SessionPolicy, Timestamp};
+    use session_core::{Actor, ChangeReason};
+    use session_store::Commit;
     use session_store::memory::MemoryStore;
     use session_store::prelude::*;
-    use session_store::{Commit, Create};
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
 
     #[tokio::test(start_paused = true)]
     async fn a_session_is_listed_for_a_week_after_its_end() {
-        let now = Timestamp::from_millis(1_800_000_000_000);
-        let clock = Arc::new(ManualClock::at(now));
+        let clock = Arc::new(ManualClock::at(NOW));
         let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _));
-        let new = NewSession {
-            id: SessionId::generate(now, 1),
-            org: "acme".parse().unwrap(),
-            owner: "sa|bob".parse().unwrap(),
-            name: None,
-            team: None,
-            labels: std::collections::BTreeMap::new(),
-            cluster: "c".parse().unwrap(),
-            catalog: None,
-            policy: SessionPolicy {
-                idle_timeout: DAY,
-                close_after_idle: DAY,
-                max_lifetime: DAY,
-                provisioning_deadline: DAY,
-                on_idle: IdlePolicy::Release,
-                wake: Default::default(),
-                dedicated: true,
-            },
-        };
-        let made = machine::create(new, now);
-        let created = store.create(Create {
-            session: made.session,
-            record: made.record,
-            due: now,
-            request: None,
-            limits: Limits::default(),
-        });
-        let session = created.await.unwrap().session;
+        let new = fixtures::new_session(1, &fixtures::cluster(), NOW);
+        let session = fixtures::create(&store, new, NOW).await;
         let close = Event::Close {
             reason: ChangeReason::CloseRequested,
         };
-        let closed = machine::apply(&session, &close, &Actor::System, now)
+        let closed = machine::apply(&session, &close, &Actor::System, NOW)
             .unwrap()
             .unwrap();
         let commit = Commit {
@@ -98,10 +72,10 @@ mod tests {
         let stop = CancellationToken::new();
         let task = tokio::spawn(run(Arc::clone(&store) as _, stop.clone()));
         clock.advance(DAY * 7 - Duration::from_millis(1));
-        tokio::time::sleep(PERIOD * 2).await;
+        tokio::time::sleep(INTERVAL * 2).await;
         assert!(store.get(&session.key()).await.unwrap().is_some());
         clock.advance(Duration::from_millis(1));
-        tokio::time::sleep(PERIOD * 2).await;
+        tokio::time::sleep(INTERVAL * 2).await;
         assert!(store.get(&session.key()).await.unwrap().is_none());
         stop.cancel();
         task.await.unwrap();

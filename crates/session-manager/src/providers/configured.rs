@@ -1,5 +1,5 @@
-//! The section `[compute]` of the configuration, and the providers that it
-//! turns on. A new provider gets its section and its construction here.
+//! The configuration section `[compute]` and the providers that it enables. A new
+//! provider adds its section and its construction here.
 
 use super::installation;
 use super::leader_lease::LeasedProvider;
@@ -15,23 +15,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
-/// How compute is made.
+/// Compute providers.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ComputeConfig {
-    /// Servers that exist already.
+    /// Existing servers.
     pub r#static: StaticConfig,
-    /// Child processes; off unless set.
+    /// Child processes; disabled unless set.
     pub process: Option<ProcessSettings>,
 }
 
-/// Where the endpoints of static clusters may be.
+/// Permitted endpoints of static clusters.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StaticConfig {
     /// Networks (`10.0.0.0/8`), addresses and host names (`*.spark.internal`).
     pub allow: Vec<String>,
-    /// Allow loopback and link-local addresses and Berth's own ports: for development.
+    /// Permit loopback and link-local addresses and Berth's own ports, for development.
     pub dev: bool,
 }
 
@@ -39,16 +39,16 @@ pub struct StaticConfig {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProcessSettings {
-    /// Where sessions have their folders; belongs to this manager alone.
+    /// Folder of the sessions' files; this manager alone uses it.
     pub state_dir: PathBuf,
-    /// At most so many children at once.
+    /// Maximum number of children.
     #[serde(default = "max_children")]
     pub max_children: usize,
-    /// At most so many that are starting.
+    /// Maximum number of children that are starting.
     #[serde(default = "max_starting")]
     pub max_starting: usize,
-    /// Let several organizations, or a public port, use this machine, though
-    /// all children run as one user.
+    /// Permit several organizations, or a public port beyond loopback, although all
+    /// children run as one user.
     #[serde(default)]
     pub trust_all_users: bool,
 }
@@ -78,8 +78,8 @@ impl Validate for ComputeConfig {
 }
 
 impl ComputeConfig {
-    /// Why clusters of this provider cannot be defined here, if so.
-    fn off(&self, kind: ProviderKind) -> Option<&'static str> {
+    /// The reason why a provider is disabled, if it is.
+    fn disabled_reason(&self, kind: ProviderKind) -> Option<&'static str> {
         match kind {
             ProviderKind::Static => None,
             ProviderKind::Process => self
@@ -89,10 +89,10 @@ impl ComputeConfig {
         }
     }
 
-    /// Everything about a definition that can be known to be wrong.
+    /// Checks a cluster definition.
     ///
     /// # Errors
-    /// All of it, in words.
+    /// All problems, as text.
     pub fn check_cluster(&self, cluster: &Cluster) -> Result<(), String> {
         let mut problems = Vec::new();
         if let Err(bounds) = SessionPolicy::settle(cluster, &PolicyRequest::default()) {
@@ -101,7 +101,7 @@ impl ComputeConfig {
         if let Err(invalid) = compute::validate_cluster(cluster) {
             problems.push(invalid.to_string());
         }
-        problems.extend(self.off(cluster.provider.kind()).map(str::to_owned));
+        problems.extend(self.disabled_reason(cluster.provider.kind()).map(str::to_owned));
         if problems.is_empty() {
             Ok(())
         } else {
@@ -109,10 +109,10 @@ impl ComputeConfig {
         }
     }
 
-    /// Where static endpoints may be, given the ports that Berth itself has.
+    /// The permitted addresses of static endpoints, given Berth's own ports.
     fn allow_list(&self, own_ports: impl IntoIterator<Item = u16>) -> Result<AllowList, String> {
-        let fixed = &self.r#static;
-        AllowList::new(fixed.allow.iter().map(String::as_str), own_ports, fixed.dev).map_err(|invalid| {
+        let servers = &self.r#static;
+        AllowList::new(servers.allow.iter().map(String::as_str), own_ports, servers.dev).map_err(|invalid| {
             invalid
                 .iter()
                 .map(ToString::to_string)
@@ -121,10 +121,10 @@ impl ComputeConfig {
         })
     }
 
-    /// Makes the providers that the configuration allows.
+    /// Creates the providers that the configuration enables.
     ///
     /// # Errors
-    /// When one cannot work here.
+    /// If a provider cannot work on this machine, or the store is unavailable.
     pub(crate) async fn open(
         &self,
         store: &Arc<dyn SessionStore>,
@@ -155,15 +155,15 @@ impl ComputeConfig {
                 ..ProcessConfig::new(&settings.state_dir)
             });
             let provider = provider.context("compute.process")?;
-            let provider = by_leader(provider, store, &settings.state_dir, stop).await;
+            let provider = leased_if_needed(provider, store, &settings.state_dir, stop).await;
             registry = registry.with(ProviderKind::Process, provider);
         }
         Ok(Providers::new(registry))
     }
 }
 
-/// The provider, restricted to the leader if it needs one.
-async fn by_leader(
+/// The provider, restricted to the leader if it requires one.
+async fn leased_if_needed(
     provider: impl ComputeProvider,
     store: &Arc<dyn SessionStore>,
     state_dir: &Path,

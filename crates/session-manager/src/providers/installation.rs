@@ -1,10 +1,10 @@
-//! Which installation this is, and since when its store has been whole.
+//! The installation id, and the time since when the store has lost nothing.
 //!
-//! Compute carries the id of its installation, so that nobody gives back what
-//! another one made. Beside the id the store keeps since when nothing was lost
-//! from it, as far as anybody can tell: compute that is older than that may
-//! belong to a session whose record was lost, and is never given back for want
-//! of a record. Every manager confirms both once a minute.
+//! Compute carries the id of its installation, so that no other installation
+//! deletes it. Beside the id the store keeps `whole_since`, the earliest time since
+//! when no writes can have been lost. Compute older than that may belong to a
+//! session whose record was lost, so a missing record never proves that it is an
+//! orphan. Every manager confirms both once a minute.
 
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
@@ -14,78 +14,82 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const NAME: &str = "this";
-/// When nobody confirmed it for so long, the store may be another one: a copy
-/// that was put back, or the same after any number of hands were at it.
-const GAP: Duration = Duration::from_secs(180);
-const RACES: usize = 8;
+/// Longest time between two confirmations. After a longer gap the store may have
+/// been restored from a copy or changed by hand.
+const MAX_CONFIRMATION_GAP: Duration = Duration::from_secs(180);
+/// Attempts to confirm when other managers confirm concurrently.
+const MAX_ATTEMPTS: usize = 8;
 
-/// What the store says of itself.
+/// The stored description of the installation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Install {
-    /// Tells this installation from others.
+pub(crate) struct Installation {
+    /// The installation id.
     pub(crate) id: String,
-    /// Nothing was lost since then.
+    /// The store has lost nothing since then.
     pub(crate) whole_since: Timestamp,
     seen_at: Timestamp,
     store_epoch: u64,
 }
 
-/// What this manager knows from before.
+/// The last confirmation of this manager.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Own {
+struct Confirmed {
     id: String,
-    /// The version of what it last read or wrote.
+    /// The version that this manager wrote.
     version: u64,
 }
 
-/// The store belongs to another installation than this manager began with.
+/// The store belongs to another installation than at the start of this manager.
 #[derive(Debug, PartialEq, Eq)]
-struct Foreign;
+struct OtherInstallation;
 
-/// Keeps the store's word about itself.
+/// Reads and confirms the description of the installation.
 #[derive(Debug)]
-pub(crate) struct Identity {
+pub(crate) struct InstallationIdentity {
     store: Arc<dyn SessionStore>,
-    own: Mutex<Option<Own>>,
+    confirmed: Mutex<Option<Confirmed>>,
 }
 
-/// The id of the installation; made if there is none yet.
+/// The installation id; created if there is none yet.
 ///
 /// # Errors
-/// When the store cannot be read or written.
+/// If reading or writing the store fails.
 pub(crate) async fn id(store: &Arc<dyn SessionStore>) -> Result<String, Error> {
-    let identity = Identity::new(Arc::clone(store));
+    let identity = InstallationIdentity::new(Arc::clone(store));
     let install = identity.confirm().await?;
     install
         .map(|install| install.id)
         .ok_or_else(|| Error::Corrupt("the installation has two ids".to_owned()))
 }
 
-impl Identity {
+impl InstallationIdentity {
     pub(crate) fn new(store: Arc<dyn SessionStore>) -> Self {
         Self {
             store,
-            own: Mutex::default(),
+            confirmed: Mutex::default(),
         }
     }
 
-    /// Reads what the store says, and says that somebody looked. None if it is
-    /// another installation's by now.
-    pub(crate) async fn confirm(&self) -> Result<Option<Install>, Error> {
-        for _ in 0..RACES {
+    /// Reads the description and records the confirmation. None if the store now
+    /// belongs to another installation.
+    ///
+    /// # Errors
+    /// A store error, or [`Error::Conflict`] after [`MAX_ATTEMPTS`].
+    pub(crate) async fn confirm(&self) -> Result<Option<Installation>, Error> {
+        for _ in 0..MAX_ATTEMPTS {
             let stored = self.store.get_definition(Kind::Install, NAME).await?;
             let epoch = self.store.epoch().await?;
             let now = self.store.now().await?;
             let before = match &stored {
                 None => None,
                 Some(stored) => {
-                    let install: Install = serde_json::from_str(&stored.json)
+                    let install: Installation = serde_json::from_str(&stored.json)
                         .map_err(|error| Error::Corrupt(error.to_string()))?;
                     Some((install, stored.version))
                 }
             };
-            let own = self.own().clone();
-            let Ok(next) = confirmed(before.as_ref(), own.as_ref(), now, epoch) else {
+            let last = self.confirmed().clone();
+            let Ok(next) = next_description(before.as_ref(), last.as_ref(), now, epoch) else {
                 return Ok(None);
             };
             let json = serde_json::to_string(&next).map_err(|error| Error::Corrupt(error.to_string()))?;
@@ -96,7 +100,7 @@ impl Identity {
                 .await
             {
                 Ok(version) => {
-                    *self.own() = Some(Own {
+                    *self.confirmed() = Some(Confirmed {
                         id: next.id.clone(),
                         version,
                     });
@@ -109,46 +113,48 @@ impl Identity {
         Err(Error::Conflict)
     }
 
-    /// The same manager, after its store was emptied under it.
+    /// Simulates the loss of the store's data during the life of a manager.
     #[cfg(test)]
-    pub(crate) fn moved_to(&mut self, store: Arc<dyn SessionStore>) {
+    pub(crate) fn replace_store(&mut self, store: Arc<dyn SessionStore>) {
         self.store = store;
     }
 
-    fn own(&self) -> MutexGuard<'_, Option<Own>> {
-        self.own.lock()
+    fn confirmed(&self) -> MutexGuard<'_, Option<Confirmed>> {
+        self.confirmed.lock()
     }
 }
 
-/// What is to be written after a look at `stored` and its version.
-fn confirmed(
-    stored: Option<&(Install, u64)>,
-    own: Option<&Own>,
+/// The description to write, given the stored one with its version and this
+/// manager's last confirmation.
+fn next_description(
+    stored: Option<&(Installation, u64)>,
+    last: Option<&Confirmed>,
     now: Timestamp,
     store_epoch: u64,
-) -> Result<Install, Foreign> {
+) -> Result<Installation, OtherInstallation> {
     let Some((before, version)) = stored else {
-        // A new installation; or everything is gone, and its compute is ours still.
-        let id = own.map_or_else(
+        // A new installation, or a store that lost everything: its compute keeps the id.
+        let id = last.map_or_else(
             || format!("{:032x}", rand::random::<u128>()),
-            |own| own.id.clone(),
+            |last| last.id.clone(),
         );
-        return Ok(Install {
+        return Ok(Installation {
             id,
             whole_since: now,
             seen_at: now,
             store_epoch,
         });
     };
-    if own.is_some_and(|own| own.id != before.id) {
-        return Err(Foreign);
+    if last.is_some_and(|last| last.id != before.id) {
+        return Err(OtherInstallation);
     }
-    let went_back = own.is_some_and(|own| *version < own.version);
-    let changed = before.store_epoch != store_epoch;
-    let unseen = now.since(before.seen_at) > GAP || before.seen_at.since(now) > GAP;
-    Ok(Install {
+    let rolled_back = last.is_some_and(|last| *version < last.version);
+    let failed_over = before.store_epoch != store_epoch;
+    let unconfirmed =
+        now.since(before.seen_at) > MAX_CONFIRMATION_GAP || before.seen_at.since(now) > MAX_CONFIRMATION_GAP;
+    Ok(Installation {
         id: before.id.clone(),
-        whole_since: if went_back || changed || unseen {
+        whole_since: if rolled_back || failed_over || unconfirmed {
             now
         } else {
             before.whole_since
@@ -171,10 +177,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_manager_has_the_same_id_and_the_store_is_whole_since_the_first() {
+    async fn all_managers_share_the_id_and_whole_since() {
         let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1_000_000)));
         let store = at(&clock);
-        let managers = [0, 1, 2].map(|_| Identity::new(Arc::clone(&store)));
+        let managers = [0, 1, 2].map(|_| InstallationIdentity::new(Arc::clone(&store)));
         let first = managers[0].confirm().await.unwrap().unwrap();
         assert_eq!((first.id.len(), first.whole_since.as_millis()), (32, 1_000_000));
         for minute in 0..30 {
@@ -189,30 +195,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_emptied_store_gets_its_id_back_and_is_whole_since_now() {
+    async fn an_emptied_store_keeps_the_id_and_is_whole_since_now() {
         let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1_000_000)));
-        let mut manager = Identity::new(at(&clock));
+        let mut manager = InstallationIdentity::new(at(&clock));
         let first = manager.confirm().await.unwrap().unwrap();
         clock.advance(MINUTE);
-        manager.moved_to(at(&clock));
+        manager.replace_store(at(&clock));
         let install = manager.confirm().await.unwrap().unwrap();
         assert_eq!(install.id, first.id);
         assert_eq!(install.whole_since, first.whole_since.after(MINUTE));
 
-        // Somebody who knew nothing was faster: two installations, hands off.
-        manager.moved_to(at(&clock));
+        // A new manager wrote another id first: the store counts as another installation's.
+        manager.replace_store(at(&clock));
         id(&manager.store).await.unwrap();
         assert_eq!(manager.confirm().await.unwrap(), None);
     }
 
     #[test]
-    fn a_store_that_may_have_lost_something_is_whole_since_now() {
+    fn a_store_that_may_have_lost_writes_is_whole_since_now() {
         let (then, now) = (
             Timestamp::from_millis(1_000_000),
             Timestamp::from_millis(2_000_000),
         );
         let stored = |seen_at: Timestamp, version| {
-            let install = Install {
+            let install = Installation {
                 id: "a".to_owned(),
                 whole_since: then,
                 seen_at,
@@ -220,22 +226,25 @@ mod tests {
             };
             (install, version)
         };
-        let own = Own {
+        let last = Confirmed {
             id: "a".to_owned(),
             version: 7,
         };
-        let whole = |stored: (Install, u64), epoch| {
-            let install = confirmed(Some(&stored), Some(&own), now, epoch).unwrap();
+        let whole = |stored: (Installation, u64), epoch| {
+            let install = next_description(Some(&stored), Some(&last), now, epoch).unwrap();
             install.whole_since == then
         };
         assert!(whole(stored(now.before(MINUTE), 7), 1));
-        assert!(whole(stored(now.before(GAP), 9), 1));
-        assert!(!whole(stored(now.before(MINUTE), 6), 1), "its version went back");
+        assert!(whole(stored(now.before(MAX_CONFIRMATION_GAP), 9), 1));
+        assert!(!whole(stored(now.before(MINUTE), 6), 1), "version rolled back");
         assert!(!whole(stored(now.before(MINUTE), 7), 2), "another primary");
-        assert!(!whole(stored(now.before(GAP + MINUTE), 7), 1), "nobody looked");
         assert!(
-            !whole(stored(now.after(GAP + MINUTE), 7), 1),
-            "the clock went back"
+            !whole(stored(now.before(MAX_CONFIRMATION_GAP + MINUTE), 7), 1),
+            "not confirmed for too long"
+        );
+        assert!(
+            !whole(stored(now.after(MAX_CONFIRMATION_GAP + MINUTE), 7), 1),
+            "clock set back"
         );
     }
 }

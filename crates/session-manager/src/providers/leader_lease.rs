@@ -1,16 +1,17 @@
-//! One manager at a time runs the child processes of an installation.
+//! The leader lease: one manager at a time runs the child processes.
 //!
-//! Children live and die with their manager, so a second manager would see
-//! every session's compute as missing and make its own. A lease in the store
-//! says whose turn it is: without it the provider neither makes, nor sees, nor
-//! gives back anything, and the sessions wait for the manager that has it. A
-//! manager that starts again in the same folder has the same name, and goes on
-//! at once; another one waits until the lease runs out. The name is one of this
-//! boot of this host and of the very folder, so that no copy of a host has it.
+//! Children end with their manager, so a second manager would observe the compute
+//! of every session as missing and start its own. Without the lease in the store,
+//! the provider neither starts, observes nor releases compute, and the sessions
+//! wait for the leader. A manager that restarts in the same folder has the same
+//! owner name and continues at once; another one waits until the lease expires.
+//! The name contains the boot id of the host and the inode of the folder, so that
+//! a copy of a host has another name.
 //!
-//! The lease's fencing number goes into each record that is decided from what
-//! was observed. A manager that stood still while its lease passed on finds a
-//! higher number there and decides nothing; once it knows, it ends its children.
+//! Each record that is decided from an observation contains the lease's fencing
+//! number. A manager that was suspended while its lease passed to another finds a
+//! higher number and decides nothing; when it notices the loss, it ends its
+//! children.
 
 use async_trait::async_trait;
 use compute::{Capabilities, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found};
@@ -30,32 +31,34 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 const NAME: &str = "process-engines";
-const TERM: Duration = Duration::from_secs(15);
-const RENEW: Duration = Duration::from_secs(4);
+const LEASE_TERM: Duration = Duration::from_secs(15);
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(4);
 
-/// A provider that works only while this manager has the lease.
+/// A provider that works only while this manager holds the lease.
 #[derive(Debug)]
 pub(crate) struct LeasedProvider<P> {
     inner: Arc<P>,
-    turn: Arc<Turn>,
-    /// What was asked for and not released; ended when the lease is another's.
-    made: Arc<Made>,
+    lease: Arc<LeaderLease>,
+    /// Compute that was ensured and not released; it is ended when another manager
+    /// gets the lease.
+    ensured: Arc<Ensured>,
 }
 
-type Made = Mutex<HashMap<(SessionKey, u64), ComputeSpec>>;
+type Ensured = Mutex<HashMap<(SessionKey, u64), ComputeSpec>>;
 
 #[derive(Debug)]
-struct Turn {
+struct LeaderLease {
     store: Arc<dyn SessionStore>,
     owner: String,
-    /// Until when the lease is ours by this machine's own clock, and its
-    /// fencing number.
+    /// The end of the lease by this machine's monotonic clock, and its fencing
+    /// number.
     held: Mutex<Option<(Instant, u64)>>,
-    told: AtomicBool,
+    /// Whether the loss of the lease was logged.
+    warned: AtomicBool,
 }
 
 impl<P: ComputeProvider> LeasedProvider<P> {
-    /// Takes the lease if it is free, and keeps it until `stop`.
+    /// Acquires the lease if it is free, and renews it until `stop`.
     pub(crate) async fn new(
         inner: P,
         store: Arc<dyn SessionStore>,
@@ -63,28 +66,33 @@ impl<P: ComputeProvider> LeasedProvider<P> {
         stop: CancellationToken,
     ) -> Arc<Self> {
         let owner = owner(state_dir);
-        let turn = Arc::new(Turn {
+        let lease = Arc::new(LeaderLease {
             store,
             owner,
             held: Mutex::default(),
-            told: AtomicBool::new(false),
+            warned: AtomicBool::new(false),
         });
-        let (inner, made) = (Arc::new(inner), Arc::new(Made::default()));
-        turn.renew().await;
+        let (inner, ensured) = (Arc::new(inner), Arc::new(Ensured::default()));
+        lease.renew().await;
         let end_children = {
-            let (inner, made) = (Arc::clone(&inner), Arc::clone(&made));
-            async move || end_all(&*inner, &made).await
+            let (inner, ensured) = (Arc::clone(&inner), Arc::clone(&ensured));
+            async move || end_all(&*inner, &ensured).await
         };
-        tokio::spawn(Arc::clone(&turn).keep(stop, end_children));
-        Arc::new(Self { inner, turn, made })
+        tokio::spawn(Arc::clone(&lease).keep_renewed(stop, end_children));
+        Arc::new(Self {
+            inner,
+            lease,
+            ensured,
+        })
     }
 
-    fn made(&self) -> MutexGuard<'_, HashMap<(SessionKey, u64), ComputeSpec>> {
-        self.made.lock()
+    fn ensured(&self) -> MutexGuard<'_, HashMap<(SessionKey, u64), ComputeSpec>> {
+        self.ensured.lock()
     }
 
-    fn mine(&self) -> Result<&P, Error> {
-        if self.turn.fence().is_some() {
+    /// The provider, if this manager is the leader.
+    fn as_leader(&self) -> Result<&P, Error> {
+        if self.lease.fence().is_some() {
             Ok(&self.inner)
         } else {
             Err(Error::NotLeader(
@@ -94,7 +102,8 @@ impl<P: ComputeProvider> LeasedProvider<P> {
     }
 }
 
-/// The same for a manager that starts again in this folder, and for nobody else.
+/// The owner name of the lease: the same after a restart in this folder, and
+/// different everywhere else.
 fn owner(state_dir: &Path) -> String {
     let folder = std::fs::canonicalize(state_dir).unwrap_or_else(|_| state_dir.to_owned());
     let inode = std::fs::metadata(&folder).map(|folder| (folder.dev(), folder.ino()));
@@ -102,24 +111,24 @@ fn owner(state_dir: &Path) -> String {
     format!("{}:{device}:{inode}:{}", host::id(), folder.display())
 }
 
-/// Ends what was made: the sessions get new compute of whoever has the lease.
-async fn end_all(provider: &impl ComputeProvider, made: &Made) {
-    let all = std::mem::take(&mut *made.lock());
+/// Ends all ensured compute: the leader starts new compute for the sessions.
+async fn end_all(provider: &impl ComputeProvider, ensured: &Ensured) {
+    let all = std::mem::take(&mut *ensured.lock());
     if !all.is_empty() {
         tracing::warn!(
             children = all.len(),
-            "the lease of the child processes was lost; ending them"
+            "leader lease lost; ending the child processes"
         );
     }
     for spec in all.into_values() {
         if let Err(error) = provider.release(&spec).await {
-            tracing::warn!(session = %spec.key.id, %error, "a child process could not be ended");
+            tracing::warn!(session = %spec.key.id, %error, "ending a child process failed");
         }
     }
 }
 
-impl Turn {
-    /// The fencing number, while the lease is ours.
+impl LeaderLease {
+    /// The fencing number while this manager holds the lease.
     fn fence(&self) -> Option<u64> {
         let held = *self.held.lock();
         held.filter(|(until, _)| Instant::now() < *until)
@@ -130,32 +139,32 @@ impl Turn {
         *self.held.lock() = held;
     }
 
-    /// False if another manager has it.
+    /// Acquires or renews the lease. False if another manager holds it.
     async fn renew(&self) -> bool {
-        // Counted from before the question, so that ours ends before the store's.
-        let until = Instant::now() + TERM;
-        match self.store.acquire_lease(NAME, &self.owner, TERM).await {
+        // Counted from before the request, so that it ends here before it ends in the store.
+        let until = Instant::now() + LEASE_TERM;
+        match self.store.acquire_lease(NAME, &self.owner, LEASE_TERM).await {
             Ok(Some(fence)) => {
                 self.set(Some((until, fence)));
-                self.told.store(false, Ordering::Relaxed);
+                self.warned.store(false, Ordering::Relaxed);
             }
             Ok(None) => {
                 self.set(None);
-                if !self.told.swap(true, Ordering::Relaxed) {
+                if !self.warned.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
-                        "another session-manager runs the child processes; this one takes over when it ends"
+                        "leader lease held by another session-manager; this one takes over when that one ends"
                     );
                 }
                 return false;
             }
-            Err(error) => tracing::warn!(%error, "the lease of the child processes cannot be renewed"),
+            Err(error) => tracing::warn!(%error, "renewing the leader lease failed"),
         }
         true
     }
 
-    async fn keep(self: Arc<Self>, stop: CancellationToken, end_children: impl AsyncFn()) {
+    async fn keep_renewed(self: Arc<Self>, stop: CancellationToken, end_children: impl AsyncFn()) {
         while stop
-            .run_until_cancelled(tokio::time::sleep(RENEW))
+            .run_until_cancelled(tokio::time::sleep(RENEWAL_INTERVAL))
             .await
             .is_some()
         {
@@ -165,7 +174,7 @@ impl Turn {
         }
         self.set(None);
         if let Err(error) = self.store.release_lease(NAME, &self.owner).await {
-            tracing::info!(%error, "the lease of the child processes ends by itself");
+            tracing::info!(%error, "releasing the leader lease failed; it expires");
         }
     }
 }
@@ -177,29 +186,29 @@ impl<P: ComputeProvider> ComputeProvider for LeasedProvider<P> {
     }
 
     fn fence(&self) -> u64 {
-        self.turn.fence().unwrap_or(0)
+        self.lease.fence().unwrap_or(0)
     }
 
     async fn ensure(&self, spec: &ComputeSpec) -> Result<(), Error> {
-        let provider = self.mine()?;
-        self.made()
+        let provider = self.as_leader()?;
+        self.ensured()
             .insert((spec.key.clone(), spec.generation), spec.clone());
         provider.ensure(spec).await
     }
 
     async fn observe(&self, spec: &ComputeSpec) -> Result<Observation, Error> {
-        self.mine()?.observe(spec).await
+        self.as_leader()?.observe(spec).await
     }
 
     async fn release(&self, spec: &ComputeSpec) -> Result<(), Error> {
-        let provider = self.mine()?;
-        self.made()
+        let provider = self.as_leader()?;
+        self.ensured()
             .retain(|(key, generation), _| *key != spec.key || *generation > spec.generation);
         provider.release(spec).await
     }
 
     async fn inventory(&self) -> Result<Vec<Found>, Error> {
-        self.mine()?.inventory().await
+        self.as_leader()?.inventory().await
     }
 
     fn watch(&self) -> BoxStream<'static, ComputeChanged> {
@@ -210,38 +219,15 @@ impl<P: ComputeProvider> ComputeProvider for LeasedProvider<P> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures;
     use compute::SimCompute;
+    use session_core::Timestamp;
     use session_core::time::ManualClock;
-    use session_core::{Cluster, Engine, Provider, SessionId, SessionKey, Timestamp};
     use session_store::memory::MemoryStore;
     use session_store::prelude::*;
 
     fn spec() -> ComputeSpec {
-        ComputeSpec {
-            key: SessionKey {
-                org: "acme".parse().unwrap(),
-                id: SessionId::generate(Timestamp::ZERO, 1),
-            },
-            generation: 1,
-            cluster: Cluster {
-                name: "c".parse().unwrap(),
-                status: session_core::ClusterStatus::Active,
-                engine: Engine::Sail,
-                engine_version: None,
-                client_versions: Vec::new(),
-                granted_orgs: std::collections::BTreeSet::default(),
-                provider: Provider::Static {
-                    endpoints: Vec::new(),
-                    allow_shared_untrusted: false,
-                },
-                idle_policy: None,
-                wake: Default::default(),
-                policy: session_core::policy::PolicyRange::default(),
-                managed_by_config: false,
-                version: 1,
-            },
-            catalog: None,
-        }
+        fixtures::spec(1, fixtures::shared_cluster())
     }
 
     async fn join(
@@ -253,7 +239,7 @@ mod tests {
         LeasedProvider::new(SimCompute::new(), store, Path::new(folder), stop.clone()).await
     }
 
-    /// Lets time pass on both clocks in small steps.
+    /// Advances both clocks in small steps.
     async fn pass(clock: &ManualClock, seconds: u64) {
         for _ in 0..seconds {
             clock.advance(Duration::from_secs(1));
@@ -262,29 +248,35 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_manager_at_a_time_and_the_next_after_it() {
+    async fn one_manager_leads_and_another_takes_over_when_it_ends() {
         let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1_000_000)));
         let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _));
         let (stop_first, stop_second) = (CancellationToken::new(), CancellationToken::new());
         let first = join(&store, "/nowhere/a", &stop_first).await;
         let second = join(&store, "/nowhere/b", &stop_second).await;
         pass(&clock, 60).await;
-        assert!(first.observe(&spec()).await.is_ok(), "renewed again and again");
+        assert!(first.observe(&spec()).await.is_ok(), "renewed repeatedly");
         assert!(second.ensure(&spec()).await.is_err() && second.observe(&spec()).await.is_err());
 
         stop_first.cancel();
-        pass(&clock, RENEW.as_secs() + 1).await;
-        assert!(first.observe(&spec()).await.is_err(), "given back");
+        pass(&clock, RENEWAL_INTERVAL.as_secs() + 1).await;
+        assert!(first.observe(&spec()).await.is_err(), "released");
         assert!(second.observe(&spec()).await.is_ok(), "taken over");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn after_a_crash_the_same_folder_goes_on_at_once_and_another_waits() {
+    async fn after_a_crash_the_same_folder_continues_at_once_and_another_waits() {
         let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1_000_000)));
         let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _));
-        // A crash renews nothing: the lease was taken and is nobody's to keep.
+        // A crashed manager leaves a lease that nobody renews.
         let crashed = owner(Path::new("/nowhere/a"));
-        assert!(store.acquire_lease(NAME, &crashed, TERM).await.unwrap().is_some());
+        assert!(
+            store
+                .acquire_lease(NAME, &crashed, LEASE_TERM)
+                .await
+                .unwrap()
+                .is_some()
+        );
         let stop = CancellationToken::new();
         let other = join(&store, "/nowhere/b", &stop).await;
         assert!(other.observe(&spec()).await.is_err());
@@ -297,23 +289,23 @@ mod tests {
         );
     }
 
-    /// A store that is away says nothing about who has the lease.
+    /// An expired lease is not yet another manager's.
     #[tokio::test(start_paused = true)]
-    async fn children_outlive_a_lease_that_nobody_else_has() {
+    async fn children_survive_an_expired_lease_that_no_other_manager_has() {
         let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1_000_000)));
         let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _));
         let stop = CancellationToken::new();
         let first = join(&store, "/nowhere/a", &stop).await;
         let fence = first.fence();
         first.ensure(&spec()).await.unwrap();
-        clock.advance(TERM * 4);
-        tokio::time::sleep(RENEW + Duration::from_secs(1)).await;
-        assert!(first.fence() > fence, "taken anew");
+        clock.advance(LEASE_TERM * 4);
+        tokio::time::sleep(RENEWAL_INTERVAL + Duration::from_secs(1)).await;
+        assert!(first.fence() > fence, "acquired again");
         assert_eq!(first.inner.live().len(), 1);
     }
 
     #[test]
-    fn copies_of_a_host_have_names_of_their_own() {
+    fn copies_of_a_host_have_different_owner_names() {
         let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let [one, other] = folders.each_ref().map(|folder| {
             let path = folder.path().join("state");
@@ -325,23 +317,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_lease_that_cannot_be_renewed_ends() {
+    async fn a_lease_that_another_manager_has_ends_the_children() {
         let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1_000_000)));
         let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _));
         let stop = CancellationToken::new();
         let first = join(&store, "/nowhere/a", &stop).await;
-        // Its term is over for the store, and another has it.
-        clock.advance(TERM + Duration::from_secs(1));
+        // The lease expires in the store, and another manager acquires it.
+        clock.advance(LEASE_TERM + Duration::from_secs(1));
         first.ensure(&spec()).await.unwrap();
         let fence = first.fence();
-        let higher = store.acquire_lease(NAME, "another", TERM * 100).await.unwrap();
+        let higher = store
+            .acquire_lease(NAME, "another", LEASE_TERM * 100)
+            .await
+            .unwrap();
         assert!(higher > Some(fence) && fence > 0, "{higher:?} {fence}");
-        tokio::time::sleep(RENEW + Duration::from_secs(1)).await;
+        tokio::time::sleep(RENEWAL_INTERVAL + Duration::from_secs(1)).await;
         assert!(first.observe(&spec()).await.is_err());
         assert_eq!(
             (first.fence(), first.inner.live()),
             (0, Vec::new()),
-            "its children end"
+            "the children end"
         );
     }
 }

@@ -1,10 +1,10 @@
-//! Compute providers as this manager uses them.
+//! The compute providers of this manager.
 //!
 //! ```text
 //! registry ── static servers, shared by sessions
-//!          └─ leader_lease ── processes of this machine, by the manager that holds the lease
-//! configured: the section [compute] of the configuration, and the providers it turns on
-//! installation: the id that tells this installation's compute from another's
+//!          └─ leader_lease ── processes of this machine, only on the leader
+//! configured: the configuration section [compute] and the providers that it enables
+//! installation: the id on all compute of this installation
 //! ```
 
 pub(crate) mod configured;

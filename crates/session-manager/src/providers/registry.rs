@@ -1,4 +1,4 @@
-//! The providers by cluster, and the places on shared servers kept in the store.
+//! The providers by cluster, and the places on shared servers, kept in the store.
 
 use async_trait::async_trait;
 use compute::address::AddressError;
@@ -14,8 +14,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// No question to a provider may take longer.
-const ASK: Duration = Duration::from_secs(10);
+/// Time limit of a request to a provider.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The providers of this manager, with a time limit on each request.
 #[derive(Debug, Clone)]
@@ -24,7 +24,7 @@ pub struct Providers {
 }
 
 impl Providers {
-    /// From the providers that the configuration allows.
+    /// The registry of the enabled providers.
     pub fn new(providers: ProviderRegistry) -> Self {
         Self { providers }
     }
@@ -37,7 +37,10 @@ impl Providers {
         self.providers.shared(cluster)
     }
 
-    /// How to speak to the compute that a route leads to.
+    /// The connection target of a route's compute.
+    ///
+    /// # Errors
+    /// Why it is not reachable from here.
     pub(crate) fn target(&self, cluster: &Cluster, route: &Route) -> Result<Target, Cause> {
         if !cluster.provider.is_dedicated() {
             let shared = self
@@ -51,24 +54,24 @@ impl Providers {
         Ok(Target::dedicated(route))
     }
 
-    /// What proxies may dial to reach the compute of a route, checked now. A
-    /// route does not name its provider; the first that checks names does it.
+    /// The addresses that proxies may dial for a route, resolved and checked now. A
+    /// route does not name its provider, so the first shared provider checks it.
     ///
     /// # Errors
-    /// Why it may not be dialled.
+    /// Why the endpoint is not permitted.
     pub(crate) async fn addresses(&self, route: &Route) -> Result<Arc<[SocketAddr]>, AddressError> {
         let mut shared = self.providers.iter().filter_map(ComputeProvider::shared);
         if let (false, Some(shared)) = (route.dedicated, shared.next()) {
             return shared.addresses(&route.endpoint).await;
         }
-        // Ours, at an address that its provider chose.
+        // Dedicated compute has an address that its provider chose.
         let address = route.endpoint.parse();
         let address = address.map_err(|_| AddressError::Malformed(route.endpoint.clone()))?;
         Ok(Arc::new([address]))
     }
 
-    /// The number that what is observed now is decided with; 0 where the
-    /// provider of the cluster has no leader.
+    /// The fencing number for decisions from observations of now; 0 if the
+    /// provider of the cluster needs no leader.
     pub(crate) fn fence(&self, cluster: Option<&Cluster>) -> u64 {
         match cluster {
             Some(cluster) => self.providers.of(cluster).map_or(0, ComputeProvider::fence),
@@ -81,12 +84,12 @@ impl Providers {
         }
     }
 
-    /// May clusters of this provider be defined here?
+    /// Whether the provider of the cluster is enabled.
     pub(crate) fn supports(&self, cluster: &Cluster) -> bool {
         self.providers.of(cluster).is_ok()
     }
 
-    /// Does compute of this cluster end with its manager, without an event?
+    /// Whether compute of this cluster ends with its manager, without an event.
     pub(crate) fn dies_with_manager(&self, cluster: &Cluster) -> bool {
         let provider = self.providers.of(cluster);
         provider.is_ok_and(|provider| provider.capabilities().dies_with_manager)
@@ -96,9 +99,9 @@ impl Providers {
         bounded(self.providers.of(&spec.cluster)?.ensure(spec)).await
     }
 
-    /// What there is of compute. "Missing" has its session make new compute, so
-    /// only a provider that can see all of it may say so; a manager without that
-    /// provider cannot tell, which is an error.
+    /// Observes compute. [`Observation::Missing`] makes the session start new
+    /// compute, so it must come from the provider itself; without that provider
+    /// this is an error.
     pub(crate) async fn observe(&self, spec: &ComputeSpec) -> Result<Observation, compute::Error> {
         bounded(self.providers.of(&spec.cluster)?.observe(spec)).await
     }
@@ -107,8 +110,8 @@ impl Providers {
         bounded(self.providers.of(&spec.cluster)?.release(spec)).await
     }
 
-    /// The sessions that have compute on this manager's machine; none if that is
-    /// another manager's to tell.
+    /// The sessions with compute on this manager's machine; none if this manager is
+    /// not the leader.
     pub(crate) async fn local(&self) -> Option<HashSet<SessionKey>> {
         let mut all: Option<HashSet<_>> = None;
         for provider in self.providers.iter() {
@@ -121,13 +124,13 @@ impl Providers {
         all
     }
 
-    /// All compute of those providers that can tell now.
+    /// All compute of those providers that can list it now.
     pub(crate) async fn inventory(&self) -> Vec<Found> {
         let mut all = Vec::new();
         for provider in self.providers.iter() {
             match bounded(provider.inventory()).await {
                 Ok(found) => all.extend(found),
-                // Another manager is the leader, or the provider is away.
+                // Another manager is the leader, or the provider is unavailable.
                 Err(error) => tracing::debug!(%error, "listing compute of a provider failed"),
             }
         }
@@ -139,20 +142,23 @@ impl Providers {
     }
 }
 
-/// Is this a loopback address of another host? There it is somebody else's.
+/// Whether the route is a loopback address of another host; here it would lead to
+/// other compute.
 pub(crate) fn is_on_another_host(route: &Route, here: &str) -> bool {
     route.host.as_deref().is_some_and(|host| host != here)
 }
 
-async fn bounded<T>(ask: impl Future<Output = Result<T, compute::Error>>) -> Result<T, compute::Error> {
-    tokio::time::timeout(ASK, ask).await.unwrap_or_else(|_| {
-        Err(compute::Error::Unavailable(
-            "the provider did not answer in time".into(),
-        ))
-    })
+async fn bounded<T>(request: impl Future<Output = Result<T, compute::Error>>) -> Result<T, compute::Error> {
+    tokio::time::timeout(REQUEST_TIMEOUT, request)
+        .await
+        .unwrap_or_else(|_| {
+            Err(compute::Error::Unavailable(
+                "the provider did not answer in time".into(),
+            ))
+        })
 }
 
-/// Places on static endpoints, the same for all replicas.
+/// Places on static servers, shared by all replicas.
 #[derive(Debug)]
 pub struct StorePlaces {
     /// The store that records the places.

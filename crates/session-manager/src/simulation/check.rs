@@ -1,4 +1,4 @@
-//! What must hold, whatever happens.
+//! The invariants that every simulation checks.
 
 use super::ledger::wants;
 use super::store::Run;
@@ -11,38 +11,39 @@ use session_store::prelude::*;
 use session_store::{Commit, HISTORY};
 use std::time::Duration;
 
-/// What a crash can cost: the claim of a due entry, which comes back by then,
-/// and the look that was under way.
-pub(super) const LEASE: Duration = Duration::from_secs(33);
-const LATE: Duration = Duration::from_secs(2);
-/// A proxy that lives has said what is older than this, or is known to be
-/// silent: two reports, and the time that one may take.
-const REPORTED: Duration = Duration::from_secs(20);
+/// Longest delay by a crash: the lease of a claimed due entry, and the
+/// reconciliation that was in progress.
+pub(super) const CRASH_DELAY: Duration = Duration::from_secs(33);
+/// Tolerance of deadlines.
+const TOLERANCE: Duration = Duration::from_secs(2);
+/// A live proxy has reported everything older than this, or its reports count as
+/// overdue: two reports, and the duration of one.
+const REPORT_DELAY: Duration = Duration::from_secs(20);
+/// Time without reports after which a proxy counts as gone.
 const GONE: Duration = Duration::from_secs(90);
+/// Largest step back of the clock that does not count as a jump.
+const MAX_STEP_BACK: Duration = Duration::from_secs(6);
+/// Longest delay of the write of activity that does not change the use.
+const WRITE_DELAY: Duration = Duration::from_secs(15);
+/// Shortest remaining term of a lease of open calls.
+const LEASE_HELD: Duration = Duration::from_secs(20);
+/// Idle timeouts are paused for a minute after an outage; decisions from just
+/// before it may still be written.
+const PAUSED: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(50));
+/// Overdue reports of a proxy defer idle timeouts in this interval; it is shortened
+/// on both sides by messages in flight.
+const OVERDUE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(75));
 
-/// Clocks that are set back by less than what counts as a jump.
-const SET_BACK: Duration = Duration::from_secs(6);
-/// Mere activity is written so late at the most.
-const COALESCED: Duration = Duration::from_secs(15);
-/// A lease is renewed when it has this long to go, at the least.
-const HELD: Duration = Duration::from_secs(20);
-/// After an outage idle clocks stand still for a minute. What was decided just
-/// before it may still be on its way.
-const FROZEN: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(50));
-/// A proxy that said nothing for so long is waited for: not longer, as it is
-/// gone then, and not earlier; both with room for what is on its way.
-const SILENT: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(75));
-
-/// Who asked for a change, and when.
+/// The manager that requested a change, and when.
 #[derive(Debug, Clone)]
-pub(super) struct Asked {
+pub(super) struct Requested {
     pub(super) run: Run,
     pub(super) at: Duration,
 }
 
 impl World {
-    /// A change that the store has just taken.
-    pub(super) fn check_commit(&self, commit: &Commit, asked: &Asked) {
+    /// Checks a change that the store has just committed.
+    pub(super) fn check_commit(&self, commit: &Commit, requested: &Requested) {
         let new = &commit.session;
         let key = new.key();
         let Some(old) = self.recorded(&key) else {
@@ -72,15 +73,15 @@ impl World {
         }
         self.check_due(new, commit.due);
         if change.by_idle_clock() {
-            self.check_idle(&old, new.reason, asked);
+            self.check_idle(&old, new.reason, requested);
         }
         if new.reason == ChangeReason::ClosingSoon {
             let deadline = new.closing_announced.unwrap();
-            // One that went away, for another that was announced, may come back.
+            // A deadline that was replaced by another one may be announced again.
             if self.state().announced.insert(new.key(), deadline) == Some(deadline) {
                 self.broken(format!("{} announced {deadline} twice", short(&new.key())));
             }
-            // By the store's clock when it was decided: it may have gone back since.
+            // By the store's clock at the decision, which may have been set back since.
             if commit.record.at.after(CLOSING_SOON) < deadline {
                 self.broken(format!("{} announced {deadline} too early", short(&new.key())));
             }
@@ -92,7 +93,7 @@ impl World {
         }
     }
 
-    /// What lives is always due, and no later than its last clock.
+    /// Checks that a live session is due, and no later than its last deadline.
     fn check_due(&self, session: &Session, due: Option<Timestamp>) {
         let last = match session.state {
             State::Pending { deadline, .. } => deadline.min(session.expires_at),
@@ -102,7 +103,7 @@ impl World {
             | State::IdleReleased { .. } => session.expires_at,
             State::Closed | State::Failed => return,
         };
-        if due.is_none_or(|due| due > last.after(LATE)) {
+        if due.is_none_or(|due| due > last.after(TOLERANCE)) {
             let due = due.map(|due| due.since(last));
             self.broken(format!(
                 "{} is due {due:?} after its deadline",
@@ -111,7 +112,7 @@ impl World {
         }
     }
 
-    /// A due time that the store has just taken.
+    /// Checks a due time that the store has just set.
     pub(super) fn check_set_due(&self, key: &SessionKey, version: u64, due: Option<Timestamp>, run: &Run) {
         let Some(session) = self.recorded(key) else {
             self.broken(format!("{} has a due time and no record", short(key)));
@@ -134,12 +135,12 @@ impl World {
         }
     }
 
-    /// An idle clock decided this: nothing was in flight, as far as anybody
-    /// could know, its time had come, and silence was known.
-    fn check_idle(&self, old: &Session, reason: ChangeReason, asked: &Asked) {
+    /// Checks a decision by an idle timeout: no reported call was open, the timeout
+    /// had expired, and reports were fresh.
+    fn check_idle(&self, old: &Session, reason: ChangeReason, requested: &Requested) {
         let key = old.key();
         let broken =
-            |what: String| self.broken(format!("{} by its idle clock: {reason} {what}", short(&key)));
+            |what: String| self.broken(format!("{} by its idle timeout: {reason} {what}", short(&key)));
         if let Some(call) = self.known_call(old) {
             broken(format!(
                 "with a call in flight for {:?} through {}",
@@ -149,21 +150,22 @@ impl World {
         }
         let (now, elapsed) = (self.now(), self.elapsed());
         let idle_timeout = old.policy.idle_timeout;
-        for (proxy, word) in self.words_on(&key) {
-            if word.generation != old.generation {
+        for (proxy, report) in self.reports_on(&key) {
+            if report.generation != old.generation {
                 continue;
             }
-            let (sent, sent_at) = word.at;
-            if word.open > 0 && elapsed.saturating_sub(sent) < HELD && now.since(sent_at) < HELD {
-                broken(format!("under {} calls that {proxy} reported", word.open));
+            let (sent, sent_at) = report.at;
+            if report.open > 0 && elapsed.saturating_sub(sent) < LEASE_HELD && now.since(sent_at) < LEASE_HELD
+            {
+                broken(format!("under {} calls that {proxy} reported", report.open));
             }
-            let Some(last) = word.last else { continue };
+            let Some(last) = report.last else { continue };
             let silent = now.since(last);
             let late = match old.state {
-                State::Active { .. } => silent + COALESCED + SET_BACK < idle_timeout,
+                State::Active { .. } => silent + WRITE_DELAY + MAX_STEP_BACK < idle_timeout,
                 State::IdleKept { .. } | State::IdleReleasing { .. } => old
                     .idle_since
-                    .is_some_and(|since| last.after(idle_timeout) > since.after(COALESCED + SET_BACK)),
+                    .is_some_and(|since| last.after(idle_timeout) > since.after(WRITE_DELAY + MAX_STEP_BACK)),
                 State::Pending { .. } | State::IdleReleased { .. } | State::Closed | State::Failed => false,
             };
             if late {
@@ -182,72 +184,72 @@ impl World {
             }
             State::Pending { .. } | State::Closed | State::Failed => (None, Duration::MAX),
         };
-        if since.is_none_or(|since| now.since(since).saturating_add(SET_BACK) < wait) {
+        if since.is_none_or(|since| now.since(since).saturating_add(MAX_STEP_BACK) < wait) {
             broken(format!("from {} before its time", old.state.phase().as_str()));
         }
         if old
             .keep_alive_until
-            .is_some_and(|until| until > now.after(SET_BACK))
+            .is_some_and(|until| until > now.after(MAX_STEP_BACK))
         {
             broken("while it was to be kept alive".to_owned());
         }
-        self.check_silence_known(&key, asked);
+        self.check_reports_fresh(&key, requested);
     }
 
-    /// A call in flight that a proxy which lives and reports has had for longer
-    /// than a report may take.
+    /// An open call of a live proxy that is older than the delay of reports.
     fn known_call(&self, session: &Session) -> Option<Call> {
         let (key, now, state) = (session.key(), self.elapsed(), self.state());
         let mut calls = state.calls.values();
         calls
             .find(|call| {
-                let heard = state.heard.get(&call.proxy);
+                let accepted = state.accepted.get(&call.proxy);
                 call.key == key
                     && call.generation == session.generation
-                    && now.saturating_sub(call.opened) > REPORTED
-                    && heard.is_some_and(|heard| now.saturating_sub(*heard) < GONE)
+                    && now.saturating_sub(call.opened) > REPORT_DELAY
+                    && accepted.is_some_and(|accepted| now.saturating_sub(*accepted) < GONE)
             })
             .cloned()
     }
 
-    /// Neither an outage, nor a manager that began, nor a proxy's silence.
-    fn check_silence_known(&self, key: &SessionKey, asked: &Asked) {
-        let Asked { run, at } = asked;
-        let frozen = |since: Duration| {
+    /// Checks that a decision did not follow an outage, the start of its manager or
+    /// overdue reports of a proxy.
+    fn check_reports_fresh(&self, key: &SessionKey, requested: &Requested) {
+        let Requested { run, at } = requested;
+        let paused = |since: Duration| {
             at.checked_sub(since)
-                .is_some_and(|passed| passed > FROZEN.0 && passed < FROZEN.1)
+                .is_some_and(|passed| passed > PAUSED.0 && passed < PAUSED.1)
         };
-        let unsure: Vec<_> = self.state().ledger.unsure.clone();
-        for since in unsure.into_iter().filter(|since| frozen(*since)) {
+        let outages: Vec<_> = self.state().ledger.outage_ends.clone();
+        for since in outages.into_iter().filter(|since| paused(*since)) {
             self.broken(format!(
-                "{} by its idle clock {:?} after an outage",
+                "{} by its idle timeout {:?} after an outage",
                 short(key),
                 at.saturating_sub(since)
             ));
         }
-        if at.saturating_sub(run.began) < FROZEN.1 {
+        if at.saturating_sub(run.began) < PAUSED.1 {
             self.broken(format!(
-                "{} by its idle clock as soon as {} began",
+                "{} by its idle timeout just after the start of {}",
                 short(key),
                 run.name
             ));
         }
-        for (proxy, silent) in self.silences(*at) {
-            if silent > SILENT.0 && silent < SILENT.1 {
+        for (proxy, silent) in self.report_ages(*at) {
+            if silent > OVERDUE.0 && silent < OVERDUE.1 {
                 self.broken(format!(
-                    "{} by its idle clock while {proxy} had said nothing for {silent:?}",
+                    "{} by its idle timeout while {proxy} had not reported for {silent:?}",
                     short(key)
                 ));
             }
         }
     }
 
-    /// Was it done by its deadline and 2 s? Time in which a claim may have been
-    /// lost does not count.
+    /// Checks a deadline with its tolerance, unless a claim may have been lost by a
+    /// fault.
     fn check_in_time(&self, session: &Session, deadline: Timestamp, what: &str) {
         let late = self.now().since(deadline);
         let calm = self.elapsed().saturating_sub(self.state().last_fault);
-        if late > LATE && calm > LEASE + LATE {
+        if late > TOLERANCE && calm > CRASH_DELAY + TOLERANCE {
             self.broken(format!(
                 "{} {what} {late:?} after its deadline",
                 short(&session.key())
@@ -255,7 +257,7 @@ impl World {
         }
     }
 
-    /// Is compute of this generation meant to be made?
+    /// Checks that compute of this generation is required.
     pub(super) fn check_ensure(&self, key: &SessionKey, generation: u64) {
         let recorded = self.recorded(key);
         if recorded.is_none_or(|session| session.generation < generation) {
@@ -266,7 +268,7 @@ impl World {
         }
     }
 
-    /// Does a record say that compute up to this generation may go?
+    /// Checks that the record permits the release of compute up to this generation.
     pub(super) fn check_release(&self, key: &SessionKey, up_to: u64) {
         let Some(session) = self.recorded(key) else {
             self.broken(format!("compute of {} was released without a record", short(key)));
@@ -290,7 +292,8 @@ impl World {
         }
     }
 
-    /// All is calm, for long enough that everything must be settled.
+    /// Checks the end of a simulation, after a time without faults in which everything
+    /// must have settled.
     pub(super) fn check_end(&self) {
         let keys = self.state().sessions.clone();
         for key in &keys {
@@ -305,7 +308,7 @@ impl World {
             let recorded = self.recorded(&key);
             if !recorded.is_some_and(|session| wants(&session, generation)) {
                 self.broken(format!(
-                    "{} generation {generation} is compute that nobody wants",
+                    "{} generation {generation} is compute that no record requires",
                     short(&key)
                 ));
             }
@@ -315,22 +318,30 @@ impl World {
         }
     }
 
-    /// One event per change, in the history and in the feed, the same as were
-    /// committed and in their order.
+    /// Checks that history and feed contain the committed changes, each once and in
+    /// order.
     fn check_history(&self, session: &Session) {
         let key = session.key();
-        let told = |events: &[EventRecord]| events.iter().map(|event| event.version).collect::<Vec<_>>();
+        let versions = |events: &[EventRecord]| events.iter().map(|event| event.version).collect::<Vec<_>>();
         let all = self.history(&key);
-        if !told(&all).into_iter().eq(1..=session.version) {
-            self.broken(format!("the changes of {} were {:?}", short(&key), told(&all)));
+        if !versions(&all).into_iter().eq(1..=session.version) {
+            self.broken(format!(
+                "the changes of {} were {:?}",
+                short(&key),
+                versions(&all)
+            ));
         }
         let events = self.store.events(&key).now_or_never().unwrap().unwrap();
         if events != all[all.len().saturating_sub(HISTORY)..] {
-            self.broken(format!("the history of {} is {:?}", short(&key), told(&events)));
+            self.broken(format!(
+                "the history of {} is {:?}",
+                short(&key),
+                versions(&events)
+            ));
         }
         let fed = self.state().fed.get(&key).cloned().unwrap_or_default();
         if fed != all {
-            self.broken(format!("the feed told of {} as {:?}", short(&key), told(&fed)));
+            self.broken(format!("the feed of {} is {:?}", short(&key), versions(&fed)));
         }
     }
 
@@ -341,8 +352,8 @@ impl World {
         if !session.status().is_terminal() {
             self.check_in_time(session, session.expires_at, "is still alive");
         }
-        // Silent for its time, for the minute that clocks stand still after an
-        // outage, and for the longest until somebody looks again.
+        // The idle timeout, the minute of its pause after an outage, and the longest
+        // time until the next reconciliation.
         let (state, now) = (self.state(), self.elapsed());
         let key = session.key();
         if state.calls.values().any(|call| call.key == key) {
@@ -352,7 +363,7 @@ impl World {
         let free = |now: Timestamp| {
             session
                 .keep_alive_until
-                .is_none_or(|until| until < now.before(LEASE))
+                .is_none_or(|until| until < now.before(CRASH_DELAY))
         };
         let long = Duration::from_secs(60 + 60 + 30) + session.policy.idle_timeout;
         let active = session

@@ -1,5 +1,5 @@
-//! Compute as one manager reaches it, and what compute does by itself: it gets
-//! ready in time or too late, fails, hangs, and vanishes with or without a word.
+//! Compute behind faulty requests of one manager, and its simulated life: it becomes
+//! ready in time or late, fails, hangs, and vanishes with or without an event.
 
 use super::store::Run;
 use super::world::{World, short};
@@ -11,15 +11,15 @@ use compute::{
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use session_core::machine::{Cause, Observation};
-use session_core::{Cluster, Engine, Route, SessionKey, SparkSessionId};
+use session_core::{Cluster, SessionKey, SparkSessionId};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// See the module.
+/// A provider with faults.
 #[derive(Debug)]
 pub(super) struct FaultyCompute {
     pub(super) run: Run,
-    /// Acts as a provider of servers that sessions share.
+    /// Acts as the provider of static servers.
     pub(super) as_servers: bool,
 }
 
@@ -27,7 +27,7 @@ fn lost() -> Error {
     Error::Unavailable("lost".to_owned())
 }
 
-/// Makes the compute, and begins its life if that was not there.
+/// Starts the compute, and simulates its life if it did not exist.
 async fn ensure(world: &Arc<World>, spec: &ComputeSpec) -> Result<(), Error> {
     let (key, generation) = (spec.key.clone(), spec.generation);
     let before = world.sim.made(&key, generation);
@@ -42,60 +42,51 @@ async fn ensure(world: &Arc<World>, spec: &ComputeSpec) -> Result<(), Error> {
 
 async fn live(world: Arc<World>, key: SessionKey, generation: u64, made: usize) {
     let stormy = !world.is_calm();
-    let there =
+    let exists =
         || world.sim.live().contains(&(key.clone(), generation)) && world.sim.made(&key, generation) == made;
-    let tell = |what: &str| world.note("compute", format_args!("{} g{generation} {what}", short(&key)));
+    let note = |what: &str| world.note("compute", format_args!("{} g{generation} {what}", short(&key)));
     tokio::time::sleep(world.between(50, 4000)).await;
     let luck = world.below(if stormy { 20 } else { 60 });
     if luck == 0 {
-        tell("hangs");
+        note("hangs");
         return;
     }
     if luck == 1 {
         tokio::time::sleep(world.between(1000, 20_000)).await;
     }
-    if !there() {
+    if !exists() {
         return;
     }
     if luck == 2 || luck == 3 {
-        tell("fails");
+        note("fails");
         let permanent = luck == 3 && world.one_in(3);
         return world
             .sim
             .fail(&key, generation, "the simulation says so", permanent);
     }
-    tell("is ready");
-    let route = Route {
-        endpoint: "127.0.0.1:1".to_owned(),
-        tls_server_name: None,
-        credential: None,
-        engine: Engine::Sail,
-        engine_version: "1".to_owned(),
-        dedicated: true,
-        host: None,
-    };
-    world.sim.ready(&key, generation, route);
+    note("is ready");
+    world.sim.ready(&key, generation, crate::fixtures::route());
     if !world.one_in(if stormy { 4 } else { 12 }) {
         return;
     }
     tokio::time::sleep(world.between(1000, 300_000)).await;
-    if !there() {
+    if !exists() {
         return;
     }
     if world.one_in(2) {
-        tell("vanishes silently");
+        note("vanishes silently");
         world.sim.vanish_silently(&key, generation);
     } else if world.one_in(2) {
-        tell("crashes");
+        note("crashes");
         world.sim.fail(&key, generation, "it crashed", false);
     } else {
-        tell("vanishes");
+        note("vanishes");
         world.sim.vanish(&key, generation);
     }
 }
 
 impl FaultyCompute {
-    /// Requests are lost, or take their time.
+    /// Loses or delays a request.
     async fn arrive(&self, what: &str) -> Result<(), Error> {
         self.run.pause().await;
         let world = &self.run.world;
@@ -143,7 +134,7 @@ impl ComputeProvider for FaultyCompute {
         let world = &self.run.world;
         world.check_ensure(&spec.key, spec.generation);
         if world.strikes(40_000) {
-            // It arrives once more, when nobody thinks of it.
+            // A duplicate of the request arrives later.
             let (world, spec, delay) = (Arc::clone(world), spec.clone(), world.between(10, 20_000));
             world.fault(
                 &self.run.name,
@@ -171,7 +162,7 @@ impl ComputeProvider for FaultyCompute {
             tokio::time::sleep(delay).await;
         }
         self.answer("ensure").await?;
-        world.told_made(&self.run, &spec.key, spec.generation);
+        world.ensure_confirmed(&self.run, &spec.key, spec.generation);
         Ok(())
     }
 
@@ -208,7 +199,7 @@ impl ComputeProvider for FaultyCompute {
 
     fn watch(&self) -> BoxStream<'static, ComputeChanged> {
         let run = self.run.clone();
-        let heard = self.run.world.sim.watch().filter_map(move |change| {
+        let changes = self.run.world.sim.watch().filter_map(move |change| {
             let run = run.clone();
             async move {
                 run.pause().await;
@@ -216,7 +207,7 @@ impl ComputeProvider for FaultyCompute {
                 (!lost).then_some(change)
             }
         });
-        heard.boxed()
+        changes.boxed()
     }
 }
 
@@ -250,7 +241,7 @@ impl SharedCompute for FaultyCompute {
     }
 }
 
-/// Waits no longer than compute of this generation is there.
+/// Waits until compute of this generation is gone, at most `limit`.
 pub(super) async fn until_gone(world: &World, key: &SessionKey, generation: u64, limit: Duration) {
     let until = world.elapsed() + limit;
     while world.elapsed() < until {

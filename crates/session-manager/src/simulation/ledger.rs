@@ -1,6 +1,5 @@
-//! What the simulation itself wrote down: the changes that the store took, what
-//! proxies were told was heard, and when silence was not to be trusted. The
-//! checks judge by this, never by what the code under test says of itself.
+//! The simulation's own records: committed changes, acknowledged reports, and
+//! outages. The checks use these, never the state of the code under test.
 
 use super::store::Run;
 use super::world::{World, short};
@@ -11,44 +10,43 @@ use std::time::Duration;
 
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    records: BTreeMap<SessionKey, Kept>,
-    words: BTreeMap<(String, SessionKey), Word>,
-    /// When a report of each proxy was last taken in.
-    spoke: BTreeMap<String, Duration>,
-    /// From when on what was not heard says nothing: an outage ended, or the
-    /// store's clock was set.
-    pub(super) unsure: Vec<Duration>,
-    /// Who has seen that nothing is left of an ended session's compute.
+    records: BTreeMap<SessionKey, Record>,
+    reports: BTreeMap<(String, SessionKey), LastReport>,
+    /// When a report of each proxy was last acknowledged.
+    acknowledged: BTreeMap<String, Duration>,
+    /// When an outage ended or the store's clock was set: idle timeouts pause then.
+    pub(super) outage_ends: Vec<Duration>,
+    /// The managers that observed that an ended session's compute is gone.
     seen_gone: BTreeSet<(String, SessionKey)>,
-    /// The ends of each session's calls, on which generation.
-    pub(super) ended: BTreeMap<SessionKey, Vec<Ended>>,
-    pub(super) owed: Vec<Owed>,
-    /// Since when compute has been there that no record wants.
+    /// The ends of each session's calls.
+    pub(super) ended: BTreeMap<SessionKey, Vec<EndedCall>>,
+    pub(super) stale: Vec<StaleCompute>,
+    /// Since when compute has existed that no record requires.
     pub(super) unwanted: BTreeMap<(SessionKey, u64), Duration>,
 }
 
 #[derive(Debug)]
-struct Kept {
+struct Record {
     session: Session,
     history: Vec<EventRecord>,
 }
 
-/// What a proxy said last of a session, as far as that was taken in.
+/// The last acknowledged report of a proxy on a session.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Word {
-    /// The last number under which anything was sent.
+pub(super) struct LastReport {
+    /// The last sequence number that was sent.
     sent: u64,
     pub(super) generation: u64,
-    /// Calls in flight; none as soon as a report says so, heard or not.
+    /// Open calls; 0 as soon as such a report was sent.
     pub(super) open: u32,
-    /// When the report with them was sent, by both clocks.
+    /// When the report was sent, by both clocks.
     pub(super) at: (Duration, Timestamp),
     pub(super) last: Option<Timestamp>,
 }
 
-/// What a report says of one session.
+/// One session in a report.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Saying {
+pub(super) struct SentReport {
     pub(super) sequence: u64,
     pub(super) generation: u64,
     pub(super) open: u32,
@@ -57,15 +55,15 @@ pub(super) struct Saying {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Ended {
+pub(super) struct EndedCall {
     pub(super) generation: u64,
     pub(super) at: (Duration, Timestamp),
 }
 
-/// Compute that was made for a record that is no longer so. Whoever made it
-/// learned of it in the same moment, and must give it back.
+/// Compute that no record required when its manager's request was confirmed. That
+/// manager must release it at once.
 #[derive(Debug, Clone)]
-pub(super) struct Owed {
+pub(super) struct StaleCompute {
     pub(super) run: Run,
     pub(super) key: SessionKey,
     pub(super) generation: u64,
@@ -73,61 +71,61 @@ pub(super) struct Owed {
     pub(super) at: Duration,
 }
 
-/// Does this record say that compute of this generation is to be there?
+/// Whether the record requires compute of this generation.
 pub(super) fn wants(session: &Session, generation: u64) -> bool {
     let status = session.status() == session_core::Status::Pending;
     (session.state.has_compute() || status) && session.generation == generation
 }
 
 impl World {
-    /// The session as the last change that the store took left it.
+    /// The session after its last committed change.
     pub(super) fn recorded(&self, key: &SessionKey) -> Option<Session> {
         self.state()
             .ledger
             .records
             .get(key)
-            .map(|kept| kept.session.clone())
+            .map(|record| record.session.clone())
     }
 
     pub(super) fn history(&self, key: &SessionKey) -> Vec<EventRecord> {
         let state = self.state();
-        let kept = state.ledger.records.get(key);
-        kept.map(|kept| kept.history.clone()).unwrap_or_default()
+        let record = state.ledger.records.get(key);
+        record.map(|record| record.history.clone()).unwrap_or_default()
     }
 
     pub(super) fn live_sessions(&self) -> Vec<Session> {
         let state = self.state();
-        let all = state.ledger.records.values().map(|kept| &kept.session);
+        let all = state.ledger.records.values().map(|record| &record.session);
         all.filter(|session| !session.status().is_terminal())
             .cloned()
             .collect()
     }
 
-    /// The store took a new session.
+    /// Records a created session.
     pub(super) fn created(&self, create: &Create) {
         let key = create.session.key();
-        let kept = Kept {
+        let record = Record {
             session: create.session.clone(),
             history: vec![create.record.clone()],
         };
         self.count("lives");
-        let before = self.state().ledger.records.insert(key.clone(), kept);
+        let before = self.state().ledger.records.insert(key.clone(), record);
         if before.is_some() {
             self.broken(format!("{} was created twice", short(&key)));
         }
     }
 
-    /// The store took a change.
+    /// Records a committed change.
     pub(super) fn changed(&self, session: &Session, record: &EventRecord) {
         self.count("commits");
         let mut state = self.state();
-        if let Some(kept) = state.ledger.records.get_mut(&session.key()) {
-            kept.session = session.clone();
-            kept.history.push(record.clone());
+        if let Some(recorded) = state.ledger.records.get_mut(&session.key()) {
+            recorded.session = session.clone();
+            recorded.history.push(record.clone());
         }
     }
 
-    /// What the store read out, in the same moment.
+    /// Checks a session that the store has just read.
     pub(super) fn check_read(&self, key: &SessionKey, read: Option<&Session>) {
         let recorded = self.recorded(key);
         if recorded.as_ref() != read {
@@ -140,74 +138,74 @@ impl World {
         }
     }
 
-    /// A report is on its way. That there are no calls any more counts at once.
-    pub(super) fn sends(&self, proxy: &str, key: &SessionKey, saying: Saying) {
+    /// Records that a report was sent. A report without open calls counts at once.
+    pub(super) fn report_sent(&self, proxy: &str, key: &SessionKey, report: SentReport) {
         let mut state = self.state();
-        let word = state
+        let last = state
             .ledger
-            .words
+            .reports
             .entry((proxy.to_owned(), key.clone()))
             .or_default();
-        word.sent = word.sent.max(saying.sequence);
-        if saying.open == 0 {
-            word.open = 0;
+        last.sent = last.sent.max(report.sequence);
+        if report.open == 0 {
+            last.open = 0;
         }
     }
 
-    /// A manager said that it had taken the report.
-    pub(super) fn heard(&self, proxy: &str, sayings: &[(SessionKey, Saying)]) {
+    /// Records that a manager acknowledged a report.
+    pub(super) fn report_acknowledged(&self, proxy: &str, reports: &[(SessionKey, SentReport)]) {
         let now = self.elapsed();
         let mut state = self.state();
-        let spoke = state.ledger.spoke.entry(proxy.to_owned()).or_default();
-        *spoke = now.max(*spoke);
-        for (key, saying) in sayings {
-            let word = state
+        let acknowledged = state.ledger.acknowledged.entry(proxy.to_owned()).or_default();
+        *acknowledged = now.max(*acknowledged);
+        for (key, report) in reports {
+            let last = state
                 .ledger
-                .words
+                .reports
                 .entry((proxy.to_owned(), key.clone()))
                 .or_default();
-            if saying.sequence < word.sent {
+            if report.sequence < last.sent {
                 continue;
             }
-            *word = Word {
-                sent: word.sent,
-                generation: saying.generation,
-                open: saying.open,
-                at: saying.at,
-                last: saying.last,
+            *last = LastReport {
+                sent: last.sent,
+                generation: report.generation,
+                open: report.open,
+                at: report.at,
+                last: report.last,
             };
         }
     }
 
-    pub(super) fn words_on(&self, key: &SessionKey) -> Vec<(String, Word)> {
+    pub(super) fn reports_on(&self, key: &SessionKey) -> Vec<(String, LastReport)> {
         let state = self.state();
-        let words = state.ledger.words.iter().filter(|((_, of), _)| of == key);
-        words
-            .map(|((proxy, _), word)| (proxy.clone(), word.clone()))
+        let reports = state.ledger.reports.iter().filter(|((_, of), _)| of == key);
+        reports
+            .map(|((proxy, _), report)| (proxy.clone(), report.clone()))
             .collect()
     }
 
-    /// How long each proxy had said nothing at that moment.
-    pub(super) fn silences(&self, at: Duration) -> Vec<(String, Duration)> {
+    /// The time since the last acknowledged report of each proxy.
+    pub(super) fn report_ages(&self, at: Duration) -> Vec<(String, Duration)> {
         let state = self.state();
-        let spoke = state.ledger.spoke.iter();
-        spoke
-            .map(|(proxy, spoke)| (proxy.clone(), at.saturating_sub(*spoke)))
+        let acknowledged = state.ledger.acknowledged.iter();
+        acknowledged
+            .map(|(proxy, last)| (proxy.clone(), at.saturating_sub(*last)))
             .collect()
     }
 
-    /// What was heard before no longer holds leases: the clock was set.
-    pub(super) fn forget_words(&self) {
-        for word in self.state().ledger.words.values_mut() {
-            word.open = 0;
+    /// Drops the leases of all open calls, after the clock was set.
+    pub(super) fn drop_call_leases(&self) {
+        for report in self.state().ledger.reports.values_mut() {
+            report.open = 0;
         }
     }
 
     pub(super) fn saw_gone(&self, run: &Run, key: &SessionKey, generation: u64) {
-        let over = self
+        let ended = self
             .recorded(key)
             .is_some_and(|session| session.status().is_terminal() && session.generation == generation);
-        if over {
+        if ended {
             let seen = (run.name.clone(), key.clone());
             self.state().ledger.seen_gone.insert(seen);
         }
@@ -218,13 +216,13 @@ impl World {
         self.state().ledger.seen_gone.contains(&seen)
     }
 
-    /// A manager was told that compute is made. Is it wanted still?
-    pub(super) fn told_made(&self, run: &Run, key: &SessionKey, generation: u64) {
+    /// Records the confirmed start of compute if no record requires it any more.
+    pub(super) fn ensure_confirmed(&self, run: &Run, key: &SessionKey, generation: u64) {
         let stale = self
             .recorded(key)
             .is_some_and(|session| !wants(&session, generation));
         if stale && self.sim.live().contains(&(key.clone(), generation)) {
-            let owed = Owed {
+            let stale = StaleCompute {
                 run: run.clone(),
                 key: key.clone(),
                 generation,
@@ -234,9 +232,9 @@ impl World {
             self.count("stale compute");
             self.note(
                 &run.name,
-                format_args!("was told of stale compute of {} g{generation}", short(key)),
+                format_args!("started stale compute of {} g{generation}", short(key)),
             );
-            self.state().ledger.owed.push(owed);
+            self.state().ledger.stale.push(stale);
         }
     }
 }

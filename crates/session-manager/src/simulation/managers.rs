@@ -1,16 +1,16 @@
-//! Whole managers without their sockets: the real driver, reports, silence and
-//! reconcile, on a store and on compute that fail.
+//! Managers without sockets: the real reconciler, report intake, report freshness
+//! and orphan collection, on a store and compute with faults.
 
 use super::engines::FaultyCompute;
 use super::store::{FaultyStore, Run};
 use super::world::World;
 use crate::definitions::DefinitionStore;
 use crate::lifecycle::activity_reports::ReportIntake;
-use crate::lifecycle::orphan_collection::OrphanCollector;
 use crate::lifecycle::reconciler::Reconciler;
 use crate::lifecycle::report_freshness::ReportFreshness;
 use crate::metrics::Metrics;
 use crate::providers::registry::Providers;
+use crate::service::Lifecycle;
 use compute::ProviderRegistry;
 use service_kit::metrics::Registry;
 use session_core::ProviderKind;
@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// A manager that runs, or that crashed.
+/// A running or crashed manager.
 #[derive(Debug)]
 pub(super) struct Manager {
     pub(super) run: Run,
@@ -35,41 +35,17 @@ impl Manager {
         let run = Run::new(world, name);
         world.note(&run.name, format_args!("starts"));
         let store: Arc<dyn SessionStore> = Arc::new(FaultyStore { run: run.clone() });
-        let provider = |as_servers| {
-            Arc::new(FaultyCompute {
-                run: run.clone(),
-                as_servers,
-            })
-        };
-        let providers = ProviderRegistry::default()
-            .with(ProviderKind::Static, provider(true))
-            .with(ProviderKind::Process, provider(false));
-        let computes = Providers::new(providers);
+        let computes = faulty_providers(&run);
         let metrics = Arc::new(Metrics::new(&Registry::new()));
         let freshness = Arc::new(ReportFreshness::new(Arc::clone(&store)));
         let definitions = DefinitionStore::new(Arc::clone(&store));
-        let (reconciler, enqueued) = Reconciler::new(
-            Arc::clone(&store),
-            definitions.clone(),
-            computes.clone(),
-            Arc::clone(&freshness),
-            Arc::clone(&metrics),
-        );
-        let reports = Arc::new(ReportIntake::new(
-            Arc::clone(&store),
-            Arc::clone(&reconciler),
-            Arc::clone(&freshness),
-            Arc::clone(&metrics),
-        ));
-        let reconcile = OrphanCollector::new(
-            Arc::clone(&store),
-            definitions,
-            computes,
-            Arc::clone(&reconciler),
-            Arc::clone(&freshness),
-            metrics,
-        );
-        // Nobody stops it: it crashes.
+        let Lifecycle {
+            reconciler,
+            enqueued,
+            reports,
+            orphans,
+        } = Lifecycle::new(&store, &definitions, &computes, &freshness, &metrics);
+        // Never cancelled: managers end by a crash.
         let stop = CancellationToken::new();
         let tasks = vec![
             tokio::spawn(Arc::clone(&reconciler).run(enqueued, stop.clone())),
@@ -83,7 +59,7 @@ impl Manager {
                 |_| {},
                 stop.clone(),
             )),
-            tokio::spawn(async move { reconcile.run(stop).await }),
+            tokio::spawn(async move { orphans.run(stop).await }),
         ];
         Arc::new(Self {
             run,
@@ -94,14 +70,27 @@ impl Manager {
         })
     }
 
-    fn bury(&self) {
+    fn abort_tasks(&self) {
         for task in &self.tasks {
             task.abort();
         }
     }
 }
 
-/// The managers of a world; those that crash are started again.
+fn faulty_providers(run: &Run) -> Providers {
+    let provider = |as_servers| {
+        Arc::new(FaultyCompute {
+            run: run.clone(),
+            as_servers,
+        })
+    };
+    let registry = ProviderRegistry::default()
+        .with(ProviderKind::Static, provider(true))
+        .with(ProviderKind::Process, provider(false));
+    Providers::new(registry)
+}
+
+/// The managers of a world; crashed ones are restarted.
 #[derive(Debug)]
 pub(super) struct Managers {
     world: Arc<World>,
@@ -117,7 +106,7 @@ impl Managers {
         })
     }
 
-    /// One of them, by chance; it may have crashed.
+    /// A random manager; it may have crashed.
     pub(super) fn any(&self) -> Arc<Manager> {
         let running = self.running.lock().unwrap();
         let n = usize::try_from(self.world.below(running.len() as u64)).unwrap();
@@ -134,7 +123,7 @@ impl Managers {
                 let now = self.world.elapsed();
                 match *back_at {
                     None if manager.run.is_dead() => {
-                        manager.bury();
+                        manager.abort_tasks();
                         let down = if self.world.is_calm() {
                             0
                         } else {

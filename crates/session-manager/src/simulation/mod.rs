@@ -1,10 +1,9 @@
-//! Lives of sessions under everything that can go wrong, from one seed.
+//! Simulation of session lifecycles with faults, deterministic by a seed.
 //!
-//! The real driver, reports, silence and reconcile of several managers run in
-//! one thread on tokio's paused clock, on the memory store and on simulated
-//! compute. Chance comes from one seeded source: what is lost, what is late,
-//! who crashes, what people ask. So a seed tells a whole story, and tells the
-//! same one again:
+//! The real reconciler, report intake, report freshness and orphan collection of
+//! several managers run in one thread on tokio's paused clock, on the memory store
+//! and simulated compute. All random choices come from one seeded source: lost and
+//! late messages, crashes, requests of users. So a seed reproduces a whole run:
 //!
 //! `SEED=7 cargo test -p session-manager --lib simulation -- --nocapture`
 
@@ -30,47 +29,47 @@ use std::time::Duration;
 use users::User;
 use world::World;
 
-/// What `cargo test` runs.
+/// Seeds that `cargo test` runs.
 const SEEDS: u64 = 300;
 /// Threads; each runs one seed at a time.
 const THREADS: u64 = 2;
-/// Seeds that broke something, before it is enough.
-const FAILURES: u64 = 20;
-/// Long enough that whatever was in doubt is settled: claims, the freeze after
-/// an outage, the idle clocks after it, a pass of reconcile.
+/// Failed seeds after which the test stops.
+const MAX_FAILURES: u64 = 20;
+/// Range of the time without faults at the end, in milliseconds: enough for claims,
+/// the pause of idle timeouts after an outage, the timeouts, and a pass of orphan
+/// collection.
 const CALM: (u64, u64) = (240_000, 320_000);
+/// Shortest outage that every manager must detect: two health checks.
+const MIN_DETECTED_OUTAGE: Duration = Duration::from_secs(5);
 
-/// An outage that every manager must notice: longer than two of its looks.
-const NOTICED: Duration = Duration::from_secs(5);
-
-/// What became of a seed.
-struct Told {
+/// The result of a seed.
+struct SeedResult {
     seed: u64,
     trace: Vec<String>,
     broken: Vec<String>,
     counts: BTreeMap<&'static str, u64>,
 }
 
-fn run(seed: u64) -> Told {
+fn run(seed: u64) -> SeedResult {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .unwrap();
-    let told = runtime.block_on(tell(seed));
-    // What crashed is never waited for.
+    let result = runtime.block_on(simulate(seed));
+    // Crashed tasks never end.
     runtime.shutdown_background();
-    told
+    result
 }
 
-async fn tell(seed: u64) -> Told {
+async fn simulate(seed: u64) -> SeedResult {
     let world = World::new(seed);
     users::define(&world).await;
     let store: Arc<dyn SessionStore> = Arc::clone(&world.store) as _;
     world
         .sim
         .install(&crate::providers::installation::id(&store).await.unwrap());
-    tokio::spawn(listen(Arc::clone(&world)));
+    tokio::spawn(record_feed(Arc::clone(&world)));
     tokio::spawn(watch::watch(Arc::clone(&world)));
 
     let managers = Managers::start(&world, 1 + world.below(3));
@@ -80,13 +79,13 @@ async fn tell(seed: u64) -> Told {
 
     let storm = world.between(60_000, 400_000);
     let calm = world.between(CALM.0, CALM.1);
-    // Seldom many, because it takes its time.
-    let people = if world.one_in(16) {
+    // Rarely many users, because the simulation then takes long.
+    let users = if world.one_in(16) {
         12 + world.below(20)
     } else {
         2 + world.below(5)
     };
-    for n in 0..people {
+    for n in 0..users {
         let user = User {
             world: Arc::clone(&world),
             managers: Arc::clone(&managers),
@@ -96,41 +95,11 @@ async fn tell(seed: u64) -> Told {
         let latest = u64::try_from(storm.as_millis()).unwrap() + 60_000;
         tokio::spawn(user.live(world.between(0, latest)));
     }
-    // Some seeds have a bad day, some a hurricane.
-    world.set_temper([200, 600, 1000, 3000][usize::try_from(world.below(4)).unwrap()]);
-    let over = world.elapsed() + storm;
-    while world.elapsed() < over {
-        tokio::time::sleep(world.between(1000, 20_000)).await;
-        if world.strikes(30_000) {
-            let length = world.between(500, 90_000);
-            world.fault("world", format_args!("the store is away for {length:?}"));
-            let until = world.elapsed() + length;
-            let mut state = world.state();
-            state.outage_until = until.max(state.outage_until);
-            if length > NOTICED {
-                state.ledger.unsure.push(until);
-            }
-        }
-        if world.strikes(20_000) {
-            let millis = i64::try_from(world.below(600_000)).unwrap();
-            world.step_clock(if world.one_in(3) { -(millis / 100) } else { millis });
-        }
-    }
-    world.set_temper(0);
-    let now = world.elapsed();
-    {
-        let mut state = world.state();
-        state.last_fault = now;
-        if now < state.outage_until {
-            // It ends here, and so does what it was to last.
-            state.outage_until = Duration::ZERO;
-            state.ledger.unsure.retain(|until| *until <= now);
-        }
-    }
+    run_storm(&world, storm).await;
     tokio::time::sleep(calm).await;
     world.check_end();
     let mut state = world.state();
-    Told {
+    SeedResult {
         seed,
         trace: std::mem::take(&mut state.trace),
         broken: std::mem::take(&mut state.broken),
@@ -138,7 +107,40 @@ async fn tell(seed: u64) -> Told {
     }
 }
 
-async fn listen(world: Arc<World>) {
+/// Faults of the store and its clock for this long; other parts have faults of their
+/// own meanwhile.
+async fn run_storm(world: &World, length: Duration) {
+    world.set_fault_rate([200, 600, 1000, 3000][usize::try_from(world.below(4)).unwrap()]);
+    let end = world.elapsed() + length;
+    while world.elapsed() < end {
+        tokio::time::sleep(world.between(1000, 20_000)).await;
+        if world.strikes(30_000) {
+            let length = world.between(500, 90_000);
+            world.fault("world", format_args!("the store is unavailable for {length:?}"));
+            let until = world.elapsed() + length;
+            let mut state = world.state();
+            state.outage_until = until.max(state.outage_until);
+            if length > MIN_DETECTED_OUTAGE {
+                state.ledger.outage_ends.push(until);
+            }
+        }
+        if world.strikes(20_000) {
+            let millis = i64::try_from(world.below(600_000)).unwrap();
+            world.step_clock(if world.one_in(3) { -(millis / 100) } else { millis });
+        }
+    }
+    world.set_fault_rate(0);
+    let now = world.elapsed();
+    let mut state = world.state();
+    state.last_fault = now;
+    if now < state.outage_until {
+        // A running outage ends here.
+        state.outage_until = Duration::ZERO;
+        state.ledger.outage_ends.retain(|until| *until <= now);
+    }
+}
+
+async fn record_feed(world: Arc<World>) {
     let mut feed = world.store.changes();
     while let Some(feed) = feed.next().await {
         match feed {
@@ -155,16 +157,11 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-#[test]
-fn lives_of_sessions_hold_every_invariant() {
-    if let Some(seed) = number("SEED") {
-        let told = run(seed);
-        println!("{}", told.trace.join("\n"));
-        assert!(told.broken.is_empty(), "seed {seed}: {:#?}", told.broken);
-        return;
-    }
-    let (first, seeds) = (number("FIRST").unwrap_or(1), number("SEEDS").unwrap_or(SEEDS));
-    let enough = number("FAILURES").unwrap_or(FAILURES);
+type Counts = BTreeMap<&'static str, u64>;
+
+/// Runs these seeds on several threads. Returns the failed ones and all counts.
+fn run_seeds(first: u64, seeds: u64) -> (Vec<SeedResult>, Counts) {
+    let max_failures = number("FAILURES").unwrap_or(MAX_FAILURES);
     let next = AtomicU64::new(first);
     let results = std::sync::Mutex::new((Vec::new(), BTreeMap::new()));
     std::thread::scope(|threads| {
@@ -175,38 +172,51 @@ fn lives_of_sessions_hold_every_invariant() {
                     if seed >= first + seeds {
                         return;
                     }
-                    let told = run(seed);
+                    let result = run(seed);
                     let (failed, counts) = &mut *results.lock().unwrap();
                     *counts.entry("seeds").or_insert(0) += 1;
-                    for (what, count) in &told.counts {
+                    for (what, count) in &result.counts {
                         *counts.entry(*what).or_insert(0) += count;
                     }
-                    if !told.broken.is_empty() {
-                        failed.push(told);
+                    if !result.broken.is_empty() {
+                        failed.push(result);
                     }
-                    if failed.len() as u64 >= enough {
+                    if failed.len() as u64 >= max_failures {
                         return;
                     }
                 }
             });
         }
     });
-    let (mut failed, counts): (Vec<Told>, BTreeMap<&str, u64>) = results.into_inner().unwrap();
-    println!("{counts:?}");
-    failed.sort_by_key(|told| told.seed);
-    for told in &failed {
-        println!("seed {}: {:#?}", told.seed, told.broken);
+    let (mut failed, counts): (Vec<SeedResult>, Counts) = results.into_inner().unwrap();
+    failed.sort_by_key(|result| result.seed);
+    (failed, counts)
+}
+
+#[test]
+fn lives_of_sessions_hold_every_invariant() {
+    if let Some(seed) = number("SEED") {
+        let result = run(seed);
+        println!("{}", result.trace.join("\n"));
+        assert!(result.broken.is_empty(), "seed {seed}: {:#?}", result.broken);
+        return;
     }
-    if let Some(told) = failed.first() {
+    let (first, seeds) = (number("FIRST").unwrap_or(1), number("SEEDS").unwrap_or(SEEDS));
+    let (failed, counts) = run_seeds(first, seeds);
+    println!("{counts:?}");
+    for result in &failed {
+        println!("seed {}: {:#?}", result.seed, result.broken);
+    }
+    if let Some(result) = failed.first() {
         panic!(
-            "{} of {} seeds broke something. Again, with all that happened:\n\
+            "{} of {} seeds broke something. To repeat one with its trace:\n\
              SEED={} cargo test -p session-manager --lib simulation::lives -- --nocapture",
             failed.len(),
             counts["seeds"],
-            told.seed
+            result.seed
         );
     }
-    // Nothing is proven where nothing happened.
+    // The checks prove something only if these events occurred.
     for what in [
         "IDLE_RELEASED",
         "IDLE_CLOSE",
@@ -218,13 +228,13 @@ fn lives_of_sessions_hold_every_invariant() {
         "stale compute",
         "idle_at seen",
     ] {
-        let seen = counts.get(what).copied().unwrap_or(0);
-        assert!(seeds < SEEDS || seen > 0, "{what} never happened");
+        let count = counts.get(what).copied().unwrap_or(0);
+        assert!(seeds < SEEDS || count > 0, "{what} never occurred");
     }
 }
 
 #[test]
-fn a_seed_tells_the_same_story_again() {
+fn a_seed_reproduces_its_run() {
     for seed in [1, 2, 3, 4] {
         let (first, second) = (run(seed), run(seed));
         assert!(first.trace.len() > 10);

@@ -1,13 +1,13 @@
-//! Proxies as the managers see them: calls that are open, and reports of them
-//! that come late, twice or never. They keep the rules of the real ones: a
-//! report each 5 s and one at once for a quiet session's first call, and one
-//! without an answer is sent again before any other.
+//! Proxies: open calls, and reports of them that arrive late, twice or never. They
+//! follow the rules of real proxies: a report every 5 s, one at once for the first
+//! call of an unused session, and a report without acknowledgement is repeated
+//! before any other.
 
 use super::engines::until_gone;
-use super::ledger::{Ended, Saying};
+use super::ledger::{EndedCall, SentReport};
 use super::managers::Managers;
 use super::world::{Call, World, short};
-use crate::lifecycle::activity_reports::Said;
+use crate::lifecycle::activity_reports::SessionReport;
 use session_core::{ProxyId, SessionKey, Timestamp, Totals};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,36 +16,36 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-const INTERVAL: Duration = Duration::from_secs(5);
-const ANSWER: Duration = Duration::from_secs(5);
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
+const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One run of one proxy.
+/// One process of a proxy.
 #[derive(Debug)]
 pub(super) struct Proxy {
     pub(super) name: String,
     id: ProxyId,
     world: Arc<World>,
     managers: Arc<Managers>,
-    tallies: std::sync::Mutex<BTreeMap<SessionKey, Tally>>,
+    usages: std::sync::Mutex<BTreeMap<SessionKey, Usage>>,
     urgent: Notify,
     next_call: AtomicU64,
     pub(super) gone: CancellationToken,
 }
 
 #[derive(Debug, Default, Clone)]
-struct Tally {
+struct Usage {
     generation: u64,
     open: u32,
     last: Option<Timestamp>,
-    /// Something is to be said of it.
-    listed: bool,
+    /// Whether it changed since the last report.
+    changed: bool,
 }
 
 #[derive(Debug, Clone)]
 struct Report {
     sequence: u64,
     built: Duration,
-    tallies: Vec<(SessionKey, Tally)>,
+    usages: Vec<(SessionKey, Usage)>,
     all: bool,
 }
 
@@ -57,7 +57,7 @@ impl Proxy {
             name,
             world: Arc::clone(world),
             managers: Arc::clone(managers),
-            tallies: std::sync::Mutex::default(),
+            usages: std::sync::Mutex::default(),
             urgent: Notify::new(),
             next_call: AtomicU64::new(world.random() << 16),
             gone: CancellationToken::new(),
@@ -66,16 +66,16 @@ impl Proxy {
         proxy
     }
 
-    /// It is gone without a word, and its calls with it.
+    /// Ends the proxy and its calls without a report.
     pub(super) fn vanish(&self) {
         self.world.fault(&self.name, format_args!("vanishes"));
         self.gone.cancel();
         let mut state = self.world.state();
         state.calls.retain(|_, call| call.proxy != self.name);
-        state.heard.remove(&self.name);
+        state.accepted.remove(&self.name);
     }
 
-    /// A call on this generation, for so long at most.
+    /// A call on this generation, at most for `length`.
     pub(super) async fn call(&self, key: &SessionKey, generation: u64, length: Duration) {
         if self.gone.is_cancelled() {
             return;
@@ -104,21 +104,21 @@ impl Proxy {
         state.calls.remove(&n);
         state.used.insert(key.clone(), at.0);
         let ended = state.ledger.ended.entry(key.clone()).or_default();
-        ended.push(Ended { generation, at });
+        ended.push(EndedCall { generation, at });
         drop(state);
         self.touch(key, generation, -1);
     }
 
     fn touch(&self, key: &SessionKey, generation: u64, calls: i32) {
-        let mut tallies = self.tallies.lock().unwrap();
-        let tally = tallies.entry(key.clone()).or_default();
-        if tally.generation < generation {
-            tally.generation = generation;
+        let mut usages = self.usages.lock().unwrap();
+        let usage = usages.entry(key.clone()).or_default();
+        if usage.generation < generation {
+            usage.generation = generation;
         }
-        let was_quiet = tally.open == 0;
-        tally.open = tally.open.checked_add_signed(calls).unwrap();
-        tally.last = Some(self.world.now());
-        tally.listed = true;
+        let was_quiet = usage.open == 0;
+        usage.open = usage.open.checked_add_signed(calls).unwrap();
+        usage.last = Some(self.world.now());
+        usage.changed = true;
         if was_quiet {
             self.urgent.notify_one();
         }
@@ -136,7 +136,7 @@ impl Proxy {
                 () = self.urgent.notified() => false,
             };
             if all {
-                next = self.world.elapsed() + INTERVAL;
+                next = self.world.elapsed() + REPORT_INTERVAL;
             } else {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -146,15 +146,15 @@ impl Proxy {
                 unsent = Some(report);
                 continue;
             }
-            let tallies: Vec<_> = {
-                let mut tallies = self.tallies.lock().unwrap();
-                let chosen = tallies
+            let usages: Vec<_> = {
+                let mut usages = self.usages.lock().unwrap();
+                let chosen = usages
                     .iter_mut()
-                    .filter(|(_, tally)| tally.listed || (all && tally.open > 0));
+                    .filter(|(_, usage)| usage.changed || (all && usage.open > 0));
                 chosen
-                    .map(|(key, tally)| {
-                        tally.listed = false;
-                        (key.clone(), tally.clone())
+                    .map(|(key, usage)| {
+                        usage.changed = false;
+                        (key.clone(), usage.clone())
                     })
                     .collect()
             };
@@ -162,7 +162,7 @@ impl Proxy {
             let report = Report {
                 sequence,
                 built: self.world.elapsed(),
-                tallies,
+                usages,
                 all,
             };
             if !self.send(&report).await {
@@ -179,7 +179,7 @@ impl Proxy {
             return false;
         }
         if world.strikes(30_000) {
-            // A copy that comes when it is old.
+            // A duplicate of the report arrives late.
             let (managers, id, report) = (Arc::clone(&self.managers), self.id.clone(), report.clone());
             let delay = world.between(10, 12_000);
             world.fault(
@@ -189,25 +189,27 @@ impl Proxy {
             tokio::spawn(async move {
                 tokio::time::sleep(delay).await;
                 let manager = managers.any();
-                drop(manager.reports.take(&id, report.sequence, said(&report)).await);
+                let sessions = session_reports(&report);
+                drop(manager.reports.accept(&id, report.sequence, sessions).await);
             });
         }
         world.dawdle().await;
         let manager = self.managers.any();
         let id = self.id.clone();
-        let (sequence, words) = (report.sequence, said(report));
-        let sayings = self.sayings(report);
-        for (key, saying) in &sayings {
-            world.sends(&self.name, key, *saying);
+        let (sequence, sessions) = (report.sequence, session_reports(report));
+        let sent = self.sent_reports(report);
+        for (key, report) in &sent {
+            world.report_sent(&self.name, key, *report);
         }
-        let (hears, name) = (Arc::clone(world), self.name.clone());
-        // A manager finishes what it began when the proxy gives up on it.
-        let taking = tokio::spawn(async move {
-            manager.reports.take(&id, sequence, words).await?;
-            hears.heard(&name, &sayings);
+        let (ledger, name) = (Arc::clone(world), self.name.clone());
+        // A manager completes the report even if the proxy stops waiting.
+        let accepting = tokio::spawn(async move {
+            manager.reports.accept(&id, sequence, sessions).await?;
+            ledger.report_acknowledged(&name, &sent);
             Ok::<_, session_store::Error>(())
         });
-        let taken = matches!(tokio::time::timeout(ANSWER, taking).await, Ok(Ok(Ok(()))));
+        let response = tokio::time::timeout(REPORT_TIMEOUT, accepting).await;
+        let acknowledged = matches!(response, Ok(Ok(Ok(()))));
         if world.strikes(30_000) {
             world.fault(
                 &self.name,
@@ -215,46 +217,44 @@ impl Proxy {
             );
             return false;
         }
-        if taken && report.all && !self.gone.is_cancelled() {
+        if acknowledged && report.all && !self.gone.is_cancelled() {
             let mut state = world.state();
-            let heard = state.heard.entry(self.name.clone()).or_default();
-            *heard = (*heard).max(report.built);
+            let accepted = state.accepted.entry(self.name.clone()).or_default();
+            *accepted = (*accepted).max(report.built);
         }
-        taken
+        acknowledged
     }
-}
 
-impl Proxy {
-    fn sayings(&self, report: &Report) -> Vec<(SessionKey, Saying)> {
+    fn sent_reports(&self, report: &Report) -> Vec<(SessionKey, SentReport)> {
         let at = (self.world.elapsed(), self.world.now());
-        let one = |(key, tally): &(SessionKey, Tally)| {
-            let saying = Saying {
+        let one = |(key, usage): &(SessionKey, Usage)| {
+            let sent = SentReport {
                 sequence: report.sequence,
-                generation: tally.generation,
-                open: tally.open,
-                last: tally.last,
+                generation: usage.generation,
+                open: usage.open,
+                last: usage.last,
                 at,
             };
-            (key.clone(), saying)
+            (key.clone(), sent)
         };
-        report.tallies.iter().map(one).collect()
+        report.usages.iter().map(one).collect()
     }
 }
 
-fn said(report: &Report) -> Vec<Said> {
-    let one = |(key, tally): &(SessionKey, Tally)| Said {
+fn session_reports(report: &Report) -> Vec<SessionReport> {
+    let one = |(key, usage): &(SessionKey, Usage)| SessionReport {
         key: key.clone(),
-        generation: tally.generation,
-        open_calls: tally.open,
-        last_activity_at: tally.last,
+        generation: usage.generation,
+        open_calls: usage.open,
+        last_activity_at: usage.last,
         operations: Vec::new(),
         totals: Totals::default(),
         token_uses: Vec::new(),
     };
-    report.tallies.iter().map(one).collect()
+    report.usages.iter().map(one).collect()
 }
 
-/// The proxies of a world; those that vanish come back under another name.
+/// The proxies of a world; vanished ones are replaced under another name.
 #[derive(Debug)]
 pub(super) struct Proxies {
     world: Arc<World>,

@@ -1,8 +1,8 @@
-//! The memory store as one manager reaches it: requests are lost before or
-//! after they took effect, come late, take their time; and at each of these
-//! points the manager may have crashed, which is to never hear of it again.
+//! The memory store behind faulty requests of one manager: requests are lost before
+//! or after they take effect, arrive late, or are slow. At each of these points the
+//! manager may crash, after which its calls never return.
 
-use super::check::Asked;
+use super::check::Requested;
 use super::world::{World, short};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -25,10 +25,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-/// The longest that a call to the store takes.
+/// Time limit of a call to the store.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// One run of one manager.
+/// One process of a manager.
 #[derive(Debug, Clone)]
 pub(super) struct Run {
     pub(super) name: String,
@@ -58,7 +58,7 @@ impl Run {
         self.dead.load(Relaxed)
     }
 
-    /// Where a run that has crashed stays for ever.
+    /// Never returns after a crash.
     pub(super) async fn alive(&self) {
         if self.is_dead() {
             std::future::pending::<()>().await;
@@ -71,7 +71,7 @@ impl Run {
     }
 }
 
-/// See the module.
+/// A store with faults.
 #[derive(Debug)]
 pub(super) struct FaultyStore {
     pub(super) run: Run,
@@ -85,9 +85,9 @@ impl FaultyStore {
     ) -> Result<T, Error> {
         let (run, world) = (&self.run, &self.run.world);
         run.pause().await;
-        let away = world.elapsed() < world.state().outage_until;
-        if away || world.strikes(5_000) {
-            if away {
+        let unavailable = world.elapsed() < world.state().outage_until;
+        if unavailable || world.strikes(5_000) {
+            if unavailable {
                 let now = world.elapsed();
                 world.state().last_fault = now;
             } else {
@@ -121,7 +121,7 @@ impl FaultyStore {
         answer
     }
 
-    /// A write that the caller has given up, and that takes effect later.
+    /// The delay of a write that takes effect after its caller's timeout, if so.
     fn comes_late(&self, what: &'static str) -> Option<Duration> {
         let world = &self.run.world;
         world.strikes(3_000).then(|| {
@@ -132,12 +132,12 @@ impl FaultyStore {
     }
 
     async fn commit_as(&self, commit: Commit, quiet: Option<Timestamp>) -> Result<(), Error> {
-        let asked = Asked {
+        let requested = Requested {
             run: self.run.clone(),
             at: self.run.world.elapsed(),
         };
         let write = move |commit: Commit| async move {
-            let world = &asked.run.world;
+            let world = &requested.run.world;
             let key = commit.session.key();
             let before = world.recorded(&key);
             let outcome = match quiet {
@@ -147,7 +147,7 @@ impl FaultyStore {
             if outcome.is_ok() {
                 let session = &commit.session;
                 world.note(
-                    &asked.run.name,
+                    &requested.run.name,
                     format_args!(
                         "{} v{} g{} {} -> {} by {}",
                         short(&key),
@@ -159,7 +159,7 @@ impl FaultyStore {
                     ),
                 );
                 world.count(session.reason.as_str());
-                world.check_commit(&commit, &asked);
+                world.check_commit(&commit, &requested);
             }
             outcome
         };

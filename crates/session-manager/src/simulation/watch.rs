@@ -1,8 +1,7 @@
-//! What must hold at every moment and not only when something is written: so
-//! somebody looks every second.
+//! Invariants that hold at any time and not only at writes: checked every second.
 
-use super::check::LEASE;
-use super::ledger::{Ended, Owed, wants};
+use super::check::CRASH_DELAY;
+use super::ledger::{EndedCall, StaleCompute, wants};
 use super::world::{World, short};
 use futures::FutureExt;
 use session_core::{Phase, Session, SessionKey, State, Timestamp};
@@ -11,75 +10,75 @@ use session_store::prelude::*;
 use std::sync::Arc;
 use std::time::Duration;
 
-const TICK: Duration = Duration::from_secs(1);
-/// Stale compute goes at once: a read, a request, and the waits of both.
-const AT_ONCE: Duration = Duration::from_secs(5);
-/// A pass of reconcile each minute, its patience, and its waits.
-const ORPHANED: Duration = Duration::from_secs(70);
-/// A call that is reported brings its session back: by the report at once, by
-/// the next one if that was passed over as mere activity.
-const BROUGHT_BACK: Duration = Duration::from_secs(18);
-/// The end of a call shows after this, and the waits of the simulation.
-const IN_USE: Duration = Duration::from_millis(15_500);
-/// To within so much.
-const EXACT: Duration = Duration::from_secs(2);
-/// What a proxy says late because of a fault is said by then.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest life of stale compute: a read and a request with their delays.
+const MAX_STALE: Duration = Duration::from_secs(5);
+/// Longest life of an orphan: the interval of passes, the grace period, and delays.
+const MAX_ORPHANED: Duration = Duration::from_secs(70);
+/// Longest time until a reported call reactivates its session: the report, or the
+/// next one if that was not written at once.
+const MAX_REACTIVATION: Duration = Duration::from_secs(18);
+/// Longest time until the end of a call is visible.
+const MAX_VISIBILITY_DELAY: Duration = Duration::from_millis(15_500);
+/// Tolerance of the visible idle time.
+const TOLERANCE: Duration = Duration::from_secs(2);
+/// Longest delay of reports after a fault.
 const SETTLED: Duration = Duration::from_secs(12);
-/// The report of a call's beginning or end.
-const REPORT: Duration = Duration::from_secs(7);
+/// Longest delay of the report of a call's start or end.
+const REPORT_DELAY: Duration = Duration::from_secs(7);
 
 pub(super) async fn watch(world: Arc<World>) {
     while world.state().broken.is_empty() {
-        tokio::time::sleep(TICK).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
         world.check_now();
     }
 }
 
 impl World {
     fn check_now(&self) {
-        self.check_owed();
+        self.check_stale();
         self.check_unwanted();
         for session in self.live_sessions() {
             self.check_clocks(&session);
-            if self.quiet_for() > LEASE {
-                self.check_brought_back(&session);
+            if self.faultless_for() > CRASH_DELAY {
+                self.check_reactivated(&session);
                 self.check_visible(&session);
             }
         }
     }
 
-    /// How long nothing has gone wrong.
-    fn quiet_for(&self) -> Duration {
+    /// The time since the last fault.
+    fn faultless_for(&self) -> Duration {
         self.elapsed().saturating_sub(self.state().last_fault)
     }
 
-    fn check_owed(&self) {
+    fn check_stale(&self) {
         let now = self.elapsed();
-        let (mut owed, faults_of, outage_until) = {
+        let (mut stale, faults_of, outage_until) = {
             let mut state = self.state();
-            let owed = std::mem::take(&mut state.ledger.owed);
-            (owed, state.faults_of.clone(), state.outage_until)
+            let stale = std::mem::take(&mut state.ledger.stale);
+            (stale, state.faults_of.clone(), state.outage_until)
         };
-        // What others meet is no excuse.
+        // Only faults of the manager itself and of the whole world count.
         let met = |who: &str, at| faults_of.get(who).is_some_and(|fault| *fault > at);
-        owed.retain(|one: &Owed| {
-            let there = self.sim.live().contains(&(one.key.clone(), one.generation))
+        stale.retain(|one: &StaleCompute| {
+            let exists = self.sim.live().contains(&(one.key.clone(), one.generation))
                 && self.sim.made(&one.key, one.generation) == one.made;
             let excused = one.run.is_dead()
                 || outage_until > one.at
                 || met("world", one.at)
                 || met(&one.run.name, one.at);
-            if there && !excused && now.saturating_sub(one.at) > AT_ONCE {
+            if exists && !excused && now.saturating_sub(one.at) > MAX_STALE {
                 self.broken(format!(
-                    "{} learned that compute of {} generation {} is stale, and left it",
+                    "{} did not release stale compute of {} generation {}",
                     one.run.name,
                     short(&one.key),
                     one.generation
                 ));
             }
-            there && !excused
+            exists && !excused
         });
-        self.state().ledger.owed.extend(owed);
+        self.state().ledger.stale.extend(stale);
     }
 
     fn check_unwanted(&self) {
@@ -97,9 +96,9 @@ impl World {
                 continue;
             }
             let since = *unwanted.entry(id.clone()).or_insert(now);
-            if now.saturating_sub(since) > ORPHANED && self.quiet_for() > ORPHANED {
+            if now.saturating_sub(since) > MAX_ORPHANED && self.faultless_for() > MAX_ORPHANED {
                 self.broken(format!(
-                    "{} generation {generation} is compute that nobody has wanted for {:?}",
+                    "{} generation {generation} is compute that no record has required for {:?}",
                     short(&id.0),
                     now.saturating_sub(since)
                 ));
@@ -108,17 +107,17 @@ impl World {
         self.state().ledger.unwanted = unwanted;
     }
 
-    /// A call on compute that is still there wins over the decision to idle.
-    fn check_brought_back(&self, session: &Session) {
+    /// Checks that a call on existing compute overrides the decision to idle.
+    fn check_reactivated(&self, session: &Session) {
         if !matches!(session.state.phase(), Phase::Kept | Phase::Releasing) {
             return;
         }
         let (key, now) = (session.key(), self.elapsed());
-        let found = self.calls_on(&key, session.generation).into_iter().max();
+        let longest = self.calls_on(&key, session.generation).into_iter().max();
         let idle = session.idle_since.map(|since| self.now().since(since));
-        if let (Some(call), Some(idle)) = (found, idle)
-            && call > BROUGHT_BACK
-            && idle > BROUGHT_BACK
+        if let (Some(call), Some(idle)) = (longest, idle)
+            && call > MAX_REACTIVATION
+            && idle > MAX_REACTIVATION
         {
             self.broken(format!(
                 "{} stays {} under a call of {call:?} at {now:?}",
@@ -138,8 +137,8 @@ impl World {
             .collect()
     }
 
-    /// Does `idle_at`, as users see it, tell the truth? While a session is in
-    /// use it may tell the truth of 15 s ago; once quiet it tells that of now.
+    /// Checks the visible `idle_at`: while a session is in use it may be 15 s old,
+    /// afterwards it is current.
     fn check_visible(&self, session: &Session) {
         let State::Active { .. } = session.state else {
             return;
@@ -148,7 +147,7 @@ impl World {
         let visible = self.visible_idle_at(&key);
         let calls = self.calls_on(&key, session.generation);
         if let Some(longest) = calls.iter().max() {
-            if let Some(visible) = visible.filter(|_| *longest > REPORT) {
+            if let Some(visible) = visible.filter(|_| *longest > REPORT_DELAY) {
                 self.broken(format!("{} is in use and would idle at {visible}", short(&key)));
             }
             return;
@@ -163,19 +162,19 @@ impl World {
                 .iter()
                 .filter(|ended| ended.generation == session.generation)
         };
-        // Of calls before it was calm it is not known what was written.
-        let calm = |ended: &Ended| ended.at.0 > last_fault + SETTLED;
+        // Writes of calls before the last fault are unknown.
+        let calm = |ended: &EndedCall| ended.at.0 > last_fault + SETTLED;
         let Some(last) = ended().next_back().filter(|last| calm(last)) else {
             return;
         };
-        let by = |ended: &Ended| {
+        let by = |ended: &EndedCall| {
             let begun = ended.at.1.max(session.active_at.unwrap_or_default());
             let kept_until = session.keep_alive_until.unwrap_or_default();
             begun.after(session.policy.idle_timeout).max(kept_until)
         };
         let silent = now.saturating_sub(last.at.0);
         let Some(visible) = visible else {
-            if silent > REPORT {
+            if silent > REPORT_DELAY {
                 self.broken(format!(
                     "{} is silent for {silent:?} and seems in use",
                     short(&key)
@@ -183,9 +182,10 @@ impl World {
             }
             return;
         };
-        let known = ended().rfind(|ended| calm(ended) && now.saturating_sub(ended.at.0) > IN_USE);
-        let least = known.map_or(Timestamp::ZERO, by).before(EXACT);
-        let most = by(last).after(EXACT);
+        let visible_since = |ended: &EndedCall| now.saturating_sub(ended.at.0) > MAX_VISIBILITY_DELAY;
+        let known = ended().rfind(|ended| calm(ended) && visible_since(ended));
+        let least = known.map_or(Timestamp::ZERO, by).before(TOLERANCE);
+        let most = by(last).after(TOLERANCE);
         if visible < least || visible > most {
             self.broken(format!(
                 "{} is silent for {silent:?} and would idle at {} by what users see, not within {}..{}",
@@ -198,7 +198,7 @@ impl World {
         self.count("idle_at seen");
     }
 
-    /// As the API makes it.
+    /// The `idle_at` that the API returns.
     fn visible_idle_at(&self, key: &SessionKey) -> Option<Timestamp> {
         let session = self.store.get(key).now_or_never().unwrap().unwrap()?;
         let sessions = std::slice::from_ref(&session);

@@ -1,5 +1,5 @@
-//! What everybody in a simulation shares: one seeded source of chance, the
-//! store's clock, what happened, and what should not have.
+//! The shared state of a simulation: the seeded random source, the store's clock,
+//! the trace, and the violated invariants.
 
 use super::ledger::Ledger;
 use compute::SimCompute;
@@ -13,11 +13,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 const START: u64 = 1_795_000_000_000;
-/// What a manager takes for a jump of the store's clock, and some more.
-const JUMP: u64 = 8000;
+/// Step of the store's clock in milliseconds that every manager detects as a jump.
+const MIN_DETECTED_JUMP: u64 = 8000;
 
-/// The store's clock: tokio's, which jumps from one wait to the next, and what
-/// it was set forward or back.
+/// The store's clock: tokio's paused clock plus the steps of the simulation.
 #[derive(Debug)]
 pub(super) struct SimClock {
     began: Instant,
@@ -45,33 +44,33 @@ pub(super) struct Call {
 pub(super) struct State {
     pub(super) trace: Vec<String>,
     pub(super) broken: Vec<String>,
-    /// When something last went wrong: a fault, a crash, a jump of the clock.
+    /// The last fault, crash or clock jump.
     pub(super) last_fault: Duration,
-    /// When each one last met a fault of its own; `world` is everybody's.
+    /// The last fault of each part; `world` affects all.
     pub(super) faults_of: BTreeMap<String, Duration>,
-    /// Everything is lost until then.
+    /// All store requests are lost until then.
     pub(super) outage_until: Duration,
-    /// What is in flight, by a number.
+    /// Open calls by number.
     pub(super) calls: BTreeMap<u64, Call>,
-    /// When each living proxy last had an answer to all it had to say.
-    pub(super) heard: BTreeMap<String, Duration>,
-    /// When a session last had a call.
+    /// Creation time of the last complete report that was acknowledged, by live proxy.
+    pub(super) accepted: BTreeMap<String, Duration>,
+    /// End of the last call of each session.
     pub(super) used: BTreeMap<SessionKey, Duration>,
-    /// The moment of closing that was announced last.
+    /// The last announced closing time.
     pub(super) announced: BTreeMap<SessionKey, Timestamp>,
-    /// What the feed told, in its order.
+    /// The changes in the feed, in order.
     pub(super) fed: BTreeMap<SessionKey, Vec<EventRecord>>,
     pub(super) ledger: Ledger,
     pub(super) sessions: BTreeSet<SessionKey>,
     pub(super) counts: BTreeMap<&'static str, u64>,
 }
 
-/// See the module.
+/// A simulation.
 #[derive(Debug)]
 pub(super) struct World {
     random: AtomicU64,
-    /// How often things go wrong, in thousandths of the usual; 0 is calm.
-    temper: AtomicU64,
+    /// The rate of faults in thousandths of the normal rate; 0 is calm.
+    fault_rate: AtomicU64,
     began: Instant,
     pub(super) clock: Arc<SimClock>,
     pub(super) store: Arc<MemoryStore>,
@@ -89,7 +88,7 @@ impl World {
         sim.forget_releases();
         Arc::new(Self {
             random: AtomicU64::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
-            temper: AtomicU64::new(0),
+            fault_rate: AtomicU64::new(0),
             began: Instant::now(),
             store: Arc::new(MemoryStore::new(Arc::clone(&clock) as _)),
             clock,
@@ -121,20 +120,19 @@ impl World {
         Duration::from_millis(least + self.below(most - least + 1))
     }
 
-    /// Does something happen now that happens so often in a million times, in
-    /// bad weather?
+    /// Whether a fault of this normal probability, in millionths, occurs now.
     pub(super) fn strikes(&self, per_million: u64) -> bool {
-        let temper = self.temper.load(Relaxed);
-        temper > 0 && self.below(1_000_000_000) < per_million * temper
+        let rate = self.fault_rate.load(Relaxed);
+        rate > 0 && self.below(1_000_000_000) < per_million * rate
     }
 
-    pub(super) fn set_temper(&self, thousandths: u64) {
-        self.temper.store(thousandths, Relaxed);
-        self.note("world", format_args!("temper {thousandths}"));
+    pub(super) fn set_fault_rate(&self, thousandths: u64) {
+        self.fault_rate.store(thousandths, Relaxed);
+        self.note("world", format_args!("fault rate {thousandths}"));
     }
 
     pub(super) fn is_calm(&self) -> bool {
-        self.temper.load(Relaxed) == 0
+        self.fault_rate.load(Relaxed) == 0
     }
 
     pub(super) fn elapsed(&self) -> Duration {
@@ -147,10 +145,10 @@ impl World {
 
     pub(super) fn step_clock(&self, millis: i64) {
         self.clock.offset.fetch_add(millis, Relaxed);
-        self.forget_words();
-        if millis.unsigned_abs() > JUMP {
+        self.drop_call_leases();
+        if millis.unsigned_abs() > MIN_DETECTED_JUMP {
             let now = self.elapsed();
-            self.state().ledger.unsure.push(now);
+            self.state().ledger.outage_ends.push(now);
         }
         self.fault("world", format_args!("the store's clock steps by {millis} ms"));
     }
@@ -183,7 +181,7 @@ impl World {
         *self.state().counts.entry(what).or_default() += 1;
     }
 
-    /// A small wait of chance, so that others come first.
+    /// Waits for a short random time, to vary the order of tasks.
     pub(super) async fn dawdle(&self) {
         let stormy = !self.is_calm();
         match self.below(if stormy { 32 } else { 64 }) {
@@ -199,7 +197,7 @@ impl World {
     }
 }
 
-/// A session's id as the trace shows it.
+/// The short form of a session id in the trace.
 pub(super) fn short(key: &SessionKey) -> String {
     let id = key.id.as_str();
     id[id.len() - 3..].to_owned()

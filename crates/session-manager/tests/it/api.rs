@@ -1,21 +1,14 @@
-//! What the APIs refuse, what they repeat, and what they tell the proxy.
+//! The APIs: rejected input, repeated requests, and routes.
 
 use crate::support;
-use crate::support::{Manager, route, until};
-use session_core::{Reason, SessionKey};
+use crate::support::{Manager, on, route, until};
+use session_core::Reason;
 use session_proto::error::reason_of;
 use session_proto::internal as wire;
 use session_proto::internal::watch_routes_response::Update;
 use session_proto::v1::{self, SessionStatus};
 use std::time::{Duration, Instant};
 use tonic::{Code, Status};
-
-fn on(cluster: &str) -> v1::CreateSessionRequest {
-    v1::CreateSessionRequest {
-        cluster: cluster.to_owned(),
-        ..Default::default()
-    }
-}
 
 async fn refused(manager: &Manager, request: v1::CreateSessionRequest) -> Status {
     manager.sessions("ada").create_session(request).await.unwrap_err()
@@ -142,7 +135,7 @@ async fn bad_input_names_the_field_and_creates_nothing() {
 }
 
 #[tokio::test]
-async fn quotas_hold_under_parallel_creates_and_say_what_to_do() {
+async fn quotas_hold_under_concurrent_creates_and_errors_name_the_fix() {
     let manager = Manager::start_with("").await;
     let creates = (0..40).map(|_| {
         let mut sessions = manager.sessions("ada");
@@ -183,28 +176,18 @@ async fn only_the_owner_and_org_admins_get_tokens() {
     assert_eq!(reason_of(&closed), Some(Reason::SessionClosed));
 }
 
-async fn resolve(manager: &Manager, key: &SessionKey, wait: i64) -> Result<wire::Route, Status> {
-    let request = wire::ResolveRouteRequest {
-        session_token: manager.token(key),
-        wait: seconds(wait),
-        wake: true,
-    };
-    let answer = manager.routes().resolve_route(request).await?.into_inner();
-    Ok(answer.route.unwrap_or_default())
-}
-
 #[tokio::test]
-async fn resolving_waits_for_readiness_and_no_longer_than_asked() {
+async fn resolve_route_waits_for_readiness_and_at_most_as_long_as_requested() {
     let manager = Manager::start().await;
     let key = manager.create("ada").await;
     let begun = Instant::now();
-    let pending = resolve(&manager, &key, 1).await.unwrap();
+    let pending = manager.resolve(&key, 1).await.unwrap();
     assert_eq!(pending.status(), wire::RouteStatus::Pending);
     assert!((Duration::from_millis(900)..Duration::from_secs(3)).contains(&begun.elapsed()));
 
-    let waiting = (0..50).map(|_| resolve(&manager, &key, 15));
+    let waiting = (0..50).map(|_| manager.resolve(&key, 15));
     let ready = async {
-        until("the compute to be asked for", async || {
+        until("the compute to be requested", async || {
             manager.sim.made(&key, 1) == 1
         })
         .await;
@@ -223,7 +206,7 @@ async fn resolving_waits_for_readiness_and_no_longer_than_asked() {
 }
 
 #[tokio::test]
-async fn resolving_needs_a_good_token_and_tells_of_ends() {
+async fn resolve_route_requires_a_valid_token_and_returns_ends() {
     let manager = Manager::start().await;
     let key = manager.active("ada").await;
     let forged = wire::ResolveRouteRequest {
@@ -239,24 +222,24 @@ async fn resolving_needs_a_good_token_and_tells_of_ends() {
         .revoke_all(wire::RevokeAllRequest { session_id })
         .await
         .unwrap();
-    let status = resolve(&manager, &key, 0).await.unwrap_err();
+    let status = manager.resolve(&key, 0).await.unwrap_err();
     assert_eq!(reason_of(&status), Some(Reason::TokenRevoked));
 
     let other = manager.active("ada").await;
     manager.close("ada", &other).await;
     assert_eq!(
-        resolve(&manager, &other, 0).await.unwrap().status(),
+        manager.resolve(&other, 0).await.unwrap().status(),
         wire::RouteStatus::Closed
     );
     let unknown = support::key("s-00000000000000000000");
     assert_eq!(
-        resolve(&manager, &unknown, 0).await.unwrap().status(),
+        manager.resolve(&unknown, 0).await.unwrap().status(),
         wire::RouteStatus::Closed
     );
 }
 
 #[tokio::test]
-async fn watching_begins_with_a_reset_and_hears_every_change_in_order() {
+async fn watch_routes_begins_with_a_reset_and_sends_every_change_in_order() {
     let manager = Manager::start().await;
     let mut watch = manager
         .routes()
@@ -293,7 +276,7 @@ async fn watching_begins_with_a_reset_and_hears_every_change_in_order() {
 }
 
 #[tokio::test]
-async fn a_store_that_may_have_lost_something_makes_proxies_ask_anew() {
+async fn a_store_that_may_have_lost_writes_resets_proxies() {
     let manager = Manager::start().await;
     let key = manager.active("ada").await;
     let mut watch = manager
@@ -314,18 +297,18 @@ async fn a_store_that_may_have_lost_something_makes_proxies_ask_anew() {
     let Update::Reset(first) = next().await else {
         panic!("it begins with a reset");
     };
-    let before = resolve(&manager, &key, 0).await.unwrap();
+    let before = manager.resolve(&key, 0).await.unwrap();
     assert_eq!(before.store_epoch, first.store_epoch);
     manager.store.fail_over();
     let Update::Reset(second) = next().await else {
-        panic!("a reset says that something may be lost");
+        panic!("a reset is sent because writes may be lost");
     };
     assert!(second.store_epoch > first.store_epoch);
-    let after = resolve(&manager, &key, 0).await.unwrap();
+    let after = manager.resolve(&key, 0).await.unwrap();
     assert_eq!(after.store_epoch, second.store_epoch);
     manager.close("ada", &key).await;
     let Update::Change(change) = next().await else {
-        panic!("changes go on");
+        panic!("changes continue");
     };
     assert_eq!(change.store_epoch, second.store_epoch);
 }
@@ -420,7 +403,7 @@ async fn sessions_can_be_renamed_extended_and_kept_alive_within_bounds() {
 }
 
 #[tokio::test]
-async fn deleting_a_catalog_harms_no_session_that_has_its_compute() {
+async fn deleting_a_catalog_does_not_affect_sessions_with_compute() {
     let manager = Manager::start().await;
     let mut catalogs = manager.catalogs("olga");
     let text = |text: &str| v1::PropertyValue {
@@ -452,7 +435,7 @@ async fn deleting_a_catalog_harms_no_session_that_has_its_compute() {
         })
         .await
         .unwrap();
-    // Being told of a change makes the manager look; then it is lost for real.
+    // The event of a change triggers a reconciliation; then the compute is lost.
     manager.sim.ready(&key, 1, route("127.0.0.1:1"));
     tokio::time::sleep(Duration::from_millis(300)).await;
     let shown = manager.show(&key).await;

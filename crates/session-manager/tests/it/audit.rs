@@ -1,8 +1,8 @@
-//! What was done is in the trail with who did it, and each record is one line
-//! in the log of one manager.
+//! Audit: every action is recorded with its actor, and each record is one line in
+//! the log of one manager.
 
 use crate::support;
-use crate::support::{Manager, until};
+use crate::support::{Manager, on, until};
 use session_core::{Actor, AuditAction, AuditOutcome, AuditRecord, OrgId, SessionKey, TokenId};
 use session_proto::internal as wire;
 use session_proto::v1;
@@ -28,7 +28,7 @@ impl Write for Log {
 }
 
 impl Log {
-    /// Its lines of the target `audit`, by what names a record, with how often each came.
+    /// The lines of the target `audit` by the identity of their record, with their number.
     fn lines(&self) -> BTreeMap<String, usize> {
         let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
         let mut lines = BTreeMap::new();
@@ -90,7 +90,7 @@ fn by(who: &str) -> Option<Actor> {
     Some(Actor::Principal(format!("sa|{who}").parse().unwrap()))
 }
 
-/// From an address, as token-issuer tells it.
+/// A request with the client IP that token-issuer forwards.
 fn from<T>(address: &'static str, message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     let metadata = request.metadata_mut();
@@ -108,7 +108,7 @@ async fn record_token(manager: &Manager, key: &SessionKey, id: &TokenId) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_done_is_in_the_trail_and_once_in_the_log_of_all_managers() {
+async fn every_action_is_recorded_and_logged_once_among_all_managers() {
     let log = Log::default();
     let writer = log.clone();
     tracing_subscriber::fmt()
@@ -122,7 +122,7 @@ async fn what_is_done_is_in_the_trail_and_once_in_the_log_of_all_managers() {
     .await;
     let other = manager.another().await;
 
-    // Tokens: issued, denied, taken back.
+    // Tokens: issued, denied, revoked.
     let key = manager.create("ada").await;
     let id = TokenId::generate(session_core::Timestamp::from_millis(1), 1);
     record_token(&manager, &key, &id).await;
@@ -147,7 +147,7 @@ async fn what_is_done_is_in_the_trail_and_once_in_the_log_of_all_managers() {
     let revoke_all = wire::RevokeAllRequest {
         session_id: key.id.to_string(),
     };
-    // What is no address is not taken for one.
+    // A text that is not an address is ignored.
     let revoke_all = from("203.0.113.8, berth", revoke_all);
     manager.ledger("olga").revoke_all(revoke_all).await.unwrap();
     // Definitions.
@@ -163,13 +163,13 @@ async fn what_is_done_is_in_the_trail_and_once_in_the_log_of_all_managers() {
     let create = v1::CreateClusterRequest {
         cluster: Some(cluster),
     };
-    // At the public port nobody says for themselves where they call from.
+    // The public port ignores a forwarded address.
     let mut create = from("203.0.113.9", create);
     create
         .metadata_mut()
         .insert("x-forwarded-for", "203.0.113.9".parse().unwrap());
     manager.clusters("pat").create_cluster(create).await.unwrap();
-    // Nobody at all, far too often.
+    // Many calls without a valid credential.
     for _ in 0..300 {
         let request = v1::ListSessionsRequest::default();
         manager
@@ -225,12 +225,12 @@ async fn what_is_done_is_in_the_trail_and_once_in_the_log_of_all_managers() {
         (AuditAction::SessionChanged, "CLOSE_REQUESTED")
     );
     assert_eq!(last.address, "127.0.0.1");
-    // It is the trail's alone: who may read a session's history does not see it.
+    // The records are not in the session's history.
     let history = manager.store.events(&key).await.unwrap();
     let kept = serde_json::to_string(&history).unwrap();
     assert!(history.len() > 2 && !kept.contains("127.0.0.1"), "{kept}");
 
-    // The log of both managers together has each record once.
+    // The logs of both managers together contain each record once.
     let expected: BTreeMap<_, _> = trail.iter().map(|record| (name_of(record), 1)).collect();
     until("every record is in the log", async || {
         let lines = log.lines();
@@ -238,7 +238,7 @@ async fn what_is_done_is_in_the_trail_and_once_in_the_log_of_all_managers() {
     })
     .await;
     manager.stop().await;
-    // The other one goes on with it.
+    // The other manager continues the export.
     let key = other.create("ada").await;
     until("the other manager writes the log", async || {
         log.lines().keys().any(|name| name.contains(key.id.as_str()))
@@ -252,9 +252,9 @@ async fn what_is_done_is_in_the_trail_and_once_in_the_log_of_all_managers() {
     assert!(twice.is_empty(), "{twice:#?}");
 }
 
-/// Whoever leaves between the two leaves no deed without its record.
+/// A client may disconnect between the change and its record.
 #[tokio::test]
-async fn a_call_that_is_cancelled_has_its_record() {
+async fn a_cancelled_call_is_recorded() {
     let manager = Manager::start().await;
     *manager.recording.audit_delay.lock().unwrap() = Duration::from_millis(200);
     let text = v1::PropertyValue {
@@ -271,7 +271,7 @@ async fn a_call_that_is_cancelled_has_its_record() {
         catalog: Some(catalog),
     };
     let call = created.create_catalog(request);
-    // The catalog is there, its record is not.
+    // The catalog exists, its record does not yet.
     tokio::select! {
         answer = call => panic!("answered before its record: {answer:?}"),
         () = until("the catalog", async || {
@@ -292,7 +292,7 @@ async fn a_call_that_is_cancelled_has_its_record() {
     manager.stop().await;
 }
 
-/// What is in force is in the trail, also if the call goes no further.
+/// A change in force is recorded even if the call fails afterwards.
 #[tokio::test]
 async fn a_cluster_that_is_only_drained_by_its_deletion_has_a_record() {
     let manager = Manager::start().await;
@@ -311,10 +311,7 @@ async fn a_cluster_that_is_only_drained_by_its_deletion_has_a_record() {
         cluster: Some(cluster),
     };
     clusters.create_cluster(request).await.unwrap();
-    let request = v1::CreateSessionRequest {
-        cluster: "lab".to_owned(),
-        ..Default::default()
-    };
+    let request = on("lab");
     manager.create_as("ada", request).await;
     let request = v1::DeleteClusterRequest {
         name: "lab".to_owned(),

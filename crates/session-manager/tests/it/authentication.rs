@@ -1,8 +1,8 @@
-//! Who is let in, and as whom: identity providers beside service accounts, and
-//! what both doors turn away.
+//! Authentication: identity providers and service accounts, and the limits of both
+//! ports.
 
 use crate::support::idp::Idp;
-use crate::support::{Manager, until};
+use crate::support::{Manager, on, until};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
 };
@@ -15,9 +15,9 @@ use session_proto::error::reason_of;
 use session_proto::internal::route_service_client::RouteServiceClient;
 use session_proto::internal::token_ledger_client::TokenLedgerClient;
 use session_proto::internal::{RecordTokenRequest, ReportActivityRequest, WatchRoutesRequest};
+use session_proto::v1;
 use session_proto::v1::cluster_service_client::ClusterServiceClient;
 use session_proto::v1::session_service_client::SessionServiceClient;
-use session_proto::v1::{self};
 use std::path::Path;
 use std::time::Duration;
 use tonic::transport::Endpoint;
@@ -26,7 +26,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt as _;
 
-/// The provider `corp`, which speaks for `acme` and `beta`.
+/// The provider `corp` of the organizations `acme` and `beta`.
 fn trusting(idp: &Idp, more: &str) -> String {
     format!(
         "platform_admins = [\"corp|root\"]\n{more}\n\
@@ -51,17 +51,14 @@ async fn list(manager: &Manager, credential: &str) -> Result<Vec<v1::Session>, S
 }
 
 async fn create(manager: &Manager, credential: &str) -> Result<v1::Session, Status> {
-    let request = v1::CreateSessionRequest {
-        cluster: "c".to_owned(),
-        ..Default::default()
-    };
+    let request = on("c");
     SessionServiceClient::new(manager.public.clone())
         .create_session(bearer(request, credential))
         .await
         .map(|created| created.into_inner().session.unwrap())
 }
 
-/// Waits until the provider's keys are known.
+/// Waits until the provider's keys are loaded.
 async fn known(manager: &Manager, idp: &Idp) {
     let token = idp.token(json!({"org": "acme", "roles": ["member"]}));
     until("the provider's keys", async || {
@@ -89,7 +86,7 @@ async fn tokens_and_keys_side_by_side() {
         (session.owner.as_str(), session.org.as_str()),
         ("corp|ada", "acme")
     );
-    // The same name by another way is somebody else.
+    // The same name from another issuer is another principal.
     let by_key = manager.create("ada").await;
     let of = |sessions: Vec<v1::Session>| -> Vec<String> { sessions.into_iter().map(|one| one.id).collect() };
     assert_eq!(
@@ -107,16 +104,16 @@ async fn tokens_and_keys_side_by_side() {
         of(list(&manager, &elsewhere).await.unwrap()),
         Vec::<String>::new()
     );
-    // Without a role one may look, but not create.
-    let nobody = idp.token(json!({"org": "acme", "sub": "new"}));
+    // Without a role a principal may read, but not create.
+    let unknown = idp.token(json!({"org": "acme", "sub": "new"}));
     assert_eq!(
-        reason_of(&create(&manager, &nobody).await.unwrap_err()),
+        reason_of(&create(&manager, &unknown).await.unwrap_err()),
         Some(Reason::NotAuthorized)
     );
     manager.stop().await;
 }
 
-/// Group ids as directories make them; a thousand of them are 39 KiB.
+/// Group ids in the form of directories; a thousand of them are 39 KiB.
 fn groups(count: u32) -> Value {
     let id = |n: u32| format!("{n:08x}-5f0e-4b6e-9c1d-{:012x}", u64::from(n) * 0x9e37_79b9);
     (0..count).map(id).collect()
@@ -142,7 +139,7 @@ async fn tokens_of_many_groups_are_accepted_and_larger_ones_get_a_reason() {
             list(&manager, &token).await.is_ok(),
             "{count} groups, {largest} bytes"
         );
-        // The issuer passes the same credential on; it is known there too.
+        // token-issuer forwards the same credential to the internal port.
         let answer = internal(&token).await;
         assert_ne!(answer.code(), Code::Unauthenticated, "{count}: {answer:?}");
     }
@@ -171,7 +168,7 @@ async fn tokens_of_many_groups_are_accepted_and_larger_ones_get_a_reason() {
 }
 
 #[tokio::test]
-async fn what_is_not_good_is_told_apart_and_refused() {
+async fn invalid_credentials_are_rejected_with_different_errors() {
     let idp = Idp::start().await;
     let stranger = Idp::start().await;
     let manager = Manager::start_with(&trusting(&idp, "limits.failures_per_minute_per_address = 0")).await;
@@ -180,7 +177,7 @@ async fn what_is_not_good_is_told_apart_and_refused() {
     let key = manager.create("ada").await;
     let mut altered = idp.token(member(json!({})));
     altered.replace_range(altered.len() - 8.., "AAAAAAAA");
-    for (credential, says) in [
+    for (credential, error) in [
         (idp.token(member(json!({"aud": "other"}))), "another aud"),
         (
             idp.token(member(json!({"iat": now - 900, "exp": now - 300}))),
@@ -211,9 +208,13 @@ async fn what_is_not_good_is_told_apart_and_refused() {
         assert_eq!(
             (refused.code(), reason_of(&refused)),
             (Code::Unauthenticated, Some(Reason::CallerUnknown)),
-            "{says}: {refused}"
+            "{error}: {refused}"
         );
-        assert!(refused.message().contains(says), "{says}: {}", refused.message());
+        assert!(
+            refused.message().contains(error),
+            "{error}: {}",
+            refused.message()
+        );
         let echoed = credential
             .split('.')
             .any(|part| part.len() > 8 && refused.message().contains(part));
@@ -251,7 +252,7 @@ async fn only_configuration_makes_platform_admins() {
 }
 
 #[tokio::test]
-async fn keys_rotate_and_strangers_cannot_make_us_flood_the_provider() {
+async fn keys_rotate_and_unknown_keys_do_not_cause_many_requests_to_the_provider() {
     let idp = Idp::start().await;
     let manager = Manager::start_with(&trusting(&idp, "limits.failures_per_minute_per_address = 0")).await;
     known(&manager, &idp).await;
@@ -288,7 +289,7 @@ async fn keys_rotate_and_strangers_cannot_make_us_flood_the_provider() {
 }
 
 #[tokio::test]
-async fn a_provider_that_is_away_or_another_is_not_believed() {
+async fn an_unavailable_or_different_provider_is_not_trusted() {
     let idp = Idp::start().await;
     idp.away(true);
     let manager = Manager::start_with(&trusting(&idp, "")).await;
@@ -299,7 +300,7 @@ async fn a_provider_that_is_away_or_another_is_not_believed() {
         Some(Reason::ControlPlaneUnavailable),
         "{refused}"
     );
-    for says in [
+    for discovery in [
         json!({"issuer": format!("{}/", idp.issuer), "jwks_uri": format!("{}/keys", idp.issuer)}),
         json!({"issuer": "http://127.0.0.1:1", "jwks_uri": format!("{}/keys", idp.issuer)}),
         json!({"issuer": idp.issuer, "jwks_uri": "/etc/passwd"}),
@@ -307,7 +308,7 @@ async fn a_provider_that_is_away_or_another_is_not_believed() {
         json!({"issuer": idp.issuer}),
         json!([]),
     ] {
-        idp.says(says);
+        idp.serve_discovery(discovery);
         idp.away(false);
         let reads = idp.reads();
         tokio::time::sleep(Duration::from_millis(1100)).await;
@@ -319,7 +320,7 @@ async fn a_provider_that_is_away_or_another_is_not_believed() {
         );
         assert_eq!(idp.reads(), reads, "its keys were read");
     }
-    idp.says(json!({"issuer": idp.issuer, "jwks_uri": format!("{}/keys", idp.issuer)}));
+    idp.serve_discovery(json!({"issuer": idp.issuer, "jwks_uri": format!("{}/keys", idp.issuer)}));
     until("the true provider", async || list(&manager, &token).await.is_ok()).await;
     manager.stop().await;
 }
@@ -332,7 +333,7 @@ fn account(name: &str, key: &NewKey) -> String {
 }
 
 #[tokio::test]
-async fn a_leaked_key_goes_without_a_restart() {
+async fn a_leaked_key_is_removed_without_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("accounts.toml");
     let (leaked, other) = (generate_key(), generate_key());
@@ -345,7 +346,7 @@ async fn a_leaked_key_goes_without_a_restart() {
     for key in [&leaked, &other] {
         assert!(list(&manager, &key.key).await.is_ok());
     }
-    // Something that cannot be used changes nothing.
+    // An invalid file changes nothing.
     std::fs::write(
         &file,
         account("bi", &other) + "[[service_accounts]]\nname = \"x\"\n",
@@ -353,7 +354,7 @@ async fn a_leaked_key_goes_without_a_restart() {
     .unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(list(&manager, &leaked.key).await.is_ok());
-    // Rotated: the account is there with a new key beside.
+    // Rotation: the account has a second key.
     let rotated = generate_key();
     std::fs::write(&file, account("etl", &rotated) + &account("bi", &other)).unwrap();
     until("the leaked key to be refused", async || {
@@ -372,7 +373,7 @@ async fn a_leaked_key_goes_without_a_restart() {
 }
 
 #[tokio::test]
-async fn too_much_is_refused_with_when_to_come_back() {
+async fn calls_above_the_limits_are_rejected_with_a_retry_delay() {
     let limits = "limits.calls_per_second_per_principal = 5\nlimits.failures_per_minute_per_address = 5\n";
     let manager = Manager::start_with(limits).await;
     let calls = (0..40).map(|_| {
@@ -446,9 +447,9 @@ fn certificate(dir: &Path, file: &str, ca: &CertifiedIssuer<'static, KeyPair>, n
     }
 }
 
-/// What needs no credential (health, reflection) has no share of what callers have.
+/// Services without credentials (health, reflection) have limits of their own.
 #[tokio::test]
-async fn an_address_without_a_credential_takes_no_room_from_callers() {
+async fn calls_without_a_credential_do_not_use_the_limits_of_callers() {
     let limits = "limits.calls_per_second_per_address = 0\n";
     let manager = Manager::start_with(limits).await;
     let mut sessions = manager.sessions("ada");
@@ -476,7 +477,7 @@ async fn an_address_without_a_credential_takes_no_room_from_callers() {
         }
     }
     assert_eq!((opened.len(), refused), (32, 17 * 256 - 32));
-    // Those of the same address too.
+    // Also for callers from the same address.
     let calls = (0..50).map(|_| {
         let mut sessions = manager.sessions("ada");
         async move { sessions.list_sessions(v1::ListSessionsRequest::default()).await }
@@ -488,9 +489,9 @@ async fn an_address_without_a_credential_takes_no_room_from_callers() {
     manager.stop().await;
 }
 
-/// Watches are open for as long as their callers like.
+/// Watches stay open as long as their callers read.
 #[tokio::test]
-async fn an_organization_has_its_share_of_the_calls_under_way() {
+async fn an_organization_has_a_limit_of_concurrent_calls() {
     let limits = "limits.calls_at_once_per_org = 3\nlimits.calls_per_second_per_principal = 0\n";
     let manager = Manager::start_with(limits).await;
     let mut watches = Vec::new();
@@ -515,7 +516,7 @@ async fn an_organization_has_its_share_of_the_calls_under_way() {
 }
 
 #[tokio::test]
-async fn services_call_what_their_certificates_names_allow() {
+async fn services_may_call_the_methods_of_their_certificate_names() {
     let dir = tempfile::tempdir().unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params
@@ -568,7 +569,7 @@ async fn services_call_what_their_certificates_names_allow() {
                 })
                 .await
                 .map(drop),
-            // Let through, it is asked who calls.
+            // Admitted, the call fails without a caller's credential.
             ledger.record_token(asked).await.map(drop),
         ];
         outcomes.map(|outcome| !outcome.is_err_and(|status| refused(&status)))
@@ -585,12 +586,12 @@ async fn services_call_what_their_certificates_names_allow() {
     ] {
         assert_eq!(tried(name).await, may, "{name}");
     }
-    let nobody = ClientTlsFiles {
+    let unknown = ClientTlsFiles {
         cert: None,
         key: None,
-        ..certificate(dir.path(), "nobody", &ca, "localhost")
+        ..certificate(dir.path(), "unlisted", &ca, "localhost")
     };
-    let outcome = RouteServiceClient::new(channel(nobody))
+    let outcome = RouteServiceClient::new(channel(unknown))
         .report_activity(ReportActivityRequest::default())
         .await;
     let broken = outcome.unwrap_err();
@@ -602,7 +603,7 @@ async fn services_call_what_their_certificates_names_allow() {
 }
 
 #[tokio::test]
-async fn the_internal_api_is_not_at_the_public_port() {
+async fn the_public_port_does_not_serve_the_internal_api() {
     let manager = Manager::start().await;
     let mut routes = RouteServiceClient::new(manager.public.clone());
     let refused = routes

@@ -1,8 +1,8 @@
-//! Two sessions on one real Sail server: what the manager promises of their
-//! Spark sessions, checked by speaking to the server as the proxy would.
+//! Two sessions on one real Sail server: isolation and release of their Spark
+//! sessions, checked with the calls of a proxy.
 
 use crate::support;
-use crate::support::{Manager, until};
+use crate::support::{Manager, on, until};
 use session_core::{Reason, SessionKey};
 use session_proto::error::reason_of;
 use session_proto::internal as wire;
@@ -65,9 +65,8 @@ impl Drop for Sail {
 
 async fn active(manager: &Manager, who: &str, catalog: &str) -> SessionKey {
     let request = v1::CreateSessionRequest {
-        cluster: "shared".to_owned(),
         catalog: catalog.to_owned(),
-        ..Default::default()
+        ..on("shared")
     };
     let created = manager.sessions(who).create_session(request).await.unwrap();
     let key = support::key(&created.into_inner().session.unwrap().id);
@@ -76,28 +75,7 @@ async fn active(manager: &Manager, who: &str, catalog: &str) -> SessionKey {
     key
 }
 
-async fn bind(manager: &Manager, key: &SessionKey, id: &str) -> Result<bool, Status> {
-    let request = wire::BindSparkSessionRequest {
-        session_token: manager.token(key),
-        spark_session_id: id.to_owned(),
-        generation: 1,
-        cloned: false,
-        ..Default::default()
-    };
-    let answer = manager.routes().bind_spark_session(request).await?;
-    Ok(answer.into_inner().bound)
-}
-
-async fn route(manager: &Manager, key: &SessionKey) -> wire::Route {
-    let request = wire::ResolveRouteRequest {
-        session_token: manager.token(key),
-        ..Default::default()
-    };
-    let answer = manager.routes().resolve_route(request).await.unwrap();
-    answer.into_inner().route.unwrap()
-}
-
-/// Runs a plan as the proxy would send it: with the route's own user id.
+/// Runs a plan as a proxy sends it: with the route's user id.
 async fn run(route: &wire::Route, id: &str, plan: sc::plan::OpType) -> Result<Vec<u8>, Status> {
     use sc::execute_plan_response::ResponseType;
     let address = &route.backend.as_ref().unwrap().endpoint;
@@ -107,7 +85,7 @@ async fn run(route: &wire::Route, id: &str, plan: sc::plan::OpType) -> Result<Ve
         session_id: id.to_owned(),
         user_context: Some(sc::UserContext {
             user_id: route.user_id.clone(),
-            user_name: "somebody".to_owned(),
+            user_name: "another".to_owned(),
         }),
         plan: Some(sc::Plan { op_type: Some(plan) }),
         ..Default::default()
@@ -135,7 +113,7 @@ fn sql(query: &str) -> sc::Relation {
     }))
 }
 
-/// A command has happened when its answer is there.
+/// A command is complete when its response arrives.
 async fn command(route: &wire::Route, id: &str, query: &str) -> Result<Vec<u8>, Status> {
     let command = sc::SqlCommand {
         input: Some(sql(query)),
@@ -154,7 +132,7 @@ fn has(bytes: &[u8], text: &str) -> bool {
 }
 
 #[tokio::test]
-async fn two_sessions_on_one_server_are_kept_apart_and_leave_nothing() {
+async fn two_sessions_on_one_server_are_isolated_and_leave_nothing() {
     let server = Sail::start();
     let manager = Manager::start_on_servers(&format!(
         r#"
@@ -176,16 +154,16 @@ properties = {{ type = "memory" }}
     let first = active(&manager, "ada", "lake").await;
     let second = active(&manager, "bob", "").await;
 
-    // The same id: the first one's. Its catalog is current before any query.
-    assert!(bind(&manager, &first, ONE).await.unwrap());
-    assert!(!bind(&manager, &second, ONE).await.unwrap(), "taken");
-    let of_first = route(&manager, &first).await;
-    let told: Vec<_> = of_first
+    // The same id: it belongs to the first session, whose catalog is current.
+    assert!(manager.bind(&first, ONE).await.unwrap());
+    assert!(!manager.bind(&second, ONE).await.unwrap(), "taken");
+    let of_first = manager.route_of(&first).await;
+    let bound: Vec<_> = of_first
         .bindings
         .iter()
         .map(|of| of.spark_session_id.as_str())
         .collect();
-    assert_eq!(told, [ONE]);
+    assert_eq!(bound, [ONE]);
     assert!(has(
         &query(&of_first, ONE, "SELECT current_catalog()").await.unwrap(),
         "lake"
@@ -195,9 +173,9 @@ properties = {{ type = "memory" }}
         "dev"
     ));
 
-    // Different ids: nothing of each other. The second has no catalog to set.
-    assert!(bind(&manager, &second, TWO).await.unwrap());
-    let of_second = route(&manager, &second).await;
+    // Different ids: isolated. The second session has no default catalog.
+    assert!(manager.bind(&second, TWO).await.unwrap());
+    let of_second = manager.route_of(&second).await;
     command(&of_first, ONE, "CREATE TEMPORARY VIEW secret AS SELECT 42 AS n")
         .await
         .unwrap();
@@ -208,24 +186,24 @@ properties = {{ type = "memory" }}
         "main"
     ));
 
-    // A user's own choice is not undone by the next bind of the same id.
+    // A repeated bind of the same id does not change the user's current catalog.
     command(&of_first, ONE, "SET CATALOG main").await.unwrap();
-    assert!(bind(&manager, &first, ONE).await.unwrap());
+    assert!(manager.bind(&first, ONE).await.unwrap());
     assert!(has(
         &query(&of_first, ONE, "SELECT current_catalog()").await.unwrap(),
         "main"
     ));
 
-    // The end of one: its views are gone, its ids can be had and hold nothing.
-    assert!(bind(&manager, &first, THREE).await.unwrap());
+    // The end of a session: its views are gone, its ids are free and empty.
+    assert!(manager.bind(&first, THREE).await.unwrap());
     manager.close("ada", &first).await;
-    until("everything to be given back", async || {
+    until("everything to be released", async || {
         manager.store.list_bindings(&first).await.unwrap().is_empty()
             && manager.store.places_of(&first).await.unwrap().is_empty()
     })
     .await;
     for id in [ONE, THREE] {
-        assert!(bind(&manager, &second, id).await.unwrap(), "free again");
+        assert!(manager.bind(&second, id).await.unwrap(), "free again");
         let refused = query(&of_second, id, "SELECT n FROM secret").await.unwrap_err();
         assert!(refused.message().contains("is not running"), "{refused}");
     }
@@ -235,7 +213,7 @@ properties = {{ type = "memory" }}
 }
 
 #[tokio::test]
-async fn a_server_that_went_away_is_told_and_does_not_keep_a_session_from_closing() {
+async fn an_unreachable_server_is_reported_and_does_not_prevent_a_close() {
     let server = Sail::start();
     let manager = Manager::start_on_servers(&format!(
         r#"
@@ -254,24 +232,24 @@ properties = {{ type = "memory" }}
     ))
     .await;
     let key = active(&manager, "ada", "lake").await;
-    assert!(bind(&manager, &key, ONE).await.unwrap());
+    assert!(manager.bind(&key, ONE).await.unwrap());
     drop(server);
-    let refused = bind(&manager, &key, TWO).await.unwrap_err();
+    let refused = manager.bind(&key, TWO).await.unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::CatalogUnavailable), "{refused}");
     assert!(!refused.message().contains("127.0.0.1"), "{refused}");
     assert_eq!(
-        route(&manager, &key).await.bindings.len(),
+        manager.route_of(&key).await.bindings.len(),
         1,
-        "only what is good is told"
+        "only valid bindings are returned"
     );
     let closed = manager.close("ada", &key).await;
     assert_eq!(closed.status(), SessionStatus::Closed, "at once");
 }
 
-/// A trial on existing servers: what the server knows is usable, what it does
-/// not know is not, and nothing of the trial stays.
+/// A catalog test on static servers: a catalog of the server is usable, an unknown
+/// one is not, and the test leaves nothing.
 #[tokio::test]
-async fn catalogs_are_tried_on_a_running_server() {
+async fn catalogs_are_tested_on_a_running_server() {
     let server = Sail::start();
     let manager = Manager::start_on_servers(&format!(
         r#"

@@ -1,6 +1,6 @@
 //! Clusters by API and by configuration: defined, changed, drained, deleted.
 
-use crate::support::{Manager, key, route, until};
+use crate::support::{Manager, key, on, route, until};
 use session_core::Reason;
 use session_proto::error::reason_of;
 use session_proto::v1::{self, ClusterStatus, SessionStatus};
@@ -33,13 +33,6 @@ async fn define(manager: &Manager) -> v1::Cluster {
         .unwrap()
 }
 
-fn on_lab() -> v1::CreateSessionRequest {
-    v1::CreateSessionRequest {
-        cluster: "lab".to_owned(),
-        ..Default::default()
-    }
-}
-
 async fn delete(manager: &Manager, force: bool) -> Result<(), tonic::Status> {
     let request = v1::DeleteClusterRequest {
         name: "lab".to_owned(),
@@ -52,7 +45,7 @@ async fn delete(manager: &Manager, force: bool) -> Result<(), tonic::Status> {
 async fn deleting_waits_for_sessions_unless_forced() {
     let manager = Manager::start().await;
     define(&manager).await;
-    let session = manager.create_as("ada", on_lab()).await;
+    let session = manager.create_as("ada", on("lab")).await;
     manager.sim.ready(&session, 1, route("127.0.0.1:1"));
     manager.until_status(&session, SessionStatus::Active).await;
 
@@ -61,11 +54,11 @@ async fn deleting_waits_for_sessions_unless_forced() {
     assert_eq!(
         manager.show(&session).await.status(),
         SessionStatus::Active,
-        "draining harms nobody"
+        "draining does not affect sessions"
     );
     let refused = manager
         .sessions("ada")
-        .create_session(on_lab())
+        .create_session(on("lab"))
         .await
         .unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::ClusterNotActive));
@@ -76,7 +69,7 @@ async fn deleting_waits_for_sessions_unless_forced() {
     until("the compute to be gone", async || manager.sim.live().is_empty()).await;
     let gone = manager
         .sessions("ada")
-        .create_session(on_lab())
+        .create_session(on("lab"))
         .await
         .unwrap_err();
     assert_eq!(
@@ -85,17 +78,17 @@ async fn deleting_waits_for_sessions_unless_forced() {
         "a destroyed cluster is no more"
     );
     define(&manager).await;
-    manager.sessions("ada").create_session(on_lab()).await.unwrap();
+    manager.sessions("ada").create_session(on("lab")).await.unwrap();
 }
 
-/// A create reads the cluster before it commits; the cluster may be destroyed between.
+/// The cluster may be destroyed between its read and the commit of a create.
 #[tokio::test]
 async fn no_session_outlives_its_cluster() {
     let manager = Manager::start().await;
     for _ in 0..10 {
         define(&manager).await;
         let mut sessions = manager.sessions("olga");
-        let creating = tokio::spawn(async move { sessions.create_session(on_lab()).await });
+        let creating = tokio::spawn(async move { sessions.create_session(on("lab")).await });
         delete(&manager, true).await.unwrap();
         if let Ok(created) = creating.await.unwrap() {
             let id = created.into_inner().session.unwrap().id;
@@ -138,7 +131,7 @@ async fn changes_need_the_version_that_was_read() {
 }
 
 #[tokio::test]
-async fn configuration_rules_what_it_declares_and_frees_what_it_drops() {
+async fn configuration_owns_what_it_declares_and_frees_what_it_drops() {
     let manager = Manager::start().await;
     let drain = |manager: &Manager, name: &str| {
         let (mut clusters, name) = (manager.clusters("pat"), name.to_owned());
@@ -175,9 +168,8 @@ async fn configuration_rules_what_it_declares_and_frees_what_it_drops() {
 async fn team_admins_see_and_manage_but_do_not_connect() {
     let manager = Manager::start().await;
     let request = v1::CreateSessionRequest {
-        cluster: "c".to_owned(),
         team: "data".to_owned(),
-        ..Default::default()
+        ..on("c")
     };
     let session = manager.create_as("ada", request).await;
     manager
@@ -226,16 +218,16 @@ async fn team_admins_see_and_manage_but_do_not_connect() {
     assert_eq!(listed.into_inner().sessions.len(), 1);
 }
 
-/// The answer to a create may be lost, and the cluster drained before it is repeated.
+/// The response to a create may be lost, and the cluster drained before its repeat.
 #[tokio::test]
-async fn a_repeated_create_is_answered_whatever_became_of_its_cluster() {
+async fn a_repeated_create_succeeds_whatever_the_status_of_its_cluster() {
     let manager = Manager::start().await;
     define(&manager).await;
     let create = || {
         let mut sessions = manager.sessions("ada");
         let request = v1::CreateSessionRequest {
             request_id: "r-1".to_owned(),
-            ..on_lab()
+            ..on("lab")
         };
         async move { sessions.create_session(request).await }
     };
@@ -248,9 +240,9 @@ async fn a_repeated_create_is_answered_whatever_became_of_its_cluster() {
 }
 
 #[tokio::test]
-async fn only_active_clusters_take_sessions() {
+async fn only_active_clusters_accept_sessions() {
     let manager = Manager::start().await;
-    let create = async || manager.sessions("ada").create_session(on_lab()).await;
+    let create = async || manager.sessions("ada").create_session(on("lab")).await;
     let pending = v1::Cluster {
         status: ClusterStatus::Pending.into(),
         ..lab(0)

@@ -1,6 +1,6 @@
-//! What the manager itself says to compute: interrupts, and trials of catalogs.
+//! Calls of the manager to compute: interrupts, catalog tests, settings.
 
-use crate::support::{Manager, route, until};
+use crate::support::{Manager, on, route, until};
 use compute::{Capabilities, ComputeChanged, ComputeProvider, ComputeSpec, SimCompute};
 use futures::stream::BoxStream;
 use session_core::ProviderKind;
@@ -22,13 +22,13 @@ use tonic_types::StatusExt;
 const A: &str = "0b5c2e9e-1f3a-4c6d-8e7f-00000000000a";
 const B: &str = "0b5c2e9e-1f3a-4c6d-8e7f-00000000000b";
 
-/// A server that writes interrupts and settings down, and says that it
-/// interrupted `op-…`.
+/// A server that records interrupts and settings, and confirms the interrupt of
+/// `op-…`.
 #[derive(Debug, Clone, Default)]
 struct Server {
     got: Arc<Mutex<Vec<sc::InterruptRequest>>>,
     configs: Arc<Mutex<Vec<sc::ConfigRequest>>>,
-    /// It refuses this setting.
+    /// The server rejects this setting.
     refused: &'static str,
 }
 
@@ -150,7 +150,7 @@ async fn ready_at(manager: &Manager, key: &SessionKey, address: &str) {
     manager.until_status(key, SessionStatus::Active).await;
 }
 
-/// A proxy says that these operations run.
+/// A proxy reports that these operations run.
 async fn running(manager: &Manager, key: &SessionKey, operations: &[(&str, &str)]) {
     let operations: Vec<_> = operations
         .iter()
@@ -162,7 +162,7 @@ async fn running(manager: &Manager, key: &SessionKey, operations: &[(&str, &str)
             user_id: format!("user-of-{spark}"),
         })
         .collect();
-    let said = wire::SessionActivity {
+    let report = wire::SessionActivity {
         session_id: key.id.to_string(),
         org: key.org.to_string(),
         generation: 1,
@@ -172,7 +172,7 @@ async fn running(manager: &Manager, key: &SessionKey, operations: &[(&str, &str)
     };
     let request = wire::ReportActivityRequest {
         proxy_id: format!("proxy-{}", key.id),
-        sessions: vec![said],
+        sessions: vec![report],
         sequence: 1,
     };
     manager.routes().report_activity(request).await.unwrap();
@@ -215,7 +215,7 @@ async fn operations_are_listed_and_interrupted_in_the_session_s_name() {
     assert_eq!(got.len(), 2, "once for each Spark session");
     for request in got {
         let user = request.user_context.unwrap();
-        // As spark-proxy said that it runs: Apache Spark finds it by this.
+        // The user id in the proxy's report, by which Apache Spark finds the session.
         assert_eq!(
             (user.user_id, user.user_name.as_str()),
             (format!("user-of-{}", request.session_id), "sa|olga")
@@ -225,7 +225,7 @@ async fn operations_are_listed_and_interrupted_in_the_session_s_name() {
             i32::from(sc::interrupt_request::InterruptType::All)
         );
     }
-    let one = interrupt(&manager, "ada", &key, &["op-2", "nobody's"])
+    let one = interrupt(&manager, "ada", &key, &["op-2", "unknown"])
         .await
         .unwrap();
     assert_eq!(one, ["op-2"]);
@@ -234,12 +234,12 @@ async fn operations_are_listed_and_interrupted_in_the_session_s_name() {
 }
 
 #[tokio::test]
-async fn interrupts_are_refused_where_nothing_can_run() {
+async fn interrupts_are_rejected_where_nothing_can_run() {
     let manager = Manager::start().await;
     let key = manager.create("ada").await;
     let refused = interrupt(&manager, "ada", &key, &[]).await.unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::SessionWarming));
-    // A server that is not there.
+    // An unreachable server.
     ready_at(&manager, &key, "127.0.0.1:1").await;
     running(&manager, &key, &[(A, "op-1")]).await;
     let refused = interrupt(&manager, "ada", &key, &[]).await.unwrap_err();
@@ -262,7 +262,7 @@ async fn interrupts_are_refused_where_nothing_can_run() {
     assert_eq!(reason_of(&refused), Some(Reason::SessionClosed));
 }
 
-/// On a shared server, what a report says of a Spark session is not enough.
+/// On a shared server, a report alone does not authorize an interrupt.
 #[tokio::test]
 async fn only_bound_spark_sessions_are_interrupted_on_shared_servers() {
     let (server, address) = Server::start().await;
@@ -272,10 +272,7 @@ async fn only_bound_spark_sessions_are_interrupted_on_shared_servers() {
          static.endpoints = [{{ address = \"{address}\" }}]\n"
     ))
     .await;
-    let request = v1::CreateSessionRequest {
-        cluster: "shared".to_owned(),
-        ..Default::default()
-    };
+    let request = on("shared");
     let key = manager.create_as("ada", request).await;
     let shared = session_core::Route {
         dedicated: false,
@@ -283,22 +280,7 @@ async fn only_bound_spark_sessions_are_interrupted_on_shared_servers() {
     };
     manager.sim.ready(&key, 1, shared);
     manager.until_status(&key, SessionStatus::Active).await;
-    let request = wire::BindSparkSessionRequest {
-        session_token: manager.token(&key),
-        spark_session_id: A.to_owned(),
-        generation: 1,
-        cloned: false,
-        ..Default::default()
-    };
-    assert!(
-        manager
-            .routes()
-            .bind_spark_session(request)
-            .await
-            .unwrap()
-            .into_inner()
-            .bound
-    );
+    assert!(manager.bind(&key, A).await.unwrap());
     running(&manager, &key, &[(A, "op-1"), (B, "op-2")]).await;
     assert_eq!(
         interrupt(&manager, "ada", &key, &["op-1", "op-2"]).await.unwrap(),
@@ -307,14 +289,14 @@ async fn only_bound_spark_sessions_are_interrupted_on_shared_servers() {
     assert_eq!(server.got().len(), 1);
 }
 
-/// The provider of sessions and trials, which remembers what it was asked for.
+/// A provider that records its requests.
 #[derive(Debug, Clone, Default)]
 struct Noting {
     sim: SimCompute,
     known: Arc<Mutex<BTreeSet<(SessionKey, u64)>>>,
-    /// Each once, until it is taken.
+    /// Requested compute, each once until it is taken.
     specs: Arc<Mutex<Vec<ComputeSpec>>>,
-    /// Another manager runs it.
+    /// Whether another manager is the leader.
     elsewhere: Arc<AtomicBool>,
 }
 
@@ -359,9 +341,9 @@ impl ComputeProvider for Noting {
 }
 
 impl Noting {
-    /// Waits for the next compute that is asked for.
+    /// Waits for the next requested compute.
     async fn next(&self) -> ComputeSpec {
-        until("compute to be asked for", async || {
+        until("compute to be requested", async || {
             !self.specs.lock().unwrap().is_empty()
         })
         .await;
@@ -417,7 +399,7 @@ fn test(
 }
 
 #[tokio::test]
-async fn a_trial_starts_compute_and_always_gives_it_back() {
+async fn a_catalog_test_starts_compute_and_always_releases_it() {
     let (manager, noting) = start().await;
     let trial = tokio::spawn(test(&manager, "olga", "c"));
     let spec = noting.next().await;
@@ -425,7 +407,10 @@ async fn a_trial_starts_compute_and_always_gives_it_back() {
     manager.sim.ready(&spec.key, 1, route("127.0.0.1:1"));
     let good = trial.await.unwrap().unwrap();
     assert_eq!((good.usable, good.message.as_str()), (true, "sail 4.1 answered"));
-    until("it to be given back", async || manager.sim.live().is_empty()).await;
+    until("the compute to be released", async || {
+        manager.sim.live().is_empty()
+    })
+    .await;
 
     let trial = tokio::spawn(test(&manager, "olga", "c"));
     let spec = noting.next().await;
@@ -437,23 +422,29 @@ async fn a_trial_starts_compute_and_always_gives_it_back() {
         (bad.usable, bad.message.as_str()),
         (false, "catalog lake cannot be used: bucket not found")
     );
-    until("it to be given back", async || manager.sim.live().is_empty()).await;
+    until("the compute to be released", async || {
+        manager.sim.live().is_empty()
+    })
+    .await;
 
-    // The caller leaves: the trial ends cleanly all the same.
+    // The caller disconnects: the test still releases its compute.
     let trial = tokio::spawn(test(&manager, "olga", "c"));
     let spec = noting.next().await;
     trial.abort();
     manager.sim.ready(&spec.key, 1, route("127.0.0.1:1"));
-    until("it to be given back", async || manager.sim.live().is_empty()).await;
-    // No record of a trial was ever made.
+    until("the compute to be released", async || {
+        manager.sim.live().is_empty()
+    })
+    .await;
+    // A test has no record.
     let all = v1::ListSessionsRequest::default();
     let listed = manager.sessions("olga").list_sessions(all).await.unwrap();
     assert!(listed.into_inner().sessions.is_empty());
 }
 
-/// A cluster's own deadline bounds a trial; here it is 10 s.
+/// A cluster's provisioning deadline limits a test; here it is 10 s.
 #[tokio::test]
-async fn a_trial_ends_by_the_deadline_and_two_are_the_most() {
+async fn a_catalog_test_ends_at_the_deadline_and_two_may_run() {
     let (manager, noting) = start().await;
     let first = tokio::spawn(test(&manager, "olga", "c"));
     let spec = noting.next().await;
@@ -471,12 +462,12 @@ async fn a_trial_ends_by_the_deadline_and_two_are_the_most() {
         (false, "not usable within 10 s: its turn")
     );
     second.await.unwrap().unwrap();
-    until("both to be given back", async || manager.sim.live().is_empty()).await;
+    until("both to be released", async || manager.sim.live().is_empty()).await;
 }
 
-/// A manager that does not run the engines says so at once and holds no slot.
+/// A manager that is not the leader fails at once and holds no permit.
 #[tokio::test]
-async fn a_trial_at_another_manager_than_the_leader_ends_at_once() {
+async fn a_catalog_test_at_another_manager_than_the_leader_ends_at_once() {
     let (manager, noting) = start().await;
     noting.elsewhere.store(true, Ordering::Relaxed);
     let begun = Instant::now();
@@ -491,7 +482,7 @@ async fn a_trial_at_another_manager_than_the_leader_ends_at_once() {
     }
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
 
-    // The lease is lost while one is under way.
+    // The lease is lost during a test.
     noting.elsewhere.store(false, Ordering::Relaxed);
     let trial = tokio::spawn(test(&manager, "olga", "c"));
     noting.next().await;
@@ -501,7 +492,7 @@ async fn a_trial_at_another_manager_than_the_leader_ends_at_once() {
 }
 
 #[tokio::test]
-async fn trials_are_for_org_admins_on_clusters_they_may_use() {
+async fn catalog_tests_are_for_org_admins_on_clusters_they_may_use() {
     let (manager, _noting) = start().await;
     for who in ["ada", "pat", "eve"] {
         let refused = test(&manager, who, "c").await.unwrap_err();
@@ -514,14 +505,13 @@ async fn trials_are_for_org_admins_on_clusters_they_may_use() {
     assert!(manager.sim.live().is_empty());
 }
 
-/// A change of a catalog reaches sessions when compute is made, and not before.
+/// A change of a catalog applies when compute is started, not before.
 #[tokio::test]
 async fn catalog_changes_reach_new_and_restarted_compute_only() {
     let (manager, noting) = start().await;
     let with_lake = v1::CreateSessionRequest {
-        cluster: "c".to_owned(),
         catalog: "lake".to_owned(),
-        ..Default::default()
+        ..on("c")
     };
     let key = manager.create_as("ada", with_lake.clone()).await;
     assert!(kind_of(&noting.next().await).contains("memory"));
@@ -549,12 +539,11 @@ async fn catalog_changes_reach_new_and_restarted_compute_only() {
 }
 
 #[tokio::test]
-async fn a_catalog_in_use_is_deleted_by_force_only() {
+async fn a_catalog_in_use_is_deleted_only_with_force() {
     let (manager, _noting) = start().await;
     let request = v1::CreateSessionRequest {
-        cluster: "c".to_owned(),
         catalog: "lake".to_owned(),
-        ..Default::default()
+        ..on("c")
     };
     let key = manager.create_as("ada", request).await;
     let delete = |force| {
@@ -595,19 +584,10 @@ async fn bind(
     Ok(answer.into_inner())
 }
 
-async fn resolved(manager: &Manager, key: &SessionKey) -> wire::Route {
-    let request = wire::ResolveRouteRequest {
-        session_token: manager.token(key),
-        ..Default::default()
-    };
-    let answer = manager.routes().resolve_route(request).await.unwrap();
-    answer.into_inner().route.unwrap()
-}
-
 /// The session gets a second generation of compute, at `address`.
 async fn replace(manager: &Manager, key: &SessionKey, address: &str) {
     manager.sim.vanish(key, 1);
-    until("the second generation is asked for", async || {
+    until("the second generation to be requested", async || {
         manager.sim.made(key, 2) > 0
     })
     .await;
@@ -616,7 +596,7 @@ async fn replace(manager: &Manager, key: &SessionKey, address: &str) {
 }
 
 #[tokio::test]
-async fn settings_are_applied_again_on_the_compute_that_replaced_another() {
+async fn settings_are_applied_again_on_replaced_compute() {
     let manager = Manager::start().await;
     let (_first, first_address) = Server::start().await;
     let key = manager.create("ada").await;
@@ -632,15 +612,15 @@ async fn settings_are_applied_again_on_the_compute_that_replaced_another() {
             .unwrap()
             .not_kept
     );
-    assert!(resolved(&manager, &key).await.kept_spark_sessions.is_empty());
+    assert!(manager.route_of(&key).await.kept_spark_sessions.is_empty());
 
     let (second, address) = Server::refusing("spark.gone").await;
     replace(&manager, &key, &address).await;
-    let route = resolved(&manager, &key).await;
+    let route = manager.route_of(&key).await;
     assert_eq!(route.generation, 2);
     assert_eq!(route.kept_spark_sessions, [A]);
     assert!(route.compute_replaced_at.is_some() && !route.signals_replacement);
-    // Both managers are asked at once; what the engine refuses is left out.
+    // Both managers bind at once; settings that the engine rejects are omitted.
     let other = manager.another().await;
     let (one, two) = tokio::join!(bind(&manager, &key, 2, &[]), bind(&other, &key, 2, &[]));
     let replaced = [one.unwrap().replaced, two.unwrap().replaced];
@@ -650,7 +630,7 @@ async fn settings_are_applied_again_on_the_compute_that_replaced_another() {
     assert_eq!(set, [("spark.a".to_owned(), "1".to_owned())], "once");
     assert_eq!(configs[0].session_id, A);
     assert_eq!(configs[0].user_context.clone().unwrap().user_id, "sa|ada");
-    assert!(resolved(&manager, &key).await.kept_spark_sessions.is_empty());
+    assert!(manager.route_of(&key).await.kept_spark_sessions.is_empty());
     assert!(
         bind(&manager, &key, 1, &[]).await.is_err(),
         "of the generation before"
@@ -658,7 +638,7 @@ async fn settings_are_applied_again_on_the_compute_that_replaced_another() {
 }
 
 #[tokio::test]
-async fn a_compute_that_cannot_be_prepared_keeps_the_call() {
+async fn a_call_fails_if_its_settings_cannot_be_applied() {
     let manager = Manager::start().await;
     let (_first, address) = Server::start().await;
     let key = manager.create("ada").await;
@@ -672,7 +652,7 @@ async fn a_compute_that_cannot_be_prepared_keeps_the_call() {
         "{refused:?}"
     );
     assert_eq!(
-        resolved(&manager, &key).await.kept_spark_sessions,
+        manager.route_of(&key).await.kept_spark_sessions,
         [A],
         "not taken for done"
     );

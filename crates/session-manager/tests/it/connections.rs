@@ -1,4 +1,4 @@
-//! The public port: connections that nobody uses end, and no others.
+//! The public port: unused connections are closed, and no others.
 use crate::support::{Manager, until};
 use session_proto::v1;
 use session_proto::v1::session_service_client::SessionServiceClient;
@@ -16,7 +16,7 @@ const LIMITS: &str = "[limits]\ncalls_per_second_per_principal = 0\n\
     connection_caller_timeout = \"2s\"\nconnection_idle_timeout = \"3s\"\n";
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// A channel, and how often it connected.
+/// A channel with the number of its connections.
 async fn counted(uri: &str) -> (Channel, Arc<AtomicUsize>) {
     let connections = Arc::new(AtomicUsize::new(0));
     let relay = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -44,11 +44,11 @@ async fn list(manager: &Manager, channel: &Channel) {
 }
 
 #[tokio::test]
-async fn a_connection_without_a_caller_ends_though_it_is_busy() {
+async fn a_busy_connection_without_a_caller_is_closed() {
     let manager = Manager::start_with(LIMITS).await;
     let begun = Instant::now();
 
-    // Silent, and one that keeps asking for a PING.
+    // One without traffic, and one that sends PINGs.
     let silent = TcpStream::connect(manager.public_uri.replace("http://", "")).await;
     let (mut silent, mut ping) = (silent.unwrap(), 0_u8);
     silent
@@ -72,7 +72,7 @@ async fn a_connection_without_a_caller_ends_though_it_is_busy() {
     ended.await.unwrap();
     assert!(begun.elapsed() > Duration::from_secs(1), "{:?}", begun.elapsed());
 
-    // One with an open health check.
+    // One with an open health watch.
     let (channel, _) = counted(&manager.public_uri).await;
     let request = HealthCheckRequest::default();
     let watch = HealthClient::new(channel).watch(request).await;
@@ -82,7 +82,7 @@ async fn a_connection_without_a_caller_ends_though_it_is_busy() {
 }
 
 #[tokio::test]
-async fn a_caller_s_connection_ends_when_it_is_idle_and_never_under_a_stream() {
+async fn a_caller_s_connection_is_closed_when_idle_and_never_with_a_stream() {
     let manager = Manager::start_with(LIMITS).await;
     let (channel, connections) = counted(&manager.public_uri).await;
     list(&manager, &channel).await;
@@ -104,7 +104,7 @@ async fn a_caller_s_connection_ends_when_it_is_idle_and_never_under_a_stream() {
     let session = manager.create("ada").await;
     until("the change on the old stream", async || {
         let next = stream.message().await.unwrap().unwrap();
-        matches!(next.update, Some(v1::watch_sessions_response::Update::Session(told)) if told.id == session.id.as_str())
+        matches!(next.update, Some(v1::watch_sessions_response::Update::Session(shown)) if shown.id == session.id.as_str())
     })
     .await;
 }

@@ -1,13 +1,13 @@
-//! The deadlines that users see are true: `idle_at` to within 15 s while a
-//! session is used, to within 2 s once it is quiet, also when a proxy speaks to
-//! two managers in turn. The simulation checks the same under faults.
+//! The visible deadlines are exact: `idle_at` to 15 s while a session is used, to
+//! 2 s without calls, also if a proxy reports to two managers in turn. The
+//! simulation checks the same under faults.
 
-use crate::support::{Manager, route, until};
+use crate::support::{Manager, on, route, until};
 use session_core::time::ManualClock;
 use session_core::{Clock, SessionKey, SystemClock, Timestamp};
 use session_proto::convert::timestamp;
 use session_proto::internal as wire;
-use session_proto::v1::{self, SessionStatus};
+use session_proto::v1::SessionStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -22,7 +22,7 @@ idle_timeout = "60s"
 process = { program = "/opt/sail" }
 "#;
 
-/// An active session, and a proxy that says what the test says.
+/// An active session, and a proxy whose reports the test determines.
 struct World {
     clock: Arc<ManualClock>,
     manager: Manager,
@@ -34,12 +34,9 @@ impl World {
     async fn new() -> Self {
         let clock = Arc::new(ManualClock::at(SystemClock.now()));
         let manager = Manager::start_at(Arc::clone(&clock) as _, CLUSTER).await;
-        let request = v1::CreateSessionRequest {
-            cluster: "release".to_owned(),
-            ..Default::default()
-        };
+        let request = on("release");
         let key = manager.create_as("ada", request).await;
-        until("the compute to be asked for", async || {
+        until("the compute to be requested", async || {
             manager.sim.made(&key, 1) == 1
         })
         .await;
@@ -53,8 +50,8 @@ impl World {
         }
     }
 
-    /// The proxy's next report, which this manager gets.
-    async fn say_to(&self, manager: &Manager, open_calls: u32) {
+    /// Sends the proxy's next report to this manager.
+    async fn report_to(&self, manager: &Manager, open_calls: u32) {
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
         let request = wire::ReportActivityRequest {
             proxy_id: "proxy-1".to_owned(),
@@ -71,7 +68,7 @@ impl World {
         manager.routes().report_activity(request).await.unwrap();
     }
 
-    /// When it would go idle, in milliseconds, as users see it.
+    /// The visible `idle_at`, in milliseconds.
     async fn idle_at(&self) -> Option<u64> {
         let shown = self.manager.show(&self.key).await.idle_at?;
         let millis = shown.seconds * 1000 + i64::from(shown.nanos) / 1_000_000;
@@ -84,14 +81,14 @@ fn idles_after(silence_since: Timestamp) -> Option<u64> {
 }
 
 #[tokio::test]
-async fn mere_activity_shows_within_15_s_and_exactly() {
+async fn activity_is_visible_within_15_s_and_exact() {
     let world = World::new().await;
-    world.say_to(&world.manager, 0).await;
+    world.report_to(&world.manager, 0).await;
     let first = world.clock.now();
     assert_eq!(world.idle_at().await, idles_after(first));
-    // The last short call, which no later report takes along.
+    // The last short call, after which no report follows.
     world.clock.advance(SECOND);
-    world.say_to(&world.manager, 0).await;
+    world.report_to(&world.manager, 0).await;
     let last = world.clock.now();
     assert_eq!(world.idle_at().await, idles_after(first), "it waits");
     world.clock.advance(14 * SECOND);
@@ -103,11 +100,11 @@ async fn mere_activity_shows_within_15_s_and_exactly() {
 }
 
 #[tokio::test]
-async fn a_call_and_its_end_show_at_once_whichever_manager_hears_of_them() {
+async fn a_call_and_its_end_are_visible_at_once_whichever_manager_gets_the_report() {
     let world = World::new().await;
     let second = world.manager.another().await;
     let managers = [&world.manager, &second];
-    // Each manager remembers what it wrote, and the other one wrote since.
+    // Each manager has state of its last write, and the other one wrote since.
     let turns = [
         (1, 0),
         (0, 1),
@@ -119,9 +116,9 @@ async fn a_call_and_its_end_show_at_once_whichever_manager_hears_of_them() {
         (0, 1),
         (0, 0),
     ];
-    for (turn, (open_calls, hears)) in turns.into_iter().enumerate() {
+    for (turn, (open_calls, receiver)) in turns.into_iter().enumerate() {
         world.clock.advance(SECOND);
-        world.say_to(managers[hears], open_calls).await;
+        world.report_to(managers[receiver], open_calls).await;
         let now = idles_after(world.clock.now());
         let shown = world.manager.show(&world.key).await;
         assert_eq!(shown.active_operations, open_calls, "turn {turn}");

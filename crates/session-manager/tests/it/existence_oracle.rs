@@ -1,5 +1,5 @@
-//! "Not yours" takes the same work as "no such": the same calls to the store,
-//! by kind and number, for every RPC that speaks of a session.
+//! A rejected call takes the same work whether the session exists or not: the same
+//! store calls, by kind and number, for every RPC with a session id.
 
 use crate::support::Manager;
 use crate::support::recording::Calls;
@@ -18,8 +18,8 @@ fn is_refusal(outcome: &Result<(), Status>) -> bool {
         .is_err_and(|status| reason_of(status) == Some(Reason::NotAuthorized))
 }
 
-/// What is called for one RPC of `bob`'s, and how often: the least of many,
-/// because what runs beside looks at the store too.
+/// The store calls of one RPC of `bob`: the minimum of many runs, because background
+/// tasks call the store too.
 async fn work(manager: &Manager, id: &str, rpc: Rpc) -> Calls {
     let mut least: Option<Calls> = None;
     for _ in 0..25 {
@@ -40,16 +40,16 @@ async fn work(manager: &Manager, id: &str, rpc: Rpc) -> Calls {
     least.unwrap()
 }
 
-/// Every RPC that speaks of one session.
+/// Every RPC with a session id.
 fn of_a_session() -> impl Iterator<Item = Rpc> {
     Rpc::ALL.iter().copied().filter(|rpc| {
         let named = matches!(rpc.rule(), Rule::OnSession(_) | Rule::ServiceForCaller(_));
-        // Those of token-issuer end in the ledger's.
+        // Those of token-issuer call the ledger's.
         (named && rpc.service() != "TokenService") || *rpc == Rpc::WatchSessions
     })
 }
 
-/// `bob` calls it about a session.
+/// `bob` calls the RPC with this session id.
 async fn about(manager: &Manager, id: &str, rpc: Rpc) -> Result<(), Status> {
     let session_id = id.to_owned();
     let (mut sessions, mut ledger) = (manager.sessions("bob"), manager.ledger("bob"));
@@ -112,10 +112,10 @@ async fn about(manager: &Manager, id: &str, rpc: Rpc) -> Result<(), Status> {
 }
 
 #[tokio::test]
-async fn not_yours_takes_the_same_work_as_no_such() {
+async fn a_foreign_session_takes_the_same_work_as_a_missing_one() {
     let manager = Manager::start_with("[limits]\ncalls_per_second_per_principal = 0\n").await;
     let key = manager.active("ada").await;
-    // Of another organization: another place in the store, or none.
+    // A session of another organization, and a missing one.
     let foreign = manager.create_in("umbrella", "eve").await;
     let nobodys = SessionId::generate(SystemClock.now(), 7).to_string();
     manager.until_status(&key, SessionStatus::Active).await;

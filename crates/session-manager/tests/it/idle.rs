@@ -1,8 +1,7 @@
-//! Sessions go idle when nobody uses them, never while somebody does, and come
-//! back when they are called. The store's clock is the test's: nothing waits
-//! for minutes.
+//! Sessions become idle without calls, never with open calls, and wake when they are
+//! called. The tests set the store's clock, so that nothing waits for minutes.
 
-use crate::support::{Manager, route, until};
+use crate::support::{Manager, on, route, until};
 use session_core::time::ManualClock;
 use session_core::{Clock, SessionKey, SystemClock, TokenId};
 use session_proto::convert::timestamp;
@@ -41,7 +40,7 @@ struct World {
 }
 
 impl World {
-    /// A manager that began long enough ago.
+    /// A manager that started long enough ago for idle timeouts.
     async fn new() -> Self {
         let world = Self::just_begun().await;
         world.pass(61).await;
@@ -62,42 +61,42 @@ impl World {
         self.clock.now()
     }
 
-    /// So many seconds, in which one proxy says every 5 s that it lives.
+    /// Advances the clock while one proxy sends empty reports every 5 s.
     async fn pass(&self, seconds: u64) {
         for second in 0..seconds {
             if second % 5 == 0 {
-                self.say(Vec::new()).await.unwrap();
+                self.report(Vec::new()).await.unwrap();
             }
             self.clock.advance(SECOND);
         }
-        self.say(Vec::new()).await.unwrap();
+        self.report(Vec::new()).await.unwrap();
     }
 
-    /// So many seconds, in which every 5 s the same is said of a session.
-    async fn pass_saying(&self, seconds: u64, said: impl Fn() -> wire::SessionActivity) {
+    /// Advances the clock while a proxy reports a session every 5 s.
+    async fn pass_reporting(&self, seconds: u64, report: impl Fn() -> wire::SessionActivity) {
         for second in 0..seconds {
             if second % 5 == 0 {
-                self.say(vec![said()]).await.unwrap();
+                self.report(vec![report()]).await.unwrap();
             }
             self.clock.advance(SECOND);
         }
     }
 
-    async fn say(&self, sessions: Vec<wire::SessionActivity>) -> Result<(), Status> {
+    async fn report(&self, sessions: Vec<wire::SessionActivity>) -> Result<(), Status> {
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
-        self.say_as("proxy-1", sequence, sessions).await
+        self.report_as("proxy-1", sequence, sessions).await
     }
 
-    async fn say_as(
+    async fn report_as(
         &self,
         proxy: &str,
         sequence: u64,
         sessions: Vec<wire::SessionActivity>,
     ) -> Result<(), Status> {
-        Self::say_to(&self.manager, proxy, sequence, sessions).await
+        Self::report_to(&self.manager, proxy, sequence, sessions).await
     }
 
-    async fn say_to(
+    async fn report_to(
         manager: &Manager,
         proxy: &str,
         sequence: u64,
@@ -123,17 +122,14 @@ impl World {
     }
 
     async fn active(&self, cluster: &str) -> SessionKey {
-        let request = v1::CreateSessionRequest {
-            cluster: cluster.to_owned(),
-            ..Default::default()
-        };
+        let request = on(cluster);
         let key = self.manager.create_as("ada", request).await;
         self.ready(&key, 1).await;
         key
     }
 
     async fn ready(&self, key: &SessionKey, generation: u64) {
-        until("the compute to be asked for", async || {
+        until("the compute to be requested", async || {
             self.manager.sim.made(key, generation) == 1
         })
         .await;
@@ -148,7 +144,7 @@ impl World {
         self.manager.show(key).await
     }
 
-    /// Looks at the session are over and changed nothing.
+    /// Waits for reconciliations, which must not change the phase.
     async fn stays(&self, key: &SessionKey, phase: &str) {
         tokio::time::sleep(Duration::from_millis(700)).await;
         assert_eq!(self.manager.show(key).await.phase, phase);
@@ -160,24 +156,11 @@ impl World {
         self.until_phase(&key, "releasing").await;
         self.pass(11).await;
         self.until_phase(&key, "released").await;
-        until("the compute to be given back", async || {
+        until("the compute to be released", async || {
             self.manager.sim.live().is_empty()
         })
         .await;
         key
-    }
-
-    async fn resolve(&self, key: &SessionKey, wait: i64) -> Result<wire::Route, Status> {
-        let request = wire::ResolveRouteRequest {
-            session_token: self.manager.token(key),
-            wait: Some(prost_types::Duration {
-                seconds: wait,
-                nanos: 0,
-            }),
-            wake: true,
-        };
-        let answer = self.manager.routes().resolve_route(request).await?;
-        Ok(answer.into_inner().route.unwrap_or_default())
     }
 
     async fn end(self) {
@@ -199,8 +182,8 @@ async fn kept_compute_idles_and_wakes_at_once() {
     let idle = world.until_phase(&key, "kept").await;
     assert_eq!(idle.reason, "IDLE_TIMEOUT");
 
-    // To wake is not to wait.
-    let woken = world.resolve(&key, 0).await.unwrap();
+    // A wake does not wait for readiness.
+    let woken = world.manager.resolve(&key, 0).await.unwrap();
     assert_eq!(
         (woken.status(), woken.generation, woken.version),
         (wire::RouteStatus::Active, 1, idle.version + 1)
@@ -213,13 +196,13 @@ async fn kept_compute_idles_and_wakes_at_once() {
 async fn a_session_with_a_call_in_flight_never_idles() {
     let world = World::new().await;
     let key = world.active("release").await;
-    world.pass_saying(300, || world.calls(&key, 1)).await;
+    world.pass_reporting(300, || world.calls(&key, 1)).await;
     world.stays(&key, "ready").await;
     let busy = world.manager.show(&key).await;
     assert_eq!((busy.active_operations, busy.idle_at), (1, None));
     assert_eq!(busy.version, 2, "activity is outside the version");
 
-    world.say(vec![world.calls(&key, 0)]).await.unwrap();
+    world.report(vec![world.calls(&key, 0)]).await.unwrap();
     let ended = world.manager.show(&key).await;
     assert_eq!(ended.active_operations, 0);
     let idle_at = ended.idle_at.unwrap();
@@ -233,7 +216,7 @@ async fn a_session_with_a_call_in_flight_never_idles() {
 }
 
 #[tokio::test]
-async fn release_is_two_phased_and_a_report_between_brings_it_back() {
+async fn release_has_two_phases_and_a_report_in_between_reactivates() {
     let world = World::new().await;
     let key = world.active("release").await;
     world.pass(61).await;
@@ -242,15 +225,15 @@ async fn release_is_two_phased_and_a_report_between_brings_it_back() {
 
     let mut of_old = world.calls(&key, 1);
     of_old.generation = 0;
-    world.say(vec![of_old]).await.unwrap();
+    world.report(vec![of_old]).await.unwrap();
     world.stays(&key, "releasing").await;
-    world.say(vec![world.calls(&key, 1)]).await.unwrap();
+    world.report(vec![world.calls(&key, 1)]).await.unwrap();
     let back = world.until_phase(&key, "ready").await;
     assert_eq!(
         (back.version, back.generation, back.reason.as_str()),
         (releasing.version + 1, 1, "ACTIVITY")
     );
-    world.say(vec![world.calls(&key, 0)]).await.unwrap();
+    world.report(vec![world.calls(&key, 0)]).await.unwrap();
 
     world.pass(61).await;
     world.until_phase(&key, "releasing").await;
@@ -258,7 +241,7 @@ async fn release_is_two_phased_and_a_report_between_brings_it_back() {
     world.stays(&key, "releasing").await;
     world.pass(6).await;
     world.until_phase(&key, "released").await;
-    until("the compute to be given back", async || {
+    until("the compute to be released", async || {
         world.manager.sim.live().is_empty()
     })
     .await;
@@ -271,7 +254,7 @@ async fn a_call_during_releasing_resolves_at_once() {
     let key = world.active("release").await;
     world.pass(61).await;
     world.until_phase(&key, "releasing").await;
-    let route = world.resolve(&key, 5).await.unwrap();
+    let route = world.manager.resolve(&key, 5).await.unwrap();
     assert_eq!((route.status(), route.generation), (wire::RouteStatus::Active, 1));
     world.end().await;
 }
@@ -280,9 +263,9 @@ async fn a_call_during_releasing_resolves_at_once() {
 async fn a_hundred_calls_wake_a_released_session_once() {
     let world = World::new().await;
     let key = world.released().await;
-    let calls = (0..100).map(|_| world.resolve(&key, 15));
+    let calls = (0..100).map(|_| world.manager.resolve(&key, 15));
     let ready = async {
-        until("the compute to be asked for", async || {
+        until("the compute to be requested", async || {
             world.manager.sim.made(&key, 2) == 1
         })
         .await;
@@ -303,7 +286,7 @@ async fn a_hundred_calls_wake_a_released_session_once() {
 }
 
 #[tokio::test]
-async fn a_failed_wake_goes_back_to_idle_and_tries_again_after_a_while() {
+async fn a_failed_wake_returns_to_idle_and_is_retried_later() {
     let world = World::new().await;
     let key = world.released().await;
     let warm = async || {
@@ -320,7 +303,7 @@ async fn a_failed_wake_goes_back_to_idle_and_tries_again_after_a_while() {
     let idle = world.until_phase(&key, "released").await;
     assert_eq!(idle.reason, "WARM_FAILED");
     assert_eq!(warm().await.unwrap_err().code(), Code::Unavailable);
-    let waiting = world.resolve(&key, 1).await.unwrap();
+    let waiting = world.manager.resolve(&key, 1).await.unwrap();
     assert_eq!(waiting.status(), wire::RouteStatus::Idle);
     world.pass(6).await;
     assert_eq!(warm().await.unwrap().into_inner().session.unwrap().generation, 3);
@@ -329,16 +312,16 @@ async fn a_failed_wake_goes_back_to_idle_and_tries_again_after_a_while() {
 }
 
 #[tokio::test]
-async fn idle_clocks_stand_still_until_every_proxy_has_reported() {
+async fn idle_timeouts_are_deferred_until_every_proxy_has_reported() {
     let world = World::just_begun().await;
-    world.say_as("proxy-2", 1, Vec::new()).await.unwrap();
+    world.report_as("proxy-2", 1, Vec::new()).await.unwrap();
     let key = world.active("keep").await;
-    // The idle clock runs out, but proxy-2 said nothing for a minute.
+    // The timeout expires, but proxy-2 has not reported for a minute.
     world.pass(70).await;
     world.stays(&key, "ready").await;
-    // It is back. The session is looked at again within a minute.
+    // It reports again. The session is reconciled within a minute.
     for _ in 0..13 {
-        world.say_as("proxy-2", 2, Vec::new()).await.unwrap();
+        world.report_as("proxy-2", 2, Vec::new()).await.unwrap();
         world.pass(5).await;
     }
     world.until_phase(&key, "kept").await;
@@ -358,7 +341,7 @@ async fn nothing_idles_where_no_proxy_reports() {
 }
 
 #[tokio::test]
-async fn mere_activity_is_written_every_ten_seconds_and_amounts_count_once() {
+async fn activity_is_written_every_ten_seconds_and_usage_counts_once() {
     let world = World::new().await;
     let key = world.active("release").await;
     let with_usage = |open| wire::SessionActivity {
@@ -371,18 +354,21 @@ async fn mere_activity_is_written_every_ten_seconds_and_amounts_count_once() {
         ..world.calls(&key, open)
     };
     let usage = async || world.manager.show(&key).await.usage.unwrap();
-    world.say(vec![with_usage(1)]).await.unwrap();
+    world.report(vec![with_usage(1)]).await.unwrap();
     assert_eq!(usage().await.rpcs, 1, "the first is written at once");
-    world.pass_saying(5, || with_usage(1)).await;
+    world.pass_reporting(5, || with_usage(1)).await;
     assert_eq!(usage().await.rpcs, 1, "mere activity waits");
     world.clock.advance(5 * SECOND);
-    world.say(vec![with_usage(1)]).await.unwrap();
+    world.report(vec![with_usage(1)]).await.unwrap();
     assert_eq!(usage().await.rpcs, 3, "and is written together");
 
-    // A report whose answer was lost comes again.
+    // A report whose response was lost is repeated.
     let again = world.sequence.fetch_add(1, Ordering::Relaxed) + 1;
     for _ in 0..3 {
-        world.say_as("proxy-1", again, vec![with_usage(0)]).await.unwrap();
+        world
+            .report_as("proxy-1", again, vec![with_usage(0)])
+            .await
+            .unwrap();
     }
     let total = usage().await;
     assert_eq!(
@@ -395,8 +381,8 @@ async fn mere_activity_is_written_every_ten_seconds_and_amounts_count_once() {
         (4, 40, 400, 4),
         "the end is written at once, and once"
     );
-    // What waits is written by itself when nothing more comes.
-    world.say(vec![with_usage(0)]).await.unwrap();
+    // Pending usage is written without a further report.
+    world.report(vec![with_usage(0)]).await.unwrap();
     assert_eq!(usage().await.rpcs, 4);
     world.pass(16).await;
     until("what waits to be written", async || usage().await.rpcs == 5).await;
@@ -404,11 +390,11 @@ async fn mere_activity_is_written_every_ten_seconds_and_amounts_count_once() {
 }
 
 #[tokio::test]
-async fn bad_reports_are_refused_and_strangers_passed_over() {
+async fn invalid_reports_are_rejected_and_unknown_sessions_skipped() {
     let world = World::new().await;
     let key = world.active("keep").await;
     let refused = async |session: wire::SessionActivity, field: &str| {
-        let status = world.say(vec![session]).await.unwrap_err();
+        let status = world.report(vec![session]).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument, "{status}");
         assert!(status.message().starts_with(field), "{}", status.message());
     };
@@ -438,9 +424,9 @@ async fn bad_reports_are_refused_and_strangers_passed_over() {
     )
     .await;
     let many = vec![good(); 10_001];
-    let status = world.say(many).await.unwrap_err();
+    let status = world.report(many).await.unwrap_err();
     assert!(status.message().starts_with("sessions"), "{}", status.message());
-    let nameless = world.say_as("", 0, Vec::new()).await.unwrap_err();
+    let nameless = world.report_as("", 0, Vec::new()).await.unwrap_err();
     assert!(
         nameless.message().starts_with("proxy_id"),
         "{}",
@@ -455,14 +441,14 @@ async fn bad_reports_are_refused_and_strangers_passed_over() {
     let closed = world.active("keep").await;
     world.manager.close("ada", &closed).await;
     let batch = vec![stranger, world.calls(&closed, 1), good()];
-    world.say(batch).await.unwrap();
+    world.report(batch).await.unwrap();
     assert_eq!(world.manager.show(&key).await.active_operations, 1);
     assert_eq!(world.manager.show(&closed).await.active_operations, 0);
     world.end().await;
 }
 
 #[tokio::test]
-async fn operations_and_uses_of_tokens_are_told() {
+async fn operations_and_token_uses_are_returned() {
     let world = World::new().await;
     let key = world.active("keep").await;
     let at = |seconds| Some(timestamp(world.now().before(Duration::from_secs(seconds))));
@@ -477,7 +463,7 @@ async fn operations_and_uses_of_tokens_are_told() {
     };
     let store = &world.manager.store;
     store.record_token(&key, token.clone(), 5).await.unwrap();
-    let said = |first, last| wire::SessionActivity {
+    let report = |first, last| wire::SessionActivity {
         operations: vec![wire::OpenOperation {
             spark_session_id: "x".repeat(500),
             operation_id: "op".to_owned(),
@@ -492,19 +478,19 @@ async fn operations_and_uses_of_tokens_are_told() {
         }],
         ..world.calls(&key, 1)
     };
-    world.say(vec![said(8, 7)]).await.unwrap();
+    world.report(vec![report(8, 7)]).await.unwrap();
     let list = v1::ListOperationsRequest {
         session_id: key.id.to_string(),
     };
-    let told = world
+    let listed = world
         .manager
         .sessions("ada")
         .list_operations(list.clone())
         .await
         .unwrap()
         .into_inner();
-    let [operation] = told.operations.as_slice() else {
-        panic!("one operation: {told:?}");
+    let [operation] = listed.operations.as_slice() else {
+        panic!("one operation: {listed:?}");
     };
     assert_eq!(
         (operation.operation_id.as_str(), operation.spark_session_id.len()),
@@ -523,7 +509,7 @@ async fn operations_and_uses_of_tokens_are_told() {
 }
 
 #[tokio::test]
-async fn keep_alive_holds_the_idle_clock() {
+async fn keep_alive_defers_the_idle_timeout() {
     let world = World::new().await;
     let key = world.active("release").await;
     let until_then = timestamp(world.now().after(5 * MINUTE));
@@ -553,20 +539,20 @@ async fn two_managers_count_once_and_idle_once() {
         }),
         ..world.calls(&key, open)
     };
-    // The answer of the first was lost; the proxy goes to the second.
+    // The response of the first was lost; the proxy reports to the second.
     let number = world.sequence.fetch_add(1, Ordering::Relaxed) + 1;
     world
-        .say_as("proxy-1", number, vec![with_usage(1)])
+        .report_as("proxy-1", number, vec![with_usage(1)])
         .await
         .unwrap();
-    World::say_to(&second, "proxy-1", number, vec![with_usage(1)])
+    World::report_to(&second, "proxy-1", number, vec![with_usage(1)])
         .await
         .unwrap();
     let shown = second.show(&key).await;
     assert_eq!((shown.active_operations, shown.usage.unwrap().rpcs), (1, 1));
-    // What the second is told ends what the first was told.
+    // The report to the second overrides that to the first.
     let number = world.sequence.fetch_add(1, Ordering::Relaxed) + 1;
-    World::say_to(&second, "proxy-1", number, vec![with_usage(0)])
+    World::report_to(&second, "proxy-1", number, vec![with_usage(0)])
         .await
         .unwrap();
     let shown = world.manager.show(&key).await;
@@ -574,7 +560,7 @@ async fn two_managers_count_once_and_idle_once() {
 
     world.pass(61).await;
     world.until_phase(&key, "releasing").await;
-    // Both have seen enough by then.
+    // Both have reconciled it by then.
     for _ in 0..13 {
         world.pass(5).await;
     }
@@ -588,18 +574,18 @@ async fn two_managers_count_once_and_idle_once() {
 }
 
 #[tokio::test]
-async fn what_waits_is_written_when_the_manager_stops() {
+async fn pending_usage_is_written_when_the_manager_stops() {
     let world = World::new().await;
     let key = world.active("keep").await;
     for _ in 0..3 {
-        let said = wire::SessionActivity {
+        let report = wire::SessionActivity {
             usage: Some(wire::Usage {
                 rpcs: 1,
                 ..Default::default()
             }),
             ..world.calls(&key, 1)
         };
-        world.say(vec![said]).await.unwrap();
+        world.report(vec![report]).await.unwrap();
     }
     let store = Arc::clone(&world.manager.store);
     let session = store.get(&key).await.unwrap().unwrap();
@@ -613,7 +599,7 @@ async fn what_waits_is_written_when_the_manager_stops() {
     assert_eq!(rpcs().await, 3);
 }
 
-/// Draining refuses new sessions; one that gave its compute back wakes as before.
+/// A draining cluster rejects new sessions; released ones wake as before.
 #[tokio::test]
 async fn an_idle_session_wakes_on_a_draining_cluster() {
     let world = World::new().await;
@@ -640,7 +626,7 @@ async fn an_idle_session_wakes_on_a_draining_cluster() {
     world.until_phase(&key, "releasing").await;
     world.pass(11).await;
     world.until_phase(&key, "released").await;
-    // An idle session is not interrupted, and not woken for it.
+    // An interrupt does not wake an idle session.
     let request = v1::InterruptOperationsRequest {
         session_id: key.id.to_string(),
         operation_ids: Vec::new(),
@@ -664,10 +650,7 @@ async fn an_idle_session_wakes_on_a_draining_cluster() {
     };
     world.manager.sessions("ada").warm_session(request).await.unwrap();
     world.ready(&key, 2).await;
-    let request = v1::CreateSessionRequest {
-        cluster: "lab".to_owned(),
-        ..Default::default()
-    };
+    let request = on("lab");
     let refused = world.manager.sessions("ada").create_session(request).await;
     assert_eq!(refused.unwrap_err().code(), Code::FailedPrecondition);
     world.end().await;

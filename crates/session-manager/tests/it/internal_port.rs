@@ -1,5 +1,5 @@
-//! The internal port: each method has callers of its own, by the names in
-//! their certificates, and nobody else gets as far as its handler.
+//! The internal port: each method has a list of callers by the names in their
+//! certificates, and admission rejects all others.
 
 use crate::support::Manager;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
@@ -49,7 +49,7 @@ fn internal() -> impl Iterator<Item = Rpc> {
     Rpc::ALL.iter().copied().filter(|rpc| rpc.rule().is_internal())
 }
 
-/// The one name that may call it.
+/// The only name that may call the method.
 fn name_for(rpc: Rpc) -> String {
     format!(
         "{}.{}.berth.svc",
@@ -58,7 +58,7 @@ fn name_for(rpc: Rpc) -> String {
     )
 }
 
-/// Calls it with nothing in the request.
+/// Calls the method with an empty request.
 async fn call(channel: &Channel, rpc: Rpc) -> Result<(), Status> {
     let mut routes = RouteServiceClient::new(channel.clone());
     let mut ledger = TokenLedgerClient::new(channel.clone());
@@ -81,7 +81,7 @@ async fn call(channel: &Channel, rpc: Rpc) -> Result<(), Status> {
     }
 }
 
-/// Was it refused for the certificate?
+/// Whether the call was rejected because of the certificate.
 fn is_shut(outcome: &Result<(), Status>) -> bool {
     outcome.as_ref().is_err_and(|status| {
         reason_of(status) == Some(Reason::NotAuthorized) && status.message().contains("certificate")
@@ -89,7 +89,7 @@ fn is_shut(outcome: &Result<(), Status>) -> bool {
 }
 
 #[tokio::test]
-async fn each_method_takes_its_own_callers_and_nobody_else() {
+async fn each_method_accepts_only_its_listed_callers() {
     let dir = tempfile::tempdir().unwrap();
     let ca = authority();
     std::fs::write(dir.path().join("ca.crt"), ca.pem()).unwrap();
@@ -125,7 +125,7 @@ async fn each_method_takes_its_own_callers_and_nobody_else() {
                 rpc != caller,
                 "{caller:?} calls {rpc:?}: {outcome:?}"
             );
-            // The handler, or the question who calls, answers what is let in.
+            // An admitted call fails later: in its handler or without a caller.
             let reached = outcome.as_ref().err().is_none_or(|status| {
                 reason_of(status).is_some() || status.code() == tonic::Code::InvalidArgument
             });
@@ -134,7 +134,7 @@ async fn each_method_takes_its_own_callers_and_nobody_else() {
         }
     }
     assert_eq!(let_in, internal().count());
-    // A method's own list counts alone: those of its whole service are nobody here.
+    // The list of a method replaces that of its service.
     for name in ["any.route.berth.svc", "any.ledger.berth.svc", "localhost"] {
         let channel = channel(name);
         for rpc in internal() {

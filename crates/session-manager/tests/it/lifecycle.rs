@@ -1,8 +1,7 @@
-//! The due-queue drives sessions from pending to active to closed, whatever
-//! fails between.
+//! The reconciler moves sessions from pending to active to closed despite failures.
 
 use crate::support;
-use crate::support::{Manager, route, until};
+use crate::support::{Manager, on, route, until};
 use compute::simulation::{Call, Fault};
 use session_proto::v1::{self, SessionStatus};
 use std::time::Duration;
@@ -12,7 +11,7 @@ fn fails(times: usize) -> impl Iterator<Item = Fault> {
 }
 
 #[tokio::test]
-async fn a_session_is_made_ready_and_given_back() {
+async fn compute_is_started_and_released() {
     let manager = Manager::start().await;
     let key = manager.active("ada").await;
     let shown = manager.show(&key).await;
@@ -35,7 +34,7 @@ async fn a_session_is_made_ready_and_given_back() {
 }
 
 #[tokio::test]
-async fn effects_that_fail_are_started_again() {
+async fn failed_effects_are_repeated() {
     let manager = Manager::start().await;
     for fault in fails(2) {
         manager.sim.inject(Call::Ensure, fault);
@@ -53,13 +52,13 @@ async fn effects_that_fail_are_started_again() {
     assert_eq!(
         manager.sim.made(&key, 1),
         1,
-        "made once, however often it was asked for"
+        "made once, however often it was requested"
     );
     assert_eq!(manager.sim.violations(), Vec::<String>::new());
 }
 
 #[tokio::test]
-async fn lost_compute_is_replaced_and_a_permanent_failure_ends_it() {
+async fn lost_compute_is_replaced_and_a_permanent_failure_ends_the_session() {
     let manager = Manager::start().await;
     let key = manager.active("ada").await;
     manager.sim.vanish(&key, 1);
@@ -69,7 +68,7 @@ async fn lost_compute_is_replaced_and_a_permanent_failure_ends_it() {
     assert_eq!(shown.generation, 2);
 
     let doomed = manager.create("ada").await;
-    until("the compute to be asked for", async || {
+    until("the compute to be requested", async || {
         manager.sim.made(&doomed, 1) == 1
     })
     .await;
@@ -87,7 +86,7 @@ async fn provisioning_that_never_ends_fails_at_its_deadline() {
     let manager = Manager::start().await;
     let begun = std::time::Instant::now();
     let key = manager.create("ada").await;
-    until("the compute to be asked for", async || {
+    until("the compute to be requested", async || {
         manager.sim.made(&key, 1) == 1
     })
     .await;
@@ -108,15 +107,12 @@ async fn provisioning_that_never_ends_fails_at_its_deadline() {
 #[tokio::test]
 async fn a_crash_between_commit_and_effect_is_repaired_by_another_manager() {
     let first = Manager::start().await;
-    // The first one commits the create and never gets its effect started.
+    // The first one commits the create and crashes before its effect.
     first
         .sim
         .inject(Call::Ensure, Fault::Takes(Duration::from_secs(3600)));
     let mut sessions = first.sessions("ada");
-    let request = v1::CreateSessionRequest {
-        cluster: "c".to_owned(),
-        ..Default::default()
-    };
+    let request = on("c");
     let create = tokio::spawn(async move { sessions.create_session(request).await });
     until("the create to be committed", async || {
         let listed = first
@@ -141,7 +137,7 @@ async fn a_crash_between_commit_and_effect_is_repaired_by_another_manager() {
 }
 
 #[tokio::test]
-async fn two_managers_make_one_compute() {
+async fn two_managers_start_one_compute() {
     let first = Manager::start().await;
     let second = first.another().await;
     let mut keys = Vec::new();
@@ -150,7 +146,7 @@ async fn two_managers_make_one_compute() {
         keys.push(second.create("bob").await);
     }
     for key in &keys {
-        until("the compute to be asked for", async || {
+        until("the compute to be requested", async || {
             first.sim.made(key, 1) == 1
         })
         .await;
@@ -179,9 +175,9 @@ async fn two_managers_make_one_compute() {
     assert_eq!(first.sim.violations(), Vec::<String>::new());
 }
 
-/// The other one has nothing to see of this compute, and must not take it for gone.
+/// A manager without the provider must not treat the compute as missing.
 #[tokio::test]
-async fn a_manager_without_processes_leaves_those_of_another_alone() {
+async fn a_manager_without_processes_does_not_affect_those_of_another() {
     let manager = Manager::start().await;
     let key = manager.active("ada").await;
     let other = manager.another_without_process().await;
@@ -189,7 +185,7 @@ async fn a_manager_without_processes_leaves_those_of_another_alone() {
         let request = v1::WarmSessionRequest {
             session_id: key.id.to_string(),
         };
-        // Has the other one look at it.
+        // Makes the other manager reconcile the session.
         let warmed = other.sessions("ada").warm_session(request).await;
         warmed.unwrap().into_inner().session.unwrap()
     };

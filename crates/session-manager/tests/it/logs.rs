@@ -1,6 +1,5 @@
-//! The log of the program as it ships, while others choose their names,
-//! headers, credentials and texts badly: every line stays one line, valid, and
-//! says nothing to a terminal.
+//! The log of the real program under hostile names, headers, credentials and texts:
+//! every record stays one valid line without control sequences.
 
 use crate::support::until;
 use service_kit::caller::{NewKey, generate_key};
@@ -20,10 +19,10 @@ use tonic::Request;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 
-/// Whatever is in a log once, is found by this.
+/// A mark in every hostile text.
 const MARK: &str = "F0RGED";
 
-/// Texts that would like to be more than text.
+/// Texts with control sequences, line breaks and format characters.
 fn hostile() -> Vec<String> {
     vec![
         format!("x\n2026-01-01T00:00:00.000000Z ERROR {MARK}: all is lost"),
@@ -38,7 +37,7 @@ fn hostile() -> Vec<String> {
     ]
 }
 
-/// What a header can carry of it.
+/// The part of the text that a header can carry.
 fn header(text: &str) -> MetadataValue<tonic::metadata::Ascii> {
     let bytes: Vec<u8> = text.bytes().filter(|b| *b >= 32 && *b != 127).collect();
     MetadataValue::try_from(bytes.as_slice()).unwrap()
@@ -109,8 +108,8 @@ impl Program {
             keys,
             dir,
         };
-        until("it is up", async || {
-            program.log().contains("session-manager is up")
+        until("it has started", async || {
+            program.log().contains("session-manager started")
         })
         .await;
         program
@@ -120,7 +119,7 @@ impl Program {
         read(&self.dir.path().join("log"))
     }
 
-    /// A request of `ada`'s, or of `pat`'s, with headers that nobody should write.
+    /// A request of `ada` or `pat` with hostile headers.
     fn asks<T>(&self, who: usize, text: &str, message: T) -> Request<T> {
         let mut request = Request::new(message);
         let metadata = request.metadata_mut();
@@ -137,8 +136,8 @@ impl Program {
         request
     }
 
-    /// Everything in which a caller has a say, said badly. What comes back does
-    /// not matter here.
+    /// Calls with the hostile text in every field that callers control. Responses do
+    /// not matter.
     async fn attack(&self, text: &str) {
         let text = || text.to_owned();
         let mut sessions = SessionServiceClient::new(self.public.clone());
@@ -222,7 +221,7 @@ impl Program {
         });
         let create = v1::CreateCatalogRequest { catalog };
         let _ = catalogs.create_catalog(self.asks(0, &text(), create)).await;
-        // A principal may be called nearly anything.
+        // Principals may have nearly any name.
         for principal in [text(), format!("corp|{}", text()), format!("sa|{}", text())] {
             let disable = v1::DisablePrincipalRequest {
                 principal,
@@ -264,11 +263,11 @@ impl Program {
 }
 
 fn read(path: &Path) -> String {
-    // Strictly: a log is text.
+    // Fails unless the log is UTF-8.
     String::from_utf8(std::fs::read(path).unwrap()).unwrap()
 }
 
-/// Can a terminal, or a reader of lines, take it for anything but text?
+/// Whether the character is text for a terminal and for line-based tools.
 fn is_plain(char: char) -> bool {
     let turns = [
         '\u{61c}',
@@ -287,7 +286,7 @@ async fn attacked(format: &str) -> String {
     for text in hostile() {
         program.attack(&text).await;
     }
-    // A debug line of each call is in the log when its last one is.
+    // The debug lines of all calls are in the log when that of the last one is.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let pid = program.child.id().to_string();
     Command::new("kill").arg(&pid).status().unwrap();
@@ -295,7 +294,7 @@ async fn attacked(format: &str) -> String {
     let log = program.log();
     assert!(
         log.contains(MARK),
-        "nothing that was said is in the log, so this shows nothing"
+        "no hostile text is in the log, so the test proves nothing"
     );
     assert!(log.ends_with('\n'));
     for line in log.lines() {
@@ -320,19 +319,19 @@ async fn each_line_of_json_is_one_object() {
         assert!(!line.contains_key(MARK), "a field was forged: {line:?}");
         named += usize::from(line.values().any(|value| value.to_string().contains(MARK)));
     }
-    println!("{} lines, {named} with what others said", log.lines().count());
+    println!("{} lines, {named} with hostile text", log.lines().count());
     assert!(named > 5, "{named}");
 }
 
 #[tokio::test]
-async fn each_line_of_text_begins_as_one_of_ours() {
+async fn each_text_line_begins_with_a_time() {
     let log = attacked("text").await;
     for line in log.lines() {
         let mut words = line.split_whitespace();
         let (time, level) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         assert!(time.len() == 27 && time.ends_with('Z'), "{line}");
         assert!(["ERROR", "WARN", "INFO", "DEBUG"].contains(&level), "{line}");
-        // The forged line has the same look: it would be told by its time.
+        // A forged line has the same form except for its time.
         assert!(!time.starts_with("2026-01-01"), "{line}");
     }
 }

@@ -1,8 +1,8 @@
-//! Organizations: their limits, and shutting them or one of their principals
-//! out, on two managers that share one store.
+//! Organizations: limits, and disabling of organizations and principals, on two
+//! managers that share one store.
 
 use crate::support;
-use crate::support::{Manager, route, until};
+use crate::support::{Manager, on, route, until};
 use session_core::{Clock as _, Timestamp};
 use session_core::{Disabled, Reason, SessionKey, SystemClock, TokenId};
 use session_proto::error::reason_of;
@@ -12,13 +12,6 @@ use session_store::prelude::*;
 use session_store::{Kind, TokenRecord};
 use std::time::Duration;
 use tonic::{Code, Status};
-
-fn on(cluster: &str) -> v1::CreateSessionRequest {
-    v1::CreateSessionRequest {
-        cluster: cluster.to_owned(),
-        ..Default::default()
-    }
-}
 
 const fn limits() -> v1::Limits {
     v1::Limits {
@@ -109,7 +102,7 @@ async fn organizations_are_created_read_and_limited() {
         .list_orgs(v1::ListOrgsRequest {})
         .await
         .unwrap();
-    assert_eq!(own.into_inner().orgs[0].name, "acme", "everybody sees their own");
+    assert_eq!(own.into_inner().orgs[0].name, "acme", "every caller sees its own");
 }
 
 #[tokio::test]
@@ -184,7 +177,7 @@ async fn bad_input_names_the_field() {
     );
 }
 
-/// Limits of one organization are its own, and hold under parallel creates.
+/// Limits apply per organization and hold under concurrent creates.
 #[tokio::test]
 async fn limits_are_exact_on_two_managers() {
     let manager = Manager::start().await;
@@ -219,7 +212,7 @@ async fn limits_are_exact_on_two_managers() {
 }
 
 #[tokio::test]
-async fn a_disabled_organization_is_refused_everywhere_until_enabled() {
+async fn a_disabled_organization_is_rejected_everywhere_until_enabled() {
     let manager = Manager::start_with("[[orgs]]\nname = \"acme\"\n").await;
     let other = manager.another_with("[[orgs]]\nname = \"acme\"\n").await;
     let (first, second) = (manager.active("ada").await, other.active("bob").await);
@@ -248,14 +241,9 @@ async fn a_disabled_organization_is_refused_everywhere_until_enabled() {
         };
         let refused = at.ledger("ada").record_token(request).await.unwrap_err();
         assert_eq!(reason_of(&refused), Some(Reason::OrgDisabled));
-        let request = wire::ResolveRouteRequest {
-            session_token: at.token(&first),
-            ..Default::default()
-        };
-        let route = at.routes().resolve_route(request).await.unwrap().into_inner();
-        assert!(route.route.unwrap().org_disabled);
+        assert!(at.route_of(&first).await.org_disabled);
     }
-    until("the compute to be given back", async || {
+    until("the compute to be released", async || {
         let live = manager.sim.live();
         live.iter().all(|(key, _)| key.org.as_str() == "umbrella")
     })
@@ -271,7 +259,7 @@ async fn a_disabled_organization_is_refused_everywhere_until_enabled() {
         SessionStatus::Pending
     );
 
-    // A platform admin of it is heard, and cannot create there either.
+    // Its platform admin may call, but cannot create sessions either.
     let shown = describe(&other, "pat", "acme").await.unwrap();
     assert!(shown.disabled && shown.managed_by_config);
     assert_eq!(
@@ -290,9 +278,9 @@ async fn a_disabled_organization_is_refused_everywhere_until_enabled() {
     manager.active("ada").await;
 }
 
-/// A create reads that its organization is enabled before it commits.
+/// An organization may be disabled between its read and the commit of a create.
 #[tokio::test]
-async fn no_session_slips_through() {
+async fn a_concurrent_create_is_closed() {
     let manager = Manager::start().await;
     let other = manager.another().await;
     for round in 0..10 {
@@ -324,9 +312,9 @@ async fn no_session_slips_through() {
     until("all compute to be gone", async || manager.sim.live().is_empty()).await;
 }
 
-/// The manager that disabled it died before it closed anything: another one does.
+/// Another manager closes the sessions if the first one crashed after disabling.
 #[tokio::test]
-async fn a_pass_that_broke_off_is_taken_up() {
+async fn an_incomplete_pass_is_repeated() {
     let manager = Manager::start().await;
     let key = manager.active("ada").await;
     let disabled = Disabled {
@@ -361,7 +349,7 @@ async fn a_pass_that_broke_off_is_taken_up() {
 }
 
 #[tokio::test]
-async fn a_disabled_principal_is_as_unknown_and_loses_sessions_and_tokens() {
+async fn a_disabled_principal_gets_the_error_of_an_unknown_one_and_loses_sessions_and_tokens() {
     let manager = Manager::start().await;
     let other = manager.another().await;
     let (own, foreign) = (manager.active("olga").await, manager.active("ada").await);
@@ -401,7 +389,7 @@ async fn a_disabled_principal_is_as_unknown_and_loses_sessions_and_tokens() {
     let kept = stored(&manager, &foreign).await;
     assert_eq!(kept.status(), session_core::Status::Active);
     assert!(kept.revoked_tokens.contains_key(&id));
-    // What it began may run for as long as its grace.
+    // Operations that it started may be reattached during its grace.
     assert!(kept.revoked_tokens.contains_key(&lost), "one that has expired");
 
     let refused = list(&other, "olga").await.unwrap_err();
@@ -419,7 +407,7 @@ async fn a_disabled_principal_is_as_unknown_and_loses_sessions_and_tokens() {
     };
     let refused = other.ledger("olga").record_token(request).await.unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::CallerUnknown));
-    assert!(list(&other, "ada").await.is_ok(), "nobody else is");
+    assert!(list(&other, "ada").await.is_ok(), "no other principal is");
     let shown = describe(&other, "pat", "acme").await.unwrap();
     assert_eq!(shown.disabled_principals, ["sa|olga"]);
     assert!(
@@ -437,13 +425,13 @@ async fn a_disabled_principal_is_as_unknown_and_loses_sessions_and_tokens() {
 }
 
 #[tokio::test]
-async fn org_admins_shut_out_their_own_and_undo_only_that() {
+async fn org_admins_disable_their_own_principals_and_enable_only_those() {
     let manager = Manager::start().await;
     let key = manager.create("bob").await;
     manager.sim.ready(&key, 1, route("127.0.0.1:1"));
     assert_eq!(disable(&manager, "olga", "sa|bob", true).await.unwrap(), 1);
     assert!(list(&manager, "bob").await.is_err());
-    // A token that bob still holds opens nothing.
+    // A token that bob still has is rejected.
     let elsewhere = v1::DisablePrincipalRequest {
         principal: "sa|eve".to_owned(),
         disabled: true,
@@ -458,7 +446,7 @@ async fn org_admins_shut_out_their_own_and_undo_only_that() {
     manager.orgs("pat").disable_principal(elsewhere).await.unwrap();
     assert!(list(&manager, "eve").await.is_err());
 
-    // A platform admin is not silenced by an org admin.
+    // An org admin cannot disable a platform admin.
     disable(&manager, "olga", "sa|pat", true).await.unwrap();
     assert!(list(&manager, "pat").await.is_ok());
 
@@ -469,12 +457,12 @@ async fn org_admins_shut_out_their_own_and_undo_only_that() {
     assert!(list(&manager, "bob").await.is_ok());
 }
 
-/// Whoever is shut out while a proxy asks for a route.
+/// The principal is disabled while a proxy resolves a route.
 #[tokio::test]
-async fn tokens_of_a_disabled_principal_open_nothing() {
+async fn tokens_of_a_disabled_principal_are_rejected() {
     let manager = Manager::start().await;
     let key = manager.active("bob").await;
-    // ada holds a token for bob's session, as an org admin would.
+    // ada has a token for bob's session, as an org admin may.
     let resolve = || {
         let request = wire::ResolveRouteRequest {
             session_token: manager.token(&key),
@@ -490,6 +478,6 @@ async fn tokens_of_a_disabled_principal_open_nothing() {
     assert_eq!(
         stored(&manager, &key).await.status(),
         session_core::Status::Active,
-        "bob's session goes on"
+        "bob's session continues"
     );
 }

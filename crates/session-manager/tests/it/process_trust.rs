@@ -1,6 +1,5 @@
-//! `process` runs all children as one user, so it is refused wherever the
-//! callers need not trust each other: in each such configuration at the start,
-//! and when accounts change while it runs.
+//! `process` runs all children as one user, so it is rejected if callers may not
+//! trust each other: at the start, and when accounts change at run time.
 
 use crate::support::until;
 use compute::SimCompute;
@@ -45,7 +44,7 @@ fn load(dir: &Path, public: &str, process: &str, more: &str) -> Result<Config, C
 }
 
 #[test]
-fn every_untrusted_set_up_is_refused_unless_it_is_meant() {
+fn every_untrusted_configuration_is_rejected_unless_permitted() {
     let dir = tempfile::tempdir().unwrap();
     let keys = [generate_key(), generate_key()];
     let one = account("ada", "acme", &keys[0]);
@@ -70,7 +69,7 @@ fn every_untrusted_set_up_is_refused_unless_it_is_meant() {
         ("every IPv6 address", "[::]:0", one.clone()),
         ("a private address", "10.0.0.1:8081", one.clone()),
         ("a public address", "203.0.113.7:8081", one.clone()),
-        ("nobody yet, at every address", "0.0.0.0:0", String::new()),
+        ("no account yet, at every address", "0.0.0.0:0", String::new()),
     ] {
         let refused = load(dir.path(), public, &process, &more).unwrap_err().to_string();
         assert!(
@@ -78,7 +77,7 @@ fn every_untrusted_set_up_is_refused_unless_it_is_meant() {
             "{case}: {refused}"
         );
         load(dir.path(), public, &trusting, &more).unwrap_or_else(|error| panic!("{case}: {error}"));
-        // Without the provider nobody is asked to trust anybody.
+        // Without the provider no trust is required.
         load(dir.path(), public, "", &more).unwrap_or_else(|error| panic!("{case}: {error}"));
     }
     for (case, public, more) in [
@@ -107,7 +106,7 @@ async fn start(config: Config) -> Result<(String, Shutdown), String> {
         store,
         computes,
     ));
-    // It serves, or it ends and says why.
+    // It serves, or it ends with an error.
     let serving = Endpoint::from_shared(uri.clone()).unwrap();
     loop {
         tokio::select! {
@@ -121,7 +120,7 @@ async fn start(config: Config) -> Result<(String, Shutdown), String> {
     }
 }
 
-/// Does it say that nobody is nobody?
+/// Whether it rejects an unknown caller, that is, serves.
 async fn answers(endpoint: &Endpoint) -> bool {
     let Ok(channel) = endpoint.connect().await else {
         return false;
@@ -147,7 +146,7 @@ async fn may(uri: &str, key: &NewKey) -> bool {
 }
 
 #[tokio::test]
-async fn accounts_of_another_organization_are_not_taken_over_while_it_runs() {
+async fn accounts_of_another_organization_are_not_accepted_at_run_time() {
     let dir = tempfile::tempdir().unwrap();
     let [ada, bob, eve] = [generate_key(), generate_key(), generate_key()];
     let accounts = dir.path().join("accounts.toml");
@@ -156,7 +155,7 @@ async fn accounts_of_another_organization_are_not_taken_over_while_it_runs() {
     let own = account("ada", "acme", &ada);
     let foreign = account("eve", "umbrella", &eve);
 
-    // At the start it is a reason not to.
+    // At the start it is an error.
     std::fs::write(&accounts, &foreign).unwrap();
     let config = load(dir.path(), "127.0.0.1:0", &format!("{file}{process}"), &own).unwrap();
     let refused = start(config).await.unwrap_err();
@@ -167,7 +166,7 @@ async fn accounts_of_another_organization_are_not_taken_over_while_it_runs() {
     assert!(may(&uri, &ada).await && may(&uri, &eve).await);
     shutdown.stop();
 
-    // While it runs the last good accounts stay, all of the change is left.
+    // At run time the last valid accounts stay, and the whole change is ignored.
     std::fs::write(&accounts, account("bob", "acme", &bob)).unwrap();
     let config = load(dir.path(), "127.0.0.1:0", &format!("{file}{process}"), &own).unwrap();
     let (uri, shutdown) = start(config).await.unwrap();
@@ -175,7 +174,7 @@ async fn accounts_of_another_organization_are_not_taken_over_while_it_runs() {
     let carol = generate_key();
     let changed = account("carol", "acme", &carol);
     std::fs::write(&accounts, format!("{changed}{foreign}")).unwrap();
-    // The file is looked at every 2 s. Whenever that is, nobody new gets in.
+    // The file is read every 2 s; the new account is rejected throughout.
     for _ in 0..30 {
         assert!(!may(&uri, &eve).await && !may(&uri, &carol).await && may(&uri, &bob).await);
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;

@@ -1,8 +1,8 @@
-//! What proxies are told to dial: what a server's name stands for when they
-//! ask, and only if all of it may be dialled.
+//! Addresses in routes: those that a server's name resolves to now, and only if all
+//! of them are permitted.
 
 use crate::support;
-use crate::support::{Manager, until};
+use crate::support::{Manager, on, until};
 use async_trait::async_trait;
 use compute::address::AddressError;
 use compute::connector::Target;
@@ -18,12 +18,12 @@ use session_core::machine::{Cause, Observation};
 use session_core::{Cluster, Route, SessionKey, SparkSessionId};
 use session_manager::Providers;
 use session_proto::internal as wire;
-use session_proto::v1::{self, SessionStatus};
+use session_proto::v1::SessionStatus;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
-/// What the one name stands for now.
+/// The present addresses of the only name.
 #[derive(Debug, Clone, Default)]
 struct Name(Arc<Mutex<Vec<IpAddr>>>);
 
@@ -59,7 +59,7 @@ impl Places for Nowhere {
     }
 }
 
-/// Stepped compute at servers whose addresses are checked as they are in production.
+/// Simulated compute at servers whose addresses are checked as in production.
 #[derive(Debug)]
 struct Servers {
     sim: SimCompute,
@@ -147,31 +147,19 @@ async fn start(name: &Name) -> Manager {
     Manager::start_on(computes, sim, more).await
 }
 
-async fn told(manager: &Manager, key: &SessionKey) -> wire::Route {
-    let request = wire::ResolveRouteRequest {
-        session_token: manager.token(key),
-        ..Default::default()
-    };
-    let answer = manager.routes().resolve_route(request).await.unwrap();
-    answer.into_inner().route.unwrap()
-}
-
-async fn until_told(manager: &Manager, key: &SessionKey, addresses: &[&str]) {
-    until(&format!("{addresses:?} are told"), async || {
-        told(manager, key).await.backend.unwrap().addresses == addresses
+async fn until_addresses(manager: &Manager, key: &SessionKey, addresses: &[&str]) {
+    until(&format!("the addresses {addresses:?}"), async || {
+        manager.route_of(key).await.backend.unwrap().addresses == addresses
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_name_is_told_with_its_addresses_of_now_or_with_none() {
+async fn a_route_has_the_present_addresses_of_a_name_or_none() {
     let name = Name::default();
     name.is(&["10.1.0.1"]);
     let manager = start(&name).await;
-    let request = v1::CreateSessionRequest {
-        cluster: "shared".to_owned(),
-        ..Default::default()
-    };
+    let request = on("shared");
     let key = manager.create_as("ada", request).await;
     let route = Route {
         dedicated: false,
@@ -180,34 +168,34 @@ async fn a_name_is_told_with_its_addresses_of_now_or_with_none() {
     manager.sim.ready(&key, 1, route);
     manager.until_status(&key, SessionStatus::Active).await;
 
-    until_told(&manager, &key, &["10.1.0.1:15002"]).await;
-    let first = told(&manager, &key).await;
+    until_addresses(&manager, &key, &["10.1.0.1:15002"]).await;
+    let first = manager.route_of(&key).await;
     assert_eq!(first.backend.as_ref().unwrap().endpoint, "Spark.Internal:15002");
-    // Several at once, and of both kinds; it changes nothing else of the route.
+    // Several addresses of both families; the rest of the route is unchanged.
     name.is(&["10.1.0.2", "fd12::2"]);
-    until_told(&manager, &key, &["10.1.0.2:15002", "[fd12::2]:15002"]).await;
-    let second = told(&manager, &key).await;
+    until_addresses(&manager, &key, &["10.1.0.2:15002", "[fd12::2]:15002"]).await;
+    let second = manager.route_of(&key).await;
     assert_eq!(
         (second.version, second.generation, second.status),
         (first.version, first.generation, first.status)
     );
-    // One that may not be is enough, however good the others are.
+    // One address that is not permitted excludes all.
     name.is(&["10.1.0.1", "169.254.169.254"]);
-    until_told(&manager, &key, &[]).await;
+    until_addresses(&manager, &key, &[]).await;
     name.is(&["10.1.0.3"]);
-    until_told(&manager, &key, &["10.1.0.3:15002"]).await;
+    until_addresses(&manager, &key, &["10.1.0.3:15002"]).await;
 }
 
 #[tokio::test]
-async fn compute_of_our_own_is_told_as_it_is() {
+async fn the_address_of_dedicated_compute_is_returned_unchanged() {
     let manager = Manager::start().await;
     let key = manager.active("ada").await;
-    until_told(&manager, &key, &["127.0.0.1:1"]).await;
+    until_addresses(&manager, &key, &["127.0.0.1:1"]).await;
 }
 
-/// A loopback address means another process on every host.
+/// A loopback address leads to other processes on other hosts.
 #[tokio::test]
-async fn a_proxy_on_another_host_is_told_no_loopback_address() {
+async fn a_proxy_on_another_host_gets_no_loopback_address() {
     let manager = Manager::start().await;
     let key = manager.create("ada").await;
     let here = service_kit::host::id();
@@ -217,7 +205,7 @@ async fn a_proxy_on_another_host_is_told_no_loopback_address() {
     };
     manager.sim.ready(&key, 1, route);
     manager.until_status(&key, SessionStatus::Active).await;
-    let told = async |host: &'static str| {
+    let addresses_at = async |host: &'static str| {
         let mut request = tonic::Request::new(wire::ResolveRouteRequest {
             session_token: manager.token(&key),
             ..Default::default()
@@ -227,6 +215,6 @@ async fn a_proxy_on_another_host_is_told_no_loopback_address() {
         let answer = manager.routes().resolve_route(request).await.unwrap();
         answer.into_inner().route.unwrap().backend.unwrap().addresses
     };
-    assert_eq!(told(here).await, ["127.0.0.1:1"]);
-    assert!(told("another").await.is_empty());
+    assert_eq!(addresses_at(here).await, ["127.0.0.1:1"]);
+    assert!(addresses_at("another").await.is_empty());
 }

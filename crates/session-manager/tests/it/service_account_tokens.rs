@@ -1,4 +1,4 @@
-//! Services that show a token of their platform in place of a certificate.
+//! Services that authenticate by a token of their platform instead of a certificate.
 
 use crate::support::idp::Idp;
 use crate::support::{Manager, until};
@@ -20,7 +20,7 @@ use tonic::{Code, Request, Status};
 const PROXY: &str = "system:serviceaccount:berth:spark-proxy";
 const ISSUER: &str = "system:serviceaccount:berth:token-issuer";
 
-/// A token as a kubelet would project it.
+/// A token in the form that a kubelet projects.
 fn projected(platform: &Idp, subject: &str, change: Value) -> String {
     let mut claims = json!({
         "sub": subject,
@@ -82,7 +82,7 @@ impl Rig {
         rig
     }
 
-    /// A service whose token file holds this.
+    /// The channel of a service with this token file.
     fn channel(&self, name: &str, token: &str) -> ServiceChannel {
         let path = self.dir.path().join(name);
         std::fs::write(&path, token).unwrap();
@@ -117,7 +117,7 @@ async fn keys(channel: &ServiceChannel) -> Result<(), Status> {
 }
 
 #[tokio::test]
-async fn a_service_is_known_by_the_subject_of_its_token() {
+async fn a_service_is_identified_by_the_subject_of_its_token() {
     let rig = Rig::start().await;
     let proxy = rig.channel("proxy", &projected(&rig.platform, PROXY, json!({})));
     let issuer = rig.channel("issuer", &projected(&rig.platform, ISSUER, json!({})));
@@ -127,7 +127,7 @@ async fn a_service_is_known_by_the_subject_of_its_token() {
         let refused = refused.unwrap_err();
         assert_eq!(reason_of(&refused), Some(Reason::NotAuthorized), "{refused}");
     }
-    // Others on the same platform, and names that nearly fit.
+    // Other subjects of the same platform, and similar names.
     for subject in [
         "system:serviceaccount:berth:spark-proxy2",
         "system:serviceaccount:other:spark-proxy",
@@ -144,7 +144,7 @@ async fn a_service_is_known_by_the_subject_of_its_token() {
 }
 
 #[tokio::test]
-async fn what_is_no_good_token_for_these_calls_opens_nothing() {
+async fn invalid_tokens_are_rejected() {
     let rig = Rig::start().await;
     let now = SystemClock.now().as_secs();
     let stranger = Idp::start().await;
@@ -173,7 +173,7 @@ async fn what_is_no_good_token_for_these_calls_opens_nothing() {
         ),
         ("another platform", projected(&stranger, PROXY, json!({}))),
         (
-            "another platform that says it is this one",
+            "another platform with the same issuer",
             projected(&stranger, PROXY, json!({"iss": rig.platform.issuer})),
         ),
         ("no signature", format!("{head}.")),
@@ -187,7 +187,7 @@ async fn what_is_no_good_token_for_these_calls_opens_nothing() {
         assert_eq!(reason_of(&refused), None, "it is not about a caller: {case}");
         assert!(!refused.message().contains(&token), "{case}");
     }
-    // None, two, and one in the place where callers' credentials are.
+    // None, two, and one in the header of callers' credentials.
     let none = service_channel(&ClientConfig {
         tls: ClientTlsFiles {
             ca: Some(rig.dir.path().join("tls.crt")),
@@ -215,14 +215,14 @@ async fn what_is_no_good_token_for_these_calls_opens_nothing() {
 }
 
 #[tokio::test]
-async fn a_replaced_token_is_shown_without_a_restart() {
+async fn a_replaced_token_is_used_without_a_restart() {
     let rig = Rig::start().await;
     let channel = rig.channel("token", &projected(&rig.platform, "x", json!({})));
     assert_eq!(
         reports(&channel).await.unwrap_err().code(),
         Code::PermissionDenied
     );
-    // As a kubelet does it.
+    // By rename, as a kubelet does.
     std::fs::write(
         rig.dir.path().join("token"),
         projected(&rig.platform, PROXY, json!({})),
@@ -233,7 +233,7 @@ async fn a_replaced_token_is_shown_without_a_restart() {
 }
 
 #[tokio::test]
-async fn tokens_travel_over_tls_only_and_name_everybody() {
+async fn tokens_require_tls_and_named_subjects() {
     let (platform, dir) = (Idp::start().await, tempfile::tempdir().unwrap());
     let jwks = dir.path().join("jwks.json");
     std::fs::write(&jwks, "{\"keys\":[]}").unwrap();
@@ -259,17 +259,17 @@ async fn tokens_travel_over_tls_only_and_name_everybody() {
         lines.map(|line| format!("{line}\n")).collect()
     });
     assert!(without_tls.contains("over TLS only"), "{without_tls}");
-    let everybody = refused(&|text| text.replace(&format!("\"{PROXY}\""), "\"*\""));
-    assert!(everybody.contains("everybody on the platform"), "{everybody}");
-    let nobody = refused(&|text| text.replace(&format!("\"{ISSUER}\""), ""));
-    assert!(nobody.contains("internal.allow.TokenLedger"), "{nobody}");
+    let any = refused(&|text| text.replace(&format!("\"{PROXY}\""), "\"*\""));
+    assert!(any.contains("everybody on the platform"), "{any}");
+    let none = refused(&|text| text.replace(&format!("\"{ISSUER}\""), ""));
+    assert!(none.contains("internal.allow.TokenLedger"), "{none}");
     let both = refused(&|text| {
         let ca = dir.path().join("tls.crt");
         format!("listen.internal.tls.client_ca = \"{}\"\n{text}", ca.display())
     });
     assert!(both.contains("one or the other"), "{both}");
 
-    // The caller's side: an https address, and a file that is there.
+    // The client side: an https address, and an existing file.
     let token = dir.path().join("token");
     std::fs::write(&token, "x").unwrap();
     let problems = |uri: &str, file: &Path| {

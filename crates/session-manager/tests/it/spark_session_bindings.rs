@@ -1,7 +1,7 @@
-//! Spark sessions on shared servers: bound to one session, prepared, given back.
+//! Spark sessions on shared servers: bound to one session, prepared, released.
 
 use crate::support;
-use crate::support::{Manager, until};
+use crate::support::{Manager, on, until};
 use compute::simulation::{Call, Fault};
 use futures::future::join_all;
 use session_core::{Reason, Route, SessionKey};
@@ -12,7 +12,7 @@ use session_store::prelude::*;
 use session_store::spark_bindings::{Bind, BindingState, Bound, SparkSession};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
-use tonic::{Code, Status};
+use tonic::Code;
 
 const SERVER: &str = "spark.internal:15002";
 
@@ -41,16 +41,15 @@ fn id(n: usize) -> String {
 fn shared_route() -> Route {
     Route {
         dedicated: false,
-        // As the definition spells it.
+        // In the spelling of the definition.
         ..support::route("Spark.Internal:15002")
     }
 }
 
 async fn active(manager: &Manager, who: &str, catalog: &str) -> SessionKey {
     let request = v1::CreateSessionRequest {
-        cluster: "shared".to_owned(),
         catalog: catalog.to_owned(),
-        ..Default::default()
+        ..on("shared")
     };
     let key = manager.create_as(who, request).await;
     manager.sim.ready(&key, 1, shared_route());
@@ -58,33 +57,8 @@ async fn active(manager: &Manager, who: &str, catalog: &str) -> SessionKey {
     key
 }
 
-async fn bind_in(manager: &Manager, key: &SessionKey, id: &str, generation: u64) -> Result<bool, Status> {
-    let request = wire::BindSparkSessionRequest {
-        session_token: manager.token(key),
-        spark_session_id: id.to_owned(),
-        generation,
-        cloned: false,
-        ..Default::default()
-    };
-    let answer = manager.routes().bind_spark_session(request).await?;
-    Ok(answer.into_inner().bound)
-}
-
-async fn bind(manager: &Manager, key: &SessionKey, id: &str) -> Result<bool, Status> {
-    bind_in(manager, key, id, 1).await
-}
-
-async fn resolve(manager: &Manager, key: &SessionKey) -> wire::Route {
-    let request = wire::ResolveRouteRequest {
-        session_token: manager.token(key),
-        ..Default::default()
-    };
-    let answer = manager.routes().resolve_route(request).await.unwrap();
-    answer.into_inner().route.unwrap()
-}
-
 async fn bindings(manager: &Manager, key: &SessionKey) -> BTreeSet<String> {
-    let route = resolve(manager, key).await;
+    let route = manager.route_of(key).await;
     route.bindings.into_iter().map(|of| of.spark_session_id).collect()
 }
 
@@ -93,31 +67,31 @@ fn ids(all: impl IntoIterator<Item = usize>) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn an_id_is_the_first_session_s_until_it_closes() {
+async fn an_id_belongs_to_the_first_session_until_it_closes() {
     let manager = start().await;
     let other = manager.another_with(SHARED).await;
     let (first, second) = (
         active(&manager, "ada", "").await,
         active(&manager, "bob", "").await,
     );
-    assert!(bind(&manager, &first, &id(1)).await.unwrap());
-    assert!(bind(&other, &first, &id(1)).await.unwrap(), "the same again");
-    assert!(!bind(&other, &second, &id(1)).await.unwrap(), "another's");
-    assert!(bind(&manager, &second, &id(2)).await.unwrap());
+    assert!(manager.bind(&first, &id(1)).await.unwrap());
+    assert!(other.bind(&first, &id(1)).await.unwrap(), "the same again");
+    assert!(!other.bind(&second, &id(1)).await.unwrap(), "another's");
+    assert!(manager.bind(&second, &id(2)).await.unwrap());
     assert_eq!(bindings(&other, &first).await, ids([1]));
     assert_eq!(bindings(&manager, &second).await, ids([2]));
     assert!(manager.sim.chosen().is_empty(), "no catalog, no call");
 
     manager.close("ada", &first).await;
-    until("the id to be given back", async || {
+    until("the id to be released", async || {
         manager.store.list_bindings(&first).await.unwrap().is_empty()
     })
     .await;
     let spark: session_core::SparkSessionId = id(1).parse().unwrap();
     assert_eq!(manager.sim.ended(), [(first.clone(), SERVER.to_owned(), spark)]);
-    let refused = bind(&manager, &first, &id(3)).await.unwrap_err();
+    let refused = manager.bind(&first, &id(3)).await.unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::SessionClosed), "{refused}");
-    assert!(bind(&manager, &second, &id(1)).await.unwrap(), "free again");
+    assert!(manager.bind(&second, &id(1)).await.unwrap(), "free again");
     until("the compute to be gone", async || {
         manager.sim.live().iter().all(|(key, _)| *key != first)
     })
@@ -136,7 +110,7 @@ async fn one_of_many_sessions_that_race_over_two_managers_wins() {
         let text = id(round);
         let binds = keys.iter().enumerate().map(|(n, key)| {
             let at = if n % 3 == 0 { &manager } else { &other };
-            bind(at, key, &text)
+            at.bind(key, &text)
         });
         let bound = join_all(binds).await;
         let won = bound.into_iter().filter(|bound| *bound.as_ref().unwrap());
@@ -145,15 +119,15 @@ async fn one_of_many_sessions_that_race_over_two_managers_wins() {
 }
 
 #[tokio::test]
-async fn bad_binds_are_refused_each_with_its_reason() {
+async fn invalid_binds_are_rejected_each_with_its_reason() {
     let manager = start().await;
     let key = active(&manager, "ada", "").await;
     for text in ["", "1-1-1-1-1", &id(1)[1..], &format!("{}0", id(1))] {
-        let refused = bind(&manager, &key, text).await.unwrap_err();
+        let refused = manager.bind(&key, text).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{text}: {refused}");
     }
     for generation in [0, 2] {
-        let refused = bind_in(&manager, &key, &id(1), generation).await.unwrap_err();
+        let refused = manager.bind_on(&key, &id(1), generation).await.unwrap_err();
         assert_eq!(
             (refused.code(), reason_of(&refused)),
             (Code::Unavailable, Some(Reason::SessionWarming)),
@@ -170,19 +144,16 @@ async fn bad_binds_are_refused_each_with_its_reason() {
     let refused = manager.routes().bind_spark_session(forged).await.unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::TokenMalformed));
     let unknown = support::key("s-00000000000000000000");
-    let refused = bind(&manager, &unknown, &id(1)).await.unwrap_err();
+    let refused = manager.bind(&unknown, &id(1)).await.unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::SessionClosed));
 
-    let request = v1::CreateSessionRequest {
-        cluster: "shared".to_owned(),
-        ..Default::default()
-    };
+    let request = on("shared");
     let pending = manager.create_as("ada", request).await;
-    let refused = bind(&manager, &pending, &id(1)).await.unwrap_err();
+    let refused = manager.bind(&pending, &id(1)).await.unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::SessionWarming));
     manager.sim.fail(&pending, 1, "no such server", true);
     manager.until_status(&pending, SessionStatus::Failed).await;
-    let refused = bind(&manager, &pending, &id(1)).await.unwrap_err();
+    let refused = manager.bind(&pending, &id(1)).await.unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::SessionFailed));
 
     let session_id = key.id.to_string();
@@ -191,7 +162,7 @@ async fn bad_binds_are_refused_each_with_its_reason() {
         .revoke_all(wire::RevokeAllRequest { session_id })
         .await
         .unwrap();
-    let refused = bind(&manager, &key, &id(1)).await.unwrap_err();
+    let refused = manager.bind(&key, &id(1)).await.unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::TokenRevoked));
     assert!(manager.store.list_bindings(&key).await.unwrap().is_empty());
 }
@@ -200,10 +171,10 @@ async fn bad_binds_are_refused_each_with_its_reason() {
 async fn dedicated_compute_needs_no_binding() {
     let manager = start().await;
     let key = manager.active("ada").await;
-    assert!(bind(&manager, &key, &id(1)).await.unwrap());
+    assert!(manager.bind(&key, &id(1)).await.unwrap());
     assert!(manager.store.list_bindings(&key).await.unwrap().is_empty());
     assert!(bindings(&manager, &key).await.is_empty());
-    let refused = bind_in(&manager, &key, &id(1), 2).await.unwrap_err();
+    let refused = manager.bind_on(&key, &id(1), 2).await.unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::SessionWarming));
     manager.close("ada", &key).await;
     until("the compute to be gone", async || manager.sim.live().is_empty()).await;
@@ -211,7 +182,7 @@ async fn dedicated_compute_needs_no_binding() {
 }
 
 #[tokio::test]
-async fn nobody_is_answered_before_the_catalog_is_chosen_once() {
+async fn binds_return_after_the_catalog_was_chosen_once() {
     let manager = start().await;
     let other = manager.another_with(SHARED).await;
     let key = active(&manager, "ada", "lake").await;
@@ -221,14 +192,17 @@ async fn nobody_is_answered_before_the_catalog_is_chosen_once() {
     let text = id(1);
     let binds = (0..6).map(|n| {
         let at = if n % 2 == 0 { &manager } else { &other };
-        bind(at, &key, &text)
+        at.bind(&key, &text)
     });
     let look = async {
         until("the choice to begin", async || {
             !manager.store.list_bindings(&key).await.unwrap().is_empty()
         })
         .await;
-        assert!(bindings(&manager, &key).await.is_empty(), "not ready, not told");
+        assert!(
+            bindings(&manager, &key).await.is_empty(),
+            "not ready, not returned"
+        );
     };
     let (bound, ()) = tokio::join!(join_all(binds), look);
     assert!(bound.into_iter().all(|bound| bound.unwrap()));
@@ -242,14 +216,14 @@ async fn nobody_is_answered_before_the_catalog_is_chosen_once() {
 }
 
 #[tokio::test]
-async fn a_catalog_that_cannot_be_chosen_is_told_and_tried_again() {
+async fn a_catalog_that_cannot_be_chosen_is_reported_and_retried() {
     let manager = start().await;
     let key = active(&manager, "ada", "lake").await;
     manager.sim.inject(
         Call::Choose,
         Fault::Fails("the server has no such catalog".to_owned()),
     );
-    let refused = bind(&manager, &key, &id(1)).await.unwrap_err();
+    let refused = manager.bind(&key, &id(1)).await.unwrap_err();
     assert_eq!(
         (refused.code(), reason_of(&refused)),
         (Code::FailedPrecondition, Some(Reason::CatalogUnavailable))
@@ -260,16 +234,16 @@ async fn a_catalog_that_cannot_be_chosen_is_told_and_tried_again() {
     );
     assert!(bindings(&manager, &key).await.is_empty(), "it is not good");
     let begun = Instant::now();
-    assert!(bind(&manager, &key, &id(1)).await.unwrap());
+    assert!(manager.bind(&key, &id(1)).await.unwrap());
     assert!(begun.elapsed() < Duration::from_secs(5), "nothing is waited for");
     assert_eq!(bindings(&manager, &key).await, ids([1]));
 }
 
 #[tokio::test]
-async fn what_a_crash_left_unprepared_is_prepared_by_the_next_bind() {
+async fn a_preparation_after_a_crash_is_repeated_by_the_next_bind() {
     let manager = start().await;
     let key = active(&manager, "ada", "lake").await;
-    // A manager that claimed and never came back.
+    // A manager that claimed the preparation and crashed.
     let crashed = Bind {
         spark: SparkSession {
             server: SERVER.to_owned(),
@@ -283,31 +257,31 @@ async fn what_a_crash_left_unprepared_is_prepared_by_the_next_bind() {
     };
     assert_eq!(manager.store.bind(&crashed).await.unwrap(), Bound::Prepare);
     assert!(bindings(&manager, &key).await.is_empty());
-    assert!(bind(&manager, &key, &id(1)).await.unwrap());
+    assert!(manager.bind(&key, &id(1)).await.unwrap());
     assert_eq!(manager.sim.chosen().len(), 1);
     assert_eq!(bindings(&manager, &key).await, ids([1]));
 }
 
 #[tokio::test]
-async fn the_two_hundred_and_fifty_seventh_makes_the_oldest_go() {
+async fn the_257th_binding_ends_the_oldest() {
     let manager = start().await;
     let key = active(&manager, "ada", "").await;
     for n in 0..256 {
-        assert!(bind(&manager, &key, &id(n)).await.unwrap());
+        assert!(manager.bind(&key, &id(n)).await.unwrap());
     }
-    let before = resolve(&manager, &key).await;
+    let before = manager.route_of(&key).await;
     assert_eq!(before.bindings.len(), 256);
-    // Its server does not answer: nothing goes and nothing comes.
+    // The server is unreachable: no binding is removed or added.
     manager.sim.inject(Call::End, Fault::Fails("away".to_owned()));
-    let refused = bind(&manager, &key, &id(256)).await.unwrap_err();
+    let refused = manager.bind(&key, &id(256)).await.unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::BackendUnavailable), "{refused}");
     assert!(!bindings(&manager, &key).await.contains(&id(0)), "on its way");
 
-    assert!(bind(&manager, &key, &id(256)).await.unwrap());
-    let after = resolve(&manager, &key).await;
+    assert!(manager.bind(&key, &id(256)).await.unwrap());
+    let after = manager.route_of(&key).await;
     assert!(
         after.version > before.version,
-        "whoever cached the old ones hears of it"
+        "proxies that cached the old ones are notified"
     );
     assert_eq!(bindings(&manager, &key).await, ids(1..=256));
     let ended: Vec<_> = manager
@@ -318,15 +292,15 @@ async fn the_two_hundred_and_fifty_seventh_makes_the_oldest_go() {
         .collect();
     assert_eq!(ended, [id(0)]);
     let other = active(&manager, "bob", "").await;
-    assert!(bind(&manager, &other, &id(0)).await.unwrap());
+    assert!(manager.bind(&other, &id(0)).await.unwrap());
 }
 
 #[tokio::test]
-async fn a_failing_release_is_repeated_and_no_new_binding_slips_in() {
+async fn a_failed_release_is_repeated_and_permits_no_new_binding() {
     let manager = start().await;
     let key = active(&manager, "ada", "").await;
     for n in 0..20 {
-        assert!(bind(&manager, &key, &id(n)).await.unwrap());
+        assert!(manager.bind(&key, &id(n)).await.unwrap());
     }
     manager.sim.inject(Call::End, Fault::Fails("away".to_owned()));
     manager
@@ -334,7 +308,7 @@ async fn a_failing_release_is_repeated_and_no_new_binding_slips_in() {
         .inject(Call::End, Fault::FailsAfterwards("lost".to_owned()));
     let late = (100..140).map(|n| {
         let (manager, key) = (&manager, &key);
-        async move { bind(manager, key, &id(n)).await }
+        async move { manager.bind(key, &id(n)).await }
     });
     let (_, late) = tokio::join!(manager.close("ada", &key), join_all(late));
     for outcome in late {
@@ -342,7 +316,7 @@ async fn a_failing_release_is_repeated_and_no_new_binding_slips_in() {
             assert_eq!(reason_of(&refused), Some(Reason::SessionClosed), "{refused}");
         }
     }
-    until("everything to be given back", async || {
+    until("everything to be released", async || {
         manager.store.list_bindings(&key).await.unwrap().is_empty() && manager.sim.live().is_empty()
     })
     .await;
@@ -353,15 +327,15 @@ async fn a_failing_release_is_repeated_and_no_new_binding_slips_in() {
         .map(|(_, _, id)| id.to_string())
         .collect();
     assert!(ids(0..20).is_subset(&ended));
-    assert!(bind(&manager, &key, &id(1)).await.is_err());
+    assert!(manager.bind(&key, &id(1)).await.is_err());
     assert!(manager.store.list_bindings(&key).await.unwrap().is_empty());
 }
 
 #[tokio::test]
-async fn a_manager_that_crashes_in_a_release_is_followed_by_another() {
+async fn a_release_after_a_crash_is_continued_by_another_manager() {
     let first = start().await;
     let key = active(&first, "ada", "").await;
-    assert!(bind(&first, &key, &id(1)).await.unwrap());
+    assert!(first.bind(&key, &id(1)).await.unwrap());
     first
         .sim
         .inject(Call::End, Fault::Takes(Duration::from_secs(3600)));
@@ -383,7 +357,7 @@ async fn a_manager_that_crashes_in_a_release_is_followed_by_another() {
     .await;
     let second = first.another_with(SHARED).await;
     first.crash();
-    until("the id to be given back", async || {
+    until("the id to be released", async || {
         second.store.list_bindings(&key).await.unwrap().is_empty() && second.sim.live().is_empty()
     })
     .await;
@@ -406,17 +380,17 @@ async fn a_close_while_the_catalog_is_being_chosen_leaves_no_binding() {
         assert_eq!(states[0].state, BindingState::Unready);
         manager.close("ada", &key).await;
     };
-    let (bound, ()) = tokio::join!(bind(&manager, &key, &text), close);
+    let (bound, ()) = tokio::join!(manager.bind(&key, &text), close);
     let refused = bound.unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::SessionClosed), "{refused}");
-    until("everything to be given back", async || {
+    until("everything to be released", async || {
         manager.store.list_bindings(&key).await.unwrap().is_empty() && manager.sim.live().is_empty()
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_cluster_of_existing_servers_names_one_organization() {
+async fn a_cluster_of_static_servers_requires_one_organization() {
     let manager = start().await;
     let define = async |engine: v1::Engine, orgs: &[&str], allow: bool| {
         let cluster = v1::Cluster {

@@ -1,4 +1,4 @@
-//! A manager that starts while its state store is away waits for it.
+//! A manager that starts while its state store is unavailable waits for it.
 use service_kit::config::{Sources, load};
 use service_kit::shutdown::Shutdown;
 use session_manager::{Config, Listeners};

@@ -1,11 +1,11 @@
 //! Tenant isolation: random principals try every call of the APIs on each
 //! other's sessions, through the real servers. Exactly the calls that `rules`
-//! states in words are allowed. The error for a session of another owner equals
+//! states are allowed. The error for a session of another owner equals
 //! the error for a session that does not exist, byte for byte, and
 //! (`existence_oracle`) after the same work.
 mod rules;
 
-use crate::support::{Manager, route, until};
+use crate::support::{Manager, on, route, until};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
@@ -50,14 +50,14 @@ struct Stage {
     sessions: Vec<Session>,
 }
 
-/// A random principal; every role, team and combination comes up.
-fn somebody(rng: &mut StdRng, index: usize) -> Who {
+/// A random principal; every role, team and combination occurs.
+fn random_principal(rng: &mut StdRng, index: usize) -> Who {
     let some = |rng: &mut StdRng, chance: f64| -> BTreeSet<String> {
         let picked = TEAMS.iter().filter(|_| rng.random_bool(chance));
         picked.map(ToString::to_string).collect()
     };
     // The first two of each organization are a member and an admin, so that
-    // there is always something to be refused.
+    // there is always something to reject.
     let roles: BTreeSet<Role> = match index / ORGS.len() {
         0 => [Role::Member].into(),
         1 => [Role::Member, Role::OrgAdmin].into(),
@@ -67,7 +67,7 @@ fn somebody(rng: &mut StdRng, index: usize) -> Who {
             .collect(),
     };
     let principal = Principal {
-        // Names repeat across organizations would be one account: each has its own.
+        // Names differ between organizations, because account names are unique.
         id: format!("sa|p{index}").parse().unwrap(),
         org: ORGS[index % ORGS.len()].parse().unwrap(),
         roles,
@@ -101,7 +101,9 @@ fn account(who: &Who) -> String {
 
 impl Stage {
     async fn set(rng: &mut StdRng) -> Self {
-        let people: Vec<Who> = (0..PRINCIPALS).map(|index| somebody(rng, index)).collect();
+        let people: Vec<Who> = (0..PRINCIPALS)
+            .map(|index| random_principal(rng, index))
+            .collect();
         let mut config = String::from(
             "[limits]\ncalls_per_second_per_principal = 0\ncalls_per_second_per_address = 0\n\
              [[clusters]]\nname = \"for-one\"\nengine = \"sail\"\ngranted_orgs = [\"one\"]\nprocess = { program = \"/opt/sail\" }\n",
@@ -139,9 +141,8 @@ impl Stage {
         let who = &self.people[index];
         let teams: Vec<&String> = who.principal.teams.iter().collect();
         let request = v1::CreateSessionRequest {
-            cluster: "c".to_owned(),
             team: teams.choose(rng).map(ToString::to_string).unwrap_or_default(),
-            ..Default::default()
+            ..on("c")
         };
         let created = SessionServiceClient::new(self.manager.public.clone())
             .create_session(signed(request, who))
@@ -154,7 +155,7 @@ impl Stage {
             org: who.principal.org.clone(),
             id,
         };
-        until("the compute to be asked for", async || {
+        until("the compute to be requested", async || {
             self.manager.sim.made(&key, 1) == 1
         })
         .await;
@@ -168,7 +169,7 @@ impl Stage {
         self.sessions.push(session);
     }
 
-    /// Makes the call. None for calls that no principal makes.
+    /// Makes the call. None for methods that no principal calls.
     async fn call(&self, who: &Who, rpc: Rpc, id: &str, org: &str) -> Option<Result<(), Status>> {
         let session_id = id.to_owned();
         let mut sessions = SessionServiceClient::new(self.manager.public.clone());
@@ -208,7 +209,7 @@ impl Stage {
         }
         Some(match rpc {
             Rpc::CreateSession => {
-                // On a cluster that takes none, so that nothing is created.
+                // On a cluster that accepts none, so that nothing is created.
                 call!(sessions.create_session(v1::CreateSessionRequest {
                     cluster: gone,
                     ..Default::default()
@@ -350,7 +351,7 @@ impl Stage {
                 token_id: "t-01jdq8f2mxk7w3v9c5ba".to_owned(),
             })),
             Rpc::RevokeAll => call!(ledger.revoke_all(ledger::RevokeAllRequest { session_id })),
-            // For services, not for people: `internal_port.rs` has these.
+            // For services only: tested in `internal_port.rs`.
             Rpc::ResolveRoute
             | Rpc::ReportKeys
             | Rpc::WatchRoutes
@@ -399,7 +400,7 @@ fn signed<T>(message: T, who: &Who) -> Request<T> {
     request
 }
 
-/// Everything that a client can tell of a refusal.
+/// Everything of a rejection that a client can observe.
 fn seen(status: &Status) -> (Code, String, String, Vec<String>) {
     let mut metadata: Vec<String> = status
         .metadata()
@@ -418,7 +419,7 @@ fn seen(status: &Status) -> (Code, String, String, Vec<String>) {
     )
 }
 
-/// Of the same length, and the same when its map is in order.
+/// The details with their maps in order.
 fn details(status: &Status) -> String {
     let all = status.get_error_details();
     let info = all.error_info().map(|info| {
@@ -444,14 +445,14 @@ fn nobodys_session(rng: &mut StdRng) -> String {
 }
 
 #[tokio::test]
-async fn what_is_allowed_is_what_the_table_says_and_refusals_tell_nothing() {
+async fn calls_are_allowed_by_the_table_and_rejections_reveal_nothing() {
     let seed = rand::random();
     println!("seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     let stage = Stage::set(&mut rng).await;
     let (mut allowed, mut refused, mut reached) = (0, 0, BTreeSet::new());
     for case in 0..CASES {
-        // Every call comes up in turn; who makes it, and on what, is chance.
+        // Every method occurs in turn, with a random principal and target.
         let rpc = Rpc::ALL[case % Rpc::ALL.len()];
         let who = stage.people.choose(&mut rng).unwrap();
         let session = stage.sessions.choose(&mut rng).unwrap();
@@ -460,12 +461,12 @@ async fn what_is_allowed_is_what_the_table_says_and_refusals_tell_nothing() {
             continue;
         };
         let may = rules::may(&who.principal, rpc, Some(session), org);
-        let told = format!(
+        let case = format!(
             "seed {seed}: {rpc:?} by {:?} on {} of {} ({}), org {org}: {outcome:?}",
             who.principal, session.id, session.owner, session.org
         );
-        assert_eq!(may, !is_refusal(&outcome), "{told}");
-        // What is allowed may fail for other reasons, but never so.
+        assert_eq!(may, !is_refusal(&outcome), "{case}");
+        // An allowed call may fail for other reasons only.
         let code = outcome.as_ref().err().map(Status::code);
         let odd = [
             Code::Unauthenticated,
@@ -473,7 +474,7 @@ async fn what_is_allowed_is_what_the_table_says_and_refusals_tell_nothing() {
             Code::Unknown,
             Code::Unimplemented,
         ];
-        assert!(code.is_none_or(|code| !odd.contains(&code)), "{told}");
+        assert!(code.is_none_or(|code| !odd.contains(&code)), "{case}");
         if may {
             allowed += 1;
             reached.insert(rpc);
@@ -481,7 +482,7 @@ async fn what_is_allowed_is_what_the_table_says_and_refusals_tell_nothing() {
             refused += 1;
             let nobodys = nobodys_session(&mut rng);
             let other = stage.call(who, rpc, &nobodys, org).await.unwrap().unwrap_err();
-            assert_eq!(seen(&outcome.unwrap_err()), seen(&other), "{told}");
+            assert_eq!(seen(&outcome.unwrap_err()), seen(&other), "{case}");
         }
     }
     println!(
@@ -497,7 +498,7 @@ async fn what_is_allowed_is_what_the_table_says_and_refusals_tell_nothing() {
 }
 
 #[tokio::test]
-async fn lists_have_what_one_may_read_and_nothing_else() {
+async fn lists_contain_exactly_what_the_caller_may_read() {
     let seed = rand::random();
     let mut rng = StdRng::seed_from_u64(seed);
     let stage = Stage::set(&mut rng).await;
@@ -530,9 +531,9 @@ async fn lists_have_what_one_may_read_and_nothing_else() {
     stage.end().await;
 }
 
-/// What a tenant defines by itself has an end, and is nobody else's concern.
+/// Definitions of an organization are limited and invisible to others.
 #[tokio::test]
-async fn an_organization_defines_no_more_than_its_share() {
+async fn an_organization_has_a_limit_of_catalogs() {
     let manager = Manager::start().await;
     let create = async |name: String| {
         let text = v1::PropertyValue {
@@ -574,7 +575,7 @@ async fn an_organization_defines_no_more_than_its_share() {
         let refused = manager.catalogs("olga").list_catalogs(wrong).await.unwrap_err();
         assert!(refused.message().starts_with(field), "{refused}");
     }
-    // Another organization neither sees nor feels it.
+    // Another organization is not affected.
     let listed = manager
         .catalogs("eve")
         .list_catalogs(v1::ListCatalogsRequest::default())
@@ -607,7 +608,7 @@ async fn pages(manager: &Manager, page_size: i32) -> Vec<Vec<String>> {
     }
 }
 
-/// Of 6 MiB in all, while a client takes messages of 4 MiB.
+/// 6 MiB in all, while clients accept messages of 4 MiB.
 #[tokio::test]
 async fn a_page_of_large_catalogs_is_a_short_one() {
     let manager = Manager::start().await;

@@ -1,6 +1,6 @@
-//! The ledger of tokens, as token-issuer meets it.
+//! The token ledger.
 
-use crate::support::{Manager, a_token, until};
+use crate::support::{Manager, a_token, on, until};
 use session_core::{Clock as _, Reason, SessionKey, SystemClock, Timestamp};
 use session_proto::convert::{from_timestamp, timestamp};
 use session_proto::error::reason_of;
@@ -17,7 +17,7 @@ fn token(key: &SessionKey, n: u64, life: Duration) -> wire::RecordTokenRequest {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_ledger_takes_no_token_that_could_not_be() {
+async fn the_ledger_rejects_invalid_tokens() {
     let manager = Manager::start().await;
     let key = manager.create("ada").await;
     let hour = Duration::from_secs(3600);
@@ -87,12 +87,11 @@ async fn the_ledger_takes_no_token_that_could_not_be() {
 async fn no_token_outlives_its_session() {
     let manager = Manager::start().await;
     let request = v1::CreateSessionRequest {
-        cluster: "c".to_owned(),
         max_lifetime: Some(prost_types::Duration {
             seconds: 600,
             nanos: 0,
         }),
-        ..Default::default()
+        ..on("c")
     };
     let key = manager.create_as("ada", request).await;
     let end = manager.store.get(&key).await.unwrap().unwrap().expires_at;
@@ -104,7 +103,7 @@ async fn no_token_outlives_its_session() {
         manager.store.live_tokens(&key).await.unwrap()[0].expires_at,
         expires_at
     );
-    // As of an issuer whose clock is ahead.
+    // From an issuer whose clock is ahead.
     let late = wire::RecordTokenRequest {
         issued_at: Some(timestamp(end)),
         expires_at: Some(timestamp(end.after(Duration::from_secs(60)))),
@@ -120,7 +119,7 @@ async fn no_token_outlives_its_session() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_expired_token_can_be_taken_back_while_it_has_its_grace() {
+async fn an_expired_token_can_be_revoked_during_its_grace() {
     let manager = Manager::start().await;
     let key = manager.create("ada").await;
     let short = wire::RecordTokenRequest {
@@ -149,7 +148,7 @@ async fn an_expired_token_can_be_taken_back_while_it_has_its_grace() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_issuers_say_of_keys_is_checked() {
+async fn key_reports_are_validated() {
     let manager = Manager::start().await;
     let good = "k".repeat(43);
     let report = |published: Vec<String>, signing: &str| wire::ReportKeysRequest {

@@ -1,6 +1,6 @@
-//! WatchSessions: every change, on every manager, for whoever may read it.
+//! WatchSessions: every change, on every manager, to callers that may read it.
 
-use crate::support::{Manager, until};
+use crate::support::{Manager, on, until};
 use session_core::Reason;
 use session_proto::error::reason_of;
 use session_proto::v1::watch_sessions_response::Update;
@@ -20,12 +20,12 @@ async fn watch(manager: &Manager, who: &str, session_id: &str) -> Result<Stream,
 async fn next(stream: &mut Stream) -> Option<v1::WatchSessionsResponse> {
     tokio::time::timeout(Duration::from_secs(15), stream.message())
         .await
-        .expect("something is told in time")
+        .expect("a message in time")
         .unwrap()
 }
 
-fn session(told: Option<v1::WatchSessionsResponse>) -> v1::Session {
-    match told.unwrap().update {
+fn session(message: Option<v1::WatchSessionsResponse>) -> v1::Session {
+    match message.unwrap().update {
         Some(Update::Session(session)) => session,
         other => panic!("no session but {other:?}"),
     }
@@ -37,7 +37,7 @@ async fn begins(stream: &mut Stream) {
 }
 
 #[tokio::test]
-async fn it_begins_with_what_is_and_tells_every_change_on_both_managers() {
+async fn a_stream_begins_with_the_present_sessions_and_sends_every_change_on_both_managers() {
     let manager = Manager::start().await;
     let other = manager.another().await;
     let there = manager.active("ada").await;
@@ -50,11 +50,11 @@ async fn it_begins_with_what_is_and_tells_every_change_on_both_managers() {
     );
     for stream in [&mut here, &mut beyond] {
         begins(stream).await;
-        let told = next(stream).await;
-        assert!(told.as_ref().unwrap().event.is_none());
-        let told = session(told);
+        let message = next(stream).await;
+        assert!(message.as_ref().unwrap().event.is_none());
+        let message = session(message);
         assert_eq!(
-            (told.id.as_str(), told.status()),
+            (message.id.as_str(), message.status()),
             (there.id.as_str(), SessionStatus::Active)
         );
     }
@@ -63,9 +63,9 @@ async fn it_begins_with_what_is_and_tells_every_change_on_both_managers() {
     for stream in [&mut here, &mut beyond] {
         let mut versions = Vec::new();
         while versions.len() < 3 {
-            let told = next(stream).await.unwrap();
-            let event = told.event.clone().unwrap();
-            let shown = session(Some(told));
+            let message = next(stream).await.unwrap();
+            let event = message.event.clone().unwrap();
+            let shown = session(Some(message));
             assert_eq!(shown.id, fresh.id.as_str());
             assert!(shown.version >= event.version, "as it is by then");
             versions.push((event.version, event.reason));
@@ -92,7 +92,7 @@ async fn it_begins_with_what_is_and_tells_every_change_on_both_managers() {
 }
 
 #[tokio::test]
-async fn everybody_hears_of_what_they_may_read_and_nothing_else() {
+async fn streams_contain_exactly_what_the_caller_may_read() {
     let manager = Manager::start().await;
     let mut streams = Vec::new();
     for who in ["ada", "bob", "olga", "tom", "eve", "pat"] {
@@ -101,17 +101,13 @@ async fn everybody_hears_of_what_they_may_read_and_nothing_else() {
         streams.push((who, stream));
     }
     let of_team = v1::CreateSessionRequest {
-        cluster: "c".to_owned(),
         team: "data".to_owned(),
-        ..Default::default()
+        ..on("c")
     };
     let teams = manager.create_as("ada", of_team).await;
     let bobs = manager.create("bob").await;
-    // The last thing that all of acme's readers and nobody else hears.
-    let eves = v1::CreateSessionRequest {
-        cluster: "c".to_owned(),
-        ..Default::default()
-    };
+    // The last change that all readers of acme and no others receive.
+    let eves = on("c");
     let eves = manager.sessions("eve").create_session(eves).await.unwrap();
     let eves = eves.into_inner().session.unwrap().id;
     let (teams, bobs) = (teams.id.to_string(), bobs.id.to_string());
@@ -127,7 +123,7 @@ async fn everybody_hears_of_what_they_may_read_and_nothing_else() {
             assert_eq!(session(next(&mut stream).await).id, **id, "{who}");
         }
         let more = tokio::time::timeout(Duration::from_millis(200), stream.message()).await;
-        assert!(more.is_err(), "{who} heard {more:?}");
+        assert!(more.is_err(), "{who} received {more:?}");
     }
 }
 
@@ -179,9 +175,9 @@ async fn one_caller_has_twenty_streams_at_most() {
     .await;
 }
 
-/// Of 400 streams that its members have, whoever of them they are.
+/// At most 400 streams of all its members together.
 #[tokio::test]
-async fn one_organization_has_a_share_of_all_streams() {
+async fn one_organization_has_400_streams_at_most() {
     let accounts: Vec<_> = (0..21).map(|_| service_kit::caller::generate_key()).collect();
     let declared = accounts.iter().enumerate().map(|(n, key)| {
         format!(
@@ -209,16 +205,16 @@ async fn one_organization_has_a_share_of_all_streams() {
     watch(&manager, "eve", "").await.unwrap();
 }
 
-/// A watcher that does not read is told to begin anew, not kept up with.
+/// A watcher that does not read receives a reset.
 #[tokio::test]
-async fn who_falls_behind_begins_anew() {
+async fn a_slow_watcher_is_reset() {
     let manager = Manager::start().await;
     let key = manager.active("ada").await;
     let mut stream = watch(&manager, "ada", "").await.unwrap();
     begins(&mut stream).await;
     session(next(&mut stream).await);
-    // More changes than the queue holds and the connection takes unread: each
-    // carries these labels.
+    // More changes than the queue and the connection buffer: each contains these
+    // labels.
     let labels: std::collections::HashMap<_, _> =
         (0..32).map(|n| (format!("label-{n}"), "x".repeat(240))).collect();
     let mut sessions = manager.sessions("ada");
@@ -233,8 +229,8 @@ async fn who_falls_behind_begins_anew() {
         sessions.update_session(request).await.unwrap();
     }
     loop {
-        let told = next(&mut stream).await.unwrap();
-        if matches!(told.update, Some(Update::Reset(_))) {
+        let message = next(&mut stream).await.unwrap();
+        if matches!(message.update, Some(Update::Reset(_))) {
             break;
         }
     }
@@ -242,9 +238,9 @@ async fn who_falls_behind_begins_anew() {
     assert_eq!(shown.name, "n-1499", "as it is now");
 }
 
-/// The credential is looked at again while a stream is open.
+/// The credential is verified again while a stream is open.
 #[tokio::test]
-async fn it_ends_for_who_is_no_longer_let_in() {
+async fn a_stream_ends_when_its_caller_is_no_longer_authenticated() {
     let manager = Manager::start().await;
     let mut stream = watch(&manager, "ada", "").await.unwrap();
     begins(&mut stream).await;

@@ -1,8 +1,8 @@
-//! The key set as it is served.
+//! The served key set.
 
 use session_token::Jwks;
 
-/// What is served, made once per change.
+/// The served document, created once per change.
 #[derive(Debug, Default)]
 pub(crate) struct Document {
     json: String,
@@ -27,8 +27,8 @@ impl Document {
         &self.etag
     }
 
-    /// Does it hold these keys already?
-    pub(crate) fn is_of(&self, keys: &Jwks) -> bool {
+    /// Whether it contains exactly these keys.
+    pub(crate) fn contains(&self, keys: &Jwks) -> bool {
         self.json == keys.to_json()
     }
 }

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Files of a folder that are looked at.
-const MOST_FILES: usize = 32;
+/// Key files of a folder.
+const MAX_FILES: usize = 32;
 /// Extension of key files.
-const ENDING: &str = "pem";
+const EXTENSION: &str = "pem";
 
 /// Result of one read of all files.
 #[derive(Debug, Default)]
@@ -28,13 +28,13 @@ pub(super) struct Found {
 /// Cache of the last valid content of each file.
 #[derive(Debug, Default)]
 pub(super) struct KeyFiles {
-    good: BTreeMap<PathBuf, Arc<Signer>>,
-    told: BTreeMap<PathBuf, String>,
+    valid: BTreeMap<PathBuf, Arc<Signer>>,
+    reported: BTreeMap<PathBuf, String>,
     listed: Vec<PathBuf>,
 }
 
-/// The key files of a folder, by name. Names that begin with a dot are not
-/// ours: Kubernetes keeps its own there.
+/// The key files of a folder, by name. Names that begin with a dot are skipped:
+/// Kubernetes uses them for its own files.
 fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).context("cannot be listed")? {
@@ -42,12 +42,12 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>> {
         let hidden = path
             .file_name()
             .is_none_or(|name| name.to_string_lossy().starts_with('.'));
-        if !hidden && path.extension().is_some_and(|ending| ending == ENDING) {
+        if !hidden && path.extension().is_some_and(|extension| extension == EXTENSION) {
             files.push(path);
         }
     }
     files.sort();
-    anyhow::ensure!(files.len() <= MOST_FILES, "holds more than {MOST_FILES} keys");
+    anyhow::ensure!(files.len() <= MAX_FILES, "contains more than {MAX_FILES} keys");
     Ok(files)
 }
 
@@ -63,9 +63,9 @@ impl KeyFiles {
             match list(dir) {
                 Ok(files) => {
                     self.listed = files;
-                    self.told.remove(dir);
+                    self.reported.remove(dir);
                 }
-                Err(error) => self.tell(dir, format!("keys.dir {error:#}"), &mut found.problems),
+                Err(error) => self.report(dir, format!("keys.dir {error:#}"), &mut found.problems),
             }
             for file in self.listed.clone() {
                 let key = self.one(&file, "keys.dir", &mut now, &mut found.problems);
@@ -78,14 +78,14 @@ impl KeyFiles {
         }
         // The last key is not withdrawn: an empty folder is a mistake.
         if found.candidates.is_empty() {
-            self.tell(
+            self.report(
                 Path::new(""),
                 "no key remains; the last ones stay in use".to_owned(),
                 &mut found.problems,
             );
         } else {
-            self.told.remove(Path::new(""));
-            self.good = now;
+            self.reported.remove(Path::new(""));
+            self.valid = now;
         }
         found
     }
@@ -101,16 +101,16 @@ impl KeyFiles {
     ) -> Option<Arc<Signer>> {
         let key = match read_key(file) {
             Ok(signer) => {
-                self.told.remove(file);
-                let same = self.good.get(file).filter(|last| last.kid() == signer.kid());
+                self.reported.remove(file);
+                let same = self.valid.get(file).filter(|last| last.kid() == signer.kid());
                 same.cloned().unwrap_or_else(|| Arc::new(signer))
             }
             Err(error) => {
-                self.tell(file, format!("{what}: {} {error:#}", file.display()), problems);
+                self.report(file, format!("{what}: {} {error:#}", file.display()), problems);
                 // An unusable file may be half-written; a deleted file is
                 // withdrawn.
-                let there = file.try_exists().unwrap_or(true);
-                self.good.get(file).filter(|_| there).cloned()?
+                let exists = file.try_exists().unwrap_or(true);
+                self.valid.get(file).filter(|_| exists).cloned()?
             }
         };
         now.insert(file.to_owned(), Arc::clone(&key));
@@ -118,9 +118,9 @@ impl KeyFiles {
     }
 
     /// Reports each problem once, until it changes.
-    fn tell(&mut self, file: &Path, problem: String, problems: &mut Vec<String>) {
-        if self.told.get(file) != Some(&problem) {
-            self.told.insert(file.to_owned(), problem.clone());
+    fn report(&mut self, file: &Path, problem: String, problems: &mut Vec<String>) {
+        if self.reported.get(file) != Some(&problem) {
+            self.reported.insert(file.to_owned(), problem.clone());
             problems.push(problem);
         }
     }
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_followed_and_a_broken_one_keeps_its_last_key() {
+    fn changed_files_are_read_and_an_unusable_one_keeps_its_last_key() {
         let dir = tempfile::tempdir().unwrap();
         let config = KeysConfig {
             dir: Some(dir.path().to_owned()),

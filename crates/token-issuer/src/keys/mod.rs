@@ -1,4 +1,4 @@
-//! The signing keys, followed in their files.
+//! The signing keys, read periodically from their files.
 //!
 //! Each poll reads the files, publishes new keys, reports them to the ledger,
 //! receives the state of all issuers, and applies
@@ -30,16 +30,19 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// How often files are looked at, and the ledger is told.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Time between two polls of the files, with a report to the ledger.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// Maximum age of a confirmed plan for signing; with an older plan the keys may
 /// have changed on other issuers.
-const PLAN_LIFE: Duration = Duration::from_secs(60);
-/// Interval of attempts until the first report, and wait of a caller for it.
-const FIRST_LOOKS: Duration = Duration::from_millis(200);
-const PLAN_WAIT: Duration = Duration::from_secs(3);
-/// Timeout of a report to the ledger.
-const REPORT_TIME: Duration = Duration::from_secs(5);
+const MAX_PLAN_AGE: Duration = Duration::from_secs(60);
+/// Interval of polls until the first report succeeds.
+const FIRST_POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// Shortest interval of polls.
+const MIN_POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// Time for which a caller waits for the first report.
+const PLAN_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time limit of a report to the ledger.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The current signer and the published document.
 #[derive(Debug, Default)]
@@ -77,12 +80,14 @@ impl Keys {
                 confirmed.await;
             }
         };
-        tokio::time::timeout(PLAN_WAIT, found).await.map_err(|_| NoPlan)
+        tokio::time::timeout(PLAN_TIMEOUT, found)
+            .await
+            .map_err(|_| NoPlan)
     }
 
     fn fresh_signer(&self) -> Option<Arc<Signer>> {
         let now = self.now.load();
-        let fresh = now.confirmed.is_some_and(|at| at.elapsed() < PLAN_LIFE);
+        let fresh = now.confirmed.is_some_and(|at| at.elapsed() < MAX_PLAN_AGE);
         now.signer.clone().filter(|_| fresh)
     }
 
@@ -101,16 +106,16 @@ pub(crate) struct Follower {
     keys: Arc<Keys>,
     files: KeyFiles,
     /// Start of the publication of each key by this process.
-    here: HashMap<String, Instant>,
+    published_since: HashMap<String, Instant>,
     /// Keys that were published before the first report of this process.
-    before: HashSet<String>,
-    known: Option<Known>,
+    known_at_start: HashSet<String>,
+    ledger_state: Option<LedgerState>,
     retired: HashSet<String>,
 }
 
 /// The last reply of the ledger.
 #[derive(Debug)]
-struct Known {
+struct LedgerState {
     now: Timestamp,
     at: Instant,
     keys: HashMap<String, (Timestamp, Option<Timestamp>)>,
@@ -138,9 +143,9 @@ impl Follower {
             metrics,
             keys: Arc::default(),
             files,
-            here: HashMap::new(),
-            before: HashSet::new(),
-            known: None,
+            published_since: HashMap::new(),
+            known_at_start: HashSet::new(),
+            ledger_state: None,
             retired: HashSet::new(),
         };
         follower.publish(&found, None);
@@ -153,22 +158,22 @@ impl Follower {
 
     /// Runs until `stop`.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let every = LOOK_EVERY.min(self.config.publish_before_signing / 10);
+        let interval = POLL_INTERVAL.min(self.config.publish_before_signing / 10);
         loop {
-            self.look().await;
-            let wait = if self.known.is_some() {
-                every
+            self.poll().await;
+            let wait = if self.ledger_state.is_some() {
+                interval
             } else {
-                every.min(FIRST_LOOKS)
+                interval.min(FIRST_POLL_INTERVAL)
             };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(wait.max(Duration::from_millis(20))) => {}
+                () = tokio::time::sleep(wait.max(MIN_POLL_INTERVAL)) => {}
             }
         }
     }
 
-    async fn look(&mut self) {
+    async fn poll(&mut self) {
         let mut files = std::mem::take(&mut self.files);
         let config = self.config.clone();
         let read = tokio::task::spawn_blocking(move || {
@@ -211,16 +216,16 @@ impl Follower {
             .map(|signer| signer.kid().to_owned());
         let request = ReportKeysRequest {
             signing: signing
-                .filter(|kid| self.known.is_some() && published.contains(kid))
+                .filter(|kid| self.ledger_state.is_some() && published.contains(kid))
                 .unwrap_or_default(),
             published,
         };
         let request_size = request.published.len();
         let sent = Instant::now();
-        let answer = tokio::time::timeout(REPORT_TIME, self.ledger.report_keys(request)).await;
-        let answer = answer.context("timed out")??.into_inner();
-        let now = answer.now.as_ref().map(from_timestamp).context("no time")?;
-        let keys: HashMap<_, _> = answer
+        let reply = tokio::time::timeout(REPORT_TIMEOUT, self.ledger.report_keys(request)).await;
+        let reply = reply.context("timed out")??.into_inner();
+        let now = reply.now.as_ref().map(from_timestamp).context("no time")?;
+        let keys: HashMap<_, _> = reply
             .keys
             .into_iter()
             .filter_map(|key| {
@@ -228,8 +233,8 @@ impl Follower {
                 Some((key.key_id, (since, key.signed_at.as_ref().map(from_timestamp))))
             })
             .collect();
-        if self.known.is_none() {
-            self.before = keys
+        if self.ledger_state.is_none() {
+            self.known_at_start = keys
                 .iter()
                 .filter(|(_, (since, _))| *since < now)
                 .map(|(kid, _)| kid.clone())
@@ -242,32 +247,34 @@ impl Follower {
                 "ledger rejected keys: its limit is reached; they cannot sign"
             );
         }
-        self.known = Some(Known { now, at: sent, keys });
+        self.ledger_state = Some(LedgerState { now, at: sent, keys });
         Ok(())
     }
 
     /// Applies the key rotation to the current state.
     fn decide(&mut self, found: &Found) {
-        let Some(known) = &self.known else {
+        let Some(ledger) = &self.ledger_state else {
             self.publish(found, None);
             return;
         };
         let present: HashSet<&str> = found.candidates.iter().map(|signer| signer.kid()).collect();
-        self.here.retain(|kid, _| present.contains(kid.as_str()));
-        self.before.retain(|kid| present.contains(kid.as_str()));
+        self.published_since
+            .retain(|kid, _| present.contains(kid.as_str()));
+        self.known_at_start.retain(|kid| present.contains(kid.as_str()));
         self.retired.retain(|kid| present.contains(kid.as_str()));
         let candidates: Vec<Candidate> = found
             .candidates
             .iter()
             .map(|signer| {
                 let kid = signer.kid();
-                let all = known.keys.get(kid);
+                let known = ledger.keys.get(kid);
+                let published = self.published_since.get(kid);
                 Candidate {
                     kid: kid.to_owned(),
-                    published_since: all.map(|(since, _)| *since),
-                    signed_at: all.and_then(|(_, signed)| *signed),
-                    published_here: self.here.get(kid).map(Instant::elapsed).unwrap_or_default(),
-                    known_at_start: self.before.contains(kid),
+                    published_since: known.map(|(since, _)| *since),
+                    signed_at: known.and_then(|(_, signed)| *signed),
+                    published_here: published.map(Instant::elapsed).unwrap_or_default(),
+                    known_at_start: self.known_at_start.contains(kid),
                 }
             })
             .collect();
@@ -281,58 +288,40 @@ impl Follower {
             before_signing: self.config.publish_before_signing,
             after_signing: self.config.publish_after_signing,
         };
-        let now = known.now.after(known.at.elapsed());
+        let now = ledger.now.after(ledger.at.elapsed());
         let plan = plan(&candidates, current.as_deref(), now, windows);
         self.publish(found, Some(&plan));
     }
 
+    /// Publishes the keys that are not retired and sets the signing key of the plan.
     fn publish(&mut self, found: &Found, plan: Option<&Plan>) {
         for signer in &found.candidates {
-            self.here
+            self.published_since
                 .entry(signer.kid().to_owned())
                 .or_insert_with(Instant::now);
         }
         let signer = plan
             .and_then(|plan| plan.signing)
-            .map(|place| &found.candidates[place]);
+            .map(|index| &found.candidates[index]);
         let before = self.keys.current();
-        if let (Some(signer), Some(plan)) = (signer, plan)
-            && before
-                .signer
-                .as_ref()
-                .is_none_or(|last| last.kid() != signer.kid())
-        {
-            self.metrics.signing_key_changes.at(()).inc();
-            if plan.premature {
-                tracing::warn!(
-                    kid = signer.kid(),
-                    "signing key changed before the end of its publication window: no other key is available"
-                );
-            } else {
-                tracing::info!(kid = signer.kid(), "signing key changed");
-            }
+        if let (Some(signer), Some(plan)) = (signer, plan) {
+            self.note_signer(signer, before.signer.as_deref(), plan.premature);
         }
-        if let Some(signer) = signer {
-            // The key was retired but must be published again, because no other
-            // key is available.
-            self.retired.remove(signer.kid());
-        }
-        let retired = plan.map(|plan| plan.retired.as_slice()).unwrap_or_default();
-        for place in retired {
-            let kid = found.candidates[*place].kid();
-            if self.retired.insert(kid.to_owned()) {
-                tracing::info!(kid, "signing key retired; its file can be removed");
-            }
-        }
-        let kept = found
+        self.retire(found, plan);
+        let published = found
             .candidates
             .iter()
             .filter(|signer| !self.retired.contains(signer.kid()));
         // The order does not depend on the signing key, because verifiers
         // discard their cache when the set changes.
-        let jwks = Jwks::new(kept.chain(&found.published).map(|signer| signer.public_jwk()));
-        let confirmed = self.known.as_ref().map(|known| known.at);
-        if before.document.is_of(&jwks) && signer.map(|s| s.kid()) == before.signer.as_ref().map(|s| s.kid())
+        let jwks = Jwks::new(
+            published
+                .chain(&found.published)
+                .map(|signer| signer.public_jwk()),
+        );
+        let confirmed = self.ledger_state.as_ref().map(|ledger| ledger.at);
+        if before.document.contains(&jwks)
+            && signer.map(|s| s.kid()) == before.signer.as_ref().map(|s| s.kid())
         {
             self.keys.set(Now {
                 signer: before.signer.clone(),
@@ -348,5 +337,34 @@ impl Follower {
             document: Arc::new(document),
             confirmed,
         });
+    }
+
+    /// Counts and logs a change of the signing key. A retired key that signs again,
+    /// because no other is available, is published again.
+    fn note_signer(&mut self, signer: &Signer, last: Option<&Signer>, premature: bool) {
+        let kid = signer.kid();
+        self.retired.remove(kid);
+        if last.is_some_and(|last| last.kid() == kid) {
+            return;
+        }
+        self.metrics.signing_key_changes.at(()).inc();
+        if premature {
+            tracing::warn!(
+                kid,
+                "signing key changed before the end of its publication window: no other key is available"
+            );
+        } else {
+            tracing::info!(kid, "signing key changed");
+        }
+    }
+
+    fn retire(&mut self, found: &Found, plan: Option<&Plan>) {
+        let retired = plan.map(|plan| plan.retired.as_slice()).unwrap_or_default();
+        for index in retired {
+            let kid = found.candidates[*index].kid();
+            if self.retired.insert(kid.to_owned()) {
+                tracing::info!(kid, "signing key retired; its file can be removed");
+            }
+        }
     }
 }

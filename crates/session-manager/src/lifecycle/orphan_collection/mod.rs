@@ -1,17 +1,17 @@
-//! Compute against records: what nobody wants any more is found and given back.
+//! Orphan collection: compares compute with the records and deletes orphans.
 //!
-//! Once a minute all compute is listed, then its records are read, in this
-//! order, so that compute without a record never had one later. [`decide`] is
-//! pure. Deleting needs proof: the session ended, or has a newer generation.
-//! Compute without any record is kept under watch for 15 minutes, and goes only
-//! if nothing was lost from the store since before it was made. A pass that
-//! would delete too much deletes nothing and calls for a human.
+//! Once a minute it lists all compute and then reads the records, in this order,
+//! so that a missing record is not one that was written later. [`decide`] is pure.
+//! Deletion needs proof: the session ended, or has a newer generation. Compute
+//! without any record is quarantined for 15 minutes, and is deleted only if the
+//! store has lost nothing since before it was started. A pass with too many
+//! deletions deletes nothing and logs an error.
 
 use crate::definitions::DefinitionStore;
 use crate::lifecycle::reconciler::Reconciler;
 use crate::lifecycle::report_freshness::ReportFreshness;
-use crate::metrics::{Metrics, Proof, Standing};
-use crate::providers::installation::{Identity, Install};
+use crate::metrics::{ComputeState, Metrics, Proof};
+use crate::providers::installation::{Installation, InstallationIdentity};
 use crate::providers::registry::Providers;
 use compute::{ComputeSpec, Found};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -24,36 +24,36 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// How often compute is compared with the records.
-pub(crate) const PASS: Duration = Duration::from_secs(60);
-/// How soon again when something is about to be given back.
-const SOON: Duration = Duration::from_secs(6);
-/// What is proven to be superfluous is left to the usual way for so long.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// So long compute without a record is kept under watch.
-pub(crate) const QUARANTINE: Duration = Duration::from_secs(15 * 60);
-/// More than so many deletions in one pass, or than a tenth of all, need a human.
-const MOST: usize = 20;
-/// So few are no mass deletion, however little there is in all.
-const FEW: usize = 3;
-const TOGETHER: usize = 16;
+/// Time between two passes.
+const PASS_INTERVAL: Duration = Duration::from_secs(60);
+/// Time until the next pass if proven orphans are within their grace period.
+const REPEAT_INTERVAL: Duration = Duration::from_secs(6);
+/// Time for which proven orphans are left to the reconciler.
+const GRACE_PERIOD: Duration = Duration::from_secs(5);
+/// Time for which compute without a record is kept.
+const QUARANTINE: Duration = Duration::from_secs(15 * 60);
+/// The deletion limit of a pass is a tenth of all compute, between these two.
+const MAX_DELETION_LIMIT: usize = 20;
+const MIN_DELETION_LIMIT: usize = 3;
+/// Records that are read concurrently.
+const MAX_CONCURRENT_READS: usize = 16;
 
 type Id = (SessionKey, u64);
 
-/// How compute stands to its session's record.
-fn judge(found: &Found, record: Option<&Session>, install: &Install) -> Standing {
-    if found.install_id != install.id {
-        return Standing::Foreign;
+/// Compares compute with the record of its session.
+fn classify(found: &Found, record: Option<&Session>, installation: &Installation) -> ComputeState {
+    if found.install_id != installation.id {
+        return ComputeState::Foreign;
     }
     let Some(session) = record else {
-        return Standing::Unknown;
+        return ComputeState::Unknown;
     };
     if found.generation > session.generation {
-        // The record went back in time; nothing can be proven by it.
-        return Standing::Ahead;
+        // The record was rolled back, so it proves nothing.
+        return ComputeState::Ahead;
     }
     match session.state {
-        State::Closed | State::Failed => Standing::Ended,
+        State::Closed | State::Failed => ComputeState::Ended,
         State::Pending { .. }
         | State::Active { .. }
         | State::IdleKept { .. }
@@ -61,93 +61,95 @@ fn judge(found: &Found, record: Option<&Session>, install: &Install) -> Standing
         | State::IdleReleased { .. }
             if found.generation < session.generation =>
         {
-            Standing::Replaced
+            ComputeState::Replaced
         }
-        State::IdleReleased { .. } => Standing::Leaving,
+        State::IdleReleased { .. } => ComputeState::Leaving,
         State::Pending { .. }
         | State::Active { .. }
         | State::IdleKept { .. }
-        | State::IdleReleasing { .. } => Standing::Wanted,
+        | State::IdleReleasing { .. } => ComputeState::Wanted,
     }
 }
 
-/// All that a pass sees.
+/// The input of a pass.
 #[derive(Debug)]
-struct Sight {
-    /// The store's present.
+struct Snapshot {
+    /// The store's time.
     now: Timestamp,
-    /// The present of a clock that never jumps.
+    /// The time by a monotonic clock, since the start of this manager.
     at: Duration,
-    install: Install,
-    /// How long this manager has had the store without a break.
-    calm: Duration,
+    installation: Installation,
+    /// How long this manager has reached the store without interruption.
+    store_available_for: Duration,
     /// Compute, and the record that was read after it was listed.
     found: Vec<(Found, Option<Session>)>,
-    /// Organizations that have any record at all, of those that were asked for.
-    peopled: BTreeSet<OrgId>,
+    /// Organizations with at least one record, of those with compute without one.
+    orgs_with_records: BTreeSet<OrgId>,
 }
 
-/// Since when compute has stood as it does, by [`Sight::at`].
-type Memory = BTreeMap<Id, (Standing, Duration)>;
+/// Since when compute has had its state, by [`Snapshot::at`].
+type History = BTreeMap<Id, (ComputeState, Duration)>;
 
-/// What a pass does.
+/// The result of a pass.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Plan {
     release: Vec<(Found, Proof)>,
-    /// Sessions that must be looked at: their own entry gives back.
-    look: Vec<SessionKey>,
-    counts: BTreeMap<Standing, u64>,
-    /// So many would have been given back, which is too many at once.
-    braked: Option<usize>,
-    /// Something is about to be given back.
-    soon: bool,
+    /// Sessions to reconcile, which releases their compute.
+    reconcile: Vec<SessionKey>,
+    counts: BTreeMap<ComputeState, u64>,
+    /// The number of orphans, if it exceeds the deletion limit.
+    halted: Option<usize>,
+    deletion_limit: usize,
+    /// Whether proven orphans are within their grace period.
+    repeat: bool,
 }
 
-fn decide(sight: &Sight, memory: &mut Memory) -> Plan {
+fn decide(snapshot: &Snapshot, history: &mut History) -> Plan {
     let mut plan = Plan::default();
-    let before = std::mem::take(memory);
+    let before = std::mem::take(history);
     let mut own = 0;
-    for (found, record) in &sight.found {
-        let standing = judge(found, record.as_ref(), &sight.install);
-        *plan.counts.entry(standing).or_default() += 1;
-        own += usize::from(standing != Standing::Foreign);
+    for (found, record) in &snapshot.found {
+        let state = classify(found, record.as_ref(), &snapshot.installation);
+        *plan.counts.entry(state).or_default() += 1;
+        own += usize::from(state != ComputeState::Foreign);
         let id = (found.key.clone(), found.generation);
         let since = match before.get(&id) {
-            Some((as_before, since)) if *as_before == standing => *since,
-            Some(_) | None => sight.at,
+            Some((unchanged, since)) if *unchanged == state => *since,
+            Some(_) | None => snapshot.at,
         };
-        memory.insert(id, (standing, since));
-        let stood = sight.at.saturating_sub(since);
-        let proof = match standing {
-            Standing::Wanted | Standing::Ahead | Standing::Foreign => None,
-            Standing::Leaving => {
-                plan.look.push(found.key.clone());
+        history.insert(id, (state, since));
+        let age = snapshot.at.saturating_sub(since);
+        let proof = match state {
+            ComputeState::Wanted | ComputeState::Ahead | ComputeState::Foreign => None,
+            ComputeState::Leaving => {
+                plan.reconcile.push(found.key.clone());
                 None
             }
-            Standing::Ended => Some((Proof::Ended, stood >= PATIENCE)),
-            Standing::Replaced => Some((Proof::Replaced, stood >= PATIENCE)),
-            Standing::Unknown => {
-                let made = sight.now.before(found.age);
-                let sure = made > sight.install.whole_since
-                    && sight.calm >= QUARANTINE
-                    && sight.peopled.contains(&found.key.org);
-                (stood >= QUARANTINE && sure).then_some((Proof::Quarantined, true))
+            ComputeState::Ended => Some((Proof::Ended, age >= GRACE_PERIOD)),
+            ComputeState::Replaced => Some((Proof::Replaced, age >= GRACE_PERIOD)),
+            ComputeState::Unknown => {
+                let started = snapshot.now.before(found.age);
+                let nothing_lost = started > snapshot.installation.whole_since
+                    && snapshot.store_available_for >= QUARANTINE
+                    && snapshot.orgs_with_records.contains(&found.key.org);
+                (age >= QUARANTINE && nothing_lost).then_some((Proof::Quarantined, true))
             }
         };
         match proof {
             Some((proof, true)) => plan.release.push((found.clone(), proof)),
-            Some((_, false)) => plan.soon = true,
+            Some((_, false)) => plan.repeat = true,
             None => {}
         }
     }
-    if plan.release.len() > (own / 10).clamp(FEW, MOST) {
-        plan.braked = Some(plan.release.len());
+    plan.deletion_limit = (own / 10).clamp(MIN_DELETION_LIMIT, MAX_DELETION_LIMIT);
+    if plan.release.len() > plan.deletion_limit {
+        plan.halted = Some(plan.release.len());
         plan.release.clear();
     }
     plan
 }
 
-/// Makes the passes.
+/// Runs the passes.
 #[derive(Debug)]
 pub(crate) struct OrphanCollector {
     store: Arc<dyn SessionStore>,
@@ -156,9 +158,9 @@ pub(crate) struct OrphanCollector {
     reconciler: Arc<Reconciler>,
     freshness: Arc<ReportFreshness>,
     metrics: Arc<Metrics>,
-    identity: Identity,
-    memory: Mutex<Memory>,
-    origin: Instant,
+    identity: InstallationIdentity,
+    history: Mutex<History>,
+    started: Instant,
 }
 
 impl OrphanCollector {
@@ -171,31 +173,31 @@ impl OrphanCollector {
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
-            identity: Identity::new(Arc::clone(&store)),
+            identity: InstallationIdentity::new(Arc::clone(&store)),
             store,
             definitions,
             computes,
             reconciler,
             freshness,
             metrics,
-            memory: Mutex::default(),
-            origin: Instant::now(),
+            history: Mutex::default(),
+            started: Instant::now(),
         }
     }
 
-    /// Passes until `stop`.
+    /// Runs passes until `stop`.
     pub(crate) async fn run(&self, stop: CancellationToken) {
         loop {
             let outcome = self.pass().await;
-            self.metrics.reconciled(outcome.is_ok());
+            self.metrics.pass_finished(outcome.is_ok());
             let wait = match outcome {
-                Ok(true) => SOON,
-                Ok(false) => PASS,
+                Ok(true) => REPEAT_INTERVAL,
+                Ok(false) => PASS_INTERVAL,
                 Err(error) => {
-                    tracing::warn!(%error, "compute cannot be compared with the records");
-                    // What was seen before counts for nothing now.
-                    self.memory().clear();
-                    PASS
+                    tracing::warn!(%error, "orphan collection failed");
+                    // Grace periods and quarantines begin again.
+                    self.history().clear();
+                    PASS_INTERVAL
                 }
             };
             tokio::select! {
@@ -206,84 +208,66 @@ impl OrphanCollector {
         }
     }
 
-    /// True if another pass should follow soon.
+    /// One pass. True if the next one should follow after [`REPEAT_INTERVAL`].
     async fn pass(&self) -> Result<bool, Error> {
-        let Some(install) = self.identity.confirm().await? else {
+        let Some(installation) = self.identity.confirm().await? else {
             tracing::error!(
-                "the state store belongs to another installation than this session-manager began with; \
-                 no compute is given back by comparison until it is started again"
+                "orphan collection halted: the state store belongs to another installation than at the \
+                 start of this session-manager; restart it"
             );
-            self.memory().clear();
+            self.history().clear();
             return Ok(false);
         };
-        let sight = self.see(install).await?;
-        let plan = decide(&sight, &mut self.memory());
-        self.metrics.compared(&plan.counts, plan.braked.is_some());
-        if let Some(count) = plan.braked {
-            tracing::error!(
-                count,
-                of = sight.found.len(),
-                "so much compute belongs to no session that none of it is given back; look into it"
-            );
-        }
-        for (standing, told) in [
-            (
-                Standing::Ahead,
-                "compute is newer than its session's record: the store went back in time",
-            ),
-            (Standing::Unknown, "compute without a record is kept under watch"),
-        ] {
-            let count = plan.counts.get(&standing).copied().unwrap_or(0);
-            if count > 0 {
-                tracing::warn!(count, "{told}");
-            }
-        }
-        for key in plan.look {
+        let snapshot = self.snapshot(installation).await?;
+        let plan = decide(&snapshot, &mut self.history());
+        self.metrics.compared(&plan.counts, plan.halted.is_some());
+        log_findings(&plan, snapshot.found.len());
+        for key in plan.reconcile {
             self.reconciler.enqueue(key);
         }
         for (found, proof) in &plan.release {
             self.release(found, *proof).await?;
         }
-        Ok(plan.soon)
+        Ok(plan.repeat)
     }
 
-    async fn see(&self, install: Install) -> Result<Sight, Error> {
+    async fn snapshot(&self, installation: Installation) -> Result<Snapshot, Error> {
         let found = self.computes.inventory().await;
         let found: Vec<(Found, Option<Session>)> = stream::iter(found)
             .map(async |found| {
                 let record = self.store.get(&found.key).await?;
                 Ok::<_, Error>((found, record))
             })
-            .buffered(TOGETHER)
+            .buffered(MAX_CONCURRENT_READS)
             .try_collect()
             .await?;
-        let mut peopled = BTreeSet::new();
+        let mut orgs_with_records = BTreeSet::new();
         let unknown = found.iter().filter(|(_, record)| record.is_none());
         for org in unknown.map(|(found, _)| &found.key.org).collect::<BTreeSet<_>>() {
             let any = ListQuery::of_org(org.clone(), 1);
             if !self.store.list(&any).await?.sessions.is_empty() {
-                peopled.insert(org.clone());
+                orgs_with_records.insert(org.clone());
             }
         }
         let now = self.store.now().await?;
-        Ok(Sight {
+        Ok(Snapshot {
             now,
-            at: self.origin.elapsed(),
-            install,
-            calm: self.freshness.calm(now),
+            at: self.started.elapsed(),
+            installation,
+            store_available_for: self.freshness.available_for(now),
             found,
-            peopled,
+            orgs_with_records,
         })
     }
 
     async fn release(&self, found: &Found, proof: Proof) -> Result<(), Error> {
         let Some(cluster) = self.definitions.cluster(&found.cluster).await? else {
-            tracing::warn!(session = %found.key.id, cluster = %found.cluster, "superfluous compute of a cluster that is gone stays");
+            tracing::warn!(session = %found.key.id, cluster = %found.cluster, "releasing an orphan skipped: its cluster is not defined");
             return Ok(());
         };
         tracing::warn!(
             session = %found.key.id, generation = found.generation, proof = ?proof,
-            "compute that no session wants is given back"
+            "releasing an orphan"
         );
         let spec = ComputeSpec {
             key: found.key.clone(),
@@ -292,15 +276,39 @@ impl OrphanCollector {
             catalog: None,
         };
         let outcome = self.computes.release(&spec).await;
-        self.metrics.reconcile_released(proof);
+        self.metrics.orphan_released(proof);
         if let Err(error) = outcome {
-            tracing::warn!(session = %found.key.id, %error, "it could not be given back yet");
+            tracing::warn!(session = %found.key.id, %error, "releasing an orphan failed; it is retried");
         }
         Ok(())
     }
 
-    fn memory(&self) -> parking_lot::MutexGuard<'_, Memory> {
-        self.memory.lock()
+    fn history(&self) -> parking_lot::MutexGuard<'_, History> {
+        self.history.lock()
+    }
+}
+
+/// Logs what an operator must act on or know of; `total` is the number of computes.
+fn log_findings(plan: &Plan, total: usize) {
+    if let Some(count) = plan.halted {
+        tracing::error!(
+            count,
+            limit = plan.deletion_limit,
+            total,
+            "orphan collection halted: the orphans exceed the deletion limit"
+        );
+    }
+    for (state, finding) in [
+        (
+            ComputeState::Ahead,
+            "compute is newer than its session's record: the state store was rolled back",
+        ),
+        (ComputeState::Unknown, "compute without a record is quarantined"),
+    ] {
+        let count = plan.counts.get(&state).copied().unwrap_or(0);
+        if count > 0 {
+            tracing::warn!(count, "{finding}");
+        }
     }
 }
 

@@ -1,58 +1,21 @@
-//! Every rule of the comparison, one by one, and on a store that lost its records.
+//! Each rule of orphan collection, and a store that lost its records.
 
 use super::*;
+use crate::fixtures;
+use crate::service::Lifecycle;
 use compute::{ComputeProvider, SimCompute};
 use service_kit::metrics::Registry;
-use session_core::machine::{self, Event, NewSession};
-use session_core::policy::PolicyRequest;
+use session_core::machine::{self, Event};
 use session_core::time::ManualClock;
-use session_core::{Actor, ChangeReason, Cluster, SessionId, SessionPolicy};
-use session_store::Create;
+use session_core::{Actor, ChangeReason};
 use session_store::memory::MemoryStore;
 use session_store::prelude::*;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const START: Timestamp = Timestamp::from_millis(1_795_000_000_000);
 
-fn cluster() -> Cluster {
-    Cluster {
-        name: "c".parse().unwrap(),
-        status: session_core::ClusterStatus::Active,
-        engine: session_core::Engine::Sail,
-        engine_version: None,
-        client_versions: Vec::new(),
-        granted_orgs: BTreeSet::default(),
-        provider: session_core::Provider::Process {
-            program: "/opt/sail".to_owned(),
-            java_home: None,
-            properties: BTreeMap::default(),
-            python: None,
-            driver_memory: None,
-        },
-        idle_policy: None,
-        wake: Default::default(),
-        policy: session_core::policy::PolicyRange::default(),
-        managed_by_config: false,
-        version: 0,
-    }
-}
-
 fn create(n: u64, now: Timestamp) -> machine::Transition {
-    let policy = SessionPolicy::settle(&cluster(), &PolicyRequest::default()).unwrap();
-    machine::create(
-        NewSession {
-            id: SessionId::generate(now, n),
-            org: "acme".parse().unwrap(),
-            owner: "sa|ada".parse().unwrap(),
-            name: None,
-            team: None,
-            labels: BTreeMap::default(),
-            cluster: "c".parse().unwrap(),
-            catalog: None,
-            policy,
-        },
-        now,
-    )
+    machine::create(fixtures::new_session(n, &fixtures::cluster(), now), now)
 }
 
 fn closed(session: &Session) -> Session {
@@ -73,128 +36,128 @@ fn found(session: &Session, generation: u64) -> Found {
     }
 }
 
-/// A whole store that this manager has had for long.
-fn sight(found: Vec<(Found, Option<Session>)>, at: Duration) -> Sight {
-    let install = serde_json::json!({
+/// A snapshot of a store that lost nothing and has been available for long.
+fn snapshot(found: Vec<(Found, Option<Session>)>, at: Duration) -> Snapshot {
+    let installation = serde_json::json!({
         "id": "ours", "whole_since": START.before(1000 * MINUTE), "seen_at": START, "store_epoch": 1
     });
-    Sight {
+    Snapshot {
         now: START.after(at),
         at,
-        install: serde_json::from_value(install).unwrap(),
-        calm: 1000 * MINUTE,
+        installation: serde_json::from_value(installation).unwrap(),
+        store_available_for: 1000 * MINUTE,
         found,
-        peopled: ["acme".parse().unwrap()].into(),
+        orgs_with_records: ["acme".parse().unwrap()].into(),
     }
 }
 
-/// What is given back after this much time of the same sight.
-fn released(make: impl Fn(Duration) -> Sight, after: Duration) -> usize {
-    let mut memory = Memory::new();
+/// The number of releases while this snapshot persists for `after`.
+fn released(make: impl Fn(Duration) -> Snapshot, after: Duration) -> usize {
+    let mut history = History::new();
     let mut at = Duration::ZERO;
     let mut all = 0;
     while at <= after {
-        all += decide(&make(at), &mut memory).release.len();
-        at += PATIENCE;
+        all += decide(&make(at), &mut history).release.len();
+        at += GRACE_PERIOD;
     }
     all
 }
 
 #[test]
-fn what_a_record_wants_stays_and_what_is_proven_superfluous_goes() {
+fn required_compute_stays_and_proven_orphans_are_released() {
     let live = create(1, START).session;
     let ended = closed(&live);
     let mut replaced = live.clone();
     replaced.generation = 2;
     let cases = [
-        (Some(live.clone()), 1, Standing::Wanted),
-        (Some(live.clone()), 2, Standing::Ahead),
-        (Some(ended.clone()), 1, Standing::Ended),
-        (Some(ended), 2, Standing::Ahead),
-        (Some(replaced.clone()), 1, Standing::Replaced),
-        (Some(replaced), 2, Standing::Wanted),
-        (None, 1, Standing::Unknown),
+        (Some(live.clone()), 1, ComputeState::Wanted),
+        (Some(live.clone()), 2, ComputeState::Ahead),
+        (Some(ended.clone()), 1, ComputeState::Ended),
+        (Some(ended), 2, ComputeState::Ahead),
+        (Some(replaced.clone()), 1, ComputeState::Replaced),
+        (Some(replaced), 2, ComputeState::Wanted),
+        (None, 1, ComputeState::Unknown),
     ];
-    for (record, generation, standing) in cases {
+    for (record, generation, state) in cases {
         let one = (found(&live, generation), record);
-        let plan = decide(&sight(vec![one.clone()], MINUTE), &mut Memory::new());
-        assert_eq!(plan.counts, [(standing, 1)].into());
-        assert!(plan.release.is_empty(), "not at first sight");
-        let proven = matches!(standing, Standing::Ended | Standing::Replaced);
-        assert_eq!(plan.soon, proven);
-        let gone = released(|at| sight(vec![one.clone()], at), PATIENCE);
-        assert_eq!(gone, usize::from(proven), "{standing:?}");
+        let plan = decide(&snapshot(vec![one.clone()], MINUTE), &mut History::new());
+        assert_eq!(plan.counts, [(state, 1)].into());
+        assert!(plan.release.is_empty(), "not within the grace period");
+        let proven = matches!(state, ComputeState::Ended | ComputeState::Replaced);
+        assert_eq!(plan.repeat, proven);
+        let gone = released(|at| snapshot(vec![one.clone()], at), GRACE_PERIOD);
+        assert_eq!(gone, usize::from(proven), "{state:?}");
     }
 }
 
 #[test]
-fn a_session_that_gives_its_compute_back_itself_is_only_looked_at() {
+fn a_session_that_releases_its_compute_is_only_reconciled() {
     let mut session = create(1, START).session;
     session.state = State::IdleReleased { wake_after: START };
     let one = (found(&session, 1), Some(session.clone()));
-    let plan = decide(&sight(vec![one], MINUTE), &mut Memory::new());
-    assert_eq!((plan.look, plan.release), (vec![session.key()], Vec::new()));
+    let plan = decide(&snapshot(vec![one], MINUTE), &mut History::new());
+    assert_eq!((plan.reconcile, plan.release), (vec![session.key()], Vec::new()));
 }
 
 #[test]
-fn what_another_installation_made_is_never_touched() {
+fn compute_of_another_installation_is_never_released() {
     let session = create(1, START).session;
     for record in [None, Some(closed(&session))] {
         let mut theirs = found(&session, 1);
         theirs.install_id = "theirs".to_owned();
         let one = (theirs, record);
-        assert_eq!(released(|at| sight(vec![one.clone()], at), 100 * MINUTE), 0);
+        assert_eq!(released(|at| snapshot(vec![one.clone()], at), 100 * MINUTE), 0);
     }
 }
 
 #[test]
-fn without_a_record_it_goes_after_the_quarantine_and_only_while_nothing_was_lost() {
+fn compute_without_a_record_is_released_after_the_quarantine_if_nothing_was_lost() {
     let session = create(1, START).session;
-    // Made a minute before the first sight.
+    // Started a minute before the first snapshot.
     let one = |at: Duration| {
         let mut found = found(&session, 1);
         found.age += at;
         vec![(found, None)]
     };
     let long = QUARANTINE + MINUTE;
-    assert_eq!(released(|at| sight(one(at), at), QUARANTINE - PATIENCE), 0);
-    assert!(released(|at| sight(one(at), at), QUARANTINE) > 0);
+    assert_eq!(released(|at| snapshot(one(at), at), QUARANTINE - GRACE_PERIOD), 0);
+    assert!(released(|at| snapshot(one(at), at), QUARANTINE) > 0);
 
-    let emptied = |at| Sight {
-        peopled: BTreeSet::new(),
-        ..sight(one(at), at)
+    let emptied = |at| Snapshot {
+        orgs_with_records: BTreeSet::new(),
+        ..snapshot(one(at), at)
     };
     assert_eq!(
         released(emptied, long),
         0,
         "its organization has no record at all"
     );
-    let away = |at| Sight {
-        calm: QUARANTINE - MINUTE,
-        ..sight(one(at), at)
+    let unavailable = |at| Snapshot {
+        store_available_for: QUARANTINE - MINUTE,
+        ..snapshot(one(at), at)
     };
-    assert_eq!(released(away, long), 0, "the store was away");
+    assert_eq!(released(unavailable, long), 0, "the store was unavailable");
     let restored = |at| {
-        let mut sight = sight(one(at), at);
-        sight.install.whole_since = START;
-        sight
+        let mut snapshot = snapshot(one(at), at);
+        snapshot.installation.whole_since = START;
+        snapshot
     };
-    assert_eq!(released(restored, long), 0, "it is older than the store's memory");
+    assert_eq!(released(restored, long), 0, "older than whole_since");
 }
 
 #[test]
-fn a_record_that_comes_back_ends_the_quarantine() {
+fn a_record_that_reappears_ends_the_quarantine() {
     let session = create(1, START).session;
-    let mut memory = Memory::new();
+    let mut history = History::new();
     let mut at = Duration::ZERO;
     while at <= 10 * QUARANTINE {
-        // Every tenth minute the record is there.
+        // The record exists every tenth minute.
         let minute = at.as_secs() / 60;
         let record = minute.is_multiple_of(10).then(|| session.clone());
         let mut one = found(&session, 1);
         one.age += at;
         assert!(
-            decide(&sight(vec![(one, record)], at), &mut memory)
+            decide(&snapshot(vec![(one, record)], at), &mut history)
                 .release
                 .is_empty()
         );
@@ -203,7 +166,7 @@ fn a_record_that_comes_back_ends_the_quarantine() {
 }
 
 #[test]
-fn a_mass_deletion_stops_and_calls_for_a_human() {
+fn a_pass_with_too_many_orphans_is_halted() {
     let many = |ended: u64, all: u64| {
         let mut each = Vec::new();
         for n in 0..all {
@@ -211,11 +174,11 @@ fn a_mass_deletion_stops_and_calls_for_a_human() {
             let record = if n < ended { closed(&live) } else { live.clone() };
             each.push((found(&live, 1), Some(record)));
         }
-        let mut memory = Memory::new();
-        decide(&sight(each.clone(), Duration::ZERO), &mut memory);
-        decide(&sight(each, PATIENCE), &mut memory)
+        let mut history = History::new();
+        decide(&snapshot(each.clone(), Duration::ZERO), &mut history);
+        decide(&snapshot(each, GRACE_PERIOD), &mut history)
     };
-    for (ended, all, braked) in [
+    for (ended, all, halted) in [
         (3, 3, false),
         (4, 4, true),
         (10, 100, false),
@@ -225,18 +188,18 @@ fn a_mass_deletion_stops_and_calls_for_a_human() {
     ] {
         let plan = many(ended, all);
         let count = usize::try_from(ended).unwrap();
-        assert_eq!(plan.braked, braked.then_some(count), "{ended} of {all}");
-        assert_eq!(plan.release.len(), if braked { 0 } else { count });
+        assert_eq!(plan.halted, halted.then_some(count), "{ended} of {all}");
+        assert_eq!(plan.release.len(), if halted { 0 } else { count });
     }
 }
 
-/// A manager's reconcile on a memory store and stepped compute.
+/// Orphan collection of a manager on a memory store and simulated compute.
 struct World {
     clock: Arc<ManualClock>,
     store: Arc<MemoryStore>,
     sim: SimCompute,
     freshness: Arc<ReportFreshness>,
-    reconcile: OrphanCollector,
+    orphans: OrphanCollector,
 }
 
 impl World {
@@ -256,56 +219,34 @@ impl World {
         let freshness = Arc::new(ReportFreshness::new(Arc::clone(&shared)).with_settable_clock());
         let metrics = Arc::new(Metrics::new(&Registry::new()));
         let definitions = DefinitionStore::new(Arc::clone(&shared));
-        let (reconciler, _) = Reconciler::new(
-            Arc::clone(&shared),
-            definitions.clone(),
-            computes.clone(),
-            Arc::clone(&freshness),
-            Arc::clone(&metrics),
-        );
-        let reconcile = OrphanCollector::new(
-            shared,
-            definitions,
-            computes,
-            reconciler,
-            Arc::clone(&freshness),
-            metrics,
-        );
+        let lifecycle = Lifecycle::new(&shared, &definitions, &computes, &freshness, &metrics);
         Self {
             clock,
             store,
             sim,
             freshness,
-            reconcile,
+            orphans: lifecycle.orphans,
         }
     }
 
     async fn define(&self) {
-        let json = serde_json::to_string(&cluster()).unwrap();
-        let kind = session_store::Kind::Cluster;
-        self.store.put_definition(kind, "c", 0, &json).await.unwrap();
-        let install = self.reconcile.identity.confirm().await.unwrap().unwrap();
-        self.sim.install(&install.id);
-        self.freshness.found().await;
+        fixtures::define(&self.store, &fixtures::cluster()).await;
+        let installation = self.orphans.identity.confirm().await.unwrap().unwrap();
+        self.sim.install(&installation.id);
+        self.freshness.store_available().await;
     }
 
     async fn create(&self, n: u64) -> Session {
-        let change = create(n, self.store.now().await.unwrap());
-        let created = self.store.create(Create {
-            session: change.session,
-            record: change.record,
-            due: START,
-            request: None,
-            limits: session_core::Limits::default(),
-        });
-        created.await.unwrap().session
+        let now = self.store.now().await.unwrap();
+        let new = fixtures::new_session(n, &fixtures::cluster(), now);
+        fixtures::create(&self.store, new, now).await
     }
 
     async fn make(&self, session: &Session) {
         let spec = ComputeSpec {
             key: session.key(),
             generation: 1,
-            cluster: cluster(),
+            cluster: fixtures::cluster(),
             catalog: None,
         };
         self.sim.ensure(&spec).await.unwrap();
@@ -313,7 +254,7 @@ impl World {
 
     async fn pass(&self, minutes: u64) {
         for _ in 0..minutes {
-            self.reconcile.pass().await.unwrap();
+            self.orphans.pass().await.unwrap();
             self.clock.advance(MINUTE);
             tokio::time::advance(MINUTE).await;
         }
@@ -321,12 +262,12 @@ impl World {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_orphan_goes_and_its_neighbour_stays() {
+async fn an_orphan_is_released_and_other_compute_stays() {
     let world = World::new().await;
     world.pass(2).await;
     let wanted = world.create(1).await;
     world.make(&wanted).await;
-    // Made from a record that was never there.
+    // Started for a record that never existed.
     let orphan = create(2, START).session;
     world.make(&orphan).await;
     world.pass(14).await;
@@ -336,7 +277,7 @@ async fn an_orphan_goes_and_its_neighbour_stays() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_lost_everything_kills_nothing() {
+async fn the_loss_of_all_records_releases_nothing() {
     let world = World::new().await;
     world.pass(2).await;
     let sessions = [world.create(1).await, world.create(2).await];
@@ -344,27 +285,23 @@ async fn a_store_that_lost_everything_kills_nothing() {
         world.make(session).await;
     }
     world.pass(20).await;
-    // The same manager finds an empty store, and new sessions in it.
+    // The store of the same manager is emptied and gets new sessions.
     let mut emptied = World::on(
         Arc::clone(&world.clock),
         Arc::new(MemoryStore::new(Arc::clone(&world.clock) as _)),
         world.sim.clone(),
     );
-    emptied.reconcile.identity = world.reconcile.identity;
+    emptied.orphans.identity = world.orphans.identity;
     emptied
-        .reconcile
+        .orphans
         .identity
-        .moved_to(Arc::clone(&emptied.store) as _);
+        .replace_store(Arc::clone(&emptied.store) as _);
     emptied.define().await;
     emptied.create(3).await;
     emptied.pass(60).await;
-    assert_eq!(
-        emptied.sim.live().len(),
-        2,
-        "made before the store's memory begins"
-    );
+    assert_eq!(emptied.sim.live().len(), 2, "started before whole_since");
 
-    // Another manager that never knew the old store takes it for another's.
+    // For a new manager on an empty store the compute is another installation's.
     let fresh = World::on(
         Arc::clone(&world.clock),
         Arc::new(MemoryStore::new(Arc::clone(&world.clock) as _)),

@@ -1,5 +1,5 @@
-//! What the driver does to compute: it starts what committed records call for,
-//! and looks at what there is.
+//! Effects and observations of compute: starts the effects of committed records,
+//! and observes compute.
 
 use super::Reconciler;
 use crate::providers::registry::is_on_another_host;
@@ -24,8 +24,8 @@ macro_rules! compute_span {
 }
 
 impl Reconciler {
-    /// Starts what a committed record calls for. Failures are left to the
-    /// entry that is still due.
+    /// Starts the effects of a committed record. After a failure, the session's due
+    /// entry repeats them.
     pub(crate) async fn start(&self, session: &Session, effects: &[Effect]) {
         for effect in effects {
             let outcome = match *effect {
@@ -42,7 +42,7 @@ impl Reconciler {
         }
     }
 
-    /// The same for a new session, on what was read to create it.
+    /// The same for a new session, with the definitions that its creation read.
     pub(crate) async fn start_new(
         &self,
         session: &Session,
@@ -69,22 +69,22 @@ impl Reconciler {
 
     async fn ensure(&self, spec: &ComputeSpec) -> Result<(), compute::Error> {
         let span = compute_span!("ensure_compute", spec);
-        let made = with_status(self.computes.ensure(spec), span).await;
-        self.give_back_if_stale(spec).await;
-        made
+        let ensured = with_status(self.computes.ensure(spec), span).await;
+        self.release_if_stale(spec).await;
+        ensured
     }
 
     fn note_started(&self, session: &Session, effect: &Effect, outcome: Result<(), compute::Error>) {
         self.metrics.started(effect, outcome.is_ok());
         if let Err(error) = outcome {
-            tracing::warn!(session = %session.id, ?effect, %error, "an effect could not be started yet");
+            tracing::warn!(session = %session.id, ?effect, %error, "starting an effect failed; it is retried");
         }
     }
 
-    /// While compute was asked for, its session may have ended or moved on to
-    /// a newer generation, whose change found nothing to release. Also when no
-    /// answer came: it may have been made.
-    async fn give_back_if_stale(&self, spec: &ComputeSpec) {
+    /// Releases compute whose session ended or was replaced while it was started:
+    /// that change found nothing to release. Also after an error, because the
+    /// compute may have been started.
+    async fn release_if_stale(&self, spec: &ComputeSpec) {
         if !spec.cluster.provider.is_dedicated() {
             return;
         }
@@ -97,7 +97,7 @@ impl Reconciler {
             Err(error) => Err(compute::Error::Unavailable(error.to_string())),
         };
         if let Err(error) = outcome {
-            tracing::warn!(session = %spec.key.id, %error, "compute may be stale; comparing it with the records finds it");
+            tracing::warn!(session = %spec.key.id, %error, "checking for stale compute failed; orphan collection finds it");
         }
     }
 
@@ -106,8 +106,8 @@ impl Reconciler {
         with_status(self.release_all(session, spec), span).await
     }
 
-    /// A place on a shared server goes back after everything the session has
-    /// there.
+    /// Releases compute; a place on a shared server only after the session's Spark
+    /// sessions there have ended.
     async fn release_all(&self, session: &Session, spec: &ComputeSpec) -> Result<(), compute::Error> {
         if !session.policy.dedicated {
             let ended = session.closed_at.or(session.idle_since);
@@ -119,17 +119,17 @@ impl Reconciler {
         } else if session.status().is_terminal()
             && let Err(error) = self.store.forget_spark_sessions(&spec.key).await
         {
-            // They expire by themselves too.
-            tracing::debug!(session = %spec.key.id, %error, "forgetting Spark sessions failed");
+            // They also expire.
+            tracing::debug!(session = %spec.key.id, %error, "deleting Spark session settings failed");
         }
         self.computes.release(spec).await
     }
 
-    /// What there is of a session's compute. What it still has on a shared
-    /// server counts when that is to go.
+    /// Observes a session's compute; none if that failed. While a shared server is
+    /// being released, remaining bindings count as compute.
     pub(super) async fn observe(&self, session: &Session, cluster: Option<&Cluster>) -> Option<Observation> {
-        let seen = self.observe_compute(session, cluster).await?;
-        // Whoever has the lease now cannot reach what another host's manager made.
+        let observed = self.observe_compute(session, cluster).await?;
+        // The present leader cannot reach compute on another host.
         if session
             .state
             .route()
@@ -137,25 +137,25 @@ impl Reconciler {
         {
             return Some(Observation::Missing);
         }
-        let to_go = session.status().is_terminal() || matches!(session.state, State::IdleReleased { .. });
-        if seen != Observation::Missing || !to_go || session.policy.dedicated {
-            return Some(seen);
+        let leaving = session.status().is_terminal() || matches!(session.state, State::IdleReleased { .. });
+        if observed != Observation::Missing || !leaving || session.policy.dedicated {
+            return Some(observed);
         }
         match self.bindings.any_left(&session.key(), session.generation).await {
-            Ok(false) => Some(seen),
+            Ok(false) => Some(observed),
             Ok(true) => Some(Observation::Starting {
-                detail: "its Spark sessions are being given back".to_owned(),
+                detail: "its Spark sessions are being released".to_owned(),
             }),
             Err(error) => {
-                tracing::warn!(session = %session.id, %error, "its bindings cannot be read");
+                tracing::warn!(session = %session.id, %error, "reading Spark session bindings failed");
                 None
             }
         }
     }
 
     async fn observe_compute(&self, session: &Session, cluster: Option<&Cluster>) -> Option<Observation> {
-        // A catalog is needed to make compute, not to look at it: taking one
-        // away harms no session that has its compute.
+        // The catalog is needed only to start compute: its deletion does not affect a
+        // session that has compute.
         let spec = if session.status() == Status::Pending {
             match self.spec_on(cluster, session, session.generation).await {
                 Ok(Ok(spec)) => spec,
@@ -166,7 +166,7 @@ impl Reconciler {
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(session = %session.id, %error, "definitions cannot be read");
+                    tracing::warn!(session = %session.id, %error, "reading definitions failed");
                     return None;
                 }
             }
@@ -176,19 +176,19 @@ impl Reconciler {
         match self.computes.observe(&spec).await {
             Ok(observation) => Some(observation),
             Err(error) => {
-                tracing::warn!(session = %session.id, %error, "compute cannot be looked at");
+                tracing::warn!(session = %session.id, %error, "observing compute failed");
                 None
             }
         }
     }
 
-    /// What compute of this generation is made from; or why it cannot be.
+    /// The specification of compute of this generation; or why there is none.
     async fn spec(&self, session: &Session, generation: u64) -> Result<Result<ComputeSpec, String>, Error> {
         let cluster = self.definitions.cluster(&session.cluster).await?;
         self.spec_on(cluster.as_ref(), session, generation).await
     }
 
-    /// The same, on this cluster, if there still is one.
+    /// The same for a cluster that was read already, if it exists.
     async fn spec_on(
         &self,
         cluster: Option<&Cluster>,
@@ -217,7 +217,7 @@ impl Reconciler {
     }
 }
 
-/// Runs an effect in its span, which records a failure.
+/// Runs an effect in its span and records a failure there.
 async fn with_status<T>(
     effect: impl Future<Output = Result<T, compute::Error>>,
     span: Span,
@@ -229,7 +229,7 @@ async fn with_status<T>(
     outcome
 }
 
-/// Enough to look at compute and to give it back.
+/// A specification without catalog, which suffices to observe and release compute.
 fn bare_spec_on(cluster: &Cluster, session: &Session, generation: u64) -> ComputeSpec {
     ComputeSpec {
         key: session.key(),
@@ -243,52 +243,22 @@ fn bare_spec_on(cluster: &Cluster, session: &Session, generation: u64) -> Comput
 mod tests {
     use super::*;
     use crate::definitions::DefinitionStore;
+    use crate::fixtures::{self, NOW, cluster, route};
     use crate::lifecycle::report_freshness::ReportFreshness;
     use crate::metrics::Metrics;
     use crate::providers::registry::Providers;
     use compute::{ProviderRegistry, SimCompute};
     use service_kit::metrics::Registry;
-    use session_core::SessionKey;
-    use session_core::machine::{self, NewSession, Transition};
-    use session_core::policy::{PolicyRange, PolicyRequest};
+    use session_core::machine::{self, Transition};
     use session_core::time::ManualClock;
-    use session_core::{
-        Activity, ClusterStatus, Engine, Limits, Provider, ProviderKind, Route, SessionId, SessionPolicy,
-        Timestamp,
-    };
+    use session_core::{Activity, ProviderKind, Route, SessionKey};
     use session_store::memory::MemoryStore;
     use session_store::prelude::*;
-    use session_store::{Commit, Create, Kind, SessionStore};
-    use std::collections::{BTreeMap, BTreeSet};
+    use session_store::{Commit, SessionStore};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
     use tokio::sync::mpsc;
-
-    const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
-
-    fn cluster() -> Cluster {
-        Cluster {
-            name: "c".parse().unwrap(),
-            status: ClusterStatus::Active,
-            engine: Engine::Sail,
-            engine_version: None,
-            client_versions: Vec::new(),
-            granted_orgs: BTreeSet::default(),
-            provider: Provider::Process {
-                program: "/opt/sail".to_owned(),
-                java_home: None,
-                properties: BTreeMap::default(),
-                python: None,
-                driver_memory: None,
-            },
-            idle_policy: None,
-            wake: Default::default(),
-            policy: PolicyRange::default(),
-            managed_by_config: false,
-            version: 0,
-        }
-    }
 
     fn reconciler(
         store: &Arc<MemoryStore>,
@@ -312,34 +282,13 @@ mod tests {
     }
 
     async fn create(store: &MemoryStore, n: u64) -> Session {
-        let json = serde_json::to_string(&cluster()).unwrap();
-        // There already after the first.
-        let _ = store.put_definition(Kind::Cluster, "c", 0, &json).await;
-        let new = NewSession {
-            id: SessionId::generate(NOW, n),
-            org: "acme".parse().unwrap(),
-            owner: "sa|ada".parse().unwrap(),
-            name: None,
-            team: None,
-            labels: BTreeMap::default(),
-            cluster: "c".parse().unwrap(),
-            catalog: None,
-            policy: SessionPolicy::settle(&cluster(), &PolicyRequest::default()).unwrap(),
-        };
-        let Transition { session, record, .. } = machine::create(new, NOW);
-        let create = Create {
-            session,
-            record,
-            due: NOW,
-            request: None,
-            limits: Limits::default(),
-        };
-        store.create(create).await.unwrap().session
+        fixtures::define(store, &cluster()).await;
+        fixtures::create(store, fixtures::new_session(n, &cluster(), NOW), NOW).await
     }
 
-    /// What a look that sees this decides, committed.
-    async fn after(store: &MemoryStore, session: &Session, seen: Observation) -> Session {
-        let step = machine::step(session, Some(&seen), Activity::Unknown, NOW);
+    /// Commits what a reconciliation with this observation decides.
+    async fn after(store: &MemoryStore, session: &Session, observed: Observation) -> Session {
+        let step = machine::step(session, Some(&observed), Activity::Unknown, NOW);
         let Transition { session, record, .. } = step.transition.unwrap();
         let commit = Commit {
             session: session.clone(),
@@ -351,30 +300,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn compute_that_is_stale_when_it_is_made_goes_at_once() {
+    async fn compute_that_is_stale_when_started_is_released_at_once() {
         let clock = Arc::new(ManualClock::at(NOW));
         let store = Arc::new(MemoryStore::new(clock));
         let sim = SimCompute::new();
         sim.forget_releases();
-        let (reconciler, _kicked) = reconciler(&store, &sim);
+        let (reconciler, _queue) = reconciler(&store, &sim);
         let first = create(&store, 1).await;
         let ensure = [Effect::Ensure { generation: 1 }];
         reconciler.start(&first, &ensure).await;
-        assert_eq!(sim.live(), [(first.key(), 1)], "it is wanted");
-        let route = Route {
-            endpoint: "127.0.0.1:1".to_owned(),
-            tls_server_name: None,
-            credential: None,
-            engine: Engine::Sail,
-            engine_version: "1".to_owned(),
-            dedicated: true,
-            host: None,
-        };
-        let active = after(&store, &first, Observation::Ready { route }).await;
+        assert_eq!(sim.live(), [(first.key(), 1)], "in use");
+        let active = after(&store, &first, Observation::Ready { route: route() }).await;
         sim.vanish(&first.key(), 1);
         let second = after(&store, &active, Observation::Missing).await;
         assert_eq!(second.generation, 2);
-        // Another manager's request for the first generation comes only now.
+        // Another manager ensures the first generation only now.
         reconciler.start(&first, &ensure).await;
         assert_eq!((sim.made(&first.key(), 1), sim.live()), (2, Vec::new()));
     }
@@ -407,7 +347,7 @@ mod tests {
         let subscriber = tracing_subscriber::registry().with(spans.clone());
         let _default = tracing::subscriber::set_default(subscriber);
         let store = Arc::new(MemoryStore::new(Arc::new(ManualClock::at(NOW))));
-        let (reconciler, _kicked) = reconciler(&store, &SimCompute::new());
+        let (reconciler, _queue) = reconciler(&store, &SimCompute::new());
         let session = create(&store, 1).await;
         let effects = [Effect::Ensure { generation: 1 }, Effect::Release { up_to: 1 }];
         reconciler.start(&session, &effects).await;
@@ -449,7 +389,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_sweep_leaves_those_alone_whose_compute_is_there() {
+    async fn a_sweep_enqueues_only_sessions_without_compute() {
         let store = Arc::new(MemoryStore::new(Arc::new(ManualClock::at(NOW))));
         let sim = SimCompute::new();
         let (reconciler, mut enqueued) = reconciler(&store, &sim);
@@ -474,34 +414,25 @@ mod tests {
     async fn a_manager_without_the_process_provider_decides_nothing_about_its_compute() {
         let store = Arc::new(MemoryStore::new(Arc::new(ManualClock::at(NOW))));
         let sim = SimCompute::new();
-        let (with, _kicked) = reconciler(&store, &sim);
-        let (without, _kicked_too) = reconciler_with(&store, sim.servers_only());
+        let (with, _queue) = reconciler(&store, &sim);
+        let (without, _queue_without) = reconciler_with(&store, sim.servers_only());
         let made = create(&store, 1).await;
         with.start(&made, &[Effect::Ensure { generation: 1 }]).await;
-        let route = Route {
-            endpoint: "127.0.0.1:1".to_owned(),
-            tls_server_name: None,
-            credential: None,
-            engine: Engine::Sail,
-            engine_version: "1".to_owned(),
-            dedicated: true,
-            host: None,
-        };
-        sim.ready(&made.key(), 1, route.clone());
-        let active = after(&store, &made, Observation::Ready { route }).await;
-        without.look(&active.key()).await;
+        sim.ready(&made.key(), 1, route());
+        let active = after(&store, &made, Observation::Ready { route: route() }).await;
+        without.reconcile(&active.key()).await;
         let seen = store.get(&active.key()).await.unwrap().unwrap();
         assert_eq!((seen.generation, seen.status()), (1, Status::Active));
         assert_eq!(sim.live(), [(active.key(), 1)]);
-        assert!(without.computes.local().await.is_none(), "it is not its to tell");
-        // Its own manager still sees a loss.
+        assert!(without.computes.local().await.is_none(), "not the leader");
+        // The manager with the provider still detects the loss.
         sim.vanish(&active.key(), 1);
-        with.look(&active.key()).await;
+        with.reconcile(&active.key()).await;
         let seen = store.get(&active.key()).await.unwrap().unwrap();
         assert_eq!(seen.generation, 2);
     }
 
-    /// A provider under a lease.
+    /// A provider with a fencing number.
     #[derive(Debug)]
     struct Fenced(SimCompute, AtomicU64);
 
@@ -532,19 +463,14 @@ mod tests {
 
     fn route_on(host: &str) -> Route {
         Route {
-            endpoint: "127.0.0.1:1".to_owned(),
-            tls_server_name: None,
-            credential: None,
-            engine: Engine::Sail,
-            engine_version: "1".to_owned(),
-            dedicated: true,
             host: Some(host.to_owned()),
+            ..route()
         }
     }
 
-    /// Two managers, each of which believes that it has the lease.
+    /// Two managers that both consider themselves the leader.
     #[tokio::test]
-    async fn a_manager_whose_lease_passed_on_decides_nothing_from_what_it_sees() {
+    async fn a_manager_that_lost_its_lease_decides_nothing_from_its_observations() {
         let store = Arc::new(MemoryStore::new(Arc::new(ManualClock::at(NOW))));
         let manager = |fence| {
             let sim = SimCompute::new();
@@ -561,29 +487,29 @@ mod tests {
         let read = async || store.get(&key).await.unwrap().unwrap();
 
         news.ready(&key, 1, route_on(host::id()));
-        new.look(&key).await;
+        new.reconcile(&key).await;
         assert_eq!(
             (read().await.status(), read().await.compute_fence),
             (Status::Active, 6)
         );
         let before = read().await;
         olds.vanish(&key, 1);
-        old.look(&key).await;
+        old.reconcile(&key).await;
         assert_eq!(
             read().await,
             before,
-            "its compute is gone, which is nobody's loss"
+            "the loss of its own compute does not matter"
         );
         news.vanish(&key, 1);
-        new.look(&key).await;
+        new.reconcile(&key).await;
         assert_eq!((read().await.generation, read().await.compute_fence), (2, 6));
     }
 
     #[tokio::test]
-    async fn compute_on_the_loopback_of_another_host_is_lost_to_this_one() {
+    async fn compute_on_another_host_s_loopback_is_missing_here() {
         let store = Arc::new(MemoryStore::new(Arc::new(ManualClock::at(NOW))));
         let sim = SimCompute::new();
-        let (reconciler, _kicked) = reconciler(&store, &sim);
+        let (reconciler, _queue) = reconciler(&store, &sim);
         let made = create(&store, 1).await;
         reconciler.start(&made, &[Effect::Ensure { generation: 1 }]).await;
         let route = route_on("another");
@@ -591,7 +517,7 @@ mod tests {
         let active = after(&store, &made, Observation::Ready { route: route.clone() }).await;
         let target = reconciler.computes.target(&cluster(), &route);
         assert!(target.unwrap_err().text.contains("another host"));
-        reconciler.look(&active.key()).await;
+        reconciler.reconcile(&active.key()).await;
         let seen = store.get(&active.key()).await.unwrap().unwrap();
         assert_eq!((seen.generation, seen.status()), (2, Status::Pending));
     }

@@ -1,14 +1,14 @@
-//! The loop that moves sessions on.
+//! The reconciler.
 //!
-//! Every session has one entry in the store's due-queue. The driver claims
-//! what is due, looks at the compute, asks the status machine, commits the
-//! change it decided, and only then starts effects. The claim is a lease: if
-//! this process dies anywhere between, the entry comes due again elsewhere.
+//! Every session has one entry in the store's due-queue. The reconciler claims due
+//! entries, observes compute, decides the next record by the status machine,
+//! commits it, and only then starts effects. A claim is a lease: if the process
+//! crashes at any point, the entry becomes due again and another manager claims it.
 
 mod effects;
 
 use crate::definitions::DefinitionStore;
-use crate::lifecycle::disabling::Standing;
+use crate::lifecycle::disabling::DisabledState;
 use crate::lifecycle::report_freshness::ReportFreshness;
 use crate::metrics::Metrics;
 use crate::providers::registry::Providers;
@@ -17,38 +17,42 @@ use futures::{Stream, StreamExt, stream};
 use parking_lot::{Mutex, MutexGuard};
 use service_kit::root_span;
 use session_core::invariant;
-use session_core::machine::{self, Event, Transition};
+use session_core::machine::{self, Event, Observation, Step, Transition};
 use session_core::{
     Activity, Actor, ChangeReason, Cluster, ClusterStatus, Reason, Session, SessionKey, Timestamp,
 };
 use session_proto::error::Refused;
-use session_store::{Commit, Error, SessionStore};
+use session_store::{Commit, Error, Loaded, SessionStore};
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
-/// A claimed entry comes due again after this, unless it was dealt with.
-const LEASE: Duration = Duration::from_secs(30);
-/// How often an empty due-queue is asked again.
-const POLL: Duration = Duration::from_millis(250);
-/// How many entries one claim takes, and how many are looked at together.
+/// Term of the claim of a due entry, after which it is due again.
+const CLAIM_LEASE: Duration = Duration::from_secs(30);
+/// Time between two claims while the due-queue is empty.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// Time until the next claim after a failed one.
+const CLAIM_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// Entries of one claim, and concurrent reconciliations.
 const BATCH: usize = 64;
-/// How often a lost race is run again before the entry is left to its lease.
-const RACES: usize = 8;
-/// How often dedicated local compute is compared with the records.
-const SWEEP: Duration = Duration::from_secs(60);
-/// How often a manager asks whether it is its turn to run local compute.
-const TURN: Duration = Duration::from_secs(2);
-/// Sessions that somebody asked to look at and nobody has yet.
+/// Attempts after a conflict before a due entry is left to its lease.
+const MAX_ATTEMPTS: usize = 8;
+/// Time between two searches for sessions whose local compute is missing.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// Time between two checks whether this manager is the leader for local compute.
+const LEADER_CHECK_INTERVAL: Duration = Duration::from_secs(2);
+/// Sessions that one read of a sweep returns.
+const SWEEP_PAGE: usize = 256;
+/// Sessions that wait for their reconciliation.
 const MAX_ENQUEUED: usize = 65_536;
 
-/// Moves sessions on, by their clocks and by what is asked of them.
+/// Reconciles sessions, and applies events to them.
 #[derive(Debug)]
 pub(crate) struct Reconciler {
     store: Arc<dyn SessionStore>,
@@ -56,8 +60,8 @@ pub(crate) struct Reconciler {
     computes: Providers,
     pub(crate) bindings: Arc<Bindings>,
     enqueue_sender: mpsc::Sender<SessionKey>,
-    /// The sessions being looked at, and whether to look once more after it.
-    looking: Mutex<HashMap<SessionKey, bool>>,
+    /// The sessions that are being reconciled, and whether to repeat it afterwards.
+    in_progress: Mutex<HashMap<SessionKey, bool>>,
     freshness: Arc<ReportFreshness>,
     metrics: Arc<Metrics>,
 }
@@ -78,104 +82,115 @@ impl Reconciler {
             definitions,
             computes,
             enqueue_sender,
-            looking: Mutex::default(),
+            in_progress: Mutex::default(),
             freshness,
             metrics,
         };
         (Arc::new(reconciler), enqueued)
     }
 
-    /// Looks at a session soon. When too many wait, its due entry does it later.
+    /// Enqueues a session for reconciliation. If the queue is full, the session's
+    /// due entry replaces it.
     pub(crate) fn enqueue(&self, key: SessionKey) {
         let _ = self.enqueue_sender.try_send(key);
     }
 
-    /// Drives until cancelled; the looks under way are finished, bounded by
-    /// their own time limits.
+    /// Reconciles until `stop`, then completes the reconciliations in progress,
+    /// which have time limits of their own.
     pub(crate) async fn run(
         self: Arc<Self>,
         mut enqueued: mpsc::Receiver<SessionKey>,
         stop: CancellationToken,
     ) {
-        let looks = TaskTracker::new();
-        let slots = Arc::new(Semaphore::new(BATCH));
-        let claimer = looks.spawn(Arc::clone(&self).claim(looks.clone(), Arc::clone(&slots), stop.clone()));
-        let sweeper = looks.spawn(Arc::clone(&self).sweep(stop.clone()));
+        let tasks = TaskTracker::new();
+        let permits = Arc::new(Semaphore::new(BATCH));
+        let claimer = tasks.spawn(Arc::clone(&self).claim(tasks.clone(), Arc::clone(&permits), stop.clone()));
+        let sweeper = tasks.spawn(Arc::clone(&self).sweep(stop.clone()));
         let changed = self.computes.watch().map(|changed| changed.key);
         let enqueued = stream::poll_fn(move |cx| enqueued.poll_recv(cx));
         tokio::join!(
-            self.hear(changed, &looks, &slots, &stop),
-            self.hear(enqueued, &looks, &slots, &stop),
+            self.reconcile_all(changed, &tasks, &permits, &stop),
+            self.reconcile_all(enqueued, &tasks, &permits, &stop),
         );
-        looks.close();
+        tasks.close();
         drop((claimer, sweeper));
-        looks.wait().await;
+        tasks.wait().await;
     }
 
-    /// Looks at every session that is named.
-    async fn hear(
+    /// Reconciles the sessions of a stream until `stop`.
+    async fn reconcile_all(
         self: &Arc<Self>,
-        names: impl Stream<Item = SessionKey>,
-        looks: &TaskTracker,
-        slots: &Arc<Semaphore>,
+        keys: impl Stream<Item = SessionKey>,
+        tasks: &TaskTracker,
+        permits: &Arc<Semaphore>,
         stop: &CancellationToken,
     ) {
-        let mut names = pin!(names.take_until(stop.cancelled()));
-        while let Some(key) = names.next().await {
-            let Ok(slot) = Arc::clone(slots).acquire_owned().await else {
+        let mut keys = pin!(keys.take_until(stop.cancelled()));
+        while let Some(key) = keys.next().await {
+            let Ok(permit) = Arc::clone(permits).acquire_owned().await else {
                 return;
             };
-            let this = Arc::clone(self);
-            looks.spawn(async move {
-                this.look(&key).await;
-                drop(slot);
-            });
+            self.spawn_reconciliation(tasks, key, permit);
         }
     }
 
-    async fn claim(self: Arc<Self>, looks: TaskTracker, slots: Arc<Semaphore>, stop: CancellationToken) {
-        let mut wait = POLL;
+    fn spawn_reconciliation(
+        self: &Arc<Self>,
+        tasks: &TaskTracker,
+        key: SessionKey,
+        permit: OwnedSemaphorePermit,
+    ) {
+        let this = Arc::clone(self);
+        tasks.spawn(async move {
+            this.reconcile(&key).await;
+            drop(permit);
+        });
+    }
+
+    /// Claims due sessions and reconciles them until `stop`.
+    async fn claim(self: Arc<Self>, tasks: TaskTracker, permits: Arc<Semaphore>, stop: CancellationToken) {
+        let mut wait = POLL_INTERVAL;
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
             }
-            let due = match self.store.claim_due(BATCH, LEASE).await {
+            let due = match self.store.claim_due(BATCH, CLAIM_LEASE).await {
                 Ok(due) => due,
                 Err(error) => {
-                    tracing::warn!(%error, "the due-queue cannot be read");
-                    self.freshness.lost();
-                    wait = Duration::from_secs(1);
+                    tracing::warn!(%error, "claiming due sessions failed");
+                    self.freshness.store_unavailable();
+                    wait = CLAIM_RETRY_DELAY;
                     continue;
                 }
             };
-            wait = if due.len() == BATCH { Duration::ZERO } else { POLL };
+            wait = if due.len() == BATCH {
+                Duration::ZERO
+            } else {
+                POLL_INTERVAL
+            };
             for key in due {
-                let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+                let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
                     return;
                 };
-                let this = Arc::clone(&self);
-                looks.spawn(async move {
-                    this.look(&key).await;
-                    drop(slot);
-                });
+                self.spawn_reconciliation(&tasks, key, permit);
             }
         }
     }
 
-    /// Dedicated local compute dies with its manager and leaves no trace that
-    /// would make a session due: so look at every session that has none.
+    /// Reconciles every session whose local compute is missing. Local compute ends
+    /// with its manager, without an event that would make the session due.
     async fn sweep(self: Arc<Self>, stop: CancellationToken) {
         loop {
             let wait = match self.computes.local().await {
                 Some(there) => {
                     if let Err(error) = self.sweep_once(&there).await {
-                        tracing::warn!(%error, "sessions cannot be compared with their compute");
+                        tracing::warn!(%error, "searching for sessions without compute failed");
                     }
-                    SWEEP
+                    SWEEP_INTERVAL
                 }
-                None => TURN,
+                None => LEADER_CHECK_INTERVAL,
             };
             tokio::select! {
                 biased;
@@ -194,7 +209,7 @@ impl Reconciler {
             loop {
                 let keys = self
                     .store
-                    .list_live_on_cluster(&cluster.name, after.as_ref(), 256)
+                    .list_live_on_cluster(&cluster.name, after.as_ref(), SWEEP_PAGE)
                     .await?;
                 let Some(last) = keys.last().cloned() else { break };
                 after = Some(last);
@@ -208,10 +223,10 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Looks at one session. What is heard of it during a look makes for one
-    /// more look after it, because the first may have seen the world before.
-    pub(crate) async fn look(&self, key: &SessionKey) {
-        match self.looking().entry(key.clone()) {
+    /// Reconciles one session. A request during a reconciliation repeats it once
+    /// afterwards, because it may have read the state before the request.
+    pub(crate) async fn reconcile(&self, key: &SessionKey) {
+        match self.in_progress().entry(key.clone()) {
             Entry::Occupied(mut again) => {
                 again.insert(true);
                 return;
@@ -220,10 +235,10 @@ impl Reconciler {
                 first.insert(false);
             }
         }
-        let mut looking = Looking {
+        let mut reconciliation = Reconciliation {
             reconciler: self,
             key,
-            over: false,
+            ended: false,
         };
         while {
             let span = root_span!(
@@ -231,87 +246,132 @@ impl Reconciler {
                 session = %key.id,
                 otel.status_code = tracing::field::Empty,
             );
-            let outcome = self.look_until_settled(key).instrument(span.clone()).await;
-            self.metrics.looked(outcome.is_ok());
+            let outcome = self.reconcile_until_settled(key).instrument(span.clone()).await;
+            self.metrics.reconciled(outcome.is_ok());
             if let Err(error) = outcome {
                 span.record("otel.status_code", "ERROR");
-                tracing::warn!(parent: &span, session = %key.id, %error, "a session could not be moved on; its lease brings it back");
+                tracing::warn!(parent: &span, session = %key.id, %error, "reconciling a session failed; it is retried when its claim expires");
             }
-            looking.again()
+            reconciliation.must_repeat()
         } {}
     }
 
-    fn looking(&self) -> MutexGuard<'_, HashMap<SessionKey, bool>> {
-        self.looking.lock()
+    fn in_progress(&self) -> MutexGuard<'_, HashMap<SessionKey, bool>> {
+        self.in_progress.lock()
     }
 
-    async fn look_until_settled(&self, key: &SessionKey) -> Result<(), Error> {
-        for _ in 0..RACES {
+    /// Repeats load, decide and carry out until nothing remains to be done now.
+    async fn reconcile_until_settled(&self, key: &SessionKey) -> Result<(), Error> {
+        for _ in 0..MAX_ATTEMPTS {
             let Some(loaded) = self.store.get_with_activity(key).await? else {
-                // Drops the stray entry.
-                return match self.store.set_due(key, 0, None).await {
-                    Err(Error::NotFound) => Ok(()),
-                    outcome => outcome,
-                };
+                return self.remove_dangling_entry(key).await;
             };
-            let (session, now) = (loaded.session, loaded.at);
-            let (cluster, standing) = self.definitions.ground_of(&session).await?;
-            if let Some((reason, actor)) = closed_from_outside(cluster.as_ref(), &standing) {
-                let close = Event::Close { reason };
-                if let Ok(Some(change)) = machine::apply(&session, &close, &actor, now) {
-                    match self
-                        .commit(
-                            &session,
-                            change,
-                            Some(now.after(machine::RECHECK)),
-                            loaded.activity,
-                        )
-                        .await
-                    {
-                        Ok(_) | Err(Error::Conflict) => continue,
-                        Err(error) => return Err(error),
-                    }
-                }
-            }
-            // Read before what it bounds.
-            let fence = self.computes.fence(cluster.as_ref());
-            let observation = match session.compute_fence > fence {
-                // Our lease passed on: what we see is not the session's compute.
-                true => None,
-                false => self.observe(&session, cluster.as_ref()).await,
-            };
-            let mut activity = loaded.activity;
-            let mut step = machine::step(&session, observation.as_ref(), activity, now);
-            let idles = step.transition.as_ref().is_some_and(Transition::by_idle_clock);
-            if idles && !self.freshness.is_known().await? {
-                self.metrics.idle_put_off();
-                activity = Activity::Unknown;
-                step = machine::step(&session, observation.as_ref(), activity, now);
-            }
-            if let Some(mut change) = step.transition {
-                if observation.is_some() && session.policy.dedicated {
-                    change.session.compute_fence = fence;
-                }
-                match self.commit(&session, change, step.due, activity).await {
-                    Ok(changed) if changed.generation == session.generation => {
-                        let next = machine::step(&changed, observation.as_ref(), activity, now);
-                        if next.transition.is_none() && next.effects.is_empty() && next.due == step.due {
-                            return Ok(());
-                        }
-                    }
-                    // The new state may have more to do: look again at once.
-                    Ok(_) | Err(Error::Conflict) => {}
-                    Err(error) => return Err(error),
-                }
+            let (cluster, disabled) = self.definitions.load_dependencies(&loaded.session).await?;
+            if self
+                .close_if_required(&loaded, cluster.as_ref(), &disabled)
+                .await?
+            {
                 continue;
             }
-            self.start(&session, &step.effects).await;
-            return match self.store.set_due(key, session.version, step.due).await {
-                Err(Error::Conflict) => continue,
-                outcome => outcome,
-            };
+            let decision = self.decide(&loaded, cluster.as_ref()).await?;
+            if self.carry_out(&loaded, decision).await? {
+                return Ok(());
+            }
         }
         Ok(())
+    }
+
+    /// Removes the due entry of a session without a record.
+    async fn remove_dangling_entry(&self, key: &SessionKey) -> Result<(), Error> {
+        match self.store.set_due(key, 0, None).await {
+            Err(Error::NotFound) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    /// Closes a session if its cluster or its owner requires it. True if the
+    /// session must be loaded again.
+    async fn close_if_required(
+        &self,
+        loaded: &Loaded,
+        cluster: Option<&Cluster>,
+        disabled: &DisabledState,
+    ) -> Result<bool, Error> {
+        let Some((reason, actor)) = external_close_reason(cluster, disabled) else {
+            return Ok(false);
+        };
+        let (session, now) = (&loaded.session, loaded.at);
+        let close = Event::Close { reason };
+        let Ok(Some(change)) = machine::apply(session, &close, &actor, now) else {
+            return Ok(false);
+        };
+        let due = Some(now.after(machine::RECHECK));
+        match self.commit(session, change, due, loaded.activity).await {
+            Ok(_) | Err(Error::Conflict) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Observes compute and decides the next step.
+    async fn decide(&self, loaded: &Loaded, cluster: Option<&Cluster>) -> Result<Decision, Error> {
+        let (session, now) = (&loaded.session, loaded.at);
+        // Read before the observation that it fences.
+        let fence = self.computes.fence(cluster);
+        let observation = match session.compute_fence > fence {
+            // The lease passed to another manager, which has the session's compute.
+            true => None,
+            false => self.observe(session, cluster).await,
+        };
+        let mut activity = loaded.activity;
+        let mut step = machine::step(session, observation.as_ref(), activity, now);
+        let idles = step.transition.as_ref().is_some_and(Transition::by_idle_clock);
+        if idles && !self.freshness.is_fresh().await? {
+            self.metrics.idle_timeout_deferred();
+            activity = Activity::Unknown;
+            step = machine::step(session, observation.as_ref(), activity, now);
+        }
+        Ok(Decision {
+            fence,
+            observation,
+            activity,
+            step,
+        })
+    }
+
+    /// Commits a decided transition, or starts the effects of an earlier one. True
+    /// if nothing remains to be done now.
+    async fn carry_out(&self, loaded: &Loaded, decision: Decision) -> Result<bool, Error> {
+        let (session, now) = (&loaded.session, loaded.at);
+        let Decision {
+            fence,
+            observation,
+            activity,
+            step,
+        } = decision;
+        let Some(mut change) = step.transition else {
+            self.start(session, &step.effects).await;
+            let set = self
+                .store
+                .set_due(&session.key(), session.version, step.due)
+                .await;
+            return match set {
+                Ok(()) => Ok(true),
+                Err(Error::Conflict) => Ok(false),
+                Err(error) => Err(error),
+            };
+        };
+        if observation.is_some() && session.policy.dedicated {
+            change.session.compute_fence = fence;
+        }
+        match self.commit(session, change, step.due, activity).await {
+            Ok(changed) if changed.generation == session.generation => {
+                let next = machine::step(&changed, observation.as_ref(), activity, now);
+                Ok(next.transition.is_none() && next.effects.is_empty() && next.due == step.due)
+            }
+            // The new state may require more: reconcile again at once.
+            Ok(_) | Err(Error::Conflict) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Commits a change that was decided from `activity`, then starts its effects.
@@ -325,7 +385,7 @@ impl Reconciler {
         let sound = invariant::check_transition(Some(before), &change)
             .and_then(|()| invariant::check_idle(&change, activity));
         if let Err(broken) = sound {
-            tracing::error!(%broken, "the status machine decided something impossible; nothing was written");
+            tracing::error!(%broken, "invariant violated by the status machine; the change is discarded");
             return Err(Error::Corrupt(broken.to_string()));
         }
         let by_idle_clock = change.by_idle_clock();
@@ -346,7 +406,7 @@ impl Reconciler {
             due,
         };
         match activity {
-            // What is reported from here on wins over the decision.
+            // A report that arrives in the meantime overrides the decision.
             Activity::Quiet { last_activity_at } if by_idle_clock => {
                 self.store.commit_if_idle(commit, last_activity_at).await?;
             }
@@ -358,20 +418,24 @@ impl Reconciler {
         Ok(session)
     }
 
-    /// Carries out what somebody asked of a session they may manage, again
-    /// when a race is lost. `check` sees the very record that is changed.
-    pub(crate) async fn ask(
+    /// Applies an event to a session and starts its effects. `check` authorizes it
+    /// on the record that is changed. Returns the session and its activity.
+    ///
+    /// # Errors
+    /// The error of `check`, an event that the state does not allow, a store error,
+    /// or a conflict after [`MAX_ATTEMPTS`].
+    pub(crate) async fn apply(
         &self,
         key: &SessionKey,
         event: &Event,
         actor: &Actor,
         check: impl Fn(&Session) -> Result<(), Refused>,
     ) -> Result<(Session, Activity), Refused> {
-        self.ask_from("", key, event, actor, check).await
+        self.apply_from("", key, event, actor, check).await
     }
 
-    /// The same, for somebody who calls from this address.
-    pub(crate) async fn ask_from(
+    /// The same for a caller with this address.
+    pub(crate) async fn apply_from(
         &self,
         address: &str,
         key: &SessionKey,
@@ -379,7 +443,7 @@ impl Reconciler {
         actor: &Actor,
         check: impl Fn(&Session) -> Result<(), Refused>,
     ) -> Result<(Session, Activity), Refused> {
-        for _ in 0..RACES {
+        for _ in 0..MAX_ATTEMPTS {
             let loaded = self
                 .store
                 .get_with_activity(key)
@@ -411,7 +475,7 @@ impl Reconciler {
         ))
     }
 
-    /// Does any live session run on this cluster?
+    /// Whether the cluster has live sessions.
     pub(crate) async fn has_sessions(&self, cluster: &Cluster) -> Result<bool, Refused> {
         let live = self
             .store
@@ -422,44 +486,58 @@ impl Reconciler {
     }
 }
 
-/// What ends a session whatever its own clocks say, and by whom. A create may
-/// slip in while its cluster is destroyed, or its organization or owner disabled.
-fn closed_from_outside(cluster: Option<&Cluster>, standing: &Standing) -> Option<(ChangeReason, Actor)> {
+/// What a reconciliation decided, and from what.
+struct Decision {
+    /// The fencing number of the observation.
+    fence: u64,
+    observation: Option<Observation>,
+    activity: Activity,
+    step: Step,
+}
+
+/// Why a session must close whatever its own timeouts, and by whom. A session may
+/// be created while its cluster is destroyed, or its organization or owner
+/// disabled.
+fn external_close_reason(
+    cluster: Option<&Cluster>,
+    disabled: &DisabledState,
+) -> Option<(ChangeReason, Actor)> {
     let destroyed = cluster.is_some_and(|cluster| cluster.status == ClusterStatus::Destroyed);
     let destroyed = destroyed.then_some((ChangeReason::ClusterDestroyed, Actor::System));
-    destroyed.or_else(|| standing.closes())
+    destroyed.or_else(|| disabled.close_reason())
 }
 
-/// A look on its way; its end, even by a panic, lets the next one begin.
-struct Looking<'a> {
+/// A reconciliation in progress. Its end, even by a panic, permits the next one.
+struct Reconciliation<'a> {
     reconciler: &'a Reconciler,
     key: &'a SessionKey,
-    over: bool,
+    ended: bool,
 }
 
-impl Looking<'_> {
-    /// Was something heard meanwhile? If not, the look is over in the same moment.
-    fn again(&mut self) -> bool {
-        let mut looking = self.reconciler.looking();
-        match looking.get_mut(self.key) {
+impl Reconciliation<'_> {
+    /// Whether the reconciliation was requested again in the meantime. If not, it
+    /// ends atomically with this check.
+    fn must_repeat(&mut self) -> bool {
+        let mut in_progress = self.reconciler.in_progress();
+        match in_progress.get_mut(self.key) {
             Some(again) if *again => {
                 *again = false;
                 true
             }
             Some(_) | None => {
-                looking.remove(self.key);
-                self.over = true;
+                in_progress.remove(self.key);
+                self.ended = true;
                 false
             }
         }
     }
 }
 
-impl Drop for Looking<'_> {
+impl Drop for Reconciliation<'_> {
     fn drop(&mut self) {
-        // When it is over, the entry may be the next look's already.
-        if !self.over {
-            self.reconciler.looking().remove(self.key);
+        // After its end the entry may belong to the next reconciliation.
+        if !self.ended {
+            self.reconciler.in_progress().remove(self.key);
         }
     }
 }

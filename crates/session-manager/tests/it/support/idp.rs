@@ -1,5 +1,4 @@
-//! An identity provider of a test's own: it describes itself, publishes keys
-//! that change, goes away and comes back.
+//! An identity provider for tests: discovery, changing keys, outages.
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
@@ -21,8 +20,8 @@ struct State {
     keys: Vec<(String, EcdsaKeyPair)>,
     published: usize,
     away: bool,
-    /// What the description says it is, if not the truth.
-    says: Option<Value>,
+    /// The issuer in the discovery document, if not the real one.
+    discovery: Option<Value>,
     reads: usize,
 }
 
@@ -34,17 +33,17 @@ impl Idp {
             keys: vec![("k0".to_owned(), new_key())],
             published: 1,
             away: false,
-            says: None,
+            discovery: None,
             reads: 0,
         }));
         let description = {
             let (state, issuer) = (Arc::clone(&state), issuer.clone());
             move || async move {
                 let state = state.lock().unwrap();
-                let says = state.says.clone();
-                let says =
-                    says.unwrap_or_else(|| json!({"issuer": issuer, "jwks_uri": format!("{issuer}/keys")}));
-                answer(&state, says)
+                let discovery = state.discovery.clone();
+                let discovery = discovery
+                    .unwrap_or_else(|| json!({"issuer": issuer, "jwks_uri": format!("{issuer}/keys")}));
+                answer(&state, discovery)
             }
         };
         let keys = {
@@ -83,16 +82,16 @@ impl Idp {
         self.state.lock().unwrap().away = away;
     }
 
-    pub(crate) fn says(&self, says: Value) {
-        self.state.lock().unwrap().says = Some(says);
+    pub(crate) fn serve_discovery(&self, discovery: Value) {
+        self.state.lock().unwrap().discovery = Some(discovery);
     }
 
-    /// How often the keys were read.
+    /// The number of reads of the key set.
     pub(crate) fn reads(&self) -> usize {
         self.state.lock().unwrap().reads
     }
 
-    /// A token that says so, on top of what every good token says.
+    /// A token with these claims in addition to the required ones.
     pub(crate) fn token(&self, claims: Value) -> String {
         let now = SystemClock.now().as_secs();
         let mut all = json!({"iss": self.issuer, "aud": "berth", "sub": "ada", "iat": now, "exp": now + 600});

@@ -1,5 +1,5 @@
-//! session-manager on a memory store and stepped compute: the whole service
-//! over real sockets, and nothing that happens by itself.
+//! session-manager on a memory store and simulated compute: the whole service over
+//! real sockets, in which compute changes only on request.
 
 pub(crate) mod idp;
 pub(crate) mod recording;
@@ -12,9 +12,9 @@ use session_core::{
 };
 use session_manager::{Config, Listeners, Providers};
 use session_proto::convert::timestamp;
-use session_proto::internal::RecordTokenRequest;
 use session_proto::internal::route_service_client::RouteServiceClient;
 use session_proto::internal::token_ledger_client::TokenLedgerClient;
+use session_proto::internal::{self as wire, RecordTokenRequest};
 use session_proto::v1::catalog_service_client::CatalogServiceClient;
 use session_proto::v1::cluster_service_client::ClusterServiceClient;
 use session_proto::v1::org_service_client::OrgServiceClient;
@@ -38,7 +38,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 pub(crate) struct Manager {
     pub(crate) shutdown: Shutdown,
     pub(crate) store: Arc<MemoryStore>,
-    /// The same store, as this manager reaches it.
+    /// The same store with a record of this manager's calls.
     pub(crate) recording: RecordingStore,
     pub(crate) sim: SimCompute,
     pub(crate) signer: Arc<Signer>,
@@ -98,7 +98,7 @@ impl Manager {
         Self::start_at(Arc::new(SystemClock), more).await
     }
 
-    /// A manager whose store, and with it every clock of sessions, is on `clock`.
+    /// A manager whose store uses `clock`, and so all deadlines of sessions.
     pub(crate) async fn start_at(clock: Arc<dyn Clock>, more: &str) -> Self {
         let keys = Keys(
             ACCOUNTS
@@ -110,7 +110,7 @@ impl Manager {
         Self::join(store, SimCompute::new(), signer, keys, more).await
     }
 
-    /// A manager whose clusters of existing servers are real.
+    /// A manager with the real provider of static servers.
     pub(crate) async fn start_on_servers(more: &str) -> Self {
         let keys = Keys(
             ACCOUNTS
@@ -147,7 +147,7 @@ impl Manager {
         Self::join_on(store, sim, signer, keys, DEFINITIONS, computes).await
     }
 
-    /// A manager on a store that others may use too, and on compute of the test's.
+    /// A manager with providers of the test.
     pub(crate) async fn start_on(computes: Providers, sim: SimCompute, more: &str) -> Self {
         let keys = Keys(
             ACCOUNTS
@@ -203,7 +203,7 @@ impl Manager {
         let dir = tempfile::tempdir().unwrap();
         let jwks = dir.path().join("jwks.json");
         std::fs::write(&jwks, Jwks::new([signer.public_jwk()]).to_json()).unwrap();
-        // Tests call often; one that is about it says so.
+        // Tests call often; a test of the limits configures them.
         let limits = match more.contains("limits.") || more.contains("[limits]") {
             true => "",
             false => "limits.calls_per_second_per_principal = 0\n",
@@ -282,7 +282,7 @@ impl Manager {
         SessionServiceClient::with_interceptor(self.public.clone(), self.with_key(who))
     }
 
-    /// With any credential.
+    /// A client with any credential.
     pub(crate) fn sessions_with(&self, key: &str) -> Sessions {
         SessionServiceClient::with_interceptor(self.public.clone(), WithKey(key.to_owned()))
     }
@@ -319,22 +319,12 @@ impl Manager {
 
     /// Creates a session on `c` and returns its key.
     pub(crate) async fn create(&self, who: &str) -> SessionKey {
-        self.create_as(
-            who,
-            v1::CreateSessionRequest {
-                cluster: "c".to_owned(),
-                ..Default::default()
-            },
-        )
-        .await
+        self.create_as(who, on("c")).await
     }
 
-    /// Creates a session on `c` of somebody of another organization than `acme`.
+    /// Creates a session on `c` in another organization than `acme`.
     pub(crate) async fn create_in(&self, org: &str, who: &str) -> SessionKey {
-        let request = v1::CreateSessionRequest {
-            cluster: "c".to_owned(),
-            ..Default::default()
-        };
+        let request = on("c");
         let created = self.sessions(who).create_session(request).await.unwrap();
         let id = created.into_inner().session.unwrap().id;
         SessionKey {
@@ -343,7 +333,7 @@ impl Manager {
         }
     }
 
-    /// Creates a session whose compute is asked for, and returns its key.
+    /// Creates a session, waits until its compute is requested, and returns its key.
     pub(crate) async fn create_as(&self, who: &str, request: v1::CreateSessionRequest) -> SessionKey {
         let created = self
             .sessions(who)
@@ -352,7 +342,7 @@ impl Manager {
             .unwrap()
             .into_inner();
         let key = key(&created.session.unwrap().id);
-        until("the compute to be asked for", async || {
+        until("the compute to be requested", async || {
             self.sim.ensures(&key, 1) > 0
         })
         .await;
@@ -362,13 +352,54 @@ impl Manager {
     /// Creates a session and makes its compute ready.
     pub(crate) async fn active(&self, who: &str) -> SessionKey {
         let key = self.create(who).await;
-        until("the compute to be asked for", async || {
+        until("the compute to be requested", async || {
             self.sim.made(&key, 1) == 1
         })
         .await;
         self.sim.ready(&key, 1, route("127.0.0.1:1"));
         self.until_status(&key, SessionStatus::Active).await;
         key
+    }
+
+    /// Resolves the route of a session by a token of ada's, without waking it.
+    pub(crate) async fn route_of(&self, key: &SessionKey) -> wire::Route {
+        let request = wire::ResolveRouteRequest {
+            session_token: self.token(key),
+            ..Default::default()
+        };
+        let response = self.routes().resolve_route(request).await.unwrap();
+        response.into_inner().route.unwrap()
+    }
+
+    /// Wakes a session and waits up to `wait` seconds for its route.
+    pub(crate) async fn resolve(&self, key: &SessionKey, wait: i64) -> Result<wire::Route, Status> {
+        let request = wire::ResolveRouteRequest {
+            session_token: self.token(key),
+            wait: Some(prost_types::Duration {
+                seconds: wait,
+                nanos: 0,
+            }),
+            wake: true,
+        };
+        let response = self.routes().resolve_route(request).await?;
+        Ok(response.into_inner().route.unwrap_or_default())
+    }
+
+    /// Binds a Spark session on the first generation.
+    pub(crate) async fn bind(&self, key: &SessionKey, id: &str) -> Result<bool, Status> {
+        self.bind_on(key, id, 1).await
+    }
+
+    /// Binds a Spark session on this generation.
+    pub(crate) async fn bind_on(&self, key: &SessionKey, id: &str, generation: u64) -> Result<bool, Status> {
+        let request = wire::BindSparkSessionRequest {
+            session_token: self.token(key),
+            spark_session_id: id.to_owned(),
+            generation,
+            ..Default::default()
+        };
+        let response = self.routes().bind_spark_session(request).await?;
+        Ok(response.into_inner().bound)
     }
 
     pub(crate) async fn show(&self, key: &SessionKey) -> v1::Session {
@@ -432,14 +463,22 @@ impl Manager {
         ended.unwrap().unwrap();
     }
 
-    /// Ends as a crash would: nothing is finished.
+    /// Ends like a crash: nothing is completed.
     pub(crate) fn crash(self) {
         self.ended.abort();
         self.shutdown.force();
     }
 }
 
-/// What token-issuer asks for: a token of ten minutes, the `n`th.
+/// A request for a session on this cluster.
+pub(crate) fn on(cluster: &str) -> v1::CreateSessionRequest {
+    v1::CreateSessionRequest {
+        cluster: cluster.to_owned(),
+        ..Default::default()
+    }
+}
+
+/// A request of token-issuer for the `n`th token, of ten minutes.
 pub(crate) fn a_token(session_id: &str, n: u64) -> RecordTokenRequest {
     let now = SystemClock.now();
     RecordTokenRequest {

@@ -1,5 +1,4 @@
-//! The memory store as a manager reaches it, with a note of every call: what
-//! was asked of it, of which kind, and for which organization.
+//! The memory store with a record of every call by method.
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -25,12 +24,12 @@ use std::time::Duration;
 /// How often each method was called.
 pub(crate) type Calls = BTreeMap<&'static str, u64>;
 
-/// See the module.
+/// A store that records its calls.
 #[derive(Debug, Clone)]
 pub(crate) struct RecordingStore {
     inner: Arc<MemoryStore>,
     calls: Arc<Mutex<Calls>>,
-    /// Writing an audit record takes so long.
+    /// Delay of the write of an audit record.
     pub(crate) audit_delay: Arc<Mutex<Duration>>,
 }
 
@@ -43,7 +42,7 @@ impl RecordingStore {
         }
     }
 
-    /// What was called so far.
+    /// The calls so far.
     pub(crate) fn calls(&self) -> Calls {
         self.calls.lock().unwrap().clone()
     }

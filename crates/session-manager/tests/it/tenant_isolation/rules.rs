@@ -1,5 +1,5 @@
-//! The access rules in words, written independently of the code that enforces
-//! them: one line per RPC, and the words of those lines.
+//! The access rules, written independently of the code that enforces them: one line
+//! per RPC, and the classes in those lines.
 //!
 //! > create – any member, on granted clusters and allowed catalogs;
 //! > describe/list – own sessions, team admin: the team's, org admin: all of the
@@ -10,10 +10,10 @@
 use session_core::access::Rpc;
 use session_core::{Principal, Role, Session};
 
-/// The classes of people that the words speak of.
+/// The classes of principals in the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Is {
-    /// Somebody with a good credential.
+    /// A principal with a valid credential.
     Anybody,
     /// A member or an admin of an organization.
     Member,
@@ -23,15 +23,15 @@ enum Is {
     TeamAdmin,
     /// Org admin of the session's organization.
     SessionsOrgAdmin,
-    /// Org admin, of whichever organization is their own.
+    /// Org admin of their own organization.
     OrgAdmin,
     /// Org admin of the organization that the call names.
     NamedOrgsAdmin,
-    /// One of the organization that the call names.
+    /// A principal of the organization that the call names.
     OfNamedOrg,
-    /// One of the organization `one`, to which the test's cluster is granted.
+    /// A principal of the organization `one`, to which the test's cluster is granted.
     OfOne,
-    /// One who may use the test's catalog `lake` of their own organization.
+    /// A principal who may use the test's catalog `lake` of their organization.
     LakeUser,
     PlatformAdmin,
 }
@@ -41,7 +41,7 @@ const READ: &[Is] = &[Owner, TeamAdmin, SessionsOrgAdmin];
 const MANAGE: &[Is] = &[Owner, TeamAdmin, SessionsOrgAdmin];
 const ACT_AS: &[Is] = &[Owner, SessionsOrgAdmin];
 
-/// Whoever is one of these may; services alone may what has no line.
+/// Principals of one of these classes may call; methods without a line are for services.
 const TABLE: &[(&str, &[Is])] = &[
     ("CreateSession", &[Member]),
     ("DescribeSession", READ),
@@ -88,7 +88,7 @@ fn is(who: &Principal, class: Is, session: Option<&Session>, org: &str) -> bool 
     let role = |role| who.roles.contains(&role);
     let org_admin = role(Role::OrgAdmin);
     let own = who.org.as_str();
-    // Nobody is anything to a session of another organization.
+    // Roles do not apply to sessions of another organization.
     let session = session.filter(|session| session.org.as_str() == own);
     match class {
         Anybody => true,
@@ -104,7 +104,7 @@ fn is(who: &Principal, class: Is, session: Option<&Session>, org: &str) -> bool 
         OfNamedOrg => own == org,
         OfOne => own == "one",
         LakeUser => {
-            // As the test declares it: everybody of `two`; some teams of the others.
+            // As the test declares it: all of `two`; some teams of the others.
             let teams: &[&str] = match own {
                 "one" => &["data"],
                 "three" => &["ops", "web"],
@@ -116,7 +116,7 @@ fn is(who: &Principal, class: Is, session: Option<&Session>, org: &str) -> bool 
     }
 }
 
-/// May they?
+/// Whether the principal may call.
 pub(crate) fn may(who: &Principal, rpc: Rpc, session: Option<&Session>, org: &str) -> bool {
     let line = TABLE.iter().find(|(name, _)| *name == rpc.method());
     line.is_some_and(|(_, classes)| classes.iter().any(|class| is(who, *class, session, org)))
