@@ -174,7 +174,7 @@ impl Parts {
         });
         let tokens = &config.tokens;
         let verifier = Verifier::new(VerifierConfig::new(&tokens.issuer, &tokens.audience));
-        let keyring = Arc::new(Keyring::remembering(SIGNATURES));
+        let keyring = Arc::new(Keyring::with_signature_cache(SIGNATURES));
         let ready = admin.readiness.condition("token keys");
         let api = Arc::new(Api {
             admission,

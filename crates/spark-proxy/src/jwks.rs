@@ -44,7 +44,7 @@ impl Keys {
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Arc<Self>> {
         let held = Arc::new(Held {
-            ring: Keyring::remembering(MAX_SIGNATURES),
+            ring: Keyring::with_signature_cache(MAX_SIGNATURES),
             ..Held::default()
         });
         let (accepting, now) = (Arc::clone(&held), Arc::clone(&clock));
