@@ -16,10 +16,10 @@ pub mod org;
 pub mod policy;
 pub mod principal;
 pub mod reason;
+mod resolve_policy;
 pub mod route;
 pub mod session;
-mod settle;
-mod spelled;
+mod string_enum;
 pub mod time;
 
 pub use activity::{Activity, Operation, ProxyId, TokenUse, Totals, Use};

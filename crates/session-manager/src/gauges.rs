@@ -116,7 +116,7 @@ mod tests {
             labels: BTreeMap::default(),
             cluster: cluster.name.clone(),
             catalog: None,
-            policy: SessionPolicy::settle(cluster, &PolicyRequest::default()).unwrap(),
+            policy: SessionPolicy::resolve(cluster, &PolicyRequest::default()).unwrap(),
         };
         let Transition { session, record, .. } = machine::create(new, NOW);
         let create = Create {

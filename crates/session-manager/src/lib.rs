@@ -25,6 +25,6 @@ mod startup;
 
 pub use config::Config;
 pub use inspect::show;
-pub use providers::registry::{Providers, StorePlaces};
+pub use providers::registry::{Providers, StorePlacements};
 pub use server::Listeners;
 pub use service::{open_store, run, run_with};

@@ -250,7 +250,7 @@ mod tests {
         // Asked in vain until its time is over, the last time included.
         for (pass, left) in [(0, true), (GIVE_UP.as_secs() - 1, true), (1, false)] {
             clock.advance(Duration::from_secs(pass));
-            sim.inject(Call::End, Fault::Fails("away".to_owned()));
+            sim.inject(Call::EndSparkSessions, Fault::Fails("away".to_owned()));
             assert!(!bindings.release(&first, ended).await.unwrap());
             idle().await;
             assert_eq!(bindings.any_left(&first.key, 1).await.unwrap(), left);
@@ -276,7 +276,7 @@ mod tests {
         let stored: &dyn SessionStore = &*store;
         assert_eq!(stored.bind(&bind(&first)).await.unwrap(), Bound::Ready);
         clock.advance(GIVE_UP * 10);
-        sim.inject(Call::End, Fault::Fails("away".to_owned()));
+        sim.inject(Call::EndSparkSessions, Fault::Fails("away".to_owned()));
         assert!(!bindings.release(&first, None).await.unwrap());
         while !bindings.under_way().is_empty() {
             tokio::task::yield_now().await;

@@ -3,7 +3,7 @@
 //! current there.
 
 use super::Api;
-use compute::{Chosen, ComputeSpec};
+use compute::{CatalogSelection, ComputeSpec};
 use session_core::machine::{Cause, Event};
 use session_core::{Actor, Engine, Reason, Route, Session, SparkSessionId};
 use session_proto::error::Refused;
@@ -23,7 +23,7 @@ const RETRY: Duration = Duration::from_secs(2);
 /// How often one who waits for another's preparation looks again.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-const _: () = assert!(PREPARE.as_secs() > compute::shared_servers::CHOOSE_LIMIT.as_secs());
+const _: () = assert!(PREPARE.as_secs() > compute::shared_servers::SELECT_CATALOG_TIMEOUT.as_secs());
 
 /// Binds `id` on the server of `route` to `session`; false if another session
 /// has it. Goes on when the caller leaves, so that nothing is left half done.
@@ -143,7 +143,7 @@ impl Wanted {
     /// Makes the default catalog current, and the binding ready.
     async fn prepare(&self) -> Result<Prepared, Refused> {
         let outcome = self.choose().await;
-        let ready = matches!(outcome, Ok(Chosen::Current));
+        let ready = matches!(outcome, Ok(CatalogSelection::Current));
         let Bind {
             holder,
             spark,
@@ -161,11 +161,11 @@ impl Wanted {
             (Ok(_), Ok(false)) => Ok(Prepared::Lost),
             // The server will have no Spark session of this id: the client
             // hears so from it, and makes another one.
-            (Ok(Chosen::Current | Chosen::Ended), Ok(true)) => Ok(Prepared::Bound),
+            (Ok(CatalogSelection::Current | CatalogSelection::Ended), Ok(true)) => Ok(Prepared::Bound),
         }
     }
 
-    async fn choose(&self) -> Result<Chosen, Refused> {
+    async fn choose(&self) -> Result<CatalogSelection, Refused> {
         let spec = self.spec().await?;
         if spec.catalog.is_none() && self.session.catalog.is_some() {
             return Err(self.unusable(&Cause::from("it no longer exists")));
@@ -173,7 +173,7 @@ impl Wanted {
         let SparkSession { server, id } = &self.bind.spark;
         let shared = self.api.computes.shared(&spec.cluster);
         let shared = shared.map_err(|error| self.unusable(&Cause::from(error.to_string())))?;
-        shared.choose_catalog(&spec, server, id).await.map_err(|cause| {
+        shared.select_catalog(&spec, server, id).await.map_err(|cause| {
             tracing::warn!(
                 session = %self.session.id, cause = cause.text, detail = cause.detail,
                 "the default catalog cannot be chosen"

@@ -311,7 +311,7 @@ impl Sessions {
             close_after_idle: maybe_duration("close_after_idle", request.close_after_idle.as_ref())?,
             max_lifetime: maybe_duration("max_lifetime", request.max_lifetime.as_ref())?,
         };
-        let policy = SessionPolicy::settle(&cluster, &asked)
+        let policy = SessionPolicy::resolve(&cluster, &asked)
             .map_err(|bounds| Refused::field(bounds.field, bounds.to_string()))?;
         let team = checked_text("team", request.team)?;
         if let Some(team) = &team

@@ -15,7 +15,7 @@ use futures::{StreamExt, stream};
 use parking_lot::{Mutex, MutexGuard};
 use session_core::machine::REPORT_INTERVAL;
 use session_core::{Operation, ProxyId, SessionKey, Status, Timestamp, TokenId, TokenUse, Totals};
-use session_store::{Error, Heard, More, Report, Reported, SessionStore};
+use session_store::{Error, Report, ReportOutcome, ReportStart, SessionStore, UsageDelta};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -89,7 +89,7 @@ struct Kept {
     more: Totals,
     token_uses: BTreeMap<TokenId, TokenUse>,
     /// An amount that was sent, and perhaps added.
-    sent: Option<More>,
+    sent: Option<UsageDelta>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,7 +178,7 @@ impl ReportIntake {
         &self,
         proxy: &ProxyId,
         sequence: u64,
-        heard: Heard,
+        heard: ReportStart,
         first: u64,
         said: Said,
     ) -> Result<(), Error> {
@@ -279,7 +279,7 @@ impl ReportIntake {
             open_calls: open,
             last_activity_at: kept.last_activity_at,
             operations: calls.map(|calls| calls.operations).unwrap_or_default(),
-            more: kept.next_amount(),
+            usage_delta: kept.next_amount(),
             token_uses: kept.token_uses.values().cloned().collect(),
         };
         let taken = self.store.apply_report(key, &report).await;
@@ -303,10 +303,10 @@ impl ReportIntake {
         }
         match taken {
             // The idle decision and this report passed each other.
-            Reported::Live(Status::Idle) => self.reconciler.enqueue(key.clone()),
-            Reported::Live(Status::Pending | Status::Active | Status::Closed | Status::Failed)
-            | Reported::Unknown
-            | Reported::Ended => {}
+            ReportOutcome::Live(Status::Idle) => self.reconciler.enqueue(key.clone()),
+            ReportOutcome::Live(Status::Pending | Status::Active | Status::Closed | Status::Failed)
+            | ReportOutcome::Unknown
+            | ReportOutcome::Ended => {}
         }
         Ok(())
     }
@@ -365,9 +365,9 @@ impl Kept {
     }
 
     /// What is to be added: first what may have been, under its old name.
-    fn next_amount(&mut self) -> Option<More> {
+    fn next_amount(&mut self) -> Option<UsageDelta> {
         if self.sent.is_none() && !self.more.is_zero() {
-            self.sent = Some(More {
+            self.sent = Some(UsageDelta {
                 name: rand::random(),
                 totals: std::mem::take(&mut self.more),
             });

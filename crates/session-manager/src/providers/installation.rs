@@ -73,7 +73,7 @@ impl Identity {
     /// another installation's by now.
     pub(crate) async fn confirm(&self) -> Result<Option<Install>, Error> {
         for _ in 0..RACES {
-            let stored = self.store.get_definition(Kind::Install, NAME).await?;
+            let stored = self.store.get_definition(Kind::InstallationId, NAME).await?;
             let epoch = self.store.epoch().await?;
             let now = self.store.now().await?;
             let before = match &stored {
@@ -92,7 +92,7 @@ impl Identity {
             let expected = stored.map_or(0, |stored| stored.version);
             match self
                 .store
-                .put_definition(Kind::Install, NAME, expected, &json)
+                .put_definition(Kind::InstallationId, NAME, expected, &json)
                 .await
             {
                 Ok(version) => {

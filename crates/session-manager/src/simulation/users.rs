@@ -132,7 +132,7 @@ impl User {
             close_after_idle: Some(close_after_idle),
             max_lifetime: Some(world.between(600_000, 900_000)),
         };
-        let policy = SessionPolicy::settle(cluster, &asked).unwrap();
+        let policy = SessionPolicy::resolve(cluster, &asked).unwrap();
         for _ in 0..20 {
             let manager = self.managers.any();
             let new = || async {

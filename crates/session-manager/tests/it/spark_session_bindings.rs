@@ -106,7 +106,7 @@ async fn an_id_is_the_first_session_s_until_it_closes() {
     assert!(bind(&manager, &second, &id(2)).await.unwrap());
     assert_eq!(bindings(&other, &first).await, ids([1]));
     assert_eq!(bindings(&manager, &second).await, ids([2]));
-    assert!(manager.sim.chosen().is_empty(), "no catalog, no call");
+    assert!(manager.sim.selected_catalogs().is_empty(), "no catalog, no call");
 
     manager.close("ada", &first).await;
     until("the id to be given back", async || {
@@ -207,7 +207,7 @@ async fn dedicated_compute_needs_no_binding() {
     assert_eq!(reason_of(&refused), Some(Reason::SessionWarming));
     manager.close("ada", &key).await;
     until("the compute to be gone", async || manager.sim.live().is_empty()).await;
-    assert!(manager.sim.chosen().is_empty() && manager.sim.ended().is_empty());
+    assert!(manager.sim.selected_catalogs().is_empty() && manager.sim.ended().is_empty());
 }
 
 #[tokio::test]
@@ -216,7 +216,7 @@ async fn nobody_is_answered_before_the_catalog_is_chosen_once() {
     let other = manager.another_with(SHARED).await;
     let key = active(&manager, "ada", "lake").await;
     let slow = Duration::from_secs(1);
-    manager.sim.inject(Call::Choose, Fault::Takes(slow));
+    manager.sim.inject(Call::SelectCatalog, Fault::Takes(slow));
     let begun = Instant::now();
     let text = id(1);
     let binds = (0..6).map(|n| {
@@ -234,7 +234,7 @@ async fn nobody_is_answered_before_the_catalog_is_chosen_once() {
     assert!(bound.into_iter().all(|bound| bound.unwrap()));
     assert!(begun.elapsed() >= slow, "{:?}", begun.elapsed());
     assert_eq!(
-        manager.sim.chosen().len(),
+        manager.sim.selected_catalogs().len(),
         1,
         "a choice of the user's own is not undone"
     );
@@ -246,7 +246,7 @@ async fn a_catalog_that_cannot_be_chosen_is_told_and_tried_again() {
     let manager = start().await;
     let key = active(&manager, "ada", "lake").await;
     manager.sim.inject(
-        Call::Choose,
+        Call::SelectCatalog,
         Fault::Fails("the server has no such catalog".to_owned()),
     );
     let refused = bind(&manager, &key, &id(1)).await.unwrap_err();
@@ -284,7 +284,7 @@ async fn what_a_crash_left_unprepared_is_prepared_by_the_next_bind() {
     assert_eq!(manager.store.bind(&crashed).await.unwrap(), Bound::Prepare);
     assert!(bindings(&manager, &key).await.is_empty());
     assert!(bind(&manager, &key, &id(1)).await.unwrap());
-    assert_eq!(manager.sim.chosen().len(), 1);
+    assert_eq!(manager.sim.selected_catalogs().len(), 1);
     assert_eq!(bindings(&manager, &key).await, ids([1]));
 }
 
@@ -298,7 +298,9 @@ async fn the_two_hundred_and_fifty_seventh_makes_the_oldest_go() {
     let before = resolve(&manager, &key).await;
     assert_eq!(before.bindings.len(), 256);
     // Its server does not answer: nothing goes and nothing comes.
-    manager.sim.inject(Call::End, Fault::Fails("away".to_owned()));
+    manager
+        .sim
+        .inject(Call::EndSparkSessions, Fault::Fails("away".to_owned()));
     let refused = bind(&manager, &key, &id(256)).await.unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::BackendUnavailable), "{refused}");
     assert!(!bindings(&manager, &key).await.contains(&id(0)), "on its way");
@@ -328,10 +330,12 @@ async fn a_failing_release_is_repeated_and_no_new_binding_slips_in() {
     for n in 0..20 {
         assert!(bind(&manager, &key, &id(n)).await.unwrap());
     }
-    manager.sim.inject(Call::End, Fault::Fails("away".to_owned()));
     manager
         .sim
-        .inject(Call::End, Fault::FailsAfterwards("lost".to_owned()));
+        .inject(Call::EndSparkSessions, Fault::Fails("away".to_owned()));
+    manager
+        .sim
+        .inject(Call::EndSparkSessions, Fault::FailsAfterwards("lost".to_owned()));
     let late = (100..140).map(|n| {
         let (manager, key) = (&manager, &key);
         async move { bind(manager, key, &id(n)).await }
@@ -364,7 +368,7 @@ async fn a_manager_that_crashes_in_a_release_is_followed_by_another() {
     assert!(bind(&first, &key, &id(1)).await.unwrap());
     first
         .sim
-        .inject(Call::End, Fault::Takes(Duration::from_secs(3600)));
+        .inject(Call::EndSparkSessions, Fault::Takes(Duration::from_secs(3600)));
     first.close("ada", &key).await;
     until("the release to be under way", async || {
         let bind = Bind {
@@ -395,7 +399,7 @@ async fn a_close_while_the_catalog_is_being_chosen_leaves_no_binding() {
     let key = active(&manager, "ada", "lake").await;
     manager
         .sim
-        .inject(Call::Choose, Fault::Takes(Duration::from_secs(1)));
+        .inject(Call::SelectCatalog, Fault::Takes(Duration::from_secs(1)));
     let text = id(1);
     let close = async {
         until("the choice to begin", async || {

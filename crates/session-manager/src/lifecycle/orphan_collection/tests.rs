@@ -38,7 +38,7 @@ fn cluster() -> Cluster {
 }
 
 fn create(n: u64, now: Timestamp) -> machine::Transition {
-    let policy = SessionPolicy::settle(&cluster(), &PolicyRequest::default()).unwrap();
+    let policy = SessionPolicy::resolve(&cluster(), &PolicyRequest::default()).unwrap();
     machine::create(
         NewSession {
             id: SessionId::generate(now, n),

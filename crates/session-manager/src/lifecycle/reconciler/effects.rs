@@ -324,7 +324,7 @@ mod tests {
             labels: BTreeMap::default(),
             cluster: "c".parse().unwrap(),
             catalog: None,
-            policy: SessionPolicy::settle(&cluster(), &PolicyRequest::default()).unwrap(),
+            policy: SessionPolicy::resolve(&cluster(), &PolicyRequest::default()).unwrap(),
         };
         let Transition { session, record, .. } = machine::create(new, NOW);
         let create = Create {

@@ -282,7 +282,7 @@ impl Reconciler {
             };
             let mut activity = loaded.activity;
             let mut step = machine::step(&session, observation.as_ref(), activity, now);
-            let idles = step.transition.as_ref().is_some_and(Transition::by_idle_clock);
+            let idles = step.transition.as_ref().is_some_and(Transition::by_idle_timeout);
             if idles && !self.freshness.is_known().await? {
                 self.metrics.idle_put_off();
                 activity = Activity::Unknown;
@@ -328,7 +328,7 @@ impl Reconciler {
             tracing::error!(%broken, "the status machine decided something impossible; nothing was written");
             return Err(Error::Corrupt(broken.to_string()));
         }
-        let by_idle_clock = change.by_idle_clock();
+        let by_idle_timeout = change.by_idle_timeout();
         let Transition {
             session,
             record,
@@ -347,7 +347,7 @@ impl Reconciler {
         };
         match activity {
             // What is reported from here on wins over the decision.
-            Activity::Quiet { last_activity_at } if by_idle_clock => {
+            Activity::Quiet { last_activity_at } if by_idle_timeout => {
                 self.store.commit_if_idle(commit, last_activity_at).await?;
             }
             Activity::Quiet { .. } | Activity::Busy | Activity::Unknown => self.store.commit(commit).await?,
