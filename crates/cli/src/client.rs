@@ -7,7 +7,7 @@ use session_proto::v1::cluster_service_client::ClusterServiceClient;
 use session_proto::v1::org_service_client::OrgServiceClient;
 use session_proto::v1::session_service_client::SessionServiceClient;
 use session_proto::v1::token_service_client::TokenServiceClient;
-use session_token::MAX_FOREIGN_BYTES;
+use session_token::MAX_EXTERNAL_TOKEN_BYTES;
 use std::time::Duration;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -50,9 +50,9 @@ pub(crate) fn tokens(target: &Target) -> Result<TokenServiceClient<Service>> {
 
 fn service(target: &Target, address: &str) -> Result<Service> {
     let credential = credential(target)?;
-    if credential.len() > MAX_FOREIGN_BYTES {
+    if credential.len() > MAX_EXTERNAL_TOKEN_BYTES {
         bail!(
-            "the key or token has {} bytes, and Berth accepts at most {MAX_FOREIGN_BYTES}: ask your identity provider for a token with fewer groups or claims",
+            "the key or token has {} bytes, and Berth accepts at most {MAX_EXTERNAL_TOKEN_BYTES}: ask your identity provider for a token with fewer groups or claims",
             credential.len()
         );
     }

@@ -1,46 +1,46 @@
-//! Which network addresses Berth may dial.
+//! Network addresses to which Berth may connect.
 //!
-//! A cluster definition names hosts, and names can be made to point anywhere,
-//! so every answer of every look-up is checked again, right before dialling.
+//! A cluster definition contains host names, and a name can point anywhere, so every
+//! result of every resolution is checked again before the connection.
 
-use crate::lookup::{Lookup, SystemLookup};
+use crate::resolver::{Resolve, SystemResolver};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-/// Where clouds answer with credentials, beyond link-local addresses.
+/// Metadata services of clouds outside the link-local addresses.
 const METADATA: [IpAddr; 3] = [
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
     IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
 ];
 
-/// Where endpoints may be.
+/// Networks and hosts where endpoints may be.
 #[derive(Debug, Clone, Default)]
 pub struct AllowList {
     nets: Vec<IpNet>,
     hosts: BTreeSet<String>,
     own_ports: BTreeSet<u16>,
     dev: bool,
-    lookup: Names,
+    resolver: SharedResolver,
 }
 
 #[derive(Debug, Clone)]
-struct Names(Arc<dyn Lookup>);
+struct SharedResolver(Arc<dyn Resolve>);
 
-impl Default for Names {
+impl Default for SharedResolver {
     fn default() -> Self {
-        Self(Arc::new(SystemLookup))
+        Self(Arc::new(SystemResolver))
     }
 }
 
-/// An entry of an allow-list that is neither a network nor a host.
+/// An allow-list entry that is neither a network nor a host.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("\"{0}\" is neither a network (10.0.0.0/8), an address, nor a host name")]
 pub struct InvalidEntry(pub String);
 
-/// Why an address may not be dialled, in words for those who may know it.
+/// Reason against a connection, with details for those who may see addresses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// Not `host:port`.
@@ -51,23 +51,23 @@ pub enum AddressError {
     Unresolved {
         /// The name.
         host: String,
-        /// What the resolver said.
+        /// Error of the resolver.
         cause: String,
     },
-    /// The policy forbids it.
+    /// The address is forbidden.
     #[error("{host} ({addr}) may not be used: {why}")]
     Refused {
         /// The name.
         host: String,
-        /// What it stands for.
+        /// Its address.
         addr: SocketAddr,
-        /// The rule.
+        /// The violated rule.
         why: &'static str,
     },
 }
 
 impl AddressError {
-    /// The same for everybody: without the address.
+    /// The user message, without the address.
     pub fn public(&self) -> String {
         match self {
             Self::Malformed(_) => "the address of its server is not host:port".to_owned(),
@@ -76,7 +76,7 @@ impl AddressError {
         }
     }
 
-    /// Will asking again give the same answer, unless somebody changes the configuration?
+    /// Returns whether only a change of the configuration can help.
     pub const fn is_permanent(&self) -> bool {
         match self {
             Self::Malformed(_) | Self::Refused { .. } => true,
@@ -86,12 +86,12 @@ impl AddressError {
 }
 
 impl AllowList {
-    /// From networks, addresses and host names (`*.example.org` covers what is
-    /// below it). `own_ports` are those that Berth itself listens on. `dev`
-    /// permits loopback, link-local and own ports.
+    /// Builds a list from networks, addresses and host names (`*.example.org` covers
+    /// all subdomains). `own_ports` are the ports on which Berth listens. `dev` permits
+    /// loopback, link-local and own ports.
     ///
     /// # Errors
-    /// Every entry that cannot be read.
+    /// All invalid entries.
     pub fn new<'a>(
         entries: impl IntoIterator<Item = &'a str>,
         own_ports: impl IntoIterator<Item = u16>,
@@ -121,19 +121,19 @@ impl AllowList {
         }
     }
 
-    /// The same with another resolver than this machine's.
+    /// Replaces the resolver of this machine.
     #[must_use]
-    pub fn with_lookup(mut self, lookup: Arc<dyn Lookup>) -> Self {
-        self.lookup = Names(lookup);
+    pub fn with_resolver(mut self, resolver: Arc<dyn Resolve>) -> Self {
+        self.resolver = SharedResolver(resolver);
         self
     }
 
-    /// May `addr`, an answer to the look-up of `host`, be dialled?
+    /// Checks whether Berth may connect to `addr`, an address of `host`.
     ///
     /// # Errors
     /// [`AddressError::Refused`] with the rule that forbids it.
     pub fn check(&self, host: &str, addr: SocketAddr) -> Result<(), AddressError> {
-        let ip = meant(addr.ip());
+        let ip = unwrap_ipv4(addr.ip());
         let refused = |why| {
             Err(AddressError::Refused {
                 host: host.to_owned(),
@@ -153,7 +153,7 @@ impl AllowList {
         if !self.dev && self.own_ports.contains(&addr.port()) {
             return refused("the port is one of Berth's own");
         }
-        let listed = self.names(host) || self.nets.iter().any(|net| net.contains(&ip));
+        let listed = self.is_listed_host(host) || self.nets.iter().any(|net| net.contains(&ip));
         if listed || (self.dev && ip.is_loopback()) {
             Ok(())
         } else {
@@ -161,28 +161,28 @@ impl AllowList {
         }
     }
 
-    /// The addresses of `host:port`, all of them allowed.
+    /// Resolves `host:port`; all addresses must be allowed.
     ///
     /// # Errors
-    /// [`AddressError`]; one forbidden answer is enough.
+    /// [`AddressError`] if one address is forbidden.
     pub async fn resolve(&self, host_port: &str) -> Result<Vec<SocketAddr>, AddressError> {
         let (host, port) = split_host_port(host_port)?;
         let unresolved = |cause: String| AddressError::Unresolved {
             host: host.to_owned(),
             cause,
         };
-        let found = self.lookup.0.lookup(host, port).await;
-        let found = found.map_err(|e| unresolved(e.to_string()))?;
-        if found.is_empty() {
+        let addresses = self.resolver.0.resolve(host, port).await;
+        let addresses = addresses.map_err(|e| unresolved(e.to_string()))?;
+        if addresses.is_empty() {
             return Err(unresolved("no address".to_owned()));
         }
-        for addr in &found {
+        for addr in &addresses {
             self.check(host, *addr)?;
         }
-        Ok(found)
+        Ok(addresses)
     }
 
-    fn names(&self, host: &str) -> bool {
+    fn is_listed_host(&self, host: &str) -> bool {
         let host = host.trim_end_matches('.').to_ascii_lowercase();
         self.hosts.iter().any(|listed| match listed.strip_prefix('*') {
             Some(suffix) => host.len() > suffix.len() && host.ends_with(suffix),
@@ -191,7 +191,7 @@ impl AllowList {
     }
 }
 
-/// Splits `host:port`; IPv6 hosts stand in brackets.
+/// Splits `host:port`; IPv6 hosts are in brackets.
 ///
 /// # Errors
 /// [`AddressError::Malformed`].
@@ -224,8 +224,8 @@ fn is_host_name(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(label)
 }
 
-/// An IPv4 address that an IPv6 one only wraps: mapped, compatible, NAT64, 6to4.
-fn meant(ip: IpAddr) -> IpAddr {
+/// Unwraps an IPv4 address in an IPv6 address: mapped, compatible, NAT64, 6to4.
+fn unwrap_ipv4(ip: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = ip.to_canonical() else {
         return ip.to_canonical();
     };

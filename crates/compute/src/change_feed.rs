@@ -1,4 +1,4 @@
-//! Telling whoever listens that some compute changed.
+//! Broadcast of changes of compute.
 
 use crate::ComputeChanged;
 use futures::StreamExt;
@@ -7,7 +7,7 @@ use session_core::SessionKey;
 use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
 
-/// So many unread changes per listener; older ones are lost, which
+/// Unread changes per subscriber; older ones are lost, which
 /// [`crate::ComputeProvider::watch`] permits.
 const BACKLOG: usize = 1024;
 
@@ -21,8 +21,8 @@ impl Default for Changes {
 }
 
 impl Changes {
-    pub(crate) fn tell(&self, key: &SessionKey, generation: u64) {
-        // Nobody may be listening.
+    pub(crate) fn publish(&self, key: &SessionKey, generation: u64) {
+        // Fails only without subscribers.
         let _ = self.0.send(ComputeChanged {
             key: key.clone(),
             generation,

@@ -1,4 +1,4 @@
-//! Connections to compute, every address checked right before it is dialled.
+//! Connections to compute; every address is checked immediately before the connection.
 
 use crate::address::{AddressError, AllowList, split_host_port};
 use futures::future::BoxFuture;
@@ -18,16 +18,16 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// A server to ask.
+/// Connection parameters of a server.
 #[derive(Clone)]
 pub struct Target {
     /// `host:port`.
     pub address: String,
-    /// Speak TLS with this configuration to a server of this name.
+    /// TLS configuration and server name; `None` for plain text.
     pub tls: Option<(ServerName<'static>, Arc<rustls::ClientConfig>)>,
-    /// The server's own token.
+    /// Token of the server.
     pub credential: Option<Secret>,
-    /// Where it may be; none for a child of ours, whose address we chose.
+    /// Allowed addresses; `None` for compute whose address Berth selected.
     pub allow: Option<Arc<AllowList>>,
 }
 
@@ -41,7 +41,7 @@ impl fmt::Debug for Target {
 }
 
 impl Target {
-    /// Dedicated compute, whose address Berth itself chose.
+    /// Parameters of dedicated compute, whose address Berth selected.
     pub fn dedicated(route: &Route) -> Self {
         Self {
             address: route.endpoint.clone(),
@@ -51,7 +51,7 @@ impl Target {
         }
     }
 
-    /// A child of ours on this machine.
+    /// Parameters of a child process on this machine.
     pub(crate) fn child(port: u16, credential: Option<Secret>) -> Self {
         Self {
             address: format!("127.0.0.1:{port}"),
@@ -61,7 +61,7 @@ impl Target {
         }
     }
 
-    /// May it be dialled now?
+    /// Checks whether a connection is allowed now.
     ///
     /// # Errors
     /// [`AddressError`] with the reason.
@@ -80,7 +80,7 @@ impl Target {
         }
     }
 
-    async fn dial(&self) -> io::Result<Stream> {
+    async fn connect(&self) -> io::Result<Stream> {
         split_host_port(&self.address).map_err(io::Error::other)?;
         let mut last = io::Error::other("no address");
         for addr in self.resolve().await.map_err(io::Error::other)? {
@@ -104,10 +104,10 @@ impl Target {
     }
 }
 
-/// TLS to servers whose certificates this machine trusts.
+/// TLS configuration with the trust store of this machine.
 ///
 /// # Errors
-/// If the machine's trust store cannot be used.
+/// If the trust store is unusable.
 pub fn system_tls() -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
@@ -118,19 +118,19 @@ pub fn system_tls() -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
     Ok(Arc::new(config))
 }
 
-/// Dials a [`Target`] for tonic.
+/// Connects to a [`Target`] for tonic.
 #[derive(Debug, Clone)]
-pub(crate) struct Dialer {
+pub(crate) struct Connector {
     target: Target,
 }
 
-impl Dialer {
+impl Connector {
     pub(crate) fn new(target: Target) -> Self {
         Self { target }
     }
 }
 
-impl tower_service::Service<http::Uri> for Dialer {
+impl tower_service::Service<http::Uri> for Connector {
     type Response = TokioIo<Stream>;
     type Error = io::Error;
     type Future = BoxFuture<'static, io::Result<TokioIo<Stream>>>;
@@ -141,7 +141,7 @@ impl tower_service::Service<http::Uri> for Dialer {
 
     fn call(&mut self, _: http::Uri) -> Self::Future {
         let target = self.target.clone();
-        Box::pin(async move { target.dial().await.map(TokioIo::new) })
+        Box::pin(async move { target.connect().await.map(TokioIo::new) })
     }
 }
 

@@ -1,9 +1,8 @@
-//! Checked addresses of servers, cached for a moment.
+//! Cache of the checked addresses of servers.
 //!
-//! The proxies dial the addresses that a route names and resolve nothing
-//! themselves, so every route to a named server needs a look-up. They are kept
-//! for a moment, and asked for by one caller at a time, so that many routes to
-//! one server cost one.
+//! The proxies connect to the addresses in a route and resolve no names, so every route
+//! to a named server needs a resolution. Results are cached for a short time, with one
+//! resolution per server at a time, so that many routes to a server cost one.
 
 use crate::address::{AddressError, AllowList};
 use parking_lot::Mutex;
@@ -13,24 +12,23 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// For how long an answer is used again. Together with the age that a proxy
-/// allows a route to which it makes a new connection (5 s), this is how late a
-/// change of a name is seen.
-const KEPT: Duration = Duration::from_secs(2);
-/// So many servers are remembered before old ones are looked for.
-const MANY: usize = 256;
+/// Lifetime of a result. Together with the maximum age of a route for a new connection
+/// of a proxy (5 s), this is the delay until a changed name takes effect.
+const LIFETIME: Duration = Duration::from_secs(2);
+/// Number of servers from which expired ones are removed.
+const SWEEP_AT: usize = 256;
 
-type Known = Result<Arc<[SocketAddr]>, AddressError>;
-type Slot = Arc<tokio::sync::Mutex<Option<(Instant, Known)>>>;
+type Resolved = Result<Arc<[SocketAddr]>, AddressError>;
+type Slot = Arc<tokio::sync::Mutex<Option<(Instant, Resolved)>>>;
 
-/// Checked addresses of servers, none older than a moment.
+/// Checked addresses of servers, none older than [`LIFETIME`].
 #[derive(Debug)]
-pub(crate) struct Checked {
+pub(crate) struct AddressCache {
     allow: Arc<AllowList>,
     servers: Mutex<HashMap<String, Slot>>,
 }
 
-impl Checked {
+impl AddressCache {
     pub(crate) fn new(allow: Arc<AllowList>) -> Self {
         Self {
             allow,
@@ -38,24 +36,24 @@ impl Checked {
         }
     }
 
-    /// What may be dialled for `host:port` now.
+    /// Returns the allowed addresses of `host:port`.
     ///
     /// # Errors
-    /// [`AddressError`]; one forbidden answer is enough.
-    pub(crate) async fn addresses(&self, server: &str) -> Known {
+    /// [`AddressError`] if one address is forbidden.
+    pub(crate) async fn addresses(&self, server: &str) -> Resolved {
         let slot = self.slot(server);
-        let mut known = slot.lock().await;
-        if let Some((at, known)) = &*known
-            && at.elapsed() < KEPT
+        let mut cached = slot.lock().await;
+        if let Some((at, cached)) = &*cached
+            && at.elapsed() < LIFETIME
         {
-            return known.clone();
+            return cached.clone();
         }
-        let found = self.allow.resolve(server).await.map(Arc::from);
-        if let Err(error) = &found {
-            tracing::warn!(server, %error, "a server may not be dialled, so routes to it name no address");
+        let resolved = self.allow.resolve(server).await.map(Arc::from);
+        if let Err(error) = &resolved {
+            tracing::warn!(server, %error, "address of a server rejected; routes to it have no address");
         }
-        *known = Some((Instant::now(), found.clone()));
-        found
+        *cached = Some((Instant::now(), resolved.clone()));
+        resolved
     }
 
     fn slot(&self, server: &str) -> Slot {
@@ -63,11 +61,11 @@ impl Checked {
         if let Some(slot) = servers.get(server) {
             return Arc::clone(slot);
         }
-        if servers.len() >= MANY {
+        if servers.len() >= SWEEP_AT {
             servers.retain(|_, slot| {
                 let idle = slot
                     .try_lock()
-                    .is_ok_and(|known| known.as_ref().is_none_or(|(at, _)| at.elapsed() >= KEPT));
+                    .is_ok_and(|cached| cached.as_ref().is_none_or(|(at, _)| at.elapsed() >= LIFETIME));
                 !idle
             });
         }
@@ -78,16 +76,16 @@ impl Checked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::Names;
+    use crate::testing::TestResolver;
 
-    fn checked(names: &Names) -> Checked {
+    fn checked(names: &TestResolver) -> AddressCache {
         let allow = AllowList::new(["10.0.0.0/8", "fd00::/16"], [], false).unwrap();
-        Checked::new(Arc::new(allow.with_lookup(Arc::new(names.clone()))))
+        AddressCache::new(Arc::new(allow.with_resolver(Arc::new(names.clone()))))
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_change_is_followed_and_many_questions_are_one() {
-        let names = Names::default();
+        let names = TestResolver::default();
         names.set("spark.example.org", &["10.0.0.1", "fd00::1"]);
         let checked = checked(&names);
         let ask = || checked.addresses("spark.example.org:15002");
@@ -96,36 +94,39 @@ mod tests {
             "10.0.0.1:15002".parse().unwrap(),
             "[fd00::1]:15002".parse().unwrap(),
         ];
-        assert!(all.iter().all(|found| found.as_deref().unwrap() == expected));
-        assert_eq!(names.asked(), 1);
+        assert!(
+            all.iter()
+                .all(|resolved| resolved.as_deref().unwrap() == expected)
+        );
+        assert_eq!(names.count(), 1);
 
         names.set("spark.example.org", &["10.0.0.2"]);
-        tokio::time::advance(KEPT).await;
+        tokio::time::advance(LIFETIME).await;
         assert_eq!(*ask().await.unwrap(), ["10.0.0.2:15002".parse().unwrap()]);
         // One bad answer among good ones is enough, and it is over when it is over.
         names.set("spark.example.org", &["10.0.0.2", "169.254.169.254"]);
-        tokio::time::advance(KEPT).await;
+        tokio::time::advance(LIFETIME).await;
         let refused = ask().await.unwrap_err();
         assert!(matches!(refused, AddressError::Refused { .. }), "{refused}");
         names.set("spark.example.org", &[]);
-        tokio::time::advance(KEPT).await;
+        tokio::time::advance(LIFETIME).await;
         assert!(matches!(
             ask().await.unwrap_err(),
             AddressError::Unresolved { .. }
         ));
         names.set("spark.example.org", &["10.0.0.3"]);
-        tokio::time::advance(KEPT).await;
+        tokio::time::advance(LIFETIME).await;
         assert_eq!(*ask().await.unwrap(), ["10.0.0.3:15002".parse().unwrap()]);
-        assert_eq!(names.asked(), 5);
+        assert_eq!(names.count(), 5);
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_remembered_is_bounded() {
-        let checked = checked(&Names::default());
-        for n in 0..10 * MANY {
+        let checked = checked(&TestResolver::default());
+        for n in 0..10 * SWEEP_AT {
             let _ = checked.addresses(&format!("h{n}.example.org:1")).await;
-            tokio::time::advance(KEPT / 64).await;
+            tokio::time::advance(LIFETIME / 64).await;
         }
-        assert!(checked.servers.lock().len() <= MANY);
+        assert!(checked.servers.lock().len() <= SWEEP_AT);
     }
 }

@@ -1,7 +1,7 @@
-//! Interrupting what Spark sessions execute, in the name of their session.
+//! Interrupts operations of Spark sessions.
 
 use crate::connector::Target;
-use crate::probe::{Asker, NotReady};
+use crate::probe::{NotReady, SparkClient};
 use crate::shared_servers::{has_ended, user_id};
 use crate::user_message;
 use futures::{StreamExt, stream};
@@ -11,81 +11,80 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// One call takes no longer.
-const CALL_LIMIT: Duration = Duration::from_secs(5);
-/// All of it takes no longer, connecting included.
-const LIMIT: Duration = Duration::from_secs(20);
-/// So many calls at once.
-const TOGETHER: usize = 8;
+/// Time limit of one call.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time limit of the operation, including the connection.
+const INTERRUPT_TIMEOUT: Duration = Duration::from_secs(20);
+/// Maximum number of concurrent calls.
+const MAX_CONCURRENT: usize = 8;
 
-/// What to interrupt.
+/// Operations to interrupt.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wanted {
-    /// All that a Spark session executes.
+pub enum InterruptScope {
+    /// All operations of a Spark session.
     All,
-    /// These operations of it, by the client's own ids.
+    /// Operations by the ids of the client.
     Operations(Vec<String>),
 }
 
-/// A Spark session as an engine finds it.
+/// A Spark session as engines identify it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Running {
+pub struct RunningSparkSession {
     /// The `user_id` under which it runs; empty if that is the session's id.
     pub user_id: String,
-    /// The client's own id of it.
+    /// Id of the Spark session, from the client.
     pub spark_session: SparkSessionId,
 }
 
-/// Interrupts operations of Spark sessions on one server, each as the user
-/// under whom it runs, which is how Apache Spark finds it, called `user_name`.
-/// Returns the ids that the server says it interrupted; some, if it answered
-/// for some. No call waits longer than 5 s: Apache Spark 4.1 never answers
-/// about an operation that it does not know.
+/// Interrupts operations of Spark sessions on one server, each with the user id under
+/// which it runs (Apache Spark identifies it by this) and the user name `user_name`.
+/// Returns the ids that the server reports as interrupted, even if some calls failed. A
+/// call waits at most 5 s: Apache Spark 4.1 never answers for an unknown operation.
 ///
-/// Only for Spark sessions that exist: asked about another one, an engine may
-/// make it.
+/// Only for existing Spark sessions: for an unknown one an engine may create it.
 ///
 /// # Errors
-/// If the server refused everything or cannot be asked.
+/// If the server rejected every call or is unavailable.
 pub async fn interrupt(
     target: &Target,
     key: &SessionKey,
     user_name: &str,
-    wanted: &BTreeMap<Running, Wanted>,
+    scopes: &BTreeMap<RunningSparkSession, InterruptScope>,
 ) -> Result<Vec<String>, Cause> {
     let work = async {
-        let asker = Asker::connect(target, user_id(key), String::new())
+        let client = SparkClient::connect(target, user_id(key), String::new())
             .await
             .map_err(NotReady::into_cause)?;
-        let calls = wanted.iter().flat_map(|(running, wanted)| {
-            let asker = if running.user_id.is_empty() {
-                asker.clone()
+        let calls = scopes.iter().flat_map(|(running, scope)| {
+            let client = if running.user_id.is_empty() {
+                client.clone()
             } else {
-                asker.clone().for_user(&running.user_id)
+                client.clone().for_user(&running.user_id)
             };
-            let asker = asker.named(user_name).of(running.spark_session.to_string());
-            let operations: Vec<Option<String>> = match wanted {
-                Wanted::All => vec![None],
-                Wanted::Operations(ids) => ids.iter().cloned().map(Some).collect(),
+            let client = client.named(user_name).of(running.spark_session.to_string());
+            let operations: Vec<Option<String>> = match scope {
+                InterruptScope::All => vec![None],
+                InterruptScope::Operations(ids) => ids.iter().cloned().map(Some).collect(),
             };
             operations
                 .into_iter()
-                .map(move |operation| (asker.clone(), operation))
+                .map(move |operation| (client.clone(), operation))
         });
         let calls: Vec<_> = calls.collect();
-        let mut answers = stream::iter(calls)
-            .map(|(asker, operation)| async move {
-                timeout(CALL_LIMIT, asker.interrupt(operation, CALL_LIMIT)).await
+        let mut replies = stream::iter(calls)
+            .map(|(client, operation)| async move {
+                timeout(CALL_TIMEOUT, client.interrupt(operation, CALL_TIMEOUT)).await
             })
-            .buffer_unordered(TOGETHER);
+            .buffer_unordered(MAX_CONCURRENT);
         let (mut interrupted, mut failed) = (Vec::new(), None);
-        while let Some(answer) = answers.next().await {
-            match answer {
+        while let Some(reply) = replies.next().await {
+            match reply {
                 Ok(Ok(ids)) => interrupted.extend(ids),
-                // It ended after its operation was reported: nothing runs there.
+                // The Spark session ended after its operation was reported: nothing
+                // runs there.
                 Ok(Err(status)) if has_ended(&status) => {}
                 Ok(Err(status)) => failed = Some(NotReady::from_status(&status).into_cause()),
-                Err(_) => failed = Some(too_late(CALL_LIMIT)),
+                Err(_) => failed = Some(timed_out(CALL_TIMEOUT)),
             }
         }
         match failed {
@@ -93,9 +92,9 @@ pub async fn interrupt(
             Some(_) | None => Ok(interrupted),
         }
     };
-    let outcome = timeout(LIMIT, work)
+    let outcome = timeout(INTERRUPT_TIMEOUT, work)
         .await
-        .unwrap_or_else(|_| Err(too_late(LIMIT)));
+        .unwrap_or_else(|_| Err(timed_out(INTERRUPT_TIMEOUT)));
     let mut interrupted =
         outcome.map_err(|cause| user_message::masked(&cause, target.credential.as_slice()))?;
     interrupted.sort_unstable();
@@ -103,7 +102,7 @@ pub async fn interrupt(
     Ok(interrupted)
 }
 
-fn too_late(limit: Duration) -> Cause {
+fn timed_out(limit: Duration) -> Cause {
     format!("it did not answer within {} s", limit.as_secs()).into()
 }
 
@@ -112,8 +111,8 @@ mod tests {
     use super::*;
     use session_core::{SessionId, Timestamp};
 
-    /// A server that takes calls and never answers, as Apache Spark 4.1 does
-    /// about an operation that it does not know.
+    /// A server that accepts calls and never answers, like Apache Spark 4.1 for an
+    /// unknown operation.
     #[tokio::test(start_paused = true)]
     async fn a_server_that_never_answers_is_not_waited_for() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -127,15 +126,19 @@ mod tests {
             org: "acme".parse().unwrap(),
             id: SessionId::generate(Timestamp::ZERO, 1),
         };
-        let running = Running {
+        let running = RunningSparkSession {
             user_id: String::new(),
             spark_session: "01234567-89ab-cdef-0123-456789abcdef".parse().unwrap(),
         };
         let unknown = (0..40).map(|id| id.to_string()).collect();
-        let wanted = [(running, Wanted::Operations(unknown))].into();
+        let scopes = [(running, InterruptScope::Operations(unknown))].into();
         let began = tokio::time::Instant::now();
-        let cause = interrupt(&target, &key, "ada", &wanted).await.unwrap_err();
-        assert!(began.elapsed() <= LIMIT + CALL_LIMIT, "{:?}", began.elapsed());
+        let cause = interrupt(&target, &key, "ada", &scopes).await.unwrap_err();
+        assert!(
+            began.elapsed() <= INTERRUPT_TIMEOUT + CALL_TIMEOUT,
+            "{:?}",
+            began.elapsed()
+        );
         assert!(cause.text.contains("did not answer within"), "{cause:?}");
     }
 }

@@ -1,9 +1,9 @@
-//! Where sessions run: [`ComputeProvider`], its implementations, and the
+//! Compute of sessions: [`ComputeProvider`], its implementations, and the
 //! [`ProviderRegistry`] that selects one by the kind of a cluster's definition.
 //!
 //! Every effect is idempotent by (session, generation) and only *starts* work;
-//! [`ComputeProvider::observe`] returns the outcome. A provider reports changes
-//! through its watch, so that nobody has to poll.
+//! [`ComputeProvider::observe`] returns the outcome. A provider reports changes through
+//! its watch, so that callers need not poll.
 //!
 //! A new provider is a module of this crate, and changes these files:
 //!
@@ -14,7 +14,7 @@
 //!    [`validate_cluster`];
 //! 5. `session-manager/src/providers/configured.rs`: its settings and construction.
 //!
-//! What the manager must do differently for a provider is a capability:
+//! Differences between providers that concern the manager are capabilities:
 //! [`ComputeProvider::capabilities`], [`ComputeProvider::shared`].
 
 pub mod address;
@@ -22,11 +22,11 @@ mod change_feed;
 pub mod connector;
 pub mod dns;
 pub mod interrupt;
-pub mod lookup;
 pub mod probe;
 pub mod process;
 pub mod properties;
 mod registry;
+pub mod resolver;
 pub mod settings;
 pub mod shared_servers;
 pub mod simulation;
@@ -39,9 +39,9 @@ pub use address::AllowList;
 pub use process::{ProcessConfig, ProcessProvider};
 pub use properties::{Invalid, validate_catalog, validate_use};
 pub use registry::ProviderRegistry;
-pub use shared_servers::{Chosen, SharedCompute};
+pub use shared_servers::{CatalogSelection, SharedCompute};
 pub use simulation::SimCompute;
-pub use static_servers::{Places, StaticConfig, StaticProvider};
+pub use static_servers::{Placements, StaticConfig, StaticProvider};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -49,63 +49,64 @@ use session_core::machine::Observation;
 use session_core::{Catalog, Cluster, ClusterName, ProviderKind, SessionKey};
 use std::time::Duration;
 
-/// One session generation and all that is needed to make its compute.
+/// One generation of a session, with all data to create its compute.
 #[derive(Debug, Clone)]
 pub struct ComputeSpec {
-    /// Whose.
+    /// The session.
     pub key: SessionKey,
-    /// Which.
+    /// The generation.
     pub generation: u64,
-    /// Where.
+    /// The cluster.
     pub cluster: Cluster,
     /// The default catalog.
     pub catalog: Option<Catalog>,
 }
 
-/// Why a provider could not do or tell. Nothing is decided from it; the caller asks again.
+/// Error of a provider. It proves nothing about the compute; the caller repeats the
+/// call.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The cluster is of another provider.
+    /// The cluster has another provider.
     #[error("cluster {0} is not of this provider")]
     WrongProvider(String),
-    /// The provider's own means are away for now.
+    /// The provider is temporarily unavailable.
     #[error("compute cannot be reached: {0}")]
     Unavailable(String),
-    /// Another process runs this provider: nothing was done, and what there is
-    /// of its compute is not known here.
+    /// Another process runs this provider: nothing was done, and the state of its
+    /// compute is unknown here.
     #[error("{0}")]
     NotLeader(String),
 }
 
-/// Compute that exists, as its labels tell of it.
+/// Existing compute, identified by its labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// Whose it is.
+    /// The session.
     pub key: SessionKey,
-    /// Which generation.
+    /// The generation.
     pub generation: u64,
-    /// The cluster it was made for.
+    /// The cluster.
     pub cluster: ClusterName,
-    /// The installation that made it.
+    /// The installation that created it.
     pub install_id: String,
-    /// How long it has been there.
+    /// Time since its creation.
     pub age: Duration,
 }
 
-/// What a manager must do differently for a provider.
+/// Properties of a provider that the manager must consider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Capabilities {
-    /// Compute ends with its manager and no event reports it: sessions must be
-    /// compared with the inventory.
+    /// Compute ends with its manager and no event reports it: the manager must compare
+    /// sessions with the inventory.
     pub dies_with_manager: bool,
     /// Only the manager that holds the leader lease may run the provider.
     pub needs_leader: bool,
 }
 
-/// Checks everything that a cluster defines for its provider.
+/// Validates the definition of a cluster.
 ///
 /// # Errors
-/// [`Invalid`] names every wrong field and property.
+/// [`Invalid`] lists every invalid field and property.
 pub fn validate_cluster(cluster: &Cluster) -> Result<(), Invalid> {
     let check = match cluster.provider.kind() {
         ProviderKind::Static => static_servers::check_definition,
@@ -114,49 +115,49 @@ pub fn validate_cluster(cluster: &Cluster) -> Result<(), Invalid> {
     properties::validate_cluster(cluster, check)
 }
 
-/// Something about a session's compute changed: look at it.
+/// A change of a session's compute, to be observed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ComputeChanged {
-    /// Whose.
+    /// The session.
     pub key: SessionKey,
-    /// Which generation.
+    /// The generation.
     pub generation: u64,
 }
 
-/// Makes, watches and gives back compute.
+/// Creates, observes and releases compute.
 #[async_trait]
 pub trait ComputeProvider: Send + Sync + std::fmt::Debug + 'static {
-    /// What the manager must do differently for this provider.
+    /// Properties that the manager must consider.
     fn capabilities(&self) -> Capabilities;
 
-    /// The provider as one whose servers several sessions share; `None` where
-    /// compute is dedicated to one session.
+    /// The provider as one with shared servers; `None` if compute is dedicated to one
+    /// session.
     fn shared(&self) -> Option<&dyn SharedCompute> {
         None
     }
 
-    /// The fencing number of the lease that lets this process run the provider;
-    /// 0 where there is none. Read before [`observe`](Self::observe), it bounds
-    /// what may be decided from the answer.
+    /// Fencing number of the lease under which this process runs the provider; 0
+    /// without a lease. Read before [`observe`](Self::observe), it limits what may be
+    /// decided from the result.
     fn fence(&self) -> u64 {
         0
     }
 
-    /// Starts making the compute, unless it exists already. Returns at once.
+    /// Starts the creation of the compute, unless it exists. Returns at once.
     async fn ensure(&self, spec: &ComputeSpec) -> Result<(), Error>;
 
-    /// What there is of this generation's compute. Cheap: looks, never waits
-    /// for readiness.
+    /// Returns the state of this generation's compute. Cheap; never waits for
+    /// readiness.
     async fn observe(&self, spec: &ComputeSpec) -> Result<Observation, Error>;
 
-    /// Starts giving back the compute of this generation and all before it.
+    /// Starts the release of the compute of this and all earlier generations.
     async fn release(&self, spec: &ComputeSpec) -> Result<(), Error>;
 
-    /// All compute there is, whoever made it, but what is on its way out. A
-    /// provider that makes none has none.
+    /// Returns all existing compute of any installation, except compute that is being
+    /// released. Empty for a provider that creates none.
     async fn inventory(&self) -> Result<Vec<Found>, Error>;
 
-    /// Tells when some compute changed (ready, failed, gone). May repeat
-    /// itself and may miss some; the caller's own clock covers that.
+    /// Streams changes of compute (ready, failed, gone). Changes can be repeated or
+    /// missing; the caller also polls.
     fn watch(&self) -> BoxStream<'static, ComputeChanged>;
 }

@@ -1,10 +1,10 @@
-//! Asking a Spark Connect server whether it is ready.
+//! Readiness probe of a Spark Connect server.
 //!
-//! Ready means: it told its version to a new Spark session under the name of
-//! the Berth session, and the default catalog, if there is one, answered too
-//! (the right name of a catalog that cannot be reached must not look ready).
+//! Ready means: a new Spark session with the user id of the Berth session received the
+//! version, and the default catalog, if any, answered a query (a catalog with the right
+//! name that is unreachable must not count as ready).
 
-use crate::connector::{Dialer, Target};
+use crate::connector::{Connector, Target};
 use crate::user_message;
 use session_core::machine::Cause;
 use session_proto::spark::spark_connect_service_client::SparkConnectServiceClient;
@@ -16,79 +16,83 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
-/// One try to ask for the version.
-const TRY_LIMIT: Duration = Duration::from_secs(5);
-/// One question to the catalog: the first query of a cold JVM takes seconds.
-const CATALOG_LIMIT: Duration = Duration::from_secs(20);
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// Time limit of one request for the version.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time limit of the catalog query: the first query of a cold JVM takes seconds.
+const CATALOG_TIMEOUT: Duration = Duration::from_secs(20);
+const MIN_PAUSE: Duration = Duration::from_millis(50);
+const MAX_PAUSE: Duration = Duration::from_millis(500);
 const CLIENT_TYPE: &str = "berth-probe";
-/// Of what an engine says, this many characters are kept.
-const ENGINE_CHARS: usize = 600;
+/// Maximum number of characters of an engine's message.
+const MAX_ENGINE_CHARS: usize = 600;
 
-/// What a probe asks.
+/// Parameters of a probe.
 #[derive(Debug, Clone)]
 pub struct Question {
-    /// In whose name: the Berth session's id, as the proxy will give it.
+    /// User id of the Spark session: the id of the Berth session, as the proxy sends
+    /// it.
     pub user_id: String,
-    /// What must be true of the catalog.
+    /// The required catalog.
     pub catalog: Option<CatalogQuestion>,
 }
 
-/// The catalog that a session must find.
+/// The catalog that must be current.
 #[derive(Debug, Clone)]
 pub struct CatalogQuestion {
     /// Its name.
     pub name: String,
-    /// The database that unqualified names are looked up in.
+    /// Database of unqualified names.
     pub database: Option<String>,
-    /// Choose it by calls, because the server was not started with it.
+    /// Select it by calls, because the server was not started with it.
     pub select: bool,
 }
 
-/// Why a server is not ready.
+/// Reason why a server is not ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotReady {
-    /// It may become so by itself.
+    /// It can become ready by itself.
     Yet(Cause),
-    /// It will not.
+    /// It will never become ready.
     Ever(Cause),
 }
 
-/// Asks once, with a new Spark session that is released at the end.
+/// Probes once, with a new Spark session that is released at the end. Returns the
+/// version of the server.
 ///
 /// # Errors
 /// [`NotReady`] with the cause.
 pub async fn ask(target: &Target, question: &Question) -> Result<String, NotReady> {
     let session_id = uuid::Uuid::new_v4().to_string();
-    let asker = Asker::connect(target, question.user_id.clone(), session_id).await?;
-    let version = within(TRY_LIMIT, asker.version()).await;
-    let answer = match (version, &question.catalog) {
-        (Ok(version), Some(catalog)) => within(CATALOG_LIMIT, asker.use_catalog(catalog))
+    let client = SparkClient::connect(target, question.user_id.clone(), session_id).await?;
+    let version = within(VERSION_TIMEOUT, client.version()).await;
+    let reply = match (version, &question.catalog) {
+        (Ok(version), Some(catalog)) => within(CATALOG_TIMEOUT, client.use_catalog(catalog))
             .await
-            .map_err(|e| about_catalog(catalog, e))
+            .map_err(|e| describe_catalog_failure(catalog, e))
             .map(|()| version),
-        (Err(e), Some(catalog)) if catalog_is_unknown(&e.cause().detail) => Err(about_catalog(catalog, e)),
+        (Err(e), Some(catalog)) if catalog_is_unknown(&e.cause().detail) => {
+            Err(describe_catalog_failure(catalog, e))
+        }
         (version, _) => version,
     };
-    // Leaves nothing behind; the answer stands even if this fails.
-    if let Err(e) = within(TRY_LIMIT, asker.release()).await {
-        tracing::debug!(cause = %e.cause().detail, "the probe's Spark session was not released");
+    // Cleanup; the result stands even if it fails.
+    if let Err(e) = within(VERSION_TIMEOUT, client.release()).await {
+        tracing::debug!(cause = %e.cause().detail, "releasing the Spark session of the probe failed");
     }
-    answer
+    reply
 }
 
-/// Asks again until the server is ready or never will be. `waiting` hears why
-/// it is not ready yet.
+/// Probes until the server is ready or never can be. `waiting` is called with the cause
+/// of each unready result.
 ///
 /// # Errors
-/// The cause that makes waiting useless.
+/// The permanent cause.
 pub async fn until_ready(
     target: &Target,
     question: &Question,
     mut waiting: impl FnMut(Cause),
 ) -> Result<String, Cause> {
-    let mut pause = FIRST_PAUSE;
+    let mut pause = MIN_PAUSE;
     loop {
         match ask(target, question).await {
             Ok(version) => return Ok(version),
@@ -96,20 +100,20 @@ pub async fn until_ready(
             Err(NotReady::Yet(cause)) => waiting(cause),
         }
         sleep(pause).await;
-        pause = (pause * 3 / 2).min(LONGEST_PAUSE);
+        pause = (pause * 3 / 2).min(MAX_PAUSE);
     }
 }
 
-/// Speaks to a server as one Spark session of one user.
+/// A client with the identity of one Spark session of one user.
 #[derive(Clone)]
-pub(crate) struct Asker {
+pub(crate) struct SparkClient {
     channel: Channel,
     bearer: Option<MetadataValue<Ascii>>,
     session_id: String,
     user: UserContext,
 }
 
-impl Asker {
+impl SparkClient {
     pub(crate) async fn connect(
         target: &Target,
         user_id: String,
@@ -126,13 +130,13 @@ impl Asker {
         })
     }
 
-    /// The same Spark session of another user.
+    /// The same Spark session id with another user id.
     pub(crate) fn for_user(mut self, user_id: &str) -> Self {
         user_id.clone_into(&mut self.user.user_id);
         self
     }
 
-    /// The same user's Spark session of this id, on the same connection.
+    /// Another Spark session id of the same user, on the same connection.
     pub(crate) fn of(&self, session_id: String) -> Self {
         Self {
             session_id,
@@ -140,7 +144,7 @@ impl Asker {
         }
     }
 
-    /// The same user, called otherwise.
+    /// The same user id with another user name.
     pub(crate) fn named(mut self, user_name: &str) -> Self {
         user_name.clone_into(&mut self.user.user_name);
         self
@@ -155,7 +159,7 @@ impl Asker {
     }
 
     pub(crate) async fn version(&self) -> Result<String, Status> {
-        use sc::{analyze_plan_request as ask, analyze_plan_response as answer};
+        use sc::{analyze_plan_request as ask, analyze_plan_response as reply};
         let message = sc::AnalyzePlanRequest {
             session_id: self.session_id.clone(),
             user_context: Some(self.user.clone()),
@@ -170,13 +174,13 @@ impl Asker {
             .into_inner()
             .result
         {
-            Some(answer::Result::SparkVersion(version)) => Ok(version.version),
+            Some(reply::Result::SparkVersion(version)) => Ok(version.version),
             Some(_) | None => Err(Status::unimplemented("it gave no version")),
         }
     }
 
-    /// Makes a catalog current, and a database of it.
-    pub(crate) async fn choose(&self, catalog: &str, database: Option<&str>) -> Result<(), Status> {
+    /// Makes a catalog and a database of it current.
+    pub(crate) async fn select(&self, catalog: &str, database: Option<&str>) -> Result<(), Status> {
         use sc::catalog_operation::CatType;
         self.run(CatType::SetCurrentCatalog(sc::SetCurrentCatalog {
             catalog_name: catalog.to_owned(),
@@ -191,27 +195,28 @@ impl Asker {
         Ok(())
     }
 
-    /// Only a query makes an engine load its catalog and ask what is behind it.
+    /// Runs a query: only a query makes an engine load its catalog and contact its
+    /// backend.
     async fn use_catalog(&self, catalog: &CatalogQuestion) -> Result<(), Status> {
         use sc::catalog_operation::CatType;
         if catalog.select {
-            self.choose(&catalog.name, catalog.database.as_deref()).await?;
+            self.select(&catalog.name, catalog.database.as_deref()).await?;
         }
         let current = self.run(CatType::CurrentCatalog(sc::CurrentCatalog {})).await?;
-        // The reply is an Arrow stream of one text, uncompressed.
+        // The reply is an Arrow stream with one text, uncompressed.
         if !contains(&current, catalog.name.as_bytes()) {
             return Err(Status::not_found(format!(
                 "{} is not the current catalog",
                 catalog.name
             )));
         }
-        let look = if catalog.database.is_some() {
+        let query = if catalog.database.is_some() {
             CatType::ListTables(sc::ListTables::default())
         } else {
             CatType::ListDatabases(sc::ListDatabases::default())
         };
-        match self.run(look).await {
-            // Some catalogs of Spark have no databases: nothing to list, no fault.
+        match self.run(query).await {
+            // Some catalogs of Spark have no databases, which is no error.
             Err(status) if status.message().contains("does not support namespaces") => Ok(()),
             Err(status) => Err(status),
             Ok(_) => Ok(()),
@@ -234,21 +239,21 @@ impl Asker {
             }),
             ..Default::default()
         };
-        let mut answers = self
+        let mut replies = self
             .client()
             .execute_plan(self.request(message))
             .await?
             .into_inner();
         let mut bytes = Vec::new();
-        while let Some(answer) = answers.message().await? {
-            if let Some(sc::execute_plan_response::ResponseType::ArrowBatch(batch)) = answer.response_type {
+        while let Some(reply) = replies.message().await? {
+            if let Some(sc::execute_plan_response::ResponseType::ArrowBatch(batch)) = reply.response_type {
                 bytes.extend(batch.data);
             }
         }
         Ok(bytes)
     }
 
-    /// Sets settings.
+    /// Changes settings.
     pub(crate) async fn set(&self, settings: &BTreeMap<String, String>) -> Result<(), Status> {
         use sc::config_request::{Operation, Set, operation::OpType};
         let pairs = settings.iter().map(|(key, value)| sc::KeyValue {
@@ -270,8 +275,8 @@ impl Asker {
         self.client().config(self.request(message)).await.map(drop)
     }
 
-    /// Interrupts one operation, or all of them; returns what was interrupted.
-    /// The engine is told to give up after `limit` too.
+    /// Interrupts one operation, or all; returns the interrupted ids. `limit` is also
+    /// the deadline that the engine receives.
     pub(crate) async fn interrupt(
         &self,
         operation: Option<String>,
@@ -292,8 +297,8 @@ impl Asker {
         };
         let mut request = self.request(message);
         request.set_timeout(limit);
-        let answer = self.client().interrupt(request).await?;
-        Ok(answer.into_inner().interrupted_ids)
+        let reply = self.client().interrupt(request).await?;
+        Ok(reply.into_inner().interrupted_ids)
     }
 
     pub(crate) async fn release(&self) -> Result<(), Status> {
@@ -330,9 +335,9 @@ impl NotReady {
 
 async fn connect(target: &Target) -> Result<Channel, NotReady> {
     let endpoint = Endpoint::from_shared(format!("http://{}", target.address))
-        .map_err(|e| NotReady::Ever(user_message::cause("the address of its server is none", e)))?;
+        .map_err(|e| NotReady::Ever(user_message::cause("the address of its server is invalid", e)))?;
     let endpoint = match &target.tls {
-        // The dialer does TLS itself; the server must still be told that it is.
+        // The connector does TLS; the `:scheme` header must still be `https`.
         Some(_) => match format!("https://{}", target.address).parse() {
             Ok(origin) => endpoint.origin(origin),
             Err(_) => endpoint,
@@ -348,14 +353,14 @@ async fn connect(target: &Target) -> Result<Channel, NotReady> {
         });
     }
     match timeout(
-        TRY_LIMIT,
-        endpoint.connect_with_connector(Dialer::new(target.clone())),
+        VERSION_TIMEOUT,
+        endpoint.connect_with_connector(Connector::new(target.clone())),
     )
     .await
     {
         Ok(Ok(channel)) => Ok(channel),
         Ok(Err(e)) => Err(NotReady::Yet(no_connection(&e))),
-        Err(_) => Err(too_late(TRY_LIMIT)),
+        Err(_) => Err(timed_out(VERSION_TIMEOUT)),
     }
 }
 
@@ -365,7 +370,7 @@ fn bearer(target: &Target) -> Result<Option<MetadataValue<Ascii>>, NotReady> {
     };
     let mut value: MetadataValue<Ascii> = format!("Bearer {}", secret.expose())
         .parse()
-        .map_err(|_| NotReady::Ever("the backend's token has characters that no token has".into()))?;
+        .map_err(|_| NotReady::Ever("the backend's token has invalid characters".into()))?;
     value.set_sensitive(true);
     Ok(Some(value))
 }
@@ -380,42 +385,47 @@ fn with_bearer<T>(message: T, bearer: Option<&MetadataValue<Ascii>>) -> Request<
 
 async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, Status>>) -> Result<T, NotReady> {
     match timeout(limit, call).await {
-        Ok(answer) => answer.map_err(|status| classify(&status)),
-        Err(_) => Err(too_late(limit)),
+        Ok(reply) => reply.map_err(|status| classify(&status)),
+        Err(_) => Err(timed_out(limit)),
     }
 }
 
-fn too_late(limit: Duration) -> NotReady {
+fn timed_out(limit: Duration) -> NotReady {
     NotReady::Yet(format!("it did not answer within {} s", limit.as_secs()).into())
 }
 
 fn classify(status: &Status) -> NotReady {
-    let said = shorten(status.message());
+    let message = shorten(status.message());
     match status.code() {
         Code::Unauthenticated | Code::PermissionDenied => {
-            NotReady::Ever(user_message::cause("it refuses the backend token", said))
+            NotReady::Ever(user_message::cause("it refuses the backend token", message))
         }
-        Code::Unimplemented => NotReady::Ever(user_message::cause("it is no Spark Connect server", said)),
-        Code::Unavailable => NotReady::Yet(user_message::cause("it does not answer", said)),
-        _ => NotReady::Yet(user_message::cause_said("it answered with an error", &said)),
+        Code::Unimplemented => {
+            NotReady::Ever(user_message::cause("it is not a Spark Connect server", message))
+        }
+        Code::Unavailable => NotReady::Yet(user_message::cause("it does not answer", message)),
+        _ => NotReady::Yet(user_message::cause_with_message(
+            "it answered with an error",
+            &message,
+        )),
     }
 }
 
-fn about_catalog(catalog: &CatalogQuestion, why: NotReady) -> NotReady {
-    let told = |said: &Cause| {
-        user_message::cause_said(
+fn describe_catalog_failure(catalog: &CatalogQuestion, why: NotReady) -> NotReady {
+    let described = |cause: &Cause| {
+        user_message::cause_with_message(
             &format!("catalog {} cannot be used", catalog.name),
-            detail_of(said),
+            detail_of(cause),
         )
     };
     match why {
-        NotReady::Yet(said) if catalog_is_unknown(&said.detail) => NotReady::Ever(told(&said)),
-        NotReady::Yet(said) => NotReady::Yet(told(&said)),
-        NotReady::Ever(said) => NotReady::Ever(told(&said)),
+        NotReady::Yet(cause) if catalog_is_unknown(&cause.detail) => NotReady::Ever(described(&cause)),
+        NotReady::Yet(cause) => NotReady::Yet(described(&cause)),
+        NotReady::Ever(cause) => NotReady::Ever(described(&cause)),
     }
 }
 
-/// All that is known of it.
+/// The detail, or the text without a detail.
 fn detail_of(cause: &Cause) -> &str {
     if cause.detail.is_empty() {
         &cause.text
@@ -424,9 +434,9 @@ fn detail_of(cause: &Cause) -> &str {
     }
 }
 
-/// What engines say of a catalog or database that waiting will not bring.
-pub(crate) fn catalog_is_unknown(said: &str) -> bool {
-    const SAYINGS: [&str; 8] = [
+/// Messages of engines about a catalog or database that does not exist.
+pub(crate) fn catalog_is_unknown(message: &str) -> bool {
+    const MESSAGES: [&str; 8] = [
         "Catalog not found",
         "catalog not found",
         "Database not found",
@@ -436,13 +446,13 @@ pub(crate) fn catalog_is_unknown(said: &str) -> bool {
         "CANNOT_LOAD_CATALOG",
         "is not the current catalog",
     ];
-    SAYINGS.iter().any(|saying| said.contains(saying))
+    MESSAGES.iter().any(|known| message.contains(known))
 }
 
-/// The first lines: engines append whole stack traces.
+/// The first paragraph: engines append stack traces.
 fn shorten(text: &str) -> String {
     let first = text.split("\n\n").next().unwrap_or_default().replace('\n', " ");
-    match first.char_indices().nth(ENGINE_CHARS) {
+    match first.char_indices().nth(MAX_ENGINE_CHARS) {
         Some((cut, _)) => format!("{}…", &first[..cut]),
         None => first,
     }

@@ -1,4 +1,4 @@
-//! The providers of one manager by their kind.
+//! The providers of one manager by kind.
 
 use crate::{ComputeChanged, ComputeProvider, Error, SharedCompute};
 use futures::StreamExt;
@@ -7,26 +7,26 @@ use session_core::{Cluster, ProviderKind};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Every provider that a manager runs. Clones share the providers.
+/// The providers that a manager runs. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct ProviderRegistry {
     providers: BTreeMap<ProviderKind, Arc<dyn ComputeProvider>>,
 }
 
 impl ProviderRegistry {
-    /// The same with a provider more.
+    /// Adds a provider.
     #[must_use]
     pub fn with(mut self, kind: ProviderKind, provider: Arc<dyn ComputeProvider>) -> Self {
         self.providers.insert(kind, provider);
         self
     }
 
-    /// The provider of a kind, if this manager runs it.
+    /// Returns the provider of a kind, if this manager runs it.
     pub fn get(&self, kind: ProviderKind) -> Option<&dyn ComputeProvider> {
         self.providers.get(&kind).map(|provider| &**provider)
     }
 
-    /// The provider of a cluster.
+    /// Returns the provider of a cluster.
     ///
     /// # Errors
     /// [`Error::NotLeader`] if this manager does not run it.
@@ -39,7 +39,7 @@ impl ProviderRegistry {
         })
     }
 
-    /// The provider of a cluster whose servers are shared.
+    /// Returns the provider of a cluster with shared servers.
     ///
     /// # Errors
     /// [`Error::WrongProvider`] if compute of this cluster is dedicated.

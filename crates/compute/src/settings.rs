@@ -1,8 +1,7 @@
-//! Settings of a Spark session, applied again on compute that replaced what
-//! they were set on.
+//! Applies the settings of a Spark session again on replaced compute.
 
 use crate::connector::Target;
-use crate::probe::{Asker, NotReady};
+use crate::probe::{NotReady, SparkClient};
 use crate::user_message;
 use session_core::SparkSessionId;
 use session_core::machine::Cause;
@@ -10,47 +9,49 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// All of it takes no longer, connecting included.
-const LIMIT: Duration = Duration::from_secs(10);
+/// Time limit of the operation, including the connection.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Sets the settings in the Spark session of `user_id`. What the engine refuses
-/// is left out: it took each before, but may be another release now. Returns
-/// the names of those.
+/// Sets the settings in the Spark session of `user_id`. Settings that the engine
+/// rejects are skipped: it accepted them before, but can be another release now.
+/// Returns the names of the rejected ones.
 ///
 /// # Errors
-/// If the engine cannot be asked.
+/// If the engine is unavailable.
 pub async fn apply(
     target: &Target,
     user_id: &str,
     spark_session: &SparkSessionId,
     settings: &BTreeMap<String, String>,
 ) -> Result<Vec<String>, Cause> {
-    let work = async {
-        let asker = Asker::connect(target, user_id.to_owned(), spark_session.to_string())
+    let apply = async {
+        let client = SparkClient::connect(target, user_id.to_owned(), spark_session.to_string())
             .await
             .map_err(NotReady::into_cause)?;
-        if asker.set(settings).await.is_ok() {
+        if client.set(settings).await.is_ok() {
             return Ok(Vec::new());
         }
-        let mut refused = Vec::new();
+        let mut rejected = Vec::new();
         for (name, value) in settings {
             let one = BTreeMap::from([(name.clone(), value.clone())]);
-            match asker.set(&one).await {
+            match client.set(&one).await {
                 Ok(()) => {}
-                Err(status) if is_away(&status) => return Err(NotReady::from_status(&status).into_cause()),
-                Err(_) => refused.push(name.clone()),
+                Err(status) if is_unavailable(&status) => {
+                    return Err(NotReady::from_status(&status).into_cause());
+                }
+                Err(_) => rejected.push(name.clone()),
             }
         }
-        Ok(refused)
+        Ok(rejected)
     };
-    let outcome = timeout(LIMIT, work).await.unwrap_or_else(|_| {
-        let seconds = LIMIT.as_secs();
+    let outcome = timeout(APPLY_TIMEOUT, apply).await.unwrap_or_else(|_| {
+        let seconds = APPLY_TIMEOUT.as_secs();
         Err(format!("it did not answer within {seconds} s").into())
     });
     outcome.map_err(|cause| user_message::masked(&cause, target.credential.as_slice()))
 }
 
-fn is_away(status: &tonic::Status) -> bool {
+fn is_unavailable(status: &tonic::Status) -> bool {
     matches!(
         status.code(),
         tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Cancelled

@@ -1,10 +1,10 @@
-//! Compute that does what the test says: nothing becomes ready, fails or
-//! vanishes by itself, and what must never happen is written down.
+//! Simulated compute for tests: it becomes ready, fails or vanishes only on command,
+//! and records violations of the contract.
 
 use crate::change_feed::Changes;
 use crate::{
-    Capabilities, Chosen, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found, ProviderRegistry,
-    SharedCompute,
+    Capabilities, CatalogSelection, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found,
+    ProviderRegistry, SharedCompute,
 };
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -16,11 +16,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A provider stepped by a test. Clones are the same provider.
+/// A provider that a test steps. Clones share its state.
 #[derive(Debug, Clone, Default)]
 pub struct SimCompute {
     shared: Arc<Shared>,
-    /// Acts as a provider of servers that sessions share.
+    /// Acts as a provider with shared servers.
     as_servers: bool,
 }
 
@@ -39,23 +39,23 @@ struct State {
     faults: VecDeque<(Call, Fault)>,
     labels: BTreeMap<(SessionKey, u64), (ClusterName, Instant)>,
     install_id: String,
-    keeps_releasing: bool,
+    holds_releases: bool,
     forgets_releases: bool,
     violations: Vec<String>,
-    /// Catalogs that were chosen, in order.
-    chosen: Vec<SparkCall>,
+    /// Spark sessions whose catalog was selected, in order.
+    selected: Vec<SparkCall>,
     /// Spark sessions that were ended, in order.
     ended: Vec<SparkCall>,
 }
 
-/// A Spark session that a call was about: whose, where, which.
+/// The Spark session of a call: session, server, id.
 pub type SparkCall = (SessionKey, String, SparkSessionId);
 
 #[derive(Debug)]
 enum Compute {
-    Made(Observation),
-    /// Asked to go, not gone: only if the test holds releases.
-    Going,
+    Created(Observation),
+    /// Release started, not finished: only if the test holds releases.
+    Releasing,
 }
 
 /// A method of the provider.
@@ -69,30 +69,30 @@ pub enum Call {
     Release,
     /// [`ComputeProvider::inventory`].
     Inventory,
-    /// [`SharedCompute::choose_catalog`].
-    Choose,
+    /// [`SharedCompute::select_catalog`].
+    SelectCatalog,
     /// [`SharedCompute::end_spark_sessions`].
-    End,
+    EndSparkSessions,
 }
 
-/// What befalls one call.
+/// Fault of one call.
 #[derive(Debug, Clone)]
 pub enum Fault {
-    /// It fails and has done nothing.
+    /// It fails without an effect.
     Fails(String),
-    /// It fails after it has done its work.
+    /// It fails after its effect.
     FailsAfterwards(String),
-    /// It takes this long (tokio time).
+    /// It takes this time (tokio time).
     Takes(Duration),
 }
 
 impl SimCompute {
-    /// Nothing exists yet.
+    /// A provider without compute.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The same compute as a provider of servers that sessions share.
+    /// The same compute as a provider with shared servers.
     #[must_use]
     pub fn as_servers(&self) -> Self {
         Self {
@@ -112,28 +112,28 @@ impl SimCompute {
         ProviderRegistry::default().with(ProviderKind::Static, Arc::new(self.as_servers()))
     }
 
-    /// The next call of this kind meets `fault`; several are used up in order.
+    /// Injects a fault into the next call of this kind; several apply in order.
     pub fn inject(&self, call: Call, fault: Fault) {
         self.state().faults.push_back((call, fault));
     }
 
-    /// Makes releases take until [`Self::vanish`].
+    /// Holds releases until [`Self::vanish`].
     pub fn hold_releases(&self) {
-        self.state().keeps_releasing = true;
+        self.state().holds_releases = true;
     }
 
-    /// Makes compute anew, and older beside newer, if it is asked for after it
-    /// was released: what a provider does that keeps no list of what went.
+    /// Creates compute again after its release, and older generations beside newer
+    /// ones: the behaviour of a provider that does not store releases.
     pub fn forget_releases(&self) {
         self.state().forgets_releases = true;
     }
 
-    /// From now on compute belongs to this installation.
+    /// Sets the installation id of all compute.
     pub fn install(&self, install_id: &str) {
         install_id.clone_into(&mut self.state().install_id);
     }
 
-    /// Says what an unready compute is waiting for.
+    /// Sets the reason why compute is not ready.
     pub fn waits(&self, key: &SessionKey, generation: u64, detail: &str) {
         self.put(
             key,
@@ -144,12 +144,12 @@ impl SimCompute {
         );
     }
 
-    /// It answered the probe.
+    /// Makes compute ready.
     pub fn ready(&self, key: &SessionKey, generation: u64, route: Route) {
         self.put(key, generation, Observation::Ready { route });
     }
 
-    /// It will not become ready, or has crashed.
+    /// Makes compute fail.
     pub fn fail(&self, key: &SessionKey, generation: u64, cause: &str, permanent: bool) {
         self.put(
             key,
@@ -161,7 +161,7 @@ impl SimCompute {
         );
     }
 
-    /// It failed for good, with a detail for those who may act as the session.
+    /// Makes compute fail permanently, with a detail for owner and admins.
     pub fn fail_with(&self, key: &SessionKey, generation: u64, text: &str, detail: &str) {
         let cause = Cause {
             text: text.to_owned(),
@@ -177,18 +177,18 @@ impl SimCompute {
         );
     }
 
-    /// It is gone, asked for or not.
+    /// Removes compute.
     pub fn vanish(&self, key: &SessionKey, generation: u64) {
         self.state().computes.remove(&(key.clone(), generation));
-        self.shared.changes.tell(key, generation);
+        self.shared.changes.publish(key, generation);
     }
 
-    /// Changes what there is without telling anybody.
+    /// Removes compute without an event.
     pub fn vanish_silently(&self, key: &SessionKey, generation: u64) {
         self.state().computes.remove(&(key.clone(), generation));
     }
 
-    /// How often this generation was asked for.
+    /// Number of `ensure` calls for this generation.
     pub fn ensures(&self, key: &SessionKey, generation: u64) -> usize {
         self.state()
             .ensures
@@ -197,7 +197,7 @@ impl SimCompute {
             .unwrap_or(0)
     }
 
-    /// How often this generation was really made.
+    /// Number of times that this generation was created.
     pub fn made(&self, key: &SessionKey, generation: u64) -> usize {
         self.state()
             .made
@@ -206,14 +206,14 @@ impl SimCompute {
             .unwrap_or(0)
     }
 
-    /// Every compute there is.
+    /// All existing compute.
     pub fn live(&self) -> Vec<(SessionKey, u64)> {
         self.state().computes.keys().cloned().collect()
     }
 
-    /// The Spark sessions in which a catalog was chosen, in order.
-    pub fn chosen(&self) -> Vec<SparkCall> {
-        self.state().chosen.clone()
+    /// The Spark sessions whose catalog was selected, in order.
+    pub fn selected_catalogs(&self) -> Vec<SparkCall> {
+        self.state().selected.clone()
     }
 
     /// The Spark sessions that were ended, in order.
@@ -221,7 +221,7 @@ impl SimCompute {
         self.state().ended.clone()
     }
 
-    /// What should never have happened; a test ends by finding it empty.
+    /// Violations of the contract; a test expects none.
     pub fn violations(&self) -> Vec<String> {
         self.state().violations.clone()
     }
@@ -234,22 +234,22 @@ impl SimCompute {
         {
             let mut state = self.state();
             match state.computes.get_mut(&(key.clone(), generation)) {
-                Some(Compute::Made(now)) => *now = observation,
-                Some(Compute::Going) => {}
+                Some(Compute::Created(now)) => *now = observation,
+                Some(Compute::Releasing) => {}
                 None => {
-                    let told = format!(
+                    let violation = format!(
                         "the test stepped {} generation {generation}, which does not exist",
                         key.id
                     );
-                    state.violations.push(told);
+                    state.violations.push(violation);
                 }
             }
         }
-        self.shared.changes.tell(key, generation);
+        self.shared.changes.publish(key, generation);
     }
 
-    /// Meets the fault meant for this call; returns the error to give at its end.
-    async fn meet(&self, call: Call) -> Result<Option<Error>, Error> {
+    /// Applies the injected fault of a call; returns the error for its end.
+    async fn apply_fault(&self, call: Call) -> Result<Option<Error>, Error> {
         let fault = {
             let mut state = self.state();
             let at = state.faults.iter().position(|(of, _)| *of == call);
@@ -281,33 +281,33 @@ impl State {
             .keys()
             .find(|(key, generation)| *key == spec.key && *generation > spec.generation);
         if let Some((_, newer)) = newer.filter(|_| !forgets) {
-            let told = format!(
+            let violation = format!(
                 "{} generation {} was wanted while {newer} exists",
                 spec.key.id, spec.generation
             );
-            self.violations.push(told);
+            self.violations.push(violation);
             return;
         }
         match self.computes.get(&id) {
-            Some(Compute::Made(Observation::Failed { permanent: false, .. })) | None => {
+            Some(Compute::Created(Observation::Failed { permanent: false, .. })) | None => {
                 *self.made.entry(id.clone()).or_default() += 1;
                 let starting = Observation::Starting {
                     detail: "the test has not decided".to_owned(),
                 };
                 let labels = (spec.cluster.name.clone(), Instant::now());
                 self.labels.insert(id.clone(), labels);
-                self.computes.insert(id, Compute::Made(starting));
+                self.computes.insert(id, Compute::Created(starting));
             }
-            Some(Compute::Made(_) | Compute::Going) => {}
+            Some(Compute::Created(_) | Compute::Releasing) => {}
         }
     }
 
     fn inventory(&self) -> Vec<Found> {
-        let there = self.computes.iter().filter(|(_, compute)| match compute {
-            Compute::Made(_) => true,
-            Compute::Going => false,
+        let existing = self.computes.iter().filter(|(_, compute)| match compute {
+            Compute::Created(_) => true,
+            Compute::Releasing => false,
         });
-        there
+        existing
             .filter_map(|(id, _)| {
                 let (cluster, made) = self.labels.get(id)?;
                 Some(Found {
@@ -324,21 +324,21 @@ impl State {
     fn release(&mut self, spec: &ComputeSpec) -> Vec<u64> {
         let up_to = self.released.entry(spec.key.clone()).or_default();
         *up_to = (*up_to).max(spec.generation);
-        let concerned: Vec<u64> = self
+        let released: Vec<u64> = self
             .computes
             .keys()
             .filter(|(key, generation)| *key == spec.key && *generation <= spec.generation)
             .map(|(_, generation)| *generation)
             .collect();
-        for generation in &concerned {
+        for generation in &released {
             let id = (spec.key.clone(), *generation);
-            if self.keeps_releasing {
-                self.computes.insert(id, Compute::Going);
+            if self.holds_releases {
+                self.computes.insert(id, Compute::Releasing);
             } else {
                 self.computes.remove(&id);
             }
         }
-        concerned
+        released
     }
 }
 
@@ -356,28 +356,28 @@ impl ComputeProvider for SimCompute {
     }
 
     async fn ensure(&self, spec: &ComputeSpec) -> Result<(), Error> {
-        let error = self.meet(Call::Ensure).await?;
+        let error = self.apply_fault(Call::Ensure).await?;
         self.state().ensure(spec);
         error.map_or(Ok(()), Err)
     }
 
     async fn observe(&self, spec: &ComputeSpec) -> Result<Observation, Error> {
-        let error = self.meet(Call::Observe).await?;
-        let seen = match self.state().computes.get(&(spec.key.clone(), spec.generation)) {
+        let error = self.apply_fault(Call::Observe).await?;
+        let observation = match self.state().computes.get(&(spec.key.clone(), spec.generation)) {
             None => Observation::Missing,
-            Some(Compute::Made(observation)) => observation.clone(),
-            Some(Compute::Going) => Observation::Starting {
+            Some(Compute::Created(observation)) => observation.clone(),
+            Some(Compute::Releasing) => Observation::Starting {
                 detail: "it is being stopped".to_owned(),
             },
         };
-        error.map_or(Ok(seen), Err)
+        error.map_or(Ok(observation), Err)
     }
 
     async fn release(&self, spec: &ComputeSpec) -> Result<(), Error> {
-        let error = self.meet(Call::Release).await?;
-        let concerned = self.state().release(spec);
-        for generation in concerned {
-            self.shared.changes.tell(&spec.key, generation);
+        let error = self.apply_fault(Call::Release).await?;
+        let released = self.state().release(spec);
+        for generation in released {
+            self.shared.changes.publish(&spec.key, generation);
         }
         error.map_or(Ok(()), Err)
     }
@@ -386,7 +386,7 @@ impl ComputeProvider for SimCompute {
         if self.as_servers {
             return Ok(Vec::new());
         }
-        let error = self.meet(Call::Inventory).await?;
+        let error = self.apply_fault(Call::Inventory).await?;
         let found = self.state().inventory();
         error.map_or(Ok(found), Err)
     }
@@ -411,17 +411,17 @@ impl SharedCompute for SimCompute {
         })
     }
 
-    async fn choose_catalog(
+    async fn select_catalog(
         &self,
         spec: &ComputeSpec,
         server: &str,
         id: &SparkSessionId,
-    ) -> Result<Chosen, Cause> {
-        let told = |error: Error| Cause::from(error.to_string());
-        let error = self.meet(Call::Choose).await.map_err(told)?;
+    ) -> Result<CatalogSelection, Cause> {
+        let cause = |error: Error| Cause::from(error.to_string());
+        let error = self.apply_fault(Call::SelectCatalog).await.map_err(cause)?;
         let call = (spec.key.clone(), server.to_owned(), id.clone());
-        self.state().chosen.push(call);
-        error.map_or(Ok(Chosen::Current), |error| Err(told(error)))
+        self.state().selected.push(call);
+        error.map_or(Ok(CatalogSelection::Current), |error| Err(cause(error)))
     }
 
     async fn end_spark_sessions(
@@ -430,7 +430,7 @@ impl SharedCompute for SimCompute {
         server: &str,
         ids: &[SparkSessionId],
     ) -> Result<Vec<SparkSessionId>, Error> {
-        let error = self.meet(Call::End).await?;
+        let error = self.apply_fault(Call::EndSparkSessions).await?;
         let calls = ids
             .iter()
             .map(|id| (spec.key.clone(), server.to_owned(), id.clone()));

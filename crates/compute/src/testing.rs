@@ -1,7 +1,7 @@
 //! Definitions for this crate's unit tests.
 
 use crate::ComputeSpec;
-use crate::lookup::Lookup;
+use crate::resolver::Resolve;
 use futures::future::BoxFuture;
 use session_core::catalog::PropertyValue;
 use session_core::cluster::StaticEndpoint;
@@ -13,28 +13,28 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// Names as a test has them. Clones are the same.
+/// A resolver with the names of a test. Clones share the names.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Names {
+pub(crate) struct TestResolver {
     known: Arc<Mutex<HashMap<String, Vec<IpAddr>>>>,
-    asked: Arc<AtomicUsize>,
+    count: Arc<AtomicUsize>,
 }
 
-impl Names {
+impl TestResolver {
     pub(crate) fn set(&self, host: &str, addresses: &[&str]) {
         let addresses = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
         self.known.lock().unwrap().insert(host.to_owned(), addresses);
     }
 
-    /// How many questions came.
-    pub(crate) fn asked(&self) -> usize {
-        self.asked.load(Ordering::Relaxed)
+    /// Number of resolutions.
+    pub(crate) fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
     }
 }
 
-impl Lookup for Names {
-    fn lookup<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
-        self.asked.fetch_add(1, Ordering::Relaxed);
+impl Resolve for TestResolver {
+    fn resolve<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
+        self.count.fetch_add(1, Ordering::Relaxed);
         let known = self.known.lock().unwrap();
         let found = known.get(host).into_iter().flatten();
         let found = found.map(|ip| SocketAddr::new(*ip, port)).collect();

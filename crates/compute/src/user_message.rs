@@ -1,17 +1,17 @@
-//! What users are told, and what is kept from them.
+//! User messages: the public text of a cause, and the detail for few.
 //!
-//! A [`Cause`] has a text for everybody who may see the session and a detail
-//! for those who may act as it. What engines say goes into the detail, masked;
-//! into the text only when nothing in it looks like a place.
+//! A [`Cause`] has a text for everybody who may see the session, and a detail for its
+//! owner and admins. Messages of engines are masked and added to the detail; to the
+//! text only if they contain nothing like a location.
 
 use session_core::machine::Cause;
 use session_core::route::Secret;
 
-/// Of what an engine says, this much is passed on to everybody.
-const PUBLIC_CHARS: usize = 300;
+/// Maximum number of characters of an engine's message in the text.
+const MAX_PUBLIC_CHARS: usize = 300;
 const MASK: &str = "[secret]";
 
-/// A text for everybody with a detail for few.
+/// A cause with text and detail.
 pub(crate) fn cause(text: impl Into<String>, detail: impl ToString) -> Cause {
     Cause {
         text: text.into(),
@@ -19,16 +19,16 @@ pub(crate) fn cause(text: impl Into<String>, detail: impl ToString) -> Cause {
     }
 }
 
-/// `text`, followed by what was `said` if everybody may hear that.
-pub(crate) fn cause_said(text: &str, said: &str) -> Cause {
-    match public(said) {
-        Some(said) => cause(format!("{text}: {said}"), said),
-        None => cause(text, said),
+/// A cause with `text`, followed by `message` if it is public.
+pub(crate) fn cause_with_message(text: &str, message: &str) -> Cause {
+    match public(message) {
+        Some(message) => cause(format!("{text}: {message}"), message),
+        None => cause(text, message),
     }
 }
 
-/// The cause without secrets, escaped, and cut to what is kept of it: engines
-/// colour their logs, and quote whatever a user wrote.
+/// Masks secrets, escapes and truncates a cause: engines colour their logs and quote
+/// user input.
 pub(crate) fn masked(cause: &Cause, secrets: &[Secret]) -> Cause {
     let detail = mask(&cause.detail, secrets);
     Cause {
@@ -37,23 +37,23 @@ pub(crate) fn masked(cause: &Cause, secrets: &[Secret]) -> Cause {
     }
 }
 
-/// What was said, if it is short and names no address, path, host or user.
-pub(crate) fn public(said: &str) -> Option<&str> {
-    // Errors of the network speak of hosts, which may look like any word.
-    const OF_NETWORKS: [&str; 5] = ["host", "connect", "resolve", "dns", "socket"];
-    let said = said.trim();
-    let lower = said.to_ascii_lowercase();
-    let fits = !said.is_empty()
-        && said.chars().count() <= PUBLIC_CHARS
-        && printable::all_printable(said)
-        && !OF_NETWORKS.iter().any(|word| lower.contains(word))
-        && !lower.split_ascii_whitespace().any(is_place);
-    fits.then_some(said)
-        .filter(|said| !said.split_ascii_whitespace().any(is_dotted_name))
+/// The message, if it is short and contains no address, path, host or user.
+pub(crate) fn public(message: &str) -> Option<&str> {
+    // Network errors contain hosts, which can look like any word.
+    const NETWORK_WORDS: [&str; 5] = ["host", "connect", "resolve", "dns", "socket"];
+    let message = message.trim();
+    let lower = message.to_ascii_lowercase();
+    let fits = !message.is_empty()
+        && message.chars().count() <= MAX_PUBLIC_CHARS
+        && printable::all_printable(message)
+        && !NETWORK_WORDS.iter().any(|word| lower.contains(word))
+        && !lower.split_ascii_whitespace().any(is_location);
+    fits.then_some(message)
+        .filter(|message| !message.split_ascii_whitespace().any(is_dotted_name))
 }
 
-/// Has this word what only paths, URLs, addresses and accounts have?
-fn is_place(word: &str) -> bool {
+/// Returns whether a word looks like a path, URL, address or account.
+fn is_location(word: &str) -> bool {
     let port = word
         .rsplit_once(':')
         .is_some_and(|(_, port)| port.starts_with(|c: char| c.is_ascii_digit()));
@@ -70,7 +70,7 @@ fn is_dotted_name(word: &str) -> bool {
     }
 }
 
-/// Keeps the last `limit` bytes, without a partial first line if it can.
+/// Keeps the last `limit` bytes, without a partial first line if possible.
 pub(crate) fn clip(text: &str, limit: usize) -> String {
     if text.len() <= limit {
         return text.to_owned();
@@ -82,7 +82,7 @@ pub(crate) fn clip(text: &str, limit: usize) -> String {
     }
 }
 
-/// Hides known secrets, and what stands behind words that announce one.
+/// Masks known secrets, and values after words that announce a secret.
 pub(crate) fn mask(text: &str, secrets: &[Secret]) -> String {
     let mut text = text.to_owned();
     for secret in secrets {
@@ -94,7 +94,7 @@ pub(crate) fn mask(text: &str, secrets: &[Secret]) -> String {
 }
 
 fn mask_line(line: &str) -> String {
-    const ANNOUNCE: [&str; 8] = [
+    const ANNOUNCING_WORDS: [&str; 8] = [
         "password",
         "passwd",
         "secret",
@@ -104,11 +104,11 @@ fn mask_line(line: &str) -> String {
         "access_key",
         "authorization",
     ];
-    // ASCII lowering keeps every byte where it is.
+    // ASCII lower case keeps all byte positions.
     let lower = line.to_ascii_lowercase();
     let mut masked = String::with_capacity(line.len());
     let mut at = 0;
-    while let Some((start, word)) = ANNOUNCE
+    while let Some((start, word)) = ANNOUNCING_WORDS
         .iter()
         .filter_map(|word| lower[at..].find(word).map(|i| (at + i, *word)))
         .min_by_key(|(i, _)| *i)
@@ -180,14 +180,14 @@ mod tests {
 
     #[test]
     fn only_what_names_no_place_is_for_everybody() {
-        for said in [
+        for message in [
             "database nowhere not found",
             "[CATALOG_NOT_FOUND] Cannot find catalog plugin class for catalog 'lake': org.example.NoSuchCatalog. SQLSTATE: 46103",
             "invalid argument: unknown catalog type \"nonsense\"",
         ] {
-            assert_eq!(public(said), Some(said));
+            assert_eq!(public(message), Some(message));
         }
-        for said in [
+        for message in [
             "",
             "cannot open /var/lib/berth",
             "see file:/x",
@@ -200,7 +200,7 @@ mod tests {
             "login as bob@example failed",
             "two\nlines",
         ] {
-            assert_eq!(public(said), None, "{said}");
+            assert_eq!(public(message), None, "{message}");
         }
     }
 }

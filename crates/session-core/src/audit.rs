@@ -7,11 +7,11 @@
 use crate::id::{OrgId, SessionId, SessionKey, TokenId};
 use crate::principal::Actor;
 use crate::session::{EventRecord, Status};
-use crate::spelled::spelled;
+use crate::string_enum::string_enum;
 use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
-spelled! {
+string_enum! {
     /// The action.
     AuditAction {
         /// A session was created.
@@ -62,7 +62,7 @@ spelled! {
     }
 }
 
-spelled! {
+string_enum! {
     /// The outcome.
     AuditOutcome {
         /// Completed.
@@ -114,8 +114,8 @@ pub struct AuditRecord {
     pub version: Option<u64>,
     /// Whether a failure of the store may undo the change, because replicas did
     /// not confirm it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub weak: bool,
+    #[serde(default, rename = "weak", skip_serializing_if = "std::ops::Not::not")]
+    pub unreplicated: bool,
 }
 
 impl AuditRecord {
@@ -138,7 +138,7 @@ impl AuditRecord {
             from: None,
             to: None,
             version: None,
-            weak: false,
+            unreplicated: false,
         }
     }
 

@@ -139,7 +139,7 @@ impl Provider {
         }
     }
 
-    /// Does compute serve one session only? Shared compute is never "lost".
+    /// Whether compute serves one session only. Shared compute is never lost.
     pub const fn is_dedicated(&self) -> bool {
         match self {
             Self::Static { .. } => false,

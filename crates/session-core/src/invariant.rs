@@ -3,14 +3,14 @@
 
 use crate::activity::Activity;
 use crate::machine::{Effect, RESTART_BUDGET, Transition};
-use crate::policy::LONGEST_LIFETIME;
+use crate::policy::MAX_LIFETIME;
 use crate::reason::ChangeReason;
 use crate::session::{Session, State, Status};
 
 /// A violated invariant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("invariant {name} broken for {session}: {detail}")]
-pub struct Broken {
+#[error("invariant {name} violated for {session}: {detail}")]
+pub struct Violation {
     /// Name of the invariant.
     pub name: &'static str,
     /// The session.
@@ -19,10 +19,10 @@ pub struct Broken {
     pub detail: String,
 }
 
-fn hold(session: &Session, checks: &[(&'static str, bool)]) -> Result<(), Broken> {
+fn hold(session: &Session, checks: &[(&'static str, bool)]) -> Result<(), Violation> {
     match checks.iter().find(|(_, holds)| !holds) {
         None => Ok(()),
-        Some((name, _)) => Err(Broken {
+        Some((name, _)) => Err(Violation {
             name,
             session: session.id.to_string(),
             detail: format!("{:?}", session.state),
@@ -34,7 +34,7 @@ fn hold(session: &Session, checks: &[(&'static str, bool)]) -> Result<(), Broken
 ///
 /// # Errors
 /// The first violated invariant.
-pub fn check_session(session: &Session) -> Result<(), Broken> {
+pub fn check_session(session: &Session) -> Result<(), Violation> {
     let status = session.status();
     hold(
         session,
@@ -51,7 +51,7 @@ pub fn check_session(session: &Session) -> Result<(), Broken> {
             ),
             (
                 "lifetime_is_bounded",
-                session.expires_at <= session.created_at.after(LONGEST_LIFETIME),
+                session.expires_at <= session.created_at.after(MAX_LIFETIME),
             ),
             (
                 "warm_while_it_has_compute",
@@ -70,9 +70,18 @@ pub fn check_session(session: &Session) -> Result<(), Broken> {
 ///
 /// # Errors
 /// The first violated invariant.
-pub fn check_transition(before: Option<&Session>, change: &Transition) -> Result<(), Broken> {
+pub fn check_transition(before: Option<&Session>, change: &Transition) -> Result<(), Violation> {
     let after = &change.session;
     check_session(after)?;
+    check_effects(change)?;
+    match before {
+        Some(before) => check_succession(before, after),
+        None => Ok(()),
+    }
+}
+
+fn check_effects(change: &Transition) -> Result<(), Violation> {
+    let after = &change.session;
     let needs_compute = |generation: u64| {
         generation >= after.generation
             && !matches!(
@@ -99,21 +108,20 @@ pub fn check_transition(before: Option<&Session>, change: &Transition) -> Result
                     Effect::Release { .. } => true,
                 }),
             ),
-            (
-                "history_tells_this_version",
-                change.record.version == after.version,
-            ),
+            ("history_has_this_version", change.record.version == after.version),
         ],
-    )?;
-    let Some(before) = before else { return Ok(()) };
+    )
+}
+
+fn check_succession(before: &Session, after: &Session) -> Result<(), Violation> {
     let replaced = after.status() == Status::Pending && after.generation == before.generation + 1;
     hold(
         after,
         &[
             ("ended_is_final", !before.status().is_terminal()),
-            ("version_rises_by_one", after.version == before.version + 1),
+            ("version_increases_by_one", after.version == before.version + 1),
             (
-                "generation_rises_only_with_new_compute",
+                "generation_increases_only_with_new_compute",
                 after.generation == before.generation || replaced,
             ),
             (
@@ -153,10 +161,13 @@ pub fn check_transition(before: Option<&Session>, change: &Transition) -> Result
 ///
 /// # Errors
 /// The first violated invariant.
-pub fn check_idle(change: &Transition, activity: Activity) -> Result<(), Broken> {
+pub fn check_idle(change: &Transition, activity: Activity) -> Result<(), Violation> {
     let quiet = matches!(activity, Activity::Quiet { .. });
     hold(
         &change.session,
-        &[("idle_clocks_need_known_silence", quiet || !change.by_idle_clock())],
+        &[(
+            "idle_timeouts_need_complete_reports",
+            quiet || !change.by_idle_timeout(),
+        )],
     )
 }

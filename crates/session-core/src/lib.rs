@@ -17,10 +17,10 @@ pub mod policy;
 pub mod principal;
 mod quota;
 pub mod reason;
+mod resolve_policy;
 pub mod route;
 pub mod session;
-mod settle;
-mod spelled;
+mod string_enum;
 pub mod time;
 
 pub use activity::{Activity, Operation, ProxyId, TokenUse, Totals, Use};

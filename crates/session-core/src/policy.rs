@@ -4,7 +4,7 @@ use crate::time::millis;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// What becomes of compute when its session goes idle.
+/// Treatment of the compute of an idle session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum IdlePolicy {
@@ -127,4 +127,4 @@ pub struct OutOfBounds {
 }
 
 /// Maximum lifetime of any session, including extensions by ExtendSession.
-pub const LONGEST_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+pub const MAX_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);

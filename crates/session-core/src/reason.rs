@@ -1,9 +1,9 @@
 //! Closed lists with fixed spellings: the reason of an error in a reply, and
 //! the reason of a change of a session.
 
-use crate::spelled::spelled;
+use crate::string_enum::string_enum;
 
-spelled! {
+string_enum! {
     /// Reason of a rejected call (`ErrorInfo.reason`, domain `berth`).
     Reason {
         /// The call has no credential.
@@ -87,7 +87,7 @@ spelled! {
     }
 }
 
-spelled! {
+string_enum! {
     /// Reason of a change of a session.
     ChangeReason {
         /// The session was created (CreateSession).

@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Idle compute is given back after this much silence since its route was
-/// withdrawn: two report intervals, so that every proxy had its say.
+/// Time between the withdrawal of an idle session's route and the release of its
+/// compute: two report intervals, so that every proxy can report a call.
 pub const RELEASE_GRACE: Duration = Duration::from_secs(10);
-/// That a clock will close a session is announced so long before.
+/// Time between the announcement of a closing by a deadline and the closing.
 pub const CLOSING_SOON: Duration = Duration::from_secs(300);
 
-/// Where a session stands, as users see it.
+/// Status of a session, as users see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
@@ -252,9 +252,9 @@ pub struct Session {
     /// as the session.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub status_detail: String,
-    /// Rises with every change of state or route; writes are conditional on it.
+    /// Increases with every change of state or route; writes are conditional on it.
     pub version: u64,
-    /// Rises only when compute is replaced; starts at 1.
+    /// Increases only when compute is replaced; starts at 1.
     pub generation: u64,
     /// Fencing number of the manager that last decided on an observation of the
     /// compute. A manager with a lower number has lost its lease.

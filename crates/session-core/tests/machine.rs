@@ -1,5 +1,5 @@
-//! Random sessions keep every invariant, and each documented transition happens
-//! when and only when it should.
+//! Random sessions keep every invariant, and each documented transition occurs exactly
+//! when it should.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use proptest::prelude::*;
@@ -69,7 +69,7 @@ fn created(policy: SessionPolicy) -> Transition {
     change
 }
 
-/// A session on the way, every change of which is checked.
+/// A session whose changes are all checked.
 struct Life {
     session: Session,
     now: Timestamp,
@@ -241,7 +241,7 @@ fn that_a_clock_will_close_it_is_said_once_for_each_deadline() {
     );
     assert_eq!(announced(&mut life), None, "once");
 
-    // Another deadline is announced anew.
+    // Another deadline is announced again.
     life.apply(&Event::Extend {
         expires_at: START.after(25 * 60 * MINUTE),
     })
@@ -266,7 +266,7 @@ fn closing_by_the_idle_clock_is_announced_unless_that_clock_is_too_short() {
                 life.pass(RELEASE_GRACE).step(Some(&ready()), quiet(START));
                 assert_eq!(life.session.state.phase(), Phase::Released);
             }
-            // Also while a release is not confirmed, and while silence is not known.
+            // Also while a release is not confirmed or reports are missing.
             let step = life.step(Some(&ready()), Activity::Unknown);
             let reason = step.transition.map(|change| change.record.reason);
             assert_eq!(reason == Some(ChangeReason::ClosingSoon), said);
@@ -323,7 +323,7 @@ fn a_call_that_the_decision_to_idle_did_not_know_of_wins_over_it() {
         assert_eq!(life.session.status(), Status::Idle);
         let known = life.pass(SECOND).step(Some(&ready()), quiet(START));
         assert!(known.transition.is_none(), "what was known changes nothing");
-        // It ended long before the session idled, and was reported after it.
+        // The call ended long before the session idled and was reported after it.
         life.step(Some(&ready()), quiet(START.after(SECOND)));
         assert_eq!(
             (
@@ -360,7 +360,7 @@ fn idle_clocks_and_nothing_else_need_silence() {
     assert!(check_idle(&idled, quiet(START)).is_ok());
     for activity in [Activity::Busy, Activity::Unknown] {
         let broken = check_idle(&idled, activity).unwrap_err();
-        assert_eq!(broken.name, "idle_clocks_need_known_silence");
+        assert_eq!(broken.name, "idle_timeouts_need_complete_reports");
     }
     let close = Event::Close {
         reason: ChangeReason::CloseRequested,
@@ -530,7 +530,7 @@ fn extending_stays_within_seven_days() {
 #[test]
 fn revoking_too_many_single_tokens_revokes_them_all() {
     let mut life = Life::release_policy();
-    for token in 0..=machine::MOST_REVOKED as u64 {
+    for token in 0..=machine::MAX_REVOKED_TOKENS as u64 {
         let id = session_core::TokenId::generate(START, token);
         let until = START.after(60 * MINUTE);
         assert!(
@@ -541,7 +541,7 @@ fn revoking_too_many_single_tokens_revokes_them_all() {
             .unwrap()
             .is_some()
         );
-        if token < machine::MOST_REVOKED as u64 {
+        if token < machine::MAX_REVOKED_TOKENS as u64 {
             assert_eq!(
                 life.apply(&Event::RevokeToken { id, until }),
                 Ok(None),
@@ -674,8 +674,8 @@ proptest! {
         }
     }
 
-    /// Whatever its compute does, a session looked at when due is active or
-    /// ended by its deadline and one recheck.
+    /// Whatever its compute does, a session that is reconciled when due is active, or
+    /// ended by its deadline plus one recheck.
     #[test]
     fn every_create_ends_in_time(never_ready in any::<bool>(), ready_after in 0..400_u64) {
         let mut life = Life::release_policy();

@@ -148,7 +148,7 @@ async fn export_once(store: &dyn SessionStore, owner: &str) -> Result<(), Error>
         while begun.elapsed() < LEASE / 3 {
             let page = store.read_audit(partition, &place, PAGE).await?;
             let Some(last) = page.last() else { break };
-            place.clone_from(&last.place);
+            place.clone_from(&last.position);
             // Lines first: a crash in between may repeat records but loses none.
             page.iter().for_each(|audited| line(&audited.record));
             store.set_audit_export_position(partition, &place).await?;
@@ -176,7 +176,7 @@ fn line(record: &AuditRecord) {
         from = record.from.map(session_core::Status::as_str).unwrap_or_default(),
         to = record.to.map(session_core::Status::as_str).unwrap_or_default(),
         version = record.version.unwrap_or_default(),
-        durability = if record.weak { "weak" } else { "" },
+        durability = if record.unreplicated { "weak" } else { "" },
         "audit"
     );
 }

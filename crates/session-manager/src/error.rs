@@ -28,7 +28,7 @@ pub(crate) fn store(error: Error) -> Refused {
             limit,
             retry_after,
         } => quota_used_up(quota, limit, retry_after),
-        Error::TokenRefused(_) => Refused::new(
+        Error::TokenRejected(_) => Refused::new(
             Reason::Conflict,
             "The session ended or its tokens were revoked while the token was made. Try again.",
         ),

@@ -70,7 +70,7 @@ pub(crate) fn new_session(n: u64, cluster: &Cluster, now: Timestamp) -> NewSessi
         labels: BTreeMap::default(),
         cluster: cluster.name.clone(),
         catalog: None,
-        policy: SessionPolicy::settle(cluster, &PolicyRequest::default()).unwrap(),
+        policy: SessionPolicy::resolve(cluster, &PolicyRequest::default()).unwrap(),
     }
 }
 

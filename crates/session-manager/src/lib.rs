@@ -27,6 +27,6 @@ mod startup;
 
 pub use config::Config;
 pub use inspect::inspect;
-pub use providers::registry::{Providers, StorePlaces};
+pub use providers::registry::{Providers, StorePlacements};
 pub use server::Listeners;
 pub use service::{open_store, run, run_with};

@@ -154,7 +154,7 @@ impl Parts {
         });
         let tokens = &config.tokens;
         let verifier = Verifier::new(VerifierConfig::new(&tokens.issuer, &tokens.audience));
-        let keyring = Arc::new(Keyring::remembering(MAX_CACHED_SIGNATURES));
+        let keyring = Arc::new(Keyring::with_signature_cache(MAX_CACHED_SIGNATURES));
         let ready = admin.readiness.condition("token keys");
         let reconciler = lifecycle.reconciler;
         let api = Arc::new(Api {

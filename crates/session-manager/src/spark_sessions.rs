@@ -225,7 +225,7 @@ mod tests {
         // Every attempt fails, also the last one.
         for (pass, left) in [(0, true), (GIVE_UP_AFTER.as_secs() - 1, true), (1, false)] {
             clock.advance(Duration::from_secs(pass));
-            sim.inject(Call::End, Fault::Fails("away".to_owned()));
+            sim.inject(Call::EndSparkSessions, Fault::Fails("away".to_owned()));
             assert!(!bindings.release(&first, ended).await.unwrap());
             idle().await;
             assert_eq!(bindings.any_left(&first.key, 1).await.unwrap(), left);
@@ -251,7 +251,7 @@ mod tests {
         let stored: &dyn SessionStore = &*store;
         assert_eq!(stored.bind(&bind(&first)).await.unwrap(), Bound::Ready);
         clock.advance(GIVE_UP_AFTER * 10);
-        sim.inject(Call::End, Fault::Fails("away".to_owned()));
+        sim.inject(Call::EndSparkSessions, Fault::Fails("away".to_owned()));
         assert!(!bindings.release(&first, None).await.unwrap());
         while !bindings.releasing().is_empty() {
             tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! What proxies say of sessions' use, as the store takes it.
+//! Reports of the proxies about the usage of sessions, and the proxies themselves.
 
 use crate::Error;
 use async_trait::async_trait;
@@ -7,83 +7,83 @@ use session_core::{
 };
 use std::time::Duration;
 
-/// The names of what was added that are remembered for each session, so that
-/// a write whose answer was lost can be made again.
-pub(crate) const ADDED_MEMORY: usize = 8;
+/// Usage deltas whose names are stored per session, so that a write with an unknown
+/// outcome can be repeated.
+pub(crate) const MAX_DELTA_NAMES: usize = 8;
 
-/// What one proxy says of one session.
+/// Report of one proxy about one session.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// Who says it.
+    /// The reporting proxy.
     pub proxy: ProxyId,
-    /// The generation of the compute that its calls run on.
+    /// Generation of the compute on which its calls run.
     pub generation: u64,
-    /// Its calls in flight there, if it says anything of them now.
+    /// Calls in flight on that generation; `None` leaves the stored number unchanged.
     pub open_calls: Option<u32>,
-    /// The end of the last call, by the proxy's own clock.
+    /// End of the last call, by the proxy's clock.
     pub last_activity_at: Option<Timestamp>,
-    /// What the calls execute.
+    /// Operations that the calls execute.
     pub operations: Vec<Operation>,
-    /// What is to be added to the session's totals, if anything is.
-    pub more: Option<More>,
-    /// Uses of tokens; saying one twice is saying it once.
+    /// Usage to add to the totals of the session.
+    pub usage_delta: Option<UsageDelta>,
+    /// Uses of tokens; a repeated use changes nothing.
     pub token_uses: Vec<TokenUse>,
 }
 
-/// An amount that is added once, however often it is said.
+/// Usage that is added once, however often it is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct More {
-    /// Names it. The last few of a session are remembered.
+pub struct UsageDelta {
+    /// Identifies the delta; the last `MAX_DELTA_NAMES` of a session are stored.
     pub name: u64,
-    /// The amount.
+    /// Usage since the previous delta.
     pub totals: Totals,
 }
 
-/// A proxy that said nothing for this long is not remembered.
-pub const PROXY_MEMORY: Duration = Duration::from_secs(24 * 3600);
+/// A proxy without a report for this long is deleted.
+pub const PROXY_RETENTION: Duration = Duration::from_secs(24 * 3600);
 
-/// A session, and what is known of its use.
+/// A session with its activity.
 #[derive(Debug, Clone)]
 pub struct Loaded {
-    /// The record.
+    /// The session record.
     pub session: Session,
-    /// Its use, as far as the proxies have reported it.
+    /// Activity, from the reports of the proxies.
     pub activity: Activity,
-    /// The store's present when it was read.
+    /// Time of the store at the read.
     pub at: Timestamp,
 }
 
-/// The use of sessions as proxies report it, and the proxies themselves.
+/// Usage of sessions as the proxies report it, and the proxies themselves.
 #[async_trait]
 pub trait ActivityReports {
-    /// Takes what a proxy says of a session. Calls in flight on the session's
-    /// generation are a lease of [`session_core::machine::BUSY_LEASE`], zero
-    /// ends it at once; calls on an earlier generation count for nothing. The
-    /// last activity only rises, and never beyond the store's present. Makes
-    /// no event and no version.
-    async fn apply_report(&self, key: &SessionKey, report: &Report) -> Result<Reported, Error>;
+    /// Applies a report of a proxy. Calls in flight on the session's generation hold a
+    /// lease of [`session_core::machine::BUSY_LEASE`]; zero calls end it at once; calls
+    /// on an earlier generation are ignored. The last activity never decreases and
+    /// never exceeds the store's time. Creates no event and no version.
+    async fn apply_report(&self, key: &SessionKey, report: &Report) -> Result<ReportOutcome, Error>;
 
-    /// Reads a session and what is known of its use.
+    /// Reads a session with its activity.
     async fn get_with_activity(&self, key: &SessionKey) -> Result<Option<Loaded>, Error>;
 
-    /// The use of sessions of one organization, in their order.
+    /// Returns the usage of sessions of one organization, in the same order.
     async fn usage(&self, sessions: &[Session]) -> Result<Vec<Use>, Error>;
 
-    /// What the calls in flight on a session's generation execute, oldest first.
+    /// Returns the operations of the calls in flight on the session's generation,
+    /// oldest first.
     async fn operations(&self, key: &SessionKey) -> Result<Vec<Operation>, Error>;
 
-    /// A report of a proxy begins. `sequence` numbers its reports from 1; an
-    /// amount that comes under a number not above the last one came before. An
-    /// unknown proxy is known from now on.
-    async fn begin_proxy_report(&self, proxy: &ProxyId, sequence: u64) -> Result<Heard, Error>;
+    /// Begins a report of a proxy and registers an unknown proxy. `sequence` numbers
+    /// its reports from 1; usage in a report whose number is not higher than the last
+    /// one was applied before.
+    async fn begin_proxy_report(&self, proxy: &ProxyId, sequence: u64) -> Result<ReportStart, Error>;
 
-    /// All that a proxy's report says, which began at `at`, is written: it lived
-    /// then. Not before it is written, because what it says must be known when
-    /// its silence ends.
+    /// Records that the proxy was alive at `at`, the begin of its report. Called only
+    /// after the whole report is written: otherwise the proxy could count as alive
+    /// before its calls are stored.
     async fn mark_proxy_alive(&self, proxy: &ProxyId, at: Timestamp) -> Result<(), Error>;
 
-    /// How the proxies stand: silent is who said nothing for `silent_after`.
-    /// Those that said nothing for `gone_after` are forgotten first.
+    /// Counts the proxies; silent ones sent no report for `silent_after`. Proxies
+    /// without a report for `gone_after` are deleted first.
     async fn count_proxies(
         &self,
         silent_after: Duration,
@@ -91,43 +91,43 @@ pub trait ActivityReports {
     ) -> Result<Proxies, Error>;
 }
 
-impl More {
-    /// The name in a form of fixed length, in which none is part of another.
+impl UsageDelta {
+    /// The name in a form of fixed length; no name is a substring of another.
     pub(crate) fn tag(&self) -> String {
         format!("{:016x}", self.name)
     }
 }
 
-/// The order in which operations are listed.
+/// Sorts operations in list order.
 pub(crate) fn sort_oldest_first(operations: &mut [Operation]) {
     operations.sort_by(|a, b| (a.started_at, &a.operation_id).cmp(&(b.started_at, &b.operation_id)));
 }
 
-/// What became of a report.
+/// Outcome of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reported {
-    /// There is no such session.
+pub enum ReportOutcome {
+    /// The session does not exist.
     Unknown,
-    /// It ended: amounts were added, nothing else.
+    /// The session has ended: only usage and token uses were recorded.
     Ended,
-    /// It is taken, and the session stands so.
+    /// The report was applied; the status of the session.
     Live(Status),
 }
 
-/// What [`crate::ActivityReports::begin_proxy_report`] says.
+/// Result of [`crate::ActivityReports::begin_proxy_report`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Heard {
-    /// The store's present.
+pub struct ReportStart {
+    /// Time of the store.
     pub at: Timestamp,
-    /// The report's amounts came for the first time.
+    /// The sequence number is new, so usage in this report must be added.
     pub fresh: bool,
 }
 
-/// How the proxies stand.
+/// Numbers of proxies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Proxies {
-    /// Those that are known.
+    /// Registered proxies.
     pub known: u64,
-    /// Those of them that have said nothing for too long.
+    /// Registered proxies without a recent report.
     pub silent: u64,
 }

@@ -1,4 +1,4 @@
-//! How recently a change feed was read to its end.
+//! The change feed, and how recently it was read to its end.
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -8,16 +8,16 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Shared between a change feed and whoever passes its changes on: proves that
-/// no change is missing.
+/// Progress of a change feed, shared with the consumer that forwards its changes:
+/// proves that no change is missing.
 #[derive(Debug, Clone, Default)]
 pub struct FeedProgress(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// When each part of the feed was last read to its end.
+    /// Time at which each part of the feed was last read to its end.
     parts: Vec<Option<Instant>>,
-    /// The feed is in the process itself: it cannot fall behind.
+    /// The feed is in this process and cannot fall behind.
     in_process: bool,
 }
 
@@ -28,44 +28,44 @@ pub(crate) struct PartProgress {
     part: usize,
 }
 
-/// A change, as every replica hears of it.
+/// A change of a session, as published to every replica.
 #[derive(Debug, Clone)]
 pub struct Change {
-    /// Of which session.
+    /// The session.
     pub key: SessionKey,
-    /// What happened; its `version` orders the changes of one session.
+    /// The event; its `version` orders the changes of one session.
     pub record: EventRecord,
     /// Tokens of a lower epoch are revoked.
     pub token_epoch: u64,
 }
 
-/// What the change feed says.
+/// An item of the change feed.
 #[derive(Debug, Clone)]
 pub enum Feed {
     /// A session changed.
     Change(Box<Change>),
-    /// Changes may have been missed: everything known must be read again.
+    /// Changes may have been missed: the reader must read all state again.
     Reset,
 }
 
 /// The ordered stream of all changes of the store.
 #[async_trait]
 pub trait ChangeFeed {
-    /// Every change from now on, of all organizations, in version order for
-    /// each session. Begins with [`Feed::Reset`]; says it again after a gap.
-    /// Never ends while the store lives.
+    /// Streams every change from now on, of all organizations, in version order for
+    /// each session. Starts with [`Feed::Reset`] and repeats it after a gap. Ends only
+    /// with the store.
     fn changes(&self) -> BoxStream<'static, Feed> {
         self.changes_with_progress(&FeedProgress::default())
     }
 
-    /// [`crate::ChangeFeed::changes`], which also records how recently the store was
-    /// read, so that silence can be told from a feed that is broken.
+    /// [`crate::ChangeFeed::changes`] that also records how recently the store was
+    /// read, to distinguish a quiet feed from a broken one.
     fn changes_with_progress(&self, progress: &FeedProgress) -> BoxStream<'static, Feed>;
 }
 
 impl FeedProgress {
-    /// Was every part of the feed read to its end within the last `age`, and
-    /// everything that was read then taken from the feed?
+    /// Returns whether every part of the feed was read to its end within the last
+    /// `age`, and all changes of that read were consumed.
     pub fn is_read_within(&self, age: Duration) -> bool {
         let state = self.state();
         let is_recent = |read: &Option<Instant>| read.is_some_and(|at| at.elapsed() <= age);
@@ -91,7 +91,7 @@ impl FeedProgress {
 }
 
 impl PartProgress {
-    /// The part was read to its end at `at`.
+    /// Records that the part was read to its end at `at`.
     pub(crate) fn read(&self, at: Instant) {
         if let Some(part) = self.of.state().parts.get_mut(self.part) {
             *part = Some(at);

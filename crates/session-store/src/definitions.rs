@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use session_core::{OrgId, Quota, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Things that are defined rather than lived: each is a JSON text under a name.
+/// Kinds of definitions; each definition is a JSON text under a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// `session_core::Cluster`, by name.
@@ -17,13 +17,13 @@ pub enum Kind {
     /// `session_core::Disabled`: an organization by name, a principal by
     /// `org/principal`.
     Disabled,
-    /// What tells this installation from others, under one name.
+    /// Id of this installation, under one name.
     Install,
 }
 
 impl Kind {
-    /// The organization whose share a definition of this name counts for, if
-    /// it is one that an organization makes itself.
+    /// The organization whose quota includes a definition of this name; `None` for
+    /// kinds that organizations do not create.
     pub(crate) fn org_of(self, name: &str) -> Option<&str> {
         match self {
             Self::Catalog | Self::Disabled => name.split_once('/').map(|(org, _)| org),
@@ -32,7 +32,7 @@ impl Kind {
     }
 }
 
-/// How much of a kind one organization may define.
+/// Quota of one organization for one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DefinitionQuota {
     /// The quota of entries and its limit.
@@ -44,7 +44,7 @@ pub struct DefinitionQuota {
 /// A stored definition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Definition {
-    /// Rises by one with every write, from 1.
+    /// Increases by one with every write, from 1.
     pub version: u64,
     /// The JSON.
     pub json: String,
@@ -53,14 +53,14 @@ pub struct Definition {
 /// Definitions of clusters, catalogs and organizations, and other small documents.
 #[async_trait]
 pub trait Definitions: StoreHealth {
-    /// Writes a definition if its stored version is `expected` (0: there is
-    /// none). Returns the new version. Otherwise [`Error::Exists`] if none was
-    /// expected, [`Error::NotFound`] if there is none, else [`Error::Conflict`].
+    /// Writes a definition if its stored version is `expected` (0: none exists).
+    /// Returns the new version. Otherwise [`Error::Exists`] if none was expected,
+    /// [`Error::NotFound`] if none exists, else [`Error::Conflict`].
     async fn put_definition(&self, kind: Kind, name: &str, expected: u64, json: &str) -> Result<u64, Error>;
 
-    /// [`crate::Definitions::put_definition`] of what an organization defines itself,
-    /// within its share: otherwise, unless it takes less room than what it
-    /// replaces, [`Error::Quota`], or [`Error::Full`] when memory is short.
+    /// [`crate::Definitions::put_definition`] for a definition that an organization
+    /// creates, within its quota. Unless the new text is not larger than the stored
+    /// one: [`Error::Quota`], or [`Error::Full`] when memory is short.
     async fn put_definition_within_quota(
         &self,
         kind: Kind,
@@ -76,7 +76,7 @@ pub trait Definitions: StoreHealth {
     /// Reads several definitions at once, by kind and name, in this order.
     async fn get_definitions(&self, wanted: &[(Kind, String)]) -> Result<Vec<Option<Definition>>, Error>;
 
-    /// The same, and the store's clock as of then.
+    /// [`crate::Definitions::get_definitions`] with the time of the store.
     async fn get_definitions_and_time(
         &self,
         wanted: &[(Kind, String)],
@@ -93,18 +93,18 @@ pub trait Definitions: StoreHealth {
         Ok(all)
     }
 
-    /// Reads, in pages, those that one organization defined itself (names that
-    /// begin with it and a slash); those of nobody's share, if none is given.
+    /// Reads, in pages, the definitions that one organization created (names that start
+    /// with it and a slash); without `org`, the definitions of no organization.
     async fn list_definitions(
         &self,
         kind: Kind,
         org: Option<&OrgId>,
     ) -> Result<BTreeMap<String, Definition>, Error>;
 
-    /// The names of the same, in order: to read some of them at a time.
+    /// The names that [`crate::Definitions::list_definitions`] returns, in order.
     async fn definition_names(&self, kind: Kind, org: Option<&OrgId>) -> Result<BTreeSet<String>, Error>;
 
-    /// The organizations that have definitions of a kind in their share.
+    /// The organizations that created definitions of a kind.
     async fn list_orgs_with_definitions(&self, kind: Kind) -> Result<BTreeSet<OrgId>, Error>;
 
     /// Removes a definition if its stored version is `expected`.

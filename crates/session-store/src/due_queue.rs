@@ -5,18 +5,18 @@ use async_trait::async_trait;
 use session_core::{SessionKey, Timestamp};
 use std::time::Duration;
 
-/// When each session must be reconciled.
+/// Times at which sessions must be reconciled.
 #[async_trait]
 pub trait DueQueue {
-    /// Sets when a session is due (never, if none), on the condition that its
-    /// version is still `version`. Makes no event.
+    /// Sets the due time of a session (`None`: never) if its version is still
+    /// `version`. Creates no event.
     async fn set_due(&self, key: &SessionKey, version: u64, due: Option<Timestamp>) -> Result<(), Error>;
 
-    /// Takes up to `limit` sessions that are due, the longest due first, and
-    /// makes them due again after `lease`, so that a crash loses none. Whoever
-    /// finds no record under a key settles it by [`crate::DueQueue::set_due`].
+    /// Claims up to `limit` due sessions, the longest due first, and makes them due
+    /// again after `lease`, so that a crash loses none. A caller that finds no record
+    /// removes the entry with [`crate::DueQueue::set_due`].
     async fn claim_due(&self, limit: usize, lease: Duration) -> Result<Vec<SessionKey>, Error>;
 
-    /// When the session that is due longest was, or will be, due.
+    /// Due time of the first entry, past or future.
     async fn oldest_due(&self) -> Result<Option<Timestamp>, Error>;
 }

@@ -1,9 +1,9 @@
-//! Where sessions are kept.
+//! The state store.
 //!
-//! [`SessionStore`] is the contract: one trait for each family of operations, in a
-//! file of its own. [`memory`] and [`redis`] implement each in a file of the same
-//! name, and one suite of tests checks both. Every write carries a precondition, and a
-//! lost race is its own error ([`Error::Conflict`]): the caller reads again.
+//! [`SessionStore`] is the contract: one trait for each family of operations, in a file
+//! of its own. [`memory`] and [`redis`] implement each family in a file of the same
+//! name, and one contract suite tests both. Every write has a precondition; a lost race
+//! is [`Error::Conflict`], and the caller reads again.
 
 pub mod activity_reports;
 pub mod audit_trail;
@@ -12,7 +12,7 @@ pub mod definitions;
 pub mod due_queue;
 pub mod leases;
 pub mod memory;
-pub mod places;
+pub mod placements;
 pub mod redis;
 pub mod retention;
 pub mod session_index;
@@ -23,18 +23,20 @@ pub mod spark_sessions;
 pub mod store_health;
 pub mod tokens;
 
-pub use activity_reports::{ActivityReports, Heard, Loaded, More, PROXY_MEMORY, Proxies, Report, Reported};
-pub use audit_trail::{AuditTrail, Audited};
+pub use activity_reports::{
+    ActivityReports, Loaded, PROXY_RETENTION, Proxies, Report, ReportOutcome, ReportStart, UsageDelta,
+};
+pub use audit_trail::{AuditEntry, AuditTrail};
 pub use change_feed::{Change, ChangeFeed, Feed, FeedProgress};
 pub use definitions::{Definition, DefinitionQuota, Definitions, Kind};
 pub use due_queue::DueQueue;
 pub use leases::Leases;
-pub use places::Places;
+pub use placements::Placements;
 pub use retention::{Retention, Tombstones};
 pub use session_core::SessionKey;
 use session_core::{Quota, SystemClock};
 pub use session_index::{ListQuery, PAGE_READ_LIMIT, Page, Scope, SessionIndex};
-pub use sessions::{Commit, Create, Created, HISTORY, REQUEST_ID_MEMORY, RequestId, Sessions};
+pub use sessions::{Commit, Create, Created, MAX_HISTORY, REQUEST_ID_RETENTION, RequestId, Sessions};
 pub use signing_keys::SigningKeys;
 pub use spark_bindings::SparkBindings;
 pub use spark_sessions::SparkSessions;
@@ -42,9 +44,9 @@ use std::sync::Arc;
 use std::time::Duration;
 pub use store_health::StoreHealth;
 pub(crate) use tokens::first_use;
-pub use tokens::{TOKEN_MEMORY, TokenRecord, Tokens};
+pub use tokens::{TOKEN_RETENTION, TokenRecord, Tokens};
 
-/// The traits of all families, for their methods.
+/// The traits of all families, imported for their methods.
 pub mod prelude {
     pub use crate::SessionStore as _;
     pub use crate::activity_reports::ActivityReports as _;
@@ -53,7 +55,7 @@ pub mod prelude {
     pub use crate::definitions::Definitions as _;
     pub use crate::due_queue::DueQueue as _;
     pub use crate::leases::Leases as _;
-    pub use crate::places::Places as _;
+    pub use crate::placements::Placements as _;
     pub use crate::retention::Retention as _;
     pub use crate::session_index::SessionIndex as _;
     pub use crate::sessions::Sessions as _;
@@ -64,8 +66,8 @@ pub mod prelude {
     pub use crate::tokens::Tokens as _;
 }
 
-/// The contract: every family of operations. A method is bounded in time and
-/// safe to call again.
+/// The contract: all families of operations. Every method has a time limit and can be
+/// repeated.
 pub trait SessionStore:
     Sessions
     + SessionIndex
@@ -77,7 +79,7 @@ pub trait SessionStore:
     + ChangeFeed
     + Retention
     + StoreHealth
-    + Places
+    + Placements
     + SparkBindings
     + SparkSessions
     + AuditTrail
@@ -100,7 +102,7 @@ impl<T> SessionStore for T where
         + ChangeFeed
         + Retention
         + StoreHealth
-        + Places
+        + Placements
         + SparkBindings
         + SparkSessions
         + AuditTrail
@@ -112,58 +114,58 @@ impl<T> SessionStore for T where
 {
 }
 
-/// What can go wrong.
+/// Errors of the store.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Somebody else wrote first: read again.
-    #[error("the record was changed meanwhile")]
+    /// Another writer was first: read again.
+    #[error("the record was changed by another writer")]
     Conflict,
-    /// There is no such record.
+    /// The record does not exist.
     #[error("no such record")]
     NotFound,
-    /// A record of this name exists.
+    /// A record with this name exists.
     #[error("it exists already")]
     Exists,
-    /// The same `request_id` came before with other fields.
+    /// The `request_id` was used before with other fields.
     #[error("request_id was used before with other fields")]
     RequestIdReused,
-    /// A quota is used up.
-    #[error("{quota} is used up: {limit}")]
+    /// A quota is exhausted.
+    #[error("quota {quota} is exhausted: {limit}")]
     Quota {
-        /// Which.
+        /// The exhausted quota.
         quota: Quota,
         /// The limit.
         limit: u32,
-        /// Waiting this long helps, if waiting helps.
+        /// Time after which a retry can succeed; `None` if waiting does not help.
         retry_after: Option<Duration>,
     },
-    /// The session ended, or its tokens were revoked, before a token could be recorded.
-    #[error("the session takes no tokens: {0}")]
-    TokenRefused(&'static str),
-    /// A page token that this store did not make.
-    #[error("page_token is not one of ours")]
+    /// The session ended or its tokens were revoked before the token was recorded.
+    #[error("the session accepts no tokens: {0}")]
+    TokenRejected(&'static str),
+    /// The page token is not from this store.
+    #[error("page_token is invalid")]
     BadPageToken,
-    /// The store cannot be reached, or did not answer in time.
+    /// The store is unreachable or did not answer in time.
     #[error("the state store is unavailable: {0}")]
     Unavailable(String),
-    /// The store is short of memory and takes nothing new. What ends things is
-    /// still taken.
+    /// The store is short of memory and rejects new data. Writes that end something
+    /// still succeed.
     #[error("the state store is short of memory")]
     Full,
-    /// A record cannot be read.
-    #[error("a stored record is broken: {0}")]
+    /// A stored record cannot be decoded.
+    #[error("a stored record is corrupt: {0}")]
     Corrupt(String),
 }
 
 /// The URL of a [`memory::MemoryStore`].
 const MEMORY: &str = "memory://";
 
-/// Opens the store that `url` names: `memory://` forgets everything when the
-/// process ends, anything else is a Redis.
+/// Opens the store at `url`: `memory://` keeps state in this process only, every other
+/// URL is a Redis.
 ///
 /// # Errors
-/// See [`redis::RedisStore::connect`]; [`redis::check`] tells beforehand what
-/// can be told without connecting.
+/// As [`redis::RedisStore::connect`]. [`redis::check`] verifies URL and options without
+/// a connection.
 pub async fn open(url: &str, options: &redis::Options) -> Result<Arc<dyn SessionStore>, redis::ConnectError> {
     if url == MEMORY {
         return Ok(Arc::new(memory::MemoryStore::new(Arc::new(SystemClock))));

@@ -1,18 +1,18 @@
-//! Which ended sessions are kept, and the deletion of the others.
+//! Retention of ended sessions: limits and deletion.
 
 use crate::Error;
 use async_trait::async_trait;
 use std::time::Duration;
 
-/// How long ended sessions stay listed, and how many: beyond that, the longest
-/// ended go first.
+/// Limits of retention by time and number; beyond them, sessions that ended first are
+/// deleted first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tombstones {
-    /// Since their end.
+    /// Maximum time since the end of a session.
     pub age: Duration,
-    /// Of each owner.
+    /// Maximum number per owner.
     pub per_owner: usize,
-    /// Of each organization.
+    /// Maximum number per organization.
     pub per_org: usize,
 }
 
@@ -29,8 +29,8 @@ impl Default for Tombstones {
 /// Deletion of ended sessions.
 #[async_trait]
 pub trait Retention {
-    /// Forgets up to `limit` ended sessions that are not kept any more, with
-    /// their history, tokens and uses, and tells how many. Never one that
-    /// lives, nor one that is still due: somebody must look at that once more.
+    /// Deletes up to `limit` ended sessions beyond the limits of `keep`, with their
+    /// history, tokens and usage, and returns their number. Never deletes a live
+    /// session, nor an ended one that is still due: it must be reconciled once more.
     async fn trim_ended(&self, keep: &Tombstones, limit: usize) -> Result<usize, Error>;
 }

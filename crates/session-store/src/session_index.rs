@@ -1,49 +1,49 @@
-//! What a list query means, for every store alike: which sessions it admits,
-//! and how a page fills and continues.
+//! Meaning of list queries for every store: which sessions a query matches, and how a
+//! page is filled and continued.
 
 use crate::Error;
 use async_trait::async_trait;
 use session_core::{ClusterName, OrgId, PrincipalId, Session, SessionId, SessionKey, Status};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Tells our page tokens, and this form of them, from anything else.
+/// Prefix of page tokens, with the version of their form.
 const TOKEN_PREFIX: &str = "1.";
 
-/// The most records one page of [`crate::SessionIndex::list`] reads; a page may come
-/// back short and still have a next token.
+/// Maximum number of records that one page of [`crate::SessionIndex::list`] reads; a
+/// page can be short and still have a next token.
 pub const PAGE_READ_LIMIT: usize = 1000;
 
-/// Which of an organization's sessions to list, newest first.
+/// Filter and page of a list of an organization's sessions, newest first.
 #[derive(Debug, Clone)]
 pub struct ListQuery {
-    /// The tenant.
+    /// The organization.
     pub org: OrgId,
-    /// What the caller may see.
+    /// Sessions that are visible to the caller.
     pub scope: Scope,
-    /// Only these statuses; all when empty.
+    /// Statuses to include; all if empty.
     pub statuses: BTreeSet<Status>,
-    /// Only this owner's.
+    /// Owner to include; all if `None`.
     pub owner: Option<PrincipalId>,
-    /// Only on this cluster.
+    /// Cluster to include; all if `None`.
     pub cluster: Option<ClusterName>,
-    /// Only this team's.
+    /// Team to include; all if `None`.
     pub team: Option<String>,
-    /// Only with all of these labels.
+    /// Labels that a session must have, all of them.
     pub labels: BTreeMap<String, String>,
-    /// At most this many, 1 to 1000.
+    /// Maximum number of sessions, 1 to 1000.
     pub page_size: usize,
-    /// Where the last page ended.
+    /// Token of the next page, from the previous page.
     pub page_token: Option<String>,
 }
 
-/// Which sessions a caller may see at all.
+/// Sessions that are visible to a caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
     /// Every session of the organization.
     Org,
-    /// Its own, and those of the teams it administers.
+    /// Sessions of the owner, and of the teams that it administers.
     OwnAndTeams {
-        /// Who.
+        /// The owner.
         owner: PrincipalId,
         /// The teams.
         teams: BTreeSet<String>,
@@ -53,20 +53,20 @@ pub enum Scope {
 /// One page of a list.
 #[derive(Debug, Clone, Default)]
 pub struct Page {
-    /// Newest first.
+    /// Sessions, newest first.
     pub sessions: Vec<Session>,
-    /// Where the next page begins; none when there is no more.
+    /// Token of the next page; `None` on the last one.
     pub next: Option<String>,
 }
 
 /// Lists and counts of sessions.
 #[async_trait]
 pub trait SessionIndex {
-    /// Lists an organization's sessions, newest first.
+    /// Lists sessions of an organization, newest first.
     async fn list(&self, query: &ListQuery) -> Result<Page, Error>;
 
-    /// Names up to `limit` live sessions of all organizations that run on
-    /// `cluster`, beginning after `after` in the order of the keys.
+    /// Lists up to `limit` live sessions of all organizations on `cluster`, after
+    /// `after` in key order.
     async fn list_live_on_cluster(
         &self,
         cluster: &ClusterName,
@@ -74,16 +74,16 @@ pub trait SessionIndex {
         limit: usize,
     ) -> Result<Vec<SessionKey>, Error>;
 
-    /// The organizations that have live sessions on `cluster`.
+    /// The organizations with live sessions on `cluster`.
     async fn list_orgs_on_cluster(&self, cluster: &ClusterName) -> Result<BTreeSet<OrgId>, Error>;
 
-    /// How many of an organization's sessions are in each status.
+    /// Number of sessions of an organization in each status.
     async fn count_by_status(&self, org: &OrgId) -> Result<BTreeMap<Status, u64>, Error>;
 }
 
 impl Scope {
-    /// May a caller with this scope see `session`?
-    pub fn admits(&self, session: &Session) -> bool {
+    /// Returns whether `session` is visible to a caller with this scope.
+    pub fn matches(&self, session: &Session) -> bool {
         match self {
             Self::Org => true,
             Self::OwnAndTeams { owner, teams } => {
@@ -94,7 +94,7 @@ impl Scope {
 }
 
 impl ListQuery {
-    /// Every session of an organization, from the first page on.
+    /// All sessions of an organization, from the first page.
     pub fn of_org(org: OrgId, page_size: usize) -> Self {
         Self {
             org,
@@ -109,7 +109,7 @@ impl ListQuery {
         }
     }
 
-    /// Every live session of an organization.
+    /// All live sessions of an organization, from the first page.
     pub fn live_of_org(org: OrgId, page_size: usize) -> Self {
         Self {
             statuses: BTreeSet::from([Status::Pending, Status::Active, Status::Idle]),
@@ -117,10 +117,10 @@ impl ListQuery {
         }
     }
 
-    /// Does `session` belong on a page of this query?
-    pub fn admits(&self, session: &Session) -> bool {
+    /// Returns whether `session` matches this query.
+    pub fn matches(&self, session: &Session) -> bool {
         session.org == self.org
-            && self.scope.admits(session)
+            && self.scope.matches(session)
             && (self.statuses.is_empty() || self.statuses.contains(&session.status()))
             && self.owner.as_ref().is_none_or(|owner| session.owner == *owner)
             && self
@@ -147,9 +147,9 @@ impl ListQuery {
     }
 }
 
-/// A page in the making: examines sessions newest first until it is full or
-/// has read its limit.
-pub(crate) struct Filling<'a> {
+/// Builder of a page: examines sessions, newest first, until the page is full or the
+/// read limit is reached.
+pub(crate) struct PageBuilder<'a> {
     query: &'a ListQuery,
     size: usize,
     sessions: Vec<Session>,
@@ -157,7 +157,7 @@ pub(crate) struct Filling<'a> {
     cursor: Option<SessionId>,
 }
 
-impl<'a> Filling<'a> {
+impl<'a> PageBuilder<'a> {
     pub(crate) fn begin(query: &'a ListQuery) -> Result<Self, Error> {
         let size = query.page_size.clamp(1, PAGE_READ_LIMIT);
         Ok(Self {
@@ -169,13 +169,14 @@ impl<'a> Filling<'a> {
         })
     }
 
-    /// Only sessions older than this one are still to be examined.
+    /// The last examined session; only older ones remain.
     pub(crate) fn cursor(&self) -> Option<&SessionId> {
         self.cursor.as_ref()
     }
 
-    /// How many sessions the page lacks.
-    pub(crate) fn lacks(&self) -> usize {
+    /// Number of sessions that the page can still take; 0 when the read limit is
+    /// reached.
+    pub(crate) fn missing(&self) -> usize {
         if self.budget() == 0 {
             0
         } else {
@@ -183,20 +184,20 @@ impl<'a> Filling<'a> {
         }
     }
 
-    /// How many sessions may still be examined.
+    /// Number of sessions that may still be examined.
     pub(crate) fn budget(&self) -> usize {
         PAGE_READ_LIMIT - self.examined
     }
 
-    /// Examines the next session; none when its index entry has no record.
+    /// Examines the next session; `None` if its index entry has no record.
     pub(crate) fn examine(&mut self, id: SessionId, session: Option<Session>) {
         self.examined += 1;
         self.cursor = Some(id);
         self.sessions
-            .extend(session.filter(|session| self.query.admits(session)));
+            .extend(session.filter(|session| self.query.matches(session)));
     }
 
-    /// Ends the page; `more` says whether sessions are left to examine.
+    /// Ends the page; `more` is true if unexamined sessions remain.
     pub(crate) fn finish(self, more: bool) -> Page {
         let next = self
             .cursor

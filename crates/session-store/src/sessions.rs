@@ -5,11 +5,11 @@ use async_trait::async_trait;
 use session_core::{EventRecord, Limits, OrgId, PrincipalId, Session, SessionKey, Timestamp};
 use std::time::Duration;
 
-/// How many changes of a session are kept readable.
-pub const HISTORY: usize = 50;
+/// Number of changes in the history of a session.
+pub const MAX_HISTORY: usize = 50;
 
-/// How long a `request_id` is remembered.
-pub const REQUEST_ID_MEMORY: Duration = Duration::from_secs(24 * 3600);
+/// Time for which a `request_id` is stored.
+pub const REQUEST_ID_RETENTION: Duration = Duration::from_secs(24 * 3600);
 
 /// A session to be written for the first time.
 #[derive(Debug, Clone)]
@@ -18,42 +18,41 @@ pub struct Create {
     pub session: Session,
     /// Its first event.
     pub record: EventRecord,
-    /// When it is due.
+    /// Time of the first reconciliation.
     pub due: Timestamp,
-    /// Makes a repeated create return the first one's session: the caller's
-    /// `request_id` and a digest of all other fields.
+    /// Identifies a repeated create, which then returns the session of the first one.
     pub request: Option<RequestId>,
-    /// The quotas to hold: `live_sessions_per_owner`, `live_sessions`,
-    /// `creates_per_minute` (a fixed window of 60 s of the store's clock).
+    /// Quotas to enforce: `live_sessions_per_owner`, `live_sessions`,
+    /// `creates_per_minute` (fixed window of 60 s of the store's clock).
     pub limits: Limits,
 }
 
-/// A caller's own name for a request.
+/// Identifier of a request, chosen by the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestId {
-    /// As the caller gave it; unique per owner.
+    /// The caller's value; unique per owner.
     pub id: String,
-    /// A digest of every other field.
+    /// Digest of all other fields.
     pub fingerprint: String,
 }
 
-/// What a create did.
+/// Result of a create.
 #[derive(Debug, Clone)]
 pub struct Created {
-    /// The session, as stored now.
+    /// The session as stored.
     pub session: Session,
-    /// False when an earlier create with the same `request_id` made it.
+    /// False if an earlier create with the same `request_id` created it.
     pub new: bool,
 }
 
-/// A change to write, on the condition that the stored version is the one before.
+/// A change to write, if the stored version is the one before.
 #[derive(Debug, Clone)]
 pub struct Commit {
     /// The new record; the stored one must have `version - 1`.
     pub session: Session,
-    /// Its event.
+    /// The event of the change.
     pub record: EventRecord,
-    /// When it is due next; never, if none.
+    /// Next due time; `None`: never.
     pub due: Option<Timestamp>,
 }
 
@@ -61,14 +60,14 @@ pub struct Commit {
 /// indexes, due entry and event in one step.
 #[async_trait]
 pub trait Sessions {
-    /// Writes a new session, its indexes, due entry and event, unless the
-    /// `request_id` was seen or a quota is used up; all in one step.
+    /// Writes a new session, its indexes, due entry and event in one step, unless the
+    /// `request_id` was used or a quota is exhausted.
     async fn create(&self, create: Create) -> Result<Created, Error>;
 
     /// Reads a session.
     async fn get(&self, key: &SessionKey) -> Result<Option<Session>, Error>;
 
-    /// The session that an earlier create with this request made, if one did.
+    /// The session that an earlier create with this request created, if any.
     /// [`Error::RequestIdReused`] if it had other fields.
     async fn find_by_request(
         &self,
@@ -78,17 +77,16 @@ pub trait Sessions {
     ) -> Result<Option<Session>, Error>;
 
     /// Writes a change, its indexes, due entry, quota and event in one step.
-    /// [`Error::Conflict`] unless the stored version is the one before. Owner,
-    /// cluster and team of a session never change.
+    /// [`Error::Conflict`] unless the stored version is the one before. Owner, cluster
+    /// and team of a session never change.
     async fn commit(&self, commit: Commit) -> Result<(), Error>;
 
-    /// [`crate::Sessions::commit`] of what an idle clock decided: only while no
-    /// proxy has a call in flight on the session's generation, and while
-    /// `last_activity_at` is what the decision was made from; otherwise
-    /// [`Error::Conflict`].
+    /// [`crate::Sessions::commit`] for a decision of an idle timeout: only while no
+    /// proxy has a call in flight on the session's generation and `last_activity_at` is
+    /// unchanged since the decision; otherwise [`Error::Conflict`].
     async fn commit_if_idle(&self, commit: Commit, last_activity_at: Timestamp) -> Result<(), Error>;
 
-    /// The last [`HISTORY`] changes of a session, oldest first; none of an
-    /// unknown one.
+    /// The last [`MAX_HISTORY`] changes of a session, oldest first; empty for an unknown
+    /// session.
     async fn events(&self, key: &SessionKey) -> Result<Vec<EventRecord>, Error>;
 }

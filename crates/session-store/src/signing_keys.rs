@@ -1,46 +1,47 @@
-//! What all token issuers know together of their signing keys: since when each
-//! was published without a break, and when it last signed. Of the store's
-//! clock, so that replicas agree and a restart forgets nothing.
+//! State of the signing keys, common to all token issuers: since when each was
+//! published without a gap, and its last signature. Times are the store's, so that
+//! replicas agree and the state survives a restart.
 
 use crate::Error;
 use async_trait::async_trait;
 use session_core::Timestamp;
 use std::time::Duration;
 
-/// A key that nobody reported for this long is published anew when it comes
-/// back: verifiers may have dropped it meanwhile.
+/// A key without a report for this long starts a new publication when it returns:
+/// verifiers may have dropped it.
 pub const KEY_GAP: Duration = Duration::from_secs(60);
-/// A key that nobody reported for this long is not remembered.
-pub const KEY_MEMORY: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Keys that are remembered; beyond it those go first that nobody reports any more.
-pub const MOST_KEYS: usize = 64;
+/// A key without a report for this long is deleted.
+pub const KEY_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Maximum number of stored keys; beyond it, keys that are no longer reported are
+/// deleted first.
+pub const MAX_SIGNING_KEYS: usize = 64;
 
-/// What is known of one signing key: never the key.
+/// State of one signing key, never the key itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownKey {
     /// Its `kid`.
     pub id: String,
-    /// Since when it is published.
+    /// Start of its present publication.
     pub published_since: Timestamp,
-    /// When an issuer last said that it signs with it.
+    /// Last report of an issuer that signs with it.
     pub signed_at: Option<Timestamp>,
 }
 
-/// What [`crate::SigningKeys::report_signing_keys`] says.
+/// Result of [`crate::SigningKeys::report_signing_keys`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownKeys {
-    /// The store's present.
+    /// Time of the store.
     pub now: Timestamp,
-    /// The reported keys, in the order they were reported in. One that is
-    /// beyond [`MOST_KEYS`] is missing.
+    /// The reported keys, in the same order. A key beyond [`MAX_SIGNING_KEYS`] is
+    /// missing.
     pub keys: Vec<KnownKey>,
 }
 
-/// What token issuers report of their signing keys.
+/// Reports of the token issuers about their signing keys.
 #[async_trait]
 pub trait SigningKeys {
-    /// An issuer publishes these keys now, and signs with `signing` until it
-    /// says otherwise.
+    /// Records that an issuer publishes these keys and signs with `signing`, until its
+    /// next report.
     async fn report_signing_keys(
         &self,
         published: &[String],

@@ -1,12 +1,10 @@
-//! What sessions have on servers that they share: a place on one server, and
-//! the Spark sessions that are theirs there.
+//! Bindings: assignments of Spark session ids on static servers to sessions.
 //!
-//! A binding says that one Spark session id on one server belongs to one
-//! session, whatever organization it is of: the first writer wins. It is made
-//! unready when something must be prepared at the server first, and only its
-//! preparer makes it ready; when that one is gone, the next one takes over. A
-//! binding that is to go is marked before anything is done to the server, so
-//! that whoever finds it can finish the work.
+//! A binding assigns one Spark session id on one server to one session of any
+//! organization: the first writer wins. It is created unready when the server must be
+//! prepared first; only its preparer makes it ready, and the next caller takes over
+//! from a preparer that is gone. A binding is marked for release before the server is
+//! changed, so that any caller can finish the release.
 
 use crate::Error;
 use async_trait::async_trait;
@@ -14,89 +12,90 @@ use serde::{Deserialize, Serialize};
 use session_core::{SessionKey, SparkSessionId};
 use std::time::Duration;
 
-/// How long a seal lasts: longer than any bind may take that read the session
-/// before it.
-pub const SEAL_MEMORY: Duration = Duration::from_secs(3600);
+/// Duration of a seal: longer than any bind takes that read the session before the
+/// seal.
+pub const SEAL_DURATION: Duration = Duration::from_secs(3600);
 
-/// A Spark session and the server that has it.
+/// A Spark session on a server.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SparkSession {
-    /// The server's address, in lower case.
+    /// Address of the server, in lower case.
     pub server: String,
-    /// Its id there.
+    /// Id of the Spark session on this server.
     pub id: SparkSessionId,
 }
 
-/// How far a binding is.
+/// State of a binding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BindingState {
-    /// It is being prepared, or nobody finished that.
+    /// Preparation has started and has not finished.
     Unready,
-    /// It may be used.
+    /// Ready for use.
     Ready,
-    /// It is being given back.
+    /// Release has started.
     Releasing,
 }
 
-/// One Spark session of a session.
+/// Binding of one Spark session to a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding {
-    /// Which.
+    /// The Spark session.
     pub spark: SparkSession,
-    /// The session's generation that bound it.
+    /// Generation of the session at the bind.
     pub generation: u64,
-    /// How far it is.
+    /// Its state.
     pub state: BindingState,
-    /// Tells this binding from any other of the same id, before and after.
+    /// Distinguishes this binding from earlier and later ones of the same id.
     pub serial: String,
 }
 
-/// A binding to be made.
+/// Request for a binding.
 #[derive(Debug, Clone)]
 pub struct Bind {
-    /// Of what.
+    /// The Spark session.
     pub spark: SparkSession,
-    /// For whom.
+    /// The session that requests it.
     pub holder: SessionKey,
     /// The holder's generation.
     pub generation: u64,
-    /// A text that nobody else gives: it names the preparer, and the binding
-    /// if this makes it.
+    /// A unique text: identifies the preparer, and the binding if this request creates
+    /// it.
     pub ticket: String,
-    /// How long the caller has to prepare it; none if there is nothing to do.
+    /// Time limit of the preparation; `None` if nothing must be prepared.
     pub prepare: Option<Duration>,
-    /// At most so many bindings for the holder.
+    /// Maximum number of bindings of the holder.
     pub limit: usize,
 }
 
-/// What became of a [`Bind`].
+/// Outcome of a [`Bind`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Bound {
-    /// It is the holder's and may be used. It counts as bound last.
+    /// Bound to the holder and ready; it is now the most recently bound one.
     Ready,
-    /// It is the holder's, and the caller must prepare it.
+    /// Bound to the holder; the caller must prepare it.
     Prepare,
-    /// It is the holder's, and somebody else is preparing it.
+    /// Bound to the holder; another caller prepares it.
     Wait,
-    /// It is another session's.
+    /// Bound to another session.
     Taken,
-    /// This one must be given back first: it is of an older generation, or it
-    /// is being given back already, or it is the least recently bound one of
-    /// as many as there may be. It is marked so.
+    /// This binding must be released first: it is of an older generation, its release
+    /// has started, or it is the least recently bound one at the limit. It is marked as
+    /// releasing.
     Release(Box<Binding>),
-    /// The holder's generation takes no more bindings.
+    /// The holder's generation is sealed.
     Sealed,
 }
 
-/// Bindings: which session each Spark session id of a shared server belongs to.
+/// Bindings of Spark session ids on static servers to sessions.
 #[async_trait]
 pub trait SparkBindings {
-    /// Makes a binding, or says why not. All in one step; safe to call again.
+    /// Creates a binding, or returns the reason against it. In one step; can be
+    /// repeated.
     async fn bind(&self, bind: &Bind) -> Result<Bound, Error>;
 
-    /// Ends the preparation that `ticket` began: `ready` or to be begun anew.
-    /// False if it is not that ticket's any more.
+    /// Ends the preparation that `ticket` started: ready, or to be started again. False
+    /// if another ticket has taken over.
     async fn finish_preparation(
         &self,
         holder: &SessionKey,
@@ -105,16 +104,16 @@ pub trait SparkBindings {
         ready: bool,
     ) -> Result<bool, Error>;
 
-    /// All bindings of `holder`, the least recently bound first.
+    /// All bindings of `holder`, least recently bound first.
     async fn list_bindings(&self, holder: &SessionKey) -> Result<Vec<Binding>, Error>;
 
-    /// From now on `holder` gets no binding for this generation or any before
-    /// it. Held for [`SEAL_MEMORY`], so nobody who read the session before can
-    /// add one after its bindings were listed to be given back.
+    /// Rejects new bindings of `holder` for this and all earlier generations, for
+    /// [`SEAL_DURATION`], so that a caller that read the session before cannot add one
+    /// after its bindings were listed for release.
     async fn seal_bindings(&self, holder: &SessionKey, generation: u64) -> Result<(), Error>;
 
-    /// Gives a binding back, if this very one (by its serial) is still
-    /// `holder`'s. For `keep` the id stays with nobody, so that no other
-    /// session gets what the server may still have under it.
+    /// Deletes a binding if the stored one has the same serial. The id stays reserved
+    /// for `keep`, so that no other session gets the state that the server may still
+    /// have for it.
     async fn unbind(&self, holder: &SessionKey, binding: &Binding, keep: Duration) -> Result<(), Error>;
 }

@@ -1,9 +1,9 @@
-//! Spark sessions on compute that is a session's own: on which generation each
-//! was used last, and the settings that its clients changed.
+//! Spark sessions on dedicated compute: their last generation, and the settings that
+//! clients changed.
 //!
-//! The engine forgets both when compute is replaced. What is kept here lets
-//! session-manager tell an older Spark session from a new one, and apply its
-//! settings again. It is bounded, and what is beyond the bounds is not kept.
+//! The engine loses both when compute is replaced. With this data session-manager
+//! recognizes an older Spark session and applies its settings again. The data is
+//! bounded; data beyond the limits is not stored.
 
 use crate::Error;
 use async_trait::async_trait;
@@ -12,20 +12,21 @@ use session_core::{SessionKey, SparkSessionId};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Spark sessions of one session that are kept; the longest unchanged make room.
+/// Maximum number of Spark sessions per session; the least recently changed one is
+/// deleted.
 pub const MAX_SPARK_SESSIONS: usize = 32;
-/// Bytes of one Spark session's settings, names and values together.
+/// Maximum bytes of the settings of one Spark session, names and values together.
 pub const MAX_SETTINGS_BYTES: usize = 8 * 1024;
-/// How long they are kept without a change: longer than any session lives.
-pub const SPARK_SESSION_MEMORY: Duration = Duration::from_secs(8 * 24 * 3600);
+/// Time of storage without a change: longer than the lifetime of any session.
+pub const SPARK_SESSION_RETENTION: Duration = Duration::from_secs(8 * 24 * 3600);
 
-/// A Spark session as it is kept.
+/// Stored state of a Spark session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeptSparkSession {
-    /// The session's generation that it was used on last.
+pub struct StoredSparkSession {
+    /// Generation of the session at its last use.
     #[serde(rename = "g")]
     pub generation: u64,
-    /// The settings that its clients set and did not unset.
+    /// Settings that clients set and did not unset.
     #[serde(rename = "s", default)]
     pub settings: BTreeMap<String, String>,
 }
@@ -33,55 +34,55 @@ pub struct KeptSparkSession {
 /// A change of settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SettingsChange {
-    /// Of which Spark session.
+    /// The Spark session.
     pub spark_session: SparkSessionId,
-    /// The generation that took it.
+    /// Generation on which the engine accepted it.
     pub generation: u64,
-    /// By name.
+    /// Values by name.
     pub set: BTreeMap<String, String>,
-    /// Names.
+    /// Names to remove.
     pub unset: Vec<String>,
 }
 
-/// What became of [`crate::SparkSessions::use_spark_session`].
+/// Result of [`crate::SparkSessions::use_spark_session`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Used {
-    /// It was not known.
+pub enum SparkSessionUse {
+    /// First use.
     New,
-    /// It was used on this generation before, or on a later one.
+    /// Used before on this generation or a later one.
     Again,
-    /// It was last used on an earlier generation. Only one caller is told so.
+    /// Last used on an earlier generation. Returned to one caller only.
     Moved,
 }
 
 /// The Spark sessions of dedicated compute, and their settings.
 #[async_trait]
 pub trait SparkSessions {
-    /// Keeps a change of settings, which the engine took. False if it would
-    /// exceed [`MAX_SETTINGS_BYTES`], or is of an earlier generation than what
-    /// is kept: then nothing changes. All in one step; safe to call again.
-    async fn keep_settings(&self, key: &SessionKey, change: &SettingsChange) -> Result<bool, Error>;
+    /// Stores a change of settings that the engine accepted. Returns false, without a
+    /// change, if the settings would exceed [`MAX_SETTINGS_BYTES`] or the generation is
+    /// older than the stored one. In one step; can be repeated.
+    async fn store_settings(&self, key: &SessionKey, change: &SettingsChange) -> Result<bool, Error>;
 
-    /// The Spark session is used on `generation` from now on. In one step.
+    /// Records the use of a Spark session on `generation`, in one step.
     async fn use_spark_session(
         &self,
         key: &SessionKey,
         spark_session: &SparkSessionId,
         generation: u64,
-    ) -> Result<Used, Error>;
+    ) -> Result<SparkSessionUse, Error>;
 
-    /// What is kept of a session's Spark sessions.
+    /// The stored Spark sessions of a session.
     async fn spark_sessions(
         &self,
         key: &SessionKey,
-    ) -> Result<BTreeMap<SparkSessionId, KeptSparkSession>, Error>;
+    ) -> Result<BTreeMap<SparkSessionId, StoredSparkSession>, Error>;
 
-    /// Forgets them, with the session.
+    /// Deletes the Spark sessions of a session.
     async fn forget_spark_sessions(&self, key: &SessionKey) -> Result<(), Error>;
 }
 
-impl KeptSparkSession {
-    /// Takes a change; false if it is not to be kept.
+impl StoredSparkSession {
+    /// Applies a change; false if it must not be stored.
     pub(crate) fn take(&mut self, change: &SettingsChange) -> bool {
         if change.generation < self.generation {
             return false;

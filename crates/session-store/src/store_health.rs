@@ -7,13 +7,13 @@ use session_core::Timestamp;
 /// The clock, the epoch and the reachability of the store.
 #[async_trait]
 pub trait StoreHealth {
-    /// The store's own clock, which all due times are of.
+    /// Time of the store's clock, which all due times use.
     async fn now(&self) -> Result<Timestamp, Error>;
 
-    /// Rises when stored state may have gone back in time; routes carry it. The
-    /// feed says [`crate::Feed::Reset`] after it rose.
+    /// The store epoch: increases when writes may have been lost. Routes contain it;
+    /// the feed sends [`crate::Feed::Reset`] after an increase.
     async fn epoch(&self) -> Result<u64, Error>;
 
-    /// Can it be reached now?
+    /// Verifies that the store is reachable.
     async fn ping(&self) -> Result<(), Error>;
 }

@@ -32,7 +32,7 @@ pub(crate) struct Parts<'t> {
 }
 
 /// The parts of a token, not decoded.
-pub(crate) struct Three<'t> {
+pub(crate) struct RawParts<'t> {
     pub(crate) header: &'t str,
     pub(crate) payload: &'t str,
     /// The first two parts with their dot.
@@ -40,7 +40,7 @@ pub(crate) struct Three<'t> {
     pub(crate) signature: &'t str,
 }
 
-impl<'t> Three<'t> {
+impl<'t> RawParts<'t> {
     /// Splits a text that has exactly three parts.
     pub(crate) fn split(token: &'t str) -> Option<Self> {
         let (message, signature) = token.rsplit_once('.')?;
@@ -63,12 +63,12 @@ pub(crate) fn parse(token: &str) -> Result<Parts<'_>, TokenError> {
     if token.len() > MAX_TOKEN_BYTES {
         return Err(TokenError::Malformed("too long"));
     }
-    let Three {
+    let RawParts {
         header,
         payload,
         message,
         signature,
-    } = Three::split(token).ok_or(TokenError::Malformed("not three parts"))?;
+    } = RawParts::split(token).ok_or(TokenError::Malformed("not three parts"))?;
     let header = object(&decode(header)?, "the header is not exactly alg, typ and kid")?;
     let claims = object(
         &decode(payload)?,

@@ -1,7 +1,7 @@
 //! The keys that a verifier currently trusts; replaceable at run time.
 
 use crate::jwks::{Jwks, JwksError};
-use crate::signature_cache::Proven;
+use crate::signature_cache::SignatureCache;
 use arc_swap::ArcSwap;
 use jsonwebtoken::DecodingKey;
 use session_core::Timestamp;
@@ -24,12 +24,12 @@ pub struct Keyring {
 
 #[derive(Default)]
 struct Set {
-    /// What `keys` were made from.
+    /// The source of `keys`.
     jwks: Jwks,
     keys: HashMap<String, DecodingKey>,
     refreshed: Option<Timestamp>,
     /// Signature cache of this key set; replaced together with the keys.
-    proven: Arc<Proven>,
+    signature_cache: Arc<SignatureCache>,
 }
 
 impl Keyring {
@@ -48,7 +48,7 @@ impl Keyring {
     /// A keyring with a cache of up to this many valid signatures, for a
     /// verifier that receives the same tokens repeatedly. Only the signature is
     /// cached; all other checks run every time.
-    pub fn remembering(signatures: usize) -> Self {
+    pub fn with_signature_cache(signatures: usize) -> Self {
         Self {
             set: ArcSwap::default(),
             remembers: signatures,
@@ -65,7 +65,7 @@ impl Keyring {
             jwks: jwks.clone(),
             keys: keys.collect(),
             refreshed: Some(now),
-            proven: Arc::new(Proven::new(self.remembers)),
+            signature_cache: Arc::new(SignatureCache::new(self.remembers)),
         }));
     }
 
@@ -75,15 +75,15 @@ impl Keyring {
             jwks: set.jwks.clone(),
             keys: set.keys.clone(),
             refreshed: Some(now),
-            proven: Arc::clone(&set.proven),
+            signature_cache: Arc::clone(&set.signature_cache),
         });
     }
 
-    /// Takes what the key set's source answered: a document, or none if it has
-    /// not changed (HTTP 304). True if other keys are trusted now.
+    /// Applies a response of the key set's source: a document, or `None` if it is
+    /// unchanged (HTTP 304). Returns whether the trusted keys changed.
     ///
     /// # Errors
-    /// [`UpdateError`]; the last good set stays.
+    /// [`UpdateError`]; the last valid set stays.
     pub fn update(&self, document: Option<&str>, now: Timestamp) -> Result<bool, UpdateError> {
         let jwks = document.map(Jwks::from_json).transpose()?;
         match jwks {
@@ -100,8 +100,8 @@ impl Keyring {
         }
     }
 
-    /// Drops a set that is older than `max_age`: it says nothing about the
-    /// keys of today. True if it was dropped.
+    /// Drops a set that is older than `max_age`, because its keys may have been
+    /// withdrawn. Returns whether it was dropped.
     pub fn expire(&self, max_age: Duration, now: Timestamp) -> bool {
         let expired = !self.is_empty() && self.age(now).is_some_and(|age| age > max_age);
         if expired {
@@ -110,17 +110,17 @@ impl Keyring {
         expired
     }
 
-    /// Is a key of this name in the set?
+    /// Whether the set has a key with this `kid`.
     pub fn knows(&self, kid: &str) -> bool {
         self.set.load().keys.contains_key(kid)
     }
 
-    /// How many keys it has.
+    /// Number of keys.
     pub fn len(&self) -> usize {
         self.set.load().keys.len()
     }
 
-    /// Has it no key, so that no token can be accepted?
+    /// Whether the set has no key; then no token is accepted.
     pub fn is_empty(&self) -> bool {
         self.set.load().keys.is_empty()
     }
@@ -145,21 +145,21 @@ impl Keyring {
     ) -> Option<bool> {
         let set = self.set.load();
         let key = set.keys.get(kid)?;
-        Some(set.proven.is(token, || check(key)))
+        Some(set.signature_cache.is_valid(token, || check(key)))
     }
 }
 
-/// Why a fetched key set is not taken.
+/// Reason why a fetched key set is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UpdateError {
-    /// It is no key set.
+    /// It is not a key set.
     #[error(transparent)]
     Malformed(#[from] JwksError),
-    /// No token can be accepted by it.
-    #[error("it holds no key that signs session tokens")]
+    /// It has no key for session tokens.
+    #[error("it has no key for session tokens")]
     NoKey,
-    /// It has not changed since it was dropped for its age.
-    #[error("the last set was given up")]
+    /// It is unchanged since it was dropped for its age.
+    #[error("the last set was dropped for its age")]
     Expired,
 }
 

@@ -8,7 +8,7 @@
 //! [`Signer`] makes tokens, [`Jwks`] publishes public keys, [`Keyring`] holds
 //! the keys that a verifier currently trusts, and [`Verifier`] accepts or
 //! rejects tokens. [`key_rotation`] selects the signing key.
-//! [`ForeignVerifier`] verifies tokens of other issuers.
+//! [`ExternalVerifier`] verifies tokens of other issuers.
 
 mod claims;
 mod error;
@@ -25,8 +25,8 @@ mod verifier;
 pub use claims::Claims;
 pub use error::{TokenError, TokenErrorKind};
 pub use external_issuer::{
-    ForeignAlgorithm, ForeignClaims, ForeignError, ForeignKeys, ForeignRules, ForeignVerifier,
-    MAX_FOREIGN_BYTES, foreign_issuer,
+    ExternalAlgorithm, ExternalClaims, ExternalError, ExternalKeys, ExternalRules, ExternalVerifier,
+    MAX_EXTERNAL_TOKEN_BYTES, external_issuer_of,
 };
 pub use jwks::{Jwk, Jwks, JwksError};
 pub use keyring::{Keyring, UpdateError};

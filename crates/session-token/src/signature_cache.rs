@@ -9,57 +9,57 @@ type Digest = [u8; 32];
 
 /// Digests of tokens whose signatures are valid under one key set.
 #[derive(Default)]
-pub(crate) struct Proven {
-    most: usize,
-    seen: Mutex<Seen>,
+pub(crate) struct SignatureCache {
+    capacity: usize,
+    generations: Mutex<Generations>,
 }
 
 /// Two generations; the older half is dropped as a whole.
 #[derive(Default)]
-struct Seen {
-    lately: HashSet<Digest>,
-    before: HashSet<Digest>,
+struct Generations {
+    recent: HashSet<Digest>,
+    older: HashSet<Digest>,
 }
 
-impl Proven {
-    /// A cache of up to `most` tokens; 0 disables it.
-    pub(crate) fn new(most: usize) -> Self {
+impl SignatureCache {
+    /// A cache of up to `capacity` tokens; 0 disables it.
+    pub(crate) fn new(capacity: usize) -> Self {
         Self {
-            most,
-            seen: Mutex::default(),
+            capacity,
+            generations: Mutex::default(),
         }
     }
 
     /// Whether the token's signature is valid, from the cache or by `check`.
-    pub(crate) fn is(&self, token: &str, check: impl FnOnce() -> bool) -> bool {
+    pub(crate) fn is_valid(&self, token: &str, check: impl FnOnce() -> bool) -> bool {
         let mut name = Digest::default();
-        if self.most == 0 {
+        if self.capacity == 0 {
             return check();
         }
         name.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
         // The lock is not held during the check.
-        let known = self.seen(|seen| seen.lately.contains(&name) || seen.before.contains(&name));
+        let known = self.with_generations(|all| all.recent.contains(&name) || all.older.contains(&name));
         let good = known || check();
         if good {
-            self.seen(|seen| seen.note(name, self.most));
+            self.with_generations(|all| all.insert(name, self.capacity));
         }
         good
     }
 
-    fn seen<T>(&self, with: impl FnOnce(&mut Seen) -> T) -> T {
-        with(&mut self.seen.lock())
+    fn with_generations<T>(&self, with: impl FnOnce(&mut Generations) -> T) -> T {
+        with(&mut self.generations.lock())
     }
 }
 
-impl Seen {
-    fn note(&mut self, name: Digest, most: usize) {
-        if self.lately.contains(&name) {
+impl Generations {
+    fn insert(&mut self, name: Digest, capacity: usize) {
+        if self.recent.contains(&name) {
             return;
         }
-        if self.lately.len() >= most.div_ceil(2) {
-            self.before = std::mem::take(&mut self.lately);
+        if self.recent.len() >= capacity.div_ceil(2) {
+            self.older = std::mem::take(&mut self.recent);
         }
-        self.lately.insert(name);
+        self.recent.insert(name);
     }
 }
 
@@ -68,33 +68,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn good_ones_are_remembered_bad_ones_never() {
-        let proven = Proven::new(4);
-        assert!(!proven.is("a", || false));
-        assert!(proven.is("a", || true), "a bad one was remembered");
-        assert!(proven.is("a", || panic!("it was checked again")));
-        assert!(!proven.is("b", || false), "another one");
+    fn only_valid_signatures_are_cached() {
+        let cache = SignatureCache::new(4);
+        assert!(!cache.is_valid("a", || false));
+        assert!(cache.is_valid("a", || true), "an invalid one was cached");
+        assert!(cache.is_valid("a", || panic!("it was checked again")));
+        assert!(!cache.is_valid("b", || false), "another one");
     }
 
     #[test]
-    fn those_not_seen_for_longest_are_forgotten() {
-        let proven = Proven::new(4);
+    fn the_least_recently_seen_tokens_are_dropped() {
+        let cache = SignatureCache::new(4);
         for token in ["a", "b", "c", "a", "d", "e"] {
-            assert!(proven.is(token, || true));
+            assert!(cache.is_valid(token, || true));
         }
-        assert!(proven.is("a", || panic!("it was seen lately")));
-        assert!(!proven.is("b", || false), "the one not seen for longest");
-        let many = Proven::new(4);
+        assert!(cache.is_valid("a", || panic!("it was seen recently")));
+        assert!(!cache.is_valid("b", || false), "the least recently seen one");
+        let many = SignatureCache::new(4);
         for n in 0..1000 {
-            assert!(many.is(&n.to_string(), || true));
+            assert!(many.is_valid(&n.to_string(), || true));
         }
-        assert!(many.seen(|seen| seen.lately.len() + seen.before.len()) <= 4);
+        assert!(many.with_generations(|all| all.recent.len() + all.older.len()) <= 4);
     }
 
     #[test]
-    fn none_are_remembered_unless_asked_for() {
-        let proven = Proven::default();
-        assert!(proven.is("a", || true));
-        assert!(!proven.is("a", || false));
+    fn capacity_zero_disables_the_cache() {
+        let cache = SignatureCache::default();
+        assert!(cache.is_valid("a", || true));
+        assert!(!cache.is_valid("a", || false));
     }
 }

@@ -44,7 +44,7 @@ impl KeySet {
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Arc<Self>> {
         let current = Arc::new(CurrentKeys {
-            ring: Keyring::remembering(MAX_SIGNATURES),
+            ring: Keyring::with_signature_cache(MAX_SIGNATURES),
             ..CurrentKeys::default()
         });
         let (accepting, now) = (Arc::clone(&current), Arc::clone(&clock));

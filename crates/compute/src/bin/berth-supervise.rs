@@ -1,14 +1,14 @@
-//! Runs one engine so that it can never outlive the session-manager.
+//! Supervisor of one engine: ensures that it ends with session-manager.
 //!
-//! Standard input is a pipe that only the manager holds. When it ends, however
-//! the manager died, the engine's whole process group is killed. The engine's
-//! output goes to a log of bounded size. Standard output tells the manager
-//! `started <process group>`, then `exited <code>` or `signal <number>`.
+//! Standard input is a pipe of the manager. When it closes, however the manager died,
+//! the whole process group of the engine is killed. The output of the engine goes to a
+//! log of limited size. Standard output reports `started <process group>`, then `exited
+//! <code>` or `signal <number>`.
 //!
-//! It is two processes, so that a SIGKILL to either leaves nothing behind: the
-//! first, the guard, starts the second and passes the manager's words on to it.
-//! Both are subreapers. When the second is killed, all it started becomes the
-//! guard's, which kills it; when the guard is killed, the second's input ends.
+//! It is two processes, so that a SIGKILL of either leaves nothing behind: the guard
+//! starts the second process and forwards the manager's lines to it. Both are
+//! subreapers. If the second process is killed, its children become the guard's, which
+//! kills them; if the guard is killed, the input of the second process ends.
 //!
 //! Usage: `berth-supervise <log file> <log bytes> <program> [argument…]`
 
@@ -21,7 +21,7 @@ use rustix::process::{
 };
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, PipeReader, Write};
+use std::io::{self, BufRead, PipeReader, PipeWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -30,19 +30,19 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-/// The first argument of the stage between this program and the engine.
+/// First argument of the stage that becomes the engine.
 const EXEC: &str = "--exec";
-/// The first argument of the process under the guard.
+/// First argument of the process below the guard.
 const GUARDED: &str = "--guarded";
-/// Between SIGTERM and SIGKILL when the manager asks to stop.
+/// Time between SIGTERM and SIGKILL at a stop by the manager.
 const STOP_GRACE: Duration = Duration::from_secs(5);
-/// The same when the manager is gone: nobody waits for a clean end any more.
+/// The same after the end of the manager, when a clean end matters less.
 const ORPHAN_GRACE: Duration = Duration::from_secs(2);
-/// For the last output, once everything in the group is dead.
+/// Time for the last output after the end of the group.
 const LOG_GRACE: Duration = Duration::from_secs(1);
-/// Rounds of killing what the engine left behind, and the pause between them.
-const ORPHAN_ROUNDS: usize = 200;
-const ORPHAN_ROUND: Duration = Duration::from_millis(5);
+/// Rounds of killing the remaining processes, and the pause between them.
+const MAX_ORPHAN_ROUNDS: usize = 200;
+const ORPHAN_ROUND_INTERVAL: Duration = Duration::from_millis(5);
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -64,12 +64,12 @@ fn main() -> ExitCode {
     })
 }
 
-/// Ties the engine's life to this helper's, should the helper itself be killed.
+/// Replaces this process by the engine, which the kernel kills when its parent dies.
 fn become_engine(parent: &OsString, program: &OsString, args: &[OsString]) -> io::Result<ExitCode> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let alive = getppid().map(Pid::as_raw_pid).map(|pid| pid.to_string());
     if alive.as_deref() != parent.to_str() {
-        return Err(io::Error::other("the helper is gone"));
+        return Err(io::Error::other("the supervisor has ended"));
     }
     let failed = Command::new(program).args(args).exec();
     Err(io::Error::new(
@@ -78,7 +78,7 @@ fn become_engine(parent: &OsString, program: &OsString, args: &[OsString]) -> io
     ))
 }
 
-/// Runs the process that supervises the engine, and outlives it.
+/// Runs the process that supervises the engine, and kills what it leaves.
 fn guard(args: &[OsString]) -> io::Result<ExitCode> {
     let _ = set_child_subreaper(Some(getpid()));
     let mut guarded = Command::new(std::env::current_exe()?)
@@ -115,21 +115,10 @@ fn supervise(
         .and_then(|bytes| bytes.parse().ok())
         .ok_or_else(|| io::Error::other("log bytes is not a number"))?;
     let mut log = RingLog::create(Path::new(log), limit)?;
-    // What the engine leaves behind becomes our child, so that we can end it.
+    // Orphans of the engine become children of this process, which can kill them.
     let _ = set_child_subreaper(Some(getpid()));
     let (output, to_output) = io::pipe()?;
-    // The engine must be a child of this very thread: the death signal is the
-    // thread's, and this one lives as long as the process.
-    let child = Command::new(std::env::current_exe()?)
-        .arg(EXEC)
-        .arg(getpid().as_raw_pid().to_string())
-        .arg(program)
-        .args(args)
-        .process_group(0)
-        .stdin(Stdio::null())
-        .stdout(to_output.try_clone()?)
-        .stderr(to_output)
-        .spawn()?;
+    let child = start_engine(to_output, program, args)?;
     let group = Pid::from_child(&child);
     report(&format!("started {}", group.as_raw_pid()));
 
@@ -140,30 +129,50 @@ fn supervise(
         drop(logged_tx);
     });
     let from_manager = events_tx.clone();
-    thread::spawn(move || {
-        let said_stop = io::stdin()
-            .lock()
-            .lines()
-            .map_while(Result::ok)
-            .any(|line| line == "stop");
-        let _ = from_manager.send(if said_stop {
-            Event::Stop
-        } else {
-            Event::ManagerGone
-        });
-        if said_stop {
-            io::copy(&mut io::stdin().lock(), &mut io::sink()).ok();
-            let _ = from_manager.send(Event::ManagerGone);
-        }
-    });
+    thread::spawn(move || read_manager(&from_manager));
     thread::spawn(move || wait_for(child, &events_tx));
 
     let status = until_exited(&events, group)?;
-    // Whatever the engine left behind, in its group or not.
+    // Processes that the engine left, in its group or not.
     let _ = kill_process_group(group, Signal::KILL);
     end_orphans();
     let _ = logged.recv_timeout(LOG_GRACE);
-    Ok(match (status.code(), status.signal()) {
+    Ok(report_end(status))
+}
+
+/// Starts the stage that becomes the engine, in a process group of its own.
+fn start_engine(output: PipeWriter, program: &OsString, args: &[OsString]) -> io::Result<Child> {
+    // The engine must be a child of this thread: the death signal follows the
+    // thread, and this one lives as long as the process.
+    Command::new(std::env::current_exe()?)
+        .arg(EXEC)
+        .arg(getpid().as_raw_pid().to_string())
+        .arg(program)
+        .args(args)
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        .spawn()
+}
+
+/// Reads the manager's pipe until it closes.
+fn read_manager(events: &mpsc::Sender<Event>) {
+    let stop_requested = io::stdin()
+        .lock()
+        .lines()
+        .map_while(Result::ok)
+        .any(|line| line == "stop");
+    if stop_requested {
+        let _ = events.send(Event::Stop);
+        io::copy(&mut io::stdin().lock(), &mut io::sink()).ok();
+    }
+    let _ = events.send(Event::ManagerGone);
+}
+
+/// Reports the end of the engine; returns the exit code of this process.
+fn report_end(status: ExitStatus) -> ExitCode {
+    match (status.code(), status.signal()) {
         (Some(code), _) => {
             report(&format!("exited {code}"));
             ExitCode::from(u8::try_from(code).unwrap_or(1))
@@ -173,26 +182,27 @@ fn supervise(
             report(&format!("signal {signal}"));
             ExitCode::from(u8::try_from(128 + signal).unwrap_or(1))
         }
-    })
-}
-
-/// Kills what the engine started and left: PySpark's worker daemon, for one,
-/// has a process group of its own. Orphans of orphans come to us in turn.
-fn end_orphans() {
-    for _ in 0..ORPHAN_ROUNDS {
-        while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
-        let left = own_children();
-        if left.is_empty() {
-            return;
-        }
-        for pid in left {
-            let _ = kill_process(pid, Signal::KILL);
-        }
-        thread::park_timeout(ORPHAN_ROUND);
     }
 }
 
-/// Some kernels lack `/proc/<pid>/task/*/children`, so the parents are read.
+/// Kills processes that the engine started and left: PySpark's worker daemon, for
+/// example, has its own process group. Orphans of orphans follow in the next round.
+fn end_orphans() {
+    for _ in 0..MAX_ORPHAN_ROUNDS {
+        while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+        let remaining = own_children();
+        if remaining.is_empty() {
+            return;
+        }
+        for pid in remaining {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        thread::park_timeout(ORPHAN_ROUND_INTERVAL);
+    }
+}
+
+/// Child processes. Some kernels lack `/proc/<pid>/task/*/children`, so all parents are
+/// read.
 fn own_children() -> Vec<Pid> {
     let own = getpid().as_raw_pid();
     let Ok(processes) = std::fs::read_dir("/proc") else {
@@ -214,7 +224,7 @@ fn wait_for(mut child: Child, events: &mpsc::Sender<Event>) {
 }
 
 fn until_exited(events: &Receiver<Event>, group: Pid) -> io::Result<ExitStatus> {
-    let ended = || io::Error::other("a thread of the helper ended");
+    let ended = || io::Error::other("a thread of the supervisor ended");
     let mut grace = match events.recv().map_err(|_| ended())? {
         Event::Exited(status) => return status,
         Event::Stop => STOP_GRACE,
@@ -224,7 +234,7 @@ fn until_exited(events: &Receiver<Event>, group: Pid) -> io::Result<ExitStatus> 
     loop {
         match events.recv_timeout(grace) {
             Ok(Event::Exited(status)) => return status,
-            // The manager died while it was waiting for a clean end.
+            // The manager died while it waited for a clean end.
             Ok(Event::Stop | Event::ManagerGone) => grace = grace.min(ORPHAN_GRACE),
             Err(RecvTimeoutError::Timeout) => {
                 let _ = kill_process_group(group, Signal::KILL);
@@ -235,14 +245,15 @@ fn until_exited(events: &Receiver<Event>, group: Pid) -> io::Result<ExitStatus> 
     }
 }
 
-/// The manager may be gone; that is no reason to fail.
+/// Errors are ignored, because the manager can be gone.
 fn report(line: &str) {
     let mut out = io::stdout().lock();
     let _ = writeln!(out, "{line}");
     let _ = out.flush();
 }
 
-/// A log of two files, each half of the limit: the newer one and the one before.
+/// A log of two files, each at most half of the limit: the current and the previous
+/// one.
 struct RingLog {
     path: PathBuf,
     file: File,
@@ -260,8 +271,8 @@ impl RingLog {
         })
     }
 
-    /// Copies until the engine closes its output. A full disk loses log lines,
-    /// never the engine.
+    /// Copies until the engine closes its output. On a full disk log lines are lost,
+    /// but the engine continues.
     fn pump(&mut self, mut from: PipeReader) {
         let mut chunk = [0_u8; 8192];
         loop {
@@ -269,7 +280,7 @@ impl RingLog {
                 Ok(0) => return,
                 Ok(n) => {
                     if self.written + n as u64 > self.half {
-                        self.turn();
+                        self.rotate();
                     }
                     self.written += n as u64;
                     let _ = self.file.write_all(&chunk[..n]);
@@ -280,7 +291,7 @@ impl RingLog {
         }
     }
 
-    fn turn(&mut self) {
+    fn rotate(&mut self) {
         let _ = std::fs::rename(&self.path, self.path.with_extension("log.1"));
         if let Ok(file) = new_log(&self.path) {
             self.file = file;

@@ -1,4 +1,4 @@
-//! One engine under its helper, seen from the manager.
+//! An engine with its supervisor `berth-supervise`, as a child of the manager.
 
 use super::command::{EngineCommand, Folders};
 use super::port::pids_of_group;
@@ -13,41 +13,41 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::{sleep, timeout};
 
-/// The whole log of an engine on disk.
+/// Size limit of the log files of an engine.
 const LOG_BYTES: u64 = 2 << 20;
-/// The helper tells the process group at once, or something is wrong with it.
-const START_LIMIT: Duration = Duration::from_secs(10);
-/// The helper's own 5 s between SIGTERM and SIGKILL, and a little more.
-const STOP_LIMIT: Duration = Duration::from_secs(7);
-const GONE_POLL: Duration = Duration::from_millis(10);
+/// Time limit for the first report of the supervisor, which it sends at once.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// The supervisor's 5 s between SIGTERM and SIGKILL, plus a reserve.
+const STOP_TIMEOUT: Duration = Duration::from_secs(7);
+const KILL_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How an engine ended.
+/// End of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     Code(i32),
     Signal(i32),
-    /// Its helper was killed, so we killed it.
-    HelperLost,
+    /// Its supervisor was killed, so the manager killed the engine.
+    SupervisorLost,
 }
 
-/// A running engine. Dropping it closes the helper's pipe, which ends both.
+/// A running engine. Dropping it closes the supervisor's pipe, which ends both.
 #[derive(Debug)]
 pub(crate) struct Supervised {
-    helper: Child,
+    supervisor: Child,
     pipe: Option<ChildStdin>,
     reports: Lines<BufReader<ChildStdout>>,
     group: Pid,
 }
 
 impl Supervised {
-    /// Starts the engine in its own folders, made new.
+    /// Starts the engine in new folders.
     pub(crate) async fn start(
         supervise: &Path,
         command: &EngineCommand,
         folders: &Folders,
     ) -> io::Result<Self> {
         make_folders(folders, command)?;
-        let mut helper = Command::new(supervise)
+        let mut supervisor = Command::new(supervise)
             .arg(folders.log())
             .arg(LOG_BYTES.to_string())
             .arg(&command.program)
@@ -55,19 +55,19 @@ impl Supervised {
             .env_clear()
             .envs(&command.env)
             .current_dir(folders.work())
-            // Ctrl-C at the manager's terminal is for the manager alone.
+            // Ctrl-C in the manager's terminal must not reach the engine.
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()?;
-        let pipe = helper.stdin.take();
-        let stdout = helper
+        let pipe = supervisor.stdin.take();
+        let stdout = supervisor
             .stdout
             .take()
-            .ok_or_else(|| io::Error::other("the helper has no output"))?;
+            .ok_or_else(|| io::Error::other("the supervisor has no output"))?;
         let mut reports = BufReader::new(stdout).lines();
-        let first = timeout(START_LIMIT, reports.next_line()).await;
+        let first = timeout(START_TIMEOUT, reports.next_line()).await;
         let group = match &first {
             Ok(Ok(Some(line))) => line
                 .strip_prefix("started ")
@@ -76,26 +76,26 @@ impl Supervised {
         };
         match group {
             Some(group) => Ok(Self {
-                helper,
+                supervisor,
                 pipe,
                 reports,
                 group,
             }),
             None => {
-                helper.kill().await.ok();
+                supervisor.kill().await.ok();
                 Err(io::Error::other(
-                    "the helper berth-supervise did not start the engine",
+                    "the supervisor berth-supervise did not start the engine",
                 ))
             }
         }
     }
 
-    /// The process group of the engine and all it starts.
+    /// Process group of the engine.
     pub(crate) fn group(&self) -> i32 {
         self.group.as_raw_pid()
     }
 
-    /// Waits for the end of the engine and of its whole group. Cancel-safe.
+    /// Waits for the end of the engine and its process group. Cancel-safe.
     pub(crate) async fn ended(&mut self) -> Exit {
         let mut exit = loop {
             match self.reports.next_line().await {
@@ -104,33 +104,33 @@ impl Supervised {
                         break exit;
                     }
                 }
-                Ok(None) | Err(_) => break Exit::HelperLost,
+                Ok(None) | Err(_) => break Exit::SupervisorLost,
             }
         };
-        if exit == Exit::HelperLost {
+        if exit == Exit::SupervisorLost {
             self.kill_group().await;
         }
-        // A guard that was killed had the engine stopped by the process under it.
+        // If the guard was killed, the process below it has stopped the engine.
         if self
-            .helper
+            .supervisor
             .wait()
             .await
             .is_ok_and(|status| status.signal().is_some())
         {
-            exit = Exit::HelperLost;
+            exit = Exit::SupervisorLost;
         }
         exit
     }
 
-    /// SIGTERM, after 5 s SIGKILL, and returns when nothing is left.
+    /// Sends SIGTERM, after 5 s SIGKILL, and returns when the group is empty.
     pub(crate) async fn stop(mut self) {
         if let Some(pipe) = &mut self.pipe {
             pipe.write_all(b"stop\n").await.ok();
             pipe.flush().await.ok();
         }
-        if timeout(STOP_LIMIT, self.ended()).await.is_err() {
+        if timeout(STOP_TIMEOUT, self.ended()).await.is_err() {
             self.kill_group().await;
-            self.helper.kill().await.ok();
+            self.supervisor.kill().await.ok();
         }
     }
 
@@ -139,7 +139,7 @@ impl Supervised {
             if kill_process_group(self.group, Signal::KILL).is_err() {
                 return;
             }
-            sleep(GONE_POLL).await;
+            sleep(KILL_POLL_INTERVAL).await;
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::properties::{resolve, takes_default_namespace};
 use crate::user_message;
 use session_core::catalog::PropertyValue;
 use session_core::machine::Cause;
-use session_core::policy::LONGEST_LIFETIME;
+use session_core::policy::MAX_LIFETIME;
 use session_core::route::Secret;
 use session_core::{Catalog, Engine, Provider};
 use std::collections::BTreeMap;
@@ -70,7 +70,7 @@ impl EngineCommand {
 
 /// Beyond the longest life, not this session's own: it may yet be extended.
 fn idle_timer() -> u64 {
-    (LONGEST_LIFETIME + BEYOND_LIFETIME).as_secs()
+    (MAX_LIFETIME + BEYOND_LIFETIME).as_secs()
 }
 
 fn common_env(folders: &Folders) -> BTreeMap<String, String> {

@@ -1,4 +1,4 @@
-//! The end of an engine's log, fit to be shown.
+//! The end of an engine's log, prepared for users.
 
 use crate::user_message::{clip, mask};
 use session_core::machine::Cause;
@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// How much of a log is ever shown.
+/// Maximum bytes of a log that are shown.
 pub(crate) const TAIL_BYTES: usize = 4096;
 
 /// The last ≤ 4 KiB of the log, whole lines, secrets masked.
@@ -23,23 +23,23 @@ pub(crate) fn tail(path: &Path, secrets: &[Secret]) -> String {
     clip(&mask(&String::from_utf8_lossy(&text), secrets), TAIL_BYTES)
 }
 
-/// The last lines of a tail that tell most: what is no stack frame, and short.
-pub(crate) fn last_words(tail: &str) -> String {
-    let telling: Vec<&str> = tail
+/// The last four lines that are not stack frames.
+pub(crate) fn last_lines(tail: &str) -> String {
+    let lines: Vec<&str> = tail
         .lines()
         .map(str::trim_end)
         .filter(|line| {
             !line.is_empty() && !line.trim_start().starts_with("at ") && !line.trim_start().starts_with("...")
         })
         .collect();
-    let last = telling.len().saturating_sub(4);
-    clip(&telling[last..].join("\n"), Cause::DETAIL_BYTES)
+    let last = lines.len().saturating_sub(4);
+    clip(&lines[last..].join("\n"), Cause::DETAIL_BYTES)
 }
 
 fn read_end(path: &Path) -> io::Result<Vec<u8>> {
     let mut file = File::open(path)?;
     let len = file.metadata()?.len();
-    // More than is shown, so that a secret on the cut is still seen whole.
+    // Read more than is shown, so that a secret at the cut is recognized.
     file.seek(SeekFrom::Start(len.saturating_sub(2 * TAIL_BYTES as u64)))?;
     let mut end = Vec::new();
     file.read_to_end(&mut end)?;
@@ -65,8 +65,8 @@ mod tests {
     }
 
     #[test]
-    fn last_words_leave_stack_frames_out() {
+    fn last_lines_leave_stack_frames_out() {
         let tail = "INFO a\nException: no such catalog\n\tat x.y(Z.java:1)\n\t... 3 more\n";
-        assert_eq!(last_words(tail), "INFO a\nException: no such catalog");
+        assert_eq!(last_lines(tail), "INFO a\nException: no such catalog");
     }
 }

@@ -1,14 +1,14 @@
-//! One child process per session generation, on the manager's own machine.
+//! The `process` provider: one child process per session generation, on the machine of
+//! the manager.
 //!
-//! Each generation has a keeper task that owns its child from the first moment
-//! to the last; everybody else only reads what the keeper wrote down, and asks
-//! it to stop. A generation that was released is remembered, so that a late
-//! `ensure` cannot bring it back.
+//! Each generation has an `EngineTask` that owns its child process. All other code
+//! only reads the state that the task writes, and requests its stop. Released
+//! generations are stored, so that a late `ensure` does not start them again.
 
 mod child;
 mod command;
 mod definition;
-mod keeper;
+mod engine_task;
 mod log;
 mod port;
 mod stat;
@@ -19,8 +19,8 @@ use crate::{Capabilities, ComputeChanged, ComputeProvider, ComputeSpec, Error, F
 use async_trait::async_trait;
 use command::Folders;
 pub(crate) use definition::check_definition;
+use engine_task::EngineTask;
 use futures::stream::BoxStream;
-use keeper::Keeper;
 use parking_lot::{Mutex, MutexGuard};
 use port::Ports;
 use session_core::machine::{Cause, Observation};
@@ -38,38 +38,38 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Released generations are remembered at least so long, should there be many.
-const REMEMBER: Duration = Duration::from_secs(3600);
-const REMEMBER_MANY: usize = 10_000;
+/// Minimum time for which released generations are stored, if there are many.
+const RELEASE_RETENTION: Duration = Duration::from_secs(3600);
+const MAX_RELEASES: usize = 10_000;
 
-/// The helper's own 2 s between SIGTERM and SIGKILL once the manager is gone,
-/// and a little more.
-const LEFTOVERS_LIMIT: Duration = Duration::from_secs(5);
-const LEFTOVERS_POLL: Duration = Duration::from_millis(50);
+/// The supervisor's 2 s between SIGTERM and SIGKILL after the end of the manager, plus
+/// a reserve.
+const LEFTOVERS_TIMEOUT: Duration = Duration::from_secs(5);
+const LEFTOVERS_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How children are run.
+/// Settings of the provider.
 #[derive(Debug, Clone)]
 pub struct ProcessConfig {
-    /// Where sessions have their folders. Belongs to one manager alone.
+    /// Parent folder of the sessions' folders, used by one manager only.
     pub state_dir: PathBuf,
     /// The program `berth-supervise`.
     pub supervise: PathBuf,
-    /// At most so many children at once.
+    /// Maximum number of children.
     pub max_children: usize,
-    /// At most so many that are starting.
+    /// Maximum number of starting children.
     pub max_starting: usize,
-    /// Let sessions of several organizations run side by side, though nothing
-    /// but the engine keeps their users apart.
+    /// Allows children of several organizations at a time, although only the engine
+    /// separates their users.
     pub trust_all_users: bool,
-    /// The installation that the children belong to.
+    /// Id of the installation.
     pub install_id: String,
-    /// The host whose loopback addresses they have, for [`Route::host`].
+    /// Host of the children's loopback addresses, for [`Route::host`].
     pub host: Option<String>,
 }
 
 impl ProcessConfig {
-    /// The defaults: 64 children, 4 starting at once, `berth-supervise` next to
-    /// the running program.
+    /// Defaults: 64 children, 4 starting at a time, `berth-supervise` beside the
+    /// running program.
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
         Self {
             state_dir: state_dir.into(),
@@ -89,7 +89,7 @@ fn default_supervise() -> PathBuf {
         .ok()
         .and_then(|exe| exe.parent().map(Path::to_owned))
         .unwrap_or_default();
-    // Test programs live one folder below the programs they test.
+    // Test programs are one folder below the programs that they test.
     let above = here
         .parent()
         .map(|dir| dir.join(name))
@@ -100,7 +100,7 @@ fn default_supervise() -> PathBuf {
     }
 }
 
-/// See the module.
+/// The `process` provider; see the module.
 #[derive(Debug)]
 pub struct ProcessProvider {
     shared: Arc<Shared>,
@@ -113,7 +113,7 @@ struct Shared {
     changes: Changes,
     starts: Arc<Semaphore>,
     ports: Ports,
-    keepers: TaskTracker,
+    tasks: TaskTracker,
     _lock: File,
 }
 
@@ -129,14 +129,14 @@ struct State {
 
 #[derive(Debug)]
 struct Compute {
-    /// Which keeper may write here.
+    /// The task that may write this entry.
     run: u64,
     cluster: ClusterName,
-    made: Instant,
+    created: Instant,
     stage: Stage,
     stop: CancellationToken,
     crashes: u32,
-    /// What must not appear in its log tail.
+    /// Values to mask in its log tail.
     secrets: Vec<Secret>,
     log_tail: Option<String>,
 }
@@ -150,7 +150,7 @@ enum Stage {
 }
 
 impl Stage {
-    fn has_keeper(&self) -> bool {
+    fn has_task(&self) -> bool {
         match self {
             Self::Starting { .. } | Self::Ready { .. } | Self::Stopping => true,
             Self::Failed { .. } => false,
@@ -159,10 +159,10 @@ impl Stage {
 }
 
 impl ProcessProvider {
-    /// Takes the state folder, and clears what a dead manager left in it.
+    /// Locks the state folder, and removes what a dead manager left in it.
     ///
     /// # Errors
-    /// If the folder cannot be used, or another manager is using it.
+    /// If the folder is unusable or in use by another manager.
     pub fn new(config: ProcessConfig) -> io::Result<Self> {
         let shown = config.state_dir.display().to_string();
         let about = |e: io::Error| io::Error::new(e.kind(), format!("state folder {shown}: {e}"));
@@ -183,14 +183,14 @@ impl ProcessProvider {
                 state: Mutex::default(),
                 changes: Changes::default(),
                 ports: Ports::default(),
-                keepers: TaskTracker::new(),
+                tasks: TaskTracker::new(),
                 _lock: lock,
             }),
         })
     }
 
-    /// The last ≤ 4 KiB an engine wrote, secrets masked; for the session's
-    /// owner and org admins only.
+    /// The last 4 KiB of an engine's output at most, secrets masked; for the session's
+    /// owner and organization admins only.
     pub fn log_tail(&self, key: &SessionKey, generation: u64) -> Option<String> {
         let state = self.shared.state();
         let compute = state.computes.get(&(key.clone(), generation))?;
@@ -201,8 +201,8 @@ impl ProcessProvider {
             .or_else(|| Some(log::tail(&folders.log(), &compute.secrets)))
     }
 
-    /// Ends every child and waits until all are gone. From now on the provider
-    /// cannot be asked, so that nobody takes the children for lost.
+    /// Ends all children and waits for their end. Afterwards every call fails, so that
+    /// children do not count as lost.
     pub async fn shutdown(&self) {
         {
             let mut state = self.shared.state();
@@ -211,8 +211,8 @@ impl ProcessProvider {
                 compute.stop.cancel();
             }
         }
-        self.shared.keepers.close();
-        self.shared.keepers.wait().await;
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
     }
 }
 
@@ -226,12 +226,12 @@ impl ComputeProvider for ProcessProvider {
     }
 
     async fn ensure(&self, spec: &ComputeSpec) -> Result<(), Error> {
-        must_be_process(spec)?;
+        check_provider(spec)?;
         let unfit = unfit(spec, check_definition);
         let id = (spec.key.clone(), spec.generation);
         let shared = &self.shared;
         let mut state = shared.state();
-        state.must_be_up()?;
+        state.check_running()?;
         if state
             .released
             .get(&spec.key)
@@ -248,51 +248,36 @@ impl ComputeProvider for ProcessProvider {
             }) => *crashes,
             Some(_) => return Ok(()),
         };
-        let refusal = unfit
+        let obstacle = unfit
             .map(|cause| (cause, true))
-            .or_else(|| shared.refusal(&state, spec));
-        state.runs += 1;
-        let run = state.runs;
-        let stop = CancellationToken::new();
-        let stage = match refusal {
+            .or_else(|| shared.start_obstacle(&state, spec));
+        let stage = match obstacle {
             Some((cause, permanent)) => Stage::Failed { cause, permanent },
             None => Stage::Starting {
                 detail: format!("{} is about to start", spec.cluster.engine),
             },
         };
-        let starts = stage.has_keeper();
-        state.computes.insert(
-            id,
-            Compute {
-                run,
-                cluster: spec.cluster.name.clone(),
-                made: Instant::now(),
-                stage,
-                stop: stop.clone(),
-                crashes,
-                secrets: Vec::new(),
-                log_tail: None,
-            },
-        );
+        let starts = stage.has_task();
+        let (run, stop) = state.add_compute(spec, stage, crashes);
         drop(state);
         if starts {
-            let keeper = Keeper {
+            let task = EngineTask {
                 shared: shared.clone(),
                 spec: spec.clone(),
                 run,
                 stop,
             };
-            shared.keepers.spawn(keeper.keep());
+            shared.tasks.spawn(task.run());
         } else {
-            shared.changes.tell(&spec.key, spec.generation);
+            shared.changes.publish(&spec.key, spec.generation);
         }
         Ok(())
     }
 
     async fn observe(&self, spec: &ComputeSpec) -> Result<Observation, Error> {
-        must_be_process(spec)?;
+        check_provider(spec)?;
         let state = self.shared.state();
-        state.must_be_up()?;
+        state.check_running()?;
         Ok(
             match state
                 .computes
@@ -316,44 +301,44 @@ impl ComputeProvider for ProcessProvider {
     }
 
     async fn release(&self, spec: &ComputeSpec) -> Result<(), Error> {
-        must_be_process(spec)?;
-        let mut told = Vec::new();
+        check_provider(spec)?;
+        let mut removed = Vec::new();
         {
             let mut state = self.shared.state();
-            state.remember_release(&spec.key, spec.generation);
+            state.record_release(&spec.key, spec.generation);
             state.computes.retain(|(key, generation), compute| {
                 if *key != spec.key || *generation > spec.generation {
                     return true;
                 }
-                if compute.stage.has_keeper() {
+                if compute.stage.has_task() {
                     compute.stage = Stage::Stopping;
                     compute.stop.cancel();
                     return true;
                 }
-                told.push(*generation);
+                removed.push(*generation);
                 false
             });
         }
-        for generation in told {
-            self.shared.changes.tell(&spec.key, generation);
+        for generation in removed {
+            self.shared.changes.publish(&spec.key, generation);
         }
         Ok(())
     }
 
     async fn inventory(&self) -> Result<Vec<Found>, Error> {
         let state = self.shared.state();
-        state.must_be_up()?;
-        let there = state.computes.iter().filter(|(_, compute)| match compute.stage {
+        state.check_running()?;
+        let existing = state.computes.iter().filter(|(_, compute)| match compute.stage {
             Stage::Starting { .. } | Stage::Ready { .. } => true,
             Stage::Failed { .. } | Stage::Stopping => false,
         });
-        Ok(there
+        Ok(existing
             .map(|((key, generation), compute)| Found {
                 key: key.clone(),
                 generation: *generation,
                 cluster: compute.cluster.clone(),
                 install_id: self.shared.config.install_id.clone(),
-                age: compute.made.elapsed(),
+                age: compute.created.elapsed(),
             })
             .collect())
     }
@@ -363,7 +348,7 @@ impl ComputeProvider for ProcessProvider {
     }
 }
 
-fn must_be_process(spec: &ComputeSpec) -> Result<(), Error> {
+fn check_provider(spec: &ComputeSpec) -> Result<(), Error> {
     if spec.cluster.provider.kind() == ProviderKind::Process {
         Ok(())
     } else {
@@ -372,7 +357,7 @@ fn must_be_process(spec: &ComputeSpec) -> Result<(), Error> {
 }
 
 impl State {
-    fn must_be_up(&self) -> Result<(), Error> {
+    fn check_running(&self) -> Result<(), Error> {
         if self.shut_down {
             Err(Error::Unavailable("the provider is shutting down".to_owned()))
         } else {
@@ -380,11 +365,29 @@ impl State {
         }
     }
 
-    fn remember_release(&mut self, key: &SessionKey, up_to: u64) {
+    /// Adds an entry; returns its run number and the token that stops its task.
+    fn add_compute(&mut self, spec: &ComputeSpec, stage: Stage, crashes: u32) -> (u64, CancellationToken) {
+        self.runs += 1;
+        let stop = CancellationToken::new();
+        let compute = Compute {
+            run: self.runs,
+            cluster: spec.cluster.name.clone(),
+            created: Instant::now(),
+            stage,
+            stop: stop.clone(),
+            crashes,
+            secrets: Vec::new(),
+            log_tail: None,
+        };
+        self.computes.insert((spec.key.clone(), spec.generation), compute);
+        (self.runs, stop)
+    }
+
+    fn record_release(&mut self, key: &SessionKey, up_to: u64) {
         let now = Instant::now();
-        if self.released.len() >= REMEMBER_MANY {
+        if self.released.len() >= MAX_RELEASES {
             self.released
-                .retain(|_, (_, at)| now.duration_since(*at) < REMEMBER);
+                .retain(|_, (_, at)| now.duration_since(*at) < RELEASE_RETENTION);
         }
         let entry = self.released.entry(key.clone()).or_insert((up_to, now));
         *entry = (entry.0.max(up_to), now);
@@ -402,14 +405,14 @@ impl Shared {
         }
     }
 
-    /// Why there is no room for it now, and whether that is for good.
-    fn refusal(&self, state: &State, spec: &ComputeSpec) -> Option<(Cause, bool)> {
+    /// Reason against a start now, and whether it is permanent.
+    fn start_obstacle(&self, state: &State, spec: &ComputeSpec) -> Option<(Cause, bool)> {
         let id = (spec.key.clone(), spec.generation);
         let live = || {
             state
                 .computes
                 .iter()
-                .filter(|(other, compute)| **other != id && compute.stage.has_keeper())
+                .filter(|(other, compute)| **other != id && compute.stage.has_task())
         };
         if !self.config.trust_all_users && live().any(|((key, _), _)| key.org != spec.key.org) {
             return Some((
@@ -434,17 +437,17 @@ impl Shared {
     }
 }
 
-/// Removes the folders of engines that died with their manager. Some may have
-/// two more seconds to write, and a new file makes removing fail; what is left
-/// in the end is in nobody's way.
+/// Removes the folders of engines that ended with their manager. Engines can write for
+/// two more seconds, and a new file makes the removal fail; folders that remain are
+/// harmless.
 fn clear_leftovers(state_dir: &Path) {
     let begun = std::time::Instant::now();
     while let Err(cause) = try_clear(state_dir) {
-        if begun.elapsed() >= LEFTOVERS_LIMIT {
-            tracing::warn!(folder = %state_dir.display(), %cause, "what a dead manager left was not cleared");
+        if begun.elapsed() >= LEFTOVERS_TIMEOUT {
+            tracing::warn!(folder = %state_dir.display(), %cause, "removing folders of a dead manager failed");
             return;
         }
-        std::thread::park_timeout(LEFTOVERS_POLL);
+        std::thread::park_timeout(LEFTOVERS_POLL_INTERVAL);
     }
 }
 

@@ -1,8 +1,8 @@
-//! Free loopback ports, and the proof that the right process listens.
+//! Free loopback ports, and verification of the listening process.
 //!
-//! Between choosing a port and the engine's binding it anybody on the machine
-//! may take it. So the listener's owner is looked up in /proc before the first
-//! byte, the session's credential above all, is sent there.
+//! Any process on the machine can take a port before the engine binds it. So the owner
+//! of the listener is read from /proc before anything, above all the session's
+//! credential, is sent there.
 
 use super::stat;
 use parking_lot::Mutex;
@@ -11,11 +11,11 @@ use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
 
-/// Ports that this manager has given to its children.
+/// Ports in use by children of this manager.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ports(Arc<Mutex<BTreeSet<u16>>>);
 
-/// A port given to one child; free again when dropped.
+/// A port of one child; released when dropped.
 #[derive(Debug)]
 pub(crate) struct Port {
     pub(crate) number: u16,
@@ -23,9 +23,9 @@ pub(crate) struct Port {
 }
 
 impl Ports {
-    /// A loopback port that nobody listens on and no other child was given.
+    /// Reserves a loopback port without a listener and without another child.
     pub(crate) fn take(&self) -> io::Result<Port> {
-        // Held until one fits, so that the system offers a new one each time.
+        // Kept open, so that the kernel returns a new port each time.
         let mut tried = Vec::new();
         for _ in 0..64 {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -48,15 +48,15 @@ impl Drop for Port {
     }
 }
 
-/// Who listens on a loopback port.
+/// Owner of the listener on a loopback port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Listener {
-    Nobody,
-    Ours,
+    None,
+    Own,
     Foreign,
 }
 
-/// Looks up who listens on `port` and whether that is in process group `group`.
+/// Determines whether the listener on `port` belongs to process group `group`.
 pub(crate) fn listener(port: u16, group: i32) -> io::Result<Listener> {
     let mut inodes = listening_inodes(&std::fs::read_to_string("/proc/net/tcp")?, port);
     // Java listens on IPv4 addresses through an IPv6 socket.
@@ -64,19 +64,19 @@ pub(crate) fn listener(port: u16, group: i32) -> io::Result<Listener> {
         inodes.extend(listening_inodes(&table, port));
     }
     if inodes.is_empty() {
-        return Ok(Listener::Nobody);
+        return Ok(Listener::None);
     }
     let ours = sockets_of_group(group)?;
-    // Several may listen on one port; the kernel could hand us to any.
+    // Several sockets can listen on one port, and the kernel selects one.
     Ok(if inodes.iter().all(|inode| ours.contains(inode)) {
-        Listener::Ours
+        Listener::Own
     } else {
         Listener::Foreign
     })
 }
 
-/// Inodes of sockets in a `/proc/net/tcp` table that listen on `port` of an
-/// address by which 127.0.0.1 may be reached.
+/// Inodes of sockets in a `/proc/net/tcp` table that listen on `port` at an address
+/// that 127.0.0.1 reaches.
 fn listening_inodes(table: &str, port: u16) -> Vec<u64> {
     const LISTEN: &str = "0A";
     const LOOPBACK: [&str; 4] = [
@@ -101,7 +101,7 @@ fn listening_inodes(table: &str, port: u16) -> Vec<u64> {
 fn sockets_of_group(group: i32) -> io::Result<BTreeSet<u64>> {
     let mut sockets = BTreeSet::new();
     for pid in pids_of_group(group)? {
-        // Processes come and go while we look.
+        // Processes can end during the scan.
         let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
             continue;
         };
@@ -118,7 +118,7 @@ fn sockets_of_group(group: i32) -> io::Result<BTreeSet<u64>> {
     Ok(sockets)
 }
 
-/// The processes of a group, zombies left out.
+/// The processes of a group, except zombies.
 pub(crate) fn pids_of_group(group: i32) -> io::Result<Vec<i32>> {
     let mut pids = Vec::new();
     for entry in std::fs::read_dir("/proc")?.flatten() {
@@ -161,13 +161,13 @@ mod tests {
             .local_addr()
             .unwrap()
             .port();
-        assert_eq!(listener(free, own_group).unwrap(), Listener::Nobody);
+        assert_eq!(listener(free, own_group).unwrap(), Listener::None);
         for address in ["127.0.0.1:0", "0.0.0.0:0", "[::]:0"] {
             let Ok(socket) = TcpListener::bind(address) else {
                 continue;
             };
             let port = socket.local_addr().unwrap().port();
-            assert_eq!(listener(port, own_group).unwrap(), Listener::Ours, "{address}");
+            assert_eq!(listener(port, own_group).unwrap(), Listener::Own, "{address}");
             assert_eq!(listener(port, i32::MAX).unwrap(), Listener::Foreign, "{address}");
         }
     }

@@ -1,7 +1,7 @@
-//! What the kernel tells of a process; also a module of `berth-supervise`.
+//! Parser of `/proc/<pid>/stat`; also a module of `berth-supervise`.
 
-/// State, parent and process group out of `/proc/<pid>/stat`, whose second
-/// field is the program's name in parentheses and may contain anything.
+/// Returns state, parent and process group. The second field is the program's name in
+/// parentheses, which can contain any character.
 pub(crate) fn parse(stat: &str) -> Option<(&str, i32, i32)> {
     let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
     let state = fields.next()?;

@@ -1,8 +1,8 @@
-//! Which settings of an engine a definition may name.
+//! Settings of an engine that a definition may contain.
 //!
-//! An allow-list of prefixes, and below them what is reserved. Engines are
-//! generous readers (Sail folds the case of its variables), so what is
-//! reserved is reserved in every spelling.
+//! An allow-list of prefixes, minus reserved names. Engines accept several spellings of
+//! a name (Sail ignores the case of its variables), so reserved names are reserved in
+//! every spelling.
 
 use session_core::Engine;
 
@@ -51,7 +51,7 @@ const SPARK_ALLOWED: &[&str] = &[
     "spark.storage.",
     "spark.task.",
 ];
-/// Set by Berth itself, able to load code, or able to open the server up.
+/// Set by Berth, able to load code, or able to open the server.
 const SPARK_RESERVED: &[&str] = &[
     "spark.app.",
     "spark.archives",
@@ -76,10 +76,10 @@ const SPARK_RESERVED: &[&str] = &[
     "spark.ui.",
 ];
 
-/// Longer names are no engine's.
-const LONGEST_KEY: usize = 256;
+/// Maximum length of a name, above that of any engine.
+const MAX_KEY_BYTES: usize = 256;
 
-/// Why a cluster may not set this, if so.
+/// Returns the reason why a cluster may not set this, if any.
 pub(crate) fn cluster_key_problem(engine: Engine, key: &str) -> Option<String> {
     let (reserved, allowed) = match engine {
         Engine::Sail => (SAIL_RESERVED, SAIL_ALLOWED),
@@ -91,10 +91,10 @@ pub(crate) fn cluster_key_problem(engine: Engine, key: &str) -> Option<String> {
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)),
     };
-    // A single allowed name below a reserved prefix.
+    // An allowed name below a reserved prefix.
     let excepted = engine == Engine::Spark && key == "spark.files.maxPartitionBytes";
-    if key.len() > LONGEST_KEY || !is_name {
-        Some("has characters that no property name has, or is too long".to_owned())
+    if key.len() > MAX_KEY_BYTES || !is_name {
+        Some("has characters that property names cannot have, or is too long".to_owned())
     } else if is_reserved(reserved, key) && !excepted {
         Some("is reserved: Berth sets it, or it could load code or open the server".to_owned())
     } else if allowed.iter().any(|prefix| key.starts_with(prefix)) {
@@ -104,8 +104,8 @@ pub(crate) fn cluster_key_problem(engine: Engine, key: &str) -> Option<String> {
     }
 }
 
-/// Sail reads its variables whatever their case, and a dot as it reads `__`:
-/// there is one spelling, so that each setting has one name.
+/// Sail ignores the case of its variables and treats a dot like `__`. Only one spelling
+/// is allowed, so that each setting has one name.
 fn is_variable(key: &str) -> bool {
     key.bytes()
         .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
@@ -117,9 +117,9 @@ fn is_reserved(reserved: &[&str], key: &str) -> bool {
     reserved.iter().any(begins) || key.ends_with("javaoptions")
 }
 
-/// Why a catalog may not set this, if so.
+/// Returns the reason why a catalog may not set this, if any.
 pub(super) fn catalog_key_problem(engine: Engine, key: &str) -> Option<String> {
-    if key.len() > LONGEST_KEY {
+    if key.len() > MAX_KEY_BYTES {
         return Some("is too long".to_owned());
     }
     match engine {

@@ -1,8 +1,8 @@
-//! What clusters and catalogs may set on an engine.
+//! Validation of the engine properties of clusters and catalogs.
 //!
-//! An allow-list of prefixes, because engines have settings that load code,
-//! move files or open the server. Every wrong key is named at once. Secrets
-//! are references to the manager's environment, never values.
+//! Properties are allowed by prefix, because engines have settings that load code, move
+//! files or open the server. All wrong keys are reported at once. Secrets are
+//! references to the manager's environment, never values.
 
 mod keys;
 mod values;
@@ -21,19 +21,19 @@ use std::fmt;
 use std::path::Path;
 use values::{check_printable, is_secret_of};
 
-/// One definition has no more properties.
-const MOST_PROPERTIES: usize = 256;
+/// Maximum number of properties of a definition.
+const MAX_PROPERTIES: usize = 256;
 
-/// What is wrong with one field or property.
+/// Problem of one field or property.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The field or property.
     pub key: String,
-    /// What is wrong, in words.
+    /// Description of the problem.
     pub problem: String,
 }
 
-/// Everything that is wrong with a definition.
+/// All problems of a definition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {
     /// At least one.
@@ -72,13 +72,13 @@ impl Problems {
     }
 }
 
-/// Adds what is wrong with the part of a definition that one provider reads.
+/// Adds the problems of the fields of one provider.
 pub(crate) type CheckProvider = fn(&Cluster, &mut Problems);
 
-/// Checks a cluster: the fields of all providers, and those that `check_provider` reads.
+/// Validates a cluster: the common fields, and those that `check_provider` reads.
 ///
 /// # Errors
-/// [`Invalid`] names every wrong field and property.
+/// [`Invalid`] lists every invalid field and property.
 pub(crate) fn validate_cluster(cluster: &Cluster, check_provider: CheckProvider) -> Result<(), Invalid> {
     let mut problems = Problems::default();
     let version = cluster.engine_version.iter().map(|text| ("engine_version", text));
@@ -93,10 +93,10 @@ pub(crate) fn validate_cluster(cluster: &Cluster, check_provider: CheckProvider)
     problems.done()
 }
 
-/// Checks everything a catalog says to its engine.
+/// Validates the definition of a catalog.
 ///
 /// # Errors
-/// [`Invalid`] names every wrong field and property.
+/// [`Invalid`] lists every invalid field and property.
 pub fn validate_catalog(catalog: &Catalog) -> Result<(), Invalid> {
     let mut problems = Problems::default();
     if let Some(database) = &catalog.default_database
@@ -154,7 +154,7 @@ pub fn validate_catalog(catalog: &Catalog) -> Result<(), Invalid> {
     problems.done()
 }
 
-/// Checks whether sessions on `cluster` can have `catalog` as their default.
+/// Validates `catalog` as the default catalog of sessions on `cluster`.
 ///
 /// # Errors
 /// [`Invalid`] with the reasons.
@@ -185,22 +185,23 @@ pub fn validate_use(cluster: &Cluster, catalog: &Catalog) -> Result<(), Invalid>
     problems.done()
 }
 
-/// Why this spec can never run, if so.
+/// Returns the reason why this spec can never run, if any.
 pub(crate) fn unfit(spec: &ComputeSpec, check_provider: CheckProvider) -> Option<Cause> {
-    let told = |what: &str, name: &str, e: Invalid| {
-        user_message::cause_said(&format!("{what} {name} cannot be used"), &e.to_string())
+    let unusable = |what: &str, name: &str, e: Invalid| {
+        user_message::cause_with_message(&format!("{what} {name} cannot be used"), &e.to_string())
     };
     let cluster = validate_cluster(&spec.cluster, check_provider);
-    let cluster = cluster.map_err(|e| told("cluster", spec.cluster.name.as_str(), e));
+    let cluster = cluster.map_err(|e| unusable("cluster", spec.cluster.name.as_str(), e));
     let catalog = spec.catalog.as_ref().map_or(Ok(()), |catalog| {
         validate_catalog(catalog)
             .and_then(|()| validate_use(&spec.cluster, catalog))
-            .map_err(|e| told("catalog", catalog.name.as_str(), e))
+            .map_err(|e| unusable("catalog", catalog.name.as_str(), e))
     });
     cluster.and(catalog).err()
 }
 
-/// Does the class of this Spark catalog know the property `default-namespace`?
+/// Returns whether the class of this Spark catalog has the property
+/// `default-namespace`.
 pub(crate) fn takes_default_namespace(catalog: &Catalog) -> bool {
     catalog.properties.contains_key("default-namespace")
         || matches!(catalog.properties.get(""),
@@ -224,8 +225,8 @@ pub(crate) fn must_be_absolute(problems: &mut Problems, field: &str, text: &str)
 }
 
 pub(crate) fn not_too_many(problems: &mut Problems, count: usize) {
-    if count > MOST_PROPERTIES {
-        problems.add("properties", format!("must not be more than {MOST_PROPERTIES}"));
+    if count > MAX_PROPERTIES {
+        problems.add("properties", format!("must not be more than {MAX_PROPERTIES}"));
     }
 }
 

@@ -1,7 +1,7 @@
-//! What definitions may say, by example.
+//! Examples of valid and invalid definitions.
 
 use super::keys::reserved;
-use super::values::LONGEST_TEXT;
+use super::values::MAX_VALUE_BYTES;
 use super::*;
 use crate::testing::{catalog, process_cluster, static_cluster};
 use crate::validate_cluster;
@@ -218,7 +218,7 @@ fn a_catalog_must_fit_the_cluster() {
     assert_eq!(keys(validate_use(&sail, &jdbc)), ["catalog"]);
 }
 
-/// What a reader that is more generous than we are could take for the same name.
+/// Spellings that a lenient parser could accept as the same name.
 fn spellings(name: &str) -> Vec<String> {
     let swapped: String = name
         .chars()
@@ -278,7 +278,7 @@ fn what_is_reserved_is_reserved_in_every_spelling() {
             }
         }
     }
-    // Below what is allowed, and in the middle of it.
+    // Below an allowed prefix, and inside a name.
     for key in [
         "SAIL_SPARK__session_timeout_secs",
         "SAIL_SPARK__Session_Timeout_Secs",
@@ -312,7 +312,7 @@ fn what_is_reserved_is_reserved_in_every_spelling() {
 fn a_catalog_cannot_name_what_is_not_its_own() {
     for key in spellings("name").iter().chain(&spellings("token_file")) {
         let refused = catalog_key_problem(Engine::Sail, key).is_some();
-        // Sail reads fields of its list to the letter: these are only unknown ones.
+        // Sail reads the fields of its list exactly: these are only unknown ones.
         assert!(refused || key.contains("more"), "{key:?}");
     }
     for key in [
@@ -365,7 +365,7 @@ fn values_are_bounded_and_of_one_line() {
         "-Dx=y",
         "'\"",
         "größe",
-        &"x".repeat(LONGEST_TEXT),
+        &"x".repeat(MAX_VALUE_BYTES),
     ] {
         assert_eq!(with(good), none, "{good}");
     }
@@ -377,7 +377,7 @@ fn values_are_bounded_and_of_one_line() {
         "\u{85}",
         "${HOME}",
         "x${BERTH_SECRET_X}",
-        &"x".repeat(LONGEST_TEXT + 1),
+        &"x".repeat(MAX_VALUE_BYTES + 1),
     ] {
         assert_eq!(with(bad), ["spark.sql.x"], "{bad:?}");
     }

@@ -1,19 +1,19 @@
-//! Values: texts that an engine is given, and secrets that are only referred to.
+//! Property values: texts, and references to secrets.
 
 use super::Problems;
 use session_core::OrgId;
 use session_core::route::Secret;
 
-/// Environment variables of the manager that properties may refer to begin so.
+/// Prefix of the manager's environment variables that properties may refer to.
 pub const SECRET_PREFIX: &str = "BERTH_SECRET_";
 
-/// Well below what the kernel takes as one variable of an environment.
-pub(super) const LONGEST_TEXT: usize = 8192;
+/// Maximum bytes of a value, well below the kernel's limit of an environment variable.
+pub(super) const MAX_VALUE_BYTES: usize = 8192;
 
-/// Puts the secret in place of a reference to it.
+/// Replaces a reference by the secret.
 ///
 /// # Errors
-/// The name of the environment variable that is not set.
+/// If the environment variable is not set.
 pub(crate) fn resolve(text: &str, secrets: &mut Vec<Secret>) -> Result<String, String> {
     let Some(variable) = secret_reference(text) else {
         return Ok(text.to_owned());
@@ -27,7 +27,7 @@ pub(crate) fn resolve(text: &str, secrets: &mut Vec<Secret>) -> Result<String, S
 /// Reads a secret from the manager's environment.
 ///
 /// # Errors
-/// Says which variable is not set.
+/// If the variable is not set.
 pub(crate) fn secret_from_env(variable: &str) -> Result<Secret, String> {
     match std::env::var(variable) {
         Ok(value) if !value.is_empty() => Ok(Secret::new(value)),
@@ -51,7 +51,7 @@ pub(crate) fn is_secret_variable(variable: &str) -> bool {
     })
 }
 
-/// Catalogs are written by organizations, so each has names of its own:
+/// Organizations write catalogs, so each organization has its own names:
 /// `BERTH_SECRET_<ORG>__<NAME>`, where NAME has no double underscore.
 pub(super) fn is_secret_of(org: &OrgId, variable: &str) -> bool {
     let own = format!(
@@ -64,7 +64,7 @@ pub(super) fn is_secret_of(org: &OrgId, variable: &str) -> bool {
             .is_some_and(|name| !name.is_empty() && !name.contains("__"))
 }
 
-/// What is shown in tables and logs must not break them.
+/// Rejects characters that break tables and logs.
 pub(super) fn check_printable(problems: &mut Problems, key: &str, text: &str) {
     if !printable::all_printable(text) {
         problems.add(
@@ -75,12 +75,12 @@ pub(super) fn check_printable(problems: &mut Problems, key: &str, text: &str) {
 }
 
 pub(crate) fn check_text(problems: &mut Problems, key: &str, text: &str, may_refer: impl Fn(&str) -> bool) {
-    // Values are data for engines, exact and of any character that fits a line.
+    // Values are exact; any printable character of one line is allowed.
     if text.chars().any(char::is_control) {
         problems.add(key, "must not contain control characters");
     }
-    if text.len() > LONGEST_TEXT {
-        problems.add(key, format!("must not be longer than {LONGEST_TEXT} bytes"));
+    if text.len() > MAX_VALUE_BYTES {
+        problems.add(key, format!("must not be longer than {MAX_VALUE_BYTES} bytes"));
     }
     match secret_reference(text) {
         Some(variable) if !may_refer(variable) => problems.add(
@@ -111,7 +111,7 @@ fn names_a_secret(key: &str) -> bool {
     ["password", "secret", "token", "credential", "accesskey", "apikey", "privatekey", "authorization"]
         .iter()
         .any(|word| key.contains(word))
-        // Where a token comes from is no secret.
+        // The source of a token is not a secret.
         && !["uri", "url", "provider", "endpoint", "enabled"].iter().any(|end| key.ends_with(end))
 }
 

@@ -1,4 +1,4 @@
-//! What the definition of a static cluster must contain.
+//! Validation of the definition of a static cluster.
 
 use super::endpoints;
 use crate::address::split_host_port;
@@ -6,7 +6,7 @@ use crate::properties::{Problems, SECRET_PREFIX, is_secret_variable};
 use session_core::{Cluster, Engine};
 use std::collections::BTreeSet;
 
-/// Adds every field that is wrong.
+/// Adds all invalid fields.
 pub(crate) fn check_definition(cluster: &Cluster, problems: &mut Problems) {
     let endpoints = endpoints(cluster);
     if endpoints.is_empty() {

@@ -1,10 +1,9 @@
-//! Existing, shared Spark Connect servers: the `static` provider.
+//! The `static` provider: existing Spark Connect servers that sessions share.
 //!
-//! Nothing is started. A session takes a place on one endpoint, where the
-//! fewest sessions are; the place lives in the store (through [`Places`]), and
-//! only what probing found is kept here: after a restart the place is found
-//! again and probed anew. Sessions that share an endpoint are kept apart by
-//! binding their Spark sessions, see [`crate::shared_servers`].
+//! Nothing is started. A session is assigned to the server with the fewest sessions.
+//! The placement is in the store (through [`Placements`]); only the probe result is in
+//! memory, so a restarted manager reads the placement and probes again. Bindings of
+//! Spark sessions separate sessions on one server, see [`crate::shared_servers`].
 
 mod definition;
 mod state;
@@ -12,10 +11,10 @@ mod state;
 use crate::address::{AddressError, AllowList};
 use crate::change_feed::Changes;
 use crate::connector::{Target, system_tls};
-use crate::dns::Checked;
+use crate::dns::AddressCache;
 use crate::probe::{self, CatalogQuestion, Question};
 use crate::properties::{secret_from_env, unfit};
-use crate::shared_servers::{self, Chosen, SharedCompute};
+use crate::shared_servers::{self, CatalogSelection, SharedCompute};
 use crate::user_message;
 use crate::{Capabilities, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found};
 use async_trait::async_trait;
@@ -26,7 +25,7 @@ use rustls_pki_types::ServerName;
 use session_core::cluster::StaticEndpoint;
 use session_core::machine::{Cause, Observation};
 use session_core::{Cluster, Provider, ProviderKind, Route, SessionKey, SparkSessionId};
-use state::{REMEMBER_MANY, Release, Stage, State};
+use state::{MAX_STORED, Release, Stage, State};
 use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::net::SocketAddr;
@@ -34,41 +33,41 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// Places on servers that outlive the manager.
+/// Persistent placements of sessions on servers.
 #[async_trait]
-pub trait Places: Send + Sync + fmt::Debug + 'static {
-    /// Gives `key` a place: the one it has if it is among `servers`, else where
-    /// the fewest are, the first of several such. If `org_alone`, not where
-    /// another organization is. None if nothing is left.
+pub trait Placements: Send + Sync + fmt::Debug + 'static {
+    /// Assigns `key` to a server: its present one if that is in `servers`, else the one
+    /// with the fewest sessions, the first of several. With `org_alone`, servers with
+    /// another organization are excluded. `None` if no server is left.
     ///
     /// # Errors
-    /// If the store cannot tell.
-    async fn take(
+    /// If the store is unavailable.
+    async fn place(
         &self,
         servers: &[String],
         key: &SessionKey,
         org_alone: bool,
     ) -> Result<Option<String>, Error>;
 
-    /// Gives a place of `key`'s back, if it has it.
+    /// Removes the placement of `key` on `server`, if it exists.
     ///
     /// # Errors
-    /// If the store cannot tell.
-    async fn leave(&self, server: &str, key: &SessionKey) -> Result<(), Error>;
+    /// If the store is unavailable.
+    async fn remove(&self, server: &str, key: &SessionKey) -> Result<(), Error>;
 
-    /// All the servers where `key` has a place.
+    /// Lists the servers to which `key` is assigned.
     ///
     /// # Errors
-    /// If the store cannot tell.
-    async fn of(&self, key: &SessionKey) -> Result<Vec<String>, Error>;
+    /// If the store is unavailable.
+    async fn list(&self, key: &SessionKey) -> Result<Vec<String>, Error>;
 }
 
-/// How existing servers are reached.
+/// Connection settings for existing servers.
 #[derive(Clone)]
 pub struct StaticConfig {
-    /// Where endpoints may be.
+    /// Allowed addresses of endpoints.
     pub allow: Arc<AllowList>,
-    /// TLS to endpoints that ask for it; [`system_tls`] if none.
+    /// TLS configuration of endpoints with TLS; [`system_tls`] if `None`.
     pub tls: Option<Arc<rustls::ClientConfig>>,
 }
 
@@ -80,7 +79,7 @@ impl fmt::Debug for StaticConfig {
     }
 }
 
-/// See the module.
+/// The `static` provider; see the module.
 #[derive(Debug)]
 pub struct StaticProvider {
     shared: Arc<Shared>,
@@ -89,33 +88,33 @@ pub struct StaticProvider {
 #[derive(Debug)]
 struct Shared {
     config: StaticConfig,
-    places: Arc<dyn Places>,
+    placements: Arc<dyn Placements>,
     state: Mutex<State>,
-    /// What is done to one session's place is done one after the other; which
-    /// gate is decided by a hash, so some sessions share one.
-    gates: [tokio::sync::Mutex<()>; GATES],
+    /// Serializes the changes of a session's placement. A hash selects the lock, so
+    /// some sessions share one.
+    locks: [tokio::sync::Mutex<()>; LOCKS],
     changes: Changes,
-    checked: Checked,
+    address_cache: AddressCache,
 }
 
-const GATES: usize = 64;
-/// No session is provisioned for longer than 15 min, so nobody waits longer.
-const PROBE_LIMIT: Duration = Duration::from_secs(16 * 60);
-/// How often a probe asks whether its session still has the endpoint.
-const PLACE_CHECK: Duration = Duration::from_secs(5);
-/// How long an endpoint that did not answer is avoided.
-const AVOID: Duration = Duration::from_secs(60);
+const LOCKS: usize = 64;
+/// Provisioning of a session takes at most 15 min.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(16 * 60);
+/// Time between two checks of a probe that its session still has the placement.
+const PLACEMENT_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Time for which an unhealthy endpoint is avoided.
+const UNHEALTHY_PERIOD: Duration = Duration::from_secs(60);
 
 impl StaticProvider {
-    /// Endpoints reached by `config`, shared by `places`.
-    pub fn new(config: StaticConfig, places: Arc<dyn Places>) -> Self {
+    /// A provider with these connection settings and placements.
+    pub fn new(config: StaticConfig, placements: Arc<dyn Placements>) -> Self {
         Self {
             shared: Arc::new(Shared {
-                checked: Checked::new(Arc::clone(&config.allow)),
+                address_cache: AddressCache::new(Arc::clone(&config.allow)),
                 config,
-                places,
+                placements,
                 state: Mutex::default(),
-                gates: std::array::from_fn(|_| tokio::sync::Mutex::default()),
+                locks: std::array::from_fn(|_| tokio::sync::Mutex::default()),
                 changes: Changes::default(),
             }),
         }
@@ -133,74 +132,77 @@ impl ComputeProvider for StaticProvider {
     }
 
     async fn ensure(&self, spec: &ComputeSpec) -> Result<(), Error> {
-        must_be_static(spec)?;
-        let _gate = self.shared.gate(&spec.key).await;
+        check_provider(spec)?;
+        let _guard = self.shared.lock(&spec.key).await;
         {
             let state = self.shared.state();
-            if state.release_of(spec).is_some() || state.use_of(spec).is_some() {
+            if state.release_of(spec).is_some() || state.assignment_of(spec).is_some() {
                 return Ok(());
             }
         }
         if let Some(cause) = unfit(spec, check_definition) {
-            self.shared.settle(spec, cause);
+            self.shared.fail(spec, cause);
             return Ok(());
         }
-        match self.shared.take(spec).await? {
-            Some(endpoint) => self.shared.begin(spec, endpoint),
+        match self.shared.place(spec).await? {
+            Some(endpoint) => self.shared.start_probe(spec, endpoint),
             None => {
                 let cause = format!(
                     "every endpoint of cluster {} serves another organization; use another cluster, or ask your platform team",
                     spec.cluster.name
                 );
-                self.shared.settle(spec, cause.into());
+                self.shared.fail(spec, cause.into());
             }
         }
         Ok(())
     }
 
     async fn observe(&self, spec: &ComputeSpec) -> Result<Observation, Error> {
-        must_be_static(spec)?;
+        check_provider(spec)?;
         {
             let state = self.shared.state();
             match state.release_of(spec) {
                 Some(Release { confirmed: true, .. }) => return Ok(Observation::Missing),
                 Some(Release { confirmed: false, .. }) => {
                     return Ok(Observation::Starting {
-                        detail: "its endpoint is being given back".to_owned(),
+                        detail: "its endpoint is being released".to_owned(),
                     });
                 }
                 None => {}
             }
-            if let Some(used) = state.use_of(spec) {
-                return Ok(used.stage.observation());
+            if let Some(assignment) = state.assignment_of(spec) {
+                return Ok(assignment.stage.observation());
             }
         }
-        let _gate = self.shared.gate(&spec.key).await;
-        // Taken by another manager, or by one before this.
-        let taken = self.shared.taken(spec).await?;
+        let _guard = self.shared.lock(&spec.key).await;
+        // Placed by another manager, or before a restart.
+        let placed = self.shared.placed(spec).await?;
         if self.shared.state().release_of(spec).is_some() {
             return Ok(Observation::Missing);
         }
-        match taken {
-            Some(endpoint) => self.shared.begin(spec, endpoint),
-            None => self.shared.state().drop_use(&spec.key),
+        match placed {
+            Some(endpoint) => self.shared.start_probe(spec, endpoint),
+            None => self.shared.state().remove_assignment(&spec.key),
         }
         let state = self.shared.state();
         Ok(state
-            .use_of(spec)
-            .map_or(Observation::Missing, |used| used.stage.observation()))
+            .assignment_of(spec)
+            .map_or(Observation::Missing, |assignment| assignment.stage.observation()))
     }
 
     async fn release(&self, spec: &ComputeSpec) -> Result<(), Error> {
-        must_be_static(spec)?;
-        let _gate = self.shared.gate(&spec.key).await;
+        check_provider(spec)?;
+        let _guard = self.shared.lock(&spec.key).await;
         {
             let mut state = self.shared.state();
-            let newest = state.uses.get(&spec.key).map(|used| used.generation);
+            let newest = state
+                .assignments
+                .get(&spec.key)
+                .map(|assignment| assignment.generation);
             if newest.is_some_and(|newest| newest > spec.generation) {
                 return Ok(());
             }
-            if state.released.len() >= REMEMBER_MANY {
+            if state.released.len() >= MAX_STORED {
                 state.released.retain(|_, release| !release.confirmed);
             }
             let release = state.released.entry(spec.key.clone()).or_default();
@@ -208,13 +210,13 @@ impl ComputeProvider for StaticProvider {
                 up_to: release.up_to.max(spec.generation),
                 confirmed: false,
             };
-            state.drop_use(&spec.key);
+            state.remove_assignment(&spec.key);
         }
-        self.shared.leave_all(&spec.key).await?;
+        self.shared.remove_placements(&spec.key).await?;
         if let Some(release) = self.shared.state().released.get_mut(&spec.key) {
             release.confirmed = true;
         }
-        self.shared.changes.tell(&spec.key, spec.generation);
+        self.shared.changes.publish(&spec.key, spec.generation);
         Ok(())
     }
 
@@ -238,17 +240,20 @@ impl SharedCompute for StaticProvider {
     }
 
     async fn addresses(&self, server: &str) -> Result<Arc<[SocketAddr]>, AddressError> {
-        self.shared.checked.addresses(&server.to_ascii_lowercase()).await
+        self.shared
+            .address_cache
+            .addresses(&server.to_ascii_lowercase())
+            .await
     }
 
-    async fn choose_catalog(
+    async fn select_catalog(
         &self,
         spec: &ComputeSpec,
         server: &str,
         id: &SparkSessionId,
-    ) -> Result<Chosen, Cause> {
+    ) -> Result<CatalogSelection, Cause> {
         let target = self.shared.target_at(&spec.cluster, server)?;
-        shared_servers::choose_catalog(&target, spec, id).await
+        shared_servers::select_catalog(&target, spec, id).await
     }
 
     async fn end_spark_sessions(
@@ -263,7 +268,7 @@ impl SharedCompute for StaticProvider {
     }
 }
 
-fn must_be_static(spec: &ComputeSpec) -> Result<(), Error> {
+fn check_provider(spec: &ComputeSpec) -> Result<(), Error> {
     if spec.cluster.provider.kind() == ProviderKind::Static {
         Ok(())
     } else {
@@ -285,7 +290,7 @@ pub(crate) fn addresses(cluster: &Cluster) -> Vec<String> {
     endpoints.map(|endpoint| endpoint.address.clone()).collect()
 }
 
-/// One server is one place, whichever cluster names it.
+/// Name of a server in placements, the same for all clusters.
 fn server_name(endpoint: &StaticEndpoint) -> String {
     endpoint.address.to_ascii_lowercase()
 }
@@ -301,33 +306,34 @@ impl Shared {
         self.state.lock()
     }
 
-    async fn gate(&self, key: &SessionKey) -> tokio::sync::MutexGuard<'_, ()> {
+    async fn lock(&self, key: &SessionKey) -> tokio::sync::MutexGuard<'_, ()> {
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(key);
-        self.gates[usize::try_from(hash % GATES as u64).unwrap_or(0)]
+        self.locks[usize::try_from(hash % LOCKS as u64).unwrap_or(0)]
             .lock()
             .await
     }
 
-    /// Where this session has its place, by the places alone: the definition
-    /// of its cluster may have changed since.
-    async fn taken<'a>(&self, spec: &'a ComputeSpec) -> Result<Option<&'a StaticEndpoint>, Error> {
-        let servers = self.places.of(&spec.key).await?;
+    /// Returns the endpoint of the session's placement, if the cluster still has it.
+    async fn placed<'a>(&self, spec: &'a ComputeSpec) -> Result<Option<&'a StaticEndpoint>, Error> {
+        let servers = self.placements.list(&spec.key).await?;
         Ok(servers
             .iter()
             .find_map(|server| endpoint_at(&spec.cluster, server)))
     }
 
-    /// The endpoint where this session has its place, or the one it gets now:
-    /// where the fewest are, of those that answered when last asked, if any.
-    async fn take<'a>(&self, spec: &'a ComputeSpec) -> Result<Option<&'a StaticEndpoint>, Error> {
-        if let Some(endpoint) = self.taken(spec).await? {
+    /// Returns the endpoint of the session's placement, or assigns one: the one with
+    /// the fewest sessions, preferably a healthy one.
+    async fn place<'a>(&self, spec: &'a ComputeSpec) -> Result<Option<&'a StaticEndpoint>, Error> {
+        if let Some(endpoint) = self.placed(spec).await? {
             return Ok(Some(endpoint));
         }
-        // What it has is no endpoint of its cluster any more.
-        self.leave_all(&spec.key).await?;
+        // The placement is on a server that its cluster no longer has.
+        self.remove_placements(&spec.key).await?;
         let (healthy, others): (Vec<_>, Vec<_>) = {
             let mut state = self.state();
-            state.unhealthy.retain(|_, seen| seen.elapsed() < AVOID);
+            state
+                .unhealthy
+                .retain(|_, seen| seen.elapsed() < UNHEALTHY_PERIOD);
             endpoints(&spec.cluster)
                 .iter()
                 .map(server_name)
@@ -335,21 +341,21 @@ impl Shared {
         };
         let org_alone = spec.cluster.keeps_orgs_apart();
         for servers in [healthy, others] {
-            if let Some(server) = self.places.take(&servers, &spec.key, org_alone).await? {
+            if let Some(server) = self.placements.place(&servers, &spec.key, org_alone).await? {
                 return Ok(endpoint_at(&spec.cluster, &server));
             }
         }
         Ok(None)
     }
 
-    async fn leave_all(&self, key: &SessionKey) -> Result<(), Error> {
-        for server in self.places.of(key).await? {
-            self.places.leave(&server, key).await?;
+    async fn remove_placements(&self, key: &SessionKey) -> Result<(), Error> {
+        for server in self.placements.list(key).await? {
+            self.placements.remove(&server, key).await?;
         }
         Ok(())
     }
 
-    /// How to reach a server that Spark sessions were bound on.
+    /// Connection parameters of a server with bound Spark sessions.
     fn target_at(&self, cluster: &Cluster, server: &str) -> Result<Target, Cause> {
         let endpoint = endpoint_at(cluster, server)
             .ok_or_else(|| Cause::from(format!("its server is no longer one of cluster {}", cluster.name)))?;
@@ -360,8 +366,9 @@ impl Shared {
         let tls = match &endpoint.tls_server_name {
             None => None,
             Some(name) => {
-                let server = ServerName::try_from(name.clone())
-                    .map_err(|_| user_message::cause("the TLS server name of its endpoint is none", name))?;
+                let server = ServerName::try_from(name.clone()).map_err(|_| {
+                    user_message::cause("the TLS server name of its endpoint is invalid", name)
+                })?;
                 let config = match &self.config.tls {
                     Some(config) => config.clone(),
                     None => system_tls().map_err(|e| user_message::cause("TLS cannot be used", e))?,
@@ -377,33 +384,33 @@ impl Shared {
         })
     }
 
-    /// Writes down that there is no hope, without a probe.
-    fn settle(&self, spec: &ComputeSpec, cause: Cause) {
+    /// Sets a permanent failure, without a probe.
+    fn fail(&self, spec: &ComputeSpec, cause: Cause) {
         let stage = Stage::Failed { cause };
-        self.state().put_use(spec, None, stage);
-        self.changes.tell(&spec.key, spec.generation);
+        self.state().set_assignment(spec, None, stage);
+        self.changes.publish(&spec.key, spec.generation);
     }
 
-    /// Starts probing, unless somebody did.
-    fn begin(self: &Arc<Self>, spec: &ComputeSpec, endpoint: &StaticEndpoint) {
+    /// Starts a probe, unless one runs or has succeeded.
+    fn start_probe(self: &Arc<Self>, spec: &ComputeSpec, endpoint: &StaticEndpoint) {
         let name = server_name(endpoint);
         let target = match self.target(endpoint) {
             Ok(target) => target,
-            Err(cause) => return self.settle(spec, cause),
+            Err(cause) => return self.fail(spec, cause),
         };
         let (run, stop) = {
             let mut state = self.state();
-            if let Some(used) = state.uses.get_mut(&spec.key)
-                && used.place.as_ref() == Some(&name)
-                && !matches!(used.stage, Stage::Failed { .. })
+            if let Some(assignment) = state.assignments.get_mut(&spec.key)
+                && assignment.server.as_ref() == Some(&name)
+                && !matches!(assignment.stage, Stage::Failed { .. })
             {
-                used.generation = used.generation.max(spec.generation);
+                assignment.generation = assignment.generation.max(spec.generation);
                 return;
             }
             let stage = Stage::Starting {
                 detail: "its endpoint is being probed".to_owned(),
             };
-            state.put_use(spec, Some(name.clone()), stage)
+            state.set_assignment(spec, Some(name.clone()), stage)
         };
         let (shared, spec, endpoint) = (self.clone(), spec.clone(), endpoint.clone());
         tokio::spawn(async move {
@@ -411,24 +418,24 @@ impl Shared {
                 biased;
                 () = stop.cancelled() => {}
                 () = shared.probe(&spec, &endpoint, &target, run) => {}
-                () = shared.until_lost(&spec.key, &name) => {
+                () = shared.until_removed(&spec.key, &name) => {
                     shared.state().end_run(&spec.key, run);
-                    shared.changes.tell(&spec.key, spec.generation);
+                    shared.changes.publish(&spec.key, spec.generation);
                 }
             }
         });
     }
 
-    /// Waits until the place has been given back by another manager, or until
-    /// nobody can be waiting for this probe any more.
-    async fn until_lost(&self, key: &SessionKey, name: &str) {
-        let over = Instant::now() + PROBE_LIMIT;
-        while Instant::now() < over {
-            sleep(PLACE_CHECK).await;
-            match self.places.of(key).await {
+    /// Waits until another manager removed the placement, or until the probe can have
+    /// no waiter.
+    async fn until_removed(&self, key: &SessionKey, name: &str) {
+        let deadline = Instant::now() + PROBE_TIMEOUT;
+        while Instant::now() < deadline {
+            sleep(PLACEMENT_CHECK_INTERVAL).await;
+            match self.placements.list(key).await {
                 Ok(servers) if servers.iter().any(|server| server == name) => {}
                 Ok(_) => return,
-                Err(cause) => tracing::debug!(session = %key.id, %cause, "its place cannot be looked up"),
+                Err(cause) => tracing::debug!(session = %key.id, %cause, "reading placements failed"),
             }
         }
     }
@@ -443,14 +450,14 @@ impl Shared {
             }),
         };
         let secrets = target.credential.as_slice();
-        let asked = probe::until_ready(target, &question, |why| {
+        let outcome = probe::until_ready(target, &question, |why| {
             let why = user_message::masked(&why, secrets);
             tracing::debug!(session = %spec.key.id, cause = %why.text, detail = %why.detail, "not ready yet");
             let mut state = self.state();
             state.unhealthy.insert(server_name(endpoint), Instant::now());
             state.write(spec, run, Stage::Starting { detail: why.text });
         });
-        let stage = match asked.await {
+        let stage = match outcome.await {
             Ok(engine_version) => {
                 let route = Route {
                     endpoint: endpoint.address.clone(),
@@ -476,6 +483,6 @@ impl Shared {
             }
             state.write(spec, run, stage);
         }
-        self.changes.tell(&spec.key, spec.generation);
+        self.changes.publish(&spec.key, spec.generation);
     }
 }

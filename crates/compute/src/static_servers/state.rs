@@ -1,5 +1,5 @@
-//! What one manager knows of the sessions on existing servers. It is found again
-//! when it is lost: the places in the store decide.
+//! State of one manager about sessions on existing servers. It can be rebuilt: the
+//! placements in the store decide.
 
 use crate::ComputeSpec;
 use session_core::machine::{Cause, Observation};
@@ -10,29 +10,29 @@ use tokio_util::sync::CancellationToken;
 
 #[derive(Debug, Default)]
 pub(super) struct State {
-    /// By session: one place serves all its generations.
-    pub(super) uses: HashMap<SessionKey, Use>,
+    /// By session: one placement serves all its generations.
+    pub(super) assignments: HashMap<SessionKey, Assignment>,
     pub(super) released: HashMap<SessionKey, Release>,
-    /// Endpoints that did not answer, and when that was seen last.
+    /// Unhealthy endpoints, with the time of the last failure.
     pub(super) unhealthy: HashMap<String, Instant>,
     pub(super) runs: u64,
 }
 
-/// Generations that must not come back.
+/// Generations that must not be started again.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Release {
     pub(super) up_to: u64,
-    /// The store has taken the place back.
+    /// The placement was removed from the store.
     pub(super) confirmed: bool,
 }
 
 #[derive(Debug)]
-pub(super) struct Use {
+pub(super) struct Assignment {
     pub(super) run: u64,
-    /// The newest generation that asked for it.
+    /// The newest generation.
     pub(super) generation: u64,
-    /// The server where it has its place; none if it never came to that.
-    pub(super) place: Option<String>,
+    /// The server; `None` if no placement was possible.
+    pub(super) server: Option<String>,
     pub(super) stage: Stage,
     pub(super) stop: CancellationToken,
 }
@@ -45,7 +45,7 @@ pub(super) enum Stage {
     Ready {
         route: Route,
     },
-    /// Asking again cannot help.
+    /// A permanent failure.
     Failed {
         cause: Cause,
     },
@@ -66,8 +66,8 @@ impl Stage {
     }
 }
 
-/// More released sessions are not remembered one by one; the places decide.
-pub(super) const REMEMBER_MANY: usize = 10_000;
+/// Maximum number of stored releases and failures; beyond it, the placements decide.
+pub(super) const MAX_STORED: usize = 10_000;
 impl State {
     pub(super) fn release_of(&self, spec: &ComputeSpec) -> Option<Release> {
         self.released
@@ -76,54 +76,62 @@ impl State {
             .filter(|release| spec.generation <= release.up_to)
     }
 
-    /// What is known of this generation. One place serves all of a session's
-    /// generations, but for a newer one it must be looked up: another manager
-    /// may have given it back in between.
-    pub(super) fn use_of(&self, spec: &ComputeSpec) -> Option<&Use> {
-        self.uses
+    /// The assignment of this generation. A newer generation must read the placement
+    /// again: another manager can have removed it.
+    pub(super) fn assignment_of(&self, spec: &ComputeSpec) -> Option<&Assignment> {
+        self.assignments
             .get(&spec.key)
-            .filter(|used| used.generation >= spec.generation)
+            .filter(|assignment| assignment.generation >= spec.generation)
     }
 
-    pub(super) fn put_use(
+    pub(super) fn set_assignment(
         &mut self,
         spec: &ComputeSpec,
-        place: Option<String>,
+        server: Option<String>,
         stage: Stage,
     ) -> (u64, CancellationToken) {
-        self.drop_use(&spec.key);
-        if self.uses.len() >= REMEMBER_MANY {
-            // Whoever still asks is told again.
-            self.uses.retain(|_, used| used.place.is_some());
+        self.remove_assignment(&spec.key);
+        if self.assignments.len() >= MAX_STORED {
+            // A caller that repeats receives the failure again.
+            self.assignments
+                .retain(|_, assignment| assignment.server.is_some());
         }
         self.runs += 1;
         let stop = CancellationToken::new();
-        let used = Use {
+        let assignment = Assignment {
             run: self.runs,
             generation: spec.generation,
-            place,
+            server,
             stage,
             stop: stop.clone(),
         };
-        self.uses.insert(spec.key.clone(), used);
+        self.assignments.insert(spec.key.clone(), assignment);
         (self.runs, stop)
     }
 
-    pub(super) fn drop_use(&mut self, key: &SessionKey) {
-        if let Some(used) = self.uses.remove(key) {
-            used.stop.cancel();
+    pub(super) fn remove_assignment(&mut self, key: &SessionKey) {
+        if let Some(assignment) = self.assignments.remove(key) {
+            assignment.stop.cancel();
         }
     }
 
     pub(super) fn end_run(&mut self, key: &SessionKey, run: u64) {
-        if self.uses.get(key).is_some_and(|used| used.run == run) {
-            self.uses.remove(key);
+        if self
+            .assignments
+            .get(key)
+            .is_some_and(|assignment| assignment.run == run)
+        {
+            self.assignments.remove(key);
         }
     }
 
     pub(super) fn write(&mut self, spec: &ComputeSpec, run: u64, stage: Stage) {
-        if let Some(used) = self.uses.get_mut(&spec.key).filter(|used| used.run == run) {
-            used.stage = stage;
+        if let Some(assignment) = self
+            .assignments
+            .get_mut(&spec.key)
+            .filter(|assignment| assignment.run == run)
+        {
+            assignment.stage = stage;
         }
     }
 }

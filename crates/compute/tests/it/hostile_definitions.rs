@@ -1,7 +1,6 @@
-//! What definitions say reaches an engine as it was said: seen in the real
-//! arguments, environment and settings of a real child of the provider.
-//! Nothing of it is run by anybody, and nothing of the manager's own
-//! environment is there.
+//! Texts in definitions reach an engine unchanged, verified with the real arguments,
+//! environment and settings of a child of the provider. No shell interprets them, and
+//! no variable of the manager's environment is passed on.
 
 use crate::support::*;
 use compute::{ComputeProvider, ComputeSpec, ProcessProvider, validate_catalog, validate_cluster};
@@ -14,14 +13,14 @@ use std::process::{Command, Stdio};
 
 const MANAGER: &str = "BERTH_TEST_MANAGER";
 const SECRET: &str = "s3cr3t $(id) `id` ; -x 'y'";
-/// Dumps what it was started with, then stays as an engine would.
+/// Writes its arguments and environment, then runs like an engine.
 const ENGINE: &str = "#!/bin/sh
 cat /proc/$$/environ > \"$HOME/environ.new\" && mv \"$HOME/environ.new\" \"$HOME/environ\"
 cat /proc/$$/cmdline > \"$HOME/cmdline.new\" && mv \"$HOME/cmdline.new\" \"$HOME/cmdline\"
 exec sleep 600
 ";
 
-/// Texts that somebody might interpret; `touch` would leave a trace.
+/// Texts that a shell could interpret; `touch` would leave a file.
 fn texts(trace: &Path) -> Vec<String> {
     let touch = format!("touch {}", trace.display());
     vec![
@@ -46,7 +45,7 @@ fn texts(trace: &Path) -> Vec<String> {
     ]
 }
 
-/// This test once more, as a manager with secrets and more in its environment.
+/// Runs this test again as a manager with secrets in its environment.
 fn as_a_manager(test: &str) -> bool {
     if std::env::var_os(MANAGER).is_some() {
         return true;
@@ -77,7 +76,7 @@ fn write_program(path: &Path) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// A session on an engine of the test's own: no real one is needed.
+/// A session on a fake engine.
 fn spec_of(engine: Engine, program: &Path, java_home: Option<&Path>) -> ComputeSpec {
     let text = |path: &Path| path.to_str().unwrap().to_owned();
     let provider = Provider::Process {
@@ -141,7 +140,7 @@ fn parts(bytes: &[u8]) -> Vec<String> {
         .collect()
 }
 
-/// What the engine was started with, and its settings in a file, if it has one.
+/// Arguments and environment of the engine, and its settings file, if any.
 struct Started {
     args: Vec<String>,
     env: BTreeMap<String, String>,
@@ -167,7 +166,7 @@ async fn start(dir: &Path, spec: &ComputeSpec) -> Started {
     }
 }
 
-/// The environment that every engine has; its folders are its own.
+/// The environment of every engine, except its folders.
 fn take_common(env: &mut BTreeMap<String, String>, dir: &Path) {
     for (key, value) in [
         ("PATH", "/usr/local/bin:/usr/bin:/bin"),
@@ -251,7 +250,7 @@ async fn sail_gets_what_was_said_and_nothing_else() {
     assert!(!trace.exists(), "something was run");
 }
 
-/// The settings as Java itself reads them.
+/// The settings as Java reads them.
 fn java_reads(dir: &Path, file: &Path) -> BTreeMap<String, String> {
     let source = dir.join("Dump.java");
     std::fs::write(
@@ -299,7 +298,7 @@ async fn spark_gets_what_was_said_and_nothing_else() {
     let home = other.path().join("spark");
     std::fs::create_dir_all(home.join("jars")).unwrap();
     let mut texts = texts(&trace);
-    // A file can hold these, so Spark may have them.
+    // A file can contain these, so Spark accepts them.
     texts.extend(["\"double\"", "back\\slash\\", "\\n\\u0041"].map(str::to_owned));
     let mut spec = spec_of(Engine::Spark, &home, Some(&other.path().join("java")));
     set_properties(
@@ -318,7 +317,7 @@ async fn spark_gets_what_was_said_and_nothing_else() {
     spec.catalog = Some(catalog(Engine::Spark, "lake", &said));
 
     let started = start(dir.path(), &spec).await;
-    // Everybody on the machine can read arguments: nothing that was said is there.
+    // Arguments are readable by all users of the machine: they contain no setting.
     for arg in &started.args {
         let said = texts
             .iter()

@@ -44,7 +44,7 @@ async fn a_session_starts_answers_and_leaves_nothing_behind() {
         .map(|e| e.file_name())
         .collect();
     assert_eq!(left, ["lock"]);
-    // A late ensure of what was released must not bring it back.
+    // A late ensure of a released generation must not start it again.
     provider.ensure(&spec).await.unwrap();
     assert_eq!(provider.observe(&spec).await.unwrap(), Observation::Missing);
 }
@@ -127,7 +127,7 @@ async fn a_killed_helper_takes_the_engine_with_it() {
     }
 }
 
-/// Run by the next test as a process of its own, to be killed.
+/// Run by the next test as a separate process, to be killed.
 #[tokio::test]
 async fn stand_in_for_a_manager() {
     let Some(dir) = std::env::var_os("BERTH_TEST_STAND_IN") else {
@@ -163,7 +163,7 @@ async fn a_killed_manager_leaves_no_engine() {
         Running::below(dir.path()).is_none()
     })
     .await;
-    // The next manager clears what was left.
+    // The next manager removes the remains.
     let _next = provider(dir.path());
     assert!(
         std::fs::read_dir(dir.path())
@@ -194,7 +194,7 @@ async fn the_default_catalog_needs_no_qualified_names() {
         .await
         .unwrap();
     assert!(has(&client.sql("SHOW TABLES").await.unwrap(), "orders"));
-    // What an engine writes stays in the session's own folder.
+    // Files of an engine stay in the session's folder.
     assert!(
         !Path::new("spark-warehouse").exists(),
         "written to the manager's folder"
@@ -245,7 +245,7 @@ async fn a_wrong_catalog_fails_with_its_cause() {
         "{cause}"
     );
 
-    // It may come back, so it is waited for; the detail tells why.
+    // It can recover, so the session waits; the detail has the cause.
     let told = |o: &Observation| matches!(o, Observation::Starting { detail } if detail.contains("catalog lake cannot be used"));
     let seen = until(&provider, &unreachable, told).await;
     assert!(
@@ -383,7 +383,7 @@ async fn the_machine_is_not_overrun() {
     assert!(permanent && cause.contains("another organization"), "{cause}");
     until_ready(&provider, &specs[0]).await;
     until_ready(&provider, &specs[1]).await;
-    // Room again: asking again succeeds.
+    // Room again: a repeated ensure succeeds.
     provider.release(&specs[0]).await.unwrap();
     until_missing(&provider, &specs[0]).await;
     provider.ensure(&specs[2]).await.unwrap();

@@ -1,4 +1,4 @@
-//! The process provider with Apache Spark's own Connect server.
+//! The process provider with the Connect server of Apache Spark.
 
 use crate::support::*;
 use compute::ComputeProvider;
@@ -6,7 +6,7 @@ use session_core::Engine;
 use session_core::machine::Observation;
 use std::time::Instant;
 
-/// A catalog that the released jars hold without any other: JDBC over Derby, in memory.
+/// A catalog that the released jars contain: JDBC over Derby, in memory.
 fn derby(name: &str) -> session_core::Catalog {
     catalog(
         Engine::Spark,
@@ -91,7 +91,7 @@ async fn without_a_catalog_tables_are_files_of_the_session() {
 }
 
 #[tokio::test]
-async fn wrong_catalogs_are_told_apart() {
+async fn wrong_catalogs_have_different_errors() {
     let dir = tempfile::tempdir().unwrap();
     let provider = provider(dir.path());
     let mut no_class = spec(Engine::Spark, 1);

@@ -1,9 +1,9 @@
-//! Single Spark sessions on a server that sessions share, on both engines.
+//! Spark sessions on a shared server, on both engines.
 
 use crate::support::*;
 use compute::connector::Target;
-use compute::shared_servers::{choose_catalog, end_spark_sessions, user_id};
-use compute::{AllowList, Chosen, ComputeProvider, ComputeSpec};
+use compute::shared_servers::{end_spark_sessions, select_catalog, user_id};
+use compute::{AllowList, CatalogSelection, ComputeProvider, ComputeSpec};
 use session_core::{Engine, Provider, Route, SparkSessionId};
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
@@ -15,15 +15,15 @@ fn spark_id() -> SparkSessionId {
     uuid::Uuid::new_v4().to_string().parse().unwrap()
 }
 
-/// Speaks as the proxy does for this session.
+/// A client with the identity that the proxy uses for this session.
 async fn client(route: &Route, spec: &ComputeSpec, id: &SparkSessionId) -> RawClient {
     RawClient::connect(route)
         .await
         .speaking_as(&user_id(&spec.key), id.as_str())
 }
 
-/// The server has a catalog `lake` with a database `dev`, which is not what its
-/// Spark sessions begin with. Names of databases are upper-case on one engine.
+/// The server has a catalog `lake` with a database `dev`, which are not the initial
+/// ones of a Spark session. Database names are upper-case on one engine.
 async fn prepared_kept_apart_and_ended(route: &Route, database: &str) {
     let target = Target {
         address: route.endpoint.clone(),
@@ -38,10 +38,10 @@ async fn prepared_kept_apart_and_ended(route: &Route, database: &str) {
 
     let (one, other) = (spark_id(), spark_id());
     for _ in 0..2 {
-        let chosen = choose_catalog(&target, &with, &one).await;
+        let chosen = select_catalog(&target, &with, &one).await;
         assert_eq!(
             chosen,
-            Ok(Chosen::Current),
+            Ok(CatalogSelection::Current),
             "the first call of all, and safe to repeat"
         );
     }
@@ -57,7 +57,7 @@ async fn prepared_kept_apart_and_ended(route: &Route, database: &str) {
         .unwrap();
     first.sql("SELECT n FROM secret").await.unwrap();
 
-    // Another session with another id: neither the view nor the catalog.
+    // Another session with another id has neither the view nor the catalog.
     let mut second = client(route, &plain, &other).await;
     assert!(!has(
         &second.sql("SELECT current_catalog()").await.unwrap(),
@@ -67,11 +67,11 @@ async fn prepared_kept_apart_and_ended(route: &Route, database: &str) {
 
     let mut wrong = with.clone();
     wrong.catalog = Some(catalog(route.engine, "nowhere", &[("type", "memory")]));
-    let refused = choose_catalog(&target, &wrong, &spark_id()).await.unwrap_err();
+    let refused = select_catalog(&target, &wrong, &spark_id()).await.unwrap_err();
     assert_eq!(refused.text, "the server has no such catalog or database");
     assert!(refused.detail.contains("nowhere"), "{refused:?}");
 
-    // Ended: one that was used, one that never was, and both again.
+    // Ends a used one, an unused one, and both again.
     let unused = spark_id();
     let ids = [one.clone(), unused.clone()];
     for _ in 0..2 {
@@ -83,17 +83,18 @@ async fn prepared_kept_apart_and_ended(route: &Route, database: &str) {
     let gone = first.sql("SELECT n FROM secret").await.unwrap_err();
     let told = ["is not running", "SESSION_CLOSED"];
     assert!(told.iter().any(|told| gone.message().contains(told)), "{gone}");
-    let again = choose_catalog(&target, &with, &one).await;
-    assert_eq!(again, Ok(Chosen::Ended), "the server will have it no more");
+    let again = select_catalog(&target, &with, &one).await;
+    assert_eq!(again, Ok(CatalogSelection::Ended), "the server rejects the id");
     for id in [&one, &unused] {
         let mut late = client(route, &plain, id).await;
         match route.engine {
-            // It finds a Spark session by its id alone: nobody may get into it.
+            // Sail identifies a Spark session by its id alone: the id cannot be used
+            // again.
             Engine::Sail => {
                 let refused = late.sql("SELECT 1").await.unwrap_err();
                 assert!(refused.message().contains("is not running"), "{refused}");
             }
-            // It asks for the user too: this is another one.
+            // Spark also compares the user: this is another Spark session.
             Engine::Spark => assert!(late.sql("SELECT n FROM secret").await.is_err()),
         }
     }
@@ -160,7 +161,7 @@ async fn spark_sessions_on_apache_spark() {
     let children = provider(dir.path());
     let mut spec = spec(Engine::Spark, 1000);
     if let Provider::Process { properties, .. } = &mut spec.cluster.provider {
-        // The catalog that the released jars hold without any other.
+        // The catalog that the released jars contain.
         let class = "org.apache.spark.sql.execution.datasources.v2.jdbc.JDBCTableCatalog";
         for (key, value) in [
             ("", class),

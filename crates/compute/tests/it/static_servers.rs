@@ -1,10 +1,10 @@
-//! The static provider, with a real Sail server as the existing one.
+//! The static provider with a real Sail server.
 
 use crate::support::*;
 use async_trait::async_trait;
 use compute::{
-    AllowList, Chosen, ComputeProvider, ComputeSpec, Error, Places, SharedCompute, StaticConfig,
-    StaticProvider,
+    AllowList, CatalogSelection, ComputeProvider, ComputeSpec, Error, Placements, SharedCompute,
+    StaticConfig, StaticProvider,
 };
 use futures::StreamExt;
 use session_core::cluster::StaticEndpoint;
@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 #[derive(Debug, Default)]
-struct MemoryPlaces(Mutex<BTreeMap<String, BTreeSet<SessionKey>>>, AtomicBool);
+struct MemoryPlacements(Mutex<BTreeMap<String, BTreeSet<SessionKey>>>, AtomicBool);
 
-impl MemoryPlaces {
+impl MemoryPlacements {
     fn all(&self) -> Vec<(String, SessionKey)> {
         let places = self.0.lock().unwrap();
         let all = places
@@ -28,8 +28,8 @@ impl MemoryPlaces {
 }
 
 #[async_trait]
-impl Places for MemoryPlaces {
-    async fn take(
+impl Placements for MemoryPlacements {
+    async fn place(
         &self,
         servers: &[String],
         key: &SessionKey,
@@ -47,7 +47,7 @@ impl Places for MemoryPlaces {
         Ok(best)
     }
 
-    async fn leave(&self, server: &str, key: &SessionKey) -> Result<(), Error> {
+    async fn remove(&self, server: &str, key: &SessionKey) -> Result<(), Error> {
         if self.1.load(Ordering::SeqCst) {
             return Err(Error::Unavailable("the store is away".to_owned()));
         }
@@ -57,7 +57,7 @@ impl Places for MemoryPlaces {
         Ok(())
     }
 
-    async fn of(&self, key: &SessionKey) -> Result<Vec<String>, Error> {
+    async fn list(&self, key: &SessionKey) -> Result<Vec<String>, Error> {
         let held = self.all().into_iter().filter(|(_, holder)| holder == key);
         Ok(held.map(|(server, _)| server).collect())
     }
@@ -87,12 +87,12 @@ fn session(cluster: &Cluster, n: u64) -> ComputeSpec {
     }
 }
 
-fn provider_with(places: &Arc<MemoryPlaces>, allow: &[&str], dev: bool) -> StaticProvider {
+fn provider_with(places: &Arc<MemoryPlacements>, allow: &[&str], dev: bool) -> StaticProvider {
     let allow = Arc::new(AllowList::new(allow.iter().copied(), [], dev).unwrap());
     StaticProvider::new(StaticConfig { allow, tls: None }, places.clone())
 }
 
-/// A Sail server that is there already.
+/// An existing Sail server.
 struct Existing {
     _dir: tempfile::TempDir,
     _children: compute::ProcessProvider,
@@ -115,7 +115,7 @@ async fn existing() -> Existing {
 #[tokio::test]
 async fn an_endpoint_serves_many_sessions_of_one_organization() {
     let server = existing().await;
-    let places = Arc::new(MemoryPlaces::default());
+    let places = Arc::new(MemoryPlacements::default());
     let provider = provider_with(&places, &[], true);
     let cluster = at(&[&server.address]);
     let (first, second) = (session(&cluster, 1), session(&cluster, 2));
@@ -138,7 +138,7 @@ async fn an_endpoint_serves_many_sessions_of_one_organization() {
         "{cause}"
     );
 
-    // A new generation keeps its place when the one before is released.
+    // A new generation keeps the placement when the previous one is released.
     let next = ComputeSpec {
         generation: 2,
         ..first.clone()
@@ -146,12 +146,12 @@ async fn an_endpoint_serves_many_sessions_of_one_organization() {
     provider.ensure(&next).await.unwrap();
     provider.release(&first).await.unwrap();
     until_ready(&provider, &next).await;
-    let place = places.of(&first.key).await.unwrap();
+    let place = places.list(&first.key).await.unwrap();
     assert_eq!(place, std::slice::from_ref(&server.address));
 
     provider.release(&next).await.unwrap();
     assert_eq!(provider.observe(&next).await.unwrap(), Observation::Missing);
-    assert!(places.of(&first.key).await.unwrap().is_empty());
+    assert!(places.list(&first.key).await.unwrap().is_empty());
     provider.ensure(&next).await.unwrap();
     assert_eq!(provider.observe(&next).await.unwrap(), Observation::Missing);
     until_ready(&provider, &second).await;
@@ -159,7 +159,7 @@ async fn an_endpoint_serves_many_sessions_of_one_organization() {
 
 #[tokio::test]
 async fn sessions_go_where_the_fewest_are() {
-    let places = Arc::new(MemoryPlaces::default());
+    let places = Arc::new(MemoryPlacements::default());
     let provider = provider_with(&places, &[], true);
     let cluster = at(&["127.0.0.1:9", "127.0.0.1:10"]);
     for n in 1..=4 {
@@ -172,13 +172,13 @@ async fn sessions_go_where_the_fewest_are() {
 }
 
 #[tokio::test]
-async fn a_new_manager_finds_the_place_and_probes_again() {
+async fn a_new_manager_reads_the_placement_and_probes_again() {
     let server = existing().await;
-    let places = Arc::new(MemoryPlaces::default());
+    let places = Arc::new(MemoryPlacements::default());
     let cluster = at(&["127.0.0.1:9", &server.address]);
     let spec = session(&cluster, 1);
     let taken = places
-        .take(std::slice::from_ref(&server.address), &spec.key, true)
+        .place(std::slice::from_ref(&server.address), &spec.key, true)
         .await;
     assert!(taken.unwrap().is_some());
     let provider = provider_with(&places, &[], true);
@@ -187,7 +187,7 @@ async fn a_new_manager_finds_the_place_and_probes_again() {
         Observation::Starting { .. }
     ));
     assert_eq!(until_ready(&provider, &spec).await.endpoint, server.address);
-    // Released by a manager that knows nothing of it.
+    // Released by a manager without state about it.
     provider_with(&places, &[], true).release(&spec).await.unwrap();
     assert!(places.all().is_empty());
 }
@@ -195,7 +195,7 @@ async fn a_new_manager_finds_the_place_and_probes_again() {
 #[tokio::test]
 async fn unhealthy_endpoints_are_taken_last_and_forbidden_ones_never() {
     let server = existing().await;
-    let places = Arc::new(MemoryPlaces::default());
+    let places = Arc::new(MemoryPlacements::default());
     let cluster = at(&["127.0.0.1:9", &server.address]);
     let provider = provider_with(&places, &[], true);
     let unlucky = session(&cluster, 1);
@@ -219,7 +219,7 @@ async fn unhealthy_endpoints_are_taken_last_and_forbidden_ones_never() {
 }
 
 #[tokio::test]
-async fn catalogs_are_chosen_by_calls_and_checked() {
+async fn catalogs_are_selected_by_calls_and_checked() {
     let server = existing().await;
     let provider = provider_with(&Arc::default(), &[], true);
     let mut spec = session(&at(&[&server.address]), 1);
@@ -262,7 +262,7 @@ async fn tls_is_verified_against_the_endpoint_s_name() {
         .with_no_client_auth();
     asking.alpn_protocols = vec![b"h2".to_vec()];
 
-    // Ends TLS in front of Sail.
+    // Terminates TLS in front of Sail.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(serving));
@@ -283,7 +283,7 @@ async fn tls_is_verified_against_the_endpoint_s_name() {
         allow,
         tls: Some(Arc::new(asking)),
     };
-    let provider = StaticProvider::new(config, Arc::<MemoryPlaces>::default());
+    let provider = StaticProvider::new(config, Arc::<MemoryPlacements>::default());
     let mut cluster = at(&[&address]);
     let mut name = |text: &str| {
         if let Provider::Static { endpoints, .. } = &mut cluster.provider {
@@ -305,7 +305,7 @@ async fn tls_is_verified_against_the_endpoint_s_name() {
 }
 
 #[tokio::test]
-async fn a_backend_token_that_is_not_set_is_told() {
+async fn a_missing_backend_token_is_reported() {
     let provider = provider_with(&Arc::default(), &[], true);
     let mut spec = session(&at(&["127.0.0.1:9"]), 1);
     if let Provider::Static { endpoints, .. } = &mut spec.cluster.provider {
@@ -320,8 +320,8 @@ async fn a_backend_token_that_is_not_set_is_told() {
 }
 
 #[tokio::test]
-async fn a_place_that_the_store_could_not_take_back_is_not_forgotten() {
-    let places = Arc::new(MemoryPlaces::default());
+async fn a_placement_that_could_not_be_removed_is_removed_later() {
+    let places = Arc::new(MemoryPlacements::default());
     let provider = provider_with(&places, &[], true);
     let spec = session(&at(&["127.0.0.1:9"]), 1);
     provider.ensure(&spec).await.unwrap();
@@ -338,8 +338,8 @@ async fn a_place_that_the_store_could_not_take_back_is_not_forgotten() {
 }
 
 #[tokio::test]
-async fn a_place_is_given_back_though_the_endpoints_changed() {
-    let places = Arc::new(MemoryPlaces::default());
+async fn a_placement_is_removed_although_the_endpoints_changed() {
+    let places = Arc::new(MemoryPlacements::default());
     let provider = provider_with(&places, &[], true);
     let before = session(&at(&["127.0.0.1:9"]), 1);
     provider.ensure(&before).await.unwrap();
@@ -352,7 +352,7 @@ async fn a_place_is_given_back_though_the_endpoints_changed() {
     assert_eq!(provider.observe(&after).await.unwrap(), Observation::Missing);
     assert!(places.all().is_empty());
 
-    // A next generation moves on to an endpoint that is still there.
+    // The next generation moves to an existing endpoint.
     let (first, moved) = (
         session(&at(&["127.0.0.1:11"]), 3),
         session(&at(&["127.0.0.1:12"]), 3),
@@ -363,12 +363,12 @@ async fn a_place_is_given_back_though_the_endpoints_changed() {
         ..moved
     };
     provider.ensure(&next).await.unwrap();
-    assert_eq!(places.of(&next.key).await.unwrap(), ["127.0.0.1:12"]);
+    assert_eq!(places.list(&next.key).await.unwrap(), ["127.0.0.1:12"]);
 }
 
 #[tokio::test]
 async fn what_another_manager_gave_back_is_let_go() {
-    let places = Arc::new(MemoryPlaces::default());
+    let places = Arc::new(MemoryPlacements::default());
     let (here, there) = (
         provider_with(&places, &[], true),
         provider_with(&places, &[], true),
@@ -390,29 +390,29 @@ fn spark_id() -> SparkSessionId {
 }
 
 #[tokio::test]
-async fn a_catalog_is_chosen_and_spark_sessions_are_ended_at_the_session_s_server() {
+async fn a_catalog_is_selected_and_spark_sessions_end_on_the_server_of_the_session() {
     let server = existing().await;
     let provider = provider_with(&Arc::default(), &[], true);
     let mut spec = session(&at(&[&server.address]), 1);
     spec.catalog = Some(catalog(Engine::Sail, "sail", &[("type", "memory")]));
     let id = spark_id();
-    let chosen = provider.choose_catalog(&spec, &server.address, &id).await;
-    assert_eq!(chosen, Ok(Chosen::Current));
+    let chosen = provider.select_catalog(&spec, &server.address, &id).await;
+    assert_eq!(chosen, Ok(CatalogSelection::Current));
     let ids = std::slice::from_ref(&id);
     let ended = provider.end_spark_sessions(&spec, &server.address, ids).await;
     assert_eq!(ended.unwrap(), ids);
-    let chosen = provider.choose_catalog(&spec, &server.address, &id).await;
-    assert_eq!(chosen, Ok(Chosen::Ended));
+    let chosen = provider.select_catalog(&spec, &server.address, &id).await;
+    assert_eq!(chosen, Ok(CatalogSelection::Ended));
 }
 
 #[tokio::test]
-async fn a_server_that_is_away_or_gone_from_the_cluster_is_told() {
+async fn an_unavailable_or_removed_server_is_reported() {
     let provider = provider_with(&Arc::default(), &[], true);
     let mut spec = session(&at(&["127.0.0.1:9"]), 1);
     spec.catalog = Some(catalog(Engine::Sail, "lake", &[("type", "memory")]));
     let id = spark_id();
     let refused = provider
-        .choose_catalog(&spec, "127.0.0.1:9", &id)
+        .select_catalog(&spec, "127.0.0.1:9", &id)
         .await
         .unwrap_err();
     assert_eq!(refused.text, "it does not answer");
@@ -421,7 +421,7 @@ async fn a_server_that_is_away_or_gone_from_the_cluster_is_told() {
         assert!(provider.end_spark_sessions(&spec, server, ids).await.is_err());
     }
     let refused = provider
-        .choose_catalog(&spec, "127.0.0.1:10", &id)
+        .select_catalog(&spec, "127.0.0.1:10", &id)
         .await
         .unwrap_err();
     assert_eq!(refused.text, "its server is no longer one of cluster local");

@@ -1,4 +1,4 @@
-//! The helper alone, with shells as engines.
+//! `berth-supervise` with shells as engines.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -16,7 +16,7 @@ fn supervise(log: &Path, bytes: u64, program: &str, script: &str) -> Child {
         .expect("the helper starts")
 }
 
-/// What it reported and its exit code, once it has ended by itself.
+/// Its reports and exit code, after it has ended by itself.
 fn outcome(mut helper: Child) -> (String, Option<i32>) {
     let mut said = String::new();
     helper
@@ -28,7 +28,7 @@ fn outcome(mut helper: Child) -> (String, Option<i32>) {
     (said, helper.wait().expect("ended").code())
 }
 
-/// Processes whose command line holds `mark`.
+/// Processes whose command line contains `mark`.
 fn running(mark: &str) -> usize {
     let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
     processes
@@ -63,7 +63,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// As PySpark's workers are: in sessions of their own, their parents gone.
+/// Like PySpark's workers: in their own process sessions, with dead parents.
 #[test]
 fn a_helper_that_is_killed_leaves_nothing_behind() {
     for (killed, mark) in [("guard", "98763"), ("guarded", "98764")] {
@@ -145,7 +145,7 @@ fn stop_is_a_sigterm_first() {
         );
         std::thread::yield_now();
     }
-    // Held until the end: closing it would mean that the manager died.
+    // Kept open until the end: a closed pipe means that the manager died.
     let mut pipe = helper.stdin.take().expect("piped");
     pipe.write_all(b"stop\n").expect("written");
     let (said, code) = outcome(helper);
@@ -174,7 +174,7 @@ fn logs_keep_their_end_and_their_bound() {
 }
 
 #[test]
-fn a_program_that_cannot_run_is_told_in_the_log() {
+fn a_program_that_cannot_run_is_reported_in_the_log() {
     let dir = tempfile::tempdir().expect("a folder");
     let log = dir.path().join("engine.log");
     let (said, code) = outcome(supervise(&log, 65536, "/nowhere/engine", ""));

@@ -1,8 +1,9 @@
 //! Requested transitions: creation of a session and changes by events.
 
 use super::change::{Change, record_of};
-use super::{Cause, Effect, Event, MOST_REVOKED, NewSession, Refusal, Transition};
-use crate::policy::LONGEST_LIFETIME;
+use super::{Cause, Effect, Event, MAX_REVOKED_TOKENS, NewSession, Refusal, Transition};
+use crate::id::TokenId;
+use crate::policy::MAX_LIFETIME;
 use crate::principal::Actor;
 use crate::reason::ChangeReason;
 use crate::session::{Making, Session, State};
@@ -76,76 +77,94 @@ pub fn apply(
     match event {
         Event::Wake => wake(session, change),
         Event::Close { reason } => Ok(Some(change.end(State::Closed, *reason, Cause::default()))),
-        Event::Extend { expires_at } => {
-            let max = session.created_at.after(LONGEST_LIFETIME);
-            if *expires_at <= now || *expires_at > max {
-                return Err(Refusal::OutOfBounds {
-                    field: "expires_at",
-                    min: now,
-                    max,
-                });
-            }
-            Ok((*expires_at != session.expires_at)
-                .then(|| change.update(|session| session.expires_at = *expires_at)))
-        }
-        Event::KeepAlive { until } => {
-            if *until > session.expires_at {
-                return Err(Refusal::OutOfBounds {
-                    field: "until",
-                    min: now,
-                    max: session.expires_at,
-                });
-            }
-            if Some(*until) == session.keep_alive_until {
-                return Ok(None);
-            }
-            let mut change = change;
-            change.next.keep_alive_until = Some(*until);
-            // Work that justifies the keep-alive may still run on this compute.
-            if let State::IdleReleasing { route, .. } = &session.state
-                && *until > now
-            {
-                return Ok(Some(change.activate(route.clone(), ChangeReason::Updated)));
-            }
-            Ok(Some(change.keep_state(ChangeReason::Updated)))
-        }
-        Event::Update { name, labels } => {
-            let mut next = session.clone();
-            if let Some(name) = name {
-                next.name.clone_from(name);
-            }
-            if let Some(labels) = labels {
-                next.labels.clone_from(labels);
-            }
-            Ok((next != *session).then(|| {
-                change.update(|session| {
-                    session.name = next.name;
-                    session.labels = next.labels;
-                })
-            }))
-        }
+        Event::Extend { expires_at } => extend(session, change, *expires_at),
+        Event::KeepAlive { until } => keep_alive(session, change, *until),
+        Event::Update { name, labels } => Ok(update(session, change, name.as_ref(), labels.as_ref())),
         Event::ReleaseSparkSession => Ok(Some(change.keep_state(ChangeReason::SparkSessionReleased))),
-        Event::RevokeTokens => {
-            let mut change = change;
-            change.next.token_epoch += 1;
-            change.next.revoked_tokens.clear();
-            Ok(Some(change.keep_state(ChangeReason::TokensRevoked)))
-        }
-        Event::RevokeToken { id, until } => {
-            if session.revoked_tokens.contains_key(id) {
-                return Ok(None);
-            }
-            let mut change = change;
-            change.next.revoked_tokens.retain(|_, until| *until > now);
-            if change.next.revoked_tokens.len() < MOST_REVOKED {
-                change.next.revoked_tokens.insert(id.clone(), *until);
-            } else {
-                change.next.token_epoch += 1;
-                change.next.revoked_tokens.clear();
-            }
-            Ok(Some(change.keep_state(ChangeReason::TokensRevoked)))
-        }
+        Event::RevokeTokens => Ok(Some(revoke_all(change))),
+        Event::RevokeToken { id, until } => Ok(revoke(session, change, id, *until)),
     }
+}
+
+fn extend(
+    session: &Session,
+    change: Change<'_>,
+    expires_at: Timestamp,
+) -> Result<Option<Transition>, Refusal> {
+    let max = session.created_at.after(MAX_LIFETIME);
+    if expires_at <= change.now || expires_at > max {
+        return Err(Refusal::OutOfBounds {
+            field: "expires_at",
+            min: change.now,
+            max,
+        });
+    }
+    Ok((expires_at != session.expires_at).then(|| change.update(|session| session.expires_at = expires_at)))
+}
+
+fn keep_alive(
+    session: &Session,
+    mut change: Change<'_>,
+    until: Timestamp,
+) -> Result<Option<Transition>, Refusal> {
+    if until > session.expires_at {
+        return Err(Refusal::OutOfBounds {
+            field: "until",
+            min: change.now,
+            max: session.expires_at,
+        });
+    }
+    if Some(until) == session.keep_alive_until {
+        return Ok(None);
+    }
+    change.next.keep_alive_until = Some(until);
+    // Work that justifies the keep-alive may still run on this compute.
+    if let State::IdleReleasing { route, .. } = &session.state
+        && until > change.now
+    {
+        return Ok(Some(change.activate(route.clone(), ChangeReason::Updated)));
+    }
+    Ok(Some(change.keep_state(ChangeReason::Updated)))
+}
+
+fn update(
+    session: &Session,
+    change: Change<'_>,
+    name: Option<&Option<String>>,
+    labels: Option<&BTreeMap<String, String>>,
+) -> Option<Transition> {
+    let mut next = session.clone();
+    if let Some(name) = name {
+        next.name.clone_from(name);
+    }
+    if let Some(labels) = labels {
+        next.labels.clone_from(labels);
+    }
+    (next != *session).then(|| {
+        change.update(|session| {
+            session.name = next.name;
+            session.labels = next.labels;
+        })
+    })
+}
+
+fn revoke_all(mut change: Change<'_>) -> Transition {
+    change.next.token_epoch += 1;
+    change.next.revoked_tokens.clear();
+    change.keep_state(ChangeReason::TokensRevoked)
+}
+
+fn revoke(session: &Session, mut change: Change<'_>, id: &TokenId, until: Timestamp) -> Option<Transition> {
+    if session.revoked_tokens.contains_key(id) {
+        return None;
+    }
+    let now = change.now;
+    change.next.revoked_tokens.retain(|_, until| *until > now);
+    if change.next.revoked_tokens.len() >= MAX_REVOKED_TOKENS {
+        return Some(revoke_all(change));
+    }
+    change.next.revoked_tokens.insert(id.clone(), until);
+    Some(change.keep_state(ChangeReason::TokensRevoked))
 }
 
 fn wake(session: &Session, mut change: Change<'_>) -> Result<Option<Transition>, Refusal> {
@@ -160,7 +179,7 @@ fn wake(session: &Session, mut change: Change<'_>) -> Result<Option<Transition>,
         State::IdleReleased { .. } => {
             change.next.generation += 1;
             change.next.replaced_at = Some(change.now);
-            Ok(Some(change.make(
+            Ok(Some(change.create_compute(
                 Making::Warming,
                 ChangeReason::Woken,
                 Cause::default(),

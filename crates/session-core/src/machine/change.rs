@@ -10,8 +10,8 @@ use crate::session::{EventRecord, Making, Session, State, Status};
 use crate::time::Timestamp;
 use std::time::Duration;
 
-const WAKE_BACKOFF_LEAST: Duration = Duration::from_secs(5);
-const WAKE_BACKOFF_MOST: Duration = Duration::from_secs(120);
+const MIN_WAKE_BACKOFF: Duration = Duration::from_secs(5);
+const MAX_WAKE_BACKOFF: Duration = Duration::from_secs(120);
 /// A factor of 3 gives waits of 5, 15, 45 and 120 s, so that the last wait of
 /// the budget is the maximum; a factor of 2 would end at 40 s.
 const WAKE_BACKOFF_FACTOR: u32 = 3;
@@ -110,7 +110,7 @@ impl<'a> Change<'a> {
     }
 
     /// Starts the creation of compute for `next.generation`.
-    pub(super) fn make(mut self, making: Making, reason: ChangeReason, cause: Cause) -> Transition {
+    pub(super) fn create_compute(mut self, making: Making, reason: ChangeReason, cause: Cause) -> Transition {
         let generation = self.next.generation;
         let deadline = self.now.after(self.next.policy.provisioning_deadline);
         self.next.state = State::Pending { making, deadline };
@@ -124,7 +124,7 @@ impl<'a> Change<'a> {
         self.done(reason, cause, effects)
     }
 
-    pub(super) fn not_made(mut self, making: Making, cause: Cause, permanent: bool) -> Transition {
+    pub(super) fn creation_failed(mut self, making: Making, cause: Cause, permanent: bool) -> Transition {
         match making {
             Making::Provisioning => {
                 let reason = if permanent {
@@ -156,7 +156,7 @@ impl<'a> Change<'a> {
         self.next.restarts.push(self.now);
         self.next.generation += 1;
         self.next.replaced_at = Some(self.now);
-        self.make(Making::Restarting, ChangeReason::ComputeLost, cause)
+        self.create_compute(Making::Restarting, ChangeReason::ComputeLost, cause)
     }
 
     pub(super) fn idle(mut self) -> Transition {
@@ -198,7 +198,7 @@ impl<'a> Change<'a> {
 }
 
 fn wake_backoff(failed_wakes: u32) -> Duration {
-    WAKE_BACKOFF_LEAST
+    MIN_WAKE_BACKOFF
         .saturating_mul(WAKE_BACKOFF_FACTOR.saturating_pow(failed_wakes.saturating_sub(1)))
-        .min(WAKE_BACKOFF_MOST)
+        .min(MAX_WAKE_BACKOFF)
 }

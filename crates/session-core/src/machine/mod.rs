@@ -48,12 +48,12 @@ pub const WAKE_BUDGET: u32 = 5;
 /// Maximum number of individually revoked tokens of a session. The next
 /// revocation revokes all tokens issued so far, because every route carries the
 /// list.
-pub const MOST_REVOKED: usize = 128;
-/// A session whose compute is in the making, or whose release is not yet
-/// confirmed, is looked at this often even if nothing calls for it.
+pub const MAX_REVOKED_TOKENS: usize = 128;
+/// Interval of reconciliation while compute is being created or its release is not yet
+/// confirmed.
 pub const RECHECK: Duration = Duration::from_secs(2);
 /// Maximum interval of reconciliation during a slow release.
-pub const SLOWEST_RECHECK: Duration = Duration::from_secs(60);
+pub const MAX_RECHECK: Duration = Duration::from_secs(60);
 /// Interval of reconciliation while a proxy has not reported since an outage.
 pub const FROZEN_RECHECK: Duration = Duration::from_secs(60);
 
@@ -182,7 +182,7 @@ impl Transition {
     /// Whether an idle timeout caused the transition. Then it may only be
     /// committed if no call is in flight and no activity occurred since the
     /// decision.
-    pub const fn by_idle_clock(&self) -> bool {
+    pub const fn by_idle_timeout(&self) -> bool {
         match self.session.reason {
             ChangeReason::IdleTimeout | ChangeReason::IdleReleased | ChangeReason::IdleClose => true,
             ChangeReason::Created

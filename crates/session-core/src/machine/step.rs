@@ -3,7 +3,7 @@
 
 use super::change::Change;
 use super::due::next_due;
-use super::{Cause, Effect, Observation, RECHECK, SLOWEST_RECHECK, Step, Transition};
+use super::{Cause, Effect, MAX_RECHECK, Observation, RECHECK, Step, Transition};
 use crate::activity::Activity;
 use crate::principal::Actor;
 use crate::reason::ChangeReason;
@@ -22,8 +22,6 @@ pub fn step(
 ) -> Step {
     let change = || Change::of(session, Actor::System, now);
     let gone = matches!(observation, Some(Observation::Missing));
-    let broken = lost_cause(observation).filter(|_| session.policy.dedicated);
-
     if session.status().is_terminal() {
         return if gone {
             Step::done()
@@ -38,7 +36,26 @@ pub fn step(
             now,
         );
     }
-    let decided = match &session.state {
+    let announced = || {
+        let (at, closes_at) = session.closing_soon()?;
+        (now >= at).then(|| change().announce(closes_at))
+    };
+    match decide(session, observation, activity, now).or_else(announced) {
+        Some(transition) => Step::commit(transition, activity, now),
+        None => unfinished(session, observation, activity, now),
+    }
+}
+
+/// The transition that follows from the compute and the activity, if any.
+fn decide(
+    session: &Session,
+    observation: Option<&Observation>,
+    activity: Activity,
+    now: Timestamp,
+) -> Option<Transition> {
+    let change = || Change::of(session, Actor::System, now);
+    let lost = lost_cause(observation).filter(|_| session.policy.dedicated);
+    match &session.state {
         State::Pending { making, deadline } => match observation {
             Some(Observation::Ready { route }) => {
                 Some(change().activate(route.clone(), ChangeReason::ComputeReady))
@@ -46,15 +63,15 @@ pub fn step(
             Some(Observation::Failed {
                 cause,
                 permanent: true,
-            }) => Some(change().not_made(*making, cause.clone(), true)),
+            }) => Some(change().creation_failed(*making, cause.clone(), true)),
             Some(_) | None if now >= *deadline => {
-                Some(change().not_made(*making, timeout_cause(session, observation), false))
+                Some(change().creation_failed(*making, timeout_cause(session, observation), false))
             }
             Some(Observation::Missing | Observation::Failed { .. } | Observation::Starting { .. }) | None => {
                 None
             }
         },
-        State::Active { .. } => match (broken, activity) {
+        State::Active { .. } => match (lost, activity) {
             (Some(cause), _) => Some(change().replace_lost(cause)),
             (None, Activity::Quiet { last_activity_at })
                 if session.idle_at(last_activity_at).is_some_and(|at| now >= at) =>
@@ -64,7 +81,7 @@ pub fn step(
             (None, _) => None,
         },
         State::IdleKept { route } | State::IdleReleasing { route, .. } => {
-            if let Some(cause) = broken {
+            if let Some(cause) = lost {
                 Some(change().idle_without_compute(ChangeReason::ComputeLost, cause, Duration::ZERO))
             } else if used_since(session, activity) {
                 Some(change().activate(route.clone(), ChangeReason::Activity))
@@ -83,14 +100,6 @@ pub fn step(
         State::IdleReleased { .. } => idle_is_over(session, activity, now)
             .then(|| change().end(State::Closed, ChangeReason::IdleClose, Cause::default())),
         State::Closed | State::Failed => None,
-    };
-    let announced = || {
-        let (at, closes_at) = session.closing_soon()?;
-        (now >= at).then(|| change().announce(closes_at))
-    };
-    match decided.or_else(announced) {
-        Some(transition) => Step::commit(transition, activity, now),
-        None => unfinished(session, observation, activity, now),
     }
 }
 
@@ -185,7 +194,7 @@ impl Step {
     /// within bounds.
     fn release(session: &Session, now: Timestamp) -> Self {
         let begun = session.closed_at.or(session.idle_since).unwrap_or(now);
-        let wait = now.since(begun).clamp(RECHECK, SLOWEST_RECHECK);
+        let wait = now.since(begun).clamp(RECHECK, MAX_RECHECK);
         Self {
             transition: None,
             effects: vec![Effect::Release {

@@ -4,7 +4,7 @@
 use crate::config::callers::algorithms;
 use service_kit::caller::{TokenClaims, TokenFormat, TokenProblem, TokenRules, TokenVerifier};
 use session_core::Timestamp;
-use session_token::{ForeignError, ForeignKeys, ForeignRules, ForeignVerifier, foreign_issuer};
+use session_token::{ExternalError, ExternalKeys, ExternalRules, ExternalVerifier, external_issuer_of};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,16 +14,16 @@ pub(crate) struct Foreign;
 
 #[derive(Debug)]
 struct Verifier {
-    verifier: ForeignVerifier,
+    verifier: ExternalVerifier,
 }
 
 impl TokenFormat for Foreign {
     fn issuer_of(&self, token: &str) -> Result<String, TokenProblem> {
-        foreign_issuer(token).map_err(problem)
+        external_issuer_of(token).map_err(problem)
     }
 
     fn verifier(&self, rules: TokenRules) -> Result<Arc<dyn TokenVerifier>, String> {
-        let rules = ForeignRules {
+        let rules = ExternalRules {
             algorithms: algorithms(&rules.algorithms)?,
             issuer: rules.issuer,
             audiences: rules.audiences,
@@ -33,21 +33,21 @@ impl TokenFormat for Foreign {
             max_ttl: rules.max_ttl,
         };
         Ok(Arc::new(Verifier {
-            verifier: ForeignVerifier::new(rules),
+            verifier: ExternalVerifier::new(rules),
         }))
     }
 }
 
 impl TokenVerifier for Verifier {
     fn replace_keys(&self, jwks: &str) -> anyhow::Result<()> {
-        let keys = ForeignKeys::from_json(jwks)?;
+        let keys = ExternalKeys::from_json(jwks)?;
         anyhow::ensure!(!keys.is_empty(), "it holds no key that checks signatures");
         self.verifier.replace(keys);
         Ok(())
     }
 
     fn forget_keys(&self) {
-        self.verifier.replace(ForeignKeys::default());
+        self.verifier.replace(ExternalKeys::default());
     }
 
     fn has_keys(&self) -> bool {
@@ -65,13 +65,13 @@ impl TokenVerifier for Verifier {
     }
 }
 
-fn problem(error: ForeignError) -> TokenProblem {
+fn problem(error: ExternalError) -> TokenProblem {
     match error {
-        ForeignError::SessionToken => TokenProblem::Refused(
+        ExternalError::SessionToken => TokenProblem::Refused(
             "it is a session token, which opens one session at the Spark Connect port and nothing here",
         ),
-        ForeignError::Malformed(why) | ForeignError::Invalid(why) => TokenProblem::Refused(why),
-        ForeignError::Expired { .. } => TokenProblem::Expired,
-        ForeignError::UnknownKid => TokenProblem::UnknownKey,
+        ExternalError::Malformed(why) | ExternalError::Invalid(why) => TokenProblem::Refused(why),
+        ExternalError::Expired { .. } => TokenProblem::Expired,
+        ExternalError::UnknownKid => TokenProblem::UnknownKey,
     }
 }

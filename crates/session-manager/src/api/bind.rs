@@ -2,7 +2,7 @@
 //! that uses it. The session's default catalog is current in a bound Spark session.
 
 use super::Api;
-use compute::{Chosen, ComputeSpec};
+use compute::{CatalogSelection, ComputeSpec};
 use session_core::machine::{Cause, Event};
 use session_core::{Actor, Engine, Reason, Route, Session, SparkSessionId};
 use session_proto::error::Refused;
@@ -22,7 +22,7 @@ const RETRY_DELAY: Duration = Duration::from_secs(2);
 /// Time between two checks for the end of another manager's preparation.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-const _: () = assert!(PREPARATION_LEASE.as_secs() > compute::shared_servers::CHOOSE_LIMIT.as_secs());
+const _: () = assert!(PREPARATION_LEASE.as_secs() > compute::shared_servers::SELECT_CATALOG_TIMEOUT.as_secs());
 
 /// Binds `id` on the server of `route` to `session`; false if another session
 /// has it. Continues if the caller disconnects, so that no bind stays incomplete.
@@ -143,7 +143,7 @@ impl Wanted {
     /// Makes the default catalog current and the binding ready.
     async fn prepare(&self) -> Result<Prepared, Refused> {
         let outcome = self.choose().await;
-        let ready = matches!(outcome, Ok(Chosen::Current));
+        let ready = matches!(outcome, Ok(CatalogSelection::Current));
         let Bind {
             holder,
             spark,
@@ -161,11 +161,11 @@ impl Wanted {
             (Ok(_), Ok(false)) => Ok(Prepared::Lost),
             // The server has no Spark session of this id any more: it reports so to the
             // client, which creates another one.
-            (Ok(Chosen::Current | Chosen::Ended), Ok(true)) => Ok(Prepared::Bound),
+            (Ok(CatalogSelection::Current | CatalogSelection::Ended), Ok(true)) => Ok(Prepared::Bound),
         }
     }
 
-    async fn choose(&self) -> Result<Chosen, Refused> {
+    async fn choose(&self) -> Result<CatalogSelection, Refused> {
         let spec = self.spec().await?;
         if spec.catalog.is_none() && self.session.catalog.is_some() {
             return Err(self.unusable(&Cause::from("it no longer exists")));
@@ -173,7 +173,7 @@ impl Wanted {
         let SparkSession { server, id } = &self.bind.spark;
         let shared = self.api.computes.shared(&spec.cluster);
         let shared = shared.map_err(|error| self.unusable(&Cause::from(error.to_string())))?;
-        shared.choose_catalog(&spec, server, id).await.map_err(|cause| {
+        shared.select_catalog(&spec, server, id).await.map_err(|cause| {
             tracing::warn!(
                 session = %self.session.id, cause = cause.text, detail = cause.detail,
                 "choosing the default catalog failed"

@@ -10,7 +10,7 @@ use session_proto::error::Refused;
 use session_proto::internal as wire;
 use session_proto::internal::token_ledger_server::TokenLedger;
 use session_store::TokenRecord;
-use session_store::signing_keys::MOST_KEYS;
+use session_store::signing_keys::MAX_SIGNING_KEYS;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -167,7 +167,7 @@ impl TokenLedger for Ledger {
         request: Request<wire::ReportKeysRequest>,
     ) -> Answer<wire::ReportKeysResponse> {
         let wire::ReportKeysRequest { published, signing } = request.into_inner();
-        if published.len() > MOST_KEYS || !published.iter().all(|id| is_key_id(id)) {
+        if published.len() > MAX_SIGNING_KEYS || !published.iter().all(|id| is_key_id(id)) {
             return Err(Refused::field("published", "must be at most 64 key ids").into());
         }
         let signing = (!signing.is_empty()).then_some(signing);

@@ -4,7 +4,7 @@
 
 use super::Api;
 use crate::caller::AuthenticatedCaller;
-use compute::interrupt::{self, Running, Wanted};
+use compute::interrupt::{self, InterruptScope, RunningSparkSession};
 use session_core::access::Rpc;
 use session_core::{AuditAction, Operation, Reason, Route, Session, SparkSessionId, State};
 use session_proto::error::Refused;
@@ -115,21 +115,23 @@ fn nothing_runs(session: &Session) -> Refused {
 }
 
 /// The operations to interrupt by Spark session.
-fn wanted(operations: &[Operation], ids: &[String]) -> BTreeMap<Running, Wanted> {
-    let mut wanted: BTreeMap<Running, Wanted> = BTreeMap::new();
+fn wanted(operations: &[Operation], ids: &[String]) -> BTreeMap<RunningSparkSession, InterruptScope> {
+    let mut wanted: BTreeMap<RunningSparkSession, InterruptScope> = BTreeMap::new();
     for operation in operations {
         let Ok(spark_session) = operation.spark_session_id.parse::<SparkSessionId>() else {
             continue;
         };
-        let spark = Running {
+        let spark = RunningSparkSession {
             user_id: operation.user_id.clone(),
             spark_session,
         };
         if ids.is_empty() {
-            wanted.insert(spark, Wanted::All);
+            wanted.insert(spark, InterruptScope::All);
         } else if ids.contains(&operation.operation_id) {
-            let of = wanted.entry(spark).or_insert(Wanted::Operations(Vec::new()));
-            if let Wanted::Operations(of) = of
+            let of = wanted
+                .entry(spark)
+                .or_insert(InterruptScope::Operations(Vec::new()));
+            if let InterruptScope::Operations(of) = of
                 && !of.contains(&operation.operation_id)
             {
                 of.push(operation.operation_id.clone());
@@ -169,7 +171,7 @@ mod tests {
 
     #[test]
     fn all_or_the_named_ones_of_each_spark_session() {
-        let of = |id: &str| Running {
+        let of = |id: &str| RunningSparkSession {
             user_id: String::new(),
             spark_session: id.parse().unwrap(),
         };
@@ -181,8 +183,11 @@ mod tests {
             operation("?", "4"),
         ];
         let all = wanted(&running, &[]);
-        assert_eq!(all, [(a, Wanted::All), (b, Wanted::All)].into());
+        assert_eq!(all, [(a, InterruptScope::All), (b, InterruptScope::All)].into());
         let some = wanted(&running, &["2".to_owned(), "9".to_owned(), "4".to_owned()]);
-        assert_eq!(some, [(of(A), Wanted::Operations(vec!["2".to_owned()]))].into());
+        assert_eq!(
+            some,
+            [(of(A), InterruptScope::Operations(vec!["2".to_owned()]))].into()
+        );
     }
 }

@@ -411,7 +411,7 @@ fn settled_policy(cluster: &Cluster, request: &v1::CreateSessionRequest) -> Resu
         close_after_idle: maybe_duration("close_after_idle", request.close_after_idle.as_ref())?,
         max_lifetime: maybe_duration("max_lifetime", request.max_lifetime.as_ref())?,
     };
-    SessionPolicy::settle(cluster, &requested)
+    SessionPolicy::resolve(cluster, &requested)
         .map_err(|bounds| Refused::field(bounds.field, bounds.to_string()))
 }
 

@@ -11,7 +11,7 @@ use super::{Api, bind};
 use session_core::{PrincipalId, Reason, Route, Session, SparkSessionId, WakePolicy};
 use session_proto::error::Refused;
 use session_proto::internal as wire;
-use session_store::spark_sessions::{SettingsChange, Used};
+use session_store::spark_sessions::{SettingsChange, SparkSessionUse};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +54,7 @@ pub(super) async fn bind(
     let moved = moved.await.unwrap_or_else(|_| Err(bind::changing(session)))?;
     Ok(wire::BindSparkSessionResponse {
         bound: true,
-        replaced: moved == Used::Moved,
+        replaced: moved == SparkSessionUse::Moved,
         not_kept: false,
     })
 }
@@ -83,7 +83,7 @@ async fn keep(
             .collect(),
         unset: request.unset.clone(),
     };
-    let kept = api.store.keep_settings(&session.key(), &change).await;
+    let kept = api.store.store_settings(&session.key(), &change).await;
     Ok(bound(!kept.map_err(crate::error::store)?))
 }
 
@@ -95,7 +95,7 @@ async fn move_to_generation(
     route: &Route,
     user: &PrincipalId,
     id: &SparkSessionId,
-) -> Result<Used, Refused> {
+) -> Result<SparkSessionUse, Refused> {
     let (key, generation) = (session.key(), session.generation);
     let name = format!("spark-settings:{}:{id}", key.id);
     let holder = format!("{:016x}", rand::random::<u64>());

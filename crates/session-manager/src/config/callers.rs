@@ -9,7 +9,7 @@ use service_kit::config::Problems;
 use service_kit::service_account_token::ProjectedConfig;
 use session_core::access::Rpc;
 use session_core::{OrgId, PrincipalId};
-use session_token::ForeignAlgorithm;
+use session_token::ExternalAlgorithm;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Callers of the internal port.
@@ -193,9 +193,9 @@ impl Config {
 ///
 /// # Errors
 /// Names the unknown algorithm, and the accepted ones.
-pub(crate) fn algorithms(names: &[String]) -> Result<Vec<ForeignAlgorithm>, String> {
+pub(crate) fn algorithms(names: &[String]) -> Result<Vec<ExternalAlgorithm>, String> {
     let known = || {
-        ForeignAlgorithm::ALL
+        ExternalAlgorithm::ALL
             .iter()
             .map(|one| one.as_str())
             .collect::<Vec<_>>()

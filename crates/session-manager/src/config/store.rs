@@ -61,7 +61,7 @@ impl Default for StoreConfig {
             call_timeout: Duration::from_secs(2),
             max_in_flight: 4096,
             allow_eviction: false,
-            audit_length: session_store::audit_trail::AUDIT_LENGTH,
+            audit_length: session_store::audit_trail::MAX_AUDIT_RECORDS,
         }
     }
 }

@@ -16,7 +16,7 @@ use futures::{StreamExt, stream};
 use parking_lot::{Mutex, MutexGuard};
 use session_core::machine::REPORT_INTERVAL;
 use session_core::{Operation, ProxyId, SessionKey, Status, Timestamp, TokenId, TokenUse, Totals};
-use session_store::{Error, Heard, More, Report, Reported, SessionStore};
+use session_store::{Error, Report, ReportOutcome, ReportStart, SessionStore, UsageDelta};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -90,7 +90,7 @@ struct PendingWrite {
     usage: Totals,
     token_uses: BTreeMap<TokenId, TokenUse>,
     /// A usage delta that was sent and is not acknowledged.
-    sent: Option<More>,
+    sent: Option<UsageDelta>,
 }
 
 /// The last write.
@@ -190,7 +190,7 @@ impl ReportIntake {
         &self,
         proxy: &ProxyId,
         sequence: u64,
-        begun: Heard,
+        begun: ReportStart,
         first: u64,
         session: SessionReport,
     ) -> Result<(), Error> {
@@ -321,10 +321,10 @@ impl ReportIntake {
         }
         match applied {
             // The idle decision was committed before this report.
-            Reported::Live(Status::Idle) => self.reconciler.enqueue(key.clone()),
-            Reported::Live(Status::Pending | Status::Active | Status::Closed | Status::Failed)
-            | Reported::Unknown
-            | Reported::Ended => {}
+            ReportOutcome::Live(Status::Idle) => self.reconciler.enqueue(key.clone()),
+            ReportOutcome::Live(Status::Pending | Status::Active | Status::Closed | Status::Failed)
+            | ReportOutcome::Unknown
+            | ReportOutcome::Ended => {}
         }
         Ok(())
     }
@@ -384,9 +384,9 @@ impl PendingWrite {
     }
 
     /// The usage delta to send: an unacknowledged one first, under its old name.
-    fn next_delta(&mut self) -> Option<More> {
+    fn next_delta(&mut self) -> Option<UsageDelta> {
         if self.sent.is_none() && !self.usage.is_zero() {
-            self.sent = Some(More {
+            self.sent = Some(UsageDelta {
                 name: rand::random(),
                 totals: std::mem::take(&mut self.usage),
             });

@@ -3,7 +3,7 @@
 
 use super::installation;
 use super::leader_lease::LeasedProvider;
-use super::registry::{Providers, StorePlaces};
+use super::registry::{Providers, StorePlacements};
 use anyhow::{Context, Result};
 use compute::{AllowList, ComputeProvider, ProcessConfig, ProviderRegistry};
 use serde::{Deserialize, Serialize};
@@ -95,7 +95,7 @@ impl ComputeConfig {
     /// All problems, as text.
     pub fn check_cluster(&self, cluster: &Cluster) -> Result<(), String> {
         let mut problems = Vec::new();
-        if let Err(bounds) = SessionPolicy::settle(cluster, &PolicyRequest::default()) {
+        if let Err(bounds) = SessionPolicy::resolve(cluster, &PolicyRequest::default()) {
             problems.push(bounds.to_string());
         }
         if let Err(invalid) = compute::validate_cluster(cluster) {
@@ -140,7 +140,7 @@ impl ComputeConfig {
                 allow: Arc::new(allow),
                 tls: None,
             },
-            Arc::new(StorePlaces {
+            Arc::new(StorePlacements {
                 store: Arc::clone(store),
             }),
         );

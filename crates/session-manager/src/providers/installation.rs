@@ -77,7 +77,7 @@ impl InstallationIdentity {
     /// A store error, or [`Error::Conflict`] after [`MAX_ATTEMPTS`].
     pub(crate) async fn confirm(&self) -> Result<Option<Installation>, Error> {
         for _ in 0..MAX_ATTEMPTS {
-            let stored = self.store.get_definition(Kind::Install, NAME).await?;
+            let stored = self.store.get_definition(Kind::InstallationId, NAME).await?;
             let epoch = self.store.epoch().await?;
             let now = self.store.now().await?;
             let before = match &stored {
@@ -96,7 +96,7 @@ impl InstallationIdentity {
             let expected = stored.map_or(0, |stored| stored.version);
             match self
                 .store
-                .put_definition(Kind::Install, NAME, expected, &json)
+                .put_definition(Kind::InstallationId, NAME, expected, &json)
                 .await
             {
                 Ok(version) => {

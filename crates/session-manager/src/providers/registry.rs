@@ -3,7 +3,9 @@
 use async_trait::async_trait;
 use compute::address::AddressError;
 use compute::connector::Target;
-use compute::{ComputeChanged, ComputeProvider, ComputeSpec, Found, Places, ProviderRegistry, SharedCompute};
+use compute::{
+    ComputeChanged, ComputeProvider, ComputeSpec, Found, Placements, ProviderRegistry, SharedCompute,
+};
 use futures::stream::BoxStream;
 use service_kit::host;
 use session_core::machine::{Cause, Observation};
@@ -158,10 +160,10 @@ async fn bounded<T>(request: impl Future<Output = Result<T, compute::Error>>) ->
         })
 }
 
-/// Places on static servers, shared by all replicas.
+/// Placements on static servers, shared by all replicas.
 #[derive(Debug)]
-pub struct StorePlaces {
-    /// The store that records the places.
+pub struct StorePlacements {
+    /// The store with the placements.
     pub store: Arc<dyn SessionStore>,
 }
 
@@ -170,22 +172,25 @@ fn unavailable(error: session_store::Error) -> compute::Error {
 }
 
 #[async_trait]
-impl Places for StorePlaces {
-    async fn take(
+impl Placements for StorePlacements {
+    async fn place(
         &self,
         servers: &[String],
         key: &SessionKey,
         org_alone: bool,
     ) -> Result<Option<String>, compute::Error> {
-        let taken = self.store.take_place(servers, key, org_alone).await;
-        taken.map_err(unavailable)
+        let placed = self.store.place_session(servers, key, org_alone).await;
+        placed.map_err(unavailable)
     }
 
-    async fn leave(&self, server: &str, key: &SessionKey) -> Result<(), compute::Error> {
-        self.store.leave_place(server, key).await.map_err(unavailable)
+    async fn remove(&self, server: &str, key: &SessionKey) -> Result<(), compute::Error> {
+        self.store
+            .remove_placement(server, key)
+            .await
+            .map_err(unavailable)
     }
 
-    async fn of(&self, key: &SessionKey) -> Result<Vec<String>, compute::Error> {
-        self.store.places_of(key).await.map_err(unavailable)
+    async fn list(&self, key: &SessionKey) -> Result<Vec<String>, compute::Error> {
+        self.store.list_placements(key).await.map_err(unavailable)
     }
 }

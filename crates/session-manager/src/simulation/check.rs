@@ -8,7 +8,7 @@ use session_core::invariant;
 use session_core::machine::{CLOSING_SOON, RELEASE_GRACE, Transition};
 use session_core::{ChangeReason, EventRecord, Phase, Session, SessionKey, State, Status, Timestamp};
 use session_store::prelude::*;
-use session_store::{Commit, HISTORY};
+use session_store::{Commit, MAX_HISTORY};
 use std::time::Duration;
 
 /// Longest delay by a crash: the lease of a claimed due entry, and the
@@ -72,7 +72,7 @@ impl World {
             self.broken(broken.to_string());
         }
         self.check_due(new, commit.due);
-        if change.by_idle_clock() {
+        if change.by_idle_timeout() {
             self.check_idle(&old, new.reason, requested);
         }
         if new.reason == ChangeReason::ClosingSoon {
@@ -332,7 +332,7 @@ impl World {
             ));
         }
         let events = self.store.events(&key).now_or_never().unwrap().unwrap();
-        if events != all[all.len().saturating_sub(HISTORY)..] {
+        if events != all[all.len().saturating_sub(MAX_HISTORY)..] {
             self.broken(format!(
                 "the history of {} is {:?}",
                 short(&key),

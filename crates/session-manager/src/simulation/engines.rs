@@ -6,7 +6,7 @@ use super::world::{World, short};
 use async_trait::async_trait;
 use compute::connector::Target;
 use compute::{
-    Capabilities, Chosen, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found, SharedCompute,
+    Capabilities, CatalogSelection, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found, SharedCompute,
 };
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -221,13 +221,13 @@ impl SharedCompute for FaultyCompute {
         self.run.world.sim.target_at(cluster, server)
     }
 
-    async fn choose_catalog(
+    async fn select_catalog(
         &self,
         spec: &ComputeSpec,
         server: &str,
         id: &SparkSessionId,
-    ) -> Result<Chosen, Cause> {
-        self.run.world.sim.choose_catalog(spec, server, id).await
+    ) -> Result<CatalogSelection, Cause> {
+        self.run.world.sim.select_catalog(spec, server, id).await
     }
 
     async fn end_spark_sessions(

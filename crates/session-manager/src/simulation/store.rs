@@ -10,15 +10,15 @@ use session_core::{
     AuditRecord, ClusterName, EventRecord, Operation, OrgId, PrincipalId, ProxyId, Session, SessionKey,
     SparkSessionId, Status, Timestamp, TokenId, TokenUse, Use,
 };
-use session_store::audit_trail::Audited;
+use session_store::audit_trail::AuditEntry;
 use session_store::signing_keys::KnownKeys;
 use session_store::spark_bindings::{Bind, Binding, Bound, SparkSession};
-use session_store::spark_sessions::{KeptSparkSession, SettingsChange, Used};
+use session_store::spark_sessions::{SettingsChange, SparkSessionUse, StoredSparkSession};
 use session_store::{
     ActivityReports, AuditTrail, ChangeFeed, Commit, Create, Created, Definition, DefinitionQuota,
-    Definitions, DueQueue, Error, Feed, FeedProgress, Heard, Kind, Leases, ListQuery, Loaded, Page, Places,
-    Proxies, Report, Reported, RequestId, Retention, SessionIndex, SessionStore, Sessions, SigningKeys,
-    SparkBindings, SparkSessions, StoreHealth, TokenRecord, Tokens, Tombstones,
+    Definitions, DueQueue, Error, Feed, FeedProgress, Kind, Leases, ListQuery, Loaded, Page, Placements,
+    Proxies, Report, ReportOutcome, ReportStart, RequestId, Retention, SessionIndex, SessionStore, Sessions,
+    SigningKeys, SparkBindings, SparkSessions, StoreHealth, TokenRecord, Tokens, Tombstones,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -281,7 +281,7 @@ impl DueQueue for FaultyStore {
 
 #[async_trait]
 impl ActivityReports for FaultyStore {
-    async fn apply_report(&self, key: &SessionKey, report: &Report) -> Result<Reported, Error> {
+    async fn apply_report(&self, key: &SessionKey, report: &Report) -> Result<ReportOutcome, Error> {
         self.call("apply_report", self.inner().apply_report(key, report))
             .await
     }
@@ -300,7 +300,7 @@ impl ActivityReports for FaultyStore {
     async fn operations(&self, key: &SessionKey) -> Result<Vec<Operation>, Error> {
         self.call("operations", self.inner().operations(key)).await
     }
-    async fn begin_proxy_report(&self, proxy: &ProxyId, sequence: u64) -> Result<Heard, Error> {
+    async fn begin_proxy_report(&self, proxy: &ProxyId, sequence: u64) -> Result<ReportStart, Error> {
         self.call(
             "begin_proxy_report",
             self.inner().begin_proxy_report(proxy, sequence),
@@ -440,22 +440,26 @@ impl StoreHealth for FaultyStore {
 }
 
 #[async_trait]
-impl Places for FaultyStore {
-    async fn take_place(
+impl Placements for FaultyStore {
+    async fn place_session(
         &self,
         servers: &[String],
         holder: &SessionKey,
         org_alone: bool,
     ) -> Result<Option<String>, Error> {
-        self.call("take_place", self.inner().take_place(servers, holder, org_alone))
+        self.call(
+            "place_session",
+            self.inner().place_session(servers, holder, org_alone),
+        )
+        .await
+    }
+    async fn remove_placement(&self, server: &str, holder: &SessionKey) -> Result<(), Error> {
+        self.call("remove_placement", self.inner().remove_placement(server, holder))
             .await
     }
-    async fn leave_place(&self, server: &str, holder: &SessionKey) -> Result<(), Error> {
-        self.call("leave_place", self.inner().leave_place(server, holder))
+    async fn list_placements(&self, holder: &SessionKey) -> Result<Vec<String>, Error> {
+        self.call("list_placements", self.inner().list_placements(holder))
             .await
-    }
-    async fn places_of(&self, holder: &SessionKey) -> Result<Vec<String>, Error> {
-        self.call("places_of", self.inner().places_of(holder)).await
     }
 }
 
@@ -493,8 +497,8 @@ impl SparkBindings for FaultyStore {
 
 #[async_trait]
 impl SparkSessions for FaultyStore {
-    async fn keep_settings(&self, key: &SessionKey, change: &SettingsChange) -> Result<bool, Error> {
-        self.call("keep_settings", self.inner().keep_settings(key, change))
+    async fn store_settings(&self, key: &SessionKey, change: &SettingsChange) -> Result<bool, Error> {
+        self.call("store_settings", self.inner().store_settings(key, change))
             .await
     }
     async fn use_spark_session(
@@ -502,14 +506,14 @@ impl SparkSessions for FaultyStore {
         key: &SessionKey,
         spark_session: &SparkSessionId,
         generation: u64,
-    ) -> Result<Used, Error> {
+    ) -> Result<SparkSessionUse, Error> {
         let used = self.inner().use_spark_session(key, spark_session, generation);
         self.call("use_spark_session", used).await
     }
     async fn spark_sessions(
         &self,
         key: &SessionKey,
-    ) -> Result<BTreeMap<SparkSessionId, KeptSparkSession>, Error> {
+    ) -> Result<BTreeMap<SparkSessionId, StoredSparkSession>, Error> {
         self.call("spark_sessions", self.inner().spark_sessions(key))
             .await
     }
@@ -524,7 +528,7 @@ impl AuditTrail for FaultyStore {
     async fn append_audit(&self, record: &AuditRecord) -> Result<(), Error> {
         self.call("append_audit", self.inner().append_audit(record)).await
     }
-    async fn read_audit(&self, partition: u8, after: &str, limit: usize) -> Result<Vec<Audited>, Error> {
+    async fn read_audit(&self, partition: u8, after: &str, limit: usize) -> Result<Vec<AuditEntry>, Error> {
         self.call("read_audit", self.inner().read_audit(partition, after, limit))
             .await
     }
@@ -535,10 +539,10 @@ impl AuditTrail for FaultyStore {
         )
         .await
     }
-    async fn set_audit_export_position(&self, partition: u8, place: &str) -> Result<(), Error> {
+    async fn set_audit_export_position(&self, partition: u8, position: &str) -> Result<(), Error> {
         self.call(
             "set_audit_export_position",
-            self.inner().set_audit_export_position(partition, place),
+            self.inner().set_audit_export_position(partition, position),
         )
         .await
     }

@@ -120,7 +120,7 @@ impl User {
             close_after_idle: Some(close_after_idle),
             max_lifetime: Some(world.between(600_000, 900_000)),
         };
-        let policy = SessionPolicy::settle(cluster, &requested).unwrap();
+        let policy = SessionPolicy::resolve(cluster, &requested).unwrap();
         (cluster.clone(), policy)
     }
 

@@ -199,7 +199,7 @@ properties = {{ type = "memory" }}
     manager.close("ada", &first).await;
     until("everything to be released", async || {
         manager.store.list_bindings(&first).await.unwrap().is_empty()
-            && manager.store.places_of(&first).await.unwrap().is_empty()
+            && manager.store.list_placements(&first).await.unwrap().is_empty()
     })
     .await;
     for id in [ONE, THREE] {
@@ -208,7 +208,7 @@ properties = {{ type = "memory" }}
         assert!(refused.message().contains("is not running"), "{refused}");
     }
     query(&of_second, TWO, "SELECT 1").await.unwrap();
-    let place = manager.store.places_of(&second).await.unwrap();
+    let place = manager.store.list_placements(&second).await.unwrap();
     assert_eq!(place, std::slice::from_ref(&server.address));
 }
 

@@ -6,10 +6,10 @@ use crate::support::{Manager, on, until};
 use async_trait::async_trait;
 use compute::address::AddressError;
 use compute::connector::Target;
-use compute::lookup::Lookup;
+use compute::resolver::Resolve;
 use compute::{
-    AllowList, Capabilities, Chosen, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found, Places,
-    SharedCompute, SimCompute, StaticConfig, StaticProvider,
+    AllowList, Capabilities, CatalogSelection, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found,
+    Placements, SharedCompute, SimCompute, StaticConfig, StaticProvider,
 };
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -33,8 +33,8 @@ impl Name {
     }
 }
 
-impl Lookup for Name {
-    fn lookup<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
+impl Resolve for Name {
+    fn resolve<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
         assert_eq!(host, "spark.internal");
         let found = self.0.lock().unwrap().clone();
         Box::pin(async move { Ok(found.into_iter().map(|ip| SocketAddr::new(ip, port)).collect()) })
@@ -45,16 +45,16 @@ impl Lookup for Name {
 struct Nowhere;
 
 #[async_trait]
-impl Places for Nowhere {
-    async fn take(&self, _: &[String], _: &SessionKey, _: bool) -> Result<Option<String>, Error> {
+impl Placements for Nowhere {
+    async fn place(&self, _: &[String], _: &SessionKey, _: bool) -> Result<Option<String>, Error> {
         Ok(None)
     }
 
-    async fn leave(&self, _: &str, _: &SessionKey) -> Result<(), Error> {
+    async fn remove(&self, _: &str, _: &SessionKey) -> Result<(), Error> {
         Ok(())
     }
 
-    async fn of(&self, _: &SessionKey) -> Result<Vec<String>, Error> {
+    async fn list(&self, _: &SessionKey) -> Result<Vec<String>, Error> {
         Ok(Vec::new())
     }
 }
@@ -111,13 +111,13 @@ impl SharedCompute for Servers {
         self.real.addresses(server).await
     }
 
-    async fn choose_catalog(
+    async fn select_catalog(
         &self,
         spec: &ComputeSpec,
         server: &str,
         id: &SparkSessionId,
-    ) -> Result<Chosen, Cause> {
-        self.sim.choose_catalog(spec, server, id).await
+    ) -> Result<CatalogSelection, Cause> {
+        self.sim.select_catalog(spec, server, id).await
     }
 
     async fn end_spark_sessions(
@@ -133,7 +133,7 @@ impl SharedCompute for Servers {
 async fn start(name: &Name) -> Manager {
     let allow = AllowList::new(["10.1.0.0/16", "fd12::/16"], [8081], false).unwrap();
     let config = StaticConfig {
-        allow: Arc::new(allow.with_lookup(Arc::new(name.clone()))),
+        allow: Arc::new(allow.with_resolver(Arc::new(name.clone()))),
         tls: None,
     };
     let sim = SimCompute::new();

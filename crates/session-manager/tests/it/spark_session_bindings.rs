@@ -80,7 +80,7 @@ async fn an_id_belongs_to_the_first_session_until_it_closes() {
     assert!(manager.bind(&second, &id(2)).await.unwrap());
     assert_eq!(bindings(&other, &first).await, ids([1]));
     assert_eq!(bindings(&manager, &second).await, ids([2]));
-    assert!(manager.sim.chosen().is_empty(), "no catalog, no call");
+    assert!(manager.sim.selected_catalogs().is_empty(), "no catalog, no call");
 
     manager.close("ada", &first).await;
     until("the id to be released", async || {
@@ -178,7 +178,7 @@ async fn dedicated_compute_needs_no_binding() {
     assert_eq!(reason_of(&refused), Some(Reason::SessionWarming));
     manager.close("ada", &key).await;
     until("the compute to be gone", async || manager.sim.live().is_empty()).await;
-    assert!(manager.sim.chosen().is_empty() && manager.sim.ended().is_empty());
+    assert!(manager.sim.selected_catalogs().is_empty() && manager.sim.ended().is_empty());
 }
 
 #[tokio::test]
@@ -187,7 +187,7 @@ async fn binds_return_after_the_catalog_was_chosen_once() {
     let other = manager.another_with(SHARED).await;
     let key = active(&manager, "ada", "lake").await;
     let slow = Duration::from_secs(1);
-    manager.sim.inject(Call::Choose, Fault::Takes(slow));
+    manager.sim.inject(Call::SelectCatalog, Fault::Takes(slow));
     let begun = Instant::now();
     let text = id(1);
     let binds = (0..6).map(|n| {
@@ -208,7 +208,7 @@ async fn binds_return_after_the_catalog_was_chosen_once() {
     assert!(bound.into_iter().all(|bound| bound.unwrap()));
     assert!(begun.elapsed() >= slow, "{:?}", begun.elapsed());
     assert_eq!(
-        manager.sim.chosen().len(),
+        manager.sim.selected_catalogs().len(),
         1,
         "a choice of the user's own is not undone"
     );
@@ -220,7 +220,7 @@ async fn a_catalog_that_cannot_be_chosen_is_reported_and_retried() {
     let manager = start().await;
     let key = active(&manager, "ada", "lake").await;
     manager.sim.inject(
-        Call::Choose,
+        Call::SelectCatalog,
         Fault::Fails("the server has no such catalog".to_owned()),
     );
     let refused = manager.bind(&key, &id(1)).await.unwrap_err();
@@ -258,7 +258,7 @@ async fn a_preparation_after_a_crash_is_repeated_by_the_next_bind() {
     assert_eq!(manager.store.bind(&crashed).await.unwrap(), Bound::Prepare);
     assert!(bindings(&manager, &key).await.is_empty());
     assert!(manager.bind(&key, &id(1)).await.unwrap());
-    assert_eq!(manager.sim.chosen().len(), 1);
+    assert_eq!(manager.sim.selected_catalogs().len(), 1);
     assert_eq!(bindings(&manager, &key).await, ids([1]));
 }
 
@@ -272,7 +272,7 @@ async fn the_257th_binding_ends_the_oldest() {
     let before = manager.route_of(&key).await;
     assert_eq!(before.bindings.len(), 256);
     // The server is unreachable: no binding is removed or added.
-    manager.sim.inject(Call::End, Fault::Fails("away".to_owned()));
+    manager.sim.inject(Call::EndSparkSessions, Fault::Fails("away".to_owned()));
     let refused = manager.bind(&key, &id(256)).await.unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::BackendUnavailable), "{refused}");
     assert!(!bindings(&manager, &key).await.contains(&id(0)), "on its way");
@@ -302,10 +302,12 @@ async fn a_failed_release_is_repeated_and_permits_no_new_binding() {
     for n in 0..20 {
         assert!(manager.bind(&key, &id(n)).await.unwrap());
     }
-    manager.sim.inject(Call::End, Fault::Fails("away".to_owned()));
     manager
         .sim
-        .inject(Call::End, Fault::FailsAfterwards("lost".to_owned()));
+        .inject(Call::EndSparkSessions, Fault::Fails("away".to_owned()));
+    manager
+        .sim
+        .inject(Call::EndSparkSessions, Fault::FailsAfterwards("lost".to_owned()));
     let late = (100..140).map(|n| {
         let (manager, key) = (&manager, &key);
         async move { manager.bind(key, &id(n)).await }
@@ -338,7 +340,7 @@ async fn a_release_after_a_crash_is_continued_by_another_manager() {
     assert!(first.bind(&key, &id(1)).await.unwrap());
     first
         .sim
-        .inject(Call::End, Fault::Takes(Duration::from_secs(3600)));
+        .inject(Call::EndSparkSessions, Fault::Takes(Duration::from_secs(3600)));
     first.close("ada", &key).await;
     until("the release to be under way", async || {
         let bind = Bind {
@@ -369,7 +371,7 @@ async fn a_close_while_the_catalog_is_being_chosen_leaves_no_binding() {
     let key = active(&manager, "ada", "lake").await;
     manager
         .sim
-        .inject(Call::Choose, Fault::Takes(Duration::from_secs(1)));
+        .inject(Call::SelectCatalog, Fault::Takes(Duration::from_secs(1)));
     let text = id(1);
     let close = async {
         until("the choice to begin", async || {

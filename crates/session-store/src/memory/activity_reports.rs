@@ -1,8 +1,8 @@
-//! Use and proxies, as the memory store keeps them.
+//! Usage of sessions and the registered proxies in memory.
 
 use super::{Entry, MemoryStore};
-use crate::activity_reports::{ADDED_MEMORY, Heard, Proxies, Report, sort_oldest_first};
-use crate::{ActivityReports, Error, Loaded, Reported, first_use};
+use crate::activity_reports::{MAX_DELTA_NAMES, Proxies, Report, ReportStart, sort_oldest_first};
+use crate::{ActivityReports, Error, Loaded, ReportOutcome, first_use};
 use async_trait::async_trait;
 use session_core::machine::BUSY_LEASE;
 use session_core::{
@@ -11,15 +11,15 @@ use session_core::{
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
-/// One session's use.
+/// Usage of one session.
 #[derive(Default)]
-pub(super) struct Used {
+pub(super) struct SessionUse {
     last_activity_at: Option<Timestamp>,
     totals: Totals,
     added: VecDeque<u64>,
     leases: BTreeMap<ProxyId, Lease>,
     tokens: BTreeMap<TokenId, TokenUse>,
-    /// What a test says instead.
+    /// Activity that a test sets in place of the reported one.
     pub(super) forced: Option<Activity>,
 }
 
@@ -30,21 +30,21 @@ struct Lease {
     operations: Vec<Operation>,
 }
 
-impl Used {
-    /// Adds what is new of the amounts, and the uses of tokens that `known` has.
-    /// Returns those that were never used before.
+impl SessionUse {
+    /// Adds a new usage delta, and the uses of tokens that are `known`. Returns the
+    /// tokens that were used for the first time.
     pub(super) fn add(
         &mut self,
         report: &Report,
         known: impl Fn(&TokenId) -> bool,
         now: Timestamp,
     ) -> Vec<TokenId> {
-        if let Some(more) = report.more
-            && !self.added.contains(&more.name)
+        if let Some(delta) = report.usage_delta
+            && !self.added.contains(&delta.name)
         {
-            self.totals = self.totals.plus(more.totals);
-            self.added.push_front(more.name);
-            self.added.truncate(ADDED_MEMORY);
+            self.totals = self.totals.plus(delta.totals);
+            self.added.push_front(delta.name);
+            self.added.truncate(MAX_DELTA_NAMES);
         }
         let mut first_used = Vec::new();
         for one in report.token_uses.iter().filter(|one| known(&one.id)) {
@@ -60,12 +60,15 @@ impl Used {
         first_used
     }
 
-    /// Takes, keeps or ends the proxy's lease; raises the last activity.
-    pub(super) fn take(&mut self, report: &Report, generation: u64, now: Timestamp) {
-        let of_now = report.generation >= generation;
-        let mut at = report.last_activity_at.filter(|_| of_now).map(|at| at.min(now));
+    /// Starts, renews or ends the lease of the proxy, and updates the last activity.
+    pub(super) fn apply_lease(&mut self, report: &Report, generation: u64, now: Timestamp) {
+        let is_current = report.generation >= generation;
+        let mut at = report
+            .last_activity_at
+            .filter(|_| is_current)
+            .map(|at| at.min(now));
         match report.open_calls {
-            Some(open_calls) if of_now && open_calls > 0 => {
+            Some(open_calls) if is_current && open_calls > 0 => {
                 at = Some(now);
                 self.leases.retain(|_, lease| lease.until > now);
                 let lease = Lease {
@@ -90,7 +93,7 @@ impl Used {
             .filter(move |lease| lease.until > now && lease.generation >= generation)
     }
 
-    pub(super) fn seen(&self, generation: u64, now: Timestamp) -> Use {
+    pub(super) fn usage(&self, generation: u64, now: Timestamp) -> Use {
         Use {
             at: now,
             last_activity_at: self.last_activity_at,
@@ -103,7 +106,7 @@ impl Used {
 
     pub(super) fn activity(&self, generation: u64, now: Timestamp) -> Activity {
         self.forced
-            .unwrap_or_else(|| self.seen(generation, now).activity())
+            .unwrap_or_else(|| self.usage(generation, now).activity())
     }
 
     pub(super) fn operations(&self, generation: u64, now: Timestamp) -> Vec<Operation> {
@@ -120,26 +123,26 @@ impl Used {
         uses.map(|(id, one)| (id.clone(), one.clone())).collect()
     }
 
-    /// Tokens that are no longer kept take their uses with them.
-    pub(super) fn keep_tokens(&mut self, known: impl Fn(&TokenId) -> bool) {
+    /// Deletes the uses of tokens that are no longer recorded.
+    pub(super) fn retain_tokens(&mut self, known: impl Fn(&TokenId) -> bool) {
         self.tokens.retain(|id, _| known(id));
     }
 }
 
-/// The proxies that were heard of.
+/// The registered proxies: time and sequence number of their last report.
 #[derive(Default)]
-pub(super) struct Registry(HashMap<ProxyId, (Timestamp, u64)>);
+pub(super) struct ProxyRegistry(HashMap<ProxyId, (Timestamp, u64)>);
 
-impl Registry {
-    pub(super) fn heard(&mut self, proxy: &ProxyId, sequence: u64, now: Timestamp) -> Heard {
-        self.forget(crate::PROXY_MEMORY, now);
+impl ProxyRegistry {
+    pub(super) fn begin_report(&mut self, proxy: &ProxyId, sequence: u64, now: Timestamp) -> ReportStart {
+        self.remove_older(crate::PROXY_RETENTION, now);
         let (_, last) = self.0.entry(proxy.clone()).or_insert((now, 0));
         let fresh = sequence == 0 || sequence > *last;
         *last = sequence.max(*last);
-        Heard { at: now, fresh }
+        ReportStart { at: now, fresh }
     }
 
-    pub(super) fn spoke(&mut self, proxy: &ProxyId, at: Timestamp) {
+    pub(super) fn mark_alive(&mut self, proxy: &ProxyId, at: Timestamp) {
         let (last, _) = self.0.entry(proxy.clone()).or_insert((at, 0));
         *last = at.max(*last);
     }
@@ -151,7 +154,7 @@ impl Registry {
         now: Timestamp,
     ) -> Proxies {
         if let Some(gone_after) = gone_after {
-            self.forget(gone_after, now);
+            self.remove_older(gone_after, now);
         }
         let silent = self
             .0
@@ -164,32 +167,32 @@ impl Registry {
         }
     }
 
-    fn forget(&mut self, after: Duration, now: Timestamp) {
+    fn remove_older(&mut self, after: Duration, now: Timestamp) {
         self.0.retain(|_, (at, _)| now.since(*at) < after);
     }
 }
 
 #[async_trait]
 impl ActivityReports for MemoryStore {
-    async fn apply_report(&self, key: &SessionKey, report: &Report) -> Result<Reported, Error> {
+    async fn apply_report(&self, key: &SessionKey, report: &Report) -> Result<ReportOutcome, Error> {
         let now = self.clock.now();
         let mut state = self.state();
         let Some(entry) = state.entry_mut(key) else {
-            return Ok(Reported::Unknown);
+            return Ok(ReportOutcome::Unknown);
         };
         let tokens = &entry.tokens;
         let first_used = entry.used.add(report, |id| tokens.contains_key(id), now);
         let status = entry.session.status();
         if !status.is_terminal() {
-            entry.used.take(report, entry.session.generation, now);
+            entry.used.apply_lease(report, entry.session.generation, now);
         }
         for id in first_used {
             state.trail.add(first_use(key, &id, now));
         }
         Ok(if status.is_terminal() {
-            Reported::Ended
+            ReportOutcome::Ended
         } else {
-            Reported::Live(status)
+            ReportOutcome::Live(status)
         })
     }
 
@@ -208,7 +211,7 @@ impl ActivityReports for MemoryStore {
         let state = self.state();
         let used = |session: &Session| {
             let entry = state.entry(&session.key())?;
-            Some(entry.used.seen(session.generation, now))
+            Some(entry.used.usage(session.generation, now))
         };
         Ok(sessions
             .iter()
@@ -223,13 +226,13 @@ impl ActivityReports for MemoryStore {
         Ok(state.entry(key).map(operations).unwrap_or_default())
     }
 
-    async fn begin_proxy_report(&self, proxy: &ProxyId, sequence: u64) -> Result<Heard, Error> {
+    async fn begin_proxy_report(&self, proxy: &ProxyId, sequence: u64) -> Result<ReportStart, Error> {
         let now = self.clock.now();
-        Ok(self.state().proxies.heard(proxy, sequence, now))
+        Ok(self.state().proxies.begin_report(proxy, sequence, now))
     }
 
     async fn mark_proxy_alive(&self, proxy: &ProxyId, at: Timestamp) -> Result<(), Error> {
-        self.state().proxies.spoke(proxy, at);
+        self.state().proxies.mark_alive(proxy, at);
         Ok(())
     }
 

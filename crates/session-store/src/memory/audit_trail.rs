@@ -2,7 +2,7 @@
 
 use super::MemoryStore;
 use crate::Error;
-use crate::audit_trail::{AUDIT_LENGTH, AUDIT_SHARE, AuditTrail, Audited};
+use crate::audit_trail::{AUDIT_SHARE, AuditEntry, AuditTrail, MAX_AUDIT_RECORDS};
 use async_trait::async_trait;
 use session_core::AuditRecord;
 use std::collections::{HashMap, VecDeque};
@@ -21,17 +21,17 @@ impl Trail {
         let records = self.records.entry(record.partition()).or_default();
         let org = record.org.clone();
         records.push_back((self.last, record));
-        if records.len() <= AUDIT_LENGTH {
+        if records.len() <= MAX_AUDIT_RECORDS {
             return;
         }
         let of_org = |(_, record): &&(u64, AuditRecord)| record.org == org;
         let own = records.iter().filter(of_org).count();
-        let evicted = if own > AUDIT_LENGTH / AUDIT_SHARE {
+        let evicted = if own > MAX_AUDIT_RECORDS / AUDIT_SHARE {
             records.iter().position(|record| of_org(&record))
         } else {
             Some(0)
         };
-        evicted.and_then(|place| records.remove(place));
+        evicted.and_then(|position| records.remove(position));
     }
 }
 
@@ -42,15 +42,15 @@ impl AuditTrail for MemoryStore {
         Ok(())
     }
 
-    async fn read_audit(&self, partition: u8, after: &str, limit: usize) -> Result<Vec<Audited>, Error> {
+    async fn read_audit(&self, partition: u8, after: &str, limit: usize) -> Result<Vec<AuditEntry>, Error> {
         let after: u64 = after.parse().unwrap_or(0);
         let state = self.state();
         let records = state.trail.records.get(&partition).into_iter().flatten();
         Ok(records
             .filter(|(number, _)| *number > after)
             .take(limit)
-            .map(|(number, record)| Audited {
-                place: number.to_string(),
+            .map(|(number, record)| AuditEntry {
+                position: number.to_string(),
                 record: record.clone(),
             })
             .collect())
@@ -61,8 +61,8 @@ impl AuditTrail for MemoryStore {
         Ok(state.trail.exported.get(&partition).cloned().unwrap_or_default())
     }
 
-    async fn set_audit_export_position(&self, partition: u8, place: &str) -> Result<(), Error> {
-        self.state().trail.exported.insert(partition, place.to_owned());
+    async fn set_audit_export_position(&self, partition: u8, position: &str) -> Result<(), Error> {
+        self.state().trail.exported.insert(partition, position.to_owned());
         Ok(())
     }
 }

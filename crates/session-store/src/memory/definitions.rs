@@ -111,7 +111,7 @@ impl Definitions for MemoryStore {
 }
 
 impl State {
-    /// Those in an organization's share, or those in nobody's.
+    /// The definitions of an organization, or those of no organization.
     pub(super) fn definitions_of<'a>(
         &'a self,
         kind: Kind,

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use session_core::Timestamp;
 use std::time::Duration;
 
-/// Who has a lease.
-pub(super) struct Leased {
+/// Holder of a lease.
+pub(super) struct HeldLease {
     owner: String,
     until: Timestamp,
     fence: u64,
@@ -25,7 +25,7 @@ impl Leases for MemoryStore {
             None => (state.last_fence + 1).max(now.as_millis()),
         };
         state.last_fence = state.last_fence.max(fence);
-        let lease = Leased {
+        let lease = HeldLease {
             owner: owner.to_owned(),
             until: now.after(ttl),
             fence,

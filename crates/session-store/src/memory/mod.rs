@@ -1,6 +1,6 @@
-//! The store in one process's memory: for tests, the embedded process and
-//! `memory://`. Everything is behind one lock, so every method is one step;
-//! counts are taken from the records themselves, so nothing can drift.
+//! The store in the memory of one process: for tests, the embedded process and
+//! `memory://`. One lock guards all state, so every method is one step. Counts are
+//! computed from the records, so they cannot drift.
 
 mod activity_reports;
 mod audit_trail;
@@ -8,7 +8,7 @@ mod change_feed;
 mod definitions;
 mod due_queue;
 mod leases;
-mod places;
+mod placements;
 mod retention;
 mod session_index;
 mod sessions;
@@ -19,8 +19,8 @@ mod store_health;
 mod tokens;
 
 use crate::{Definition, Feed, Kind, TokenRecord};
-use activity_reports::{Registry, Used};
-use leases::Leased;
+use activity_reports::{ProxyRegistry, SessionUse};
+use leases::HeldLease;
 use parking_lot::{Mutex, MutexGuard};
 use session_core::{
     Activity, Clock, EventRecord, OrgId, PrincipalId, Session, SessionId, SessionKey, Timestamp, TokenId,
@@ -32,10 +32,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::broadcast;
 
-/// A reader of changes that falls this far behind gets a reset.
+/// A reader of changes that falls further behind receives a reset.
 const FEED_BACKLOG: usize = 1024;
 
-/// A store that forgets everything when the process ends.
+/// A store whose state ends with the process.
 pub struct MemoryStore {
     clock: Arc<dyn Clock>,
     epoch: AtomicU64,
@@ -51,13 +51,13 @@ struct State {
     requests: HashMap<RequestKey, Request>,
     requests_by_age: VecDeque<(Timestamp, RequestKey)>,
     creates: HashMap<(OrgId, PrincipalId), (u64, u32)>,
-    places: BTreeMap<String, BTreeSet<SessionKey>>,
+    placements: BTreeMap<String, BTreeSet<SessionKey>>,
     spark_bindings: spark_bindings::Bindings,
-    spark_sessions: spark_sessions::Kept,
-    leases: HashMap<String, Leased>,
+    spark_sessions: spark_sessions::Sessions,
+    leases: HashMap<String, HeldLease>,
     last_fence: u64,
     definitions: BTreeMap<(Kind, String), Definition>,
-    proxies: Registry,
+    proxies: ProxyRegistry,
     trail: audit_trail::Trail,
     signing_keys: signing_keys::Keys,
 }
@@ -66,13 +66,13 @@ struct Entry {
     session: Session,
     history: VecDeque<EventRecord>,
     due: Option<Timestamp>,
-    used: Used,
+    used: SessionUse,
     tokens: BTreeMap<TokenId, TokenRecord>,
 }
 
 impl Entry {
-    /// Is the token among those that [`crate::Tokens::live_tokens`] tells of?
-    fn lists(&self, token: &TokenRecord, now: Timestamp) -> bool {
+    /// Returns whether [`crate::Tokens::live_tokens`] lists the token.
+    fn is_listed(&self, token: &TokenRecord, now: Timestamp) -> bool {
         token.expires_at > now && token.epoch == self.session.token_epoch
     }
 }
@@ -87,7 +87,7 @@ impl MemoryStore {
     /// An empty store on `clock`.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
-            // What an earlier process knew is forgotten.
+            // The state of an earlier process is lost: a new epoch.
             epoch: AtomicU64::new(clock.now().as_millis()),
             clock,
             state: Mutex::default(),
@@ -96,24 +96,24 @@ impl MemoryStore {
         }
     }
 
-    /// Sets what [`crate::ActivityReports::get_with_activity`] says of a session's use, whatever
-    /// proxies report.
+    /// Sets the activity that [`crate::ActivityReports::get_with_activity`] returns,
+    /// whatever proxies report.
     pub fn set_activity(&self, key: &SessionKey, activity: Activity) {
         if let Some(entry) = self.state().entry_mut(key) {
             entry.used.forced = Some(activity);
         }
     }
 
-    /// How often its state was looked at: a test sees from it how much work
-    /// an answer took.
+    /// Number of accesses to the state, so that a test can measure the cost of an
+    /// operation.
     pub fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)
     }
 
-    /// As after a fail-over: what was written last may be lost.
+    /// Simulates a fail-over: the last writes may be lost.
     pub fn fail_over(&self) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
-        // Fails only when nobody listens.
+        // Fails only without subscribers.
         drop(self.feed.send(Feed::Reset));
     }
 

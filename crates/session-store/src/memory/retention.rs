@@ -1,4 +1,4 @@
-//! Ended sessions that are no longer kept, in memory.
+//! Deletion of ended sessions in memory.
 
 use super::MemoryStore;
 use super::State;
@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 impl State {
     pub(super) fn trim(&mut self, keep: &Tombstones, limit: usize, now: Timestamp) -> usize {
-        let mut beyond = Vec::new();
+        let mut expired = Vec::new();
         for (org, sessions) in &self.orgs {
             let mut ended: Vec<(Timestamp, &SessionId, &PrincipalId, bool)> = sessions
                 .iter()
@@ -19,31 +19,31 @@ impl State {
                 })
                 .collect();
             ended.sort_unstable();
-            let mut of_owner: HashMap<&PrincipalId, usize> = HashMap::new();
+            let mut owner_counts: HashMap<&PrincipalId, usize> = HashMap::new();
             for (_, _, owner, _) in &ended {
-                *of_owner.entry(owner).or_default() += 1;
+                *owner_counts.entry(owner).or_default() += 1;
             }
             let mut of_org = ended.len();
             for (at, id, owner, due) in ended {
-                let left = of_owner.entry(owner).or_default();
+                let left = owner_counts.entry(owner).or_default();
                 let kept = now.since(at) < keep.age && *left <= keep.per_owner && of_org <= keep.per_org;
                 *left -= 1;
                 of_org -= 1;
                 if !kept && !due {
-                    beyond.push(SessionKey {
+                    expired.push(SessionKey {
                         org: org.clone(),
                         id: id.clone(),
                     });
                 }
             }
         }
-        beyond.truncate(limit);
-        for key in &beyond {
+        expired.truncate(limit);
+        for key in &expired {
             self.orgs
                 .get_mut(&key.org)
                 .map(|sessions| sessions.remove(&key.id));
         }
-        beyond.len()
+        expired.len()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Lists and counts of sessions in memory.
 
 use super::MemoryStore;
-use crate::session_index::Filling;
+use crate::session_index::PageBuilder;
 use crate::{Error, ListQuery, Page, SessionIndex};
 use async_trait::async_trait;
 use session_core::{ClusterName, OrgId, Session, SessionId, SessionKey, Status};
@@ -11,16 +11,16 @@ use std::ops::Bound;
 #[async_trait]
 impl SessionIndex for MemoryStore {
     async fn list(&self, query: &ListQuery) -> Result<Page, Error> {
-        let mut page = Filling::begin(query)?;
+        let mut page = PageBuilder::begin(query)?;
         let state = self.state();
         let cursor = page.cursor().cloned();
         let below = cursor.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
         let sessions = state.orgs.get(&query.org).into_iter();
         let mut sessions = sessions
             .flat_map(|of_org| of_org.range::<SessionId, _>((Bound::Unbounded, below)).rev())
-            .filter(|(_, entry)| query.scope.admits(&entry.session))
+            .filter(|(_, entry)| query.scope.matches(&entry.session))
             .peekable();
-        while page.lacks() > 0
+        while page.missing() > 0
             && let Some((id, entry)) = sessions.next()
         {
             page.examine(id.clone(), Some(entry.session.clone()));

@@ -1,9 +1,11 @@
 //! Session records in memory.
 
 use super::MemoryStore;
-use super::activity_reports::Used;
+use super::activity_reports::SessionUse;
 use super::{Entry, State};
-use crate::{Change, Commit, Create, Created, Error, Feed, HISTORY, REQUEST_ID_MEMORY, RequestId, Sessions};
+use crate::{
+    Change, Commit, Create, Created, Error, Feed, MAX_HISTORY, REQUEST_ID_RETENTION, RequestId, Sessions,
+};
 use async_trait::async_trait;
 use session_core::{
     Activity, AuditRecord, EventRecord, Limits, OrgId, PrincipalId, Quota, Session, SessionKey, Timestamp,
@@ -11,7 +13,7 @@ use session_core::{
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-/// The window of `creates_per_minute`.
+/// Window of `creates_per_minute`, in milliseconds.
 const MINUTE_MILLIS: u64 = 60_000;
 
 pub(super) type RequestKey = (OrgId, PrincipalId, String);
@@ -52,7 +54,7 @@ impl Sessions for MemoryStore {
             session: create.session.clone(),
             history: VecDeque::from([create.record.clone()]),
             due: None,
-            used: Used::default(),
+            used: SessionUse::default(),
             tokens: BTreeMap::new(),
         };
         state
@@ -101,7 +103,7 @@ impl Sessions for MemoryStore {
 }
 
 impl MemoryStore {
-    /// Writes a change; only while the use is `quiet`, if that is asked for.
+    /// Writes a change; if `quiet` is given, only while the activity equals it.
     pub(super) fn write(&self, commit: Commit, quiet: Option<Activity>) -> Result<(), Error> {
         let now = self.clock.now();
         let key = commit.session.key();
@@ -113,7 +115,7 @@ impl MemoryStore {
         }
         entry.session = commit.session.clone();
         entry.history.push_back(commit.record.clone());
-        if entry.history.len() > HISTORY {
+        if entry.history.len() > MAX_HISTORY {
             entry.history.pop_front();
         }
         state.set_due(&key, commit.due);
@@ -123,7 +125,7 @@ impl MemoryStore {
     }
 
     pub(super) fn publish(&self, session: &Session, record: EventRecord) {
-        // Fails only when nobody listens.
+        // Fails only without subscribers.
         drop(self.feed.send(Feed::Change(Box::new(Change {
             key: session.key(),
             record,
@@ -141,7 +143,7 @@ impl State {
         now: Timestamp,
     ) -> Result<Option<Session>, Error> {
         while let Some((at, _)) = self.requests_by_age.front()
-            && now.since(*at) >= REQUEST_ID_MEMORY
+            && now.since(*at) >= REQUEST_ID_RETENTION
         {
             let Some((at, key)) = self.requests_by_age.pop_front() else {
                 break;
@@ -176,7 +178,7 @@ impl State {
                 })
                 .count()
         };
-        let used_up = |quota, limit, retry_after| {
+        let exhausted = |quota, limit, retry_after| {
             Err(Error::Quota {
                 quota,
                 limit,
@@ -184,10 +186,10 @@ impl State {
             })
         };
         if live(true) >= limits.live_sessions_per_owner as usize {
-            return used_up(Quota::LiveSessionsPerOwner, limits.live_sessions_per_owner, None);
+            return exhausted(Quota::LiveSessionsPerOwner, limits.live_sessions_per_owner, None);
         }
         if live(false) >= limits.live_sessions as usize {
-            return used_up(Quota::LiveSessions, limits.live_sessions, None);
+            return exhausted(Quota::LiveSessions, limits.live_sessions, None);
         }
         let (window, left) = window_of(now);
         let creates = self.creates.get(&(session.org.clone(), session.owner.clone()));
@@ -195,7 +197,7 @@ impl State {
             .filter(|(seen, _)| *seen == window)
             .map_or(0, |(_, count)| *count);
         if count >= limits.creates_per_minute {
-            return used_up(Quota::CreatesPerMinute, limits.creates_per_minute, Some(left));
+            return exhausted(Quota::CreatesPerMinute, limits.creates_per_minute, Some(left));
         }
         Ok(())
     }
@@ -214,7 +216,7 @@ impl State {
     }
 }
 
-/// The minute that `now` is in, and what is left of it.
+/// The minute that contains `now`, and the rest of it.
 fn window_of(now: Timestamp) -> (u64, Duration) {
     let window = now.as_millis() / MINUTE_MILLIS;
     (

@@ -1,17 +1,17 @@
 //! Signing keys in memory.
 
 use super::MemoryStore;
-use crate::signing_keys::{KEY_GAP, KEY_MEMORY, KnownKey, KnownKeys, MOST_KEYS};
+use crate::signing_keys::{KEY_GAP, KEY_RETENTION, KnownKey, KnownKeys, MAX_SIGNING_KEYS};
 use crate::{Error, SigningKeys};
 use async_trait::async_trait;
 use session_core::Timestamp;
 use std::collections::BTreeMap;
 
-/// Keys by id.
+/// Observed keys by id.
 #[derive(Default)]
-pub(super) struct Keys(BTreeMap<String, Kept>);
+pub(super) struct Keys(BTreeMap<String, KeyState>);
 
-struct Kept {
+struct KeyState {
     since: Timestamp,
     signed: Option<Timestamp>,
     seen: Timestamp,
@@ -26,17 +26,19 @@ impl SigningKeys for MemoryStore {
     ) -> Result<KnownKeys, Error> {
         let now = self.clock.now();
         let mut state = self.state();
-        let kept = &mut state.signing_keys.0;
-        kept.retain(|_, key| now.since(key.seen) <= KEY_MEMORY);
+        let known = &mut state.signing_keys.0;
+        known.retain(|_, key| now.since(key.seen) <= KEY_RETENTION);
         let mut keys = Vec::new();
         for id in published {
-            if !kept.contains_key(id) && kept.len() >= MOST_KEYS {
-                let gone = kept.iter().filter(|(_, key)| now.since(key.seen) > KEY_GAP);
-                let stalest = gone.min_by_key(|(_, key)| key.seen).map(|(id, _)| id.clone());
-                let Some(stalest) = stalest else { continue };
-                kept.remove(&stalest);
+            if !known.contains_key(id) && known.len() >= MAX_SIGNING_KEYS {
+                let unreported = known.iter().filter(|(_, key)| now.since(key.seen) > KEY_GAP);
+                let oldest = unreported
+                    .min_by_key(|(_, key)| key.seen)
+                    .map(|(id, _)| id.clone());
+                let Some(oldest) = oldest else { continue };
+                known.remove(&oldest);
             }
-            let key = kept.entry(id.clone()).or_insert(Kept {
+            let key = known.entry(id.clone()).or_insert(KeyState {
                 since: now,
                 signed: None,
                 seen: now,

@@ -1,41 +1,99 @@
 //! Bindings in memory.
 
 use super::MemoryStore;
-use crate::spark_bindings::{Bind, Binding, BindingState, Bound, SEAL_MEMORY, SparkSession};
+use crate::spark_bindings::{Bind, Binding, BindingState, Bound, SEAL_DURATION, SparkSession};
 use crate::{Error, SparkBindings};
 use async_trait::async_trait;
 use session_core::{SessionKey, Timestamp};
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-/// Seals and ids that are kept from everybody are looked through when so many are there.
+/// Expired seals and reservations are swept when their number reaches this.
 const SWEEP_AT: usize = 4096;
 
 #[derive(Default)]
 pub(super) struct Bindings {
-    names: HashMap<SparkSession, Name>,
-    held: HashMap<SessionKey, Held>,
+    owners: HashMap<SparkSession, IdOwner>,
+    held: HashMap<SessionKey, HolderBindings>,
     seals: HashMap<SessionKey, (u64, Timestamp)>,
 }
 
-/// Whose an id is.
-enum Name {
-    Of(SessionKey),
-    Nobodys { until: Timestamp },
+/// Owner of a Spark session id.
+enum IdOwner {
+    OwnedBy(SessionKey),
+    Reserved { until: Timestamp },
 }
 
-/// A holder's bindings.
+/// Bindings of one holder.
 #[derive(Default)]
-struct Held {
+struct HolderBindings {
     last: u64,
-    bindings: BTreeMap<SparkSession, Kept>,
+    bindings: BTreeMap<SparkSession, StoredBinding>,
 }
 
-struct Kept {
+struct StoredBinding {
     binding: Binding,
     order: u64,
     preparer: String,
     until: Timestamp,
+}
+
+impl HolderBindings {
+    /// Uses an existing binding again.
+    fn rebind(&mut self, bind: &Bind, now: Timestamp) -> Bound {
+        let order = self.last + 1;
+        let Some(stored) = self.bindings.get_mut(&bind.spark) else {
+            return self.add(bind, now);
+        };
+        let binding = &mut stored.binding;
+        if binding.state == BindingState::Releasing || binding.generation != bind.generation {
+            binding.state = BindingState::Releasing;
+            return Bound::Release(Box::new(binding.clone()));
+        }
+        self.last = order;
+        stored.order = order;
+        if binding.state == BindingState::Ready {
+            return Bound::Ready;
+        }
+        if stored.until > now && stored.preparer != bind.ticket {
+            return Bound::Wait;
+        }
+        let Some(time) = bind.prepare else {
+            binding.state = BindingState::Ready;
+            return Bound::Ready;
+        };
+        stored.preparer.clone_from(&bind.ticket);
+        stored.until = now.after(time);
+        Bound::Prepare
+    }
+
+    /// Adds a binding, or marks the least recently bound one for release at the limit.
+    fn add(&mut self, bind: &Bind, now: Timestamp) -> Bound {
+        if self.bindings.len() >= bind.limit
+            && let Some(oldest) = self.bindings.values_mut().min_by_key(|stored| stored.order)
+        {
+            oldest.binding.state = BindingState::Releasing;
+            return Bound::Release(Box::new(oldest.binding.clone()));
+        }
+        let (state, bound) = match bind.prepare {
+            Some(_) => (BindingState::Unready, Bound::Prepare),
+            None => (BindingState::Ready, Bound::Ready),
+        };
+        self.last += 1;
+        let stored = StoredBinding {
+            binding: Binding {
+                spark: bind.spark.clone(),
+                generation: bind.generation,
+                state,
+                serial: bind.ticket.clone(),
+            },
+            order: self.last,
+            preparer: bind.ticket.clone(),
+            until: bind.prepare.map_or(now, |time| now.after(time)),
+        };
+        self.bindings.insert(bind.spark.clone(), stored);
+        bound
+    }
 }
 
 impl Bindings {
@@ -43,9 +101,9 @@ impl Bindings {
         if self.seals.len() >= SWEEP_AT {
             self.seals.retain(|_, (_, until)| *until > now);
         }
-        if self.names.len() >= SWEEP_AT {
-            self.names
-                .retain(|_, name| !matches!(name, Name::Nobodys { until } if *until <= now));
+        if self.owners.len() >= SWEEP_AT {
+            self.owners
+                .retain(|_, owner| !matches!(owner, IdOwner::Reserved { until } if *until <= now));
         }
     }
 
@@ -55,82 +113,40 @@ impl Bindings {
         if sealed.is_some_and(|(generation, until)| bind.generation <= *generation && *until > now) {
             return Bound::Sealed;
         }
-        match self.names.get(&bind.spark) {
-            Some(Name::Of(holder)) if *holder != bind.holder => return Bound::Taken,
-            Some(Name::Nobodys { until }) if *until > now => return Bound::Taken,
-            Some(Name::Of(_) | Name::Nobodys { .. }) | None => {}
+        match self.owners.get(&bind.spark) {
+            Some(IdOwner::OwnedBy(holder)) if *holder != bind.holder => return Bound::Taken,
+            Some(IdOwner::Reserved { until }) if *until > now => return Bound::Taken,
+            Some(IdOwner::OwnedBy(_) | IdOwner::Reserved { .. }) | None => {}
         }
         let held = self.held.entry(bind.holder.clone()).or_default();
-        let order = held.last + 1;
-        let until = bind.prepare.map_or(now, |time| now.after(time));
-        match held.bindings.get_mut(&bind.spark) {
-            Some(kept) => {
-                let binding = &mut kept.binding;
-                if binding.state == BindingState::Releasing || binding.generation != bind.generation {
-                    binding.state = BindingState::Releasing;
-                    return Bound::Release(Box::new(binding.clone()));
-                }
-                held.last = order;
-                kept.order = order;
-                if binding.state == BindingState::Ready {
-                    return Bound::Ready;
-                }
-                if kept.until > now && kept.preparer != bind.ticket {
-                    return Bound::Wait;
-                }
-                if bind.prepare.is_none() {
-                    binding.state = BindingState::Ready;
-                    return Bound::Ready;
-                }
-                kept.preparer.clone_from(&bind.ticket);
-                kept.until = until;
-                Bound::Prepare
-            }
-            None => {
-                if held.bindings.len() >= bind.limit
-                    && let Some(oldest) = held.bindings.values_mut().min_by_key(|kept| kept.order)
-                {
-                    oldest.binding.state = BindingState::Releasing;
-                    return Bound::Release(Box::new(oldest.binding.clone()));
-                }
-                let state = match bind.prepare {
-                    Some(_) => BindingState::Unready,
-                    None => BindingState::Ready,
-                };
-                let kept = Kept {
-                    binding: Binding {
-                        spark: bind.spark.clone(),
-                        generation: bind.generation,
-                        state,
-                        serial: bind.ticket.clone(),
-                    },
-                    order,
-                    preparer: bind.ticket.clone(),
-                    until,
-                };
-                held.last = order;
-                held.bindings.insert(bind.spark.clone(), kept);
-                self.names
-                    .insert(bind.spark.clone(), Name::Of(bind.holder.clone()));
-                match state {
-                    BindingState::Unready => Bound::Prepare,
-                    BindingState::Ready | BindingState::Releasing => Bound::Ready,
-                }
-            }
+        if held.bindings.contains_key(&bind.spark) {
+            return held.rebind(bind, now);
         }
+        let bound = held.add(bind, now);
+        if !matches!(bound, Bound::Release(_)) {
+            let owner = IdOwner::OwnedBy(bind.holder.clone());
+            self.owners.insert(bind.spark.clone(), owner);
+        }
+        bound
     }
 
-    fn prepared(&mut self, holder: &SessionKey, spark: &SparkSession, ticket: &str, ready: bool) -> bool {
+    fn finish_preparation(
+        &mut self,
+        holder: &SessionKey,
+        spark: &SparkSession,
+        ticket: &str,
+        ready: bool,
+    ) -> bool {
         let held = self.held.get_mut(holder);
-        let Some(kept) = held.and_then(|held| held.bindings.get_mut(spark)) else {
+        let Some(stored) = held.and_then(|held| held.bindings.get_mut(spark)) else {
             return false;
         };
-        if kept.binding.state != BindingState::Unready || kept.preparer != ticket {
+        if stored.binding.state != BindingState::Unready || stored.preparer != ticket {
             return false;
         }
-        kept.until = Timestamp::ZERO;
+        stored.until = Timestamp::ZERO;
         if ready {
-            kept.binding.state = BindingState::Ready;
+            stored.binding.state = BindingState::Ready;
         }
         true
     }
@@ -140,7 +156,7 @@ impl Bindings {
             return;
         };
         let stored = held.bindings.get(&binding.spark);
-        if stored.is_none_or(|kept| kept.binding.serial != binding.serial) {
+        if stored.is_none_or(|stored| stored.binding.serial != binding.serial) {
             return;
         }
         held.bindings.remove(&binding.spark);
@@ -149,10 +165,11 @@ impl Bindings {
         }
         match keep_until {
             Some(until) => {
-                self.names.insert(binding.spark.clone(), Name::Nobodys { until });
+                self.owners
+                    .insert(binding.spark.clone(), IdOwner::Reserved { until });
             }
             None => {
-                self.names.remove(&binding.spark);
+                self.owners.remove(&binding.spark);
             }
         }
     }
@@ -172,7 +189,10 @@ impl SparkBindings for MemoryStore {
         ticket: &str,
         ready: bool,
     ) -> Result<bool, Error> {
-        Ok(self.state().spark_bindings.prepared(holder, spark, ticket, ready))
+        Ok(self
+            .state()
+            .spark_bindings
+            .finish_preparation(holder, spark, ticket, ready))
     }
 
     async fn list_bindings(&self, holder: &SessionKey) -> Result<Vec<Binding>, Error> {
@@ -180,9 +200,9 @@ impl SparkBindings for MemoryStore {
         let Some(held) = state.spark_bindings.held.get(holder) else {
             return Ok(Vec::new());
         };
-        let mut kept: Vec<_> = held.bindings.values().collect();
-        kept.sort_unstable_by_key(|kept| kept.order);
-        Ok(kept.into_iter().map(|kept| kept.binding.clone()).collect())
+        let mut stored: Vec<_> = held.bindings.values().collect();
+        stored.sort_unstable_by_key(|stored| stored.order);
+        Ok(stored.into_iter().map(|stored| stored.binding.clone()).collect())
     }
 
     async fn seal_bindings(&self, holder: &SessionKey, generation: u64) -> Result<(), Error> {
@@ -190,7 +210,7 @@ impl SparkBindings for MemoryStore {
         let shared = &mut self.state().spark_bindings;
         shared.sweep(now);
         let seal = shared.seals.entry(holder.clone()).or_default();
-        *seal = (seal.0.max(generation), now.after(SEAL_MEMORY));
+        *seal = (seal.0.max(generation), now.after(SEAL_DURATION));
         Ok(())
     }
 

@@ -2,27 +2,29 @@
 
 use super::MemoryStore;
 use crate::Error;
-use crate::spark_sessions::{KeptSparkSession, MAX_SPARK_SESSIONS, SettingsChange, SparkSessions, Used};
+use crate::spark_sessions::{
+    MAX_SPARK_SESSIONS, SettingsChange, SparkSessionUse, SparkSessions, StoredSparkSession,
+};
 use async_trait::async_trait;
 use session_core::{SessionKey, SparkSessionId};
 use std::collections::{BTreeMap, HashMap};
 
 #[derive(Default)]
-pub(super) struct Kept {
-    sessions: HashMap<SessionKey, BTreeMap<SparkSessionId, (KeptSparkSession, u64)>>,
+pub(super) struct Sessions {
+    sessions: HashMap<SessionKey, BTreeMap<SparkSessionId, (StoredSparkSession, u64)>>,
     changes: u64,
 }
 
-impl Kept {
+impl Sessions {
     fn change<T>(
         &mut self,
         key: &SessionKey,
         id: &SparkSessionId,
-        change: impl FnOnce(&mut KeptSparkSession) -> (bool, T),
+        change: impl FnOnce(&mut StoredSparkSession) -> (bool, T),
     ) -> T {
         let of = self.sessions.entry(key.clone()).or_default();
         let mut next = of.get(id).map_or_else(
-            || KeptSparkSession {
+            || StoredSparkSession {
                 generation: 0,
                 settings: BTreeMap::new(),
             },
@@ -43,7 +45,7 @@ impl Kept {
 
 #[async_trait]
 impl SparkSessions for MemoryStore {
-    async fn keep_settings(&self, key: &SessionKey, change: &SettingsChange) -> Result<bool, Error> {
+    async fn store_settings(&self, key: &SessionKey, change: &SettingsChange) -> Result<bool, Error> {
         let mut state = self.state();
         Ok(state.spark_sessions.change(key, &change.spark_session, |kept| {
             let taken = kept.take(change);
@@ -56,23 +58,23 @@ impl SparkSessions for MemoryStore {
         key: &SessionKey,
         spark_session: &SparkSessionId,
         generation: u64,
-    ) -> Result<Used, Error> {
+    ) -> Result<SparkSessionUse, Error> {
         let mut state = self.state();
         Ok(state.spark_sessions.change(key, spark_session, |kept| {
             let used = match kept.generation {
-                0 => Used::New,
-                known if known < generation => Used::Moved,
-                _ => Used::Again,
+                0 => SparkSessionUse::New,
+                known if known < generation => SparkSessionUse::Moved,
+                _ => SparkSessionUse::Again,
             };
             kept.generation = kept.generation.max(generation);
-            (used != Used::Again, used)
+            (used != SparkSessionUse::Again, used)
         }))
     }
 
     async fn spark_sessions(
         &self,
         key: &SessionKey,
-    ) -> Result<BTreeMap<SparkSessionId, KeptSparkSession>, Error> {
+    ) -> Result<BTreeMap<SparkSessionId, StoredSparkSession>, Error> {
         let state = self.state();
         let kept = state.spark_sessions.sessions.get(key).into_iter().flatten();
         Ok(kept.map(|(id, (kept, _))| (id.clone(), kept.clone())).collect())

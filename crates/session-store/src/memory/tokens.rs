@@ -2,7 +2,7 @@
 
 use super::Entry;
 use super::MemoryStore;
-use crate::{Error, TOKEN_MEMORY, TokenRecord, Tokens};
+use crate::{Error, TOKEN_RETENTION, TokenRecord, Tokens};
 use async_trait::async_trait;
 use session_core::{Quota, SessionKey, TokenId, TokenUse};
 use std::collections::BTreeMap;
@@ -15,14 +15,14 @@ impl Tokens for MemoryStore {
         let entry = state.entry_mut(key).ok_or(Error::NotFound)?;
         let session = &entry.session;
         if session.status().is_terminal() {
-            return Err(Error::TokenRefused("closed"));
+            return Err(Error::TokenRejected("closed"));
         }
         if session.token_epoch != token.epoch {
-            return Err(Error::TokenRefused("epoch"));
+            return Err(Error::TokenRejected("epoch"));
         }
         entry
             .tokens
-            .retain(|_, kept| kept.expires_at.after(TOKEN_MEMORY) > now && kept.epoch == token.epoch);
+            .retain(|_, kept| kept.expires_at.after(TOKEN_RETENTION) > now && kept.epoch == token.epoch);
         if entry
             .tokens
             .get(&token.id)
@@ -31,13 +31,13 @@ impl Tokens for MemoryStore {
             return Ok(());
         }
         entry.tokens.remove(&token.id);
-        let counts = |kept: &&TokenRecord| kept.expires_at > now;
-        if entry.tokens.values().filter(counts).count() >= limit as usize {
+        let is_live = |kept: &&TokenRecord| kept.expires_at > now;
+        if entry.tokens.values().filter(is_live).count() >= limit as usize {
             entry
                 .tokens
                 .retain(|id, _| !session.revoked_tokens.contains_key(id));
         }
-        if entry.tokens.values().filter(counts).count() >= limit as usize {
+        if entry.tokens.values().filter(is_live).count() >= limit as usize {
             return Err(Error::Quota {
                 quota: Quota::TokensPerSession,
                 limit,
@@ -47,15 +47,15 @@ impl Tokens for MemoryStore {
         let mut expired: Vec<_> = entry
             .tokens
             .values()
-            .filter(|kept| !counts(kept))
+            .filter(|kept| !is_live(kept))
             .cloned()
             .collect();
         TokenRecord::sort_oldest_first(&mut expired);
         let surplus = (entry.tokens.len() + 1).saturating_sub(limit as usize);
-        for gone in expired.iter().take(surplus) {
-            entry.tokens.remove(&gone.id);
+        for removed in expired.iter().take(surplus) {
+            entry.tokens.remove(&removed.id);
         }
-        entry.used.keep_tokens(|id| entry.tokens.contains_key(id));
+        entry.used.retain_tokens(|id| entry.tokens.contains_key(id));
         let issued = token.audited(key);
         entry.tokens.insert(token.id.clone(), token);
         state.trail.add(issued);
@@ -69,7 +69,10 @@ impl Tokens for MemoryStore {
             return Ok(Vec::new());
         };
         let tokens = entry.tokens.values();
-        let mut tokens: Vec<_> = tokens.filter(|token| entry.lists(token, now)).cloned().collect();
+        let mut tokens: Vec<_> = tokens
+            .filter(|token| entry.is_listed(token, now))
+            .cloned()
+            .collect();
         TokenRecord::sort_oldest_first(&mut tokens);
         Ok(tokens)
     }
@@ -81,7 +84,7 @@ impl Tokens for MemoryStore {
             return Ok(Vec::new());
         };
         let recent = |token: &&TokenRecord| {
-            token.expires_at.after(TOKEN_MEMORY) > now && token.epoch == entry.session.token_epoch
+            token.expires_at.after(TOKEN_RETENTION) > now && token.epoch == entry.session.token_epoch
         };
         let mut tokens: Vec<_> = entry.tokens.values().filter(recent).cloned().collect();
         TokenRecord::sort_oldest_first(&mut tokens);
@@ -93,7 +96,7 @@ impl Tokens for MemoryStore {
         let state = self.state();
         let uses = |e: &Entry| {
             e.used
-                .token_uses(|id| e.tokens.get(id).is_some_and(|token| e.lists(token, now)))
+                .token_uses(|id| e.tokens.get(id).is_some_and(|token| e.is_listed(token, now)))
         };
         Ok(state.entry(key).map(uses).unwrap_or_default())
     }

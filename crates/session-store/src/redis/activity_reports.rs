@@ -1,20 +1,23 @@
-//! Use and proxies in Redis. A session's use is beside its record, in the same
-//! string, so that an idle clock's change and the use it was decided from
-//! are compared in one step.
+//! Usage of sessions and the registered proxies in Redis. The usage of a session is in
+//! the same string as its record, so that one step compares a decision of an idle
+//! timeout with the activity.
 
 use super::{RedisStore, decode, encode, sessions};
-use crate::activity_reports::{ADDED_MEMORY, Heard, More, Proxies, Report, Reported, sort_oldest_first};
+use crate::activity_reports::{
+    MAX_DELTA_NAMES, Proxies, Report, ReportOutcome, ReportStart, UsageDelta, sort_oldest_first,
+};
 use crate::redis::schema::record::Stored;
-use crate::{ActivityReports, Error, Loaded, PROXY_MEMORY};
+use crate::{ActivityReports, Error, Loaded, PROXY_RETENTION};
 use async_trait::async_trait;
 use futures::future::try_join_all;
 use session_core::machine::BUSY_LEASE;
 use session_core::{Operation, ProxyId, Session, SessionKey, Status, Timestamp, Totals, Use};
 use std::time::Duration;
 
-/// Sessions whose use one script reads: a page must not hold Redis up.
+/// Sessions whose usage one script reads; limits the time for which a page blocks
+/// Redis.
 const BATCH: usize = 100;
-/// What the script tells of each.
+/// Texts per session in the reply of `usage.lua`.
 const TEXTS: usize = 7;
 
 fn millis(duration: Duration) -> u64 {
@@ -28,15 +31,13 @@ fn number<T: std::str::FromStr>(text: &str) -> Result<T, Error> {
         .map_err(|_| Error::Corrupt(format!("{text:?} is not a number")))
 }
 
-impl RedisStore {}
-
 /// A number of calls.
 fn calls_in(text: &str) -> Result<u32, Error> {
     Ok(u32::try_from(number::<u64>(text)?).unwrap_or(u32::MAX))
 }
 
-/// A moment, or '' for none.
-fn moment(text: &str) -> Result<Option<Timestamp>, Error> {
+/// A time, or '' for none.
+fn optional_time(text: &str) -> Result<Option<Timestamp>, Error> {
     let millis = (!text.is_empty()).then(|| number(text)).transpose()?;
     Ok(millis.map(Timestamp::from_millis))
 }
@@ -47,7 +48,7 @@ fn parse_use(texts: &[String]) -> Result<Use, Error> {
     };
     Ok(Use {
         at: Timestamp::from_millis(number(at)?),
-        last_activity_at: moment(last)?,
+        last_activity_at: optional_time(last)?,
         open_calls: calls_in(calls)?,
         totals: Totals {
             rpcs: number(rpcs)?,
@@ -60,9 +61,9 @@ fn parse_use(texts: &[String]) -> Result<Use, Error> {
 
 #[async_trait]
 impl ActivityReports for RedisStore {
-    async fn apply_report(&self, key: &SessionKey, report: &Report) -> Result<Reported, Error> {
-        let name = report.more.as_ref().map(More::tag);
-        let totals = report.more.map(|more| more.totals).unwrap_or_default();
+    async fn apply_report(&self, key: &SessionKey, report: &Report) -> Result<ReportOutcome, Error> {
+        let name = report.usage_delta.as_ref().map(UsageDelta::tag);
+        let totals = report.usage_delta.map(|delta| delta.totals).unwrap_or_default();
         let mut script = self.scripts.apply_report.prepare_invoke();
         script
             .key(self.keys.record(key))
@@ -77,7 +78,7 @@ impl ActivityReports for RedisStore {
             .arg(encode(&report.operations)?)
             .arg(millis(BUSY_LEASE))
             .arg(name.as_deref().unwrap_or_default())
-            .arg(ADDED_MEMORY * (name.as_ref().map_or(0, String::len) + 1))
+            .arg(MAX_DELTA_NAMES * (name.as_ref().map_or(0, String::len) + 1))
             .arg(totals.rpcs)
             .arg(totals.bytes_in)
             .arg(totals.bytes_out)
@@ -92,18 +93,18 @@ impl ActivityReports for RedisStore {
         }
         let reply = self.run(&script).await?.0;
         match reply.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-            ["unknown"] => Ok(Reported::Unknown),
-            ["ended"] => Ok(Reported::Ended),
+            ["unknown"] => Ok(ReportOutcome::Unknown),
+            ["ended"] => Ok(ReportOutcome::Ended),
             ["live", status] => {
                 let known = Status::ALL.into_iter().find(|known| known.as_str() == *status);
                 let status = known.ok_or_else(|| Error::Corrupt(format!("{status:?} is no status")))?;
-                Ok(Reported::Live(status))
+                Ok(ReportOutcome::Live(status))
             }
             other => Err(Error::Corrupt(format!("a script answered {other:?}"))),
         }
     }
 
-    /// The session under `key` with what its idle clocks go by, read in one step.
+    /// Reads record and activity in one step.
     async fn get_with_activity(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
         let mut script = self.scripts.get_with_activity.key(self.keys.record(key));
         script.key(self.keys.leases(key));
@@ -114,7 +115,7 @@ impl ActivityReports for RedisStore {
         let text = |bytes| std::str::from_utf8(bytes).map_err(|error| Error::Corrupt(error.to_string()));
         let used = Use {
             at: Timestamp::from_millis(number(text(at)?)?),
-            last_activity_at: moment(text(last)?)?,
+            last_activity_at: optional_time(text(last)?)?,
             open_calls: calls_in(text(calls)?)?,
             ..Use::default()
         };
@@ -152,13 +153,16 @@ impl ActivityReports for RedisStore {
         Ok(operations)
     }
 
-    async fn begin_proxy_report(&self, proxy: &ProxyId, sequence: u64) -> Result<Heard, Error> {
+    async fn begin_proxy_report(&self, proxy: &ProxyId, sequence: u64) -> Result<ReportStart, Error> {
         let mut script = self.scripts.begin_proxy_report.prepare_invoke();
         script.key(self.keys.proxies()).key(self.keys.proxy_sequences());
-        script.arg(proxy.as_str()).arg(sequence).arg(millis(PROXY_MEMORY));
+        script
+            .arg(proxy.as_str())
+            .arg(sequence)
+            .arg(millis(PROXY_RETENTION));
         let reply = self.run(&script).await?.0;
         match reply.as_slice() {
-            [at, fresh] => Ok(Heard {
+            [at, fresh] => Ok(ReportStart {
                 at: Timestamp::from_millis(number(at)?),
                 fresh: fresh == "1",
             }),

@@ -4,7 +4,7 @@
 use super::scripts::Call;
 use super::{RedisStore, decode, encode};
 use crate::Error;
-use crate::audit_trail::{AuditTrail, Audited};
+use crate::audit_trail::{AuditEntry, AuditTrail};
 use async_trait::async_trait;
 use redis::streams::StreamRangeReply;
 use session_core::AuditRecord;
@@ -13,8 +13,8 @@ use session_core::AuditRecord;
 const RECORD: &str = "audit";
 
 impl RedisStore {
-    /// The last two arguments of a script that writes a record with what it does.
-    pub(super) fn audit_last(&self, script: &mut Call<'_>, record: &AuditRecord) -> Result<(), Error> {
+    /// Adds the last two arguments of a script that also writes an audit record.
+    pub(super) fn add_audit_args(&self, script: &mut Call<'_>, record: &AuditRecord) -> Result<(), Error> {
         script.arg(encode(record)?).arg(self.audit_length);
         Ok(())
     }
@@ -24,11 +24,11 @@ impl RedisStore {
 impl AuditTrail for RedisStore {
     async fn append_audit(&self, record: &AuditRecord) -> Result<(), Error> {
         let mut script = self.scripts.append_audit.key(self.keys.audit(record.partition()));
-        self.audit_last(&mut script, record)?;
+        self.add_audit_args(&mut script, record)?;
         self.run(&script).await?.done().map(drop)
     }
 
-    async fn read_audit(&self, partition: u8, after: &str, limit: usize) -> Result<Vec<Audited>, Error> {
+    async fn read_audit(&self, partition: u8, after: &str, limit: usize) -> Result<Vec<AuditEntry>, Error> {
         let from = if after.is_empty() {
             "-".to_owned()
         } else {
@@ -48,9 +48,9 @@ impl AuditTrail for RedisStore {
                 let json: String = entry
                     .get(RECORD)
                     .ok_or_else(|| Error::Corrupt(format!("the audit entry {} holds no record", entry.id)))?;
-                Ok(Audited {
+                Ok(AuditEntry {
                     record: decode(&json)?,
-                    place: entry.id,
+                    position: entry.id,
                 })
             })
             .collect()
@@ -59,13 +59,13 @@ impl AuditTrail for RedisStore {
     async fn audit_export_position(&self, partition: u8) -> Result<String, Error> {
         let mut cmd = redis::cmd("HGET");
         cmd.arg(self.keys.audit_exported()).arg(partition);
-        let place: Option<String> = self.connections.query(&cmd).await?;
-        Ok(place.unwrap_or_default())
+        let position: Option<String> = self.connections.query(&cmd).await?;
+        Ok(position.unwrap_or_default())
     }
 
-    async fn set_audit_export_position(&self, partition: u8, place: &str) -> Result<(), Error> {
+    async fn set_audit_export_position(&self, partition: u8, position: &str) -> Result<(), Error> {
         let mut cmd = redis::cmd("HSET");
-        cmd.arg(self.keys.audit_exported()).arg(partition).arg(place);
+        cmd.arg(self.keys.audit_exported()).arg(partition).arg(position);
         self.connections.query::<i64>(&cmd).await.map(drop)
     }
 }

@@ -1,15 +1,15 @@
-//! The change feed: the partitions' streams read as one, on connections of
-//! their own.
+//! The change feed: the streams of all partitions, read as one on dedicated
+//! connections.
 //!
-//! A reader knows the last entry it has seen of every stream. As long as that
-//! entry is still there, everything after it is too (trimming takes the oldest
-//! first), so the reader just goes on. When it is gone, or the store epoch rose
-//! and the last moments may be lost, the feed says `Reset` and goes on from the
-//! present. Readers pull: one that is slow falls behind and resets, it never
-//! makes the store hold anything for it.
+//! A reader stores the id of the last entry that it read of every stream. While that
+//! entry exists, all later ones exist too, because trimming deletes the oldest first,
+//! so the reader continues. If the entry is deleted, or the store epoch increased and
+//! the last writes may be lost, the feed sends `Reset` and continues from the present.
+//! Readers pull: a slow one falls behind and resets; it never makes the store buffer
+//! anything for it.
 //!
-//! One server is asked for all streams at once. In a cluster each stream is
-//! asked for alone, because it may be anywhere and may move.
+//! One server is read with one command for all streams. In a cluster each stream is
+//! read separately, because it can be on any node and can move.
 
 use super::RedisStore;
 use super::connection::{Connections, Dedicated};
@@ -29,20 +29,20 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-/// How long a read waits for the next change before it checks its place.
+/// Time for which a read blocks before the reader verifies its position.
 const BLOCK: Duration = Duration::from_secs(1);
-/// Entries that one read takes of each stream: fewer than streams keep, so a
-/// read that is not full has missed nothing.
+/// Maximum entries per stream in one read: fewer than a stream keeps, so a read that is
+/// not full has missed nothing.
 const READ_COUNT: usize = 500;
 const _: () = assert!(READ_COUNT < STREAM_LENGTH);
-/// The place before the first entry of a stream.
+/// The position before the first entry of a stream.
 const BEGINNING: &str = "0-0";
-const LEAST_BACKOFF: Duration = Duration::from_millis(50);
-const MOST_BACKOFF: Duration = Duration::from_secs(2);
-/// Readers that begin or reset together within this make one `Reset`.
-const TOGETHER: Duration = Duration::from_millis(100);
+const MIN_BACKOFF: Duration = Duration::from_millis(50);
+const MAX_BACKOFF: Duration = Duration::from_secs(2);
+/// Window in which the `Reset`s of several readers become one.
+const RESET_WINDOW: Duration = Duration::from_millis(100);
 
-/// Every change from now on; see [`crate::ChangeFeed::changes_with_progress`].
+/// Streams every change from now on; see [`crate::ChangeFeed::changes_with_progress`].
 pub(super) fn changes(
     connections: &Arc<Connections>,
     keys: &Arc<Keys>,
@@ -57,13 +57,13 @@ pub(super) fn changes(
             .map(|partition| keys.changes(partition))
             .collect(),
         epoch: Arc::clone(epoch),
-        known: epoch.subscribe(),
-        link: None,
-        place: None,
+        epochs: epoch.subscribe(),
+        connection: None,
+        position: None,
         ready: VecDeque::new(),
         progress: progress.part(),
         read_at: None,
-        backoff: LEAST_BACKOFF,
+        backoff: MIN_BACKOFF,
     };
     let read = |reader: Reader| {
         futures::stream::unfold(reader, async |mut reader| Some((reader.next().await, reader))).boxed()
@@ -72,17 +72,17 @@ pub(super) fn changes(
         read(reader(partitions().collect()))
     } else {
         let each = partitions().map(|partition| read(reader(vec![partition])));
-        one_reset(futures::stream::select_all(each).boxed())
+        merge_resets(futures::stream::select_all(each).boxed())
     }
 }
 
-/// Makes one `Reset` of those that come together. What else comes with them is
-/// read anew after it anyway.
-fn one_reset(feed: BoxStream<'static, Feed>) -> BoxStream<'static, Feed> {
+/// Merges `Reset`s within [`RESET_WINDOW`] into one. Changes between them are dropped,
+/// because the consumer reads all state again anyway.
+fn merge_resets(feed: BoxStream<'static, Feed>) -> BoxStream<'static, Feed> {
     futures::stream::unfold(feed, async |mut feed| {
         let first = feed.next().await?;
         if matches!(first, Feed::Reset) {
-            let until = Instant::now() + TOGETHER;
+            let until = Instant::now() + RESET_WINDOW;
             while let Ok(Some(_)) = timeout_at(until, feed.next()).await {}
         }
         Some((first, feed))
@@ -92,25 +92,25 @@ fn one_reset(feed: BoxStream<'static, Feed>) -> BoxStream<'static, Feed> {
 
 struct Reader {
     connections: Arc<Connections>,
-    /// Where its streams are.
+    /// Slot of its streams.
     slot: Slot,
     streams: Vec<String>,
     epoch: Arc<Epoch>,
-    known: watch::Receiver<u64>,
-    link: Option<Dedicated>,
-    place: Option<Place>,
+    epochs: watch::Receiver<u64>,
+    connection: Option<Dedicated>,
+    position: Option<Position>,
     ready: VecDeque<Feed>,
     progress: PartProgress,
-    /// When what is ready was read.
+    /// Time of the read that filled `ready`.
     read_at: Option<Instant>,
     backoff: Duration,
 }
 
-/// How far a reader has come.
-struct Place {
-    /// The life of the store that it read.
+/// Position of a reader.
+struct Position {
+    /// Store epoch of the read.
     epoch: u64,
-    /// The last entry seen of every stream.
+    /// Id of the last entry that was read of every stream.
     last: Vec<String>,
 }
 
@@ -120,57 +120,62 @@ impl Reader {
             if let Some(feed) = self.ready.pop_front() {
                 return feed;
             }
-            // All that was read has been taken.
+            // All changes of the last read were consumed.
             if let Some(at) = self.read_at.take() {
                 self.progress.read(at);
             }
             match self.advance().await {
                 Ok(()) => {
                     self.read_at = Some(Instant::now());
-                    self.backoff = LEAST_BACKOFF;
+                    self.backoff = MIN_BACKOFF;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, retry_in = ?self.backoff, "the change feed was interrupted");
+                    tracing::warn!(%error, retry_in = ?self.backoff, "reading the change feed failed");
                     tokio::time::sleep(self.backoff).await;
-                    self.backoff = (self.backoff * 2).min(MOST_BACKOFF);
+                    self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
                 }
             }
         }
     }
 
     async fn advance(&mut self) -> Result<(), Error> {
-        // The link is put back only after success: a failed one is dropped, and
-        // so is one to a server that may no longer be the right one.
-        let epoch = *self.known.borrow_and_update();
-        let up_to_date = self.place.as_ref().is_some_and(|place| place.epoch >= epoch);
-        let link = match self.link.take().filter(|_| up_to_date) {
+        // The connection is stored again only after success: a failed one is dropped,
+        // and so is one to a server that may no longer be the right one.
+        let epoch = *self.epochs.borrow_and_update();
+        let up_to_date = self
+            .position
+            .as_ref()
+            .is_some_and(|position| position.epoch >= epoch);
+        let connection = match self.connection.take().filter(|_| up_to_date) {
             None => self.connect().await?,
-            Some(mut link) => {
-                self.read(&mut link).await?;
-                link
+            Some(mut connection) => {
+                self.read(&mut connection).await?;
+                connection
             }
         };
-        self.link = Some(link);
+        self.connection = Some(connection);
         Ok(())
     }
 
-    /// Connects, and finds out whether the reader's place is still good.
+    /// Connects, and verifies that the position of the reader is still valid.
     async fn connect(&mut self) -> Result<Dedicated, Error> {
-        let mut link = self.connections.dedicated(self.slot).await?;
+        let mut connection = self.connections.dedicated(self.slot).await?;
         let epoch = self.epoch.current().await?;
-        let intact = match &self.place {
-            Some(place) => place.epoch == epoch && is_intact(&mut link, &self.streams, &place.last).await?,
+        let intact = match &self.position {
+            Some(position) => {
+                position.epoch == epoch && is_intact(&mut connection, &self.streams, &position.last).await?
+            }
             None => false,
         };
         if !intact {
-            self.start_over(&mut link, epoch).await?;
+            self.reset_to_present(&mut connection, epoch).await?;
         }
-        Ok(link)
+        Ok(connection)
     }
 
-    /// Takes the present as the new place. What is written after this reads the
-    /// streams will be seen; what was written before is what `Reset` is for.
-    async fn start_over(&mut self, link: &mut Dedicated, epoch: u64) -> Result<(), Error> {
+    /// Sets the position to the newest entries and queues a `Reset`, which covers all
+    /// earlier changes.
+    async fn reset_to_present(&mut self, connection: &mut Dedicated, epoch: u64) -> Result<(), Error> {
         let mut pipeline = redis::pipe();
         for stream in &self.streams {
             pipeline
@@ -181,7 +186,7 @@ impl Reader {
                 .arg("COUNT")
                 .arg(1);
         }
-        let newest: Vec<StreamRangeReply> = link.pipeline(&pipeline, Duration::ZERO).await?;
+        let newest: Vec<StreamRangeReply> = connection.pipeline(&pipeline, Duration::ZERO).await?;
         let last = newest.into_iter().map(|reply| {
             reply
                 .ids
@@ -189,7 +194,7 @@ impl Reader {
                 .next()
                 .map_or_else(|| BEGINNING.to_owned(), |entry| entry.id)
         });
-        self.place = Some(Place {
+        self.position = Some(Position {
             epoch,
             last: last.collect(),
         });
@@ -197,8 +202,8 @@ impl Reader {
         Ok(())
     }
 
-    async fn read(&mut self, link: &mut Dedicated) -> Result<(), Error> {
-        let Some(place) = &mut self.place else {
+    async fn read(&mut self, connection: &mut Dedicated) -> Result<(), Error> {
+        let Some(position) = &mut self.position else {
             return Ok(());
         };
         let mut cmd = redis::cmd("XREAD");
@@ -206,40 +211,39 @@ impl Reader {
             .arg(READ_COUNT)
             .arg("BLOCK")
             .arg(u64::try_from(BLOCK.as_millis()).unwrap_or(0));
-        cmd.arg("STREAMS").arg(&self.streams).arg(&place.last);
-        let reply: Option<StreamReadReply> = link.query(&cmd, BLOCK).await?;
-        let found = reply.map(|reply| reply.keys).unwrap_or_default();
+        cmd.arg("STREAMS").arg(&self.streams).arg(&position.last);
+        let reply: Option<StreamReadReply> = connection.query(&cmd, BLOCK).await?;
+        let streams = reply.map(|reply| reply.keys).unwrap_or_default();
 
-        // Streams keep more entries than one read takes, so a read that came
-        // back with fewer has missed none. Otherwise, and when nothing came at
-        // all, the place is checked before it is given up.
-        let doubtful = found.is_empty() || found.iter().any(|stream| stream.ids.len() >= READ_COUNT);
-        if doubtful && !is_intact(link, &self.streams, &place.last).await? {
-            let epoch = place.epoch;
-            return self.start_over(link, epoch).await;
+        // Streams keep more entries than one read returns, so a read that is not full
+        // has missed none. After a full or an empty read the position is verified.
+        let doubtful = streams.is_empty() || streams.iter().any(|stream| stream.ids.len() >= READ_COUNT);
+        if doubtful && !is_intact(connection, &self.streams, &position.last).await? {
+            let epoch = position.epoch;
+            return self.reset_to_present(connection, epoch).await;
         }
-        for stream in found {
-            let Some(i) = self.streams.iter().position(|known| *known == stream.key) else {
+        for stream in streams {
+            let Some(i) = self.streams.iter().position(|name| *name == stream.key) else {
                 continue;
             };
             for entry in stream.ids {
                 self.ready.push_back(match change_of(&entry) {
                     Ok(change) => Feed::Change(Box::new(change)),
                     Err(error) => {
-                        tracing::error!(%error, entry = entry.id, "an entry of the change feed cannot be read");
+                        tracing::error!(%error, entry = entry.id, "decoding an entry of the change feed failed");
                         Feed::Reset
                     }
                 });
-                place.last[i] = entry.id;
+                position.last[i] = entry.id;
             }
         }
         Ok(())
     }
 }
 
-/// Is the last seen entry of every stream still there? A stream of which none
-/// was seen yet must not have begun to lose entries.
-async fn is_intact(link: &mut Dedicated, streams: &[String], last: &[String]) -> Result<bool, Error> {
+/// Returns whether the last read entry of every stream still exists. A stream without a
+/// read entry must not have been trimmed yet.
+async fn is_intact(connection: &mut Dedicated, streams: &[String], last: &[String]) -> Result<bool, Error> {
     let mut pipeline = redis::pipe();
     for (stream, id) in streams.iter().zip(last) {
         if id == BEGINNING {
@@ -248,8 +252,8 @@ async fn is_intact(link: &mut Dedicated, streams: &[String], last: &[String]) ->
             pipeline.cmd("XRANGE").arg(stream).arg(id).arg(id);
         }
     }
-    let answers: Vec<redis::Value> = link.pipeline(&pipeline, Duration::ZERO).await?;
-    Ok(answers.iter().all(|answer| match answer {
+    let replies: Vec<redis::Value> = connection.pipeline(&pipeline, Duration::ZERO).await?;
+    Ok(replies.iter().all(|reply| match reply {
         redis::Value::Int(length) => usize::try_from(*length).is_ok_and(|n| n < STREAM_LENGTH),
         redis::Value::Array(entries) => !entries.is_empty(),
         _ => false,

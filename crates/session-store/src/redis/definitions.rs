@@ -1,7 +1,7 @@
 //! Definitions in Redis.
 
 use super::RedisStore;
-use super::moment;
+use super::from_redis_time;
 use super::schema::keys::Slot;
 use super::scripts::{Call, Reply};
 use crate::{Definition, DefinitionQuota, Definitions, Error, Kind};
@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 #[async_trait]
 impl Definitions for RedisStore {
     async fn put_definition(&self, kind: Kind, name: &str, expected: u64, json: &str) -> Result<u64, Error> {
-        let script = self.put_of(kind, name, expected, json);
+        let script = self.put_script(kind, name, expected, json);
         written_version(self.run(&script).await?)
     }
 
@@ -26,11 +26,11 @@ impl Definitions for RedisStore {
         quota: &DefinitionQuota,
     ) -> Result<u64, Error> {
         let short = self.is_short_of_memory(Slot::Global).await;
-        let mut script = self.put_of(kind, name, expected, json);
+        let mut script = self.put_script(kind, name, expected, json);
         let ((_, entries), (_, bytes)) = (quota.entries, quota.bytes);
         script.arg(entries).arg(bytes).arg(u8::from(short));
         let reply = self.run(&script).await?;
-        let (quota, limit) = match reply.words().as_slice() {
+        let (quota, limit) = match reply.fields().as_slice() {
             ["over", "memory"] => return Err(Error::Full),
             ["over", "entries"] => quota.entries,
             ["over", "bytes"] => quota.bytes,
@@ -54,7 +54,7 @@ impl Definitions for RedisStore {
         if wanted.is_empty() {
             return Ok(Vec::new());
         }
-        let stored: Vec<Option<String>> = self.connections.pipeline(&self.reads_of(wanted)).await?;
+        let stored: Vec<Option<String>> = self.connections.pipeline(&self.read_pipeline(wanted)).await?;
         decode_definitions(stored)
     }
 
@@ -62,14 +62,14 @@ impl Definitions for RedisStore {
         &self,
         wanted: &[(Kind, String)],
     ) -> Result<(Vec<Option<Definition>>, Timestamp), Error> {
-        let mut pipeline = self.reads_of(wanted);
+        let mut pipeline = self.read_pipeline(wanted);
         pipeline.cmd("TIME");
         let mut answers: Vec<Value> = self.connections.pipeline(&pipeline).await?;
         let now = answers.pop().unwrap_or(Value::Nil);
         let corrupt = |error: redis::ParsingError| Error::Corrupt(error.to_string());
         let stored = from_redis_value(Value::Array(answers)).map_err(corrupt)?;
         let now = from_redis_value(now).map_err(corrupt)?;
-        Ok((decode_definitions(stored)?, moment(now)))
+        Ok((decode_definitions(stored)?, from_redis_time(now)))
     }
 
     async fn list_definitions(
@@ -82,7 +82,7 @@ impl Definitions for RedisStore {
         let mut cursor = 0_u64;
         loop {
             let mut cmd = redis::cmd("HSCAN");
-            cmd.arg(&key).arg(cursor).arg("COUNT").arg(page_of(kind));
+            cmd.arg(&key).arg(cursor).arg("COUNT").arg(page_size(kind));
             let (next, page): (u64, Vec<(String, String)>) = self.connections.query(&cmd).await?;
             for (name, stored) in page {
                 all.insert(name, decode_definition(&stored)?);
@@ -106,7 +106,7 @@ impl Definitions for RedisStore {
         let orgs: Vec<String> = self.connections.query(&cmd).await?;
         let parse = |org: &String| {
             let parsed = org.parse();
-            parsed.map_err(|_| Error::Corrupt(format!("{org:?} is no organization")))
+            parsed.map_err(|_| Error::Corrupt(format!("{org:?} is not an organization")))
         };
         orgs.iter().map(parse).collect()
     }
@@ -123,8 +123,8 @@ impl Definitions for RedisStore {
 }
 
 impl RedisStore {
-    /// Writes a definition, so far without a quota.
-    fn put_of(&self, kind: Kind, name: &str, expected: u64, json: &str) -> Call<'_> {
+    /// The script that writes a definition, without arguments of a quota.
+    fn put_script(&self, kind: Kind, name: &str, expected: u64, json: &str) -> Call<'_> {
         let org = kind.org_of(name);
         let mut script = self.scripts.put_definition.prepare_invoke();
         script
@@ -138,7 +138,7 @@ impl RedisStore {
         script
     }
 
-    fn reads_of(&self, wanted: &[(Kind, String)]) -> Pipeline {
+    fn read_pipeline(&self, wanted: &[(Kind, String)]) -> Pipeline {
         let mut pipeline = redis::pipe();
         for (kind, name) in wanted {
             let key = self.keys.definitions(*kind, kind.org_of(name));
@@ -158,18 +158,18 @@ fn decode_definition(stored: &str) -> Result<Definition, Error> {
     parsed.ok_or_else(|| Error::Corrupt("a definition has no version".to_owned()))
 }
 
-/// Definitions that one page asks for: few of those that can be large.
-fn page_of(kind: Kind) -> usize {
+/// Page size of `HSCAN`: small for kinds with large definitions.
+fn page_size(kind: Kind) -> usize {
     match kind {
         Kind::Catalog => 8,
-        Kind::Cluster | Kind::Org | Kind::Disabled | Kind::Install => 256,
+        Kind::Cluster | Kind::Org | Kind::Disabled | Kind::InstallationId => 256,
     }
 }
 
 fn written_version(reply: Reply) -> Result<u64, Error> {
-    let words = reply.done()?;
-    let version = words.first().and_then(|version| version.parse().ok());
-    version.ok_or_else(|| Error::Corrupt(format!("a definition's version is {words:?}")))
+    let fields = reply.done()?;
+    let version = fields.first().and_then(|version| version.parse().ok());
+    version.ok_or_else(|| Error::Corrupt(format!("a definition's version is {fields:?}")))
 }
 
 fn decode_definitions(stored: Vec<Option<String>>) -> Result<Vec<Option<Definition>>, Error> {

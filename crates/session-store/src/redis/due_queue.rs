@@ -10,10 +10,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-impl RedisStore {}
-
-/// What the partitions that answered said; an error only if none did.
-fn reachable<T>(answers: Vec<Result<Vec<T>, Error>>) -> Result<Vec<T>, Error> {
+/// Merges the results of the partitions; an error only if all failed.
+fn merge_reachable<T>(answers: Vec<Result<Vec<T>, Error>>) -> Result<Vec<T>, Error> {
     let (mut all, mut answered, mut failure) = (Vec::new(), answers.is_empty(), None);
     for answer in answers {
         match answer {
@@ -27,7 +25,7 @@ fn reachable<T>(answers: Vec<Result<Vec<T>, Error>>) -> Result<Vec<T>, Error> {
     match failure {
         Some(error) if !answered => Err(error),
         Some(error) => {
-            tracing::warn!(%error, "a partition of the due-queue was passed over");
+            tracing::warn!(%error, "claiming due sessions of a partition failed");
             Ok(all)
         }
         None => Ok(all),
@@ -48,42 +46,42 @@ impl DueQueue for RedisStore {
         self.run(&script).await?.done().map(drop)
     }
 
-    /// Looks at every partition first and takes only from those that hold the
-    /// longest due. A partition that cannot be reached does not keep the others
-    /// waiting.
+    /// Reads the due times of all partitions first, then claims from those with the
+    /// longest due sessions. An unreachable partition does not block the others.
     async fn claim_due(&self, limit: usize, lease: Duration) -> Result<Vec<SessionKey>, Error> {
-        // Where moments are equal, the partitions take turns at being first.
+        // The partitions rotate, so that equal due times are served fairly.
         let first = self.next_partition.fetch_add(1, Ordering::Relaxed);
-        let turns = partitions().map(|partition| first.wrapping_add(partition) % OrgId::PARTITIONS);
-        let waiting = join_all(turns.map(async |partition| {
+        let rotated = partitions().map(|partition| first.wrapping_add(partition) % OrgId::PARTITIONS);
+        let due = join_all(rotated.map(async |partition| {
             let mut script = self.scripts.due_times.key(self.keys.due(partition));
-            let moments: Vec<f64> = self.connections.run(script.arg(limit)).await?;
-            Ok(moments.into_iter().map(|at| (at, partition)).collect())
+            let times: Vec<f64> = self.connections.run(script.arg(limit)).await?;
+            Ok(times.into_iter().map(|at| (at, partition)).collect())
         }));
-        let mut waiting: Vec<(f64, u8)> = reachable(waiting.await)?;
-        waiting.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let mut due: Vec<(f64, u8)> = merge_reachable(due.await)?;
+        due.sort_by(|a, b| a.0.total_cmp(&b.0));
         let mut shares: BTreeMap<u8, usize> = BTreeMap::new();
-        for (_, partition) in waiting.iter().take(limit) {
+        for (_, partition) in due.iter().take(limit) {
             *shares.entry(*partition).or_default() += 1;
         }
 
         let lease = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX).min(1 << 52);
-        let taken = join_all(shares.into_iter().map(async |(partition, share)| {
+        let claimed = join_all(shares.into_iter().map(async |(partition, share)| {
             let queue = self.keys.due(partition);
             let mut script = self.scripts.claim_due.key(&queue);
-            let taken: Vec<(String, f64)> = self.connections.run(script.arg(share).arg(lease)).await?;
-            let (taken, strays) = parse_members(taken);
-            // What was taken is leased already: nothing may keep it from its taker.
-            if !strays.is_empty()
-                && let Err(error) = self.drop_strays(&queue, &strays).await
+            let claimed: Vec<(String, f64)> = self.connections.run(script.arg(share).arg(lease)).await?;
+            let (claimed, dangling) = parse_members(claimed);
+            // Claimed sessions are leased already, so a failure here must not fail the
+            // claim.
+            if !dangling.is_empty()
+                && let Err(error) = self.remove_dangling(&queue, &dangling).await
             {
-                tracing::warn!(%error, "entries that name no session stay in the due-queue");
+                tracing::warn!(%error, "deleting dangling entries of the due-queue failed");
             }
-            Ok(taken)
+            Ok(claimed)
         }));
-        let mut taken = reachable(taken.await)?;
-        taken.sort_by(|a, b| a.1.total_cmp(&b.1));
-        Ok(taken.into_iter().map(|(key, _)| key).collect())
+        let mut claimed = merge_reachable(claimed.await)?;
+        claimed.sort_by(|a, b| a.1.total_cmp(&b.1));
+        Ok(claimed.into_iter().map(|(key, _)| key).collect())
     }
 
     async fn oldest_due(&self) -> Result<Option<Timestamp>, Error> {

@@ -12,7 +12,7 @@ impl Leases for RedisStore {
         script.key(self.keys.lease_fence());
         let millis = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         let reply = self.run(script.arg(owner).arg(millis)).await?;
-        match reply.words()[..] {
+        match reply.fields()[..] {
             ["ok", fence] => match fence.parse() {
                 Ok(fence) => Ok(Some(fence)),
                 Err(_) => Err(Error::Corrupt(format!("{fence:?} is no fencing number"))),

@@ -1,9 +1,9 @@
 //! The store in Redis.
 //!
-//! Every write is one Lua script: precondition, record, indexes, due entry,
-//! quota, history and the partition's stream of changes change together or not
-//! at all. An organization's keys share one hash slot ([`keys`]), so the same
-//! scripts run on one server and on Redis Cluster. Time is Redis `TIME`.
+//! Every write is one Lua script: precondition, record, indexes, due entry, quota,
+//! history and the partition's stream of changes are written together or not at all.
+//! The keys of an organization share one hash slot ([`keys`]), so the same scripts run
+//! on one server and on Redis Cluster. Time is Redis `TIME`.
 
 mod activity_reports;
 mod audit_trail;
@@ -13,7 +13,7 @@ mod definitions;
 mod due_queue;
 mod leases;
 mod options;
-mod places;
+mod placements;
 mod retention;
 mod safety;
 mod schema;
@@ -30,7 +30,7 @@ use crate::Error;
 use connection::Connections;
 pub use options::{ConnectError, Credentials, Options, TlsFiles};
 use safety::epoch::Epoch;
-use safety::monitor::Watch;
+use safety::monitor::Monitor;
 use safety::replication::Replication;
 use schema::keys::Keys;
 use scripts::{Call, Reply, Scripts};
@@ -40,8 +40,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 
-/// Can `url` name a store, and `options` be used with it? Opens nothing, so that
-/// a configuration can be checked before anything is.
+/// Verifies `url` and `options` without a connection, to check a configuration.
 ///
 /// # Errors
 /// [`ConnectError::Url`], [`ConnectError::Prefix`] or [`ConnectError::Tls`].
@@ -62,10 +61,10 @@ pub struct RedisStore {
     epoch: Arc<Epoch>,
     replication: Arc<Replication>,
     audit_length: usize,
-    /// Where the next claim of due sessions begins.
+    /// First partition of the next claim of due sessions.
     next_partition: Arc<AtomicU8>,
-    /// Ends with the last of those that callers hold.
-    _watch: Option<Arc<Watch>>,
+    /// Ends with the last clone of the store that a caller holds.
+    _monitor: Option<Arc<Monitor>>,
 }
 
 impl fmt::Debug for RedisStore {
@@ -77,18 +76,18 @@ impl fmt::Debug for RedisStore {
 }
 
 impl RedisStore {
-    /// Connects to the Redis at `url` and checks that it keeps what it is
-    /// given. The URL is one of
+    /// Connects to the Redis at `url` and verifies that it evicts nothing. The URL is
+    /// one of
     /// - `redis://[user:password@]host[:port][/db]`: one server;
     /// - `redis-sentinel://[user:password@]host[:port],.../name[?db=N]`: the
-    ///   server that the sentinels call by that name;
-    /// - `redis-cluster://[user:password@]host[:port],...`: a cluster, found
-    ///   through any of these;
+    ///   primary with this name in the sentinels;
+    /// - `redis-cluster://[user:password@]host[:port],...`: a cluster with
+    ///   these first nodes;
     ///
     /// or the same with `rediss` in place of `redis` for TLS.
     ///
     /// # Errors
-    /// [`ConnectError`] says which of these it was.
+    /// [`ConnectError`] has the cause.
     pub async fn connect(url: &str, options: &Options) -> Result<Self, ConnectError> {
         let keys = Arc::new(Keys::new(&options.prefix).ok_or(ConnectError::Prefix)?);
         let connections = Arc::new(Connections::open(url, options).await?);
@@ -102,23 +101,23 @@ impl RedisStore {
             replication: Arc::default(),
             audit_length: options.audit_length,
             next_partition: Arc::default(),
-            _watch: None,
+            _monitor: None,
         };
         store.epoch.current().await.map_err(ConnectError::Unavailable)?;
-        let _watch = Some(Arc::new(Watch::begin(store.clone())));
-        Ok(Self { _watch, ..store })
+        let _monitor = Some(Arc::new(Monitor::begin(store.clone())));
+        Ok(Self { _monitor, ..store })
     }
 
     async fn run(&self, call: &Call<'_>) -> Result<Reply, Error> {
         self.connections.run(call).await.map(Reply)
     }
 
-    /// Takes members that name no session out of an index: nobody could ever
-    /// settle them, and they must not hold up the others.
-    async fn drop_strays(&self, index: &str, strays: &[String]) -> Result<(), Error> {
-        tracing::error!(index, ?strays, "entries that name no session are dropped");
+    /// Deletes members without a valid name from an index: nothing else would remove
+    /// them, and they must not block the others.
+    async fn remove_dangling(&self, index: &str, dangling: &[String]) -> Result<(), Error> {
+        tracing::error!(index, ?dangling, "deleting dangling index entries");
         let mut cmd = redis::cmd("ZREM");
-        self.connections.query::<()>(cmd.arg(index).arg(strays)).await
+        self.connections.query::<()>(cmd.arg(index).arg(dangling)).await
     }
 }
 
@@ -130,12 +129,12 @@ fn decode<T: DeserializeOwned>(json: &str) -> Result<T, Error> {
     serde_json::from_str(json).map_err(|error| Error::Corrupt(error.to_string()))
 }
 
-/// What `TIME` answers.
-fn moment((seconds, micros): (u64, u64)) -> Timestamp {
+/// Converts a reply of `TIME`.
+fn from_redis_time((seconds, micros): (u64, u64)) -> Timestamp {
     Timestamp::from_millis(seconds * 1000 + micros / 1000)
 }
 
-/// A moment as a score. Scores are doubles: exact up to 2^53, some 285 000 years.
+/// A time as a score. Scores are doubles: exact up to 2^53, about 285 000 years.
 fn score(at: Timestamp) -> u64 {
     at.as_millis().min(1 << 53)
 }

@@ -1,37 +1,38 @@
-//! How to use a Redis, and why one cannot be used.
+//! Options of the Redis store, and connection errors.
 
 use crate::Error;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How to use a Redis.
+/// Options of the Redis store.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Put before every key, so that several installs can share a Redis.
+    /// Prefix of every key, so that several installations can share a Redis.
     pub prefix: String,
-    /// The longest any call takes; then it is [`Error::Unavailable`].
+    /// Time limit of a call; after it, [`Error::Unavailable`].
     pub call_timeout: Duration,
-    /// Accept a Redis that may evict keys, that is, lose sessions.
+    /// Accepts a Redis that may evict keys and so lose sessions.
     pub allow_eviction: bool,
-    /// Records that each of the 16 partitions of the audit trail keeps, at least.
+    /// Minimum number of records that each of the 16 partitions of the audit trail
+    /// keeps.
     pub audit_length: usize,
-    /// Calls that may be in flight; one more is [`Error::Unavailable`] at once.
+    /// Maximum number of calls in flight; one more is [`Error::Unavailable`] at once.
     pub max_in_flight: usize,
-    /// For the servers that keep state; these win over the URL's.
+    /// Credentials of the servers with state; they override those of the URL.
     pub credentials: Credentials,
-    /// For the sentinels.
+    /// Credentials of the sentinels.
     pub sentinel_credentials: Credentials,
-    /// Certificates, where the URL asks for TLS.
+    /// Certificate files, for URLs with TLS.
     pub tls: TlsFiles,
 }
 
-/// How to log in.
+/// User and password.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Credentials {
-    /// An ACL user; `default` if none is given.
+    /// ACL user; `default` if `None`.
     pub username: Option<String>,
-    /// Its password.
+    /// Password of the user.
     pub password: Option<String>,
 }
 
@@ -44,14 +45,14 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// PEM files; read again for each new connection.
+/// PEM files, read again for each new connection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The authorities to trust; the system's if none are given.
+    /// Trusted authorities; the system's if `None`.
     pub ca: Option<PathBuf>,
-    /// The certificate to show, with its chain.
+    /// Client certificate with its chain.
     pub certificate: Option<PathBuf>,
-    /// Its key.
+    /// Key of the client certificate.
     pub key: Option<PathBuf>,
 }
 
@@ -65,33 +66,34 @@ impl Default for Options {
             credentials: Credentials::default(),
             sentinel_credentials: Credentials::default(),
             tls: TlsFiles::default(),
-            audit_length: crate::audit_trail::AUDIT_LENGTH,
+            audit_length: crate::audit_trail::MAX_AUDIT_RECORDS,
         }
     }
 }
 
-/// Why a Redis cannot be used.
+/// Error of a connection to Redis.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The URL cannot be used. Says why without repeating it, as it may hold a password.
+    /// The URL is invalid. The text does not contain it, because it may contain a
+    /// password.
     #[error("the Redis URL cannot be used: {0}")]
     Url(String),
-    /// The key prefix holds a brace.
-    #[error("the Redis key prefix may not hold '{{' or '}}': they choose the hash slot")]
+    /// The key prefix contains a brace.
+    #[error("the Redis key prefix must not contain '{{' or '}}': they determine the hash slot")]
     Prefix,
-    /// The certificate files cannot be used.
+    /// The certificate files are unusable.
     #[error("the Redis certificates cannot be used: {0}")]
     Tls(String),
-    /// Redis would drop keys when memory is short.
+    /// Redis evicts keys when memory is short.
     #[error(
-        "Redis has maxmemory-policy {policy} and may throw sessions away when memory is short; \
+        "Redis has maxmemory-policy {policy} and may delete sessions when memory is short; \
          set `maxmemory-policy noeviction`, or allow eviction in the configuration"
     )]
     Evicts {
-        /// What it is set to.
+        /// The present policy.
         policy: String,
     },
-    /// It cannot be reached now.
+    /// Redis is unreachable.
     #[error(transparent)]
     Unavailable(Error),
 }

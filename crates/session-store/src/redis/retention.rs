@@ -1,5 +1,5 @@
-//! Ended sessions that are no longer kept: finds them by age and by number,
-//! and forgets each in one step that any other manager may repeat.
+//! Deletion of ended sessions: finds them by age and by number, and deletes each in one
+//! step that another manager can repeat.
 
 use super::sessions::indexes_of;
 use super::{RedisStore, score};
@@ -10,9 +10,9 @@ use session_core::{OrgId, SessionKey, Timestamp};
 use std::collections::BTreeSet;
 
 impl RedisStore {
-    /// Up to some `limit` ended sessions of a partition that are not kept, the
-    /// longest ended of each organization and owner.
-    async fn beyond(
+    /// Finds up to about `limit` ended sessions of a partition beyond the limits of
+    /// `keep`, those that ended first of each organization and owner.
+    async fn find_expired(
         &self,
         partition: u8,
         keep: &Tombstones,
@@ -40,41 +40,46 @@ impl RedisStore {
             let mut cmd = redis::cmd("ZRANGEBYSCORE");
             cmd.arg(self.keys.ended(&org)).arg("-inf").arg(until);
             cmd.arg("LIMIT").arg(0).arg(limit);
-            self.find(&mut found, &org, &cmd).await?;
+            self.add_sessions(&mut found, &org, &cmd).await?;
         }
         for (name, number) in self
-            .most(self.keys.ended_by_org(partition), keep.per_org, limit)
+            .over_limit(self.keys.ended_by_org(partition), keep.per_org, limit)
             .await?
         {
             if let Ok(org) = name.parse() {
                 let index = self.keys.ended(&org);
-                self.find(&mut found, &org, &first(index, number - keep.per_org, limit))
+                self.add_sessions(&mut found, &org, &first(index, number - keep.per_org, limit))
                     .await?;
             }
         }
         let owners = self.keys.ended_by_owner(partition);
-        for (name, number) in self.most(owners, keep.per_owner, limit).await? {
+        for (name, number) in self.over_limit(owners, keep.per_owner, limit).await? {
             if let Some((org, owner)) = parse_owner(&name) {
                 let index = self.keys.ended_of_owner(&org, &owner);
-                self.find(&mut found, &org, &first(index, number - keep.per_owner, limit))
+                self.add_sessions(&mut found, &org, &first(index, number - keep.per_owner, limit))
                     .await?;
             }
         }
         Ok(found)
     }
 
-    /// Who has more ended sessions than `most`, and how many.
-    async fn most(&self, index: String, most: usize, limit: usize) -> Result<Vec<(String, usize)>, Error> {
+    /// Organizations or owners with more than `max` ended sessions, and their number.
+    async fn over_limit(
+        &self,
+        index: String,
+        max: usize,
+        limit: usize,
+    ) -> Result<Vec<(String, usize)>, Error> {
         let mut cmd = redis::cmd("ZRANGEBYSCORE");
         cmd.arg(index)
-            .arg(format!("({most}"))
+            .arg(format!("({max}"))
             .arg("+inf")
             .arg("WITHSCORES");
         cmd.arg("LIMIT").arg(0).arg(limit);
         self.connections.query(&cmd).await
     }
 
-    async fn find(
+    async fn add_sessions(
         &self,
         found: &mut BTreeSet<SessionKey>,
         org: &OrgId,
@@ -90,11 +95,10 @@ impl RedisStore {
         Ok(())
     }
 
-    /// Removes all that is kept of an ended session; not while it lives, nor
-    /// while somebody still has to look at it.
-    async fn forget(&self, key: &SessionKey) -> Result<bool, Error> {
+    /// Deletes an ended session with all its data; not if it is live or still due.
+    async fn delete_ended(&self, key: &SessionKey) -> Result<bool, Error> {
         let Some(session) = self.read_record(&self.keys.record(key)).await? else {
-            // Another manager was faster, or the entry is a stray one.
+            // Deleted by another manager, or a dangling entry.
             let mut cmd = redis::cmd("ZREM");
             cmd.arg(self.keys.ended(&key.org)).arg(key.id.as_str());
             return self.connections.query::<u64>(&cmd).await.map(|_| false);
@@ -119,7 +123,7 @@ impl RedisStore {
     }
 }
 
-/// The first so many of an index, at most `limit`.
+/// The first `number` members of an index, at most `limit`.
 fn first(index: String, number: usize, limit: usize) -> redis::Cmd {
     let mut cmd = redis::cmd("ZRANGE");
     cmd.arg(index).arg(0).arg(number.min(limit).saturating_sub(1));
@@ -132,8 +136,8 @@ impl Retention for RedisStore {
         let now = crate::StoreHealth::now(self).await?;
         let mut trimmed = 0;
         for partition in partitions() {
-            for key in self.beyond(partition, keep, now, limit - trimmed).await? {
-                if trimmed < limit && self.forget(&key).await? {
+            for key in self.find_expired(partition, keep, now, limit - trimmed).await? {
+                if trimmed < limit && self.delete_ended(&key).await? {
                     trimmed += 1;
                 }
             }

@@ -1,4 +1,4 @@
-//! The Lua scripts, one file each, and what their answers mean.
+//! The Lua scripts, one file each, and their replies.
 
 use crate::Error;
 use crate::redis::schema::keys::Slot;
@@ -10,7 +10,7 @@ macro_rules! script {
     ($($file:literal),+) => {
         Script::new(concat!($(include_str!(concat!("lua/", $file, ".lua")), "\n"),+))
     };
-    // Also when memory is used up: what ends things, or moves them on.
+    // Runs without free memory too: writes that end or advance something.
     (always $($file:literal),+) => {
         Script::new(concat!(
             "#!lua flags=allow-oom\n",
@@ -19,7 +19,7 @@ macro_rules! script {
     };
 }
 
-/// A script, and the name that Redis knows it by.
+/// A script and its hash in Redis.
 pub(super) struct Script {
     code: &'static str,
     hash: String,
@@ -31,14 +31,14 @@ impl Script {
         Self { code, hash }
     }
 
-    /// A call that has its first key.
+    /// A call with its first key.
     pub(super) fn key(&self, key: impl ToRedisArgs) -> Call<'_> {
         let mut call = self.prepare_invoke();
         call.key(key);
         call
     }
 
-    /// A call without keys and arguments yet.
+    /// A call without keys and arguments.
     pub(super) fn prepare_invoke(&self) -> Call<'_> {
         Call {
             script: self,
@@ -48,8 +48,8 @@ impl Script {
     }
 }
 
-/// A script with what it is given. The number of its keys comes before them, so
-/// keys and arguments are collected first.
+/// A call of a script. The number of keys precedes them in the command, so keys and
+/// arguments are collected first.
 pub(super) struct Call<'a> {
     script: &'a Script,
     keys: Cmd,
@@ -69,18 +69,18 @@ impl Call<'_> {
         self
     }
 
-    /// The slot that all its keys are in.
+    /// The slot of its keys.
     pub(super) fn slot(&self) -> Slot {
         let first = texts(&self.keys).next().and_then(Slot::of_key);
         first.unwrap_or(Slot::Global)
     }
 
-    /// For a Redis that knows the script.
+    /// The command for a loaded script.
     pub(super) fn by_hash(&self) -> Cmd {
         self.cmd("EVALSHA", &self.script.hash)
     }
 
-    /// For one that does not.
+    /// The command with the full text.
     pub(super) fn in_full(&self) -> Cmd {
         self.cmd("EVAL", self.script.code)
     }
@@ -95,7 +95,7 @@ impl Call<'_> {
     }
 }
 
-/// What was collected.
+/// The collected texts.
 fn texts(of: &Cmd) -> impl Iterator<Item = &[u8]> {
     of.args_iter().filter_map(|arg| match arg {
         Arg::Simple(text) => Some(text),
@@ -103,7 +103,7 @@ fn texts(of: &Cmd) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Every script, hashed once.
+/// All scripts, hashed once.
 pub(super) struct Scripts {
     pub(super) create: Script,
     pub(super) commit: Script,
@@ -118,20 +118,20 @@ pub(super) struct Scripts {
     pub(super) due_times: Script,
     pub(super) claim_due: Script,
     pub(super) record_token: Script,
-    pub(super) take_place: Script,
-    pub(super) leave_place: Script,
+    pub(super) place_session: Script,
+    pub(super) remove_placement: Script,
     pub(super) bind: Script,
     pub(super) finish_preparation: Script,
     pub(super) unbind: Script,
     pub(super) seal_bindings: Script,
-    pub(super) keep_settings: Script,
+    pub(super) store_settings: Script,
     pub(super) use_spark_session: Script,
     pub(super) acquire_lease: Script,
     pub(super) release_lease: Script,
     pub(super) put_definition: Script,
     pub(super) delete_definition: Script,
     pub(super) epoch: Script,
-    pub(super) pulse: Script,
+    pub(super) heartbeat: Script,
     pub(super) rewrite_lost: Script,
     pub(super) trim_ended: Script,
     pub(super) report_signing_keys: Script,
@@ -164,20 +164,20 @@ impl Scripts {
             due_times: script!("time", "due_times"),
             claim_due: script!(always "time", "claim_due"),
             record_token: script!("time", "record", "token", "audit", "record_token"),
-            take_place: script!("take_place"),
-            leave_place: script!(always "leave_place"),
+            place_session: script!("place_session"),
+            remove_placement: script!(always "remove_placement"),
             bind: script!("time", "bindings", "bind"),
             finish_preparation: script!("bindings", "finish_preparation"),
             unbind: script!(always "bindings", "unbind"),
             seal_bindings: script!(always "seal_bindings"),
-            keep_settings: script!("kept_spark_session", "keep_settings"),
-            use_spark_session: script!("kept_spark_session", "use_spark_session"),
+            store_settings: script!("spark_session", "store_settings"),
+            use_spark_session: script!("spark_session", "use_spark_session"),
             acquire_lease: script!("time", "acquire_lease"),
             release_lease: script!(always "release_lease"),
             put_definition: script!("put_definition"),
             delete_definition: script!(always "delete_definition"),
             epoch: script!(always "time", "epoch"),
-            pulse: script!(always "pulse"),
+            heartbeat: script!(always "heartbeat"),
             rewrite_lost: script!(always "record", "token", "ended", "audit", "save", "rewrite_lost"),
             trim_ended: script!(always "record", "ended", "trim_ended"),
             report_signing_keys: script!("time", "report_signing_keys"),
@@ -186,35 +186,35 @@ impl Scripts {
     }
 }
 
-/// What a writing script answers: one word, then what belongs to it.
+/// Reply of a writing script: the outcome, then its fields.
 pub(super) struct Reply(pub(super) Vec<String>);
 
 impl Reply {
-    /// All words.
-    pub(super) fn words(&self) -> Vec<&str> {
+    /// All fields.
+    pub(super) fn fields(&self) -> Vec<&str> {
         self.0.iter().map(String::as_str).collect()
     }
 
-    /// The words after `ok`, or what the script refused for. `limit_of` gives
-    /// the limit of a quota.
+    /// The fields after `ok`, or the error of the outcome. `limit_of` returns the limit
+    /// of a quota.
     pub(super) fn accepted(self, limit_of: impl Fn(Quota) -> u32) -> Result<Vec<String>, Error> {
-        let mut words = self.0.into_iter();
-        let outcome = words.next().unwrap_or_default();
-        let rest: Vec<_> = words.collect();
+        let mut fields = self.0.into_iter();
+        let outcome = fields.next().unwrap_or_default();
+        let rest: Vec<_> = fields.collect();
         match (outcome.as_str(), rest.first().map(String::as_str)) {
             ("ok", _) => Ok(rest),
             ("conflict", _) => Err(Error::Conflict),
             ("not-found", _) => Err(Error::NotFound),
             ("exists", _) => Err(Error::Exists),
             ("reused", _) => Err(Error::RequestIdReused),
-            ("refused", Some("closed")) => Err(Error::TokenRefused("closed")),
-            ("refused", Some("epoch")) => Err(Error::TokenRefused("epoch")),
+            ("refused", Some("closed")) => Err(Error::TokenRejected("closed")),
+            ("refused", Some("epoch")) => Err(Error::TokenRejected("epoch")),
             ("quota", Some(quota)) => Err(quota_error(quota, rest.get(1), limit_of)),
             _ => Err(Error::Corrupt(format!("a script answered {outcome:?} {rest:?}"))),
         }
     }
 
-    /// [`Reply::accepted`] of a script that holds no quota.
+    /// [`Reply::accepted`] of a script without a quota.
     pub(super) fn done(self) -> Result<Vec<String>, Error> {
         self.accepted(|_| 0)
     }
@@ -222,7 +222,7 @@ impl Reply {
 
 fn quota_error(name: &str, retry_ms: Option<&String>, limit_of: impl Fn(Quota) -> u32) -> Error {
     let Some(quota) = Quota::named(name) else {
-        return Error::Corrupt(format!("a script named the quota {name:?}"));
+        return Error::Corrupt(format!("a script returned the quota {name:?}"));
     };
     let retry_after = retry_ms.and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
     Error::Quota {

@@ -1,10 +1,10 @@
-//! Lists and counts of sessions: which index to walk, reading its records page by
-//! page, and queries that indexes answer without records.
+//! Lists and counts of sessions: selects an index and reads its records page by page;
+//! some queries read indexes only.
 
 use super::RedisStore;
-use crate::redis::schema::keys::{Part, partitions};
+use crate::redis::schema::keys::{IndexPart, partitions};
 use crate::redis::schema::record::Stored;
-use crate::session_index::Filling;
+use crate::session_index::PageBuilder;
 use crate::{Error, ListQuery, Page, Scope, SessionIndex};
 use async_trait::async_trait;
 use futures::future::try_join_all;
@@ -13,57 +13,58 @@ use session_core::{ClusterName, OrgId, Session, SessionId, SessionKey, Status};
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
-/// Records fetched at once when most of the first ones did not match.
-const BATCH: usize = 250;
-/// Organizations whose sessions are read together.
-const ORGS: usize = 32;
-/// Organizations that are read together by name alone.
-const PAGE: usize = 1000;
+/// Records per read after the first one, when most did not match.
+const RECORD_BATCH: usize = 250;
+/// Organizations whose sessions one pipeline reads.
+const ORG_BATCH: usize = 32;
+/// Organizations per read of names.
+const ORG_PAGE: usize = 1000;
 
 impl RedisStore {
-    /// Sets of indexes whose union holds every session the query admits. None
-    /// holds a session that the caller may not see, so page tokens name none.
-    fn walks(&self, query: &ListQuery) -> Vec<Vec<String>> {
+    /// Candidate sets of indexes: the union of each set contains every session that the
+    /// query matches, and no session that the caller may not see, so page tokens name
+    /// none.
+    fn candidate_indexes(&self, query: &ListQuery) -> Vec<Vec<String>> {
         let (keys, org) = (&self.keys, &query.org);
         let admits = |status: &Status| query.statuses.is_empty() || query.statuses.contains(status);
         let statuses: Vec<Status> = Status::ALL.into_iter().filter(admits).collect();
-        let parts: Vec<Part> = [Part::Live, Part::Past]
+        let parts: Vec<IndexPart> = [IndexPart::Live, IndexPart::Past]
             .into_iter()
-            .filter(|part| statuses.iter().any(|status| Part::of(*status) == *part))
+            .filter(|part| statuses.iter().any(|status| IndexPart::of(*status) == *part))
             .collect();
         let of_owner =
             |owner| -> Vec<String> { parts.iter().map(|part| keys.owner(org, owner, *part)).collect() };
-        let mut walks = Vec::new();
+        let mut candidates = Vec::new();
         match &query.scope {
             Scope::Org => {
-                walks.push(statuses.iter().map(|status| keys.status(org, *status)).collect());
-                walks.extend(query.owner.as_ref().map(of_owner));
-                walks.extend(query.cluster.as_ref().map(|cluster| {
-                    let of_part = |part: &Part| keys.cluster(org, cluster, *part);
+                candidates.push(statuses.iter().map(|status| keys.status(org, *status)).collect());
+                candidates.extend(query.owner.as_ref().map(of_owner));
+                candidates.extend(query.cluster.as_ref().map(|cluster| {
+                    let of_part = |part: &IndexPart| keys.cluster(org, cluster, *part);
                     parts.iter().map(of_part).collect()
                 }));
-                walks.extend(query.team.as_ref().map(|team| vec![keys.team(org, team)]));
+                candidates.extend(query.team.as_ref().map(|team| vec![keys.team(org, team)]));
             }
             Scope::OwnAndTeams { owner, teams } => {
                 let mut visible = of_owner(owner);
                 visible.extend(teams.iter().map(|team| keys.team(org, team)));
-                walks.push(visible);
+                candidates.push(visible);
                 if query.owner.as_ref() == Some(owner) {
-                    walks.push(of_owner(owner));
+                    candidates.push(of_owner(owner));
                 }
                 let team = query.team.as_ref().filter(|team| teams.contains(*team));
-                walks.extend(team.map(|team| vec![keys.team(org, team)]));
+                candidates.extend(team.map(|team| vec![keys.team(org, team)]));
             }
         }
-        walks
+        candidates
     }
 
-    async fn smallest(&self, walks: Vec<Vec<String>>) -> Result<Vec<String>, Error> {
-        if walks.len() == 1 {
-            return Ok(walks.into_iter().flatten().collect());
+    async fn smallest_set(&self, candidates: Vec<Vec<String>>) -> Result<Vec<String>, Error> {
+        if candidates.len() == 1 {
+            return Ok(candidates.into_iter().flatten().collect());
         }
         let mut pipeline = redis::pipe();
-        for key in walks.iter().flatten() {
+        for key in candidates.iter().flatten() {
             pipeline.cmd("ZCARD").arg(key);
         }
         let mut sizes = self
@@ -71,19 +72,18 @@ impl RedisStore {
             .pipeline::<Vec<u64>>(&pipeline)
             .await?
             .into_iter();
-        let sized = walks
+        let sized = candidates
             .into_iter()
-            .map(|walk| (sizes.by_ref().take(walk.len()).sum::<u64>(), walk));
+            .map(|indexes| (sizes.by_ref().take(indexes.len()).sum::<u64>(), indexes));
         Ok(sized
             .min_by_key(|(size, _)| *size)
-            .map(|(_, walk)| walk)
+            .map(|(_, indexes)| indexes)
             .unwrap_or_default())
     }
 
-    /// The newest ids in any of `indexes` that are older than `cursor`, newest
-    /// first. All indexes are read in one step, or a session that changes its
-    /// status meanwhile could be in none of them.
-    async fn older(
+    /// Reads the newest ids of `indexes` that are older than `cursor`, newest first, in
+    /// one step: otherwise a session whose status changes could be in none of them.
+    async fn read_older(
         &self,
         indexes: &[String],
         cursor: Option<&SessionId>,
@@ -114,7 +114,11 @@ impl RedisStore {
         ids.into_iter().map(parse).collect()
     }
 
-    async fn records(&self, query: &ListQuery, ids: &[SessionId]) -> Result<Vec<Option<Session>>, Error> {
+    async fn read_records(
+        &self,
+        query: &ListQuery,
+        ids: &[SessionId],
+    ) -> Result<Vec<Option<Session>>, Error> {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
@@ -137,29 +141,29 @@ impl RedisStore {
 #[async_trait]
 impl SessionIndex for RedisStore {
     async fn list(&self, query: &ListQuery) -> Result<Page, Error> {
-        let mut page = Filling::begin(query)?;
-        let indexes = self.smallest(self.walks(query)).await?;
-        let mut batch = page.lacks();
+        let mut page = PageBuilder::begin(query)?;
+        let indexes = self.smallest_set(self.candidate_indexes(query)).await?;
+        let mut batch = page.missing();
         loop {
-            let ids = self.older(&indexes, page.cursor(), batch + 1).await?;
-            let sessions = self.records(query, &ids[..ids.len().min(batch)]).await?;
+            let ids = self.read_older(&indexes, page.cursor(), batch + 1).await?;
+            let sessions = self.read_records(query, &ids[..ids.len().min(batch)]).await?;
             let mut rest = ids.len();
             for (id, session) in ids.into_iter().zip(sessions) {
-                if page.lacks() == 0 {
+                if page.missing() == 0 {
                     break;
                 }
                 page.examine(id, session);
                 rest -= 1;
             }
-            if rest == 0 || page.lacks() == 0 {
+            if rest == 0 || page.missing() == 0 {
                 return Ok(page.finish(rest > 0));
             }
-            batch = page.budget().min(BATCH);
+            batch = page.budget().min(RECORD_BATCH);
         }
     }
 
-    /// The live sessions on a cluster, in the order of their keys. Members of
-    /// indexes that name nothing are dropped: nobody could ever settle them.
+    /// Lists live sessions on a cluster in key order; deletes dangling members of the
+    /// indexes.
     async fn list_live_on_cluster(
         &self,
         cluster: &ClusterName,
@@ -173,14 +177,13 @@ impl SessionIndex for RedisStore {
         Ok(keys)
     }
 
-    /// The organizations with live sessions on a cluster: read from the index
-    /// of them, whatever the number of sessions.
+    /// Reads the index of organizations, independent of the number of sessions.
     async fn list_orgs_on_cluster(&self, cluster: &ClusterName) -> Result<BTreeSet<OrgId>, Error> {
         let parts = partitions().map(async |partition| {
             let index = self.keys.orgs_on_cluster(partition, cluster);
             let (mut all, mut from) = (Vec::new(), "-".to_owned());
             loop {
-                let orgs = self.orgs(&index, &by_lex(&index, &from, PAGE)).await?;
+                let orgs = self.orgs(&index, &by_lex(&index, &from, ORG_PAGE)).await?;
                 let Some(last) = orgs.last() else {
                     return Ok::<_, Error>(all);
                 };
@@ -213,7 +216,7 @@ impl RedisStore {
         let mut from = after.map_or_else(|| "-".to_owned(), |key| format!("[{}", key.org));
         let mut found = Vec::new();
         while found.len() < limit {
-            let orgs = self.orgs(&index, &by_lex(&index, &from, ORGS)).await?;
+            let orgs = self.orgs(&index, &by_lex(&index, &from, ORG_BATCH)).await?;
             let Some(last) = orgs.last() else {
                 break;
             };
@@ -223,7 +226,7 @@ impl RedisStore {
         Ok(found)
     }
 
-    /// Up to `limit` of each organization.
+    /// Lists up to `limit` sessions of each organization.
     async fn live_of_orgs(
         &self,
         orgs: &[OrgId],
@@ -238,50 +241,50 @@ impl RedisStore {
                     Some(key) if key.org == *org => format!("({}", key.id),
                     Some(_) | None => "-".to_owned(),
                 };
-                let index = self.keys.cluster(org, cluster, Part::Live);
+                let index = self.keys.cluster(org, cluster, IndexPart::Live);
                 pipeline.add_command(by_lex(&index, &from, limit));
             }
             let members: Vec<Vec<String>> = self.connections.pipeline(&pipeline).await?;
             let (mut found, mut complete) = (Vec::new(), true);
             for (org, members) in orgs.iter().zip(members) {
-                let (ids, strays) = parse::<SessionId>(members);
-                if !strays.is_empty() {
-                    let index = self.keys.cluster(org, cluster, Part::Live);
-                    self.drop_strays(&index, &strays).await?;
+                let (ids, dangling) = parse::<SessionId>(members);
+                if !dangling.is_empty() {
+                    let index = self.keys.cluster(org, cluster, IndexPart::Live);
+                    self.remove_dangling(&index, &dangling).await?;
                     complete = false;
                 }
                 let key = |id| SessionKey { org: org.clone(), id };
                 found.extend(ids.into_iter().map(key));
             }
-            // Read again, or a page of strays would look like the end.
+            // Read again, because a page of dangling entries must not look like the end.
             if complete {
                 return Ok(found);
             }
         }
     }
 
-    /// The organizations that `cmd` finds in `index`.
+    /// Reads organizations from `index` with `cmd`.
     async fn orgs(&self, index: &str, cmd: &Cmd) -> Result<Vec<OrgId>, Error> {
         loop {
-            let (names, strays) = parse(self.connections.query(cmd).await?);
-            if strays.is_empty() {
+            let (names, dangling) = parse(self.connections.query(cmd).await?);
+            if dangling.is_empty() {
                 return Ok(names);
             }
-            self.drop_strays(index, &strays).await?;
+            self.remove_dangling(index, &dangling).await?;
         }
     }
 }
 
-/// Members by the names that they are, and those that are none.
+/// Parses members; returns the names and the dangling members.
 fn parse<T: FromStr>(members: Vec<String>) -> (Vec<T>, Vec<String>) {
-    let (mut names, mut strays) = (Vec::with_capacity(members.len()), Vec::new());
+    let (mut names, mut dangling) = (Vec::with_capacity(members.len()), Vec::new());
     for member in members {
         match member.parse() {
             Ok(name) => names.push(name),
-            Err(_) => strays.push(member),
+            Err(_) => dangling.push(member),
         }
     }
-    (names, strays)
+    (names, dangling)
 }
 
 fn by_lex(index: &str, from: &str, limit: usize) -> Cmd {

@@ -1,26 +1,27 @@
-//! Writing sessions: what `save.lua` and the scripts around it are given.
+//! Session records in Redis: keys and arguments of `save.lua` and the scripts around
+//! it.
 
 use super::safety;
 use super::scripts::Call;
 use super::{RedisStore, encode, score};
 use crate::redis::schema::codec::pack;
-use crate::redis::schema::keys::{Keys, Part, Slot, member, owner_member};
-use crate::{Commit, Create, Created, Error, HISTORY, REQUEST_ID_MEMORY, RequestId, Sessions};
+use crate::redis::schema::keys::{IndexPart, Keys, Slot, member, owner_member};
+use crate::{Commit, Create, Created, Error, MAX_HISTORY, REQUEST_ID_RETENTION, RequestId, Sessions};
 use async_trait::async_trait;
 use session_core::{AuditRecord, EventRecord, OrgId, PrincipalId, Session, SessionKey, Status, Timestamp};
 
-/// How many changes a partition's stream keeps, at least; a reader that falls
-/// further behind gets a reset.
+/// Minimum number of changes in a partition's stream; a reader that falls further
+/// behind receives a reset.
 pub(super) const STREAM_LENGTH: usize = 10_000;
 
-/// At so much of `maxmemory`, what adds something is refused.
+/// Percentage of `maxmemory` from which new data is rejected.
 const MEMORY_GUARD_PERCENT: u64 = 85;
 
-/// The organization's indexes that a session in a status belongs in. Its owner,
-/// cluster and team never change. One that ended is in other parts than the live
-/// ones, by which quotas count; it stays listed.
+/// The organization's indexes that contain a session with a status. Owner, cluster and
+/// team never change. An ended session is in other parts than the live ones, which
+/// quotas count; it stays listed.
 pub(super) fn indexes_of(session: &Session, status: Status, keys: &Keys) -> Vec<String> {
-    let (org, part) = (&session.org, Part::of(status));
+    let (org, part) = (&session.org, IndexPart::of(status));
     let mut indexes = vec![
         keys.owner(org, &session.owner, part),
         keys.cluster(org, &session.cluster, part),
@@ -30,31 +31,32 @@ pub(super) fn indexes_of(session: &Session, status: Status, keys: &Keys) -> Vec<
     indexes
 }
 
-/// The indexes that a change puts its session into, and those that it takes it
-/// out of. Records and indexes change together, so the rest is as it must be.
-fn moved(commit: &Commit, keys: &Keys) -> (Vec<String>, Vec<String>) {
+/// The indexes to which a change adds its session, and those from which it removes it.
+/// Records and indexes change together, so the other indexes are correct.
+fn index_changes(commit: &Commit, keys: &Keys) -> (Vec<String>, Vec<String>) {
     let Commit { session, record, .. } = commit;
-    let mut within = indexes_of(session, session.status(), keys);
-    let mut without = record
+    let mut added = indexes_of(session, session.status(), keys);
+    let mut removed = record
         .from
         .map_or_else(Vec::new, |from| indexes_of(session, from, keys));
-    let before = without.clone();
-    without.retain(|index| !within.contains(index));
-    within.retain(|index| !before.contains(index));
-    (within, without)
+    let before = removed.clone();
+    removed.retain(|index| !added.contains(index));
+    added.retain(|index| !before.contains(index));
+    (added, removed)
 }
 
-/// An argument that scripts read as absent when it is empty.
+/// An optional argument; scripts read an empty text as absent.
 pub(super) fn optional<T: ToString>(value: Option<T>) -> String {
     value.map(|value| value.to_string()).unwrap_or_default()
 }
 
-/// The keys and arguments of `save.lua`; `own` are the calling script's keys.
+/// Adds the keys and arguments of `save.lua`; `own` are further keys of the calling
+/// script.
 pub(super) fn save(script: &mut Call<'_>, keys: &Keys, own: &[String], commit: &Commit) -> Result<(), Error> {
     let Commit { session, record, due } = commit;
     let key = session.key();
     let partition = key.org.partition();
-    let (within, without) = moved(commit, keys);
+    let (added, removed) = index_changes(commit, keys);
     script
         .key(keys.record(&key))
         .key(keys.tokens(&key))
@@ -62,10 +64,10 @@ pub(super) fn save(script: &mut Call<'_>, keys: &Keys, own: &[String], commit: &
         .key(keys.changes(partition))
         .key(keys.orgs_on_cluster(partition, &session.cluster))
         .key(&keys.ended_of(session))
-        .key(keys.cluster(&key.org, &session.cluster, Part::Live))
+        .key(keys.cluster(&key.org, &session.cluster, IndexPart::Live))
         .key(own)
-        .key(&within)
-        .key(&without)
+        .key(&added)
+        .key(&removed)
         .key(keys.audit(partition));
     script
         .arg(key.id.as_str())
@@ -80,19 +82,19 @@ pub(super) fn save(script: &mut Call<'_>, keys: &Keys, own: &[String], commit: &
         .arg(u8::from(!session.status().is_terminal()))
         .arg(optional(due.map(score)))
         .arg(encode(record)?)
-        .arg(HISTORY)
+        .arg(MAX_HISTORY)
         .arg(STREAM_LENGTH)
-        .arg(within.len())
-        .arg(without.len())
+        .arg(added.len())
+        .arg(removed.len())
         .arg(session.generation)
         .arg(pack(record)?);
     Ok(())
 }
 
 impl RedisStore {
-    /// Writes a change; if `last_activity_at` is given, only while nothing is
-    /// in flight and nothing happened since.
-    pub(super) async fn write_any(
+    /// Writes a change; with `last_activity_at`, only if no call is in flight and the
+    /// activity is unchanged.
+    pub(super) async fn write_change(
         &self,
         commit: &Commit,
         last_activity_at: Option<Timestamp>,
@@ -111,12 +113,12 @@ impl RedisStore {
                 script.arg(score(last_activity_at));
             }
         }
-        self.audit_last(&mut script, &audited(commit))?;
+        self.add_audit_args(&mut script, &audited(commit))?;
         self.run(&script).await?.done().map(drop)
     }
 
-    /// As of a moment ago: what ends things must find room, so nothing new is
-    /// taken when most of it is used up.
+    /// Returns whether memory was short at the last check. Then new data is rejected,
+    /// to leave room for writes that end something.
     pub(super) async fn is_short_of_memory(&self, slot: Slot) -> bool {
         let server = self.connections.server(slot).await;
         let info = server.map(|server| server.info()).unwrap_or_default();
@@ -124,7 +126,7 @@ impl RedisStore {
     }
 }
 
-/// What the trail says of a change.
+/// Audit record of a change.
 pub(super) fn audited(commit: &Commit) -> AuditRecord {
     AuditRecord::of_change(&commit.session.key(), &commit.record)
 }
@@ -152,7 +154,7 @@ impl Sessions for RedisStore {
         let request_key = request
             .as_ref()
             .map_or_else(|| creates.clone(), |r| self.keys.request(org, owner, &r.id));
-        let mut own = vec![creates, self.keys.owner(org, owner, Part::Live), request_key];
+        let mut own = vec![creates, self.keys.owner(org, owner, IndexPart::Live), request_key];
         let live = Status::ALL.into_iter().filter(|status| !status.is_terminal());
         own.extend(live.map(|status| self.keys.status(org, status)));
 
@@ -166,18 +168,18 @@ impl Sessions for RedisStore {
         script
             .arg(u8::from(request.is_some()))
             .arg(request.as_ref().map_or("", |r| &r.fingerprint))
-            .arg(u64::try_from(REQUEST_ID_MEMORY.as_millis()).unwrap_or(u64::MAX))
+            .arg(u64::try_from(REQUEST_ID_RETENTION.as_millis()).unwrap_or(u64::MAX))
             .arg(limits.live_sessions_per_owner)
             .arg(limits.live_sessions)
             .arg(limits.creates_per_minute);
-        self.audit_last(&mut script, &audited(&first))?;
+        self.add_audit_args(&mut script, &audited(&first))?;
         let reply = self.run(&script).await?;
-        if let (["repeated"], Some(request)) = (reply.words().as_slice(), &request) {
+        if let (["repeated"], Some(request)) = (reply.fields().as_slice(), &request) {
             let session = &first.session;
             let stored = self
                 .find_by_request(&session.org, &session.owner, request)
                 .await?;
-            // Gone again within this moment: the caller asks once more.
+            // Deleted meanwhile: the caller repeats.
             let session = stored.ok_or(Error::Conflict)?;
             return Ok(Created { session, new: false });
         }
@@ -214,14 +216,14 @@ impl Sessions for RedisStore {
         if safety::replication::needs_replica(&commit) {
             return self.commit_replicated(commit, None).await;
         }
-        self.write_any(&commit, None).await
+        self.write_change(&commit, None).await
     }
 
     async fn commit_if_idle(&self, commit: Commit, last_activity_at: Timestamp) -> Result<(), Error> {
         if safety::replication::needs_replica(&commit) {
             return self.commit_replicated(commit, Some(last_activity_at)).await;
         }
-        self.write_any(&commit, Some(last_activity_at)).await
+        self.write_change(&commit, Some(last_activity_at)).await
     }
 
     async fn events(&self, key: &SessionKey) -> Result<Vec<EventRecord>, Error> {

@@ -1,7 +1,7 @@
 //! Signing keys in Redis.
 
 use super::RedisStore;
-use crate::signing_keys::{KEY_GAP, KEY_MEMORY, KnownKey, KnownKeys, MOST_KEYS};
+use crate::signing_keys::{KEY_GAP, KEY_RETENTION, KnownKey, KnownKeys, MAX_SIGNING_KEYS};
 use crate::{Error, SigningKeys};
 use async_trait::async_trait;
 use session_core::Timestamp;
@@ -19,27 +19,27 @@ impl SigningKeys for RedisStore {
         script
             .arg(signing.unwrap_or_default())
             .arg(millis(KEY_GAP))
-            .arg(millis(KEY_MEMORY))
-            .arg(MOST_KEYS)
+            .arg(millis(KEY_RETENTION))
+            .arg(MAX_SIGNING_KEYS)
             .arg(published);
-        let words = self.run(&script).await?.0;
-        let moment = |text: &String| {
+        let fields = self.run(&script).await?.0;
+        let parse_time = |text: &String| {
             let millis = text.parse().map(Timestamp::from_millis);
-            millis.map_err(|_| Error::Corrupt(format!("{text:?} is no moment")))
+            millis.map_err(|_| Error::Corrupt(format!("{text:?} is not a time")))
         };
-        let (now, known) = words
+        let (now, known) = fields
             .split_first()
             .ok_or_else(|| Error::Corrupt("a script answered nothing".to_owned()))?;
         let keys = known.chunks_exact(3).map(|known| {
-            let signed = moment(&known[2])?;
+            let signed = parse_time(&known[2])?;
             Ok(KnownKey {
                 id: known[0].clone(),
-                published_since: moment(&known[1])?,
+                published_since: parse_time(&known[1])?,
                 signed_at: (signed > Timestamp::ZERO).then_some(signed),
             })
         });
         Ok(KnownKeys {
-            now: moment(now)?,
+            now: parse_time(now)?,
             keys: keys.collect::<Result<_, Error>>()?,
         })
     }

@@ -1,24 +1,23 @@
-//! Bindings in Redis: all in the global hash slot, because a server
-//! may serve sessions of several organizations.
+//! Bindings in Redis, all in the global hash slot, because a server can serve sessions
+//! of several organizations.
 
 use super::{RedisStore, Reply};
 use crate::redis::schema::keys::member;
-use crate::spark_bindings::{Bind, Binding, BindingState, Bound, SEAL_MEMORY, SparkSession};
+use crate::spark_bindings::{Bind, Binding, BindingState, Bound, SEAL_DURATION, SparkSession};
 use crate::{Error, SparkBindings};
 use async_trait::async_trait;
 use session_core::SessionKey;
 use std::time::Duration;
 
-/// Separates the words of a binding; neither an id nor an address nor a ticket
-/// has it.
+/// Separator of the fields of a binding; ids, addresses and tickets cannot contain it.
 const SEPARATOR: char = ' ';
 
-/// A binding among those of its holder.
+/// Name of a binding among those of its holder.
 fn name(spark: &SparkSession) -> String {
     format!("{}{SEPARATOR}{}", spark.id, spark.server)
 }
 
-fn state(word: &str) -> Option<BindingState> {
+fn parse_state(word: &str) -> Option<BindingState> {
     match word {
         "unready" => Some(BindingState::Unready),
         "ready" => Some(BindingState::Ready),
@@ -29,26 +28,26 @@ fn state(word: &str) -> Option<BindingState> {
 
 /// A line of `bindings.lua`.
 fn binding(line: &str) -> Result<Binding, Error> {
-    let words: Vec<&str> = line.split(SEPARATOR).collect();
-    let parsed = match words.as_slice() {
-        [id, server, generation, is, serial, _preparer, _till] => (|| {
+    let fields: Vec<&str> = line.split(SEPARATOR).collect();
+    let parsed = match fields.as_slice() {
+        [id, server, generation, state, serial, _preparer, _expires] => (|| {
             Some(Binding {
                 spark: SparkSession {
                     server: (*server).to_owned(),
                     id: id.parse().ok()?,
                 },
                 generation: generation.parse().ok()?,
-                state: state(is)?,
+                state: parse_state(state)?,
                 serial: (*serial).to_owned(),
             })
         })(),
         _ => None,
     };
-    parsed.ok_or_else(|| Error::Corrupt(format!("{line:?} is no binding")))
+    parsed.ok_or_else(|| Error::Corrupt(format!("{line:?} is not a binding")))
 }
 
-/// What becomes a word of a line.
-fn word(text: &str) -> Result<&str, Error> {
+/// Verifies that a text can be a field of a line.
+fn field(text: &str) -> Result<&str, Error> {
     if text.is_empty() || text.contains(|c: char| c.is_ascii_whitespace()) {
         return Err(Error::Corrupt(format!("{text:?} cannot be part of a binding")));
     }
@@ -60,32 +59,32 @@ fn millis(time: Duration) -> u64 {
 }
 
 fn bound(reply: &Reply) -> Result<Bound, Error> {
-    let words: Vec<&str> = reply.0.iter().map(String::as_str).collect();
-    match words.as_slice() {
+    let fields: Vec<&str> = reply.0.iter().map(String::as_str).collect();
+    match fields.as_slice() {
         ["ready"] => Ok(Bound::Ready),
         ["prepare"] => Ok(Bound::Prepare),
         ["wait"] => Ok(Bound::Wait),
         ["taken"] => Ok(Bound::Taken),
         ["sealed"] => Ok(Bound::Sealed),
         ["release", line] => Ok(Bound::Release(Box::new(binding(line)?))),
-        _ => Err(Error::Corrupt(format!("a script answered {words:?}"))),
+        _ => Err(Error::Corrupt(format!("a script answered {fields:?}"))),
     }
 }
 
 #[async_trait]
 impl SparkBindings for RedisStore {
     async fn bind(&self, bind: &Bind) -> Result<Bound, Error> {
-        word(&bind.spark.server)?;
+        field(&bind.spark.server)?;
         let mut script = self.scripts.bind.key(self.keys.holders(&bind.spark));
         script
             .key(self.keys.bindings(&bind.holder))
             .key(self.keys.binding_seal(&bind.holder))
-            .key(self.keys.kept_id(&bind.spark));
+            .key(self.keys.reserved_id(&bind.spark));
         script
             .arg(member(&bind.holder))
             .arg(name(&bind.spark))
             .arg(bind.generation)
-            .arg(word(&bind.ticket)?)
+            .arg(field(&bind.ticket)?)
             .arg(super::sessions::optional(bind.prepare.map(millis)))
             .arg(bind.limit);
         bound(&self.run(&script).await?)
@@ -117,7 +116,9 @@ impl SparkBindings for RedisStore {
 
     async fn seal_bindings(&self, holder: &SessionKey, generation: u64) -> Result<(), Error> {
         let mut script = self.scripts.seal_bindings.key(self.keys.binding_seal(holder));
-        let reply = self.run(script.arg(generation).arg(millis(SEAL_MEMORY))).await?;
+        let reply = self
+            .run(script.arg(generation).arg(millis(SEAL_DURATION)))
+            .await?;
         reply.done().map(drop)
     }
 
@@ -125,7 +126,7 @@ impl SparkBindings for RedisStore {
         let mut script = self.scripts.unbind.key(self.keys.holders(&binding.spark));
         script
             .key(self.keys.bindings(holder))
-            .key(self.keys.kept_id(&binding.spark));
+            .key(self.keys.reserved_id(&binding.spark));
         script
             .arg(name(&binding.spark))
             .arg(&binding.serial)

@@ -1,22 +1,21 @@
-//! Spark sessions in Redis: one hash for each session, a JSON text for each
-//! Spark session in it.
+//! Spark sessions in Redis: one hash per session, with a JSON text per Spark session.
 
 use super::{RedisStore, Reply};
 use crate::Error;
 use crate::redis::schema::keys::Slot;
 use crate::spark_sessions::{
-    KeptSparkSession, MAX_SETTINGS_BYTES, MAX_SPARK_SESSIONS, SPARK_SESSION_MEMORY, SettingsChange,
-    SparkSessions, Used,
+    MAX_SETTINGS_BYTES, MAX_SPARK_SESSIONS, SPARK_SESSION_RETENTION, SettingsChange, SparkSessionUse,
+    SparkSessions, StoredSparkSession,
 };
 use async_trait::async_trait;
 use session_core::{SessionKey, SparkSessionId};
 use std::collections::BTreeMap;
 
-/// The field that counts changes, beside the Spark sessions.
+/// The field with the number of the last change.
 const COUNTER: &str = "#";
 
-fn memory() -> u64 {
-    u64::try_from(SPARK_SESSION_MEMORY.as_millis()).unwrap_or(u64::MAX)
+fn retention_ms() -> u64 {
+    u64::try_from(SPARK_SESSION_RETENTION.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn answer(reply: &Reply) -> &str {
@@ -25,21 +24,22 @@ fn answer(reply: &Reply) -> &str {
 
 #[async_trait]
 impl SparkSessions for RedisStore {
-    async fn keep_settings(&self, key: &SessionKey, change: &SettingsChange) -> Result<bool, Error> {
-        // Settings are a convenience: they are not kept rather than refused.
+    async fn store_settings(&self, key: &SessionKey, change: &SettingsChange) -> Result<bool, Error> {
+        // Settings are a convenience: under memory pressure they are not stored,
+        // without an error.
         if self
             .is_short_of_memory(Slot::Partition(key.org.partition()))
             .await
         {
             return Ok(false);
         }
-        let mut script = self.scripts.keep_settings.key(self.keys.spark_sessions(key));
+        let mut script = self.scripts.store_settings.key(self.keys.spark_sessions(key));
         script
             .arg(change.spark_session.as_str())
             .arg(change.generation)
             .arg(MAX_SPARK_SESSIONS)
             .arg(MAX_SETTINGS_BYTES)
-            .arg(memory())
+            .arg(retention_ms())
             .arg(change.set.len());
         for (name, value) in &change.set {
             script.arg(name).arg(value);
@@ -47,8 +47,8 @@ impl SparkSessions for RedisStore {
         script.arg(&change.unset);
         let reply = self.run(&script).await?;
         match answer(&reply) {
-            "kept" => Ok(true),
-            "not-kept" => Ok(false),
+            "stored" => Ok(true),
+            "not-stored" => Ok(false),
             other => Err(Error::Corrupt(format!("a script answered {other:?}"))),
         }
     }
@@ -58,18 +58,18 @@ impl SparkSessions for RedisStore {
         key: &SessionKey,
         spark_session: &SparkSessionId,
         generation: u64,
-    ) -> Result<Used, Error> {
+    ) -> Result<SparkSessionUse, Error> {
         let mut script = self.scripts.use_spark_session.key(self.keys.spark_sessions(key));
         script
             .arg(spark_session.as_str())
             .arg(generation)
             .arg(MAX_SPARK_SESSIONS)
-            .arg(memory());
+            .arg(retention_ms());
         let reply = self.run(&script).await?;
         match answer(&reply) {
-            "new" => Ok(Used::New),
-            "again" => Ok(Used::Again),
-            "moved" => Ok(Used::Moved),
+            "new" => Ok(SparkSessionUse::New),
+            "again" => Ok(SparkSessionUse::Again),
+            "moved" => Ok(SparkSessionUse::Moved),
             other => Err(Error::Corrupt(format!("a script answered {other:?}"))),
         }
     }
@@ -77,7 +77,7 @@ impl SparkSessions for RedisStore {
     async fn spark_sessions(
         &self,
         key: &SessionKey,
-    ) -> Result<BTreeMap<SparkSessionId, KeptSparkSession>, Error> {
+    ) -> Result<BTreeMap<SparkSessionId, StoredSparkSession>, Error> {
         let mut cmd = redis::cmd("HGETALL");
         cmd.arg(self.keys.spark_sessions(key));
         let stored: BTreeMap<String, String> = self.connections.query(&cmd).await?;
@@ -87,7 +87,7 @@ impl SparkSessions for RedisStore {
             .map(|(id, text)| {
                 let kept = serde_json::from_str(text).ok();
                 id.parse().ok().zip(kept).ok_or_else(|| {
-                    Error::Corrupt(format!("what is kept of Spark session {id:?} cannot be read"))
+                    Error::Corrupt(format!("the stored Spark session {id:?} cannot be decoded"))
                 })
             })
             .collect()

@@ -2,7 +2,7 @@
 
 use super::RedisStore;
 use super::connection::Failure;
-use super::moment;
+use super::from_redis_time;
 use crate::{Error, StoreHealth};
 use async_trait::async_trait;
 use session_core::Timestamp;
@@ -10,7 +10,10 @@ use session_core::Timestamp;
 #[async_trait]
 impl StoreHealth for RedisStore {
     async fn now(&self) -> Result<Timestamp, Error> {
-        self.connections.query(&redis::cmd("TIME")).await.map(moment)
+        self.connections
+            .query(&redis::cmd("TIME"))
+            .await
+            .map(from_redis_time)
     }
 
     async fn epoch(&self) -> Result<u64, Error> {

@@ -1,21 +1,21 @@
-//! Tokens in Redis: with their session while it lives; `save.lua` sets them
-//! aside when it ends. `token.lua` says how each is written.
+//! Tokens in Redis: in the string of a live session; `save.lua` moves them to their own
+//! key at its end. `token.lua` defines their form.
 
 use super::{RedisStore, score};
 use crate::prelude::*;
 use crate::redis::schema::keys::Slot;
 use crate::redis::schema::record::{Stored, pieces};
-use crate::{Error, TOKEN_MEMORY, TokenRecord, Tokens};
+use crate::{Error, TOKEN_RETENTION, TokenRecord, Tokens};
 use async_trait::async_trait;
 use session_core::{SessionKey, Timestamp, TokenId, TokenUse};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Ends the key's id in the details: no principal has it.
+/// Ends the key id in the details; no principal contains it.
 const END_OF_KEY: char = '\n';
 
-/// What scripts need not know of a token: "<issued_at> <epoch> <key>", and the
-/// subject in a line of its own.
+/// The fields of a token that scripts do not use: "<issued_at> <epoch> <key>", and the
+/// subject in its own line.
 fn details(token: &TokenRecord) -> String {
     format!(
         "{} {} {}{END_OF_KEY}{}",
@@ -27,14 +27,14 @@ fn details(token: &TokenRecord) -> String {
 }
 
 fn parse(text: &str) -> Option<(TokenRecord, Option<TokenUse>)> {
-    let mut words = text.splitn(7, ' ');
-    let id: TokenId = words.next()?.parse().ok()?;
-    let moment = |word: &str| word.parse().ok().map(Timestamp::from_millis);
-    let expires_at = moment(words.next()?)?;
-    let (first, last) = (moment(words.next()?), moment(words.next()?));
-    let issued_at = moment(words.next()?)?;
-    let epoch = words.next()?.parse().ok()?;
-    let (key_id, subject) = words.next()?.rsplit_once(END_OF_KEY)?;
+    let mut fields = text.splitn(7, ' ');
+    let id: TokenId = fields.next()?.parse().ok()?;
+    let time = |field: &str| field.parse().ok().map(Timestamp::from_millis);
+    let expires_at = time(fields.next()?)?;
+    let (first, last) = (time(fields.next()?), time(fields.next()?));
+    let issued_at = time(fields.next()?)?;
+    let epoch = fields.next()?.parse().ok()?;
+    let (key_id, subject) = fields.next()?.rsplit_once(END_OF_KEY)?;
     let used = first.map(|first| TokenUse {
         id: id.clone(),
         first,
@@ -53,7 +53,7 @@ fn parse(text: &str) -> Option<(TokenRecord, Option<TokenUse>)> {
 }
 
 impl RedisStore {
-    /// Records a token unless there is no room for it once `revoked` are gone.
+    /// Records a token if there is room for it without the `revoked` ones.
     pub(super) async fn add_token(
         &self,
         key: &SessionKey,
@@ -77,14 +77,14 @@ impl RedisStore {
             .arg(token.epoch)
             .arg(score(token.expires_at))
             .arg(limit)
-            .arg(u64::try_from(TOKEN_MEMORY.as_millis()).unwrap_or(u64::MAX))
+            .arg(u64::try_from(TOKEN_RETENTION.as_millis()).unwrap_or(u64::MAX))
             .arg(revoked);
-        self.audit_last(&mut script, &token.audited(key))?;
+        self.add_audit_args(&mut script, &token.audited(key))?;
         self.run(&script).await?.accepted(|_| limit).map(drop)
     }
 
-    /// The tokens of the present epoch that have not expired for longer than
-    /// `memory`, with their uses.
+    /// Reads the tokens of the present epoch that expired at most `memory` ago, with
+    /// their uses.
     pub(super) async fn read_tokens(
         &self,
         key: &SessionKey,
@@ -105,7 +105,7 @@ impl RedisStore {
         let mut tokens = Vec::with_capacity(texts.len());
         for text in texts {
             let token = std::str::from_utf8(text).ok().and_then(parse);
-            let token = token.ok_or_else(|| Error::Corrupt("a token cannot be read".to_owned()))?;
+            let token = token.ok_or_else(|| Error::Corrupt("a stored token cannot be decoded".to_owned()))?;
             if token.0.expires_at.after(memory) > now && token.0.epoch == stored.token_epoch {
                 tokens.push(token);
             }
@@ -121,7 +121,7 @@ impl Tokens for RedisStore {
         if !matches!(recorded, Err(Error::Quota { .. })) {
             return recorded;
         }
-        // Only at the limit is it worth telling revoked tokens from live ones.
+        // The revoked tokens matter only at the limit.
         let Some(session) = self.get(key).await? else {
             return Err(Error::NotFound);
         };
@@ -140,7 +140,7 @@ impl Tokens for RedisStore {
     }
 
     async fn recent_tokens(&self, key: &SessionKey) -> Result<Vec<TokenRecord>, Error> {
-        let tokens = self.read_tokens(key, TOKEN_MEMORY).await?;
+        let tokens = self.read_tokens(key, TOKEN_RETENTION).await?;
         let mut tokens: Vec<_> = tokens.into_iter().map(|(token, _)| token).collect();
         TokenRecord::sort_oldest_first(&mut tokens);
         Ok(tokens)

@@ -1,6 +1,6 @@
-//! Random lives of calls on two proxies, the status machine and the store
-//! together: no session idles, releases or closes by an idle clock while a call
-//! is in flight, and every unused one does in the end.
+//! Random calls on two proxies with the status machine and the store: no idle timeout
+//! idles, releases or closes a session while a call is in flight, and every unused
+//! session is closed in the end.
 
 use crate::common::{Draft, report};
 use proptest::prelude::*;
@@ -15,10 +15,11 @@ use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
 const PROXIES: [&str; 2] = ["p1", "p2"];
-/// Of [`Draft`]'s sessions: until idle, until compute is given back, until closed.
+/// Times of [`Draft`]'s sessions until idle, until the release of compute, and until
+/// closed.
 const UNUSED: u64 = 900 + 10 + 3600 + 10;
 
-/// What happens at a proxy, after so many seconds.
+/// An event at a proxy, after a number of seconds.
 #[derive(Debug, Clone, Copy)]
 enum Happens {
     Begins,
@@ -31,7 +32,7 @@ struct World {
     clock: Arc<ManualClock>,
     store: MemoryStore,
     key: SessionKey,
-    /// Calls in flight at each proxy, and whether one ended since its report.
+    /// Calls in flight of each proxy, and whether a call ended since its last report.
     open: [u32; 2],
     ended_at: [Option<Timestamp>; 2],
     wakes: u64,
@@ -78,8 +79,8 @@ impl World {
         self.store.get(&self.key).await.unwrap().unwrap()
     }
 
-    /// One pass of the driver. Between its decision and its write `meanwhile`
-    /// a proxy may report.
+    /// One reconciliation. `meanwhile` runs between decision and commit: a proxy can
+    /// report.
     async fn look_while(&mut self, meanwhile: Option<usize>) {
         let loaded = self.store.get_with_activity(&self.key).await.unwrap().unwrap();
         let now = self.store.now().await.unwrap();
@@ -94,7 +95,7 @@ impl World {
         if let Some(proxy) = meanwhile {
             self.call(proxy).await;
         }
-        let by_idle_clock = change.by_idle_clock();
+        let by_idle_timeout = change.by_idle_timeout();
         let Transition { session, record, .. } = change;
         let commit = Commit {
             session,
@@ -102,13 +103,13 @@ impl World {
             due: step.due,
         };
         let outcome = match loaded.activity {
-            Activity::Quiet { last_activity_at } if by_idle_clock => {
+            Activity::Quiet { last_activity_at } if by_idle_timeout => {
                 self.store.commit_if_idle(commit, last_activity_at).await
             }
             Activity::Quiet { .. } | Activity::Busy | Activity::Unknown => self.store.commit(commit).await,
         };
         assert!(matches!(outcome, Ok(()) | Err(Error::Conflict)), "{outcome:?}");
-        if outcome.is_ok() && by_idle_clock {
+        if outcome.is_ok() && by_idle_timeout {
             assert_eq!(self.open, [0, 0], "an idle clock fired with a call in flight");
         }
     }
@@ -118,8 +119,8 @@ impl World {
         self.look_while(None).await;
     }
 
-    /// A client calls: the proxy resolves, which wakes, and reports at once if
-    /// it is the session's first call there.
+    /// A call of a client: the proxy resolves the route, which wakes the session, and
+    /// reports at once if it is the session's first call there.
     async fn call(&mut self, proxy: usize) {
         let session = self.session().await;
         if session.status().is_terminal() {
@@ -216,7 +217,7 @@ proptest! {
                 world.pass(span, raced.then_some(proxy)).await;
                 world.happens(proxy, what).await;
             }
-            // All calls end, and nobody comes any more.
+            // All calls end, and no new one starts.
             for proxy in 0..PROXIES.len() {
                 while world.open[proxy] > 0 {
                     world.happens(proxy, Happens::Ends).await;

@@ -1,5 +1,5 @@
-//! What only a clock that tests own can show: windows, memories and leases end
-//! to the millisecond.
+//! Tests with a manual clock: windows, retention times and leases end to the
+//! millisecond.
 
 use crate::common::{Draft, plenty, report, request};
 use session_core::machine::BUSY_LEASE;
@@ -7,7 +7,7 @@ use session_core::time::ManualClock;
 use session_core::{Activity, Limits, Timestamp};
 use session_store::memory::MemoryStore;
 use session_store::prelude::*;
-use session_store::{Create, Error, REQUEST_ID_MEMORY};
+use session_store::{Create, Error, REQUEST_ID_RETENTION};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ async fn a_request_is_remembered_for_a_day() {
         ..Draft::default().create()
     };
     let first = store.create(create()).await.unwrap().session;
-    clock.advance(REQUEST_ID_MEMORY - TICK);
+    clock.advance(REQUEST_ID_RETENTION - TICK);
     assert_eq!(store.create(create()).await.unwrap().session, first);
     clock.advance(TICK);
     assert!(store.create(create()).await.unwrap().new);
@@ -89,7 +89,7 @@ async fn a_session_is_due_at_its_moment_and_after_its_lease() {
 }
 
 #[tokio::test]
-async fn activity_is_what_the_test_says() {
+async fn a_test_can_set_the_activity() {
     let (_, store) = at_the_full_minute();
     let key = store
         .create(Draft::default().create())
@@ -105,7 +105,7 @@ async fn activity_is_what_the_test_says() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_says_no_more_holds_a_session_for_thirty_seconds() {
+async fn a_silent_proxy_keeps_a_session_busy_for_thirty_seconds() {
     let (clock, store) = at_the_full_minute();
     let session = store.create(Draft::default().create()).await.unwrap().session;
     let key = session.key();
@@ -138,7 +138,7 @@ async fn proxies_are_silent_and_gone_to_the_millisecond() {
     assert_eq!((ask().await.known, ask().await.silent), (1, 1));
     clock.advance(TICK);
     assert_eq!((ask().await.known, ask().await.silent), (0, 0));
-    // Whoever comes back after that is somebody else.
+    // After that time it is a new proxy.
     assert!(
         store
             .begin_proxy_report(&"p".parse().unwrap(), 1)

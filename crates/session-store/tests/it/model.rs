@@ -1,5 +1,5 @@
-//! Memory and Redis under the same random operations: every answer must be the
-//! same, and in the end everything that can be read.
+//! The memory store and Redis under the same random operations: every result and the
+//! final state must be equal.
 
 use crate::common;
 use crate::common::{
@@ -8,7 +8,7 @@ use crate::common::{
 use proptest::prelude::*;
 use session_core::{Limits, Operation, Session, SessionKey, Status, Timestamp, TokenId, TokenUse, Totals};
 use session_store::spark_bindings::{Bind, SparkSession};
-use session_store::{Commit, Create, Kind, ListQuery, More, Report, Scope, TokenRecord};
+use session_store::{Commit, Create, Kind, ListQuery, Report, Scope, TokenRecord, UsageDelta};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ const OWNERS: [&str; 3] = ["sa|bob", "sa|eve", "idp|x:y"];
 const CLUSTERS: [&str; 2] = ["c1", "c2"];
 const TEAMS: [Option<&str>; 3] = [None, Some("data"), Some("ml")];
 const SERVERS: [&str; 3] = ["a:1", "b:1", "[::1]:1"];
-/// Expired for ever, or live for ever, so that no answer depends on the moment.
+/// Long expired or live for long, so that no result depends on the time.
 const MOMENTS: [Option<u64>; 4] = [None, Some(5), Some(70_000), Some(9_000_000_000_000)];
 
-/// One call. Numbers choose from what exists by remainder.
+/// One operation. Numbers select an existing object by remainder.
 #[derive(Debug, Clone)]
 enum Op {
     Create {
@@ -204,10 +204,11 @@ fn list_query(query: usize, owner: usize, team: usize, statuses: u8, page_size: 
     }
 }
 
-/// A change of a session that its present state allows.
+/// A valid change of a session.
 fn change_of(session: &Session, change: usize) -> Commit {
     if session.status().is_terminal() {
-        // Nothing may change it, so the commit must lose: it claims an old version.
+        // An ended session cannot change, so the commit has an old version and must
+        // fail.
         let mut old = session.clone();
         old.state = session_core::State::Failed;
         let record = touch(&Draft::default().transition().session).record;
@@ -226,7 +227,7 @@ fn change_of(session: &Session, change: usize) -> Commit {
     }
 }
 
-/// Carries out one operation and tells its outcome as text.
+/// Runs one operation; returns its outcome as text.
 async fn run(store: &Store, world: &World, op: &Op, fresh: &Create) -> String {
     let session = |n: usize| &world.sessions[n % world.sessions.len()];
     match op {
@@ -239,8 +240,8 @@ async fn run(store: &Store, world: &World, op: &Op, fresh: &Create) -> String {
             size,
         } => walk(store, list_query(*query, *owner, *team, *statuses, *size)).await,
         Op::Claim { limit } => {
-            // Equal moments have no order between partitions; claims of all or
-            // none are comparable whatever it is.
+            // Equal due times have no order between partitions; claims of all or none
+            // are comparable.
             let limit = if *limit == 0 { 0 } else { 1000 };
             let keys = store.claim_due(limit, FAR).await.unwrap();
             format!("{:?}", keys.into_iter().collect::<BTreeSet<SessionKey>>())
@@ -333,7 +334,7 @@ async fn run(store: &Store, world: &World, op: &Op, fresh: &Create) -> String {
                     started_at: at,
                     user_id: String::new(),
                 }],
-                more: (*name > 0).then_some(More {
+                usage_delta: (*name > 0).then_some(UsageDelta {
                     name: *name,
                     totals: Totals {
                         rpcs: *name,
@@ -368,7 +369,7 @@ async fn run(store: &Store, world: &World, op: &Op, fresh: &Create) -> String {
         } => {
             let key = session(*n).key();
             if *leave {
-                store.leave_place(SERVERS[*servers % 3], &key).await.unwrap();
+                store.remove_placement(SERVERS[*servers % 3], &key).await.unwrap();
             }
             let servers: Vec<_> = SERVERS[..*servers]
                 .iter()
@@ -376,8 +377,8 @@ async fn run(store: &Store, world: &World, op: &Op, fresh: &Create) -> String {
                 .collect();
             format!(
                 "{:?} {:?}",
-                store.take_place(&servers, &key, *alone).await,
-                store.places_of(&key).await
+                store.place_session(&servers, &key, *alone).await,
+                store.list_placements(&key).await
             )
         }
         Op::Bind {
@@ -440,7 +441,7 @@ fn spark_session(n: u8) -> SparkSession {
     }
 }
 
-/// Everything of a world that can be read.
+/// All readable state of a store.
 async fn dump(store: &Store, world: &World) -> Vec<String> {
     let mut all = Vec::new();
     for session in &world.sessions {
@@ -450,11 +451,11 @@ async fn dump(store: &Store, world: &World) -> Vec<String> {
             store.get(&key).await,
             store.events(&key).await,
             store.live_tokens(&key).await,
-            store.places_of(&key).await,
+            store.list_placements(&key).await,
             store.list_bindings(&key).await
         ));
         let mut used = store.usage(std::slice::from_ref(session)).await.unwrap()[0];
-        // The present is another one in each store.
+        // The stores have different clocks.
         used.last_activity_at = used
             .last_activity_at
             .map(|at| at.min(Timestamp::from_millis(1 << 30)));
@@ -497,7 +498,7 @@ async fn compare(ops: &[Op]) {
     assert_eq!(dump(&redis, &world).await, dump(&memory, &world).await);
 }
 
-/// What a create writes; a new session for every operation.
+/// The arguments of a create; a new session for every operation.
 fn fresh(op: &Op) -> Create {
     let Op::Create {
         org,
@@ -540,7 +541,7 @@ proptest! {
     #![proptest_config(ProptestConfig { max_shrink_time: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn memory_and_redis_cannot_be_told_apart(ops in prop::collection::vec(op(), 1..120)) {
+    fn memory_and_redis_return_the_same_results(ops in prop::collection::vec(op(), 1..120)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             tokio::time::timeout(Duration::from_secs(120), compare(&ops)).await.expect("it takes too long");

@@ -1,7 +1,7 @@
-//! Makes the dictionary that records in Redis are compressed with, from the
-//! lives of many sessions: run it with `--ignored` after a change of the record
-//! that should be part of a dictionary, and give the file the next number. The
-//! present one stays as it is, because records were written with it.
+//! Creates the compression dictionary of records in Redis from the histories of many
+//! sessions. Run it with `--ignored` after a change of the record that should be in a
+//! dictionary, and give the file the next number. The present dictionary stays
+//! unchanged, because records were written with it.
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -14,7 +14,7 @@ use session_core::{
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Larger ones gain little and cost microseconds.
+/// Larger ones save little and cost time.
 const BYTES: usize = 4096;
 const SESSIONS: usize = 4000;
 const MINUTE: u64 = 60;

@@ -1,5 +1,5 @@
-//! Redis Cluster with three masters: every partition is found wherever it is,
-//! also when it moves or its master dies.
+//! Redis Cluster with three masters: every partition is found, also after it moved or
+//! its master died.
 
 use crate::common::{Draft, FAR, LIMIT, Store, close, commit, eventually, token, touch};
 use futures::StreamExt;
@@ -84,7 +84,7 @@ async fn partitions_on_three_masters_are_one_store() {
         sessions.push(session);
     }
     assert_eq!(masters.len(), 3, "partitions are on every master");
-    // One stream after the other: they are read at the same time.
+    // One stream after the other: they are read concurrently.
     let mut seen: BTreeMap<SessionKey, Vec<u64>> = BTreeMap::new();
     while seen.values().map(Vec::len).sum::<usize>() < sessions.len() * 2 {
         match timeout(LIMIT, feed.next())
@@ -120,7 +120,7 @@ async fn partitions_on_three_masters_are_one_store() {
     }
 }
 
-/// As an administrator moves a slot, key by key, while it is in use.
+/// Moves a slot key by key while it is in use, as an administrator does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_partition_that_moves_is_followed() {
     let cluster = PrivateCluster::start(3, false).await.unwrap();
@@ -151,11 +151,11 @@ async fn a_partition_that_moves_is_followed() {
     for key in keys.lines().filter(|line| line.starts_with("berth:")) {
         ok(source, format!("MIGRATE 127.0.0.1 {port} {key} 0 5000")).await;
     }
-    // Everything is there, and the cluster's map does not say so yet.
+    // All keys have moved, but the slot map of the cluster is not updated yet.
     assert_eq!(store.get(&session.key()).await.unwrap(), Some(session.clone()));
     assert_eq!(store.events(&session.key()).await.unwrap().len(), 1);
-    // A write touches keys that do not exist yet, and Redis cannot tell them
-    // from those that have not come yet: it waits until the slot has moved.
+    // A write uses keys that do not exist yet, and Redis cannot distinguish them from
+    // keys that have not moved yet: the write waits until the slot has moved.
     let end = async {
         for server in [target, source, &cluster.servers[3 - from - to]] {
             ok(server, format!("CLUSTER SETSLOT {slot} NODE {to_id}")).await;
@@ -181,7 +181,7 @@ async fn a_partition_that_moves_is_followed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_master_that_dies_is_replaced_and_the_others_go_on() {
+async fn a_dead_master_is_replaced_and_the_others_continue() {
     let mut cluster = PrivateCluster::start(3, true).await.unwrap();
     let store = connect(&cluster).await;
     let epoch = store.epoch().await.unwrap();
@@ -203,12 +203,12 @@ async fn a_master_that_dies_is_replaced_and_the_others_go_on() {
     let global = cluster.master_of(global);
     let dies = (0..3).find(|n| *n != global).unwrap();
     let (lost, kept) = (by_master[&dies].clone(), by_master[&global].clone());
-    // A replica has the end, and all before it.
+    // A replica has the end and all earlier writes.
     let of_lost = orgs().into_iter().find(|org| *org == lost.org.as_str()).unwrap();
     let ended = Draft::of(of_lost, "sa|bob").store(&store).await;
     let ended = commit(&store, close(&ended)).await;
     cluster.servers[dies].kill9().unwrap();
-    // Before the cluster itself stops everything for want of a master.
+    // Before the cluster rejects all calls because a master is missing.
     let kept = match store.get(&kept.key()).await {
         Ok(found) => found.unwrap(),
         Err(error) => panic!("the others go on: {error}"),

@@ -1,28 +1,28 @@
-//! How much memory a session takes in a Redis of default configuration. A
-//! million of them are to fit into 1.5 GiB, all in: that is 1610 bytes each, 60
-//! of which are for the change feed and the audit trail.
+//! Memory of a session in a Redis with default configuration. A million sessions must
+//! fit into 1.5 GiB in all: 1610 bytes each, of which 60 are for the change feed and
+//! the audit trail.
 
 use crate::common::{Draft, FAR, Store, activate, commit, options, report, touch};
 use futures::StreamExt as _;
 use session_core::{Session, TokenId, TokenUse, Totals};
 use session_store::redis::RedisStore;
 use session_store::spark_bindings::{Bind, Bound, SparkSession};
-use session_store::{More, Report, TokenRecord};
+use session_store::{Report, TokenRecord, UsageDelta};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use test_support::redis::PrivateRedis;
 
 const SESSIONS: usize = 2000;
 const AT_ONCE: usize = 32;
-/// What each may take. With so few sessions each pays for a share of the holders
-/// of Spark sessions alone, which a million divide among 60: some 100 bytes.
+/// Limit per session. With few sessions each needs a hash for the holders of Spark
+/// sessions alone, which 60 share with a million: about 100 bytes.
 const MOST: usize = 1700;
-/// What the use of one adds: totals, and its token's first and last use.
+/// Limit for the usage of one: totals, and first and last use of its token.
 const MOST_USED: usize = 200;
-/// So that indexes have more members than Redis keeps as one piece.
+/// Enough for indexes beyond the compact encoding of Redis.
 const ORGS: [&str; 4] = ["acme-finance", "acme-science", "acme-europe", "acme-asia"];
 
-/// A session of five changes with a token and a Spark session, as people have them.
+/// A typical session: five changes, a token and a Spark session.
 async fn make(store: &Store, n: usize) -> Session {
     let draft = Draft {
         team: n.is_multiple_of(4).then_some("data"),
@@ -70,7 +70,8 @@ async fn make(store: &Store, n: usize) -> Session {
     session
 }
 
-/// Of everything but the streams and their lists, whose length does not follow the sessions'.
+/// Memory of all keys except streams and their lists, whose length is independent of
+/// the number of sessions.
 async fn used(redis: &PrivateRedis) -> usize {
     for partition in 0..16 {
         let lists = ORGS.map(|org| format!("audit:{org}"));
@@ -97,7 +98,7 @@ async fn a_million_sessions_fit_into_their_memory() {
         ..options()
     };
     let store: Store = Arc::new(RedisStore::connect(&redis.url(), &options).await.unwrap());
-    // What is there once, whatever the number of sessions: scripts, connections.
+    // Fixed memory, independent of the number of sessions: scripts, connections.
     let first = make(&store, 0).await;
     store.apply_report(&first.key(), &report("p", 0)).await.unwrap();
     let before = used(&redis).await;
@@ -118,7 +119,7 @@ async fn a_million_sessions_fit_into_their_memory() {
     for (name, (session, token)) in (1..).zip(sessions.iter().zip(&tokens)) {
         let report = Report {
             last_activity_at: Some(now),
-            more: Some(More {
+            usage_delta: Some(UsageDelta {
                 name,
                 totals: Totals {
                     rpcs: 120,

@@ -1,5 +1,5 @@
-//! A Redis that is slow, away or forgetful: every wait is bounded, callers are
-//! turned away rather than piling up, and all is well again afterwards.
+//! A slow, unavailable or empty Redis: every wait is bounded, callers are rejected
+//! instead of queued, and the store recovers.
 
 use crate::common::{Draft, FAR, LIMIT, commit, connect, eventually, touch};
 use futures::future::join_all;
@@ -41,7 +41,7 @@ async fn callers_beyond_the_limit_are_turned_away_at_once() {
             (other, _) => panic!("{other:?}"),
         }
     }
-    // What the store asks by itself takes a place, too.
+    // Background queries of the store count too.
     assert!(late <= 20 && late > 0, "{late} were let in");
     assert!(at_once >= 180, "{at_once} were turned away");
     assert!(begun.elapsed() < LIMIT);

@@ -1,6 +1,5 @@
-//! A primary that dies, and another server that the sentinels put in its
-//! place: the store follows, nothing that a replica had is lost, and everybody
-//! is told to read anew.
+//! Fail-over by sentinels: the store follows the new primary, no write that a replica
+//! had is lost, and readers are reset.
 
 use crate::common::{Draft, FAR, LIMIT, Store, close, commit, eventually, revoke, touch};
 use futures::StreamExt;
@@ -13,14 +12,14 @@ use std::time::Duration;
 use test_support::redis::{PrivateRedis, RedisOptions, Watched};
 use tokio::time::timeout;
 
-/// What a writer did.
+/// Results of a writer.
 struct Written {
     /// Acknowledged.
     closed: Vec<Session>,
     failed: usize,
 }
 
-/// Creates and closes sessions until told to stop.
+/// Creates and closes sessions until stopped.
 async fn write(store: Store, stop: Arc<AtomicBool>) -> Written {
     let mut written = Written {
         closed: Vec::new(),
@@ -40,7 +39,7 @@ async fn write(store: Store, stop: Arc<AtomicBool>) -> Written {
                 written.failed += 1;
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            // It was written, and the answer was lost.
+            // It was written, and the reply was lost.
             Err(Error::Conflict | Error::NotFound) => written.failed += 1,
             Err(other) => panic!("{other:?}"),
         }
@@ -65,7 +64,7 @@ async fn a_fail_over_under_load_loses_nothing_that_was_acknowledged() {
         .set_due(&due.key(), due.version, Some(Timestamp::from_millis(1)))
         .await
         .unwrap();
-    // Acknowledged by a replica, so what came before it is there, too.
+    // Acknowledged by a replica, which also has all earlier writes.
     commit(&store, close(&Draft::default().store(&store).await)).await;
 
     let stop = Arc::new(AtomicBool::new(false));
@@ -89,7 +88,7 @@ async fn a_fail_over_under_load_loses_nothing_that_was_acknowledged() {
     })
     .await;
     assert!(rose > epoch);
-    // The writers see the new primary for a while.
+    // Let the writers use the new primary for a time.
     tokio::time::sleep(Duration::from_millis(500)).await;
     stop.store(true, Ordering::Relaxed);
 
@@ -110,8 +109,8 @@ async fn a_fail_over_under_load_loses_nothing_that_was_acknowledged() {
         }
     }
     assert!(acknowledged > writers_count);
-    // Gone is closed, too. Each writer may have had one under way, of which
-    // no replica had anything: that one was called weak.
+    // A lost session counts as closed. Each writer may have had one change in progress
+    // that no replica had: an unreplicated one.
     assert!(gone <= writers_count, "{gone} of {acknowledged} are gone");
     let mut resets = 0;
     while resets == 0 {
@@ -138,10 +137,10 @@ async fn a_fail_over_under_load_loses_nothing_that_was_acknowledged() {
     }
 }
 
-/// A primary without a file of its own is started again at once after another
-/// one took its place, as a supervisor would: it is empty and says that it is a
-/// primary. The sentinel that leads the change still shows its address in some
-/// of its answers, until the other replica follows the new primary.
+/// A primary without persistence restarts immediately after its replacement, as a
+/// supervisor would do: it is empty and reports itself as a primary. The sentinel that
+/// leads the fail-over still shows its address in some replies, until the other replica
+/// follows the new primary.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_former_primary_that_comes_back_empty_is_not_believed() {
     const LOOK: Duration = Duration::from_secs(4);
@@ -152,7 +151,7 @@ async fn a_former_primary_that_comes_back_empty_is_not_believed() {
             .unwrap(),
     );
     let session = Draft::default().store(&store).await;
-    // The end is waited for, so a replica has the other one too.
+    // The end is replicated, so a replica has the other write too.
     commit(&store, close(&Draft::default().store(&store).await)).await;
     let old = watched.primary().await.unwrap();
     watched.servers[old].kill9().unwrap();
@@ -173,15 +172,15 @@ async fn a_former_primary_that_comes_back_empty_is_not_believed() {
             Err(Error::Unavailable(_)) => {}
             Err(other) => panic!("{other:?}"),
         }
-        // Each look finds out anew whom to ask.
+        // Each check reads the topology again.
         let _ = store.epoch().await;
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert!(found > 0);
 }
 
-/// The replica is there, and hears nothing: what ends then is weak. Then the
-/// primary dies, and the replica takes its place without that end.
+/// The replica is connected but receives nothing: ends are unreplicated. Then the
+/// primary dies, and the replica takes over without the end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_end_that_a_fail_over_lost_is_written_again() {
     let mut watched = Watched::start(1, &RedisOptions::default()).await.unwrap();
@@ -194,7 +193,7 @@ async fn an_end_that_a_fail_over_lost_is_written_again() {
     for _ in 0..3 {
         sessions.push(Draft::default().store(&store).await);
     }
-    // Now a replica has them all.
+    // Now a replica has all changes.
     let closed = commit(&store, close(&sessions[0])).await;
     let (ends, revoked) = (&sessions[1], &sessions[2]);
     let old = watched.primary().await.unwrap();
@@ -224,7 +223,7 @@ async fn an_end_that_a_fail_over_lost_is_written_again() {
     assert_eq!(store.get(&closed.key()).await.unwrap(), Some(closed));
 }
 
-/// Without replicas there is nobody to wait for.
+/// Without replicas no write waits.
 #[tokio::test]
 async fn a_server_without_replicas_is_not_waited_for() {
     let redis = PrivateRedis::start().await.unwrap();

@@ -1,5 +1,5 @@
-//! What only Redis can show: restarts, absence, lost scripts, keys that expire
-//! by themselves, and a server that must not be trusted.
+//! Tests of Redis only: restarts, outages, lost scripts, expiring keys, and rejected
+//! servers.
 
 use crate::common;
 use crate::common::{
@@ -25,7 +25,7 @@ async fn next(feed: &mut futures::stream::BoxStream<'static, Feed>) -> Feed {
 }
 
 #[tokio::test]
-async fn state_outlives_a_crash_and_the_feed_tells_of_it() {
+async fn state_survives_a_crash_and_the_feed_resets() {
     let mut redis = PrivateRedis::start_with(RedisOptions {
         appendonly: true,
         ..RedisOptions::default()
@@ -95,7 +95,7 @@ async fn a_redis_that_forgot_everything_resets_the_feed() {
     assert!(store.get(&session.key()).await.unwrap().is_none());
     let fresh = Draft::default().store(&store).await;
     assert!(matches!(next(&mut feed).await, Feed::Change(change) if change.key == fresh.key()));
-    // The same without a restart, while the connection stays.
+    // The same without a restart, on the same connection.
     assert_eq!(redis.command("FLUSHALL").await.unwrap(), "+OK\r\n");
     assert!(matches!(next(&mut feed).await, Feed::Reset));
 }
@@ -234,7 +234,7 @@ async fn prefixes_keep_installs_apart() {
 }
 
 #[tokio::test]
-async fn broken_records_are_told_from_absent_redis() {
+async fn corrupt_records_and_an_unavailable_redis_are_different_errors() {
     let redis = PrivateRedis::start().await.unwrap();
     let store = connect(&redis, &unprefixed()).await;
     let session: Session = Draft::default().store(&store).await;
@@ -259,7 +259,7 @@ async fn broken_records_are_told_from_absent_redis() {
     let broken = store.commit(touch(&session)).await;
     assert!(matches!(broken, Err(Error::Corrupt(_))), "{broken:?}");
 
-    // A due entry whose record is gone is dropped by whoever tries to settle it.
+    // A due entry without a record is deleted by the next caller that sets it.
     redis.command(&format!("DEL {record}")).await.unwrap();
     let key: SessionKey = session.key();
     assert!(matches!(store.set_due(&key, 1, None).await, Err(Error::NotFound)));
@@ -270,7 +270,7 @@ async fn broken_records_are_told_from_absent_redis() {
 }
 
 #[tokio::test]
-async fn a_full_redis_still_tells_its_epoch() {
+async fn the_epoch_can_be_read_from_a_full_redis() {
     let redis = PrivateRedis::start().await.unwrap();
     let store = connect(&redis, &Options::default()).await;
     let epoch = store.epoch().await.unwrap();
@@ -282,7 +282,7 @@ async fn a_full_redis_still_tells_its_epoch() {
     assert_eq!(other.epoch().await.unwrap(), epoch);
 }
 
-/// What ends things is written until Redis itself is out of memory.
+/// Writes that end something succeed until Redis itself is out of memory.
 #[tokio::test]
 async fn short_of_memory_creates_are_refused_and_ends_are_not() {
     let redis = PrivateRedis::start().await.unwrap();
@@ -294,7 +294,7 @@ async fn short_of_memory_creates_are_refused_and_ends_are_not() {
     let session = store.create(create.clone()).await.unwrap().session;
     let declared = store.put_definition(Kind::Catalog, "acme/c", 0, "{1234}").await;
     assert_eq!(declared.unwrap(), 1);
-    // So much that buffers of connections do not matter.
+    // Large compared to connection buffers.
     redis.command("SETRANGE filler 30000000 x").await.unwrap();
     let used = redis.command("INFO memory").await.unwrap();
     let used = used.lines().find_map(|line| line.strip_prefix("used_memory:"));
@@ -312,7 +312,7 @@ async fn short_of_memory_creates_are_refused_and_ends_are_not() {
     .await;
     let repeated = store.create(create).await.unwrap();
     assert!(!repeated.new, "what was made before is still told");
-    // The same for all that grows, and not for what makes room.
+    // The same for all writes that add data, but not for those that free memory.
     let quota = DefinitionQuota {
         entries: (Quota::Catalogs, 10),
         bytes: (Quota::CatalogBytes, 10_000),
@@ -332,7 +332,7 @@ async fn short_of_memory_creates_are_refused_and_ends_are_not() {
         set: [("a".to_owned(), "b".to_owned())].into(),
         unset: Vec::new(),
     };
-    assert!(!store.keep_settings(&session.key(), &change).await.unwrap());
+    assert!(!store.store_settings(&session.key(), &change).await.unwrap());
     let session = commit(&store, touch(&session)).await;
     redis.command("CONFIG SET maxmemory 1").await.unwrap();
     let session = commit(&store, touch(&session)).await;
@@ -382,7 +382,7 @@ async fn the_epoch_rises_when_redis_was_started_again_or_went_back() {
     })
     .await;
 
-    // As a restore of an empty database behind the server's back.
+    // Simulates a restore of an empty database on a running server.
     let mut feed = two.changes();
     assert!(matches!(next(&mut feed).await, Feed::Reset));
     redis.command("FLUSHALL").await.unwrap();
@@ -431,13 +431,13 @@ async fn quotas_are_exact_over_two_managers() {
                 Err(other) => panic!("{other:?}"),
             }
         }
-        // The first round's sessions count in the second one.
+        // The sessions of the first round count in the second one.
         assert_eq!(made, LIMIT);
     }
 }
 
-/// Redis Cluster refuses any step that reaches into two slots; the feed, which
-/// reads all partitions at once, is left out.
+/// Redis Cluster rejects scripts with keys of two slots. The feed, which reads all
+/// partitions at once, is left out.
 #[tokio::test]
 async fn every_step_stays_within_one_hash_slot() {
     let options = RedisOptions {
@@ -502,9 +502,9 @@ async fn every_step_stays_within_one_hash_slot() {
             );
         }
         let servers = [format!("{org}:1"), format!("{org}:2")];
-        assert!(store.take_place(&servers, &key, true).await.unwrap().is_some());
-        for server in store.places_of(&key).await.unwrap() {
-            store.leave_place(&server, &key).await.unwrap();
+        assert!(store.place_session(&servers, &key, true).await.unwrap().is_some());
+        for server in store.list_placements(&key).await.unwrap() {
+            store.remove_placement(&server, &key).await.unwrap();
         }
         let bind = Bind {
             spark: SparkSession {

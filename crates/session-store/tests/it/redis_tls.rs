@@ -99,7 +99,7 @@ async fn a_client_with_a_certificate_works_and_no_other() {
             "{who}: {refused:?}"
         );
     }
-    // Not by the name it was made for.
+    // Not by the name in the certificate.
     let wrong_name = secured.url("").replace("127.0.0.1", "127.0.0.2");
     assert!(
         RedisStore::connect(&wrong_name, &secured.options())
@@ -109,7 +109,7 @@ async fn a_client_with_a_certificate_works_and_no_other() {
 }
 
 #[tokio::test]
-async fn an_acl_user_needs_only_its_keys_and_its_password_is_never_told() {
+async fn an_acl_user_needs_only_its_keys_and_its_password_is_never_shown() {
     let secured = Secured::start().await;
     let acl =
         "ACL SETUSER berth on >hunter2 ~berth:* +@all -@dangerous +info +cluster|slots +cluster|keyslot";

@@ -1,5 +1,5 @@
-//! What Redis still holds when it is no longer needed: keys that expire by
-//! themselves, leases, revoked tokens, stray entries, forgotten sessions.
+//! Data that Redis must not keep: expiring keys, leases, revoked tokens, dangling
+//! entries, deleted sessions.
 
 use crate::common;
 use crate::common::{
@@ -59,7 +59,7 @@ async fn leases_run_out_and_leave_nothing() {
     let ttl = redis.command(&format!("PTTL {leases}")).await.unwrap();
     let ttl: u64 = ttl.trim().trim_start_matches(':').parse().unwrap();
     assert!((20_000..=30_000).contains(&ttl), "{ttl}");
-    // As after 30 s without a word.
+    // As after 30 s without a report.
     let raw = format!("HSET {leases} p \"1000 1 1 []\"\r\n");
     redis.command(raw.trim()).await.unwrap();
     let loaded = store.get_with_activity(&key).await.unwrap().unwrap();
@@ -70,7 +70,7 @@ async fn leases_run_out_and_leave_nothing() {
         .commit_if_idle(touch(&session), last.unwrap())
         .await
         .unwrap();
-    // The next report of another proxy clears it away.
+    // The next report of another proxy deletes it.
     store.apply_report(&key, &common::report("q", 1)).await.unwrap();
     let left = redis.command(&format!("HLEN {leases}")).await.unwrap();
     assert_eq!(left.trim(), ":1");
@@ -105,7 +105,7 @@ async fn revoked_tokens_do_not_pile_up() {
 }
 
 #[tokio::test]
-async fn entries_that_name_no_session_hold_nobody_up() {
+async fn dangling_entries_do_not_block_others() {
     let redis = PrivateRedis::start().await.unwrap();
     let store = connect(&redis, &unprefixed()).await;
     let session = Draft::default().store(&store).await;
@@ -124,7 +124,7 @@ async fn entries_that_name_no_session_hold_nobody_up() {
             redis.command(&format!("ZADD {index} 0 {stray}")).await.unwrap();
         }
     }
-    // The strays have waited longest, and fill a whole page.
+    // The dangling entries are due longest and fill a whole page.
     assert!(store.claim_due(3, FAR).await.unwrap().is_empty());
     assert_eq!(store.claim_due(3, FAR).await.unwrap(), std::slice::from_ref(&key));
     let found = store

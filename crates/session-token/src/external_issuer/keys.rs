@@ -27,9 +27,9 @@ macro_rules! algorithms {
         /// Signature algorithms of external tokens. `none` and HMAC are not
         /// included.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum ForeignAlgorithm { $($(#[$doc])* $variant),+ }
+        pub enum ExternalAlgorithm { $($(#[$doc])* $variant),+ }
 
-        impl ForeignAlgorithm {
+        impl ExternalAlgorithm {
             /// Every algorithm.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
@@ -62,7 +62,7 @@ algorithms! {
     EdDsa => "EdDSA",
 }
 
-impl FromStr for ForeignAlgorithm {
+impl FromStr for ExternalAlgorithm {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
@@ -74,7 +74,7 @@ impl FromStr for ForeignAlgorithm {
     }
 }
 
-impl ForeignAlgorithm {
+impl ExternalAlgorithm {
     const fn family(self) -> Family {
         match self {
             Self::Rs256 | Self::Rs384 | Self::Rs512 | Self::Ps256 | Self::Ps384 | Self::Ps512 => Family::Rsa,
@@ -110,14 +110,14 @@ enum Family {
 struct Key {
     family: Family,
     /// The only allowed algorithm, if the key has an `alg`.
-    only: Option<ForeignAlgorithm>,
+    only: Option<ExternalAlgorithm>,
     decoding: DecodingKey,
 }
 
 /// Public keys by `kid`. RFC 7517 allows several keys with one `kid`: providers
 /// publish one RSA key per algorithm that way.
 #[derive(Default)]
-pub struct ForeignKeys {
+pub struct ExternalKeys {
     keys: HashMap<String, Vec<Key>>,
 }
 
@@ -136,7 +136,7 @@ struct Candidate {
     y: Option<String>,
 }
 
-impl ForeignKeys {
+impl ExternalKeys {
     /// Parses a key set. Keys without a `kid`, encryption keys, secrets and
     /// unknown key types are skipped without an error; unknown members are
     /// ignored.
@@ -172,7 +172,7 @@ impl ForeignKeys {
     pub(super) fn verify(
         &self,
         kid: &str,
-        algorithm: ForeignAlgorithm,
+        algorithm: ExternalAlgorithm,
         message: &[u8],
         signature: &Vec<u8>,
     ) -> Option<Result<(), &'static str>> {
@@ -189,11 +189,11 @@ impl ForeignKeys {
 }
 
 impl Key {
-    fn fits(&self, algorithm: ForeignAlgorithm) -> bool {
+    fn fits(&self, algorithm: ExternalAlgorithm) -> bool {
         self.family == algorithm.family() && self.only.is_none_or(|only| only == algorithm)
     }
 
-    fn verify(&self, algorithm: ForeignAlgorithm, message: &[u8], signature: &Vec<u8>) -> bool {
+    fn verify(&self, algorithm: ExternalAlgorithm, message: &[u8], signature: &Vec<u8>) -> bool {
         (aws_lc::DEFAULT_PROVIDER.verifier_factory)(&algorithm.library(), &self.decoding)
             .is_ok_and(|verifier| verifier.verify(message, signature).is_ok())
     }
@@ -210,7 +210,7 @@ impl Key {
         }
         let only = match key.alg.as_deref() {
             None => None,
-            Some(alg) => Some(alg.parse::<ForeignAlgorithm>().ok()?),
+            Some(alg) => Some(alg.parse::<ExternalAlgorithm>().ok()?),
         };
         let (family, decoding) = match (key.kty.as_str(), key.crv.as_deref()) {
             ("RSA", _) => (Family::Rsa, rsa(&key.n?, &key.e?)?),
@@ -264,9 +264,9 @@ fn ed25519(x: &str) -> Option<DecodingKey> {
     DecodingKey::from_ed_components(x).ok()
 }
 
-impl fmt::Debug for ForeignKeys {
+impl fmt::Debug for ExternalKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ForeignKeys")
+        f.debug_struct("ExternalKeys")
             .field("kids", &self.keys.keys().collect::<Vec<_>>())
             .finish()
     }

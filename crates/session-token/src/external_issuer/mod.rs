@@ -11,7 +11,7 @@ mod json;
 mod keys;
 mod numeric_date;
 
-pub use keys::{ForeignAlgorithm, ForeignKeys};
+pub use keys::{ExternalAlgorithm, ExternalKeys};
 
 use crate::{TOKEN_TYPE, jws};
 use arc_swap::ArcSwap;
@@ -24,19 +24,19 @@ use std::time::Duration;
 
 /// Maximum size of an external token in bytes. Group lists make tokens long;
 /// all headers of a call together may have 64 KiB.
-pub const MAX_FOREIGN_BYTES: usize = 48 * 1024;
+pub const MAX_EXTERNAL_TOKEN_BYTES: usize = 48 * 1024;
 /// Maximum nesting of the payload.
-const DEEPEST: usize = 8;
+const MAX_DEPTH: usize = 8;
 /// Keycloak lists each client for which the caller has a role.
 const MAX_AUDIENCES: usize = 500;
-const LONGEST_KID: usize = 256;
-const LONGEST_SUBJECT: usize = 200;
+const MAX_KID_BYTES: usize = 256;
+const MAX_SUBJECT_BYTES: usize = 200;
 
 /// Header members that a token must not have: `crit` requires an extension, and
 /// none is implemented; the others carry or locate a key, or change the
 /// encoding of the payload. Other unknown members are ignored, as RFC 7515
 /// requires; providers send `x5t`, `pi.atm`, `cty`, `ver`, `nonce`.
-const REFUSED_HEADERS: [&str; 10] = [
+const REJECTED_HEADERS: [&str; 10] = [
     "crit", "jwk", "jku", "x5u", "x5c", "b64", "zip", "enc", "epk", "apu",
 ];
 /// Claims that a header may repeat. They must be equal (RFC 7519 section 5.3).
@@ -50,7 +50,7 @@ const PARTY_CLAIMS: [&str; 4] = ["azp", "client_id", "appid", "cid"];
 
 /// Requirements for the tokens of one issuer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ForeignRules {
+pub struct ExternalRules {
     /// Required `iss`.
     pub issuer: String,
     /// One of these must be in `aud`.
@@ -62,7 +62,7 @@ pub struct ForeignRules {
     /// else `client_id`, `appid` or `cid`.
     pub authorized_parties: Vec<String>,
     /// Allowed algorithms, in addition to the limits of each key.
-    pub algorithms: Vec<ForeignAlgorithm>,
+    pub algorithms: Vec<ExternalAlgorithm>,
     /// Maximum difference between clocks.
     pub leeway: Duration,
     /// Maximum of `exp - iat`. Without `iat` it counts from `nbf`, and without
@@ -73,7 +73,7 @@ pub struct ForeignRules {
 /// Reasons for the rejection of an external token. The texts are fixed and
 /// contain no byte of the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum ForeignError {
+pub enum ExternalError {
     /// A Berth session token, which this verifier does not accept.
     #[error("it is a Berth session token")]
     SessionToken,
@@ -97,7 +97,7 @@ pub enum ForeignError {
 
 /// A verified external token.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ForeignClaims {
+pub struct ExternalClaims {
     /// `sub`: 1 to 200 bytes, all of them [`printable`].
     pub subject: String,
     /// `exp`.
@@ -107,9 +107,9 @@ pub struct ForeignClaims {
 }
 
 /// Verifier for the tokens of one issuer, with its published keys.
-pub struct ForeignVerifier {
-    rules: ForeignRules,
-    keys: ArcSwap<ForeignKeys>,
+pub struct ExternalVerifier {
+    rules: ExternalRules,
+    keys: ArcSwap<ExternalKeys>,
 }
 
 struct Parts<'t> {
@@ -120,9 +120,9 @@ struct Parts<'t> {
     signature: Vec<u8>,
 }
 
-impl ForeignVerifier {
+impl ExternalVerifier {
     /// A verifier without keys.
-    pub fn new(rules: ForeignRules) -> Self {
+    pub fn new(rules: ExternalRules) -> Self {
         Self {
             rules,
             keys: ArcSwap::default(),
@@ -130,12 +130,12 @@ impl ForeignVerifier {
     }
 
     /// The requirements.
-    pub fn rules(&self) -> &ForeignRules {
+    pub fn rules(&self) -> &ExternalRules {
         &self.rules
     }
 
     /// Replaces all keys.
-    pub fn replace(&self, keys: ForeignKeys) {
+    pub fn replace(&self, keys: ExternalKeys) {
         self.keys.store(Arc::new(keys));
     }
 
@@ -146,7 +146,7 @@ impl ForeignVerifier {
 
     /// Checks form, header, claims, signature and expiry, in this order, as
     /// [`crate::Verifier`] does.
-    pub fn verify(&self, token: &str, now: Timestamp) -> Result<ForeignClaims, ForeignError> {
+    pub fn verify(&self, token: &str, now: Timestamp) -> Result<ExternalClaims, ExternalError> {
         let header = header(token)?;
         let parts = parts(token, &header)?;
         let (subject, expires_at) = self.check_claims(&parts.claims, now)?;
@@ -155,20 +155,20 @@ impl ForeignVerifier {
             .parse()
             .ok()
             .filter(|algorithm| self.rules.algorithms.contains(algorithm))
-            .ok_or(ForeignError::Invalid("its alg is not allowed"))?;
+            .ok_or(ExternalError::Invalid("its alg is not allowed"))?;
         match self
             .keys
             .load()
             .verify(parts.kid, algorithm, parts.message, &parts.signature)
         {
             Some(Ok(())) => {}
-            Some(Err(why)) => return Err(ForeignError::Invalid(why)),
-            None => return Err(ForeignError::UnknownKid),
+            Some(Err(why)) => return Err(ExternalError::Invalid(why)),
+            None => return Err(ExternalError::UnknownKid),
         }
         if now >= expires_at.after(self.rules.leeway) {
-            return Err(ForeignError::Expired { at: expires_at });
+            return Err(ExternalError::Expired { at: expires_at });
         }
-        Ok(ForeignClaims {
+        Ok(ExternalClaims {
             subject,
             expires_at,
             all: parts.claims,
@@ -179,15 +179,15 @@ impl ForeignVerifier {
         &self,
         claims: &Map<String, Value>,
         now: Timestamp,
-    ) -> Result<(String, Timestamp), ForeignError> {
+    ) -> Result<(String, Timestamp), ExternalError> {
         if text(claims, "iss")? != Some(self.rules.issuer.as_str()) {
-            return Err(ForeignError::Invalid("another iss"));
+            return Err(ExternalError::Invalid("another iss"));
         }
         self.check_audience(claims)?;
         self.check_party(claims)?;
-        let subject = text(claims, "sub")?.ok_or(ForeignError::Invalid("no sub"))?;
-        if subject.is_empty() || subject.len() > LONGEST_SUBJECT || !printable::all_printable(subject) {
-            return Err(ForeignError::Invalid(
+        let subject = text(claims, "sub")?.ok_or(ExternalError::Invalid("no sub"))?;
+        if subject.is_empty() || subject.len() > MAX_SUBJECT_BYTES || !printable::all_printable(subject) {
+            return Err(ExternalError::Invalid(
                 "its sub is empty, too long or has control or invisible characters",
             ));
         }
@@ -197,8 +197,8 @@ impl ForeignVerifier {
 
     /// Checks `exp`, `iat` and `nbf`, each rounded to the strict side, and
     /// returns when the token expires.
-    fn check_times(&self, claims: &Map<String, Value>, now: Timestamp) -> Result<Timestamp, ForeignError> {
-        let exp = date(claims, "exp")?.ok_or(ForeignError::Invalid("no exp"))?;
+    fn check_times(&self, claims: &Map<String, Value>, now: Timestamp) -> Result<Timestamp, ExternalError> {
+        let exp = date(claims, "exp")?.ok_or(ExternalError::Invalid("no exp"))?;
         let (iat, nbf) = (date(claims, "iat")?, date(claims, "nbf")?);
         let ttl = match iat.or(nbf) {
             Some(begin) => exp.since(begin).filter(|ttl| !ttl.is_zero()),
@@ -209,19 +209,19 @@ impl ForeignVerifier {
             ),
         };
         match ttl {
-            None => return Err(ForeignError::Invalid("exp is not after iat")),
+            None => return Err(ExternalError::Invalid("exp is not after iat")),
             Some(ttl) if ttl > self.rules.max_ttl => {
-                return Err(ForeignError::Invalid("exp is too far from iat"));
+                return Err(ExternalError::Invalid("exp is too far from iat"));
             }
             Some(_) => {}
         }
         let soon = now.after(self.rules.leeway);
         let future = |date: Option<NumericDate>| date.is_some_and(|date| date.rounded_up() > soon);
         if future(iat) {
-            return Err(ForeignError::Invalid("iat is in the future"));
+            return Err(ExternalError::Invalid("iat is in the future"));
         }
         if future(nbf) {
-            return Err(ForeignError::Invalid("nbf is in the future"));
+            return Err(ExternalError::Invalid("nbf is in the future"));
         }
         Ok(exp.rounded_down())
     }
@@ -229,8 +229,8 @@ impl ForeignVerifier {
     /// One of the configured audiences must be in `aud`. With additional
     /// audiences the token would also be valid at those services, and each of
     /// them could use it here.
-    fn check_audience(&self, claims: &Map<String, Value>) -> Result<(), ForeignError> {
-        let wrong = ForeignError::Invalid("another aud");
+    fn check_audience(&self, claims: &Map<String, Value>) -> Result<(), ExternalError> {
+        let wrong = ExternalError::Invalid("another aud");
         let named: Vec<&str> = match claims.get("aud") {
             Some(Value::String(one)) => vec![one],
             Some(Value::Array(many)) if !many.is_empty() && many.len() <= MAX_AUDIENCES => many
@@ -244,12 +244,14 @@ impl ForeignVerifier {
             return Err(wrong);
         }
         if !self.rules.other_audiences && !named.iter().all(ours) {
-            return Err(ForeignError::Invalid("its aud has other audiences besides Berth"));
+            return Err(ExternalError::Invalid(
+                "its aud has other audiences besides Berth",
+            ));
         }
         Ok(())
     }
 
-    fn check_party(&self, claims: &Map<String, Value>) -> Result<(), ForeignError> {
+    fn check_party(&self, claims: &Map<String, Value>) -> Result<(), ExternalError> {
         let mut party = None;
         for name in PARTY_CLAIMS {
             party = party.or(text(claims, name)?);
@@ -258,56 +260,59 @@ impl ForeignVerifier {
         if allowed.is_empty() || party.is_some_and(|party| allowed.iter().any(|one| one == party)) {
             Ok(())
         } else {
-            Err(ForeignError::Invalid("its azp is another client"))
+            Err(ExternalError::Invalid("its azp is another client"))
         }
     }
 }
 
 /// The issuer in an unverified token, which selects the requirements.
-pub fn foreign_issuer(token: &str) -> Result<String, ForeignError> {
+pub fn external_issuer_of(token: &str) -> Result<String, ExternalError> {
     let header = header(token)?;
     let parts = parts(token, &header)?;
     text(&parts.claims, "iss")?
         .map(str::to_owned)
-        .ok_or(ForeignError::Invalid("no iss"))
+        .ok_or(ExternalError::Invalid("no iss"))
 }
 
-fn header(token: &str) -> Result<Map<String, Value>, ForeignError> {
-    if token.len() > MAX_FOREIGN_BYTES {
-        return Err(ForeignError::Malformed("too long"));
+fn header(token: &str) -> Result<Map<String, Value>, ExternalError> {
+    if token.len() > MAX_EXTERNAL_TOKEN_BYTES {
+        return Err(ExternalError::Malformed("too long"));
     }
     let (header, _) = token
         .split_once('.')
-        .ok_or(ForeignError::Malformed("not three parts"))?;
+        .ok_or(ExternalError::Malformed("not three parts"))?;
     let header = object(header)?;
     // A session token is detected first, so that the error explains the mix-up.
     if header.get("typ").is_some_and(|typ| typ == TOKEN_TYPE) {
-        return Err(ForeignError::SessionToken);
+        return Err(ExternalError::SessionToken);
     }
-    if header.keys().any(|name| REFUSED_HEADERS.contains(&name.as_str())) {
-        return Err(ForeignError::Invalid(
+    if header
+        .keys()
+        .any(|name| REJECTED_HEADERS.contains(&name.as_str()))
+    {
+        return Err(ExternalError::Invalid(
             "its header has a rejected member, such as crit, jwk, jku, x5u or x5c",
         ));
     }
     match header.get("typ") {
         None => {}
         Some(Value::String(typ)) if TYPES.iter().any(|known| typ.eq_ignore_ascii_case(known)) => {}
-        Some(_) => return Err(ForeignError::Invalid("another typ")),
+        Some(_) => return Err(ExternalError::Invalid("another typ")),
     }
     Ok(header)
 }
 
-fn parts<'t>(token: &'t str, header: &'t Map<String, Value>) -> Result<Parts<'t>, ForeignError> {
-    let jws::Three {
+fn parts<'t>(token: &'t str, header: &'t Map<String, Value>) -> Result<Parts<'t>, ExternalError> {
+    let jws::RawParts {
         payload,
         message,
         signature,
         ..
-    } = jws::Three::split(token).ok_or(ForeignError::Malformed("not three parts"))?;
-    let algorithm = text(header, "alg")?.ok_or(ForeignError::Invalid("no alg"))?;
-    let kid = text(header, "kid")?.ok_or(ForeignError::Invalid("no kid"))?;
-    if kid.is_empty() || kid.len() > LONGEST_KID {
-        return Err(ForeignError::Invalid("its kid is empty or too long"));
+    } = jws::RawParts::split(token).ok_or(ExternalError::Malformed("not three parts"))?;
+    let algorithm = text(header, "alg")?.ok_or(ExternalError::Invalid("no alg"))?;
+    let kid = text(header, "kid")?.ok_or(ExternalError::Invalid("no kid"))?;
+    if kid.is_empty() || kid.len() > MAX_KID_BYTES {
+        return Err(ExternalError::Invalid("its kid is empty or too long"));
     }
     let claims = object(payload)?;
     let repeated = |name: &&str| {
@@ -316,7 +321,7 @@ fn parts<'t>(token: &'t str, header: &'t Map<String, Value>) -> Result<Parts<'t>
             .is_none_or(|value| claims.get(*name) == Some(value))
     };
     if !REPEATED_CLAIMS.iter().all(repeated) {
-        return Err(ForeignError::Invalid(
+        return Err(ExternalError::Invalid(
             "its header repeats a claim with another value",
         ));
     }
@@ -329,38 +334,38 @@ fn parts<'t>(token: &'t str, header: &'t Map<String, Value>) -> Result<Parts<'t>
     })
 }
 
-fn decoded(part: &str) -> Result<Vec<u8>, ForeignError> {
-    jws::base64url(part).ok_or(ForeignError::Malformed("a part is not base64url"))
+fn decoded(part: &str) -> Result<Vec<u8>, ExternalError> {
+    jws::base64url(part).ok_or(ExternalError::Malformed("a part is not base64url"))
 }
 
-fn object(part: &str) -> Result<Map<String, Value>, ForeignError> {
-    json::object(&decoded(part)?, DEEPEST).ok_or(ForeignError::Malformed(
+fn object(part: &str) -> Result<Map<String, Value>, ExternalError> {
+    json::object(&decoded(part)?, MAX_DEPTH).ok_or(ExternalError::Malformed(
         "a part is not a JSON object, has a duplicate member, or is nested too deeply",
     ))
 }
 
 /// A string member, if present.
-fn text<'m>(members: &'m Map<String, Value>, name: &str) -> Result<Option<&'m str>, ForeignError> {
+fn text<'m>(members: &'m Map<String, Value>, name: &str) -> Result<Option<&'m str>, ExternalError> {
     match members.get(name) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
-        Some(_) => Err(ForeignError::Invalid("a member is not a string")),
+        Some(_) => Err(ExternalError::Invalid("a member is not a string")),
     }
 }
 
 /// A date member, if present.
-fn date(members: &Map<String, Value>, name: &str) -> Result<Option<NumericDate>, ForeignError> {
+fn date(members: &Map<String, Value>, name: &str) -> Result<Option<NumericDate>, ExternalError> {
     match members.get(name) {
         None => Ok(None),
         Some(value) => NumericDate::from_json(value)
             .map(Some)
-            .ok_or(ForeignError::Invalid("a time is not a number of seconds")),
+            .ok_or(ExternalError::Invalid("a time is not a number of seconds")),
     }
 }
 
-impl fmt::Debug for ForeignVerifier {
+impl fmt::Debug for ExternalVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ForeignVerifier")
+        f.debug_struct("ExternalVerifier")
             .field("issuer", &self.rules.issuer)
             .finish_non_exhaustive()
     }

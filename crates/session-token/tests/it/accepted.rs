@@ -1,4 +1,4 @@
-//! What is accepted: good tokens, the grace after `exp`, changing keys.
+//! Accepted tokens: valid ones, the grace after `exp`, and changed keys.
 
 use crate::common::{AUDIENCE, ISSUER, NOW, Rig, at, claims};
 use session_core::Reason;
@@ -214,11 +214,11 @@ fn wrong_private_keys_are_named() {
     assert!(shown.contains(signer.kid()) && !shown.contains(pem.lines().nth(1).unwrap()));
 }
 
-/// Of a token that is remembered, only the signature is not checked again.
+/// For a cached token only the signature check is skipped.
 #[test]
 fn a_remembered_signature_ends_with_its_time_and_with_its_key() {
     let rig = Rig::new();
-    let keyring = Keyring::remembering(16);
+    let keyring = Keyring::with_signature_cache(16);
     let keys = Jwks::new([rig.signer.public_jwk()]);
     keyring.replace(&keys, at(NOW));
     let token = rig.good();

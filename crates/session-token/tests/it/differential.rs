@@ -1,7 +1,7 @@
-//! A second opinion: PyJWT on OpenSSL judges the same thousands of changed
-//! tokens. Where we accept, it accepts and reads the same claims. Where it
-//! accepts and we do not, one of our own stricter rules says so, by name.
-//! `MUTATIONS=100000` asks for more, `SEED=…` for others.
+//! Differential test: PyJWT on OpenSSL verifies the same thousands of changed tokens.
+//! Every token that we accept it accepts with the same claims. Every token that only it
+//! accepts violates one of our named stricter rules. `MUTATIONS=100000` sets the
+//! number, `SEED=…` the seed.
 
 use crate::common::{AUDIENCE, ISSUER, NOW, Rig, at, b64, claims, payload};
 use serde::Deserialize;
@@ -11,7 +11,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-/// Our rules that a general JWT library does not have, and how they are told.
+/// Our rules beyond those of a general JWT library, and how they are recognized.
 const STRICTER: [&str; 8] = [
     "malformed token: too long",
     "malformed token: a part is not base64url",
@@ -32,7 +32,7 @@ struct Verdict {
     why: String,
 }
 
-/// A small generator of our own, so that a seed names a run.
+/// A deterministic generator, so that a seed identifies a run.
 struct Dice(u64);
 
 impl Dice {
@@ -50,7 +50,7 @@ impl Dice {
     }
 }
 
-/// What is put in place of a value.
+/// Replacement values.
 fn value(dice: &mut Dice, old: &serde_json::Value) -> serde_json::Value {
     use serde_json::json;
     let near = old.as_u64().map_or(0, |old| {
@@ -80,7 +80,7 @@ fn value(dice: &mut Dice, old: &serde_json::Value) -> serde_json::Value {
     }
 }
 
-/// An object with some of its members changed, left out, doubled or added.
+/// An object with changed, missing, duplicate or added members.
 fn object(dice: &mut Dice, json: &str) -> String {
     let mut map: serde_json::Map<String, serde_json::Value> = serde_json::from_str(json).unwrap();
     let names: Vec<String> = map.keys().cloned().collect();
@@ -116,7 +116,7 @@ fn object(dice: &mut Dice, json: &str) -> String {
     }
 }
 
-/// One changed token: by its bytes, by its JSON, signed by us or by others.
+/// One changed token: changed bytes or JSON, signed by us or by others.
 fn mutant(dice: &mut Dice, rig: &Rig, stranger: &Rig) -> String {
     let good = rig.good();
     match dice.roll(8) {
@@ -228,7 +228,7 @@ fn another_implementation_agrees_on_thousands_of_changed_tokens() {
         both + neither + stricter.values().sum::<u32>(),
         u32::try_from(tokens.len()).unwrap()
     );
-    // The mutations reach all three outcomes, or they show nothing.
+    // The mutations must reach all three outcomes.
     assert!(
         both > 100 && neither > 1000 && stricter.len() >= 3,
         "{both} {neither}"

@@ -1,5 +1,5 @@
-//! The negative corpus of foreign tokens: truly signed ones that differ from a
-//! good one in a single thing, and forged ones.
+//! The negative corpus of external tokens: signed ones that differ from a valid one in
+//! one detail, and forged ones.
 
 mod providers;
 
@@ -14,15 +14,15 @@ use aws_lc_rs::signature::{
 };
 use serde_json::{Value, json};
 use session_token::{
-    ForeignAlgorithm, ForeignClaims, ForeignError, ForeignKeys, ForeignRules, ForeignVerifier, JwksError,
-    MAX_FOREIGN_BYTES, foreign_issuer,
+    ExternalAlgorithm, ExternalClaims, ExternalError, ExternalKeys, ExternalRules, ExternalVerifier,
+    JwksError, MAX_EXTERNAL_TOKEN_BYTES, external_issuer_of,
 };
 use std::sync::LazyLock;
 use std::time::Duration;
 
 const ISSUER: &str = "https://login.example.org/tenant";
 
-/// An identity provider with a key of every kind.
+/// An identity provider with a key of every type.
 struct Idp {
     rsa: RsaKeyPair,
     p256: EcdsaKeyPair,
@@ -80,7 +80,7 @@ impl Idp {
         }
     }
 
-    /// Any two texts, truly signed.
+    /// Any two texts, correctly signed.
     fn forge(&self, signed_with: &str, header: &str, payload: &str) -> String {
         let message = format!("{}.{}", b64(header), b64(payload));
         let signature = self.sign(signed_with, message.as_bytes());
@@ -114,30 +114,30 @@ fn without(mut value: Value, name: &str) -> Value {
     value
 }
 
-fn rules() -> ForeignRules {
-    ForeignRules {
+fn rules() -> ExternalRules {
+    ExternalRules {
         issuer: ISSUER.to_owned(),
         audiences: vec!["berth".to_owned(), "berth-too".to_owned()],
         other_audiences: false,
         authorized_parties: Vec::new(),
-        algorithms: ForeignAlgorithm::ALL.to_vec(),
+        algorithms: ExternalAlgorithm::ALL.to_vec(),
         leeway: Duration::from_secs(30),
         max_ttl: Duration::from_secs(24 * 3600),
     }
 }
 
-fn verifier(rules: ForeignRules) -> ForeignVerifier {
-    let verifier = ForeignVerifier::new(rules);
+fn verifier(rules: ExternalRules) -> ExternalVerifier {
+    let verifier = ExternalVerifier::new(rules);
     let set = json!({"keys": IDP.keys()}).to_string();
-    verifier.replace(ForeignKeys::from_json(&set).unwrap());
+    verifier.replace(ExternalKeys::from_json(&set).unwrap());
     verifier
 }
 
-fn check(token: &str) -> Result<ForeignClaims, ForeignError> {
+fn check(token: &str) -> Result<ExternalClaims, ExternalError> {
     verifier(rules()).verify(token, at(NOW + 60))
 }
 
-/// Checks that all are refused, with all that were not named.
+/// Verifies that all are rejected; lists all failures.
 fn refused(cases: impl IntoIterator<Item = (String, String)>) -> usize {
     let mut wrong = Vec::new();
     let mut count = 0;
@@ -176,7 +176,7 @@ fn good_tokens_of_every_kind_are_accepted() {
     }
     let plain = IDP.token(&without(header(), "typ"), &claims());
     assert!(check(&plain).is_ok());
-    assert_eq!(foreign_issuer(&plain).as_deref(), Ok(ISSUER));
+    assert_eq!(external_issuer_of(&plain).as_deref(), Ok(ISSUER));
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn algorithms_are_the_keys_not_the_headers() {
             cases.push((format!("{alg:?} signed, {kid}"), format!("{message}.{signature}")));
         }
     }
-    // Right signature, wrong kind of key.
+    // Valid signature, wrong type of key.
     for (alg, kid) in [
         ("RS256", "ps"),
         ("RS256", "p256"),
@@ -208,7 +208,7 @@ fn algorithms_are_the_keys_not_the_headers() {
         let header = json!({"alg": alg, "kid": kid});
         cases.push((format!("{alg} with the key {kid}"), IDP.token(&header, &claims())));
     }
-    // The classic: a public key, which everybody has, as an HMAC secret.
+    // Algorithm confusion: a public key as an HMAC secret.
     let spki = IDP.rsa.public_key().as_der().unwrap().as_ref().to_vec();
     for (name, secret) in [
         ("modulus", b64("x").into_bytes()),
@@ -235,15 +235,15 @@ fn algorithms_are_the_keys_not_the_headers() {
 
 #[test]
 fn an_algorithm_that_is_not_configured_is_refused_whatever_the_key_allows() {
-    let verifier = verifier(ForeignRules {
-        algorithms: vec![ForeignAlgorithm::Ps256],
+    let verifier = verifier(ExternalRules {
+        algorithms: vec![ExternalAlgorithm::Ps256],
         ..rules()
     });
     let token = |alg: &str| IDP.token(&json!({"alg": alg, "kid": "rsa"}), &claims());
     assert!(verifier.verify(&token("PS256"), at(NOW)).is_ok());
     assert_eq!(
         verifier.verify(&token("RS256"), at(NOW)),
-        Err(ForeignError::Invalid("its alg is not allowed"))
+        Err(ExternalError::Invalid("its alg is not allowed"))
     );
 }
 
@@ -331,18 +331,18 @@ fn headers() {
         assert!(check(&token).is_ok(), "{name}: {:?}", check(&token));
     }
     let mixed_up = IDP.token(&changed(header(), "typ", json!("berth-session+jwt")), &claims());
-    assert_eq!(check(&mixed_up), Err(ForeignError::SessionToken));
+    assert_eq!(check(&mixed_up), Err(ExternalError::SessionToken));
     assert_eq!(
         check(&Rig::new().good()),
-        Err(ForeignError::SessionToken),
+        Err(ExternalError::SessionToken),
         "a real one"
     );
     assert_eq!(
-        foreign_issuer(&Rig::new().good()),
-        Err(ForeignError::SessionToken)
+        external_issuer_of(&Rig::new().good()),
+        Err(ExternalError::SessionToken)
     );
     let unknown = IDP.token(&changed(header(), "kid", json!("new")), &claims());
-    assert_eq!(check(&unknown), Err(ForeignError::UnknownKid));
+    assert_eq!(check(&unknown), Err(ExternalError::UnknownKid));
 }
 
 #[test]
@@ -409,7 +409,7 @@ fn other_audiences_and_clients_by_rule() {
             .fold(claims(), |all, (name, value)| changed(all, name, value.clone()));
         IDP.token(&header(), &all)
     };
-    let lenient = verifier(ForeignRules {
+    let lenient = verifier(ExternalRules {
         other_audiences: true,
         ..rules()
     });
@@ -421,7 +421,7 @@ fn other_audiences_and_clients_by_rule() {
             .is_err()
     );
 
-    let pinned = verifier(ForeignRules {
+    let pinned = verifier(ExternalRules {
         authorized_parties: vec!["web".to_owned()],
         ..rules()
     });
@@ -502,7 +502,7 @@ fn subjects_and_times() {
     let good = IDP.token(&header(), &claims());
     let at_the_end = |seconds| verifier(rules()).verify(&good, at(NOW + 3600 + seconds));
     assert!(at_the_end(29).is_ok());
-    assert_eq!(at_the_end(30), Err(ForeignError::Expired { at: at(NOW + 3600) }));
+    assert_eq!(at_the_end(30), Err(ExternalError::Expired { at: at(NOW + 3600) }));
     let early = IDP.token(&header(), &changed(claims(), "nbf", json!(NOW + 90)));
     assert!(check(&early).is_ok(), "within the leeway");
 }
@@ -513,12 +513,12 @@ fn nothing_is_said_of_the_time_of_a_token_that_is_not_truly_signed() {
     let (message, _) = good.rsplit_once('.').unwrap();
     let forged = format!("{message}.{}", b64([7; 64]));
     let late = verifier(rules()).verify(&forged, at(NOW + 999_999));
-    assert_eq!(late, Err(ForeignError::Invalid("the signature does not match")));
+    assert_eq!(late, Err(ExternalError::Invalid("the signature does not match")));
 }
 
 #[test]
 fn forms() {
-    // One that base64 writes in another way: some signatures look alike in both.
+    // A signature whose base64 differs between the alphabets.
     let good = std::iter::repeat_with(|| IDP.token(&header(), &claims()))
         .find(|token| token.contains(['-', '_']))
         .unwrap();
@@ -555,7 +555,7 @@ fn forms() {
         ("null byte", format!("{head}\0.{body}.{signature}")),
         ("a key", "berth_sa_abc.def".to_owned()),
         ("1 MB", format!("{head}.{}.{signature}", "A".repeat(1_000_000))),
-        ("just too long", "A".repeat(MAX_FOREIGN_BYTES + 1)),
+        ("just too long", "A".repeat(MAX_EXTERNAL_TOKEN_BYTES + 1)),
     ];
     let count = refused(cases.map(|(name, token)| (name.to_owned(), token)));
     assert_eq!(count, 23);
@@ -582,7 +582,7 @@ fn forms() {
         (body.chars().take(40).collect(), token)
     });
     assert_eq!(refused(signed), 10);
-    // Every single byte of a good token counts.
+    // A change of any byte of a valid token is detected.
     let mut flipped = Vec::new();
     for index in 0..good.len() {
         let mut bytes = good.clone().into_bytes();
@@ -595,8 +595,8 @@ fn forms() {
 #[test]
 fn key_sets_give_only_what_can_check_signatures() {
     let check_with = |keys: Vec<Value>, alg: &str| {
-        let verifier = ForeignVerifier::new(rules());
-        verifier.replace(ForeignKeys::from_json(&json!({"keys": keys}).to_string()).unwrap());
+        let verifier = ExternalVerifier::new(rules());
+        verifier.replace(ExternalKeys::from_json(&json!({"keys": keys}).to_string()).unwrap());
         verifier.verify(&IDP.token(&json!({"alg": alg, "kid": "k"}), &claims()), at(NOW))
     };
     let ec = || Idp::ec_jwk(&IDP.p256, "k", "P-256");
@@ -639,7 +639,7 @@ fn key_sets_give_only_what_can_check_signatures() {
     ] {
         assert!(check_with(vec![bad.clone()], "RS256").is_err(), "{bad}");
     }
-    let nested = |keys: String| ForeignKeys::from_json(&keys).unwrap_err();
+    let nested = |keys: String| ExternalKeys::from_json(&keys).unwrap_err();
     assert_eq!(nested("[]".to_owned()), JwksError::NotAKeySet);
     assert_eq!(nested("x".repeat(300_000)), JwksError::TooLarge);
     let many = json!({"keys": vec![ec(); 129]}).to_string();
@@ -653,8 +653,8 @@ fn of_keys_with_one_kid_the_one_that_fits_the_algorithm_is_taken() {
     let rsa = |alg: &str| changed(IDP.rsa_jwk("k"), "alg", json!(alg));
     let ec = || Idp::ec_jwk(&IDP.p256, "k", "P-256");
     let check_with = |keys: Vec<Value>, alg: &str| {
-        let verifier = ForeignVerifier::new(rules());
-        verifier.replace(ForeignKeys::from_json(&json!({"keys": keys}).to_string()).unwrap());
+        let verifier = ExternalVerifier::new(rules());
+        verifier.replace(ExternalKeys::from_json(&json!({"keys": keys}).to_string()).unwrap());
         verifier.verify(&IDP.token(&json!({"alg": alg, "kid": "k"}), &claims()), at(NOW))
     };
     let encryption = || changed(rsa("RSA-OAEP"), "use", json!("enc"));
@@ -669,7 +669,7 @@ fn of_keys_with_one_kid_the_one_that_fits_the_algorithm_is_taken() {
             assert!(outcome.is_ok(), "{alg} of {set:?}: {outcome:?}");
         }
     }
-    let refused = |keys, alg, why| assert_eq!(check_with(keys, alg), Err(ForeignError::Invalid(why)));
+    let refused = |keys, alg, why| assert_eq!(check_with(keys, alg), Err(ExternalError::Invalid(why)));
     refused(
         vec![rsa("PS256"), ec()],
         "RS256",
@@ -685,7 +685,7 @@ fn of_keys_with_one_kid_the_one_that_fits_the_algorithm_is_taken() {
         "ES256",
         "the signature does not match",
     );
-    // A bad token costs no more than four signature checks.
+    // An invalid token costs at most four signature checks.
     refused(
         vec![other(), other(), other(), other(), ec()],
         "ES256",
@@ -702,10 +702,10 @@ fn fractional_dates_are_rounded_to_the_strict_side() {
     let good = token(1_790_000_000.25, 1_790_003_600.75);
     assert_eq!(check(&good).unwrap().expires_at, at(NOW + 3600));
     let late = verifier(rules()).verify(&good, at(NOW + 3630));
-    assert_eq!(late, Err(ForeignError::Expired { at: at(NOW + 3600) }));
+    assert_eq!(late, Err(ExternalError::Expired { at: at(NOW + 3600) }));
     let early = |seconds| verifier(rules()).verify(&good, at(NOW - seconds));
     assert!(early(29).is_ok());
-    assert_eq!(early(30), Err(ForeignError::Invalid("iat is in the future")));
+    assert_eq!(early(30), Err(ExternalError::Invalid("iat is in the future")));
     // A whole day with fractions is a day, not a day and a second.
     assert!(check(&token(1_790_000_000.5, 1_790_086_400.5)).is_ok());
 }
@@ -720,19 +720,22 @@ fn a_token_without_iat_is_bounded_by_nbf_or_by_now() {
         check(&IDP.token(&header(), &all))
     };
     const DAY: u64 = 24 * 3600;
-    let too_long = Err(ForeignError::Invalid("exp is too far from iat"));
+    let too_long = Err(ExternalError::Invalid("exp is too far from iat"));
     assert!(token(&[]).is_ok());
     assert!(token(&[("nbf", NOW), ("exp", NOW + DAY)]).is_ok());
     assert_eq!(token(&[("nbf", NOW), ("exp", NOW + DAY + 1)]), too_long);
     // It is checked at NOW + 60.
     assert!(token(&[("exp", NOW + 60 + DAY)]).is_ok());
     assert_eq!(token(&[("exp", NOW + 61 + DAY)]), too_long);
-    assert_eq!(token(&[("exp", NOW)]), Err(ForeignError::Expired { at: at(NOW) }));
+    assert_eq!(
+        token(&[("exp", NOW)]),
+        Err(ExternalError::Expired { at: at(NOW) })
+    );
 }
 
 #[test]
 fn the_client_is_named_by_each_providers_claim() {
-    let pinned = verifier(ForeignRules {
+    let pinned = verifier(ExternalRules {
         authorized_parties: vec!["web".to_owned()],
         ..rules()
     });

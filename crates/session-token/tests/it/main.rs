@@ -1,4 +1,4 @@
-//! The integration tests of session-token: one program, a module a subject.
+//! The integration tests of session-token: one program, one module per subject.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod accepted;

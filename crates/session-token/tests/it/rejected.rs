@@ -1,18 +1,17 @@
-//! Nothing but exactly our tokens is accepted: the negative corpus, and random
-//! changes of good tokens.
+//! Rejected tokens: the negative corpus, and random changes of valid tokens.
 
 use crate::common::corpus::{ORDER, RIG, arithmetic, rows, taken_apart, with_claim, with_header};
 use crate::common::{NOW, at, b64, claims, payload};
 use proptest::prelude::*;
 use session_token::{Grace, Jwks, Keyring, TokenError};
 
-/// Every row, with all that are wrong named on failure.
+/// Every row; lists all failures.
 #[test]
 fn every_row_of_the_corpus_is_refused_for_its_own_reason() {
     let rows = rows();
     assert!(rows.len() >= 300, "{} rows", rows.len());
-    // Also by one that remembers the good token, whose parts most rows are made of.
-    let remembering = Keyring::remembering(64);
+    // Also by a verifier with a signature cache that contains the valid token.
+    let remembering = Keyring::with_signature_cache(64);
     remembering.replace(&Jwks::new([RIG.signer.public_jwk()]), at(NOW));
     let good = RIG
         .verifier
@@ -43,8 +42,8 @@ fn every_row_of_the_corpus_is_refused_for_its_own_reason() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// (r, n - s) is as good a signature as (r, s), as ECDSA is. It makes another
-/// text of the same token: same claims, same `jti`, so it is revoked with it.
+/// (r, n - s) is as valid a signature as (r, s) in ECDSA. It is another text of the
+/// same token: same claims, same `jti`, so it is revoked with it.
 #[test]
 fn the_mirrored_signature_is_the_same_token() {
     let (message, r, s) = taken_apart();
@@ -68,7 +67,7 @@ fn the_forger_itself_makes_good_tokens() {
     assert!(RIG.check(&with_header(&[])).is_ok());
 }
 
-/// What a single change of a good token may lead to.
+/// Possible results of a single change of a valid token.
 fn unharmed(token: &str) -> Result<(), TestCaseError> {
     match RIG.check(token) {
         Ok(verified) => prop_assert_eq!(verified.claims, claims(), "accepted with other claims"),

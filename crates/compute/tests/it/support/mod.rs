@@ -1,4 +1,4 @@
-//! Real engines, and looking at what they left on the machine.
+//! Real engines, and inspection of what they leave on the machine.
 
 use compute::{ComputeProvider, ComputeSpec, ProcessConfig, ProcessProvider};
 use session_core::catalog::PropertyValue;
@@ -12,7 +12,7 @@ use session_proto::spark::{self as sc};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Much longer than anything takes, so that only a real fault reaches it.
+/// Much longer than any step takes, so that only a real fault exceeds it.
 pub(crate) const LONG: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(10);
 
@@ -24,7 +24,7 @@ fn installed(variable: &str, default: &str) -> String {
         "{} is missing: run deploy/local/setup.sh test, or set {variable}",
         path.display()
     );
-    // Kept as it is: a venv's python is a link that must not be followed.
+    // Not canonical: the python of a venv is a link that must not be resolved.
     std::path::absolute(path).unwrap().to_string_lossy().into_owned()
 }
 
@@ -120,7 +120,7 @@ pub(crate) fn provider(state_dir: &Path) -> ProcessProvider {
     ProcessProvider::new(config(state_dir)).unwrap()
 }
 
-/// Looks until `wanted` is seen; the last observation is in the failure text.
+/// Observes until `wanted` is true; the failure text has the last observation.
 pub(crate) async fn until(
     provider: &dyn ComputeProvider,
     spec: &ComputeSpec,
@@ -145,7 +145,7 @@ pub(crate) async fn until_ready(provider: &dyn ComputeProvider, spec: &ComputeSp
     }
 }
 
-/// The cause's text, after a check that it is fit for everybody.
+/// The text of a cause, after a check that it is public.
 pub(crate) async fn until_failed(provider: &dyn ComputeProvider, spec: &ComputeSpec) -> (String, bool) {
     let (cause, permanent) = until_failed_with(provider, spec).await;
     let places = ["/", "127.0.0.1", "://", "\n"];
@@ -175,7 +175,7 @@ pub(crate) async fn wait_for(what: &str, limit: Duration, condition: impl Fn() -
     }
 }
 
-/// The processes that run in a folder below `dir`: helpers and engines apart.
+/// The processes in folders below `dir`: supervisors and engines.
 #[derive(Debug, Default)]
 pub(crate) struct Running {
     pub(crate) helpers: Vec<i32>,
@@ -245,7 +245,7 @@ impl RawClient {
         self
     }
 
-    /// Runs SQL the way PySpark does, and gives the raw Arrow bytes of its result.
+    /// Runs SQL like PySpark; returns the raw Arrow bytes of the result.
     pub(crate) async fn sql(&mut self, query: &str) -> Result<Vec<u8>, tonic::Status> {
         let relation = sc::Relation {
             common: Some(sc::RelationCommon { plan_id: Some(0) }),
@@ -301,7 +301,8 @@ pub(crate) fn has(bytes: &[u8], text: &str) -> bool {
     bytes.windows(text.len()).any(|window| window == text.as_bytes())
 }
 
-/// Runs a user function in a real PySpark client; `python` is one whose venv has it.
+/// Runs a user function in a real PySpark client; the venv of `python` contains
+/// PySpark.
 pub(crate) fn python_udf_runs(python: &str, route: &Route, dir: &Path) {
     let script = dir.join("udf.py");
     std::fs::write(&script, UDF).unwrap();

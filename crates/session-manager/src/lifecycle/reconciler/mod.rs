@@ -324,7 +324,7 @@ impl Reconciler {
         };
         let mut activity = loaded.activity;
         let mut step = machine::step(session, observation.as_ref(), activity, now);
-        let idles = step.transition.as_ref().is_some_and(Transition::by_idle_clock);
+        let idles = step.transition.as_ref().is_some_and(Transition::by_idle_timeout);
         if idles && !self.freshness.is_fresh().await? {
             self.metrics.idle_timeout_deferred();
             activity = Activity::Unknown;
@@ -388,7 +388,7 @@ impl Reconciler {
             tracing::error!(%broken, "invariant violated by the status machine; the change is discarded");
             return Err(Error::Corrupt(broken.to_string()));
         }
-        let by_idle_clock = change.by_idle_clock();
+        let by_idle_timeout = change.by_idle_timeout();
         let Transition {
             session,
             record,
@@ -407,7 +407,7 @@ impl Reconciler {
         };
         match activity {
             // A report that arrives in the meantime overrides the decision.
-            Activity::Quiet { last_activity_at } if by_idle_clock => {
+            Activity::Quiet { last_activity_at } if by_idle_timeout => {
                 self.store.commit_if_idle(commit, last_activity_at).await?;
             }
             Activity::Quiet { .. } | Activity::Busy | Activity::Unknown => self.store.commit(commit).await?,

@@ -119,7 +119,7 @@ impl Manager {
         );
         let store = Arc::new(MemoryStore::new(Arc::new(SystemClock)));
         let signer = Arc::new(Signer::from_pkcs8_pem(&generate_key_pem().unwrap()).unwrap());
-        let places = session_manager::StorePlaces {
+        let places = session_manager::StorePlacements {
             store: Arc::clone(&store) as _,
         };
         let config = compute::StaticConfig {

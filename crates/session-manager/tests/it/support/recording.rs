@@ -6,16 +6,16 @@ use session_core::{
     AuditRecord, ClusterName, EventRecord, Operation, OrgId, PrincipalId, ProxyId, Session, SessionKey,
     SparkSessionId, Status, Timestamp, TokenId, TokenUse, Use,
 };
-use session_store::audit_trail::Audited;
+use session_store::audit_trail::AuditEntry;
 use session_store::memory::MemoryStore;
 use session_store::signing_keys::KnownKeys;
 use session_store::spark_bindings::{Bind, Binding, Bound, SparkSession};
-use session_store::spark_sessions::{KeptSparkSession, SettingsChange, Used};
+use session_store::spark_sessions::{SettingsChange, SparkSessionUse, StoredSparkSession};
 use session_store::{
     ActivityReports, AuditTrail, ChangeFeed, Commit, Create, Created, Definition, DefinitionQuota,
-    Definitions, DueQueue, Error, Feed, FeedProgress, Heard, Kind, Leases, ListQuery, Loaded, Page, Places,
-    Proxies, Report, Reported, RequestId, Retention, SessionIndex, Sessions, SigningKeys, SparkBindings,
-    SparkSessions, StoreHealth, TokenRecord, Tokens, Tombstones,
+    Definitions, DueQueue, Error, Feed, FeedProgress, Kind, Leases, ListQuery, Loaded, Page, Placements,
+    Proxies, Report, ReportOutcome, ReportStart, RequestId, Retention, SessionIndex, Sessions, SigningKeys,
+    SparkBindings, SparkSessions, StoreHealth, TokenRecord, Tokens, Tombstones,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -100,11 +100,11 @@ recorded! {
 
 recorded! {
     ActivityReports {
-        apply_report(key: &SessionKey, report: &Report) -> Reported;
+        apply_report(key: &SessionKey, report: &Report) -> ReportOutcome;
         get_with_activity(key: &SessionKey) -> Option<Loaded>;
         usage(sessions: &[Session]) -> Vec<Use>;
         operations(key: &SessionKey) -> Vec<Operation>;
-        begin_proxy_report(proxy: &ProxyId, sequence: u64) -> Heard;
+        begin_proxy_report(proxy: &ProxyId, sequence: u64) -> ReportStart;
         mark_proxy_alive(proxy: &ProxyId, at: Timestamp) -> ();
         count_proxies(silent_after: Duration, gone_after: Option<Duration>) -> Proxies;
     }
@@ -161,10 +161,10 @@ recorded! {
 }
 
 recorded! {
-    Places {
-        take_place(servers: &[String], holder: &SessionKey, org_alone: bool) -> Option<String>;
-        leave_place(server: &str, holder: &SessionKey) -> ();
-        places_of(holder: &SessionKey) -> Vec<String>;
+    Placements {
+        place_session(servers: &[String], holder: &SessionKey, org_alone: bool) -> Option<String>;
+        remove_placement(server: &str, holder: &SessionKey) -> ();
+        list_placements(holder: &SessionKey) -> Vec<String>;
     }
 }
 
@@ -180,9 +180,9 @@ recorded! {
 
 recorded! {
     SparkSessions {
-        keep_settings(key: &SessionKey, change: &SettingsChange) -> bool;
-        use_spark_session(key: &SessionKey, spark_session: &SparkSessionId, generation: u64) -> Used;
-        spark_sessions(key: &SessionKey) -> BTreeMap<SparkSessionId, KeptSparkSession>;
+        store_settings(key: &SessionKey, change: &SettingsChange) -> bool;
+        use_spark_session(key: &SessionKey, spark_session: &SparkSessionId, generation: u64) -> SparkSessionUse;
+        spark_sessions(key: &SessionKey) -> BTreeMap<SparkSessionId, StoredSparkSession>;
         forget_spark_sessions(key: &SessionKey) -> ();
     }
 }
@@ -190,9 +190,9 @@ recorded! {
 recorded! {
     AuditTrail {
         append_audit(record: &AuditRecord) -> ();
-        read_audit(partition: u8, after: &str, limit: usize) -> Vec<Audited>;
+        read_audit(partition: u8, after: &str, limit: usize) -> Vec<AuditEntry>;
         audit_export_position(partition: u8) -> String;
-        set_audit_export_position(partition: u8, place: &str) -> ();
+        set_audit_export_position(partition: u8, position: &str) -> ();
     }
 }
 

@@ -1,38 +1,38 @@
-//! Why a call of Redis did not succeed, and what can be done about it.
+//! Failures of Redis calls, and whether a call can be repeated.
 
 use super::target::Address;
 use crate::Error;
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 use std::time::Duration;
 
-/// Why a call did not succeed.
+/// Failure of a call.
 #[derive(Debug, Clone)]
 pub(in crate::redis) enum Failure {
-    /// No answer within the time limit.
+    /// No reply within the time limit.
     Timeout(Duration),
-    /// Redis, or the way to it, said so.
+    /// Error of Redis or of the connection.
     Redis(RedisError),
     /// The server that should take writes is a replica.
     Replica(Address),
-    /// The server may throw state away when memory is short.
+    /// The eviction policy of the server may delete keys.
     Evicts(String),
-    /// No server to ask is known, or its address, names or keys cannot be used.
+    /// No server is known, or its address or certificate files are unusable.
     NoServer(String),
     /// Too many calls are in flight.
     TooManyInFlight,
 }
 
-/// What to do with a call that failed.
+/// What to do with a failed call.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Advice {
-    /// Tell the caller.
-    GiveUp,
-    /// Nothing was done: ask this server.
+    /// Return the error to the caller.
+    Fail,
+    /// The call was not executed: send it to this server.
     Moved(Address),
-    /// Nothing was done: ask this server, once.
+    /// The call was not executed: send it to this server after `ASKING`.
     Ask(Address),
-    /// Nothing was done: ask again in a moment.
-    Later,
+    /// The call was not executed: repeat it after a delay.
+    Retry,
 }
 
 impl From<RedisError> for Failure {
@@ -42,16 +42,16 @@ impl From<RedisError> for Failure {
 }
 
 impl Failure {
-    /// What to do next; `asked` is the server that said so.
-    pub(super) fn advice(&self, asked: &Address) -> Advice {
+    /// What to do with the call; `server` is the server that failed it.
+    pub(super) fn advice(&self, server: &Address) -> Advice {
         match self {
-            Self::Replica(_) => Advice::Later,
-            Self::Timeout(_) | Self::Evicts(_) | Self::NoServer(_) | Self::TooManyInFlight => Advice::GiveUp,
-            Self::Redis(error) => advice(error, asked),
+            Self::Replica(_) => Advice::Retry,
+            Self::Timeout(_) | Self::Evicts(_) | Self::NoServer(_) | Self::TooManyInFlight => Advice::Fail,
+            Self::Redis(error) => advice(error, server),
         }
     }
 
-    /// Did Redis not know the script?
+    /// Returns whether the script is not loaded in Redis.
     pub(super) fn is_unknown_script(&self) -> bool {
         match self {
             Self::Redis(error) => matches!(error.kind(), ErrorKind::Server(ServerErrorKind::NoScript)),
@@ -63,8 +63,8 @@ impl Failure {
         }
     }
 
-    /// May the server that was asked be the wrong one by now?
-    pub(super) fn is_loss(&self) -> bool {
+    /// Returns whether the cached topology may be outdated.
+    pub(super) fn invalidates_topology(&self) -> bool {
         match self {
             Self::Timeout(_) | Self::Replica(_) | Self::Evicts(_) => true,
             Self::Redis(error) => error.is_unrecoverable_error() || error.is_io_error(),
@@ -72,7 +72,8 @@ impl Failure {
         }
     }
 
-    /// What a caller can do about it: wait, or call for a human.
+    /// Converts to a store error: `Unavailable` and `Full` can pass with time,
+    /// `Corrupt` needs an operator.
     pub(in crate::redis) fn into_error(self) -> Error {
         let error = match self {
             Self::Timeout(limit) => return Error::Unavailable(format!("no answer within {limit:?}")),
@@ -85,8 +86,8 @@ impl Failure {
             Self::Redis(error) => error,
         };
         match error.kind() {
-            // A command on a key of another type, a script that failed, an
-            // answer of another form: the data is not what we wrote.
+            // A key of another type, a failed script or an unexpected reply: the stored
+            // data has another form.
             ErrorKind::UnexpectedReturnType
             | ErrorKind::Parse
             | ErrorKind::Server(ServerErrorKind::ResponseError | ServerErrorKind::CrossSlot) => {
@@ -99,8 +100,8 @@ impl Failure {
     }
 }
 
-/// A step of several commands tells of the one that was turned away.
-fn advice(error: &RedisError, asked: &Address) -> Advice {
+/// An error of a pipeline contains the errors of its commands.
+fn advice(error: &RedisError, server: &Address) -> Advice {
     for (_, one) in error
         .clone()
         .into_server_errors()
@@ -109,22 +110,22 @@ fn advice(error: &RedisError, asked: &Address) -> Advice {
     {
         let address = || {
             let (_, address) = one.details()?.split_once(' ')?;
-            Address::parse(address.split_whitespace().next()?, &asked.host)
+            Address::parse(address.split_whitespace().next()?, &server.host)
         };
         match one.kind() {
-            Some(ServerErrorKind::Moved) => return address().map_or(Advice::Later, Advice::Moved),
-            Some(ServerErrorKind::Ask) => return address().map_or(Advice::Later, Advice::Ask),
+            Some(ServerErrorKind::Moved) => return address().map_or(Advice::Retry, Advice::Moved),
+            Some(ServerErrorKind::Ask) => return address().map_or(Advice::Retry, Advice::Ask),
             Some(
                 ServerErrorKind::TryAgain
                 | ServerErrorKind::ClusterDown
                 | ServerErrorKind::MasterDown
                 | ServerErrorKind::BusyLoading
                 | ServerErrorKind::ReadOnly,
-            ) => return Advice::Later,
+            ) => return Advice::Retry,
             Some(_) | None => {}
         }
     }
-    Advice::GiveUp
+    Advice::Fail
 }
 
 #[cfg(test)]
@@ -132,7 +133,7 @@ mod tests {
     use super::*;
     use redis::parse_redis_value;
 
-    fn told(answer: &str) -> RedisError {
+    fn server_error(answer: &str) -> RedisError {
         let value = parse_redis_value(format!("-{answer}\r\n").as_bytes()).unwrap();
         value.extract_error().unwrap_err()
     }
@@ -146,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_call_that_was_turned_away_is_sent_where_it_belongs() {
-        let advice = |answer: &str| Failure::Redis(told(answer)).advice(&address(1));
+        let advice = |answer: &str| Failure::Redis(server_error(answer)).advice(&address(1));
         let there = Address {
             host: "10.0.0.1".to_owned(),
             port: 7001,
@@ -161,16 +162,16 @@ mod tests {
             "READONLY x",
             "MOVED x",
         ] {
-            assert_eq!(advice(later), Advice::Later, "{later}");
+            assert_eq!(advice(later), Advice::Retry, "{later}");
         }
         for never in ["ERR x", "OOM x", "NOAUTH x", "WRONGTYPE x"] {
-            assert_eq!(advice(never), Advice::GiveUp, "{never}");
+            assert_eq!(advice(never), Advice::Fail, "{never}");
         }
     }
 
     #[test]
     fn an_answer_says_whether_waiting_helps() {
-        let error = |answer: &str| Failure::Redis(told(answer)).into_error();
+        let error = |answer: &str| Failure::Redis(server_error(answer)).into_error();
         assert!(matches!(error("OOM no memory"), Error::Full));
         assert!(matches!(error("WRONGTYPE x"), Error::Corrupt(_)));
         assert!(matches!(error("ERR x"), Error::Corrupt(_)));

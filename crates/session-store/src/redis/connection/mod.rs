@@ -1,11 +1,10 @@
-//! How Redis is reached: the one place that knows connections, servers,
-//! timeouts and what their failures mean. The rest of the store sends commands
-//! through it and does not know how many servers there are.
+//! Connections to Redis. Only this module handles connections, servers, timeouts and
+//! their failures; the rest of the store sends commands through it, independent of the
+//! number of servers.
 //!
-//! Every command names its keys, and a key names its slot ([`Slot`]); so a
-//! command is sent to the server that has the slot. A command that a server
-//! turned away is sent where it belongs; one whose fate is unknown never is
-//! sent again here.
+//! A command contains its keys, and a key contains its slot ([`Slot`]), so a command is
+//! sent to the server of the slot. A command that a server redirected is sent again; a
+//! command with an unknown outcome is never repeated here.
 
 mod failure;
 mod sentinels;
@@ -31,8 +30,8 @@ use target::Target;
 use tokio::sync::Semaphore;
 use topology::Topology;
 
-/// A call that a server turned away is sent again after this.
-const RETRY: Duration = Duration::from_millis(50);
+/// Delay before a rejected call is sent again.
+const RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// The connections of one store.
 pub(super) struct Connections {
@@ -40,13 +39,13 @@ pub(super) struct Connections {
     in_flight: Semaphore,
 }
 
-/// Can this URL be used, with these options?
+/// Verifies URL, options and certificate files without a connection.
 pub(super) fn check(url: &str, options: &Options) -> Result<(), ConnectError> {
     Target::parse(url, options)?.check_files()
 }
 
 impl Connections {
-    /// Connects, and refuses a Redis that may throw state away.
+    /// Connects; rejects a Redis whose eviction policy may delete keys.
     pub(super) async fn open(url: &str, options: &Options) -> Result<Self, ConnectError> {
         let target = Target::parse(url, options)?;
         target.check_files()?;
@@ -68,8 +67,8 @@ impl Connections {
             .map_err(Failure::into_error)
     }
 
-    /// Sends several commands at once, all of one slot; in one step if the
-    /// pipeline is atomic.
+    /// Sends several commands of one slot at once, in one step if the pipeline is
+    /// atomic.
     pub(super) async fn pipeline<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, Error> {
         let slot = pipeline.cmd_iter().next().map_or(Slot::Global, slot_of);
         self.send(slot, Request::Many(pipeline))
@@ -77,8 +76,8 @@ impl Connections {
             .map_err(Failure::into_error)
     }
 
-    /// Runs a script. One that Redis does not know, or has forgotten, is sent
-    /// in full, so that nothing can come between.
+    /// Runs a script by its hash. If Redis has not loaded it, the full text is sent, so
+    /// that no second round trip can fail.
     pub(super) async fn run<T: FromRedisValue>(&self, call: &Call<'_>) -> Result<T, Error> {
         let slot = call.slot();
         let outcome = match self.send(slot, Request::One(&call.by_hash())).await {
@@ -90,8 +89,7 @@ impl Connections {
         outcome.map_err(Failure::into_error)
     }
 
-    /// A connection of its own to the server that has `slot`, for commands
-    /// that block.
+    /// Opens a dedicated connection to the server of `slot`, for blocking commands.
     pub(super) async fn dedicated(&self, slot: Slot) -> Result<Dedicated, Error> {
         let opened = async {
             let server = self.topology.server_of(slot).await?;
@@ -107,17 +105,17 @@ impl Connections {
         })
     }
 
-    /// The server that has `slot`.
+    /// Returns the server of `slot`.
     pub(super) async fn server(&self, slot: Slot) -> Result<Arc<Server>, Failure> {
         self.bounded(self.topology.server_of(slot)).await
     }
 
-    /// The server of every slot, in the order of the slots.
+    /// Returns the server of every slot, in the order of [`Slot::index`].
     pub(super) async fn servers(&self) -> Result<Arc<Vec<Arc<Server>>>, Failure> {
         self.bounded(self.topology.map()).await
     }
 
-    /// What a server said of itself when it was connected to, or since.
+    /// Returns the last `INFO` of a server.
     pub(super) async fn server_info(&self, server: &Server) -> Result<ServerInfo, Failure> {
         let info = self.bounded(server.server_info(self.topology.target())).await;
         if info.is_err() {
@@ -126,96 +124,100 @@ impl Connections {
         info
     }
 
-    /// Finds out anew who has which slot, and asks each server about itself.
+    /// Reads the topology and the `INFO` of each server again.
     pub(super) async fn refresh(&self) -> Result<(), Failure> {
         self.bounded(self.topology.refresh()).await?;
         let map = self.servers().await?;
         let target = self.topology.target();
-        let asked = distinct(&map).into_iter().map(|server| server.refresh(target));
-        self.all(asked.collect()).await
+        let results = distinct(&map).into_iter().map(|server| server.refresh(target));
+        self.all(results.collect()).await
     }
 
-    /// Is every server there?
+    /// Verifies that every server answers.
     pub(super) async fn ping(&self) -> Result<(), Failure> {
         let map = self.servers().await?;
         let (target, ping) = (self.topology.target(), redis::cmd("PING"));
-        let asked = distinct(&map)
+        let results = distinct(&map)
             .into_iter()
             .map(|server| server.call(target, Request::One(&ping)));
-        self.all(asked.collect()).await
+        self.all(results.collect()).await
     }
 
-    /// Waits for all answers, bounded; an error if one of them is.
-    async fn all(&self, asked: Vec<impl Future<Output = Result<(), Failure>>>) -> Result<(), Failure> {
+    /// Waits for all results, with the time limit; returns an error if one failed.
+    async fn all(&self, results: Vec<impl Future<Output = Result<(), Failure>>>) -> Result<(), Failure> {
         let mut outcome = Ok(());
-        for answer in join_all(asked.into_iter().map(|one| self.bounded(one))).await {
-            if answer.is_err() {
+        for reply in join_all(results.into_iter().map(|one| self.bounded(one))).await {
+            if reply.is_err() {
                 self.topology.invalidate();
-                outcome = answer;
+                outcome = reply;
             }
         }
         outcome
     }
 
-    /// Do all slots live on one server?
+    /// Returns whether one server has all slots.
     pub(super) fn is_one_server(&self) -> bool {
         self.topology.is_one_server()
     }
 
-    /// The longest that any call may take.
+    /// Time limit of a call.
     pub(super) fn timeout(&self) -> Duration {
         self.topology.target().timeout()
     }
 
     async fn send<T: FromRedisValue>(&self, slot: Slot, request: Request<'_>) -> Result<T, Failure> {
-        // Whoever cannot be served soon is told at once, rather than piling up.
-        let _place = self
+        // Reject at once instead of queueing without limit.
+        let _permit = self
             .in_flight
             .try_acquire()
             .map_err(|_| Failure::TooManyInFlight)?;
-        self.bounded(self.send_on(slot, request)).await
+        self.bounded(self.send_with_retries(slot, request)).await
     }
 
-    async fn send_on<T: FromRedisValue>(&self, slot: Slot, request: Request<'_>) -> Result<T, Failure> {
+    async fn send_with_retries<T: FromRedisValue>(
+        &self,
+        slot: Slot,
+        request: Request<'_>,
+    ) -> Result<T, Failure> {
         let target = self.topology.target();
-        let mut told: Option<Address> = None;
+        let mut redirect: Option<Address> = None;
         loop {
-            let server = match told.take() {
+            let server = match redirect.take() {
                 Some(address) => self.topology.server_at(&address),
                 None => self.topology.server_of(slot).await?,
             };
             let failure = match server.call(target, request).await {
-                Ok(answer) => return Ok(answer),
+                Ok(reply) => return Ok(reply),
                 Err(failure) => failure,
             };
             match failure.advice(&server.address) {
-                Advice::GiveUp => {
-                    if failure.is_loss() {
+                Advice::Fail => {
+                    if failure.invalidates_topology() {
                         self.topology.invalidate();
                     }
                     return Err(failure);
                 }
                 Advice::Moved(address) => {
                     self.topology.invalidate();
-                    told = Some(address);
+                    redirect = Some(address);
                 }
                 Advice::Ask(address) => match Box::pin(self.send_asking(&address, request)).await {
-                    // Some of its keys are there and some are not: until they all are.
-                    Err(failure) if failure.advice(&address) == Advice::Later => {
-                        tokio::time::sleep(RETRY).await;
+                    // Its keys are split over two servers until the migration ends.
+                    Err(failure) if failure.advice(&address) == Advice::Retry => {
+                        tokio::time::sleep(RETRY_DELAY).await;
                     }
                     outcome => return outcome,
                 },
-                Advice::Later => {
+                Advice::Retry => {
                     self.topology.invalidate();
-                    tokio::time::sleep(RETRY).await;
+                    tokio::time::sleep(RETRY_DELAY).await;
                 }
             }
         }
     }
 
-    /// Sends to a server that is about to get the slot. It takes only what
-    /// follows `ASKING` at once, so no other caller may come between.
+    /// Sends to a server that is importing the slot. `ASKING` applies to the next
+    /// command only, so the connection is not shared.
     async fn send_asking<T: FromRedisValue>(
         &self,
         address: &Address,
@@ -239,7 +241,7 @@ impl Connections {
     }
 }
 
-/// A connection for blocking reads; its owner replaces it when it fails.
+/// A connection for blocking reads; the owner replaces it after a failure.
 pub(super) struct Dedicated {
     connection: MultiplexedConnection,
     timeout: Duration,
@@ -262,14 +264,14 @@ impl Dedicated {
 
     async fn send<T: FromRedisValue>(&mut self, request: Request<'_>, limit: Duration) -> Result<T, Error> {
         let outcome = match tokio::time::timeout(limit, request.send(&mut self.connection)).await {
-            Ok(answer) => answer.map_err(Failure::Redis),
+            Ok(reply) => reply.map_err(Failure::Redis),
             Err(_) => Err(Failure::Timeout(limit)),
         };
         outcome.map_err(Failure::into_error)
     }
 }
 
-/// Each server once.
+/// The distinct servers of a map.
 fn distinct(map: &[Arc<Server>]) -> Vec<&Arc<Server>> {
     let mut servers: Vec<&Arc<Server>> = Vec::new();
     for server in map {
@@ -280,7 +282,7 @@ fn distinct(map: &[Arc<Server>]) -> Vec<&Arc<Server>> {
     servers
 }
 
-/// The slot of the first key; commands without one go where everything global is.
+/// The slot of the first key; [`Slot::Global`] for commands without a key.
 fn slot_of(cmd: &Cmd) -> Slot {
     cmd.args_iter()
         .find_map(|arg| match arg {
@@ -294,8 +296,7 @@ fn slot_of(cmd: &Cmd) -> Slot {
 mod tests {
     use super::*;
 
-    /// Every call is moved a few times on its way; what is rarely done must
-    /// not make it larger.
+    /// Futures of calls are moved several times, so rare steps must not enlarge them.
     #[tokio::test]
     async fn a_call_does_not_carry_the_size_of_a_handshake() {
         let target = Target::parse("redis://127.0.0.1:1", &Options::default()).unwrap();

@@ -1,4 +1,4 @@
-//! The sentinels, and whom they call the primary.
+//! Sentinels, and the primary that they name.
 
 use super::failure::Failure;
 use super::server::{Request, Server};
@@ -8,26 +8,26 @@ use std::collections::HashMap;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// One sentinel is not waited for longer, since others can be asked.
-const ASK_LIMIT: Duration = Duration::from_millis(500);
+/// Time limit for one sentinel, because others can answer.
+const QUERY_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The answers to `SENTINEL MASTER` and `GET-MASTER-ADDR-BY-NAME`.
-type Answer = (HashMap<String, String>, Option<(String, u16)>);
+/// Replies to `SENTINEL MASTER` and `GET-MASTER-ADDR-BY-NAME`.
+type SentinelReply = (HashMap<String, String>, Option<(String, u16)>);
 
-/// The sentinels that watch over a primary.
+/// The sentinels of a primary.
 pub(super) struct Sentinels {
     servers: Vec<Server>,
-    /// What they call the primary.
+    /// Name of the primary in the sentinels.
     name: String,
 }
 
-/// What the sentinels say.
-pub(super) struct Named {
-    /// The primary.
+/// The primary as a sentinel names it.
+pub(super) struct PrimaryInfo {
+    /// Address of the primary.
     pub(super) address: Address,
-    /// It has replicas, connected or not.
+    /// Whether it has replicas, connected or not.
     pub(super) has_replicas: bool,
-    /// Of the change that made it the primary.
+    /// Configuration epoch of the change that made it the primary.
     epoch: u64,
 }
 
@@ -39,45 +39,46 @@ impl Sentinels {
         }
     }
 
-    /// They may disagree while they change their mind: the one that knows of
-    /// the latest change is right. The sentinel that leads a change shows the
-    /// old address in `SENTINEL MASTER` until every replica follows, already
-    /// under the new epoch; `GET-MASTER-ADDR-BY-NAME` does not.
-    // Boxed: data servers ask sentinels, which are servers too.
-    pub(super) fn named<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Named, Failure>> {
+    /// Returns the primary. During a fail-over sentinels disagree: the highest
+    /// configuration epoch wins. The sentinel that leads a fail-over already uses the
+    /// new epoch, but shows the old address in `SENTINEL MASTER` until every replica
+    /// follows; `GET-MASTER-ADDR-BY-NAME` shows the new one.
+    // Boxed: the type is recursive, because sentinels are servers too.
+    pub(super) fn primary<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<PrimaryInfo, Failure>> {
         Box::pin(async move {
-            let mut question = redis::pipe();
-            // The epoch first: an address that is newer than its epoch does no harm.
-            question.cmd("SENTINEL").arg("MASTER").arg(&self.name);
-            question
+            let mut pipeline = redis::pipe();
+            // The epoch is read first: an address that is newer than its epoch is
+            // harmless.
+            pipeline.cmd("SENTINEL").arg("MASTER").arg(&self.name);
+            pipeline
                 .cmd("SENTINEL")
                 .arg("GET-MASTER-ADDR-BY-NAME")
                 .arg(&self.name);
-            let asked = self.servers.iter().map(async |sentinel| {
-                let answer = sentinel.call::<Answer>(target, Request::Many(&question));
-                timeout(ASK_LIMIT, answer)
+            let replies = self.servers.iter().map(async |sentinel| {
+                let reply = sentinel.call::<SentinelReply>(target, Request::Many(&pipeline));
+                timeout(QUERY_TIMEOUT, reply)
                     .await
-                    .map_err(|_| Failure::Timeout(ASK_LIMIT))?
+                    .map_err(|_| Failure::Timeout(QUERY_TIMEOUT))?
             });
-            let (mut best, mut why) = (None::<Named>, None);
-            for answer in join_all(asked).await {
-                match answer.and_then(Named::read) {
-                    Ok(named) if best.as_ref().is_some_and(|best| best.epoch >= named.epoch) => {}
-                    Ok(named) => best = Some(named),
+            let (mut best, mut why) = (None::<PrimaryInfo>, None);
+            for reply in join_all(replies).await {
+                match reply.and_then(PrimaryInfo::parse) {
+                    Ok(primary) if best.as_ref().is_some_and(|best| best.epoch >= primary.epoch) => {}
+                    Ok(primary) => best = Some(primary),
                     Err(failure) => why = Some(failure),
                 }
             }
-            let nobody = || Failure::NoServer("there is no sentinel to ask".to_owned());
-            best.ok_or_else(|| why.unwrap_or_else(nobody))
+            let no_sentinel = || Failure::NoServer("no sentinel is configured".to_owned());
+            best.ok_or_else(|| why.unwrap_or_else(no_sentinel))
         })
     }
 }
 
-impl Named {
-    fn read((master, address): Answer) -> Result<Self, Failure> {
+impl PrimaryInfo {
+    fn parse((master, address): SentinelReply) -> Result<Self, Failure> {
         let number = |field: &str| master.get(field).and_then(|text| text.parse::<u64>().ok());
-        let (host, port) =
-            address.ok_or_else(|| Failure::NoServer("a sentinel names no address".to_owned()))?;
+        let (host, port) = address
+            .ok_or_else(|| Failure::NoServer("a sentinel knows no address of the primary".to_owned()))?;
         Ok(Self {
             address: Address { host, port },
             has_replicas: number("num-slaves").unwrap_or(0) > 0,

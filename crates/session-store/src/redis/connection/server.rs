@@ -1,8 +1,7 @@
-//! One Redis server: a connection that all callers share, and what the server
-//! last told of itself. A connection is handed out only after the server said
-//! that it takes writes and keeps what it is given, and after that the sentinels,
-//! if there are any, still called it the primary: one that was started again
-//! after another one took its place does not know yet that it is none.
+//! One Redis server: a shared connection and the last `INFO` of the server. A
+//! connection is used only after the server is verified to be a primary that evicts
+//! nothing, and after that the sentinels, if any, still name it as the primary: a
+//! restarted former primary still reports itself as one.
 
 use super::failure::Failure;
 use super::sentinels::Sentinels;
@@ -14,11 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A server that could not be reached is not tried again for this long, so
-/// that callers who wait for each other do not wait for each other's tries.
+/// Pause after a failed connection attempt, so that queued callers do not each wait for
+/// a new attempt.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
-/// What is sent.
+/// A command or a pipeline.
 #[derive(Clone, Copy)]
 pub(super) enum Request<'a> {
     One(&'a Cmd),
@@ -34,24 +33,24 @@ impl Request<'_> {
     }
 }
 
-/// What a server tells of itself.
+/// Parsed `INFO` of a server.
 #[derive(Debug, Clone, Default)]
 pub(in crate::redis) struct ServerInfo {
-    /// This process, with this history of writes: another one when the server
-    /// was started again, or took over from another one.
-    pub(in crate::redis) run: String,
-    /// Bytes in use.
+    /// Run id and replication id: changes when the server restarts or takes over from
+    /// another one.
+    pub(in crate::redis) lineage: String,
+    /// Used memory, in bytes.
     pub(in crate::redis) used: u64,
-    /// Bytes it may use; 0 if that is not limited.
+    /// `maxmemory`, in bytes; 0 if unlimited.
     pub(in crate::redis) limit: u64,
-    /// Replicas that are connected.
+    /// Number of connected replicas.
     pub(in crate::redis) replicas: u64,
     primary: bool,
     policy: String,
 }
 
 impl ServerInfo {
-    async fn ask(connection: &mut MultiplexedConnection) -> Result<Self, Failure> {
+    async fn fetch(connection: &mut MultiplexedConnection) -> Result<Self, Failure> {
         let mut pipeline = redis::pipe();
         for section in ["server", "replication", "memory"] {
             pipeline.cmd("INFO").arg(section);
@@ -61,7 +60,7 @@ impl ServerInfo {
         let text = |info: &InfoDict, name: &str| info.get::<String>(name).unwrap_or_default();
         let number = |info: &InfoDict, name: &str| text(info, name).parse().unwrap_or(0);
         Ok(Self {
-            run: format!(
+            lineage: format!(
                 "{}/{}",
                 text(&server, "run_id"),
                 text(&replication, "master_replid")
@@ -76,27 +75,27 @@ impl ServerInfo {
 }
 
 #[derive(Clone)]
-struct Link {
+struct SharedConnection {
     connection: MultiplexedConnection,
     number: u64,
 }
 
 #[derive(Default)]
 struct State {
-    link: Option<Link>,
+    shared: Option<SharedConnection>,
     info: ServerInfo,
-    /// It had a replica once.
+    /// Whether it has or had a replica.
     replicated: bool,
     opened: u64,
     failed: Option<(Instant, Failure)>,
 }
 
-/// One server.
+/// A Redis server.
 pub(in crate::redis) struct Server {
     pub(super) address: Address,
     role: Role,
     allow_eviction: bool,
-    named_by: Option<Arc<Sentinels>>,
+    sentinels: Option<Arc<Sentinels>>,
     state: Mutex<State>,
     opening: tokio::sync::Mutex<()>,
 }
@@ -106,115 +105,114 @@ impl Server {
         Self::new(address, Role::Sentinel, true, None)
     }
 
-    /// A server that has state; `named_by` are the sentinels that choose it.
-    pub(super) fn data(address: Address, allow_eviction: bool, named_by: Option<Arc<Sentinels>>) -> Self {
-        Self::new(address, Role::Data, allow_eviction, named_by)
+    /// A server with state; `sentinels` name it as the primary.
+    pub(super) fn data(address: Address, allow_eviction: bool, sentinels: Option<Arc<Sentinels>>) -> Self {
+        Self::new(address, Role::Data, allow_eviction, sentinels)
     }
 
-    fn new(address: Address, role: Role, allow_eviction: bool, named_by: Option<Arc<Sentinels>>) -> Self {
+    fn new(address: Address, role: Role, allow_eviction: bool, sentinels: Option<Arc<Sentinels>>) -> Self {
         Self {
             address,
             role,
             allow_eviction,
-            named_by,
+            sentinels,
             state: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
         }
     }
 
-    /// Sends a request on the shared connection, opening it first if need be.
+    /// Sends a request on the shared connection, which is opened if necessary.
     pub(super) async fn call<T: FromRedisValue>(
         &self,
         target: &Target,
         request: Request<'_>,
     ) -> Result<T, Failure> {
-        let mut link = self.link(target).await?;
-        let answer = request.send(&mut link.connection).await;
-        if answer
+        let mut shared = self.shared(target).await?;
+        let reply = request.send(&mut shared.connection).await;
+        if reply
             .as_ref()
             .is_err_and(redis::RedisError::is_unrecoverable_error)
         {
-            self.drop_link(link.number);
+            self.drop_shared(shared.number);
         }
-        Ok(answer?)
+        Ok(reply?)
     }
 
-    /// Has the shared connection opened, if it is not, and tells what the
-    /// server said of itself then.
+    /// Returns the `INFO` of the shared connection, which is opened if necessary.
     pub(super) async fn server_info(&self, target: &Target) -> Result<ServerInfo, Failure> {
-        self.link(target).await?;
+        self.shared(target).await?;
         Ok(self.info())
     }
 
-    /// Asks the server about itself again. One that must not be used any more
-    /// loses its connection.
+    /// Reads the `INFO` again. Drops the connection of a server that must no longer be
+    /// used.
     pub(super) async fn refresh(&self, target: &Target) -> Result<(), Failure> {
-        let mut link = self.link(target).await?;
-        let checked = match ServerInfo::ask(&mut link.connection).await {
+        let mut shared = self.shared(target).await?;
+        let checked = match ServerInfo::fetch(&mut shared.connection).await {
             Ok(info) => self.check(info),
             Err(failure) => Err(failure),
         };
         match checked {
             Ok(info) => {
-                self.note(&info);
+                self.record_info(&info);
                 Ok(())
             }
             Err(failure) => {
-                self.drop_link(link.number);
+                self.drop_shared(shared.number);
                 Err(failure)
             }
         }
     }
 
-    /// A connection of its own to this server.
+    /// Opens a dedicated connection to this server.
     pub(super) async fn open(&self, target: &Target) -> Result<MultiplexedConnection, Failure> {
         let mut connection = target.open(&self.address, self.role).await?;
         if self.role == Role::Data {
-            let info = self.check(ServerInfo::ask(&mut connection).await?)?;
-            self.note(&info);
+            let info = self.check(ServerInfo::fetch(&mut connection).await?)?;
+            self.record_info(&info);
         }
-        if let Some(sentinels) = &self.named_by {
-            let named = sentinels.named(target).await?;
-            if named.address != self.address {
+        if let Some(sentinels) = &self.sentinels {
+            let primary = sentinels.primary(target).await?;
+            if primary.address != self.address {
                 return Err(Failure::Replica(self.address.clone()));
             }
-            // Also when none is connected, as after a fail-over.
-            self.state().replicated |= named.has_replicas;
+            // Also if none is connected, as after a fail-over.
+            self.state().replicated |= primary.has_replicas;
         }
         Ok(connection)
     }
 
-    /// Where it answers.
+    /// Address of the server.
     pub(in crate::redis) fn address(&self) -> &Address {
         &self.address
     }
 
-    /// What it last told.
+    /// The last `INFO`.
     pub(in crate::redis) fn info(&self) -> ServerInfo {
         self.state().info.clone()
     }
 
-    /// Has it replicas, or had it ever one?
+    /// Returns whether it has or ever had a replica.
     pub(in crate::redis) fn is_replicated(&self) -> bool {
         self.state().replicated
     }
 
-    async fn link(&self, target: &Target) -> Result<Link, Failure> {
-        let link = self.state().link.clone();
-        match link {
-            Some(link) => Ok(link),
-            // Boxed, because every call would carry the size of a handshake.
-            None => Box::pin(self.open_link(target)).await,
+    async fn shared(&self, target: &Target) -> Result<SharedConnection, Failure> {
+        let shared = self.state().shared.clone();
+        match shared {
+            Some(shared) => Ok(shared),
+            // Boxed, to keep the futures of all calls small.
+            None => Box::pin(self.open_shared(target)).await,
         }
     }
 
-    /// Opens the shared connection, unless somebody else just did.
-    async fn open_link(&self, target: &Target) -> Result<Link, Failure> {
-        let _one_at_a_time = self.opening.lock().await;
+    /// Opens the shared connection, unless another caller just did.
+    async fn open_shared(&self, target: &Target) -> Result<SharedConnection, Failure> {
+        let _guard = self.opening.lock().await;
         {
             let state = self.state();
-            if let Some(link) = state.link.clone() {
-                return Ok(link);
+            if let Some(shared) = state.shared.clone() {
+                return Ok(shared);
             }
             if let Some((at, failure)) = &state.failed
                 && at.elapsed() < RETRY_PAUSE
@@ -227,13 +225,13 @@ impl Server {
         match opened {
             Ok(connection) => {
                 state.opened += 1;
-                let link = Link {
+                let shared = SharedConnection {
                     connection,
                     number: state.opened,
                 };
-                state.link = Some(link.clone());
+                state.shared = Some(shared.clone());
                 state.failed = None;
-                Ok(link)
+                Ok(shared)
             }
             Err(failure) => {
                 state.failed = Some((Instant::now(), failure.clone()));
@@ -249,24 +247,28 @@ impl Server {
         if info.policy != "noeviction" && !self.allow_eviction {
             tracing::error!(
                 server = %self.address, policy = info.policy,
-                "Redis may throw sessions away when memory is short: set maxmemory-policy noeviction"
+                "Redis eviction policy may delete sessions: set maxmemory-policy noeviction"
             );
             return Err(Failure::Evicts(info.policy));
         }
         Ok(info)
     }
 
-    fn note(&self, info: &ServerInfo) {
+    fn record_info(&self, info: &ServerInfo) {
         let mut state = self.state();
         state.replicated |= info.replicas > 0;
         state.info = info.clone();
     }
 
-    /// Drops the shared connection, unless a newer one has taken its place.
-    fn drop_link(&self, number: u64) {
+    /// Drops the shared connection, unless it was replaced by a newer one.
+    fn drop_shared(&self, number: u64) {
         let mut state = self.state();
-        if state.link.as_ref().is_some_and(|link| link.number == number) {
-            state.link = None;
+        if state
+            .shared
+            .as_ref()
+            .is_some_and(|shared| shared.number == number)
+        {
+            state.shared = None;
         }
     }
 

@@ -1,5 +1,5 @@
-//! Which Redis to use and how to reach its servers: what a URL and the options
-//! beside it say. The one place that opens connections.
+//! The configured Redis: parses the URL and its options, and opens connections to its
+//! servers.
 
 use super::super::{ConnectError, Credentials, Options, TlsFiles};
 use super::failure::Failure;
@@ -13,14 +13,14 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-/// The port of a Redis whose URL has none.
+/// Default port of a Redis.
 const REDIS_PORT: u16 = 6379;
-/// The port of a sentinel whose URL has none.
+/// Default port of a sentinel.
 const SENTINEL_PORT: u16 = 26379;
-/// Requests that may queue on a connection before callers wait.
-const QUEUE: usize = 1024;
+/// Requests that can queue on a connection before callers wait.
+const MAX_QUEUED: usize = 1024;
 
-/// Where a server answers.
+/// Address of a server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(in crate::redis) struct Address {
     pub(super) host: String,
@@ -34,46 +34,46 @@ impl fmt::Display for Address {
 }
 
 impl Address {
-    /// `host:port` as servers tell of each other; without a host it is the
-    /// host of the one that tells.
-    pub(super) fn parse(text: &str, teller: &str) -> Option<Self> {
+    /// Parses `host:port` of a Redis reply; an empty host means `source`, the host that
+    /// sent it.
+    pub(super) fn parse(text: &str, source: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         Some(Self {
-            host: if host.is_empty() { teller } else { host }.to_owned(),
+            host: if host.is_empty() { source } else { host }.to_owned(),
             port: port.parse().ok()?,
         })
     }
 }
 
-/// Which servers there are.
+/// Kind of deployment.
 #[derive(Debug)]
 pub(super) enum Kind {
-    /// One.
+    /// One server.
     Single(Address),
-    /// The one that the sentinels name.
+    /// The primary that sentinels name.
     Sentinel {
-        /// Who to ask.
+        /// Addresses of the sentinels.
         sentinels: Vec<Address>,
-        /// Under which name they know it.
+        /// Name of the primary in the sentinels.
         master: String,
     },
-    /// Those among which the cluster divides the slots.
+    /// The nodes of a cluster.
     Cluster {
-        /// Who to ask first.
+        /// First nodes to connect to.
         seeds: Vec<Address>,
     },
 }
 
-/// What a server is asked for.
+/// Role of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
-    /// State.
+    /// It stores state.
     Data,
-    /// Where state is.
+    /// It names the primary.
     Sentinel,
 }
 
-/// Which Redis, and how to get in.
+/// The configured Redis with its credentials.
 pub(super) struct Target {
     pub(super) kind: Kind,
     data: RedisConnectionInfo,
@@ -83,20 +83,17 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Reads the URL; connects to nothing.
+    /// Parses the URL, without a connection.
     pub(super) fn parse(url: &str, options: &Options) -> Result<Self, ConnectError> {
-        let refused = |why: &str| ConnectError::Url(why.to_owned());
-        let parts = Parts::of(url).ok_or_else(|| refused("it is not a Redis URL"))?;
+        let invalid = |why: &str| ConnectError::Url(why.to_owned());
+        let parts = Parts::of(url).ok_or_else(|| invalid("not a Redis URL"))?;
         let hosts = parts
             .hosts
             .split(',')
             .map(|host| parts.info(host))
             .collect::<Result<Vec<_>, _>>()?;
         let data = hosts.first().map(|info| info.redis_settings().clone());
-        let data = with_credentials(
-            data.ok_or_else(|| refused("it names no host"))?,
-            &options.credentials,
-        );
+        let data = with_credentials(data.ok_or_else(|| invalid("no host"))?, &options.credentials);
         let mut addresses = hosts.iter().map(|info| match info.addr() {
             ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => Some(Address {
                 host: host.clone(),
@@ -105,37 +102,10 @@ impl Target {
             _ => None,
         });
         let addresses: Option<Vec<_>> = addresses.by_ref().collect();
-        let addresses = addresses.ok_or_else(|| refused("it names no host"))?;
-        let kind = match (parts.form, addresses.as_slice()) {
-            (Form::Single, [address]) => Kind::Single(address.clone()),
-            (Form::Single, _) => {
-                return Err(refused(
-                    "several hosts need redis-sentinel:// or redis-cluster://",
-                ));
-            }
-            (Form::Sentinel, _) if parts.master.is_empty() => {
-                return Err(refused(
-                    "a sentinel URL ends with the name of the master: redis-sentinel://host:port/name",
-                ));
-            }
-            (Form::Sentinel, _) => Kind::Sentinel {
-                sentinels: addresses,
-                master: parts.master.to_owned(),
-            },
-            (Form::Cluster, _) if parts.db != "0" => return Err(refused("a cluster has no databases")),
-            (Form::Cluster, _) => Kind::Cluster { seeds: addresses },
-        };
+        let addresses = addresses.ok_or_else(|| invalid("no host"))?;
+        let kind = parts.kind(addresses)?;
         let files = &options.tls;
-        if !parts.tls && *files != TlsFiles::default() {
-            return Err(ConnectError::Tls(
-                "certificate files need a rediss:// URL".to_owned(),
-            ));
-        }
-        if files.certificate.is_some() != files.key.is_some() {
-            return Err(ConnectError::Tls(
-                "a client certificate and its key belong together".to_owned(),
-            ));
-        }
+        check_usable(files, parts.tls)?;
         let sentinel = with_credentials(RedisConnectionInfo::default(), &options.sentinel_credentials);
         Ok(Self {
             kind,
@@ -146,19 +116,19 @@ impl Target {
         })
     }
 
-    /// The longest that any call may take.
+    /// Time limit of a call.
     pub(super) fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// Opens a connection. Certificate files are read each time, so new ones
-    /// are used from the next connection on.
+    /// Opens a connection. Certificate files are read each time, so replaced files
+    /// apply from the next connection.
     pub(super) async fn open(&self, address: &Address, role: Role) -> Result<MultiplexedConnection, Failure> {
         let client = self.client(address, role)?;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.timeout))
             .set_response_timeout(None)
-            .set_pipeline_buffer_size(QUEUE);
+            .set_pipeline_buffer_size(MAX_QUEUED);
         let opening = client.get_multiplexed_async_connection_with_config(&config);
         match tokio::time::timeout(self.timeout, opening).await {
             Ok(opened) => opened.map_err(Failure::Redis),
@@ -166,7 +136,7 @@ impl Target {
         }
     }
 
-    /// Can the certificate files be used?
+    /// Verifies that the certificate files are usable.
     pub(super) fn check_files(&self) -> Result<(), ConnectError> {
         let somewhere = Address {
             host: "localhost".to_owned(),
@@ -191,7 +161,7 @@ impl Target {
                 tls_params: None,
             },
         };
-        // A peer that vanished without a word shows only by what it does not acknowledge.
+        // Without TCP_USER_TIMEOUT a peer that vanished is detected late.
         let tcp = TcpSettings::default().set_nodelay(true);
         #[cfg(target_os = "linux")]
         let tcp = tcp.set_user_timeout(self.timeout * 2);
@@ -208,6 +178,18 @@ impl Target {
             Some(files) => Ok(Client::build_with_tls(info, certificates(files)?)?),
         }
     }
+}
+
+/// Verifies that the combination of certificate files is valid.
+fn check_usable(files: &TlsFiles, tls: bool) -> Result<(), ConnectError> {
+    let invalid = |why: &str| Err(ConnectError::Tls(why.to_owned()));
+    if !tls && *files != TlsFiles::default() {
+        return invalid("certificate files need a rediss:// URL");
+    }
+    if files.certificate.is_some() != files.key.is_some() {
+        return invalid("a client certificate needs its key, and the key its certificate");
+    }
+    Ok(())
 }
 
 fn with_credentials(info: RedisConnectionInfo, credentials: &Credentials) -> RedisConnectionInfo {
@@ -247,11 +229,11 @@ enum Form {
     Cluster,
 }
 
-/// A URL, cut at its joints: `scheme://[user:password@]host[:port][,...][/path][?db=N]`.
+/// The parts of a URL: `scheme://[user:password@]host[:port][,...][/path][?db=N]`.
 struct Parts<'a> {
     form: Form,
     tls: bool,
-    /// With the `@`.
+    /// Includes the `@`.
     login: &'a str,
     hosts: &'a str,
     master: &'a str,
@@ -288,8 +270,8 @@ impl<'a> Parts<'a> {
             Form::Single | Form::Cluster => ("", path),
         };
         let db = db.unwrap_or(if path_db.is_empty() { "0" } else { path_db });
-        let ours = !hosts.is_empty() && !master.contains(['/', '#']) && !db.contains('#');
-        ours.then_some(Self {
+        let valid = !hosts.is_empty() && !master.contains(['/', '#']) && !db.contains('#');
+        valid.then_some(Self {
             form,
             tls,
             login,
@@ -300,7 +282,25 @@ impl<'a> Parts<'a> {
         })
     }
 
-    /// What the URL of one of its hosts says.
+    /// The kind of deployment at these addresses.
+    fn kind(&self, addresses: Vec<Address>) -> Result<Kind, ConnectError> {
+        let invalid = |why: &str| Err(ConnectError::Url(why.to_owned()));
+        match (self.form, addresses.as_slice()) {
+            (Form::Single, [address]) => Ok(Kind::Single(address.clone())),
+            (Form::Single, _) => invalid("several hosts need redis-sentinel:// or redis-cluster://"),
+            (Form::Sentinel, _) if self.master.is_empty() => {
+                invalid("a sentinel URL ends with the name of the master: redis-sentinel://host:port/name")
+            }
+            (Form::Sentinel, _) => Ok(Kind::Sentinel {
+                sentinels: addresses,
+                master: self.master.to_owned(),
+            }),
+            (Form::Cluster, _) if self.db != "0" => invalid("a cluster has no databases"),
+            (Form::Cluster, _) => Ok(Kind::Cluster { seeds: addresses }),
+        }
+    }
+
+    /// Connection settings of one host of the URL.
     fn info(&self, host: &str) -> Result<ConnectionInfo, ConnectError> {
         let has_port = host
             .rsplit_once(':')

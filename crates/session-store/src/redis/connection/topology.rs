@@ -1,6 +1,6 @@
-//! Which server has which slot: always the same one, the one that the
-//! sentinels name, or the one that the cluster's own map names. The answer is
-//! kept until there is a doubt of it.
+//! Topology: the server of each slot. It is the only server, the primary that the
+//! sentinels name, or the node in the slot map of the cluster. The map is cached until
+//! it is invalidated.
 
 use super::failure::Failure;
 use super::sentinels::Sentinels;
@@ -14,29 +14,29 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
-/// One server is not waited for longer when several can be asked.
-const ASK_LIMIT: Duration = Duration::from_millis(500);
-/// Nobody is asked again for this long.
-const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// Time limit for one node when several can answer.
+const QUERY_TIMEOUT: Duration = Duration::from_millis(500);
+/// Minimum time between two queries.
+const MIN_QUERY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A server for each slot, in the order of [`Slot::index`].
+/// The server of each slot, in the order of [`Slot::index`].
 type Map = Arc<Vec<Arc<Server>>>;
 
 #[derive(Default)]
 struct State {
     map: Option<Map>,
-    found: Option<Instant>,
+    read_at: Option<Instant>,
     servers: HashMap<Address, Arc<Server>>,
     failed: Option<(Instant, Failure)>,
 }
 
-/// Which server has which slot.
+/// The server of each slot.
 pub(super) struct Topology {
     target: Target,
     allow_eviction: bool,
     sentinels: Option<Arc<Sentinels>>,
     state: Mutex<State>,
-    asking: tokio::sync::Mutex<()>,
+    query_lock: tokio::sync::Mutex<()>,
 }
 
 impl Topology {
@@ -50,7 +50,7 @@ impl Topology {
             allow_eviction,
             sentinels,
             state: Mutex::default(),
-            asking: tokio::sync::Mutex::default(),
+            query_lock: tokio::sync::Mutex::default(),
         }
     }
 
@@ -58,7 +58,7 @@ impl Topology {
         &self.target
     }
 
-    /// May one step touch several partitions? Not in a cluster.
+    /// Returns whether one command can use keys of several slots; false in a cluster.
     pub(super) fn is_one_server(&self) -> bool {
         match self.target.kind {
             Kind::Single(_) | Kind::Sentinel { .. } => true,
@@ -66,7 +66,7 @@ impl Topology {
         }
     }
 
-    /// The server that has `slot`.
+    /// Returns the server of `slot`.
     pub(super) async fn server_of(&self, slot: Slot) -> Result<Arc<Server>, Failure> {
         let map = self.map().await?;
         map.get(slot.index())
@@ -74,69 +74,68 @@ impl Topology {
             .ok_or_else(|| Failure::NoServer("a slot has no server".to_owned()))
     }
 
-    /// The server of every slot, in the order of the slots.
+    /// Returns the server of every slot, in the order of [`Slot::index`].
     pub(super) async fn map(&self) -> Result<Map, Failure> {
         let known = self.state().map.clone();
         match known {
             Some(map) => Ok(map),
-            // Boxed, because every call would carry the size of it.
-            None => Box::pin(self.ask_unless_known()).await,
+            // Boxed, to keep the futures of all calls small.
+            None => Box::pin(self.query_unless_cached()).await,
         }
     }
 
-    async fn ask_unless_known(&self) -> Result<Map, Failure> {
-        let _one_at_a_time = self.asking.lock().await;
+    async fn query_unless_cached(&self) -> Result<Map, Failure> {
+        let _guard = self.query_lock.lock().await;
         {
             let state = self.state();
             if let Some(map) = state.map.clone() {
                 return Ok(map);
             }
             if let Some((at, failure)) = &state.failed
-                && at.elapsed() < RETRY_PAUSE
+                && at.elapsed() < MIN_QUERY_INTERVAL
             {
                 return Err(failure.clone());
             }
         }
-        self.ask().await
+        self.query().await
     }
 
-    /// Finds out anew, although there is no doubt.
+    /// Reads the map again, whether it was invalidated or not.
     pub(super) async fn refresh(&self) -> Result<(), Failure> {
         if matches!(self.target.kind, Kind::Single(_)) {
             return Ok(());
         }
-        let _one_at_a_time = self.asking.lock().await;
-        self.ask().await.map(drop)
+        let _guard = self.query_lock.lock().await;
+        self.query().await.map(drop)
     }
 
-    /// What is known may be wrong: the next call finds out anew, unless that
-    /// was done just now.
+    /// Invalidates the map, unless it was read just now: the next call reads it again.
     pub(super) fn invalidate(&self) {
         let mut state = self.state();
-        if state.found.is_none_or(|at| at.elapsed() >= RETRY_PAUSE) {
+        if state.read_at.is_none_or(|at| at.elapsed() >= MIN_QUERY_INTERVAL) {
             state.map = None;
         }
     }
 
-    /// The server at an address that another server named.
+    /// Returns the server at an address.
     pub(super) fn server_at(&self, address: &Address) -> Arc<Server> {
         let mut state = self.state();
         let server = state.servers.entry(address.clone()).or_insert_with(|| {
-            let named_by = self.sentinels.clone();
-            Arc::new(Server::data(address.clone(), self.allow_eviction, named_by))
+            let sentinels = self.sentinels.clone();
+            Arc::new(Server::data(address.clone(), self.allow_eviction, sentinels))
         });
         Arc::clone(server)
     }
 
-    async fn ask(&self) -> Result<Map, Failure> {
+    async fn query(&self) -> Result<Map, Failure> {
         let addresses = match (&self.target.kind, &self.sentinels) {
             (_, Some(sentinels)) => {
-                let named = sentinels.named(&self.target).await;
-                named.map(|named| vec![named.address; Slot::all().count()])
+                let primary = sentinels.primary(&self.target).await;
+                primary.map(|primary| vec![primary.address; Slot::all().count()])
             }
             (Kind::Single(address), _) => Ok(vec![address.clone(); Slot::all().count()]),
-            (Kind::Cluster { seeds }, _) => self.ask_cluster(seeds).await,
-            (Kind::Sentinel { .. }, None) => Err(Failure::NoServer("there is no sentinel to ask".to_owned())),
+            (Kind::Cluster { seeds }, _) => self.query_cluster(seeds).await,
+            (Kind::Sentinel { .. }, None) => Err(Failure::NoServer("no sentinel is configured".to_owned())),
         };
         match addresses {
             Ok(addresses) => {
@@ -144,10 +143,10 @@ impl Topology {
                 let map = Arc::new(map);
                 let used: HashSet<&Address> = addresses.iter().collect();
                 let mut state = self.state();
-                // Whoever waits for a server that is no longer asked need not wait on.
+                // Removed servers end the wait of their callers.
                 state.servers.retain(|address, _| used.contains(address));
                 state.map = Some(Arc::clone(&map));
-                state.found = Some(Instant::now());
+                state.read_at = Some(Instant::now());
                 state.failed = None;
                 Ok(map)
             }
@@ -158,38 +157,37 @@ impl Topology {
         }
     }
 
-    /// Any server of the cluster knows all of it. Those that were of use are
-    /// asked before those that the URL names.
-    async fn ask_cluster(&self, seeds: &[Address]) -> Result<Vec<Address>, Failure> {
+    /// Reads the slot map from any node: connected ones first, then those of the URL.
+    async fn query_cluster(&self, seeds: &[Address]) -> Result<Vec<Address>, Failure> {
         let mut pipeline = redis::pipe();
         pipeline.cmd("CLUSTER").arg("SLOTS");
         for slot in Slot::all() {
             pipeline.cmd("CLUSTER").arg("KEYSLOT").arg(slot.tag());
         }
-        let mut why = Failure::NoServer("the cluster has no server to ask".to_owned());
+        let mut last_failure = Failure::NoServer("no cluster node is known".to_owned());
         let known: Vec<_> = self.state().servers.values().cloned().collect();
         for server in known {
-            let answer = server.call(&self.target, Request::Many(&pipeline));
-            match timeout(ASK_LIMIT, answer).await {
-                Ok(Ok(answers)) => return read_map(answers, &server.address),
-                Ok(Err(failure)) => why = failure,
-                Err(_) => why = Failure::Timeout(ASK_LIMIT),
+            let reply = server.call(&self.target, Request::Many(&pipeline));
+            match timeout(QUERY_TIMEOUT, reply).await {
+                Ok(Ok(replies)) => return read_map(replies, &server.address),
+                Ok(Err(failure)) => last_failure = failure,
+                Err(_) => last_failure = Failure::Timeout(QUERY_TIMEOUT),
             }
         }
         for seed in seeds {
-            let answer = async {
-                // A replica will do too, so it is not asked what it is.
+            let reply = async {
+                // A replica also has the map, so the role is not verified.
                 let mut connection = self.target.open(seed, Role::Data).await?;
-                let answers = pipeline.query_async(&mut connection).await?;
-                read_map(answers, seed)
+                let replies = pipeline.query_async(&mut connection).await?;
+                read_map(replies, seed)
             };
-            match timeout(ASK_LIMIT, answer).await {
+            match timeout(QUERY_TIMEOUT, reply).await {
                 Ok(Ok(addresses)) => return Ok(addresses),
-                Ok(Err(failure)) => why = failure,
-                Err(_) => why = Failure::Timeout(ASK_LIMIT),
+                Ok(Err(failure)) => last_failure = failure,
+                Err(_) => last_failure = Failure::Timeout(QUERY_TIMEOUT),
             }
         }
-        Err(why)
+        Err(last_failure)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -197,14 +195,13 @@ impl Topology {
     }
 }
 
-/// The owner of each slot, from the cluster's map and the number it gives each
-/// of our slots; `teller` is who told it.
-fn read_map(answers: Vec<Value>, teller: &Address) -> Result<Vec<Address>, Failure> {
-    let mut answers = answers.into_iter();
-    let ranges = answers
-        .next()
-        .and_then(|answer| read_ranges(answer, &teller.host));
-    let ranges = ranges.ok_or_else(|| Failure::NoServer("the cluster's map cannot be read".to_owned()))?;
+/// Resolves the owner of each of our slots from `CLUSTER SLOTS` and `CLUSTER KEYSLOT`;
+/// `source` is the node that answered.
+fn read_map(replies: Vec<Value>, source: &Address) -> Result<Vec<Address>, Failure> {
+    let mut replies = replies.into_iter();
+    let ranges = replies.next().and_then(|reply| read_ranges(reply, &source.host));
+    let ranges =
+        ranges.ok_or_else(|| Failure::NoServer("the slot map of the cluster cannot be parsed".to_owned()))?;
     let owner = |number: Value| {
         let number: u16 = from_redis_value(number).ok()?;
         let range = ranges
@@ -212,20 +209,20 @@ fn read_map(answers: Vec<Value>, teller: &Address) -> Result<Vec<Address>, Failu
             .find(|range| (range.first..=range.last).contains(&number))?;
         Some(range.owner.clone())
     };
-    let owners: Option<Vec<_>> = answers.map(owner).collect();
+    let owners: Option<Vec<_>> = replies.map(owner).collect();
     owners.ok_or_else(|| Failure::NoServer("the cluster does not cover all slots".to_owned()))
 }
 
-/// Hash slots that one server has.
+/// A range of hash slots and its owner.
 struct Range {
     first: u16,
     last: u16,
     owner: Address,
 }
 
-/// Reads `CLUSTER SLOTS`: of each range its ends, its owner and its replicas.
-fn read_ranges(answer: Value, teller: &str) -> Option<Vec<Range>> {
-    let Value::Array(ranges) = answer else { return None };
+/// Parses `CLUSTER SLOTS`: first slot, last slot, owner and replicas of each range.
+fn read_ranges(reply: Value, source: &str) -> Option<Vec<Range>> {
+    let Value::Array(ranges) = reply else { return None };
     let read = |range: Value| {
         let Value::Array(parts) = range else { return None };
         let mut parts = parts.into_iter();
@@ -242,7 +239,7 @@ fn read_ranges(answer: Value, teller: &str) -> Option<Vec<Range>> {
             first,
             last,
             owner: Address {
-                host: host.unwrap_or_else(|| teller.to_owned()),
+                host: host.unwrap_or_else(|| source.to_owned()),
                 port,
             },
         })

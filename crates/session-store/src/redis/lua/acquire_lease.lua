@@ -1,6 +1,6 @@
--- Takes or keeps a lease unless somebody else has it. Its text is the owner and
--- the fencing number on lines of their own.
--- KEYS 1 lease, 2 the last fencing number of all leases
+-- Acquires or renews a lease unless another owner holds it. Its text is the owner and
+-- the fencing number, in two lines.
+-- KEYS 1 lease, 2 last fencing number of all leases
 -- ARGV 1 owner, 2 milliseconds
 local text = redis.call('GET', KEYS[1])
 local owner, fence
@@ -12,7 +12,7 @@ if owner and owner ~= ARGV[1] then
   return { 'held' }
 end
 if not fence then
-  -- The clock keeps numbers rising when the last one was lost.
+  -- The clock keeps the numbers increasing if the last one was lost.
   local last = tonumber(redis.call('GET', KEYS[2]) or 0)
   fence = string.format('%d', math.max(last + 1, now_ms()))
   redis.call('SET', KEYS[2], fence)

@@ -1,11 +1,10 @@
--- Takes what a proxy says of a session.
--- KEYS 1 record, 2 leases, 3 tokens that outlive the session, 4 audit trail
+-- Applies a report of a proxy about a session.
+-- KEYS 1 record, 2 leases, 3 tokens of an ended session, 4 audit trail
 -- ARGV 1 proxy, 2 generation, 3 calls in flight or '', 4 last_activity_at or '',
---      5 operations, 6 length of a lease in ms, 7 the name of the amount or '',
---      8 length of all names that are remembered, 9 rpcs, 10 bytes_in,
---      11 bytes_out, 12 open_stream_millis, 13 length of the audit trail, then
---      of each token its id, first and last use, and the audit record of its
---      first use
+--      5 operations, 6 duration of a lease in ms, 7 name of the usage delta or '',
+--      8 maximum length of the list of names, 9 rpcs, 10 bytes_in, 11 bytes_out,
+--      12 open_stream_millis, 13 maximum length of the audit trail, then for each token
+--      its id, first use, last use, and the audit record of its first use
 local session = read_session(KEYS[1])
 if not session then
   return { 'unknown' }
@@ -16,7 +15,7 @@ local used, renewed = false, false
 
 if ARGV[7] ~= '' and not string.find(use.added, ARGV[7], 1, true) then
   for i = 1, 4 do
-    -- Numbers of scripts are exact up to there.
+    -- Lua numbers are exact up to 2^53.
     local total = math.min(tonumber(use.totals[i]) + tonumber(ARGV[8 + i]), 2 ^ 53)
     use.totals[i] = string.format('%d', total)
   end
@@ -24,11 +23,11 @@ if ARGV[7] ~= '' and not string.find(use.added, ARGV[7], 1, true) then
   used = true
 end
 
-local function moment(text)
+local function until_now(text)
   return math.min(tonumber(text), now)
 end
--- Notes uses in the text of tokens; answers the text as it is then.
-local function note_uses(text)
+-- Records uses in a text of tokens; returns the new text.
+local function record_uses(text)
   local tokens, by_id = tokens_of(text), {}
   for _, token in ipairs(tokens) do
     by_id[token.id] = token
@@ -37,11 +36,11 @@ local function note_uses(text)
     local token = by_id[ARGV[i]]
     if token then
       if token.first == '' then
-        token.first = string.format('%d', moment(ARGV[i + 1]))
+        token.first = string.format('%d', until_now(ARGV[i + 1]))
         audit(KEYS[4], ARGV[i + 3], ARGV[13])
       end
-      if (tonumber(token.last) or -1) < moment(ARGV[i + 2]) then
-        token.last = string.format('%d', moment(ARGV[i + 2]))
+      if (tonumber(token.last) or -1) < until_now(ARGV[i + 2]) then
+        token.last = string.format('%d', until_now(ARGV[i + 2]))
       end
     end
   end
@@ -57,11 +56,11 @@ local function write()
 end
 if #ARGV > 13 then
   local text = session.live and session.tokens or redis.call('GET', KEYS[3]) or ''
-  local noted = note_uses(text)
-  if noted ~= text and session.live then
-    session.tokens, renewed = noted, true
-  elseif noted ~= text then
-    redis.call('SET', KEYS[3], noted, 'KEEPTTL')
+  local recorded = record_uses(text)
+  if recorded ~= text and session.live then
+    session.tokens, renewed = recorded, true
+  elseif recorded ~= text then
+    redis.call('SET', KEYS[3], recorded, 'KEEPTTL')
   end
 end
 if not session.live then
@@ -69,10 +68,10 @@ if not session.live then
   return { 'ended' }
 end
 
--- What runs on an earlier generation is lost: it keeps nothing alive.
-local of_now = tonumber(ARGV[2]) >= tonumber(session.generation)
-local at = of_now and math.min(tonumber(ARGV[4]) or 0, now) or 0
-if of_now and (tonumber(ARGV[3]) or 0) > 0 then
+-- Calls on an earlier generation are lost and do not count as activity.
+local is_current = tonumber(ARGV[2]) >= tonumber(session.generation)
+local at = is_current and math.min(tonumber(ARGV[4]) or 0, now) or 0
+if is_current and (tonumber(ARGV[3]) or 0) > 0 then
   at = now
   if redis.call('HLEN', KEYS[2]) > 0 then
     local leases = redis.call('HGETALL', KEYS[2])

@@ -1,7 +1,6 @@
--- Makes a proxy known; answers the present and whether the amounts of
--- this report are new.
+-- Registers a proxy; returns the time and whether the sequence number is new.
 -- KEYS 1 proxies by their last report, 2 their sequence numbers
--- ARGV 1 proxy, 2 sequence number or 0, 3 memory of proxies in ms
+-- ARGV 1 proxy, 2 sequence number or 0, 3 retention of proxies in ms
 local now = now_ms()
 for _, gone in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[3], 'LIMIT', 0, 100)) do
   redis.call('ZREM', KEYS[1], gone)

@@ -1,6 +1,6 @@
--- A holder's bindings of Spark sessions, one a line, the least recently bound
--- first: "<id> <server> <generation> <is> <serial> <preparer> <till>". Until
--- `till` the preparer has it; '-' and 0 when nobody has.
+-- The bindings of a holder, one per line, least recently bound first: "<id> <server>
+-- <generation> <state> <serial> <preparer> <expires>". The preparer owns the
+-- preparation until `expires`; '-' and 0 without one.
 local function lines_of(key)
   local lines = {}
   for line in string.gmatch(redis.call('GET', key) or '', '[^\n]+') do
@@ -15,7 +15,7 @@ local function write_lines(key, lines)
     redis.call('SET', key, table.concat(lines, '\n'))
   end
 end
-local function place_of(lines, name)
+local function index_of(lines, name)
   for i, line in ipairs(lines) do
     if string.sub(line, 1, #name + 1) == name .. ' ' then
       return i
@@ -23,10 +23,12 @@ local function place_of(lines, name)
   end
 end
 local function binding_of(line)
-  local name, generation, is, serial, by, till = string.match(line, '^(%S+ %S+) (%d+) (%a+) (%S+) (%S+) (%d+)$')
-  return { name = name, generation = tonumber(generation), is = is, serial = serial, by = by, till = tonumber(till) }
+  local name, generation, state, serial, preparer, expires =
+    string.match(line, '^(%S+ %S+) (%d+) (%a+) (%S+) (%S+) (%d+)$')
+  return { name = name, generation = tonumber(generation), state = state, serial = serial, preparer = preparer,
+    expires = tonumber(expires) }
 end
 local function line_of(binding)
-  return string.format('%s %d %s %s %s %d', binding.name, binding.generation, binding.is, binding.serial,
-    binding.by, binding.till)
+  return string.format('%s %d %s %s %s %d', binding.name, binding.generation, binding.state, binding.serial,
+    binding.preparer, binding.expires)
 end

@@ -1,5 +1,5 @@
--- Takes sessions that are due, the longest due first, and makes them due again
--- when the lease ends. Answers members, each followed by when it was due.
+-- Claims due sessions, the longest due first, and makes them due again at the end of
+-- the lease. Returns members, each followed by its due time.
 -- KEYS 1 due; ARGV 1 limit, 2 lease in ms
 local now = now_ms()
 local entries = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'WITHSCORES', 'LIMIT', 0, ARGV[1])

@@ -1,5 +1,5 @@
--- Writes a change if the stored version is the one before.
--- Keys and arguments are save.lua's; the indexes begin at 12.
+-- Writes a change if the stored version is the one before. Keys and arguments as in
+-- save.lua; the indexes begin at 12.
 local stored = read_session(KEYS[1])
 if not stored then
   return { 'not-found' }

@@ -1,7 +1,7 @@
--- Writes what an idle clock decided, if the stored version is the one before,
--- no call is in flight and the last activity is still the one that was seen.
--- After save.lua's keys: 12 leases, then the indexes.
--- After save.lua's arguments: 19 last_activity_at, 0 before the first
+-- Writes the decision of an idle timeout, if the stored version is the one before, no
+-- call is in flight and the last activity is unchanged.
+-- After the keys of save.lua: 12 leases, then the indexes.
+-- After the arguments of save.lua: 19 last_activity_at, 0 without activity
 local stored = read_session(KEYS[1])
 if not stored then
   return { 'not-found' }

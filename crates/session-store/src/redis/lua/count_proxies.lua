@@ -1,7 +1,7 @@
--- Forgets proxies that are gone; counts those that are left, and those of them
--- that are silent.
+-- Deletes proxies that are gone; returns the number of the others and of the silent
+-- ones.
 -- KEYS 1 proxies by their last report, 2 their sequence numbers
--- ARGV 1 silent after ms, 2 gone after ms, or '' to forget none
+-- ARGV 1 silent after ms, 2 gone after ms, or '' to delete none
 local now = now_ms()
 if ARGV[2] ~= '' then
   for _, gone in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])) do

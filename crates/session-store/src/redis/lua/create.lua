@@ -1,10 +1,10 @@
--- Writes a new session unless its request came before or a quota is used up.
--- After save.lua's keys: 12 creates of the owner, 13 live of the owner, 14 the
--- request (the creates key again if there is none), 15 to 17 the live statuses
+-- Writes a new session unless its request was used or a quota is exhausted.
+-- After the keys of save.lua: 12 creates of the owner, 13 live sessions of the owner,
+-- 14 the request (the creates key again without a request), 15 to 17 the live statuses
 -- of the organization, then the indexes.
--- After save.lua's arguments: 19 whether there is a request (1 or 0),
--- 20 fingerprint, 21 memory of requests in ms, 22 live_sessions_per_owner,
--- 23 live_sessions, 24 creates_per_minute
+-- After the arguments of save.lua: 19 whether a request is given (1 or 0), 20
+-- fingerprint, 21 retention of requests in ms, 22 live_sessions_per_owner, 23
+-- live_sessions, 24 creates_per_minute
 if ARGV[19] == '1' then
   local first = redis.call('HMGET', KEYS[14], 'fingerprint', 'record')
   if first[2] and redis.call('EXISTS', first[2]) == 1 then
@@ -15,7 +15,7 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
   return { 'exists' }
 end
 
--- Counted from the indexes themselves, so that no counter can drift.
+-- Counts are the sizes of the indexes, so they cannot drift.
 if redis.call('ZCARD', KEYS[13]) >= tonumber(ARGV[22]) then
   return { 'quota', 'live_sessions_per_owner' }
 end

@@ -1,6 +1,6 @@
--- Removes a definition if its version is the expected one.
+-- Deletes a definition if its version is the expected one.
 -- KEYS 1 definitions, 2 bytes by organization
--- ARGV 1 name, 2 expected, 3 organization or ''
+-- ARGV 1 name, 2 expected version, 3 organization or ''
 local stored = redis.call('HGET', KEYS[1], ARGV[1])
 if not stored then
   return { 'not-found' }

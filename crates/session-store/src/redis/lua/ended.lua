@@ -1,8 +1,7 @@
--- Keeps count of an organization's ended sessions, for those that trim them.
--- Counts are the sizes of the indexes, so they cannot drift.
--- `first` is the first of five keys: ended sessions of the organization, of
--- the owner, organizations by their first end, organizations by their number,
--- owners by their number.
+-- Counts the ended sessions of an organization, for retention. Counts are the sizes of
+-- the indexes, so they cannot drift. `first` is the number of the first of five keys:
+-- ended sessions of the organization, of the owner, organizations by their first end,
+-- organizations by their number, owners by their number.
 local function count_ended(first, org, owner)
   local function count(index, name, size)
     if size > 0 then

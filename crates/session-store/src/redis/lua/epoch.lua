@@ -1,13 +1,14 @@
--- The store epoch. It rises when the servers are not those it was made for,
--- when a reader saw a higher one, and when a reader saw the store go back. A
--- new epoch is the present, so that it is new also when an older one was
--- forgotten.
--- KEYS 1 epoch; ARGV 1 lineage of the servers or '' if nobody knows now,
---      2 the highest that was seen, 3 whether the store went back (1 or 0)
+-- The store epoch. It increases when the lineage of the servers is another one, when a
+-- reader saw a higher epoch, and when a reader saw the store go back in time. A new
+-- epoch is at least the time in ms, so that it is higher than all earlier ones after a
+-- loss.
+-- KEYS 1 epoch
+-- ARGV 1 lineage of the servers or '' if unknown, 2 highest epoch seen, 3 whether the
+--      store went back (1 or 0)
 local stored = redis.call('HMGET', KEYS[1], 'value', 'lineage')
 local value, seen = tonumber(stored[1] or 0), tonumber(ARGV[2])
-local other = ARGV[1] ~= '' and stored[2] ~= ARGV[1]
-if other or value < seen or ARGV[3] == '1' then
+local replaced = ARGV[1] ~= '' and stored[2] ~= ARGV[1]
+if replaced or value < seen or ARGV[3] == '1' then
   value = math.max(value + 1, seen + 1, now_ms())
   redis.call('HSET', KEYS[1], 'value', string.format('%d', value))
   if ARGV[1] ~= '' then

@@ -1,16 +1,16 @@
--- Ends the preparation of a binding if it is still the ticket's.
+-- Ends the preparation of a binding if the ticket still owns it.
 -- KEYS 1 the holder's bindings
--- ARGV 1 name of the binding, 2 ticket, 3 '1' if it is ready now
+-- ARGV 1 name of the binding, 2 ticket, 3 '1' if ready
 local lines = lines_of(KEYS[1])
-local place = place_of(lines, ARGV[1])
-local binding = place and binding_of(lines[place])
-if not binding or binding.is ~= 'unready' or binding.by ~= ARGV[2] then
+local index = index_of(lines, ARGV[1])
+local binding = index and binding_of(lines[index])
+if not binding or binding.state ~= 'unready' or binding.preparer ~= ARGV[2] then
   return { 'lost' }
 end
 if ARGV[3] == '1' then
-  binding.is, binding.by = 'ready', '-'
+  binding.state, binding.preparer = 'ready', '-'
 end
-binding.till = 0
-lines[place] = line_of(binding)
+binding.expires = 0
+lines[index] = line_of(binding)
 write_lines(KEYS[1], lines)
 return { 'ok' }

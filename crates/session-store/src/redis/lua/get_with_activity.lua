@@ -1,5 +1,5 @@
--- A session as it is stored, and what its idle clocks go by: the stored string,
--- last_activity_at or '', calls in flight, the present. Nothing if there is none.
+-- A session with its activity: the stored string, last_activity_at or '', calls in
+-- flight, the time. Empty if no session exists.
 -- KEYS 1 record, 2 leases
 local session = read_session(KEYS[1])
 if not session then

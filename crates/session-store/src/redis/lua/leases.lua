@@ -1,5 +1,5 @@
--- Busy leases of a session: a hash of "<until> <generation> <calls> <operations>"
--- by proxy. Those on the generation `least` and later, and not run out.
+-- Busy leases of a session: a hash of "<until> <generation> <calls> <operations>" by
+-- proxy. `live_leases` returns the unexpired ones of the generation `least` and later.
 local function parts_of(lease)
   local until_ms, generation, calls, operations = string.match(lease, '^(%d+) (%d+) (%d+) (.*)$')
   return tonumber(until_ms), tonumber(generation), tonumber(calls), operations

@@ -1,9 +1,9 @@
--- What the calls in flight on a session's generation execute, by proxy.
+-- Operations of the calls in flight on the session's generation, by proxy.
 -- KEYS 1 record, 2 leases
 local session = read_session(KEYS[1])
 local generation = session and tonumber(session.generation) or 0
-local answer = {}
+local operations = {}
 for _, lease in ipairs(live_leases(KEYS[2], generation, now_ms())) do
-  answer[#answer + 1] = lease.operations
+  operations[#operations + 1] = lease.operations
 end
-return answer
+return operations

@@ -1,9 +1,8 @@
--- Writes a definition, kept as "<version> <json>", if its version is the
--- expected one and its organization's share has room for it.
+-- Writes a definition, stored as "<version> <json>", if its version is the expected one
+-- and the organization's quota has room.
 -- KEYS 1 definitions, 2 bytes by organization
--- ARGV 1 name, 2 expected (0: none), 3 json, 4 organization or '', and where a
---      quota holds 5 most entries, 6 most bytes, 7 whether memory is short
---      (1 or 0)
+-- ARGV 1 name, 2 expected version (0: none), 3 json, 4 organization or '', and with a
+--      quota 5 maximum entries, 6 maximum bytes, 7 whether memory is short (1 or 0)
 local stored = redis.call('HGET', KEYS[1], ARGV[1])
 local version = stored and tonumber(string.match(stored, '^%d+')) or 0
 local expected = tonumber(ARGV[2])

@@ -1,9 +1,8 @@
--- A session is one string: a line that scripts compare, "<layout> <version>
--- <live> <status> <generation> <token_epoch> <ledger_epoch> <lengths>", then
--- the record, its use, its last changes, and its tokens while it lives; the
--- lengths are of the first three. This is layout 1, and the ledger's epoch is
--- the one that the tokens are of.
--- Records and changes are packed: scripts pass them on and look into none.
+-- A session is one string: a line that scripts compare, "<layout> <version> <live>
+-- <status> <generation> <token_epoch> <ledger_epoch> <lengths>", then the record, its
+-- usage, its last changes, and its tokens while it lives; the lengths are of the first
+-- three. This is layout 1; the ledger epoch is the token epoch of the stored tokens.
+-- Records and changes are compressed: scripts do not decode them.
 local function read_session(key)
   local text = redis.call('GET', key)
   if not text then
@@ -11,7 +10,7 @@ local function read_session(key)
   end
   local version, live, status, generation, token_epoch, ledger_epoch, record, use, history, at =
     string.match(text, '^1 (%d+) ([01]) (%a+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)\n()')
-  assert(version, 'a session of another layout, or broken')
+  assert(version, 'a session of another layout, or corrupt')
   local function take(length)
     local from = at
     at = from + length

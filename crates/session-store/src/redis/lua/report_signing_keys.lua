@@ -1,7 +1,7 @@
--- Notes which keys an issuer publishes and signs with; answers what all know.
--- KEYS 1 keys: "since signed seen" by their ids
--- ARGV 1 the one that signs or '', 2 gap in ms, 3 memory in ms, 4 most keys,
---      then the ids that are published
+-- Records the keys that an issuer publishes and signs with; returns their common state.
+-- KEYS 1 keys: "since signed seen" by id
+-- ARGV 1 signing key or '', 2 gap in ms, 3 retention in ms, 4 maximum number of keys,
+--      then the published ids
 local now = now_ms()
 local function read(id)
   local text = redis.call('HGET', KEYS[1], id)
@@ -11,8 +11,8 @@ local function read(id)
   local since, signed, seen = string.match(text, '^(%d+) (%d+) (%d+)$')
   return tonumber(since), tonumber(signed), tonumber(seen)
 end
--- The one that nobody reported for the longest; those that are reported stay.
-local function stalest()
+-- Returns the key without a report for the longest time, if beyond the gap.
+local function oldest_unreported()
   local found, least = nil, now - tonumber(ARGV[2])
   for _, id in ipairs(redis.call('HKEYS', KEYS[1])) do
     local _, _, seen = read(id)
@@ -22,25 +22,25 @@ local function stalest()
   end
   return found, least
 end
-local function make_room()
-  local id = stalest()
+local function evict()
+  local id = oldest_unreported()
   if id and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[4]) then
     redis.call('HDEL', KEYS[1], id)
   end
 end
 while true do
-  local id, seen = stalest()
+  local id, seen = oldest_unreported()
   if not id or seen + tonumber(ARGV[3]) >= now then
     break
   end
   redis.call('HDEL', KEYS[1], id)
 end
-local answer = { string.format('%d', now) }
+local reply = { string.format('%d', now) }
 for i = 5, #ARGV do
   local id = ARGV[i]
   local since, signed, seen = read(id)
   if not since then
-    make_room()
+    evict()
   end
   if since or redis.call('HLEN', KEYS[1]) < tonumber(ARGV[4]) then
     if not since or seen + tonumber(ARGV[2]) < now then
@@ -51,9 +51,9 @@ for i = 5, #ARGV do
       signed = now
     end
     redis.call('HSET', KEYS[1], id, string.format('%d %d %d', since, signed, now))
-    answer[#answer + 1] = id
-    answer[#answer + 1] = string.format('%d', since)
-    answer[#answer + 1] = string.format('%d', signed)
+    reply[#reply + 1] = id
+    reply[#reply + 1] = string.format('%d', since)
+    reply[#reply + 1] = string.format('%d', signed)
   end
 end
-return answer
+return reply

@@ -1,5 +1,5 @@
--- Writes a record that a fail-over lost, if the stored one is still the one
--- that was seen. Keys and arguments are save.lua's; then the version seen.
+-- Writes a record that a fail-over lost, if the stored version is unchanged. Keys and
+-- arguments as in save.lua; then the expected version.
 local stored = read_session(KEYS[1])
 if not stored or stored.version ~= ARGV[19] then
   return { 'conflict' }

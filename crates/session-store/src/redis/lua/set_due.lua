@@ -1,5 +1,5 @@
--- Moves a session's due entry if its version is still the expected one. An
--- entry without a record is dropped: nobody could ever settle it.
+-- Sets the due entry of a session if its version is the expected one. An entry without
+-- a record is deleted, because nothing else would remove it.
 -- KEYS 1 record, 2 due; ARGV 1 member, 2 version, 3 due or ''
 local stored = read_session(KEYS[1])
 if not stored then

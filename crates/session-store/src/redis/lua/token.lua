@@ -1,5 +1,5 @@
--- Tokens follow each other, each after its length in two bytes:
--- "<id> <expires_at> <first use or ''> <last use or ''> <details>".
+-- A ledger is a sequence of tokens, each after its length in two bytes: "<id>
+-- <expires_at> <first use or ''> <last use or ''> <details>".
 local function tokens_of(text)
   local tokens, at = {}, 1
   while at <= #text do

@@ -1,7 +1,6 @@
--- Forgets an ended session, unless it lives, somebody must still look at it, or
--- it is forgotten already.
--- KEYS 1 record, 2 due, 3 to 7 as in ended.lua, 8 and 9 what else is kept of
---      it, then the indexes it is in
+-- Deletes an ended session, unless it is live, still due, or deleted already.
+-- KEYS 1 record, 2 due, 3 to 7 as in ended.lua, 8 and 9 its other keys, then the
+--      indexes that contain it
 -- ARGV 1 id, 2 member, 3 organization, 4 owner
 local stored = read_session(KEYS[1])
 if not stored or stored.live or redis.call('ZSCORE', KEYS[2], ARGV[2]) then

@@ -1,13 +1,12 @@
--- Gives a binding back if it is still this one.
--- KEYS 1 holders by binding, 2 the holder's bindings, 3 exists while the id is
---      kept from everybody
--- ARGV 1 name of the binding, 2 serial, 3 ms to keep the id from everybody
+-- Deletes a binding if its serial matches.
+-- KEYS 1 holders by binding, 2 the holder's bindings, 3 exists while the id is reserved
+-- ARGV 1 name of the binding, 2 serial, 3 ms for which the id stays reserved
 local lines = lines_of(KEYS[2])
-local place = place_of(lines, ARGV[1])
-if not place or binding_of(lines[place]).serial ~= ARGV[2] then
+local index = index_of(lines, ARGV[1])
+if not index or binding_of(lines[index]).serial ~= ARGV[2] then
   return { 'ok' }
 end
-table.remove(lines, place)
+table.remove(lines, index)
 write_lines(KEYS[2], lines)
 redis.call('HDEL', KEYS[1], ARGV[1])
 if ARGV[3] ~= '0' then

@@ -1,6 +1,6 @@
--- The use of a session: last_activity_at or '', rpcs, bytes_in, bytes_out,
--- open_stream_millis, and the names of what was added last. Empty before the
--- first.
+-- The usage of a session: last_activity_at or '', rpcs, bytes_in, bytes_out,
+-- open_stream_millis, and the names of the last usage deltas. Empty before the first
+-- report.
 local function use_of(session)
   local last, rpcs, bytes_in, bytes_out, millis, added =
     string.match(session.use, '^(%d*) (%d+) (%d+) (%d+) (%d+) (.*)$')

@@ -1,12 +1,11 @@
-//! The store epoch: which life of the store this is.
+//! The store epoch: increases when writes may have been lost.
 //!
-//! Every server tells which process it is and which history of writes it
-//! follows; together they are the store's lineage. When it is another one, a
-//! server was started again or another one took over, and the last writes may
-//! be lost. A restore behind a running server's back shows by the pulse of each
-//! slot, a number that only rises: one that went back means that the store did.
-//! The epoch is kept in Redis, so all managers agree on it, and it is made from
-//! the time, so that it rises also when Redis forgot the last one.
+//! Every server has a run id and a replication id; together they are the lineage of the
+//! store. A changed lineage means that a server was restarted or replaced, and the last
+//! writes may be lost. A restore on a running server is detected by the heartbeat of
+//! each slot, a counter that only increases: a lower value means that the store went
+//! back in time. The epoch is stored in Redis, so that all managers agree on it, and is
+//! at least the time, so that it also increases when Redis lost the last one.
 
 use crate::Error;
 use crate::redis::connection::{Connections, Failure};
@@ -17,17 +16,17 @@ use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// The store epoch, as far as this process knows it.
+/// The store epoch as this process knows it.
 pub(in crate::redis) struct Epoch {
     connections: Arc<Connections>,
     keys: Arc<Keys>,
     scripts: Arc<Scripts>,
-    /// 0 before the first.
+    /// 0 until first known.
     known: watch::Sender<u64>,
-    /// What `known` was told for.
+    /// Lineage for which `known` was agreed.
     lineage: Mutex<String>,
-    /// The last pulse of each slot.
-    pulses: Mutex<Vec<u64>>,
+    /// Last heartbeat of each slot.
+    heartbeats: Mutex<Vec<u64>>,
 }
 
 impl Epoch {
@@ -42,70 +41,71 @@ impl Epoch {
             scripts,
             known: watch::Sender::new(0),
             lineage: Mutex::default(),
-            pulses: Mutex::new(vec![0; Slot::all().count()]),
+            heartbeats: Mutex::new(vec![0; Slot::all().count()]),
         }
     }
 
-    /// Tells whenever it rises.
+    /// Notifies of every increase.
     pub(in crate::redis) fn subscribe(&self) -> watch::Receiver<u64> {
         self.known.subscribe()
     }
 
-    /// The epoch of the servers as they are connected now. Asks nobody while
-    /// they are the same.
+    /// Returns the epoch of the connected servers; reads it from Redis only if the
+    /// lineage changed.
     pub(in crate::redis) async fn current(&self) -> Result<u64, Error> {
         let known = *self.known.borrow();
         match self.connections.lineage().await {
             Ok(lineage) if known != 0 && *self.lineage() == lineage => Ok(known),
             Ok(lineage) => self.agree(&lineage, false).await,
-            // What is on a server that is away cannot be read either: the rest
-            // goes on with what is known.
+            // In a cluster the reachable servers continue with the known epoch: data of
+            // an unreachable one cannot be read anyway.
             Err(_) if known != 0 && !self.connections.is_one_server() => Ok(known),
             Err(failure) => Err(failure.into_error()),
         }
     }
 
-    /// Looks for signs that the store went back, and hears of what others found.
+    /// Increments the heartbeats to detect a store that went back in time, and reads
+    /// the epoch that other managers agreed on.
     pub(in crate::redis) async fn tick(&self) -> Result<(), Error> {
-        let pulses = join_all(Slot::all().map(async |slot| {
-            let call = self.scripts.pulse.key(self.keys.pulse(slot));
+        let heartbeats = join_all(Slot::all().map(async |slot| {
+            let call = self.scripts.heartbeat.key(self.keys.heartbeat(slot));
             (slot, self.connections.run::<u64>(&call).await)
         }));
-        let mut back = false;
-        for (slot, pulse) in pulses.await {
-            let Ok(pulse) = pulse else { continue };
-            let mut pulses = self.pulses();
-            if let Some(last) = pulses.get_mut(slot.index()) {
-                back |= pulse <= *last;
-                *last = pulse;
+        let mut went_back = false;
+        for (slot, heartbeat) in heartbeats.await {
+            let Ok(heartbeat) = heartbeat else { continue };
+            let mut heartbeats = self.heartbeats();
+            if let Some(last) = heartbeats.get_mut(slot.index()) {
+                went_back |= heartbeat <= *last;
+                *last = heartbeat;
             }
         }
-        if back {
-            tracing::warn!("Redis went back in time: everything is read anew");
+        if went_back {
+            tracing::warn!("Redis went back in time; reading all state again");
         }
         self.current().await?;
-        self.agree("", back).await.map(drop)
+        self.agree("", went_back).await.map(drop)
     }
 
-    /// Agrees with all other managers on the epoch of a lineage.
-    async fn agree(&self, lineage: &str, back: bool) -> Result<u64, Error> {
+    /// Agrees with all managers on the epoch of a lineage.
+    async fn agree(&self, lineage: &str, went_back: bool) -> Result<u64, Error> {
         let seen = *self.known.borrow();
         let mut call = self.scripts.epoch.key(self.keys.epoch());
-        call.arg(lineage).arg(seen).arg(u8::from(back));
-        let told: String = self.connections.run(&call).await?;
-        let epoch: u64 = told
+        call.arg(lineage).arg(seen).arg(u8::from(went_back));
+        let reply: String = self.connections.run(&call).await?;
+        let epoch: u64 = reply
             .parse()
-            .map_err(|_| Error::Corrupt(format!("the store epoch is {told:?}")))?;
+            .map_err(|_| Error::Corrupt(format!("the store epoch is {reply:?}")))?;
         if !lineage.is_empty() {
             lineage.clone_into(&mut self.lineage());
         }
-        let rose = self.known.send_if_modified(|known| {
-            let rises = epoch > *known;
+        let increased = self.known.send_if_modified(|known| {
+            let increases = epoch > *known;
             *known = epoch.max(*known);
-            rises
+            increases
         });
-        if rose && seen != 0 {
-            tracing::warn!(epoch, "the store epoch rose: what was written last may be lost");
+        if increased && seen != 0 {
+            tracing::warn!(epoch, "store epoch increased; the last writes may be lost");
         }
         Ok(epoch.max(seen))
     }
@@ -114,13 +114,13 @@ impl Epoch {
         self.lineage.lock()
     }
 
-    fn pulses(&self) -> MutexGuard<'_, Vec<u64>> {
-        self.pulses.lock()
+    fn heartbeats(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.heartbeats.lock()
     }
 }
 
 impl Connections {
-    /// Every server's process and history, in the order of the slots.
+    /// The lineage of all servers, in the order of the slots.
     async fn lineage(&self) -> Result<String, Failure> {
         let mut lineage = String::new();
         let mut last = None;
@@ -129,7 +129,7 @@ impl Connections {
                 continue;
             }
             last = Some(server);
-            lineage.push_str(&self.server_info(server).await?.run);
+            lineage.push_str(&self.server_info(server).await?.lineage);
             lineage.push(' ');
         }
         Ok(lineage)

@@ -1,8 +1,8 @@
-//! What keeps acknowledged writes through fail-overs and restores.
+//! Safety of acknowledged writes through fail-overs and restores.
 //!
 //! ```text
-//! replication: writes that a replica must have    epoch: has this data been replaced?
-//! monitor: asks both again, in the background
+//! replication: writes that a replica must have    epoch: detection of lost writes
+//! monitor: repeats both checks in the background
 //! ```
 
 pub(super) mod epoch;

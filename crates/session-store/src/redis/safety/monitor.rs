@@ -1,36 +1,36 @@
-//! What a store does by itself every moment: looks who serves it, how they
-//! are, whether they went back in time, and after its weak changes.
+//! Background checks of the store: topology and state of the servers, store epoch, and
+//! changes that no replica has yet.
 
 use crate::Error;
 use crate::redis::RedisStore;
 use std::time::Duration;
 use tokio::task::AbortHandle;
 
-/// How often.
-const PERIOD: Duration = Duration::from_secs(1);
+/// Time between two checks.
+const MONITOR_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Ends with its value.
-pub(in crate::redis) struct Watch(AbortHandle);
+/// The background task; dropping this value ends it.
+pub(in crate::redis) struct Monitor(AbortHandle);
 
-impl Drop for Watch {
+impl Drop for Monitor {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-impl Watch {
+impl Monitor {
     pub(in crate::redis) fn begin(store: RedisStore) -> Self {
         let task = tokio::spawn(async move {
-            let mut well = true;
+            let mut healthy = true;
             loop {
-                tokio::time::sleep(PERIOD).await;
+                tokio::time::sleep(MONITOR_INTERVAL).await;
                 let outcome = store.tick().await;
                 if let Err(error) = &outcome
-                    && well
+                    && healthy
                 {
-                    tracing::warn!(%error, "Redis cannot be watched");
+                    tracing::warn!(%error, "monitoring Redis failed");
                 }
-                well = outcome.is_ok();
+                healthy = outcome.is_ok();
             }
         });
         Self(task.abort_handle())

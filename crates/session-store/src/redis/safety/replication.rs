@@ -1,11 +1,11 @@
-//! Changes that must not be lost once they were acknowledged: the end of a
-//! session, and tokens taken back.
+//! Replication of changes that must not be lost once acknowledged: the end of a
+//! session, and revoked tokens.
 //!
-//! Redis acknowledges a write before its replicas have it, and a fail-over
-//! loses what they have not. Where there are replicas, the writer of such a
-//! change waits a moment until one has it. If none has it in time, the change
-//! is good and is called weak: this process looks after it until a replica has
-//! it, and writes it again if a fail-over lost it.
+//! Redis acknowledges a write before its replicas have it, and a fail-over loses what
+//! they lack. If the server has replicas, the writer of such a change waits a short
+//! time until one has it. If none has it in time, the change is valid but unreplicated:
+//! this process checks it until a replica has it, and writes it again if a fail-over
+//! lost it.
 
 use crate::prelude::*;
 use crate::redis::connection::{Address, Connections, Dedicated};
@@ -19,106 +19,111 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// So many replicas must have it.
+/// Replicas that must have a change.
 const REPLICAS: u64 = 1;
-/// They are waited for no longer.
+/// Time limit of the wait for replicas.
 const WAIT: Duration = Duration::from_millis(100);
-/// Weak changes that one process looks after.
+/// Maximum number of unreplicated changes that one process checks.
 const MAX_UNREPLICATED: usize = 10_000;
-/// How many of them one look takes.
-const LOOK: usize = 100;
+/// Maximum number of them per check.
+const MAX_PER_RECHECK: usize = 100;
 
-/// What this process knows of replicas and of weak changes.
+/// Replica queries by server, and unreplicated changes.
 #[derive(Default)]
 pub(in crate::redis) struct Replication {
-    gates: Mutex<HashMap<Address, Arc<Gate>>>,
-    weak: Mutex<BTreeMap<SessionKey, Commit>>,
+    queries: Mutex<HashMap<Address, Arc<ReplicaQuery>>>,
+    unreplicated: Mutex<BTreeMap<SessionKey, Commit>>,
 }
 
-/// The way to ask one server's replicas. Everybody who asks while a question
-/// is under way shares the next one.
+/// Queries of the replicas of one server. Callers that arrive while a query runs share
+/// the next one.
 #[derive(Default)]
-struct Gate {
+struct ReplicaQuery {
     waiting: Mutex<Vec<oneshot::Sender<bool>>>,
-    link: tokio::sync::Mutex<Option<Dedicated>>,
+    connection: tokio::sync::Mutex<Option<Dedicated>>,
 }
 
 impl Replication {
-    fn gate(&self, address: &Address) -> Arc<Gate> {
-        let mut gates = lock(&self.gates);
-        Arc::clone(gates.entry(address.clone()).or_default())
+    fn replica_query(&self, address: &Address) -> Arc<ReplicaQuery> {
+        let mut queries = lock(&self.queries);
+        Arc::clone(queries.entry(address.clone()).or_default())
     }
 
-    fn weak(&self) -> MutexGuard<'_, BTreeMap<SessionKey, Commit>> {
-        lock(&self.weak)
+    fn unreplicated(&self) -> MutexGuard<'_, BTreeMap<SessionKey, Commit>> {
+        lock(&self.unreplicated)
     }
 
-    /// Looks after a weak change. The newest of a session holds what the
-    /// earlier ones said.
-    fn keep(&self, commit: Commit) {
+    /// Adds an unreplicated change. The newest change of a session includes the earlier
+    /// ones.
+    fn add_unreplicated(&self, commit: Commit) {
         let key = commit.session.key();
-        let mut weak = self.weak();
-        if weak.len() < MAX_UNREPLICATED || weak.contains_key(&key) {
-            weak.insert(key, commit);
+        let mut unreplicated = self.unreplicated();
+        if unreplicated.len() < MAX_UNREPLICATED || unreplicated.contains_key(&key) {
+            unreplicated.insert(key, commit);
         } else {
-            tracing::error!(session = %key.id, "too many weak changes: a fail-over now may lose this one");
+            tracing::error!(session = %key.id, "too many unreplicated changes; a fail-over may lose this one");
         }
     }
 }
 
-/// May this change not be lost?
+/// Returns whether a replica must have this change.
 pub(in crate::redis) fn needs_replica(commit: &Commit) -> bool {
     commit.session.status().is_terminal() || commit.record.reason == ChangeReason::TokensRevoked
 }
 
-impl Gate {
-    /// Does a replica have all that was written before this call?
-    async fn is_passed(&self, connections: &Connections, question: &redis::Pipeline, slot: Slot) -> bool {
+impl ReplicaQuery {
+    /// Returns whether a replica has all writes before this call.
+    async fn has_replicated(
+        &self,
+        connections: &Connections,
+        pipeline: &redis::Pipeline,
+        slot: Slot,
+    ) -> bool {
         loop {
-            let (tell, mut told) = oneshot::channel();
-            lock(&self.waiting).push(tell);
-            let mut link = self.link.lock().await;
-            match told.try_recv() {
+            let (sender, mut receiver) = oneshot::channel();
+            lock(&self.waiting).push(sender);
+            let mut connection = self.connection.lock().await;
+            match receiver.try_recv() {
                 Ok(answer) => return answer,
-                // Whoever asked for us was cut off.
+                // The task that ran the shared query was cancelled.
                 Err(oneshot::error::TryRecvError::Closed) => continue,
                 Err(oneshot::error::TryRecvError::Empty) => {}
             }
             let waiting = std::mem::take(&mut *lock(&self.waiting));
-            let answer = ask(connections, question, slot, &mut link).await;
+            let answer = query_replicas(connections, pipeline, slot, &mut connection).await;
             if let Err(error) = &answer {
-                tracing::debug!(%error, "replicas cannot be asked");
+                tracing::debug!(%error, "querying replicas failed");
             }
-            let has = answer.unwrap_or(false);
-            for one in waiting {
-                // One that is gone needs no answer.
-                let _ = one.send(has);
+            let replicated = answer.unwrap_or(false);
+            for sender in waiting {
+                // A receiver that is gone needs no result.
+                let _ = sender.send(replicated);
             }
-            return has;
+            return replicated;
         }
     }
 }
 
-/// `WAIT` counts what its own connection wrote, so one more write goes before
-/// it: a replica that has this one has all before it.
-async fn ask(
+/// `WAIT` covers the writes of its own connection, so one more write precedes it: a
+/// replica that has this write has all earlier ones.
+async fn query_replicas(
     connections: &Connections,
-    question: &redis::Pipeline,
+    pipeline: &redis::Pipeline,
     slot: Slot,
-    link: &mut Option<Dedicated>,
+    connection: &mut Option<Dedicated>,
 ) -> Result<bool, Error> {
-    let mut dedicated = match link.take() {
+    let mut dedicated = match connection.take() {
         Some(dedicated) => dedicated,
         None => connections.dedicated(slot).await?,
     };
-    let (_, replicas): (u64, u64) = dedicated.pipeline(question, WAIT).await?;
-    *link = Some(dedicated);
+    let (_, replicas): (u64, u64) = dedicated.pipeline(pipeline, WAIT).await?;
+    *connection = Some(dedicated);
     Ok(replicas >= REPLICAS)
 }
 
 impl RedisStore {
-    /// Writes a change that must last. The writing goes on when the caller
-    /// goes away, so that no change is left without somebody who looks after it.
+    /// Writes a change that a replica must have. Runs as its own task, so that it
+    /// finishes when the caller is cancelled.
     pub(in crate::redis) async fn commit_replicated(
         &self,
         commit: Commit,
@@ -126,10 +131,10 @@ impl RedisStore {
     ) -> Result<(), Error> {
         let store = self.clone();
         let written = tokio::spawn(async move {
-            store.write_any(&commit, last_activity_at).await?;
+            store.write_change(&commit, last_activity_at).await?;
             if !store.is_replicated(slot_of(&commit)).await {
                 store.audit_unreplicated(&commit).await;
-                store.replication.keep(commit);
+                store.replication.add_unreplicated(commit);
             }
             Ok(())
         });
@@ -138,21 +143,22 @@ impl RedisStore {
             .unwrap_or_else(|error| Err(Error::Unavailable(error.to_string())))
     }
 
-    /// The change's own record in the trail was written with it, before anybody
-    /// knew: a second one says that it is weak.
+    /// Adds a second audit record that marks the change as unreplicated: the first one
+    /// was written with the change.
     async fn audit_unreplicated(&self, commit: &Commit) {
         let record = AuditRecord {
-            weak: true,
+            unreplicated: true,
             ..sessions::audited(commit)
         };
         let session = &commit.session.id;
-        tracing::warn!(%session, version = commit.session.version, "no replica has this change yet");
+        tracing::warn!(%session, version = commit.session.version, "change not replicated yet");
         if let Err(error) = self.append_audit(&record).await {
-            tracing::warn!(%session, %error, "the audit trail does not say that a change is weak");
+            tracing::warn!(%session, %error, "marking a change as unreplicated in the audit trail failed");
         }
     }
 
-    /// Does a replica have all that was written to `slot`? Yes if it never had one.
+    /// Returns whether a replica has all writes to `slot`; true if the server never had
+    /// a replica.
     async fn is_replicated(&self, slot: Slot) -> bool {
         let server = match self.connections.server(slot).await {
             Ok(server) => server,
@@ -161,57 +167,65 @@ impl RedisStore {
         if !server.is_replicated() {
             return true;
         }
-        let mut question = redis::pipe();
-        question.add_command(self.scripts.pulse.key(self.keys.pulse(slot)).in_full());
-        question
+        let mut pipeline = redis::pipe();
+        pipeline.add_command(self.scripts.heartbeat.key(self.keys.heartbeat(slot)).in_full());
+        pipeline
             .cmd("WAIT")
             .arg(REPLICAS)
             .arg(u64::try_from(WAIT.as_millis()).unwrap_or(0));
-        let gate = self.replication.gate(server.address());
-        gate.is_passed(&self.connections, &question, slot).await
+        let replica_query = self.replication.replica_query(server.address());
+        replica_query
+            .has_replicated(&self.connections, &pipeline, slot)
+            .await
     }
 
-    /// Looks at weak changes: writes again what was lost, and forgets what a
+    /// Checks unreplicated changes: writes lost ones again, and removes those that a
     /// replica has.
     pub(in crate::redis) async fn recheck_unreplicated(&self) -> Result<(), Error> {
-        let weak: Vec<Commit> = self.replication.weak().values().take(LOOK).cloned().collect();
-        for commit in weak {
+        let unreplicated: Vec<Commit> = self
+            .replication
+            .unreplicated()
+            .values()
+            .take(MAX_PER_RECHECK)
+            .cloned()
+            .collect();
+        for commit in unreplicated {
             let before = self.epoch.current().await?;
             self.rewrite_lost(&commit).await?;
-            // Only of the servers that were looked at does the answer say something.
+            // The result is valid only for the servers that were checked.
             if self.is_replicated(slot_of(&commit)).await && self.epoch.current().await? == before {
                 let key = commit.session.key();
-                let mut weak = self.replication.weak();
-                let is_this = weak
+                let mut unreplicated = self.replication.unreplicated();
+                let is_this = unreplicated
                     .get(&key)
                     .is_some_and(|kept| kept.session.version == commit.session.version);
                 if is_this {
-                    weak.remove(&key);
+                    unreplicated.remove(&key);
                 }
             }
         }
         Ok(())
     }
 
-    /// Writes a change again if the stored record does not show it.
+    /// Writes a change again if the stored record does not include it.
     async fn rewrite_lost(&self, commit: &Commit) -> Result<(), Error> {
         let key = commit.session.key();
         let now = self.now().await?;
         let Some(stored) = self.get(&key).await? else {
-            // The session itself was lost: to everybody that is a closed one.
+            // The session itself was lost, which counts as closed.
             return Ok(());
         };
-        let Some(again) = again(&stored, commit, now) else {
+        let Some(change) = reapply(&stored, commit, now) else {
             return Ok(());
         };
         tracing::warn!(
-            session = %key.id, org = %key.org, version = again.session.version,
-            reason = again.record.reason.as_str(), "a change that a fail-over lost is written again"
+            session = %key.id, org = %key.org, version = change.session.version,
+            reason = change.record.reason.as_str(), "writing a change again that a fail-over lost"
         );
         let mut call = self.scripts.rewrite_lost.prepare_invoke();
-        sessions::save(&mut call, &self.keys, &[], &again)?;
+        sessions::save(&mut call, &self.keys, &[], &change)?;
         call.arg(stored.version);
-        self.audit_last(&mut call, &sessions::audited(&again))?;
+        self.add_audit_args(&mut call, &sessions::audited(&change))?;
         self.run(&call).await?.done().map(drop)
     }
 }
@@ -220,8 +234,8 @@ fn slot_of(commit: &Commit) -> Slot {
     Slot::Partition(commit.session.org.partition())
 }
 
-/// The change that makes `stored` show what `lost` said, if it does not.
-fn again(stored: &Session, lost: &Commit, now: Timestamp) -> Option<Commit> {
+/// The change that applies `lost` to `stored`, if `stored` does not include it.
+fn reapply(stored: &Session, lost: &Commit, now: Timestamp) -> Option<Commit> {
     let ours = &lost.session;
     if stored.status().is_terminal() {
         return None;
@@ -251,8 +265,8 @@ fn again(stored: &Session, lost: &Commit, now: Timestamp) -> Option<Commit> {
         let still_good = ours.revoked_tokens.iter().filter(|(_, until)| **until > now);
         revoked_tokens.extend(still_good.map(|(id, until)| (id.clone(), *until)));
     }
-    let shows = token_epoch == stored.token_epoch && revoked_tokens.len() == stored.revoked_tokens.len();
-    (!shows).then(|| Commit {
+    let included = token_epoch == stored.token_epoch && revoked_tokens.len() == stored.revoked_tokens.len();
+    (!included).then(|| Commit {
         session: Session {
             version,
             token_epoch,

@@ -1,37 +1,36 @@
-//! Every key of the store, built here and nowhere else.
+//! All keys of the store are built in this module.
 //!
-//! What must change in one step lives in one hash slot: all of an organization
-//! under `{pNN}` of its partition, everything global under `{g}`. The tag is
-//! the first brace of the key, so braces in names cannot move it. Names that
-//! users choose come last, after parts that cannot contain a colon, so no two
-//! things share a key.
+//! Data that one step writes is in one hash slot: all keys of an organization have the
+//! tag `{pNN}` of its partition, all global keys the tag `{g}`. The tag is the first
+//! brace of a key, so braces in names cannot change it. Names that users choose are
+//! last, after parts that cannot contain a colon, so keys are unique.
 
 use crate::spark_bindings::SparkSession;
 use crate::{Error, Kind};
 use session_core::id::fnv1a;
 use session_core::{ClusterName, OrgId, PrincipalId, Session, SessionKey, Status};
 
-/// Every partition.
+/// All partitions.
 pub(in crate::redis) fn partitions() -> impl Iterator<Item = u8> {
     0..OrgId::PARTITIONS
 }
 
-/// What must be on one server: a partition, or everything global.
+/// Keys that are on one server: those of a partition, or the global ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::redis) enum Slot {
-    /// The organizations of a partition.
+    /// Keys of the organizations of a partition.
     Partition(u8),
-    /// What belongs to no organization.
+    /// Keys of no organization.
     Global,
 }
 
 impl Slot {
-    /// Every slot, in the order of [`Slot::index`].
+    /// All slots, in the order of [`Slot::index`].
     pub(in crate::redis) fn all() -> impl Iterator<Item = Self> {
         partitions().map(Self::Partition).chain([Self::Global])
     }
 
-    /// Its place among all.
+    /// Index among all slots.
     pub(in crate::redis) fn index(self) -> usize {
         usize::from(match self {
             Self::Partition(partition) => partition,
@@ -39,7 +38,7 @@ impl Slot {
         })
     }
 
-    /// The hash tag of its keys.
+    /// Hash tag of its keys.
     pub(in crate::redis) fn tag(self) -> String {
         match self {
             Self::Partition(partition) => format!("{{p{partition:02}}}"),
@@ -47,7 +46,7 @@ impl Slot {
         }
     }
 
-    /// The slot of a key; none if it is not one of ours.
+    /// The slot of a key; `None` for a foreign key.
     pub(in crate::redis) fn of_key(key: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(key).ok()?;
         let (_, rest) = text.split_once('{')?;
@@ -60,22 +59,22 @@ impl Slot {
     }
 }
 
-/// How many hashes share the holders of Spark sessions: with a million, each is
-/// small enough for Redis to keep it as one piece. Fixed for ever: it is part
-/// of stored keys.
+/// Number of hashes for the holders of Spark sessions: with a million ids each is still
+/// small enough for the compact encoding of Redis. Fixed, because stored keys contain
+/// it.
 const HOLDER_SHARES: u64 = 16_384;
 
-/// The two parts of an index of sessions.
+/// The two parts of a session index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::redis) enum Part {
-    /// Those that live.
+pub(in crate::redis) enum IndexPart {
+    /// Live sessions.
     Live,
-    /// Those that ended.
+    /// Ended sessions.
     Past,
 }
 
-impl Part {
-    /// The part that a session in `status` is in.
+impl IndexPart {
+    /// The part with the sessions in `status`.
     pub(in crate::redis) const fn of(status: Status) -> Self {
         if status.is_terminal() {
             Self::Past
@@ -99,16 +98,16 @@ impl Part {
     }
 }
 
-/// Joins organization and id in index members. It sorts before every character
+/// Separator of organization and id in index members. It sorts before every character
 /// of either, so members sort as [`SessionKey`]s do.
 const MEMBER_SEPARATOR: char = ',';
 
-/// A session as a member of an index that spans organizations.
+/// A session as a member of an index over several organizations.
 pub(in crate::redis) fn member(key: &SessionKey) -> String {
     format!("{}{MEMBER_SEPARATOR}{}", key.org, key.id)
 }
 
-/// The session that [`member`] wrote.
+/// Parses a result of [`member`].
 pub(in crate::redis) fn parse_member(member: &str) -> Result<SessionKey, Error> {
     let parsed = member.split_once(MEMBER_SEPARATOR).and_then(|(org, id)| {
         Some(SessionKey {
@@ -119,27 +118,27 @@ pub(in crate::redis) fn parse_member(member: &str) -> Result<SessionKey, Error> 
     parsed.ok_or_else(|| Error::Corrupt(format!("{member:?} names no session")))
 }
 
-/// Members with what belongs to them, by the session they name; and the
-/// members that name none.
+/// Parses members with their values; returns those that name a session, and the
+/// dangling ones.
 pub(in crate::redis) fn parse_members<T>(
     members: impl IntoIterator<Item = (String, T)>,
 ) -> (Vec<(SessionKey, T)>, Vec<String>) {
-    let (mut named, mut strays) = (Vec::new(), Vec::new());
+    let (mut named, mut dangling) = (Vec::new(), Vec::new());
     for (member, value) in members {
         match parse_member(&member) {
             Ok(key) => named.push((key, value)),
-            Err(_) => strays.push(member),
+            Err(_) => dangling.push(member),
         }
     }
-    (named, strays)
+    (named, dangling)
 }
 
-/// An owner as a member of an index that spans organizations.
+/// An owner as a member of an index over several organizations.
 pub(in crate::redis) fn owner_member(org: &OrgId, owner: &PrincipalId) -> String {
     format!("{org}{MEMBER_SEPARATOR}{owner}")
 }
 
-/// The owner that [`owner_member`] wrote.
+/// Parses a result of [`owner_member`].
 pub(in crate::redis) fn parse_owner(member: &str) -> Option<(OrgId, PrincipalId)> {
     let (org, owner) = member.split_once(MEMBER_SEPARATOR)?;
     Some((org.parse().ok()?, owner.parse().ok()?))
@@ -148,26 +147,26 @@ pub(in crate::redis) fn parse_owner(member: &str) -> Option<(OrgId, PrincipalId)
 /// Builds keys under one prefix.
 #[derive(Debug, Clone)]
 pub(in crate::redis) struct Keys {
-    /// How the keys of each slot begin, in the order of [`Slot::index`].
-    starts: Vec<String>,
+    /// Prefix of the keys of each slot, in the order of [`Slot::index`].
+    prefixes: Vec<String>,
 }
 
 impl Keys {
-    /// Keys under `prefix`, which may not hold braces: they would become the
-    /// hash tag.
+    /// Keys under `prefix`; `None` if it contains braces, which would become the hash
+    /// tag.
     pub(in crate::redis) fn new(prefix: &str) -> Option<Self> {
         (!prefix.contains(['{', '}'])).then(|| Self {
-            starts: Slot::all()
+            prefixes: Slot::all()
                 .map(|slot| format!("{prefix}{}:", slot.tag()))
                 .collect(),
         })
     }
 
-    /// A change needs two dozen keys, so they are put together in one go.
+    /// Allocates once, because a change needs about 25 keys.
     fn in_slot(&self, slot: Slot, rest: &[&str]) -> String {
-        let start = self.starts.get(slot.index()).map_or("", String::as_str);
-        let mut key = String::with_capacity(start.len() + rest.iter().map(|part| part.len()).sum::<usize>());
-        key.push_str(start);
+        let prefix = self.prefixes.get(slot.index()).map_or("", String::as_str);
+        let mut key = String::with_capacity(prefix.len() + rest.iter().map(|part| part.len()).sum::<usize>());
+        key.push_str(prefix);
         key.extend(rest.iter().copied());
         key
     }
@@ -190,13 +189,12 @@ impl Keys {
         self.in_slot(Slot::Global, &[what, name])
     }
 
-    /// String: all that is kept of a session for as long as its record is; see
-    /// `record.lua`.
+    /// String: record, usage, history and tokens of a session; see `record.lua`.
     pub(in crate::redis) fn record(&self, key: &SessionKey) -> String {
         self.of_session("session", key)
     }
 
-    /// String: the tokens of a session that ended; expires with the last of them.
+    /// String: tokens of an ended session; expires with the last of them.
     pub(in crate::redis) fn tokens(&self, key: &SessionKey) -> String {
         self.of_session("tokens", key)
     }
@@ -206,18 +204,18 @@ impl Keys {
         self.of_session("leases", key)
     }
 
-    /// Sorted set: sessions by when they are due.
+    /// Sorted set: sessions by due time.
     pub(in crate::redis) fn due(&self, partition: u8) -> String {
         self.in_partition(partition, "due", "")
     }
 
-    /// Stream: every change in the partition.
+    /// Stream: all changes of the partition.
     pub(in crate::redis) fn changes(&self, partition: u8) -> String {
         self.in_partition(partition, "changes", "")
     }
 
-    /// Stream: the audit trail of the partition. Its scripts keep lists beside
-    /// it: this name, a colon and the organization.
+    /// Stream: audit trail of the partition. Its scripts store lists beside it: this
+    /// name, a colon and the organization.
     pub(in crate::redis) fn audit(&self, partition: u8) -> String {
         self.in_partition(partition, "audit", "")
     }
@@ -232,14 +230,14 @@ impl Keys {
         self.of_org(org, "status:", status.as_str())
     }
 
-    /// Sorted set by id: an owner's live sessions, whose number is the quota's
-    /// count, or the ended ones.
-    pub(in crate::redis) fn owner(&self, org: &OrgId, owner: &PrincipalId, part: Part) -> String {
+    /// Sorted set by id: live sessions of an owner, whose number the quota limits, or
+    /// the ended ones.
+    pub(in crate::redis) fn owner(&self, org: &OrgId, owner: &PrincipalId, part: IndexPart) -> String {
         self.of_org(org, part.of_owner(), owner.as_str())
     }
 
-    /// Sorted set by id: the live, or the ended, sessions on a cluster.
-    pub(in crate::redis) fn cluster(&self, org: &OrgId, cluster: &ClusterName, part: Part) -> String {
+    /// Sorted set by id: live or ended sessions on a cluster.
+    pub(in crate::redis) fn cluster(&self, org: &OrgId, cluster: &ClusterName, part: IndexPart) -> String {
         self.of_org(org, part.of_cluster(), cluster.as_str())
     }
 
@@ -248,32 +246,32 @@ impl Keys {
         self.of_org(org, "team:", team)
     }
 
-    /// Sorted set: ended sessions by when they ended.
+    /// Sorted set: ended sessions by end time.
     pub(in crate::redis) fn ended(&self, org: &OrgId) -> String {
         self.of_org(org, "ended", "")
     }
 
-    /// Sorted set: an owner's ended sessions by when they ended.
+    /// Sorted set: ended sessions of an owner by end time.
     pub(in crate::redis) fn ended_of_owner(&self, org: &OrgId, owner: &PrincipalId) -> String {
         self.of_org(org, "ended-owner:", owner.as_str())
     }
 
-    /// Sorted set: organizations by when the first of their ended sessions did.
+    /// Sorted set: organizations by the end time of their first ended session.
     pub(in crate::redis) fn ended_since(&self, partition: u8) -> String {
         self.in_partition(partition, "ended-since", "")
     }
 
-    /// Sorted set: organizations by how many ended sessions they have.
+    /// Sorted set: organizations by number of ended sessions.
     pub(in crate::redis) fn ended_by_org(&self, partition: u8) -> String {
         self.in_partition(partition, "ended-by-org", "")
     }
 
-    /// Sorted set: [`owner_member`]s by how many ended sessions they have.
+    /// Sorted set: [`owner_member`]s by number of ended sessions.
     pub(in crate::redis) fn ended_by_owner(&self, partition: u8) -> String {
         self.in_partition(partition, "ended-by-owner", "")
     }
 
-    /// What `ended.lua` keeps count in, in its order.
+    /// The keys of `ended.lua`, in its order.
     pub(in crate::redis) fn ended_of(&self, session: &Session) -> [String; 5] {
         let (org, partition) = (&session.org, session.org.partition());
         [
@@ -285,65 +283,66 @@ impl Keys {
         ]
     }
 
-    /// String: a minute, and an owner's creates in it; expires with the minute.
+    /// String: a minute and the number of an owner's creates in it; expires with the
+    /// minute.
     pub(in crate::redis) fn creates(&self, org: &OrgId, owner: &PrincipalId) -> String {
         self.of_org(org, "creates:", owner.as_str())
     }
 
-    /// Hash: the session that a request made. Both names are free text, so the
-    /// first one's length keeps them apart.
+    /// Hash: the session that a request created. Owner and id are free text, so the
+    /// length of the owner separates them.
     pub(in crate::redis) fn request(&self, org: &OrgId, owner: &PrincipalId, id: &str) -> String {
         self.of_org(org, "request:", &format!("{}:{owner}:{id}", owner.as_str().len()))
     }
 
-    /// Set: the sessions that have a place on a server.
-    pub(in crate::redis) fn place(&self, server: &str) -> String {
+    /// Set: sessions that are assigned to a server.
+    pub(in crate::redis) fn server_holders(&self, server: &str) -> String {
         self.global("place:", server)
     }
 
-    /// Set: the servers on which a session has a place.
-    pub(in crate::redis) fn places_of(&self, holder: &SessionKey) -> String {
+    /// Set: servers to which a session is assigned.
+    pub(in crate::redis) fn placements(&self, holder: &SessionKey) -> String {
         self.global("places-of:", &member(holder))
     }
 
-    /// Hash: whose the Spark sessions of one share of all ids are.
+    /// Hash: holders of the Spark sessions in one share of all ids.
     pub(in crate::redis) fn holders(&self, spark: &SparkSession) -> String {
         let share = fnv1a(spark.id.as_str().bytes()) % HOLDER_SHARES;
         self.global("holders:", &share.to_string())
     }
 
-    /// String: exists while a Spark session is kept from everybody; expires.
-    pub(in crate::redis) fn kept_id(&self, spark: &SparkSession) -> String {
+    /// String: exists while a Spark session id is reserved; expires.
+    pub(in crate::redis) fn reserved_id(&self, spark: &SparkSession) -> String {
         self.global("kept-id:", &format!("{}:{}", spark.id, spark.server))
     }
 
-    /// String: a session's bindings, one a line; see `bindings.lua`.
+    /// String: bindings of a session, one per line; see `bindings.lua`.
     pub(in crate::redis) fn bindings(&self, holder: &SessionKey) -> String {
         self.global("bindings:", &member(holder))
     }
 
-    /// String: the generation up to which a session gets no more bindings; expires.
+    /// String: generation up to which new bindings of a session are rejected; expires.
     pub(in crate::redis) fn binding_seal(&self, holder: &SessionKey) -> String {
         self.global("binding-seal:", &member(holder))
     }
 
-    /// Hash: what is kept of a session's Spark sessions, by their ids; expires.
+    /// Hash: stored Spark sessions of a session by id; expires.
     pub(in crate::redis) fn spark_sessions(&self, key: &SessionKey) -> String {
         self.of_session("spark", key)
     }
 
-    /// String: who has a lease; expires with it.
+    /// String: holder of a lease; expires with it.
     pub(in crate::redis) fn lease(&self, name: &str) -> String {
         self.global("lease:", name)
     }
 
-    /// String: the last fencing number of all leases.
+    /// String: last fencing number of all leases.
     pub(in crate::redis) fn lease_fence(&self) -> String {
         self.global("lease-fence", "")
     }
 
-    /// Hash: definitions of a kind by name, those in an organization's share in
-    /// one of their own.
+    /// Hash: definitions of a kind by name, in one hash per organization for those that
+    /// organizations create.
     pub(in crate::redis) fn definitions(&self, kind: Kind, org: Option<&str>) -> String {
         let kind = kind_name(kind);
         match org {
@@ -352,7 +351,7 @@ impl Keys {
         }
     }
 
-    /// Hash: the bytes of each organization's definitions of a kind.
+    /// Hash: bytes of each organization's definitions of a kind.
     pub(in crate::redis) fn definition_bytes(&self, kind: Kind) -> String {
         self.global("definition-bytes:", kind_name(kind))
     }
@@ -362,28 +361,28 @@ impl Keys {
         self.global("proxies", "")
     }
 
-    /// Hash: the number of each proxy's last report.
+    /// Hash: sequence number of each proxy's last report.
     pub(in crate::redis) fn proxy_sequences(&self) -> String {
         self.global("proxy-sequences", "")
     }
 
-    /// Hash: how far each partition's audit trail was exported.
+    /// Hash: export position of each partition's audit trail.
     pub(in crate::redis) fn audit_exported(&self) -> String {
         self.global("audit-exported", "")
     }
 
-    /// Hash: what is known of the keys that sign tokens.
+    /// Hash: state of the signing keys.
     pub(in crate::redis) fn signing_keys(&self) -> String {
         self.global("signing-keys", "")
     }
 
-    /// Hash: the store epoch, and the history of servers it stands for.
+    /// Hash: the store epoch and its lineage.
     pub(in crate::redis) fn epoch(&self) -> String {
         self.global("store-epoch", "")
     }
 
-    /// String: a number that every manager raises every moment.
-    pub(in crate::redis) fn pulse(&self, slot: Slot) -> String {
+    /// String: a counter that every manager increments every second.
+    pub(in crate::redis) fn heartbeat(&self, slot: Slot) -> String {
         self.in_slot(slot, &["pulse"])
     }
 }
@@ -394,7 +393,7 @@ fn kind_name(kind: Kind) -> &'static str {
         Kind::Catalog => "catalog",
         Kind::Org => "org",
         Kind::Disabled => "disabled",
-        Kind::Install => "install",
+        Kind::InstallationId => "install",
     }
 }
 
@@ -417,26 +416,22 @@ mod tests {
         rest.split_once('}').unwrap().0
     }
 
-    #[test]
-    fn keys_of_an_organization_share_a_slot_and_none_is_used_twice() {
-        let keys = Keys::new("berth:").unwrap();
-        let session = key("acme", 1);
+    fn organization_keys(keys: &Keys, session: &SessionKey) -> Vec<String> {
         let org = &session.org;
-        let tag = format!("p{:02}", org.partition());
         let owner: PrincipalId = "idp|{x}:a".parse().unwrap();
         let cluster: ClusterName = "c".parse().unwrap();
-        let mut of_org = vec![
-            keys.record(&session),
-            keys.tokens(&session),
-            keys.leases(&session),
+        let mut all = vec![
+            keys.record(session),
+            keys.tokens(session),
+            keys.leases(session),
             keys.due(org.partition()),
             keys.changes(org.partition()),
             keys.audit(org.partition()),
             keys.orgs_on_cluster(org.partition(), &cluster),
-            keys.owner(org, &owner, Part::Live),
-            keys.owner(org, &owner, Part::Past),
-            keys.cluster(org, &cluster, Part::Live),
-            keys.cluster(org, &cluster, Part::Past),
+            keys.owner(org, &owner, IndexPart::Live),
+            keys.owner(org, &owner, IndexPart::Past),
+            keys.cluster(org, &cluster, IndexPart::Live),
+            keys.cluster(org, &cluster, IndexPart::Past),
             keys.team(org, "{team}"),
             keys.creates(org, &owner),
             keys.request(org, &owner, "a:b"),
@@ -446,60 +441,67 @@ mod tests {
             keys.ended_since(org.partition()),
             keys.ended_by_org(org.partition()),
             keys.ended_by_owner(org.partition()),
-            keys.pulse(Slot::Partition(org.partition())),
-            keys.spark_sessions(&session),
+            keys.heartbeat(Slot::Partition(org.partition())),
+            keys.spark_sessions(session),
         ];
-        of_org.extend(Status::ALL.map(|status| keys.status(org, status)));
-        for key in &of_org {
-            assert_eq!(hash_tag(key), tag, "{key}");
-            assert_eq!(
-                Slot::of_key(key.as_bytes()),
-                Some(Slot::Partition(org.partition()))
-            );
-        }
-        let mut all = of_org;
-        let global = all.len();
-        all.extend(
-            [
-                Kind::Cluster,
-                Kind::Catalog,
-                Kind::Org,
-                Kind::Disabled,
-                Kind::Install,
-            ]
-            .map(|kind| keys.definitions(kind, None)),
-        );
-        all.extend([
-            keys.definitions(Kind::Catalog, Some("{p13}")),
-            keys.definition_bytes(Kind::Catalog),
-        ]);
+        all.extend(Status::ALL.map(|status| keys.status(org, status)));
+        all
+    }
+
+    fn global_keys(keys: &Keys, session: &SessionKey) -> Vec<String> {
         let spark = SparkSession {
             server: "{p13}:1".to_owned(),
             id: "00000000-0000-0000-0000-000000000000".parse().unwrap(),
         };
+        let kinds = [
+            Kind::Cluster,
+            Kind::Catalog,
+            Kind::Org,
+            Kind::Disabled,
+            Kind::InstallationId,
+        ];
+        let mut all = kinds.map(|kind| keys.definitions(kind, None)).to_vec();
         all.extend([
-            keys.place("{p13}"),
-            keys.places_of(&session),
+            keys.definitions(Kind::Catalog, Some("{p13}")),
+            keys.definition_bytes(Kind::Catalog),
+            keys.server_holders("{p13}"),
+            keys.placements(session),
             keys.holders(&spark),
-            keys.kept_id(&spark),
-            keys.bindings(&session),
-            keys.binding_seal(&session),
+            keys.reserved_id(&spark),
+            keys.bindings(session),
+            keys.binding_seal(session),
             keys.lease("{p13}"),
             keys.lease_fence(),
             keys.epoch(),
             keys.proxies(),
             keys.proxy_sequences(),
-            keys.pulse(Slot::Global),
+            keys.heartbeat(Slot::Global),
             keys.audit_exported(),
             keys.signing_keys(),
         ]);
-        for key in &all[global..] {
+        all
+    }
+
+    #[test]
+    fn keys_of_an_organization_share_a_slot_and_none_is_used_twice() {
+        let keys = Keys::new("berth:").unwrap();
+        let session = key("acme", 1);
+        let partition = session.org.partition();
+        let tag = format!("p{partition:02}");
+        let of_org = organization_keys(&keys, &session);
+        for key in &of_org {
+            assert_eq!(hash_tag(key), tag, "{key}");
+            assert_eq!(Slot::of_key(key.as_bytes()), Some(Slot::Partition(partition)));
+        }
+        let global = global_keys(&keys, &session);
+        for key in &global {
             assert_eq!(hash_tag(key), "g", "{key}");
             assert_eq!(Slot::of_key(key.as_bytes()), Some(Slot::Global));
         }
-        for other in ["", "{\"g\":1}", "{p99}:x", "{p1", "{x}:y"] {
-            assert_eq!(Slot::of_key(other.as_bytes()), None, "{other}");
+        for foreign in ["", "{\"g\":1}", "{p99}:x", "{p1", "{x}:y"] {
+            assert_eq!(Slot::of_key(foreign.as_bytes()), None, "{foreign}");
         }
+        let all = [of_org, global].concat();
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
         assert_eq!(
             keys.record(&session),

@@ -1,4 +1,4 @@
-//! How records are laid out in Redis.
+//! Layout of the data in Redis.
 //!
 //! ```text
 //! keys: the name and hash slot of every key    record: a session's fields    codec: their compression

@@ -1,4 +1,4 @@
-//! A session's string: `record.lua` says what is where, and writes it; this
+//! The string of a session: `record.lua` defines its layout and writes it; this module
 //! reads it.
 
 use super::codec::unpack;
@@ -6,13 +6,13 @@ use crate::Error;
 use crate::redis::RedisStore;
 use session_core::{EventRecord, Session};
 
-/// The length before each change and each token, in bytes.
+/// Bytes of the length before each change and each token.
 const LENGTH: usize = 2;
 
-/// The parts of a session's string that somebody reads.
+/// The parts of a session's string that Rust code reads.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::redis) struct Stored<'a> {
-    /// The token epoch that scripts compare.
+    /// Token epoch of the session.
     pub(in crate::redis) token_epoch: u64,
     record: &'a [u8],
     history: &'a [u8],
@@ -21,13 +21,13 @@ pub(in crate::redis) struct Stored<'a> {
 
 impl<'a> Stored<'a> {
     pub(in crate::redis) fn parse(text: &'a [u8]) -> Result<Self, Error> {
-        Self::parts(text).ok_or_else(|| Error::Corrupt("a session of another layout, or broken".to_owned()))
+        Self::parts(text).ok_or_else(|| Error::Corrupt("a session of another layout, or corrupt".to_owned()))
     }
 
     fn parts(text: &'a [u8]) -> Option<Self> {
         let end = text.iter().position(|byte| *byte == b'\n')?;
         let (line, rest) = (std::str::from_utf8(&text[..end]).ok()?, &text[end + 1..]);
-        let words: Vec<&str> = line.split(' ').collect();
+        let fields: Vec<&str> = line.split(' ').collect();
         let [
             "1",
             _version,
@@ -39,7 +39,7 @@ impl<'a> Stored<'a> {
             record,
             used,
             history,
-        ] = words.as_slice()
+        ] = fields.as_slice()
         else {
             return None;
         };
@@ -63,13 +63,13 @@ impl<'a> Stored<'a> {
         pieces(self.history)?.into_iter().map(unpack).collect()
     }
 
-    /// The tokens of a session that lives.
+    /// The tokens of a live session.
     pub(in crate::redis) fn tokens(&self) -> Result<Vec<&'a [u8]>, Error> {
         pieces(self.tokens)
     }
 }
 
-/// What scripts put one after the other, each after its length.
+/// Splits a sequence of parts, each after its length.
 pub(in crate::redis) fn pieces(mut text: &[u8]) -> Result<Vec<&[u8]>, Error> {
     let mut pieces = Vec::new();
     while !text.is_empty() {
@@ -85,13 +85,13 @@ pub(in crate::redis) fn pieces(mut text: &[u8]) -> Result<Vec<&[u8]>, Error> {
 }
 
 impl RedisStore {
-    /// The record under `key`, if there is one.
+    /// Reads the record at `key`, if it exists.
     pub(in crate::redis) async fn read_record(&self, key: &str) -> Result<Option<Session>, Error> {
         let text = self.read_text(key).await?;
         text.map(|text| Stored::parse(&text)?.session()).transpose()
     }
 
-    /// The last changes of the session under `key`, oldest first.
+    /// Reads the last changes of the session at `key`, oldest first.
     pub(in crate::redis) async fn read_history(&self, key: &str) -> Result<Vec<EventRecord>, Error> {
         let text = self.read_text(key).await?;
         text.map_or_else(|| Ok(Vec::new()), |text| Stored::parse(&text)?.events())

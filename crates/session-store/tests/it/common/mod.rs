@@ -1,5 +1,4 @@
-//! What the tests of the stores share: sessions to write, stores to write them
-//! to, and waiting for conditions.
+//! Common parts of the store tests: sessions, stores, and waits for conditions.
 
 use session_core::machine::{self, Event, NewSession, Observation, Transition};
 use session_core::{
@@ -24,7 +23,7 @@ pub(crate) async fn connect(redis: &PrivateRedis, options: &Options) -> Store {
     Arc::new(RedisStore::connect(&redis.url(), options).await.unwrap())
 }
 
-/// Keys without a prefix, for tests that name them.
+/// Keys without a prefix, for tests that use key names.
 pub(crate) fn unprefixed() -> Options {
     Options {
         prefix: String::new(),
@@ -32,12 +31,12 @@ pub(crate) fn unprefixed() -> Options {
     }
 }
 
-/// The hash tag of the organization that drafts belong to.
+/// Hash tag of the organization of all drafts.
 pub(crate) fn tag() -> String {
     format!("{{p{:02}}}", org("acme").partition())
 }
 
-/// Long, because the machine is shared.
+/// Long, because the machine is shared with other tests.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 pub(crate) const FAR: Duration = Duration::from_secs(100 * 24 * 3600);
 
@@ -52,14 +51,14 @@ pub(crate) fn memory() -> Store {
     Arc::new(MemoryStore::new(Arc::new(session_core::SystemClock)))
 }
 
-/// The server that all tests of one program share; it ends with the program.
+/// The server of all tests of the program; ends with the program.
 pub(crate) async fn server() -> &'static PrivateRedis {
     SERVER
         .get_or_init(async || PrivateRedis::start().await.unwrap())
         .await
 }
 
-/// Options with a prefix of their own.
+/// Options with a unique prefix.
 pub(crate) fn options() -> Options {
     Options {
         prefix: format!("test{}:", unique()),
@@ -76,7 +75,7 @@ pub(crate) async fn redis() -> Store {
     )
 }
 
-/// Repeats `probe` until it gives something, and says what it last saw if it never does.
+/// Repeats `probe` until it returns a value; fails with the last observation.
 pub(crate) async fn eventually<T, E: Debug>(what: &str, probe: impl AsyncFn() -> Result<T, E>) -> T {
     let deadline = Instant::now() + LIMIT;
     loop {
@@ -88,7 +87,7 @@ pub(crate) async fn eventually<T, E: Debug>(what: &str, probe: impl AsyncFn() ->
     }
 }
 
-/// A session to create; the defaults are one owner on one cluster.
+/// A session to create; by default of one owner on one cluster.
 #[derive(Clone)]
 pub(crate) struct Draft {
     pub(crate) org: &'static str,
@@ -242,7 +241,7 @@ pub(crate) fn activate(session: &Session) -> Commit {
     commit_of(machine::step(session, Some(&ready), Activity::Unknown, moment()).transition)
 }
 
-/// What the machine decides of a session that it looks at.
+/// Decision of the status machine for a session.
 pub(crate) fn commit_of_step(
     session: &Session,
     observation: &Observation,
@@ -252,7 +251,7 @@ pub(crate) fn commit_of_step(
     commit_of(machine::step(session, Some(observation), activity, now).transition)
 }
 
-/// A proxy has so many calls in flight on the first generation.
+/// A report of calls in flight on the first generation.
 pub(crate) fn report(proxy: &str, open_calls: u32) -> Report {
     Report {
         proxy: proxy.parse().unwrap(),
@@ -260,7 +259,7 @@ pub(crate) fn report(proxy: &str, open_calls: u32) -> Report {
         open_calls: Some(open_calls),
         last_activity_at: None,
         operations: Vec::new(),
-        more: None,
+        usage_delta: None,
         token_uses: Vec::new(),
     }
 }
@@ -281,7 +280,7 @@ pub(crate) async fn commit(store: &Store, commit: Commit) -> Session {
     session
 }
 
-/// A token of `session` that lasts `lifetime` from the store's present.
+/// A token of `session` that expires `lifetime` after the store's time.
 pub(crate) async fn token(store: &Store, session: &Session, lifetime: Duration) -> TokenRecord {
     let n = unique();
     let now = store.now().await.unwrap();

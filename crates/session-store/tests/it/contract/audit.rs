@@ -1,14 +1,14 @@
-//! The audit trail, and what is known of signing keys.
+//! The audit trail and the state of signing keys.
 
 use crate::common::{Draft, FAR, Store, close, commit, principal, report, revoke, token, touch};
 use futures::{StreamExt, TryStreamExt, stream};
 use session_core::{
     Actor, AuditAction, AuditOutcome, AuditRecord, ChangeReason, OrgId, SessionKey, Status, TokenUse,
 };
-use session_store::audit_trail::AUDIT_LENGTH;
-use session_store::{Error, Reported};
+use session_store::audit_trail::MAX_AUDIT_RECORDS;
+use session_store::{Error, ReportOutcome};
 
-/// What the trail has of one session, oldest first.
+/// Records of one session, oldest first.
 async fn of(store: &Store, key: &SessionKey) -> Vec<AuditRecord> {
     let all = store.read_audit(key.org.partition(), "", 1000).await.unwrap();
     all.into_iter()
@@ -22,7 +22,7 @@ pub(crate) async fn every_change_is_in_the_trail_once(store: Store) {
     let key = session.key();
     let renamed = touch(&session);
     let session = commit(&store, renamed.clone()).await;
-    // A lost race leaves nothing.
+    // A lost race writes no record.
     assert!(matches!(store.commit(renamed).await, Err(Error::Conflict)));
     let session = commit(&store, revoke(&session)).await;
     let session = commit(&store, close(&session)).await;
@@ -62,7 +62,7 @@ pub(crate) async fn tokens_are_in_the_trail_when_recorded_and_first_used(store: 
     for _ in 0..2 {
         store.record_token(&key, issued.clone(), 2).await.unwrap();
     }
-    // One that is refused is not issued.
+    // A rejected token is not issued.
     let other = token(&store, &session, FAR).await;
     store.record_token(&key, other, 1).await.unwrap_err();
     let now = store.now().await.unwrap();
@@ -74,7 +74,7 @@ pub(crate) async fn tokens_are_in_the_trail_when_recorded_and_first_used(store: 
     }];
     for _ in 0..2 {
         let taken = store.apply_report(&key, &used).await.unwrap();
-        assert_eq!(taken, Reported::Live(Status::Pending));
+        assert_eq!(taken, ReportOutcome::Live(Status::Pending));
     }
 
     let trail = of(&store, &key).await;
@@ -115,11 +115,11 @@ pub(crate) async fn other_records_are_read_in_pages(store: Store) {
         let page = store.read_audit(partition, &after, 3).await.unwrap();
         assert!(page.len() <= 3);
         let Some(last) = page.last() else { break };
-        after = last.place.clone();
+        after = last.position.clone();
         read.extend(page.into_iter().map(|audited| audited.record));
     }
     assert_eq!(read, written);
-    // What has no organization is in the trail as well.
+    // Records without an organization are in the trail too.
     let nobody = AuditRecord::new(now, AuditAction::CallerRefused).denied("CALLER_UNKNOWN");
     store.append_audit(&nobody).await.unwrap();
     let all = store.read_audit(0, "", 1000).await.unwrap();
@@ -146,7 +146,7 @@ pub(crate) async fn one_organization_cannot_turn_over_the_trail_of_another(store
     for n in 0..5 {
         store.append_audit(&record(&same[0], n)).await.unwrap();
     }
-    stream::iter(0..AUDIT_LENGTH + 100)
+    stream::iter(0..MAX_AUDIT_RECORDS + 100)
         .map(Ok::<_, Error>)
         .try_for_each_concurrent(64, |n| {
             let (store, record) = (&store, record(&same[1], n));
@@ -154,8 +154,8 @@ pub(crate) async fn one_organization_cannot_turn_over_the_trail_of_another(store
         })
         .await
         .unwrap();
-    let all = store.read_audit(7, "", AUDIT_LENGTH * 2).await.unwrap();
-    assert_eq!(all.len(), AUDIT_LENGTH);
+    let all = store.read_audit(7, "", MAX_AUDIT_RECORDS * 2).await.unwrap();
+    assert_eq!(all.len(), MAX_AUDIT_RECORDS);
     let (quiet, loud): (Vec<_>, Vec<_>) = all
         .into_iter()
         .map(|audited| audited.record)
@@ -163,22 +163,22 @@ pub(crate) async fn one_organization_cannot_turn_over_the_trail_of_another(store
     assert_eq!(quiet, (0..5).map(|n| record(&same[0], n)).collect::<Vec<_>>());
     assert!(!loud.contains(&record(&same[1], 0)), "its own oldest are gone");
 
-    // Who has less than a share replaces the oldest of all.
+    // An organization below its share replaces the oldest record of all.
     store.append_audit(&record(&same[0], 5)).await.unwrap();
-    let all = store.read_audit(7, "", AUDIT_LENGTH * 2).await.unwrap();
-    assert_eq!(all.len(), AUDIT_LENGTH);
+    let all = store.read_audit(7, "", MAX_AUDIT_RECORDS * 2).await.unwrap();
+    assert_eq!(all.len(), MAX_AUDIT_RECORDS);
     assert_eq!(all[0].record, record(&same[0], 1));
-    assert_eq!(all[AUDIT_LENGTH - 1].record, record(&same[0], 5));
+    assert_eq!(all[MAX_AUDIT_RECORDS - 1].record, record(&same[0], 5));
 }
 
-pub(crate) async fn the_place_of_the_export_is_kept(store: Store) {
+pub(crate) async fn the_export_position_is_stored(store: Store) {
     assert_eq!(store.audit_export_position(3).await.unwrap(), "");
     store.set_audit_export_position(3, "7-1").await.unwrap();
     store.set_audit_export_position(4, "9-0").await.unwrap();
     assert_eq!(store.audit_export_position(3).await.unwrap(), "7-1");
 }
 
-pub(crate) async fn keys_are_known_since_they_were_first_published(store: Store) {
+pub(crate) async fn keys_keep_the_start_of_their_publication(store: Store) {
     let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
     let first = store.report_signing_keys(&ids(&["a"]), Some("a")).await.unwrap();
     assert_eq!(first.keys.len(), 1);
@@ -190,7 +190,7 @@ pub(crate) async fn keys_are_known_since_they_were_first_published(store: Store)
     assert_eq!(both.keys[0].signed_at, None);
     assert_eq!(both.keys[1].published_since, first.now);
     assert_eq!(both.keys[1].signed_at, Some(first.now));
-    // One issuer that says less takes nothing away.
+    // An issuer that reports fewer keys removes none.
     store.report_signing_keys(&[], None).await.unwrap();
     let again = store
         .report_signing_keys(&ids(&["b", "a"]), Some("b"))
@@ -200,8 +200,8 @@ pub(crate) async fn keys_are_known_since_they_were_first_published(store: Store)
     assert_eq!(again.keys[0].signed_at, Some(again.now));
 }
 
-pub(crate) async fn a_bounded_number_of_keys_is_known(store: Store) {
+pub(crate) async fn the_number_of_stored_keys_is_limited(store: Store) {
     let many: Vec<_> = (0..100).map(|n| format!("k{n}")).collect();
     let known = store.report_signing_keys(&many, None).await.unwrap();
-    assert_eq!(known.keys.len(), session_store::signing_keys::MOST_KEYS);
+    assert_eq!(known.keys.len(), session_store::signing_keys::MAX_SIGNING_KEYS);
 }

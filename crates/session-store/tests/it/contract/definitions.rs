@@ -1,4 +1,4 @@
-//! Definitions, and what a store says of itself.
+//! Definitions and store health.
 
 use crate::common::Store;
 use futures::future::join_all;
@@ -130,7 +130,7 @@ pub(crate) async fn an_organization_defines_within_its_share(store: Store) {
         put(Kind::Catalog, "acme/a", 0, "{}").await,
         Err(Error::Exists)
     ));
-    // 27 bytes are there; 60 fit.
+    // 27 of 60 bytes are used.
     let text = "x".repeat(36);
     assert_eq!(put(Kind::Catalog, "acme/a", 1, &text).await.unwrap(), 2);
     assert_eq!(
@@ -138,7 +138,8 @@ pub(crate) async fn an_organization_defines_within_its_share(store: Store) {
         (Quota::CatalogBytes, 60)
     );
     assert_eq!(put(Kind::Catalog, "acme/b", 1, "{}").await.unwrap(), 2);
-    // Of others, and of another kind, nothing counts; what configuration declares passes.
+    // Definitions of others and of other kinds do not count; those of the configuration
+    // have no quota.
     assert_eq!(put(Kind::Catalog, "beta/a", 0, &text).await.unwrap(), 1);
     assert_eq!(put(Kind::Disabled, "acme/sa|x", 0, "{}").await.unwrap(), 1);
     assert_eq!(put(Kind::Disabled, "acme", 0, &text).await.unwrap(), 1);
@@ -149,7 +150,7 @@ pub(crate) async fn an_organization_defines_within_its_share(store: Store) {
             .unwrap(),
         1
     );
-    // What goes makes room again, to the byte.
+    // A deletion frees exactly its bytes.
     store.delete_definition(Kind::Catalog, "acme/d", 1).await.unwrap();
     store.delete_definition(Kind::Catalog, "acme/a", 2).await.unwrap();
     let text = "x".repeat(60 - 6 - (6 + 2) - (6 + 3));
@@ -180,7 +181,7 @@ pub(crate) async fn an_organization_defines_within_its_share(store: Store) {
     assert_eq!(orgs().await, BTreeSet::from([acme]));
 }
 
-/// More than fit on a page, some of them large.
+/// More than one page, some of them large.
 pub(crate) async fn all_of_an_organizations_definitions_are_read(store: Store) {
     let large = "x".repeat(1000);
     let names: BTreeSet<String> = (0..700).map(|n| format!("acme/c{n}")).collect();

@@ -102,7 +102,7 @@ pub(crate) async fn every_filter_selects(store: Store) {
         },
     ];
     for query in queries {
-        let expected: Vec<_> = sessions.iter().filter(|s| query.admits(s)).cloned().collect();
+        let expected: Vec<_> = sessions.iter().filter(|s| query.matches(s)).cloned().collect();
         assert_eq!(walk(&store, query.clone()).await, expected, "{query:?}");
         let paged = ListQuery {
             page_size: 3,
@@ -154,7 +154,7 @@ pub(crate) async fn scope_hides_what_a_caller_may_not_see(store: Store) {
         ] {
             let expected: Vec<_> = sessions
                 .iter()
-                .filter(|s| scope.admits(s) && query.admits(s))
+                .filter(|s| scope.matches(s) && query.matches(s))
                 .cloned()
                 .collect();
             assert_eq!(walk(&store, query.clone()).await, expected, "{query:?}");
@@ -172,7 +172,7 @@ pub(crate) async fn pages_continue_and_end(store: Store) {
         ..all()
     };
     let first = store.list(&query).await.unwrap();
-    // What is created meanwhile is newer than where the page ended.
+    // Sessions that are created meanwhile are newer than the end of the page.
     let newest = Draft::default().store(&store).await.id;
     query.page_token = first.next;
     let second = store.list(&query).await.unwrap();
@@ -252,7 +252,7 @@ pub(crate) async fn page_tokens_of_others_are_refused(store: Store) {
 }
 
 pub(crate) async fn clusters_list_their_live_sessions_in_order(store: Store) {
-    // Names chosen so that a careless separator would sort them wrongly.
+    // Names that a wrong separator would sort differently.
     let orgs = ["a", "a-b", "a0", "ab", "b", "acme", "local"];
     let mut expected = Vec::new();
     for i in 0..21 {

@@ -1,9 +1,9 @@
-//! Creating, reading and changing one session; quotas; repeated requests.
+//! Create, read and change a session; quotas; repeated requests.
 
 use crate::common::{Draft, Store, close, commit, nobody, org, plenty, principal, request, revoke, touch};
 use futures::future::join_all;
 use session_core::{Activity, Limits, Quota, Session};
-use session_store::{Create, Created, Error, HISTORY};
+use session_store::{Create, Created, Error, MAX_HISTORY};
 use std::time::Duration;
 
 pub(crate) async fn created_sessions_are_read_back(store: Store) {
@@ -63,7 +63,7 @@ pub(crate) async fn one_of_two_concurrent_commits_wins(store: Store) {
 
 pub(crate) async fn history_keeps_the_last_fifty_in_order(store: Store) {
     let mut session = Draft::default().store(&store).await;
-    while session.version < HISTORY as u64 + 10 {
+    while session.version < MAX_HISTORY as u64 + 10 {
         session = commit(&store, touch(&session)).await;
     }
     let versions: Vec<_> = store
@@ -73,10 +73,10 @@ pub(crate) async fn history_keeps_the_last_fifty_in_order(store: Store) {
         .iter()
         .map(|e| e.version)
         .collect();
-    assert_eq!(versions, (11..=HISTORY as u64 + 10).collect::<Vec<_>>());
+    assert_eq!(versions, (11..=MAX_HISTORY as u64 + 10).collect::<Vec<_>>());
 }
 
-/// Creates 1 000 at once and returns what they did.
+/// Starts 1 000 concurrent creates and returns their results.
 async fn race(store: &Store, create: impl Fn(usize) -> Create) -> Vec<Result<Created, Error>> {
     join_all((0..1000).map(|i| {
         let (store, create) = (store.clone(), create(i));
@@ -140,7 +140,7 @@ pub(crate) async fn live_quota_of_an_organization_is_exact(store: Store) {
     assert!(store.create(other).await.unwrap().new);
 }
 
-pub(crate) async fn creates_per_minute_are_limited_and_say_when_to_retry(store: Store) {
+pub(crate) async fn creates_per_minute_are_limited_with_a_retry_time(store: Store) {
     let limits = Limits {
         creates_per_minute: 3,
         ..plenty()
@@ -168,7 +168,7 @@ pub(crate) async fn creates_per_minute_are_limited_and_say_when_to_retry(store: 
             Err(other) => panic!("{other:?}"),
         }
     }
-    // Six if a minute of the clock began meanwhile.
+    // Six if the minute of the clock changed meanwhile.
     assert!(made == 3 || (4..=6).contains(&made), "{made}");
     let other = Create {
         limits,
@@ -236,7 +236,7 @@ pub(crate) async fn a_repeated_create_returns_the_first_session(store: Store) {
     let reused = store.find_by_request(bob_is.0, bob_is.1, &asked("r1", "g")).await;
     assert!(matches!(reused, Err(Error::RequestIdReused)));
 
-    // Repeats used up no quota: there is room for one more.
+    // Repeats count for no quota: one more create succeeds.
     assert!(store.create(with(&bob, "r2", "f")).await.unwrap().new);
     assert!(matches!(
         store.create(with(&bob, "r3", "f")).await,
@@ -258,7 +258,7 @@ pub(crate) async fn a_repeated_create_returns_the_first_session(store: Store) {
             .new
     );
 
-    // It stays the answer after the session ended.
+    // The result is the same after the end of the session.
     let closed = commit(&store, close(&changed)).await;
     assert_eq!(store.create(with(&bob, "r1", "f")).await.unwrap().session, closed);
     assert_eq!(closed.owner, principal("sa|bob"));

@@ -1,9 +1,11 @@
-//! Spark sessions on a session's own compute, and their settings.
+//! Spark sessions on dedicated compute, and their settings.
 
 use crate::common::{Draft, Store, unique};
 use futures::future::join_all;
 use session_core::{SessionKey, SparkSessionId};
-use session_store::spark_sessions::{MAX_SETTINGS_BYTES, MAX_SPARK_SESSIONS, SettingsChange, Used};
+use session_store::spark_sessions::{
+    MAX_SETTINGS_BYTES, MAX_SPARK_SESSIONS, SettingsChange, SparkSessionUse,
+};
 use std::collections::BTreeMap;
 
 fn session() -> SessionKey {
@@ -44,16 +46,16 @@ pub(crate) async fn settings_are_kept_as_they_were_last(store: Store) {
         (&[("spark.a", "2")][..], &["spark.b"][..]),
     ] {
         let change = change(&id, 1, set, unset);
-        // Twice is once.
+        // A repeat changes nothing.
         for _ in 0..2 {
-            assert!(store.keep_settings(&key, &change).await.unwrap());
+            assert!(store.store_settings(&key, &change).await.unwrap());
         }
     }
     let expected = [("spark.a", "2"), ("1", odd)].map(|(name, value)| (name.to_owned(), value.to_owned()));
     assert_eq!(settings(&store, &key, &id).await, (1, expected.into()));
     assert!(
         store
-            .keep_settings(&key, &change(&id, 1, &[], &["spark.a", "1"]))
+            .store_settings(&key, &change(&id, 1, &[], &["spark.a", "1"]))
             .await
             .unwrap()
     );
@@ -71,20 +73,20 @@ pub(crate) async fn settings_beyond_the_bounds_change_nothing(store: Store) {
     let long = "x".repeat(MAX_SETTINGS_BYTES - 7);
     assert!(
         store
-            .keep_settings(&key, &change(&id, 2, &[("spark.a", &long)], &[]))
+            .store_settings(&key, &change(&id, 2, &[("spark.a", &long)], &[]))
             .await
             .unwrap()
     );
     assert!(
         !store
-            .keep_settings(&key, &change(&id, 2, &[("b", "")], &[]))
+            .store_settings(&key, &change(&id, 2, &[("b", "")], &[]))
             .await
             .unwrap()
     );
-    // A report of compute that is gone comes late.
+    // A late report of replaced compute.
     assert!(
         !store
-            .keep_settings(&key, &change(&id, 1, &[("spark.a", "late")], &[]))
+            .store_settings(&key, &change(&id, 1, &[("spark.a", "late")], &[]))
             .await
             .unwrap()
     );
@@ -97,7 +99,7 @@ pub(crate) async fn settings_beyond_the_bounds_change_nothing(store: Store) {
     for id in &ids {
         assert!(
             store
-                .keep_settings(&key, &change(id, 2, &[("spark.a", "1")], &[]))
+                .store_settings(&key, &change(id, 2, &[("spark.a", "1")], &[]))
                 .await
                 .unwrap()
         );
@@ -113,21 +115,21 @@ pub(crate) async fn settings_beyond_the_bounds_change_nothing(store: Store) {
 pub(crate) async fn one_caller_moves_a_spark_session_to_a_generation(store: Store) {
     let (key, id) = (session(), spark());
     let use_on = async |generation| store.use_spark_session(&key, &id, generation).await.unwrap();
-    assert_eq!(use_on(1).await, Used::New);
-    assert_eq!(use_on(1).await, Used::Again);
+    assert_eq!(use_on(1).await, SparkSessionUse::New);
+    assert_eq!(use_on(1).await, SparkSessionUse::Again);
     assert!(
         store
-            .keep_settings(&key, &change(&id, 1, &[("spark.a", "1")], &[]))
+            .store_settings(&key, &change(&id, 1, &[("spark.a", "1")], &[]))
             .await
             .unwrap()
     );
     let outcomes = join_all((0..20).map(|_| store.use_spark_session(&key, &id, 3))).await;
     let moved = outcomes
         .into_iter()
-        .filter(|outcome| *outcome.as_ref().unwrap() == Used::Moved)
+        .filter(|outcome| *outcome.as_ref().unwrap() == SparkSessionUse::Moved)
         .count();
     assert_eq!(moved, 1);
-    assert_eq!(use_on(2).await, Used::Again, "a late caller");
+    assert_eq!(use_on(2).await, SparkSessionUse::Again, "a late caller");
     let expected = [("spark.a".to_owned(), "1".to_owned())].into();
     assert_eq!(settings(&store, &key, &id).await, (3, expected));
 }

@@ -1,4 +1,4 @@
-//! The ledger of tokens.
+//! The token ledger.
 
 use crate::common::{Draft, FAR, Store, close, commit, eventually, nobody, revoke, revoke_one, token};
 use session_core::{Quota, TokenId};
@@ -22,7 +22,7 @@ pub(crate) async fn tokens_are_recorded_and_listed_oldest_first(store: Store) {
         token(&store, &session, FAR).await,
         token(&store, &session, FAR).await,
     );
-    // Expiry and ids must not decide the order.
+    // Order is independent of expiry and id.
     first.expires_at = first.expires_at.after(FAR);
     store.record_token(&key, second.clone(), 2).await.unwrap();
     store.record_token(&key, first.clone(), 2).await.unwrap();
@@ -65,7 +65,7 @@ pub(crate) async fn expired_tokens_make_room(store: Store) {
     let expired = token(&store, &session, Duration::ZERO).await;
     store.record_token(&key, expired, 2).await.unwrap();
     assert_eq!(store.live_tokens(&key).await.unwrap().len(), 1);
-    // Also one that is not the oldest.
+    // Also a token that is not the oldest.
     let third = token(&store, &session, FAR).await;
     store.record_token(&key, third, 2).await.unwrap();
     assert_eq!(store.live_tokens(&key).await.unwrap().len(), 2);
@@ -76,7 +76,7 @@ pub(crate) async fn expired_tokens_make_room(store: Store) {
     ));
 }
 
-/// Whoever has one may still have a stream, and may reattach.
+/// Streams and reattaches outlive a token.
 pub(crate) async fn expired_tokens_stay_on_record_while_there_is_room(store: Store) {
     let session = Draft::default().store(&store).await;
     let key = session.key();
@@ -155,14 +155,14 @@ pub(crate) async fn tokens_are_refused_after_close_and_revocation(store: Store) 
     let session = commit(&store, revoke(&session)).await;
     let refused = store.record_token(&key, old, 10).await;
     assert!(
-        matches!(refused, Err(Error::TokenRefused("epoch"))),
+        matches!(refused, Err(Error::TokenRejected("epoch"))),
         "{refused:?}"
     );
     let current = token(&store, &session, FAR).await;
     commit(&store, close(&session)).await;
     let refused = store.record_token(&key, current, 10).await;
     assert!(
-        matches!(refused, Err(Error::TokenRefused("closed"))),
+        matches!(refused, Err(Error::TokenRejected("closed"))),
         "{refused:?}"
     );
 }

@@ -1,6 +1,6 @@
-//! The negative corpus: every way to write a token that is not exactly ours,
-//! most of them *truly signed with our key*, so that nothing but the check in
-//! question refuses them. The verifier's tests and the proxy's run the same rows.
+//! The negative corpus: all forms of tokens that are not exactly session tokens, most
+//! of them *signed with our key*, so that only the check under test can reject them.
+//! The tests of the verifier and of the proxy use the same rows.
 
 use super::{ISSUER, NOW, Rig, b64, claims, payload};
 use aws_lc_rs::hmac;
@@ -14,7 +14,7 @@ use std::sync::LazyLock;
 
 pub(crate) static RIG: LazyLock<Rig> = LazyLock::new(Rig::new);
 
-/// A token that nobody may accept, and why not.
+/// A token that must be rejected, and the reason.
 #[derive(Debug)]
 pub(crate) struct Row {
     pub(crate) name: String,
@@ -22,7 +22,7 @@ pub(crate) struct Row {
     pub(crate) reason: Reason,
 }
 
-/// What stands before the point of a P-256 key in SubjectPublicKeyInfo.
+/// The bytes before the point of a P-256 key in SubjectPublicKeyInfo.
 const SPKI_OF_P256: &[u8] = &[
     0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
     0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
@@ -40,7 +40,7 @@ impl Rows {
     }
 }
 
-/// All of them, each token once.
+/// All rows, each token once.
 pub(crate) fn rows() -> Vec<Row> {
     let mut rows = Rows::default();
     for add in [
@@ -61,7 +61,8 @@ pub(crate) fn rows() -> Vec<Row> {
     rows.0
 }
 
-/// A truly signed token whose header is ours with `"member": value` put in or replaced.
+/// A correctly signed token whose header is ours with `"member": value` added or
+/// replaced.
 pub(crate) fn with_header(members: &[(&str, &str)]) -> String {
     let mut header: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&RIG.header()).unwrap();
     for (name, json) in members {
@@ -114,7 +115,7 @@ fn algorithms(rows: &mut Rows) {
             with_header(&[("alg", &format!("\"{alg}\""))]),
         ));
     }
-    // The classic: the public key, which everybody has, as an HMAC secret.
+    // Algorithm confusion: the public key as an HMAC secret.
     let jwks = session_token::Jwks::new([RIG.signer.public_jwk()]).to_json();
     let point = RIG.raw.public_key().as_ref().to_vec();
     let der = [SPKI_OF_P256, &point].concat();
@@ -531,7 +532,7 @@ fn parts_of_different_tokens_do_not_mix(rows: &mut Rows) {
     );
 }
 
-/// The order of the group of P-256.
+/// Order of the P-256 group.
 pub(crate) const ORDER: [u8; 32] = [
     0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc,
     0xe6, 0xfa, 0xad, 0xa7, 0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
@@ -550,7 +551,7 @@ pub(crate) fn arithmetic(a: &[u8], b: &[u8], plus: bool) -> (Vec<u8>, bool) {
     (out, carry == 0)
 }
 
-/// A good token in its three parts, the signature as two numbers.
+/// The three parts of a valid token, with the signature as two numbers.
 pub(crate) fn taken_apart() -> (String, Vec<u8>, Vec<u8>) {
     let good = RIG.good();
     let (message, signature) = good.rsplit_once('.').unwrap();
@@ -585,7 +586,7 @@ fn signatures(rows: &mut Rows) {
             with(&arithmetic(&ORDER, &r, false).0, &s),
         ),
     ];
-    // Beyond the order, where it still fits: the same number to whoever reduces.
+    // Beyond the order, if it fits: the same number for verifiers that reduce it.
     for (name, value, first) in [("r", &r, true), ("s", &s, false)] {
         let (beyond, fits) = arithmetic(value, &ORDER, true);
         if fits {
@@ -627,7 +628,7 @@ fn signatures(rows: &mut Rows) {
     );
 }
 
-/// What other parts of the world, and of Berth, call a token.
+/// Other kinds of tokens, of Berth and of others.
 fn tokens_of_others(rows: &mut Rows) {
     let kid = RIG.signer.kid().to_owned();
     let idp = |typ: &str| {

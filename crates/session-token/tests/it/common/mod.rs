@@ -1,4 +1,4 @@
-//! What the test files share: one signer, its keyring, and good claims.
+//! Common parts of the tests: one signer, its keyring, and valid claims.
 
 pub(crate) mod corpus;
 
@@ -56,12 +56,12 @@ impl Rig {
             .verify(token, &self.keyring, at(NOW + 60), Grace::None)
     }
 
-    /// A token with this header and payload, truly signed with our key.
+    /// A token with this header and payload, signed with our key.
     pub(crate) fn forge(&self, header: &str, payload: &str) -> String {
         self.sign_parts(&b64(header), &b64(payload))
     }
 
-    /// The same from parts that are encoded already, well or badly.
+    /// The same from encoded parts, valid or not.
     pub(crate) fn sign_parts(&self, header: &str, payload: &str) -> String {
         let message = format!("{header}.{payload}");
         let signature = self.raw.sign(&SystemRandom::new(), message.as_bytes()).unwrap();

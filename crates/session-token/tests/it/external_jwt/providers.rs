@@ -1,18 +1,17 @@
-//! Key sets and tokens shaped as real providers make them: members of headers,
-//! claims and keys as each documents or publishes them. Names, ids and keys
-//! are made up here. Each token is accepted, and the same token is refused
-//! once a single strict check fails.
+//! Key sets and tokens in the form of real providers: members of headers, claims and
+//! keys as documented or published. Names, ids and keys are invented. Each token is
+//! accepted, and rejected after one strict check fails.
 
 use super::{IDP, Idp, changed, check, refused, without};
 use crate::common::{NOW, at, b64};
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
 use serde_json::{Value, json};
 use session_token::{
-    ForeignAlgorithm, ForeignClaims, ForeignError, ForeignKeys, ForeignRules, ForeignVerifier,
+    ExternalAlgorithm, ExternalClaims, ExternalError, ExternalKeys, ExternalRules, ExternalVerifier,
 };
 use std::time::Duration;
 
-/// One kind of token of one provider.
+/// One type of token of one provider.
 struct Provider {
     name: &'static str,
     issuer: &'static str,
@@ -26,31 +25,31 @@ struct Provider {
 }
 
 impl Provider {
-    fn rules(&self) -> ForeignRules {
-        ForeignRules {
+    fn rules(&self) -> ExternalRules {
+        ExternalRules {
             issuer: self.issuer.to_owned(),
             audiences: vec![self.audience.to_owned()],
             other_audiences: self.other_audiences,
             authorized_parties: self.client.map(str::to_owned).into_iter().collect(),
             // The defaults of the configuration.
             algorithms: vec![
-                ForeignAlgorithm::Rs256,
-                ForeignAlgorithm::Ps256,
-                ForeignAlgorithm::Es256,
+                ExternalAlgorithm::Rs256,
+                ExternalAlgorithm::Ps256,
+                ExternalAlgorithm::Es256,
             ],
             leeway: Duration::from_secs(30),
             max_ttl: Duration::from_secs(24 * 3600),
         }
     }
 
-    fn judge(&self, token: &str) -> Result<ForeignClaims, ForeignError> {
-        let verifier = ForeignVerifier::new(self.rules());
-        verifier.replace(ForeignKeys::from_json(&self.keys.to_string()).unwrap());
+    fn judge(&self, token: &str) -> Result<ExternalClaims, ExternalError> {
+        let verifier = ExternalVerifier::new(self.rules());
+        verifier.replace(ExternalKeys::from_json(&self.keys.to_string()).unwrap());
         verifier.verify(token, at(NOW + 60))
     }
 }
 
-/// An RSA key as a set has it; `more` are members beside the key itself.
+/// An RSA key of a key set, with additional members `more`.
 fn rsa(kid: &str, more: Value) -> Value {
     merged(IDP.rsa_jwk(kid), more)
 }
@@ -65,7 +64,7 @@ fn merged(mut value: Value, more: Value) -> Value {
     value
 }
 
-/// A certificate's thumbprints, of a certificate that nobody reads.
+/// Thumbprints of an unused certificate.
 fn thumbprint(sha256: bool) -> String {
     let algorithm = if sha256 {
         &SHA256
@@ -116,8 +115,8 @@ fn keycloak() -> Provider {
     }
 }
 
-/// Realms that sign with several algorithms may publish one key for each,
-/// with one `kid` (keycloak issue 14794 has such a set).
+/// Realms with several algorithms may publish one key for each, with one `kid`
+/// (keycloak issue 14794 has such a set).
 fn one_kid_for_two_algorithms() -> Provider {
     let kid = "nrzqxULxLmRsNrpDAe0snB+cr6M=";
     let base = keycloak();
@@ -142,7 +141,7 @@ fn entra_keys(v2: bool) -> Value {
             key["issuer"] = json!("https://login.microsoftonline.com/{tenantid}/v2.0");
         }
         if !own {
-            // Another key of theirs, of no concern.
+            // Another key of the provider, not used here.
             key["n"] = json!(b64([0xC5; 256]));
         }
         key
@@ -174,7 +173,7 @@ fn entra_v1() -> Provider {
     }
 }
 
-/// With too many groups for the token: it says where they could be asked for.
+/// With too many groups for the token: it contains the endpoint of the groups instead.
 fn entra_v2() -> Provider {
     Provider {
         name: "Entra ID v2, groups overage",
@@ -252,8 +251,7 @@ fn auth0() -> Provider {
     }
 }
 
-/// The header names the instance that made the token; there is no `iat`
-/// unless somebody asks for it.
+/// The header names the issuing instance; `iat` is optional.
 fn ping_federate() -> Provider {
     Provider {
         name: "PingFederate",
@@ -371,7 +369,7 @@ fn kubernetes() -> Provider {
     }
 }
 
-/// A provider in Python or Ruby that writes its clock as it reads it.
+/// A provider that writes times with fractions.
 fn fractional() -> Provider {
     let base = dex();
     let claims = changed(base.claims, "iat", json!(1_790_000_000.123_456));
@@ -474,10 +472,10 @@ fn the_same_tokens_are_refused_once_one_strict_check_fails() {
         cases.push(("forged".to_owned(), format!("{message}.{}", b64([7; 256]))));
         cases.push(("unsigned".to_owned(), format!("{message}.")));
         for (case, token) in cases {
-            // Judged late enough for `exp` 20 s after its `iat` to be over.
+            // Verified after the expiry 20 s after `iat`.
             let verdict = if case == "claim exp" {
-                let verifier = ForeignVerifier::new(provider.rules());
-                verifier.replace(ForeignKeys::from_json(&provider.keys.to_string()).unwrap());
+                let verifier = ExternalVerifier::new(provider.rules());
+                verifier.replace(ExternalKeys::from_json(&provider.keys.to_string()).unwrap());
                 verifier.verify(&token, at(NOW + 3600))
             } else {
                 provider.judge(&token)
@@ -500,7 +498,7 @@ fn no_provider_accepts_the_tokens_of_another() {
             assert!(index == other || same || provider.judge(&token).is_err());
         }
     }
-    // Nor does the one of the other tests.
+    // The same for the provider of the other tests.
     let tokens = everybody
         .iter()
         .map(|one| (one.name.to_owned(), IDP.token(&one.header, &one.claims)));

@@ -1,13 +1,12 @@
-//! Records and changes as Redis keeps them: JSON, compressed.
+//! Encoding of records and changes in Redis: compressed JSON.
 //!
-//! A million sessions say the same few words, so all of them share one
-//! dictionary that both sides have already. The first byte names the form, so
-//! that later versions can add others and still read this one:
-//! - `{`: the JSON itself, which a person may write;
+//! Sessions share most of their text, so one dictionary serves all of them. The first
+//! byte names the form, so that later versions can add forms and still read this one:
+//! - `{`: plain JSON, which a person may write;
 //! - 1: a Zstandard frame without its magic number, made with [`DICTIONARY`].
 //!
-//! A dictionary never changes: what was written with it must stay readable. A
-//! better one is another form. `tests/it/record_dictionary.rs` made this one.
+//! A dictionary never changes, because records written with it must stay readable. A
+//! better one is another form. `tests/it/record_dictionary.rs` created this one.
 
 use crate::Error;
 use serde::Serialize;
@@ -18,16 +17,17 @@ use zstd::bulk::{Compressor, Decompressor};
 use zstd::dict::{DecoderDictionary, EncoderDictionary};
 use zstd::zstd_safe::get_frame_content_size;
 
-/// What most records and changes have in common.
+/// Text that most records and changes contain.
 const DICTIONARY: &[u8] = include_bytes!("1.dictionary");
 const WITH_DICTIONARY: u8 = 1;
 const PLAIN: u8 = b'{';
-/// The four bytes that every Zstandard frame begins with.
+/// The first four bytes of every Zstandard frame.
 const MAGIC: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
-/// Microseconds matter more here than the last byte.
+/// Speed is more important here than size.
 const LEVEL: i32 = 1;
-/// No record comes near it; a broken frame may say anything.
-const MOST: u64 = 16 << 20;
+/// Limit of a decompressed record, far above any real one: the length in a corrupt
+/// frame can be any number.
+const MAX_RECORD_BYTES: u64 = 16 << 20;
 
 static ENCODER: LazyLock<EncoderDictionary<'static>> =
     LazyLock::new(|| EncoderDictionary::copy(DICTIONARY, LEVEL));
@@ -38,7 +38,7 @@ thread_local! {
     static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
-fn broken(error: impl ToString) -> Error {
+fn corrupt(error: impl ToString) -> Error {
     Error::Corrupt(error.to_string())
 }
 
@@ -49,9 +49,9 @@ fn compressor() -> std::io::Result<Compressor<'static>> {
     Ok(compressor)
 }
 
-/// Packs a value whose JSON is an object.
+/// Compresses a value whose JSON is an object.
 pub(in crate::redis) fn pack<T: Serialize>(value: &T) -> Result<Vec<u8>, Error> {
-    let json = serde_json::to_vec(value).map_err(broken)?;
+    let json = serde_json::to_vec(value).map_err(corrupt)?;
     let mut frame = COMPRESSOR
         .with_borrow_mut(|kept| {
             let mut compressor = match kept.take() {
@@ -62,36 +62,36 @@ pub(in crate::redis) fn pack<T: Serialize>(value: &T) -> Result<Vec<u8>, Error> 
             *kept = Some(compressor);
             Ok::<_, std::io::Error>(frame)
         })
-        .map_err(broken)?;
-    // The form takes the place of the magic number.
+        .map_err(corrupt)?;
+    // The form replaces the magic number.
     frame.drain(..MAGIC.len() - 1);
     match frame.first_mut() {
         Some(form) => *form = WITH_DICTIONARY,
-        None => return Err(broken("a frame of no length")),
+        None => return Err(corrupt("an empty frame")),
     }
     Ok(frame)
 }
 
-/// Unpacks what [`pack`] made, or plain JSON.
+/// Decodes a result of [`pack`], or plain JSON.
 pub(in crate::redis) fn unpack<T: DeserializeOwned>(packed: &[u8]) -> Result<T, Error> {
-    serde_json::from_slice(&json(packed)?).map_err(broken)
+    serde_json::from_slice(&json(packed)?).map_err(corrupt)
 }
 
-/// The JSON of what [`pack`] made.
+/// The JSON of a result of [`pack`].
 fn json(packed: &[u8]) -> Result<Vec<u8>, Error> {
     match packed.split_first() {
         Some((&PLAIN, _)) => Ok(packed.to_vec()),
-        Some((&WITH_DICTIONARY, frame)) => inflate(frame),
-        Some((form, _)) => Err(broken(format!("a record of the unknown form {form}"))),
-        None => Err(broken("an empty record")),
+        Some((&WITH_DICTIONARY, frame)) => decompress(frame),
+        Some((form, _)) => Err(corrupt(format!("a record of unknown form {form}"))),
+        None => Err(corrupt("an empty record")),
     }
 }
 
-fn inflate(frame: &[u8]) -> Result<Vec<u8>, Error> {
+fn decompress(frame: &[u8]) -> Result<Vec<u8>, Error> {
     let whole = [&MAGIC, frame].concat();
     let length = match get_frame_content_size(&whole) {
-        Ok(Some(length)) if length <= MOST => usize::try_from(length).map_err(broken)?,
-        Ok(_) | Err(_) => return Err(broken("a record that cannot be unpacked")),
+        Ok(Some(length)) if length <= MAX_RECORD_BYTES => usize::try_from(length).map_err(corrupt)?,
+        Ok(_) | Err(_) => return Err(corrupt("a record that cannot be decompressed")),
     };
     DECOMPRESSOR
         .with_borrow_mut(|kept| {
@@ -103,7 +103,7 @@ fn inflate(frame: &[u8]) -> Result<Vec<u8>, Error> {
             *kept = Some(decompressor);
             Ok::<_, std::io::Error>(json)
         })
-        .map_err(broken)
+        .map_err(corrupt)
 }
 
 #[cfg(test)]

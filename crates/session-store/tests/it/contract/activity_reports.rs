@@ -1,11 +1,11 @@
-//! What proxies report, and what idle clocks may do with it.
+//! Reports of proxies, and decisions of idle timeouts.
 
 use crate::common::{
     Draft, FAR, Store, activate, close, commit, commit_of_step, nobody, report, token, touch,
 };
 use session_core::machine::Observation;
 use session_core::{Activity, Operation, Session, Status, Timestamp, TokenId, TokenUse, Totals, Use};
-use session_store::{Commit, Error, Heard, More, Proxies, Report, Reported};
+use session_store::{Commit, Error, Proxies, Report, ReportOutcome, ReportStart, UsageDelta};
 use std::time::Duration;
 
 const IDLE: Duration = Duration::from_secs(900);
@@ -32,7 +32,7 @@ fn quiet(at: Timestamp) -> Activity {
     Activity::Quiet { last_activity_at: at }
 }
 
-/// What an idle clock decides of an active session that was silent for long.
+/// The decision of an idle timeout for an active session without activity.
 fn idle(session: &Session, activity: Activity) -> Commit {
     let route = session.state.published_route().unwrap().clone();
     let far = session.active_at.unwrap().after(FAR - IDLE);
@@ -41,7 +41,7 @@ fn idle(session: &Session, activity: Activity) -> Commit {
     commit
 }
 
-pub(crate) async fn a_call_in_flight_is_busy_until_every_proxy_says_it_ended(store: Store) {
+pub(crate) async fn a_session_is_busy_until_every_proxy_reports_the_end_of_its_calls(store: Store) {
     let session = active(&store).await;
     let key = session.key();
     assert_eq!(activity(&store, &session).await, quiet(Timestamp::ZERO));
@@ -56,7 +56,7 @@ pub(crate) async fn a_call_in_flight_is_busy_until_every_proxy_says_it_ended(sto
     let before = store.now().await.unwrap();
     for (proxy, calls) in [("p1", 2), ("p1", 3), ("p2", 1)] {
         let taken = store.apply_report(&key, &report(proxy, calls)).await.unwrap();
-        assert_eq!(taken, Reported::Live(Status::Active));
+        assert_eq!(taken, ReportOutcome::Live(Status::Active));
     }
     assert_eq!(activity(&store, &session).await, Activity::Busy);
     assert_eq!(used(&store, &session).await.open_calls, 4);
@@ -130,7 +130,7 @@ pub(crate) async fn an_amount_is_added_once(store: Store) {
     let session = active(&store).await;
     let key = session.key();
     let more = |name, rpcs| Report {
-        more: Some(More {
+        usage_delta: Some(UsageDelta {
             name,
             totals: Totals {
                 rpcs,
@@ -146,7 +146,7 @@ pub(crate) async fn an_amount_is_added_once(store: Store) {
     }
     let session = commit(&store, close(&session)).await;
     let taken = store.apply_report(&key, &more(3, 8)).await.unwrap();
-    assert_eq!(taken, Reported::Ended);
+    assert_eq!(taken, ReportOutcome::Ended);
     let seen = used(&store, &session).await;
     let expected = Totals {
         rpcs: 15,
@@ -156,7 +156,7 @@ pub(crate) async fn an_amount_is_added_once(store: Store) {
     };
     assert_eq!(seen.totals, expected);
     let unknown = store.apply_report(&nobody(), &more(4, 1)).await.unwrap();
-    assert_eq!(unknown, Reported::Unknown);
+    assert_eq!(unknown, ReportOutcome::Unknown);
 }
 
 pub(crate) async fn an_idle_clock_needs_silence_and_nothing_new(store: Store) {
@@ -187,11 +187,15 @@ pub(crate) async fn an_idle_clock_needs_silence_and_nothing_new(store: Store) {
     assert_eq!(idled, decided.session);
     assert_eq!(store.events(&key).await.unwrap().len(), 3);
     let taken = store.apply_report(&key, &report("p", 1)).await.unwrap();
-    assert_eq!(taken, Reported::Live(Status::Idle), "the reporter learns of it");
+    assert_eq!(
+        taken,
+        ReportOutcome::Live(Status::Idle),
+        "the reporter learns of it"
+    );
     store.commit(touch(&idled)).await.unwrap();
 }
 
-pub(crate) async fn of_a_report_and_an_idle_clock_one_knows_of_the_other(store: Store) {
+pub(crate) async fn a_report_and_an_idle_timeout_never_both_win(store: Store) {
     let (mut idled, mut kept) = (0, 0);
     for n in 0..60 {
         let session = active(&store).await;
@@ -206,8 +210,8 @@ pub(crate) async fn of_a_report_and_an_idle_clock_one_knows_of_the_other(store: 
         }
         let outcome = store.commit_if_idle(decided, Timestamp::ZERO).await;
         match (outcome, reporting.await.unwrap()) {
-            (Ok(()), Reported::Live(Status::Idle)) => idled += 1,
-            (Err(Error::Conflict), Reported::Live(Status::Active)) => kept += 1,
+            (Ok(()), ReportOutcome::Live(Status::Idle)) => idled += 1,
+            (Err(Error::Conflict), ReportOutcome::Live(Status::Active)) => kept += 1,
             other => panic!("neither knows of the other: {other:?}"),
         }
     }
@@ -215,7 +219,7 @@ pub(crate) async fn of_a_report_and_an_idle_clock_one_knows_of_the_other(store: 
     assert!(kept > 0, "the report was never first");
 }
 
-pub(crate) async fn operations_are_told_while_their_calls_are_open(store: Store) {
+pub(crate) async fn operations_are_listed_while_their_calls_are_open(store: Store) {
     let session = active(&store).await;
     let key = session.key();
     let operation = |n: u64| Operation {
@@ -314,7 +318,7 @@ pub(crate) async fn a_proxy_lives_by_what_is_written_of_its_report(store: Store)
     let later = began.after(FAR);
     store.mark_proxy_alive(&proxy, later).await.unwrap();
     assert_eq!(silent().await, 0);
-    // A report that begins says nothing yet, and an old one nothing more.
+    // The begin of a report and an old report change nothing.
     store.begin_proxy_report(&proxy, 2).await.unwrap();
     store.mark_proxy_alive(&proxy, began).await.unwrap();
     assert_eq!(silent().await, 0);
@@ -325,7 +329,7 @@ pub(crate) async fn a_proxy_lives_by_what_is_written_of_its_report(store: Store)
     assert_eq!(silent().await, 1);
 }
 
-pub(crate) async fn the_number_of_a_report_tells_a_repeat(store: Store) {
+pub(crate) async fn a_repeated_report_is_detected_by_its_number(store: Store) {
     let proxy = "p".parse().unwrap();
     let before = store.now().await.unwrap();
     for (sequence, fresh) in [
@@ -336,7 +340,7 @@ pub(crate) async fn the_number_of_a_report_tells_a_repeat(store: Store) {
         (2, false),
         (3, false),
     ] {
-        let heard: Heard = store.begin_proxy_report(&proxy, sequence).await.unwrap();
+        let heard: ReportStart = store.begin_proxy_report(&proxy, sequence).await.unwrap();
         assert_eq!(heard.fresh, fresh, "{sequence}");
         assert!(heard.at >= before);
     }

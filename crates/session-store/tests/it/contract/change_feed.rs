@@ -1,4 +1,4 @@
-//! The feed of changes.
+//! The change feed.
 
 use crate::common::{Draft, LIMIT, Store, close, commit, revoke, touch};
 use futures::StreamExt;
@@ -32,7 +32,7 @@ async fn begin(store: &Store) -> BoxStream<'static, Feed> {
 pub(crate) async fn the_feed_begins_with_reset(store: Store) {
     let old = Draft::default().store(&store).await;
     let mut feed = begin(&store).await;
-    // Nothing of the past, everything from the reset on.
+    // No earlier change, and all changes after the reset.
     let revoked = revoke(&old);
     let session = commit(&store, revoked.clone()).await;
     let change = next_change(&mut feed).await;
@@ -85,7 +85,7 @@ pub(crate) async fn a_reader_that_falls_behind_is_reset(store: Store) {
     let mut feed = begin(&store).await;
     let session = Draft::default().store(&store).await;
     assert_eq!(next_change(&mut feed).await.key, session.key());
-    // More than any store keeps, while nobody reads.
+    // More than any store keeps, without a reader.
     join_all((0..100).map(|_| {
         let store = store.clone();
         tokio::spawn(async move {
@@ -96,7 +96,7 @@ pub(crate) async fn a_reader_that_falls_behind_is_reset(store: Store) {
         })
     }))
     .await;
-    // Either reset comes at once, or after what was already on its way.
+    // The reset comes at once or after buffered changes.
     let mut seen = 0;
     while !matches!(next(&mut feed).await, Feed::Reset) {
         seen += 1;

@@ -1,4 +1,4 @@
-//! Places on shared servers, and bindings of Spark sessions.
+//! Placements on static servers, and bindings of Spark sessions.
 
 use crate::common::{Draft, LIMIT, Store, eventually, unique};
 use futures::future::join_all;
@@ -82,7 +82,7 @@ pub(crate) async fn the_first_binder_of_an_id_wins_over_all_organizations(store:
     for (n, racer) in racers.iter().enumerate() {
         assert_eq!(names(&store, racer).await.len(), usize::from(n == winner));
     }
-    // The same id elsewhere, and another spelling of it, are others.
+    // The same id on another server, and another spelling, are different ids.
     let elsewhere = SparkSession {
         server: "10.0.0.2:15002".to_owned(),
         ..spark_session.clone()
@@ -114,7 +114,7 @@ pub(crate) async fn one_preparer_at_a_time_makes_a_binding_ready(store: Store) {
     };
     assert!(!prepared(&second, true).await, "it is not its to make ready");
     assert_eq!(bound(&store, &second).await, Bound::Wait);
-    // It failed, so the next one begins at once.
+    // The preparation failed, so the next one starts at once.
     assert!(prepared(&first, false).await);
     assert_eq!(bound(&store, &second).await, Bound::Prepare);
     assert!(!prepared(&first, true).await);
@@ -173,7 +173,7 @@ pub(crate) async fn the_least_recently_bound_makes_room(store: Store) {
     assert_eq!(bound(&store, &bind(0)).await, Bound::Ready, "bound last now");
     let oldest = to_release(bound(&store, &bind(4)).await);
     assert_eq!(oldest.spark, all[1]);
-    // Until it is given back nobody gets further, and it cannot be had again.
+    // Until its release no binding succeeds, and it cannot be bound again.
     assert_eq!(to_release(bound(&store, &bind(4)).await), oldest);
     assert_eq!(to_release(bound(&store, &bind(1)).await), oldest);
     store.unbind(&holder, &oldest, Duration::ZERO).await.unwrap();
@@ -183,7 +183,7 @@ pub(crate) async fn the_least_recently_bound_makes_room(store: Store) {
         names(&store, &holder).await,
         [&all[2], &all[3], &all[0], &all[4]].map(Clone::clone)
     );
-    // Another session is not concerned, and may have it.
+    // Another session can bind it.
     let other = Draft::of("x", "sa|eve").transition().session.key();
     assert_eq!(bound(&store, &plain(&other, &all[1])).await, Bound::Ready);
 }
@@ -233,7 +233,7 @@ pub(crate) async fn a_sealed_generation_gets_nothing_more(store: Store) {
             Bound::Sealed
         );
     }
-    // The next generation takes an id over only after the older one gave it back.
+    // A new generation binds an id only after the older one released it.
     let old = to_release(bound(&store, &bind(3, &spark_session)).await);
     assert_eq!((old.spark.clone(), old.generation), (spark_session.clone(), 2));
     store.unbind(&holder, &old, Duration::ZERO).await.unwrap();
@@ -265,7 +265,7 @@ pub(crate) async fn only_the_very_binding_is_given_back(store: Store) {
         "this one is another"
     );
 
-    // Given back, and nobody's for a while.
+    // Released, and reserved for a time.
     give_back(&only().await, Duration::from_millis(500)).await;
     assert!(names(&store, &first).await.is_empty());
     for holder in [&first, &second] {
@@ -280,13 +280,13 @@ pub(crate) async fn only_the_very_binding_is_given_back(store: Store) {
     .await;
 }
 
-pub(crate) async fn places_are_taken_where_the_fewest_are(store: Store) {
+pub(crate) async fn sessions_are_placed_on_the_server_with_the_fewest(store: Store) {
     let servers = ["a:1", "b:1", "c:1"].map(str::to_owned);
     let sessions: Vec<_> = (0..60).map(|_| holder()).collect();
     let taken = join_all(
         sessions
             .iter()
-            .map(|session| store.take_place(&servers, session, true)),
+            .map(|session| store.place_session(&servers, session, true)),
     )
     .await;
     let mut count = BTreeMap::<String, usize>::new();
@@ -296,29 +296,29 @@ pub(crate) async fn places_are_taken_where_the_fewest_are(store: Store) {
     assert_eq!(count.into_values().collect::<Vec<_>>(), [20, 20, 20]);
 
     let (one, other) = (&sessions[0], &sessions[1]);
-    let place = store.places_of(one).await.unwrap().remove(0);
+    let place = store.list_placements(one).await.unwrap().remove(0);
     assert_eq!(
-        store.take_place(&servers, one, true).await.unwrap().as_ref(),
+        store.place_session(&servers, one, true).await.unwrap().as_ref(),
         Some(&place),
         "it keeps the one it has"
     );
-    store.leave_place(&place, one).await.unwrap();
-    store.leave_place(&place, one).await.unwrap();
-    assert!(store.places_of(one).await.unwrap().is_empty());
+    store.remove_placement(&place, one).await.unwrap();
+    store.remove_placement(&place, one).await.unwrap();
+    assert!(store.list_placements(one).await.unwrap().is_empty());
     assert_eq!(
-        store.take_place(&servers, one, true).await.unwrap(),
+        store.place_session(&servers, one, true).await.unwrap(),
         Some(place),
         "the fewest are there now"
     );
-    assert_eq!(store.places_of(other).await.unwrap().len(), 1);
-    assert_eq!(store.take_place(&[], one, false).await.unwrap(), None);
+    assert_eq!(store.list_placements(other).await.unwrap().len(), 1);
+    assert_eq!(store.place_session(&[], one, false).await.unwrap(), None);
 }
 
 pub(crate) async fn a_server_can_be_kept_to_one_organization(store: Store) {
     let servers = ["a:1", "b:1"].map(str::to_owned);
     let session = |org| Draft::of(org, "sa|bob").transition().session.key();
-    let take = async |key: &SessionKey, alone| store.take_place(&servers, key, alone).await.unwrap();
-    // One name is the beginning of the other.
+    let take = async |key: &SessionKey, alone| store.place_session(&servers, key, alone).await.unwrap();
+    // One name is a prefix of the other.
     let (acme, longer, third) = (session("acme"), session("acme-2"), session("third"));
     assert_eq!(take(&acme, true).await.as_deref(), Some("a:1"));
     assert_eq!(take(&session("acme"), true).await.as_deref(), Some("b:1"));
@@ -328,13 +328,13 @@ pub(crate) async fn a_server_can_be_kept_to_one_organization(store: Store) {
         Some("a:1"),
         "if it is allowed"
     );
-    store.leave_place("a:1", &longer).await.unwrap();
-    store.leave_place("a:1", &acme).await.unwrap();
+    store.remove_placement("a:1", &longer).await.unwrap();
+    store.remove_placement("a:1", &acme).await.unwrap();
     assert_eq!(take(&longer, true).await.as_deref(), Some("a:1"));
 
     let racers: Vec<_> = (0..20).map(|n| session(["x", "y"][n % 2])).collect();
     let one = ["z:1".to_owned()];
-    let taken = join_all(racers.iter().map(|racer| store.take_place(&one, racer, true))).await;
+    let taken = join_all(racers.iter().map(|racer| store.place_session(&one, racer, true))).await;
     let orgs: Vec<_> = racers
         .iter()
         .zip(taken)
@@ -343,5 +343,5 @@ pub(crate) async fn a_server_can_be_kept_to_one_organization(store: Store) {
         .collect();
     assert_eq!(orgs.len(), 10);
     assert!(orgs.iter().all(|org| *org == orgs[0]), "{orgs:?}");
-    assert_eq!(store.take_place(&one, &third, true).await.unwrap(), None);
+    assert_eq!(store.place_session(&one, &third, true).await.unwrap(), None);
 }

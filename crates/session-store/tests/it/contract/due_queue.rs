@@ -65,7 +65,7 @@ pub(crate) async fn claimers_never_share_a_session(store: Store) {
     for claimer in claimers {
         all.extend(tokio::time::timeout(LIMIT, claimer).await.unwrap().unwrap());
     }
-    // A claimer may stop early when another one was faster, so pick up the rest.
+    // A claimer may stop early when another one is faster: claim the rest.
     all.extend(claimer(store).await);
     assert_eq!(all.len(), 200);
     assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 200);
@@ -90,7 +90,7 @@ pub(crate) async fn setting_due_needs_the_version(store: Store) {
     );
     store.set_due(&key, 1, None).await.unwrap();
 
-    // A commit says when it is due, or never.
+    // A commit sets the due time, or none.
     let second = commit(
         &store,
         Commit {
@@ -113,7 +113,7 @@ pub(crate) async fn setting_due_needs_the_version(store: Store) {
     .await;
     assert!(store.claim_due(10, FAR).await.unwrap().is_empty());
 
-    // An ended session stays due as long as its compute must be given back.
+    // An ended session stays due until its compute is released.
     let closed = commit(
         &store,
         Commit {
@@ -160,7 +160,7 @@ pub(crate) async fn one_owner_has_a_lease_until_it_ends(store: Store) {
     assert!(third > second, "{third} fences off {second}");
 }
 
-pub(crate) async fn the_longest_due_is_told_without_taking_it(store: Store) {
+pub(crate) async fn the_oldest_due_time_is_read_without_a_claim(store: Store) {
     assert_eq!(store.oldest_due().await.unwrap(), None);
     let mut keys = Vec::new();
     for (org, at) in [("acme", 3000), ("local", 2000), ("a", 4000)] {

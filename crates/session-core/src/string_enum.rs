@@ -1,7 +1,7 @@
 //! Enums whose values have a fixed spelling: in stored records, in errors and
 //! in the audit trail.
 
-macro_rules! spelled {
+macro_rules! string_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident => $text:literal),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -25,4 +25,4 @@ macro_rules! spelled {
     };
 }
 
-pub(crate) use spelled;
+pub(crate) use string_enum;

@@ -1,4 +1,4 @@
-//! Ended sessions stay listed for a while, and not too many of them.
+//! Ended sessions stay listed for a time, up to a number.
 
 use crate::common::{Draft, FAR, Store, close, commit, request, token, touch};
 use session_core::{Session, SessionId, Timestamp};
@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 const MINUTE: Duration = Duration::from_secs(60);
-/// Nothing goes by number.
+/// No limit by number.
 const MANY: usize = 1000;
 
 fn keep(age: Duration, per_owner: usize, per_org: usize) -> Tombstones {
@@ -18,7 +18,7 @@ fn keep(age: Duration, per_owner: usize, per_org: usize) -> Tombstones {
     }
 }
 
-/// Closes a session as if so long ago.
+/// Closes a session at a time in the past.
 async fn end(store: &Store, session: &Session, ago: Duration) -> Session {
     let mut change = close(session);
     change.session.closed_at = Some(store.now().await.unwrap().before(ago));
@@ -117,7 +117,7 @@ pub(crate) async fn beyond_the_number_the_longest_ended_go_first(store: Store) {
             (&mut elsewhere, "other", "sa|bob"),
         ] {
             let session = Draft::of(org, owner).store(&store).await;
-            // The newest sessions ended first.
+            // The newest sessions were closed first.
             sessions.push(end(&store, &session, MINUTE * n).await);
         }
     }

@@ -1,0 +1,2 @@
+-- Increments the heartbeat of a slot.
+return redis.call('INCR', KEYS[1])

@@ -1,2 +1,0 @@
--- Raises the pulse of a slot. KEYS 1 pulse
-return redis.call('INCR', KEYS[1])
