@@ -3,6 +3,9 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 TEST_THREADS ?= 2
+# The cargo profile of `make run`: quick (least time to build), release or dev.
+BERTH_PROFILE ?= quick
+BERTH_DEV = $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(1)),debug,$(1))/berth-dev
 
 .PHONY: help run test test-chart unit e2e churn simulate fuzz build fmt fmt-check lint deny proto-lint load bench-latency bench-lifecycle bench-tokens setup clean
 
@@ -10,7 +13,10 @@ help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Install, build, start everything, run a PySpark query, serve until Ctrl-C (EXIT=1: stop after it)
-	@EXIT=$(EXIT) deploy/local/run.sh
+	@deploy/local/setup.sh run
+	@echo "berth: building ($(BERTH_PROFILE)); the first time takes some minutes"
+	@cargo build --locked --profile $(BERTH_PROFILE) -p session-manager -p token-issuer -p spark-proxy -p compute -p cli -p local-stack
+	@$(call BERTH_DEV,$(BERTH_PROFILE)) run $(if $(EXIT),--exit)
 
 setup: ## Install what the tests need
 	@deploy/local/setup.sh run test
@@ -34,11 +40,11 @@ simulate: ## Lives of sessions under faults, from seeds 1 to SEEDS=20000 (SEED=n
 	SEEDS=$(or $(SEEDS),20000) SEED=$(SEED) FIRST=$(FIRST) THREADS=$(THREADS) cargo test --locked -p session-manager --lib simulation::lives -- --nocapture
 
 .PHONY: mutants mutations-apply
-mutants: ## Break the code on purpose and demand that the simulation notices (SEEDS=1000, ONLY="name ...")
-	SEEDS=$(SEEDS) crates/session-manager/mutations/run.sh $(ONLY)
+mutants: build ## Introduce one fault at a time; the simulation must detect it (SEEDS=1000, ONLY="name ...")
+	SEEDS=$(or $(SEEDS),1000) $(call BERTH_DEV,dev) mutants $(ONLY)
 
-mutations-apply: ## Do the mutations still fit the code?
-	@crates/session-manager/mutations/run.sh --apply
+mutations-apply: build ## Verify that the mutations apply to the present code
+	@$(call BERTH_DEV,dev) mutants --apply
 
 test-chart: build ## The Helm chart: values, schemas, configuration, alerts, dashboard (ONLY="words of a check")
 	@deploy/local/setup.sh run chart

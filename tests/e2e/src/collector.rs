@@ -1,13 +1,13 @@
 //! A real OpenTelemetry collector: `rotel`, which prints the spans it receives.
 
-use crate::paths::home;
 use crate::ports::free_ports;
-use crate::wait::until;
 use anyhow::{Context as _, Result, ensure};
-use std::fs::File;
+use local_stack::paths::home;
+use local_stack::wait::until;
+use local_stack::{Process, until_ready};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -17,7 +17,7 @@ const ARRIVAL: Duration = Duration::from_secs(30);
 /// A collector; it ends when dropped.
 #[derive(Debug)]
 pub struct Collector {
-    child: Child,
+    _process: Process,
     address: SocketAddr,
     dir: TempDir,
 }
@@ -30,31 +30,26 @@ impl Collector {
     pub async fn start() -> Result<Self> {
         let program = program()?;
         let dir = tempfile::tempdir()?;
-        let output = File::create(dir.path().join("spans"))?;
         let [grpc, http] = free_ports()?;
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .arg("start")
             .args(["--otlp-grpc-endpoint", &grpc.to_string()])
             .args(["--otlp-http-endpoint", &http.to_string()])
             .args(["--exporter", "blackhole"])
             .args(["--debug-log", "traces", "--debug-log-verbosity", "detailed"])
-            .current_dir(dir.path())
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .spawn()
-            .context("starting rotel-agent")?;
-        let collector = Self {
-            child,
-            address: grpc,
-            dir,
-        };
-        until("the collector", READY, async || {
-            let connected = tokio::net::TcpStream::connect(collector.address).await;
+            .current_dir(dir.path());
+        let process = Process::start(&command, &dir.path().join("spans"), Some(dir.path()))?;
+        until_ready("the collector", &process, READY, async || {
+            let connected = tokio::net::TcpStream::connect(grpc).await;
             connected.map(drop).map_err(|error| error.to_string())
         })
         .await?;
-        Ok(collector)
+        Ok(Self {
+            _process: process,
+            address: grpc,
+            dir,
+        })
     }
 
     /// Its OTLP endpoint.
@@ -81,13 +76,6 @@ impl Collector {
             }
         })
         .await
-    }
-}
-
-impl Drop for Collector {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -2,11 +2,11 @@
 //! phases before its compute is ready for as long as it needs.
 
 use crate::Engine;
-use crate::paths::{home, installed};
-use anyhow::{Context, Result};
+use anyhow::Result;
+use local_stack::paths::{home, installed, on_path};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tempfile::TempDir;
 
 /// The gate of the clusters `gated-sail` and `gated-spark`.
@@ -26,7 +26,7 @@ impl Gate {
         };
         gate.program("sail", &installed("venv-sail/bin/sail")?)?;
         std::fs::create_dir(gate.dir.path().join("bin"))?;
-        gate.program("bin/java", &java()?)?;
+        gate.program("bin/java", &on_path("java")?)?;
         Ok(gate)
     }
 
@@ -91,12 +91,4 @@ driver_memory = "1g"
         std::fs::write(&path, script)?;
         Ok(std::fs::set_permissions(&path, Permissions::from_mode(0o755))?)
     }
-}
-
-fn java() -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .map(|folder| folder.join("java"))
-        .find(|java| java.is_file())
-        .context("java is not on the PATH: run `deploy/local/setup.sh test`")
 }

@@ -4,22 +4,19 @@
 
 pub mod collector;
 mod gate;
-pub mod http;
 mod oidc;
-mod paths;
 mod ports;
-mod process;
 mod python;
 mod relay;
 mod server;
 mod stack;
-pub mod wait;
 
 pub use gate::Gate;
+pub use local_stack::config::Tls;
+pub use local_stack::paths::{binary, home, installed, repo};
+pub use local_stack::{Service, http, wait};
 pub use oidc::OidcProvider;
-pub use paths::{binary, home, installed, repo};
-pub use process::Service;
 pub use python::{Client, Repl, RunningClient};
 pub use relay::Relay;
 pub use server::Server;
-pub use stack::{AnotherManager, Engine, Stack, StackOptions, Tls};
+pub use stack::{AnotherManager, Engine, Stack, StackOptions};

@@ -1,13 +1,14 @@
 //! A real OpenID provider: npm `oidc-provider` on Node.
 
-use crate::paths::{home, repo};
 use crate::ports::free_port;
-use crate::wait::until;
 use anyhow::{Context as _, Result, ensure};
+use local_stack::paths::{home, repo};
+use local_stack::{Process, until_ready};
 use serde_json::Value;
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -17,7 +18,8 @@ const ANSWER: Duration = Duration::from_secs(20);
 /// A provider with the clients of `tests/clients/oidc/provider.mjs`; it ends when dropped.
 #[derive(Debug)]
 pub struct OidcProvider {
-    child: Child,
+    process: Process,
+    _dir: TempDir,
     address: SocketAddr,
 }
 
@@ -42,16 +44,16 @@ impl OidcProvider {
             script.display()
         );
         let address = free_port()?;
-        let child = Command::new("node")
-            .arg(&script)
-            .arg(address.port().to_string())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("starting node")?;
-        let provider = Self { child, address };
-        until("the OpenID provider", READY, async || {
+        let dir = tempfile::tempdir()?;
+        let mut command = Command::new("node");
+        command.arg(&script).arg(address.port().to_string());
+        let process = Process::start(&command, &dir.path().join("log"), Some(dir.path()))?;
+        let provider = Self {
+            process,
+            _dir: dir,
+            address,
+        };
+        until_ready("the OpenID provider", &provider.process, READY, async || {
             let keys = provider.ask("GET", "/jwks", "", "").await;
             keys.map(drop).map_err(|error| format!("{error:#}"))
         })
@@ -108,12 +110,5 @@ impl OidcProvider {
         tokio::time::timeout(ANSWER, ask)
             .await
             .context("no answer in time")?
-    }
-}
-
-impl Drop for OidcProvider {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

@@ -1,10 +1,10 @@
 //! Real Spark Connect clients as people run them, PySpark and Scala in several releases, and raw gRPC.
 
-use crate::paths::{installed, repo};
-use crate::process::output_file;
 use anyhow::{Context, Result, bail, ensure};
+use local_stack::paths::{installed, repo};
 use serde_json::Value;
 use std::fmt::Write as _;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -372,4 +372,9 @@ impl Repl {
         let line = line.context("the client ended")?;
         serde_json::from_str(&line).with_context(|| format!("no JSON but {line:?}"))
     }
+}
+
+/// A file to collect a client's output in.
+fn output_file(path: &Path) -> Result<File> {
+    File::create(path).with_context(|| format!("creating {}", path.display()))
 }

@@ -1,9 +1,9 @@
 //! Spark Connect servers that Berth did not start, for `static` clusters.
 
-use crate::paths::installed;
 use crate::ports::free_port;
-use crate::wait::until;
 use anyhow::Result;
+use local_stack::paths::installed;
+use local_stack::wait::until;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;

@@ -1,18 +1,18 @@
 //! Redis, the three services and the `berth` command, set up for one test.
 
-use crate::paths::{binary, home, installed};
 use crate::ports::free_ports;
-use crate::process::Service;
 use crate::python::Client;
 use anyhow::{Context, Result, bail, ensure};
+use local_stack::Service;
+use local_stack::berth::{self, text};
+use local_stack::config::{self, Account, Addresses, Tls};
+use local_stack::paths::{home, installed};
 use serde_json::Value;
 use session_core::machine::{self, Event};
 use session_core::{Actor, SessionKey};
 use session_store::{Commit, SessionStore};
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -35,18 +35,6 @@ impl Engine {
             Self::Spark => "spark",
         }
     }
-}
-
-/// What the proxy speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Tls {
-    /// Plaintext, as in the quickstart.
-    #[default]
-    Off,
-    /// TLS with a private authority.
-    Required,
-    /// Both.
-    Auto,
 }
 
 /// How a stack is set up.
@@ -87,11 +75,12 @@ pub struct Stack {
     pub jwks_address: SocketAddr,
     /// Where session-manager's public API is.
     pub manager_uri: String,
-    issuer_uri: String,
-    accounts: Vec<Account>,
-    ca: Option<PathBuf>,
     /// Where the first manager's internal API is.
     pub internal_address: SocketAddr,
+    issuer_uri: String,
+    addresses: Addresses,
+    accounts: Vec<Account>,
+    ca: Option<PathBuf>,
     options: StackOptions,
 }
 
@@ -106,23 +95,14 @@ pub struct AnotherManager {
     pub internal: SocketAddr,
 }
 
-#[derive(Debug)]
-struct Account {
-    name: &'static str,
-    org: &'static str,
-    roles: &'static str,
-    key: String,
-    sha256: String,
-}
-
 /// `ada` and `bob` are members, `olga` administers their organization, `pat`
 /// the platform; `eve` is a member of another organization.
-const ACCOUNTS: [(&str, &str, &str); 5] = [
-    ("ada", "acme", r#""member""#),
-    ("bob", "acme", r#""member""#),
-    ("olga", "acme", r#""member", "org-admin""#),
-    ("pat", "acme", r#""member", "platform-admin""#),
-    ("eve", "umbrella", r#""member""#),
+const ACCOUNTS: [(&str, &str, &[&str]); 5] = [
+    ("ada", "acme", &["member"]),
+    ("bob", "acme", &["member"]),
+    ("olga", "acme", &["member", "org-admin"]),
+    ("pat", "acme", &["member", "platform-admin"]),
+    ("eve", "umbrella", &["member"]),
 ];
 
 impl Stack {
@@ -166,44 +146,58 @@ impl Stack {
             ..RedisOptions::default()
         })
         .await?;
-        let [public, internal, tokens, jwks, spark, admin1, admin2, admin3] = free_ports()?;
+        let [
+            manager,
+            internal,
+            manager_admin,
+            issuer,
+            jwks,
+            issuer_admin,
+            proxy,
+            proxy_admin,
+        ] = free_ports()?;
+        let addresses = Addresses {
+            manager,
+            internal,
+            manager_admin,
+            issuer,
+            jwks,
+            issuer_admin,
+            proxy,
+            proxy_admin,
+        };
         let accounts = ACCOUNTS
             .into_iter()
-            .map(|(name, org, roles)| Account::new(name, org, roles))
+            .map(|(name, org, roles)| account(name, org, roles))
             .collect::<Result<Vec<_>>>()?;
-        let signing = dir.path().join("signing.pem");
-        run_berth(&["keys", "signing", &signing.display().to_string()], &[])?;
+        let signing_key = dir.path().join("signing.pem");
+        berth::new_signing_key(&signing_key)?;
         let ca = match options.tls {
             Tls::Off => None,
             Tls::Required | Tls::Auto => Some(write_certificates(dir.path())?),
         };
         let store = options.store.clone().unwrap_or_else(|| redis.url());
-        let manager = manager_config(
-            dir.path(),
-            &store,
-            public,
-            internal,
-            jwks,
-            admin1,
-            &accounts,
-            &options.manager,
-        )?;
-        let managers = options.managers.unwrap_or(internal);
-        let issuer = issuer_config(&signing, tokens, jwks, managers, spark, admin2, options);
-        let proxy = proxy_config(dir.path(), spark, managers, jwks, admin3, options);
+        let issuer = config::Issuer {
+            addresses: &options.behind_balancer(addresses),
+            signing_key: &signing_key,
+            tls: options.tls == Tls::Required,
+            more: &options.issuer,
+        };
+        let issuer = Service::new("token-issuer", dir.path(), &issuer.toml(), issuer_admin)?;
         Ok(Self {
-            manager: Service::new("session-manager", dir.path(), &manager, admin1)?,
-            issuer: Service::new("token-issuer", dir.path(), &issuer, admin2)?,
-            proxy: Service::new("spark-proxy", dir.path(), &proxy, admin3)?,
-            proxy_address: spark,
+            manager: manager_service(dir.path(), addresses, &store, &accounts, options)?,
+            issuer,
+            proxy: proxy_service(dir.path(), dir.path(), addresses, options)?,
+            proxy_address: proxy,
             jwks_address: jwks,
-            manager_uri: format!("http://{public}"),
-            issuer_uri: format!("http://{tokens}"),
+            manager_uri: addresses.manager_uri(),
+            issuer_uri: addresses.issuer_uri(),
+            internal_address: internal,
             dir,
             redis,
+            addresses,
             accounts,
             ca,
-            internal_address: internal,
             options: options.clone(),
         })
     }
@@ -213,24 +207,21 @@ impl Stack {
     /// # Errors
     /// When it does not become ready.
     pub async fn another_manager(&self) -> Result<AnotherManager> {
-        let [public, internal, admin] = free_ports()?;
+        let [manager, internal, manager_admin] = free_ports()?;
+        let addresses = Addresses {
+            manager,
+            internal,
+            manager_admin,
+            ..self.addresses
+        };
         let dir = self.dir.path().join("another-manager");
         std::fs::create_dir_all(&dir)?;
-        let config = manager_config(
-            &dir,
-            &self.options.store.clone().unwrap_or_else(|| self.redis.url()),
-            public,
-            internal,
-            self.jwks_address,
-            admin,
-            &self.accounts,
-            &self.options.manager,
-        )?;
-        let mut service = Service::new("session-manager", &dir, &config, admin)?;
+        let store = self.options.store.clone().unwrap_or_else(|| self.redis.url());
+        let mut service = manager_service(&dir, addresses, &store, &self.accounts, &self.options)?;
         service.start_ready().await?;
         Ok(AnotherManager {
             service,
-            public,
+            public: manager,
             internal,
         })
     }
@@ -240,20 +231,17 @@ impl Stack {
     /// # Errors
     /// When it does not become ready.
     pub async fn another_proxy(&self) -> Result<(Service, SocketAddr)> {
-        let [spark, admin] = free_ports()?;
+        let [proxy, proxy_admin] = free_ports()?;
+        let addresses = Addresses {
+            proxy,
+            proxy_admin,
+            ..self.addresses
+        };
         let dir = self.dir.path().join("another-proxy");
         std::fs::create_dir_all(&dir)?;
-        let config = proxy_config(
-            self.dir.path(),
-            spark,
-            self.options.managers.unwrap_or(self.internal_address),
-            self.jwks_address,
-            admin,
-            &self.options,
-        );
-        let mut proxy = Service::new("spark-proxy", &dir, &config, admin)?;
-        proxy.start_ready().await?;
-        Ok((proxy, spark))
+        let mut service = proxy_service(&dir, self.dir.path(), addresses, &self.options)?;
+        service.start_ready().await?;
+        Ok((service, proxy))
     }
 
     /// `url`, but to another port of this machine.
@@ -295,12 +283,7 @@ impl Stack {
     /// # Errors
     /// When it fails; with what it said.
     pub fn berth_with(&self, credential: &str, args: &[&str]) -> Result<Value> {
-        let env = [
-            ("BERTH_MANAGER", self.manager_uri.as_str()),
-            ("BERTH_ISSUER", self.issuer_uri.as_str()),
-            ("BERTH_KEY", credential),
-        ];
-        run_berth(&[&["--output", "json"], args].concat(), &env)
+        self.run_berth(&[("BERTH_KEY", credential)], args)
     }
 
     /// Runs the `berth` command with the token in a file.
@@ -311,13 +294,15 @@ impl Stack {
         let file = self.dir.path().join("bearer-token");
         std::fs::write(&file, token)?;
         let file = file.display().to_string();
-        let env = [
+        self.run_berth(&[("BERTH_KEY", ""), ("BERTH_TOKEN_FILE", &file)], args)
+    }
+
+    fn run_berth(&self, credential: &[(&str, &str)], args: &[&str]) -> Result<Value> {
+        let stack = [
             ("BERTH_MANAGER", self.manager_uri.as_str()),
             ("BERTH_ISSUER", self.issuer_uri.as_str()),
-            ("BERTH_KEY", ""),
-            ("BERTH_TOKEN_FILE", file.as_str()),
         ];
-        run_berth(&[&["--output", "json"], args].concat(), &env)
+        berth::run(args, &[&stack[..], credential].concat())
     }
 
     /// Creates a session of `who` and waits until it is active. Returns its id.
@@ -494,36 +479,25 @@ impl Stack {
     }
 }
 
-impl Account {
-    fn new(name: &'static str, org: &'static str, roles: &'static str) -> Result<Self> {
-        let made = run_berth(&["--output", "json", "keys", "service-account"], &[])?;
-        Ok(Self {
-            name,
-            org,
-            roles,
-            key: text(&made, "key")?,
-            sha256: text(&made, "key_sha256")?,
-        })
+impl StackOptions {
+    /// The addresses as token-issuer and the proxies see them.
+    fn behind_balancer(&self, addresses: Addresses) -> Addresses {
+        Addresses {
+            internal: self.managers.unwrap_or(addresses.internal),
+            ..addresses
+        }
     }
 }
 
-/// A text field of a JSON object.
-fn text(value: &Value, field: &str) -> Result<String> {
-    value[field]
-        .as_str()
-        .map(str::to_owned)
-        .with_context(|| format!("no {field} in {value}"))
-}
-
-fn run_berth(args: &[&str], env: &[(&str, &str)]) -> Result<Value> {
-    let output = Command::new(binary("berth")?)
-        .args(args)
-        .envs(env.iter().copied())
-        .output()?;
-    if !output.status.success() {
-        bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(serde_json::from_slice(&output.stdout).unwrap_or(Value::Null))
+fn account(name: &str, org: &str, roles: &[&str]) -> Result<Account> {
+    let made = berth::new_account_key()?;
+    Ok(Account {
+        name: name.to_owned(),
+        org: org.to_owned(),
+        roles: roles.iter().map(|&role| role.to_owned()).collect(),
+        key: text(&made, "key")?,
+        key_sha256: text(&made, "key_sha256")?,
+    })
 }
 
 /// `ca.pem`, `cert.pem` and `key.pem` in `dir`, for localhost.
@@ -547,40 +521,61 @@ fn write_certificates(dir: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "each is one address of the same kind of thing"
-)]
-fn manager_config(
+/// A session-manager with its files in `dir`.
+fn manager_service(
     dir: &Path,
-    redis: &str,
-    public: SocketAddr,
-    internal: SocketAddr,
-    jwks: SocketAddr,
-    admin: SocketAddr,
+    addresses: Addresses,
+    store: &str,
     accounts: &[Account],
-    more: &str,
-) -> Result<String> {
-    let sail = installed("venv-sail/bin/sail")?;
-    // Whoever asks for Spark is told if it is not there: benchmarks need none.
-    let spark = home().join("venv-spark");
-    let mut config = format!(
-        r#"
-listen.public.address = "{public}"
-listen.internal.address = "{internal}"
-admin.address = "{admin}"
-store.url = "{redis}"
-tokens.keys.location = "http://{jwks}/.well-known/jwks.json"
-telemetry.format = "text"
-{more}
+    options: &StackOptions,
+) -> Result<Service> {
+    let config = config::Manager {
+        public: addresses.manager,
+        internal: addresses.internal,
+        admin: addresses.manager_admin,
+        store,
+        password: None,
+        keys: &addresses.keys(),
+        compute_dir: &dir.join("compute"),
+        accounts,
+        more: &format!(
+            "compute.process.trust_all_users = true\n{}\n{}",
+            options.manager,
+            compute_and_catalogs()?
+        ),
+    };
+    Service::new("session-manager", dir, &config.toml(), addresses.manager_admin)
+}
 
+/// A spark-proxy with its files in `dir` and certificates in `certificates`.
+fn proxy_service(
+    dir: &Path,
+    certificates: &Path,
+    addresses: Addresses,
+    options: &StackOptions,
+) -> Result<Service> {
+    let config = config::Proxy {
+        address: addresses.proxy,
+        admin: addresses.proxy_admin,
+        keys: &addresses.keys(),
+        manager_uri: &options.behind_balancer(addresses).internal_uri(),
+        tls: options.tls,
+        certificates,
+        more: &options.proxy,
+    };
+    Service::new("spark-proxy", dir, &config.toml(), addresses.proxy_admin)
+}
+
+/// The clusters and catalogs of every stack.
+fn compute_and_catalogs() -> Result<String> {
+    let sail = installed("venv-sail/bin/sail")?;
+    // A session on Spark fails if it is not installed: benchmarks need none.
+    let spark = home().join("venv-spark");
+    Ok(format!(
+        r#"
 [compute.static]
 dev = true
 allow = ["127.0.0.0/8"]
-
-[compute.process]
-state_dir = "{dir}/compute"
-trust_all_users = true
 
 [[clusters]]
 name = "sail"
@@ -615,89 +610,7 @@ default_database = "nowhere"
 type = "memory"
 initial_database = ["lab"]
 "#,
-        dir = dir.display(),
         sail = sail.display(),
         spark = spark.display(),
-    );
-    for Account {
-        name,
-        org,
-        roles,
-        sha256,
-        ..
-    } in accounts
-    {
-        write!(
-            config,
-            "\n[[service_accounts]]\nname = \"{name}\"\norg = \"{org}\"\nroles = [{roles}]\nkey_sha256 = \"{sha256}\"\n"
-        )?;
-    }
-    Ok(config)
-}
-
-fn issuer_config(
-    signing: &Path,
-    tokens: SocketAddr,
-    jwks: SocketAddr,
-    internal: SocketAddr,
-    spark: SocketAddr,
-    admin: SocketAddr,
-    options: &StackOptions,
-) -> String {
-    format!(
-        r#"
-listen.grpc.address = "{tokens}"
-listen.jwks.address = "{jwks}"
-admin.address = "{admin}"
-keys.signing = "{signing}"
-public.endpoint = "localhost:{port}"
-public.tls = {tls}
-manager.uri = "http://{internal}"
-telemetry.format = "text"
-{more}
-"#,
-        signing = signing.display(),
-        port = spark.port(),
-        tls = options.tls == Tls::Required,
-        more = options.issuer,
-    )
-}
-
-fn proxy_config(
-    dir: &Path,
-    spark: SocketAddr,
-    internal: SocketAddr,
-    jwks: SocketAddr,
-    admin: SocketAddr,
-    options: &StackOptions,
-) -> String {
-    let mode = match options.tls {
-        Tls::Off => "off",
-        Tls::Required => "required",
-        Tls::Auto => "auto",
-    };
-    let files = match options.tls {
-        Tls::Off => String::new(),
-        Tls::Required | Tls::Auto => {
-            format!(
-                "listen.tls.cert = \"{0}/cert.pem\"\nlisten.tls.key = \"{0}/key.pem\"",
-                dir.display()
-            )
-        }
-    };
-    format!(
-        r#"
-listen.address = "{spark}"
-listen.tls.mode = "{mode}"
-{files}
-admin.address = "{admin}"
-tokens.issuer = "berth"
-tokens.audience = "berth-spark-connect"
-tokens.keys.location = "http://{jwks}/.well-known/jwks.json"
-manager.uri = "http://{internal}"
-telemetry.format = "text"
-{more}
-"#,
-        more = options.proxy,
-    )
+    ))
 }

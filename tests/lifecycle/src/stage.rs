@@ -4,6 +4,7 @@
 use crate::instant::InstantCompute;
 use anyhow::{Context as _, Result};
 use compute::SimCompute;
+use local_stack::config::{self, Account};
 use service_kit::caller::{NewKey, generate_key};
 use service_kit::config::{Sources, load};
 use service_kit::shutdown::Shutdown;
@@ -12,6 +13,7 @@ use session_manager::{Config, Listeners, Providers};
 use session_store::SessionStore;
 use session_token::{Jwks, Signer, generate_key_pem};
 use std::io::{BufRead as _, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -25,6 +27,7 @@ pub(crate) const ORGS: usize = 64;
 /// The cluster that all sessions are on.
 pub(crate) const CLUSTER: &str = "instant";
 const READY: Duration = Duration::from_secs(120);
+const ANY_PORT: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
 
 /// Redis, its client and the managers' configuration.
 pub(crate) struct Stage {
@@ -57,29 +60,19 @@ impl Stage {
         let jwks = dir.path().join("jwks.json");
         std::fs::write(&jwks, Jwks::new([signer.public_jwk()]).to_json())?;
         let keys: Vec<NewKey> = (0..ORGS).map(|_| generate_key()).collect();
-        let mut text = format!(
-            "listen.public.address = \"127.0.0.1:0\"\nlisten.internal.address = \"127.0.0.1:0\"\n\
-             admin.address = \"127.0.0.1:0\"\nstore.url = \"{}\"\ntelemetry.level = \"error\"\n\
-             tokens.keys.location = \"{}\"\ncompute.process = {{ state_dir = \"{}\", trust_all_users = true }}\n\
-             limits.calls_per_second_per_principal = 0\nlimits.calls_at_once_per_principal = 0\n\
-             limits.calls_per_second_per_address = 0\nlimits.calls_at_once = 0\n\
-             limits.calls_at_once_per_org = 0\nlimits.calls_at_once_per_address = 0\n\
-             limits.connections_per_address = 0\n\
-             [[clusters]]\nname = \"{CLUSTER}\"\nengine = \"sail\"\nprocess = {{ program = \"/opt/sail\" }}\n",
-            redis.url(),
-            jwks.display(),
-            dir.path().display()
-        );
-        for (n, key) in keys.iter().enumerate() {
-            let org = org(n)?;
-            text += &format!(
-                "[[orgs]]\nname = \"{org}\"\nlimits = {{ live_sessions_per_owner = 100000, live_sessions = 1000000, creates_per_minute = 10000 }}\n\
-                 [[service_accounts]]\nname = \"caller-{n}\"\norg = \"{org}\"\nroles = [\"member\", \"org-admin\"]\nkey_sha256 = \"{}\"\n",
-                key.sha256
-            );
-        }
-        std::fs::write(dir.path().join("config.toml"), text)?;
-        let config = config(&dir.path().join("config.toml"))?;
+        let config = config::Manager {
+            public: ANY_PORT,
+            internal: ANY_PORT,
+            admin: ANY_PORT,
+            store: &redis.url(),
+            password: None,
+            keys: &jwks.display().to_string(),
+            compute_dir: dir.path(),
+            accounts: &accounts(&keys)?,
+            more: &more()?,
+        };
+        std::fs::write(dir.path().join("config.toml"), config.toml())?;
+        let config = read_config(&dir.path().join("config.toml"))?;
         let store = session_manager::open_store(&config).await?;
         Ok(Self {
             redis,
@@ -165,7 +158,39 @@ impl Drop for Manager {
     }
 }
 
-fn config(file: &Path) -> Result<Config> {
+fn accounts(keys: &[NewKey]) -> Result<Vec<Account>> {
+    let account = |(n, key): (usize, &NewKey)| {
+        Ok(Account {
+            name: format!("caller-{n}"),
+            org: org(n)?.to_string(),
+            roles: ["member", "org-admin"].map(str::to_owned).to_vec(),
+            key: String::new(),
+            key_sha256: key.sha256.clone(),
+        })
+    };
+    keys.iter().enumerate().map(account).collect()
+}
+
+/// Limits that no measurement reaches, the cluster and the organizations.
+fn more() -> Result<String> {
+    let mut text = format!(
+        "telemetry.level = \"error\"\ncompute.process.trust_all_users = true\n\
+         limits.calls_per_second_per_principal = 0\nlimits.calls_at_once_per_principal = 0\n\
+         limits.calls_per_second_per_address = 0\nlimits.calls_at_once = 0\n\
+         limits.calls_at_once_per_org = 0\nlimits.calls_at_once_per_address = 0\n\
+         limits.connections_per_address = 0\n\
+         [[clusters]]\nname = \"{CLUSTER}\"\nengine = \"sail\"\nprocess = {{ program = \"/opt/sail\" }}\n"
+    );
+    for n in 0..ORGS {
+        let org = org(n)?;
+        text += &format!(
+            "[[orgs]]\nname = \"{org}\"\nlimits = {{ live_sessions_per_owner = 100000, live_sessions = 1000000, creates_per_minute = 10000 }}\n"
+        );
+    }
+    Ok(text)
+}
+
+fn read_config(file: &Path) -> Result<Config> {
     load(&Sources {
         file: Some(file.to_owned()),
         ..Sources::default()
@@ -176,7 +201,7 @@ fn config(file: &Path) -> Result<Config> {
 /// What a manager's own process does: says where it listens, and runs until
 /// its parent's pipe closes.
 pub(crate) async fn be_a_manager(file: &Path) -> Result<()> {
-    let config = config(file)?;
+    let config = read_config(file)?;
     let listeners = Listeners::bind(&config).await?;
     println!("{}", listeners.public.local_addr());
     println!("{}", listeners.internal.local_addr());

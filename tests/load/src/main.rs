@@ -2,10 +2,11 @@
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
-use load::driver::peer::{Kind, find_proxy};
+use load::driver::peer::Kind;
 use load::driver::report::Results;
 use load::driver::scenario::{Effort, Scenario};
 use load::driver::{Rig, noise};
+use local_stack::paths::{binary, home, repo};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -77,12 +78,10 @@ async fn drive(options: Options) -> Result<()> {
         ..options.effort()
     };
     let scenarios = chosen(&options.only)?;
-    let repo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let home = load::driver::home();
-    let proxy = options.proxy.map_or_else(find_proxy, Ok)?;
+    let proxy = options.proxy.map_or_else(|| binary("spark-proxy"), Ok)?;
     let began = Instant::now();
     let noise_before = noise::at_rest().await?;
-    let mut rig = Rig::start(&std::env::current_exe()?, proxy, home).await?;
+    let mut rig = Rig::start(&std::env::current_exe()?, proxy, home()).await?;
     rig.kit.before = options.before.clone();
     let watch = noise::Watch::start(&rig)?;
 
@@ -144,7 +143,9 @@ async fn drive(options: Options) -> Result<()> {
         missed.len(),
         began.elapsed().as_secs()
     );
-    let out = options.out.unwrap_or_else(|| repo.join("target/bench/load.json"));
+    let out = options
+        .out
+        .unwrap_or_else(|| repo().join("target/bench/load.json"));
     let json = json!({
         "what": "Berth's data path beside others, interleaved",
         "rounds": effort.rounds, "millis": effort.millis, "seconds": began.elapsed().as_secs(),

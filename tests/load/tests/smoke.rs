@@ -2,15 +2,16 @@
 //! and a message without the right identity does not pass for one with it.
 
 use load::driver::Rig;
-use load::driver::peer::{Kind, find_proxy};
+use load::driver::peer::Kind;
 use load::driver::scenario::{Effort, Scenario};
 use load::protocol::{Job, Target};
 use load::wire::Method;
+use local_stack::paths::{binary, home};
 use std::path::Path;
 
 async fn rig() -> anyhow::Result<Rig> {
     let program = Path::new(env!("CARGO_BIN_EXE_load"));
-    Rig::start(program, find_proxy()?, load::driver::home()).await
+    Rig::start(program, binary("spark-proxy")?, home()).await
 }
 
 #[tokio::test]

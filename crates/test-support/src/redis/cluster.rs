@@ -1,7 +1,6 @@
 //! A Redis Cluster of several masters.
 
-use super::process::READY_LIMIT;
-use super::{PrivateRedis, RedisOptions};
+use super::{PrivateRedis, READY_TIMEOUT, RedisOptions};
 use anyhow::{Context, ensure};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -57,7 +56,7 @@ impl PrivateCluster {
                 let master = cluster.id(n).await?;
                 let replica = &cluster.servers[masters + n];
                 // Fails until the replica has received the slots of the master.
-                let deadline = Instant::now() + READY_LIMIT;
+                let deadline = Instant::now() + READY_TIMEOUT;
                 while !replica
                     .command(&format!("CLUSTER REPLICATE {master}"))
                     .await?

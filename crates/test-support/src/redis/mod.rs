@@ -1,19 +1,16 @@
 //! A real `redis-server` that belongs to one test.
 //!
 //! It listens on a free loopback port, keeps its files in a temporary folder,
-//! and never outlives the test: a small shell holds a pipe to the test process
-//! and kills the server when the pipe closes, also when the test is killed. All
-//! stops go through this shell, the parent of the server, so a reused pid is
-//! never killed.
+//! and never outlives the test, even one that is killed ([`local_stack::Process`]).
 
 mod cluster;
-mod process;
 mod sentinel;
 mod tls;
 
 use anyhow::ensure;
 pub use cluster::PrivateCluster;
-use process::{PortTaken, READY_LIMIT, Server, ask, free_port};
+use local_stack::Signal;
+use local_stack::redis::{Launch, PortTaken, READY_TIMEOUT, RedisServer, ask};
 pub use sentinel::Watched;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -44,7 +41,6 @@ impl RedisOptions {
             .map(str::to_owned)
             .to_vec();
         let mut add = |name: &str, value: &str| words.extend([name.to_owned(), value.to_owned()]);
-        add("--logfile", "redis.log");
         add("--dir", &dir.to_string_lossy());
         add("--appendonly", if self.appendonly { "yes" } else { "no" });
         // With `everysec`, writes wait for a slow disk and kill -9 loses them.
@@ -64,7 +60,7 @@ pub struct PrivateRedis {
     options: RedisOptions,
     dir: TempDir,
     port: u16,
-    server: Option<Server>,
+    server: Option<RedisServer>,
 }
 
 impl PrivateRedis {
@@ -117,7 +113,9 @@ impl PrivateRedis {
 
     /// Kills the server, like a crash.
     pub fn kill9(&mut self) -> anyhow::Result<()> {
-        self.server.take().map_or(Ok(()), |server| server.end("kill"))
+        self.server
+            .take()
+            .map_or(Ok(()), |server| server.end(Signal::Kill))
     }
 
     /// Suspends (`SIGSTOP`) or resumes the server, to simulate a hang.
@@ -132,7 +130,7 @@ impl PrivateRedis {
     /// port and folder.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
         if let Some(server) = self.server.take() {
-            server.end("term")?;
+            server.end(Signal::Term)?;
         }
         self.launch().await
     }
@@ -140,20 +138,20 @@ impl PrivateRedis {
     /// Sends one command, words separated by spaces, and returns the raw start of
     /// the reply; for changes that bypass the program under test.
     pub async fn command(&self, words: &str) -> anyhow::Result<String> {
-        ask(self.address(), words).await
+        ask(self.address(), None, words).await
     }
 
     async fn launch(&mut self) -> anyhow::Result<()> {
         let mut words = self.options.words(self.dir.path())?;
         words.extend(["--port".to_owned(), self.port.to_string()]);
-        self.server = Some(Server::launch(self.dir.path(), self.port, &words).await?);
+        self.server = Some(launch(self.dir.path(), self.port, &words).await?);
         Ok(())
     }
 
     /// Assigns all slots to the only master and waits until it serves them.
     async fn form_cluster(&self) -> anyhow::Result<()> {
         self.command("CLUSTER ADDSLOTSRANGE 0 16383").await?;
-        let deadline = Instant::now() + READY_LIMIT;
+        let deadline = Instant::now() + READY_TIMEOUT;
         loop {
             let info = self.command("CLUSTER INFO").await?;
             if info.contains("cluster_state:ok") {
@@ -165,9 +163,26 @@ impl PrivateRedis {
     }
 }
 
+/// Starts a server whose folder does not outlive the test.
+async fn launch(dir: &Path, port: u16, args: &[String]) -> anyhow::Result<RedisServer> {
+    let launch = Launch {
+        dir,
+        temporary: true,
+        port,
+        args,
+        password: None,
+    };
+    RedisServer::launch(launch).await
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    Ok(std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+        .local_addr()?
+        .port())
+}
+
 #[cfg(test)]
 mod tests {
-    use super::process::find_on_path;
     use super::*;
 
     #[tokio::test]
@@ -183,16 +198,10 @@ mod tests {
         assert!(redis.command("PING").await.is_err());
         redis.restart().await.unwrap();
         assert!(redis.command("GET k").await.unwrap().contains('v'));
-        let pid = redis.server.as_ref().unwrap().pid;
+        let pid = redis.server.as_ref().unwrap().pid();
         let dir = redis.dir.path().to_owned();
         drop(redis);
         assert!(!dir.exists());
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
-    }
-
-    #[test]
-    fn says_what_is_missing() {
-        let error = find_on_path("no-such-program-anywhere").unwrap_err().to_string();
-        assert!(error.contains("make setup"), "{error}");
     }
 }

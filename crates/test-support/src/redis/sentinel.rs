@@ -1,7 +1,6 @@
 //! A primary with replicas, monitored by sentinels.
 
-use super::process::{READY_LIMIT, Server, free_port};
-use super::{PrivateRedis, RedisOptions};
+use super::{PrivateRedis, READY_TIMEOUT, RedisOptions, RedisServer, free_port, launch};
 use anyhow::{Context, ensure};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -25,7 +24,7 @@ pub struct Watched {
 #[derive(Debug)]
 struct Sentinel {
     port: u16,
-    _server: Server,
+    _server: RedisServer,
     _dir: TempDir,
 }
 
@@ -40,7 +39,7 @@ impl PrivateRedis {
 
     /// Repeats the command until the reply contains `expected`.
     pub async fn wait_for(&self, words: &str, expected: &str) -> anyhow::Result<()> {
-        let deadline = Instant::now() + READY_LIMIT;
+        let deadline = Instant::now() + READY_TIMEOUT;
         loop {
             let answer = self.command(words).await;
             if answer.as_ref().is_ok_and(|answer| answer.contains(expected)) {
@@ -95,7 +94,7 @@ impl Watched {
     }
 
     async fn wait_until_all_know_all(&self, replicas: usize) -> anyhow::Result<()> {
-        let deadline = Instant::now() + READY_LIMIT;
+        let deadline = Instant::now() + READY_TIMEOUT;
         let expected = format!("slaves={replicas},sentinels={SENTINELS}");
         for sentinel in &self.sentinels {
             loop {
@@ -116,7 +115,7 @@ impl Sentinel {
         let dir = tempfile::Builder::new().prefix("berth-sentinel-").tempdir()?;
         let port = free_port()?;
         let config = format!(
-            "port {port}\nbind 127.0.0.1\ndir {dir}\nlogfile redis.log\n\
+            "port {port}\nbind 127.0.0.1\ndir {dir}\n\
              sentinel monitor {NAME} {ip} {primary_port} 2\n\
              sentinel down-after-milliseconds {NAME} 1000\n\
              sentinel failover-timeout {NAME} 5000\n",
@@ -127,7 +126,7 @@ impl Sentinel {
         let file = dir.path().join("sentinel.conf");
         std::fs::write(&file, config)?;
         let words = [file.to_string_lossy().into_owned(), "--sentinel".to_owned()];
-        let server = Server::launch(dir.path(), port, &words).await?;
+        let server = launch(dir.path(), port, &words).await?;
         Ok(Self {
             port,
             _server: server,
@@ -136,6 +135,6 @@ impl Sentinel {
     }
 
     async fn ask(&self, words: &str) -> anyhow::Result<String> {
-        super::ask(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)), words).await
+        super::ask(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)), None, words).await
     }
 }

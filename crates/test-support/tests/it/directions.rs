@@ -55,7 +55,7 @@ const FENCED: &[(&str, &str)] = &[
 ];
 
 /// Programs for tests only: they may use anything, and nothing that ships uses them.
-const TESTS_ONLY: &[&str] = &["test-support", "e2e", "lifecycle", "load"];
+const TESTS_ONLY: &[&str] = &["local-stack", "test-support", "e2e", "lifecycle", "load"];
 
 fn shipped_dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let output = Command::new(env!("CARGO"))

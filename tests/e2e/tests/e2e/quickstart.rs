@@ -1,8 +1,8 @@
-//! `make run`: a real PySpark query, then serving until Ctrl-C, which stops
-//! everything that was started.
+//! `berth-dev run`, which `make run` builds and calls: a real PySpark query, then
+//! serving until Ctrl-C or its death, which end everything that was started.
 
 use anyhow::{Context, Result};
-use e2e::{repo, wait};
+use e2e::{binary, wait};
 use rustix::process::{Pid, Signal, kill_process};
 use std::process::Stdio;
 use std::time::Duration;
@@ -12,24 +12,50 @@ use tokio::process::{Child, Command};
 
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// The script on ports and state of its own, and the programs of this build.
-fn run(state: &TempDir, exit: &str) -> Result<Child> {
+/// The program on ports and state of its own, with the services of this build.
+fn run(state: &TempDir, more: &[&str]) -> Result<Child> {
     let offset = 1000 + std::process::id() % 18_000;
-    // Where the tests run in the background, Ctrl-C is ignored and no shell can
-    // change that: give it its meaning back.
-    Command::new("env")
-        .arg("--default-signal=INT")
-        .arg(repo().join("deploy/local/run.sh"))
-        .env("BERTH_PROFILE", "dev")
+    Command::new(binary("berth-dev")?)
+        .args(["run", "--port-offset", &offset.to_string()])
+        .args(more)
         .env("BERTH_STATE", state.path())
-        .env("BERTH_PORT_OFFSET", offset.to_string())
-        .env("EXIT", exit)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .context("starting deploy/local/run.sh")
+        .context("starting berth-dev")
+}
+
+/// As [`run`], until it serves; and what it printed.
+async fn serve(state: &TempDir) -> Result<(Child, String)> {
+    let mut serving = run(state, &[])?;
+    let mut lines = BufReader::new(serving.stdout.take().context("stdout")?).lines();
+    let mut said = String::new();
+    let waited = tokio::time::timeout(LIMIT, async {
+        while let Some(line) = lines.next_line().await? {
+            said += &line;
+            said.push('\n');
+            if line.contains("Ctrl-C stops everything") {
+                return anyhow::Ok(());
+            }
+        }
+        anyhow::bail!("it ended")
+    });
+    waited.await?.with_context(|| said.clone())?;
+    Ok((serving, said))
+}
+
+/// Sends it a signal and returns its exit code.
+async fn end(mut serving: Child, signal: Signal) -> Result<Option<i32>> {
+    let pid = serving
+        .id()
+        .and_then(|pid| i32::try_from(pid).ok())
+        .and_then(Pid::from_raw)
+        .context("pid")?;
+    kill_process(pid, signal)?;
+    let status = tokio::time::timeout(Duration::from_secs(40), serving.wait()).await??;
+    Ok(status.code())
 }
 
 /// Processes whose command line names this state folder.
@@ -61,11 +87,25 @@ async fn until_nothing_is_left(state: &TempDir) -> Result<()> {
     .await
 }
 
-/// One after the other: both are heavy, and share their ports.
+/// No process of the stack has a secret in its arguments.
+fn assert_no_secret_in_arguments(state: &TempDir) -> Result<()> {
+    let password = std::fs::read_to_string(state.path().join("redis.password"))?;
+    let account = std::fs::read(state.path().join("account.json"))?;
+    let account: serde_json::Value = serde_json::from_slice(&account)?;
+    let key = account["key"].as_str().context("no key")?;
+    let commands = left_of(state)?;
+    assert!(commands.len() >= 5, "{commands:?}");
+    for command in &commands {
+        assert!(!command.contains(password.trim()) && !command.contains(key));
+    }
+    Ok(())
+}
+
+/// One after the other: all are heavy, and share their ports and state.
 #[tokio::test]
 async fn it_queries_and_exits_or_serves_until_interrupted() -> Result<()> {
     let state = tempfile::tempdir()?;
-    let output = tokio::time::timeout(LIMIT, run(&state, "1")?.wait_with_output()).await??;
+    let output = tokio::time::timeout(LIMIT, run(&state, &["--exit"])?.wait_with_output()).await??;
     let (said, errors) = (
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),
@@ -80,32 +120,19 @@ async fn it_queries_and_exits_or_serves_until_interrupted() -> Result<()> {
         "the query's result is not there:\n{said}"
     );
     until_nothing_is_left(&state).await?;
+    let key = std::fs::read(state.path().join("account.json"))?;
 
-    let mut serving = run(&state, "")?;
-    let mut lines = BufReader::new(serving.stdout.take().context("stdout")?).lines();
-    let mut said = String::new();
-    let waited = tokio::time::timeout(LIMIT, async {
-        while let Some(line) = lines.next_line().await? {
-            said += &line;
-            said.push('\n');
-            if line.contains("Ctrl-C stops everything") {
-                return anyhow::Ok(());
-            }
-        }
-        anyhow::bail!("it ended")
-    });
-    waited.await?.with_context(|| said.clone())?;
+    let (serving, said) = serve(&state).await?;
     assert!(
         said.contains(".remote(\"sc://localhost:"),
         "no connection string:\n{said}"
     );
-    let pid = serving
-        .id()
-        .and_then(|pid| i32::try_from(pid).ok())
-        .and_then(Pid::from_raw)
-        .context("pid")?;
-    kill_process(pid, Signal::INT)?;
-    let status = tokio::time::timeout(Duration::from_secs(40), serving.wait()).await??;
-    assert_eq!(status.code(), Some(130));
+    assert_no_secret_in_arguments(&state)?;
+    assert_eq!(end(serving, Signal::KILL).await?, None);
+    until_nothing_is_left(&state).await?;
+
+    let (serving, _) = serve(&state).await?;
+    assert_eq!(std::fs::read(state.path().join("account.json"))?, key);
+    assert_eq!(end(serving, Signal::INT).await?, Some(130));
     until_nothing_is_left(&state).await
 }

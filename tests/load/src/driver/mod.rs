@@ -28,12 +28,6 @@ pub const BACKENDS: usize = 10;
 /// Enough for 10 000 connections, each with one behind it.
 const OPEN_FILES: u64 = 20_000;
 
-/// Where `deploy/local/setup.sh` puts what it installs.
-pub fn home() -> PathBuf {
-    let repo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    std::env::var_os("BERTH_HOME").map_or_else(|| repo.join(".berth"), PathBuf::from)
-}
-
 /// What the peers are configured with.
 #[derive(Debug)]
 pub struct Kit {

@@ -5,10 +5,10 @@ use super::Kit;
 use crate::proc;
 use crate::protocol::Target;
 use anyhow::{Context as _, Result, bail};
-use std::fmt::Write as _;
+use local_stack::config::Tls;
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -272,7 +272,7 @@ fn command(kind: Kind, kit: &Kit, address: SocketAddr, collector: Option<&Collec
     let words: Vec<String> = match kind {
         Kind::Direct => bail!("there is no program between"),
         Kind::Berth | Kind::BerthOne | Kind::BerthPlain | Kind::BerthTraced | Kind::BerthBefore => {
-            let mut config = berth_config(kind, kit, address)?;
+            let mut config = berth_config(kind, kit, address);
             if let Some(collector) = collector {
                 writeln!(config, "telemetry.otlp_endpoint = \"{}\"", collector.endpoint)?;
             }
@@ -326,35 +326,29 @@ fn installed(program: &Path) -> Result<String> {
     Ok(program.display().to_string())
 }
 
-fn berth_config(kind: Kind, kit: &Kit, address: SocketAddr) -> Result<String> {
-    let dir = kit.dir.display();
-    let mut config = format!(
-        r#"
-listen.address = "{address}"
-listen.workers = {workers}
-admin.address = "127.0.0.1:0"
-tokens.issuer = "{issuer}"
-tokens.audience = "{audience}"
-tokens.keys.location = "{dir}/jwks.json"
-manager.uri = "{manager}"
-limits.connections = 20000
-limits.connections_per_address = 0
-limits.calls_per_second_per_org = 10000000
-"#,
-        workers = if kind == Kind::BerthOne { 1 } else { 0 },
-        issuer = crate::callers::ISSUER,
-        audience = crate::callers::AUDIENCE,
-        manager = kit.manager,
+fn berth_config(kind: Kind, kit: &Kit, address: SocketAddr) -> String {
+    let workers = if kind == Kind::BerthOne { 1 } else { 0 };
+    let more = format!(
+        "tokens.issuer = \"{}\"\ntokens.audience = \"{}\"\nlisten.workers = {workers}\n\
+         limits.connections = 20000\nlimits.connections_per_address = 0\n\
+         limits.calls_per_second_per_org = 10000000\n",
+        crate::callers::ISSUER,
+        crate::callers::AUDIENCE,
     );
-    if kind == Kind::BerthPlain {
-        config.push_str("listen.tls.mode = \"off\"\n");
-    } else {
-        write!(
-            config,
-            "listen.tls.mode = \"required\"\nlisten.tls.cert = \"{dir}/cert.pem\"\nlisten.tls.key = \"{dir}/key.pem\"\n"
-        )?;
-    }
-    Ok(config)
+    let config = local_stack::config::Proxy {
+        address,
+        admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        keys: &kit.dir.join("jwks.json").display().to_string(),
+        manager_uri: &kit.manager,
+        tls: if kind == Kind::BerthPlain {
+            Tls::Off
+        } else {
+            Tls::Required
+        },
+        certificates: &kit.dir,
+        more: &more,
+    };
+    config.toml()
 }
 
 impl Kit {
@@ -373,24 +367,4 @@ impl Kit {
 /// Free now; a peer that loses the race for it says so at its start.
 fn free_port() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
-}
-
-/// The proxy's program: beside this one, built in the same profile.
-///
-/// # Errors
-/// When it is not built.
-pub fn find_proxy() -> Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    // Test programs live one folder below.
-    own.ancestors()
-        .skip(1)
-        .take(2)
-        .map(|folder| folder.join("spark-proxy"))
-        .find(|path| path.is_file())
-        .with_context(|| {
-            format!(
-                "spark-proxy is not built beside {}: run `cargo build -p spark-proxy` in the same profile",
-                own.display()
-            )
-        })
 }
