@@ -1,9 +1,9 @@
 //! Names of quotas, as errors contain them.
 
 use crate::org::Limits;
-use crate::spelled::spelled;
+use crate::string_enum::string_enum;
 
-spelled! {
+string_enum! {
     /// A quota that a call can exceed.
     Quota {
         /// Live sessions of one owner.

@@ -97,7 +97,10 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
         .build_v1()
         .context("server reflection")?;
     let server = grpc::server(&ServerConfig::default())
-        .layer(AdmissionLayer::new(admission::Admission::new(&config.limits, metrics)))
+        .layer(AdmissionLayer::new(admission::Admission::new(
+            &config.limits,
+            metrics,
+        )))
         .add_service(grpc::health(&admin.readiness, stop.clone()))
         .add_service(reflection)
         .add_service(TokenServiceServer::new(tokens).max_decoding_message_size(config.limits.request_bytes));

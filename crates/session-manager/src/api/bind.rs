@@ -22,7 +22,8 @@ const RETRY_DELAY: Duration = Duration::from_secs(2);
 /// Time between two checks for the end of another manager's preparation.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-const _: () = assert!(PREPARATION_LEASE.as_secs() > compute::shared_servers::SELECT_CATALOG_TIMEOUT.as_secs());
+const _: () =
+    assert!(PREPARATION_LEASE.as_secs() > compute::shared_servers::SELECT_CATALOG_TIMEOUT.as_secs());
 
 /// Binds `id` on the server of `route` to `session`; false if another session
 /// has it. Continues if the caller disconnects, so that no bind stays incomplete.

@@ -272,7 +272,9 @@ async fn the_257th_binding_ends_the_oldest() {
     let before = manager.route_of(&key).await;
     assert_eq!(before.bindings.len(), 256);
     // The server is unreachable: no binding is removed or added.
-    manager.sim.inject(Call::EndSparkSessions, Fault::Fails("away".to_owned()));
+    manager
+        .sim
+        .inject(Call::EndSparkSessions, Fault::Fails("away".to_owned()));
     let refused = manager.bind(&key, &id(256)).await.unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::BackendUnavailable), "{refused}");
     assert!(!bindings(&manager, &key).await.contains(&id(0)), "on its way");
