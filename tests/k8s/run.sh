@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# `make test-k8s`: Berth on a real cluster. Builds the cluster and the images, starts the cluster, loads
+# the images, runs the tests in tests/ and takes the cluster down, whatever happens.
+#
+#   ARGS="-k chart -x"   arguments of pytest
+#   BERTH_PROFILE=NAME   cargo profile of the programs in the images (default: quick)
+#   BERTH_CHART=DIR      another chart than helm/berth
+#   SPARK=1              also load the image of Apache Spark, for tests that need it
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+repo=$(cd "$here/../.." && pwd)
+home=${BERTH_HOME:-$repo/.berth}
+cluster=$here/cluster/cluster.sh
+python=$home/venv-sail/bin/python
+target=${CARGO_TARGET_DIR:-$repo/target}
+images=$target/images-k8s
+profile=${BERTH_PROFILE:-quick}
+
+"$repo/deploy/local/setup.sh" k8s
+"$cluster" build
+FOLDER=$images BERTH_PROFILE=$profile IMAGE_PREFIX=berth.test/berth IMAGE_TAG=test "$repo/deploy/images/build.sh"
+archives=("$images"/*.tar)
+for name in redis sail ${SPARK:+spark}; do archives+=("$("$here/local_image.sh" "$name")"); done
+# Tests that run the services on this machine use the programs of the images.
+BERTH_PROGRAMS=$target/$(rustc -vV | sed -n 's/^host: //p')/$profile
+export BERTH_PROGRAMS
+
+trap 'exit 130' INT TERM
+"$cluster" up # a failed start takes itself down, and a cluster of somebody else stays up
+trap '"$cluster" down' EXIT
+"$cluster" load "${archives[@]}"
+eval "$("$cluster" env)"
+# A failed test has printed its own facts; these are those of the cluster.
+# shellcheck disable=SC2086
+PYTHONPATH=$home/client-pytest PYTHONDONTWRITEBYTECODE=1 "$python" -m pytest -p no:cacheprovider -rA --durations=0 --tb=short "$here/tests" ${ARGS:-} || {
+  code=$?
+  kubectl get pods,events --all-namespaces -o wide >&2 || true
+  exit "$code"
+}

@@ -1,0 +1,117 @@
+"""The chart on a real cluster, in the order of an installation's life."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import berth
+import kube
+import pytest
+
+LOAD_SECONDS = 30
+LOAD = """
+import faulthandler, json, sys, time
+faulthandler.dump_traceback_later(170, exit=True)
+from pyspark.sql import SparkSession
+url, seconds = sys.argv[1], float(sys.argv[2])
+spark = SparkSession.builder.remote(url).getOrCreate()
+spark.sql("SELECT 1").collect()
+print("started", flush=True)
+calls, failures, slowest, end = 0, [], 0.0, time.monotonic() + seconds
+while time.monotonic() < end:
+    started = time.monotonic()
+    try:
+        assert spark.range(1000).count() == 1000
+    except Exception as error:
+        failures.append(f"{type(error).__name__}: {error}"[:300])
+    slowest = max(slowest, time.monotonic() - started)
+    calls += 1
+    time.sleep(0.05)
+spark.stop()
+print(json.dumps({"calls": calls, "failures": failures, "slowest": slowest}))
+"""
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[berth.Berth]:
+    if not (berth.CHART / "Chart.yaml").exists():
+        pytest.fail(f"there is no chart in {berth.CHART}")
+    yield berth.Berth(tmp_path_factory.mktemp("berth"))
+    kube.kubectl("delete", "namespace", "--wait=false", berth.SPACE, berth.ENGINES, berth.CLIENTS)
+
+
+@pytest.fixture(scope="module")
+def client(installation: berth.Berth) -> kube.PythonPod:
+    return installation.client("client")
+
+
+@pytest.fixture(scope="module")
+def url(installation: berth.Berth) -> str:
+    """Connection string of a session on the shared cluster."""
+    session = installation.command("create", "--cluster", "shared", "--wait")["id"]
+    return installation.command("token", session)["connection_url"]
+
+
+def pods_of_services() -> dict[str, Any]:
+    """The pods of the three services by name."""
+    items = kube.get("-n", berth.SPACE, "pods", "-l", f"app.kubernetes.io/instance={berth.RELEASE}")["items"]
+    component = "app.kubernetes.io/component"
+    return {p["metadata"]["name"]: p for p in items if p["metadata"]["labels"][component] in berth.SERVICES.values()}
+
+
+def test_every_service_is_ready_at_once(installation: berth.Berth) -> None:
+    pods = pods_of_services()
+    assert len(pods) == 3
+    for name, pod in pods.items():
+        for container in pod["status"]["containerStatuses"]:
+            assert container["ready"] and container["restartCount"] == 0, (name, container)
+
+
+def test_a_query_passes_with_tls(client: kube.PythonPod, url: str) -> None:
+    assert f"{berth.host('spark-proxy')}:8085" in url and "use_ssl=true" in url
+    assert client.python(berth.QUERY, url, "SELECT sum(id) FROM range(1000)").strip() == "499500"
+
+
+def test_a_static_program_trusts_the_authorities_of_the_system(installation: berth.Berth) -> None:
+    names = [cluster["name"] for cluster in installation.command("clusters", system_authorities=True)]
+    assert names == ["shared"]
+
+
+def test_only_client_ports_are_reachable(installation: berth.Berth, client: kube.PythonPod) -> None:
+    for service, port in ("session-manager", 8081), ("token-issuer", 8083), ("spark-proxy", 8085):
+        assert client.connects(berth.host(service), port), service
+    for service, port in ("session-manager-internal", 8082), ("token-issuer-internal", 8084), ("redis", 6379):
+        assert not client.connects(berth.host(service), port), service
+
+
+def test_an_upgrade_under_load_fails_no_call(installation: berth.Berth, client: kube.PythonPod, url: str) -> None:
+    before = pods_of_services()
+    load = client.start(LOAD, url, str(LOAD_SECONDS))
+    assert load.stdout is not None and load.stdout.readline().strip() == "started"
+    started = time.monotonic()
+    values = {key: {**installation.values.get(key, {}), "podAnnotations": {"test/upgrade": "1"}} for key in berth.SERVICES}
+    installation.upgrade(**values)
+    assert time.monotonic() - started < LOAD_SECONDS, "the load ended before the upgrade"
+    output, errors = load.communicate(timeout=180)
+    result = json.loads(output)
+    print(result)
+    assert load.returncode == 0, errors
+    assert result["failures"] == [] and result["calls"] > 50
+    kube.wait_until("every pod is replaced", lambda: not set(before) & set(pods_of_services()), timeout=240)
+
+
+def test_uninstall_leaves_nothing(installation: berth.Berth) -> None:
+    kube.run("helm", "uninstall", berth.RELEASE, "--namespace", berth.SPACE, "--wait", "--timeout", "4m", timeout=270)
+    kinds = kube.kubectl("api-resources", "--namespaced", "--verbs=list", "--output=name").split()
+    kinds = sorted(set(kinds) - {"events", "events.events.k8s.io"})
+    left = lambda: kube.kubectl(  # noqa: E731
+        "-n", berth.SPACE, "get", ",".join(kinds), "-l", f"app.kubernetes.io/instance={berth.RELEASE}", "--ignore-not-found", "-o", "name"
+    )
+    kube.wait_until("nothing of the release is left", lambda: not left().strip() or None, timeout=60)
+    cluster_wide = kube.kubectl("api-resources", "--namespaced=false", "--verbs=list", "--output=name").split()
+    assert not kube.kubectl(
+        "get", ",".join(cluster_wide), "-l", f"app.kubernetes.io/instance={berth.RELEASE}", "--ignore-not-found", "-o", "name"
+    )
