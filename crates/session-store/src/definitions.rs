@@ -18,7 +18,7 @@ pub enum Kind {
     /// `org/principal`.
     Disabled,
     /// Id of this installation, under one name.
-    Install,
+    InstallationId,
 }
 
 impl Kind {
@@ -27,7 +27,7 @@ impl Kind {
     pub(crate) fn org_of(self, name: &str) -> Option<&str> {
         match self {
             Self::Catalog | Self::Disabled => name.split_once('/').map(|(org, _)| org),
-            Self::Cluster | Self::Org | Self::Install => None,
+            Self::Cluster | Self::Org | Self::InstallationId => None,
         }
     }
 }

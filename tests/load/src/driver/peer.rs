@@ -6,6 +6,7 @@ use crate::proc;
 use crate::protocol::Target;
 use anyhow::{Context as _, Result, bail};
 use local_stack::config::Tls;
+use std::fmt::Write as _;
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
