@@ -14,6 +14,8 @@
 //!    [`validate_cluster`];
 //! 5. `session-manager/src/providers/configured.rs`: its settings and construction.
 //!
+//! What engines are started with is the same everywhere: `engine.rs`.
+//!
 //! What the manager must do differently for a provider is a capability:
 //! [`ComputeProvider::capabilities`], [`ComputeProvider::shared`].
 
@@ -21,12 +23,14 @@ pub mod address;
 mod change_feed;
 pub mod connector;
 pub mod dns;
+mod engine;
 pub mod interrupt;
 pub mod lookup;
 pub mod probe;
 pub mod process;
 pub mod properties;
 mod registry;
+mod released;
 pub mod settings;
 pub mod shared_servers;
 pub mod simulation;

@@ -82,6 +82,19 @@ pub(crate) fn clip(text: &str, limit: usize) -> String {
     }
 }
 
+/// The last lines of a tail that tell most: what is no stack frame, and short.
+pub(crate) fn last_words(tail: &str) -> String {
+    let telling: Vec<&str> = tail
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| {
+            !line.is_empty() && !line.trim_start().starts_with("at ") && !line.trim_start().starts_with("...")
+        })
+        .collect();
+    let last = telling.len().saturating_sub(4);
+    clip(&telling[last..].join("\n"), Cause::DETAIL_BYTES)
+}
+
 /// Hides known secrets, and what stands behind words that announce one.
 pub(crate) fn mask(text: &str, secrets: &[Secret]) -> String {
     let mut text = text.to_owned();
@@ -202,5 +215,11 @@ mod tests {
         ] {
             assert_eq!(public(said), None, "{said}");
         }
+    }
+
+    #[test]
+    fn last_words_leave_stack_frames_out() {
+        let tail = "INFO a\nException: no such catalog\n\tat x.y(Z.java:1)\n\t... 3 more\n";
+        assert_eq!(last_words(tail), "INFO a\nException: no such catalog");
     }
 }

@@ -146,26 +146,26 @@ impl Keeper {
                 Ok(child) => child,
                 Err(e) => return self.not_started(&e),
             };
-            self.keep_secret(&command.secrets);
-            let target = Target::child(port.number, command.credential.clone());
+            self.keep_secret(&command.start.secrets);
+            let target = Target::child(port.number, command.start.credential.clone());
             let group = child.group();
             let began = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => Began::Stopped,
                 exit = child.ended() => Began::Ended(exit),
-                began = self.until_ready(&port, group, &target, &command.secrets) => began,
+                began = self.until_ready(&port, group, &target, &command.start.secrets) => began,
             };
             match began {
                 Began::Stopped => {
                     child.stop().await;
                     return End::Stopped;
                 }
-                Began::Ended(exit) => return self.crashed(exit, &folders, &command.secrets, true),
+                Began::Ended(exit) => return self.crashed(exit, &folders, &command.start.secrets, true),
                 Began::PortTaken => child.stop().await,
                 Began::Never(cause) => {
                     child.stop().await;
-                    let log_tail = Some(log::tail(&folders.log(), &command.secrets));
-                    let cause = user_message::masked(&cause, &command.secrets);
+                    let log_tail = Some(log::tail(&folders.log(), &command.start.secrets));
+                    let cause = user_message::masked(&cause, &command.start.secrets);
                     return End::Failed {
                         cause,
                         permanent: true,
@@ -182,7 +182,7 @@ impl Keeper {
                             child.stop().await;
                             End::Stopped
                         }
-                        exit = child.ended() => self.crashed(exit, &folders, &command.secrets, false),
+                        exit = child.ended() => self.crashed(exit, &folders, &command.start.secrets, false),
                     };
                 }
             }
@@ -232,7 +232,7 @@ impl Keeper {
         let route = Route {
             endpoint: target.address.clone(),
             tls_server_name: None,
-            credential: command.credential.clone(),
+            credential: command.start.credential.clone(),
             engine: self.spec.cluster.engine,
             engine_version,
             dedicated: true,
@@ -294,7 +294,7 @@ impl Keeper {
         // 126 and 127: what the program's path names cannot be run.
         let permanent = matches!(exit, Exit::Code(126 | 127)) && before_ready;
         let text = format!("{} {how}{when}", self.spec.cluster.engine);
-        let cause = user_message::cause(text, log::last_words(&tail));
+        let cause = user_message::cause(text, user_message::last_words(&tail));
         End::Failed {
             cause,
             permanent,
