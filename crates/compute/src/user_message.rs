@@ -143,9 +143,13 @@ fn mask_line(line: &str) -> String {
             .iter()
             .find(|scheme| value.starts_with(**scheme))
             .map_or(0, |scheme| scheme.len());
-        let value_len = value[scheme..]
-            .find(|c: char| c.is_whitespace() || ",;&)]}".contains(c))
-            .map_or(value.len(), |i| scheme + i);
+        let value_len = if value.starts_with(MASK) {
+            MASK.len()
+        } else {
+            value[scheme..]
+                .find(|c: char| c.is_whitespace() || ",;&)]}".contains(c))
+                .map_or(value.len(), |i| scheme + i)
+        };
         masked.push_str(&line[at..value_start]);
         if value_len > 0 {
             masked.push_str(MASK);
@@ -181,6 +185,8 @@ mod tests {
             "a token=[secret] and a token=[secret]"
         );
         assert_eq!(masked("größe password=ä b"), "größe password=[secret] b");
+        let once = masked("token=abc, password=[x] and s3cr3t");
+        assert_eq!(masked(&once), once, "masked twice");
     }
 
     #[test]
