@@ -25,6 +25,7 @@ pub mod connector;
 pub mod dns;
 mod engine;
 pub mod interrupt;
+pub mod kubernetes;
 pub mod lookup;
 pub mod probe;
 pub mod process;
@@ -40,6 +41,7 @@ mod testing;
 mod user_message;
 
 pub use address::AllowList;
+pub use kubernetes::{KubernetesConfig, KubernetesProvider};
 pub use process::{ProcessConfig, ProcessProvider};
 pub use properties::{Invalid, validate_catalog, validate_use};
 pub use registry::ProviderRegistry;
@@ -114,6 +116,7 @@ pub fn validate_cluster(cluster: &Cluster) -> Result<(), Invalid> {
     let check = match cluster.provider.kind() {
         ProviderKind::Static => static_servers::check_definition,
         ProviderKind::Process => process::check_definition,
+        ProviderKind::Kubernetes => kubernetes::check_definition,
     };
     properties::validate_cluster(cluster, check)
 }
