@@ -56,6 +56,17 @@ mod tests {
         assert_eq!(read.idle_timeout.unwrap().seconds, 900);
         assert!(matches!(read.provider, Some(v1::cluster::Provider::Process(_))));
         let (_dir, file) = written(
+            "pods.toml",
+            "name = \"pods\"\nengine = \"sail\"\n[kubernetes]\nnamespace = \"sessions\"\n\
+             image = \"sail:1\"\ncpu = \"1\"\nmemory = \"2Gi\"\n\
+             tolerations = [{ key = \"spot\", effect = \"NoSchedule\" }]\n",
+        );
+        let Some(v1::cluster::Provider::Kubernetes(pods)) = cluster(&file).unwrap().provider else {
+            panic!("no kubernetes provider");
+        };
+        assert_eq!((pods.image.as_str(), pods.memory.as_str()), ("sail:1", "2Gi"));
+        assert_eq!(pods.tolerations[0].effect, "NoSchedule");
+        let (_dir, file) = written(
             "lab.json",
             r#"{"name": "lab", "engine": "sail", "static": {"endpoints": [{"address": "a:1"}]}}"#,
         );
@@ -68,7 +79,10 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         for (text, named) in [
-            ("name = \"lab\"\nengine = \"sail\"", "static and process"),
+            (
+                "name = \"lab\"\nengine = \"sail\"",
+                "static, process and kubernetes",
+            ),
             (
                 "name = \"lab\"\nengine = \"duck\"\n[process]\nprogram = \"/x\"",
                 "duck",

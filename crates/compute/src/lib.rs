@@ -14,6 +14,8 @@
 //!    [`validate_cluster`];
 //! 5. `session-manager/src/providers/configured.rs`: its settings and construction.
 //!
+//! Everything that starts an engine is shared by the providers: `engine.rs`.
+//!
 //! Differences between providers that concern the manager are capabilities:
 //! [`ComputeProvider::capabilities`], [`ComputeProvider::shared`].
 
@@ -21,11 +23,14 @@ pub mod address;
 mod change_feed;
 pub mod connector;
 pub mod dns;
+mod engine;
 pub mod interrupt;
+pub mod kubernetes;
 pub mod probe;
 pub mod process;
 pub mod properties;
 mod registry;
+mod released;
 pub mod resolver;
 pub mod settings;
 pub mod shared_servers;
@@ -36,6 +41,7 @@ mod testing;
 mod user_message;
 
 pub use address::AllowList;
+pub use kubernetes::{KubernetesConfig, KubernetesProvider};
 pub use process::{ProcessConfig, ProcessProvider};
 pub use properties::{Invalid, validate_catalog, validate_use};
 pub use registry::ProviderRegistry;
@@ -111,6 +117,7 @@ pub fn validate_cluster(cluster: &Cluster) -> Result<(), Invalid> {
     let check = match cluster.provider.kind() {
         ProviderKind::Static => static_servers::check_definition,
         ProviderKind::Process => process::check_definition,
+        ProviderKind::Kubernetes => kubernetes::check_definition,
     };
     properties::validate_cluster(cluster, check)
 }

@@ -6,7 +6,9 @@ use futures::future::BoxFuture;
 use session_core::catalog::PropertyValue;
 use session_core::cluster::StaticEndpoint;
 use session_core::policy::PolicyRange;
-use session_core::{Catalog, Cluster, ClusterStatus, Engine, Provider, SessionId, SessionKey, Timestamp};
+use session_core::{
+    Catalog, Cluster, ClusterStatus, Engine, KubernetesPods, Provider, SessionId, SessionKey, Timestamp,
+};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -72,6 +74,19 @@ pub(crate) fn process_cluster(engine: Engine, program: &str, properties: &[(&str
             python: None,
             driver_memory: None,
         },
+    )
+}
+
+pub(crate) fn kubernetes_cluster(engine: Engine) -> Cluster {
+    cluster(
+        engine,
+        Provider::Kubernetes(Box::new(KubernetesPods {
+            namespace: "sessions".to_owned(),
+            image: "registry.example/engine:1".to_owned(),
+            cpu: "1".to_owned(),
+            memory: "2Gi".to_owned(),
+            ..KubernetesPods::default()
+        })),
     )
 }
 

@@ -82,6 +82,19 @@ pub(crate) fn clip(text: &str, limit: usize) -> String {
     }
 }
 
+/// The last four lines that are not stack frames.
+pub(crate) fn last_lines(tail: &str) -> String {
+    let lines: Vec<&str> = tail
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| {
+            !line.is_empty() && !line.trim_start().starts_with("at ") && !line.trim_start().starts_with("...")
+        })
+        .collect();
+    let last = lines.len().saturating_sub(4);
+    clip(&lines[last..].join("\n"), Cause::DETAIL_BYTES)
+}
+
 /// Masks known secrets, and values after words that announce a secret.
 pub(crate) fn mask(text: &str, secrets: &[Secret]) -> String {
     let mut text = text.to_owned();
@@ -130,9 +143,13 @@ fn mask_line(line: &str) -> String {
             .iter()
             .find(|scheme| value.starts_with(**scheme))
             .map_or(0, |scheme| scheme.len());
-        let value_len = value[scheme..]
-            .find(|c: char| c.is_whitespace() || ",;&)]}".contains(c))
-            .map_or(value.len(), |i| scheme + i);
+        let value_len = if value.starts_with(MASK) {
+            MASK.len()
+        } else {
+            value[scheme..]
+                .find(|c: char| c.is_whitespace() || ",;&)]}".contains(c))
+                .map_or(value.len(), |i| scheme + i)
+        };
         masked.push_str(&line[at..value_start]);
         if value_len > 0 {
             masked.push_str(MASK);
@@ -168,6 +185,8 @@ mod tests {
             "a token=[secret] and a token=[secret]"
         );
         assert_eq!(masked("größe password=ä b"), "größe password=[secret] b");
+        let once = masked("token=abc, password=[x] and s3cr3t");
+        assert_eq!(masked(&once), once, "masked twice");
     }
 
     #[test]
@@ -202,5 +221,11 @@ mod tests {
         ] {
             assert_eq!(public(message), None, "{message}");
         }
+    }
+
+    #[test]
+    fn last_lines_leave_stack_frames_out() {
+        let tail = "INFO a\nException: no such catalog\n\tat x.y(Z.java:1)\n\t... 3 more\n";
+        assert_eq!(last_lines(tail), "INFO a\nException: no such catalog");
     }
 }

@@ -120,6 +120,86 @@ pub enum Provider {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         driver_memory: Option<String>,
     },
+    /// One Kubernetes pod per session.
+    Kubernetes(Box<KubernetesPods>),
+}
+
+/// Pods of a cluster of the provider `kubernetes`. Every session has the same size.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KubernetesPods {
+    /// Namespace of the pods; must be in the manager's `compute.kubernetes.namespaces`.
+    pub namespace: String,
+    /// Container image of the engine, with a tag or digest.
+    pub image: String,
+    /// Program that receives the engine's arguments; empty means the entrypoint
+    /// of the image. Sail: the `sail` program; Spark: `java`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// Names of Secrets of the namespace with registry credentials.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub image_pull_secrets: Vec<String>,
+    /// CPU of a pod, request and limit, as a Kubernetes quantity (`500m`, `2`).
+    pub cpu: String,
+    /// Memory of a pod, request and limit, as a Kubernetes quantity (`2Gi`).
+    pub memory: String,
+    /// Labels that a node must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints of nodes that the pods accept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tolerations: Vec<Toleration>,
+    /// Additional engine settings from the same allow-list as those of `process`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub properties: BTreeMap<String, String>,
+    /// `SPARK_HOME` in the image; default `/opt/spark`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spark_home: Option<String>,
+    /// The Python interpreter in the image for user functions on Spark.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub python: Option<String>,
+    /// Heap of a Spark driver, e.g. `1g`; must leave room within `memory`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver_memory: Option<String>,
+}
+
+/// A taint that pods accept.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Toleration {
+    /// Key of the taint.
+    pub key: String,
+    /// Its value; `None` accepts any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// Effect of the taint; `None` accepts all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effect: Option<TaintEffect>,
+}
+
+/// What a taint does to pods without a toleration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TaintEffect {
+    /// The scheduler places no new pod.
+    NoSchedule,
+    /// The scheduler avoids the node.
+    PreferNoSchedule,
+    /// Pods are evicted too.
+    NoExecute,
+}
+
+impl TaintEffect {
+    /// All effects.
+    pub const ALL: [Self; 3] = [Self::NoSchedule, Self::PreferNoSchedule, Self::NoExecute];
+
+    /// The effect as Kubernetes spells it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoSchedule => "NoSchedule",
+            Self::PreferNoSchedule => "PreferNoSchedule",
+            Self::NoExecute => "NoExecute",
+        }
+    }
 }
 
 #[expect(
@@ -136,6 +216,7 @@ impl Provider {
         match self {
             Self::Static { .. } => ProviderKind::Static,
             Self::Process { .. } => ProviderKind::Process,
+            Self::Kubernetes(_) => ProviderKind::Kubernetes,
         }
     }
 
@@ -143,7 +224,7 @@ impl Provider {
     pub const fn is_dedicated(&self) -> bool {
         match self {
             Self::Static { .. } => false,
-            Self::Process { .. } => true,
+            Self::Process { .. } | Self::Kubernetes(_) => true,
         }
     }
 
@@ -160,6 +241,8 @@ pub enum ProviderKind {
     Static,
     /// Child processes of the manager.
     Process,
+    /// Kubernetes pods.
+    Kubernetes,
 }
 
 impl ProviderKind {
@@ -168,6 +251,7 @@ impl ProviderKind {
         match self {
             Self::Static => "static",
             Self::Process => "process",
+            Self::Kubernetes => "kubernetes",
         }
     }
 }
@@ -215,7 +299,7 @@ impl Cluster {
                 allow_shared_untrusted,
                 ..
             } => !*allow_shared_untrusted,
-            Provider::Process { .. } => false,
+            Provider::Process { .. } | Provider::Kubernetes(_) => false,
         }
     }
 

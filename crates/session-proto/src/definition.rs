@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use session_core::catalog::PropertyValue;
 use session_core::cluster::StaticEndpoint;
 use session_core::policy::PolicyRange;
-use session_core::{Catalog, Cluster, ClusterStatus, Engine, IdlePolicy, Provider, WakePolicy};
+use session_core::{
+    Catalog, Cluster, ClusterStatus, Engine, IdlePolicy, KubernetesPods, Provider, WakePolicy,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::time::Duration;
@@ -59,6 +61,9 @@ pub struct ClusterDefinition {
     /// Child processes.
     #[serde(default)]
     pub process: Option<ProcessEngines>,
+    /// Kubernetes pods.
+    #[serde(default)]
+    pub kubernetes: Option<KubernetesPods>,
 }
 
 /// Existing servers of a cluster.
@@ -132,21 +137,25 @@ impl ClusterDefinition {
     /// # Errors
     /// Unless exactly one provider has a section.
     pub fn provider(&self) -> Result<Provider, Wrong> {
-        match (&self.r#static, &self.process) {
-            (Some(servers), None) => Ok(Provider::Static {
+        match (&self.r#static, &self.process, &self.kubernetes) {
+            (Some(servers), None, None) => Ok(Provider::Static {
                 endpoints: servers.endpoints.clone(),
                 allow_shared_untrusted: servers.allow_shared_untrusted,
             }),
-            (None, Some(process)) => Ok(Provider::Process {
+            (None, Some(process), None) => Ok(Provider::Process {
                 program: process.program.clone(),
                 java_home: process.java_home.clone(),
                 properties: process.properties.clone(),
                 python: process.python.clone(),
                 driver_memory: process.driver_memory.clone(),
             }),
-            (None, None) | (Some(_), Some(_)) => Err((
+            (None, None, Some(pods)) => Ok(Provider::Kubernetes(Box::new(pods.clone()))),
+            (None, None, None)
+            | (Some(_), Some(_), _)
+            | (Some(_), None, Some(_))
+            | (None, Some(_), Some(_)) => Err((
                 "",
-                "needs exactly one of the sections static and process".to_owned(),
+                "needs exactly one of the sections static, process and kubernetes".to_owned(),
             )),
         }
     }

@@ -129,16 +129,19 @@ mod tests {
         assert_eq!(json["properties"], json!({"uri": "x", "list": ["a", "b"]}));
         let cluster = v1::Cluster {
             status: 99,
-            provider: Some(v1::cluster::Provider::Kubernetes(
-                v1::KubernetesProvider::default(),
-            )),
+            provider: Some(v1::cluster::Provider::Kubernetes(v1::KubernetesProvider {
+                namespace: "sessions".to_owned(),
+                command: vec!["sail".to_owned()],
+                node_selector: [("disk".to_owned(), "ssd".to_owned())].into(),
+                ..v1::KubernetesProvider::default()
+            })),
             ..v1::Cluster::default()
         };
         let json = value(&cluster);
         assert_eq!(json["status"], "unspecified");
-        assert_eq!(
-            json["provider"],
-            json!({"kubernetes": {"namespace": "", "template": ""}})
-        );
+        let pods = &json["provider"]["kubernetes"];
+        assert_eq!(pods["namespace"], "sessions");
+        assert_eq!(pods["command"], json!(["sail"]));
+        assert_eq!(pods["node_selector"], json!({"disk": "ssd"}));
     }
 }

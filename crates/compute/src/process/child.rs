@@ -51,9 +51,9 @@ impl Supervised {
             .arg(folders.log())
             .arg(LOG_BYTES.to_string())
             .arg(&command.program)
-            .args(&command.args)
+            .args(&command.start.args)
             .env_clear()
-            .envs(&command.env)
+            .envs(&command.start.env)
             .current_dir(folders.work())
             // Ctrl-C in the manager's terminal must not reach the engine.
             .process_group(0)
@@ -164,7 +164,7 @@ fn make_folders(folders: &Folders, command: &EngineCommand) -> io::Result<()> {
     for folder in [folders.root.clone(), folders.work(), folders.tmp()] {
         private.create(folder)?;
     }
-    for (path, text) in &command.files {
+    for (path, text) in &command.start.files {
         let mut file = std::fs::OpenOptions::new()
             .write(true)
             .create_new(true)

@@ -170,8 +170,8 @@ impl EngineTask {
         let child = Supervised::start(&self.shared.config.supervise, &command, &folders)
             .await
             .map_err(|e| self.not_started(&e))?;
-        self.set_secrets(&command.secrets);
-        let target = Target::child(port.number, command.credential.clone());
+        self.set_secrets(&command.start.secrets);
+        let target = Target::child(port.number, command.start.credential.clone());
         Ok(Engine {
             port,
             folders,
@@ -184,7 +184,7 @@ impl EngineTask {
     /// Waits until the engine is ready, then until it ends; `None` if another
     /// process took its port.
     async fn supervise(&self, mut engine: Engine, started: &CancellationToken) -> Option<End> {
-        let secrets = &engine.command.secrets;
+        let secrets = &engine.command.start.secrets;
         let group = engine.child.group();
         let outcome = tokio::select! {
             biased;
@@ -228,7 +228,7 @@ impl EngineTask {
                 End::Stopped
             }
             exit = engine.child.ended() => {
-                self.crashed(exit, &engine.folders, &engine.command.secrets, false)
+                self.crashed(exit, &engine.folders, &engine.command.start.secrets, false)
             }
         }
     }
@@ -281,7 +281,7 @@ impl EngineTask {
         let route = Route {
             endpoint: target.address.clone(),
             tls_server_name: None,
-            credential: command.credential.clone(),
+            credential: command.start.credential.clone(),
             engine: self.spec.cluster.engine,
             engine_version,
             dedicated: true,
@@ -343,7 +343,7 @@ impl EngineTask {
         // 126 and 127: the program cannot be executed.
         let permanent = matches!(exit, Exit::Code(126 | 127)) && before_ready;
         let text = format!("{} {how}{when}", self.spec.cluster.engine);
-        let cause = user_message::cause(text, log::last_lines(&tail));
+        let cause = user_message::cause(text, user_message::last_lines(&tail));
         End::Failed {
             cause,
             permanent,

@@ -1,7 +1,6 @@
 //! The end of an engine's log, prepared for users.
 
 use crate::user_message::{clip, mask};
-use session_core::machine::Cause;
 use session_core::route::Secret;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -21,19 +20,6 @@ pub(crate) fn tail(path: &Path, secrets: &[Secret]) -> String {
         newest
     };
     clip(&mask(&String::from_utf8_lossy(&text), secrets), TAIL_BYTES)
-}
-
-/// The last four lines that are not stack frames.
-pub(crate) fn last_lines(tail: &str) -> String {
-    let lines: Vec<&str> = tail
-        .lines()
-        .map(str::trim_end)
-        .filter(|line| {
-            !line.is_empty() && !line.trim_start().starts_with("at ") && !line.trim_start().starts_with("...")
-        })
-        .collect();
-    let last = lines.len().saturating_sub(4);
-    clip(&lines[last..].join("\n"), Cause::DETAIL_BYTES)
 }
 
 fn read_end(path: &Path) -> io::Result<Vec<u8>> {
@@ -62,11 +48,5 @@ mod tests {
             "{tail}"
         );
         assert_eq!(super::tail(&dir.path().join("none.log"), &[]), "");
-    }
-
-    #[test]
-    fn last_lines_leave_stack_frames_out() {
-        let tail = "INFO a\nException: no such catalog\n\tat x.y(Z.java:1)\n\t... 3 more\n";
-        assert_eq!(last_lines(tail), "INFO a\nException: no such catalog");
     }
 }

@@ -15,6 +15,7 @@ mod stat;
 
 use crate::change_feed::Changes;
 use crate::properties::unfit;
+use crate::released::Released;
 use crate::{Capabilities, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found};
 use async_trait::async_trait;
 use command::Folders;
@@ -37,10 +38,6 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-
-/// Minimum time for which released generations are stored, if there are many.
-const RELEASE_RETENTION: Duration = Duration::from_secs(3600);
-const MAX_RELEASES: usize = 10_000;
 
 /// The supervisor's 2 s between SIGTERM and SIGKILL after the end of the manager, plus
 /// a reserve.
@@ -122,7 +119,7 @@ type Id = (SessionKey, u64);
 #[derive(Debug, Default)]
 struct State {
     computes: HashMap<Id, Compute>,
-    released: HashMap<SessionKey, (u64, Instant)>,
+    released: Released,
     runs: u64,
     shut_down: bool,
 }
@@ -232,11 +229,7 @@ impl ComputeProvider for ProcessProvider {
         let shared = &self.shared;
         let mut state = shared.state();
         state.check_running()?;
-        if state
-            .released
-            .get(&spec.key)
-            .is_some_and(|(up_to, _)| spec.generation <= *up_to)
-        {
+        if state.released.contains(&spec.key, spec.generation) {
             return Ok(());
         }
         let crashes = match state.computes.get(&id) {
@@ -305,7 +298,7 @@ impl ComputeProvider for ProcessProvider {
         let mut removed = Vec::new();
         {
             let mut state = self.shared.state();
-            state.record_release(&spec.key, spec.generation);
+            state.released.add(&spec.key, spec.generation);
             state.computes.retain(|(key, generation), compute| {
                 if *key != spec.key || *generation > spec.generation {
                     return true;
@@ -381,16 +374,6 @@ impl State {
         };
         self.computes.insert((spec.key.clone(), spec.generation), compute);
         (self.runs, stop)
-    }
-
-    fn record_release(&mut self, key: &SessionKey, up_to: u64) {
-        let now = Instant::now();
-        if self.released.len() >= MAX_RELEASES {
-            self.released
-                .retain(|_, (_, at)| now.duration_since(*at) < RELEASE_RETENTION);
-        }
-        let entry = self.released.entry(key.clone()).or_insert((up_to, now));
-        *entry = (entry.0.max(up_to), now);
     }
 }
 

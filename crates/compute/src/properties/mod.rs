@@ -8,18 +8,18 @@ mod keys;
 mod values;
 
 pub use values::SECRET_PREFIX;
-pub(crate) use values::{check_text, is_secret_variable, resolve, secret_from_env};
+pub(crate) use values::{is_secret_variable, resolve, secret_from_env};
 
 use crate::ComputeSpec;
 use crate::user_message;
-use keys::catalog_key_problem;
-pub(crate) use keys::{cluster_key_problem, is_local_master};
+use keys::{catalog_key_problem, cluster_key_problem, is_local_master};
 use session_core::catalog::PropertyValue;
 use session_core::machine::Cause;
 use session_core::{Catalog, Cluster, Engine};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use values::{check_printable, is_secret_of};
+use values::{check_printable, check_text, is_secret_of};
 
 /// Maximum number of properties of a definition.
 const MAX_PROPERTIES: usize = 256;
@@ -224,10 +224,56 @@ pub(crate) fn must_be_absolute(problems: &mut Problems, field: &str, text: &str)
     }
 }
 
-pub(crate) fn not_too_many(problems: &mut Problems, count: usize) {
+fn not_too_many(problems: &mut Problems, count: usize) {
     if count > MAX_PROPERTIES {
         problems.add("properties", format!("must not be more than {MAX_PROPERTIES}"));
     }
+}
+
+/// Adds every setting of an engine that a cluster must not have.
+pub(crate) fn check_engine_properties(
+    engine: Engine,
+    properties: &BTreeMap<String, String>,
+    problems: &mut Problems,
+) {
+    not_too_many(problems, properties.len());
+    for (key, value) in properties {
+        if let Some(problem) = cluster_key_problem(engine, key) {
+            problems.add(key, problem);
+        }
+        check_text(problems, key, value, is_secret_variable);
+        if key == "spark.master" && !is_local_master(value) {
+            problems.add(key, "must be local[…]: a session has one machine");
+        }
+    }
+}
+
+/// Adds a problem to a field of Apache Spark on another engine; true if there is none.
+pub(crate) fn must_be_for_spark(problems: &mut Problems, engine: Engine, field: &str) -> bool {
+    match engine {
+        Engine::Spark => true,
+        Engine::Sail => {
+            problems.add(field, "is only for the engine spark");
+            false
+        }
+    }
+}
+
+/// Whether a text is a size as the JVM takes it: `512m`, `2g`.
+pub(crate) fn is_jvm_size(text: &str) -> bool {
+    jvm_bytes(text).is_some_and(|bytes| bytes > 0)
+}
+
+/// Such a size in bytes.
+pub(crate) fn jvm_bytes(text: &str) -> Option<u64> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let size = match unit {
+        "m" | "M" => 1 << 20,
+        "g" | "G" => 1 << 30,
+        _ => return None,
+    };
+    let is_number = digits.bytes().all(|b| b.is_ascii_digit());
+    Some(u64::from(digits.parse::<u32>().ok().filter(|_| is_number)?) * size)
 }
 
 fn shown_key(key: &str) -> &str {

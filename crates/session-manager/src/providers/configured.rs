@@ -5,11 +5,13 @@ use super::installation;
 use super::leader_lease::LeasedProvider;
 use super::registry::{Providers, StorePlacements};
 use anyhow::{Context, Result};
-use compute::{AllowList, ComputeProvider, ProcessConfig, ProviderRegistry};
+use compute::{
+    AllowList, ComputeProvider, KubernetesConfig, KubernetesProvider, ProcessConfig, ProviderRegistry,
+};
 use serde::{Deserialize, Serialize};
 use service_kit::config::{Problems, Validate};
 use session_core::policy::{PolicyRequest, SessionPolicy};
-use session_core::{Cluster, ProviderKind};
+use session_core::{Cluster, Provider, ProviderKind};
 use session_store::SessionStore;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +25,8 @@ pub struct ComputeConfig {
     pub r#static: StaticConfig,
     /// Child processes; disabled unless set.
     pub process: Option<ProcessSettings>,
+    /// Kubernetes pods; off unless set.
+    pub kubernetes: Option<KubernetesSettings>,
 }
 
 /// Permitted endpoints of static clusters.
@@ -53,6 +57,77 @@ pub struct ProcessSettings {
     pub trust_all_users: bool,
 }
 
+/// Pods of one Kubernetes cluster.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KubernetesSettings {
+    /// Namespaces that clusters may name.
+    pub namespaces: Vec<String>,
+    /// Path of the kubeconfig file; empty means the service account of the pod
+    /// in which session-manager runs.
+    #[serde(default)]
+    pub kubeconfig: PathBuf,
+    /// Name of a ConfigMap in each of these namespaces that owns the pods, so
+    /// that Kubernetes deletes them with it; empty means none.
+    #[serde(default)]
+    pub anchor: String,
+    /// Limit on the pods of this installation.
+    #[serde(default = "max_pods")]
+    pub max_pods: usize,
+    /// Limit on the pods that this manager starts at a time.
+    #[serde(default = "max_starting_pods")]
+    pub max_starting: usize,
+}
+
+fn max_pods() -> usize {
+    500
+}
+
+fn max_starting_pods() -> usize {
+    32
+}
+
+impl KubernetesSettings {
+    fn validate(&self, problems: &mut Problems) {
+        problems.require(
+            !self.namespaces.is_empty(),
+            "kubernetes.namespaces",
+            "must name at least one namespace",
+        );
+        for namespace in &self.namespaces {
+            problems.require(
+                compute::kubernetes::is_namespace(namespace),
+                "kubernetes.namespaces",
+                "must be names of namespaces: DNS labels",
+            );
+        }
+        problems.require(
+            self.anchor.is_empty() || compute::kubernetes::is_object_name(&self.anchor),
+            "kubernetes.anchor",
+            "must be the name of a ConfigMap",
+        );
+        for (key, limit) in [
+            ("kubernetes.max_pods", self.max_pods),
+            ("kubernetes.max_starting", self.max_starting),
+        ] {
+            problems.require(limit > 0, key, "must not be 0");
+        }
+    }
+
+    async fn provider(&self, install_id: String) -> Result<KubernetesProvider> {
+        let kubeconfig = Some(self.kubeconfig.as_path()).filter(|path| !path.as_os_str().is_empty());
+        let client = compute::kubernetes::connect(kubeconfig).await?;
+        let config = KubernetesConfig {
+            namespaces: self.namespaces.clone(),
+            anchor: Some(self.anchor.clone()).filter(|name| !name.is_empty()),
+            max_pods: self.max_pods,
+            max_starting: self.max_starting,
+            install_id,
+        };
+        Ok(KubernetesProvider::new(config, client))
+    }
+}
+
 fn max_children() -> usize {
     64
 }
@@ -74,6 +149,9 @@ impl Validate for ComputeConfig {
                 problems.require(limit > 0, key, "must not be 0");
             }
         }
+        if let Some(kubernetes) = &self.kubernetes {
+            kubernetes.validate(problems);
+        }
     }
 }
 
@@ -86,7 +164,24 @@ impl ComputeConfig {
                 .process
                 .is_none()
                 .then_some("the process provider is off: set compute.process.state_dir"),
+            ProviderKind::Kubernetes => self
+                .kubernetes
+                .is_none()
+                .then_some("the kubernetes provider is off: set compute.kubernetes.namespaces"),
         }
+    }
+
+    /// The problem of a namespace that the settings do not allow.
+    fn namespace_problem(&self, cluster: &Cluster) -> Option<String> {
+        let (Provider::Kubernetes(pods), Some(settings)) = (&cluster.provider, &self.kubernetes) else {
+            return None;
+        };
+        (!settings.namespaces.contains(&pods.namespace)).then(|| {
+            format!(
+                "namespace: must be one of compute.kubernetes.namespaces ({})",
+                settings.namespaces.join(", ")
+            )
+        })
     }
 
     /// Checks a cluster definition.
@@ -102,6 +197,7 @@ impl ComputeConfig {
             problems.push(invalid.to_string());
         }
         problems.extend(self.disabled_reason(cluster.provider.kind()).map(str::to_owned));
+        problems.extend(self.namespace_problem(cluster));
         if problems.is_empty() {
             Ok(())
         } else {
@@ -158,6 +254,12 @@ impl ComputeConfig {
             let provider = leased_if_needed(provider, store, &settings.state_dir, stop).await;
             registry = registry.with(ProviderKind::Process, provider);
         }
+        if let Some(settings) = &self.kubernetes {
+            let install_id = installation::id(store).await.context("store.url")?;
+            let provider = settings.provider(install_id).await;
+            let provider = provider.context("compute.kubernetes")?;
+            registry = registry.with(ProviderKind::Kubernetes, Arc::new(provider));
+        }
         Ok(Providers::new(registry))
     }
 }
@@ -173,4 +275,103 @@ async fn leased_if_needed(
         return Arc::new(provider);
     }
     LeasedProvider::new(provider, Arc::clone(store), state_dir, stop.clone()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use session_core::policy::PolicyRange;
+    use session_core::{ClusterStatus, Engine, KubernetesPods};
+
+    type Edit = fn(&mut KubernetesSettings);
+
+    fn settings(namespaces: &[&str]) -> KubernetesSettings {
+        KubernetesSettings {
+            namespaces: namespaces.iter().map(|name| (*name).to_owned()).collect(),
+            kubeconfig: PathBuf::new(),
+            anchor: String::new(),
+            max_pods: max_pods(),
+            max_starting: max_starting_pods(),
+        }
+    }
+
+    fn pods_in(namespace: &str) -> Cluster {
+        Cluster {
+            name: "pods".parse().unwrap(),
+            status: ClusterStatus::Active,
+            engine: Engine::Sail,
+            engine_version: None,
+            client_versions: Vec::new(),
+            granted_orgs: Default::default(),
+            provider: Provider::Kubernetes(Box::new(KubernetesPods {
+                namespace: namespace.to_owned(),
+                image: "sail:1".to_owned(),
+                cpu: "1".to_owned(),
+                memory: "1Gi".to_owned(),
+                ..KubernetesPods::default()
+            })),
+            idle_policy: None,
+            wake: Default::default(),
+            policy: PolicyRange::default(),
+            managed_by_config: false,
+            version: 0,
+        }
+    }
+
+    #[test]
+    fn pods_need_the_provider_and_a_namespace_of_its_list() {
+        let off = ComputeConfig::default().check_cluster(&pods_in("a")).unwrap_err();
+        assert!(off.contains("set compute.kubernetes.namespaces"), "{off}");
+        let on = ComputeConfig {
+            kubernetes: Some(settings(&["a", "b"])),
+            ..ComputeConfig::default()
+        };
+        assert_eq!(on.check_cluster(&pods_in("b")), Ok(()));
+        let elsewhere = on.check_cluster(&pods_in("c")).unwrap_err();
+        assert_eq!(
+            elsewhere,
+            "namespace: must be one of compute.kubernetes.namespaces (a, b)"
+        );
+    }
+
+    #[test]
+    fn wrong_settings_of_pods_are_named() {
+        let validated = |edit: Edit| {
+            let mut settings = settings(&["sessions"]);
+            edit(&mut settings);
+            let mut problems = Problems::default();
+            problems.check(
+                "compute",
+                &ComputeConfig {
+                    kubernetes: Some(settings),
+                    ..ComputeConfig::default()
+                },
+            );
+            let found = problems.found().iter();
+            found.map(|problem| problem.key.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(validated(|_| {}), Vec::<String>::new());
+        let cases: [(Edit, &str); 5] = [
+            (
+                |settings| settings.namespaces.clear(),
+                "compute.kubernetes.namespaces",
+            ),
+            (
+                |settings| settings.namespaces[0] = "A".into(),
+                "compute.kubernetes.namespaces",
+            ),
+            (
+                |settings| settings.anchor = "a/b".into(),
+                "compute.kubernetes.anchor",
+            ),
+            (|settings| settings.max_pods = 0, "compute.kubernetes.max_pods"),
+            (
+                |settings| settings.max_starting = 0,
+                "compute.kubernetes.max_starting",
+            ),
+        ];
+        for (edit, key) in cases {
+            assert_eq!(validated(edit), [key]);
+        }
+    }
 }

@@ -1,4 +1,8 @@
-//! Real engines, and inspection of what they leave on the machine.
+//! Real engines, and inspection of what they leave on the machine; an API server
+//! and an engine in memory.
+
+pub(crate) mod fake_engine;
+pub(crate) mod fake_kube;
 
 use compute::{ComputeProvider, ComputeSpec, ProcessConfig, ProcessProvider};
 use session_core::catalog::PropertyValue;
@@ -53,6 +57,20 @@ pub(crate) fn process_cluster(engine: Engine) -> Cluster {
             vec![("spark.master", "local[2]")],
         ),
     };
+    let provider = Provider::Process {
+        program,
+        java_home: None,
+        properties: properties
+            .into_iter()
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .collect(),
+        python,
+        driver_memory: None,
+    };
+    cluster(engine, provider)
+}
+
+pub(crate) fn cluster(engine: Engine, provider: Provider) -> Cluster {
     Cluster {
         name: "local".parse().unwrap(),
         status: ClusterStatus::Active,
@@ -60,16 +78,7 @@ pub(crate) fn process_cluster(engine: Engine) -> Cluster {
         engine_version: None,
         client_versions: Vec::new(),
         granted_orgs: Default::default(),
-        provider: Provider::Process {
-            program,
-            java_home: None,
-            properties: properties
-                .into_iter()
-                .map(|(k, v)| (k.to_owned(), v.to_owned()))
-                .collect(),
-            python,
-            driver_memory: None,
-        },
+        provider,
         idle_policy: None,
         wake: Default::default(),
         policy: PolicyRange::default(),

@@ -1,0 +1,200 @@
+//! The calls to the API server, each bounded in time. Three of them write, and
+//! a generation needs each once: create the pod, create its Secret if it has
+//! secrets, delete the pod.
+
+use super::names::SESSION_LABEL;
+use super::pod::{CONTAINER, TOKEN_KEY};
+use super::reasons::PodEvent;
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod, Secret as KubeSecret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{Api, DeleteParams, ListParams, LogParams, PostParams, Preconditions};
+use kube::{Client, Error};
+use session_core::route::Secret;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// One call takes no longer; below the limit that the manager sets on a
+/// question to a provider.
+const CALL_LIMIT: Duration = Duration::from_secs(8);
+/// Objects in one page of a list.
+const PAGE: u32 = 500;
+/// Of a log, so much is read.
+const LOG_LINES: i64 = 50;
+/// UsageDelta than is shown, so that a secret on the cut is still complete.
+const LOG_BYTES: i64 = 2 * 4096;
+
+/// Client of one API server.
+#[derive(Clone)]
+pub(super) struct KubeApi {
+    client: Client,
+}
+
+impl std::fmt::Debug for KubeApi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KubeApi").finish_non_exhaustive()
+    }
+}
+
+/// What became of the creation of a Secret.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum MadeSecret {
+    Made,
+    /// The pod has one already.
+    Exists,
+}
+
+impl KubeApi {
+    pub(super) fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    pub(super) fn pods(&self, namespace: &str) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    pub(super) fn events(&self, namespace: &str) -> Api<Event> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    fn secrets(&self, namespace: &str) -> Api<KubeSecret> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    pub(super) async fn pod(&self, namespace: &str, name: &str) -> Result<Option<Pod>, Error> {
+        bounded(self.pods(namespace).get_opt(name)).await
+    }
+
+    /// Creates a pod, or reads the one that has its name.
+    pub(super) async fn create_pod(&self, namespace: &str, pod: &Pod) -> Result<Pod, Error> {
+        let pods = self.pods(namespace);
+        match bounded(pods.create(&PostParams::default(), pod)).await {
+            Err(error) if is(&error, 409) => {
+                let name = pod.metadata.name.as_deref().unwrap_or_default();
+                match bounded(pods.get_opt(name)).await? {
+                    Some(existing) => Ok(existing),
+                    // Deleted in between: the caller asks again.
+                    None => Err(error),
+                }
+            }
+            made => made,
+        }
+    }
+
+    /// Deletes a pod, if it is the one with this uid; one that is gone is no error.
+    pub(super) async fn delete_pod(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: Option<&str>,
+    ) -> Result<(), Error> {
+        let params = DeleteParams {
+            preconditions: uid.map(|uid| Preconditions {
+                uid: Some(uid.to_owned()),
+                resource_version: None,
+            }),
+            ..DeleteParams::background()
+        };
+        match bounded(self.pods(namespace).delete(name, &params)).await {
+            Ok(_) => Ok(()),
+            // 409: another pod has the name by now.
+            Err(error) if is(&error, 404) || is(&error, 409) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Creates the Secret of the pod with this uid. One of an earlier pod of the
+    /// name goes first: Kubernetes would delete it under this pod.
+    pub(super) async fn create_secret(
+        &self,
+        namespace: &str,
+        secret: &KubeSecret,
+        uid: &str,
+    ) -> Result<MadeSecret, Error> {
+        let secrets = self.secrets(namespace);
+        let name = secret.metadata.name.as_deref().unwrap_or_default();
+        let error = match bounded(secrets.create(&PostParams::default(), secret)).await {
+            Ok(_) => return Ok(MadeSecret::Made),
+            Err(error) if is(&error, 409) => error,
+            Err(error) => return Err(error),
+        };
+        let Some(existing) = bounded(secrets.get_opt(name)).await? else {
+            return Err(error);
+        };
+        let owners = existing.metadata.owner_references.unwrap_or_default();
+        if owners.iter().any(|owner| owner.uid == uid) {
+            return Ok(MadeSecret::Exists);
+        }
+        bounded(secrets.delete(name, &DeleteParams::background())).await?;
+        bounded(secrets.create(&PostParams::default(), secret)).await?;
+        Ok(MadeSecret::Made)
+    }
+
+    /// The engine's own token, from the Secret of its pod.
+    pub(super) async fn token(&self, namespace: &str, name: &str) -> Result<Option<Secret>, Error> {
+        let secret = bounded(self.secrets(namespace).get_opt(name)).await?;
+        let token = secret.and_then(|secret| secret.data?.remove(TOKEN_KEY));
+        Ok(token
+            .and_then(|bytes| String::from_utf8(bytes.0).ok())
+            .map(Secret::new))
+    }
+
+    /// The anchor as owner of pods; `None` if it does not exist.
+    pub(super) async fn anchor(&self, namespace: &str, name: &str) -> Result<Option<OwnerReference>, Error> {
+        let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
+        let found = bounded(maps.get_metadata_opt(name)).await?;
+        Ok(found.map(|found| OwnerReference {
+            api_version: "v1".to_owned(),
+            kind: "ConfigMap".to_owned(),
+            name: name.to_owned(),
+            uid: found.metadata.uid.unwrap_or_default(),
+            ..OwnerReference::default()
+        }))
+    }
+
+    /// The events of a pod, the oldest first.
+    pub(super) async fn events_of(&self, namespace: &str, name: &str) -> Result<Vec<PodEvent>, Error> {
+        let params = ListParams::default()
+            .fields(&format!("involvedObject.kind=Pod,involvedObject.name={name}"))
+            .limit(PAGE);
+        let mut events = bounded(self.events(namespace).list(&params)).await?.items;
+        events.sort_by_key(|event| event.last_timestamp.clone());
+        Ok(events.iter().map(PodEvent::read).collect())
+    }
+
+    /// The end of the engine's log.
+    pub(super) async fn log(&self, namespace: &str, name: &str) -> Result<String, Error> {
+        let params = LogParams {
+            container: Some(CONTAINER.to_owned()),
+            tail_lines: Some(LOG_LINES),
+            limit_bytes: Some(LOG_BYTES),
+            ..LogParams::default()
+        };
+        bounded(self.pods(namespace).logs(name, &params)).await
+    }
+
+    /// Every pod of a session in a namespace, of any installation.
+    pub(super) async fn all_pods(&self, namespace: &str) -> Result<Vec<Pod>, Error> {
+        let mut params = ListParams::default().labels(SESSION_LABEL).limit(PAGE);
+        let mut all = Vec::new();
+        loop {
+            let page = bounded(self.pods(namespace).list(&params)).await?;
+            all.extend(page.items);
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params = params.continue_token(&token),
+                None => return Ok(all),
+            }
+        }
+    }
+}
+
+/// Whether the API server answered with this HTTP status.
+fn is(error: &Error, code: u16) -> bool {
+    matches!(error, Error::Api(status) if status.code == code)
+}
+
+async fn bounded<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    timeout(CALL_LIMIT, call).await.unwrap_or_else(|_| {
+        let seconds = CALL_LIMIT.as_secs();
+        Err(Error::Service(format!("no answer within {seconds} s").into()))
+    })
+}

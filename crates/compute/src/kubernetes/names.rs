@@ -1,0 +1,91 @@
+//! Names and labels by which pods are found again.
+
+use session_core::{ClusterName, SessionId, SessionKey};
+use std::collections::BTreeMap;
+
+/// Label with the installation that made a pod.
+pub const INSTALL_LABEL: &str = "berth/install-id";
+/// Label with the organization of the session.
+pub const ORG_LABEL: &str = "berth/org";
+/// Label with the id of the session.
+pub const SESSION_LABEL: &str = "berth/session";
+/// Label with the generation of the compute.
+pub const GENERATION_LABEL: &str = "berth/generation";
+/// Label with the cluster.
+pub const CLUSTER_LABEL: &str = "berth/cluster";
+
+/// What the labels of a pod state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Owner {
+    pub(super) key: SessionKey,
+    pub(super) generation: u64,
+    pub(super) cluster: ClusterName,
+    pub(super) install_id: String,
+}
+
+impl Owner {
+    pub(super) fn labels(&self) -> BTreeMap<String, String> {
+        [
+            ("app.kubernetes.io/name", "berth-session".to_owned()),
+            ("app.kubernetes.io/managed-by", "berth".to_owned()),
+            // A service mesh must not stand between the proxy and the engine.
+            ("sidecar.istio.io/inject", "false".to_owned()),
+            (INSTALL_LABEL, self.install_id.clone()),
+            (ORG_LABEL, self.key.org.to_string()),
+            (SESSION_LABEL, self.key.id.to_string()),
+            (GENERATION_LABEL, self.generation.to_string()),
+            (CLUSTER_LABEL, self.cluster.to_string()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into()
+    }
+
+    /// `None` if these are not labels of a session's pod.
+    pub(super) fn read(labels: &BTreeMap<String, String>) -> Option<Self> {
+        Some(Self {
+            key: SessionKey {
+                org: labels.get(ORG_LABEL)?.parse().ok()?,
+                id: labels.get(SESSION_LABEL)?.parse().ok()?,
+            },
+            generation: labels.get(GENERATION_LABEL)?.parse().ok()?,
+            cluster: labels.get(CLUSTER_LABEL)?.parse().ok()?,
+            install_id: labels.get(INSTALL_LABEL)?.clone(),
+        })
+    }
+}
+
+/// Name of the pod and of the Secret of a session generation. Session ids are
+/// unique among installations.
+pub(super) fn pod_name(id: &SessionId, generation: u64) -> String {
+    format!("{id}-g{generation}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::key;
+
+    #[test]
+    fn labels_are_read_back() {
+        let owner = Owner {
+            key: key(1),
+            generation: 7,
+            cluster: "main".parse().unwrap(),
+            install_id: "0123".into(),
+        };
+        let labels = owner.labels();
+        assert_eq!(Owner::read(&labels), Some(owner.clone()));
+        for missing in [
+            INSTALL_LABEL,
+            ORG_LABEL,
+            SESSION_LABEL,
+            GENERATION_LABEL,
+            CLUSTER_LABEL,
+        ] {
+            let mut labels = labels.clone();
+            labels.remove(missing);
+            assert_eq!(Owner::read(&labels), None, "{missing}");
+        }
+        assert_eq!(pod_name(&owner.key.id, 7), format!("{}-g7", owner.key.id));
+    }
+}

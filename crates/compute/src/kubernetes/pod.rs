@@ -1,0 +1,301 @@
+//! The pod and the Secret of a session generation, as data.
+//!
+//! The engine gets its arguments and plain settings from the pod. Everything
+//! that contains a secret is in one Secret of the pod's own name: files are
+//! mounted, environment variables refer to its keys. The mount also makes the
+//! kubelet wait for the Secret, which can only be made after the pod, because
+//! the pod owns it.
+
+use super::names::{Owner, pod_name};
+use crate::ComputeSpec;
+use crate::engine::{EngineStart, Place};
+use k8s_openapi::api::core::v1::{
+    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, LocalObjectReference,
+    Pod, PodSecurityContext, PodSpec, ResourceRequirements, SeccompProfile, Secret as KubeSecret,
+    SecretKeySelector, SecretVolumeSource, SecurityContext, Toleration, Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use session_core::machine::Cause;
+use session_core::route::Secret;
+use session_core::{KubernetesPods, Provider};
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+/// Port of every engine.
+pub(super) const PORT: u16 = 15002;
+/// Name of the engine's container.
+pub(super) const CONTAINER: &str = "engine";
+/// Key of the Secret with the engine's own token.
+pub(super) const TOKEN_KEY: &str = "token";
+/// Folder of the session, an empty volume.
+const HOME: &str = "/berth";
+/// Folder with the files of the Secret.
+const SECRET_DIR: &str = "/etc/berth-session";
+const CONF_FILE: &str = "spark.properties";
+const SPARK_HOME: &str = "/opt/spark";
+/// Time from SIGTERM to SIGKILL.
+const GRACE_SECONDS: i64 = 5;
+
+/// What is created for a session generation.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) pod: Pod,
+    /// Contents of the Secret; empty if the pod needs none.
+    pub(super) secret: BTreeMap<String, String>,
+    /// Everything that must not appear in a log tail.
+    pub(super) secrets: Vec<Secret>,
+}
+
+/// The definition of the pods of a cluster.
+///
+/// # Errors
+/// If the cluster has another provider.
+pub(super) fn pods_of(spec: &ComputeSpec) -> Result<&KubernetesPods, crate::Error> {
+    match &spec.cluster.provider {
+        Provider::Kubernetes(pods) => Ok(pods),
+        Provider::Static { .. } | Provider::Process { .. } => {
+            Err(crate::Error::WrongProvider(spec.cluster.name.to_string()))
+        }
+    }
+}
+
+impl Plan {
+    /// Plans the pod of `spec`, owned by `anchor` if there is one.
+    ///
+    /// # Errors
+    /// The reason why it can never run.
+    pub(super) fn new(
+        spec: &ComputeSpec,
+        pods: &KubernetesPods,
+        install_id: &str,
+        anchor: Option<OwnerReference>,
+    ) -> Result<Self, Cause> {
+        let place = Place {
+            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)),
+            work: Path::new(HOME).join("work"),
+            tmp: Path::new(HOME).join("tmp"),
+            conf_file: Path::new(SECRET_DIR).join(CONF_FILE),
+            spark_home: pods.spark_home.clone().unwrap_or_else(|| SPARK_HOME.to_owned()),
+            properties: &pods.properties,
+            python: pods.python.as_deref(),
+            driver_memory: pods.driver_memory.as_deref(),
+        };
+        let start = EngineStart::new(spec, &place)?;
+        let name = pod_name(&spec.key.id, spec.generation);
+        let (env, secret) = split(&start, &name);
+        let has_secret = !secret.is_empty();
+        let owner = Owner {
+            key: spec.key.clone(),
+            generation: spec.generation,
+            cluster: spec.cluster.name.clone(),
+            install_id: install_id.to_owned(),
+        };
+        let pod = Pod {
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                namespace: Some(pods.namespace.clone()),
+                labels: Some(owner.labels()),
+                owner_references: anchor.map(|anchor| vec![anchor]),
+                ..ObjectMeta::default()
+            },
+            spec: Some(pod_spec(
+                pods,
+                container(pods, &place, start.args, env, has_secret),
+                &name,
+                has_secret,
+            )),
+            status: None,
+        };
+        Ok(Self {
+            pod,
+            secret,
+            secrets: start.secrets,
+        })
+    }
+
+    /// The Secret of the pod with this uid.
+    pub(super) fn secret_of(&self, uid: &str) -> KubeSecret {
+        let metadata = &self.pod.metadata;
+        KubeSecret {
+            metadata: ObjectMeta {
+                name: metadata.name.clone(),
+                namespace: metadata.namespace.clone(),
+                labels: metadata.labels.clone(),
+                owner_references: Some(vec![OwnerReference {
+                    api_version: "v1".to_owned(),
+                    kind: "Pod".to_owned(),
+                    name: metadata.name.clone().unwrap_or_default(),
+                    uid: uid.to_owned(),
+                    ..OwnerReference::default()
+                }]),
+                ..ObjectMeta::default()
+            },
+            immutable: Some(true),
+            string_data: Some(self.secret.clone()),
+            ..KubeSecret::default()
+        }
+    }
+}
+
+/// Environment of the container, and the contents of the Secret.
+fn split(start: &EngineStart, name: &str) -> (Vec<EnvVar>, BTreeMap<String, String>) {
+    let mut secret = BTreeMap::new();
+    let is_secret = |value: &str| {
+        start
+            .secrets
+            .iter()
+            .any(|secret| !secret.expose().is_empty() && value.contains(secret.expose()))
+    };
+    let variable = |(key, value): (&String, &String)| {
+        if !is_secret(value) {
+            return EnvVar {
+                name: key.clone(),
+                // Kubernetes would expand `$(NAME)`.
+                value: Some(value.replace("$(", "$$(")),
+                value_from: None,
+            };
+        }
+        secret.insert(key.clone(), value.clone());
+        EnvVar {
+            name: key.clone(),
+            value: None,
+            value_from: Some(EnvVarSource {
+                secret_key_ref: Some(SecretKeySelector {
+                    name: name.to_owned(),
+                    key: key.clone(),
+                    optional: Some(false),
+                }),
+                ..EnvVarSource::default()
+            }),
+        }
+    };
+    let env = start.env.iter().map(variable).collect();
+    if let Some(token) = &start.credential {
+        secret.insert(TOKEN_KEY.to_owned(), token.expose().to_owned());
+    }
+    let file_name = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    for (path, text) in &start.files {
+        secret.extend(file_name(path).map(|name| (name, text.clone())));
+    }
+    (env, secret)
+}
+
+fn container(
+    pods: &KubernetesPods,
+    place: &Place<'_>,
+    args: Vec<String>,
+    env: Vec<EnvVar>,
+    has_secret: bool,
+) -> Container {
+    let sizes = BTreeMap::from([
+        ("cpu".to_owned(), Quantity(pods.cpu.clone())),
+        ("memory".to_owned(), Quantity(pods.memory.clone())),
+    ]);
+    let folder = |path: &Path, sub_path: &str| VolumeMount {
+        name: "session".to_owned(),
+        mount_path: path.to_string_lossy().into_owned(),
+        sub_path: Some(sub_path.to_owned()),
+        ..VolumeMount::default()
+    };
+    let mut mounts = vec![
+        folder(&place.work, "work"),
+        folder(&place.tmp, "tmp"),
+        folder(Path::new("/tmp"), "tmp"),
+    ];
+    mounts.extend(has_secret.then(|| VolumeMount {
+        name: "secret".to_owned(),
+        mount_path: SECRET_DIR.to_owned(),
+        read_only: Some(true),
+        ..VolumeMount::default()
+    }));
+    let escape = |word: String| word.replace("$(", "$$(");
+    Container {
+        name: CONTAINER.to_owned(),
+        image: Some(pods.image.clone()),
+        image_pull_policy: Some("IfNotPresent".to_owned()),
+        command: (!pods.command.is_empty()).then(|| pods.command.iter().cloned().map(escape).collect()),
+        args: Some(args.into_iter().map(escape).collect()),
+        env: Some(env),
+        working_dir: Some(place.work.to_string_lossy().into_owned()),
+        ports: Some(vec![ContainerPort {
+            name: Some("connect".to_owned()),
+            container_port: i32::from(PORT),
+            ..ContainerPort::default()
+        }]),
+        resources: Some(ResourceRequirements {
+            requests: Some(sizes.clone()),
+            limits: Some(sizes),
+            ..ResourceRequirements::default()
+        }),
+        volume_mounts: Some(mounts),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            capabilities: Some(Capabilities {
+                add: None,
+                drop: Some(vec!["ALL".to_owned()]),
+            }),
+            read_only_root_filesystem: Some(true),
+            ..SecurityContext::default()
+        }),
+        ..Container::default()
+    }
+}
+
+fn pod_spec(pods: &KubernetesPods, container: Container, name: &str, has_secret: bool) -> PodSpec {
+    let toleration = |toleration: &session_core::cluster::Toleration| Toleration {
+        key: Some(toleration.key.clone()),
+        operator: Some(
+            if toleration.value.is_some() {
+                "Equal"
+            } else {
+                "Exists"
+            }
+            .to_owned(),
+        ),
+        value: toleration.value.clone(),
+        effect: toleration.effect.map(|effect| effect.as_str().to_owned()),
+        toleration_seconds: None,
+    };
+    let mut volumes = vec![Volume {
+        name: "session".to_owned(),
+        empty_dir: Some(EmptyDirVolumeSource::default()),
+        ..Volume::default()
+    }];
+    volumes.extend(has_secret.then(|| Volume {
+        name: "secret".to_owned(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(name.to_owned()),
+            ..SecretVolumeSource::default()
+        }),
+        ..Volume::default()
+    }));
+    let pull_secret = |name: &String| LocalObjectReference { name: name.clone() };
+    PodSpec {
+        containers: vec![container],
+        volumes: Some(volumes),
+        // A second run in the same pod would be new compute under an old generation.
+        restart_policy: Some("Never".to_owned()),
+        termination_grace_period_seconds: Some(GRACE_SECONDS),
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        image_pull_secrets: (!pods.image_pull_secrets.is_empty())
+            .then(|| pods.image_pull_secrets.iter().map(pull_secret).collect()),
+        node_selector: (!pods.node_selector.is_empty()).then(|| pods.node_selector.clone()),
+        tolerations: (!pods.tolerations.is_empty())
+            .then(|| pods.tolerations.iter().map(toleration).collect()),
+        security_context: Some(PodSecurityContext {
+            run_as_non_root: Some(true),
+            seccomp_profile: Some(SeccompProfile {
+                type_: "RuntimeDefault".to_owned(),
+                localhost_profile: None,
+            }),
+            ..PodSecurityContext::default()
+        }),
+        ..PodSpec::default()
+    }
+}
+
+#[cfg(test)]
+mod tests;
