@@ -308,10 +308,10 @@ impl Admission {
         let within = counts.calls.take(&who.id, Instant::now());
         within.map_err(|wait| self.limited("You call too often", wait))?;
         let permit = counts.at_once.enter(who.id.clone());
-        let permit = permit.ok_or_else(|| self.limited("You have too many calls under way", CROWDED))?;
+        let permit = permit.ok_or_else(|| self.limited("You have too many calls under way", RETRY_DELAY))?;
         let org = counts.orgs.enter(who.org.clone());
         let org =
-            org.ok_or_else(|| self.limited("Your organization has too many calls under way", CROWDED))?;
+            org.ok_or_else(|| self.limited("Your organization has too many calls under way", RETRY_DELAY))?;
         self.authorize_enabled(&who).await?;
         if !rpc.rule().may_be(&who) {
             self.metrics.admission(AdmissionOutcome::Refused);

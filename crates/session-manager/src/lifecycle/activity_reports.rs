@@ -297,7 +297,7 @@ impl ReportIntake {
             open_calls: open,
             last_activity_at: pending.last_activity_at,
             operations: calls.map(|calls| calls.operations).unwrap_or_default(),
-            more: pending.next_delta(),
+            usage_delta: pending.next_delta(),
             token_uses: pending.token_uses.values().cloned().collect(),
         };
         let applied = self.store.apply_report(key, &report).await;
