@@ -8,7 +8,7 @@ mod tree;
 
 use anyhow::{Context as _, Result, ensure};
 use local_stack::paths::repo;
-use patch::{Expect, Mutation};
+use patch::Expect;
 use simulate::{Seen, Simulation};
 use std::fmt::Write as _;
 use std::path::PathBuf;
