@@ -95,7 +95,8 @@ pub(crate) async fn handle(
     );
     let path = tracing::enabled!(tracing::Level::DEBUG).then(|| request.uri().path().to_owned());
     let client = ClientStream::new(respond, &connection.unsent);
-    let served = serve(&worker, &connection, request, &client).instrument(span.clone());
+    // On the heap, so that the task of a call stays small: it is moved when it starts and ends.
+    let served = Box::pin(serve(&worker, &connection, request, &client)).instrument(span.clone());
     let outcome = match client
         .unless_gone(served)
         .await

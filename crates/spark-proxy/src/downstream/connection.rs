@@ -82,7 +82,8 @@ enum OpenError {
 pub(crate) async fn serve(worker: Rc<Worker>, tcp: std::net::TcpStream, mut remote: SocketAddr) {
     let shared = &worker.shared;
     let metrics = &shared.metrics;
-    let opening = open(&worker, tcp, &mut remote);
+    // On the heap, so that an idle connection does not keep the room of its handshakes.
+    let opening = Box::pin(open(&worker, tcp, &mut remote));
     let opened = match tokio::time::timeout(shared.config.limits.handshake, opening).await {
         Ok(Ok(opened)) => opened,
         Ok(Err(closed)) => {

@@ -210,12 +210,23 @@ impl Running {
                 Err(_) => {}
             }
         }
+        // Process ids start again at low numbers; an engine is older than its Python workers.
+        running.engines.sort_by_key(|pid| started_at(*pid));
         running
     }
 
     pub(crate) fn is_none(&self) -> bool {
         self.helpers.is_empty() && self.engines.is_empty()
     }
+}
+
+/// Start of a process in clock ticks since boot: field 22 of proc_pid_stat(5).
+fn started_at(pid: i32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name, in parentheses, may contain spaces.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let start = fields.split_whitespace().nth(19);
+    start.and_then(|ticks| ticks.parse().ok()).unwrap_or(u64::MAX)
 }
 
 pub(crate) fn kill(pid: i32) {
