@@ -31,10 +31,10 @@ unit: build ## Unit, property, contract and provider tests
 	cargo test --locked --workspace --exclude e2e -- --test-threads=$(TEST_THREADS)
 
 e2e: build ## The whole of Berth on real Redis, Sail, Apache Spark and PySpark
-	cargo test --locked -p e2e -- --test-threads=$(TEST_THREADS)
+	cargo test --locked --workspace --test e2e -- --test-threads=$(TEST_THREADS)
 
 churn: build ## Managers, Redis, primaries and masters die under load, SECONDS_EACH=600 each (ONLY=managers)
-	CHURN_SECONDS=$(or $(SECONDS_EACH),600) cargo test --locked -p e2e churn::$(ONLY) -- --test-threads=1 --nocapture
+	CHURN_SECONDS=$(or $(SECONDS_EACH),600) cargo test --locked --workspace --test e2e churn::$(ONLY) -- --test-threads=1 --nocapture
 
 simulate: ## Lives of sessions under faults, from seeds 1 to SEEDS=20000 (SEED=n tells one in full)
 	SEEDS=$(or $(SEEDS),20000) SEED=$(SEED) FIRST=$(FIRST) THREADS=$(THREADS) cargo test --locked -p session-manager --lib simulation::lives -- --nocapture

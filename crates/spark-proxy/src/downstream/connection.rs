@@ -104,7 +104,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, tcp: std::net::TcpStream, mut remo
     if opened.rejects_plaintext {
         metrics.connections.handshakes.at(Handshake::Plaintext).inc();
     }
-    if let Err(error) = serve_calls(&worker, opened, remote).await {
+    let serving = Box::new(Serving::new(&worker, opened, remote));
+    if let Err(error) = serve_calls(serving).await {
         tracing::debug!(%remote, %error, "client connection failed");
     }
 }
@@ -179,11 +180,12 @@ async fn tls_handshake(worker: &Worker, tcp: TcpStream, remote: SocketAddr) -> a
     })
 }
 
-/// A connection whose calls are served.
+/// A connection whose calls are served; on the heap, so that the task of a connection stays small.
 struct Serving<'w> {
     worker: &'w Rc<Worker>,
     http: server::Connection<Io, Bytes>,
     rejects_plaintext: bool,
+    keepalive_state: Rc<KeepaliveState>,
     pacing: Rc<ReadPacing>,
     state: Rc<ConnectionState>,
     remote: SocketAddr,
@@ -195,15 +197,11 @@ struct Serving<'w> {
 }
 
 /// Starts calls until the connection ends or must be closed.
-async fn serve_calls(
-    worker: &Rc<Worker>,
-    opened: OpenConnection,
-    remote: SocketAddr,
-) -> Result<(), h2::Error> {
+async fn serve_calls(mut serving: Box<Serving<'_>>) -> Result<(), h2::Error> {
+    let worker = serving.worker;
     let shared = &worker.shared;
     let (limits, metrics) = (&shared.config.limits, &shared.metrics);
-    let keepalive_state = Rc::clone(&opened.keepalive_state);
-    let mut serving = Serving::new(worker, opened, remote);
+    let keepalive_state = Rc::clone(&serving.keepalive_state);
     let mut keepalive = Keepalive::new(
         keepalive_config(limits),
         keepalive_state,
@@ -261,7 +259,7 @@ impl<'w> Serving<'w> {
         let OpenConnection {
             http,
             rejects_plaintext,
-            keepalive_state: _,
+            keepalive_state,
             pacing,
             permit,
         } = opened;
@@ -269,6 +267,7 @@ impl<'w> Serving<'w> {
             worker,
             http,
             rejects_plaintext,
+            keepalive_state,
             state: Rc::new(ConnectionState::new(remote.ip(), pacing.unsent())),
             pacing,
             remote,
@@ -360,7 +359,7 @@ impl<'w> Serving<'w> {
     }
 
     /// Closes the connection, with a GOAWAY if the client reads.
-    async fn close(mut self, why: h2::Reason) {
+    async fn close(&mut self, why: h2::Reason) {
         self.http.abrupt_shutdown(why);
         // Sends the remaining data.
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, poll_fn(|cx| self.http.poll_closed(cx))).await;
