@@ -160,6 +160,8 @@ down() {
   fi
   ip link delete "$interface" 2>/dev/null || true # its routes go with it
   [[ ! -e $state/cgroups ]] || remove_cgroups
+  # The marker goes last, so that an interrupted `down` can be repeated.
+  find "$state" -mindepth 1 -maxdepth 1 ! -name "$marker" -exec rm -rf {} +
   rm -rf "$state"
 }
 

@@ -1,7 +1,8 @@
 """Berth as users and operators see it: the chart, the `berth` command, PySpark.
 
 One installation in the namespace `berth`, as in production: TLS on every port, client certificates
-between the services, network policies. Its sessions share one Sail server in the namespace `engines`.
+between the services, network policies. It has two clusters: sessions of `shared` share one Sail server
+in the namespace `engines`, each of `pods` has a pod in the namespace `berth-sessions`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from certificates import Authority
 CHART = Path(os.environ.get("BERTH_CHART", Path(__file__).resolve().parents[3] / "helm" / "berth"))
 RELEASE = SPACE = "berth"
 ENGINES = "engines"
+SESSIONS = "berth-sessions"
+"""Created by the chart."""
 CLIENTS = "clients"
 CLI_IMAGE = "berth.test/berth/berth:test"
 SERVICES = {"sessionManager": "session-manager", "tokenIssuer": "token-issuer", "sparkProxy": "spark-proxy"}
@@ -126,11 +129,10 @@ class Berth:
             "roles": ["member", "org-admin", "platform-admin"],
             "key_sha256": self._account["key_sha256"],
         }
-        cluster = {
-            "name": "shared",
-            "engine": "sail",
-            "granted_orgs": [ORG],
-            "static": {"endpoints": [{"address": f"{sail}:50051"}]},
+        shared = {"name": "shared", "static": {"endpoints": [{"address": f"{sail}:50051"}]}}
+        pods = {
+            "name": "pods",
+            "kubernetes": {"namespace": SESSIONS, "image": "berth.test/sail:test", "cpu": "500m", "memory": "1Gi"},
         }
         return {
             "image": {"registry": "berth.test", "tag": "test", "pullPolicy": "Never"},
@@ -143,9 +145,10 @@ class Berth:
                 "bundled": {"enabled": True, "image": {"registry": "berth.test", "repository": "redis", "tag": "test"}},
             },
             "sessionManager": {
+                "kubernetes": {"enabled": True, "namespaces": [SESSIONS], "createNamespaces": True},
                 "config": {
                     "service_accounts": [account],
-                    "clusters": [cluster],
+                    "clusters": [{"engine": "sail", "granted_orgs": [ORG], **cluster} for cluster in (shared, pods)],
                     "compute": {"static": {"allow": [sail]}},
                 },
             },

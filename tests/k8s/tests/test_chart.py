@@ -55,6 +55,18 @@ def url(installation: berth.Berth) -> str:
     return installation.command("token", session)["connection_url"]
 
 
+@pytest.fixture(scope="module")
+def pod_session(installation: berth.Berth) -> str:
+    """Id of a session on the cluster of pods."""
+    return installation.command("create", "--cluster", "pods", "--wait")["id"]
+
+
+def pod_of(session: str) -> dict[str, Any]:
+    """The only pod of a session."""
+    (pod,) = kube.get("-n", berth.SESSIONS, "pods", "-l", f"berth/session={session}")["items"]
+    return pod
+
+
 def pods_of_services() -> dict[str, Any]:
     """The pods of the three services by name."""
     items = kube.get("-n", berth.SPACE, "pods", "-l", f"app.kubernetes.io/instance={berth.RELEASE}")["items"]
@@ -77,7 +89,7 @@ def test_a_query_passes_with_tls(client: kube.PythonPod, url: str) -> None:
 
 def test_a_static_program_trusts_the_authorities_of_the_system(installation: berth.Berth) -> None:
     names = [cluster["name"] for cluster in installation.command("clusters", system_authorities=True)]
-    assert names == ["shared"]
+    assert sorted(names) == ["pods", "shared"]
 
 
 def test_only_client_ports_are_reachable(installation: berth.Berth, client: kube.PythonPod) -> None:
@@ -85,6 +97,17 @@ def test_only_client_ports_are_reachable(installation: berth.Berth, client: kube
         assert client.connects(berth.host(service), port), service
     for service, port in ("session-manager-internal", 8082), ("token-issuer-internal", 8084), ("redis", 6379):
         assert not client.connects(berth.host(service), port), service
+
+
+def test_a_session_is_a_pod_that_only_berth_reaches(installation: berth.Berth, client: kube.PythonPod, pod_session: str) -> None:
+    pod = pod_of(pod_session)
+    assert pod["metadata"]["name"] == f"{pod_session}-g1"
+    (owner,) = pod["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"]) == ("ConfigMap", f"{berth.RELEASE}-sessions")
+    url = installation.command("token", pod_session)["connection_url"]
+    assert "use_ssl=true" in url
+    assert client.python(berth.QUERY, url, "SELECT sum(id) FROM range(1000)").strip() == "499500"
+    assert not client.connects(pod["status"]["podIP"], 15002)
 
 
 def test_an_upgrade_under_load_fails_no_call(installation: berth.Berth, client: kube.PythonPod, url: str) -> None:
@@ -101,6 +124,14 @@ def test_an_upgrade_under_load_fails_no_call(installation: berth.Berth, client: 
     assert load.returncode == 0, errors
     assert result["failures"] == [] and result["calls"] > 50
     kube.wait_until("every pod is replaced", lambda: not set(before) & set(pods_of_services()), timeout=240)
+
+
+def test_a_pod_outlives_the_upgrade(installation: berth.Berth, client: kube.PythonPod, pod_session: str) -> None:
+    pod = pod_of(pod_session)
+    assert pod["metadata"]["name"] == f"{pod_session}-g1" and "deletionTimestamp" not in pod["metadata"]
+    url = installation.command("token", pod_session)["connection_url"]
+    assert client.python(berth.QUERY, url, "SELECT sum(id) FROM range(1000)").strip() == "499500"
+    assert pod_of(pod_session)["metadata"]["uid"] == pod["metadata"]["uid"]
 
 
 def test_uninstall_leaves_nothing(installation: berth.Berth) -> None:

@@ -278,6 +278,9 @@ fn pod_spec(pods: &KubernetesPods, container: Container, name: &str, has_secret:
         // A second run in the same pod would be new compute under an old generation.
         restart_policy: Some("Never".to_owned()),
         termination_grace_period_seconds: Some(GRACE_SECONDS),
+        // The first process of a PID namespace ignores SIGTERM unless it handles
+        // it, which Sail does not: it would run until SIGKILL.
+        share_process_namespace: Some(true),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
         image_pull_secrets: (!pods.image_pull_secrets.is_empty())

@@ -92,12 +92,7 @@ impl Starter {
         };
         let next = {
             let mut works = self.shared.works.lock();
-            if let Some(work) = works.of_run(&id, self.run) {
-                match stage {
-                    Some(stage) => work.stage = stage,
-                    None => drop(works.map.remove(&id)),
-                }
-            }
+            works.end(&id, self.run, stage);
             works.next_in_queue()
         };
         self.shared.changes.publish(&self.spec.key, self.spec.generation);

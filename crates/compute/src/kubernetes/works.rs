@@ -23,6 +23,10 @@ const KEEP_FAILED: Duration = Duration::from_secs(3600);
 /// A generation in the queue that was not asked for during this time has left
 /// it; the reconciler asks every 2 s.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A start that failed is tried again after so long, then after twice as long
+/// each time: its failure is reported at once, and the reconciler asks at once.
+const MIN_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(16);
 
 /// How far a generation is.
 #[derive(Debug, Clone)]
@@ -56,6 +60,10 @@ pub(super) struct Work {
     pub(super) since: Instant,
     /// When it was last asked for.
     pub(super) asked: Instant,
+    /// How many starts in a row have failed.
+    failures: u32,
+    /// When it may be started again.
+    retry_at: Instant,
     pub(super) stop: CancellationToken,
     /// Its pod or its events changed.
     pub(super) changed: Arc<Notify>,
@@ -100,17 +108,17 @@ impl Works {
         }
         let now = Instant::now();
         let id = (key.id.clone(), generation);
-        let since = match self.map.get(&id).map(|work| (&work.stage, work.since)) {
+        let (since, failures) = match self.map.get(&id).map(|work| (&work.stage, work)) {
             Some((Stage::Starting { .. } | Stage::Failed { permanent: true, .. }, _)) => {
                 return Admission::Settled;
             }
             Some((Stage::Ready { uid, .. }, _)) if is_up(uid) => return Admission::Settled,
-            Some((Stage::Queued, since)) => since,
-            Some((Stage::Ready { .. } | Stage::Failed { .. }, _)) | None => now,
+            Some((Stage::Failed { .. }, work)) if now < work.retry_at => return Admission::Settled,
+            Some((Stage::Queued, work)) => (work.since, work.failures),
+            Some((Stage::Failed { .. }, work)) => (now, work.failures),
+            Some((Stage::Ready { .. }, _)) | None => (now, 0),
         };
         let ahead = self.ahead_of(&id, since, now);
-        self.forget_old(now);
-        self.runs += 1;
         let stage = if max_starting.is_none_or(|max| ahead < max) {
             Stage::Starting {
                 detail: "its pod is being created".to_owned(),
@@ -120,15 +128,10 @@ impl Works {
         };
         let is_queued = matches!(stage, Stage::Queued);
         let work = Work {
-            key: key.clone(),
-            run: self.runs,
-            stage,
             takes_turn: max_starting.is_some(),
             since,
-            asked: now,
-            stop: CancellationToken::new(),
-            changed: Arc::new(Notify::new()),
-            events: Vec::new(),
+            failures,
+            ..self.new_work(key, stage, now)
         };
         let (stop, changed) = (work.stop.clone(), Arc::clone(&work.changed));
         self.map.insert(id, work);
@@ -144,21 +147,45 @@ impl Works {
 
     /// Records that a generation cannot be started now.
     pub(super) fn fail(&mut self, key: &SessionKey, generation: u64, cause: Cause, permanent: bool) {
-        let now = Instant::now();
+        let work = self.new_work(key, Stage::Failed { cause, permanent }, Instant::now());
+        self.map.insert((key.id.clone(), generation), work);
+    }
+
+    fn new_work(&mut self, key: &SessionKey, stage: Stage, now: Instant) -> Work {
         self.forget_old(now);
         self.runs += 1;
-        let work = Work {
+        Work {
             key: key.clone(),
             run: self.runs,
-            stage: Stage::Failed { cause, permanent },
+            stage,
             takes_turn: false,
             since: now,
             asked: now,
+            failures: 0,
+            retry_at: now,
             stop: CancellationToken::new(),
             changed: Arc::new(Notify::new()),
             events: Vec::new(),
+        }
+    }
+
+    /// Records how the starter `run` ended, unless another has taken over.
+    /// Without a stage the generation is forgotten.
+    pub(super) fn end(&mut self, id: &WorkId, run: u64, stage: Option<Stage>) {
+        let Some(work) = self.of_run(id, run) else {
+            return;
         };
-        self.map.insert((key.id.clone(), generation), work);
+        match stage {
+            None => drop(self.map.remove(id)),
+            Some(stage) => {
+                if matches!(stage, Stage::Failed { .. }) {
+                    let wait = MIN_RETRY_INTERVAL.saturating_mul(1 << work.failures.min(16));
+                    work.retry_at = Instant::now() + wait.min(MAX_RETRY_INTERVAL);
+                    work.failures += 1;
+                }
+                work.stage = stage;
+            }
+        }
     }
 
     /// The same for one that may be tried again, unless it is under way.
@@ -332,6 +359,26 @@ mod tests {
         assert!(matches!(admit(&mut works, 1), Admission::Settled), "it starts");
         works.fail(&key(1), 1, "never".into(), true);
         assert!(matches!(admit(&mut works, 1), Admission::Settled));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn starts_that_fail_are_tried_again_less_and_less_often() {
+        let mut works = Works::default();
+        let id = (key(1).id, 1);
+        for seconds in [1, 2, 4, 8, 16, 16] {
+            let Admission::Start { run, .. } = admit(&mut works, 1) else {
+                panic!("not started");
+            };
+            let failed = Stage::Failed {
+                cause: "no room".into(),
+                permanent: false,
+            };
+            works.end(&id, run, Some(failed));
+            tokio::time::advance(Duration::from_millis(seconds * 1000 - 1)).await;
+            assert!(matches!(admit(&mut works, 1), Admission::Settled), "{seconds}");
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        assert!(matches!(admit(&mut works, 1), Admission::Start { .. }));
     }
 
     #[tokio::test(start_paused = true)]

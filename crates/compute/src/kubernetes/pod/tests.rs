@@ -33,7 +33,7 @@ fn the_pod_of_a_sail_session_is_this() {
                 },
             },
             "spec": {
-                "restartPolicy": "Never", "terminationGracePeriodSeconds": 5,
+                "restartPolicy": "Never", "terminationGracePeriodSeconds": 5, "shareProcessNamespace": true,
                 "automountServiceAccountToken": false, "enableServiceLinks": false,
                 "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
                 "volumes": [{"name": "session", "emptyDir": {}}],

@@ -8,7 +8,9 @@ async fn a_quota_is_explained_and_tried_again() {
     let provider = provider(&fake);
     let spec = spec(Engine::Sail, 1, 1);
     let words = "pods \"x\" is forbidden: exceeded quota: compute, requested: limits.cpu=4, used: limits.cpu=5, limited: limits.cpu=8";
-    fake.fail_next("POST pods", 403, words);
+    for _ in 0..2 {
+        fake.fail_next("POST pods", 403, words);
+    }
     ensure(&provider, &spec).await;
     let (cause, permanent) = until_failed_with(&provider, &spec).await;
     assert_eq!(
@@ -16,8 +18,13 @@ async fn a_quota_is_explained_and_tried_again() {
         "quota compute of its namespace is used up: needs 4 limits.cpu, 5 of 8 used"
     );
     assert_eq!((cause.detail.as_str(), permanent), (words, false));
-    ensure(&provider, &spec).await;
-    until_pod(&fake, &spec).await;
+    let begun = std::time::Instant::now();
+    ensure_until_pod(&provider, &fake, &spec).await;
+    assert!(
+        begun.elapsed() > Duration::from_millis(2500),
+        "tried again without a pause: {:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test]

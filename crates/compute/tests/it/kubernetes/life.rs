@@ -206,8 +206,7 @@ async fn an_anchor_owns_the_pods() {
     let (cause, permanent) = until_failed_with(&provider, &spec).await;
     assert!(cause.text.contains("ConfigMap berth") && !permanent, "{cause:?}");
     fake.put("configmaps", NAMESPACE, json!({"metadata": {"name": "berth"}}));
-    ensure(&provider, &spec).await;
-    until_pod(&fake, &spec).await;
+    ensure_until_pod(&provider, &fake, &spec).await;
     let anchor = fake.object("configmaps", "berth").unwrap();
     let pod = fake.object("pods", &name(&spec)).unwrap();
     let owner = &pod["metadata"]["ownerReferences"][0];

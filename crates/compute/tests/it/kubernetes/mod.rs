@@ -70,6 +70,17 @@ pub(crate) async fn ensure(provider: &KubernetesProvider, spec: &ComputeSpec) {
     }
 }
 
+/// Asks without a pause, as a reconciler does that every failure calls, until
+/// there is a pod.
+pub(crate) async fn ensure_until_pod(provider: &KubernetesProvider, fake: &FakeKube, spec: &ComputeSpec) {
+    let begun = std::time::Instant::now();
+    while fake.object("pods", &name(spec)).is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "not tried again");
+        ensure(provider, spec).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 pub(crate) async fn until_pod(fake: &FakeKube, spec: &ComputeSpec) {
     let begun = std::time::Instant::now();
     while fake.object("pods", &name(spec)).is_none() {
