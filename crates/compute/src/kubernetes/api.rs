@@ -2,7 +2,7 @@
 //! a generation needs each once: create the pod, create its Secret if it has
 //! secrets, delete the pod.
 
-use super::names::SESSION_LABEL;
+use super::names::{Owner, SESSION_LABEL};
 use super::pod::{CONTAINER, TOKEN_KEY};
 use super::reasons::PodEvent;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod, Secret as KubeSecret};
@@ -20,7 +20,7 @@ const CALL_LIMIT: Duration = Duration::from_secs(8);
 const PAGE: u32 = 500;
 /// Of a log, so much is read.
 const LOG_LINES: i64 = 50;
-/// UsageDelta than is shown, so that a secret on the cut is still complete.
+/// More than is shown, so that a secret on the cut is still complete.
 const LOG_BYTES: i64 = 2 * 4096;
 
 /// Client of one API server.
@@ -64,16 +64,17 @@ impl KubeApi {
         bounded(self.pods(namespace).get_opt(name)).await
     }
 
-    /// Creates a pod, or reads the one that has its name.
+    /// Creates a pod, or reads the one that has its name, if its labels name the
+    /// same session, generation and installation: no other pod may serve a session.
     pub(super) async fn create_pod(&self, namespace: &str, pod: &Pod) -> Result<Pod, Error> {
         let pods = self.pods(namespace);
         match bounded(pods.create(&PostParams::default(), pod)).await {
             Err(error) if is(&error, 409) => {
                 let name = pod.metadata.name.as_deref().unwrap_or_default();
                 match bounded(pods.get_opt(name)).await? {
-                    Some(existing) => Ok(existing),
-                    // Deleted in between: the caller asks again.
-                    None => Err(error),
+                    Some(existing) if owner_of(&existing) == owner_of(pod) => Ok(existing),
+                    // Another owner's pod, or deleted in between: the caller asks again.
+                    Some(_) | None => Err(error),
                 }
             }
             made => made,
@@ -185,6 +186,10 @@ impl KubeApi {
             }
         }
     }
+}
+
+fn owner_of(pod: &Pod) -> Option<Owner> {
+    pod.metadata.labels.as_ref().and_then(Owner::read)
 }
 
 /// Whether the API server answered with this HTTP status.

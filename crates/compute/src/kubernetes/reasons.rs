@@ -297,6 +297,10 @@ pub(super) fn refusal(error: &kube::Error) -> Refusal {
         _ if status.message.contains("failed calling webhook") => {
             ("an admission webhook does not answer".to_owned(), false)
         }
+        409 => (
+            "another pod in its namespace has the name of its pod".to_owned(),
+            false,
+        ),
         400 | 422 => ("the Kubernetes API server rejects its pod".to_owned(), true),
         _ => (
             "the Kubernetes API server cannot create its pod now".to_owned(),

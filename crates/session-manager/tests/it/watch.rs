@@ -213,7 +213,7 @@ async fn a_slow_watcher_is_reset() {
     let mut stream = watch(&manager, "ada", "").await.unwrap();
     begins(&mut stream).await;
     session(next(&mut stream).await);
-    // UsageDelta changes than the queue and the connection buffer: each contains these
+    // More changes than the queue and the connection buffer: each contains these
     // labels.
     let labels: std::collections::HashMap<_, _> =
         (0..32).map(|n| (format!("label-{n}"), "x".repeat(240))).collect();

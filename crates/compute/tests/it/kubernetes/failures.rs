@@ -27,6 +27,28 @@ async fn a_quota_is_explained_and_tried_again() {
     );
 }
 
+/// Somebody who may create pods in the namespace takes the name of a session's pod.
+#[tokio::test]
+async fn a_pod_of_another_owner_never_serves_a_session() {
+    let (fake, ip) = (FakeKube::new(), pod_ip());
+    let provider = provider(&fake);
+    let spec = spec(Engine::Sail, 1, 1);
+    let pod = json!({"metadata": {"name": name(&spec), "uid": "other", "labels": {"app": "other"}}});
+    fake.put("pods", NAMESPACE, pod);
+    let _engine = FakeEngine::start(ip).await;
+    run(&fake, &spec, ip);
+    ensure(&provider, &spec).await;
+    let (cause, permanent) = until_failed_with(&provider, &spec).await;
+    assert_eq!(
+        (cause.text.as_str(), permanent),
+        ("another pod in its namespace has the name of its pod", false)
+    );
+    fake.remove("pods", &name(&spec));
+    ensure_until_pod(&provider, &fake, &spec).await;
+    run(&fake, &spec, ip);
+    until_ready(&provider, &spec).await;
+}
+
 #[tokio::test]
 async fn what_cannot_be_made_fails_for_good() {
     let fake = FakeKube::new();
