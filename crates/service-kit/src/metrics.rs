@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 /// An enum of label values; see [`crate::labels!`].
@@ -106,9 +106,48 @@ impl<A: Label, B: Label, C: Label> LabelSet for (A, B, C) {
     }
 }
 
+/// Number of shards of a metric. A thread records in one of them, so that the workers
+/// of a program do not wait for each other's cache lines.
+const SHARDS: usize = 8;
+
+/// A value in each shard.
+#[derive(Debug, Default)]
+struct Sharded<T>([CacheLine<T>; SHARDS]);
+
+/// A value that shares its cache line with no other.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct CacheLine<T>(T);
+
+impl<T> Sharded<T> {
+    fn new(make: impl Fn() -> T) -> Self {
+        Self(std::array::from_fn(|_| CacheLine(make())))
+    }
+
+    /// The value in the shard of this thread.
+    fn of_thread(&self) -> &T {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        thread_local! {
+            static SHARD: usize = THREADS.fetch_add(1, Relaxed) % SHARDS;
+        }
+        // During the end of a thread there is no thread-local value.
+        &self.0[SHARD.try_with(|shard| *shard).unwrap_or_default()].0
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().map(|line| &line.0)
+    }
+}
+
+impl Sharded<AtomicU64> {
+    fn sum(&self) -> u64 {
+        self.iter().map(|shard| shard.load(Relaxed)).sum()
+    }
+}
+
 /// A monotonic counter.
 #[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
+pub struct Counter(Sharded<AtomicU64>);
 
 impl Counter {
     /// Adds one.
@@ -118,12 +157,12 @@ impl Counter {
 
     /// Adds `n`.
     pub fn add(&self, n: u64) {
-        self.0.fetch_add(n, Relaxed);
+        self.0.of_thread().fetch_add(n, Relaxed);
     }
 
     /// The count.
     pub fn get(&self) -> u64 {
-        self.0.load(Relaxed)
+        self.0.sum()
     }
 }
 
@@ -191,32 +230,49 @@ pub const SECONDS: &[f64] = &[
 #[derive(Debug)]
 pub struct Histogram {
     bounds: &'static [f64],
-    buckets: Box<[AtomicU64]>,
+    shards: Sharded<Observations>,
+}
+
+#[derive(Debug)]
+struct Observations {
+    /// By bucket, not cumulative; the last one has no bound.
+    counts: Box<[AtomicU64]>,
     nanos: AtomicU64,
 }
 
 impl Histogram {
     fn new(bounds: &'static [f64]) -> Self {
-        let buckets = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
-        Self {
-            bounds,
-            buckets,
+        let shards = Sharded::new(|| Observations {
+            counts: (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect(),
             nanos: AtomicU64::new(0),
-        }
+        });
+        Self { bounds, shards }
     }
 
     /// Records an observation.
     pub fn observe(&self, value: Duration) {
         let seconds = value.as_secs_f64();
         let place = self.bounds.partition_point(|bound| *bound < seconds);
-        self.buckets[place].fetch_add(1, Relaxed);
-        self.nanos
-            .fetch_add(u64::try_from(value.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+        let nanos = u64::try_from(value.as_nanos()).unwrap_or(u64::MAX);
+        let shard = self.shards.of_thread();
+        shard.counts[place].fetch_add(1, Relaxed);
+        shard.nanos.fetch_add(nanos, Relaxed);
     }
 
     /// Number of observations.
     pub fn count(&self) -> u64 {
-        self.buckets.iter().map(|bucket| bucket.load(Relaxed)).sum()
+        (0..=self.bounds.len()).map(|place| self.bucket(place)).sum()
+    }
+
+    /// Number of observations in a bucket.
+    fn bucket(&self, place: usize) -> u64 {
+        let shards = self.shards.iter();
+        shards.map(|shard| shard.counts[place].load(Relaxed)).sum()
+    }
+
+    fn total(&self) -> Duration {
+        let nanos = self.shards.iter().map(|shard| shard.nanos.load(Relaxed));
+        Duration::from_nanos(nanos.fold(0, u64::wrapping_add))
     }
 }
 
@@ -305,12 +361,12 @@ impl Registry {
         let make = move || Histogram::new(bounds);
         self.family(name, help, "histogram", make, move |histogram, labels, out| {
             let mut count = 0;
-            for (place, bucket) in histogram.buckets.iter().enumerate() {
-                count += bucket.load(Relaxed);
+            for place in 0..=bounds.len() {
+                count += histogram.bucket(place);
                 let bound = bounds.get(place).copied().unwrap_or(f64::INFINITY);
                 sample(out, name, "_bucket", labels, Some(bound), count as f64);
             }
-            let sum = Duration::from_nanos(histogram.nanos.load(Relaxed)).as_secs_f64();
+            let sum = histogram.total().as_secs_f64();
             sample(out, name, "_sum", labels, None, sum);
             sample(out, name, "_count", labels, None, count as f64);
         })
@@ -423,6 +479,24 @@ mod tests {
     }
     labels! {
         enum Outcome("outcome") { Good => "good", Bad => "bad" }
+    }
+
+    #[test]
+    fn records_of_all_threads_are_added_up() {
+        let (counter, histogram) = (Counter::default(), Histogram::new(&[1.0]));
+        std::thread::scope(|scope| {
+            for _ in 0..2 * SHARDS {
+                scope.spawn(|| {
+                    counter.add(3);
+                    histogram.observe(Duration::from_millis(500));
+                    histogram.observe(Duration::from_secs(2));
+                });
+            }
+        });
+        let threads = 2 * SHARDS as u64;
+        assert_eq!(counter.get(), 3 * threads);
+        assert_eq!((histogram.bucket(0), histogram.bucket(1)), (threads, threads));
+        assert_eq!(histogram.total(), Duration::from_millis(2500 * threads));
     }
 
     #[test]
