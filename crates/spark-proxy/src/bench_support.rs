@@ -5,6 +5,7 @@ use crate::worker::tokens::{Caller, VerifiedTokens, hash_of};
 use http::HeaderValue;
 use service_kit::grpc::bearer_of;
 use session_core::Timestamp;
+use session_core::time::ManualClock;
 use session_token::Claims;
 use std::time::Duration;
 
@@ -22,7 +23,8 @@ impl TokenCache {
     /// Caches a verified and admitted token.
     pub fn put(&self, token: &str, claims: Claims, now: Timestamp) {
         let caller = Caller::cacheable(token, claims, 0).into();
-        self.0.admitted(&caller, Duration::from_secs(30), now);
+        self.0
+            .admitted(&caller, Duration::from_secs(30), &ManualClock::at(now));
     }
 
     /// Whether the token is cached, so that its signature need not be verified: the first step of

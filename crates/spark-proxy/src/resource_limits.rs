@@ -8,6 +8,8 @@ use service_kit::limiter::{ConcurrencyLimiter, Permit};
 use session_core::{OrgId, Reason, SessionId};
 use session_proto::error::Refused;
 use session_token::Claims;
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -24,6 +26,8 @@ type Counter = Arc<AtomicUsize>;
 
 /// Retry delay.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
+/// Retry delay when calls of the caller must end first.
+const SHARE_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Resource use of a session, of an organization, or in all.
 #[derive(Debug, Default)]
@@ -110,6 +114,75 @@ pub(crate) struct LimitExceeded {
     pub(crate) whose: &'static str,
     /// The configuration key.
     pub(crate) key: &'static str,
+}
+
+/// Calls of a session and of its organization at one shared server, in one worker. A session keeps
+/// them, so that a call needs no look-up by key.
+#[derive(Debug)]
+pub(crate) struct CallShares {
+    /// The pool of connections to the server.
+    pool: u64,
+    session: Rc<Cell<u32>>,
+    org: Rc<Cell<u32>>,
+}
+
+/// A call counted in [`CallShares`] until dropped.
+#[derive(Debug)]
+pub(crate) struct SharedPermit {
+    session: Rc<Cell<u32>>,
+    org: Rc<Cell<u32>>,
+}
+
+impl CallShares {
+    /// The shares of a session without calls at this server; `org` counts those of its organization.
+    pub(crate) fn new(pool: u64, org: Rc<Cell<u32>>) -> Self {
+        Self {
+            pool,
+            session: Rc::default(),
+            org,
+        }
+    }
+
+    pub(crate) fn is_at(&self, pool: u64) -> bool {
+        self.pool == pool
+    }
+
+    /// Counts a call. A limit of zero means none.
+    pub(crate) fn enter(&self, per_session: u32, per_org: u32) -> Result<SharedPermit, Refused> {
+        let is_full = |count: &Cell<u32>, max| max > 0 && count.get() >= max;
+        if is_full(&self.session, per_session) {
+            return Err(too_many_calls("session", "backend.shared_calls_per_session"));
+        }
+        if is_full(&self.org, per_org) {
+            return Err(too_many_calls("organization", "backend.shared_calls_per_org"));
+        }
+        for count in [&self.session, &self.org] {
+            count.set(count.get() + 1);
+        }
+        Ok(SharedPermit {
+            session: Rc::clone(&self.session),
+            org: Rc::clone(&self.org),
+        })
+    }
+}
+
+impl Drop for SharedPermit {
+    fn drop(&mut self) {
+        for count in [&self.session, &self.org] {
+            count.set(count.get() - 1);
+        }
+    }
+}
+
+fn too_many_calls(whose: &str, key: &str) -> Refused {
+    Refused::new(
+        Reason::QuotaExceeded,
+        format!(
+            "The {whose} has as many calls at this shared server as it may have at once ({key}). Wait until one of them ends."
+        ),
+    )
+    .with("limit", key)
+    .retry_after(SHARE_RETRY_DELAY)
 }
 
 /// Use of one resource by one call; released on drop.
@@ -203,6 +276,24 @@ mod tests {
         for level in [&a, &b, &c, &org, &other, &all] {
             assert_eq!(level.held_bytes.load(Relaxed), 0);
         }
+    }
+
+    #[test]
+    fn calls_at_a_shared_server_count_for_the_session_and_its_organization() {
+        let org = Rc::default();
+        let [a, b] = [(); 2].map(|()| CallShares::new(1, Rc::clone(&org)));
+        let refused = |shares: &CallShares| format!("{:?}", shares.enter(2, 3).unwrap_err());
+        let first = [a.enter(2, 3).unwrap(), a.enter(2, 3).unwrap()];
+        assert!(refused(&a).contains("shared_calls_per_session"));
+        let second = b.enter(2, 3).unwrap();
+        assert!(refused(&b).contains("shared_calls_per_org"));
+        drop(first);
+        let _third = b.enter(2, 3).unwrap();
+        assert!(refused(&b).contains("shared_calls_per_session"));
+        drop(second);
+        assert_eq!(org.get(), 1);
+        let unlimited: Vec<_> = (0..100).map(|_| a.enter(0, 0).unwrap()).collect();
+        assert_eq!(unlimited.len(), 100);
     }
 
     #[test]

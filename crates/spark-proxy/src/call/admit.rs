@@ -9,6 +9,7 @@ use session_core::Reason;
 use session_proto::error::Refused;
 use std::rc::Rc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Retry delay for a session whose calls are rejected too often.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -20,13 +21,14 @@ pub(crate) fn admit(
     connection: &ConnectionState,
     caller: &Rc<Caller>,
     method: Method,
+    now: Instant,
 ) -> Result<OpenCall, Refused> {
     let session = worker.session(&caller.claims);
     let usage = &session.usage;
     let routes = &worker.shared.routes;
     let refused = session.known_error(routes, &caller.claims);
     // The rate of rejections also limits route requests caused by rejected calls.
-    let doubtful = session.fresh_route(routes).is_none() && usage.was_rejected_recently();
+    let doubtful = !session.has_fresh_route(routes) && usage.was_rejected_recently();
     if (refused.is_some() || doubtful) && !usage.try_take_rejection() {
         return Err(Refused::new(
             Reason::RateLimited,
@@ -38,8 +40,8 @@ pub(crate) fn admit(
         return Err(refused);
     }
     let max = worker.shared.config.limits.calls_per_session;
-    let open = session.open(caller, method, max, &connection.has_admitted_token)?;
-    if caller.take_report_due() {
+    let open = session.open(caller, method, max, &connection.last_admitted, now)?;
+    if caller.take_report_due(now) {
         usage.token_used(&caller.claims.jti);
     }
     Ok(open)

@@ -10,8 +10,9 @@ use crate::grpc::method::Method;
 use crate::grpc::reply::ClientStream;
 use crate::grpc::request_body::RequestBody;
 use crate::metrics::{Outcome, Stage};
+use crate::resource_limits::SharedPermit;
 use crate::upstream::headers::toward_backend;
-use crate::upstream::{Lease, SharedPermit, Unreachable, Upstream};
+use crate::upstream::{Lease, Unreachable, Upstream};
 use crate::worker::Worker;
 use crate::worker::session::OpenCall;
 use bytes::Bytes;
@@ -37,6 +38,8 @@ pub(crate) struct Attempts<'a> {
     first: Option<FirstMessage>,
     /// Routes requested before this time are not used.
     not_before: Option<Instant>,
+    /// Start of the first attempt, until it begins.
+    began: Option<Instant>,
 }
 
 /// Result of preparing an attempt.
@@ -54,6 +57,7 @@ pub(crate) struct PreparedCall {
     active: ActiveRoute,
     translator: Option<Translator>,
     lease: Lease,
+    leased_at: Instant,
     _permit: Option<SharedPermit>,
 }
 
@@ -65,6 +69,7 @@ impl<'a> Attempts<'a> {
             deadline,
             first: None,
             not_before: None,
+            began: Some(open.opened_at()),
         }
     }
 
@@ -76,9 +81,17 @@ impl<'a> Attempts<'a> {
     /// Finds compute, checks the call, and takes a place on a connection.
     pub(crate) async fn prepare(&mut self, request: &mut RequestBody) -> Result<Prepared, CallError> {
         let (worker, open) = (self.worker, self.open);
-        let began = Instant::now();
+        let began = self.began.take().unwrap_or_else(Instant::now);
         let unread = self.first.is_none();
-        let destination = route::destination(worker, open, request, unread, self.deadline, self.not_before);
+        let destination = route::destination(
+            worker,
+            open,
+            request,
+            unread,
+            self.deadline,
+            self.not_before,
+            began,
+        );
         let active = match destination.await? {
             Destination::Compute(active) => active,
             Destination::Local(answer) => return Ok(Prepared::Reply(answer)),
@@ -126,11 +139,11 @@ impl<'a> Attempts<'a> {
     ) -> Result<BindingDecision, CallError> {
         let (worker, open) = (self.worker, self.open);
         let (method, backend) = (open.method(), &active.backend);
-        match bind::check(worker, open, &active.route, backend, first.spark_session).await? {
+        match bind::check(worker, open, &active.cached.route, backend, first.spark_session).await? {
             BindingStatus::Bound => {}
             BindingStatus::Outdated => return Ok(BindingDecision::ResolveAgain),
             BindingStatus::Replaced => {
-                let replaced = engine_errors::session_replaced(&first.spark_session, &active.route);
+                let replaced = engine_errors::session_replaced(&first.spark_session, &active.cached.route);
                 return Err(CallError::Engine(Box::new(replaced)));
             }
             // Another worker or proxy may have bound it after this route was requested.
@@ -143,7 +156,9 @@ impl<'a> Attempts<'a> {
             }
             // The new route is also without the binding. Only a reattach should be retried.
             BindingStatus::Unknown
-                if self.not_before.is_some_and(|moment| active.stamp.at < moment)
+                if self
+                    .not_before
+                    .is_some_and(|moment| active.cached.stamp.at < moment)
                     && (method == Method::ReattachExecute || backend.engine == Engine::Spark) =>
             {
                 bind::allow_unconfirmed(backend.engine)?;
@@ -154,7 +169,7 @@ impl<'a> Attempts<'a> {
             Box::pin(bind::check_clone(
                 worker,
                 open,
-                &active.route,
+                &active.cached.route,
                 backend,
                 &first.peeked,
             ))
@@ -170,7 +185,10 @@ impl<'a> Attempts<'a> {
         first: &FirstMessage,
     ) -> Result<Option<Translator>, CallError> {
         let backend = &active.backend;
-        let lost = active.route.lost_compute_recently(self.worker.shared.clock.now());
+        let lost = active
+            .cached
+            .route
+            .lost_compute_recently(&*self.worker.shared.clock);
         if let Some(request) = &first.reattach
             && backend.engine == Engine::Sail
         {
@@ -196,23 +214,32 @@ impl<'a> Attempts<'a> {
     ) -> Result<Option<PreparedCall>, CallError> {
         let (pools, method) = (&self.worker.pools, self.open.method());
         let began = Instant::now();
-        let is_stale = began.duration_since(active.stamp.at) > MAX_ROUTE_AGE_TO_CONNECT;
-        if is_stale && !pools.is_connected(&active.backend, method) {
+        let pool = pools.pool(&active.backend);
+        let is_stale = began.duration_since(active.cached.stamp.at) > MAX_ROUTE_AGE_TO_CONNECT;
+        if is_stale && !pools.is_connected(&pool, method) {
             return Ok(None);
         }
-        let permit = pools.enter(&active.backend, method, &self.open.caller().claims)?;
-        let leased = pools.lease(&active.backend, method);
+        let permit = pools.enter(
+            &pool,
+            &active.backend,
+            method,
+            &self.open.session().shares,
+            &self.open.caller().claims.org,
+        )?;
+        let leased = pools.lease(pool, &active.backend, method);
         let lease = match leased.instrument(child_span!("connect")).await {
             Ok(lease) => lease,
             // The address may be outdated.
             Err(Unreachable) => return Ok(None),
         };
         let waited = &self.worker.shared.metrics.calls.waited;
-        waited.at(Stage::Connect).observe(began.elapsed());
+        let leased_at = Instant::now();
+        waited.at(Stage::Connect).observe(leased_at.duration_since(began));
         Ok(Some(PreparedCall {
             active,
             translator,
             lease,
+            leased_at,
             _permit: permit,
         }))
     }
@@ -229,9 +256,10 @@ impl<'a> Attempts<'a> {
         client: &ClientStream,
     ) -> Result<Outcome, CallError> {
         let PreparedCall {
-            active: ActiveRoute { route, backend, .. },
+            active: ActiveRoute { cached, backend },
             translator,
             mut lease,
+            leased_at,
             _permit,
         } = *prepared;
         let (worker, open) = (self.worker, self.open);
@@ -262,7 +290,8 @@ impl<'a> Attempts<'a> {
             sail_stream: OnceCell::new(),
             running: OnceCell::new(),
             settings: first.settings.as_ref(),
-            route: &route,
+            route: &cached.route,
+            sent_at: leased_at,
         };
         if let Some(reattach) = &first.reattach {
             exchange.begin_sail_stream(&reattach.operation_id);

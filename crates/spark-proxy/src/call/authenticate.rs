@@ -1,5 +1,6 @@
 //! Authentication of a call and the session of its token.
 
+use crate::call::ConnectionState;
 use crate::grpc::headers::{self, DuplicateHeader};
 use crate::grpc::method::Method;
 use crate::routes::is_expired;
@@ -11,7 +12,6 @@ use service_kit::limiter::address_key;
 use session_core::{Reason, Timestamp};
 use session_proto::error::Refused;
 use session_token::{Grace, TokenError, Verified};
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -19,13 +19,13 @@ use tokio::time::Instant;
 /// Verifies the token of a request and checks that its headers name the same session.
 pub(crate) async fn authenticate(
     worker: &Worker,
-    address: IpAddr,
+    connection: &ConnectionState,
     headers: &HeaderMap,
     method: Method,
 ) -> Result<Rc<Caller>, Refused> {
     let credential = credential(headers)?;
     let named = single(headers, &headers::SESSION_ID)?;
-    let caller = check_token(worker, address, credential, method).await?;
+    let caller = check_token(worker, connection, credential, method).await?;
     match named {
         Some(named) if named.as_bytes() == caller.claims.sid.as_str().as_bytes() => Ok(caller),
         Some(_) => Err(Refused::new(
@@ -70,7 +70,7 @@ fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h He
 
 async fn check_token(
     worker: &Worker,
-    address: IpAddr,
+    connection: &ConnectionState,
     credential: &HeaderValue,
     method: Method,
 ) -> Result<Rc<Caller>, Refused> {
@@ -79,13 +79,14 @@ async fn check_token(
     let generation = shared.keys.generation();
     let token =
         bearer_of(credential).map_err(|_| invalid(&TokenError::Malformed("not a bearer credential")))?;
-    let hash = hash_of(token);
-    if let Some(caller) = worker.tokens.get(&hash, generation)
+    let known = connection.last_admitted.with_token(token, generation);
+    let known = known.or_else(|| worker.tokens.get(&hash_of(token), generation));
+    if let Some(caller) = known
         && !is_expired(&caller.claims, shared.config.tokens.leeway, now)
     {
         return Ok(caller);
     }
-    let address = address_key(address);
+    let address = address_key(connection.address);
     shared
         .bad_tokens
         .peek(&address, Instant::now())

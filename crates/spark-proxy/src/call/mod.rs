@@ -32,6 +32,7 @@ use crate::grpc::unsent::Unsent;
 use crate::metrics::{Outcome, Stage};
 use crate::worker::Worker;
 use crate::worker::session::OpenCall;
+use crate::worker::tokens::LastAdmitted;
 use attempt::{Attempts, Prepared};
 use bytes::Bytes;
 use h2::RecvStream;
@@ -59,8 +60,8 @@ pub(crate) struct ConnectionState {
     unsent: Rc<Unsent>,
     /// A call carried a token that verifies.
     pub(crate) has_verified_token: Cell<bool>,
-    /// A call carried a token that its session admits.
-    pub(crate) has_admitted_token: Rc<Cell<bool>>,
+    /// The caller of the last admitted call.
+    pub(crate) last_admitted: Rc<LastAdmitted>,
 }
 
 impl ConnectionState {
@@ -69,7 +70,7 @@ impl ConnectionState {
             address,
             unsent: Rc::clone(unsent),
             has_verified_token: Cell::default(),
-            has_admitted_token: Rc::default(),
+            last_admitted: Rc::default(),
         }
     }
 }
@@ -96,7 +97,7 @@ pub(crate) async fn handle(
     let path = tracing::enabled!(tracing::Level::DEBUG).then(|| request.uri().path().to_owned());
     let client = ClientStream::new(respond, &connection.unsent);
     // On the heap, so that the task of a call stays small: it is moved when it starts and ends.
-    let served = Box::pin(serve(&worker, &connection, request, &client)).instrument(span.clone());
+    let served = Box::pin(serve(&worker, &connection, request, &client, began)).instrument(span.clone());
     let outcome = match client
         .unless_gone(served)
         .await
@@ -133,6 +134,7 @@ async fn serve(
     connection: &ConnectionState,
     request: Request<RecvStream>,
     client: &ClientStream,
+    began: Instant,
 ) -> Result<Outcome, CallError> {
     let (head, body) = request.into_parts();
     let method = match method::target(&head) {
@@ -143,22 +145,17 @@ async fn serve(
         }
         RequestTarget::Unknown => return Err(unknown_method().into()),
     };
-    let began = Instant::now();
     let deadline = headers::grpc_timeout(&head.headers).map(|timeout| began + timeout);
 
-    let authenticated = authenticate::authenticate(worker, connection.address, &head.headers, method);
+    let authenticated = authenticate::authenticate(worker, connection, &head.headers, method);
     let caller = authenticated.instrument(child_span!("authenticate")).await?;
     tracing::Span::current().record("session", caller.claims.sid.as_str());
     connection.has_verified_token.set(true);
     worker.shared.admit(method)?;
-    let open = admit::admit(worker, connection, &caller, method)?;
-    worker
-        .shared
-        .metrics
-        .calls
-        .waited
-        .at(Stage::Auth)
-        .observe(began.elapsed());
+    let now = Instant::now();
+    let open = admit::admit(worker, connection, &caller, method, now)?;
+    let waited = &worker.shared.metrics.calls.waited;
+    waited.at(Stage::Auth).observe(now.duration_since(began));
 
     tokio::select! {
         biased;

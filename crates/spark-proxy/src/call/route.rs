@@ -4,11 +4,11 @@
 use crate::call::local_reply;
 use crate::call_error::{CallError, draining};
 use crate::grpc::request_body::{MAX_REWIND_BYTES, RequestBody};
-use crate::routes::cache::{ResolveError, RouteRequest, Stamp};
+use crate::routes::cache::{ResolveError, RouteRequest};
 use crate::routes::{Backend, Route, RouteState};
 use crate::worker::Worker;
 use crate::worker::held_calls::HeldCall;
-use crate::worker::session::OpenCall;
+use crate::worker::session::{CachedRoute, OpenCall};
 use bytes::Bytes;
 use service_kit::child_span;
 use session_core::Reason;
@@ -24,9 +24,8 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A route to active compute.
 pub(crate) struct ActiveRoute {
-    pub(crate) route: Arc<Route>,
-    pub(crate) backend: Arc<Backend>,
-    pub(crate) stamp: Stamp,
+    pub(crate) cached: Rc<CachedRoute>,
+    pub(crate) backend: Rc<Backend>,
 }
 
 /// Destination of a call.
@@ -45,17 +44,14 @@ pub(crate) async fn destination(
     unread: bool,
     deadline: Option<Instant>,
     not_before: Option<Instant>,
+    now: Instant,
 ) -> Result<Destination, CallError> {
     let method = open.method();
-    let resolve_until = Instant::now() + RESOLVE_TIMEOUT;
+    let resolve_until = now + RESOLVE_TIMEOUT;
     let until = deadline.map_or(resolve_until, |deadline| deadline.min(resolve_until));
-    let (route, stamp) = resolve(worker, open, false, until, deadline, not_before).await?;
-    if let Some(backend) = active_backend(worker, &route, open)? {
-        return Ok(Destination::Compute(ActiveRoute {
-            route,
-            backend,
-            stamp,
-        }));
+    let cached = resolve(worker, open, false, until, deadline, not_before).await?;
+    if let Some(backend) = active_backend(worker, &cached, open)? {
+        return Ok(Destination::Compute(ActiveRoute { cached, backend }));
     }
     if let Some(expired) = &open.caller().expired_in_grace
         && method.is_work()
@@ -63,7 +59,7 @@ pub(crate) async fn destination(
         return Err(expired.clone().into());
     }
     if !method.is_work() {
-        let lost = route.lost_compute_recently(worker.shared.clock.now());
+        let lost = cached.route.lost_compute_recently(&*worker.shared.clock);
         let request = if unread {
             request.peek(MAX_REWIND_BYTES).await?
         } else {
@@ -107,18 +103,14 @@ async fn hold(
     open.begin_work();
     let hold_until = Instant::now() + shared.config.routes.hold_max;
     let until = deadline.map_or(hold_until, |deadline| deadline.min(hold_until));
-    let (route, stamp) = tokio::select! {
+    let cached = tokio::select! {
         biased;
         resolved = resolve(worker, open, true, until, deadline, None) => resolved?,
         stop = buffer_request(request, &mut hold, limits.stream_window_bytes as usize) => return Err(stop),
     };
-    match active_backend(worker, &route, open)? {
-        Some(backend) => Ok(ActiveRoute {
-            route,
-            backend,
-            stamp,
-        }),
-        None => Err(session_warming(why_not_active(&route)).into()),
+    match active_backend(worker, &cached, open)? {
+        Some(backend) => Ok(ActiveRoute { cached, backend }),
+        None => Err(session_warming(why_not_active(&cached.route)).into()),
     }
 }
 
@@ -146,17 +138,17 @@ async fn resolve(
     until: Instant,
     deadline: Option<Instant>,
     mut not_before: Option<Instant>,
-) -> Result<(Arc<Route>, Stamp), CallError> {
+) -> Result<Rc<CachedRoute>, CallError> {
     let (session, claims) = (open.session(), &open.caller().claims);
     let routes = &worker.shared.routes;
     loop {
         if not_before.is_none()
-            && let Some((route, stamp)) = session.fresh_route(routes)
+            && let Some(cached) = session.fresh_route(routes)
             // A token with a later epoch proves that the route is outdated.
-            && claims.epoch <= route.token_epoch
-            && (!wake || matches!(route.state, RouteState::Active(_)))
+            && claims.epoch <= cached.route.token_epoch
+            && (!wake || cached.backend.is_some())
         {
-            return Ok((route, stamp));
+            return Ok(cached);
         }
         // A held call already has a permit.
         let permit = if wake {
@@ -185,10 +177,10 @@ async fn resolve(
             Err(ResolveError::TimedOut) if deadline.is_some_and(|deadline| deadline <= until) => {
                 return Err(CallError::Deadline);
             }
-            Err(error) => stale_route(worker, open, wake, error)?,
+            Err(error) => return stale_route(worker, open, wake, error),
         };
-        if session.store_route(&route, stamp) {
-            return Ok((route, stamp));
+        if let Some(cached) = session.store_route(route, stamp) {
+            return Ok(cached);
         }
         // A newer version was announced meanwhile.
         not_before = Some(Instant::now());
@@ -204,7 +196,7 @@ fn stale_route(
     open: &OpenCall,
     wake: bool,
     error: ResolveError,
-) -> Result<(Arc<Route>, Stamp), CallError> {
+) -> Result<Rc<CachedRoute>, CallError> {
     let (session, routes) = (open.session(), &worker.shared.routes);
     match error {
         ResolveError::Refused(refused) => {
@@ -224,8 +216,13 @@ fn stale_route(
 }
 
 /// The compute of a route; `None` if there is none in use.
-fn active_backend(worker: &Worker, route: &Route, open: &OpenCall) -> Result<Option<Arc<Backend>>, Refused> {
+fn active_backend(
+    worker: &Worker,
+    cached: &CachedRoute,
+    open: &OpenCall,
+) -> Result<Option<Rc<Backend>>, Refused> {
     let shared = &worker.shared;
+    let route = &cached.route;
     route
         .admits(&open.caller().claims)
         .inspect_err(|_| open.usage().record_rejection())?;
@@ -233,11 +230,10 @@ fn active_backend(worker: &Worker, route: &Route, open: &OpenCall) -> Result<Opt
     open.take_rate()?;
     worker
         .tokens
-        .admitted(open.caller(), shared.config.tokens.leeway, shared.clock.now());
+        .admitted(open.caller(), shared.config.tokens.leeway, &*shared.clock);
     match &route.state {
-        RouteState::Active(backend) => Ok(Some(Arc::clone(backend))),
         RouteState::Gone(gone) => Err(gone.refused()),
-        RouteState::Pending(_) | RouteState::Idle(_) => Ok(None),
+        RouteState::Active(_) | RouteState::Pending(_) | RouteState::Idle(_) => Ok(cached.backend.clone()),
     }
 }
 

@@ -57,10 +57,11 @@ pub(crate) async fn run(exchange: &Exchange<'_>) -> Infallible {
 async fn send_keep_alive(exchange: &Exchange<'_>) -> Option<()> {
     let (pools, backend) = (&exchange.worker.pools, exchange.backend);
     // A new connection would need a fresh route; the running query already has a connection.
-    if !pools.is_connected(backend, Method::Config) {
+    let pool = pools.pool(backend);
+    if !pools.is_connected(&pool, Method::Config) {
         return None;
     }
-    let mut lease = pools.lease(backend, Method::Config).await.ok()?;
+    let mut lease = pools.lease(pool, backend, Method::Config).await.ok()?;
     let (mut head, ()) = Request::post("/spark.connect.SparkConnectService/Config")
         .header(header::CONTENT_TYPE, "application/grpc")
         .body(())

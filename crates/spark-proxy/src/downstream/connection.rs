@@ -225,12 +225,12 @@ async fn serve_calls(mut serving: Box<Serving<'_>>) -> Result<(), h2::Error> {
             },
             () = &mut stopping, if !serving.is_draining => {
                 serving.begin_drain();
-                if !serving.state.has_admitted_token.get() {
+                if !serving.state.last_admitted.is_set() {
                     token_timer.as_mut().reset(Instant::now() + UNAUTHENTICATED_DRAIN_TIMEOUT);
                 }
             }
             () = &mut ending => break Some(h2::Reason::NO_ERROR),
-            () = &mut token_timer, if !serving.state.has_admitted_token.get() => {
+            () = &mut token_timer, if !serving.state.last_admitted.is_set() => {
                 if !serving.may_admit_token() {
                     break serving.no_token();
                 }
@@ -309,7 +309,7 @@ impl<'w> Serving<'w> {
     fn may_admit_token(&self) -> bool {
         // The session of a verified token is being resolved.
         let is_resolving = self.state.has_verified_token.get() && self.open_calls() > 0;
-        self.state.has_admitted_token.get() || (is_resolving && !self.is_draining)
+        self.state.last_admitted.is_set() || (is_resolving && !self.is_draining)
     }
 
     /// Records the result of a keepalive check; true if the connection is lost.

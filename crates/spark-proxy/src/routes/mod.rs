@@ -15,14 +15,13 @@ use crate::grpc::identity::SparkSessionId;
 use http::HeaderValue;
 use http::uri::Authority;
 use rustls::pki_types::ServerName;
-use session_core::{Engine, OrgId, Reason, SessionId, Timestamp, TokenId};
+use session_core::{Clock, Engine, OrgId, Reason, SessionId, Timestamp, TokenId};
 use session_proto::convert::from_timestamp;
 use session_proto::error::Refused;
 use session_proto::internal as pb;
 use session_token::Claims;
 use std::net::SocketAddr;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Time for session-manager's answer beyond the wait in the request.
@@ -66,7 +65,7 @@ pub(crate) struct Route {
 #[derive(Debug)]
 pub(crate) enum RouteState {
     /// Calls can be forwarded.
-    Active(Arc<Backend>),
+    Active(Box<Backend>),
     /// Compute is starting; with a user message about the wait.
     Pending(String),
     /// Compute was released or is unused.
@@ -85,6 +84,7 @@ pub(crate) struct Gone {
 }
 
 /// A Spark Connect server.
+#[derive(Clone)]
 pub(crate) struct Backend {
     /// Name of the server, which is not resolved.
     pub(crate) authority: Authority,
@@ -160,7 +160,7 @@ impl Route {
         let state = match route.status() {
             pb::RouteStatus::Active => {
                 let backend = route.backend.ok_or(InvalidRoute("backend: none"))?;
-                RouteState::Active(Arc::new(Backend::from_proto(
+                RouteState::Active(Box::new(Backend::from_proto(
                     backend,
                     &session,
                     route.generation,
@@ -206,8 +206,8 @@ impl Route {
     }
 
     /// Whether compute was lost recently enough that clients may reattach to lost operations.
-    pub(crate) fn lost_compute_recently(&self, now: Timestamp) -> bool {
-        self.lost_at.is_some_and(|at| now < at.after(LOSS_TTL))
+    pub(crate) fn lost_compute_recently(&self, clock: &dyn Clock) -> bool {
+        self.lost_at.is_some_and(|at| clock.now() < at.after(LOSS_TTL))
     }
 
     /// Whether the previous compute was lost, not released.

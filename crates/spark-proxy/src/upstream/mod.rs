@@ -8,20 +8,19 @@ use crate::grpc::keepalive::KeepaliveState;
 use crate::grpc::method::Method;
 use crate::grpc::request_body::Outgoing;
 use crate::metrics::Metrics;
+use crate::resource_limits::{CallShares, SharedPermit};
 use crate::routes::{Backend, PoolKey};
 use connect::{Connected, Connector};
 use foldhash::fast::RandomState;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::Request;
-use service_kit::limiter::{ConcurrencyLimiter, Permit};
-use session_core::{OrgId, Reason, SessionId};
+use session_core::{OrgId, SessionId};
 use session_proto::error::Refused;
-use session_token::Claims;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -34,6 +33,7 @@ pub(crate) struct Pools {
     connector: Connector,
     limits: PoolLimits,
     by_key: RefCell<HashMap<PoolKey, Rc<Pool>, RandomState>>,
+    last_id: Cell<u64>,
 }
 
 /// Limits of a pool.
@@ -54,29 +54,23 @@ struct PoolLimits {
 /// work. They need their own connections, because the calls on a full one may have used up its
 /// window.
 const SPARE_CONNECTIONS: usize = 2;
-/// Retry delay when calls of the caller must end first.
-const RETRY_DELAY: Duration = Duration::from_secs(1);
-
 /// The connections of one pool key.
-struct Pool {
-    /// Calls of one session, and of one organization.
-    sessions: Arc<ConcurrencyLimiter<SessionId>>,
-    orgs: Arc<ConcurrencyLimiter<OrgId>>,
+pub(crate) struct Pool {
+    /// Unique among the pools of the worker.
+    id: u64,
+    /// Calls of one organization, while a session of it holds them.
+    orgs: RefCell<HashMap<OrgId, Weak<Cell<u32>>>>,
     connections: RefCell<Vec<Rc<PooledConnection>>>,
     /// Locked while a connection is made.
     connecting: tokio::sync::Mutex<()>,
     /// Number of failed connection attempts.
     failures: Cell<u64>,
+    /// Calls ended since `last_used` was set.
+    was_used: Cell<bool>,
     last_used: Cell<Option<Instant>>,
     /// Calls that wait for a place, and their notification.
     waiting: Cell<usize>,
     released: Notify,
-}
-
-/// Place of a call in the shares of a shared server; released on drop.
-pub(crate) struct SharedPermit {
-    _session: Permit<SessionId>,
-    _org: Permit<OrgId>,
 }
 
 /// One connection.
@@ -108,52 +102,62 @@ impl Pools {
             limits: connector.limits(),
             connector,
             by_key: RefCell::default(),
+            last_id: Cell::default(),
         }
     }
 
-    /// Whether a connection exists.
-    pub(crate) fn is_connected(&self, backend: &Backend, method: Method) -> bool {
-        self.by_key
-            .borrow()
-            .get(&backend.pool)
-            .is_some_and(|pool| pool.pick(self.limits, method).is_some())
+    /// Whether a connection with room exists.
+    pub(crate) fn is_connected(&self, pool: &Pool, method: Method) -> bool {
+        pool.pick(self.limits, method).is_some()
     }
 
-    fn pool(&self, backend: &Backend) -> Rc<Pool> {
+    fn next_id(&self) -> u64 {
+        self.last_id.set(self.last_id.get() + 1);
+        self.last_id.get()
+    }
+
+    /// The pool of connections to `backend`.
+    pub(crate) fn pool(&self, backend: &Backend) -> Rc<Pool> {
         if let Some(pool) = self.by_key.borrow().get(&backend.pool) {
             return Rc::clone(pool);
         }
         let mut by_key = self.by_key.borrow_mut();
         let pool = by_key.entry(backend.pool.clone());
-        Rc::clone(pool.or_insert_with(|| Rc::new(Pool::new(self.limits))))
+        Rc::clone(pool.or_insert_with(|| Rc::new(Pool::new(self.next_id()))))
     }
 
     /// Takes a share of a shared server for one call. Dedicated compute has no shares, and calls
     /// that end work need none.
     pub(crate) fn enter(
         &self,
+        pool: &Pool,
         backend: &Backend,
         method: Method,
-        claims: &Claims,
+        shares: &RefCell<Option<CallShares>>,
+        org: &OrgId,
     ) -> Result<Option<SharedPermit>, Refused> {
         if backend.dedicated || method.ends_work() {
             return Ok(None);
         }
-        let pool = self.pool(backend);
-        let session = pool.sessions.enter(claims.sid.clone());
-        let session = session.ok_or_else(|| too_many_calls("session", "backend.shared_calls_per_session"))?;
-        let org = pool.orgs.enter(claims.org.clone());
-        let org = org.ok_or_else(|| too_many_calls("organization", "backend.shared_calls_per_org"))?;
-        Ok(Some(SharedPermit {
-            _session: session,
-            _org: org,
-        }))
+        let mut shares = shares.borrow_mut();
+        let shares = match &mut *shares {
+            Some(shares) if shares.is_at(pool.id) => shares,
+            outdated => outdated.insert(CallShares::new(pool.id, pool.org(org))),
+        };
+        let PoolLimits {
+            per_session, per_org, ..
+        } = self.limits;
+        shares.enter(per_session, per_org).map(Some)
     }
 
     /// Takes a place on a connection, and makes one if necessary, once for all callers. Waits if
     /// every allowed connection is full.
-    pub(crate) async fn lease(&self, backend: &Backend, method: Method) -> Result<Lease, Unreachable> {
-        let pool = self.pool(backend);
+    pub(crate) async fn lease(
+        &self,
+        pool: Rc<Pool>,
+        backend: &Backend,
+        method: Method,
+    ) -> Result<Lease, Unreachable> {
         let mut wait_until = None;
         loop {
             let connection = match pool.pick(self.limits, method) {
@@ -247,6 +251,10 @@ impl Pools {
                 .borrow()
                 .iter()
                 .any(|connection| connection.open.get() > 0);
+            if pool.was_used.take() {
+                pool.last_used.set(Some(Instant::now()));
+            }
+            pool.orgs.borrow_mut().retain(|_, calls| calls.strong_count() > 0);
             used || Rc::strong_count(pool) > 1 || pool.last_used.get().is_some_and(|at| at.elapsed() < idle)
         });
     }
@@ -260,29 +268,30 @@ impl Pools {
     }
 }
 
-fn too_many_calls(whose: &str, key: &str) -> Refused {
-    Refused::new(
-        Reason::QuotaExceeded,
-        format!(
-            "The {whose} has as many calls at this shared server as it may have at once ({key}). Wait until one of them ends."
-        ),
-    )
-    .with("limit", key)
-    .retry_after(RETRY_DELAY)
-}
-
 impl Pool {
-    fn new(limits: PoolLimits) -> Self {
+    fn new(id: u64) -> Self {
         Self {
-            sessions: ConcurrencyLimiter::new(limits.per_session),
-            orgs: ConcurrencyLimiter::new(limits.per_org),
+            id,
+            orgs: RefCell::default(),
             connections: RefCell::default(),
             connecting: tokio::sync::Mutex::default(),
             failures: Cell::default(),
+            was_used: Cell::default(),
             last_used: Cell::default(),
             waiting: Cell::default(),
             released: Notify::default(),
         }
+    }
+
+    /// The calls of an organization, shared by its sessions.
+    fn org(&self, org: &OrgId) -> Rc<Cell<u32>> {
+        let mut orgs = self.orgs.borrow_mut();
+        if let Some(calls) = orgs.get(org).and_then(Weak::upgrade) {
+            return calls;
+        }
+        let calls = Rc::default();
+        orgs.insert(org.clone(), Rc::downgrade(&calls));
+        calls
     }
 
     /// Selects a connection with room. One with a pending ping is avoided while another can be
@@ -374,7 +383,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.connection.open.set(self.connection.open.get() - 1);
-        self.pool.last_used.set(Some(Instant::now()));
+        self.pool.was_used.set(true);
         if self.connection.spare {
             // Not every waiting call may use the place.
             self.pool.released.notify_waiters();

@@ -191,8 +191,8 @@ impl Worker {
                 };
                 match worker.shared.routes.resolve(request).await {
                     Ok((route, stamp)) => {
-                        if session.store_route(&route, stamp) {
-                            session.enforce(&route);
+                        if let Some(cached) = session.store_route(route, stamp) {
+                            session.enforce(&cached.route);
                         }
                         return;
                     }
@@ -221,7 +221,7 @@ impl Worker {
         let forget = self.shared.config.routes.forget_after.max(ENDED_MARKER_TTL);
         self.sessions
             .borrow_mut()
-            .retain(|_, session| session.open_calls() > 0 || session.last_used.get().elapsed() < forget);
+            .retain(|_, session| session.open_calls() > 0 || !session.is_unused_for(forget));
     }
 }
 

@@ -8,10 +8,11 @@ use crate::activity::{BusyGuard, OperationName, SessionUsage};
 use crate::call_error::backend_lost;
 use crate::grpc::identity::{Operation, SparkSessionId};
 use crate::grpc::method::Method;
+use crate::resource_limits::CallShares;
 use crate::routes::cache::{Routes, Stamp};
 use crate::routes::{Backend, Gone, Route, RouteState, RouteVersion, revoked};
 use crate::worker::settings::SettingsChange;
-use crate::worker::tokens::Caller;
+use crate::worker::tokens::{Caller, LastAdmitted};
 use session_core::{Engine, Reason, SessionId};
 use session_proto::error::Refused;
 use session_token::Claims;
@@ -27,11 +28,13 @@ use tokio::time::Instant;
 /// One session in one worker.
 pub(crate) struct Session {
     pub(crate) id: SessionId,
-    route: RefCell<Option<(Arc<Route>, Stamp)>>,
+    route: RefCell<Option<Rc<CachedRoute>>>,
     gone: RefCell<Option<Arc<Gone>>>,
     min_version: Cell<RouteVersion>,
     calls: RefCell<Vec<Rc<Call>>>,
     pub(crate) usage: Arc<SessionUsage>,
+    /// Its calls at the shared server that it uses.
+    pub(crate) shares: RefCell<Option<CallShares>>,
     /// Bound Spark sessions, and the version of the route at that time: a newer route may have
     /// released them.
     bound: RefCell<(RouteVersion, HashSet<SparkSessionId>)>,
@@ -41,7 +44,31 @@ pub(crate) struct Session {
     stored_change: RefCell<Option<(Instant, StoredChange)>>,
     /// Locked while a bind request is open.
     pub(crate) binding: tokio::sync::Mutex<()>,
-    pub(crate) last_used: Cell<Instant>,
+    /// Calls ended since `last_used` was set.
+    was_used: Cell<bool>,
+    last_used: Cell<Instant>,
+}
+
+/// A route as one worker holds it. Counted without atomics, because every call holds it.
+pub(crate) struct CachedRoute {
+    pub(crate) route: Arc<Route>,
+    /// The compute of an active route.
+    pub(crate) backend: Option<Rc<Backend>>,
+    pub(crate) stamp: Stamp,
+}
+
+impl CachedRoute {
+    fn new(route: Arc<Route>, stamp: Stamp) -> Rc<Self> {
+        let backend = match &route.state {
+            RouteState::Active(backend) => Some(Rc::new((**backend).clone())),
+            RouteState::Pending(_) | RouteState::Idle(_) | RouteState::Gone(_) => None,
+        };
+        Rc::new(Self {
+            route,
+            backend,
+            stamp,
+        })
+    }
 }
 
 /// One open call.
@@ -70,8 +97,8 @@ pub(crate) struct OpenCall {
     operation: RefCell<Option<OperationName>>,
     /// Counted in the rate of the organization.
     rated: Cell<bool>,
-    /// The connection has carried a valid token.
-    has_admitted_token: Rc<Cell<bool>>,
+    last_admitted: Rc<LastAdmitted>,
+    opened_at: Instant,
 }
 
 /// Retry delay when calls of the session must end first, or their rate is exceeded.
@@ -89,6 +116,7 @@ impl Session {
         Self {
             id,
             usage,
+            shares: RefCell::default(),
             bound: RefCell::default(),
             keep_alives: RefCell::default(),
             stored_change: RefCell::default(),
@@ -97,6 +125,7 @@ impl Session {
             gone: RefCell::default(),
             min_version: Cell::default(),
             calls: RefCell::default(),
+            was_used: Cell::default(),
             last_used: Cell::new(Instant::now()),
         }
     }
@@ -107,7 +136,8 @@ impl Session {
         caller: &Rc<Caller>,
         method: Method,
         max: u32,
-        has_admitted_token: &Rc<Cell<bool>>,
+        last_admitted: &Rc<LastAdmitted>,
+        now: Instant,
     ) -> Result<OpenCall, Refused> {
         if let Some(gone) = &*self.gone.borrow() {
             return Err(gone.refused());
@@ -142,7 +172,8 @@ impl Session {
             busy: RefCell::default(),
             operation: RefCell::default(),
             rated: Cell::default(),
-            has_admitted_token: Rc::clone(has_admitted_token),
+            last_admitted: Rc::clone(last_admitted),
+            opened_at: now,
         })
     }
 
@@ -171,7 +202,8 @@ impl Session {
 
     /// Whether a Spark session that was bound under a route of this version is still bound.
     pub(crate) fn still_binds(&self, version: RouteVersion, spark_session: &SparkSessionId) -> bool {
-        let binds = |(route, _): &(Arc<Route>, Stamp)| {
+        let binds = |cached: &Rc<CachedRoute>| {
+            let route = &cached.route;
             route.binds(spark_session) || self.is_bound(route.version, spark_session)
         };
         !self.is_outdated(version) || self.route.borrow().as_ref().is_some_and(binds)
@@ -202,12 +234,18 @@ impl Session {
     }
 
     /// The route, if it may be used without a new request.
-    pub(crate) fn fresh_route(&self, routes: &Routes) -> Option<(Arc<Route>, Stamp)> {
-        self.route
-            .borrow()
+    pub(crate) fn fresh_route(&self, routes: &Routes) -> Option<Rc<CachedRoute>> {
+        let route = self.route.borrow();
+        route
             .as_ref()
-            .filter(|(_, stamp)| routes.is_fresh(*stamp))
+            .filter(|cached| routes.is_fresh(cached.stamp))
             .cloned()
+    }
+
+    /// Whether there is a route that may be used without a new request.
+    pub(crate) fn has_fresh_route(&self, routes: &Routes) -> bool {
+        let route = self.route.borrow();
+        route.as_ref().is_some_and(|cached| routes.is_fresh(cached.stamp))
     }
 
     /// The error for a token, if it is known without a new request.
@@ -215,27 +253,27 @@ impl Session {
         if let Some(gone) = &*self.gone.borrow() {
             return Some(gone.refused());
         }
-        let (route, _) = self.fresh_route(routes)?;
-        route.admits(claims).err()
+        self.fresh_route(routes)?.route.admits(claims).err()
     }
 
     /// The route, if it may be used while session-manager is unreachable.
-    pub(crate) fn stale_route(&self, routes: &Routes) -> Option<(Arc<Route>, Stamp)> {
-        self.route
-            .borrow()
+    pub(crate) fn stale_route(&self, routes: &Routes) -> Option<Rc<CachedRoute>> {
+        let route = self.route.borrow();
+        route
             .as_ref()
-            .filter(|(_, stamp)| routes.is_usable_stale(*stamp))
+            .filter(|cached| routes.is_usable_stale(cached.stamp))
             .cloned()
     }
 
-    /// Stores a route; returns whether it is the newest known here.
-    pub(crate) fn store_route(&self, route: &Arc<Route>, stamp: Stamp) -> bool {
+    /// Stores a route and returns it, unless a newer one is known here.
+    pub(crate) fn store_route(&self, route: Arc<Route>, stamp: Stamp) -> Option<Rc<CachedRoute>> {
         if route.version < self.min_version.get() {
-            return false;
+            return None;
         }
         self.min_version.set(route.version);
-        *self.route.borrow_mut() = Some((Arc::clone(route), stamp));
-        true
+        let cached = CachedRoute::new(route, stamp);
+        *self.route.borrow_mut() = Some(Rc::clone(&cached));
+        Some(cached)
     }
 
     /// Invalidates versions below `version`.
@@ -245,7 +283,7 @@ impl Session {
             .route
             .borrow()
             .as_ref()
-            .is_some_and(|(route, _)| route.version < version)
+            .is_some_and(|cached| cached.route.version < version)
         {
             *self.route.borrow_mut() = None;
         }
@@ -296,6 +334,15 @@ impl Session {
     pub(crate) fn open_calls(&self) -> usize {
         self.calls.borrow().len()
     }
+
+    /// Whether the session has had no calls for `time`. Calls do not read the clock for this, so
+    /// that the time is exact to the interval between two questions.
+    pub(crate) fn is_unused_for(&self, time: Duration) -> bool {
+        if self.was_used.take() || self.open_calls() > 0 {
+            self.last_used.set(Instant::now());
+        }
+        self.last_used.get().elapsed() >= time
+    }
 }
 
 impl Call {
@@ -337,6 +384,10 @@ impl OpenCall {
         &self.call.caller
     }
 
+    pub(crate) fn opened_at(&self) -> Instant {
+        self.opened_at
+    }
+
     pub(crate) fn method(&self) -> Method {
         self.call.method
     }
@@ -369,7 +420,7 @@ impl OpenCall {
 
     /// Records that the session admitted the token.
     pub(crate) fn mark_connection_admitted(&self) {
-        self.has_admitted_token.set(true);
+        self.last_admitted.set(self.caller());
     }
 
     /// Records that the call is forwarded to compute.
@@ -444,7 +495,7 @@ impl Drop for OpenCall {
         if let Some(moved) = calls.get(index) {
             moved.index.set(index);
         }
-        self.session.last_used.set(Instant::now());
+        self.session.was_used.set(true);
         self.session.usage.close_call();
     }
 }

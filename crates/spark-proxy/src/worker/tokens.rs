@@ -6,7 +6,7 @@
 use crate::routes::is_expired;
 use aws_lc_rs::digest::{SHA256, digest};
 use foldhash::fast::RandomState;
-use session_core::Timestamp;
+use session_core::Clock;
 use session_proto::error::Refused;
 use session_token::Claims;
 use std::cell::{Cell, RefCell};
@@ -36,6 +36,8 @@ pub(crate) struct Caller {
     /// Key in the cache, and the generation of the key set that verified the token; `None` if it
     /// must be verified each time.
     cache_key: Option<(TokenHash, u64)>,
+    /// Has been cached; it may have been dropped from the cache since.
+    was_cached: Cell<bool>,
     /// Time of the last recorded use.
     reported: Cell<Option<Instant>>,
 }
@@ -50,6 +52,7 @@ impl Caller {
             claims,
             expired_in_grace,
             cache_key: None,
+            was_cached: Cell::default(),
             reported: Cell::default(),
         }
     }
@@ -67,16 +70,49 @@ impl Caller {
         2 * self.token.len() + TOKEN_OVERHEAD
     }
 
+    /// Whether this caller was verified with the key set of this generation and has this token. The
+    /// time does not depend on how much of the token agrees.
+    pub(crate) fn is_verified_as(&self, token: &str, generation: u64) -> bool {
+        let is_current = self.cache_key.is_some_and(|(_, of)| of == generation);
+        is_current && equal_in_constant_time(self.token.as_bytes(), token.as_bytes())
+    }
+
     /// Whether the use of the token is due to be recorded; true once per interval.
-    pub(crate) fn take_report_due(&self) -> bool {
+    pub(crate) fn take_report_due(&self, now: Instant) -> bool {
         let is_due = self
             .reported
             .get()
-            .is_none_or(|at| at.elapsed() >= USE_REPORT_INTERVAL);
+            .is_none_or(|at| now.duration_since(at) >= USE_REPORT_INTERVAL);
         if is_due {
-            self.reported.set(Some(Instant::now()));
+            self.reported.set(Some(now));
         }
         is_due
+    }
+}
+
+/// The caller that a session admitted last on a connection; most connections have one only.
+#[derive(Default)]
+pub(crate) struct LastAdmitted(RefCell<Option<Rc<Caller>>>);
+
+impl LastAdmitted {
+    /// The caller, if it was verified with the key set of `generation` and has this token.
+    pub(crate) fn with_token(&self, token: &str, generation: u64) -> Option<Rc<Caller>> {
+        let last = self.0.borrow();
+        last.as_ref()
+            .filter(|caller| caller.is_verified_as(token, generation))
+            .cloned()
+    }
+
+    pub(crate) fn set(&self, caller: &Rc<Caller>) {
+        let mut last = self.0.borrow_mut();
+        if !last.as_ref().is_some_and(|known| Rc::ptr_eq(known, caller)) {
+            *last = Some(Rc::clone(caller));
+        }
+    }
+
+    /// Whether a call carried a token that its session admits.
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.borrow().is_some()
     }
 }
 
@@ -98,14 +134,18 @@ impl VerifiedTokens {
     }
 
     /// Caches a caller that its session admitted.
-    pub(crate) fn admitted(&self, caller: &Rc<Caller>, leeway: Duration, now: Timestamp) {
+    pub(crate) fn admitted(&self, caller: &Rc<Caller>, leeway: Duration, clock: &dyn Clock) {
         let Some((hash, generation)) = caller.cache_key else {
             return;
         };
-        if generation != self.generation.get() || self.callers.borrow().contains_key(&hash) {
+        if generation != self.generation.get() || caller.was_cached.replace(true) {
+            return;
+        }
+        if self.callers.borrow().contains_key(&hash) {
             return;
         }
         if self.is_full(caller) {
+            let now = clock.now();
             let mut callers = self.callers.borrow_mut();
             callers.retain(|_, cached| !is_expired(&cached.claims, leeway, now));
             self.bytes
@@ -128,6 +168,15 @@ impl VerifiedTokens {
     }
 }
 
+/// Compares all bytes, whether or not the first ones differ.
+fn equal_in_constant_time(one: &[u8], other: &[u8]) -> bool {
+    let differing = one
+        .iter()
+        .zip(other)
+        .fold(0, |differing, (one, other)| differing | (one ^ other));
+    one.len() == other.len() && std::hint::black_box(differing) == 0
+}
+
 pub(crate) fn hash_of(token: &str) -> TokenHash {
     let mut hash = TokenHash::default();
     hash.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
@@ -137,10 +186,15 @@ pub(crate) fn hash_of(token: &str) -> TokenHash {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use session_core::{SessionId, TokenId};
+    use session_core::time::ManualClock;
+    use session_core::{SessionId, Timestamp, TokenId};
 
     const LEEWAY: Duration = Duration::from_secs(5);
     const NOW: Timestamp = Timestamp::from_millis(1_000_000);
+
+    fn clock() -> ManualClock {
+        ManualClock::at(NOW)
+    }
 
     fn caller(number: u64, bytes: usize) -> Rc<Caller> {
         let token = format!("{number:0>bytes$}");
@@ -165,8 +219,8 @@ mod tests {
             let tokens = VerifiedTokens::default();
             for number in 0..3 * MAX_TOKENS as u64 {
                 let caller = caller(number, bytes);
-                tokens.admitted(&caller, LEEWAY, NOW);
-                tokens.admitted(&caller, LEEWAY, NOW);
+                tokens.admitted(&caller, LEEWAY, &clock());
+                tokens.admitted(&caller, LEEWAY, &clock());
                 assert!(tokens.get(&hash_of(&caller.token), 0).is_some());
                 assert!(tokens.callers.borrow().len() <= MAX_TOKENS);
                 assert!(tokens.bytes.get() <= MAX_TOKENS_BYTES);
@@ -178,12 +232,30 @@ mod tests {
     }
 
     #[test]
+    fn a_verified_caller_has_one_token_and_one_key_set() {
+        let caller = caller(1, 600);
+        assert!(caller.is_verified_as(&caller.token, 0));
+        assert!(!caller.is_verified_as(&caller.token, 1), "another key set");
+        assert!(
+            !caller.is_verified_as(&caller.token[..599], 0),
+            "a part of the token"
+        );
+        assert!(!caller.is_verified_as(&format!("{}0", caller.token), 0));
+        for at in 0..caller.token.len() {
+            let mut other = caller.token.as_bytes().to_vec();
+            other[at] ^= 1;
+            let other = String::from_utf8(other).unwrap();
+            assert!(!caller.is_verified_as(&other, 0), "byte {at} differs");
+        }
+    }
+
+    #[test]
     fn a_token_of_an_older_key_set_is_not_cached() {
         let tokens = VerifiedTokens::default();
         let caller = caller(1, 600);
-        tokens.admitted(&caller, LEEWAY, NOW);
+        tokens.admitted(&caller, LEEWAY, &clock());
         assert!(tokens.get(&hash_of(&caller.token), 1).is_none());
-        tokens.admitted(&caller, LEEWAY, NOW);
+        tokens.admitted(&caller, LEEWAY, &clock());
         assert!(tokens.get(&hash_of(&caller.token), 1).is_none());
     }
 }

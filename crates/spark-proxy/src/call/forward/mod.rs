@@ -67,6 +67,7 @@ pub(crate) struct Exchange<'a> {
     /// Settings change to be stored.
     pub(crate) settings: Option<&'a SettingsChange>,
     pub(crate) route: &'a Route,
+    pub(crate) sent_at: Instant,
 }
 
 impl Exchange<'_> {
@@ -243,11 +244,10 @@ async fn first_byte(
     exchange: &Exchange<'_>,
     response: ResponseFuture,
 ) -> Result<(http::response::Parts, Body), CallError> {
-    let sent = Instant::now();
     let response = response.instrument(child_span!("first_byte")).await;
     let response = response.map_err(|error| stream_error(&error))?;
     let waited = &exchange.metrics().calls.waited;
-    waited.at(Stage::FirstByte).observe(sent.elapsed());
+    waited.at(Stage::FirstByte).observe(exchange.sent_at.elapsed());
     let (mut head, body) = response.into_parts();
     if head.status != StatusCode::OK {
         tracing::info!(status = head.status.as_u16(), "compute response is not gRPC");
