@@ -162,7 +162,7 @@ async fn a_continuing_flood_ends_its_connection() {
         assert!(code.is_none_or(|code| code == ENHANCE_YOUR_CALM), "{code:?}");
         assert!(began.elapsed() > Duration::from_secs(4), "{:?}", began.elapsed());
         let (_, metrics) = common::http_get(proxy.admin, "/metrics").await;
-        let floods = "spark_proxy_connections_refused_total{cause=\"flood\"}";
+        let floods = "spark_proxy_connections_refused_total{reason=\"flood\"}";
         assert!(common::read_metric(&metrics, floods) >= 1.0);
     }
 }
