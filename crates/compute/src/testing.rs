@@ -3,17 +3,14 @@
 use crate::ComputeSpec;
 use crate::resolver::Resolve;
 use futures::future::BoxFuture;
-use session_core::catalog::PropertyValue;
-use session_core::cluster::StaticEndpoint;
-use session_core::policy::PolicyRange;
-use session_core::{
-    Catalog, Cluster, ClusterStatus, Engine, KubernetesPods, Provider, SessionId, SessionKey, Timestamp,
-};
+use session_core::{Cluster, Engine};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use test_support::fixtures;
+pub(crate) use test_support::fixtures::{catalog, session_key as key};
 
 /// A resolver with the names of a test. Clones share the names.
 #[derive(Debug, Clone, Default)]
@@ -44,88 +41,18 @@ impl Resolve for TestResolver {
     }
 }
 
-fn cluster(engine: Engine, provider: Provider) -> Cluster {
-    Cluster {
-        name: "main".parse().unwrap(),
-        status: ClusterStatus::Active,
-        engine,
-        engine_version: None,
-        client_versions: Vec::new(),
-        granted_orgs: Default::default(),
-        provider,
-        idle_policy: None,
-        wake: Default::default(),
-        policy: PolicyRange::default(),
-        managed_by_config: false,
-        version: 0,
-    }
-}
-
 pub(crate) fn process_cluster(engine: Engine, program: &str, properties: &[(&str, &str)]) -> Cluster {
-    cluster(
-        engine,
-        Provider::Process {
-            program: program.to_owned(),
-            java_home: None,
-            properties: properties
-                .iter()
-                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-                .collect(),
-            python: None,
-            driver_memory: None,
-        },
-    )
+    fixtures::cluster("main", engine, fixtures::processes(program, properties))
 }
 
 pub(crate) fn kubernetes_cluster(engine: Engine) -> Cluster {
-    cluster(
-        engine,
-        Provider::Kubernetes(Box::new(KubernetesPods {
-            namespace: "sessions".to_owned(),
-            image: "registry.example/engine:1".to_owned(),
-            cpu: "1".to_owned(),
-            memory: "2Gi".to_owned(),
-            ..KubernetesPods::default()
-        })),
-    )
+    fixtures::cluster("main", engine, fixtures::pods("sessions"))
 }
 
 pub(crate) fn static_cluster(engine: Engine, addresses: &[&str]) -> Cluster {
-    let endpoint = |address: &&str| StaticEndpoint {
-        address: (*address).to_owned(),
-        tls_server_name: None,
-        token_env: None,
-    };
-    let provider = Provider::Static {
-        endpoints: addresses.iter().map(endpoint).collect(),
-        allow_shared_untrusted: false,
-    };
     Cluster {
         granted_orgs: ["acme".parse().unwrap()].into(),
-        ..cluster(engine, provider)
-    }
-}
-
-pub(crate) fn catalog(engine: Engine, name: &str, properties: &[(&str, PropertyValue)]) -> Catalog {
-    Catalog {
-        name: name.parse().unwrap(),
-        org: "acme".parse().unwrap(),
-        default_database: None,
-        engine,
-        properties: properties
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), v.clone()))
-            .collect(),
-        allowed_teams: Default::default(),
-        managed_by_config: false,
-        version: 0,
-    }
-}
-
-pub(crate) fn key(n: u64) -> SessionKey {
-    SessionKey {
-        org: "acme".parse().unwrap(),
-        id: SessionId::generate(Timestamp::from_millis(1_700_000_000_000), n),
+        ..fixtures::cluster("main", engine, fixtures::static_servers(addresses))
     }
 }
 

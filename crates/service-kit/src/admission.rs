@@ -25,7 +25,7 @@ use tokio::time::Sleep;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 
 /// Timeout of a whole request body. Requests are one message of at most a few
 /// hundred KiB; without a timeout, an unfinished request would keep its permits
@@ -156,32 +156,38 @@ where
         // This instance is ready; a clone stays for the next call.
         let next = self.inner.clone();
         let inner = std::mem::replace(&mut self.inner, next);
-        let span = request_span!(
-            request.headers(),
-            "rpc",
-            otel.name = request.uri().path(),
-            otel.kind = "server",
-            rpc.system = "grpc",
-            rpc.grpc.status_code = tracing::field::Empty,
-        );
-        let answer = async move {
+        Box::pin(async move {
             let (mut parts, body) = request.into_parts();
             let client = admission.client_ip(&parts);
             let response = match admit(&*admission, &mut parts).await {
                 Ok(permits) => {
+                    let span = rpc_span(&parts);
                     let request = http::Request::from_parts(parts, body);
-                    run(&admission, inner, request, permits).await?
+                    let run = run(&admission, inner, request, permits);
+                    let response = run.instrument(span.clone()).await?;
+                    span.record("rpc.grpc.status_code", i32::from(code(&response)));
+                    response
                 }
                 Err(status) => status.into_http(),
             };
             admission.sends(response.headers());
-            let code = code(&response);
-            tracing::Span::current().record("rpc.grpc.status_code", i32::from(code));
-            admission.answered(client, code);
+            admission.answered(client, code(&response));
             Ok(response)
-        };
-        Box::pin(answer.instrument(span))
+        })
     }
+}
+
+/// The span of an admitted call, if its trace is sampled. Rejected calls have
+/// none, so that their senders cannot make the service export spans.
+fn rpc_span(parts: &Parts) -> Span {
+    request_span!(
+        &parts.headers,
+        "rpc",
+        otel.name = parts.uri.path(),
+        otel.kind = "server",
+        rpc.system = "grpc",
+        rpc.grpc.status_code = tracing::field::Empty,
+    )
 }
 
 async fn admit<D: Admit>(admission: &D, parts: &mut Parts) -> Result<CallPermits, Status> {
@@ -345,6 +351,7 @@ mod tests {
     use futures::{StreamExt as _, stream};
     use http_body_util::{BodyExt as _, StreamBody};
     use tower::ServiceExt as _;
+    use tracing_subscriber::fmt::format::FmtSpan;
 
     /// Admits all calls.
     #[derive(Debug)]
@@ -384,6 +391,54 @@ mod tests {
         assert_eq!(answer.status(), 200);
         assert_eq!(code(&answer), Code::ResourceExhausted);
         assert_eq!(answer.headers()["grpc-message"], "true%2065536");
+    }
+
+    /// Admits calls with a credential.
+    #[derive(Debug)]
+    struct Known;
+
+    impl Admit for Known {
+        fn caller_known(&self, _: &Parts) -> CallerKnown {
+            CallerKnown::Yes
+        }
+
+        async fn admit(&self, call: &mut Parts) -> Result<CallPermits, Status> {
+            match call.headers.get(header::AUTHORIZATION) {
+                Some(_) => Ok(Box::new(())),
+                None => Err(Status::unauthenticated("")),
+            }
+        }
+
+        fn too_large(&self, _: HeadTooLarge) -> Status {
+            Status::resource_exhausted("")
+        }
+
+        fn answered(&self, _: Option<SocketAddr>, _: Code) {}
+    }
+
+    #[tokio::test]
+    async fn only_an_admitted_call_has_a_span() {
+        let log = crate::telemetry::tests::Buffer::default();
+        let subscriber = tracing_subscriber::fmt()
+            .with_span_events(FmtSpan::NEW)
+            .with_writer(log.clone())
+            .finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let handler = tower::service_fn(async |_: http::Request<Body>| {
+            Ok::<_, Infallible>(http::Response::new(Body::empty()))
+        });
+        let layer = AdmissionLayer::new(Known).layer(handler);
+        let sampled = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        for (credential, spans) in [(None, 0), (Some("key"), 1)] {
+            let mut request =
+                http::Request::post("http://localhost/berth.v1.X/Y").header("traceparent", sampled);
+            if let Some(credential) = credential {
+                request = request.header(header::AUTHORIZATION, credential);
+            }
+            let request = request.body(Body::empty()).unwrap();
+            layer.clone().oneshot(request).await.unwrap();
+            assert_eq!(log.text().matches("rpc.system").count(), spans, "{}", log.text());
+        }
     }
 
     /// Calls of `/berth.v1.X/Write` continue after their clients disconnect.

@@ -23,11 +23,16 @@ use tokio_util::sync::CancellationToken;
 const MAX_DOCUMENT_BYTES: usize = 256 * 1024;
 const LONGEST_FETCH: Duration = Duration::from_secs(5);
 
+/// Default poll interval.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
+
 /// Location of a document and polling parameters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DocumentConfig {
-    /// `https://…`, `http://…`, or the path of a file.
+    /// `https://…`, `http://…`, or the path of a file. Empty only where the
+    /// document can be discovered.
+    #[serde(default)]
     pub location: String,
     /// Certificates for `https`.
     #[serde(default)]
@@ -35,16 +40,12 @@ pub struct DocumentConfig {
     /// Allows plaintext beyond loopback.
     #[serde(default)]
     pub insecure: bool,
-    /// Poll interval.
-    #[serde(with = "duration", default = "refresh")]
-    pub refresh: Duration,
+    /// Poll interval; 30 s unless the user of the document has another default.
+    #[serde(with = "duration::option", default)]
+    pub refresh: Option<Duration>,
     /// Minimum interval between fetches on demand.
     #[serde(with = "duration", default = "again_after")]
     pub again_after: Duration,
-}
-
-fn refresh() -> Duration {
-    Duration::from_secs(30)
 }
 
 fn again_after() -> Duration {
@@ -58,9 +59,14 @@ impl DocumentConfig {
             location: location.into(),
             tls: ClientTlsFiles::default(),
             insecure: false,
-            refresh: refresh(),
+            refresh: None,
             again_after: again_after(),
         }
+    }
+
+    /// The poll interval.
+    pub fn refresh(&self) -> Duration {
+        self.refresh.unwrap_or(REFRESH_INTERVAL)
     }
 
     fn uri(&self) -> Option<Uri> {
@@ -72,7 +78,7 @@ impl DocumentConfig {
 impl Validate for DocumentConfig {
     fn validate(&self, problems: &mut Problems) {
         problems.check("tls", &self.tls);
-        problems.require(!self.refresh.is_zero(), "refresh", "must not be zero");
+        problems.require(!self.refresh().is_zero(), "refresh", "must not be zero");
         problems.require(
             !self.location.is_empty(),
             "location",
@@ -154,7 +160,7 @@ impl Document {
         };
         Ok(Arc::new(Self {
             source,
-            refresh: config.refresh,
+            refresh: config.refresh(),
             again_after: config.again_after,
             accept: Box::new(accept),
             etag: Mutex::default(),

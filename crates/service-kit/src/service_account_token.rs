@@ -11,8 +11,8 @@ use crate::caller::{Authenticator, CallerError, TokenFormat};
 use crate::config::{Problems, Validate};
 use crate::grpc::{self, ClientConfig};
 use crate::host;
+use crate::polled_document::DocumentConfig;
 use crate::telemetry;
-use crate::tls::ClientTlsFiles;
 use http::HeaderMap;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -49,23 +49,19 @@ pub struct ProjectedConfig {
     pub issuer: String,
     /// Required and only `aud`, used for these calls alone.
     pub audience: String,
-    /// Location of the key set, a URL or a file; replaces discovery.
-    #[serde(default)]
-    pub jwks: Option<String>,
-    /// Certificates for `https`.
-    #[serde(default)]
-    pub tls: ClientTlsFiles,
-    /// Allows plaintext beyond loopback.
-    #[serde(default)]
-    pub insecure: bool,
+    /// The platform's key set. Without a location, discovery finds it.
+    #[serde(default = "discovered")]
+    pub keys: DocumentConfig,
+}
+
+fn discovered() -> DocumentConfig {
+    DocumentConfig::new("")
 }
 
 impl ProjectedConfig {
     fn issuer(&self) -> IssuerConfig {
         IssuerConfig {
-            jwks: self.jwks.clone(),
-            tls: self.tls.clone(),
-            insecure: self.insecure,
+            keys: self.keys.clone(),
             orgs: [NO_ORG.to_owned()].into(),
             org: Some(NO_ORG.to_owned()),
             ..IssuerConfig::new("services", &self.issuer, [self.audience.clone()])

@@ -29,6 +29,21 @@ pub(crate) trait Versioned: Serialize + DeserializeOwned + Clone + PartialEq + S
     fn orphaned(self) -> Option<Self>;
 }
 
+/// The methods of [`Versioned`] that are fields in every definition.
+macro_rules! version_fields {
+    () => {
+        fn set_version(&mut self, version: u64) {
+            self.version = version;
+        }
+        fn version(&self) -> u64 {
+            self.version
+        }
+        fn managed_by_config(&self) -> bool {
+            self.managed_by_config
+        }
+    };
+}
+
 impl Versioned for Cluster {
     const KIND: Kind = Kind::Cluster;
     const WORD: &'static str = "cluster";
@@ -36,15 +51,7 @@ impl Versioned for Cluster {
     fn name(&self) -> String {
         self.name.to_string()
     }
-    fn set_version(&mut self, version: u64) {
-        self.version = version;
-    }
-    fn version(&self) -> u64 {
-        self.version
-    }
-    fn managed_by_config(&self) -> bool {
-        self.managed_by_config
-    }
+    version_fields!();
     /// Draining: its sessions continue, new ones are rejected. The API may delete
     /// it from now on.
     fn orphaned(mut self) -> Option<Self> {
@@ -65,15 +72,7 @@ impl Versioned for Catalog {
     fn name(&self) -> String {
         catalog_key(&self.org, &self.name)
     }
-    fn set_version(&mut self, version: u64) {
-        self.version = version;
-    }
-    fn version(&self) -> u64 {
-        self.version
-    }
-    fn managed_by_config(&self) -> bool {
-        self.managed_by_config
-    }
+    version_fields!();
     fn orphaned(self) -> Option<Self> {
         None
     }
@@ -86,15 +85,7 @@ impl Versioned for Org {
     fn name(&self) -> String {
         self.id.to_string()
     }
-    fn set_version(&mut self, version: u64) {
-        self.version = version;
-    }
-    fn version(&self) -> u64 {
-        self.version
-    }
-    fn managed_by_config(&self) -> bool {
-        self.managed_by_config
-    }
+    version_fields!();
     fn orphaned(mut self) -> Option<Self> {
         self.managed_by_config = false;
         Some(self)

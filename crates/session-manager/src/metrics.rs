@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 service_kit::labels! {
-    /// Status of a session after a change.
-    pub(crate) enum To("to") {
+    /// Status of a session.
+    pub(crate) enum SessionStatus("status") {
         /// Compute is starting.
         Pending => "pending",
         /// Compute is ready.
@@ -28,13 +28,13 @@ service_kit::labels! {
     /// Decision of the admission layer about a call.
     pub(crate) enum AdmissionOutcome("outcome") {
         /// Admitted.
-        Open => "open",
+        Admitted => "admitted",
         /// Rejected: no valid credential.
-        Unknown => "unknown",
+        Unauthenticated => "unauthenticated",
         /// Rejected: the caller is not authorized.
-        Refused => "refused",
+        PermissionDenied => "permission_denied",
         /// Rejected: a limit is exceeded.
-        Limited => "limited",
+        LimitExceeded => "limit_exceeded",
     }
 }
 
@@ -84,21 +84,21 @@ service_kit::labels! {
 
 service_kit::labels! {
     /// Compute compared with the record of its session.
-    pub(crate) enum ComputeState("standing") {
+    pub(crate) enum ComputeState("state") {
         /// In use by its session.
-        Wanted => "wanted",
+        InUse => "in_use",
         /// Being released by its session.
-        Leaving => "leaving",
+        Releasing => "releasing",
         /// The session ended.
-        Ended => "ended",
+        SessionEnded => "session_ended",
         /// The session has a newer generation.
         Replaced => "replaced",
         /// The session has no record.
-        Unknown => "quarantined",
+        Quarantined => "quarantined",
         /// Newer than the record of its session.
-        Ahead => "ahead",
+        NewerThanRecord => "newer_than_record",
         /// Compute of another installation.
-        Foreign => "foreign",
+        OtherInstallation => "other_installation",
     }
 }
 
@@ -106,7 +106,7 @@ service_kit::labels! {
     /// Proof that compute is an orphan.
     pub(crate) enum Proof("proof") {
         /// The session ended.
-        Ended => "ended",
+        SessionEnded => "session_ended",
         /// The session has a newer generation.
         Replaced => "replaced",
         /// Without a record for the whole quarantine.
@@ -117,10 +117,10 @@ service_kit::labels! {
 /// The metrics of session-manager. All series exist from registration, at zero.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    changes: Arc<Family<To, Counter>>,
+    changes: Arc<Family<SessionStatus, Counter>>,
     effects: Arc<Family<(Kind, Outcome), Counter>>,
     reconciliations: Arc<Family<Outcome, Counter>>,
-    resolves: Arc<Family<To, Counter>>,
+    resolves: Arc<Family<SessionStatus, Counter>>,
     reports: Arc<Family<Outcome, Counter>>,
     activity_writes: Arc<Family<Outcome, Counter>>,
     idle_timeout_deferred: Arc<Family<(), Counter>>,
@@ -307,12 +307,12 @@ const fn outcome(ok: bool) -> Outcome {
     if ok { Outcome::Ok } else { Outcome::Failed }
 }
 
-const fn label(status: Status) -> To {
+const fn label(status: Status) -> SessionStatus {
     match status {
-        Status::Pending => To::Pending,
-        Status::Active => To::Active,
-        Status::Idle => To::Idle,
-        Status::Closed => To::Closed,
-        Status::Failed => To::Failed,
+        Status::Pending => SessionStatus::Pending,
+        Status::Active => SessionStatus::Active,
+        Status::Idle => SessionStatus::Idle,
+        Status::Closed => SessionStatus::Closed,
+        Status::Failed => SessionStatus::Failed,
     }
 }

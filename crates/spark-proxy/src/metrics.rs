@@ -15,19 +15,19 @@ labels! {
         ClientGone => "client_gone",
         ClientError => "client_error",
         Unauthenticated => "unauthenticated",
-        NotAllowed => "not_allowed",
+        NotAllowed => "permission_denied",
         SessionEnded => "session_ended",
         Warming => "warming",
-        Limited => "limited",
-        ControlPlane => "control_plane",
+        Limited => "limit_exceeded",
+        ControlPlane => "control_plane_error",
         Draining => "draining",
-        Health => "health",
-        Local => "local",
+        Health => "health_check",
+        Local => "local_reply",
     }
 }
 
 labels! {
-    /// Reason for a wait of a call.
+    /// What a call waited for.
     pub(crate) enum Stage("stage") {
         Auth => "auth",
         Resolve => "resolve",
@@ -46,18 +46,18 @@ labels! {
 
 labels! {
     /// Reason for a failed handshake.
-    pub(crate) enum Handshake("result") {
-        Failed => "failed",
-        TimedOut => "timed_out",
+    pub(crate) enum Handshake("reason") {
+        Failed => "protocol_error",
+        TimedOut => "timeout",
         Plaintext => "plaintext",
     }
 }
 
 labels! {
     /// Reason for closing a connection.
-    pub(crate) enum CloseCause("cause") {
-        AddressLimit => "address_limit",
-        ProxyHeader => "proxy_header",
+    pub(crate) enum CloseReason("reason") {
+        AddressLimit => "per_ip_limit",
+        ProxyHeader => "proxy_protocol",
         NoToken => "no_valid_token",
         Flood => "flood",
     }
@@ -138,7 +138,7 @@ pub(crate) struct ConnectionMetrics {
     pub(crate) open: Arc<Family<(), Gauge>>,
     pub(crate) accepted: Arc<Family<(), Counter>>,
     pub(crate) handshakes: Arc<Family<Handshake, Counter>>,
-    pub(crate) refused: Arc<Family<CloseCause, Counter>>,
+    pub(crate) refused: Arc<Family<CloseReason, Counter>>,
     pub(crate) aged: Arc<Family<(), Counter>>,
     pub(crate) pings: Arc<Family<Peer, Counter>>,
     pub(crate) pings_lost: Arc<Family<Peer, Counter>>,
@@ -220,11 +220,11 @@ impl ConnectionMetrics {
             ),
             handshakes: registry.counter(
                 "spark_proxy_handshakes_failed_total",
-                "Client connections with a failed handshake, by result.",
+                "Client connections with a failed handshake, by reason.",
             ),
             refused: registry.counter(
                 "spark_proxy_connections_refused_total",
-                "Client connections closed before a valid token or for a flood, by cause.",
+                "Client connections closed before a valid token or for a flood, by reason.",
             ),
             aged: registry.counter(
                 "spark_proxy_connections_expired_total",
@@ -268,7 +268,7 @@ impl ControlMetrics {
                 "Bind requests to session-manager for Spark sessions.",
             ),
             settings_not_stored: registry.counter(
-                "spark_proxy_settings_not_kept_total",
+                "spark_proxy_settings_dropped_total",
                 "Settings changes of Spark sessions that were not stored and will be lost when compute is replaced.",
             ),
             reports_failed: registry.counter(

@@ -112,7 +112,8 @@ impl Reference<'_> {
     /// Compares the rows with the metrics that a service exports.
     ///
     /// # Panics
-    /// If a family has no row, or a row no family.
+    /// If a family has no row, a row no family, or a label or its value is not
+    /// mentioned.
     pub fn check_metrics(&self, exported: &str) {
         let families: BTreeSet<&str> = exported
             .lines()
@@ -129,6 +130,15 @@ impl Reference<'_> {
         let extra: Vec<_> = rows.difference(&families).collect();
         assert!(missing.is_empty(), "not in docs/metrics.md: {missing:?}");
         assert!(extra.is_empty(), "no metrics, but in docs/metrics.md: {extra:?}");
+        let mentioned = |word: &str| {
+            let mut rows = self.rows().iter();
+            rows.any(|row| row.mentioned.contains(word) || row.names.iter().any(|name| name == word))
+        };
+        let unexplained: BTreeSet<&str> = labels(exported).filter(|word| !mentioned(word)).collect();
+        assert!(
+            unexplained.is_empty(),
+            "labels not in docs/metrics.md: {unexplained:?}"
+        );
     }
 
     /// Compares the rows with the keys of a configuration. `problems` loads a
@@ -156,6 +166,17 @@ impl Reference<'_> {
     fn has_key(&self, key: &str) -> bool {
         has_key(self.document, self.rows(), key, key)
     }
+}
+
+/// The names and values of all labels but the buckets of histograms.
+fn labels(exported: &str) -> impl Iterator<Item = &str> {
+    exported
+        .lines()
+        .filter_map(|line| line.split_once('{')?.1.split_once('}'))
+        .flat_map(|(labels, _)| labels.split(','))
+        .filter_map(|label| label.split_once('='))
+        .filter(|(name, _)| *name != "le")
+        .flat_map(|(name, value)| [name, value.trim_matches('"')])
 }
 
 /// Whether a row has this key, directly or in a linked or mentioned table.

@@ -65,9 +65,9 @@ impl Admit for Admission {
         let origin = self.client_ip(call);
         let pass = self.enter(standard, origin).map_err(|exceeded| {
             self.metrics.admission(match exceeded {
-                Exceeded::Calls(_) => AdmissionOutcome::TooOften,
-                Exceeded::Failures(_) => AdmissionOutcome::TooManyWrong,
-                Exceeded::AddressAtOnce | Exceeded::AtOnce => AdmissionOutcome::TooMuchAtOnce,
+                Exceeded::Calls(_) => AdmissionOutcome::RateLimited,
+                Exceeded::Failures(_) => AdmissionOutcome::FailureLimited,
+                Exceeded::AddressAtOnce | Exceeded::AtOnce => AdmissionOutcome::ConcurrencyLimited,
             });
             Refused::new(
                 Reason::RateLimited,
@@ -75,7 +75,7 @@ impl Admit for Admission {
             )
             .retry_after(exceeded.wait().max(Duration::from_millis(10)))
         })?;
-        self.metrics.admission(AdmissionOutcome::Open);
+        self.metrics.admission(AdmissionOutcome::Admitted);
         call.extensions.insert(ClientIp(origin.map(|origin| origin.ip())));
         Ok(pass)
     }
@@ -97,7 +97,7 @@ impl Admit for Admission {
 
     fn answered(&self, peer: Option<SocketAddr>, code: Code) {
         if code == Code::Unauthenticated {
-            self.metrics.admission(AdmissionOutcome::Unknown);
+            self.metrics.admission(AdmissionOutcome::Unauthenticated);
             self.addresses.failed(peer, Instant::now());
         }
     }
@@ -154,11 +154,11 @@ mod tests {
             ..LimitsConfig::default()
         });
         for outcome in [
-            "open",
-            "too_often",
-            "too_many_wrong",
-            "too_much_at_once",
-            "unknown",
+            "admitted",
+            "rate_limited",
+            "failure_limited",
+            "concurrency_limited",
+            "unauthenticated",
         ] {
             assert_eq!(counted(&registry, outcome), 0.0, "{outcome}");
         }
@@ -166,7 +166,7 @@ mod tests {
             let _ = admission.admit(&mut call("192.0.2.1:5")).await;
         }
         assert_eq!(
-            (counted(&registry, "open"), counted(&registry, "too_often")),
+            (counted(&registry, "admitted"), counted(&registry, "rate_limited")),
             (4.0, 2.0)
         );
         let wrong = Some("192.0.2.2:5".parse().unwrap());
@@ -177,8 +177,8 @@ mod tests {
         assert!(admission.admit(&mut call("192.0.2.2:6")).await.is_err());
         assert_eq!(
             (
-                counted(&registry, "unknown"),
-                counted(&registry, "too_many_wrong")
+                counted(&registry, "unauthenticated"),
+                counted(&registry, "failure_limited")
             ),
             (3.0, 1.0)
         );
@@ -186,7 +186,7 @@ mod tests {
         for n in 0..7 {
             held.extend(admission.admit(&mut call(&format!("192.0.2.1{n}:5"))).await.ok());
         }
-        assert_eq!((held.len(), counted(&registry, "too_much_at_once")), (5, 2.0));
+        assert_eq!((held.len(), counted(&registry, "concurrency_limited")), (5, 2.0));
     }
 
     #[tokio::test(start_paused = true)]
@@ -204,7 +204,7 @@ mod tests {
             }
         }
         assert_eq!(held.len(), 100 + 32, "open calls of one address");
-        assert!(counted(&registry, "too_much_at_once") > 0.0);
+        assert!(counted(&registry, "concurrency_limited") > 0.0);
         for n in 0..100 {
             let other = admission.admit(&mut call("192.0.2.2:5")).await;
             assert!(other.is_ok(), "call {n} of another address");

@@ -36,6 +36,7 @@ use session_proto::v1::token_service_server::TokenServiceServer;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
 /// Maximum duration of a connection to the key set.
 const JWKS_CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
@@ -92,26 +93,18 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
         metrics: Arc::clone(&metrics),
     };
     let stop = shutdown.stopping();
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(session_proto::PUBLIC_DESCRIPTORS)
-        .build_v1()
-        .context("server reflection")?;
     let server = grpc::server(&ServerConfig::default())
         .layer(AdmissionLayer::new(admission::Admission::new(
             &config.limits,
             metrics,
         )))
         .add_service(grpc::health(&admin.readiness, stop.clone()))
-        .add_service(reflection)
+        .add_service(reflection()?)
         .add_service(TokenServiceServer::new(tokens).max_decoding_message_size(config.limits.request_bytes));
     let incoming = Incoming::new(listeners.grpc, config.limits.api_connections(), stop.clone());
     shutdown.spawn_critical("token API", {
-        let stop = stop.clone();
-        async move {
-            server
-                .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
-                .await
-        }
+        let stopped = stop.clone().cancelled_owned();
+        async move { server.serve_with_incoming_shutdown(incoming, stopped).await }
     });
     shutdown.spawn_critical(
         "key set",
@@ -122,17 +115,22 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
             shutdown.clone(),
         ),
     );
-    shutdown.spawn_critical("keys", {
-        let stop = stop.clone();
-        async move {
-            follower.run(stop).await;
-            anyhow::Ok(())
-        }
+    shutdown.spawn_critical("keys", async move {
+        follower.run(stop).await;
+        anyhow::Ok(())
     });
     admin.spawn(listeners.admin, &shutdown);
     tracing::info!("token-issuer started");
     shutdown.finish(config.drain).await?;
     Ok(())
+}
+
+/// Lists the public services to clients without the definitions.
+fn reflection() -> Result<ServerReflectionServer<impl ServerReflection>> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(session_proto::PUBLIC_DESCRIPTORS)
+        .build_v1()
+        .context("server reflection")
 }
 
 async fn serve_keys(

@@ -9,7 +9,7 @@ service_kit::labels! {
         /// A token was issued.
         Issued => "issued",
         /// The request was rejected, or signing failed.
-        Refused => "refused",
+        Rejected => "rejected",
     }
 }
 
@@ -17,15 +17,15 @@ service_kit::labels! {
     /// Outcome of admission, or of the authentication by session-manager.
     pub(crate) enum AdmissionOutcome("outcome") {
         /// Admitted.
-        Open => "open",
+        Admitted => "admitted",
         /// Rejected: rate limit of the address.
-        TooOften => "too_often",
+        RateLimited => "rate_limited",
         /// Rejected: too many failed authentications from the address.
-        TooManyWrong => "too_many_wrong",
+        FailureLimited => "failure_limited",
         /// Rejected: limit of concurrent calls.
-        TooMuchAtOnce => "too_much_at_once",
+        ConcurrencyLimited => "concurrency_limited",
         /// The credential is unknown.
-        Unknown => "unknown",
+        Unauthenticated => "unauthenticated",
     }
 }
 
@@ -66,7 +66,11 @@ impl Metrics {
 
     pub(crate) fn count_issue(&self, issued: bool) {
         self.issues
-            .at(if issued { Outcome::Issued } else { Outcome::Refused })
+            .at(if issued {
+                Outcome::Issued
+            } else {
+                Outcome::Rejected
+            })
             .inc();
     }
 }

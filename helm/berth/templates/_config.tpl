@@ -92,12 +92,13 @@ allow:
 tokens:
   issuer: {{ .issuer | quote }}
   audience: {{ .audience | quote }}
-  {{- if .jwks.existingConfigMap }}
-  jwks: /etc/berth/cluster-keys/jwks.json
-  {{- else }}
-  tls:
-    ca: /etc/berth/cluster-ca/ca.crt
-  {{- end }}
+  keys:
+    {{- if .jwks.existingConfigMap }}
+    location: /etc/berth/cluster-keys/jwks.json
+    {{- else }}
+    tls:
+      ca: /etc/berth/cluster-ca/ca.crt
+    {{- end }}
 {{- end }}
 {{- end }}
 {{- end }}

@@ -4,7 +4,7 @@
 use super::child::{Exit, Supervised};
 use super::command::{EngineCommand, Folders};
 use super::port::{self, Listener, Port};
-use super::{Compute, Shared, Stage, log};
+use super::{Compute, Shared, Stage, State, log};
 use crate::ComputeSpec;
 use crate::connector::Target;
 use crate::probe::{self, CatalogQuestion, Question};
@@ -81,38 +81,38 @@ impl EngineTask {
         if let Err(e) = tokio::task::spawn_blocking(move || remove_folders(&folders)).await {
             tracing::warn!(session = %self.spec.key.id, cause = %e, "removing the folder of a session failed");
         }
-        {
-            let mut state = self.shared.state();
-            let id = (self.spec.key.clone(), self.spec.generation);
-            if let Some(compute) = state
-                .computes
-                .get_mut(&id)
-                .filter(|compute| compute.run == self.run)
-            {
-                match (end, &compute.stage) {
-                    // A release during the failure removes it too.
-                    (End::Stopped, _) | (End::Failed { .. }, Stage::Stopping) => {
-                        state.computes.remove(&id);
-                    }
-                    (
-                        End::Failed {
-                            cause,
-                            permanent,
-                            crashed,
-                            log_tail,
-                        },
-                        _,
-                    ) => {
-                        compute.crashes = if crashed { compute.crashes + 1 } else { 0 };
-                        let permanent = permanent || compute.crashes >= MAX_CRASHES;
-                        tracing::info!(session = %self.spec.key.id, generation = self.spec.generation, cause = %cause.text, detail = %cause.detail, permanent, "compute failed");
-                        compute.stage = Stage::Failed { cause, permanent };
-                        compute.log_tail = log_tail;
-                    }
-                }
+        self.finish(end);
+        self.shared.changes.publish(&self.spec.key, self.spec.generation);
+    }
+
+    /// Records the end, unless another task has replaced this one.
+    fn finish(&self, end: End) {
+        let mut state = self.shared.state();
+        let Some(compute) = self.compute(&mut state) else {
+            return;
+        };
+        match (end, &compute.stage) {
+            // A release during the failure removes it too.
+            (End::Stopped, _) | (End::Failed { .. }, Stage::Stopping) => {
+                let id = (self.spec.key.clone(), self.spec.generation);
+                state.computes.remove(&id);
+            }
+            (
+                End::Failed {
+                    cause,
+                    permanent,
+                    crashed,
+                    log_tail,
+                },
+                _,
+            ) => {
+                compute.crashes = if crashed { compute.crashes + 1 } else { 0 };
+                let permanent = permanent || compute.crashes >= MAX_CRASHES;
+                tracing::info!(session = %self.spec.key.id, generation = self.spec.generation, cause = %cause.text, detail = %cause.detail, permanent, "compute failed");
+                compute.stage = Stage::Failed { cause, permanent };
+                compute.log_tail = log_tail;
             }
         }
-        self.shared.changes.publish(&self.spec.key, self.spec.generation);
     }
 
     async fn run_engine(&self) -> End {
@@ -305,15 +305,16 @@ impl EngineTask {
 
     /// Edits the entry, unless another task has replaced this one.
     fn with_compute(&self, edit: impl FnOnce(&mut Compute)) {
-        let mut state = self.shared.state();
-        let id = (self.spec.key.clone(), self.spec.generation);
-        if let Some(compute) = state
-            .computes
-            .get_mut(&id)
-            .filter(|compute| compute.run == self.run)
-        {
+        if let Some(compute) = self.compute(&mut self.shared.state()) {
             edit(compute);
         }
+    }
+
+    /// The entry of this task, unless another task has replaced it.
+    fn compute<'s>(&self, state: &'s mut State) -> Option<&'s mut Compute> {
+        let id = (self.spec.key.clone(), self.spec.generation);
+        let entry = state.computes.get_mut(&id);
+        entry.filter(|compute| compute.run == self.run)
     }
 
     fn not_started(&self, e: &io::Error) -> End {

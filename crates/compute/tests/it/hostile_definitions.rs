@@ -4,9 +4,8 @@
 
 use crate::support::*;
 use compute::{ComputeProvider, ComputeSpec, ProcessProvider, validate_catalog, validate_cluster};
-use session_core::policy::PolicyRange;
-use session_core::{CatalogName, Cluster, ClusterName, ClusterStatus, Engine, OrgId, Provider, SessionId};
-use std::collections::{BTreeMap, BTreeSet};
+use session_core::{CatalogName, ClusterName, Engine, OrgId, Provider, SessionId};
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -86,26 +85,7 @@ fn spec_of(engine: Engine, program: &Path, java_home: Option<&Path>) -> ComputeS
         python: None,
         driver_memory: None,
     };
-    let cluster = Cluster {
-        name: "local".parse().unwrap(),
-        status: ClusterStatus::Active,
-        engine,
-        engine_version: None,
-        client_versions: Vec::new(),
-        granted_orgs: BTreeSet::new(),
-        provider,
-        idle_policy: None,
-        wake: Default::default(),
-        policy: PolicyRange::default(),
-        managed_by_config: false,
-        version: 0,
-    };
-    ComputeSpec {
-        key: key(1),
-        generation: 1,
-        cluster,
-        catalog: None,
-    }
+    spec_on(cluster(engine, provider), 1)
 }
 
 fn set_properties(spec: &mut ComputeSpec, prefix: &str, texts: &[String], secret: (&str, &str)) {

@@ -7,12 +7,12 @@ use compute::{
     StaticConfig, StaticProvider,
 };
 use futures::StreamExt;
-use session_core::cluster::StaticEndpoint;
 use session_core::machine::Observation;
 use session_core::{Cluster, Engine, Provider, SessionKey, SparkSessionId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use test_support::fixtures;
 
 #[derive(Debug, Default)]
 struct MemoryPlacements(Mutex<BTreeMap<String, BTreeSet<SessionKey>>>, AtomicBool);
@@ -64,27 +64,14 @@ impl Placements for MemoryPlacements {
 }
 
 fn at(addresses: &[&str]) -> Cluster {
-    let endpoint = |address: &&str| StaticEndpoint {
-        address: (*address).to_owned(),
-        tls_server_name: None,
-        token_env: None,
-    };
-    let endpoints = addresses.iter().map(endpoint).collect();
     Cluster {
         granted_orgs: ["acme".parse().unwrap()].into(),
-        provider: Provider::Static {
-            endpoints,
-            allow_shared_untrusted: false,
-        },
-        ..process_cluster(Engine::Sail)
+        ..cluster(Engine::Sail, fixtures::static_servers(addresses))
     }
 }
 
 fn session(cluster: &Cluster, n: u64) -> ComputeSpec {
-    ComputeSpec {
-        cluster: cluster.clone(),
-        ..spec(Engine::Sail, n)
-    }
+    spec_on(cluster.clone(), n)
 }
 
 fn provider_with(places: &Arc<MemoryPlacements>, allow: &[&str], dev: bool) -> StaticProvider {

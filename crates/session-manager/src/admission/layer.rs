@@ -90,25 +90,26 @@ impl Internal {
     ) -> Result<(), Status> {
         let peer = call.extensions.get::<PeerInfo>();
         let remote = peer.map(|peer| tracing::field::display(peer.remote));
-        let (may, shown) = match &self.tokens {
-            None => {
-                let may = peer.is_some_and(|peer| {
-                    let shown = !peer.certificates.is_empty();
-                    shown && names.iter().any(|name| name == "*" || peer.is_named(name))
-                });
-                (may, peer.map(PeerInfo::names).unwrap_or_default())
-            }
-            Some(tokens) => {
-                let subject = tokens.subject(&call.headers, self.admission.now()).await;
-                let subject = subject.map_err(|problem| {
+        let (may, shown) =
+            match &self.tokens {
+                None => {
+                    let may = peer.is_some_and(|peer| {
+                        let shown = !peer.certificates.is_empty();
+                        shown && names.iter().any(|name| name == "*" || peer.is_named(name))
+                    });
+                    (may, peer.map(PeerInfo::names).unwrap_or_default())
+                }
+                Some(tokens) => {
+                    let subject = tokens.subject(&call.headers, self.admission.now()).await;
+                    let subject = subject.map_err(|problem| {
                     tracing::warn!(method = rpc.path(), %problem, remote, "service rejected: invalid token");
-                    self.admission.metrics.admission(AdmissionOutcome::Refused);
+                    self.admission.metrics.admission(AdmissionOutcome::PermissionDenied);
                     // Without a reason trailer: the error concerns the service, not its caller.
                     Status::unauthenticated("This service's token is not accepted. See internal.tokens.")
                 })?;
-                (names.contains(&subject), vec![subject])
-            }
-        };
+                    (names.contains(&subject), vec![subject])
+                }
+            };
         if !may {
             tracing::warn!(
                 method = rpc.path(),
@@ -116,7 +117,9 @@ impl Internal {
                 remote,
                 "service rejected: not in internal.allow"
             );
-            self.admission.metrics.admission(AdmissionOutcome::Refused);
+            self.admission
+                .metrics
+                .admission(AdmissionOutcome::PermissionDenied);
             let what = if self.tokens.is_some() {
                 "token"
             } else {
@@ -203,7 +206,9 @@ impl Admit for Public {
 
     fn answered(&self, peer: Option<SocketAddr>, code: Code) {
         if code == Code::Unauthenticated {
-            self.admission.metrics.admission(AdmissionOutcome::Unknown);
+            self.admission
+                .metrics
+                .admission(AdmissionOutcome::Unauthenticated);
             self.addresses.failed(peer, Instant::now());
         }
     }
@@ -248,7 +253,9 @@ impl Admit for Internal {
 
     fn answered(&self, _: Option<SocketAddr>, code: Code) {
         if code == Code::Unauthenticated {
-            self.admission.metrics.admission(AdmissionOutcome::Unknown);
+            self.admission
+                .metrics
+                .admission(AdmissionOutcome::Unauthenticated);
         }
     }
 
@@ -314,16 +321,16 @@ impl Admission {
             org.ok_or_else(|| self.limited("Your organization has too many calls under way", RETRY_DELAY))?;
         self.authorize_enabled(&who).await?;
         if !rpc.rule().may_be(&who) {
-            self.metrics.admission(AdmissionOutcome::Refused);
+            self.metrics.admission(AdmissionOutcome::PermissionDenied);
             return Err(Refused::not_authorized());
         }
-        self.metrics.admission(AdmissionOutcome::Open);
+        self.metrics.admission(AdmissionOutcome::Admitted);
         call.extensions.insert(AuthenticatedCaller { who, address });
         Ok((permit, org))
     }
 
     fn limited(&self, what: &str, wait: Duration) -> Refused {
-        self.metrics.admission(AdmissionOutcome::Limited);
+        self.metrics.admission(AdmissionOutcome::LimitExceeded);
         Refused::new(
             Reason::RateLimited,
             format!("{what}. Wait a moment, and call less often."),

@@ -501,6 +501,18 @@ fn required_moment(field: &'static str, at: Option<&prost_types::Timestamp>) -> 
         .ok_or_else(|| Refused::field(field, "is missing"))
 }
 
+/// The sessions of its organization that a caller may see.
+pub(crate) fn visible_sessions(who: &Principal) -> Scope {
+    if who.has(Role::OrgAdmin) {
+        Scope::Org
+    } else {
+        Scope::OwnAndTeams {
+            owner: who.id.clone(),
+            teams: who.team_admin_of.clone(),
+        }
+    }
+}
+
 fn list_query(who: &Principal, request: v1::ListSessionsRequest) -> Result<ListQuery, Refused> {
     let statuses: BTreeSet<_> = request
         .statuses
@@ -508,17 +520,9 @@ fn list_query(who: &Principal, request: v1::ListSessionsRequest) -> Result<ListQ
         .map(|status| convert::from_status("statuses", *status))
         .collect::<Result<_, _>>()?;
     let page_size = page_size(request.page_size)?;
-    let scope = if who.has(Role::OrgAdmin) {
-        Scope::Org
-    } else {
-        Scope::OwnAndTeams {
-            owner: who.id.clone(),
-            teams: who.team_admin_of.clone(),
-        }
-    };
     Ok(ListQuery {
         org: who.org.clone(),
-        scope,
+        scope: visible_sessions(who),
         statuses,
         owner: non_empty(request.owner)
             .map(|owner| parse("owner", &owner))

@@ -4,19 +4,17 @@
 //! once for all watchers. A watcher that falls too far behind receives a reset and
 //! the present sessions again; no state is kept for it but its position.
 
-use super::Api;
+use super::{Api, sessions};
 use crate::admission::concurrency::{ConcurrencyLimit, ConcurrencyPermit, Full};
 use crate::change_feed::ChangeFanOut;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, pin_mut};
 use session_core::access::{self, Rpc, SessionAction};
-use session_core::{
-    EventRecord, OrgId, Principal, PrincipalId, Quota, Reason, Role, Session, SessionKey, Use,
-};
+use session_core::{EventRecord, OrgId, Principal, PrincipalId, Quota, Reason, Session, SessionKey, Use};
 use session_proto::convert;
 use session_proto::error::Refused;
 use session_proto::v1::{self, watch_sessions_response::Update};
-use session_store::{Feed, ListQuery, Scope, SessionStore};
+use session_store::{Feed, ListQuery, SessionStore};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -332,16 +330,8 @@ impl Watch {
 }
 
 fn live_sessions(who: &Principal, page_token: Option<String>) -> ListQuery {
-    let scope = if who.has(Role::OrgAdmin) {
-        Scope::Org
-    } else {
-        Scope::OwnAndTeams {
-            owner: who.id.clone(),
-            teams: who.team_admin_of.clone(),
-        }
-    };
     ListQuery {
-        scope,
+        scope: sessions::visible_sessions(who),
         page_token,
         ..ListQuery::live_of_org(who.org.clone(), PAGE)
     }

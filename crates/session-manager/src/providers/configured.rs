@@ -280,8 +280,8 @@ async fn leased_if_needed(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use session_core::policy::PolicyRange;
-    use session_core::{ClusterStatus, Engine, KubernetesPods};
+    use session_core::Engine;
+    use test_support::fixtures;
 
     type Edit = fn(&mut KubernetesSettings);
 
@@ -296,26 +296,7 @@ mod tests {
     }
 
     fn pods_in(namespace: &str) -> Cluster {
-        Cluster {
-            name: "pods".parse().unwrap(),
-            status: ClusterStatus::Active,
-            engine: Engine::Sail,
-            engine_version: None,
-            client_versions: Vec::new(),
-            granted_orgs: Default::default(),
-            provider: Provider::Kubernetes(Box::new(KubernetesPods {
-                namespace: namespace.to_owned(),
-                image: "sail:1".to_owned(),
-                cpu: "1".to_owned(),
-                memory: "1Gi".to_owned(),
-                ..KubernetesPods::default()
-            })),
-            idle_policy: None,
-            wake: Default::default(),
-            policy: PolicyRange::default(),
-            managed_by_config: false,
-            version: 0,
-        }
+        fixtures::cluster("pods", Engine::Sail, fixtures::pods(namespace))
     }
 
     #[test]

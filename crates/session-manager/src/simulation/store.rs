@@ -93,14 +93,7 @@ impl FaultyStore {
             } else {
                 world.fault(&run.name, format_args!("{what} is lost"));
             }
-            tokio::time::sleep(if world.one_in(4) {
-                TIMEOUT
-            } else {
-                Duration::from_millis(1)
-            })
-            .await;
-            run.alive().await;
-            return Err(Error::Unavailable("lost".to_owned()));
+            return Err(self.lost("lost").await);
         }
         let answer = effect.await;
         if world.strikes(300) {
@@ -109,16 +102,17 @@ impl FaultyStore {
         run.pause().await;
         if world.strikes(5_000) {
             world.fault(&run.name, format_args!("the answer to {what} is lost"));
-            tokio::time::sleep(if world.one_in(4) {
-                TIMEOUT
-            } else {
-                Duration::from_millis(1)
-            })
-            .await;
-            run.alive().await;
-            return Err(Error::Unavailable("the answer was lost".to_owned()));
+            return Err(self.lost("the answer was lost").await);
         }
         answer
+    }
+
+    /// The error of a lost call, at once or after its timeout.
+    async fn lost(&self, what: &str) -> Error {
+        let late = self.run.world.one_in(4);
+        tokio::time::sleep(if late { TIMEOUT } else { Duration::from_millis(1) }).await;
+        self.run.alive().await;
+        Error::Unavailable(what.to_owned())
     }
 
     /// The delay of a write that takes effect after its caller's timeout, if so.

@@ -31,7 +31,7 @@ fn trusting(idp: &Idp, more: &str) -> String {
     format!(
         "platform_admins = [\"corp|root\"]\n{more}\n\
          [[oidc]]\nalias = \"corp\"\nissuer = \"{}\"\naudiences = [\"berth\"]\norgs = [\"acme\", \"beta\"]\n\
-         org_claim = \"org\"\nroles_claim = \"roles\"\nteams_claim = \"groups\"\nagain_after = \"1s\"\n",
+         org_claim = \"org\"\nroles_claim = \"roles\"\nteams_claim = \"groups\"\nkeys.again_after = \"1s\"\n",
         idp.issuer
     )
 }

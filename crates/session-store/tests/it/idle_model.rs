@@ -6,12 +6,13 @@ use crate::common::{Draft, report};
 use proptest::prelude::*;
 use session_core::machine::{self, Observation, Transition};
 use session_core::time::ManualClock;
-use session_core::{Activity, Engine, Phase, Route, Session, SessionKey, Status, Timestamp};
+use session_core::{Activity, Phase, Session, SessionKey, Status, Timestamp};
 use session_store::memory::MemoryStore;
 use session_store::prelude::*;
 use session_store::{Commit, Error, Report};
 use std::sync::Arc;
 use std::time::Duration;
+use test_support::fixtures;
 
 const SECOND: Duration = Duration::from_secs(1);
 const PROXIES: [&str; 2] = ["p1", "p2"];
@@ -40,15 +41,7 @@ struct World {
 
 fn ready() -> Observation {
     Observation::Ready {
-        route: Route {
-            endpoint: "127.0.0.1:1".to_owned(),
-            tls_server_name: None,
-            credential: None,
-            engine: Engine::Sail,
-            engine_version: String::new(),
-            dedicated: true,
-            host: None,
-        },
+        route: fixtures::route(),
     }
 }
 

@@ -22,6 +22,7 @@ mod redact;
 mod result_inspector;
 mod route;
 mod sail_keep_alive;
+mod trace;
 
 use crate::call_error::{CallError, backend_unavailable};
 use crate::grpc::headers;
@@ -39,15 +40,15 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use http::Request;
 use service_kit::metrics::Label as _;
-use service_kit::{child_span, request_span};
 use session_core::Reason;
 use session_proto::error::Refused;
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::net::IpAddr;
 use std::rc::Rc;
 use tokio::time::Instant;
 use tonic::Status;
-use tracing::Instrument as _;
+use trace::{LoggedRequest, call_span};
+use tracing::{Instrument as _, Span};
 
 /// Maximum number of attempts for a call that provably was not processed.
 const MAX_ATTEMPTS: usize = 3;
@@ -85,28 +86,18 @@ pub(crate) async fn handle(
     let metrics = &worker.shared.metrics;
     metrics.calls.opened.inc();
     let began = Instant::now();
-    let span = request_span!(
-        request.headers(),
-        "call",
-        otel.name = request.uri().path(),
-        otel.kind = "server",
-        rpc.system = "grpc",
-        session = tracing::field::Empty,
-        outcome = tracing::field::Empty,
-    );
-    let path = tracing::enabled!(tracing::Level::DEBUG).then(|| request.uri().path().to_owned());
+    let logged = LoggedRequest::of(&request);
+    let span = OnceCell::new();
     let client = ClientStream::new(respond, &connection.unsent);
     // On the heap, so that the task of a call stays small: it is moved when it starts and ends.
-    let served = Box::pin(serve(&worker, &connection, request, &client, began)).instrument(span.clone());
-    let outcome = match client
-        .unless_gone(served)
-        .await
-        .unwrap_or_else(|ClientGone| Err(CallError::ClientGone))
-    {
+    let served = Box::pin(serve(&worker, &connection, request, &client, began, &span));
+    let served = client.unless_gone(served).await;
+    let span = span.into_inner().unwrap_or_else(Span::none);
+    let outcome = match served.unwrap_or_else(|ClientGone| Err(CallError::ClientGone)) {
         Ok(outcome) => outcome,
         Err(CallError::Refused(refused)) => {
             let outcome = Outcome::of(refused.reason);
-            tracing::debug!(parent: &span, path, reason = %refused.reason, "call refused");
+            logged.refused(&span, refused.reason);
             client.refuse(refused);
             outcome
         }
@@ -135,6 +126,7 @@ async fn serve(
     request: Request<RecvStream>,
     client: &ClientStream,
     began: Instant,
+    span: &OnceCell<Span>,
 ) -> Result<Outcome, CallError> {
     let (head, body) = request.into_parts();
     let method = match method::target(&head) {
@@ -147,21 +139,23 @@ async fn serve(
     };
     let deadline = headers::grpc_timeout(&head.headers).map(|timeout| began + timeout);
 
-    let authenticated = authenticate::authenticate(worker, connection, &head.headers, method);
-    let caller = authenticated.instrument(child_span!("authenticate")).await?;
-    tracing::Span::current().record("session", caller.claims.sid.as_str());
-    connection.has_verified_token.set(true);
-    worker.shared.admit(method)?;
+    let caller = authenticate::authenticate(worker, connection, &head.headers, method).await?;
     let now = Instant::now();
-    let open = admit::admit(worker, connection, &caller, method, now)?;
-    let waited = &worker.shared.metrics.calls.waited;
-    waited.at(Stage::Auth).observe(now.duration_since(began));
-
-    tokio::select! {
-        biased;
-        refused = open.ended() => Err(refused.into()),
-        done = run(worker, &open, head, body, deadline, client) => done,
-    }
+    let authentication = now.duration_since(began);
+    let span = span.get_or_init(|| call_span(&head, &caller, authentication));
+    let authenticated = async {
+        connection.has_verified_token.set(true);
+        worker.shared.admit(method)?;
+        let open = admit::admit(worker, connection, &caller, method, now)?;
+        let waited = &worker.shared.metrics.calls.waited;
+        waited.at(Stage::Auth).observe(authentication);
+        tokio::select! {
+            biased;
+            refused = open.ended() => Err(refused.into()),
+            done = run(worker, &open, head, body, deadline, client) => done,
+        }
+    };
+    authenticated.instrument(span.clone()).await
 }
 
 /// Sends the call, and again if the compute provably did not process it.

@@ -13,7 +13,7 @@ use crate::grpc::headers;
 use crate::grpc::keepalive::{Keepalive, KeepaliveAction, KeepaliveConfig, KeepaliveState, TrackedIo};
 use crate::grpc::method;
 use crate::grpc::reply::ClientStream;
-use crate::metrics::{CloseCause, Handshake, Outcome, Peer};
+use crate::metrics::{CloseReason, Handshake, Outcome, Peer};
 use crate::worker::Worker;
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -89,8 +89,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, tcp: std::net::TcpStream, mut remo
         Ok(Err(closed)) => {
             tracing::debug!(%remote, why = %closed, "client connection rejected");
             match closed {
-                OpenError::AddressLimit => metrics.connections.refused.at(CloseCause::AddressLimit).inc(),
-                OpenError::ProxyHeader(_) => metrics.connections.refused.at(CloseCause::ProxyHeader).inc(),
+                OpenError::AddressLimit => metrics.connections.refused.at(CloseReason::AddressLimit).inc(),
+                OpenError::ProxyHeader(_) => metrics.connections.refused.at(CloseReason::ProxyHeader).inc(),
                 OpenError::Handshake(_) => metrics.connections.handshakes.at(Handshake::Failed).inc(),
             }
             return;
@@ -343,7 +343,7 @@ impl<'w> Serving<'w> {
     /// The reason to close a connection without a valid token.
     fn no_token(&self) -> Option<h2::Reason> {
         let metrics = &self.worker.shared.metrics;
-        metrics.connections.refused.at(CloseCause::NoToken).inc();
+        metrics.connections.refused.at(CloseReason::NoToken).inc();
         tracing::debug!(remote = %self.remote, "client connection closed: no valid token");
         Some(h2::Reason::NO_ERROR)
     }
@@ -352,7 +352,7 @@ impl<'w> Serving<'w> {
     fn flood(&self) -> Option<h2::Reason> {
         self.pacing.is_flood().then(|| {
             let metrics = &self.worker.shared.metrics;
-            metrics.connections.refused.at(CloseCause::Flood).inc();
+            metrics.connections.refused.at(CloseReason::Flood).inc();
             tracing::debug!(remote = %self.remote, "client connection closed: flood of frames without a call");
             h2::Reason::ENHANCE_YOUR_CALM
         })

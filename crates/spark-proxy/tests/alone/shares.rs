@@ -276,7 +276,11 @@ async fn unread_responses_are_bounded() {
             unread.push(within("headers", running.head()).await.unwrap());
         }
     }
-    let limited = || rig.until_metric("spark_proxy_calls_total{outcome=\"limited\"}", |n| n >= 4.0);
+    let limited = || {
+        rig.until_metric("spark_proxy_calls_total{outcome=\"limit_exceeded\"}", |n| {
+            n >= 4.0
+        })
+    };
     within("those beyond the bound end", limited()).await;
     // The others complete, and so does a call of another organization.
     let client = rig.client().await;
@@ -417,7 +421,7 @@ async fn an_organization_at_all_its_limits_does_not_affect_another() {
     for tenant in &hanging {
         rig.routes.hang(&tenant.route.session_id);
     }
-    let limited = "spark_proxy_calls_total{outcome=\"limited\"}";
+    let limited = "spark_proxy_calls_total{outcome=\"limit_exceeded\"}";
     let undisturbed = async |what: &str| {
         let p99 = p99(&beside, &other).await;
         println!("{what}: p99 {p99:?}, alone {alone:?}");

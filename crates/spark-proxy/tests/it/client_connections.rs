@@ -39,9 +39,9 @@ async fn from(rig: &Rig, source: [u8; 4]) -> anyhow::Result<Client> {
     Ok(client)
 }
 
-/// Waits until this many connections were closed for this cause.
-async fn refused(rig: &Rig, cause: &str, count: f64) {
-    let metric = format!("spark_proxy_connections_refused_total{{cause=\"{cause}\"}}");
+/// Waits until this many connections were closed for this reason.
+async fn refused(rig: &Rig, reason: &str, count: f64) {
+    let metric = format!("spark_proxy_connections_refused_total{{reason=\"{reason}\"}}");
     within("it is counted", rig.until_metric(&metric, |n| n == count)).await;
 }
 
@@ -83,7 +83,7 @@ async fn a_trusted_proxy_without_a_valid_header_is_rejected() {
         let mut tcp = beginning(&rig, first).await;
         let _ = within("it is closed", tcp.read_to_end(&mut Vec::new())).await;
     }
-    refused(&rig, "proxy_header", 4.0).await;
+    refused(&rig, "proxy_protocol", 4.0).await;
     // An incomplete header is limited by the handshake timeout.
     let mut tcp = beginning(&rig, b"\r\n\r\n\0").await;
     let _ = within("it is closed", tcp.read_to_end(&mut Vec::new())).await;
@@ -123,7 +123,7 @@ async fn connections_are_limited_by_client_ip_over_all_workers() {
         places.push(from(&rig, a).await.unwrap());
     }
     assert!(from(&rig, a).await.is_err());
-    refused(&rig, "address_limit", 1.0).await;
+    refused(&rig, "per_ip_limit", 1.0).await;
     let other = from(&rig, b).await.unwrap();
     assert_eq!(other.call(rig.rpc()).await.code(), Code::Ok);
     places.pop();

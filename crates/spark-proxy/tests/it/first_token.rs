@@ -70,7 +70,7 @@ async fn a_connection_without_a_valid_token_is_closed() {
         .await;
         assert!(began.elapsed() >= TIME / 2, "{:?}", began.elapsed());
     }
-    let closed = "spark_proxy_connections_refused_total{cause=\"no_valid_token\"}";
+    let closed = "spark_proxy_connections_refused_total{reason=\"no_valid_token\"}";
     within("all are counted", rig.until_metric(closed, |n| n == 4.0)).await;
 }
 

@@ -78,7 +78,7 @@ async fn rig(issuer: &Issuer, refresh: Duration, again_after: Duration) -> Rig {
         // The signing key of the rig.
         *set.lock().unwrap() = std::fs::read_to_string(&config.tokens.keys.location).unwrap();
         config.tokens.keys = DocumentConfig {
-            refresh,
+            refresh: Some(refresh),
             again_after,
             ..DocumentConfig::new(format!("http://{address}/jwks.json"))
         };
@@ -165,9 +165,9 @@ async fn withdrawn_keys_are_rejected_within_a_minute_by_default() {
     let defaults = DocumentConfig::new("x");
     assert_eq!(defaults.again_after, Duration::from_secs(30));
     // With 15 s in caches and 2 s in the issuer a withdrawn key is rejected within 60 s.
-    assert!(defaults.refresh + Duration::from_secs(15 + 2 + 5) <= Duration::from_secs(60));
+    assert!(defaults.refresh() + Duration::from_secs(15 + 2 + 5) <= Duration::from_secs(60));
     let issuer = Issuer::default();
-    let rig = rig(&issuer, defaults.refresh, defaults.again_after).await;
+    let rig = rig(&issuer, defaults.refresh(), defaults.again_after).await;
     let next = new_signer();
     *issuer.set.lock().unwrap() = Jwks::new([rig.signer.public_jwk(), next.public_jwk()]).to_json();
     // The set was read at the start: unknown keys cause no other read.

@@ -27,4 +27,5 @@ mod routes;
 mod shared_servers;
 mod tls;
 mod token_corpus;
+mod traces;
 mod upstream_connections;

@@ -98,7 +98,7 @@ async fn accepted_settings_are_stored_before_the_call_ends() {
     rig.routes.refuse_binds(Some(tonic::Status::unavailable("away")));
     let reply = rig.call(config(&rig, set(&[("spark.a", "1")]))).await;
     assert_eq!(reply.code(), Code::Ok);
-    assert_eq!(rig.metric("spark_proxy_settings_not_kept_total").await, 1.0);
+    assert_eq!(rig.metric("spark_proxy_settings_dropped_total").await, 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

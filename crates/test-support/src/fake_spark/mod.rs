@@ -199,8 +199,33 @@ async fn serve(
         Shape::RefuseOnce if seen.first_refusal() => refuse(&mut respond),
         Shape::Refuse => refuse(&mut respond),
         Shape::Echo | Shape::RefuseOnce => echo(&mut body, &mut respond, seen).await,
+        Shape::Hang => {
+            let _ = poll_fn(|cx| respond.poll_reset(cx)).await;
+            None
+        }
+        Shape::KillAtOnce => {
+            cut.cancel();
+            Some(())
+        }
+        Shape::Bare => unavailable(&mut respond),
+        Shape::NoStatus => begin(&mut respond)?.send_data(message(10), true).ok(),
+        after_request => {
+            let received = drain(&mut body, seen).await?;
+            answer(after_request, received, respond, seen, cut).await
+        }
+    }
+}
+
+/// Answers a request of `received` bytes.
+async fn answer(
+    shape: Shape,
+    received: usize,
+    mut respond: SendResponse<Bytes>,
+    seen: &Record,
+    cut: &CancellationToken,
+) -> Option<()> {
+    match shape {
         Shape::Stream(count, size) => {
-            drain(&mut body, seen).await?;
             let mut stream = begin(&mut respond)?;
             let message = message(size);
             for _ in 0..count {
@@ -209,54 +234,41 @@ async fn serve(
             finish(&mut stream)
         }
         Shape::Count => {
-            let count = drain(&mut body, seen).await?.to_string();
-            finish(&mut begin_with(&mut respond, framed(count.as_bytes()), seen).await?)
-        }
-        Shape::Hang => {
-            let _ = poll_fn(|cx| respond.poll_reset(cx)).await;
-            None
+            let count = framed(received.to_string().as_bytes());
+            finish(&mut begin_with(&mut respond, count, seen).await?)
         }
         Shape::HangAfterOne => {
-            drain(&mut body, seen).await?;
             let mut stream = begin_with(&mut respond, message(10), seen).await?;
             let _ = poll_fn(|cx| stream.poll_reset(cx)).await;
             None
         }
-        Shape::Error => {
-            drain(&mut body, seen).await?;
-            trailers_only(&mut respond, trailers("13", "kaputt"))
-        }
-        Shape::SparkUnknown | Shape::SailUnknown | Shape::MissingTable => {
-            drain(&mut body, seen).await?;
-            let mut headers = HeaderMap::new();
-            engine_error(shape).add_header(&mut headers).ok()?;
-            trailers_only(&mut respond, headers)
-        }
         Shape::Kill => {
-            drain(&mut body, seen).await?;
             let _stream = begin_with(&mut respond, message(10), seen).await?;
             // Time to write the message to the socket.
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             cut.cancel();
             Some(())
         }
-        Shape::KillAtOnce => {
-            cut.cancel();
-            Some(())
-        }
-        Shape::Bare => unavailable(&mut respond),
-        Shape::NoStatus => begin(&mut respond)?.send_data(message(10), true).ok(),
         Shape::HeavyTrailers(bytes) => {
-            drain(&mut body, seen).await?;
             let mut stream = begin_with(&mut respond, message(10), seen).await?;
             let mut heavy = heavy(bytes);
             heavy.extend(trailers("0", ""));
             stream.send_trailers(heavy).ok()
         }
-        Shape::HeavyHead(bytes) => {
-            drain(&mut body, seen).await?;
-            finish(&mut respond.send_response(headed(heavy(bytes)), false).ok()?)
+        Shape::HeavyHead(bytes) => finish(&mut respond.send_response(headed(heavy(bytes)), false).ok()?),
+        Shape::SparkUnknown | Shape::SailUnknown | Shape::MissingTable => {
+            let mut headers = HeaderMap::new();
+            engine_error(shape).add_header(&mut headers).ok()?;
+            trailers_only(&mut respond, headers)
         }
+        Shape::Error => trailers_only(&mut respond, trailers("13", "kaputt")),
+        Shape::RefuseOnce
+        | Shape::Refuse
+        | Shape::Echo
+        | Shape::Hang
+        | Shape::KillAtOnce
+        | Shape::Bare
+        | Shape::NoStatus => unreachable!("{shape:?} is answered before the request has arrived"),
     }
 }
 

@@ -21,7 +21,7 @@ org_claim = "org"
 roles_claim = "roles"
 teams_claim = "groups"
 algorithms = ["RS256", "ES256"]
-again_after = "1s"
+keys.again_after = "1s"
 leeway = "1s"
 subjects = [{{ sub = "etl", org = "acme", roles = ["member"] }}]
 "#

@@ -5,15 +5,16 @@ mod life;
 
 use crate::support::fake_engine::FakeEngine;
 use crate::support::fake_kube::FakeKube;
-use crate::support::{cluster, key, until, until_failed_with, until_missing, until_ready};
+use crate::support::{cluster, key, spec_on, until, until_failed_with, until_missing, until_ready};
 use compute::{ComputeProvider, ComputeSpec, Found, KubernetesConfig, KubernetesProvider};
 use futures::StreamExt;
 use serde_json::{Value, json};
 use session_core::machine::Observation;
-use session_core::{Engine, KubernetesPods, Provider};
+use session_core::{Engine, Provider};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
+use test_support::fixtures;
 
 pub(crate) const NAMESPACE: &str = "sessions";
 
@@ -35,19 +36,8 @@ pub(crate) fn provider(fake: &FakeKube) -> KubernetesProvider {
 
 pub(crate) fn spec(engine: Engine, n: u64, generation: u64) -> ComputeSpec {
     ComputeSpec {
-        key: key(n),
         generation,
-        cluster: cluster(
-            engine,
-            Provider::Kubernetes(Box::new(KubernetesPods {
-                namespace: NAMESPACE.to_owned(),
-                image: "engine:1".to_owned(),
-                cpu: "1".to_owned(),
-                memory: "2Gi".to_owned(),
-                ..KubernetesPods::default()
-            })),
-        ),
-        catalog: None,
+        ..spec_on(cluster(engine, fixtures::pods(NAMESPACE)), n)
     }
 }
 

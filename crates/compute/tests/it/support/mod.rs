@@ -7,14 +7,13 @@ pub(crate) mod fake_kube;
 use compute::{ComputeProvider, ComputeSpec, ProcessConfig, ProcessProvider};
 use session_core::catalog::PropertyValue;
 use session_core::machine::{Cause, Observation};
-use session_core::policy::PolicyRange;
-use session_core::{
-    Catalog, Cluster, ClusterStatus, Engine, Provider, Route, SessionId, SessionKey, Timestamp,
-};
+use session_core::{Catalog, Cluster, Engine, Provider, Route};
 use session_proto::spark::spark_connect_service_client::SparkConnectServiceClient;
 use session_proto::spark::{self as sc};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use test_support::fixtures;
+pub(crate) use test_support::fixtures::session_key as key;
 
 /// Much longer than any step takes, so that only a real fault exceeds it.
 pub(crate) const LONG: Duration = Duration::from_secs(120);
@@ -49,74 +48,42 @@ pub(crate) fn sail_python() -> String {
 }
 
 pub(crate) fn process_cluster(engine: Engine) -> Cluster {
-    let (program, python, properties) = match engine {
-        Engine::Sail => (sail(), None, vec![]),
-        Engine::Spark => (
-            spark_home(),
-            Some(spark_python()),
-            vec![("spark.master", "local[2]")],
-        ),
-    };
-    let provider = Provider::Process {
-        program,
-        java_home: None,
-        properties: properties
-            .into_iter()
-            .map(|(k, v)| (k.to_owned(), v.to_owned()))
-            .collect(),
-        python,
-        driver_memory: None,
+    let provider = match engine {
+        Engine::Sail => fixtures::processes(&sail(), &[]),
+        Engine::Spark => Provider::Process {
+            program: spark_home(),
+            java_home: None,
+            properties: [("spark.master".to_owned(), "local[2]".to_owned())].into(),
+            python: Some(spark_python()),
+            driver_memory: None,
+        },
     };
     cluster(engine, provider)
 }
 
 pub(crate) fn cluster(engine: Engine, provider: Provider) -> Cluster {
-    Cluster {
-        name: "local".parse().unwrap(),
-        status: ClusterStatus::Active,
-        engine,
-        engine_version: None,
-        client_versions: Vec::new(),
-        granted_orgs: Default::default(),
-        provider,
-        idle_policy: None,
-        wake: Default::default(),
-        policy: PolicyRange::default(),
-        managed_by_config: false,
-        version: 0,
-    }
-}
-
-pub(crate) fn key(n: u64) -> SessionKey {
-    SessionKey {
-        org: "acme".parse().unwrap(),
-        id: SessionId::generate(Timestamp::from_millis(1_700_000_000_000), n),
-    }
+    fixtures::cluster("local", engine, provider)
 }
 
 pub(crate) fn spec(engine: Engine, n: u64) -> ComputeSpec {
+    spec_on(process_cluster(engine), n)
+}
+
+pub(crate) fn spec_on(cluster: Cluster, n: u64) -> ComputeSpec {
     ComputeSpec {
         key: key(n),
         generation: 1,
-        cluster: process_cluster(engine),
+        cluster,
         catalog: None,
     }
 }
 
 pub(crate) fn catalog(engine: Engine, name: &str, properties: &[(&str, &str)]) -> Catalog {
-    Catalog {
-        name: name.parse().unwrap(),
-        org: "acme".parse().unwrap(),
-        default_database: None,
-        engine,
-        properties: properties
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), PropertyValue::Text((*v).to_owned())))
-            .collect(),
-        allowed_teams: Default::default(),
-        managed_by_config: false,
-        version: 0,
+    let mut texts = Vec::new();
+    for (key, value) in properties {
+        texts.push((*key, PropertyValue::Text((*value).to_owned())));
     }
+    fixtures::catalog(engine, name, &texts)
 }
 
 pub(crate) fn config(state_dir: &Path) -> ProcessConfig {

@@ -4,7 +4,6 @@
 use crate::caller::{ISSUER_ALIAS, TokenRules};
 use crate::config::{Problems, Validate, duration};
 use crate::polled_document::DocumentConfig;
-use crate::tls::ClientTlsFiles;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,6 +12,8 @@ use std::time::Duration;
 const MAX_LEEWAY: Duration = Duration::from_secs(60);
 /// Maximum of `max_ttl`.
 const MAX_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Default poll interval of its documents.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(300);
 const DISCOVERY: &str = "/.well-known/openid-configuration";
 
 /// An identity provider.
@@ -74,21 +75,9 @@ pub struct IssuerConfig {
     /// Maximum lifetime of a token.
     #[serde(with = "duration", default = "max_ttl")]
     pub max_ttl: Duration,
-    /// Location of the key set, a URL or a file; replaces discovery.
-    #[serde(default)]
-    pub jwks: Option<String>,
-    /// Certificates for `https`.
-    #[serde(default)]
-    pub tls: ClientTlsFiles,
-    /// Allows plaintext beyond loopback.
-    #[serde(default)]
-    pub insecure: bool,
-    /// Refresh interval of its keys.
-    #[serde(with = "duration", default = "refresh")]
-    pub refresh: Duration,
-    /// Minimum interval between reads that tokens with an unknown key trigger.
-    #[serde(with = "duration", default = "again_after")]
-    pub again_after: Duration,
+    /// Its key set. Without a location, discovery finds it.
+    #[serde(default = "discovered")]
+    pub keys: DocumentConfig,
     /// Time for which the last valid keys are used when reads fail.
     #[serde(with = "duration", default = "keep_keys")]
     pub keep_keys: Duration,
@@ -125,12 +114,8 @@ fn max_ttl() -> Duration {
     Duration::from_secs(24 * 3600)
 }
 
-fn refresh() -> Duration {
-    Duration::from_secs(300)
-}
-
-fn again_after() -> Duration {
-    Duration::from_secs(30)
+fn discovered() -> DocumentConfig {
+    DocumentConfig::new("")
 }
 
 fn keep_keys() -> Duration {
@@ -163,11 +148,7 @@ impl IssuerConfig {
             algorithms: algorithms(),
             leeway: leeway(),
             max_ttl: max_ttl(),
-            jwks: None,
-            tls: ClientTlsFiles::default(),
-            insecure: false,
-            refresh: refresh(),
-            again_after: again_after(),
+            keys: discovered(),
             keep_keys: keep_keys(),
         }
     }
@@ -190,15 +171,23 @@ impl IssuerConfig {
         format!("{}{DISCOVERY}", self.issuer.trim_end_matches('/'))
     }
 
-    /// The configuration of one of its documents, with the issuer's settings.
+    /// The configuration of one of its documents, with the settings of its keys.
     pub(super) fn document(&self, location: impl Into<String>) -> DocumentConfig {
         DocumentConfig {
-            tls: self.tls.clone(),
-            insecure: self.insecure,
-            refresh: self.refresh,
-            again_after: self.again_after,
-            ..DocumentConfig::new(location)
+            location: location.into(),
+            refresh: Some(self.refresh()),
+            ..self.keys.clone()
         }
+    }
+
+    /// Location of its key set, unless it is discovered.
+    pub(super) fn keys_location(&self) -> Option<&str> {
+        Some(self.keys.location.as_str()).filter(|location| !location.is_empty())
+    }
+
+    /// The poll interval of its documents.
+    pub(super) fn refresh(&self) -> Duration {
+        self.keys.refresh.unwrap_or(REFRESH_INTERVAL)
     }
 
     /// Every role that its configuration grants, with the key.
@@ -229,14 +218,19 @@ impl IssuerConfig {
         if plain_url && found.found().iter().any(|problem| problem.key == "location") {
             problems.add(
                 "issuer",
-                "must be https beyond loopback (or say `insecure = true` to use plaintext)",
+                "must be https beyond loopback (or say `keys.insecure = true` to use plaintext)",
             );
         }
-        if let Some(location) = &self.jwks {
-            let mut found = Problems::default();
-            self.document(location).validate(&mut found);
-            for problem in found.found().iter().filter(|problem| problem.key == "location") {
-                problems.add("jwks", problem.what.clone());
+        let location = self
+            .keys_location()
+            .map_or_else(|| self.discovery(), str::to_owned);
+        let mut found = Problems::default();
+        self.document(location).validate(&mut found);
+        let is_discovered = self.keys_location().is_none();
+        for problem in found.found() {
+            // That of the discovery document is the issuer's.
+            if !(is_discovered && problem.key == "location") {
+                problems.add(&format!("keys.{}", problem.key), problem.what.clone());
             }
         }
     }
@@ -248,16 +242,15 @@ impl IssuerConfig {
             "max_ttl",
             "must be more than 0 and at most 7days",
         );
-        problems.require(!self.refresh.is_zero(), "refresh", "must not be zero");
         problems.require(
-            self.again_after >= Duration::from_secs(1),
-            "again_after",
+            self.keys.again_after >= Duration::from_secs(1),
+            "keys.again_after",
             "must be at least 1s",
         );
         problems.require(
-            self.keep_keys >= self.refresh,
+            self.keep_keys >= self.refresh(),
             "keep_keys",
-            "must not be shorter than `refresh`",
+            "must not be shorter than `keys.refresh`",
         );
     }
 
@@ -333,7 +326,6 @@ impl Validate for IssuerConfig {
             "role_values",
             "needs `roles_claim`",
         );
-        problems.check("tls", &self.tls);
         self.validate_orgs(problems);
     }
 }

@@ -67,7 +67,7 @@ impl Issuer {
             .map_err(anyhow::Error::msg)
             .with_context(|| config.alias.clone())?;
         let found = Arc::new(ArcSwapOption::empty());
-        let discovery = match &config.jwks {
+        let discovery = match config.keys_location() {
             Some(_) => None,
             None => {
                 let (config, found) = (config.clone(), Arc::clone(&found));
@@ -146,7 +146,7 @@ impl Issuer {
             let wait = match self.fetch().await {
                 Ok(()) => {
                     backoff.reset();
-                    self.config.refresh
+                    self.config.refresh()
                 }
                 Err(error) => {
                     if backoff.failures() == 2 {
@@ -194,7 +194,11 @@ impl Issuer {
     /// The key set at the configured location, or at the last discovered one.
     fn keys(&self) -> anyhow::Result<Arc<Keys>> {
         let found = self.found.load_full();
-        if let Some(location) = self.config.jwks.as_ref().or(found.as_deref()) {
+        if let Some(location) = self
+            .config
+            .keys_location()
+            .or(found.as_deref().map(String::as_str))
+        {
             self.read_keys_at(location)?;
         }
         self.keys.load_full().context("the key set is not discovered yet")

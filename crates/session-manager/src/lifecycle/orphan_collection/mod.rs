@@ -43,17 +43,17 @@ type Id = (SessionKey, u64);
 /// Compares compute with the record of its session.
 fn classify(found: &Found, record: Option<&Session>, installation: &Installation) -> ComputeState {
     if found.install_id != installation.id {
-        return ComputeState::Foreign;
+        return ComputeState::OtherInstallation;
     }
     let Some(session) = record else {
-        return ComputeState::Unknown;
+        return ComputeState::Quarantined;
     };
     if found.generation > session.generation {
         // The record was rolled back, so it proves nothing.
-        return ComputeState::Ahead;
+        return ComputeState::NewerThanRecord;
     }
     match session.state {
-        State::Closed | State::Failed => ComputeState::Ended,
+        State::Closed | State::Failed => ComputeState::SessionEnded,
         State::Pending { .. }
         | State::Active { .. }
         | State::IdleKept { .. }
@@ -63,11 +63,11 @@ fn classify(found: &Found, record: Option<&Session>, installation: &Installation
         {
             ComputeState::Replaced
         }
-        State::IdleReleased { .. } => ComputeState::Leaving,
+        State::IdleReleased { .. } => ComputeState::Releasing,
         State::Pending { .. }
         | State::Active { .. }
         | State::IdleKept { .. }
-        | State::IdleReleasing { .. } => ComputeState::Wanted,
+        | State::IdleReleasing { .. } => ComputeState::InUse,
     }
 }
 
@@ -111,7 +111,7 @@ fn decide(snapshot: &Snapshot, history: &mut History) -> Plan {
     for (found, record) in &snapshot.found {
         let state = classify(found, record.as_ref(), &snapshot.installation);
         *plan.counts.entry(state).or_default() += 1;
-        own += usize::from(state != ComputeState::Foreign);
+        own += usize::from(state != ComputeState::OtherInstallation);
         let id = (found.key.clone(), found.generation);
         let since = match before.get(&id) {
             Some((unchanged, since)) if *unchanged == state => *since,
@@ -120,14 +120,14 @@ fn decide(snapshot: &Snapshot, history: &mut History) -> Plan {
         history.insert(id, (state, since));
         let age = snapshot.at.saturating_sub(since);
         let proof = match state {
-            ComputeState::Wanted | ComputeState::Ahead | ComputeState::Foreign => None,
-            ComputeState::Leaving => {
+            ComputeState::InUse | ComputeState::NewerThanRecord | ComputeState::OtherInstallation => None,
+            ComputeState::Releasing => {
                 plan.reconcile.push(found.key.clone());
                 None
             }
-            ComputeState::Ended => Some((Proof::Ended, age >= GRACE_PERIOD)),
+            ComputeState::SessionEnded => Some((Proof::SessionEnded, age >= GRACE_PERIOD)),
             ComputeState::Replaced => Some((Proof::Replaced, age >= GRACE_PERIOD)),
-            ComputeState::Unknown => {
+            ComputeState::Quarantined => {
                 let started = snapshot.now.before(found.age);
                 let nothing_lost = started > snapshot.installation.whole_since
                     && snapshot.store_available_for >= QUARANTINE
@@ -300,10 +300,13 @@ fn log_findings(plan: &Plan, total: usize) {
     }
     for (state, finding) in [
         (
-            ComputeState::Ahead,
+            ComputeState::NewerThanRecord,
             "compute is newer than its session's record: the state store was rolled back",
         ),
-        (ComputeState::Unknown, "compute without a record is quarantined"),
+        (
+            ComputeState::Quarantined,
+            "compute without a record is quarantined",
+        ),
     ] {
         let count = plan.counts.get(&state).copied().unwrap_or(0);
         if count > 0 {

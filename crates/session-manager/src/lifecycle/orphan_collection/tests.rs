@@ -70,20 +70,20 @@ fn required_compute_stays_and_proven_orphans_are_released() {
     let mut replaced = live.clone();
     replaced.generation = 2;
     let cases = [
-        (Some(live.clone()), 1, ComputeState::Wanted),
-        (Some(live.clone()), 2, ComputeState::Ahead),
-        (Some(ended.clone()), 1, ComputeState::Ended),
-        (Some(ended), 2, ComputeState::Ahead),
+        (Some(live.clone()), 1, ComputeState::InUse),
+        (Some(live.clone()), 2, ComputeState::NewerThanRecord),
+        (Some(ended.clone()), 1, ComputeState::SessionEnded),
+        (Some(ended), 2, ComputeState::NewerThanRecord),
         (Some(replaced.clone()), 1, ComputeState::Replaced),
-        (Some(replaced), 2, ComputeState::Wanted),
-        (None, 1, ComputeState::Unknown),
+        (Some(replaced), 2, ComputeState::InUse),
+        (None, 1, ComputeState::Quarantined),
     ];
     for (record, generation, state) in cases {
         let one = (found(&live, generation), record);
         let plan = decide(&snapshot(vec![one.clone()], MINUTE), &mut History::new());
         assert_eq!(plan.counts, [(state, 1)].into());
         assert!(plan.release.is_empty(), "not within the grace period");
-        let proven = matches!(state, ComputeState::Ended | ComputeState::Replaced);
+        let proven = matches!(state, ComputeState::SessionEnded | ComputeState::Replaced);
         assert_eq!(plan.repeat, proven);
         let gone = released(|at| snapshot(vec![one.clone()], at), GRACE_PERIOD);
         assert_eq!(gone, usize::from(proven), "{state:?}");

@@ -8,7 +8,7 @@ use compute::SimCompute;
 use recording::RecordingStore;
 use service_kit::shutdown::Shutdown;
 use session_core::{
-    Clock, Engine, OrgId, ProviderKind, Route, SessionId, SessionKey, SystemClock, Timestamp, TokenId,
+    Clock, OrgId, ProviderKind, Route, SessionId, SessionKey, SystemClock, Timestamp, TokenId,
 };
 use session_manager::{Config, Listeners, Providers};
 use session_proto::convert::timestamp;
@@ -500,12 +500,8 @@ pub(crate) fn key(id: &str) -> SessionKey {
 pub(crate) fn route(endpoint: &str) -> Route {
     Route {
         endpoint: endpoint.to_owned(),
-        tls_server_name: None,
-        credential: None,
-        engine: Engine::Sail,
         engine_version: "4.1".to_owned(),
-        dedicated: true,
-        host: None,
+        ..test_support::fixtures::route()
     }
 }
 

@@ -2,8 +2,7 @@
 
 use session_core::machine::{self, Event, NewSession, Observation, Transition};
 use session_core::{
-    Activity, Actor, ChangeReason, Engine, IdlePolicy, Limits, OrgId, PrincipalId, Route, Session, SessionId,
-    SessionKey, SessionPolicy, Timestamp, TokenId,
+    Activity, Actor, ChangeReason, Limits, OrgId, PrincipalId, Session, SessionKey, Timestamp, TokenId,
 };
 use session_store::memory::MemoryStore;
 use session_store::redis::{Options, RedisStore};
@@ -13,6 +12,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use test_support::fixtures;
 use test_support::redis::PrivateRedis;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
@@ -122,25 +122,12 @@ impl Draft {
     pub(crate) fn transition(&self) -> Transition {
         let n = unique();
         let at = Timestamp::from_millis(1_800_000_000_000 + n);
-        let policy = SessionPolicy {
-            idle_timeout: Duration::from_secs(900),
-            close_after_idle: Duration::from_secs(3600),
-            max_lifetime: FAR,
-            provisioning_deadline: Duration::from_secs(120),
-            on_idle: IdlePolicy::Release,
-            wake: Default::default(),
-            dedicated: true,
-        };
         let new = NewSession {
-            id: SessionId::generate(at, n),
             org: self.org.parse().unwrap(),
             owner: principal(&self.owner),
-            name: None,
             team: self.team.map(str::to_owned),
             labels: self.labels.clone(),
-            cluster: self.cluster.parse().unwrap(),
-            catalog: None,
-            policy,
+            ..fixtures::new_session(n, self.cluster, fixtures::policy(), at)
         };
         machine::create(new, at)
     }
@@ -228,16 +215,9 @@ pub(crate) fn revoke_one(session: &Session, id: &TokenId) -> Commit {
 }
 
 pub(crate) fn activate(session: &Session) -> Commit {
-    let route = Route {
-        endpoint: "127.0.0.1:1".to_owned(),
-        tls_server_name: None,
-        credential: None,
-        engine: Engine::Sail,
-        engine_version: String::new(),
-        dedicated: true,
-        host: None,
+    let ready = Observation::Ready {
+        route: fixtures::route(),
     };
-    let ready = Observation::Ready { route };
     commit_of(machine::step(session, Some(&ready), Activity::Unknown, moment()).transition)
 }
 

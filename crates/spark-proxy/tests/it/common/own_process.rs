@@ -110,7 +110,7 @@ impl OwnProcess {
         Rpc::execute(&self.token())
     }
 
-    /// Peak memory, in MiB.
+    /// Peak memory, in MiB. The kernel counts per CPU, so it can fall by a little.
     pub(crate) fn peak_mib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status

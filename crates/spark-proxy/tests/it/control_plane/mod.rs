@@ -131,7 +131,7 @@ impl Stack {
             let mut config = common::config_of(&format!("http://{internal}"), PathBuf::from(set));
             "berth".clone_into(&mut config.tokens.issuer);
             "berth-spark-connect".clone_into(&mut config.tokens.audience);
-            config.tokens.keys.refresh = REFRESH;
+            config.tokens.keys.refresh = Some(REFRESH);
             config.tokens.keys.again_after = REFRESH;
             change(&mut config);
             let data = TcpListener::bind("127.0.0.1:0").await.unwrap();
