@@ -24,7 +24,10 @@ archives=("$images"/*.tar)
 for name in redis sail ${SPARK:+spark}; do archives+=("$("$here/local_image.sh" "$name")"); done
 # Tests that run the services on this machine use the programs of the images.
 BERTH_PROGRAMS=$target/$(rustc -vV | sed -n 's/^host: //p')/$profile
-export BERTH_PROGRAMS
+# The test of compose.yaml uses the images without the cluster.
+BERTH_IMAGES=$images
+BERTH_LOCAL_IMAGES=$(dirname "${archives[-1]}")
+export BERTH_PROGRAMS BERTH_IMAGES BERTH_LOCAL_IMAGES
 
 trap 'exit 130' INT TERM
 "$cluster" up # a failed start takes itself down, and a cluster of somebody else stays up

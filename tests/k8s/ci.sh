@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# What CI runs of `make test-k8s`: as much as fits into the time that is left, and on a machine that can run it.
+#
+#   ci.sh SECONDS    the time that is left
+#
+# It says loudly what it leaves out. It fails if a test fails; when the time is over it ends the tests and does not fail.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+left=$1
+# Seconds on two cores without other load, with a reserve: docs/testing.md has the measured parts.
+BUILD_CLUSTER=900
+BUILD_IMAGES=420
+TESTS=600
+ALL_TESTS=1500
+
+leave_out() {
+  printf '\n==== NOT RUN: %s: %s ====\n\n' "$1" "$2" >&2
+}
+[[ $EUID == 0 ]] || { leave_out "test-k8s" "root is required" && exit; }
+[[ -d /sys/fs/cgroup/memory ]] || { leave_out "test-k8s" "there are no cgroup v1 hierarchies" && exit; }
+command -v go >/dev/null || { leave_out "test-k8s" "Go is required" && exit; }
+
+needed=$((BUILD_IMAGES + TESTS))
+"$here/cluster/cluster.sh" is-built || needed=$((needed + BUILD_CLUSTER))
+((left >= needed)) || { leave_out "test-k8s" "it needs $needed s, and $left s are left" && exit; }
+if ((left < needed + ALL_TESTS - TESTS)); then
+  leave_out "tests/k8s/tests/test_sessions.py" "too little time"
+  export ARGS="--ignore=$here/tests/test_sessions.py ${ARGS:-}"
+fi
+
+code=0
+timeout --signal=INT --kill-after=60 "$left" "$here/run.sh" || code=$?
+if [[ $code == 124 || $code == 137 ]]; then
+  "$here/cluster/cluster.sh" down
+  leave_out "the rest of test-k8s" "the time is over after $left s"
+  exit 0
+fi
+exit "$code"
