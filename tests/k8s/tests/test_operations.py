@@ -132,7 +132,7 @@ def service_token(account: str, space: str = berth.SPACE, audience: str | None =
 def call(channel: grpc.Channel, method: str, token: str | None) -> grpc.StatusCode:
     """The outcome of an empty request."""
     try:
-        channel.unary_unary(method)(b"", timeout=10, metadata=[("authorization", f"Bearer {token}")] if token else [])
+        channel.unary_unary(method)(b"", timeout=10, metadata=[("x-berth-service-token", token)] if token else [])
     except grpc.RpcError as error:
         return error.code()
     return grpc.StatusCode.OK
@@ -166,7 +166,7 @@ def test_only_tokens_of_the_services_open_the_internal_port(installation: berth.
     print({what: code.name for what, code in found.items()}, {method: code.name for method, code in accepted.items()})
 
 
-def queries_during(installation: berth.Berth, client: kube.PythonPod, failover: Any) -> dict[str, Any]:
+def queries_during(installation: berth.Berth, client: kube.PythonPod, failover: Any) -> None:
     """Runs queries of one session while `failover` happens; then the session still exists, and a new one can be made."""
     session = installation.command("create", "--cluster", "shared", "--wait")["id"]
     url = installation.command("token", session)["connection_url"]
@@ -174,17 +174,19 @@ def queries_during(installation: berth.Berth, client: kube.PythonPod, failover: 
     assert load.stdout is not None and load.stdout.readline().strip() == "started"
     started = time.monotonic()
     failover(session)
+    promoted = time.monotonic() - started
     kube.wait_until("a session is created", lambda: _created(installation), timeout=60)
     recovered = time.monotonic() - started
     output, errors = load.communicate(timeout=180)
     assert load.returncode == 0, errors
-    result = {**json.loads(output), "create works again after": round(recovered, 1)}
-    print(result)
+    pods = kube.get("-n", berth.SPACE, "pods", "-l", "app.kubernetes.io/component=session-manager")["items"]
+    restarts = [container["restartCount"] for pod in pods for container in pod["status"]["containerStatuses"]]
+    print(json.loads(output), {"promoted after": round(promoted, 1), "create works again after": round(recovered, 1), "restarts": restarts})
+    result = json.loads(output)
     assert result["failures"] == [] and result["calls"] > 50
     assert installation.command("show", session)["status"].lower().endswith("active")
     again = installation.command("token", session)["connection_url"]
     assert client.python(berth.QUERY, again, "SELECT sum(id) FROM range(1000)").strip() == "499500"
-    return result
 
 
 def _created(installation: berth.Berth) -> Any:
@@ -208,6 +210,9 @@ def test_sessions_go_on_when_sentinels_promote_the_replica(installation: berth.B
 def test_sessions_go_on_when_a_cluster_promotes_a_replica(installation: berth.Berth, client: kube.PythonPod) -> None:
     url = redis_servers.clustered()
     installation.upgrade(redis={**installation.values["redis"], "url": url})
+    # The manager that leaves still has the Redis of before.
+    managers = lambda: kube.get("-n", berth.SPACE, "pods", "-l", "app.kubernetes.io/component=session-manager")["items"]  # noqa: E731
+    kube.wait_until("the old manager is gone", lambda: len(managers()) == 1, timeout=60)
 
     def failover(session: str) -> None:
         pod = redis_servers.primary_with(f"berth:*:session:*{session.removeprefix('s-')}*")
