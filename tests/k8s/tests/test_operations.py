@@ -20,8 +20,8 @@ import redis_servers
 
 KEYS = f"{berth.RELEASE}-signing-keys"
 AUDIENCE = "berth-internal"
-ROUTES = "/berth.internal.v1.RouteService/ResolveRoute"
-LEDGER = "/berth.internal.v1.TokenLedger/ListTokens"
+ROUTES = "/berth.internal.v1.RouteService/ReportActivity"
+LEDGER = "/berth.internal.v1.TokenLedger/ReportKeys"
 LOAD_SECONDS = 25
 REFUSED = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
 
@@ -161,7 +161,7 @@ def test_only_tokens_of_the_services_open_the_internal_port(installation: berth.
             found = {what: call(channel, *attempt) for what, attempt in refused.items()}
             accepted = {method: call(channel, method, service_token(account)) for method, account in ((ROUTES, proxy), (LEDGER, issuer))}
     assert {what: code for what, code in found.items() if code not in REFUSED} == {}
-    # An empty request names no session: it is refused later, for what it says.
+    # Whether the empty request makes sense is decided later.
     assert not REFUSED & set(accepted.values()), accepted
     print({what: code.name for what, code in found.items()}, {method: code.name for method, code in accepted.items()})
 
