@@ -8,11 +8,12 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 left=$1
-# Seconds on two cores without other load, with a reserve: docs/testing.md has the measured parts.
+# Seconds on two cores, with a reserve: docs/testing.md has the measured parts.
 BUILD_CLUSTER=900
 BUILD_IMAGES=420
-TESTS=600
-ALL_TESTS=1500
+FEW_TESTS=300 few="test_images.py test_apply.py test_chart.py"
+MORE_TESTS=700 more="$few test_cluster.py test_compose.py test_operations.py"
+ALL_TESTS=1800
 
 leave_out() {
   printf '\n==== NOT RUN: %s: %s ====\n\n' "$1" "$2" >&2
@@ -21,13 +22,16 @@ leave_out() {
 [[ -d /sys/fs/cgroup/memory ]] || { leave_out "test-k8s" "there are no cgroup v1 hierarchies" && exit; }
 command -v go >/dev/null || { leave_out "test-k8s" "Go is required" && exit; }
 
-needed=$((BUILD_IMAGES + TESTS))
+needed=$BUILD_IMAGES
 "$here/cluster/cluster.sh" is-built || needed=$((needed + BUILD_CLUSTER))
-((left >= needed)) || { leave_out "test-k8s" "it needs $needed s, and $left s are left" && exit; }
-if ((left < needed + ALL_TESTS - TESTS)); then
-  leave_out "tests/k8s/tests/test_sessions.py" "too little time"
-  export ARGS="--ignore=$here/tests/test_sessions.py ${ARGS:-}"
+for_tests=$((left - needed))
+((for_tests >= FEW_TESTS)) || { leave_out "test-k8s" "it needs $((needed + FEW_TESTS)) s, and $left s are left" && exit; }
+if ((for_tests < MORE_TESTS)); then
+  export TESTS=$few
+elif ((for_tests < ALL_TESTS)); then
+  export TESTS=$more
 fi
+[[ -z ${TESTS:-} ]] || leave_out "test-k8s but for $TESTS" "too little time: $for_tests s"
 
 code=0
 timeout --signal=INT --kill-after=60 "$left" "$here/run.sh" || code=$?

@@ -3,6 +3,7 @@
 # the images, runs the tests in tests/ and takes the cluster down, whatever happens.
 #
 #   ARGS="-k chart -x"   arguments of pytest
+#   TESTS="NAME..."      files in tests/ (default: all)
 #   BERTH_PROFILE=NAME   cargo profile of the programs in the images (default: quick)
 #   BERTH_CHART=DIR      another chart than helm/berth
 #   SPARK=1              also load the image of Apache Spark, for tests that need it
@@ -34,9 +35,11 @@ trap 'exit 130' INT TERM
 trap '"$cluster" down' EXIT
 "$cluster" load "${archives[@]}"
 eval "$("$cluster" env)"
+tests=()
+for name in ${TESTS:-.}; do tests+=("$here/tests/$name"); done
 # A failed test has printed its own facts; these are those of the cluster.
 # shellcheck disable=SC2086
-PYTHONPATH=$home/client-pytest PYTHONDONTWRITEBYTECODE=1 "$python" -m pytest -p no:cacheprovider -rA --durations=0 --tb=short "$here/tests" ${ARGS:-} || {
+PYTHONPATH=$home/client-pytest PYTHONDONTWRITEBYTECODE=1 "$python" -m pytest -p no:cacheprovider -rA --durations=0 --tb=short "${tests[@]}" ${ARGS:-} || {
   code=$?
   kubectl get pods,events --all-namespaces -o wide >&2 || true
   exit "$code"
