@@ -20,6 +20,7 @@ leave_out() {
 }
 [[ $EUID == 0 ]] || { leave_out "test-k8s" "root is required" && exit; }
 [[ -d /sys/fs/cgroup/memory ]] || { leave_out "test-k8s" "there are no cgroup v1 hierarchies" && exit; }
+unshare --net --mount --pid --fork true 2>/dev/null || { leave_out "test-k8s" "this root may not create namespaces" && exit; }
 command -v go >/dev/null || { leave_out "test-k8s" "Go is required" && exit; }
 
 needed=$BUILD_IMAGES
