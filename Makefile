@@ -101,5 +101,11 @@ bench-lifecycle: ## The life of sessions: clocks, creates, routes, memory, wake-
 	cargo build --locked --release --workspace --bins
 	target/release/lifecycle $(ARGS)
 
+.PHONY: capacity
+capacity: ## What 1000 sessions cost each service: memory, CPU, Redis; under three minutes after the build (ARGS="--sessions 8000")
+	@deploy/local/setup.sh run
+	cargo build --locked --profile dist -p session-manager -p token-issuer -p spark-proxy -p cli
+	PROGRAMS=$${CARGO_TARGET_DIR:-target}/dist $${BERTH_HOME:-$(CURDIR)/.berth}/venv-sail/bin/python tests/capacity/measure.py $(ARGS)
+
 clean: ## Remove what was built, not what was installed
 	cargo clean

@@ -352,9 +352,13 @@ set_k8s() {
   need_rust
   need_go
   need_redis
-  need_packages containerd runc containernetworking-plugins nftables iptables conntrack iproute2 openssl buildah
+  need_packages containerd runc containernetworking-plugins nftables iptables conntrack iproute2 openssl buildah \
+    podman crun netavark aardvark-dns
   need_venv sail "0.6 GB"
   need_client pytest sail
+  need_client compose sail
+  need_helm
+  need_venv chart "150 MB"
   [[ -z ${SPARK:-} ]] || need_venv spark "0.9 GB"
 }
 

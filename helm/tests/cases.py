@@ -23,6 +23,7 @@ CERT_MANAGER = {
         },
     },
 }
+KEYS_JOB = {"signingKeys": {"existingSecret": "", "job": {"enabled": True}}}
 KUBERNETES = at("sessionManager.kubernetes", {"enabled": True, "namespaces": ["sessions", "sessions-gpu"]})
 EVERY_KNOB = {
     "image": {"registry": "r.example.org", "repository": "team/program", "tag": "1.2.3", "pullPolicy": "Always"},
@@ -88,6 +89,12 @@ GOOD = {
     "plaintext, bundled Redis": ((), merged(PLAINTEXT, {"redis": {"url": "", "bundled": {"enabled": True}}})),
     "bundled Redis with a disk": ((), {"redis": {"url": "", "bundled": {"enabled": True, "persistence": {
         "enabled": True, "storageClassName": "fast", "whenDeleted": "Retain"}}}}),
+    "keys by a Job": ((), KEYS_JOB),
+    "keys by a Job, every knob": ((), merged(KEYS_JOB, {
+        "fullnameOverride": "b" * 60, "global": {"imagePullSecrets": ["pull"]}, "signingKeys": {"job": {
+            "image": {"digest": DIGEST}, "podLabels": {"a": "b"}, "podAnnotations": {"c": "d"},
+            **{knob: EVERY_KNOB[knob] for knob in ("nodeSelector", "tolerations", "topologySpreadConstraints", "priorityClassName",
+                                                   "runtimeClassName", "schedulerName", "hostAliases", "dnsPolicy", "dnsConfig")}}}})),
     "cert-manager": ((), CERT_MANAGER),
     "cert-manager and tokens": ((), merged(CERT_MANAGER, TOKENS)),
     "tokens, discovered keys": ((), TOKENS),
@@ -255,8 +262,11 @@ WRONG = [
     ("commonLabels", {"replicas": 3}, "/commonLabels/replicas': got number, want string"),
     ("extraObjects", [5], "/extraObjects/0'"),
     # combinations
-    ("signingKeys.existingSecret", "", "signingKeys: set existingSecret"),
-    ("signingKeys.certManager", ISSUER, "signingKeys: existingSecret and certManager.enabled exclude each other"),
+    ("signingKeys.existingSecret", "", "signingKeys: set job.enabled=true, which creates the key, or existingSecret"),
+    ("signingKeys.certManager", ISSUER, "signingKeys: existingSecret, job.enabled and certManager.enabled exclude each other"),
+    ("signingKeys.job.enabled", True, "signingKeys: existingSecret, job.enabled and certManager.enabled exclude each other"),
+    ("signingKeys.job.image.tag", "a b", "/signingKeys/job/image/tag'"),
+    ("signingKeys.job.rotate", True, "'rotate' not allowed"),
     ("signingKeys", {"existingSecret": "", "certManager": {"enabled": True}}, "signingKeys.certManager.issuerRef.name: required"),
     ("tls.public.existingSecret", "", "tls.public: set existingSecret"),
     ("tls.public.certManager", ISSUER, "tls.public: existingSecret and certManager.enabled exclude each other"),

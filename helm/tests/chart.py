@@ -84,7 +84,7 @@ class Rendered:
 
     def pods(self):
         """(name, metadata, pod specification, namespace) of everything that runs."""
-        for one in self.workloads():
+        for one in self.workloads() + self.of("Job"):
             pod = one["spec"]["template"]
             yield one["metadata"]["name"], pod["metadata"], pod["spec"]
         for one in self.of("Pod"):

@@ -51,20 +51,48 @@ RIGHTS = {
 }
 
 
+# Of the Job that makes the signing keys, in the namespace of the release. Kubernetes cannot limit a create to a name.
+RIGHTS_OF_KEYS = {
+    "secrets": {"create"},
+    "secrets (berth-signing-keys)": {"get", "patch"},
+    "serviceaccounts (berth-keys)": {"get"},
+}
+
+
+def sessions_only(objects):
+    """Those that are not of the Job of keys."""
+    return [one for one in objects if not one["metadata"]["name"].endswith("-keys")]
+
+
+def rules_of(role):
+    """Resource, with names if they are limited = its verbs."""
+    found = {}
+    for rule in role["rules"]:
+        for resource in rule["resources"]:
+            names = f" ({', '.join(rule['resourceNames'])})" if "resourceNames" in rule else ""
+            found[resource + names] = set(rule["verbs"])
+    return found
+
+
+@check
+def the_job_of_keys_has_the_rights_of_the_table():
+    one = all_rendered()["keys by a Job"]
+    [role], [binding] = one.of("Role"), one.of("RoleBinding")
+    assert rules_of(role) == RIGHTS_OF_KEYS and role["metadata"]["namespace"] == NAMESPACE
+    assert binding["roleRef"]["name"] == role["metadata"]["name"] == "berth-keys"
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "berth-keys", "namespace": NAMESPACE}]
+
+
 @check
 def rights_equal_the_table():
     for name, one in all_rendered().items():
         assert not one.of("ClusterRole") and not one.of("ClusterRoleBinding"), name
-        for role in one.of("Role"):
-            found = {}
-            for rule in role["rules"]:
-                for resource in rule["resources"]:
-                    names = f" ({', '.join(rule['resourceNames'])})" if "resourceNames" in rule else ""
-                    found[resource + names] = set(rule["verbs"])
+        for role in sessions_only(one.of("Role")):
+            found = rules_of(role)
             more = {"services": {"get"}} if "everything" in name else {}
             assert found == RIGHTS | more, (name, found)
             assert role["metadata"]["namespace"] != NAMESPACE
-        bound = [subject for binding in one.of("RoleBinding") for subject in binding["subjects"]]
+        bound = [subject for binding in sessions_only(one.of("RoleBinding")) for subject in binding["subjects"]]
         assert all(subject == {"kind": "ServiceAccount", "name": "berth-session-manager", "namespace": NAMESPACE} for subject in bound), name
     assert not all_rendered()["defaults"].of("Role")
 

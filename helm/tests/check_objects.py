@@ -82,7 +82,8 @@ def restricted(one):
         of_pod = pod.get("securityContext", {})
         if of_pod.get("seccompProfile", {}).get("type") != "RuntimeDefault" or not of_pod.get("runAsNonRoot") or of_pod.get("runAsUser") != 65532:
             yield f"{name}: securityContext of the pod"
-        if pod.get("automountServiceAccountToken") is not (name.endswith("session-manager") and manager_with_pods):
+        calls_the_api_server = "-keys-" in name or (name.endswith("session-manager") and manager_with_pods)
+        if pod.get("automountServiceAccountToken") is not calls_the_api_server:
             yield f"{name}: automountServiceAccountToken"
         if pod.get("enableServiceLinks") is not False or any(key in pod for key in ("hostNetwork", "hostPID", "hostIPC")):
             yield f"{name}: enableServiceLinks or host namespaces"
@@ -262,6 +263,20 @@ def the_query_of_helm_test_speaks_the_protos():
     for service, method in re.findall(r'"(\w+Service)", "(\w+)"', (CHART / "files" / "query.py").read_text()):
         body = re.search(rf"^service {service} \{{(.*?)^\}}", text, re.M | re.S).group(1)
         assert f"rpc {method}({method}Request) returns ({method}Response);" in body, method
+
+
+@check
+def another_job_of_keys_has_another_name():
+    """The template of a Job cannot be changed; its account, which owns the Secret, stays."""
+    def names(values):
+        one = render(merged(merged(REQUIRED, cases.KEYS_JOB), values))
+        [job] = one.of("Job")
+        assert job["spec"]["template"]["spec"]["containers"][0]["args"][2:4] == ["berth-signing-keys", "--owner=berth-keys"]
+        [keys] = [volume["secret"]["secretName"] for _, _, pod in one.pods() for volume in pod.get("volumes", []) if volume["name"] == "keys"]
+        assert keys == "berth-signing-keys" and one.one("ServiceAccount", "berth-keys")
+        return job["metadata"]["name"]
+
+    assert names({}) == names(at("sparkProxy.replicas", 3)) != names(at("image.tag", "0.1.1"))
 
 
 @check

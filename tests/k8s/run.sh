@@ -3,6 +3,7 @@
 # the images, runs the tests in tests/ and takes the cluster down, whatever happens.
 #
 #   ARGS="-k chart -x"   arguments of pytest
+#   TESTS="NAME..."      files in tests/ (default: all)
 #   BERTH_PROFILE=NAME   cargo profile of the programs in the images (default: quick)
 #   BERTH_CHART=DIR      another chart than helm/berth
 #   SPARK=1              also load the image of Apache Spark, for tests that need it
@@ -24,16 +25,21 @@ archives=("$images"/*.tar)
 for name in redis sail ${SPARK:+spark}; do archives+=("$("$here/local_image.sh" "$name")"); done
 # Tests that run the services on this machine use the programs of the images.
 BERTH_PROGRAMS=$target/$(rustc -vV | sed -n 's/^host: //p')/$profile
-export BERTH_PROGRAMS
+# The test of compose.yaml uses the images without the cluster.
+BERTH_IMAGES=$images
+BERTH_LOCAL_IMAGES=$(dirname "${archives[-1]}")
+export BERTH_PROGRAMS BERTH_IMAGES BERTH_LOCAL_IMAGES
 
 trap 'exit 130' INT TERM
 "$cluster" up # a failed start takes itself down, and a cluster of somebody else stays up
 trap '"$cluster" down' EXIT
 "$cluster" load "${archives[@]}"
 eval "$("$cluster" env)"
+tests=()
+for name in ${TESTS:-.}; do tests+=("$here/tests/$name"); done
 # A failed test has printed its own facts; these are those of the cluster.
 # shellcheck disable=SC2086
-PYTHONPATH=$home/client-pytest PYTHONDONTWRITEBYTECODE=1 "$python" -m pytest -p no:cacheprovider -rA --durations=0 --tb=short "$here/tests" ${ARGS:-} || {
+PYTHONPATH=$home/client-pytest PYTHONDONTWRITEBYTECODE=1 "$python" -m pytest -p no:cacheprovider -rA --durations=0 --tb=short "${tests[@]}" ${ARGS:-} || {
   code=$?
   kubectl get pods,events --all-namespaces -o wide >&2 || true
   exit "$code"

@@ -200,9 +200,34 @@ pub(crate) enum Keys {
         #[arg(long)]
         emergency: bool,
     },
+    /// Create the Kubernetes Secret that token-issuer mounts, with a first
+    /// signing key. A Secret that has a key stays as it is.
+    Secret(KeySecret),
     /// Create a service-account key: the key itself for its user, its SHA-256
     /// for the configuration.
     ServiceAccount,
+}
+
+/// Runs in a pod with a service account, or with the current context of a
+/// kubeconfig.
+#[derive(Debug, clap::Args)]
+pub(crate) struct KeySecret {
+    /// Name of the Secret.
+    pub(crate) name: String,
+    /// Its namespace. Default: that of the pod, or of the context.
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+    /// Service account in the namespace that owns a new Secret: deleting it
+    /// deletes the Secret.
+    #[arg(long)]
+    pub(crate) owner: Option<String>,
+    /// Labels of a new Secret, as key=value; may be repeated.
+    #[arg(long = "label", value_parser = label)]
+    pub(crate) labels: Vec<(String, String)>,
+    /// Add a key, which is published at once and signs automatically later, and
+    /// remove keys of which no token can be valid any more.
+    #[arg(long)]
+    pub(crate) rotate: bool,
 }
 
 fn at_least_one(args: &[&'static str]) -> clap::ArgGroup {

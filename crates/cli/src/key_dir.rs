@@ -11,7 +11,9 @@ use std::time::Duration;
 /// plus the time in which the last token of a key can be accepted.
 const SURELY_DEAD: Duration = Duration::from_secs(25 * 3600);
 /// Minimum length of a key id prefix.
-const LEAST_NAME: usize = 8;
+pub(crate) const LEAST_NAME: usize = 8;
+/// Keys that token-issuer reads at most.
+pub(crate) const MAX_KEYS: usize = 32;
 
 /// A key in the folder.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -21,8 +23,14 @@ pub(crate) struct KeyFile {
 }
 
 /// A time as used in file names: `20261125T152258Z`.
-fn stamp(at: Timestamp) -> String {
+pub(crate) fn stamp(at: Timestamp) -> String {
     at.to_string().replace(['-', ':'], "")
+}
+
+/// Whether the key with this file name is so old that no token of an earlier key
+/// can be valid. Names without a time never are.
+pub(crate) fn replaces_all_before(name: &str, now: Timestamp) -> bool {
+    name.starts_with("20") && name < stamp(now.before(SURELY_DEAD)).as_str()
 }
 
 /// The keys, oldest first.
@@ -96,10 +104,9 @@ pub(crate) fn retire(
                 .file_name()
                 .map(|name| name.to_string_lossy().into_owned())
         };
-        let long_ago = stamp(now.before(SURELY_DEAD));
         let followed = keys.iter().any(|key| {
             let later = key.file > gone.file;
-            later && name(key).is_some_and(|name| name < long_ago && name.starts_with("20"))
+            later && name(key).is_some_and(|name| replaces_all_before(&name, now))
         });
         ensure!(
             followed,

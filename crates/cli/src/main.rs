@@ -5,6 +5,7 @@ mod client;
 mod commands;
 mod definition;
 mod key_dir;
+mod key_secret;
 mod keys;
 mod output;
 
@@ -151,6 +152,8 @@ mod tests {
             "berth clusters delete lab --force",
             "berth catalogs test lake --cluster c",
             "berth catalogs delete lake --force",
+            "berth keys secret signing -n berth --owner keys --label a=b",
+            "berth keys secret signing --rotate",
         ] {
             assert!(parses(line), "{line}");
         }

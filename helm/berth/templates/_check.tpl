@@ -27,7 +27,17 @@ Combinations of values that the schema cannot express. All problems are reported
 
 {{- define "berth.problemsOfSecrets" -}}
 {{- $v := .Values -}}
-{{- include "berth.problemsOfSource" (dict "value" "signingKeys" "existing" $v.signingKeys.existingSecret "certManager" $v.signingKeys.certManager "needed" (printf "set existingSecret; create it with `berth keys rotate keys` and `kubectl -n %s create secret generic berth-signing-keys --from-file=keys`" .Release.Namespace)) }}
+{{- with $v.signingKeys }}
+{{- $sources := compact (list .existingSecret (ternary "job" "" .job.enabled) (ternary "certManager" "" .certManager.enabled)) }}
+{{- if not $sources }}
+signingKeys: set job.enabled=true, which creates the key, or existingSecret
+{{- else if gt (len $sources) 1 }}
+signingKeys: existingSecret, job.enabled and certManager.enabled exclude each other
+{{- end }}
+{{- if and .certManager.enabled (not .certManager.issuerRef.name) }}
+signingKeys.certManager.issuerRef.name: required; the cert-manager issuer that signs
+{{- end }}
+{{- end }}
 {{- if $v.tls.public.enabled }}
 {{- include "berth.problemsOfSource" (dict "value" "tls.public" "existing" $v.tls.public.existingSecret "certManager" $v.tls.public.certManager "needed" "set existingSecret to a TLS Secret for endpoint.host, or certManager.enabled, or enabled=false for plaintext") }}
 {{- end }}

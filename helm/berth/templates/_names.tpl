@@ -111,6 +111,8 @@ imagePullSecrets:
 {{- define "berth.signingKeysSecret" -}}
 {{- if .Values.signingKeys.certManager.enabled -}}
 {{- printf "%s-signing-key" (include "berth.fullname" .) -}}
+{{- else if .Values.signingKeys.job.enabled -}}
+{{- printf "%s-signing-keys" (include "berth.fullname" .) -}}
 {{- else -}}
 {{- .Values.signingKeys.existingSecret -}}
 {{- end -}}

@@ -7,6 +7,14 @@
 # is_current NAME KEY
 is_current() { [[ -e $bin/$1 && $(cat "$bin/$1.key" 2>/dev/null) == "$2" ]]; }
 
+# is_built: whether the programs that take long are there.
+is_built() {
+  local pair
+  for pair in components:components pause:components coredns:coredns; do
+    is_current "${pair%:*}" "$(sources_key "$here/${pair#*:}")" || return 1
+  done
+}
+
 build_cluster() {
   mkdir -p "$bin"
   exec 8>"$cache/build.lock"
@@ -14,6 +22,7 @@ build_cluster() {
   fetch_clients
   build_go_programs
   build_images
+  fetch_crds
   exec 8>&-
 }
 
@@ -77,4 +86,25 @@ build_images() {
       --file "$here/Containerfile" --target "$name" "$bin"
     cp "$bin/$name.key" "$bin/$name.tar.key"
   done
+}
+
+# The custom resources that the chart can render, as their projects define them, in one file. Of the
+# Gateway API the experimental channel, which also serves TLSRoute v1alpha2.
+fetch_crds() {
+  local module=$here/crds key folder file
+  local files=(config/crd/experimental/gateway.networking.k8s.io_{grpc,tls}routes.yaml
+    example/prometheus-operator-crd/monitoring.coreos.com_{servicemonitors,prometheusrules}.yaml
+    deploy/crds/cert-manager.io_certificates.yaml)
+  key=$(cat "${BASH_SOURCE[0]}" "$module"/go.* | sha256sum | cut -c1-16)
+  is_current crds.yaml "$key" && return
+  say "fetching the definitions of custom resources"
+  for folder in $(cd "$module" && go mod download -json | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p'); do
+    for file in "${files[@]}"; do
+      [[ ! -e $folder/$file ]] || { echo --- && cat "$folder/$file"; }
+    done
+  done >"$bin/crds.yaml.new"
+  [[ $(grep -c '^kind: CustomResourceDefinition' "$bin/crds.yaml.new") == "${#files[@]}" ]] ||
+    die "the modules in $module have other definitions than expected"
+  mv "$bin/crds.yaml.new" "$bin/crds.yaml"
+  echo "$key" >"$bin/crds.yaml.key"
 }

@@ -2,6 +2,7 @@
 # A real Kubernetes cluster with one node, for tests, without a virtual machine or a registry.
 #
 #   cluster.sh build              builds what is missing in BERTH_K8S_CACHE (default: ~/.cache/berth-k8s)
+#   cluster.sh is-built           succeeds if `build` has nothing to do
 #   cluster.sh up                 builds and starts the node, waits until pods and cluster DNS work
 #   cluster.sh env                prints the shell commands that set KUBECONFIG and PATH (kubectl, helm)
 #   cluster.sh load ARCHIVE...    imports image archives
@@ -169,6 +170,7 @@ command=${1:-}
 [[ $# == 0 ]] || shift
 case $command in
 build) build_cluster ;;
+is-built) is_built ;;
 up) up ;;
 env) echo "export KUBECONFIG='$KUBECONFIG' PATH='$bin':\"\$PATH\"" ;;
 load) load "$@" ;;

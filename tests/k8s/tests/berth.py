@@ -37,6 +37,35 @@ finally:
 """
 
 
+LOAD = """
+import faulthandler, json, sys, time
+faulthandler.dump_traceback_later(170, exit=True)
+from pyspark.sql import SparkSession
+url, seconds = sys.argv[1], float(sys.argv[2])
+spark = SparkSession.builder.remote(url).getOrCreate()
+spark.sql("SELECT 1").collect()
+print("started", flush=True)
+calls, failures, slowest, end = 0, [], 0.0, time.monotonic() + seconds
+while time.monotonic() < end:
+    started = time.monotonic()
+    try:
+        assert spark.range(1000).count() == 1000
+    except Exception as error:
+        failures.append(f"{type(error).__name__}: {error}"[:300])
+    slowest = max(slowest, time.monotonic() - started)
+    calls += 1
+    time.sleep(0.05)
+spark.stop()
+print(json.dumps({"calls": calls, "failures": failures, "slowest": slowest}))
+"""
+"""Counts calls and failures for some seconds; prints a line when it begins, and a map at the end."""
+
+
+def remove_namespaces(*more: str) -> None:
+    """Deletes the namespaces of an installation, so that the next one can begin."""
+    kube.kubectl("delete", "namespace", "--ignore-not-found", SPACE, ENGINES, CLIENTS, *more, timeout=180)
+
+
 def host(service: str) -> str:
     """Name of a Service of the release."""
     return f"{RELEASE}-{service}.{SPACE}.svc"
@@ -50,6 +79,7 @@ class Berth:
         for space in (SPACE, ENGINES, CLIENTS):
             kube.apply(kube.namespace(space))
         self._account = self._new_account()
+        self.key = self._account["key"]
         self._make_secrets()
         self._start_sail()
         self.values = {**self._base_values(), **values}
@@ -62,6 +92,17 @@ class Berth:
         file.write_text(json.dumps(self.values))
         kube.run("helm", "upgrade", RELEASE, str(CHART), "--install", "--namespace", SPACE, "--values", str(file),
                  "--wait", "--timeout", "5m", timeout=330)  # fmt: skip
+
+    def uninstall(self) -> None:
+        """Uninstalls the release; nothing of it may be left."""
+        kube.run("helm", "uninstall", RELEASE, "--namespace", SPACE, "--wait", "--timeout", "4m", timeout=270)
+        label = f"app.kubernetes.io/instance={RELEASE}"
+        kinds = kube.kubectl("api-resources", "--namespaced", "--verbs=list", "--output=name").split()
+        kinds = ",".join(sorted(set(kinds) - {"events", "events.events.k8s.io"}))
+        left = lambda: kube.kubectl("-n", SPACE, "get", kinds, "-l", label, "--ignore-not-found", "-o", "name")  # noqa: E731
+        kube.wait_until("nothing of the release is left", lambda: not left().strip() or None, timeout=60)
+        kinds = kube.kubectl("api-resources", "--namespaced=false", "--verbs=list", "--output=name").split()
+        assert not kube.kubectl("get", ",".join(kinds), "-l", label, "--ignore-not-found", "-o", "name")
 
     def command(self, *args: str, system_authorities: bool = False) -> Any:
         """Runs the `berth` command in a pod of its own; returns its JSON.
@@ -100,7 +141,7 @@ class Berth:
         return json.loads(output)
 
     def _make_secrets(self) -> None:
-        authority = Authority(self._folder)
+        authority = self.authority = Authority(self._folder)
         public = authority.issue("public", *(host(service) for service in SERVICES.values()))
         kube.apply(
             kube.secret("public-tls", SPACE, public),

@@ -12,27 +12,6 @@ import kube
 import pytest
 
 LOAD_SECONDS = 30
-LOAD = """
-import faulthandler, json, sys, time
-faulthandler.dump_traceback_later(170, exit=True)
-from pyspark.sql import SparkSession
-url, seconds = sys.argv[1], float(sys.argv[2])
-spark = SparkSession.builder.remote(url).getOrCreate()
-spark.sql("SELECT 1").collect()
-print("started", flush=True)
-calls, failures, slowest, end = 0, [], 0.0, time.monotonic() + seconds
-while time.monotonic() < end:
-    started = time.monotonic()
-    try:
-        assert spark.range(1000).count() == 1000
-    except Exception as error:
-        failures.append(f"{type(error).__name__}: {error}"[:300])
-    slowest = max(slowest, time.monotonic() - started)
-    calls += 1
-    time.sleep(0.05)
-spark.stop()
-print(json.dumps({"calls": calls, "failures": failures, "slowest": slowest}))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +19,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[berth.Ber
     if not (berth.CHART / "Chart.yaml").exists():
         pytest.fail(f"there is no chart in {berth.CHART}")
     yield berth.Berth(tmp_path_factory.mktemp("berth"))
-    kube.kubectl("delete", "namespace", "--wait=false", berth.SPACE, berth.ENGINES, berth.CLIENTS)
+    berth.remove_namespaces()
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +91,7 @@ def test_a_session_is_a_pod_that_only_berth_reaches(installation: berth.Berth, c
 
 def test_an_upgrade_under_load_fails_no_call(installation: berth.Berth, client: kube.PythonPod, url: str) -> None:
     before = pods_of_services()
-    load = client.start(LOAD, url, str(LOAD_SECONDS))
+    load = client.start(berth.LOAD, url, str(LOAD_SECONDS))
     assert load.stdout is not None and load.stdout.readline().strip() == "started"
     started = time.monotonic()
     values = {key: {**installation.values.get(key, {}), "podAnnotations": {"test/upgrade": "1"}} for key in berth.SERVICES}
@@ -135,14 +114,4 @@ def test_a_pod_outlives_the_upgrade(installation: berth.Berth, client: kube.Pyth
 
 
 def test_uninstall_leaves_nothing(installation: berth.Berth) -> None:
-    kube.run("helm", "uninstall", berth.RELEASE, "--namespace", berth.SPACE, "--wait", "--timeout", "4m", timeout=270)
-    kinds = kube.kubectl("api-resources", "--namespaced", "--verbs=list", "--output=name").split()
-    kinds = sorted(set(kinds) - {"events", "events.events.k8s.io"})
-    left = lambda: kube.kubectl(  # noqa: E731
-        "-n", berth.SPACE, "get", ",".join(kinds), "-l", f"app.kubernetes.io/instance={berth.RELEASE}", "--ignore-not-found", "-o", "name"
-    )
-    kube.wait_until("nothing of the release is left", lambda: not left().strip() or None, timeout=60)
-    cluster_wide = kube.kubectl("api-resources", "--namespaced=false", "--verbs=list", "--output=name").split()
-    assert not kube.kubectl(
-        "get", ",".join(cluster_wide), "-l", f"app.kubernetes.io/instance={berth.RELEASE}", "--ignore-not-found", "-o", "name"
-    )
+    installation.uninstall()

@@ -1,6 +1,7 @@
-"""deploy/compose.yaml: its files exist, its addresses agree, and the services accept their configuration.
+"""deploy/compose.yaml: its addresses agree, the services accept their configuration, and Podman starts all of it.
 
-No container engine is needed, nor the cluster: the programs are those of the images (BERTH_PROGRAMS).
+The cluster is not needed. The programs are those of the images (BERTH_PROGRAMS); BERTH_IMAGES and BERTH_LOCAL_IMAGES are
+the folders of Berth's and other images.
 """
 
 from __future__ import annotations
@@ -67,6 +68,14 @@ def test_addresses_are_those_of_the_services(compose: dict[str, Any]) -> None:
         for listener in configuration["listen"].values():
             host = listener.get("address", "").rpartition(":")[0] if isinstance(listener, dict) else ""
             assert host in ("", "0.0.0.0", addresses[service]), (service, listener)
+
+
+def test_podman_starts_it_and_a_query_runs() -> None:
+    script = Path(__file__).resolve().parents[1] / "compose.sh"
+    output = kube.run(str(script), os.environ["BERTH_IMAGES"], os.environ["BERTH_LOCAL_IMAGES"], timeout=300)
+    found = [line for line in output.splitlines() if line.startswith(("sum ", "after "))]
+    print(found)
+    assert found[0].startswith("sum 499500 ") and found[1] == "after down and up: active", output
 
 
 def test_no_port_is_published_beyond_loopback(compose: dict[str, Any]) -> None:

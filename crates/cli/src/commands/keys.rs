@@ -1,14 +1,15 @@
-//! Key commands, without a server.
+//! Key commands, without a server of Berth.
 
-use crate::args::Keys;
+use crate::args::{KeySecret, Keys};
 use crate::key_dir::{self, KeyFile};
+use crate::key_secret::{self, Outcome, Wanted};
 use crate::{Output, output};
 use anyhow::Result;
 use serde_json::json;
 use service_kit::caller::NewKey;
 use session_core::{Clock, SystemClock};
 
-pub(super) fn run(output: Output, command: Keys) -> Result<()> {
+pub(super) async fn run(output: Output, command: Keys) -> Result<()> {
     match command {
         Keys::Signing { file } => {
             let kid = crate::keys::write_signing_key(&file)?;
@@ -33,12 +34,42 @@ pub(super) fn run(output: Output, command: Keys) -> Result<()> {
             }
             show_key(output, &gone);
         }
+        Keys::Secret(secret) => keep_secret(output, secret).await?,
         Keys::ServiceAccount => {
             let NewKey { key, sha256 } = service_kit::caller::generate_key();
             let json = json!({"key": key, "key_sha256": sha256});
             output::fields(output, &[("key", key), ("key_sha256", sha256)], &json);
         }
     }
+    Ok(())
+}
+
+async fn keep_secret(output: Output, args: KeySecret) -> Result<()> {
+    let wanted = Wanted {
+        name: args.name,
+        namespace: args.namespace,
+        owner: args.owner,
+        labels: args.labels.into_iter().collect(),
+        rotate: args.rotate,
+    };
+    let outcome = key_secret::ensure(&wanted, SystemClock.now()).await?;
+    let Outcome {
+        namespace, secret, ..
+    } = &outcome;
+    let names = |keys: &[key_secret::Entry]| {
+        let names: Vec<_> = keys.iter().map(|key| key.file.clone()).collect();
+        names.join(" ")
+    };
+    let fields = [
+        ("secret", format!("{namespace}/{secret}")),
+        (
+            "added",
+            outcome.added.iter().map(|key| key.file.clone()).collect(),
+        ),
+        ("removed", names(&outcome.removed)),
+        ("keys", names(&outcome.keys)),
+    ];
+    output::fields(output, &fields, &outcome);
     Ok(())
 }
 

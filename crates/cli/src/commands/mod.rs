@@ -53,6 +53,6 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Orgs { command } => orgs::run(&target, output, command.unwrap_or(Orgs::List)).await,
         Command::DisablePrincipal(who) => orgs::set_disabled(&target, output, who, true).await,
         Command::EnablePrincipal(who) => orgs::set_disabled(&target, output, who, false).await,
-        Command::Keys(command) => keys::run(output, command),
+        Command::Keys(command) => keys::run(output, command).await,
     }
 }
