@@ -3,7 +3,8 @@
 #
 #   ci.sh SECONDS    the time that is left
 #
-# It says loudly what it leaves out. It fails if a test fails; when the time is over it ends the tests and does not fail.
+# It says loudly what it leaves out. It fails if a test fails. It does not fail when the time is over, which ends the
+# tests, or when this machine cannot build or start the cluster.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -39,6 +40,10 @@ timeout --signal=INT --kill-after=60 "$left" "$here/run.sh" || code=$?
 if [[ $code == 124 || $code == 137 ]]; then
   "$here/cluster/cluster.sh" down
   leave_out "the rest of test-k8s" "the time is over after $left s"
+  exit 0
+fi
+if [[ $code == 75 ]]; then
+  leave_out "test-k8s" "the cluster could not be built or started on this machine; the output above says why"
   exit 0
 fi
 exit "$code"

@@ -7,6 +7,8 @@
 #   BERTH_PROFILE=NAME   cargo profile of the programs in the images (default: quick)
 #   BERTH_CHART=DIR      another chart than helm/berth
 #   SPARK=1              also load the image of Apache Spark, for tests that need it
+#
+# Exit code 75: the cluster could not be built or started, so that no test ran.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -17,6 +19,17 @@ python=$home/venv-sail/bin/python
 target=${CARGO_TARGET_DIR:-$repo/target}
 images=$target/images-k8s
 profile=${BERTH_PROFILE:-quick}
+
+cluster_is_up=
+end() {
+  local code=$?
+  trap - EXIT
+  [[ -z $cluster_is_up ]] || "$cluster" down
+  [[ -n $cluster_is_up || $code == 0 || $code == 130 ]] || code=75
+  exit "$code"
+}
+trap end EXIT
+trap 'exit 130' INT TERM
 
 "$repo/deploy/local/setup.sh" k8s
 "$cluster" build
@@ -30,9 +43,8 @@ BERTH_IMAGES=$images
 BERTH_LOCAL_IMAGES=$(dirname "${archives[-1]}")
 export BERTH_PROGRAMS BERTH_IMAGES BERTH_LOCAL_IMAGES
 
-trap 'exit 130' INT TERM
 "$cluster" up # a failed start takes itself down, and a cluster of somebody else stays up
-trap '"$cluster" down' EXIT
+cluster_is_up=1
 "$cluster" load "${archives[@]}"
 eval "$("$cluster" env)"
 tests=()

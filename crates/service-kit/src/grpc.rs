@@ -354,6 +354,8 @@ mod tests {
             "Bearer a b",
             "Bearer a,Bearer b",
             "Bearer\ta",
+            "Bearer \ta",
+            "Bearer é",
         ] {
             assert_eq!(bearer(&headers(&[bad])), Err(BearerError::NotBearer), "{bad:?}");
         }
