@@ -70,6 +70,7 @@ pub(crate) fn new_session(n: u64, cluster: &Cluster, now: Timestamp) -> NewSessi
         labels: BTreeMap::default(),
         cluster: cluster.name.clone(),
         catalog: None,
+        profile: None,
         policy: SessionPolicy::resolve(cluster, &PolicyRequest::default()).unwrap(),
     }
 }

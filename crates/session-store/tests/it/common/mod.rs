@@ -140,6 +140,7 @@ impl Draft {
             labels: self.labels.clone(),
             cluster: self.cluster.parse().unwrap(),
             catalog: None,
+            profile: None,
             policy,
         };
         machine::create(new, at)
