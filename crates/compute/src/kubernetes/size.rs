@@ -105,7 +105,7 @@ fn scaled(text: &str, size: u64) -> Option<u64> {
 
 /// Thousandths of a CPU as Kubernetes writes them.
 pub(super) fn shown_cpus(milli: u64) -> String {
-    if milli % 1000 == 0 {
+    if milli.is_multiple_of(1000) {
         (milli / 1000).to_string()
     } else {
         format!("{milli}m")
@@ -115,7 +115,10 @@ pub(super) fn shown_cpus(milli: u64) -> String {
 /// Bytes as Kubernetes writes them, in the largest unit without a remainder.
 pub(super) fn shown_bytes(bytes: u64) -> String {
     const UNITS: [(&str, u64); 4] = [("Ti", 1 << 40), ("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10)];
-    match UNITS.iter().find(|(_, size)| bytes > 0 && bytes % size == 0) {
+    match UNITS
+        .iter()
+        .find(|(_, size)| bytes > 0 && bytes.is_multiple_of(*size))
+    {
         Some((unit, size)) => format!("{}{unit}", bytes / size),
         None => bytes.to_string(),
     }
