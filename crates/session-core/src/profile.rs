@@ -1,34 +1,8 @@
 //! Profiles: named sizes of the pods of a cluster. A session has one for its life.
 
-use crate::cluster::{Cluster, KubernetesPods, Provider, Toleration};
+use crate::cluster::{Cluster, KubernetesPods, Profile, Provider};
 use crate::id::ProfileName;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-
-/// Size of a pod and the nodes that it may run on.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Profile {
-    /// CPU, request and limit, as a Kubernetes quantity (`500m`, `2`).
-    pub cpu: String,
-    /// Memory, request and limit, as a Kubernetes quantity (`2Gi`).
-    pub memory: String,
-    /// Limit of the disk; `None` means that of the cluster.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ephemeral_storage: Option<String>,
-    /// Heap of a Spark driver; `None` means that of the cluster.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub driver_memory: Option<String>,
-    /// Labels that a node must have, beside those of the cluster.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub node_selector: BTreeMap<String, String>,
-    /// Taints of nodes that the pods accept, beside those of the cluster.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tolerations: Vec<Toleration>,
-    /// Whether sessions have it that name none. Exactly one profile of a cluster.
-    #[serde(default)]
-    pub default: bool,
-}
 
 /// A profile that a cluster does not offer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
