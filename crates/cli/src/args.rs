@@ -137,6 +137,10 @@ pub(crate) struct Create {
     /// Default catalog: `berth catalogs` lists them.
     #[arg(long)]
     pub(crate) catalog: Option<String>,
+    /// Size of the compute, one of the cluster's profiles: `berth clusters`
+    /// lists them.
+    #[arg(long)]
+    pub(crate) profile: Option<String>,
     /// Display name.
     #[arg(long)]
     pub(crate) name: Option<String>,

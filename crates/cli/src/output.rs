@@ -192,6 +192,7 @@ pub(crate) fn session_fields(session: &v1::Session) -> Vec<(&'static str, String
         ("message", session.status_message.clone()),
         ("detail", session.status_detail.clone()),
         ("cluster", session.cluster.clone()),
+        ("profile", session.profile.clone()),
         ("catalog", session.catalog.clone()),
         (
             "engine",

@@ -84,6 +84,17 @@ pub enum Error {
     NotLeader(String),
 }
 
+/// Why a cluster cannot be defined.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DefinitionError {
+    /// The platform rejects its compute, in these words.
+    #[error("{0}")]
+    Rejected(String),
+    /// The platform cannot be asked now.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
 /// Existing compute, identified by its labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -148,6 +159,15 @@ pub trait ComputeProvider: Send + Sync + std::fmt::Debug + 'static {
     /// decided from the result.
     fn fence(&self) -> u64 {
         0
+    }
+
+    /// Asks the platform whether it would create compute of this cluster, and creates
+    /// none. Nothing to ask by default.
+    ///
+    /// # Errors
+    /// Why the cluster cannot be defined.
+    async fn try_cluster(&self, _cluster: &Cluster) -> Result<(), DefinitionError> {
+        Ok(())
     }
 
     /// Starts the creation of the compute, unless it exists. Returns at once.

@@ -3,8 +3,8 @@
 
 use crate::change_feed::Changes;
 use crate::{
-    Capabilities, CatalogSelection, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found,
-    ProviderRegistry, SharedCompute,
+    Capabilities, CatalogSelection, ComputeChanged, ComputeProvider, ComputeSpec, DefinitionError, Error,
+    Found, ProviderRegistry, SharedCompute,
 };
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -42,6 +42,10 @@ struct State {
     holds_releases: bool,
     forgets_releases: bool,
     violations: Vec<String>,
+    /// The answer to definitions of clusters.
+    definition_error: Option<DefinitionError>,
+    /// Specs of `ensure` calls, in order.
+    specs: Vec<ComputeSpec>,
     /// Spark sessions whose catalog was selected, in order.
     selected: Vec<SparkCall>,
     /// Spark sessions that were ended, in order.
@@ -105,6 +109,21 @@ impl SimCompute {
     pub fn registry(&self) -> ProviderRegistry {
         self.servers_only()
             .with(ProviderKind::Process, Arc::new(self.clone()))
+            .with(ProviderKind::Kubernetes, Arc::new(self.clone()))
+    }
+
+    /// Sets the answer to definitions of clusters; `None` accepts all.
+    pub fn answer_definitions(&self, error: Option<DefinitionError>) {
+        self.state().definition_error = error;
+    }
+
+    /// The cluster as it was in the last `ensure` call for this generation.
+    pub fn cluster_of(&self, key: &SessionKey, generation: u64) -> Option<Cluster> {
+        let state = self.state();
+        let mut specs = state.specs.iter().rev();
+        specs
+            .find(|spec| spec.key == *key && spec.generation == generation)
+            .map(|spec| spec.cluster.clone())
     }
 
     /// A registry with this provider for clusters of static servers only.
@@ -135,13 +154,7 @@ impl SimCompute {
 
     /// Sets the reason why compute is not ready.
     pub fn waits(&self, key: &SessionKey, generation: u64, detail: &str) {
-        self.put(
-            key,
-            generation,
-            Observation::Starting {
-                detail: detail.to_owned(),
-            },
-        );
+        self.put(key, generation, Observation::Starting { cause: detail.into() });
     }
 
     /// Makes compute ready.
@@ -271,6 +284,7 @@ impl State {
     fn ensure(&mut self, spec: &ComputeSpec) {
         let id = (spec.key.clone(), spec.generation);
         *self.ensures.entry(id.clone()).or_default() += 1;
+        self.specs.push(spec.clone());
         let forgets = self.forgets_releases;
         let was_released = |up_to: &u64| spec.generation <= *up_to;
         if self.released.get(&spec.key).is_some_and(was_released) && !forgets {
@@ -291,8 +305,9 @@ impl State {
         match self.computes.get(&id) {
             Some(Compute::Created(Observation::Failed { permanent: false, .. })) | None => {
                 *self.made.entry(id.clone()).or_default() += 1;
+                // Without a text the manager records nothing; see `waits`.
                 let starting = Observation::Starting {
-                    detail: "the test has not decided".to_owned(),
+                    cause: Cause::default(),
                 };
                 let labels = (spec.cluster.name.clone(), Instant::now());
                 self.labels.insert(id.clone(), labels);
@@ -355,6 +370,10 @@ impl ComputeProvider for SimCompute {
         self.as_servers.then_some(self)
     }
 
+    async fn try_cluster(&self, _: &Cluster) -> Result<(), DefinitionError> {
+        self.state().definition_error.clone().map_or(Ok(()), Err)
+    }
+
     async fn ensure(&self, spec: &ComputeSpec) -> Result<(), Error> {
         let error = self.apply_fault(Call::Ensure).await?;
         self.state().ensure(spec);
@@ -367,7 +386,7 @@ impl ComputeProvider for SimCompute {
             None => Observation::Missing,
             Some(Compute::Created(observation)) => observation.clone(),
             Some(Compute::Releasing) => Observation::Starting {
-                detail: "it is being stopped".to_owned(),
+                cause: "it is being stopped".into(),
             },
         };
         error.map_or(Ok(observation), Err)

@@ -27,6 +27,14 @@ pub(crate) fn cause_with_message(text: &str, message: &str) -> Cause {
     }
 }
 
+/// A cause whose text follows `text`.
+pub(crate) fn prefixed(text: &str, cause: Cause) -> Cause {
+    Cause {
+        text: format!("{text}: {}", cause.text),
+        ..cause
+    }
+}
+
 /// Masks secrets, escapes and truncates a cause: engines colour their logs and quote
 /// user input.
 pub(crate) fn masked(cause: &Cause, secrets: &[Secret]) -> Cause {

@@ -1,6 +1,7 @@
 //! Clusters: providers of compute, and the organizations that may use them.
 
 use crate::id::{ClusterName, OrgId};
+use crate::pod_template::PodTemplate;
 use crate::policy::{IdlePolicy, PolicyRange, WakePolicy};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -124,7 +125,7 @@ pub enum Provider {
     Kubernetes(Box<KubernetesPods>),
 }
 
-/// Pods of a cluster of the provider `kubernetes`. Every session has the same size.
+/// Pods of a cluster of the provider `kubernetes`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KubernetesPods {
@@ -139,9 +140,13 @@ pub struct KubernetesPods {
     /// Names of Secrets of the namespace with registry credentials.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub image_pull_secrets: Vec<String>,
-    /// CPU of a pod, request and limit, as a Kubernetes quantity (`500m`, `2`).
+    /// CPU of a pod, request and limit, as a Kubernetes quantity (`500m`, `2`); empty
+    /// with `profiles`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub cpu: String,
-    /// Memory of a pod, request and limit, as a Kubernetes quantity (`2Gi`).
+    /// Memory of a pod, request and limit, as a Kubernetes quantity (`2Gi`); empty
+    /// with `profiles`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub memory: String,
     /// Labels that a node must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -161,6 +166,40 @@ pub struct KubernetesPods {
     /// Heap of a Spark driver, e.g. `1g`; must leave room within `memory`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub driver_memory: Option<String>,
+    /// Limit of the disk that a pod may fill, as a Kubernetes quantity; default `10Gi`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ephemeral_storage: Option<String>,
+    /// Sizes by name; empty means that all sessions have the size above.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub profiles: BTreeMap<String, Profile>,
+    /// Merged over each pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_template: Option<PodTemplate>,
+}
+
+/// Size of a pod and the nodes that it may run on.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// CPU, request and limit, as a Kubernetes quantity (`500m`, `2`).
+    pub cpu: String,
+    /// Memory, request and limit, as a Kubernetes quantity (`2Gi`).
+    pub memory: String,
+    /// Limit of the disk; `None` means that of the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ephemeral_storage: Option<String>,
+    /// Heap of a Spark driver; `None` means that of the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver_memory: Option<String>,
+    /// Labels that a node must have, beside those of the cluster.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints of nodes that the pods accept, beside those of the cluster.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tolerations: Vec<Toleration>,
+    /// Whether sessions have it that name none. Exactly one profile of a cluster.
+    #[serde(default)]
+    pub default: bool,
 }
 
 /// A taint that pods accept.

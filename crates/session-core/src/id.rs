@@ -155,6 +155,10 @@ named!(
     /// Name of a catalog.
     CatalogName, "catalog"
 );
+named!(
+    /// Name of a profile of a cluster.
+    ProfileName, "profile"
+);
 
 /// Id of a Spark session: a UUID of 36 characters, chosen by the client. The
 /// exact bytes are kept, because engines treat two spellings of one UUID as two

@@ -57,6 +57,10 @@ pub fn check_session(session: &Session) -> Result<(), Violation> {
                 "warm_while_it_has_compute",
                 session.warm_since.is_some() == session.state.has_compute(),
             ),
+            (
+                "waiting_only_while_pending",
+                session.waiting.is_none() || status == Status::Pending,
+            ),
             ("restarts_within_budget", session.restarts.len() <= RESTART_BUDGET),
             (
                 "route_only_while_active",
@@ -133,6 +137,10 @@ fn check_succession(before: &Session, after: &Session) -> Result<(), Violation> 
                 "announcing_changes_no_state",
                 after.reason != ChangeReason::ClosingSoon || after.state == before.state,
             ),
+            (
+                "waiting_changes_no_state",
+                after.reason != ChangeReason::ComputeWaiting || after.state == before.state,
+            ),
             ("warm_time_never_falls", after.warm_before >= before.warm_before),
             (
                 "identity_never_changes",
@@ -142,6 +150,7 @@ fn check_succession(before: &Session, after: &Session) -> Result<(), Violation> 
                     &after.owner,
                     &after.cluster,
                     &after.catalog,
+                    &after.profile,
                     after.created_at,
                 ) == (
                     &before.id,
@@ -149,6 +158,7 @@ fn check_succession(before: &Session, after: &Session) -> Result<(), Violation> 
                     &before.owner,
                     &before.cluster,
                     &before.catalog,
+                    &before.profile,
                     before.created_at,
                 ),
             ),

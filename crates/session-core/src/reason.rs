@@ -94,6 +94,8 @@ string_enum! {
         Created => "CREATED",
         /// Compute answered the readiness probe.
         ComputeReady => "COMPUTE_READY",
+        /// Compute that is being created waits for something; the message names it.
+        ComputeWaiting => "COMPUTE_WAITING",
         /// The first provisioning missed its deadline.
         ProvisioningTimeout => "PROVISIONING_TIMEOUT",
         /// Provisioning cannot succeed.

@@ -1,6 +1,6 @@
 //! The session record.
 
-use crate::id::{CatalogName, ClusterName, OrgId, SessionId, SessionKey, TokenId};
+use crate::id::{CatalogName, ClusterName, OrgId, ProfileName, SessionId, SessionKey, TokenId};
 use crate::policy::SessionPolicy;
 use crate::principal::{Actor, PrincipalId};
 use crate::reason::ChangeReason;
@@ -239,6 +239,9 @@ pub struct Session {
     /// The default catalog.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub catalog: Option<CatalogName>,
+    /// The profile of its compute; `None` on clusters without profiles.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<ProfileName>,
     /// Timeouts and deadlines.
     pub policy: SessionPolicy,
     /// The state.
@@ -301,6 +304,19 @@ pub struct Session {
     /// Number of consecutive failed warm-ups.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub failed_wakes: u32,
+    /// The last recorded cause why the pending compute is not ready yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<LastWaiting>,
+}
+
+/// When causes of waiting were recorded during one creation of compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastWaiting {
+    /// Time of the last record.
+    pub at: Timestamp,
+    /// Number of records.
+    #[serde(rename = "n")]
+    pub count: u32,
 }
 
 #[expect(

@@ -61,6 +61,7 @@ fn created(policy: SessionPolicy) -> Transition {
             labels: std::collections::BTreeMap::default(),
             cluster: "local".parse().unwrap(),
             catalog: None,
+            profile: None,
             policy,
         },
         START,
@@ -140,7 +141,7 @@ fn the_first_provisioning_fails_at_its_deadline_with_the_cause() {
     let mut life = Life::release_policy();
     life.pass(2 * MINUTE);
     let starting = Observation::Starting {
-        detail: "waiting for a slot".to_owned(),
+        cause: "waiting for a slot".into(),
     };
     let done = life.step(Some(&starting), Activity::Unknown).transition.unwrap();
     assert_eq!(life.session.status(), Status::Failed);
@@ -578,7 +579,7 @@ fn moves() -> impl Strategy<Value = Move> {
         Just(None),
         Just(Some(Observation::Missing)),
         Just(Some(Observation::Starting {
-            detail: "pulling".to_owned()
+            cause: "pulling".into()
         })),
         Just(Some(ready())),
         any::<bool>().prop_map(|permanent| Some(Observation::Failed {

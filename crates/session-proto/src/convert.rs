@@ -1,13 +1,15 @@
 //! Conversions between wire types and session-core. Errors name the invalid field.
 
+mod kubernetes;
+
 use crate::error::Refused;
 use crate::v1;
 use session_core::catalog::PropertyValue;
-use session_core::cluster::{StaticEndpoint, TaintEffect, Toleration};
+use session_core::cluster::StaticEndpoint;
 use session_core::policy::PolicyRange;
 use session_core::{
-    Activity, Actor, Catalog, Cluster, ClusterStatus, Engine, EventRecord, IdlePolicy, KubernetesPods,
-    Limits, Operation, Org, Provider, Session, SessionPolicy, Status, Timestamp, Use, WakePolicy,
+    Activity, Actor, Catalog, Cluster, ClusterStatus, Engine, EventRecord, IdlePolicy, Limits, Operation,
+    Org, Provider, Session, SessionPolicy, Status, Timestamp, Use, WakePolicy,
 };
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -172,6 +174,11 @@ pub fn session(session: &Session, used: &Use, with_detail: bool) -> v1::Session 
         } else {
             String::new()
         },
+        profile: session
+            .profile
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
     }
 }
 
@@ -244,6 +251,7 @@ pub fn cluster(cluster: &Cluster, with_provider: bool) -> v1::Cluster {
         provisioning_deadline: cluster.policy.provisioning_deadline.map(duration),
         managed_by_config: cluster.managed_by_config,
         version: cluster.version,
+        profiles: kubernetes::offered(cluster),
     }
 }
 
@@ -276,75 +284,8 @@ pub(crate) fn provider(provider: &Provider) -> v1::cluster::Provider {
             python: python.clone().unwrap_or_default(),
             driver_memory: driver_memory.clone().unwrap_or_default(),
         }),
-        Provider::Kubernetes(pods) => v1::cluster::Provider::Kubernetes(kubernetes(pods)),
+        Provider::Kubernetes(pods) => v1::cluster::Provider::Kubernetes(kubernetes::encode(pods)),
     }
-}
-
-fn kubernetes(pods: &KubernetesPods) -> v1::KubernetesProvider {
-    let toleration = |toleration: &Toleration| v1::KubernetesToleration {
-        key: toleration.key.clone(),
-        value: toleration.value.clone().unwrap_or_default(),
-        effect: toleration
-            .effect
-            .map(|effect| effect.as_str().to_owned())
-            .unwrap_or_default(),
-    };
-    v1::KubernetesProvider {
-        namespace: pods.namespace.clone(),
-        image: pods.image.clone(),
-        command: pods.command.clone(),
-        image_pull_secrets: pods.image_pull_secrets.clone(),
-        cpu: pods.cpu.clone(),
-        memory: pods.memory.clone(),
-        node_selector: pods.node_selector.clone().into_iter().collect(),
-        tolerations: pods.tolerations.iter().map(toleration).collect(),
-        properties: pods.properties.clone().into_iter().collect(),
-        spark_home: pods.spark_home.clone().unwrap_or_default(),
-        python: pods.python.clone().unwrap_or_default(),
-        driver_memory: pods.driver_memory.clone().unwrap_or_default(),
-    }
-}
-
-fn from_kubernetes(spec: v1::KubernetesProvider) -> Result<KubernetesPods, Refused> {
-    let toleration = |wire: v1::KubernetesToleration| {
-        let effect = match wire.effect.as_str() {
-            "" => None,
-            text => Some(
-                TaintEffect::ALL
-                    .into_iter()
-                    .find(|effect| effect.as_str() == text)
-                    .ok_or_else(|| {
-                        Refused::field(
-                            "tolerations",
-                            "effect must be \"NoSchedule\", \"PreferNoSchedule\", \"NoExecute\" or empty",
-                        )
-                    })?,
-            ),
-        };
-        Ok(Toleration {
-            key: wire.key,
-            value: non_empty(wire.value),
-            effect,
-        })
-    };
-    Ok(KubernetesPods {
-        namespace: spec.namespace,
-        image: spec.image,
-        command: spec.command,
-        image_pull_secrets: spec.image_pull_secrets,
-        cpu: spec.cpu,
-        memory: spec.memory,
-        node_selector: spec.node_selector.into_iter().collect(),
-        tolerations: spec
-            .tolerations
-            .into_iter()
-            .map(toleration)
-            .collect::<Result<_, _>>()?,
-        properties: spec.properties.into_iter().collect(),
-        spark_home: non_empty(spec.spark_home),
-        python: non_empty(spec.python),
-        driver_memory: non_empty(spec.driver_memory),
-    })
 }
 
 fn from_provider(wire: Option<v1::cluster::Provider>) -> Result<Provider, Refused> {
@@ -369,7 +310,7 @@ fn from_provider(wire: Option<v1::cluster::Provider>) -> Result<Provider, Refuse
             driver_memory: non_empty(spec.driver_memory),
         }),
         Some(v1::cluster::Provider::Kubernetes(spec)) => {
-            Ok(Provider::Kubernetes(Box::new(from_kubernetes(spec)?)))
+            Ok(Provider::Kubernetes(Box::new(kubernetes::decode(spec)?)))
         }
         None => Err(Refused::field(
             "provider",
@@ -526,49 +467,4 @@ pub fn from_limits(wire: &v1::Limits) -> Result<Limits, Refused> {
         .check()
         .map_err(|wrong| Refused::field(wrong.field, &wrong))?;
     Ok(limits)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pods() -> KubernetesPods {
-        KubernetesPods {
-            namespace: "sessions".into(),
-            image: "registry/sail:1".into(),
-            command: vec!["sail".into()],
-            image_pull_secrets: vec!["registry".into()],
-            cpu: "2".into(),
-            memory: "4Gi".into(),
-            node_selector: [("disk".to_owned(), "ssd".to_owned())].into(),
-            tolerations: vec![
-                Toleration {
-                    key: "spot".into(),
-                    value: Some("yes".into()),
-                    effect: Some(TaintEffect::NoExecute),
-                },
-                Toleration {
-                    key: "gpu".into(),
-                    ..Toleration::default()
-                },
-            ],
-            properties: [("SAIL_EXECUTION__BATCH_SIZE".to_owned(), "1".to_owned())].into(),
-            spark_home: Some("/opt/spark".into()),
-            python: Some("/usr/bin/python3".into()),
-            driver_memory: Some("1g".into()),
-        }
-    }
-
-    #[test]
-    fn pods_pass_the_api_unchanged() {
-        assert_eq!(from_kubernetes(kubernetes(&pods())).unwrap(), pods());
-    }
-
-    #[test]
-    fn an_unknown_effect_of_a_taint_is_rejected() {
-        let mut wire = kubernetes(&pods());
-        wire.tolerations[0].effect = "Maybe".into();
-        let refused = from_kubernetes(wire).unwrap_err();
-        assert!(format!("{refused:?}").contains("tolerations"), "{refused:?}");
-    }
 }

@@ -105,7 +105,7 @@ mod tests {
         assert_eq!(json["labels"], json!({"team": "a"}));
         assert_eq!(
             json.as_object().map(serde_json::Map::len),
-            Some(30),
+            Some(31),
             "fields of berth.v1.Session"
         );
     }

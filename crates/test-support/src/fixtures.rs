@@ -131,6 +131,7 @@ pub fn new_session(n: u64, cluster: &str, policy: SessionPolicy, at: Timestamp) 
         labels: Default::default(),
         cluster: cluster.parse().expect("a name of a cluster"),
         catalog: None,
+        profile: None,
         policy,
     }
 }

@@ -60,10 +60,48 @@ def answers(url: str) -> bool:
         return False
 
 
+def toml(value: Any) -> str:
+    """A value of TOML in one line."""
+    match value:
+        case dict():
+            return "{ " + ", ".join(f"{json.dumps(key)} = {toml(item)}" for key, item in value.items()) + " }"
+        case list():
+            return "[" + ", ".join(map(toml, value)) + "]"
+        case _:
+            return json.dumps(value)
+
+
 def definition(image: str, **replaced: Any) -> str:
-    """The section `kubernetes` of a cluster, as TOML."""
+    """The section `kubernetes` of a cluster, as TOML; `None` removes a key."""
     fields = {"namespace": SPACE, "image": image, "cpu": "500m", "memory": "1Gi", **replaced}
-    return "{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in fields.items()) + " }"
+    return toml({key: value for key, value in fields.items() if value is not None})
+
+
+def profile(cpu: str, **more: Any) -> dict[str, Any]:
+    return {"cpu": cpu, "memory": "1Gi", **more}
+
+
+SIZES = {"small": profile("300m", default=True), "large": profile("700m", ephemeral_storage="2Gi")}
+AGENT = {
+    "name": "agent",
+    "image": "berth.test/sail:test",
+    "imagePullPolicy": "Never",
+    "command": ["/usr/bin/python3", "-c", "import time; time.sleep(3600)"],
+    "resources": {"limits": {"cpu": "100m", "memory": "64Mi"}},
+}
+TEMPLATE = {
+    "metadata": {"labels": {"team": "data"}},
+    "spec": {
+        "volumes": [{"name": "scratch", "emptyDir": {}}],
+        "containers": [
+            {"name": "engine", "env": [{"name": "EXAMPLE", "value": "1"}], "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}]},
+            AGENT,
+        ],
+    },
+}
+NO_SECRET = {"spec": {"containers": [{"name": "engine", "env": [
+    {"name": "MISSING", "valueFrom": {"secretKeyRef": {"name": "does-not-exist", "key": "x"}}},
+]}]}}  # fmt: skip
 
 
 CLUSTERS = {
@@ -71,6 +109,9 @@ CLUSTERS = {
     "sail-1": ("sail", definition("berth.test/sail:test", cpu="1")),
     "spark": ("spark", definition("berth.test/spark:test", cpu="1", memory="2Gi", driver_memory="1g")),
     "no-image": ("sail", definition("berth.test/nothing:test")),
+    "sizes": ("sail", definition("berth.test/sail:test", cpu=None, memory=None, profiles=SIZES)),
+    "templated": ("sail", definition("berth.test/sail:test", pod_template=TEMPLATE)),
+    "no-secret": ("sail", definition("berth.test/sail:test", pod_template=NO_SECRET)),
     "no-room": ("sail", definition("berth.test/sail:test", cpu="500")),
     "no-program": ("sail", definition("berth.test/sail:test", command=["/nowhere/sail"])),
     "crash": ("sail", definition("berth.test/sail:test", command=["/usr/bin/python3", "-c", "raise SystemExit('no sail today')"])),
@@ -332,6 +373,93 @@ def test_a_failure_is_explained(services: Services, cluster: str, words: str, li
     wait_gone(session)
 
 
+@pytest.mark.parametrize(
+    ("cluster", "words", "detail"),
+    [
+        ("no-room", "no node has room: insufficient cpu", "Insufficient cpu"),
+        ("no-secret", "a Secret or ConfigMap of its pod does not exist", "not found"),
+    ],
+)
+def test_a_waiting_cause_is_visible_at_once(services: Services, cluster: str, words: str, detail: str) -> None:
+    session = services.berth("create", "--cluster", cluster)["id"]
+
+    def shown_by_kubernetes() -> bool:
+        return any(detail in json.dumps(pod.get("status", {})) for pod in pods(session))
+
+    kube.wait_until("the API server shows it", shown_by_kubernetes, interval=0.05)
+    begun = time.monotonic()
+    shown = kube.wait_until("Berth shows it", lambda: (it := services.berth("show", session))["status_message"] == words and it, interval=0.05)
+    print(f"{cluster}: visible after {time.monotonic() - begun:.2f} s")
+    assert time.monotonic() - begun < 2
+    assert shown["reason"] == "COMPUTE_WAITING", shown
+    assert detail in shown["status_detail"], shown
+    version = shown["version"]
+    time.sleep(3)
+    assert services.berth("show", session)["version"] == version, "written without a change"
+    services.berth("close", session)
+    wait_gone(session)
+
+
+def test_a_profile_sets_the_size(services: Services) -> None:
+    session = services.berth("create", "--cluster", "sizes", "--profile", "large", "--wait")
+    assert session["profile"] == "large"
+    engine = next(container for container in pods(session["id"])[0]["spec"]["containers"] if container["name"] == "engine")
+    assert engine["resources"]["limits"] == {"cpu": "700m", "memory": "1Gi", "ephemeral-storage": "2Gi"}
+    services.berth("close", session["id"])
+    wait_gone(session["id"])
+    with pytest.raises(AssertionError, match="must be one of the cluster's profiles: large, small"):
+        services.berth("create", "--cluster", "sizes", "--profile", "huge")
+
+
+def test_a_template_is_merged_and_a_pod_still_restricted(services: Services) -> None:
+    session = services.berth("create", "--cluster", "templated", "--wait")["id"]
+    pod = pods(session)[0]
+    assert pod["metadata"]["labels"]["team"] == "data"
+    names = [container["name"] for container in pod["spec"]["containers"]]
+    assert names == ["engine", "agent"], names
+    agent = pod["spec"]["containers"][1]
+    assert agent["securityContext"]["allowPrivilegeEscalation"] is False
+    services.berth("close", session)
+    wait_gone(session)
+
+
+def cluster_file(folder: Path, name: str, **replaced: Any) -> str:
+    pods_of = {"namespace": SPACE, "image": "berth.test/sail:test", "cpu": "500m", "memory": "1Gi", **replaced}
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps({"name": name, "engine": "sail", "kubernetes": {key: value for key, value in pods_of.items() if value}}))
+    return str(file)
+
+
+def test_a_definition_is_tried_at_the_api_server(services: Services, tmp_path: Path) -> None:
+    limits = {
+        "apiVersion": "v1",
+        "kind": "LimitRange",
+        "metadata": {"name": "small", "namespace": SPACE},
+        "spec": {"limits": [{"type": "Container", "max": {"cpu": "2"}}]},
+    }
+    kube.apply(limits)
+    try:
+        profiles = {"small": {"cpu": "1", "memory": "1Gi", "default": True}, "large": {"cpu": "4", "memory": "1Gi"}}
+        file = cluster_file(tmp_path, "tried", cpu="", memory="", profiles=profiles)
+        with pytest.raises(AssertionError, match="profile large: .*maximum cpu usage per Container is 2"):
+            services.berth("clusters", "create", file)
+        with pytest.raises(AssertionError):
+            services.berth("clusters", "show", "tried")
+        profiles["large"]["cpu"] = "2"
+        services.berth("clusters", "create", cluster_file(tmp_path, "tried", cpu="", memory="", profiles=profiles))
+        before = services.berth("clusters", "show", "tried")
+        template = {"spec": {"priorityClassName": "does-not-exist"}}
+        with pytest.raises(AssertionError, match="no PriorityClass with name does-not-exist"):
+            services.berth("clusters", "update", cluster_file(tmp_path, "tried", pod_template=template))
+        with pytest.raises(AssertionError, match=r"pod_template\.spec\.hostNetwork"):
+            services.berth("clusters", "update", cluster_file(tmp_path, "tried", pod_template={"spec": {"hostNetwork": True}}))
+        assert services.berth("clusters", "show", "tried")["version"] == before["version"]
+        assert not [pod for pod in kube.get("-n", SPACE, "pods")["items"] if "-g0" in pod["metadata"]["name"]]
+    finally:
+        kube.kubectl("-n", SPACE, "delete", "limitrange", "small")
+        services.berth("clusters", "delete", "tried")
+
+
 def test_a_quota_is_explained(services: Services) -> None:
     quota = {
         "apiVersion": "v1",
@@ -348,7 +476,7 @@ def test_a_quota_is_explained(services: Services) -> None:
         creates = (api_writes() - before)["POST pods 403"]
         print(f"creates within the deadline of 30 s: {creates}")
         assert 2 <= creates <= 8
-        assert "quota small of its namespace is used up: needs 500m limits.cpu" in failed["status_message"], failed
+        assert "quota small of its namespace is used up: needs 500m CPU" in failed["status_message"], failed
     finally:
         kube.kubectl("-n", SPACE, "delete", "resourcequota", "small")
 

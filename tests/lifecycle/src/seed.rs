@@ -65,6 +65,7 @@ async fn one(store: &dyn SessionStore, n: usize, depth: Depth) -> Result<Session
             labels: BTreeMap::from([("purpose".to_owned(), "benchmark".to_owned())]),
             cluster: CLUSTER.parse()?,
             catalog: None,
+            profile: None,
             policy,
         },
         now,

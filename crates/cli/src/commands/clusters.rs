@@ -106,6 +106,23 @@ fn status(cluster: &v1::Cluster) -> String {
     name.trim_start_matches("CLUSTER_STATUS_").to_lowercase()
 }
 
+/// The names of the profiles with their sizes, the default marked.
+fn profiles(cluster: &v1::Cluster) -> String {
+    let profile = |profile: &v1::ClusterProfile| {
+        let default = if profile.default { ", default" } else { "" };
+        format!(
+            "{} ({} CPU, {}{default})",
+            profile.name, profile.cpu, profile.memory
+        )
+    };
+    cluster
+        .profiles
+        .iter()
+        .map(profile)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
 fn show_cluster(output: Output, cluster: &v1::Cluster) {
     // Only platform admins receive the provider.
     let made = cluster.provider.as_ref().map(|by| json::value(by).to_string());
@@ -119,6 +136,7 @@ fn show_cluster(output: Output, cluster: &v1::Cluster) {
                 .to_owned(),
         ),
         ("clients", cluster.client_versions.join(", ")),
+        ("profiles", profiles(cluster)),
         ("organizations", cluster.granted_orgs.join(", ")),
         ("idle policy", cluster.idle_policy.clone()),
         ("wake", cluster.wake.clone()),
@@ -144,12 +162,13 @@ pub(super) async fn list(target: &Target, output: Output) -> Result<()> {
                 output::engine(cluster.engine()),
                 cluster.engine_version.clone(),
                 cluster.client_versions.join(", "),
+                profiles(cluster),
             ]
         })
         .collect();
     output::rows(
         output,
-        &["CLUSTER", "STATUS", "ENGINE", "VERSION", "CLIENTS"],
+        &["CLUSTER", "STATUS", "ENGINE", "VERSION", "CLIENTS", "PROFILES"],
         rows,
         &clusters,
     );

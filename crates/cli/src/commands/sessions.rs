@@ -13,8 +13,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// Total timeout of `create --wait`; longer than any provisioning deadline.
 const CREATE_WAIT_TIMEOUT: Duration = Duration::from_secs(16 * 60);
-/// Timeout of one `DescribeSession` that waits.
-const DESCRIBE_WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Timeout of one `DescribeSession` that waits: a new cause of waiting is shown after
+/// so long at the latest.
+const DESCRIBE_WAIT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time after which the progress is shown again although nothing has changed.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(30);
 /// Maximum number of sessions in one page.
 const MAX_PAGE: usize = 1000;
 
@@ -30,6 +33,7 @@ pub(super) async fn create_session(target: &Target, output: Output, create: Crea
         idle_timeout: create.idle_timeout.map(convert::duration),
         close_after_idle: create.close_after_idle.map(convert::duration),
         max_lifetime: create.max_lifetime.map(convert::duration),
+        profile: create.profile.unwrap_or_default(),
     };
     let created = client::sessions(target)?
         .create_session(request)
@@ -46,22 +50,32 @@ pub(super) async fn create_session(target: &Target, output: Output, create: Crea
 
 pub(super) async fn wait_ready(target: &Target, mut session: v1::Session) -> Result<v1::Session> {
     let begun = Instant::now();
+    let mut shown = (String::new(), begun);
     while session.status() == v1::SessionStatus::Pending {
         if begun.elapsed() > CREATE_WAIT_TIMEOUT {
             bail!("session {} is still pending; see `berth show {0}`", session.id);
         }
-        output::note(&format!(
-            "{}: {} ({} s)",
-            session.id,
-            session.phase,
-            begun.elapsed().as_secs()
-        ));
+        let progress = progress(&session);
+        if shown.0 != progress || shown.1.elapsed() >= PROGRESS_INTERVAL {
+            let seconds = begun.elapsed().as_secs();
+            output::note(&format!("{}: {progress} ({seconds} s)", session.id));
+            shown = (progress, Instant::now());
+        }
         session = describe(target, session.id, Some(DESCRIBE_WAIT_TIMEOUT)).await?;
     }
     if session.status() == v1::SessionStatus::Failed {
         bail!("session {} failed: {}", session.id, session.status_message);
     }
     Ok(session)
+}
+
+/// The phase, and what the session waits for if that is known.
+fn progress(session: &v1::Session) -> String {
+    if session.status_message.is_empty() {
+        session.phase.clone()
+    } else {
+        format!("{}: {}", session.phase, session.status_message)
+    }
 }
 
 pub(super) async fn describe(
@@ -302,6 +316,20 @@ fn relabelled(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn progress_names_what_a_session_waits_for() {
+        let mut session = v1::Session {
+            phase: "provisioning".to_owned(),
+            ..v1::Session::default()
+        };
+        assert_eq!(progress(&session), "provisioning");
+        session.status_message = "no node has room: insufficient cpu".to_owned();
+        assert_eq!(
+            progress(&session),
+            "provisioning: no node has room: insufficient cpu"
+        );
+    }
 
     #[test]
     fn other_labels_stay() {

@@ -81,6 +81,17 @@ impl KubeApi {
         }
     }
 
+    /// Asks whether a pod would be created; nothing is stored.
+    pub(super) async fn try_pod(&self, namespace: &str, pod: &Pod) -> Result<(), Error> {
+        let dry_run = PostParams {
+            dry_run: true,
+            ..PostParams::default()
+        };
+        bounded(self.pods(namespace).create(&dry_run, pod))
+            .await
+            .map(drop)
+    }
+
     /// Deletes a pod, if it is the one with this uid; one that is gone is no error.
     pub(super) async fn delete_pod(
         &self,

@@ -1,10 +1,13 @@
 //! What the definition of a kubernetes cluster must contain.
 
+use super::size::{Size, bytes, milli_cpus};
+use super::template;
 use crate::properties::{
     Problems, check_engine_properties, is_jvm_size, jvm_bytes, must_be_absolute, must_be_for_spark,
 };
 use session_core::cluster::Toleration;
-use session_core::{Cluster, Engine, KubernetesPods, Provider};
+use session_core::{Cluster, Engine, KubernetesPods, ProfileName, Provider};
+use std::collections::BTreeMap;
 
 /// One definition has no more pull secrets, node labels, tolerations or words
 /// of a command.
@@ -14,6 +17,8 @@ const MAX_NAME: usize = 253;
 /// The longest label value and DNS label.
 const MAX_LABEL: usize = 63;
 const MAX_IMAGE: usize = 512;
+/// Each is tried at the API server when the cluster is defined.
+const MAX_PROFILES: usize = 16;
 
 /// Adds every field and property that is wrong.
 pub(crate) fn check_definition(cluster: &Cluster, problems: &mut Problems) {
@@ -29,7 +34,7 @@ pub(crate) fn check_definition(cluster: &Cluster, problems: &mut Problems) {
         problems.add("image", "must be a container image, e.g. registry/sail:0.7.2");
     }
     check_lists(pods, problems);
-    check_size(cluster.engine, pods, problems);
+    check_sizes(cluster.engine, pods, problems);
     let absolute = [("spark_home", &pods.spark_home), ("python", &pods.python)];
     for (field, value) in absolute {
         if let Some(path) = value
@@ -39,14 +44,15 @@ pub(crate) fn check_definition(cluster: &Cluster, problems: &mut Problems) {
         }
     }
     check_engine_properties(cluster.engine, &pods.properties, problems);
+    if let Some(over) = &pods.pod_template {
+        template::check(cluster.engine, pods, over, problems);
+    }
 }
 
 fn check_lists(pods: &KubernetesPods, problems: &mut Problems) {
     for (field, count) in [
         ("command", pods.command.len()),
         ("image_pull_secrets", pods.image_pull_secrets.len()),
-        ("node_selector", pods.node_selector.len()),
-        ("tolerations", pods.tolerations.len()),
     ] {
         if count > MAX_ENTRIES {
             problems.add(field, format!("must not have more than {MAX_ENTRIES} entries"));
@@ -62,43 +68,107 @@ fn check_lists(pods: &KubernetesPods, problems: &mut Problems) {
     if !pods.image_pull_secrets.iter().all(|name| is_object_name(name)) {
         problems.add("image_pull_secrets", "must be names of Secrets");
     }
-    if !pods
-        .node_selector
-        .iter()
-        .all(|(key, value)| is_label_key(key) && is_label_value(value))
-    {
-        problems.add("node_selector", "must be labels of nodes");
+    check_nodes("", &pods.node_selector, &pods.tolerations, problems);
+}
+
+/// Checks on which nodes pods may run; `within` is the beginning of the fields' names.
+fn check_nodes(
+    within: &str,
+    selector: &BTreeMap<String, String>,
+    tolerations: &[Toleration],
+    problems: &mut Problems,
+) {
+    let lists = [
+        ("node_selector", selector.len()),
+        ("tolerations", tolerations.len()),
+    ];
+    for (field, count) in lists {
+        if count > MAX_ENTRIES {
+            let problem = format!("must not have more than {MAX_ENTRIES} entries");
+            problems.add(format!("{within}{field}"), problem);
+        }
+    }
+    let is_label = |(key, value): (&String, &String)| is_label_key(key) && is_label_value(value);
+    if !selector.iter().all(is_label) {
+        problems.add(format!("{within}node_selector"), "must be labels of nodes");
     }
     let is_toleration = |toleration: &Toleration| {
         is_label_key(&toleration.key) && toleration.value.as_deref().is_none_or(is_label_value)
     };
-    if !pods.tolerations.iter().all(is_toleration) {
+    if !tolerations.iter().all(is_toleration) {
         problems.add(
-            "tolerations",
+            format!("{within}tolerations"),
             "must have the key of a taint and, if any, its value",
         );
     }
 }
 
-fn check_size(engine: Engine, pods: &KubernetesPods, problems: &mut Problems) {
-    if milli_cpus(&pods.cpu).is_none_or(|cpus| cpus == 0) {
-        problems.add("cpu", "must be a number of CPUs above 0, e.g. 2 or 500m");
+/// The size of all pods, or the profiles.
+fn check_sizes(engine: Engine, pods: &KubernetesPods, problems: &mut Problems) {
+    if pods.profiles.is_empty() {
+        check_size(engine, "", &Size::of(pods), problems);
+        return;
     }
-    let memory = bytes(&pods.memory).filter(|bytes| *bytes > 0);
+    for (field, value) in [("cpu", &pods.cpu), ("memory", &pods.memory)] {
+        if !value.is_empty() {
+            problems.add(
+                field,
+                "must not be set beside profiles, which have sizes of their own",
+            );
+        }
+    }
+    if pods.profiles.len() > MAX_PROFILES {
+        problems.add("profiles", format!("must not be more than {MAX_PROFILES}"));
+    }
+    if pods.profiles.values().filter(|profile| profile.default).count() != 1 {
+        problems.add("profiles", "exactly one must be the default: default = true");
+    }
+    for (name, profile) in &pods.profiles {
+        let within = format!("profiles.{}.", printable::escape(name));
+        if let Err(invalid) = name.parse::<ProfileName>() {
+            problems.add(
+                format!("profiles.{}", printable::escape(name)),
+                invalid.to_string(),
+            );
+        }
+        check_size(engine, &within, &Size::of_profile(pods, profile), problems);
+        check_nodes(&within, &profile.node_selector, &profile.tolerations, problems);
+    }
+}
+
+/// Checks one size; `within` is the beginning of the names of its fields.
+fn check_size(engine: Engine, within: &str, size: &Size<'_>, problems: &mut Problems) {
+    let field = |name: &str| format!("{within}{name}");
+    if milli_cpus(size.cpu).is_none_or(|cpus| cpus == 0) {
+        problems.add(field("cpu"), "must be a number of CPUs above 0, e.g. 2 or 500m");
+    }
+    let memory = bytes(size.memory).filter(|bytes| *bytes > 0);
     if memory.is_none() {
-        problems.add("memory", "must be a number of bytes above 0, e.g. 2Gi or 512Mi");
+        problems.add(
+            field("memory"),
+            "must be a number of bytes above 0, e.g. 2Gi or 512Mi",
+        );
     }
-    let Some(heap) = &pods.driver_memory else {
+    if size
+        .disk
+        .is_some_and(|disk| bytes(disk).is_none_or(|disk| disk == 0))
+    {
+        problems.add(
+            field("ephemeral_storage"),
+            "must be a number of bytes above 0, e.g. 10Gi",
+        );
+    }
+    let Some(heap) = size.heap else {
         return;
     };
-    if !must_be_for_spark(problems, engine, "driver_memory") {
+    if !must_be_for_spark(problems, engine, &field("driver_memory")) {
         return;
     }
     if !is_jvm_size(heap) {
-        problems.add("driver_memory", "must be a number and m or g, e.g. 2g");
+        problems.add(field("driver_memory"), "must be a number and m or g, e.g. 2g");
     } else if memory.is_some_and(|memory| jvm_bytes(heap).is_some_and(|heap| heap >= memory)) {
         problems.add(
-            "driver_memory",
+            field("driver_memory"),
             "must be less than memory: the JVM needs more than its heap",
         );
     }
@@ -141,57 +211,12 @@ fn is_label_value(value: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 
-/// `2`, `0.5` and `500m` in thousandths of a CPU.
-fn milli_cpus(text: &str) -> Option<u64> {
-    match text.strip_suffix('m') {
-        Some(milli) => whole(milli),
-        None => scaled(text, 1000),
-    }
-}
-
-/// `2Gi`, `1.5G` and `1000000` in bytes.
-fn bytes(text: &str) -> Option<u64> {
-    const UNITS: [(&str, u64); 8] = [
-        ("Ki", 1 << 10),
-        ("Mi", 1 << 20),
-        ("Gi", 1 << 30),
-        ("Ti", 1 << 40),
-        ("k", 1_000),
-        ("M", 1_000_000),
-        ("G", 1_000_000_000),
-        ("T", 1_000_000_000_000),
-    ];
-    match UNITS
-        .iter()
-        .find_map(|(unit, size)| Some((text.strip_suffix(unit)?, *size)))
-    {
-        Some((number, size)) => scaled(number, size),
-        None => whole(text),
-    }
-}
-
-fn whole(text: &str) -> Option<u64> {
-    let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    is_number.then(|| text.parse().ok())?
-}
-
-/// A number with at most three decimal places, times `size`.
-fn scaled(text: &str, size: u64) -> Option<u64> {
-    let (whole_part, decimals) = text.split_once('.').unwrap_or((text, "000"));
-    if decimals.len() > 3 {
-        return None;
-    }
-    let thousandths = whole(&format!("{decimals:0<3}"))?;
-    whole(whole_part)?
-        .checked_mul(size)?
-        .checked_add(thousandths.checked_mul(size)? / 1000)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::kubernetes_cluster;
     use crate::validate_cluster;
+    use session_core::Profile;
     use session_core::cluster::TaintEffect;
 
     fn wrong(engine: Engine, edit: impl FnOnce(&mut KubernetesPods)) -> Vec<String> {
@@ -220,6 +245,7 @@ mod tests {
             pods.spark_home = Some("/opt/spark".into());
             pods.python = Some("/usr/bin/python3".into());
             pods.driver_memory = Some("1g".into());
+            pods.ephemeral_storage = Some("20Gi".into());
         });
         assert_eq!(named, Vec::<String>::new());
     }
@@ -274,39 +300,69 @@ mod tests {
         );
     }
 
+    fn profile(cpu: &str, default: bool) -> Profile {
+        Profile {
+            cpu: cpu.to_owned(),
+            memory: "2Gi".to_owned(),
+            default,
+            ..Profile::default()
+        }
+    }
+
+    #[test]
+    fn profiles_replace_the_size() {
+        let profiles = |pods: &mut KubernetesPods| {
+            pods.cpu = String::new();
+            pods.memory = String::new();
+            pods.profiles = [("large", "8", false), ("small", "1", true)]
+                .map(|(name, cpu, default)| (name.to_owned(), profile(cpu, default)))
+                .into();
+        };
+        assert_eq!(wrong(Engine::Sail, profiles), Vec::<String>::new());
+        let named = wrong(Engine::Sail, |pods| {
+            profiles(pods);
+            pods.cpu = "1".into();
+            pods.profiles.insert("Big one".into(), profile("many", true));
+            let small = pods.profiles.get_mut("small").unwrap();
+            small.memory = "0".into();
+            small.ephemeral_storage = Some("x".into());
+            small.driver_memory = Some("1g".into());
+            small.node_selector = [("a b".to_owned(), "x".to_owned())].into();
+            small.tolerations = vec![Toleration::default()];
+        });
+        assert_eq!(
+            named,
+            [
+                "cpu",
+                "profiles",
+                "profiles.Big one",
+                "profiles.Big one.cpu",
+                "profiles.small.memory",
+                "profiles.small.ephemeral_storage",
+                "profiles.small.driver_memory",
+                "profiles.small.node_selector",
+                "profiles.small.tolerations",
+            ]
+        );
+        // A heap of the cluster must fit each profile.
+        let named = wrong(Engine::Spark, |pods| {
+            profiles(pods);
+            pods.driver_memory = Some("3g".into());
+            pods.profiles.get_mut("large").unwrap().driver_memory = Some("1g".into());
+        });
+        assert_eq!(named, ["profiles.small.driver_memory"]);
+        let none = wrong(Engine::Sail, |pods| {
+            profiles(pods);
+            pods.profiles.get_mut("small").unwrap().default = false;
+        });
+        assert_eq!(none, ["profiles"]);
+    }
+
     #[test]
     fn lists_have_a_limit() {
         let named = wrong(Engine::Sail, |pods| {
             pods.command = vec!["x".into(); MAX_ENTRIES + 1];
         });
         assert_eq!(named, ["command"]);
-    }
-
-    #[test]
-    fn quantities_are_read_as_kubernetes_does() {
-        for (text, milli) in [
-            ("2", Some(2000)),
-            ("500m", Some(500)),
-            ("0.5", Some(500)),
-            ("1.25", Some(1250)),
-            ("", None),
-            (".5", None),
-            ("-1", None),
-            ("1.0001", None),
-            ("1e3", None),
-        ] {
-            assert_eq!(milli_cpus(text), milli, "{text}");
-        }
-        for (text, size) in [
-            ("512Mi", Some(512 << 20)),
-            ("1.5Gi", Some(3 << 29)),
-            ("2G", Some(2_000_000_000)),
-            ("1000", Some(1000)),
-            ("2GB", None),
-            ("Gi", None),
-            ("99999999999Ti", None),
-        ] {
-            assert_eq!(bytes(text), size, "{text}");
-        }
     }
 }

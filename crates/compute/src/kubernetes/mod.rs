@@ -1,9 +1,10 @@
 //! One pod per session generation, in namespaces of one Kubernetes cluster.
 //!
 //! ```text
-//! definition ─ what a cluster says        names, pod ─ the objects made from it
+//! definition, size ─ what a cluster says  names, layout, pod ─ the objects made from it
+//! template ─ merged over the pod          dry_run ─ asks the API server about it
 //! starter ─ one task per start: create, wait, ask the engine
-//! watcher ─ pods and events as they are   reasons ─ what they mean, in words
+//! watcher ─ pods and events as they are   reasons, quota ─ what they mean, in words
 //! works ─ what this manager started       api ─ the calls, bounded in time
 //! ```
 //!
@@ -14,16 +15,21 @@
 
 mod api;
 mod definition;
+mod dry_run;
+mod layout;
 mod names;
 mod pod;
+mod quota;
 mod reasons;
+mod size;
 mod starter;
+mod template;
 mod watcher;
 mod works;
 
 use crate::change_feed::Changes;
 use crate::properties::unfit;
-use crate::{Capabilities, ComputeChanged, ComputeProvider, ComputeSpec, Error, Found};
+use crate::{Capabilities, ComputeChanged, ComputeProvider, ComputeSpec, DefinitionError, Error, Found};
 use api::KubeApi;
 use async_trait::async_trait;
 pub(crate) use definition::check_definition;
@@ -37,6 +43,7 @@ use names::{Owner, pod_name};
 use parking_lot::Mutex;
 use pod::pods_of;
 use reasons::{PodEvent, Verdict, judge};
+use session_core::Cluster;
 use session_core::machine::Observation;
 use starter::Starter;
 use std::collections::BTreeMap;
@@ -191,7 +198,7 @@ impl KubernetesProvider {
         let id = (spec.key.id.clone(), spec.generation);
         if shared.works.lock().released.contains(&spec.key, spec.generation) {
             return Observation::Starting {
-                detail: "its pod is being deleted".to_owned(),
+                cause: "its pod is being deleted".into(),
             };
         }
         let (stage, events) = shared.work(&id).unzip();
@@ -203,7 +210,7 @@ impl KubernetesProvider {
             (Verdict::Leaving(cause), _) => failed(cause, false),
             (_, Some(Stage::Failed { cause, permanent })) => failed(cause, permanent),
             (Verdict::Lost(cause), _) => failed(cause, false),
-            (Verdict::Terminal(_), Some(Stage::Starting { detail })) => Observation::Starting { detail },
+            (Verdict::Terminal(_), Some(Stage::Starting { cause })) => Observation::Starting { cause },
             (Verdict::Terminal(cause), Some(Stage::Ready { .. } | Stage::Queued) | None) => {
                 let metadata = &pod.metadata;
                 let (namespace, name) = (metadata.namespace.as_deref(), metadata.name.as_deref());
@@ -226,13 +233,13 @@ impl KubernetesProvider {
             {
                 Observation::Ready { route }
             }
-            (Verdict::Running(_) | Verdict::Waiting(_), Some(Stage::Starting { detail })) => {
-                Observation::Starting { detail }
+            (Verdict::Running(_) | Verdict::Waiting(_), Some(Stage::Starting { cause })) => {
+                Observation::Starting { cause }
             }
             (Verdict::Running(_) | Verdict::Waiting(_), Some(Stage::Ready { .. } | Stage::Queued) | None) => {
                 self.take_over(spec);
                 Observation::Starting {
-                    detail: format!("{} has not answered yet", spec.cluster.engine),
+                    cause: format!("{} has not answered yet", spec.cluster.engine).into(),
                 }
             }
         }
@@ -243,6 +250,10 @@ impl KubernetesProvider {
 impl ComputeProvider for KubernetesProvider {
     fn capabilities(&self) -> Capabilities {
         Capabilities::default()
+    }
+
+    async fn try_cluster(&self, cluster: &Cluster) -> Result<(), DefinitionError> {
+        self.shared.try_cluster(cluster).await
     }
 
     async fn ensure(&self, spec: &ComputeSpec) -> Result<(), Error> {
@@ -298,9 +309,8 @@ impl ComputeProvider for KubernetesProvider {
         }
         shared.must_watch(&pods.namespace)?;
         let id = (spec.key.id.clone(), spec.generation);
-        let starting = shared.works.lock().starting().count();
         if let Some((stage, _)) = shared.work(&id)
-            && let Some(observation) = stage.without_pod(starting)
+            && let Some(observation) = stage.without_pod()
         {
             return Ok(observation);
         }

@@ -3,6 +3,8 @@
 use session_core::{ClusterName, SessionId, SessionKey};
 use std::collections::BTreeMap;
 
+/// Beginning of all labels and annotations of Berth.
+pub(super) const RESERVED_PREFIX: &str = "berth/";
 /// Label with the installation that made a pod.
 pub const INSTALL_LABEL: &str = "berth/install-id";
 /// Label with the organization of the session.

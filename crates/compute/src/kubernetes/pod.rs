@@ -6,9 +6,14 @@
 //! kubelet wait for the Secret, which can only be made after the pod, because
 //! the pod owns it.
 
+pub(super) use super::layout::{CONTAINER, PORT};
+use super::layout::{HOME, SECRET_DIR, SECRET_VOLUME, SESSION_VOLUME};
 use super::names::{Owner, pod_name};
+use super::size;
+use super::template;
 use crate::ComputeSpec;
 use crate::engine::{EngineStart, Place};
+use crate::user_message;
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, LocalObjectReference,
     Pod, PodSecurityContext, PodSpec, ResourceRequirements, SeccompProfile, Secret as KubeSecret,
@@ -23,16 +28,8 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-/// Port of every engine.
-pub(super) const PORT: u16 = 15002;
-/// Name of the engine's container.
-pub(super) const CONTAINER: &str = "engine";
 /// Key of the Secret with the engine's own token.
 pub(super) const TOKEN_KEY: &str = "token";
-/// Folder of the session, an empty volume.
-const HOME: &str = "/berth";
-/// Folder with the files of the Secret.
-const SECRET_DIR: &str = "/etc/berth-session";
 const CONF_FILE: &str = "spark.properties";
 const SPARK_HOME: &str = "/opt/spark";
 /// Time from SIGTERM to SIGKILL.
@@ -92,7 +89,7 @@ impl Plan {
             cluster: spec.cluster.name.clone(),
             install_id: install_id.to_owned(),
         };
-        let pod = Pod {
+        let mut pod = Pod {
             metadata: ObjectMeta {
                 name: Some(name.clone()),
                 namespace: Some(pods.namespace.clone()),
@@ -108,6 +105,11 @@ impl Plan {
             )),
             status: None,
         };
+        if let Some(over) = &pods.pod_template {
+            let unusable =
+                |error| user_message::cause("the pod template of its cluster cannot be used", error);
+            pod = template::apply(pod, over).map_err(unusable)?;
+        }
         Ok(Self {
             pod,
             secret,
@@ -189,12 +191,16 @@ fn container(
     env: Vec<EnvVar>,
     has_secret: bool,
 ) -> Container {
-    let sizes = BTreeMap::from([
-        ("cpu".to_owned(), Quantity(pods.cpu.clone())),
-        ("memory".to_owned(), Quantity(pods.memory.clone())),
-    ]);
+    let disk = size::disk(pods);
+    let sizes = |disk: String| {
+        BTreeMap::from([
+            ("cpu".to_owned(), Quantity(pods.cpu.clone())),
+            ("memory".to_owned(), Quantity(pods.memory.clone())),
+            ("ephemeral-storage".to_owned(), Quantity(disk)),
+        ])
+    };
     let folder = |path: &Path, sub_path: &str| VolumeMount {
-        name: "session".to_owned(),
+        name: SESSION_VOLUME.to_owned(),
         mount_path: path.to_string_lossy().into_owned(),
         sub_path: Some(sub_path.to_owned()),
         ..VolumeMount::default()
@@ -205,7 +211,7 @@ fn container(
         folder(Path::new("/tmp"), "tmp"),
     ];
     mounts.extend(has_secret.then(|| VolumeMount {
-        name: "secret".to_owned(),
+        name: SECRET_VOLUME.to_owned(),
         mount_path: SECRET_DIR.to_owned(),
         read_only: Some(true),
         ..VolumeMount::default()
@@ -225,8 +231,8 @@ fn container(
             ..ContainerPort::default()
         }]),
         resources: Some(ResourceRequirements {
-            requests: Some(sizes.clone()),
-            limits: Some(sizes),
+            requests: Some(sizes(disk.request)),
+            limits: Some(sizes(disk.limit)),
             ..ResourceRequirements::default()
         }),
         volume_mounts: Some(mounts),
@@ -259,12 +265,12 @@ fn pod_spec(pods: &KubernetesPods, container: Container, name: &str, has_secret:
         toleration_seconds: None,
     };
     let mut volumes = vec![Volume {
-        name: "session".to_owned(),
+        name: SESSION_VOLUME.to_owned(),
         empty_dir: Some(EmptyDirVolumeSource::default()),
         ..Volume::default()
     }];
     volumes.extend(has_secret.then(|| Volume {
-        name: "secret".to_owned(),
+        name: SECRET_VOLUME.to_owned(),
         secret: Some(SecretVolumeSource {
             secret_name: Some(name.to_owned()),
             ..SecretVolumeSource::default()

@@ -4,6 +4,8 @@
 //! The text is for everybody who may see the session and names no address or
 //! path; the detail has the words of Kubernetes.
 
+use super::layout::CONTAINER;
+use super::quota::quota;
 use crate::user_message::cause;
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateTerminated, ContainerStateWaiting, Event, Pod, PodCondition, PodStatus,
@@ -60,14 +62,13 @@ pub(super) fn judge(engine: Engine, pod: &Pod, events: &[PodEvent]) -> Verdict {
         let why = disruption(status).unwrap_or_else(|| cause("its pod is being deleted", ""));
         return Verdict::Leaving(why);
     }
-    let state = status
-        .container_statuses
-        .iter()
-        .flatten()
-        .find_map(|container| container.state.as_ref());
+    let state = engine_state(status);
     let has_failed = status.phase.as_deref() == Some("Failed");
     if has_failed && let Some(why) = disruption(status).or_else(|| node_refusal(status)) {
         return Verdict::Lost(why);
+    }
+    if let Some(verdict) = init_failure(status, has_failed, events) {
+        return verdict;
     }
     match state {
         Some(ContainerState {
@@ -87,6 +88,35 @@ pub(super) fn judge(engine: Engine, pod: &Pod, events: &[PodEvent]) -> Verdict {
         }) => not_started(waiting, events),
         Some(_) | None => not_placed(status, events),
     }
+}
+
+/// The state of the engine's container; a template may add others.
+fn engine_state(status: &PodStatus) -> Option<&ContainerState> {
+    let all = status.container_statuses.iter().flatten();
+    all.filter(|container| container.name == CONTAINER)
+        .find_map(|container| container.state.as_ref())
+}
+
+/// Why an init container of a template keeps the engine from starting.
+fn init_failure(status: &PodStatus, has_failed: bool, events: &[PodEvent]) -> Option<Verdict> {
+    let all = status.init_container_statuses.iter().flatten();
+    let mut states = all.filter_map(|container| Some((&container.name, container.state.as_ref()?)));
+    states.find_map(|(name, state)| match state {
+        ContainerState {
+            terminated: Some(end),
+            ..
+        } if has_failed && end.exit_code != 0 => {
+            let text = format!("the init container {name} exited with code {}", end.exit_code);
+            Some(Verdict::Terminal(cause(text, said(end.message.as_ref()))))
+        }
+        ContainerState {
+            waiting: Some(waiting),
+            ..
+        } if !has_failed && waiting.reason.as_deref() != Some("PodInitializing") => {
+            Some(not_started(waiting, events))
+        }
+        _ => None,
+    })
 }
 
 fn said(message: Option<&String>) -> &str {
@@ -113,6 +143,9 @@ fn disruption(status: &PodStatus) -> Option<Cause> {
             "its pod was preempted by one of higher priority"
         }
         "EvictionByEvictionAPI" => "its pod was evicted: its node is being drained",
+        "TerminationByKubelet" | "Evicted" if is_over_disk_limit(said(message)) => {
+            "its pod was evicted: it wrote more to disk than its ephemeral_storage"
+        }
         "TerminationByKubelet" | "Evicted" => "its pod was evicted: its node is short of resources",
         "DeletionByTaintManager" | "NodeLost" => "its node was lost",
         "DeletionByPodGC" => "its node no longer exists",
@@ -120,6 +153,13 @@ fn disruption(status: &PodStatus) -> Option<Cause> {
         _ => return None,
     };
     Some(cause(text, said(message)))
+}
+
+/// `Pod ephemeral local storage usage exceeds the total limit of containers 10Gi.` and
+/// the same of a container.
+fn is_over_disk_limit(message: &str) -> bool {
+    message.contains("ephemeral local storage") && message.contains("limit")
+        || message.contains("exceeded its local ephemeral storage limit")
 }
 
 /// Why a node did not take a pod that was placed on it.
@@ -158,8 +198,8 @@ fn ended(engine: Engine, pod: &Pod, end: &ContainerStateTerminated) -> Verdict {
 }
 
 fn memory_limit(pod: &Pod) -> String {
-    let container = pod.spec.as_ref().and_then(|spec| spec.containers.first());
-    container
+    let mut all = pod.spec.iter().flat_map(|spec| &spec.containers);
+    all.find(|container| container.name == CONTAINER)
         .and_then(|container| container.resources.as_ref()?.limits.as_ref()?.get("memory"))
         .map_or_else(|| "not set".to_owned(), |limit| limit.0.clone())
 }
@@ -315,7 +355,7 @@ pub(super) fn refusal(error: &kube::Error) -> Refusal {
 
 const ADMISSION: &str = "an admission policy of the Kubernetes cluster rejects its pod";
 
-fn words_of(status: &Status) -> &str {
+pub(super) fn words_of(status: &Status) -> &str {
     if status.message.is_empty() {
         &status.reason
     } else {
@@ -339,32 +379,6 @@ fn forbidden(message: &str) -> (String, bool) {
         return ("Berth may not create pods in its namespace".to_owned(), false);
     };
     (text.to_owned(), true)
-}
-
-/// `exceeded quota: NAME, requested: A=1,B=2, used: A=3,B=4, limited: A=3,B=4`.
-fn quota(message: &str) -> Option<String> {
-    let (_, rest) = message.split_once("exceeded quota: ")?;
-    let (name, rest) = rest.split_once(", requested: ")?;
-    let (requested, rest) = rest.split_once(", used: ")?;
-    let (used, limited) = rest.split_once(", limited: ")?;
-    let value_of = |list: &str, name: &str| {
-        list.split(',').find_map(|pair| {
-            pair.trim()
-                .strip_prefix(name)?
-                .strip_prefix('=')
-                .map(str::to_owned)
-        })
-    };
-    let needs: Vec<String> = requested
-        .split(',')
-        .filter_map(|pair| {
-            let (resource, needed) = pair.trim().split_once('=')?;
-            let used = value_of(used, resource)?;
-            let limit = value_of(limited, resource)?;
-            Some(format!("needs {needed} {resource}, {used} of {limit} used"))
-        })
-        .collect();
-    (!needs.is_empty()).then(|| format!("quota {name} of its namespace is used up: {}", needs.join("; ")))
 }
 
 #[cfg(test)]

@@ -134,7 +134,7 @@ impl Starter {
             // Whether a new one follows is decided by the session's record.
             Verdict::Leaving(why) => return Err(End::failed(why, false)),
             Verdict::Waiting(why) => {
-                self.waiting(&why.text);
+                self.waiting(why);
                 self.create_secret(progress, &uid).await?;
             }
             Verdict::Terminal(why) => {
@@ -252,9 +252,9 @@ impl Starter {
     /// Asks the engine until it is ready, unless its pod stops running first.
     async fn ask(&self, progress: &Progress, uid: &str, ip: IpAddr) -> Result<(), End> {
         let engine = self.spec.cluster.engine;
-        self.waiting(&format!("{engine} is starting"));
+        self.waiting(format!("{engine} is starting").into());
         let Ok(credential) = self.credential().await else {
-            self.waiting("the Secret of its pod cannot be read");
+            self.waiting("the Secret of its pod cannot be read".into());
             return Ok(());
         };
         let target = Target {
@@ -281,7 +281,7 @@ impl Starter {
             probe::until_ready(&target, &question, |why| {
                 let why = user_message::masked(&why, &secrets);
                 tracing::debug!(session = %self.spec.key.id, cause = %why.text, detail = %why.detail, "not ready yet");
-                self.waiting(&format!("{engine} is not ready: {}", why.text));
+                self.waiting(user_message::prefixed(&format!("{engine} is not ready"), why));
             })
             .await
         };
@@ -372,12 +372,16 @@ impl Starter {
         }
     }
 
-    fn waiting(&self, text: &str) {
-        if let Some(work) = self.shared.works.lock().of_run(&self.id(), self.run)
-            && let Stage::Starting { detail } = &mut work.stage
+    /// Reports what the pod waits for, if that changed.
+    fn waiting(&self, why: Cause) {
         {
-            text.clone_into(detail);
+            let mut works = self.shared.works.lock();
+            match works.of_run(&self.id(), self.run).map(|work| &mut work.stage) {
+                Some(Stage::Starting { cause }) if *cause != why => *cause = why,
+                Some(_) | None => return,
+            }
         }
+        self.shared.changes.publish(&self.spec.key, self.spec.generation);
     }
 }
 

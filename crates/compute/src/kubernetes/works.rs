@@ -35,7 +35,7 @@ pub(super) enum Stage {
     Queued,
     /// A starter is at work.
     Starting {
-        detail: String,
+        cause: Cause,
     },
     /// The engine in the pod with this uid answered.
     Ready {
@@ -121,7 +121,7 @@ impl Works {
         let ahead = self.ahead_of(&id, since, now);
         let stage = if max_starting.is_none_or(|max| ahead < max) {
             Stage::Starting {
-                detail: "its pod is being created".to_owned(),
+                cause: "its pod is being created".into(),
             }
         } else {
             Stage::Queued
@@ -280,15 +280,14 @@ impl Works {
 
 impl Stage {
     /// What there is while no pod is known; `None` if only the API server can tell.
-    pub(super) fn without_pod(&self, starting: usize) -> Option<Observation> {
+    pub(super) fn without_pod(&self) -> Option<Observation> {
         match self {
             Self::Queued => Some(Observation::Failed {
-                cause: format!("it waits for its turn: {starting} other pods are starting").into(),
+                // A number here would change with every other pod.
+                cause: "it waits for its turn: other pods are starting".into(),
                 permanent: false,
             }),
-            Self::Starting { detail } => Some(Observation::Starting {
-                detail: detail.clone(),
-            }),
+            Self::Starting { cause } => Some(Observation::Starting { cause: cause.clone() }),
             Self::Failed { cause, permanent } => Some(Observation::Failed {
                 cause: cause.clone(),
                 permanent: *permanent,

@@ -139,9 +139,8 @@ impl EngineTask {
         let available = self.shared.starts.available_permits();
         if available == 0 {
             let starting = self.shared.config.max_starting;
-            self.set_detail(format!(
-                "waiting for its turn: {starting} other engines are starting"
-            ));
+            let text = format!("waiting for its turn: {starting} other engines are starting");
+            self.set_waiting(text.into());
         }
         let permit = tokio::select! {
             biased;
@@ -166,7 +165,7 @@ impl EngineTask {
         let folders = self.shared.folders(&self.spec.key, self.spec.generation);
         let command = EngineCommand::new(&self.spec, &folders, port.number)
             .map_err(|cause| End::failed(cause, true))?;
-        self.set_detail(format!("{} is starting", self.spec.cluster.engine));
+        self.set_waiting(format!("{} is starting", self.spec.cluster.engine).into());
         let child = Supervised::start(&self.shared.config.supervise, &command, &folders)
             .await
             .map_err(|e| self.not_started(&e))?;
@@ -261,7 +260,7 @@ impl EngineTask {
         let probe = probe::until_ready(target, &question, |why| {
             let why = user_message::masked(&why, secrets);
             tracing::debug!(session = %self.spec.key.id, cause = %why.text, detail = %why.detail, "engine not ready");
-            self.set_detail(format!("{engine} is not ready: {}", why.text));
+            self.set_waiting(user_message::prefixed(&format!("{engine} is not ready"), why));
         });
         match probe.await {
             Ok(version) => StartOutcome::Ready(version),
@@ -269,12 +268,17 @@ impl EngineTask {
         }
     }
 
-    fn set_detail(&self, detail: String) {
+    fn set_waiting(&self, cause: Cause) {
+        let mut is_new = false;
         self.edit_stage(|stage| {
-            if let Stage::Starting { detail: old } = stage {
-                *old = detail;
+            if let Stage::Starting { cause: old } = stage {
+                is_new = *old != cause;
+                *old = cause;
             }
         });
+        if is_new {
+            self.shared.changes.publish(&self.spec.key, self.spec.generation);
+        }
     }
 
     fn set_ready(&self, target: &Target, command: &EngineCommand, engine_version: String) {

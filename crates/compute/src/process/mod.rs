@@ -140,7 +140,7 @@ struct Compute {
 
 #[derive(Debug, Clone)]
 enum Stage {
-    Starting { detail: String },
+    Starting { cause: Cause },
     Ready { route: Route },
     Failed { cause: Cause, permanent: bool },
     Stopping,
@@ -247,7 +247,7 @@ impl ComputeProvider for ProcessProvider {
         let stage = match obstacle {
             Some((cause, permanent)) => Stage::Failed { cause, permanent },
             None => Stage::Starting {
-                detail: format!("{} is about to start", spec.cluster.engine),
+                cause: format!("{} is about to start", spec.cluster.engine).into(),
             },
         };
         let starts = stage.has_task();
@@ -278,11 +278,9 @@ impl ComputeProvider for ProcessProvider {
                 .map(|compute| &compute.stage)
             {
                 None => Observation::Missing,
-                Some(Stage::Starting { detail }) => Observation::Starting {
-                    detail: detail.clone(),
-                },
+                Some(Stage::Starting { cause }) => Observation::Starting { cause: cause.clone() },
                 Some(Stage::Stopping) => Observation::Starting {
-                    detail: "it is being stopped".to_owned(),
+                    cause: "it is being stopped".into(),
                 },
                 Some(Stage::Ready { route }) => Observation::Ready { route: route.clone() },
                 Some(Stage::Failed { cause, permanent }) => Observation::Failed {

@@ -165,7 +165,7 @@ impl ComputeProvider for StaticProvider {
                 Some(Release { confirmed: true, .. }) => return Ok(Observation::Missing),
                 Some(Release { confirmed: false, .. }) => {
                     return Ok(Observation::Starting {
-                        detail: "its endpoint is being released".to_owned(),
+                        cause: "its endpoint is being released".into(),
                     });
                 }
                 None => {}
@@ -408,7 +408,7 @@ impl Shared {
                 return;
             }
             let stage = Stage::Starting {
-                detail: "its endpoint is being probed".to_owned(),
+                cause: "its endpoint is being probed".into(),
             };
             state.set_assignment(spec, Some(name.clone()), stage)
         };
@@ -450,12 +450,18 @@ impl Shared {
             }),
         };
         let secrets = target.credential.as_slice();
+        let mut last = None;
         let outcome = probe::until_ready(target, &question, |why| {
             let why = user_message::masked(&why, secrets);
             tracing::debug!(session = %spec.key.id, cause = %why.text, detail = %why.detail, "not ready yet");
-            let mut state = self.state();
-            state.unhealthy.insert(server_name(endpoint), Instant::now());
-            state.write(spec, run, Stage::Starting { detail: why.text });
+            {
+                let mut state = self.state();
+                state.unhealthy.insert(server_name(endpoint), Instant::now());
+                state.write(spec, run, Stage::Starting { cause: why.clone() });
+            }
+            if last.replace(why.clone()) != Some(why) {
+                self.changes.publish(&spec.key, spec.generation);
+            }
         });
         let stage = match outcome.await {
             Ok(engine_version) => {

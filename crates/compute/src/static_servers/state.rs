@@ -40,7 +40,7 @@ pub(super) struct Assignment {
 #[derive(Debug, Clone)]
 pub(super) enum Stage {
     Starting {
-        detail: String,
+        cause: Cause,
     },
     Ready {
         route: Route,
@@ -54,9 +54,7 @@ pub(super) enum Stage {
 impl Stage {
     pub(super) fn observation(&self) -> Observation {
         match self {
-            Self::Starting { detail } => Observation::Starting {
-                detail: detail.clone(),
-            },
+            Self::Starting { cause } => Observation::Starting { cause: cause.clone() },
             Self::Ready { route } => Observation::Ready { route: route.clone() },
             Self::Failed { cause } => Observation::Failed {
                 cause: cause.clone(),

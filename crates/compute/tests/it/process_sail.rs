@@ -246,10 +246,10 @@ async fn a_wrong_catalog_fails_with_its_cause() {
     );
 
     // It can recover, so the session waits; the detail has the cause.
-    let told = |o: &Observation| matches!(o, Observation::Starting { detail } if detail.contains("catalog lake cannot be used"));
+    let told = |o: &Observation| matches!(o, Observation::Starting { cause } if cause.text.contains("catalog lake cannot be used"));
     let seen = until(&provider, &unreachable, told).await;
     assert!(
-        !matches!(&seen, Observation::Starting { detail } if detail.contains("127.0.0.1")),
+        !matches!(&seen, Observation::Starting { cause } if cause.text.contains("127.0.0.1")),
         "{seen:?}"
     );
     provider.shutdown().await;

@@ -119,7 +119,7 @@ async fn wrong_catalogs_have_different_errors() {
     );
     no_database.catalog = Some(derby);
     provider.ensure(&no_database).await.unwrap();
-    let told = |o: &Observation| matches!(o, Observation::Starting { detail } if detail.contains("catalog demo cannot be used"));
+    let told = |o: &Observation| matches!(o, Observation::Starting { cause } if cause.text.contains("catalog demo cannot be used"));
     until(&provider, &no_database, told).await;
     provider.shutdown().await;
     assert!(Running::below(dir.path()).is_none());

@@ -188,7 +188,7 @@ async fn unhealthy_endpoints_are_taken_last_and_forbidden_ones_never() {
     let unlucky = session(&cluster, 1);
     provider.ensure(&unlucky).await.unwrap();
     let told =
-        |o: &Observation| matches!(o, Observation::Starting { detail } if detail == "it does not answer");
+        |o: &Observation| matches!(o, Observation::Starting { cause } if cause.text == "it does not answer");
     until(&provider, &unlucky, told).await;
     provider.release(&unlucky).await.unwrap();
     let spec = session(&cluster, 2);
@@ -281,7 +281,7 @@ async fn tls_is_verified_against_the_endpoint_s_name() {
     let wrong = session(&name("other.example.org"), 1);
     provider.ensure(&wrong).await.unwrap();
     let told =
-        |o: &Observation| matches!(o, Observation::Starting { detail } if detail.contains("certificate"));
+        |o: &Observation| matches!(o, Observation::Starting { cause } if cause.text.contains("certificate"));
     until(&provider, &wrong, told).await;
     provider.release(&wrong).await.unwrap();
 

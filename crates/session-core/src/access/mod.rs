@@ -117,6 +117,7 @@ mod tests {
             labels: std::collections::BTreeMap::default(),
             cluster: "c".parse().unwrap(),
             catalog: None,
+            profile: None,
             policy,
         };
         create(new, Timestamp::ZERO).session

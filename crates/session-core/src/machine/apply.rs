@@ -28,6 +28,7 @@ pub fn create(new: NewSession, now: Timestamp) -> Transition {
         labels: new.labels,
         cluster: new.cluster,
         catalog: new.catalog,
+        profile: new.profile,
         policy: new.policy,
         reason: ChangeReason::Created,
         status_message: String::new(),
@@ -48,6 +49,7 @@ pub fn create(new: NewSession, now: Timestamp) -> Transition {
         warm_since: None,
         warm_before: Duration::ZERO,
         failed_wakes: 0,
+        waiting: None,
     };
     Transition {
         record: record_of(None, &session, actor, now),

@@ -6,7 +6,7 @@ use crate::policy::IdlePolicy;
 use crate::principal::Actor;
 use crate::reason::ChangeReason;
 use crate::route::Route;
-use crate::session::{EventRecord, Making, Session, State, Status};
+use crate::session::{EventRecord, LastWaiting, Making, Session, State, Status};
 use crate::time::Timestamp;
 use std::time::Duration;
 
@@ -55,6 +55,9 @@ impl<'a> Change<'a> {
 
     fn done(mut self, reason: ChangeReason, cause: Cause, effects: Vec<Effect>) -> Transition {
         self.next.reason = reason;
+        self.next
+            .waiting
+            .take_if(|_| self.next.state.status() != Status::Pending);
         self.count_warm();
         let mut detail = cause.detail;
         let excess = detail.len().saturating_sub(Cause::DETAIL_BYTES);
@@ -109,12 +112,23 @@ impl<'a> Change<'a> {
         self.done(reason, Cause::default(), Vec::new())
     }
 
+    /// Records what pending compute waits for.
+    pub(super) fn wait_for(mut self, cause: Cause) -> Transition {
+        let count = self.next.waiting.map_or(0, |last| last.count);
+        self.next.waiting = Some(LastWaiting {
+            at: self.now,
+            count: count.saturating_add(1),
+        });
+        self.done(ChangeReason::ComputeWaiting, cause, Vec::new())
+    }
+
     /// Starts the creation of compute for `next.generation`.
     pub(super) fn create_compute(mut self, making: Making, reason: ChangeReason, cause: Cause) -> Transition {
         let generation = self.next.generation;
         let deadline = self.now.after(self.next.policy.provisioning_deadline);
         self.next.state = State::Pending { making, deadline };
         self.next.idle_since = None;
+        self.next.waiting = None;
         let mut effects = vec![Effect::Ensure { generation }];
         if generation > 1 {
             effects.push(Effect::Release {

@@ -11,12 +11,14 @@ mod apply;
 mod change;
 mod due;
 mod step;
+mod waiting;
 
 pub use apply::{apply, create};
 pub use due::next_due;
 pub use step::step;
+pub use waiting::WAITING_INTERVAL;
 
-use crate::id::{CatalogName, ClusterName, OrgId, SessionId, TokenId};
+use crate::id::{CatalogName, ClusterName, OrgId, ProfileName, SessionId, TokenId};
 use crate::policy::SessionPolicy;
 use crate::principal::PrincipalId;
 use crate::reason::ChangeReason;
@@ -94,8 +96,8 @@ pub enum Observation {
     Missing,
     /// It exists and is not ready yet.
     Starting {
-        /// What it waits for, as a text for all who may see the session.
-        detail: String,
+        /// What it waits for.
+        cause: Cause,
     },
     /// It answered the readiness probe.
     Ready {
@@ -187,6 +189,7 @@ impl Transition {
             ChangeReason::IdleTimeout | ChangeReason::IdleReleased | ChangeReason::IdleClose => true,
             ChangeReason::Created
             | ChangeReason::ComputeReady
+            | ChangeReason::ComputeWaiting
             | ChangeReason::ProvisioningTimeout
             | ChangeReason::ProvisioningFailed
             | ChangeReason::Activity
@@ -262,6 +265,8 @@ pub struct NewSession {
     pub cluster: ClusterName,
     /// The default catalog.
     pub catalog: Option<CatalogName>,
+    /// The profile of its compute.
+    pub profile: Option<ProfileName>,
     /// The resolved policy.
     pub policy: SessionPolicy,
 }

@@ -3,6 +3,7 @@
 
 use super::change::Change;
 use super::due::next_due;
+use super::waiting::Waiting;
 use super::{Cause, Effect, MAX_RECHECK, Observation, RECHECK, Step, Transition};
 use crate::activity::Activity;
 use crate::principal::Actor;
@@ -68,7 +69,10 @@ fn decide(
                 Some(change().creation_failed(*making, timeout_cause(session, observation), false))
             }
             Some(Observation::Missing | Observation::Failed { .. } | Observation::Starting { .. }) | None => {
-                None
+                match Waiting::decide(session, observation, now) {
+                    Waiting::Now(cause) => Some(change().wait_for(cause)),
+                    Waiting::Later(_) | Waiting::Recorded => None,
+                }
             }
         },
         State::Active { .. } => match (lost, activity) {
@@ -126,10 +130,15 @@ fn unfinished(
         | State::Closed
         | State::Failed => Vec::new(),
     };
+    let record_at = match Waiting::decide(session, observation, now) {
+        Waiting::Later(at) => Some(at),
+        Waiting::Now(_) | Waiting::Recorded => None,
+    };
+    let due = next_due(session, activity, now);
     Step {
         transition: None,
         effects,
-        due: next_due(session, activity, now),
+        due: due.map(|due| record_at.map_or(due, |at| at.min(due))),
     }
 }
 
@@ -144,16 +153,13 @@ fn lost_cause(observation: Option<&Observation>) -> Option<Cause> {
 fn timeout_cause(session: &Session, observation: Option<&Observation>) -> Cause {
     let allowed = session.policy.provisioning_deadline.as_secs();
     let last = match observation {
-        Some(Observation::Starting { detail }) => detail.as_str(),
-        Some(Observation::Failed { cause, .. }) => cause.text.as_str(),
+        Some(Observation::Starting { cause } | Observation::Failed { cause, .. }) => cause.text.as_str(),
         Some(Observation::Missing) => "it could not be started",
         Some(Observation::Ready { .. }) | None => "its state is unknown",
     };
     let detail = match observation {
-        Some(Observation::Failed { cause, .. }) => cause.detail.clone(),
-        Some(Observation::Starting { .. } | Observation::Ready { .. } | Observation::Missing) | None => {
-            String::new()
-        }
+        Some(Observation::Starting { cause } | Observation::Failed { cause, .. }) => cause.detail.clone(),
+        Some(Observation::Ready { .. } | Observation::Missing) | None => String::new(),
     };
     Cause {
         text: format!("compute was not ready within {allowed} s: {last}"),

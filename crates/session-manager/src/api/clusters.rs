@@ -3,6 +3,7 @@
 
 use super::Api;
 use crate::caller::AuthenticatedCaller;
+use compute::DefinitionError;
 use session_core::access;
 use session_core::machine::Event;
 use session_core::{
@@ -12,10 +13,13 @@ use session_proto::convert::{self, parse};
 use session_proto::error::Refused;
 use session_proto::v1::{self, cluster_service_server::ClusterService};
 use std::sync::Arc;
+use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 /// Sessions that one read returns when all of a cluster are closed.
 const CLOSE_PAGE: usize = 256;
+/// Time after which a definition that could not be tried may be sent again.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// Serves `berth.v1.ClusterService`.
 #[derive(Debug, Clone)]
@@ -46,6 +50,7 @@ impl ClusterService for Clusters {
             }
         };
         let cluster = Cluster { status, ..cluster };
+        self.try_cluster(&cluster).await?;
         let cluster = match self
             .api
             .definitions
@@ -128,6 +133,9 @@ impl ClusterService for Clusters {
             }
             (old, _) => old,
         };
+        if cluster.provider != old.provider || status != old.status {
+            self.try_cluster(&cluster).await?;
+        }
         let cluster = self
             .api
             .definitions
@@ -223,6 +231,19 @@ impl Clusters {
             .check_cluster(&cluster)
             .map_err(|problem| Refused::field("cluster", problem))?;
         Ok((cluster, wanted))
+    }
+
+    /// Asks the platform of a valid definition whether it would create its compute.
+    async fn try_cluster(&self, cluster: &Cluster) -> Result<(), Refused> {
+        let tried = self.api.computes.try_cluster(cluster).await;
+        tried.map_err(|error| match error {
+            DefinitionError::Rejected(words) => Refused::field("cluster", words),
+            DefinitionError::Unavailable(why) => Refused::new(
+                Reason::BackendUnavailable,
+                format!("The cluster was not stored, because its definition cannot be tried: {why}."),
+            )
+            .retry_after(RETRY_DELAY),
+        })
     }
 
     async fn find(&self, who: &Principal, name: &str) -> Result<Cluster, Refused> {

@@ -3,7 +3,9 @@
 
 use super::Api;
 use session_core::access;
-use session_core::{Catalog, CatalogName, Cluster, ClusterName, ClusterStatus, Principal, Reason};
+use session_core::{
+    Catalog, CatalogName, Cluster, ClusterName, ClusterStatus, Principal, ProfileName, Reason,
+};
 use session_proto::convert::parse;
 use session_proto::error::Refused;
 
@@ -77,6 +79,15 @@ pub(super) fn cluster_name(text: &str) -> Result<ClusterName, Refused> {
         ));
     }
     parse("cluster", text)
+}
+
+/// The profile of a new session on the cluster; the cluster's default for an empty
+/// name.
+pub(super) fn profile_for(cluster: &Cluster, name: &str) -> Result<Option<ProfileName>, Refused> {
+    let name = Some(name).filter(|name| !name.is_empty());
+    cluster
+        .choose_profile(name)
+        .map_err(|unknown| Refused::field("profile", unknown))
 }
 
 /// Checks that the cluster can use the catalog, by their definitions.

@@ -291,6 +291,7 @@ impl Sessions {
         }
         let cluster = self.api.authorize_cluster(who, &named, loaded.cluster)?;
         let catalog = self.api.catalog_for(who, &request.catalog, &cluster).await?;
+        let profile = placement::profile_for(&cluster, &request.profile)?;
         let mut change = machine::create(
             NewSession {
                 id: SessionId::generate(loaded.now, rand::random()),
@@ -302,6 +303,7 @@ impl Sessions {
                 labels: checked_labels(request.labels, &loaded.limits)?,
                 cluster: cluster.name.clone(),
                 catalog: catalog.as_ref().map(|catalog| catalog.name.clone()),
+                profile,
             },
             loaded.now,
         );
@@ -444,7 +446,9 @@ fn fingerprint(request: &v1::CreateSessionRequest) -> String {
         seconds(&request.close_after_idle),
         seconds(&request.max_lifetime),
     );
-    let json = serde_json::to_vec(&all).unwrap_or_default();
+    let mut json = serde_json::to_vec(&all).unwrap_or_default();
+    // Without a profile the fingerprint is that of earlier versions.
+    json.extend_from_slice(request.profile.as_bytes());
     hex::encode(Sha256::digest(json))
 }
 
@@ -574,6 +578,11 @@ mod tests {
             ..labels(1, 1)
         };
         assert_eq!(small, fingerprint(&again));
+        let sized = v1::CreateSessionRequest {
+            profile: "large".to_owned(),
+            ..labels(1, 1)
+        };
+        assert_ne!(small, fingerprint(&sized));
     }
 
     #[test]

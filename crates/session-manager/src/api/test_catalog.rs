@@ -58,7 +58,7 @@ pub(super) async fn run(
             id: SessionId::generate(now, rand::random()),
         },
         generation: 1,
-        cluster,
+        cluster: cluster.with_profile(None).unwrap_or(cluster),
         catalog: Some(catalog),
     };
     let computes = api.computes.clone();
@@ -184,7 +184,7 @@ async fn ready(computes: &Providers, spec: &ComputeSpec) -> Result<String, Failu
                 cause,
                 permanent: false,
             }) => cause,
-            Ok(Observation::Starting { detail }) => detail.into(),
+            Ok(Observation::Starting { cause }) => cause,
             Ok(Observation::Missing) => "it is not started yet".into(),
             Err(compute::Error::NotLeader(why)) => return Err(Failure::NotLeader(why)),
             Err(error) => error.to_string().into(),

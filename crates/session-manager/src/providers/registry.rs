@@ -4,7 +4,8 @@ use async_trait::async_trait;
 use compute::address::AddressError;
 use compute::connector::Target;
 use compute::{
-    ComputeChanged, ComputeProvider, ComputeSpec, Found, Placements, ProviderRegistry, SharedCompute,
+    ComputeChanged, ComputeProvider, ComputeSpec, DefinitionError, Found, Placements, ProviderRegistry,
+    SharedCompute,
 };
 use futures::stream::BoxStream;
 use service_kit::host;
@@ -95,6 +96,21 @@ impl Providers {
     pub(crate) fn dies_with_manager(&self, cluster: &Cluster) -> bool {
         let provider = self.providers.of(cluster);
         provider.is_ok_and(|provider| provider.capabilities().dies_with_manager)
+    }
+
+    /// Asks the platform of a cluster whether it would create its compute.
+    ///
+    /// # Errors
+    /// Why the cluster cannot be defined.
+    pub(crate) async fn try_cluster(&self, cluster: &Cluster) -> Result<(), DefinitionError> {
+        let unavailable = |error: compute::Error| DefinitionError::Unavailable(error.to_string());
+        let provider = self.providers.of(cluster).map_err(unavailable)?;
+        tokio::time::timeout(REQUEST_TIMEOUT, provider.try_cluster(cluster))
+            .await
+            .unwrap_or_else(|_| {
+                let text = "the provider did not answer in time".to_owned();
+                Err(DefinitionError::Unavailable(text))
+            })
     }
 
     pub(crate) async fn ensure(&self, spec: &ComputeSpec) -> Result<(), compute::Error> {

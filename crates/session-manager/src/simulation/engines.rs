@@ -52,6 +52,9 @@ async fn live(world: Arc<World>, key: SessionKey, generation: u64, made: usize) 
         return;
     }
     if luck == 1 {
+        if exists() {
+            world.sim.waits(&key, generation, "a node is being added");
+        }
         tokio::time::sleep(world.between(1000, 20_000)).await;
     }
     if !exists() {

@@ -35,6 +35,7 @@ contract! {
         created_sessions_are_read_back,
         a_commit_needs_the_version_before,
         one_of_two_concurrent_commits_wins,
+        profile_and_waiting_cause_are_kept,
         history_keeps_the_last_fifty_in_order,
         live_quota_of_an_owner_is_exact,
         live_quota_of_an_organization_is_exact,

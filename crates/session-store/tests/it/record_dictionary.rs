@@ -130,6 +130,7 @@ impl Life {
             labels,
             cluster: self.pick(&["local", "spark", "sail", "main"]).parse().unwrap(),
             catalog,
+            profile: None,
             policy,
         };
         let created = machine::create(new, now);

@@ -49,7 +49,8 @@ fn the_pod_of_a_sail_session_is_this() {
                         {"name": "TMPDIR", "value": "/berth/tmp"},
                     ],
                     "resources": {
-                        "requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"cpu": "1", "memory": "2Gi"},
+                        "requests": {"cpu": "1", "memory": "2Gi", "ephemeral-storage": "512Mi"},
+                        "limits": {"cpu": "1", "memory": "2Gi", "ephemeral-storage": "10Gi"},
                     },
                     "securityContext": {
                         "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,

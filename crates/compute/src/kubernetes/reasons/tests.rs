@@ -329,7 +329,7 @@ fn what_the_api_server_refuses() {
             403,
             "pods \"s-g1\" is forbidden: exceeded quota: compute, requested: limits.cpu=4,pods=1, used: limits.cpu=5,pods=3, limited: limits.cpu=8,pods=3",
             false,
-            "quota compute of its namespace is used up: needs 4 limits.cpu, 5 of 8 used; needs 1 pods, 3 of 3 used",
+            "quota compute of its namespace is used up: needs 4 CPU, 3 of 8 left; needs 1 pods, 0 of 3 left",
         ),
         (
             403,

@@ -15,7 +15,7 @@ async fn a_quota_is_explained_and_tried_again() {
     let (cause, permanent) = until_failed_with(&provider, &spec).await;
     assert_eq!(
         cause.text,
-        "quota compute of its namespace is used up: needs 4 limits.cpu, 5 of 8 used"
+        "quota compute of its namespace is used up: needs 4 CPU, 3 of 8 left"
     );
     assert_eq!((cause.detail.as_str(), permanent), (words, false));
     let begun = std::time::Instant::now();

@@ -179,7 +179,7 @@ async fn limits_hold_and_the_queue_moves_on() {
     let (cause, permanent) = until_failed_with(&provider, &specs[1]).await;
     assert_eq!(
         (cause.text.as_str(), permanent),
-        ("it waits for its turn: 1 other pods are starting", false)
+        ("it waits for its turn: other pods are starting", false)
     );
     until_pod(&fake, &specs[0]).await;
     let _engine = FakeEngine::start(ip).await;

@@ -1,7 +1,9 @@
 //! The kubernetes provider with an API server and an engine in memory.
 
+mod definitions;
 mod failures;
 mod life;
+mod waiting;
 
 use crate::support::fake_engine::FakeEngine;
 use crate::support::fake_kube::FakeKube;
@@ -104,7 +106,7 @@ pub(crate) async fn until_starting(provider: &KubernetesProvider, spec: &Compute
     until(
         provider,
         spec,
-        |seen| matches!(seen, Observation::Starting { detail } if detail == text),
+        |seen| matches!(seen, Observation::Starting { cause } if cause.text == text),
     )
     .await;
 }

@@ -40,6 +40,8 @@ struct State {
     faults: VecDeque<(String, u16, String)>,
     away: bool,
     writes: Vec<String>,
+    /// Objects that were created by a dry run only.
+    dry_runs: Vec<Value>,
     log: String,
 }
 
@@ -100,6 +102,11 @@ impl FakeKube {
     /// All requests that changed something, such as `POST pods`.
     pub(crate) fn writes(&self) -> Vec<String> {
         self.state.lock().unwrap().writes.clone()
+    }
+
+    /// The objects of all dry runs that succeeded.
+    pub(crate) fn dry_runs(&self) -> Vec<Value> {
+        self.state.lock().unwrap().dry_runs.clone()
     }
 
     pub(crate) fn names(&self, kind: &str) -> Vec<String> {
@@ -170,6 +177,7 @@ impl FakeKube {
 
     fn answer(&self, asked: Asked) -> Reply {
         let what = format!("{} {}", asked.method, asked.kind);
+        let is_dry_run = asked.query.get("dryRun").is_some_and(|dry_run| dry_run == "All");
         {
             let mut state = self.state.lock().unwrap();
             if state.away {
@@ -178,6 +186,10 @@ impl FakeKube {
             if state.faults.front().is_some_and(|(of, ..)| *of == what) {
                 let (_, code, message) = state.faults.pop_front().unwrap();
                 return failure(code, &message);
+            }
+            if is_dry_run {
+                state.dry_runs.push(asked.body.clone());
+                return done(201, &asked.body);
             }
             if matches!(asked.method, Method::POST | Method::DELETE) {
                 state.writes.push(what);

@@ -144,7 +144,7 @@ impl Reconciler {
         match self.bindings.any_left(&session.key(), session.generation).await {
             Ok(false) => Some(observed),
             Ok(true) => Some(Observation::Starting {
-                detail: "its Spark sessions are being released".to_owned(),
+                cause: "its Spark sessions are being released".into(),
             }),
             Err(error) => {
                 tracing::warn!(session = %session.id, %error, "reading Spark session bindings failed");
@@ -205,6 +205,14 @@ impl Reconciler {
                 catalog => catalog,
             },
         };
+        if let Err(unknown) = cluster.with_profile(session.profile.as_ref()) {
+            let name = session
+                .profile
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            return Ok(Err(format!("the profile {name} no longer exists: it {unknown}")));
+        }
         Ok(Ok(ComputeSpec {
             catalog,
             ..bare_spec_on(cluster, session, generation)
@@ -229,12 +237,15 @@ async fn with_status<T>(
     outcome
 }
 
-/// A specification without catalog, which suffices to observe and release compute.
+/// A specification without catalog, which suffices to observe and release compute. That
+/// needs no size, so a profile that no longer exists does not matter.
 fn bare_spec_on(cluster: &Cluster, session: &Session, generation: u64) -> ComputeSpec {
     ComputeSpec {
         key: session.key(),
         generation,
-        cluster: cluster.clone(),
+        cluster: cluster
+            .with_profile(session.profile.as_ref())
+            .unwrap_or_else(|_| cluster.clone()),
         catalog: None,
     }
 }

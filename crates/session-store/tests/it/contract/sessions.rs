@@ -1,8 +1,12 @@
 //! Create, read and change a session; quotas; repeated requests.
 
-use crate::common::{Draft, Store, close, commit, nobody, org, plenty, principal, request, revoke, touch};
+use crate::common::{
+    Draft, Store, activate, close, commit, commit_of_step, nobody, org, plenty, principal, request, revoke,
+    touch,
+};
 use futures::future::join_all;
-use session_core::{Activity, Limits, Quota, Session};
+use session_core::machine::{Cause, Observation};
+use session_core::{Activity, ChangeReason, Limits, Quota, Session};
 use session_store::{Create, Created, Error, MAX_HISTORY};
 use std::time::Duration;
 
@@ -59,6 +63,32 @@ pub(crate) async fn one_of_two_concurrent_commits_wins(store: Store) {
         };
         assert_eq!(store.get(&session.key()).await.unwrap(), Some(session.clone()));
     }
+}
+
+pub(crate) async fn profile_and_waiting_cause_are_kept(store: Store) {
+    let mut create = Draft::default().create();
+    create.session.profile = Some("large".parse().unwrap());
+    let session = store.create(create).await.unwrap().session;
+    let waits = Observation::Starting {
+        cause: Cause {
+            text: "no node has room: insufficient cpu".to_owned(),
+            detail: "0/1 nodes are available: 1 Insufficient cpu.".to_owned(),
+        },
+    };
+    let later = session.created_at.after(Duration::from_secs(2));
+    let recorded = commit_of_step(&session, &waits, Activity::Unknown, later);
+    let waiting = commit(&store, recorded).await;
+    assert_eq!(store.get(&session.key()).await.unwrap(), Some(waiting.clone()));
+    assert_eq!(
+        waiting.waiting.map(|last| (last.at, last.count)),
+        Some((later, 1))
+    );
+    let reasons: Vec<_> = store.events(&session.key()).await.unwrap();
+    let reasons: Vec<_> = reasons.iter().map(|event| event.reason).collect();
+    assert_eq!(reasons, [ChangeReason::Created, ChangeReason::ComputeWaiting]);
+    let active = commit(&store, activate(&waiting)).await;
+    assert_eq!((active.status_message.as_str(), active.waiting), ("", None));
+    assert_eq!(active.profile, session.profile);
 }
 
 pub(crate) async fn history_keeps_the_last_fifty_in_order(store: Store) {
