@@ -161,6 +161,14 @@ pub struct KubernetesPods {
     /// Heap of a Spark driver, e.g. `1g`; must leave room within `memory`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub driver_memory: Option<String>,
+    /// Pods that are kept ready without a session, in each of the cluster's pools;
+    /// 0 means none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub warm_pods: u32,
+    /// Default catalogs, as `org/catalog`, for whose sessions pods are kept ready,
+    /// one pool each; empty means one pool for sessions without a default catalog.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warm_catalogs: Vec<String>,
 }
 
 /// A taint that pods accept.
@@ -206,6 +214,10 @@ impl TaintEffect {
     clippy::trivially_copy_pass_by_ref,
     reason = "serde's skip_serializing_if passes a reference"
 )]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
 fn is_false(value: &bool) -> bool {
     !*value
 }

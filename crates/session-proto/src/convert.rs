@@ -302,6 +302,9 @@ fn kubernetes(pods: &KubernetesPods) -> v1::KubernetesProvider {
         spark_home: pods.spark_home.clone().unwrap_or_default(),
         python: pods.python.clone().unwrap_or_default(),
         driver_memory: pods.driver_memory.clone().unwrap_or_default(),
+        warm_pods: pods.warm_pods,
+        warm_catalogs: pods.warm_catalogs.clone(),
+        warm_pools: Vec::new(),
     }
 }
 
@@ -344,6 +347,8 @@ fn from_kubernetes(spec: v1::KubernetesProvider) -> Result<KubernetesPods, Refus
         spark_home: non_empty(spec.spark_home),
         python: non_empty(spec.python),
         driver_memory: non_empty(spec.driver_memory),
+        warm_pods: spec.warm_pods,
+        warm_catalogs: spec.warm_catalogs,
     })
 }
 
@@ -556,6 +561,8 @@ mod tests {
             spark_home: Some("/opt/spark".into()),
             python: Some("/usr/bin/python3".into()),
             driver_memory: Some("1g".into()),
+            warm_pods: 3,
+            warm_catalogs: vec!["acme/lake".into()],
         }
     }
 

@@ -4,7 +4,7 @@ use crate::properties::{
     Problems, check_engine_properties, is_jvm_size, jvm_bytes, must_be_absolute, must_be_for_spark,
 };
 use session_core::cluster::Toleration;
-use session_core::{Cluster, Engine, KubernetesPods, Provider};
+use session_core::{CatalogName, Cluster, Engine, KubernetesPods, OrgId, Provider};
 
 /// One definition has no more pull secrets, node labels, tolerations or words
 /// of a command.
@@ -14,6 +14,8 @@ const MAX_NAME: usize = 253;
 /// The longest label value and DNS label.
 const MAX_LABEL: usize = 63;
 const MAX_IMAGE: usize = 512;
+/// One pool has no more pods.
+const MAX_WARM_PODS: u32 = 1000;
 
 /// Adds every field and property that is wrong.
 pub(crate) fn check_definition(cluster: &Cluster, problems: &mut Problems) {
@@ -39,6 +41,25 @@ pub(crate) fn check_definition(cluster: &Cluster, problems: &mut Problems) {
         }
     }
     check_engine_properties(cluster.engine, &pods.properties, problems);
+    check_warm(pods, problems);
+}
+
+fn check_warm(pods: &KubernetesPods, problems: &mut Problems) {
+    if pods.warm_pods > MAX_WARM_PODS {
+        problems.add("warm_pods", format!("must not be more than {MAX_WARM_PODS}"));
+    }
+    if pods.warm_catalogs.len() > MAX_ENTRIES {
+        problems.add("warm_catalogs", format!("must not have more than {MAX_ENTRIES} entries"));
+    }
+    let is_catalog = |text: &String| {
+        text.split_once('/')
+            .is_some_and(|(org, name)| org.parse::<OrgId>().is_ok() && name.parse::<CatalogName>().is_ok())
+    };
+    if !pods.warm_catalogs.iter().all(is_catalog) {
+        problems.add("warm_catalogs", "must be catalogs, as org/catalog");
+    } else if pods.warm_pods == 0 && !pods.warm_catalogs.is_empty() {
+        problems.add("warm_catalogs", "needs warm_pods");
+    }
 }
 
 fn check_lists(pods: &KubernetesPods, problems: &mut Problems) {
@@ -220,6 +241,8 @@ mod tests {
             pods.spark_home = Some("/opt/spark".into());
             pods.python = Some("/usr/bin/python3".into());
             pods.driver_memory = Some("1g".into());
+            pods.warm_pods = 2;
+            pods.warm_catalogs = vec!["acme/lake".into()];
         });
         assert_eq!(named, Vec::<String>::new());
     }
@@ -272,6 +295,17 @@ mod tests {
             wrong(Engine::Spark, |pods| pods.driver_memory = Some("2gb".into())),
             ["driver_memory"]
         );
+    }
+
+    #[test]
+    fn pools_have_a_limit_and_name_catalogs() {
+        let named = wrong(Engine::Sail, |pods| {
+            pods.warm_pods = MAX_WARM_PODS + 1;
+            pods.warm_catalogs = vec!["lake".into()];
+        });
+        assert_eq!(named, ["warm_pods", "warm_catalogs"]);
+        let named = wrong(Engine::Sail, |pods| pods.warm_catalogs = vec!["acme/lake".into()]);
+        assert_eq!(named, ["warm_catalogs"]);
     }
 
     #[test]

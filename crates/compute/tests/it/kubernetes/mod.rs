@@ -2,6 +2,7 @@
 
 mod failures;
 mod life;
+mod pools;
 
 use crate::support::fake_engine::FakeEngine;
 use crate::support::fake_kube::FakeKube;

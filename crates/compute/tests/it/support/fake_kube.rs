@@ -27,6 +27,8 @@ pub(crate) struct FakeKube {
     state: Arc<Mutex<State>>,
     /// Resource version, and how often all watches were cut.
     changes: watch::Sender<(u64, u64)>,
+    /// Held by requests whose conditions must hold until their write.
+    patches: Arc<Mutex<()>>,
 }
 
 #[derive(Default)]
@@ -59,6 +61,7 @@ impl FakeKube {
         Self {
             state: Arc::default(),
             changes: watch::Sender::new((0, 0)),
+            patches: Arc::default(),
         }
     }
 
@@ -131,6 +134,18 @@ impl FakeKube {
         self.write(("pods".to_owned(), namespace, name.to_owned()), Some(pod));
     }
 
+    /// Gives a pod its first status, if it exists and has none.
+    pub(crate) fn place(&self, name: &str, status: &Value) {
+        let _one_at_a_time = self.patches.lock().unwrap();
+        if let Some(mut pod) = self.object("pods", name)
+            && pod["status"].is_null()
+        {
+            pod["status"] = status.clone();
+            let namespace = pod["metadata"]["namespace"].as_str().unwrap().to_owned();
+            self.write(("pods".to_owned(), namespace, name.to_owned()), Some(pod));
+        }
+    }
+
     pub(crate) fn remove(&self, kind: &str, name: &str) {
         let object = self.object(kind, name).unwrap();
         let namespace = object["metadata"]["namespace"].as_str().unwrap().to_owned();
@@ -179,7 +194,7 @@ impl FakeKube {
                 let (_, code, message) = state.faults.pop_front().unwrap();
                 return failure(code, &message);
             }
-            if matches!(asked.method, Method::POST | Method::DELETE) {
+            if matches!(asked.method, Method::POST | Method::PATCH | Method::DELETE) {
                 state.writes.push(what);
             }
         }
@@ -193,6 +208,7 @@ impl FakeKube {
             (&Method::GET, None) => self.list(&asked),
             (&Method::POST, None) => self.create(asked),
             (&Method::DELETE, Some(_)) => self.delete(asked),
+            (&Method::PATCH, Some(_)) => self.patch(asked),
             (method, name) => panic!("{method} {name:?}"),
         }
     }
@@ -218,16 +234,45 @@ impl FakeKube {
         done(201, &self.write(id, Some(object)))
     }
 
+    /// A merge patch of the metadata, with uid and resource version as conditions.
+    fn patch(&self, asked: Asked) -> Reply {
+        let id = (asked.kind, asked.namespace, asked.name.unwrap());
+        // As in the API server, the conditions and the write are one step.
+        let _one_at_a_time = self.patches.lock().unwrap();
+        let Some(mut object) = self.state.lock().unwrap().objects.get(&id).cloned() else {
+            return failure(404, "not found");
+        };
+        for condition in ["uid", "resourceVersion"] {
+            let wanted = &asked.body["metadata"][condition];
+            if !wanted.is_null() && *wanted != object["metadata"][condition] {
+                return failure(409, "the object has been modified");
+            }
+        }
+        for map in ["labels", "annotations"] {
+            for (key, value) in asked.body["metadata"][map].as_object().into_iter().flatten() {
+                if value.is_null() {
+                    object["metadata"][map].as_object_mut().unwrap().remove(key);
+                } else {
+                    object["metadata"][map][key] = value.clone();
+                }
+            }
+        }
+        done(200, &self.write(id, Some(object)))
+    }
+
     /// Pods go at once here, and with them what they own.
     fn delete(&self, asked: Asked) -> Reply {
         let id = (asked.kind, asked.namespace, asked.name.unwrap());
+        let _one_at_a_time = self.patches.lock().unwrap();
         let Some(object) = self.state.lock().unwrap().objects.get(&id).cloned() else {
             return failure(404, "not found");
         };
         let uid = &object["metadata"]["uid"];
-        let wanted = &asked.body["preconditions"]["uid"];
-        if !wanted.is_null() && wanted != uid {
-            return failure(409, "the uid is another");
+        for condition in ["uid", "resourceVersion"] {
+            let wanted = &asked.body["preconditions"][condition];
+            if !wanted.is_null() && *wanted != object["metadata"][condition] {
+                return failure(409, "the object is another or was changed");
+            }
         }
         self.write(id, None);
         let owned: Vec<ObjectId> = {
@@ -312,9 +357,11 @@ fn selected(asked: &Asked, object: &Value) -> bool {
     asked
         .query
         .get("labelSelector")
-        .is_none_or(|selector| match selector.split_once('=') {
-            Some((key, value)) => labels[key] == json!(value),
-            None => !labels[selector.as_str()].is_null(),
+        .is_none_or(|selectors| {
+            selectors.split(',').all(|selector| match selector.split_once('=') {
+                Some((key, value)) => labels[key] == json!(value),
+                None => !labels[selector].is_null(),
+            })
         })
 }
 
@@ -362,7 +409,7 @@ impl tower_service::Service<Request<Body>> for FakeKube {
             // /api/v1/namespaces/NAMESPACE/KIND[/NAME[/log]]
             let path: Vec<&str> = head.uri.path().split('/').collect();
             let query = head.uri.query().unwrap_or_default();
-            let decode = |text: &str| text.replace("%2F", "/").replace("%3D", "=");
+            let decode = |text: &str| text.replace("%2F", "/").replace("%3D", "=").replace("%2C", ",");
             let asked = Asked {
                 method: head.method,
                 namespace: path[4].to_owned(),
