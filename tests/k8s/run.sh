@@ -6,6 +6,7 @@
 #   BERTH_PROFILE=NAME   cargo profile of the programs in the images (default: quick)
 #   BERTH_CHART=DIR      another chart than helm/berth
 #   SPARK=1              also load the image of Apache Spark, for tests that need it
+#   BENCH=1              `make bench-k8s`: tests/bench_sessions.py in place of the tests
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -33,7 +34,7 @@ trap '"$cluster" down' EXIT
 eval "$("$cluster" env)"
 # A failed test has printed its own facts; these are those of the cluster.
 # shellcheck disable=SC2086
-PYTHONPATH=$home/client-pytest PYTHONDONTWRITEBYTECODE=1 "$python" -m pytest -p no:cacheprovider -rA --durations=0 --tb=short "$here/tests" ${ARGS:-} || {
+PYTHONPATH=$home/client-pytest PYTHONDONTWRITEBYTECODE=1 "$python" -m pytest -p no:cacheprovider -rA --durations=0 --tb=short "$here/tests${BENCH:+/bench_sessions.py}" ${ARGS:-} || {
   code=$?
   kubectl get pods,events --all-namespaces -o wide >&2 || true
   exit "$code"

@@ -49,7 +49,10 @@ fn check_warm(pods: &KubernetesPods, problems: &mut Problems) {
         problems.add("warm_pods", format!("must not be more than {MAX_WARM_PODS}"));
     }
     if pods.warm_catalogs.len() > MAX_ENTRIES {
-        problems.add("warm_catalogs", format!("must not have more than {MAX_ENTRIES} entries"));
+        problems.add(
+            "warm_catalogs",
+            format!("must not have more than {MAX_ENTRIES} entries"),
+        );
     }
     let is_catalog = |text: &String| {
         text.split_once('/')

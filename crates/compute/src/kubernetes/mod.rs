@@ -35,8 +35,8 @@ use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-pub use names::{CLUSTER_LABEL, GENERATION_LABEL, INSTALL_LABEL, ORG_LABEL, SESSION_LABEL};
 use names::{CLAIMED_ANNOTATION, Owner, POOL_LABEL, pod_name};
+pub use names::{CLUSTER_LABEL, GENERATION_LABEL, INSTALL_LABEL, ORG_LABEL, SESSION_LABEL};
 use owners::Owners;
 use parking_lot::Mutex;
 use pod::pods_of;
@@ -299,12 +299,7 @@ impl ComputeProvider for KubernetesProvider {
                 }
                 None
             } else {
-                Some(works.admit(
-                    &spec.key,
-                    spec.generation,
-                    max_starting,
-                    is_up,
-                ))
+                Some(works.admit(&spec.key, spec.generation, max_starting, is_up))
             }
         };
         if let Some(admission) = admission {
@@ -386,7 +381,11 @@ fn found(pod: &Pod, now: jiff::Timestamp) -> Option<Found> {
         return None;
     }
     let owner = Owner::read(pod.metadata.labels.as_ref()?)?;
-    let claimed = pod.metadata.annotations.as_ref().and_then(|all| all.get(CLAIMED_ANNOTATION));
+    let claimed = pod
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|all| all.get(CLAIMED_ANNOTATION));
     let created = match claimed.and_then(|text| text.parse().ok()) {
         Some(claimed) => claimed,
         None => pod.metadata.creation_timestamp.as_ref()?.0,

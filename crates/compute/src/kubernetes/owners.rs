@@ -109,7 +109,9 @@ impl Shared {
         // After an error the release is repeated until the compute is missing.
         let found = self.api.pods_of(namespace, &spec.key, spec.generation).await;
         let found = found.unwrap_or_default();
-        let claims = found.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
+        let claims = found
+            .iter()
+            .filter(|pod| pod.metadata.deletion_timestamp.is_none());
         claims
             .map(|pod| {
                 let id = PodId::of(pod);

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// Longer than any session waits for its compute.
@@ -306,12 +306,17 @@ impl Starter {
         };
         let answer = async {
             until_listening(SocketAddr::new(ip, PORT)).await;
-            probe::until_ready(&target, &question, |why| {
+            let listening = Instant::now();
+            let answer = probe::until_ready(&target, &question, |why| {
                 let why = user_message::masked(&why, &secrets);
                 tracing::debug!(session = %self.spec.key.id, cause = %why.text, detail = %why.detail, "not ready yet");
                 self.waiting(&format!("{engine} is not ready: {}", why.text));
             })
-            .await
+            .await;
+            if answer.is_ok() {
+                tracing::info!(session = %self.spec.key.id, generation = self.spec.generation, pod = self.name, after_listening = ?listening.elapsed(), "engine ready");
+            }
+            answer
         };
         tokio::select! {
             biased;

@@ -109,8 +109,9 @@ impl WarmPoolFeed {
                 });
             }
             for name in &pods.warm_catalogs {
-                let Some((Ok(org), Ok(catalog))) =
-                    name.split_once('/').map(|(org, name)| (org.parse(), name.parse()))
+                let Some((Ok(org), Ok(catalog))) = name
+                    .split_once('/')
+                    .map(|(org, name)| (org.parse(), name.parse()))
                 else {
                     continue;
                 };

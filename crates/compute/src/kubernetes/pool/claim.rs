@@ -32,13 +32,6 @@ enum Claim {
     Unknown(kube::Error),
 }
 
-/// Spreads sessions over the pods of a pool.
-pub(in crate::kubernetes) fn pick(id: &session_core::SessionId) -> u64 {
-    id.as_str()
-        .bytes()
-        .fold(0, |sum: u64, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)))
-}
-
 impl Pools {
     /// Takes an available pod for a start of this session.
     pub(in crate::kubernetes) fn reserve_for(
@@ -46,7 +39,7 @@ impl Pools {
         key: &super::PoolKey,
         id: &session_core::SessionId,
     ) -> Option<Reserved> {
-        self.reserve(key, pick(id), Instant::now())
+        self.reserve(key, id.as_str(), Instant::now())
     }
 }
 
@@ -66,7 +59,7 @@ impl Starter {
             }
             let next = {
                 let mut pools = self.shared.pools.lock();
-                pools.reserve(&warm.key, pick(&self.spec.key.id), first.since)
+                pools.reserve(&warm.key, self.spec.key.id.as_str(), first.since)
             };
             match next {
                 Some(next) => warm = next,
@@ -82,7 +75,11 @@ impl Starter {
         let address = warm.route.endpoint.as_str();
         let connected = timeout(CONNECT_LIMIT, TcpStream::connect(address)).await;
         if !matches!(connected, Ok(Ok(_))) {
-            tracing::info!(pod = warm.name, port = PORT, "a warm pod does not accept connections");
+            tracing::info!(
+                pod = warm.name,
+                port = PORT,
+                "a warm pod does not accept connections"
+            );
             self.shared.pools.lock().start_again(&warm.uid);
             return Claim::Lost;
         }
@@ -100,6 +97,11 @@ impl Starter {
                 Ok(found) => found,
                 Err(error) => return Claim::Unknown(error),
             };
+            let is_own = |pod: &Pod| pod.metadata.labels.as_ref().and_then(Owner::read) == Some(self.owner());
+            if let Some(own) = found.as_ref().filter(|pod| is_own(pod) && is_same(pod, warm)) {
+                // Another manager claimed it for the same session.
+                return Claim::Won(Box::new(own.clone()));
+            }
             match found.and_then(|pod| unclaimed_version(&pod, warm)) {
                 Some(newer) if newer != version => version = newer,
                 Some(_) | None => {
@@ -154,7 +156,7 @@ impl Starter {
         }
         let time = warm.since.elapsed();
         shared.pools.lock().used(PoolUse::Hit(time));
-        tracing::debug!(session = %self.spec.key.id, pod = warm.name, ?time, "warm pod claimed");
+        tracing::info!(session = %self.spec.key.id, generation = self.spec.generation, pod = warm.name, ?time, "warm pod claimed");
         End::Ready {
             route: warm.route.clone(),
             uid: warm.uid.clone(),
@@ -177,10 +179,11 @@ impl Starter {
 
 /// The resource version of the pod, if it is still a pod of the pool.
 fn unclaimed_version(pod: &Pod, warm: &Reserved) -> Option<String> {
-    let metadata = &pod.metadata;
-    let pool = metadata.labels.as_ref()?.get(POOL_LABEL)?;
-    let is_same = *pool == warm.key.0
-        && metadata.uid.as_ref() == Some(&warm.uid)
-        && metadata.deletion_timestamp.is_none();
-    is_same.then(|| metadata.resource_version.clone())?
+    let pool = pod.metadata.labels.as_ref()?.get(POOL_LABEL)?;
+    let is_free = *pool == warm.key.0 && is_same(pod, warm);
+    is_free.then(|| pod.metadata.resource_version.clone())?
+}
+
+fn is_same(pod: &Pod, warm: &Reserved) -> bool {
+    pod.metadata.uid.as_ref() == Some(&warm.uid) && pod.metadata.deletion_timestamp.is_none()
 }

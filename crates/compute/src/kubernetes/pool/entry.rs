@@ -35,10 +35,17 @@ pub(super) enum SeenState {
 pub(super) enum Action {
     Create(PoolKey),
     /// Create the Secret of a pod that waits for it.
-    CreateSecret { uid: String },
+    CreateSecret {
+        uid: String,
+    },
     /// Ask the engine until it answers.
-    Ask { uid: String },
-    Delete { uid: String, why: &'static str },
+    Ask {
+        uid: String,
+    },
+    Delete {
+        uid: String,
+        why: &'static str,
+    },
 }
 
 /// A pod that one starter of this process may claim.

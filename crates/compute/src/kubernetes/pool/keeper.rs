@@ -245,7 +245,8 @@ impl Shared {
                 }),
             };
             let version = probe::until_ready(&target, &question, |_| {}).await;
-            let version = version.map_err(|cause| user_message::masked(&cause, target.credential.as_slice()))?;
+            let version =
+                version.map_err(|cause| user_message::masked(&cause, target.credential.as_slice()))?;
             Ok(Route {
                 endpoint: target.address,
                 tls_server_name: None,
@@ -256,9 +257,9 @@ impl Shared {
                 host: None,
             })
         };
-        timeout(ANSWER_LIMIT, asked)
-            .await
-            .unwrap_or_else(|_| Err(format!("{engine} did not answer within {} s", ANSWER_LIMIT.as_secs()).into()))
+        timeout(ANSWER_LIMIT, asked).await.unwrap_or_else(|_| {
+            Err(format!("{engine} did not answer within {} s", ANSWER_LIMIT.as_secs()).into())
+        })
     }
 
     async fn warm_token(&self, pod: &SeenPod) -> Secret {

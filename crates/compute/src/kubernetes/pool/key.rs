@@ -55,11 +55,14 @@ impl PoolKey {
             hash.update(format!("{key:?}={value:?}"));
         }
         let digest = hash.finalize();
-        let text = digest.iter().take(HASH_BYTES).fold(String::new(), |mut text, byte| {
-            // Writing to a string cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        });
+        let text = digest
+            .iter()
+            .take(HASH_BYTES)
+            .fold(String::new(), |mut text, byte| {
+                // Writing to a string cannot fail.
+                let _ = write!(text, "{byte:02x}");
+                text
+            });
         Ok(Self(text))
     }
 }

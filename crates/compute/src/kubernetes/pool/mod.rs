@@ -72,11 +72,16 @@ impl Shared {
 
     /// Whether another pod than `uid` has this session generation, by the API
     /// server's own answer; the pod that is being deleted does not count.
-    pub(super) async fn has_rival(&self, namespace: &str, spec: &ComputeSpec, uid: &str) -> Result<bool, Error> {
+    pub(super) async fn has_rival(
+        &self,
+        namespace: &str,
+        spec: &ComputeSpec,
+        uid: &str,
+    ) -> Result<bool, Error> {
         let pods = self.api.pods_of(namespace, &spec.key, spec.generation).await;
         let pods = pods.map_err(|error| Error::Unavailable(error.to_string()))?;
-        Ok(pods.iter().any(|pod| {
-            pod.metadata.deletion_timestamp.is_none() && pod.metadata.uid.as_deref() != Some(uid)
-        }))
+        Ok(pods
+            .iter()
+            .any(|pod| pod.metadata.deletion_timestamp.is_none() && pod.metadata.uid.as_deref() != Some(uid)))
     }
 }

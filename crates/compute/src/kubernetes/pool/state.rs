@@ -127,8 +127,12 @@ impl Pools {
         let mut actions = Vec::new();
         let mut failed = Vec::new();
         for (uid, entry) in &mut self.pods {
-            let is_wanted = self.wanted.as_ref().is_some_and(|all| all.contains_key(&entry.seen.key));
-            if matches!(entry.stage, Stage::Gone | Stage::Reserved(_)) || entry.seen.is == SeenState::Leaving {
+            let is_wanted = self
+                .wanted
+                .as_ref()
+                .is_some_and(|all| all.contains_key(&entry.seen.key));
+            if matches!(entry.stage, Stage::Gone | Stage::Reserved(_)) || entry.seen.is == SeenState::Leaving
+            {
                 continue;
             }
             if !is_wanted {
@@ -196,7 +200,8 @@ impl Pools {
 
     fn refill(&mut self, actions: &mut Vec<Action>, max_starting: usize, room: usize) {
         let now = Instant::now();
-        let all_starting = self.pods.values().filter(|entry| entry.is_starting()).count() + self.creating.len();
+        let all_starting =
+            self.pods.values().filter(|entry| entry.is_starting()).count() + self.creating.len();
         let mut budget = max_starting.saturating_sub(all_starting).min(room);
         for (key, wanted) in self.wanted.iter_mut().flatten() {
             if now < wanted.retry_at {
@@ -221,7 +226,8 @@ impl Pools {
 
     /// Records that a pod of the pool is being created.
     pub(super) fn creating(&mut self, key: &PoolKey, name: &str) {
-        self.creating.insert(name.to_owned(), (key.clone(), Instant::now()));
+        self.creating
+            .insert(name.to_owned(), (key.clone(), Instant::now()));
     }
 
     /// Records that a pod was not created.
@@ -285,17 +291,14 @@ impl Pools {
         tracing::warn!(%cluster, catalog, cause = why, failures = wanted.failures, pause = ?pause, "warm pool stopped: its pods fail; it is tried again after the pause");
     }
 
-    /// Takes an available pod for one starter; `pick` spreads the starters of
-    /// several managers over the pods.
-    pub(super) fn reserve(&mut self, key: &PoolKey, pick: u64, since: Instant) -> Option<Reserved> {
-        let mut free: Vec<&mut Entry> = self
+    /// Takes an available pod for one starter. `session` makes several managers
+    /// choose the same pod for one session, and different pods for different ones.
+    pub(super) fn reserve(&mut self, key: &PoolKey, session: &str, since: Instant) -> Option<Reserved> {
+        let entry = self
             .pods
             .values_mut()
             .filter(|entry| entry.seen.key == *key && entry.is_available())
-            .collect();
-        free.sort_by(|a, b| a.seen.uid.cmp(&b.seen.uid));
-        let count = u64::try_from(free.len()).ok().filter(|count| *count > 0)?;
-        let entry = free.swap_remove(usize::try_from(pick % count).ok()?);
+            .max_by_key(|entry| weight(&entry.seen.uid, session))?;
         let Stage::Available(route) = &entry.stage else {
             return None;
         };
@@ -368,7 +371,11 @@ impl Pools {
     /// Records a start without a pod of the pool.
     pub(in crate::kubernetes) fn missed(&mut self, key: &PoolKey) {
         let is_wanted = self.wanted.as_ref().is_some_and(|all| all.contains_key(key));
-        self.used(if is_wanted { PoolUse::Empty } else { PoolUse::Different });
+        self.used(if is_wanted {
+            PoolUse::Empty
+        } else {
+            PoolUse::Different
+        });
     }
 
     pub(super) fn take_uses(&mut self) -> Vec<PoolUse> {
@@ -377,7 +384,10 @@ impl Pools {
 
     pub(super) fn status(&self) -> Vec<WarmPoolStatus> {
         let status = |(key, wanted): (&PoolKey, &Wanted)| {
-            let own = self.pods.values().filter(|entry| entry.seen.key == *key && entry.is_alive());
+            let own = self
+                .pods
+                .values()
+                .filter(|entry| entry.seen.key == *key && entry.is_alive());
             let (starting, available): (Vec<_>, Vec<_>) = own.partition(|entry| entry.is_starting());
             let creating = self.creating.values().filter(|(of, _)| of == key).count();
             WarmPoolStatus {
@@ -391,6 +401,11 @@ impl Pools {
         };
         self.wanted.iter().flatten().map(status).collect()
     }
+}
+
+/// Rendezvous hashing: the same for all processes.
+fn weight(uid: &str, session: &str) -> u64 {
+    session_core::id::fnv1a(session.bytes().chain(uid.bytes()))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The kubernetes provider with an API server and an engine in memory.
 
 mod failures;
+mod kills;
 mod life;
 mod pools;
 
@@ -18,14 +19,18 @@ use std::time::Duration;
 
 pub(crate) const NAMESPACE: &str = "sessions";
 
-pub(crate) fn provider_with(fake: &FakeKube, edit: impl FnOnce(&mut KubernetesConfig)) -> KubernetesProvider {
-    let mut config = KubernetesConfig {
+pub(crate) fn provider_config() -> KubernetesConfig {
+    KubernetesConfig {
         namespaces: vec![NAMESPACE.to_owned()],
         anchor: None,
         max_pods: 100,
         max_starting: 10,
         install_id: "install".to_owned(),
-    };
+    }
+}
+
+pub(crate) fn provider_with(fake: &FakeKube, edit: impl FnOnce(&mut KubernetesConfig)) -> KubernetesProvider {
+    let mut config = provider_config();
     edit(&mut config);
     KubernetesProvider::new(config, fake.client())
 }

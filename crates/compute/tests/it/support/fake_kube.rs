@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use tokio::sync::watch;
@@ -354,15 +355,14 @@ impl FakeKube {
 /// Whether an object has the labels that are asked for.
 fn selected(asked: &Asked, object: &Value) -> bool {
     let labels = &object["metadata"]["labels"];
-    asked
-        .query
-        .get("labelSelector")
-        .is_none_or(|selectors| {
-            selectors.split(',').all(|selector| match selector.split_once('=') {
+    asked.query.get("labelSelector").is_none_or(|selectors| {
+        selectors
+            .split(',')
+            .all(|selector| match selector.split_once('=') {
                 Some((key, value)) => labels[key] == json!(value),
                 None => !labels[selector].is_null(),
             })
-        })
+    })
 }
 
 fn reply(code: u16, body: Bytes) -> Reply {
@@ -424,6 +424,67 @@ impl tower_service::Service<Request<Body>> for FakeKube {
                 body: serde_json::from_slice(&body).unwrap_or_default(),
             };
             Ok(fake.answer(asked))
+        })
+    }
+}
+
+/// A client of a process that is killed at one of its requests: that request and
+/// all after it get no answer. Watches do not count.
+#[derive(Clone)]
+pub(crate) struct Mortal {
+    fake: FakeKube,
+    /// Requests until the end.
+    left: Arc<AtomicI64>,
+    /// Whether the last request still has its effect.
+    is_served: bool,
+}
+
+impl Mortal {
+    pub(crate) fn new(fake: &FakeKube, requests: i64, is_served: bool) -> Self {
+        Self {
+            fake: fake.clone(),
+            left: Arc::new(AtomicI64::new(requests)),
+            is_served,
+        }
+    }
+
+    pub(crate) fn client(&self) -> kube::Client {
+        kube::Client::new(self.clone(), "default")
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        self.left.load(Ordering::SeqCst) <= 0
+    }
+}
+
+impl tower_service::Service<Request<Body>> for Mortal {
+    type Response = Reply;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Reply, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let is_watch = request
+            .uri()
+            .query()
+            .is_some_and(|query| query.contains("watch="));
+        let left = if is_watch {
+            self.left.load(Ordering::SeqCst) + 1
+        } else {
+            self.left.fetch_sub(1, Ordering::SeqCst)
+        };
+        let (mut fake, is_served) = (self.fake.clone(), self.is_served);
+        Box::pin(async move {
+            if left > 1 {
+                return fake.call(request).await;
+            }
+            if left == 1 && is_served {
+                drop(fake.call(request).await);
+            }
+            std::future::pending().await
         })
     }
 }

@@ -104,7 +104,7 @@ impl World {
     }
 
     fn claim(&mut self, key: &PoolKey, pick: u64) -> Option<String> {
-        let reserved = self.pools.reserve(key, pick, Instant::now())?;
+        let reserved = self.pools.reserve(key, &pick.to_string(), Instant::now())?;
         self.pools.left(&reserved.uid);
         self.sessions += 1;
         let before = self.claimed.insert(reserved.uid.clone(), self.sessions);
@@ -139,7 +139,7 @@ async fn a_smaller_pool_loses_the_newest_and_no_reserved_pod() {
     }
     let oldest = world.pods[0].uid.clone();
     world.pass(100);
-    let reserved = world.pools.reserve(&key(1), 3, Instant::now()).unwrap();
+    let reserved = world.pools.reserve(&key(1), "s", Instant::now()).unwrap();
     world.pools.set(wanted(&[(1, 2)]), LEASE);
     world.settle();
     let left: BTreeSet<_> = world.pods.iter().map(|pod| pod.uid.clone()).collect();
@@ -153,7 +153,10 @@ async fn failures_in_a_row_stop_a_pool_for_longer_and_longer() {
     world.pools.set(wanted(&[(1, 4)]), LEASE);
     let fail_one = |world: &mut World| {
         let created: Vec<_> = world.pass(100);
-        let count = created.iter().filter(|action| matches!(action, Action::Create(_))).count();
+        let count = created
+            .iter()
+            .filter(|action| matches!(action, Action::Create(_)))
+            .count();
         world.pods.clear();
         world.pools.creating.clear();
         (0..count).for_each(|_| world.pools.failed(&key(1), "no room"));
@@ -172,7 +175,10 @@ async fn failures_in_a_row_stop_a_pool_for_longer_and_longer() {
     world.settle();
     tokio::time::advance(MAX_STOP).await;
     world.settle();
-    assert_eq!((world.available(), world.pools.status()[0].stopped.clone()), (vec![4], None));
+    assert_eq!(
+        (world.available(), world.pools.status()[0].stopped.clone()),
+        (vec![4], None)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -185,7 +191,10 @@ async fn a_pod_that_failed_counts_once_and_one_that_had_answered_never() {
             pod.is = SeenState::Failed("evicted".into());
         }
         let actions = world.pass(100);
-        assert!(matches!(actions[..], [Action::Delete { .. }, Action::Create(_)]), "{actions:?}");
+        assert!(
+            matches!(actions[..], [Action::Delete { .. }, Action::Create(_)]),
+            "{actions:?}"
+        );
         world.settle();
     }
     assert_eq!(world.pools.status()[0].stopped, None);
@@ -253,7 +262,11 @@ async fn random_events_never_share_a_pod_and_pools_fill_up() {
                     world.pools.set(wanted(&sizes), LEASE);
                 }
                 6 => {
-                    if let Some(reserved) = world.pools.reserve(&key(1), next(10), Instant::now()) {
+                    if let Some(reserved) =
+                        world
+                            .pools
+                            .reserve(&key(1), &next(10).to_string(), Instant::now())
+                    {
                         world.pools.give_back(&reserved);
                     }
                 }

@@ -1,0 +1,181 @@
+"""`make bench-k8s`: how long sessions take on the real cluster, with and without warm pods.
+
+Times are those of the records (Redis) and of session-manager's log, so the start of the command does not
+count. Prints a table and writes target/bench/k8s.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any
+
+import kube
+import pytest
+from test_sessions import ANCHOR, REPOSITORY, Services, api_writes, definition
+
+SPACE = "sessions"
+SAIL = {"image": "berth.test/sail:test", "cpu": "10m", "memory": "512Mi"}
+# The limit of CPU is that of the whole machine, so that the pods do not throttle each other.
+WARM_PODS = int(os.environ.get("BENCH_WARM_PODS", "30"))
+CREATES = int(os.environ.get("BENCH_CREATES", "20"))
+AT_ONCE = [int(text) for text in os.environ.get("BENCH_AT_ONCE", "10,30").split(",")]
+IDLE = int(os.environ.get("BENCH_IDLE", "5"))
+CLUSTERS = {
+    "cold": ("sail", definition(**{**SAIL, "cpu": "1"})),
+    "many": ("sail", definition(**{**SAIL, "cpu": "50m"})),
+    "warm": ("sail", definition(**{**SAIL, "cpu": "50m"}, warm_pods=WARM_PODS)),
+}
+FIGURES: dict[str, Any] = {}
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    kube.apply(kube.namespace(SPACE), {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": ANCHOR, "namespace": SPACE}})
+    running = Services(tmp_path_factory.mktemp("bench"), CLUSTERS)
+    yield running
+    running.stop()
+    kube.kubectl("delete", "namespace", "--wait=false", SPACE)
+    folder = REPOSITORY / "target" / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "k8s.json").write_text(json.dumps({"machine": platform.platform(), "cores": os.cpu_count(), **FIGURES}, indent=1))
+
+
+def record(name: str, seconds: list[float]) -> None:
+    ordered = sorted(seconds)
+    p99 = ordered[min(len(ordered) - 1, round(0.99 * (len(ordered) - 1)))]
+    FIGURES[name] = {"n": len(seconds), "min": ordered[0], "p50": statistics.median(ordered), "p99": p99, "max": ordered[-1], "load": os.getloadavg()[0]}
+    print(f"{name}: p50 {statistics.median(ordered) * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms, max {ordered[-1] * 1000:.0f} ms, n = {len(seconds)}, load {os.getloadavg()[0]:.1f}")
+
+
+def instant(text: str) -> float:
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
+def create(services: Services, cluster: str) -> dict[str, Any]:
+    return services.berth("create", "--cluster", cluster, "--wait")
+
+
+def to_active(shown: dict[str, Any]) -> float:
+    return instant(shown["active_at"]) - instant(shown["created_at"])
+
+
+def close_all(services: Services, sessions: list[dict[str, Any]]) -> None:
+    for session in sessions:
+        services.berth("close", session["id"])
+    selector = "berth/session"
+    kube.wait_until("no pod of a session", lambda: not kube.get("-n", SPACE, "pods", "-l", selector)["items"], timeout=180, interval=1)
+
+
+def log_lines(services: Services, message: str) -> list[str]:
+    text = (services.folder / "session-manager.log").read_text()
+    return [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in text.splitlines() if message in line]
+
+
+DURATION = {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
+
+
+def value(line: str, key: str) -> str:
+    found = re.search(rf'"?{key}"?[=:] ?"?([^\s",}}]+)', line)
+    assert found, line
+    return found[1]
+
+
+def seconds(text: str) -> float:
+    found = re.fullmatch(r"([0-9.]+)(ns|µs|ms|s)", text)
+    assert found, text
+    return float(found[1]) * DURATION[found[2]]
+
+
+def wait_pool(services: Services, size: int) -> None:
+    def full() -> bool:
+        (pool,) = services.berth("clusters", "show", "warm")["provider"]["kubernetes"]["warm_pools"]
+        return pool["available"] >= size
+
+    kube.wait_until("the pool is full", full, timeout=300, interval=1)
+
+
+def test_cold_one_at_a_time(services: Services) -> None:
+    wait_pool(services, WARM_PODS)
+    before, times, ready = api_writes(), [], {}
+    for _ in range(CREATES):
+        shown = create(services, "cold")
+        times.append(to_active(shown))
+        ready[shown["id"]] = instant(shown["active_at"])
+        close_all(services, [shown])
+    made = api_writes() - before
+    record("cold, create to active", times)
+    after = []
+    for line in log_lines(services, "engine ready"):
+        session = value(line, "session")
+        if session in ready:
+            stamp = re.search(r"\d{4}-\d\d-\d\dT[0-9:.]+Z", line)
+            assert stamp, line
+            # From listening to the answer, and from there to the commit of the record.
+            after.append(seconds(value(line, "after_listening")) + max(0.0, ready[session] - instant(stamp[0])))
+    record("engine listens to active", after)
+    FIGURES["writes of cold generations"] = {"generations": CREATES, **made}
+    print(f"writes of {CREATES} generations: {dict(made)}")
+
+
+@pytest.mark.parametrize("count", AT_ONCE)
+def test_cold_at_once(services: Services, count: int) -> None:
+    with ThreadPoolExecutor(count) as many:
+        sessions = list(many.map(lambda _: create(services, "many"), range(count)))
+    record(f"cold, {count} at once", [to_active(shown) for shown in sessions])
+    close_all(services, sessions)
+
+
+def claims(services: Services, sessions: list[dict[str, Any]]) -> list[float]:
+    ids = {shown["id"] for shown in sessions}
+    lines = [line for line in log_lines(services, "warm pod claimed") if value(line, "session") in ids]
+    return [seconds(value(line, "time")) for line in lines]
+
+
+def test_warm_one_at_a_time(services: Services) -> None:
+    sessions, before = [], api_writes()
+    for _ in range(CREATES):
+        wait_pool(services, WARM_PODS)
+        sessions.append(create(services, "warm"))
+    wait_pool(services, WARM_PODS)
+    record("warm, create to active", [to_active(shown) for shown in sessions])
+    record("claim", claims(services, sessions))
+    close_all(services, sessions)
+    made = api_writes() - before
+    FIGURES["writes of warm generations"] = {"generations": CREATES, **made}
+    print(f"writes of {CREATES} generations: {dict(made)}")
+
+
+@pytest.mark.parametrize("count", AT_ONCE)
+def test_warm_at_once(services: Services, count: int) -> None:
+    count = min(count, WARM_PODS)
+    wait_pool(services, WARM_PODS)
+    with ThreadPoolExecutor(count) as many:
+        sessions = list(many.map(lambda _: create(services, "warm"), range(count)))
+    record(f"warm, {count} at once", [to_active(shown) for shown in sessions])
+    found = claims(services, sessions)
+    print(f"hits: {len(found)} of {count}")
+    record(f"claim, {count} at once", found)
+    close_all(services, sessions)
+
+
+def test_first_query_after_idle(services: Services) -> None:
+    by_cluster = {cluster: [create(services, cluster)["id"] for _ in range(IDLE)] for cluster in ("cold", "warm")}
+    everything = [session for sessions in by_cluster.values() for session in sessions]
+    for session in everything:
+        services.query(session)
+    idle = lambda: all(services.berth("show", session)["status"] == "idle" for session in everything)  # noqa: E731
+    kube.wait_until("all are idle", idle, timeout=300, interval=5)
+    kube.wait_until("no pod of a session", lambda: not kube.get("-n", SPACE, "pods", "-l", "berth/session")["items"], timeout=120)
+    wait_pool(services, WARM_PODS)
+    time.sleep(5)
+    for cluster, sessions in by_cluster.items():
+        record(f"first query after idle, {cluster}", [services.timed_query(session)[1] for session in sessions])
+    close_all(services, [{"id": session} for session in everything])
