@@ -22,16 +22,16 @@ import pytest
 from test_sessions import ANCHOR, REPOSITORY, Services, api_writes, definition
 
 SPACE = "sessions"
-SAIL = {"image": "berth.test/sail:test", "cpu": "10m", "memory": "512Mi"}
-# The limit of CPU is that of the whole machine, so that the pods do not throttle each other.
-WARM_PODS = int(os.environ.get("BENCH_WARM_PODS", "30"))
+# The CPU of a pod is request and limit, and the node has two.
+SAIL = {"image": "berth.test/sail:test", "cpu": "150m", "memory": "512Mi"}
+WARM_PODS = int(os.environ.get("BENCH_WARM_PODS", "5"))
 CREATES = int(os.environ.get("BENCH_CREATES", "20"))
-AT_ONCE = [int(text) for text in os.environ.get("BENCH_AT_ONCE", "10,30").split(",")]
-IDLE = int(os.environ.get("BENCH_IDLE", "5"))
+AT_ONCE = [int(text) for text in os.environ.get("BENCH_AT_ONCE", "5").split(",")]
+IDLE = int(os.environ.get("BENCH_IDLE", "2"))
 CLUSTERS = {
     "cold": ("sail", definition(**{**SAIL, "cpu": "1"})),
-    "many": ("sail", definition(**{**SAIL, "cpu": "50m"})),
-    "warm": ("sail", definition(**{**SAIL, "cpu": "50m"}, warm_pods=WARM_PODS)),
+    "many": ("sail", definition(**SAIL)),
+    "warm": ("sail", definition(**SAIL, warm_pods=WARM_PODS)),
 }
 FIGURES: dict[str, Any] = {}
 
@@ -142,12 +142,13 @@ def claims(services: Services, sessions: list[dict[str, Any]]) -> list[float]:
 def test_warm_one_at_a_time(services: Services) -> None:
     sessions, before = [], api_writes()
     for _ in range(CREATES):
-        wait_pool(services, WARM_PODS)
+        wait_pool(services, 1)
         sessions.append(create(services, "warm"))
+        # Room for the next pod.
+        close_all(services, sessions[-1:])
     wait_pool(services, WARM_PODS)
     record("warm, create to active", [to_active(shown) for shown in sessions])
     record("claim", claims(services, sessions))
-    close_all(services, sessions)
     made = api_writes() - before
     FIGURES["writes of warm generations"] = {"generations": CREATES, **made}
     print(f"writes of {CREATES} generations: {dict(made)}")
@@ -167,7 +168,7 @@ def test_warm_at_once(services: Services, count: int) -> None:
 
 
 def test_first_query_after_idle(services: Services) -> None:
-    by_cluster = {cluster: [create(services, cluster)["id"] for _ in range(IDLE)] for cluster in ("cold", "warm")}
+    by_cluster = {cluster: [create(services, cluster)["id"] for _ in range(IDLE)] for cluster in ("many", "warm")}
     everything = [session for sessions in by_cluster.values() for session in sessions]
     for session in everything:
         services.query(session)

@@ -24,8 +24,8 @@ from test_sessions import ANCHOR, Services, definition
 SPACE = "sessions"
 CLUSTER = Path(__file__).resolve().parents[1] / "cluster" / "cluster.sh"
 LIMIT = 60.0
-WARM_PODS = 6
-SAIL = {"image": "berth.test/sail:test", "cpu": "20m", "memory": "512Mi"}
+WARM_PODS = 3
+SAIL = {"image": "berth.test/sail:test", "cpu": "100m", "memory": "512Mi"}
 CLUSTERS = {
     # The secret makes session-manager create a Secret for each pod.
     "cold": ("sail", definition(**SAIL, properties={"AWS_SECRET_ACCESS_KEY": "${BERTH_SECRET_KILLS}"})),
@@ -121,9 +121,11 @@ def attempt(services: Services, *args: str) -> threading.Thread:
     return thread
 
 
-def kill_at(services: Services, proxy: ApiProxy, point: Point, *command: str) -> None:
+def kill_at(services: Services, proxy: ApiProxy, point: Point, *command: str, of_pool: bool) -> None:
     """Kills session-manager at a call that the command leads to, and starts it again."""
     call, when = point
+    if of_pool:
+        wait_pool(services)
     proxy.arm(call, when, lambda: services.kill("session-manager"))
     running = attempt(services, *command)
     if not proxy.fired.wait(timeout=45):
@@ -134,9 +136,19 @@ def kill_at(services: Services, proxy: ApiProxy, point: Point, *command: str) ->
     time.sleep(1)
 
 
-def batch(services: Services, proxy: ApiProxy, what: str, kills: list[tuple[Point, tuple[str, ...]]]) -> None:
+def wait_pool(services: Services) -> None:
+    """Waits until a warm pod can be claimed; the lease of a killed manager runs on for 15 s."""
+
+    def available() -> bool:
+        (pool,) = services.berth("clusters", "show", "warm")["provider"]["kubernetes"]["warm_pools"]
+        return pool["available"] > 0
+
+    kube.wait_until("a warm pod", available, timeout=60)
+
+
+def batch(services: Services, proxy: ApiProxy, what: str, kills: list[tuple[Point, tuple[str, ...]]], *, of_pool: bool) -> None:
     for point, command in kills:
-        kill_at(services, proxy, point, *command)
+        kill_at(services, proxy, point, *command, of_pool=of_pool)
     seconds = settle(services, what)
     print(f"{what}: {len(kills)} kills, all in order {seconds:.1f} s after the last")
 
@@ -164,11 +176,11 @@ def test_kills_of_the_manager(stack: tuple[Services, ApiProxy]) -> None:
     done = 0
     for cluster, name, kills in [
         ("cold", "create", points(*CREATE)),
-        ("warm", "create", points(*CLAIM, *REFILL)),
-        ("cold", "wake", wake_cold),
-        ("warm", "wake", wake_warm),
         ("cold", "close", points(*CLOSE)),
+        ("cold", "wake", wake_cold),
+        ("warm", "create", points(*CLAIM, *REFILL)),
         ("warm", "close", points(*CLOSE)),
+        ("warm", "wake", wake_warm),
     ]:
         commands = []
         active = iter(of(services, cluster, "active"))
@@ -179,8 +191,13 @@ def test_kills_of_the_manager(stack: tuple[Services, ApiProxy]) -> None:
                 "close": lambda: ("close", next(active)),
             }[name]()
             commands.append((point, command))
-        batch(services, proxy, f"{name}, {cluster}", commands)
+        batch(services, proxy, f"{name}, {cluster}", commands, of_pool=cluster == "warm" and name != "close")
         done += len(kills)
+        if name == "wake":
+            # Room for the pods of the next batch.
+            for session in of(services, cluster, "active"):
+                services.berth("close", session)
+            settle(services, "after the batch")
     print(f"{done} kills")
     assert done >= 36
 

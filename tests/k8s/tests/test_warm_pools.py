@@ -15,12 +15,12 @@ import pytest
 from test_sessions import ANCHOR, Services, api_writes, definition
 
 SPACE = "sessions"
-SIZE = 3
-SAIL = {"image": "berth.test/sail:test", "cpu": "50m", "memory": "512Mi"}
+SIZE = 2
+SAIL = {"image": "berth.test/sail:test", "cpu": "150m", "memory": "512Mi"}
 CLUSTERS = {
     "warm": ("sail", definition(**SAIL, warm_pods=SIZE)),
     "lake": ("sail", definition(**SAIL, warm_pods=1, warm_catalogs=["acme/lake"])),
-    "broken": ("sail", definition(**{**SAIL, "image": "berth.test/nothing:test"}, warm_pods=1)),
+    "broken": ("sail", definition(**SAIL, command=["/nowhere/sail"], warm_pods=1)),
 }
 CATALOG = """
 [[catalogs]]
@@ -124,7 +124,7 @@ def test_default_catalogs_have_a_pool_of_their_own(services: Services) -> None:
 
 def test_a_pool_that_fails_stops_with_the_reason(services: Services) -> None:
     stopped = kube.wait_until("the pool stopped", lambda: pool(services, "broken").get("stopped"), timeout=120)
-    assert "its image" in stopped, stopped
+    assert "sail could not be started in its image" in stopped, stopped
     kube.wait_until("it is counted", lambda: metrics(services)["session_manager_warm_pools_stopped"] == 1, timeout=10)
 
 

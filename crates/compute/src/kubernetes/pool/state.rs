@@ -17,6 +17,9 @@ const MIN_STOP: Duration = Duration::from_secs(60);
 const MAX_STOP: Duration = Duration::from_secs(15 * 60);
 /// After a failure no pod is created for so long.
 const FAILURE_PAUSE: Duration = Duration::from_secs(2);
+/// The same after the end of a pod that had answered, which does not count as a
+/// failure.
+const CRASH_PAUSE: Duration = Duration::from_secs(10);
 /// A pod that did not answer after so long has failed: a node may have to be added
 /// and a large image pulled.
 const START_LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -268,6 +271,8 @@ impl Pools {
         let key = entry.seen.key.clone();
         if counts {
             self.failed(&key, why);
+        } else if let Some(wanted) = self.wanted.as_mut().and_then(|all| all.get_mut(&key)) {
+            wanted.retry_at = wanted.retry_at.max(Instant::now() + CRASH_PAUSE);
         }
     }
 

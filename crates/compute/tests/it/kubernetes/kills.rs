@@ -15,7 +15,13 @@ fn kubelet(fake: &FakeKube, ip: IpAddr) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
         loop {
             for name in fake.names("pods") {
-                fake.place(&name, &running(ip));
+                // As the kubelet does, which waits for the Secret that a pod mounts.
+                let mounts = |pod: Value| pod["spec"]["volumes"].to_string().contains("secretName");
+                let waits =
+                    fake.object("pods", &name).is_some_and(mounts) && fake.object("secrets", &name).is_none();
+                if !waits {
+                    fake.place(&name, &running(ip));
+                }
             }
             tokio::time::sleep(Duration::from_millis(3)).await;
         }
