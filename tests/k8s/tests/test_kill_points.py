@@ -62,7 +62,7 @@ def live_pods() -> list[dict[str, Any]]:
 
 
 def sessions(services: Services) -> dict[str, dict[str, Any]]:
-    return {session["id"]: session for session in services.berth("list", "--limit", "500")["sessions"]}
+    return {session["id"]: session for session in services.berth("list", "--limit", "500")}
 
 
 def problems(services: Services) -> list[str]:

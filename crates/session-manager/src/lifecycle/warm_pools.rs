@@ -150,3 +150,147 @@ impl WarmPoolFeed {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{self, NOW};
+    use async_trait::async_trait;
+    use compute::{
+        Capabilities, ComputeChanged, ComputeProvider, ComputeSpec, Error as ComputeError, Found,
+        ProviderRegistry, WarmPools,
+    };
+    use futures::stream::BoxStream;
+    use parking_lot::Mutex;
+    use service_kit::metrics::Registry;
+    use session_core::machine::Observation;
+    use session_core::time::ManualClock;
+    use session_core::{KubernetesPods, ProviderKind};
+    use session_store::memory::MemoryStore;
+    use session_store::prelude::*;
+
+    /// Notes what it is given; it has one pool.
+    #[derive(Debug, Default)]
+    struct Recorder {
+        calls: Mutex<Vec<(Vec<String>, Duration)>>,
+    }
+
+    impl WarmPools for Recorder {
+        fn set(&self, pools: Vec<WarmPool>, refill_for: Duration) {
+            let names = pools
+                .iter()
+                .map(|pool| format!("{} {} {}", pool.cluster.name, pool.catalog_name(), pool.size));
+            self.calls.lock().push((names.collect(), refill_for));
+        }
+
+        fn status(&self) -> Vec<WarmPoolStatus> {
+            vec![WarmPoolStatus {
+                cluster: "warm".parse().unwrap(),
+                catalog: String::new(),
+                available: 3,
+                starting: 1,
+                oldest: Some(Duration::from_secs(90)),
+                stopped: Some("no room".to_owned()),
+            }]
+        }
+
+        fn take_uses(&self) -> Vec<PoolUse> {
+            vec![
+                PoolUse::Hit(Duration::from_millis(20)),
+                PoolUse::Empty,
+                PoolUse::Different,
+            ]
+        }
+    }
+
+    #[async_trait]
+    impl ComputeProvider for Recorder {
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::default()
+        }
+        fn warm_pools(&self) -> Option<&dyn WarmPools> {
+            Some(self)
+        }
+        async fn ensure(&self, _: &ComputeSpec) -> Result<(), ComputeError> {
+            Ok(())
+        }
+        async fn observe(&self, _: &ComputeSpec) -> Result<Observation, ComputeError> {
+            Ok(Observation::Missing)
+        }
+        async fn release(&self, _: &ComputeSpec) -> Result<(), ComputeError> {
+            Ok(())
+        }
+        async fn inventory(&self) -> Result<Vec<Found>, ComputeError> {
+            Ok(Vec::new())
+        }
+        fn watch(&self) -> BoxStream<'static, ComputeChanged> {
+            Box::pin(futures::stream::pending())
+        }
+    }
+
+    fn feed(store: &Arc<MemoryStore>, registry: &Registry) -> (WarmPoolFeed, Arc<Recorder>) {
+        let recorder = Arc::new(Recorder::default());
+        let providers =
+            ProviderRegistry::default().with(ProviderKind::Kubernetes, Arc::clone(&recorder) as _);
+        let store: Arc<dyn SessionStore> = Arc::clone(store) as _;
+        let definitions = DefinitionStore::new(Arc::clone(&store));
+        let metrics = Arc::new(Metrics::new(registry));
+        let feed = WarmPoolFeed::new(store, definitions, Providers::new(providers), metrics);
+        (feed, recorder)
+    }
+
+    fn cluster(name: &str, status: ClusterStatus, warm_pods: u32, catalogs: &[&str]) -> Cluster {
+        Cluster {
+            name: name.parse().unwrap(),
+            status,
+            provider: Provider::Kubernetes(Box::new(KubernetesPods {
+                warm_pods,
+                warm_catalogs: catalogs.iter().map(|name| (*name).to_owned()).collect(),
+                ..KubernetesPods::default()
+            })),
+            ..fixtures::cluster()
+        }
+    }
+
+    #[tokio::test]
+    async fn active_clusters_have_pools_and_one_manager_refills_them() {
+        let store = Arc::new(MemoryStore::new(Arc::new(ManualClock::at(NOW))));
+        for cluster in [
+            cluster("warm", ClusterStatus::Active, 3, &[]),
+            cluster("draining", ClusterStatus::Draining, 3, &[]),
+            cluster("destroyed", ClusterStatus::Destroyed, 3, &[]),
+            cluster("without", ClusterStatus::Active, 0, &[]),
+            cluster("catalogs", ClusterStatus::Active, 2, &["acme/not-there"]),
+        ] {
+            fixtures::define(&store, &cluster).await;
+        }
+        let registry = Registry::new();
+        let (first, seen_by_first) = feed(&store, &registry);
+        let (second, seen_by_second) = feed(&store, &Registry::new());
+        first.pass().await.unwrap();
+        second.pass().await.unwrap();
+        let (pools, refill_for) = seen_by_first.calls.lock()[0].clone();
+        assert_eq!(pools, ["warm  3"]);
+        assert!(refill_for > Duration::from_secs(10), "{refill_for:?}");
+        let (pools, refill_for) = seen_by_second.calls.lock()[0].clone();
+        assert_eq!((pools, refill_for), (vec!["warm  3".to_owned()], Duration::ZERO));
+        // The next manager takes over when the first has stopped.
+        let stop = CancellationToken::new();
+        stop.cancel();
+        first.run(stop).await;
+        second.pass().await.unwrap();
+        assert!(seen_by_second.calls.lock()[1].1 > Duration::ZERO);
+
+        let text = registry.render();
+        for line in [
+            "session_manager_warm_pool_starts_total{outcome=\"hit\"} 2",
+            "session_manager_warm_pool_starts_total{outcome=\"empty\"} 2",
+            "session_manager_warm_pool_pods{state=\"available\"} 3",
+            "session_manager_warm_pool_pods{state=\"starting\"} 1",
+            "session_manager_warm_pools_stopped 1",
+            "session_manager_warm_pool_oldest_seconds 90",
+        ] {
+            assert!(text.contains(line), "{line} not in {text}");
+        }
+    }
+}

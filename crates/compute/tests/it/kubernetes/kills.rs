@@ -125,17 +125,23 @@ async fn kill_at(request: i64, is_served: bool, engine: Engine, has_pool: bool, 
 
 #[tokio::test]
 async fn the_next_manager_finishes_after_a_kill_at_any_request() {
-    let ip = pod_ip();
-    let _engine = FakeEngine::start(ip).await;
-    let mut kills = 0;
-    for engine in [Engine::Sail, Engine::Spark] {
-        for has_pool in [false, true] {
-            for request in 1..=REQUESTS {
-                for is_served in [false, true] {
-                    kills += usize::from(kill_at(request, is_served, engine, has_pool, ip).await);
-                }
+    let of_kind = async |engine, has_pool| {
+        let ip = pod_ip();
+        let _engine = FakeEngine::start(ip).await;
+        let mut kills = 0;
+        for request in 1..=REQUESTS {
+            for is_served in [false, true] {
+                kills += usize::from(kill_at(request, is_served, engine, has_pool, ip).await);
             }
         }
-    }
+        kills
+    };
+    let (a, b, c, d) = tokio::join!(
+        of_kind(Engine::Sail, false),
+        of_kind(Engine::Spark, false),
+        of_kind(Engine::Sail, true),
+        of_kind(Engine::Spark, true),
+    );
+    let kills = a + b + c + d;
     assert!(kills >= 60, "{kills} kills");
 }
