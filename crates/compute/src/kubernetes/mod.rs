@@ -347,12 +347,16 @@ impl ComputeProvider for KubernetesProvider {
             going.extend(shared.unseen_claims(&pods.namespace, spec).await);
         }
         let mut failed = None;
+        let has_begun = !going.is_empty();
         for (namespace, name, uid) in going {
             if let Err(error) = shared.api.delete_pod(&namespace, &name, uid.as_deref()).await {
                 failed = Some(error);
             }
         }
-        shared.changes.publish(&spec.key, spec.generation);
+        // Without anything to delete, the next change is that the pod is gone.
+        if has_begun {
+            shared.changes.publish(&spec.key, spec.generation);
+        }
         failed.map_or(Ok(()), |error| Err(Error::Unavailable(error.to_string())))
     }
 
@@ -455,7 +459,15 @@ impl Shared {
             .collect();
         // A watch may not show yet that a session claimed a pod.
         for pod in self.owners.lock().up_to(&(spec.key.id.clone(), spec.generation)) {
+            let is_leaving = self
+                .namespaces
+                .get(&pod.namespace)
+                .and_then(|pods| pods.get(&pod.namespace, &pod.name))
+                .is_some_and(|seen| seen.metadata.deletion_timestamp.is_some());
             let uid = Some(pod.uid);
+            if is_leaving {
+                continue;
+            }
             if all.iter().all(|(.., seen)| *seen != uid) {
                 all.push((pod.namespace, pod.name, uid));
             }

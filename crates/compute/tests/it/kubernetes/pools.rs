@@ -387,3 +387,35 @@ async fn a_release_during_a_claim_leaves_no_pod_of_the_session() {
     }
     eventually("no pod of a session", || sessions(&fake).is_empty()).await;
 }
+
+#[tokio::test]
+async fn a_claimed_pod_that_ends_is_deleted_once() {
+    let (fake, ip) = (FakeKube::new(), pod_ip());
+    let _engine = FakeEngine::start(ip).await;
+    let (provider, _kubelet) = (provider(&fake), kubelet(&fake, ip));
+    set(&provider, vec![pool(Engine::Sail, 1)]);
+    eventually("a pod answered", || status(&provider).available == 1).await;
+    let spec = warm_spec(Engine::Sail, 1, 1);
+    ensure(&provider, &spec).await;
+    until_ready(&provider, &spec).await;
+    let (claimed, _) = sessions(&fake).pop_first().unwrap();
+    fake.edit_pod(&claimed, |pod| {
+        pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    });
+    until(&provider, &spec, |seen| {
+        matches!(seen, Observation::Failed { .. })
+    })
+    .await;
+    let mut changes = provider.watch();
+    for _ in 0..20 {
+        provider.release(&spec).await.unwrap();
+    }
+    assert_eq!(writes_of(&fake, "DELETE pods"), 0, "it is being deleted");
+    let change = tokio::time::timeout(Duration::from_millis(100), changes.next()).await;
+    assert!(
+        change.is_err(),
+        "a change would make the reconciler release again at once"
+    );
+    fake.remove("pods", &claimed);
+    until_missing(&provider, &spec).await;
+}
