@@ -28,7 +28,7 @@ WARM_PODS = 3
 SAIL = {"image": "berth.test/sail:test", "cpu": "100m", "memory": "512Mi"}
 CLUSTERS = {
     # The secret makes session-manager create a Secret for each pod.
-    "cold": ("sail", definition(**SAIL, properties={"AWS_SECRET_ACCESS_KEY": "${BERTH_SECRET_KILLS}"})),
+    "cold": ("sail", definition(**SAIL).replace("{", '{ properties = { AWS_SECRET_ACCESS_KEY = "${BERTH_SECRET_KILLS}" },', 1)),
     "warm": ("sail", definition(**SAIL, warm_pods=WARM_PODS)),
 }
 CREATE = ["GET configmaps", "POST pods", "POST secrets"]
@@ -132,7 +132,7 @@ def kill_at(services: Services, proxy: ApiProxy, point: Point, *command: str, of
         proxy.disarm()
         raise AssertionError(f"no call {call} after {command}; the last: {proxy.calls[-20:]}")
     services.start_service("session-manager", "manager_admin")
-    running.join(timeout=30)
+    running.join(timeout=5)
     time.sleep(1)
 
 
