@@ -1,7 +1,7 @@
 """`make bench-k8s`: how long sessions take on the real cluster, with and without warm pods.
 
-Times to active are those of `berth create --wait`, with the start of the command; times of claims are those
-of session-manager's log. Prints a table and writes target/bench/k8s.json.
+Times come from session-manager's log, so the start of the command does not count. Prints a table and writes
+target/bench/k8s.json.
 """
 
 from __future__ import annotations
@@ -55,40 +55,52 @@ def record(name: str, seconds: list[float]) -> None:
     print(f"{name}: p50 {statistics.median(ordered) * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms, max {ordered[-1] * 1000:.0f} ms, n = {len(seconds)}, load {os.getloadavg()[0]:.1f}")
 
 
-def timed_create(services: Services, cluster: str) -> tuple[dict[str, Any], float]:
-    """A session that is active, and the seconds of `berth create --wait`."""
-    begun = time.monotonic()
-    shown = create(services, cluster)
-    return shown, time.monotonic() - begun
+def instant(line: dict[str, Any]) -> float:
+    return datetime.fromisoformat(line["timestamp"].replace("Z", "+00:00")).timestamp()
 
 
-def instant(text: str) -> float:
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+def log(services: Services) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (services.folder / "session-manager.log").read_text().splitlines() if line.startswith("{")]
 
 
-def create(services: Services, cluster: str) -> dict[str, Any]:
-    return services.berth("create", "--cluster", cluster, "--wait")
+def create(services: Services, cluster: str) -> str:
+    return services.berth("create", "--cluster", cluster, "--wait")["id"]
 
 
-def close_all(services: Services, sessions: list[dict[str, Any]]) -> None:
+def to_active(lines: list[dict[str, Any]], sessions: list[str]) -> list[float]:
+    """From the creation of each session to the commit of its first `active`."""
+    found: dict[str, float] = {}
+    active: dict[str, float] = {}
+    for line in lines:
+        if line["message"] == "session created":
+            found[line["session"]] = instant(line)
+        elif line["message"] == "session changed" and line["to"] == "active":
+            active.setdefault(line["session"], instant(line))
+    return [active[session] - found[session] for session in sessions]
+
+
+def listening_to_active(lines: list[dict[str, Any]], sessions: list[str]) -> list[float]:
+    """From the moment when the engine accepts connections to the commit."""
+    ready = {line["session"]: instant(line) - seconds(line["after_listening"]) for line in lines if line["message"] == "engine ready" and line["generation"] == 1}
+    active: dict[str, float] = {}
+    for line in lines:
+        if line["message"] == "session changed" and line["to"] == "active":
+            active.setdefault(line["session"], instant(line))
+    return [active[session] - ready[session] for session in sessions if session in ready]
+
+
+def claims(lines: list[dict[str, Any]], sessions: list[str]) -> list[float]:
+    return [seconds(line["time"]) for line in lines if line["message"] == "warm pod claimed" and line["session"] in sessions]
+
+
+def close_all(services: Services, sessions: list[str]) -> None:
     for session in sessions:
-        services.berth("close", session["id"])
+        services.berth("close", session)
     selector = "berth/session"
     kube.wait_until("no pod of a session", lambda: not kube.get("-n", SPACE, "pods", "-l", selector)["items"], timeout=180, interval=1)
 
 
-def log_lines(services: Services, message: str) -> list[str]:
-    text = (services.folder / "session-manager.log").read_text()
-    return [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in text.splitlines() if message in line]
-
-
 DURATION = {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
-
-
-def value(line: str, key: str) -> str:
-    found = re.search(rf'"?{key}"?[=:] ?"?([^\s",}}]+)', line)
-    assert found, line
-    return found[1]
 
 
 def seconds(text: str) -> float:
@@ -107,23 +119,14 @@ def wait_pool(services: Services, size: int) -> None:
 
 def test_cold_one_at_a_time(services: Services) -> None:
     wait_pool(services, WARM_PODS)
-    before, times, ready = api_writes(), [], {}
+    before, sessions = api_writes(), []
     for _ in range(CREATES):
-        shown, took = timed_create(services, "cold")
-        times.append(took)
-        ready[shown["id"]] = time.time()
-        close_all(services, [shown])
+        sessions.append(create(services, "cold"))
+        close_all(services, sessions[-1:])
     made = api_writes() - before
-    record("cold, create to active", times)
-    after = []
-    for line in log_lines(services, "engine ready"):
-        session = value(line, "session")
-        if session in ready:
-            stamp = re.search(r"\d{4}-\d\d-\d\dT[0-9:.]+Z", line)
-            assert stamp, line
-            # From listening to the answer, and from there to the end of the command that waits.
-            after.append(seconds(value(line, "after_listening")) + ready[session] - instant(stamp[0]))
-    record("engine listens to active", after)
+    lines = log(services)
+    record("cold, create to active", to_active(lines, sessions))
+    record("engine listens to active", listening_to_active(lines, sessions))
     FIGURES["writes of cold generations"] = {"generations": CREATES, **made}
     print(f"writes of {CREATES} generations: {dict(made)}")
 
@@ -131,30 +134,23 @@ def test_cold_one_at_a_time(services: Services) -> None:
 @pytest.mark.parametrize("count", AT_ONCE)
 def test_cold_at_once(services: Services, count: int) -> None:
     with ThreadPoolExecutor(count) as many:
-        done = list(many.map(lambda _: timed_create(services, "many"), range(count)))
-    record(f"cold, {count} at once", [took for _, took in done])
-    close_all(services, [shown for shown, _ in done])
-
-
-def claims(services: Services, sessions: list[dict[str, Any]]) -> list[float]:
-    ids = {shown["id"] for shown in sessions}
-    lines = [line for line in log_lines(services, "warm pod claimed") if value(line, "session") in ids]
-    return [seconds(value(line, "time")) for line in lines]
+        sessions = list(many.map(lambda _: create(services, "many"), range(count)))
+    record(f"cold, {count} at once", to_active(log(services), sessions))
+    close_all(services, sessions)
 
 
 def test_warm_one_at_a_time(services: Services) -> None:
-    sessions, times, before = [], [], api_writes()
+    before, sessions = api_writes(), []
     for _ in range(CREATES):
         wait_pool(services, 1)
-        shown, took = timed_create(services, "warm")
-        sessions.append(shown)
-        times.append(took)
+        sessions.append(create(services, "warm"))
         # Room for the next pod.
         close_all(services, sessions[-1:])
     wait_pool(services, WARM_PODS)
-    record("warm, create to active", times)
-    record("claim", claims(services, sessions))
     made = api_writes() - before
+    lines = log(services)
+    record("warm, create to active", to_active(lines, sessions))
+    record("claim", claims(lines, sessions))
     FIGURES["writes of warm generations"] = {"generations": CREATES, **made}
     print(f"writes of {CREATES} generations: {dict(made)}")
 
@@ -164,17 +160,17 @@ def test_warm_at_once(services: Services, count: int) -> None:
     count = min(count, WARM_PODS)
     wait_pool(services, WARM_PODS)
     with ThreadPoolExecutor(count) as many:
-        done = list(many.map(lambda _: timed_create(services, "warm"), range(count)))
-    sessions = [shown for shown, _ in done]
-    record(f"warm, {count} at once", [took for _, took in done])
-    found = claims(services, sessions)
+        sessions = list(many.map(lambda _: create(services, "warm"), range(count)))
+    lines = log(services)
+    record(f"warm, {count} at once", to_active(lines, sessions))
+    found = claims(lines, sessions)
     print(f"hits: {len(found)} of {count}")
     record(f"claim, {count} at once", found)
     close_all(services, sessions)
 
 
 def test_first_query_after_idle(services: Services) -> None:
-    by_cluster = {cluster: [create(services, cluster)["id"] for _ in range(IDLE)] for cluster in ("many", "warm")}
+    by_cluster = {cluster: [create(services, cluster) for _ in range(IDLE)] for cluster in ("many", "warm")}
     everything = [session for sessions in by_cluster.values() for session in sessions]
     for session in everything:
         services.query(session)
@@ -185,4 +181,4 @@ def test_first_query_after_idle(services: Services) -> None:
     time.sleep(5)
     for cluster, sessions in by_cluster.items():
         record(f"first query after idle, {cluster}", [services.timed_query(session)[1] for session in sessions])
-    close_all(services, [{"id": session} for session in everything])
+    close_all(services, everything)

@@ -167,7 +167,6 @@ mod tests {
     use session_core::time::ManualClock;
     use session_core::{KubernetesPods, ProviderKind};
     use session_store::memory::MemoryStore;
-    use session_store::prelude::*;
 
     /// Notes what it is given; it has one pool.
     #[derive(Debug, Default)]
