@@ -457,21 +457,7 @@ impl Shared {
                 (namespace.clone(), name, pod.metadata.uid.clone())
             })
             .collect();
-        // A watch may not show yet that a session claimed a pod.
-        for pod in self.owners.lock().up_to(&(spec.key.id.clone(), spec.generation)) {
-            let is_leaving = self
-                .namespaces
-                .get(&pod.namespace)
-                .and_then(|pods| pods.get(&pod.namespace, &pod.name))
-                .is_some_and(|seen| seen.metadata.deletion_timestamp.is_some());
-            let uid = Some(pod.uid);
-            if is_leaving {
-                continue;
-            }
-            if all.iter().all(|(.., seen)| *seen != uid) {
-                all.push((pod.namespace, pod.name, uid));
-            }
-        }
+        self.add_claimed(spec, &mut all);
         all
     }
 

@@ -96,6 +96,23 @@ impl Shared {
         Ok(claimed.into_iter().next())
     }
 
+    /// Adds the pods that a session claimed up to a generation, although the watch
+    /// may not show the claim yet; without those that are being deleted.
+    pub(super) fn add_claimed(&self, spec: &ComputeSpec, all: &mut Vec<(String, String, Option<String>)>) {
+        let id = (spec.key.id.clone(), spec.generation);
+        for pod in self.owners.lock().up_to(&id) {
+            let seen = self
+                .namespaces
+                .get(&pod.namespace)
+                .and_then(|pods| pods.get(&pod.namespace, &pod.name));
+            let is_leaving = seen.is_some_and(|seen| seen.metadata.deletion_timestamp.is_some());
+            let uid = Some(pod.uid);
+            if !is_leaving && all.iter().all(|(.., known)| *known != uid) {
+                all.push((pod.namespace, pod.name, uid));
+            }
+        }
+    }
+
     /// The pods that a session claimed up to a generation and that no watch shows
     /// yet: namespace, name, uid.
     pub(super) async fn unseen_claims(
