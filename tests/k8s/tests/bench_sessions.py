@@ -33,13 +33,18 @@ CLUSTERS = {
     "many": ("sail", definition(**SAIL)),
     "warm": ("sail", definition(**SAIL, warm_pods=WARM_PODS)),
 }
+LIMITS = """
+[[orgs]]
+name = "acme"
+limits = { live_sessions_per_owner = 1000, creates_per_minute = 10000 }
+"""
 FIGURES: dict[str, Any] = {}
 
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     kube.apply(kube.namespace(SPACE), {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": ANCHOR, "namespace": SPACE}})
-    running = Services(tmp_path_factory.mktemp("bench"), CLUSTERS)
+    running = Services(tmp_path_factory.mktemp("bench"), CLUSTERS, LIMITS)
     yield running
     running.stop()
     kube.kubectl("delete", "namespace", "--wait=false", SPACE)

@@ -31,6 +31,11 @@ CLUSTERS = {
     "cold": ("sail", definition(**SAIL).replace("{", '{ properties = { AWS_SECRET_ACCESS_KEY = "${BERTH_SECRET_KILLS}" },', 1)),
     "warm": ("sail", definition(**SAIL, warm_pods=WARM_PODS)),
 }
+LIMITS = """
+[[orgs]]
+name = "acme"
+limits = { live_sessions_per_owner = 100, creates_per_minute = 1000 }
+"""
 CREATE = ["GET configmaps", "POST pods", "POST secrets"]
 CLAIM = ["PATCH pods", "LIST generation"]
 REFILL = ["GET configmaps", "POST pods"]
@@ -50,7 +55,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Services, 
     proxy = ApiProxy(folder)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("BERTH_SECRET_KILLS", "not-a-real-key")
-        services = Services(folder, CLUSTERS, kubeconfig=proxy.kubeconfig)
+        services = Services(folder, CLUSTERS, LIMITS, proxy.kubeconfig)
         yield services, proxy
         services.stop()
     proxy.stop()
@@ -218,7 +223,7 @@ def test_kills_at_random_moments(stack: tuple[Services, ApiProxy]) -> None:
 
 def restart_api_server() -> None:
     """Kills the API server of this test's cluster; its node starts it again."""
-    found = kube.run(str(CLUSTER), "exec", "sh", "-c", "grep -al kube-apiserver /proc/[0-9]*/cmdline")
+    found = kube.run(str(CLUSTER), "exec", "sh", "-c", "grep -als kube-apiserver /proc/[0-9]*/cmdline || true")
     for path in found.split():
         arguments = kube.run(str(CLUSTER), "exec", "cat", path)
         if re.search(r"components\0kube-apiserver\0", arguments):
