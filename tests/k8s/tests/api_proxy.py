@@ -35,6 +35,13 @@ def call_name(method: str, target: str) -> str:
     return f"{method} {parts[4]}"
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """A killed program resets its connections."""
+
+
 class ApiProxy:
     """The proxy, until `stop`."""
 
@@ -54,8 +61,7 @@ class ApiProxy:
         self._lock = threading.Lock()
         self._armed: tuple[str, str, Callable[[], None]] | None = None
         self.fired = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = Server(("127.0.0.1", 0), self._handler())
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.kubeconfig = str(folder / "proxied.kubeconfig")
         Path(self.kubeconfig).write_text(json.dumps({
