@@ -8,7 +8,6 @@ Kills come in batches, a few seconds apart, so that a recovery is interrupted to
 from __future__ import annotations
 
 import random
-import re
 import subprocess
 import threading
 import time
@@ -223,13 +222,12 @@ def test_kills_at_random_moments(stack: tuple[Services, ApiProxy]) -> None:
 
 def restart_api_server() -> None:
     """Kills the API server of this test's cluster; its node starts it again."""
-    found = kube.run(str(CLUSTER), "exec", "sh", "-c", "grep -als kube-apiserver /proc/[0-9]*/cmdline || true")
-    for path in found.split():
-        arguments = kube.run(str(CLUSTER), "exec", "cat", path)
-        if re.search(r"components\0kube-apiserver\0", arguments):
-            kube.run(str(CLUSTER), "exec", "kill", "-KILL", path.split("/")[2])
-            return
-    raise AssertionError(f"no API server: {found}")
+    # The brackets keep the shell itself from being found.
+    program = "components kube-[a]piserver "
+    script = f"for one in /proc/[0-9]*; do tr '\\0' ' ' <$one/cmdline 2>/dev/null | grep -q '{program}' && echo ${{one#/proc/}}; done; true"
+    pids = kube.run(str(CLUSTER), "exec", "bash", "-c", script).split()
+    assert len(pids) == 1, pids
+    kube.run(str(CLUSTER), "exec", "kill", "-KILL", *pids)
 
 
 def test_restarts_of_the_api_server(stack: tuple[Services, ApiProxy]) -> None:
