@@ -90,14 +90,17 @@ def test_a_session_claims_a_ready_pod_and_the_pool_is_refilled(services: Service
 
 def test_a_claim_is_one_write(services: Services) -> None:
     wait_full(services, "warm")
+    # The other pools make no pods meanwhile.
+    wait_full(services, "lake", 1)
+    kube.wait_until("the broken pool stopped", lambda: pool(services, "broken").get("stopped"), timeout=120)
     before = api_writes()
     session = create(services, "warm")["id"]
     wait_full(services, "warm")
     made = api_writes() - before
     assert (made["PATCH pods 200"], made["POST pods 201"]) == (1, 1), made
     close(services, session)
-    # The kubelet deletes a pod too, when its containers have ended.
-    assert (api_writes() - before)["DELETE pods 200"] <= 2
+    # The kubelet deletes a pod too, and a delete may be repeated until the watch shows it.
+    assert (api_writes() - before)["DELETE pods 200"] <= 4
 
 
 def test_sessions_at_once_get_pods_of_their_own(services: Services) -> None:
