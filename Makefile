@@ -57,12 +57,15 @@ fuzz: ## Fuzz what reads hostile bytes (SECONDS_EACH=60)
 fuzz-briefly:
 	@SECONDS_EACH=10 crates/spark-proxy/fuzz/run.sh
 
-.PHONY: image test-k8s
+.PHONY: image test-k8s bench-k8s
 image: ## Build the container images of the services and the command, as archives (BERTH_PROFILE=dist)
 	@deploy/images/build.sh
 
 test-k8s: ## Berth on a real one-node Kubernetes cluster; needs root and Go (ARGS="-k chart")
 	@tests/k8s/run.sh
+
+bench-k8s: ## Times of sessions on that cluster, with and without warm pods
+	@BENCH=1 tests/k8s/run.sh
 
 fmt: ## Format the code
 	cargo fmt --all

@@ -43,7 +43,7 @@ def sessions_are_isolated():
 
 # Verbs that session-manager has in a namespace of sessions. A change here is a change of rights.
 RIGHTS = {
-    "pods": {"get", "list", "watch", "create", "delete"},
+    "pods": {"get", "list", "watch", "create", "patch", "delete"},
     "pods/log": {"get"},
     "secrets": {"get", "create", "delete"},
     "configmaps (berth-sessions)": {"get"},

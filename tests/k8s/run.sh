@@ -7,6 +7,7 @@
 #   BERTH_PROFILE=NAME   cargo profile of the programs in the images (default: quick)
 #   BERTH_CHART=DIR      another chart than helm/berth
 #   SPARK=1              also load the image of Apache Spark, for tests that need it
+#   BENCH=1              `make bench-k8s`: tests/bench_sessions.py in place of the tests
 #
 # Exit code 75: the cluster could not be built or started, so that no test ran.
 set -euo pipefail
@@ -48,6 +49,7 @@ cluster_is_up=1
 "$cluster" load "${archives[@]}"
 eval "$("$cluster" env)"
 tests=()
+[[ -z ${BENCH:-} ]] || TESTS=bench_sessions.py
 for name in ${TESTS:-.}; do tests+=("$here/tests/$name"); done
 # A failed test has printed its own facts; these are those of the cluster.
 # shellcheck disable=SC2086

@@ -39,6 +39,7 @@ pub mod static_servers;
 #[cfg(test)]
 mod testing;
 mod user_message;
+pub mod warm_pools;
 
 pub use address::AllowList;
 pub use kubernetes::{KubernetesConfig, KubernetesProvider};
@@ -48,6 +49,7 @@ pub use registry::ProviderRegistry;
 pub use shared_servers::{CatalogSelection, SharedCompute};
 pub use simulation::SimCompute;
 pub use static_servers::{Placements, StaticConfig, StaticProvider};
+pub use warm_pools::WarmPools;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -151,6 +153,12 @@ pub trait ComputeProvider: Send + Sync + std::fmt::Debug + 'static {
     /// The provider as one with shared servers; `None` if compute is dedicated to one
     /// session.
     fn shared(&self) -> Option<&dyn SharedCompute> {
+        None
+    }
+
+    /// The provider as one that keeps compute ready without sessions; `None` if it
+    /// cannot.
+    fn warm_pools(&self) -> Option<&dyn WarmPools> {
         None
     }
 

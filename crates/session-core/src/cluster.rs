@@ -175,6 +175,14 @@ pub struct KubernetesPods {
     /// Merged over each pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_template: Option<PodTemplate>,
+    /// Pods that are kept ready without a session, in each of the cluster's pools;
+    /// 0 means none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub warm_pods: u32,
+    /// Default catalogs, as `org/catalog`, for whose sessions pods are kept ready,
+    /// one pool each; empty means one pool for sessions without a default catalog.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warm_catalogs: Vec<String>,
 }
 
 /// Size of a pod and the nodes that it may run on.
@@ -245,6 +253,10 @@ impl TaintEffect {
     clippy::trivially_copy_pass_by_ref,
     reason = "serde's skip_serializing_if passes a reference"
 )]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
 fn is_false(value: &bool) -> bool {
     !*value
 }

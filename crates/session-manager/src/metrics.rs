@@ -114,6 +114,28 @@ service_kit::labels! {
     }
 }
 
+service_kit::labels! {
+    /// How a start used the warm pools of its cluster.
+    pub(crate) enum PoolOutcome("outcome") {
+        /// Claimed compute of a pool.
+        Hit => "hit",
+        /// The pool was empty.
+        Empty => "empty",
+        /// No pool has the start settings of the session.
+        Different => "different",
+    }
+}
+
+service_kit::labels! {
+    /// Compute of a warm pool.
+    pub(crate) enum PoolPod("state") {
+        /// Can be claimed.
+        Available => "available",
+        /// Did not answer yet.
+        Starting => "starting",
+    }
+}
+
 /// The metrics of session-manager. All series exist from registration, at zero.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -130,6 +152,42 @@ pub(crate) struct Metrics {
     due_lag: Arc<Family<(), DurationGauge>>,
     provisioning: Arc<Family<Provisioned, Histogram>>,
     orphans: OrphanMetrics,
+    pools: PoolMetrics,
+}
+
+/// The metrics of warm pools.
+#[derive(Debug)]
+struct PoolMetrics {
+    starts: Arc<Family<PoolOutcome, Counter>>,
+    claims: Arc<Family<(), Histogram>>,
+    pods: Arc<Family<PoolPod, Gauge>>,
+    stopped: Arc<Family<(), Gauge>>,
+    age: Arc<Family<(), DurationGauge>>,
+}
+
+impl PoolMetrics {
+    fn new(registry: &Registry) -> Self {
+        Self {
+            starts: registry.counter(
+                "session_manager_warm_pool_starts_total",
+                "Starts of compute on clusters with warm pools, by use of the pool.",
+            ),
+            claims: registry.histogram(
+                "session_manager_warm_pool_claim_duration_seconds",
+                "Time to claim compute of a warm pool.",
+                SECONDS,
+            ),
+            pods: registry.gauge("session_manager_warm_pool_pods", "Compute in warm pools."),
+            stopped: registry.gauge(
+                "session_manager_warm_pools_stopped",
+                "Warm pools that are not refilled because their starts fail.",
+            ),
+            age: registry.duration_gauge(
+                "session_manager_warm_pool_oldest_seconds",
+                "Age of the oldest available compute in a warm pool.",
+            ),
+        }
+    }
 }
 
 /// The metrics of orphan collection.
@@ -208,6 +266,7 @@ impl Metrics {
                 SECONDS,
             ),
             orphans: OrphanMetrics::new(registry),
+            pools: PoolMetrics::new(registry),
         }
     }
 
@@ -296,6 +355,28 @@ impl Metrics {
 
     pub(crate) fn orphan_released(&self, proof: Proof) {
         self.orphans.releases.at(proof).inc();
+    }
+
+    /// A start claimed compute of a pool in this time.
+    pub(crate) fn pool_hit(&self, time: Duration) {
+        self.pools.starts.at(PoolOutcome::Hit).inc();
+        self.pools.claims.at(()).observe(time);
+    }
+
+    pub(crate) fn pool_empty(&self) {
+        self.pools.starts.at(PoolOutcome::Empty).inc();
+    }
+
+    pub(crate) fn pool_different(&self) {
+        self.pools.starts.at(PoolOutcome::Different).inc();
+    }
+
+    pub(crate) fn pools(&self, available: usize, starting: usize, stopped: usize, oldest: Option<Duration>) {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.pools.pods.at(PoolPod::Available).set(number(available));
+        self.pools.pods.at(PoolPod::Starting).set(number(starting));
+        self.pools.stopped.at(()).set(number(stopped));
+        self.pools.age.at(()).set(oldest.unwrap_or_default());
     }
 
     pub(crate) fn resolved(&self, status: Status) {

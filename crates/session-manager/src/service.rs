@@ -11,6 +11,7 @@ use crate::lifecycle::disabling::Disabling;
 use crate::lifecycle::orphan_collection::OrphanCollector;
 use crate::lifecycle::reconciler::Reconciler;
 use crate::lifecycle::report_freshness::ReportFreshness;
+use crate::lifecycle::warm_pools::WarmPoolFeed;
 use crate::metrics::Metrics;
 use crate::providers::registry::Providers;
 use crate::server::{Listeners, Ports, serve};
@@ -209,6 +210,13 @@ impl Parts {
         shutdown.spawn(audit::write_later(Arc::clone(store), refusals, stop.clone()));
         shutdown.spawn(audit::export(Arc::clone(store), stop.clone()));
         shutdown.spawn(retention::run(Arc::clone(store), stop.clone()));
+        let pools = WarmPoolFeed::new(
+            Arc::clone(store),
+            api.definitions.clone(),
+            api.computes.clone(),
+            Arc::clone(&api.metrics),
+        );
+        shutdown.spawn(pools.run(stop.clone()));
         shutdown.spawn(Arc::clone(&api.disabling).run(stop.clone()));
         let (definitions, metrics) = (api.definitions.clone(), Arc::clone(&api.metrics));
         shutdown.spawn(gauges::run(Arc::clone(store), definitions, metrics, stop.clone()));

@@ -120,10 +120,19 @@ CLUSTERS = {
 
 
 class Services:
-    """Redis and the three services on loopback, with one account."""
+    """Redis and the three services on loopback, with one account. `clusters` are names with engine and
+    definition, `settings` is more text of session-manager's configuration."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        clusters: dict[str, tuple[str, str]] | None = None,
+        settings: str = "",
+        kubeconfig: str | None = None,
+    ) -> None:
         self.folder = folder
+        self._clusters, self._settings = CLUSTERS if clusters is None else clusters, settings
+        self._kubeconfig = kubeconfig or os.environ["KUBECONFIG"]
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         names = ("redis", "manager", "internal", "issuer", "jwks", "proxy", "manager_admin", "issuer_admin", "proxy_admin")
         self.ports = {name: free_port() for name in names}
@@ -142,7 +151,7 @@ class Services:
         clusters = "".join(
             f'[[clusters]]\nname = "{name}"\nengine = "{engine}"\nidle_timeout = "{"1min" if engine == "sail" else "6min"}"\n'
             f'provisioning_deadline = "30s"\nkubernetes = {pods}\n'
-            for name, (engine, pods) in CLUSTERS.items()
+            for name, (engine, pods) in self._clusters.items()
         )
         self._write("session-manager", f"""
 listen.public.address = "{at["manager"]}"
@@ -152,14 +161,14 @@ store.url = "redis://{at["redis"]}"
 {keys}
 [compute.kubernetes]
 namespaces = ["{SPACE}"]
-kubeconfig = "{os.environ["KUBECONFIG"]}"
+kubeconfig = "{self._kubeconfig}"
 anchor = "{ANCHOR}"
 [[service_accounts]]
 name = "tester"
 org = "acme"
 roles = ["member", "org-admin", "platform-admin"]
 key_sha256 = "{self._account["key_sha256"]}"
-{clusters}""")  # fmt: skip
+{clusters}{self._settings}""")  # fmt: skip
         self._write("token-issuer", f"""
 listen.grpc.address = "{at["issuer"]}"
 listen.jwks.address = "{at["jwks"]}"

@@ -1,14 +1,16 @@
-//! The calls to the API server, each bounded in time. Three of them write, and
-//! a generation needs each once: create the pod, create its Secret if it has
-//! secrets, delete the pod.
+//! The calls to the API server, each bounded in time. Four of them write. A
+//! generation needs three of them once: create the pod, create its Secret if it has
+//! secrets, delete the pod. One whose pod comes from a pool also needs the patch that
+//! claims it.
 
-use super::names::{Owner, SESSION_LABEL};
+use super::names::{GENERATION_LABEL, Owner, SESSION_LABEL};
 use super::pod::{CONTAINER, TOKEN_KEY};
 use super::reasons::PodEvent;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod, Secret as KubeSecret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::api::{Api, DeleteParams, ListParams, LogParams, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, Error};
+use session_core::SessionKey;
 use session_core::route::Secret;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -112,6 +114,61 @@ impl KubeApi {
             Err(error) if is(&error, 404) || is(&error, 409) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Deletes a pod, if it is the one with this uid and was not changed since this
+    /// resource version; true if it is gone or being deleted.
+    pub(super) async fn delete_unchanged(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        version: &str,
+    ) -> Result<bool, Error> {
+        let params = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: Some(uid.to_owned()),
+                resource_version: Some(version.to_owned()),
+            }),
+            ..DeleteParams::background()
+        };
+        match bounded(self.pods(namespace).delete(name, &params)).await {
+            Ok(_) => Ok(true),
+            Err(error) if is(&error, 404) => Ok(true),
+            Err(error) if is(&error, 409) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Applies a merge patch that contains the uid and the resource version of a
+    /// pod; `None` if the pod is another or was changed.
+    pub(super) async fn patch_unchanged(
+        &self,
+        namespace: &str,
+        name: &str,
+        patch: &serde_json::Value,
+    ) -> Result<Option<Pod>, Error> {
+        let pods = self.pods(namespace);
+        let patch = Patch::Merge(patch);
+        match bounded(pods.patch(name, &PatchParams::default(), &patch)).await {
+            Ok(pod) => Ok(Some(pod)),
+            Err(error) if is(&error, 404) || is(&error, 409) || is(&error, 422) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The pods of one session generation, by their labels.
+    pub(super) async fn pods_of(
+        &self,
+        namespace: &str,
+        key: &SessionKey,
+        generation: u64,
+    ) -> Result<Vec<Pod>, Error> {
+        let labels = format!("{SESSION_LABEL}={},{GENERATION_LABEL}={generation}", key.id);
+        let params = ListParams::default().labels(&labels).limit(PAGE);
+        let found = bounded(self.pods(namespace).list(&params)).await?.items;
+        let is_own = |pod: &Pod| owner_of(pod).is_some_and(|owner| owner.key == *key);
+        Ok(found.into_iter().filter(is_own).collect())
     }
 
     /// Creates the Secret of the pod with this uid. One of an earlier pod of the

@@ -6,7 +6,7 @@ use crate::properties::{
     Problems, check_engine_properties, is_jvm_size, jvm_bytes, must_be_absolute, must_be_for_spark,
 };
 use session_core::cluster::Toleration;
-use session_core::{Cluster, Engine, KubernetesPods, ProfileName, Provider};
+use session_core::{CatalogName, Cluster, Engine, KubernetesPods, OrgId, ProfileName, Provider};
 use std::collections::BTreeMap;
 
 /// One definition has no more pull secrets, node labels, tolerations or words
@@ -19,6 +19,8 @@ const MAX_LABEL: usize = 63;
 const MAX_IMAGE: usize = 512;
 /// Each is tried at the API server when the cluster is defined.
 const MAX_PROFILES: usize = 16;
+/// One pool has no more pods.
+const MAX_WARM_PODS: u32 = 1000;
 
 /// Adds every field and property that is wrong.
 pub(crate) fn check_definition(cluster: &Cluster, problems: &mut Problems) {
@@ -46,6 +48,28 @@ pub(crate) fn check_definition(cluster: &Cluster, problems: &mut Problems) {
     check_engine_properties(cluster.engine, &pods.properties, problems);
     if let Some(over) = &pods.pod_template {
         template::check(cluster.engine, pods, over, problems);
+    }
+    check_warm(pods, problems);
+}
+
+fn check_warm(pods: &KubernetesPods, problems: &mut Problems) {
+    if pods.warm_pods > MAX_WARM_PODS {
+        problems.add("warm_pods", format!("must not be more than {MAX_WARM_PODS}"));
+    }
+    if pods.warm_catalogs.len() > MAX_ENTRIES {
+        problems.add(
+            "warm_catalogs",
+            format!("must not have more than {MAX_ENTRIES} entries"),
+        );
+    }
+    let is_catalog = |text: &String| {
+        text.split_once('/')
+            .is_some_and(|(org, name)| org.parse::<OrgId>().is_ok() && name.parse::<CatalogName>().is_ok())
+    };
+    if !pods.warm_catalogs.iter().all(is_catalog) {
+        problems.add("warm_catalogs", "must be catalogs, as org/catalog");
+    } else if pods.warm_pods == 0 && !pods.warm_catalogs.is_empty() {
+        problems.add("warm_catalogs", "needs warm_pods");
     }
 }
 
@@ -246,6 +270,8 @@ mod tests {
             pods.python = Some("/usr/bin/python3".into());
             pods.driver_memory = Some("1g".into());
             pods.ephemeral_storage = Some("20Gi".into());
+            pods.warm_pods = 2;
+            pods.warm_catalogs = vec!["acme/lake".into()];
         });
         assert_eq!(named, Vec::<String>::new());
     }
@@ -307,6 +333,17 @@ mod tests {
             default,
             ..Profile::default()
         }
+    }
+
+    #[test]
+    fn pools_have_a_limit_and_name_catalogs() {
+        let named = wrong(Engine::Sail, |pods| {
+            pods.warm_pods = MAX_WARM_PODS + 1;
+            pods.warm_catalogs = vec!["lake".into()];
+        });
+        assert_eq!(named, ["warm_pods", "warm_catalogs"]);
+        let named = wrong(Engine::Sail, |pods| pods.warm_catalogs = vec!["acme/lake".into()]);
+        assert_eq!(named, ["warm_catalogs"]);
     }
 
     #[test]

@@ -37,7 +37,7 @@ impl Shared {
         cluster: &Cluster,
         profile: Option<&ProfileName>,
     ) -> Result<(), DefinitionError> {
-        let pod = self.pod_of(cluster, profile)?;
+        let pod = self.trial_pod(cluster, profile)?;
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let Err(error) = self.api.try_pod(namespace, &pod).await else {
             return Ok(());
@@ -54,7 +54,7 @@ impl Shared {
     }
 
     /// The pod of a session that does not exist.
-    fn pod_of(&self, cluster: &Cluster, profile: Option<&ProfileName>) -> Result<Pod, DefinitionError> {
+    fn trial_pod(&self, cluster: &Cluster, profile: Option<&ProfileName>) -> Result<Pod, DefinitionError> {
         let org = cluster.granted_orgs.first().cloned();
         let spec = ComputeSpec {
             key: SessionKey {

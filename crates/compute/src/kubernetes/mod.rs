@@ -6,6 +6,7 @@
 //! starter ─ one task per start: create, wait, ask the engine
 //! watcher ─ pods and events as they are   reasons, quota ─ what they mean, in words
 //! works ─ what this manager started       api ─ the calls, bounded in time
+//! pool ─ pods without a session           owners ─ pods that sessions claimed
 //! ```
 //!
 //! The pods are the truth: their names and labels make every call idempotent,
@@ -18,7 +19,9 @@ mod definition;
 mod dry_run;
 mod layout;
 mod names;
+mod owners;
 mod pod;
+mod pool;
 mod quota;
 mod reasons;
 mod size;
@@ -29,7 +32,9 @@ mod works;
 
 use crate::change_feed::Changes;
 use crate::properties::unfit;
-use crate::{Capabilities, ComputeChanged, ComputeProvider, ComputeSpec, DefinitionError, Error, Found};
+use crate::{
+    Capabilities, ComputeChanged, ComputeProvider, ComputeSpec, DefinitionError, Error, Found, WarmPools,
+};
 use api::KubeApi;
 use async_trait::async_trait;
 pub(crate) use definition::check_definition;
@@ -38,10 +43,12 @@ use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use names::{CLAIMED_ANNOTATION, Owner, POOL_LABEL, pod_name};
 pub use names::{CLUSTER_LABEL, GENERATION_LABEL, INSTALL_LABEL, ORG_LABEL, SESSION_LABEL};
-use names::{Owner, pod_name};
+use owners::Owners;
 use parking_lot::Mutex;
 use pod::pods_of;
+use pool::{Pools, Reserved};
 use reasons::{PodEvent, Verdict, judge};
 use session_core::Cluster;
 use session_core::machine::Observation;
@@ -50,6 +57,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use watcher::Pods;
 use works::{Admission, Stage, WorkId, Works};
@@ -126,6 +134,10 @@ struct Shared {
     namespaces: BTreeMap<String, Pods>,
     works: Mutex<Works>,
     changes: Changes,
+    owners: Mutex<Owners>,
+    pools: Mutex<Pools>,
+    /// Pods of pools changed.
+    pools_changed: Arc<Notify>,
 }
 
 impl KubernetesProvider {
@@ -146,7 +158,11 @@ impl KubernetesProvider {
             namespaces,
             works: Mutex::default(),
             changes: Changes::default(),
+            owners: Mutex::default(),
+            pools: Mutex::default(),
+            pools_changed: Arc::default(),
         });
+        tokio::spawn(pool::keep(Arc::downgrade(&shared), stop.clone()));
         for (namespace, writer) in writers {
             let weak = Arc::downgrade(&shared);
             tokio::spawn(watcher::watch_events(
@@ -162,14 +178,20 @@ impl KubernetesProvider {
         }
     }
 
-    fn start(&self, spec: &ComputeSpec, admission: Admission) {
+    fn start(&self, spec: &ComputeSpec, admission: Admission, warm: Option<Reserved>) {
         let Admission::Start { run, stop, changed } = admission else {
+            if let Some(warm) = warm {
+                self.shared.pools.lock().give_back(&warm);
+            }
             return;
         };
+        let id = (spec.key.id.clone(), spec.generation);
+        let claimed = self.shared.owners.lock().get(&id).map(|pod| pod.name);
         let starter = Starter {
             shared: Arc::clone(&self.shared),
             spec: spec.clone(),
-            name: pod_name(&spec.key.id, spec.generation),
+            name: claimed.unwrap_or_else(|| pod_name(&id.0, id.1)),
+            warm,
             run,
             stop,
             changed,
@@ -189,7 +211,7 @@ impl KubernetesProvider {
             }
             works.admit(&spec.key, spec.generation, None, |_| false)
         };
-        self.start(spec, admission);
+        self.start(spec, admission, None);
     }
 
     /// What a pod that exists means for its generation.
@@ -265,8 +287,7 @@ impl ComputeProvider for KubernetesProvider {
             return Ok(());
         }
         shared.must_watch(&pods.namespace)?;
-        let name = pod_name(&spec.key.id, spec.generation);
-        let existing = shared.seen_pod(&name);
+        let existing = shared.pod_of(spec);
         let is_up = |uid: &str| {
             existing.as_ref().is_some_and(|pod| {
                 pod.metadata.uid.as_deref() == Some(uid)
@@ -274,9 +295,14 @@ impl ComputeProvider for KubernetesProvider {
             })
         };
         let count = shared.count();
+        let pool = shared.pool_of(spec).filter(|_| existing.is_none());
+        let warm = pool
+            .as_ref()
+            .and_then(|pool| shared.pools.lock().reserve_for(pool, &spec.key.id));
+        let max_starting = warm.is_none().then_some(shared.config.max_starting);
         let admission = {
             let mut works = shared.works.lock();
-            if existing.is_none() && count >= shared.config.max_pods {
+            if existing.is_none() && warm.is_none() && count >= shared.config.max_pods {
                 let text = format!(
                     "all {} pods of this installation are in use",
                     shared.config.max_pods
@@ -286,16 +312,14 @@ impl ComputeProvider for KubernetesProvider {
                 }
                 None
             } else {
-                Some(works.admit(
-                    &spec.key,
-                    spec.generation,
-                    Some(shared.config.max_starting),
-                    is_up,
-                ))
+                Some(works.admit(&spec.key, spec.generation, max_starting, is_up))
             }
         };
         if let Some(admission) = admission {
-            self.start(spec, admission);
+            if let (Some(pool), None, Admission::Start { .. }) = (&pool, &warm, &admission) {
+                shared.pools.lock().missed(pool);
+            }
+            self.start(spec, admission, warm);
         }
         Ok(())
     }
@@ -303,8 +327,7 @@ impl ComputeProvider for KubernetesProvider {
     async fn observe(&self, spec: &ComputeSpec) -> Result<Observation, Error> {
         let pods = pods_of(spec)?;
         let shared = &self.shared;
-        let name = pod_name(&spec.key.id, spec.generation);
-        if let Some(pod) = shared.seen_pod(&name) {
+        if let Some(pod) = shared.pod_of(spec) {
             return Ok(self.observe_pod(spec, &pod).await);
         }
         shared.must_watch(&pods.namespace)?;
@@ -314,7 +337,7 @@ impl ComputeProvider for KubernetesProvider {
         {
             return Ok(observation);
         }
-        match shared.api.pod(&pods.namespace, &name).await {
+        match shared.read_pod(&pods.namespace, spec).await {
             Ok(Some(pod)) => Ok(self.observe_pod(spec, &pod).await),
             Ok(None) => {
                 shared.works.lock().forget_ready(&id);
@@ -330,17 +353,22 @@ impl ComputeProvider for KubernetesProvider {
         shared.works.lock().release(&spec.key, spec.generation);
         let name = pod_name(&spec.key.id, spec.generation);
         let mut going = shared.pods_up_to(spec);
-        if shared.seen_pod(&name).is_none() {
+        if shared.pod_of(spec).is_none() {
             // A watch may be behind.
             going.push((pods.namespace.clone(), name, None));
+            going.extend(shared.unseen_claims(&pods.namespace, spec).await);
         }
         let mut failed = None;
+        let has_begun = !going.is_empty();
         for (namespace, name, uid) in going {
             if let Err(error) = shared.api.delete_pod(&namespace, &name, uid.as_deref()).await {
                 failed = Some(error);
             }
         }
-        shared.changes.publish(&spec.key, spec.generation);
+        // Without anything to delete, the next change is that the pod is gone.
+        if has_begun {
+            shared.changes.publish(&spec.key, spec.generation);
+        }
         failed.map_or(Ok(()), |error| Err(Error::Unavailable(error.to_string())))
     }
 
@@ -355,6 +383,10 @@ impl ComputeProvider for KubernetesProvider {
         Ok(all)
     }
 
+    fn warm_pools(&self) -> Option<&dyn WarmPools> {
+        Some(self)
+    }
+
     fn watch(&self) -> BoxStream<'static, ComputeChanged> {
         self.shared.changes.watch()
     }
@@ -365,7 +397,15 @@ fn found(pod: &Pod, now: jiff::Timestamp) -> Option<Found> {
         return None;
     }
     let owner = Owner::read(pod.metadata.labels.as_ref()?)?;
-    let created = pod.metadata.creation_timestamp.as_ref()?.0;
+    let claimed = pod
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|all| all.get(CLAIMED_ANNOTATION));
+    let created = match claimed.and_then(|text| text.parse().ok()) {
+        Some(claimed) => claimed,
+        None => pod.metadata.creation_timestamp.as_ref()?.0,
+    };
     Some(Found {
         key: owner.key,
         generation: owner.generation,
@@ -399,11 +439,13 @@ impl Shared {
 
     /// The pods of this installation, those included that are about to be created.
     fn count(&self) -> usize {
-        let starting: Vec<WorkId> = self.works.lock().starting().cloned().collect();
-        let unseen = starting
-            .iter()
-            .filter(|(id, generation)| self.seen_pod(&pod_name(id, *generation)).is_none())
-            .count();
+        let unseen = self.pools.lock().unseen();
+        let starting: Vec<WorkId> = self.works.lock().creating().cloned().collect();
+        let unseen = unseen
+            + starting
+                .iter()
+                .filter(|(id, generation)| self.seen_pod(&pod_name(id, *generation)).is_none())
+                .count();
         unseen + self.namespaces.values().map(Pods::count).sum::<usize>()
     }
 
@@ -421,11 +463,14 @@ impl Shared {
                 .filter(goes)
                 .map(move |pod| (namespace, pod))
         });
-        all.map(|(namespace, pod)| {
-            let name = pod.metadata.name.clone().unwrap_or_default();
-            (namespace.clone(), name, pod.metadata.uid.clone())
-        })
-        .collect()
+        let mut all: Vec<_> = all
+            .map(|(namespace, pod)| {
+                let name = pod.metadata.name.clone().unwrap_or_default();
+                (namespace.clone(), name, pod.metadata.uid.clone())
+            })
+            .collect();
+        self.add_claimed(spec, &mut all);
+        all
     }
 
     fn work(&self, id: &WorkId) -> Option<(Stage, Vec<PodEvent>)> {
@@ -445,9 +490,15 @@ impl Shared {
     }
 
     fn pod_changed(&self, pod: &Pod) {
-        let Some(owner) = pod.metadata.labels.as_ref().and_then(Owner::read) else {
+        let labels = pod.metadata.labels.as_ref();
+        if labels.is_some_and(|labels| labels.contains_key(POOL_LABEL)) {
+            self.pools_changed.notify_one();
+            return;
+        }
+        let Some(owner) = labels.and_then(Owner::read) else {
             return;
         };
+        self.saw_owner(&owner, pod);
         let id = (owner.key.id.clone(), owner.generation);
         if let Some(work) = self.works.lock().map.get(&id) {
             work.changed.notify_one();
@@ -461,10 +512,12 @@ impl Shared {
             self.works.lock().forget_ready(&id);
         }
         self.pod_changed(pod);
+        self.forget_owner(pod);
     }
 
     /// A namespace was listed: everything may have changed since it was seen last.
     fn listed(&self, namespace: &str) {
+        self.list_owners(namespace);
         let works: Vec<_> = {
             let works = self.works.lock();
             let all = works.map.iter();

@@ -16,6 +16,12 @@ pub const GENERATION_LABEL: &str = "berth/generation";
 /// Label with the cluster.
 pub const CLUSTER_LABEL: &str = "berth/cluster";
 
+/// Label of a pod without a session: what it was started with, as a hash. Removed
+/// when a session claims the pod.
+pub(super) const POOL_LABEL: &str = "berth/pool";
+/// Annotation with the time at which a session claimed the pod.
+pub(super) const CLAIMED_ANNOTATION: &str = "berth/claimed-at";
+
 /// What the labels of a pod state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Owner {
@@ -27,19 +33,19 @@ pub(super) struct Owner {
 
 impl Owner {
     pub(super) fn labels(&self) -> BTreeMap<String, String> {
+        let mut labels = common_labels(&self.install_id, &self.cluster);
+        labels.extend(self.session_labels());
+        labels
+    }
+
+    /// The labels that only the pod of a session has.
+    pub(super) fn session_labels(&self) -> [(String, String); 3] {
         [
-            ("app.kubernetes.io/name", "berth-session".to_owned()),
-            ("app.kubernetes.io/managed-by", "berth".to_owned()),
-            // A service mesh must not stand between the proxy and the engine.
-            ("sidecar.istio.io/inject", "false".to_owned()),
-            (INSTALL_LABEL, self.install_id.clone()),
             (ORG_LABEL, self.key.org.to_string()),
             (SESSION_LABEL, self.key.id.to_string()),
             (GENERATION_LABEL, self.generation.to_string()),
-            (CLUSTER_LABEL, self.cluster.to_string()),
         ]
         .map(|(key, value)| (key.to_owned(), value))
-        .into()
     }
 
     /// `None` if these are not labels of a session's pod.
@@ -54,6 +60,27 @@ impl Owner {
             install_id: labels.get(INSTALL_LABEL)?.clone(),
         })
     }
+}
+
+/// The labels of every pod, with and without a session.
+fn common_labels(install_id: &str, cluster: &ClusterName) -> BTreeMap<String, String> {
+    [
+        ("app.kubernetes.io/name", "berth-session".to_owned()),
+        ("app.kubernetes.io/managed-by", "berth".to_owned()),
+        // A service mesh must not stand between the proxy and the engine.
+        ("sidecar.istio.io/inject", "false".to_owned()),
+        (INSTALL_LABEL, install_id.to_owned()),
+        (CLUSTER_LABEL, cluster.to_string()),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into()
+}
+
+/// The labels of a pod without a session.
+pub(super) fn pool_labels(install_id: &str, cluster: &ClusterName, hash: &str) -> BTreeMap<String, String> {
+    let mut labels = common_labels(install_id, cluster);
+    labels.insert(POOL_LABEL.to_owned(), hash.to_owned());
+    labels
 }
 
 /// Name of the pod and of the Secret of a session generation. Session ids are

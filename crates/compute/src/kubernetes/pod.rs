@@ -69,6 +69,27 @@ impl Plan {
         install_id: &str,
         anchor: Option<OwnerReference>,
     ) -> Result<Self, Cause> {
+        let owner = Owner {
+            key: spec.key.clone(),
+            generation: spec.generation,
+            cluster: spec.cluster.name.clone(),
+            install_id: install_id.to_owned(),
+        };
+        let name = pod_name(&spec.key.id, spec.generation);
+        Self::named(spec, pods, name, owner.labels(), anchor)
+    }
+
+    /// The same pod with a name and labels of the caller.
+    ///
+    /// # Errors
+    /// The reason why it can never run.
+    pub(super) fn named(
+        spec: &ComputeSpec,
+        pods: &KubernetesPods,
+        name: String,
+        labels: BTreeMap<String, String>,
+        anchor: Option<OwnerReference>,
+    ) -> Result<Self, Cause> {
         let place = Place {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)),
             work: Path::new(HOME).join("work"),
@@ -80,20 +101,13 @@ impl Plan {
             driver_memory: pods.driver_memory.as_deref(),
         };
         let start = EngineStart::new(spec, &place)?;
-        let name = pod_name(&spec.key.id, spec.generation);
         let (env, secret) = split(&start, &name);
         let has_secret = !secret.is_empty();
-        let owner = Owner {
-            key: spec.key.clone(),
-            generation: spec.generation,
-            cluster: spec.cluster.name.clone(),
-            install_id: install_id.to_owned(),
-        };
         let mut pod = Pod {
             metadata: ObjectMeta {
                 name: Some(name.clone()),
                 namespace: Some(pods.namespace.clone()),
-                labels: Some(owner.labels()),
+                labels: Some(labels),
                 owner_references: anchor.map(|anchor| vec![anchor]),
                 ..ObjectMeta::default()
             },

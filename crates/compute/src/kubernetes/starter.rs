@@ -2,7 +2,9 @@
 //! answer. It ends when the engine is ready, has failed or is not wanted.
 
 use super::Shared;
+use super::names::pod_name;
 use super::pod::{PORT, Plan, pods_of};
+use super::pool::Reserved;
 use super::reasons::{self, Verdict, judge};
 use super::works::{Stage, WorkId};
 use crate::ComputeSpec;
@@ -18,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// Longer than any session waits for its compute.
@@ -36,6 +38,8 @@ pub(super) struct Starter {
     pub(super) run: u64,
     pub(super) stop: CancellationToken,
     pub(super) changed: Arc<Notify>,
+    /// A pod of a pool to claim.
+    pub(super) warm: Option<Reserved>,
 }
 
 /// How a start ended.
@@ -55,7 +59,7 @@ pub(super) enum End {
 }
 
 impl End {
-    fn failed(cause: impl Into<Cause>, permanent: bool) -> Self {
+    pub(super) fn failed(cause: impl Into<Cause>, permanent: bool) -> Self {
         Self::Failed {
             cause: cause.into(),
             permanent,
@@ -110,6 +114,9 @@ impl Starter {
     }
 
     async fn until_ready(&self) -> End {
+        if let Some(warm) = &self.warm {
+            return self.claim(warm).await;
+        }
         let mut progress = Progress::default();
         self.read_events().await;
         loop {
@@ -182,6 +189,10 @@ impl Starter {
     }
 
     async fn create(&self, progress: &mut Progress) -> Result<(), End> {
+        if self.shared.owners.lock().get(&self.id()).is_some() {
+            // Another manager claimed a pod for it.
+            return Err(End::Gone);
+        }
         let namespace = self.namespace();
         let plan = self.plan().await?;
         let pod = match self.shared.api.create_pod(namespace, &plan.pod).await {
@@ -197,7 +208,22 @@ impl Starter {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         progress.made = Some(pod);
         progress.plan = Some(plan);
+        if self.shared.pool_of(&self.spec).is_some() {
+            self.yield_to_rival(progress, &uid).await?;
+        }
         self.create_secret(progress, &uid).await
+    }
+
+    /// Withdraws the new pod if another manager claimed one for this generation.
+    async fn yield_to_rival(&self, progress: &Progress, uid: &str) -> Result<(), End> {
+        match self.shared.has_rival(self.namespace(), &self.spec, uid).await {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                self.withdraw(progress).await;
+                Err(End::Gone)
+            }
+            Err(error) => Err(End::failed(error.to_string(), false)),
+        }
     }
 
     async fn plan(&self) -> Result<Plan, End> {
@@ -224,7 +250,9 @@ impl Starter {
     /// Creates the Secret of a pod that waits for it. A pod that was found may
     /// have lost the manager that would have created it.
     async fn create_secret(&self, progress: &mut Progress, uid: &str) -> Result<(), End> {
-        if progress.has_secret.as_deref() == Some(uid) {
+        // Who created the pod of a pool creates its Secret.
+        let is_claimed = self.name != pod_name(&self.spec.key.id, self.spec.generation);
+        if is_claimed || progress.has_secret.as_deref() == Some(uid) {
             return Ok(());
         }
         if progress.plan.is_none() {
@@ -278,12 +306,17 @@ impl Starter {
         };
         let answer = async {
             until_listening(SocketAddr::new(ip, PORT)).await;
-            probe::until_ready(&target, &question, |why| {
+            let listening = Instant::now();
+            let answer = probe::until_ready(&target, &question, |why| {
                 let why = user_message::masked(&why, &secrets);
                 tracing::debug!(session = %self.spec.key.id, cause = %why.text, detail = %why.detail, "not ready yet");
                 self.waiting(user_message::prefixed(&format!("{engine} is not ready"), why));
             })
-            .await
+            .await;
+            if answer.is_ok() {
+                tracing::info!(session = %self.spec.key.id, generation = self.spec.generation, pod = self.name, after_listening = ?listening.elapsed(), "engine ready");
+            }
+            answer
         };
         tokio::select! {
             biased;
@@ -386,7 +419,7 @@ impl Starter {
 }
 
 /// A pod refuses connections at once until its engine listens.
-async fn until_listening(address: SocketAddr) {
+pub(super) async fn until_listening(address: SocketAddr) {
     while !matches!(
         timeout(CONNECT_LIMIT, TcpStream::connect(address)).await,
         Ok(Ok(_))

@@ -241,6 +241,13 @@ impl Works {
             .map(|(id, _)| id)
     }
 
+    /// Those that create a pod now.
+    pub(super) fn creating(&self) -> impl Iterator<Item = &WorkId> {
+        let all = self.map.iter();
+        all.filter(|(_, work)| work.takes_turn && matches!(work.stage, Stage::Starting { .. }))
+            .map(|(id, _)| id)
+    }
+
     /// The one that has been in the queue for longest.
     pub(super) fn next_in_queue(&self) -> Option<(SessionKey, u64)> {
         self.map

@@ -3,7 +3,7 @@
 
 use super::Api;
 use crate::caller::AuthenticatedCaller;
-use compute::DefinitionError;
+use compute::{DefinitionError, WarmPools};
 use session_core::access;
 use session_core::machine::Event;
 use session_core::{
@@ -87,7 +87,8 @@ impl ClusterService for Clusters {
     ) -> Answer<v1::DescribeClusterResponse> {
         let who = self.api.caller(&request)?;
         let cluster = self.find(&who, &request.into_inner().name).await?;
-        let shown = convert::cluster(&cluster, access::write_platform(&who));
+        let mut shown = convert::cluster(&cluster, access::write_platform(&who));
+        self.show_pools(&cluster, &mut shown);
         Ok(Response::new(v1::DescribeClusterResponse {
             cluster: Some(shown),
         }))
@@ -244,6 +245,24 @@ impl Clusters {
             )
             .retry_after(RETRY_DELAY),
         })
+    }
+
+    /// Adds the state of the warm pools, if the caller may see the provider.
+    fn show_pools(&self, cluster: &Cluster, shown: &mut v1::Cluster) {
+        let Some(v1::cluster::Provider::Kubernetes(pods)) = &mut shown.provider else {
+            return;
+        };
+        let all = self.api.computes.warm_pools().flat_map(WarmPools::status);
+        let own = all.filter(|pool| pool.cluster == cluster.name);
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        pods.warm_pools = own
+            .map(|pool| v1::WarmPool {
+                catalog: pool.catalog,
+                available: number(pool.available),
+                starting: number(pool.starting),
+                stopped: pool.stopped.unwrap_or_default(),
+            })
+            .collect();
     }
 
     async fn find(&self, who: &Principal, name: &str) -> Result<Cluster, Refused> {

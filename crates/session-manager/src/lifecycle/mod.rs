@@ -5,6 +5,7 @@
 //!        │               │ effects: start and release compute
 //! report_freshness ──────┤ idle timeouts are deferred while reports are missing
 //! orphan_collection: compute that belongs to no session    retention: ended sessions
+//! warm_pools: compute that is kept ready without sessions
 //! disabling: sessions and tokens of disabled principals and organizations
 //! ```
 
@@ -14,3 +15,4 @@ pub(crate) mod orphan_collection;
 pub(crate) mod reconciler;
 pub(crate) mod report_freshness;
 pub(crate) mod retention;
+pub(crate) mod warm_pools;

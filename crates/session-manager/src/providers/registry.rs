@@ -5,7 +5,7 @@ use compute::address::AddressError;
 use compute::connector::Target;
 use compute::{
     ComputeChanged, ComputeProvider, ComputeSpec, DefinitionError, Found, Placements, ProviderRegistry,
-    SharedCompute,
+    SharedCompute, WarmPools,
 };
 use futures::stream::BoxStream;
 use service_kit::host;
@@ -153,6 +153,11 @@ impl Providers {
             }
         }
         all
+    }
+
+    /// The providers that keep compute ready without sessions.
+    pub(crate) fn warm_pools(&self) -> impl Iterator<Item = &dyn WarmPools> {
+        self.providers.iter().filter_map(ComputeProvider::warm_pools)
     }
 
     pub(crate) fn watch(&self) -> BoxStream<'static, ComputeChanged> {

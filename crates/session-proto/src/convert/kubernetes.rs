@@ -103,6 +103,9 @@ pub(super) fn encode(pods: &KubernetesPods) -> v1::KubernetesProvider {
             .as_ref()
             .map(PodTemplate::to_json)
             .unwrap_or_default(),
+        warm_pods: pods.warm_pods,
+        warm_catalogs: pods.warm_catalogs.clone(),
+        warm_pools: Vec::new(),
     }
 }
 
@@ -130,6 +133,8 @@ pub(super) fn decode(wire: v1::KubernetesProvider) -> Result<KubernetesPods, Ref
         pod_template: template
             .transpose()
             .map_err(|problem| Refused::field("pod_template", problem))?,
+        warm_pods: wire.warm_pods,
+        warm_catalogs: wire.warm_catalogs,
     })
 }
 
@@ -179,6 +184,8 @@ mod tests {
             )]
             .into(),
             pod_template: Some(PodTemplate::parse(r#"{"spec": {"priorityClassName": "low"}}"#).unwrap()),
+            warm_pods: 3,
+            warm_catalogs: vec!["acme/lake".into()],
         }
     }
 

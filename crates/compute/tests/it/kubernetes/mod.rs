@@ -2,7 +2,9 @@
 
 mod definitions;
 mod failures;
+mod kills;
 mod life;
+mod pools;
 mod waiting;
 
 use crate::support::fake_engine::FakeEngine;
@@ -20,14 +22,18 @@ use test_support::fixtures;
 
 pub(crate) const NAMESPACE: &str = "sessions";
 
-pub(crate) fn provider_with(fake: &FakeKube, edit: impl FnOnce(&mut KubernetesConfig)) -> KubernetesProvider {
-    let mut config = KubernetesConfig {
+pub(crate) fn provider_config() -> KubernetesConfig {
+    KubernetesConfig {
         namespaces: vec![NAMESPACE.to_owned()],
         anchor: None,
         max_pods: 100,
         max_starting: 10,
         install_id: "install".to_owned(),
-    };
+    }
+}
+
+pub(crate) fn provider_with(fake: &FakeKube, edit: impl FnOnce(&mut KubernetesConfig)) -> KubernetesProvider {
+    let mut config = provider_config();
     edit(&mut config);
     KubernetesProvider::new(config, fake.client())
 }

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use tokio::sync::watch;
@@ -27,6 +28,8 @@ pub(crate) struct FakeKube {
     state: Arc<Mutex<State>>,
     /// Resource version, and how often all watches were cut.
     changes: watch::Sender<(u64, u64)>,
+    /// Held by requests whose conditions must hold until their write.
+    patches: Arc<Mutex<()>>,
 }
 
 #[derive(Default)]
@@ -61,6 +64,7 @@ impl FakeKube {
         Self {
             state: Arc::default(),
             changes: watch::Sender::new((0, 0)),
+            patches: Arc::default(),
         }
     }
 
@@ -138,6 +142,18 @@ impl FakeKube {
         self.write(("pods".to_owned(), namespace, name.to_owned()), Some(pod));
     }
 
+    /// Gives a pod its first status, if it exists and has none.
+    pub(crate) fn place(&self, name: &str, status: &Value) {
+        let _one_at_a_time = self.patches.lock().unwrap();
+        if let Some(mut pod) = self.object("pods", name)
+            && pod["status"].is_null()
+        {
+            pod["status"] = status.clone();
+            let namespace = pod["metadata"]["namespace"].as_str().unwrap().to_owned();
+            self.write(("pods".to_owned(), namespace, name.to_owned()), Some(pod));
+        }
+    }
+
     pub(crate) fn remove(&self, kind: &str, name: &str) {
         let object = self.object(kind, name).unwrap();
         let namespace = object["metadata"]["namespace"].as_str().unwrap().to_owned();
@@ -191,7 +207,7 @@ impl FakeKube {
                 state.dry_runs.push(asked.body.clone());
                 return done(201, &asked.body);
             }
-            if matches!(asked.method, Method::POST | Method::DELETE) {
+            if matches!(asked.method, Method::POST | Method::PATCH | Method::DELETE) {
                 state.writes.push(what);
             }
         }
@@ -205,6 +221,7 @@ impl FakeKube {
             (&Method::GET, None) => self.list(&asked),
             (&Method::POST, None) => self.create(asked),
             (&Method::DELETE, Some(_)) => self.delete(asked),
+            (&Method::PATCH, Some(_)) => self.patch(asked),
             (method, name) => panic!("{method} {name:?}"),
         }
     }
@@ -230,16 +247,45 @@ impl FakeKube {
         done(201, &self.write(id, Some(object)))
     }
 
+    /// A merge patch of the metadata, with uid and resource version as conditions.
+    fn patch(&self, asked: Asked) -> Reply {
+        let id = (asked.kind, asked.namespace, asked.name.unwrap());
+        // As in the API server, the conditions and the write are one step.
+        let _one_at_a_time = self.patches.lock().unwrap();
+        let Some(mut object) = self.state.lock().unwrap().objects.get(&id).cloned() else {
+            return failure(404, "not found");
+        };
+        for condition in ["uid", "resourceVersion"] {
+            let wanted = &asked.body["metadata"][condition];
+            if !wanted.is_null() && *wanted != object["metadata"][condition] {
+                return failure(409, "the object has been modified");
+            }
+        }
+        for map in ["labels", "annotations"] {
+            for (key, value) in asked.body["metadata"][map].as_object().into_iter().flatten() {
+                if value.is_null() {
+                    object["metadata"][map].as_object_mut().unwrap().remove(key);
+                } else {
+                    object["metadata"][map][key] = value.clone();
+                }
+            }
+        }
+        done(200, &self.write(id, Some(object)))
+    }
+
     /// Pods go at once here, and with them what they own.
     fn delete(&self, asked: Asked) -> Reply {
         let id = (asked.kind, asked.namespace, asked.name.unwrap());
+        let _one_at_a_time = self.patches.lock().unwrap();
         let Some(object) = self.state.lock().unwrap().objects.get(&id).cloned() else {
             return failure(404, "not found");
         };
         let uid = &object["metadata"]["uid"];
-        let wanted = &asked.body["preconditions"]["uid"];
-        if !wanted.is_null() && wanted != uid {
-            return failure(409, "the uid is another");
+        for condition in ["uid", "resourceVersion"] {
+            let wanted = &asked.body["preconditions"][condition];
+            if !wanted.is_null() && *wanted != object["metadata"][condition] {
+                return failure(409, "the object is another or was changed");
+            }
         }
         self.write(id, None);
         let owned: Vec<ObjectId> = {
@@ -321,13 +367,14 @@ impl FakeKube {
 /// Whether an object has the labels that are asked for.
 fn selected(asked: &Asked, object: &Value) -> bool {
     let labels = &object["metadata"]["labels"];
-    asked
-        .query
-        .get("labelSelector")
-        .is_none_or(|selector| match selector.split_once('=') {
-            Some((key, value)) => labels[key] == json!(value),
-            None => !labels[selector.as_str()].is_null(),
-        })
+    asked.query.get("labelSelector").is_none_or(|selectors| {
+        selectors
+            .split(',')
+            .all(|selector| match selector.split_once('=') {
+                Some((key, value)) => labels[key] == json!(value),
+                None => !labels[selector].is_null(),
+            })
+    })
 }
 
 fn reply(code: u16, body: Bytes) -> Reply {
@@ -374,7 +421,7 @@ impl tower_service::Service<Request<Body>> for FakeKube {
             // /api/v1/namespaces/NAMESPACE/KIND[/NAME[/log]]
             let path: Vec<&str> = head.uri.path().split('/').collect();
             let query = head.uri.query().unwrap_or_default();
-            let decode = |text: &str| text.replace("%2F", "/").replace("%3D", "=");
+            let decode = |text: &str| text.replace("%2F", "/").replace("%3D", "=").replace("%2C", ",");
             let asked = Asked {
                 method: head.method,
                 namespace: path[4].to_owned(),
@@ -389,6 +436,67 @@ impl tower_service::Service<Request<Body>> for FakeKube {
                 body: serde_json::from_slice(&body).unwrap_or_default(),
             };
             Ok(fake.answer(asked))
+        })
+    }
+}
+
+/// A client of a process that is killed at one of its requests: that request and
+/// all after it get no answer. Watches do not count.
+#[derive(Clone)]
+pub(crate) struct Mortal {
+    fake: FakeKube,
+    /// Requests until the end.
+    left: Arc<AtomicI64>,
+    /// Whether the last request still has its effect.
+    is_served: bool,
+}
+
+impl Mortal {
+    pub(crate) fn new(fake: &FakeKube, requests: i64, is_served: bool) -> Self {
+        Self {
+            fake: fake.clone(),
+            left: Arc::new(AtomicI64::new(requests)),
+            is_served,
+        }
+    }
+
+    pub(crate) fn client(&self) -> kube::Client {
+        kube::Client::new(self.clone(), "default")
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        self.left.load(Ordering::SeqCst) <= 0
+    }
+}
+
+impl tower_service::Service<Request<Body>> for Mortal {
+    type Response = Reply;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Reply, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let is_watch = request
+            .uri()
+            .query()
+            .is_some_and(|query| query.contains("watch="));
+        let left = if is_watch {
+            self.left.load(Ordering::SeqCst) + 1
+        } else {
+            self.left.fetch_sub(1, Ordering::SeqCst)
+        };
+        let (mut fake, is_served) = (self.fake.clone(), self.is_served);
+        Box::pin(async move {
+            if left > 1 {
+                return fake.call(request).await;
+            }
+            if left == 1 && is_served {
+                drop(fake.call(request).await);
+            }
+            std::future::pending().await
         })
     }
 }
