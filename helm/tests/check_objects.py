@@ -165,6 +165,9 @@ def references_have_a_target():
         expect(problems_in(all_rendered(), find))
 
 
+CLUSTER_WIDE = ("Namespace", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
+
+
 @check
 def names_are_unique_and_labelled():
     def find(one):
@@ -174,7 +177,7 @@ def names_are_unique_and_labelled():
             if key in seen:
                 yield f"{key} is there twice"
             seen.add(key)
-            if not item["metadata"].get("namespace") and item["kind"] != "Namespace":
+            if not item["metadata"].get("namespace") and item["kind"] not in CLUSTER_WIDE:
                 yield f"{key} has no namespace"
             ours = "app.kubernetes.io/part-of" in item["metadata"].get("labels", {})
             if not ours and item["metadata"]["name"] not in ("berth-more", "text"):
