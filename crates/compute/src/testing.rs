@@ -7,7 +7,8 @@ use session_core::catalog::PropertyValue;
 use session_core::cluster::StaticEndpoint;
 use session_core::policy::PolicyRange;
 use session_core::{
-    Catalog, Cluster, ClusterStatus, Engine, KubernetesPods, Provider, SessionId, SessionKey, Timestamp,
+    Catalog, Cluster, ClusterStatus, Engine, KubernetesPods, KubernetesWorkers, Provider, SessionId,
+    SessionKey, Timestamp,
 };
 use std::collections::HashMap;
 use std::io;
@@ -88,6 +89,23 @@ pub(crate) fn kubernetes_cluster(engine: Engine) -> Cluster {
             ..KubernetesPods::default()
         })),
     )
+}
+
+/// A cluster of a driver and workers.
+pub(crate) fn distributed_cluster(engine: Engine) -> Cluster {
+    let mut cluster = kubernetes_cluster(engine);
+    if let Provider::Kubernetes(pods) = &mut cluster.provider {
+        pods.service_account = Some("driver".to_owned());
+        pods.workers = Some(KubernetesWorkers {
+            min: 1,
+            max: 4,
+            cpu: "1500m".to_owned(),
+            memory: "2Gi".to_owned(),
+            idle_seconds: Some(30),
+            service_account: None,
+        });
+    }
+    cluster
 }
 
 pub(crate) fn static_cluster(engine: Engine, addresses: &[&str]) -> Cluster {

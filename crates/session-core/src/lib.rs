@@ -26,7 +26,9 @@ pub mod time;
 pub use activity::{Activity, Operation, ProxyId, TokenUse, Totals, Use};
 pub use audit::{AuditAction, AuditOutcome, AuditRecord};
 pub use catalog::Catalog;
-pub use cluster::{Cluster, ClusterStatus, Engine, KubernetesPods, Provider, ProviderKind};
+pub use cluster::{
+    Cluster, ClusterStatus, Engine, KubernetesPods, KubernetesWorkers, Provider, ProviderKind,
+};
 pub use id::{CatalogName, ClusterName, OrgId, SessionId, SessionKey, SparkSessionId, TokenId};
 pub use org::{Disabled, Limits, Org};
 pub use policy::{IdlePolicy, SessionPolicy, WakePolicy};

@@ -7,7 +7,8 @@ use session_core::cluster::{StaticEndpoint, TaintEffect, Toleration};
 use session_core::policy::PolicyRange;
 use session_core::{
     Activity, Actor, Catalog, Cluster, ClusterStatus, Engine, EventRecord, IdlePolicy, KubernetesPods,
-    Limits, Operation, Org, Provider, Session, SessionPolicy, Status, Timestamp, Use, WakePolicy,
+    KubernetesWorkers, Limits, Operation, Org, Provider, Session, SessionPolicy, Status, Timestamp, Use,
+    WakePolicy,
 };
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -302,6 +303,30 @@ fn kubernetes(pods: &KubernetesPods) -> v1::KubernetesProvider {
         spark_home: pods.spark_home.clone().unwrap_or_default(),
         python: pods.python.clone().unwrap_or_default(),
         driver_memory: pods.driver_memory.clone().unwrap_or_default(),
+        service_account: pods.service_account.clone().unwrap_or_default(),
+        workers: pods.workers.as_ref().map(workers),
+    }
+}
+
+fn workers(workers: &KubernetesWorkers) -> v1::KubernetesWorkers {
+    v1::KubernetesWorkers {
+        min: workers.min,
+        max: workers.max,
+        cpu: workers.cpu.clone(),
+        memory: workers.memory.clone(),
+        idle_seconds: workers.idle_seconds.unwrap_or_default(),
+        service_account: workers.service_account.clone().unwrap_or_default(),
+    }
+}
+
+fn from_workers(wire: v1::KubernetesWorkers) -> KubernetesWorkers {
+    KubernetesWorkers {
+        min: wire.min,
+        max: wire.max,
+        cpu: wire.cpu,
+        memory: wire.memory,
+        idle_seconds: Some(wire.idle_seconds).filter(|seconds| *seconds > 0),
+        service_account: non_empty(wire.service_account),
     }
 }
 
@@ -344,6 +369,8 @@ fn from_kubernetes(spec: v1::KubernetesProvider) -> Result<KubernetesPods, Refus
         spark_home: non_empty(spec.spark_home),
         python: non_empty(spec.python),
         driver_memory: non_empty(spec.driver_memory),
+        service_account: non_empty(spec.service_account),
+        workers: spec.workers.map(from_workers),
     })
 }
 
@@ -556,6 +583,15 @@ mod tests {
             spark_home: Some("/opt/spark".into()),
             python: Some("/usr/bin/python3".into()),
             driver_memory: Some("1g".into()),
+            service_account: Some("driver".into()),
+            workers: Some(KubernetesWorkers {
+                min: 1,
+                max: 4,
+                cpu: "1".into(),
+                memory: "2Gi".into(),
+                idle_seconds: Some(30),
+                service_account: Some("workers".into()),
+            }),
         }
     }
 

@@ -81,8 +81,18 @@ CLUSTERS = {
 class Services:
     """Redis and the three services on loopback, with one account."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        clusters: dict[str, tuple[str, str]] = CLUSTERS,
+        space: str = SPACE,
+        anchor: str = ANCHOR,
+        isolated: bool = False,
+    ) -> None:
         self.folder = folder
+        self._clusters = clusters
+        self._compute = f'namespaces = ["{space}"]\nanchor = "{anchor}"\nisolated = {json.dumps(isolated)}'
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         names = ("redis", "manager", "internal", "issuer", "jwks", "proxy", "manager_admin", "issuer_admin", "proxy_admin")
         self.ports = {name: free_port() for name in names}
@@ -101,7 +111,7 @@ class Services:
         clusters = "".join(
             f'[[clusters]]\nname = "{name}"\nengine = "{engine}"\nidle_timeout = "{"1min" if engine == "sail" else "6min"}"\n'
             f'provisioning_deadline = "30s"\nkubernetes = {pods}\n'
-            for name, (engine, pods) in CLUSTERS.items()
+            for name, (engine, pods) in self._clusters.items()
         )
         self._write("session-manager", f"""
 listen.public.address = "{at["manager"]}"
@@ -110,9 +120,8 @@ admin.address = "{at["manager_admin"]}"
 store.url = "redis://{at["redis"]}"
 {keys}
 [compute.kubernetes]
-namespaces = ["{SPACE}"]
+{self._compute}
 kubeconfig = "{os.environ["KUBECONFIG"]}"
-anchor = "{ANCHOR}"
 [[service_accounts]]
 name = "tester"
 org = "acme"

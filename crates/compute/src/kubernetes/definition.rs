@@ -1,5 +1,6 @@
 //! What the definition of a kubernetes cluster must contain.
 
+use super::distributed::check_workers;
 use crate::properties::{
     Problems, check_engine_properties, is_jvm_size, jvm_bytes, must_be_absolute, must_be_for_spark,
 };
@@ -30,6 +31,7 @@ pub(crate) fn check_definition(cluster: &Cluster, problems: &mut Problems) {
     }
     check_lists(pods, problems);
     check_size(cluster.engine, pods, problems);
+    check_workers(cluster.engine, pods, problems);
     let absolute = [("spark_home", &pods.spark_home), ("python", &pods.python)];
     for (field, value) in absolute {
         if let Some(path) = value
@@ -142,7 +144,7 @@ fn is_label_value(value: &str) -> bool {
 }
 
 /// `2`, `0.5` and `500m` in thousandths of a CPU.
-fn milli_cpus(text: &str) -> Option<u64> {
+pub(super) fn milli_cpus(text: &str) -> Option<u64> {
     match text.strip_suffix('m') {
         Some(milli) => whole(milli),
         None => scaled(text, 1000),
@@ -150,7 +152,7 @@ fn milli_cpus(text: &str) -> Option<u64> {
 }
 
 /// `2Gi`, `1.5G` and `1000000` in bytes.
-fn bytes(text: &str) -> Option<u64> {
+pub(super) fn bytes(text: &str) -> Option<u64> {
     const UNITS: [(&str, u64); 8] = [
         ("Ki", 1 << 10),
         ("Mi", 1 << 20),

@@ -5,6 +5,7 @@
 //! starter ─ one task per start: create, wait, ask the engine
 //! watcher ─ pods and events as they are   reasons ─ what they mean, in words
 //! works ─ what this manager started       api ─ the calls, bounded in time
+//! distributed ─ engines whose driver creates worker pods
 //! ```
 //!
 //! The pods are the truth: their names and labels make every call idempotent,
@@ -14,6 +15,7 @@
 
 mod api;
 mod definition;
+mod distributed;
 mod names;
 mod pod;
 mod reasons;
@@ -32,7 +34,7 @@ use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-pub use names::{CLUSTER_LABEL, GENERATION_LABEL, INSTALL_LABEL, ORG_LABEL, SESSION_LABEL};
+pub use names::{CLUSTER_LABEL, GENERATION_LABEL, INSTALL_LABEL, ORG_LABEL, ROLE_LABEL, SESSION_LABEL};
 use names::{Owner, pod_name};
 use parking_lot::Mutex;
 use pod::pods_of;
@@ -61,6 +63,9 @@ pub struct KubernetesConfig {
     pub max_starting: usize,
     /// The installation that the pods belong to.
     pub install_id: String,
+    /// Whether a network policy denies everything in these namespaces, so that
+    /// each session with workers needs one that connects its pods.
+    pub is_isolated: bool,
 }
 
 /// Why the API server cannot be used.
@@ -143,6 +148,11 @@ impl KubernetesProvider {
         for (namespace, writer) in writers {
             let weak = Arc::downgrade(&shared);
             tokio::spawn(watcher::watch_events(
+                weak.clone(),
+                namespace.clone(),
+                stop.clone(),
+            ));
+            tokio::spawn(distributed::sweep::sweep_workers(
                 weak.clone(),
                 namespace.clone(),
                 stop.clone(),

@@ -6,7 +6,9 @@
 //! kubelet wait for the Secret, which can only be made after the pod, because
 //! the pod owns it.
 
-use super::names::{Owner, pod_name};
+use super::distributed::Distributed;
+use super::distributed::peers::policy_of;
+use super::names::{Owner, ROLE_LABEL, pod_name};
 use crate::ComputeSpec;
 use crate::engine::{EngineStart, Place};
 use k8s_openapi::api::core::v1::{
@@ -14,6 +16,7 @@ use k8s_openapi::api::core::v1::{
     Pod, PodSecurityContext, PodSpec, ResourceRequirements, SeccompProfile, Secret as KubeSecret,
     SecretKeySelector, SecretVolumeSource, SecurityContext, Toleration, Volume, VolumeMount,
 };
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use session_core::machine::Cause;
@@ -30,9 +33,11 @@ pub(super) const CONTAINER: &str = "engine";
 /// Key of the Secret with the engine's own token.
 pub(super) const TOKEN_KEY: &str = "token";
 /// Folder of the session, an empty volume.
-const HOME: &str = "/berth";
+pub(super) const HOME: &str = "/berth";
+/// Volume with the files of the Secret.
+pub(super) const SECRET_VOLUME: &str = "secret";
 /// Folder with the files of the Secret.
-const SECRET_DIR: &str = "/etc/berth-session";
+pub(super) const SECRET_DIR: &str = "/etc/berth-session";
 const CONF_FILE: &str = "spark.properties";
 const SPARK_HOME: &str = "/opt/spark";
 /// Time from SIGTERM to SIGKILL.
@@ -72,6 +77,8 @@ impl Plan {
         install_id: &str,
         anchor: Option<OwnerReference>,
     ) -> Result<Self, Cause> {
+        let name = pod_name(&spec.key.id, spec.generation);
+        let distributed = Distributed::of(spec.cluster.engine, pods, &name);
         let place = Place {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)),
             work: Path::new(HOME).join("work"),
@@ -81,10 +88,13 @@ impl Plan {
             properties: &pods.properties,
             python: pods.python.as_deref(),
             driver_memory: pods.driver_memory.as_deref(),
+            overrides: distributed
+                .as_ref()
+                .map(Distributed::settings)
+                .unwrap_or_default(),
         };
         let start = EngineStart::new(spec, &place)?;
-        let name = pod_name(&spec.key.id, spec.generation);
-        let (env, secret) = split(&start, &name);
+        let (env, mut secret) = split(&start, &name);
         let has_secret = !secret.is_empty();
         let owner = Owner {
             key: spec.key.clone(),
@@ -92,7 +102,7 @@ impl Plan {
             cluster: spec.cluster.name.clone(),
             install_id: install_id.to_owned(),
         };
-        let pod = Pod {
+        let mut pod = Pod {
             metadata: ObjectMeta {
                 name: Some(name.clone()),
                 namespace: Some(pods.namespace.clone()),
@@ -108,6 +118,9 @@ impl Plan {
             )),
             status: None,
         };
+        if let Some(distributed) = &distributed {
+            distributed.complete(&mut pod, &owner, &mut secret);
+        }
         Ok(Self {
             pod,
             secret,
@@ -123,18 +136,31 @@ impl Plan {
                 name: metadata.name.clone(),
                 namespace: metadata.namespace.clone(),
                 labels: metadata.labels.clone(),
-                owner_references: Some(vec![OwnerReference {
-                    api_version: "v1".to_owned(),
-                    kind: "Pod".to_owned(),
-                    name: metadata.name.clone().unwrap_or_default(),
-                    uid: uid.to_owned(),
-                    ..OwnerReference::default()
-                }]),
+                owner_references: Some(vec![self.owner(uid)]),
                 ..ObjectMeta::default()
             },
             immutable: Some(true),
             string_data: Some(self.secret.clone()),
             ..KubeSecret::default()
+        }
+    }
+
+    /// The network policy of the driver with this uid and its workers; `None` if
+    /// the pod is a single one.
+    pub(super) fn peers_of(&self, uid: &str) -> Option<NetworkPolicy> {
+        let labels = self.pod.metadata.labels.as_ref()?;
+        labels.get(ROLE_LABEL)?;
+        Some(policy_of(&self.pod, self.owner(uid)))
+    }
+
+    /// The pod, once it exists, as the owner of another object.
+    fn owner(&self, uid: &str) -> OwnerReference {
+        OwnerReference {
+            api_version: "v1".to_owned(),
+            kind: "Pod".to_owned(),
+            name: self.pod.metadata.name.clone().unwrap_or_default(),
+            uid: uid.to_owned(),
+            ..OwnerReference::default()
         }
     }
 }
@@ -205,7 +231,7 @@ fn container(
         folder(Path::new("/tmp"), "tmp"),
     ];
     mounts.extend(has_secret.then(|| VolumeMount {
-        name: "secret".to_owned(),
+        name: SECRET_VOLUME.to_owned(),
         mount_path: SECRET_DIR.to_owned(),
         read_only: Some(true),
         ..VolumeMount::default()
@@ -264,7 +290,7 @@ fn pod_spec(pods: &KubernetesPods, container: Container, name: &str, has_secret:
         ..Volume::default()
     }];
     volumes.extend(has_secret.then(|| Volume {
-        name: "secret".to_owned(),
+        name: SECRET_VOLUME.to_owned(),
         secret: Some(SecretVolumeSource {
             secret_name: Some(name.to_owned()),
             ..SecretVolumeSource::default()

@@ -1,5 +1,6 @@
 //! The kubernetes provider with an API server and an engine in memory.
 
+mod distributed;
 mod failures;
 mod life;
 
@@ -24,6 +25,7 @@ pub(crate) fn provider_with(fake: &FakeKube, edit: impl FnOnce(&mut KubernetesCo
         max_pods: 100,
         max_starting: 10,
         install_id: "install".to_owned(),
+        is_isolated: false,
     };
     edit(&mut config);
     KubernetesProvider::new(config, fake.client())
