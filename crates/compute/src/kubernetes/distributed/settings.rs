@@ -41,7 +41,7 @@ impl Distributed<'_> {
             ),
             (
                 "SAIL_CLUSTER__WORKER_TASK_SLOTS",
-                (cpus * SLOTS_PER_CPU).to_string(),
+                cpus.saturating_mul(SLOTS_PER_CPU).to_string(),
             ),
             ("SAIL_KUBERNETES__IMAGE", quoted(&self.pods.image)),
             ("SAIL_KUBERNETES__IMAGE_PULL_POLICY", quoted("IfNotPresent")),
@@ -65,12 +65,8 @@ impl Distributed<'_> {
     }
 
     fn spark(&self) -> Vec<(&'static str, String)> {
-        let (workers, text) = (self.workers, str::to_owned);
-        let memory = bytes(&workers.memory).unwrap_or_default() >> 20;
-        let overhead = (memory / OVERHEAD_PART).max(MIN_OVERHEAD_MIB);
-        let heap = memory.saturating_sub(overhead);
-        let is_fixed = workers.min == workers.max;
-        vec![
+        let text = str::to_owned;
+        let mut conf = vec![
             ("spark.master", text(API_SERVER)),
             ("spark.submit.deployMode", text("client")),
             ("spark.kubernetes.namespace", self.pods.namespace.clone()),
@@ -93,25 +89,39 @@ impl Distributed<'_> {
                 "spark.kubernetes.authenticate.executor.serviceAccountName",
                 text(self.worker_account()),
             ),
-            // The driver needs rights on pods only.
-            ("spark.kubernetes.executor.disableConfigMap", text("true")),
-            (
-                "spark.kubernetes.driver.reusePersistentVolumeClaim",
-                text("false"),
-            ),
-            ("spark.kubernetes.driver.ownPersistentVolumeClaim", text("false")),
-            (
-                "spark.kubernetes.driver.service.deleteOnTermination",
-                text("false"),
-            ),
+        ];
+        // The driver needs rights on pods only.
+        for (key, value) in [
+            ("spark.kubernetes.executor.disableConfigMap", "true"),
+            ("spark.kubernetes.driver.reusePersistentVolumeClaim", "false"),
+            ("spark.kubernetes.driver.ownPersistentVolumeClaim", "false"),
+            ("spark.kubernetes.driver.service.deleteOnTermination", "false"),
+        ] {
+            conf.push((key, text(value)));
+        }
+        conf.extend(self.executors());
+        conf
+    }
+
+    /// How many executors Spark creates, and their size.
+    fn executors(&self) -> [(&'static str, String); 12] {
+        let workers = self.workers;
+        let memory = bytes(&workers.memory).unwrap_or_default() >> 20;
+        let overhead = (memory / OVERHEAD_PART).max(MIN_OVERHEAD_MIB);
+        let heap = memory.saturating_sub(overhead);
+        let is_dynamic = workers.min != workers.max;
+        [
             ("spark.kubernetes.executor.request.cores", workers.cpu.clone()),
             ("spark.kubernetes.executor.limit.cores", workers.cpu.clone()),
             ("spark.executor.cores", self.whole_cpus().to_string()),
             ("spark.executor.memory", format!("{heap}m")),
             ("spark.executor.memoryOverhead", format!("{overhead}m")),
             ("spark.executor.instances", workers.min.to_string()),
-            ("spark.dynamicAllocation.enabled", (!is_fixed).to_string()),
-            ("spark.dynamicAllocation.shuffleTracking.enabled", text("true")),
+            ("spark.dynamicAllocation.enabled", is_dynamic.to_string()),
+            (
+                "spark.dynamicAllocation.shuffleTracking.enabled",
+                "true".to_owned(),
+            ),
             ("spark.dynamicAllocation.minExecutors", workers.min.to_string()),
             (
                 "spark.dynamicAllocation.initialExecutors",
@@ -128,7 +138,7 @@ impl Distributed<'_> {
     /// The CPUs of a worker, rounded up.
     fn whole_cpus(&self) -> u32 {
         let milli = milli_cpus(&self.workers.cpu).unwrap_or(1000);
-        u32::try_from(milli.div_ceil(1000).max(1)).unwrap_or(u32::MAX / SLOTS_PER_CPU)
+        u32::try_from(milli.div_ceil(1000).max(1)).unwrap_or(u32::MAX)
     }
 }
 

@@ -41,12 +41,10 @@ pub(super) fn worker(distributed: &Distributed<'_>, pod: &Pod, owner: &Owner) ->
         spec: Some(spec),
     };
     let mut json = serde_json::to_value(template).unwrap_or_default();
-    // Spark reads its template as a whole pod.
-    json["apiVersion"] = "v1".into();
-    json["kind"] = "Pod".into();
-    if distributed.engine == Engine::Sail {
-        json.as_object_mut().map(|members| members.remove("apiVersion"));
-        json.as_object_mut().map(|members| members.remove("kind"));
+    if distributed.engine == Engine::Spark {
+        // Spark reads its template as a whole pod.
+        json["apiVersion"] = "v1".into();
+        json["kind"] = "Pod".into();
     }
     json.to_string()
 }
