@@ -93,7 +93,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [{"ipBlock": {"cidr": HOST}}]}]},
     }
     kube.apply(host)
-    running = Services(folder, clusters=CLUSTERS, space=SPACE, anchor=ANCHOR, isolated=True)
+    running = Services(folder, clusters=CLUSTERS, space=SPACE, anchor=ANCHOR, isolated=True, deadline="2min")
     yield running
     running.stop()
     kube.kubectl("delete", "--wait=false", "-f", "-", stdin=rendered)

@@ -89,9 +89,11 @@ class Services:
         space: str = SPACE,
         anchor: str = ANCHOR,
         isolated: bool = False,
+        deadline: str = "30s",
     ) -> None:
         self.folder = folder
         self._clusters = clusters
+        self._deadline = deadline
         self._compute = f'namespaces = ["{space}"]\nanchor = "{anchor}"\nisolated = {json.dumps(isolated)}'
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         names = ("redis", "manager", "internal", "issuer", "jwks", "proxy", "manager_admin", "issuer_admin", "proxy_admin")
@@ -110,7 +112,7 @@ class Services:
         keys = f'tokens.keys.location = "http://{at["jwks"]}/.well-known/jwks.json"\n'
         clusters = "".join(
             f'[[clusters]]\nname = "{name}"\nengine = "{engine}"\nidle_timeout = "{"1min" if engine == "sail" else "6min"}"\n'
-            f'provisioning_deadline = "30s"\nkubernetes = {pods}\n'
+            f'provisioning_deadline = "{self._deadline}"\nkubernetes = {pods}\n'
             for name, (engine, pods) in self._clusters.items()
         )
         self._write("session-manager", f"""
