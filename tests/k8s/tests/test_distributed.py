@@ -69,9 +69,9 @@ def values() -> dict[str, Any]:
 
 
 CLUSTERS = {
-    "sail": ("sail", f"""{{ namespace = "{SPACE}", image = "berth.test/sail:test", cpu = "500m", memory = "1Gi",
+    "sail": ("sail", f"""{{ namespace = "{SPACE}", image = "berth.test/sail:test", cpu = "250m", memory = "1Gi",
         service_account = "sail-driver",
-        workers = {{ min = 1, max = 2, cpu = "500m", memory = "512Mi", idle_seconds = 120 }} }}"""),
+        workers = {{ min = 1, max = 2, cpu = "250m", memory = "512Mi", idle_seconds = 120 }} }}"""),
     "spark": ("spark", f"""{{ namespace = "{SPACE}", image = "berth.test/spark:test", cpu = "1", memory = "1536Mi",
         driver_memory = "768m", python = "/usr/bin/python3", service_account = "spark-driver",
         workers = {{ min = 1, max = 1, cpu = "500m", memory = "1Gi" }} }}"""),
