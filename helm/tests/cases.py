@@ -25,6 +25,14 @@ CERT_MANAGER = {
 }
 KEYS_JOB = {"signingKeys": {"existingSecret": "", "job": {"enabled": True}}}
 KUBERNETES = at("sessionManager.kubernetes", {"enabled": True, "namespaces": ["sessions", "sessions-gpu"]})
+DRIVER = {"cluster": "sail-large", "namespace": "sessions", "engine": "sail", "serviceAccount": "sail-driver",
+          "images": ["r.example.org/sail:0.7.2"], "maxCpu": "2", "maxMemory": "4Gi"}
+SPARK_DRIVER = {**DRIVER, "cluster": "spark-large", "engine": "spark", "serviceAccount": "spark-driver",
+                "images": ["r.example.org/spark:4.3.0", "r.example.org/spark@sha256:" + "a" * 64], "imagePullSecrets": ["pull"],
+                "tolerations": ["example.org/spot"], "priorityClassNames": ["batch"], "annotations": ["example.org/team"]}
+API_SERVER = [{"cidr": "10.96.0.1/32", "ports": [443]}, {"cidr": "10.250.0.2/32", "ports": [6443]}]
+DISTRIBUTED = merged(KUBERNETES, at("sessionManager.kubernetes", {
+    "distributedDrivers": [DRIVER, SPARK_DRIVER], "networkPolicy": {"apiServer": API_SERVER}}))
 EVERY_KNOB = {
     "image": {"registry": "r.example.org", "repository": "team/program", "tag": "1.2.3", "pullPolicy": "Always"},
     "command": ["/program"],
@@ -124,6 +132,8 @@ GOOD = {
         "extraRules": [{"apiGroups": [""], "resources": ["services"], "verbs": ["get"]}],
         "networkPolicy": {"egress": [{"cidr": "0.0.0.0/0", "except": ["10.0.0.0/8"], "ports": [443]}, {"cidr": "10.9.0.0/16"}]}}))),
     "sessions as pods without isolation": ((), merged(KUBERNETES, at("sessionManager.kubernetes.networkPolicy.enabled", False))),
+    "distributed engines": ((), DISTRIBUTED),
+    "distributed engines without isolation": ((), merged(DISTRIBUTED, at("sessionManager.kubernetes.networkPolicy", {"enabled": False, "apiServer": []}))),
     "no network policies": ((), at("networkPolicy.enabled", False)),
     "network policies with egress": ((), merged(merged(KUBERNETES, {"redis": {"url": "", "bundled": {"enabled": True}}}), {
         "networkPolicy": {
@@ -283,6 +293,13 @@ WRONG = [
     (".", {"redis": {"url": "", "bundled": {"enabled": True}}, "networkPolicy": {"enabled": False}}, "redis.bundled: needs networkPolicy.enabled"),
     ("sessionManager.kubernetes.enabled", True, "sessionManager.kubernetes.namespaces: name at least one"),
     ("sessionManager.kubernetes", {"enabled": True, "namespaces": ["berth"]}, "berth is the namespace of Berth itself"),
+    (".", merged(DISTRIBUTED, at("sessionManager.kubernetes.namespaces", ["sessions-gpu"])), "namespace sessions is not in sessionManager.kubernetes.namespaces"),
+    (".", merged(DISTRIBUTED, at("sessionManager.kubernetes.distributedDrivers", [DRIVER, {**DRIVER, "cluster": "b"}])), "is that of another cluster"),
+    (".", merged(DISTRIBUTED, at("sessionManager.kubernetes.distributedDrivers", [{**DRIVER, "serviceAccount": "berth-workers"}])), "is an account without rights"),
+    (".", merged(DISTRIBUTED, at("sessionManager.kubernetes.networkPolicy.apiServer", [])), "sessionManager.kubernetes.networkPolicy.apiServer: required"),
+    (".", merged(DISTRIBUTED, at("sessionManager.kubernetes.distributedDrivers", [{**DRIVER, "images": ["a' || true || 'b"]}])), "/distributedDrivers/0/images/0'"),
+    (".", merged(DISTRIBUTED, at("sessionManager.kubernetes.distributedDrivers", [{**DRIVER, "images": []}])), "/distributedDrivers/0/images'"),
+    (".", merged(DISTRIBUTED, at("sessionManager.kubernetes.distributedDrivers", [{**DRIVER, "maxMemory": "much"}])), "/distributedDrivers/0/maxMemory'"),
     (".", merged(KUBERNETES, at("sessionManager.serviceAccount.create", False)), "sessionManager.serviceAccount: set name"),
     (".", merged(TOKENS, at("sparkProxy.serviceAccount.create", False)), "sparkProxy.serviceAccount: set name"),
     ("ingress.enabled", True, "ingress.host: required"),

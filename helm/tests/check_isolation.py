@@ -83,18 +83,60 @@ def the_job_of_keys_has_the_rights_of_the_table():
     assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "berth-keys", "namespace": NAMESPACE}]
 
 
+# Where engines have workers, for the policies that connect the pods of a session.
+RIGHTS_WITH_WORKERS = RIGHTS | {"networkpolicies": {"get", "create", "delete"}}
+
+# Verbs of drivers; the admission policy limits them further (apply.py).
+DRIVER_RIGHTS = {
+    "sail-driver": {"pods": {"get", "create", "deletecollection"}},
+    "spark-driver": {"pods": {"get", "list", "watch", "create", "delete", "deletecollection"}},
+}
+
+
 @check
 def rights_equal_the_table():
     for name, one in all_rendered().items():
         assert not one.of("ClusterRole") and not one.of("ClusterRoleBinding"), name
         for role in sessions_only(one.of("Role")):
-            found = rules_of(role)
+            own, namespace = role["metadata"]["name"], role["metadata"]["namespace"]
+            assert namespace != NAMESPACE
+            if own in DRIVER_RIGHTS:
+                assert rules_of(role) == DRIVER_RIGHTS[own] and namespace == "sessions", (name, own)
+                continue
             more = {"services": {"get"}} if "everything" in name else {}
-            assert found == RIGHTS | more, (name, found)
-            assert role["metadata"]["namespace"] != NAMESPACE
-        bound = [subject for binding in sessions_only(one.of("RoleBinding")) for subject in binding["subjects"]]
-        assert all(subject == {"kind": "ServiceAccount", "name": "berth-session-manager", "namespace": NAMESPACE} for subject in bound), name
+            with_workers = name == "distributed engines" and namespace == "sessions"
+            assert rules_of(role) == (RIGHTS_WITH_WORKERS if with_workers else RIGHTS) | more, (name, rules_of(role))
+        for binding in sessions_only(one.of("RoleBinding")):
+            role = binding["roleRef"]["name"]
+            subject = {"kind": "ServiceAccount", "name": "berth-session-manager", "namespace": NAMESPACE}
+            if role in DRIVER_RIGHTS:
+                subject = {"kind": "ServiceAccount", "name": role, "namespace": "sessions"}
+            assert binding["subjects"] == [subject], (name, role)
     assert not all_rendered()["defaults"].of("Role")
+
+
+@check
+def drivers_have_accounts_and_policies_of_their_own():
+    one = all_rendered()["distributed engines"]
+    accounts = {item["metadata"]["name"]: item for item in one.of("ServiceAccount") if item["metadata"]["namespace"] == "sessions"}
+    assert set(accounts) == {*DRIVER_RIGHTS, "berth-workers"}
+    assert all(item["automountServiceAccountToken"] is False for item in accounts.values())
+    policies = {item["metadata"]["name"]: item["spec"] for item in one.of("ValidatingAdmissionPolicy")}
+    assert set(policies) == {f"berth-sessions-{name}" for name in DRIVER_RIGHTS}
+    for name, spec in policies.items():
+        (condition,) = spec["matchConditions"]
+        assert condition["expression"] == f"request.userInfo.username == 'system:serviceaccount:sessions:{name.removeprefix('berth-sessions-')}'"
+        assert spec["failurePolicy"] == "Fail" and spec["matchConstraints"]["resourceRules"][0]["resources"] == ["pods", "pods/*"]
+        binding = one.one("ValidatingAdmissionPolicyBinding", name)["spec"]
+        assert binding == {"policyName": name, "validationActions": ["Deny"]}
+    (network,) = [item["spec"] for item in one.of("NetworkPolicy") if item["metadata"]["name"] == "berth-drivers"]
+    assert network["podSelector"] == {"matchLabels": {"berth/role": "driver"}} and network["policyTypes"] == ["Egress"]
+    assert [rule["to"][0]["ipBlock"]["cidr"] for rule in network["egress"]] == ["10.96.0.1/32", "10.250.0.2/32"]
+    assert one.config("session-manager")["compute"]["kubernetes"]["isolated"] is True
+    bare = all_rendered()["distributed engines without isolation"]
+    assert "isolated" not in bare.config("session-manager")["compute"]["kubernetes"]
+    assert not [item for item in bare.of("NetworkPolicy") if item["metadata"]["name"] == "berth-drivers"]
+    assert not all_rendered()["sessions as pods"].of("ValidatingAdmissionPolicy")
 
 
 @check

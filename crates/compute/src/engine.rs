@@ -40,6 +40,8 @@ pub(crate) struct Place<'a> {
     pub(crate) python: Option<&'a str>,
     /// Heap of a Spark driver.
     pub(crate) driver_memory: Option<&'a str>,
+    /// Settings of the provider, without secrets; they win over all others.
+    pub(crate) overrides: BTreeMap<String, String>,
 }
 
 /// How to run one engine.
@@ -105,6 +107,7 @@ fn sail(spec: &ComputeSpec, place: &Place<'_>) -> Result<EngineStart, Cause> {
             env.insert("SAIL_CATALOG__DEFAULT_DATABASE".to_owned(), database);
         }
     }
+    env.extend(place.overrides.clone());
     Ok(EngineStart {
         args: [
             "spark",
@@ -262,16 +265,13 @@ fn spark_conf(
             set(&key, value);
         }
     }
+    conf.extend(place.overrides.clone());
     Ok(conf)
 }
 
-fn java_args(place: &Place<'_>) -> Vec<String> {
-    let memory = place.driver_memory.unwrap_or(DRIVER_MEMORY);
-    let mut args = vec![
-        "-cp".to_owned(),
-        format!("{}/jars/*", place.spark_home),
-        format!("-Xmx{memory}"),
-    ];
+/// What every JVM of Spark gets, drivers and executors.
+pub(crate) fn jvm_args(spark_home: &str) -> Vec<String> {
+    let mut args = vec!["-cp".to_owned(), format!("{spark_home}/jars/*")];
     args.push("-XX:+IgnoreUnrecognizedVMOptions".to_owned());
     args.extend(OPENED.map(|package| format!("--add-opens={package}=ALL-UNNAMED")));
     args.extend(
@@ -287,6 +287,13 @@ fn java_args(place: &Place<'_>) -> Vec<String> {
         ]
         .map(str::to_owned),
     );
+    args
+}
+
+fn java_args(place: &Place<'_>) -> Vec<String> {
+    let memory = place.driver_memory.unwrap_or(DRIVER_MEMORY);
+    let mut args = jvm_args(&place.spark_home);
+    args.push(format!("-Xmx{memory}"));
     args.push(format!("-Djava.io.tmpdir={}", text(&place.tmp)));
     args.push(format!("-Dderby.system.home={}", text(&place.work)));
     args.extend([

@@ -3,7 +3,7 @@
 use crate::ComputeSpec;
 use crate::resolver::Resolve;
 use futures::future::BoxFuture;
-use session_core::{Cluster, Engine};
+use session_core::{Cluster, Engine, KubernetesWorkers, Provider};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -47,6 +47,23 @@ pub(crate) fn process_cluster(engine: Engine, program: &str, properties: &[(&str
 
 pub(crate) fn kubernetes_cluster(engine: Engine) -> Cluster {
     fixtures::cluster("main", engine, fixtures::pods("sessions"))
+}
+
+/// A cluster of a driver and workers.
+pub(crate) fn distributed_cluster(engine: Engine) -> Cluster {
+    let mut cluster = kubernetes_cluster(engine);
+    if let Provider::Kubernetes(pods) = &mut cluster.provider {
+        pods.service_account = Some("driver".to_owned());
+        pods.workers = Some(KubernetesWorkers {
+            min: 1,
+            max: 4,
+            cpu: "1500m".to_owned(),
+            memory: "2Gi".to_owned(),
+            idle_seconds: Some(30),
+            service_account: None,
+        });
+    }
+    cluster
 }
 
 pub(crate) fn static_cluster(engine: Engine, addresses: &[&str]) -> Cluster {

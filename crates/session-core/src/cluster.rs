@@ -183,6 +183,14 @@ pub struct KubernetesPods {
     /// one pool each; empty means one pool for sessions without a default catalog.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warm_catalogs: Vec<String>,
+    /// Service account of the drivers of a distributed engine, with the right to
+    /// create workers; set if and only if `workers` is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account: Option<String>,
+    /// Workers that the engine creates as pods of their own; `None` means that
+    /// each session is a single pod without access to the API server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workers: Option<KubernetesWorkers>,
 }
 
 /// Size of a pod and the nodes that it may run on.
@@ -208,6 +216,27 @@ pub struct Profile {
     /// Whether sessions have it that name none. Exactly one profile of a cluster.
     #[serde(default)]
     pub default: bool,
+}
+
+/// Worker pods of a distributed engine: workers of Sail, executors of Spark.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KubernetesWorkers {
+    /// Workers that a session keeps from its start; 0 means none without work.
+    #[serde(default)]
+    pub min: u32,
+    /// Most workers of a session.
+    pub max: u32,
+    /// CPU of a worker, request and limit, as a Kubernetes quantity.
+    pub cpu: String,
+    /// Memory of a worker, request and limit, as a Kubernetes quantity.
+    pub memory: String,
+    /// Seconds without work after which a worker ends; default 60.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_seconds: Option<u32>,
+    /// Service account of the workers, without rights; default `berth-workers`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account: Option<String>,
 }
 
 /// A taint that pods accept.

@@ -28,7 +28,9 @@ pub mod time;
 pub use activity::{Activity, Operation, ProxyId, TokenUse, Totals, Use};
 pub use audit::{AuditAction, AuditOutcome, AuditRecord};
 pub use catalog::Catalog;
-pub use cluster::{Cluster, ClusterStatus, Engine, KubernetesPods, Profile, Provider, ProviderKind};
+pub use cluster::{
+    Cluster, ClusterStatus, Engine, KubernetesPods, KubernetesWorkers, Profile, Provider, ProviderKind,
+};
 pub use id::{CatalogName, ClusterName, OrgId, ProfileName, SessionId, SessionKey, SparkSessionId, TokenId};
 pub use org::{Disabled, Limits, Org};
 pub use pod_template::PodTemplate;

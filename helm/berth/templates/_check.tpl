@@ -91,6 +91,24 @@ sessionManager.kubernetes.namespaces: name at least one namespace for sessions
 {{- if has $.Release.Namespace .namespaces }}
 sessionManager.kubernetes.namespaces: {{ $.Release.Namespace }} is the namespace of Berth itself; sessions need another one, where everything but them is denied
 {{- end }}
+{{- $accounts := list }}
+{{- $kubernetes := . }}
+{{- range .distributedDrivers }}
+{{- $account := printf "%s/%s" .namespace .serviceAccount }}
+{{- if not (has .namespace $kubernetes.namespaces) }}
+sessionManager.kubernetes.distributedDrivers ({{ .cluster }}): namespace {{ .namespace }} is not in sessionManager.kubernetes.namespaces
+{{- end }}
+{{- if has $account $accounts }}
+sessionManager.kubernetes.distributedDrivers ({{ .cluster }}): serviceAccount {{ .serviceAccount }} is that of another cluster; each needs its own
+{{- end }}
+{{- if or (eq .serviceAccount "default") (eq .serviceAccount (printf "%s-workers" (include "berth.fullname" $))) }}
+sessionManager.kubernetes.distributedDrivers ({{ .cluster }}): serviceAccount {{ .serviceAccount }} is an account without rights; name another
+{{- end }}
+{{- $accounts = append $accounts $account }}
+{{- end }}
+{{- if and .distributedDrivers .networkPolicy.enabled (not .networkPolicy.apiServer) }}
+sessionManager.kubernetes.networkPolicy.apiServer: required by distributedDrivers; `kubectl get endpoints kubernetes` and `kubectl get service kubernetes` show the addresses
+{{- end }}
 {{- end }}
 {{- end }}
 {{- if and (or $v.ingress.enabled $v.grpcRoute.enabled $v.tlsRoute.enabled) (not $v.endpoint.host) }}

@@ -169,6 +169,9 @@ compute:
     {{- if .maxStarting }}
     max_starting: {{ int .maxStarting }}
     {{- end }}
+    {{- if and .distributedDrivers .networkPolicy.enabled }}
+    isolated: true
+    {{- end }}
 {{- end }}
 {{- end }}
 telemetry:

@@ -146,3 +146,9 @@ renewBefore: {{ .renewBefore }}
     - {protocol: UDP, port: 53}
     - {protocol: TCP, port: 53}
 {{- end }}
+
+{{/* Whether a namespace has drivers of distributed engines; empty means no. Context: kubernetes, namespace. */}}
+{{- define "berth.hasDrivers" -}}
+{{- $namespace := .namespace -}}
+{{- range .kubernetes.distributedDrivers }}{{ if eq .namespace $namespace }}y{{ end }}{{ end -}}
+{{- end }}

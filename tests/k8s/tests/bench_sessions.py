@@ -44,7 +44,7 @@ FIGURES: dict[str, Any] = {}
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     kube.apply(kube.namespace(SPACE), {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": ANCHOR, "namespace": SPACE}})
-    running = Services(tmp_path_factory.mktemp("bench"), CLUSTERS, LIMITS)
+    running = Services(tmp_path_factory.mktemp("bench"), clusters=CLUSTERS, settings=LIMITS)
     yield running
     running.stop()
     kube.kubectl("delete", "namespace", "--wait=false", SPACE)

@@ -54,7 +54,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Services, 
     proxy = ApiProxy(folder)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("BERTH_SECRET_KILLS", "not-a-real-key")
-        services = Services(folder, CLUSTERS, LIMITS, proxy.kubeconfig)
+        services = Services(folder, clusters=CLUSTERS, settings=LIMITS, kubeconfig=proxy.kubeconfig)
         yield services, proxy
         services.stop()
     proxy.stop()

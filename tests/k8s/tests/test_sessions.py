@@ -126,13 +126,20 @@ class Services:
     def __init__(
         self,
         folder: Path,
-        clusters: dict[str, tuple[str, str]] | None = None,
+        *,
+        clusters: dict[str, tuple[str, str]] = CLUSTERS,
         settings: str = "",
         kubeconfig: str | None = None,
+        space: str = SPACE,
+        anchor: str = ANCHOR,
+        isolated: bool = False,
+        deadline: str = "30s",
     ) -> None:
         self.folder = folder
-        self._clusters, self._settings = CLUSTERS if clusters is None else clusters, settings
+        self._clusters, self._settings = clusters, settings
         self._kubeconfig = kubeconfig or os.environ["KUBECONFIG"]
+        self._deadline = deadline
+        self._compute = f'namespaces = ["{space}"]\nanchor = "{anchor}"\nisolated = {json.dumps(isolated)}'
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         names = ("redis", "manager", "internal", "issuer", "jwks", "proxy", "manager_admin", "issuer_admin", "proxy_admin")
         self.ports = {name: free_port() for name in names}
@@ -150,7 +157,7 @@ class Services:
         keys = f'tokens.keys.location = "http://{at["jwks"]}/.well-known/jwks.json"\n'
         clusters = "".join(
             f'[[clusters]]\nname = "{name}"\nengine = "{engine}"\nidle_timeout = "{"1min" if engine == "sail" else "6min"}"\n'
-            f'provisioning_deadline = "30s"\nkubernetes = {pods}\n'
+            f'provisioning_deadline = "{self._deadline}"\nkubernetes = {pods}\n'
             for name, (engine, pods) in self._clusters.items()
         )
         self._write("session-manager", f"""
@@ -160,9 +167,8 @@ admin.address = "{at["manager_admin"]}"
 store.url = "redis://{at["redis"]}"
 {keys}
 [compute.kubernetes]
-namespaces = ["{SPACE}"]
+{self._compute}
 kubeconfig = "{self._kubeconfig}"
-anchor = "{ANCHOR}"
 [[service_accounts]]
 name = "tester"
 org = "acme"

@@ -34,7 +34,7 @@ properties = { type = "memory", initial_database = ["default"] }
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     kube.apply(kube.namespace(SPACE), {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": ANCHOR, "namespace": SPACE}})
-    running = Services(tmp_path_factory.mktemp("warm"), CLUSTERS, CATALOG)
+    running = Services(tmp_path_factory.mktemp("warm"), clusters=CLUSTERS, settings=CATALOG)
     yield running
     running.stop()
     kube.kubectl("delete", "namespace", "--timeout=100s", SPACE)

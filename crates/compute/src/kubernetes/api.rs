@@ -1,12 +1,13 @@
-//! The calls to the API server, each bounded in time. Four of them write. A
-//! generation needs three of them once: create the pod, create its Secret if it has
-//! secrets, delete the pod. One whose pod comes from a pool also needs the patch that
-//! claims it.
+//! The calls to the API server, each bounded in time. A generation needs each
+//! write once: create the pod, create its Secret if it has secrets, create its
+//! network policy if it has workers, delete the pod. One whose pod comes from a
+//! pool needs the patch that claims it.
 
-use super::names::{GENERATION_LABEL, Owner, SESSION_LABEL};
+use super::names::{GENERATION_LABEL, INSTALL_LABEL, Owner, ROLE_LABEL, Role, SESSION_LABEL};
 use super::pod::{CONTAINER, TOKEN_KEY};
 use super::reasons::PodEvent;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod, Secret as KubeSecret};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, Error};
@@ -198,6 +199,33 @@ impl KubeApi {
         Ok(MadeSecret::Made)
     }
 
+    /// Creates the network policy of the driver with this uid, instead of one of
+    /// an earlier pod of the name.
+    pub(super) async fn create_peers(
+        &self,
+        namespace: &str,
+        policy: &NetworkPolicy,
+        uid: &str,
+    ) -> Result<(), Error> {
+        let policies: Api<NetworkPolicy> = Api::namespaced(self.client.clone(), namespace);
+        let name = policy.metadata.name.as_deref().unwrap_or_default();
+        let error = match bounded(policies.create(&PostParams::default(), policy)).await {
+            Ok(_) => return Ok(()),
+            Err(error) if is(&error, 409) => error,
+            Err(error) => return Err(error),
+        };
+        let Some(existing) = bounded(policies.get_opt(name)).await? else {
+            return Err(error);
+        };
+        let owners = existing.metadata.owner_references.unwrap_or_default();
+        if owners.iter().any(|owner| owner.uid == uid) {
+            return Ok(());
+        }
+        bounded(policies.delete(name, &DeleteParams::background())).await?;
+        bounded(policies.create(&PostParams::default(), policy)).await?;
+        Ok(())
+    }
+
     /// The engine's own token, from the Secret of its pod.
     pub(super) async fn token(&self, namespace: &str, name: &str) -> Result<Option<Secret>, Error> {
         let secret = bounded(self.secrets(namespace).get_opt(name)).await?;
@@ -241,9 +269,22 @@ impl KubeApi {
         bounded(self.pods(namespace).logs(name, &params)).await
     }
 
-    /// Every pod of a session in a namespace, of any installation.
+    /// Every pod that serves a session in a namespace, of any installation.
     pub(super) async fn all_pods(&self, namespace: &str) -> Result<Vec<Pod>, Error> {
-        let mut params = ListParams::default().labels(SESSION_LABEL).limit(PAGE);
+        let worker = Role::Worker.as_str();
+        self.list(namespace, &format!("{SESSION_LABEL},{ROLE_LABEL}!={worker}"))
+            .await
+    }
+
+    /// The workers of an installation in a namespace.
+    pub(super) async fn workers(&self, namespace: &str, install_id: &str) -> Result<Vec<Pod>, Error> {
+        let worker = Role::Worker.as_str();
+        let labels = format!("{INSTALL_LABEL}={install_id},{ROLE_LABEL}={worker}");
+        self.list(namespace, &labels).await
+    }
+
+    async fn list(&self, namespace: &str, labels: &str) -> Result<Vec<Pod>, Error> {
+        let mut params = ListParams::default().labels(labels).limit(PAGE);
         let mut all = Vec::new();
         loop {
             let page = bounded(self.pods(namespace).list(&params)).await?;

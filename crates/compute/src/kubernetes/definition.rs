@@ -1,5 +1,6 @@
 //! What the definition of a kubernetes cluster must contain.
 
+use super::distributed::check_workers;
 use super::size::{Size, bytes, milli_cpus};
 use super::template;
 use crate::properties::{
@@ -37,6 +38,7 @@ pub(crate) fn check_definition(cluster: &Cluster, problems: &mut Problems) {
     }
     check_lists(pods, problems);
     check_sizes(cluster.engine, pods, problems);
+    check_workers(cluster.engine, pods, problems);
     let absolute = [("spark_home", &pods.spark_home), ("python", &pods.python)];
     for (field, value) in absolute {
         if let Some(path) = value
@@ -60,6 +62,12 @@ fn check_warm(pods: &KubernetesPods, problems: &mut Problems) {
         problems.add(
             "warm_catalogs",
             format!("must not have more than {MAX_ENTRIES} entries"),
+        );
+    }
+    if pods.warm_pods > 0 && pods.workers.is_some() {
+        problems.add(
+            "warm_pods",
+            "must be 0 with workers: a driver has the name of its session",
         );
     }
     let is_catalog = |text: &String| {
@@ -240,6 +248,7 @@ mod tests {
     use super::*;
     use crate::testing::kubernetes_cluster;
     use crate::validate_cluster;
+    use session_core::KubernetesWorkers;
     use session_core::Profile;
     use session_core::cluster::TaintEffect;
 
@@ -344,6 +353,17 @@ mod tests {
         assert_eq!(named, ["warm_pods", "warm_catalogs"]);
         let named = wrong(Engine::Sail, |pods| pods.warm_catalogs = vec!["acme/lake".into()]);
         assert_eq!(named, ["warm_catalogs"]);
+        let named = wrong(Engine::Sail, |pods| {
+            pods.warm_pods = 1;
+            pods.service_account = Some("driver".into());
+            pods.workers = Some(KubernetesWorkers {
+                max: 1,
+                cpu: "1".into(),
+                memory: "1Gi".into(),
+                ..KubernetesWorkers::default()
+            });
+        });
+        assert_eq!(named, ["warm_pods"]);
     }
 
     #[test]

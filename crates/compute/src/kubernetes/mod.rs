@@ -7,6 +7,7 @@
 //! watcher ─ pods and events as they are   reasons, quota ─ what they mean, in words
 //! works ─ what this manager started       api ─ the calls, bounded in time
 //! pool ─ pods without a session           owners ─ pods that sessions claimed
+//! distributed ─ engines whose driver creates worker pods
 //! ```
 //!
 //! The pods are the truth: their names and labels make every call idempotent,
@@ -16,6 +17,7 @@
 
 mod api;
 mod definition;
+mod distributed;
 mod dry_run;
 mod layout;
 mod names;
@@ -44,7 +46,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use names::{CLAIMED_ANNOTATION, Owner, POOL_LABEL, pod_name};
-pub use names::{CLUSTER_LABEL, GENERATION_LABEL, INSTALL_LABEL, ORG_LABEL, SESSION_LABEL};
+pub use names::{CLUSTER_LABEL, GENERATION_LABEL, INSTALL_LABEL, ORG_LABEL, ROLE_LABEL, SESSION_LABEL};
 use owners::Owners;
 use parking_lot::Mutex;
 use pod::pods_of;
@@ -76,6 +78,9 @@ pub struct KubernetesConfig {
     pub max_starting: usize,
     /// The installation that the pods belong to.
     pub install_id: String,
+    /// Whether a network policy denies everything in these namespaces, so that
+    /// each session with workers needs one that connects its pods.
+    pub is_isolated: bool,
 }
 
 /// Why the API server cannot be used.
@@ -166,6 +171,11 @@ impl KubernetesProvider {
         for (namespace, writer) in writers {
             let weak = Arc::downgrade(&shared);
             tokio::spawn(watcher::watch_events(
+                weak.clone(),
+                namespace.clone(),
+                stop.clone(),
+            ));
+            tokio::spawn(distributed::sweep::sweep_workers(
                 weak.clone(),
                 namespace.clone(),
                 stop.clone(),

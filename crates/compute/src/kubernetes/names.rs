@@ -22,6 +22,27 @@ pub(super) const POOL_LABEL: &str = "berth/pool";
 /// Annotation with the time at which a session claimed the pod.
 pub(super) const CLAIMED_ANNOTATION: &str = "berth/claimed-at";
 
+/// Label that distinguishes the pods of a distributed engine; a single pod has none.
+pub const ROLE_LABEL: &str = "berth/role";
+
+/// Part of a pod in a distributed engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Serves the session and creates workers.
+    Driver,
+    /// Belongs to a driver.
+    Worker,
+}
+
+impl Role {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Driver => "driver",
+            Self::Worker => "worker",
+        }
+    }
+}
+
 /// What the labels of a pod state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Owner {
@@ -48,8 +69,23 @@ impl Owner {
         .map(|(key, value)| (key.to_owned(), value))
     }
 
-    /// `None` if these are not labels of a session's pod.
+    /// `None` if these are not labels of the pod that serves a session.
     pub(super) fn read(labels: &BTreeMap<String, String>) -> Option<Self> {
+        let is_worker = labels
+            .get(ROLE_LABEL)
+            .is_some_and(|role| role == Role::Worker.as_str());
+        (!is_worker).then(|| Self::parse(labels)).flatten()
+    }
+
+    /// The session of a worker; `None` if these are not labels of one.
+    pub(super) fn of_worker(labels: &BTreeMap<String, String>) -> Option<Self> {
+        let is_worker = labels
+            .get(ROLE_LABEL)
+            .is_some_and(|role| role == Role::Worker.as_str());
+        is_worker.then(|| Self::parse(labels)).flatten()
+    }
+
+    fn parse(labels: &BTreeMap<String, String>) -> Option<Self> {
         Some(Self {
             key: SessionKey {
                 org: labels.get(ORG_LABEL)?.parse().ok()?,
@@ -115,6 +151,15 @@ mod tests {
             labels.remove(missing);
             assert_eq!(Owner::read(&labels), None, "{missing}");
         }
+        let with_role = |role: Role| {
+            let mut labels = labels.clone();
+            labels.insert(ROLE_LABEL.to_owned(), role.as_str().to_owned());
+            labels
+        };
+        assert_eq!(Owner::read(&with_role(Role::Driver)), Some(owner.clone()));
+        assert_eq!(Owner::read(&with_role(Role::Worker)), None);
+        assert_eq!(Owner::of_worker(&with_role(Role::Worker)), Some(owner.clone()));
+        assert_eq!(Owner::of_worker(&labels), None);
         assert_eq!(pod_name(&owner.key.id, 7), format!("{}-g7", owner.key.id));
     }
 }

@@ -6,9 +6,11 @@
 //! kubelet wait for the Secret, which can only be made after the pod, because
 //! the pod owns it.
 
+use super::distributed::Distributed;
+use super::distributed::peers::policy_of;
 pub(super) use super::layout::{CONTAINER, PORT};
 use super::layout::{HOME, SECRET_DIR, SECRET_VOLUME, SESSION_VOLUME};
-use super::names::{Owner, pod_name};
+use super::names::{Owner, ROLE_LABEL, pod_name};
 use super::size;
 use super::template;
 use crate::ComputeSpec;
@@ -19,6 +21,7 @@ use k8s_openapi::api::core::v1::{
     Pod, PodSecurityContext, PodSpec, ResourceRequirements, SeccompProfile, Secret as KubeSecret,
     SecretKeySelector, SecretVolumeSource, SecurityContext, Toleration, Volume, VolumeMount,
 };
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use session_core::machine::Cause;
@@ -90,6 +93,7 @@ impl Plan {
         labels: BTreeMap<String, String>,
         anchor: Option<OwnerReference>,
     ) -> Result<Self, Cause> {
+        let distributed = Distributed::of(spec.cluster.engine, pods, &name);
         let place = Place {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)),
             work: Path::new(HOME).join("work"),
@@ -99,15 +103,19 @@ impl Plan {
             properties: &pods.properties,
             python: pods.python.as_deref(),
             driver_memory: pods.driver_memory.as_deref(),
+            overrides: distributed
+                .as_ref()
+                .map(Distributed::settings)
+                .unwrap_or_default(),
         };
         let start = EngineStart::new(spec, &place)?;
-        let (env, secret) = split(&start, &name);
+        let (env, mut secret) = split(&start, &name);
         let has_secret = !secret.is_empty();
         let mut pod = Pod {
             metadata: ObjectMeta {
                 name: Some(name.clone()),
                 namespace: Some(pods.namespace.clone()),
-                labels: Some(labels),
+                labels: Some(labels.clone()),
                 owner_references: anchor.map(|anchor| vec![anchor]),
                 ..ObjectMeta::default()
             },
@@ -124,6 +132,10 @@ impl Plan {
                 |error| user_message::cause("the pod template of its cluster cannot be used", error);
             pod = template::apply(pod, over).map_err(unusable)?;
         }
+        // The template of the workers is made from the pod.
+        if let Some(distributed) = &distributed {
+            distributed.complete(&mut pod, labels, &mut secret);
+        }
         Ok(Self {
             pod,
             secret,
@@ -139,18 +151,31 @@ impl Plan {
                 name: metadata.name.clone(),
                 namespace: metadata.namespace.clone(),
                 labels: metadata.labels.clone(),
-                owner_references: Some(vec![OwnerReference {
-                    api_version: "v1".to_owned(),
-                    kind: "Pod".to_owned(),
-                    name: metadata.name.clone().unwrap_or_default(),
-                    uid: uid.to_owned(),
-                    ..OwnerReference::default()
-                }]),
+                owner_references: Some(vec![self.owner(uid)]),
                 ..ObjectMeta::default()
             },
             immutable: Some(true),
             string_data: Some(self.secret.clone()),
             ..KubeSecret::default()
+        }
+    }
+
+    /// The network policy of the driver with this uid and its workers; `None` if
+    /// the pod is a single one.
+    pub(super) fn peers_of(&self, uid: &str) -> Option<NetworkPolicy> {
+        let labels = self.pod.metadata.labels.as_ref()?;
+        labels.get(ROLE_LABEL)?;
+        Some(policy_of(&self.pod, self.owner(uid)))
+    }
+
+    /// The pod, once it exists, as the owner of another object.
+    fn owner(&self, uid: &str) -> OwnerReference {
+        OwnerReference {
+            api_version: "v1".to_owned(),
+            kind: "Pod".to_owned(),
+            name: self.pod.metadata.name.clone().unwrap_or_default(),
+            uid: uid.to_owned(),
+            ..OwnerReference::default()
         }
     }
 }

@@ -76,6 +76,8 @@ struct Progress {
     was_seen: bool,
     /// The Secret of the pod with this uid exists.
     has_secret: Option<String>,
+    /// The network policy of the pod with this uid exists, if it needs one.
+    has_peers: Option<String>,
     plan: Option<Plan>,
 }
 
@@ -163,7 +165,10 @@ impl Starter {
                 }
                 return Err(End::failed(why, false));
             }
-            Verdict::Running(ip) => return self.ask(progress, &uid, ip).await,
+            Verdict::Running(ip) => {
+                self.create_peers(progress, &uid).await?;
+                return self.ask(progress, &uid, ip).await;
+            }
         }
         Ok(())
     }
@@ -274,6 +279,27 @@ impl Starter {
             }
         }
         progress.has_secret = Some(uid.to_owned());
+        self.create_peers(progress, uid).await
+    }
+
+    /// Creates the network policy that connects a driver and its workers.
+    async fn create_peers(&self, progress: &mut Progress, uid: &str) -> Result<(), End> {
+        let has_workers = pods_of(&self.spec).is_ok_and(|pods| pods.workers.is_some());
+        let is_done = progress.has_peers.as_deref() == Some(uid);
+        if is_done || !has_workers || !self.shared.config.is_isolated {
+            return Ok(());
+        }
+        if progress.plan.is_none() {
+            progress.plan = Some(self.plan().await?);
+        }
+        if let Some(policy) = progress.plan.as_ref().and_then(|plan| plan.peers_of(uid)) {
+            let made = self.shared.api.create_peers(self.namespace(), &policy, uid).await;
+            if let Err(error) = made {
+                let cause = user_message::cause("the network policy of its workers cannot be created", error);
+                return Err(End::failed(cause, false));
+            }
+        }
+        progress.has_peers = Some(uid.to_owned());
         Ok(())
     }
 

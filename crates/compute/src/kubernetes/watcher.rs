@@ -4,7 +4,7 @@
 //! (`kube::runtime`), with a back-off. A dead connection is noticed within
 //! [`WATCH_SECONDS`] and a little more.
 
-use super::names::INSTALL_LABEL;
+use super::names::{INSTALL_LABEL, ROLE_LABEL, Role};
 use super::reasons::PodEvent;
 use super::{Shared, WorkId};
 use futures::{FutureExt, Stream, StreamExt};
@@ -55,7 +55,11 @@ pub(super) async fn watch_pods(
     stop: CancellationToken,
 ) {
     let Some(config) = shared.upgrade().map(|shared| {
-        let labels = format!("{INSTALL_LABEL}={}", shared.config.install_id);
+        let worker = Role::Worker.as_str();
+        let labels = format!(
+            "{INSTALL_LABEL}={},{ROLE_LABEL}!={worker}",
+            shared.config.install_id
+        );
         (shared.api.pods(&namespace), watch_config().labels(&labels))
     }) else {
         return;

@@ -5,6 +5,7 @@ use crate::engine::{EngineStart, Place};
 use crate::user_message;
 use session_core::machine::Cause;
 use session_core::{Engine, Provider};
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -76,6 +77,7 @@ impl EngineCommand {
             properties,
             python: python.as_deref(),
             driver_memory: driver_memory.as_deref(),
+            overrides: BTreeMap::new(),
         };
         let mut start = EngineStart::new(spec, &place)?;
         start.env.insert("PATH".to_owned(), SYSTEM_PATH.to_owned());

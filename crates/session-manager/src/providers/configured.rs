@@ -77,6 +77,10 @@ pub struct KubernetesSettings {
     /// Limit on the pods that this manager starts at a time.
     #[serde(default = "max_starting_pods")]
     pub max_starting: usize,
+    /// Whether network policies deny everything in these namespaces; then each
+    /// session with workers gets one that connects its pods.
+    #[serde(default)]
+    pub isolated: bool,
 }
 
 fn max_pods() -> usize {
@@ -123,6 +127,7 @@ impl KubernetesSettings {
             max_pods: self.max_pods,
             max_starting: self.max_starting,
             install_id,
+            is_isolated: self.isolated,
         };
         Ok(KubernetesProvider::new(config, client))
     }
@@ -292,6 +297,7 @@ mod tests {
             anchor: String::new(),
             max_pods: max_pods(),
             max_starting: max_starting_pods(),
+            isolated: false,
         }
     }
 

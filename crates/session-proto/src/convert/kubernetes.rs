@@ -4,7 +4,7 @@ use super::non_empty;
 use crate::error::Refused;
 use crate::v1;
 use session_core::cluster::{TaintEffect, Toleration};
-use session_core::{Cluster, KubernetesPods, PodTemplate, Profile};
+use session_core::{Cluster, KubernetesPods, KubernetesWorkers, PodTemplate, Profile};
 
 /// The profiles that every user of the cluster may see.
 pub(super) fn offered(cluster: &Cluster) -> Vec<v1::ClusterProfile> {
@@ -78,6 +78,28 @@ fn from_profile(wire: v1::KubernetesProfile) -> Result<Profile, Refused> {
     })
 }
 
+fn workers(workers: &KubernetesWorkers) -> v1::KubernetesWorkers {
+    v1::KubernetesWorkers {
+        min: workers.min,
+        max: workers.max,
+        cpu: workers.cpu.clone(),
+        memory: workers.memory.clone(),
+        idle_seconds: workers.idle_seconds.unwrap_or_default(),
+        service_account: workers.service_account.clone().unwrap_or_default(),
+    }
+}
+
+fn from_workers(wire: v1::KubernetesWorkers) -> KubernetesWorkers {
+    KubernetesWorkers {
+        min: wire.min,
+        max: wire.max,
+        cpu: wire.cpu,
+        memory: wire.memory,
+        idle_seconds: (wire.idle_seconds > 0).then_some(wire.idle_seconds),
+        service_account: non_empty(wire.service_account),
+    }
+}
+
 pub(super) fn encode(pods: &KubernetesPods) -> v1::KubernetesProvider {
     v1::KubernetesProvider {
         namespace: pods.namespace.clone(),
@@ -106,6 +128,8 @@ pub(super) fn encode(pods: &KubernetesPods) -> v1::KubernetesProvider {
         warm_pods: pods.warm_pods,
         warm_catalogs: pods.warm_catalogs.clone(),
         warm_pools: Vec::new(),
+        service_account: pods.service_account.clone().unwrap_or_default(),
+        workers: pods.workers.as_ref().map(workers),
     }
 }
 
@@ -135,6 +159,8 @@ pub(super) fn decode(wire: v1::KubernetesProvider) -> Result<KubernetesPods, Ref
             .map_err(|problem| Refused::field("pod_template", problem))?,
         warm_pods: wire.warm_pods,
         warm_catalogs: wire.warm_catalogs,
+        service_account: non_empty(wire.service_account),
+        workers: wire.workers.map(from_workers),
     })
 }
 
@@ -186,6 +212,15 @@ mod tests {
             pod_template: Some(PodTemplate::parse(r#"{"spec": {"priorityClassName": "low"}}"#).unwrap()),
             warm_pods: 3,
             warm_catalogs: vec!["acme/lake".into()],
+            service_account: Some("driver".into()),
+            workers: Some(KubernetesWorkers {
+                min: 1,
+                max: 4,
+                cpu: "1".into(),
+                memory: "2Gi".into(),
+                idle_seconds: Some(120),
+                service_account: Some("workers".into()),
+            }),
         }
     }
 

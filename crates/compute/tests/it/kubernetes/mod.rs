@@ -1,6 +1,7 @@
 //! The kubernetes provider with an API server and an engine in memory.
 
 mod definitions;
+mod distributed;
 mod failures;
 mod kills;
 mod life;
@@ -29,6 +30,7 @@ pub(crate) fn provider_config() -> KubernetesConfig {
         max_pods: 100,
         max_starting: 10,
         install_id: "install".to_owned(),
+        is_isolated: false,
     }
 }
 

@@ -367,14 +367,15 @@ impl FakeKube {
 /// Whether an object has the labels that are asked for.
 fn selected(asked: &Asked, object: &Value) -> bool {
     let labels = &object["metadata"]["labels"];
-    asked.query.get("labelSelector").is_none_or(|selectors| {
-        selectors
-            .split(',')
-            .all(|selector| match selector.split_once('=') {
-                Some((key, value)) => labels[key] == json!(value),
-                None => !labels[selector].is_null(),
-            })
-    })
+    let is_met = |wanted: &str| match wanted.split_once('=') {
+        Some((key, value)) => match key.strip_suffix('!') {
+            Some(key) => labels[key] != json!(value),
+            None => labels[key] == json!(value),
+        },
+        None => !labels[wanted].is_null(),
+    };
+    let selector = asked.query.get("labelSelector");
+    selector.is_none_or(|selector| selector.split(',').all(is_met))
 }
 
 fn reply(code: u16, body: Bytes) -> Reply {
@@ -418,16 +419,21 @@ impl tower_service::Service<Request<Body>> for FakeKube {
         Box::pin(async move {
             let (head, body) = request.into_parts();
             let body = body.collect_bytes().await.unwrap();
-            // /api/v1/namespaces/NAMESPACE/KIND[/NAME[/log]]
-            let path: Vec<&str> = head.uri.path().split('/').collect();
+            // …/namespaces/NAMESPACE/KIND[/NAME[/log]]
+            let (_, path) = head.uri.path().split_once("/namespaces/").unwrap();
+            let path: Vec<&str> = path.split('/').collect();
             let query = head.uri.query().unwrap_or_default();
-            let decode = |text: &str| text.replace("%2F", "/").replace("%3D", "=").replace("%2C", ",");
+            let decode = |text: &str| {
+                let pairs = [("%2F", "/"), ("%3D", "="), ("%2C", ","), ("%21", "!")];
+                let replace = |text: String, (code, plain): (&str, &str)| text.replace(code, plain);
+                pairs.into_iter().fold(text.to_owned(), replace)
+            };
             let asked = Asked {
                 method: head.method,
-                namespace: path[4].to_owned(),
-                kind: path[5].to_owned(),
-                name: path.get(6).map(|name| (*name).to_owned()),
-                is_log: path.get(7) == Some(&"log"),
+                namespace: path[0].to_owned(),
+                kind: path[1].to_owned(),
+                name: path.get(2).map(|name| (*name).to_owned()),
+                is_log: path.get(3) == Some(&"log"),
                 query: query
                     .split('&')
                     .filter_map(|pair| pair.split_once('='))
