@@ -5,10 +5,10 @@ use crate::call::local_reply;
 use crate::call_error::{CallError, draining};
 use crate::grpc::request_body::{MAX_REWIND_BYTES, RequestBody};
 use crate::routes::cache::{ResolveError, RouteRequest};
-use crate::routes::{Backend, Route, RouteState};
+use crate::routes::{Route, RouteState};
 use crate::worker::Worker;
 use crate::worker::held_calls::HeldCall;
-use crate::worker::session::{CachedRoute, OpenCall};
+use crate::worker::session::{CachedRoute, OpenCall, WorkerBackend};
 use bytes::Bytes;
 use service_kit::child_span;
 use session_core::Reason;
@@ -25,7 +25,7 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A route to active compute.
 pub(crate) struct ActiveRoute {
     pub(crate) cached: Rc<CachedRoute>,
-    pub(crate) backend: Rc<Backend>,
+    pub(crate) backend: Rc<WorkerBackend>,
 }
 
 /// Destination of a call.
@@ -220,7 +220,7 @@ fn active_backend(
     worker: &Worker,
     cached: &CachedRoute,
     open: &OpenCall,
-) -> Result<Option<Rc<Backend>>, Refused> {
+) -> Result<Option<Rc<WorkerBackend>>, Refused> {
     let shared = &worker.shared;
     let route = &cached.route;
     route

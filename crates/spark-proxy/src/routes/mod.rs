@@ -22,6 +22,7 @@ use session_proto::internal as pb;
 use session_token::Claims;
 use std::net::SocketAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Time for session-manager's answer beyond the wait in the request.
@@ -65,7 +66,7 @@ pub(crate) struct Route {
 #[derive(Debug)]
 pub(crate) enum RouteState {
     /// Calls can be forwarded.
-    Active(Box<Backend>),
+    Active(Arc<Backend>),
     /// Compute is starting; with a user message about the wait.
     Pending(String),
     /// Compute was released or is unused.
@@ -84,7 +85,6 @@ pub(crate) struct Gone {
 }
 
 /// A Spark Connect server.
-#[derive(Clone)]
 pub(crate) struct Backend {
     /// Name of the server, which is not resolved.
     pub(crate) authority: Authority,
@@ -160,7 +160,7 @@ impl Route {
         let state = match route.status() {
             pb::RouteStatus::Active => {
                 let backend = route.backend.ok_or(InvalidRoute("backend: none"))?;
-                RouteState::Active(Box::new(Backend::from_proto(
+                RouteState::Active(Arc::new(Backend::from_proto(
                     backend,
                     &session,
                     route.generation,

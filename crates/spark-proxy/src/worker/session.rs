@@ -19,6 +19,7 @@ use session_token::Claims;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
+use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -53,14 +54,25 @@ pub(crate) struct Session {
 pub(crate) struct CachedRoute {
     pub(crate) route: Arc<Route>,
     /// The compute of an active route.
-    pub(crate) backend: Option<Rc<Backend>>,
+    pub(crate) backend: Option<Rc<WorkerBackend>>,
     pub(crate) stamp: Stamp,
+}
+
+/// A backend that the calls of one worker hold, counted without atomics.
+pub(crate) struct WorkerBackend(Arc<Backend>);
+
+impl Deref for WorkerBackend {
+    type Target = Backend;
+
+    fn deref(&self) -> &Backend {
+        &self.0
+    }
 }
 
 impl CachedRoute {
     fn new(route: Arc<Route>, stamp: Stamp) -> Rc<Self> {
         let backend = match &route.state {
-            RouteState::Active(backend) => Some(Rc::new((**backend).clone())),
+            RouteState::Active(backend) => Some(Rc::new(WorkerBackend(Arc::clone(backend)))),
             RouteState::Pending(_) | RouteState::Idle(_) | RouteState::Gone(_) => None,
         };
         Rc::new(Self {

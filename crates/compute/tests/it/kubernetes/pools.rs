@@ -337,7 +337,7 @@ async fn three_failures_stop_a_pool_with_the_reason() {
     eventually("stopped", || status(&provider).stopped.is_some()).await;
     let why = status(&provider).stopped.unwrap();
     assert!(
-        why.starts_with("quota compute of its namespace is used up: needs 4 limits.cpu, 5 of 8 used"),
+        why.starts_with("quota compute of its namespace is used up: needs 4 CPU, 3 of 8 left"),
         "{why}"
     );
     tokio::time::sleep(Duration::from_secs(3)).await;
