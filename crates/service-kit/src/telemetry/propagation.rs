@@ -34,6 +34,9 @@ fn record_trace_id_or(span: &Span, incoming: TraceId) {
 /// Writes the `traceparent` of `span` into the headers of an outgoing request.
 /// Without traces, an existing header is passed on unchanged.
 pub fn inject(span: &Span, headers: &mut HeaderMap) {
+    if span.is_disabled() {
+        return;
+    }
     let context = span.context();
     if context.span().span_context().is_valid() {
         TraceContextPropagator::new().inject_context(&context, &mut HeadersMut(headers));

@@ -1,9 +1,9 @@
 //! Which traces are sampled: by the caller's flag, else by the configured ratio.
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-const TRACEPARENT: &str = "traceparent";
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Share of sampled traces without a caller's decision, as bits of an `f64`.
 /// Zero, the bits of 0.0, until an exporter exists.
@@ -17,7 +17,7 @@ pub(super) fn set_ratio(ratio: f64) {
 /// Whether this request is part of a sampled trace: by the flag of its
 /// `traceparent`, or without one by the configured ratio.
 pub fn is_sampled(headers: &HeaderMap) -> bool {
-    match headers.get(TRACEPARENT) {
+    match headers.get(&TRACEPARENT) {
         Some(value) => has_sampled_flag(value.as_bytes()),
         None => is_chosen(),
     }

@@ -22,6 +22,8 @@ pub(crate) static HOP_BY_HOP: [HeaderName; 7] = [
     header::UPGRADE,
     header::HOST,
 ];
+/// Outcome of a call, in its trailers.
+pub(crate) static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// Returns a header that may occur at most once.

@@ -377,8 +377,8 @@ async fn cloned(
     Ok(trailers)
 }
 
-fn outcome(headers: &HeaderMap) -> Option<Outcome> {
-    let status = headers.get("grpc-status")?;
+fn outcome(trailers: &HeaderMap) -> Option<Outcome> {
+    let status = trailers.get(&headers::GRPC_STATUS)?;
     Some(if status.as_bytes() == b"0" {
         Outcome::Ok
     } else {
