@@ -6,6 +6,7 @@
 //! starter ─ one task per start: create, wait, ask the engine
 //! watcher ─ pods and events as they are   reasons, quota ─ what they mean, in words
 //! works ─ what this manager started       api ─ the calls, bounded in time
+//! connect ─ the client of the API server   shared ─ works and watched pods, for all
 //! pool ─ pods without a session           owners ─ pods that sessions claimed
 //! distributed ─ engines whose driver creates worker pods
 //! ```
@@ -16,6 +17,7 @@
 //! of a watch, which may be behind.
 
 mod api;
+mod connect;
 mod definition;
 mod distributed;
 mod dry_run;
@@ -26,6 +28,7 @@ mod pod;
 mod pool;
 mod quota;
 mod reasons;
+mod shared;
 mod size;
 mod starter;
 mod template;
@@ -39,24 +42,23 @@ use crate::{
 };
 use api::KubeApi;
 use async_trait::async_trait;
+pub use connect::{ConnectError, connect};
 pub(crate) use definition::check_definition;
 pub use definition::{is_namespace, is_object_name};
 use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use names::{CLAIMED_ANNOTATION, Owner, POOL_LABEL, pod_name};
+use names::{CLAIMED_ANNOTATION, Owner, pod_name};
 pub use names::{CLUSTER_LABEL, GENERATION_LABEL, INSTALL_LABEL, ORG_LABEL, ROLE_LABEL, SESSION_LABEL};
 use owners::Owners;
 use parking_lot::Mutex;
 use pod::pods_of;
 use pool::{Pools, Reserved};
-use reasons::{PodEvent, Verdict, judge};
+use reasons::{Verdict, judge};
 use session_core::Cluster;
 use session_core::machine::Observation;
 use starter::Starter;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -81,47 +83,6 @@ pub struct KubernetesConfig {
     /// Whether a network policy denies everything in these namespaces, so that
     /// each session with workers needs one that connects its pods.
     pub is_isolated: bool,
-}
-
-/// Why the API server cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// The kubeconfig file cannot be used.
-    #[error("kubeconfig {path}: {cause}")]
-    Kubeconfig {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        cause: kube::config::KubeconfigError,
-    },
-    /// This process does not run in a pod with a service account.
-    #[error("no kubeconfig is set, and there is no service account of a pod: {0}")]
-    NotInCluster(#[from] kube::config::InClusterError),
-    /// The client cannot be made.
-    #[error(transparent)]
-    Client(#[from] kube::Error),
-}
-
-/// Connects to the API server of a kubeconfig file, or to that of the pod in
-/// which this process runs. Nothing is sent yet.
-///
-/// # Errors
-/// [`ConnectError`] if no client can be made.
-pub async fn connect(kubeconfig: Option<&Path>) -> Result<kube::Client, ConnectError> {
-    let config = match kubeconfig {
-        None => kube::Config::incluster()?,
-        Some(path) => {
-            let about = |cause| ConnectError::Kubeconfig {
-                path: path.to_owned(),
-                cause,
-            };
-            let file = Kubeconfig::read_from(path).map_err(about)?;
-            kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-                .await
-                .map_err(about)?
-        }
-    };
-    Ok(kube::Client::try_from(config)?)
 }
 
 /// See the module.
@@ -423,130 +384,4 @@ fn found(pod: &Pod, now: jiff::Timestamp) -> Option<Found> {
         install_id: owner.install_id,
         age: Duration::try_from(now.duration_since(created)).unwrap_or_default(),
     })
-}
-
-impl Shared {
-    /// Nothing can be said about a namespace that is not watched, or not listed yet.
-    fn must_watch(&self, namespace: &str) -> Result<(), Error> {
-        match self.namespaces.get(namespace) {
-            None => Err(Error::Unavailable(format!(
-                "namespace {namespace} is not in compute.kubernetes.namespaces"
-            ))),
-            Some(pods) if !pods.are_listed() => Err(Error::Unavailable(format!(
-                "the pods of namespace {namespace} could not be listed yet"
-            ))),
-            Some(_) => Ok(()),
-        }
-    }
-
-    /// A pod as the watches show it, in whatever namespace: the definition of a
-    /// cluster may have changed since.
-    fn seen_pod(&self, name: &str) -> Option<Arc<Pod>> {
-        self.namespaces
-            .iter()
-            .find_map(|(namespace, pods)| pods.get(namespace, name))
-    }
-
-    /// The pods of this installation, those included that are about to be created.
-    fn count(&self) -> usize {
-        let unseen = self.pools.lock().unseen();
-        let starting: Vec<WorkId> = self.works.lock().creating().cloned().collect();
-        let unseen = unseen
-            + starting
-                .iter()
-                .filter(|(id, generation)| self.seen_pod(&pod_name(id, *generation)).is_none())
-                .count();
-        unseen + self.namespaces.values().map(Pods::count).sum::<usize>()
-    }
-
-    /// The pods of a session up to a generation that are not being deleted yet:
-    /// namespace, name, uid.
-    fn pods_up_to(&self, spec: &ComputeSpec) -> Vec<(String, String, Option<String>)> {
-        let all = self.namespaces.iter().flat_map(|(namespace, pods)| {
-            let goes = |pod: &Arc<Pod>| {
-                let owner = pod.metadata.labels.as_ref().and_then(Owner::read);
-                pod.metadata.deletion_timestamp.is_none()
-                    && owner.is_some_and(|owner| owner.key == spec.key && owner.generation <= spec.generation)
-            };
-            pods.all()
-                .into_iter()
-                .filter(goes)
-                .map(move |pod| (namespace, pod))
-        });
-        let mut all: Vec<_> = all
-            .map(|(namespace, pod)| {
-                let name = pod.metadata.name.clone().unwrap_or_default();
-                (namespace.clone(), name, pod.metadata.uid.clone())
-            })
-            .collect();
-        self.add_claimed(spec, &mut all);
-        all
-    }
-
-    fn work(&self, id: &WorkId) -> Option<(Stage, Vec<PodEvent>)> {
-        let works = self.works.lock();
-        works
-            .map
-            .get(id)
-            .map(|work| (work.stage.clone(), work.events.clone()))
-    }
-
-    fn events_of(&self, id: &WorkId) -> Vec<PodEvent> {
-        let works = self.works.lock();
-        works
-            .map
-            .get(id)
-            .map_or_else(Vec::new, |work| work.events.clone())
-    }
-
-    fn pod_changed(&self, pod: &Pod) {
-        let labels = pod.metadata.labels.as_ref();
-        if labels.is_some_and(|labels| labels.contains_key(POOL_LABEL)) {
-            self.pools_changed.notify_one();
-            return;
-        }
-        let Some(owner) = labels.and_then(Owner::read) else {
-            return;
-        };
-        self.saw_owner(&owner, pod);
-        let id = (owner.key.id.clone(), owner.generation);
-        if let Some(work) = self.works.lock().map.get(&id) {
-            work.changed.notify_one();
-        }
-        self.changes.publish(&owner.key, owner.generation);
-    }
-
-    fn pod_deleted(&self, pod: &Pod) {
-        if let Some(owner) = pod.metadata.labels.as_ref().and_then(Owner::read) {
-            let id = (owner.key.id, owner.generation);
-            self.works.lock().forget_ready(&id);
-        }
-        self.pod_changed(pod);
-        self.forget_owner(pod);
-    }
-
-    /// A namespace was listed: everything may have changed since it was seen last.
-    fn listed(&self, namespace: &str) {
-        self.list_owners(namespace);
-        let works: Vec<_> = {
-            let works = self.works.lock();
-            let all = works.map.iter();
-            all.map(|((_, generation), work)| {
-                work.changed.notify_one();
-                (work.key.clone(), *generation)
-            })
-            .collect()
-        };
-        tracing::debug!(namespace, works = works.len(), "pods listed");
-        for (key, generation) in works {
-            self.changes.publish(&key, generation);
-        }
-    }
-
-    fn event_arrived(&self, id: &WorkId, event: PodEvent) {
-        let key = self.works.lock().add_event(id, event);
-        if let Some(key) = key {
-            self.changes.publish(&key, id.1);
-        }
-    }
 }
