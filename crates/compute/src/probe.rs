@@ -56,8 +56,8 @@ pub enum NotReady {
     Ever(Cause),
 }
 
-/// Probes once, with a new Spark session that is released at the end. Returns the
-/// version of the server.
+/// Probes once, with a new Spark session that is released afterwards. Returns the
+/// version of the server. Must be called within a Tokio runtime.
 ///
 /// # Errors
 /// [`NotReady`] with the cause.
@@ -76,8 +76,16 @@ pub async fn ask(target: &Target, question: &Question) -> Result<String, NotRead
         (version, _) => version,
     };
     // Cleanup; the result stands even if it fails.
-    if let Err(e) = within(VERSION_TIMEOUT, client.release()).await {
-        tracing::debug!(cause = %e.cause().detail, "releasing the Spark session of the probe failed");
+    let release = async move {
+        if let Err(e) = within(VERSION_TIMEOUT, client.release()).await {
+            tracing::debug!(cause = %e.cause().detail, "releasing the Spark session of the probe failed");
+        }
+    };
+    if reply.is_ok() {
+        // A session that waits for this server is active at once.
+        tokio::spawn(release);
+    } else {
+        release.await;
     }
     reply
 }
