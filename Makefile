@@ -89,6 +89,10 @@ load: ## The data path beside Envoy, nginx and haproxy, interleaved, under 5 min
 	cargo build --locked --profile dist -p spark-proxy -p load
 	$${CARGO_TARGET_DIR:-target}/dist/load $(ARGS)
 
+.PHONY: bench-floods
+bench-floods: ## Calls beside floods of HTTP/2 frames, in a release build: p99 at most twice that of a direct call
+	cargo test --locked --profile dist -p spark-proxy --test alone floods -- --test-threads=1 --nocapture
+
 bench-latency: ## Latency that the proxy adds, against a direct call, interleaved
 	@deploy/local/setup.sh run
 	cargo build --locked --release --workspace --bins
