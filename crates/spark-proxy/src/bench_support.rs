@@ -23,7 +23,8 @@ impl TokenCache {
     /// Caches a verified and admitted token.
     pub fn put(&self, token: &str, claims: Claims, now: Timestamp) {
         let caller = Caller::cacheable(token, claims, 0).into();
-        self.0
+        let _ = self
+            .0
             .admitted(&caller, Duration::from_secs(30), &ManualClock::at(now));
     }
 

@@ -134,13 +134,9 @@ pub(crate) struct SharedPermit {
 }
 
 impl CallShares {
-    /// The shares of a session without calls at this server; `org` counts those of its organization.
-    pub(crate) fn new(pool: u64, org: Rc<Cell<u32>>) -> Self {
-        Self {
-            pool,
-            session: Rc::default(),
-            org,
-        }
+    /// The shares with these counts of the session's and its organization's calls at the server.
+    pub(crate) fn new(pool: u64, session: Rc<Cell<u32>>, org: Rc<Cell<u32>>) -> Self {
+        Self { pool, session, org }
     }
 
     pub(crate) fn is_at(&self, pool: u64) -> bool {
@@ -281,7 +277,7 @@ mod tests {
     #[test]
     fn calls_at_a_shared_server_count_for_the_session_and_its_organization() {
         let org = Rc::default();
-        let [a, b] = [(); 2].map(|()| CallShares::new(1, Rc::clone(&org)));
+        let [a, b] = [(); 2].map(|()| CallShares::new(1, Rc::default(), Rc::clone(&org)));
         let refused = |shares: &CallShares| format!("{:?}", shares.enter(2, 3).unwrap_err());
         let first = [a.enter(2, 3).unwrap(), a.enter(2, 3).unwrap()];
         assert!(refused(&a).contains("shared_calls_per_session"));

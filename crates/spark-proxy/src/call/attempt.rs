@@ -69,7 +69,8 @@ impl<'a> Attempts<'a> {
             deadline,
             first: None,
             not_before: None,
-            began: Some(open.opened_at()),
+            // With an expired token the call has waited for its first message.
+            began: open.caller().expired_in_grace.is_none().then(|| open.opened_at()),
         }
     }
 
@@ -224,7 +225,7 @@ impl<'a> Attempts<'a> {
             &active.backend,
             method,
             &self.open.session().shares,
-            &self.open.caller().claims.org,
+            &self.open.caller().claims,
         )?;
         let leased = pools.lease(pool, &active.backend, method);
         let lease = match leased.instrument(child_span!("connect")).await {

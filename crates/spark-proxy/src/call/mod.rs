@@ -142,20 +142,20 @@ async fn serve(
     let caller = authenticate::authenticate(worker, connection, &head.headers, method).await?;
     let now = Instant::now();
     let authentication = now.duration_since(began);
+    connection.has_verified_token.set(true);
+    worker.shared.admit(method)?;
+    let open = admit::admit(worker, connection, &caller, method, now)?;
+    let waited = &worker.shared.metrics.calls.waited;
+    waited.at(Stage::Auth).observe(authentication);
     let span = span.get_or_init(|| call_span(&head, &caller, authentication));
-    let authenticated = async {
-        connection.has_verified_token.set(true);
-        worker.shared.admit(method)?;
-        let open = admit::admit(worker, connection, &caller, method, now)?;
-        let waited = &worker.shared.metrics.calls.waited;
-        waited.at(Stage::Auth).observe(authentication);
+    let admitted = async {
         tokio::select! {
             biased;
             refused = open.ended() => Err(refused.into()),
             done = run(worker, &open, head, body, deadline, client) => done,
         }
     };
-    authenticated.instrument(span.clone()).await
+    admitted.instrument(span.clone()).await
 }
 
 /// Sends the call, and again if the compute provably did not process it.

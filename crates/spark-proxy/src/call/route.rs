@@ -226,11 +226,11 @@ fn active_backend(
     route
         .admits(&open.caller().claims)
         .inspect_err(|_| open.usage().record_rejection())?;
-    open.mark_connection_admitted();
+    open.mark_connection_admitted(open.caller());
     open.take_rate()?;
-    worker
-        .tokens
-        .admitted(open.caller(), shared.config.tokens.leeway, &*shared.clock);
+    let leeway = shared.config.tokens.leeway;
+    let cached_caller = worker.tokens.admitted(open.caller(), leeway, &*shared.clock);
+    open.mark_connection_admitted(&cached_caller);
     match &route.state {
         RouteState::Gone(gone) => Err(gone.refused()),
         RouteState::Active(_) | RouteState::Pending(_) | RouteState::Idle(_) => Ok(cached.backend.clone()),

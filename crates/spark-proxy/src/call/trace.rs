@@ -9,9 +9,9 @@ use session_core::Reason;
 use std::time::Duration;
 use tracing::Span;
 
-/// The span of a call with a verified token, if its trace is sampled. Without a verified token the
-/// sampled flag of a `traceparent` would let anybody make the proxy record and export spans, so the
-/// span begins after `authentication`.
+/// The span of an admitted call, if its trace is sampled. Before, the sampled flag of a `traceparent`
+/// would let anybody make the proxy record and export spans, also with a revoked token, so the span
+/// begins after `authentication`.
 pub(super) fn call_span(head: &Parts, caller: &Caller, authentication: Duration) -> Span {
     request_span!(
         &head.headers,

@@ -17,9 +17,11 @@ use h2::{RecvStream, SendStream};
 use http::Request;
 use session_core::{OrgId, SessionId};
 use session_proto::error::Refused;
+use session_token::Claims;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::hash::Hash;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,12 +56,31 @@ struct PoolLimits {
 /// work. They need their own connections, because the calls on a full one may have used up its
 /// window.
 const SPARE_CONNECTIONS: usize = 2;
+/// Open calls by key, while something holds their count.
+type Counts<K> = RefCell<HashMap<K, Weak<Cell<u32>>>>;
+
+fn count_of<K: Hash + Eq + Clone>(counts: &Counts<K>, key: &K) -> Rc<Cell<u32>> {
+    let mut counts = counts.borrow_mut();
+    if let Some(count) = counts.get(key).and_then(Weak::upgrade) {
+        return count;
+    }
+    let count = Rc::default();
+    counts.insert(key.clone(), Rc::downgrade(&count));
+    count
+}
+
+fn sweep_counts<K>(counts: &Counts<K>) {
+    counts.borrow_mut().retain(|_, count| count.strong_count() > 0);
+}
+
 /// The connections of one pool key.
 pub(crate) struct Pool {
     /// Unique among the pools of the worker.
     id: u64,
     /// Calls of one organization, while a session of it holds them.
-    orgs: RefCell<HashMap<OrgId, Weak<Cell<u32>>>>,
+    orgs: Counts<OrgId>,
+    /// Calls of one session, while it or a call holds them.
+    sessions: Counts<SessionId>,
     connections: RefCell<Vec<Rc<PooledConnection>>>,
     /// Locked while a connection is made.
     connecting: tokio::sync::Mutex<()>,
@@ -134,20 +155,12 @@ impl Pools {
         backend: &Backend,
         method: Method,
         shares: &RefCell<Option<CallShares>>,
-        org: &OrgId,
+        claims: &Claims,
     ) -> Result<Option<SharedPermit>, Refused> {
         if backend.dedicated || method.ends_work() {
             return Ok(None);
         }
-        let mut shares = shares.borrow_mut();
-        let shares = match &mut *shares {
-            Some(shares) if shares.is_at(pool.id) => shares,
-            outdated => outdated.insert(CallShares::new(pool.id, pool.org(org))),
-        };
-        let PoolLimits {
-            per_session, per_org, ..
-        } = self.limits;
-        shares.enter(per_session, per_org).map(Some)
+        pool.enter(self.limits, shares, claims).map(Some)
     }
 
     /// Takes a place on a connection, and makes one if necessary, once for all callers. Waits if
@@ -254,7 +267,8 @@ impl Pools {
             if pool.was_used.take() {
                 pool.last_used.set(Some(Instant::now()));
             }
-            pool.orgs.borrow_mut().retain(|_, calls| calls.strong_count() > 0);
+            sweep_counts(&pool.orgs);
+            sweep_counts(&pool.sessions);
             used || Rc::strong_count(pool) > 1 || pool.last_used.get().is_some_and(|at| at.elapsed() < idle)
         });
     }
@@ -272,7 +286,8 @@ impl Pool {
     fn new(id: u64) -> Self {
         Self {
             id,
-            orgs: RefCell::default(),
+            orgs: Counts::default(),
+            sessions: Counts::default(),
             connections: RefCell::default(),
             connecting: tokio::sync::Mutex::default(),
             failures: Cell::default(),
@@ -283,15 +298,23 @@ impl Pool {
         }
     }
 
-    /// The calls of an organization, shared by its sessions.
-    fn org(&self, org: &OrgId) -> Rc<Cell<u32>> {
-        let mut orgs = self.orgs.borrow_mut();
-        if let Some(calls) = orgs.get(org).and_then(Weak::upgrade) {
-            return calls;
-        }
-        let calls = Rc::default();
-        orgs.insert(org.clone(), Rc::downgrade(&calls));
-        calls
+    /// Counts a call, with the counts that the session keeps of its last pool.
+    fn enter(
+        &self,
+        limits: PoolLimits,
+        shares: &RefCell<Option<CallShares>>,
+        claims: &Claims,
+    ) -> Result<SharedPermit, Refused> {
+        let mut shares = shares.borrow_mut();
+        let shares = match &mut *shares {
+            Some(shares) if shares.is_at(self.id) => shares,
+            outdated => outdated.insert(CallShares::new(
+                self.id,
+                count_of(&self.sessions, &claims.sid),
+                count_of(&self.orgs, &claims.org),
+            )),
+        };
+        shares.enter(limits.per_session, limits.per_org)
     }
 
     /// Selects a connection with room. One with a pending ping is avoided while another can be
@@ -404,3 +427,47 @@ pub(crate) fn connector(
 
 /// An h2 response body.
 pub(crate) type Body = RecvStream;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use session_core::{Timestamp, TokenId};
+
+    #[test]
+    fn a_session_that_returns_to_a_server_still_has_its_calls_there() {
+        let now = Timestamp::from_millis(1_000_000);
+        let claims = Claims {
+            iss: "berth".into(),
+            aud: "berth".into(),
+            sub: "sa|tester".parse().unwrap(),
+            org: "acme".parse().unwrap(),
+            sid: SessionId::generate(now, 1),
+            epoch: 1,
+            iat: 1000,
+            nbf: 1000,
+            exp: 2000,
+            jti: TokenId::generate(now, 1),
+        };
+        let limits = PoolLimits {
+            calls: 1,
+            connections: 1,
+            wait: Duration::ZERO,
+            per_session: 1,
+            per_org: 0,
+        };
+        let [a, b] = [1, 2].map(Pool::new);
+        let shares = RefCell::default();
+        let first = a.enter(limits, &shares, &claims).unwrap();
+        let second = b.enter(limits, &shares, &claims).unwrap();
+        assert!(a.enter(limits, &shares, &claims).is_err());
+        drop(first);
+        let third = a.enter(limits, &shares, &claims).unwrap();
+        drop((second, third));
+        drop(shares);
+        for pool in [&a, &b] {
+            sweep_counts(&pool.sessions);
+            sweep_counts(&pool.orgs);
+            assert!(pool.sessions.borrow().is_empty() && pool.orgs.borrow().is_empty());
+        }
+    }
+}

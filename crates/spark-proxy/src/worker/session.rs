@@ -430,9 +430,9 @@ impl OpenCall {
         .retry_after(RETRY_DELAY))
     }
 
-    /// Records that the session admitted the token.
-    pub(crate) fn mark_connection_admitted(&self) {
-        self.last_admitted.set(self.caller());
+    /// Records that the session admitted the token of this caller.
+    pub(crate) fn mark_connection_admitted(&self, caller: &Rc<Caller>) {
+        self.last_admitted.set(caller);
     }
 
     /// Records that the call is forwarded to compute.

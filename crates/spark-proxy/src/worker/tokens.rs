@@ -133,16 +133,17 @@ impl VerifiedTokens {
         self.callers.borrow().get(hash).cloned()
     }
 
-    /// Caches a caller that its session admitted.
-    pub(crate) fn admitted(&self, caller: &Rc<Caller>, leeway: Duration, clock: &dyn Clock) {
+    /// Caches a caller that its session admitted. Returns the caller that is cached with its token,
+    /// which may be one that was verified at the same time, or the given one.
+    pub(crate) fn admitted(&self, caller: &Rc<Caller>, leeway: Duration, clock: &dyn Clock) -> Rc<Caller> {
         let Some((hash, generation)) = caller.cache_key else {
-            return;
+            return Rc::clone(caller);
         };
         if generation != self.generation.get() || caller.was_cached.replace(true) {
-            return;
+            return Rc::clone(caller);
         }
-        if self.callers.borrow().contains_key(&hash) {
-            return;
+        if let Some(cached) = self.callers.borrow().get(&hash) {
+            return Rc::clone(cached);
         }
         if self.is_full(caller) {
             let now = clock.now();
@@ -156,6 +157,7 @@ impl VerifiedTokens {
         }
         self.bytes.set(self.bytes.get() + caller.weight());
         self.callers.borrow_mut().insert(hash, Rc::clone(caller));
+        Rc::clone(caller)
     }
 
     fn is_full(&self, next: &Caller) -> bool {
