@@ -51,6 +51,12 @@ pub(crate) fn check_definition(cluster: &Cluster, problems: &mut Problems) {
     if let Some(over) = &pods.pod_template {
         template::check(cluster.engine, pods, over, problems);
     }
+    if pods.pod_template.is_some() && pods.workers.is_some() {
+        problems.add(
+            "pod_template",
+            "must not be set with workers: the admission policy of drivers refuses what it adds to them",
+        );
+    }
     check_warm(pods, problems);
 }
 
@@ -364,6 +370,22 @@ mod tests {
             });
         });
         assert_eq!(named, ["warm_pods"]);
+    }
+
+    #[test]
+    fn a_template_does_not_go_with_workers() {
+        let named = wrong(Engine::Sail, |pods| {
+            pods.pod_template =
+                Some(session_core::PodTemplate::parse(r#"{"spec": {"priorityClassName": "low"}}"#).unwrap());
+            pods.service_account = Some("driver".into());
+            pods.workers = Some(KubernetesWorkers {
+                max: 1,
+                cpu: "1".into(),
+                memory: "1Gi".into(),
+                ..KubernetesWorkers::default()
+            });
+        });
+        assert_eq!(named, ["pod_template"]);
     }
 
     #[test]

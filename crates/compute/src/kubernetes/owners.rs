@@ -2,9 +2,11 @@
 
 use super::Shared;
 use super::names::{Owner, pod_name};
+use super::watcher::Pods;
 use super::works::WorkId;
 use crate::ComputeSpec;
 use k8s_openapi::api::core::v1::Pod;
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -33,10 +35,21 @@ pub(super) struct Owners(HashMap<WorkId, PodId>);
 
 impl Owners {
     /// Records the pod of a generation, if its name is not that of a pod which was
-    /// made for it.
-    pub(super) fn saw(&mut self, owner: &Owner, pod: PodId) {
-        if pod.name != pod_name(&owner.key.id, owner.generation) {
-            self.0.insert((owner.key.id.clone(), owner.generation), pod);
+    /// made for it. A generation keeps its pod: another one replaces it only if
+    /// `is_live` denies the known pod and not the other.
+    pub(super) fn saw(&mut self, owner: &Owner, pod: PodId, is_live: impl Fn(&PodId) -> bool) {
+        if pod.name == pod_name(&owner.key.id, owner.generation) {
+            return;
+        }
+        match self.0.entry((owner.key.id.clone(), owner.generation)) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(pod);
+            }
+            Entry::Occupied(mut known) => {
+                if known.get().uid == pod.uid || (is_live(&pod) && !is_live(known.get())) {
+                    known.insert(pod);
+                }
+            }
         }
     }
 
@@ -65,18 +78,34 @@ impl Owners {
     }
 }
 
+fn is_live(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_none()
+}
+
 impl Shared {
     /// The pod of a session generation as the watches show it, in whatever
     /// namespace: made for it, or claimed from a pool.
+    /// One that is being deleted is given only if there is no other: it may be one
+    /// that a manager withdrew because of the other.
     pub(super) fn pod_of(&self, spec: &ComputeSpec) -> Option<Arc<Pod>> {
         let made = self.seen_pod(&pod_name(&spec.key.id, spec.generation));
-        made.or_else(|| {
-            let id = (spec.key.id.clone(), spec.generation);
-            let claimed = self.owners.lock().get(&id)?;
-            let pod = self.namespaces.get(&claimed.namespace)?;
-            let pod = pod.get(&claimed.namespace, &claimed.name)?;
-            (pod.metadata.uid.as_ref() == Some(&claimed.uid)).then_some(pod)
-        })
+        if made.as_ref().is_some_and(|pod| is_live(pod)) {
+            return made;
+        }
+        let id = (spec.key.id.clone(), spec.generation);
+        let claimed = self.owners.lock().get(&id);
+        let claimed = claimed.and_then(|claimed| self.seen(&claimed));
+        match &claimed {
+            Some(pod) if is_live(pod) => claimed,
+            _ => made.or(claimed),
+        }
+    }
+
+    /// The pod with exactly this place and uid, as the watch shows it.
+    fn seen(&self, id: &PodId) -> Option<Arc<Pod>> {
+        let pods = self.namespaces.get(&id.namespace)?;
+        let pod = pods.get(&id.namespace, &id.name)?;
+        (pod.metadata.uid.as_ref() == Some(&id.uid)).then_some(pod)
     }
 
     /// The same by the API server's own answer.
@@ -86,14 +115,17 @@ impl Shared {
         spec: &ComputeSpec,
     ) -> Result<Option<Pod>, kube::Error> {
         let name = pod_name(&spec.key.id, spec.generation);
-        if let Some(pod) = self.api.pod(namespace, &name).await? {
-            return Ok(Some(pod));
+        let made = self.api.pod(namespace, &name).await?;
+        if made.as_ref().is_some_and(is_live) {
+            return Ok(made);
         }
         let claimed = self.api.pods_of(namespace, &spec.key, spec.generation).await?;
         for pod in &claimed {
             self.saw_owner_of(pod);
         }
-        Ok(claimed.into_iter().next())
+        let live = claimed.iter().position(is_live);
+        let found = claimed.into_iter().nth(live.unwrap_or_default());
+        Ok(if live.is_some() { found } else { made.or(found) })
     }
 
     /// Adds the pods that a session claimed up to a generation, although the watch
@@ -138,7 +170,15 @@ impl Shared {
     }
 
     pub(super) fn saw_owner(&self, owner: &Owner, pod: &Pod) {
-        self.owners.lock().saw(owner, PodId::of(pod));
+        let new = PodId::of(pod);
+        let is_live = |id: &PodId| {
+            if *id == new {
+                return is_live(pod);
+            }
+            // One that no watch shows yet was claimed just now.
+            self.seen(id).is_none_or(|pod| is_live(&pod))
+        };
+        self.owners.lock().saw(owner, new.clone(), is_live);
     }
 
     fn saw_owner_of(&self, pod: &Pod) {
@@ -150,7 +190,20 @@ impl Shared {
     pub(super) fn forget_owner(&self, pod: &Pod) {
         if let Some(owner) = pod.metadata.labels.as_ref().and_then(Owner::read) {
             let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-            self.owners.lock().remove(&(owner.key.id, owner.generation), uid);
+            let id = (owner.key.id.clone(), owner.generation);
+            self.owners.lock().remove(&id, uid);
+            if self.owners.lock().get(&id).is_none() {
+                self.find_owned(&owner);
+            }
+        }
+    }
+
+    /// Records another claimed pod of the generation, if the watches show one.
+    fn find_owned(&self, owner: &Owner) {
+        for pod in self.namespaces.values().flat_map(Pods::all) {
+            if pod.metadata.labels.as_ref().and_then(Owner::read).as_ref() == Some(owner) {
+                self.saw_owner(owner, &pod);
+            }
         }
     }
 
@@ -168,5 +221,45 @@ impl Shared {
             self.saw_owner_of(pod);
         }
         self.pools_changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::key;
+
+    fn pod(name: &str) -> PodId {
+        PodId {
+            namespace: "sessions".to_owned(),
+            name: name.to_owned(),
+            uid: format!("uid of {name}"),
+        }
+    }
+
+    fn owner() -> Owner {
+        Owner {
+            key: key(1),
+            generation: 1,
+            cluster: "main".parse().unwrap(),
+            install_id: "install".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_generation_keeps_its_claimed_pod_until_that_leaves() {
+        let id = (owner().key.id, 1);
+        let mut owners = Owners::default();
+        owners.saw(&owner(), pod(&pod_name(&id.0, 1)), |_| true);
+        assert_eq!(owners.get(&id), None, "a pod that was made for it has its name");
+        owners.saw(&owner(), pod("first"), |_| true);
+        owners.saw(&owner(), pod("second"), |_| true);
+        assert_eq!(owners.get(&id), Some(pod("first")));
+        owners.saw(&owner(), pod("second"), |_| false);
+        assert_eq!(owners.get(&id), Some(pod("first")), "both leave");
+        owners.saw(&owner(), pod("second"), |seen| seen.name == "second");
+        assert_eq!(owners.get(&id), Some(pod("second")));
+        owners.remove(&id, "uid of first");
+        assert_eq!(owners.get(&id), Some(pod("second")));
     }
 }

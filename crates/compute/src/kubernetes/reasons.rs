@@ -67,7 +67,9 @@ pub(super) fn judge(engine: Engine, pod: &Pod, events: &[PodEvent]) -> Verdict {
     if has_failed && let Some(why) = disruption(status).or_else(|| node_refusal(status)) {
         return Verdict::Lost(why);
     }
-    if let Some(verdict) = init_failure(status, has_failed, events) {
+    let has_begun = state.is_some_and(|state| state.running.is_some() || state.terminated.is_some());
+    // A sidecar of a template may fail beside an engine that runs.
+    if !has_begun && let Some(verdict) = init_failure(status, has_failed, events) {
         return verdict;
     }
     match state {

@@ -344,14 +344,42 @@ impl Starter {
             }
             answer
         };
-        tokio::select! {
+        let answer = tokio::select! {
             biased;
-            () = self.stop.cancelled() => Ok(()),
-            () = self.until_not_running(ip) => Ok(()),
-            answer = answer => Err(match answer {
-                Ok(version) => End::Ready { route: self.route(&target, version), uid: uid.to_owned() },
-                Err(cause) => End::failed(user_message::masked(&cause, &secrets), true),
-            }),
+            () = self.stop.cancelled() => return Ok(()),
+            () = self.until_not_running(ip) => return Ok(()),
+            answer = answer => answer,
+        };
+        match answer {
+            Ok(version) => {
+                self.yield_to_first(uid).await?;
+                let route = self.route(&target, version);
+                Err(End::Ready {
+                    route,
+                    uid: uid.to_owned(),
+                })
+            }
+            Err(cause) => Err(End::failed(user_message::masked(&cause, &secrets), true)),
+        }
+    }
+
+    /// Deletes the pod if the generation has another one that stays. The check at
+    /// its creation may have had no answer, or the other claim none.
+    async fn yield_to_first(&self, uid: &str) -> Result<(), End> {
+        if self.shared.pool_of(&self.spec).is_none() {
+            return Ok(());
+        }
+        let namespace = self.namespace();
+        match self.shared.stays(namespace, &self.spec, uid).await {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                let deleted = self.shared.api.delete_pod(namespace, &self.name, Some(uid)).await;
+                match deleted {
+                    Ok(_) => Err(End::Gone),
+                    Err(error) => Err(End::failed(error.to_string(), false)),
+                }
+            }
+            Err(error) => Err(End::failed(error.to_string(), false)),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::admission::concurrency::{ConcurrencyLimit, ConcurrencyPermit, Full};
 use crate::providers::registry::Providers;
 use compute::ComputeSpec;
 use session_core::machine::{Cause, Observation};
-use session_core::{Catalog, OrgId, Principal, Reason, SessionId, SessionKey};
+use session_core::{Catalog, OrgId, Principal, Provider, Reason, SessionId, SessionKey};
 use session_proto::error::Refused;
 use session_proto::v1;
 use std::sync::Arc;
@@ -52,13 +52,19 @@ pub(super) async fn run(
     placement::fits(&cluster, &catalog)?;
     let permit = api.catalog_tests.take(&catalog.org).map_err(too_many)?;
     let now = api.store.now().await.map_err(crate::error::store)?;
+    let mut cluster = cluster.with_profile(None).unwrap_or(cluster);
+    if let Provider::Kubernetes(pods) = &mut cluster.provider {
+        // A warm pod answered before the test, and belongs to sessions.
+        pods.warm_pods = 0;
+        pods.warm_catalogs.clear();
+    }
     let spec = ComputeSpec {
         key: SessionKey {
             org: catalog.org.clone(),
             id: SessionId::generate(now, rand::random()),
         },
         generation: 1,
-        cluster: cluster.with_profile(None).unwrap_or(cluster),
+        cluster,
         catalog: Some(catalog),
     };
     let computes = api.computes.clone();

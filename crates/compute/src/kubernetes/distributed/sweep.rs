@@ -50,6 +50,7 @@ async fn sweep(shared: &Shared, namespace: &str) -> Result<usize, kube::Error> {
     let workers = shared.api.workers(namespace, &shared.config.install_id).await?;
     let mut drivers = HashMap::new();
     let mut deleted = 0;
+    let mut failed = None;
     for worker in &workers {
         if worker.metadata.deletion_timestamp.is_some() || deleted >= MAX_DELETES {
             continue;
@@ -58,11 +59,14 @@ async fn sweep(shared: &Shared, namespace: &str) -> Result<usize, kube::Error> {
             continue;
         };
         if has_ended(worker, Timestamp::now()) || is_orphan(shared, namespace, worker, &mut drivers).await? {
-            shared.api.delete_pod(namespace, name, Some(uid)).await?;
-            deleted += 1;
+            // One that cannot be deleted does not keep the others.
+            match shared.api.delete_pod(namespace, name, Some(uid)).await {
+                Ok(_) => deleted += 1,
+                Err(error) => failed = Some(error),
+            }
         }
     }
-    Ok(deleted)
+    failed.map_or(Ok(deleted), Err)
 }
 
 /// Whether the driver of a worker does not exist. `drivers` are the answers so

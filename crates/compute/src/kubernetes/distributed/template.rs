@@ -3,6 +3,7 @@
 use super::{Distributed, WORKER_CONTAINER};
 use crate::kubernetes::layout::{CONTAINER, HOME, SECRET_VOLUME};
 use crate::kubernetes::names::{ROLE_LABEL, Role};
+use crate::kubernetes::size::disk;
 use k8s_openapi::api::core::v1::{Container, Pod, PodTemplateSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -18,6 +19,9 @@ const DRIVER_ENV: [&str; 4] = [
 ];
 const DRIVER_ONLY: [&str; 2] = ["SAIL_MODE", "SAIL_SPARK__SESSION_TIMEOUT_SECS"];
 
+/// Kubernetes' name of the disk that containers fill.
+const DISK: &str = "ephemeral-storage";
+
 /// The template as JSON, made from the pod of a session before it becomes a
 /// driver. Both engines add the name, the owner, the image and what connects a
 /// worker to its driver.
@@ -29,6 +33,7 @@ pub(super) fn worker(
     labels.insert(ROLE_LABEL.to_owned(), Role::Worker.as_str().to_owned());
     let mut spec = pod.spec.clone().unwrap_or_default();
     spec.containers.retain(|container| container.name == CONTAINER);
+    spec.init_containers = None;
     for container in &mut spec.containers {
         complete(distributed, container);
     }
@@ -54,10 +59,14 @@ pub(super) fn worker(
 
 fn complete(distributed: &Distributed<'_>, container: &mut Container) {
     let workers = distributed.workers;
-    let sizes = BTreeMap::from([
-        ("cpu".to_owned(), Quantity(workers.cpu.clone())),
-        ("memory".to_owned(), Quantity(workers.memory.clone())),
-    ]);
+    let disk = disk(distributed.pods);
+    let with_disk = |amount: String| {
+        BTreeMap::from([
+            ("cpu".to_owned(), Quantity(workers.cpu.clone())),
+            ("memory".to_owned(), Quantity(workers.memory.clone())),
+            (DISK.to_owned(), Quantity(amount)),
+        ])
+    };
     WORKER_CONTAINER.clone_into(&mut container.name);
     container.args = None;
     container.ports = None;
@@ -73,14 +82,19 @@ fn complete(distributed: &Distributed<'_>, container: &mut Container) {
     match distributed.engine {
         Engine::Sail => {
             container.resources = Some(ResourceRequirements {
-                requests: Some(sizes.clone()),
-                limits: Some(sizes),
+                requests: Some(with_disk(disk.request)),
+                limits: Some(with_disk(disk.limit)),
                 ..ResourceRequirements::default()
             });
         }
         Engine::Spark => {
-            // Spark sets the sizes, and mounts a volume of its own on spark.local.dir.
-            container.resources = None;
+            // Spark adds CPU and memory, and mounts a volume of its own on spark.local.dir.
+            let only = |amount: String| Some(BTreeMap::from([(DISK.to_owned(), Quantity(amount))]));
+            container.resources = Some(ResourceRequirements {
+                requests: only(disk.request),
+                limits: only(disk.limit),
+                ..ResourceRequirements::default()
+            });
             if let Some(mounts) = &mut container.volume_mounts {
                 let local = format!("{HOME}/tmp");
                 mounts.retain(|mount| mount.mount_path != local);

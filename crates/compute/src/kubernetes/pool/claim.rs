@@ -8,7 +8,6 @@
 use super::Reserved;
 use super::state::Pools;
 use crate::kubernetes::names::{CLAIMED_ANNOTATION, Owner, POOL_LABEL};
-use crate::kubernetes::owners::PodId;
 use crate::kubernetes::pod::PORT;
 use crate::kubernetes::starter::{End, Starter};
 use crate::user_message;
@@ -139,7 +138,7 @@ impl Starter {
     /// The pod belongs to the session from here on.
     async fn won(&self, warm: &Reserved, pod: &Pod) -> End {
         let shared = &self.shared;
-        shared.owners.lock().saw(&self.owner(), PodId::of(pod));
+        shared.saw_owner(&self.owner(), pod);
         shared.pools.lock().left(&warm.uid);
         shared.pools_changed.notify_one();
         match shared.has_rival(&warm.namespace, &self.spec, &warm.uid).await {
