@@ -13,7 +13,7 @@ left=$1
 BUILD_CLUSTER=900
 BUILD_IMAGES=420
 FEW_TESTS=300 few="test_images.py test_apply.py test_chart.py"
-MORE_TESTS=700 more="$few test_cluster.py test_compose.py test_operations.py"
+MORE_TESTS=600 more="$few test_cluster.py"
 ALL_TESTS=1800
 
 leave_out() {
