@@ -123,7 +123,7 @@ fn the_template_of_a_sail_worker_is_this() {
         pods.properties = [("AWS_REGION".to_owned(), "a \"b\" $(HOME)".to_owned())].into();
         pods.node_selector = [("disk".to_owned(), "ssd".to_owned())].into();
     }
-    let sizes = json!({"cpu": "1500m", "memory": "2Gi"});
+    let sizes = |disk: &str| json!({"cpu": "1500m", "memory": "2Gi", "ephemeral-storage": disk});
     assert_eq!(
         sail_template(&driver(&plan(&spec))),
         json!({
@@ -144,7 +144,7 @@ fn the_template_of_a_sail_worker_is_this() {
                         {"name": "SAIL_EXECUTION__DEFAULT_PARALLELISM", "value": "8"},
                         {"name": "TMPDIR", "value": "/berth/tmp"},
                     ],
-                    "resources": {"requests": sizes, "limits": sizes},
+                    "resources": {"requests": sizes("512Mi"), "limits": sizes("10Gi")},
                     "securityContext": {
                         "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
                         "capabilities": {"drop": ["ALL"]},
