@@ -47,7 +47,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     running = Services(tmp_path_factory.mktemp("bench"), clusters=CLUSTERS, settings=LIMITS)
     yield running
     running.stop()
-    kube.kubectl("delete", "namespace", "--wait=false", SPACE)
+    kube.kubectl("delete", "namespace", "--timeout=100s", SPACE)
     folder = REPOSITORY / "target" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "k8s.json").write_text(json.dumps({"machine": platform.platform(), "cores": os.cpu_count(), **FIGURES}, indent=1))

@@ -115,7 +115,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     kube.wait_until("the policy is in force", lambda: "ValidatingAdmissionPolicy" in one.create(foreign)[1], timeout=60)
     yield one
     kube.kubectl("delete", "-f", "-", "--ignore-not-found", stdin=rendered)
-    kube.kubectl("delete", "namespace", "--wait=false", SPACE)
+    kube.kubectl("delete", "namespace", "--timeout=100s", SPACE)
 
 
 def at(path: str, value: Any) -> Callable[[Pod], None]:

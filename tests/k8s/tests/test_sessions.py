@@ -257,7 +257,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     running = Services(tmp_path_factory.mktemp("services"))
     yield running
     running.stop()
-    kube.kubectl("delete", "namespace", "--wait=false", SPACE)
+    kube.kubectl("delete", "namespace", "--timeout=100s", SPACE)
 
 
 def pods(session: str, kind: str = "pods") -> list[dict[str, Any]]:
