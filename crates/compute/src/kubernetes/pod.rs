@@ -193,8 +193,7 @@ fn split(start: &EngineStart, name: &str) -> (Vec<EnvVar>, BTreeMap<String, Stri
         if !is_secret(value) {
             return EnvVar {
                 name: key.clone(),
-                // Kubernetes would expand `$(NAME)`.
-                value: Some(value.replace("$(", "$$(")),
+                value: Some(literal(value)),
                 value_from: None,
             };
         }
@@ -255,13 +254,12 @@ fn container(
         read_only: Some(true),
         ..VolumeMount::default()
     }));
-    let escape = |word: String| word.replace("$(", "$$(");
     Container {
         name: CONTAINER.to_owned(),
         image: Some(pods.image.clone()),
         image_pull_policy: Some("IfNotPresent".to_owned()),
-        command: (!pods.command.is_empty()).then(|| pods.command.iter().cloned().map(escape).collect()),
-        args: Some(args.into_iter().map(escape).collect()),
+        command: (!pods.command.is_empty()).then(|| pods.command.iter().map(|word| literal(word)).collect()),
+        args: Some(args.iter().map(|word| literal(word)).collect()),
         env: Some(env),
         working_dir: Some(place.work.to_string_lossy().into_owned()),
         ports: Some(vec![ContainerPort {
@@ -288,21 +286,28 @@ fn container(
     }
 }
 
-fn pod_spec(pods: &KubernetesPods, container: Container, name: &str, has_secret: bool) -> PodSpec {
-    let toleration = |toleration: &session_core::cluster::Toleration| Toleration {
+/// A command word or value that the container gets unchanged: Kubernetes expands
+/// `$(NAME)`, and reads `$$` as `$`.
+pub(super) fn literal(text: &str) -> String {
+    text.replace('$', "$$")
+}
+
+fn toleration(toleration: &session_core::cluster::Toleration) -> Toleration {
+    let operator = if toleration.value.is_some() {
+        "Equal"
+    } else {
+        "Exists"
+    };
+    Toleration {
         key: Some(toleration.key.clone()),
-        operator: Some(
-            if toleration.value.is_some() {
-                "Equal"
-            } else {
-                "Exists"
-            }
-            .to_owned(),
-        ),
+        operator: Some(operator.to_owned()),
         value: toleration.value.clone(),
         effect: toleration.effect.map(|effect| effect.as_str().to_owned()),
         toleration_seconds: None,
-    };
+    }
+}
+
+fn pod_spec(pods: &KubernetesPods, container: Container, name: &str, has_secret: bool) -> PodSpec {
     let mut volumes = vec![Volume {
         name: SESSION_VOLUME.to_owned(),
         empty_dir: Some(EmptyDirVolumeSource::default()),

@@ -18,7 +18,7 @@ pub(super) mod sweep;
 mod template;
 
 use super::names::{ROLE_LABEL, Role};
-use super::pod::CONTAINER;
+use super::pod::{CONTAINER, literal};
 pub(super) use definition::check_workers;
 use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, ObjectFieldSelector, Pod};
 use session_core::{Engine, KubernetesPods, KubernetesWorkers};
@@ -102,8 +102,8 @@ impl<'a> Distributed<'a> {
             container,
             EnvVar {
                 name: "SAIL_KUBERNETES__WORKER_POD_TEMPLATE".to_owned(),
-                // Kubernetes turns `$$` into `$`; the template's own escapes must stay.
-                value: Some(settings::quoted(template).replace('$', "$$")),
+                // The template's own escapes must stay.
+                value: Some(literal(&settings::quoted(template))),
                 value_from: None,
             },
         );

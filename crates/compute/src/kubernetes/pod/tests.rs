@@ -86,7 +86,7 @@ fn what_a_definition_adds_is_in_the_pod() {
                 ..Default::default()
             },
         ];
-        pods.properties = [("SAIL_EXECUTION__X".to_owned(), "a $(HOME)".to_owned())].into();
+        pods.properties = [("SAIL_EXECUTION__X".to_owned(), "a $(HOME) $$(HOME)".to_owned())].into();
     }
     let anchor = OwnerReference {
         api_version: "v1".into(),
@@ -114,7 +114,7 @@ fn what_a_definition_adds_is_in_the_pod() {
     );
     let env = made["containers"][0]["env"].as_array().unwrap();
     assert!(
-        env.contains(&json!({"name": "SAIL_EXECUTION__X", "value": "a $$(HOME)"})),
+        env.contains(&json!({"name": "SAIL_EXECUTION__X", "value": "a $$(HOME) $$$$(HOME)"})),
         "{env:?}"
     );
 }

@@ -79,8 +79,8 @@ pub(super) struct Entry {
     pub(super) stage: Stage,
     /// Its Secret exists or is being created from here.
     pub(super) has_secret: bool,
-    /// Its engine has answered once.
-    pub(super) has_answered: bool,
+    /// When its engine first answered.
+    pub(super) answered_at: Option<Instant>,
     /// Its failure is counted.
     pub(super) is_counted: bool,
     /// Ends the task that asks.

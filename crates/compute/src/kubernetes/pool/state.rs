@@ -9,23 +9,24 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// So many failures in a row stop a pool.
+/// A pool stops after this number of failures in a row.
 const MAX_FAILURES: u32 = 3;
-/// A pool that stopped is tried again after so long, then after twice as long each
-/// time.
+/// Pause of a pool that stopped; doubles each time.
 const MIN_STOP: Duration = Duration::from_secs(60);
 const MAX_STOP: Duration = Duration::from_secs(15 * 60);
-/// After a failure no pod is created for so long.
+/// Pause after a failure.
 const FAILURE_PAUSE: Duration = Duration::from_secs(2);
-/// The same after the end of a pod that had answered, which does not count as a
-/// failure.
+/// Pause after the end of a pod that had answered.
 const CRASH_PAUSE: Duration = Duration::from_secs(10);
-/// A pod that did not answer after so long has failed: a node may have to be added
-/// and a large image pulled.
+/// A pod that ends within this time after its first answer counts as a failure: its
+/// successors would do the same.
+const EARLY_END: Duration = Duration::from_secs(5 * 60);
+/// Time limit for the first answer of a pod: a node may have to be added and a
+/// large image pulled.
 const START_LIMIT: Duration = Duration::from_secs(15 * 60);
-/// A pod that was created and that no watch shows after so long is forgotten.
+/// Time after which a created pod that no watch shows is forgotten.
 const UNSEEN_LIMIT: Duration = Duration::from_secs(30);
-/// Uses that nobody has read.
+/// Maximum number of unread uses.
 const MAX_USES: usize = 10_000;
 
 /// A pool that is wanted, and its failures.
@@ -33,12 +34,27 @@ const MAX_USES: usize = 10_000;
 struct Wanted {
     pool: WarmPool,
     failures: u32,
+    /// Pods in a row that ended within [`EARLY_END`] of their first answer.
+    early_ends: u32,
     /// How often it stopped since its last success.
     stops: u32,
     /// Why it stopped.
     stopped: Option<String>,
     /// When the next pod may be created.
     retry_at: Instant,
+}
+
+impl Wanted {
+    /// Stops the pool for a while, with the reason.
+    fn stop(&mut self, why: &str) {
+        let pause = MIN_STOP.saturating_mul(1 << self.stops.min(8)).min(MAX_STOP);
+        self.stops += 1;
+        self.retry_at = Instant::now() + pause;
+        self.stopped = Some(why.to_owned());
+        let cluster = &self.pool.cluster.name;
+        let catalog = self.pool.catalog_name();
+        tracing::warn!(%cluster, catalog, cause = why, pause = ?pause, "warm pool stopped: its pods fail; it is tried again after the pause");
+    }
 }
 
 /// See the module.
@@ -67,6 +83,7 @@ impl Pools {
                 None => Wanted {
                     pool,
                     failures: 0,
+                    early_ends: 0,
                     stops: 0,
                     stopped: None,
                     retry_at: now,
@@ -109,7 +126,7 @@ impl Pools {
                     stage: Stage::Starting,
                     // The task that created the pod creates its Secret too.
                     has_secret: is_own,
-                    has_answered: false,
+                    answered_at: None,
                     is_counted: false,
                     stop: CancellationToken::new(),
                 },
@@ -217,7 +234,7 @@ impl Pools {
                 .pool
                 .size
                 .saturating_sub(begun.len() + ready.len() + creating);
-            if wanted.failures > 0 {
+            if wanted.failures > 0 || wanted.early_ends >= MAX_FAILURES {
                 // One attempt at a time shows whether it works again.
                 missing = missing.min(1usize.saturating_sub(begun.len() + creating));
             }
@@ -247,13 +264,16 @@ impl Pools {
             return;
         }
         entry.stage = Stage::Available(route);
-        entry.has_answered = true;
+        entry.answered_at.get_or_insert_with(Instant::now);
         let key = entry.seen.key.clone();
         if let Some(wanted) = self.wanted.as_mut().and_then(|all| all.get_mut(&key)) {
             if wanted.stopped.take().is_some() {
                 tracing::info!(cluster = %wanted.pool.cluster.name, catalog = wanted.pool.catalog_name(), "warm pool is refilled again");
             }
-            (wanted.failures, wanted.stops) = (0, 0);
+            wanted.failures = 0;
+            if wanted.early_ends == 0 {
+                wanted.stops = 0;
+            }
             wanted.retry_at = Instant::now();
         }
     }
@@ -264,15 +284,30 @@ impl Pools {
             return;
         };
         entry.stop.cancel();
-        // One that answered before did not fail at its start.
-        let counts = !entry.is_counted && !entry.has_answered;
-        entry.is_counted = true;
+        let counts = !std::mem::replace(&mut entry.is_counted, true);
+        let answered_at = entry.answered_at;
         entry.stage = Stage::Gone;
         let key = entry.seen.key.clone();
-        if counts {
-            self.failed(&key, why);
-        } else if let Some(wanted) = self.wanted.as_mut().and_then(|all| all.get_mut(&key)) {
-            wanted.retry_at = wanted.retry_at.max(Instant::now() + CRASH_PAUSE);
+        match answered_at {
+            None if counts => self.failed(&key, why),
+            Some(at) if counts => self.ended(&key, at.elapsed(), why),
+            None | Some(_) => {}
+        }
+    }
+
+    /// Records the end of a pod this long after its first answer.
+    fn ended(&mut self, key: &PoolKey, after: Duration, why: &str) {
+        let Some(wanted) = self.wanted.as_mut().and_then(|all| all.get_mut(key)) else {
+            return;
+        };
+        wanted.retry_at = wanted.retry_at.max(Instant::now() + CRASH_PAUSE);
+        if after >= EARLY_END {
+            wanted.early_ends = 0;
+            return;
+        }
+        wanted.early_ends += 1;
+        if wanted.early_ends >= MAX_FAILURES {
+            wanted.stop(&format!("its pods end soon after they answered: {why}"));
         }
     }
 
@@ -283,17 +318,13 @@ impl Pools {
         };
         wanted.failures += 1;
         wanted.retry_at = Instant::now() + FAILURE_PAUSE;
-        let cluster = &wanted.pool.cluster.name;
-        let catalog = wanted.pool.catalog_name();
-        if wanted.failures < MAX_FAILURES {
-            tracing::info!(%cluster, catalog, cause = why, "a pod of a warm pool failed");
+        if wanted.failures >= MAX_FAILURES {
+            wanted.stop(why);
             return;
         }
-        let pause = MIN_STOP.saturating_mul(1 << wanted.stops.min(8)).min(MAX_STOP);
-        wanted.stops += 1;
-        wanted.retry_at = Instant::now() + pause;
-        wanted.stopped = Some(why.to_owned());
-        tracing::warn!(%cluster, catalog, cause = why, failures = wanted.failures, pause = ?pause, "warm pool stopped: its pods fail; it is tried again after the pause");
+        let cluster = &wanted.pool.cluster.name;
+        let catalog = wanted.pool.catalog_name();
+        tracing::info!(%cluster, catalog, cause = why, "a pod of a warm pool failed");
     }
 
     /// Takes an available pod for one starter. `session` makes several managers
@@ -345,9 +376,13 @@ impl Pools {
 
     /// Records that a pod is no pod of a pool any more.
     pub(super) fn left(&mut self, uid: &str) {
-        if let Some(entry) = self.pods.get_mut(uid) {
-            entry.stop.cancel();
-            entry.stage = Stage::Gone;
+        let Some(entry) = self.pods.get_mut(uid) else {
+            return;
+        };
+        entry.stop.cancel();
+        entry.stage = Stage::Gone;
+        if let Some(wanted) = self.wanted.as_mut().and_then(|all| all.get_mut(&entry.seen.key)) {
+            wanted.early_ends = 0;
         }
     }
 

@@ -45,6 +45,10 @@ table %[1]s {
     type filter hook forward priority filter - 5; policy accept;
     ct state established,related accept
 %[3]s  }
+  chain input { # packets to the node, such as those to its API server
+    type filter hook input priority filter - 5; policy accept;
+    ct state established,related accept
+%[3]s  }
 }
 `, tableName, c.chains.String(), c.jumps.String())
 }

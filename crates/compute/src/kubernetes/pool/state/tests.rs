@@ -182,20 +182,47 @@ async fn failures_in_a_row_stop_a_pool_for_longer_and_longer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_that_failed_counts_once_and_one_that_had_answered_never() {
+async fn pods_that_end_soon_after_they_answered_stop_a_pool() {
     let mut world = World::default();
-    world.pools.set(wanted(&[(1, 1)]), LEASE);
-    world.settle();
-    for _ in 0..5 {
+    world.pools.set(wanted(&[(1, 2)]), LEASE);
+    let end_all = |world: &mut World| {
         for pod in &mut world.pods {
             pod.is = SeenState::Failed("evicted".into());
         }
-        let actions = world.pass(100);
-        assert!(matches!(actions[..], [Action::Delete { .. }]), "{actions:?}");
-        tokio::time::advance(CRASH_PAUSE).await;
+        world.pass(100);
+    };
+    for _ in 0..5 {
         world.settle();
+        tokio::time::advance(EARLY_END).await;
+        end_all(&mut world);
+        assert_eq!(world.pools.status()[0].stopped, None, "they lived long enough");
+        tokio::time::advance(CRASH_PAUSE).await;
     }
-    assert_eq!(world.pools.status()[0].stopped, None);
+    world.settle();
+    end_all(&mut world);
+    assert_eq!(world.pools.status()[0].stopped, None, "two");
+    tokio::time::advance(CRASH_PAUSE).await;
+    world.settle();
+    end_all(&mut world);
+    let why = world.pools.status()[0].stopped.clone().unwrap();
+    assert_eq!(why, "its pods end soon after they answered: evicted");
+    for pause in [4, 8] {
+        tokio::time::advance(MIN_STOP * pause).await;
+        let created = world.pass(100).len();
+        assert_eq!(created, 1, "one attempt");
+        world.settle();
+        end_all(&mut world);
+        assert!(world.pools.status()[0].stopped.is_some());
+    }
+    tokio::time::advance(MAX_STOP).await;
+    world.settle();
+    world.claim(&key(1), 0).unwrap();
+    world.settle();
+    assert_eq!(world.available(), [2], "a claimed pod is a success");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_failed_counts_once() {
     let mut world = World::default();
     world.pools.set(wanted(&[(1, 1)]), LEASE);
     world.pass(100);
