@@ -13,8 +13,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// Total timeout of `create --wait`; longer than any provisioning deadline.
 const CREATE_WAIT_TIMEOUT: Duration = Duration::from_secs(16 * 60);
-/// Timeout of one `DescribeSession` that waits: a new cause of waiting is shown after
-/// so long at the latest.
+/// Timeout of one `DescribeSession` that waits, and the maximum delay with which a new
+/// cause of waiting is shown.
 const DESCRIBE_WAIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time after which the progress is shown again although nothing has changed.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(30);

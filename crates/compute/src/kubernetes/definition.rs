@@ -361,29 +361,27 @@ mod tests {
         assert_eq!(named, ["warm_catalogs"]);
         let named = wrong(Engine::Sail, |pods| {
             pods.warm_pods = 1;
-            pods.service_account = Some("driver".into());
-            pods.workers = Some(KubernetesWorkers {
-                max: 1,
-                cpu: "1".into(),
-                memory: "1Gi".into(),
-                ..KubernetesWorkers::default()
-            });
+            with_workers(pods);
         });
         assert_eq!(named, ["warm_pods"]);
     }
 
+    fn with_workers(pods: &mut KubernetesPods) {
+        pods.service_account = Some("driver".into());
+        pods.workers = Some(KubernetesWorkers {
+            max: 1,
+            cpu: "1".into(),
+            memory: "1Gi".into(),
+            ..KubernetesWorkers::default()
+        });
+    }
+
     #[test]
-    fn a_template_does_not_go_with_workers() {
+    fn a_template_is_rejected_with_workers() {
         let named = wrong(Engine::Sail, |pods| {
             pods.pod_template =
                 Some(session_core::PodTemplate::parse(r#"{"spec": {"priorityClassName": "low"}}"#).unwrap());
-            pods.service_account = Some("driver".into());
-            pods.workers = Some(KubernetesWorkers {
-                max: 1,
-                cpu: "1".into(),
-                memory: "1Gi".into(),
-                ..KubernetesWorkers::default()
-            });
+            with_workers(pods);
         });
         assert_eq!(named, ["pod_template"]);
     }

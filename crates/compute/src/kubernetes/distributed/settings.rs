@@ -11,7 +11,7 @@ const API_SERVER: &str = "k8s://https://kubernetes.default.svc";
 /// Tasks that a worker of Sail runs at a time, for each CPU: all stages of a
 /// query run at once.
 const SLOTS_PER_CPU: u32 = 8;
-/// Of the memory of an executor, the part outside the heap: 1 of so many.
+/// Divisor of an executor's memory: the quotient is the part outside the heap.
 const OVERHEAD_PART: u64 = 4;
 const MIN_OVERHEAD_MIB: u64 = 384;
 

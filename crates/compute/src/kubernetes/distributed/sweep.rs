@@ -1,4 +1,4 @@
-//! Deletes workers that nobody needs any more, in case Kubernetes does not: those
+//! Deletes workers without use, in case Kubernetes does not: those
 //! whose driver does not exist, and those that ended some time ago, which Sail
 //! leaves behind while its driver runs.
 //!
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 /// An orphan is gone after one interval and the time of a few calls.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(20);
-/// A worker that ended is kept so long for whoever reads its log.
+/// Time for which an ended worker is kept, so that its log can be read.
 const KEEP_ENDED: SignedDuration = SignedDuration::from_mins(10);
 /// Pods that one sweep deletes; the next one continues.
 const MAX_DELETES: usize = 200;

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The rules are a list of what is allowed: the isolation of a session must not
-//! depend on somebody having thought of a field. What remains is checked again by
+//! depend on a complete list of dangerous fields. What remains is checked again by
 //! the types of Kubernetes, so that a misspelt field is an error and not ignored.
 
 mod merge;

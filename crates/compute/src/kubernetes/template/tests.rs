@@ -121,7 +121,7 @@ fn a_template_is_merged() {
     }
 }
 
-/// The paths of what nobody may set.
+/// Rejected paths.
 #[test]
 fn what_is_reserved_is_refused_by_its_path() {
     let engine = |more: Value| {

@@ -132,7 +132,7 @@ async fn workers_without_their_driver_are_deleted() {
         NAMESPACE,
         worker(&gone, 1, &json!("uid-of-a-deleted-pod")),
     );
-    // Its driver was created anew under the same name.
+    // Its driver was replaced by another pod of the same name.
     fake.put(
         "pods",
         NAMESPACE,
