@@ -222,21 +222,7 @@ fn split(start: &EngineStart, name: &str) -> (Vec<EnvVar>, BTreeMap<String, Stri
     (env, secret)
 }
 
-fn container(
-    pods: &KubernetesPods,
-    place: &Place<'_>,
-    args: Vec<String>,
-    env: Vec<EnvVar>,
-    has_secret: bool,
-) -> Container {
-    let disk = size::disk(pods);
-    let sizes = |disk: String| {
-        BTreeMap::from([
-            ("cpu".to_owned(), Quantity(pods.cpu.clone())),
-            ("memory".to_owned(), Quantity(pods.memory.clone())),
-            ("ephemeral-storage".to_owned(), Quantity(disk)),
-        ])
-    };
+fn mounts(place: &Place<'_>, has_secret: bool) -> Vec<VolumeMount> {
     let folder = |path: &Path, sub_path: &str| VolumeMount {
         name: SESSION_VOLUME.to_owned(),
         mount_path: path.to_string_lossy().into_owned(),
@@ -254,6 +240,24 @@ fn container(
         read_only: Some(true),
         ..VolumeMount::default()
     }));
+    mounts
+}
+
+fn container(
+    pods: &KubernetesPods,
+    place: &Place<'_>,
+    args: Vec<String>,
+    env: Vec<EnvVar>,
+    has_secret: bool,
+) -> Container {
+    let disk = size::disk(pods);
+    let sizes = |disk: String| {
+        BTreeMap::from([
+            ("cpu".to_owned(), Quantity(pods.cpu.clone())),
+            ("memory".to_owned(), Quantity(pods.memory.clone())),
+            ("ephemeral-storage".to_owned(), Quantity(disk)),
+        ])
+    };
     Container {
         name: CONTAINER.to_owned(),
         image: Some(pods.image.clone()),
@@ -272,7 +276,7 @@ fn container(
             limits: Some(sizes(disk.limit)),
             ..ResourceRequirements::default()
         }),
-        volume_mounts: Some(mounts),
+        volume_mounts: Some(mounts(place, has_secret)),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
             capabilities: Some(Capabilities {
