@@ -21,9 +21,6 @@ const MAX_BINDS_PER_ORG: u32 = 64;
 /// Calls of one organization that wait for route requests.
 const MAX_LOOKUPS_PER_ORG: u32 = 1024;
 
-/// Amount in use of one resource at one level.
-type Counter = Arc<AtomicUsize>;
-
 /// Retry delay.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 /// Retry delay when calls of the caller must end first.
@@ -32,9 +29,9 @@ const SHARE_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Resource use of a session, of an organization, or in all.
 #[derive(Debug, Default)]
 pub(crate) struct ResourceUse {
-    pub(crate) held_calls: Counter,
-    pub(crate) held_bytes: Counter,
-    pub(crate) unread_bytes: Counter,
+    pub(crate) held_calls: AtomicUsize,
+    pub(crate) held_bytes: AtomicUsize,
+    pub(crate) unread_bytes: AtomicUsize,
 }
 
 /// Limit of one level, and its configuration key.
@@ -184,7 +181,8 @@ fn too_many_calls(whose: &str, key: &str) -> Refused {
 /// Use of one resource by one call; released on drop.
 #[derive(Debug)]
 pub(crate) struct Reservation {
-    counts: [Counter; 3],
+    levels: [Arc<ResourceUse>; 3],
+    pick: fn(&ResourceUse) -> &AtomicUsize,
     limits: LevelLimits,
     amount: usize,
 }
@@ -192,12 +190,13 @@ pub(crate) struct Reservation {
 impl Reservation {
     /// Creates a use of zero.
     pub(crate) fn new(
-        levels: [&ResourceUse; 3],
-        pick: impl Fn(&ResourceUse) -> &Counter,
+        levels: [&Arc<ResourceUse>; 3],
+        pick: fn(&ResourceUse) -> &AtomicUsize,
         limits: LevelLimits,
     ) -> Self {
         Self {
-            counts: levels.map(|level| Arc::clone(pick(level))),
+            levels: levels.map(Arc::clone),
+            pick,
             limits,
             amount: 0,
         }
@@ -212,8 +211,8 @@ impl Reservation {
         }
         self.amount = amount;
         let mut exceeded = None;
-        for (level, (count, (max, key))) in self.counts.iter().zip(self.limits.0).enumerate() {
-            let taken = count.fetch_add(more, Relaxed) + more;
+        for (level, (used, (max, key))) in self.levels.iter().zip(self.limits.0).enumerate() {
+            let taken = (self.pick)(used).fetch_add(more, Relaxed) + more;
             if taken > max && exceeded.is_none() {
                 exceeded = Some(LimitExceeded {
                     whose: LEVELS[level],
@@ -227,8 +226,8 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        for count in &self.counts {
-            count.fetch_sub(self.amount, Relaxed);
+        for level in &self.levels {
+            (self.pick)(level).fetch_sub(self.amount, Relaxed);
         }
     }
 }
@@ -253,8 +252,8 @@ mod tests {
 
     #[test]
     fn the_error_names_the_narrowest_limit_and_drop_releases_all() {
-        let [a, b, c, org, other, all] = [(); 6].map(|()| ResourceUse::default());
-        let reserve = |session: &ResourceUse, org: &ResourceUse, amount| {
+        let [a, b, c, org, other, all] = [(); 6].map(|()| Arc::<ResourceUse>::default());
+        let reserve = |session: &Arc<ResourceUse>, org: &Arc<ResourceUse>, amount| {
             let mut reservation = Reservation::new([session, org, &all], |level| &level.held_bytes, LIMITS);
             reservation
                 .raise_to(amount)
@@ -294,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_reservation_never_shrinks() {
-        let [session, org, all] = [(); 3].map(|()| ResourceUse::default());
+        let [session, org, all] = [(); 3].map(|()| Arc::<ResourceUse>::default());
         let mut reservation = Reservation::new([&session, &org, &all], |level| &level.held_bytes, LIMITS);
         for amount in [1, 2, 1, 2] {
             reservation.raise_to(amount).unwrap();

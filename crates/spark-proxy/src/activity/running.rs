@@ -3,7 +3,6 @@
 
 use crate::grpc::identity::SparkSessionId;
 use parking_lot::Mutex;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -14,17 +13,20 @@ const MAX_SPARK_SESSIONS: usize = 256;
 /// operation without a stream for 5 minutes.
 const RECENT_LIMIT: Duration = Duration::from_secs(10 * 60);
 
-/// Spark sessions of one session, for all workers.
+/// Spark sessions of one session, for all workers. Most sessions have one, which a list keeps in a
+/// fifth of the memory of a map.
 #[derive(Default)]
 pub(crate) struct RunningSessions {
-    known: Mutex<HashMap<Key, Streams>>,
+    known: Mutex<Vec<Streams>>,
 }
 
 /// Generation of compute and Spark session id.
 type Key = (u64, SparkSessionId);
 
+/// The streams of operations in one Spark session.
 #[derive(Debug, Clone, Copy)]
 struct Streams {
+    key: Key,
     open: usize,
     last_stream: Instant,
 }
@@ -41,25 +43,18 @@ impl RunningSessions {
         let key = (generation, spark_session);
         let now = Instant::now();
         let mut known = self.known.lock();
-        if known.len() >= MAX_SPARK_SESSIONS && !known.contains_key(&key) {
-            known.retain(|_, streams| streams.is_recent(now));
-        }
-        if known.len() >= MAX_SPARK_SESSIONS && !known.contains_key(&key) {
-            let oldest = known.iter().filter(|(_, streams)| streams.open == 0);
-            let oldest = oldest
-                .min_by_key(|(_, streams)| streams.last_stream)
-                .map(|(key, _)| *key);
-            if let Some(oldest) = oldest {
-                known.remove(&oldest);
-            }
-        }
-        known
-            .entry(key)
-            .or_insert(Streams {
-                open: 0,
+        if let Some(streams) = known.iter_mut().find(|streams| streams.key == key) {
+            streams.open += 1;
+        } else {
+            make_room(&mut known, now);
+            known.reserve_exact(1);
+            known.push(Streams {
+                key,
+                open: 1,
                 last_stream: now,
-            })
-            .open += 1;
+            });
+        }
+        drop(known);
         RunningStream {
             sessions: Arc::clone(self),
             key,
@@ -68,10 +63,24 @@ impl RunningSessions {
 
     /// Whether an operation runs or recently ended in this Spark session.
     pub(crate) fn is_running(&self, generation: u64, spark_session: SparkSessionId) -> bool {
-        self.known
-            .lock()
-            .get(&(generation, spark_session))
-            .is_some_and(|streams| streams.is_recent(Instant::now()))
+        let key = (generation, spark_session);
+        let known = self.known.lock();
+        let streams = known.iter().find(|streams| streams.key == key);
+        streams.is_some_and(|streams| streams.is_recent(Instant::now()))
+    }
+}
+
+/// Removes what is no longer recent once the list is full, else the oldest without an open stream.
+fn make_room(known: &mut Vec<Streams>, now: Instant) {
+    if known.len() >= MAX_SPARK_SESSIONS {
+        known.retain(|streams| streams.is_recent(now));
+    }
+    if known.len() >= MAX_SPARK_SESSIONS {
+        let closed = known.iter().enumerate().filter(|(_, streams)| streams.open == 0);
+        let oldest = closed.min_by_key(|(_, streams)| streams.last_stream);
+        if let Some((at, _)) = oldest {
+            known.swap_remove(at);
+        }
     }
 }
 
@@ -83,7 +92,8 @@ impl Streams {
 
 impl Drop for RunningStream {
     fn drop(&mut self) {
-        if let Some(streams) = self.sessions.known.lock().get_mut(&self.key) {
+        let mut known = self.sessions.known.lock();
+        if let Some(streams) = known.iter_mut().find(|streams| streams.key == self.key) {
             streams.open -= 1;
             streams.last_stream = Instant::now();
         }

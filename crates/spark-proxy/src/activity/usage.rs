@@ -18,7 +18,7 @@ use session_token::Claims;
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -63,7 +63,7 @@ struct Queue {
 struct OrgUsage {
     id: OrgId,
     rate: Option<DefaultDirectRateLimiter>,
-    resources: ResourceUse,
+    resources: Arc<ResourceUse>,
     /// Resources of all organizations together.
     all: Arc<ResourceUse>,
 }
@@ -78,7 +78,7 @@ pub(crate) struct SessionUsage {
     open: AtomicU32,
     /// Open calls that are work.
     open_work: AtomicU32,
-    resources: ResourceUse,
+    resources: Arc<ResourceUse>,
     generation: AtomicU64,
     last_activity: AtomicU64,
     calls: AtomicU64,
@@ -93,7 +93,8 @@ pub(crate) struct SessionUsage {
     is_work_reported: AtomicBool,
     operations: Mutex<Vec<Arc<OpenOperation>>>,
     tokens: Mutex<HashMap<TokenId, (Timestamp, Timestamp)>>,
-    rejections: DefaultDirectRateLimiter,
+    /// Made at the first rejected call; most sessions have none.
+    rejections: OnceLock<Box<DefaultDirectRateLimiter>>,
     /// Time of the last call rejected for a permanent reason.
     rejected_at: Mutex<Option<Instant>>,
     /// Operations on Sail to which clients can reattach.
@@ -141,7 +142,7 @@ impl UsageRegistry {
                 rate: self
                     .calls_per_second
                     .map(|rate| RateLimiter::direct(Quota::per_second(rate))),
-                resources: ResourceUse::default(),
+                resources: Arc::default(),
                 all: Arc::clone(&self.resources),
             });
             entries.orgs.insert(claims.org.clone(), Arc::downgrade(&org));
@@ -154,7 +155,7 @@ impl UsageRegistry {
             queue: Arc::clone(&self.queue),
             open: AtomicU32::new(0),
             open_work: AtomicU32::new(0),
-            resources: ResourceUse::default(),
+            resources: Arc::default(),
             generation: AtomicU64::new(0),
             last_activity: AtomicU64::new(0),
             calls: AtomicU64::new(0),
@@ -166,7 +167,7 @@ impl UsageRegistry {
             is_work_reported: AtomicBool::new(false),
             operations: Mutex::default(),
             tokens: Mutex::default(),
-            rejections: RateLimiter::direct(Quota::per_second(MAX_REJECTIONS_PER_SECOND)),
+            rejections: OnceLock::new(),
             rejected_at: Mutex::default(),
             sail_operations: SailOperations::default(),
             running: Arc::default(),
@@ -211,7 +212,7 @@ impl SessionUsage {
     }
 
     /// Returns the resources of the session, of its organization, and of all organizations.
-    pub(crate) fn levels(&self) -> [&ResourceUse; 3] {
+    pub(crate) fn levels(&self) -> [&Arc<ResourceUse>; 3] {
         [&self.resources, &self.org.resources, &self.org.all]
     }
 
@@ -234,7 +235,8 @@ impl SessionUsage {
 
     /// Takes one rejection from the session's rate; false if the rate is exceeded.
     pub(crate) fn try_take_rejection(&self) -> bool {
-        self.rejections.check().is_ok()
+        let limiter = || Box::new(RateLimiter::direct(Quota::per_second(MAX_REJECTIONS_PER_SECOND)));
+        self.rejections.get_or_init(limiter).check().is_ok()
     }
 
     /// Begins a call that is work.
@@ -323,7 +325,7 @@ impl SessionUsage {
     /// Takes the unreported usage and resets it.
     pub(super) fn take(&self) -> SessionActivity {
         let last = self.last_activity.load(Relaxed);
-        let uses: Vec<_> = self.tokens.lock().drain().collect();
+        let uses = std::mem::take(&mut *self.tokens.lock());
         SessionActivity {
             session_id: self.session.to_string(),
             org: self.org.id.to_string(),

@@ -77,13 +77,15 @@ async fn check_token(
     let shared = &worker.shared;
     let now = shared.clock.now();
     let generation = shared.keys.generation();
+    let is_alive = |caller: &Rc<Caller>| !is_expired(&caller.claims, shared.config.tokens.leeway, now);
+    let last = connection.last_admitted.with_header(credential, generation);
+    if let Some(caller) = last.filter(is_alive) {
+        return Ok(caller);
+    }
     let token =
         bearer_of(credential).map_err(|_| invalid(&TokenError::Malformed("not a bearer credential")))?;
-    let known = connection.last_admitted.with_token(token, generation);
-    let known = known.or_else(|| worker.tokens.get(&hash_of(token), generation));
-    if let Some(caller) = known
-        && !is_expired(&caller.claims, shared.config.tokens.leeway, now)
-    {
+    let known = worker.tokens.get(&hash_of(token), generation);
+    if let Some(caller) = known.filter(is_alive) {
         return Ok(caller);
     }
     let address = address_key(connection.address);

@@ -11,11 +11,13 @@ use tokio::time::Instant;
 
 /// Frames without a call per second.
 const FRAMES_PER_SECOND: u64 = 1000;
-/// Maximum budget, and initial budget.
+/// Maximum budget.
 const MAX_SAVED: i64 = 1024;
-const INITIAL: i64 = 256;
-/// Minimum budget for reading.
-const MIN_TO_READ: i64 = 32;
+/// Initial budget: a client begins with less than ten frames. Whoever connects again and again sends
+/// a burst of this size each time.
+const INITIAL: i64 = 64;
+/// Minimum budget for reading. Small, so that a flood is read in small bursts.
+const MIN_TO_READ: i64 = 8;
 /// Bytes in either direction that add one frame to the budget: a client that returns its window in
 /// steps of 16 KiB, for the stream and the connection, needs half.
 const BYTES_PER_FRAME: usize = 4096;

@@ -239,6 +239,7 @@ impl RequestBody {
                 let data = data.map_err(|_| ClientGone)?;
                 self.credit += data.len();
                 match &mut self.rewriter {
+                    _ if data.is_empty() => {}
                     Some(rewriter) => rewriter.feed(data, &mut self.ready)?,
                     None => self.raw.push(data),
                 }

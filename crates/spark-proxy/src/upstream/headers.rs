@@ -1,23 +1,28 @@
 //! Headers of requests to compute.
 
-use crate::grpc::headers::{AUTHENTICATION, HOP_BY_HOP, SESSION_ID, STRAY};
+use crate::grpc::headers::{HOP_BY_HOP, SESSION_ID, remove_all};
 use crate::grpc::method::Method;
 use crate::routes::Backend;
 use http::header::{self, HeaderName, HeaderValue};
 use http::uri::{Scheme, Uri};
 
+/// Headers for Berth that few clients send, and parameters of the connection string that some
+/// clients send as metadata.
+static RARE: [HeaderName; 4] = [
+    HeaderName::from_static("authentication"),
+    header::CONTENT_LENGTH,
+    HeaderName::from_static("use_ssl"),
+    HeaderName::from_static("session_id"),
+];
 static GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
 /// Prepares the client's request for `backend`.
 pub(crate) fn toward_backend(request: &mut http::request::Parts, backend: &Backend, method: Method) {
     let headers = &mut request.headers;
     headers.remove(header::AUTHORIZATION);
-    headers.remove(&AUTHENTICATION);
     headers.remove(&SESSION_ID);
-    headers.remove(header::CONTENT_LENGTH);
-    for name in STRAY.iter().chain(&HOP_BY_HOP) {
-        headers.remove(name);
-    }
+    remove_all(headers, &RARE);
+    remove_all(headers, &HOP_BY_HOP);
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
     if let Some(credential) = &backend.credential {
         headers.insert(header::AUTHORIZATION, credential.clone());

@@ -6,6 +6,7 @@
 use crate::routes::is_expired;
 use aws_lc_rs::digest::{SHA256, digest};
 use foldhash::fast::RandomState;
+use http::HeaderValue;
 use session_core::Clock;
 use session_proto::error::Refused;
 use session_token::Claims;
@@ -72,9 +73,9 @@ impl Caller {
 
     /// Whether this caller was verified with the key set of this generation and has this token. The
     /// time does not depend on how much of the token agrees.
-    pub(crate) fn is_verified_as(&self, token: &str, generation: u64) -> bool {
+    pub(crate) fn is_verified_as(&self, token: &[u8], generation: u64) -> bool {
         let is_current = self.cache_key.is_some_and(|(_, of)| of == generation);
-        is_current && equal_in_constant_time(self.token.as_bytes(), token.as_bytes())
+        is_current && equal_in_constant_time(self.token.as_bytes(), token)
     }
 
     /// Whether the use of the token is due to be recorded; true once per interval.
@@ -90,13 +91,21 @@ impl Caller {
     }
 }
 
+/// How a credential begins, in any case of its letters.
+const SCHEME: &[u8] = b"bearer ";
+
 /// The caller that a session admitted last on a connection; most connections have one only.
 #[derive(Default)]
 pub(crate) struct LastAdmitted(RefCell<Option<Rc<Caller>>>);
 
 impl LastAdmitted {
-    /// The caller, if it was verified with the key set of `generation` and has this token.
-    pub(crate) fn with_token(&self, token: &str, generation: u64) -> Option<Rc<Caller>> {
+    /// The caller, if it was verified with the key set of `generation` and this header carries its
+    /// token. The header needs no other check then: its bytes are those of an admitted token.
+    pub(crate) fn with_header(&self, credential: &HeaderValue, generation: u64) -> Option<Rc<Caller>> {
+        let (scheme, token) = credential.as_bytes().split_at_checked(SCHEME.len())?;
+        if !scheme.eq_ignore_ascii_case(SCHEME) {
+            return None;
+        }
         let last = self.0.borrow();
         last.as_ref()
             .filter(|caller| caller.is_verified_as(token, generation))
@@ -236,18 +245,41 @@ mod tests {
     #[test]
     fn a_verified_caller_has_one_token_and_one_key_set() {
         let caller = caller(1, 600);
-        assert!(caller.is_verified_as(&caller.token, 0));
-        assert!(!caller.is_verified_as(&caller.token, 1), "another key set");
+        assert!(caller.is_verified_as(caller.token.as_bytes(), 0));
         assert!(
-            !caller.is_verified_as(&caller.token[..599], 0),
+            !caller.is_verified_as(caller.token.as_bytes(), 1),
+            "another key set"
+        );
+        assert!(
+            !caller.is_verified_as(&caller.token.as_bytes()[..599], 0),
             "a part of the token"
         );
-        assert!(!caller.is_verified_as(&format!("{}0", caller.token), 0));
+        assert!(!caller.is_verified_as(format!("{}0", caller.token).as_bytes(), 0));
         for at in 0..caller.token.len() {
             let mut other = caller.token.as_bytes().to_vec();
             other[at] ^= 1;
-            let other = String::from_utf8(other).unwrap();
             assert!(!caller.is_verified_as(&other, 0), "byte {at} differs");
+        }
+    }
+
+    #[test]
+    fn the_last_caller_of_a_connection_is_found_by_a_header_with_its_token() {
+        let caller = Rc::new(caller(1, 600));
+        let last = LastAdmitted::default();
+        let find = |header: String| last.with_header(&HeaderValue::try_from(header).unwrap(), 0);
+        let token = &caller.token;
+        assert!(find(format!("Bearer {token}")).is_none(), "nobody was admitted");
+        last.set(&caller);
+        for scheme in ["Bearer", "bearer", "BEARER"] {
+            assert!(find(format!("{scheme} {token}")).is_some(), "{scheme}");
+        }
+        for header in [
+            format!("Basic {token}"),
+            format!("Bearer  {token}"),
+            format!("Bearer {token},"),
+            "Bearer".to_owned(),
+        ] {
+            assert!(find(header.clone()).is_none(), "{header}");
         }
     }
 
