@@ -1,28 +1,28 @@
 //! Headers of requests to compute.
 
-use crate::grpc::headers::{HOP_BY_HOP, SESSION_ID, remove_all};
+use crate::grpc::headers::{SESSION_ID, is_hop_by_hop, remove_matching};
 use crate::grpc::method::Method;
 use crate::routes::Backend;
 use http::header::{self, HeaderName, HeaderValue};
 use http::uri::{Scheme, Uri};
 
-/// Headers for Berth that few clients send, and parameters of the connection string that some
-/// clients send as metadata.
-static RARE: [HeaderName; 4] = [
-    HeaderName::from_static("authentication"),
-    header::CONTENT_LENGTH,
-    HeaderName::from_static("use_ssl"),
-    HeaderName::from_static("session_id"),
-];
 static GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
+
+/// Whether a header is for Berth, or is a parameter of the connection string that some clients send
+/// as metadata. The length of the body may change.
+fn is_for_berth(name: &str) -> bool {
+    matches!(
+        name,
+        "authentication" | "content-length" | "use_ssl" | "session_id"
+    )
+}
 
 /// Prepares the client's request for `backend`.
 pub(crate) fn toward_backend(request: &mut http::request::Parts, backend: &Backend, method: Method) {
     let headers = &mut request.headers;
     headers.remove(header::AUTHORIZATION);
     headers.remove(&SESSION_ID);
-    remove_all(headers, &RARE);
-    remove_all(headers, &HOP_BY_HOP);
+    remove_matching(headers, |name| is_for_berth(name) || is_hop_by_hop(name));
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
     if let Some(credential) = &backend.credential {
         headers.insert(header::AUTHORIZATION, credential.clone());
