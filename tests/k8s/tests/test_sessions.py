@@ -121,7 +121,7 @@ CLUSTERS = {
 
 class Services:
     """Redis and the three services on loopback, with one account. `clusters` are names with engine and
-    definition, `settings` is more text of session-manager's configuration."""
+    definition, `settings` is more text of session-manager's configuration, `compute` of its section compute.kubernetes."""
 
     def __init__(
         self,
@@ -134,17 +134,19 @@ class Services:
         anchor: str = ANCHOR,
         isolated: bool = False,
         deadline: str = "30s",
+        compute: str = "",
     ) -> None:
         self.folder = folder
         self._clusters, self._settings = clusters, settings
         self._kubeconfig = kubeconfig or os.environ["KUBECONFIG"]
         self._deadline = deadline
-        self._compute = f'namespaces = ["{space}"]\nanchor = "{anchor}"\nisolated = {json.dumps(isolated)}'
+        self._compute = f'namespaces = ["{space}"]\nanchor = "{anchor}"\nisolated = {json.dumps(isolated)}\n{compute}'
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         names = ("redis", "manager", "internal", "issuer", "jwks", "proxy", "manager_admin", "issuer_admin", "proxy_admin")
         self.ports = {name: free_port() for name in names}
         self._run("keys", "signing", str(folder / "signing.pem"))
         self._account = json.loads(self._run("--output", "json", "keys", "service-account"))
+        self.key: str = self._account["key"]
         self._configure()
         self._start("redis", "redis-server", "--port", str(self.ports["redis"]), "--bind", "127.0.0.1", "--appendonly", "yes",
                     "--save", "", "--dir", str(folder))  # fmt: skip
