@@ -29,6 +29,8 @@ ANCHOR = "berth-anchor"
 REPOSITORY = Path(__file__).resolve().parents[3]
 PROGRAMS = Path(os.environ["BERTH_PROGRAMS"])
 CREATES = 6
+COMMAND_TIMEOUT = 330.0
+"""Of one `berth` command, in seconds; more than the longest deadline of a session here."""
 RELEASE_TIMEOUT = 240.0
 """An unused session is idle after a minute; its pod goes when the proxies have been silent for a while."""
 
@@ -196,7 +198,7 @@ manager.uri = "http://{at["internal"]}"
         (self.folder / f"{service}.toml").write_text(text)
 
     def _run(self, *args: str, env: dict[str, str] | None = None) -> str:
-        done = subprocess.run([PROGRAMS / "berth", *args], capture_output=True, text=True, timeout=kube.TIMEOUT, env=env, check=False)
+        done = subprocess.run([PROGRAMS / "berth", *args], capture_output=True, text=True, timeout=COMMAND_TIMEOUT, env=env, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
