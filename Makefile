@@ -57,7 +57,7 @@ fuzz: ## Fuzz what reads hostile bytes (SECONDS_EACH=60)
 fuzz-briefly:
 	@SECONDS_EACH=10 crates/spark-proxy/fuzz/run.sh
 
-.PHONY: image test-k8s bench-k8s
+.PHONY: image test-k8s bench-k8s bench-k8s-claims
 image: ## Build the container images of the services and the command, as archives (BERTH_PROFILE=dist)
 	@deploy/images/build.sh
 
@@ -65,7 +65,10 @@ test-k8s: ## Berth on a real one-node Kubernetes cluster; needs root and Go (ARG
 	@tests/k8s/run.sh
 
 bench-k8s: ## Times of sessions on that cluster, with and without warm pods
-	@BENCH=1 tests/k8s/run.sh
+	@BENCH=sessions tests/k8s/run.sh
+
+bench-k8s-claims: ## Hundreds of sessions at once on a warm pool of that cluster, with an engine that answers at once
+	@BENCH=claims tests/k8s/run.sh
 
 fmt: ## Format the code
 	cargo fmt --all

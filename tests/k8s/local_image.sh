@@ -62,6 +62,8 @@ copy_python_environment() {
   cp -a "$environment"/lib/python3.11/site-packages/. "$site/"
   rm -rf "$site"/{pip,setuptools,pkg_resources,_distutils_hack,distutils-precedence.pth,pyarrow/tests,pyarrow/include,pandas/tests,numpy/tests}
   find "$site" -name __pycache__ -prune -exec rm -rf {} +
+  # As in deploy/images. Without the times of files, which archive.sh sets to 0.
+  python3.11 -m compileall -q -j 0 -s "$root" --invalidation-mode unchecked-hash -x '/(tests?|lib2to3)/' "$root/usr/lib/python3.11" "$site"
 }
 
 add_system_files() {

@@ -7,7 +7,8 @@
 #   BERTH_PROFILE=NAME   cargo profile of the programs in the images (default: quick)
 #   BERTH_CHART=DIR      another chart than helm/berth
 #   SPARK=1              also load the image of Apache Spark, for tests that need it
-#   BENCH=1              `make bench-k8s`: tests/bench_sessions.py in place of the tests
+#   BENCH=NAME           `make bench-k8s`: tests/bench_NAME.py (sessions, claims) in place of the tests
+#   BERTH_SERVICES=DIR   the programs that run on this machine (default: those of the images)
 #
 # Exit code 75: the cluster could not be built or started, so that no test ran.
 set -euo pipefail
@@ -38,18 +39,22 @@ FOLDER=$images BERTH_PROFILE=$profile IMAGE_PREFIX=berth.test/berth IMAGE_TAG=te
 archives=("$images"/*.tar)
 for name in redis sail ${SPARK:+spark}; do archives+=("$("$here/local_image.sh" "$name")"); done
 # Tests that run the services on this machine use the programs of the images.
-BERTH_PROGRAMS=$target/$(rustc -vV | sed -n 's/^host: //p')/$profile
+BERTH_PROGRAMS=${BERTH_SERVICES:-$target/$(rustc -vV | sed -n 's/^host: //p')/$profile}
 # The test of compose.yaml uses the images without the cluster.
 BERTH_IMAGES=$images
 BERTH_LOCAL_IMAGES=$(dirname "${archives[-1]}")
 export BERTH_PROGRAMS BERTH_IMAGES BERTH_LOCAL_IMAGES
 
+if [[ -n ${BENCH:-} ]]; then
+  TESTS=bench_$BENCH.py
+  archives+=("${BERTH_K8S_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/berth-k8s}/bin/engine.tar")
+  [[ $BENCH != claims ]] || export BERTH_K8S_PODS=400
+fi
 "$cluster" up # a failed start takes itself down, and a cluster of somebody else stays up
 cluster_is_up=1
 "$cluster" load "${archives[@]}"
 eval "$("$cluster" env)"
 tests=()
-[[ -z ${BENCH:-} ]] || TESTS=bench_sessions.py
 for name in ${TESTS:-.}; do tests+=("$here/tests/$name"); done
 # A failed test has printed its own facts; these are those of the cluster.
 # shellcheck disable=SC2086

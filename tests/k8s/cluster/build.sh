@@ -10,7 +10,7 @@ is_current() { [[ -e $bin/$1 && $(cat "$bin/$1.key" 2>/dev/null) == "$2" ]]; }
 # is_built: whether the programs that take long are there.
 is_built() {
   local pair
-  for pair in components:components pause:components coredns:coredns; do
+  for pair in components:components pause:components coredns:coredns engine:engine; do
     is_current "${pair%:*}" "$(sources_key "$here/${pair#*:}")" || return 1
   done
 }
@@ -57,6 +57,7 @@ build_go_programs() {
     -X $version.gitTreeState=clean -X $version.buildDate=1970-01-01T00:00:00Z" "Kubernetes $kubernetes (10 minutes on two idle cores)"
   go_build pause components ./pause "" pause
   go_build coredns coredns . "" "CoreDNS (2 minutes)"
+  go_build engine engine . "" "the engine of bench-k8s"
 }
 
 # Tested when they are built: later the compiler's cache may be gone. Without vet, which would analyse
@@ -76,10 +77,10 @@ go_build() {
   echo "$key" >"$bin/$name.key"
 }
 
-# The two images that every pod needs. Their tags are fixed: dns.yaml and node.sh name them.
+# The two images that every pod needs, and that of many sessions. Their tags are fixed: dns.yaml and node.sh name them.
 build_images() {
   local name
-  for name in pause coredns; do
+  for name in pause coredns engine; do
     is_current "$name.tar" "$(cat "$bin/$name.key")" && continue
     rm -f "$bin/$name.tar"
     "$here/../../../deploy/images/archive.sh" "$bin/$name.tar" "berth.test/$name:1" \

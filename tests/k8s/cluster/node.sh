@@ -159,6 +159,8 @@ volumePluginDir: /var/lib/kubelet/volume-plugins
 evictionHard: {memory.available: 64Mi, nodefs.available: 1%, imagefs.available: 1%}
 imageGCHighThresholdPercent: 100
 failSwapOn: false
+maxPods: $max_pods
+cpuCFSQuota: $( ((max_pods > 110)) && echo false || echo true)
 nodeStatusUpdateFrequency: 5s
 syncFrequency: 10s
 YAML
@@ -217,7 +219,7 @@ start_controllers() {
     --authentication-kubeconfig="$config" --authorization-kubeconfig="$config" \
     --root-ca-file="$pki/ca.crt" --service-account-private-key-file="$pki/service-accounts.key" \
     --use-service-account-credentials=true --leader-elect=false --bind-address=127.0.0.1 \
-    --allocate-node-cidrs=true --cluster-cidr="$pods_net" --service-cluster-ip-range="$services_net" \
+    --allocate-node-cidrs=true --cluster-cidr="$pods_net" --node-cidr-mask-size=22 --service-cluster-ip-range="$services_net" \
     --flex-volume-plugin-dir=/var/lib/kubelet/volume-plugins
   config=$pki/kube-scheduler.conf
   start kube-scheduler "$components" kube-scheduler --kubeconfig="$config" \

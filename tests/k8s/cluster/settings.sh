@@ -15,10 +15,14 @@ cgroup=berth-k8s
 host_ip=10.250.0.1
 node_ip=10.250.0.2
 pods_net=10.244.0.0/16
-node_pods_net=10.244.0.0/24
+node_pods_net=10.244.0.0/22
 services_net=10.96.0.0/16
 api_ip=10.96.0.1
 dns_ip=10.96.0.10 # also in dns.yaml
+
+# The kubelet's usual limit. For more pods the node has too little CPU: each can request little, and limits of CPU are
+# not enforced then.
+max_pods=${BERTH_K8S_PODS:-110}
 
 pki=$state/pki
 logs=$state/log

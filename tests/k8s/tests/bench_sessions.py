@@ -1,7 +1,7 @@
 """`make bench-k8s`: how long sessions take on the real cluster, with and without warm pods.
 
-Times come from session-manager's log, so the start of the command does not count. Prints a table and writes
-target/bench/k8s.json.
+Times come from the logs of session-manager and of the engines, so the start of the command does not count. Prints a
+table and writes target/bench/k8s.json.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ from test_sessions import ANCHOR, REPOSITORY, Services, api_writes, definition
 SPACE = "sessions"
 # The CPU of a pod is request and limit, and the node has two.
 SAIL = {"image": "berth.test/sail:test", "cpu": "150m", "memory": "512Mi"}
+INSTANT_ENGINE = "berth.test/engine:1"
+"""Answers at once, so that the rest of a start remains (cluster/engine)."""
 WARM_PODS = int(os.environ.get("BENCH_WARM_PODS", "5"))
 CREATES = int(os.environ.get("BENCH_CREATES", "20"))
 AT_ONCE = [int(text) for text in os.environ.get("BENCH_AT_ONCE", "5").split(",")]
 IDLE = int(os.environ.get("BENCH_IDLE", "2"))
 CLUSTERS = {
     "cold": ("sail", definition(**{**SAIL, "cpu": "1"})),
+    "instant": ("sail", definition(image=INSTANT_ENGINE, cpu="100m", memory="32Mi")),
     "many": ("sail", definition(**SAIL)),
     "warm": ("sail", definition(**SAIL, warm_pods=WARM_PODS)),
 }
@@ -74,24 +77,31 @@ def create(services: Services, cluster: str) -> str:
 
 def to_active(lines: list[dict[str, Any]], sessions: list[str]) -> list[float]:
     """From the creation of each session to the commit of its first `active`."""
-    found: dict[str, float] = {}
-    active: dict[str, float] = {}
-    for line in lines:
-        if line["message"] == "session created":
-            found[line["session"]] = instant(line)
-        elif line["message"] == "session changed" and line["to"] == "active":
-            active.setdefault(line["session"], instant(line))
-    return [active[session] - found[session] for session in sessions]
+    created = {line["session"]: instant(line) for line in lines if line["message"] == "session created"}
+    active = active_at(lines)
+    return [active[session] - created[session] for session in sessions]
 
 
-def listening_to_active(lines: list[dict[str, Any]], sessions: list[str]) -> list[float]:
-    """From the moment when the engine accepts connections to the commit."""
-    ready = {line["session"]: instant(line) - seconds(line["after_listening"]) for line in lines if line["message"] == "engine ready" and line["generation"] == 1}
+def listening_since(session: str) -> float:
+    """When the engine of a session began to listen: the time at which the runtime received the line of its log."""
+    lines = kube.kubectl("-n", SPACE, "logs", f"{session}-g1", "--timestamps").splitlines()
+    line = next(line for line in lines if line.endswith("listening") or "Starting the Spark Connect server" in line)
+    # Nanoseconds are more than datetime reads.
+    return datetime.fromisoformat(line.split()[0][:26] + "+00:00").timestamp()
+
+
+def first_answers(lines: list[dict[str, Any]], sessions: list[str]) -> list[float]:
+    """How long an engine that accepts connections takes for its first answer, in seconds."""
+    return [seconds(line["after_listening"]) for line in lines if line["message"] == "engine ready" and line["session"] in sessions]
+
+
+def active_at(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """When each session was first active."""
     active: dict[str, float] = {}
     for line in lines:
         if line["message"] == "session changed" and line["to"] == "active":
             active.setdefault(line["session"], instant(line))
-    return [active[session] - ready[session] for session in sessions if session in ready]
+    return active
 
 
 def claims(lines: list[dict[str, Any]], sessions: list[str]) -> list[float]:
@@ -122,17 +132,21 @@ def wait_pool(services: Services, size: int) -> None:
     kube.wait_until("the pool is full", full, timeout=300, interval=1)
 
 
-def test_cold_one_at_a_time(services: Services) -> None:
+@pytest.mark.parametrize("cluster", ["cold", "instant"])
+def test_cold_one_at_a_time(services: Services, cluster: str) -> None:
     wait_pool(services, WARM_PODS)
-    before, sessions = api_writes(), []
+    before, sessions, listening = api_writes(), [], []
     for _ in range(CREATES):
-        sessions.append(create(services, "cold"))
+        sessions.append(create(services, cluster))
+        listening.append(listening_since(sessions[-1]))
         close_all(services, sessions[-1:])
     made = api_writes() - before
     lines = log(services)
-    record("cold, create to active", to_active(lines, sessions))
-    record("engine listens to active", listening_to_active(lines, sessions))
-    FIGURES["writes of cold generations"] = {"generations": CREATES, **made}
+    active = active_at(lines)
+    record(f"{cluster}, create to active", to_active(lines, sessions))
+    record(f"{cluster}, engine listens to active", [active[session] - since for session, since in zip(sessions, listening, strict=True)])
+    record(f"{cluster}, of these the first answer", first_answers(lines, sessions))
+    FIGURES[f"writes of {cluster} generations"] = {"generations": CREATES, **made}
     print(f"writes of {CREATES} generations: {dict(made)}")
 
 

@@ -69,6 +69,7 @@ def with_sentinels() -> str:
     for name in ("replica", *names):
         kube.wait_ready(SPACE, name)
     kube.wait_until("the sentinels see each other and the replica", lambda: all(_complete(name) for name in names))
+    kube.wait_until("the replica has the data", lambda: "master_link_status:up" in cli("replica", "info", "replication"))
     return "redis-sentinel://" + ",".join(f"{name}.{SPACE}.svc:26379" for name in names) + "/berth"
 
 

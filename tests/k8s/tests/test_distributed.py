@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [{"ipBlock": {"cidr": HOST}}]}]},
     }
     kube.apply(host)
-    running = Services(folder, clusters=CLUSTERS, space=SPACE, anchor=ANCHOR, isolated=True, deadline="2min")
+    running = Services(folder, clusters=CLUSTERS, space=SPACE, anchor=ANCHOR, isolated=True, deadline="5min")
     yield running
     running.stop()
     kube.kubectl("delete", "--wait=false", "-f", "-", stdin=rendered)
@@ -157,10 +158,13 @@ def close(services: Services, session: str) -> None:
 
 
 def life(services: Services, cluster: str) -> None:
+    begun = time.monotonic()
     session = services.berth("create", "--cluster", cluster, "--wait")["id"]
+    active = time.monotonic() - begun
     client = Client(services, session)
     try:
         assert client.result == SUM
+        print(f"{cluster}: active after {active:.1f} s, first result after {time.monotonic() - begun:.1f} s, load {os.getloadavg()[0]:.1f}")
         check_workers(session)
     finally:
         client.end()

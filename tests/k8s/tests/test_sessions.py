@@ -29,6 +29,8 @@ ANCHOR = "berth-anchor"
 REPOSITORY = Path(__file__).resolve().parents[3]
 PROGRAMS = Path(os.environ["BERTH_PROGRAMS"])
 CREATES = 6
+COMMAND_TIMEOUT = 330.0
+"""Of one `berth` command, in seconds; more than the longest deadline of a session here."""
 RELEASE_TIMEOUT = 240.0
 """An unused session is idle after a minute; its pod goes when the proxies have been silent for a while."""
 
@@ -121,7 +123,7 @@ CLUSTERS = {
 
 class Services:
     """Redis and the three services on loopback, with one account. `clusters` are names with engine and
-    definition, `settings` is more text of session-manager's configuration."""
+    definition, `settings` is more text of session-manager's configuration, `compute` of its section compute.kubernetes."""
 
     def __init__(
         self,
@@ -134,17 +136,19 @@ class Services:
         anchor: str = ANCHOR,
         isolated: bool = False,
         deadline: str = "30s",
+        compute: str = "",
     ) -> None:
         self.folder = folder
         self._clusters, self._settings = clusters, settings
         self._kubeconfig = kubeconfig or os.environ["KUBECONFIG"]
         self._deadline = deadline
-        self._compute = f'namespaces = ["{space}"]\nanchor = "{anchor}"\nisolated = {json.dumps(isolated)}'
+        self._compute = f'namespaces = ["{space}"]\nanchor = "{anchor}"\nisolated = {json.dumps(isolated)}\n{compute}'
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         names = ("redis", "manager", "internal", "issuer", "jwks", "proxy", "manager_admin", "issuer_admin", "proxy_admin")
         self.ports = {name: free_port() for name in names}
         self._run("keys", "signing", str(folder / "signing.pem"))
         self._account = json.loads(self._run("--output", "json", "keys", "service-account"))
+        self.key: str = self._account["key"]
         self._configure()
         self._start("redis", "redis-server", "--port", str(self.ports["redis"]), "--bind", "127.0.0.1", "--appendonly", "yes",
                     "--save", "", "--dir", str(folder))  # fmt: skip
@@ -194,7 +198,7 @@ manager.uri = "http://{at["internal"]}"
         (self.folder / f"{service}.toml").write_text(text)
 
     def _run(self, *args: str, env: dict[str, str] | None = None) -> str:
-        done = subprocess.run([PROGRAMS / "berth", *args], capture_output=True, text=True, timeout=kube.TIMEOUT, env=env, check=False)
+        done = subprocess.run([PROGRAMS / "berth", *args], capture_output=True, text=True, timeout=COMMAND_TIMEOUT, env=env, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

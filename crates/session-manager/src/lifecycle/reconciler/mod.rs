@@ -6,6 +6,7 @@
 //! crashes at any point, the entry becomes due again and another manager claims it.
 
 mod effects;
+mod retries;
 
 use crate::definitions::DefinitionStore;
 use crate::lifecycle::disabling::DisabledState;
@@ -15,6 +16,7 @@ use crate::providers::registry::Providers;
 use crate::spark_sessions::Bindings;
 use futures::{Stream, StreamExt, stream};
 use parking_lot::{Mutex, MutexGuard};
+use retries::Retries;
 use service_kit::root_span;
 use session_core::invariant;
 use session_core::machine::{self, Event, Observation, Step, Transition};
@@ -62,6 +64,8 @@ pub(crate) struct Reconciler {
     enqueue_sender: mpsc::Sender<SessionKey>,
     /// The sessions that are being reconciled, and whether to repeat it afterwards.
     in_progress: Mutex<HashMap<SessionKey, bool>>,
+    /// Sessions whose reconciliation failed because the store was unavailable.
+    retries: Retries,
     freshness: Arc<ReportFreshness>,
     metrics: Arc<Metrics>,
 }
@@ -83,6 +87,7 @@ impl Reconciler {
             computes,
             enqueue_sender,
             in_progress: Mutex::default(),
+            retries: Retries::default(),
             freshness,
             metrics,
         };
@@ -156,7 +161,7 @@ impl Reconciler {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
             }
-            let due = match self.store.claim_due(BATCH, CLAIM_LEASE).await {
+            let mut due = match self.store.claim_due(BATCH, CLAIM_LEASE).await {
                 Ok(due) => due,
                 Err(error) => {
                     tracing::warn!(%error, "claiming due sessions failed");
@@ -170,6 +175,12 @@ impl Reconciler {
             } else {
                 POLL_INTERVAL
             };
+            // The store answers again. Of several servers one may still be unavailable, so
+            // retries leave room for other sessions.
+            due.extend(
+                self.retries
+                    .take(permits.available_permits().saturating_sub(BATCH / 2)),
+            );
             for key in due {
                 let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
                     return;
@@ -250,7 +261,10 @@ impl Reconciler {
             self.metrics.reconciled(outcome.is_ok());
             if let Err(error) = outcome {
                 span.record("otel.status_code", "ERROR");
-                tracing::warn!(parent: &span, session = %key.id, %error, "reconciling a session failed; it is retried when its claim expires");
+                tracing::warn!(parent: &span, session = %key.id, %error, "reconciling a session failed; it is retried when the store is available, or when its claim expires");
+                if matches!(error, Error::Unavailable(_)) {
+                    self.retries.add(key);
+                }
             }
             reconciliation.must_repeat()
         } {}
@@ -394,15 +408,9 @@ impl Reconciler {
             record,
             effects,
         } = change;
-        tracing::info!(
-            session = %session.id, org = %session.org, version = session.version, generation = session.generation,
-            from = before.status().as_str(), to = session.status().as_str(), phase = session.state.phase().as_str(),
-            reason = record.reason.as_str(), actor = %record.actor, cause = session.status_message,
-            detail = session.status_detail, "session changed"
-        );
         let commit = Commit {
             session: session.clone(),
-            record,
+            record: record.clone(),
             due,
         };
         match activity {
@@ -412,6 +420,12 @@ impl Reconciler {
             }
             Activity::Quiet { .. } | Activity::Busy | Activity::Unknown => self.store.commit(commit).await?,
         }
+        tracing::info!(
+            session = %session.id, org = %session.org, version = session.version, generation = session.generation,
+            from = before.status().as_str(), to = session.status().as_str(), phase = session.state.phase().as_str(),
+            reason = record.reason.as_str(), actor = %record.actor, cause = session.status_message,
+            detail = session.status_detail, "session changed"
+        );
         self.metrics.changed(session.status());
         self.metrics.provisioned(before, &session);
         self.start(&session, &effects).await;

@@ -1,0 +1,3 @@
+module berth.test/engine
+
+go 1.26.0
