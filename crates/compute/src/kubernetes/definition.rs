@@ -60,30 +60,45 @@ pub(crate) fn check_definition(cluster: &Cluster, problems: &mut Problems) {
     check_warm(pods, problems);
 }
 
-fn check_warm(pods: &KubernetesPods, problems: &mut Problems) {
-    if pods.warm_pods > MAX_WARM_PODS {
-        problems.add("warm_pods", format!("must not be more than {MAX_WARM_PODS}"));
+/// The numbers of warm pods, of the cluster and of each profile.
+fn check_warm_pods(pods: &KubernetesPods, problems: &mut Problems) {
+    let of_profiles = pods.profiles.iter().map(|(name, profile)| {
+        let field = format!("profiles.{}.warm_pods", printable::escape(name));
+        (field, profile.warm_pods)
+    });
+    for (field, count) in std::iter::once(("warm_pods".to_owned(), pods.warm_pods)).chain(of_profiles) {
+        if count > MAX_WARM_PODS {
+            problems.add(field, format!("must not be more than {MAX_WARM_PODS}"));
+        } else if count > 0 && pods.workers.is_some() {
+            problems.add(field, "must be 0 with workers: a driver has the name of its session");
+        }
     }
+    let is_set_twice = |profile: &Profile| profile.default && profile.warm_pods > 0 && pods.warm_pods > 0;
+    if pods.profiles.values().any(is_set_twice) {
+        problems.add(
+            "warm_pods",
+            "must not be set beside warm_pods of the default profile: both are for its pods",
+        );
+    }
+}
+
+fn check_warm(pods: &KubernetesPods, problems: &mut Problems) {
+    check_warm_pods(pods, problems);
     if pods.warm_catalogs.len() > MAX_ENTRIES {
         problems.add(
             "warm_catalogs",
             format!("must not have more than {MAX_ENTRIES} entries"),
         );
     }
-    if pods.warm_pods > 0 && pods.workers.is_some() {
-        problems.add(
-            "warm_pods",
-            "must be 0 with workers: a driver has the name of its session",
-        );
-    }
+    let has_pools = pods.warm_pods > 0 || pods.profiles.values().any(|profile| profile.warm_pods > 0);
     let is_catalog = |text: &String| {
         text.split_once('/')
             .is_some_and(|(org, name)| org.parse::<OrgId>().is_ok() && name.parse::<CatalogName>().is_ok())
     };
     if !pods.warm_catalogs.iter().all(is_catalog) {
         problems.add("warm_catalogs", "must be catalogs, as org/catalog");
-    } else if pods.warm_pods == 0 && !pods.warm_catalogs.is_empty() {
-        problems.add("warm_catalogs", "needs warm_pods");
+    } else if !has_pools && !pods.warm_catalogs.is_empty() {
+        problems.add("warm_catalogs", "needs warm_pods, of the cluster or a profile");
     }
 }
 
@@ -364,6 +379,37 @@ mod tests {
             with_workers(pods);
         });
         assert_eq!(named, ["warm_pods"]);
+    }
+
+    #[test]
+    fn profiles_have_pools_of_their_own() {
+        let profiles = |pods: &mut KubernetesPods| {
+            pods.cpu = String::new();
+            pods.memory = String::new();
+            pods.profiles = [("large", "8", false), ("small", "1", true)]
+                .map(|(name, cpu, default)| (name.to_owned(), profile(cpu, default)))
+                .into();
+            pods.profiles.get_mut("large").unwrap().warm_pods = 1;
+            pods.warm_catalogs = vec!["acme/lake".into()];
+        };
+        assert_eq!(wrong(Engine::Sail, profiles), Vec::<String>::new());
+        let both = wrong(Engine::Sail, |pods| {
+            profiles(pods);
+            pods.warm_pods = 2;
+        });
+        assert_eq!(both, Vec::<String>::new(), "of two profiles");
+        let named = wrong(Engine::Sail, |pods| {
+            profiles(pods);
+            pods.warm_pods = 2;
+            pods.profiles.get_mut("small").unwrap().warm_pods = 1;
+            pods.profiles.get_mut("large").unwrap().warm_pods = MAX_WARM_PODS + 1;
+        });
+        assert_eq!(named, ["profiles.large.warm_pods", "warm_pods"]);
+        let named = wrong(Engine::Sail, |pods| {
+            profiles(pods);
+            with_workers(pods);
+        });
+        assert_eq!(named, ["profiles.large.warm_pods"]);
     }
 
     fn with_workers(pods: &mut KubernetesPods) {

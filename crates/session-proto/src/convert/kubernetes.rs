@@ -63,6 +63,7 @@ fn profile(profile: &Profile) -> v1::KubernetesProfile {
         node_selector: profile.node_selector.clone().into_iter().collect(),
         tolerations: profile.tolerations.iter().map(toleration).collect(),
         default: profile.default,
+        warm_pods: profile.warm_pods,
     }
 }
 
@@ -75,6 +76,7 @@ fn from_profile(wire: v1::KubernetesProfile) -> Result<Profile, Refused> {
         node_selector: wire.node_selector.into_iter().collect(),
         tolerations: from_tolerations(wire.tolerations)?,
         default: wire.default,
+        warm_pods: wire.warm_pods,
     })
 }
 
@@ -161,6 +163,7 @@ pub(super) fn decode(wire: v1::KubernetesProvider) -> Result<KubernetesPods, Ref
         warm_catalogs: wire.warm_catalogs,
         service_account: non_empty(wire.service_account),
         workers: wire.workers.map(from_workers),
+        profile: None,
     })
 }
 
@@ -206,6 +209,7 @@ mod tests {
                         ..Toleration::default()
                     }],
                     default: true,
+                    warm_pods: 2,
                 },
             )]
             .into(),
@@ -221,6 +225,7 @@ mod tests {
                 idle_seconds: Some(120),
                 service_account: Some("workers".into()),
             }),
+            profile: None,
         }
     }
 

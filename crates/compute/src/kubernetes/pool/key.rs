@@ -15,8 +15,8 @@ const HASH_BYTES: usize = 10;
 /// The organization of no session.
 const NOBODY: &str = "warm";
 
-/// The start configuration of a pool: a hash of the pod and of the contents of its
-/// Secret, without what differs between pods. It changes with the definition of the
+/// The start configuration of a pool: a hash of the profile, of the pod and of the
+/// contents of its Secret, without what differs between pods. It changes with the definition of the
 /// cluster or catalog, with a secret, and with a release of Berth that makes other
 /// pods.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,7 +44,8 @@ impl PoolKey {
         let plan = planned(&spec, "warm", install_id, "", None)?;
         let token = plan.secret.get(TOKEN_KEY).cloned().unwrap_or_default();
         let mut hash = Sha256::new();
-        hash.update(format!("{:?}{:?}", cluster.engine, plan.pod));
+        let profile = pods_of(&spec).ok().and_then(|pods| pods.profile.as_ref());
+        hash.update(format!("{:?}{profile:?}{:?}", cluster.engine, plan.pod));
         for (key, value) in &plan.secret {
             // Every pod has a token of its own.
             let value = if token.is_empty() {
@@ -159,7 +160,9 @@ mod tests {
     #[test]
     fn every_start_setting_makes_another_pool() {
         let base = spec(kubernetes_cluster(Engine::Sail), 1);
-        let edits: [fn(&mut ComputeSpec); 7] = [
+        let edits: [fn(&mut ComputeSpec); 8] = [
+            // Two profiles of one size have pools of their own.
+            |spec| pods(&mut spec.cluster).profile = Some("large".parse().unwrap()),
             |spec| spec.cluster.name = "other".parse().unwrap(),
             |spec| pods(&mut spec.cluster).image = "other:1".into(),
             |spec| pods(&mut spec.cluster).memory = "3Gi".into(),

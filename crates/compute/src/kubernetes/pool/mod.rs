@@ -42,7 +42,7 @@ impl WarmPools for KubernetesProvider {
             match PoolKey::of_pool(&pool, install_id) {
                 Ok(key) => drop(wanted.insert(key, pool)),
                 Err(cause) => {
-                    tracing::warn!(cluster = %pool.cluster.name, catalog = pool.catalog_name(), cause = %cause.text, detail = %cause.detail, "warm pool cannot be used");
+                    tracing::warn!(cluster = %pool.cluster.name, profile = pool.profile_name(), catalog = pool.catalog_name(), cause = %cause.text, detail = %cause.detail, "warm pool cannot be used");
                 }
             }
         }

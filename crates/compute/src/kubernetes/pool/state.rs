@@ -52,8 +52,8 @@ impl Wanted {
         self.retry_at = Instant::now() + pause;
         self.stopped = Some(why.to_owned());
         let cluster = &self.pool.cluster.name;
-        let catalog = self.pool.catalog_name();
-        tracing::warn!(%cluster, catalog, cause = why, pause = ?pause, "warm pool stopped: its pods fail; it is tried again after the pause");
+        let (profile, catalog) = (self.pool.profile_name(), self.pool.catalog_name());
+        tracing::warn!(%cluster, profile, catalog, cause = why, pause = ?pause, "warm pool stopped: its pods fail; it is tried again after the pause");
     }
 }
 
@@ -268,7 +268,7 @@ impl Pools {
         let key = entry.seen.key.clone();
         if let Some(wanted) = self.wanted.as_mut().and_then(|all| all.get_mut(&key)) {
             if wanted.stopped.take().is_some() {
-                tracing::info!(cluster = %wanted.pool.cluster.name, catalog = wanted.pool.catalog_name(), "warm pool is refilled again");
+                tracing::info!(cluster = %wanted.pool.cluster.name, profile = wanted.pool.profile_name(), catalog = wanted.pool.catalog_name(), "warm pool is refilled again");
             }
             wanted.failures = 0;
             if wanted.early_ends == 0 {
@@ -323,8 +323,8 @@ impl Pools {
             return;
         }
         let cluster = &wanted.pool.cluster.name;
-        let catalog = wanted.pool.catalog_name();
-        tracing::info!(%cluster, catalog, cause = why, "a pod of a warm pool failed");
+        let (profile, catalog) = (wanted.pool.profile_name(), wanted.pool.catalog_name());
+        tracing::info!(%cluster, profile, catalog, cause = why, "a pod of a warm pool failed");
     }
 
     /// Takes an available pod for one starter. `session` makes several managers
@@ -432,6 +432,7 @@ impl Pools {
             let creating = self.creating.values().filter(|(of, _)| of == key).count();
             WarmPoolStatus {
                 cluster: wanted.pool.cluster.name.clone(),
+                profile: wanted.pool.profile_name().to_owned(),
                 catalog: wanted.pool.catalog_name(),
                 available: available.len(),
                 starting: starting.len() + creating,
