@@ -226,6 +226,28 @@ pub struct Profile {
     /// others.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub warm_pods: u32,
+    /// Workers of the sessions with this profile; `None` means those of the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workers: Option<ProfileWorkers>,
+}
+
+/// What a profile changes about the workers of a distributed engine; `None` means as
+/// the cluster says.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProfileWorkers {
+    /// Workers that a session keeps from its start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<u32>,
+    /// Most workers of a session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<u32>,
+    /// CPU of a worker, request and limit, as a Kubernetes quantity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<String>,
+    /// Memory of a worker, request and limit, as a Kubernetes quantity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<String>,
 }
 
 /// Worker pods of a distributed engine: workers of Sail, executors of Spark.

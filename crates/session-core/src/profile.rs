@@ -1,6 +1,6 @@
 //! Profiles: named sizes of the pods of a cluster. A session has one for its life.
 
-use crate::cluster::{Cluster, KubernetesPods, Profile, Provider};
+use crate::cluster::{Cluster, KubernetesPods, KubernetesWorkers, Profile, ProfileWorkers, Provider};
 use crate::id::ProfileName;
 use std::collections::BTreeMap;
 
@@ -72,6 +72,9 @@ impl KubernetesPods {
             pods.driver_memory = profile.driver_memory.or(pods.driver_memory);
             pods.node_selector.extend(profile.node_selector);
             pods.tolerations.extend(profile.tolerations);
+            if let (Some(all), Some(own)) = (&pods.workers, &profile.workers) {
+                pods.workers = Some(all.sized(own));
+            }
             pods.warm_pods = match profile.warm_pods {
                 0 if profile.default => pods.warm_pods,
                 own => own,
@@ -80,6 +83,20 @@ impl KubernetesPods {
         pods.profile = Some(name.clone());
         pods.profiles.clear();
         pods
+    }
+}
+
+impl KubernetesWorkers {
+    /// These workers with what a profile changes.
+    pub fn sized(&self, profile: &ProfileWorkers) -> Self {
+        let own = profile.clone();
+        Self {
+            min: own.min.unwrap_or(self.min),
+            max: own.max.unwrap_or(self.max),
+            cpu: own.cpu.unwrap_or_else(|| self.cpu.clone()),
+            memory: own.memory.unwrap_or_else(|| self.memory.clone()),
+            ..self.clone()
+        }
     }
 }
 
@@ -146,6 +163,39 @@ mod tests {
         let default = cluster.choose_profile(None).unwrap();
         assert_eq!(default.as_ref().map(ProfileName::as_str), Some("small"));
         assert_eq!(pods(&cluster.with_profile(None).unwrap()).cpu, "1");
+    }
+
+    #[test]
+    fn workers_have_what_the_profile_changes() {
+        let mut cluster = cluster(&[("large", "8", false), ("small", "1", true)]);
+        let Provider::Kubernetes(all) = &mut cluster.provider else {
+            panic!("not kubernetes");
+        };
+        let common = KubernetesWorkers {
+            min: 1,
+            max: 4,
+            cpu: "2".to_owned(),
+            memory: "8Gi".to_owned(),
+            idle_seconds: Some(30),
+            service_account: Some("workers".to_owned()),
+        };
+        all.workers = Some(common.clone());
+        all.profiles.get_mut("large").unwrap().workers = Some(ProfileWorkers {
+            max: Some(16),
+            memory: Some("32Gi".to_owned()),
+            ..ProfileWorkers::default()
+        });
+        let workers = |name: &str| {
+            let sized = cluster.with_profile(Some(&name.parse().unwrap())).unwrap();
+            pods(&sized).workers.clone().unwrap()
+        };
+        assert_eq!(workers("small"), common);
+        let large = KubernetesWorkers {
+            max: 16,
+            memory: "32Gi".to_owned(),
+            ..common
+        };
+        assert_eq!(workers("large"), large);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::non_empty;
 use crate::error::Refused;
 use crate::v1;
-use session_core::cluster::{TaintEffect, Toleration};
+use session_core::cluster::{ProfileWorkers, TaintEffect, Toleration};
 use session_core::{Cluster, KubernetesPods, KubernetesWorkers, PodTemplate, Profile};
 
 /// The profiles that every user of the cluster may see.
@@ -64,6 +64,25 @@ fn profile(profile: &Profile) -> v1::KubernetesProfile {
         tolerations: profile.tolerations.iter().map(toleration).collect(),
         default: profile.default,
         warm_pods: profile.warm_pods,
+        workers: profile.workers.as_ref().map(profile_workers),
+    }
+}
+
+fn profile_workers(workers: &ProfileWorkers) -> v1::KubernetesProfileWorkers {
+    v1::KubernetesProfileWorkers {
+        min: workers.min,
+        max: workers.max,
+        cpu: workers.cpu.clone().unwrap_or_default(),
+        memory: workers.memory.clone().unwrap_or_default(),
+    }
+}
+
+fn from_profile_workers(wire: v1::KubernetesProfileWorkers) -> ProfileWorkers {
+    ProfileWorkers {
+        min: wire.min,
+        max: wire.max,
+        cpu: non_empty(wire.cpu),
+        memory: non_empty(wire.memory),
     }
 }
 
@@ -77,6 +96,7 @@ fn from_profile(wire: v1::KubernetesProfile) -> Result<Profile, Refused> {
         tolerations: from_tolerations(wire.tolerations)?,
         default: wire.default,
         warm_pods: wire.warm_pods,
+        workers: wire.workers.map(from_profile_workers),
     })
 }
 
@@ -210,6 +230,11 @@ mod tests {
                     }],
                     default: true,
                     warm_pods: 2,
+                    workers: Some(ProfileWorkers {
+                        min: Some(0),
+                        cpu: Some("4".into()),
+                        ..ProfileWorkers::default()
+                    }),
                 },
             )]
             .into(),
