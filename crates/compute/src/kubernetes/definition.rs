@@ -7,7 +7,7 @@ use crate::properties::{
     Problems, check_engine_properties, is_jvm_size, jvm_bytes, must_be_absolute, must_be_for_spark,
 };
 use session_core::cluster::Toleration;
-use session_core::{CatalogName, Cluster, Engine, KubernetesPods, OrgId, ProfileName, Provider};
+use session_core::{CatalogName, Cluster, Engine, KubernetesPods, OrgId, Profile, ProfileName, Provider};
 use std::collections::BTreeMap;
 
 /// One definition has no more pull secrets, node labels, tolerations or words
@@ -270,7 +270,6 @@ mod tests {
     use crate::testing::kubernetes_cluster;
     use crate::validate_cluster;
     use session_core::KubernetesWorkers;
-    use session_core::Profile;
     use session_core::cluster::TaintEffect;
 
     fn wrong(engine: Engine, edit: impl FnOnce(&mut KubernetesPods)) -> Vec<String> {

@@ -57,6 +57,7 @@ use pool::{Pools, Reserved};
 use reasons::{Verdict, judge};
 use session_core::Cluster;
 use session_core::machine::Observation;
+use session_core::route::Secret;
 use starter::Starter;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -80,6 +81,9 @@ pub struct KubernetesConfig {
     pub max_starting: usize,
     /// The installation that the pods belong to.
     pub install_id: String,
+    /// Key of the hash in the label of pods of warm pools: the same at all managers of
+    /// the installation and over restarts, and unknown to whoever reads pods.
+    pub pool_secret: Secret,
     /// Whether a network policy denies everything in these namespaces, so that
     /// each session with workers needs one that connects its pods.
     pub is_isolated: bool,

@@ -118,7 +118,7 @@ impl KubernetesSettings {
         }
     }
 
-    async fn provider(&self, install_id: String) -> Result<KubernetesProvider> {
+    async fn provider(&self, installation: Installation) -> Result<KubernetesProvider> {
         let kubeconfig = Some(self.kubeconfig.as_path()).filter(|path| !path.as_os_str().is_empty());
         let client = compute::kubernetes::connect(kubeconfig).await?;
         let config = KubernetesConfig {
@@ -126,7 +126,8 @@ impl KubernetesSettings {
             anchor: Some(self.anchor.clone()).filter(|name| !name.is_empty()),
             max_pods: self.max_pods,
             max_starting: self.max_starting,
-            install_id,
+            install_id: installation.id,
+            pool_secret: installation.pool_secret,
             is_isolated: self.isolated,
         };
         Ok(KubernetesProvider::new(config, client))
@@ -260,8 +261,8 @@ impl ComputeConfig {
             registry = registry.with(ProviderKind::Process, provider);
         }
         if let Some(settings) = &self.kubernetes {
-            let install_id = installation::id(store).await.context("store.url")?;
-            let provider = settings.provider(install_id).await;
+            let installation = installation::read(store).await.context("store.url")?;
+            let provider = settings.provider(installation).await;
             let provider = provider.context("compute.kubernetes")?;
             registry = registry.with(ProviderKind::Kubernetes, Arc::new(provider));
         }

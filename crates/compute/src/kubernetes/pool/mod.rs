@@ -36,10 +36,10 @@ use std::time::Duration;
 
 impl WarmPools for KubernetesProvider {
     fn set(&self, pools: Vec<WarmPool>, refill_for: Duration) {
-        let install_id = &self.shared.config.install_id;
+        let config = &self.shared.config;
         let mut wanted = BTreeMap::new();
         for pool in pools {
-            match PoolKey::of_pool(&pool, install_id) {
+            match PoolKey::of_pool(&pool, config) {
                 Ok(key) => drop(wanted.insert(key, pool)),
                 Err(cause) => {
                     tracing::warn!(cluster = %pool.cluster.name, profile = pool.profile_name(), catalog = pool.catalog_name(), cause = %cause.text, detail = %cause.detail, "warm pool cannot be used");
@@ -69,7 +69,7 @@ impl Shared {
         if pods.warm_pods == 0 {
             return None;
         }
-        PoolKey::of_session(spec, &self.config.install_id).ok()
+        PoolKey::of_session(spec, &self.config).ok()
     }
 
     /// Whether the pod `uid` is the one that stays, if several have this session

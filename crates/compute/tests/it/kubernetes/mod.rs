@@ -15,6 +15,7 @@ use compute::{ComputeProvider, ComputeSpec, Found, KubernetesConfig, KubernetesP
 use futures::StreamExt;
 use serde_json::{Value, json};
 use session_core::machine::Observation;
+use session_core::route::Secret;
 use session_core::{Engine, Provider};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -30,6 +31,7 @@ pub(crate) fn provider_config() -> KubernetesConfig {
         max_pods: 100,
         max_starting: 10,
         install_id: "install".to_owned(),
+        pool_secret: Secret::new("secret of this installation".to_owned()),
         is_isolated: false,
     }
 }
