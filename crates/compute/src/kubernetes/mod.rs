@@ -8,6 +8,7 @@
 //! works ─ what this manager started       api ─ the calls, bounded in time
 //! connect ─ the client of the API server   shared ─ works and watched pods, for all
 //! pool ─ pods without a session           owners ─ pods that sessions claimed
+//! log_tail ─ the end of a log, without secrets
 //! distributed ─ engines whose driver creates worker pods
 //! ```
 //!
@@ -22,6 +23,7 @@ mod definition;
 mod distributed;
 mod dry_run;
 mod layout;
+mod log_tail;
 mod names;
 mod owners;
 mod pod;
@@ -213,10 +215,10 @@ impl KubernetesProvider {
                 let (namespace, name) = (metadata.namespace.as_deref(), metadata.name.as_deref());
                 let cause = shared
                     .with_log(
+                        spec,
                         namespace.unwrap_or_default(),
                         name.unwrap_or_default(),
                         cause,
-                        &[],
                     )
                     .await;
                 shared

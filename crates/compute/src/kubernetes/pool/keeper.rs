@@ -245,8 +245,12 @@ impl Shared {
                 }),
             };
             let version = probe::until_ready(&target, &question, |_| {}).await;
-            let version =
-                version.map_err(|cause| user_message::masked(&cause, target.credential.as_slice()))?;
+            let version = version.map_err(|cause| {
+                let plan = pool_plan(pool, &pod.key, &pod.name, &self.config.install_id, None);
+                let mut secrets = plan.map_or_else(|_| Vec::new(), |plan| plan.secrets);
+                secrets.extend(target.credential.clone());
+                user_message::masked(&cause, &secrets)
+            })?;
             Ok(Route {
                 endpoint: target.address,
                 tls_server_name: None,

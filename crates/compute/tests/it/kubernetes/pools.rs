@@ -47,7 +47,7 @@ pub(super) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) 
 }
 
 /// Plays scheduler and kubelet: every new pod of a pool runs at `ip`.
-fn kubelet(fake: &FakeKube, ip: IpAddr) -> tokio::task::JoinHandle<()> {
+pub(super) fn kubelet(fake: &FakeKube, ip: IpAddr) -> tokio::task::JoinHandle<()> {
     let fake = fake.clone();
     tokio::spawn(async move {
         loop {
