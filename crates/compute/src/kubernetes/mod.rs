@@ -8,6 +8,7 @@
 //! works ─ what this manager started       api ─ the calls, bounded in time
 //! connect ─ the client of the API server   shared ─ works and watched pods, for all
 //! pool ─ pods without a session           owners ─ pods that sessions claimed
+//! duplicates ─ second pods of a session
 //! log_tail ─ the end of a log, without secrets
 //! distributed ─ engines whose driver creates worker pods
 //! ```
@@ -22,6 +23,7 @@ mod connect;
 mod definition;
 mod distributed;
 mod dry_run;
+mod duplicates;
 mod layout;
 mod log_tail;
 mod names;
@@ -135,6 +137,7 @@ impl KubernetesProvider {
             pools_changed: Arc::default(),
         });
         tokio::spawn(pool::keep(Arc::downgrade(&shared), stop.clone()));
+        tokio::spawn(duplicates::sweep_duplicates(Arc::downgrade(&shared), stop.clone()));
         for (namespace, writer) in writers {
             let weak = Arc::downgrade(&shared);
             tokio::spawn(watcher::watch_events(

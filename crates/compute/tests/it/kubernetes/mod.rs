@@ -2,6 +2,7 @@
 
 mod definitions;
 mod distributed;
+mod duplicates;
 mod failures;
 mod kills;
 mod life;
