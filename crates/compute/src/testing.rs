@@ -56,6 +56,7 @@ pub(crate) fn kubernetes_config() -> crate::KubernetesConfig {
         anchor: None,
         max_pods: 100,
         max_starting: 10,
+        warm_max_age: None,
         install_id: "install".to_owned(),
         pool_secret: session_core::route::Secret::new("secret of this installation".to_owned()),
         is_isolated: false,

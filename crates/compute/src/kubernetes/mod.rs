@@ -83,6 +83,9 @@ pub struct KubernetesConfig {
     pub max_pods: usize,
     /// Limit on the pods that this manager starts at a time.
     pub max_starting: usize,
+    /// Age above which a pod of a warm pool is replaced, counted from its creation;
+    /// `None` means never.
+    pub warm_max_age: Option<Duration>,
     /// The installation that the pods belong to.
     pub install_id: String,
     /// Key of the hash in the label of pods of warm pools: the same at all managers of

@@ -2,6 +2,7 @@
 
 use super::entry::{Action, SeenPod, SeenState};
 use super::key::{PoolKey, pool_plan};
+use super::state::Limits;
 use crate::connector::Target;
 use crate::kubernetes::Shared;
 use crate::kubernetes::names::POOL_LABEL;
@@ -57,9 +58,12 @@ impl Shared {
             return;
         }
         let seen = self.pool_pods();
-        let room = self.config.max_pods.saturating_sub(self.count());
-        let max_starting = (self.config.max_starting / 2).max(1);
-        let actions = self.pools.lock().scan(seen, max_starting, room);
+        let limits = Limits {
+            max_starting: (self.config.max_starting / 2).max(1),
+            room: self.config.max_pods.saturating_sub(self.count()),
+            max_age: self.config.warm_max_age,
+        };
+        let actions = self.pools.lock().scan(seen, &limits);
         for action in actions {
             let shared = Arc::clone(self);
             match action {

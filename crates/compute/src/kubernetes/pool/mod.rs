@@ -3,6 +3,7 @@
 //! ```text
 //! key   ─ the start configuration of a pool, its hash, and the pod made from it
 //! state, entry ─ pools and their pods: data, and what is to be done, without calls
+//! state/fill ─ how many pods there are: created, deleted, replaced
 //! keeper ─ the task that does it: creates, asks, deletes
 //! claim ─ a starter takes a pod for its session
 //! ```
