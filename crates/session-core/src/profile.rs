@@ -79,6 +79,9 @@ impl KubernetesPods {
                 0 if profile.default => pods.warm_pods,
                 own => own,
             };
+            if pods.warm_pods == 0 {
+                pods.warm_catalogs.clear();
+            }
         }
         pods.profile = Some(name.clone());
         pods.profiles.clear();
