@@ -417,8 +417,11 @@ impl Registry {
         let each = move |out: &mut String| {
             for (values, value) in shown.0.lock().iter() {
                 let values: Vec<String> = values.iter().map(|text| escaped(text)).collect();
-                let pairs: Vec<(&'static str, &str)> =
-                    labels.iter().copied().zip(values.iter().map(String::as_str)).collect();
+                let pairs: Vec<(&'static str, &str)> = labels
+                    .iter()
+                    .copied()
+                    .zip(values.iter().map(String::as_str))
+                    .collect();
                 sample(out, name, "", &pairs, None, *value);
             }
         };
@@ -482,7 +485,9 @@ impl std::fmt::Debug for Registry {
 
 /// A label value as the text format writes it.
 fn escaped(text: &str) -> String {
-    text.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
+    text.replace('\\', r"\\")
+        .replace('"', "\\\"")
+        .replace('\n', r"\n")
 }
 
 fn sample(

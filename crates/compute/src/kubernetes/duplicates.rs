@@ -77,7 +77,10 @@ impl Shared {
     pub(super) async fn stays(&self, namespace: &str, spec: &ComputeSpec, uid: &str) -> Result<bool, Error> {
         let pods = self.api.pods_of(namespace, &spec.key, spec.generation).await;
         let pods = pods.map_err(|error| Error::Unavailable(error.to_string()))?;
-        let first = pods.iter().filter(|pod| is_live(pod)).min_by_key(|pod| Rank::of(pod));
+        let first = pods
+            .iter()
+            .filter(|pod| is_live(pod))
+            .min_by_key(|pod| Rank::of(pod));
         Ok(first.is_none_or(|pod| pod.metadata.uid.as_deref() == Some(uid)))
     }
 

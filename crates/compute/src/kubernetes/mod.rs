@@ -140,7 +140,10 @@ impl KubernetesProvider {
             pools_changed: Arc::default(),
         });
         tokio::spawn(pool::keep(Arc::downgrade(&shared), stop.clone()));
-        tokio::spawn(duplicates::sweep_duplicates(Arc::downgrade(&shared), stop.clone()));
+        tokio::spawn(duplicates::sweep_duplicates(
+            Arc::downgrade(&shared),
+            stop.clone(),
+        ));
         for (namespace, writer) in writers {
             let weak = Arc::downgrade(&shared);
             tokio::spawn(watcher::watch_events(

@@ -316,14 +316,7 @@ impl Starter {
             credential,
             allow: None,
         };
-        let mut secrets = match &progress.plan {
-            Some(plan) => plan.secrets.clone(),
-            None => {
-                let shared = &self.shared;
-                let read = shared.masks_of(&self.spec, self.namespace(), &self.name).await;
-                read.unwrap_or_else(|planned| planned)
-            }
-        };
+        let mut secrets = self.masks(progress).await;
         secrets.extend(target.credential.clone());
         let question = Question {
             user_id: self.spec.key.id.to_string(),
@@ -364,6 +357,16 @@ impl Starter {
             }
             Err(cause) => Err(End::failed(user_message::masked(&cause, &secrets), true)),
         }
+    }
+
+    /// What must not appear in the engine's answers.
+    async fn masks(&self, progress: &Progress) -> Vec<Secret> {
+        if let Some(plan) = &progress.plan {
+            return plan.secrets.clone();
+        }
+        let shared = &self.shared;
+        let read = shared.masks_of(&self.spec, self.namespace(), &self.name);
+        read.await.unwrap_or_else(|planned| planned)
     }
 
     /// Deletes the pod if the generation has another one that stays. The check at

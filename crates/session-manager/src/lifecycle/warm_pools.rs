@@ -155,7 +155,8 @@ impl WarmPoolFeed {
 /// The cluster in the size of each profile that has warm pods, and their number.
 fn sizes(cluster: &Cluster) -> Vec<(Cluster, usize)> {
     let names = cluster.profiles().keys();
-    let mut profiles: Vec<Option<ProfileName>> = names.filter_map(|name| name.parse().ok().map(Some)).collect();
+    let mut profiles: Vec<Option<ProfileName>> =
+        names.filter_map(|name| name.parse().ok().map(Some)).collect();
     if cluster.profiles().is_empty() {
         profiles.push(None);
     }
@@ -198,12 +199,10 @@ mod tests {
 
     impl WarmPools for Recorder {
         fn set(&self, pools: Vec<WarmPool>, refill_for: Duration) {
-            let names = pools
-                .iter()
-                .map(|pool| {
-                    let (profile, catalog) = (pool.profile_name(), pool.catalog_name());
-                    format!("{}/{profile} {catalog} {}", pool.cluster.name, pool.size)
-                });
+            let names = pools.iter().map(|pool| {
+                let (profile, catalog) = (pool.profile_name(), pool.catalog_name());
+                format!("{}/{profile} {catalog} {}", pool.cluster.name, pool.size)
+            });
             self.calls.lock().push((names.collect(), refill_for));
         }
 

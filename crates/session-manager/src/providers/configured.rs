@@ -79,7 +79,7 @@ pub struct KubernetesSettings {
     #[serde(default = "max_starting_pods")]
     pub max_starting: usize,
     /// Age above which a warm pod is replaced; 0 means never, else at least
-    /// [`MIN_WARM_AGE`].
+    /// 10 minutes.
     #[serde(default = "warm_pod_max_age", with = "duration")]
     pub warm_pod_max_age: Duration,
     /// Whether network policies deny everything in these namespaces; then each

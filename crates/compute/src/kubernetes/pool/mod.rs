@@ -27,8 +27,8 @@ pub(super) use key::PoolKey;
 pub(super) use state::Pools;
 
 use super::{KubernetesProvider, Shared};
-use crate::warm_pools::{PoolUse, WarmPool, WarmPoolStatus, WarmPools};
 use crate::ComputeSpec;
+use crate::warm_pools::{PoolUse, WarmPool, WarmPoolStatus, WarmPools};
 use session_core::Provider;
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -177,7 +177,10 @@ async fn without_the_secret_of_its_pod_no_log_is_shown() {
     let exited = json!({"terminated": {"reason": "Error", "exitCode": 3}});
     fake.edit_pod(&name(&spec), |pod| pod["status"] = status("Failed", &exited, ip));
     let (cause, _) = until_failed_with(&provider, &spec).await;
-    assert_eq!((cause.text.as_str(), cause.detail.as_str()), ("spark exited with code 3", ""));
+    assert_eq!(
+        (cause.text.as_str(), cause.detail.as_str()),
+        ("spark exited with code 3", "")
+    );
 }
 
 #[tokio::test]

@@ -82,10 +82,7 @@ impl Pools {
     pub(super) fn refill(&mut self, actions: &mut Vec<Action>, limits: &Limits) {
         let all_starting =
             self.pods.values().filter(|entry| entry.is_starting()).count() + self.creating.len();
-        let budget = limits
-            .max_starting
-            .saturating_sub(all_starting)
-            .min(limits.room);
+        let budget = limits.max_starting.saturating_sub(all_starting).min(limits.room);
         let mut gaps = self.gaps();
         for _ in 0..budget {
             let open = gaps.iter_mut().filter(|gap| gap.missing > 0);

@@ -139,9 +139,7 @@ async fn pools_are_filled_within_the_limits() {
 async fn scarce_room_goes_to_the_emptiest_pool() {
     let mut world = World::default();
     world.pools.set(wanted(&[(1, 8), (2, 4), (3, 4)]), LEASE);
-    let have = |world: &World| {
-        [1, 2, 3].map(|n| world.pods.iter().filter(|pod| pod.key == key(n)).count())
-    };
+    let have = |world: &World| [1, 2, 3].map(|n| world.pods.iter().filter(|pod| pod.key == key(n)).count());
     // Room for 8 of 16 pods: half of each pool.
     for room in [4, 4] {
         world.pass(room);
