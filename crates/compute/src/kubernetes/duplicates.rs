@@ -51,6 +51,14 @@ fn since(pod: &Pod) -> Option<Timestamp> {
     })
 }
 
+/// A pod of a generation, as a watch shows it.
+struct Member {
+    owner: Owner,
+    namespace: String,
+    /// It has belonged to its session for longer than [`SETTLE`].
+    is_settled: bool,
+}
+
 pub(super) fn is_live(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none()
 }
@@ -121,7 +129,7 @@ impl Shared {
     /// The generations that have several pods as the watches show them, with the
     /// namespaces of the pods; without those whose pods are still being sorted out.
     fn duplicated(&self, now: Timestamp) -> Vec<(Owner, BTreeSet<String>)> {
-        let mut all: BTreeMap<(String, u64), Vec<(Owner, Option<Timestamp>, String)>> = BTreeMap::new();
+        let mut all: BTreeMap<(String, u64), Vec<Member>> = BTreeMap::new();
         for pod in self.namespaces.values().flat_map(Pods::all) {
             let Some(owner) = pod.metadata.labels.as_ref().and_then(Owner::read) else {
                 continue;
@@ -129,15 +137,19 @@ impl Shared {
             if is_live(&pod) {
                 let id = (owner.key.id.to_string(), owner.generation);
                 let namespace = pod.metadata.namespace.clone().unwrap_or_default();
-                all.entry(id).or_default().push((owner, since(&pod), namespace));
+                let is_settled = since(&pod).is_some_and(|at| now.duration_since(at) > SETTLE);
+                all.entry(id).or_default().push(Member {
+                    owner,
+                    namespace,
+                    is_settled,
+                });
             }
         }
-        let settled = |at: &Option<Timestamp>| at.is_some_and(|at| now.duration_since(at) > SETTLE);
         all.into_values()
-            .filter(|pods| pods.len() > 1 && pods.iter().all(|(_, at, _)| settled(at)))
+            .filter(|pods| pods.len() > 1 && pods.iter().all(|pod| pod.is_settled))
             .filter_map(|pods| {
-                let owner = pods.first()?.0.clone();
-                Some((owner, pods.into_iter().map(|(.., namespace)| namespace).collect()))
+                let owner = pods.first()?.owner.clone();
+                Some((owner, pods.into_iter().map(|pod| pod.namespace).collect()))
             })
             .collect()
     }
