@@ -193,7 +193,9 @@ impl PoolMetrics {
     fn show(&self, pools: &[WarmPoolStatus]) {
         let mut all: BTreeMap<(&str, &str), ProfilePools> = BTreeMap::new();
         for pool in pools {
-            let sum = all.entry((pool.cluster.as_str(), pool.profile.as_str())).or_default();
+            let sum = all
+                .entry((pool.cluster.as_str(), pool.profile.as_str()))
+                .or_default();
             sum.available += pool.available;
             sum.starting += pool.starting;
             sum.stopped += usize::from(pool.stopped.is_some());
