@@ -128,7 +128,7 @@ GOOD = {
     "identity provider": ((), OIDC),
     "sessions as pods": ((), KUBERNETES),
     "sessions as pods, everything": ((), merged(KUBERNETES, at("sessionManager.kubernetes", {
-        "createNamespaces": True, "maxPods": 500, "maxStarting": 20,
+        "createNamespaces": True, "maxPods": 500, "maxStarting": 20, "warmPodMaxAge": "12h",
         "extraRules": [{"apiGroups": [""], "resources": ["services"], "verbs": ["get"]}],
         "networkPolicy": {"egress": [{"cidr": "0.0.0.0/0", "except": ["10.0.0.0/8"], "ports": [443]}, {"cidr": "10.9.0.0/16"}]}}))),
     "sessions as pods without isolation": ((), merged(KUBERNETES, at("sessionManager.kubernetes.networkPolicy.enabled", False))),

@@ -49,6 +49,20 @@ pub(crate) fn kubernetes_cluster(engine: Engine) -> Cluster {
     fixtures::cluster("main", engine, fixtures::pods("sessions"))
 }
 
+/// A configuration for pods of no API server.
+pub(crate) fn kubernetes_config() -> crate::KubernetesConfig {
+    crate::KubernetesConfig {
+        namespaces: vec!["sessions".to_owned()],
+        anchor: None,
+        max_pods: 100,
+        max_starting: 10,
+        warm_max_age: None,
+        install_id: "install".to_owned(),
+        pool_secret: session_core::route::Secret::new("secret of this installation".to_owned()),
+        is_isolated: false,
+    }
+}
+
 /// A cluster of a driver and workers.
 pub(crate) fn distributed_cluster(engine: Engine) -> Cluster {
     let mut cluster = kubernetes_cluster(engine);

@@ -1,17 +1,17 @@
 //! Compute that is kept ready without a session, so that a session starts without
 //! waiting for its engine.
 //!
-//! A pool belongs to one start configuration: the definition of a cluster, and the
-//! default catalog whose settings the engine reads at its start. A session claims
+//! A pool belongs to one start configuration: the definition of a cluster in the size
+//! of one profile, and the default catalog whose settings the engine reads at its start. A session claims
 //! compute of the pool that has exactly its own configuration, or starts cold.
 
-use session_core::{Catalog, Cluster, ClusterName};
+use session_core::{Catalog, Cluster, ClusterName, ProfileName, Provider};
 use std::time::Duration;
 
 /// One pool that is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WarmPool {
-    /// The cluster.
+    /// The cluster in the size of the pool's profile ([`Cluster::with_profile`]).
     pub cluster: Cluster,
     /// The default catalog of the sessions.
     pub catalog: Option<Catalog>,
@@ -25,6 +25,14 @@ impl WarmPool {
         let catalog = self.catalog.as_ref();
         catalog.map_or_else(String::new, |catalog| format!("{}/{}", catalog.org, catalog.name))
     }
+
+    /// The name of the profile; empty if the cluster has no profiles.
+    pub fn profile_name(&self) -> &str {
+        match &self.cluster.provider {
+            Provider::Kubernetes(pods) => pods.profile.as_ref().map_or("", ProfileName::as_str),
+            Provider::Static { .. } | Provider::Process { .. } => "",
+        }
+    }
 }
 
 /// One pool as this process sees it.
@@ -32,6 +40,8 @@ impl WarmPool {
 pub struct WarmPoolStatus {
     /// The cluster.
     pub cluster: ClusterName,
+    /// The profile; empty if the cluster has no profiles.
+    pub profile: String,
     /// The default catalog, as `org/catalog`; empty without one.
     pub catalog: String,
     /// Computes that can be claimed.

@@ -2,7 +2,8 @@
 //!
 //! A program keeps its families in one struct, made from a [`Registry`] at
 //! start. Label values are enums ([`Label`]), so the number of series is fixed
-//! and all of them exist, at zero, from the first scrape on.
+//! and all of them exist, at zero, from the first scrape on. The exception are
+//! gauges about what operators define, such as clusters: [`Series`].
 
 use parking_lot::Mutex;
 use std::fmt::Write as _;
@@ -305,6 +306,23 @@ impl<M> Deref for Family<(), M> {
     }
 }
 
+/// Gauges whose label values are names of what operators define. A series exists
+/// while what it is about does. At most [`MAX_SERIES`] are kept.
+#[derive(Debug, Default)]
+pub struct Series(Mutex<Vec<(Vec<String>, f64)>>);
+
+/// Most series of one [`Series`].
+pub const MAX_SERIES: usize = 2000;
+
+impl Series {
+    /// Replaces all series: for each the values of the labels, in their order at the
+    /// registration, and the value.
+    pub fn set(&self, mut series: Vec<(Vec<String>, f64)>) {
+        series.truncate(MAX_SERIES);
+        *self.0.lock() = series;
+    }
+}
+
 type Show = Box<dyn Fn(&mut String) + Send + Sync>;
 
 /// All metric families of a program.
@@ -387,6 +405,30 @@ impl Registry {
         );
     }
 
+    /// Registers gauges with these labels, whose values are names of any kind.
+    pub fn series(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: &'static [&'static str],
+    ) -> Arc<Series> {
+        let series = Arc::new(Series::default());
+        let shown = Arc::clone(&series);
+        let each = move |out: &mut String| {
+            for (values, value) in shown.0.lock().iter() {
+                let values: Vec<String> = values.iter().map(|text| escaped(text)).collect();
+                let pairs: Vec<(&'static str, &str)> = labels
+                    .iter()
+                    .copied()
+                    .zip(values.iter().map(String::as_str))
+                    .collect();
+                sample(out, name, "", &pairs, None, *value);
+            }
+        };
+        self.show(name, help, "gauge", Box::new(each));
+        series
+    }
+
     /// All metrics in the Prometheus text format, sorted by name.
     pub fn render(&self) -> String {
         let mut out = String::with_capacity(16 * 1024);
@@ -441,11 +483,18 @@ impl std::fmt::Debug for Registry {
     }
 }
 
+/// A label value as the text format writes it.
+fn escaped(text: &str) -> String {
+    text.replace('\\', r"\\")
+        .replace('"', "\\\"")
+        .replace('\n', r"\n")
+}
+
 fn sample(
     out: &mut String,
     name: &str,
     suffix: &str,
-    labels: &[(&'static str, &'static str)],
+    labels: &[(&'static str, &str)],
     le: Option<f64>,
     value: f64,
 ) {
@@ -497,6 +546,27 @@ mod tests {
         assert_eq!(counter.get(), 3 * threads);
         assert_eq!((histogram.bucket(0), histogram.bucket(1)), (threads, threads));
         assert_eq!(histogram.total(), Duration::from_millis(2500 * threads));
+    }
+
+    #[test]
+    fn series_of_names_come_and_go() {
+        let registry = Registry::new();
+        let pods = registry.series("pods", "Pods.", &["cluster", "state"]);
+        let head = "# HELP pods Pods.\n# TYPE pods gauge\n";
+        assert_eq!(registry.render(), head);
+        let labels = |cluster: &str| vec![cluster.to_owned(), "ready".to_owned()];
+        pods.set(vec![(labels("a"), 2.0), (labels("\"\\\n"), 1.0)]);
+        assert_eq!(
+            registry.render(),
+            format!(
+                "{head}pods{{cluster=\"a\",state=\"ready\"}} 2\n\
+                 pods{{cluster=\"\\\"\\\\\\n\",state=\"ready\"}} 1\n"
+            )
+        );
+        pods.set(vec![(labels("a"), 3.0); MAX_SERIES + 1]);
+        assert_eq!(registry.render().lines().count(), MAX_SERIES + 2);
+        pods.set(Vec::new());
+        assert_eq!(registry.render(), head);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Clusters: providers of compute, and the organizations that may use them.
 
-use crate::id::{ClusterName, OrgId};
+use crate::id::{ClusterName, OrgId, ProfileName};
 use crate::pod_template::PodTemplate;
 use crate::policy::{IdlePolicy, PolicyRange, WakePolicy};
 use serde::{Deserialize, Serialize};
@@ -175,12 +175,13 @@ pub struct KubernetesPods {
     /// Merged over each pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_template: Option<PodTemplate>,
-    /// Pods that are kept ready without a session, in each of the cluster's pools;
-    /// 0 means none.
+    /// Pods of the default profile that are kept ready without a session, in each of
+    /// its pools; 0 means none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub warm_pods: u32,
     /// Default catalogs, as `org/catalog`, for whose sessions pods are kept ready,
-    /// one pool each; empty means one pool for sessions without a default catalog.
+    /// one pool each and profile; empty means one pool of each profile, for sessions
+    /// without a default catalog.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warm_catalogs: Vec<String>,
     /// Service account of the drivers of a distributed engine, with the right to
@@ -191,6 +192,10 @@ pub struct KubernetesPods {
     /// each session is a single pod without access to the API server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workers: Option<KubernetesWorkers>,
+    /// The profile whose size these pods have. Only [`Cluster::with_profile`] sets it;
+    /// it is no part of a definition.
+    #[serde(skip)]
+    pub profile: Option<ProfileName>,
 }
 
 /// Size of a pod and the nodes that it may run on.
@@ -216,6 +221,33 @@ pub struct Profile {
     /// Whether sessions have it that name none. Exactly one profile of a cluster.
     #[serde(default)]
     pub default: bool,
+    /// Pods of this profile that are kept ready without a session, in each of its
+    /// pools; 0 means those of the cluster for the default profile, and none for the
+    /// others.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub warm_pods: u32,
+    /// Workers of the sessions with this profile; `None` means those of the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workers: Option<ProfileWorkers>,
+}
+
+/// What a profile changes about the workers of a distributed engine; `None` means as
+/// the cluster says.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProfileWorkers {
+    /// Workers that a session keeps from its start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<u32>,
+    /// Most workers of a session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<u32>,
+    /// CPU of a worker, request and limit, as a Kubernetes quantity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<String>,
+    /// Memory of a worker, request and limit, as a Kubernetes quantity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<String>,
 }
 
 /// Worker pods of a distributed engine: workers of Sail, executors of Spark.

@@ -1,6 +1,6 @@
 //! Profiles: named sizes of the pods of a cluster. A session has one for its life.
 
-use crate::cluster::{Cluster, KubernetesPods, Profile, Provider};
+use crate::cluster::{Cluster, KubernetesPods, KubernetesWorkers, Profile, ProfileWorkers, Provider};
 use crate::id::ProfileName;
 use std::collections::BTreeMap;
 
@@ -55,7 +55,7 @@ impl Cluster {
         let chosen = self.choose_profile(name.map(ProfileName::as_str))?;
         let mut cluster = self.clone();
         if let (Provider::Kubernetes(pods), Some(name)) = (&mut cluster.provider, chosen) {
-            **pods = pods.sized(name.as_str());
+            **pods = pods.sized(&name);
         }
         Ok(cluster)
     }
@@ -63,18 +63,43 @@ impl Cluster {
 
 impl KubernetesPods {
     /// These pods in the size of one profile, without the others.
-    fn sized(&self, name: &str) -> Self {
+    fn sized(&self, name: &ProfileName) -> Self {
         let mut pods = self.clone();
-        if let Some(profile) = pods.profiles.remove(name) {
+        if let Some(profile) = pods.profiles.remove(name.as_str()) {
             pods.cpu = profile.cpu;
             pods.memory = profile.memory;
             pods.ephemeral_storage = profile.ephemeral_storage.or(pods.ephemeral_storage);
             pods.driver_memory = profile.driver_memory.or(pods.driver_memory);
             pods.node_selector.extend(profile.node_selector);
             pods.tolerations.extend(profile.tolerations);
+            if let (Some(all), Some(own)) = (&pods.workers, &profile.workers) {
+                pods.workers = Some(all.sized(own));
+            }
+            pods.warm_pods = match profile.warm_pods {
+                0 if profile.default => pods.warm_pods,
+                own => own,
+            };
+            if pods.warm_pods == 0 {
+                pods.warm_catalogs.clear();
+            }
         }
+        pods.profile = Some(name.clone());
         pods.profiles.clear();
         pods
+    }
+}
+
+impl KubernetesWorkers {
+    /// These workers with what a profile changes.
+    pub fn sized(&self, profile: &ProfileWorkers) -> Self {
+        let own = profile.clone();
+        Self {
+            min: own.min.unwrap_or(self.min),
+            max: own.max.unwrap_or(self.max),
+            cpu: own.cpu.unwrap_or_else(|| self.cpu.clone()),
+            memory: own.memory.unwrap_or_else(|| self.memory.clone()),
+            ..self.clone()
+        }
     }
 }
 
@@ -141,6 +166,64 @@ mod tests {
         let default = cluster.choose_profile(None).unwrap();
         assert_eq!(default.as_ref().map(ProfileName::as_str), Some("small"));
         assert_eq!(pods(&cluster.with_profile(None).unwrap()).cpu, "1");
+    }
+
+    #[test]
+    fn workers_have_what_the_profile_changes() {
+        let mut cluster = cluster(&[("large", "8", false), ("small", "1", true)]);
+        let Provider::Kubernetes(all) = &mut cluster.provider else {
+            panic!("not kubernetes");
+        };
+        let common = KubernetesWorkers {
+            min: 1,
+            max: 4,
+            cpu: "2".to_owned(),
+            memory: "8Gi".to_owned(),
+            idle_seconds: Some(30),
+            service_account: Some("workers".to_owned()),
+        };
+        all.workers = Some(common.clone());
+        all.profiles.get_mut("large").unwrap().workers = Some(ProfileWorkers {
+            max: Some(16),
+            memory: Some("32Gi".to_owned()),
+            ..ProfileWorkers::default()
+        });
+        let workers = |name: &str| {
+            let sized = cluster.with_profile(Some(&name.parse().unwrap())).unwrap();
+            pods(&sized).workers.clone().unwrap()
+        };
+        assert_eq!(workers("small"), common);
+        let large = KubernetesWorkers {
+            max: 16,
+            memory: "32Gi".to_owned(),
+            ..common
+        };
+        assert_eq!(workers("large"), large);
+    }
+
+    #[test]
+    fn warm_pods_of_the_cluster_are_those_of_the_default_profile() {
+        let mut cluster = cluster(&[("large", "8", false), ("small", "1", true)]);
+        let set = |cluster: &mut Cluster, of_cluster: u32, of_small: u32, of_large: u32| {
+            let Provider::Kubernetes(pods) = &mut cluster.provider else {
+                panic!("not kubernetes");
+            };
+            pods.warm_pods = of_cluster;
+            pods.profiles.get_mut("small").unwrap().warm_pods = of_small;
+            pods.profiles.get_mut("large").unwrap().warm_pods = of_large;
+        };
+        for (of_cluster, of_small, of_large, small, large) in
+            [(3, 0, 0, 3, 0), (3, 0, 1, 3, 1), (0, 2, 1, 2, 1), (0, 0, 1, 0, 1)]
+        {
+            set(&mut cluster, of_cluster, of_small, of_large);
+            let warm = |name: &str| {
+                let sized = cluster.with_profile(Some(&name.parse().unwrap())).unwrap();
+                let profile = pods(&sized).profile.clone();
+                assert_eq!(profile.as_ref().map(ProfileName::as_str), Some(name));
+                pods(&sized).warm_pods
+            };
+            assert_eq!((warm("small"), warm("large")), (small, large));
+        }
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! session-manager's metrics.
 
-use service_kit::metrics::{Counter, DurationGauge, Family, Gauge, Histogram, Label, Registry, SECONDS};
+use compute::warm_pools::WarmPoolStatus;
+use service_kit::metrics::{
+    Counter, DurationGauge, Family, Gauge, Histogram, Label, Registry, SECONDS, Series,
+};
 use session_core::machine::Effect;
 use session_core::session::Making;
 use session_core::{Session, State, Status};
@@ -126,16 +129,6 @@ service_kit::labels! {
     }
 }
 
-service_kit::labels! {
-    /// Compute of a warm pool.
-    pub(crate) enum PoolPod("state") {
-        /// Can be claimed.
-        Available => "available",
-        /// Did not answer yet.
-        Starting => "starting",
-    }
-}
-
 /// The metrics of session-manager. All series exist from registration, at zero.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -160,9 +153,9 @@ pub(crate) struct Metrics {
 struct PoolMetrics {
     starts: Arc<Family<PoolOutcome, Counter>>,
     claims: Arc<Family<(), Histogram>>,
-    pods: Arc<Family<PoolPod, Gauge>>,
-    stopped: Arc<Family<(), Gauge>>,
-    age: Arc<Family<(), DurationGauge>>,
+    pods: Arc<Series>,
+    stopped: Arc<Series>,
+    age: Arc<Series>,
 }
 
 impl PoolMetrics {
@@ -177,17 +170,61 @@ impl PoolMetrics {
                 "Time to claim compute of a warm pool.",
                 SECONDS,
             ),
-            pods: registry.gauge("session_manager_warm_pool_pods", "Compute in warm pools."),
-            stopped: registry.gauge(
+            pods: registry.series(
+                "session_manager_warm_pool_pods",
+                "Compute in warm pools.",
+                &["cluster", "profile", "state"],
+            ),
+            stopped: registry.series(
                 "session_manager_warm_pools_stopped",
                 "Warm pools that are not refilled because their starts fail.",
+                &["cluster", "profile"],
             ),
-            age: registry.duration_gauge(
+            age: registry.series(
                 "session_manager_warm_pool_oldest_seconds",
                 "Age of the oldest available compute in a warm pool.",
+                &["cluster", "profile"],
             ),
         }
     }
+
+    /// Replaces the series by those of these pools; the pools of one cluster and
+    /// profile are added up.
+    fn show(&self, pools: &[WarmPoolStatus]) {
+        let mut all: BTreeMap<(&str, &str), ProfilePools> = BTreeMap::new();
+        for pool in pools {
+            let sum = all
+                .entry((pool.cluster.as_str(), pool.profile.as_str()))
+                .or_default();
+            sum.available += pool.available;
+            sum.starting += pool.starting;
+            sum.stopped += usize::from(pool.stopped.is_some());
+            sum.oldest = sum.oldest.max(pool.oldest.unwrap_or_default());
+        }
+        let (mut pods, mut stopped, mut age) = (Vec::new(), Vec::new(), Vec::new());
+        for ((cluster, profile), sum) in all {
+            let labels = vec![cluster.to_owned(), profile.to_owned()];
+            for (state, count) in [("available", sum.available), ("starting", sum.starting)] {
+                let mut labels = labels.clone();
+                labels.push(state.to_owned());
+                pods.push((labels, count as f64));
+            }
+            stopped.push((labels.clone(), sum.stopped as f64));
+            age.push((labels, sum.oldest.as_secs_f64()));
+        }
+        self.pods.set(pods);
+        self.stopped.set(stopped);
+        self.age.set(age);
+    }
+}
+
+/// The figures of all pools of one cluster and profile.
+#[derive(Default)]
+struct ProfilePools {
+    available: usize,
+    starting: usize,
+    stopped: usize,
+    oldest: Duration,
 }
 
 /// The metrics of orphan collection.
@@ -371,12 +408,8 @@ impl Metrics {
         self.pools.starts.at(PoolOutcome::Different).inc();
     }
 
-    pub(crate) fn pools(&self, available: usize, starting: usize, stopped: usize, oldest: Option<Duration>) {
-        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        self.pools.pods.at(PoolPod::Available).set(number(available));
-        self.pools.pods.at(PoolPod::Starting).set(number(starting));
-        self.pools.stopped.at(()).set(number(stopped));
-        self.pools.age.at(()).set(oldest.unwrap_or_default());
+    pub(crate) fn pools(&self, pools: &[WarmPoolStatus]) {
+        self.pools.show(pools);
     }
 
     pub(crate) fn resolved(&self, status: Status) {

@@ -169,6 +169,9 @@ compute:
     {{- if .maxStarting }}
     max_starting: {{ int .maxStarting }}
     {{- end }}
+    {{- with .warmPodMaxAge }}
+    warm_pod_max_age: {{ . }}
+    {{- end }}
     {{- if and .distributedDrivers .networkPolicy.enabled }}
     isolated: true
     {{- end }}

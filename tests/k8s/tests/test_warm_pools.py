@@ -20,6 +20,10 @@ SAIL = {"image": "berth.test/sail:test", "cpu": "150m", "memory": "512Mi"}
 CLUSTERS = {
     "warm": ("sail", definition(**SAIL, warm_pods=SIZE)),
     "lake": ("sail", definition(**SAIL, warm_pods=1, warm_catalogs=["acme/lake"])),
+    "sized": ("sail", definition(SAIL["image"], cpu=None, memory=None, profiles={
+        "small": {"cpu": "150m", "memory": "512Mi", "default": True},
+        "large": {"cpu": "200m", "memory": "640Mi", "warm_pods": 1},
+    })),
     "broken": ("sail", definition(**SAIL, command=["/nowhere/sail"], warm_pods=1)),
 }
 CATALOG = """
@@ -127,10 +131,23 @@ def test_default_catalogs_have_a_pool_of_their_own(services: Services) -> None:
         close(services, each)
 
 
+def test_a_profile_has_a_pool_of_its_own(services: Services) -> None:
+    wait_full(services, "sized", 1)
+    assert pool(services, "sized")["profile"] == "large"
+    small, large = create(services, "sized")["id"], create(services, "sized", "--profile", "large")["id"]
+    assert [pod["metadata"]["name"] for pod in pods(f"berth/session={small}")] == [f"{small}-g1"], "no warm pods of this size"
+    (claimed,) = pods(f"berth/session={large}")
+    assert claimed["metadata"]["name"].startswith("warm-")
+    assert claimed["spec"]["containers"][0]["resources"]["limits"]["cpu"] == "200m"
+    assert services.query(large) == "499500"
+    for each in (small, large):
+        close(services, each)
+
+
 def test_a_pool_that_fails_stops_with_the_reason(services: Services) -> None:
     stopped = kube.wait_until("the pool stopped", lambda: pool(services, "broken").get("stopped"), timeout=120)
     assert "sail could not be started in its image" in stopped, stopped
-    kube.wait_until("it is counted", lambda: metrics(services)["session_manager_warm_pools_stopped"] == 1, timeout=10)
+    kube.wait_until("it is counted", lambda: metrics(services).get('session_manager_warm_pools_stopped{cluster="broken",profile=""}') == 1, timeout=10)
 
 
 def test_a_killed_manager_keeps_claimed_pods_and_the_pool(services: Services) -> None:

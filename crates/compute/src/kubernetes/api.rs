@@ -4,7 +4,7 @@
 //! pool needs the patch that claims it.
 
 use super::names::{GENERATION_LABEL, INSTALL_LABEL, Owner, ROLE_LABEL, Role, SESSION_LABEL};
-use super::pod::{CONTAINER, TOKEN_KEY};
+use super::pod::{CONTAINER, MASKS_KEY, TOKEN_KEY};
 use super::reasons::PodEvent;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod, Secret as KubeSecret};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -233,6 +233,25 @@ impl KubeApi {
         Ok(token
             .and_then(|bytes| String::from_utf8(bytes.0).ok())
             .map(Secret::new))
+    }
+
+    /// Everything that must not appear in the log tail of a pod, from its Secret; empty
+    /// without a Secret.
+    pub(super) async fn masks(&self, namespace: &str, name: &str) -> Result<Vec<Secret>, Error> {
+        let secret = bounded(self.secrets(namespace).get_opt(name)).await?;
+        let mut data = secret.and_then(|secret| secret.data).unwrap_or_default();
+        let token = data
+            .remove(TOKEN_KEY)
+            .and_then(|bytes| String::from_utf8(bytes.0).ok());
+        let masks = data
+            .remove(MASKS_KEY)
+            .and_then(|bytes| serde_json::from_slice::<Vec<String>>(&bytes.0).ok());
+        Ok(masks
+            .unwrap_or_default()
+            .into_iter()
+            .chain(token)
+            .map(Secret::new)
+            .collect())
     }
 
     /// The anchor as owner of pods; `None` if it does not exist.

@@ -7,7 +7,7 @@ use crate::properties::{
     Problems, check_engine_properties, is_jvm_size, jvm_bytes, must_be_absolute, must_be_for_spark,
 };
 use session_core::cluster::Toleration;
-use session_core::{CatalogName, Cluster, Engine, KubernetesPods, OrgId, ProfileName, Provider};
+use session_core::{CatalogName, Cluster, Engine, KubernetesPods, OrgId, Profile, ProfileName, Provider};
 use std::collections::BTreeMap;
 
 /// One definition has no more pull secrets, node labels, tolerations or words
@@ -60,30 +60,48 @@ pub(crate) fn check_definition(cluster: &Cluster, problems: &mut Problems) {
     check_warm(pods, problems);
 }
 
-fn check_warm(pods: &KubernetesPods, problems: &mut Problems) {
-    if pods.warm_pods > MAX_WARM_PODS {
-        problems.add("warm_pods", format!("must not be more than {MAX_WARM_PODS}"));
+/// The numbers of warm pods, of the cluster and of each profile.
+fn check_warm_pods(pods: &KubernetesPods, problems: &mut Problems) {
+    let of_profiles = pods.profiles.iter().map(|(name, profile)| {
+        let field = format!("profiles.{}.warm_pods", printable::escape(name));
+        (field, profile.warm_pods)
+    });
+    for (field, count) in std::iter::once(("warm_pods".to_owned(), pods.warm_pods)).chain(of_profiles) {
+        if count > MAX_WARM_PODS {
+            problems.add(field, format!("must not be more than {MAX_WARM_PODS}"));
+        } else if count > 0 && pods.workers.is_some() {
+            problems.add(
+                field,
+                "must be 0 with workers: a driver has the name of its session",
+            );
+        }
     }
+    let is_set_twice = |profile: &Profile| profile.default && profile.warm_pods > 0 && pods.warm_pods > 0;
+    if pods.profiles.values().any(is_set_twice) {
+        problems.add(
+            "warm_pods",
+            "must not be set beside warm_pods of the default profile: both are for its pods",
+        );
+    }
+}
+
+fn check_warm(pods: &KubernetesPods, problems: &mut Problems) {
+    check_warm_pods(pods, problems);
     if pods.warm_catalogs.len() > MAX_ENTRIES {
         problems.add(
             "warm_catalogs",
             format!("must not have more than {MAX_ENTRIES} entries"),
         );
     }
-    if pods.warm_pods > 0 && pods.workers.is_some() {
-        problems.add(
-            "warm_pods",
-            "must be 0 with workers: a driver has the name of its session",
-        );
-    }
+    let has_pools = pods.warm_pods > 0 || pods.profiles.values().any(|profile| profile.warm_pods > 0);
     let is_catalog = |text: &String| {
         text.split_once('/')
             .is_some_and(|(org, name)| org.parse::<OrgId>().is_ok() && name.parse::<CatalogName>().is_ok())
     };
     if !pods.warm_catalogs.iter().all(is_catalog) {
         problems.add("warm_catalogs", "must be catalogs, as org/catalog");
-    } else if pods.warm_pods == 0 && !pods.warm_catalogs.is_empty() {
-        problems.add("warm_catalogs", "needs warm_pods");
+    } else if !has_pools && !pods.warm_catalogs.is_empty() {
+        problems.add("warm_catalogs", "needs warm_pods, of the cluster or a profile");
     }
 }
 
@@ -250,196 +268,4 @@ fn is_label_value(value: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::kubernetes_cluster;
-    use crate::validate_cluster;
-    use session_core::KubernetesWorkers;
-    use session_core::Profile;
-    use session_core::cluster::TaintEffect;
-
-    fn wrong(engine: Engine, edit: impl FnOnce(&mut KubernetesPods)) -> Vec<String> {
-        let mut cluster = kubernetes_cluster(engine);
-        if let Provider::Kubernetes(pods) = &mut cluster.provider {
-            edit(pods);
-        }
-        match validate_cluster(&cluster) {
-            Ok(()) => Vec::new(),
-            Err(invalid) => invalid.problems.into_iter().map(|problem| problem.key).collect(),
-        }
-    }
-
-    #[test]
-    fn a_complete_definition_is_accepted() {
-        let named = wrong(Engine::Spark, |pods| {
-            pods.command = vec!["/usr/bin/java".into()];
-            pods.image_pull_secrets = vec!["registry.example".into()];
-            pods.node_selector = [("example.org/disk".to_owned(), "ssd".to_owned())].into();
-            pods.tolerations = vec![Toleration {
-                key: "spot".into(),
-                value: Some(String::new()),
-                effect: Some(TaintEffect::NoSchedule),
-            }];
-            pods.properties = [("spark.sql.x".to_owned(), "1".to_owned())].into();
-            pods.spark_home = Some("/opt/spark".into());
-            pods.python = Some("/usr/bin/python3".into());
-            pods.driver_memory = Some("1g".into());
-            pods.ephemeral_storage = Some("20Gi".into());
-            pods.warm_pods = 2;
-            pods.warm_catalogs = vec!["acme/lake".into()];
-        });
-        assert_eq!(named, Vec::<String>::new());
-    }
-
-    #[test]
-    fn every_wrong_field_is_named() {
-        let named = wrong(Engine::Sail, |pods| {
-            pods.namespace = "Sessions".into();
-            pods.image = "sail 1".into();
-            pods.command = vec!["sail\n".into()];
-            pods.image_pull_secrets = vec!["a/b".into()];
-            pods.node_selector = [("a b".to_owned(), "x".to_owned())].into();
-            pods.tolerations = vec![Toleration::default()];
-            pods.cpu = "0".into();
-            pods.memory = "2Gb".into();
-            pods.driver_memory = Some("1g".into());
-            pods.spark_home = Some("/opt/spark".into());
-            pods.python = Some("/usr/bin/python3".into());
-            pods.properties = [("LD_PRELOAD".to_owned(), "/x.so".to_owned())].into();
-        });
-        assert_eq!(
-            named,
-            [
-                "namespace",
-                "image",
-                "command",
-                "image_pull_secrets",
-                "node_selector",
-                "tolerations",
-                "cpu",
-                "memory",
-                "driver_memory",
-                "spark_home",
-                "python",
-                "LD_PRELOAD"
-            ]
-        );
-    }
-
-    #[test]
-    fn a_heap_must_fit_and_a_master_must_be_local() {
-        let named = wrong(Engine::Spark, |pods| {
-            pods.memory = "2Gi".into();
-            pods.driver_memory = Some("2g".into());
-            pods.python = Some("python3".into());
-            pods.properties = [("spark.master".to_owned(), "k8s://https://a".to_owned())].into();
-        });
-        assert_eq!(named, ["driver_memory", "python", "spark.master"]);
-        assert_eq!(
-            wrong(Engine::Spark, |pods| pods.driver_memory = Some("2gb".into())),
-            ["driver_memory"]
-        );
-    }
-
-    fn profile(cpu: &str, default: bool) -> Profile {
-        Profile {
-            cpu: cpu.to_owned(),
-            memory: "2Gi".to_owned(),
-            default,
-            ..Profile::default()
-        }
-    }
-
-    #[test]
-    fn pools_have_a_limit_and_name_catalogs() {
-        let named = wrong(Engine::Sail, |pods| {
-            pods.warm_pods = MAX_WARM_PODS + 1;
-            pods.warm_catalogs = vec!["lake".into()];
-        });
-        assert_eq!(named, ["warm_pods", "warm_catalogs"]);
-        let named = wrong(Engine::Sail, |pods| pods.warm_catalogs = vec!["acme/lake".into()]);
-        assert_eq!(named, ["warm_catalogs"]);
-        let named = wrong(Engine::Sail, |pods| {
-            pods.warm_pods = 1;
-            with_workers(pods);
-        });
-        assert_eq!(named, ["warm_pods"]);
-    }
-
-    fn with_workers(pods: &mut KubernetesPods) {
-        pods.service_account = Some("driver".into());
-        pods.workers = Some(KubernetesWorkers {
-            max: 1,
-            cpu: "1".into(),
-            memory: "1Gi".into(),
-            ..KubernetesWorkers::default()
-        });
-    }
-
-    #[test]
-    fn a_template_is_rejected_with_workers() {
-        let named = wrong(Engine::Sail, |pods| {
-            pods.pod_template =
-                Some(session_core::PodTemplate::parse(r#"{"spec": {"priorityClassName": "low"}}"#).unwrap());
-            with_workers(pods);
-        });
-        assert_eq!(named, ["pod_template"]);
-    }
-
-    #[test]
-    fn profiles_replace_the_size() {
-        let profiles = |pods: &mut KubernetesPods| {
-            pods.cpu = String::new();
-            pods.memory = String::new();
-            pods.profiles = [("large", "8", false), ("small", "1", true)]
-                .map(|(name, cpu, default)| (name.to_owned(), profile(cpu, default)))
-                .into();
-        };
-        assert_eq!(wrong(Engine::Sail, profiles), Vec::<String>::new());
-        let named = wrong(Engine::Sail, |pods| {
-            profiles(pods);
-            pods.cpu = "1".into();
-            pods.profiles.insert("Big one".into(), profile("many", true));
-            let small = pods.profiles.get_mut("small").unwrap();
-            small.memory = "0".into();
-            small.ephemeral_storage = Some("x".into());
-            small.driver_memory = Some("1g".into());
-            small.node_selector = [("a b".to_owned(), "x".to_owned())].into();
-            small.tolerations = vec![Toleration::default()];
-        });
-        assert_eq!(
-            named,
-            [
-                "cpu",
-                "profiles",
-                "profiles.Big one",
-                "profiles.Big one.cpu",
-                "profiles.small.memory",
-                "profiles.small.ephemeral_storage",
-                "profiles.small.driver_memory",
-                "profiles.small.node_selector",
-                "profiles.small.tolerations",
-            ]
-        );
-        // A heap of the cluster must fit each profile.
-        let named = wrong(Engine::Spark, |pods| {
-            profiles(pods);
-            pods.driver_memory = Some("3g".into());
-            pods.profiles.get_mut("large").unwrap().driver_memory = Some("1g".into());
-        });
-        assert_eq!(named, ["profiles.small.driver_memory"]);
-        let none = wrong(Engine::Sail, |pods| {
-            profiles(pods);
-            pods.profiles.get_mut("small").unwrap().default = false;
-        });
-        assert_eq!(none, ["profiles"]);
-    }
-
-    #[test]
-    fn lists_have_a_limit() {
-        let named = wrong(Engine::Sail, |pods| {
-            pods.command = vec!["x".into(); MAX_ENTRIES + 1];
-        });
-        assert_eq!(named, ["command"]);
-    }
-}
+mod tests;

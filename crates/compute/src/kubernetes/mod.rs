@@ -8,6 +8,8 @@
 //! works ─ what this manager started       api ─ the calls, bounded in time
 //! connect ─ the client of the API server   shared ─ works and watched pods, for all
 //! pool ─ pods without a session           owners ─ pods that sessions claimed
+//! duplicates ─ second pods of a session
+//! log_tail ─ the end of a log, without secrets
 //! distributed ─ engines whose driver creates worker pods
 //! ```
 //!
@@ -21,7 +23,9 @@ mod connect;
 mod definition;
 mod distributed;
 mod dry_run;
+mod duplicates;
 mod layout;
+mod log_tail;
 mod names;
 mod owners;
 mod pod;
@@ -57,6 +61,7 @@ use pool::{Pools, Reserved};
 use reasons::{Verdict, judge};
 use session_core::Cluster;
 use session_core::machine::Observation;
+use session_core::route::Secret;
 use starter::Starter;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -78,8 +83,14 @@ pub struct KubernetesConfig {
     pub max_pods: usize,
     /// Limit on the pods that this manager starts at a time.
     pub max_starting: usize,
+    /// Age above which a pod of a warm pool is replaced, counted from its creation;
+    /// `None` means never.
+    pub warm_max_age: Option<Duration>,
     /// The installation that the pods belong to.
     pub install_id: String,
+    /// Key of the hash in the label of pods of warm pools: the same at all managers of
+    /// the installation and over restarts, and unknown to whoever reads pods.
+    pub pool_secret: Secret,
     /// Whether a network policy denies everything in these namespaces, so that
     /// each session with workers needs one that connects its pods.
     pub is_isolated: bool,
@@ -129,6 +140,10 @@ impl KubernetesProvider {
             pools_changed: Arc::default(),
         });
         tokio::spawn(pool::keep(Arc::downgrade(&shared), stop.clone()));
+        tokio::spawn(duplicates::sweep_duplicates(
+            Arc::downgrade(&shared),
+            stop.clone(),
+        ));
         for (namespace, writer) in writers {
             let weak = Arc::downgrade(&shared);
             tokio::spawn(watcher::watch_events(
@@ -209,10 +224,10 @@ impl KubernetesProvider {
                 let (namespace, name) = (metadata.namespace.as_deref(), metadata.name.as_deref());
                 let cause = shared
                     .with_log(
+                        spec,
                         namespace.unwrap_or_default(),
                         name.unwrap_or_default(),
                         cause,
-                        &[],
                     )
                     .await;
                 shared

@@ -16,8 +16,8 @@ pub const GENERATION_LABEL: &str = "berth/generation";
 /// Label with the cluster.
 pub const CLUSTER_LABEL: &str = "berth/cluster";
 
-/// Label of a pod without a session: what it was started with, as a hash. Removed
-/// when a session claims the pod.
+/// Label of a pod without a session: what it was started with, as a keyed hash.
+/// Removed when a session claims the pod.
 pub(super) const POOL_LABEL: &str = "berth/pool";
 /// Annotation with the time at which a session claimed the pod.
 pub(super) const CLAIMED_ANNOTATION: &str = "berth/claimed-at";

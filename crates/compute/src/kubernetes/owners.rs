@@ -1,6 +1,7 @@
 //! The pods that sessions claimed: their names do not tell their sessions.
 
 use super::Shared;
+use super::duplicates::{Rank, is_live};
 use super::names::{Owner, pod_name};
 use super::watcher::Pods;
 use super::works::WorkId;
@@ -16,6 +17,8 @@ pub(super) struct PodId {
     pub(super) namespace: String,
     pub(super) name: String,
     pub(super) uid: String,
+    /// Order among the pods of its generation.
+    pub(super) rank: Rank,
 }
 
 impl PodId {
@@ -25,6 +28,7 @@ impl PodId {
             namespace: metadata.namespace.clone().unwrap_or_default(),
             name: metadata.name.clone().unwrap_or_default(),
             uid: metadata.uid.clone().unwrap_or_default(),
+            rank: Rank::of(pod),
         }
     }
 }
@@ -35,8 +39,8 @@ pub(super) struct Owners(HashMap<WorkId, PodId>);
 
 impl Owners {
     /// Records the pod of a generation, if its name is not that of a pod which was
-    /// made for it. A generation keeps its pod: another one replaces it only if
-    /// `is_live` denies the known pod and not the other.
+    /// made for it. Of several that `is_live` affirms, the first one by rank is kept,
+    /// which is the one that stays.
     pub(super) fn saw(&mut self, owner: &Owner, pod: PodId, is_live: impl Fn(&PodId) -> bool) {
         if pod.name == pod_name(&owner.key.id, owner.generation) {
             return;
@@ -46,7 +50,8 @@ impl Owners {
                 vacant.insert(pod);
             }
             Entry::Occupied(mut known) => {
-                if known.get().uid == pod.uid || (is_live(&pod) && !is_live(known.get())) {
+                let is_first = || !is_live(known.get()) || pod.rank < known.get().rank;
+                if known.get().uid == pod.uid || (is_live(&pod) && is_first()) {
                     known.insert(pod);
                 }
             }
@@ -78,27 +83,20 @@ impl Owners {
     }
 }
 
-fn is_live(pod: &Pod) -> bool {
-    pod.metadata.deletion_timestamp.is_none()
-}
-
 impl Shared {
     /// The pod of a session generation as the watches show it, in whatever
-    /// namespace: made for it, or claimed from a pool.
+    /// namespace: made for it, or claimed from a pool. If there are both, the one
+    /// that stays.
     /// One that is being deleted is given only if there is no other: it may be one
     /// that a manager withdrew because of the other.
     pub(super) fn pod_of(&self, spec: &ComputeSpec) -> Option<Arc<Pod>> {
         let made = self.seen_pod(&pod_name(&spec.key.id, spec.generation));
-        if made.as_ref().is_some_and(|pod| is_live(pod)) {
-            return made;
-        }
         let id = (spec.key.id.clone(), spec.generation);
         let claimed = self.owners.lock().get(&id);
         let claimed = claimed.and_then(|claimed| self.seen(&claimed));
-        match &claimed {
-            Some(pod) if is_live(pod) => claimed,
-            _ => made.or(claimed),
-        }
+        let both = [&made, &claimed].into_iter().flatten();
+        let first = both.filter(|pod| is_live(pod)).min_by_key(|pod| Rank::of(pod));
+        first.cloned().or(made).or(claimed)
     }
 
     /// The pod with exactly this place and uid, as the watch shows it.
@@ -116,16 +114,13 @@ impl Shared {
     ) -> Result<Option<Pod>, kube::Error> {
         let name = pod_name(&spec.key.id, spec.generation);
         let made = self.api.pod(namespace, &name).await?;
-        if made.as_ref().is_some_and(is_live) {
-            return Ok(made);
-        }
-        let claimed = self.api.pods_of(namespace, &spec.key, spec.generation).await?;
-        for pod in &claimed {
+        let all = self.api.pods_of(namespace, &spec.key, spec.generation).await?;
+        for pod in &all {
             self.saw_owner_of(pod);
         }
-        let live = claimed.iter().position(is_live);
-        let found = claimed.into_iter().nth(live.unwrap_or_default());
-        Ok(if live.is_some() { found } else { made.or(found) })
+        let live = all.iter().filter(|pod| is_live(pod));
+        let first = live.min_by_key(|pod| Rank::of(pod)).cloned();
+        Ok(first.or(made).or_else(|| all.into_iter().next()))
     }
 
     /// Adds the pods that a session claimed up to a generation, although the watch
@@ -228,12 +223,20 @@ impl Shared {
 mod tests {
     use super::*;
     use crate::testing::key;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
     fn pod(name: &str) -> PodId {
         PodId {
             namespace: "sessions".to_owned(),
             name: name.to_owned(),
             uid: format!("uid of {name}"),
+            rank: Rank::of(&Pod {
+                metadata: ObjectMeta {
+                    uid: Some(name.to_owned()),
+                    ..ObjectMeta::default()
+                },
+                ..Pod::default()
+            }),
         }
     }
 
@@ -252,7 +255,9 @@ mod tests {
         let mut owners = Owners::default();
         owners.saw(&owner(), pod(&pod_name(&id.0, 1)), |_| true);
         assert_eq!(owners.get(&id), None, "a pod that was made for it has its name");
+        owners.saw(&owner(), pod("second"), |_| true);
         owners.saw(&owner(), pod("first"), |_| true);
+        assert_eq!(owners.get(&id), Some(pod("first")), "by rank");
         owners.saw(&owner(), pod("second"), |_| true);
         assert_eq!(owners.get(&id), Some(pod("first")));
         owners.saw(&owner(), pod("second"), |_| false);

@@ -33,6 +33,9 @@ use std::path::{Path, PathBuf};
 
 /// Key of the Secret with the engine's own token.
 pub(super) const TOKEN_KEY: &str = "token";
+/// Key of the Secret with everything that must not appear in a log tail, as a JSON
+/// list: what the pod was started with, also after a catalog's secret has changed.
+pub(super) const MASKS_KEY: &str = "log-masks";
 const CONF_FILE: &str = "spark.properties";
 const SPARK_HOME: &str = "/opt/spark";
 /// Time from SIGTERM to SIGKILL.
@@ -218,6 +221,10 @@ fn split(start: &EngineStart, name: &str) -> (Vec<EnvVar>, BTreeMap<String, Stri
     let file_name = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned());
     for (path, text) in &start.files {
         secret.extend(file_name(path).map(|name| (name, text.clone())));
+    }
+    let masks: Vec<&str> = start.secrets.iter().map(Secret::expose).collect();
+    if !secret.is_empty() {
+        secret.insert(MASKS_KEY.to_owned(), serde_json::json!(masks).to_string());
     }
     (env, secret)
 }

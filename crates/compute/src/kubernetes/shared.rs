@@ -103,7 +103,8 @@ impl Shared {
     pub(super) fn pod_deleted(&self, pod: &Pod) {
         if let Some(owner) = pod.metadata.labels.as_ref().and_then(Owner::read) {
             let id = (owner.key.id, owner.generation);
-            self.works.lock().forget_ready(&id);
+            let gone = pod.metadata.uid.as_deref();
+            self.works.lock().forget_pod(&id, gone);
         }
         self.pod_changed(pod);
         self.forget_owner(pod);

@@ -147,10 +147,9 @@ impl Starter {
                 self.create_secret(progress, &uid).await?;
             }
             Verdict::Terminal(why) => {
-                let secrets = progress.plan.as_ref().map_or(&[][..], |plan| &plan.secrets);
-                let cause = self
-                    .shared
-                    .with_log(self.namespace(), &self.name, why, secrets)
+                let shared = &self.shared;
+                let cause = shared
+                    .with_log(&self.spec, self.namespace(), &self.name, why)
                     .await;
                 return Err(End::failed(cause, true));
             }
@@ -317,10 +316,7 @@ impl Starter {
             credential,
             allow: None,
         };
-        let mut secrets = progress
-            .plan
-            .as_ref()
-            .map_or_else(Vec::new, |plan| plan.secrets.clone());
+        let mut secrets = self.masks(progress).await;
         secrets.extend(target.credential.clone());
         let question = Question {
             user_id: self.spec.key.id.to_string(),
@@ -361,6 +357,16 @@ impl Starter {
             }
             Err(cause) => Err(End::failed(user_message::masked(&cause, &secrets), true)),
         }
+    }
+
+    /// What must not appear in the engine's answers.
+    async fn masks(&self, progress: &Progress) -> Vec<Secret> {
+        if let Some(plan) = &progress.plan {
+            return plan.secrets.clone();
+        }
+        let shared = &self.shared;
+        let read = shared.masks_of(&self.spec, self.namespace(), &self.name);
+        read.await.unwrap_or_else(|planned| planned)
     }
 
     /// Deletes the pod if the generation has another one that stays. The check at
@@ -479,27 +485,5 @@ pub(super) async fn until_listening(address: SocketAddr) {
         Ok(Ok(_))
     ) {
         sleep(LISTEN_POLL).await;
-    }
-}
-
-impl Shared {
-    /// A cause with the last lines of the engine's log.
-    pub(super) async fn with_log(
-        &self,
-        namespace: &str,
-        name: &str,
-        why: Cause,
-        secrets: &[Secret],
-    ) -> Cause {
-        let Ok(log) = self.api.log(namespace, name).await else {
-            return why;
-        };
-        let last = user_message::last_lines(&user_message::mask(&log, secrets));
-        let detail = [why.detail.as_str(), last.as_str()]
-            .into_iter()
-            .filter(|text| !text.is_empty())
-            .collect::<Vec<_>>()
-            .join("\n");
-        user_message::masked(&Cause { detail, ..why }, secrets)
     }
 }

@@ -211,6 +211,15 @@ impl Works {
         }
     }
 
+    /// Removes one that was ready in the pod with this uid, which is gone.
+    pub(super) fn forget_pod(&mut self, id: &WorkId, gone: Option<&str>) {
+        if let Some(Stage::Ready { uid, .. }) = self.map.get(id).map(|work| &work.stage)
+            && Some(uid.as_str()) == gone
+        {
+            self.map.remove(id);
+        }
+    }
+
     /// How many start now, or wait in the queue since before `since`.
     fn ahead_of(&self, id: &WorkId, since: Instant, now: Instant) -> usize {
         let is_ahead = |work: &Work| match work.stage {
@@ -355,6 +364,30 @@ mod tests {
         }
         assert_eq!(works.starting().count(), 3);
         assert!(matches!(admit(&mut works, 4), Admission::Start { .. }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_another_pod_changes_nothing() {
+        let mut works = Works::default();
+        let Admission::Start { run, .. } = admit(&mut works, 1) else {
+            panic!("not started");
+        };
+        let id = (key(1).id, 1);
+        let route = Route {
+            endpoint: "10.0.0.1:15002".into(),
+            tls_server_name: None,
+            credential: None,
+            engine: session_core::Engine::Sail,
+            engine_version: "1".into(),
+            dedicated: true,
+            host: None,
+        };
+        let uid = "uid-1".to_owned();
+        works.end(&id, run, Some(Stage::Ready { route, uid }));
+        works.forget_pod(&id, Some("uid-2"));
+        assert!(works.map.contains_key(&id));
+        works.forget_pod(&id, Some("uid-1"));
+        assert!(!works.map.contains_key(&id));
     }
 
     #[tokio::test(start_paused = true)]

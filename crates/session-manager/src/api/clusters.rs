@@ -257,6 +257,7 @@ impl Clusters {
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         pods.warm_pools = own
             .map(|pool| v1::WarmPool {
+                profile: pool.profile,
                 catalog: pool.catalog,
                 available: number(pool.available),
                 starting: number(pool.starting),

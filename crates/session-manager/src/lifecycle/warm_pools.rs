@@ -8,7 +8,7 @@ use crate::definitions::DefinitionStore;
 use crate::metrics::Metrics;
 use crate::providers::registry::Providers;
 use compute::warm_pools::{PoolUse, WarmPool, WarmPoolStatus};
-use session_core::{Cluster, ClusterStatus, Provider};
+use session_core::{Catalog, Cluster, ClusterName, ClusterStatus, ProfileName, Provider};
 use session_store::{Error, SessionStore};
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,46 +94,48 @@ impl WarmPoolFeed {
     async fn wanted(&self) -> Result<Vec<WarmPool>, Error> {
         let mut wanted = Vec::new();
         for cluster in self.definitions.all::<Cluster>().await? {
+            let sizes = sizes(&cluster);
             let Provider::Kubernetes(pods) = &cluster.provider else {
                 continue;
             };
-            if cluster.status != ClusterStatus::Active || pods.warm_pods == 0 {
+            if cluster.status != ClusterStatus::Active || sizes.is_empty() {
                 continue;
             }
-            let size = usize::try_from(pods.warm_pods).unwrap_or(usize::MAX);
-            // Warm pods have the default profile; a definition always has one.
-            let Ok(cluster) = cluster.with_profile(None) else {
-                continue;
+            let catalogs = if pods.warm_catalogs.is_empty() {
+                vec![None]
+            } else {
+                self.catalogs(&cluster.name, &pods.warm_catalogs).await?
             };
-            if pods.warm_catalogs.is_empty() {
-                wanted.push(WarmPool {
-                    cluster: cluster.clone(),
-                    catalog: None,
+            for (sized, size) in sizes {
+                wanted.extend(catalogs.iter().map(|catalog| WarmPool {
+                    cluster: sized.clone(),
+                    catalog: catalog.clone(),
                     size,
-                });
-            }
-            for name in &pods.warm_catalogs {
-                let Some((Ok(org), Ok(catalog))) = name
-                    .split_once('/')
-                    .map(|(org, name)| (org.parse(), name.parse()))
-                else {
-                    continue;
-                };
-                match self.definitions.catalog(&org, &catalog).await? {
-                    Some(catalog) => wanted.push(WarmPool {
-                        cluster: cluster.clone(),
-                        catalog: Some(catalog),
-                        size,
-                    }),
-                    None => {
-                        tracing::debug!(cluster = %cluster.name, catalog = name, "catalog of a warm pool does not exist");
-                    }
-                }
+                }));
             }
         }
         Ok(wanted)
     }
 
+    /// Those of the catalogs, as `org/catalog`, that exist.
+    async fn catalogs(&self, cluster: &ClusterName, names: &[String]) -> Result<Vec<Option<Catalog>>, Error> {
+        let mut found = Vec::new();
+        for name in names {
+            let Some((Ok(org), Ok(catalog))) = name
+                .split_once('/')
+                .map(|(org, name)| (org.parse(), name.parse()))
+            else {
+                continue;
+            };
+            match self.definitions.catalog(&org, &catalog).await? {
+                Some(catalog) => found.push(Some(catalog)),
+                None => tracing::debug!(%cluster, catalog = name, "catalog of a warm pool does not exist"),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Passes the figures of the pools to the metrics.
     fn measure(&self) {
         let mut all: Vec<WarmPoolStatus> = Vec::new();
         for pools in self.computes.warm_pools() {
@@ -146,13 +148,30 @@ impl WarmPoolFeed {
                 }
             }
         }
-        self.metrics.pools(
-            all.iter().map(|pool| pool.available).sum(),
-            all.iter().map(|pool| pool.starting).sum(),
-            all.iter().filter(|pool| pool.stopped.is_some()).count(),
-            all.iter().filter_map(|pool| pool.oldest).max(),
-        );
+        self.metrics.pools(&all);
     }
+}
+
+/// The cluster in the size of each profile that has warm pods, and their number.
+fn sizes(cluster: &Cluster) -> Vec<(Cluster, usize)> {
+    let names = cluster.profiles().keys();
+    let mut profiles: Vec<Option<ProfileName>> =
+        names.filter_map(|name| name.parse().ok().map(Some)).collect();
+    if cluster.profiles().is_empty() {
+        profiles.push(None);
+    }
+    let sized = profiles
+        .iter()
+        .filter_map(|profile| cluster.with_profile(profile.as_ref()).ok());
+    sized
+        .filter_map(|cluster| match &cluster.provider {
+            Provider::Kubernetes(pods) if pods.warm_pods > 0 => {
+                let size = usize::try_from(pods.warm_pods).unwrap_or(usize::MAX);
+                Some((cluster, size))
+            }
+            Provider::Kubernetes(_) | Provider::Static { .. } | Provider::Process { .. } => None,
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -169,7 +188,7 @@ mod tests {
     use service_kit::metrics::Registry;
     use session_core::machine::Observation;
     use session_core::time::ManualClock;
-    use session_core::{KubernetesPods, ProviderKind};
+    use session_core::{KubernetesPods, Profile, ProviderKind};
     use session_store::memory::MemoryStore;
 
     /// Notes what it is given; it has one pool.
@@ -180,21 +199,28 @@ mod tests {
 
     impl WarmPools for Recorder {
         fn set(&self, pools: Vec<WarmPool>, refill_for: Duration) {
-            let names = pools
-                .iter()
-                .map(|pool| format!("{} {} {}", pool.cluster.name, pool.catalog_name(), pool.size));
+            let names = pools.iter().map(|pool| {
+                let (profile, catalog) = (pool.profile_name(), pool.catalog_name());
+                format!("{}/{profile} {catalog} {}", pool.cluster.name, pool.size)
+            });
             self.calls.lock().push((names.collect(), refill_for));
         }
 
         fn status(&self) -> Vec<WarmPoolStatus> {
-            vec![WarmPoolStatus {
+            let pool = |profile: &str, catalog: &str, available| WarmPoolStatus {
                 cluster: "warm".parse().unwrap(),
-                catalog: String::new(),
-                available: 3,
+                profile: profile.to_owned(),
+                catalog: catalog.to_owned(),
+                available,
                 starting: 1,
-                oldest: Some(Duration::from_secs(90)),
-                stopped: Some("no room".to_owned()),
-            }]
+                oldest: Some(Duration::from_secs(30 * available as u64)),
+                stopped: (profile == "large").then(|| "no room".to_owned()),
+            };
+            vec![
+                pool("small", "acme/lake", 2),
+                pool("small", "acme/pond", 3),
+                pool("large", "", 1),
+            ]
         }
 
         fn take_uses(&self) -> Vec<PoolUse> {
@@ -273,10 +299,10 @@ mod tests {
         first.pass().await.unwrap();
         second.pass().await.unwrap();
         let (pools, refill_for) = seen_by_first.calls.lock()[0].clone();
-        assert_eq!(pools, ["warm  3"]);
+        assert_eq!(pools, ["warm/  3"]);
         assert!(refill_for > Duration::from_secs(10), "{refill_for:?}");
         let (pools, refill_for) = seen_by_second.calls.lock()[0].clone();
-        assert_eq!((pools, refill_for), (vec!["warm  3".to_owned()], Duration::ZERO));
+        assert_eq!((pools, refill_for), (vec!["warm/  3".to_owned()], Duration::ZERO));
         // The next manager takes over when the first has stopped.
         let stop = CancellationToken::new();
         stop.cancel();
@@ -288,12 +314,39 @@ mod tests {
         for line in [
             "session_manager_warm_pool_starts_total{outcome=\"hit\"} 2",
             "session_manager_warm_pool_starts_total{outcome=\"empty\"} 2",
-            "session_manager_warm_pool_pods{state=\"available\"} 3",
-            "session_manager_warm_pool_pods{state=\"starting\"} 1",
-            "session_manager_warm_pools_stopped 1",
-            "session_manager_warm_pool_oldest_seconds 90",
+            "session_manager_warm_pool_pods{cluster=\"warm\",profile=\"small\",state=\"available\"} 5",
+            "session_manager_warm_pool_pods{cluster=\"warm\",profile=\"small\",state=\"starting\"} 2",
+            "session_manager_warm_pool_pods{cluster=\"warm\",profile=\"large\",state=\"available\"} 1",
+            "session_manager_warm_pools_stopped{cluster=\"warm\",profile=\"small\"} 0",
+            "session_manager_warm_pools_stopped{cluster=\"warm\",profile=\"large\"} 1",
+            "session_manager_warm_pool_oldest_seconds{cluster=\"warm\",profile=\"small\"} 90",
         ] {
             assert!(text.contains(line), "{line} not in {text}");
         }
+    }
+
+    #[tokio::test]
+    async fn each_profile_with_warm_pods_has_its_pools() {
+        let store = Arc::new(MemoryStore::new(Arc::new(ManualClock::at(NOW))));
+        let mut sized = cluster("sized", ClusterStatus::Active, 3, &[]);
+        let Provider::Kubernetes(pods) = &mut sized.provider else {
+            panic!("not kubernetes");
+        };
+        let profile = |warm_pods, default| Profile {
+            warm_pods,
+            default,
+            ..Profile::default()
+        };
+        pods.profiles = [
+            ("large", profile(1, false)),
+            ("medium", profile(0, false)),
+            ("small", profile(0, true)),
+        ]
+        .map(|(name, profile)| (name.to_owned(), profile))
+        .into();
+        fixtures::define(&store, &sized).await;
+        let (feed, seen) = feed(&store, &Registry::new());
+        feed.pass().await.unwrap();
+        assert_eq!(seen.calls.lock()[0].0, ["sized/large  1", "sized/small  3"]);
     }
 }

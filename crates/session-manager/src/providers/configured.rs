@@ -1,7 +1,7 @@
 //! The configuration section `[compute]` and the providers that it enables. A new
 //! provider adds its section and its construction here.
 
-use super::installation;
+use super::installation::{self, Installation};
 use super::leader_lease::LeasedProvider;
 use super::registry::{Providers, StorePlacements};
 use anyhow::{Context, Result};
@@ -9,12 +9,13 @@ use compute::{
     AllowList, ComputeProvider, KubernetesConfig, KubernetesProvider, ProcessConfig, ProviderRegistry,
 };
 use serde::{Deserialize, Serialize};
-use service_kit::config::{Problems, Validate};
+use service_kit::config::{Problems, Validate, duration};
 use session_core::policy::{PolicyRequest, SessionPolicy};
 use session_core::{Cluster, Provider, ProviderKind};
 use session_store::SessionStore;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Compute providers.
@@ -77,6 +78,10 @@ pub struct KubernetesSettings {
     /// Limit on the pods that this manager starts at a time.
     #[serde(default = "max_starting_pods")]
     pub max_starting: usize,
+    /// Age above which a warm pod is replaced; 0 means never, else at least
+    /// 10 minutes.
+    #[serde(default = "warm_pod_max_age", with = "duration")]
+    pub warm_pod_max_age: Duration,
     /// Whether network policies deny everything in these namespaces; then each
     /// session with workers gets one that connects its pods.
     #[serde(default)]
@@ -90,6 +95,13 @@ fn max_pods() -> usize {
 fn max_starting_pods() -> usize {
     32
 }
+
+fn warm_pod_max_age() -> Duration {
+    Duration::from_secs(24 * 3600)
+}
+
+/// Pods that are replaced more often are hardly ever available.
+const MIN_WARM_AGE: Duration = Duration::from_secs(600);
 
 impl KubernetesSettings {
     fn validate(&self, problems: &mut Problems) {
@@ -116,9 +128,14 @@ impl KubernetesSettings {
         ] {
             problems.require(limit > 0, key, "must not be 0");
         }
+        problems.require(
+            self.warm_pod_max_age.is_zero() || self.warm_pod_max_age >= MIN_WARM_AGE,
+            "kubernetes.warm_pod_max_age",
+            "must be 0s (no limit) or at least 10min",
+        );
     }
 
-    async fn provider(&self, install_id: String) -> Result<KubernetesProvider> {
+    async fn provider(&self, installation: Installation) -> Result<KubernetesProvider> {
         let kubeconfig = Some(self.kubeconfig.as_path()).filter(|path| !path.as_os_str().is_empty());
         let client = compute::kubernetes::connect(kubeconfig).await?;
         let config = KubernetesConfig {
@@ -126,7 +143,9 @@ impl KubernetesSettings {
             anchor: Some(self.anchor.clone()).filter(|name| !name.is_empty()),
             max_pods: self.max_pods,
             max_starting: self.max_starting,
-            install_id,
+            warm_max_age: Some(self.warm_pod_max_age).filter(|age| !age.is_zero()),
+            install_id: installation.id,
+            pool_secret: installation.pool_secret,
             is_isolated: self.isolated,
         };
         Ok(KubernetesProvider::new(config, client))
@@ -260,8 +279,8 @@ impl ComputeConfig {
             registry = registry.with(ProviderKind::Process, provider);
         }
         if let Some(settings) = &self.kubernetes {
-            let install_id = installation::id(store).await.context("store.url")?;
-            let provider = settings.provider(install_id).await;
+            let installation = installation::read(store).await.context("store.url")?;
+            let provider = settings.provider(installation).await;
             let provider = provider.context("compute.kubernetes")?;
             registry = registry.with(ProviderKind::Kubernetes, Arc::new(provider));
         }
@@ -297,6 +316,7 @@ mod tests {
             anchor: String::new(),
             max_pods: max_pods(),
             max_starting: max_starting_pods(),
+            warm_pod_max_age: warm_pod_max_age(),
             isolated: false,
         }
     }
@@ -338,7 +358,15 @@ mod tests {
             found.map(|problem| problem.key.clone()).collect::<Vec<_>>()
         };
         assert_eq!(validated(|_| {}), Vec::<String>::new());
-        let cases: [(Edit, &str); 5] = [
+        assert_eq!(
+            validated(|settings| settings.warm_pod_max_age = Duration::ZERO),
+            Vec::<String>::new()
+        );
+        let cases: [(Edit, &str); 6] = [
+            (
+                |settings| settings.warm_pod_max_age = Duration::from_secs(599),
+                "compute.kubernetes.warm_pod_max_age",
+            ),
             (
                 |settings| settings.namespaces.clear(),
                 "compute.kubernetes.namespaces",

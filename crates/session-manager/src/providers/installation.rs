@@ -1,14 +1,19 @@
-//! The installation id, and the time since when the store has lost nothing.
+//! The installation id, its pool secret, and the time since when the store has lost
+//! nothing.
 //!
 //! Compute carries the id of its installation, so that no other installation
 //! deletes it. Beside the id the store keeps `whole_since`, the earliest time since
 //! when no writes can have been lost. Compute older than that may belong to a
 //! session whose record was lost, so a missing record never proves that it is an
 //! orphan. Every manager confirms both once a minute.
+//!
+//! The pool secret is the key of the hash that marks pods of warm pools. All managers
+//! must have the same one, and who reads pods must not know it.
 
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use session_core::Timestamp;
+use session_core::route::Secret;
 use session_store::{Error, Kind, SessionStore};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +30,10 @@ const MAX_ATTEMPTS: usize = 8;
 pub(crate) struct Installation {
     /// The installation id.
     pub(crate) id: String,
+    /// 256 random bits in hexadecimal. Empty in a description of an earlier release;
+    /// the next confirmation adds them.
+    #[serde(default = "no_secret")]
+    pub(crate) pool_secret: Secret,
     /// The store has lost nothing since then.
     pub(crate) whole_since: Timestamp,
     seen_at: Timestamp,
@@ -35,6 +44,7 @@ pub(crate) struct Installation {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Confirmed {
     id: String,
+    pool_secret: Secret,
     /// The version that this manager wrote.
     version: u64,
 }
@@ -55,11 +65,26 @@ pub(crate) struct InstallationIdentity {
 /// # Errors
 /// If reading or writing the store fails.
 pub(crate) async fn id(store: &Arc<dyn SessionStore>) -> Result<String, Error> {
+    Ok(read(store).await?.id)
+}
+
+/// The description of the installation; created if there is none yet.
+///
+/// # Errors
+/// If reading or writing the store fails.
+pub(crate) async fn read(store: &Arc<dyn SessionStore>) -> Result<Installation, Error> {
     let identity = InstallationIdentity::new(Arc::clone(store));
     let install = identity.confirm().await?;
-    install
-        .map(|install| install.id)
-        .ok_or_else(|| Error::Corrupt("the installation has two ids".to_owned()))
+    install.ok_or_else(|| Error::Corrupt("the installation has two ids".to_owned()))
+}
+
+fn no_secret() -> Secret {
+    Secret::new(String::new())
+}
+
+fn new_secret() -> Secret {
+    let halves: [u128; 2] = rand::random();
+    Secret::new(halves.map(|half| format!("{half:032x}")).concat())
 }
 
 impl InstallationIdentity {
@@ -102,6 +127,7 @@ impl InstallationIdentity {
                 Ok(version) => {
                     *self.confirmed() = Some(Confirmed {
                         id: next.id.clone(),
+                        pool_secret: next.pool_secret.clone(),
                         version,
                     });
                     return Ok(Some(next));
@@ -140,6 +166,7 @@ fn next_description(
         );
         return Ok(Installation {
             id,
+            pool_secret: last.map_or_else(new_secret, |last| last.pool_secret.clone()),
             whole_since: now,
             seen_at: now,
             store_epoch,
@@ -148,12 +175,18 @@ fn next_description(
     if last.is_some_and(|last| last.id != before.id) {
         return Err(OtherInstallation);
     }
+    let pool_secret = match (&before.pool_secret, last) {
+        (stored, _) if !stored.expose().is_empty() => stored.clone(),
+        (_, Some(last)) => last.pool_secret.clone(),
+        (_, None) => new_secret(),
+    };
     let rolled_back = last.is_some_and(|last| *version < last.version);
     let failed_over = before.store_epoch != store_epoch;
     let unconfirmed =
         now.since(before.seen_at) > MAX_CONFIRMATION_GAP || before.seen_at.since(now) > MAX_CONFIRMATION_GAP;
     Ok(Installation {
         id: before.id.clone(),
+        pool_secret,
         whole_since: if rolled_back || failed_over || unconfirmed {
             now
         } else {
@@ -190,7 +223,11 @@ mod tests {
                 (install.id, install.whole_since),
                 (first.id.clone(), first.whole_since)
             );
+            assert_eq!(install.pool_secret, first.pool_secret);
         }
+        assert_eq!(first.pool_secret.expose().len(), 64);
+        let other = read(&at(&clock)).await.unwrap();
+        assert_ne!(other.pool_secret, first.pool_secret, "of another installation");
         assert_eq!(id(&store).await.unwrap(), first.id);
     }
 
@@ -203,12 +240,25 @@ mod tests {
         manager.replace_store(at(&clock));
         let install = manager.confirm().await.unwrap().unwrap();
         assert_eq!(install.id, first.id);
+        assert_eq!(install.pool_secret, first.pool_secret);
         assert_eq!(install.whole_since, first.whole_since.after(MINUTE));
 
         // A new manager wrote another id first: the store counts as another installation's.
         manager.replace_store(at(&clock));
         id(&manager.store).await.unwrap();
         assert_eq!(manager.confirm().await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_description_without_a_pool_secret_gets_one() {
+        let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1_000_000)));
+        let store = at(&clock);
+        let old = r#"{"id": "a", "whole_since": 1, "seen_at": 1, "store_epoch": 0}"#;
+        let old = store.put_definition(Kind::InstallationId, NAME, 0, old).await;
+        old.unwrap();
+        let first = read(&store).await.unwrap();
+        assert_eq!((first.id.as_str(), first.pool_secret.expose().len()), ("a", 64));
+        assert_eq!(read(&store).await.unwrap().pool_secret, first.pool_secret);
     }
 
     #[test]
@@ -220,6 +270,7 @@ mod tests {
         let stored = |seen_at: Timestamp, version| {
             let install = Installation {
                 id: "a".to_owned(),
+                pool_secret: Secret::new("s".to_owned()),
                 whole_since: then,
                 seen_at,
                 store_epoch: 1,
@@ -228,6 +279,7 @@ mod tests {
         };
         let last = Confirmed {
             id: "a".to_owned(),
+            pool_secret: Secret::new("s".to_owned()),
             version: 7,
         };
         let whole = |stored: (Installation, u64), epoch| {

@@ -3,7 +3,7 @@
 use super::non_empty;
 use crate::error::Refused;
 use crate::v1;
-use session_core::cluster::{TaintEffect, Toleration};
+use session_core::cluster::{ProfileWorkers, TaintEffect, Toleration};
 use session_core::{Cluster, KubernetesPods, KubernetesWorkers, PodTemplate, Profile};
 
 /// The profiles that every user of the cluster may see.
@@ -63,6 +63,26 @@ fn profile(profile: &Profile) -> v1::KubernetesProfile {
         node_selector: profile.node_selector.clone().into_iter().collect(),
         tolerations: profile.tolerations.iter().map(toleration).collect(),
         default: profile.default,
+        warm_pods: profile.warm_pods,
+        workers: profile.workers.as_ref().map(profile_workers),
+    }
+}
+
+fn profile_workers(workers: &ProfileWorkers) -> v1::KubernetesProfileWorkers {
+    v1::KubernetesProfileWorkers {
+        min: workers.min,
+        max: workers.max,
+        cpu: workers.cpu.clone().unwrap_or_default(),
+        memory: workers.memory.clone().unwrap_or_default(),
+    }
+}
+
+fn from_profile_workers(wire: v1::KubernetesProfileWorkers) -> ProfileWorkers {
+    ProfileWorkers {
+        min: wire.min,
+        max: wire.max,
+        cpu: non_empty(wire.cpu),
+        memory: non_empty(wire.memory),
     }
 }
 
@@ -75,6 +95,8 @@ fn from_profile(wire: v1::KubernetesProfile) -> Result<Profile, Refused> {
         node_selector: wire.node_selector.into_iter().collect(),
         tolerations: from_tolerations(wire.tolerations)?,
         default: wire.default,
+        warm_pods: wire.warm_pods,
+        workers: wire.workers.map(from_profile_workers),
     })
 }
 
@@ -161,6 +183,7 @@ pub(super) fn decode(wire: v1::KubernetesProvider) -> Result<KubernetesPods, Ref
         warm_catalogs: wire.warm_catalogs,
         service_account: non_empty(wire.service_account),
         workers: wire.workers.map(from_workers),
+        profile: None,
     })
 }
 
@@ -206,6 +229,12 @@ mod tests {
                         ..Toleration::default()
                     }],
                     default: true,
+                    warm_pods: 2,
+                    workers: Some(ProfileWorkers {
+                        min: Some(0),
+                        cpu: Some("4".into()),
+                        ..ProfileWorkers::default()
+                    }),
                 },
             )]
             .into(),
@@ -221,6 +250,7 @@ mod tests {
                 idle_seconds: Some(120),
                 service_account: Some("workers".into()),
             }),
+            profile: None,
         }
     }
 

@@ -3,6 +3,7 @@
 use super::super::definition::is_object_name;
 use super::super::size::{bytes, milli_cpus};
 use crate::properties::Problems;
+use session_core::cluster::ProfileWorkers;
 use session_core::{Engine, KubernetesPods, KubernetesWorkers};
 
 /// Most workers of one session.
@@ -23,17 +24,38 @@ pub(in super::super) fn check_workers(engine: Engine, pods: &KubernetesPods, pro
                 "is only for drivers of workers: remove it, or set workers",
             );
         }
+        for (name, _) in sized(pods) {
+            let field = format!("profiles.{}.workers", printable::escape(name));
+            problems.add(field, "needs workers of the cluster");
+        }
         return;
     };
     check_accounts(pods, workers, problems);
-    check_counts(workers, problems);
-    check_size(engine, workers, problems);
+    check_counts("", workers, problems);
+    check_size(engine, "", workers, problems);
+    for (name, own) in sized(pods) {
+        let within = format!("profiles.{}.", printable::escape(name));
+        let all = workers.sized(own);
+        // What is the cluster's is reported there.
+        if own.min.is_some() || own.max.is_some() {
+            check_counts(&within, &all, problems);
+        }
+        if own.cpu.is_some() || own.memory.is_some() {
+            check_size(engine, &within, &all, problems);
+        }
+    }
     if engine == Engine::Spark && pods.properties.contains_key("spark.master") {
         problems.add(
             "spark.master",
             "is set by Berth on a cluster with workers: remove it",
         );
     }
+}
+
+/// The profiles that change the workers.
+fn sized(pods: &KubernetesPods) -> impl Iterator<Item = (&String, &ProfileWorkers)> {
+    let all = pods.profiles.iter();
+    all.filter_map(|(name, profile)| Some((name, profile.workers.as_ref()?)))
 }
 
 fn check_accounts(pods: &KubernetesPods, workers: &KubernetesWorkers, problems: &mut Problems) {
@@ -61,32 +83,40 @@ fn check_accounts(pods: &KubernetesPods, workers: &KubernetesWorkers, problems: 
     }
 }
 
-fn check_counts(workers: &KubernetesWorkers, problems: &mut Problems) {
+/// Checks how many workers there are; `within` is the beginning of the fields' names.
+fn check_counts(within: &str, workers: &KubernetesWorkers, problems: &mut Problems) {
     if !(1..=MAX_WORKERS).contains(&workers.max) {
-        problems.add("workers.max", format!("must be 1 to {MAX_WORKERS}"));
+        problems.add(
+            format!("{within}workers.max"),
+            format!("must be 1 to {MAX_WORKERS}"),
+        );
     } else if workers.min > workers.max {
-        problems.add("workers.min", "must not exceed workers.max");
+        problems.add(format!("{within}workers.min"), "must not exceed workers.max");
     }
     if workers
         .idle_seconds
-        .is_some_and(|seconds| !IDLE_SECONDS.contains(&seconds))
+        .is_some_and(|seconds| within.is_empty() && !IDLE_SECONDS.contains(&seconds))
     {
         let (least, most) = (IDLE_SECONDS.start(), IDLE_SECONDS.end());
         problems.add("workers.idle_seconds", format!("must be {least} to {most}"));
     }
 }
 
-fn check_size(engine: Engine, workers: &KubernetesWorkers, problems: &mut Problems) {
+/// Checks the size of a worker; `within` is the beginning of the fields' names.
+fn check_size(engine: Engine, within: &str, workers: &KubernetesWorkers, problems: &mut Problems) {
     if milli_cpus(&workers.cpu).is_none_or(|cpus| cpus == 0) {
-        problems.add("workers.cpu", "must be a number of CPUs above 0, e.g. 2 or 500m");
+        problems.add(
+            format!("{within}workers.cpu"),
+            "must be a number of CPUs above 0, e.g. 2 or 500m",
+        );
     }
     match bytes(&workers.memory) {
         None | Some(0) => problems.add(
-            "workers.memory",
+            format!("{within}workers.memory"),
             "must be a number of bytes above 0, e.g. 2Gi or 512Mi",
         ),
         Some(memory) if engine == Engine::Spark && memory < MIN_SPARK_MEMORY => problems.add(
-            "workers.memory",
+            format!("{within}workers.memory"),
             "must be at least 1Gi: an executor of Spark needs 450 MiB of heap, and as much beside it",
         ),
         Some(_) => {}
@@ -97,7 +127,8 @@ fn check_size(engine: Engine, workers: &KubernetesWorkers, problems: &mut Proble
 mod tests {
     use crate::testing::distributed_cluster;
     use crate::validate_cluster;
-    use session_core::{Engine, KubernetesPods, KubernetesWorkers, Provider};
+    use session_core::cluster::ProfileWorkers;
+    use session_core::{Engine, KubernetesPods, KubernetesWorkers, Profile, Provider};
 
     fn wrong(engine: Engine, edit: impl FnOnce(&mut KubernetesPods)) -> Vec<String> {
         let mut cluster = distributed_cluster(engine);
@@ -172,6 +203,53 @@ mod tests {
         assert_eq!(sizes, ["workers.cpu", "workers.memory"]);
         let small = wrong_workers(Engine::Spark, |workers| workers.memory = "1023Mi".into());
         assert_eq!(small, ["workers.memory"]);
+    }
+
+    #[test]
+    fn profiles_change_workers_within_the_same_bounds() {
+        let profiles = |pods: &mut KubernetesPods, large: ProfileWorkers| {
+            (pods.cpu, pods.memory) = (String::new(), String::new());
+            let profile = |default, workers| Profile {
+                cpu: "1".into(),
+                memory: "4Gi".into(),
+                default,
+                workers,
+                ..Profile::default()
+            };
+            pods.profiles = [
+                ("small".to_owned(), profile(true, None)),
+                ("large".to_owned(), profile(false, Some(large))),
+            ]
+            .into();
+        };
+        let more = ProfileWorkers {
+            max: Some(8),
+            cpu: Some("4".into()),
+            memory: Some("16Gi".into()),
+            min: None,
+        };
+        let wrongs = ProfileWorkers {
+            min: Some(5),
+            max: None,
+            cpu: Some("none".into()),
+            memory: Some("1023Mi".into()),
+        };
+        for engine in [Engine::Sail, Engine::Spark] {
+            assert_eq!(
+                wrong(engine, |pods| profiles(pods, more.clone())),
+                Vec::<String>::new()
+            );
+            let named = wrong(engine, |pods| profiles(pods, wrongs.clone()));
+            let mut wanted = vec!["profiles.large.workers.min", "profiles.large.workers.cpu"];
+            // Only Spark needs that much memory.
+            wanted.extend((engine == Engine::Spark).then_some("profiles.large.workers.memory"));
+            assert_eq!(named, wanted, "{engine}");
+            let without = wrong(engine, |pods| {
+                profiles(pods, more.clone());
+                (pods.workers, pods.service_account) = (None, None);
+            });
+            assert_eq!(without, ["profiles.large.workers"]);
+        }
     }
 
     #[test]

@@ -5,7 +5,8 @@ use crate::ComputeSpec;
 use crate::kubernetes::pod::{Plan, pods_of};
 use crate::testing::{distributed_cluster, key, kubernetes_cluster, spec};
 use serde_json::{Value, json};
-use session_core::{Engine, Provider};
+use session_core::cluster::ProfileWorkers;
+use session_core::{Engine, Profile, Provider};
 
 fn plan(spec: &ComputeSpec) -> Plan {
     Plan::new(spec, pods_of(spec).unwrap(), "install", None).unwrap()
@@ -276,4 +277,77 @@ fn the_pods_of_one_session_reach_each_other_and_no_others() {
             "egress": [{"to": [{"podSelector": same}]}],
         })
     );
+}
+
+#[test]
+fn workers_have_the_size_of_the_sessions_profile() {
+    for (engine, of_default, of_large) in [
+        (
+            Engine::Sail,
+            [("SAIL_CLUSTER__WORKER_MAX_COUNT", "4")].as_slice(),
+            [("SAIL_CLUSTER__WORKER_MAX_COUNT", "9")].as_slice(),
+        ),
+        (
+            Engine::Spark,
+            [
+                ("spark.kubernetes.executor.request.cores", "1500m"),
+                ("spark.executor.memory", "1536m"),
+            ]
+            .as_slice(),
+            [
+                ("spark.kubernetes.executor.request.cores", "3"),
+                ("spark.executor.memory", "6144m"),
+            ]
+            .as_slice(),
+        ),
+    ] {
+        let mut cluster = distributed_cluster(engine);
+        if let Provider::Kubernetes(pods) = &mut cluster.provider {
+            let (cpu, memory) = (std::mem::take(&mut pods.cpu), std::mem::take(&mut pods.memory));
+            let profile = |default, workers| Profile {
+                cpu: cpu.clone(),
+                memory: memory.clone(),
+                default,
+                workers,
+                ..Profile::default()
+            };
+            let large = ProfileWorkers {
+                max: Some(9),
+                cpu: Some("3".to_owned()),
+                memory: Some("8Gi".to_owned()),
+                min: None,
+            };
+            pods.profiles = [
+                ("default".to_owned(), profile(true, None)),
+                ("large".to_owned(), profile(false, Some(large))),
+            ]
+            .into();
+        }
+        for (name, settings, limits) in [
+            ("default", of_default, json!({"cpu": "1500m", "memory": "2Gi"})),
+            ("large", of_large, json!({"cpu": "3", "memory": "8Gi"})),
+        ] {
+            let sized = cluster.with_profile(Some(&name.parse().unwrap())).unwrap();
+            let plan = plan(&spec(sized, 1));
+            let pod = driver(&plan);
+            for (setting, value) in settings {
+                match engine {
+                    Engine::Sail => {
+                        assert_eq!(variable(&pod, setting)["value"], *value, "{name} {setting}");
+                    }
+                    Engine::Spark => assert!(
+                        plan.secret["spark.properties"].contains(value),
+                        "{name} {setting}: {}",
+                        plan.secret["spark.properties"]
+                    ),
+                }
+            }
+            if engine == Engine::Sail {
+                let worker = sail_template(&pod)["spec"]["containers"][0]["resources"]["limits"].clone();
+                for (resource, amount) in limits.as_object().unwrap() {
+                    assert_eq!(worker[resource], *amount, "{name} {resource}");
+                }
+            }
+        }
+    }
 }

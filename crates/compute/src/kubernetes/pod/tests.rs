@@ -180,7 +180,15 @@ fn a_secret_of_a_catalog_reaches_sail_by_reference() {
         secrets: vec![Secret::new("s3cret"), Secret::new("")],
     };
     let (env, secret) = split(&start, "pod");
-    assert_eq!(secret, [("A".to_owned(), "key=s3cret,".to_owned())].into());
+    let masks = r#"["s3cret",""]"#.to_owned();
+    assert_eq!(
+        secret,
+        [
+            ("A".to_owned(), "key=s3cret,".to_owned()),
+            ("log-masks".to_owned(), masks)
+        ]
+        .into()
+    );
     assert_eq!(
         serde_json::to_value(env).unwrap(),
         json!([

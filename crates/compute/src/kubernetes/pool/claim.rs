@@ -3,7 +3,8 @@
 //! The patch names the uid and the resource version of the pod, so the API server
 //! lets exactly one of any number of claims pass. The opposite, two pods for one
 //! generation, is possible while two managers start it at once: each manager looks
-//! for another pod after its own claim, and the one that finds one withdraws.
+//! for another pod after its own claim, and the one that finds one withdraws. What is
+//! left if that has no answer: `duplicates`.
 
 use super::Reserved;
 use super::state::Pools;

@@ -2,6 +2,7 @@
 
 use super::entry::{Action, SeenPod, SeenState};
 use super::key::{PoolKey, pool_plan};
+use super::state::Limits;
 use crate::connector::Target;
 use crate::kubernetes::Shared;
 use crate::kubernetes::names::POOL_LABEL;
@@ -57,9 +58,12 @@ impl Shared {
             return;
         }
         let seen = self.pool_pods();
-        let room = self.config.max_pods.saturating_sub(self.count());
-        let max_starting = (self.config.max_starting / 2).max(1);
-        let actions = self.pools.lock().scan(seen, max_starting, room);
+        let limits = Limits {
+            max_starting: (self.config.max_starting / 2).max(1),
+            room: self.config.max_pods.saturating_sub(self.count()),
+            max_age: self.config.warm_max_age,
+        };
+        let actions = self.pools.lock().scan(seen, &limits);
         for action in actions {
             let shared = Arc::clone(self);
             match action {
@@ -245,8 +249,12 @@ impl Shared {
                 }),
             };
             let version = probe::until_ready(&target, &question, |_| {}).await;
-            let version =
-                version.map_err(|cause| user_message::masked(&cause, target.credential.as_slice()))?;
+            let version = version.map_err(|cause| {
+                let plan = pool_plan(pool, &pod.key, &pod.name, &self.config.install_id, None);
+                let mut secrets = plan.map_or_else(|_| Vec::new(), |plan| plan.secrets);
+                secrets.extend(target.credential.clone());
+                user_message::masked(&cause, &secrets)
+            })?;
             Ok(Route {
                 endpoint: target.address,
                 tls_server_name: None,

@@ -1,13 +1,14 @@
 //! What the pods of a pool are started with.
 
 use crate::ComputeSpec;
+use crate::kubernetes::KubernetesConfig;
 use crate::kubernetes::names::pool_labels;
 use crate::kubernetes::pod::{Plan, TOKEN_KEY, pods_of};
 use crate::warm_pools::WarmPool;
+use aws_lc_rs::hmac;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use session_core::machine::Cause;
 use session_core::{Catalog, Cluster, SessionId, SessionKey, Timestamp};
-use sha2::{Digest as _, Sha256};
 use std::fmt::Write as _;
 
 /// Bytes of the hash in the label.
@@ -15,10 +16,11 @@ const HASH_BYTES: usize = 10;
 /// The organization of no session.
 const NOBODY: &str = "warm";
 
-/// The start configuration of a pool: a hash of the pod and of the contents of its
-/// Secret, without what differs between pods. It changes with the definition of the
-/// cluster or catalog, with a secret, and with a release of Berth that makes other
-/// pods.
+/// The start configuration of a pool: a keyed hash of the profile, of the pod and of
+/// the contents of its Secret, without what differs between pods. It changes with the
+/// definition of the cluster or catalog, with a secret, and with a release of Berth
+/// that makes other pods. Who reads the label cannot test guesses of a secret, because
+/// the hash has the key [`KubernetesConfig::pool_secret`].
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(in crate::kubernetes) struct PoolKey(pub(in crate::kubernetes) String);
 
@@ -27,24 +29,29 @@ impl PoolKey {
     ///
     /// # Errors
     /// The reason why its pods can never run.
-    pub(in crate::kubernetes) fn of_pool(pool: &WarmPool, install_id: &str) -> Result<Self, Cause> {
-        Self::new(&pool.cluster, pool.catalog.as_ref(), install_id)
+    pub(in crate::kubernetes) fn of_pool(pool: &WarmPool, config: &KubernetesConfig) -> Result<Self, Cause> {
+        Self::new(&pool.cluster, pool.catalog.as_ref(), config)
     }
 
     /// The key of the pool whose pods a session can use.
     ///
     /// # Errors
     /// The reason why its pods can never run.
-    pub(in crate::kubernetes) fn of_session(spec: &ComputeSpec, install_id: &str) -> Result<Self, Cause> {
-        Self::new(&spec.cluster, spec.catalog.as_ref(), install_id)
+    pub(in crate::kubernetes) fn of_session(
+        spec: &ComputeSpec,
+        config: &KubernetesConfig,
+    ) -> Result<Self, Cause> {
+        Self::new(&spec.cluster, spec.catalog.as_ref(), config)
     }
 
-    fn new(cluster: &Cluster, catalog: Option<&Catalog>, install_id: &str) -> Result<Self, Cause> {
+    fn new(cluster: &Cluster, catalog: Option<&Catalog>, config: &KubernetesConfig) -> Result<Self, Cause> {
         let spec = without_session(cluster, catalog);
-        let plan = planned(&spec, "warm", install_id, "", None)?;
+        let plan = planned(&spec, "warm", &config.install_id, "", None)?;
         let token = plan.secret.get(TOKEN_KEY).cloned().unwrap_or_default();
-        let mut hash = Sha256::new();
-        hash.update(format!("{:?}{:?}", cluster.engine, plan.pod));
+        let key = hmac::Key::new(hmac::HMAC_SHA256, config.pool_secret.expose().as_bytes());
+        let mut hash = hmac::Context::with_key(&key);
+        let profile = pods_of(&spec).ok().and_then(|pods| pods.profile.as_ref());
+        hash.update(format!("{:?}{profile:?}{:?}", cluster.engine, plan.pod).as_bytes());
         for (key, value) in &plan.secret {
             // Every pod has a token of its own.
             let value = if token.is_empty() {
@@ -52,10 +59,11 @@ impl PoolKey {
             } else {
                 value.replace(&token, "")
             };
-            hash.update(format!("{key:?}={value:?}"));
+            hash.update(format!("{key:?}={value:?}").as_bytes());
         }
-        let digest = hash.finalize();
-        let text = digest
+        let tag = hash.sign();
+        let text = tag
+            .as_ref()
             .iter()
             .take(HASH_BYTES)
             .fold(String::new(), |mut text, byte| {
@@ -118,8 +126,9 @@ fn nobody() -> session_core::OrgId {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{catalog, kubernetes_cluster, spec};
+    use crate::testing::{catalog, kubernetes_cluster, kubernetes_config, spec};
     use session_core::catalog::PropertyValue;
+    use session_core::route::Secret;
     use session_core::{Engine, KubernetesPods, Provider};
 
     fn pods(cluster: &mut Cluster) -> &mut KubernetesPods {
@@ -129,8 +138,24 @@ mod tests {
         }
     }
 
+    fn config(secret: &str) -> KubernetesConfig {
+        KubernetesConfig {
+            pool_secret: Secret::new(secret.to_owned()),
+            ..kubernetes_config()
+        }
+    }
+
     fn key(spec: &ComputeSpec) -> PoolKey {
-        PoolKey::of_session(spec, "install").unwrap()
+        PoolKey::of_session(spec, &config("a")).unwrap()
+    }
+
+    #[test]
+    fn the_label_depends_on_the_secret_of_the_installation() {
+        let spec = spec(kubernetes_cluster(Engine::Sail), 1);
+        let label = |secret| PoolKey::of_session(&spec, &config(secret)).unwrap();
+        assert_eq!(label("a"), label("a"), "over restarts");
+        assert_ne!(label("a"), label("b"));
+        assert_eq!(label("a").0.len(), 2 * HASH_BYTES);
     }
 
     #[test]
@@ -152,14 +177,16 @@ mod tests {
                 catalog: None,
                 size: 1,
             };
-            assert_eq!(PoolKey::of_pool(&pool, "install").unwrap(), key(&base));
+            assert_eq!(PoolKey::of_pool(&pool, &config("a")).unwrap(), key(&base));
         }
     }
 
     #[test]
     fn every_start_setting_makes_another_pool() {
         let base = spec(kubernetes_cluster(Engine::Sail), 1);
-        let edits: [fn(&mut ComputeSpec); 7] = [
+        let edits: [fn(&mut ComputeSpec); 8] = [
+            // Two profiles of one size have pools of their own.
+            |spec| pods(&mut spec.cluster).profile = Some("large".parse().unwrap()),
             |spec| spec.cluster.name = "other".parse().unwrap(),
             |spec| pods(&mut spec.cluster).image = "other:1".into(),
             |spec| pods(&mut spec.cluster).memory = "3Gi".into(),
@@ -193,7 +220,7 @@ mod tests {
             catalog: None,
             size: 1,
         };
-        let key = PoolKey::of_pool(&pool, "install").unwrap();
+        let key = PoolKey::of_pool(&pool, &config("a")).unwrap();
         let plan = pool_plan(&pool, &key, "warm-1", "install", None).unwrap();
         let metadata = &plan.pod.metadata;
         assert_eq!(metadata.name.as_deref(), Some("warm-1"));

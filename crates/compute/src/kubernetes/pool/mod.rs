@@ -3,6 +3,7 @@
 //! ```text
 //! key   ─ the start configuration of a pool, its hash, and the pod made from it
 //! state, entry ─ pools and their pods: data, and what is to be done, without calls
+//! state/fill ─ how many pods there are: created, deleted, replaced
 //! keeper ─ the task that does it: creates, asks, deletes
 //! claim ─ a starter takes a pod for its session
 //! ```
@@ -25,24 +26,22 @@ pub(super) use keeper::keep;
 pub(super) use key::PoolKey;
 pub(super) use state::Pools;
 
-use super::names::CLAIMED_ANNOTATION;
 use super::{KubernetesProvider, Shared};
+use crate::ComputeSpec;
 use crate::warm_pools::{PoolUse, WarmPool, WarmPoolStatus, WarmPools};
-use crate::{ComputeSpec, Error};
-use k8s_openapi::api::core::v1::Pod;
 use session_core::Provider;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 impl WarmPools for KubernetesProvider {
     fn set(&self, pools: Vec<WarmPool>, refill_for: Duration) {
-        let install_id = &self.shared.config.install_id;
+        let config = &self.shared.config;
         let mut wanted = BTreeMap::new();
         for pool in pools {
-            match PoolKey::of_pool(&pool, install_id) {
+            match PoolKey::of_pool(&pool, config) {
                 Ok(key) => drop(wanted.insert(key, pool)),
                 Err(cause) => {
-                    tracing::warn!(cluster = %pool.cluster.name, catalog = pool.catalog_name(), cause = %cause.text, detail = %cause.detail, "warm pool cannot be used");
+                    tracing::warn!(cluster = %pool.cluster.name, profile = pool.profile_name(), catalog = pool.catalog_name(), cause = %cause.text, detail = %cause.detail, "warm pool cannot be used");
                 }
             }
         }
@@ -69,39 +68,6 @@ impl Shared {
         if pods.warm_pods == 0 {
             return None;
         }
-        PoolKey::of_session(spec, &self.config.install_id).ok()
-    }
-
-    /// Whether the pod `uid` is the one that stays, if several have this session
-    /// generation by the API server's own answer: a claimed one, then the one that
-    /// was claimed first, then that with the lowest uid. All managers agree on it.
-    pub(super) async fn stays(&self, namespace: &str, spec: &ComputeSpec, uid: &str) -> Result<bool, Error> {
-        let pods = self.api.pods_of(namespace, &spec.key, spec.generation).await;
-        let pods = pods.map_err(|error| Error::Unavailable(error.to_string()))?;
-        let live = pods
-            .iter()
-            .filter(|pod| pod.metadata.deletion_timestamp.is_none());
-        let rank = |pod: &&Pod| {
-            let annotations = pod.metadata.annotations.as_ref();
-            let claimed = annotations.and_then(|all| all.get(CLAIMED_ANNOTATION)).cloned();
-            (claimed.is_none(), claimed, pod.metadata.uid.clone())
-        };
-        let first = live.min_by_key(rank);
-        Ok(first.is_none_or(|pod| pod.metadata.uid.as_deref() == Some(uid)))
-    }
-
-    /// Whether another pod than `uid` has this session generation, by the API
-    /// server's own answer; the pod that is being deleted does not count.
-    pub(super) async fn has_rival(
-        &self,
-        namespace: &str,
-        spec: &ComputeSpec,
-        uid: &str,
-    ) -> Result<bool, Error> {
-        let pods = self.api.pods_of(namespace, &spec.key, spec.generation).await;
-        let pods = pods.map_err(|error| Error::Unavailable(error.to_string()))?;
-        Ok(pods
-            .iter()
-            .any(|pod| pod.metadata.deletion_timestamp.is_none() && pod.metadata.uid.as_deref() != Some(uid)))
+        PoolKey::of_session(spec, &self.config).ok()
     }
 }

@@ -29,6 +29,17 @@ const UNSEEN_LIMIT: Duration = Duration::from_secs(30);
 /// Maximum number of unread uses.
 const MAX_USES: usize = 10_000;
 
+/// Limits of one pass.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Pods that start at a time.
+    pub(super) max_starting: usize,
+    /// Pods that are created.
+    pub(super) room: usize,
+    /// Age of a pod above which it is replaced; `None` means never.
+    pub(super) max_age: Option<Duration>,
+}
+
 /// A pool that is wanted, and its failures.
 #[derive(Debug)]
 struct Wanted {
@@ -52,8 +63,8 @@ impl Wanted {
         self.retry_at = Instant::now() + pause;
         self.stopped = Some(why.to_owned());
         let cluster = &self.pool.cluster.name;
-        let catalog = self.pool.catalog_name();
-        tracing::warn!(%cluster, catalog, cause = why, pause = ?pause, "warm pool stopped: its pods fail; it is tried again after the pause");
+        let (profile, catalog) = (self.pool.profile_name(), self.pool.catalog_name());
+        tracing::warn!(%cluster, profile, catalog, cause = why, pause = ?pause, "warm pool stopped: its pods fail; it is tried again after the pause");
     }
 }
 
@@ -100,9 +111,9 @@ impl Pools {
         self.refill_until.is_some_and(|until| Instant::now() < until)
     }
 
-    /// Takes note of all pods of pools, and decides what is to be done. At most
-    /// `max_starting` pods start at a time, and at most `room` are created.
-    pub(super) fn scan(&mut self, seen: Vec<SeenPod>, max_starting: usize, room: usize) -> Vec<Action> {
+    /// Takes note of all pods of pools, and decides what is to be done within the
+    /// limits.
+    pub(super) fn scan(&mut self, seen: Vec<SeenPod>, limits: &Limits) -> Vec<Action> {
         self.note(seen);
         if self.wanted.is_none() {
             return Vec::new();
@@ -110,7 +121,8 @@ impl Pools {
         let mut actions = self.tend();
         if self.refills() {
             self.trim(&mut actions);
-            self.refill(&mut actions, max_starting, room);
+            self.retire(&mut actions, limits.max_age);
+            self.refill(&mut actions, limits);
         }
         actions
     }
@@ -193,57 +205,6 @@ impl Pools {
         actions
     }
 
-    /// Deletes what exceeds the size of its pool, the newest first; those that did
-    /// not answer yet before all others.
-    fn trim(&mut self, actions: &mut Vec<Action>) {
-        for (key, wanted) in self.wanted.iter().flatten() {
-            let mut alive: Vec<(&String, &mut Entry)> = self
-                .pods
-                .iter_mut()
-                .filter(|(_, entry)| entry.seen.key == *key && entry.is_alive())
-                .collect();
-            let excess = alive.len().saturating_sub(wanted.pool.size);
-            alive.sort_by_key(|(_, entry)| (entry.is_available(), entry.seen.age));
-            let free = alive
-                .into_iter()
-                .filter(|(_, entry)| !matches!(entry.stage, Stage::Reserved(_)));
-            for (uid, entry) in free.take(excess) {
-                entry.stop.cancel();
-                entry.stage = Stage::Gone;
-                actions.push(Action::Delete {
-                    uid: uid.clone(),
-                    why: "its pool has more pods than wanted",
-                });
-            }
-        }
-    }
-
-    fn refill(&mut self, actions: &mut Vec<Action>, max_starting: usize, room: usize) {
-        let now = Instant::now();
-        let all_starting =
-            self.pods.values().filter(|entry| entry.is_starting()).count() + self.creating.len();
-        let mut budget = max_starting.saturating_sub(all_starting).min(room);
-        for (key, wanted) in self.wanted.iter_mut().flatten() {
-            if now < wanted.retry_at {
-                continue;
-            }
-            let alive = self.pods.values().filter(|e| e.seen.key == *key && e.is_alive());
-            let (begun, ready): (Vec<_>, Vec<_>) = alive.partition(|entry| entry.is_starting());
-            let creating = self.creating.values().filter(|(of, _)| of == key).count();
-            let mut missing = wanted
-                .pool
-                .size
-                .saturating_sub(begun.len() + ready.len() + creating);
-            if wanted.failures > 0 || wanted.early_ends >= MAX_FAILURES {
-                // One attempt at a time shows whether it works again.
-                missing = missing.min(1usize.saturating_sub(begun.len() + creating));
-            }
-            let missing = missing.min(budget);
-            budget -= missing;
-            actions.extend(std::iter::repeat_with(|| Action::Create(key.clone())).take(missing));
-        }
-    }
-
     /// Records that a pod of the pool is being created.
     pub(super) fn creating(&mut self, key: &PoolKey, name: &str) {
         self.creating
@@ -268,7 +229,7 @@ impl Pools {
         let key = entry.seen.key.clone();
         if let Some(wanted) = self.wanted.as_mut().and_then(|all| all.get_mut(&key)) {
             if wanted.stopped.take().is_some() {
-                tracing::info!(cluster = %wanted.pool.cluster.name, catalog = wanted.pool.catalog_name(), "warm pool is refilled again");
+                tracing::info!(cluster = %wanted.pool.cluster.name, profile = wanted.pool.profile_name(), catalog = wanted.pool.catalog_name(), "warm pool is refilled again");
             }
             wanted.failures = 0;
             if wanted.early_ends == 0 {
@@ -323,8 +284,8 @@ impl Pools {
             return;
         }
         let cluster = &wanted.pool.cluster.name;
-        let catalog = wanted.pool.catalog_name();
-        tracing::info!(%cluster, catalog, cause = why, "a pod of a warm pool failed");
+        let (profile, catalog) = (wanted.pool.profile_name(), wanted.pool.catalog_name());
+        tracing::info!(%cluster, profile, catalog, cause = why, "a pod of a warm pool failed");
     }
 
     /// Takes an available pod for one starter. `session` makes several managers
@@ -432,6 +393,7 @@ impl Pools {
             let creating = self.creating.values().filter(|(of, _)| of == key).count();
             WarmPoolStatus {
                 cluster: wanted.pool.cluster.name.clone(),
+                profile: wanted.pool.profile_name().to_owned(),
                 catalog: wanted.pool.catalog_name(),
                 available: available.len(),
                 starting: starting.len() + creating,
@@ -448,5 +410,6 @@ fn weight(uid: &str, session: &str) -> u64 {
     session_core::id::fnv1a(session.bytes().chain(uid.bytes()))
 }
 
+mod fill;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! What goes wrong: in the engine, in its pod, at the API server.
 
 use super::*;
+use base64::Engine as _;
 
 #[tokio::test]
 async fn a_quota_is_explained_and_tried_again() {
@@ -106,6 +107,80 @@ async fn a_crash_is_reported_with_the_end_of_the_log() {
         );
         assert_eq!(cause.detail, "INFO begins\nERROR token=[secret] no such catalog");
     }
+}
+
+/// The values with which a pod was started are in its Secret; what another manager
+/// made, and what came from a pool, is masked by them.
+#[tokio::test]
+async fn a_log_tail_has_no_secret_after_a_claim_and_a_restart() {
+    let (fake, ip) = (FakeKube::new(), pod_ip());
+    let _engine = FakeEngine::start(ip).await;
+    for (n, is_claimed, is_restarted) in [(1, false, true), (2, true, false), (3, true, true)] {
+        let mut spec = spec(Engine::Spark, n, 1);
+        if is_claimed {
+            spec = pools::warm_spec(Engine::Spark, n, 1);
+        }
+        let mut manager = provider(&fake);
+        if is_claimed {
+            pools::set(&manager, vec![pools::pool(Engine::Spark, 1)]);
+            let _kubelet = pools::kubelet(&fake, ip);
+            pools::eventually("a pod answered", || pools::status(&manager).available == 1).await;
+        }
+        ensure(&manager, &spec).await;
+        if !is_claimed {
+            until_pod(&fake, &spec).await;
+            run(&fake, &spec, ip);
+        }
+        let route = until_ready(&manager, &spec).await;
+        let token = route.credential.unwrap().expose().to_owned();
+        let pod = pools::sessions(&fake)
+            .into_iter()
+            .find(|(_, id)| *id == json!(spec.key.id))
+            .map(|(name, _)| name)
+            .unwrap();
+        assert_eq!(pod.starts_with("warm-"), is_claimed);
+        // The pod was started with a secret of a catalog that has changed since.
+        let mut secret = fake.object("secrets", &pod).unwrap();
+        let masks = base64::engine::general_purpose::STANDARD.encode(json!([token, "old-key"]).to_string());
+        assert!(secret["data"]["log-masks"].is_string(), "{secret}");
+        secret["data"]["log-masks"] = json!(masks);
+        fake.put("secrets", NAMESPACE, secret);
+        fake.set_log(&format!("ERROR server refused {token} and old-key\n"));
+        if is_restarted {
+            drop(manager);
+            manager = provider(&fake);
+        }
+        let exited = json!({"terminated": {"reason": "Error", "exitCode": 3}});
+        fake.edit_pod(&pod, |pod| pod["status"] = status("Failed", &exited, ip));
+        let (cause, _) = until_failed_with(provider_ready(&manager, &spec).await, &spec).await;
+        assert_eq!(cause.text, "spark exited with code 3");
+        assert_eq!(
+            cause.detail, "ERROR server refused [secret] and [secret]",
+            "claimed {is_claimed}, restarted {is_restarted}"
+        );
+        fake.remove("pods", &pod);
+    }
+}
+
+#[tokio::test]
+async fn without_the_secret_of_its_pod_no_log_is_shown() {
+    let (fake, ip) = (FakeKube::new(), pod_ip());
+    let _engine = FakeEngine::start(ip).await;
+    let provider = provider(&fake);
+    let spec = spec(Engine::Spark, 1, 1);
+    ensure(&provider, &spec).await;
+    until_pod(&fake, &spec).await;
+    run(&fake, &spec, ip);
+    until_ready(&provider, &spec).await;
+    fake.set_log("ERROR refused\n");
+    fake.fail_next("GET secrets", 500, "the API server has a problem");
+    let exited = json!({"terminated": {"reason": "Error", "exitCode": 3}});
+    fake.edit_pod(&name(&spec), |pod| pod["status"] = status("Failed", &exited, ip));
+    let (cause, _) = until_failed_with(&provider, &spec).await;
+    assert_eq!(
+        (cause.text.as_str(), cause.detail.as_str()),
+        ("spark exited with code 3", "")
+    );
 }
 
 #[tokio::test]

@@ -152,6 +152,9 @@ async fn the_inventory_has_pods_of_all_installations() {
         ensure(provider, spec).await;
         until_pod(&fake, spec).await;
     }
+    fake.edit_pod(&name(&specs[0]), |pod| {
+        pod["metadata"]["creationTimestamp"] = json!("2026-01-01T00:00:00Z");
+    });
     fake.edit_pod(&name(&specs[2]), |pod| {
         pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
     });

@@ -2,6 +2,7 @@
 
 mod definitions;
 mod distributed;
+mod duplicates;
 mod failures;
 mod kills;
 mod life;
@@ -15,6 +16,7 @@ use compute::{ComputeProvider, ComputeSpec, Found, KubernetesConfig, KubernetesP
 use futures::StreamExt;
 use serde_json::{Value, json};
 use session_core::machine::Observation;
+use session_core::route::Secret;
 use session_core::{Engine, Provider};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -29,7 +31,9 @@ pub(crate) fn provider_config() -> KubernetesConfig {
         anchor: None,
         max_pods: 100,
         max_starting: 10,
+        warm_max_age: None,
         install_id: "install".to_owned(),
+        pool_secret: Secret::new("secret of this installation".to_owned()),
         is_isolated: false,
     }
 }

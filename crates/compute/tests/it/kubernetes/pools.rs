@@ -3,6 +3,7 @@
 use super::*;
 use compute::WarmPools;
 use compute::warm_pools::{PoolUse, WarmPool, WarmPoolStatus};
+use session_core::Profile;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -46,7 +47,7 @@ pub(super) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) 
 }
 
 /// Plays scheduler and kubelet: every new pod of a pool runs at `ip`.
-fn kubelet(fake: &FakeKube, ip: IpAddr) -> tokio::task::JoinHandle<()> {
+pub(super) fn kubelet(fake: &FakeKube, ip: IpAddr) -> tokio::task::JoinHandle<()> {
     let fake = fake.clone();
     tokio::spawn(async move {
         loop {
@@ -180,6 +181,62 @@ async fn other_start_settings_start_cold() {
     .await;
     let names = ["acme/lake", ""].map(str::to_owned);
     assert!(provider.status().iter().all(|pool| names.contains(&pool.catalog)));
+}
+
+#[tokio::test]
+async fn each_profile_has_a_pool_of_its_own() {
+    let (fake, ip) = (FakeKube::new(), pod_ip());
+    let _engine = FakeEngine::start(ip).await;
+    let (provider, _kubelet) = (provider(&fake), kubelet(&fake, ip));
+    let mut cluster = warm_spec(Engine::Sail, 1, 1).cluster;
+    if let Provider::Kubernetes(pods) = &mut cluster.provider {
+        let profile = |cpu: &str, warm_pods, default| Profile {
+            cpu: cpu.to_owned(),
+            memory: "1Gi".to_owned(),
+            warm_pods,
+            default,
+            ..Profile::default()
+        };
+        let sizes = [
+            ("large", profile("3", 1, false)),
+            ("none", profile("1", 0, false)),
+            ("small", profile("1", 0, true)),
+        ];
+        pods.profiles = sizes.map(|(name, profile)| (name.to_owned(), profile)).into();
+    }
+    let sized = |name: &str| cluster.with_profile(Some(&name.parse().unwrap())).unwrap();
+    let of_profile = |name: &str, size| WarmPool {
+        cluster: sized(name),
+        catalog: None,
+        size,
+    };
+    set(&provider, vec![of_profile("large", 1), of_profile("small", 2)]);
+    let available = || {
+        let all = provider.status().into_iter();
+        all.map(|pool| (pool.profile, pool.available))
+            .collect::<BTreeMap<_, _>>()
+    };
+    let full = BTreeMap::from([("large".to_owned(), 1), ("small".to_owned(), 2)]);
+    eventually("both pools are full", || available() == full).await;
+    for (n, name, is_warm) in [(1, "large", true), (2, "small", true), (3, "none", false)] {
+        let spec = ComputeSpec {
+            cluster: sized(name),
+            ..warm_spec(Engine::Sail, n, 1)
+        };
+        ensure(&provider, &spec).await;
+        if !is_warm {
+            until_pod(&fake, &spec).await;
+            run(&fake, &spec, ip);
+        }
+        until_ready(&provider, &spec).await;
+        let own = sessions(&fake).into_iter();
+        let own: Vec<_> = own.filter(|(_, id)| *id == json!(spec.key.id)).collect();
+        assert_eq!(own[0].0.starts_with("warm-"), is_warm, "{name}: {own:?}");
+        let pod = fake.object("pods", &own[0].0).unwrap();
+        let cpu = &pod["spec"]["containers"][0]["resources"]["limits"]["cpu"];
+        assert_eq!(*cpu, if name == "large" { "3" } else { "1" }, "{name}");
+    }
+    eventually("both pools are full again", || available() == full).await;
 }
 
 #[tokio::test]

@@ -176,7 +176,7 @@ impl FakeKube {
             if metadata["uid"].is_null() {
                 state.uids += 1;
                 metadata["uid"] = json!(format!("uid-{}", state.uids));
-                metadata["creationTimestamp"] = json!("2026-01-01T00:00:00Z");
+                metadata["creationTimestamp"] = json!(now());
             }
             if change == "DELETED" {
                 state.objects.remove(&id);
@@ -365,6 +365,12 @@ impl FakeKube {
 }
 
 /// Whether an object has the labels that are asked for.
+/// The time in whole seconds, as the API server notes it.
+fn now() -> String {
+    let seconds = k8s_openapi::jiff::Timestamp::now().as_second();
+    k8s_openapi::jiff::Timestamp::new(seconds, 0).unwrap().to_string()
+}
+
 fn selected(asked: &Asked, object: &Value) -> bool {
     let labels = &object["metadata"]["labels"];
     let is_met = |wanted: &str| match wanted.split_once('=') {

@@ -42,6 +42,7 @@ struct World {
     /// Session by uid of its pod.
     claimed: BTreeMap<String, u64>,
     sessions: u64,
+    max_age: Option<Duration>,
 }
 
 impl World {
@@ -66,7 +67,12 @@ impl World {
             .filter(|pod| !self.claimed.contains_key(&pod.uid))
             .cloned()
             .collect();
-        let actions = self.pools.scan(seen, MAX_STARTING, room);
+        let limits = Limits {
+            max_starting: MAX_STARTING,
+            room,
+            max_age: self.max_age,
+        };
+        let actions = self.pools.scan(seen, &limits);
         for action in &actions {
             match action {
                 Action::Create(key) => {
@@ -127,6 +133,75 @@ async fn pools_are_filled_within_the_limits() {
     small.pools.set(wanted(&[(1, 10)]), LEASE);
     assert_eq!(small.pass(3).len(), 3, "no more than there is room for");
     assert_eq!(small.pass(0), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn scarce_room_goes_to_the_emptiest_pool() {
+    let mut world = World::default();
+    world.pools.set(wanted(&[(1, 8), (2, 4), (3, 4)]), LEASE);
+    let have = |world: &World| [1, 2, 3].map(|n| world.pods.iter().filter(|pod| pod.key == key(n)).count());
+    // Room for 8 of 16 pods: half of each pool.
+    for room in [4, 4] {
+        world.pass(room);
+        world.run_all();
+        for action in world.pass(0) {
+            if let Action::Ask { uid } = action {
+                world.pools.answered(&uid, route());
+            }
+        }
+    }
+    assert_eq!(have(&world), [4, 2, 2]);
+    world.claim(&key(3), 0).unwrap();
+    world.claim(&key(3), 1).unwrap();
+    let left: Vec<_> = world
+        .pods
+        .iter()
+        .filter(|pod| !world.claimed.contains_key(&pod.uid))
+        .cloned()
+        .collect();
+    world.pods = left;
+    world.pass(1);
+    assert_eq!(have(&world), [4, 2, 1], "the empty one first");
+}
+
+#[tokio::test(start_paused = true)]
+async fn old_pods_are_replaced_one_at_a_time() {
+    let mut world = World {
+        max_age: Some(Duration::from_secs(60)),
+        ..World::default()
+    };
+    world.pools.set(wanted(&[(1, 3), (2, 1)]), LEASE);
+    world.settle();
+    let first: BTreeSet<String> = world.pods.iter().map(|pod| pod.uid.clone()).collect();
+    for (n, pod) in world.pods.iter_mut().enumerate() {
+        pod.age = Duration::from_secs(61 + u64::try_from(n).unwrap());
+    }
+    let deleted = |actions: &[Action]| {
+        let all = actions.iter().filter_map(|action| match action {
+            Action::Delete { uid, .. } => Some(uid.clone()),
+            _ => None,
+        });
+        all.collect::<Vec<_>>()
+    };
+    let gone = deleted(&world.pass(100));
+    assert_eq!(gone.len(), 2, "one of each pool: {gone:?}");
+    for _ in 0..3 {
+        assert_eq!(deleted(&world.pass(100)), Vec::<String>::new(), "not full again");
+    }
+    world.settle();
+    assert_eq!(world.available(), [3, 1]);
+    let now: BTreeSet<String> = world.pods.iter().map(|pod| pod.uid.clone()).collect();
+    assert_eq!(first.intersection(&now).count(), 0, "all are new in the end");
+    // While its pods fail, a pool keeps what it has.
+    for pod in &mut world.pods {
+        pod.age = Duration::from_secs(61);
+    }
+    world.pools.failed(&key(1), "no room");
+    world.pools.failed(&key(2), "no room");
+    assert_eq!(deleted(&world.pass(100)), Vec::<String>::new());
+    world.max_age = None;
+    tokio::time::advance(MAX_STOP).await;
+    assert_eq!(deleted(&world.pass(100)), Vec::<String>::new(), "no maximum");
 }
 
 #[tokio::test(start_paused = true)]
