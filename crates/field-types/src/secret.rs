@@ -1,6 +1,7 @@
 //! A text that no output contains.
 //!
 //! A stored record needs the text itself; its field says so with
+//! `#[serde(serialize_with = "secret::serialize_exposed")]`, or if it is optional with
 //! `#[serde(with = "secret::exposed")]`.
 
 use serde::de::{Error, Visitor};
@@ -79,6 +80,14 @@ impl<'de> Deserialize<'de> for Secret {
     }
 }
 
+/// Serializes the text of a secret itself, for records in the state store.
+///
+/// # Errors
+/// Those of the serializer.
+pub fn serialize_exposed<S: Serializer>(secret: &Secret, ser: S) -> Result<S::Ok, S::Error> {
+    ser.serialize_str(&secret.0)
+}
+
 /// Serialization of an optional secret as its text, for records in the state
 /// store.
 pub mod exposed {
@@ -103,24 +112,29 @@ mod tests {
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     struct Record {
         masked: Secret,
+        #[serde(default, serialize_with = "serialize_exposed")]
+        needed: Secret,
         #[serde(default, skip_serializing_if = "Option::is_none", with = "exposed")]
         stored: Option<Secret>,
     }
 
     #[test]
     fn only_an_exposed_field_is_serialized_as_its_text() {
-        let text = r#"{"masked":"hunter2","stored":"hunter3"}"#;
+        let text = r#"{"masked":"hunter2","needed":"hunter1","stored":"hunter3"}"#;
         let record: Record = serde_json::from_str(text).unwrap();
         assert_eq!(record.masked.expose(), "hunter2");
         assert_eq!(
             serde_json::to_string(&record).unwrap(),
-            r#"{"masked":"********","stored":"hunter3"}"#
+            r#"{"masked":"********","needed":"hunter1","stored":"hunter3"}"#
         );
         let shown = format!("{record:?}");
         assert!(!shown.contains("hunter"), "{shown}");
         let none: Record = serde_json::from_str(r#"{"masked":""}"#).unwrap();
         assert_eq!(none.stored, None);
-        assert_eq!(serde_json::to_string(&none).unwrap(), r#"{"masked":""}"#);
+        assert_eq!(
+            serde_json::to_string(&none).unwrap(),
+            r#"{"masked":"","needed":""}"#
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Route to a session's compute.
 
 pub use field_types::Secret;
+pub use field_types::secret::serialize_exposed;
 
 use crate::cluster::Engine;
 use field_types::secret;

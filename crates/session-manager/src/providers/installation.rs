@@ -32,7 +32,10 @@ pub(crate) struct Installation {
     pub(crate) id: String,
     /// 256 random bits in hexadecimal. Empty in a description of an earlier release;
     /// the next confirmation adds them.
-    #[serde(default = "no_secret")]
+    #[serde(
+        default = "no_secret",
+        serialize_with = "session_core::route::serialize_exposed"
+    )]
     pub(crate) pool_secret: Secret,
     /// The store has lost nothing since then.
     pub(crate) whole_since: Timestamp,
