@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 /// Maximum length of a context's name in bytes.
@@ -89,6 +90,25 @@ pub(crate) fn path() -> Result<PathBuf> {
         Some(path) => Ok(path.into()),
         None => Ok(private_file::config_dir()?.join("config.toml")),
     }
+}
+
+/// The contexts of this user; none where there is no folder of settings that
+/// can be read, as in a container without a home.
+pub(crate) fn load_in_use() -> Result<ConfigFile> {
+    let named = std::env::var_os("BERTH_CONFIG").is_some_and(|path| !path.is_empty());
+    let path = match path() {
+        Err(_) if !named => return Ok(ConfigFile::default()),
+        path => path?,
+    };
+    load(&path).or_else(|error| {
+        let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        let is_closed = matches!(kind, Some(ErrorKind::PermissionDenied | ErrorKind::NotADirectory));
+        if is_closed && !named {
+            Ok(ConfigFile::default())
+        } else {
+            Err(error)
+        }
+    })
 }
 
 /// The contexts of a file; none if there is no file.

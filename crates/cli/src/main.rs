@@ -17,6 +17,7 @@ mod progress;
 mod settings;
 
 use args::Command;
+use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, ValueEnum};
 use std::collections::BTreeSet;
@@ -74,20 +75,20 @@ struct GlobalArgs {
     console: Option<String>,
 
     /// A file with your service-account key, in place of BERTH_KEY.
-    #[arg(long, global = true, env = "BERTH_KEY_FILE", value_name = "FILE")]
+    #[arg(long, global = true, env = "BERTH_KEY_FILE", value_name = "FILE", value_parser = file())]
     key_file: Option<PathBuf>,
 
     /// A file with a token of your identity provider, in place of BERTH_TOKEN;
     /// each call reads it again.
-    #[arg(long, global = true, env = "BERTH_TOKEN_FILE", value_name = "FILE")]
+    #[arg(long, global = true, env = "BERTH_TOKEN_FILE", value_name = "FILE", value_parser = file())]
     token_file: Option<PathBuf>,
 
     /// Allow plaintext for the key or token beyond loopback.
-    #[arg(long, global = true, env = "BERTH_INSECURE")]
+    #[arg(long, global = true, env = "BERTH_INSECURE", value_parser = FalseyValueParser::new())]
     insecure: bool,
 
     /// A PEM file with the private certificate authority of the servers.
-    #[arg(long, global = true, env = "BERTH_CA", value_name = "FILE")]
+    #[arg(long, global = true, env = "BERTH_CA", value_name = "FILE", value_parser = file())]
     ca: Option<PathBuf>,
 
     /// Output format.
@@ -105,6 +106,11 @@ struct GlobalArgs {
     /// Not accepted: arguments are visible to other users of the machine.
     #[arg(long, global = true, hide = true)]
     bearer: Option<String>,
+}
+
+/// A path that can be empty: an empty variable counts as not set.
+fn file() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 /// Ids of the global options that are on the command line, not in the
@@ -164,7 +170,7 @@ async fn main() -> ExitCode {
     let matches = command_line().get_matches();
     let given = Given::of(&matches);
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    if let Err(error) = commands::run(cli, &given).await {
+    if let Err(error) = Box::pin(commands::run(cli, &given)).await {
         let exit = error.downcast_ref::<Exit>();
         if exit.is_none_or(|exit| !exit.text.is_empty()) {
             output::error(&format!("berth: {error:#}"));

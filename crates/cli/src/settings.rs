@@ -124,7 +124,7 @@ pub(crate) fn resolve(args: &GlobalArgs, given: &Given) -> Result<Target> {
              use BERTH_KEY or --key-file, BERTH_TOKEN or --token-file"
         );
     }
-    let file = config_file::load(&config_file::path()?)?;
+    let file = config_file::load_in_use()?;
     let name = args.context.clone().filter(|name| !name.is_empty());
     let name = name.or_else(|| file.current.clone());
     let none = Context::default();

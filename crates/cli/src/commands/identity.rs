@@ -26,64 +26,65 @@ pub(super) async fn login(global: &GlobalArgs, given: &Given, args: Login) -> Re
     let timeout = args.timeout;
     let (name, oidc) = provider_of(global, args).await?;
     let login = login::sign_in(&name, &oidc, flow, timeout).await?;
-    let target = settings::resolve(global, given)?;
     let signed_in = Credential::Login {
         context: name.clone(),
         oidc: Box::new(oidc),
     };
+    let organization = organization_of(signed_in, settings::resolve(global, given)?).await;
+    show_login(global.output, name, login, organization);
+    Ok(())
+}
+
+/// The organization that a new sign-in leads to; empty, with a note, if
+/// session-manager is away or refuses.
+async fn organization_of(signed_in: Credential, target: Target) -> String {
     let overridden = target.credential.as_ref().map(|source| source.value.describe());
-    if overridden
-        .as_ref()
-        .is_some_and(|source| *source != signed_in.describe())
-    {
+    if let Some(source) = overridden.filter(|source| *source != signed_in.describe()) {
         output::note(&format!(
-            "berth: {} is set and is used in place of this sign-in",
-            overridden.unwrap_or_default()
+            "berth: {source} is set and is used in place of this sign-in"
         ));
     }
+    let credential = settings::Setting {
+        value: signed_in,
+        origin: settings::Origin::Context,
+    };
     let target = Target {
-        credential: Some(settings::Setting {
-            value: signed_in,
-            origin: settings::Origin::Context,
-        }),
+        credential: Some(credential),
         ..target
     };
-    let organization = match organization(&target).await {
-        Ok(name) => name,
-        Err(error) => {
-            output::error(&format!(
-                "berth: signed in, but session-manager was not reached or refused: {error:#}"
-            ));
-            String::new()
-        }
-    };
+    organization(&target).await.unwrap_or_else(|error| {
+        output::error(&format!(
+            "berth: signed in, but session-manager was not reached or refused: {error:#}"
+        ));
+        String::new()
+    })
+}
+
+fn show_login(output: Output, context: String, login: store::StoredLogin, organization: String) {
     let claims = provider::claims_of(&login.token).unwrap_or_default();
     let expires_at = Timestamp::ZERO
         .after(Duration::from_secs(login.expires_at))
         .to_string();
     let subject = claims.sub.unwrap_or_default();
+    let renewable = login.refresh_token.is_some();
     let json = json!({
-        "context": name, "subject": subject, "issuer": login.issuer, "organization": organization,
-        "expires_at": expires_at, "renewable": login.refresh_token.is_some(),
+        "context": context, "subject": subject, "issuer": login.issuer, "organization": organization,
+        "expires_at": expires_at, "renewable": renewable,
     });
+    let renewed = if renewable {
+        "automatically"
+    } else {
+        "no: sign in again then"
+    };
     let fields = [
-        ("context", name),
+        ("context", context),
         ("subject", subject),
         ("signed in at", login.issuer),
         ("organization", organization),
         ("token expires", expires_at),
-        (
-            "renewed",
-            if login.refresh_token.is_some() {
-                "automatically"
-            } else {
-                "no: sign in again then"
-            }
-            .to_owned(),
-        ),
+        ("renewed", renewed.to_owned()),
     ];
-    output::fields(global.output, &fields, &json);
-    Ok(())
+    output::fields(output, &fields, &json);
 }
 
 /// The context to sign in to and its provider; options are stored in it.
@@ -128,7 +129,7 @@ async fn organization(target: &Target) -> Result<String> {
 /// Deletes the stored sign-in, and revokes it at the provider.
 pub(super) async fn logout(target: &Target, output: Output) -> Result<()> {
     let name = target.context.clone().unwrap_or_default();
-    let file = config_file::load(&config_file::path()?)?;
+    let file = config_file::load_in_use()?;
     let Some(login) = login::forget(&name).await? else {
         output::note("There was no sign-in.");
         return Ok(());

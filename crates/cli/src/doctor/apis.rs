@@ -12,8 +12,8 @@ use prost::Message as _;
 use service_kit::http_client;
 use service_kit::tls::{ClientTls, ClientTlsFiles, HTTP1};
 use session_core::{Clock as _, SystemClock};
-use session_proto::v1::{self, SessionStatus};
 use session_proto::convert;
+use session_proto::v1::{self, SessionStatus};
 use std::time::Duration;
 
 const DESCRIBE_SESSION: &str = "/berth.v1.SessionService/DescribeSession";
@@ -77,7 +77,11 @@ pub(super) async fn reach(part: Part, endpoint: &Endpoint, report: &mut Report) 
     let shown: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
     report.ok(part, "name", format!("{} is {}", endpoint.host, shown.join(", ")));
     report.take(part, "connect", endpoint.connect().await)?;
-    report.ok(part, "connect", format!("port {} accepts connections", endpoint.port));
+    report.ok(
+        part,
+        "connect",
+        format!("port {} accepts connections", endpoint.port),
+    );
     if endpoint.tls {
         report.take(part, "tls", endpoint.open().await)?;
         report.ok(part, "tls", "the certificate is trusted, and h2 was chosen");
@@ -118,7 +122,14 @@ async fn manager(
             page_size: 1,
             ..v1::ListSessionsRequest::default()
         };
-        let answer = call(&mut connection, settings, args, LIST_SESSIONS, list.encode_to_vec()).await;
+        let answer = call(
+            &mut connection,
+            settings,
+            args,
+            LIST_SESSIONS,
+            list.encode_to_vec(),
+        )
+        .await;
         let listed = answer.and_then(|answer| answer.decode::<v1::ListSessionsResponse>(part));
         report.take(part, "call", listed)?;
         report.ok(part, "call", "the credential is accepted");
@@ -128,7 +139,14 @@ async fn manager(
         session_id: session_id.clone(),
         wait_ready: None,
     };
-    let answer = call(&mut connection, settings, args, DESCRIBE_SESSION, request.encode_to_vec()).await;
+    let answer = call(
+        &mut connection,
+        settings,
+        args,
+        DESCRIBE_SESSION,
+        request.encode_to_vec(),
+    )
+    .await;
     let described = answer.and_then(|answer| answer.decode::<v1::DescribeSessionResponse>(part));
     let session = report.take(part, "call", described)?.session.unwrap_or_default();
     report.ok(part, "call", "the credential is accepted");
@@ -139,7 +157,14 @@ async fn manager(
     let request = v1::DescribeClusterRequest {
         name: session.cluster.clone(),
     };
-    let answer = call(&mut connection, settings, args, DESCRIBE_CLUSTER, request.encode_to_vec()).await;
+    let answer = call(
+        &mut connection,
+        settings,
+        args,
+        DESCRIBE_CLUSTER,
+        request.encode_to_vec(),
+    )
+    .await;
     let cluster = answer.and_then(|answer| answer.decode::<v1::DescribeClusterResponse>(part));
     Some((session, cluster.ok().and_then(|described| described.cluster)))
 }
@@ -158,8 +183,33 @@ fn state(session: &v1::Session) -> Checked<String> {
         SessionStatus::Closed => Err(Fault::SessionClosed.seen(message)),
         SessionStatus::Failed => Err(Fault::SessionFailed.seen(message)),
         SessionStatus::Unspecified => {
-            Err(Fault::WrongService.seen("the status is unknown to this command, which is older than the server"))
+            Err(Fault::WrongService
+                .seen("the status is unknown to this command, which is older than the server"))
         }
+    }
+}
+
+/// Asks for the tokens of a session that does not exist: this refusal shows
+/// that all else is right.
+async fn without_session(
+    connection: &mut Connection,
+    settings: &Settings,
+    args: &Doctor,
+    report: &mut Report,
+) {
+    let part = Part::Issuer;
+    let request = v1::ListSessionTokensRequest {
+        session_id: NO_SESSION.to_owned(),
+    };
+    let answer = call(connection, settings, args, LIST_TOKENS, request.encode_to_vec()).await;
+    let Some(answer) = report.take(part, "call", answer) else {
+        return;
+    };
+    let finding = answer.finding(part);
+    if finding.fault == Fault::SessionNotFound {
+        report.ok(part, "call", "the credential is accepted");
+    } else {
+        report.found(part, "call", finding);
     }
 }
 
@@ -173,18 +223,7 @@ async fn issuer(
     let endpoint = report.take(part, "address", endpoint(&settings.issuer, settings, args))?;
     let mut connection = reach(part, &endpoint, report).await?;
     let Some(session_id) = args.session.as_ref().filter(|_| live) else {
-        let request = v1::ListSessionTokensRequest {
-            session_id: NO_SESSION.to_owned(),
-        };
-        let answer = call(&mut connection, settings, args, LIST_TOKENS, request.encode_to_vec()).await;
-        let answer = report.take(part, "call", answer)?;
-        // No session has this id, so the refusal shows that all else is right.
-        let finding = answer.finding(part);
-        if finding.fault == Fault::SessionNotFound {
-            report.ok(part, "call", "the credential is accepted");
-        } else {
-            report.found(part, "call", finding);
-        }
+        without_session(&mut connection, settings, args, report).await;
         return None;
     };
     let request = v1::IssueSessionTokenRequest {
@@ -192,12 +231,22 @@ async fn issuer(
         ttl: Some(convert::duration(TOKEN_TTL)),
     };
     let before = SystemClock.now().as_secs();
-    let answer = call(&mut connection, settings, args, ISSUE_TOKEN, request.encode_to_vec()).await;
+    let answer = call(
+        &mut connection,
+        settings,
+        args,
+        ISSUE_TOKEN,
+        request.encode_to_vec(),
+    )
+    .await;
     let after = SystemClock.now().as_secs();
     let issued = answer.and_then(|answer| answer.decode::<v1::IssueSessionTokenResponse>(part));
     let issued = report.take(part, "call", issued)?;
     report.ok(part, "call", "issued a token of 60 s for this check");
-    let theirs = issued.issued_at.as_ref().map_or(before, |at| convert::from_timestamp(at).as_secs());
+    let theirs = issued
+        .issued_at
+        .as_ref()
+        .map_or(before, |at| convert::from_timestamp(at).as_secs());
     let difference = theirs.saturating_sub(after).max(before.saturating_sub(theirs));
     if difference > MAX_CLOCK_DIFFERENCE {
         let text = format!("the clock of this machine differs from token-issuer's by {difference} s");

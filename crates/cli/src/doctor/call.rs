@@ -85,30 +85,36 @@ impl Connection {
         let mut request = Request::post(uri)
             .header(header::CONTENT_TYPE, "application/grpc")
             .header(header::TE, "trailers")
-            .header(header::USER_AGENT, concat!("berth-doctor/", env!("CARGO_PKG_VERSION")))
+            .header(
+                header::USER_AGENT,
+                concat!("berth-doctor/", env!("CARGO_PKG_VERSION")),
+            )
             .header(header::AUTHORIZATION, format!("Bearer {}", call.bearer));
         if let Some(session) = call.session {
             request = request.header("x-session-id", session);
         }
-        let request = request
-            .body(())
-            .map_err(|_| Fault::ConnectionStringInvalid.seen("the token or session cannot be sent as a header"))?;
+        let request = request.body(()).map_err(|_| {
+            Fault::ConnectionStringInvalid.seen("the token or session cannot be sent as a header")
+        })?;
         let mut send = self.send.clone().ready().await.map_err(cut)?;
         let (response, body) = send.send_request(request, false).map_err(cut)?;
         let message = framed(&call.message);
         let sending = send_all(body, message);
+        let receiving = async {
+            let response: Response<h2::RecvStream> = response.await.map_err(cut)?;
+            read(response).await
+        };
         tokio::pin!(sending);
-        tokio::pin!(response);
+        tokio::pin!(receiving);
         let mut sent = false;
-        // A refusal can come before the whole message was sent.
-        let response: Response<h2::RecvStream> = loop {
+        // An answer can begin, or end, before the whole message was sent.
+        loop {
             tokio::select! {
-                response = &mut response => break response.map_err(cut)?,
-                // Its error shows in the response.
+                answer = &mut receiving => return answer,
+                // Its error shows in the answer.
                 () = &mut sending, if !sent => sent = true,
             }
-        };
-        read(response).await
+        }
     }
 }
 
@@ -156,13 +162,22 @@ async fn read(response: Response<h2::RecvStream>) -> Checked<Answer> {
         return Err(Fault::TrailersStripped.seen("the answer has no grpc-status"));
     };
     let message = content.freeze();
-    let message = if message.len() >= 5 { message.slice(5..) } else { Bytes::new() };
+    let message = if message.len() >= 5 {
+        message.slice(5..)
+    } else {
+        Bytes::new()
+    };
     Ok(Answer { message, status })
 }
 
 /// Checks that an answer is gRPC, and names who answered else.
 fn check_head(status: StatusCode, headers: &HeaderMap) -> Checked<()> {
-    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let text = |name| {
+        headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+    };
     let content_type = text(header::CONTENT_TYPE);
     if status == StatusCode::OK && content_type.starts_with("application/grpc") {
         return Ok(());
@@ -195,7 +210,8 @@ impl Answer {
         if self.status.code() != Code::Ok {
             return Err(self.finding(part));
         }
-        T::decode(self.message.clone()).map_err(|_| Fault::NotGrpc.seen("the answer is not a message of this API"))
+        T::decode(self.message.clone())
+            .map_err(|_| Fault::NotGrpc.seen("the answer is not a message of this API"))
     }
 
     /// The fault that a status of `part` means.
@@ -208,7 +224,7 @@ impl Answer {
                 Code::ResourceExhausted => Fault::MessageTooLarge.seen(text),
                 Code::Unavailable | Code::DeadlineExceeded => Fault::GatewayNoBackend.seen(text),
                 Code::Unauthenticated | Code::PermissionDenied => Fault::GatewayRefused.seen(text),
-                code => Fault::BerthFault.seen(format!("{code:?}: {text}")),
+                code => Fault::Berth.seen(format!("{code:?}: {text}")),
             },
         }
     }
@@ -227,7 +243,7 @@ fn of_reason(reason: Reason, part: Part, status: &Status) -> Fault {
         }
         Reason::SessionMismatch => Fault::SessionMismatch,
         // The proxy's own calls are refused: a setting of the operator.
-        Reason::NotAuthorized if part == Part::Proxy => Fault::BerthFault,
+        Reason::NotAuthorized if part == Part::Proxy => Fault::Berth,
         Reason::NotAuthorized => Fault::SessionNotFound,
         Reason::InvalidArgument if status.message().starts_with("session_id") => Fault::SessionNotFound,
         Reason::InvalidArgument => Fault::HeadersTooLarge,
@@ -253,6 +269,6 @@ fn of_reason(reason: Reason, part: Part, status: &Status) -> Fault {
         | Reason::Conflict
         | Reason::InUse
         | Reason::AlreadyExists
-        | Reason::Internal => Fault::BerthFault,
+        | Reason::Internal => Fault::Berth,
     }
 }

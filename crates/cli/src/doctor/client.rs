@@ -29,13 +29,15 @@ print(json.dumps(found))";
 
 /// The authorities that gRPC clients of this environment trust.
 pub(super) fn grpc_roots() -> Option<PathBuf> {
-    std::env::var_os(GRPC_ROOTS).filter(|path| !path.is_empty()).map(PathBuf::from)
+    std::env::var_os(GRPC_ROOTS)
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)
 }
 
 /// Notes on what clients do and this command does not.
 pub(super) fn check_environment(string: &ConnectionString, ca: Option<&Path>, report: &mut Report) {
     let variable = |name: &&str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let excluded = NO_PROXY_VARIABLES.iter().find_map(|name| variable(name)).unwrap_or_default();
+    let excluded = NO_PROXY_VARIABLES.iter().find_map(variable).unwrap_or_default();
     if !is_excluded(&string.host, &excluded)
         && let Some(name) = PROXY_VARIABLES.iter().find(|name| variable(name).is_some())
     {
@@ -51,7 +53,9 @@ pub(super) fn check_environment(string: &ConnectionString, ca: Option<&Path>, re
 /// Whether gRPC connects to a host without the proxy: a suffix of its name is
 /// listed.
 fn is_excluded(host: &str, list: &str) -> bool {
-    list.split(',').map(str::trim).any(|suffix| !suffix.is_empty() && host.ends_with(suffix))
+    list.split(',')
+        .map(str::trim)
+        .any(|suffix| !suffix.is_empty() && host.ends_with(suffix))
 }
 
 /// Compares the Spark client of a Python with the cluster and the string.
@@ -82,7 +86,8 @@ async fn versions(python: &Path) -> Checked<BTreeMap<String, String>> {
         .await
         .map_err(|_| problem("does not end".to_owned()))?
         .map_err(|error| problem(error.to_string()))?;
-    serde_json::from_slice(&output.stdout).map_err(|_| problem("this is not a Python 3.8 or later".to_owned()))
+    serde_json::from_slice(&output.stdout)
+        .map_err(|_| problem("this is not a Python 3.8 or later".to_owned()))
 }
 
 fn judge(
@@ -96,9 +101,13 @@ fn judge(
         return Err(Fault::ClientVersion.seen("neither pyspark nor pyspark-client is installed"));
     };
     if !versions.contains_key("grpcio") {
-        return Err(Fault::ClientVersion.seen(format!("{name} {version} without grpcio: install pyspark[connect]")));
+        return Err(Fault::ClientVersion.seen(format!(
+            "{name} {version} without grpcio: install pyspark[connect]"
+        )));
     }
-    let supported = cluster.map(|cluster| cluster.client_versions.as_slice()).unwrap_or_default();
+    let supported = cluster
+        .map(|cluster| cluster.client_versions.as_slice())
+        .unwrap_or_default();
     if !supported.is_empty() && !supported.iter().any(|wanted| is_of(version, wanted)) {
         return Err(Fault::ClientVersion.seen(format!(
             "{name} {version} is installed, and the cluster supports {}",
@@ -106,7 +115,9 @@ fn judge(
         )));
     }
     if version.starts_with("3.") && string.is_some_and(|string| !string.tls) {
-        return Err(Fault::ClientNeedsTls.seen(format!("{name} {version} uses TLS always, and the string is for plaintext")));
+        return Err(Fault::ClientNeedsTls.seen(format!(
+            "{name} {version} uses TLS always, and the string is for plaintext"
+        )));
     }
     Ok(format!("{name} {version}"))
 }

@@ -37,7 +37,9 @@ pub(crate) fn parse(text: &str) -> Checked<ConnectionString> {
         return invalid("the connection string is empty");
     }
     if text.contains(|char: char| char.is_whitespace() || !char.is_ascii()) {
-        return invalid("the connection string contains a space, a line break or a character such as …: copy it as a whole");
+        return invalid(
+            "the connection string contains a space, a line break or a character such as …: copy it as a whole",
+        );
     }
     let Some(rest) = text.strip_prefix("sc://") else {
         return invalid("the connection string does not begin with sc://");
@@ -68,7 +70,9 @@ pub(crate) fn parse(text: &str) -> Checked<ConnectionString> {
             return invalid("a parameter has a second =, which PySpark rejects and other clients cut off");
         }
         if name.chars().any(|char| char.is_ascii_uppercase()) {
-            return invalid("a parameter's name has capital letters, which PySpark cannot send (x-session-id)");
+            return invalid(
+                "a parameter's name has capital letters, which PySpark cannot send (x-session-id)",
+            );
         }
         match name {
             "token" => value.clone_into(&mut found.token),
@@ -85,7 +89,9 @@ pub(crate) fn parse(text: &str) -> Checked<ConnectionString> {
 }
 
 fn split_port(authority: &str) -> Checked<(String, u16)> {
-    let problem = || Fault::ConnectionStringInvalid.seen("the connection string has no host, or its port is not a number");
+    let problem = || {
+        Fault::ConnectionStringInvalid.seen("the connection string has no host, or its port is not a number")
+    };
     let (host, port) = match authority.rsplit_once(':') {
         // An IPv6 address without a port.
         Some((_, end)) if end.contains(']') => (authority, None),
@@ -106,7 +112,10 @@ mod tests {
     #[test]
     fn strings_are_read_as_pyspark_reads_them() {
         let parsed = parse("sc://localhost:8085/;token=abc;x-session-id=s-1\n").unwrap();
-        assert_eq!((parsed.host.as_str(), parsed.port, parsed.tls), ("localhost", 8085, false));
+        assert_eq!(
+            (parsed.host.as_str(), parsed.port, parsed.tls),
+            ("localhost", 8085, false)
+        );
         assert_eq!(parsed.session.as_deref(), Some("s-1"));
         for (text, tls) in [
             ("sc://localhost/;token=a;use_ssl=true", true),
@@ -141,6 +150,9 @@ mod tests {
             assert_eq!(finding.fault, Fault::ConnectionStringInvalid, "{text}");
             assert!(!finding.detail.contains("geheim"), "{}", finding.detail);
         }
-        assert_eq!(parse("sc://h/;use_ssl=true").unwrap_err().fault, Fault::TokenMissing);
+        assert_eq!(
+            parse("sc://h/;use_ssl=true").unwrap_err().fault,
+            Fault::TokenMissing
+        );
     }
 }

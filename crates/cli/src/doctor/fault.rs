@@ -125,7 +125,7 @@ faults! {
     ControlPlaneUnavailable "control-plane-unavailable" Service "session-manager is away behind this service: try again; the operator must check it.";
     ProxyDraining "proxy-draining" Service "This proxy is stopping: connect again, another one answers.";
     ConsoleUnreachable "console-unreachable" Service "Check the console's address (--console).";
-    BerthFault "berth-fault" Service "Tell your platform team the text and the time.";
+    Berth "berth-fault" Service "Tell your platform team the text and the time.";
 
     QuotaExceeded "quota-exceeded" Limit "Close, end or revoke what the text names, or have the limit raised.";
     RateLimited "rate-limited" Limit "Wait as long as the text says, and send fewer calls.";

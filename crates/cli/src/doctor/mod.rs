@@ -39,13 +39,16 @@ pub(crate) async fn run(global: &GlobalArgs, given: &Given, args: Doctor) -> Res
         Some(parsed) => report.take(Part::Settings, "string", parsed),
     };
     let mut issued = None;
-    let settings = settings::check(global, given, &mut report, string.is_some()).await;
+    let usable = settings::check(global, given, &mut report, string.is_some()).await;
+    let settings = usable.apis;
     if let Some(settings) = &settings {
         issued = apis::check(settings, &args, &mut report).await;
     }
-    let ca = settings.as_ref().and_then(|settings| settings.ca.clone());
-    let ca = ca.or_else(client::grpc_roots);
-    for (name, string) in [("own string", &string), ("new token", &issued.as_ref().map(|new| new.string.clone()))] {
+    let ca = usable.ca.or_else(client::grpc_roots);
+    for (name, string) in [
+        ("own string", &string),
+        ("new token", &issued.as_ref().map(|new| new.string.clone())),
+    ] {
         if let Some(string) = string {
             client::check_environment(string, ca.as_deref(), &mut report);
             proxy::check(name, string, ca.as_deref(), &args, &mut report).await;
@@ -66,7 +69,9 @@ pub(crate) async fn run(global: &GlobalArgs, given: &Given, args: Doctor) -> Res
 fn connection_text(args: &Doctor) -> Result<Option<String>> {
     use std::io::Read as _;
     let Some(file) = &args.connection_file else {
-        return Ok(std::env::var("SPARK_REMOTE").ok().filter(|text| text.starts_with("sc:")));
+        return Ok(std::env::var("SPARK_REMOTE")
+            .ok()
+            .filter(|text| text.starts_with("sc:")));
     };
     let mut text = String::new();
     let read = if file == Path::new("-") {

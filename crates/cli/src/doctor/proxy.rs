@@ -44,28 +44,50 @@ pub(super) async fn check(
         return;
     };
     let message = release_session(CLIENT_TYPE.to_owned());
-    let answer = call(&mut connection, string, RELEASE_SESSION, message, args.timeout.max(Duration::from_secs(20)));
+    let answer = call(
+        &mut connection,
+        string,
+        RELEASE_SESSION,
+        message,
+        args.timeout.max(Duration::from_secs(20)),
+    );
     match judge(answer.await) {
         Ok(()) => report.ok(Part::Proxy, name, "the token is accepted"),
         // More calls would end the same way.
         Err(finding) => return report.found(Part::Proxy, name, finding),
     }
+    more(&mut connection, &endpoint, string, args, report).await;
+}
+
+/// The steps of options.
+async fn more(
+    connection: &mut Connection,
+    endpoint: &Endpoint,
+    string: &ConnectionString,
+    args: &Doctor,
+    report: &mut Report,
+) {
+    let part = Part::Proxy;
     if let Some(bytes) = args.message_bytes {
-        let step = message_of(&mut connection, string, bytes).await;
-        if report.take(Part::Proxy, "message", step).is_some() {
-            report.ok(Part::Proxy, "message", format!("a message of {bytes} bytes arrives"));
+        let step = message_of(connection, string, bytes).await;
+        if report.take(part, "message", step).is_some() {
+            report.ok(part, "message", format!("a message of {bytes} bytes arrives"));
         }
     }
     if args.query {
-        let step = query(&mut connection, string).await;
-        if let Some(version) = report.take(Part::Proxy, "query", step) {
-            report.ok(Part::Proxy, "query", format!("the engine answers with version {version}"));
+        let step = query(connection, string).await;
+        if let Some(version) = report.take(part, "query", step) {
+            report.ok(
+                part,
+                "query",
+                format!("the engine answers with version {version}"),
+            );
         }
     }
     if let Some(time) = args.quiet_for {
-        let step = quiet(&endpoint, string, time).await;
-        if report.take(Part::Proxy, "quiet", step).is_some() {
-            report.ok(Part::Proxy, "quiet", format!("a quiet connection lives for {time:?}"));
+        let step = quiet(endpoint, string, time).await;
+        if report.take(part, "quiet", step).is_some() {
+            report.ok(part, "quiet", format!("a quiet connection lives for {time:?}"));
         }
     }
 }
@@ -102,7 +124,12 @@ fn judge(answer: Checked<Answer>) -> Checked<()> {
     let is_engines = answer.reason().is_none()
         && matches!(
             answer.status.code(),
-            Code::Ok | Code::Internal | Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition | Code::Unknown
+            Code::Ok
+                | Code::Internal
+                | Code::InvalidArgument
+                | Code::NotFound
+                | Code::FailedPrecondition
+                | Code::Unknown
         );
     if is_engines {
         return Ok(());
@@ -131,17 +158,31 @@ async fn query(connection: &mut Connection, string: &ConnectionString) -> Checke
         analyze: Some(Analyze::SparkVersion(SparkVersion {})),
         ..spark::AnalyzePlanRequest::default()
     };
-    let answer = call(connection, string, ANALYZE_PLAN, request.encode_to_vec(), QUERY_TIMEOUT).await?;
+    let answer = call(
+        connection,
+        string,
+        ANALYZE_PLAN,
+        request.encode_to_vec(),
+        QUERY_TIMEOUT,
+    )
+    .await?;
     let analyzed: spark::AnalyzePlanResponse = answer.decode(Part::Proxy)?;
     let release = spark::ReleaseSessionRequest {
         session_id: spark_session,
         ..spark::ReleaseSessionRequest::default()
     };
     // The engine ends an unused Spark session by itself too.
-    let _ = call(connection, string, RELEASE_SESSION, release.encode_to_vec(), Duration::from_secs(10)).await;
+    let _ = call(
+        connection,
+        string,
+        RELEASE_SESSION,
+        release.encode_to_vec(),
+        Duration::from_secs(10),
+    )
+    .await;
     match analyzed.result {
         Some(Analyzed::SparkVersion(version)) => Ok(version.version),
-        Some(_) | None => Err(Fault::BerthFault.seen("the engine's answer has no version")),
+        Some(_) | None => Err(Fault::Berth.seen("the engine's answer has no version")),
     }
 }
 
@@ -157,7 +198,14 @@ async fn quiet(endpoint: &Endpoint, string: &ConnectionString, time: Duration) -
         return Err(cut(&text));
     }
     let message = release_session(CLIENT_TYPE.to_owned());
-    let answer = call(&mut connection, string, RELEASE_SESSION, message, Duration::from_secs(20)).await;
+    let answer = call(
+        &mut connection,
+        string,
+        RELEASE_SESSION,
+        message,
+        Duration::from_secs(20),
+    )
+    .await;
     match answer {
         Ok(_) => Ok(()),
         Err(finding) => Err(cut(&finding.detail)),

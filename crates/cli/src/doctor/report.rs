@@ -64,13 +64,22 @@ impl Report {
 
     /// A step that found something.
     pub(crate) fn found(&mut self, part: Part, step: &'static str, finding: Finding) {
-        let outcome = if finding.fault.kind() == Kind::Note { "note" } else { "fault" };
+        let outcome = if finding.fault.kind() == Kind::Note {
+            "note"
+        } else {
+            "fault"
+        };
         self.step(part, step, outcome, Some(finding.fault), finding.detail.clone());
         self.findings.push((part, finding));
     }
 
     /// Records a result; `None` after a fault.
-    pub(crate) fn take<T>(&mut self, part: Part, step: &'static str, result: Result<T, Finding>) -> Option<T> {
+    pub(crate) fn take<T>(
+        &mut self,
+        part: Part,
+        step: &'static str,
+        result: Result<T, Finding>,
+    ) -> Option<T> {
         match result {
             Ok(value) => Some(value),
             Err(finding) => {
@@ -80,12 +89,22 @@ impl Report {
         }
     }
 
-    fn step(&mut self, part: Part, step: &'static str, outcome: &'static str, fault: Option<Fault>, detail: String) {
+    fn step(
+        &mut self,
+        part: Part,
+        step: &'static str,
+        outcome: &'static str,
+        fault: Option<Fault>,
+        detail: String,
+    ) {
         let millis = u64::try_from(self.last.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last = Instant::now();
         if self.output == Output::Table {
             let id = fault.map(|fault| format!("{}: ", fault.id())).unwrap_or_default();
-            let line = format!("{outcome:<8} {:<15} {step:<12} {id}{detail} ({millis} ms)", part.name());
+            let line = format!(
+                "{outcome:<8} {:<15} {step:<12} {id}{detail} ({millis} ms)",
+                part.name()
+            );
             output::colored_line(&line, color(outcome));
         }
         self.steps.push(json!({
@@ -109,7 +128,12 @@ impl Report {
             Output::Table => {
                 output::line("");
                 for (part, finding) in &self.findings {
-                    output::line(&format!("{} at {}: {}", finding.fault.id(), part.name(), finding.detail));
+                    output::line(&format!(
+                        "{} at {}: {}",
+                        finding.fault.id(),
+                        part.name(),
+                        finding.detail
+                    ));
                     output::line(&format!("  {}", finding.fault.fix()));
                 }
                 if self.findings.is_empty() {

@@ -25,41 +25,56 @@ pub(super) struct Settings {
     pub(super) secret: String,
 }
 
-/// Checks settings and credential; `None` if the APIs cannot be called.
-/// `optional`: a connection string can be checked without them.
-pub(super) async fn check(
-    global: &GlobalArgs,
-    given: &Given,
-    report: &mut Report,
-    optional: bool,
-) -> Option<Settings> {
-    let target = report.take(Part::Settings, "read", read(global, given))?;
+/// What the settings allow to check.
+#[derive(Default)]
+pub(super) struct Usable {
+    /// For the APIs, if they can be called.
+    pub(super) apis: Option<Settings>,
+    /// Trusted authorities in place of the system's.
+    pub(super) ca: Option<PathBuf>,
+}
+
+/// Checks settings and credential. `optional`: a connection string can be
+/// checked without a credential.
+pub(super) async fn check(global: &GlobalArgs, given: &Given, report: &mut Report, optional: bool) -> Usable {
+    let Some(target) = report.take(Part::Settings, "read", read(global, given)) else {
+        return Usable::default();
+    };
     let ca = target.ca.as_ref().map(|ca| ca.value.clone());
     if target.credential.is_none() && optional {
-        report.skipped(Part::Credential, "read", "no credential for the APIs; only the connection string is checked");
-        return None;
+        let why = "no credential for the APIs; only the connection string is checked";
+        report.skipped(Part::Credential, "read", why);
+        return Usable { apis: None, ca };
     }
+    let apis = for_apis(target, report).await;
+    Usable { apis, ca }
+}
+
+async fn for_apis(target: Target, report: &mut Report) -> Option<Settings> {
     report.take(Part::Settings, "addresses", addresses(&target))?;
     let secret = report.take(Part::Credential, "read", secret(&target).await)?;
-    let shown = target.credential.as_ref().map(|source| {
-        format!("{} ({})", source.value.describe(), source.origin)
-    });
+    let shown = target
+        .credential
+        .as_ref()
+        .map(|source| format!("{} ({})", source.value.describe(), source.origin));
     report.ok(Part::Credential, "read", shown.unwrap_or_default());
     Some(Settings {
         manager: target.manager.value,
         issuer: target.issuer.value,
         console: target.console.map(|console| console.value),
-        ca,
+        ca: target.ca.map(|ca| ca.value),
         secret,
     })
 }
 
 fn read(global: &GlobalArgs, given: &Given) -> Checked<Target> {
     let text = |error: anyhow::Error| format!("{error:#}");
-    let file = config_file::path()
-        .and_then(|path| config_file::load(&path))
-        .map_err(|error| Fault::ConfigFileInvalid.seen(text(error)))?;
-    let chosen = global.context.clone().filter(|name| !name.is_empty()).or(file.current.clone());
+    let file = config_file::load_in_use().map_err(|error| Fault::ConfigFileInvalid.seen(text(error)))?;
+    let chosen = global
+        .context
+        .clone()
+        .filter(|name| !name.is_empty())
+        .or(file.current.clone());
     if let Some(name) = chosen {
         file.context(&name)
             .map_err(|error| Fault::ContextUnknown.seen(text(error)))?;
@@ -68,17 +83,22 @@ fn read(global: &GlobalArgs, given: &Given) -> Checked<Target> {
 }
 
 fn addresses(target: &Target) -> Checked<()> {
-    for (name, address) in [("session-manager", &target.manager), ("token-issuer", &target.issuer)] {
+    for (name, address) in [
+        ("session-manager", &target.manager),
+        ("token-issuer", &target.issuer),
+    ] {
         let value = &address.value;
         let uri: Option<http::Uri> = value.parse().ok();
         let good = uri.is_some_and(|uri| {
-            uri.host().is_some_and(|host| !host.is_empty()) && matches!(uri.scheme_str(), Some("https" | "http"))
+            uri.host().is_some_and(|host| !host.is_empty())
+                && matches!(uri.scheme_str(), Some("https" | "http"))
         });
         if !good {
             return Err(Fault::AddressInvalid.seen(format!("{name}: {value:?} ({})", address.origin)));
         }
         if !target.insecure && !service_kit::grpc::is_secure(value) {
-            return Err(Fault::PlaintextRefused.seen(format!("{name}: {value} would send the credential in plaintext")));
+            return Err(Fault::PlaintextRefused
+                .seen(format!("{name}: {value} would send the credential in plaintext")));
         }
     }
     let files = ClientTlsFiles {
@@ -123,7 +143,9 @@ fn check_secret(secret: &str) -> Checked<()> {
     if is_session_token(secret) {
         return Err(Fault::CredentialIsSessionToken.seen("the credential is a session token"));
     }
-    let Some(claims) = claims_of(secret) else { return Ok(()) };
+    let Some(claims) = claims_of(secret) else {
+        return Ok(());
+    };
     let now = SystemClock.now().as_secs();
     if let Some(iat) = claims.iat.map(|iat| iat as u64)
         && iat > now + MAX_CLOCK_DIFFERENCE
@@ -161,11 +183,20 @@ mod tests {
         assert_eq!(fault("berth_sa_abc"), Ok(()));
         let claims = |exp: u64, iat: u64| format!("{{\"exp\":{exp},\"iat\":{iat}}}");
         assert_eq!(fault(&jwt("{}", &claims(now + 60, now))), Ok(()));
-        assert_eq!(fault(&jwt("{}", &claims(now - 1, now - 9))), Err(Fault::CredentialExpired));
-        assert_eq!(fault(&jwt("{}", &claims(now + 900, now + 600))), Err(Fault::ClockOff));
+        assert_eq!(
+            fault(&jwt("{}", &claims(now - 1, now - 9))),
+            Err(Fault::CredentialExpired)
+        );
+        assert_eq!(
+            fault(&jwt("{}", &claims(now + 900, now + 600))),
+            Err(Fault::ClockOff)
+        );
         let session = format!("{{\"typ\":{TOKEN_TYPE:?}}}");
         assert_eq!(fault(&jwt(&session, "{}")), Err(Fault::CredentialIsSessionToken));
         assert_eq!(fault("two words"), Err(Fault::CredentialRejected));
-        assert_eq!(fault(&"x".repeat(MAX_EXTERNAL_TOKEN_BYTES + 1)), Err(Fault::HeadersTooLarge));
+        assert_eq!(
+            fault(&"x".repeat(MAX_EXTERNAL_TOKEN_BYTES + 1)),
+            Err(Fault::HeadersTooLarge)
+        );
     }
 }

@@ -68,7 +68,9 @@ impl Endpoint {
                     Fault::ConnectionRefused.seen(format!("nothing listens at {address}"))
                 }
                 Ok(Err(error)) => Fault::HostUnreachable.seen(format!("{address}: {error}")),
-                Err(_) => Fault::HostUnreachable.seen(format!("{address} does not answer within {:?}", self.limit)),
+                Err(_) => {
+                    Fault::HostUnreachable.seen(format!("{address} does not answer within {:?}", self.limit))
+                }
             };
         }
         Err(problem)
@@ -92,7 +94,8 @@ impl Endpoint {
             ca: self.ca.clone(),
             ..ClientTlsFiles::default()
         };
-        let tls = ClientTls::load(&files, H2).map_err(|error| Fault::AuthorityFileInvalid.seen(error.to_string()))?;
+        let tls = ClientTls::load(&files, H2)
+            .map_err(|error| Fault::AuthorityFileInvalid.seen(error.to_string()))?;
         let name = tls
             .server_name(&self.host)
             .map_err(|error| Fault::AddressInvalid.seen(error.to_string()))?;
@@ -127,19 +130,17 @@ impl Endpoint {
             CertificateError::NotValidForName => {
                 Fault::TlsNameMismatch.seen(format!("the certificate does not name {host}"))
             }
-            CertificateError::NotValidForNameContext { presented, .. } => Fault::TlsNameMismatch.seen(format!(
-                "the certificate names {} and not {host}",
-                presented.join(", ")
-            )),
+            CertificateError::NotValidForNameContext { presented, .. } => Fault::TlsNameMismatch.seen(
+                format!("the certificate names {} and not {host}", presented.join(", ")),
+            ),
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
                 Fault::TlsCertificateExpired.seen(problem.to_string())
             }
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
                 Fault::TlsCertificateNotYetValid.seen(problem.to_string())
             }
-            CertificateError::UnknownIssuer => {
-                Fault::TlsPrivateAuthority.seen(format!("no trusted authority signed the certificate of {host}"))
-            }
+            CertificateError::UnknownIssuer => Fault::TlsPrivateAuthority
+                .seen(format!("no trusted authority signed the certificate of {host}")),
             // The system's verifier has an error of its own for a certificate
             // that signed itself.
             CertificateError::Other(other) => {
@@ -153,17 +154,23 @@ impl Endpoint {
     async fn tell_plaintext(&self, seen: &Seen) -> Finding {
         if let Ok(mut tcp) = self.connect().await {
             match first_answer(&mut tcp, self.limit).await {
-                Seen::Http2 => return Fault::PlaintextExpected.seen("TLS was offered, and the server speaks plaintext HTTP/2"),
-                Seen::Http1(line) => {
+                Seen::Http2 => {
                     return Fault::PlaintextExpected
-                        .seen(format!("TLS was offered, and a plaintext HTTP/1.1 server answers: {line}"));
+                        .seen("TLS was offered, and the server speaks plaintext HTTP/2");
+                }
+                Seen::Http1(line) => {
+                    return Fault::PlaintextExpected.seen(format!(
+                        "TLS was offered, and a plaintext HTTP/1.1 server answers: {line}"
+                    ));
                 }
                 Seen::Silence | Seen::Closed | Seen::Tls | Seen::Alert(_) | Seen::Other(_) => {}
             }
         }
         match seen {
             Seen::Silence => Fault::NoAnswer.seen("no answer to the TLS handshake"),
-            Seen::Closed => Fault::ClosedWithoutAnswer.seen("the connection was closed during the TLS handshake"),
+            Seen::Closed => {
+                Fault::ClosedWithoutAnswer.seen("the connection was closed during the TLS handshake")
+            }
             Seen::Other(_) | Seen::Http2 | Seen::Http1(_) | Seen::Tls | Seen::Alert(_) => {
                 Fault::NotHttp2.seen("the answer is neither TLS nor HTTP")
             }
@@ -255,8 +262,9 @@ fn alert_finding(alert: AlertDescription) -> Finding {
 /// Sends the beginning of HTTP/2 and classifies the first answer.
 async fn first_answer(stream: &mut (impl Stream + ?Sized), limit: Duration) -> Seen {
     let exchange = async {
-        stream.write_all(HELLO).await?;
-        stream.flush().await?;
+        // A server that has closed already may have sent the reason before.
+        let written = stream.write_all(HELLO).await;
+        let _ = written.and(stream.flush().await);
         let mut first = vec![0; 256];
         let mut len = 0;
         // A frame's head has nine bytes.

@@ -38,7 +38,7 @@ impl Flow {
 /// Checks the address of an issuer: https, except on loopback.
 pub(crate) fn check_issuer(issuer: &str) -> Result<()> {
     let uri: Option<http::Uri> = issuer.parse().ok();
-    if !uri.is_some_and(|uri| uri.host().is_some()) {
+    if uri.is_none_or(|uri| uri.host().is_none()) {
         bail!("{issuer:?} is not an issuer like https://login.example.org/realms/main");
     }
     if !service_kit::grpc::is_secure(issuer) {
