@@ -1,5 +1,6 @@
 //! The `berth` command as a process, against real services in this process and
 //! against peers that are broken on purpose.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod completion;
 mod contexts;
@@ -7,3 +8,4 @@ mod doctor;
 mod login;
 mod sessions;
 mod support;
+mod terminal;
