@@ -137,7 +137,7 @@ def the_notes_have_the_next_commands():
     done = helm("install", "berth", str(CHART), "--namespace", NAMESPACE, "--dry-run=client", values=merged(REQUIRED, {}))
     assert done.returncode == 0, done.stderr
     notes = done.stdout.split("NOTES:")[1]
-    for text in ("rollout status", "berth create", "https://localhost:8081"):
+    for text in ("rollout status", "berth session create", "https://localhost:8081"):
         assert text in notes, text
     trial = helm("install", "berth", str(CHART), "--namespace", NAMESPACE, "--dry-run=client", files=[CHART / "values-trial.yaml"]).stdout
     assert trial.count("WARNING") == 3, trial[-1500:]

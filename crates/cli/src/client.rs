@@ -1,7 +1,7 @@
 //! Connections to Berth's APIs, and the conversion of their errors.
 
-use crate::Target;
-use anyhow::{Context, Result, bail};
+use crate::settings::Target;
+use anyhow::{Context as _, Result, bail};
 use session_proto::v1::catalog_service_client::CatalogServiceClient;
 use session_proto::v1::cluster_service_client::ClusterServiceClient;
 use session_proto::v1::org_service_client::OrgServiceClient;
@@ -28,28 +28,38 @@ impl Interceptor for WithKey {
     }
 }
 
-pub(crate) fn sessions(target: &Target) -> Result<SessionServiceClient<Service>> {
-    Ok(SessionServiceClient::new(service(target, &target.manager)?))
+pub(crate) async fn sessions(target: &Target) -> Result<SessionServiceClient<Service>> {
+    Ok(SessionServiceClient::new(
+        service(target, &target.manager.value).await?,
+    ))
 }
 
-pub(crate) fn clusters(target: &Target) -> Result<ClusterServiceClient<Service>> {
-    Ok(ClusterServiceClient::new(service(target, &target.manager)?))
+pub(crate) async fn clusters(target: &Target) -> Result<ClusterServiceClient<Service>> {
+    Ok(ClusterServiceClient::new(
+        service(target, &target.manager.value).await?,
+    ))
 }
 
-pub(crate) fn catalogs(target: &Target) -> Result<CatalogServiceClient<Service>> {
-    Ok(CatalogServiceClient::new(service(target, &target.manager)?))
+pub(crate) async fn catalogs(target: &Target) -> Result<CatalogServiceClient<Service>> {
+    Ok(CatalogServiceClient::new(
+        service(target, &target.manager.value).await?,
+    ))
 }
 
-pub(crate) fn orgs(target: &Target) -> Result<OrgServiceClient<Service>> {
-    Ok(OrgServiceClient::new(service(target, &target.manager)?))
+pub(crate) async fn orgs(target: &Target) -> Result<OrgServiceClient<Service>> {
+    Ok(OrgServiceClient::new(
+        service(target, &target.manager.value).await?,
+    ))
 }
 
-pub(crate) fn tokens(target: &Target) -> Result<TokenServiceClient<Service>> {
-    Ok(TokenServiceClient::new(service(target, &target.issuer)?))
+pub(crate) async fn tokens(target: &Target) -> Result<TokenServiceClient<Service>> {
+    Ok(TokenServiceClient::new(
+        service(target, &target.issuer.value).await?,
+    ))
 }
 
-fn service(target: &Target, address: &str) -> Result<Service> {
-    let credential = credential(target)?;
+async fn service(target: &Target, address: &str) -> Result<Service> {
+    let credential = credential(target).await?;
     if credential.len() > MAX_EXTERNAL_TOKEN_BYTES {
         bail!(
             "the key or token has {} bytes, and Berth accepts at most {MAX_EXTERNAL_TOKEN_BYTES}: ask your identity provider for a token with fewer groups or claims",
@@ -71,7 +81,7 @@ fn service(target: &Target, address: &str) -> Result<Service> {
         .timeout(Duration::from_secs(90));
     if address.starts_with("https://") {
         let mut tls = ClientTlsConfig::new();
-        if let Some(file) = &target.ca {
+        if let Some(file) = target.ca.as_ref().map(|ca| &ca.value) {
             let pem = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
             tls = tls.ca_certificate(Certificate::from_pem(pem));
         } else {
@@ -82,25 +92,13 @@ fn service(target: &Target, address: &str) -> Result<Service> {
     Ok(InterceptedService::new(endpoint.connect_lazy(), WithKey(bearer)))
 }
 
-/// The one configured credential. An empty variable counts as not set.
-fn credential(target: &Target) -> Result<String> {
-    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-    let from_file = match &target.token_file {
-        None => None,
-        Some(file) => {
-            let text =
-                std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
-            Some(text.trim().to_owned())
-        }
-    };
-    match (given(&target.key), given(&target.bearer).or(from_file)) {
-        (Some(one), None) | (None, Some(one)) => Ok(one),
-        (None, None) => bail!(
-            "no credential: set BERTH_KEY to your service-account key, or BERTH_TOKEN to a token of your identity provider"
+/// The credential in effect.
+async fn credential(target: &Target) -> Result<String> {
+    match &target.credential {
+        Some(source) => source.value.secret().await,
+        None => bail!(
+            "no credential: sign in with `berth login`, or set BERTH_KEY to your service-account key, or BERTH_TOKEN to a token of your identity provider"
         ),
-        (Some(_), Some(_)) => {
-            bail!("a key and a token were given: unset BERTH_KEY, or BERTH_TOKEN and BERTH_TOKEN_FILE")
-        }
     }
 }
 
@@ -112,7 +110,7 @@ pub(crate) fn explain(status: Status) -> anyhow::Error {
     }
     match status.code() {
         Code::Unavailable => anyhow::anyhow!(
-            "Berth cannot be reached: {}. Check BERTH_MANAGER and BERTH_ISSUER (http:// or https://).",
+            "Berth cannot be reached: {}. Check BERTH_MANAGER and BERTH_ISSUER (http:// or https://); `berth doctor` finds the cause.",
             root_cause(&status)
         ),
         _ if is_head_too_large(&status) => anyhow::anyhow!(

@@ -1,16 +1,27 @@
 //! `berth`: command line for sessions and tokens.
 
 mod args;
+mod browser;
 mod client;
 mod commands;
+mod config_file;
 mod definition;
+mod doctor;
 mod key_dir;
 mod key_secret;
 mod keys;
+mod login;
 mod output;
+mod private_file;
+mod progress;
+mod settings;
 
 use args::Command;
-use clap::{Parser, ValueEnum};
+use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, ValueEnum};
+use std::collections::BTreeSet;
+use std::fmt;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,74 +31,109 @@ const GLOBAL: &str = "Global options";
 
 /// Warm, private Spark Connect sessions.
 ///
-/// Set BERTH_KEY to your service-account key, or BERTH_TOKEN to a token of your
-/// identity provider. A first session:
+/// Sign in with `berth login`, or set BERTH_KEY to your service-account key. A
+/// first session:
 ///
-///   berth create --cluster local --wait
-///   berth token <session>
+///   berth session create --cluster local --wait
+///   berth token issue SESSION
+///
+/// If a connection does not work: berth doctor SESSION
 #[derive(Debug, Parser)]
 #[command(
     name = "berth",
     version,
     max_term_width = 100,
     verbatim_doc_comment,
-    after_help = "Exit codes: 0 done (also when the reader of the output closed it), 1 refused or failed (the reason is on stderr), 2 not a command."
+    after_help = "A setting comes from its option, else its environment variable, else the context, else the default.\n\nExit codes: 0 done (also when the reader of the output closed it), 1 refused or failed (the reason is on stderr), 2 not a command, 10 to 16 faults of `berth doctor`, 130 interrupted."
 )]
 struct Cli {
     #[command(flatten)]
-    target: Target,
-
-    /// Output format.
-    #[arg(short, long, global = true, help_heading = GLOBAL, value_enum, default_value_t = Output::Table)]
-    output: Output,
+    global: GlobalArgs,
 
     #[command(subcommand)]
     command: Command,
 }
 
-/// Addresses and credentials.
-#[derive(Debug, clap::Args)]
+/// Addresses, credentials and output.
+#[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = GLOBAL)]
-struct Target {
-    /// The session-manager's address.
-    #[arg(
-        long,
-        global = true,
-        env = "BERTH_MANAGER",
-        default_value = "http://127.0.0.1:8081"
-    )]
-    manager: String,
+struct GlobalArgs {
+    /// Context to use in place of the current one: `berth context list` lists them.
+    #[arg(long, global = true, env = "BERTH_CONTEXT", value_name = "NAME")]
+    context: Option<String>,
 
-    /// The token-issuer's address.
-    #[arg(
-        long,
-        global = true,
-        env = "BERTH_ISSUER",
-        default_value = "http://127.0.0.1:8083"
-    )]
-    issuer: String,
+    /// The session-manager's address; default: http://127.0.0.1:8081.
+    #[arg(long, global = true, env = "BERTH_MANAGER", value_name = "URL")]
+    manager: Option<String>,
 
-    /// Your service-account key. Prefer the environment variable: arguments
-    /// are visible to other users of this machine.
-    #[arg(long, global = true, env = "BERTH_KEY", hide_env_values = true)]
-    key: Option<String>,
+    /// The token-issuer's address; default: http://127.0.0.1:8083.
+    #[arg(long, global = true, env = "BERTH_ISSUER", value_name = "URL")]
+    issuer: Option<String>,
 
-    /// A token of your identity provider, instead of a key. Prefer the
-    /// environment variable, or a file.
-    #[arg(long, global = true, env = "BERTH_TOKEN", hide_env_values = true)]
-    bearer: Option<String>,
+    /// The console's address.
+    #[arg(long, global = true, env = "BERTH_CONSOLE", value_name = "URL")]
+    console: Option<String>,
 
-    /// A file with such a token; each command reads it again.
-    #[arg(long, global = true, env = "BERTH_TOKEN_FILE", conflicts_with = "bearer")]
+    /// A file with your service-account key, in place of BERTH_KEY.
+    #[arg(long, global = true, env = "BERTH_KEY_FILE", value_name = "FILE", value_parser = file())]
+    key_file: Option<PathBuf>,
+
+    /// A file with a token of your identity provider, in place of BERTH_TOKEN;
+    /// each call reads it again.
+    #[arg(long, global = true, env = "BERTH_TOKEN_FILE", value_name = "FILE", value_parser = file())]
     token_file: Option<PathBuf>,
 
     /// Allow plaintext for the key or token beyond loopback.
-    #[arg(long, global = true, env = "BERTH_INSECURE")]
+    #[arg(long, global = true, env = "BERTH_INSECURE", value_parser = FalseyValueParser::new())]
     insecure: bool,
 
-    /// A PEM file with the private certificate authority of both servers.
-    #[arg(long, global = true, env = "BERTH_CA")]
+    /// A PEM file with the private certificate authority of the servers.
+    #[arg(long, global = true, env = "BERTH_CA", value_name = "FILE", value_parser = file())]
     ca: Option<PathBuf>,
+
+    /// Output format.
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
+    output: Output,
+
+    /// Print results and errors only: no progress and no hints.
+    #[arg(short, long, global = true)]
+    quiet: bool,
+
+    /// Not accepted: arguments are visible to other users of the machine.
+    #[arg(long, global = true, hide = true)]
+    key: Option<String>,
+
+    /// Not accepted: arguments are visible to other users of the machine.
+    #[arg(long, global = true, hide = true)]
+    bearer: Option<String>,
+}
+
+/// A path that can be empty: an empty variable counts as not set.
+fn file() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
+/// Ids of the global options that are on the command line, not in the
+/// environment.
+#[derive(Debug, Clone, Default)]
+struct Given(BTreeSet<String>);
+
+impl Given {
+    fn of(matches: &ArgMatches) -> Self {
+        let mut given = BTreeSet::new();
+        let mut level = Some(matches);
+        while let Some(matches) = level {
+            let on_line =
+                |id: &&clap::Id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine);
+            given.extend(matches.ids().filter(on_line).map(|id| id.as_str().to_owned()));
+            level = matches.subcommand().map(|(_, below)| below);
+        }
+        Self(given)
+    }
+
+    fn contains(&self, id: &str) -> bool {
+        self.0.contains(id)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -98,17 +144,43 @@ enum Output {
     Json,
 }
 
+/// End of a command with an exit code of its own; what there is to say was
+/// printed, or is the text.
+#[derive(Debug)]
+struct Exit {
+    code: u8,
+    text: String,
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Exit {}
+
+/// The command line as clap parses it.
+fn command_line() -> clap::Command {
+    args::hide_flat_words(Cli::command())
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let cli = Cli::parse();
-    if let Err(error) = commands::run(cli).await {
-        output::note(&format!("berth: {error:#}"));
-        return ExitCode::FAILURE;
+    let matches = command_line().get_matches();
+    let given = Given::of(&matches);
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    if let Err(error) = Box::pin(commands::run(cli, &given)).await {
+        let exit = error.downcast_ref::<Exit>();
+        if exit.is_none_or(|exit| !exit.text.is_empty()) {
+            output::error(&format!("berth: {error:#}"));
+        }
+        return exit.map_or(ExitCode::FAILURE, |exit| ExitCode::from(exit.code));
     }
     match output::failure() {
         // A closed pipe is not an error.
         Some(error) if error.kind() != ErrorKind::BrokenPipe => {
-            output::note(&format!("berth: writing the output failed: {error}"));
+            output::error(&format!("berth: writing the output failed: {error}"));
             ExitCode::FAILURE
         }
         Some(_) | None => ExitCode::SUCCESS,
@@ -116,71 +188,4 @@ async fn main() -> ExitCode {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory as _;
-
-    #[test]
-    fn the_commands_are_well_formed() {
-        Cli::command().debug_assert();
-    }
-
-    fn parses(line: &str) -> bool {
-        Cli::try_parse_from(line.split(' ')).is_ok()
-    }
-
-    #[test]
-    fn what_can_be_said_and_what_cannot() {
-        for line in [
-            "berth watch",
-            "berth watch s-1",
-            "berth extend s-1 --for 2h",
-            "berth extend s-1 --until 2030-01-01T00:00:00Z",
-            "berth keep-alive s-1 --for 30m",
-            "berth update s-1 --name x --label a=b --remove-label c",
-            "berth ops s-1",
-            "berth interrupt s-1 --all",
-            "berth interrupt s-1 --operation a --operation b",
-            "berth orgs",
-            "berth orgs create acme --live-sessions 5",
-            "berth orgs limits acme --labels 3",
-            "berth orgs disable acme",
-            "berth disable-principal sa|ada --org acme",
-            "berth enable-principal sa|ada",
-            "berth clusters",
-            "berth clusters create lab.toml",
-            "berth clusters delete lab --force",
-            "berth catalogs test lake --cluster c",
-            "berth catalogs delete lake --force",
-            "berth keys secret signing -n berth --owner keys --label a=b",
-            "berth keys secret signing --rotate",
-        ] {
-            assert!(parses(line), "{line}");
-        }
-        for line in [
-            "berth extend s-1",
-            "berth extend s-1 --for 2h --until 2030-01-01T00:00:00Z",
-            "berth keep-alive s-1 --for soon",
-            "berth update s-1",
-            "berth update s-1 --name x --no-name",
-            "berth interrupt s-1",
-            "berth interrupt s-1 --all --operation a",
-            "berth orgs limits acme",
-            "berth catalogs test lake",
-        ] {
-            assert!(!parses(line), "{line}");
-        }
-    }
-
-    #[test]
-    fn the_help_shows_a_first_session_and_global_options_apart() {
-        let help = Cli::command().render_long_help().to_string();
-        let example = "\n  berth create --cluster local --wait\n  berth token <session>\n";
-        assert!(help.contains(example), "{help}");
-        let (_, global) = help.split_once("\nGlobal options:\n").unwrap();
-        for option in ["--manager", "--issuer", "--key", "--token-file", "--output"] {
-            assert!(global.contains(option), "{option} in {help}");
-        }
-        Cli::command().debug_assert();
-    }
-}
+mod tests;

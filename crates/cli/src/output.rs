@@ -12,6 +12,8 @@ use session_proto::{convert, json, v1};
 use std::io::{self, Write as _};
 use std::sync::OnceLock;
 
+/// Whether hints and progress are omitted.
+static QUIET: OnceLock<bool> = OnceLock::new();
 /// The first write error of the output.
 static FAILURE: OnceLock<io::Error> = OnceLock::new();
 /// Column of the second and later lines of a value.
@@ -35,9 +37,24 @@ fn print(text: &str) {
     }
 }
 
+/// Prints a script of this command's own making, which shells read: without
+/// escaping.
+pub(crate) fn script(text: &str) {
+    print(text.trim_end_matches('\n'));
+}
+
 /// Prints a line of text, escaped.
 pub(crate) fn line(text: &str) {
     print(&printable::escape(text));
+}
+
+/// Prints a line of text, escaped, in a colour of the terminal.
+pub(crate) fn colored_line(text: &str, color: Option<&str>) {
+    let text = printable::escape(text);
+    match color {
+        Some(color) => print(&format!("\x1b[{color}m{text}\x1b[0m")),
+        None => print(&text),
+    }
 }
 
 /// Prints JSON; unsafe characters for a terminal become JSON escapes.
@@ -45,8 +62,27 @@ pub(crate) fn json_text(json: &str) {
     print(&printable::escape_json(json));
 }
 
-/// Prints an escaped note to stderr; write errors are ignored.
+/// Omits hints and progress from now on.
+pub(crate) fn be_quiet() {
+    // Called once, at the start.
+    let _ = QUIET.set(true);
+}
+
+/// Whether hints and progress are omitted.
+pub(crate) fn is_quiet() -> bool {
+    QUIET.get().copied().unwrap_or_default()
+}
+
+/// Prints an escaped hint to stderr, unless `--quiet`; write errors are
+/// ignored.
 pub(crate) fn note(text: &str) {
+    if !is_quiet() {
+        error(text);
+    }
+}
+
+/// Prints an escaped text to stderr; write errors are ignored.
+pub(crate) fn error(text: &str) {
     let _ = writeln!(io::stderr(), "{}", printable::escape_lines(text));
 }
 

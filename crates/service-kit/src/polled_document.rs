@@ -7,10 +7,10 @@
 
 use crate::backoff::Backoff;
 use crate::config::{Problems, Validate, duration};
+use crate::http_client;
 use crate::tls::{ClientTls, ClientTlsFiles, HTTP1};
 use anyhow::{Context as _, bail};
 use http::{Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Empty, Limited};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -253,20 +253,12 @@ impl Document {
         uri: &Uri,
         tls: Option<Arc<ClientTls>>,
     ) -> anyhow::Result<Option<(String, Option<String>)>> {
-        let port = uri.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
-        let io = crate::grpc::connect(uri.clone(), port, tls)
-            .await
-            .context("connecting")?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
-        let connection = tokio::spawn(connection);
-        let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-        let mut request = Request::get(path).header(header::HOST, uri.authority().map_or("", |a| a.as_str()));
+        let mut request = Request::get(uri.clone());
         if let Some(etag) = self.etag.lock().clone() {
             request = request.header(header::IF_NONE_MATCH, etag);
         }
-        let response = sender
-            .send_request(request.body(Empty::<bytes::Bytes>::new())?)
-            .await?;
+        let request = request.body(bytes::Bytes::new())?;
+        let response = http_client::send(request, tls, MAX_DOCUMENT_BYTES).await?;
         let answer = match response.status() {
             StatusCode::NOT_MODIFIED => None,
             StatusCode::OK => {
@@ -275,16 +267,10 @@ impl Document {
                     .get(header::ETAG)
                     .and_then(|tag| tag.to_str().ok())
                     .map(str::to_owned);
-                let body = Limited::new(response.into_body(), MAX_DOCUMENT_BYTES)
-                    .collect()
-                    .await;
-                let body = body.map_err(|error| anyhow::anyhow!("reading the response: {error}"))?;
-                Some((String::from_utf8(body.to_bytes().to_vec())?, etag))
+                Some((String::from_utf8(response.into_body().to_vec())?, etag))
             }
             status => bail!("HTTP status {status}"),
         };
-        drop(sender);
-        connection.abort();
         Ok(answer)
     }
 }

@@ -1,26 +1,28 @@
 //! Catalog commands: list for everybody, define and test for org admins.
 
-use crate::args::Catalogs;
+use crate::args::CatalogCommand;
 use crate::client::{self, explain};
-use crate::{Output, Target, definition, output};
+use crate::settings::Target;
+use crate::{Output, definition, output};
 use anyhow::{Result, bail};
 use serde_json::json;
 use session_proto::{json, v1};
 use std::path::Path;
 
-pub(super) async fn run(target: &Target, output: Output, command: Catalogs) -> Result<()> {
+pub(super) async fn run(target: &Target, output: Output, command: CatalogCommand) -> Result<()> {
     match command {
-        Catalogs::List => list(target, output).await,
-        Catalogs::Show { name } => {
+        CatalogCommand::List => list(target, output).await,
+        CatalogCommand::Describe { name } => {
             let catalog = describe(target, name).await?;
             show_catalog(output, &catalog);
             Ok(())
         }
-        Catalogs::Create { file } => {
+        CatalogCommand::Create { file } => {
             let request = v1::CreateCatalogRequest {
                 catalog: Some(definition::catalog(&file)?),
             };
-            let created = client::catalogs(target)?
+            let created = client::catalogs(target)
+                .await?
                 .create_catalog(request)
                 .await
                 .map_err(explain)?
@@ -28,25 +30,27 @@ pub(super) async fn run(target: &Target, output: Output, command: Catalogs) -> R
             show_catalog(output, &created.catalog.unwrap_or_default());
             Ok(())
         }
-        Catalogs::Update { file } => update(target, output, &file).await,
-        Catalogs::Delete { name, force } => {
+        CatalogCommand::Update { file } => update(target, output, &file).await,
+        CatalogCommand::Delete { name, force } => {
             let request = v1::DeleteCatalogRequest {
                 name: name.clone(),
                 force,
             };
-            client::catalogs(target)?
+            client::catalogs(target)
+                .await?
                 .delete_catalog(request)
                 .await
                 .map_err(explain)?;
             output::fields(output, &[("deleted", name.clone())], &json!({"deleted": name}));
             Ok(())
         }
-        Catalogs::Test { name, cluster } => test(target, output, name, cluster).await,
+        CatalogCommand::Test { name, cluster } => test(target, output, name, cluster).await,
     }
 }
 
 async fn describe(target: &Target, name: String) -> Result<v1::Catalog> {
-    let described = client::catalogs(target)?
+    let described = client::catalogs(target)
+        .await?
         .describe_catalog(v1::DescribeCatalogRequest { name })
         .await
         .map_err(explain)?
@@ -62,7 +66,8 @@ async fn update(target: &Target, output: Output, file: &Path) -> Result<()> {
         version: stored.version,
         ..catalog
     };
-    let updated = client::catalogs(target)?
+    let updated = client::catalogs(target)
+        .await?
         .update_catalog(v1::UpdateCatalogRequest {
             catalog: Some(catalog),
         })
@@ -78,7 +83,8 @@ async fn test(target: &Target, output: Output, name: String, cluster: String) ->
         name: name.clone(),
         cluster: cluster.clone(),
     };
-    let tested = client::catalogs(target)?
+    let tested = client::catalogs(target)
+        .await?
         .test_catalog(request)
         .await
         .map_err(explain)?
@@ -119,7 +125,7 @@ fn show_catalog(output: Output, catalog: &v1::Catalog) {
 const PAGE_SIZE: i32 = 1000;
 
 async fn list(target: &Target, output: Output) -> Result<()> {
-    let mut client = client::catalogs(target)?;
+    let mut client = client::catalogs(target).await?;
     let (mut catalogs, mut page_token) = (Vec::new(), String::new());
     loop {
         let request = v1::ListCatalogsRequest {

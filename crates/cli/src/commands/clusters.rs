@@ -1,37 +1,39 @@
 //! Cluster commands: list for everybody, define for platform admins.
 
-use crate::args::Clusters;
+use crate::args::ClusterCommand;
 use crate::client::{self, explain};
-use crate::{Output, Target, definition, output};
+use crate::settings::Target;
+use crate::{Output, definition, output};
 use anyhow::Result;
 use serde_json::json;
 use session_proto::{json, v1};
 use std::path::Path;
 
-pub(super) async fn run(target: &Target, output: Output, command: Clusters) -> Result<()> {
+pub(super) async fn run(target: &Target, output: Output, command: ClusterCommand) -> Result<()> {
     match command {
-        Clusters::List => list(target, output).await,
-        Clusters::Show { name } => {
+        ClusterCommand::List => list(target, output).await,
+        ClusterCommand::Describe { name } => {
             let cluster = describe(target, name).await?;
             show_cluster(output, &cluster);
             Ok(())
         }
-        Clusters::Create { file, pending } => create(target, output, &file, pending).await,
-        Clusters::Update { file } => update(target, output, &file).await,
-        Clusters::Activate { name } => {
+        ClusterCommand::Create { file, pending } => create(target, output, &file, pending).await,
+        ClusterCommand::Update { file } => update(target, output, &file).await,
+        ClusterCommand::Activate { name } => {
             let cluster = v1::Cluster {
                 status: v1::ClusterStatus::Active.into(),
                 ..describe(target, name).await?
             };
             replace(target, output, cluster).await
         }
-        Clusters::Drain { name } => drain(target, output, name).await,
-        Clusters::Delete { name, force } => {
+        ClusterCommand::Drain { name } => drain(target, output, name).await,
+        ClusterCommand::Delete { name, force } => {
             let request = v1::DeleteClusterRequest {
                 name: name.clone(),
                 force,
             };
-            client::clusters(target)?
+            client::clusters(target)
+                .await?
                 .delete_cluster(request)
                 .await
                 .map_err(explain)?;
@@ -42,7 +44,8 @@ pub(super) async fn run(target: &Target, output: Output, command: Clusters) -> R
 }
 
 async fn describe(target: &Target, name: String) -> Result<v1::Cluster> {
-    let described = client::clusters(target)?
+    let described = client::clusters(target)
+        .await?
         .describe_cluster(v1::DescribeClusterRequest { name })
         .await
         .map_err(explain)?
@@ -58,7 +61,8 @@ async fn create(target: &Target, output: Output, file: &Path, pending: bool) -> 
     let request = v1::CreateClusterRequest {
         cluster: Some(cluster),
     };
-    let created = client::clusters(target)?
+    let created = client::clusters(target)
+        .await?
         .create_cluster(request)
         .await
         .map_err(explain)?
@@ -82,7 +86,8 @@ async fn replace(target: &Target, output: Output, cluster: v1::Cluster) -> Resul
     let request = v1::UpdateClusterRequest {
         cluster: Some(cluster),
     };
-    let updated = client::clusters(target)?
+    let updated = client::clusters(target)
+        .await?
         .update_cluster(request)
         .await
         .map_err(explain)?
@@ -92,7 +97,8 @@ async fn replace(target: &Target, output: Output, cluster: v1::Cluster) -> Resul
 }
 
 async fn drain(target: &Target, output: Output, name: String) -> Result<()> {
-    let drained = client::clusters(target)?
+    let drained = client::clusters(target)
+        .await?
         .drain_cluster(v1::DrainClusterRequest { name })
         .await
         .map_err(explain)?
@@ -147,7 +153,8 @@ fn show_cluster(output: Output, cluster: &v1::Cluster) {
 }
 
 pub(super) async fn list(target: &Target, output: Output) -> Result<()> {
-    let clusters = client::clusters(target)?
+    let clusters = client::clusters(target)
+        .await?
         .list_clusters(v1::ListClustersRequest {})
         .await
         .map_err(explain)?

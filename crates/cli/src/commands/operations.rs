@@ -1,15 +1,18 @@
 //! Commands for running operations.
 
+use crate::Output;
+use crate::args::Interrupt;
 use crate::client::{self, explain};
 use crate::output::{self, distance};
-use crate::{Output, Target};
+use crate::settings::Target;
 use anyhow::Result;
 use session_core::{Clock, SystemClock};
 use session_proto::v1;
 
 pub(super) async fn list(target: &Target, output: Output, session_id: String) -> Result<()> {
     let request = v1::ListOperationsRequest { session_id };
-    let operations = client::sessions(target)?
+    let operations = client::sessions(target)
+        .await?
         .list_operations(request)
         .await
         .map_err(explain)?
@@ -36,24 +39,21 @@ pub(super) async fn list(target: &Target, output: Output, session_id: String) ->
     Ok(())
 }
 
-pub(super) async fn interrupt(
-    target: &Target,
-    output: Output,
-    session_id: String,
-    operation_ids: Vec<String>,
-) -> Result<()> {
+/// An empty list of operations means all.
+pub(super) async fn interrupt(target: &Target, output: Output, interrupt: Interrupt) -> Result<()> {
     let request = v1::InterruptOperationsRequest {
-        session_id,
-        operation_ids,
+        session_id: interrupt.session,
+        operation_ids: interrupt.operations,
     };
-    let interrupted = client::sessions(target)?
+    let interrupted = client::sessions(target)
+        .await?
         .interrupt_operations(request)
         .await
         .map_err(explain)?
         .into_inner()
         .interrupted_operation_ids;
     if interrupted.is_empty() && output == Output::Table {
-        output::note("Nothing was interrupted: `berth ops` lists what runs.");
+        output::note("Nothing was interrupted: `berth operation list` lists what runs.");
     }
     let rows = interrupted.iter().map(|id| vec![id.clone()]).collect();
     output::rows(output, &["INTERRUPTED"], rows, &interrupted);

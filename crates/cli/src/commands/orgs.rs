@@ -1,20 +1,22 @@
 //! Organization commands: limits, and disabling of organizations and
 //! principals.
 
-use crate::args::{LimitArgs, Orgs, Who};
+use crate::args::{LimitArgs, OrgCommand, PrincipalCommand, Who};
 use crate::client::{self, explain};
-use crate::{Output, Target, output};
+use crate::settings::Target;
+use crate::{Output, output};
 use anyhow::Result;
 use serde_json::json;
 use session_proto::convert;
 use session_proto::v1;
 
-pub(super) async fn run(target: &Target, output: Output, command: Orgs) -> Result<()> {
-    let mut client = client::orgs(target)?;
+pub(super) async fn run(target: &Target, output: Output, command: OrgCommand) -> Result<()> {
+    let mut client = client::orgs(target).await?;
     let org = match command {
-        Orgs::List => return list(target, output).await,
-        Orgs::Show { name } => describe(target, name).await?,
-        Orgs::Create { name, limits } => {
+        OrgCommand::Principal(command) => return principal(target, output, command).await,
+        OrgCommand::List => return list(target, output).await,
+        OrgCommand::Describe { name } => describe(target, name).await?,
+        OrgCommand::Create { name, limits } => {
             let limits = changed(convert::limits(&session_core::Limits::default()), limits);
             let request = v1::CreateOrgRequest {
                 org: Some(v1::Org {
@@ -26,7 +28,7 @@ pub(super) async fn run(target: &Target, output: Output, command: Orgs) -> Resul
             let created = client.create_org(request).await.map_err(explain)?;
             created.into_inner().org.unwrap_or_default()
         }
-        Orgs::Limits { name, limits } => {
+        OrgCommand::Limits { name, limits } => {
             let now = describe(target, name.clone()).await?.limits.unwrap_or_default();
             let request = v1::SetLimitsRequest {
                 name,
@@ -35,12 +37,12 @@ pub(super) async fn run(target: &Target, output: Output, command: Orgs) -> Resul
             let set = client.set_limits(request).await.map_err(explain)?;
             set.into_inner().org.unwrap_or_default()
         }
-        Orgs::Enable { name } => {
+        OrgCommand::Enable { name } => {
             let request = v1::EnableOrgRequest { name };
             let enabled = client.enable_org(request).await.map_err(explain)?;
             enabled.into_inner().org.unwrap_or_default()
         }
-        Orgs::Disable { name } => {
+        OrgCommand::Disable { name } => {
             let request = v1::DisableOrgRequest { name };
             let disabled = client.disable_org(request).await.map_err(explain)?.into_inner();
             if output == Output::Table {
@@ -53,13 +55,21 @@ pub(super) async fn run(target: &Target, output: Output, command: Orgs) -> Resul
     Ok(())
 }
 
-pub(super) async fn set_disabled(target: &Target, output: Output, who: Who, disabled: bool) -> Result<()> {
+pub(super) async fn principal(target: &Target, output: Output, command: PrincipalCommand) -> Result<()> {
+    match command {
+        PrincipalCommand::DisablePrincipal(who) => set_disabled(target, output, who, true).await,
+        PrincipalCommand::EnablePrincipal(who) => set_disabled(target, output, who, false).await,
+    }
+}
+
+async fn set_disabled(target: &Target, output: Output, who: Who, disabled: bool) -> Result<()> {
     let request = v1::DisablePrincipalRequest {
         principal: who.principal.clone(),
         disabled,
         org: who.org.unwrap_or_default(),
     };
-    let closed = client::orgs(target)?
+    let closed = client::orgs(target)
+        .await?
         .disable_principal(request)
         .await
         .map_err(explain)?
@@ -76,7 +86,8 @@ pub(super) async fn set_disabled(target: &Target, output: Output, who: Who, disa
 }
 
 async fn describe(target: &Target, name: String) -> Result<v1::Org> {
-    let described = client::orgs(target)?
+    let described = client::orgs(target)
+        .await?
         .describe_org(v1::DescribeOrgRequest { name })
         .await
         .map_err(explain)?
@@ -125,7 +136,8 @@ fn show_org(output: Output, org: &v1::Org) {
 }
 
 async fn list(target: &Target, output: Output) -> Result<()> {
-    let orgs = client::orgs(target)?
+    let orgs = client::orgs(target)
+        .await?
         .list_orgs(v1::ListOrgsRequest {})
         .await
         .map_err(explain)?

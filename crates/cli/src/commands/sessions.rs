@@ -3,7 +3,9 @@
 use crate::args::{Create, Until, Update};
 use crate::client::{self, explain};
 use crate::output::{self, distance, moment};
-use crate::{Output, Target};
+use crate::progress::Progress;
+use crate::settings::Target;
+use crate::{Exit, Output};
 use anyhow::{Result, bail};
 use session_core::{Clock, SystemClock};
 use session_proto::convert;
@@ -16,8 +18,8 @@ const CREATE_WAIT_TIMEOUT: Duration = Duration::from_secs(16 * 60);
 /// Timeout of one `DescribeSession` that waits, and the maximum delay with which a new
 /// cause of waiting is shown.
 const DESCRIBE_WAIT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Time after which the progress is shown again although nothing has changed.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(30);
+/// Exit code of a command that Ctrl-C ended, as shells have it.
+const INTERRUPTED: u8 = 130;
 /// Maximum number of sessions in one page.
 const MAX_PAGE: usize = 1000;
 
@@ -35,7 +37,8 @@ pub(super) async fn create_session(target: &Target, output: Output, create: Crea
         max_lifetime: create.max_lifetime.map(convert::duration),
         profile: create.profile.unwrap_or_default(),
     };
-    let created = client::sessions(target)?
+    let created = client::sessions(target)
+        .await?
         .create_session(request)
         .await
         .map_err(explain)?
@@ -48,21 +51,43 @@ pub(super) async fn create_session(target: &Target, output: Output, create: Crea
     Ok(())
 }
 
-pub(super) async fn wait_ready(target: &Target, mut session: v1::Session) -> Result<v1::Session> {
+/// Waits until the start of a session has ended, and shows its phases. Ctrl-C
+/// ends the waiting, not the start.
+pub(super) async fn wait_ready(target: &Target, session: v1::Session) -> Result<v1::Session> {
+    let id = session.id.clone();
+    let mut shown = Progress::new(&id);
+    tokio::select! {
+        ended = wait_for_end(target, session, &mut shown) => ended,
+        _ = tokio::signal::ctrl_c() => {
+            shown.clear();
+            let text = format!(
+                "Stopped waiting; the session still starts. Wait again: `berth session describe {id} --wait`. Close it: `berth session close {id}`."
+            );
+            bail!(Exit { code: INTERRUPTED, text })
+        }
+    }
+}
+
+async fn wait_for_end(
+    target: &Target,
+    mut session: v1::Session,
+    shown: &mut Progress,
+) -> Result<v1::Session> {
     let begun = Instant::now();
-    let mut shown = (String::new(), begun);
     while session.status() == v1::SessionStatus::Pending {
         if begun.elapsed() > CREATE_WAIT_TIMEOUT {
-            bail!("session {} is still pending; see `berth show {0}`", session.id);
+            bail!(
+                "session {} is still pending; see `berth session describe {0}`",
+                session.id
+            );
         }
-        let progress = progress(&session);
-        if shown.0 != progress || shown.1.elapsed() >= PROGRESS_INTERVAL {
-            let seconds = begun.elapsed().as_secs();
-            output::note(&format!("{}: {progress} ({seconds} s)", session.id));
-            shown = (progress, Instant::now());
-        }
-        session = describe(target, session.id, Some(DESCRIBE_WAIT_TIMEOUT)).await?;
+        shown.phase(&progress(&session));
+        session = {
+            let described = describe(target, session.id, Some(DESCRIBE_WAIT_TIMEOUT));
+            shown.animate(described).await?
+        };
     }
+    shown.end(output::status(&session));
     if session.status() == v1::SessionStatus::Failed {
         bail!("session {} failed: {}", session.id, session.status_message);
     }
@@ -87,7 +112,8 @@ pub(super) async fn describe(
         session_id,
         wait_ready: wait.map(convert::duration),
     };
-    let answer = client::sessions(target)?
+    let answer = client::sessions(target)
+        .await?
         .describe_session(request)
         .await
         .map_err(explain)?
@@ -101,7 +127,7 @@ fn show_session(output: Output, session: &v1::Session) {
 
 /// Reads pages until there are `limit` sessions.
 async fn pages(target: &Target, statuses: Vec<i32>, limit: usize) -> Result<Vec<v1::Session>> {
-    let mut client = client::sessions(target)?;
+    let mut client = client::sessions(target).await?;
     let mut sessions = Vec::new();
     let mut page_token = String::new();
     loop {
@@ -169,7 +195,8 @@ pub(super) async fn list(target: &Target, output: Output, all: bool, limit: u32)
 
 pub(super) async fn events(target: &Target, output: Output, session_id: String) -> Result<()> {
     let request = v1::ListSessionEventsRequest { session_id };
-    let events = client::sessions(target)?
+    let events = client::sessions(target)
+        .await?
         .list_session_events(request)
         .await
         .map_err(explain)?
@@ -198,7 +225,7 @@ pub(super) async fn events(target: &Target, output: Output, session_id: String) 
 }
 
 pub(super) async fn close(target: &Target, output: Output, sessions: Vec<String>) -> Result<()> {
-    let mut client = client::sessions(target)?;
+    let mut client = client::sessions(target).await?;
     for session_id in sessions {
         let closed = client
             .close_session(v1::CloseSessionRequest { session_id })
@@ -210,15 +237,19 @@ pub(super) async fn close(target: &Target, output: Output, sessions: Vec<String>
     Ok(())
 }
 
-pub(super) async fn show(target: &Target, output: Output, session: String) -> Result<()> {
-    let session = describe(target, session, None).await?;
+pub(super) async fn show(target: &Target, output: Output, session: String, wait: bool) -> Result<()> {
+    let mut session = describe(target, session, None).await?;
+    if wait {
+        session = wait_ready(target, session).await?;
+    }
     show_session(output, &session);
     Ok(())
 }
 
 pub(super) async fn warm(target: &Target, output: Output, session_id: String) -> Result<()> {
     let request = v1::WarmSessionRequest { session_id };
-    let warmed = client::sessions(target)?
+    let warmed = client::sessions(target)
+        .await?
         .warm_session(request)
         .await
         .map_err(explain)?
@@ -232,7 +263,8 @@ pub(super) async fn extend(target: &Target, output: Output, session_id: String, 
         session_id,
         expires_at: Some(moment_of(&until)?),
     };
-    let extended = client::sessions(target)?
+    let extended = client::sessions(target)
+        .await?
         .extend_session(request)
         .await
         .map_err(explain)?
@@ -251,7 +283,8 @@ pub(super) async fn keep_alive(
         session_id,
         until: Some(moment_of(&until)?),
     };
-    let kept = client::sessions(target)?
+    let kept = client::sessions(target)
+        .await?
         .keep_session_alive(request)
         .await
         .map_err(explain)?
@@ -293,7 +326,8 @@ pub(super) async fn update(target: &Target, output: Output, update: Update) -> R
         name,
         labels,
     };
-    let updated = client::sessions(target)?
+    let updated = client::sessions(target)
+        .await?
         .update_session(request)
         .await
         .map_err(explain)?

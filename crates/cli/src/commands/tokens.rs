@@ -1,8 +1,10 @@
 //! Token commands.
 
+use crate::Output;
+use crate::args::Revoke;
 use crate::client::{self, explain};
 use crate::output::{self, moment};
-use crate::{Output, Target};
+use crate::settings::Target;
 use anyhow::Result;
 use session_proto::convert;
 use session_proto::v1;
@@ -18,7 +20,8 @@ pub(super) async fn token(
         session_id,
         ttl: ttl.map(convert::duration),
     };
-    let issued = client::tokens(target)?
+    let issued = client::tokens(target)
+        .await?
         .issue_session_token(request)
         .await
         .map_err(explain)?
@@ -38,7 +41,8 @@ pub(super) async fn token(
 
 pub(super) async fn tokens(target: &Target, output: Output, session_id: String) -> Result<()> {
     let request = v1::ListSessionTokensRequest { session_id };
-    let tokens = client::tokens(target)?
+    let tokens = client::tokens(target)
+        .await?
         .list_session_tokens(request)
         .await
         .map_err(explain)?
@@ -67,9 +71,10 @@ pub(super) async fn tokens(target: &Target, output: Output, session_id: String) 
     Ok(())
 }
 
-pub(super) async fn revoke(target: &Target, session_id: String, token: Option<String>) -> Result<()> {
-    let mut client = client::tokens(target)?;
-    match token {
+pub(super) async fn revoke(target: &Target, revoke: Revoke) -> Result<()> {
+    let mut client = client::tokens(target).await?;
+    let session_id = revoke.session;
+    match revoke.token {
         Some(token_id) => {
             let request = v1::RevokeSessionTokenRequest { session_id, token_id };
             client.revoke_session_token(request).await.map_err(explain)?;

@@ -1,8 +1,9 @@
 //! Watch command: one line for each change, until the end.
 
+use crate::Output;
 use crate::client::{self, explain};
 use crate::output::{self, moment};
-use crate::{Output, Target};
+use crate::settings::Target;
 use anyhow::Result;
 use serde_json::json;
 use service_kit::backoff::Backoff;
@@ -18,13 +19,14 @@ const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
 pub(super) async fn watch(target: &Target, output: Output, session: Option<String>) -> Result<()> {
     let session_id = session.unwrap_or_default();
-    let mut client = client::sessions(target)?;
     let mut backoff = Backoff::new(MIN_RETRY_INTERVAL, MAX_RETRY_INTERVAL);
     let mut connected = false;
     loop {
         let request = v1::WatchSessionsRequest {
             session_id: session_id.clone(),
         };
+        // A new client for each stream: its credential may have been renewed.
+        let mut client = client::sessions(target).await?;
         let problem = match client.watch_sessions(request).await {
             Ok(answer) => {
                 backoff.reset();

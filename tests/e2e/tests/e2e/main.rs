@@ -17,6 +17,7 @@ mod fresh_clients;
 mod idle;
 mod isolation;
 mod large;
+mod login;
 mod long_queries;
 mod oidc;
 mod operations;

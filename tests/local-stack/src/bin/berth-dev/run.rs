@@ -367,11 +367,11 @@ impl Client {
         for old in self.berth(&["list"]).await?.as_array().into_iter().flatten() {
             self.berth(&["close", &berth::text(old, "id")?]).await?;
         }
-        progress("berth create --cluster local --catalog sample --wait");
+        progress("berth session create --cluster local --catalog sample --wait");
         let create = ["create", "--cluster", "local", "--catalog", "sample"];
         let create = [&create[..], &["--name", "quickstart", "--wait"]].concat();
         let session = berth::text(&self.berth(&create).await?, "id")?;
-        progress(&format!("berth token {session}"));
+        progress(&format!("berth token issue {session}"));
         let token = self.berth(&["token", &session, "--ttl", "12h"]).await?;
         Ok((session, berth::text(&token, "connection_url")?))
     }

@@ -1,0 +1,11 @@
+//! The `berth` command as a process, against real services in this process and
+//! against peers that are broken on purpose.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod completion;
+mod contexts;
+mod doctor;
+mod login;
+mod sessions;
+mod support;
+mod terminal;
