@@ -5,6 +5,7 @@
 //! replica can answer any request. [`run`] is the whole service.
 
 mod config;
+mod front;
 mod limits;
 mod metrics;
 mod pages;

@@ -4,9 +4,10 @@ use crate::config::Config;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::upstream::Upstream;
-use crate::{pages, rest, server, sign_in};
+use crate::{front, pages, rest, server, sign_in};
 use anyhow::{Context, Result};
 use axum::Router;
+use axum::middleware;
 use service_kit::admin::Admin;
 use service_kit::listen::Listener;
 use service_kit::shutdown::Shutdown;
@@ -85,4 +86,5 @@ fn router(app: &AppState) -> Router {
         .merge(rest::router(app))
         .merge(sign_in::router(app))
         .merge(pages::router(app))
+        .layer(middleware::from_fn_with_state(app.clone(), front::run))
 }

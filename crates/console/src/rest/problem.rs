@@ -84,6 +84,7 @@ pub(crate) struct Problem {
     detail: String,
     retry_after: Option<Duration>,
     metadata: BTreeMap<String, String>,
+    allow: Option<String>,
 }
 
 /// The JSON form.
@@ -106,6 +107,7 @@ impl Problem {
             detail: detail.into(),
             retry_after: None,
             metadata: BTreeMap::new(),
+            allow: None,
         }
     }
 
@@ -160,9 +162,9 @@ impl Problem {
     }
 
     /// The JSON form. `type` is the address of the reason's description.
-    pub(crate) fn to_json(&self) -> serde_json::Value {
+    pub(crate) fn to_json(&self, prefix: &str) -> serde_json::Value {
         let body = Body {
-            r#type: format!("urn:berth:error:{}", self.reason),
+            r#type: format!("{prefix}/api/v1/errors#{}", self.reason),
             title: title(self.reason),
             status: self.status.as_u16(),
             detail: &self.detail,
@@ -245,9 +247,10 @@ fn of_foreign(status: &Status) -> Problem {
     }
 }
 
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        let body = self.to_json().to_string();
+impl Problem {
+    /// The response. `prefix` is the path before every path of this service.
+    pub(crate) fn response(&self, prefix: &str) -> Response {
+        let body = self.to_json(prefix).to_string();
         let mut response = (self.status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
@@ -258,6 +261,67 @@ impl IntoResponse for Problem {
         if let Some(delay) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(delay)));
         }
+        if let Some(methods) = self.allow.as_ref().and_then(|methods| HeaderValue::try_from(methods).ok()) {
+            headers.insert(header::ALLOW, methods);
+        }
         response
+    }
+
+    /// The methods that the path has, for `Allow`.
+    #[must_use]
+    pub(crate) fn allow(mut self, methods: impl Into<String>) -> Self {
+        self.allow = Some(methods.into());
+        self
+    }
+}
+
+/// The outermost layer writes the response again, with the prefix.
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = self.response("");
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use session_proto::error::Refused;
+
+    #[test]
+    fn a_status_becomes_a_problem_with_its_reason() {
+        let refused = Refused::field("cluster", "must not be empty").retry_after(Duration::from_millis(1500));
+        let problem = Problem::from(refused.into_status());
+        assert_eq!(problem.status(), StatusCode::BAD_REQUEST);
+        let json = problem.to_json("/berth");
+        assert_eq!(json["type"], "/berth/api/v1/errors#INVALID_ARGUMENT");
+        assert_eq!(json["title"], "Invalid argument");
+        assert_eq!(json["detail"], "cluster: must not be empty");
+        assert_eq!(json["retry_after"], "2s");
+        assert_eq!(json["metadata"], json!({"field": "cluster"}), "nothing for Spark clients");
+        let response = problem.into_response();
+        assert_eq!(response.headers()[header::RETRY_AFTER], "2");
+        assert_eq!(response.headers()[header::CONTENT_TYPE], PROBLEM_JSON);
+    }
+
+    #[test]
+    fn texts_of_the_network_stay_inside() {
+        let problem = Problem::from(Status::unavailable("tcp connect error: 10.0.0.7:8081"));
+        assert_eq!(problem.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(problem.reason(), "CONTROL_PLANE_UNAVAILABLE");
+        assert!(!problem.to_json("").to_string().contains("10.0.0.7"));
+        let problem = Problem::from(Status::internal("secret"));
+        assert!(!problem.to_json("").to_string().contains("secret"));
+    }
+
+    #[test]
+    fn every_code_has_a_status() {
+        for reason in Reason::ALL {
+            let status = Problem::of_reason(*reason, "").status();
+            assert!(status.is_client_error() || status.is_server_error(), "{reason}");
+        }
+        assert_eq!(Problem::of_reason(Reason::RequestIdReused, "").status(), StatusCode::CONFLICT);
+        assert_eq!(Problem::of_reason(Reason::SessionWarming, "").status(), StatusCode::SERVICE_UNAVAILABLE);
     }
 }
