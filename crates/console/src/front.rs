@@ -84,7 +84,7 @@ pub(crate) async fn run(State(app): State<AppState>, request: Request<Body>, nex
         Err(problem) => problem.into_response(),
     };
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
-        response = problem.response(&app.prefix);
+        *response.body_mut() = Body::from(problem.to_json(&app.prefix).to_string());
     }
     if let Ok(id) = HeaderValue::try_from(&request_id) {
         response.headers_mut().insert(REQUEST_ID, id);

@@ -21,7 +21,7 @@ const MAX_RETRY_DELAY: Duration = Duration::from_secs(3600);
 
 /// Reasons of the HTTP layer, beside those of the gRPC APIs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RestReason {
+pub(crate) enum RestReason {
     /// No route has this path.
     NotFound,
     /// The path has no such method.
@@ -40,7 +40,8 @@ pub enum RestReason {
 
 impl RestReason {
     /// Every reason, for tests of the documents.
-    pub const ALL: [Self; 7] = [
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 7] = [
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::RequestTooLarge,
@@ -51,7 +52,7 @@ impl RestReason {
     ];
 
     /// The fixed spelling.
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::NotFound => "NOT_FOUND",
             Self::MethodNotAllowed => "METHOD_NOT_ALLOWED",
@@ -84,7 +85,6 @@ pub(crate) struct Problem {
     detail: String,
     retry_after: Option<Duration>,
     metadata: BTreeMap<String, String>,
-    allow: Option<String>,
 }
 
 /// The JSON form.
@@ -107,7 +107,6 @@ impl Problem {
             detail: detail.into(),
             retry_after: None,
             metadata: BTreeMap::new(),
-            allow: None,
         }
     }
 
@@ -152,6 +151,7 @@ impl Problem {
     }
 
     /// The HTTP status.
+    #[cfg(test)]
     pub(crate) fn status(&self) -> StatusCode {
         self.status
     }
@@ -247,10 +247,10 @@ fn of_foreign(status: &Status) -> Problem {
     }
 }
 
-impl Problem {
-    /// The response. `prefix` is the path before every path of this service.
-    pub(crate) fn response(&self, prefix: &str) -> Response {
-        let body = self.to_json(prefix).to_string();
+/// The outermost layer writes the body again, with the prefix of the service.
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = self.to_json("").to_string();
         let mut response = (self.status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
@@ -261,24 +261,6 @@ impl Problem {
         if let Some(delay) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(delay)));
         }
-        if let Some(methods) = self.allow.as_ref().and_then(|methods| HeaderValue::try_from(methods).ok()) {
-            headers.insert(header::ALLOW, methods);
-        }
-        response
-    }
-
-    /// The methods that the path has, for `Allow`.
-    #[must_use]
-    pub(crate) fn allow(mut self, methods: impl Into<String>) -> Self {
-        self.allow = Some(methods.into());
-        self
-    }
-}
-
-/// The outermost layer writes the response again, with the prefix.
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        let mut response = self.response("");
         response.extensions_mut().insert(self);
         response
     }

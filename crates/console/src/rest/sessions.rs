@@ -112,7 +112,8 @@ pub(super) async fn describe_session(
     }
     let request = v1::DescribeSessionRequest { session_id, wait_ready };
     let stopping = caller.app().stopping.clone();
-    let call = caller.answer(caller.sessions().describe_session(request.clone()));
+    let mut sessions = caller.sessions();
+    let call = caller.answer(sessions.describe_session(request.clone()));
     // At the shutdown a wait ends with the present session.
     let described = match stopping.run_until_cancelled(call).await {
         Some(described) => described?,
