@@ -2,8 +2,8 @@
 
 use crate::limits::RequestPermit;
 use crate::metrics::Part;
-use crate::rest::problem::Problem;
-use crate::service::AppState;
+use crate::problem::Problem;
+use crate::state::AppState;
 use axum::body::Body;
 use axum::extract::State;
 use axum::middleware::Next;

@@ -5,14 +5,17 @@
 //! replica can answer any request. [`run`] is the whole service.
 
 mod config;
+mod credential;
 mod front;
 mod limits;
 mod metrics;
 mod pages;
+mod problem;
 mod rest;
 mod server;
 mod service;
 mod sign_in;
+mod state;
 mod upstream;
 
 pub use config::{Config, LimitsConfig, PublicConfig};

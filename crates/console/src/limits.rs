@@ -4,8 +4,8 @@
 
 use crate::config::LimitsConfig;
 use crate::metrics::{Metrics, StreamKind};
-use crate::rest::problem::Problem;
-use crate::sign_in::credential::CredentialId;
+use crate::problem::Problem;
+use crate::credential::CredentialId;
 use http::request::Parts;
 use service_kit::client_ip;
 use service_kit::limiter::{ConcurrencyLimiter, Permit, RateLimiter, address_key};

@@ -1,8 +1,9 @@
-//! Wiring of the service: what handlers share, the ports, and [`run`].
+//! Wiring of the service: the ports, and [`run`].
 
 use crate::config::Config;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::state::{App, AppState};
 use crate::upstream::Upstream;
 use crate::{front, pages, rest, server, sign_in};
 use anyhow::{Context, Result};
@@ -14,25 +15,6 @@ use service_kit::shutdown::Shutdown;
 use service_kit::tls::H2_HTTP1;
 use std::sync::Arc;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
-
-/// What all handlers share: axum's state.
-pub(crate) type AppState = Arc<App>;
-
-/// What all handlers share.
-#[derive(Debug)]
-pub(crate) struct App {
-    pub(crate) config: Config,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) limits: Limits,
-    /// The gRPC APIs.
-    pub(crate) upstream: Upstream,
-    /// Cancelled at the start of the shutdown: streams end.
-    pub(crate) stopping: CancellationToken,
-    /// Path before every path of this service, for links; see
-    /// [`crate::PublicConfig::prefix`].
-    pub(crate) prefix: String,
-}
 
 /// The bound ports.
 #[derive(Debug)]

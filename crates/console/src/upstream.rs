@@ -6,7 +6,7 @@
 //! authorize it.
 
 use crate::metrics::Metrics;
-use crate::sign_in::credential::{Credential, CredentialId};
+use crate::credential::{Credential, CredentialId};
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use service_kit::grpc::{ClientConfig, channel};

@@ -1,7 +1,7 @@
 //! The web pages and their assets.
 
-use crate::rest::problem::{Problem, RestReason};
-use crate::service::AppState;
+use crate::problem::{Problem, RestReason};
+use crate::state::AppState;
 use axum::Router;
 
 /// All paths that no other part has.

@@ -1,7 +1,7 @@
 //! Bodies of requests and replies.
 
-use super::problem::{Problem, RestReason};
-use crate::service::AppState;
+use crate::problem::{Problem, RestReason};
+use crate::state::AppState;
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::response::{IntoResponse, Response};

@@ -1,11 +1,11 @@
 //! The caller of a request: its credential, and clients of the gRPC APIs that
 //! carry it.
 
-use super::problem::Problem;
+use crate::problem::Problem;
 use crate::front::Front;
 use crate::limits::CredentialPermit;
-use crate::service::AppState;
-use crate::sign_in::credential::Credential;
+use crate::state::AppState;
+use crate::credential::Credential;
 use crate::upstream::Channels;
 use axum::extract::FromRequestParts;
 use http::request::Parts;

@@ -4,7 +4,7 @@ use super::body::{Json, NoBody, Object, Reply, RequestBody};
 use super::caller::{Caller, required};
 use super::headers::{IfMatch, precondition};
 use super::patch::{in_header_or_body, patched};
-use super::problem::Problem;
+use crate::problem::Problem;
 use super::query::Query;
 use super::schema;
 use axum::extract::Path;

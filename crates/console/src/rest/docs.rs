@@ -1,7 +1,7 @@
 //! Documents of the API: the OpenAPI document, a page that shows it, and a page
 //! of error reasons. Without scripts, and without anything from other hosts.
 
-use crate::service::AppState;
+use crate::state::AppState;
 use axum::Router;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -122,7 +122,7 @@ fn rows(section: &str) -> impl Iterator<Item = (&'static str, Vec<&'static str>)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rest::problem::RestReason;
+    use crate::problem::RestReason;
 
     #[test]
     fn the_page_of_errors_has_every_reason_of_the_api() {

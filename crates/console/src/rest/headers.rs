@@ -1,7 +1,7 @@
 //! Conditions and keys in headers: `If-Match` and `Idempotency-Key`.
 
-use super::problem::{Problem, RestReason};
-use crate::service::AppState;
+use crate::problem::{Problem, RestReason};
+use crate::state::AppState;
 use axum::extract::FromRequestParts;
 use http::header::{self, HeaderName};
 use http::request::Parts;

@@ -1,8 +1,7 @@
 //! The REST API: one call of the gRPC APIs for each request.
 //!
 //! [`caller`] has the credential and the clients, [`body`], [`query`] and
-//! [`headers`] read requests, one file a resource answers them, [`problem`] is
-//! every error, [`openapi`] and [`schema`] describe all of it.
+//! [`headers`] read requests, one file a resource answers them, [`openapi`] and [`schema`] describe all of it.
 
 mod body;
 pub(crate) mod caller;
@@ -13,7 +12,6 @@ mod headers;
 pub(crate) mod openapi;
 mod orgs;
 mod patch;
-pub(crate) mod problem;
 mod query;
 pub(crate) mod schema;
 mod sessions;
@@ -21,12 +19,12 @@ mod tokens;
 mod verbs;
 mod watch;
 
-use crate::service::AppState;
+use crate::problem::{Problem, RestReason};
+use crate::state::AppState;
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use problem::{Problem, RestReason};
 use tower::ServiceExt as _;
 use utoipa::openapi::path::Paths;
 use utoipa_axum::router::UtoipaMethodRouter;

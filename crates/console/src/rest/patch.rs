@@ -3,7 +3,7 @@
 
 use super::body::{RequestBody, message};
 use super::headers::{IfMatch, changed};
-use super::problem::Problem;
+use crate::problem::Problem;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use session_proto::json;

@@ -1,7 +1,7 @@
 //! Parameters of a query. An unknown one is an error: a filter with a typing
 //! error must not be ignored.
 
-use super::problem::Problem;
+use crate::problem::Problem;
 use axum::extract::{FromRequestParts, Query as Pairs};
 use http::request::Parts;
 use prost_types::Duration;

@@ -3,7 +3,7 @@
 use super::body::{Json, NoBody, Reply, RequestBody};
 use super::caller::{Caller, required};
 use super::headers::{IdempotencyKey, IfMatch, precondition};
-use super::problem::Problem;
+use crate::problem::Problem;
 use super::query::Query;
 use super::schema;
 use crate::metrics::StreamKind;

@@ -2,7 +2,7 @@
 
 use super::body::{Json, NoBody, Reply, RequestBody};
 use super::caller::Caller;
-use super::problem::Problem;
+use crate::problem::Problem;
 use super::query::Query;
 use super::schema;
 use axum::extract::Path;

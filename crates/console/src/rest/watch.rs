@@ -6,13 +6,13 @@
 //! again with `Last-Event-ID` misses no change, at any replica.
 
 use super::caller::Caller;
-use super::problem::Problem;
+use crate::problem::Problem;
 use super::query::Query;
 use super::schema;
 use crate::front::IsStream;
 use crate::limits::StreamPermit;
 use crate::metrics::{Metrics, StreamKind};
-use crate::service::AppState;
+use crate::state::AppState;
 use axum::extract::State;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};

@@ -2,7 +2,7 @@
 
 pub(crate) mod credential;
 
-use crate::service::AppState;
+use crate::state::AppState;
 use axum::Router;
 
 /// The routes below `/auth`.

@@ -73,7 +73,10 @@ async fn slow_requests_end_and_hinder_nobody() {
 
 #[tokio::test]
 async fn a_thousand_watchers_leave_room_for_others() {
-    let stack = Stack::start_with("limits.connections_per_address = 0\nlimits.streams_per_address = 600\n").await;
+    let stack = Stack::start_with(
+        "limits.connections_per_address = 0\nlimits.streams_per_address = 600\n\
+         limits.requests_per_second_per_credential = 0\nlimits.requests_per_second_per_address = 0\n",
+    ).await;
     let mut open = Vec::new();
     let mut rejected = 0;
     for number in 0..1000 {

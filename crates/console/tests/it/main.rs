@@ -3,6 +3,7 @@
 
 mod conditions;
 mod documentation;
+mod examples;
 mod limits;
 mod parity;
 mod routes;

@@ -177,16 +177,9 @@ async fn tokens_are_issued_listed_and_revoked() {
     let stack = Stack::start().await;
     let session = stack.session("ada").await;
     let path = format!("/sessions/{session}/tokens");
-    let mut issued = stack.post("ada", &path, json!({"ttl": "600s"})).await;
-    // The first report of the signing keys may still be under way.
-    for _ in 0..100 {
-        if issued.status == StatusCode::CREATED {
-            break;
-        }
-        assert_eq!(issued.status, StatusCode::SERVICE_UNAVAILABLE, "{issued:?}");
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-        issued = stack.post("ada", &path, json!({"ttl": "600s"})).await;
-    }
+    stack.issuer_ready("ada").await;
+    let issued = stack.post("ada", &path, json!({"ttl": "600s"})).await;
+    assert_eq!(issued.status, StatusCode::CREATED, "{issued:?}");
     assert_eq!(issued.header("cache-control"), "no-store");
     let token = issued.text("token");
     assert!(issued.text("connection_url").contains(&token));

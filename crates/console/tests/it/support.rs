@@ -264,6 +264,18 @@ impl Stack {
         self.sim.ready(&key, 1, route);
     }
 
+    /// Returns when token-issuer can issue tokens: its first report of signing
+    /// keys has arrived.
+    pub(crate) async fn issuer_ready(&self, who: &str) {
+        let session = self.session(who).await;
+        let path = format!("/sessions/{session}/tokens");
+        eventually("a token is issued", async || {
+            let issued = self.post(who, &path, serde_json::json!({})).await;
+            issued.status == StatusCode::CREATED
+        })
+        .await;
+    }
+
     fn with(&self, channel: &Channel, who: &str) -> Service {
         InterceptedService::new(channel.clone(), WithKey(self.key(who).to_owned()))
     }
