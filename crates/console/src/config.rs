@@ -180,10 +180,16 @@ impl Validate for PublicConfig {
     fn validate(&self, problems: &mut Problems) {
         let is_valid = self.url.as_ref().is_none_or(|url| {
             url.parse::<Uri>().is_ok_and(|uri| {
-                matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some() && uri.query().is_none()
+                matches!(uri.scheme_str(), Some("http" | "https"))
+                    && uri.host().is_some()
+                    && uri.query().is_none()
             })
         });
-        problems.require(is_valid, "url", "must be like https://berth.example.org or https://example.org/berth");
+        problems.require(
+            is_valid,
+            "url",
+            "must be like https://berth.example.org or https://example.org/berth",
+        );
     }
 }
 

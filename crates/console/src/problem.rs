@@ -2,8 +2,8 @@
 //! gRPC status.
 
 use axum::response::{IntoResponse, Response};
-use http::header::{self, HeaderValue};
 use http::StatusCode;
+use http::header::{self, HeaderValue};
 use serde::Serialize;
 use serde_json::json;
 use session_core::Reason;
@@ -132,7 +132,9 @@ impl Problem {
     pub(crate) fn no_credential(problem: impl std::fmt::Display) -> Self {
         Self::of_reason(
             Reason::CallerUnknown,
-            format!("{problem}. Send your service-account key or token as `Authorization: Bearer …`, or sign in."),
+            format!(
+                "{problem}. Send your service-account key or token as `Authorization: Bearer …`, or sign in."
+            ),
         )
     }
 
@@ -205,7 +207,9 @@ pub(crate) const fn http_status(code: Code) -> StatusCode {
         Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
         Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
-        Code::Cancelled | Code::Unknown | Code::DataLoss | Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        Code::Cancelled | Code::Unknown | Code::DataLoss | Code::Internal => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
     }
 }
 
@@ -219,7 +223,9 @@ impl From<Status> for Problem {
         if let Some(info) = details.error_info().filter(|info| info.domain == DOMAIN) {
             let metadata = info.metadata.iter();
             let metadata = metadata.filter(|(key, _)| !SPARK_ONLY.contains(&key.as_str()));
-            problem.metadata = metadata.map(|(key, value)| (key.clone(), value.clone())).collect();
+            problem.metadata = metadata
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect();
         }
         let delay = details.retry_info().and_then(|info| info.retry_delay);
         problem.retry_after = delay.map(|delay| delay.min(MAX_RETRY_DELAY));
@@ -237,7 +243,8 @@ fn of_foreign(status: &Status) -> Problem {
             Problem::of_reason(Reason::ControlPlaneUnavailable, text).retry_after(Duration::from_secs(2))
         }
         Code::Unimplemented => {
-            let text = "Berth's services do not have this function: they are of another release than this console.";
+            let text =
+                "Berth's services do not have this function: they are of another release than this console.";
             Problem::of_reason(Reason::UnknownMethod, text)
         }
         code => {
@@ -281,7 +288,11 @@ mod tests {
         assert_eq!(json["title"], "Invalid argument");
         assert_eq!(json["detail"], "cluster: must not be empty");
         assert_eq!(json["retry_after"], "2s");
-        assert_eq!(json["metadata"], json!({"field": "cluster"}), "nothing for Spark clients");
+        assert_eq!(
+            json["metadata"],
+            json!({"field": "cluster"}),
+            "nothing for Spark clients"
+        );
         let response = problem.into_response();
         assert_eq!(response.headers()[header::RETRY_AFTER], "2");
         assert_eq!(response.headers()[header::CONTENT_TYPE], PROBLEM_JSON);
@@ -303,7 +314,13 @@ mod tests {
             let status = Problem::of_reason(*reason, "").status();
             assert!(status.is_client_error() || status.is_server_error(), "{reason}");
         }
-        assert_eq!(Problem::of_reason(Reason::RequestIdReused, "").status(), StatusCode::CONFLICT);
-        assert_eq!(Problem::of_reason(Reason::SessionWarming, "").status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(
+            Problem::of_reason(Reason::RequestIdReused, "").status(),
+            StatusCode::CONFLICT
+        );
+        assert_eq!(
+            Problem::of_reason(Reason::SessionWarming, "").status(),
+            StatusCode::SERVICE_UNAVAILABLE
+        );
     }
 }

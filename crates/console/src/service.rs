@@ -55,7 +55,10 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
         config,
     });
     let router = router(&app);
-    shutdown.spawn_critical("web server", server::serve(listeners.web, app, router, shutdown.clone()));
+    shutdown.spawn_critical(
+        "web server",
+        server::serve(listeners.web, app, router, shutdown.clone()),
+    );
     admin.spawn(listeners.admin, &shutdown);
     tracing::info!("console started");
     shutdown.finish(drain).await?;

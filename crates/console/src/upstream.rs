@@ -5,8 +5,8 @@
 //! carry no decisions: every call has the caller's credential, and the APIs
 //! authorize it.
 
-use crate::metrics::Metrics;
 use crate::credential::{Credential, CredentialId};
+use crate::metrics::Metrics;
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use service_kit::grpc::{ClientConfig, channel};
@@ -86,7 +86,9 @@ impl Upstream {
         {
             own.insert(credential.id(), Own { channels, used: now });
         }
-        self.metrics.channels.set(i64::try_from(own.len()).unwrap_or(i64::MAX));
+        self.metrics
+            .channels
+            .set(i64::try_from(own.len()).unwrap_or(i64::MAX));
     }
 }
 

@@ -1,11 +1,11 @@
 //! The caller of a request: its credential, and clients of the gRPC APIs that
 //! carry it.
 
-use crate::problem::Problem;
+use crate::credential::Credential;
 use crate::front::Front;
 use crate::limits::CredentialPermit;
+use crate::problem::Problem;
 use crate::state::AppState;
-use crate::credential::Credential;
 use crate::upstream::Channels;
 use axum::extract::FromRequestParts;
 use http::request::Parts;
@@ -78,7 +78,9 @@ impl FromRequestParts<AppState> for Caller {
 
 fn forward(credential: &Credential, front: &Front, asked: &HeaderMap) -> Result<Forward, Problem> {
     if credential.expose().len() > MAX_CREDENTIAL {
-        let text = format!("the credential has more than {MAX_CREDENTIAL} bytes: use a token with fewer groups or claims");
+        let text = format!(
+            "the credential has more than {MAX_CREDENTIAL} bytes: use a token with fewer groups or claims"
+        );
         return Err(Problem::no_credential(text));
     }
     let mut headers = HeaderMap::new();

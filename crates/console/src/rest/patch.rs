@@ -103,8 +103,14 @@ mod tests {
         let merged = after(before, json!({"a": null, "b": {"c": 4}, "e": [3]}));
         assert_eq!(merged, json!({"b": {"c": 4, "d": 3}, "e": [3]}));
         let before = json!({"provider": {"process": {"program": "/x", "python": "/p"}}});
-        let same = after(before.clone(), json!({"provider": {"process": {"program": "/y"}}}));
-        assert_eq!(same, json!({"provider": {"process": {"program": "/y", "python": "/p"}}}));
+        let same = after(
+            before.clone(),
+            json!({"provider": {"process": {"program": "/y"}}}),
+        );
+        assert_eq!(
+            same,
+            json!({"provider": {"process": {"program": "/y", "python": "/p"}}})
+        );
         let other = after(before, json!({"provider": {"static": {"endpoints": []}}}));
         assert_eq!(other, json!({"provider": {"static": {"endpoints": []}}}));
     }

@@ -61,8 +61,12 @@ fn invalid(error: &serde_path_to_error::Error<serde_json::Error>) -> Invalid {
     }
     let text = inner.to_string();
     // The position in the text does not help where the field is named.
-    let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
-    let unknown = text.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`'));
+    let text = text
+        .rsplit_once(" at line ")
+        .map_or(text.as_str(), |(text, _)| text);
+    let unknown = text
+        .strip_prefix("unknown field `")
+        .and_then(|rest| rest.split_once('`'));
     match unknown {
         // Depending on the reader, the path ends before or with the unknown field.
         Some((name, expected)) => Invalid {
@@ -166,7 +170,11 @@ pub fn parse_timestamp(text: &str) -> Option<prost_types::Timestamp> {
         None => 0,
     };
     let (fraction, offset) = rest.split_at(fraction_bytes);
-    let nanos = if fraction.is_empty() { 0 } else { nanos(&fraction[1..])? };
+    let nanos = if fraction.is_empty() {
+        0
+    } else {
+        nanos(&fraction[1..])?
+    };
     let [year, month, day] = fields(date, '-', [4, 2, 2])?;
     let [hour, minute, second] = fields(time, ':', [2, 2, 2])?;
     let is_valid = (1..=12).contains(&month)
@@ -305,7 +313,10 @@ mod tests {
     fn the_wrong_field_is_named() {
         let problem = |body| read::<v1::CreateSessionRequest>(&body).unwrap_err();
         let unknown = problem(json!({"cluster": "c", "clustre": 1}));
-        assert!(unknown.starts_with("clustre: is not a field of this request, expected one of"), "{unknown}");
+        assert!(
+            unknown.starts_with("clustre: is not a field of this request, expected one of"),
+            "{unknown}"
+        );
         assert!(unknown.contains("`idle_timeout`"), "{unknown}");
         let idle = problem(json!({"idle_timeout": "15min"}));
         assert_eq!(idle, "idle_timeout: must be a duration in seconds like \"1800s\"");
@@ -317,7 +328,10 @@ mod tests {
         let status = read::<v1::Cluster>(&json!({"status": "up"})).unwrap_err();
         assert!(status.starts_with("status: unknown variant `up`"), "{status}");
         let text = from_slice::<v1::Cluster>(b"{\"name\": ").unwrap_err();
-        assert!(text.field.is_empty() && text.problem.starts_with("the body is not JSON"), "{text}");
+        assert!(
+            text.field.is_empty() && text.problem.starts_with("the body is not JSON"),
+            "{text}"
+        );
         assert!(from_slice::<v1::Cluster>(b"{} {}").is_err());
         assert!(from_slice::<v1::Cluster>(b"[]").is_err());
     }
@@ -348,7 +362,18 @@ mod tests {
         let lasts = |text| parse_duration(text).map(|lasts| (lasts.seconds, lasts.nanos));
         assert_eq!(lasts("1800s"), Some((1800, 0)));
         assert_eq!(lasts("0.5s"), Some((0, 500_000_000)));
-        for bad in ["", "s", "-1s", "1800", "1.s", ".5s", "1e3s", "1 s", "15min", "999999999999s"] {
+        for bad in [
+            "",
+            "s",
+            "-1s",
+            "1800",
+            "1.s",
+            ".5s",
+            "1e3s",
+            "1 s",
+            "15min",
+            "999999999999s",
+        ] {
             assert_eq!(lasts(bad), None, "{bad}");
         }
     }
