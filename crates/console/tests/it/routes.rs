@@ -257,12 +257,12 @@ async fn definitions_are_created_changed_and_removed() {
     let read: v1::Cluster =
         session_proto::json::from_value(&stack.get("pat", "/clusters/lab").await.json).unwrap();
     assert_eq!(read.name, "lab");
-    let patch = json!({"idle_timeout": "600s", "provider": {"process": {"python": "/usr/bin/python3"}}});
+    let patch = json!({"idle_timeout": "600s", "provider": {"process": {"program": "/opt/other"}}});
     let patched = stack
         .ask("pat", Method::PATCH, "/clusters/lab", Some(patch))
         .await;
     assert_eq!(patched.status, StatusCode::OK, "{patched:?}");
-    assert_eq!(patched.json["provider"]["process"]["program"], "/opt/sail");
+    assert_eq!(patched.json["provider"]["process"]["program"], "/opt/other");
     assert_eq!(patched.json["idle_timeout"], "600s");
     let unset = stack
         .ask(
@@ -273,6 +273,7 @@ async fn definitions_are_created_changed_and_removed() {
         )
         .await;
     assert_eq!(unset.json["idle_timeout"], Value::Null);
+    assert_eq!(unset.json["provider"]["process"]["program"], "/opt/other");
     let busy = stack.ask("pat", Method::DELETE, "/clusters/c", None).await;
     assert_eq!(busy.reason(), "MANAGED_BY_CONFIG");
     assert_eq!(
