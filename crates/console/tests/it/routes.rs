@@ -317,6 +317,12 @@ async fn definitions_are_created_changed_and_removed() {
 #[tokio::test]
 async fn organizations_and_principals_are_limited_and_disabled() {
     let stack = Stack::start().await;
+    let by_position = json!({"name": "newco", "limits": [1, 2, 3, 4, 5]});
+    let refused = stack.post("pat", "/orgs", by_position).await;
+    assert_eq!(
+        (refused.status, refused.field()),
+        (StatusCode::BAD_REQUEST, "limits")
+    );
     let created = stack.post("pat", "/orgs", json!({"name": "newco"})).await;
     assert_eq!(created.status, StatusCode::CREATED, "{created:?}");
     let mut limits = created.json["limits"].clone();
