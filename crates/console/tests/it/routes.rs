@@ -408,7 +408,7 @@ async fn paths_methods_and_types_that_do_not_exist_are_problems() {
 }
 
 #[tokio::test]
-async fn ids_of_requests_and_traces_pass_through() {
+async fn ids_of_requests_pass_through() {
     let stack = Stack::start().await;
     let named = stack
         .send("ada", "GET", "/api/v1/orgs", &[("x-request-id", "r-1")], None)
@@ -419,5 +419,31 @@ async fn ids_of_requests_and_traces_pass_through() {
             .send("ada", "GET", "/api/v1/orgs", &[("x-request-id", bad)], None)
             .await;
         assert_eq!(fresh.header("x-request-id").len(), 36, "{bad:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_api_speaks_http_2() {
+    use http_body_util::{BodyExt as _, Empty};
+    use hyper_util::client::legacy::Client;
+    use hyper_util::rt::TokioExecutor;
+    let stack = Stack::start().await;
+    let client = Client::builder(TokioExecutor::new())
+        .http2_only(true)
+        .build_http();
+    let requests = (0..50).map(|_| {
+        let uri = format!("http://{}/api/v1/orgs", stack.console);
+        let request = http::Request::get(uri).header("authorization", format!("Bearer {}", stack.key("ada")));
+        client.request(request.body(Empty::<bytes::Bytes>::new()).unwrap())
+    });
+    for answer in futures::future::join_all(requests).await {
+        let answer = answer.unwrap();
+        assert_eq!(
+            (answer.status(), answer.version()),
+            (StatusCode::OK, http::Version::HTTP_2)
+        );
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        let json: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(json["orgs"][0]["name"], "acme");
     }
 }
