@@ -275,7 +275,7 @@ mod tests {
     use crate::json::value;
     use serde_json::json;
 
-    fn read<T: DeserializeOwned + Serialize>(value: &serde_json::Value) -> Result<T, String> {
+    fn read<T: DeserializeOwned + Serialize>(value: &Value) -> Result<T, String> {
         from_slice(value.to_string().as_bytes()).map_err(|invalid| invalid.to_string())
     }
 
