@@ -59,21 +59,19 @@ fn reject_positions(read: &Value, written: &Value, path: &str) -> Result<(), Inv
             problem: "must be an object".to_owned(),
         }),
         (Value::Array(read), Value::Array(written)) => {
-            let items = read.iter().zip(written).enumerate();
-            items
-                .map(|(index, (read, written))| reject_positions(read, written, &format!("{path}[{index}]")))
-                .collect()
+            let mut items = read.iter().zip(written).enumerate();
+            items.try_for_each(|(index, (read, written))| {
+                reject_positions(read, written, &format!("{path}[{index}]"))
+            })
         }
         (Value::Object(read), Value::Object(written)) => {
-            let fields = read
+            let mut fields = read
                 .iter()
                 .filter_map(|(name, read)| Some((name, read, written.get(name)?)));
             let between = if path.is_empty() { "" } else { "." };
-            fields
-                .map(|(name, read, written)| {
-                    reject_positions(read, written, &format!("{path}{between}{name}"))
-                })
-                .collect()
+            fields.try_for_each(|(name, read, written)| {
+                reject_positions(read, written, &format!("{path}{between}{name}"))
+            })
         }
         _ => Ok(()),
     }
