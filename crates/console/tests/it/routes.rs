@@ -242,7 +242,7 @@ async fn tokens_are_issued_listed_and_revoked() {
 }
 
 #[tokio::test]
-async fn definitions_are_created_changed_and_removed() {
+async fn clusters_are_created_changed_and_removed() {
     let stack = Stack::start().await;
     let lab = json!({"name": "lab", "engine": "sail", "provider": {"process": {"program": "/opt/sail"}}});
     let denied = stack.post("ada", "/clusters", lab.clone()).await;
@@ -287,7 +287,11 @@ async fn definitions_are_created_changed_and_removed() {
         .ask("pat", Method::DELETE, "/clusters/lab?force=true", None)
         .await;
     assert_eq!(removed.status, StatusCode::NO_CONTENT, "{removed:?}");
+}
 
+#[tokio::test]
+async fn catalogs_are_created_changed_and_removed() {
+    let stack = Stack::start().await;
     let lake = json!({"name": "lake", "engine": "sail", "properties": {"type": "memory", "initial_database": ["a"]}});
     let created = stack.post("olga", "/catalogs", lake).await;
     assert_eq!(created.status, StatusCode::CREATED, "{created:?}");
