@@ -1,2 +1,4 @@
 //! The integration tests of console: one program, a module a subject.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod sign_in;
