@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 service_kit::labels! {
     /// The part of the service that a request is for.
-    pub enum Part("part") {
+    pub(crate) enum Part("part") {
         /// The REST API.
         Rest => "rest",
         /// Sign-in and sign-out.
@@ -18,7 +18,7 @@ service_kit::labels! {
 
 service_kit::labels! {
     /// Outcome of a request.
-    pub enum Outcome("outcome") {
+    pub(crate) enum Outcome("outcome") {
         /// Status 1xx, 2xx or 3xx.
         Ok => "ok",
         /// Status 401 or 403.
@@ -36,7 +36,7 @@ service_kit::labels! {
 
 service_kit::labels! {
     /// Kind of a request that stays open.
-    pub enum StreamKind("kind") {
+    pub(crate) enum StreamKind("kind") {
         /// Server-sent events.
         Watch => "watch",
         /// A read that waits for a status.
@@ -68,7 +68,7 @@ service_kit::labels! {
 
 /// All metrics of the service.
 #[derive(Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     requests: Arc<Family<(Part, Outcome), Counter>>,
     /// Time until the response begins.
     pub(crate) seconds: Arc<Family<Part, Histogram>>,

@@ -21,7 +21,7 @@ const MAX_RETRY_DELAY: Duration = Duration::from_secs(3600);
 
 /// Reasons of the HTTP layer, beside those of the gRPC APIs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RestReason {
+pub(crate) enum RestReason {
     /// No route has this path.
     NotFound,
     /// The path has no such method.
@@ -40,7 +40,8 @@ pub enum RestReason {
 
 impl RestReason {
     /// Every reason, for tests of the documents.
-    pub const ALL: [Self; 7] = [
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 7] = [
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::RequestTooLarge,
@@ -51,7 +52,7 @@ impl RestReason {
     ];
 
     /// The fixed spelling.
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::NotFound => "NOT_FOUND",
             Self::MethodNotAllowed => "METHOD_NOT_ALLOWED",
@@ -151,14 +152,14 @@ impl Problem {
         self
     }
 
-    /// The text for the caller.
-    pub(crate) fn detail(&self) -> &str {
-        &self.detail
-    }
-
     /// The HTTP status.
     pub(crate) fn status(&self) -> StatusCode {
         self.status
+    }
+
+    /// The text for the caller.
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
     }
 
     /// The reason.
@@ -167,9 +168,9 @@ impl Problem {
     }
 
     /// The JSON form. `type` is the address of the reason's description.
-    pub(crate) fn to_json(&self) -> serde_json::Value {
+    pub(crate) fn to_json(&self, prefix: &str) -> serde_json::Value {
         let body = Body {
-            r#type: format!("urn:berth:error:{}", self.reason),
+            r#type: format!("{prefix}/api/v1/errors#{}", self.reason),
             title: title(self.reason),
             status: self.status.as_u16(),
             detail: &self.detail,
@@ -257,9 +258,10 @@ fn of_foreign(status: &Status) -> Problem {
     }
 }
 
+/// The outermost layer writes the body again, with the prefix of the service.
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body = self.to_json().to_string();
+        let body = self.to_json("").to_string();
         let mut response = (self.status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
@@ -270,6 +272,59 @@ impl IntoResponse for Problem {
         if let Some(delay) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(delay)));
         }
+        response.extensions_mut().insert(self);
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use session_proto::error::Refused;
+
+    #[test]
+    fn a_status_becomes_a_problem_with_its_reason() {
+        let refused = Refused::field("cluster", "must not be empty").retry_after(Duration::from_millis(1500));
+        let problem = Problem::from(refused.into_status());
+        assert_eq!(problem.status(), StatusCode::BAD_REQUEST);
+        let json = problem.to_json("/berth");
+        assert_eq!(json["type"], "/berth/api/v1/errors#INVALID_ARGUMENT");
+        assert_eq!(json["title"], "Invalid argument");
+        assert_eq!(json["detail"], "cluster: must not be empty");
+        assert_eq!(json["retry_after"], "2s");
+        assert_eq!(
+            json["metadata"],
+            json!({"field": "cluster"}),
+            "nothing for Spark clients"
+        );
+        let response = problem.into_response();
+        assert_eq!(response.headers()[header::RETRY_AFTER], "2");
+        assert_eq!(response.headers()[header::CONTENT_TYPE], PROBLEM_JSON);
+    }
+
+    #[test]
+    fn texts_of_the_network_stay_inside() {
+        let problem = Problem::from(Status::unavailable("tcp connect error: 10.0.0.7:8081"));
+        assert_eq!(problem.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(problem.reason(), "CONTROL_PLANE_UNAVAILABLE");
+        assert!(!problem.to_json("").to_string().contains("10.0.0.7"));
+        let problem = Problem::from(Status::internal("secret"));
+        assert!(!problem.to_json("").to_string().contains("secret"));
+    }
+
+    #[test]
+    fn every_code_has_a_status() {
+        for reason in Reason::ALL {
+            let status = Problem::of_reason(*reason, "").status();
+            assert!(status.is_client_error() || status.is_server_error(), "{reason}");
+        }
+        assert_eq!(
+            Problem::of_reason(Reason::RequestIdReused, "").status(),
+            StatusCode::CONFLICT
+        );
+        assert_eq!(
+            Problem::of_reason(Reason::SessionWarming, "").status(),
+            StatusCode::SERVICE_UNAVAILABLE
+        );
     }
 }
