@@ -171,7 +171,7 @@ impl Stack {
         }
     }
 
-    pub(crate) fn key(&self, who: &str) -> &str {
+    pub(crate) fn key<'a>(&'a self, who: &'a str) -> &'a str {
         self.keys.get(who).map_or(who, |key| &key.key)
     }
 

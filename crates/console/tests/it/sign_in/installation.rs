@@ -29,7 +29,7 @@ pub(crate) struct Console {
     ended: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
 
-fn config<C: DeserializeOwned + serde::Serialize + Validate>(file: PathBuf, text: &str) -> C {
+fn config<C: DeserializeOwned + serde::Serialize + Validate + Default>(file: PathBuf, text: &str) -> C {
     std::fs::write(&file, text).unwrap();
     let sources = Sources {
         file: Some(file),

@@ -27,3 +27,12 @@ fn path_of(url: &str) -> &str {
     let after_scheme = url.split_once("://").map_or(url, |(_, rest)| rest);
     after_scheme.find('/').map_or("/", |slash| &after_scheme[slash..])
 }
+
+/// The line of a cookie without its age, which must be that of 12 hours.
+fn without_age(cookie: &str) -> String {
+    let (before, rest) = cookie.split_once("; Max-Age=").unwrap();
+    let (age, after) = rest.split_once(';').unwrap();
+    let age: u32 = age.parse().unwrap();
+    assert!((43_000..=43_200).contains(&age), "{cookie}");
+    format!("{before};{after}")
+}
