@@ -17,7 +17,7 @@ const JSON: &str = "application/json";
 const MERGE_PATCH: &str = "application/merge-patch+json";
 
 /// A message that requests have as their body.
-pub(crate) trait RequestBody: DeserializeOwned {
+pub(crate) trait RequestBody: DeserializeOwned + Serialize {
     /// Fields that a body must not have, and where their values are instead.
     const ELSEWHERE: &'static [(&'static str, &'static str)] = &[];
 }

@@ -190,3 +190,44 @@ impl Caller {
 pub(crate) fn required<T>(object: Option<T>) -> Result<T, Problem> {
     object.ok_or_else(|| Status::internal("a reply without its object").into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_carry_the_credential_the_address_and_the_trace() {
+        let (parts, ()) = http::Request::new(()).into_parts();
+        let mut front = Front::of(&parts);
+        front.client = Some("192.0.2.7:5".parse().unwrap());
+        "r-1".clone_into(&mut front.request_id);
+        let mut asked = HeaderMap::new();
+        let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+        for (name, value) in [
+            ("traceparent", trace),
+            ("tracestate", "a=b"),
+            ("x-forwarded-for", "203.0.113.9"),
+            ("x-berth-caller-address", "203.0.113.9"),
+            ("cookie", "c"),
+        ] {
+            asked.insert(name, value.parse().unwrap());
+        }
+        let Forward(headers) = forward(&Credential::new("key"), &front, &asked).unwrap();
+        let found: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
+            .collect();
+        let expected = [
+            ("authorization", "Bearer key"),
+            ("x-forwarded-for", "192.0.2.7"),
+            ("traceparent", trace),
+            ("tracestate", "a=b"),
+            ("x-request-id", "r-1"),
+        ];
+        assert_eq!(found.len(), expected.len(), "{found:?}");
+        assert!(expected.iter().all(|header| found.contains(header)), "{found:?}");
+        assert!(headers[header::AUTHORIZATION].is_sensitive());
+        assert!(forward(&Credential::new("a\nb"), &front, &asked).is_err());
+        assert!(forward(&Credential::new(&"x".repeat(50_000)), &front, &asked).is_err());
+    }
+}

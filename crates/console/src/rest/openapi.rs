@@ -19,14 +19,10 @@ pub fn document() -> Value {
 pub(super) fn of(paths: Paths, prefix: &str) -> Value {
     let mut paths = serde_json::to_value(paths).unwrap_or_default();
     for item in paths.as_object_mut().into_iter().flat_map(Map::values_mut) {
-        for operation in METHODS
-            .iter()
-            .filter_map(|method| item.get_mut(*method).map(std::mem::take).map(|o| (*method, o)))
-            .collect::<Vec<_>>()
-        {
-            let (method, mut operation) = operation;
-            complete(&mut operation);
-            item[method] = operation;
+        for method in METHODS {
+            if let Some(operation) = item.get_mut(method) {
+                complete(operation);
+            }
         }
     }
     let schemas = used(schema::all(), &paths);

@@ -4,7 +4,6 @@
 use super::body::{RequestBody, message};
 use super::headers::{IfMatch, changed};
 use crate::problem::Problem;
-use serde::Serialize;
 use serde_json::{Map, Value};
 use session_proto::json;
 
@@ -32,7 +31,7 @@ pub(super) fn in_header_or_body(condition: IfMatch, patch: &Map<String, Value>) 
 ///
 /// # Errors
 /// An invalid field, or [`changed`] if `condition` is another version.
-pub(super) fn patched<T: RequestBody + Serialize>(
+pub(super) fn patched<T: RequestBody>(
     present: &T,
     version: u64,
     condition: IfMatch,

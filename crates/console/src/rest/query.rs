@@ -5,6 +5,7 @@ use crate::problem::Problem;
 use axum::extract::{FromRequestParts, Query as Pairs};
 use http::request::Parts;
 use prost_types::Duration;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use session_proto::json as proto_json;
@@ -113,7 +114,10 @@ impl Query {
     ///
     /// # Errors
     /// A name that does not exist.
-    pub(crate) fn enums<E: DeserializeOwned + Into<i32>>(&self, name: &str) -> Result<Vec<i32>, Problem> {
+    pub(crate) fn enums<E: DeserializeOwned + Serialize + Into<i32>>(
+        &self,
+        name: &str,
+    ) -> Result<Vec<i32>, Problem> {
         let values = self.pairs.iter().filter(|(known, _)| known == name);
         let values = values.flat_map(|(_, value)| value.split(','));
         let parse = |text: &str| {

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 const ADOPTION: Duration = Duration::from_secs(5 * 60);
 /// Interval of reads of the folder.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(15);
-/// Minimum size of a key file in bytes, without white space at its ends.
+/// Minimum size of a key file in bytes.
 const MIN_BYTES: usize = 32;
 const MAX_FILE_BYTES: u64 = 16 * 1024;
 const MAX_KEYS: usize = 32;
@@ -205,14 +205,14 @@ impl Key {
             file.display()
         );
         let bytes = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
-        let secret = bytes.trim_ascii();
         ensure!(
-            secret.len() >= MIN_BYTES,
+            bytes.len() >= MIN_BYTES,
             "{} has {} bytes, and a key needs at least {MIN_BYTES}",
             file.display(),
-            secret.len()
+            bytes.len()
         );
-        Self::derive(name, secret)
+        // As they are: a random byte can look like white space.
+        Self::derive(name, &bytes)
     }
 
     fn derive(name: String, secret: &[u8]) -> Result<Self> {
@@ -339,6 +339,21 @@ mod tests {
             assert!(format!("{error:#}").contains(says), "{error:#}");
         }
         assert!(CookieKeys::open(Some(Path::new("/nowhere/keys"))).is_err());
+    }
+
+    #[test]
+    fn random_bytes_that_look_like_white_space_are_a_part_of_the_key() {
+        let (spaces, tabs) = (
+            folder(&[("k", &" ".repeat(32))]),
+            folder(&[("k", &"\t".repeat(32))]),
+        );
+        let (one, other) = (
+            CookieKeys::open(Some(spaces.path())).unwrap(),
+            CookieKeys::open(Some(tabs.path())).unwrap(),
+        );
+        let sealed = one.seal(Purpose::Session, b"x").unwrap();
+        assert!(one.unseal(Purpose::Session, &sealed).is_some());
+        assert!(other.unseal(Purpose::Session, &sealed).is_none());
     }
 
     #[test]

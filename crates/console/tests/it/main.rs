@@ -5,6 +5,7 @@ mod conditions;
 mod documentation;
 mod examples;
 mod limits;
+mod outages;
 mod parity;
 mod routes;
 mod schemathesis;

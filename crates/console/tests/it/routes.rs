@@ -257,12 +257,12 @@ async fn definitions_are_created_changed_and_removed() {
     let read: v1::Cluster =
         session_proto::json::from_value(&stack.get("pat", "/clusters/lab").await.json).unwrap();
     assert_eq!(read.name, "lab");
-    let patch = json!({"idle_timeout": "600s", "provider": {"process": {"python": "/usr/bin/python3"}}});
+    let patch = json!({"idle_timeout": "600s", "provider": {"process": {"program": "/opt/other"}}});
     let patched = stack
         .ask("pat", Method::PATCH, "/clusters/lab", Some(patch))
         .await;
     assert_eq!(patched.status, StatusCode::OK, "{patched:?}");
-    assert_eq!(patched.json["provider"]["process"]["program"], "/opt/sail");
+    assert_eq!(patched.json["provider"]["process"]["program"], "/opt/other");
     assert_eq!(patched.json["idle_timeout"], "600s");
     let unset = stack
         .ask(
@@ -273,6 +273,7 @@ async fn definitions_are_created_changed_and_removed() {
         )
         .await;
     assert_eq!(unset.json["idle_timeout"], Value::Null);
+    assert_eq!(unset.json["provider"]["process"]["program"], "/opt/other");
     let busy = stack.ask("pat", Method::DELETE, "/clusters/c", None).await;
     assert_eq!(busy.reason(), "MANAGED_BY_CONFIG");
     assert_eq!(
@@ -316,6 +317,12 @@ async fn definitions_are_created_changed_and_removed() {
 #[tokio::test]
 async fn organizations_and_principals_are_limited_and_disabled() {
     let stack = Stack::start().await;
+    let by_position = json!({"name": "newco", "limits": [1, 2, 3, 4, 5]});
+    let refused = stack.post("pat", "/orgs", by_position).await;
+    assert_eq!(
+        (refused.status, refused.field()),
+        (StatusCode::BAD_REQUEST, "limits")
+    );
     let created = stack.post("pat", "/orgs", json!({"name": "newco"})).await;
     assert_eq!(created.status, StatusCode::CREATED, "{created:?}");
     let mut limits = created.json["limits"].clone();
@@ -401,7 +408,7 @@ async fn paths_methods_and_types_that_do_not_exist_are_problems() {
 }
 
 #[tokio::test]
-async fn ids_of_requests_and_traces_pass_through() {
+async fn ids_of_requests_pass_through() {
     let stack = Stack::start().await;
     let named = stack
         .send("ada", "GET", "/api/v1/orgs", &[("x-request-id", "r-1")], None)
@@ -412,5 +419,31 @@ async fn ids_of_requests_and_traces_pass_through() {
             .send("ada", "GET", "/api/v1/orgs", &[("x-request-id", bad)], None)
             .await;
         assert_eq!(fresh.header("x-request-id").len(), 36, "{bad:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_api_speaks_http_2() {
+    use http_body_util::{BodyExt as _, Empty};
+    use hyper_util::client::legacy::Client;
+    use hyper_util::rt::TokioExecutor;
+    let stack = Stack::start().await;
+    let client = Client::builder(TokioExecutor::new())
+        .http2_only(true)
+        .build_http();
+    let requests = (0..50).map(|_| {
+        let uri = format!("http://{}/api/v1/orgs", stack.console);
+        let request = http::Request::get(uri).header("authorization", format!("Bearer {}", stack.key("ada")));
+        client.request(request.body(Empty::<bytes::Bytes>::new()).unwrap())
+    });
+    for answer in futures::future::join_all(requests).await {
+        let answer = answer.unwrap();
+        assert_eq!(
+            (answer.status(), answer.version()),
+            (StatusCode::OK, http::Version::HTTP_2)
+        );
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        let json: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(json["orgs"][0]["name"], "acme");
     }
 }

@@ -24,9 +24,10 @@ use session_token::generate_key_pem;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
+use tokio::task::JoinHandle;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
@@ -53,6 +54,8 @@ pub(crate) struct Stack {
     keys: BTreeMap<&'static str, NewKey>,
     http: Client<HttpConnector, Full<Bytes>>,
     running: Vec<Shutdown>,
+    /// Ends of console and of session-manager.
+    ends: [Mutex<Option<JoinHandle<anyhow::Result<()>>>>; 2],
     _dir: TempDir,
 }
 
@@ -132,7 +135,7 @@ impl Stack {
             .map(|(name, ..)| (*name, generate_key()))
             .collect();
         let sim = SimCompute::new();
-        let (manager, public, internal) = start_manager(dir.path(), &keys, &sim).await;
+        let (manager, manager_end, public, internal) = start_manager(dir.path(), &keys, &sim).await;
         let text = format!(
             "listen.grpc.address = \"127.0.0.1:0\"\nlisten.jwks.address = \"127.0.0.1:0\"\n\
              admin.address = \"127.0.0.1:0\"\nkeys.signing = \"{}\"\n\
@@ -153,7 +156,7 @@ impl Stack {
         let listeners = Listeners::bind(&config).await.unwrap();
         let (console, admin) = (listeners.web.local_addr(), listeners.admin.local_addr().unwrap());
         let shutdown = Shutdown::new();
-        tokio::spawn(console::run(config, listeners, shutdown.clone()));
+        let console_end = tokio::spawn(console::run(config, listeners, shutdown.clone()));
         let channel = |address: SocketAddr| {
             let endpoint = Endpoint::from_shared(format!("http://{address}"));
             endpoint.unwrap().connect_lazy()
@@ -167,6 +170,7 @@ impl Stack {
             keys,
             http: Client::builder(TokioExecutor::new()).build_http(),
             running: vec![shutdown, manager, issuer],
+            ends: [console_end, manager_end].map(|end| Mutex::new(Some(end))),
             _dir: dir,
         }
     }
@@ -274,6 +278,23 @@ impl Stack {
         self.sim.ready(&key, 1, route);
     }
 
+    /// Stops console gracefully and waits for its end.
+    pub(crate) async fn stop_console(&self) {
+        self.running[0].stop();
+        self.end(0).await;
+    }
+
+    /// Ends session-manager at once.
+    pub(crate) async fn stop_manager(&self) {
+        self.running[1].force();
+        self.end(1).await;
+    }
+
+    async fn end(&self, place: usize) {
+        let end = self.ends[place].lock().unwrap().take().unwrap();
+        tokio::time::timeout(LIMIT, end).await.unwrap().unwrap().unwrap();
+    }
+
     /// Returns when token-issuer can issue tokens: its first report of signing
     /// keys has arrived.
     pub(crate) async fn issuer_ready(&self, who: &str) {
@@ -315,7 +336,7 @@ async fn start_manager(
     dir: &Path,
     keys: &BTreeMap<&'static str, NewKey>,
     sim: &SimCompute,
-) -> (Shutdown, SocketAddr, SocketAddr) {
+) -> (Shutdown, JoinHandle<anyhow::Result<()>>, SocketAddr, SocketAddr) {
     let jwks = dir.join("jwks.json");
     std::fs::write(&jwks, "{\"keys\": []}").unwrap();
     let mut text = format!(
@@ -344,14 +365,14 @@ async fn start_manager(
     let shutdown = Shutdown::new();
     let store = Arc::new(MemoryStore::new(Arc::new(SystemClock)));
     let providers = session_manager::Providers::new(sim.registry());
-    tokio::spawn(session_manager::run_with(
+    let end = tokio::spawn(session_manager::run_with(
         config,
         listeners,
         shutdown.clone(),
         store,
         providers,
     ));
-    (shutdown, public, internal)
+    (shutdown, end, public, internal)
 }
 
 /// Waits for a condition.

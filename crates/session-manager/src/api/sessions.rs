@@ -622,6 +622,6 @@ mod tests {
         };
         assert!(checked_labels(labels(32, 252).labels, &limits).is_ok());
         let refused = checked_labels(labels(64, 255).labels, &limits).unwrap_err();
-        assert_eq!(refused.reason, session_core::Reason::InvalidArgument);
+        assert_eq!(refused.reason, Reason::InvalidArgument);
     }
 }

@@ -2,7 +2,8 @@
 
 use crate::v1;
 use serde::de::{DeserializeOwned, Error as _};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use std::collections::HashMap;
 
 /// Longest duration and largest distance of a time in seconds, as in protobuf: 10 000 years.
@@ -31,38 +32,61 @@ impl std::fmt::Display for Invalid {
 ///
 /// # Errors
 /// The first field that is unknown or has a value of another type.
-pub fn from_slice<T: DeserializeOwned>(text: &[u8]) -> Result<T, Invalid> {
-    let mut reader = serde_json::Deserializer::from_slice(text);
-    let message = serde_path_to_error::deserialize(&mut reader).map_err(|error| invalid(&error))?;
-    reader.end().map_err(|error| Invalid {
+pub fn from_slice<T: DeserializeOwned + Serialize>(text: &[u8]) -> Result<T, Invalid> {
+    let value = serde_json::from_slice(text).map_err(|error| Invalid {
         field: String::new(),
-        problem: format!("is not one JSON object: {error}"),
+        problem: format!("the body is not JSON: {error}"),
     })?;
-    Ok(message)
+    from_value(&value)
 }
 
 /// Reads a message from a JSON value, as [`from_slice`] does.
 ///
 /// # Errors
 /// The first field that is unknown or has a value of another type.
-pub fn from_value<T: DeserializeOwned>(value: &serde_json::Value) -> Result<T, Invalid> {
-    serde_path_to_error::deserialize(value).map_err(|error| invalid(&error))
+pub fn from_value<T: DeserializeOwned + Serialize>(value: &Value) -> Result<T, Invalid> {
+    let message: T = serde_path_to_error::deserialize(value).map_err(|error| invalid(&error))?;
+    reject_positions(value, &super::value(&message), "")?;
+    Ok(message)
+}
+
+/// Serde reads an object also from an array of its fields by position; here it
+/// must be an object. `written` is what the message is written as.
+fn reject_positions(read: &Value, written: &Value, path: &str) -> Result<(), Invalid> {
+    match (read, written) {
+        (Value::Array(_), Value::Object(_)) => Err(Invalid {
+            field: path.to_owned(),
+            problem: "must be an object".to_owned(),
+        }),
+        (Value::Array(read), Value::Array(written)) => {
+            let items = read.iter().zip(written).enumerate();
+            items
+                .map(|(index, (read, written))| reject_positions(read, written, &format!("{path}[{index}]")))
+                .collect()
+        }
+        (Value::Object(read), Value::Object(written)) => {
+            let fields = read
+                .iter()
+                .filter_map(|(name, read)| Some((name, read, written.get(name)?)));
+            let between = if path.is_empty() { "" } else { "." };
+            fields
+                .map(|(name, read, written)| {
+                    reject_positions(read, written, &format!("{path}{between}{name}"))
+                })
+                .collect()
+        }
+        _ => Ok(()),
+    }
 }
 
 fn invalid(error: &serde_path_to_error::Error<serde_json::Error>) -> Invalid {
     let path = error.path().to_string();
     let parent = if path == "." { "" } else { path.as_str() };
     let inner = error.inner();
-    if inner.is_syntax() || inner.is_eof() {
-        return Invalid {
-            field: String::new(),
-            problem: format!("the body is not JSON: {inner}"),
-        };
-    }
     let text = inner.to_string();
-    // The position in the text does not help where the field is named.
-    let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
-    let unknown = text.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`'));
+    let unknown = text
+        .strip_prefix("unknown field `")
+        .and_then(|rest| rest.split_once('`'));
     match unknown {
         // Depending on the reader, the path ends before or with the unknown field.
         Some((name, expected)) => Invalid {
@@ -123,15 +147,15 @@ pub(crate) fn properties<'de, D: Deserializer<'de>>(
 ) -> Result<HashMap<String, v1::PropertyValue>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "must be a text or a list of texts")]
-    enum Value {
+    enum Property {
         Text(String),
         List(Vec<String>),
     }
-    let read = HashMap::<String, Value>::deserialize(deserializer)?;
+    let read = HashMap::<String, Property>::deserialize(deserializer)?;
     let values = read.into_iter().map(|(name, value)| {
         let value = match value {
-            Value::Text(text) => v1::property_value::Value::Text(text),
-            Value::List(items) => v1::property_value::Value::List(v1::TextList { items }),
+            Property::Text(text) => v1::property_value::Value::Text(text),
+            Property::List(items) => v1::property_value::Value::List(v1::TextList { items }),
         };
         (name, v1::PropertyValue { value: Some(value) })
     });
@@ -166,7 +190,11 @@ pub fn parse_timestamp(text: &str) -> Option<prost_types::Timestamp> {
         None => 0,
     };
     let (fraction, offset) = rest.split_at(fraction_bytes);
-    let nanos = if fraction.is_empty() { 0 } else { nanos(&fraction[1..])? };
+    let nanos = if fraction.is_empty() {
+        0
+    } else {
+        nanos(&fraction[1..])?
+    };
     let [year, month, day] = fields(date, '-', [4, 2, 2])?;
     let [hour, minute, second] = fields(time, ':', [2, 2, 2])?;
     let is_valid = (1..=12).contains(&month)
@@ -247,7 +275,7 @@ mod tests {
     use crate::json::value;
     use serde_json::json;
 
-    fn read<T: DeserializeOwned>(value: &serde_json::Value) -> Result<T, String> {
+    fn read<T: DeserializeOwned + Serialize>(value: &Value) -> Result<T, String> {
         from_slice(value.to_string().as_bytes()).map_err(|invalid| invalid.to_string())
     }
 
@@ -305,7 +333,10 @@ mod tests {
     fn the_wrong_field_is_named() {
         let problem = |body| read::<v1::CreateSessionRequest>(&body).unwrap_err();
         let unknown = problem(json!({"cluster": "c", "clustre": 1}));
-        assert!(unknown.starts_with("clustre: is not a field of this request, expected one of"), "{unknown}");
+        assert!(
+            unknown.starts_with("clustre: is not a field of this request, expected one of"),
+            "{unknown}"
+        );
         assert!(unknown.contains("`idle_timeout`"), "{unknown}");
         let idle = problem(json!({"idle_timeout": "15min"}));
         assert_eq!(idle, "idle_timeout: must be a duration in seconds like \"1800s\"");
@@ -317,9 +348,15 @@ mod tests {
         let status = read::<v1::Cluster>(&json!({"status": "up"})).unwrap_err();
         assert!(status.starts_with("status: unknown variant `up`"), "{status}");
         let text = from_slice::<v1::Cluster>(b"{\"name\": ").unwrap_err();
-        assert!(text.field.is_empty() && text.problem.starts_with("the body is not JSON"), "{text}");
+        assert!(
+            text.field.is_empty() && text.problem.starts_with("the body is not JSON"),
+            "{text}"
+        );
         assert!(from_slice::<v1::Cluster>(b"{} {}").is_err());
         assert!(from_slice::<v1::Cluster>(b"[]").is_err());
+        let body = json!({"provider": {"static": {"endpoints": [["a:1"]]}}});
+        let by_position = read::<v1::Cluster>(&body).unwrap_err();
+        assert_eq!(by_position, "provider.static.endpoints[0]: must be an object");
     }
 
     #[test]
@@ -348,7 +385,18 @@ mod tests {
         let lasts = |text| parse_duration(text).map(|lasts| (lasts.seconds, lasts.nanos));
         assert_eq!(lasts("1800s"), Some((1800, 0)));
         assert_eq!(lasts("0.5s"), Some((0, 500_000_000)));
-        for bad in ["", "s", "-1s", "1800", "1.s", ".5s", "1e3s", "1 s", "15min", "999999999999s"] {
+        for bad in [
+            "",
+            "s",
+            "-1s",
+            "1800",
+            "1.s",
+            ".5s",
+            "1e3s",
+            "1 s",
+            "15min",
+            "999999999999s",
+        ] {
             assert_eq!(lasts(bad), None, "{bad}");
         }
     }

@@ -82,7 +82,7 @@ impl Installation {
         std::fs::create_dir_all(&folder).unwrap();
         let mut key = [0_u8; 32];
         aws_lc_rs::rand::fill(&mut key).unwrap();
-        std::fs::write(folder.join("key"), key.map(|byte| byte | 0x80)).unwrap();
+        std::fs::write(folder.join("key"), key).unwrap();
         folder
     }
 
