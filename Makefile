@@ -13,13 +13,20 @@ help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Install, build, start everything, run a PySpark query, serve until Ctrl-C (EXIT=1: stop after it)
-	@deploy/local/setup.sh run
+	@deploy/local/setup.sh run console
+	@deploy/local/console_web.sh
 	@echo "berth: building ($(BERTH_PROFILE)); the first time takes some minutes"
-	@cargo build --locked --profile $(BERTH_PROFILE) -p session-manager -p token-issuer -p spark-proxy -p compute -p cli -p local-stack
+	@cargo build --locked --profile $(BERTH_PROFILE) -p session-manager -p token-issuer -p spark-proxy -p console -p compute -p cli -p local-stack
 	@$(call BERTH_DEV,$(BERTH_PROFILE)) run $(if $(EXIT),--exit)
 
-setup: ## Install what the tests need
-	@deploy/local/setup.sh run test
+setup: ## Install what the tests need, and build the console's pages
+	@deploy/local/setup.sh run console test
+	@deploy/local/console_web.sh
+
+.PHONY: console-web
+console-web: ## Build the console's pages (crates/console/web/dist); programs built after it have them
+	@deploy/local/setup.sh console
+	@deploy/local/console_web.sh
 
 test: setup fmt-check deny lint proto-lint mutations-apply unit test-chart fuzz-briefly e2e ## Everything: formatting, licences, lints, unit, contract, chart, fuzz (10 s) and end-to-end tests
 	@echo "all tests passed"
@@ -59,6 +66,8 @@ fuzz-briefly:
 
 .PHONY: image test-k8s bench-k8s bench-k8s-claims
 image: ## Build the container images of the services and the command, as archives (BERTH_PROFILE=dist)
+	@deploy/local/setup.sh console
+	@deploy/local/console_web.sh
 	@deploy/images/build.sh
 
 test-k8s: ## Berth on a real one-node Kubernetes cluster; needs root and Go (ARGS="-k chart")

@@ -2,6 +2,7 @@
 # Installs what Berth needs on a Debian machine, and nothing that is already there.
 #
 #   setup.sh run         for `make run`: C tools, Rust, redis-server, a venv with Sail and PySpark
+#   setup.sh console     Node with the packages that build the console's pages
 #   setup.sh test        the above, plus Java with Maven, Apache Spark, PySpark clients from 3.5 to 4.3, the Rust and
 #                        ADBC clients, the Scala client in an old release, PyJWT, schemathesis, an OTLP collector and an OpenID
 #                        provider (Node)
@@ -21,6 +22,7 @@ repo=$(cd "$here/../.." && pwd)
 home=${BERTH_HOME:-$repo/.berth}
 min_rust=1.95
 min_java=17
+min_node=20
 min_go=1.26
 
 # Progress goes to stderr, so that callers may read stdout.
@@ -252,6 +254,12 @@ need_scala() {
 
 # ---- Node ------------------------------------------------------------------------------------
 
+need_node() {
+  { have node && have npm; } || apt_install nodejs npm
+  at_least "$min_node" "$(node --version | tr -d v)" ||
+    die "Node $(node --version) is too old, $min_node or newer is needed: put a newer one first on the PATH, then try again"
+}
+
 # need_npm NAME FOLDER SIZE FILE...: the packages of a lock file of the repository, and the programs beside it.
 need_npm() {
   local name=$1 from=$repo/$2 size=$3 dir=$home/$1 want file
@@ -265,6 +273,18 @@ need_npm() {
   for file in package.json package-lock.json "$@"; do cp "$from/$file" "$dir/"; done
   (cd "$dir" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2) || die "npm could not install $from, see above"
   printf '%s\n' "$want" >"$dir/berth-stamp"
+}
+
+# What builds the console's pages. The packages are beside their sources, where the build looks for them.
+need_console() {
+  local dir=$repo/crates/console/web want
+  need_node
+  want="$(node --version) $(sha256sum <"$dir/package-lock.json" | cut -d' ' -f1)"
+  [[ $(cat "$dir/node_modules/berth-stamp" 2>/dev/null) == "$want" ]] && return
+  say "installing the Node packages of the console (40 MB on disk)"
+  rm -rf "$dir/node_modules"
+  (cd "$dir" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2) || die "npm could not install $dir, see above"
+  printf '%s\n' "$want" >"$dir/node_modules/berth-stamp"
 }
 
 # The OpenID provider of the end-to-end tests, exactly as its lock file says.
@@ -325,6 +345,8 @@ set_test() {
   need_venv rotel "55 MB"
 }
 
+set_console() { need_console; }
+
 set_lint() { need_venv lint "70 MB"; }
 
 set_deny() {
@@ -366,7 +388,7 @@ set_k8s() {
 
 [[ $# -gt 0 ]] || set -- run
 for name in "$@"; do
-  case $name in run | test | lint | deny | chart | load | k8s) ;; *) die "unknown set '$name' (known: run, test, lint, deny, chart, load, k8s)" ;; esac
+  case $name in run | console | test | lint | deny | chart | load | k8s) ;; *) die "unknown set '$name' (known: run, console, test, lint, deny, chart, load, k8s)" ;; esac
 done
 
 mkdir -p "$home"

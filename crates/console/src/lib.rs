@@ -4,6 +4,8 @@
 //! gRPC APIs with the credential of its caller, and those authorize it. Any
 //! replica can answer any request. [`run`] is the whole service.
 
+mod assets;
+mod auth;
 mod config;
 mod credential;
 mod front;
@@ -18,6 +20,7 @@ mod sign_in;
 mod state;
 mod upstream;
 
-pub use config::{Config, LimitsConfig, PublicConfig};
+pub use config::{Config, LimitsConfig, PublicConfig, SparkConnectConfig};
 pub use rest::openapi::document as openapi;
 pub use service::{Listeners, run};
+pub use sign_in::{CredentialToken, ProviderConfig, SignInConfig};

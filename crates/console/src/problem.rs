@@ -153,9 +153,13 @@ impl Problem {
     }
 
     /// The HTTP status.
-    #[cfg(test)]
     pub(crate) fn status(&self) -> StatusCode {
         self.status
+    }
+
+    /// The text for the caller.
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
     }
 
     /// The reason.

@@ -1,11 +1,13 @@
 //! Wiring of the service: the ports, and [`run`].
 
+use crate::assets::Assets;
 use crate::config::Config;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::sign_in::SignIn;
 use crate::state::{App, AppState};
 use crate::upstream::Upstream;
-use crate::{front, pages, rest, server, sign_in};
+use crate::{auth, front, pages, rest, server};
 use anyhow::{Context, Result};
 use axum::Router;
 use axum::middleware;
@@ -46,15 +48,23 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
     let admin = Admin::new(service_kit::build_info!());
     let metrics = Arc::new(Metrics::new(&admin.registry));
     let drain = config.drain;
+    let prefix = config.public.prefix();
+    let (public, tls) = (config.public.url.as_deref(), config.listen.tls.is_some());
     let app = Arc::new(App {
         upstream: Upstream::new(&config.manager, &config.issuer, Arc::clone(&metrics))?,
         limits: Limits::new(&config.limits, Arc::clone(&metrics)),
-        prefix: config.public.prefix(),
+        sign_in: SignIn::new(&config.sign_in, public, &prefix, tls)?,
+        assets: Assets::embedded(&prefix),
+        prefix,
         stopping: shutdown.stopping(),
         metrics,
         config,
     });
     let router = router(&app);
+    tokio::spawn({
+        let (app, stop) = (Arc::clone(&app), shutdown.stopping());
+        async move { app.sign_in.follow_keys(stop).await }
+    });
     shutdown.spawn_critical(
         "web server",
         server::serve(listeners.web, app, router, shutdown.clone()),
@@ -69,7 +79,9 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
 fn router(app: &AppState) -> Router {
     Router::new()
         .merge(rest::router(app))
-        .merge(sign_in::router(app))
+        .merge(auth::router(app))
+        .layer(middleware::from_fn_with_state(app.clone(), auth::attach))
         .merge(pages::router(app))
         .layer(middleware::from_fn_with_state(app.clone(), front::run))
+        .layer(middleware::from_fn_with_state(app.clone(), pages::secure))
 }

@@ -62,17 +62,7 @@ impl FromRequestParts<AppState> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, app: &AppState) -> Result<Self, Problem> {
         let credential = Credential::from_request_parts(parts, app).await?;
-        let front = Front::of(parts);
-        let permit = app.limits.enter_credential(credential.id())?;
-        let forward = forward(&credential, &front, &parts.headers)?;
-        Ok(Self {
-            channels: app.upstream.channels(&credential),
-            app: app.clone(),
-            front,
-            credential,
-            forward,
-            permit: Some(permit),
-        })
+        Self::new(app, parts, credential)
     }
 }
 
@@ -106,6 +96,24 @@ fn forward(credential: &Credential, front: &Front, asked: &HeaderMap) -> Result<
 }
 
 impl Caller {
+    /// The caller with this credential.
+    ///
+    /// # Errors
+    /// The credential cannot be sent, or has too many requests.
+    pub(crate) fn new(app: &AppState, parts: &Parts, credential: Credential) -> Result<Self, Problem> {
+        let front = Front::of(parts);
+        let permit = app.limits.enter_credential(credential.id())?;
+        let forward = forward(&credential, &front, &parts.headers)?;
+        Ok(Self {
+            channels: app.upstream.channels(&credential),
+            app: app.clone(),
+            front,
+            credential,
+            forward,
+            permit: Some(permit),
+        })
+    }
+
     pub(crate) fn app(&self) -> &AppState {
         &self.app
     }

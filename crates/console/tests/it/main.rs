@@ -9,5 +9,6 @@ mod outages;
 mod parity;
 mod routes;
 mod schemathesis;
+mod sign_in;
 mod support;
 mod watch;

@@ -2,7 +2,7 @@
 //! serving until Ctrl-C or its death, which end everything that was started.
 
 use anyhow::{Context, Result};
-use e2e::{binary, wait};
+use e2e::{binary, http, wait};
 use rustix::process::{Pid, Signal, kill_process};
 use std::process::Stdio;
 use std::time::Duration;
@@ -101,6 +101,16 @@ fn assert_no_secret_in_arguments(state: &TempDir) -> Result<()> {
     Ok(())
 }
 
+/// The console is where the output says.
+async fn assert_console_answers(said: &str) -> Result<()> {
+    let (_, rest) = said.split_once("The console in your browser:").context("no console")?;
+    let (_, rest) = rest.split_once("http://localhost:").context("no address")?;
+    let port: u16 = rest.split_whitespace().next().context("no port")?.parse()?;
+    let answer = http::get(([127, 0, 0, 1], port).into(), "/auth/session", "").await?;
+    anyhow::ensure!(answer.contains("\"methods\":[{\"id\":\"key\"}]"), "{answer}");
+    Ok(())
+}
+
 /// One after the other: all are heavy, and share their ports and state.
 #[tokio::test]
 async fn it_queries_and_exits_or_serves_until_interrupted() -> Result<()> {
@@ -127,6 +137,7 @@ async fn it_queries_and_exits_or_serves_until_interrupted() -> Result<()> {
         said.contains(".remote(\"sc://localhost:"),
         "no connection string:\n{said}"
     );
+    assert_console_answers(&said).await?;
     assert_no_secret_in_arguments(&state)?;
     assert_eq!(end(serving, Signal::KILL).await?, None);
     until_nothing_is_left(&state).await?;

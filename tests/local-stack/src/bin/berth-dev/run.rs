@@ -2,7 +2,7 @@
 //! and a real PySpark query.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use local_stack::config::{Account, Addresses, Issuer, Manager, Proxy, Tls};
+use local_stack::config::{Account, Addresses, Console, Issuer, Manager, Proxy, Tls};
 use local_stack::paths::{home, installed, repo, write_private};
 use local_stack::redis::{Launch, RedisServer};
 use local_stack::{Process, Service, Signal, berth, until_ready};
@@ -84,6 +84,8 @@ impl Stack {
 #[derive(Debug)]
 struct Ports {
     services: Addresses,
+    console: SocketAddr,
+    console_admin: SocketAddr,
     redis: SocketAddr,
     catalog: SocketAddr,
 }
@@ -105,6 +107,8 @@ impl Ports {
                 proxy: at(8085)?,
                 proxy_admin: at(9085)?,
             },
+            console: at(8080)?,
+            console_admin: at(9080)?,
             redis: at(6390)?,
             catalog: at(8090)?,
         })
@@ -123,6 +127,8 @@ impl Ports {
             at.issuer_admin,
             at.proxy,
             at.proxy_admin,
+            self.console,
+            self.console_admin,
         ];
         for address in all {
             match TcpListener::bind(address) {
@@ -155,6 +161,7 @@ pub(crate) async fn run(options: &Options, stack: &mut Stack) -> Result<()> {
     let client = Client {
         manager: ports.services.manager_uri(),
         issuer: ports.services.issuer_uri(),
+        console: format!("http://localhost:{}", ports.console.port()),
         key: account.key,
     };
     let (session, url) = client.first_session().await?;
@@ -215,10 +222,23 @@ async fn start(
         certificates: state,
         more: "",
     };
+    let cookie_keys = state.join("cookie-keys");
+    if !cookie_keys.exists() {
+        berth::new_cookie_key(&cookie_keys)?;
+    }
+    let console = Console {
+        address: ports.console,
+        admin: ports.console_admin,
+        addresses: at,
+        keys: &cookie_keys,
+        tls: false,
+        more: "",
+    };
     for (name, config, admin) in [
         ("token-issuer", issuer.toml(), at.issuer_admin),
         ("session-manager", manager.toml(), at.manager_admin),
         ("spark-proxy", proxy.toml(), at.proxy_admin),
+        ("console", console.toml(), ports.console_admin),
     ] {
         // In the stack before it is ready, so that it is stopped in order.
         let service = Service::new(name, state, &config, admin)?;
@@ -343,6 +363,7 @@ fn private_folder(path: &Path) -> Result<()> {
 struct Client {
     manager: String,
     issuer: String,
+    console: String,
     key: String,
 }
 
@@ -402,7 +423,15 @@ fn print_help(state: &Path, client: &Client, url: &str) -> Result<()> {
     let berth = local_stack::paths::binary("berth")?;
     println!(
         r#"
-Berth is serving. Connect from a notebook (pip install 'pyspark-client==4.1.3' 'pandas<3'):
+Berth is serving. The console in your browser:
+
+  {console}
+
+Sign in with your service-account key, which this prints:
+
+  python3 -c 'import json; print(json.load(open("{state}/account.json"))["key"])'
+
+Connect from a notebook (pip install 'pyspark-client==4.1.3' 'pandas<3'):
 
   from pyspark.sql import SparkSession
   spark = SparkSession.builder.remote("{url}").getOrCreate()
@@ -417,6 +446,7 @@ More sessions and tokens from another terminal:
 
 The token is valid for 12 hours and for this session only. Ctrl-C stops everything."#,
         state = state.display(),
+        console = client.console,
         manager = client.manager,
         issuer = client.issuer,
         berth = berth.display(),
