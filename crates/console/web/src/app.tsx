@@ -21,7 +21,13 @@ import { AuditPage } from "./admin/audit.tsx";
 
 export function App() {
   const who = useStore(auth);
-  if (who.state === "loading") return <Loading what="the console" />;
+  if (who.state === "loading") {
+    return (
+      <main class="alone">
+        <Loading what="the console" />
+      </main>
+    );
+  }
   if (who.state === "unreachable") {
     return (
       <main class="alone">

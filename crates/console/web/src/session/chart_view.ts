@@ -56,7 +56,7 @@ function create(place: HTMLElement, data: uPlot.AlignedData, series: Series[], u
       padding: [8, 8, 0, 0],
       scales: { y: { range: (_, __, max) => [0, Math.max(1, max * 1.1)] } },
       axes: [
-        { ...axis, space: 80, values: (_, ticks) => ticks.map((tick) => new Date(tick * 1000).toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" })) },
+        { ...axis, size: 30, space: 80, values: (_, ticks) => ticks.map((tick) => new Date(tick * 1000).toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" })) },
         { ...axis, size: 70, values: (_, ticks) => ticks.map(unit) },
       ],
       series: [

@@ -21,20 +21,20 @@ export function Countdowns(props: { session: Session; onOpen: (open: Open) => vo
         title="Becomes idle"
         at={session.status === "active" && !isKept ? session.idle_at : null}
         now={now}
-        instead={until ?? (session.status === "idle" ? "Idle now" : session.status === "pending" ? "Starting" : "In use")}
+        instead={until ?? (session.status === "idle" ? "Idle now" : session.status === "pending" ? "Not while it starts" : "In use")}
         hint="without further calls; the next query wakes it"
       >
         <Button small label="Keep awake: pause the idle timeout" onClick={() => onOpen("keep")}>
           Keep awake
         </Button>
       </Countdown>
-      <Countdown title="Closes when unused" at={isKept ? null : session.closes_at} now={now} instead={until ?? "Not while in use"} hint="without further calls; a closed session is gone">
+      <Countdown title="Closes when unused" at={isKept ? null : session.closes_at} now={now} instead={until ?? (session.status === "pending" ? "Not while it starts" : "Not while in use")} hint="without further calls; a closed session is gone">
         <Button small label="Keep awake: pause closing when unused" onClick={() => onOpen("keep")}>
           Keep awake
         </Button>
       </Countdown>
       <Countdown title="Ends at the latest" at={session.expires_at} now={now} instead="–" hint="even while it is in use">
-        <Button small kind="primary" onClick={() => onOpen("extend")}>
+        <Button small onClick={() => onOpen("extend")}>
           Extend
         </Button>
       </Countdown>

@@ -207,7 +207,7 @@ const DAY = 86_400;
 
 function Timeouts(props: { cluster: Cluster | undefined; values: Values; set: (change: Partial<Values>) => void; fieldError: (name: string) => string | undefined }) {
   const { cluster, values, set, fieldError } = props;
-  const standard = (duration: string | null | undefined, fallback: number) => `Default of the cluster (${span(seconds(duration) ?? fallback)})`;
+  const standard = (duration: string | null | undefined, fallback: number) => `Cluster default (${span(seconds(duration) ?? fallback)})`;
   return (
     <Card title="When it ends">
       <div class="columns">

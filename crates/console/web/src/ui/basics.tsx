@@ -225,7 +225,7 @@ export function Facts(props: { items: [string, ComponentChildren][] }) {
 /** A table that scrolls inside its own frame on narrow screens. */
 export function Table(props: { label: string; head: ComponentChildren; children: ComponentChildren; class?: string }) {
   return (
-    <div class="table-frame" role="region" aria-label={props.label} tabIndex={0}>
+    <div class="table-frame" role="group" aria-label={props.label} tabIndex={0}>
       <table class={props.class}>
         <thead>
           <tr>{props.head}</tr>

@@ -19,7 +19,8 @@ export function Navigation(props: { open: boolean; path: string }) {
   const section = props.path.split("/")[0];
   const version = installation().version;
   return (
-    <div id="sidebar" class={`sidebar${props.open ? " open" : ""}`}>
+    <aside id="sidebar" aria-label="Sidebar" class={`sidebar${props.open ? " open" : ""}`}>
+      <div class="sidebar-content">
       <Link to="sessions" class="brand">
         <Mark /> Berth
       </Link>
@@ -40,14 +41,15 @@ export function Navigation(props: { open: boolean; path: string }) {
           {person(who.name ?? who.id ?? "Signed in")}
         </div>
         <div class="muted">
-          {[who.organization, (who.roles ?? []).filter((role) => role !== "user").map(roleName).join(", ")].filter(Boolean).join(" · ")}
+          {[who.organization, (who.roles ?? []).filter((role) => role !== "member").map(roleName).join(", ")].filter(Boolean).join(" · ")}
         </div>
         <Button small icon="out" onClick={() => signOut().catch((error) => notify("error", errorText(error)))}>
           Sign out
         </Button>
         {version ? <div class="muted version">Berth {version}</div> : null}
       </div>
-    </div>
+      </div>
+    </aside>
   );
 }
 
