@@ -138,7 +138,7 @@ function nextDeadline(session: Session, now: number): string {
   const next = millis(session.status === "idle" ? session.closes_at : session.idle_at);
   if (next === null || (end !== null && end < next)) {
     if (end === null) return "";
-    return `${session.active_operations > 0 ? "in use, " : ""}ends in ${coarse(Math.max(0, end - now) / 1000)}`;
+    return `${session.active_operations > 0 ? "in use; " : ""}ends in ${coarse(Math.max(0, end - now) / 1000)}`;
   }
   return `${session.status === "idle" ? "closes" : "idle"} in ${coarse(Math.max(0, next - now) / 1000)}`;
 }
