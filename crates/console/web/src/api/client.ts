@@ -67,7 +67,7 @@ export async function send<T>(method: string, path: string, options: Options = {
 
 export const api = {
   get: async <T>(path: string, options?: Options): Promise<T> => (await send<T>("GET", v1(path), options)).data,
-  post: async <T>(path: string, body: unknown = {}, options: Options = {}): Promise<T> =>
+  post: async <T>(path: string, body?: unknown, options: Options = {}): Promise<T> =>
     (await send<T>("POST", v1(path), { ...options, body })).data,
   send: <T>(method: string, path: string, options?: Options): Promise<Reply<T>> => send<T>(method, v1(path), options),
 };

@@ -8,7 +8,7 @@ export interface Message {
 }
 
 export interface Handlers {
-  message(message: Message): void;
+  message(message: Message): unknown;
   /** `connected` is false while the stream is down and is tried again. */
   state?(connected: boolean): void;
   /** The stream ended for good: access was lost, or the session does not exist. */
@@ -20,7 +20,7 @@ const MAX_RETRY_MS = 15_000;
 /** The server sends a comment every 15 s; a stream silent for longer is dead. */
 const SILENCE_LIMIT_MS = 45_000;
 
-/** Follows a stream until the returned function is called. Pauses while the page is hidden. */
+/** Follows a stream until it ends for good or the returned function is called. Waits while the page is hidden. */
 export function follow(path: string, query: Record<string, string>, handlers: Handlers): () => void {
   const stopped = new AbortController();
   void run(path, query, handlers, stopped.signal);
@@ -35,7 +35,7 @@ async function run(path: string, query: Record<string, string>, handlers: Handle
     if (stop.aborted) return;
     const began = Date.now();
     const error = await once(path, query, handlers, stop, place);
-    if (stop.aborted) return;
+    if (stop.aborted || error === "end") return;
     handlers.state?.(false);
     if (error && error.status >= 400 && error.status < 500 && error.status !== 429 && error.status !== 408) {
       handlers.failed?.(error);
@@ -47,14 +47,14 @@ async function run(path: string, query: Record<string, string>, handlers: Handle
   }
 }
 
-/** Reads one stream to its end; returns why it could not. */
+/** Reads one stream; returns why it could not, or that the server has nothing more to send. */
 async function once(
   path: string,
   query: Record<string, string>,
   handlers: Handlers,
   stop: AbortSignal,
   place: { id: string },
-): Promise<ApiError | null> {
+): Promise<ApiError | "end" | null> {
   const end = new AbortController();
   const abort = () => end.abort();
   stop.addEventListener("abort", abort);
@@ -66,10 +66,12 @@ async function once(
     if (!response.ok || !response.body) return await problem(response);
     handlers.state?.(true);
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    const parse = parser(handlers, place);
+    let ended = false;
+    const message = (received: Message) => (received.event === "end" ? (ended = true) : handlers.message(received));
+    const parse = parser({ message }, place);
     for (;;) {
       const { done, value } = await reader.read();
-      if (done) return null;
+      if (done) return ended ? "end" : null;
       clearTimeout(silence);
       silence = setTimeout(abort, SILENCE_LIMIT_MS);
       parse(value);

@@ -112,6 +112,8 @@ export function KeepAliveDialog(props: Props) {
 
 export function EditDialog(props: Props & { etag: string | null }) {
   const { session } = props;
+  // Of the state that the user saw: a change by somebody else meanwhile is not overwritten.
+  const [etag] = useState(props.etag);
   const [name, setName] = useState(session.name);
   const [labels, setLabels] = useState(() => Object.entries(session.labels).sort(([a], [b]) => a.localeCompare(b)));
   return (
@@ -120,7 +122,7 @@ export function EditDialog(props: Props & { etag: string | null }) {
       action="Save"
       onClose={props.onClose}
       onConfirm={async () => {
-        const headers: Record<string, string> = props.etag ? { "if-match": props.etag } : {};
+        const headers: Record<string, string> = etag ? { "if-match": etag } : {};
         const { data } = await api.send<Session>("PATCH", `sessions/${session.id}`, { body: { name: name.trim(), labels: { labels: labelMap(labels) } }, headers });
         props.onChanged(data);
         notify("done", "The changes are saved.");

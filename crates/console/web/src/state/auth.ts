@@ -29,7 +29,7 @@ export async function signIn(key: string): Promise<void> {
 }
 
 export async function signOut(): Promise<void> {
-  await send("POST", "auth/logout", {});
+  await send("POST", "auth/logout");
   const { data } = await send<AuthSession>("GET", "auth/session");
   auth.set({ state: "out", expired: false, session: data });
 }
