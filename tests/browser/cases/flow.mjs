@@ -66,13 +66,13 @@ async function starts(page, id) {
 async function token(page) {
   await page.getByRole("button", { name: "Generate token", exact: true }).first().click();
   const dialog = page.getByRole("dialog");
-  await dialog.getByText("4 h", { exact: true }).click();
+  await dialog.getByRole("radio", { name: "4 h", exact: true }).check();
   await picture(page, "console-token");
   await dialog.getByRole("button", { name: "Generate token" }).click();
   await dialog.getByText("This is shown once").waitFor();
   await checkAccessibility(page, "the token dialog");
   await dialog.getByRole("tab", { name: "PySpark 4.x" }).click();
-  const code = dialog.getByLabel("program for PySpark 4.x");
+  const code = dialog.getByLabel("program for PySpark 4.x", { exact: true });
   await dialog.getByRole("button", { name: "Copy program for PySpark 4.x" }).click();
   const program = await page.evaluate(() => navigator.clipboard.readText());
   assert.equal(program, await code.textContent());

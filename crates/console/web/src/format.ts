@@ -48,7 +48,7 @@ export function coarse(totalSeconds: number): string {
 
 const FULL = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 const CLOCK = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
-const DAY = new Intl.DateTimeFormat(undefined, { weekday: "short", hour: "2-digit", minute: "2-digit" });
+const DAY = new Intl.DateTimeFormat(undefined, { weekday: "short", day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
 
 /** Date and time in the reader's own zone. */
 export function full(time: string | number | null | undefined): string {
@@ -61,7 +61,7 @@ export function clock(time: string | number | null | undefined): string {
   return at === null ? "–" : CLOCK.format(at);
 }
 
-/** Weekday and time of day. */
+/** Day and time of day. */
 export function day(time: string | number | null | undefined): string {
   const at = typeof time === "number" ? time : millis(time);
   return at === null ? "–" : DAY.format(at);

@@ -25,6 +25,11 @@ export class Store<T> {
 /** The value of a store; renders again when it changes. */
 export function useStore<T>(store: Store<T>): T {
   const [, render] = useReducer((n: number) => n + 1, 0);
-  useEffect(() => store.subscribe(() => render(undefined as never)), [store]);
-  return store.get();
+  const value = store.get();
+  useEffect(() => {
+    // The value may have changed between the render and this subscription.
+    if (!Object.is(store.get(), value)) render(undefined as never);
+    return store.subscribe(() => render(undefined as never));
+  }, [store]);
+  return value;
 }
