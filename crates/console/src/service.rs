@@ -1,0 +1,90 @@
+//! Wiring of the service: what handlers share, the ports, and [`run`].
+
+use crate::config::Config;
+use crate::limits::Limits;
+use crate::metrics::Metrics;
+use crate::upstream::Upstream;
+use crate::{front, pages, rest, server, sign_in};
+use anyhow::{Context, Result};
+use axum::Router;
+use axum::middleware;
+use service_kit::admin::Admin;
+use service_kit::listen::Listener;
+use service_kit::shutdown::Shutdown;
+use service_kit::tls::H2_HTTP1;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// What all handlers share: axum's state.
+pub(crate) type AppState = Arc<App>;
+
+/// What all handlers share.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) config: Config,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) limits: Limits,
+    /// The gRPC APIs.
+    pub(crate) upstream: Upstream,
+    /// Cancelled at the start of the shutdown: streams end.
+    pub(crate) stopping: CancellationToken,
+    /// Path before every path of this service, for links; see
+    /// [`crate::PublicConfig::prefix`].
+    pub(crate) prefix: String,
+}
+
+/// The bound ports.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Web pages and the REST API.
+    pub web: Listener,
+    /// Health and metrics.
+    pub admin: TcpListener,
+}
+
+impl Listeners {
+    /// Binds the configured ports.
+    ///
+    /// # Errors
+    /// The address that is not available.
+    pub async fn bind(config: &Config) -> Result<Self> {
+        Ok(Self {
+            web: Listener::bind(&config.listen, H2_HTTP1).await.context("listen")?,
+            admin: config.admin.bind().await?,
+        })
+    }
+}
+
+/// Runs the service until `shutdown`.
+///
+/// # Errors
+/// If the start fails, or a critical task ends early.
+pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Result<()> {
+    let admin = Admin::new(service_kit::build_info!());
+    let metrics = Arc::new(Metrics::new(&admin.registry));
+    let drain = config.drain;
+    let app = Arc::new(App {
+        upstream: Upstream::new(&config.manager, &config.issuer, Arc::clone(&metrics))?,
+        limits: Limits::new(&config.limits, Arc::clone(&metrics)),
+        prefix: config.public.prefix(),
+        stopping: shutdown.stopping(),
+        metrics,
+        config,
+    });
+    let router = router(&app);
+    shutdown.spawn_critical("web server", server::serve(listeners.web, app, router, shutdown.clone()));
+    admin.spawn(listeners.admin, &shutdown);
+    tracing::info!("console started");
+    shutdown.finish(drain).await?;
+    Ok(())
+}
+
+/// All routes. Each part sets its own headers and fallbacks.
+fn router(app: &AppState) -> Router {
+    Router::new()
+        .merge(rest::router(app))
+        .merge(sign_in::router(app))
+        .merge(pages::router(app))
+        .layer(middleware::from_fn_with_state(app.clone(), front::run))
+}
