@@ -13,13 +13,20 @@ help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Install, build, start everything, run a PySpark query, serve until Ctrl-C (EXIT=1: stop after it)
-	@deploy/local/setup.sh run
+	@deploy/local/setup.sh run console
+	@deploy/local/console_web.sh
 	@echo "berth: building ($(BERTH_PROFILE)); the first time takes some minutes"
-	@cargo build --locked --profile $(BERTH_PROFILE) -p session-manager -p token-issuer -p spark-proxy -p compute -p cli -p local-stack
+	@cargo build --locked --profile $(BERTH_PROFILE) -p session-manager -p token-issuer -p spark-proxy -p console -p compute -p cli -p local-stack
 	@$(call BERTH_DEV,$(BERTH_PROFILE)) run $(if $(EXIT),--exit)
 
-setup: ## Install what the tests need
-	@deploy/local/setup.sh run test
+setup: ## Install what the tests need, and build the console's pages
+	@deploy/local/setup.sh run console test
+	@deploy/local/console_web.sh
+
+.PHONY: console-web
+console-web: ## Build the console's pages (crates/console/web/dist); programs built after it have them
+	@deploy/local/setup.sh console
+	@deploy/local/console_web.sh
 
 test: setup fmt-check deny lint proto-lint mutations-apply unit test-chart fuzz-briefly e2e ## Everything: formatting, licences, lints, unit, contract, chart, fuzz (10 s) and end-to-end tests
 	@echo "all tests passed"
@@ -46,15 +53,11 @@ mutants: build ## Introduce one fault at a time; the simulation must detect it (
 mutations-apply: build ## Verify that the mutations apply to the present code
 	@$(call BERTH_DEV,dev) mutants --apply
 
-.PHONY: console-web test-browser
-console-web: ## Build the pages of the console into crates/console/web/dist
-	@deploy/local/setup.sh web
-	@cd crates/console/web && npm run --silent check && npm run --silent build
-
+.PHONY: test-browser
 # The pages are embedded in the program, so they are built before it.
 test-browser: ## The console in Chromium on the whole of Berth (ONLY="words of a test", SCREENSHOTS=1 writes docs/images)
 	@deploy/local/setup.sh browser
-	@$(MAKE) --no-print-directory console-web
+	@deploy/local/console_web.sh
 	cargo build --locked --workspace --bins
 	@node --test --test-reporter=spec --test-timeout=480000 tests/browser/main.mjs
 
@@ -71,6 +74,8 @@ fuzz-briefly:
 
 .PHONY: image test-k8s bench-k8s
 image: ## Build the container images of the services and the command, as archives (BERTH_PROFILE=dist)
+	@deploy/local/setup.sh console
+	@deploy/local/console_web.sh
 	@deploy/images/build.sh
 
 test-k8s: ## Berth on a real one-node Kubernetes cluster; needs root and Go (ARGS="-k chart")

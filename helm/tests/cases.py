@@ -24,6 +24,13 @@ CERT_MANAGER = {
     },
 }
 KEYS_JOB = {"signingKeys": {"existingSecret": "", "job": {"enabled": True}}}
+PROVIDER = {"id": "corp", "issuer": "https://login.example.org", "client_id": "berth", "client_secret_file": "/etc/berth/client-secrets/corp"}
+ANYWHERE = [{"ports": [{"protocol": "TCP", "port": 443}]}]
+CONSOLE_OIDC = {
+    "console": {"url": "https://example.org/data/berth", "clientSecrets": {"existingSecret": "clients"}, "config": {
+        "sign_in": {"max_age": "8h", "providers": [PROVIDER]}, "limits": {"trusted_proxies": ["10.0.0.0/8"]}}},
+    "networkPolicy": {"egress": {"console": ANYWHERE}},
+}
 KUBERNETES = at("sessionManager.kubernetes", {"enabled": True, "namespaces": ["sessions", "sessions-gpu"]})
 DRIVER = {"cluster": "sail-large", "namespace": "sessions", "engine": "sail", "serviceAccount": "sail-driver",
           "images": ["r.example.org/sail:0.7.2"], "maxCpu": "2", "maxMemory": "4Gi"}
@@ -170,6 +177,19 @@ GOOD = {
                                             "dashboard": {"enabled": True, "namespace": "grafana"}}),
     "helm test": ((), {"helmTest": {"enabled": True, "existingSecret": "tester"}}),
     "helm test in plaintext": ((), merged(PLAINTEXT, {"helmTest": {"enabled": True, "existingSecret": "tester", "caKey": ""}})),
+    "no console": ((), {"console": {"enabled": False}, "serviceMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}}),
+    "console with an identity provider": ((), CONSOLE_OIDC),
+    "console, keys by a Job": ((), {"console": {"cookieKeys": {"existingSecret": "", "job": {"enabled": True}}}}),
+    "console behind Ingress": ((), merged(CONSOLE_OIDC, {"console": {"ingress": {
+        "enabled": True, "className": "nginx", "controller": "nginx", "annotations": {"x": "y"}, "tls": {"secretName": "console-tls"}}}})),
+    "console behind Ingress in plaintext": ((), merged(PLAINTEXT, {"console": {
+        "url": "http://berth.example.org:8080", "ingress": {"enabled": True, "tls": {"enabled": False}}}})),
+    "console behind HTTPRoute": ((), merged(PLAINTEXT, {"console": {"url": "https://berth.example.org", "httpRoute": {
+        "enabled": True, "parentRefs": GATEWAY, "labels": {"a": "b"}}}})),
+    "console, certificate of the endpoint": ((), at("console.apis", {"caKey": "", "serverName": "berth.example.org"})),
+    "console, system's authorities": ((), at("console.apis.caKey", "")),
+    "console with autoscaling": ((), at("console.autoscaling", {"enabled": True, "behavior": {"scaleDown": {"stabilizationWindowSeconds": 300}}})),
+    "every knob of console": ((), workload("console", EVERY_KNOB)),
     "every knob of session-manager": ((), workload("sessionManager", EVERY_KNOB)),
     "every knob of token-issuer": ((), workload("tokenIssuer", EVERY_KNOB)),
     "every knob of spark-proxy": ((), workload("sparkProxy", EVERY_KNOB)),
@@ -185,7 +205,8 @@ GOOD = {
                                           "updateStrategy": {"type": "Recreate", "rollingUpdate": None}, "preStopSeconds": 0},
                            "tokenIssuer": {"podAntiAffinity": "none"}}),
     "long drain": ((), {"sparkProxy": {"drainSeconds": 3600, "preStopSeconds": 30}}),
-    "telemetry": ((), {"telemetry": {"format": "text", "level": "info,h2=warn", "otlpEndpoint": "http://otel:4317", "sampleRatio": 1}}),
+    "telemetry": ((), {"telemetry": {"format": "text", "level": "info,h2=warn", "otlpEndpoint": "http://otel:4317", "sampleRatio": 1},
+                       "networkPolicy": {"egress": {"console": [{"ports": [{"protocol": "TCP", "port": 4317}]}]}}}),
     "large numbers": ((), at("sparkProxy.config", {
         "limits": {"unread_bytes": 8589934592, "held_bytes": 1073741824, "connections": 1000000},
         "backend": {"connection_window_bytes": 1073741824, "stream_window_bytes": 67108864}})),
@@ -310,6 +331,19 @@ WRONG = [
     ("sparkProxy.autoscaling", {"enabled": True, "minReplicas": 5, "maxReplicas": 2}, "minReplicas must not exceed maxReplicas"),
     ("sparkProxy.autoscaling", {"enabled": True, "targetCPUUtilizationPercentage": 0}, "set targetCPUUtilizationPercentage or openCalls.target"),
     (".", {"sparkProxy": {"autoscaling": {"enabled": True}, "resources": {"requests": {"cpu": None}}}}, "sparkProxy.resources.requests.cpu: required"),
+    ("console.cookieKeys.existingSecret", "", "console.cookieKeys: set job.enabled=true, which creates the key, or existingSecret"),
+    ("console.cookieKeys.job.enabled", True, "console.cookieKeys: existingSecret and job.enabled exclude each other"),
+    ("console.cookieKeys.job.image", {}, "'image' not allowed"),
+    ("console.url", "berth.example.org", "/console/url'"),
+    ("console.url", "https://berth.example.org/a?b", "/console/url'"),
+    ("console.config.sign_in", {"providers": [PROVIDER]}, "console.url: required with console.config.sign_in.providers"),
+    (".", merged(CONSOLE_OIDC, at("networkPolicy.egress.console", [])), "networkPolicy.egress.console: required with identity providers"),
+    ("telemetry.otlpEndpoint", "http://otel:4317", "networkPolicy.egress.console: required"),
+    ("console.ingress.enabled", True, "console.url: required with console.ingress and console.httpRoute"),
+    ("console.ingress.host", "a", "'host' not allowed"),
+    ("console", {"url": "https://a.b", "httpRoute": {"enabled": True}}, "console.httpRoute.parentRefs: name the Gateway"),
+    ("console.autoscaling", {"enabled": True, "minReplicas": 9, "maxReplicas": 2}, "console.autoscaling: minReplicas must not exceed maxReplicas"),
+    (".", {"console": {"autoscaling": {"enabled": True}, "resources": {"requests": {"cpu": None}}}}, "console.resources.requests.cpu: required"),
     ("helmTest.enabled", True, "helmTest.existingSecret: required"),
     # keys of the services that the chart writes
     ("sessionManager.config.listen", {"public": {"address": "0.0.0.0:1"}}, "sessionManager.config.listen: set tls and bindAddress instead"),
@@ -321,5 +355,9 @@ WRONG = [
     ("tokenIssuer.config.public", {}, "tokenIssuer.config.public: set endpoint instead"),
     ("sparkProxy.config.drain.timeout", "1h", "sparkProxy.config.drain: set sparkProxy.drainSeconds instead"),
     ("sparkProxy.config.listen.tls.mode", "off", "sparkProxy.config.listen.tls: set tls.public instead"),
+    ("console.config.manager.uri", "http://x", "console.config.manager.uri: set console.apis instead"),
+    ("console.config.sign_in.keys_dir", "/x", "console.config.sign_in.keys_dir: set console.cookieKeys instead"),
+    ("console.config.public.url", "https://a.b", "console.config.public: set console.url instead"),
+    ("console.config.drain", "1h", "console.config.drain: set console.drainSeconds instead"),
     ("sparkProxy.config.manager.uri", "http://x", "sparkProxy.config.manager.uri: set tls.internal instead"),
 ]

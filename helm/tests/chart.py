@@ -16,7 +16,7 @@ HOME = pathlib.Path(os.environ.get("BERTH_HOME", REPO / ".berth"))
 HELM = HOME / "helm" / "helm"
 NAMESPACE = "berth"
 LIMIT = 60  # seconds; for each command
-WORKLOADS = ("session-manager", "token-issuer", "spark-proxy")
+WORKLOADS = ("session-manager", "token-issuer", "spark-proxy", "console")
 
 # What has no default: everything else can be rendered on top of it.
 REQUIRED = {
@@ -26,6 +26,8 @@ REQUIRED = {
         "internal": {"existingSecrets": {"sessionManager": "sm-tls", "tokenIssuer": "ti-tls", "sparkProxy": "sp-tls"}},
     },
     "redis": {"url": "redis://redis.data.svc:6379"},
+    # Not required, but every combination is rendered with it; one case turns it off.
+    "console": {"enabled": True, "cookieKeys": {"existingSecret": "cookie-keys"}},
 }
 
 
@@ -89,6 +91,11 @@ class Rendered:
             yield one["metadata"]["name"], pod["metadata"], pod["spec"]
         for one in self.of("Pod"):
             yield one["metadata"]["name"], one["metadata"], one["spec"]
+
+    def components(self):
+        """The services of this rendering."""
+        names = {one["metadata"]["labels"]["app.kubernetes.io/component"] for one in self.of("Deployment")}
+        return [name for name in WORKLOADS if name in names]
 
     def config(self, component):
         """The configuration of a service, as a map."""

@@ -1,5 +1,6 @@
 """Isolation: network policies, rights, secrets."""
 
+import cases
 from chart import NAMESPACE
 from suite import all_rendered, check, expect, problems_in
 
@@ -20,6 +21,24 @@ def internal_ports_are_closed_to_others():
             assert found == peers and all(set(peer) == {"podSelector"} for peer in rules[0]["from"]), (component, port, found)
         clients = [rule for rule in one.one("NetworkPolicy", "berth-spark-proxy")["spec"]["ingress"] if rule["ports"][0]["port"] == 8085]
         assert ("from" in clients[0]) is (name != "defaults")
+
+
+@check
+def the_console_reaches_only_the_apis():
+    for name in ("defaults", "console with an identity provider", "network policies with egress"):
+        one = all_rendered()[name]
+        spec = one.one("NetworkPolicy", "berth-console")["spec"]
+        assert spec["policyTypes"] == ["Ingress", "Egress"], name
+        dns, *rules = spec["egress"]
+        assert {port["port"] for port in dns["ports"]} == {53}
+        found = [(rule["to"][0]["podSelector"]["matchLabels"]["app.kubernetes.io/component"], rule["ports"][0]["port"]) for rule in rules[:2]]
+        assert found == [("session-manager", 8081), ("token-issuer", 8083)], found
+        assert rules[2:] == (cases.ANYWHERE if "provider" in name else []), rules
+        for component, port in found:
+            policy = one.one("NetworkPolicy", f"berth-{component}")["spec"]
+            [rule] = [rule for rule in policy["ingress"] if rule["ports"][0]["port"] == port]
+            peers = [peer.get("podSelector", {}).get("matchLabels", {}).get("app.kubernetes.io/component") for peer in rule.get("from", [])]
+            assert "from" not in rule or "console" in peers, (name, component)
 
 
 @check

@@ -1,4 +1,4 @@
-"""The rendered configuration in use: the three services on loopback with Redis and Sail, and the query of `helm test`.
+"""The rendered configuration in use: the services on loopback with Redis and Sail, and the query of `helm test`.
 
 Ports and paths are those of this machine. Names in certificates, lists of callers and everything else stay as rendered.
 """
@@ -13,9 +13,11 @@ import re
 import secrets
 import shutil
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
+import urllib.request
 
 import cases
 from chart import CHART, HOME, LIMIT, NAMESPACE, REQUIRED, WORKLOADS, at, binary, merged, render
@@ -75,11 +77,11 @@ def openssl(*args):
 P256 = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
 
 
-def issue(folder, name, host):
-    """A certificate for `host` in a folder as a Secret of cert-manager has it."""
+def issue(folder, name, *hosts):
+    """A certificate for these hosts in a folder as a Secret of cert-manager has it."""
     own = folder / name
     own.mkdir()
-    (own / "ext").write_text(f"subjectAltName=DNS:{host}\nextendedKeyUsage=serverAuth,clientAuth\nbasicConstraints=CA:FALSE\n")
+    (own / "ext").write_text(f"subjectAltName={','.join(f'DNS:{host}' for host in hosts)}\nextendedKeyUsage=serverAuth,clientAuth\nbasicConstraints=CA:FALSE\n")
     openssl("req", *P256, "-subj", f"/CN={name}", "-keyout", own / "tls.key", "-out", own / "csr")
     openssl("x509", "-req", "-in", own / "csr", "-CA", folder / "ca.crt", "-CAkey", folder / "ca.key", "-CAcreateserial", "-days", "2",
             "-extfile", own / "ext", "-out", own / "tls.crt")
@@ -90,7 +92,9 @@ def make_secrets(folder):
     (folder / "keys").mkdir()
     openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", folder / "keys" / "first.pem")
     openssl("req", "-x509", *P256, "-subj", "/CN=authority", "-days", "2", "-keyout", folder / "ca.key", "-out", folder / "ca.crt")
-    issue(folder, "public", "localhost")
+    issue(folder, "public", "localhost", *(f"berth-{component}.{NAMESPACE}.svc" for component in WORKLOADS))
+    (folder / "cookie-keys").mkdir()
+    (folder / "cookie-keys" / "first").write_bytes(secrets.token_bytes(32))
     for component in WORKLOADS:
         issue(folder, component, f"berth-{component}-internal.{NAMESPACE}.svc")
 
@@ -134,6 +138,7 @@ def localized(value, component, folder, ports):
     if not isinstance(value, str):
         return value
     for path, own in (("/etc/berth/tls/public", "public"), ("/etc/berth/tls/internal", component), ("/etc/berth/keys", "keys"),
+                      ("/etc/berth/cookie-keys", "cookie-keys"),
                       ("/etc/berth/cluster-keys", "cluster-keys"), ("/var/run/secrets/berth", f"{component}-token")):
         value = value.replace(path, str(folder / own))
     return re.sub(rf"(0\.0\.0\.0|berth-[\w-]+\.{NAMESPACE}\.svc):(\d+)", lambda one: f"{local_host(one)}:{ports.of[int(one[2])]}", value)
@@ -153,7 +158,7 @@ def installed_values(values, key, ports):
 
 
 def query_runs(values):
-    ports = Ports(6379, 50051, 8081, 8082, 8083, 8084, 8085, 9081, 9083, 9085)
+    ports = Ports(6379, 50051, 8080, 8081, 8082, 8083, 8084, 8085, 9080, 9081, 9083, 9085)
     key = f"berth_sa_{secrets.token_urlsafe(32)}"
     one = render(installed_values(values, key, ports))
     redis = one.one("StatefulSet", "berth-redis")["spec"]["template"]["spec"]["containers"][0]
@@ -171,7 +176,7 @@ def query_runs(values):
             file = folder / f"{component}.yaml"
             file.write_text(json.dumps(localized(one.config(component), component, folder, ports)))
             services[component] = start(component, binary(component), "--config", file)
-        for component, number in (("token-issuer", 8083), ("session-manager", 8081), ("spark-proxy", 8085)):
+        for component, number in (("token-issuer", 8083), ("session-manager", 8081), ("spark-proxy", 8085), ("console", 8080)):
             ports.wait(number, services[component])
         scheme = "https" if one.config("token-issuer")["public"]["tls"] else "http"
         environment = {
@@ -181,7 +186,23 @@ def query_runs(values):
         }
         done = subprocess.run([HOME / "venv-sail" / "bin" / "python", CHART / "files" / "query.py"], env=environment, capture_output=True, text=True,
                               timeout=QUERY_LIMIT, check=False)
+        assert_console_answers(f"{scheme}://localhost:{ports.of[8080]}", key, folder / "ca.crt")
         assert done.returncode == 0 and "rows is 499500" in done.stdout, done.stdout + done.stderr[-2000:] + services["session-manager"].log.read_text()[-2000:]
+
+
+def assert_console_answers(address, key, authority):
+    """The console knows the account by its key, and nobody without one."""
+    trusted = ssl.create_default_context(cafile=authority) if address.startswith("https") else None
+
+    def session(headers):
+        request = urllib.request.Request(f"{address}/auth/session", headers=headers)
+        with urllib.request.urlopen(request, timeout=READY_LIMIT, context=trusted) as answer:
+            return json.load(answer)
+
+    signed_in = session({"authorization": f"Bearer {key}"})
+    assert signed_in["signed_in"] and signed_in["principal"]["id"] == "sa|tester", signed_in
+    nobody = session({})
+    assert not nobody["signed_in"] and nobody["methods"] == [{"id": "key"}], nobody
 
 
 @check

@@ -14,7 +14,7 @@ from suite import all_rendered, check, distinct, expect, problems_in
 
 KUBERNETES = ("1.33", "1.34", "1.35", "1.36", "1.37")
 # Kinds that Kubernetes itself does not have; crds/validate.mjs checks them.
-CUSTOM = {"GRPCRoute", "TLSRoute", "ServiceMonitor", "PrometheusRule", "Certificate"}
+CUSTOM = {"GRPCRoute", "HTTPRoute", "TLSRoute", "ServiceMonitor", "PrometheusRule", "Certificate"}
 
 
 def validators(version):
@@ -67,7 +67,7 @@ def custom_resources_follow_their_schemas():
     reported = custom_problems([one for _, one in objects])
     expect([f"{name}: {problem}" for (name, _), problem in zip(objects, reported, strict=True) if problem])
     # The check itself: a wrong type in each kind is noticed.
-    broken = {"GRPCRoute": at("spec.rules", 5), "TLSRoute": at("spec.hostnames", 5), "ServiceMonitor": at("spec.endpoints", 5),
+    broken = {"GRPCRoute": at("spec.rules", 5), "HTTPRoute": at("spec.rules", 5), "TLSRoute": at("spec.hostnames", 5), "ServiceMonitor": at("spec.endpoints", 5),
               "PrometheusRule": at("spec.groups", 5), "Certificate": at("spec.secretName", 5)}
     first = {one["kind"]: one for _, one in reversed(objects)}
     silent = [kind for kind, problem in zip(broken, custom_problems([merged(first[kind], broken[kind]) for kind in broken]), strict=True) if not problem]
@@ -153,7 +153,7 @@ def broken_selectors(one):
 def broken_backends(one):
     """Services of routes that do not exist or have another port."""
     ports = {(item["metadata"]["name"], port["port"]) for item in one.of("Service") for port in item["spec"]["ports"]}
-    backends = [(backend["name"], backend["port"]) for item in one.of("GRPCRoute") + one.of("TLSRoute")
+    backends = [(backend["name"], backend["port"]) for item in one.of("GRPCRoute") + one.of("HTTPRoute") + one.of("TLSRoute")
                 for rule in item["spec"]["rules"] for backend in rule["backendRefs"]]
     for item in one.of("Ingress"):
         services = [path["backend"]["service"] for path in item["spec"]["rules"][0]["http"]["paths"]]
@@ -205,7 +205,7 @@ def images_are_named_by_registry_tag_and_digest():
     assert mirror["berth-spark-proxy"] == "r.example.org/mirror/berth/spark-proxy:0.1.0"
     assert mirror["berth-redis"] == "r.example.org/mirror/library/redis:7.4"
     pulls = [spec["imagePullSecrets"] for _, _, spec in all_rendered()["another registry"].pods()]
-    assert pulls == [[{"name": "pull"}, {"name": "more"}]] * 4
+    assert pulls == [[{"name": "pull"}, {"name": "more"}]] * 5
 
 
 @check
@@ -281,6 +281,39 @@ def another_job_of_keys_has_another_name():
         return job["metadata"]["name"]
 
     assert names({}) == names(at("sparkProxy.replicas", 3)) != names(at("image.tag", "0.1.1"))
+
+
+@check
+def the_console_is_where_its_url_says():
+    for name, kind in (("console behind Ingress", "Ingress"), ("console behind HTTPRoute", "HTTPRoute")):
+        one = all_rendered()[name]
+        [route] = [item for item in one.of(kind) if item["metadata"]["name"] == "berth-console"]
+        spec = route["spec"]
+        if kind == "Ingress":
+            [rule] = spec["rules"]
+            found = (rule["host"], rule["http"]["paths"][0]["path"])
+            assert spec["tls"][0]["hosts"] == [rule["host"]]
+            annotations = route["metadata"]["annotations"]
+            assert annotations["nginx.ingress.kubernetes.io/proxy-buffering"] == "off" and annotations["x"] == "y"
+        else:
+            found = (spec["hostnames"][0], spec["rules"][0]["matches"][0]["path"]["value"])
+        assert found == (("example.org", "/data/berth") if kind == "Ingress" else ("berth.example.org", "/")), found
+    assert all_rendered()["console behind Ingress"].config("console")["public"] == {"url": "https://example.org/data/berth"}
+    [ingress] = all_rendered()["console behind Ingress in plaintext"].of("Ingress")
+    assert ingress["spec"]["rules"][0]["host"] == "berth.example.org" and "tls" not in ingress["spec"]
+    assert not [item for item in all_rendered()["no console"].objects if "console" in item["metadata"]["name"]]
+
+
+@check
+def the_console_has_the_keys_of_its_cookies():
+    for name, secret in (("defaults", "cookie-keys"), ("console, keys by a Job", "berth-cookie-keys")):
+        one = all_rendered()[name]
+        pod = one.one("Deployment", "berth-console")["spec"]["template"]["spec"]
+        [volume] = [volume for volume in pod["volumes"] if volume["name"] == "cookie-keys"]
+        assert volume["secret"]["secretName"] == secret
+        assert one.config("console")["sign_in"]["keys_dir"] == "/etc/berth/cookie-keys"
+    [job] = all_rendered()["console, keys by a Job"].of("Job")
+    assert job["spec"]["template"]["spec"]["containers"][0]["args"][2:4] == ["berth-cookie-keys", "--owner=berth-cookie-keys"]
 
 
 @check

@@ -8,7 +8,7 @@ import re
 import subprocess
 import tempfile
 
-from chart import LIMIT, NAMESPACE, REQUIRED, WORKLOADS, at, binary, merged, render, walk
+from chart import LIMIT, NAMESPACE, REQUIRED, at, binary, merged, render, walk
 from suite import all_rendered, check, expect, in_parallel, problems_in
 
 
@@ -34,7 +34,7 @@ def accepted(component, one, folder):
     for path in files:
         file = root / path.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes({".crt": certificate()[0], ".key": certificate()[1]}.get(file.suffix, b""))
+        file.write_bytes(content(file))
     text = json.dumps(config)
     for path in ("/etc/berth", "/var/run/secrets"):
         text = text.replace(f'"{path}', f'"{root}{path}')
@@ -49,6 +49,13 @@ def accepted(component, one, folder):
     return "" if done.returncode == 0 and "is valid" in done.stdout else done.stdout + done.stderr
 
 
+def content(file):
+    """A file of a Secret with what the services expect of its name."""
+    if file.parent.name == "client-secrets":
+        return b"secret"
+    return {".crt": certificate()[0], ".key": certificate()[1], ".pem": certificate()[1]}.get(file.suffix, b"")
+
+
 def mounted_files(pod, container):
     """The files that the volumes of a container provide, by their paths."""
     sources = {volume["name"]: volume for volume in pod["volumes"]}
@@ -59,6 +66,10 @@ def mounted_files(pod, container):
         for kind in ("secret", "configMap"):
             for item in volume.get(kind, {}).get("items", []):
                 yield f"{base}/{item['path']}"
+        if mount["name"] == "cookie-keys":
+            yield f"{base}/first.pem"
+        if mount["name"] == "client-secrets":
+            yield f"{base}/corp"
         if mount["name"] in ("accounts", "tls-redis", "cluster-ca", "keys"):
             yield from (f"{base}/{name}" for name in ("accounts.toml", "accounts.yaml", "ca.crt", "tls.crt", "tls.key"))
 
@@ -67,7 +78,7 @@ def mounted_files(pod, container):
 def the_services_accept_their_configuration():
     seen = {}
     for name, one in all_rendered().items():
-        for component in WORKLOADS:
+        for component in one.components():
             key = component + json.dumps(one.config(component), sort_keys=True)
             seen.setdefault(key, (name, component, one))
 
@@ -116,12 +127,17 @@ def the_services_find_each_other():
     def find(one):
         services = {f"{item['metadata']['name']}.{NAMESPACE}.svc": [port["port"] for port in item["spec"]["ports"]] for item in one.of("Service")}
         secure = "tls" in one.config("session-manager")["listen"]["internal"]
-        for component in WORKLOADS:
+        for component in one.components():
             for path, value in walk(one.config(component)):
                 match = re.match(rf"(https?|redis)://([\w.-]+\.{NAMESPACE}\.svc):(\d+)", str(value))
                 if match and int(match.group(3)) not in services.get(match.group(2), []):
                     yield f"{component}: {'.'.join(map(str, path))} = {value}"
-                if match and match.group(1) != "redis" and (match.group(1) == "https") is not secure:
+                # The console calls the ports of clients, the others those inside Berth.
+                if component == "console":
+                    agrees = str(value).startswith("https") is ("tls" in one.config("session-manager")["listen"]["public"])
+                else:
+                    agrees = str(value).startswith("https") is secure
+                if match and match.group(1) != "redis" and not agrees:
                     yield f"{component}: {value} does not fit the listener"
 
     expect(problems_in(all_rendered(), find))

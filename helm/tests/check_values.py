@@ -107,7 +107,7 @@ def unknown_to_schema(value, schema, root, path):
 
 def missing_in_values(value, schema, root, path):
     """Properties of closed sections that values.yaml does not show."""
-    optional = {("enabled",), *((name, "resources", "claims") for name in ("sessionManager", "tokenIssuer", "sparkProxy"))}
+    optional = {("enabled",), *((name, "resources", "claims") for name in ("sessionManager", "tokenIssuer", "sparkProxy", "console"))}
     schema = resolved(schema, root)
     if not isinstance(value, dict) or schema.get("additionalProperties") is not False or path[-1:] in (("livenessProbe",), ("readinessProbe",), ("resources",)):
         return
@@ -129,7 +129,7 @@ def the_chart_is_usable_as_a_dependency():
             done = helm("template", "platform", folder, "--namespace", NAMESPACE,
                         values={"global": {"domain": "example.org"}, "berth": {**REQUIRED, "enabled": enabled}})
             assert done.returncode == 0, done.stderr
-            assert len(Rendered(done.stdout).of("Deployment")) == (3 if enabled else 0)
+            assert len(Rendered(done.stdout).of("Deployment")) == (4 if enabled else 0)
 
 
 @check
@@ -137,7 +137,7 @@ def the_notes_have_the_next_commands():
     done = helm("install", "berth", str(CHART), "--namespace", NAMESPACE, "--dry-run=client", values=merged(REQUIRED, {}))
     assert done.returncode == 0, done.stderr
     notes = done.stdout.split("NOTES:")[1]
-    for text in ("rollout status", "berth create", "https://localhost:8081"):
+    for text in ("rollout status", "berth create", "https://localhost:8081", "https://localhost:8080"):
         assert text in notes, text
     trial = helm("install", "berth", str(CHART), "--namespace", NAMESPACE, "--dry-run=client", files=[CHART / "values-trial.yaml"]).stdout
     assert trial.count("WARNING") == 3, trial[-1500:]

@@ -77,6 +77,7 @@ make_secrets() {
   mkdir -m 700 "$work/deploy/compose/secrets"
   chown "$owner:$owner" "$work/deploy/compose/secrets"
   berth keys signing /secrets/signing.pem >/dev/null
+  berth keys rotate /secrets/cookie-keys >/dev/null
   berth --output json keys service-account >"$work/account.json"
   cat >"$work/deploy/compose/secrets/accounts.toml" <<TOML
 [[service_accounts]]

@@ -1,5 +1,6 @@
 //! Configuration of console. docs/config.md describes every key.
 
+use crate::sign_in::SignInConfig;
 use http::Uri;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,10 @@ pub struct Config {
     pub admin: AdminConfig,
     /// The console as browsers see it.
     pub public: PublicConfig,
+    /// How browsers sign in.
+    pub sign_in: SignInConfig,
+    /// Where Spark clients connect, for the instructions on the pages.
+    pub spark_connect: SparkConnectConfig,
     /// Public port of session-manager.
     pub manager: ClientConfig,
     /// Port of token-issuer.
@@ -53,6 +58,18 @@ pub struct PublicConfig {
     /// Address of the console, e.g. `https://berth.example.org/berth`. Its path
     /// is the prefix that a proxy removes from requests.
     pub url: Option<String>,
+}
+
+/// Where Spark clients connect, as in token-issuer's `public`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SparkConnectConfig {
+    /// `host:port` of spark-proxy.
+    pub endpoint: String,
+    /// Whether it uses TLS.
+    pub tls: bool,
+    /// Whether its certificate is of a private authority, which clients need.
+    pub private_ca: bool,
 }
 
 /// Limits on callers. Zero means no limit.
@@ -120,11 +137,23 @@ impl Default for Config {
             listen: ListenerConfig::plaintext(local(8080)),
             admin: AdminConfig { address: local(9080) },
             public: PublicConfig::default(),
+            sign_in: SignInConfig::default(),
+            spark_connect: SparkConnectConfig::default(),
             manager: api("http://127.0.0.1:8081"),
             issuer: api("http://127.0.0.1:8083"),
             limits: LimitsConfig::default(),
             telemetry: TelemetryConfig::default(),
             drain: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Default for SparkConnectConfig {
+    fn default() -> Self {
+        Self {
+            endpoint: "localhost:8085".to_owned(),
+            tls: true,
+            private_ca: false,
         }
     }
 }
@@ -159,6 +188,10 @@ impl Validate for Config {
         problems.check("listen", &self.listen);
         problems.check("admin", &self.admin);
         problems.check("public", &self.public);
+        problems.within("sign_in", |problems| {
+            self.sign_in.validate_at(self.public.url.as_deref(), problems);
+        });
+        problems.check("spark_connect", &self.spark_connect);
         problems.check("manager", &self.manager);
         problems.check("issuer", &self.issuer);
         problems.check("limits", &self.limits);
@@ -176,14 +209,48 @@ impl PublicConfig {
     }
 }
 
+impl SparkConnectConfig {
+    /// Host and port.
+    fn parts(&self) -> Option<(&str, u16)> {
+        let (host, port) = self.endpoint.rsplit_once(':')?;
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b".-[]:".contains(&b);
+        let port = port.parse().ok().filter(|port| *port > 0)?;
+        (!host.is_empty() && host.bytes().all(plain)).then_some((host, port))
+    }
+
+    /// The JSON form of `auth/session`, with the version of this program.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        let parts = self.parts();
+        serde_json::json!({
+            "proxy_host": parts.map(|(host, _)| host),
+            "proxy_port": parts.map(|(_, port)| port),
+            "proxy_tls": self.tls,
+            "proxy_ca": self.private_ca,
+            "version": env!("CARGO_PKG_VERSION"),
+        })
+    }
+}
+
+impl Validate for SparkConnectConfig {
+    fn validate(&self, problems: &mut Problems) {
+        problems.require(self.parts().is_some(), "endpoint", "must be host:port");
+    }
+}
+
 impl Validate for PublicConfig {
     fn validate(&self, problems: &mut Problems) {
         let is_valid = self.url.as_ref().is_none_or(|url| {
             url.parse::<Uri>().is_ok_and(|uri| {
-                matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some() && uri.query().is_none()
+                matches!(uri.scheme_str(), Some("http" | "https"))
+                    && uri.host().is_some()
+                    && uri.query().is_none()
             })
         });
-        problems.require(is_valid, "url", "must be like https://berth.example.org or https://example.org/berth");
+        problems.require(
+            is_valid,
+            "url",
+            "must be like https://berth.example.org or https://example.org/berth",
+        );
     }
 }
 

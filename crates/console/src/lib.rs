@@ -15,6 +15,7 @@ mod service;
 mod sign_in;
 mod upstream;
 
-pub use config::{Config, LimitsConfig, PublicConfig};
+pub use config::{Config, LimitsConfig, PublicConfig, SparkConnectConfig};
 pub use rest::openapi::document as openapi;
 pub use service::{Listeners, run};
+pub use sign_in::{CredentialToken, ProviderConfig, SignInConfig};

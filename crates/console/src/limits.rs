@@ -70,16 +70,24 @@ impl Room {
 
     fn enter(&self, address: Option<IpAddr>) -> Result<(Permit<()>, Option<Permit<IpAddr>>), Problem> {
         let full = || limited("Too many requests are open; try again in a moment.", RETRY);
-        let of_address = || limited("Too many requests of your address are open; end some of them.", RETRY);
+        let of_address = || {
+            limited(
+                "Too many requests of your address are open; end some of them.",
+                RETRY,
+            )
+        };
         let per_address = address.map(|address| self.per_address.enter(address).ok_or_else(of_address));
         let per_address = per_address.transpose()?;
         Ok((self.all.enter(()).ok_or_else(full)?, per_address))
     }
 
     fn enter_credential(&self, id: CredentialId) -> Result<Permit<CredentialId>, Problem> {
-        self.per_credential
-            .enter(id)
-            .ok_or_else(|| limited("Too many requests with your credential are open; end some of them.", RETRY))
+        self.per_credential.enter(id).ok_or_else(|| {
+            limited(
+                "Too many requests with your credential are open; end some of them.",
+                RETRY,
+            )
+        })
     }
 }
 
@@ -182,7 +190,11 @@ impl Limits {
 
     fn key(&self, client: Option<SocketAddr>) -> Option<IpAddr> {
         let address = client?.ip().to_canonical();
-        let is_shared = self.config.shared_addresses.iter().any(|net| net.contains(&address));
+        let is_shared = self
+            .config
+            .shared_addresses
+            .iter()
+            .any(|net| net.contains(&address));
         (!is_shared).then(|| address_key(address))
     }
 }

@@ -44,6 +44,28 @@ service_kit::labels! {
     }
 }
 
+service_kit::labels! {
+    /// How a browser signs in.
+    pub enum SignInMethod("method") {
+        /// With a service-account key.
+        Key => "key",
+        /// At an identity provider.
+        Oidc => "oidc",
+    }
+}
+
+service_kit::labels! {
+    /// Outcome of a sign-in.
+    pub enum SignInOutcome("outcome") {
+        /// Signed in.
+        Ok => "ok",
+        /// The credential, code or caller is not accepted.
+        Rejected => "rejected",
+        /// The identity provider or session-manager did not answer properly.
+        Failed => "failed",
+    }
+}
+
 /// All metrics of the service.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -54,6 +76,8 @@ pub(crate) struct Metrics {
     pub(crate) streams: Arc<Family<StreamKind, Gauge>>,
     /// Watches that ended because their client did not read.
     pub(crate) slow_watchers: Arc<Family<(), Counter>>,
+    /// Sign-ins of browsers.
+    pub(crate) sign_ins: Arc<Family<(SignInMethod, SignInOutcome), Counter>>,
     /// Open channels to the gRPC APIs.
     pub(crate) channels: Arc<Family<(), Gauge>>,
 }
@@ -73,6 +97,7 @@ impl Metrics {
                 "console_slow_watchers_total",
                 "Watches that ended because the client did not read.",
             ),
+            sign_ins: registry.counter("console_sign_ins_total", "Sign-ins of browsers, by outcome."),
             channels: registry.gauge(
                 "console_channels",
                 "Credentials with channels of their own to the gRPC APIs.",

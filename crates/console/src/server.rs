@@ -3,6 +3,7 @@
 use crate::service::AppState;
 use axum::Router;
 use futures::StreamExt;
+use http::Uri;
 use hyper::body::Incoming as RequestBody;
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -15,6 +16,7 @@ use service_kit::listen::{AcceptLimits, Incoming, Listener};
 use service_kit::shutdown::Shutdown;
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Concurrent requests of one HTTP/2 connection; clients queue more.
@@ -38,9 +40,15 @@ pub(crate) async fn serve(
     let mut incoming = Incoming::new(listener, accept_limits(&app), shutdown.stopping());
     let builder = builder(app.config.limits.header_timeout);
     let graceful = GracefulShutdown::new();
+    let prefix: Arc<str> = app.prefix.as_str().into();
     while let Some(connection) = incoming.next().await {
         let Ok(connection) = connection else { continue };
-        let serving = serve_connection(builder.clone(), connection, router.clone(), graceful.watcher());
+        let service = WithPeer {
+            peer: connection.peer().clone(),
+            prefix: Arc::clone(&prefix),
+            inner: TowerToHyperService::new(router.clone()),
+        };
+        let serving = serve_connection(builder.clone(), connection, service, graceful.watcher());
         let forced = shutdown.forced();
         tokio::spawn(async move { forced.run_until_cancelled(serving).await });
     }
@@ -86,23 +94,20 @@ fn builder(header_timeout: Duration) -> auto::Builder<TokioExecutor> {
 async fn serve_connection(
     builder: auto::Builder<TokioExecutor>,
     connection: Conn,
-    router: Router,
+    service: WithPeer,
     watcher: Watcher,
 ) {
-    let peer = connection.peer().clone();
-    let service = WithPeer {
-        peer,
-        inner: TowerToHyperService::new(router),
-    };
     let serving = builder.serve_connection(TokioIo::new(connection), service);
     // Errors of a client connection are not logged.
     let _ = watcher.watch(serving.into_owned()).await;
 }
 
-/// Adds the peer of the connection to every request.
+/// Adds the peer of the connection to every request, and removes the path
+/// prefix if the proxy before the console did not.
 #[derive(Clone)]
 struct WithPeer {
     peer: PeerInfo,
+    prefix: Arc<str>,
     inner: TowerToHyperService<Router>,
 }
 
@@ -115,6 +120,45 @@ impl Service<http::Request<RequestBody>> for WithPeer {
 
     fn call(&self, mut request: http::Request<RequestBody>) -> Answer {
         request.extensions_mut().insert(self.peer.clone());
+        if let Some(below) = without_prefix(request.uri(), &self.prefix) {
+            *request.uri_mut() = below;
+        }
         Box::pin(self.inner.call(request))
+    }
+}
+
+/// The address without the prefix; none if it does not have it.
+fn without_prefix(uri: &Uri, prefix: &str) -> Option<Uri> {
+    let rest = uri.path().strip_prefix(prefix).filter(|_| !prefix.is_empty())?;
+    let path = match rest {
+        "" => "/",
+        rest if rest.starts_with('/') => rest,
+        _ => return None,
+    };
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(format!("{path}{query}").parse().ok()?);
+    Uri::from_parts(parts).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_whole_prefix_is_removed() {
+        for (address, below) in [
+            ("/data/berth/sessions?a=%2F&b", Some("/sessions?a=%2F&b")),
+            ("/data/berth", Some("/")),
+            ("/data/berth/", Some("/")),
+            ("https://example.org/data/berth/x", Some("https://example.org/x")),
+            ("/data/berths", None),
+            ("/sessions", None),
+            ("/", None),
+        ] {
+            let found = without_prefix(&address.parse().unwrap(), "/data/berth");
+            assert_eq!(found.map(|uri| uri.to_string()).as_deref(), below, "{address}");
+        }
+        assert_eq!(without_prefix(&"/sessions".parse().unwrap(), ""), None);
     }
 }

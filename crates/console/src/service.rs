@@ -3,11 +3,13 @@
 use crate::config::Config;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::pages::Pages;
+use crate::sign_in::SignIn;
 use crate::upstream::Upstream;
 use crate::{front, pages, rest, server, sign_in};
 use anyhow::{Context, Result};
 use axum::Router;
-use axum::middleware;
+use axum::middleware::from_fn_with_state;
 use service_kit::admin::Admin;
 use service_kit::listen::Listener;
 use service_kit::shutdown::Shutdown;
@@ -27,6 +29,10 @@ pub(crate) struct App {
     pub(crate) limits: Limits,
     /// The gRPC APIs.
     pub(crate) upstream: Upstream,
+    /// Keys of cookies and identity providers.
+    pub(crate) sign_in: SignIn,
+    /// The front end.
+    pub(crate) pages: Pages,
     /// Cancelled at the start of the shutdown: streams end.
     pub(crate) stopping: CancellationToken,
     /// Path before every path of this service, for links; see
@@ -64,16 +70,27 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
     let admin = Admin::new(service_kit::build_info!());
     let metrics = Arc::new(Metrics::new(&admin.registry));
     let drain = config.drain;
+    let prefix = config.public.prefix();
+    let (public, tls) = (config.public.url.as_deref(), config.listen.tls.is_some());
     let app = Arc::new(App {
         upstream: Upstream::new(&config.manager, &config.issuer, Arc::clone(&metrics))?,
         limits: Limits::new(&config.limits, Arc::clone(&metrics)),
-        prefix: config.public.prefix(),
+        sign_in: SignIn::new(&config.sign_in, public, &prefix, tls)?,
+        pages: Pages::new(&prefix),
+        prefix,
         stopping: shutdown.stopping(),
         metrics,
         config,
     });
     let router = router(&app);
-    shutdown.spawn_critical("web server", server::serve(listeners.web, app, router, shutdown.clone()));
+    tokio::spawn({
+        let (app, stop) = (Arc::clone(&app), shutdown.stopping());
+        async move { app.sign_in.follow_keys(stop).await }
+    });
+    shutdown.spawn_critical(
+        "web server",
+        server::serve(listeners.web, app, router, shutdown.clone()),
+    );
     admin.spawn(listeners.admin, &shutdown);
     tracing::info!("console started");
     shutdown.finish(drain).await?;
@@ -85,6 +102,8 @@ fn router(app: &AppState) -> Router {
     Router::new()
         .merge(rest::router(app))
         .merge(sign_in::router(app))
+        .layer(from_fn_with_state(Arc::clone(app), sign_in::attach))
         .merge(pages::router(app))
-        .layer(middleware::from_fn_with_state(app.clone(), front::run))
+        .layer(from_fn_with_state(Arc::clone(app), pages::secure))
+        .layer(from_fn_with_state(Arc::clone(app), front::run))
 }

@@ -86,7 +86,9 @@ impl Upstream {
         {
             own.insert(credential.id(), Own { channels, used: now });
         }
-        self.metrics.channels.set(i64::try_from(own.len()).unwrap_or(i64::MAX));
+        self.metrics
+            .channels
+            .set(i64::try_from(own.len()).unwrap_or(i64::MAX));
     }
 }
 

@@ -7,10 +7,11 @@
 
 use crate::backoff::Backoff;
 use crate::config::{Problems, Validate, duration};
-use crate::tls::{ClientTls, ClientTlsFiles, HTTP1};
+use crate::http_client::HttpClient;
+use crate::tls::ClientTlsFiles;
 use anyhow::{Context as _, bail};
+use bytes::Bytes;
 use http::{Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Empty, Limited};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -104,7 +105,7 @@ impl Validate for DocumentConfig {
 
 enum Source {
     File(PathBuf),
-    Web { uri: Uri, tls: Option<Arc<ClientTls>> },
+    Web(HttpClient),
 }
 
 /// Result of a fetch: the text, or that it is unchanged.
@@ -148,15 +149,7 @@ impl Document {
     ) -> anyhow::Result<Arc<Self>> {
         let source = match config.uri() {
             None => Source::File(PathBuf::from(&config.location)),
-            Some(uri) => {
-                let secure = uri.scheme_str() == Some("https");
-                let tls = if secure {
-                    Some(ClientTls::load(&config.tls, HTTP1)?)
-                } else {
-                    None
-                };
-                Source::Web { uri, tls }
-            }
+            Some(uri) => Source::Web(HttpClient::new(uri, &config.tls)?),
         };
         Ok(Arc::new(Self {
             source,
@@ -244,48 +237,25 @@ impl Document {
                 }
                 Ok(Some((String::from_utf8(text)?, None)))
             }
-            Source::Web { uri, tls } => self.get(uri, tls.clone()).await,
+            Source::Web(client) => self.get(client).await,
         }
     }
 
-    async fn get(
-        &self,
-        uri: &Uri,
-        tls: Option<Arc<ClientTls>>,
-    ) -> anyhow::Result<Option<(String, Option<String>)>> {
-        let port = uri.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
-        let io = crate::grpc::connect(uri.clone(), port, tls)
-            .await
-            .context("connecting")?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
-        let connection = tokio::spawn(connection);
-        let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-        let mut request = Request::get(path).header(header::HOST, uri.authority().map_or("", |a| a.as_str()));
+    async fn get(&self, client: &HttpClient) -> anyhow::Result<Option<(String, Option<String>)>> {
+        let mut request = Request::get("/");
         if let Some(etag) = self.etag.lock().clone() {
             request = request.header(header::IF_NONE_MATCH, etag);
         }
-        let response = sender
-            .send_request(request.body(Empty::<bytes::Bytes>::new())?)
-            .await?;
-        let answer = match response.status() {
-            StatusCode::NOT_MODIFIED => None,
+        let response = client.send(request, Bytes::new(), MAX_DOCUMENT_BYTES).await?;
+        match response.status() {
+            StatusCode::NOT_MODIFIED => Ok(None),
             StatusCode::OK => {
-                let etag = response
-                    .headers()
-                    .get(header::ETAG)
-                    .and_then(|tag| tag.to_str().ok())
-                    .map(str::to_owned);
-                let body = Limited::new(response.into_body(), MAX_DOCUMENT_BYTES)
-                    .collect()
-                    .await;
-                let body = body.map_err(|error| anyhow::anyhow!("reading the response: {error}"))?;
-                Some((String::from_utf8(body.to_bytes().to_vec())?, etag))
+                let etag = response.headers().get(header::ETAG);
+                let etag = etag.and_then(|tag| tag.to_str().ok()).map(str::to_owned);
+                Ok(Some((String::from_utf8(response.into_body().to_vec())?, etag)))
             }
             status => bail!("HTTP status {status}"),
-        };
-        drop(sender);
-        connection.abort();
-        Ok(answer)
+        }
     }
 }
 
@@ -293,7 +263,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => path.display().fmt(f),
-            Self::Web { uri, .. } => uri.fmt(f),
+            Self::Web(client) => client.uri().fmt(f),
         }
     }
 }

@@ -84,6 +84,17 @@ pub enum Role {
     PlatformAdmin,
 }
 
+impl Role {
+    /// The name of the role in configurations, claims and APIs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Member => "member",
+            Self::OrgAdmin => "org-admin",
+            Self::PlatformAdmin => "platform-admin",
+        }
+    }
+}
+
 /// An authenticated caller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Principal {

@@ -9,7 +9,7 @@ use session_core::cluster::StaticEndpoint;
 use session_core::policy::PolicyRange;
 use session_core::{
     Activity, Actor, Catalog, Cluster, ClusterStatus, Engine, EventRecord, IdlePolicy, Limits, Operation,
-    Org, Provider, Session, SessionPolicy, Status, Timestamp, Use, WakePolicy,
+    Org, Principal, Provider, Session, SessionPolicy, Status, Timestamp, Use, WakePolicy,
 };
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -437,6 +437,17 @@ pub fn org(org: &Org, disabled: bool) -> v1::Org {
         managed_by_config: org.managed_by_config,
         version: org.version,
         disabled_principals: Vec::new(),
+    }
+}
+
+/// Encodes an authenticated caller.
+pub fn caller(who: &Principal) -> v1::Caller {
+    v1::Caller {
+        principal: who.id.to_string(),
+        org: who.org.to_string(),
+        roles: who.roles.iter().map(|role| role.as_str().to_owned()).collect(),
+        teams: who.teams.iter().cloned().collect(),
+        team_admin_of: who.team_admin_of.iter().cloned().collect(),
     }
 }
 

@@ -3,7 +3,7 @@ Combinations of values that the schema cannot express. All problems are reported
 */}}
 
 {{- define "berth.checkValues" -}}
-{{- $found := concat (include "berth.problemsOfSecrets" . | splitList "\n") (include "berth.problemsOfNetworks" . | splitList "\n") (include "berth.problemsOfConfig" . | splitList "\n") -}}
+{{- $found := concat (include "berth.problemsOfSecrets" . | splitList "\n") (include "berth.problemsOfNetworks" . | splitList "\n") (include "berth.problemsOfConfig" . | splitList "\n") (include "berth.problemsOfConsole" . | splitList "\n") -}}
 {{- $problems := list -}}
 {{- range $found }}
 {{- with trim . }}{{ $problems = append $problems . }}{{ end }}
@@ -175,4 +175,43 @@ helmTest.existingSecret: required; a Secret with the service-account key of the 
   "listen.address" "bindAddress" "listen.tls" "tls.public" "listen.insecure" "tls.public" "listen.workers" "sparkProxy.workers" "admin" "bindAddress"
   "tokens.issuer" "tokens.issuer" "tokens.audience" "tokens.audience" "tokens.keys.location" $internal "tokens.keys.tls" $internal "tokens.keys.insecure" $internal
   "manager.uri" $internal "manager.tls" $internal "manager.token_file" $internal "manager.insecure" $internal "drain" "sparkProxy.drainSeconds")) }}
+{{- end }}
+
+{{- define "berth.problemsOfConsole" -}}
+{{- $v := .Values -}}
+{{- with $v.console }}
+{{- if .enabled }}
+{{- if and .cookieKeys.existingSecret .cookieKeys.job.enabled }}
+console.cookieKeys: existingSecret and job.enabled exclude each other
+{{- else if not (or .cookieKeys.existingSecret .cookieKeys.job.enabled) }}
+console.cookieKeys: set job.enabled=true, which creates the key, or existingSecret
+{{- end }}
+{{- $providers := dig "sign_in" "providers" list .config }}
+{{- if and $providers (not .url) }}
+console.url: required with console.config.sign_in.providers; identity providers send browsers back to it
+{{- end }}
+{{- if and (or .ingress.enabled .httpRoute.enabled) (not .url) }}
+console.url: required with console.ingress and console.httpRoute; they get its host and path
+{{- end }}
+{{- if and .httpRoute.enabled (not .httpRoute.parentRefs) }}
+console.httpRoute.parentRefs: name the Gateway
+{{- end }}
+{{- if and $v.networkPolicy.enabled (or $providers $v.telemetry.otlpEndpoint) (not $v.networkPolicy.egress.console) }}
+networkPolicy.egress.console: required with identity providers and telemetry.otlpEndpoint; allow their addresses
+{{- end }}
+{{- with .autoscaling }}
+{{- if and .enabled (gt (int .minReplicas) (int .maxReplicas)) }}
+console.autoscaling: minReplicas must not exceed maxReplicas
+{{- end }}
+{{- if and .enabled (not (dig "requests" "cpu" "" $v.console.resources)) }}
+console.resources.requests.cpu: required by autoscaling on CPU
+{{- end }}
+{{- end }}
+{{- end }}
+{{- include "berth.reservedKeys" (dict "value" "console.config" "config" .config "reserved" (dict
+  "listen" "tls and bindAddress" "admin" "bindAddress" "public" "console.url" "spark_connect.endpoint" "endpoint" "spark_connect.tls" "endpoint"
+  "manager.uri" "console.apis" "manager.tls" "console.apis" "manager.insecure" "tls.public"
+  "issuer.uri" "console.apis" "issuer.tls" "console.apis" "issuer.insecure" "tls.public"
+  "sign_in.keys_dir" "console.cookieKeys" "drain" "console.drainSeconds")) }}
+{{- end }}
 {{- end }}

@@ -234,6 +234,51 @@ telemetry:
   {{- include "berth.telemetry" . | nindent 2 }}
 {{- end }}
 
+{{/* How the console calls the API of a service. Context: root, service, port. */}}
+{{- define "berth.api" -}}
+{{- $host := include "berth.host" . -}}
+{{- if .root.Values.tls.public.enabled }}
+uri: https://{{ $host }}:{{ int .port }}
+{{- with .root.Values.console.apis }}
+{{- if or .caKey .serverName }}
+tls:
+  {{- if .caKey }}
+  ca: /etc/berth/tls/public/ca.crt
+  {{- end }}
+  {{- with .serverName }}
+  server_name: {{ . | quote }}
+  {{- end }}
+{{- end }}
+{{- end }}
+{{- else }}
+uri: http://{{ $host }}:{{ int .port }}
+insecure: true
+{{- end }}
+{{- end }}
+
+{{- define "berth.config.console" -}}
+listen:
+  {{- include "berth.listener" (dict "root" . "port" 8080 "tls" (include "berth.publicTlsDir" .)) | nindent 2 }}
+admin:
+  address: {{ printf "%s:9080" .Values.bindAddress | quote }}
+{{- with .Values.console.url }}
+public:
+  url: {{ . | quote }}
+{{- end }}
+spark_connect:
+  endpoint: {{ include "berth.endpoint" . | quote }}
+  tls: {{ include "berth.clientsUseTls" . }}
+manager:
+  {{- include "berth.api" (dict "root" . "service" "session-manager" "port" .Values.sessionManager.service.port) | trim | nindent 2 }}
+issuer:
+  {{- include "berth.api" (dict "root" . "service" "token-issuer" "port" .Values.tokenIssuer.service.port) | trim | nindent 2 }}
+sign_in:
+  keys_dir: /etc/berth/cookie-keys
+telemetry:
+  {{- include "berth.telemetry" . | nindent 2 }}
+drain: {{ int .Values.console.drainSeconds }}s
+{{- end }}
+
 {{/* The file of a component: the keys above and the operator's. Context: root, component, values. */}}
 {{- define "berth.config" -}}
 {{- $base := include (printf "berth.config.%s" .component) .root | fromYaml -}}

@@ -118,6 +118,25 @@ imagePullSecrets:
 {{- end -}}
 {{- end }}
 
+{{/* Secret with the keys of the console's cookies. */}}
+{{- define "berth.cookieKeysSecret" -}}
+{{- if .Values.console.cookieKeys.job.enabled -}}
+{{- printf "%s-cookie-keys" (include "berth.fullname" .) -}}
+{{- else -}}
+{{- .Values.console.cookieKeys.existingSecret -}}
+{{- end -}}
+{{- end }}
+
+{{/* Host name of the console in browsers, without a port. */}}
+{{- define "berth.consoleHost" -}}
+{{- with .Values.console.url }}{{ regexReplaceAll ":[0-9]+$" (urlParse .).host "" }}{{ end -}}
+{{- end }}
+
+{{/* Path of the console in browsers, without a slash at its end. */}}
+{{- define "berth.consolePrefix" -}}
+{{- with .Values.console.url }}{{ trimSuffix "/" (urlParse .).path }}{{ end -}}
+{{- end }}
+
 {{/* host:port for connection strings. */}}
 {{- define "berth.endpoint" -}}
 {{- printf "%s:%d" (.Values.endpoint.host | default (include "berth.host" (dict "root" . "service" "spark-proxy"))) (int .Values.endpoint.port) -}}

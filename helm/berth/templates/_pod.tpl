@@ -1,5 +1,5 @@
 {{/*
-Objects that each of the three services has. Context of all: root, component (session-manager), values (its section),
+Objects that each of the services has. Context of all: root, component (session-manager), values (its section),
 key (name of that section), and where noted more.
 */}}
 
@@ -45,7 +45,7 @@ spec:
 {{- end }}
 {{- end }}
 
-{{/* A Service for clients. More context: port (name, number), and plaintext and TLS application protocols. */}}
+{{/* A Service for clients. More context: port (its name, and its application protocol without TLS: HTTP/2 unless set). */}}
 {{- define "berth.clientService" -}}
 {{- $service := .values.service -}}
 ---
@@ -84,7 +84,7 @@ spec:
       port: {{ $service.port }}
       targetPort: {{ .port.name }}
       protocol: TCP
-      appProtocol: {{ ternary "https" "kubernetes.io/h2c" .root.Values.tls.public.enabled }}
+      appProtocol: {{ ternary "https" (.port.plaintext | default "kubernetes.io/h2c") .root.Values.tls.public.enabled }}
       {{- if and (ne $service.type "ClusterIP") $service.nodePort }}
       nodePort: {{ $service.nodePort }}
       {{- end }}
@@ -146,9 +146,13 @@ spec:
   configMap:
     name: {{ include "berth.component" . }}
 {{- if $tls.public.enabled }}
-{{ include "berth.tlsVolume" (dict "name" "tls-public" "secret" (include "berth.publicTlsSecret" .root) "certKey" $tls.public.certKey "keyKey" $tls.public.keyKey) }}
+{{- /* The console is also a client of these ports. */}}
+{{- $caKey := ternary .root.Values.console.apis.caKey "" (eq .key "console") }}
+{{ include "berth.tlsVolume" (dict "name" "tls-public" "secret" (include "berth.publicTlsSecret" .root) "certKey" $tls.public.certKey "keyKey" $tls.public.keyKey "caKey" $caKey) }}
 {{- end }}
-{{- if eq $tls.internal.mode "certificates" }}
+{{- if eq .key "console" }}
+{{- /* It calls no internal port. */}}
+{{- else if eq $tls.internal.mode "certificates" }}
 {{ include "berth.tlsVolume" (dict "name" "tls-internal" "secret" (include "berth.internalTlsSecret" .) "certKey" $tls.internal.certKey "keyKey" $tls.internal.keyKey "caKey" $tls.internal.caKey) }}
 {{- else if eq $tls.internal.mode "tokens" }}
 {{- if eq .key "sparkProxy" }}
@@ -175,10 +179,10 @@ spec:
 {{- if $tls.public.enabled }}
 - {name: tls-public, mountPath: /etc/berth/tls/public, readOnly: true}
 {{- end }}
-{{- if ne $tls.internal.mode "plaintext" }}
+{{- if and (ne $tls.internal.mode "plaintext") (ne .key "console") }}
 - {name: tls-internal, mountPath: /etc/berth/tls/internal, readOnly: true}
 {{- end }}
-{{- if and (eq $tls.internal.mode "tokens") (ne .key "sessionManager") }}
+{{- if and (eq $tls.internal.mode "tokens") (ne .key "sessionManager") (ne .key "console") }}
 - {name: service-token, mountPath: /var/run/secrets/berth, readOnly: true}
 {{- end }}
 {{- end }}

@@ -100,7 +100,7 @@ export async function prefixAndExpiry(stack, id) {
 
     // Its keys are in memory: a new process accepts no old sign-in.
     await second.stop();
-    second = await startPrefixed(stack, "/data/berth", new URL(second.address).port);
+    second = await startPrefixed(stack, "/data/berth", second.port);
     await page.getByRole("link", { name: "Catalogs" }).click();
     await page.getByText("Your sign-in has expired").waitFor();
     await checkAccessibility(page, "an expired sign-in");

@@ -1,10 +1,10 @@
 // The real stack: `berth-dev run` with Redis, Sail, the sample catalog, the
 // services and the console, on ports and with data of its own.
 import { execFileSync, spawn } from "node:child_process";
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 export const repo = fileURLToPath(new URL("../../..", import.meta.url));
@@ -27,9 +27,10 @@ export async function startStack() {
   const child = spawn(join(programs, "berth-dev"), args, { stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, BERTH_HOME: home } });
   try {
     const said = await serving(child);
-    const address = /https?:\/\/[^\s]+/.exec(said.slice(said.indexOf("onsole")))?.[0] ?? `http://localhost:${8080 + offset}/`;
+    const address = /http:\/\/localhost:\d+$/m.exec(said)?.[0];
+    if (!address) throw new Error(`berth-dev printed no address of the console:\n${said}`);
     const key = JSON.parse(readFileSync(join(state, "account.json"), "utf8")).key;
-    return { address: address.replace(/\/?$/, "/"), key, colleague: colleague.key, state, offset, stop: () => stop(child, state) };
+    return { address: `${address}/`, key, colleague: colleague.key, state, offset, stop: () => stop(child, state) };
   } catch (error) {
     await stop(child, state);
     throw error;
@@ -73,13 +74,7 @@ function serving(child) {
 }
 
 async function stop(child, state) {
-  if (child.exitCode === null) {
-    const ended = new Promise((resolve) => child.once("exit", resolve));
-    child.kill("SIGTERM");
-    const limit = setTimeout(() => child.kill("SIGKILL"), STOP_LIMIT_MS);
-    await ended;
-    clearTimeout(limit);
-  }
+  await stopProcess(child);
   rmSync(state, { recursive: true, force: true });
 }
 
@@ -101,36 +96,40 @@ function isFree(port) {
   });
 }
 
-/** A second console of the same stack, below a path prefix. */
-export async function startPrefixed(stack, prefix) {
-  const [port, admin] = [await freePort(), await freePort()];
-  const config = readFileSync(join(stack.state, "console.toml"), "utf8");
-  const changed = prefixed(config, port, admin, prefix);
+/** A second console of the same stack, below a path prefix; its cookies are valid while it runs. */
+export async function startPrefixed(stack, prefix, port) {
+  const at = port ?? (await freePort());
+  const address = `http://localhost:${at}${prefix}/`;
   const file = join(stack.state, "prefixed.toml");
-  writeFileSync(file, changed, { mode: 0o600 });
-  const child = spawn(join(programs, "console"), ["--config", file], { stdio: ["ignore", "ignore", "pipe"] });
+  const config = readFileSync(join(stack.state, "console.toml"), "utf8");
+  writeFileSync(file, prefixedConfig(config, at, await freePort(), address), { mode: 0o600 });
+  const child = spawn(join(programs, "console"), ["--config", file], { stdio: ["ignore", "pipe", "pipe"] });
   let log = "";
+  child.stdout.on("data", (data) => (log += data));
   child.stderr.on("data", (data) => (log += data));
-  const address = `http://localhost:${port}${prefix}/`;
   const until = Date.now() + 30_000;
-  for (;;) {
+  while (!(await fetch(`${address}auth/session`).then((reply) => reply.ok, () => false))) {
     if (child.exitCode !== null) throw new Error(`the second console ended:\n${log}`);
-    if (await fetch(`${address}auth/session`).then((reply) => reply.ok, () => false)) break;
     if (Date.now() > until) throw new Error(`the second console is not ready:\n${log}`);
     await new Promise((resolve) => setTimeout(resolve, 100));
   }
-  const stopIt = () =>
-    new Promise((resolve) => {
-      if (child.exitCode !== null) return resolve();
-      child.once("exit", resolve);
-      child.kill("SIGTERM");
-      setTimeout(() => child.kill("SIGKILL"), STOP_LIMIT_MS).unref();
-    });
-  return { address, stop: stopIt };
+  return { address, port: at, stop: () => stopProcess(child) };
 }
 
-function prefixed(config, port, admin, prefix) {
-  return config;
+/** The configuration of a console with other ports, an address with a prefix, and keys in memory. */
+function prefixedConfig(config, port, admin, address) {
+  const own = /^(listen\.address|admin\.address|sign_in\.keys_dir|public\.url)\b/;
+  const kept = config.split("\n").filter((line) => !own.test(line));
+  return [`listen.address = "127.0.0.1:${port}"`, `admin.address = "127.0.0.1:${admin}"`, `public.url = "${address.replace(/\/$/, "")}"`, ...kept].join("\n");
+}
+
+async function stopProcess(child) {
+  if (child.exitCode !== null) return;
+  const ended = new Promise((resolve) => child.once("exit", resolve));
+  child.kill("SIGTERM");
+  const limit = setTimeout(() => child.kill("SIGKILL"), STOP_LIMIT_MS);
+  await ended;
+  clearTimeout(limit);
 }
 
 function freePort() {
@@ -174,9 +173,4 @@ export function runPython(program, limitMs = 120_000) {
     });
   });
   return { ended, kill: () => child.kill("SIGKILL") };
-}
-
-export function must(path, fix) {
-  if (!existsSync(path)) throw new Error(`${path} is missing: ${fix}`);
-  return dirname(path);
 }

@@ -57,6 +57,14 @@ pub fn new_signing_key(path: &Path) -> Result<()> {
     run(&["keys", "signing", &path.display().to_string()], &[]).map(drop)
 }
 
+/// Makes a key of the console's cookies in the folder `dir`, which is made too.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn new_cookie_key(dir: &Path) -> Result<()> {
+    run(&["keys", "rotate", &dir.display().to_string()], &[]).map(drop)
+}
+
 /// Makes the key of a service account: an object with `key` and `key_sha256`.
 ///
 /// # Errors

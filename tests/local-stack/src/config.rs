@@ -226,3 +226,47 @@ telemetry.format = "text"
         )
     }
 }
+
+/// A console.
+#[derive(Debug, Clone, Copy)]
+pub struct Console<'a> {
+    /// Its web port.
+    pub address: SocketAddr,
+    /// Its admin port.
+    pub admin: SocketAddr,
+    /// Where the APIs and the proxy are.
+    pub addresses: &'a Addresses,
+    /// The folder of the keys of its cookies.
+    pub keys: &'a Path,
+    /// True if Spark clients use TLS.
+    pub tls: bool,
+    /// More of its configuration: root keys, then tables.
+    pub more: &'a str,
+}
+
+impl Console<'_> {
+    /// Its configuration file.
+    pub fn toml(&self) -> String {
+        let at = self.addresses;
+        format!(
+            r#"listen.address = "{}"
+admin.address = "{}"
+sign_in.keys_dir = "{}"
+spark_connect.endpoint = "localhost:{}"
+spark_connect.tls = {}
+manager.uri = "{}"
+issuer.uri = "{}"
+telemetry.format = "text"
+{}
+"#,
+            self.address,
+            self.admin,
+            self.keys.display(),
+            at.proxy.port(),
+            self.tls,
+            at.manager_uri(),
+            at.issuer_uri(),
+            self.more
+        )
+    }
+}

@@ -1,5 +1,5 @@
 //! Berth on this machine, for `berth-dev` and the tests: processes that end
-//! with their owner, the three services and a Redis among them, their
+//! with their owner, the services and a Redis among them, their
 //! configuration files, keys, and the `berth` command.
 //!
 //! `make run` compiles this crate, so it depends on nothing that the services

@@ -2,8 +2,8 @@
 //! gRPC status.
 
 use axum::response::{IntoResponse, Response};
-use http::header::{self, HeaderValue};
 use http::StatusCode;
+use http::header::{self, HeaderValue};
 use serde::Serialize;
 use serde_json::json;
 use session_core::Reason;
@@ -132,7 +132,9 @@ impl Problem {
     pub(crate) fn no_credential(problem: impl std::fmt::Display) -> Self {
         Self::of_reason(
             Reason::CallerUnknown,
-            format!("{problem}. Send your service-account key or token as `Authorization: Bearer …`, or sign in."),
+            format!(
+                "{problem}. Send your service-account key or token as `Authorization: Bearer …`, or sign in."
+            ),
         )
     }
 
@@ -148,6 +150,11 @@ impl Problem {
     pub(crate) fn with(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.metadata.insert(key.into(), value.into());
         self
+    }
+
+    /// The text for the caller.
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
     }
 
     /// The HTTP status.
@@ -205,7 +212,9 @@ pub(crate) const fn http_status(code: Code) -> StatusCode {
         Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
         Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
-        Code::Cancelled | Code::Unknown | Code::DataLoss | Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        Code::Cancelled | Code::Unknown | Code::DataLoss | Code::Internal => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
     }
 }
 
@@ -219,7 +228,9 @@ impl From<Status> for Problem {
         if let Some(info) = details.error_info().filter(|info| info.domain == DOMAIN) {
             let metadata = info.metadata.iter();
             let metadata = metadata.filter(|(key, _)| !SPARK_ONLY.contains(&key.as_str()));
-            problem.metadata = metadata.map(|(key, value)| (key.clone(), value.clone())).collect();
+            problem.metadata = metadata
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect();
         }
         let delay = details.retry_info().and_then(|info| info.retry_delay);
         problem.retry_after = delay.map(|delay| delay.min(MAX_RETRY_DELAY));
@@ -237,7 +248,8 @@ fn of_foreign(status: &Status) -> Problem {
             Problem::of_reason(Reason::ControlPlaneUnavailable, text).retry_after(Duration::from_secs(2))
         }
         Code::Unimplemented => {
-            let text = "Berth's services do not have this function: they are of another release than this console.";
+            let text =
+                "Berth's services do not have this function: they are of another release than this console.";
             Problem::of_reason(Reason::UnknownMethod, text)
         }
         code => {

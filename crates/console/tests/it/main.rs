@@ -9,3 +9,5 @@ mod routes;
 mod schemathesis;
 mod support;
 mod watch;
+
+mod sign_in;

@@ -129,6 +129,7 @@ table! {
         CreateOrg => WritePlatform,
         DescribeOrg => SeeOrg,
         ListOrgs => AnyCaller,
+        DescribeCaller => AnyCaller,
         SetLimits => WritePlatform,
         EnableOrg => WritePlatform,
         DisableOrg => WritePlatform,

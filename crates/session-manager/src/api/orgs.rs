@@ -53,6 +53,16 @@ impl OrgService for Orgs {
         Ok(Response::new(v1::ListOrgsResponse { orgs }))
     }
 
+    async fn describe_caller(
+        &self,
+        request: Request<v1::DescribeCallerRequest>,
+    ) -> Answer<v1::DescribeCallerResponse> {
+        let who = self.api.caller(&request)?;
+        Ok(Response::new(v1::DescribeCallerResponse {
+            caller: Some(convert::caller(&who)),
+        }))
+    }
+
     async fn create_org(&self, request: Request<v1::CreateOrgRequest>) -> Answer<v1::CreateOrgResponse> {
         let who = self.api.caller(&request)?;
         let wire = request.into_inner().org;

@@ -106,6 +106,21 @@ async fn organizations_are_created_read_and_limited() {
 }
 
 #[tokio::test]
+async fn every_caller_can_ask_who_it_is() {
+    let manager = Manager::start().await;
+    let caller = async |who: &str| {
+        let mut orgs = manager.orgs(who);
+        let answer = orgs.describe_caller(v1::DescribeCallerRequest {}).await;
+        answer.map(|answer| answer.into_inner().caller.unwrap())
+    };
+    let ada = caller("ada").await.unwrap();
+    assert_eq!((ada.principal.as_str(), ada.org.as_str()), ("sa|ada", "acme"));
+    assert!(ada.roles.iter().any(|role| role == "member"), "{ada:?}");
+    let pat = caller("pat").await.unwrap();
+    assert!(pat.roles.iter().any(|role| role == "platform-admin"), "{pat:?}");
+}
+
+#[tokio::test]
 async fn bad_input_names_the_field() {
     let manager = Manager::start_with("[[orgs]]\nname = \"declared\"\n").await;
     for (field, wrong) in [

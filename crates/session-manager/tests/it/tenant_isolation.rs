@@ -313,6 +313,7 @@ impl Stage {
             })),
             Rpc::DescribeOrg => call!(orgs.describe_org(v1::DescribeOrgRequest { name: org.to_owned() })),
             Rpc::ListOrgs => call!(orgs.list_orgs(v1::ListOrgsRequest::default())),
+            Rpc::DescribeCaller => call!(orgs.describe_caller(v1::DescribeCallerRequest::default())),
             Rpc::SetLimits => call!(orgs.set_limits(v1::SetLimitsRequest {
                 name: "made".to_owned(),
                 limits: None,

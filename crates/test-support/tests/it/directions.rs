@@ -37,7 +37,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "console",
-        &["session-core", "session-proto", "service-kit", "printable"],
+        &["session-core", "session-proto", "session-token", "service-kit", "printable"],
     ),
     (
         "cli",

@@ -70,6 +70,7 @@ const TABLE: &[(&str, &[Is])] = &[
     ("CreateOrg", &[PlatformAdmin]),
     ("DescribeOrg", &[OfNamedOrg, PlatformAdmin]),
     ("ListOrgs", &[Anybody]),
+    ("DescribeCaller", &[Anybody]),
     ("SetLimits", &[PlatformAdmin]),
     ("EnableOrg", &[PlatformAdmin]),
     ("DisableOrg", &[PlatformAdmin]),

@@ -2,7 +2,7 @@
 //! and a real PySpark query.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use local_stack::config::{Account, Addresses, Issuer, Manager, Proxy, Tls};
+use local_stack::config::{Account, Addresses, Console, Issuer, Manager, Proxy, Tls};
 use local_stack::paths::{home, installed, repo, write_private};
 use local_stack::redis::{Launch, RedisServer};
 use local_stack::{Process, Service, Signal, berth, until_ready};
@@ -42,6 +42,11 @@ pub(crate) struct Options {
     /// Added to every port.
     #[arg(long, env = "BERTH_PORT_OFFSET", default_value_t = 0)]
     port_offset: u16,
+
+    /// File with more of session-manager's configuration: tables, such as
+    /// further clusters and service accounts.
+    #[arg(long, value_name = "FILE")]
+    more: Option<PathBuf>,
 }
 
 /// What runs; killed when dropped.
@@ -84,6 +89,8 @@ impl Stack {
 #[derive(Debug)]
 struct Ports {
     services: Addresses,
+    console: SocketAddr,
+    console_admin: SocketAddr,
     redis: SocketAddr,
     catalog: SocketAddr,
 }
@@ -105,6 +112,8 @@ impl Ports {
                 proxy: at(8085)?,
                 proxy_admin: at(9085)?,
             },
+            console: at(8080)?,
+            console_admin: at(9080)?,
             redis: at(6390)?,
             catalog: at(8090)?,
         })
@@ -123,6 +132,8 @@ impl Ports {
             at.issuer_admin,
             at.proxy,
             at.proxy_admin,
+            self.console,
+            self.console_admin,
         ];
         for address in all {
             match TcpListener::bind(address) {
@@ -150,11 +161,14 @@ pub(crate) async fn run(options: &Options, stack: &mut Stack) -> Result<()> {
         "starting Redis, the sample catalog and the services (logs in {})",
         state.display()
     ));
-    start(stack, &state, &ports, &python, &account).await?;
+    let more = options.more.as_deref().map(std::fs::read_to_string).transpose();
+    let more = more.context("reading the file of --more failed")?.unwrap_or_default();
+    start(stack, &state, &ports, &python, &account, &more).await?;
 
     let client = Client {
         manager: ports.services.manager_uri(),
         issuer: ports.services.issuer_uri(),
+        console: format!("http://localhost:{}", ports.console.port()),
         key: account.key,
     };
     let (session, url) = client.first_session().await?;
@@ -181,6 +195,7 @@ async fn start(
     ports: &Ports,
     python: &Path,
     account: &Account,
+    more: &str,
 ) -> Result<()> {
     let password = start_redis(stack, state, ports).await?;
     start_catalog(stack, state, ports, python).await?;
@@ -194,7 +209,7 @@ async fn start(
         keys: &at.keys(),
         compute_dir: &state.join("compute"),
         accounts: std::slice::from_ref(account),
-        more: &cluster_and_catalog(ports),
+        more: &(cluster_and_catalog(ports) + more),
     };
     let signing_key = state.join("signing.pem");
     if !signing_key.exists() {
@@ -215,10 +230,23 @@ async fn start(
         certificates: state,
         more: "",
     };
+    let cookie_keys = state.join("cookie-keys");
+    if !cookie_keys.exists() {
+        berth::new_cookie_key(&cookie_keys)?;
+    }
+    let console = Console {
+        address: ports.console,
+        admin: ports.console_admin,
+        addresses: at,
+        keys: &cookie_keys,
+        tls: false,
+        more: "",
+    };
     for (name, config, admin) in [
         ("token-issuer", issuer.toml(), at.issuer_admin),
         ("session-manager", manager.toml(), at.manager_admin),
         ("spark-proxy", proxy.toml(), at.proxy_admin),
+        ("console", console.toml(), ports.console_admin),
     ] {
         // In the stack before it is ready, so that it is stopped in order.
         let service = Service::new(name, state, &config, admin)?;
@@ -343,6 +371,7 @@ fn private_folder(path: &Path) -> Result<()> {
 struct Client {
     manager: String,
     issuer: String,
+    console: String,
     key: String,
 }
 
@@ -402,7 +431,15 @@ fn print_help(state: &Path, client: &Client, url: &str) -> Result<()> {
     let berth = local_stack::paths::binary("berth")?;
     println!(
         r#"
-Berth is serving. Connect from a notebook (pip install 'pyspark-client==4.1.3' 'pandas<3'):
+Berth is serving. The console in your browser:
+
+  {console}
+
+Sign in with your service-account key, which this prints:
+
+  python3 -c 'import json; print(json.load(open("{state}/account.json"))["key"])'
+
+Connect from a notebook (pip install 'pyspark-client==4.1.3' 'pandas<3'):
 
   from pyspark.sql import SparkSession
   spark = SparkSession.builder.remote("{url}").getOrCreate()
@@ -417,6 +454,7 @@ More sessions and tokens from another terminal:
 
 The token is valid for 12 hours and for this session only. Ctrl-C stops everything."#,
         state = state.display(),
+        console = client.console,
         manager = client.manager,
         issuer = client.issuer,
         berth = berth.display(),
