@@ -2,7 +2,7 @@
 // hostile text, an unknown page, an interrupted connection.
 import assert from "node:assert/strict";
 import { checkAccessibility, open, openBrowser, picture, signIn } from "../support/browser.mjs";
-import { rest, startPrefixed } from "../support/stack.mjs";
+import { HOSTILE_LOG, rest, startPrefixed } from "../support/stack.mjs";
 
 const HOSTILE = '<img src=x onerror="window.injected=1"><script>window.injected=1</script>';
 
@@ -37,7 +37,9 @@ export async function failedStart(browser) {
   await page.getByText("This session failed").waitFor({ timeout: 60_000 });
   await page.getByText("Its compute could not be started.").first().waitFor();
   await page.getByRole("heading", { level: 2, name: "The start failed" }).waitFor();
-  await page.getByText(/\/missing\/<img/).first().waitFor();
+  await page.getByText(/exited with code 127/).first().waitFor();
+  await page.getByText("Details for the owner").click();
+  await page.getByText(HOSTILE_LOG).first().waitFor();
   assert.equal(await page.evaluate(() => window.injected), undefined);
   await checkAccessibility(page, "a session that failed to start");
   await picture(page, "console-failed");

@@ -13,15 +13,18 @@ export const python = join(home, "venv-sail/bin/python");
 const programs = process.env.PROGRAMS ?? join(process.env.CARGO_TARGET_DIR ?? join(repo, "target"), "debug");
 const START_LIMIT_MS = 240_000;
 const STOP_LIMIT_MS = 30_000;
-/** The program of the cluster on which every start fails; its name must stay text. */
-export const MISSING_PROGRAM = "/missing/<img src=x onerror=window.injected=1>";
+/** What the engine of the cluster `broken` prints before it ends; it must stay text. */
+export const HOSTILE_LOG = "<img src=x onerror=window.injected=1> cannot allocate memory";
 
 /** Starts everything; returns the address of the console and the keys of two accounts. */
 export async function startStack() {
   const state = mkdtempSync(join(tmpdir(), "berth-browser-"));
   const colleague = JSON.parse(execFileSync(join(programs, "berth"), ["--output", "json", "keys", "service-account"], { encoding: "utf8" }));
   const more = join(state, "more.toml");
-  writeFileSync(more, moreConfig(colleague));
+  const engine = join(state, "broken-engine");
+  // 127 is a permanent failure: the start is not tried again.
+  writeFileSync(engine, `#!/bin/sh\necho '${HOSTILE_LOG}' >&2\nexit 127\n`, { mode: 0o755 });
+  writeFileSync(more, moreConfig(engine, colleague));
   const offset = await freeOffset();
   const args = ["run", "--state", state, "--port-offset", String(offset), "--more", more];
   const child = spawn(join(programs, "berth-dev"), args, { stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, BERTH_HOME: home } });
@@ -37,12 +40,12 @@ export async function startStack() {
   }
 }
 
-function moreConfig(colleague) {
+function moreConfig(engine, colleague) {
   return `
 [[clusters]]
 name = "broken"
 engine = "sail"
-process.program = "${MISSING_PROGRAM}"
+process.program = "${engine}"
 
 [[service_accounts]]
 name = "colleague"
