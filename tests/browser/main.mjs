@@ -7,8 +7,11 @@ import { flow } from "./cases/flow.mjs";
 import { catalogTest, everyPage, phoneMenu } from "./cases/pages.mjs";
 import { failedStart, fieldErrors, hostileText, noPermission, prefixAndExpiry, unknownPage } from "./cases/states.mjs";
 import { firstLoad, manySessions } from "./cases/weight.mjs";
+import { units } from "./cases/units.mjs";
 import { openBrowser, open, signIn } from "./support/browser.mjs";
 import { rest, startStack } from "./support/stack.mjs";
+
+test("parts of the front end", units);
 
 let stack;
 let browser;

@@ -6,20 +6,11 @@ import { follow } from "../api/watch.ts";
 import type { Operation, Session, SessionEvent } from "../api/types.ts";
 import { isLive, parseUpdate } from "../state/live_sessions.ts";
 import { usePoll } from "../state/load.ts";
+import type { Sample } from "./rates.ts";
 
 const POLL_MS = 2500;
 /** Samples of half an hour. */
 const MAX_SAMPLES = 720;
-
-/** One reading of the usage of a session. */
-export interface Sample {
-  /** Seconds of the server's clock. */
-  at: number;
-  operations: number;
-  rpcs: number;
-  bytesIn: number;
-  bytesOut: number;
-}
 
 export interface SessionData {
   session: Session | null;
