@@ -4,7 +4,7 @@ import { api } from "../api/client.ts";
 import type { Cluster, WarmPool } from "../api/types.ts";
 import { count, engineName, seconds, shortSpan, span } from "../format.ts";
 import { isPlatformAdmin } from "../state/auth.ts";
-import { liveSessions, useLiveStream } from "../state/live_sessions.ts";
+import { liveSessions, shareLiveStream } from "../state/live_sessions.ts";
 import { useLoad } from "../state/load.ts";
 import { notify } from "../state/notices.ts";
 import { navigate } from "../state/router.ts";
@@ -48,7 +48,7 @@ export function ClusterPage(props: { name: string }) {
 
 function Definition(props: { cluster: Cluster }) {
   const { cluster } = props;
-  useEffect(() => useLiveStream(), []);
+  useEffect(() => shareLiveStream(), []);
   const mine = useStore(liveSessions).sessions.filter((session) => session.cluster === cluster.name);
   const start = startTimes(mine)[0];
   const time = (duration: string | null, fallback: string) => {

@@ -3,7 +3,7 @@ import { useEffect } from "preact/hooks";
 import { api } from "../api/client.ts";
 import type { Cluster, Session } from "../api/types.ts";
 import { count, engineName, plural, shortSpan } from "../format.ts";
-import { liveSessions, useLiveStream } from "../state/live_sessions.ts";
+import { liveSessions, shareLiveStream } from "../state/live_sessions.ts";
 import { useLoad } from "../state/load.ts";
 import { useStore } from "../state/store.ts";
 import { startTimes } from "../sessions/start_times.ts";
@@ -11,7 +11,7 @@ import { Empty, Failure, Link, Loading, PageHeading } from "../ui/basics.tsx";
 import { ClusterBadge } from "../ui/status.tsx";
 
 export function ClustersPage() {
-  useEffect(() => useLiveStream(), []);
+  useEffect(() => shareLiveStream(), []);
   const live = useStore(liveSessions);
   const [clusters, reload] = useLoad("clusters", async (signal) => (await api.get<{ clusters: Cluster[] }>("clusters", { signal })).clusters);
   return (

@@ -4,7 +4,7 @@ import { api } from "../api/client.ts";
 import type { Limits, Org } from "../api/types.ts";
 import { count, plural } from "../format.ts";
 import { isOrgAdmin, isPlatformAdmin, principal } from "../state/auth.ts";
-import { liveSessions, useLiveStream } from "../state/live_sessions.ts";
+import { liveSessions, shareLiveStream } from "../state/live_sessions.ts";
 import { useLoad } from "../state/load.ts";
 import { notify } from "../state/notices.ts";
 import { useStore } from "../state/store.ts";
@@ -68,7 +68,7 @@ const LIMITS: [field: keyof Limits, name: string, max: number][] = [
 
 function LimitsCard(props: { org: Org; onEdit: () => void }) {
   const { org } = props;
-  useEffect(() => useLiveStream(), []);
+  useEffect(() => shareLiveStream(), []);
   const seen = useStore(liveSessions).sessions.filter((session) => session.org === org.name).length;
   const limits = org.limits;
   return (

@@ -4,7 +4,7 @@ import { api } from "../api/client.ts";
 import type { Session } from "../api/types.ts";
 import { count, plural, shortSpan } from "../format.ts";
 import { myId } from "../state/auth.ts";
-import { liveSessions, useLiveStream } from "../state/live_sessions.ts";
+import { liveSessions, shareLiveStream } from "../state/live_sessions.ts";
 import { notify } from "../state/notices.ts";
 import { place, setQuery } from "../state/router.ts";
 import { useStore } from "../state/store.ts";
@@ -19,7 +19,7 @@ import { useEnded } from "./use_ended.ts";
 
 export function SessionsPage() {
   const filter = readFilter(useStore(place).query);
-  useEffect(() => useLiveStream(), []);
+  useEffect(() => shareLiveStream(), []);
   const live = useStore(liveSessions);
   const [closing, setClosing] = useState<Session | null>(null);
   return (

@@ -87,66 +87,80 @@ export class OrderedSessions {
 
 /** Follows the live sessions; `publish` gets each state, at most one per frame. */
 export function watchSessions(publish: (state: LiveSessions) => void): () => void {
-  let [loaded, connected] = [false, false];
-  let error: ApiError | null = null;
-  let shown = new OrderedSessions();
-  // Not null while a snapshot arrives: the old list is shown until it is complete.
-  let snapshot: OrderedSessions | null = null;
-  let frame = 0;
-  let quiet: ReturnType<typeof setTimeout> | undefined;
-  let begun = 0;
-
-  const publishNow = () => {
-    frame = 0;
-    publish({ loaded, connected, error, sessions: shown.sessions.slice() });
-  };
-  const schedule = () => (frame ||= requestAnimationFrame(publishNow));
-  const complete = () => {
-    clearTimeout(quiet);
-    if (snapshot) shown = snapshot;
-    snapshot = null;
-    loaded = true;
-    schedule();
-  };
-  const take = (update: Update) => {
-    if ("reset" in update) {
-      snapshot = new OrderedSessions();
-      begun = performance.now();
-      clearTimeout(quiet);
-      quiet = setTimeout(complete, QUIET_MS);
-      return;
-    }
-    const into = snapshot ?? shown;
-    if (isLive(update.session)) into.put(update.session);
-    else into.remove(update.session.id);
-    if (!snapshot) schedule();
-    else if (performance.now() - begun > MAX_SNAPSHOT_MS) complete();
-    else {
-      clearTimeout(quiet);
-      quiet = setTimeout(complete, QUIET_MS);
-    }
-  };
-
+  const watch = new Watch(publish);
   const stop = follow("sessions:watch", {}, {
     message: (message) => {
       const update = parseUpdate(message);
-      if (update) take(update);
+      if (update) watch.take(update);
     },
-    state: (up) => {
-      connected = up;
-      error = null;
-      schedule();
-    },
-    failed: (cause) => {
-      error = cause;
-      schedule();
-    },
+    state: (connected) => watch.setConnection(connected, null),
+    failed: (error) => watch.setConnection(false, error),
   });
   return () => {
     stop();
-    clearTimeout(quiet);
-    cancelAnimationFrame(frame);
+    watch.stop();
   };
+}
+
+class Watch {
+  private loaded = false;
+  private connected = false;
+  private error: ApiError | null = null;
+  private shown = new OrderedSessions();
+  /** Not null while a snapshot arrives: the old list is shown until it is complete. */
+  private snapshot: OrderedSessions | null = null;
+  private begun = 0;
+  private frame = 0;
+  private quiet: ReturnType<typeof setTimeout> | undefined;
+
+  constructor(private publish: (state: LiveSessions) => void) {}
+
+  setConnection(connected: boolean, error: ApiError | null): void {
+    this.connected = connected;
+    this.error = error;
+    this.schedule();
+  }
+
+  take(update: Update): void {
+    if ("reset" in update) {
+      this.snapshot = new OrderedSessions();
+      this.begun = performance.now();
+      this.waitForQuiet();
+      return;
+    }
+    const into = this.snapshot ?? this.shown;
+    if (isLive(update.session)) into.put(update.session);
+    else into.remove(update.session.id);
+    if (!this.snapshot) this.schedule();
+    else if (performance.now() - this.begun > MAX_SNAPSHOT_MS) this.complete();
+    else this.waitForQuiet();
+  }
+
+  stop(): void {
+    clearTimeout(this.quiet);
+    cancelAnimationFrame(this.frame);
+  }
+
+  private waitForQuiet(): void {
+    clearTimeout(this.quiet);
+    this.quiet = setTimeout(() => this.complete(), QUIET_MS);
+  }
+
+  private complete(): void {
+    clearTimeout(this.quiet);
+    if (this.snapshot) this.shown = this.snapshot;
+    this.snapshot = null;
+    this.loaded = true;
+    this.schedule();
+  }
+
+  private schedule(): void {
+    this.frame ||= requestAnimationFrame(() => {
+      this.frame = 0;
+      const { loaded, connected, error } = this;
+      this.publish({ loaded, connected, error, sessions: this.shown.sessions.slice() });
+    });
+  }
 }
 
 /** For pages that only need the newest state. */
@@ -156,8 +170,8 @@ export const liveSessions = new Store<LiveSessions>(NOTHING_YET);
 let users = 0;
 let stopWatch: (() => void) | undefined;
 
-/** Shares one stream between all users; the last one ends it. */
-export function useLiveStream(): () => void {
+/** Shares one stream between all users; returns what ends one use, and with the last one the stream. */
+export function shareLiveStream(): () => void {
   users += 1;
   if (users === 1) stopWatch = watchSessions((state) => liveSessions.set(state));
   return () => {
