@@ -37,13 +37,13 @@ export function SessionTable(props: TableProps) {
         class="sessions"
         head={
           <>
-            <th scope="col">Session</th>
-            <th scope="col">Status</th>
-            <th scope="col">Cluster</th>
-            <th scope="col">Owner</th>
-            <th scope="col">Next</th>
-            <th scope="col">Created</th>
-            <th scope="col">
+            <th scope="col" role="columnheader">Session</th>
+            <th scope="col" role="columnheader">Status</th>
+            <th scope="col" role="columnheader">Cluster</th>
+            <th scope="col" role="columnheader">Owner</th>
+            <th scope="col" role="columnheader">Next</th>
+            <th scope="col" role="columnheader">Created</th>
+            <th scope="col" role="columnheader">
               <span class="offscreen">Actions</span>
             </th>
           </>
@@ -72,31 +72,31 @@ function Row(props: { session: Session; now: number; onClose: (session: Session)
   // The same element makes Preact skip the row.
   return useMemo(
     () => (
-      <tr>
-        <td data-label="Session">
+      <tr role="row">
+        <td role="cell" data-label="Session">
           <Link to={`sessions/${session.id}`} class="row-name">
             {session.name || session.id}
           </Link>
           <div class="muted mono small">{session.name ? session.id : ""}</div>
           <LabelChips labels={session.labels} />
         </td>
-        <td data-label="Status">
+        <td role="cell" data-label="Status">
           <StatusBadge status={session.status} />
           <div class="muted small reason">{statusReason(session)}</div>
         </td>
-        <td data-label="Cluster">
+        <td role="cell" data-label="Cluster">
           {session.cluster}
           <div class="muted small">{[session.profile, session.catalog].filter(Boolean).join(" · ")}</div>
         </td>
-        <td data-label="Owner" title={session.owner}>
+        <td role="cell" data-label="Owner" title={session.owner}>
           {person(session.owner)}
           <div class="muted small">{session.team}</div>
         </td>
-        <td data-label="Next">{nextDeadline(session, now)}</td>
-        <td data-label="Created" title={full(session.created_at)}>
+        <td role="cell" data-label="Next">{nextDeadline(session, now)}</td>
+        <td role="cell" data-label="Created" title={full(session.created_at)}>
           {relative(session.created_at, now)}
         </td>
-        <td class="row-actions">
+        <td role="cell" class="row-actions">
           {isLive(session) ? (
             <Button small label={`Close session ${session.name || session.id}`} onClick={() => onClose(session)}>
               Close
