@@ -2,8 +2,8 @@
 
 use crate::limits::RequestPermit;
 use crate::metrics::Part;
-use crate::rest::problem::Problem;
-use crate::service::AppState;
+use crate::problem::Problem;
+use crate::state::AppState;
 use axum::body::Body;
 use axum::extract::State;
 use axum::middleware::Next;
@@ -77,7 +77,10 @@ pub(crate) async fn run(State(app): State<AppState>, request: Request<Body>, nex
             let span = span(&parts, &request_id);
             let held = (front.usage.begin(), Arc::clone(&front.place));
             parts.extensions.insert(front);
-            let response = next.run(Request::from_parts(parts, body)).instrument(span.clone()).await;
+            let response = next
+                .run(Request::from_parts(parts, body))
+                .instrument(span.clone())
+                .await;
             span.record("http.response.status_code", response.status().as_u16());
             hold(response, held)
         }

@@ -4,15 +4,20 @@
 //! gRPC APIs with the credential of its caller, and those authorize it. Any
 //! replica can answer any request. [`run`] is the whole service.
 
+mod assets;
+mod auth;
 mod config;
+mod credential;
 mod front;
 mod limits;
 mod metrics;
 mod pages;
+mod problem;
 mod rest;
 mod server;
 mod service;
 mod sign_in;
+mod state;
 mod upstream;
 
 pub use config::{Config, LimitsConfig, PublicConfig, SparkConnectConfig};

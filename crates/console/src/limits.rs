@@ -3,9 +3,9 @@
 //! others.
 
 use crate::config::LimitsConfig;
+use crate::credential::CredentialId;
 use crate::metrics::{Metrics, StreamKind};
-use crate::rest::problem::Problem;
-use crate::sign_in::credential::CredentialId;
+use crate::problem::Problem;
 use http::request::Parts;
 use service_kit::client_ip;
 use service_kit::limiter::{ConcurrencyLimiter, Permit, RateLimiter, address_key};

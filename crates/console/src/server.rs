@@ -1,6 +1,6 @@
 //! The web server: connections with limits of time and size, and the drain.
 
-use crate::service::AppState;
+use crate::state::AppState;
 use axum::Router;
 use futures::StreamExt;
 use http::Uri;

@@ -1,44 +1,22 @@
-//! Wiring of the service: what handlers share, the ports, and [`run`].
+//! Wiring of the service: the ports, and [`run`].
 
+use crate::assets::Assets;
 use crate::config::Config;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::pages::Pages;
 use crate::sign_in::SignIn;
+use crate::state::{App, AppState};
 use crate::upstream::Upstream;
-use crate::{front, pages, rest, server, sign_in};
+use crate::{auth, front, pages, rest, server};
 use anyhow::{Context, Result};
 use axum::Router;
-use axum::middleware::from_fn_with_state;
+use axum::middleware;
 use service_kit::admin::Admin;
 use service_kit::listen::Listener;
 use service_kit::shutdown::Shutdown;
 use service_kit::tls::H2_HTTP1;
 use std::sync::Arc;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
-
-/// What all handlers share: axum's state.
-pub(crate) type AppState = Arc<App>;
-
-/// What all handlers share.
-#[derive(Debug)]
-pub(crate) struct App {
-    pub(crate) config: Config,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) limits: Limits,
-    /// The gRPC APIs.
-    pub(crate) upstream: Upstream,
-    /// Keys of cookies and identity providers.
-    pub(crate) sign_in: SignIn,
-    /// The front end.
-    pub(crate) pages: Pages,
-    /// Cancelled at the start of the shutdown: streams end.
-    pub(crate) stopping: CancellationToken,
-    /// Path before every path of this service, for links; see
-    /// [`crate::PublicConfig::prefix`].
-    pub(crate) prefix: String,
-}
 
 /// The bound ports.
 #[derive(Debug)]
@@ -76,7 +54,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
         upstream: Upstream::new(&config.manager, &config.issuer, Arc::clone(&metrics))?,
         limits: Limits::new(&config.limits, Arc::clone(&metrics)),
         sign_in: SignIn::new(&config.sign_in, public, &prefix, tls)?,
-        pages: Pages::new(&prefix),
+        assets: Assets::embedded(&prefix),
         prefix,
         stopping: shutdown.stopping(),
         metrics,
@@ -101,9 +79,9 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
 fn router(app: &AppState) -> Router {
     Router::new()
         .merge(rest::router(app))
-        .merge(sign_in::router(app))
-        .layer(from_fn_with_state(Arc::clone(app), sign_in::attach))
+        .merge(auth::router(app))
+        .layer(middleware::from_fn_with_state(app.clone(), auth::attach))
         .merge(pages::router(app))
-        .layer(from_fn_with_state(Arc::clone(app), pages::secure))
-        .layer(from_fn_with_state(Arc::clone(app), front::run))
+        .layer(middleware::from_fn_with_state(app.clone(), front::run))
+        .layer(middleware::from_fn_with_state(app.clone(), pages::secure))
 }

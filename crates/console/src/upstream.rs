@@ -5,8 +5,8 @@
 //! carry no decisions: every call has the caller's credential, and the APIs
 //! authorize it.
 
+use crate::credential::{Credential, CredentialId};
 use crate::metrics::Metrics;
-use crate::sign_in::credential::{Credential, CredentialId};
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use service_kit::grpc::{ClientConfig, channel};

@@ -1,5 +1,8 @@
 // A real OpenID provider for the end-to-end tests: oidc-provider with client
-// credentials, whose access tokens are JWTs. `node provider.mjs PORT`.
+// credentials, whose access tokens are JWTs, and with the code flow for the
+// console. `node provider.mjs PORT [REDIRECT_URI]`.
+//
+// At the sign-in everybody is let in, as the person that `login_hint` names.
 //
 // Each client's tokens carry the claims of its entry below. POST /test/rotate
 // signs with a new key from then on; the earlier one stays published.
@@ -8,6 +11,7 @@ import { createServer } from 'node:http';
 import Provider from 'oidc-provider';
 
 const port = Number(process.argv[2]);
+const redirectUri = process.argv[3];
 const issuer = `http://127.0.0.1:${port}`;
 
 const groupIds = (count) => Array.from({ length: count }, () => randomUUID());
@@ -31,6 +35,7 @@ const resources = {
 
 const keys = [];
 let serve;
+let signIn;
 
 function newKey(type) {
   const { privateKey } = type === 'ec'
@@ -44,14 +49,21 @@ function start() {
   const alg = keys[0].alg;
   const provider = new Provider(issuer, {
     jwks: { keys },
-    clients: Object.keys(claims).map((client_id) => ({
+    clients: [...consoles(alg), ...Object.keys(claims).map((client_id) => ({
       client_id,
       client_secret: `${client_id}-secret`,
       grant_types: ['client_credentials'],
       redirect_uris: [],
       response_types: [],
       id_token_signed_response_alg: alg,
-    })),
+    }))],
+    // ID tokens have the claims of the person, as those of most providers do.
+    claims: { openid: ['sub', 'org', 'roles'] },
+    conformIdTokenClaims: false,
+    pkce: { required: () => true },
+    interactions: { url: (_ctx, interaction) => `/sign-in/${interaction.uid}` },
+    findAccount: (_ctx, sub) => ({ accountId: sub, claims: () => ({ sub, ...claims[sub] }) }),
+    issueRefreshToken: (_ctx, client) => client.grantTypeAllowed('refresh_token'),
     features: {
       devInteractions: { enabled: false },
       clientCredentials: { enabled: true },
@@ -68,6 +80,32 @@ function start() {
     extraTokenClaims: (_ctx, token) => claims[token.clientId],
   });
   serve = provider.callback();
+  signIn = (request, response) => letIn(provider, request, response);
+}
+
+function consoles(alg) {
+  if (!redirectUri) return [];
+  return [{
+    client_id: 'console',
+    client_secret: 'console-secret',
+    grant_types: ['authorization_code', 'refresh_token'],
+    redirect_uris: [redirectUri],
+    response_types: ['code'],
+    id_token_signed_response_alg: alg,
+  }];
+}
+
+// Signs the person in and grants what the client asks for.
+async function letIn(provider, request, response) {
+  const { params, prompt, session } = await provider.interactionDetails(request, response);
+  if (prompt.name === 'login') {
+    await provider.interactionFinished(request, response, { login: { accountId: params.login_hint } });
+    return;
+  }
+  const grant = new provider.Grant({ accountId: session.accountId, clientId: params.client_id });
+  grant.addOIDCScope(params.scope);
+  const result = { consent: { grantId: await grant.save() } };
+  await provider.interactionFinished(request, response, result, { mergeWithLastSubmission: true });
 }
 
 keys.unshift(newKey('rsa'));
@@ -77,6 +115,8 @@ createServer((request, response) => {
     keys.unshift(newKey('ec'));
     start();
     response.end('rotated');
+  } else if (request.url.startsWith('/sign-in/')) {
+    signIn(request, response).catch((error) => response.writeHead(500).end(String(error)));
   } else {
     serve(request, response);
   }

@@ -16,6 +16,7 @@ pub use local_stack::config::Tls;
 pub use local_stack::paths::{binary, home, installed, repo};
 pub use local_stack::{Service, http, wait};
 pub use oidc::OidcProvider;
+pub use ports::free_port;
 pub use python::{Client, Repl, RunningClient};
 pub use relay::Relay;
 pub use server::Server;

@@ -29,6 +29,19 @@ impl OidcProvider {
     /// # Errors
     /// When it is not installed or does not answer in time.
     pub async fn start() -> Result<Self> {
+        Self::launch(&[]).await
+    }
+
+    /// As [`Self::start`], with the client `console`, whose people come back to
+    /// `redirect_uri`.
+    ///
+    /// # Errors
+    /// When it is not installed or does not answer in time.
+    pub async fn start_for_console(redirect_uri: &str) -> Result<Self> {
+        Self::launch(&[redirect_uri]).await
+    }
+
+    async fn launch(more: &[&str]) -> Result<Self> {
         let folder = home().join("oidc");
         ensure!(
             folder.join("node_modules/oidc-provider").is_dir(),
@@ -46,7 +59,7 @@ impl OidcProvider {
         let address = free_port()?;
         let dir = tempfile::tempdir()?;
         let mut command = Command::new("node");
-        command.arg(&script).arg(address.port().to_string());
+        command.arg(&script).arg(address.port().to_string()).args(more);
         let process = Process::start(&command, &dir.path().join("log"), Some(dir.path()))?;
         let provider = Self {
             process,

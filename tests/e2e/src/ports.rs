@@ -16,7 +16,7 @@ static NEXT: AtomicU16 = AtomicU16::new(0);
 ///
 /// # Errors
 /// When all are taken.
-pub(crate) fn free_port() -> Result<SocketAddr> {
+pub fn free_port() -> Result<SocketAddr> {
     // Two runs on one machine begin far from each other, though their pids are near.
     let offset = std::process::id().wrapping_mul(0x9E37_79B1) % u32::from(COUNT);
     (0..COUNT)

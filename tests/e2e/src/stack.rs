@@ -244,6 +244,32 @@ impl Stack {
         Ok((service, proxy))
     }
 
+    /// A console of the same stack, ready, and where it listens. All have the
+    /// same keys of cookies.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn console(&self, more: &str) -> Result<(Service, SocketAddr)> {
+        let [address, admin] = free_ports()?;
+        let keys = self.dir.path().join("cookie-keys");
+        if !keys.exists() {
+            berth::new_cookie_key(&keys)?;
+        }
+        let config = config::Console {
+            address,
+            admin,
+            addresses: &self.addresses,
+            keys: &keys,
+            tls: self.options.tls == Tls::Required,
+            more,
+        };
+        let dir = self.dir.path().join(format!("console-{}", address.port()));
+        std::fs::create_dir_all(&dir)?;
+        let mut service = Service::new("console", &dir, &config.toml(), admin)?;
+        service.start_ready().await?;
+        Ok((service, address))
+    }
+
     /// `url`, but to another port of this machine.
     pub fn via(&self, url: &str, address: SocketAddr) -> String {
         url.replace(

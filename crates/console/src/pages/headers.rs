@@ -1,6 +1,6 @@
 //! Security headers of every answer.
 
-use crate::service::AppState;
+use crate::state::AppState;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;

@@ -1,6 +1,7 @@
 //! A page with one message. It needs neither the front end nor a style.
 
-use crate::service::AppState;
+use crate::assets::escaped;
+use crate::state::AppState;
 use axum::response::{Html, IntoResponse as _, Response};
 use http::{HeaderValue, StatusCode, header};
 
@@ -20,33 +21,4 @@ pub(crate) fn message_page(app: &AppState, status: StatusCode, title: &str, text
     let no_store = HeaderValue::from_static("no-store");
     response.headers_mut().insert(header::CACHE_CONTROL, no_store);
     response
-}
-
-/// Text for an element or an attribute in double quotes.
-pub(super) fn escaped(text: &str) -> String {
-    text.chars()
-        .fold(String::with_capacity(text.len()), |mut out, c| {
-            match c {
-                '&' => out.push_str("&amp;"),
-                '<' => out.push_str("&lt;"),
-                '>' => out.push_str("&gt;"),
-                '"' => out.push_str("&quot;"),
-                '\'' => out.push_str("&#39;"),
-                other => out.push(other),
-            }
-            out
-        })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn markup_is_text() {
-        let hostile = "</p><script>alert('1')</script>&\"";
-        let shown = escaped(hostile);
-        assert!(!shown.contains(['<', '>', '"', '\'']), "{shown}");
-        assert!(shown.starts_with("&lt;/p&gt;&lt;script&gt;"));
-    }
 }

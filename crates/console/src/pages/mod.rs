@@ -3,41 +3,26 @@
 //! The front end is one page; its script shows what the path names. Every path
 //! that no other part of the service has and that is not an asset is that page.
 //!
-//! - `assets`: the embedded files, compressed, with their caching
 //! - `headers`: what browsers may do with an answer
 //! - `message`: a page with one message, without the front end
 
-mod assets;
 mod headers;
 mod message;
 
 pub(crate) use headers::secure;
 pub(crate) use message::message_page;
 
-use crate::rest::problem::{Problem, RestReason};
-use crate::service::AppState;
-use assets::{Asset, Assets};
+use crate::assets::{Asset, HASHED};
+use crate::problem::{Problem, RestReason};
+use crate::state::AppState;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
-/// Folder of assets whose names contain a hash of their content.
-const HASHED: &str = "assets/";
 /// Files that browsers ask for without a link to them.
 const UNASKED: [&str; 3] = ["favicon.ico", "robots.txt", "apple-touch-icon.png"];
-
-/// The pages of this build below a path prefix.
-#[derive(Debug)]
-pub(crate) struct Pages(Assets);
-
-impl Pages {
-    /// The pages below `prefix`.
-    pub(crate) fn new(prefix: &str) -> Self {
-        Self(Assets::embedded(prefix))
-    }
-}
 
 /// All paths that no other part has.
 pub(crate) fn router(app: &AppState) -> Router {
@@ -46,7 +31,6 @@ pub(crate) fn router(app: &AppState) -> Router {
 
 async fn page(State(app): State<AppState>, request: Request) -> Result<Response, Problem> {
     let (parts, _) = request.into_parts();
-    let _permit = app.limits.enter(app.limits.client_ip(&parts))?;
     let path = parts.uri.path().trim_start_matches('/');
     if is_api(path) {
         return Err(Problem::of_http(
@@ -60,13 +44,13 @@ async fn page(State(app): State<AppState>, request: Request) -> Result<Response,
             "Pages can only be read.",
         ));
     }
-    if let Some(asset) = app.pages.0.file(path) {
+    if let Some(asset) = app.assets.file(path) {
         return Ok(answer(asset, &parts.headers, &parts.method));
     }
     if path.starts_with(HASHED) || UNASKED.contains(&path) || !wants_page(&parts.headers) {
         return Err(Problem::of_http(RestReason::NotFound, "There is no such page."));
     }
-    match app.pages.0.index() {
+    match app.assets.index() {
         Some(index) => Ok(answer(index, &parts.headers, &parts.method)),
         None => Ok(message_page(
             &app,

@@ -1,7 +1,7 @@
 //! Bodies of requests and replies.
 
-use super::problem::{Problem, RestReason};
-use crate::service::AppState;
+use crate::problem::{Problem, RestReason};
+use crate::state::AppState;
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::response::{IntoResponse, Response};
@@ -42,7 +42,10 @@ impl<T: RequestBody> FromRequest<AppState> for Json<T> {
 pub(crate) fn message<T: RequestBody>(object: Map<String, Value>) -> Result<T, Problem> {
     for (field, elsewhere) in T::ELSEWHERE {
         if object.contains_key(*field) {
-            return Err(Problem::field(*field, format!("is not a field of the body: {elsewhere}")));
+            return Err(Problem::field(
+                *field,
+                format!("is not a field of the body: {elsewhere}"),
+            ));
         }
     }
     json::from_value(&Value::Object(object)).map_err(invalid)
@@ -101,16 +104,29 @@ async fn read(body: Body, app: &AppState) -> Result<Bytes, Problem> {
         Ok(Err(_)) => Err(Problem::field("body", "was not received completely")),
         Err(_) => Err(Problem::of_http(
             RestReason::RequestTimeout,
-            format!("The body was not complete within {} s.", limits.body_timeout.as_secs()),
+            format!(
+                "The body was not complete within {} s.",
+                limits.body_timeout.as_secs()
+            ),
         )),
     }
 }
 
 /// Simple cross-site requests of browsers cannot have this type.
 fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
-    let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let essence = given.unwrap_or_default().split(';').next().unwrap_or_default().trim();
-    if [JSON, MERGE_PATCH].iter().any(|known| essence.eq_ignore_ascii_case(known)) {
+    let given = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    let essence = given
+        .unwrap_or_default()
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim();
+    if [JSON, MERGE_PATCH]
+        .iter()
+        .any(|known| essence.eq_ignore_ascii_case(known))
+    {
         return Ok(());
     }
     let text = format!("Send the body as `Content-Type: {JSON}`.");

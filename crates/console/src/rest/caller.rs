@@ -1,11 +1,11 @@
 //! The caller of a request: its credential, and clients of the gRPC APIs that
 //! carry it.
 
-use super::problem::Problem;
+use crate::credential::Credential;
 use crate::front::Front;
 use crate::limits::CredentialPermit;
-use crate::service::AppState;
-use crate::sign_in::credential::Credential;
+use crate::problem::Problem;
+use crate::state::AppState;
 use crate::upstream::Channels;
 use axum::extract::FromRequestParts;
 use http::request::Parts;
@@ -62,23 +62,15 @@ impl FromRequestParts<AppState> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, app: &AppState) -> Result<Self, Problem> {
         let credential = Credential::from_request_parts(parts, app).await?;
-        let front = Front::of(parts);
-        let permit = app.limits.enter_credential(credential.id())?;
-        let forward = forward(&credential, &front, &parts.headers)?;
-        Ok(Self {
-            channels: app.upstream.channels(&credential),
-            app: app.clone(),
-            front,
-            credential,
-            forward,
-            permit: Some(permit),
-        })
+        Self::new(app, parts, credential)
     }
 }
 
 fn forward(credential: &Credential, front: &Front, asked: &HeaderMap) -> Result<Forward, Problem> {
     if credential.expose().len() > MAX_CREDENTIAL {
-        let text = format!("the credential has more than {MAX_CREDENTIAL} bytes: use a token with fewer groups or claims");
+        let text = format!(
+            "the credential has more than {MAX_CREDENTIAL} bytes: use a token with fewer groups or claims"
+        );
         return Err(Problem::no_credential(text));
     }
     let mut headers = HeaderMap::new();
@@ -104,6 +96,24 @@ fn forward(credential: &Credential, front: &Front, asked: &HeaderMap) -> Result<
 }
 
 impl Caller {
+    /// The caller with this credential.
+    ///
+    /// # Errors
+    /// The credential cannot be sent, or has too many requests.
+    pub(crate) fn new(app: &AppState, parts: &Parts, credential: Credential) -> Result<Self, Problem> {
+        let front = Front::of(parts);
+        let permit = app.limits.enter_credential(credential.id())?;
+        let forward = forward(&credential, &front, &parts.headers)?;
+        Ok(Self {
+            channels: app.upstream.channels(&credential),
+            app: app.clone(),
+            front,
+            credential,
+            forward,
+            permit: Some(permit),
+        })
+    }
+
     pub(crate) fn app(&self) -> &AppState {
         &self.app
     }

@@ -4,10 +4,10 @@ use super::body::{Json, Object, Reply, RequestBody};
 use super::caller::{Caller, required};
 use super::headers::{IfMatch, precondition};
 use super::patch::{in_header_or_body, patched};
-use super::problem::Problem;
 use super::query::Query;
 use super::schema;
 use super::sessions::PAGE_SIZES;
+use crate::problem::Problem;
 use axum::extract::Path;
 use http::StatusCode;
 use session_proto::v1;
@@ -19,7 +19,8 @@ impl RequestBody for v1::Catalog {
         &[("managed_by_config", SET_BY_BERTH), ("version", SET_BY_BERTH)];
 }
 impl RequestBody for v1::TestCatalogRequest {
-    const ELSEWHERE: &'static [(&'static str, &'static str)] = &[("name", "the catalog is named in the path")];
+    const ELSEWHERE: &'static [(&'static str, &'static str)] =
+        &[("name", "the catalog is named in the path")];
 }
 
 fn reply(catalog: Option<v1::Catalog>) -> Result<Reply, Problem> {
@@ -53,7 +54,9 @@ pub(super) async fn create_catalog(
     Json(catalog): Json<v1::Catalog>,
 ) -> Result<Reply, Problem> {
     query.only(&[])?;
-    let request = v1::CreateCatalogRequest { catalog: Some(catalog) };
+    let request = v1::CreateCatalogRequest {
+        catalog: Some(catalog),
+    };
     let created = caller.answer(caller.catalogs().create_catalog(request)).await?;
     let catalog = required(created.catalog)?;
     let location = format!("{}/api/v1/catalogs/{}", caller.app().prefix, catalog.name);
@@ -76,7 +79,12 @@ pub(super) async fn describe_catalog(
 
 async fn described(caller: &Caller, name: String) -> Result<v1::Catalog, Problem> {
     let request = v1::DescribeCatalogRequest { name };
-    required(caller.answer(caller.catalogs().describe_catalog(request)).await?.catalog)
+    required(
+        caller
+            .answer(caller.catalogs().describe_catalog(request))
+            .await?
+            .catalog,
+    )
 }
 
 /// Changes a catalog by JSON Merge Patch: fields that are absent keep their
@@ -103,9 +111,15 @@ pub(super) async fn update_catalog(
     if catalog.name != name {
         return Err(Problem::field("name", "cannot change"));
     }
-    let request = v1::UpdateCatalogRequest { catalog: Some(catalog) };
+    let request = v1::UpdateCatalogRequest {
+        catalog: Some(catalog),
+    };
     let updated = caller.answer(caller.catalogs().update_catalog(request)).await;
-    reply(updated.map_err(|problem| precondition(problem, condition))?.catalog)
+    reply(
+        updated
+            .map_err(|problem| precondition(problem, condition))?
+            .catalog,
+    )
 }
 
 /// Removes a catalog; with `force=true` also while live sessions use it. For

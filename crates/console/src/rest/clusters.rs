@@ -4,9 +4,9 @@ use super::body::{Json, NoBody, Object, Reply, RequestBody};
 use super::caller::{Caller, required};
 use super::headers::{IfMatch, precondition};
 use super::patch::{in_header_or_body, patched};
-use super::problem::Problem;
 use super::query::Query;
 use super::schema;
+use crate::problem::Problem;
 use axum::extract::Path;
 use http::StatusCode;
 use session_proto::v1;
@@ -31,7 +31,9 @@ fn reply(cluster: Option<v1::Cluster>) -> Result<Reply, Problem> {
     responses((status = 200, description = "The clusters.", body = schema::ListClustersResponse)))]
 pub(super) async fn list_clusters(caller: Caller, query: Query) -> Result<Reply, Problem> {
     query.only(&[])?;
-    let clusters = caller.answer(caller.clusters().list_clusters(v1::ListClustersRequest {})).await?;
+    let clusters = caller
+        .answer(caller.clusters().list_clusters(v1::ListClustersRequest {}))
+        .await?;
     Ok(Reply::ok(&clusters))
 }
 
@@ -45,7 +47,9 @@ pub(super) async fn create_cluster(
     Json(cluster): Json<v1::Cluster>,
 ) -> Result<Reply, Problem> {
     query.only(&[])?;
-    let request = v1::CreateClusterRequest { cluster: Some(cluster) };
+    let request = v1::CreateClusterRequest {
+        cluster: Some(cluster),
+    };
     let created = caller.answer(caller.clusters().create_cluster(request)).await?;
     let cluster = required(created.cluster)?;
     let location = format!("{}/api/v1/clusters/{}", caller.app().prefix, cluster.name);
@@ -68,7 +72,12 @@ pub(super) async fn describe_cluster(
 
 async fn described(caller: &Caller, name: String) -> Result<v1::Cluster, Problem> {
     let request = v1::DescribeClusterRequest { name };
-    required(caller.answer(caller.clusters().describe_cluster(request)).await?.cluster)
+    required(
+        caller
+            .answer(caller.clusters().describe_cluster(request))
+            .await?
+            .cluster,
+    )
 }
 
 /// Changes a cluster by JSON Merge Patch: fields that are absent keep their
@@ -98,9 +107,15 @@ pub(super) async fn update_cluster(
     if let Some(v1::cluster::Provider::Kubernetes(pods)) = &mut cluster.provider {
         pods.warm_pools.clear();
     }
-    let request = v1::UpdateClusterRequest { cluster: Some(cluster) };
+    let request = v1::UpdateClusterRequest {
+        cluster: Some(cluster),
+    };
     let updated = caller.answer(caller.clusters().update_cluster(request)).await;
-    reply(updated.map_err(|problem| precondition(problem, condition))?.cluster)
+    reply(
+        updated
+            .map_err(|problem| precondition(problem, condition))?
+            .cluster,
+    )
 }
 
 /// Removes a drained cluster; with `force=true` also closes its sessions. For
@@ -132,5 +147,10 @@ pub(super) async fn drain_cluster(
 ) -> Result<Reply, Problem> {
     query.only(&[])?;
     let request = v1::DrainClusterRequest { name };
-    reply(caller.answer(caller.clusters().drain_cluster(request)).await?.cluster)
+    reply(
+        caller
+            .answer(caller.clusters().drain_cluster(request))
+            .await?
+            .cluster,
+    )
 }

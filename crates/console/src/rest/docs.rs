@@ -1,7 +1,7 @@
 //! Documents of the API: the OpenAPI document, a page that shows it, and a page
 //! of error reasons. Without scripts, and without anything from other hosts.
 
-use crate::service::AppState;
+use crate::state::AppState;
 use axum::Router;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -25,13 +25,20 @@ pub(super) fn router(document: Value, prefix: &str) -> Router<AppState> {
     let errors: Arc<str> = errors().into();
     let document: Arc<str> = document.to_string().into();
     Router::new()
-        .route("/openapi.json", get(async move || text("application/json", &document)))
+        .route(
+            "/openapi.json",
+            get(async move || text("application/json", &document)),
+        )
         .route("/docs", get(async move || html(&page)))
         .route("/errors", get(async move || html(&errors)))
 }
 
 fn text(kind: &'static str, text: &str) -> Response {
-    ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-cache")], text.to_owned()).into_response()
+    (
+        [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-cache")],
+        text.to_owned(),
+    )
+        .into_response()
 }
 
 fn html(page: &str) -> Response {
@@ -43,11 +50,16 @@ fn html(page: &str) -> Response {
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }
 
 fn begin(title: &str) -> String {
-    format!("<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\"><title>{title}</title>{STYLE}<h1>{title}</h1>")
+    format!(
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\"><title>{title}</title>{STYLE}<h1>{title}</h1>"
+    )
 }
 
 /// The operations by path.
@@ -81,7 +93,13 @@ fn show_operation(page: &mut String, base: &str, path: &str, method: &str, opera
     page.push_str("<dl>");
     for parameter in operation["parameters"].as_array().into_iter().flatten() {
         let text = |field: &str| escaped(parameter[field].as_str().unwrap_or_default());
-        let _ = write!(page, "<dt><code>{}</code> ({})<dd>{}", text("name"), text("in"), text("description"));
+        let _ = write!(
+            page,
+            "<dt><code>{}</code> ({})<dd>{}",
+            text("name"),
+            text("in"),
+            text("description")
+        );
     }
     let body = &operation["requestBody"]["content"]["application/json"]["schema"]["$ref"];
     if let Some(schema) = body.as_str().and_then(|path| path.rsplit('/').next()) {
@@ -114,7 +132,9 @@ fn rows(section: &str) -> impl Iterator<Item = (&'static str, Vec<&'static str>)
     rest[..end].lines().filter_map(|line| {
         let mut cells = line.strip_prefix("| `")?.split('|').map(str::trim);
         let reason = cells.next()?.strip_suffix('`')?;
-        let is_reason = reason.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+        let is_reason = reason
+            .bytes()
+            .all(|byte| byte.is_ascii_uppercase() || byte == b'_');
         is_reason.then(|| (reason, cells.filter(|cell| !cell.is_empty()).collect()))
     })
 }
@@ -122,15 +142,24 @@ fn rows(section: &str) -> impl Iterator<Item = (&'static str, Vec<&'static str>)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rest::problem::RestReason;
+    use crate::problem::RestReason;
 
     #[test]
     fn the_page_of_errors_has_every_reason_of_the_api() {
         let page = errors();
         for reason in RestReason::ALL {
-            assert!(page.contains(&format!("id=\"{}\"", reason.as_str())), "{reason:?}");
+            assert!(
+                page.contains(&format!("id=\"{}\"", reason.as_str())),
+                "{reason:?}"
+            );
         }
-        for reason in ["CALLER_UNKNOWN", "NOT_AUTHORIZED", "SESSION_CLOSED", "REQUEST_ID_REUSED", "CONFLICT"] {
+        for reason in [
+            "CALLER_UNKNOWN",
+            "NOT_AUTHORIZED",
+            "SESSION_CLOSED",
+            "REQUEST_ID_REUSED",
+            "CONFLICT",
+        ] {
             assert!(page.contains(&format!("id=\"{reason}\"")), "{reason}");
         }
         assert!(!page.contains("<script"));

@@ -1,7 +1,7 @@
 //! Conditions and keys in headers: `If-Match` and `Idempotency-Key`.
 
-use super::problem::{Problem, RestReason};
-use crate::service::AppState;
+use crate::problem::{Problem, RestReason};
+use crate::state::AppState;
 use axum::extract::FromRequestParts;
 use http::header::{self, HeaderName};
 use http::request::Parts;
@@ -32,10 +32,15 @@ fn if_match(headers: &HeaderMap) -> Result<IfMatch, Problem> {
     }
     let tag = text.trim().trim_start_matches("W/");
     let inner = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
-    let version = inner.and_then(|tag| tag.parse().ok()).filter(|version| *version > 0);
+    let version = inner
+        .and_then(|tag| tag.parse().ok())
+        .filter(|version| *version > 0);
     match version {
         Some(version) => Ok(IfMatch(Some(version))),
-        None => Err(Problem::field("If-Match", "must be one ETag of this API, such as \"7\", or *")),
+        None => Err(Problem::field(
+            "If-Match",
+            "must be one ETag of this API, such as \"7\", or *",
+        )),
     }
 }
 
@@ -76,10 +81,12 @@ impl FromRequestParts<AppState> for IdempotencyKey {
     async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Problem> {
         let key = single(&parts.headers, &IDEMPOTENCY_KEY)?;
         // The standard form is a text in quotes.
-        let key = key.map(|key| match key.strip_prefix('"').and_then(|key| key.strip_suffix('"')) {
-            Some(inner) => inner.to_owned(),
-            None => key,
-        });
+        let key = key.map(
+            |key| match key.strip_prefix('"').and_then(|key| key.strip_suffix('"')) {
+                Some(inner) => inner.to_owned(),
+                None => key,
+            },
+        );
         match key {
             None => Ok(Self(String::new())),
             Some(key)
@@ -98,11 +105,16 @@ impl FromRequestParts<AppState> for IdempotencyKey {
 
 fn single(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, Problem> {
     let mut values = headers.get_all(name).iter();
-    let Some(value) = values.next() else { return Ok(None) };
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
     let text = value.to_str().ok().filter(|_| values.next().is_none());
     match text {
         Some(text) => Ok(Some(text.to_owned())),
-        None => Err(Problem::field(name.as_str(), "must be one header of visible ASCII characters")),
+        None => Err(Problem::field(
+            name.as_str(),
+            "must be one header of visible ASCII characters",
+        )),
     }
 }
 

@@ -1,8 +1,7 @@
 //! The REST API: one call of the gRPC APIs for each request.
 //!
 //! [`caller`] has the credential and the clients, [`body`], [`query`] and
-//! [`headers`] read requests, one file a resource answers them, [`problem`] is
-//! every error, [`openapi`] and [`schema`] describe all of it.
+//! [`headers`] read requests, one file a resource answers them, [`openapi`] and [`schema`] describe all of it.
 
 mod body;
 pub(crate) mod caller;
@@ -13,7 +12,6 @@ mod headers;
 pub(crate) mod openapi;
 mod orgs;
 mod patch;
-pub(crate) mod problem;
 mod query;
 pub(crate) mod schema;
 mod sessions;
@@ -21,12 +19,12 @@ mod tokens;
 mod verbs;
 mod watch;
 
-use crate::service::AppState;
+use crate::problem::{Problem, RestReason};
+use crate::state::AppState;
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use problem::{Problem, RestReason};
 use tower::ServiceExt as _;
 use utoipa::openapi::path::Paths;
 use utoipa_axum::router::UtoipaMethodRouter;
@@ -39,7 +37,10 @@ pub(crate) fn router(app: &AppState) -> Router {
         .merge(docs::router(openapi::of(paths, &app.prefix), &app.prefix))
         .fallback(async || Problem::of_http(RestReason::NotFound, "There is no such path in the API."))
         .method_not_allowed_fallback(async || {
-            Problem::of_http(RestReason::MethodNotAllowed, "The path has no such method; see the header Allow.")
+            Problem::of_http(
+                RestReason::MethodNotAllowed,
+                "The path has no such method; see the header Allow.",
+            )
         })
         .layer(middleware::from_fn(check_preconditions))
         .with_state(app.clone());
@@ -70,10 +71,18 @@ pub(super) fn routes() -> (Router<AppState>, Paths) {
         routes!(tokens::revoke_session_token),
         routes!(tokens::revoke_all_session_tokens),
         routes!(clusters::list_clusters, clusters::create_cluster),
-        routes!(clusters::describe_cluster, clusters::update_cluster, clusters::delete_cluster),
+        routes!(
+            clusters::describe_cluster,
+            clusters::update_cluster,
+            clusters::delete_cluster
+        ),
         routes!(clusters::drain_cluster),
         routes!(catalogs::list_catalogs, catalogs::create_catalog),
-        routes!(catalogs::describe_catalog, catalogs::update_catalog, catalogs::delete_catalog),
+        routes!(
+            catalogs::describe_catalog,
+            catalogs::update_catalog,
+            catalogs::delete_catalog
+        ),
         routes!(catalogs::test_catalog),
         routes!(orgs::list_orgs, orgs::create_org),
         routes!(orgs::describe_org),
@@ -83,10 +92,12 @@ pub(super) fn routes() -> (Router<AppState>, Paths) {
         routes!(orgs::disable_principal),
     ];
     let mut described = Paths::new();
-    let router = all.into_iter().fold(Router::new(), |router, (_, paths, methods)| {
-        let path = paths.paths.keys().next().cloned().unwrap_or_default();
-        described.paths.extend(paths.paths);
-        router.route(&verbs::routed(&path), methods)
-    });
+    let router = all
+        .into_iter()
+        .fold(Router::new(), |router, (_, paths, methods)| {
+            let path = paths.paths.keys().next().cloned().unwrap_or_default();
+            described.paths.extend(paths.paths);
+            router.route(&verbs::routed(&path), methods)
+        });
     (router, described)
 }

@@ -19,7 +19,11 @@ pub fn document() -> Value {
 pub(super) fn of(paths: Paths, prefix: &str) -> Value {
     let mut paths = serde_json::to_value(paths).unwrap_or_default();
     for item in paths.as_object_mut().into_iter().flat_map(Map::values_mut) {
-        for operation in METHODS.iter().filter_map(|method| item.get_mut(*method).map(std::mem::take).map(|o| (*method, o))).collect::<Vec<_>>() {
+        for operation in METHODS
+            .iter()
+            .filter_map(|method| item.get_mut(*method).map(std::mem::take).map(|o| (*method, o)))
+            .collect::<Vec<_>>()
+        {
             let (method, mut operation) = operation;
             complete(&mut operation);
             item[method] = operation;
@@ -77,7 +81,9 @@ fn references(value: &Value) -> Vec<String> {
         Value::Object(object) => {
             let own = object.get("$ref").and_then(Value::as_str);
             let own = own.and_then(|path| path.rsplit('/').next()).map(str::to_owned);
-            own.into_iter().chain(object.values().flat_map(references)).collect()
+            own.into_iter()
+                .chain(object.values().flat_map(references))
+                .collect()
         }
         Value::Array(items) => items.iter().flat_map(references).collect(),
         _ => Vec::new(),

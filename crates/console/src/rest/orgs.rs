@@ -2,9 +2,9 @@
 
 use super::body::{Json, NoBody, Object, Reply, RequestBody, message};
 use super::caller::{Caller, required};
-use super::problem::Problem;
 use super::query::Query;
 use super::schema;
+use crate::problem::Problem;
 use axum::extract::Path;
 use serde_json::Value;
 use session_proto::v1;
@@ -35,7 +35,9 @@ fn reply(org: Option<v1::Org>) -> Result<Reply, Problem> {
     responses((status = 200, description = "The organizations.", body = schema::ListOrgsResponse)))]
 pub(super) async fn list_orgs(caller: Caller, query: Query) -> Result<Reply, Problem> {
     query.only(&[])?;
-    let orgs = caller.answer(caller.orgs().list_orgs(v1::ListOrgsRequest {})).await?;
+    let orgs = caller
+        .answer(caller.orgs().list_orgs(v1::ListOrgsRequest {}))
+        .await?;
     Ok(Reply::ok(&orgs))
 }
 
@@ -82,7 +84,10 @@ pub(super) async fn set_limits(
     Json(limits): Json<v1::Limits>,
 ) -> Result<Reply, Problem> {
     query.only(&[])?;
-    let request = v1::SetLimitsRequest { name, limits: Some(limits) };
+    let request = v1::SetLimitsRequest {
+        name,
+        limits: Some(limits),
+    };
     reply(caller.answer(caller.orgs().set_limits(request)).await?.org)
 }
 

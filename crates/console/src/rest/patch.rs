@@ -3,7 +3,7 @@
 
 use super::body::{RequestBody, message};
 use super::headers::{IfMatch, changed};
-use super::problem::Problem;
+use crate::problem::Problem;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use session_proto::json;
@@ -103,8 +103,14 @@ mod tests {
         let merged = after(before, json!({"a": null, "b": {"c": 4}, "e": [3]}));
         assert_eq!(merged, json!({"b": {"c": 4, "d": 3}, "e": [3]}));
         let before = json!({"provider": {"process": {"program": "/x", "python": "/p"}}});
-        let same = after(before.clone(), json!({"provider": {"process": {"program": "/y"}}}));
-        assert_eq!(same, json!({"provider": {"process": {"program": "/y", "python": "/p"}}}));
+        let same = after(
+            before.clone(),
+            json!({"provider": {"process": {"program": "/y"}}}),
+        );
+        assert_eq!(
+            same,
+            json!({"provider": {"process": {"program": "/y", "python": "/p"}}})
+        );
         let other = after(before, json!({"provider": {"static": {"endpoints": []}}}));
         assert_eq!(other, json!({"provider": {"static": {"endpoints": []}}}));
     }

@@ -1,7 +1,7 @@
 //! Parameters of a query. An unknown one is an error: a filter with a typing
 //! error must not be ignored.
 
-use super::problem::Problem;
+use crate::problem::Problem;
 use axum::extract::{FromRequestParts, Query as Pairs};
 use http::request::Parts;
 use prost_types::Duration;
@@ -32,7 +32,10 @@ impl Query {
     /// # Errors
     /// An unknown parameter.
     pub(crate) fn only(self, known: &[&str]) -> Result<Self, Problem> {
-        let unknown = self.pairs.iter().find(|(name, _)| !known.contains(&name.as_str()));
+        let unknown = self
+            .pairs
+            .iter()
+            .find(|(name, _)| !known.contains(&name.as_str()));
         match unknown {
             None => Ok(self),
             Some((name, _)) if known.is_empty() => {
@@ -40,7 +43,10 @@ impl Query {
             }
             Some((name, _)) => Err(Problem::field(
                 name,
-                format!("is not a parameter of this request, expected one of {}", known.join(", ")),
+                format!(
+                    "is not a parameter of this request, expected one of {}",
+                    known.join(", ")
+                ),
             )),
         }
     }
@@ -67,10 +73,15 @@ impl Query {
     /// # Errors
     /// If it is not a number in `range`.
     pub(crate) fn number(&self, name: &str, range: std::ops::RangeInclusive<i32>) -> Result<i32, Problem> {
-        let Some(text) = self.single(name)? else { return Ok(0) };
+        let Some(text) = self.single(name)? else {
+            return Ok(0);
+        };
         let number = text.parse().ok().filter(|number| range.contains(number));
         number.ok_or_else(|| {
-            Problem::field(name, format!("must be a number from {} to {}", range.start(), range.end()))
+            Problem::field(
+                name,
+                format!("must be a number from {} to {}", range.start(), range.end()),
+            )
         })
     }
 
@@ -107,7 +118,9 @@ impl Query {
         let values = values.flat_map(|(_, value)| value.split(','));
         let parse = |text: &str| {
             let value: Result<E, _> = proto_json::from_value(&Value::String(text.to_owned()));
-            value.map(Into::into).map_err(|invalid| Problem::field(name, invalid.problem))
+            value
+                .map(Into::into)
+                .map_err(|invalid| Problem::field(name, invalid.problem))
         };
         values.filter(|value| !value.is_empty()).map(parse).collect()
     }

@@ -33,13 +33,41 @@ macro_rules! named {
 }
 
 named!(
-    Catalog, CatalogBody, CatalogPatch, Cluster, ClusterBody, ClusterPatch, CreateSessionBody,
-    DisableOrgResponse, DisablePrincipalBody, DisablePrincipalResponse, Events, ExtendSessionBody,
-    InterruptOperationsBody, InterruptOperationsResponse, IssueSessionTokenBody,
-    IssueSessionTokenResponse, KeepSessionAliveBody, LimitsBody, ListCatalogsResponse,
-    ListClustersResponse, ListOperationsResponse, ListOrgsResponse, ListSessionEventsResponse,
-    ListSessionTokensResponse, ListSessionsResponse, Org, OrgBody, RevokeAllSessionTokensResponse,
-    Seconds, Session, SessionStatus, TestCatalogBody, TestCatalogResponse, UpdateSessionBody, Wait,
+    Catalog,
+    CatalogBody,
+    CatalogPatch,
+    Cluster,
+    ClusterBody,
+    ClusterPatch,
+    CreateSessionBody,
+    DisableOrgResponse,
+    DisablePrincipalBody,
+    DisablePrincipalResponse,
+    Events,
+    ExtendSessionBody,
+    InterruptOperationsBody,
+    InterruptOperationsResponse,
+    IssueSessionTokenBody,
+    IssueSessionTokenResponse,
+    KeepSessionAliveBody,
+    LimitsBody,
+    ListCatalogsResponse,
+    ListClustersResponse,
+    ListOperationsResponse,
+    ListOrgsResponse,
+    ListSessionEventsResponse,
+    ListSessionTokensResponse,
+    ListSessionsResponse,
+    Org,
+    OrgBody,
+    RevokeAllSessionTokensResponse,
+    Seconds,
+    Session,
+    SessionStatus,
+    TestCatalogBody,
+    TestCatalogResponse,
+    UpdateSessionBody,
+    Wait,
 );
 
 /// Bodies of requests: the schema, its message, and the fields that are not in
@@ -47,18 +75,38 @@ named!(
 const BODIES: [(&str, &str, &[&str]); 14] = [
     ("CatalogBody", "Catalog", &["managed_by_config", "version"]),
     ("CatalogPatch", "Catalog", &["managed_by_config"]),
-    ("ClusterBody", "Cluster", &["managed_by_config", "version", "profiles"]),
+    (
+        "ClusterBody",
+        "Cluster",
+        &["managed_by_config", "version", "profiles"],
+    ),
     ("ClusterPatch", "Cluster", &["managed_by_config", "profiles"]),
     ("CreateSessionBody", "CreateSessionRequest", &["request_id"]),
     ("DisablePrincipalBody", "DisablePrincipalRequest", &["principal"]),
     ("ExtendSessionBody", "ExtendSessionRequest", &["session_id"]),
-    ("InterruptOperationsBody", "InterruptOperationsRequest", &["session_id"]),
-    ("IssueSessionTokenBody", "IssueSessionTokenRequest", &["session_id"]),
+    (
+        "InterruptOperationsBody",
+        "InterruptOperationsRequest",
+        &["session_id"],
+    ),
+    (
+        "IssueSessionTokenBody",
+        "IssueSessionTokenRequest",
+        &["session_id"],
+    ),
     ("KeepSessionAliveBody", "KeepSessionAliveRequest", &["session_id"]),
     ("LimitsBody", "Limits", &[]),
-    ("OrgBody", "Org", &["disabled", "managed_by_config", "version", "disabled_principals"]),
+    (
+        "OrgBody",
+        "Org",
+        &["disabled", "managed_by_config", "version", "disabled_principals"],
+    ),
     ("TestCatalogBody", "TestCatalogRequest", &["name"]),
-    ("UpdateSessionBody", "UpdateSessionRequest", &["session_id", "version"]),
+    (
+        "UpdateSessionBody",
+        "UpdateSessionRequest",
+        &["session_id", "version"],
+    ),
 ];
 
 /// Whether a schema is of a reply, in which every field is present, or of a
@@ -99,24 +147,38 @@ pub(super) fn all() -> Map<String, Value> {
                 schemas.insert(side.nested(message.name()), messages.schema(side, &[]));
             }
             for (name, of, omitted) in BODIES.iter().filter(|(_, of, _)| *of == message.name()) {
-                let side = if name.ends_with("Patch") { Side::Patch } else { Side::Request };
+                let side = if name.ends_with("Patch") {
+                    Side::Patch
+                } else {
+                    Side::Request
+                };
                 debug_assert_eq!(*of, message.name());
                 schemas.insert((*name).to_owned(), messages.schema(side, omitted));
             }
         }
         for enumeration in &file.enum_type {
             let prefix = format!("{}_", screaming(enumeration.name()));
-            let names = enumeration.value.iter().map(|value| {
-                value.name().trim_start_matches(&prefix).to_ascii_lowercase()
-            });
+            let names = enumeration
+                .value
+                .iter()
+                .map(|value| value.name().trim_start_matches(&prefix).to_ascii_lowercase());
             let names: Vec<_> = names.collect();
-            schemas.insert(enumeration.name().to_owned(), json!({"type": "string", "enum": names}));
+            schemas.insert(
+                enumeration.name().to_owned(),
+                json!({"type": "string", "enum": names}),
+            );
         }
     }
     schemas.insert("Problem".to_owned(), problem());
-    schemas.insert("Seconds".to_owned(), json!({"type": "string", "pattern": DURATION_PATTERN}));
+    schemas.insert(
+        "Seconds".to_owned(),
+        json!({"type": "string", "pattern": DURATION_PATTERN}),
+    );
     schemas.insert("Wait".to_owned(), json!({"type": "string", "enum": ["active"]}));
-    schemas.insert("Events".to_owned(), json!({"type": "string", "description": "Server-sent events."}));
+    schemas.insert(
+        "Events".to_owned(),
+        json!({"type": "string", "description": "Server-sent events."}),
+    );
     schemas.into_iter().collect()
 }
 
@@ -169,7 +231,9 @@ impl Messages<'_> {
                 continue;
             }
             let mut schema = self.field(side, field);
-            if let (Some(text), Some(schema)) = (self.comment(&[4, self.index, 2, index]), schema.as_object_mut()) {
+            if let (Some(text), Some(schema)) =
+                (self.comment(&[4, self.index, 2, index]), schema.as_object_mut())
+            {
                 schema.insert("description".to_owned(), text.into());
             }
             properties.insert(field.name().to_owned(), schema);
@@ -186,10 +250,20 @@ impl Messages<'_> {
     }
 
     /// A oneof is one property: an object with one of its members, or null.
-    fn add_alternative(&self, properties: &mut Map<String, Value>, side: Side, oneof: i32, field: &FieldDescriptorProto) {
-        let declared = usize::try_from(oneof).ok().and_then(|oneof| self.message.oneof_decl.get(oneof));
+    fn add_alternative(
+        &self,
+        properties: &mut Map<String, Value>,
+        side: Side,
+        oneof: i32,
+        field: &FieldDescriptorProto,
+    ) {
+        let declared = usize::try_from(oneof)
+            .ok()
+            .and_then(|oneof| self.message.oneof_decl.get(oneof));
         let name = declared.map_or("", |oneof| oneof.name()).to_owned();
-        let schema = properties.entry(name).or_insert_with(|| json!({"oneOf": [{"type": "null"}]}));
+        let schema = properties
+            .entry(name)
+            .or_insert_with(|| json!({"oneOf": [{"type": "null"}]}));
         let alternative = json!({
             "type": "object",
             "properties": {field.name(): self.single(side, field)},
@@ -204,7 +278,10 @@ impl Messages<'_> {
     fn field(&self, side: Side, field: &FieldDescriptorProto) -> Value {
         if (self.message.name(), field.name()) == ("Catalog", "properties") {
             let texts = json!({"type": "array", "items": {"type": "string"}});
-            return nullable_in_patch(side, json!({"type": "object", "additionalProperties": {"oneOf": [{"type": "string"}, texts]}}));
+            return nullable_in_patch(
+                side,
+                json!({"type": "object", "additionalProperties": {"oneOf": [{"type": "string"}, texts]}}),
+            );
         }
         if let Some(entry) = self.map_entry(field) {
             let value = entry.field.iter().find(|field| field.name() == "value");
@@ -217,13 +294,18 @@ impl Messages<'_> {
         }
         let single = self.single(side, field);
         let is_optional = field.proto3_optional() || field.r#type() == Type::Message;
-        if is_optional { nullable(single) } else { nullable_in_patch(side, single) }
+        if is_optional {
+            nullable(single)
+        } else {
+            nullable_in_patch(side, single)
+        }
     }
 
     fn map_entry(&self, field: &FieldDescriptorProto) -> Option<&DescriptorProto> {
         let name = field.type_name().rsplit('.').next()?;
         let entries = self.message.nested_type.iter();
-        let mut entries = entries.filter(|nested| nested.options.as_ref().is_some_and(|options| options.map_entry()));
+        let mut entries =
+            entries.filter(|nested| nested.options.as_ref().is_some_and(|options| options.map_entry()));
         entries.find(|entry| entry.name() == name)
     }
 
@@ -247,7 +329,11 @@ impl Messages<'_> {
     /// The comment of the proto at this path, as one paragraph.
     fn comment(&self, path: &[usize]) -> Option<String> {
         let info = self.file.source_code_info.as_ref()?;
-        let is_here = |at: &[i32]| at.iter().map(|part| usize::try_from(*part).ok()).eq(path.iter().copied().map(Some));
+        let is_here = |at: &[i32]| {
+            at.iter()
+                .map(|part| usize::try_from(*part).ok())
+                .eq(path.iter().copied().map(Some))
+        };
         let location = info.location.iter().find(|location| is_here(&location.path))?;
         let words: Vec<_> = location.leading_comments().split_whitespace().collect();
         (!words.is_empty()).then(|| words.join(" "))

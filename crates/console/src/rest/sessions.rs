@@ -3,10 +3,10 @@
 use super::body::{Json, NoBody, Reply, RequestBody};
 use super::caller::{Caller, required};
 use super::headers::{IdempotencyKey, IfMatch, precondition};
-use super::problem::Problem;
 use super::query::Query;
 use super::schema;
 use crate::metrics::StreamKind;
+use crate::problem::Problem;
 use axum::extract::Path;
 use session_proto::v1;
 
@@ -75,7 +75,15 @@ pub(super) async fn create_session(
         ("page_token" = Option<String>, Query, description = "`next_page_token` of the page before.")),
     responses((status = 200, description = "A page of sessions.", body = schema::ListSessionsResponse)))]
 pub(super) async fn list_sessions(caller: Caller, query: Query) -> Result<Reply, Problem> {
-    let query = query.only(&["statuses", "owner", "cluster", "team", "labels", "page_size", "page_token"])?;
+    let query = query.only(&[
+        "statuses",
+        "owner",
+        "cluster",
+        "team",
+        "labels",
+        "page_size",
+        "page_token",
+    ])?;
     let request = v1::ListSessionsRequest {
         statuses: query.enums::<v1::SessionStatus>("statuses")?,
         owner: query.text("owner")?,
@@ -107,10 +115,17 @@ pub(super) async fn describe_session(
     let mut stream = None;
     if wait_ready.is_some() {
         let limits = &caller.app().limits;
-        stream = Some(limits.enter_stream(caller.front.client, caller.credential().id(), StreamKind::LongPoll)?);
+        stream = Some(limits.enter_stream(
+            caller.front.client,
+            caller.credential().id(),
+            StreamKind::LongPoll,
+        )?);
         caller.release();
     }
-    let request = v1::DescribeSessionRequest { session_id, wait_ready };
+    let request = v1::DescribeSessionRequest {
+        session_id,
+        wait_ready,
+    };
     let stopping = caller.app().stopping.clone();
     let mut sessions = caller.sessions();
     let call = caller.answer(sessions.describe_session(request.clone()));
@@ -118,7 +133,10 @@ pub(super) async fn describe_session(
     let described = match stopping.run_until_cancelled(call).await {
         Some(described) => described?,
         None => {
-            let now = v1::DescribeSessionRequest { wait_ready: None, ..request };
+            let now = v1::DescribeSessionRequest {
+                wait_ready: None,
+                ..request
+            };
             caller.answer(caller.sessions().describe_session(now)).await?
         }
     };
@@ -132,8 +150,13 @@ fn wait(query: &Query) -> Result<Option<prost_types::Duration>, Problem> {
     match (query.text("wait")?.as_str(), timeout) {
         ("", None) => Ok(None),
         ("", Some(_)) => Err(Problem::field("timeout", "needs wait=active")),
-        ("active", None) => Ok(Some(prost_types::Duration { seconds: MAX_WAIT, nanos: 0 })),
-        ("active", Some(timeout)) if timeout.seconds < MAX_WAIT || (timeout.seconds == MAX_WAIT && timeout.nanos == 0) => {
+        ("active", None) => Ok(Some(prost_types::Duration {
+            seconds: MAX_WAIT,
+            nanos: 0,
+        })),
+        ("active", Some(timeout))
+            if timeout.seconds < MAX_WAIT || (timeout.seconds == MAX_WAIT && timeout.nanos == 0) =>
+        {
             Ok(Some(timeout))
         }
         ("active", Some(_)) => Err(Problem::field("timeout", "must be at most 60s")),
@@ -159,7 +182,11 @@ pub(super) async fn update_session(
     request.session_id = session_id;
     request.version = condition.0.unwrap_or(0);
     let updated = caller.answer(caller.sessions().update_session(request)).await;
-    reply(updated.map_err(|problem| precondition(problem, condition))?.session)
+    reply(
+        updated
+            .map_err(|problem| precondition(problem, condition))?
+            .session,
+    )
 }
 
 /// Moves the end of a session, within 7 days of its creation.
@@ -175,7 +202,12 @@ pub(super) async fn extend_session(
 ) -> Result<Reply, Problem> {
     query.only(&[])?;
     request.session_id = session_id;
-    reply(caller.answer(caller.sessions().extend_session(request)).await?.session)
+    reply(
+        caller
+            .answer(caller.sessions().extend_session(request))
+            .await?
+            .session,
+    )
 }
 
 /// Pauses the idle timeouts of a session, for work without an open call.
@@ -191,7 +223,12 @@ pub(super) async fn keep_session_alive(
 ) -> Result<Reply, Problem> {
     query.only(&[])?;
     request.session_id = session_id;
-    reply(caller.answer(caller.sessions().keep_session_alive(request)).await?.session)
+    reply(
+        caller
+            .answer(caller.sessions().keep_session_alive(request))
+            .await?
+            .session,
+    )
 }
 
 /// Wakes an idle session ahead of its next query.
@@ -206,7 +243,12 @@ pub(super) async fn warm_session(
 ) -> Result<Reply, Problem> {
     query.only(&[])?;
     let request = v1::WarmSessionRequest { session_id };
-    reply(caller.answer(caller.sessions().warm_session(request)).await?.session)
+    reply(
+        caller
+            .answer(caller.sessions().warm_session(request))
+            .await?
+            .session,
+    )
 }
 
 /// Ends a session. Closing a closed session succeeds.
@@ -221,7 +263,12 @@ pub(super) async fn close_session(
 ) -> Result<Reply, Problem> {
     query.only(&[])?;
     let request = v1::CloseSessionRequest { session_id };
-    reply(caller.answer(caller.sessions().close_session(request)).await?.session)
+    reply(
+        caller
+            .answer(caller.sessions().close_session(request))
+            .await?
+            .session,
+    )
 }
 
 /// The last 50 changes of a session, oldest first.
@@ -235,7 +282,9 @@ pub(super) async fn list_session_events(
 ) -> Result<Reply, Problem> {
     query.only(&[])?;
     let request = v1::ListSessionEventsRequest { session_id };
-    let events = caller.answer(caller.sessions().list_session_events(request)).await?;
+    let events = caller
+        .answer(caller.sessions().list_session_events(request))
+        .await?;
     Ok(Reply::ok(&events))
 }
 
@@ -269,6 +318,8 @@ pub(super) async fn interrupt_operations(
 ) -> Result<Reply, Problem> {
     query.only(&[])?;
     request.session_id = session_id;
-    let interrupted = caller.answer(caller.sessions().interrupt_operations(request)).await?;
+    let interrupted = caller
+        .answer(caller.sessions().interrupt_operations(request))
+        .await?;
     Ok(Reply::ok(&interrupted))
 }

@@ -2,9 +2,9 @@
 
 use super::body::{Json, NoBody, Reply, RequestBody};
 use super::caller::Caller;
-use super::problem::Problem;
 use super::query::Query;
 use super::schema;
+use crate::problem::Problem;
 use axum::extract::Path;
 use http::StatusCode;
 use session_proto::v1;
@@ -29,7 +29,9 @@ pub(super) async fn issue_session_token(
 ) -> Result<Reply, Problem> {
     query.only(&[])?;
     session_id.clone_into(&mut request.session_id);
-    let issued = caller.answer(caller.tokens().issue_session_token(request)).await?;
+    let issued = caller
+        .answer(caller.tokens().issue_session_token(request))
+        .await?;
     let prefix = &caller.app().prefix;
     let location = format!("{prefix}/api/v1/sessions/{session_id}/tokens/{}", issued.token_id);
     Ok(Reply::ok(&issued).created(&location))
@@ -46,7 +48,9 @@ pub(super) async fn list_session_tokens(
 ) -> Result<Reply, Problem> {
     query.only(&[])?;
     let request = v1::ListSessionTokensRequest { session_id };
-    let tokens = caller.answer(caller.tokens().list_session_tokens(request)).await?;
+    let tokens = caller
+        .answer(caller.tokens().list_session_tokens(request))
+        .await?;
     Ok(Reply::ok(&tokens))
 }
 
@@ -62,7 +66,9 @@ pub(super) async fn revoke_session_token(
 ) -> Result<StatusCode, Problem> {
     query.only(&[])?;
     let request = v1::RevokeSessionTokenRequest { session_id, token_id };
-    caller.answer(caller.tokens().revoke_session_token(request)).await?;
+    caller
+        .answer(caller.tokens().revoke_session_token(request))
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -78,6 +84,8 @@ pub(super) async fn revoke_all_session_tokens(
 ) -> Result<Reply, Problem> {
     query.only(&[])?;
     let request = v1::RevokeAllSessionTokensRequest { session_id };
-    let revoked = caller.answer(caller.tokens().revoke_all_session_tokens(request)).await?;
+    let revoked = caller
+        .answer(caller.tokens().revoke_all_session_tokens(request))
+        .await?;
     Ok(Reply::ok(&revoked))
 }

@@ -54,8 +54,14 @@ mod tests {
         };
         for (asked, routed) in [
             ("/sessions/s-1:close", "/sessions/s-1/~close"),
-            ("/sessions:watch?session_id=s-1:x", "/sessions/~watch?session_id=s-1:x"),
-            ("/sessions/s-1/operations:interrupt", "/sessions/s-1/operations/~interrupt"),
+            (
+                "/sessions:watch?session_id=s-1:x",
+                "/sessions/~watch?session_id=s-1:x",
+            ),
+            (
+                "/sessions/s-1/operations:interrupt",
+                "/sessions/s-1/operations/~interrupt",
+            ),
             ("/principals/sa%7Cx:y:disable", "/principals/sa%7Cx:y/~disable"),
             ("/sessions/s-1", "/sessions/s-1"),
             ("/clusters/a:1", "/clusters/a:1"),

@@ -6,13 +6,13 @@
 //! again with `Last-Event-ID` misses no change, at any replica.
 
 use super::caller::Caller;
-use super::problem::Problem;
 use super::query::Query;
 use super::schema;
 use crate::front::IsStream;
 use crate::limits::StreamPermit;
 use crate::metrics::{Metrics, StreamKind};
-use crate::service::AppState;
+use crate::problem::Problem;
+use crate::state::AppState;
 use axum::extract::State;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -141,14 +141,21 @@ impl Watcher {
     fn event(&self, update: WatchSessionsResponse) -> Event {
         match update.update {
             Some(Update::Session(session)) => {
-                let name = if update.event.is_some() { "session" } else { "snapshot" };
+                let name = if update.event.is_some() {
+                    "session"
+                } else {
+                    "snapshot"
+                };
                 let id = format!("{}@{}", session.id, session.version);
                 let data = json!({"session": value(&session), "event": value(&update.event)});
                 Event::default().event(name).id(id).data(data.to_string())
             }
             Some(Update::Reset(_)) | None => {
                 let data = json!({"reset": {"after": self.after}});
-                Event::default().event("reset").retry(RECONNECT_DELAY).data(data.to_string())
+                Event::default()
+                    .event("reset")
+                    .retry(RECONNECT_DELAY)
+                    .data(data.to_string())
             }
         }
     }

@@ -1,56 +1,45 @@
-//! Sign-in and the credential of a request.
-//!
-//! ```text
-//! auth/key ───────┐                          ┌─▶ Credential of a request
-//! auth/callback ──┴─▶ SignedIn (sealed cookie) ─▶ attach (renews it) ─┘
-//! ```
+//! What a signed-in browser is made of: keys, cookies and identity providers.
+//! [`crate::auth`] has the routes that use them.
 //!
 //! The cookie of a signed-in browser contains the credential itself, sealed;
 //! nothing is stored here, so any replica answers any request.
 //!
 //! - `keys`, `cookie`, `session`: the sealed cookie
-//! - `browser`: finds, renews and removes it around every request
 //! - `csrf`, `return_path`: what other sites must not be able to do
-//! - `oidc`, `login`: identity providers
-//! - `account`: who is signed in, service-account keys, sign-out
+//! - `oidc`, `renewal`: identity providers
 
-mod account;
-mod browser;
-mod caller;
 mod config;
-mod cookie;
-pub(crate) mod credential;
-mod csrf;
+pub(crate) mod cookie;
+pub(crate) mod csrf;
 mod keys;
-mod login;
-mod oidc;
+pub(crate) mod oidc;
 mod renewal;
-mod return_path;
-mod session;
+pub(crate) mod return_path;
+pub(crate) mod session;
 
 pub use config::{CredentialToken, ProviderConfig, SignInConfig};
 
-pub(crate) use browser::attach;
-
-use crate::service::AppState;
 use anyhow::{Context as _, Result};
-use axum::Router;
-use axum::routing::{get, post};
 use cookie::CookieJar;
-use http::Uri;
+use http::header::SET_COOKIE;
+use http::request::Parts;
+use http::{HeaderMap, Uri};
 use keys::CookieKeys;
-use oidc::Provider;
+use oidc::{LoginError, Provider};
 use renewal::Renewals;
+use session::SignedIn;
+use session_core::Timestamp;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// What the sign-in keeps between requests: keys and what is known of
 /// providers.
 #[derive(Debug)]
 pub(crate) struct SignIn {
-    config: SignInConfig,
-    jar: CookieJar,
-    keys: CookieKeys,
+    pub(crate) config: SignInConfig,
+    pub(crate) jar: CookieJar,
+    pub(crate) keys: CookieKeys,
     providers: Vec<Arc<Provider>>,
     renewals: Renewals,
     /// Scheme and host of the console, if configured.
@@ -96,8 +85,91 @@ impl SignIn {
         self.keys.follow(stop).await;
     }
 
-    fn provider(&self, id: &str) -> Option<&Arc<Provider>> {
+    /// Whether a page of the console sent the request.
+    pub(crate) fn is_own_page(&self, parts: &Parts) -> bool {
+        csrf::is_same_origin(parts, self.origin.as_deref())
+    }
+
+    /// The provider with this id.
+    pub(crate) fn provider(&self, id: &str) -> Option<&Arc<Provider>> {
         self.providers.iter().find(|provider| provider.config().id == id)
+    }
+}
+
+/// What becomes of the cookie.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// It stays.
+    Keep,
+    /// The new one is stored.
+    Store,
+    /// It is removed.
+    Remove,
+}
+
+impl SignIn {
+    /// The usable sign-in of a browser.
+    pub(crate) async fn current(
+        &self,
+        cookies: &HeaderMap,
+        now: Timestamp,
+    ) -> (Option<Arc<SignedIn>>, Change) {
+        let sealed = cookie::load(cookies, &self.jar.session());
+        let Some(signed_in) = sealed.and_then(|sealed| SignedIn::open(&sealed, &self.keys)) else {
+            return (None, Change::Remove);
+        };
+        let usable = signed_in.is_usable(now);
+        let provider = self.provider(&signed_in.method);
+        let Some(provider) = provider.filter(|_| signed_in.needs_renewal(now)) else {
+            return match usable {
+                true => (Some(Arc::new(signed_in)), Change::Keep),
+                false => (None, Change::Remove),
+            };
+        };
+        match (self.renewals.renew(provider, &signed_in, now).await, usable) {
+            (Ok(renewed), _) => (Some(renewed), Change::Store),
+            (Err(_), true) => (Some(Arc::new(signed_in)), Change::Keep),
+            // It can be renewed when the provider is back.
+            (Err(LoginError::Unavailable), false) => (None, Change::Keep),
+            (Err(LoginError::Rejected | LoginError::InvalidToken | LoginError::TooLarge), false) => {
+                (None, Change::Remove)
+            }
+        }
+    }
+
+    /// Adds the headers that keep a sign-in. False if it is too long for
+    /// cookies.
+    pub(crate) fn store(
+        &self,
+        answer: &mut HeaderMap,
+        cookies: &HeaderMap,
+        signed_in: &SignedIn,
+        now: Timestamp,
+    ) -> bool {
+        let age = signed_in.expires_at().since(now);
+        match signed_in.seal(&self.keys) {
+            Ok(sealed) if age > Duration::ZERO => {
+                self.jar.store(answer, cookies, &self.jar.session(), &sealed, age)
+            }
+            Ok(_) => true,
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(error, "sealing a cookie failed");
+                false
+            }
+        }
+    }
+
+    /// Adds the headers that end a sign-in.
+    pub(crate) fn remove(&self, answer: &mut HeaderMap, cookies: &HeaderMap) {
+        self.jar.remove(answer, cookies, &self.jar.session());
+    }
+
+    /// Whether the answer already decides about the cookie.
+    pub(crate) fn is_set_by(&self, answer: &HeaderMap) -> bool {
+        let name = self.jar.session();
+        let mut lines = answer.get_all(SET_COOKIE).iter();
+        lines.any(|line| line.as_bytes().starts_with(name.as_bytes()))
     }
 }
 
@@ -110,27 +182,6 @@ fn origin(uri: &Uri) -> Option<String> {
     };
     let host = authority.host().to_ascii_lowercase();
     Some(format!("{scheme}://{host}{port}"))
-}
-
-/// The routes below `/auth`.
-pub(crate) fn router(app: &AppState) -> Router {
-    Router::new()
-        .route("/auth/session", get(account::session))
-        .route("/auth/key", post(account::sign_in_with_key))
-        .route("/auth/logout", post(account::sign_out))
-        .route("/auth/login/{provider}", get(login::start))
-        .route("/auth/callback", get(login::finish))
-        .layer(axum::middleware::map_response(no_store))
-        .with_state(app.clone())
-}
-
-/// Answers of the sign-in are never cached.
-async fn no_store(mut response: axum::response::Response) -> axum::response::Response {
-    let no_store = http::HeaderValue::from_static("no-store");
-    response
-        .headers_mut()
-        .insert(http::header::CACHE_CONTROL, no_store);
-    response
 }
 
 #[cfg(test)]

@@ -6,9 +6,9 @@
 //! late continues with the credential it has, which is renewed before it
 //! expires.
 
-use super::credential::{Credential, CredentialId};
 use super::oidc::{LoginError, Provider};
 use super::session::SignedIn;
+use crate::credential::{Credential, CredentialId};
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
 use parking_lot::Mutex;

@@ -15,35 +15,75 @@ async fn a_change_of_another_version_fails() {
     let etag = read.header("etag").to_owned();
     assert_eq!(etag, format!("\"{}\"", read.json["version"]));
     let rename = |name: &str| Some(json!({"name": name, "labels": {"by": name}}));
-    let first = stack.send("ada", "PATCH", &path, &[("if-match", &etag)], rename("first")).await;
+    let first = stack
+        .send("ada", "PATCH", &path, &[("if-match", &etag)], rename("first"))
+        .await;
     assert_eq!(first.status, StatusCode::OK, "{first:?}");
-    assert_eq!((first.text("name"), &first.json["labels"]), ("first".to_owned(), &json!({"by": "first"})));
+    assert_eq!(
+        (first.text("name"), &first.json["labels"]),
+        ("first".to_owned(), &json!({"by": "first"}))
+    );
     assert_ne!(first.header("etag"), etag);
-    let second = stack.send("ada", "PATCH", &path, &[("if-match", &etag)], rename("second")).await;
+    let second = stack
+        .send("ada", "PATCH", &path, &[("if-match", &etag)], rename("second"))
+        .await;
     assert_eq!(second.status, StatusCode::PRECONDITION_FAILED);
     assert_problem(&second, "PRECONDITION_FAILED");
-    assert_eq!(stack.send("ada", "GET", &path, &[], None).await.text("name"), "first");
-    let any = stack.send("ada", "PATCH", &path, &[("if-match", "*")], Some(json!({"name": ""}))).await;
+    assert_eq!(
+        stack.send("ada", "GET", &path, &[], None).await.text("name"),
+        "first"
+    );
+    let any = stack
+        .send(
+            "ada",
+            "PATCH",
+            &path,
+            &[("if-match", "*")],
+            Some(json!({"name": ""})),
+        )
+        .await;
     assert_eq!((any.status, any.text("name")), (StatusCode::OK, String::new()));
     for bad in ["7", "\"a\"", "\"1\", \"2\""] {
-        let refused = stack.send("ada", "PATCH", &path, &[("if-match", bad)], rename("x")).await;
-        assert_eq!((refused.status, refused.field()), (StatusCode::BAD_REQUEST, "If-Match"), "{bad}");
+        let refused = stack
+            .send("ada", "PATCH", &path, &[("if-match", bad)], rename("x"))
+            .await;
+        assert_eq!(
+            (refused.status, refused.field()),
+            (StatusCode::BAD_REQUEST, "If-Match"),
+            "{bad}"
+        );
     }
-    let unchecked = stack.send("ada", "POST", &format!("{path}:close"), &[("if-match", &etag)], None).await;
-    assert_eq!((unchecked.status, unchecked.field()), (StatusCode::BAD_REQUEST, "If-Match"));
+    let unchecked = stack
+        .send(
+            "ada",
+            "POST",
+            &format!("{path}:close"),
+            &[("if-match", &etag)],
+            None,
+        )
+        .await;
+    assert_eq!(
+        (unchecked.status, unchecked.field()),
+        (StatusCode::BAD_REQUEST, "If-Match")
+    );
 }
 
 #[tokio::test]
 async fn definitions_have_versions_too() {
     let stack = Stack::start().await;
-    let lake = json!({"name": "lake", "engine": "sail", "properties": {"type": "memory", "initial_database": "a"}});
+    let lake =
+        json!({"name": "lake", "engine": "sail", "properties": {"type": "memory", "initial_database": "a"}});
     let created = stack.post("olga", "/catalogs", lake).await;
     let etag = created.header("etag").to_owned();
     let path = "/api/v1/catalogs/lake";
     let patch = Some(json!({"default_database": "b"}));
-    let first = stack.send("olga", "PATCH", path, &[("if-match", &etag)], patch.clone()).await;
+    let first = stack
+        .send("olga", "PATCH", path, &[("if-match", &etag)], patch.clone())
+        .await;
     assert_eq!(first.status, StatusCode::OK, "{first:?}");
-    let second = stack.send("olga", "PATCH", path, &[("if-match", &etag)], patch).await;
+    let second = stack
+        .send("olga", "PATCH", path, &[("if-match", &etag)], patch)
+        .await;
     assert_eq!(second.status, StatusCode::PRECONDITION_FAILED);
     let in_body = Some(json!({"default_database": "c", "version": created.json["version"]}));
     let third = stack.send("olga", "PATCH", path, &[], in_body).await;
@@ -58,20 +98,38 @@ async fn the_same_key_creates_one_session() {
     let stack = Stack::start().await;
     let create = async |who: &str, key: &str, name: &str| {
         let body = json!({"cluster": "c", "name": name});
-        stack.send(who, "POST", "/api/v1/sessions", &[("idempotency-key", key)], Some(body)).await
+        stack
+            .send(
+                who,
+                "POST",
+                "/api/v1/sessions",
+                &[("idempotency-key", key)],
+                Some(body),
+            )
+            .await
     };
     let first = create("ada", "k-1", "a").await;
     let again = create("ada", "k-1", "a").await;
-    assert_eq!((first.status, again.status), (StatusCode::CREATED, StatusCode::CREATED));
+    assert_eq!(
+        (first.status, again.status),
+        (StatusCode::CREATED, StatusCode::CREATED)
+    );
     assert_eq!(first.text("id"), again.text("id"));
-    assert_eq!(create("ada", "\"k-1\"", "a").await.text("id"), first.text("id"), "in quotes");
+    assert_eq!(
+        create("ada", "\"k-1\"", "a").await.text("id"),
+        first.text("id"),
+        "in quotes"
+    );
     let other = create("ada", "k-1", "b").await;
     assert_eq!(other.status, StatusCode::CONFLICT);
     assert_problem(&other, "REQUEST_ID_REUSED");
     assert_ne!(create("bob", "k-1", "a").await.text("id"), first.text("id"));
     for bad in ["", "a b", &"x".repeat(129)] {
         let refused = create("ada", bad, "a").await;
-        assert_eq!((refused.status, refused.field()), (StatusCode::BAD_REQUEST, "Idempotency-Key"));
+        assert_eq!(
+            (refused.status, refused.field()),
+            (StatusCode::BAD_REQUEST, "Idempotency-Key")
+        );
     }
 }
 
@@ -100,11 +158,28 @@ async fn a_read_waits_until_the_session_is_active() {
         ("wait=active&wait=active", "wait"),
     ] {
         let bad = stack.get("ada", &format!("/sessions/{id}?{query}")).await;
-        assert_eq!((bad.status, bad.field()), (StatusCode::BAD_REQUEST, field), "{query}");
+        assert_eq!(
+            (bad.status, bad.field()),
+            (StatusCode::BAD_REQUEST, field),
+            "{query}"
+        );
     }
-    for query in ["page_size=0", "page_size=1001", "page_size=x", "statuses=up", "labels=a", "labels=a%3D1&labels=a%3D2"] {
-        let bad = stack.ask("ada", Method::GET, &format!("/sessions?{query}"), None).await;
+    for query in [
+        "page_size=0",
+        "page_size=1001",
+        "page_size=x",
+        "statuses=up",
+        "labels=a",
+        "labels=a%3D1&labels=a%3D2",
+    ] {
+        let bad = stack
+            .ask("ada", Method::GET, &format!("/sessions?{query}"), None)
+            .await;
         let field = query.split('=').next().unwrap();
-        assert_eq!((bad.status, bad.field()), (StatusCode::BAD_REQUEST, field), "{query}");
+        assert_eq!(
+            (bad.status, bad.field()),
+            (StatusCode::BAD_REQUEST, field),
+            "{query}"
+        );
     }
 }

@@ -33,10 +33,17 @@ async fn oversized_bodies_and_heads_are_rejected() {
     let request = format!("GET /api/v1/orgs HTTP/1.1\r\nhost: localhost\r\nx-large: {head}\r\n\r\n");
     let _ = socket.write_all(request.as_bytes()).await;
     let answer = rest(&mut socket).await;
-    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 431"),
+        "{answer}"
+    );
     let credential = "x".repeat(49 * 1024);
     let long = stack.get(&credential, "/orgs").await;
-    assert_eq!((long.status, long.reason()), (StatusCode::UNAUTHORIZED, "CALLER_UNKNOWN"), "{long:?}");
+    assert_eq!(
+        (long.status, long.reason()),
+        (StatusCode::UNAUTHORIZED, "CALLER_UNKNOWN"),
+        "{long:?}"
+    );
     assert_eq!(stack.get("ada", "/orgs").await.status, StatusCode::OK);
 }
 
@@ -73,7 +80,11 @@ async fn slow_requests_end_and_hinder_nobody() {
 
 #[tokio::test]
 async fn a_thousand_watchers_leave_room_for_others() {
-    let stack = Stack::start_with("limits.connections_per_address = 0\nlimits.streams_per_address = 600\n").await;
+    let stack = Stack::start_with(
+        "limits.connections_per_address = 0\nlimits.streams_per_address = 600\n\
+         limits.requests_per_second_per_credential = 0\nlimits.requests_per_second_per_address = 0\n",
+    )
+    .await;
     let mut open = Vec::new();
     let mut rejected = 0;
     for number in 0..1000 {
@@ -104,6 +115,9 @@ async fn wrong_credentials_limit_their_address() {
         assert_eq!(stack.get("wrong", "/orgs").await.status, StatusCode::UNAUTHORIZED);
     }
     let limited = stack.get("wrong", "/orgs").await;
-    assert_eq!((limited.status, limited.reason()), (StatusCode::TOO_MANY_REQUESTS, "RATE_LIMITED"));
+    assert_eq!(
+        (limited.status, limited.reason()),
+        (StatusCode::TOO_MANY_REQUESTS, "RATE_LIMITED")
+    );
     assert!(limited.header("retry-after").parse::<u64>().unwrap() >= 1);
 }

@@ -3,11 +3,11 @@
 
 mod conditions;
 mod documentation;
+mod examples;
 mod limits;
 mod parity;
 mod routes;
 mod schemathesis;
+mod sign_in;
 mod support;
 mod watch;
-
-mod sign_in;

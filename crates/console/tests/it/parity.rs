@@ -15,7 +15,11 @@ const REQUESTS: usize = 200;
 /// A request by its place in lists, since ids differ between installations.
 #[derive(Debug, Clone)]
 enum Request {
-    Create { name: String, label: String, key: String },
+    Create {
+        name: String,
+        label: String,
+        key: String,
+    },
     Describe(usize),
     Rename(usize, String),
     Keep(usize),
@@ -60,32 +64,54 @@ type Outcome = Result<Value, u16>;
 /// The parts of an object that both installations must have in common.
 fn common(mut value: Value) -> Value {
     if let Some(object) = value.as_object_mut() {
-        object.retain(|name, _| !(name == "id" || name == "policy" || name == "usage" || name.ends_with("_at")));
+        object.retain(|name, _| {
+            !(name == "id" || name == "policy" || name == "usage" || name.ends_with("_at"))
+        });
     }
     value
 }
 
 async fn over_rest(stack: &Stack, who: &str, ids: &mut Vec<String>, request: &Request) -> Outcome {
-    let id = |place: &usize| ids.get(*place).cloned().unwrap_or("s-00000000000000000000".to_owned());
+    let id = |place: &usize| {
+        ids.get(*place)
+            .cloned()
+            .unwrap_or("s-00000000000000000000".to_owned())
+    };
     let (method, path, body) = match request {
         Request::Create { name, label, key } => {
             let body = json!({"cluster": "c", "name": name, "labels": {"l": label}});
-            let created = stack.send(who, "POST", "/api/v1/sessions", &[("idempotency-key", key)], Some(body)).await;
+            let created = stack
+                .send(
+                    who,
+                    "POST",
+                    "/api/v1/sessions",
+                    &[("idempotency-key", key)],
+                    Some(body),
+                )
+                .await;
             if created.status == StatusCode::CREATED && !ids.contains(&created.text("id")) {
                 ids.push(created.text("id"));
             }
             return outcome(created.status, created.json);
         }
         Request::Describe(place) => (Method::GET, format!("/sessions/{}", id(place)), None),
-        Request::Rename(place, name) => {
-            (Method::PATCH, format!("/sessions/{}", id(place)), Some(json!({"name": name})))
-        }
-        Request::Keep(place) => {
-            (Method::POST, format!("/sessions/{}:keepAlive", id(place)), Some(json!({"until": UNTIL})))
-        }
+        Request::Rename(place, name) => (
+            Method::PATCH,
+            format!("/sessions/{}", id(place)),
+            Some(json!({"name": name})),
+        ),
+        Request::Keep(place) => (
+            Method::POST,
+            format!("/sessions/{}:keepAlive", id(place)),
+            Some(json!({"until": UNTIL})),
+        ),
         Request::Warm(place) => (Method::POST, format!("/sessions/{}:warm", id(place)), None),
         Request::Close(place) => (Method::POST, format!("/sessions/{}:close", id(place)), None),
-        Request::Revoke(place) => (Method::POST, format!("/sessions/{}/tokens:revokeAll", id(place)), None),
+        Request::Revoke(place) => (
+            Method::POST,
+            format!("/sessions/{}/tokens:revokeAll", id(place)),
+            None,
+        ),
         Request::ListClusters => (Method::GET, "/clusters".to_owned(), None),
         Request::CreateCatalog(name) => (Method::POST, "/catalogs".to_owned(), Some(catalog(name))),
         Request::DeleteCatalog(name) => (Method::DELETE, format!("/catalogs/{name}"), None),
@@ -97,7 +123,11 @@ async fn over_rest(stack: &Stack, who: &str, ids: &mut Vec<String>, request: &Re
 }
 
 fn outcome(status: StatusCode, json: Value) -> Outcome {
-    if status.is_success() { Ok(common(json)) } else { Err(status.as_u16()) }
+    if status.is_success() {
+        Ok(common(json))
+    } else {
+        Err(status.as_u16())
+    }
 }
 
 fn catalog(name: &str) -> Value {
@@ -108,7 +138,11 @@ fn json_of<T: serde::Serialize>(answer: Result<tonic::Response<T>, Status>, inne
     match answer {
         Ok(answer) => {
             let value = session_proto::json::value(answer.get_ref());
-            Ok(common(if inner.is_empty() { value } else { value[inner].clone() }))
+            Ok(common(if inner.is_empty() {
+                value
+            } else {
+                value[inner].clone()
+            }))
         }
         Err(status) => Err(match status.code() {
             Code::InvalidArgument => 400,
@@ -121,7 +155,11 @@ fn json_of<T: serde::Serialize>(answer: Result<tonic::Response<T>, Status>, inne
 }
 
 async fn over_grpc(stack: &Stack, who: &str, ids: &mut Vec<String>, request: &Request) -> Outcome {
-    let id = |place: &usize| ids.get(*place).cloned().unwrap_or("s-00000000000000000000".to_owned());
+    let id = |place: &usize| {
+        ids.get(*place)
+            .cloned()
+            .unwrap_or("s-00000000000000000000".to_owned())
+    };
     let mut sessions = stack.sessions(who);
     match request {
         Request::Create { name, label, key } => {
@@ -137,7 +175,10 @@ async fn over_grpc(stack: &Stack, who: &str, ids: &mut Vec<String>, request: &Re
             json_of(created, "session")
         }
         Request::Describe(place) => {
-            let request = v1::DescribeSessionRequest { session_id: id(place), wait_ready: None };
+            let request = v1::DescribeSessionRequest {
+                session_id: id(place),
+                wait_ready: None,
+            };
             json_of(sessions.describe_session(request).await, "session")
         }
         Request::Rename(place, name) => {
@@ -150,38 +191,71 @@ async fn over_grpc(stack: &Stack, who: &str, ids: &mut Vec<String>, request: &Re
         }
         Request::Keep(place) => {
             let until = session_proto::json::parse_timestamp(UNTIL);
-            let request = v1::KeepSessionAliveRequest { session_id: id(place), until };
+            let request = v1::KeepSessionAliveRequest {
+                session_id: id(place),
+                until,
+            };
             json_of(sessions.keep_session_alive(request).await, "session")
         }
-        Request::Warm(place) => {
-            json_of(sessions.warm_session(v1::WarmSessionRequest { session_id: id(place) }).await, "session")
-        }
-        Request::Close(place) => {
-            json_of(sessions.close_session(v1::CloseSessionRequest { session_id: id(place) }).await, "session")
-        }
+        Request::Warm(place) => json_of(
+            sessions
+                .warm_session(v1::WarmSessionRequest {
+                    session_id: id(place),
+                })
+                .await,
+            "session",
+        ),
+        Request::Close(place) => json_of(
+            sessions
+                .close_session(v1::CloseSessionRequest {
+                    session_id: id(place),
+                })
+                .await,
+            "session",
+        ),
         Request::Revoke(place) => {
-            let request = v1::RevokeAllSessionTokensRequest { session_id: id(place) };
+            let request = v1::RevokeAllSessionTokensRequest {
+                session_id: id(place),
+            };
             json_of(stack.tokens(who).revoke_all_session_tokens(request).await, "")
         }
-        Request::ListClusters => {
-            json_of(stack.clusters(who).list_clusters(v1::ListClustersRequest {}).await, "")
-        }
+        Request::ListClusters => json_of(
+            stack
+                .clusters(who)
+                .list_clusters(v1::ListClustersRequest {})
+                .await,
+            "",
+        ),
         Request::CreateCatalog(name) => {
             let catalog = Some(from_value(&catalog(name)).unwrap());
-            json_of(stack.catalogs(who).create_catalog(v1::CreateCatalogRequest { catalog }).await, "catalog")
+            json_of(
+                stack
+                    .catalogs(who)
+                    .create_catalog(v1::CreateCatalogRequest { catalog })
+                    .await,
+                "catalog",
+            )
         }
         Request::DeleteCatalog(name) => {
-            let request = v1::DeleteCatalogRequest { name: name.clone(), force: false };
+            let request = v1::DeleteCatalogRequest {
+                name: name.clone(),
+                force: false,
+            };
             let deleted = json_of(stack.catalogs(who).delete_catalog(request).await, "");
             deleted.map(|_| Value::Null)
         }
         Request::DescribeOrg(name) => {
-            let request = v1::DescribeOrgRequest { name: (*name).to_owned() };
+            let request = v1::DescribeOrgRequest {
+                name: (*name).to_owned(),
+            };
             json_of(stack.orgs(who).describe_org(request).await, "org")
         }
         Request::CreateOrg(name) => {
             let org = Some(from_value(&json!({"name": name})).unwrap());
-            json_of(stack.orgs(who).create_org(v1::CreateOrgRequest { org }).await, "org")
+            json_of(
+                stack.orgs(who).create_org(v1::CreateOrgRequest { org }).await,
+                "org",
+            )
         }
     }
 }
@@ -200,15 +274,23 @@ async fn random_requests_have_the_same_effect_over_rest_and_grpc() {
         assert_eq!(by_rest, by_grpc, "request {number} by {who}: {request:?}");
         succeeded += usize::from(by_rest.is_ok());
     }
-    assert!((REQUESTS / 4..REQUESTS).contains(&succeeded), "{succeeded} succeeded");
+    assert!(
+        (REQUESTS / 4..REQUESTS).contains(&succeeded),
+        "{succeeded} succeeded"
+    );
     for (who, ..) in ACCOUNTS {
         let listed = rest.get(who, "/sessions?page_size=1000").await.json;
-        let request = v1::ListSessionsRequest { page_size: 1000, ..v1::ListSessionsRequest::default() };
+        let request = v1::ListSessionsRequest {
+            page_size: 1000,
+            ..v1::ListSessionsRequest::default()
+        };
         let other = grpc.sessions(who).list_sessions(request).await.unwrap();
         let other = session_proto::json::value(other.get_ref());
         let sessions = |value: &Value| {
             let sessions = value["sessions"].as_array().unwrap().iter();
-            sessions.map(|session| common(session.clone())).collect::<Vec<_>>()
+            sessions
+                .map(|session| common(session.clone()))
+                .collect::<Vec<_>>()
         };
         assert_eq!(sessions(&listed), sessions(&other), "sessions of {who}");
     }

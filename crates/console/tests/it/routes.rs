@@ -68,12 +68,22 @@ async fn the_documents_need_no_credential_and_load_nothing() {
     }
     let session = &document.json["components"]["schemas"]["Session"];
     assert_eq!(session["properties"].as_object().unwrap().len(), 31);
-    assert!(session["properties"]["idle_at"]["description"].as_str().unwrap().contains("idle"));
+    assert!(
+        session["properties"]["idle_at"]["description"]
+            .as_str()
+            .unwrap()
+            .contains("idle")
+    );
     for path in ["/docs", "/errors"] {
         let page = stack.get("", path).await;
         assert_eq!(page.status, StatusCode::OK);
-        assert!(page.header("content-security-policy").starts_with("default-src 'none'"));
-        let Value::String(text) = &page.json else { panic!("{page:?}") };
+        assert!(
+            page.header("content-security-policy")
+                .starts_with("default-src 'none'")
+        );
+        let Value::String(text) = &page.json else {
+            panic!("{page:?}")
+        };
         assert!(!text.contains("<script") && !text.contains("src="), "{path}");
     }
 }
@@ -81,7 +91,8 @@ async fn the_documents_need_no_credential_and_load_nothing() {
 /// A path of the document with these names.
 fn with_names(path: &str, session: &str) -> String {
     let path = path.replace("{session_id}", session).replace("{token_id}", "t-0");
-    path.replace("{name}", "absent").replace("{principal}", "sa%7Cnobody")
+    path.replace("{name}", "absent")
+        .replace("{principal}", "sa%7Cnobody")
 }
 
 #[tokio::test]
@@ -95,12 +106,22 @@ async fn every_route_needs_a_credential_and_rejects_what_it_does_not_know() {
         assert_eq!(denied.status, StatusCode::UNAUTHORIZED, "{id}");
         assert_eq!(denied.header("www-authenticate"), "Bearer", "{id}");
         assert_problem(&denied, "CALLER_UNKNOWN");
-        let unknown = stack.send("wrong-credential", &method, &path, &[], valid_body(&id)).await;
+        let unknown = stack
+            .send("wrong-credential", &method, &path, &[], valid_body(&id))
+            .await;
         assert_eq!(unknown.status, StatusCode::UNAUTHORIZED, "{id} {unknown:?}");
-        let query = stack.send("ada", &method, &format!("{path}?no_such=1"), &[], valid_body(&id)).await;
-        assert_eq!((query.status, query.field()), (StatusCode::BAD_REQUEST, "no_such"), "{id}");
+        let query = stack
+            .send("ada", &method, &format!("{path}?no_such=1"), &[], valid_body(&id))
+            .await;
+        assert_eq!(
+            (query.status, query.field()),
+            (StatusCode::BAD_REQUEST, "no_such"),
+            "{id}"
+        );
         if method != "GET" && method != "DELETE" {
-            let field = stack.send("pat", &method, &path, &[], Some(json!({"no_such": 1}))).await;
+            let field = stack
+                .send("pat", &method, &path, &[], Some(json!({"no_such": 1})))
+                .await;
             // A patch is merged with an object that does not exist.
             let absent = id.starts_with("update_c") && field.status == StatusCode::FORBIDDEN;
             let named = (field.status, field.field()) == (StatusCode::BAD_REQUEST, "no_such");
@@ -123,7 +144,11 @@ fn valid_body(id: &str) -> Option<Value> {
 
 /// Checks the form of a problem.
 pub(crate) fn assert_problem(answer: &Answer, reason: &str) {
-    assert_eq!(answer.header("content-type"), "application/problem+json", "{answer:?}");
+    assert_eq!(
+        answer.header("content-type"),
+        "application/problem+json",
+        "{answer:?}"
+    );
     assert_eq!(answer.reason(), reason, "{answer:?}");
     assert_eq!(answer.json["status"], answer.status.as_u16());
     assert_eq!(answer.json["type"], format!("/api/v1/errors#{reason}"));
@@ -146,25 +171,37 @@ async fn sessions_live_and_end_over_rest() {
     let path = format!("/sessions/{id}");
     let ready = stack.get("ada", &format!("{path}?wait=active&timeout=20s")).await;
     assert_eq!(ready.text("status"), "active");
-    let listed = stack.get("ada", "/sessions?statuses=active,idle&labels=a%3Db&cluster=c").await;
+    let listed = stack
+        .get("ada", "/sessions?statuses=active,idle&labels=a%3Db&cluster=c")
+        .await;
     assert_eq!(listed.json["sessions"][0]["id"], id.as_str());
     let other = stack.get("ada", "/sessions?labels=a%3Dc").await;
     assert_eq!(other.json["sessions"], json!([]));
     let expires = ready.text("expires_at");
     let later = expires.replace('Z', ".500+00:00");
-    let extended = stack.post("ada", &format!("{path}:extend"), json!({"expires_at": later})).await;
+    let extended = stack
+        .post("ada", &format!("{path}:extend"), json!({"expires_at": later}))
+        .await;
     assert_eq!(extended.status, StatusCode::OK, "{extended:?}");
-    let kept = stack.post("ada", &format!("{path}:keepAlive"), json!({"until": expires})).await;
+    let kept = stack
+        .post("ada", &format!("{path}:keepAlive"), json!({"until": expires}))
+        .await;
     assert_eq!(kept.text("keep_alive_until"), expires);
-    let warm = stack.ask("ada", Method::POST, &format!("{path}:warm"), None).await;
+    let warm = stack
+        .ask("ada", Method::POST, &format!("{path}:warm"), None)
+        .await;
     assert_eq!(warm.text("status"), "active");
     let events = stack.get("ada", &format!("{path}/events")).await;
     assert_eq!(events.json["events"][0]["reason"], "CREATED");
     let operations = stack.get("ada", &format!("{path}/operations")).await;
     assert_eq!(operations.json, json!({"operations": []}));
-    let closed = stack.ask("ada", Method::POST, &format!("{path}:close"), None).await;
+    let closed = stack
+        .ask("ada", Method::POST, &format!("{path}:close"), None)
+        .await;
     assert_eq!(closed.text("status"), "closed");
-    let late = stack.post("ada", &format!("{path}:keepAlive"), json!({"until": expires})).await;
+    let late = stack
+        .post("ada", &format!("{path}:keepAlive"), json!({"until": expires}))
+        .await;
     assert_eq!(late.status, StatusCode::CONFLICT);
     assert_problem(&late, "SESSION_CLOSED");
     let foreign = stack.get("eve", &path).await;
@@ -177,16 +214,9 @@ async fn tokens_are_issued_listed_and_revoked() {
     let stack = Stack::start().await;
     let session = stack.session("ada").await;
     let path = format!("/sessions/{session}/tokens");
-    let mut issued = stack.post("ada", &path, json!({"ttl": "600s"})).await;
-    // The first report of the signing keys may still be under way.
-    for _ in 0..100 {
-        if issued.status == StatusCode::CREATED {
-            break;
-        }
-        assert_eq!(issued.status, StatusCode::SERVICE_UNAVAILABLE, "{issued:?}");
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-        issued = stack.post("ada", &path, json!({"ttl": "600s"})).await;
-    }
+    stack.issuer_ready("ada").await;
+    let issued = stack.post("ada", &path, json!({"ttl": "600s"})).await;
+    assert_eq!(issued.status, StatusCode::CREATED, "{issued:?}");
     assert_eq!(issued.header("cache-control"), "no-store");
     let token = issued.text("token");
     assert!(issued.text("connection_url").contains(&token));
@@ -194,11 +224,15 @@ async fn tokens_are_issued_listed_and_revoked() {
     let listed = stack.get("ada", &path).await;
     assert_eq!(listed.json["tokens"][0]["token_id"], token_id.as_str());
     assert!(!listed.json.to_string().contains(&token));
-    let revoked = stack.ask("ada", Method::DELETE, &format!("{path}/{token_id}"), None).await;
+    let revoked = stack
+        .ask("ada", Method::DELETE, &format!("{path}/{token_id}"), None)
+        .await;
     assert_eq!(revoked.status, StatusCode::NO_CONTENT);
     let listed = stack.get("ada", &path).await;
     assert_eq!(listed.json["tokens"][0]["revoked"], true);
-    let all = stack.ask("ada", Method::POST, &format!("{path}:revokeAll"), None).await;
+    let all = stack
+        .ask("ada", Method::POST, &format!("{path}:revokeAll"), None)
+        .await;
     assert_eq!(all.status, StatusCode::OK);
     assert!(all.json["token_epoch"].as_u64().unwrap() > 0);
     let short = stack.post("ada", &path, json!({"ttl": "1s"})).await;
@@ -216,20 +250,41 @@ async fn definitions_are_created_changed_and_removed() {
     let created = stack.post("pat", "/clusters", lab.clone()).await;
     assert_eq!(created.status, StatusCode::CREATED, "{created:?}");
     let again = stack.post("pat", "/clusters", lab).await;
-    assert_eq!((again.status, again.reason()), (StatusCode::CONFLICT, "ALREADY_EXISTS"));
-    let read: v1::Cluster = session_proto::json::from_value(&stack.get("pat", "/clusters/lab").await.json).unwrap();
+    assert_eq!(
+        (again.status, again.reason()),
+        (StatusCode::CONFLICT, "ALREADY_EXISTS")
+    );
+    let read: v1::Cluster =
+        session_proto::json::from_value(&stack.get("pat", "/clusters/lab").await.json).unwrap();
     assert_eq!(read.name, "lab");
     let patch = json!({"idle_timeout": "600s", "provider": {"process": {"python": "/usr/bin/python3"}}});
-    let patched = stack.ask("pat", Method::PATCH, "/clusters/lab", Some(patch)).await;
+    let patched = stack
+        .ask("pat", Method::PATCH, "/clusters/lab", Some(patch))
+        .await;
     assert_eq!(patched.status, StatusCode::OK, "{patched:?}");
     assert_eq!(patched.json["provider"]["process"]["program"], "/opt/sail");
     assert_eq!(patched.json["idle_timeout"], "600s");
-    let unset = stack.ask("pat", Method::PATCH, "/clusters/lab", Some(json!({"idle_timeout": null}))).await;
+    let unset = stack
+        .ask(
+            "pat",
+            Method::PATCH,
+            "/clusters/lab",
+            Some(json!({"idle_timeout": null})),
+        )
+        .await;
     assert_eq!(unset.json["idle_timeout"], Value::Null);
     let busy = stack.ask("pat", Method::DELETE, "/clusters/c", None).await;
     assert_eq!(busy.reason(), "MANAGED_BY_CONFIG");
-    assert_eq!(stack.ask("pat", Method::POST, "/clusters/lab:drain", None).await.text("status"), "draining");
-    let removed = stack.ask("pat", Method::DELETE, "/clusters/lab?force=true", None).await;
+    assert_eq!(
+        stack
+            .ask("pat", Method::POST, "/clusters/lab:drain", None)
+            .await
+            .text("status"),
+        "draining"
+    );
+    let removed = stack
+        .ask("pat", Method::DELETE, "/clusters/lab?force=true", None)
+        .await;
     assert_eq!(removed.status, StatusCode::NO_CONTENT, "{removed:?}");
 
     let lake = json!({"name": "lake", "engine": "sail", "properties": {"type": "memory", "initial_database": ["a"]}});
@@ -237,11 +292,23 @@ async fn definitions_are_created_changed_and_removed() {
     assert_eq!(created.status, StatusCode::CREATED, "{created:?}");
     assert_eq!(created.json["properties"]["initial_database"], json!(["a"]));
     let patch = json!({"allowed_teams": ["data"]});
-    let patched = stack.ask("olga", Method::PATCH, "/catalogs/lake", Some(patch)).await;
+    let patched = stack
+        .ask("olga", Method::PATCH, "/catalogs/lake", Some(patch))
+        .await;
     assert_eq!(patched.json["allowed_teams"], json!(["data"]));
-    let renamed = stack.ask("olga", Method::PATCH, "/catalogs/lake", Some(json!({"name": "sea"}))).await;
+    let renamed = stack
+        .ask(
+            "olga",
+            Method::PATCH,
+            "/catalogs/lake",
+            Some(json!({"name": "sea"})),
+        )
+        .await;
     assert_eq!(renamed.field(), "name");
-    assert_eq!(stack.get("olga", "/catalogs").await.json["catalogs"][0]["name"], "lake");
+    assert_eq!(
+        stack.get("olga", "/catalogs").await.json["catalogs"][0]["name"],
+        "lake"
+    );
     let removed = stack.ask("olga", Method::DELETE, "/catalogs/lake", None).await;
     assert_eq!(removed.status, StatusCode::NO_CONTENT);
 }
@@ -256,17 +323,39 @@ async fn organizations_and_principals_are_limited_and_disabled() {
     let path = "/orgs/newco/limits";
     let set = stack.ask("pat", Method::PUT, path, Some(limits.clone())).await;
     assert_eq!(set.json["limits"], limits);
-    assert_eq!(stack.ask("ada", Method::PUT, path, Some(limits)).await.status, StatusCode::FORBIDDEN);
+    assert_eq!(
+        stack.ask("ada", Method::PUT, path, Some(limits)).await.status,
+        StatusCode::FORBIDDEN
+    );
     let disabled = stack.ask("pat", Method::POST, "/orgs/newco:disable", None).await;
-    assert_eq!((&disabled.json["org"]["disabled"], &disabled.json["closed_sessions"]), (&json!(true), &json!(0)));
+    assert_eq!(
+        (
+            &disabled.json["org"]["disabled"],
+            &disabled.json["closed_sessions"]
+        ),
+        (&json!(true), &json!(0))
+    );
     let enabled = stack.ask("pat", Method::POST, "/orgs/newco:enable", None).await;
     assert_eq!(enabled.json["disabled"], false);
-    assert_eq!(stack.get("eve", "/orgs").await.json["orgs"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        stack.get("eve", "/orgs").await.json["orgs"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
     stack.session("bob").await;
-    let out = stack.ask("olga", Method::POST, "/principals/sa%7Cbob:disable", None).await;
+    let out = stack
+        .ask("olga", Method::POST, "/principals/sa%7Cbob:disable", None)
+        .await;
     assert_eq!(out.json, json!({"closed_sessions": 1}), "{out:?}");
-    assert_eq!(stack.get("bob", "/sessions").await.status, StatusCode::UNAUTHORIZED);
-    let back = stack.post("olga", "/principals/sa%7Cbob:disable", json!({"disabled": false})).await;
+    assert_eq!(
+        stack.get("bob", "/sessions").await.status,
+        StatusCode::UNAUTHORIZED
+    );
+    let back = stack
+        .post("olga", "/principals/sa%7Cbob:disable", json!({"disabled": false}))
+        .await;
     assert_eq!(back.status, StatusCode::OK);
     assert_eq!(stack.get("bob", "/sessions").await.status, StatusCode::OK);
 }
@@ -274,7 +363,13 @@ async fn organizations_and_principals_are_limited_and_disabled() {
 #[tokio::test]
 async fn paths_methods_and_types_that_do_not_exist_are_problems() {
     let stack = Stack::start().await;
-    for path in ["/nothing", "/sessions/s-1/~close", "/sessions/~watch", "/sessions/x:fly", ""] {
+    for path in [
+        "/nothing",
+        "/sessions/s-1/~close",
+        "/sessions/~watch",
+        "/sessions/x:fly",
+        "",
+    ] {
         let absent = stack.ask("ada", Method::POST, path, None).await;
         assert_eq!(absent.status, StatusCode::NOT_FOUND, "{path}");
         assert_problem(&absent, "NOT_FOUND");
@@ -284,22 +379,38 @@ async fn paths_methods_and_types_that_do_not_exist_are_problems() {
     assert_problem(&method, "METHOD_NOT_ALLOWED");
     assert!(method.header("allow").contains("POST"), "{method:?}");
     let form = [("content-type", "application/x-www-form-urlencoded")];
-    let body = stack.send_raw("ada", "POST", "/api/v1/sessions", &form, "cluster=c").await;
+    let body = stack
+        .send_raw("ada", "POST", "/api/v1/sessions", &form, "cluster=c")
+        .await;
     assert_eq!(body.status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
     let json = [("content-type", "application/json; charset=utf-8")];
-    for (text, field) in [("{", "body"), ("{\"cluster\": 1}", "cluster"), ("{\"request_id\": \"x\"}", "request_id")] {
-        let bad = stack.send_raw("ada", "POST", "/api/v1/sessions", &json, text).await;
-        assert_eq!((bad.status, bad.field()), (StatusCode::BAD_REQUEST, field), "{text} {bad:?}");
+    for (text, field) in [
+        ("{", "body"),
+        ("{\"cluster\": 1}", "cluster"),
+        ("{\"request_id\": \"x\"}", "request_id"),
+    ] {
+        let bad = stack
+            .send_raw("ada", "POST", "/api/v1/sessions", &json, text)
+            .await;
+        assert_eq!(
+            (bad.status, bad.field()),
+            (StatusCode::BAD_REQUEST, field),
+            "{text} {bad:?}"
+        );
     }
 }
 
 #[tokio::test]
 async fn ids_of_requests_and_traces_pass_through() {
     let stack = Stack::start().await;
-    let named = stack.send("ada", "GET", "/api/v1/orgs", &[("x-request-id", "r-1")], None).await;
+    let named = stack
+        .send("ada", "GET", "/api/v1/orgs", &[("x-request-id", "r-1")], None)
+        .await;
     assert_eq!(named.header("x-request-id"), "r-1");
     for bad in ["", "a b", &"x".repeat(200)] {
-        let fresh = stack.send("ada", "GET", "/api/v1/orgs", &[("x-request-id", bad)], None).await;
+        let fresh = stack
+            .send("ada", "GET", "/api/v1/orgs", &[("x-request-id", bad)], None)
+            .await;
         assert_eq!(fresh.header("x-request-id").len(), 36, "{bad:?}");
     }
 }

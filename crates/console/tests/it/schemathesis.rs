@@ -20,7 +20,11 @@ fn program() -> PathBuf {
 #[tokio::test(flavor = "multi_thread")]
 async fn random_requests_by_the_schema_meet_no_fault() {
     let program = program();
-    assert!(program.is_file(), "{} is missing: run `make setup`", program.display());
+    assert!(
+        program.is_file(),
+        "{} is missing: run `make setup`",
+        program.display()
+    );
     let stack = Stack::start_with(
         "limits.requests_per_second_per_credential = 0\nlimits.requests_per_second_per_address = 0\n\
          limits.failures_per_minute_per_address = 0\n",
@@ -37,14 +41,31 @@ async fn random_requests_by_the_schema_meet_no_fault() {
         .args(["--max-examples", "20", "--seed", "17", "--workers", "1"])
         .args(["--request-timeout", "20", "--no-color"])
         // The stream stays open; watch.rs tests it. A test of a catalog takes 75 s.
-        .args(["--exclude-operation-id", "watch_sessions", "--exclude-operation-id", "test_catalog"])
+        .args([
+            "--exclude-operation-id",
+            "watch_sessions",
+            "--exclude-operation-id",
+            "test_catalog",
+        ])
         // It would end every other request.
-        .args(["--exclude-operation-id", "disable_org", "--exclude-operation-id", "disable_principal"])
+        .args([
+            "--exclude-operation-id",
+            "disable_org",
+            "--exclude-operation-id",
+            "disable_principal",
+        ])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .output();
-    let output = tokio::time::timeout(Duration::from_secs(170), run).await.unwrap().unwrap();
+    let output = tokio::time::timeout(Duration::from_secs(170), run)
+        .await
+        .unwrap()
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{text}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

@@ -99,7 +99,8 @@ impl Answer {
 
     pub(crate) fn text(&self, field: &str) -> String {
         let text = self.json[field].as_str();
-        text.unwrap_or_else(|| panic!("no {field} in {:?}", self.json)).to_owned()
+        text.unwrap_or_else(|| panic!("no {field} in {:?}", self.json))
+            .to_owned()
     }
 }
 
@@ -126,7 +127,10 @@ impl Stack {
         let dir = tempfile::tempdir().unwrap();
         let signing = dir.path().join("signing.pem");
         std::fs::write(&signing, generate_key_pem().unwrap()).unwrap();
-        let keys: BTreeMap<_, _> = ACCOUNTS.iter().map(|(name, ..)| (*name, generate_key())).collect();
+        let keys: BTreeMap<_, _> = ACCOUNTS
+            .iter()
+            .map(|(name, ..)| (*name, generate_key()))
+            .collect();
         let sim = SimCompute::new();
         let (manager, public, internal) = start_manager(dir.path(), &keys, &sim).await;
         let text = format!(
@@ -185,7 +189,8 @@ impl Stack {
             Some(body) => {
                 let mut headers = headers.to_vec();
                 headers.push(("content-type", "application/json"));
-                self.send_raw(who, method, path, &headers, &body.to_string()).await
+                self.send_raw(who, method, path, &headers, &body.to_string())
+                    .await
             }
             None => self.send_raw(who, method, path, headers, "").await,
         }
@@ -209,14 +214,16 @@ impl Stack {
             request = request.header(*name, *value);
         }
         let request = request.body(Full::new(Bytes::from(body.to_owned()))).unwrap();
-        let response = tokio::time::timeout(LIMIT, self.http.request(request)).await.unwrap().unwrap();
+        let response = tokio::time::timeout(LIMIT, self.http.request(request))
+            .await
+            .unwrap()
+            .unwrap();
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();
         let json = match bytes.is_empty() {
             true => Value::Null,
-            false => serde_json::from_slice(&bytes).unwrap_or_else(|_| {
-                Value::String(String::from_utf8_lossy(&bytes).into_owned())
-            }),
+            false => serde_json::from_slice(&bytes)
+                .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned())),
         };
         Answer {
             status: parts.status,
@@ -227,7 +234,8 @@ impl Stack {
 
     /// A request of the API without more headers.
     pub(crate) async fn ask(&self, who: &str, method: Method, path: &str, body: Option<Value>) -> Answer {
-        self.send(who, method.as_str(), &format!("/api/v1{path}"), &[], body).await
+        self.send(who, method.as_str(), &format!("/api/v1{path}"), &[], body)
+            .await
     }
 
     pub(crate) async fn get(&self, who: &str, path: &str) -> Answer {
@@ -240,7 +248,9 @@ impl Stack {
 
     /// A new session on cluster `c`.
     pub(crate) async fn session(&self, who: &str) -> String {
-        let created = self.post(who, "/sessions", serde_json::json!({"cluster": "c"})).await;
+        let created = self
+            .post(who, "/sessions", serde_json::json!({"cluster": "c"}))
+            .await;
         assert_eq!(created.status, StatusCode::CREATED, "{created:?}");
         created.text("id")
     }
@@ -262,6 +272,18 @@ impl Stack {
             host: None,
         };
         self.sim.ready(&key, 1, route);
+    }
+
+    /// Returns when token-issuer can issue tokens: its first report of signing
+    /// keys has arrived.
+    pub(crate) async fn issuer_ready(&self, who: &str) {
+        let session = self.session(who).await;
+        let path = format!("/sessions/{session}/tokens");
+        eventually("a token is issued", async || {
+            let issued = self.post(who, &path, serde_json::json!({})).await;
+            issued.status == StatusCode::CREATED
+        })
+        .await;
     }
 
     fn with(&self, channel: &Channel, who: &str) -> Service {
@@ -322,7 +344,13 @@ async fn start_manager(
     let shutdown = Shutdown::new();
     let store = Arc::new(MemoryStore::new(Arc::new(SystemClock)));
     let providers = session_manager::Providers::new(sim.registry());
-    tokio::spawn(session_manager::run_with(config, listeners, shutdown.clone(), store, providers));
+    tokio::spawn(session_manager::run_with(
+        config,
+        listeners,
+        shutdown.clone(),
+        store,
+        providers,
+    ));
     (shutdown, public, internal)
 }
 

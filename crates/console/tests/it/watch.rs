@@ -48,7 +48,9 @@ impl Events {
 
     async fn line(&mut self) -> Option<String> {
         let mut line = String::new();
-        let read = tokio::time::timeout(LIMIT, self.lines.read_line(&mut line)).await.unwrap();
+        let read = tokio::time::timeout(LIMIT, self.lines.read_line(&mut line))
+            .await
+            .unwrap();
         match read {
             Ok(0) | Err(_) => None,
             Ok(_) => Some(line.trim_end().to_owned()),
@@ -66,7 +68,9 @@ impl Events {
                 text.clone_into(&mut id);
             } else if let Some(text) = line.strip_prefix("data: ") {
                 data = Some(serde_json::from_str(text).unwrap());
-            } else if line.is_empty() && let Some(data) = data.take() {
+            } else if line.is_empty()
+                && let Some(data) = data.take()
+            {
                 return Some(Event { name, id, data });
             } else if line == "0" {
                 return None;
@@ -75,7 +79,11 @@ impl Events {
     }
 
     /// Reads until the view of the sessions meets a condition.
-    async fn until(&mut self, view: &mut BTreeMap<String, String>, met: impl Fn(&BTreeMap<String, String>) -> bool) -> String {
+    async fn until(
+        &mut self,
+        view: &mut BTreeMap<String, String>,
+        met: impl Fn(&BTreeMap<String, String>) -> bool,
+    ) -> String {
         let mut last = String::new();
         loop {
             let event = self.next().await.expect("the stream ended");
@@ -103,7 +111,11 @@ async fn a_watch_shows_every_change_and_goes_on_after_a_break() {
     let foreign = stack.session("eve").await;
     let mut events = Events::open(&stack, "ada", "", "").await;
     assert!(events.head.starts_with("HTTP/1.1 200"), "{}", events.head);
-    assert!(events.head.contains("content-type: text/event-stream"), "{}", events.head);
+    assert!(
+        events.head.contains("content-type: text/event-stream"),
+        "{}",
+        events.head
+    );
     assert!(events.head.contains("cache-control: no-store"));
     let reset = events.next().await.unwrap();
     assert_eq!(reset.name, "reset");
@@ -117,13 +129,22 @@ async fn a_watch_shows_every_change_and_goes_on_after_a_break() {
     drop(events);
 
     // In the break one session ends and one begins.
-    stack.ask("ada", Method::POST, &format!("/sessions/{first}:close"), None).await;
+    stack
+        .ask("ada", Method::POST, &format!("/sessions/{first}:close"), None)
+        .await;
     let third = stack.session("ada").await;
     let mut events = Events::open(&stack, "ada", "", &id).await;
     let reset = events.next().await.unwrap();
-    assert_eq!((reset.name.as_str(), &reset.data["reset"]["after"]), ("reset", &Value::from(id)));
+    assert_eq!(
+        (reset.name.as_str(), &reset.data["reset"]["after"]),
+        ("reset", &Value::from(id))
+    );
     view.clear();
-    events.until(&mut view, |view| view.contains_key(&second) && view.contains_key(&third)).await;
+    events
+        .until(&mut view, |view| {
+            view.contains_key(&second) && view.contains_key(&third)
+        })
+        .await;
     let gone = view.get(&first).is_none_or(|status| status == "closed");
     assert!(gone && !view.contains_key(&foreign), "{view:?}");
 }
@@ -133,7 +154,9 @@ async fn a_watch_of_one_session_ends_with_it() {
     let stack = Stack::start().await;
     let id = stack.session("ada").await;
     let mut events = Events::open(&stack, "ada", &format!("?session_id={id}"), "").await;
-    stack.ask("ada", Method::POST, &format!("/sessions/{id}:close"), None).await;
+    stack
+        .ask("ada", Method::POST, &format!("/sessions/{id}:close"), None)
+        .await;
     let mut names = Vec::new();
     let mut closed = false;
     while let Some(event) = events.next().await {
@@ -143,10 +166,18 @@ async fn a_watch_of_one_session_ends_with_it() {
             break;
         }
     }
-    assert!(closed && names.first().is_some_and(|name| name == "reset"), "{names:?}");
+    assert!(
+        closed && names.first().is_some_and(|name| name == "reset"),
+        "{names:?}"
+    );
     assert_eq!(names.last().map(String::as_str), Some("end"), "{names:?}");
-    let absent = stack.get("bob", &format!("/sessions:watch?session_id={id}")).await;
-    assert_eq!((absent.status, absent.reason()), (StatusCode::FORBIDDEN, "NOT_AUTHORIZED"));
+    let absent = stack
+        .get("bob", &format!("/sessions:watch?session_id={id}"))
+        .await;
+    assert_eq!(
+        (absent.status, absent.reason()),
+        (StatusCode::FORBIDDEN, "NOT_AUTHORIZED")
+    );
 }
 
 #[tokio::test]
@@ -154,7 +185,9 @@ async fn an_error_after_the_start_is_an_event() {
     let stack = Stack::start().await;
     let mut events = Events::open(&stack, "bob", "", "").await;
     assert_eq!(events.next().await.unwrap().name, "reset");
-    let out = stack.ask("olga", Method::POST, "/principals/sa%7Cbob:disable", None).await;
+    let out = stack
+        .ask("olga", Method::POST, "/principals/sa%7Cbob:disable", None)
+        .await;
     assert_eq!(out.status, StatusCode::OK);
     loop {
         let event = events.next().await.expect("an error before the end");
@@ -172,7 +205,10 @@ async fn the_end_of_a_client_frees_its_stream() {
     let one = Events::open(&stack, "ada", "", "").await;
     let _two = Events::open(&stack, "ada", "", "").await;
     let third = stack.get("ada", "/sessions:watch").await;
-    assert_eq!((third.status, third.reason()), (StatusCode::TOO_MANY_REQUESTS, "RATE_LIMITED"));
+    assert_eq!(
+        (third.status, third.reason()),
+        (StatusCode::TOO_MANY_REQUESTS, "RATE_LIMITED")
+    );
     assert_eq!(third.header("retry-after"), "1");
     drop(one);
     eventually("a stream is free", async || {

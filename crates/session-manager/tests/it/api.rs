@@ -359,6 +359,18 @@ async fn sessions_can_be_renamed_extended_and_kept_alive_within_bounds() {
         "etl"
     );
 
+    let version = manager.show(&key).await.version;
+    let rename = |version, name: &str| v1::UpdateSessionRequest {
+        session_id: id.clone(),
+        name: Some(name.into()),
+        labels: None,
+        version,
+    };
+    let renamed = sessions.update_session(rename(version, "first")).await.unwrap();
+    assert_eq!(renamed.into_inner().session.unwrap().name, "first");
+    let late = sessions.update_session(rename(version, "second")).await.unwrap_err();
+    assert_eq!(reason_of(&late), Some(Reason::Conflict), "{late:?}");
+
     let expires = manager.show(&key).await.expires_at.unwrap();
     let later = prost_types::Timestamp {
         seconds: expires.seconds + 3600,

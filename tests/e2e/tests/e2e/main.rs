@@ -11,6 +11,7 @@ mod close;
 mod command;
 mod config;
 mod connect;
+mod console;
 mod engine_words;
 mod errors;
 mod fresh_clients;

@@ -1,20 +1,20 @@
 //! Sign-in at an identity provider: to the provider and back.
 
 use super::browser::cookies_of;
-use super::credential::Credential;
-use super::oidc::{LoginError, PENDING_AGE, Pending, Provider};
-use super::session::SignedIn;
-use super::{caller, cookie, return_path};
+use super::caller;
+use crate::credential::Credential;
 use crate::metrics::{SignInMethod, SignInOutcome};
 use crate::pages::message_page;
-use crate::rest::problem::Problem;
-use crate::service::AppState;
+use crate::sign_in::oidc::{LoginError, PENDING_AGE, Pending, Provider};
+use crate::sign_in::session::SignedIn;
+use crate::sign_in::{cookie, return_path};
+use crate::state::AppState;
 use axum::extract::{Path, Query, Request, State};
 use axum::response::{IntoResponse as _, Response};
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use session_core::{Clock as _, SystemClock};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,18 +78,15 @@ pub(super) async fn start(
     Path(id): Path<String>,
     Query(query): Query<Start>,
     request: Request,
-) -> Result<Response, Problem> {
+) -> Response {
     let (parts, _) = request.into_parts();
-    let _permit = app.limits.enter(app.limits.client_ip(&parts))?;
     let Some(provider) = app.sign_in.provider(&id) else {
         let text = "There is no such identity provider.";
-        return Ok(message_page(&app, StatusCode::NOT_FOUND, TITLE, text));
+        return message_page(&app, StatusCode::NOT_FOUND, TITLE, text);
     };
     let return_path = return_path::local(query.return_path.as_deref(), &app.prefix);
-    match redirect_to(&app, provider, return_path, &parts.headers).await {
-        Ok(response) => Ok(response),
-        Err(failed) => Ok(fail(&app, failed)),
-    }
+    let redirected = redirect_to(&app, provider, return_path, &parts.headers).await;
+    redirected.unwrap_or_else(|failed| fail(&app, failed))
 }
 
 async fn redirect_to(
@@ -127,14 +124,12 @@ pub(super) async fn finish(
     State(app): State<AppState>,
     Query(callback): Query<Callback>,
     request: Request,
-) -> Result<Response, Problem> {
+) -> Response {
     let (parts, _) = request.into_parts();
-    let client = app.limits.client_ip(&parts);
-    let _permit = app.limits.enter(client)?;
     let cookies = cookies_of(&parts.headers);
     let mut response = match pending_of(&app, &callback, &cookies) {
         None => message_page(&app, StatusCode::BAD_REQUEST, TITLE, STALE),
-        Some(pending) => match signed_in(&app, &pending, &callback, client).await {
+        Some(pending) => match signed_in(&app, &pending, &callback, &parts).await {
             Ok(signed_in) => complete(&app, &pending, &signed_in, &cookies),
             Err(failed) => fail(&app, failed),
         },
@@ -147,7 +142,7 @@ pub(super) async fn finish(
             cookie::append(response.headers_mut(), jar.set(&name, "", Duration::ZERO));
         }
     }
-    Ok(response)
+    response
 }
 
 /// The sign-in that this browser started and that the provider answers.
@@ -161,7 +156,7 @@ async fn signed_in(
     app: &AppState,
     pending: &Pending,
     callback: &Callback,
-    client: Option<SocketAddr>,
+    parts: &Parts,
 ) -> Result<SignedIn, Failed> {
     let provider: &Arc<Provider> = app
         .sign_in
@@ -185,10 +180,9 @@ async fn signed_in(
         .finish(pending, code, now, app.sign_in.config.max_age)
         .await?;
     let credential = Credential::new(&signed_in.credential);
-    let caller = caller::describe(app, &credential, client)
+    let caller = caller::describe(app, parts, credential)
         .await
-        .map_err(|status| {
-            let problem = Problem::from(status);
+        .map_err(|problem| {
             let denied = problem.status().is_client_error();
             Failed {
                 outcome: if denied {

@@ -1,4 +1,4 @@
-//! The embedded files of the front end.
+//! The embedded files of the front end, with their compressed forms and caching.
 
 use axum::body::Bytes;
 use flate2::Compression;
@@ -18,6 +18,8 @@ struct Embedded {
 
 static EMBEDDED: &[Embedded] = &include!(concat!(env!("OUT_DIR"), "/assets.rs"));
 
+/// Folder of assets whose names contain a hash of their content.
+pub(crate) const HASHED: &str = "assets/";
 /// The page.
 const INDEX: &str = "index.html";
 /// Where the page gets the path prefix.
@@ -25,25 +27,25 @@ const BASE: &str = "<base href=\"/\">";
 
 /// A file with its compressed forms.
 #[derive(Debug)]
-pub(super) struct Asset {
+pub(crate) struct Asset {
     path: &'static str,
     plain: Bytes,
     gzip: Bytes,
     brotli: Option<Bytes>,
     /// A weak tag: it is the same for every encoding.
-    pub(super) etag: HeaderValue,
+    pub(crate) etag: HeaderValue,
 }
 
 /// All files by path.
 #[derive(Debug)]
-pub(super) struct Assets {
+pub(crate) struct Assets {
     files: HashMap<&'static str, Asset>,
     index: Option<Asset>,
 }
 
 impl Assets {
     /// The files of this build, for a console below `prefix`.
-    pub(super) fn embedded(prefix: &str) -> Self {
+    pub(crate) fn embedded(prefix: &str) -> Self {
         Self::of(EMBEDDED, prefix)
     }
 
@@ -57,12 +59,12 @@ impl Assets {
     }
 
     /// The file at a path without leading slash; the page has none.
-    pub(super) fn file(&self, path: &str) -> Option<&Asset> {
+    pub(crate) fn file(&self, path: &str) -> Option<&Asset> {
         self.files.get(path)
     }
 
     /// The page, if the front end was built.
-    pub(super) fn index(&self) -> Option<&Asset> {
+    pub(crate) fn index(&self) -> Option<&Asset> {
         self.index.as_ref()
     }
 }
@@ -73,7 +75,7 @@ fn based(page: &Embedded, prefix: &str) -> Asset {
         return Asset::of(page);
     }
     let text = String::from_utf8_lossy(page.plain);
-    let base = format!("<base href=\"{}/\">", super::message::escaped(prefix));
+    let base = format!("<base href=\"{}/\">", escaped(prefix));
     let plain = Bytes::from(text.replacen(BASE, &base, 1).into_bytes());
     Asset {
         path: INDEX,
@@ -96,12 +98,12 @@ impl Asset {
     }
 
     /// Whether it is the page.
-    pub(super) fn is_page(&self) -> bool {
+    pub(crate) fn is_page(&self) -> bool {
         self.path == INDEX
     }
 
     /// Its media type.
-    pub(super) fn content_type(&self) -> &'static str {
+    pub(crate) fn content_type(&self) -> &'static str {
         match self.path.rsplit('.').next().unwrap_or_default() {
             "html" => "text/html; charset=utf-8",
             "js" | "mjs" => "text/javascript; charset=utf-8",
@@ -118,8 +120,8 @@ impl Asset {
     }
 
     /// A name with a hash never has another content.
-    pub(super) fn caching(&self) -> &'static str {
-        if self.path.starts_with(super::HASHED) {
+    pub(crate) fn caching(&self) -> &'static str {
+        if self.path.starts_with(HASHED) {
             "public, max-age=31536000, immutable"
         } else {
             "no-cache"
@@ -127,7 +129,7 @@ impl Asset {
     }
 
     /// The smallest form that the client takes, with its encoding.
-    pub(super) fn encoded(&self, request: &HeaderMap) -> (Option<&'static str>, Bytes) {
+    pub(crate) fn encoded(&self, request: &HeaderMap) -> (Option<&'static str>, Bytes) {
         if let Some(brotli) = self.brotli.as_ref().filter(|_| accepts(request, "br")) {
             (Some("br"), brotli.clone())
         } else if self.gzip.len() < self.plain.len() && accepts(request, "gzip") {
@@ -165,6 +167,22 @@ fn etag(plain: &[u8]) -> HeaderValue {
         .map(|byte| format!("{byte:02x}"))
         .collect();
     HeaderValue::from_str(&format!("W/\"{digest}\"")).unwrap_or(HeaderValue::from_static("W/\"0\""))
+}
+
+/// Text for an element or an attribute in double quotes.
+pub(crate) fn escaped(text: &str) -> String {
+    text.chars()
+        .fold(String::with_capacity(text.len()), |mut out, c| {
+            match c {
+                '&' => out.push_str("&amp;"),
+                '<' => out.push_str("&lt;"),
+                '>' => out.push_str("&gt;"),
+                '"' => out.push_str("&quot;"),
+                '\'' => out.push_str("&#39;"),
+                other => out.push(other),
+            }
+            out
+        })
 }
 
 #[cfg(test)]
@@ -246,5 +264,13 @@ mod tests {
                 assert!(!text.contains(forbidden), "{forbidden} in the page");
             }
         }
+    }
+
+    #[test]
+    fn markup_is_text() {
+        let hostile = "</p><script>alert('1')</script>&\"";
+        let shown = escaped(hostile);
+        assert!(!shown.contains(['<', '>', '"', '\'']), "{shown}");
+        assert!(shown.starts_with("&lt;/p&gt;&lt;script&gt;"));
     }
 }

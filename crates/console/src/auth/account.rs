@@ -1,12 +1,14 @@
 //! Who is signed in, sign-in with a service-account key, and sign-out.
 
 use super::browser::cookies_of;
-use super::credential::{Credential, require_same_origin};
-use super::session::{KEY_METHOD, SignedIn};
-use super::{caller, cookie};
+use super::caller;
+use super::credential::require_same_origin;
+use crate::credential::Credential;
 use crate::metrics::{SignInMethod, SignInOutcome};
-use crate::rest::problem::{Problem, RestReason};
-use crate::service::AppState;
+use crate::problem::{Problem, RestReason};
+use crate::sign_in::cookie;
+use crate::sign_in::session::{KEY_METHOD, SignedIn};
+use crate::state::AppState;
 use axum::body::{Body, to_bytes};
 use axum::extract::{FromRequestParts as _, Request, State};
 use axum::response::{IntoResponse as _, Response};
@@ -18,7 +20,6 @@ use service_kit::caller::KEY_PREFIX;
 use session_core::{Clock as _, SystemClock};
 use std::sync::Arc;
 use std::time::Duration;
-use tonic::Code;
 
 /// Maximum size of the body of a sign-in in bytes.
 const MAX_BODY_BYTES: usize = 8 * 1024;
@@ -33,30 +34,27 @@ struct KeyForm {
 /// credential.
 pub(super) async fn session(State(app): State<AppState>, request: Request) -> Result<Response, Problem> {
     let (mut parts, _) = request.into_parts();
-    let client = app.limits.client_ip(&parts);
-    let _permit = app.limits.enter(client)?;
     let signed_in = parts.extensions.get::<Arc<SignedIn>>().cloned();
     let Ok(credential) = Credential::from_request_parts(&mut parts, &app).await else {
         return Ok(axum::Json(session_json(&app, None, None)).into_response());
     };
-    match caller::describe(&app, &credential, client).await {
+    match caller::describe(&app, &parts, credential).await {
         Ok(caller) => {
             let expires_at = signed_in.map(|signed_in| signed_in.expires_at().to_string());
             let principal = caller::to_json(&caller);
             Ok(axum::Json(session_json(&app, Some(principal), expires_at)).into_response())
         }
         // Not accepted any more: the browser is signed out.
-        Err(status) if status.code() == Code::Unauthenticated => {
-            app.limits.failed(client);
+        Err(problem) if problem.status() == StatusCode::UNAUTHORIZED => {
             let mut response = axum::Json(session_json(&app, None, None)).into_response();
             app.sign_in.remove(response.headers_mut(), &parts.headers);
             Ok(response)
         }
         // A disabled principal or organization; it may be enabled again.
-        Err(status) if status.code() == Code::PermissionDenied => {
+        Err(problem) if problem.status() == StatusCode::FORBIDDEN => {
             Ok(axum::Json(session_json(&app, None, None)).into_response())
         }
-        Err(status) => Err(status.into()),
+        Err(problem) => Err(problem),
     }
 }
 
@@ -84,23 +82,17 @@ pub(super) async fn sign_in_with_key(
     request: Request,
 ) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
-    let client = app.limits.client_ip(&parts);
-    let _permit = app.limits.enter(client)?;
     require_same_origin(&parts, &app)?;
     let key = read_key(&app, &parts, body).await?;
     let credential = Credential::new(&key);
-    let caller = caller::describe(&app, &credential, client)
+    let caller = caller::describe(&app, &parts, credential)
         .await
-        .map_err(|status| {
-            let denied = matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied);
-            let outcome = if denied {
-                app.limits.failed(client);
-                SignInOutcome::Rejected
-            } else {
-                SignInOutcome::Failed
+        .inspect_err(|problem| {
+            let outcome = match problem.status() {
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => SignInOutcome::Rejected,
+                _ => SignInOutcome::Failed,
             };
             app.metrics.sign_ins.at((SignInMethod::Key, outcome)).inc();
-            Problem::from(status)
         })?;
     let now = SystemClock.now();
     let signed_in = SignedIn::new(key, KEY_METHOD, now, app.sign_in.config.max_age);
@@ -160,7 +152,6 @@ fn is_json(headers: &HeaderMap) -> bool {
 /// `POST auth/logout`: removes the cookies.
 pub(super) async fn sign_out(State(app): State<AppState>, request: Request) -> Result<Response, Problem> {
     let (parts, _) = request.into_parts();
-    let _permit = app.limits.enter(app.limits.client_ip(&parts))?;
     require_same_origin(&parts, &app)?;
     let mut response = StatusCode::NO_CONTENT.into_response();
     let answer = response.headers_mut();

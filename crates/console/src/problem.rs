@@ -152,15 +152,14 @@ impl Problem {
         self
     }
 
+    /// The HTTP status.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
+    }
+
     /// The text for the caller.
     pub(crate) fn detail(&self) -> &str {
         &self.detail
-    }
-
-    /// The HTTP status.
-    #[cfg(test)]
-    pub(crate) fn status(&self) -> StatusCode {
-        self.status
     }
 
     /// The reason.
@@ -293,7 +292,11 @@ mod tests {
         assert_eq!(json["title"], "Invalid argument");
         assert_eq!(json["detail"], "cluster: must not be empty");
         assert_eq!(json["retry_after"], "2s");
-        assert_eq!(json["metadata"], json!({"field": "cluster"}), "nothing for Spark clients");
+        assert_eq!(
+            json["metadata"],
+            json!({"field": "cluster"}),
+            "nothing for Spark clients"
+        );
         let response = problem.into_response();
         assert_eq!(response.headers()[header::RETRY_AFTER], "2");
         assert_eq!(response.headers()[header::CONTENT_TYPE], PROBLEM_JSON);
@@ -315,7 +318,13 @@ mod tests {
             let status = Problem::of_reason(*reason, "").status();
             assert!(status.is_client_error() || status.is_server_error(), "{reason}");
         }
-        assert_eq!(Problem::of_reason(Reason::RequestIdReused, "").status(), StatusCode::CONFLICT);
-        assert_eq!(Problem::of_reason(Reason::SessionWarming, "").status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(
+            Problem::of_reason(Reason::RequestIdReused, "").status(),
+            StatusCode::CONFLICT
+        );
+        assert_eq!(
+            Problem::of_reason(Reason::SessionWarming, "").status(),
+            StatusCode::SERVICE_UNAVAILABLE
+        );
     }
 }
