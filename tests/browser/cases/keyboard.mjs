@@ -27,6 +27,9 @@ export async function byKeyboard(stack) {
     await page.getByRole("heading", { level: 1, name: "Create session" }).waitFor();
     assert.equal(await page.evaluate(() => document.activeElement.tagName), "H1", "the heading of a new page has the focus");
     await page.getByRole("radio", { name: /^local/ }).waitFor();
+    await tabTo(page, /^broken/);
+    await page.keyboard.press("ArrowDown");
+    assert.ok(await page.getByRole("radio", { name: /^local/ }).isChecked());
     await tabTo(page, /^Name/);
     await page.keyboard.type("by keyboard");
     await page.keyboard.press("Enter");
