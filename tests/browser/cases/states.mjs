@@ -91,7 +91,7 @@ export async function prefixAndExpiry(stack, id) {
     });
     await open(browser, `sessions/${id}`, "Sign in to Berth");
     await signIn(browser, stack.key);
-    await page.getByRole("heading", { level: 1, name: "churn report" }).waitFor();
+    await page.locator(".page-head code", { hasText: id }).waitFor();
     await page.getByRole("link", { name: "Clusters" }).click();
     await page.getByRole("heading", { level: 1, name: "Clusters" }).waitFor();
     await page.getByRole("link", { name: "local", exact: true }).click();
