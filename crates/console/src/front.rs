@@ -88,6 +88,8 @@ pub(crate) async fn run(State(app): State<AppState>, request: Request<Body>, nex
     };
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
         *response.body_mut() = Body::from(problem.to_json(&app.prefix).to_string());
+        // Of the body without the prefix.
+        response.headers_mut().remove(http::header::CONTENT_LENGTH);
     }
     if let Ok(id) = HeaderValue::try_from(&request_id) {
         response.headers_mut().insert(REQUEST_ID, id);

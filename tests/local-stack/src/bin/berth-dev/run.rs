@@ -42,6 +42,11 @@ pub(crate) struct Options {
     /// Added to every port.
     #[arg(long, env = "BERTH_PORT_OFFSET", default_value_t = 0)]
     port_offset: u16,
+
+    /// File with more of session-manager's configuration: tables, such as
+    /// further clusters and service accounts.
+    #[arg(long, value_name = "FILE")]
+    more: Option<PathBuf>,
 }
 
 /// What runs; killed when dropped.
@@ -156,7 +161,9 @@ pub(crate) async fn run(options: &Options, stack: &mut Stack) -> Result<()> {
         "starting Redis, the sample catalog and the services (logs in {})",
         state.display()
     ));
-    start(stack, &state, &ports, &python, &account).await?;
+    let more = options.more.as_deref().map(std::fs::read_to_string).transpose();
+    let more = more.context("reading the file of --more failed")?.unwrap_or_default();
+    start(stack, &state, &ports, &python, &account, &more).await?;
 
     let client = Client {
         manager: ports.services.manager_uri(),
@@ -188,6 +195,7 @@ async fn start(
     ports: &Ports,
     python: &Path,
     account: &Account,
+    more: &str,
 ) -> Result<()> {
     let password = start_redis(stack, state, ports).await?;
     start_catalog(stack, state, ports, python).await?;
@@ -201,7 +209,7 @@ async fn start(
         keys: &at.keys(),
         compute_dir: &state.join("compute"),
         accounts: std::slice::from_ref(account),
-        more: &cluster_and_catalog(ports),
+        more: &(cluster_and_catalog(ports) + more),
     };
     let signing_key = state.join("signing.pem");
     if !signing_key.exists() {
