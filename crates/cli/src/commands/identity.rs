@@ -52,12 +52,15 @@ async fn organization_of(signed_in: Credential, target: Target) -> String {
         credential: Some(credential),
         ..target
     };
-    organization(&target).await.unwrap_or_else(|error| {
-        output::error(&format!(
-            "berth: signed in, but session-manager was not reached or refused: {error:#}"
-        ));
-        String::new()
-    })
+    match caller(&target).await {
+        Ok(caller) => caller.org,
+        Err(error) => {
+            output::error(&format!(
+                "berth: signed in, but session-manager was not reached or refused: {error:#}"
+            ));
+            String::new()
+        }
+    }
 }
 
 fn show_login(output: Output, context: String, login: store::StoredLogin, organization: String) {
@@ -109,21 +112,13 @@ async fn provider_of(global: &GlobalArgs, args: Login) -> Result<(String, Oidc)>
     .await
 }
 
-/// The caller's organization: the one that everybody may describe.
-async fn organization(target: &Target) -> Result<String> {
-    let orgs = client::orgs(target)
+/// Who session-manager says the caller is.
+async fn caller(target: &Target) -> Result<v1::Caller> {
+    let response = client::orgs(target)
         .await?
-        .list_orgs(v1::ListOrgsRequest {})
-        .await
-        .map_err(explain)?
-        .into_inner()
-        .orgs;
-    // Platform admins see all organizations, so none is known to be theirs.
-    let mut orgs = orgs.into_iter();
-    Ok(match (orgs.next(), orgs.next()) {
-        (Some(only), None) => only.name,
-        (None, _) | (Some(_), Some(_)) => String::new(),
-    })
+        .describe_caller(v1::DescribeCallerRequest {})
+        .await;
+    Ok(response.map_err(explain)?.into_inner().caller.unwrap_or_default())
 }
 
 /// Deletes the stored sign-in, and revokes it at the provider.
@@ -173,7 +168,7 @@ pub(super) async fn whoami(target: &Target, output: Output) -> Result<()> {
         }
     };
     let expires_at = expires_at.map(|exp| Timestamp::ZERO.after(Duration::from_secs(exp)).to_string());
-    let organization = organization(target).await?;
+    let caller = caller(target).await?;
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
     let json = json!({
         "context": target.context, "manager": target.manager, "issuer": target.issuer,
@@ -181,7 +176,8 @@ pub(super) async fn whoami(target: &Target, output: Output) -> Result<()> {
             "kind": source.value.kind(), "source": source.value.describe(), "origin": source.origin,
             "subject": claims.sub, "issuer": claims.iss, "expires_at": expires_at,
         },
-        "organization": organization,
+        "principal": caller.principal, "organization": caller.org, "roles": caller.roles,
+        "teams": caller.teams, "team_admin_of": caller.team_admin_of,
     });
     let fields = [
         ("context", text(&target.context)),
@@ -200,7 +196,10 @@ pub(super) async fn whoami(target: &Target, output: Output) -> Result<()> {
         ("subject", text(&claims.sub)),
         ("identity issuer", text(&claims.iss)),
         ("expires", text(&expires_at)),
-        ("organization", organization),
+        ("principal", caller.principal),
+        ("organization", caller.org),
+        ("roles", caller.roles.join(", ")),
+        ("teams", caller.teams.join(", ")),
     ];
     output::fields(output, &fields, &json);
     Ok(())

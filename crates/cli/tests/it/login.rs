@@ -244,6 +244,7 @@ async fn whoami_shows_the_credential_and_not_the_secret() {
     let shown = berth.run(&["--output", "json", "whoami"], &env).await.good();
     let json = shown.json();
     assert_eq!(json["organization"], "acme", "{json}");
+    assert_eq!(json["principal"], "sa|ada");
     assert_eq!(json["credential"]["kind"], "service-account-key");
     assert_eq!(json["credential"]["origin"], "environment");
     assert!(!shown.stdout.contains(stack.key("ada")));

@@ -37,7 +37,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "console",
-        &["session-core", "session-proto", "session-token", "service-kit", "printable"],
+        &[
+            "session-core",
+            "session-proto",
+            "session-token",
+            "service-kit",
+            "printable",
+        ],
     ),
     (
         "cli",

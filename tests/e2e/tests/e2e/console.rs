@@ -34,7 +34,9 @@ impl Head {
         let pairs = lines.filter_map(|line| line.split_once(": "));
         Self {
             status: status.unwrap_or_default().to_owned(),
-            lines: pairs.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect(),
+            lines: pairs
+                .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+                .collect(),
         }
     }
 
@@ -46,7 +48,11 @@ impl Head {
 
 impl Person {
     fn headers(&self) -> String {
-        let pairs: Vec<String> = self.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let pairs: Vec<String> = self
+            .cookies
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
         match pairs.is_empty() {
             true => String::new(),
             false => format!("cookie: {}\r\n", pairs.join("; ")),
@@ -89,9 +95,16 @@ impl Person {
     }
 
     /// Opens a watch and reads until `text` is in it.
-    async fn watch(&self, address: SocketAddr, last: Option<&str>, text: &str) -> Result<(TcpStream, String)> {
+    async fn watch(
+        &self,
+        address: SocketAddr,
+        last: Option<&str>,
+        text: &str,
+    ) -> Result<(TcpStream, String)> {
         let mut stream = TcpStream::connect(address).await?;
-        let last = last.map(|id| format!("last-event-id: {id}\r\n")).unwrap_or_default();
+        let last = last
+            .map(|id| format!("last-event-id: {id}\r\n"))
+            .unwrap_or_default();
         let request = format!(
             "GET /api/v1/sessions:watch HTTP/1.1\r\nhost: {address}\r\naccept: text/event-stream\r\n{last}{}\r\n",
             self.headers()
@@ -113,7 +126,9 @@ async fn read_until(stream: &mut TcpStream, seen: &mut String, text: &str) -> Re
         }
         Ok(())
     };
-    tokio::time::timeout(LIMIT, read).await.with_context(|| format!("no {text}"))?
+    tokio::time::timeout(LIMIT, read)
+        .await
+        .with_context(|| format!("no {text}"))?
 }
 
 /// Each connection goes to the next console that accepts one.
@@ -125,7 +140,9 @@ fn balance(listener: TcpListener, backends: [SocketAddr; 2]) -> Arc<AtomicUsize>
             for _ in 0..2 {
                 let place = turn.fetch_add(1, Ordering::Relaxed) % 2;
                 if let Ok(mut backend) = TcpStream::connect(backends[place]).await {
-                    tokio::spawn(async move { tokio::io::copy_bidirectional(&mut client, &mut backend).await });
+                    tokio::spawn(
+                        async move { tokio::io::copy_bidirectional(&mut client, &mut backend).await },
+                    );
                     break;
                 }
             }
@@ -160,9 +177,14 @@ async fn a_person_signs_in_watches_and_survives_the_loss_of_a_console() -> Resul
     let turns = balance(listener, [first, second]);
 
     let mut ada = Person::default();
-    let page = ada.follow(balancer, "/auth/login/corp?return=/auth/session").await?;
+    let page = ada
+        .follow(balancer, "/auth/login/corp?return=/auth/session")
+        .await?;
     ensure!(page.contains("\"id\":\"corp|ada\""), "{page}");
-    ensure!(turns.load(Ordering::Relaxed) >= 3, "login, callback and page at different consoles");
+    ensure!(
+        turns.load(Ordering::Relaxed) >= 3,
+        "login, callback and page at different consoles"
+    );
 
     // Both know her; a session that another program of hers makes shows up at both.
     let (mut at_one, mut seen_one) = ada.watch(first, None, "event: ").await?;
@@ -170,7 +192,10 @@ async fn a_person_signs_in_watches_and_survives_the_loss_of_a_console() -> Resul
     let by_key = stack.berth("olga", &["create", "--cluster", "sail", "--name", "unseen"])?;
     ensure!(by_key["id"].is_string(), "{by_key}");
     let bearer = ada.follow(balancer, "/api/v1/sessions").await?;
-    ensure!(bearer.contains("\"sessions\":[]"), "another's session is not hers: {bearer}");
+    ensure!(
+        bearer.contains("\"sessions\":[]"),
+        "another's session is not hers: {bearer}"
+    );
     let made = create(&ada, balancer).await?;
     read_until(&mut at_one, &mut seen_one, &made).await?;
     read_until(&mut at_two, &mut seen_two, &made).await?;
@@ -178,7 +203,10 @@ async fn a_person_signs_in_watches_and_survives_the_loss_of_a_console() -> Resul
     // One console dies; the watch goes on at the other from where it was.
     one.kill9().await?;
     let ended = tokio::time::timeout(LIMIT, at_one.read(&mut [0; 1])).await;
-    ensure!(!matches!(ended, Ok(Ok(1..))), "the watch of the dead console goes on");
+    ensure!(
+        !matches!(ended, Ok(Ok(1..))),
+        "the watch of the dead console goes on"
+    );
     let last = seen_one.lines().rev().find_map(|line| line.strip_prefix("id: "));
     let last = last.context("events have no id")?.to_owned();
     let (_stream, _) = ada.watch(balancer, Some(&last), "HTTP/1.1 200").await?;

@@ -103,7 +103,9 @@ fn assert_no_secret_in_arguments(state: &TempDir) -> Result<()> {
 
 /// The console is where the output says.
 async fn assert_console_answers(said: &str) -> Result<()> {
-    let (_, rest) = said.split_once("The console in your browser:").context("no console")?;
+    let (_, rest) = said
+        .split_once("The console in your browser:")
+        .context("no console")?;
     let (_, rest) = rest.split_once("http://localhost:").context("no address")?;
     let port: u16 = rest.split_whitespace().next().context("no port")?.parse()?;
     let answer = http::get(([127, 0, 0, 1], port).into(), "/auth/session", "").await?;

@@ -162,7 +162,9 @@ pub(crate) async fn run(options: &Options, stack: &mut Stack) -> Result<()> {
         state.display()
     ));
     let more = options.more.as_deref().map(std::fs::read_to_string).transpose();
-    let more = more.context("reading the file of --more failed")?.unwrap_or_default();
+    let more = more
+        .context("reading the file of --more failed")?
+        .unwrap_or_default();
     start(stack, &state, &ports, &python, &account, &more).await?;
 
     let client = Client {
