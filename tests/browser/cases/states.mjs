@@ -103,12 +103,13 @@ export async function prefixAndExpiry(stack, id) {
     // Its keys are in memory: a new process accepts no old sign-in.
     await second.stop();
     second = await startPrefixed(stack, "/data/berth", second.port);
-    await page.getByRole("link", { name: "Catalogs" }).click();
+    // A request of the open page can notice it first; then there is no link to click.
+    await page.getByRole("link", { name: "Catalogs" }).click({ timeout: 3000 }).catch(() => {});
     await page.getByText("Your sign-in has expired").waitFor();
     await checkAccessibility(page, "an expired sign-in");
     await picture(page, "console-expired");
     await signIn(browser, stack.key);
-    await page.getByRole("heading", { level: 1, name: "Catalogs" }).waitFor();
+    await page.getByRole("heading", { level: 1, name: /^(Catalogs|local)$/ }).waitFor();
     assert.deepEqual(browser.problems, []);
   } finally {
     await browser.close();
