@@ -97,5 +97,8 @@ export function person(principal: string): string {
 
 export function engineName(engine: string, version = ""): string {
   const names: Record<string, string> = { sail: "Sail", spark: "Apache Spark" };
-  return `${names[engine] ?? (engine || "Engine")}${version ? ` ${version}` : ""}`;
+  const name = names[engine] ?? (engine || "Engine");
+  if (!version) return name;
+  // What an engine reports is the version of Spark that it speaks.
+  return engine === "spark" ? `${name} ${version}` : `${name} (Spark ${version})`;
 }

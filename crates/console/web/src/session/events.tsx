@@ -36,7 +36,7 @@ export function Events(props: { events: SessionEvent[] }) {
                 {reasonName(event.reason)}
                 {event.message && event.message !== reasonName(event.reason) ? <div class="muted small message">{eventText(event)}</div> : null}
               </td>
-              <td title={event.actor}>{person(event.actor)}</td>
+              <td title={event.actor} class="person">{person(event.actor)}</td>
             </tr>
           ))}
         </Table>

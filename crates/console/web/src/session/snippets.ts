@@ -219,12 +219,12 @@ function cli(target: Target): Snippet {
   return {
     id: "cli",
     name: "CLI",
-    code: `berth token ${target.sessionId} --ttl 8h    # prints a connection string with a new token
+    code: `eval "$(berth env ${target.sessionId} --ttl 8h)"    # issues a token and sets SPARK_REMOTE
+python my_program.py    # SparkSession.builder.getOrCreate() reads SPARK_REMOTE
 
-export SPARK_REMOTE="${target.url}"
-python my_program.py                # SparkSession.builder.getOrCreate() reads SPARK_REMOTE
+berth doctor ${target.sessionId}    # names what is wrong with a connection
 `,
-    notes: ["The command berth needs a service-account key in BERTH_KEY and the addresses of the APIs in BERTH_MANAGER and BERTH_ISSUER."],
+    notes: ["Sign in once with berth login, or set a service-account key in BERTH_KEY; BERTH_MANAGER and BERTH_ISSUER, or a context, have the addresses of the APIs."],
   };
 }
 
