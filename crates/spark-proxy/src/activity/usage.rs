@@ -92,7 +92,8 @@ pub(crate) struct SessionUsage {
     /// Work was reported immediately since the usage was listed.
     is_work_reported: AtomicBool,
     operations: Mutex<Vec<Arc<OpenOperation>>>,
-    tokens: Mutex<HashMap<TokenId, (Timestamp, Timestamp)>>,
+    /// Mostly one between two reports.
+    tokens: Mutex<Vec<UsedToken>>,
     /// Made at the first rejected call; most sessions have none.
     rejections: OnceLock<Box<DefaultDirectRateLimiter>>,
     /// Time of the last call rejected for a permanent reason.
@@ -101,6 +102,13 @@ pub(crate) struct SessionUsage {
     pub(crate) sail_operations: SailOperations,
     /// Spark sessions in which expired tokens may continue operations.
     pub(crate) running: Arc<RunningSessions>,
+}
+
+/// When a token was used, first and last, since the last report.
+struct UsedToken {
+    id: TokenId,
+    first: Timestamp,
+    last: Timestamp,
 }
 
 /// A call that is work; the session is busy while this value exists.
@@ -278,8 +286,15 @@ impl SessionUsage {
     pub(crate) fn token_used(self: &Arc<Self>, token: &TokenId) {
         let now = self.clock.now();
         let mut tokens = self.tokens.lock();
-        if tokens.len() < MAX_TOKEN_USES || tokens.contains_key(token) {
-            tokens.entry(token.clone()).or_insert((now, now)).1 = now;
+        if let Some(used) = tokens.iter_mut().find(|used| used.id == *token) {
+            used.last = now;
+        } else if tokens.len() < MAX_TOKEN_USES {
+            tokens.reserve_exact(1);
+            tokens.push(UsedToken {
+                id: token.clone(),
+                first: now,
+                last: now,
+            });
         }
         drop(tokens);
         self.enqueue();
@@ -341,10 +356,10 @@ impl SessionUsage {
                 .collect(),
             token_uses: uses
                 .into_iter()
-                .map(|(id, (first, last))| TokenUse {
-                    token_id: id.to_string(),
-                    first_used_at: Some(timestamp(first)),
-                    last_used_at: Some(timestamp(last)),
+                .map(|used| TokenUse {
+                    token_id: used.id.to_string(),
+                    first_used_at: Some(timestamp(used.first)),
+                    last_used_at: Some(timestamp(used.last)),
                 })
                 .collect(),
             usage: Some(Usage {

@@ -36,18 +36,25 @@ pub(crate) struct Session {
     pub(crate) usage: Arc<SessionUsage>,
     /// Its calls at the shared server that it uses.
     pub(crate) shares: RefCell<Option<CallShares>>,
-    /// Bound Spark sessions, and the version of the route at that time: a newer route may have
-    /// released them.
-    bound: RefCell<(RouteVersion, HashSet<SparkSessionId>)>,
-    /// Last keep-alive of Spark sessions on shared Sail servers.
-    keep_alives: RefCell<HashMap<SparkSessionId, Instant>>,
-    /// The last stored settings change, and its time.
-    stored_change: RefCell<Option<(Instant, StoredChange)>>,
+    spark_sessions: RefCell<Option<Box<SparkSessions>>>,
     /// Locked while a bind request is open.
     pub(crate) binding: tokio::sync::Mutex<()>,
     /// Calls ended since `last_used` was set.
     was_used: Cell<bool>,
     last_used: Cell<Instant>,
+}
+
+/// What one worker records of Spark sessions. Most sessions need none of it, because they have
+/// dedicated compute.
+#[derive(Default)]
+struct SparkSessions {
+    /// Bound Spark sessions, and the version of the route at that time: a newer route may have
+    /// released them.
+    bound: (RouteVersion, HashSet<SparkSessionId>),
+    /// Last keep-alive of Spark sessions on shared Sail servers.
+    keep_alives: HashMap<SparkSessionId, Instant>,
+    /// The last stored settings change, and its time.
+    stored_change: Option<(Instant, StoredChange)>,
 }
 
 /// A route as one worker holds it. Counted without atomics, because every call holds it.
@@ -129,9 +136,7 @@ impl Session {
             id,
             usage,
             shares: RefCell::default(),
-            bound: RefCell::default(),
-            keep_alives: RefCell::default(),
-            stored_change: RefCell::default(),
+            spark_sessions: RefCell::default(),
             binding: tokio::sync::Mutex::default(),
             route: RefCell::default(),
             gone: RefCell::default(),
@@ -191,13 +196,17 @@ impl Session {
 
     /// Whether the Spark session was bound under a route of exactly this version.
     pub(crate) fn is_bound(&self, version: RouteVersion, spark_session: &SparkSessionId) -> bool {
-        let bound = self.bound.borrow();
-        bound.0 == version && bound.1.contains(spark_session)
+        let spark_sessions = self.spark_sessions.borrow();
+        spark_sessions.as_ref().is_some_and(|known| {
+            let (bound_at, bound) = &known.bound;
+            *bound_at == version && bound.contains(spark_session)
+        })
     }
 
     /// Records that the Spark session was bound under a route of this version.
     pub(crate) fn bind(&self, version: RouteVersion, spark_session: SparkSessionId) {
-        let mut bound = self.bound.borrow_mut();
+        let mut spark_sessions = self.spark_sessions.borrow_mut();
+        let bound = &mut spark_sessions.get_or_insert_default().bound;
         if version < bound.0 {
             return;
         }
@@ -224,7 +233,8 @@ impl Session {
     /// Whether the Spark session is due for a keep-alive: not if there was one within `recently`.
     /// If due, records one.
     pub(crate) fn take_keep_alive(&self, spark_session: &SparkSessionId, recently: Duration) -> bool {
-        let mut kept = self.keep_alives.borrow_mut();
+        let mut spark_sessions = self.spark_sessions.borrow_mut();
+        let kept = &mut spark_sessions.get_or_insert_default().keep_alives;
         kept.retain(|_, at| at.elapsed() < recently);
         if kept.contains_key(spark_session) {
             return false;
@@ -235,14 +245,17 @@ impl Session {
 
     /// Whether exactly this change was the last one stored, within [`STORED_CHANGE_TTL`].
     pub(crate) fn was_just_stored(&self, change: &StoredChange) -> bool {
-        let kept = self.stored_change.borrow();
-        kept.as_ref()
-            .is_some_and(|(at, last)| at.elapsed() < STORED_CHANGE_TTL && last == change)
+        let spark_sessions = self.spark_sessions.borrow();
+        let stored = spark_sessions
+            .as_ref()
+            .and_then(|known| known.stored_change.as_ref());
+        stored.is_some_and(|(at, last)| at.elapsed() < STORED_CHANGE_TTL && last == change)
     }
 
     /// Records a stored settings change.
     pub(crate) fn record_stored(&self, change: StoredChange) {
-        *self.stored_change.borrow_mut() = Some((Instant::now(), change));
+        let mut spark_sessions = self.spark_sessions.borrow_mut();
+        spark_sessions.get_or_insert_default().stored_change = Some((Instant::now(), change));
     }
 
     /// The route, if it may be used without a new request.
