@@ -307,34 +307,47 @@ fn moment_of(until: &Until) -> Result<prost_types::Timestamp> {
     Ok(convert::timestamp(at))
 }
 
+/// Attempts to change labels while others change the session.
+const MAX_UPDATES: u32 = 5;
+
 pub(super) async fn update(target: &Target, output: Output, update: Update) -> Result<()> {
     let name = if update.no_name {
         Some(String::new())
     } else {
         update.name
     };
-    let labels = if update.labels.is_empty() && update.removed.is_empty() {
-        None
-    } else {
-        let session = describe(target, update.session.clone(), None).await?;
-        Some(v1::Labels {
-            labels: relabelled(session.labels, update.labels, &update.removed),
-        })
-    };
-    let request = v1::UpdateSessionRequest {
-        session_id: update.session,
-        name,
-        labels,
-        version: 0,
-    };
-    let updated = client::sessions(target)
-        .await?
-        .update_session(request)
-        .await
-        .map_err(explain)?
-        .into_inner();
-    show_session(output, &updated.session.unwrap_or_default());
+    let sets_labels = !update.labels.is_empty() || !update.removed.is_empty();
+    let mut client = client::sessions(target).await?;
+    for attempt in 1.. {
+        let (mut labels, mut version) = (None, 0);
+        if sets_labels {
+            // The labels are replaced only if the session did not change meanwhile.
+            let session = describe(target, update.session.clone(), None).await?;
+            version = session.version;
+            labels = Some(v1::Labels {
+                labels: relabelled(session.labels, update.labels.clone(), &update.removed),
+            });
+        }
+        let request = v1::UpdateSessionRequest {
+            session_id: update.session.clone(),
+            name: name.clone(),
+            labels,
+            version,
+        };
+        match client.update_session(request).await {
+            Ok(updated) => {
+                show_session(output, &updated.into_inner().session.unwrap_or_default());
+                break;
+            }
+            Err(status) if is_conflict(&status) && attempt < MAX_UPDATES => {}
+            Err(status) => return Err(explain(status)),
+        }
+    }
     Ok(())
+}
+
+fn is_conflict(status: &tonic::Status) -> bool {
+    session_proto::error::reason_of(status) == Some(session_core::Reason::Conflict)
 }
 
 /// The API replaces all labels at once.

@@ -45,9 +45,10 @@ pub(crate) async fn run(global: &GlobalArgs, given: &Given, args: Doctor) -> Res
         issued = apis::check(settings, &args, &mut report).await;
     }
     let ca = usable.ca.or_else(client::grpc_roots);
+    // The new token lives for a minute, and the checks of the own string can take longer.
     for (name, string) in [
-        ("own string", &string),
         ("new token", &issued.as_ref().map(|new| new.string.clone())),
+        ("own string", &string),
     ] {
         if let Some(string) = string {
             client::check_environment(string, ca.as_deref(), &mut report);

@@ -1,6 +1,6 @@
 //! Device flow (RFC 8628): sign in on another device, with a code.
 
-use super::provider::Provider;
+use super::provider::{Provider, ProviderUnreachable};
 use super::store::StoredLogin;
 use crate::{browser, output};
 use anyhow::{Context as _, Result, bail};
@@ -68,9 +68,15 @@ async fn poll(provider: &Provider, authorization: &Authorization, life: Duration
     ];
     while begun.elapsed() + interval < life {
         tokio::time::sleep(interval).await;
-        let refusal = match provider.tokens(&grant).await? {
-            Ok(login) => return Ok(login),
-            Err(refusal) => refusal,
+        let refusal = match provider.tokens(&grant).await {
+            Ok(Ok(login)) => return Ok(login),
+            Ok(Err(refusal)) => refusal,
+            // The network can fail while the person signs in; RFC 8628 §3.5 asks to slow down.
+            Err(error) if error.downcast_ref::<ProviderUnreachable>().is_some() => {
+                interval += SLOW_DOWN;
+                continue;
+            }
+            Err(error) => return Err(error),
         };
         match refusal.error.as_str() {
             "authorization_pending" => {}

@@ -90,9 +90,8 @@ pub(crate) async fn current_token(context: &str, oidc: &Oidc) -> Result<String> 
 /// The stored sign-in, if it is one of this provider and client.
 fn usable(context: &str, oidc: &Oidc) -> Result<StoredLogin> {
     let login = store::load(context)?;
-    let same = |login: &StoredLogin| login.issuer == oidc.issuer && login.client_id == oidc.client_id;
     login
-        .filter(same)
+        .filter(|login| login.is_of(oidc))
         .with_context(|| format!("you are not signed in at {}: run `berth login`", oidc.issuer))
 }
 
@@ -127,10 +126,13 @@ pub(crate) async fn forget(context: &str) -> Result<Option<StoredLogin>> {
     Ok(login)
 }
 
-/// Revokes the refresh token of a deleted sign-in at the provider.
+/// Revokes the refresh token of a deleted sign-in at the provider that gave it. A context that names
+/// another provider or client by now must not send it there.
 pub(crate) async fn revoke(oidc: &Oidc, login: &StoredLogin) -> Result<bool> {
     match &login.refresh_token {
-        Some(refresh_token) => Provider::discover(oidc).await?.revoke(refresh_token).await,
-        None => Ok(false),
+        Some(refresh_token) if login.is_of(oidc) => {
+            Provider::discover(oidc).await?.revoke(refresh_token).await
+        }
+        Some(_) | None => Ok(false),
     }
 }

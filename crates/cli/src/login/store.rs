@@ -1,5 +1,6 @@
 //! The stored sign-in of a context: `tokens/NAME.json`, mode 0600.
 
+use crate::config_file::Oidc;
 use crate::private_file;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,13 @@ pub(crate) struct StoredLogin {
     pub(crate) obtained_at: u64,
     /// Seconds since the Unix epoch.
     pub(crate) expires_at: u64,
+}
+
+impl StoredLogin {
+    /// Whether this provider gave it to this client.
+    pub(crate) fn is_of(&self, oidc: &Oidc) -> bool {
+        self.issuer == oidc.issuer && self.client_id == oidc.client_id
+    }
 }
 
 impl fmt::Debug for StoredLogin {

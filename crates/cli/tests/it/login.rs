@@ -89,6 +89,22 @@ async fn the_device_flow_signs_in_and_the_tokens_are_private() {
 }
 
 #[tokio::test]
+async fn logout_sends_no_token_to_another_provider() {
+    let (provider, other) = (Provider::start().await, Provider::start().await);
+    let berth = with_context(&provider).await;
+    berth.run(&["login", "--device"], &[]).await.good();
+    let issuer = other.issuer();
+    let change = ["context", "set", "prod", "--oidc-issuer", &issuer];
+    berth.run(&change, &[]).await.good();
+    let logout = berth.run(&["--output", "json", "logout"], &[]).await.good();
+    assert_eq!(logout.json()["revoked"], false, "{logout:?}");
+    for provider in [provider, other] {
+        provider.with(|record| assert!(record.revoked.is_empty(), "{:?}", record.revoked));
+    }
+    assert!(!berth.file("tokens/prod.json").exists());
+}
+
+#[tokio::test]
 async fn a_denied_or_expired_code_ends_the_sign_in() {
     let provider = Provider::start().await;
     let berth = with_context(&provider).await;

@@ -361,7 +361,10 @@ impl Starter {
 
     /// What must not appear in the engine's answers.
     async fn masks(&self, progress: &Progress) -> Vec<Secret> {
-        if let Some(plan) = &progress.plan {
+        // With secrets the pod may be one that another manager planned with older values.
+        if let Some(plan) = &progress.plan
+            && plan.secret.is_empty()
+        {
             return plan.secrets.clone();
         }
         let shared = &self.shared;

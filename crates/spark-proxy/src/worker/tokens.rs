@@ -275,6 +275,8 @@ mod tests {
         }
         for header in [
             format!("Basic {token}"),
+            // As long as the right scheme.
+            format!("Digest {token}"),
             format!("Bearer  {token}"),
             format!("Bearer {token},"),
             "Bearer".to_owned(),

@@ -191,6 +191,7 @@ async fn a_healthy_session_is_left_as_it_was() {
         .unwrap()
         .into_inner()
         .tokens;
+    assert!(!tokens.is_empty(), "a token was issued");
     assert!(tokens.iter().all(|token| token.revoked), "{tokens:?}");
     let paths: Vec<String> = rig
         .stack
@@ -200,6 +201,7 @@ async fn a_healthy_session_is_left_as_it_was() {
         .into_iter()
         .map(|(path, _)| path)
         .collect();
+    assert!(!paths.is_empty(), "the session was called");
     assert!(
         paths.iter().all(|path| path.ends_with("/ReleaseSession")),
         "{paths:?}"

@@ -31,6 +31,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
@@ -155,6 +156,7 @@ impl Reconciler {
     /// Claims due sessions and reconciles them until `stop`.
     async fn claim(self: Arc<Self>, tasks: TaskTracker, permits: Arc<Semaphore>, stop: CancellationToken) {
         let mut wait = POLL_INTERVAL;
+        let mut retried_at = Instant::now();
         loop {
             tokio::select! {
                 biased;
@@ -176,11 +178,12 @@ impl Reconciler {
                 POLL_INTERVAL
             };
             // The store answers again. Of several servers one may still be unavailable, so
-            // retries leave room for other sessions.
-            due.extend(
-                self.retries
-                    .take(permits.available_permits().saturating_sub(BATCH / 2)),
-            );
+            // retries leave room for other sessions, and are as rare as those of a claim.
+            if retried_at.elapsed() >= CLAIM_RETRY_DELAY {
+                retried_at = Instant::now();
+                let free = permits.available_permits().saturating_sub(BATCH / 2);
+                due.extend(self.retries.take(free));
+            }
             for key in due {
                 let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
                     return;
