@@ -30,6 +30,9 @@ const MAX_CREDENTIAL: usize = 48 * 1024;
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Headers of a request that go on to the gRPC APIs unchanged.
 const TRACE_CONTEXT: [&str; 2] = ["traceparent", "tracestate"];
+/// Longest value of them; W3C asks to pass at least 512 bytes of `tracestate` on. A longer one is
+/// left out, because the APIs would reject the call for its size.
+const MAX_TRACE_CONTEXT: usize = 512;
 
 pub(crate) type Service = InterceptedService<Channel, Forward>;
 
@@ -84,7 +87,7 @@ fn forward(credential: &Credential, front: &Front, asked: &HeaderMap) -> Result<
         headers.insert(FORWARDED_FOR, client);
     }
     for name in TRACE_CONTEXT {
-        if let Some(value) = asked.get(name) {
+        if let Some(value) = asked.get(name).filter(|value| value.len() <= MAX_TRACE_CONTEXT) {
             headers.insert(name, value.clone());
         }
     }
@@ -169,7 +172,7 @@ impl Caller {
             Err(status) => {
                 if status.code() == Code::Unauthenticated {
                     self.app.limits.failed(self.front.client);
-                } else if session_proto::error::reason_of(&status).is_some() {
+                } else if proves_authentication(&status) {
                     self.accepted();
                 }
                 Err(status.into())
@@ -183,6 +186,13 @@ impl Caller {
     }
 }
 
+/// Whether an API fails with this status only after it accepted the credential. Sizes, rates and
+/// outages are reported before, to whoever calls.
+fn proves_authentication(status: &Status) -> bool {
+    matches!(status.code(), Code::NotFound | Code::PermissionDenied)
+        && session_proto::error::reason_of(status).is_some()
+}
+
 /// The object of a reply, which the API always sets.
 ///
 /// # Errors
@@ -194,6 +204,31 @@ pub(crate) fn required<T>(object: Option<T>) -> Result<T, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_errors_after_the_authentication_prove_it() {
+        use session_core::Reason;
+        use session_proto::error::Refused;
+        let proves = |reason| proves_authentication(&Refused::new(reason, "text").into());
+        assert!(proves(Reason::NotAuthorized));
+        for reason in [
+            Reason::RateLimited,
+            Reason::InvalidArgument,
+            Reason::ControlPlaneUnavailable,
+        ] {
+            assert!(!proves(reason), "{reason:?}");
+        }
+        assert!(!proves_authentication(&Status::not_found("of a proxy between")));
+    }
+
+    #[test]
+    fn a_long_trace_state_is_left_out() {
+        let (parts, ()) = http::Request::new(()).into_parts();
+        let mut asked = HeaderMap::new();
+        asked.insert("tracestate", format!("a={}", "b".repeat(511)).parse().unwrap());
+        let Forward(headers) = forward(&Credential::new("key"), &Front::of(&parts), &asked).unwrap();
+        assert!(!headers.contains_key("tracestate"));
+    }
 
     #[test]
     fn calls_carry_the_credential_the_address_and_the_trace() {

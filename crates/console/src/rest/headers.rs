@@ -9,6 +9,8 @@ use http::{HeaderMap, Method};
 use session_core::Reason;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// The path whose `POST` checks `Idempotency-Key`.
+const CREATE_SESSION: &str = "/sessions";
 const MAX_IDEMPOTENCY_KEY: usize = 128;
 
 /// The version in `If-Match`; none without the header, or with `*`.
@@ -44,13 +46,20 @@ fn if_match(headers: &HeaderMap) -> Result<IfMatch, Problem> {
     }
 }
 
-/// A precondition that a route does not check must not be ignored.
+/// What a route does not check must not be ignored.
 ///
 /// # Errors
-/// `If-Match` on a request that is no `PATCH`.
-pub(crate) fn reject_unchecked(method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
+/// `If-Match` on a request that is no `PATCH`; `Idempotency-Key` on a `POST` that is not the
+/// creation of a session.
+pub(crate) fn reject_unchecked(method: &Method, path: &str, headers: &HeaderMap) -> Result<(), Problem> {
     if method != Method::PATCH && if_match(headers)? != IfMatch(None) {
         return Err(Problem::field("If-Match", "is checked by PATCH only; remove it"));
+    }
+    if method == Method::POST && path != CREATE_SESSION && headers.contains_key(&IDEMPOTENCY_KEY) {
+        return Err(Problem::field(
+            "Idempotency-Key",
+            "is checked by POST /sessions only; remove it",
+        ));
     }
     Ok(())
 }
@@ -137,7 +146,15 @@ mod tests {
         }
         let mut headers = HeaderMap::new();
         headers.insert(header::IF_MATCH, "\"7\"".parse().unwrap());
-        assert!(reject_unchecked(&Method::DELETE, &headers).is_err());
-        assert!(reject_unchecked(&Method::PATCH, &headers).is_ok());
+        assert!(reject_unchecked(&Method::DELETE, "/sessions/s", &headers).is_err());
+        assert!(reject_unchecked(&Method::PATCH, "/sessions/s", &headers).is_ok());
+    }
+
+    #[test]
+    fn an_idempotency_key_is_for_the_creation_of_sessions() {
+        let mut headers = HeaderMap::new();
+        headers.insert(IDEMPOTENCY_KEY, "k".parse().unwrap());
+        assert!(reject_unchecked(&Method::POST, CREATE_SESSION, &headers).is_ok());
+        assert!(reject_unchecked(&Method::POST, "/sessions/s/tokens", &headers).is_err());
     }
 }

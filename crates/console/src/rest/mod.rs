@@ -48,7 +48,7 @@ pub(crate) fn router(app: &AppState) -> Router {
 }
 
 async fn check_preconditions(request: Request, next: Next) -> Response {
-    match headers::reject_unchecked(request.method(), request.headers()) {
+    match headers::reject_unchecked(request.method(), request.uri().path(), request.headers()) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     }

@@ -76,14 +76,19 @@ pub(super) async fn watch_sessions(
         prefix: app.prefix.clone(),
         only_one,
         after,
-        _permit: permit,
         _call: caller.front.usage.begin(),
     };
     tokio::spawn(watcher.run(updates));
-    let stream = stream::unfold(queue, async |mut queue: mpsc::Receiver<Event>| {
-        let event = queue.recv().await?;
-        Some((Ok::<_, Infallible>(event), queue))
-    });
+    // The permit is held until the client has the rest or is gone: a client that reads nothing keeps
+    // the events in memory after its watcher ended.
+    let open = (queue, permit);
+    let stream = stream::unfold(
+        open,
+        async |(mut queue, permit): (mpsc::Receiver<Event>, StreamPermit)| {
+            let event = queue.recv().await?;
+            Some((Ok::<_, Infallible>(event), (queue, permit)))
+        },
+    );
     let comments = KeepAlive::new().interval(COMMENT_INTERVAL);
     let mut response = Sse::new(stream).keep_alive(comments).into_response();
     response.extensions_mut().insert(IsStream);
@@ -111,7 +116,6 @@ struct Watcher {
     only_one: bool,
     /// Position of the client at an earlier stream.
     after: Option<String>,
-    _permit: StreamPermit,
     _call: OpenCall,
 }
 

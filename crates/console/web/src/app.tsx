@@ -82,8 +82,17 @@ function Frame() {
   );
 }
 
+/** The decoded parts of a path; one that is not encoded properly names no page. */
+function partsOf(path: string): string[] {
+  try {
+    return path.split("/").map(decodeURIComponent);
+  } catch {
+    return ["not-found"];
+  }
+}
+
 function Page(props: { place: Place }) {
-  const [section, name, more] = props.place.path.split("/").map(decodeURIComponent);
+  const [section, name, more] = partsOf(props.place.path);
   if (more === undefined) {
     if (section === "sessions") {
       if (name === undefined) return <SessionsPage />;

@@ -40,7 +40,7 @@ export function useSession(id: string): SessionAccess {
   }, []);
 
   const loadEvents = useCallback(async () => {
-    const { events } = await api.get<{ events: SessionEvent[] }>(`sessions/${id}/events`);
+    const { events } = await api.get<{ events: SessionEvent[] }>(`sessions/${encodeURIComponent(id)}/events`);
     change({ events });
   }, [id]);
   const put = useCallback((session: Session) => {
@@ -50,13 +50,13 @@ export function useSession(id: string): SessionAccess {
     if (!old || old.version !== session.version) loadEvents().catch(() => {});
   }, [loadEvents]);
   const load = useCallback(async () => {
-    const { data: session, etag } = await api.send<Session>("GET", `sessions/${id}`);
+    const { data: session, etag } = await api.send<Session>("GET", `sessions/${encodeURIComponent(id)}`);
     change({ etag, error: null });
     put(session);
   }, [id, put]);
   const reload = useCallback(() => void load().catch((error) => change({ error })), [load]);
   const reloadOperations = useCallback(async () => {
-    const { operations } = await api.get<{ operations: Operation[] }>(`sessions/${id}/operations`);
+    const { operations } = await api.get<{ operations: Operation[] }>(`sessions/${encodeURIComponent(id)}/operations`);
     change({ operations });
   }, [id]);
 
