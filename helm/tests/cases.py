@@ -26,6 +26,7 @@ CERT_MANAGER = {
 KEYS_JOB = {"signingKeys": {"existingSecret": "", "job": {"enabled": True}}}
 PROVIDER = {"id": "corp", "issuer": "https://login.example.org", "client_id": "berth", "client_secret_file": "/etc/berth/client-secrets/corp"}
 ANYWHERE = [{"ports": [{"protocol": "TCP", "port": 443}]}]
+BEHIND_INGRESS = {"limits": {"trusted_proxies": ["10.0.0.0/8"]}}
 CONSOLE_OIDC = {
     "console": {"url": "https://example.org/data/berth", "clientSecrets": {"existingSecret": "clients"}, "config": {
         "sign_in": {"max_age": "8h", "providers": [PROVIDER]}, "limits": {"trusted_proxies": ["10.0.0.0/8"]}}},
@@ -183,8 +184,9 @@ GOOD = {
     "console behind Ingress": ((), merged(CONSOLE_OIDC, {"console": {"ingress": {
         "enabled": True, "className": "nginx", "controller": "nginx", "annotations": {"x": "y"}, "tls": {"secretName": "console-tls"}}}})),
     "console behind Ingress in plaintext": ((), merged(PLAINTEXT, {"console": {
-        "url": "http://berth.example.org:8080", "ingress": {"enabled": True, "tls": {"enabled": False}}}})),
-    "console behind HTTPRoute": ((), merged(PLAINTEXT, {"console": {"url": "https://berth.example.org", "httpRoute": {
+        "url": "http://berth.example.org:8080", "config": BEHIND_INGRESS, "ingress": {"enabled": True, "tls": {"enabled": False}}}})),
+    "console behind HTTPRoute": ((), merged(PLAINTEXT, {"console": {"url": "https://berth.example.org", "config": {
+        "limits": {"shared_addresses": ["10.0.0.0/8"]}}, "httpRoute": {
         "enabled": True, "parentRefs": GATEWAY, "labels": {"a": "b"}}}})),
     "console, certificate of the endpoint": ((), at("console.apis", {"caKey": "", "serverName": "berth.example.org"})),
     "console, system's authorities": ((), at("console.apis.caKey", "")),
@@ -340,6 +342,7 @@ WRONG = [
     (".", merged(CONSOLE_OIDC, at("networkPolicy.egress.console", [])), "networkPolicy.egress.console: required with identity providers"),
     ("telemetry.otlpEndpoint", "http://otel:4317", "networkPolicy.egress.console: required"),
     ("console.ingress.enabled", True, "console.url: required with console.ingress and console.httpRoute"),
+    ("console", {"url": "https://a.b", "ingress": {"enabled": True}}, "console.config.limits: set trusted_proxies"),
     ("console.ingress.host", "a", "'host' not allowed"),
     ("console", {"url": "https://a.b", "httpRoute": {"enabled": True}}, "console.httpRoute.parentRefs: name the Gateway"),
     ("console.autoscaling", {"enabled": True, "minReplicas": 9, "maxReplicas": 2}, "console.autoscaling: minReplicas must not exceed maxReplicas"),

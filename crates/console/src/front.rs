@@ -1,6 +1,6 @@
 //! The outermost layer of all requests: request id, limits, span, metrics.
 
-use crate::limits::RequestPermit;
+use crate::limits::{CredentialPermit, RequestPermit};
 use crate::metrics::Part;
 use crate::problem::Problem;
 use crate::state::AppState;
@@ -18,7 +18,7 @@ use service_kit::request_span;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 use tracing::{Instrument as _, Span};
 
@@ -34,11 +34,16 @@ pub(crate) struct Front {
     pub(crate) request_id: String,
     /// Usage of the connection.
     pub(crate) usage: ConnectionUse,
-    place: Place,
+    places: Places,
 }
 
-/// The request's place among the concurrent ones; streams release it early.
-type Place = Arc<Mutex<Option<RequestPermit>>>;
+/// The request's places among the concurrent ones, held until the client has the whole response;
+/// streams release them early.
+type Places = Arc<Mutex<(Option<RequestPermit>, Option<CredentialPermit>)>>;
+
+/// Largest part of a response that is given to the connection at a time. A connection that takes
+/// all of a large response ends the request before its client has read it.
+const MAX_PART: usize = 16 * 1024;
 
 impl Front {
     /// Of a request that passed the layer.
@@ -48,13 +53,18 @@ impl Front {
             client: None,
             request_id: String::new(),
             usage: ConnectionUse::default(),
-            place: Place::default(),
+            places: Places::default(),
         })
     }
 
-    /// Releases the place among the concurrent requests.
+    /// Holds the place among the requests of the credential too.
+    pub(crate) fn hold(&self, permit: CredentialPermit) {
+        self.places.lock().1 = Some(permit);
+    }
+
+    /// Releases the places among the concurrent requests.
     pub(crate) fn release(&self) {
-        self.place.lock().take();
+        *self.places.lock() = (None, None);
     }
 }
 
@@ -72,10 +82,10 @@ pub(crate) async fn run(State(app): State<AppState>, request: Request<Body>, nex
                 client,
                 request_id: request_id.clone(),
                 usage: peer.map(|peer| peer.usage.clone()).unwrap_or_default(),
-                place: Arc::new(Mutex::new(Some(permit))),
+                places: Arc::new(Mutex::new((Some(permit), None))),
             };
             let span = span(&parts, &request_id);
-            let held = (front.usage.begin(), Arc::clone(&front.place));
+            let held = (front.usage.begin(), Arc::clone(&front.places));
             parts.extensions.insert(front);
             let response = next
                 .run(Request::from_parts(parts, body))
@@ -137,14 +147,22 @@ fn span(parts: &Parts, request_id: &str) -> Span {
     )
 }
 
-/// The request keeps its place until the client has the whole response.
-fn hold(response: Response, held: (OpenCall, Place)) -> Response {
-    response.map(|body| Body::new(Held { body, _held: held }))
+/// The request keeps its places until the connection took the last part of the response.
+fn hold(response: Response, held: (OpenCall, Places)) -> Response {
+    response.map(|body| {
+        Body::new(Held {
+            body,
+            rest: Bytes::new(),
+            _held: held,
+        })
+    })
 }
 
 struct Held {
     body: Body,
-    _held: (OpenCall, Place),
+    /// What is left of the last frame.
+    rest: Bytes,
+    _held: (OpenCall, Places),
 }
 
 impl http_body::Body for Held {
@@ -155,14 +173,53 @@ impl http_body::Body for Held {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        if self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)).map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) => self.rest = data,
+                Some(Ok(Err(trailers))) => return Poll::Ready(Some(Ok(trailers))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
+            }
+        }
+        let len = self.rest.len().min(MAX_PART);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(len)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (rest, hint) = (self.rest.len() as u64, self.body.size_hint());
+        let mut all = SizeHint::new();
+        all.set_lower(hint.lower().saturating_add(rest));
+        if let Some(upper) = hint.upper().and_then(|upper| upper.checked_add(rest)) {
+            all.set_upper(upper);
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt as _;
+
+    #[tokio::test]
+    async fn a_response_is_sent_in_parts_and_keeps_its_places_until_the_last() {
+        let text = Bytes::from(vec![7; 3 * MAX_PART + 5]);
+        let places = Places::default();
+        let held = (ConnectionUse::default().begin(), Arc::clone(&places));
+        let mut body = hold(Response::new(Body::from(text.clone())), held).into_body();
+        assert_eq!(body.size_hint().exact(), Some(text.len() as u64));
+        let mut sizes = Vec::new();
+        while let Some(frame) = body.frame().await {
+            assert_eq!(Arc::strong_count(&places), 2);
+            sizes.push(frame.unwrap().into_data().unwrap().len());
+        }
+        assert_eq!(sizes, [MAX_PART, MAX_PART, MAX_PART, 5]);
+        assert!(body.is_end_stream());
+        drop(body);
+        assert_eq!(Arc::strong_count(&places), 1);
     }
 }

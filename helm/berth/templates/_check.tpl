@@ -193,6 +193,10 @@ console.url: required with console.config.sign_in.providers; identity providers 
 {{- if and (or .ingress.enabled .httpRoute.enabled) (not .url) }}
 console.url: required with console.ingress and console.httpRoute; they get its host and path
 {{- end }}
+{{- $limits := dig "limits" dict .config }}
+{{- if and (or .ingress.enabled .httpRoute.enabled) (not (or (dig "trusted_proxies" list $limits) (dig "shared_addresses" list $limits))) }}
+console.config.limits: set trusted_proxies to the addresses of the Ingress or Gateway, or shared_addresses; else all people share the limits of its address, and wrong credentials of one lock out all
+{{- end }}
 {{- if and .httpRoute.enabled (not .httpRoute.parentRefs) }}
 console.httpRoute.parentRefs: name the Gateway
 {{- end }}

@@ -3,7 +3,6 @@
 
 use crate::credential::Credential;
 use crate::front::Front;
-use crate::limits::CredentialPermit;
 use crate::problem::Problem;
 use crate::state::AppState;
 use crate::upstream::Channels;
@@ -57,7 +56,6 @@ pub(crate) struct Caller {
     credential: Credential,
     channels: Channels,
     forward: Forward,
-    permit: Option<CredentialPermit>,
 }
 
 impl FromRequestParts<AppState> for Caller {
@@ -106,6 +104,7 @@ impl Caller {
     pub(crate) fn new(app: &AppState, parts: &Parts, credential: Credential) -> Result<Self, Problem> {
         let front = Front::of(parts);
         let permit = app.limits.enter_credential(credential.id())?;
+        front.hold(permit);
         let forward = forward(&credential, &front, &parts.headers)?;
         Ok(Self {
             channels: app.upstream.channels(&credential),
@@ -113,7 +112,6 @@ impl Caller {
             front,
             credential,
             forward,
-            permit: Some(permit),
         })
     }
 
@@ -125,9 +123,8 @@ impl Caller {
         &self.credential
     }
 
-    /// Releases the place among the concurrent requests of the credential.
-    pub(crate) fn release(&mut self) {
-        self.permit = None;
+    /// Releases the places among the concurrent requests, for a stream.
+    pub(crate) fn release(&self) {
         self.front.release();
     }
 

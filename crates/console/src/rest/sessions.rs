@@ -106,7 +106,7 @@ pub(super) async fn list_sessions(caller: Caller, query: Query) -> Result<Reply,
     responses((status = 200, description = "The session.", body = schema::Session,
         headers(("ETag" = String, description = "Version of the session.")))))]
 pub(super) async fn describe_session(
-    mut caller: Caller,
+    caller: Caller,
     Path(session_id): Path<String>,
     query: Query,
 ) -> Result<Reply, Problem> {

@@ -55,7 +55,7 @@ const MAX_EVENT_ID: usize = 128;
     responses((status = 200, description = "The stream.", content_type = "text/event-stream", body = schema::Events)))]
 pub(super) async fn watch_sessions(
     State(app): State<AppState>,
-    mut caller: Caller,
+    caller: Caller,
     headers: HeaderMap,
     query: Query,
 ) -> Result<Response, Problem> {

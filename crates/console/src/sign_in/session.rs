@@ -33,6 +33,12 @@ pub(crate) struct SignedIn {
     /// When the credential expires; none if only the APIs know.
     #[serde(rename = "x", default, skip_serializing_if = "Option::is_none")]
     expires_at: Option<u64>,
+    /// From when on the credential should be renewed.
+    #[serde(rename = "w", default, skip_serializing_if = "Option::is_none")]
+    renew_at: Option<u64>,
+    /// Subject of the first ID token; those that follow must have the same.
+    #[serde(rename = "s", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) subject: Option<String>,
     /// When the person must sign in again.
     #[serde(rename = "e")]
     ends_at: u64,
@@ -46,13 +52,23 @@ impl SignedIn {
             method: method.to_owned(),
             refresh_token: None,
             expires_at: None,
+            renew_at: None,
+            subject: None,
             ends_at: now.after(max_age).as_secs(),
         }
     }
 
-    /// With the end of the credential's validity.
-    pub(crate) fn expiring(mut self, at: Option<Timestamp>) -> Self {
+    /// With the end of the validity of the credential, which was issued at `now`. A short-lived one
+    /// is renewed after half of its life, or every request would renew it.
+    pub(crate) fn expiring(mut self, at: Option<Timestamp>, now: Timestamp) -> Self {
         self.expires_at = at.map(Timestamp::as_secs);
+        self.renew_at = at.map(|at| at.before(RENEW_BEFORE.min(at.since(now) / 2)).as_secs());
+        self
+    }
+
+    /// With the subject of its ID token.
+    pub(crate) fn of_subject(mut self, subject: String) -> Self {
+        self.subject = Some(subject);
         self
     }
 
@@ -69,13 +85,14 @@ impl SignedIn {
         credential: String,
         refresh_token: Option<String>,
         at: Option<Timestamp>,
+        now: Timestamp,
     ) -> Self {
-        Self {
+        let next = Self {
             credential,
             refresh_token: refresh_token.or_else(|| self.refresh_token.clone()),
-            expires_at: at.map(Timestamp::as_secs),
             ..self.clone()
-        }
+        };
+        next.expiring(at, now)
     }
 
     /// When the browser is signed out unless the credential is renewed.
@@ -94,10 +111,9 @@ impl SignedIn {
 
     /// Whether the credential should be renewed at `now`, and can be.
     pub(crate) fn needs_renewal(&self, now: Timestamp) -> bool {
-        let soon = now.after(RENEW_BEFORE).as_secs();
         self.refresh_token.is_some()
             && now.as_secs() < self.ends_at
-            && self.expires_at.is_some_and(|at| at <= soon)
+            && self.renew_at.is_some_and(|at| at <= now.as_secs())
     }
 
     /// The sealed value of the cookie.
@@ -148,7 +164,7 @@ mod tests {
         let keys = CookieKeys::open(None).unwrap();
         let signed_in = SignedIn::new("sec-ret".repeat(5000), "corp", START, HOUR)
             .refreshable(Some("ref-resh".to_owned()))
-            .expiring(Some(at(600)));
+            .expiring(Some(at(600)), START);
         let sealed = signed_in.seal(&keys).unwrap();
         assert!(sealed.len() < 10_000, "{}", sealed.len());
         assert_eq!(SignedIn::open(&sealed, &keys).unwrap(), signed_in);
@@ -167,7 +183,7 @@ mod tests {
         assert!(!key.needs_renewal(at(3599)));
         assert_eq!(key.expires_at(), at(3600));
 
-        let plain = key.clone().expiring(Some(at(600)));
+        let plain = key.clone().expiring(Some(at(600)), START);
         assert!(plain.is_usable(at(599)) && !plain.is_usable(at(600)));
         assert!(!plain.needs_renewal(at(599)));
         assert_eq!(plain.expires_at(), at(600));
@@ -176,9 +192,12 @@ mod tests {
         assert!(!renewable.needs_renewal(at(479)) && renewable.needs_renewal(at(480)));
         assert!(renewable.needs_renewal(at(3599)) && !renewable.needs_renewal(at(3600)));
         assert_eq!(renewable.expires_at(), at(3600));
-        let next = renewable.renewed("n".to_owned(), None, Some(at(1200)));
+        let next = renewable.renewed("n".to_owned(), None, Some(at(1200)), at(600));
         assert_eq!(next.refresh_token.as_deref(), Some("r"));
         assert!(next.is_usable(at(1199)) && !next.is_usable(at(1200)));
         assert_eq!(next.expires_at(), at(3600));
+
+        let short = next.renewed("s".to_owned(), None, Some(at(1260)), at(1200));
+        assert!(!short.needs_renewal(at(1229)) && short.needs_renewal(at(1230)));
     }
 }

@@ -139,13 +139,23 @@ impl Conn {
         self
     }
 
-    /// Converts a pending operation to a timeout error after the end of the
-    /// connection.
-    fn at_once_if_over<T>(&self, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        match done {
-            Poll::Pending if self.over => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            done => done,
+    /// Whether the idle timeout has ended the connection. Wakes `cx` when it does.
+    fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
+        let Self { idle, peer, over, .. } = self;
+        if !*over && idle.as_mut().is_some_and(|idle| idle.is_over(&peer.usage, cx)) {
+            tracing::debug!(remote = %peer.remote, "idle connection closed");
+            *over = true;
         }
+        *over
+    }
+
+    /// Converts a pending write to a timeout error after the end of the connection. A peer that
+    /// reads nothing blocks writes, and HTTP/1.1 reads nothing more then, so writes ask too.
+    fn unless_over<T>(&mut self, cx: &mut Context<'_>, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if done.is_pending() && self.is_over(cx) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        done
     }
 
     /// The peer of the connection.
@@ -176,13 +186,7 @@ impl AsyncRead for Conn {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { idle, peer, .. } = &mut *self;
-        let over = idle.as_mut().is_some_and(|idle| idle.is_over(&peer.usage, cx));
-        if over {
-            if !self.over {
-                tracing::debug!(remote = %self.peer.remote, "idle connection closed");
-            }
-            self.over = true;
+        if self.is_over(cx) {
             // The reader receives an end of stream.
             return Poll::Ready(Ok(()));
         }
@@ -199,7 +203,7 @@ impl AsyncWrite for Conn {
             Io::Plain(io) => Pin::new(io).poll_write(cx, buf),
             Io::Tls(io) => Pin::new(io).poll_write(cx, buf),
         };
-        self.at_once_if_over(done)
+        self.unless_over(cx, done)
     }
 
     fn poll_write_vectored(
@@ -211,7 +215,7 @@ impl AsyncWrite for Conn {
             Io::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Io::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
         };
-        self.at_once_if_over(done)
+        self.unless_over(cx, done)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -226,7 +230,7 @@ impl AsyncWrite for Conn {
             Io::Plain(io) => Pin::new(io).poll_flush(cx),
             Io::Tls(io) => Pin::new(io).poll_flush(cx),
         };
-        self.at_once_if_over(done)
+        self.unless_over(cx, done)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -234,6 +238,6 @@ impl AsyncWrite for Conn {
             Io::Plain(io) => Pin::new(io).poll_shutdown(cx),
             Io::Tls(io) => Pin::new(io).poll_shutdown(cx),
         };
-        self.at_once_if_over(done)
+        self.unless_over(cx, done)
     }
 }

@@ -56,7 +56,7 @@ impl CatalogService for Catalogs {
     ) -> Answer<v1::ListCatalogsResponse> {
         let who = self.api.caller(&request)?;
         let request = request.into_inner();
-        let limit = super::sessions::page_size(request.page_size)?;
+        let limit = super::session_page::size(request.page_size)?;
         let after = non_empty(request.page_token).map(|token| {
             let name = token.parse::<CatalogName>();
             name.map_err(|_| Refused::field("page_token", "is not one that this API returned"))

@@ -10,6 +10,7 @@ mod operations;
 pub(crate) mod orgs;
 mod placement;
 pub(crate) mod routes;
+pub(crate) mod session_page;
 pub(crate) mod sessions;
 mod spark_sessions;
 pub(crate) mod test_catalog;

@@ -1,21 +1,21 @@
 //! SessionService: create, read, change and close sessions.
 
-use super::{Api, placement};
+use super::{Api, placement, session_page};
 use crate::caller::AuthenticatedCaller;
 use futures::stream::BoxStream;
 use session_core::access::{self, Rpc, SessionAction};
 use session_core::machine::{Event, NewSession};
 use session_core::policy::PolicyRequest;
 use session_core::{
-    ChangeReason, Cluster, ClusterName, Limits, Principal, Reason, Role, Session, SessionId, SessionPolicy,
+    ChangeReason, Cluster, ClusterName, Limits, Principal, Reason, Session, SessionId, SessionPolicy,
     Status as SessionStatus, Timestamp, Use, machine,
 };
 use session_proto::convert::{self, maybe_duration, non_empty, parse};
 use session_proto::error::Refused;
 use session_proto::v1::{self, session_service_server::SessionService};
-use session_store::{Create, ListQuery, RequestId, Scope};
+use session_store::{Create, RequestId};
 use sha2::{Digest as _, Sha256};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::{Request, Response, Status};
@@ -26,8 +26,6 @@ const MAX_LABEL_KEY: usize = 63;
 const MAX_LABEL_VALUE: usize = 255;
 /// Keys and values of all labels of one session together, in bytes.
 const MAX_LABEL_BYTES: usize = 8 * 1024;
-const DEFAULT_PAGE: usize = 100;
-const MAX_PAGE: usize = 1000;
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// Serves `berth.v1.SessionService`.
@@ -85,21 +83,9 @@ impl SessionService for Sessions {
         request: Request<v1::ListSessionsRequest>,
     ) -> Answer<v1::ListSessionsResponse> {
         let who = self.api.caller(&request)?;
-        let query = list_query(&who, request.into_inner())?;
-        let page = self.api.store.list(&query).await.map_err(crate::error::store)?;
-        let uses = self
-            .api
-            .store
-            .usage(&page.sessions)
-            .await
-            .map_err(crate::error::store)?;
-        let sessions = page.sessions.iter().zip(&uses);
-        Ok(Response::new(v1::ListSessionsResponse {
-            sessions: sessions
-                .map(|(session, used)| shown(&who, session, used))
-                .collect(),
-            next_page_token: page.next.unwrap_or_default(),
-        }))
+        let query = session_page::query(&who, request.into_inner())?;
+        let page = session_page::read(self.api.store.as_ref(), &who, query).await?;
+        Ok(Response::new(page))
     }
 
     async fn update_session(
@@ -419,7 +405,7 @@ fn changed_since(session: &Session, version: u64) -> Refused {
     Refused::new(Reason::Conflict, text).with("version", session.version.to_string())
 }
 
-fn shown(who: &Principal, session: &Session, used: &Use) -> v1::Session {
+pub(super) fn shown(who: &Principal, session: &Session, used: &Use) -> v1::Session {
     convert::session(
         session,
         used,
@@ -532,51 +518,6 @@ fn checked_labels(
 fn required_moment(field: &'static str, at: Option<&prost_types::Timestamp>) -> Result<Timestamp, Refused> {
     at.map(convert::from_timestamp)
         .ok_or_else(|| Refused::field(field, "is missing"))
-}
-
-/// The sessions of its organization that a caller may see.
-pub(crate) fn visible_sessions(who: &Principal) -> Scope {
-    if who.has(Role::OrgAdmin) {
-        Scope::Org
-    } else {
-        Scope::OwnAndTeams {
-            owner: who.id.clone(),
-            teams: who.team_admin_of.clone(),
-        }
-    }
-}
-
-fn list_query(who: &Principal, request: v1::ListSessionsRequest) -> Result<ListQuery, Refused> {
-    let statuses: BTreeSet<_> = request
-        .statuses
-        .iter()
-        .map(|status| convert::from_status("statuses", *status))
-        .collect::<Result<_, _>>()?;
-    let page_size = page_size(request.page_size)?;
-    Ok(ListQuery {
-        org: who.org.clone(),
-        scope: visible_sessions(who),
-        statuses,
-        owner: non_empty(request.owner)
-            .map(|owner| parse("owner", &owner))
-            .transpose()?,
-        cluster: non_empty(request.cluster)
-            .map(|cluster| parse("cluster", &cluster))
-            .transpose()?,
-        team: non_empty(request.team),
-        labels: request.labels.into_iter().collect(),
-        page_size,
-        page_token: non_empty(request.page_token),
-    })
-}
-
-/// The page size of a list request; 0 is the default.
-pub(super) fn page_size(asked: i32) -> Result<usize, Refused> {
-    match usize::try_from(asked) {
-        Ok(0) => Ok(DEFAULT_PAGE),
-        Ok(size) if size <= MAX_PAGE => Ok(size),
-        Ok(_) | Err(_) => Err(Refused::field("page_size", format!("must be 1 to {MAX_PAGE}"))),
-    }
 }
 
 #[cfg(test)]

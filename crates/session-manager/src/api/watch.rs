@@ -4,7 +4,7 @@
 //! once for all watchers. A watcher that falls too far behind receives a reset and
 //! the present sessions again; no state is kept for it but its position.
 
-use super::{Api, sessions};
+use super::{Api, session_page};
 use crate::admission::concurrency::{ConcurrencyLimit, ConcurrencyPermit, Full};
 use crate::change_feed::ChangeFanOut;
 use futures::stream::{self, BoxStream};
@@ -331,7 +331,7 @@ impl Watch {
 
 fn live_sessions(who: &Principal, page_token: Option<String>) -> ListQuery {
     ListQuery {
-        scope: sessions::visible_sessions(who),
+        scope: session_page::visible(who),
         page_token,
         ..ListQuery::live_of_org(who.org.clone(), PAGE)
     }

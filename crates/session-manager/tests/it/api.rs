@@ -469,3 +469,51 @@ async fn deleting_a_catalog_does_not_affect_sessions_with_compute() {
         failed.status_message
     );
 }
+
+/// 2.4 MB of labels in all.
+#[tokio::test]
+async fn a_page_of_large_sessions_is_a_short_one() {
+    let manager = Manager::start().await;
+    let limits = v1::Limits {
+        live_sessions_per_owner: 300,
+        live_sessions: 300,
+        creates_per_minute: 300,
+        labels: 32,
+        tokens_per_session: 1,
+    };
+    let limits = v1::SetLimitsRequest {
+        name: "acme".to_owned(),
+        limits: Some(limits),
+    };
+    manager.orgs("pat").set_limits(limits).await.unwrap();
+    for n in 0..300 {
+        let create = v1::CreateSessionRequest {
+            labels: (0..31).map(|key| (format!("k{key}"), "x".repeat(250))).collect(),
+            request_id: format!("r{n}"),
+            ..on("c")
+        };
+        manager.sessions("ada").create_session(create).await.unwrap();
+    }
+    let (mut sizes, mut ids, mut page_token) = (Vec::new(), std::collections::BTreeSet::new(), String::new());
+    loop {
+        let request = v1::ListSessionsRequest {
+            page_size: 1000,
+            page_token,
+            ..Default::default()
+        };
+        let page = manager.sessions("ada").list_sessions(request).await;
+        let page = page.unwrap().into_inner();
+        sizes.push(page.sessions.len());
+        ids.extend(page.sessions.into_iter().map(|session| session.id));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(ids.len(), 300);
+    assert!(
+        sizes.len() > 1 && sizes.iter().all(|size| *size <= 200),
+        "{sizes:?}"
+    );
+    manager.stop().await;
+}

@@ -28,6 +28,14 @@ pub(super) enum Problem {
     AnotherNonce,
 }
 
+/// A valid ID token.
+#[derive(Debug)]
+pub(super) struct Checked {
+    /// The person at this provider.
+    pub(super) subject: String,
+    pub(super) expires_at: Timestamp,
+}
+
 /// Verifier of the ID tokens of one provider.
 #[derive(Debug)]
 pub(super) struct IdTokens {
@@ -62,20 +70,23 @@ impl IdTokens {
         Arc::clone(&self.verifier)
     }
 
-    /// Verifies a token and returns when it expires. `nonce` is that of the
+    /// Verifies a token. `nonce` is that of the
     /// sign-in; a renewed token has none, or the first one.
     pub(super) fn verify(
         &self,
         token: &str,
         nonce: Option<&str>,
         now: Timestamp,
-    ) -> Result<Timestamp, Problem> {
+    ) -> Result<Checked, Problem> {
         let claims = self.verifier.verify(token, now).map_err(|error| match error {
             ExternalError::UnknownKid => Problem::UnknownKey,
             other => Problem::Invalid(other),
         })?;
         self.check(&claims.all, nonce)?;
-        Ok(claims.expires_at)
+        Ok(Checked {
+            subject: claims.subject,
+            expires_at: claims.expires_at,
+        })
     }
 
     fn check(&self, claims: &Map<String, Value>, nonce: Option<&str>) -> Result<(), Problem> {

@@ -151,10 +151,11 @@ impl Provider {
         if id_token.len() > MAX_EXTERNAL_TOKEN_BYTES {
             return Err(LoginError::TooLarge);
         }
-        let expires_at = self.verify(id_token, Some(&pending.nonce), now).await?;
-        let (credential, expires_at) = self.credential(&response, Some(expires_at), now)?;
+        let checked = self.verify(id_token, Some(&pending.nonce), now).await?;
+        let (credential, expires_at) = self.credential(&response, Some(checked.expires_at), now)?;
         Ok(SignedIn::new(credential, &self.config.id, now, max_age)
-            .expiring(expires_at)
+            .expiring(expires_at, now)
+            .of_subject(checked.subject)
             .refreshable(response.refresh_token))
     }
 
@@ -167,12 +168,23 @@ impl Provider {
             return Err(LoginError::Rejected);
         };
         let response = self.ask(&Grant::Refresh(refresh_token)).await?;
-        let expires_at = match &response.id_token {
+        let checked = match &response.id_token {
             Some(id_token) => Some(self.verify(id_token, None, now).await?),
             None => None,
         };
+        // OpenID Connect Core 1.0, section 12.2.
+        if let (Some(checked), Some(subject)) = (&checked, &signed_in.subject)
+            && checked.subject != *subject
+        {
+            self.log(
+                "renewal rejected",
+                &anyhow::anyhow!("the ID token is for another subject"),
+            );
+            return Err(LoginError::InvalidToken);
+        }
+        let expires_at = checked.map(|checked| checked.expires_at);
         let (credential, expires_at) = self.credential(&response, expires_at, now)?;
-        Ok(signed_in.renewed(credential, response.refresh_token, expires_at))
+        Ok(signed_in.renewed(credential, response.refresh_token, expires_at, now))
     }
 
     async fn ask(&self, grant: &Grant<'_>) -> Result<TokenResponse, LoginError> {
@@ -193,7 +205,7 @@ impl Provider {
         token: &str,
         nonce: Option<&str>,
         now: Timestamp,
-    ) -> Result<Timestamp, LoginError> {
+    ) -> Result<id_token::Checked, LoginError> {
         let mut outcome = self.verifier.verify(token, nonce, now);
         if matches!(outcome, Err(id_token::Problem::UnknownKey)) {
             self.discovery.fetch_keys().await.map_err(|error| {
