@@ -203,6 +203,7 @@ impl http_body::Body for Held {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http_body::Body as _;
     use http_body_util::BodyExt as _;
 
     #[tokio::test]

@@ -11,6 +11,9 @@ import kube
 REPOSITORY = Path(__file__).resolve().parents[3]
 HOME = Path(os.environ.get("BERTH_HOME", REPOSITORY / ".berth"))
 
+NAMESPACES = ("namespace/berth", "namespace/sessions", "namespace/sessions-gpu", "namespace/grafana")
+"""Those that apply.py creates and deletes."""
+
 
 def test_a_real_api_server_accepts_every_object() -> None:
     kubectl = shutil.which("kubectl")
@@ -19,7 +22,10 @@ def test_a_real_api_server_accepts_every_object() -> None:
     kube.kubectl("apply", "--server-side", "--filename", str(definitions))
     kube.kubectl("wait", "--for=condition=Established", "--filename", str(definitions), "--timeout=60s")
     python = HOME / "venv-chart" / "bin" / "python"
-    output = kube.run(str(python), str(REPOSITORY / "helm" / "tests" / "apply.py"), timeout=300)
+    try:
+        output = kube.run(str(python), str(REPOSITORY / "helm" / "tests" / "apply.py"), timeout=300)
+    finally:
+        # The next test makes some of them again.
+        kube.kubectl("wait", "--for=delete", *NAMESPACES, "--timeout=100s")
     print(output)
     assert ", 0 skipped" in output and "2 passed, 0 failed" in output, output
-    kube.kubectl("wait", "--for=delete", "namespace/berth", "namespace/sessions", "namespace/sessions-gpu", "namespace/grafana", "--timeout=60s")

@@ -241,3 +241,35 @@ impl AsyncWrite for Conn {
         self.unless_over(cx, done)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn a_write_that_the_peer_never_reads_ends_with_the_idle_timeout() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _reads_nothing = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (tcp, remote) = listener.accept().await.unwrap();
+        let mut conn = Conn::plain(tcp, remote);
+        let limit = Duration::from_millis(100);
+        conn.idle = Some(IdleClock::new(IdleLimits {
+            unknown_caller: limit,
+            idle: limit,
+        }));
+        let writing = async {
+            loop {
+                if let Err(error) = conn.write_all(&[0; 64 * 1024]).await {
+                    break error;
+                }
+            }
+        };
+        let error = tokio::time::timeout(Duration::from_secs(10), writing)
+            .await
+            .unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+}

@@ -7,10 +7,10 @@ use session_core::access::{self, Rpc, SessionAction};
 use session_core::machine::{Event, NewSession};
 use session_core::policy::PolicyRequest;
 use session_core::{
-    ChangeReason, Cluster, ClusterName, Limits, Principal, Reason, Session, SessionId, SessionPolicy,
+    ChangeReason, Cluster, ClusterName, Limits, Principal, Reason, Role, Session, SessionId, SessionPolicy,
     Status as SessionStatus, Timestamp, Use, machine,
 };
-use session_proto::convert::{self, maybe_duration, non_empty, parse};
+use session_proto::convert::{self, maybe_duration, non_empty};
 use session_proto::error::Refused;
 use session_proto::v1::{self, session_service_server::SessionService};
 use session_store::{Create, RequestId};

@@ -200,7 +200,7 @@ async fn a_person_signs_in_watches_and_survives_the_loss_of_a_console() -> Resul
     read_until(&mut at_one, &mut seen_one, &made).await?;
     read_until(&mut at_two, &mut seen_two, &made).await?;
 
-    // One console dies; the watch goes on at the other from where it was.
+    // One console dies; the watch continues at the other from where it was.
     one.kill9().await?;
     let ended = tokio::time::timeout(LIMIT, at_one.read(&mut [0; 1])).await;
     ensure!(
