@@ -93,7 +93,7 @@ build_images() {
 # Gateway API the experimental channel, which also serves TLSRoute v1alpha2.
 fetch_crds() {
   local module=$here/crds key folder file
-  local files=(config/crd/experimental/gateway.networking.k8s.io_{grpc,tls}routes.yaml
+  local files=(config/crd/experimental/gateway.networking.k8s.io_{grpc,http,tls}routes.yaml
     example/prometheus-operator-crd/monitoring.coreos.com_{servicemonitors,prometheusrules}.yaml
     deploy/crds/cert-manager.io_certificates.yaml)
   key=$(cat "${BASH_SOURCE[0]}" "$module"/go.* | sha256sum | cut -c1-16)
