@@ -74,8 +74,6 @@ fuzz-briefly:
 
 .PHONY: image test-k8s bench-k8s bench-k8s-claims
 image: ## Build the container images of the services and the command, as archives (BERTH_PROFILE=dist)
-	@deploy/local/setup.sh console
-	@deploy/local/console_web.sh
 	@deploy/images/build.sh
 
 test-k8s: ## Berth on a real one-node Kubernetes cluster; needs root and Go (ARGS="-k chart")

@@ -24,6 +24,10 @@ die() {
 }
 command -v buildah >/dev/null || die "buildah is required (Debian package buildah)"
 
+# The console embeds its pages.
+"$repo/deploy/local/setup.sh" console
+"$repo/deploy/local/console_web.sh"
+
 # With --target, flags for the programs do not apply to build scripts and procedural macros, which
 # cannot be static.
 triple=$(rustc -vV | sed -n 's/^host: //p')

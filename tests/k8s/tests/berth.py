@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,21 @@ def remove_namespaces(*more: str) -> None:
 def host(service: str) -> str:
     """Name of a Service of the release."""
     return f"{RELEASE}-{service}.{SPACE}.svc"
+
+
+CONSOLE = f"https://{host('console')}:8080"
+"""Address of the console."""
+
+REQUESTS = """
+import json, os, ssl, sys, urllib.request
+context = ssl.create_default_context(cafile=os.environ["GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"])
+def ask(url, body=None, **headers):
+    data = None if body is None else json.dumps(body).encode()
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(url, data, {"content-type": "application/json", **headers})
+    return urllib.request.urlopen(request, timeout=10, context=context)
+"""
+"""Begin of programs that call the console."""
 
 
 class Berth:
@@ -142,7 +158,7 @@ class Berth:
 
     def _make_secrets(self) -> None:
         authority = self.authority = Authority(self._folder)
-        public = authority.issue("public", *(host(service) for service in SERVICES.values()))
+        public = authority.issue("public", *(host(service) for service in (*SERVICES.values(), "console")))
         kube.apply(
             kube.secret("public-tls", SPACE, public),
             kube.secret("ca", CLIENTS, {"ca.crt": authority.certificate}),
@@ -152,7 +168,10 @@ class Berth:
             files = authority.issue(service, host(f"{service}-internal"))
             kube.apply(kube.secret(f"{service}-tls", SPACE, files))
         key = kube.run("openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
-        kube.apply(kube.secret("signing-keys", SPACE, {"first.pem": key}))
+        kube.apply(
+            kube.secret("signing-keys", SPACE, {"first.pem": key}),
+            kube.secret("cookie-keys", SPACE, {"first": secrets.token_hex(32)}),
+        )
 
     @staticmethod
     def _start_sail() -> None:
@@ -184,6 +203,13 @@ class Berth:
             },
             "redis": {
                 "bundled": {"enabled": True, "image": {"registry": "berth.test", "repository": "redis", "tag": "test"}},
+            },
+            "console": {
+                "enabled": True,
+                "replicas": 2,
+                "url": CONSOLE,
+                "cookieKeys": {"existingSecret": "cookie-keys"},
+                "resources": {"requests": {"cpu": "10m"}},
             },
             "sessionManager": {
                 "kubernetes": {"enabled": True, "namespaces": [SESSIONS], "createNamespaces": True},

@@ -46,6 +46,12 @@ def pod_of(session: str) -> dict[str, Any]:
     return pod
 
 
+def pods_of_console() -> list[dict[str, Any]]:
+    """The pods of the console."""
+    label = f"app.kubernetes.io/instance={berth.RELEASE},app.kubernetes.io/component=console"
+    return kube.get("-n", berth.SPACE, "pods", "-l", label)["items"]
+
+
 def pods_of_services() -> dict[str, Any]:
     """The pods of the three services by name."""
     items = kube.get("-n", berth.SPACE, "pods", "-l", f"app.kubernetes.io/instance={berth.RELEASE}")["items"]
@@ -72,10 +78,50 @@ def test_a_static_program_trusts_the_authorities_of_the_system(installation: ber
 
 
 def test_only_client_ports_are_reachable(installation: berth.Berth, client: kube.PythonPod) -> None:
-    for service, port in ("session-manager", 8081), ("token-issuer", 8083), ("spark-proxy", 8085):
+    for service, port in ("session-manager", 8081), ("token-issuer", 8083), ("spark-proxy", 8085), ("console", 8080):
         assert client.connects(berth.host(service), port), service
     for service, port in ("session-manager-internal", 8082), ("token-issuer-internal", 8084), ("redis", 6379):
         assert not client.connects(berth.host(service), port), service
+
+
+SIGN_IN = (
+    berth.REQUESTS
+    + """
+origin, key = sys.argv[1:]
+answer = ask(f"{origin}/auth/key", {"key": key}, x_berth_request="1", origin=origin)
+cookie = answer.headers["set-cookie"].split(";")[0]
+assert answer.status == 204 and cookie.startswith("__Host-"), (answer.status, cookie[:20])
+seen = [json.load(ask(f"{origin}/auth/session", cookie=cookie)) for _ in range(20)]
+assert all(one["signed_in"] for one in seen), seen
+names = [json.load(ask(f"{origin}/api/v1/clusters", cookie=cookie))["clusters"] for _ in range(5)]
+page = ask(f"{origin}/").read().decode()
+print(json.dumps({"clusters": sorted({cluster["name"] for one in names for cluster in one}), "page": page}))
+"""
+)
+"""Signs in as a browser does, and reads with the cookie over new connections, which both replicas get."""
+
+
+def test_both_replicas_of_the_console_know_a_browser(installation: berth.Berth, client: kube.PythonPod) -> None:
+    pods = pods_of_console()
+    assert len(pods) == 2
+    seen = json.loads(client.python(SIGN_IN, berth.CONSOLE, installation.key))
+    assert seen["clusters"] == ["pods", "shared"]
+    assert "<script" in seen["page"], "the image has no pages"
+    logs = [kube.kubectl("-n", berth.SPACE, "logs", pod["metadata"]["name"]) for pod in pods]
+    assert installation.key not in "".join(logs)
+
+
+def test_the_console_reaches_the_apis_only(installation: berth.Berth) -> None:
+    labels = pods_of_console()[0]["metadata"]["labels"]
+    twin = kube.PythonPod("console-twin", berth.SPACE, labels=labels)
+    try:
+        for service, port in ("session-manager", 8081), ("token-issuer", 8083):
+            assert twin.connects(berth.host(service), port), service
+        for service, port in ("session-manager-internal", 8082), ("token-issuer-internal", 8084), ("spark-proxy", 8085), ("redis", 6379):
+            assert not twin.connects(berth.host(service), port), service
+        assert not twin.connects("kubernetes.default.svc", 443)
+    finally:
+        kube.kubectl("-n", berth.SPACE, "delete", "pod", "console-twin", "--now")
 
 
 def test_a_session_is_a_pod_that_only_berth_reaches(installation: berth.Berth, client: kube.PythonPod, pod_session: str) -> None:

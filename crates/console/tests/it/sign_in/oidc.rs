@@ -3,6 +3,7 @@
 use super::{Browser, Console, Installation, Provider, path_of, through};
 use http::Request;
 use serde_json::json;
+use std::time::Duration;
 
 struct Parts {
     provider: Provider,
@@ -213,16 +214,23 @@ async fn waiting_sign_ins_of_one_browser_are_limited() {
     }
 }
 
-#[tokio::test]
-async fn a_credential_is_renewed_once_for_all_requests_before_it_expires() {
-    let parts = start().await;
-    // Shorter than the time before the end in which credentials are renewed.
+/// A browser whose credential is due for renewal, because half of its life is over.
+async fn short_lived(parts: &Parts) -> Browser {
+    const LIFE: u64 = 12;
     parts.provider.set(|provider| {
         provider.refreshes = true;
-        provider.life = 60;
+        provider.life = LIFE;
     });
     let browser = parts.console.browser();
     assert_eq!(through(&browser, "/auth/login/corp").await.status, 303);
+    tokio::time::sleep(Duration::from_secs(LIFE / 2 + 1)).await;
+    browser
+}
+
+#[tokio::test]
+async fn a_credential_is_renewed_once_for_all_requests_before_it_expires() {
+    let parts = start().await;
+    let browser = short_lived(&parts).await;
     let first = browser.jar();
     parts.provider.set(|provider| provider.life = 600);
     let requests = (0..8).map(|_| {
@@ -245,12 +253,7 @@ async fn a_credential_is_renewed_once_for_all_requests_before_it_expires() {
 #[tokio::test]
 async fn a_failed_renewal_leaves_the_credential_that_is_still_good() {
     let parts = start().await;
-    parts.provider.set(|provider| {
-        provider.refreshes = true;
-        provider.life = 60;
-    });
-    let browser = parts.console.browser();
-    assert_eq!(through(&browser, "/auth/login/corp").await.status, 303);
+    let browser = short_lived(&parts).await;
     parts.provider.set(|provider| provider.forget_refresh_tokens());
     assert_eq!(browser.who().await.as_deref(), Some("corp|grace"));
     assert_eq!(parts.provider.renewals(), 0);
