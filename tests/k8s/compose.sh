@@ -131,6 +131,15 @@ print(spark.sql('SELECT sum(id) FROM range(1000)').collect()[0][0])
 spark.stop()
 " "$url")
 echo "sum $sum after $((SECONDS - started)) s"
+"$python" - "$session" <<'PYTHON'
+import json, os, sys, urllib.request
+def ask(path):
+    headers = {"authorization": f"Bearer {os.environ['BERTH_KEY']}"}
+    return urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:8080{path}", headers=headers), timeout=30)
+page = ask("/").read().decode()
+assert "<script" in page, page[:500]
+print("console:", json.load(ask(f"/api/v1/sessions/{sys.argv[1]}"))["status"])
+PYTHON
 # What compose.yaml promises: Sail reaches neither Redis nor the internal ports, and state survives `down`.
 podman exec berth_sail_1 python3 -c "
 import socket

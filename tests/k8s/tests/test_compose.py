@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
-SERVICES = ("session-manager", "token-issuer", "spark-proxy")
+SERVICES = ("session-manager", "token-issuer", "spark-proxy", "console")
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,7 @@ def strings(value: Any) -> list[str]:
 def test_the_service_accepts_its_configuration(service: str, tmp_path: Path) -> None:
     programs = Path(os.environ["BERTH_PROGRAMS"])
     kube.run(str(programs / "berth"), "keys", "signing", str(tmp_path / "signing.pem"))
+    kube.run(str(programs / "berth"), "keys", "rotate", str(tmp_path / "cookie-keys"))
     account = f'[[service_accounts]]\nname = "ada"\norg = "local"\nkey_sha256 = "{"0" * 64}"\n'
     (tmp_path / "accounts.toml").write_text(account)
     text = (DEPLOY / "compose" / f"{service}.toml").read_text()
@@ -73,9 +74,9 @@ def test_addresses_are_those_of_the_services(compose: dict[str, Any]) -> None:
 def test_podman_starts_it_and_a_query_runs() -> None:
     script = Path(__file__).resolve().parents[1] / "compose.sh"
     output = kube.run(str(script), os.environ["BERTH_IMAGES"], os.environ["BERTH_LOCAL_IMAGES"], timeout=300)
-    found = [line for line in output.splitlines() if line.startswith(("sum ", "after "))]
+    found = [line for line in output.splitlines() if line.startswith(("sum ", "console: ", "after "))]
     print(found)
-    assert found[0].startswith("sum 499500 ") and found[1] == "after down and up: active", output
+    assert found[0].startswith("sum 499500 ") and found[1:] == ["console: active", "after down and up: active"], output
 
 
 def test_no_port_is_published_beyond_loopback(compose: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import kube
 import pytest
 
 SPACE = "images-test"
-IMAGES = {name: f"berth.test/berth/{name}:test" for name in ("session-manager", "token-issuer", "spark-proxy", "berth")}
+IMAGES = {name: f"berth.test/berth/{name}:test" for name in ("session-manager", "token-issuer", "spark-proxy", "console", "berth")}
 
 
 @pytest.fixture(scope="module", autouse=True)
