@@ -86,7 +86,8 @@ async fn drive(options: Options) -> Result<()> {
     let watch = noise::Watch::start(&rig)?;
 
     for kind in [Kind::Berth, Kind::Envoy] {
-        if options.peers.is_empty() || options.peers.contains(&kind) {
+        let is_measured = scenarios.iter().any(|scenario| scenario.peers().contains(&kind));
+        if is_measured && (options.peers.is_empty() || options.peers.contains(&kind)) {
             rig.prove_refusal(kind).await?;
         }
     }
