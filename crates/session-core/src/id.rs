@@ -3,10 +3,13 @@
 //! Generated ids are a prefix and 20 lower-case Crockford base-32 characters:
 //! ten of time, so that they sort by age, and ten of randomness. The alphabet
 //! is safe in gRPC metadata, connection strings (no `=`, `;` or `%`), DNS
-//! labels and Kubernetes names.
+//! labels and Kubernetes names. Ids of up to 23 bytes, so every generated one,
+//! need no memory beside the value: a proxy holds each of many sessions' ids in
+//! several tables.
 
 use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
+use smol_str::{SmolStr, SmolStrBuilder};
 use std::fmt;
 use std::str::FromStr;
 
@@ -23,13 +26,15 @@ pub struct InvalidId {
     pub expected: &'static str,
 }
 
-fn crockford(mut value: u64, out: &mut String) {
+fn crockford(mut value: u64, out: &mut SmolStrBuilder) {
     let mut digits = [b'0'; HALF];
     for digit in digits.iter_mut().rev() {
         *digit = CROCKFORD[(value & 31) as usize];
         value >>= 5;
     }
-    out.extend(digits.iter().map(|&b| char::from(b)));
+    for digit in digits {
+        out.push(char::from(digit));
+    }
 }
 
 macro_rules! text_newtype {
@@ -63,7 +68,7 @@ macro_rules! text_newtype {
 
         impl From<$name> for String {
             fn from(id: $name) -> String {
-                id.0
+                id.0.into()
             }
         }
     };
@@ -74,17 +79,17 @@ macro_rules! generated_id {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(SmolStr);
 
         impl $name {
             /// Generates an id from the current time and 50 random bits (higher
             /// bits are ignored).
             pub fn generate(now: Timestamp, random: u64) -> Self {
-                let mut text = String::with_capacity($prefix.len() + 2 * HALF);
+                let mut text = SmolStrBuilder::new();
                 text.push_str($prefix);
                 crockford(now.as_millis(), &mut text);
                 crockford(random, &mut text);
-                Self(text)
+                Self(text.finish())
             }
         }
 
@@ -94,7 +99,7 @@ macro_rules! generated_id {
             fn from_str(text: &str) -> Result<Self, InvalidId> {
                 let tail = text.strip_prefix($prefix).unwrap_or("");
                 if tail.len() == 2 * HALF && tail.bytes().all(|b| CROCKFORD.contains(&b)) {
-                    Ok(Self(text.to_owned()))
+                    Ok(Self(SmolStr::new(text)))
                 } else {
                     Err(InvalidId {
                         kind: $kind,
@@ -122,14 +127,14 @@ macro_rules! named {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(SmolStr);
 
         impl FromStr for $name {
             type Err = InvalidId;
 
             fn from_str(text: &str) -> Result<Self, InvalidId> {
                 if is_dns_label(text) {
-                    Ok(Self(text.to_owned()))
+                    Ok(Self(SmolStr::new(text)))
                 } else {
                     Err(InvalidId {
                         kind: $kind,
@@ -165,7 +170,7 @@ named!(
 /// sessions.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct SparkSessionId(String);
+pub struct SparkSessionId(SmolStr);
 
 impl SparkSessionId {
     /// Length in bytes.
@@ -187,7 +192,7 @@ impl FromStr for SparkSessionId {
 
     fn from_str(text: &str) -> Result<Self, InvalidId> {
         if Self::is_one(text.as_bytes()) {
-            Ok(Self(text.to_owned()))
+            Ok(Self(SmolStr::new(text)))
         } else {
             Err(InvalidId {
                 kind: "Spark session id",

@@ -86,7 +86,8 @@ async fn drive(options: Options) -> Result<()> {
     let watch = noise::Watch::start(&rig)?;
 
     for kind in [Kind::Berth, Kind::Envoy] {
-        if options.peers.is_empty() || options.peers.contains(&kind) {
+        let is_measured = scenarios.iter().any(|scenario| scenario.peers().contains(&kind));
+        if is_measured && (options.peers.is_empty() || options.peers.contains(&kind)) {
             rig.prove_refusal(kind).await?;
         }
     }
@@ -179,9 +180,10 @@ fn chosen(names: &[String]) -> Result<Vec<Scenario>> {
         return Ok(Scenario::ALL.to_vec());
     }
     let find = |name: &String| {
-        let found = Scenario::ALL.into_iter().find(|scenario| scenario.name() == name);
+        let all = || Scenario::ALL.into_iter().chain(Scenario::BY_NAME);
+        let found = all().find(|scenario| scenario.name() == name);
         found.with_context(|| {
-            let known: Vec<&str> = Scenario::ALL.iter().map(|scenario| scenario.name()).collect();
+            let known: Vec<&str> = all().map(Scenario::name).collect();
             format!("no scenario {name:?}; known are {}", known.join(", "))
         })
     };

@@ -7,10 +7,10 @@
 //! operation from its start, delivered only heartbeats, and the older stream has ended.
 
 use crate::grpc::identity::SparkSessionId;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -24,11 +24,13 @@ const RETENTION: Duration = Duration::from_secs(3600);
 /// Time limit for the end of an older stream.
 const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The operations of one session.
+/// The operations of one session. Most sessions are not on Sail, so the map is made when needed.
 #[derive(Default)]
 pub(crate) struct SailOperations {
-    known: Mutex<HashMap<Key, Arc<Operation>>>,
+    known: OnceLock<Box<Mutex<Operations>>>,
 }
+
+type Operations = HashMap<Key, Arc<Operation>>;
 
 /// Clients choose operation ids; an id is unique within one Spark session on one generation of
 /// compute.
@@ -77,11 +79,15 @@ impl SailOperations {
         operation: &str,
     ) -> Option<Arc<Operation>> {
         let key = Key::new(generation, spark_session, operation);
-        self.known.lock().get(&key).cloned()
+        self.known().get(&key).cloned()
+    }
+
+    fn known(&self) -> MutexGuard<'_, Operations> {
+        self.known.get_or_init(Box::default).lock()
     }
 
     fn entry(&self, generation: u64, spark_session: &SparkSessionId, operation: &str) -> Arc<Operation> {
-        let mut known = self.known.lock();
+        let mut known = self.known();
         if known.len() >= MAX_OPERATIONS {
             known.retain(|_, operation| !operation.is_stale(RETENTION));
         }
@@ -289,7 +295,7 @@ mod tests {
             drop(operations.begin(1, &id, &count.to_string()));
             tokio::time::advance(Duration::from_millis(1)).await;
         }
-        assert!(operations.known.lock().len() <= MAX_OPERATIONS);
+        assert!(operations.known().len() <= MAX_OPERATIONS);
         drop(open);
         assert_eq!(operations.reattach(1, &id, "open").await, Reattach::Exact);
         assert_eq!(

@@ -38,9 +38,14 @@ const RECENT_REJECTION: Duration = Duration::from_secs(10);
 /// Usage of all sessions.
 pub(crate) struct UsageRegistry {
     calls_per_second: Option<NonZeroU32>,
-    clock: Arc<dyn Clock>,
     entries: Mutex<Entries>,
-    queue: Arc<Queue>,
+    common: Arc<Common>,
+}
+
+/// State shared by all sessions.
+struct Common {
+    clock: Arc<dyn Clock>,
+    queue: Queue,
     /// Resources of all organizations together.
     resources: Arc<ResourceUse>,
 }
@@ -64,21 +69,20 @@ struct OrgUsage {
     id: OrgId,
     rate: Option<DefaultDirectRateLimiter>,
     resources: Arc<ResourceUse>,
-    /// Resources of all organizations together.
-    all: Arc<ResourceUse>,
+    common: Arc<Common>,
 }
 
-/// Usage of one session.
+/// Usage of one session. A proxy keeps it for every session that made a call, so what few sessions
+/// need is made when it is needed.
 pub(crate) struct SessionUsage {
     session: SessionId,
     org: Arc<OrgUsage>,
-    clock: Arc<dyn Clock>,
-    queue: Arc<Queue>,
     /// Open calls of any kind.
     open: AtomicU32,
     /// Open calls that are work.
     open_work: AtomicU32,
-    resources: Arc<ResourceUse>,
+    /// Made at the first held call or unread response.
+    resources: OnceLock<Arc<ResourceUse>>,
     generation: AtomicU64,
     last_activity: AtomicU64,
     calls: AtomicU64,
@@ -94,14 +98,19 @@ pub(crate) struct SessionUsage {
     operations: Mutex<Vec<Arc<OpenOperation>>>,
     /// Mostly one between two reports.
     tokens: Mutex<Vec<UsedToken>>,
-    /// Made at the first rejected call; most sessions have none.
-    rejections: OnceLock<Box<DefaultDirectRateLimiter>>,
-    /// Time of the last call rejected for a permanent reason.
-    rejected_at: Mutex<Option<Instant>>,
+    /// Made at the first rejected call.
+    rejections: OnceLock<Box<Rejections>>,
     /// Operations on Sail to which clients can reattach.
     pub(crate) sail_operations: SailOperations,
-    /// Spark sessions in which expired tokens may continue operations.
-    pub(crate) running: Arc<RunningSessions>,
+    /// Made at the first operation.
+    running: OnceLock<Arc<RunningSessions>>,
+}
+
+/// Rejected calls of a session.
+struct Rejections {
+    rate: DefaultDirectRateLimiter,
+    /// Time of the last call rejected for a permanent reason.
+    at: Mutex<Option<Instant>>,
 }
 
 /// When a token was used, first and last, since the last report.
@@ -130,10 +139,12 @@ impl UsageRegistry {
     pub(crate) fn new(clock: Arc<dyn Clock>, calls_per_second: u32) -> Self {
         Self {
             calls_per_second: NonZeroU32::new(calls_per_second),
-            clock,
             entries: Mutex::default(),
-            queue: Arc::default(),
-            resources: Arc::default(),
+            common: Arc::new(Common {
+                clock,
+                queue: Queue::default(),
+                resources: Arc::default(),
+            }),
         }
     }
 
@@ -151,7 +162,7 @@ impl UsageRegistry {
                     .calls_per_second
                     .map(|rate| RateLimiter::direct(Quota::per_second(rate))),
                 resources: Arc::default(),
-                all: Arc::clone(&self.resources),
+                common: Arc::clone(&self.common),
             });
             entries.orgs.insert(claims.org.clone(), Arc::downgrade(&org));
             org
@@ -159,11 +170,9 @@ impl UsageRegistry {
         let usage = Arc::new(SessionUsage {
             session: claims.sid.clone(),
             org,
-            clock: Arc::clone(&self.clock),
-            queue: Arc::clone(&self.queue),
             open: AtomicU32::new(0),
             open_work: AtomicU32::new(0),
-            resources: Arc::default(),
+            resources: OnceLock::new(),
             generation: AtomicU64::new(0),
             last_activity: AtomicU64::new(0),
             calls: AtomicU64::new(0),
@@ -176,9 +185,8 @@ impl UsageRegistry {
             operations: Mutex::default(),
             tokens: Mutex::default(),
             rejections: OnceLock::new(),
-            rejected_at: Mutex::default(),
             sail_operations: SailOperations::default(),
-            running: Arc::default(),
+            running: OnceLock::new(),
         });
         entries
             .sessions
@@ -188,12 +196,12 @@ impl UsageRegistry {
 
     /// Waits until an idle session becomes busy.
     pub(super) async fn urgent(&self) {
-        self.queue.urgent.notified().await;
+        self.common.queue.urgent.notified().await;
     }
 
     /// Takes the sessions with unreported usage.
     pub(super) fn take_changed(&self) -> Vec<Arc<SessionUsage>> {
-        std::mem::take(&mut *self.queue.changed.lock())
+        std::mem::take(&mut *self.common.queue.changed.lock())
     }
 
     /// Removes sessions that no worker uses.
@@ -221,7 +229,8 @@ impl SessionUsage {
 
     /// Returns the resources of the session, of its organization, and of all organizations.
     pub(crate) fn levels(&self) -> [&Arc<ResourceUse>; 3] {
-        [&self.resources, &self.org.resources, &self.org.all]
+        let session = self.resources.get_or_init(Arc::default);
+        [session, &self.org.resources, &self.org.common.resources]
     }
 
     /// Takes one call from the organization's rate; false if the rate is exceeded.
@@ -231,20 +240,32 @@ impl SessionUsage {
 
     /// Records a call rejected for a permanent reason.
     pub(crate) fn record_rejection(&self) {
-        *self.rejected_at.lock() = Some(Instant::now());
+        *self.rejections().at.lock() = Some(Instant::now());
     }
 
     /// Whether a call was rejected within [`RECENT_REJECTION`].
     pub(crate) fn was_rejected_recently(&self) -> bool {
-        self.rejected_at
-            .lock()
-            .is_some_and(|at| at.elapsed() < RECENT_REJECTION)
+        let last = self.rejections.get().and_then(|rejections| *rejections.at.lock());
+        last.is_some_and(|at| at.elapsed() < RECENT_REJECTION)
     }
 
     /// Takes one rejection from the session's rate; false if the rate is exceeded.
     pub(crate) fn try_take_rejection(&self) -> bool {
-        let limiter = || Box::new(RateLimiter::direct(Quota::per_second(MAX_REJECTIONS_PER_SECOND)));
-        self.rejections.get_or_init(limiter).check().is_ok()
+        self.rejections().rate.check().is_ok()
+    }
+
+    fn rejections(&self) -> &Rejections {
+        self.rejections.get_or_init(|| {
+            Box::new(Rejections {
+                rate: RateLimiter::direct(Quota::per_second(MAX_REJECTIONS_PER_SECOND)),
+                at: Mutex::default(),
+            })
+        })
+    }
+
+    /// Spark sessions in which expired tokens may continue operations.
+    pub(crate) fn running(&self) -> &Arc<RunningSessions> {
+        self.running.get_or_init(Arc::default)
     }
 
     /// Begins a call that is work.
@@ -253,7 +274,7 @@ impl SessionUsage {
         self.touch();
         // The usage may be listed for another reason, such as the use of a token.
         if !self.is_work_reported.swap(true, Relaxed) {
-            self.queue.urgent.notify_one();
+            self.queue().urgent.notify_one();
         }
         BusyGuard {
             usage: Arc::clone(self),
@@ -284,7 +305,7 @@ impl SessionUsage {
 
     /// Records the use of a token.
     pub(crate) fn token_used(self: &Arc<Self>, token: &TokenId) {
-        let now = self.clock.now();
+        let now = self.now();
         let mut tokens = self.tokens.lock();
         if let Some(used) = tokens.iter_mut().find(|used| used.id == *token) {
             used.last = now;
@@ -301,18 +322,25 @@ impl SessionUsage {
     }
 
     fn touch(self: &Arc<Self>) {
-        self.last_activity
-            .fetch_max(self.clock.now().as_millis(), Relaxed);
+        self.last_activity.fetch_max(self.now().as_millis(), Relaxed);
         self.enqueue();
+    }
+
+    fn now(&self) -> Timestamp {
+        self.org.common.clock.now()
+    }
+
+    fn queue(&self) -> &Queue {
+        &self.org.common.queue
     }
 
     fn enqueue(self: &Arc<Self>) {
         if self.queued.swap(true, Relaxed) {
             return;
         }
-        self.queue.changed.lock().push(Arc::clone(self));
+        self.queue().changed.lock().push(Arc::clone(self));
         if !self.listed.load(Relaxed) {
-            self.queue.urgent.notify_one();
+            self.queue().urgent.notify_one();
         }
     }
 
@@ -383,7 +411,7 @@ impl BusyGuard {
             operation_id: cut(operation.operation),
             user_id: operation.user_id,
             method: method.as_str().to_owned(),
-            started_at: Some(timestamp(self.usage.clock.now())),
+            started_at: Some(timestamp(self.usage.now())),
         });
         self.usage.operations.lock().push(Arc::clone(&operation));
         self.operation = Some(operation);

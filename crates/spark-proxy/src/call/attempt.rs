@@ -215,7 +215,7 @@ impl<'a> Attempts<'a> {
     ) -> Result<Option<PreparedCall>, CallError> {
         let (pools, method) = (&self.worker.pools, self.open.method());
         let began = Instant::now();
-        let pool = pools.pool(&active.backend);
+        let pool = pools.pool(&self.open.session().id, &active.backend);
         let is_stale = began.duration_since(active.cached.stamp.at) > MAX_ROUTE_AGE_TO_CONNECT;
         if is_stale && !pools.is_connected(&pool, method) {
             return Ok(None);
@@ -321,7 +321,7 @@ enum BindingDecision {
 /// With an expired token a call may only continue running operations: the engine would create a
 /// Spark session that does not exist.
 fn check_expired(open: &OpenCall, active: &ActiveRoute, first: &FirstMessage) -> Result<(), CallError> {
-    let running = &open.usage().running;
+    let running = open.usage().running();
     match &open.caller().expired_in_grace {
         Some(expired)
             if open.method() != Method::ReattachExecute

@@ -57,7 +57,7 @@ pub(crate) async fn run(exchange: &Exchange<'_>) -> Infallible {
 async fn send_keep_alive(exchange: &Exchange<'_>) -> Option<()> {
     let (pools, backend) = (&exchange.worker.pools, exchange.backend);
     // A new connection would need a fresh route; the running query already has a connection.
-    let pool = pools.pool(backend);
+    let pool = pools.pool(&exchange.open.session().id, backend);
     if !pools.is_connected(&pool, Method::Config) {
         return None;
     }

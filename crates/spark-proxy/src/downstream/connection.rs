@@ -45,6 +45,8 @@ const KEEPALIVE_RETRIES: u32 = 4;
 const AGE_SPREAD: std::ops::RangeInclusive<f64> = 0.9..=1.1;
 /// Time limit for sending the remaining data of a connection that is being closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
+/// Time for which a connection that was closed for a flood keeps its place.
+const FLOOD_PAUSE: Duration = Duration::from_secs(1);
 /// Drain limit for a connection without a valid token.
 const UNAUTHENTICATED_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Concurrent calls on a connection before its first valid token. Nearly all tokens are checked
@@ -104,9 +106,13 @@ pub(crate) async fn serve(worker: Rc<Worker>, tcp: std::net::TcpStream, mut remo
     if opened.rejects_plaintext {
         metrics.connections.handshakes.at(Handshake::Plaintext).inc();
     }
-    let serving = Box::new(Serving::new(&worker, opened, remote));
-    if let Err(error) = serve_calls(serving).await {
+    let mut serving = Box::new(Serving::new(&worker, opened, remote));
+    let ended = serve_calls(&mut serving).await;
+    if let Err(error) = &ended {
         tracing::debug!(%remote, %error, "client connection failed");
+    }
+    if serving.ended_in_flood(&ended) {
+        serving.pause().await;
     }
 }
 
@@ -197,7 +203,7 @@ struct Serving<'w> {
 }
 
 /// Starts calls until the connection ends or must be closed.
-async fn serve_calls(mut serving: Box<Serving<'_>>) -> Result<(), h2::Error> {
+async fn serve_calls(serving: &mut Serving<'_>) -> Result<(), h2::Error> {
     let worker = serving.worker;
     let shared = &worker.shared;
     let (limits, metrics) = (&shared.config.limits, &shared.metrics);
@@ -350,12 +356,27 @@ impl<'w> Serving<'w> {
 
     /// The reason to close the connection if its reading ended in a flood.
     fn flood(&self) -> Option<h2::Reason> {
-        self.pacing.is_flood().then(|| {
-            let metrics = &self.worker.shared.metrics;
-            metrics.connections.refused.at(CloseReason::Flood).inc();
-            tracing::debug!(remote = %self.remote, "client connection closed: flood of frames without a call");
-            h2::Reason::ENHANCE_YOUR_CALM
-        })
+        self.pacing.is_flood().then_some(h2::Reason::ENHANCE_YOUR_CALM)
+    }
+
+    /// Whether the connection was closed for a flood: by the rate of frames, or by HTTP/2, which
+    /// accepts 100 empty data frames and limits resets.
+    fn ended_in_flood(&self, ended: &Result<(), h2::Error>) -> bool {
+        let by_http =
+            |error: &h2::Error| error.is_library() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
+        self.pacing.is_flood() || ended.as_ref().is_err_and(by_http)
+    }
+
+    /// Keeps the place of a connection that was closed for a flood, and reads nothing more: to
+    /// connect again and again must be no way around the rate of frames.
+    async fn pause(&self) {
+        let shared = &self.worker.shared;
+        shared.metrics.connections.refused.at(CloseReason::Flood).inc();
+        tracing::debug!(remote = %self.remote, "client connection closed: flood of frames without a call");
+        tokio::select! {
+            () = sleep(FLOOD_PAUSE) => {}
+            () = shared.stopping.cancelled() => {}
+        }
     }
 
     /// Closes the connection, with a GOAWAY if the client reads.

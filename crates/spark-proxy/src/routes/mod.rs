@@ -45,7 +45,7 @@ pub(crate) struct Route {
     pub(crate) org: OrgId,
     pub(crate) version: RouteVersion,
     pub(crate) token_epoch: u64,
-    pub(crate) revoked: Vec<TokenId>,
+    pub(crate) revoked: Box<[TokenId]>,
     pub(crate) org_disabled: bool,
     pub(crate) state: RouteState,
     /// Generation of the current or last compute.
@@ -55,9 +55,9 @@ pub(crate) struct Route {
     /// Time at which the generation last rose.
     pub(crate) replaced_at: Option<Timestamp>,
     /// Spark sessions bound to the session on shared compute.
-    bindings: Vec<SparkSessionId>,
+    bindings: Box<[SparkSessionId]>,
     /// Spark sessions with settings of an earlier generation.
-    outdated: Vec<SparkSessionId>,
+    outdated: Box<[SparkSessionId]>,
     /// Calls in a Spark session older than the compute get an error.
     pub(crate) signals_replacement: bool,
 }
@@ -89,7 +89,7 @@ pub(crate) struct Backend {
     /// Name of the server, which is not resolved.
     pub(crate) authority: Authority,
     /// Addresses for connecting, checked by session-manager.
-    pub(crate) addresses: Vec<SocketAddr>,
+    pub(crate) addresses: Box<[SocketAddr]>,
     /// Use TLS with this server name.
     pub(crate) tls: Option<ServerName<'static>>,
     /// `Bearer …`, marked sensitive.
@@ -102,17 +102,7 @@ pub(crate) struct Backend {
     /// The generation as response header.
     pub(crate) generation_header: HeaderValue,
     /// The user id of the session at the server.
-    pub(crate) user_id: String,
-    /// Key of shared connections.
-    pub(crate) pool: PoolKey,
-}
-
-/// Connections to dedicated compute belong to one generation of one session, never to an address:
-/// addresses are reused.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum PoolKey {
-    Dedicated(SessionId, u64),
-    Shared(Authority, Option<ServerName<'static>>),
+    pub(crate) user_id: Box<str>,
 }
 
 /// Hand-written: the backend contains a credential.
@@ -121,7 +111,9 @@ impl std::fmt::Debug for Backend {
         f.debug_struct("Backend")
             .field("authority", &self.authority)
             .field("engine", &self.engine)
-            .field("pool", &self.pool)
+            .field("dedicated", &self.dedicated)
+            .field("generation", &self.generation)
+            .field("user_id", &self.user_id)
             .finish_non_exhaustive()
     }
 }
@@ -250,7 +242,7 @@ impl Route {
 fn parse_all<'t, T: FromStr>(
     texts: impl Iterator<Item = &'t String>,
     what: &'static str,
-) -> Result<Vec<T>, InvalidRoute> {
+) -> Result<Box<[T]>, InvalidRoute> {
     texts
         .map(|text| text.parse().map_err(|_| InvalidRoute(what)))
         .collect()
@@ -294,11 +286,6 @@ impl Backend {
             "spark" => Engine::Spark,
             _ => return Err(InvalidRoute("engine")),
         };
-        let pool = if backend.dedicated {
-            PoolKey::Dedicated(session.clone(), generation)
-        } else {
-            PoolKey::Shared(authority.clone(), tls.clone())
-        };
         let addresses = backend.addresses.iter().map(|address| address.parse());
         Ok(Self {
             addresses: addresses
@@ -312,11 +299,10 @@ impl Backend {
             generation,
             generation_header: HeaderValue::from(generation),
             user_id: if user_id.is_empty() {
-                session.to_string()
+                session.as_str().into()
             } else {
-                user_id
+                user_id.into()
             },
-            pool,
         })
     }
 }

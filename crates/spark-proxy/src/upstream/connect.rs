@@ -132,7 +132,11 @@ impl Connector {
                 })
             }
             Err(error) => {
-                tracing::info!(pool = ?backend.pool, error = format!("{error:#}"), "compute connection failed");
+                tracing::info!(
+                    ?backend,
+                    error = format!("{error:#}"),
+                    "compute connection failed"
+                );
                 Err(Unreachable)
             }
         }

@@ -1,6 +1,7 @@
 //! Upstream connections: HTTP/2, pooled per worker, and per generation of a session for dedicated
 //! compute.
 
+mod call_counts;
 mod connect;
 pub(crate) mod headers;
 
@@ -9,20 +10,22 @@ use crate::grpc::method::Method;
 use crate::grpc::request_body::Outgoing;
 use crate::metrics::Metrics;
 use crate::resource_limits::{CallShares, SharedPermit};
-use crate::routes::{Backend, PoolKey};
+use crate::routes::Backend;
+use call_counts::CallCounts;
 use connect::{Connected, Connector};
 use foldhash::fast::RandomState;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::Request;
+use http::uri::Authority;
+use rustls::pki_types::ServerName;
 use session_core::{OrgId, SessionId};
 use session_proto::error::Refused;
 use session_token::Claims;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::hash::Hash;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -34,9 +37,16 @@ pub(crate) use connect::Unreachable;
 pub(crate) struct Pools {
     connector: Connector,
     limits: PoolLimits,
-    by_key: RefCell<HashMap<PoolKey, Rc<Pool>, RandomState>>,
+    /// Connections to dedicated compute belong to one generation of one session, never to an
+    /// address: addresses are reused.
+    dedicated: RefCell<HashMap<(SessionId, u64), Rc<Pool>, RandomState>>,
+    /// Connections to shared servers belong to the server: its address, and its name for TLS.
+    shared: RefCell<HashMap<Authority, Vec<SharedPool>, RandomState>>,
     last_id: Cell<u64>,
 }
+
+/// The pool of a server that is used with this name for TLS. Mostly an address has one.
+type SharedPool = (Option<ServerName<'static>>, Rc<Pool>);
 
 /// Limits of a pool.
 #[derive(Debug, Clone, Copy)]
@@ -56,31 +66,15 @@ struct PoolLimits {
 /// work. They need their own connections, because the calls on a full one may have used up its
 /// window.
 const SPARE_CONNECTIONS: usize = 2;
-/// Open calls by key, while something holds their count.
-type Counts<K> = RefCell<HashMap<K, Weak<Cell<u32>>>>;
 
-fn count_of<K: Hash + Eq + Clone>(counts: &Counts<K>, key: &K) -> Rc<Cell<u32>> {
-    let mut counts = counts.borrow_mut();
-    if let Some(count) = counts.get(key).and_then(Weak::upgrade) {
-        return count;
-    }
-    let count = Rc::default();
-    counts.insert(key.clone(), Rc::downgrade(&count));
-    count
-}
-
-fn sweep_counts<K>(counts: &Counts<K>) {
-    counts.borrow_mut().retain(|_, count| count.strong_count() > 0);
-}
-
-/// The connections of one pool key.
+/// The connections to one server.
 pub(crate) struct Pool {
     /// Unique among the pools of the worker.
     id: u64,
     /// Calls of one organization, while a session of it holds them.
-    orgs: Counts<OrgId>,
+    orgs: CallCounts<OrgId>,
     /// Calls of one session, while it or a call holds them.
-    sessions: Counts<SessionId>,
+    sessions: CallCounts<SessionId>,
     connections: RefCell<Vec<Rc<PooledConnection>>>,
     /// Locked while a connection is made.
     connecting: tokio::sync::Mutex<()>,
@@ -122,7 +116,8 @@ impl Pools {
         Self {
             limits: connector.limits(),
             connector,
-            by_key: RefCell::default(),
+            dedicated: RefCell::default(),
+            shared: RefCell::default(),
             last_id: Cell::default(),
         }
     }
@@ -137,14 +132,29 @@ impl Pools {
         self.last_id.get()
     }
 
-    /// The pool of connections to `backend`.
-    pub(crate) fn pool(&self, backend: &Backend) -> Rc<Pool> {
-        if let Some(pool) = self.by_key.borrow().get(&backend.pool) {
+    /// The pool of connections to `backend`, the compute of the session.
+    pub(crate) fn pool(&self, session: &SessionId, backend: &Backend) -> Rc<Pool> {
+        if backend.dedicated {
+            let mut pools = self.dedicated.borrow_mut();
+            let pool = pools.entry((session.clone(), backend.generation));
+            return Rc::clone(pool.or_insert_with(|| self.new_pool()));
+        }
+        let mut shared = self.shared.borrow_mut();
+        let known = shared.get(&backend.authority).and_then(|pools| {
+            let mut pools = pools.iter();
+            pools.find(|(tls, _)| *tls == backend.tls)
+        });
+        if let Some((_, pool)) = known {
             return Rc::clone(pool);
         }
-        let mut by_key = self.by_key.borrow_mut();
-        let pool = by_key.entry(backend.pool.clone());
-        Rc::clone(pool.or_insert_with(|| Rc::new(Pool::new(self.next_id()))))
+        let pool = self.new_pool();
+        let pools = shared.entry(backend.authority.clone()).or_default();
+        pools.push((backend.tls.clone(), Rc::clone(&pool)));
+        pool
+    }
+
+    fn new_pool(&self) -> Rc<Pool> {
+        Rc::new(Pool::new(self.next_id()))
     }
 
     /// Takes a share of a shared server for one call. Dedicated compute has no shares, and calls
@@ -255,30 +265,17 @@ impl Pools {
 
     /// Closes connections that were idle for `idle`.
     pub(crate) fn sweep(&self, idle: Duration) {
-        self.by_key.borrow_mut().retain(|_, pool| {
-            pool.connections
-                .borrow_mut()
-                .retain(|connection| !connection.dead.get());
-            let used = pool
-                .connections
-                .borrow()
-                .iter()
-                .any(|connection| connection.open.get() > 0);
-            if pool.was_used.take() {
-                pool.last_used.set(Some(Instant::now()));
-            }
-            sweep_counts(&pool.orgs);
-            sweep_counts(&pool.sessions);
-            used || Rc::strong_count(pool) > 1 || pool.last_used.get().is_some_and(|at| at.elapsed() < idle)
+        let mut dedicated = self.dedicated.borrow_mut();
+        dedicated.retain(|_, pool| pool.sweep(idle));
+        self.shared.borrow_mut().retain(|_, pools| {
+            pools.retain(|(_, pool)| pool.sweep(idle));
+            !pools.is_empty()
         });
     }
 
     /// Closes the connections of an ended session, as their calls end.
     pub(crate) fn forget(&self, session: &SessionId) {
-        self.by_key.borrow_mut().retain(|key, _| match key {
-            PoolKey::Dedicated(of, _) => of != session,
-            PoolKey::Shared(..) => true,
-        });
+        self.dedicated.borrow_mut().retain(|(of, _), _| of != session);
     }
 }
 
@@ -286,8 +283,8 @@ impl Pool {
     fn new(id: u64) -> Self {
         Self {
             id,
-            orgs: Counts::default(),
-            sessions: Counts::default(),
+            orgs: CallCounts::default(),
+            sessions: CallCounts::default(),
             connections: RefCell::default(),
             connecting: tokio::sync::Mutex::default(),
             failures: Cell::default(),
@@ -296,6 +293,21 @@ impl Pool {
             waiting: Cell::default(),
             released: Notify::default(),
         }
+    }
+
+    /// Removes what is unused; whether the pool itself was used within `idle`.
+    fn sweep(self: &Rc<Self>, idle: Duration) -> bool {
+        self.connections
+            .borrow_mut()
+            .retain(|connection| !connection.dead.get());
+        let connections = self.connections.borrow();
+        let is_used = connections.iter().any(|connection| connection.open.get() > 0);
+        if self.was_used.take() {
+            self.last_used.set(Some(Instant::now()));
+        }
+        self.orgs.sweep();
+        self.sessions.sweep();
+        is_used || Rc::strong_count(self) > 1 || self.last_used.get().is_some_and(|at| at.elapsed() < idle)
     }
 
     /// Counts a call, with the counts that the session keeps of its last pool.
@@ -310,8 +322,8 @@ impl Pool {
             Some(shares) if shares.is_at(self.id) => shares,
             outdated => outdated.insert(CallShares::new(
                 self.id,
-                count_of(&self.sessions, &claims.sid),
-                count_of(&self.orgs, &claims.org),
+                self.sessions.of(&claims.sid),
+                self.orgs.of(&claims.org),
             )),
         };
         shares.enter(limits.per_session, limits.per_org)
@@ -465,9 +477,9 @@ mod tests {
         drop((second, third));
         drop(shares);
         for pool in [&a, &b] {
-            sweep_counts(&pool.sessions);
-            sweep_counts(&pool.orgs);
-            assert!(pool.sessions.borrow().is_empty() && pool.orgs.borrow().is_empty());
+            pool.sessions.sweep();
+            pool.orgs.sweep();
+            assert!(pool.sessions.is_empty() && pool.orgs.is_empty());
         }
     }
 }

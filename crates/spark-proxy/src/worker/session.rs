@@ -17,7 +17,6 @@ use session_core::{Engine, Reason, SessionId};
 use session_proto::error::Refused;
 use session_token::Claims;
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
 use std::ops::Deref;
 use std::rc::Rc;
@@ -44,17 +43,46 @@ pub(crate) struct Session {
     last_used: Cell<Instant>,
 }
 
-/// What one worker records of Spark sessions. Most sessions need none of it, because they have
-/// dedicated compute.
+/// What one worker records of Spark sessions, for sessions on shared compute and those that change
+/// settings. Most have one Spark session, which a list keeps in a third of the memory of a map.
 #[derive(Default)]
 struct SparkSessions {
-    /// Bound Spark sessions, and the version of the route at that time: a newer route may have
-    /// released them.
-    bound: (RouteVersion, HashSet<SparkSessionId>),
+    bound: BoundSparkSessions,
     /// Last keep-alive of Spark sessions on shared Sail servers.
-    keep_alives: HashMap<SparkSessionId, Instant>,
+    keep_alives: Vec<(SparkSessionId, Instant)>,
     /// The last stored settings change, and its time.
-    stored_change: Option<(Instant, StoredChange)>,
+    stored_change: Option<Box<(Instant, StoredChange)>>,
+}
+
+/// Bound Spark sessions, and the version of the route at that time: a newer route may have released
+/// them.
+#[derive(Default)]
+struct BoundSparkSessions {
+    version: RouteVersion,
+    /// In order, for binary searches.
+    ids: Vec<SparkSessionId>,
+}
+
+impl BoundSparkSessions {
+    fn contains(&self, version: RouteVersion, spark_session: &SparkSessionId) -> bool {
+        self.version == version && self.ids.binary_search(spark_session).is_ok()
+    }
+
+    fn insert(&mut self, version: RouteVersion, spark_session: SparkSessionId) {
+        if version < self.version {
+            return;
+        }
+        if self.version != version || self.ids.len() >= MAX_BOUND {
+            self.version = version;
+            self.ids.clear();
+        }
+        if let Err(place) = self.ids.binary_search(&spark_session) {
+            if self.ids.is_empty() {
+                self.ids.reserve_exact(1);
+            }
+            self.ids.insert(place, spark_session);
+        }
+    }
 }
 
 /// A route as one worker holds it. Counted without atomics, because every call holds it.
@@ -197,23 +225,16 @@ impl Session {
     /// Whether the Spark session was bound under a route of exactly this version.
     pub(crate) fn is_bound(&self, version: RouteVersion, spark_session: &SparkSessionId) -> bool {
         let spark_sessions = self.spark_sessions.borrow();
-        spark_sessions.as_ref().is_some_and(|known| {
-            let (bound_at, bound) = &known.bound;
-            *bound_at == version && bound.contains(spark_session)
-        })
+        spark_sessions
+            .as_ref()
+            .is_some_and(|known| known.bound.contains(version, spark_session))
     }
 
     /// Records that the Spark session was bound under a route of this version.
     pub(crate) fn bind(&self, version: RouteVersion, spark_session: SparkSessionId) {
         let mut spark_sessions = self.spark_sessions.borrow_mut();
-        let bound = &mut spark_sessions.get_or_insert_default().bound;
-        if version < bound.0 {
-            return;
-        }
-        if bound.0 != version || bound.1.len() >= MAX_BOUND {
-            *bound = (version, HashSet::new());
-        }
-        bound.1.insert(spark_session);
+        let known = spark_sessions.get_or_insert_default();
+        known.bound.insert(version, spark_session);
     }
 
     /// Whether a newer version of the session is known than `version`.
@@ -235,11 +256,11 @@ impl Session {
     pub(crate) fn take_keep_alive(&self, spark_session: &SparkSessionId, recently: Duration) -> bool {
         let mut spark_sessions = self.spark_sessions.borrow_mut();
         let kept = &mut spark_sessions.get_or_insert_default().keep_alives;
-        kept.retain(|_, at| at.elapsed() < recently);
-        if kept.contains_key(spark_session) {
+        kept.retain(|(_, at)| at.elapsed() < recently);
+        if kept.iter().any(|(kept, _)| kept == spark_session) {
             return false;
         }
-        kept.insert(*spark_session, Instant::now());
+        kept.push((*spark_session, Instant::now()));
         true
     }
 
@@ -248,14 +269,14 @@ impl Session {
         let spark_sessions = self.spark_sessions.borrow();
         let stored = spark_sessions
             .as_ref()
-            .and_then(|known| known.stored_change.as_ref());
+            .and_then(|known| known.stored_change.as_deref());
         stored.is_some_and(|(at, last)| at.elapsed() < STORED_CHANGE_TTL && last == change)
     }
 
     /// Records a stored settings change.
     pub(crate) fn record_stored(&self, change: StoredChange) {
         let mut spark_sessions = self.spark_sessions.borrow_mut();
-        spark_sessions.get_or_insert_default().stored_change = Some((Instant::now(), change));
+        spark_sessions.get_or_insert_default().stored_change = Some(Box::new((Instant::now(), change)));
     }
 
     /// The route, if it may be used without a new request.
@@ -522,5 +543,72 @@ impl Drop for OpenCall {
         }
         self.session.was_used.set(true);
         self.session.usage.close_call();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spark_session(number: usize) -> SparkSessionId {
+        format!("{number:08x}-89ab-cdef-0123-456789abcdef")
+            .parse()
+            .unwrap()
+    }
+
+    fn version(version: u64) -> RouteVersion {
+        RouteVersion {
+            store_epoch: 1,
+            version,
+        }
+    }
+
+    #[test]
+    fn a_binding_is_of_one_version_of_the_route() {
+        let mut bound = BoundSparkSessions::default();
+        for number in [3, 1, 2, 1] {
+            bound.insert(version(2), spark_session(number));
+        }
+        assert_eq!(bound.ids.len(), 3);
+        for number in 1..=3 {
+            assert!(bound.contains(version(2), &spark_session(number)));
+        }
+        assert!(!bound.contains(version(2), &spark_session(4)));
+        assert!(!bound.contains(version(3), &spark_session(1)), "a newer route");
+        bound.insert(version(1), spark_session(4));
+        assert!(
+            !bound.contains(version(1), &spark_session(4)),
+            "of an older route"
+        );
+        bound.insert(version(3), spark_session(4));
+        assert_eq!(bound.ids, [spark_session(4)], "the older ones are gone");
+    }
+
+    #[test]
+    fn recorded_bindings_are_bounded() {
+        let mut bound = BoundSparkSessions::default();
+        for number in 0..3 * MAX_BOUND {
+            bound.insert(version(1), spark_session(number));
+            assert!(bound.contains(version(1), &spark_session(number)));
+            assert!(bound.ids.len() <= MAX_BOUND);
+        }
+    }
+
+    /// A proxy keeps these for every session that made a call. Each limit is a size of the allocator,
+    /// less two counts of references: one more byte costs 32 or 16 for each session.
+    #[test]
+    fn what_is_kept_for_each_session_is_small() {
+        let sizes = [
+            ("Session", size_of::<Session>(), 240),
+            ("SessionUsage", size_of::<SessionUsage>(), 240),
+            ("SparkSessions", size_of::<SparkSessions>(), 80),
+            ("CachedRoute", size_of::<CachedRoute>(), 40),
+            ("Route", size_of::<Route>(), 208),
+            ("Backend", size_of::<Backend>(), 208),
+        ];
+        for (name, size, max) in sizes {
+            println!("{name}: {size} bytes");
+            assert!(size <= max, "{name} has {size} bytes");
+        }
     }
 }

@@ -18,6 +18,8 @@ const FLOODING: Duration = Duration::from_secs(2);
 /// (`make bench-floods`) has no allowance.
 const NOISE: Duration = Duration::from_millis(if cfg!(debug_assertions) { 20 } else { 0 });
 const MAX_MORE_MIB: u64 = 64;
+/// The p99 of a second is one of its five slowest calls, so the median of several counts.
+const ROUNDS: usize = if cfg!(debug_assertions) { 1 } else { 3 };
 
 async fn p99(client: &Client, proxy: &OwnProcess, time: Duration) -> Duration {
     let (mut times, began) = (Vec::new(), Instant::now());
@@ -68,9 +70,66 @@ fn flood(address: std::net::SocketAddr, begin: Vec<u8>, frames: Vec<u8>, reads: 
     });
 }
 
+/// Beside one flood.
+#[derive(Debug)]
+struct Beside {
+    /// p99 through the proxy that gets the flood.
+    flooded: Duration,
+    /// p99 of another proxy, without a flood: what the machine adds to any call through a proxy.
+    spared: Duration,
+    /// p99 of calls straight to the server.
+    direct: Duration,
+    /// p99 through the proxy before the flood.
+    alone: Duration,
+    more_mib: u64,
+}
+
+impl Beside {
+    fn ratio(&self) -> f64 {
+        let flooded = self.flooded.saturating_sub(NOISE);
+        flooded.as_secs_f64() / self.direct.max(self.alone).as_secs_f64()
+    }
+}
+
+async fn beside(many: &[u8], reads: bool) -> Beside {
+    let proxy = OwnProcess::start(|config| config.listen.workers = 1).await;
+    let other = OwnProcess::start(|config| config.listen.workers = 1).await;
+    let client = Client::plain(proxy.address).await.unwrap();
+    let spared = Client::plain(other.address).await.unwrap();
+    let direct = Client::plain(proxy.spark.address()).await.unwrap();
+    for (client, proxy) in [(&client, &proxy), (&spared, &other)] {
+        p99(client, proxy, Duration::from_millis(300)).await;
+    }
+    let (alone, before) = (
+        p99(&client, &proxy, Duration::from_secs(1)).await,
+        proxy.peak_mib(),
+    );
+    let block = Raw::headers(EXECUTE, &proxy.token(), &[("x-shape", "hang")]);
+    let begin = frame(kinds::HEADERS, flags::END_HEADERS, 1, &block);
+    for _ in 0..4 {
+        let frames = many.repeat(16 * 1024 / many.len());
+        flood(proxy.address, begin.clone(), frames, reads);
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let time = FLOODING - Duration::from_millis(300);
+    let (flooded, spared, direct) = tokio::join!(
+        p99(&client, &proxy, time),
+        p99(&spared, &other, time),
+        p99(&direct, &proxy, time)
+    );
+    Beside {
+        flooded,
+        spared,
+        direct,
+        alone,
+        more_mib: proxy.peak_mib().saturating_sub(before),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn floods_of_frames_do_not_slow_other_clients() {
     let _alone = crate::alone().await;
+    let mut missed = Vec::new();
     for (number, (what, many)) in [
         ("SETTINGS", frame(kinds::SETTINGS, flags::NONE, 0, &[])),
         ("PING", frame(kinds::PING, flags::NONE, 0, &[0; 8])),
@@ -96,36 +155,21 @@ async fn floods_of_frames_do_not_slow_other_clients() {
     .into_iter()
     .enumerate()
     {
-        let reads = number % 2 == 0;
-        let proxy = OwnProcess::start(|config| config.listen.workers = 1).await;
-        let client = Client::plain(proxy.address).await.unwrap();
-        let direct = Client::plain(proxy.spark.address()).await.unwrap();
-        p99(&client, &proxy, Duration::from_millis(300)).await;
-        let (alone, before) = (
-            p99(&client, &proxy, Duration::from_secs(1)).await,
-            proxy.peak_mib(),
-        );
-        let block = Raw::headers(EXECUTE, &proxy.token(), &[("x-shape", "hang")]);
-        let begin = frame(kinds::HEADERS, flags::END_HEADERS, 1, &block);
-        for _ in 0..4 {
-            flood(
-                proxy.address,
-                begin.clone(),
-                many.repeat(16 * 1024 / many.len()),
-                reads,
-            );
+        let mut ratios = Vec::new();
+        for _ in 0..ROUNDS {
+            let beside = beside(&many, number % 2 == 0).await;
+            println!("{what}: {:.2} ×, {beside:?}", beside.ratio());
+            assert!(beside.more_mib <= MAX_MORE_MIB, "{what}: {beside:?}");
+            ratios.push(beside.ratio());
         }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        let time = FLOODING - Duration::from_millis(300);
-        let (beside, direct) = tokio::join!(p99(&client, &proxy, time), p99(&direct, &proxy, time));
-        let more = proxy.peak_mib().saturating_sub(before);
-        println!("{what}, read {reads}: p99 {beside:?}, direct {direct:?}, alone {alone:?}, {more} MiB more");
-        assert!(
-            beside <= 2 * direct.max(alone) + NOISE,
-            "{what}: p99 {beside:?}, direct {direct:?}, alone {alone:?}"
-        );
-        assert!(more <= MAX_MORE_MIB, "{what}: {more} MiB more");
+        ratios.sort_by(f64::total_cmp);
+        let median = ratios[ratios.len() / 2];
+        println!("{what}: {median:.2} ×, the median of {ROUNDS}");
+        if median > 2.0 {
+            missed.push(format!("{what}: {ratios:.2?} ×"));
+        }
     }
+    assert!(missed.is_empty(), "p99 beside floods: {missed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

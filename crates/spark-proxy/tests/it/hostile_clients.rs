@@ -3,6 +3,7 @@
 //! bounded in count and time.
 
 use crate::common;
+use crate::common::raw::frame;
 use crate::common::{Client, OwnProcess, Raw, Reply, flags, kinds, send, within};
 use session_core::Reason;
 use std::time::{Duration, Instant};
@@ -144,6 +145,53 @@ async fn floods_of_frames_end_their_own_connection_only() {
         within("it is ended", raw.ended()).await;
     })
     .await;
+}
+
+/// HTTP/2 itself ends a connection at 100 empty data frames. Without a pause, connections made again
+/// and again would send floods without a rate.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_closed_for_a_flood_keeps_its_place() {
+    let proxy = OwnProcess::start(|config| config.limits.connections_per_address = 1).await;
+    let block = Raw::headers(EXECUTE, &proxy.token(), &[("x-shape", "hang")]);
+    let mut raw = Raw::connect(proxy.address, &[]).await.unwrap();
+    raw.send(kinds::HEADERS, flags::END_HEADERS, 1, &block)
+        .await
+        .unwrap();
+    let empty = frame(kinds::DATA, flags::NONE, 1, &[]).repeat(200);
+    raw.tcp.write_all(&empty).await.unwrap();
+    let goaway = within("a GOAWAY", async {
+        loop {
+            let frame = raw.next().await.unwrap();
+            if frame.kind == kinds::GOAWAY {
+                return frame;
+            }
+        }
+    })
+    .await;
+    assert_eq!(goaway.payload[4..8], ENHANCE_YOUR_CALM.to_be_bytes());
+    let began = Instant::now();
+    let mut next = Raw::connect(proxy.address, &[]).await.unwrap();
+    assert!(
+        within("no place", next.next()).await.is_none(),
+        "the place is still taken"
+    );
+    within("the connection ends", raw.ended()).await;
+    assert!(
+        began.elapsed() > Duration::from_millis(500),
+        "{:?}",
+        began.elapsed()
+    );
+    let code = within("there is a place again", async {
+        loop {
+            if let Ok(client) = Client::plain(proxy.address).await
+                && let Ok(reply) = client.try_call(proxy.rpc()).await
+            {
+                return reply.code();
+            }
+        }
+    })
+    .await;
+    assert_eq!(code, Code::Ok);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,7 @@
 //! The driver: keys, certificates, processes, rounds.
 
 mod certificates;
+mod instructions;
 pub mod noise;
 pub mod peer;
 pub mod report;

@@ -13,7 +13,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(60);
+/// For a drain, slowed by a tool that counts.
+const END: Duration = Duration::from_secs(90);
 
 /// What a load goes through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -147,6 +149,14 @@ impl Peer {
     /// # Errors
     /// When it is not installed or does not start; with the end of its log.
     pub async fn start(kind: Kind, kit: &Kit) -> Result<Self> {
+        Self::start_under(kind, kit, &[]).await
+    }
+
+    /// The same as the program that the words of `wrapper` start.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_under(kind: Kind, kit: &Kit, wrapper: &[String]) -> Result<Self> {
         if kind == Kind::Direct {
             let target = Target {
                 address: kit.backend.open,
@@ -167,11 +177,8 @@ impl Peer {
         };
         let address = free_port()?;
         let log = kit.dir.join(format!("{}.log", kind.name()));
-        let mut process = Process::start(
-            &command(kind, kit, address, collector.as_ref())?,
-            Stdio::null(),
-            File::create(&log)?,
-        )?;
+        let words = [wrapper, &command(kind, kit, address, collector.as_ref())?].concat();
+        let mut process = Process::start(&words, Stdio::null(), File::create(&log)?)?;
         process.listening(kind.name(), address, &log).await?;
         Ok(Self {
             kind,
@@ -191,6 +198,17 @@ impl Peer {
         let spent = proc::cpu_seconds(&self.pids).unwrap_or(0.0);
         drop(self.process);
         spent
+    }
+
+    /// Lets it end in order, which a tool that reports at the end needs.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub async fn end(self) -> Result<()> {
+        match self.process {
+            Some(mut process) => process.end(self.kind.name()).await,
+            None => Ok(()),
+        }
     }
 }
 
@@ -232,6 +250,20 @@ impl Process {
             .spawn()
             .with_context(|| format!("starting {}", words[0]))?;
         Ok(Self { child })
+    }
+
+    /// Asks it to end, and waits until it has.
+    async fn end(&mut self, name: &str) -> Result<()> {
+        let pid = rustix::process::Pid::from_raw(self.child.id().cast_signed()).context("its id")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let began = Instant::now();
+        while self.child.try_wait()?.is_none() {
+            if began.elapsed() > END {
+                bail!("{name} did not end within {} s", END.as_secs());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
     }
 
     /// Waits until `address` accepts connections.

@@ -200,7 +200,7 @@ fn words(verdict: &Verdict, miss: &str) -> String {
         Limit::AtMost(_) => format!("{}: {said}", verdict.limit),
         Limit::AtMostOf(..) | Limit::AtLeastOf(..) | Limit::AtLeastBest(_) => {
             format!(
-                "{}: {said}, {:.2} × ({:.2}–{:.2})",
+                "{}: {said}, {:.3} × ({:.3}–{:.3})",
                 verdict.limit, verdict.seen.median, verdict.seen.min, verdict.seen.max
             )
         }

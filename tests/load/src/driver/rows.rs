@@ -194,6 +194,20 @@ pub const ROWS: &[Row] = &[
         &[],
     ),
     row("routes_mib", "  memory then, MiB", 1, &[], &[]),
+    row(
+        "one_instructions",
+        "1×1 k instructions/call",
+        2,
+        &[AtLeastOf(0.99, BerthTraced)],
+        &[],
+    ),
+    row(
+        "saturated_instructions",
+        "4×16 k instructions/call",
+        2,
+        &[AtLeastOf(0.99, BerthTraced)],
+        &[],
+    ),
 ];
 
 /// The proxies whose best counts.

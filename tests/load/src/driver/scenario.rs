@@ -1,8 +1,8 @@
 //! What is measured: one scenario gives values for one or more rows.
 
-use super::Rig;
 use super::peer::Kind;
 use super::run::Run;
+use super::{Rig, instructions};
 use crate::protocol::{Job, Outcome};
 use crate::wire::Method;
 use anyhow::{Context as _, Result};
@@ -28,6 +28,8 @@ pub struct Effort {
     pub tokens: u64,
     /// Bytes of the stream whose memory is looked at.
     pub stream_bytes: usize,
+    /// Calls whose instructions are counted, in the shorter of two runs.
+    pub counted_calls: usize,
 }
 
 impl Effort {
@@ -42,6 +44,7 @@ impl Effort {
         routes: 50_000,
         tokens: 8000,
         stream_bytes: 1 << 30,
+        counted_calls: 2000,
     };
 
     /// `--long`, for nights.
@@ -55,6 +58,7 @@ impl Effort {
         routes: 100_000,
         tokens: 40_000,
         stream_bytes: 4 << 30,
+        counted_calls: 10_000,
     };
 
     /// A second of everything, for the test that the rig works.
@@ -68,6 +72,7 @@ impl Effort {
         routes: 50,
         tokens: 50,
         stream_bytes: 32 << 20,
+        counted_calls: 20,
     };
 }
 
@@ -104,6 +109,8 @@ pub enum Scenario {
     IdleBeside,
     /// Without TLS, against apache/spark-connect-gateway's figures.
     Plain,
+    /// Instructions of a call, counted by valgrind.
+    Instructions,
 }
 
 /// What one measurement says: row by row.
@@ -112,7 +119,10 @@ pub type Values = Vec<(&'static str, f64)>;
 const MIB: usize = 1 << 20;
 
 impl Scenario {
-    /// All of them, in order. Those that fill the proxy's tables come late.
+    /// Those that are measured only by name: slow, and with a program that other runs need not have.
+    pub const BY_NAME: [Self; 1] = [Self::Instructions];
+
+    /// All others, in order. Those that fill the proxy's tables come late.
     pub const ALL: [Self; 15] = [
         Self::Latency,
         Self::Saturate,
@@ -149,6 +159,7 @@ impl Scenario {
             Self::Mixed => "mixed",
             Self::IdleBeside => "idle-beside",
             Self::Plain => "plain",
+            Self::Instructions => "instructions",
         }
     }
 
@@ -173,6 +184,7 @@ impl Scenario {
                 &[Kind::Berth]
             }
             Self::Plain => &[Kind::BerthPlain],
+            Self::Instructions => &[Kind::Berth, Kind::BerthTraced],
         }
     }
 
@@ -254,6 +266,7 @@ impl Scenario {
                 Ok(vec![("open_p50", got.p50), ("open_p99", got.p99)])
             }
             Self::Memory => run.memory().await,
+            Self::Instructions => instructions::measure(run.rig, kind, effort).await,
             Self::NewTokens => run.new_tokens().await,
             Self::Sessions => run.sessions().await,
             Self::Routes => run.routes().await,

@@ -88,7 +88,7 @@ impl Exchange<'_> {
     /// Records a running operation when its response begins.
     fn note_running(&self) {
         if matches!(self.open.method(), Method::ExecutePlan | Method::ReattachExecute) {
-            let running = &self.open.usage().running;
+            let running = self.open.usage().running();
             // Set once per response.
             let _ = self
                 .running

@@ -10,7 +10,7 @@ const USER_CONTEXT: u64 = 2;
 const USER_CONTEXT_EXTENSIONS: u64 = 999;
 
 /// A Spark session id as bytes, stored without allocation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct SparkSessionId([u8; session_core::SparkSessionId::BYTES]);
 
 impl SparkSessionId {
