@@ -169,7 +169,8 @@ class _Connector:
             owned = created and self.wanted.name is None
             try:
                 record = self._wait(api, record)
-                made = _session.find(record.id) or self._open(api, record, owned)
+                with _session.opening():
+                    made = _session.find(record.id) or self._open(api, record, owned)
             except StartTimeout:
                 raise
             except BaseException:

@@ -143,6 +143,12 @@ def status_name(record: m.Session) -> str:
 
 _sessions: dict[str, Session] = {}
 _sessions_lock = threading.Lock()
+_opening = threading.RLock()
+
+
+def opening() -> contextlib.AbstractContextManager[Any]:
+    """Held while a SparkSession is made, so that threads that want the same session share one."""
+    return _opening
 
 
 def remember(session: Session) -> None:
@@ -184,8 +190,8 @@ def _close_all() -> None:
 
 def _after_fork_in_child() -> None:
     # The sessions are the parent's, and their channels do not work here.
-    global _sessions_lock
-    _sessions_lock = threading.Lock()
+    global _sessions_lock, _opening
+    _sessions_lock, _opening = threading.Lock(), threading.RLock()
     _sessions.clear()
 
 
