@@ -257,7 +257,7 @@ class _Connector:
         """The properties of a session that the arguments want otherwise."""
         keys = ("cluster", "catalog", "profile", "team")
         wanted = [(key, getattr(self.wanted, key), getattr(one, key)) for key in keys]
-        return [f"{key} {there!r}" for key, here, there in wanted if here is not None and here != there]
+        return [f"{key} {there!r}, not {here!r}" for key, here, there in wanted if here is not None and here != there]
 
     def _create(self, api: Api) -> m.Session:
         wanted = self.wanted
@@ -300,10 +300,12 @@ class _Connector:
                     f"{record.phase}. {record.status_message}",
                     next_step=f"berth.connect({record.id!r}) waits again, `berth session close {record.id}` ends it",
                 )
-            self.progress.show(f"session {record.id} is {record.phase}: {record.status_message.rstrip('.')}")
+            why = f": {record.status_message.rstrip('.')}" if record.status_message else ""
+            self.progress.show(f"session {record.id} is {record.phase}{why}")
             if record.status == m.Status.IDLE and time.monotonic() >= next_warm:
                 next_warm = time.monotonic() + self._warm(api, record)
-            request = m.DescribeSessionRequest(record.id, m.Duration.of(_POLL))
+            left = timedelta(seconds=max(end - time.monotonic(), 0))
+            request = m.DescribeSessionRequest(record.id, m.Duration.of(min(_POLL, left)))
             record = described(api.call("SessionService", request, m.DescribeSessionResponse))
             if record.status == m.Status.IDLE:
                 time.sleep(_WARM_PAUSE / 5)

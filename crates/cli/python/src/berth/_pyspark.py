@@ -197,5 +197,10 @@ def _closing_class(base: Any) -> Any:
         def __exit__(self, *_: Any) -> None:
             self.berth.close()
 
+        def __del__(self) -> None:
+            # In 3.5 it joins the threads of all sessions, in whichever thread the garbage is collected: a
+            # deadlock if that is one of them. The channel is closed by stop(), close(), or its own end.
+            pass
+
     SparkSession.__module__, SparkSession.__qualname__ = base.__module__, base.__qualname__
     return SparkSession

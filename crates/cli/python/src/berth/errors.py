@@ -28,7 +28,8 @@ class BerthError(Exception):
         self.retry_after = retry_after
 
     def __str__(self) -> str:
-        return f"{self.text} Next: {self.next_step}"
+        end = "" if self.text.endswith((".", "!", "?")) else "."
+        return f"{self.text}{end} Next: {self.next_step}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_restore, (type(self), self.text, self.next_step, self.reason, self.retry_after))

@@ -75,8 +75,8 @@ def test_a_notebook_from_connect_to_close(kernel, name):
         "verbose": "%xmode Verbose",
         "wrong verbose": "%%sql\nSELECT no_such_column#fails",
         "slow": SLOW,
-        "interrupt": "press_ctrl_c(5)\nget_ipython().run_cell_magic('sql', '', 'SELECT slow(100)')#fails",
-        "interrupt python": "press_ctrl_c(5)\nspark.sql('SELECT slow(100)').collect()#fails",
+        "interrupt": "press_ctrl_c(5)\nget_ipython().run_cell_magic('sql', '', ENDLESS)#fails",
+        "interrupt python": "press_ctrl_c(5)\nspark.sql(ENDLESS).collect()#fails",
         "running": "import time\nfor _ in range(100):\n"
         "    left = spark.berth._control and list_operations()\n    if not left: break\n    time.sleep(0.2)\nprint('left', left)",
         "after": "%%sql\nSELECT 7 * 6 AS answer",
@@ -84,7 +84,9 @@ def test_a_notebook_from_connect_to_close(kernel, name):
         "close": "%berth close",
         "closed": "%berth status#fails",
     }
+    endless = "SELECT slow(100)" if ENGINE == "spark" else "SELECT sum(id) FROM range(1000000000000)"
     cells["slow"] += (
+        f"ENDLESS = {endless!r}\n"
         "import json, subprocess\n"
         "def list_operations():\n"
         f"    asked = [{STACK['berth']!r}, '--output', 'json', 'operation', 'list', spark.berth.id]\n"
