@@ -4,6 +4,7 @@
 //! `make test` runs a part; `make test-python` runs the matrix of releases,
 //! engines, TLS and plaintext (CLIENTS="Py35 Py43" ENGINES=sail choose).
 
+use crate::login::{Provider, trusting};
 use anyhow::{Context, Result, bail, ensure};
 use e2e::{Client, Engine, Stack, StackOptions, Tls, binary, installed, repo};
 use serde_json::{Value, json};
@@ -137,6 +138,7 @@ fn stack_of(stack: &Stack, engine: Engine, tls: bool) -> Result<Value> {
         "berth": binary("berth")?,
         "engine": engine.cluster(),
         "tls": tls,
+        "oidc": null,
     }))
 }
 
@@ -212,6 +214,22 @@ async fn documented_examples() -> Result<()> {
     let args = ["tests/stack/test_documented.py"];
     let summary = on_stack(&stack, Client::Py41, Engine::Sail, false, &args).await?;
     println!("{summary}");
+    Ok(())
+}
+
+/// The sign-in by device, renewed beyond the life of its token.
+#[tokio::test]
+async fn sign_in() -> Result<()> {
+    let provider = Provider::start(15).await?;
+    let stack = Stack::start_with(trusting(&provider)).await?;
+    let mut test = stack_of(&stack, Engine::Sail, false)?;
+    test["oidc"] = json!({ "issuer": provider.issuer(), "dir": provider.dir.path() });
+    let run = Run {
+        client: Client::Py41,
+        args: &["tests/stack/test_login.py"],
+        env: vec![("BERTH_TEST", test.to_string())],
+    };
+    println!("{}", run.finish().await?);
     Ok(())
 }
 
