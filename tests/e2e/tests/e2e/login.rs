@@ -17,15 +17,15 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 const READY: Duration = Duration::from_secs(60);
 
 /// The provider, and the folder from which Node runs its script.
-struct Provider {
+pub(crate) struct Provider {
     _process: Process,
-    dir: TempDir,
+    pub(crate) dir: TempDir,
     address: SocketAddr,
 }
 
 impl Provider {
     /// Starts one whose access tokens live for so many seconds.
-    async fn start(lifetime: u64) -> Result<Self> {
+    pub(crate) async fn start(lifetime: u64) -> Result<Self> {
         let modules = home().join("oidc/node_modules");
         ensure!(
             modules.is_dir(),
@@ -58,7 +58,7 @@ impl Provider {
         })
     }
 
-    fn issuer(&self) -> String {
+    pub(crate) fn issuer(&self) -> String {
         format!("http://{}", self.address)
     }
 
@@ -77,7 +77,8 @@ impl Provider {
     }
 }
 
-fn trusting(provider: &Provider) -> StackOptions {
+/// A stack that accepts its tokens.
+pub(crate) fn trusting(provider: &Provider) -> StackOptions {
     let issuer = provider.issuer();
     StackOptions {
         manager: format!(

@@ -22,6 +22,7 @@ mod login;
 mod long_queries;
 mod oidc;
 mod operations;
+mod python_package;
 mod quickstart;
 mod refusals;
 mod replaced;

@@ -1,0 +1,159 @@
+"""The token of one session: issued, and renewed before it expires."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+import weakref
+from dataclasses import dataclass
+from typing import Callable, NoReturn, Protocol
+
+from ._secret import Secret
+from .errors import BerthError, Unreachable
+
+_log = logging.getLogger("berth")
+
+#: The part of its life after which a token is renewed: 40 s of 60 s, 40 min of an hour.
+_RENEW_AFTER = 2 / 3
+#: A token counts as expired this long before it is, so that it is still good when it arrives.
+_MARGIN = 2.0
+#: Pauses between attempts to renew: after a temporary failure, and after a final one.
+_PAUSE, _LONG_PAUSE = 2.0, 30.0
+
+
+@dataclass(frozen=True)
+class Issued:
+    """A session token as token-issuer returned it."""
+
+    token: Secret
+    lifetime: float
+    endpoint: str
+    tls: bool
+
+
+class TokenSource(Protocol):
+    """What a channel asks for the token of each call."""
+
+    def current(self) -> Secret: ...
+
+
+class SessionTokens:
+    """The current token of a session. Thread-safe; one renewal at a time.
+
+    Expiry is judged by this machine's monotonic clock, so a wrong wall clock has no effect. PySpark copies its
+    channel builder deeply, so a copy of this object is the object itself.
+    """
+
+    def __init__(self, session: str, issue: Callable[[], Issued]) -> None:
+        self.session = session
+        self._issue = issue
+        self._lock = threading.Lock()
+        self._renewing: threading.Thread | None = None
+        self._failure: BerthError | None = None
+        self._told = ""
+        self._next_attempt = 0.0
+        self._take(issue())
+        _sources.add(self)
+
+    def __repr__(self) -> str:
+        return f"<tokens of {self.session}>"
+
+    def __copy__(self) -> SessionTokens:
+        return self
+
+    def __deepcopy__(self, memo: object) -> SessionTokens:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("tokens are not pickled: call berth.connect() where the session is needed")
+
+    @property
+    def issued(self) -> Issued:
+        """The newest token with its endpoint."""
+        return self._issued
+
+    def current(self) -> Secret:
+        """The token for a call that starts now.
+
+        A token that is due is renewed in the background while it still serves. Once it has expired the caller
+        waits for the renewal. If Berth does not answer, the error is temporary, and PySpark tries again. If Berth
+        refuses, the old token is returned, because spark-proxy then explains the refusal at once.
+        """
+        now = time.monotonic()
+        if now < self._renew_at:
+            return self._issued.token
+        if now < self._expires_at:
+            self._renew_in_background()
+            return self._issued.token
+        with self._lock:
+            if time.monotonic() >= self._expires_at:
+                self._renew()
+        if isinstance(self._failure, Unreachable):
+            raise self._failure
+        return self._issued.token
+
+    def _renew_in_background(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            if self._renewing is None or not self._renewing.is_alive():
+                self._renewing = threading.Thread(target=self._renew_locked, name="berth-token", daemon=True)
+                self._renewing.start()
+        except RuntimeError:
+            # The interpreter is ending; the old token still serves.
+            self._renewing = None
+        finally:
+            self._lock.release()
+
+    def _renew_locked(self) -> None:
+        with self._lock:
+            if time.monotonic() >= self._renew_at:
+                self._renew()
+
+    def _renew(self) -> None:
+        """The caller holds the lock."""
+        if time.monotonic() < self._next_attempt:
+            return
+        try:
+            self._take(self._issue())
+        except BerthError as error:
+            pause = _PAUSE if isinstance(error, Unreachable) else _LONG_PAUSE
+            self._next_attempt = time.monotonic() + pause
+            self._failure = error
+            self._tell(error)
+
+    def _take(self, issued: Issued) -> None:
+        now = time.monotonic()
+        self._issued = issued
+        self._failure = None
+        self._told = ""
+        self._next_attempt = 0.0
+        self._renew_at = now + issued.lifetime * _RENEW_AFTER
+        self._expires_at = now + max(issued.lifetime - _MARGIN, issued.lifetime * _RENEW_AFTER)
+
+    def _tell(self, error: BerthError) -> None:
+        """Says once why the session will stop working: PySpark shows only that the token has expired."""
+        _log.debug("renewing the token of %s failed: %s", self.session, error.reason)
+        if not isinstance(error, Unreachable) and error.reason != self._told:
+            self._told = error.reason
+            print(f"berth: the token of {self.session} was not renewed: {error}", file=sys.stderr)
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self._renewing = None
+
+
+_sources: "weakref.WeakSet[SessionTokens]" = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    # A lock that another thread of the parent held stays locked in the child for ever.
+    for source in list(_sources):
+        source._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

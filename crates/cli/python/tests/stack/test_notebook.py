@@ -1,0 +1,120 @@
+"""A notebook, run by nbclient: the extension, its magics, binding, progress, interrupt."""
+
+import json
+import sys
+
+import nbformat
+import pytest
+from conftest import ENGINE, START, STACK, assert_hidden, live_named
+from nbclient import NotebookClient
+
+SLOW = """
+import time
+def wait(seconds):
+    import time
+    time.sleep(seconds)
+    return seconds
+spark.udf.register("slow", wait, "int")
+import os, signal, threading
+def press_ctrl_c(after):
+    # As Jupyter's stop button sends it.
+    threading.Timer(after, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+"""
+
+
+@pytest.fixture
+def kernel(tmp_path, monkeypatch):
+    """This Python with this PySpark as a kernel of Jupyter."""
+    folder = tmp_path / "kernels" / "berth-test"
+    folder.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "test", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    return "berth-test"
+
+
+def run(kernel, cells):
+    """Runs the cells, of which those that end with #fails may fail; returns what each one showed."""
+    book = nbformat.v4.new_notebook()
+    for text in cells:
+        cell = nbformat.v4.new_code_cell(text.removesuffix("#fails"))
+        cell.metadata["tags"] = ["raises-exception"] if text.endswith("#fails") else []
+        book.cells.append(cell)
+    NotebookClient(book, kernel_name=kernel, timeout=START + 60).execute()
+    return [shown(cell) for cell in book.cells], nbformat.writes(book)
+
+
+def shown(cell):
+    parts = []
+    for output in cell.outputs:
+        if output.output_type == "stream":
+            parts.append(output.text)
+        elif output.output_type == "error":
+            parts.append(f"{output.ename}: {output.evalue}\n" + "\n".join(output.traceback))
+        else:
+            parts.append(output.data.get("text/plain", ""))
+    return "\n".join(parts)
+
+
+def test_a_notebook_from_connect_to_close(kernel, name):
+    cells = {
+        "load": "%load_ext berth",
+        "help": "%berth",
+        "connect": f"%berth connect --cluster {ENGINE} --name {name} --label team=data --idle 10m --timeout {START}s",
+        "again": f"%berth connect --cluster {ENGINE} --name {name} --label team=data --idle 10m --timeout {START}s",
+        "python": "print(spark.range(3).count(), spark.berth.name)",
+        "variables": "import datetime\nat_least, word, day = 2, \"it's\", datetime.date(2026, 1, 31)",
+        "bind": "%%sql\nSELECT id, :word AS w, :day AS d, ':no' AS n FROM range(5) WHERE id >= :at_least;",
+        "limit": "%%sql --limit 2 --out frame\nSELECT id FROM range(10)",
+        "out": "print('counted', frame.count())",
+        "missing": "%%sql\nSELECT :nowhere#fails",
+        "option": "%%sql --limits 3\nSELECT 1#fails",
+        "command": "%berth conect#fails",
+        "wrong": "%%sql\nSELECT no_such_column#fails",
+        "verbose": "%xmode Verbose",
+        "wrong verbose": "%%sql\nSELECT no_such_column#fails",
+        "slow": SLOW,
+        "interrupt": "press_ctrl_c(5)\nget_ipython().run_cell_magic('sql', '', ENDLESS)#fails",
+        "interrupt python": "press_ctrl_c(5)\nspark.sql(ENDLESS).collect()#fails",
+        "running": "import time\nfor _ in range(100):\n"
+        "    left = spark.berth._control and list_operations()\n    if not left: break\n    time.sleep(0.2)\nprint('left', left)",
+        "after": "%%sql\nSELECT 7 * 6 AS answer",
+        "status": "%berth status",
+        "close": "%berth close",
+        "closed": "%berth status#fails",
+    }
+    endless = "SELECT slow(100)" if ENGINE == "spark" else "SELECT sum(id) FROM range(1000000000000)"
+    cells["slow"] += (
+        f"ENDLESS = {endless!r}\n"
+        "import json, subprocess\n"
+        "def list_operations():\n"
+        f"    asked = [{STACK['berth']!r}, '--output', 'json', 'operation', 'list', spark.berth.id]\n"
+        "    return json.loads(subprocess.run(asked, capture_output=True, check=True).stdout)\n"
+    )
+    outputs, text = run(kernel, list(cells.values()))
+    seen = dict(zip(cells, outputs))
+    assert "%berth connect [--cluster" in seen["help"]
+    assert f"on {ENGINE} (" in seen["connect"] and name in seen["connect"]
+    assert "still connected" in seen["again"]
+    assert f"3 {name}" in seen["python"]
+    assert "it's" in seen["bind"] and "2026-01-31" in seen["bind"] and ":no" in seen["bind"]
+    assert [line.split()[1] for line in seen["bind"].splitlines() if "it's" in line] == ["2", "3", "4"]
+    assert "the first 2 rows" in seen["limit"] and "counted 10" in seen["out"]
+    assert "no variable for :nowhere. Next: set nowhere" in seen["missing"]
+    assert "--limits" in seen["option"] and "Next: %berth help" in seen["option"]
+    assert "'conect'" in seen["command"] and "Next: %berth help" in seen["command"]
+    assert "no_such_column" in seen["wrong"] and "no_such_column" in seen["wrong verbose"]
+    assert "KeyboardInterrupt" in seen["interrupt"] and "KeyboardInterrupt" in seen["interrupt python"]
+    assert "left []" in seen["running"]
+    assert "42" in seen["after"]
+    assert "active" in seen["status"]
+    assert "berth: closed s-" in seen["close"] and "Next: %berth connect" in seen["closed"]
+    assert live_named(name) == []
+    assert_hidden([STACK["keys"]["ada"]], text)
+    assert "eyJ" not in text, "a token is a JWT, which begins so"
+
+
+def test_the_extension_can_be_loaded_again_and_removed(kernel):
+    outputs, _ = run(kernel, ["%load_ext berth", "%reload_ext berth", "%berth", "%unload_ext berth", "%berth#fails"])
+    assert "%berth connect" in outputs[2] and "not found" in outputs[4]
