@@ -55,7 +55,7 @@ mutations-apply: build ## Verify that the mutations apply to the present code
 
 .PHONY: test-browser browser-pages
 test-browser: browser-pages build ## The console in Chromium on the whole of Berth (ONLY="words of a test", SCREENSHOTS=1 writes docs/images)
-	@node --test --test-reporter=spec --test-timeout=480000 tests/browser/main.mjs
+	@node --test --test-reporter=spec --test-timeout=900000 tests/browser/main.mjs
 
 # The pages are embedded in the program, so they are built before it.
 browser-pages:

@@ -113,7 +113,7 @@ export async function catalogForm(browser, stack) {
   await page.getByRole("button", { name: "Add property" }).click();
   await page.getByLabel("Name of property 2").fill("initial_database");
   await page.getByLabel("Value of property 2").fill('["lab"]');
-  await picture(page, "console-catalog-form");
+  await picture(page, "console-catalog-form", { fullPage: true });
   await save(page, "Create catalog");
   await page.getByRole("heading", { level: 1, name: "scratch" }).waitFor();
   const made = await rest(stack, stack.key, "GET", "catalogs/scratch");

@@ -52,11 +52,14 @@ export async function snippetsRun(browser, stack) {
   const dir = mkdtempSync(join(tmpdir(), "berth-snippets-"));
   try {
     await open(browser, `sessions/${id}`, "snippets");
-    const found = await texts(browser.page, ["dbt", "Airflow", "CLI"]);
+    const found = await texts(browser.page, ["dbt", "Airflow", "CLI", "berth exec", "berth connect"]);
     writeFileSync(join(dir, "my_program.py"), QUERY);
     await dbt(found.dbt.code, dir);
     await airflow(found.Airflow, dir);
     await command(found.CLI.code, stack, dir);
+    // Programs of before these commands do not have them.
+    const help = await shell("berth --help", dir, signedIn(stack, dir));
+    if (/^ +exec\b/m.test(help)) await forwarders(found, stack, dir);
   } finally {
     rmSync(dir, { recursive: true, force: true });
     await rest(stack, stack.key, "POST", `sessions/${id}:close`, {});
@@ -96,15 +99,33 @@ async function airflow({ install, code }, dir) {
   assert.match(output, /answer 42/);
 }
 
-/** The berth command sets what a program needs, and finds nothing wrong. */
-async function command(code, stack, dir) {
+/** The environment of a person who uses the berth command. */
+function signedIn(stack, dir) {
   const at = (port) => `http://127.0.0.1:${port + stack.offset}`;
-  const output = await shell(code, dir, {
+  return {
     PATH: [programs, dirname(python), process.env.PATH].join(delimiter),
     BERTH_MANAGER: at(8081),
     BERTH_ISSUER: at(8083),
     BERTH_KEY: stack.key,
     BERTH_CONFIG_DIR: dir,
-  });
-  assert.match(output, /answer 42/);
+  };
+}
+
+/** The berth command sets what a program needs, and finds nothing wrong. */
+async function command(code, stack, dir) {
+  assert.match(await shell(code, dir, signedIn(stack, dir)), /answer 42/);
+}
+
+/** The forwarders need no token of the page. */
+async function forwarders(found, stack, dir) {
+  const [exec, connect] = [found["berth exec"].code, found["berth connect"].code];
+  const env = signedIn(stack, dir);
+  assert.match(await shell(exec, dir, env), /answer 42/);
+  // On a free port; its output is the connection string.
+  const script = `
+    ${connect.split("#")[0]} --port 0 > string & forwarder=$!
+    trap 'kill $forwarder' EXIT
+    for _ in $(seq 600); do [ -s string ] && break; sleep 0.1; done
+    SPARK_REMOTE="$(grep -o 'sc://[^ ]*' string)" python my_program.py`;
+  assert.match(await shell(script, dir, env), /answer 42/);
 }

@@ -28,6 +28,7 @@ export const PHONE = { width: 390, height: 844 };
 
 /** A browser with a profile of its own; `problems` collects what must not happen, such as requests to other hosts than `hosts`. */
 export async function openBrowser(address, hosts = []) {
+  const known = [new URL(address).host, ...hosts];
   const profile = mkdtempSync(join(tmpdir(), "berth-chromium-"));
   const context = await chromium.launchPersistentContext(profile, {
     executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
@@ -39,7 +40,6 @@ export async function openBrowser(address, hosts = []) {
   });
   context.setDefaultTimeout(WAIT_MS);
   const problems = [];
-  const known = [new URL(address).host, ...hosts];
   context.on("request", (request) => {
     const url = new URL(request.url());
     if (url.protocol.startsWith("http") && !known.includes(url.host)) problems.push(`request to ${url.host}`);

@@ -103,7 +103,7 @@ function CatalogForm(props: { catalog: Catalog | null }) {
           </Card>
           <Card title="Properties">
             <PairsField
-              legend="Properties"
+              legend="Names and values"
               noun="property"
               value={values.properties}
               max={MAX_PROPERTIES}
